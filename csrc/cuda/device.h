@@ -1,0 +1,310 @@
+// The whole CUDA vocabulary of the kernels, for two compilers.
+//
+// Kernel sources (*.cu, *.cuh) include this header and no torch header. nvcc takes the definitions
+// below; a plain C++17 compiler with -I tests/cuda_host/include takes their twins from there and
+// runs the same kernels on the CPU. What C++ cannot spell is wrapped here, in rnnext::cuda:
+//
+//   shared_memory()                        the block's dynamic shared memory (never static arrays)
+//   copy_async<Bytes>(shared, global)      4, 8 or 16 bytes, both addresses so aligned
+//   copy_async_commit(), copy_async_wait<Pending>()
+//   mma<T>(d, a, b)                        d += a b, one warp; T = __half, __nv_bfloat16
+//                                          (m16n8k16) or Tf32 (m16n8k8); PTX fragment layouts
+//   load_matrix_x4/x2<Transposed>(r, row)  ldmatrix, 8x8 blocks of 16-bit elements
+//   to_tf32(x)                             round to nearest; the bits as mma<Tf32> wants them
+//   cluster_rank(), cluster_size(), cluster_arrive(), cluster_wait(), cluster_sync()
+//   peer_shared(p, rank)                   p of this block's shared memory, seen in block `rank`
+//   named_barrier(id, threads)             id 1..15 (0 is __syncthreads)
+//   load_acquire(p), store_release(p, v), add_release(p, v)     unsigned flags in global memory
+//   pause(ns)                              inside a spin
+//   to_float(x), from_float<T>(x), Accumulate<T>
+//   launch(kernel, LaunchShape{...}, stream, args...) -> cudaError_t
+//
+// Usable as CUDA spells them: threadIdx, blockIdx, blockDim, gridDim (x, y, z), __syncthreads,
+// __syncwarp, __shfl_sync, __shfl_xor_sync, __shfl_down_sync, __shfl_up_sync, __ballot_sync,
+// __any_sync, __all_sync, __ldg, __ldcg, __ldcs, __stcg, __stcs, __threadfence,
+// __threadfence_system, atomicCAS (unsigned), vector types int2 int4 uint2 uint4 float2 float4
+// double2, __half, __half2, __nv_bfloat16, __nv_bfloat162, <math.h>, and of the runtime
+// cudaLaunchKernelEx, cudaFuncSetAttribute, cudaGetLastError, cudaDeviceGetAttribute,
+// cudaGetDevice, cudaOccupancyMaxActiveBlocksPerMultiprocessor, cudaOccupancyMaxActiveClusters.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace rnnext::cuda {
+
+struct Tf32 {};  // names the format in mma<Tf32>; its values travel as uint32_t bits
+
+template <typename T>
+struct AccumulateType {
+  using type = float;
+};
+template <>
+struct AccumulateType<double> {
+  using type = double;
+};
+template <typename T>
+using Accumulate = typename AccumulateType<T>::type;
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ double to_float(double x) { return x; }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename T>
+__device__ __forceinline__ T from_float(Accumulate<T> x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ double from_float<double>(double x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ __half from_float<__half>(float x) {
+  return __float2half_rn(x);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+
+struct LaunchShape {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes = 0;
+  unsigned cluster = 1;      // blocks per cluster along x; above 1 needs sm_90
+  bool cooperative = false;  // the whole grid resident at once
+};
+
+// Starts `kernel(args...)`. Raises the kernel's limits where the shape needs it (shared memory
+// above 48 KiB, clusters above 8 blocks). Returns the first error.
+template <typename... Params, typename... Args>
+cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream,
+                   Args&&... args) {
+  if (shape.shared_bytes > 48 * 1024) {
+    cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  if (shape.cluster > 8) {
+    cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                             cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (shape.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = shape.cluster;
+    attributes[count].val.clusterDim.y = 1;
+    attributes[count].val.clusterDim.z = 1;
+    ++count;
+  }
+  if (shape.cooperative) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count].val.cooperative = 1;
+    ++count;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = count;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+}
+
+}  // namespace rnnext::cuda
+
+#ifndef __CUDACC__
+#include <device_host.h>  // tests/cuda_host/include: the twins of everything below
+#else
+
+namespace rnnext::cuda {
+
+__device__ __forceinline__ unsigned char* shared_memory() {
+  extern __shared__ __align__(128) unsigned char bytes[];
+  return bytes;
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+template <int Bytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "cp.async copies 4, 8 or 16 bytes");
+#if __CUDA_ARCH__ >= 800
+  if constexpr (Bytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)),
+                 "l"(global)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(shared)),
+                 "l"(global), "n"(Bytes)
+                 : "memory");
+  }
+#else
+  if constexpr (Bytes == 16) *static_cast<uint4*>(shared) = *static_cast<const uint4*>(global);
+  if constexpr (Bytes == 8) *static_cast<uint2*>(shared) = *static_cast<const uint2*>(global);
+  if constexpr (Bytes == 4) *static_cast<unsigned*>(shared) = *static_cast<const unsigned*>(global);
+#endif
+}
+
+__device__ __forceinline__ void copy_async_commit() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most `Pending` of this thread's committed groups are in flight.
+template <int Pending>
+__device__ __forceinline__ void copy_async_wait() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+#endif
+}
+
+template <typename T>
+__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+// Older cards have no such instruction: there the launcher takes the step path, and the kernels
+// only have to compile.
+#if __CUDA_ARCH__ >= 800
+#define RNNEXT_SM80(...) __VA_ARGS__
+#else
+#define RNNEXT_SM80(...) __trap()
+#endif
+#define RNNEXT_MMA(type, shape_and_types)                                                \
+  template <>                                                                            \
+  __device__ __forceinline__ void mma<type>(float (&d)[4], const uint32_t (&a)[4],       \
+                                            const uint32_t (&b)[2]) {                    \
+    RNNEXT_SM80(asm volatile(                                                            \
+        "mma.sync.aligned." shape_and_types                                              \
+        " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" : "+f"(d[0]), \
+        "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), \
+        "r"(b[0]), "r"(b[1])));                                                          \
+  }
+RNNEXT_MMA(__half, "m16n8k16.row.col.f32.f16.f16.f32")
+RNNEXT_MMA(__nv_bfloat16, "m16n8k16.row.col.f32.bf16.bf16.f32")
+RNNEXT_MMA(Tf32, "m16n8k8.row.col.f32.tf32.tf32.f32")
+#undef RNNEXT_MMA
+
+__device__ __forceinline__ uint32_t to_tf32(float x) {
+  uint32_t bits = 0;
+  RNNEXT_SM80(asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x)));
+  return bits;
+}
+#undef RNNEXT_SM80
+
+// Lane l gives the address of row l % 8 of block l / 8; r[i] holds block i in the layout that mma
+// wants. The addresses of lanes past the last block are ignored.
+template <bool Transposed = false>
+__device__ __forceinline__ void load_matrix_x4(uint32_t (&r)[4], const void* row) {
+  if constexpr (Transposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+  }
+}
+
+template <bool Transposed = false>
+__device__ __forceinline__ void load_matrix_x2(uint32_t (&r)[2], const void* row) {
+  if constexpr (Transposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+  }
+}
+
+// Clusters exist from sm_90 on; below, a block is its own cluster, so that one kernel source serves
+// every architecture (the launcher never asks an older card for a cluster).
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return rank;
+}
+
+__device__ __forceinline__ unsigned cluster_size() {
+  unsigned size = 1;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+#endif
+  return size;
+}
+
+// Every thread of the cluster arrives, then waits; what it wrote before the arrival is visible to
+// the others after their wait.
+__device__ __forceinline__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+
+__device__ __forceinline__ void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
+
+template <typename T>
+__device__ __forceinline__ T* peer_shared(T* mine, unsigned rank) {
+#if __CUDA_ARCH__ >= 900
+  uint64_t address;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(mine), "r"(rank));
+  return reinterpret_cast<T*>(address);
+#else
+  return mine;
+#endif
+}
+
+__device__ __forceinline__ void named_barrier(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ unsigned load_acquire(const unsigned* flag) {
+  unsigned value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void store_release(unsigned* flag, unsigned value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ void add_release(unsigned* flag, unsigned value) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+
+__device__ __forceinline__ void pause(unsigned nanoseconds) { __nanosleep(nanoseconds); }
+
+}  // namespace rnnext::cuda
+#endif  // __CUDACC__
