@@ -1,0 +1,71 @@
+"""Embedding: torch.nn's module, computed by rnnext's ops."""
+
+import torch
+from torch import Tensor, nn
+
+from rnnext import functional
+
+__all__ = ["Embedding"]
+
+
+class Embedding(nn.Embedding):
+    """Table of ``num_embeddings`` vectors, a drop-in for (and a kind of) torch.nn.Embedding.
+
+    It differs in two things: with ``sparse=True`` the gradient is coalesced, and an index out of
+    range is named, with its position, in the IndexError.
+
+    Args:
+        num_embeddings: V, the number of rows.
+        embedding_dim: E, the size of a row.
+        padding_idx: the row, in -V..V-1, that starts as zeros and gets no gradient. Default: none.
+        max_norm: rows looked up with a greater norm are scaled down to it in place. Default: none.
+        norm_type: the p of that p-norm. Default: 2.
+        scale_grad_by_freq: whether the gradient of a row is divided by how often the input has it.
+            Default: ``False``.
+        sparse: whether the gradient of ``weight`` is a sparse tensor. Default: ``False``.
+        device: where the table is made. Default: torch's default device.
+        dtype: of the table: float32, float64, bfloat16 or float16. Default: torch's default.
+
+    Attributes:
+        weight: the table, ``[V, E]``, drawn from N(0, 1).
+
+    Raises:
+        AssertionError: ``padding_idx`` is outside -V..V-1.
+    """
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> "Embedding":
+        """The table for which ``emb(i)`` equals the bias-free ``linear(one_hot(i))``.
+
+        Args:
+            linear: a layer from V features to E. Its bias, if any, has no part in the table. Its
+                weight ``[E, V]`` is copied; dtype, device and ``requires_grad`` follow it.
+
+        Returns:
+            An embedding of ``linear.in_features`` rows of size ``linear.out_features``.
+        """
+        table = linear.weight.detach().t().clone(memory_format=torch.contiguous_format)
+        frozen = not linear.weight.requires_grad
+        return cls(linear.in_features, linear.out_features, _weight=table, _freeze=frozen)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Look rows up.
+
+        Args:
+            input: the indices, int32 or int64, any shape, each in 0..V-1.
+
+        Returns:
+            The rows, ``[*input.shape, E]``.
+
+        Raises:
+            IndexError, RuntimeError: as :func:`rnnext.functional.embedding`.
+        """
+        return functional.embedding(
+            input,
+            self.weight,
+            self.padding_idx,
+            self.max_norm,
+            self.norm_type,
+            self.scale_grad_by_freq,
+            self.sparse,
+        )

@@ -1,0 +1,300 @@
+"""The operations as functions: parameters are arguments, nothing is kept between calls.
+
+The op calls carry no checks of their own in Python: the ops refuse what is wrong, and only then is
+the input examined again, to raise the error that torch.nn raises for it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+__all__ = ["embedding", "rnn", "rnn_cell"]
+
+_rnn: Callable[..., tuple[Tensor, Tensor]] = torch.ops.rnnext.rnn.default
+_rnn_cell: Callable[..., Tensor] = torch.ops.rnnext.rnn_cell.default
+_embedding: Callable[..., Tensor] = torch.ops.rnnext.embedding.default
+
+_Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
+
+
+def rnn(
+    input: _Sequence,
+    params: Sequence[Tensor],
+    hx: Tensor | None = None,
+    *,
+    num_layers: int = 1,
+    nonlinearity: str = "tanh",
+    bias: bool = True,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    lengths: Tensor | None = None,
+) -> tuple[_Sequence, Tensor]:
+    """Elman RNN over whole sequences, as :class:`torch.nn.RNN` computes it.
+
+    Each layer and direction computes ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``.
+    Below, T is the number of steps, B the batch size, I the input size, H the hidden size,
+    L the number of layers and D the number of directions.
+
+    Args:
+        input: the features, ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` for one
+            sequence, or a :class:`~torch.nn.utils.rnn.PackedSequence` of ``[N, I]`` data. float32,
+            float64, bfloat16 or float16. T must be at least 1, B may be 0.
+        params: for each layer, for each direction: ``weight_ih [H, I]`` (``[H, D * H]`` after the
+            first layer), ``weight_hh [H, H]`` and, with ``bias``, ``bias_ih [H]``, ``bias_hh [H]``;
+            ``torch.nn.RNN.all_weights``, flattened. Same dtype and device as ``input``.
+        hx: the state before the first step, ``[L * D, B, H]``, or ``[L * D, H]`` for one sequence.
+            Default: zeros.
+        num_layers: L. Default: 1.
+        nonlinearity: f, ``"tanh"`` or ``"relu"``. Default: ``"tanh"``.
+        bias: whether ``params`` holds biases. Default: ``True``.
+        batch_first: whether the batch is the first dimension of a 3-D ``input`` and of the output
+            (not of ``hx`` and ``h_n``). Default: ``False``.
+        dropout: probability of zeroing an output of each layer but the last. Default: 0.
+        training: whether dropout applies. Default: ``False``.
+        bidirectional: whether D is 2: a second set of weights reads each layer's input from its
+            end. Default: ``False``.
+        lengths: the number of steps of each row of a 3-D ``input``, int64 ``[B]``, each in 0..T:
+            later steps are not computed, their output is 0, and ``h_n`` is the state after the
+            row's own last step. Default: every row has T steps.
+
+    Returns:
+        ``(output, h_n)``: the last layer's states ``[T, B, D * H]`` in the layout of ``input``
+        (packed for a packed input), and the last state of each layer and direction
+        ``[L * D, B, H]``, or ``[L * D, H]`` for one sequence.
+
+    Raises:
+        ValueError: ``input`` is not 2-D or 3-D, its dtype is not that of ``params``, an unknown
+            ``nonlinearity``, or ``lengths`` with one sequence or a packed input.
+        RuntimeError: sizes, dtypes or devices do not fit together, T is 0, a length is outside
+            0..T, or the dtype is not supported.
+
+    J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990. The interface follows
+    ``torch.nn.RNN`` and its ``torch._VF.rnn_tanh``.
+    """
+    batch_sizes = sorted_indices = unsorted_indices = None
+    single = False
+    h0 = hx
+    if isinstance(input, PackedSequence):
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if hx is not None and sorted_indices is not None:
+            h0 = hx.index_select(1, sorted_indices)
+    else:
+        data = input
+        if data.dim() == 2:
+            single, batch_first = True, False
+            data = data.unsqueeze(1)
+            if hx is not None:
+                h0 = hx.unsqueeze(1)
+    if lengths is not None and (single or batch_sizes is not None):
+        raise ValueError("lengths needs a 3-D input: one sequence or a packed input has its own")
+    try:
+        output, h_n = _rnn(
+            data,
+            h0,
+            params,
+            bias,
+            num_layers,
+            dropout,
+            training,
+            bidirectional,
+            batch_first,
+            nonlinearity,
+            lengths,
+            batch_sizes,
+        )
+    except (RuntimeError, ValueError):
+        states = num_layers * (2 if bidirectional else 1)
+        _raise_for_rnn(data, h0, params, batch_sizes, single, states, batch_first)
+        raise
+    if isinstance(input, PackedSequence):
+        if unsorted_indices is not None:
+            h_n = h_n.index_select(1, unsorted_indices)
+        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
+    if single:
+        return output.squeeze(1), h_n.squeeze(1)
+    return output, h_n
+
+
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    """One step of an Elman RNN: ``f(W_ih x + b_ih + W_hh h + b_hh)``, as torch.nn.RNNCell.
+
+    Args:
+        input: the features x, ``[B, I]``, or ``[I]`` for one row. float32, float64, bfloat16 or
+            float16.
+        hx: the state h, ``[B, H]``, or ``[H]`` for one row; ``None`` for zeros.
+        weight_ih: W_ih, ``[H, I]``.
+        weight_hh: W_hh, ``[H, H]``.
+        bias_ih: b_ih, ``[H]``. Default: none.
+        bias_hh: b_hh, ``[H]``, given exactly when ``bias_ih`` is. Default: none.
+        nonlinearity: f, ``"tanh"`` or ``"relu"``. Default: ``"tanh"``.
+
+    Returns:
+        The next state, ``[B, H]``, or ``[H]`` for one row.
+
+    Raises:
+        ValueError: ``input`` or ``hx`` is not 1-D or 2-D.
+        RuntimeError: sizes, dtypes or devices do not fit together, the dtype is not supported, or
+            an unknown ``nonlinearity``.
+
+    J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990. The interface follows
+    ``torch.rnn_tanh_cell``.
+    """
+    batched = input.dim() != 1
+    try:
+        if batched:
+            return _rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+        h0 = None if hx is None else hx.unsqueeze(0)
+        row = input.unsqueeze(0)
+        return _rnn_cell(row, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity).squeeze(0)
+    except (RuntimeError, ValueError):
+        _raise_for_rnn_cell(input, hx, weight_ih, weight_hh)
+        raise
+
+
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """Rows of a table by index: ``output[..., :] = weight[input[...], :]``.
+
+    Args:
+        input: the indices, int32 or int64, any shape, each in 0..V-1.
+        weight: the table, ``[V, E]``, any strides. float32, float64, bfloat16 or float16.
+        padding_idx: the row, in -V..V-1, that gets no gradient. Default: none.
+        max_norm: the rows looked up whose norm exceeds this are scaled down to it, in place in
+            ``weight``, before they are read. Default: none.
+        norm_type: the p of that p-norm. Default: 2.
+        scale_grad_by_freq: whether the gradient of a row is divided by how often ``input`` has it.
+            Default: ``False``.
+        sparse: whether the gradient of ``weight`` is a sparse tensor; it is coalesced, with sorted
+            rows. Default: ``False``.
+
+    Returns:
+        The rows, ``[*input.shape, E]``.
+
+    Raises:
+        AssertionError: ``padding_idx`` is outside -V..V-1.
+        IndexError: an index is outside 0..V-1; the message names it and its position. ``weight`` is
+            then unchanged.
+        TypeError: ``input`` is not a tensor.
+        RuntimeError: indices that are not int32 or int64, ``weight`` not 2-D, mixed devices, or a
+            dtype that is not supported.
+
+    The interface follows ``torch.nn.functional.embedding``.
+    """
+    if padding_idx is None:
+        padding_idx = -1
+    else:
+        rows = weight.size(0)
+        if not -rows <= padding_idx < rows:
+            raise AssertionError("Padding_idx must be within num_embeddings")
+        if padding_idx < 0:
+            padding_idx += rows
+    if max_norm is not None:
+        table = weight.detach()
+        _embedding(table[:, :1], input)  # raises on a bad index before any row is written
+        torch.embedding_renorm_(table, input.contiguous(), max_norm, norm_type)
+    try:
+        return _embedding(weight, input, padding_idx, scale_grad_by_freq, sparse)
+    except RuntimeError:
+        if isinstance(input, Tensor):
+            raise
+        kind = type(input).__name__
+        raise TypeError(
+            f"embedding(): argument 'indices' (position 2) must be Tensor, not {kind}"
+        ) from None
+
+
+def _raise_for_rnn(
+    data: Tensor,
+    hx: Tensor | None,
+    params: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    single: bool,
+    states: int,
+    batch_first: bool,
+) -> None:
+    """Raise torch.nn.RNN's error for these arguments, or return when it has none for them.
+
+    The arguments are those of the op; ``single`` tells that ``data`` and ``hx`` got their batch
+    dimension here, and ``states`` is layers times directions.
+    """
+    rank = 3 if batch_sizes is None else 2
+    if batch_sizes is None:
+        if data.dim() != rank:
+            raise ValueError(
+                f"RNN: Expected input to be 2D or 3D, got {data.dim()}D tensor instead"
+            ) from None
+        if hx is not None and hx.dim() != rank:
+            raise RuntimeError(
+                f"For unbatched 2-D input, hx should also be 2-D but got {hx.dim() - 1}-D tensor"
+                if single
+                else f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor"
+            ) from None
+    dtype = params[0].dtype
+    if data.dtype != dtype and not torch._C._is_any_autocast_enabled():
+        raise ValueError(
+            f"RNN input dtype ({data.dtype}) does not match weight dtype ({dtype}). "
+            f"Convert input: input.to({dtype}), or convert model: model.to({data.dtype})"
+        ) from None
+    if data.dim() != rank:
+        raise RuntimeError(f"input must have {rank} dimensions, got {data.dim()}") from None
+    if data.size(-1) != params[0].size(-1):
+        raise RuntimeError(
+            "input.size(-1) must be equal to input_size. "
+            f"Expected {params[0].size(-1)}, got {data.size(-1)}"
+        ) from None
+    if hx is not None:
+        if batch_sizes is not None:
+            batch = int(batch_sizes[0])
+        else:
+            batch = data.size(0 if batch_first else 1)
+        expected = (states, batch, params[1].size(-1))
+        if hx.size() != expected:
+            raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.size())}") from None
+
+
+def _raise_for_rnn_cell(
+    input: Tensor, hx: Tensor | None, weight_ih: Tensor, weight_hh: Tensor
+) -> None:
+    """Raise torch.nn.RNNCell's error for these arguments, or return when it has none for them."""
+    for name, tensor in (("input", input), ("hidden", hx)):
+        if tensor is not None and tensor.dim() not in (1, 2):
+            raise ValueError(
+                f"RNNCell: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead"
+            ) from None
+    if input.size(-1) != weight_ih.size(-1):
+        raise RuntimeError(
+            f"input has inconsistent input_size: got {input.size(-1)} expected {weight_ih.size(-1)}"
+        ) from None
+    if hx is None:
+        return
+    batch = input.size(0) if input.dim() == 2 else 1
+    state = hx if input.dim() == 2 else hx.unsqueeze(0)
+    if state.size(0) != batch:
+        raise RuntimeError(
+            f"Input batch size {batch} doesn't match hidden0 batch size {state.size(0)}"
+        ) from None
+    if state.size(1) != weight_hh.size(-1):
+        raise RuntimeError(
+            "hidden0 has inconsistent hidden_size: "
+            f"got {state.size(1)}, expected {weight_hh.size(-1)}"
+        ) from None

@@ -1,0 +1,171 @@
+"""RNN and RNNCell: torch.nn's modules, computed by rnnext's ops."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnext import functional
+
+__all__ = ["RNN", "RNNCell"]
+
+_Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def _weights(module: nn.Module, names: Sequence[str]) -> list[Any]:
+    """The module's weights by attribute name.
+
+    Looked up where nn.Module keeps plain Parameters, ten times faster than through its
+    ``__getattr__``; a weight that is not there is an attribute made by a parametrization.
+    """
+    parameters = module._parameters
+    try:
+        return [parameters[name] for name in names]
+    except KeyError:
+        return [getattr(module, name) for name in names]
+
+
+# Not an nn.RNN: torch.compile(fullgraph=True) refuses those, subclasses too.
+class RNN(nn.RNNBase):
+    """Multi-layer Elman RNN, a drop-in for :class:`torch.nn.RNN`.
+
+    Each layer computes ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``. Arguments, attributes,
+    state dict, initial values and errors are torch.nn.RNN's.
+
+    Args:
+        input_size: I, the number of features of x_t.
+        hidden_size: H, the number of features of h_t.
+        num_layers: L; each layer after the first reads the outputs of the one before. Default: 1.
+        nonlinearity: f, ``"tanh"`` or ``"relu"``. Default: ``"tanh"``.
+        bias: whether there are b_ih and b_hh. Default: ``True``.
+        batch_first: whether input and output are ``[B, T, features]`` instead of
+            ``[T, B, features]``; hx and h_n are not affected. Default: ``False``.
+        dropout: probability of zeroing an output of each layer but the last while training.
+            Default: 0.
+        bidirectional: whether each layer also reads its input from the end; D is then 2, and the
+            outputs of both directions stand side by side. Default: ``False``.
+        device: where the parameters are made. Default: torch's default device.
+        dtype: of the parameters: float32, float64, bfloat16 or float16. Default: torch's default.
+
+    Attributes:
+        weight_ih_l[k]: ``[H, I]``, for k > 0 ``[H, D * H]``; ``_reverse`` of the second direction.
+        weight_hh_l[k]: ``[H, H]``.
+        bias_ih_l[k], bias_hh_l[k]: ``[H]``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or outside its range.
+    """
+
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(
+                f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
+            )
+        self.nonlinearity = nonlinearity
+        super().__init__(
+            f"RNN_{nonlinearity.upper()}",
+            input_size,
+            hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            device=device,
+            dtype=dtype,
+            **kwargs,
+        )
+
+    def forward(
+        self,
+        input: _Sequence,
+        hx: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[_Sequence, Tensor]:
+        """Run the layers over whole sequences.
+
+        Args:
+            input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or packed.
+            hx: the first states, ``[L * D, B, H]``, or ``[L * D, H]`` for a 2-D input.
+                Default: zeros.
+            lengths: the number of steps of each row, int64 ``[B]``; see
+                :func:`rnnext.functional.rnn`. Default: every row has T steps.
+
+        Returns:
+            ``(output, h_n)``: the last layer's states, laid out as ``input`` with ``D * H``
+            features, and the last states, of the shape of ``hx``.
+
+        Raises:
+            ValueError, RuntimeError: as :func:`rnnext.functional.rnn`.
+        """
+        return functional.rnn(
+            input,
+            _weights(self, self._flat_weights_names),
+            hx,
+            num_layers=self.num_layers,
+            nonlinearity=self.nonlinearity,
+            bias=self.bias,
+            batch_first=self.batch_first,
+            dropout=self.dropout,
+            training=self.training,
+            bidirectional=self.bidirectional,
+            lengths=lengths,
+        )
+
+
+class RNNCell(nn.RNNCell):
+    """One step of an Elman RNN, a drop-in for (and a kind of) :class:`torch.nn.RNNCell`.
+
+    Computes ``h' = f(W_ih x + b_ih + W_hh h + b_hh)``.
+
+    Args:
+        input_size: I, the number of features of x.
+        hidden_size: H, the number of features of h.
+        bias: whether there are b_ih and b_hh. Default: ``True``.
+        nonlinearity: f, ``"tanh"`` or ``"relu"``. Default: ``"tanh"``.
+        device: where the parameters are made. Default: torch's default device.
+        dtype: of the parameters: float32, float64, bfloat16 or float16. Default: torch's default.
+
+    Attributes:
+        weight_ih: ``[H, I]``.
+        weight_hh: ``[H, H]``.
+        bias_ih, bias_hh: ``[H]``, or ``None``.
+    """
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Compute the next state.
+
+        Args:
+            input: x, ``[B, I]`` or ``[I]``.
+            hx: h, ``[B, H]`` or ``[H]``. Default: zeros.
+
+        Returns:
+            h', ``[B, H]`` or ``[H]``.
+
+        Raises:
+            ValueError, RuntimeError: as :func:`rnnext.functional.rnn_cell`.
+        """
+        weight_ih, weight_hh, bias_ih, bias_hh = _weights(self, _CELL_WEIGHTS)
+        return functional.rnn_cell(
+            input, hx, weight_ih, weight_hh, bias_ih, bias_hh, self.nonlinearity
+        )
