@@ -1,0 +1,159 @@
+"""Compiles CUDA kernel sources with the C++ compiler and runs them on the CPU (see execution.h)."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CUDA = ROOT / "csrc" / "cuda"
+CACHE = ROOT / "build" / "cuda_host"
+
+COMMON = ["-std=c++17", "-fPIC", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+RUNTIME_FLAGS = [*COMMON, "-O2"]
+# Kernels: the hooks of these sanitizers are the host layer's own, so nothing is linked for them.
+KERNEL_FLAGS = [
+    *COMMON,
+    "-O1",
+    "-fsanitize=thread",
+    "--param=tsan-instrument-func-entry-exit=0",
+    "-fsanitize=alignment,null,bounds-strict,shift,integer-divide-by-zero",
+    "-fno-strict-aliasing",
+    f"-I{HERE / 'include'}",
+    f"-I{CUDA}",
+]
+
+
+class KernelError(RuntimeError):
+    """A launch failed: a race, a bad access, a deadlock or a launch the device would refuse."""
+
+
+def _digest(paths: Sequence[Path], flags: Sequence[str]) -> str:
+    digest = hashlib.sha256(" ".join(flags).encode())
+    digest.update(subprocess.check_output([_compiler(), "--version"]))
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+def _compile(source: Path, flags: Sequence[str], depends: Sequence[Path]) -> Path:
+    """The object file of one source, from the cache where nothing it depends on has changed."""
+    name = f"{source.stem}-{_digest([source, *depends], flags)}.o"
+    return _make(name, ["-x", "c++", *flags, "-c", str(source)])
+
+
+def _make(name: str, arguments: Sequence[str]) -> Path:
+    target = CACHE / name
+    if not target.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f"{target.name}.{os.getpid()}")
+        command = [_compiler(), *arguments, "-o", str(partial)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+        partial.rename(target)
+    return target
+
+
+@functools.cache
+def library(*sources: Path) -> "Library":
+    """The library of the kernel `sources` (.cu, .cpp) and the host layer, built where it must be.
+
+    Entry points are extern "C" functions that return a cudaError_t and take int64_t, double and
+    pointers.
+    """
+    headers = [*CUDA.glob("*.h"), *CUDA.glob("*.cuh"), CUDA.parent / "params.h"]
+    layer = [*(HERE / "include").glob("*.h"), HERE / "execution.h"]
+    depends = sorted(path for path in [*headers, *layer] if path.exists())
+    objects = [_compile(HERE / f"{n}.cpp", RUNTIME_FLAGS, layer) for n in ("schedule", "memory")]
+    objects += [_compile(source, KERNEL_FLAGS, depends) for source in sources]
+    joined = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:16]
+    path = _make(
+        f"{sources[-1].stem}-{joined}.so",
+        ["-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", *map(str, objects), "-lpthread"],
+    )
+    return Library(ctypes.CDLL(str(path)))
+
+
+class Library:
+    """Kernels that run on the CPU, and the guarded memory that they may touch."""
+
+    def __init__(self, handle: ctypes.CDLL) -> None:
+        self._handle = handle
+        handle.cuda_host_allocate.restype = ctypes.c_void_p
+        handle.cuda_host_allocate.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_char_p]
+        handle.cuda_host_mark_written.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        handle.cuda_host_mark_written.restype = None
+        handle.cuda_host_seed.argtypes = [ctypes.c_uint64]
+        handle.cuda_host_seed.restype = None
+        handle.cuda_host_free_all.restype = None
+        handle.cuda_host_error.restype = ctypes.c_char_p
+        self._buffers = 0
+
+    def free_all(self) -> None:
+        """Takes back all device memory; tensors made before must not be used again."""
+        self._handle.cuda_host_free_all()
+        self._buffers = 0
+
+    def set_device(
+        self, sm: int = 90, multiprocessors: int = 132, shared_per_block: int = 227 * 1024
+    ) -> None:
+        """The device whose limits launches and queries see; an H100 until this is called."""
+        self._handle.cuda_host_device(sm, multiprocessors, shared_per_block)
+
+    def empty(
+        self, *shape: int, dtype: torch.dtype = torch.float32, align: int = 256, name: str = ""
+    ) -> torch.Tensor:
+        """Device memory that a kernel must write before it reads; a multiple of `align` bytes."""
+        self._buffers += 1
+        count = 1
+        for size in shape:
+            count *= size
+        bytes_ = max(count * dtype.itemsize, 1)
+        label = name or f"buffer {self._buffers} ({dtype}, {shape})"
+        address = self._handle.cuda_host_allocate(bytes_, align, label.encode())
+        raw = (ctypes.c_char * bytes_).from_address(address)
+        if count == 0:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(raw, dtype=dtype, count=count).view(shape)
+
+    def tensor(
+        self, values: torch.Tensor, writable: bool = False, align: int = 256, name: str = ""
+    ) -> torch.Tensor:
+        """A copy of `values` in device memory; writing to it is an error unless `writable`."""
+        copy = self.empty(*values.shape, dtype=values.dtype, align=align, name=name)
+        if copy.numel():
+            copy.copy_(values)
+            size = copy.numel() * copy.element_size()
+            self._handle.cuda_host_mark_written(copy.data_ptr(), size, int(not writable))
+        return copy
+
+    def run(self, function: str, *arguments: Any, seed: int = 0) -> None:
+        """Calls an entry point; KernelError says what a thread did wrong.
+
+        Tensors are passed by address, None as a null pointer, int as int64_t, float as double.
+        Even seeds schedule threads evenly, odd ones let some run far ahead.
+        """
+        entry: Callable[..., int] = getattr(self._handle, function)
+        self._handle.cuda_host_seed(seed)
+        if entry(*map(_pass, arguments)) != 0:
+            raise KernelError(self._handle.cuda_host_error().decode())
+
+
+def _pass(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if value is None:
+        return ctypes.c_void_p(None)
+    return ctypes.c_double(value) if isinstance(value, float) else ctypes.c_int64(int(value))
