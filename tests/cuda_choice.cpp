@@ -1,0 +1,46 @@
+// Entry points by which the tests reach csrc/cuda/choice.h.
+#include "choice.h"
+
+#include <cstdio>
+#include <stdexcept>
+
+using namespace rnnext::cuda;
+
+namespace {
+
+Device device_of(const int64_t* x) {
+  Device d;
+  d.capability = int(x[0]);
+  d.sm_count = int(x[1]);
+  d.shared_bytes = int(x[2]);
+  for (int i = 0; i < 4; ++i) d.clusters[i] = int(x[3 + i]);
+  return d;
+}
+
+}  // namespace
+
+extern "C" {
+
+// problem: T, B, H, D, compute, backward. device: capability, SMs, shared bytes, clusters of 2, 4,
+// 8, 16. forced: a word or null. Where choose() throws, `message` holds why.
+int64_t rnn_choose(const int64_t* problem, const int64_t* device, const char* forced,
+                   Geometry* geometry, char* message, int64_t message_bytes) {
+  Problem p;
+  p.T = problem[0], p.B = problem[1], p.H = problem[2], p.D = int(problem[3]);
+  p.compute = Compute(problem[4]), p.backward = problem[5] != 0;
+  message[0] = 0;
+  try {
+    *geometry = choose(p, device_of(device), forced);
+  } catch (const std::invalid_argument& error) {
+    std::snprintf(message, size_t(message_bytes), "%s", error.what());
+  }
+  return 0;
+}
+
+int64_t rnn_capacity(int64_t path, int64_t compute, int64_t backward, const int64_t* device,
+                     int64_t* result) {
+  *result = capacity(Path(path), Compute(compute), backward != 0, device_of(device));
+  return 0;
+}
+
+}  // extern "C"

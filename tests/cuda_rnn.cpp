@@ -1,0 +1,31 @@
+// Entry points by which test_cuda_rnn.py calls the launchers of csrc/cuda/launch.h.
+#include "launch.h"
+
+using namespace rnnext::cuda;
+
+extern "C" {
+
+// 0 where Python's copies of the structs have the right sizes.
+int64_t rnn_check_sizes(int64_t params, int64_t step, int64_t geometry) {
+  return params != sizeof(RecurrenceParams) || step != sizeof(StepParams) ||
+         geometry != sizeof(Geometry);
+}
+
+int64_t rnn_run(const RecurrenceParams* p, const Geometry* g, int64_t compute, int64_t backward) {
+  return launch_resident(*p, *g, Compute(compute), backward != 0, nullptr);
+}
+
+int64_t rnn_run_step(const RecurrenceParams* p, const StepParams* step, int64_t compute,
+                     int64_t backward) {
+  return launch_step(*p, *step, Compute(compute), backward != 0, nullptr);
+}
+
+int64_t rnn_previous_state(const RecurrenceParams* p, void* previous, int64_t compute) {
+  return launch_previous_state(*p, previous, Compute(compute), nullptr);
+}
+
+int64_t rnn_write_constants(int64_t* to, const int64_t* values, int64_t n) {
+  return launch_write_constants(to, values, n, nullptr);
+}
+
+}  // extern "C"
