@@ -14,7 +14,7 @@ namespace cuda_host {
 namespace {
 
 constexpr size_t kArenaBytes = size_t(1) << 32;
-constexpr int kGranule = 2;  // the smallest element that the kernels store
+constexpr int kGranule = 2;  // the smallest element that is checked for races
 constexpr uint32_t kHost = 0xfffffffe, kMany = 0xffffffff, kFlag = 0xfffffffd;
 
 enum State : uint32_t { kUnallocated = 0, kUnwritten, kWritten, kReadOnly };
@@ -145,17 +145,14 @@ void on_read(const void* p, size_t bytes) {
   if (me == nullptr || !in_arena(p)) return;
   uint32_t time = now();
   for (Shadow *s = shadow(p), *end = shadow_end(p, bytes); s < end; ++s) {
+    if (s->state == kReadOnly) return;  // whole buffers are
     if (s->state == kUnallocated) fail_access("read out of bounds", p, bytes);
     if (s->state == kUnwritten) fail_access("read of memory that nothing wrote", p, bytes);
-    if (s->state == kReadOnly) return;  // whole buffers are
+    if (bytes < kGranule || (s->reader == me->id && s->read_time == time)) continue;
     if (s->writer != me->id && !ordered(s->writer, s->write_time)) {
       fail_race("read", "write", s->writer, p, bytes);
     }
-    if (s->reader != me->id && !ordered(s->reader, s->read_time)) {
-      s->reader = kMany;
-    } else {
-      s->reader = me->id;
-    }
+    s->reader = s->reader == me->id || ordered(s->reader, s->read_time) ? me->id : kMany;
     s->read_time = time;
   }
 }
@@ -167,13 +164,14 @@ void on_write(void* p, size_t bytes) {
   for (Shadow *s = shadow(p), *end = shadow_end(p, bytes); s < end; ++s) {
     if (s->state == kUnallocated) fail_access("write out of bounds", p, bytes);
     if (s->state == kReadOnly) fail_access("write to a constant buffer", p, bytes);
+    s->state = kWritten;
+    if (bytes < kGranule) continue;
     if (s->writer != me->id && !ordered(s->writer, s->write_time)) {
       fail_race("write", "write", s->writer, p, bytes);
     }
     if (s->reader != me->id && !ordered(s->reader, s->read_time)) {
       fail_race("write", "read", s->reader, p, bytes);
     }
-    s->state = kWritten;
     s->writer = me->id;
     s->write_time = time;
   }
