@@ -361,7 +361,8 @@ void yield() {
   if (++idle_yields > 1000 + 8 * uint64_t(threads_alive)) {
     fail("deadlock: this thread spins, and no thread that could end it can go on");
   }
-  ready.push({random_bits() >> 1, running});
+  // The longer nothing else happens the lower a spinner ranks, or several would starve the rest.
+  ready.push({random_bits() >> (1 + std::min<uint64_t>(62, idle_yields / 16)), running});
   hand_over();
 }
 
