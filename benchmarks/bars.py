@@ -1,0 +1,196 @@
+"""The bars: what this project promises about speed and memory, each printed as held or missed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from . import edges, roof
+from .cases import Case
+from .report import OURS, TORCH, describe, geometric_mean
+from .store import Result, Row
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One bar. got is None where the run has no row for it; at_most turns the comparison round."""
+
+    what: str
+    needed: float
+    got: float | None
+    detail: str = ""
+    unit: str = "x"
+    at_most: bool = False
+
+    @property
+    def held(self) -> bool | None:
+        if self.got is None:
+            return None
+        return self.got <= self.needed if self.at_most else self.got >= self.needed
+
+
+def evaluate(result: Result) -> list[Verdict]:
+    """Every bar, on float32 rows at full precision on all cores unless it says otherwise."""
+    return [*_speed(result), *_memory(result), *_roof(result), *_low_precision(result),
+            *_growth(result)]  # fmt: skip
+
+
+def _rows(result: Result, wanted: Callable[[Case], bool], dtype: str = "float32") -> list[Row]:
+    return [
+        row
+        for row in result.rows.values()
+        if row.case.dtype == dtype
+        and row.case.precision == "highest"
+        and row.case.threads == 0
+        and wanted(row.case)
+    ]
+
+
+def _sequence(mode: str) -> Callable[[Case], bool]:
+    return lambda c: c.kind == "rnn" and c.T > 1 and c.mode == mode
+
+
+def _embedding(mode: str, sparse: bool = False) -> Callable[[Case], bool]:
+    return lambda c: c.kind == "embedding" and c.mode == mode and c.sparse == sparse
+
+
+def _mean_and_worst(
+    what: str, rows: Sequence[Row], needs: tuple[float | None, float | None], best: bool = False
+) -> Iterator[Verdict]:
+    """The geometric mean and the worst row of the speed-up over torch, or over each row's best."""
+    ratios = []
+    for row in rows:
+        rival = row.best_rival(OURS) if best else TORCH
+        ratio = row.ratio(rival, OURS) if rival else None
+        if ratio is not None:
+            ratios.append((ratio, f"{row.case.name} ({rival})"))
+    whom = "the best rival" if best else TORCH
+    mean = geometric_mean([ratio for ratio, _ in ratios]) if ratios else None
+    worst, where = min(ratios, default=(None, ""))
+    if needs[0] is not None:
+        yield Verdict(f"{what} over {whom}: mean", needs[0], mean, f"{len(ratios)} rows")
+    if needs[1] is not None:
+        yield Verdict(f"{what} over {whom}: worst row", needs[1], worst, where)
+
+
+def _speed(result: Result) -> Iterator[Verdict]:
+    for mode, over_torch in (("infer", 5.0), ("train", 4.5)):
+        rows = _rows(result, _sequence(mode))
+        yield from _mean_and_worst(mode, rows, (over_torch, None))
+        yield from _mean_and_worst(mode, rows, (2.5, 1.1), best=True)
+    one_rnn = _rows(result, lambda c: c.kind == "rnn" and c.T == 1 and c.mode == "infer")
+    yield from _mean_and_worst("one call, T=1, RNN", one_rnn, (2.5, 1.5))
+    one_cell = _rows(result, lambda c: c.kind == "cell")
+    yield from _mean_and_worst("one call, RNNCell", one_cell, (1.8, 1.5))
+    for what, wanted, needs in (
+        ("embedding gather", _embedding("infer"), (1.0, 0.95)),
+        ("embedding + dense gradient", _embedding("train"), (1.6, 0.95)),
+        ("embedding + sparse gradient", _embedding("train", sparse=True), (2.5, 1.1)),
+    ):
+        yield from _mean_and_worst(what, _rows(result, wanted), needs)
+
+
+def _memory(result: Result) -> Iterator[Verdict]:
+    shares = [
+        (row.saved_bytes[OURS] / row.saved_bytes[TORCH], row.case.name)
+        for row in _rows(result, _sequence("train"))
+        if OURS in row.saved_bytes and TORCH in row.saved_bytes
+    ]
+    worst, where = max(shares, default=(None, ""))
+    yield Verdict("output + saved bytes of torch.nn's: worst row", 0.5, worst, where, at_most=True)
+
+
+def _roof(result: Result) -> Iterator[Verdict]:
+    def wide(c: Case) -> bool:
+        return c.H >= 256 and c.B >= 16
+
+    def middle(c: Case) -> bool:
+        return 64 <= c.H < 256 and c.B >= 16
+
+    def single(c: Case) -> bool:
+        return c.B == 1
+
+    for what, need, modes, sized in (
+        ("H >= 256, B >= 16, infer", 88, ("infer",), wide),
+        ("H >= 256, B >= 16, train", 80, ("train",), wide),
+        ("H 64..255, B >= 16", 75, ("infer", "train"), middle),
+        ("B = 1", 80, ("infer", "train"), single),
+    ):
+        shares = []
+        for mode in modes:
+            for row in _rows(result, _sequence(mode)):
+                limits = result.roof(row.case)
+                if sized(row.case) and OURS in row.seconds and limits:
+                    least = roof.bound(row.case, limits)
+                    share = 100 * least.seconds / row.seconds[OURS]["median"]
+                    shares.append((share, f"{row.case.name} ({least.limit})"))
+        worst, where = min(shares, default=(None, ""))
+        below = sum(share < need for share, _ in shares)
+        detail = f"{below} of {len(shares)} rows below; {where}" if shares else ""
+        yield Verdict(f"share of the roof, {what}: worst row", need, worst, detail, "%")
+
+
+def _low_precision(result: Result) -> Iterator[Verdict]:
+    """bfloat16 and "medium" over our own float32, asked only where the CPU has the instruction."""
+    if not any("bfloat16" in limits.flops for limits in result.roofs.values()):
+        return
+    ratios = []
+    for row in result.rows.values():
+        case = row.case
+        if case.kind != "rnn" or case.H < 256 or OURS not in row.seconds:
+            continue
+        if case.dtype == "bfloat16" or case.precision == "medium":
+            same = Case.from_dict({**case.to_dict(), "dtype": "float32", "precision": "highest"})
+            full = result.rows.get(same.name)
+            if full and OURS in full.seconds:
+                ratio = full.seconds[OURS]["median"] / row.seconds[OURS]["median"]
+                ratios.append((ratio, case.name))
+    worst, where = min(ratios, default=(None, ""))
+    yield Verdict("bfloat16 and medium over our float32: worst row", 1.6, worst, where)
+
+
+def _growth(result: Result) -> Iterator[Verdict]:
+    """Cost for each row and step must not rise along the sweeps of T and B, nor at a tile edge."""
+    for letter in ("T", "B"):
+        rises = []
+        for mode in ("infer", "train"):
+            tag = f"sweep-{letter}"
+            rows = [
+                row
+                for row in _rows(result, _sequence(mode))
+                if tag in row.case.tags and OURS in row.seconds
+            ]
+            rows.sort(key=lambda row: getattr(row.case, letter))
+            for small, large in itertools.pairwise(rows):
+                cost = [r.seconds[OURS]["median"] / getattr(r.case, letter) for r in (small, large)]
+                rises.append((cost[1] / cost[0], large.case.name))
+        worst, where = max(rises, default=(None, ""))
+        what = f"cost per unit along {letter}: worst rise"
+        yield Verdict(what, edges.LIMIT, worst, where, at_most=True)
+    jump, where = edges.worst_jump(result.edges) if result.edges else (None, "")
+    yield Verdict("cost per unit, one size to the next: worst rise", edges.LIMIT, jump, where,
+                  at_most=True)  # fmt: skip
+
+
+def print_bars(result: Result, console: Console) -> bool:
+    """Print each bar as held or missed with its number; True if none was missed."""
+    verdicts = evaluate(result)
+    console.print(describe(result))
+    table = Table("bar", "needed", "measured", "", "where", box=None, pad_edge=False)
+    for verdict in verdicts:
+        sign = "<=" if verdict.at_most else ">="
+        got = "not measured" if verdict.got is None else f"{verdict.got:.2f}{verdict.unit}"
+        word = {True: "[green]held", False: "[red]missed", None: ""}[verdict.held]
+        needed = f"{sign} {verdict.needed:g}{verdict.unit}"
+        table.add_row(verdict.what, needed, got, word, verdict.detail)
+    console.print(table)
+    if not any("bfloat16" in limits.flops for limits in result.roofs.values()):
+        console.print("bfloat16 speed is asked only where the CPU has a bfloat16 dot product")
+    held = sum(verdict.held is True for verdict in verdicts)
+    missed = sum(verdict.held is False for verdict in verdicts)
+    console.print(f"{held} held, {missed} missed, {len(verdicts) - held - missed} not measured")
+    return not missed

@@ -1,0 +1,204 @@
+"""The one named list of benchmark cases, which the runner, the tables and the plots read."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time. RNN and cell cases use T, B, I, H; embedding cases use V, D, N.
+
+    kind: "rnn" (a call over a sequence), "cell" (one step) or "embedding".
+    mode: "infer" (no autograd) or "train" (forward and the gradients of the input and of every
+        parameter); for embeddings "infer" is the gather, "train" the gather and its gradient.
+    precision: torch's float32 matmul precision, "highest" or "medium".
+    indices: "uniform" or "zipf" over the table. sparse: coalesced sparse gradient, else dense.
+    threads: 0 for every core, else that many.
+    tags: which table or figure the case belongs to.
+    """
+
+    kind: str
+    mode: str
+    T: int = 1
+    B: int = 1
+    I: int = 1  # noqa: E741 - the field's letter
+    H: int = 1
+    layers: int = 1
+    bidirectional: bool = False
+    packed: bool = False
+    nonlinearity: str = "tanh"
+    dtype: str = "float32"
+    precision: str = "highest"
+    V: int = 0
+    D: int = 0
+    N: int = 0
+    indices: str = "uniform"
+    sparse: bool = False
+    threads: int = 0
+    tags: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """Unique, stable and readable: the key under which results are stored and compared."""
+        if self.kind == "embedding":
+            grad = "gather" if self.mode == "infer" else "sparse" if self.sparse else "dense"
+            parts = [f"embedding-V{self.V}-D{self.D}-N{self.N}", self.indices, grad]
+        elif self.kind == "cell":
+            parts = [f"cell-B{self.B}-I{self.I}-H{self.H}", self.mode]
+        else:
+            parts = [f"rnn-T{self.T}-B{self.B}-I{self.I}-H{self.H}", self.mode]
+        parts += [f"{self.layers}layers"] if self.layers > 1 else []
+        parts += ["bidirectional"] if self.bidirectional else []
+        parts += ["packed"] if self.packed else []
+        parts += [self.nonlinearity] if self.nonlinearity != "tanh" else []
+        parts += [self.dtype] if self.dtype != "float32" else []
+        parts += [self.precision] if self.precision != "highest" else []
+        parts += [f"{self.threads}thread"] if self.threads else []
+        return "-".join(parts)
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Steps of each batch row: T, or, packed, from T down to T/4 in even strides."""
+        if not self.packed or self.B == 1:
+            return (self.T,) * self.B
+        shortest = max(1, self.T // 4)
+        return tuple(self.T - (self.T - shortest) * b // (self.B - 1) for b in range(self.B))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "tags": sorted(self.tags)}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Case:
+        return cls(**{**fields, "tags": frozenset(fields["tags"])})
+
+
+MODES = ("infer", "train")
+
+# T, B, I, H of models people run: language model, signals, pixel-by-pixel digits, and so on.
+HEADLINE = (
+    (35, 20, 200, 200),
+    (100, 64, 3, 128),
+    (784, 64, 1, 128),
+    (256, 32, 256, 512),
+    (128, 64, 1024, 1024),
+    (100, 1, 64, 256),
+    (100, 1, 256, 1024),
+    (1000, 16, 16, 64),
+    (100, 256, 64, 256),
+)
+SWEEP_H = tuple((64, 32, 64, h) for h in (16, 32, 64, 128, 256, 512, 1024, 2048))
+SWEEP_B = tuple((100, b, 64, 256) for b in (1, 2, 4, 8, 16, 32, 64, 128, 256))
+SWEEP_T = tuple((t, 16, 16, 64) for t in (1, 3, 10, 30, 100, 300, 1000, 2000))
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {"layers": 2},
+    {"bidirectional": True},
+    {"layers": 2, "bidirectional": True},
+    {"packed": True},
+    {"packed": True, "bidirectional": True},
+    {"nonlinearity": "relu"},
+)
+PRECISIONS: tuple[dict[str, Any], ...] = (
+    {"dtype": "float64"},
+    {"dtype": "bfloat16"},
+    {"precision": "medium"},
+)
+ONE_THREAD = ((35, 20, 200, 200), (100, 64, 3, 128), (256, 32, 256, 512), (100, 1, 64, 256))
+LATENCY = (8, 64, 256, 1024)
+TABLES = ((50_000, 256, 8192), (10_000, 64, 512), (250_000, 128, 32_768))
+# What `--quick` runs: one or two cases of every kind.
+QUICK = frozenset(
+    f"{shape}-{mode}"
+    for mode in MODES
+    for shape in (
+        "rnn-T35-B20-I200-H200",
+        "rnn-T100-B64-I3-H128",
+        "rnn-T100-B64-I64-H256",
+        "rnn-T64-B32-I64-H512",
+        "rnn-T1000-B16-I16-H64",
+        "rnn-T100-B1-I64-H256",
+    )
+) | {
+    "rnn-T100-B32-I64-H256-infer-2layers-bidirectional",
+    "rnn-T100-B32-I64-H256-train-packed",
+    "rnn-T100-B64-I64-H256-infer-float64",
+    "rnn-T100-B64-I64-H256-infer-bfloat16",
+    "rnn-T35-B20-I200-H200-infer-1thread",
+    "rnn-T1-B1-I8-H8-infer",
+    "rnn-T1-B1-I256-H256-infer",
+    "cell-B1-I8-H8-infer",
+    "cell-B1-I256-H256-infer",
+    "embedding-V50000-D256-N8192-uniform-gather",
+    "embedding-V50000-D256-N8192-uniform-dense",
+    "embedding-V50000-D256-N8192-zipf-sparse",
+}
+
+
+def _rnn(shape: tuple[int, int, int, int], mode: str, *tags: str, **options: Any) -> Case:
+    t, b, i, h = shape
+    return Case("rnn", mode, t, b, i, h, tags=frozenset(tags), **options)
+
+
+def _all() -> Iterator[Case]:
+    for mode in MODES:
+        for shape in HEADLINE:
+            yield _rnn(shape, mode, "headline")
+        for shape in SWEEP_H:
+            yield _rnn(shape, mode, "sweep-H")
+        for shape in SWEEP_B:
+            yield _rnn(shape, mode, "sweep-B")
+        for shape in SWEEP_T:
+            yield _rnn(shape, mode, "sweep-T")
+        for option in OPTIONS:
+            yield _rnn((100, 32, 64, 256), mode, "options", **option)
+        for option in PRECISIONS:
+            for shape in ((256, 32, 256, 512), (100, 64, 64, 256)):
+                yield _rnn(shape, mode, "precision", **option)
+        for shape in ONE_THREAD:
+            yield _rnn(shape, mode, "one-thread", threads=1)
+    for h in LATENCY:
+        yield _rnn((1, 1, h, h), "infer", "latency")
+        yield Case("cell", "infer", 1, 1, h, h, tags=frozenset({"latency"}))
+    for v, d, n in TABLES:
+        for indices in ("uniform", "zipf"):
+            for mode, sparse in (("infer", False), ("train", False), ("train", True)):
+                yield Case("embedding", mode, V=v, D=d, N=n, indices=indices, sparse=sparse,
+                           tags=frozenset({"embedding"}))  # fmt: skip
+
+
+def _merge(cases: Iterable[Case]) -> tuple[Case, ...]:
+    """One case per name: a shape listed for two figures carries both tags and is timed once."""
+    merged: dict[str, Case] = {}
+    for case in cases:
+        tags = case.tags | ({"quick"} if case.name in QUICK else set())
+        if case.name in merged:
+            tags |= merged[case.name].tags
+        merged[case.name] = replace(case, tags=tags)
+    return tuple(merged.values())
+
+
+CASES = _merge(_all())
+
+
+def select(patterns: Iterable[str] = (), quick: bool = False) -> list[Case]:
+    """Cases whose name or one of whose tags matches a shell pattern (all if none is given).
+
+    ValueError when a pattern matches nothing.
+    """
+    cases = [case for case in CASES if not quick or "quick" in case.tags]
+    patterns = tuple(patterns)
+    for pattern in patterns:
+        if not any(_matches(case, pattern) for case in cases):
+            raise ValueError(f"no case matches {pattern!r}; see `python -m benchmarks cases`")
+    return [c for c in cases if not patterns or any(_matches(c, p) for p in patterns)]
+
+
+def _matches(case: Case, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(word, pattern) for word in (case.name, *case.tags))

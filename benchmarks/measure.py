@@ -1,0 +1,199 @@
+"""Timing: contenders take turns in random order, in one process, on a pinned number of threads."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+# Worker threads of libgomp spin for about 10 ms after a parallel region, and would take a core from
+# whoever runs next; the others stop sooner (docs/benchmarks.md has the numbers).
+SETTLE_SECONDS = 0.015
+PACKAGES = ("torch", "onnxruntime", "openvino", "jax", "numpy")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: seconds for each contender of a case, and the rounds it may take.
+
+    sample_seconds is the least time between two clock reads: faster calls are repeated to fill it.
+    """
+
+    seconds: float
+    min_rounds: int
+    max_rounds: int
+    sample_seconds: float = 0.002
+
+
+FULL = Effort(seconds=0.5, min_rounds=5, max_rounds=25)
+QUICK = Effort(seconds=0.15, min_rounds=3, max_rounds=11, sample_seconds=0.001)
+
+
+@dataclass
+class Contender:
+    """call() does the work once; context is entered around a sample, outside the clock."""
+
+    call: Callable[[], Any]
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+@dataclass
+class Timing:
+    """Seconds a call: one sample for each round, and how many calls a sample averages over."""
+
+    calls: int
+    samples: list[float] = field(default_factory=list)
+
+    @property
+    def quartiles(self) -> tuple[float, float, float]:
+        """First quartile, median, third quartile."""
+        if len(self.samples) == 1:
+            return (self.samples[0],) * 3
+        q1, q2, q3 = statistics.quantiles(self.samples, n=4, method="inclusive")
+        return q1, q2, q3
+
+    @property
+    def median(self) -> float:
+        return self.quartiles[1]
+
+
+def _nothing() -> None:
+    pass
+
+
+def interleave(
+    contenders: Mapping[str, Contender],
+    effort: Effort = FULL,
+    seed: int = 0,
+    synchronize: Callable[[], None] = _nothing,
+    settle_seconds: float = SETTLE_SECONDS,
+) -> dict[str, Timing]:
+    """Time every contender once a round, in a new random order each round.
+
+    Before each sample the process sleeps until the last contender's threads stop spinning, then the
+    contender warms up (threads woken, caches filled) outside the clock. synchronize() is called
+    before each clock read: pass torch.cuda.synchronize on a GPU.
+    """
+    timings, cost = {}, {}
+    for name, contender in contenders.items():
+        once = min(_sample(contender, 1, 1, synchronize) for _ in range(2))
+        timings[name] = Timing(calls=max(1, round(effort.sample_seconds / once)))
+        cost[name] = once * timings[name].calls
+    # The slowest contender decides how many rounds fit, so that all have the same number.
+    fit = int(effort.seconds / max(cost.values()))
+    rounds = min(max(fit, effort.min_rounds), effort.max_rounds)
+    order = list(contenders)
+    shuffle = random.Random(seed).shuffle
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            shuffle(order)
+            for name in order:
+                time.sleep(settle_seconds)
+                calls = timings[name].calls
+                warm = 0 if cost[name] > 20 * effort.sample_seconds else max(1, calls // 2)
+                seconds = _sample(contenders[name], calls, warm, synchronize)
+                timings[name].samples.append(seconds)
+    finally:
+        gc.enable()
+    return timings
+
+
+def _sample(contender: Contender, calls: int, warm: int, synchronize: Callable[[], None]) -> float:
+    """Seconds a call, averaged over `calls`, after `warm` calls outside the clock."""
+    call = contender.call
+    with contender.context():
+        for _ in range(warm):
+            call()
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        synchronize()
+        return (time.perf_counter() - start) / calls
+
+
+class Bystanders:
+    """How much of the machine other processes used: a reason to distrust a timing."""
+
+    def __init__(self) -> None:
+        self.start = self._read()
+
+    @staticmethod
+    def _read() -> tuple[float, float]:
+        """CPU seconds of the whole machine (stolen time included) and of this process; Linux."""
+        own = time.process_time()
+        path = Path("/proc/stat")
+        if not path.exists():
+            return own, own
+        ticks = [int(word) for word in path.read_text().split("\n", 1)[0].split()[1:9]]
+        idle = ticks[3] + ticks[4]
+        return (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK"), own
+
+    def cores(self, seconds: float) -> float:
+        """Cores kept busy by others, on average over the `seconds` since construction."""
+        everyone, own = (now - then for now, then in zip(self._read(), self.start, strict=True))
+        return max(0.0, (everyone - own) / seconds)
+
+
+def pin_threads(threads: int) -> int:
+    """Limit this process, before any runtime is imported, to `threads` cores (0: all it may use).
+
+    Affinity is what runtimes count cores by; the variables are for those that look no further.
+    Returns the number of threads to give to each runtime explicitly.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if threads:
+        cores = cores[:threads]
+        os.sched_setaffinity(0, cores)
+    count = str(len(cores))
+    os.environ.update(OMP_NUM_THREADS=count, MKL_NUM_THREADS=count, NPROC=count)
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={str(len(cores) > 1).lower()}"
+    return len(cores)
+
+
+def stamp(threads: int) -> dict[str, Any]:
+    """What a reader needs to judge a result: when, on which CPU, with which versions."""
+    versions = {}
+    for package in (*PACKAGES, "rnnext"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "cpu": cpu_name(),
+        "cpu_flags": sorted(cpu_flags() & {"avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16"}),
+        "threads": threads,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions,
+    }
+
+
+def _cpuinfo(key: str) -> str:
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else ():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""
+
+
+def cpu_name() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> set[str]:
+    return set(_cpuinfo("flags").split())

@@ -1,0 +1,339 @@
+"""What a case is run with: shared data, the torch contenders, and the check that results agree."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from .cases import Case
+from .measure import Contender
+
+OURS, TORCH = "rnnext", "torch.nn"
+# Embedding calls cycle through this many index sets, so that the rows of one call have left the
+# caches when they are read again, as in training.
+INDEX_SETS = 8
+Arrays = dict[str, np.ndarray]
+
+
+class Unsupported(Exception):
+    """The rival cannot run this case; the message says why."""
+
+
+@dataclass
+class Prepared(Contender):
+    """A contender and result(), which runs it once: named arrays, padded, in torch's layout.
+
+    Names: "output" and "h_n" for infer; "output" and "grad:<parameter>" for train, where the RNN's
+    input counts as parameter "input"; "rows" and "grad:weight" for a sparse gradient.
+    holds: what must outlive the contender because a runtime keeps only its address.
+    lives: tensors that exist before and after a torch call: the input and the parameters.
+    """
+
+    result: Callable[[], Arrays] = field(kw_only=True)
+    holds: tuple[Any, ...] = ()
+    lives: tuple[Tensor, ...] = ()
+
+
+class Rival(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def prepare(self, case: Case, data: Data, threads: int) -> Prepared: ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """The same inputs, weights and output gradients for every rival, from one seed."""
+
+    case: Case
+    seed: int = 0
+
+    def _rng(self, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, stream])
+
+    def _normal(self, stream: int, *shape: int) -> Tensor:
+        values = self._rng(stream).standard_normal(shape, dtype=np.float32)
+        return torch.from_numpy(values).to(self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.case.dtype)  # type: ignore[no-any-return]
+
+    @cached_property
+    def input(self) -> Tensor:
+        """[T, B, I], zero beyond each row's length."""
+        return self._normal(0, self.case.T, self.case.B, self.case.I) * self.mask
+
+    @cached_property
+    def grad_output(self) -> Tensor:
+        """[T, B, directions * H], zero beyond each row's length; [N, D] for an embedding."""
+        case = self.case
+        if case.kind == "embedding":
+            return self._normal(1, case.N, case.D)
+        return self._normal(1, case.T, case.B, case.directions * case.H) * self.mask
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """[T, B, 1], one where t < length."""
+        steps = torch.arange(self.case.T)[:, None]
+        return (steps < torch.tensor(self.case.lengths))[..., None].to(self.dtype)
+
+    @cached_property
+    def state(self) -> dict[str, Tensor]:
+        """The state dict of torch.nn's module."""
+        case = self.case
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            if case.kind == "embedding":
+                return {"weight": self._normal(2, case.V, case.D)}
+            if case.kind == "cell":
+                return nn.RNNCell(case.I, case.H, dtype=self.dtype).state_dict()
+            return nn.RNN(
+                case.I, case.H, case.layers, bidirectional=case.bidirectional, dtype=self.dtype
+            ).state_dict()
+
+    @cached_property
+    def indices(self) -> list[Tensor]:
+        """INDEX_SETS of [N] int64; Zipf ranks (exponent 1) are dealt to random rows."""
+        case, rng = self.case, self._rng(3)
+        if case.indices == "uniform":
+            draws = rng.integers(case.V, size=(INDEX_SETS, case.N))
+        else:
+            weight = 1 / np.arange(1, case.V + 1)
+            ranks = rng.choice(case.V, size=(INDEX_SETS, case.N), p=weight / weight.sum())
+            draws = rng.permutation(case.V)[ranks]
+        return list(torch.from_numpy(draws.astype(np.int64)))
+
+
+@dataclass(frozen=True)
+class TorchModules:
+    """nn.RNN, nn.RNNCell and nn.Embedding, or another package's modules of those names."""
+
+    name: str
+    package: str
+
+    def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
+        modules = importlib.import_module(self.package)
+        if case.kind == "embedding":
+            module = modules.Embedding(case.V, case.D, sparse=case.sparse, dtype=data.dtype)
+            module.load_state_dict(data.state)
+            return _embedding(case, module, data)
+        if case.kind == "cell":
+            module = modules.RNNCell(case.I, case.H, dtype=data.dtype)
+            module.load_state_dict(data.state)
+            x, h = data.input[0], torch.zeros(case.B, case.H, dtype=data.dtype)
+            return Prepared(
+                lambda: module(x, h),
+                torch.inference_mode,
+                result=lambda: {"output": array(module(x, h))},
+            )
+        module = modules.RNN(
+            case.I,
+            case.H,
+            case.layers,
+            nonlinearity=case.nonlinearity,
+            bidirectional=case.bidirectional,
+            dtype=data.dtype,
+        )
+        module.load_state_dict(data.state)
+        return _rnn(case, module, data)
+
+
+def _embedding(case: Case, module: nn.Module, data: Data) -> Prepared:
+    indices, grad = itertools.cycle(data.indices), data.grad_output
+    if case.mode == "infer":
+        return Prepared(
+            lambda: module(next(indices)),
+            torch.inference_mode,
+            result=lambda: {"output": array(module(data.indices[0]))},
+        )
+    weight = module.get_parameter("weight")
+
+    def step(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        output = module(chosen)
+        (gradient,) = torch.autograd.grad(output, weight, grad)
+        return output, gradient.coalesce() if case.sparse else gradient
+
+    def result() -> Arrays:
+        output, gradient = step(data.indices[0])
+        if not case.sparse:
+            return {"output": array(output), "grad:weight": array(gradient)}
+        rows, values = gradient.indices()[0], gradient.values()
+        return {"output": array(output), "rows": array(rows), "grad:weight": array(values)}
+
+    lives = (weight, *data.indices)
+    return Prepared(lambda: step(next(indices)), result=result, lives=lives)
+
+
+def _rnn(case: Case, module: nn.Module, data: Data) -> Prepared:
+    x: Any = data.input
+    grad_output = data.grad_output
+    if case.packed:
+        lengths = torch.tensor(case.lengths)
+        x = pack_padded_sequence(x, lengths)
+        grad_output = pack_padded_sequence(grad_output, lengths).data
+
+    def padded(values: Tensor) -> np.ndarray:
+        if case.packed:
+            values, _ = pad_packed_sequence(PackedSequence(values, x.batch_sizes))
+        return array(values)
+
+    if case.mode == "infer":
+
+        def infer() -> Arrays:
+            with torch.inference_mode():
+                output, h_n = module(x)
+            return {"output": padded(_values(output)), "h_n": array(h_n)}
+
+        return Prepared(lambda: module(x), torch.inference_mode, result=infer)
+
+    values = _values(x).detach().requires_grad_()
+    x = PackedSequence(values, x.batch_sizes) if case.packed else values
+    names, parameters = zip(*module.named_parameters(), strict=True)
+
+    def step() -> tuple[Tensor, ...]:
+        output = _values(module(x)[0])
+        return output, *torch.autograd.grad(output, (values, *parameters), grad_output)
+
+    def result() -> Arrays:
+        output, grad_input, *grads = step()
+        arrays = {"output": padded(output), "grad:input": padded(grad_input)}
+        return arrays | {f"grad:{name}": array(g) for name, g in zip(names, grads, strict=True)}
+
+    return Prepared(step, result=result, lives=(values, *parameters))
+
+
+def _values(sequence: Any) -> Tensor:
+    return sequence.data if isinstance(sequence, PackedSequence) else sequence
+
+
+class CompiledLoop:
+    """A Python loop over a step compiled by torch.compile, its input projection one matmul before.
+
+    The step is compiled once for each dtype and nonlinearity, with dynamic shapes: unrolling the
+    whole loop compiles for minutes at a few hundred steps.
+    """
+
+    name = "torch.compile"
+
+    def __init__(self) -> None:
+        self.steps: dict[str, Callable[..., Tensor]] = {}
+
+    def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
+        if case.kind != "rnn" or case.packed or case.dtype != "float32" or case.T == 1:
+            raise Unsupported("a dense float32 sequence only")
+        if case.nonlinearity not in self.steps:
+            function = getattr(torch, case.nonlinearity)
+
+            def step(pre: Tensor, h: Tensor, weight: Tensor) -> Tensor:
+                return function(torch.addmm(pre, h, weight.t()))  # type: ignore[no-any-return]
+
+            # One compilation each for a batch of one, for a first step, for gradients on and off.
+            torch._dynamo.config.recompile_limit = 64
+            self.steps[case.nonlinearity] = torch.compile(step, dynamic=True)
+        module = nn.RNN(case.I, case.H, case.layers, bidirectional=case.bidirectional)
+        module.load_state_dict(data.state)
+        return _rnn(case, _Loop(case, module, self.steps[case.nonlinearity]), data)
+
+
+class _Loop(nn.Module):
+    """The layers of `rnn` as Python loops over `step`; parameters keep nn.RNN's names."""
+
+    def __init__(self, case: Case, rnn: nn.RNN, step: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.case, self.step = case, step
+        for name, parameter in rnn.named_parameters():
+            self.register_parameter(name, parameter)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        last = []
+        for layer in range(self.case.layers):
+            directions = []
+            for suffix in ("", "_reverse")[: self.case.directions]:
+                w_ih, w_hh, b_ih, b_hh = (
+                    self.get_parameter(f"{kind}_l{layer}{suffix}")
+                    for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+                )
+                steps = nn.functional.linear(x, w_ih, b_ih + b_hh).unbind()
+                h = x.new_zeros(x.size(1), w_hh.size(0))
+                outputs = []
+                for pre in reversed(steps) if suffix else steps:
+                    h = self.step(pre, h, w_hh)
+                    outputs.append(h)
+                last.append(h)
+                directions.append(torch.stack(outputs[::-1] if suffix else outputs))
+            x = torch.cat(directions, dim=-1) if suffix else directions[0]
+        return x, torch.stack(last)
+
+
+def array(values: Tensor) -> np.ndarray:
+    """A copy as numpy; bfloat16, which numpy lacks, as float32."""
+    values = values.detach()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy().copy()
+
+
+# Largest difference allowed, relative to the largest value of the expected array.
+TOLERANCE = {
+    ("float32", "infer"): 1e-5,
+    ("float32", "train"): 1e-4,
+    ("float64", "infer"): 1e-12,
+    ("float64", "train"): 1e-11,
+    ("bfloat16", "infer"): 0.05,
+    ("bfloat16", "train"): 0.1,
+}
+
+
+def compare(case: Case, expected: Arrays, actual: Arrays) -> float:
+    """Largest difference, relative to the largest value of its array.
+
+    ValueError, naming the array, where it passes the tolerance or shapes or names differ.
+    """
+    if case.mode == "train" or "h_n" not in actual:
+        expected = {name: values for name, values in expected.items() if name != "h_n"}
+    if expected.keys() != actual.keys():
+        raise ValueError(f"results {sorted(actual)}, expected {sorted(expected)}")
+    dtype = "bfloat16" if case.precision == "medium" else case.dtype
+    worst = 0.0
+    for name, values in expected.items():
+        if values.shape != actual[name].shape:
+            raise ValueError(f"{name} has shape {actual[name].shape}, expected {values.shape}")
+        difference = float(np.abs(values - actual[name]).max())
+        relative = difference / max(float(np.abs(values).max()), 1e-30)
+        if not relative <= TOLERANCE[dtype, case.mode]:
+            raise ValueError(f"{name} is off by {relative:.1e} of its largest value")
+        worst = max(worst, relative)
+    return worst
+
+
+def saved_bytes(case: Case, prepared: Prepared) -> int:
+    """Bytes of the output and of all that a forward pass keeps for backward.
+
+    Counted once a storage; parameters and the input, which live anyway, are left out.
+    """
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output, *_ = prepared.call()
+    pack(output)
+    for tensor in prepared.lives:
+        kept.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(kept.values())
+
+
+def torch_rivals() -> Sequence[Rival]:
+    """Ours, whose results the others' are checked against, then torch's own."""
+    return [TorchModules(OURS, OURS), TorchModules(TORCH, TORCH), CompiledLoop()]

@@ -1,0 +1,117 @@
+// The machine's limits: multiply-add rate and read bandwidth, with `threads` threads at once.
+// Built by roof.py with -O3 -march=native; the vector width is the CPU's.
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int kBytes = 64;
+#elif defined(__AVX__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+constexpr int kChains = 12;  // enough independent accumulators to cover the latency of two FMA units
+
+// Seconds that the slowest of `threads` threads needs for work(), all started together.
+template <class Work>
+double Slowest(int threads, Work work) {
+  std::atomic<int> ready{0};
+  std::vector<double> seconds(threads);
+  std::vector<std::thread> pool;
+  auto body = [&](int id) {
+    auto run = work(id);  // allocates and touches its memory
+    ready.fetch_add(1);
+    while (ready.load() < threads) std::this_thread::yield();
+    auto start = std::chrono::steady_clock::now();
+    run();
+    seconds[id] = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  for (int id = 1; id < threads; ++id) pool.emplace_back(body, id);
+  body(0);
+  for (auto& thread : pool) thread.join();
+  return *std::max_element(seconds.begin(), seconds.end());
+}
+
+template <class T>
+void FmaLoop(int64_t steps) {
+  typedef T Vec __attribute__((vector_size(kBytes)));
+  Vec acc[kChains], a, b;
+  for (size_t i = 0; i < kBytes / sizeof(T); ++i) a[i] = T(0.5), b[i] = T(0.25);
+  for (auto& v : acc) v = b;
+  for (int64_t s = 0; s < steps; ++s) {
+    for (auto& v : acc) v = v * a + b;
+    asm volatile("" : "+x"(a), "+x"(b));  // so that the steps are not folded into one
+  }
+  for (auto& v : acc) asm volatile("" : : "x"(v));
+}
+
+#ifdef __AVX512BF16__
+void Bf16Loop(int64_t steps) {
+  __m512 acc[kChains] = {};
+  __m512bh a, b;
+  std::memset(&a, 0, sizeof a);
+  std::memset(&b, 0, sizeof b);
+  for (int64_t s = 0; s < steps; ++s) {
+    asm volatile("" : "+x"(a), "+x"(b));
+    for (auto& v : acc) v = _mm512_dpbf16_ps(v, a, b);
+  }
+  for (auto& v : acc) asm volatile("" : : "x"(v));
+}
+#endif
+
+typedef int64_t Word __attribute__((vector_size(kBytes)));
+
+void ReadLoop(const Word* data, int64_t words, int64_t passes) {
+  Word acc[8] = {};
+  for (int64_t p = 0; p < passes; ++p) {
+    for (int64_t i = 0; i + 8 <= words; i += 8)
+      for (int j = 0; j < 8; ++j) acc[j] |= data[i + j];
+    asm volatile("" : : : "memory");
+  }
+  for (auto& v : acc) asm volatile("" : : "x"(v));
+}
+
+}  // namespace
+
+// Operations a second (a multiply-add is two) of float32 (0), float64 (1) or the bfloat16 dot
+// product (2) over `threads` threads; 0 where the CPU lacks the instruction.
+extern "C" double roof_flops(int type, int threads, int64_t steps) {
+  auto work = [=](int) {
+    return [=] {
+      if (type == 0) FmaLoop<float>(steps);
+      if (type == 1) FmaLoop<double>(steps);
+#ifdef __AVX512BF16__
+      if (type == 2) Bf16Loop(steps);
+#endif
+    };
+  };
+#ifndef __AVX512BF16__
+  if (type == 2) return 0;
+#endif
+  const int per_vector = type == 1 ? kBytes / 8 : type == 0 ? kBytes / 4 : kBytes / 2;
+  return 2.0 * per_vector * kChains * double(steps) * threads / Slowest(threads, work);
+}
+
+// Bytes a second read by `threads` threads, each going `passes` times over `bytes` of its own.
+extern "C" double roof_read(int64_t bytes, int threads, int64_t passes) {
+  const int64_t words = bytes / kBytes;
+  std::vector<std::vector<char>> memory(threads);
+  auto work = [&](int id) {
+    memory[id].assign(bytes + kBytes, 1);
+    auto address = (reinterpret_cast<uintptr_t>(memory[id].data()) + kBytes - 1) / kBytes * kBytes;
+    auto* data = reinterpret_cast<const Word*>(address);
+    ReadLoop(data, words, 1);
+    return [=] { ReadLoop(data, words, passes); };
+  };
+  return double(words) * kBytes * passes * threads / Slowest(threads, work);
+}

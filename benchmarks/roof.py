@@ -1,0 +1,192 @@
+"""The roof: what this machine can do at most, what a case must do at least, and their ratio."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .cases import Case
+
+SOURCE = Path(__file__).with_name("roof.cpp")
+DTYPES = ("float32", "float64", "bfloat16")
+ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2}
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Roof:
+    """Limits with `threads` threads at once, measured.
+
+    flops: operations a second for each dtype (bfloat16 only where the CPU has a dot product of it).
+    read: bytes a second of each cache level and of DRAM, all threads together.
+    size: bytes of each cache level; L1 and L2 of one core, L3 of all.
+    """
+
+    threads: int
+    flops: dict[str, float]
+    read: dict[str, float]
+    size: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def best(self, other: Roof | None) -> Roof:
+        """The higher of two measurements of the same machine, limit by limit."""
+        if other is None:
+            return self
+        flops = {dtype: max(value, other.flops[dtype]) for dtype, value in self.flops.items()}
+        read = {level: max(value, other.read[level]) for level, value in self.read.items()}
+        return Roof(self.threads, flops, read, self.size)
+
+    def level(self, bytes_per_thread: float) -> str:
+        """The nearest level in which every thread's share fits."""
+        for level in ("L1", "L2"):
+            if bytes_per_thread <= self.size[level]:
+                return level
+        return "L3" if bytes_per_thread * self.threads <= self.size["L3"] else "DRAM"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least time a case can take: `seconds`, set by `limit` ("FMA" or a memory level).
+
+    amount: operations if the limit is FMA, else bytes that must cross it.
+    """
+
+    limit: str
+    seconds: float
+    amount: float
+
+
+def measure(threads: int) -> Roof:
+    """Best of a few runs of each loop in roof.cpp; about 3 s. RuntimeError without a compiler."""
+    size = cache_sizes()
+    library = _build()
+    flops = {}
+    for number, dtype in enumerate(DTYPES):
+        best = max(library.roof_flops(number, threads, 3_000_000) for _ in range(REPEATS))
+        if best:
+            flops[dtype] = best
+    # Half of a level, so that what else lives there does not push the loop's bytes out.
+    spans = {
+        "L1": size["L1"] // 2,
+        "L2": size["L2"] // 2,
+        "L3": size["L3"] // 2 // threads,
+        "DRAM": 4 * size["L3"] // threads,
+    }
+    read = {}
+    for level, span in spans.items():
+        passes = max(1, (1 << 30) // span)
+        read[level] = max(library.roof_read(span, threads, passes) for _ in range(REPEATS))
+    return Roof(threads, flops, read, size)
+
+
+def _build() -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "roof.so"
+        flags = ["-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-pthread"]
+        command = [os.environ.get("CXX", "g++"), *flags, str(SOURCE), "-o", str(target)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            detail = getattr(error, "stderr", None) or error
+            raise RuntimeError(f"cannot build {SOURCE.name}: {detail}") from error
+        library = ctypes.CDLL(str(target))
+    library.roof_flops.restype = library.roof_read.restype = ctypes.c_double
+    library.roof_flops.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+    library.roof_read.argtypes = [ctypes.c_int64, ctypes.c_int, ctypes.c_int64]
+    return library
+
+
+def cache_sizes() -> dict[str, int]:
+    """Data cache sizes in bytes as Linux reports them; common ones where it does not."""
+    size = {"L1": 32 << 10, "L2": 1 << 20, "L3": 32 << 20}
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        if (index / "type").read_text().strip() == "Instruction":
+            continue
+        match = re.fullmatch(r"(\d+)K", (index / "size").read_text().strip())
+        if match:
+            size["L" + (index / "level").read_text().strip()] = int(match[1]) << 10
+    return size
+
+
+def operations(case: Case) -> float:
+    """Multiplications and additions of the matrix products; training takes three forwards."""
+    if case.kind == "embedding":
+        return 0.0
+    rows = sum(case.lengths)
+    total = 0.0
+    for layer in range(case.layers):
+        inputs = case.I if layer == 0 else case.directions * case.H
+        total += 2.0 * rows * case.directions * case.H * (inputs + case.H)
+    return total * (3 if case.mode == "train" else 1)
+
+
+def streamed_bytes(case: Case) -> float:
+    """Recurrent weights, once a step (twice in training), since each step waits for the last."""
+    if case.kind == "embedding":
+        return 0.0
+    passes = 2 if case.mode == "train" else 1
+    weights = case.layers * case.directions * case.H * case.H * ITEMSIZE[case.dtype]
+    return float(passes * case.T * weights)
+
+
+def moved_bytes(case: Case) -> float:
+    """What must be read or written at least once: inputs, outputs, weights and their gradients.
+
+    A table row that occurs twice is read once, and has one row in a sparse gradient; a write costs
+    as much as a read.
+    """
+    item = ITEMSIZE[case.dtype]
+    if case.kind == "embedding":
+        output, row = case.N * case.D * item, case.D * item
+        distinct = expected_distinct(case)
+        gather = distinct * row + output + 8 * case.N
+        if case.mode == "infer":
+            return gather
+        gradient = distinct * (row + 8) if case.sparse else case.V * row
+        return gather + output + gradient + 8 * case.N
+    rows = sum(case.lengths)
+    weights = 0
+    for layer in range(case.layers):
+        inputs = case.I if layer == 0 else case.directions * case.H
+        weights += case.directions * case.H * (inputs + case.H + 2)
+    features, output = rows * case.I, rows * case.directions * case.H
+    if case.mode == "infer":
+        return float(item * (features + output + weights))
+    # Each layer's output is written forward and read backward; the last one's gradient is read.
+    return float(item * (2 * features + (2 * case.layers + 1) * output + 2 * weights))
+
+
+def expected_distinct(case: Case) -> float:
+    """How many of the N indices are different, on average."""
+    if case.indices == "uniform":
+        return case.V * (1 - (1 - 1 / case.V) ** case.N)
+    total = sum(1 / rank for rank in range(1, case.V + 1))
+    return sum(1 - (1 - 1 / (rank * total)) ** case.N for rank in range(1, case.V + 1))
+
+
+def bound(case: Case, roof: Roof) -> Bound:
+    """The highest of: the multiply-adds, the weights streamed each step, the bytes moved once."""
+    bounds = []
+    if case.kind != "embedding":
+        medium = case.precision == "medium" and "bfloat16" in roof.flops
+        dtype = "bfloat16" if medium else case.dtype
+        peak = roof.flops.get(dtype, roof.flops["float32"])
+        bounds.append(Bound("FMA", operations(case) / peak, operations(case)))
+        streamed = streamed_bytes(case)
+        share = case.H * case.H * ITEMSIZE[case.dtype] / roof.threads
+        level = roof.level(share)
+        bounds.append(Bound(level, streamed / roof.read[level], streamed))
+    moved = moved_bytes(case)
+    # Every call of an embedding reads other rows: what must fit is the whole table.
+    table = case.V * case.D * ITEMSIZE[case.dtype]
+    level = roof.level(max(moved, table) / roof.threads)
+    bounds.append(Bound(level, moved / roof.read[level], moved))
+    return max(bounds, key=lambda b: b.seconds)

@@ -1,0 +1,120 @@
+"""Runs cases in a worker process for each thread setting, and hands back rows as they finish."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from . import measure, roof
+from .cases import Case
+from .store import Row
+
+# ("start", name), ("row", Row), ("stamp", dict), ("roof", (thread setting, Roof)), ("edge", ...)
+Event = tuple[str, Any]
+
+
+def run(cases: Sequence[Case], effort: measure.Effort, only: Sequence[str] = ()) -> Iterator[Event]:
+    """Time the cases; `only` names the rivals to run (all if empty).
+
+    One process a thread setting, since a runtime fixes its pool when it starts; within it all
+    rivals take turns. RuntimeError if a worker dies.
+    """
+    for threads in sorted({case.threads for case in cases}):
+        chosen = [case for case in cases if case.threads == threads]
+        yield from in_worker(_time_cases, threads, threads, chosen, effort, tuple(only))
+
+
+def in_worker(work: Callable[..., None], threads: int, *arguments: Any) -> Iterator[Event]:
+    """Run work(send, threads, *arguments) in a fresh process pinned to `threads` cores (0: all)."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_worker, args=(sender, work, threads, arguments))
+    process.start()
+    sender.close()
+    try:
+        while True:
+            yield receiver.recv()
+    except EOFError:
+        process.join()
+    finally:
+        if process.is_alive():
+            process.terminate()
+    if process.exitcode:
+        raise RuntimeError(f"benchmark worker ended with exit code {process.exitcode}")
+
+
+def _worker(
+    sender: Connection, work: Callable[..., None], threads: int, arguments: tuple[Any, ...]
+) -> None:
+    count = measure.pin_threads(threads)
+    import torch
+
+    torch.set_num_threads(count)
+    work(lambda kind, content: sender.send((kind, content)), count, *arguments)
+    sender.close()
+
+
+def _time_cases(
+    send: Callable[[str, Any], None],
+    threads: int,
+    setting: int,
+    cases: Sequence[Case],
+    effort: measure.Effort,
+    only: tuple[str, ...],
+) -> None:
+    from .engines import engines
+    from .rivals import torch_rivals
+
+    rivals = [r for r in (*torch_rivals(), *engines()) if not only or r.name in only]
+    send("stamp", measure.stamp(threads))
+    send("roof", (setting, roof.measure(threads)))
+    for case in cases:
+        send("start", case.name)
+        send("row", time_case(case, rivals, effort, threads))
+    # Once more, hot: the roof is the better of the two.
+    send("roof", (setting, roof.measure(threads)))
+
+
+def time_case(case: Case, rivals: Sequence[Any], effort: measure.Effort, threads: int) -> Row:
+    """Prepare every rival, check its result against the first one's, time those that agree."""
+    import torch
+
+    from .rivals import Data, Unsupported, compare, saved_bytes
+
+    row, data, ready = Row(case), Data(case), {}
+    expected = None
+    torch.set_float32_matmul_precision(case.precision)
+    try:
+        for rival in rivals:
+            try:
+                prepared = rival.prepare(case, data, threads)
+                result = prepared.result()
+                expected = result if expected is None else expected
+                row.error[rival.name] = compare(case, expected, result)
+                if case.mode == "train" and prepared.lives:
+                    row.saved_bytes[rival.name] = saved_bytes(case, prepared)
+                ready[rival.name] = prepared
+            except Unsupported as reason:
+                row.unsupported[rival.name] = str(reason)
+            except Exception as error:  # a rival's crash must not end the run; it is reported
+                last = traceback.format_exception_only(error)[-1].strip()
+                row.failed[rival.name] = last[:300]
+        start, others = time.perf_counter(), measure.Bystanders()
+        timings = measure.interleave(ready, effort) if ready else {}
+        row.bystanders = others.cores(time.perf_counter() - start)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    for name, timing in timings.items():
+        q1, median, q3 = timing.quartiles
+        row.seconds[name] = {
+            "q1": q1,
+            "median": median,
+            "q3": q3,
+            "samples": len(timing.samples),
+            "calls": timing.calls,
+        }
+    return row

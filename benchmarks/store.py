@@ -1,0 +1,97 @@
+"""Results on disk: one JSON file a label, written after every case."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .cases import Case
+from .roof import Roof
+
+FOLDER = Path("results")
+
+
+@dataclass
+class Row:
+    """One case's outcome. Keys of the dicts are rivals' names.
+
+    seconds: {"q1", "median", "q3"} a call, and "samples" and "calls" (a sample averages).
+    error: largest difference from ours, relative to the largest value.
+    unsupported, failed: why a rival was not timed; failed means a crash or a wrong result.
+    saved_bytes: output and saved-for-backward bytes, training cases only.
+    bystanders: cores that other processes kept busy meanwhile.
+    """
+
+    case: Case
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    error: dict[str, float] = field(default_factory=dict)
+    unsupported: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    saved_bytes: dict[str, int] = field(default_factory=dict)
+    bystanders: float = 0.0
+
+    def ratio(self, slower: str, faster: str) -> float | None:
+        """How many times `faster` is as fast as `slower`; None where one was not timed."""
+        if slower not in self.seconds or faster not in self.seconds:
+            return None
+        return self.seconds[slower]["median"] / self.seconds[faster]["median"]
+
+    def best_rival(self, ours: str) -> str | None:
+        rivals = [name for name in self.seconds if name != ours]
+        return min(rivals, key=lambda name: self.seconds[name]["median"], default=None)
+
+
+@dataclass
+class Result:
+    """A run: what machine, what roofs (by thread setting: 0 for all cores), what rows.
+
+    edges: the tile-edge sweep, {"H=64": [[63, seconds], [64, seconds], ...], ...}; see edges.py.
+    """
+
+    label: str
+    stamp: dict[str, Any] = field(default_factory=dict)
+    roofs: dict[int, Roof] = field(default_factory=dict)
+    rows: dict[str, Row] = field(default_factory=dict)
+    edges: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        return FOLDER / f"{self.label}.json"
+
+    def save(self) -> Path:
+        """Write results/<label>.json, whole or not at all."""
+        content = {
+            "label": self.label,
+            "stamp": self.stamp,
+            "roofs": {str(threads): roof.to_dict() for threads, roof in self.roofs.items()},
+            "rows": [{**vars(row), "case": row.case.to_dict()} for row in self.rows.values()],
+            "edges": self.edges,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(content, indent=1))
+        os.replace(partial, self.path)
+        return self.path
+
+    def roof(self, case: Case) -> Roof | None:
+        return self.roofs.get(case.threads)
+
+
+def load(label: str) -> Result:
+    """The result stored under a label, or at a path ending in .json. FileNotFoundError if none."""
+    path = Path(label) if label.endswith(".json") else FOLDER / f"{label}.json"
+    if not path.exists():
+        stored = ", ".join(sorted(p.stem for p in FOLDER.glob("*.json"))) or "none"
+        raise FileNotFoundError(f"no result {label!r}; stored: {stored}")
+    content = json.loads(path.read_text())
+    rows = [Row(**{**row, "case": Case.from_dict(row["case"])}) for row in content["rows"]]
+    return Result(
+        content["label"],
+        content["stamp"],
+        {int(threads): Roof(**roof) for threads, roof in content["roofs"].items()},
+        {row.case.name: row for row in rows},
+        content["edges"],
+    )
