@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+import rnnext._C  # noqa: F401  registers the ops
+
 __all__ = ["embedding", "rnn", "rnn_cell"]
 
 _rnn: Callable[..., tuple[Tensor, Tensor]] = torch.ops.rnnext.rnn.default
@@ -77,25 +79,18 @@ def rnn(
     ``torch.nn.RNN`` and its ``torch._VF.rnn_tanh``.
     """
     batch_sizes = sorted_indices = unsorted_indices = None
-    single = False
-    h0 = hx
     if isinstance(input, PackedSequence):
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None and sorted_indices is not None:
-            h0 = hx.index_select(1, sorted_indices)
+            hx = hx.index_select(1, sorted_indices)
     else:
         data = input
-        if data.dim() == 2:
-            single, batch_first = True, False
-            data = data.unsqueeze(1)
-            if hx is not None:
-                h0 = hx.unsqueeze(1)
-    if lengths is not None and (single or batch_sizes is not None):
+    if lengths is not None and data.dim() == 2:
         raise ValueError("lengths needs a 3-D input: one sequence or a packed input has its own")
     try:
         output, h_n = _rnn(
             data,
-            h0,
+            hx,
             params,
             bias,
             num_layers,
@@ -109,14 +104,12 @@ def rnn(
         )
     except (RuntimeError, ValueError):
         states = num_layers * (2 if bidirectional else 1)
-        _raise_for_rnn(data, h0, params, batch_sizes, single, states, batch_first)
+        _raise_for_rnn(data, hx, params, batch_sizes, states, batch_first)
         raise
     if isinstance(input, PackedSequence):
         if unsorted_indices is not None:
             h_n = h_n.index_select(1, unsorted_indices)
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
-    if single:
-        return output.squeeze(1), h_n.squeeze(1)
     return output, h_n
 
 
@@ -152,15 +145,10 @@ def rnn_cell(
     J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990. The interface follows
     ``torch.rnn_tanh_cell``.
     """
-    batched = input.dim() != 1
     try:
-        if batched:
-            return _rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
-        h0 = None if hx is None else hx.unsqueeze(0)
-        row = input.unsqueeze(0)
-        return _rnn_cell(row, h0, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity).squeeze(0)
+        return _rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
     except (RuntimeError, ValueError):
-        _raise_for_rnn_cell(input, hx, weight_ih, weight_hh)
+        _raise_for_rnn_cell(input, hx, weight_ih, weight_hh, nonlinearity)
         raise
 
 
@@ -177,7 +165,8 @@ def embedding(
 
     Args:
         input: the indices, int32 or int64, any shape, each in 0..V-1.
-        weight: the table, ``[V, E]``, any strides. float32, float64, bfloat16 or float16.
+        weight: the table, ``[V, E]``, any strides, any dtype; a gradient needs float32, float64,
+            bfloat16 or float16.
         padding_idx: the row, in -V..V-1, that gets no gradient. Default: none.
         max_norm: the rows looked up whose norm exceeds this are scaled down to it, in place in
             ``weight``, before they are read. Default: none.
@@ -195,8 +184,7 @@ def embedding(
         IndexError: an index is outside 0..V-1; the message names it and its position. ``weight`` is
             then unchanged.
         TypeError: ``input`` is not a tensor.
-        RuntimeError: indices that are not int32 or int64, ``weight`` not 2-D, mixed devices, or a
-            dtype that is not supported.
+        RuntimeError: indices that are not int32 or int64, ``weight`` not 2-D, or mixed devices.
 
     The interface follows ``torch.nn.functional.embedding``.
     """
@@ -228,26 +216,22 @@ def _raise_for_rnn(
     hx: Tensor | None,
     params: Sequence[Tensor],
     batch_sizes: Tensor | None,
-    single: bool,
     states: int,
     batch_first: bool,
 ) -> None:
-    """Raise torch.nn.RNN's error for these arguments, or return when it has none for them.
+    """Raise torch.nn.RNN's error for these arguments of the op, or return if it has none for them.
 
-    The arguments are those of the op; ``single`` tells that ``data`` and ``hx`` got their batch
-    dimension here, and ``states`` is layers times directions.
+    ``states`` is layers times directions.
     """
-    rank = 3 if batch_sizes is None else 2
     if batch_sizes is None:
-        if data.dim() != rank:
+        if data.dim() not in (2, 3):
             raise ValueError(
                 f"RNN: Expected input to be 2D or 3D, got {data.dim()}D tensor instead"
             ) from None
-        if hx is not None and hx.dim() != rank:
+        if hx is not None and hx.dim() != data.dim():
+            kind = "unbatched 2-D" if data.dim() == 2 else "batched 3-D"
             raise RuntimeError(
-                f"For unbatched 2-D input, hx should also be 2-D but got {hx.dim() - 1}-D tensor"
-                if single
-                else f"For batched 3-D input, hx should also be 3-D but got {hx.dim()}-D tensor"
+                f"For {kind} input, hx should also be {data.dim()}-D but got {hx.dim()}-D tensor"
             ) from None
     dtype = params[0].dtype
     if data.dtype != dtype and not torch._C._is_any_autocast_enabled():
@@ -255,46 +239,60 @@ def _raise_for_rnn(
             f"RNN input dtype ({data.dtype}) does not match weight dtype ({dtype}). "
             f"Convert input: input.to({dtype}), or convert model: model.to({data.dtype})"
         ) from None
-    if data.dim() != rank:
-        raise RuntimeError(f"input must have {rank} dimensions, got {data.dim()}") from None
+    if batch_sizes is not None and data.dim() != 2:
+        raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}") from None
     if data.size(-1) != params[0].size(-1):
         raise RuntimeError(
             "input.size(-1) must be equal to input_size. "
             f"Expected {params[0].size(-1)}, got {data.size(-1)}"
         ) from None
     if hx is not None:
+        got = list(hx.size())
         if batch_sizes is not None:
             batch = int(batch_sizes[0])
+        elif data.dim() == 2:
+            batch = 1
+            got.insert(1, 1)
         else:
             batch = data.size(0 if batch_first else 1)
         expected = (states, batch, params[1].size(-1))
-        if hx.size() != expected:
-            raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.size())}") from None
+        if got != list(expected):
+            raise RuntimeError(f"Expected hidden size {expected}, got {got}") from None
+    if batch_sizes is None and data.size(1 if batch_first and data.dim() == 3 else 0) == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN") from None
 
 
 def _raise_for_rnn_cell(
-    input: Tensor, hx: Tensor | None, weight_ih: Tensor, weight_hh: Tensor
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    nonlinearity: str,
 ) -> None:
-    """Raise torch.nn.RNNCell's error for these arguments, or return when it has none for them."""
-    for name, tensor in (("input", input), ("hidden", hx)):
-        if tensor is not None and tensor.dim() not in (1, 2):
-            raise ValueError(
-                f"RNNCell: Expected {name} to be 1D or 2D, got {tensor.dim()}D instead"
-            ) from None
+    """Raise torch.nn.RNNCell's error for these arguments, or return if it has none for them."""
+    if input.dim() not in (1, 2):
+        raise ValueError(
+            f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead"
+        ) from None
+    if hx is not None and hx.dim() not in (1, 2):
+        raise ValueError(
+            f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead"
+        ) from None
+    if nonlinearity not in ("tanh", "relu"):
+        raise RuntimeError(f"Unknown nonlinearity: {nonlinearity}") from None
     if input.size(-1) != weight_ih.size(-1):
         raise RuntimeError(
             f"input has inconsistent input_size: got {input.size(-1)} expected {weight_ih.size(-1)}"
         ) from None
     if hx is None:
         return
-    batch = input.size(0) if input.dim() == 2 else 1
-    state = hx if input.dim() == 2 else hx.unsqueeze(0)
-    if state.size(0) != batch:
+    if input.dim() == 1:
+        input, hx = input.unsqueeze(0), hx.unsqueeze(0)
+    if hx.size(0) != input.size(0):
         raise RuntimeError(
-            f"Input batch size {batch} doesn't match hidden0 batch size {state.size(0)}"
+            f"Input batch size {input.size(0)} doesn't match hidden0 batch size {hx.size(0)}"
         ) from None
-    if state.size(1) != weight_hh.size(-1):
+    if hx.size(1) != weight_hh.size(-1):
         raise RuntimeError(
-            "hidden0 has inconsistent hidden_size: "
-            f"got {state.size(1)}, expected {weight_hh.size(-1)}"
+            f"hidden0 has inconsistent hidden_size: got {hx.size(1)}, expected {weight_hh.size(-1)}"
         ) from None

@@ -23,8 +23,12 @@ def recurrence(
     batch_sizes: Tensor | None,
     nonlinearity: str,
     reverse: list[bool],
+    stored: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One layer: every direction on its own, padded, with the rows that are over kept still."""
+    """One layer: every direction on its own, padded, with the rows that are over kept still.
+
+    ``stored`` is a narrower type that each state is rounded to; gradients pass the rounding.
+    """
     present = None
     if batch_sizes is not None:
         present, rows = unpack(batch_sizes)
@@ -49,6 +53,8 @@ def recurrence(
         states = [state] * steps
         for t in reversed(range(steps)) if reverse[d] else range(steps):
             new = ACTIVATIONS[nonlinearity](pre[t] + state @ weight.t())
+            if stored is not None:
+                new = new + (new.to(stored).to(new.dtype) - new).detach()
             if lengths is None:
                 states[t] = state = new
             else:
@@ -235,9 +241,8 @@ def rnn_cell(
     nonlinearity: str,
 ) -> Tensor:
     """One step."""
-    pre = input @ weight_ih.t()
-    if hx is not None:
-        pre = pre + hx @ weight_hh.t()
+    state = input.new_zeros(*input.shape[:-1], weight_hh.size(0)) if hx is None else hx
+    pre = input @ weight_ih.t() + state @ weight_hh.t()
     if bias_ih is not None and bias_hh is not None:
         pre = pre + bias_ih + bias_hh
     return ACTIVATIONS[nonlinearity](pre)

@@ -1,0 +1,82 @@
+"""What the tests share: the table of tolerances, comparisons, and choice of cases."""
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rnnext
+
+# The largest error allowed, as a part of the largest expected magnitude (or of 1, if that is more).
+# The oracle is float64; half types store every state rounded, so they get a few units of rounding.
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.float16: 2**-9,
+    torch.bfloat16: 2**-6,
+}
+
+
+def assert_close(actual: Any, expected: Any, dtype: torch.dtype | None = None) -> None:
+    """Compare tensors, or lists and tuples of them, within the tolerance of the actual dtype.
+
+    ``dtype`` names a coarser type that the computation went through.
+    """
+    if not isinstance(expected, Tensor):
+        assert len(actual) == len(expected)
+        for a, e in zip(actual, expected, strict=True):
+            assert_close(a, e, dtype)
+        return
+    assert actual.shape == expected.shape
+    if expected.numel() == 0:
+        return
+    expected = expected.double()
+    error = (actual.double() - expected).abs().max().item()
+    scale = max(1.0, expected.abs().max().item())
+    assert error <= TOLERANCE[dtype or actual.dtype] * scale, f"error {error} at scale {scale}"
+
+
+def error_of(function: Callable[[], Any]) -> tuple[type[Exception], str]:
+    """The type and the message of the error that a call raises."""
+    try:
+        function()
+    except Exception as error:
+        return type(error), str(error)
+    raise AssertionError("no error was raised")
+
+
+def pairwise(**factors: list[Any]) -> Iterator[dict[str, Any]]:
+    """Cases in which every pair of values of two factors occurs, chosen greedily from a seed."""
+    rng = random.Random(0)
+    names = list(factors)
+    pairs = {
+        (a, x, b, y)
+        for a, b in itertools.combinations(names, 2)
+        for x in range(len(factors[a]))
+        for y in range(len(factors[b]))
+    }
+
+    def covered(case: dict[str, int]) -> set[tuple[str, int, str, int]]:
+        return {(a, case[a], b, case[b]) for a, b in itertools.combinations(names, 2)}
+
+    while pairs:
+        a, x, b, y = min(pairs)
+        candidates = [
+            {n: rng.randrange(len(factors[n])) for n in names} | {a: x, b: y} for _ in range(40)
+        ]
+        best = max(candidates, key=lambda case: len(covered(case) & pairs))
+        pairs -= covered(best)
+        yield {name: factors[name][i] for name, i in best.items()}
+
+
+def case_id(case: dict[str, Any]) -> str:
+    """A short test id: name=value for every factor."""
+    return "-".join(f"{k}={str(v).removeprefix('torch.')}" for k, v in case.items())
+
+
+def supported_isas() -> list[str]:
+    """The ISAs that are built and that this CPU has, slowest first."""
+    return list(rnnext._C.build_info()["isas_supported"])

@@ -1,0 +1,37 @@
+"""Fixtures: the ISA of the kernels and the number of threads, put back after each test."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from common import supported_isas
+
+import rnnext
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _settings() -> Iterator[None]:
+    """Tests may choose an ISA and a number of threads; the next one starts as the process did."""
+    isa, threads = rnnext._C.cpu_isa(), torch.get_num_threads()
+    yield
+    rnnext._C.set_cpu_isa(isa)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=supported_isas())
+def isa(request: pytest.FixtureRequest) -> str:
+    """Run the test once on each ISA that is built and that this CPU has."""
+    rnnext._C.set_cpu_isa(request.param)
+    return request.param
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> int:
+    """Run the test on one and on several threads."""
+    torch.set_num_threads(request.param)
+    return request.param

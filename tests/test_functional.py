@@ -1,0 +1,152 @@
+"""rnnext.functional against torch.nn.functional, torch's cell functions and the modules."""
+
+import pytest
+import torch
+from common import assert_close, error_of
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import rnn as rnn_utils
+
+import rnnext
+from rnnext import functional
+
+
+def flat(module):
+    return [w for ws in module.all_weights for w in ws]
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_rnn(nonlinearity, bias):
+    options = {
+        "num_layers": 2,
+        "nonlinearity": nonlinearity,
+        "bias": bias,
+        "batch_first": True,
+        "dropout": 0.5,
+        "bidirectional": True,
+    }
+    module = nn.RNN(4, 6, **options)
+    x, hx = torch.randn(3, 5, 4), torch.randn(4, 3, 6)
+    torch.manual_seed(1)
+    expected = module(x, hx)
+    torch.manual_seed(1)
+    assert_close(functional.rnn(x, flat(module), hx, training=True, **options), expected)
+    module.eval()
+    assert_close(functional.rnn(x, flat(module), hx, **options), module(x, hx))
+    assert_close(functional.rnn(x[0], flat(module), **options), module(x[0]))
+
+
+def test_rnn_defaults_and_packed_input():
+    module = nn.RNN(4, 6)
+    x = torch.randn(5, 3, 4)
+    assert_close(functional.rnn(x, tuple(flat(module))), module(x))
+    packed = rnn_utils.pack_padded_sequence(x, [2, 5, 1], enforce_sorted=False)
+    (output, h_n), expected = functional.rnn(packed, flat(module)), module(packed)
+    assert_close([output.data, h_n], [expected[0].data, expected[1]])
+    assert torch.equal(output.batch_sizes, expected[0].batch_sizes)
+    assert torch.equal(output.unsorted_indices, expected[0].unsorted_indices)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"num_layers": 2}, RuntimeError),
+        ({"bias": False}, RuntimeError),
+        ({"bidirectional": True}, RuntimeError),
+        ({"nonlinearity": "gelu"}, ValueError),
+        ({"lengths": torch.tensor([6, 1, 1])}, RuntimeError),
+        ({"dropout": 1.5, "num_layers": 2, "training": True}, (RuntimeError, ValueError)),
+    ],
+    ids=str,
+)
+def test_rnn_refuses_options_that_do_not_fit_the_parameters(change, kind):
+    params = flat(nn.RNN(4, 6))
+    with pytest.raises(kind):
+        functional.rnn(torch.zeros(5, 3, 4), params, **change)
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_rnn_refuses_parameters_of_the_wrong_shape(which):
+    params = flat(nn.RNN(4, 6))
+    for shape in [(5, 5), (6,), (7,), (6, 4, 1)]:
+        if shape != tuple(params[which].shape):
+            wrong = [*params[:which], torch.zeros(shape), *params[which + 1 :]]
+            with pytest.raises(RuntimeError):
+                functional.rnn(torch.zeros(5, 3, 4), wrong)
+    wrong = [*params[:which], params[which].detach().double(), *params[which + 1 :]]
+    with pytest.raises((RuntimeError, ValueError), match=r"(?i)dtype|double|float64"):
+        functional.rnn(torch.zeros(5, 3, 4), wrong)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4,)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_rnn_cell(shape, bias):
+    weights = [torch.randn(6, 4), torch.randn(6, 6)]
+    biases = [torch.randn(6), torch.randn(6)] if bias else []
+    x, hx = torch.randn(shape), torch.randn(*shape[:-1], 6)
+    for name, reference in [("tanh", torch.rnn_tanh_cell), ("relu", torch.rnn_relu_cell)]:
+        expected = reference(x.view(-1, 4), hx.view(-1, 6), *weights, *biases).view(hx.shape)
+        assert_close(functional.rnn_cell(x, hx, *weights, *biases, nonlinearity=name), expected)
+
+
+def test_rnn_cell_refuses_wrong_parameters():
+    x, w_ih, w_hh, b = torch.zeros(3, 4), torch.zeros(6, 4), torch.zeros(6, 6), torch.zeros(6)
+    for arguments in [
+        (x, None, w_ih, torch.zeros(6, 5)),
+        (x, None, w_ih, torch.zeros(5, 5)),
+        (x, None, w_ih, w_hh, torch.zeros(5), b),
+        (x, None, w_ih, w_hh, b, torch.zeros(6, 1)),
+        (x, None, w_ih.double(), w_hh.double(), b.double(), b.double()),
+        (x, None, w_ih, w_hh, b, b, "gelu"),
+    ]:
+        with pytest.raises(RuntimeError):
+            functional.rnn_cell(*arguments)
+
+
+@pytest.mark.parametrize("padding_idx", [None, 0, 3, -1, -5])
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_embedding(padding_idx, max_norm):
+    indices = torch.tensor([[0, 4, 4], [3, 0, 4]])
+    table, results = torch.randn(5, 3), []
+    for embedding in (F.embedding, functional.embedding):
+        weight = table.clone().requires_grad_()
+        rows = embedding(indices, weight, padding_idx, max_norm, 2.0, True)
+        rows.square().sum().backward()
+        results.append([rows, weight, weight.grad])
+    assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (torch.tensor([1]), torch.zeros(5, 3), 5),
+        (torch.tensor([1]), torch.zeros(5, 3), -6),
+        (torch.tensor([1]), torch.zeros(5)),
+        (torch.tensor([1]), torch.zeros(5, 3, 2)),
+        ([1], torch.zeros(5, 3)),
+    ],
+)
+def test_embedding_refuses_what_torch_refuses(arguments):
+    assert error_of(lambda: functional.embedding(*arguments)) == error_of(
+        lambda: F.embedding(*arguments)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool, torch.uint8])
+def test_embedding_reads_tables_of_other_dtypes(dtype):
+    table, indices = torch.randint(2, (5, 3)).to(dtype), torch.tensor([[1, 4], [4, 0]])
+    assert torch.equal(functional.embedding(indices, table), table[indices])
+
+
+def test_embedding_refuses_mixed_devices():
+    with pytest.raises(RuntimeError, match="device"):
+        functional.embedding(torch.tensor([1], device="meta"), torch.zeros(5, 3))
+
+
+def test_the_package_offers_the_functions():
+    assert set(functional.__all__) == {"embedding", "rnn", "rnn_cell"}
+    for name in functional.__all__:
+        function = getattr(rnnext.functional, name)
+        assert "Args:" in function.__doc__
+        assert "Raises:" in function.__doc__

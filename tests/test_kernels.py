@@ -1,0 +1,191 @@
+"""What the CPU kernels promise beyond the right values: the same bits, and a tanh within 2 ULP."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import samples
+import torch
+from common import supported_isas
+
+import rnnext
+
+recurrence = torch.ops.rnnext.recurrence
+FMA_ISAS = [isa for isa in supported_isas() if isa != "generic"]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def rows_of(arguments, rows):
+    """The call for some of the sequences of a batch alone."""
+    picked = list(arguments)
+    if picked[1] is None:
+        picked[0] = picked[0][:, rows]
+    else:
+        picked[1] = picked[1][:, rows]
+    if picked[6] is not None:
+        picked[6] = picked[6][:, rows]
+    if picked[7] is not None:
+        picked[7] = picked[7][rows]
+    return picked
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("source", ["features", "ready", "table"])
+@pytest.mark.parametrize("H", [7, 64, 129])
+def test_the_same_bits_for_any_batch(dtype, source, H, isa, threads):
+    arguments = samples.make(
+        T=9, B=26, I=19, H=H, source=source, reverse=(False, True), dtype=dtype, rows="lengths"
+    )
+    output, h_n = recurrence(*arguments)
+    for rows in (slice(0, 1), slice(3, 6), slice(5, 17), slice(0, 13), slice(1, 26)):
+        expected = output[:, rows], h_n[:, rows]
+        assert same(recurrence(*rows_of(arguments, rows)), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("H", [1, 8, 17, 64, 200])
+@pytest.mark.parametrize("B", [1, 2, 13, 40])
+def test_the_same_bits_for_any_threads_and_isa(dtype, H, B):
+    arguments = samples.make(T=12, B=B, I=21, H=H, reverse=(False, True), dtype=dtype)
+    results = []
+    for isa in FMA_ISAS:
+        rnnext._C.set_cpu_isa(isa)
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(recurrence(*arguments))
+    assert all(same(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_same_bits_step_by_step(dtype, isa):
+    arguments = samples.make(T=9, B=5, I=19, H=33, dtype=dtype)
+    output, h_n = recurrence(*arguments)
+    state = arguments[6]
+    for x, expected in zip(arguments[0], output, strict=True):
+        _, state = recurrence(x.unsqueeze(0), *arguments[1:6], state, *arguments[7:])
+        assert torch.equal(state[0], expected)
+    assert torch.equal(state, h_n)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_same_bits_backwards_shortened_and_packed(dtype, isa):
+    arguments = samples.make(T=9, B=3, I=19, H=33, dtype=dtype, reverse=(True,))
+    input, options = arguments[0], arguments[1:10]
+    lengths, batch_sizes = torch.tensor([9, 9, 4]), torch.tensor([3] * 4 + [2] * 5)
+    output, h_n = recurrence(input, *options, [True])
+    turned = recurrence(input.flip(0), *options, [False])
+    assert same((turned[0].flip(0), turned[1]), (output, h_n))
+    options[6] = lengths
+    shortened = recurrence(input, *options, [True])
+    assert torch.equal(shortened[0][:, :2], output[:, :2])
+    alone = recurrence(*rows_of([input[:4], *arguments[1:]], slice(2, 3)))
+    assert torch.equal(shortened[0][:4, 2:], alone[0])
+    assert torch.equal(shortened[1][:, 2:], alone[1])
+    options[6:8] = None, batch_sizes
+    present = torch.arange(9).unsqueeze(1) < lengths
+    packed = recurrence(input[present], *options, [True])
+    assert same(packed, (shortened[0][present], shortened[1]))
+
+
+def tanh(x):
+    """tanh of each element, by one step of the recurrence: as one unit and as a row of units."""
+    zero = torch.zeros(1, 1, dtype=x.dtype)
+    one, _ = recurrence(
+        x.view(1, -1, 1), None, [], [zero], [], [], None, None, None, "tanh", [False]
+    )
+    wide = torch.zeros(x.numel() // 8, x.numel() // 8, dtype=x.dtype)
+    row, _ = recurrence(
+        x.view(1, 8, -1), None, [], [wide], [], [], None, None, None, "tanh", [False]
+    )
+    torch.testing.assert_close(one.flatten(), row.flatten(), rtol=0, atol=0, equal_nan=True)
+    return one.flatten()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exact"), [(torch.float32, np.float64), (torch.float64, np.longdouble)]
+)
+def test_tanh_is_within_two_units_in_the_last_place(dtype, exact, isa):
+    kind = np.float32 if dtype is torch.float32 else np.float64
+    info = np.finfo(kind)
+    # Every exponent, subnormal ones too, with 32 mantissas each; more where tanh bends.
+    exponents = np.arange(info.minexp - info.nmant, info.maxexp, dtype=np.int32)
+    mantissas = 1 + np.random.default_rng(0).random((len(exponents), 32), dtype=np.float64)
+    x = np.ldexp(mantissas, exponents[:, None]).astype(kind).ravel()
+    x = np.concatenate([x, np.linspace(1e-3, 24, 8 * 2048).astype(kind)])
+    x = np.concatenate([x, -x])
+    for part in np.array_split(x[: len(x) // 64 * 64], 8):
+        y = tanh(torch.from_numpy(part[: len(part) // 8 * 8])).numpy()
+        wanted = np.tanh(part[: len(y)].astype(exact))
+        ulp = np.spacing(np.abs(wanted.astype(kind))).astype(exact)
+        error = np.abs(y.astype(exact) - wanted) / ulp
+        assert error.max() <= 2
+        assert np.abs(y).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tanh_is_odd_and_exact_where_it_must_be(dtype, isa):
+    x = torch.cat([torch.rand(4000, dtype=dtype) * 30, torch.rand(4000, dtype=dtype) * 1e-3])
+    assert torch.equal(tanh(-x), -tanh(x))
+    special = torch.tensor([0.0, 20.0, -20.0, 1e30, float("inf"), -float("inf"), -0.0, 1e-30])
+    expected = torch.tensor([0.0, 1.0, -1.0, 1.0, 1.0, -1.0, 0.0, 1e-30])
+    assert torch.equal(tanh(special.to(dtype)), expected.to(dtype))
+    assert tanh(torch.full((8,), float("nan"), dtype=dtype)).isnan().all()
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_nan_stays_in_its_row(nonlinearity, isa):
+    arguments = samples.make(T=4, B=13, H=17, nonlinearity=nonlinearity, dtype=torch.float32)
+    arguments[0][1, 5] = float("nan")
+    output, _ = recurrence(*arguments)
+    assert output[1:, 5].isnan().all()
+    assert not output[:, [b for b in range(13) if b != 5]].isnan().any()
+    assert not output[0].isnan().any()
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("isa", supported_isas())
+def test_the_environment_lowers_the_isa(isa):
+    result = run_python("import rnnext; print(rnnext._C.cpu_isa())", RNNEXT_CPU_ISA=isa)
+    assert result.stdout.strip() == isa
+
+
+def test_an_unknown_isa_is_refused():
+    for name in ("avx1024", "AVX2"):
+        with pytest.raises(ValueError, match=name):
+            rnnext._C.set_cpu_isa(name)
+    result = run_python("import rnnext", RNNEXT_CPU_ISA="avx1024")
+    assert result.returncode != 0
+    assert "avx1024" in result.stderr
+
+
+def test_parallel_regions_may_nest():
+    code = """
+import threading, torch, rnnext
+torch.set_num_threads(3)
+rnn = rnnext.RNN(64, 128, bidirectional=True)
+x = torch.randn(40, 32, 64)
+expected = rnn(x)[0]
+results = [None] * 4
+def work(i):
+    results[i] = rnn(x)[0]
+threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+print(all(torch.equal(r, expected) for r in results))
+"""
+    assert run_python(code).stdout.strip() == "True"
