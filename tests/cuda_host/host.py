@@ -16,6 +16,7 @@ ROOT = HERE.parents[1]
 CUDA = ROOT / "csrc" / "cuda"
 CACHE = ROOT / "build" / "cuda_host"
 
+RUNTIME = ["memory", "schedule", "operations", "launch"]
 COMMON = ["-std=c++17", "-fPIC", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 RUNTIME_FLAGS = [*COMMON, "-O2"]
 # Kernels: the hooks of these sanitizers are the host layer's own, so nothing is linked for them.
@@ -74,9 +75,9 @@ def library(*sources: Path) -> "Library":
     pointers.
     """
     headers = [*CUDA.glob("*.h"), *CUDA.glob("*.cuh"), CUDA.parent / "params.h"]
-    layer = [*(HERE / "include").glob("*.h"), HERE / "execution.h"]
+    layer = [*(HERE / "include").glob("*.h"), *HERE.glob("*.h")]
     depends = sorted(path for path in [*headers, *layer] if path.exists())
-    objects = [_compile(HERE / f"{n}.cpp", RUNTIME_FLAGS, layer) for n in ("schedule", "memory")]
+    objects = [_compile(HERE / f"{n}.cpp", RUNTIME_FLAGS, layer) for n in RUNTIME]
     objects += [_compile(source, KERNEL_FLAGS, depends) for source in sources]
     joined = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:16]
     path = _make(

@@ -1,0 +1,89 @@
+// The state of a launch, shared by the sources of this folder. One launch runs at a time.
+#pragma once
+
+#include <deque>
+#include <queue>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "execution.h"
+
+namespace cuda_host {
+
+struct Cluster {
+  unsigned size = 1;
+  int alive = 0, arrived = 0;
+  unsigned phase = 0;  // barriers completed
+  std::vector<Fiber*> waiting;
+  Block* first = nullptr;
+};
+
+struct Barrier {
+  int expected = 0;
+  std::vector<Fiber*> waiting;
+};
+
+// Lanes of a warp that meet for one operation.
+struct Meeting {
+  const char* what;
+  unsigned mask, arrived;
+  Fiber* fibers[32];
+  void* payload[32];
+};
+
+struct Warp {
+  unsigned alive = 0;
+  std::vector<Meeting> meetings;
+};
+
+struct Resident : Block {
+  Barrier barriers[kNamedBarriers];
+  std::vector<Warp> warps;
+};
+
+struct Copy {
+  void* shared;
+  const void* global;
+  int bytes;
+};
+
+struct Thread : Fiber {
+  std::vector<Copy> open;
+  std::deque<std::vector<Copy>> groups;
+};
+
+struct State {
+  // The blocks that are resident, in the order of the grid.
+  std::vector<Thread> threads;
+  std::vector<Resident> blocks;
+  std::vector<Cluster> clusters;
+  uint32_t first_id = 1;  // of threads[0]
+  int threads_alive = 0;
+
+  std::priority_queue<std::pair<uint64_t, Fiber*>> ready;  // the highest key goes next
+  Fiber* running = nullptr;
+  void* scheduler_stack = nullptr;
+  uint64_t idle_yields = 0;  // since something happened that a spinning thread may wait for
+  uint32_t time = 2;         // counts the events that order accesses
+  uint32_t start = 2;        // of this launch
+
+  bool failed = false;
+  std::string message = "no error";
+};
+extern State state;
+
+// schedule.cpp
+void seed_random(uint64_t value);
+void make_ready(Fiber* fiber);
+void hand_over();                // to the next ready thread; the caller is queued, waits or is over
+void wait_at(const char* what);  // hands over, until another thread makes the caller ready
+void thread_is_over();           // counts the running thread out of its barriers
+inline Resident* block_of(Fiber* fiber) { return static_cast<Resident*>(fiber->block); }
+
+// Stacks: a new fiber that will run `body`, and the change from one to another.
+constexpr size_t kStackBytes = 128 * 1024;
+void* prepare_stack(unsigned char* top, void (*body)());
+extern "C" void cuda_host_switch(void** save, void* to);
+
+}  // namespace cuda_host
