@@ -1,0 +1,166 @@
+"""The model of the demo, and what trains it on a library's modules."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from time import perf_counter
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+import rnnext
+
+# Both offer Embedding and RNN with the same arguments: swapping the module is the whole change.
+LIBRARIES: dict[str, ModuleType] = {"torch.nn": nn, "rnnext": rnnext}
+HALF_LIFE = 400  # steps after which the learning rate has halved
+BLANKS = 0.15  # share of tokens that a bidirectional model has to fill in
+HELD_OUT_TOKENS = (
+    20_000  # of the held-out text, from its beginning: enough for two digits of perplexity
+)
+HELD_OUT_WINDOW = 1000
+
+
+class TextModel(nn.Module):
+    """Embedding, RNN and score layer.
+
+    Args:
+        library: torch.nn, rnnext or another module with the classes Embedding and RNN.
+        pieces: how many tokens there are; a bidirectional model reads one more, the blank.
+        config: hidden, layers, nonlinearity, dropout, bidirectional.
+    """
+
+    def __init__(self, library: ModuleType, pieces: int, config: argparse.Namespace) -> None:
+        super().__init__()
+        self.embedding = library.Embedding(pieces + config.bidirectional, config.hidden)
+        self.rnn = library.RNN(
+            config.hidden,
+            config.hidden,
+            config.layers,
+            nonlinearity=config.nonlinearity,
+            dropout=config.dropout if config.layers > 1 else 0.0,
+            bidirectional=config.bidirectional,
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.score = nn.Linear(config.hidden * (1 + config.bidirectional), pieces)
+
+    def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scores [T, B, pieces] and the new state for tokens [T, B] (int64).
+
+        The state is [layers * directions, B, hidden]; None stands for zeros.
+        """
+        output, state = self.rnn(self.dropout(self.embedding(tokens)), state)
+        return self.score(self.dropout(output)), state
+
+
+class Learner:
+    """One library's model with its optimiser, its place in the text and its record.
+
+    Every random draw of a step comes from the seed and the number of the step. So both libraries
+    draw the same, whoever trains first, and a resumed run needs no state of a generator.
+
+    Args:
+        name: a key of LIBRARIES.
+        config: the options of the program.
+        pieces: how many different tokens there are.
+        streams: the training tokens [L, B] int64.
+    """
+
+    def __init__(self, name: str, config: argparse.Namespace, pieces: int, streams: Tensor) -> None:
+        self.name = name
+        self.config = config
+        self.blank = pieces
+        self.streams = streams
+        torch.manual_seed(config.seed)
+        self.model = TextModel(LIBRARIES[name], pieces, config).to(getattr(torch, config.dtype))
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.rate)
+        self.state: Tensor | None = None
+        self.losses: list[float] = []  # of each step
+        self.seconds: list[float] = []  # of each step
+        self.held_out: list[tuple[int, float]] = []  # step and perplexity
+
+    @property
+    def step(self) -> int:
+        return len(self.losses)
+
+    def count_parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    def train(self, steps: int) -> None:
+        """Trains `steps` steps, each on the next window of the text."""
+        self.model.train()
+        for _ in range(steps):
+            seed = self.config.seed * 1_000_003 + self.step
+            windows = (len(self.streams) - 1) // self.config.length
+            begin = self.step % windows * self.config.length
+            window = self.streams[begin : begin + self.config.length + 1]
+            tokens, targets = self.task(window, seed)
+            torch.manual_seed(seed)
+            if begin == 0 or self.config.bidirectional:
+                self.state = (
+                    None  # the text begins anew; a window read backwards follows on nothing
+                )
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.rate * 0.5 ** (self.step / HALF_LIFE)
+
+            start = perf_counter()
+            scores, state = self.model(tokens, self.state)
+            loss = cross_entropy(scores.flatten(0, 1), targets.flatten())
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            value = loss.item()
+            self.seconds.append(perf_counter() - start)
+            self.state = state.detach()
+            self.losses.append(value)
+
+    def task(self, window: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """What to read and what to say for a window [T + 1, B]; target -100: nothing is asked."""
+        if not self.config.bidirectional:
+            return window[:-1], window[1:]
+        tokens = window[:-1]
+        asked = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(seed)) < BLANKS
+        asked[0] |= ~asked.any(0)  # a loss over nothing would be nan
+        return tokens.masked_fill(asked, self.blank), tokens.masked_fill(~asked, -100)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "state": self.state,
+            "losses": self.losses,
+            "seconds": self.seconds,
+            "held_out": self.held_out,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.state = saved["state"]
+        self.losses = saved["losses"]
+        self.seconds = saved["seconds"]
+        self.held_out = saved["held_out"]
+
+
+@torch.no_grad()
+def perplexity(learner: Learner, codes: Tensor) -> float:
+    """exp of the mean loss on the tokens [N] asked for, read from the beginning in one stream."""
+    learner.model.eval()
+    state, total, count = None, 0.0, 0
+    for seed, window in enumerate(codes[:HELD_OUT_TOKENS].split(HELD_OUT_WINDOW)):
+        begin = seed * HELD_OUT_WINDOW
+        window = codes[begin : begin + len(window) + 1, None]
+        if len(window) < 2:
+            break
+        tokens, targets = learner.task(window, seed)
+        scores, state = learner.model(tokens, None if learner.config.bidirectional else state)
+        total += cross_entropy(
+            scores.flatten(0, 1).float(), targets.flatten(), reduction="sum"
+        ).item()
+        count += int((targets != -100).sum())
+    return math.exp(total / count)
