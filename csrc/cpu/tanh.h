@@ -14,7 +14,8 @@ namespace RNNEXT_ISA {
 //
 // - The sum in the denominator is exactly 1 for n = 0, and for large n an error of num cancels, so
 //   what is left is one rounding of the sum, one of the division, and little else.
-// - n steps up where tanh is just above 1/4 and not half way, so r is in [-0.09, 0.26]. Just below a
+// - n steps up where tanh is just above 1/4 and not half way, so r is in [-0.09, 0.26]. Just below
+// a
 //   power of two, where a ULP is relatively smallest, the error would otherwise reach 2.35 ULP.
 // - t = r + r^3 p(r^2) with p the minimax polynomial for the relative error of t on |r| <= 0.2585
 //   (Remez exchange; 3.7e-9 for float, 6.9e-18 for double).
@@ -25,8 +26,8 @@ template <>
 struct TanhConstants<float> {
   static constexpr int kSign = -0x7fffffff - 1;
   static constexpr int kFraction = 0xff;
-  static constexpr int kShift = 15;             // 23 mantissa bits less 8 of fraction
-  static constexpr float kSaturation = 10.0f;   // tanh rounds to 1 from 9.011 up
+  static constexpr int kShift = 15;            // 23 mantissa bits less 8 of fraction
+  static constexpr float kSaturation = 10.0f;  // tanh rounds to 1 from 9.011 up
   static constexpr float kInverseStep = 2.8853900817779268f;
   static constexpr float kStep = 0.34657359027997264f;
   // 1.5 * 2^kShift gives the last bit the weight 2^-8. 126 is the biased exponent of 1/2.
@@ -42,8 +43,8 @@ template <>
 struct TanhConstants<double> {
   static constexpr long long kSign = -0x7fffffffffffffff - 1;
   static constexpr long long kFraction = 0xff;
-  static constexpr int kShift = 44;             // 52 mantissa bits less 8 of fraction
-  static constexpr double kSaturation = 20.0;   // tanh rounds to 1 from 19.07 up
+  static constexpr int kShift = 44;            // 52 mantissa bits less 8 of fraction
+  static constexpr double kSaturation = 20.0;  // tanh rounds to 1 from 19.07 up
   static constexpr double kInverseStep = 2.8853900817779268147;
   static constexpr double kStep = 0.34657359027997265471;
   static constexpr double kZero = 26388279066624.0 + 1022.0;
@@ -61,6 +62,9 @@ struct TanhConstants<double> {
 
 // At most 2 ULP from the true value for every input; tanh(-x) is -tanh(x) bit for bit, +-0 and NaN
 // pass through, and |tanh(x)| never exceeds 1. Builds that contract to FMA give equal bits.
+// Largest error measured, against tanh in the next wider type: float, over all 2^32 patterns, 1.745
+// ULP with FMA and 1.673 without; double, 6.5e7 samples that crowd where the error peaks, 1.87 with
+// and without. It peaks for |tanh(x)| in [1/4, 1); below 1/4 it is under 0.62.
 template <class V>
 [[gnu::always_inline]] inline V tanh(V x) {
   using Element = decltype(x[0] + x[0]);

@@ -1,0 +1,46 @@
+# Every target sets up what it needs. VENV and PYTHON may be overridden: make test VENV=~/venv
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.rnnext-ready
+
+.PHONY: demo test bench lint build cuda-build cuda-check sanitize clean
+
+demo: build
+	$(BIN)/python examples/train_text.py $(ARGS)
+
+test: build
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: build
+	$(BIN)/python -m pip install -q -e '.[bench]' --no-build-isolation
+	$(BIN)/python -m benchmarks run --label latest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+	$(BIN)/mypy
+
+# torch comes first: the extension is built against the torch that it will run beside.
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q 'torch>=2.11' ninja pybind11 'setuptools>=77' wheel
+	$(BIN)/python -m pip install -q -e '.[demo,test,dev]' --no-build-isolation
+	touch $@
+
+build: $(READY)
+	$(BIN)/python setup.py -q build_ext --inplace
+
+cuda-build:
+	$(PYTHON) benchmarks/cuda_build.py $(ARGS)
+
+cuda-check:
+	$(PYTHON) benchmarks/cuda_check.py $(ARGS)
+
+sanitize: build
+	$(BIN)/python tests/sanitize.py $(ARGS)
+
+clean:
+	rm -rf build dist rnnext/*.so *.egg-info

@@ -1,0 +1,21 @@
+// The cell: what happens to an accumulated pre-activation. A new cell is a struct here and a case in
+// rnn_kernel.h's with_cell.
+#pragma once
+
+namespace rnnext::RNNEXT_ISA {
+
+template <class C>
+struct TanhCell {
+  static RNNEXT_INLINE Vec<C> forward(Vec<C> pre) { return tanh(pre); }
+  // Times the gradient of the output, given the output h alone.
+  static RNNEXT_INLINE Vec<C> backward(Vec<C> grad, Vec<C> h) { return grad * (1 - h * h); }
+};
+
+template <class C>
+struct ReluCell {
+  // NaN goes through, as in torch: NaN > 0 is false, so test for the values that become 0.
+  static RNNEXT_INLINE Vec<C> forward(Vec<C> pre) { return pre <= 0 ? Vec<C>{} : pre; }
+  static RNNEXT_INLINE Vec<C> backward(Vec<C> grad, Vec<C> h) { return h <= 0 ? Vec<C>{} : grad; }
+};
+
+}  // namespace rnnext::RNNEXT_ISA

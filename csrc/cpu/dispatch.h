@@ -1,0 +1,38 @@
+// The kernel table, one for each ISA, and the one place that chooses among them.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "params.h"
+#include "team.h"
+
+namespace rnnext {
+
+struct RnnKernels {
+  // Bytes of workspace, 64-byte aligned, that a call on up to `threads` threads needs.
+  size_t (*forward_workspace)(const Recurrence&, int threads);
+  size_t (*backward_workspace)(const Recurrence&, const RecurrenceGradOut&, int threads);
+  void (*forward)(const Recurrence&, char* workspace, Worker&);
+  void (*backward)(const Recurrence&, const RecurrenceGrad&, const RecurrenceGradOut&,
+                   char* workspace, Worker&);
+};
+
+// out[D] = scale * sum of the rows grad[order[i]], i in [0, n).
+using SumRows = void (*)(const void* grad, int64_t D, const int64_t* order, int64_t n, double scale,
+                         void* out);
+
+struct KernelTable {
+  const char* name;
+  bool (*supported)();
+  const RnnKernels* rnn[4];  // by DType
+  SumRows sum_rows[4];       // by DType
+};
+
+const KernelTable& kernels();
+void set_isa(const std::string& name);    // throws std::invalid_argument
+std::vector<std::string> isas_built();    // slowest first
+std::vector<std::string> isas_supported();
+
+}  // namespace rnnext

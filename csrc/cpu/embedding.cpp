@@ -1,0 +1,238 @@
+// The embedding gather on the CPU and its gradient. The indices are sorted once, stably, so that each
+// row of the gradient is a sum over one run of them: no atomics, the same bits on any thread count.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "check.h"
+#include "cpu/dispatch.h"
+
+namespace rnnext {
+namespace {
+
+constexpr int64_t kBytesPerThread = 1 << 16;
+
+template <class F>
+void parallel(int64_t bytes, const F& f) {
+  const int threads =
+      static_cast<int>(std::clamp<int64_t>(bytes / kBytesPerThread, 1, max_threads()));
+  run_team(
+      threads,
+      [](void* f, Worker& worker) { (*static_cast<const F*>(f))(worker.rank, worker.size); },
+      const_cast<F*>(&f));
+}
+
+[[noreturn]] void throw_out_of_range(const Tensor& indices, int64_t position, int64_t value,
+                                     int64_t rows) {
+  std::vector<int64_t> at(indices.dim());
+  for (int64_t d = indices.dim() - 1; d >= 0; --d) {
+    at[d] = position % indices.size(d);
+    position /= indices.size(d);
+  }
+  const std::string where = at.empty() ? "" : c10::str("[", c10::Join(", ", at), "]");
+  TORCH_CHECK_INDEX(false, "index out of range in self: indices", where, " = ", value,
+                    ", expected 0 <= index < ", rows);
+  __builtin_unreachable();
+}
+
+void check_indices(const Tensor& indices) {
+  TORCH_CHECK(indices.scalar_type() == at::kLong || indices.scalar_type() == at::kInt,
+              "indices must be int32 or int64, got ", indices.scalar_type());
+}
+
+// Position of the first index outside [0, rows), or -1.
+template <class Index>
+int64_t first_outside(const Index* index, int64_t n, int64_t rows) {
+  for (int64_t i = 0; i < n; ++i)
+    if (static_cast<uint64_t>(static_cast<int64_t>(index[i])) >= static_cast<uint64_t>(rows))
+      return i;
+  return -1;
+}
+
+template <class Index>
+void check_bounds(const Index* index, const Tensor& indices, int64_t rows) {
+  const int64_t at = first_outside(index, indices.numel(), rows);
+  if (at >= 0) throw_out_of_range(indices, at, index[at], rows);
+}
+
+template <class Index>
+void gather(const Tensor& weight, const Tensor& indices, const Tensor& out) {
+  const Index* index = indices.const_data_ptr<Index>();
+  check_bounds(index, indices, weight.size(0));
+  const int64_t n = indices.numel(), D = weight.size(1), size = weight.element_size();
+  const int64_t row_stride = weight.stride(0) * size, column_stride = weight.stride(1) * size;
+  const char* from = static_cast<const char*>(weight.const_data_ptr());
+  char* to = static_cast<char*>(out.data_ptr());
+  parallel(2 * n * D * size, [&](int rank, int threads) {
+    for (int64_t i = n * rank / threads; i < n * (rank + 1) / threads; ++i) {
+      const char* row = from + index[i] * row_stride;
+      char* dst = to + i * D * size;
+      if (column_stride == size) {
+        std::memcpy(dst, row, D * size);
+      } else {
+        for (int64_t j = 0; j < D; ++j) std::memcpy(dst + j * size, row + j * column_stride, size);
+      }
+    }
+  });
+}
+
+Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, bool) {
+  TORCH_CHECK(weight.dim() == 2, "'weight' must be 2-D");
+  TORCH_CHECK(indices.device() == weight.device(), "indices must be on the device of weight, ",
+              weight.device(), ", got ", indices.device());
+  check_indices(indices);
+  std::vector<int64_t> shape = indices.sizes().vec();
+  shape.push_back(weight.size(1));
+  const Tensor out = at::empty(shape, weight.options());
+  const Tensor index = indices.contiguous();
+  if (index.scalar_type() == at::kLong) {
+    gather<int64_t>(weight, index, out);
+  } else {
+    gather<int32_t>(weight, index, out);
+  }
+  return out;
+}
+
+// Positions of the indices in the order of their values, equal ones in their own order, and where each
+// run of equal values begins.
+struct Runs {
+  std::vector<int64_t> order;  // [N without padding]
+  std::vector<int64_t> row;    // [U] table row of each run
+  std::vector<int64_t> begin;  // [U+1] into order
+
+  int64_t size() const { return static_cast<int64_t>(row.size()); }
+};
+
+template <class Index>
+Runs sort_runs(const Tensor& indices, int64_t rows, int64_t padding_idx) {
+  const Index* index = indices.const_data_ptr<Index>();
+  check_bounds(index, indices, rows);
+  const int64_t n = indices.numel();
+  struct Entry {
+    int64_t row, position;
+  };
+  std::vector<Entry> entries, other;
+  entries.reserve(n);
+  for (int64_t i = 0; i < n; ++i)
+    if (index[i] != padding_idx) entries.push_back({static_cast<int64_t>(index[i]), i});
+  other.resize(entries.size());
+  constexpr int kBits = 8;  // radix sort, least digit first: stable
+  for (int shift = 0; shift < 63 && ((rows - 1) >> shift) > 0; shift += kBits) {
+    int64_t count[(1 << kBits) + 1] = {};
+    constexpr int64_t kMask = (1 << kBits) - 1;
+    for (const Entry& e : entries) ++count[((e.row >> shift) & kMask) + 1];
+    for (int i = 0; i < (1 << kBits); ++i) count[i + 1] += count[i];
+    for (const Entry& e : entries) other[count[(e.row >> shift) & kMask]++] = e;
+    entries.swap(other);
+  }
+  Runs runs;
+  runs.order.reserve(entries.size());
+  for (const Entry& e : entries) {
+    if (runs.row.empty() || runs.row.back() != e.row) {
+      runs.row.push_back(e.row);
+      runs.begin.push_back(static_cast<int64_t>(runs.order.size()));
+    }
+    runs.order.push_back(e.position);
+  }
+  runs.begin.push_back(static_cast<int64_t>(runs.order.size()));
+  return runs;
+}
+
+Runs sort_runs(const Tensor& grad, const Tensor& indices, int64_t rows, int64_t padding_idx) {
+  check_indices(indices);
+  TORCH_CHECK(grad.dim() == indices.dim() + 1 &&
+                  grad.sizes().slice(0, indices.dim()) == indices.sizes(),
+              "grad must have the shape of indices and one more dimension, got ", grad.sizes(),
+              " with indices of shape ", indices.sizes());
+  const Tensor index = indices.contiguous();
+  return index.scalar_type() == at::kLong ? sort_runs<int64_t>(index, rows, padding_idx)
+                                          : sort_runs<int32_t>(index, rows, padding_idx);
+}
+
+// Sums the runs [first, last) into rows that `to` names.
+template <class To>
+void sum_runs(const Runs& runs, int64_t first, int64_t last, const Tensor& grad, bool scale,
+              const To& to) {
+  const SumRows sum = kernels().sum_rows[static_cast<int>(parse_dtype(grad, "grad"))];
+  for (int64_t u = first; u < last; ++u) {
+    const int64_t n = runs.begin[u + 1] - runs.begin[u];
+    sum(grad.const_data_ptr(), grad.size(-1), &runs.order[runs.begin[u]], n,
+        scale ? 1.0 / static_cast<double>(n) : 1.0, to(u));
+  }
+}
+
+Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num_weights,
+                          int64_t padding_idx, bool scale_grad_by_freq) {
+  const Runs runs = sort_runs(grad, indices, num_weights, padding_idx);
+  const Tensor rows = grad.contiguous();
+  const int64_t D = rows.size(-1), row_bytes = D * rows.element_size();
+  const Tensor out = at::empty({num_weights, D}, rows.options());
+  char* to = static_cast<char*>(out.data_ptr());
+  const int64_t N = static_cast<int64_t>(runs.order.size());
+  // A share is a range of table rows: sums for those that were picked, zeros between them, so every
+  // byte of the output is written once. Shares are equal in rows written plus rows read.
+  const auto boundary = [&](int64_t share, int64_t shares) {
+    const int64_t target = (num_weights + N) * share / shares;
+    int64_t low = 0, high = num_weights;
+    while (low < high) {
+      const int64_t v = (low + high) / 2;
+      const int64_t u = std::lower_bound(runs.row.begin(), runs.row.end(), v) - runs.row.begin();
+      if (v + runs.begin[u] < target) {
+        low = v + 1;
+      } else {
+        high = v;
+      }
+    }
+    return low;
+  };
+  parallel((num_weights + N) * row_bytes, [&](int rank, int threads) {
+    int64_t v = boundary(rank, threads);
+    const int64_t end = boundary(rank + 1, threads);
+    int64_t u = std::lower_bound(runs.row.begin(), runs.row.end(), v) - runs.row.begin();
+    while (v < end) {
+      const int64_t picked = u < runs.size() ? std::min(runs.row[u], end) : end;
+      std::memset(to + v * row_bytes, 0, (picked - v) * row_bytes);
+      if (picked == end) break;
+      sum_runs(runs, u, u + 1, rows, scale_grad_by_freq,
+               [&](int64_t run) { return to + runs.row[run] * row_bytes; });
+      v = picked + 1;
+      ++u;
+    }
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> embedding_sparse_backward(const Tensor& grad, const Tensor& indices,
+                                                     int64_t num_weights, int64_t padding_idx,
+                                                     bool scale_grad_by_freq) {
+  const Runs runs = sort_runs(grad, indices, num_weights, padding_idx);
+  const Tensor rows = grad.contiguous();
+  const int64_t D = rows.size(-1), row_bytes = D * rows.element_size(), U = runs.size();
+  const Tensor row = at::empty({U}, rows.options().dtype(at::kLong));
+  std::copy(runs.row.begin(), runs.row.end(), row.mutable_data_ptr<int64_t>());
+  const Tensor values = at::empty({U, D}, rows.options());
+  char* to = static_cast<char*>(values.data_ptr());
+  const int64_t N = static_cast<int64_t>(runs.order.size());
+  // Shares of equal numbers of rows read, cut where a run begins.
+  const auto boundary = [&](int64_t share, int64_t shares) {
+    return std::lower_bound(runs.begin.begin(), runs.begin.end(), N * share / shares) -
+           runs.begin.begin();
+  };
+  parallel((N + U) * row_bytes, [&](int rank, int threads) {
+    sum_runs(runs, boundary(rank, threads), boundary(rank + 1, threads), rows, scale_grad_by_freq,
+             [&](int64_t run) { return to + run * row_bytes; });
+  });
+  return {row, values};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rnnext, CPU, m) {
+  m.impl("embedding", embedding);
+  m.impl("embedding_backward", embedding_backward);
+  m.impl("embedding_sparse_backward", embedding_sparse_backward);
+}
+
+}  // namespace rnnext

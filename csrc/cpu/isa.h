@@ -1,0 +1,30 @@
+// One ISA's kernels and table. Each isa_*.cpp includes the standard headers, sets its target and
+// RNNEXT_ISA, RNNEXT_VECTOR_BYTES and RNNEXT_TILE_ROWS, and includes this.
+#pragma once
+
+#include "simd.h"
+// after simd.h
+#include "tanh.h"
+// after tanh.h
+#include "cell.h"
+#include "product.h"
+// after product.h
+#include "plan.h"
+// after plan.h
+#include "embedding_kernel.h"
+#include "rnn_backward.h"
+#include "rnn_forward.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+template <class S>
+constexpr RnnKernels kRnn = {forward_workspace<S>, backward_workspace<S>, forward<S>, backward<S>};
+
+constexpr KernelTable table(const char* name, bool (*supported)()) {
+  return {name,
+          supported,
+          {&kRnn<float>, &kRnn<double>, &kRnn<BFloat16>, &kRnn<Float16>},
+          {sum_rows<float>, sum_rows<double>, sum_rows<BFloat16>, sum_rows<Float16>}};
+}
+
+}  // namespace rnnext::RNNEXT_ISA

@@ -1,0 +1,23 @@
+#ifdef __x86_64__
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "dispatch.h"
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#define RNNEXT_ISA avx2
+#define RNNEXT_VECTOR_BYTES 32
+#define RNNEXT_TILE_ROWS 6
+#include "isa.h"
+#pragma GCC pop_options
+
+namespace rnnext {
+extern const KernelTable kAvx2Table;
+const KernelTable kAvx2Table = avx2::table("avx2", [] {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+});
+}  // namespace rnnext
+#endif

@@ -1,0 +1,24 @@
+#ifdef __x86_64__
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "dispatch.h"
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c")
+#define RNNEXT_ISA avx512
+#define RNNEXT_VECTOR_BYTES 64
+#define RNNEXT_TILE_ROWS 8
+#include "isa.h"
+#pragma GCC pop_options
+
+namespace rnnext {
+extern const KernelTable kAvx512Table;
+const KernelTable kAvx512Table = avx512::table("avx512", [] {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+});
+}  // namespace rnnext
+#endif

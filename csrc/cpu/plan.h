@@ -1,0 +1,102 @@
+// How a team shares one call, and the workspace that goes with it.
+#pragma once
+
+namespace rnnext::RNNEXT_ISA {
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Part i of n of the range [0, total), in multiples of `unit`.
+struct Range {
+  int64_t begin, end;
+};
+inline Range part(int64_t total, int64_t i, int64_t n, int64_t unit = 1) {
+  const int64_t units = divide_up(total, unit);
+  return {min_of(total, units * i / n * unit), min_of(total, units * (i + 1) / n * unit)};
+}
+
+// Estimated cycles of one step over `rows` sequences and `columns` of H hidden units: bound by the
+// FMAs or by the memory that holds the weights, whichever is slower.
+template <class C>
+double step_cycles(int64_t rows, int64_t columns, int64_t H) {
+  const double bytes = static_cast<double>(columns) * H * sizeof(C);
+  const double bytes_per_cycle = bytes < 24e3 ? 64 : bytes < 900e3 ? 28 : 10;
+  const double tiles = static_cast<double>(divide_up(rows, kTileRows));
+  const double fma = static_cast<double>(rows) * columns * H / kPanel<C>;
+  // Past the cache's first level the panels are read once per tile of rows from the second level.
+  const double read = bytes / bytes_per_cycle + (tiles - 1) * bytes / 64;
+  return fma > read ? fma : read;
+}
+
+// Sequences need no synchronisation, so directions and batch rows are shared out first; hidden units
+// are split, with a barrier per step, only where few rows meet large weights.
+struct Plan {
+  int64_t batch_parts;   // for each direction
+  int64_t hidden_parts;  // workers that share a unit
+  int64_t units;         // D * batch_parts
+
+  template <class C>
+  static Plan choose(const Recurrence& p, int size) {
+    const int64_t per_direction = size % p.D == 0 ? size / p.D : size;
+    Plan best{min_of(per_direction, p.B), 1, p.D * min_of(per_direction, p.B)};
+    if (size < p.D) return best;
+    constexpr double kBarrier = 700;  // cycles
+    const int64_t workers = size / p.D;
+    double best_cycles = step_cycles<C>(divide_up(p.B, best.batch_parts), p.H, p.H) *
+                         divide_up(best.units, size);
+    for (int64_t hidden = 2; hidden <= min_of(workers, panels_in<C>(p.H)); ++hidden) {
+      const int64_t batch = min_of(workers / hidden, p.B);
+      const int64_t columns = divide_up(panels_in<C>(p.H), hidden) * kPanel<C>;
+      const double cycles =
+          step_cycles<C>(divide_up(p.B, batch), columns, p.H) + (p.T > 1 ? kBarrier : 0);
+      if (cycles < best_cycles) {
+        best_cycles = cycles;
+        best = {batch, hidden, p.D * batch};
+      }
+    }
+    return best;
+  }
+};
+
+// What one worker does of one unit: a direction, sequences [b0, b1), panels [p0, p1).
+struct Unit {
+  int d;
+  int64_t b0, b1, p0, p1;
+  int group, members;  // who meets at the barrier
+};
+template <class C>
+Unit unit_of(const Plan& plan, const Recurrence& p, int64_t u, int64_t slice) {
+  const Range b = part(p.B, u % plan.batch_parts, plan.batch_parts);
+  const Range h = part(panels_in<C>(p.H), slice, plan.hidden_parts);
+  return {static_cast<int>(u / plan.batch_parts), b.begin,          b.end, h.begin, h.end,
+          static_cast<int>(u),                    static_cast<int>(plan.hidden_parts)};
+}
+
+// Calls run(context, unit) for what is `worker`'s share.
+template <class C, class Kernel>
+void run_units(const Kernel& kernel, const Plan& plan, const Recurrence& p, Worker& worker) {
+  if (plan.hidden_parts > 1) {
+    const int64_t u = worker.rank / plan.hidden_parts;
+    if (u < plan.units)
+      kernel.run(unit_of<C>(plan, p, u, worker.rank % plan.hidden_parts), worker);
+    return;
+  }
+  for (int64_t u = worker.rank; u < plan.units; u += worker.size)
+    kernel.run(unit_of<C>(plan, p, u, 0), worker);
+}
+
+// Hands out pieces of a workspace; with no base it only counts.
+struct Arena {
+  char* base;
+  size_t used = 0;
+
+  template <class T>
+  T* take(int64_t n) {
+    T* at = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    used += (static_cast<size_t>(n) * sizeof(T) + 63) / 64 * 64;
+    return at;
+  }
+};
+
+}  // namespace rnnext::RNNEXT_ISA

@@ -1,0 +1,178 @@
+// The register tile that all matrix work is made of, and the packing that feeds it.
+//
+// A tile is R rows times NP panels of two vectors: acc[r][j] += a[r][k] * panel[k][j], accumulators in
+// registers, k outermost and ascending. So every output is one chain of fused multiply-adds in the
+// order of k, whatever the tile, the vector width or the number of threads: the same bits always.
+#pragma once
+
+namespace rnnext::RNNEXT_ISA {
+
+template <class C>
+constexpr int kPanel = 2 * kLanes<C>;  // columns of a panel
+constexpr int kTileRows = RNNEXT_TILE_ROWS;
+
+// Panels a tile of `rows` rows takes at once: few rows need more columns to hide the FMA's latency.
+constexpr int panels_at_once(int rows) {
+  const int n = 6 / rows;
+  return n >= 4 ? 4 : n >= 2 ? 2 : 1;
+}
+
+template <class C>
+constexpr int64_t panels_in(int64_t columns) {
+  return (columns + kPanel<C> - 1) / kPanel<C>;
+}
+
+// Rows of scratch start on different cache sets: a power-of-two stride would map them to one.
+template <class C>
+constexpr int64_t scratch_stride(int64_t columns) {
+  return panels_in<C>(columns) * kPanel<C> + 64 / static_cast<int64_t>(sizeof(C));
+}
+
+// a: [R, K] with row stride `stride`, or, when interleaved, [K, R]. panels: NP of [K, kPanel].
+template <bool interleaved, class C, int R, int NV>
+RNNEXT_INLINE void accumulate(Vec<C> (&acc)[R][NV], const C* a, int64_t stride, const C* panels,
+                              int64_t K) {
+  for (int64_t k = 0; k < K; ++k) {
+#pragma GCC unroll 4
+    for (int q = 0; q < NV / 2; ++q) {
+      const C* row = panels + (q * K + k) * kPanel<C>;
+      const Vec<C> b0 = load(row), b1 = load(row + kLanes<C>);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const C x = interleaved ? a[k * R + r] : a[r * stride + k];
+        acc[r][2 * q] += x * b0;
+        acc[r][2 * q + 1] += x * b1;
+      }
+    }
+  }
+}
+
+// Runs work.tile<R, NP>(row, panel, panels) over rows [0, rows) and panels [p0, p1). Panels are
+// outermost, so that each comes from far memory once; work.panels(p, n) gives where they lie.
+template <int R, class Work>
+RNNEXT_INLINE void tiles_of_row(const Work& work, int64_t row, int64_t p, int64_t n,
+                                const typename Work::C* panels, int64_t panel_size) {
+  constexpr int NP = panels_at_once(R);
+  for (int64_t i = 0; i < n;) {
+    if (NP >= 4 && n - i >= 4) {
+      work.template tile<R, NP >= 4 ? 4 : 1>(row, p + i, panels + i * panel_size);
+      i += 4;
+    } else if (NP >= 2 && n - i >= 2) {
+      work.template tile<R, NP >= 2 ? 2 : 1>(row, p + i, panels + i * panel_size);
+      i += 2;
+    } else {
+      work.template tile<R, 1>(row, p + i, panels + i * panel_size);
+      i += 1;
+    }
+  }
+}
+template <int R, class Work>
+RNNEXT_INLINE void tiles_of_rows(const Work& work, int rows, int64_t row, int64_t p, int64_t n,
+                                 const typename Work::C* panels, int64_t panel_size) {
+  if (rows == R) return tiles_of_row<R>(work, row, p, n, panels, panel_size);
+  if constexpr (R > 1) tiles_of_rows<R - 1>(work, rows, row, p, n, panels, panel_size);
+}
+template <class Work>
+void sweep(const Work& work, int64_t rows, int64_t p0, int64_t p1, int64_t K) {
+  if (rows <= 0) return;
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;  // as even as can be: 8 rows are 4 + 4
+  const int small = static_cast<int>(rows / tiles);
+  const int64_t big = rows % tiles;
+  const int64_t group = panels_at_once(small);
+  for (int64_t p = p0; p < p1; p += group) {
+    const int64_t n = group < p1 - p ? group : p1 - p;
+    const typename Work::C* panels = work.panels(p, n);
+    int64_t row = 0;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int r = small + (i < big);
+      tiles_of_rows<kTileRows>(work, r, row, p, n, panels, K * kPanel<typename Work::C>);
+      row += r;
+    }
+  }
+}
+
+template <class C, int S, int... L>
+RNNEXT_INLINE void exchange(Vec<C>& a, Vec<C>& b, std::integer_sequence<int, L...>) {
+  const Vec<C> lo = __builtin_shufflevector(a, b, ((L & S) ? kLanes<C> + L - S : L)...);
+  b = __builtin_shufflevector(a, b, ((L & S) ? kLanes<C> + L : L + S)...);
+  a = lo;
+}
+template <class C, int S = 1>
+RNNEXT_INLINE void transpose(Vec<C> (&x)[kLanes<C>]) {
+  if constexpr (S < kLanes<C>) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<C>; ++i)
+      if (!(i & S))
+        exchange<C, S>(x[i], x[i + S], std::make_integer_sequence<int, kLanes<C>>());
+    transpose<C, 2 * S>(x);
+  }
+}
+
+// A stored matrix seen as K x columns panels: weight [columns, K] (transposed) or [K, columns].
+template <class S>
+struct Matrix {
+  using C = Compute<S>;
+  const S* weight;
+  int64_t K, columns;
+  bool transposed;
+
+  int64_t panels() const { return panels_in<C>(columns); }
+  int64_t panel_size() const { return K * kPanel<C>; }
+  int64_t packed_size() const { return panels() * panel_size(); }
+
+  // Panel p into dst [K, kPanel]; columns past the matrix are 0.
+  void pack(int64_t p, C* dst) const {
+    const int64_t first = p * kPanel<C>;
+    if (!transposed) {
+      for (int64_t k = 0; k < K; ++k) {
+        const S* row = weight + k * columns + first;
+        store(dst + k * kPanel<C>, load_some(row, columns - first));
+        store(dst + k * kPanel<C> + kLanes<C>,
+              load_some(row + kLanes<C>, columns - first - kLanes<C>));
+      }
+      return;
+    }
+    for (int half = 0; half < 2; ++half) {
+      const int64_t column = first + half * kLanes<C>;
+      for (int64_t k = 0; k < K; k += kLanes<C>) {
+        Vec<C> x[kLanes<C>];
+        for (int i = 0; i < kLanes<C>; ++i) {
+          x[i] = Vec<C>{};
+          if (column + i < columns) x[i] = load_some(weight + (column + i) * K + k, K - k);
+        }
+        transpose<C>(x);
+        C* to = dst + k * kPanel<C> + half * kLanes<C>;
+        for (int i = 0; i < kLanes<C> && k + i < K; ++i) store(to + i * kPanel<C>, x[i]);
+      }
+    }
+  }
+};
+
+// Where a sweep finds the panels of a matrix: packed beforehand, or packed on the way into a
+// scratch that stays in cache (a matrix that is used once).
+template <class C>
+struct Panels {
+  int64_t panel_size;
+  const C* packed;  // null: pack on the way
+  C* scratch;       // [4 panels]
+  const void* matrix;
+  void (*pack)(const void* matrix, int64_t p, C* dst);
+
+  template <class S>
+  static Panels of(const Matrix<S>& matrix, const C* packed, C* scratch) {
+    return {matrix.panel_size(), packed, scratch, &matrix, pack_panel<S>};
+  }
+  const C* at(int64_t p, int64_t n) const {
+    if (packed) return packed + p * panel_size;
+    for (int64_t i = 0; i < n; ++i) pack(matrix, p + i, scratch + i * panel_size);
+    return scratch;
+  }
+
+ private:
+  template <class S>
+  static void pack_panel(const void* matrix, int64_t p, C* dst) {
+    static_cast<const Matrix<S>*>(matrix)->pack(p, dst);
+  }
+};
+
+}  // namespace rnnext::RNNEXT_ISA

@@ -1,0 +1,231 @@
+// The recurrence on the CPU: check, allocate, fill the params, run the kernel on a team of threads.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "check.h"
+#include "cpu/dispatch.h"
+
+namespace rnnext {
+namespace {
+
+using at::TensorList;
+
+// A call's params, and the tensors that they point into.
+struct Call {
+  Recurrence p;
+  RecurrenceSizes sizes;
+  DType dtype;
+  std::vector<Tensor> alive;
+
+  const void* keep(const Tensor& t) {
+    alive.push_back(t.contiguous());
+    return alive.back().const_data_ptr();
+  }
+  const int64_t* keep_int64(const Tensor& t) {
+    return static_cast<const int64_t*>(keep(t.to(at::kLong)));
+  }
+};
+
+void check_range(const int64_t* values, int64_t n, int64_t low, int64_t high, const char* what) {
+  for (int64_t i = 0; i < n; ++i)
+    TORCH_CHECK_INDEX(values[i] >= low && values[i] < high, what, "[", i, "] = ", values[i],
+                      " is out of range: expected ", low, " <= value < ", high);
+}
+
+void fill_call(Call& call, const Tensor& input, const OptionalTensor& index, TensorList weight_ih,
+               TensorList weight_hh, TensorList bias_ih, TensorList bias_hh,
+               const OptionalTensor& h0, const OptionalTensor& lengths,
+               const OptionalTensor& batch_sizes, c10::string_view nonlinearity,
+               const c10::List<bool>& reverse) {
+  call.sizes = check_recurrence(input, index, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths,
+                                batch_sizes, reverse.size());
+  call.dtype = parse_dtype(weight_hh[0], "weight_hh");
+  const RecurrenceSizes& s = call.sizes;
+  Recurrence& p = call.p;
+  p.T = s.T;
+  p.B = s.B;
+  p.I = s.I;
+  p.H = s.H;
+  p.D = static_cast<int>(s.D);
+  p.nonlinearity = parse_nonlinearity(nonlinearity);
+  for (int d = 0; d < p.D; ++d) {
+    p.reverse[d] = reverse[d];
+    p.weight_hh[d] = call.keep(weight_hh[d]);
+    if (s.features) p.weight_ih[d] = call.keep(weight_ih[d]);
+    if (!bias_ih.empty()) {
+      p.bias_ih[d] = call.keep(bias_ih[d]);
+      p.bias_hh[d] = call.keep(bias_hh[d]);
+    }
+  }
+  if (given(h0)) p.h0 = call.keep(*h0);
+  if (s.packed()) {
+    p.step_row = s.step_row.data();
+    p.lengths = s.row_lengths.data();
+  } else if (given(lengths)) {
+    p.lengths = call.keep_int64(*lengths);
+    check_range(p.lengths, s.B, 0, s.T + 1, "lengths");
+  }
+  if (given(index)) {
+    p.index = call.keep_int64(*index);
+    check_range(p.index, s.N, 0, input.size(0), "index");
+  }
+  if (s.features && s.I == 0) return;  // no input to read: the bias is all there is
+  const Tensor rows =
+      input.size(-1) == 1 || input.stride(-1) == 1 ? input : input.contiguous();
+  call.alive.push_back(rows);
+  p.input = rows.const_data_ptr();
+  p.input_stride_b = rows.stride(-2);
+  p.input_stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
+}
+
+// Below this many multiply-adds a second thread costs more than it saves.
+constexpr double kWorkPerThread = 1.5e5;
+
+int threads_for(const Recurrence& p, int products) {
+  const double work = static_cast<double>(p.rows()) * p.D * p.H * (p.H + p.I) * products;
+  return static_cast<int>(std::clamp(work / kWorkPerThread, 1.0, double(max_threads())));
+}
+
+std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor& index,
+                                      TensorList weight_ih, TensorList weight_hh,
+                                      TensorList bias_ih, TensorList bias_hh,
+                                      const OptionalTensor& h0, const OptionalTensor& lengths,
+                                      const OptionalTensor& batch_sizes,
+                                      c10::string_view nonlinearity,
+                                      const c10::List<bool>& reverse) {
+  Call call;
+  fill_call(call, input, index, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, batch_sizes,
+            nonlinearity, reverse);
+  Recurrence& p = call.p;
+  const auto options = weight_hh[0].options();
+  Tensor output = at::empty(call.sizes.output_shape(), options);
+  Tensor h_n = at::empty({p.D, p.B, p.H}, options);
+  if (call.sizes.N == 0) {
+    if (given(h0)) {
+      h_n.copy_(*h0);
+    } else {
+      h_n.zero_();
+    }
+    return {output, h_n};
+  }
+  p.output = output.data_ptr();
+  p.h_n = h_n.data_ptr();
+  const RnnKernels& kernel = *kernels().rnn[static_cast<int>(call.dtype)];
+  const int threads = threads_for(p, 1);
+  const auto bytes = static_cast<int64_t>(kernel.forward_workspace(p, threads));
+  const Tensor workspace = at::empty({bytes}, at::kByte);
+  struct Context {
+    const RnnKernels& kernel;
+    const Recurrence& p;
+    char* workspace;
+  } context{kernel, p, static_cast<char*>(workspace.data_ptr())};
+  run_team(
+      threads,
+      [](void* context, Worker& worker) {
+        const auto& c = *static_cast<Context*>(context);
+        c.kernel.forward(c.p, c.workspace, worker);
+      },
+      &context);
+  return {output, h_n};
+}
+
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, Tensor>
+recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                    const Tensor& output, const Tensor& input, const OptionalTensor& index,
+                    TensorList weight_ih, TensorList weight_hh, const OptionalTensor& h0,
+                    const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
+                    c10::string_view nonlinearity, const c10::List<bool>& reverse,
+                    std::array<bool, 4> output_mask) {
+  Call call;
+  fill_call(call, input, index, weight_ih, weight_hh, {}, {}, h0, lengths, batch_sizes,
+            nonlinearity, reverse);
+  const RecurrenceSizes& s = call.sizes;
+  Recurrence& p = call.p;
+  const Tensor& like = weight_hh[0];
+  check_like(output, "output", s.output_shape(), like);
+  p.output = const_cast<void*>(call.keep(output));
+  RecurrenceGrad g;
+  if (given(grad_output)) {
+    check_like(*grad_output, "grad_output", s.output_shape(), like);
+    g.grad_output = call.keep(*grad_output);
+  }
+  if (given(grad_h_n)) {
+    check_like(*grad_h_n, "grad_h_n", {s.D, s.B, s.H}, like);
+    g.grad_h_n = call.keep(*grad_h_n);
+  }
+
+  const auto [want_input, want_weights, want_bias, want_h0] = output_mask;
+  const auto options = like.options();
+  const auto compute = call.dtype == DType::f64 ? at::kDouble : at::kFloat;
+  const bool empty = s.N == 0;
+  const auto allocate = [&](at::IntArrayRef shape) {
+    return empty ? at::zeros(shape, options) : at::empty(shape, options);
+  };
+  Tensor grad_pre = at::empty(s.output_shape(), options.dtype(compute));
+  g.grad_pre = grad_pre.data_ptr();
+
+  RecurrenceGradOut out;
+  Tensor grad_input = at::empty({0}, options), grad_h0 = at::empty({0}, options);
+  std::vector<Tensor> grad_weight_ih, grad_weight_hh, grad_bias;
+  const auto add = [&](std::vector<Tensor>& list, at::IntArrayRef shape) {
+    list.push_back(allocate(shape));
+    return list.back().data_ptr();
+  };
+  for (int d = 0; d < p.D; ++d) {
+    if (want_weights) out.weight_hh[d] = add(grad_weight_hh, {s.H, s.H});
+    if (want_weights && s.features) out.weight_ih[d] = add(grad_weight_ih, {s.H, s.I});
+    if (want_bias) out.bias[d] = add(grad_bias, {s.H});
+  }
+  if (want_input && s.features) {
+    grad_input = allocate(input.sizes());
+    if (s.I > 0) out.input = grad_input.data_ptr();
+  }
+  if (want_h0) {
+    grad_h0 = allocate({s.D, s.B, s.H});
+    out.h0 = grad_h0.data_ptr();
+    if (empty && given(grad_h_n)) grad_h0.copy_(*grad_h_n);
+  }
+
+  if (!empty) {
+    const RnnKernels& kernel = *kernels().rnn[static_cast<int>(call.dtype)];
+    const int threads = threads_for(p, 3);
+    const auto bytes = static_cast<int64_t>(kernel.backward_workspace(p, out, threads));
+    const Tensor workspace = at::empty({bytes}, at::kByte);
+    struct Context {
+      const RnnKernels& kernel;
+      const Recurrence& p;
+      const RecurrenceGrad& g;
+      const RecurrenceGradOut& out;
+      char* workspace;
+    } context{kernel, p, g, out, static_cast<char*>(workspace.data_ptr())};
+    run_team(
+        threads,
+        [](void* context, Worker& worker) {
+          const auto& c = *static_cast<Context*>(context);
+          c.kernel.backward(c.p, c.g, c.out, c.workspace, worker);
+        },
+        &context);
+  }
+
+  if (want_input && !s.features) {
+    grad_input = grad_pre;
+    if (given(index)) {
+      // A row of the table collects from every row that read it.
+      static const auto op = c10::Dispatcher::singleton()
+                                 .findSchemaOrThrow("rnnext::embedding_backward", "")
+                                 .typed<Tensor(const Tensor&, const Tensor&, c10::SymInt, int64_t, bool)>();
+      grad_input = op.call(grad_pre.flatten(0, -2), index->flatten(), input.size(0), -1, false);
+    }
+    grad_input = grad_input.to(options);
+  }
+  return {grad_input, grad_weight_ih, grad_weight_hh, grad_bias, grad_h0};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rnnext, CPU, m) {
+  m.impl("recurrence", recurrence);
+  m.impl("recurrence_backward", recurrence_backward);
+}
+
+}  // namespace rnnext

@@ -1,0 +1,423 @@
+// The recurrence, backward: the forward's twin. The state is the gradient of the pre-activations, the
+// accumulators start from the gradient of the output, add W_hh^T times that state and are multiplied
+// by the cell's derivative. When all steps are done, the gradients of the weights and of the features
+// are large products over all rows.
+#pragma once
+
+namespace rnnext::RNNEXT_ISA {
+
+// One step of one unit, as if every sequence had a step t: Backward::finish_step mends the others.
+template <class Scalar, class Cell>
+struct BackwardStep {
+  using C = Scalar;
+  const C* packed;  // hh
+  int64_t H;
+  bool has_state;  // false: no step came before
+  const C* grad;   // of the output, first row; or null: zeros
+  int64_t grad_stride;
+  const C* output;
+  int64_t output_stride;
+  const C* state;
+  C* next;
+  int64_t state_stride;
+  C* grad_pre;
+  int64_t grad_pre_stride;
+
+  const C* panels(int64_t q, int64_t) const { return packed + q * H * kPanel<C>; }
+  template <int R, int NP>
+  RNNEXT_TILE void tile(int64_t row, int64_t q, const C* panels) const {
+    const int64_t column = q * kPanel<C>, left = H - column;
+    Vec<C> acc[R][2 * NP] = {};
+    if (grad)
+      for (int r = 0; r < R; ++r)
+        for (int j = 0; j < 2 * NP; ++j)
+          acc[r][j] = load_some(grad + (row + r) * grad_stride + column + j * kLanes<C>,
+                                left - j * kLanes<C>);
+    if (has_state)
+      accumulate<false, C, R, 2 * NP>(acc, state + row * state_stride, state_stride, panels, H);
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < 2 * NP; ++j) {
+        const int64_t at = column + j * kLanes<C>;
+        const Vec<C> h = load_some(output + (row + r) * output_stride + at, H - at);
+        const Vec<C> d = Cell::backward(acc[r][j], h);
+        store(next + (row + r) * state_stride + at, d);
+        store_some(grad_pre + (row + r) * grad_pre_stride + at, d, H - at);
+      }
+  }
+};
+
+// out[row] = sum over directions of a[row] * W: the gradient of what was multiplied with W^T.
+template <class Scalar>
+struct BackProjection {
+  using C = Scalar;
+  const C* packed[2];  // the second null: one direction
+  int64_t K, columns;
+  const C* a;  // [rows, ...]: direction d begins at column d * K
+  int64_t a_stride;
+  C* out;
+  int64_t out_stride;
+
+  const C* panels(int64_t q, int64_t) const { return packed[0] + q * K * kPanel<C>; }
+  template <int R, int NP>
+  RNNEXT_TILE void tile(int64_t row, int64_t q, const C* panels) const {
+    Vec<C> acc[R][2 * NP] = {};
+    accumulate<false, C, R, 2 * NP>(acc, a + row * a_stride, a_stride, panels, K);
+    if (packed[1])
+      accumulate<false, C, R, 2 * NP>(acc, a + row * a_stride + K, a_stride,
+                                      packed[1] + q * K * kPanel<C>, K);
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < 2 * NP; ++j) {
+        const int64_t at = q * kPanel<C> + j * kLanes<C>;
+        store_some(out + (row + r) * out_stride + at, acc[r][j], columns - at);
+      }
+  }
+};
+
+// Where rows [n, n + rows) of a weight gradient's right factor lie: the features, or the state that
+// each step started from. A null row is zero.
+template <class S>
+struct RightRows {
+  const Recurrence& p;
+  int d;
+  bool states;
+  int64_t t = 0, b = 0;
+
+  const S* next() {
+    while (b == p.batch(t)) ++t, b = 0;
+    const int64_t sequence = b++;
+    if (t >= p.length(sequence)) return nullptr;
+    if (!states) {
+      const S* input = static_cast<const S*>(p.input);
+      if (p.step_row) return input + (p.first_row(t) + sequence) * p.input_stride_b;
+      return input + t * p.input_stride_t + sequence * p.input_stride_b;
+    }
+    if (p.first_step(d, sequence, t))
+      return p.h0 ? static_cast<const S*>(p.h0) + (d * p.B + sequence) * p.H : nullptr;
+    const int64_t before = p.reverse[d] ? t + 1 : t - 1;
+    return static_cast<const S*>(p.output) + (p.first_row(before) + sequence) * p.D * p.H + d * p.H;
+  }
+};
+
+template <class S>
+struct Backward {
+  using C = Compute<S>;
+  static constexpr int64_t kChunkRows = 256;  // of the weight gradients' sums
+
+  const Recurrence& p;
+  const RecurrenceGrad& g;
+  const RecurrenceGradOut& out;
+  Plan plan;
+  C *ih[2], *hh[2];  // packed weights
+  C *state, *first;  // [D][2][B][state_stride], [D][B][state_stride]
+  int64_t state_stride;
+  int64_t unit_rows;  // the most sequences of a unit
+  C* step_scratch;    // [workers][2][unit_rows][state_stride]
+  C* block_scratch;   // [workers][block_rows][I], 16-bit only
+  char* scratch;
+  size_t scratch_size;
+  size_t bytes;
+
+  Backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGradOut& out, int size,
+           char* workspace)
+      : p(p), g(g), out(out), plan(Plan::choose<C>(p, size)) {
+    Arena arena{workspace};
+    ih[1] = hh[1] = nullptr;
+    for (int d = 0; d < p.D; ++d) {
+      ih[d] = hh[d] = nullptr;
+      if (out.input) ih[d] = arena.take<C>(weight_ih(d).packed_size());
+      if (needs_hh()) hh[d] = arena.take<C>(weight_hh(d).packed_size());
+    }
+    state_stride = scratch_stride<C>(p.H);
+    state = arena.take<C>(p.D * 2 * p.B * state_stride);
+    first = arena.take<C>(p.D * p.B * state_stride);
+    unit_rows = divide_up(p.B, plan.batch_parts);
+    step_scratch = arena.take<C>(size * 2 * unit_rows * state_stride);
+    block_scratch = arena.take<C>(out.input && !kNative<S> ? size * block_rows() * p.I : 0);
+    scratch_size = Scratch(*this, size, nullptr).bytes;
+    scratch = arena.take<char>(size * static_cast<int64_t>(scratch_size));
+    bytes = arena.used;
+  }
+
+  struct Scratch {  // of one worker, for the weight gradients
+    C *left, *right, *sum_hh, *sum_ih;
+    const S** rows;
+    size_t bytes;
+    Scratch(const Backward& k, int size, char* base) {
+      Arena arena{base};
+      const int64_t slice = divide_up(divide_up(k.p.H, kTileRows), size) * kTileRows;
+      left = arena.take<C>(kChunkRows * slice);
+      right = arena.take<C>(kChunkRows * kPanel<C>);
+      sum_hh = arena.take<C>(slice * scratch_stride<C>(k.p.H));
+      sum_ih = arena.take<C>(k.p.I > 0 ? slice * scratch_stride<C>(k.p.I) : 0);
+      rows = arena.take<const S*>(kChunkRows);
+      bytes = arena.used;
+    }
+  };
+
+  bool needs_hh() const { return p.T > 1 || out.h0; }
+  Matrix<S> weight_ih(int d) const {
+    return {static_cast<const S*>(p.weight_ih[d]), p.H, p.I, false};
+  }
+  Matrix<S> weight_hh(int d) const {
+    return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, false};
+  }
+  C* state_row(int d, int buffer, int64_t b) const {
+    return state + ((d * 2 + buffer) * p.B + b) * state_stride;
+  }
+
+  void pack_share(const Worker& worker) const {
+    for (int d = 0; d < p.D; ++d) {
+      if (hh[d]) pack(weight_hh(d), hh[d], worker);
+      if (ih[d]) pack(weight_ih(d), ih[d], worker);
+    }
+  }
+  void pack(const Matrix<S>& weight, C* to, const Worker& worker) const {
+    const Range share = part(weight.panels(), worker.rank, worker.size);
+    for (int64_t q = share.begin; q < share.end; ++q) weight.pack(q, to + q * weight.panel_size());
+  }
+
+  void run(const Unit& unit, Worker& worker) const {
+    if (p.nonlinearity == Nonlinearity::tanh) return steps<TanhCell<C>>(unit, worker);
+    return steps<ReluCell<C>>(unit, worker);
+  }
+
+  template <class Cell>
+  void steps(const Unit& unit, Worker& worker) const {
+    for (int64_t b = unit.b0; b < unit.b1; ++b)
+      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; ++j)
+        state_row(unit.d, 0, b)[j] = state_row(unit.d, 1, b)[j] = first_row(unit.d, b)[j] = 0;
+    worker.wait(unit.group, unit.members);
+    const bool reverse = p.reverse[unit.d];
+    const int64_t width = p.D * p.H;
+    for (int64_t done = 0; done < p.T; ++done) {
+      const int64_t t = reverse ? done : p.T - 1 - done;
+      const int64_t at = (p.first_row(t) + unit.b0) * width + unit.d * p.H;
+      const int64_t rows = max_of(0, min_of(unit.b1, p.batch(t)) - unit.b0);
+      C* next = state_row(unit.d, ~done & 1, unit.b0);
+      C* grad_pre = static_cast<C*>(g.grad_pre) + at;
+      const StepRows in = step_rows(unit, t, done, rows, at, worker);
+      const BackwardStep<C, Cell> step{hh[unit.d],
+                                       p.H,
+                                       done > 0,
+                                       in.grad,
+                                       in.grad_stride,
+                                       in.output,
+                                       in.output_stride,
+                                       state_row(unit.d, done & 1, unit.b0),
+                                       next,
+                                       state_stride,
+                                       grad_pre,
+                                       width};
+      sweep(step, rows, unit.p0, unit.p1, p.H);
+      if (p.lengths || (out.h0 && done + 1 == p.T)) finish_step(unit, t, rows, next, grad_pre);
+      worker.wait(unit.group, unit.members);
+    }
+    if (out.h0) grad_h0(unit, worker);
+  }
+
+  // Where a step finds the output and its gradient: in the tensors, or in scratch where they are
+  // stored in 16 bits or grad_h_n joins in.
+  struct StepRows {
+    const C* grad;
+    int64_t grad_stride;
+    const C* output;
+    int64_t output_stride;
+  };
+  StepRows step_rows(const Unit& unit, int64_t t, int64_t done, int64_t rows, int64_t at,
+                     const Worker& worker) const {
+    const S* grad = g.grad_output ? static_cast<const S*>(g.grad_output) + at : nullptr;
+    const S* output = static_cast<const S*>(p.output) + at;
+    const bool joins = g.grad_h_n && (p.lengths || done == 0);
+    const int64_t width = p.D * p.H;
+    StepRows in{nullptr, width, nullptr, width};
+    if constexpr (kNative<S>) {
+      in.grad = grad;
+      in.output = output;
+      if (!joins) return in;
+    }
+    const int64_t from = unit.p0 * kPanel<C>, to = unit.p1 * kPanel<C>;
+    C* const rows_of_grad = converted(worker, 0);
+    C* const rows_of_output = converted(worker, 1);
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t b = unit.b0 + row;
+      const S* grad_h_n = joins && p.last_step(unit.d, b, t)
+                              ? static_cast<const S*>(g.grad_h_n) + (unit.d * p.B + b) * p.H
+                              : nullptr;
+      for (int64_t j = from; j < to; j += kLanes<C>) {
+        Vec<C> x = grad ? load_some(grad + row * width + j, p.H - j) : Vec<C>{};
+        if (grad_h_n) x += load_some(grad_h_n + j, p.H - j);
+        store(rows_of_grad + row * state_stride + j, x);
+        if (!kNative<S>)
+          store(rows_of_output + row * state_stride + j,
+                load_some(output + row * width + j, p.H - j));
+      }
+    }
+    in.grad = rows_of_grad;
+    in.grad_stride = state_stride;
+    if (!kNative<S>) {
+      in.output = rows_of_output;
+      in.output_stride = state_stride;
+    }
+    return in;
+  }
+  C* converted(const Worker& worker, int which) const {
+    return step_scratch + (worker.rank * 2 + which) * unit_rows * state_stride;
+  }
+
+  // Rows past their sequence's end have no gradient; the first step's is kept for grad_h0.
+  void finish_step(const Unit& unit, int64_t t, int64_t rows, C* next, C* grad_pre) const {
+    for (int64_t row = 0; row < rows; ++row, next += state_stride, grad_pre += p.D * p.H) {
+      const int64_t b = unit.b0 + row;
+      const bool past = t >= p.length(b), starts = p.first_step(unit.d, b, t);
+      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C> && (past || starts); ++j) {
+        if (past) {
+          next[j] = 0;
+          if (j < p.H) grad_pre[j] = 0;
+        } else {
+          first_row(unit.d, b)[j] = next[j];
+        }
+      }
+    }
+  }
+
+  void grad_h0(const Unit& unit, const Worker& worker) const {
+    // In the compute type first: the state's buffers are free now, but for the slower members.
+    C* const rows = converted(worker, 0);
+    const BackProjection<C> project{{hh[unit.d], nullptr},      p.H, state_stride,
+                                    first_row(unit.d, unit.b0), state_stride, rows, state_stride};
+    sweep(project, unit.b1 - unit.b0, unit.p0, unit.p1, p.H);
+    for (int64_t b = unit.b0; b < unit.b1; ++b) {
+      const int64_t row = (unit.d * p.B + b) * p.H;
+      S* to = static_cast<S*>(out.h0) + row;
+      const S* grad_h_n = static_cast<const S*>(g.grad_h_n) + row;
+      const bool hand_on = g.grad_h_n && p.length(b) == 0;  // no step: h_n was h0
+      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
+        store_some(to + j,
+                   hand_on ? load_some(grad_h_n + j, p.H - j)
+                           : load(rows + (b - unit.b0) * state_stride + j),
+                   p.H - j);
+    }
+  }
+  C* first_row(int d, int64_t b) const { return first + (d * p.B + b) * state_stride; }
+
+  // Rows of a block of grad_input's products: they stay in the second cache while the panels pass.
+  int64_t block_rows() const {
+    const int64_t row_bytes = max_of(p.D * p.H, p.I) * static_cast<int64_t>(sizeof(C));
+    return max_of(1, (256 << 10) / (row_bytes * kTileRows)) * kTileRows;
+  }
+
+  void grad_input(const Worker& worker) const {
+    const Range share = part(p.rows(), worker.rank, worker.size, kTileRows);
+    const int64_t stride = p.D * p.H, block = block_rows();
+    for (int64_t n = share.begin; n < share.end; n += block) {
+      const int64_t rows = min_of(block, share.end - n);
+      S* to = static_cast<S*>(out.input) + n * p.I;
+      C* block_out = block_scratch + worker.rank * block * p.I;
+      if constexpr (kNative<S>) block_out = to;
+      const BackProjection<C> project{{ih[0], ih[1]}, p.H,    p.I,      static_cast<const C*>(g.grad_pre) + n * stride,
+                                      stride,         block_out, p.I};
+      sweep(project, rows, 0, panels_in<C>(p.I), p.H);
+      if constexpr (!kNative<S>)
+        for (int64_t i = 0; i < rows * p.I; i += kLanes<C>)
+          store_some(to + i, load_some(block_out + i, rows * p.I - i), rows * p.I - i);
+    }
+  }
+
+  // Gradients of rows [h0, h1) of the weights: sums over all N rows, in chunks of a fixed size and
+  // order, so they do not depend on the number of threads.
+  void grad_weights(const Worker& worker) const {
+    const Range slice = part(p.H, worker.rank, worker.size, kTileRows);
+    if (slice.begin == slice.end) return;
+    const int64_t height = slice.end - slice.begin;
+    const Scratch s(*this, worker.size, scratch + worker.rank * scratch_size);
+    for (int d = 0; d < p.D; ++d) {
+      for (int64_t i = 0; i < height * scratch_stride<C>(p.H); ++i) s.sum_hh[i] = 0;
+      for (int64_t i = 0; p.I > 0 && i < height * scratch_stride<C>(p.I); ++i) s.sum_ih[i] = 0;
+      RightRows<S> states{p, d, true}, features{p, d, false};
+      C* bias = out.bias[d] ? first_row(d, 0) + slice.begin : nullptr;  // `first` is free now
+      for (int64_t h = 0; bias && h < height; ++h) bias[h] = 0;
+      for (int64_t n = 0; n < p.rows(); n += kChunkRows) {
+        const int64_t rows = min_of(kChunkRows, p.rows() - n);
+        pack_left(static_cast<const C*>(g.grad_pre) + n * p.D * p.H + d * p.H + slice.begin, rows,
+                  height, s.left, bias);
+        if (out.weight_hh[d]) add_product(states, rows, height, p.H, s, s.sum_hh);
+        if (out.weight_ih[d]) add_product(features, rows, height, p.I, s, s.sum_ih);
+      }
+      write_rows(s.sum_hh, scratch_stride<C>(p.H), height, p.H, slice.begin, out.weight_hh[d]);
+      if (p.I > 0)
+        write_rows(s.sum_ih, scratch_stride<C>(p.I), height, p.I, slice.begin, out.weight_ih[d]);
+      if (bias) write_rows(bias, height, 1, height, 0, static_cast<S*>(out.bias[d]) + slice.begin);
+    }
+  }
+
+  // Rows of grad_pre [rows, height] into tiles [height / kTileRows][rows][kTileRows].
+  void pack_left(const C* from, int64_t rows, int64_t height, C* to, C* bias) const {
+    const int64_t tile_size = rows * kTileRows;
+    for (int64_t n = 0; n < rows; ++n, from += p.D * p.H) {
+      C* tile = to + n * kTileRows;
+      for (int64_t h = 0; h < height; h += kTileRows, tile += tile_size)
+        for (int r = 0; r < kTileRows; ++r) tile[r] = h + r < height ? from[h + r] : 0;
+      for (int64_t h = 0; bias && h < height; ++h) bias[h] += from[h];
+    }
+  }
+
+  void add_product(RightRows<S>& source, int64_t rows, int64_t height, int64_t columns,
+                   const Scratch& s, C* sum) const {
+    for (int64_t n = 0; n < rows; ++n) s.rows[n] = source.next();
+    const int64_t stride = scratch_stride<C>(columns);
+    for (int64_t column = 0; column < columns; column += kPanel<C>) {
+      for (int64_t n = 0; n < rows; ++n) {
+        const S* row = s.rows[n];
+        for (int j = 0; j < kPanel<C>; j += kLanes<C>)
+          store(s.right + n * kPanel<C> + j,
+                row ? load_some(row + column + j, columns - column - j) : Vec<C>{});
+      }
+      for (int64_t h = 0; h < height; h += kTileRows) {
+        Vec<C> acc[kTileRows][2];
+        const int tile_rows = static_cast<int>(min_of(kTileRows, height - h));
+        C* to = sum + h * stride + column;
+        for (int r = 0; r < kTileRows; ++r)
+          for (int j = 0; j < 2; ++j)
+            acc[r][j] = r < tile_rows ? load(to + r * stride + j * kLanes<C>) : Vec<C>{};
+        accumulate<true, C, kTileRows, 2>(acc, s.left + h * rows, 0, s.right, rows);
+        for (int r = 0; r < kTileRows; ++r)
+          for (int j = 0; j < 2 && r < tile_rows; ++j)
+            store(to + r * stride + j * kLanes<C>, acc[r][j]);
+      }
+    }
+  }
+
+  void write_rows(const C* from, int64_t stride, int64_t rows, int64_t columns, int64_t first_row,
+                  void* to) const {
+    if (!to) return;
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t j = 0; j < columns; j += kLanes<C>) {
+        const Vec<C> x = load_some(from + r * stride + j, columns - j);
+        store_some(static_cast<S*>(to) + (first_row + r) * columns + j, x, columns - j);
+      }
+  }
+};
+
+template <class S>
+size_t backward_workspace(const Recurrence& p, const RecurrenceGradOut& out, int threads) {
+  size_t bytes = 0;
+  for (int size = 1; size <= threads; ++size) {
+    const size_t needed = Backward<S>(p, RecurrenceGrad{}, out, size, nullptr).bytes;
+    if (needed > bytes) bytes = needed;
+  }
+  return bytes;
+}
+
+template <class S>
+void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGradOut& out,
+              char* workspace, Worker& worker) {
+  const Backward<S> kernel(p, g, out, worker.size, workspace);
+  kernel.pack_share(worker);
+  worker.wait();
+  run_units<Compute<S>>(kernel, kernel.plan, p, worker);
+  worker.wait();
+  if (out.input) kernel.grad_input(worker);
+  kernel.grad_weights(worker);
+}
+
+}  // namespace rnnext::RNNEXT_ISA

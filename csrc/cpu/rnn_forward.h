@@ -1,0 +1,317 @@
+// The recurrence, forward. Each worker takes steps in chunks: first the pre-activations of a chunk of
+// steps into scratch (one product with W_ih, or rows copied), then, step by step, the accumulators
+// start from those rows, add W_hh h and go through the cell. The state lives in scratch [2][B][H] in
+// the compute type, rounded to the storage type at every step, so that a sequence cut into several
+// calls gives the same bits.
+#pragma once
+
+namespace rnnext::RNNEXT_ISA {
+
+// out[row] = start + a[row] * panels: rows of scratch from rows of features.
+template <class Scalar>
+struct Projection {
+  using C = Scalar;
+  Panels<C> weight;
+  int64_t K;
+  const C* a;
+  int64_t a_stride;
+  const C* start;  // [panels]
+  C* out;
+  int64_t out_stride, p0;
+
+  const C* panels(int64_t p, int64_t n) const { return weight.at(p, n); }
+  template <int R, int NP>
+  RNNEXT_TILE void tile(int64_t row, int64_t p, const C* panels) const {
+    const int64_t column = (p - p0) * kPanel<C>;
+    Vec<C> acc[R][2 * NP];
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < 2 * NP; ++j) acc[r][j] = load(start + column + j * kLanes<C>);
+    accumulate<false, C, R, 2 * NP>(acc, a + row * a_stride, a_stride, panels, K);
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < 2 * NP; ++j)
+        store(out + (row + r) * out_stride + column + j * kLanes<C>, acc[r][j]);
+  }
+};
+
+// One step of one unit, as if every sequence had a step t: Forward::finish_step mends the others.
+template <class Scalar, class Cell>
+struct ForwardStep {
+  using C = Scalar;
+  Panels<C> weight;  // hh
+  int64_t H, p0;
+  bool has_state;  // false: every state is zero
+  const C* pre;    // first row, panel p0
+  int64_t pre_stride;
+  const C* state;  // first row
+  C* next;
+  int64_t state_stride;
+  C* output;  // first row, or null: finish_step writes it
+  int64_t output_stride;
+
+  const C* panels(int64_t q, int64_t n) const { return has_state ? weight.at(q, n) : nullptr; }
+  template <int R, int NP>
+  RNNEXT_TILE void tile(int64_t row, int64_t q, const C* panels) const {
+    const int64_t column = q * kPanel<C>;
+    const C* from = pre + row * pre_stride + column - p0 * kPanel<C>;
+    Vec<C> acc[R][2 * NP];
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < 2 * NP; ++j) acc[r][j] = load(from + r * pre_stride + j * kLanes<C>);
+    if (has_state)
+      accumulate<false, C, R, 2 * NP>(acc, state + row * state_stride, state_stride, panels, H);
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < 2 * NP; ++j) {
+        const int64_t at = column + j * kLanes<C>;
+        const Vec<C> h = Cell::forward(acc[r][j]);
+        store(next + (row + r) * state_stride + at, h);
+        if (output) store_some(output + (row + r) * output_stride + at, h, H - at);
+      }
+  }
+};
+
+template <class S>
+struct Forward {
+  using C = Compute<S>;
+  static constexpr int64_t kChunkBytes = 96 << 10;
+
+  const Recurrence& p;
+  Plan plan;
+  bool pack;             // false: T == 1, every panel is used once
+  C *ih[2], *hh[2];      // packed weights
+  C* state;              // [D][2][B][state_stride]
+  int64_t state_stride;  // also the stride of the chunk's rows of features, with I for H
+  int64_t columns;       // of a worker's chunk
+  int64_t chunk_rows;
+  char* scratch;
+  size_t scratch_size;
+  size_t bytes;
+
+  Forward(const Recurrence& p, int size, char* workspace)
+      : p(p), plan(Plan::choose<C>(p, size)), pack(p.T > 1) {
+    Arena arena{workspace};
+    for (int d = 0; d < p.D; ++d) {
+      ih[d] = pack && p.I > 0 ? arena.take<C>(weight_ih(d).packed_size()) : nullptr;
+      hh[d] = pack ? arena.take<C>(weight_hh(d).packed_size()) : nullptr;
+    }
+    state_stride = scratch_stride<C>(p.H);
+    state = arena.take<C>(p.D * 2 * p.B * state_stride);
+    columns = divide_up(panels_in<C>(p.H), plan.hidden_parts) * kPanel<C>;
+    const int64_t row_bytes =
+        max_of(scratch_stride<C>(columns), scratch_stride<C>(p.I)) * static_cast<int64_t>(sizeof(C));
+    const int64_t fit = kChunkBytes / row_bytes;
+    chunk_rows = max_of(divide_up(p.B, plan.batch_parts), min_of(fit, p.T * p.B));
+    scratch_size = Scratch(*this, nullptr).bytes;
+    scratch = arena.take<char>(size * static_cast<int64_t>(scratch_size));
+    bytes = arena.used;
+  }
+
+  struct Scratch {  // of one worker
+    C *bias, *pre, *features, *panels;
+    size_t bytes;
+    Scratch(const Forward& f, char* base) {
+      Arena arena{base};
+      bias = arena.take<C>(f.columns);
+      pre = arena.take<C>(f.chunk_rows * scratch_stride<C>(f.columns));
+      features = arena.take<C>(f.p.I > 0 ? f.chunk_rows * scratch_stride<C>(f.p.I) : 0);
+      panels = arena.take<C>(f.pack ? 0 : 4 * kPanel<C> * max_of(f.p.I, f.p.H));
+      bytes = arena.used;
+    }
+  };
+
+  Matrix<S> weight_ih(int d) const {
+    return {static_cast<const S*>(p.weight_ih[d]), p.I, p.H, true};
+  }
+  Matrix<S> weight_hh(int d) const {
+    return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, true};
+  }
+
+  void pack_share(const Worker& worker) const {
+    for (int d = 0; d < p.D; ++d) {
+      const Range share = part(weight_hh(d).panels(), worker.rank, worker.size);
+      for (int64_t q = share.begin; q < share.end; ++q) {
+        if (p.I > 0) weight_ih(d).pack(q, ih[d] + q * weight_ih(d).panel_size());
+        weight_hh(d).pack(q, hh[d] + q * weight_hh(d).panel_size());
+      }
+    }
+  }
+
+  void run(const Unit& unit, Worker& worker) const {
+    if (p.nonlinearity == Nonlinearity::tanh) return steps<TanhCell<C>>(unit, worker);
+    return steps<ReluCell<C>>(unit, worker);
+  }
+
+  template <class Cell>
+  void steps(const Unit& unit, Worker& worker) const {
+    const Scratch s(*this, scratch + worker.rank * scratch_size);
+    const int64_t pre_stride = scratch_stride<C>(columns);
+    fill_bias(unit, s.bias);
+    fill_state(unit);
+    worker.wait(unit.group, unit.members);
+    const Matrix<S> matrix = weight_hh(unit.d);
+    const Panels<C> weight = Panels<C>::of(matrix, hh[unit.d], s.panels);
+    C* buffers[2] = {state_row(unit.d, 0, unit.b0), state_row(unit.d, 1, unit.b0)};
+    const bool reverse = p.reverse[unit.d];
+    for (int64_t done = 0; done < p.T;) {
+      // The next steps, in the order of the direction, whose rows fit the chunk: [t0, t1).
+      int64_t n = 0, rows = 0;
+      do {
+        rows += sequences(unit, reverse ? p.T - 1 - done - n : done + n);
+        ++n;
+      } while (done + n < p.T &&
+               rows + sequences(unit, reverse ? p.T - 1 - done - n : done + n) <= chunk_rows);
+      const int64_t t0 = reverse ? p.T - done - n : done;
+      fill_chunk(unit, t0, t0 + n, s);
+      int64_t row = reverse ? rows : 0;
+      for (int64_t i = 0; i < n; ++i, ++done) {
+        const int64_t t = reverse ? p.T - 1 - done : done;
+        const int64_t sequences_now = sequences(unit, t);
+        if (reverse) row -= sequences_now;
+        const C* state = buffers[done & 1];
+        C* next = buffers[~done & 1];
+        S* output =
+            static_cast<S*>(p.output) + (p.first_row(t) + unit.b0) * p.D * p.H + unit.d * p.H;
+        ForwardStep<C, Cell> step{weight, p.H,   unit.p0, done > 0 || p.h0, s.pre + row * pre_stride,
+                                  pre_stride, state, next,  state_stride, nullptr, p.D * p.H};
+        if constexpr (kNative<S>) step.output = output;
+        sweep(step, sequences_now, unit.p0, unit.p1, p.H);
+        if (!kNative<S> || p.lengths || done + 1 == p.T)
+          finish_step(unit, t, sequences_now, state, next, output);
+        if (!reverse) row += sequences_now;
+        if (done + 1 < p.T) worker.wait(unit.group, unit.members);
+      }
+    }
+  }
+
+  // What a step does beyond its product: 16-bit outputs, rows past their sequence's end, h_n.
+  void finish_step(const Unit& unit, int64_t t, int64_t rows, const C* state, C* next,
+                   S* output) const {
+    const int64_t from = unit.p0 * kPanel<C>, to = unit.p1 * kPanel<C>;
+    for (int64_t row = 0; row < rows; ++row, state += state_stride, next += state_stride,
+                 output += p.D * p.H) {
+      const int64_t b = unit.b0 + row;
+      const bool past = t >= p.length(b);
+      S* h_n = p.last_step(unit.d, b, t) && !past
+                   ? static_cast<S*>(p.h_n) + (unit.d * p.B + b) * p.H
+                   : nullptr;
+      for (int64_t j = from; j < to; j += kLanes<C>) {
+        if (past) {
+          store(next + j, load(state + j));
+          store_some(output + j, Vec<C>{}, p.H - j);
+          continue;
+        }
+        if (!kNative<S>) {
+          store_some(output + j, load(next + j), p.H - j);
+          store(next + j, load_some(output + j, p.H - j));  // as a later call would read it
+        }
+        if (h_n) store_some(h_n + j, load(next + j), p.H - j);
+      }
+    }
+  }
+
+  // How many of the unit's sequences have a row at step t.
+  int64_t sequences(const Unit& unit, int64_t t) const {
+    return max_of(0, min_of(unit.b1, p.batch(t)) - unit.b0);
+  }
+  C* state_row(int d, int buffer, int64_t b) const {
+    return state + ((d * 2 + buffer) * p.B + b) * state_stride;
+  }
+
+  void fill_bias(const Unit& unit, C* bias) const {
+    for (int64_t j = 0; j < columns; ++j) {
+      const int64_t h = unit.p0 * kPanel<C> + j;
+      bias[j] = 0;
+      if (p.bias_ih[0] && h < p.H)
+        bias[j] = to_compute(static_cast<const S*>(p.bias_ih[unit.d])[h]) +
+                  to_compute(static_cast<const S*>(p.bias_hh[unit.d])[h]);
+    }
+  }
+
+  // Both buffers start from h0: a sequence that begins late finds it in either.
+  void fill_state(const Unit& unit) const {
+    for (int64_t b = unit.b0; b < unit.b1; ++b) {
+      const S* h0 = p.h0 ? static_cast<const S*>(p.h0) + (unit.d * p.B + b) * p.H : nullptr;
+      S* h_n = static_cast<S*>(p.h_n) + (unit.d * p.B + b) * p.H;
+      const bool empty = p.length(b) == 0;
+      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
+        const Vec<C> h = h0 ? load_some(h0 + j, p.H - j) : Vec<C>{};
+        for (int buffer = 0; buffer < 2; ++buffer) store(state_row(unit.d, buffer, b) + j, h);
+        if (empty) store_some(h_n + j, h, p.H - j);
+      }
+    }
+  }
+
+  // Pre-activations of steps [t0, t1), in memory's order, without the recurrent term.
+  void fill_chunk(const Unit& unit, int64_t t0, int64_t t1, const Scratch& s) const {
+    const int64_t stride = scratch_stride<C>(columns);
+    const int64_t from = unit.p0 * kPanel<C>, to = unit.p1 * kPanel<C>;
+    if (p.I == 0) {
+      C* pre = s.pre;
+      for (int64_t t = t0; t < t1; ++t)
+        for (int64_t b = unit.b0; b < unit.b0 + sequences(unit, t); ++b, pre += stride)
+          for (int64_t j = from; j < to; j += kLanes<C>) {
+            Vec<C> x = load(s.bias + j - from);
+            if (p.input) x += load_some(input_row(t, b) + unit.d * p.H + j, p.H - j);
+            store(pre + j - from, x);
+          }
+      return;
+    }
+    int64_t rows = 0;
+    for (int64_t t = t0; t < t1; ++t) rows += sequences(unit, t);
+    const C* a = s.features;
+    int64_t a_stride = scratch_stride<C>(p.I);
+    if (!in_place(unit, t0, t1, &a, &a_stride)) {
+      C* x = s.features;
+      for (int64_t t = t0; t < t1; ++t)
+        for (int64_t b = unit.b0; b < unit.b0 + sequences(unit, t); ++b, x += a_stride)
+          for (int64_t j = 0; j < p.I; j += kLanes<C>)
+            store(x + j, load_some(input_row(t, b) + j, p.I - j));
+    }
+    const Matrix<S> matrix = weight_ih(unit.d);
+    const Projection<C> project{Panels<C>::of(matrix, ih[unit.d], s.panels),
+                                p.I, a, a_stride, s.bias, s.pre, stride, unit.p0};
+    sweep(project, rows, unit.p0, unit.p1, p.I);
+  }
+
+  const S* input_row(int64_t t, int64_t b) const {
+    const S* input = static_cast<const S*>(p.input);
+    const int64_t row = p.first_row(t) + b;
+    if (p.index) return input + p.index[row] * p.input_stride_b;
+    if (p.step_row) return input + row * p.input_stride_b;
+    return input + t * p.input_stride_t + b * p.input_stride_b;
+  }
+
+  // Whether the chunk's features can be read where they lie: rows of the compute type, one stride.
+  bool in_place(const Unit& unit, int64_t t0, int64_t t1, const C** a, int64_t* stride) const {
+    if constexpr (kNative<S>) {
+      const bool whole = unit.b0 == 0 && unit.b1 == p.B;
+      const bool contiguous = p.step_row || p.input_stride_t == p.B * p.input_stride_b;
+      if (t1 - t0 == 1 || (whole && contiguous) || (p.B == 1 && !p.step_row)) {
+        *a = input_row(t0, unit.b0);
+        *stride = p.B == 1 && !p.step_row ? p.input_stride_t : p.input_stride_b;
+        return true;
+      }
+    }
+    return false;
+  }
+};
+
+template <class S>
+size_t forward_workspace(const Recurrence& p, int threads) {
+  size_t bytes = 0;  // the team may be smaller than asked for
+  for (int size = 1; size <= threads; ++size) {
+    const size_t needed = Forward<S>(p, size, nullptr).bytes;
+    if (needed > bytes) bytes = needed;
+  }
+  return bytes;
+}
+
+template <class S>
+void forward(const Recurrence& p, char* workspace, Worker& worker) {
+  const Forward<S> kernel(p, worker.size, workspace);
+  if (kernel.pack) {
+    kernel.pack_share(worker);
+    worker.wait();
+  }
+  run_units<Compute<S>>(kernel, kernel.plan, p, worker);
+}
+
+}  // namespace rnnext::RNNEXT_ISA

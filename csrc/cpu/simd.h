@@ -1,0 +1,134 @@
+// Fixed-width vectors on the compilers' vector extensions, and the storage types of tensors.
+//
+// Included by the isa_*.cpp files alone, after the standard headers and their target pragma; so it
+// includes nothing itself. Everything lives in a namespace of its own ISA: a function shared
+// between ISAs could be linked in its AVX-512 form and crash an older CPU.
+#pragma once
+
+namespace rnnext::RNNEXT_ISA {
+
+#define RNNEXT_INLINE inline __attribute__((always_inline))
+// Tiles stay functions of their own: inlined into their callers they take minutes to compile.
+#define RNNEXT_TILE __attribute__((noinline))
+
+// Vec<C>: one register of C = float or double. Unaligned<C>: the same in memory, at any address.
+template <class C>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  typedef float type __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  typedef int32_t mask __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  typedef float unaligned
+      __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(4), may_alias));
+};
+template <>
+struct VecOf<double> {
+  typedef double type __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  typedef int64_t mask __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  typedef double unaligned
+      __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(8), may_alias));
+};
+template <class C>
+using Vec = typename VecOf<C>::type;
+template <class C>
+constexpr int kLanes = RNNEXT_VECTOR_BYTES / sizeof(C);
+
+// Stored 16-bit floats: arithmetic happens in float.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  _Float16 value;
+};
+
+template <class S>
+struct ComputeOf {
+  using type = S;
+};
+template <>
+struct ComputeOf<BFloat16> {
+  using type = float;
+};
+template <>
+struct ComputeOf<Float16> {
+  using type = float;
+};
+template <class S>
+using Compute = typename ComputeOf<S>::type;
+template <class S>
+constexpr bool kNative = sizeof(S) == sizeof(Compute<S>);  // stored as it is computed
+
+RNNEXT_INLINE float to_compute(float x) { return x; }
+RNNEXT_INLINE double to_compute(double x) { return x; }
+RNNEXT_INLINE float to_compute(Float16 x) { return static_cast<float>(x.value); }
+RNNEXT_INLINE float to_compute(BFloat16 x) {
+  uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float y;
+  __builtin_memcpy(&y, &bits, sizeof y);
+  return y;
+}
+
+template <class S>
+struct To {
+  static RNNEXT_INLINE S storage(S x) { return x; }
+};
+template <>
+struct To<Float16> {
+  static RNNEXT_INLINE Float16 storage(float x) { return {static_cast<_Float16>(x)}; }
+};
+template <>
+struct To<BFloat16> {
+  static RNNEXT_INLINE BFloat16 storage(float x) {  // round to nearest, ties to even
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    if ((bits & 0x7fffffff) > 0x7f800000) return {0x7fc0};
+    return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+  }
+};
+
+template <class C>
+RNNEXT_INLINE Vec<C> load(const C* p) {
+  return *reinterpret_cast<const typename VecOf<C>::unaligned*>(p);
+}
+template <class C>
+RNNEXT_INLINE void store(C* p, Vec<C> x) {
+  *reinterpret_cast<typename VecOf<C>::unaligned*>(p) = x;
+}
+
+// The general forms, out of line: they are tails and 16-bit conversions.
+template <class S>
+__attribute__((noinline)) Vec<Compute<S>> load_each(const S* p, int64_t n) {
+  using C = Compute<S>;
+  Vec<C> x = {};
+  C lanes[kLanes<C>] = {};
+  for (int i = 0; i < kLanes<C> && i < n; ++i) lanes[i] = to_compute(p[i]);
+  __builtin_memcpy(&x, lanes, sizeof x);
+  return x;
+}
+template <class S>
+__attribute__((noinline)) void store_each(S* p, Vec<Compute<S>> x, int64_t n) {
+  using C = Compute<S>;
+  C lanes[kLanes<C>];
+  __builtin_memcpy(lanes, &x, sizeof x);
+  for (int i = 0; i < kLanes<C> && i < n; ++i) p[i] = To<S>::storage(lanes[i]);
+}
+
+// n values of storage type S at p (n >= the lanes: all of them; n <= 0: none); lanes past n are 0.
+template <class S>
+RNNEXT_INLINE Vec<Compute<S>> load_some(const S* p, int64_t n) {
+  using C = Compute<S>;
+  if constexpr (kNative<S>) {
+    if (n >= kLanes<C>) return load(p);
+  }
+  return load_each(p, n);
+}
+template <class S>
+RNNEXT_INLINE void store_some(S* p, Vec<Compute<S>> x, int64_t n) {
+  using C = Compute<S>;
+  if constexpr (kNative<S>) {
+    if (n >= kLanes<C>) return store(p, x);
+  }
+  store_each(p, x, n);
+}
+
+}  // namespace rnnext::RNNEXT_ISA

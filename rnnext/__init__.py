@@ -1,0 +1,41 @@
+"""Elman RNN recurrence and embedding gather as fused, hand-written kernels for PyTorch."""
+
+from importlib.metadata import version as _version
+
+import torch as _torch
+
+try:
+    from rnnext import _build
+except ImportError as error:  # pragma: no cover - only an unbuilt source tree
+    raise ImportError(
+        "rnnext is not built: run `pip install -e . --no-build-isolation` in its source tree"
+    ) from error
+
+if _build.torch_version != _torch.__version__:
+    raise ImportError(
+        f"rnnext was built against torch {_build.torch_version}, but torch {_torch.__version__} is "
+        "installed. Install rnnext again beside it: "
+        "pip install --force-reinstall --no-deps --no-build-isolation rnnext"
+    )
+
+from rnnext import functional, ops
+from rnnext.convert import convert, revert
+from rnnext.embedding import Embedding
+from rnnext.rnn import RNN, RNNCell
+
+__all__ = ["RNN", "Embedding", "RNNCell", "convert", "functional", "ops", "revert"]
+from rnnext import functional  # noqa: E402
+from rnnext.convert import convert, revert  # noqa: E402
+from rnnext.embedding import Embedding  # noqa: E402
+from rnnext.rnn import RNN, RNNCell  # noqa: E402
+
+__all__ = [
+    "RNN",
+    "Embedding",
+    "RNNCell",
+    "convert",
+    "functional",
+    "ops",
+    "revert",
+]
+__version__ = _version("rnnext")

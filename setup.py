@@ -1,0 +1,56 @@
+"""Build script: which sources, which flags, CUDA on or off. Metadata lives in pyproject.toml."""
+
+import os
+import shutil
+from glob import glob
+from pathlib import Path
+
+import torch
+from setuptools import setup
+from torch.utils import cpp_extension
+
+
+def find_cuda() -> bool:
+    """Whether to build the CUDA half: never a question of whether this machine has a GPU."""
+    want = os.environ.get("RNNEXT_CUDA", "auto")
+    if want not in ("auto", "0", "1"):
+        raise SystemExit(f"RNNEXT_CUDA must be 0 or 1, got {want!r}")
+    home = cpp_extension.CUDA_HOME
+    nvcc = shutil.which("nvcc", path=os.path.join(home, "bin")) if home else None
+    have = torch.version.cuda is not None and nvcc is not None
+    if want == "1" and not have:
+        raise SystemExit(
+            "RNNEXT_CUDA=1 needs a CUDA build of torch and nvcc; "
+            f"torch {torch.__version__} was built for CUDA {torch.version.cuda}, nvcc: {nvcc}"
+        )
+    return have and want != "0"
+
+
+def extension(cuda: bool):
+    root = Path(__file__).resolve().parent
+    sources = glob("csrc/*.cpp", root_dir=root) + glob("csrc/cpu/*.cpp", root_dir=root)
+    if cuda:
+        sources += glob("csrc/cuda/*.cpp", root_dir=root) + glob("csrc/cuda/*.cu", root_dir=root)
+    kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
+    # -O3 without -march: the files under csrc/cpu/isa_*.cpp choose their own target.
+    cxx = ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]
+    return kind(
+        "rnnext._C",
+        sorted(sources),
+        include_dirs=[str(root / "csrc")],
+        define_macros=[("RNNEXT_TORCH_VERSION", f'"{torch.__version__}"')]
+        + ([("RNNEXT_CUDA", None)] if cuda else []),
+        extra_compile_args={"cxx": cxx, "nvcc": ["-O3"]} if cuda else cxx,
+    )
+
+
+class BuildExtension(cpp_extension.BuildExtension):
+    def run(self) -> None:
+        """Build, and leave the version of torch where an import can read it before linking."""
+        super().run()
+        package = Path("rnnext" if self.inplace else os.path.join(self.build_lib, "rnnext"))
+        (package / "_build.py").write_text(f'torch_version = "{torch.__version__}"\n')
+
+
+if __name__ == "__main__":
+    setup(ext_modules=[extension(find_cuda())], cmdclass={"build_ext": BuildExtension})
