@@ -14,9 +14,8 @@ namespace RNNEXT_ISA {
 //
 // - The sum in the denominator is exactly 1 for n = 0, and for large n an error of num cancels, so
 //   what is left is one rounding of the sum, one of the division, and little else.
-// - n steps up where tanh is just above 1/4 and not half way, so r is in [-0.09, 0.26]. Just below
-// a
-//   power of two, where a ULP is relatively smallest, the error would otherwise reach 2.35 ULP.
+// - n steps up where tanh is just above 1/4 and not half way, so r is in [-0.09, 0.26]: just below
+//   a power of two, where a ULP is relatively smallest, the error would otherwise reach 2.35 ULP.
 // - t = r + r^3 p(r^2) with p the minimax polynomial for the relative error of t on |r| <= 0.2585
 //   (Remez exchange; 3.7e-9 for float, 6.9e-18 for double).
 template <class Element>
