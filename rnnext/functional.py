@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-import rnnext._C  # noqa: F401  registers the ops
+import rnnext.ops  # noqa: F401  registers the ops
 
 __all__ = ["embedding", "rnn", "rnn_cell"]
 

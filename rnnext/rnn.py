@@ -23,7 +23,7 @@ def _weights(module: nn.Module, names: Sequence[str]) -> list[Any]:
     """
     parameters = module._parameters
     try:
-        return [parameters[name] for name in names]
+        return list(map(parameters.__getitem__, names))
     except KeyError:
         return [getattr(module, name) for name in names]
 

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ def error_of(function: Callable[[], Any]) -> tuple[type[Exception], str]:
     raise AssertionError("no error was raised")
 
 
-def pairwise(**factors: list[Any]) -> Iterator[dict[str, Any]]:
+def pairwise(**factors: list[Any]) -> list[dict[str, Any]]:
     """Cases in which every pair of values of two factors occurs, chosen greedily from a seed."""
     rng = random.Random(0)
     names = list(factors)
@@ -62,6 +62,7 @@ def pairwise(**factors: list[Any]) -> Iterator[dict[str, Any]]:
     def covered(case: dict[str, int]) -> set[tuple[str, int, str, int]]:
         return {(a, case[a], b, case[b]) for a, b in itertools.combinations(names, 2)}
 
+    cases = []
     while pairs:
         a, x, b, y = min(pairs)
         candidates = [
@@ -69,7 +70,8 @@ def pairwise(**factors: list[Any]) -> Iterator[dict[str, Any]]:
         ]
         best = max(candidates, key=lambda case: len(covered(case) & pairs))
         pairs -= covered(best)
-        yield {name: factors[name][i] for name, i in best.items()}
+        cases.append({name: factors[name][i] for name, i in best.items()})
+    return cases
 
 
 def case_id(case: dict[str, Any]) -> str:

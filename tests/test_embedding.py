@@ -177,7 +177,8 @@ def test_empty_table():
     assert rnnext.Embedding(3, 0)(torch.tensor([1])).shape == (1, 0)
 
 
-@pytest.mark.parametrize("options", [{}, {"padding_idx": 4}, {"scale_grad_by_freq": True}], ids=str)
+# Not with scale_grad_by_freq, which torch.nn leaves out of its second derivative.
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 4}], ids=str)
 def test_double_backward(options):
     weight = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     grad = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)

@@ -59,13 +59,11 @@ def test_recurrence_and_its_gradients(case):
             assert_close(a.grad, e.grad)
 
 
-GRADIENT_CASES = list(
-    pairwise(
-        **{k: VARIANTS[k] for k in ("source", "reverse", "nonlinearity", "bias", "h0", "rows")},
-        output=[True, False],
-        h_n=[True, False],
-        mask=[[True] * 4, *([i == j for j in range(4)] for i in range(4))],
-    )
+GRADIENT_CASES = pairwise(
+    **{k: VARIANTS[k] for k in ("source", "reverse", "nonlinearity", "bias", "h0", "rows")},
+    output=[True, False],
+    h_n=[True, False],
+    mask=[[True] * 4, *([i == j for j in range(4)] for i in range(4))],
 )
 
 
@@ -147,19 +145,17 @@ def embedding_case(V, width, indices, index_dtype, dtype, strided):
     return weight.requires_grad_(), torch.randint(V, shape).to(index_dtype)
 
 
-EMBEDDING_CASES = list(
-    pairwise(
-        V=[1, 3, 1000],
-        width=[1, 7, 8, 17, 64, 129],
-        indices=["scalar", "empty", "line", "matrix"],
-        index_dtype=[torch.int64, torch.int32],
-        dtype=VARIANTS["dtype"],
-        strided=[False, True],
-        padding_idx=[-1, 0],
-        scale_grad_by_freq=[False, True],
-        sparse=[False, True],
-        **SETTINGS,
-    )
+EMBEDDING_CASES = pairwise(
+    V=[1, 3, 1000],
+    width=[1, 7, 8, 17, 64, 129],
+    indices=["scalar", "empty", "line", "matrix"],
+    index_dtype=[torch.int64, torch.int32],
+    dtype=VARIANTS["dtype"],
+    strided=[False, True],
+    padding_idx=[-1, 0],
+    scale_grad_by_freq=[False, True],
+    sparse=[False, True],
+    **SETTINGS,
 )
 
 
@@ -255,7 +251,7 @@ def test_every_op_has_samples():
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"), op_samples(), ids=lambda v: v if type(v) is str else ""
+    ("name", "arguments"), list(op_samples()), ids=lambda v: v if type(v) is str else ""
 )
 def test_opcheck(name, arguments):
     opcheck(getattr(ops, name).default, arguments)

@@ -12,17 +12,15 @@ from torch.nn.utils import rnn as rnn_utils
 
 import rnnext
 
-CONFIGS = list(
-    pairwise(
-        nonlinearity=["tanh", "relu"],
-        bias=[True, False],
-        batch_first=[False, True],
-        num_layers=[1, 2, 3],
-        bidirectional=[False, True],
-        layout=["batched", "single", "strided", "packed", "packed_sorted"],
-        with_hx=[True, False],
-        dtype=[torch.float32, torch.float64],
-    )
+CONFIGS = pairwise(
+    nonlinearity=["tanh", "relu"],
+    bias=[True, False],
+    batch_first=[False, True],
+    num_layers=[1, 2, 3],
+    bidirectional=[False, True],
+    layout=["batched", "single", "strided", "packed", "packed_sorted"],
+    with_hx=[True, False],
+    dtype=[torch.float32, torch.float64],
 )
 
 
