@@ -79,7 +79,8 @@ def test_one_of_several_errors_is_recorded_whole(lib):
         error = error_record(lib)
         gather(lib, lib.tensor(torch.randn(7, 5)), indices, error, seed=seed)
         _, position, value, bound = error.tolist()
-        assert value == indices[position] and not 0 <= value < 7 and bound == 7
+        assert value == indices[position] and not 0 <= value < 7
+        assert bound == 7
 
 
 def backward(lib, grad, indices, rows, padding_idx=-1, by_frequency=False, sparse=False, seed=0):
@@ -138,7 +139,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("runs", RUNS)
-@pytest.mark.parametrize("count, columns", [(1, 5), (16, 8), (17, 1), (250, 33), (1500, 8)])
+@pytest.mark.parametrize(("count", "columns"), [(1, 5), (16, 8), (17, 1), (250, 33), (1500, 8)])
 def test_backward(lib, runs, count, columns):
     indices = RUNS[runs](count)
     grad = torch.randn(count, columns)

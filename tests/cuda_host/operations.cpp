@@ -110,6 +110,7 @@ void multiply(MmaLane** lanes, MmaFormat format) {
 
 void warp_sync(unsigned mask) {
   Fiber* self = state.running;
+  const bool whole = mask == block_of(self)->warps[self->warp].alive;
   uint32_t time = 0;
   meet("__syncwarp", mask, time, [&](uint32_t** lanes) {
     ++state.time;
@@ -117,7 +118,7 @@ void warp_sync(unsigned mask) {
       if (lanes[lane]) *lanes[lane] = state.time;
     }
   });
-  if (mask == block_of(self)->warps[self->warp].alive) self->last_warp_barrier = time;
+  if (whole) self->last_warp_barrier = time;
 }
 
 unsigned warp_ballot(unsigned mask, bool predicate) {
