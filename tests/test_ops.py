@@ -138,6 +138,29 @@ def test_frozen_arguments(unused):
             assert_close(a.grad, e.grad)
 
 
+def test_of_the_results_only_the_output_is_kept_for_backward():
+    arguments = samples.make(B=40, reverse=(False, True), requires_grad=True)
+    given = {v.data_ptr() for v in samples.float_tensors(arguments)}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v) or v, lambda v: v):
+        output, _ = ops.recurrence(*arguments)
+    assert [v.data_ptr() for v in kept if v.data_ptr() not in given] == [output.data_ptr()]
+
+
+def test_backward_twice_and_after_a_change_in_place():
+    arguments = samples.make(requires_grad=True)
+    output, h_n = ops.recurrence(*arguments)
+    tensors = samples.float_tensors(arguments)
+    value = output.sum() + h_n.square().sum()
+    first = torch.autograd.grad(value, tensors, retain_graph=True)
+    second = torch.autograd.grad(value, tensors, retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    with torch.no_grad():
+        arguments[3][0].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
 def embedding_case(V, width, indices, index_dtype, dtype, strided):
     shape = {"scalar": (), "empty": (0, 2), "line": (40,), "matrix": (5, 7)}[indices]
     weight = torch.rand(width, V, dtype=torch.float64).t()
