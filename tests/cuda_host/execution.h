@@ -32,7 +32,7 @@ struct Block {
   size_t shared_bytes;
   Cluster* cluster;
   int alive;
-  uint32_t last_barrier, last_acquire;  // when a barrier of all threads, an acquire, completed
+  uint32_t last_barrier;  // when the last barrier of all threads completed
 };
 
 struct Fiber {
@@ -96,6 +96,9 @@ void mark_unwritten(void* p, size_t bytes);
 void mark_unallocated(void* p, size_t bytes);
 void on_read(const void* p, size_t bytes);
 void on_write(void* p, size_t bytes);
+// Whether the running thread has acquired what `other`, of another block, did at `time`.
+bool acquired(const Fiber* other, uint32_t time);
+bool uses_flags();
 void on_flag(const void* p, bool write);  // ordered by its own rules
 void describe_address(const void* p, char* out, size_t size);
 

@@ -141,7 +141,7 @@ void run_resident(const cudaLaunchConfig_t& config, size_t first, size_t count, 
     block.shared_bytes = config.dynamicSmemBytes;
     block.cluster = &state.clusters[b / cluster];
     block.alive = int(per_block);
-    block.last_barrier = block.last_acquire = 0;
+    block.last_barrier = 0;
     block.warps.resize((per_block + 31) / 32);
     poison(shared, block.shared_bytes);
     mark_unwritten(shared, block.shared_bytes);
@@ -304,6 +304,7 @@ cudaError_t cuda_host_launch(const cudaLaunchConfig_t* config, const void* kerne
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random_bits() % i]);
 
   state.failed = false;
+  state.released.clear();
   thread_body = &body;
   state.start = ++state.time;
   {

@@ -55,21 +55,23 @@ void set_state(void* p, size_t bytes, State state, uint32_t writer) {
   }
 }
 
-// Whether what thread `id` did at `time` lies before what the running thread does now. Where flags
-// or several readers take part the answer errs towards yes.
+// Whether what thread `id` did at `time` lies before what the running thread does now. Where
+// several readers take part the answer errs towards yes.
 bool ordered(uint32_t id, uint32_t time) {
   Fiber* me = current();
   if (id == me->id || id == kHost || id == kFlag || time < launch_start()) return true;
   Fiber* other = id == kMany ? me : live_fiber(id);
-  if (other == nullptr || other->block != me->block) {
-    if (me->block->last_acquire > time) return true;
-  } else {
+  if (other == nullptr) return false;  // of a block that is over
+  if (other->block == me->block) {
     if (me->block->last_barrier > time) return true;
     if (me->last_named_barrier > time && other->last_named_barrier > time) return true;
     if (other->warp == me->warp && me->last_warp_barrier > time) return true;
+  } else if (acquired(other, time)) {
+    return true;
   }
+  if (id == kMany && uses_flags()) return true;
   // A cluster barrier orders what came before the other's arrival with what follows my wait.
-  return other != nullptr && other->block->cluster == me->block->cluster && me->phase > 0 &&
+  return other->block->cluster == me->block->cluster && me->phase > 0 &&
          other->arrived[(me->phase - 1) & 1] > time;
 }
 

@@ -53,6 +53,37 @@ void meet(const char* what, unsigned mask, Payload& mine, Combine combine) {
   hand_over();
 }
 
+std::vector<Fiber*> lanes_of(Fiber* fiber, unsigned mask) {
+  std::vector<Fiber*> lanes;
+  for (Thread& thread : state.threads) {
+    if (thread.block == fiber->block && thread.warp == fiber->warp && (mask >> thread.lane & 1)) {
+      lanes.push_back(&thread);
+    }
+  }
+  return lanes;
+}
+
+// Publishes through `flag` what happened before now: all that the running thread did, what others
+// did before a barrier with it, and what these had acquired.
+void release(const void* flag) {
+  auto* self = static_cast<Thread*>(state.running);
+  Resident* block = block_of(self);
+  Clock& clock = state.released[flag];
+  clock.join(block->acquired);
+  if (self->acquired) clock.join(*self->acquired);
+  size_t index = size_t(block - state.blocks.data());
+  if (clock.blocks.size() <= index) clock.blocks.resize(index + 1);
+  clock.blocks[index] = std::max(clock.blocks[index], block->last_barrier);
+  for (Thread& thread : state.threads) {
+    if (thread.block != block) continue;
+    uint32_t before = 0;
+    if (thread.last_named_barrier == self->last_named_barrier) before = self->last_named_barrier;
+    if (thread.warp == self->warp) before = std::max(before, self->last_warp_barrier);
+    if (before > block->last_barrier) clock.threads[thread.id] = before;
+  }
+  clock.threads[self->id] = ++state.time;
+}
+
 void land(const Copy& copy) {
   on_read(copy.global, copy.bytes);
   on_write(copy.shared, copy.bytes);
@@ -117,6 +148,7 @@ void warp_sync(unsigned mask) {
     for (int lane = 0; lane < 32; ++lane) {
       if (lanes[lane]) *lanes[lane] = state.time;
     }
+    if (uses_flags()) share_acquired(lanes_of(self, mask));
   });
   if (whole) self->last_warp_barrier = time;
 }
@@ -217,16 +249,35 @@ void copy_async_wait(int pending) {
   maybe_yield();
 }
 
+bool uses_flags() { return !state.released.empty(); }
+
+bool acquired(const Fiber* other, uint32_t time) {
+  auto* me = static_cast<Thread*>(state.running);
+  size_t block = size_t(block_of(other) - state.blocks.data());
+  auto covers = [&](const Clock& clock) {
+    if (block < clock.blocks.size() && clock.blocks[block] > time) return true;
+    auto at = clock.threads.find(other->id);
+    return at != clock.threads.end() && at->second > time;
+  };
+  return covers(block_of(me)->acquired) || (me->acquired && covers(*me->acquired));
+}
+
 unsigned load_acquire(const unsigned* flag) {
   yield();
   on_flag(flag, false);
-  state.running->block->last_acquire = ++state.time;
+  auto released = state.released.find(flag);
+  if (released != state.released.end()) {
+    auto& mine = static_cast<Thread*>(state.running)->acquired;
+    if (!mine) mine = std::make_unique<Clock>();
+    mine->join(released->second);
+  }
   return *flag;
 }
 
 void store_release(unsigned* flag, unsigned value) {
   maybe_yield();
   on_flag(flag, true);
+  release(flag);
   *flag = value;
   state.idle_yields = 0;
 }
@@ -235,6 +286,7 @@ void add_release(unsigned* flag, unsigned value) {
   maybe_yield();
   on_flag(flag, false);
   on_flag(flag, true);
+  release(flag);
   *flag += value;
   state.idle_yields = 0;
 }

@@ -35,6 +35,7 @@ void complete_if_full(Block* block, int id) {
   ++state.time;
   if (id == 0 || expected == block->alive) block->last_barrier = state.time;
   for (Fiber* fiber : barrier.waiting) fiber->last_named_barrier = state.time;
+  share_acquired(barrier.waiting);
   wake(barrier.waiting);
 }
 
@@ -47,6 +48,33 @@ void complete_if_full(Cluster* cluster) {
 }
 
 }  // namespace
+
+void Clock::join(const Clock& other) {
+  if (blocks.size() < other.blocks.size()) blocks.resize(other.blocks.size());
+  for (size_t i = 0; i < other.blocks.size(); ++i) blocks[i] = std::max(blocks[i], other.blocks[i]);
+  for (auto [id, time] : other.threads) {
+    uint32_t& mine = threads[id];
+    mine = std::max(mine, time);
+  }
+}
+
+void share_acquired(const std::vector<Fiber*>& fibers) {
+  Clock all;
+  bool any = false;
+  for (Fiber* fiber : fibers) {
+    if (auto& clock = static_cast<Thread*>(fiber)->acquired) {
+      all.join(*clock);
+      any = true;
+    }
+  }
+  if (!any) return;
+  Resident* block = block_of(fibers.front());
+  bool whole = int(fibers.size()) == block->alive;
+  if (whole) block->acquired.join(all);
+  for (Fiber* fiber : fibers) {
+    static_cast<Thread*>(fiber)->acquired = whole ? nullptr : std::make_unique<Clock>(all);
+  }
+}
 
 #if defined(__x86_64__)
 asm(R"(
@@ -198,11 +226,9 @@ void block_barrier(int id, int count) {
   Barrier& barrier = static_cast<Resident*>(block)->barriers[id];
   if (id != 0) {
     if (id < 0 || id >= kNamedBarriers) fail("there is no barrier %d", id);
-    if (count <= 0 || count % 32)
-      fail("barrier %d for %d threads: not whole warps", id, count);
+    if (count <= 0 || count % 32) fail("barrier %d for %d threads: not whole warps", id, count);
     if (!barrier.waiting.empty() && barrier.expected != count) {
-      fail("barrier %d for %d threads, while others wait with %d", id, count,
-           barrier.expected);
+      fail("barrier %d for %d threads, while others wait with %d", id, count, barrier.expected);
     }
     barrier.expected = count;
   }

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <deque>
+#include <map>
+#include <memory>
 #include <queue>
 #include <string>
 #include <utility>
@@ -37,7 +39,17 @@ struct Warp {
   std::vector<Meeting> meetings;
 };
 
+// What is known to have happened: everything that all threads of a resident block, or that single
+// threads did before these times.
+struct Clock {
+  std::vector<uint32_t> blocks;
+  std::map<uint32_t, uint32_t> threads;  // by Fiber::id
+
+  void join(const Clock& other);
+};
+
 struct Resident : Block {
+  Clock acquired;  // by its threads, before its last barrier
   Barrier barriers[kNamedBarriers];
   std::vector<Warp> warps;
 };
@@ -49,6 +61,7 @@ struct Copy {
 };
 
 struct Thread : Fiber {
+  std::unique_ptr<Clock> acquired;  // since the block's last barrier
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> groups;
 };
@@ -64,6 +77,7 @@ struct State {
   std::priority_queue<std::pair<uint64_t, Fiber*>> ready;  // the highest key goes next
   Fiber* running = nullptr;
   void* scheduler_stack = nullptr;
+  std::map<const void*, Clock> released;  // through each flag
   uint64_t idle_yields = 0;  // since something happened that a spinning thread may wait for
   uint32_t time = 2;         // counts the events that order accesses
   uint32_t start = 2;        // of this launch
@@ -79,7 +93,8 @@ void make_ready(Fiber* fiber);
 void hand_over();                // to the next ready thread; the caller is queued, waits or is over
 void wait_at(const char* what);  // hands over, until another thread makes the caller ready
 void thread_is_over();           // counts the running thread out of its barriers
-inline Resident* block_of(Fiber* fiber) { return static_cast<Resident*>(fiber->block); }
+void share_acquired(const std::vector<Fiber*>& fibers);  // they met at a barrier
+inline Resident* block_of(const Fiber* fiber) { return static_cast<Resident*>(fiber->block); }
 
 // Stacks: a new fiber that will run `body`, and the change from one to another.
 constexpr size_t kStackBytes = 128 * 1024;
