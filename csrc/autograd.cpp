@@ -1,11 +1,17 @@
 // The Autograd key. First order runs on the backward ops; when the backward pass itself is recorded
 // (create_graph=True) it is a short ATen loop over the saved output, differentiable to any order.
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "check.h"
+
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 is wrong about the vector<bool> of Function::apply.
+#pragma GCC diagnostic ignored "-Warray-bounds"
+#pragma GCC diagnostic ignored "-Wstringop-overflow"
+#endif
 
 namespace rnnext {
 namespace {
@@ -27,9 +33,8 @@ using Recurrence = std::tuple<Tensor, Tensor>(const Tensor&, const OptionalTenso
 using RecurrenceBackward =
     std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, Tensor>(
         const OptionalTensor&, const OptionalTensor&, const Tensor&, const Tensor&,
-        const OptionalTensor&, TensorList, TensorList, const OptionalTensor&,
-        const OptionalTensor&, const OptionalTensor&, c10::string_view, const c10::List<bool>&,
-        std::array<bool, 4>);
+        const OptionalTensor&, TensorList, TensorList, const OptionalTensor&, const OptionalTensor&,
+        const OptionalTensor&, c10::string_view, const c10::List<bool>&, std::array<bool, 4>);
 
 bool needs_grad(const Tensor& t) {
   TORCH_CHECK_NOT_IMPLEMENTED(!torch::autograd::isFwGradDefined(t),
@@ -79,9 +84,7 @@ struct Packing {
     shape.insert(shape.begin(), T);
     return flat.view(shape);
   }
-  Tensor pack(const Tensor& padded) const {
-    return padded.flatten(0, 1).index_select(0, position);
-  }
+  Tensor pack(const Tensor& padded) const { return padded.flatten(0, 1).index_select(0, position); }
   Tensor lengths() const { return unpack(at::ones_like(position)).sum(0); }
 };
 
@@ -151,7 +154,8 @@ Grads differentiable_backward(Saved s, Tensor grad_output, const Tensor& grad_h_
   if (s.weight_ih.empty()) {
     grads.input = at::cat(pre, -1);
     if (s.index.defined()) {
-      grads.input = at::zeros_like(s.input).index_add(0, s.index.flatten(), grads.input.flatten(0, 1));
+      grads.input =
+          at::zeros_like(s.input).index_add(0, s.index.flatten(), grads.input.flatten(0, 1));
       return grads;
     }
   }
@@ -172,8 +176,12 @@ class RecurrenceFunction : public torch::autograd::Function<RecurrenceFunction> 
     auto [output, h_n] = op.call(input, index, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths,
                                  batch_sizes, nonlinearity, reverse);
     ctx->set_materialize_grads(false);
-    variable_list saved{output, input, index.value_or(Tensor()), h0.value_or(Tensor()),
-                        lengths.value_or(Tensor()), batch_sizes.value_or(Tensor())};
+    variable_list saved{output,
+                        input,
+                        index.value_or(Tensor()),
+                        h0.value_or(Tensor()),
+                        lengths.value_or(Tensor()),
+                        batch_sizes.value_or(Tensor())};
     saved.insert(saved.end(), weight_ih.begin(), weight_ih.end());
     saved.insert(saved.end(), weight_hh.begin(), weight_hh.end());
     ctx->save_for_backward(std::move(saved));
@@ -285,11 +293,13 @@ class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
       TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && grad[0].requires_grad()),
                                   "a sparse embedding gradient has no second derivative: use "
                                   "sparse=False with create_graph=True");
-      static const auto op =
-          find_op<EmbeddingSparseBackward>("rnnext::embedding_sparse_backward");
+      static const auto op = find_op<EmbeddingSparseBackward>("rnnext::embedding_sparse_backward");
       const auto [rows, values] = op.call(grad[0], indices, num_weights, padding_idx, scale);
+      // A strided row of indices: torch's AccumulateGrad then clones the gradient, which keeps it
+      // marked as coalesced; a contiguous one it takes apart and puts together without the mark.
+      const Tensor strided = at::stack({rows, rows}, 1).select(1, 0);
       result = at::_sparse_coo_tensor_unsafe_symint(
-          rows.unsqueeze(0), values, {num_weights, values.sym_size(1)}, values.scalar_type(),
+          strided.unsqueeze(0), values, {num_weights, values.sym_size(1)}, values.scalar_type(),
           at::kSparse, values.device(), std::nullopt, /*is_coalesced=*/true);
     } else {
       static const auto op = find_op<EmbeddingBackward>("rnnext::embedding_backward");
@@ -326,8 +336,7 @@ class EmbeddingBackwardFunction : public torch::autograd::Function<EmbeddingBack
     const int64_t padding_idx = ctx->saved_data["padding_idx"].toInt();
     static const auto op = find_op<Embedding>("rnnext::embedding");
     Tensor result = op.call(grad[0], indices, -1, false, false);
-    if (padding_idx >= 0)
-      result = result.masked_fill((indices == padding_idx).unsqueeze(-1), 0);
+    if (padding_idx >= 0) result = result.masked_fill((indices == padding_idx).unsqueeze(-1), 0);
     if (ctx->saved_data["scale_grad_by_freq"].toBool()) {
       const Tensor flat = indices.flatten();
       const Tensor count = at::zeros_symint({grad[0].sym_size(0)}, grad[0].options())

@@ -26,18 +26,23 @@ inline Nonlinearity parse_nonlinearity(std::string_view name) {
 
 inline DType parse_dtype(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
-    case at::kFloat: return DType::f32;
-    case at::kDouble: return DType::f64;
-    case at::kBFloat16: return DType::bf16;
-    case at::kHalf: return DType::f16;
+    case at::kFloat:
+      return DType::f32;
+    case at::kDouble:
+      return DType::f64;
+    case at::kBFloat16:
+      return DType::bf16;
+    case at::kHalf:
+      return DType::f16;
     default:
-      TORCH_CHECK_NOT_IMPLEMENTED(false, name, " must be float32, float64, bfloat16 or float16, got ",
-                                  t.scalar_type());
+      TORCH_CHECK_NOT_IMPLEMENTED(
+          false, name, " must be float32, float64, bfloat16 or float16, got ", t.scalar_type());
   }
 }
 
 // Same dtype and device as `like`, and this shape.
-inline void check_like(const Tensor& t, const char* name, at::IntArrayRef shape, const Tensor& like) {
+inline void check_like(const Tensor& t, const char* name, at::IntArrayRef shape,
+                       const Tensor& like) {
   TORCH_CHECK(t.sizes() == shape, name, " must have shape ", shape, ", got ", t.sizes());
   TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " must have the dtype of weight_hh, ",
               like.scalar_type(), ", got ", t.scalar_type());
@@ -65,20 +70,22 @@ inline RecurrenceSizes check_recurrence(const Tensor& input, const OptionalTenso
                                         const OptionalTensor& batch_sizes, size_t directions) {
   RecurrenceSizes s{};
   s.D = static_cast<int64_t>(weight_hh.size());
-  TORCH_CHECK(s.D == 1 || s.D == 2, "weight_hh must hold 1 or 2 tensors, one a direction, got ", s.D);
+  TORCH_CHECK(s.D == 1 || s.D == 2, "weight_hh must hold 1 or 2 tensors, one a direction, got ",
+              s.D);
   TORCH_CHECK(directions == weight_hh.size(), "reverse must hold one bool a direction, ", s.D,
               ", got ", directions);
   const Tensor& like = weight_hh[0];
-  TORCH_CHECK(like.dim() == 2 && like.size(0) > 0, "weight_hh must have shape [H, H] with H > 0, got ",
-              like.sizes());
+  TORCH_CHECK(like.dim() == 2 && like.size(0) > 0,
+              "weight_hh must have shape [H, H] with H > 0, got ", like.sizes());
   s.H = like.size(0);
   s.features = !weight_ih.empty();
   TORCH_CHECK(!s.features || weight_ih.size() == weight_hh.size(), "weight_ih must hold ", s.D,
               " tensors or none, got ", weight_ih.size());
   TORCH_CHECK(!(s.features && given(index)), "index needs a table: weight_ih must be empty");
-  TORCH_CHECK(bias_ih.size() == bias_hh.size() && (bias_ih.empty() || bias_ih.size() == weight_hh.size()),
-              "bias_ih and bias_hh must both hold ", s.D, " tensors or none, got ", bias_ih.size(),
-              " and ", bias_hh.size());
+  TORCH_CHECK(
+      bias_ih.size() == bias_hh.size() && (bias_ih.empty() || bias_ih.size() == weight_hh.size()),
+      "bias_ih and bias_hh must both hold ", s.D, " tensors or none, got ", bias_ih.size(), " and ",
+      bias_hh.size());
 
   // Rows: of the index if there is one, otherwise of the input.
   const Tensor& rows = given(index) ? *index : input;
@@ -125,7 +132,8 @@ inline RecurrenceSizes check_recurrence(const Tensor& input, const OptionalTenso
   const int64_t width = input.size(-1);
   s.I = s.features ? width : 0;
   if (!s.features)
-    TORCH_CHECK(width == s.D * s.H, "the last dimension of input must be ", s.D * s.H, ", got ", width);
+    TORCH_CHECK(width == s.D * s.H, "the last dimension of input must be ", s.D * s.H, ", got ",
+                width);
   std::vector<int64_t> input_shape = input.sizes().vec();
   check_like(input, "input", input_shape, like);
   for (size_t d = 0; d < weight_hh.size(); ++d) {
@@ -138,9 +146,10 @@ inline RecurrenceSizes check_recurrence(const Tensor& input, const OptionalTenso
   }
   if (given(h0)) check_like(*h0, "h0", {s.D, s.B, s.H}, like);
   if (given(lengths)) {
-    TORCH_CHECK(lengths->scalar_type() == at::kLong && lengths->dim() == 1 && lengths->size(0) == s.B,
-                "lengths must be an int64 tensor of shape [", s.B, "], got ", lengths->scalar_type(),
-                " of shape ", lengths->sizes());
+    TORCH_CHECK(
+        lengths->scalar_type() == at::kLong && lengths->dim() == 1 && lengths->size(0) == s.B,
+        "lengths must be an int64 tensor of shape [", s.B, "], got ", lengths->scalar_type(),
+        " of shape ", lengths->sizes());
     TORCH_CHECK(lengths->device() == like.device(), "lengths must be on ", like.device(), ", got ",
                 lengths->device());
   }

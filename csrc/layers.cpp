@@ -16,26 +16,28 @@ using Recurrence = std::tuple<Tensor, Tensor>(const Tensor&, const OptionalTenso
                                               const c10::List<bool>&);
 
 const c10::TypedOperatorHandle<Recurrence>& recurrence_op() {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("rnnext::recurrence", "")
-                             .typed<Recurrence>();
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("rnnext::recurrence", "").typed<Recurrence>();
   return op;
 }
 
 std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, TensorList params,
                                bool has_biases, int64_t num_layers, double dropout, bool train,
-                               bool bidirectional, bool batch_first,
-                               c10::string_view nonlinearity, const OptionalTensor& lengths,
-                               const OptionalTensor& batch_sizes) {
+                               bool bidirectional, bool batch_first, c10::string_view nonlinearity,
+                               const OptionalTensor& lengths, const OptionalTensor& batch_sizes) {
   const int64_t D = bidirectional ? 2 : 1, per_direction = has_biases ? 4 : 2;
-  TORCH_CHECK(num_layers > 0 && static_cast<int64_t>(params.size()) == num_layers * D * per_direction,
-              "params must hold ", per_direction, " tensors for each of ", num_layers, " layers and ",
-              D, " directions, got ", params.size());
+  TORCH_CHECK(
+      num_layers > 0 && static_cast<int64_t>(params.size()) == num_layers * D * per_direction,
+      "params must hold ", per_direction, " tensors for each of ", num_layers, " layers and ", D,
+      " directions, got ", params.size());
   const bool packed = given(batch_sizes);
   TORCH_CHECK(input.dim() == 2 || (input.dim() == 3 && !packed),
               "input must have 2 or 3 dimensions (2 if packed), got ", input.dim());
   const bool unbatched = input.dim() == 2 && !packed;
-  Tensor x = unbatched ? input.unsqueeze(1) : batch_first && !packed ? input.transpose(0, 1) : input;
+  Tensor x = unbatched                ? input.unsqueeze(1)
+             : batch_first && !packed ? input.transpose(0, 1)
+                                      : input;
+  TORCH_CHECK(x.sym_size(0) > 0, "Expected sequence length to be larger than 0 in RNN");
   OptionalTensor h0 = given(hx) && unbatched ? hx->unsqueeze(1) : hx;
   if (given(h0))
     TORCH_CHECK(h0->dim() == 3 && h0->size(0) == num_layers * D, "hx must have shape [",
@@ -49,14 +51,11 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, Te
     for (int64_t d = 0; d < D; ++d)
       for (int64_t i = 0; i < per_direction; ++i)
         weights[i][d] = params[(layer * D + d) * per_direction + i];
-    const auto list = [&](int i) {
-      return TensorList(weights[i], i < per_direction ? D : 0);
-    };
+    const auto list = [&](int i) { return TensorList(weights[i], i < per_direction ? D : 0); };
     const OptionalTensor start =
         given(h0) && num_layers > 1 ? OptionalTensor(h0->narrow(0, layer * D, D)) : h0;
-    auto [output, h] =
-        recurrence_op().call(x, std::nullopt, list(0), list(1), list(2), list(3), start, lengths,
-                             batch_sizes, nonlinearity, reverse);
+    auto [output, h] = recurrence_op().call(x, std::nullopt, list(0), list(1), list(2), list(3),
+                                            start, lengths, batch_sizes, nonlinearity, reverse);
     x = std::move(output);
     h_n.push_back(std::move(h));
     if (dropout > 0 && train && layer + 1 < num_layers) x = at::dropout(x, dropout, train);
@@ -75,14 +74,15 @@ Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& wei
   const auto step = [&](const Tensor& x) {  // [I] or [B,I] -> [1,B,I]
     return unbatched ? x.view_symint({1, 1, x.sym_size(0)}) : x.unsqueeze(0);
   };
-  TORCH_CHECK(given(bias_ih) == given(bias_hh), "bias_ih and bias_hh must both be given or neither");
+  TORCH_CHECK(given(bias_ih) == given(bias_hh),
+              "bias_ih and bias_hh must both be given or neither");
   const Tensor biases[2] = {bias_ih.value_or(Tensor()), bias_hh.value_or(Tensor())};
   const size_t n = given(bias_ih) ? 1 : 0;
   const OptionalTensor h0 = given(hx) ? OptionalTensor(step(*hx)) : std::nullopt;
-  const auto h_n = std::get<1>(recurrence_op().call(
-      step(input), std::nullopt, weight_ih, weight_hh, TensorList(&biases[0], n),
-      TensorList(&biases[1], n), h0, std::nullopt, std::nullopt, nonlinearity,
-      c10::List<bool>({false})));
+  const auto h_n = std::get<1>(
+      recurrence_op().call(step(input), std::nullopt, weight_ih, weight_hh,
+                           TensorList(&biases[0], n), TensorList(&biases[1], n), h0, std::nullopt,
+                           std::nullopt, nonlinearity, c10::List<bool>({false})));
   return unbatched ? h_n.view_symint({h_n.sym_size(2)}) : h_n.squeeze(0);
 }
 

@@ -26,10 +26,10 @@ py::dict build_info() {
   info["compiler"] = compiler();
   info["isas"] = rnnext::isas_built();
   info["isas_supported"] = rnnext::isas_supported();
-#ifdef RNNEXT_CUDA
-  info["cuda"] = true;
+#ifdef RNNEXT_CUDA_ARCHS
+  info["cuda_archs"] = std::vector<std::string>{RNNEXT_CUDA_ARCHS};
 #else
-  info["cuda"] = false;
+  info["cuda_archs"] = std::vector<std::string>{};
 #endif
   return info;
 }
@@ -38,8 +38,9 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   rnnext::kernels();  // a bad RNNEXT_CPU_ISA fails at import
-  m.def("cpu_isa", [] { return std::string(rnnext::kernels().name); },
-        "The instruction set that the CPU kernels use.");
+  m.def(
+      "cpu_isa", [] { return std::string(rnnext::kernels().name); },
+      "The instruction set that the CPU kernels use.");
   m.def("set_cpu_isa", &rnnext::set_isa, py::arg("name"),
         "Use the CPU kernels of one instruction set. Raises ValueError if this CPU lacks it.");
   m.def("build_info", &build_info, "What this build is: torch, compiler, instruction sets, CUDA.");

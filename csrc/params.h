@@ -20,8 +20,9 @@ struct Recurrence {
 
   // [T,B,I] features, [T,B,D*H] ready pre-activations, a [V,D*H] table; null: zeros
   const void* input = nullptr;
-  int64_t input_stride_t = 0, input_stride_b = 0;  // packed: stride_b alone; table: stride_b is a row
-  const int64_t* index = nullptr;                  // [N] table row of each row, or null
+  int64_t input_stride_t = 0,
+          input_stride_b = 0;      // packed: stride_b alone; table: stride_b is a row
+  const int64_t* index = nullptr;  // [N] table row of each row, or null
 
   const void* weight_ih[2] = {nullptr, nullptr};  // [H,I]
   const void* weight_hh[2] = {nullptr, nullptr};  // [H,H]
@@ -38,8 +39,12 @@ struct Recurrence {
   int64_t rows() const { return first_row(T); }
   int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }
   // Whether t is the step of sequence b that direction d ends with (starts with).
-  bool last_step(int d, int64_t b, int64_t t) const { return t == (reverse[d] ? 0 : length(b) - 1); }
-  bool first_step(int d, int64_t b, int64_t t) const { return t == (reverse[d] ? length(b) - 1 : 0); }
+  bool last_step(int d, int64_t b, int64_t t) const {
+    return t == (reverse[d] ? 0 : length(b) - 1);
+  }
+  bool first_step(int d, int64_t b, int64_t t) const {
+    return t == (reverse[d] ? length(b) - 1 : 0);
+  }
 };
 
 // What the backward pass adds to the forward's struct.
@@ -51,11 +56,11 @@ struct RecurrenceGrad {
 
 // What the backward kernel writes; null: not wanted. All contiguous, in the storage type.
 struct RecurrenceGradOut {
-  void* input = nullptr;                           // [N, I] (features only)
-  void* weight_ih[2] = {nullptr, nullptr};         // [H,I]
-  void* weight_hh[2] = {nullptr, nullptr};         // [H,H]
-  void* bias[2] = {nullptr, nullptr};              // [H]
-  void* h0 = nullptr;                              // [D,B,H]
+  void* input = nullptr;                    // [N, I] (features only)
+  void* weight_ih[2] = {nullptr, nullptr};  // [H,I]
+  void* weight_hh[2] = {nullptr, nullptr};  // [H,H]
+  void* bias[2] = {nullptr, nullptr};       // [H]
+  void* h0 = nullptr;                       // [D,B,H]
 };
 
 }  // namespace rnnext

@@ -108,6 +108,14 @@ def embedding(
     return result
 
 
+def _check_one_device(*tensors: Tensor | None) -> None:
+    """A fake kernel is also what runs when only some of the tensors are on the meta device."""
+    devices = {t.device for t in tensors if t is not None}
+    if len(devices) > 1:
+        names = " and ".join(sorted(map(str, devices)))
+        raise RuntimeError(f"Expected all tensors to be on the same device, but found {names}")
+
+
 @torch.library.register_fake("rnnext::recurrence")
 def _recurrence_fake(
     input: Tensor,
@@ -122,10 +130,12 @@ def _recurrence_fake(
     nonlinearity: str,
     reverse: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:
+    _check_one_device(input, index, h0, lengths, *weight_ih, *weight_hh, *bias_ih, *bias_hh)
     rows = input if index is None else index
     D, H = len(weight_hh), weight_hh[0].shape[0]
     if batch_sizes is None:
-        shape, B = (*rows.shape[:2], D * H), rows.shape[1]
+        shape: tuple[int, ...] = (*rows.shape[:2], D * H)
+        B: int | torch.SymInt = rows.shape[1]
     else:
         shape = (rows.shape[0], D * H)
         # The batch is batch_sizes[0], a value: known only if h0 tells it.
@@ -175,6 +185,7 @@ def _embedding_fake(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Tensor:
+    _check_one_device(weight, indices)
     return weight.new_empty((*indices.shape, weight.shape[1]))
 
 

@@ -1,5 +1,5 @@
-// The cell: what happens to an accumulated pre-activation. A new cell is a struct here and a case in
-// rnn_kernel.h's with_cell.
+// The cell: what happens to an accumulated pre-activation. A new cell is a struct here and a case
+// in rnn_kernel.h's with_cell.
 #pragma once
 
 namespace rnnext::RNNEXT_ISA {

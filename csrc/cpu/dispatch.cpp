@@ -13,7 +13,8 @@ extern const KernelTable kAvx2Table, kAvx512Table;
 
 namespace {
 
-const KernelTable* const kTables[] = {  // slowest first
+const KernelTable* const kTables[] = {
+    // slowest first
     &kGenericTable,
 #ifdef __x86_64__
     &kAvx2Table,

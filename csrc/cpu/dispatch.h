@@ -31,8 +31,8 @@ struct KernelTable {
 };
 
 const KernelTable& kernels();
-void set_isa(const std::string& name);    // throws std::invalid_argument
-std::vector<std::string> isas_built();    // slowest first
+void set_isa(const std::string& name);  // throws std::invalid_argument
+std::vector<std::string> isas_built();  // slowest first
 std::vector<std::string> isas_supported();
 
 }  // namespace rnnext

@@ -1,5 +1,6 @@
-// The embedding gather on the CPU and its gradient. The indices are sorted once, stably, so that each
-// row of the gradient is a sum over one run of them: no atomics, the same bits on any thread count.
+// The embedding gather on the CPU and its gradient. The indices are sorted once, stably, so that
+// each row of the gradient is a sum over one run of them: no atomics, the same bits on any thread
+// count.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -95,8 +96,8 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, boo
   return out;
 }
 
-// Positions of the indices in the order of their values, equal ones in their own order, and where each
-// run of equal values begins.
+// Positions of the indices in the order of their values, equal ones in their own order, and where
+// each run of equal values begins.
 struct Runs {
   std::vector<int64_t> order;  // [N without padding]
   std::vector<int64_t> row;    // [U] table row of each run
@@ -142,10 +143,10 @@ Runs sort_runs(const Tensor& indices, int64_t rows, int64_t padding_idx) {
 
 Runs sort_runs(const Tensor& grad, const Tensor& indices, int64_t rows, int64_t padding_idx) {
   check_indices(indices);
-  TORCH_CHECK(grad.dim() == indices.dim() + 1 &&
-                  grad.sizes().slice(0, indices.dim()) == indices.sizes(),
-              "grad must have the shape of indices and one more dimension, got ", grad.sizes(),
-              " with indices of shape ", indices.sizes());
+  TORCH_CHECK(
+      grad.dim() == indices.dim() + 1 && grad.sizes().slice(0, indices.dim()) == indices.sizes(),
+      "grad must have the shape of indices and one more dimension, got ", grad.sizes(),
+      " with indices of shape ", indices.sizes());
   const Tensor index = indices.contiguous();
   return index.scalar_type() == at::kLong ? sort_runs<int64_t>(index, rows, padding_idx)
                                           : sort_runs<int32_t>(index, rows, padding_idx);

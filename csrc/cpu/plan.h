@@ -29,8 +29,8 @@ double step_cycles(int64_t rows, int64_t columns, int64_t H) {
   return fma > read ? fma : read;
 }
 
-// Sequences need no synchronisation, so directions and batch rows are shared out first; hidden units
-// are split, with a barrier per step, only where few rows meet large weights.
+// Sequences need no synchronisation, so directions and batch rows are shared out first; hidden
+// units are split, with a barrier per step, only where few rows meet large weights.
 struct Plan {
   int64_t batch_parts;   // for each direction
   int64_t hidden_parts;  // workers that share a unit
@@ -43,8 +43,8 @@ struct Plan {
     if (size < p.D) return best;
     constexpr double kBarrier = 700;  // cycles
     const int64_t workers = size / p.D;
-    double best_cycles = step_cycles<C>(divide_up(p.B, best.batch_parts), p.H, p.H) *
-                         divide_up(best.units, size);
+    double best_cycles =
+        step_cycles<C>(divide_up(p.B, best.batch_parts), p.H, p.H) * divide_up(best.units, size);
     for (int64_t hidden = 2; hidden <= min_of(workers, panels_in<C>(p.H)); ++hidden) {
       const int64_t batch = min_of(workers / hidden, p.B);
       const int64_t columns = divide_up(panels_in<C>(p.H), hidden) * kPanel<C>;
@@ -69,8 +69,9 @@ template <class C>
 Unit unit_of(const Plan& plan, const Recurrence& p, int64_t u, int64_t slice) {
   const Range b = part(p.B, u % plan.batch_parts, plan.batch_parts);
   const Range h = part(panels_in<C>(p.H), slice, plan.hidden_parts);
-  return {static_cast<int>(u / plan.batch_parts), b.begin,          b.end, h.begin, h.end,
-          static_cast<int>(u),                    static_cast<int>(plan.hidden_parts)};
+  return {
+      static_cast<int>(u / plan.batch_parts), b.begin, b.end, h.begin, h.end, static_cast<int>(u),
+      static_cast<int>(plan.hidden_parts)};
 }
 
 // Calls run(context, unit) for what is `worker`'s share.
@@ -78,8 +79,7 @@ template <class C, class Kernel>
 void run_units(const Kernel& kernel, const Plan& plan, const Recurrence& p, Worker& worker) {
   if (plan.hidden_parts > 1) {
     const int64_t u = worker.rank / plan.hidden_parts;
-    if (u < plan.units)
-      kernel.run(unit_of<C>(plan, p, u, worker.rank % plan.hidden_parts), worker);
+    if (u < plan.units) kernel.run(unit_of<C>(plan, p, u, worker.rank % plan.hidden_parts), worker);
     return;
   }
   for (int64_t u = worker.rank; u < plan.units; u += worker.size)

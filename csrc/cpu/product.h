@@ -1,8 +1,9 @@
 // The register tile that all matrix work is made of, and the packing that feeds it.
 //
-// A tile is R rows times NP panels of two vectors: acc[r][j] += a[r][k] * panel[k][j], accumulators in
-// registers, k outermost and ascending. So every output is one chain of fused multiply-adds in the
-// order of k, whatever the tile, the vector width or the number of threads: the same bits always.
+// A tile is R rows times NP panels of two vectors: acc[r][j] += a[r][k] * panel[k][j], accumulators
+// in registers, k outermost and ascending. So every output is one chain of fused multiply-adds in
+// the order of k, whatever the tile, the vector width or the number of threads: the same bits
+// always.
 #pragma once
 
 namespace rnnext::RNNEXT_ISA {
@@ -102,8 +103,7 @@ RNNEXT_INLINE void transpose(Vec<C> (&x)[kLanes<C>]) {
   if constexpr (S < kLanes<C>) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<C>; ++i)
-      if (!(i & S))
-        exchange<C, S>(x[i], x[i + S], std::make_integer_sequence<int, kLanes<C>>());
+      if (!(i & S)) exchange<C, S>(x[i], x[i + S], std::make_integer_sequence<int, kLanes<C>>());
     transpose<C, 2 * S>(x);
   }
 }

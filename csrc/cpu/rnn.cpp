@@ -26,12 +26,6 @@ struct Call {
   }
 };
 
-void check_range(const int64_t* values, int64_t n, int64_t low, int64_t high, const char* what) {
-  for (int64_t i = 0; i < n; ++i)
-    TORCH_CHECK_INDEX(values[i] >= low && values[i] < high, what, "[", i, "] = ", values[i],
-                      " is out of range: expected ", low, " <= value < ", high);
-}
-
 void fill_call(Call& call, const Tensor& input, const OptionalTensor& index, TensorList weight_ih,
                TensorList weight_hh, TensorList bias_ih, TensorList bias_hh,
                const OptionalTensor& h0, const OptionalTensor& lengths,
@@ -63,15 +57,19 @@ void fill_call(Call& call, const Tensor& input, const OptionalTensor& index, Ten
     p.lengths = s.row_lengths.data();
   } else if (given(lengths)) {
     p.lengths = call.keep_int64(*lengths);
-    check_range(p.lengths, s.B, 0, s.T + 1, "lengths");
+    for (int64_t b = 0; b < s.B; ++b)
+      TORCH_CHECK(p.lengths[b] >= 0 && p.lengths[b] <= s.T, "lengths[", b, "] = ", p.lengths[b],
+                  " is out of range: expected 0 <= length <= ", s.T);
   }
   if (given(index)) {
     p.index = call.keep_int64(*index);
-    check_range(p.index, s.N, 0, input.size(0), "index");
+    for (int64_t n = 0; n < s.N; ++n)
+      TORCH_CHECK_INDEX(p.index[n] >= 0 && p.index[n] < input.size(0),
+                        "index out of range in self: index (flattened)[", n, "] = ", p.index[n],
+                        ", expected 0 <= index < ", input.size(0));
   }
   if (s.features && s.I == 0) return;  // no input to read: the bias is all there is
-  const Tensor rows =
-      input.size(-1) == 1 || input.stride(-1) == 1 ? input : input.contiguous();
+  const Tensor rows = input.size(-1) == 1 || input.stride(-1) == 1 ? input : input.contiguous();
   call.alive.push_back(rows);
   p.input = rows.const_data_ptr();
   p.input_stride_b = rows.stride(-2);
@@ -211,9 +209,10 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
     grad_input = grad_pre;
     if (given(index)) {
       // A row of the table collects from every row that read it.
-      static const auto op = c10::Dispatcher::singleton()
-                                 .findSchemaOrThrow("rnnext::embedding_backward", "")
-                                 .typed<Tensor(const Tensor&, const Tensor&, c10::SymInt, int64_t, bool)>();
+      static const auto op =
+          c10::Dispatcher::singleton()
+              .findSchemaOrThrow("rnnext::embedding_backward", "")
+              .typed<Tensor(const Tensor&, const Tensor&, c10::SymInt, int64_t, bool)>();
       grad_input = op.call(grad_pre.flatten(0, -2), index->flatten(), input.size(0), -1, false);
     }
     grad_input = grad_input.to(options);

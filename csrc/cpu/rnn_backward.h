@@ -1,7 +1,7 @@
-// The recurrence, backward: the forward's twin. The state is the gradient of the pre-activations, the
-// accumulators start from the gradient of the output, add W_hh^T times that state and are multiplied
-// by the cell's derivative. When all steps are done, the gradients of the weights and of the features
-// are large products over all rows.
+// The recurrence, backward: the forward's twin. The state is the gradient of the pre-activations,
+// the accumulators start from the gradient of the output, add W_hh^T times that state and are
+// multiplied by the cell's derivative. When all steps are done, the gradients of the weights and of
+// the features are large products over all rows.
 #pragma once
 
 namespace rnnext::RNNEXT_ISA {
@@ -196,18 +196,10 @@ struct Backward {
       C* next = state_row(unit.d, ~done & 1, unit.b0);
       C* grad_pre = static_cast<C*>(g.grad_pre) + at;
       const StepRows in = step_rows(unit, t, done, rows, at, worker);
-      const BackwardStep<C, Cell> step{hh[unit.d],
-                                       p.H,
-                                       done > 0,
-                                       in.grad,
-                                       in.grad_stride,
-                                       in.output,
-                                       in.output_stride,
-                                       state_row(unit.d, done & 1, unit.b0),
-                                       next,
-                                       state_stride,
-                                       grad_pre,
-                                       width};
+      const BackwardStep<C, Cell> step{
+          hh[unit.d],     p.H,          done > 0,         in.grad,
+          in.grad_stride, in.output,    in.output_stride, state_row(unit.d, done & 1, unit.b0),
+          next,           state_stride, grad_pre,         width};
       sweep(step, rows, unit.p0, unit.p1, p.H);
       if (p.lengths || (out.h0 && done + 1 == p.T)) finish_step(unit, t, rows, next, grad_pre);
       worker.wait(unit.group, unit.members);
@@ -283,8 +275,9 @@ struct Backward {
   void grad_h0(const Unit& unit, const Worker& worker) const {
     // In the compute type first: the state's buffers are free now, but for the slower members.
     C* const rows = converted(worker, 0);
-    const BackProjection<C> project{{hh[unit.d], nullptr},      p.H, state_stride,
-                                    first_row(unit.d, unit.b0), state_stride, rows, state_stride};
+    const BackProjection<C> project{
+        {hh[unit.d], nullptr}, p.H,  state_stride, first_row(unit.d, unit.b0),
+        state_stride,          rows, state_stride};
     sweep(project, unit.b1 - unit.b0, unit.p0, unit.p1, p.H);
     for (int64_t b = unit.b0; b < unit.b1; ++b) {
       const int64_t row = (unit.d * p.B + b) * p.H;
@@ -314,8 +307,9 @@ struct Backward {
       S* to = static_cast<S*>(out.input) + n * p.I;
       C* block_out = block_scratch + worker.rank * block * p.I;
       if constexpr (kNative<S>) block_out = to;
-      const BackProjection<C> project{{ih[0], ih[1]}, p.H,    p.I,      static_cast<const C*>(g.grad_pre) + n * stride,
-                                      stride,         block_out, p.I};
+      const BackProjection<C> project{
+          {ih[0], ih[1]}, p.H,       p.I, static_cast<const C*>(g.grad_pre) + n * stride,
+          stride,         block_out, p.I};
       sweep(project, rows, 0, panels_in<C>(p.I), p.H);
       if constexpr (!kNative<S>)
         for (int64_t i = 0; i < rows * p.I; i += kLanes<C>)

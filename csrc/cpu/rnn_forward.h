@@ -1,8 +1,8 @@
-// The recurrence, forward. Each worker takes steps in chunks: first the pre-activations of a chunk of
-// steps into scratch (one product with W_ih, or rows copied), then, step by step, the accumulators
-// start from those rows, add W_hh h and go through the cell. The state lives in scratch [2][B][H] in
-// the compute type, rounded to the storage type at every step, so that a sequence cut into several
-// calls gives the same bits.
+// The recurrence, forward. Each worker takes steps in chunks: first the pre-activations of a chunk
+// of steps into scratch (one product with W_ih, or rows copied), then, step by step, the
+// accumulators start from those rows, add W_hh h and go through the cell. The state lives in
+// scratch [2][B][H] in the compute type, rounded to the storage type at every step, so that a
+// sequence cut into several calls gives the same bits.
 #pragma once
 
 namespace rnnext::RNNEXT_ISA {
@@ -95,8 +95,8 @@ struct Forward {
     state_stride = scratch_stride<C>(p.H);
     state = arena.take<C>(p.D * 2 * p.B * state_stride);
     columns = divide_up(panels_in<C>(p.H), plan.hidden_parts) * kPanel<C>;
-    const int64_t row_bytes =
-        max_of(scratch_stride<C>(columns), scratch_stride<C>(p.I)) * static_cast<int64_t>(sizeof(C));
+    const int64_t row_bytes = max_of(scratch_stride<C>(columns), scratch_stride<C>(p.I)) *
+                              static_cast<int64_t>(sizeof(C));
     const int64_t fit = kChunkBytes / row_bytes;
     chunk_rows = max_of(divide_up(p.B, plan.batch_parts), min_of(fit, p.T * p.B));
     scratch_size = Scratch(*this, nullptr).bytes;
@@ -169,8 +169,10 @@ struct Forward {
         C* next = buffers[~done & 1];
         S* output =
             static_cast<S*>(p.output) + (p.first_row(t) + unit.b0) * p.D * p.H + unit.d * p.H;
-        ForwardStep<C, Cell> step{weight, p.H,   unit.p0, done > 0 || p.h0, s.pre + row * pre_stride,
-                                  pre_stride, state, next,  state_stride, nullptr, p.D * p.H};
+        ForwardStep<C, Cell> step{
+            weight,     p.H,   unit.p0, done > 0 || p.h0, s.pre + row * pre_stride,
+            pre_stride, state, next,    state_stride,     nullptr,
+            p.D * p.H};
         if constexpr (kNative<S>) step.output = output;
         sweep(step, sequences_now, unit.p0, unit.p1, p.H);
         if (!kNative<S> || p.lengths || done + 1 == p.T)
@@ -185,8 +187,8 @@ struct Forward {
   void finish_step(const Unit& unit, int64_t t, int64_t rows, const C* state, C* next,
                    S* output) const {
     const int64_t from = unit.p0 * kPanel<C>, to = unit.p1 * kPanel<C>;
-    for (int64_t row = 0; row < rows; ++row, state += state_stride, next += state_stride,
-                 output += p.D * p.H) {
+    for (int64_t row = 0; row < rows;
+         ++row, state += state_stride, next += state_stride, output += p.D * p.H) {
       const int64_t b = unit.b0 + row;
       const bool past = t >= p.length(b);
       S* h_n = p.last_step(unit.d, b, t) && !past
@@ -267,7 +269,13 @@ struct Forward {
     }
     const Matrix<S> matrix = weight_ih(unit.d);
     const Projection<C> project{Panels<C>::of(matrix, ih[unit.d], s.panels),
-                                p.I, a, a_stride, s.bias, s.pre, stride, unit.p0};
+                                p.I,
+                                a,
+                                a_stride,
+                                s.bias,
+                                s.pre,
+                                stride,
+                                unit.p0};
     sweep(project, rows, unit.p0, unit.p1, p.I);
   }
 

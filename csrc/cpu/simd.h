@@ -18,15 +18,13 @@ template <>
 struct VecOf<float> {
   typedef float type __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
   typedef int32_t mask __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
-  typedef float unaligned
-      __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(4), may_alias));
+  typedef float unaligned __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(4), may_alias));
 };
 template <>
 struct VecOf<double> {
   typedef double type __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
   typedef int64_t mask __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
-  typedef double unaligned
-      __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(8), may_alias));
+  typedef double unaligned __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(8), may_alias));
 };
 template <class C>
 using Vec = typename VecOf<C>::type;

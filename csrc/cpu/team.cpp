@@ -28,8 +28,8 @@ void spin_until(Condition condition) {
   }
 }
 
-// A pool may give fewer threads than asked for, or run two tasks on one thread after another. So the
-// team is whoever is at the gate when it closes; whoever comes later finds nothing to do.
+// A pool may give fewer threads than asked for, or run two tasks on one thread after another. So
+// the team is whoever is at the gate when it closes; whoever comes later finds nothing to do.
 struct Gate {
   void (*task)(void*, Worker&);
   void* context;

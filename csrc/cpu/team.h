@@ -22,7 +22,8 @@ class Worker {
  public:
   Worker(Barrier* barriers, int rank, int size) : rank(rank), size(size), barriers_(barriers) {}
   void wait() { barriers_[0].wait(size, phase_[0]); }
-  // Waits for the `members` workers of a group alone, each with a barrier of its own (group < size).
+  // Waits for the `members` workers of a group alone, each with a barrier of its own (group <
+  // size).
   void wait(int group, int members) {
     if (members > 1) barriers_[1 + group].wait(members, phase_[1]);
   }
@@ -36,8 +37,8 @@ class Worker {
 
 constexpr int kMaxWorkers = 64;
 
-// Calls task(context, worker) on up to `threads` threads of torch's pool at once and returns when all
-// are done. Inside another parallel region it runs on the caller alone.
+// Calls task(context, worker) on up to `threads` threads of torch's pool at once and returns when
+// all are done. Inside another parallel region it runs on the caller alone.
 void run_team(int threads, void (*task)(void*, Worker&), void* context);
 
 int max_threads();
