@@ -58,7 +58,7 @@ class Geometry(ctypes.Structure):
     """Geometry of csrc/cuda/choice.h."""
 
     _fields_ = _fields(
-        "path:i blocks:i groups:i rows:i slice:i unit_workers:i k_workers:i k_blocks:i parts:i "
+        "path:i blocks:i groups:i rows:i slice:i pairs:i row_step:i pair_step:i unit_workers:i k_workers:i k_blocks:i parts:i "
         "part_stride:i vector_stride:i part_offset:i input_offset:i bias_offset:i length_offset:i "
         "weight_offset:i shared_bytes:i cycles:d"
     )

@@ -83,6 +83,9 @@ bool lay_out(const Problem& p, const Device& device, Path path, int64_t blocks, 
   g.blocks = static_cast<int>(blocks);
   g.rows = static_cast<int>(rows);
   g.slice = static_cast<int>(slice);
+  g.pairs = static_cast<int>(element == 2 ? slice / 2 : slice);
+  g.row_step = kThreads / g.pairs;
+  g.pair_step = kThreads % g.pairs;
   g.unit_workers = static_cast<int>(unit_workers);
   g.k_workers = static_cast<int>(k_workers);
   g.k_blocks = static_cast<int>(k_blocks);

@@ -44,6 +44,8 @@ struct Geometry {
   int groups = 0;         // launched; a multiple of D
   int rows = 0;           // sequences in a tile
   int slice = 0;          // hidden units of a block
+  int pairs = 0;          // 4-byte words (8 for float64) of a slice
+  int row_step = 0, pair_step = 0;  // kThreads words further on in [rows, pairs]
   int unit_workers = 0;
   int k_workers = 0;
   int k_blocks = 0;       // k-blocks in all

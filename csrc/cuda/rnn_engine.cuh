@@ -41,6 +41,7 @@ class MatrixEngine {
         interleave(a, b, fragments_[i]);
       }
     }
+#pragma unroll 1
     for (int i = kRegisterBlocks; i < count_; ++i) {
       const uint4 a = read(low, i, unit < units), b = read(high, i, unit + 8 < units);
       uint32_t w[2][4];
@@ -66,6 +67,7 @@ class MatrixEngine {
           multiply(sum[i % 2 * 2], sum[i % 2 * 2 + 1], fragments_[i], x);
         }
       }
+#pragma unroll 1
       for (int i = kRegisterBlocks; i < count_; ++i) {
         const uint4 x = fetch(v + i * vector_step_, present);
         const uint4* from =
@@ -159,6 +161,7 @@ class ScalarEngine {
       for (int i = 0; i < kRegisterBlocks; ++i) {
         if (i < count_) read(row, i, unit < units, weight_[j][i]);
       }
+#pragma unroll 1
       for (int i = kRegisterBlocks; i < count_; ++i) {
         Element w[kPer];
         read(row, i, unit < units, w);
@@ -188,6 +191,7 @@ class ScalarEngine {
     for (int i = 0; i < kRegisterBlocks; ++i) {
       if (i < count_) multiply<Rows>(sum, weight_[0][i], weight_[1][i], v + i * vector_step_, g);
     }
+#pragma unroll 1
     for (int i = kRegisterBlocks; i < count_; ++i) {
       const unsigned char* from = spill_ + (i - kRegisterBlocks) * kSpillBytes;
       Element w0[kPer], w1[kPer];
@@ -195,6 +199,7 @@ class ScalarEngine {
       load16(from + kThreads * 16, w1);
       multiply<Rows>(sum, w0, w1, v + i * vector_step_, g);
     }
+#pragma unroll 1
     for (int lanes = g.unit_workers; lanes < 32; lanes *= 2) {
 #pragma unroll
       for (int r = 0; r < Rows; ++r) {

@@ -75,44 +75,43 @@ class GridGroup {
  public:
   __device__ GridGroup(const RecurrenceParams& p, const Geometry& g, int group, int rank,
                        unsigned char* shared)
-      : shared_(shared),
-        exchange_(p.exchange + int64_t(group) * g.rows * g.vector_stride),
-        buffer_step_(int64_t(g.groups) * g.rows * g.vector_stride),
-        flags_(p.flags + group * g.blocks),
-        rank_(rank),
-        blocks_(g.blocks),
-        stride_(g.vector_stride) {}
+      : p_(p), g_(g), group_(group), rank_(rank), shared_(shared) {}
   __device__ void start() {}
   __device__ unsigned char* buffer(unsigned) const { return shared_; }
   __device__ void receive(unsigned n, bool first, int rows) {
-    for (int block = threadIdx.x; block < blocks_; block += kThreads) {
-      while (load_acquire(flags_ + block) < n) pause(16);
+    for (int block = threadIdx.x; block < g_.blocks; block += kThreads) {
+      while (load_acquire(p_.flags + group_ * g_.blocks + block) < n) pause(16);
     }
     __syncthreads();
     if (first) return;
-    const uint4* from = reinterpret_cast<const uint4*>(exchange_ + n % 2 * buffer_step_);
-    uint4* to = reinterpret_cast<uint4*>(shared_);
-    const int words = rows * stride_ / 16;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < words; i += kThreads) to[i] = __ldcg(from + i);
+    const unsigned char* from = travelling(n);
+    for (int i = threadIdx.x * 16; i < rows * g_.vector_stride; i += kThreads * 16) {
+      copy_async<16>(shared_ + i, from + i);  // past L1, which may hold what lay there before
+    }
+    copy_async_commit();
+    copy_async_wait<0>();
     __syncthreads();
   }
   template <typename Word>
   __device__ void publish(unsigned n, int at, const Word& x) {
-    *reinterpret_cast<Word*>(exchange_ + (n + 1) % 2 * buffer_step_ + at) = x;
+    *reinterpret_cast<Word*>(travelling(n + 1) + at) = x;
   }
   __device__ void finish(unsigned n) {
     __syncthreads();
-    if (threadIdx.x == 0) store_release(flags_ + rank_, n + 1);
+    if (threadIdx.x == 0) store_release(p_.flags + group_ * g_.blocks + rank_, n + 1);
   }
   __device__ void close() {}
 
  private:
+  // This group's vectors of step n in global memory.
+  __device__ unsigned char* travelling(unsigned n) const {
+    return p_.exchange + int64_t(n % 2 * g_.groups + group_) * (g_.rows * g_.vector_stride);
+  }
+
+  const RecurrenceParams& p_;
+  const Geometry& g_;
+  int group_, rank_;
   unsigned char* shared_;
-  unsigned char* exchange_;
-  int64_t buffer_step_;
-  unsigned* flags_;
-  int rank_, blocks_, stride_;
 };
 
 }  // namespace rnnext::cuda

@@ -12,20 +12,16 @@
 
 namespace rnnext::cuda {
 
-// A thread's share of a tile's outputs [rows, units]: one Pair each kThreads, in row-major order.
-// `slot` numbers them.
+// A thread's share of a tile's outputs [rows, slice]: one word each kThreads, in row-major order.
+// `slot` numbers the words.
 struct Elements {
   int slot, row, pair;
-  int pairs, row_step, pair_step;
 
-  __device__ explicit Elements(int pairs_of_row)
-      : slot(threadIdx.x), pairs(pairs_of_row) {
-    row = slot / pairs, pair = slot % pairs;
-    row_step = kThreads / pairs, pair_step = kThreads % pairs;
-  }
-  __device__ void next() {
-    slot += kThreads, row += row_step, pair += pair_step;
-    if (pair >= pairs) pair -= pairs, ++row;
+  __device__ explicit Elements(const Geometry& g)
+      : slot(threadIdx.x), row(slot / g.pairs), pair(slot % g.pairs) {}
+  __device__ void next(const Geometry& g) {
+    slot += kThreads, row += g.row_step, pair += g.pair_step;
+    if (pair >= g.pairs) pair -= g.pairs, ++row;
   }
 };
 
@@ -50,23 +46,24 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int T_ = static_cast<int>(p.T), B = static_cast<int>(p.B), H = static_cast<int>(p.H);
   const int first_unit = rank * g.slice;
   const int units = max(0, min(g.slice, H - first_unit));
-  const int pairs = (units + kPer - 1) / kPer;
-  const int slots = g.rows * (g.slice / kPer);
-  const int64_t width = int64_t(p.D) * H;     // of a row of output, input and their gradients
-  const int64_t column = int64_t(d) * H + first_unit;
+  const int slots = g.rows * g.pairs;
+  const int width = p.D * H;  // of a row of output, input and their gradients
+  const int column = d * H + first_unit;
 
-  Engine engine;
-  engine.load(d ? p.weight[1] : p.weight[0], p.weight_stride, first_unit, units, g, shared);
   if (!Backward) {
     const T* ih = static_cast<const T*>(d ? p.bias_ih[1] : p.bias_ih[0]);
     const T* hh = static_cast<const T*>(d ? p.bias_hh[1] : p.bias_hh[0]);
+#pragma unroll 1
     for (int u = threadIdx.x; u < units; u += kThreads) {
       bias[u] = ih ? to_float(ih[first_unit + u]) + to_float(hh[first_unit + u]) : A(0);
     }
   }
+#pragma unroll 1
   for (int i = threadIdx.x * 16; i < g.part_offset; i += kThreads * 16) {  // the vectors' padding
     *reinterpret_cast<uint4*>(shared + i) = make_uint4(0, 0, 0, 0);
   }
+  Engine engine;
+  engine.load(d ? p.weight[1] : p.weight[0], p.weight_stride, first_unit, units, g, shared);
   __syncthreads();
   Group group(p, g, group_index, rank, shared);
   group.start();
@@ -74,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   unsigned n = 0;
   for (int b0 = group_index / p.D * g.rows; b0 < B; b0 += g.groups / p.D * g.rows) {
     const int rows = min(g.rows, B - b0);
-    const int64_t state = (int64_t(d) * B + b0) * H;  // of h0, h_n and their gradients
+    const int state_row = d * B + b0;  // of h0, h_n and their gradients
     __syncthreads();  // the last tile's reads
     for (int r = threadIdx.x; r < rows; r += kThreads) {
       lengths[r] = p.lengths ? static_cast<int>(p.lengths[b0 + r]) : T_;
@@ -83,12 +80,13 @@ __global__ void __launch_bounds__(kThreads, 1)
       const T* h0 = static_cast<const T*>(p.h0);
       unsigned char* v = group.buffer(n);
       for (int r = 0; r < rows; ++r) {
+#pragma unroll 1
         for (int k = threadIdx.x; k < H; k += kThreads) {
-          const T x = !Backward && h0 ? h0[state + int64_t(r) * H + k] : from_float<T>(A(0));
+          const T x = !Backward && h0 ? h0[int64_t(state_row + r) * H + k] : from_float<T>(A(0));
           reinterpret_cast<T*>(v + r * g.vector_stride)[k] = Engine::operand(x);
           if (!Backward && k >= first_unit && k - first_unit < units && p.lengths &&
               p.lengths[b0 + r] == 0) {
-            static_cast<T*>(p.h_n)[state + int64_t(r) * H + k] = x;
+            static_cast<T*>(p.h_n)[int64_t(state_row + r) * H + k] = x;
           }
         }
       }
@@ -103,10 +101,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int64_t step_row = p.step_row ? p.step_row[t] : int64_t(t) * B;
         Pair* to = inputs + s % 2 * kSources * slots;
 #pragma unroll 1
-        for (Elements e(max(pairs, 1)); e.slot < rows * pairs; e.next()) {
-          if (t >= lengths[e.row]) continue;
-          const int64_t row = step_row + b0 + e.row;
+        for (Elements e(g); e.row < rows; e.next(g)) {
           const int u = e.pair * kPer;
+          if (u >= units || t >= lengths[e.row]) continue;
+          const int64_t row = step_row + b0 + e.row;
           if (Backward) {
             const int64_t at = row * width + column + u;
             copy_pair(to + e.slot, static_cast<const T*>(p.output) + at, p.paired, u + 1 < units);
@@ -125,30 +123,31 @@ __global__ void __launch_bounds__(kThreads, 1)
 
     // The backward pass takes one step more where the gradient of h0 is wanted: the product alone.
     const int steps = T_ + (Backward && p.grad_h0 != nullptr);
-    prefetch(0);
-    for (int s = 0; s < steps; ++s) {
+    for (int s = -1; s < steps; ++s) {
+      if (s >= 0) group.receive(n, s == 0, rows);
+      prefetch(s + 1);
+      if (s < 0) continue;
       const int t = time_of(s);
       const int64_t step_row = p.step_row && s < T_ ? p.step_row[t] : int64_t(t) * B;
-      prefetch(s + 1);
-      group.receive(n, s == 0, rows);
       const unsigned char* v = group.buffer(n);
       engine.product(v, rows, g, parts);
       __syncthreads();
       copy_async_wait<1>();
       const Pair* in = inputs + s % 2 * kSources * slots;
 #pragma unroll 1
-      for (Elements e(max(pairs, 1)); e.slot < rows * pairs; e.next()) {
+      for (Elements e(g); e.row < rows; e.next(g)) {
+        const int u = e.pair * kPer;
+        if (u >= units) continue;
         const int length = lengths[e.row];
         const bool active = s < T_ && t < length;
-        const int u = e.pair * kPer;
-        const int64_t state_at = state + int64_t(e.row) * H + first_unit + u;
+        const int64_t state_at = int64_t(state_row + e.row) * H + first_unit + u;
         const int vector_at = e.row * g.vector_stride + (first_unit + u) * int(sizeof(T));
         const A* part = parts + e.row * g.part_stride + u;
         A sum[kPer];
 #pragma unroll
         for (int j = 0; j < kPer; ++j) {
           sum[j] = part[j];
-#pragma unroll 4
+#pragma unroll 2
           for (int k = 1; k < g.parts; ++k) sum[j] += part[k * g.rows * g.part_stride + j];
         }
         Pair out;
