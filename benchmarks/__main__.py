@@ -174,17 +174,13 @@ def interference_command(options: argparse.Namespace, console: Console) -> int:
     """Each rival alone in a process, then taking turns with the others: the ratio should be 1."""
     from .report import duration
 
-    for case in cases.select(options.select):
-        (mixed,) = (e[1] for e in runner.run([case], measure.FULL) if e[0] == "row")
-        console.print(case.name)
-        for rival, times in mixed.seconds.items():
-            events = runner.run([case], measure.FULL, [rival])
-            (alone,) = (e[1] for e in events if e[0] == "row")
-            one, turns = alone.seconds[rival]["median"], times["median"]
-            console.print(
-                f"  {rival:14} alone {duration(one):>8}  taking turns {duration(turns):>8}  "
-                f"ratio {turns / one:.2f}"
-            )
+    chosen = cases.select(options.select)
+    for _, found in runner.in_worker(runner.interference, 0, chosen, 5):
+        case, rival, alone, turns = found
+        console.print(
+            f"{case:40} {rival:14} alone {duration(alone):>8}, taking turns {duration(turns):>8}, "
+            f"ratio {turns / alone:.2f}"
+        )
     return 0
 
 

@@ -17,7 +17,8 @@ SIZES: dict[str, tuple[range, ...]] = {
     "B": (range(1, 15), range(22, 28), range(46, 52), range(94, 100)),
     "T": (range(1, 10), range(14, 20), range(30, 36), range(62, 68)),
 }
-EFFORT = measure.Effort(seconds=0.1, min_rounds=5, max_rounds=15, sample_seconds=0.001)
+# One package's threads only: nothing else can spin, so a short warm-up does.
+EFFORT = measure.Effort(0.1, min_rounds=5, max_rounds=15, sample_seconds=0.002, warm_seconds=0.002)
 LIMIT = 1.25
 
 
@@ -40,8 +41,7 @@ def sweep(send: Callable[[str, Any], None], threads: int) -> None:
                 for size in sizes:
                     case = edge_case(mode, letter, size)
                     ready[str(size)] = rival.prepare(case, Data(case), threads)
-                # One package's threads only: nothing else can spin, so there is no need to settle.
-                timings = measure.interleave(ready, EFFORT, settle_seconds=0)
+                timings = measure.interleave(ready, EFFORT)
                 send("edge", (key, [[int(n), t.median] for n, t in timings.items()]))
 
 

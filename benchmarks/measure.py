@@ -16,9 +16,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-# Worker threads of libgomp spin for about 10 ms after a parallel region, and would take a core from
-# whoever runs next; the others stop sooner (docs/benchmarks.md has the numbers).
-SETTLE_SECONDS = 0.015
+# libgomp's threads spin for about 10 ms after a parallel region and take a core from whoever runs
+# next, and a core that slept is slow at first. Warming up for this long lets both pass
+# (docs/benchmarks.md has the numbers).
+WARM_SECONDS = 0.02
+# A call this long is not worth a second one to warm up: the process sleeps instead.
+LONG_SECONDS = 0.1
+# Other processes that use this much of a core spoil a timing. /proc/stat counts in steps of
+# 10 ms, so less would see ghosts in a short round.
+DISTURBED_CORES = 0.2
 PACKAGES = ("torch", "onnxruntime", "openvino", "jax", "numpy")
 
 
@@ -27,16 +33,18 @@ class Effort:
     """How long to measure: seconds for each contender of a case, and the rounds it may take.
 
     sample_seconds is the least time between two clock reads: faster calls are repeated to fill it.
+    warm_seconds is how long a contender runs before each sample.
     """
 
     seconds: float
     min_rounds: int
     max_rounds: int
-    sample_seconds: float = 0.002
+    sample_seconds: float = 0.004
+    warm_seconds: float = WARM_SECONDS
 
 
-FULL = Effort(seconds=0.5, min_rounds=5, max_rounds=25)
-QUICK = Effort(seconds=0.15, min_rounds=3, max_rounds=11, sample_seconds=0.001)
+FULL = Effort(seconds=0.7, min_rounds=5, max_rounds=21)
+QUICK = Effort(seconds=0.25, min_rounds=3, max_rounds=9)
 
 
 @dataclass
@@ -76,45 +84,54 @@ def interleave(
     effort: Effort = FULL,
     seed: int = 0,
     synchronize: Callable[[], None] = _nothing,
-    settle_seconds: float = SETTLE_SECONDS,
 ) -> dict[str, Timing]:
     """Time every contender once a round, in a new random order each round.
 
-    Before each sample the process sleeps until the last contender's threads stop spinning, then the
-    contender warms up (threads woken, caches filled) outside the clock. synchronize() is called
-    before each clock read: pass torch.cuda.synchronize on a GPU.
+    Each warms up outside the clock before its sample. synchronize() is called before each clock
+    read: pass torch.cuda.synchronize on a GPU. A round in which other processes kept the cores busy
+    is thrown away and done again, at most as often as there are rounds.
     """
-    timings, cost = {}, {}
+    timings, once, per_round = {}, {}, 0.0
     for name, contender in contenders.items():
-        once = min(_sample(contender, 1, 1, synchronize) for _ in range(2))
-        timings[name] = Timing(calls=max(1, round(effort.sample_seconds / once)))
-        cost[name] = once * timings[name].calls
-    # The slowest contender decides how many rounds fit, so that all have the same number.
-    fit = int(effort.seconds / max(cost.values()))
-    rounds = min(max(fit, effort.min_rounds), effort.max_rounds)
+        once[name] = min(_sample(contender, 1, 0.0, synchronize) for _ in range(2))
+        timings[name] = Timing(calls=max(1, round(effort.sample_seconds / once[name])))
+        per_round += once[name] * timings[name].calls + effort.warm_seconds
+    # All have the same number of samples.
+    fit = int(effort.seconds * len(contenders) / per_round)
+    rounds = spare = min(max(fit, effort.min_rounds), effort.max_rounds)
     order = list(contenders)
     shuffle = random.Random(seed).shuffle
     gc.collect()
     gc.disable()
     try:
-        for _ in range(rounds):
+        while len(timings[order[0]].samples) < rounds:
             shuffle(order)
+            start, others, samples = time.perf_counter(), Bystanders(), {}
             for name in order:
-                time.sleep(settle_seconds)
+                warm = effort.warm_seconds
+                if once[name] > LONG_SECONDS:
+                    time.sleep(warm)
+                    warm = 0.0
                 calls = timings[name].calls
-                warm = 0 if cost[name] > 20 * effort.sample_seconds else max(1, calls // 2)
-                seconds = _sample(contenders[name], calls, warm, synchronize)
+                samples[name] = _sample(contenders[name], calls, warm, synchronize)
+            if others.cores(time.perf_counter() - start) > DISTURBED_CORES and spare:
+                spare -= 1
+                continue
+            for name, seconds in samples.items():
                 timings[name].samples.append(seconds)
     finally:
         gc.enable()
     return timings
 
 
-def _sample(contender: Contender, calls: int, warm: int, synchronize: Callable[[], None]) -> float:
-    """Seconds a call, averaged over `calls`, after `warm` calls outside the clock."""
+def _sample(
+    contender: Contender, calls: int, warm_seconds: float, synchronize: Callable[[], None]
+) -> float:
+    """Seconds a call, averaged over `calls`, after warming up outside the clock."""
     call = contender.call
     with contender.context():
-        for _ in range(warm):
+        deadline = time.perf_counter() + warm_seconds
+        while time.perf_counter() < deadline:
             call()
         synchronize()
         start = time.perf_counter()

@@ -9,12 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from . import roof
+from .measure import DISTURBED_CORES
 from .store import Result, Row
 
 OURS, TORCH = "rnnext", "torch.nn"
 RIVALS = (TORCH, "torch.compile", "onnxruntime", "openvino", "jax")
-# A row during which others used this much of a core is marked: run it again.
-DISTURBED_CORES = 0.1
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -6,6 +6,7 @@ import multiprocessing
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -81,33 +82,12 @@ def _time_cases(
 
 def time_case(case: Case, rivals: Sequence[Any], effort: measure.Effort, threads: int) -> Row:
     """Prepare every rival, check its result against the first one's, time those that agree."""
-    import torch
-
-    from .rivals import Data, Unsupported, compare, saved_bytes
-
-    row, data, ready = Row(case), Data(case), {}
-    expected = None
-    torch.set_float32_matmul_precision(case.precision)
-    try:
-        for rival in rivals:
-            try:
-                prepared = rival.prepare(case, data, threads)
-                result = prepared.result()
-                expected = result if expected is None else expected
-                row.error[rival.name] = compare(case, expected, result)
-                if case.mode == "train" and prepared.lives:
-                    row.saved_bytes[rival.name] = saved_bytes(case, prepared)
-                ready[rival.name] = prepared
-            except Unsupported as reason:
-                row.unsupported[rival.name] = str(reason)
-            except Exception as error:  # a rival's crash must not end the run; it is reported
-                last = traceback.format_exception_only(error)[-1].strip()
-                row.failed[rival.name] = last[:300]
+    row = Row(case)
+    with _precision(case):
+        ready = _prepare(case, rivals, threads, row)
         start, others = time.perf_counter(), measure.Bystanders()
         timings = measure.interleave(ready, effort) if ready else {}
         row.bystanders = others.cores(time.perf_counter() - start)
-    finally:
-        torch.set_float32_matmul_precision("highest")
     for name, timing in timings.items():
         q1, median, q3 = timing.quartiles
         row.seconds[name] = {
@@ -118,3 +98,62 @@ def time_case(case: Case, rivals: Sequence[Any], effort: measure.Effort, threads
             "calls": timing.calls,
         }
     return row
+
+
+@contextmanager
+def _precision(case: Case) -> Iterator[None]:
+    import torch
+
+    torch.set_float32_matmul_precision(case.precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def _prepare(
+    case: Case, rivals: Sequence[Any], threads: int, row: Row
+) -> dict[str, measure.Contender]:
+    """The rivals whose results agree; why the others are missing goes into the row."""
+    from .rivals import Data, Unsupported, compare, saved_bytes
+
+    data, expected, ready = Data(case), None, {}
+    for rival in rivals:
+        try:
+            prepared = rival.prepare(case, data, threads)
+            result = prepared.result()
+            expected = result if expected is None else expected
+            row.error[rival.name] = compare(case, expected, result)
+            if case.mode == "train" and prepared.lives:
+                row.saved_bytes[rival.name] = saved_bytes(case, prepared)
+            ready[rival.name] = prepared
+        except Unsupported as reason:
+            row.unsupported[rival.name] = str(reason)
+        except Exception as error:  # a rival's crash must not end the run; it is reported
+            last = traceback.format_exception_only(error)[-1].strip()
+            row.failed[rival.name] = last[:300]
+    return ready
+
+
+def interference(
+    send: Callable[[str, Any], None], threads: int, cases: Sequence[Case], repeats: int
+) -> None:
+    """Send ("interference", (case name, rival, seconds alone, seconds taking turns)).
+
+    A rival's rounds alone and everybody's rounds alternate, so that both see the same machine.
+    """
+    from .engines import engines
+    from .rivals import torch_rivals
+
+    effort = measure.Effort(seconds=0.1, min_rounds=3, max_rounds=3)
+    for case in cases:
+        ready = _prepare(case, [*torch_rivals(), *engines()], threads, Row(case))
+        alone = {name: measure.Timing(1) for name in ready}
+        turns = {name: measure.Timing(1) for name in ready}
+        for seed in range(repeats):
+            for name, contender in ready.items():
+                alone[name].samples += measure.interleave({name: contender}, effort)[name].samples
+            for name, timing in measure.interleave(ready, effort, seed).items():
+                turns[name].samples += timing.samples
+        for name in ready:
+            send("interference", (case.name, name, alone[name].median, turns[name].median))

@@ -1,0 +1,193 @@
+"""The bench: its case list, its arithmetic, its rivals' agreement, and one small run end to end."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from benchmarks import bars, cases, edges, engines, measure, report, rivals, roof, store
+
+ROOT = Path(__file__).parents[1]
+LIMITS = roof.Roof(
+    threads=2,
+    flops={"float32": 1e11, "float64": 5e10},
+    read={"L1": 3e11, "L2": 1.5e11, "L3": 1e11, "DRAM": 4e10},
+    size={"L1": 32 << 10, "L2": 1 << 20, "L3": 32 << 20},
+)
+
+
+def test_cases_cover_the_promised_ranges():
+    names = [case.name for case in cases.CASES]
+    assert len(names) == len(set(names))
+    assert set(names) >= cases.QUICK
+    plain = [c for c in cases.CASES if c.kind == "rnn" and c.dtype == "float32" and not c.threads]
+    for mode in cases.MODES:
+        shapes = {(c.T, c.B, c.I, c.H) for c in plain if c.mode == mode}
+        assert set(cases.HEADLINE) <= shapes
+        for position, least, most in ((0, 1, 2000), (1, 1, 256), (2, 1, 1024), (3, 16, 2048)):
+            values = {shape[position] for shape in shapes}
+            assert min(values) <= least
+            assert max(values) >= most
+    assert {c.dtype for c in cases.CASES} == {"float32", "float64", "bfloat16"}
+    assert {c.threads for c in cases.CASES} == {0, 1}
+    with pytest.raises(ValueError, match="no case matches 'nonsense'"):
+        cases.select(["nonsense"])
+
+
+def test_bound_names_the_roof_that_a_case_meets_first():
+    wide = cases.Case("rnn", "infer", T=64, B=64, I=256, H=256)
+    assert roof.bound(wide, LIMITS) == roof.Bound(
+        "FMA", 64 * 64 * 512 * 512 / 1e11, 64 * 64 * 2**18
+    )
+    single = cases.Case("rnn", "infer", T=100, B=1, I=8, H=256)
+    assert roof.bound(single, LIMITS).limit == "L2"
+    assert roof.bound(single, LIMITS).seconds == pytest.approx(100 * 4 * 256**2 / 1.5e11)
+    table = cases.Case("embedding", "train", V=50_000, D=256, N=8192)
+    assert roof.bound(table, LIMITS).limit == "DRAM"
+    # Design: 85 MB move; rows that occur twice make it a little less here.
+    assert 70e6 < roof.bound(table, LIMITS).amount < 85e6
+
+
+def test_roof_of_this_machine_is_plausible():
+    limits = roof.measure(threads=1)
+    assert limits.flops["float32"] > 1.5 * limits.flops["float64"] > 1e9
+    assert limits.read["L1"] > limits.read["DRAM"] > 1e9
+
+
+def test_interleave_measures_what_a_call_takes():
+    def contender(seconds):
+        return measure.Contender(lambda: measure.time.sleep(seconds))
+
+    effort = measure.Effort(0.02, min_rounds=3, max_rounds=3, sample_seconds=0, warm_seconds=0)
+    timings = measure.interleave({"short": contender(0.002), "long": contender(0.02)}, effort)
+    assert [len(t.samples) for t in timings.values()] == [3, 3]
+    assert timings["short"].median >= 0.002
+    assert timings["long"].median > 4 * timings["short"].median
+    assert measure.Timing(1, [1.0, 2.0, 3.0, 4.0, 5.0]).quartiles == (2.0, 3.0, 4.0)
+
+
+SHAPE = {"T": 5, "B": 3, "I": 4, "H": 6}
+
+
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("options", [{}, *cases.OPTIONS])
+def test_every_rival_agrees(mode, options, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    case = cases.Case("rnn", mode, **SHAPE, **options)
+    data, expected = rivals.Data(case), None
+    for rival in (*rivals.torch_rivals(), *engines.engines()):
+        try:
+            prepared = rival.prepare(case, data, threads=1)
+        except rivals.Unsupported:
+            assert rival.name not in (rivals.OURS, rivals.TORCH)
+            continue
+        prepared.call()
+        result = prepared.result()
+        expected = expected or result
+        rivals.compare(case, expected, result)
+    spoilt = {**expected, "output": expected["output"] + 1e-3}
+    with pytest.raises(ValueError, match="output is off by"):
+        rivals.compare(case, expected, spoilt)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_embedding_rivals_agree_and_indices_change(sparse):
+    case = cases.Case("embedding", "train", V=50, D=3, N=40, indices="zipf", sparse=sparse)
+    data = rivals.Data(case)
+    ours, torchs = (r.prepare(case, data, 1) for r in rivals.torch_rivals()[:2])
+    assert rivals.compare(case, ours.result(), torchs.result()) < 1e-6
+    assert len({tuple(indices.tolist()) for indices in data.indices}) == rivals.INDEX_SETS
+    assert rivals.saved_bytes(case, torchs) == 40 * 3 * 4  # the output; indices live anyway
+
+
+def test_saved_bytes_counts_output_and_kept_steps():
+    case = cases.Case("rnn", "train", T=7, B=2, I=3, H=8)
+    prepared = rivals.TorchModules(rivals.TORCH, rivals.TORCH).prepare(case, rivals.Data(case), 1)
+    output = 7 * 2 * 8 * 4
+    initial_state = 2 * 8 * 4
+    assert rivals.saved_bytes(case, prepared) == 2 * output + initial_state
+
+
+def run_of(label, factor):
+    """A made-up run in which rnnext takes `factor` ms and torch.nn 10 ms on every case."""
+    result = store.Result(label, measure.stamp(2), {0: LIMITS, 1: replace(LIMITS, threads=1)})
+    for case in cases.CASES:
+        row = store.Row(case)
+        for rival, ms in ((report.OURS, factor), (report.TORCH, 10.0)):
+            row.seconds[rival] = {"q1": ms * 0.9e-3, "median": ms * 1e-3, "q3": ms * 1.2e-3}
+        row.saved_bytes = {report.OURS: 100, report.TORCH: 200}
+        result.rows[case.name] = row
+    return result
+
+
+def test_store_round_trip_and_comparison(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    slow, fast = run_of("slow", 4.0), run_of("fast", 2.0)
+    slow.edges = {"infer H=62..63": [[62, 1.0], [63, 1.1]]}
+    slow.save()
+    assert store.load("slow") == slow
+    assert store.load(str(tmp_path / "slow.json")) == slow
+    with pytest.raises(FileNotFoundError, match="stored: slow"):
+        store.load("missing")
+    report.print_comparison(slow, fast, report.OURS, Console(width=200))
+    printed = capsys.readouterr().out
+    assert f"geometric mean of {len(cases.CASES)} rows: 2.000" in printed
+    assert "1.50" in printed  # 3.6 / 2.4: the low end of the range
+
+
+def test_bars_are_held_or_missed_by_their_numbers():
+    def verdicts(factor):
+        return {v.what: v for v in bars.evaluate(run_of("made-up", factor))}
+
+    held, missed = verdicts(2.0), verdicts(5.0)
+    assert held["infer over torch.nn: mean"].got == pytest.approx(5)
+    assert held["infer over torch.nn: mean"].held
+    assert not missed["infer over torch.nn: mean"].held
+    assert missed["one call, RNNCell over torch.nn: worst row"].held
+    assert held["output + saved bytes of torch.nn's: worst row"].held
+    assert held["cost per unit, one size to the next: worst rise"].held is None
+
+
+def test_worst_jump_counts_whole_vectors():
+    even = [[size, float(edges.roof.operations(edges.edge_case("infer", "B", size)))]
+            for size in (12, 13)]  # fmt: skip
+    assert edges.worst_jump({"infer B=12..13": even})[0] == pytest.approx(1)
+    even[1][1] *= 1.5
+    assert edges.worst_jump({"infer B=12..13": even}) == (pytest.approx(1.5), "infer B=12 to 13")
+    # 65 units take five vectors of 16, as 80 do: not a jump.
+    padded = [[64, 64.0 * 96], [65, 80.0 * 97]]
+    assert edges.worst_jump({"infer H=64..65": padded})[0] == pytest.approx(1)
+
+
+def test_a_small_run_end_to_end(tmp_path):
+    def bench(*arguments, code=0):
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout
+
+    chosen = ("rnn-T1-B1-I8-H8-infer", "rnn-T35-B20-I200-H200-train-1thread")
+    run = ("run", *chosen, "--quick", "--label", "small", "--only", "rnnext", "torch.nn")
+    bench(*run, code=2)  # neither is one of the quick cases
+    printed = bench(*(word for word in run if word != "--quick"))
+    assert all(name in printed for name in chosen)
+    result = store.load(str(tmp_path / "results" / "small.json"))
+    for name in chosen:
+        assert result.rows[name].seconds.keys() == {"rnnext", "torch.nn"}
+        assert not result.rows[name].failed
+    assert result.roofs[1].threads == 1
+    assert "1.00" in bench("report", "--compare", "small", "small")
+    assert "| rnn-T1-B1-I8-H8-infer" in bench("report", "--label", "small", "--markdown")
+    assert "roofline.png" in bench("plot", "--label", "small", "--out", "figures")
+    assert (tmp_path / "figures" / "roofline.png").stat().st_size > 1000
+    assert "rnn-T784-B64-I1-H128-train" in bench("cases", "headline")
