@@ -23,12 +23,6 @@ from rnnext.convert import convert, revert
 from rnnext.embedding import Embedding
 from rnnext.rnn import RNN, RNNCell
 
-__all__ = ["RNN", "Embedding", "RNNCell", "convert", "functional", "ops", "revert"]
-from rnnext import functional  # noqa: E402
-from rnnext.convert import convert, revert  # noqa: E402
-from rnnext.embedding import Embedding  # noqa: E402
-from rnnext.rnn import RNN, RNNCell  # noqa: E402
-
 __all__ = [
     "RNN",
     "Embedding",
