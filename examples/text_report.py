@@ -23,6 +23,7 @@ COMPARED_STEPS = 200
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 5e-2}
 TEMPERATURE = 0.6
 SAMPLED_TOKENS = 160
+SMOOTHED_STEPS = 25
 
 
 def report(
@@ -123,12 +124,13 @@ def plot(learners: list[Learner], path: Path) -> None:
     for learner, colour in zip(learners, ("tab:gray", "tab:red"), strict=True):
         seconds = torch.tensor(learner.seconds, dtype=torch.float64).cumsum(0)
         losses = torch.tensor(learner.losses, dtype=torch.float64)
-        width = max(1, min(25, len(losses) // 10))
+        sums = torch.cat([torch.zeros(SMOOTHED_STEPS, dtype=torch.float64), losses.cumsum(0)])
+        count = torch.arange(1, len(losses) + 1).clamp(max=SMOOTHED_STEPS)
         axes.plot(
-            seconds.unfold(0, width, 1)[:, -1],
-            losses.unfold(0, width, 1).mean(-1),
+            seconds,
+            (sums[SMOOTHED_STEPS:] - sums[:-SMOOTHED_STEPS]) / count,
             color=colour,
-            label=f"{learner.name}, training (mean of {width} steps)",
+            label=f"{learner.name}, training (mean of {SMOOTHED_STEPS} steps)",
         )
         steps, perplexities = zip(*learner.held_out, strict=True)
         axes.plot(
@@ -144,6 +146,7 @@ def plot(learners: list[Learner], path: Path) -> None:
         ylabel="cross-entropy per token (nats)",
         title="The same model, seed and batches",
     )
+    axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)

@@ -22,14 +22,6 @@ import train_text  # noqa: E402
 SMALL = ["--hidden=24", "--vocab=120", "--length=12", "--batch=5", "--threads=1", "--rate=0.01"]
 
 
-@pytest.fixture(autouse=True)
-def _threads_as_before():
-    """The program sets the number of threads for its whole process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def text(tmp_path) -> str:
     """A piece of the demo's own text, for speed."""
