@@ -34,10 +34,10 @@ build: $(READY)
 	$(BIN)/python setup.py -q build_ext --inplace
 
 cuda-build:
-	$(PYTHON) benchmarks/cuda_build.py $(ARGS)
+	$(PYTHON) -m benchmarks.cuda_build $(ARGS)
 
 cuda-check:
-	$(PYTHON) benchmarks/cuda_check.py $(ARGS)
+	$(PYTHON) -m benchmarks.cuda_check $(ARGS)
 
 sanitize: build
 	$(BIN)/python tests/sanitize.py $(ARGS)
