@@ -43,7 +43,7 @@ class Params(ctypes.Structure):
 
     _fields_ = _fields(
         "T:q B:q H:q D:i reverse:bb cell:i paired:b step_row:p lengths:p weight:pp weight_stride:q "
-        "input:p input_stride_t:q input_stride_b:q index:p table_rows:q bias_ih:pp bias_hh:pp "
+        "input:p input_stride_t:q input_stride_b:q index:p bias_ih:pp bias_hh:pp "
         "h0:p h_n:p output:p grad_output:p grad_h_n:p grad_pre:p grad_h0:p flags:p exchange:p"
     )
 

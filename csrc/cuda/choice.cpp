@@ -10,11 +10,11 @@ namespace {
 // Cycles, by reasoning from published latencies; nothing here was measured. They order the choices
 // and say nothing about time (docs/cuda.md).
 constexpr double kStepOverhead[] = {9000, 500, 1000, 2500};  // a step's fixed cost, by Path
-constexpr double kStart = 8000;           // of a resident kernel, beside reading the matrix
-constexpr double kElementCycles = 60;     // of the cell, for each element of a thread
-constexpr double kSharedBytes = 128;      // bytes a cycle: shared memory of an SM
-constexpr double kPeerBytes = 16;         // into another SM's shared memory
-constexpr double kL2Bytes = 32;           // from L2, an SM
+constexpr double kStart = 8000;        // of a resident kernel, beside reading the matrix
+constexpr double kElementCycles = 60;  // of the cell, for each element of a thread
+constexpr double kSharedBytes = 128;   // bytes a cycle: shared memory of an SM
+constexpr double kPeerBytes = 16;      // into another SM's shared memory
+constexpr double kL2Bytes = 32;        // from L2, an SM
 constexpr double kGemmEfficiency = 0.5;
 
 constexpr Path kResident[] = {Path::block, Path::cluster, Path::grid};
@@ -60,9 +60,7 @@ bool lay_out(const Problem& p, const Device& device, Path path, int64_t blocks, 
     if (vector_stride % 128 == 0) vector_stride += 64;  // likewise for the vectors
   } else {
     unit_workers = slice / 2;
-    unit_workers = unit_workers <= 8    ? 8
-                   : unit_workers <= 16 ? 16
-                                        : round_up(unit_workers, 32);
+    unit_workers = unit_workers <= 8 ? 8 : unit_workers <= 16 ? 16 : round_up(unit_workers, 32);
     if (unit_workers > kThreads) return false;
     k_workers = kThreads / unit_workers;
     k_total = ceil_div(p.H * element, 16);
@@ -111,10 +109,10 @@ double step_cycles(const Problem& p, const Device& device, const Geometry& g) {
   const double products = units * columns * (matrix ? passes * 8 : g.rows);
   const double spilled = std::max(0, g.k_blocks - kRegisterBlocks) * (kThreads * 32.0);
   const double published = g.rows * g.slice * element;
-  double cycles = kStepOverhead[static_cast<int>(g.path)] +
-                  std::max(products / rate(p.compute, device.capability),
-                           passes * spilled / kSharedBytes) +
-                  ceil_div(g.rows * g.slice, kThreads) * kElementCycles;
+  double cycles =
+      kStepOverhead[static_cast<int>(g.path)] +
+      std::max(products / rate(p.compute, device.capability), passes * spilled / kSharedBytes) +
+      ceil_div(g.rows * g.slice, kThreads) * kElementCycles;
   if (g.path == Path::cluster) cycles += published * g.blocks / kPeerBytes;
   if (g.path == Path::grid) cycles += g.rows * g.vector_stride / kL2Bytes;
   return cycles;

@@ -12,16 +12,16 @@ enum class Path { step, block, cluster, grid };
 // The arithmetic: element type, or float32 elements multiplied as TF32.
 enum class Compute { f32, f64, bf16, f16, tf32 };
 
-constexpr int kThreads = 512;           // of every block of a resident kernel
+constexpr int kThreads = 512;  // of every block of a resident kernel
 constexpr int kWarps = kThreads / 32;
-constexpr int kRegisterBlocks = 8;      // k-blocks of the matrix that a worker keeps in registers
+constexpr int kRegisterBlocks = 8;  // k-blocks of the matrix that a worker keeps in registers
 constexpr int kMaxCluster = 16;
 
 struct Device {
-  int capability = 0;             // 10 * major + minor
+  int capability = 0;  // 10 * major + minor
   int sm_count = 0;
-  int shared_bytes = 0;           // of one block, opted in
-  int registers = 65536;          // of one SM
+  int shared_bytes = 0;   // of one block, opted in
+  int registers = 65536;  // of one SM
   // How many clusters of 2, 4, 8, 16 blocks with all that shared memory fit at once; 0: none.
   int clusters[4] = {0, 0, 0, 0};
 };
@@ -40,11 +40,11 @@ struct Problem {
 // kRegisterBlocks of a worker's k-blocks stay in registers, the others in shared memory.
 struct Geometry {
   Path path = Path::step;
-  int blocks = 0;         // in a group
-  int groups = 0;         // launched; a multiple of D
-  int rows = 0;           // sequences in a tile
-  int slice = 0;          // hidden units of a block
-  int pairs = 0;          // 4-byte words (8 for float64) of a slice
+  int blocks = 0;                   // in a group
+  int groups = 0;                   // launched; a multiple of D
+  int rows = 0;                     // sequences in a tile
+  int slice = 0;                    // hidden units of a block
+  int pairs = 0;                    // 4-byte words (8 for float64) of a slice
   int row_step = 0, pair_step = 0;  // kThreads words further on in [rows, pairs]
   int unit_workers = 0;
   int k_workers = 0;
@@ -59,7 +59,7 @@ struct Geometry {
   int length_offset = 0;  // [rows] int
   int weight_offset = 0;  // 16 KiB for each k-block past kRegisterBlocks
   int shared_bytes = 0;
-  double cycles = 0;      // the model's estimate for the whole pass, for comparing choices only
+  double cycles = 0;  // the model's estimate for the whole pass, for comparing choices only
 
   int flag_count() const { return groups * blocks; }
   int64_t exchange_bytes() const { return int64_t(2) * groups * rows * vector_stride; }

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "choice.h"
+#include "embedding_kernel.h"
 
 namespace rnnext::cuda {
 
@@ -22,7 +23,7 @@ struct RecurrenceParams {
   CellKind cell;
   bool paired;              // 16-bit types: H is even and all rows begin at multiples of 4 bytes
   const int64_t* step_row;  // [T+1] device: the first row of step t; null: not packed
-  const int64_t* lengths;   // [B] device: steps of each sequence, 0..T; null: all T
+  const int64_t* lengths;   // [B] device: steps of each sequence, 0..T, packed too; null: all T
 
   // Stationary matrix of each direction, [H, weight_stride]: W_hh forward, its transpose backward.
   // weight_stride is H rounded up to 64 bytes, the columns past H are zero, the pointers multiples
@@ -35,18 +36,17 @@ struct RecurrenceParams {
   // row*input_stride_b; with an index, at index[row]*input_stride_b. It has D*H columns.
   const void* input;
   int64_t input_stride_t, input_stride_b;
-  const int64_t* index;      // [N] or null
-  int64_t table_rows;        // rows of `input` when there is an index (out of range: clamped)
-  const void* bias_ih[2];    // [H] or null
-  const void* bias_hh[2];    // [H] or null
-  const void* h0;            // [D,B,H] or null: zeros
-  void* h_n;                 // [D,B,H] written by the forward pass
+  const int64_t* index;    // [N], within the table, or null
+  const void* bias_ih[2];  // [H] or null
+  const void* bias_hh[2];  // [H] or null
+  const void* h0;          // [D,B,H] or null: zeros
+  void* h_n;               // [D,B,H] written by the forward pass
 
-  void* output;              // [N, D*H] written by the forward pass, read by the backward pass
-  const void* grad_output;   // [N, D*H] or null: zeros
-  const void* grad_h_n;      // [D,B,H] or null: zeros
-  void* grad_pre;            // [N, D*H] gradient of the pre-activations, written
-  void* grad_h0;             // [D,B,H] written, or null: not wanted
+  void* output;             // [N, D*H] written by the forward pass, read by the backward pass
+  const void* grad_output;  // [N, D*H] or null: zeros
+  const void* grad_h_n;     // [D,B,H] or null: zeros
+  void* grad_pre;           // [N, D*H] gradient of the pre-activations, written
+  void* grad_h0;            // [D,B,H] written, or null: not wanted
 
   // Grid path only, zeroed by the caller: flags [groups, blocks], and the vectors that travel
   // through L2, [2, groups, rows, vector_stride bytes] (geometry.exchange_bytes and flag_count).
@@ -57,19 +57,19 @@ struct RecurrenceParams {
 // What the step path's cell kernels work on beside RecurrenceParams: step s of the pass, for each
 // direction at its own t.
 struct StepParams {
-  int64_t step;              // 0..T-1 in the order of the pass
-  const void* product;       // forward: [D, B, H] W_hh h_{t-1}
-  void* state;               // [D,B,H] forward: h, in and out. Backward: dh, in; 0 or kept, out
-  void* grad_step;           // backward: [D,B,H] dG of this step, 0 where a sequence is inactive
-  int64_t first_row[2];      // first row of this direction's step t
-  int64_t batch[2];          // sequences that have a row at step t
+  int64_t step;          // 0..T-1 in the order of the pass
+  const void* product;   // forward: [D, B, H] W_hh h_{t-1}
+  void* state;           // [D,B,H] forward: h, in and out. Backward: dh, in; 0 or kept, out
+  void* grad_step;       // backward: [D,B,H] dG of this step, 0 where a sequence is inactive
+  int64_t first_row[2];  // first row of this direction's step t
+  int64_t batch[2];      // sequences that have a row at step t
 };
 
 // The resident kernels: one launch runs every step. `geometry` comes from choose().
 cudaError_t launch_resident(const RecurrenceParams& params, const Geometry& geometry,
                             Compute compute, bool backward, cudaStream_t stream);
 
-// The resident kernel itself, for the occupancy queries of the binding. Null for Path::step.
+// The kernel that launch_resident launches; null for Path::step.
 using Kernel = void (*)(RecurrenceParams, Geometry);
 Kernel resident_kernel(Path path, Compute compute, CellKind cell, bool backward);
 
@@ -80,6 +80,13 @@ cudaError_t launch_step(const RecurrenceParams& params, const StepParams& step, 
 // previous[row, d*H + u] = the state before row's step: the neighbouring output, or h0, or zero.
 cudaError_t launch_previous_state(const RecurrenceParams& params, void* previous, Compute compute,
                                   cudaStream_t stream);
+
+// rows[i] = index i, or 0 where it is out of range, which is reported. count > 0.
+cudaError_t launch_table_rows(const EmbeddingIndices& indices, int64_t* rows, cudaStream_t stream);
+
+// How many clusters of 2, 4, 8, 16 blocks with that shared memory fit on the current device at
+// once.
+void count_clusters(int shared_bytes, int (&clusters)[4]);
 
 // Writes n host values to device memory as kernel arguments, so that a captured graph holds them.
 cudaError_t launch_write_constants(int64_t* destination, const int64_t* values, int64_t n,

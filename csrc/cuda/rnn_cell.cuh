@@ -61,13 +61,16 @@ __device__ __forceinline__ void store_pair(T* to, const PairOf<T>& x, bool paire
   }
 }
 
+__device__ __forceinline__ int sequence_length(const RecurrenceParams& p, int64_t b) {
+  if (!p.lengths) return static_cast<int>(p.T);
+  const int64_t length = p.lengths[b];
+  return static_cast<int>(length < 0 ? 0 : length > p.T ? p.T : length);
+}
+
 // Where the input row of sequence b at step t begins; `row` numbers it as in RecurrenceParams.
 __device__ __forceinline__ int64_t input_row(const RecurrenceParams& p, int64_t t, int64_t b,
                                              int64_t row) {
-  if (p.index) {
-    const int64_t i = p.index[row];
-    return (i < 0 ? 0 : i >= p.table_rows ? p.table_rows - 1 : i) * p.input_stride_b;
-  }
+  if (p.index) return p.index[row] * p.input_stride_b;
   return p.step_row ? row * p.input_stride_b : t * p.input_stride_t + b * p.input_stride_b;
 }
 

@@ -81,8 +81,7 @@ class MatrixEngine {
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         if (row + c % 2 < rows) {
-          to[c % 2 * g.part_stride + c / 2 * 8] =
-              (sum[0][c] + sum[1][c]) + (sum[2][c] + sum[3][c]);
+          to[c % 2 * g.part_stride + c / 2 * 8] = (sum[0][c] + sum[1][c]) + (sum[2][c] + sum[3][c]);
         }
       }
     }
@@ -120,8 +119,8 @@ class MatrixEngine {
     return present ? *reinterpret_cast<const uint4*>(v) : make_uint4(0, 0, 0, 0);
   }
 
-  __device__ static void multiply(float (&first)[4], float (&second)[4],
-                                  const uint32_t (&w)[2][4], const uint4& x) {
+  __device__ static void multiply(float (&first)[4], float (&second)[4], const uint32_t (&w)[2][4],
+                                  const uint4& x) {
     const uint32_t b0[2] = {x.x, x.y}, b1[2] = {x.z, x.w};
     mma<Format>(first, w[0], b0);
     mma<Format>(second, w[1], b1);

@@ -18,8 +18,7 @@ namespace rnnext::cuda {
 
 class BlockGroup {
  public:
-  __device__ BlockGroup(const RecurrenceParams&, const Geometry& g, int, int,
-                        unsigned char* shared)
+  __device__ BlockGroup(const RecurrenceParams&, const Geometry& g, int, int, unsigned char* shared)
       : shared_(shared), bytes_(g.rows * g.vector_stride) {}
   __device__ void start() {}
   __device__ unsigned char* buffer(unsigned n) const { return shared_ + n % 2 * bytes_; }

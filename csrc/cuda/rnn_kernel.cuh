@@ -72,22 +72,21 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int b0 = group_index / p.D * g.rows; b0 < B; b0 += g.groups / p.D * g.rows) {
     const int rows = min(g.rows, B - b0);
     const int state_row = d * B + b0;  // of h0, h_n and their gradients
-    __syncthreads();  // the last tile's reads
+    __syncthreads();                   // the last tile's reads
     for (int r = threadIdx.x; r < rows; r += kThreads) {
-      lengths[r] = p.lengths ? static_cast<int>(p.lengths[b0 + r]) : T_;
+      lengths[r] = sequence_length(p, b0 + r);
     }
-    {
-      const T* h0 = static_cast<const T*>(p.h0);
-      unsigned char* v = group.buffer(n);
-      for (int r = 0; r < rows; ++r) {
+    for (int r = 0; r < rows; ++r) {  // v_0: h0, or no gradient yet
+      T* v = reinterpret_cast<T*>(group.buffer(n) + r * g.vector_stride);
+      const int64_t state_at = int64_t(state_row + r) * H;
 #pragma unroll 1
-        for (int k = threadIdx.x; k < H; k += kThreads) {
-          const T x = !Backward && h0 ? h0[int64_t(state_row + r) * H + k] : from_float<T>(A(0));
-          reinterpret_cast<T*>(v + r * g.vector_stride)[k] = Engine::operand(x);
-          if (!Backward && k >= first_unit && k - first_unit < units && p.lengths &&
-              p.lengths[b0 + r] == 0) {
-            static_cast<T*>(p.h_n)[int64_t(state_row + r) * H + k] = x;
-          }
+      for (int k = threadIdx.x; k < H; k += kThreads) {
+        const bool given = !Backward && p.h0;
+        const T x = given ? static_cast<const T*>(p.h0)[state_at + k] : from_float<T>(A(0));
+        v[k] = Engine::operand(x);
+        if (!Backward && k >= first_unit && k - first_unit < units &&
+            sequence_length(p, b0 + r) == 0) {
+          static_cast<T*>(p.h_n)[state_at + k] = x;
         }
       }
     }

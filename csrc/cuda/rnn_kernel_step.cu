@@ -1,4 +1,5 @@
 // The step path's cell kernels, the small kernels beside the recurrence, and the launchers.
+#include "index_check.cuh"
 #include "rnn_cell.cuh"
 
 namespace rnnext::cuda {
@@ -49,8 +50,7 @@ __global__ void step_backward_kernel(const RecurrenceParams p, const StepParams 
   const int64_t t = reverse ? step.step : p.T - 1 - step.step;
   const int64_t state = (d * p.B + b) * p.H + u;
   const bool in_memory = b < (d ? step.batch[1] : step.batch[0]);
-  const int64_t at =
-      ((d ? step.first_row[1] : step.first_row[0]) + b) * p.D * p.H + d * p.H + u;
+  const int64_t at = ((d ? step.first_row[1] : step.first_row[0]) + b) * p.D * p.H + d * p.H + u;
   T dg = from_float<T>(A(0));
   if (in_memory && (!p.lengths || t < p.lengths[b])) {
     A dh = to_float(static_cast<const T*>(step.state)[state]);
@@ -70,8 +70,7 @@ __global__ void previous_state_kernel(const RecurrenceParams p, T* previous) {
   const int64_t u = i % p.H, b = i / p.H % p.B, t = i / p.H / p.B;
   if (t >= p.T) return;
   const auto first_row = [&](int64_t at) { return p.step_row ? p.step_row[at] : at * p.B; };
-  // Packed, p.lengths holds the sequences' lengths too.
-  const int64_t length = p.lengths ? p.lengths[b] : p.T;
+  const int64_t length = sequence_length(p, b);
   const bool reverse = d ? p.reverse[1] : p.reverse[0];
   const int64_t before = reverse ? t + 1 : t - 1;
   const int64_t column = d * p.H + u, width = p.D * p.H;
@@ -84,6 +83,13 @@ __global__ void previous_state_kernel(const RecurrenceParams p, T* previous) {
     }
   }
   if (t < length || !p.step_row) previous[(first_row(t) + b) * width + column] = h;
+}
+
+__global__ void table_rows_kernel(const EmbeddingIndices indices, int64_t* rows) {
+  const int64_t i = int64_t(blockIdx.x) * kStepThreads + threadIdx.x;
+  if (i >= indices.count) return;
+  const int64_t row = checked_index(indices, i);
+  rows[i] = row < 0 ? 0 : row;
 }
 
 struct Constants {
@@ -144,6 +150,10 @@ cudaError_t launch_previous_state(const RecurrenceParams& p, void* previous, Com
   });
 }
 
+cudaError_t launch_table_rows(const EmbeddingIndices& indices, int64_t* rows, cudaStream_t stream) {
+  return launch(table_rows_kernel, elements(indices.count, 1), stream, indices, rows);
+}
+
 cudaError_t launch_write_constants(int64_t* destination, const int64_t* values, int64_t n,
                                    cudaStream_t stream) {
   LaunchShape shape;
@@ -153,8 +163,8 @@ cudaError_t launch_write_constants(int64_t* destination, const int64_t* values, 
     Constants chunk = {};
     const int size = static_cast<int>(n - i < Constants::kSize ? n - i : Constants::kSize);
     for (int k = 0; k < size; ++k) chunk.values[k] = values[i + k];
-    const cudaError_t error = launch(write_constants_kernel, shape, stream, destination + i, chunk,
-                                     size);
+    const cudaError_t error =
+        launch(write_constants_kernel, shape, stream, destination + i, chunk, size);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
@@ -174,6 +184,30 @@ Kernel resident_kernel(Path path, Compute compute, CellKind cell, bool backward)
       return kernel_tf32(path, cell, backward);
   }
   return nullptr;
+}
+
+void count_clusters(int shared_bytes, int (&clusters)[4]) {
+  const auto kernel = resident_kernel(Path::cluster, Compute::f32, CellKind::tanh, true);
+  const void* function = reinterpret_cast<const void*>(kernel);
+  cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  for (int i = 0; i < 4; ++i) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = 2u << i;
+    attribute.val.clusterDim.y = 1;
+    attribute.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(2u << i);
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    if (cudaOccupancyMaxActiveClusters(&clusters[i], function, &config) != cudaSuccess) {
+      clusters[i] = 0;
+      cudaGetLastError();  // a size that this device does not have
+    }
+  }
 }
 
 cudaError_t launch_resident(const RecurrenceParams& p, const Geometry& geometry, Compute compute,
