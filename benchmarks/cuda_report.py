@@ -151,7 +151,8 @@ def draw(rows: Sequence[Row], folder: Path, title: str) -> list[Path]:
                             marker=".",
                             label=f"{rival}, B={B}",
                         )
-            axis.set(xscale="log", yscale="log", xlabel="H", title="train" if train else "forward")
+            axis.set(yscale="log", xlabel="H", title="train" if train else "forward")
+            axis.set_xscale("log", base=2)
             axis.grid(alpha=0.3)
         axes[0].set_ylabel("us per step")
         axes[0].legend(fontsize=7)
