@@ -107,9 +107,11 @@ def _collect(result: store.Result, events: Iterator[Event], total: int) -> None:
                 result.rows[content.case.name] = content
                 bar.advance(task)
             elif kind == "edge":
-                key, times = content
+                key, times, busy = content
                 result.edges[key] = times
                 bar.advance(task)
+                if busy > measure.DISTURBED_CORES:
+                    bar.console.print(f"{key}: other processes kept the cores busy meanwhile")
             result.save()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ def edge_case(mode: str, letter: str, size: int) -> Case:
 
 
 def sweep(send: Callable[[str, Any], None], threads: int) -> None:
-    """Send ("edge", (key, [[size, seconds], ...])) for each mode, letter and run of sizes."""
+    """Send ("edge", (key, [[size, seconds], ...], cores that others kept busy)) for each run."""
     from .rivals import Data, torch_rivals
 
     rival = torch_rivals()[0]
@@ -41,8 +42,10 @@ def sweep(send: Callable[[str, Any], None], threads: int) -> None:
                 for size in sizes:
                     case = edge_case(mode, letter, size)
                     ready[str(size)] = rival.prepare(case, Data(case), threads)
+                start, others = time.perf_counter(), measure.Bystanders()
                 timings = measure.interleave(ready, EFFORT)
-                send("edge", (key, [[int(n), t.median] for n, t in timings.items()]))
+                busy = others.cores(time.perf_counter() - start)
+                send("edge", (key, [[int(n), t.median] for n, t in timings.items()], busy))
 
 
 def unit_costs(key: str, times: list[list[float]]) -> list[tuple[int, float]]:

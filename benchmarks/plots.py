@@ -50,6 +50,7 @@ def draw(result: Result, folder: Path) -> list[Path]:
             fontsize=7,
             color="gray",
         )
+        figure.get_layout_engine().set(rect=(0, 0.02, 1, 0.98))
         written.append(folder / f"{name}.png")
         figure.savefig(written[-1], dpi=150)
         plt.close(figure)
@@ -101,10 +102,17 @@ def sweeps(result: Result) -> Any:
             fixed = {k: {getattr(row.case, k) for row in rows} for k in "TBIH" if k != letter}
             text = " ".join(f"{k}={v.pop()}" for k, v in fixed.items() if len(v) == 1)
             axis.set(xscale="log", yscale="log", xlabel=letter, title=f"{mode}, {text}")
+            _plain_ticks(axis, [getattr(row.case, letter) for row in rows])
             axis.grid(alpha=0.3, which="both")
         row_axes[0].set_ylabel("ms a call")
     axes[0][0].legend(fontsize=8)
     return figure
+
+
+def _plain_ticks(axis: Any, values: list[int]) -> None:
+    """Label a log axis with these numbers, not with powers of ten."""
+    axis.set_xticks(values, [str(value) for value in values])
+    axis.minorticks_off()
 
 
 def _lines(axis: Any, result: Result, rows: list[Row], letter: str) -> None:
@@ -133,7 +141,7 @@ def roofline(result: Result) -> Any:
     if limits is None:
         return None
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    intensities = [2.0**n for n in range(-3, 13)]
+    intensities = [2.0 ** (n / 8) for n in range(-24, 97)]
     peak = limits.flops["float32"] / 1e9
     for level, speed in limits.read.items():
         line = [min(peak, speed / 1e9 * i) for i in intensities]
@@ -185,6 +193,7 @@ def tile_edges(result: Result) -> Any:
                     x, y = zip(*((size, 1e12 * cost) for size, cost in costs), strict=True)
                     axis.plot(x, y, marker="o", markersize=3, color=COLORS[OURS])
             axis.set(xscale="log", yscale="log", xlabel=letter, title=f"{mode}, sizes one apart")
+            _plain_ticks(axis, [sizes[len(sizes) // 2] for sizes in edges.SIZES[letter]])
             axis.grid(alpha=0.3, which="both")
         row_axes[0].set_ylabel("ps per operation")
     return figure
