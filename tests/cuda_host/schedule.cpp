@@ -207,9 +207,10 @@ void yield() {
   if (++state.idle_yields > 1000 + 8 * uint64_t(state.threads_alive)) {
     fail("deadlock: this thread spins, and no thread that could end it can go on");
   }
-  // The longer nothing else happens the lower a spinner ranks, or several would starve the rest.
+  // Spinners take turns behind all others, now and then before them: nobody starves.
+  const bool early = (random_bits() & 15) == 0;
   state.ready.push(
-      {random_bits() >> (1 + std::min<uint64_t>(62, state.idle_yields / 16)), state.running});
+      {early ? random_bits() | kNotSpinning : kNotSpinning - ++state.yields, state.running});
   hand_over();
 }
 

@@ -79,6 +79,7 @@ struct State {
   void* scheduler_stack = nullptr;
   std::map<const void*, Clock> released;  // through each flag
   uint64_t idle_yields = 0;  // since something happened that a spinning thread may wait for
+  uint64_t yields = 0;       // of all threads
   uint32_t time = 2;         // counts the events that order accesses
   uint32_t start = 2;        // of this launch
 

@@ -1,4 +1,4 @@
-// Entry points by which test_cuda_rnn.py calls the launchers of csrc/cuda/launch.h.
+// Entry points by which tests/cuda_rnn.py calls the launchers of csrc/cuda/launch.h.
 #include "launch.h"
 
 using namespace rnnext::cuda;
@@ -22,6 +22,11 @@ int64_t rnn_run_step(const RecurrenceParams* p, const StepParams* step, int64_t 
 
 int64_t rnn_previous_state(const RecurrenceParams* p, void* previous, int64_t compute) {
   return launch_previous_state(*p, previous, Compute(compute), nullptr);
+}
+
+int64_t rnn_table_rows(const int64_t* index, int64_t count, int64_t table_rows,
+                       IndexErrorRecord* error, int64_t* rows) {
+  return launch_table_rows({index, true, count, table_rows, error}, rows, nullptr);
 }
 
 int64_t rnn_write_constants(int64_t* to, const int64_t* values, int64_t n) {
