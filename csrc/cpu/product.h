@@ -48,33 +48,74 @@ RNNEXT_INLINE void accumulate(Vec<C> (&acc)[R][NV], const C* a, int64_t stride, 
   }
 }
 
-// Runs work.tile<R, NP>(row, panel, panels) over rows [0, rows) and panels [p0, p1). Panels are
+// Unrolled, so that the tile stays in registers and the CPU overlaps the cells.
+template <class Cell, class V, int R, int NV>
+RNNEXT_INLINE void apply(V (&acc)[R][NV]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) acc[r][j] = Cell::forward(acc[r][j]);
+}
+template <class C, class V, int R, int NV>
+RNNEXT_INLINE void load_tile(V (&acc)[R][NV], const C* from, int64_t stride) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) acc[r][j] = load(from + r * stride + j * kLanes<C>);
+}
+template <class C, class V, int R, int NV>
+RNNEXT_INLINE void store_tile(const V (&acc)[R][NV], C* to, int64_t stride) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) store(to + r * stride + j * kLanes<C>, acc[r][j]);
+}
+// As many of the tile's columns as there are left.
+template <class C, class V, int R, int NV>
+RNNEXT_INLINE void load_tile_some(V (&acc)[R][NV], const C* from, int64_t stride, int64_t left) {
+  if (left >= NV * kLanes<C>) return load_tile(acc, from, stride);
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < NV; ++j)
+      acc[r][j] = load_each(from + r * stride + j * kLanes<C>, left - j * kLanes<C>);
+}
+template <class C, class V, int R, int NV>
+RNNEXT_INLINE void store_tile_some(const V (&acc)[R][NV], C* to, int64_t stride, int64_t left) {
+  if (left >= NV * kLanes<C>) return store_tile(acc, to, stride);
+  for (int r = 0; r < R; ++r)
+    for (int j = 0; j < NV; ++j)
+      store_each(to + r * stride + j * kLanes<C>, acc[r][j], left - j * kLanes<C>);
+}
+
+// Runs work.tile<R, NP>(row, panel, panels, K) over rows [0, rows) and panels [p0, p1). Panels are
 // outermost, so that each comes from far memory once; work.panels(p, n) gives where they lie.
+// (Blocks of K that stay in the first cache were tried: no faster at H = 1024, slower below.)
 template <int R, class Work>
 RNNEXT_INLINE void tiles_of_row(const Work& work, int64_t row, int64_t p, int64_t n,
-                                const typename Work::C* panels, int64_t panel_size) {
+                                const typename Work::C* panels, int64_t K) {
+  const int64_t panel_size = K * kPanel<typename Work::C>;
   constexpr int NP = panels_at_once(R);
   for (int64_t i = 0; i < n;) {
     if (NP >= 4 && n - i >= 4) {
-      work.template tile<R, NP >= 4 ? 4 : 1>(row, p + i, panels + i * panel_size);
+      work.template tile<R, NP >= 4 ? 4 : 1>(row, p + i, panels + i * panel_size, K);
       i += 4;
     } else if (NP >= 2 && n - i >= 2) {
-      work.template tile<R, NP >= 2 ? 2 : 1>(row, p + i, panels + i * panel_size);
+      work.template tile<R, NP >= 2 ? 2 : 1>(row, p + i, panels + i * panel_size, K);
       i += 2;
     } else {
-      work.template tile<R, 1>(row, p + i, panels + i * panel_size);
+      work.template tile<R, 1>(row, p + i, panels + i * panel_size, K);
       i += 1;
     }
   }
 }
 template <int R, class Work>
 RNNEXT_INLINE void tiles_of_rows(const Work& work, int rows, int64_t row, int64_t p, int64_t n,
-                                 const typename Work::C* panels, int64_t panel_size) {
-  if (rows == R) return tiles_of_row<R>(work, row, p, n, panels, panel_size);
-  if constexpr (R > 1) tiles_of_rows<R - 1>(work, rows, row, p, n, panels, panel_size);
+                                 const typename Work::C* panels, int64_t K) {
+  if (rows == R) return tiles_of_row<R>(work, row, p, n, panels, K);
+  if constexpr (R > 1) tiles_of_rows<R - 1>(work, rows, row, p, n, panels, K);
 }
 template <class Work>
 void sweep(const Work& work, int64_t rows, int64_t p0, int64_t p1, int64_t K) {
+  using C = typename Work::C;
   if (rows <= 0) return;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;  // as even as can be: 8 rows are 4 + 4
   const int small = static_cast<int>(rows / tiles);
@@ -82,11 +123,11 @@ void sweep(const Work& work, int64_t rows, int64_t p0, int64_t p1, int64_t K) {
   const int64_t group = panels_at_once(small);
   for (int64_t p = p0; p < p1; p += group) {
     const int64_t n = group < p1 - p ? group : p1 - p;
-    const typename Work::C* panels = work.panels(p, n);
+    const C* panels = work.panels(p, n);
     int64_t row = 0;
     for (int64_t i = 0; i < tiles; ++i) {
       const int r = small + (i < big);
-      tiles_of_rows<kTileRows>(work, r, row, p, n, panels, K * kPanel<typename Work::C>);
+      tiles_of_rows<kTileRows>(work, r, row, p, n, panels, K);
       row += r;
     }
   }

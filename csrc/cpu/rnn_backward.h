@@ -12,8 +12,7 @@ struct BackwardStep {
   using C = Scalar;
   const C* packed;  // hh
   int64_t H;
-  bool has_state;  // false: no step came before
-  const C* grad;   // of the output, first row; or null: zeros
+  const C* grad;  // of the output, first row; or null: zeros
   int64_t grad_stride;
   const C* output;
   int64_t output_stride;
@@ -25,51 +24,42 @@ struct BackwardStep {
 
   const C* panels(int64_t q, int64_t) const { return packed + q * H * kPanel<C>; }
   template <int R, int NP>
-  RNNEXT_TILE void tile(int64_t row, int64_t q, const C* panels) const {
+  RNNEXT_TILE void tile(int64_t row, int64_t q, const C* panels, int64_t K) const {
     const int64_t column = q * kPanel<C>, left = H - column;
+    C* to = next + row * state_stride + column;
     Vec<C> acc[R][2 * NP] = {};
-    if (grad)
-      for (int r = 0; r < R; ++r)
-        for (int j = 0; j < 2 * NP; ++j)
-          acc[r][j] = load_some(grad + (row + r) * grad_stride + column + j * kLanes<C>,
-                                left - j * kLanes<C>);
-    if (has_state)
-      accumulate<false, C, R, 2 * NP>(acc, state + row * state_stride, state_stride, panels, H);
+    if (grad) load_tile_some(acc, grad + row * grad_stride + column, grad_stride, left);
+    accumulate<false, C, R, 2 * NP>(acc, state + row * state_stride, state_stride, panels, K);
+    Vec<C> h[R][2 * NP];
+    load_tile_some(h, output + row * output_stride + column, output_stride, left);
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
-      for (int j = 0; j < 2 * NP; ++j) {
-        const int64_t at = column + j * kLanes<C>;
-        const Vec<C> h = load_some(output + (row + r) * output_stride + at, H - at);
-        const Vec<C> d = Cell::backward(acc[r][j], h);
-        store(next + (row + r) * state_stride + at, d);
-        store_some(grad_pre + (row + r) * grad_pre_stride + at, d, H - at);
-      }
+#pragma GCC unroll 8
+      for (int j = 0; j < 2 * NP; ++j) acc[r][j] = Cell::backward(acc[r][j], h[r][j]);
+    store_tile_some(acc, grad_pre + row * grad_pre_stride + column, grad_pre_stride, left);
+    store_tile(acc, to, state_stride);
   }
 };
 
-// out[row] = sum over directions of a[row] * W: the gradient of what was multiplied with W^T.
+// out[row] = a[row] * W: the gradient of what was multiplied with W^T.
 template <class Scalar>
 struct BackProjection {
   using C = Scalar;
-  const C* packed[2];  // the second null: one direction
+  const C* packed;
   int64_t K, columns;
-  const C* a;  // [rows, ...]: direction d begins at column d * K
+  const C* a;  // [rows, K]
   int64_t a_stride;
   C* out;
   int64_t out_stride;
 
-  const C* panels(int64_t q, int64_t) const { return packed[0] + q * K * kPanel<C>; }
+  const C* panels(int64_t q, int64_t) const { return packed + q * K * kPanel<C>; }
   template <int R, int NP>
-  RNNEXT_TILE void tile(int64_t row, int64_t q, const C* panels) const {
+  RNNEXT_TILE void tile(int64_t row, int64_t q, const C* panels, int64_t K) const {
+    const int64_t column = q * kPanel<C>;
+    C* to = out + row * out_stride + column;
     Vec<C> acc[R][2 * NP] = {};
     accumulate<false, C, R, 2 * NP>(acc, a + row * a_stride, a_stride, panels, K);
-    if (packed[1])
-      accumulate<false, C, R, 2 * NP>(acc, a + row * a_stride + K, a_stride,
-                                      packed[1] + q * K * kPanel<C>, K);
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < 2 * NP; ++j) {
-        const int64_t at = q * kPanel<C> + j * kLanes<C>;
-        store_some(out + (row + r) * out_stride + at, acc[r][j], columns - at);
-      }
+    store_tile_some(acc, to, out_stride, columns - column);
   }
 };
 
@@ -107,7 +97,8 @@ struct Backward {
   const RecurrenceGrad& g;
   const RecurrenceGradOut& out;
   Plan plan;
-  C *ih[2], *hh[2];  // packed weights
+  C* ih;             // packed W_ih of all directions: panels of [D*H]
+  C* hh[2];          // packed W_hh
   C *state, *first;  // [D][2][B][state_stride], [D][B][state_stride]
   int64_t state_stride;
   int64_t unit_rows;  // the most sequences of a unit
@@ -121,10 +112,9 @@ struct Backward {
            char* workspace)
       : p(p), g(g), out(out), plan(Plan::choose<C>(p, size)) {
     Arena arena{workspace};
-    ih[1] = hh[1] = nullptr;
+    ih = out.input ? arena.take<C>(p.D * weight_ih(0).packed_size()) : nullptr;
     for (int d = 0; d < p.D; ++d) {
-      ih[d] = hh[d] = nullptr;
-      if (out.input) ih[d] = arena.take<C>(weight_ih(d).packed_size());
+      hh[d] = nullptr;
       if (needs_hh()) hh[d] = arena.take<C>(weight_hh(d).packed_size());
     }
     state_stride = scratch_stride<C>(p.H);
@@ -167,13 +157,15 @@ struct Backward {
 
   void pack_share(const Worker& worker) const {
     for (int d = 0; d < p.D; ++d) {
-      if (hh[d]) pack(weight_hh(d), hh[d], worker);
-      if (ih[d]) pack(weight_ih(d), ih[d], worker);
+      if (hh[d]) pack(weight_hh(d), hh[d], weight_hh(d).panel_size(), worker);
+      if (ih)
+        pack(weight_ih(d), ih + d * weight_ih(d).panel_size(), p.D * weight_ih(d).panel_size(),
+             worker);
     }
   }
-  void pack(const Matrix<S>& weight, C* to, const Worker& worker) const {
+  void pack(const Matrix<S>& weight, C* to, int64_t panel_stride, const Worker& worker) const {
     const Range share = part(weight.panels(), worker.rank, worker.size);
-    for (int64_t q = share.begin; q < share.end; ++q) weight.pack(q, to + q * weight.panel_size());
+    for (int64_t q = share.begin; q < share.end; ++q) weight.pack(q, to + q * panel_stride);
   }
 
   void run(const Unit& unit, Worker& worker) const {
@@ -196,11 +188,18 @@ struct Backward {
       C* next = state_row(unit.d, ~done & 1, unit.b0);
       C* grad_pre = static_cast<C*>(g.grad_pre) + at;
       const StepRows in = step_rows(unit, t, done, rows, at, worker);
-      const BackwardStep<C, Cell> step{
-          hh[unit.d],     p.H,          done > 0,         in.grad,
-          in.grad_stride, in.output,    in.output_stride, state_row(unit.d, done & 1, unit.b0),
-          next,           state_stride, grad_pre,         width};
-      sweep(step, rows, unit.p0, unit.p1, p.H);
+      const BackwardStep<C, Cell> step{hh[unit.d],
+                                       p.H,
+                                       in.grad,
+                                       in.grad_stride,
+                                       in.output,
+                                       in.output_stride,
+                                       state_row(unit.d, done & 1, unit.b0),
+                                       next,
+                                       state_stride,
+                                       grad_pre,
+                                       width};
+      sweep(step, rows, unit.p0, unit.p1, done > 0 ? p.H : 0);  // no step came before
       if (p.lengths || (out.h0 && done + 1 == p.T)) finish_step(unit, t, rows, next, grad_pre);
       worker.wait(unit.group, unit.members);
     }
@@ -275,9 +274,8 @@ struct Backward {
   void grad_h0(const Unit& unit, const Worker& worker) const {
     // In the compute type first: the state's buffers are free now, but for the slower members.
     C* const rows = converted(worker, 0);
-    const BackProjection<C> project{
-        {hh[unit.d], nullptr}, p.H,  state_stride, first_row(unit.d, unit.b0),
-        state_stride,          rows, state_stride};
+    const BackProjection<C> project{hh[unit.d],   p.H,  state_stride, first_row(unit.d, unit.b0),
+                                    state_stride, rows, state_stride};
     sweep(project, unit.b1 - unit.b0, unit.p0, unit.p1, p.H);
     for (int64_t b = unit.b0; b < unit.b1; ++b) {
       const int64_t row = (unit.d * p.B + b) * p.H;
@@ -308,9 +306,9 @@ struct Backward {
       C* block_out = block_scratch + worker.rank * block * p.I;
       if constexpr (kNative<S>) block_out = to;
       const BackProjection<C> project{
-          {ih[0], ih[1]}, p.H,       p.I, static_cast<const C*>(g.grad_pre) + n * stride,
-          stride,         block_out, p.I};
-      sweep(project, rows, 0, panels_in<C>(p.I), p.H);
+          ih,     p.D * p.H, p.I, static_cast<const C*>(g.grad_pre) + n * stride,
+          stride, block_out, p.I};
+      sweep(project, rows, 0, panels_in<C>(p.I), p.D * p.H);
       if constexpr (!kNative<S>)
         for (int64_t i = 0; i < rows * p.I; i += kLanes<C>)
           store_some(to + i, load_some(block_out + i, rows * p.I - i), rows * p.I - i);

@@ -12,7 +12,6 @@ template <class Scalar>
 struct Projection {
   using C = Scalar;
   Panels<C> weight;
-  int64_t K;
   const C* a;
   int64_t a_stride;
   const C* start;  // [panels]
@@ -21,15 +20,13 @@ struct Projection {
 
   const C* panels(int64_t p, int64_t n) const { return weight.at(p, n); }
   template <int R, int NP>
-  RNNEXT_TILE void tile(int64_t row, int64_t p, const C* panels) const {
+  RNNEXT_TILE void tile(int64_t row, int64_t p, const C* panels, int64_t K) const {
     const int64_t column = (p - p0) * kPanel<C>;
+    C* to = out + row * out_stride + column;
     Vec<C> acc[R][2 * NP];
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < 2 * NP; ++j) acc[r][j] = load(start + column + j * kLanes<C>);
+    load_tile(acc, start + column, 0);
     accumulate<false, C, R, 2 * NP>(acc, a + row * a_stride, a_stride, panels, K);
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < 2 * NP; ++j)
-        store(out + (row + r) * out_stride + column + j * kLanes<C>, acc[r][j]);
+    store_tile(acc, to, out_stride);
   }
 };
 
@@ -40,7 +37,7 @@ struct ForwardStep {
   Panels<C> weight;  // hh
   int64_t H, p0;
   bool has_state;  // false: every state is zero
-  const C* pre;    // first row, panel p0
+  C* pre;          // first row, panel p0
   int64_t pre_stride;
   const C* state;  // first row
   C* next;
@@ -50,21 +47,16 @@ struct ForwardStep {
 
   const C* panels(int64_t q, int64_t n) const { return has_state ? weight.at(q, n) : nullptr; }
   template <int R, int NP>
-  RNNEXT_TILE void tile(int64_t row, int64_t q, const C* panels) const {
+  RNNEXT_TILE void tile(int64_t row, int64_t q, const C* panels, int64_t K) const {
     const int64_t column = q * kPanel<C>;
     const C* from = pre + row * pre_stride + column - p0 * kPanel<C>;
     Vec<C> acc[R][2 * NP];
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < 2 * NP; ++j) acc[r][j] = load(from + r * pre_stride + j * kLanes<C>);
-    if (has_state)
-      accumulate<false, C, R, 2 * NP>(acc, state + row * state_stride, state_stride, panels, H);
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < 2 * NP; ++j) {
-        const int64_t at = column + j * kLanes<C>;
-        const Vec<C> h = Cell::forward(acc[r][j]);
-        store(next + (row + r) * state_stride + at, h);
-        if (output) store_some(output + (row + r) * output_stride + at, h, H - at);
-      }
+    load_tile(acc, from, pre_stride);
+    accumulate<false, C, R, 2 * NP>(acc, state + row * state_stride, state_stride, panels, K);
+    apply<Cell>(acc);
+    store_tile(acc, next + row * state_stride + column, state_stride);
+    if (output)
+      store_tile_some(acc, output + row * output_stride + column, output_stride, H - column);
   }
 };
 
@@ -174,7 +166,7 @@ struct Forward {
             pre_stride, state, next,    state_stride,     nullptr,
             p.D * p.H};
         if constexpr (kNative<S>) step.output = output;
-        sweep(step, sequences_now, unit.p0, unit.p1, p.H);
+        sweep(step, sequences_now, unit.p0, unit.p1, step.has_state ? p.H : 0);
         if (!kNative<S> || p.lengths || done + 1 == p.T)
           finish_step(unit, t, sequences_now, state, next, output);
         if (!reverse) row += sequences_now;
@@ -268,14 +260,8 @@ struct Forward {
             store(x + j, load_some(input_row(t, b) + j, p.I - j));
     }
     const Matrix<S> matrix = weight_ih(unit.d);
-    const Projection<C> project{Panels<C>::of(matrix, ih[unit.d], s.panels),
-                                p.I,
-                                a,
-                                a_stride,
-                                s.bias,
-                                s.pre,
-                                stride,
-                                unit.p0};
+    const Projection<C> project{
+        Panels<C>::of(matrix, ih[unit.d], s.panels), a, a_stride, s.bias, s.pre, stride, unit.p0};
     sweep(project, rows, unit.p0, unit.p1, p.I);
   }
 
