@@ -1,4 +1,7 @@
-"""The CUDA recurrence on the CPU: its structs for ctypes, its choice, and calls of its kernels."""
+"""The CUDA recurrence on the CPU: its structs for ctypes, its choice, and calls of its kernels.
+
+As a script, prints the capacity table of docs/cuda.md.
+"""
 
 import ctypes
 import functools
@@ -334,3 +337,19 @@ class Run:
             p.grad_h_n, p.grad_h0 = self.put(grad_h_n), grad_h0.data_ptr()
             self.resident(True)
         return grad_pre, grad_h0
+
+
+def capacity_table() -> str:
+    """The largest H of each path, card and arithmetic, as Markdown."""
+    cards = ["A100", "H100", "RTX 4090"]
+    lines = ["| card | path | " + " | ".join(COMPUTES) + " |", "|---|---|" + "---|" * len(COMPUTES)]
+    for card in cards:
+        for path in ("block", "cluster", "grid"):
+            sizes = [capacity(path, compute, DEVICES[card]) for compute in COMPUTES]
+            cells = [str(size) if size else "-" for size in sizes]
+            lines.append(f"| {card} | {path} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(capacity_table())

@@ -1,6 +1,7 @@
 #include "choice.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -218,8 +219,12 @@ Geometry choose(const Problem& p, const Device& device, const char* forced) {
 }
 
 int64_t capacity(Path path, Compute compute, bool backward, const Device& device) {
+  const int64_t blocks = path == Path::block     ? 1
+                         : path == Path::cluster ? kMaxCluster
+                                                 : device.sm_count;
+  const double bytes = double(blocks) * (device.shared_bytes + kRegisterBlocks * kThreads * 32);
   Problem p{1, 1, 0, 1, compute, backward};
-  for (p.H = kMaxH; p.H > 0; --p.H) {
+  for (p.H = int64_t(std::sqrt(bytes / element_size(compute))); p.H > 0; --p.H) {
     if (best_of(p, device, path).path == path) return p.H;
   }
   return 0;
