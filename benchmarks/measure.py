@@ -43,7 +43,7 @@ class Effort:
     warm_seconds: float = WARM_SECONDS
 
 
-FULL = Effort(seconds=0.7, min_rounds=5, max_rounds=21)
+FULL = Effort(seconds=0.35, min_rounds=4, max_rounds=15)
 QUICK = Effort(seconds=0.25, min_rounds=3, max_rounds=9)
 
 
