@@ -65,11 +65,23 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, Te
   return {batch_first && !packed ? x.transpose(0, 1) : x, h};
 }
 
+// Whether autograd must see the call: backward mode, or forward mode, which it refuses.
+bool differentiated(const Tensor& t) {
+  return t.defined() &&
+         ((t.requires_grad() && at::GradMode::is_enabled()) || t._fw_grad(/*level=*/0).defined());
+}
+bool differentiated(const OptionalTensor& t) { return t && differentiated(*t); }
+
 Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
                 const Tensor& weight_hh, const OptionalTensor& bias_ih,
                 const OptionalTensor& bias_hh, c10::string_view nonlinearity) {
   TORCH_CHECK(input.dim() == 1 || input.dim() == 2, "input must have 1 or 2 dimensions, got ",
               input.dim());
+  // Nothing to differentiate: the views below need no autograd record either, a third of the call.
+  std::optional<at::AutoDispatchBelowADInplaceOrView> guard;
+  if (!(differentiated(input) || differentiated(hx) || differentiated(weight_ih) ||
+        differentiated(weight_hh) || differentiated(bias_ih) || differentiated(bias_hh)))
+    guard.emplace();
   const bool unbatched = input.dim() == 1;
   const auto step = [&](const Tensor& x) {  // [I] or [B,I] -> [1,B,I]
     return unbatched ? x.view_symint({1, 1, x.sym_size(0)}) : x.unsqueeze(0);

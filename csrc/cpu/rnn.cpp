@@ -84,6 +84,19 @@ int threads_for(const Recurrence& p, int products) {
   return static_cast<int>(std::clamp(work / kWorkPerThread, 1.0, double(max_threads())));
 }
 
+// Memory for one call: small calls, one step at a time, take it from the stack.
+class Workspace {
+ public:
+  explicit Workspace(size_t bytes) {
+    if (bytes > sizeof small_) large_ = at::empty({static_cast<int64_t>(bytes)}, at::kByte);
+  }
+  char* data() { return large_.defined() ? static_cast<char*>(large_.data_ptr()) : small_; }
+
+ private:
+  alignas(64) char small_[32 << 10];
+  Tensor large_;
+};
+
 std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor& index,
                                       TensorList weight_ih, TensorList weight_hh,
                                       TensorList bias_ih, TensorList bias_hh,
@@ -110,13 +123,12 @@ std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor&
   p.h_n = h_n.data_ptr();
   const RnnKernels& kernel = *kernels().rnn[static_cast<int>(call.dtype)];
   const int threads = threads_for(p, 1);
-  const auto bytes = static_cast<int64_t>(kernel.forward_workspace(p, threads));
-  const Tensor workspace = at::empty({bytes}, at::kByte);
+  Workspace workspace(kernel.forward_workspace(p, threads));
   struct Context {
     const RnnKernels& kernel;
     const Recurrence& p;
     char* workspace;
-  } context{kernel, p, static_cast<char*>(workspace.data_ptr())};
+  } context{kernel, p, workspace.data()};
   run_team(
       threads,
       [](void* context, Worker& worker) {
@@ -187,15 +199,14 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
   if (!empty) {
     const RnnKernels& kernel = *kernels().rnn[static_cast<int>(call.dtype)];
     const int threads = threads_for(p, 3);
-    const auto bytes = static_cast<int64_t>(kernel.backward_workspace(p, out, threads));
-    const Tensor workspace = at::empty({bytes}, at::kByte);
+    Workspace workspace(kernel.backward_workspace(p, out, threads));
     struct Context {
       const RnnKernels& kernel;
       const Recurrence& p;
       const RecurrenceGrad& g;
       const RecurrenceGradOut& out;
       char* workspace;
-    } context{kernel, p, g, out, static_cast<char*>(workspace.data_ptr())};
+    } context{kernel, p, g, out, workspace.data()};
     run_team(
         threads,
         [](void* context, Worker& worker) {
