@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--label", **label)
     run.add_argument("--quick", action="store_true", help="a case or two of every kind, briefly")
     run.add_argument("--only", nargs="*", default=[], metavar="RIVAL", help="rivals to run")
-    run.add_argument("--resume", action="store_true", help="keep the label's rows, run the others")
+    run.add_argument("--resume", action="store_true", help="keep the label's undisturbed rows, run the others")
     report = command("report", report_command, "print a stored run, or two beside each other")
     report.add_argument("select", **select)
     report.add_argument("--label", **label)
@@ -78,7 +78,8 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
     result = store.Result(options.label)
     if options.resume and result.path.exists():
         result = store.load(options.label)
-        chosen = [case for case in chosen if case.name not in result.rows]
+        quiet = [n for n, r in result.rows.items() if r.bystanders <= measure.DISTURBED_CORES]
+        chosen = [case for case in chosen if case.name not in quiet]
     effort = measure.QUICK if options.quick else measure.FULL
     _collect(result, runner.run(chosen, effort, options.only), len(chosen))
     print_result(result, list(result.rows.values()), console)
