@@ -21,8 +21,8 @@ import matplotlib.pyplot as plt
 COMPARED_STEPS = 200
 # Bounds on the relative difference of the losses.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 5e-2}
-TEMPERATURE = 0.6
-SAMPLED_TOKENS = 160
+TEMPERATURE = 0.7
+SAMPLED_TOKENS = 240
 SMOOTHED_STEPS = 25
 
 

@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -234,16 +235,16 @@ def run(argv: Sequence[str] | None) -> int:
 def train_all(learners: list[Learner], steps: int, held_out: torch.Tensor, checkpoint: Any) -> int:
     """Trains in turns up to `steps`; returns the signal that ended it early, or 0."""
     every = max(1, steps // SAVES_AND_EVALUATIONS)
-    with interrupts() as caught, tqdm(total=steps, initial=learners[0].step, unit="step") as bar:
+    columns, rows = shutil.get_terminal_size()  # not 0, with which tqdm would show nothing
+    bar = tqdm(total=steps, initial=learners[0].step, unit="step", ncols=columns, nrows=rows)
+    with interrupts() as caught, bar:
         while (begin := learners[0].step) < steps:
             end = min(steps, begin + CHUNK, begin - begin % every + every)
             # Who goes first alternates: neither always finds the cache as the other left it.
             for learner in learners if begin // CHUNK % 2 else reversed(learners):
                 learner.train(end - begin)
             bar.update(end - begin)
-            bar.set_postfix_str(
-                "loss " + ", ".join(f"{each.name} {each.losses[-1]:.4f}" for each in learners)
-            )
+            bar.set_postfix_str("loss " + " / ".join(f"{each.losses[-1]:.4f}" for each in learners))
             if end % every == 0 or end == steps:
                 for learner in learners:
                     learner.held_out.append((end, perplexity(learner, held_out)))
