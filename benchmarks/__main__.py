@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--label", **label)
     run.add_argument("--quick", action="store_true", help="a case or two of every kind, briefly")
     run.add_argument("--only", nargs="*", default=[], metavar="RIVAL", help="rivals to run")
-    run.add_argument("--resume", action="store_true", help="keep the label's undisturbed rows, run the others")
+    run.add_argument(
+        "--resume", action="store_true", help="keep the label's undisturbed rows, run the others"
+    )
     report = command("report", report_command, "print a stored run, or two beside each other")
     report.add_argument("select", **select)
     report.add_argument("--label", **label)
