@@ -39,8 +39,13 @@ cuda-build:
 cuda-check:
 	$(PYTHON) -m benchmarks.cuda_check $(ARGS)
 
-sanitize: build
-	$(BIN)/python tests/sanitize.py $(ARGS)
+# The kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+sanitize: $(READY)
+	CFLAGS='$(SANITIZE)' LDFLAGS='$(SANITIZE)' $(BIN)/python setup.py -q build --build-base build/sanitize \
+	  --build-lib build/sanitize/lib
+	LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
+	  $(BIN)/pytest -p no:cacheprovider tests/test_ops.py tests/test_kernels.py $(ARGS)
 
 clean:
 	rm -rf build dist rnnext/*.so *.egg-info
