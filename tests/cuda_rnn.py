@@ -82,13 +82,26 @@ def choice_library() -> host.Library:
     return host.library(host.CUDA / "choice.cpp", host.HERE / "choice_entries.cpp")
 
 
+KERNELS = [
+    host.CUDA / f"rnn_kernel_{name}.cu"
+    for name in ("float", "double", "half", "bfloat16", "tf32", "step")
+]
+
+
 @functools.cache
 def library() -> host.Library:
     """The recurrence's kernels, compiled for the CPU."""
-    names = ["float", "double", "half", "bfloat16", "tf32", "step"]
-    sources = [host.CUDA / f"rnn_kernel_{name}.cu" for name in names]
-    lib = host.library(*sources, host.HERE / "rnn_entries.cpp")
+    lib = host.library(*KERNELS, host.HERE / "rnn_entries.cpp")
     lib.run("rnn_check_sizes", *map(ctypes.sizeof, (Params, Step, Geometry)))
+    return lib
+
+
+@functools.cache
+def binding() -> host.Library:
+    """The same with csrc/cuda/rnn.cpp; the device is "small"."""
+    choice = host.CUDA / "choice.cpp"
+    lib = host.library(*KERNELS, choice, binding=host.HERE / "rnn_binding.cpp")
+    lib.set_device(*DEVICES["small"][:3])
     return lib
 
 

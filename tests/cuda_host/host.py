@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import cpp_extension
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -67,9 +68,23 @@ def _make(name: str, arguments: Sequence[str]) -> Path:
     return target
 
 
+# Bindings: torch, with twins of its CUDA headers before it.
+BINDING_FLAGS = [
+    *COMMON,
+    "-O1",
+    "-Wno-unused-parameter",
+    f"-I{HERE / 'torch'}",
+    f"-I{HERE / 'include'}",
+    f"-I{CUDA.parent}",
+    *(f"-isystem{path}" for path in cpp_extension.include_paths()),
+]
+
+
 @functools.cache
-def library(*sources: Path) -> "Library":
+def library(*sources: Path, binding: Path | None = None) -> "Library":
     """The library of the kernel `sources` (.cu, .cpp) and the host layer, built where it must be.
+
+    ``binding`` is a source that uses torch; what it registers is there once this returns.
 
     Entry points are extern "C" functions that return a cudaError_t and take int64_t, double and
     pointers.
@@ -79,10 +94,18 @@ def library(*sources: Path) -> "Library":
     depends = sorted(path for path in [*headers, *layer] if path.exists())
     objects = [_compile(HERE / f"{n}.cpp", RUNTIME_FLAGS, layer) for n in RUNTIME]
     objects += [_compile(source, KERNEL_FLAGS, depends) for source in sources]
+    libraries = ["-lpthread"]
+    if binding is not None:
+        twins = [*(HERE / "torch").rglob("*.h"), CUDA / "rnn.cpp", CUDA.parent / "check.h"]
+        # The version is there for the cache: another torch in the same place is another build.
+        flags = [*BINDING_FLAGS, f"-DTORCH_VERSION={torch.__version__.split('+')[0]}"]
+        objects.append(_compile(binding, flags, sorted([*depends, *twins])))
+        libraries += [f"-L{path}" for path in cpp_extension.library_paths()]
+        libraries += ["-ltorch", "-ltorch_cpu", "-lc10"]
     joined = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:16]
     path = _make(
         f"{sources[-1].stem}-{joined}.so",
-        ["-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", *map(str, objects), "-lpthread"],
+        ["-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", *map(str, objects), *libraries],
     )
     return Library(ctypes.CDLL(str(path)))
 
