@@ -15,6 +15,10 @@ test: build
 bench: build
 	$(BIN)/python -m pip install -q -e '.[bench]' --no-build-isolation
 	$(BIN)/python -m benchmarks run --label latest $(ARGS)
+	$(BIN)/python -m benchmarks report --label latest
+	$(BIN)/python -m benchmarks plot --label latest
+	-$(BIN)/python -m benchmarks edges --label latest
+	-$(BIN)/python -m benchmarks bars --label latest
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -42,8 +46,8 @@ cuda-check:
 # The kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 sanitize: $(READY)
-	CFLAGS='$(SANITIZE)' LDFLAGS='$(SANITIZE)' $(BIN)/python setup.py -q build --build-base build/sanitize \
-	  --build-lib build/sanitize/lib
+	CFLAGS='$(SANITIZE)' LDFLAGS='$(SANITIZE)' $(BIN)/python setup.py -q build_py --build-lib build/sanitize/lib \
+	  build_ext --build-temp build/sanitize/temp --build-lib build/sanitize/lib
 	LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
 	  $(BIN)/pytest -p no:cacheprovider tests/test_ops.py tests/test_kernels.py $(ARGS)
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from glob import glob
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def extension(cuda: bool):
 class BuildExtension(cpp_extension.BuildExtension):
     def run(self) -> None:
         """Build, and leave the version of torch where an import can read it before linking."""
+        if self.editable_mode:  # where `build_ext --inplace` looks, not a folder that pip deletes
+            self.build_temp = f"build/temp.{self.plat_name}-{sys.implementation.cache_tag}"
         super().run()
         package = Path("rnnext" if self.inplace else os.path.join(self.build_lib, "rnnext"))
         (package / "_build.py").write_text(f'torch_version = "{torch.__version__}"\n')

@@ -9,11 +9,12 @@
 
 #include "check.h"
 #include "cpu/dispatch.h"
+#include "cpu/memory.h"
 
 namespace rnnext {
 namespace {
 
-constexpr int64_t kBytesPerThread = 1 << 16;
+constexpr int64_t kBytesPerThread = 512 << 10;  // below this a second thread does not pay
 
 template <class F>
 void parallel(int64_t bytes, const F& f) {
@@ -86,7 +87,7 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, boo
   check_indices(indices);
   std::vector<int64_t> shape = indices.sizes().vec();
   shape.push_back(weight.size(1));
-  const Tensor out = at::empty(shape, weight.options());
+  const Tensor out = empty_large(shape, weight.options());
   const Tensor index = indices.contiguous();
   if (index.scalar_type() == at::kLong) {
     gather<int64_t>(weight, index, out);
@@ -169,7 +170,7 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num
   const Runs runs = sort_runs(grad, indices, num_weights, padding_idx);
   const Tensor rows = grad.contiguous();
   const int64_t D = rows.size(-1), row_bytes = D * rows.element_size();
-  const Tensor out = at::empty({num_weights, D}, rows.options());
+  const Tensor out = empty_large({num_weights, D}, rows.options());
   char* to = static_cast<char*>(out.data_ptr());
   const int64_t N = static_cast<int64_t>(runs.order.size());
   // A share is a range of table rows: sums for those that were picked, zeros between them, so every
@@ -213,7 +214,7 @@ std::tuple<Tensor, Tensor> embedding_sparse_backward(const Tensor& grad, const T
   const int64_t D = rows.size(-1), row_bytes = D * rows.element_size(), U = runs.size();
   const Tensor row = at::empty({U}, rows.options().dtype(at::kLong));
   std::copy(runs.row.begin(), runs.row.end(), row.mutable_data_ptr<int64_t>());
-  const Tensor values = at::empty({U, D}, rows.options());
+  const Tensor values = empty_large({U, D}, rows.options());
   char* to = static_cast<char*>(values.data_ptr());
   const int64_t N = static_cast<int64_t>(runs.order.size());
   // Shares of equal numbers of rows read, cut where a run begins.

@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "cpu/dispatch.h"
+#include "cpu/memory.h"
 
 namespace rnnext {
 namespace {
@@ -88,7 +89,7 @@ int threads_for(const Recurrence& p, int products) {
 class Workspace {
  public:
   explicit Workspace(size_t bytes) {
-    if (bytes > sizeof small_) large_ = at::empty({static_cast<int64_t>(bytes)}, at::kByte);
+    if (bytes > sizeof small_) large_ = empty_large({static_cast<int64_t>(bytes)}, at::kByte);
   }
   char* data() { return large_.defined() ? static_cast<char*>(large_.data_ptr()) : small_; }
 
@@ -109,7 +110,7 @@ std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor&
             nonlinearity, reverse);
   Recurrence& p = call.p;
   const auto options = weight_hh[0].options();
-  Tensor output = at::empty(call.sizes.output_shape(), options);
+  Tensor output = empty_large(call.sizes.output_shape(), options);
   Tensor h_n = at::empty({p.D, p.B, p.H}, options);
   if (call.sizes.N == 0) {
     if (given(h0)) {
@@ -169,9 +170,9 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
   const auto compute = call.dtype == DType::f64 ? at::kDouble : at::kFloat;
   const bool empty = s.N == 0;
   const auto allocate = [&](at::IntArrayRef shape) {
-    return empty ? at::zeros(shape, options) : at::empty(shape, options);
+    return empty ? at::zeros(shape, options) : empty_large(shape, options);
   };
-  Tensor grad_pre = at::empty(s.output_shape(), options.dtype(compute));
+  Tensor grad_pre = empty_large(s.output_shape(), options.dtype(compute));
   g.grad_pre = grad_pre.data_ptr();
 
   RecurrenceGradOut out;
