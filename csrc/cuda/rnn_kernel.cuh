@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
         for (int j = 0; j < kPer; ++j) {
           sum[j] = part[j];
-#pragma unroll 2
+#pragma unroll 4
           for (int k = 1; k < g.parts; ++k) sum[j] += part[k * g.rows * g.part_stride + j];
         }
         Pair out;
