@@ -38,8 +38,7 @@ def extension(cuda: bool):
             "9.0;10.0;12.0" if tuple(map(int, torch.version.cuda.split("."))) >= (12, 8) else "9.0"
         )
         archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"7.5;8.0;{newest}+PTX")
-        names = ",".join(f'"{arch}"' for arch in archs.replace(" ", ";").split(";"))
-        macros.append(("RNNEXT_CUDA_ARCHS", names))
+        macros.append(("RNNEXT_CUDA_ARCHS", f'"{archs}"'))
     kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
     # -O3 without -march: the files under csrc/cpu/isa_*.cpp choose their own target.
     cxx = ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]

@@ -28,6 +28,7 @@ struct Elements {
 template <class Engine, class Cell, class Group, bool Backward>
 __global__ void __launch_bounds__(kThreads, 1)
     recurrence_kernel(const RecurrenceParams p, const Geometry g) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // older cards take the step path
   using T = typename Engine::Storage;
   using A = Accumulate<T>;
   using Pair = PairOf<T>;
@@ -202,6 +203,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     copy_async_wait<0>();
     if (steps == T_) group.close();
   }
+#endif
 }
 
 }  // namespace rnnext::cuda
