@@ -27,9 +27,9 @@ py::dict build_info() {
   info["isas"] = rnnext::isas_built();
   info["isas_supported"] = rnnext::isas_supported();
 #ifdef RNNEXT_CUDA_ARCHS
-  info["cuda_archs"] = std::vector<std::string>{RNNEXT_CUDA_ARCHS};
+  info["cuda_archs"] = RNNEXT_CUDA_ARCHS;
 #else
-  info["cuda_archs"] = std::vector<std::string>{};
+  info["cuda_archs"] = "";
 #endif
   return info;
 }

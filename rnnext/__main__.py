@@ -19,7 +19,7 @@ def main() -> None:
         "CPU ISAs built": ", ".join(build["isas"]),
         "CPU ISAs of this CPU": ", ".join(build["isas_supported"]),
         "CPU ISA in use": _C.cpu_isa(),
-        "CUDA archs": ", ".join(build["cuda_archs"]) or "not built",
+        "CUDA archs": build["cuda_archs"] or "not built",
     }
     for name, value in rows.items():
         print(f"{name:22}{value}")
