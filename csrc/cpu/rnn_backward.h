@@ -347,10 +347,17 @@ struct Backward {
     const int64_t tile_size = rows * kTileRows;
     for (int64_t n = 0; n < rows; ++n, from += p.D * p.H) {
       C* tile = to + n * kTileRows;
-      for (int64_t h = 0; h < height; h += kTileRows, tile += tile_size)
-        for (int r = 0; r < kTileRows; ++r) tile[r] = h + r < height ? from[h + r] : 0;
-      for (int64_t h = 0; bias && h < height; ++h) bias[h] += from[h];
+      int64_t h = 0;
+      for (; h + kTileRows <= height; h += kTileRows, tile += tile_size)
+        __builtin_memcpy(tile, from + h, kTileRows * sizeof(C));
+      for (int r = 0; h < height && r < kTileRows; ++r) tile[r] = h + r < height ? from[h + r] : 0;
+      if (bias) add_row(from, height, bias);
     }
+  }
+  void add_row(const C* from, int64_t height, C* sum) const {
+    int64_t h = 0;
+    for (; h + kLanes<C> <= height; h += kLanes<C>) store(sum + h, load(sum + h) + load(from + h));
+    for (; h < height; ++h) sum[h] += from[h];
   }
 
   void add_product(RightRows<S>& source, int64_t rows, int64_t height, int64_t columns,
