@@ -56,6 +56,15 @@ RNNEXT_INLINE void apply(V (&acc)[R][NV]) {
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) acc[r][j] = Cell::forward(acc[r][j]);
 }
+// Not `= {}`: GCC clears an array of this size with `rep stos`, which costs more than a short
+// product.
+template <class V, int R, int NV>
+RNNEXT_INLINE void clear_tile(V (&acc)[R][NV]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) acc[r][j] = V{};
+}
 template <class C, class V, int R, int NV>
 RNNEXT_INLINE void load_tile(V (&acc)[R][NV], const C* from, int64_t stride) {
 #pragma GCC unroll 16

@@ -27,8 +27,12 @@ struct BackwardStep {
   RNNEXT_TILE void tile(int64_t row, int64_t q, const C* panels, int64_t K) const {
     const int64_t column = q * kPanel<C>, left = H - column;
     C* to = next + row * state_stride + column;
-    Vec<C> acc[R][2 * NP] = {};
-    if (grad) load_tile_some(acc, grad + row * grad_stride + column, grad_stride, left);
+    Vec<C> acc[R][2 * NP];
+    if (grad) {
+      load_tile_some(acc, grad + row * grad_stride + column, grad_stride, left);
+    } else {
+      clear_tile(acc);
+    }
     accumulate<false, C, R, 2 * NP>(acc, state + row * state_stride, state_stride, panels, K);
     Vec<C> h[R][2 * NP];
     load_tile_some(h, output + row * output_stride + column, output_stride, left);
@@ -57,7 +61,8 @@ struct BackProjection {
   RNNEXT_TILE void tile(int64_t row, int64_t q, const C* panels, int64_t K) const {
     const int64_t column = q * kPanel<C>;
     C* to = out + row * out_stride + column;
-    Vec<C> acc[R][2 * NP] = {};
+    Vec<C> acc[R][2 * NP];
+    clear_tile(acc);
     accumulate<false, C, R, 2 * NP>(acc, a + row * a_stride, a_stride, panels, K);
     store_tile_some(acc, to, out_stride, columns - column);
   }
