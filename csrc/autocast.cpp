@@ -3,12 +3,10 @@
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
-#include "check.h"
+#include "ops.h"
 
 namespace rnnext {
 namespace {
-
-using at::TensorList;
 
 // Casts to the autocast dtype of one device type; weights come from autocast's cache.
 template <c10::DeviceType device>
@@ -37,11 +35,7 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, Te
                                bool has_biases, int64_t num_layers, double dropout, bool train,
                                bool bidirectional, bool batch_first, c10::string_view nonlinearity,
                                const OptionalTensor& lengths, const OptionalTensor& batch_sizes) {
-  using Rnn = std::tuple<Tensor, Tensor>(const Tensor&, const OptionalTensor&, TensorList, bool,
-                                         int64_t, double, bool, bool, bool, c10::string_view,
-                                         const OptionalTensor&, const OptionalTensor&);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("rnnext::rnn", "").typed<Rnn>();
+  static const auto op = find_op<RnnOp>("rnnext::rnn");
   const auto guard = without_autocast<device>();
   const Cast<device> cast;
   return op.call(cast(input), cast(hx), cast(params), has_biases, num_layers, dropout, train,
@@ -52,10 +46,7 @@ template <c10::DeviceType device>
 Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
                 const Tensor& weight_hh, const OptionalTensor& bias_ih,
                 const OptionalTensor& bias_hh, c10::string_view nonlinearity) {
-  using RnnCell = Tensor(const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&,
-                         const OptionalTensor&, const OptionalTensor&, c10::string_view);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("rnnext::rnn_cell", "").typed<RnnCell>();
+  static const auto op = find_op<RnnCellOp>("rnnext::rnn_cell");
   const auto guard = without_autocast<device>();
   const Cast<device> cast;
   return op.call(cast(input), cast(hx), cast(weight_ih), cast(weight_hh), cast(bias_ih),

@@ -5,7 +5,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "check.h"
+#include "ops.h"
 
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 is wrong about the vector<bool> of Function::apply.
@@ -16,25 +16,8 @@
 namespace rnnext {
 namespace {
 
-using at::TensorList;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
-using Recurrence = std::tuple<Tensor, Tensor>(const Tensor&, const OptionalTensor&, TensorList,
-                                              TensorList, TensorList, TensorList,
-                                              const OptionalTensor&, const OptionalTensor&,
-                                              const OptionalTensor&, c10::string_view,
-                                              const c10::List<bool>&);
-using RecurrenceBackward =
-    std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, Tensor>(
-        const OptionalTensor&, const OptionalTensor&, const Tensor&, const Tensor&,
-        const OptionalTensor&, TensorList, TensorList, const OptionalTensor&, const OptionalTensor&,
-        const OptionalTensor&, c10::string_view, const c10::List<bool>&, std::array<bool, 4>);
 
 bool needs_grad(const Tensor& t) {
   TORCH_CHECK_NOT_IMPLEMENTED(!torch::autograd::isFwGradDefined(t),
@@ -171,7 +154,7 @@ class RecurrenceFunction : public torch::autograd::Function<RecurrenceFunction> 
                                const OptionalTensor& h0, const OptionalTensor& lengths,
                                const OptionalTensor& batch_sizes, std::string nonlinearity,
                                c10::List<bool> reverse) {
-    static const auto op = find_op<Recurrence>("rnnext::recurrence");
+    static const auto op = find_op<RecurrenceOp>("rnnext::recurrence");
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [output, h_n] = op.call(input, index, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths,
                                  batch_sizes, nonlinearity, reverse);
@@ -225,7 +208,7 @@ class RecurrenceFunction : public torch::autograd::Function<RecurrenceFunction> 
     if (at::GradMode::is_enabled()) {
       g = differentiable_backward(s, grad[0], grad[1]);
     } else {
-      static const auto op = find_op<RecurrenceBackward>("rnnext::recurrence_backward");
+      static const auto op = find_op<RecurrenceBackwardOp>("rnnext::recurrence_backward");
       std::tie(g.input, g.weight_ih, g.weight_hh, g.bias, g.h0) =
           op.call(grad[0], grad[1], s.output, s.input, s.index, s.weight_ih, s.weight_hh, s.h0,
                   s.lengths, s.batch_sizes, s.nonlinearity, s.reverse, mask);
@@ -252,7 +235,7 @@ std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor&
   const bool record = needs_grad(input) || needs_grad(weight_ih) || needs_grad(weight_hh) ||
                       needs_grad(bias_ih) || needs_grad(bias_hh) || needs_grad(h0);
   if (!record || !at::GradMode::is_enabled()) {
-    static const auto op = find_op<Recurrence>("rnnext::recurrence");
+    static const auto op = find_op<RecurrenceOp>("rnnext::recurrence");
     at::AutoDispatchBelowADInplaceOrView guard;
     return op.call(input, index, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, batch_sizes,
                    nonlinearity, reverse);
@@ -263,16 +246,11 @@ std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor&
   return {out[0], out[1]};
 }
 
-using Embedding = Tensor(const Tensor&, const Tensor&, int64_t, bool, bool);
-using EmbeddingBackward = Tensor(const Tensor&, const Tensor&, c10::SymInt, int64_t, bool);
-using EmbeddingSparseBackward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
-                                                           c10::SymInt, int64_t, bool);
-
 class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& weight, const Tensor& indices,
                         int64_t padding_idx, bool scale_grad_by_freq, bool sparse) {
-    static const auto op = find_op<Embedding>("rnnext::embedding");
+    static const auto op = find_op<EmbeddingOp>("rnnext::embedding");
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({indices});
     // The size, not the table: it may change in place before the backward pass, as in torch.
@@ -293,7 +271,8 @@ class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
       TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && grad[0].requires_grad()),
                                   "a sparse embedding gradient has no second derivative: use "
                                   "sparse=False with create_graph=True");
-      static const auto op = find_op<EmbeddingSparseBackward>("rnnext::embedding_sparse_backward");
+      static const auto op =
+          find_op<EmbeddingSparseBackwardOp>("rnnext::embedding_sparse_backward");
       const auto [rows, values] = op.call(grad[0], indices, num_weights, padding_idx, scale);
       // A strided row of indices: torch's AccumulateGrad then clones the gradient, which keeps it
       // marked as coalesced; a contiguous one it takes apart and puts together without the mark.
@@ -302,7 +281,7 @@ class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
           strided.unsqueeze(0), values, {num_weights, values.sym_size(1)}, values.scalar_type(),
           at::kSparse, values.device(), std::nullopt, /*is_coalesced=*/true);
     } else {
-      static const auto op = find_op<EmbeddingBackward>("rnnext::embedding_backward");
+      static const auto op = find_op<EmbeddingBackwardOp>("rnnext::embedding_backward");
       result = op.call(grad[0], indices, num_weights, padding_idx, scale);
     }
     return {result, Tensor(), Tensor(), Tensor(), Tensor()};
@@ -313,7 +292,7 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t padding_id
                  bool scale_grad_by_freq, bool sparse) {
   if (needs_grad(weight) && at::GradMode::is_enabled())
     return EmbeddingFunction::apply(weight, indices, padding_idx, scale_grad_by_freq, sparse);
-  static const auto op = find_op<Embedding>("rnnext::embedding");
+  static const auto op = find_op<EmbeddingOp>("rnnext::embedding");
   at::AutoDispatchBelowADInplaceOrView guard;
   return op.call(weight, indices, padding_idx, scale_grad_by_freq, sparse);
 }
@@ -323,7 +302,7 @@ class EmbeddingBackwardFunction : public torch::autograd::Function<EmbeddingBack
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& grad, const Tensor& indices,
                         c10::SymInt num_weights, int64_t padding_idx, bool scale_grad_by_freq) {
-    static const auto op = find_op<EmbeddingBackward>("rnnext::embedding_backward");
+    static const auto op = find_op<EmbeddingBackwardOp>("rnnext::embedding_backward");
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({indices});
     ctx->saved_data["padding_idx"] = padding_idx;
@@ -334,7 +313,7 @@ class EmbeddingBackwardFunction : public torch::autograd::Function<EmbeddingBack
   static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
     const Tensor indices = ctx->get_saved_variables()[0];
     const int64_t padding_idx = ctx->saved_data["padding_idx"].toInt();
-    static const auto op = find_op<Embedding>("rnnext::embedding");
+    static const auto op = find_op<EmbeddingOp>("rnnext::embedding");
     Tensor result = op.call(grad[0], indices, -1, false, false);
     if (padding_idx >= 0) result = result.masked_fill((indices == padding_idx).unsqueeze(-1), 0);
     if (ctx->saved_data["scale_grad_by_freq"].toBool()) {
@@ -352,7 +331,7 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, c10::SymInt
   if (needs_grad(grad) && at::GradMode::is_enabled())
     return EmbeddingBackwardFunction::apply(grad, indices, std::move(num_weights), padding_idx,
                                             scale_grad_by_freq);
-  static const auto op = find_op<EmbeddingBackward>("rnnext::embedding_backward");
+  static const auto op = find_op<EmbeddingBackwardOp>("rnnext::embedding_backward");
   at::AutoDispatchBelowADInplaceOrView guard;
   return op.call(grad, indices, std::move(num_weights), padding_idx, scale_grad_by_freq);
 }

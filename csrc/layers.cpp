@@ -2,22 +2,13 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "check.h"
+#include "ops.h"
 
 namespace rnnext {
 namespace {
 
-using at::TensorList;
-
-using Recurrence = std::tuple<Tensor, Tensor>(const Tensor&, const OptionalTensor&, TensorList,
-                                              TensorList, TensorList, TensorList,
-                                              const OptionalTensor&, const OptionalTensor&,
-                                              const OptionalTensor&, c10::string_view,
-                                              const c10::List<bool>&);
-
-const c10::TypedOperatorHandle<Recurrence>& recurrence_op() {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("rnnext::recurrence", "").typed<Recurrence>();
+const c10::TypedOperatorHandle<RecurrenceOp>& recurrence_op() {
+  static const auto op = find_op<RecurrenceOp>("rnnext::recurrence");
   return op;
 }
 

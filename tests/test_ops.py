@@ -370,3 +370,9 @@ def test_sizes_past_31_bits():
     overflow = torch.zeros(1, 1, 2, dtype=torch.float16).expand(2**31, 2**30, 2)
     with pytest.raises(RuntimeError):
         ops.recurrence(overflow, *none)
+
+
+def test_embedding_backward_refuses_gradients_that_are_not_floating():
+    for op in (torch.ops.rnnext.embedding_backward, torch.ops.rnnext.embedding_sparse_backward):
+        with pytest.raises(NotImplementedError, match="grad must be float32"):
+            op(torch.ones(2, 3, dtype=torch.int64), torch.tensor([0, 1]), 4, -1, False)

@@ -153,11 +153,14 @@ Runs sort_runs(const Tensor& grad, const Tensor& indices, int64_t rows, int64_t 
                                           : sort_runs<int32_t>(index, rows, padding_idx);
 }
 
+SumRows sum_rows_of(const Tensor& grad) {
+  return kernels().sum_rows[static_cast<int>(parse_dtype(grad, "grad"))];
+}
+
 // Sums the runs [first, last) into rows that `to` names.
 template <class To>
-void sum_runs(const Runs& runs, int64_t first, int64_t last, const Tensor& grad, bool scale,
-              const To& to) {
-  const SumRows sum = kernels().sum_rows[static_cast<int>(parse_dtype(grad, "grad"))];
+void sum_runs(SumRows sum, const Runs& runs, int64_t first, int64_t last, const Tensor& grad,
+              bool scale, const To& to) {
   for (int64_t u = first; u < last; ++u) {
     const int64_t n = runs.begin[u + 1] - runs.begin[u];
     sum(grad.const_data_ptr(), grad.size(-1), &runs.order[runs.begin[u]], n,
@@ -167,6 +170,7 @@ void sum_runs(const Runs& runs, int64_t first, int64_t last, const Tensor& grad,
 
 Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num_weights,
                           int64_t padding_idx, bool scale_grad_by_freq) {
+  const SumRows sum = sum_rows_of(grad);
   const Runs runs = sort_runs(grad, indices, num_weights, padding_idx);
   const Tensor rows = grad.contiguous();
   const int64_t D = rows.size(-1), row_bytes = D * rows.element_size();
@@ -197,7 +201,7 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num
       const int64_t picked = u < runs.size() ? std::min(runs.row[u], end) : end;
       std::memset(to + v * row_bytes, 0, (picked - v) * row_bytes);
       if (picked == end) break;
-      sum_runs(runs, u, u + 1, rows, scale_grad_by_freq,
+      sum_runs(sum, runs, u, u + 1, rows, scale_grad_by_freq,
                [&](int64_t run) { return to + runs.row[run] * row_bytes; });
       v = picked + 1;
       ++u;
@@ -209,6 +213,7 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num
 std::tuple<Tensor, Tensor> embedding_sparse_backward(const Tensor& grad, const Tensor& indices,
                                                      int64_t num_weights, int64_t padding_idx,
                                                      bool scale_grad_by_freq) {
+  const SumRows sum = sum_rows_of(grad);
   const Runs runs = sort_runs(grad, indices, num_weights, padding_idx);
   const Tensor rows = grad.contiguous();
   const int64_t D = rows.size(-1), row_bytes = D * rows.element_size(), U = runs.size();
@@ -223,8 +228,8 @@ std::tuple<Tensor, Tensor> embedding_sparse_backward(const Tensor& grad, const T
            runs.begin.begin();
   };
   parallel((N + U) * row_bytes, [&](int rank, int threads) {
-    sum_runs(runs, boundary(rank, threads), boundary(rank + 1, threads), rows, scale_grad_by_freq,
-             [&](int64_t run) { return to + run * row_bytes; });
+    sum_runs(sum, runs, boundary(rank, threads), boundary(rank + 1, threads), rows,
+             scale_grad_by_freq, [&](int64_t run) { return to + run * row_bytes; });
   });
   return {row, values};
 }

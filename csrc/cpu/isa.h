@@ -12,6 +12,8 @@
 #include "plan.h"
 // after plan.h
 #include "embedding_kernel.h"
+#include "rnn_weight_grad.h"
+// after rnn_weight_grad.h
 #include "rnn_backward.h"
 #include "rnn_forward.h"
 

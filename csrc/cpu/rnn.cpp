@@ -2,14 +2,12 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "check.h"
 #include "cpu/dispatch.h"
 #include "cpu/memory.h"
+#include "ops.h"
 
 namespace rnnext {
 namespace {
-
-using at::TensorList;
 
 // A call's params, and the tensors that they point into.
 struct Call {
@@ -221,10 +219,7 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
     grad_input = grad_pre;
     if (given(index)) {
       // A row of the table collects from every row that read it.
-      static const auto op =
-          c10::Dispatcher::singleton()
-              .findSchemaOrThrow("rnnext::embedding_backward", "")
-              .typed<Tensor(const Tensor&, const Tensor&, c10::SymInt, int64_t, bool)>();
+      static const auto op = find_op<EmbeddingBackwardOp>("rnnext::embedding_backward");
       grad_input = op.call(grad_pre.flatten(0, -2), index->flatten(), input.size(0), -1, false);
     }
     grad_input = grad_input.to(options);

@@ -10,7 +10,7 @@ namespace rnnext::RNNEXT_ISA {
 template <class Scalar, class Cell>
 struct BackwardStep {
   using C = Scalar;
-  const C* packed;  // hh
+  const C* packed;  // hh; null: there is only one step
   int64_t H;
   const C* grad;  // of the output, first row; or null: zeros
   int64_t grad_stride;
@@ -22,7 +22,9 @@ struct BackwardStep {
   C* grad_pre;
   int64_t grad_pre_stride;
 
-  const C* panels(int64_t q, int64_t) const { return packed + q * H * kPanel<C>; }
+  const C* panels(int64_t q, int64_t) const {
+    return packed ? packed + q * H * kPanel<C> : nullptr;
+  }
   template <int R, int NP>
   RNNEXT_TILE void tile(int64_t row, int64_t q, const C* panels, int64_t K) const {
     const int64_t column = q * kPanel<C>, left = H - column;
@@ -68,35 +70,9 @@ struct BackProjection {
   }
 };
 
-// Where rows [n, n + rows) of a weight gradient's right factor lie: the features, or the state that
-// each step started from. A null row is zero.
-template <class S>
-struct RightRows {
-  const Recurrence& p;
-  int d;
-  bool states;
-  int64_t t = 0, b = 0;
-
-  const S* next() {
-    while (b == p.batch(t)) ++t, b = 0;
-    const int64_t sequence = b++;
-    if (t >= p.length(sequence)) return nullptr;
-    if (!states) {
-      const S* input = static_cast<const S*>(p.input);
-      if (p.step_row) return input + (p.first_row(t) + sequence) * p.input_stride_b;
-      return input + t * p.input_stride_t + sequence * p.input_stride_b;
-    }
-    if (p.first_step(d, sequence, t))
-      return p.h0 ? static_cast<const S*>(p.h0) + (d * p.B + sequence) * p.H : nullptr;
-    const int64_t before = p.reverse[d] ? t + 1 : t - 1;
-    return static_cast<const S*>(p.output) + (p.first_row(before) + sequence) * p.D * p.H + d * p.H;
-  }
-};
-
 template <class S>
 struct Backward {
   using C = Compute<S>;
-  static constexpr int64_t kChunkRows = 256;  // of the weight gradients' sums
 
   const Recurrence& p;
   const RecurrenceGrad& g;
@@ -106,11 +82,11 @@ struct Backward {
   C* hh[2];          // packed W_hh
   C *state, *first;  // [D][2][B][state_stride], [D][B][state_stride]
   int64_t state_stride;
-  int64_t unit_rows;  // the most sequences of a unit
-  C* step_scratch;    // [workers][2][unit_rows][state_stride]
-  C* block_scratch;   // [workers][block_rows][I], 16-bit only
-  char* scratch;
-  size_t scratch_size;
+  int64_t unit_rows;      // the most sequences of a unit
+  C* step_scratch;        // [workers][2][unit_rows][state_stride]
+  C* block_scratch;       // [workers][block_rows][I], 16-bit only
+  char* weights_scratch;  // [workers] of WeightGradients
+  size_t weights_bytes;
   size_t bytes;
 
   Backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGradOut& out, int size,
@@ -128,26 +104,10 @@ struct Backward {
     unit_rows = divide_up(p.B, plan.batch_parts);
     step_scratch = arena.take<C>(size * 2 * unit_rows * state_stride);
     block_scratch = arena.take<C>(out.input && !kNative<S> ? size * block_rows() * p.I : 0);
-    scratch_size = Scratch(*this, size, nullptr).bytes;
-    scratch = arena.take<char>(size * static_cast<int64_t>(scratch_size));
+    weights_bytes = WeightGradients<S>(p, g, out, 0, size, nullptr).bytes;
+    weights_scratch = arena.take<char>(size * static_cast<int64_t>(weights_bytes));
     bytes = arena.used;
   }
-
-  struct Scratch {  // of one worker, for the weight gradients
-    C *left, *right, *sum_hh, *sum_ih;
-    const S** rows;
-    size_t bytes;
-    Scratch(const Backward& k, int size, char* base) {
-      Arena arena{base};
-      const int64_t slice = divide_up(divide_up(k.p.H, kTileRows), size) * kTileRows;
-      left = arena.take<C>(kChunkRows * slice);
-      right = arena.take<C>(kChunkRows * kPanel<C>);
-      sum_hh = arena.take<C>(slice * scratch_stride<C>(k.p.H));
-      sum_ih = arena.take<C>(k.p.I > 0 ? slice * scratch_stride<C>(k.p.I) : 0);
-      rows = arena.take<const S*>(kChunkRows);
-      bytes = arena.used;
-    }
-  };
 
   bool needs_hh() const { return p.T > 1 || out.h0; }
   Matrix<S> weight_ih(int d) const {
@@ -319,87 +279,6 @@ struct Backward {
           store_some(to + i, load_some(block_out + i, rows * p.I - i), rows * p.I - i);
     }
   }
-
-  // Gradients of rows [h0, h1) of the weights: sums over all N rows, in chunks of a fixed size and
-  // order, so they do not depend on the number of threads.
-  void grad_weights(const Worker& worker) const {
-    const Range slice = part(p.H, worker.rank, worker.size, kTileRows);
-    if (slice.begin == slice.end) return;
-    const int64_t height = slice.end - slice.begin;
-    const Scratch s(*this, worker.size, scratch + worker.rank * scratch_size);
-    for (int d = 0; d < p.D; ++d) {
-      for (int64_t i = 0; i < height * scratch_stride<C>(p.H); ++i) s.sum_hh[i] = 0;
-      for (int64_t i = 0; p.I > 0 && i < height * scratch_stride<C>(p.I); ++i) s.sum_ih[i] = 0;
-      RightRows<S> states{p, d, true}, features{p, d, false};
-      C* bias = out.bias[d] ? first_row(d, 0) + slice.begin : nullptr;  // `first` is free now
-      for (int64_t h = 0; bias && h < height; ++h) bias[h] = 0;
-      for (int64_t n = 0; n < p.rows(); n += kChunkRows) {
-        const int64_t rows = min_of(kChunkRows, p.rows() - n);
-        pack_left(static_cast<const C*>(g.grad_pre) + n * p.D * p.H + d * p.H + slice.begin, rows,
-                  height, s.left, bias);
-        if (out.weight_hh[d]) add_product(states, rows, height, p.H, s, s.sum_hh);
-        if (out.weight_ih[d]) add_product(features, rows, height, p.I, s, s.sum_ih);
-      }
-      write_rows(s.sum_hh, scratch_stride<C>(p.H), height, p.H, slice.begin, out.weight_hh[d]);
-      if (p.I > 0)
-        write_rows(s.sum_ih, scratch_stride<C>(p.I), height, p.I, slice.begin, out.weight_ih[d]);
-      if (bias) write_rows(bias, height, 1, height, 0, static_cast<S*>(out.bias[d]) + slice.begin);
-    }
-  }
-
-  // Rows of grad_pre [rows, height] into tiles [height / kTileRows][rows][kTileRows].
-  void pack_left(const C* from, int64_t rows, int64_t height, C* to, C* bias) const {
-    const int64_t tile_size = rows * kTileRows;
-    for (int64_t n = 0; n < rows; ++n, from += p.D * p.H) {
-      C* tile = to + n * kTileRows;
-      int64_t h = 0;
-      for (; h + kTileRows <= height; h += kTileRows, tile += tile_size)
-        __builtin_memcpy(tile, from + h, kTileRows * sizeof(C));
-      for (int r = 0; h < height && r < kTileRows; ++r) tile[r] = h + r < height ? from[h + r] : 0;
-      if (bias) add_row(from, height, bias);
-    }
-  }
-  void add_row(const C* from, int64_t height, C* sum) const {
-    int64_t h = 0;
-    for (; h + kLanes<C> <= height; h += kLanes<C>) store(sum + h, load(sum + h) + load(from + h));
-    for (; h < height; ++h) sum[h] += from[h];
-  }
-
-  void add_product(RightRows<S>& source, int64_t rows, int64_t height, int64_t columns,
-                   const Scratch& s, C* sum) const {
-    for (int64_t n = 0; n < rows; ++n) s.rows[n] = source.next();
-    const int64_t stride = scratch_stride<C>(columns);
-    for (int64_t column = 0; column < columns; column += kPanel<C>) {
-      for (int64_t n = 0; n < rows; ++n) {
-        const S* row = s.rows[n];
-        for (int j = 0; j < kPanel<C>; j += kLanes<C>)
-          store(s.right + n * kPanel<C> + j,
-                row ? load_some(row + column + j, columns - column - j) : Vec<C>{});
-      }
-      for (int64_t h = 0; h < height; h += kTileRows) {
-        Vec<C> acc[kTileRows][2];
-        const int tile_rows = static_cast<int>(min_of(kTileRows, height - h));
-        C* to = sum + h * stride + column;
-        for (int r = 0; r < kTileRows; ++r)
-          for (int j = 0; j < 2; ++j)
-            acc[r][j] = r < tile_rows ? load(to + r * stride + j * kLanes<C>) : Vec<C>{};
-        accumulate<true, C, kTileRows, 2>(acc, s.left + h * rows, 0, s.right, rows);
-        for (int r = 0; r < kTileRows; ++r)
-          for (int j = 0; j < 2 && r < tile_rows; ++j)
-            store(to + r * stride + j * kLanes<C>, acc[r][j]);
-      }
-    }
-  }
-
-  void write_rows(const C* from, int64_t stride, int64_t rows, int64_t columns, int64_t first_row,
-                  void* to) const {
-    if (!to) return;
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t j = 0; j < columns; j += kLanes<C>) {
-        const Vec<C> x = load_some(from + r * stride + j, columns - j);
-        store_some(static_cast<S*>(to) + (first_row + r) * columns + j, x, columns - j);
-      }
-  }
 };
 
 template <class S>
@@ -421,7 +300,9 @@ void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGrad
   run_units<Compute<S>>(kernel, kernel.plan, p, worker);
   worker.wait();
   if (out.input) kernel.grad_input(worker);
-  kernel.grad_weights(worker);
+  WeightGradients<S>(p, g, out, worker.rank, worker.size,
+                     kernel.weights_scratch + worker.rank * kernel.weights_bytes)
+      .run();
 }
 
 }  // namespace rnnext::RNNEXT_ISA

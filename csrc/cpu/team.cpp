@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <stdexcept>
 
 namespace rnnext {
 namespace {
@@ -79,12 +80,14 @@ void run_team(int threads, void (*task)(void*, Worker&), void* context) {
   gate.context = context;
   gate.expected = threads;
   if (threads == 1) return gate.enter(1);
-  torch_parallel_for(
+  const AOTITorchError error = torch_parallel_for(
       0, threads, 1,
       [](int64_t begin, int64_t end, void* gate) {
         static_cast<Gate*>(gate)->enter(static_cast<int>(end - begin));
       },
       &gate);
+  // A task does not throw: what it could refuse is checked before.
+  if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error("rnnext: torch's thread pool failed");
 }
 
 }  // namespace rnnext

@@ -21,11 +21,10 @@
 #include "check.h"
 #include "cuda/index_check.h"
 #include "cuda/launch.h"
+#include "ops.h"
 
 namespace rnnext::cuda {
 namespace {
-
-using at::TensorList;
 
 Device describe(c10::DeviceIndex index) {
   const cudaDeviceProp* properties = at::cuda::getDeviceProperties(index);
@@ -364,10 +363,7 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
     grad_input = grad_input.view(input.sizes());
   } else if (want_input && given(index)) {
     // A row of the table collects from every row that read it.
-    static const auto op =
-        c10::Dispatcher::singleton()
-            .findSchemaOrThrow("rnnext::embedding_backward", "")
-            .typed<Tensor(const Tensor&, const Tensor&, c10::SymInt, int64_t, bool)>();
+    static const auto op = find_op<EmbeddingBackwardOp>("rnnext::embedding_backward");
     grad_input = op.call(grad_rows, index->flatten(), input.size(0), -1, false);
   } else if (want_input) {
     grad_input = grad_pre;
