@@ -43,12 +43,13 @@ cuda-build:
 cuda-check:
 	$(PYTHON) -m benchmarks.cuda_check $(ARGS)
 
-# The kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own.
+# The kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own. libstdc++
+# comes first too: AddressSanitizer looks for its __cxa_throw when the process starts.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 sanitize: $(READY)
 	CFLAGS='$(SANITIZE)' LDFLAGS='$(SANITIZE)' $(BIN)/python setup.py -q build_py --build-lib build/sanitize/lib \
 	  build_ext --build-temp build/sanitize/temp --build-lib build/sanitize/lib
-	LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
 	  $(BIN)/pytest -p no:cacheprovider tests/test_ops.py tests/test_kernels.py $(ARGS)
 
 clean:
