@@ -1,7 +1,7 @@
 // The recurrence, backward: the forward's twin. The state is the gradient of the pre-activations,
 // the accumulators start from the gradient of the output, add W_hh^T times that state and are
-// multiplied by the cell's derivative. When all steps are done, the gradients of the weights and of
-// the features are large products over all rows.
+// multiplied by the cell's derivative. When all steps are done, the gradients of the features here
+// and of the weights in rnn_weight_grad.h are large products over all rows.
 #pragma once
 
 namespace rnnext::RNNEXT_ISA {
