@@ -57,15 +57,18 @@ void FmaLoop(int64_t steps) {
 
 #ifdef __AVX512BF16__
 void Bf16Loop(int64_t steps) {
-  __m512 acc[kChains] = {};
+  __m512 acc[kChains];
   __m512bh a, b;
   std::memset(&a, 0, sizeof a);
   std::memset(&b, 0, sizeof b);
+  for (auto& v : acc) v = _mm512_setzero_ps();
   for (int64_t s = 0; s < steps; ++s) {
-    asm volatile("" : "+x"(a), "+x"(b));
-    for (auto& v : acc) v = _mm512_dpbf16_ps(v, a, b);
+    asm volatile("" : "+v"(a), "+v"(b));
+#pragma GCC unroll 16
+    for (int i = 0; i < kChains; ++i) acc[i] = _mm512_dpbf16_ps(acc[i], a, b);
   }
-  for (auto& v : acc) asm volatile("" : : "x"(v));
+#pragma GCC unroll 16
+  for (int i = 0; i < kChains; ++i) asm volatile("" : : "v"(acc[i]));
 }
 #endif
 

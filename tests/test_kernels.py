@@ -6,14 +6,25 @@ import sys
 
 import numpy as np
 import pytest
+import reference
 import samples
 import torch
-from common import supported_isas
+from common import assert_close, case_id, pairwise, supported_isas
 
 import rnnext
 
 recurrence = torch.ops.rnnext.recurrence
 FMA_ISAS = [isa for isa in supported_isas() if isa != "generic"]
+MEDIUM_CASES = pairwise(
+    T=[1, 6],
+    B=[1, 7],
+    I=[5, 64],
+    H=[9, 64],
+    source=["features", "ready", "table"],
+    reverse=[(False,), (False, True)],
+    nonlinearity=["tanh", "relu"],
+    rows=["full", "lengths", "packed"],
+)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -53,13 +64,59 @@ def test_the_same_bits_for_any_batch(dtype, source, H, isa, threads):
 @pytest.mark.parametrize("B", [1, 2, 13, 40])
 def test_the_same_bits_for_any_threads_and_isa(dtype, H, B):
     arguments = samples.make(T=12, B=B, I=21, H=H, reverse=(False, True), dtype=dtype)
-    results = []
+    results = {}
     for isa in FMA_ISAS:
         rnnext._C.set_cpu_isa(isa)
+        # The dot product of bfloat16 pairs adds in another order.
+        kind = "dot" if isa == "avx512_bf16" and dtype == torch.bfloat16 else "multiply-add"
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(recurrence(*arguments))
-    assert all(same(result, results[0]) for result in results)
+            results.setdefault(kind, []).append(recurrence(*arguments))
+    assert all(same(result, alike[0]) for alike in results.values() for result in alike)
+
+
+@pytest.fixture
+def medium():
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("case", MEDIUM_CASES, ids=case_id)
+def test_medium_precision(case, isa, threads, medium):
+    arguments = samples.make(**case, dtype=torch.float32, requires_grad=True)
+    wanted = samples.to_double(arguments)
+    result, expected = recurrence(*arguments), reference.recurrence(*wanted)
+    assert_close(result, expected, torch.bfloat16)
+    cotangents = [torch.rand_like(v) for v in result]
+    torch.autograd.backward(result, cotangents)
+    torch.autograd.backward(expected, [c.double() for c in cotangents])
+    for a, e in zip(samples.float_tensors(arguments), samples.float_tensors(wanted), strict=True):
+        if e.grad is not None:
+            assert_close(a.grad, e.grad, torch.bfloat16)
+    torch.set_float32_matmul_precision("highest")
+    with torch.no_grad():
+        exact = recurrence(*arguments)
+    assert_close(exact, expected)
+    # Only a dot product of bfloat16 makes "medium" faster, so only there may it differ.
+    assert same(result, exact) == (isa != "avx512_bf16")
+
+
+@pytest.mark.parametrize("H", [7, 64, 129])
+def test_the_same_bits_at_medium_precision(H, isa, threads, medium):
+    dtype = torch.float32
+    arguments = samples.make(
+        T=9, B=26, I=19, H=H, reverse=(False, True), rows="lengths", dtype=dtype
+    )
+    output, h_n = recurrence(*arguments)
+    for rows in (slice(0, 1), slice(5, 17), slice(1, 26)):
+        assert same(recurrence(*rows_of(arguments, rows)), (output[:, rows], h_n[:, rows]))
+    arguments = samples.make(T=9, B=5, I=19, H=H, dtype=dtype)
+    output, h_n = recurrence(*arguments)
+    state = arguments[6]
+    for x, expected in zip(arguments[0], output, strict=True):
+        _, state = recurrence(x.unsqueeze(0), *arguments[1:6], state, *arguments[7:])
+        assert torch.equal(state[0], expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -8,7 +8,7 @@ namespace rnnext {
 
 extern const KernelTable kGenericTable;
 #ifdef __x86_64__
-extern const KernelTable kAvx2Table, kAvx512Table;
+extern const KernelTable kAvx2Table, kAvx512Table, kAvx512Bf16Table;
 #endif
 
 namespace {
@@ -19,6 +19,7 @@ const KernelTable* const kTables[] = {
 #ifdef __x86_64__
     &kAvx2Table,
     &kAvx512Table,
+    &kAvx512Bf16Table,
 #endif
 };
 

@@ -27,7 +27,9 @@ struct KernelTable {
   const char* name;
   bool (*supported)();
   const RnnKernels* rnn[4];  // by DType
-  SumRows sum_rows[4];       // by DType
+  // float32 whose factors are rounded to bfloat16, or null: no faster on this ISA.
+  const RnnKernels* rnn_medium;
+  SumRows sum_rows[4];  // by DType
 };
 
 const KernelTable& kernels();

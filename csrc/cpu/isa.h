@@ -4,6 +4,8 @@
 
 #include "simd.h"
 // after simd.h
+#include "factor.h"
+// after factor.h
 #include "tanh.h"
 // after tanh.h
 #include "cell.h"
@@ -19,13 +21,23 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-template <class S>
-constexpr RnnKernels kRnn = {forward_workspace<S>, backward_workspace<S>, forward<S>, backward<S>};
+template <class S, class F = Compute<S>>
+constexpr RnnKernels kRnn = {forward_workspace<S, F>, backward_workspace<S, F>, forward<S, F>,
+                             backward<S, F>};
+
+#ifdef RNNEXT_BF16_DOT
+constexpr const RnnKernels* kRnnBFloat16 = &kRnn<BFloat16, Pair>;
+constexpr const RnnKernels* kRnnMedium = &kRnn<float, Pair>;
+#else
+constexpr const RnnKernels* kRnnBFloat16 = &kRnn<BFloat16>;
+constexpr const RnnKernels* kRnnMedium = nullptr;
+#endif
 
 constexpr KernelTable table(const char* name, bool (*supported)()) {
   return {name,
           supported,
-          {&kRnn<float>, &kRnn<double>, &kRnn<BFloat16>, &kRnn<Float16>},
+          {&kRnn<float>, &kRnn<double>, kRnnBFloat16, &kRnn<Float16>},
+          kRnnMedium,
           {sum_rows<float>, sum_rows<double>, sum_rows<BFloat16>, sum_rows<Float16>}};
 }
 

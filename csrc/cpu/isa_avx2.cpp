@@ -1,4 +1,6 @@
 #ifdef __x86_64__
+#include <immintrin.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <utility>

@@ -16,14 +16,14 @@ inline Range part(int64_t total, int64_t i, int64_t n, int64_t unit = 1) {
   return {min_of(total, units * i / n * unit), min_of(total, units * (i + 1) / n * unit)};
 }
 
-// Estimated cycles of one step over `rows` sequences and `columns` of H hidden units: bound by the
-// FMAs or by the memory that holds the weights, whichever is slower.
-template <class C>
-double step_cycles(int64_t rows, int64_t columns, int64_t H) {
-  const double bytes = static_cast<double>(columns) * H * sizeof(C);
+// Estimated cycles of one step over `rows` sequences and `columns` hidden units, K factors each:
+// bound by the FMAs or by the memory that holds the weights, whichever is slower.
+template <class F>
+double step_cycles(int64_t rows, int64_t columns, int64_t K) {
+  const double bytes = static_cast<double>(columns) * K * sizeof(F);
   const double bytes_per_cycle = bytes < 24e3 ? 64 : bytes < 900e3 ? 28 : 10;
   const double tiles = static_cast<double>(divide_up(rows, kTileRows));
-  const double fma = static_cast<double>(rows) * columns * H / kPanel<C>;
+  const double fma = static_cast<double>(rows) * columns * K / kPanel<F>;
   // Past the cache's first level the panels are read once per tile of rows from the second level.
   const double read = bytes / bytes_per_cycle + (tiles - 1) * bytes / 64;
   return fma > read ? fma : read;
@@ -36,20 +36,21 @@ struct Plan {
   int64_t hidden_parts;  // workers that share a unit
   int64_t units;         // D * batch_parts
 
-  template <class C>
+  template <class F>
   static Plan choose(const Recurrence& p, int size) {
+    const int64_t K = factors_in<F>(p.H);
     const int64_t per_direction = size % p.D == 0 ? size / p.D : size;
     Plan best{min_of(per_direction, p.B), 1, p.D * min_of(per_direction, p.B)};
     if (size < p.D) return best;
     constexpr double kBarrier = 700;  // cycles
     const int64_t workers = size / p.D;
     double best_cycles =
-        step_cycles<C>(divide_up(p.B, best.batch_parts), p.H, p.H) * divide_up(best.units, size);
-    for (int64_t hidden = 2; hidden <= min_of(workers, panels_in<C>(p.H)); ++hidden) {
+        step_cycles<F>(divide_up(p.B, best.batch_parts), p.H, K) * divide_up(best.units, size);
+    for (int64_t hidden = 2; hidden <= min_of(workers, panels_in<F>(p.H)); ++hidden) {
       const int64_t batch = min_of(workers / hidden, p.B);
-      const int64_t columns = divide_up(panels_in<C>(p.H), hidden) * kPanel<C>;
+      const int64_t columns = divide_up(panels_in<F>(p.H), hidden) * kPanel<F>;
       const double cycles =
-          step_cycles<C>(divide_up(p.B, batch), columns, p.H) + (p.T > 1 ? kBarrier : 0);
+          step_cycles<F>(divide_up(p.B, batch), columns, K) + (p.T > 1 ? kBarrier : 0);
       if (cycles < best_cycles) {
         best_cycles = cycles;
         best = {batch, hidden, p.D * batch};

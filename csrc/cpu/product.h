@@ -3,7 +3,7 @@
 // A tile is R rows times NP panels of two vectors: acc[r][j] += a[r][k] * panel[k][j], accumulators
 // in registers, k outermost and ascending. So every output is one chain of fused multiply-adds in
 // the order of k, whatever the tile, the vector width or the number of threads: the same bits
-// always.
+// always. F is the type of the factors, and K counts factors here (factor.h).
 #pragma once
 
 namespace rnnext::RNNEXT_ISA {
@@ -24,25 +24,25 @@ constexpr int64_t panels_in(int64_t columns) {
 }
 
 // Rows of scratch start on different cache sets: a power-of-two stride would map them to one.
-template <class C>
+template <class F>
 constexpr int64_t scratch_stride(int64_t columns) {
-  return panels_in<C>(columns) * kPanel<C> + 64 / static_cast<int64_t>(sizeof(C));
+  return panels_in<F>(columns) * kPanel<F> / kDepth<F> + 64 / static_cast<int64_t>(sizeof(F));
 }
 
 // a: [R, K] with row stride `stride`, or, when interleaved, [K, R]. panels: NP of [K, kPanel].
-template <bool interleaved, class C, int R, int NV>
-RNNEXT_INLINE void accumulate(Vec<C> (&acc)[R][NV], const C* a, int64_t stride, const C* panels,
-                              int64_t K) {
+template <bool interleaved, class F, int R, int NV>
+RNNEXT_INLINE void accumulate(Vec<Compute<F>> (&acc)[R][NV], const F* a, int64_t stride,
+                              const F* panels, int64_t K) {
   for (int64_t k = 0; k < K; ++k) {
 #pragma GCC unroll 4
     for (int q = 0; q < NV / 2; ++q) {
-      const C* row = panels + (q * K + k) * kPanel<C>;
-      const Vec<C> b0 = load(row), b1 = load(row + kLanes<C>);
+      const F* row = panels + (q * K + k) * kPanel<F>;
+      const Vec<F> b0 = load(row), b1 = load(row + kLanes<F>);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        const C x = interleaved ? a[k * R + r] : a[r * stride + k];
-        acc[r][2 * q] += x * b0;
-        acc[r][2 * q + 1] += x * b1;
+        const F x = interleaved ? a[k * R + r] : a[r * stride + k];
+        multiply_add(acc[r][2 * q], x, b0);
+        multiply_add(acc[r][2 * q + 1], x, b1);
       }
     }
   }
@@ -79,6 +79,15 @@ RNNEXT_INLINE void store_tile(const V (&acc)[R][NV], C* to, int64_t stride) {
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) store(to + r * stride + j * kLanes<C>, acc[r][j]);
 }
+// The tile as factors: columns `column` and up of rows that are `stride` factors apart.
+template <class F, class V, int R, int NV>
+RNNEXT_INLINE void store_factors(const V (&acc)[R][NV], F* to, int64_t stride, int64_t column) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j)
+      Factors<F>::store(to + r * stride, column + j * kLanes<F>, acc[r][j]);
+}
 // As many of the tile's columns as there are left.
 template <class C, class V, int R, int NV>
 RNNEXT_INLINE void load_tile_some(V (&acc)[R][NV], const C* from, int64_t stride, int64_t left) {
@@ -100,8 +109,8 @@ RNNEXT_INLINE void store_tile_some(const V (&acc)[R][NV], C* to, int64_t stride,
 // (Blocks of K that stay in the first cache were tried: no faster at H = 1024, slower below.)
 template <int R, class Work>
 RNNEXT_INLINE void tiles_of_row(const Work& work, int64_t row, int64_t p, int64_t n,
-                                const typename Work::C* panels, int64_t K) {
-  const int64_t panel_size = K * kPanel<typename Work::C>;
+                                const typename Work::F* panels, int64_t K) {
+  const int64_t panel_size = K * kPanel<typename Work::F>;
   constexpr int NP = panels_at_once(R);
   for (int64_t i = 0; i < n;) {
     if (NP >= 4 && n - i >= 4) {
@@ -118,13 +127,12 @@ RNNEXT_INLINE void tiles_of_row(const Work& work, int64_t row, int64_t p, int64_
 }
 template <int R, class Work>
 RNNEXT_INLINE void tiles_of_rows(const Work& work, int rows, int64_t row, int64_t p, int64_t n,
-                                 const typename Work::C* panels, int64_t K) {
+                                 const typename Work::F* panels, int64_t K) {
   if (rows == R) return tiles_of_row<R>(work, row, p, n, panels, K);
   if constexpr (R > 1) tiles_of_rows<R - 1>(work, rows, row, p, n, panels, K);
 }
 template <class Work>
 void sweep(const Work& work, int64_t rows, int64_t p0, int64_t p1, int64_t K) {
-  using C = typename Work::C;
   if (rows <= 0) return;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;  // as even as can be: 8 rows are 4 + 4
   const int small = static_cast<int>(rows / tiles);
@@ -132,7 +140,7 @@ void sweep(const Work& work, int64_t rows, int64_t p0, int64_t p1, int64_t K) {
   const int64_t group = panels_at_once(small);
   for (int64_t p = p0; p < p1; p += group) {
     const int64_t n = group < p1 - p ? group : p1 - p;
-    const C* panels = work.panels(p, n);
+    const typename Work::F* panels = work.panels(p, n);
     int64_t row = 0;
     for (int64_t i = 0; i < tiles; ++i) {
       const int r = small + (i < big);
@@ -159,60 +167,60 @@ RNNEXT_INLINE void transpose(Vec<C> (&x)[kLanes<C>]) {
 }
 
 // A stored matrix seen as K x columns panels: weight [columns, K] (transposed) or [K, columns].
-template <class S>
+template <class S, class F>
 struct Matrix {
-  using C = Compute<S>;
   const S* weight;
   int64_t K, columns;
   bool transposed;
 
-  int64_t panels() const { return panels_in<C>(columns); }
-  int64_t panel_size() const { return K * kPanel<C>; }
+  int64_t panels() const { return panels_in<F>(columns); }
+  int64_t panel_size() const { return factors_in<F>(K) * kPanel<F>; }
   int64_t packed_size() const { return panels() * panel_size(); }
 
-  // Panel p into dst [K, kPanel]; columns past the matrix are 0.
-  void pack(int64_t p, C* dst) const {
-    const int64_t first = p * kPanel<C>;
-    if (!transposed) {
-      for (int64_t k = 0; k < K; ++k) {
-        const S* row = weight + k * columns + first;
-        store(dst + k * kPanel<C>, load_some(row, columns - first));
-        store(dst + k * kPanel<C> + kLanes<C>,
-              load_some(row + kLanes<C>, columns - first - kLanes<C>));
-      }
+  // Panel p into dst [factors of K, kPanel]; columns past the matrix are 0.
+  void pack(int64_t p, F* dst) const {
+    const int64_t column = p * kPanel<F>;
+    if (transposed) {
+      pack_transposed(column, dst);
+      pack_transposed(column + kLanes<F>, dst + kLanes<F>);
       return;
     }
-    for (int half = 0; half < 2; ++half) {
-      const int64_t column = first + half * kLanes<C>;
-      for (int64_t k = 0; k < K; k += kLanes<C>) {
-        Vec<C> x[kLanes<C>];
-        for (int i = 0; i < kLanes<C>; ++i) {
-          x[i] = Vec<C>{};
-          if (column + i < columns) x[i] = load_some(weight + (column + i) * K + k, K - k);
-        }
-        transpose<C>(x);
-        C* to = dst + k * kPanel<C> + half * kLanes<C>;
-        for (int i = 0; i < kLanes<C> && k + i < K; ++i) store(to + i * kPanel<C>, x[i]);
+    for (int64_t k = 0; k < K; k += kDepth<F>, dst += kPanel<F>)
+      for (int64_t j = 0; j < kPanel<F>; j += kLanes<F>) {
+        const S* row = weight + k * columns + column + j;
+        const S* next = k + 1 < K ? row + columns : nullptr;
+        store(dst + j, Factors<F>::across(row, next, columns - column - j));
       }
+  }
+  void pack_transposed(int64_t column, F* dst) const {
+    constexpr int kSteps = kLanes<F> * kDepth<F>;
+    for (int64_t k = 0; k < K; k += kSteps, dst += kLanes<F> * kPanel<F>) {
+      Vec<F> x[kLanes<F>];
+      for (int i = 0; i < kLanes<F>; ++i) {
+        x[i] = Vec<F>{};
+        if (column + i < columns) x[i] = Factors<F>::along(weight + (column + i) * K + k, K - k);
+      }
+      transpose<F>(x);
+      for (int i = 0; i < kLanes<F> && k + i * kDepth<F> < K; ++i) store(dst + i * kPanel<F>, x[i]);
     }
   }
 };
 
 // Where a sweep finds the panels of a matrix: packed beforehand, or packed on the way into a
 // scratch that stays in cache (a matrix that is used once).
-template <class C>
+template <class F>
 struct Panels {
   int64_t panel_size;
-  const C* packed;  // null: pack on the way
-  C* scratch;       // [4 panels]
+  const F* packed;  // null: pack on the way
+  F* scratch;       // [4 panels]
   const void* matrix;
-  void (*pack)(const void* matrix, int64_t p, C* dst);
+  void (*pack)(const void* matrix, int64_t p, F* dst);
 
   template <class S>
-  static Panels of(const Matrix<S>& matrix, const C* packed, C* scratch) {
+  static Panels of(const Matrix<S, F>& matrix, const F* packed, F* scratch) {
     return {matrix.panel_size(), packed, scratch, &matrix, pack_panel<S>};
   }
-  const C* at(int64_t p, int64_t n) const {
+  const F* at(int64_t p, int64_t n) const {
     if (packed) return packed + p * panel_size;
     for (int64_t i = 0; i < n; ++i) pack(matrix, p + i, scratch + i * panel_size);
     return scratch;
@@ -220,8 +228,8 @@ struct Panels {
 
  private:
   template <class S>
-  static void pack_panel(const void* matrix, int64_t p, C* dst) {
-    static_cast<const Matrix<S>*>(matrix)->pack(p, dst);
+  static void pack_panel(const void* matrix, int64_t p, F* dst) {
+    static_cast<const Matrix<S, F>*>(matrix)->pack(p, dst);
   }
 };
 

@@ -1,5 +1,6 @@
 // The recurrence on the CPU: check, allocate, fill the params, run the kernel on a team of threads.
 #include <ATen/ATen.h>
+#include <ATen/Context.h>
 #include <torch/library.h>
 
 #include "cpu/dispatch.h"
@@ -75,6 +76,16 @@ void fill_call(Call& call, const Tensor& input, const OptionalTensor& index, Ten
   p.input_stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
 }
 
+// torch.set_float32_matmul_precision("medium") lets products of float32 take bfloat16 factors.
+const RnnKernels& kernels_for(DType dtype) {
+  const KernelTable& table = kernels();
+  const bool medium =
+      dtype == DType::f32 && table.rnn_medium &&
+      at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL) ==
+          at::Float32Precision::BF16;
+  return medium ? *table.rnn_medium : *table.rnn[static_cast<int>(dtype)];
+}
+
 // Below this many multiply-adds a second thread costs more than it saves.
 constexpr double kWorkPerThread = 1.5e5;
 
@@ -120,7 +131,7 @@ std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor&
   }
   p.output = output.data_ptr();
   p.h_n = h_n.data_ptr();
-  const RnnKernels& kernel = *kernels().rnn[static_cast<int>(call.dtype)];
+  const RnnKernels& kernel = kernels_for(call.dtype);
   const int threads = threads_for(p, 1);
   Workspace workspace(kernel.forward_workspace(p, threads));
   struct Context {
@@ -196,7 +207,7 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
   }
 
   if (!empty) {
-    const RnnKernels& kernel = *kernels().rnn[static_cast<int>(call.dtype)];
+    const RnnKernels& kernel = kernels_for(call.dtype);
     const int threads = threads_for(p, 3);
     Workspace workspace(kernel.backward_workspace(p, out, threads));
     struct Context {

@@ -7,35 +7,35 @@
 namespace rnnext::RNNEXT_ISA {
 
 // One step of one unit, as if every sequence had a step t: Backward::finish_step mends the others.
-template <class Scalar, class Cell>
+template <class Factor, class Cell>
 struct BackwardStep {
-  using C = Scalar;
-  const C* packed;  // hh; null: there is only one step
+  using F = Factor;
+  using C = Compute<F>;
+  const F* packed;  // hh; null: there is only one step
   int64_t H;
   const C* grad;  // of the output, first row; or null: zeros
   int64_t grad_stride;
   const C* output;
   int64_t output_stride;
-  const C* state;
-  C* next;
+  const F* state;
+  F* next;
   int64_t state_stride;
   C* grad_pre;
   int64_t grad_pre_stride;
 
-  const C* panels(int64_t q, int64_t) const {
-    return packed ? packed + q * H * kPanel<C> : nullptr;
+  const F* panels(int64_t q, int64_t) const {
+    return packed ? packed + q * factors_in<F>(H) * kPanel<F> : nullptr;
   }
   template <int R, int NP>
-  RNNEXT_TILE void tile(int64_t row, int64_t q, const C* panels, int64_t K) const {
+  RNNEXT_TILE void tile(int64_t row, int64_t q, const F* panels, int64_t K) const {
     const int64_t column = q * kPanel<C>, left = H - column;
-    C* to = next + row * state_stride + column;
     Vec<C> acc[R][2 * NP];
     if (grad) {
       load_tile_some(acc, grad + row * grad_stride + column, grad_stride, left);
     } else {
       clear_tile(acc);
     }
-    accumulate<false, C, R, 2 * NP>(acc, state + row * state_stride, state_stride, panels, K);
+    accumulate<false, F, R, 2 * NP>(acc, state + row * state_stride, state_stride, panels, K);
     Vec<C> h[R][2 * NP];
     load_tile_some(h, output + row * output_stride + column, output_stride, left);
 #pragma GCC unroll 16
@@ -43,34 +43,35 @@ struct BackwardStep {
 #pragma GCC unroll 8
       for (int j = 0; j < 2 * NP; ++j) acc[r][j] = Cell::backward(acc[r][j], h[r][j]);
     store_tile_some(acc, grad_pre + row * grad_pre_stride + column, grad_pre_stride, left);
-    store_tile(acc, to, state_stride);
+    store_factors(acc, next + row * state_stride, state_stride, column);
   }
 };
 
 // out[row] = a[row] * W: the gradient of what was multiplied with W^T.
-template <class Scalar>
+template <class Factor>
 struct BackProjection {
-  using C = Scalar;
-  const C* packed;
+  using F = Factor;
+  using C = Compute<F>;
+  const F* packed;
   int64_t K, columns;
-  const C* a;  // [rows, K]
+  const F* a;  // [rows, K]
   int64_t a_stride;
   C* out;
   int64_t out_stride;
 
-  const C* panels(int64_t q, int64_t) const { return packed + q * K * kPanel<C>; }
+  const F* panels(int64_t q, int64_t) const { return packed + q * K * kPanel<F>; }
   template <int R, int NP>
-  RNNEXT_TILE void tile(int64_t row, int64_t q, const C* panels, int64_t K) const {
+  RNNEXT_TILE void tile(int64_t row, int64_t q, const F* panels, int64_t K) const {
     const int64_t column = q * kPanel<C>;
     C* to = out + row * out_stride + column;
     Vec<C> acc[R][2 * NP];
     clear_tile(acc);
-    accumulate<false, C, R, 2 * NP>(acc, a + row * a_stride, a_stride, panels, K);
+    accumulate<false, F, R, 2 * NP>(acc, a + row * a_stride, a_stride, panels, K);
     store_tile_some(acc, to, out_stride, columns - column);
   }
 };
 
-template <class S>
+template <class S, class F>
 struct Backward {
   using C = Compute<S>;
 
@@ -78,12 +79,15 @@ struct Backward {
   const RecurrenceGrad& g;
   const RecurrenceGradOut& out;
   Plan plan;
-  C* ih;             // packed W_ih of all directions: panels of [D*H]
-  C* hh[2];          // packed W_hh
-  C *state, *first;  // [D][2][B][state_stride], [D][B][state_stride]
+  F* ih;             // packed W_ih of all directions: panels of [D][H]
+  F* hh[2];          // packed W_hh
+  F *state, *first;  // [D][2][B][state_stride], [D][B][state_stride]
   int64_t state_stride;
-  int64_t unit_rows;      // the most sequences of a unit
-  C* step_scratch;        // [workers][2][unit_rows][state_stride]
+  int64_t unit_rows;  // the most sequences of a unit
+  int64_t step_stride;
+  C* step_scratch;   // [workers][2][unit_rows][step_stride]
+  F* block_factors;  // [workers][block_rows][block_stride], where grad_pre is no row of factors
+  int64_t block_stride;
   C* block_scratch;       // [workers][block_rows][I], 16-bit only
   char* weights_scratch;  // [workers] of WeightGradients
   size_t weights_bytes;
@@ -91,32 +95,36 @@ struct Backward {
 
   Backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGradOut& out, int size,
            char* workspace)
-      : p(p), g(g), out(out), plan(Plan::choose<C>(p, size)) {
+      : p(p), g(g), out(out), plan(Plan::choose<F>(p, size)) {
     Arena arena{workspace};
-    ih = out.input ? arena.take<C>(p.D * weight_ih(0).packed_size()) : nullptr;
+    ih = out.input ? arena.take<F>(p.D * weight_ih(0).packed_size()) : nullptr;
     for (int d = 0; d < p.D; ++d) {
       hh[d] = nullptr;
-      if (needs_hh()) hh[d] = arena.take<C>(weight_hh(d).packed_size());
+      if (needs_hh()) hh[d] = arena.take<F>(weight_hh(d).packed_size());
     }
-    state_stride = scratch_stride<C>(p.H);
-    state = arena.take<C>(p.D * 2 * p.B * state_stride);
-    first = arena.take<C>(p.D * p.B * state_stride);
+    state_stride = scratch_stride<F>(p.H);
+    state = arena.take<F>(p.D * 2 * p.B * state_stride);
+    first = arena.take<F>(p.D * p.B * state_stride);
     unit_rows = divide_up(p.B, plan.batch_parts);
-    step_scratch = arena.take<C>(size * 2 * unit_rows * state_stride);
+    step_stride = scratch_stride<C>(p.H);
+    step_scratch = arena.take<C>(size * 2 * unit_rows * step_stride);
+    block_stride = p.D * factors_in<F>(p.H) + kLanes<F>;
+    block_factors =
+        arena.take<F>(out.input && kDepth<F> > 1 ? size * block_rows() * block_stride : 0);
     block_scratch = arena.take<C>(out.input && !kNative<S> ? size * block_rows() * p.I : 0);
-    weights_bytes = WeightGradients<S>(p, g, out, 0, size, nullptr).bytes;
+    weights_bytes = WeightGradients<S, F>(p, g, out, 0, size, nullptr).bytes;
     weights_scratch = arena.take<char>(size * static_cast<int64_t>(weights_bytes));
     bytes = arena.used;
   }
 
   bool needs_hh() const { return p.T > 1 || out.h0; }
-  Matrix<S> weight_ih(int d) const {
+  Matrix<S, F> weight_ih(int d) const {
     return {static_cast<const S*>(p.weight_ih[d]), p.H, p.I, false};
   }
-  Matrix<S> weight_hh(int d) const {
+  Matrix<S, F> weight_hh(int d) const {
     return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, false};
   }
-  C* state_row(int d, int buffer, int64_t b) const {
+  F* state_row(int d, int buffer, int64_t b) const {
     return state + ((d * 2 + buffer) * p.B + b) * state_stride;
   }
 
@@ -128,7 +136,7 @@ struct Backward {
              worker);
     }
   }
-  void pack(const Matrix<S>& weight, C* to, int64_t panel_stride, const Worker& worker) const {
+  void pack(const Matrix<S, F>& weight, F* to, int64_t panel_stride, const Worker& worker) const {
     const Range share = part(weight.panels(), worker.rank, worker.size);
     for (int64_t q = share.begin; q < share.end; ++q) weight.pack(q, to + q * panel_stride);
   }
@@ -141,8 +149,9 @@ struct Backward {
   template <class Cell>
   void steps(const Unit& unit, Worker& worker) const {
     for (int64_t b = unit.b0; b < unit.b1; ++b)
-      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; ++j)
-        state_row(unit.d, 0, b)[j] = state_row(unit.d, 1, b)[j] = first_row(unit.d, b)[j] = 0;
+      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
+        for (F* row : {state_row(unit.d, 0, b), state_row(unit.d, 1, b), first_row(unit.d, b)})
+          Factors<F>::store(row, j, Vec<C>{});
     worker.wait(unit.group, unit.members);
     const bool reverse = p.reverse[unit.d];
     const int64_t width = p.D * p.H;
@@ -150,10 +159,10 @@ struct Backward {
       const int64_t t = reverse ? done : p.T - 1 - done;
       const int64_t at = (p.first_row(t) + unit.b0) * width + unit.d * p.H;
       const int64_t rows = max_of(0, min_of(unit.b1, p.batch(t)) - unit.b0);
-      C* next = state_row(unit.d, ~done & 1, unit.b0);
+      F* next = state_row(unit.d, ~done & 1, unit.b0);
       C* grad_pre = static_cast<C*>(g.grad_pre) + at;
       const StepRows in = step_rows(unit, t, done, rows, at, worker);
-      const BackwardStep<C, Cell> step{hh[unit.d],
+      const BackwardStep<F, Cell> step{hh[unit.d],
                                        p.H,
                                        in.grad,
                                        in.grad_stride,
@@ -164,7 +173,8 @@ struct Backward {
                                        state_stride,
                                        grad_pre,
                                        width};
-      sweep(step, rows, unit.p0, unit.p1, done > 0 ? p.H : 0);  // no step came before
+      sweep(step, rows, unit.p0, unit.p1,
+            done > 0 ? factors_in<F>(p.H) : 0);  // no step came before
       if (p.lengths || (out.h0 && done + 1 == p.T)) finish_step(unit, t, rows, next, grad_pre);
       worker.wait(unit.group, unit.members);
     }
@@ -202,35 +212,36 @@ struct Backward {
       for (int64_t j = from; j < to; j += kLanes<C>) {
         Vec<C> x = grad ? load_some(grad + row * width + j, p.H - j) : Vec<C>{};
         if (grad_h_n) x += load_some(grad_h_n + j, p.H - j);
-        store(rows_of_grad + row * state_stride + j, x);
+        store(rows_of_grad + row * step_stride + j, x);
         if (!kNative<S>)
-          store(rows_of_output + row * state_stride + j,
+          store(rows_of_output + row * step_stride + j,
                 load_some(output + row * width + j, p.H - j));
       }
     }
     in.grad = rows_of_grad;
-    in.grad_stride = state_stride;
+    in.grad_stride = step_stride;
     if (!kNative<S>) {
       in.output = rows_of_output;
-      in.output_stride = state_stride;
+      in.output_stride = step_stride;
     }
     return in;
   }
   C* converted(const Worker& worker, int which) const {
-    return step_scratch + (worker.rank * 2 + which) * unit_rows * state_stride;
+    return step_scratch + (worker.rank * 2 + which) * unit_rows * step_stride;
   }
 
   // Rows past their sequence's end have no gradient; the first step's is kept for grad_h0.
-  void finish_step(const Unit& unit, int64_t t, int64_t rows, C* next, C* grad_pre) const {
+  void finish_step(const Unit& unit, int64_t t, int64_t rows, F* next, C* grad_pre) const {
     for (int64_t row = 0; row < rows; ++row, next += state_stride, grad_pre += p.D * p.H) {
       const int64_t b = unit.b0 + row;
       const bool past = t >= p.length(b), starts = p.first_step(unit.d, b, t);
-      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C> && (past || starts); ++j) {
+      if (!past && !starts) continue;
+      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
         if (past) {
-          next[j] = 0;
-          if (j < p.H) grad_pre[j] = 0;
+          Factors<F>::store(next, j, Vec<C>{});
+          store_some(grad_pre + j, Vec<C>{}, p.H - j);
         } else {
-          first_row(unit.d, b)[j] = next[j];
+          copy_factors(first_row(unit.d, b), next, j);
         }
       }
     }
@@ -239,9 +250,10 @@ struct Backward {
   void grad_h0(const Unit& unit, const Worker& worker) const {
     // In the compute type first: the state's buffers are free now, but for the slower members.
     C* const rows = converted(worker, 0);
-    const BackProjection<C> project{hh[unit.d],   p.H,  state_stride, first_row(unit.d, unit.b0),
-                                    state_stride, rows, state_stride};
-    sweep(project, unit.b1 - unit.b0, unit.p0, unit.p1, p.H);
+    const int64_t K = factors_in<F>(p.H);
+    const BackProjection<F> project{hh[unit.d],   K,    step_stride, first_row(unit.d, unit.b0),
+                                    state_stride, rows, step_stride};
+    sweep(project, unit.b1 - unit.b0, unit.p0, unit.p1, K);
     for (int64_t b = unit.b0; b < unit.b1; ++b) {
       const int64_t row = (unit.d * p.B + b) * p.H;
       S* to = static_cast<S*>(out.h0) + row;
@@ -250,11 +262,11 @@ struct Backward {
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
         store_some(to + j,
                    hand_on ? load_some(grad_h_n + j, p.H - j)
-                           : load(rows + (b - unit.b0) * state_stride + j),
+                           : load(rows + (b - unit.b0) * step_stride + j),
                    p.H - j);
     }
   }
-  C* first_row(int d, int64_t b) const { return first + (d * p.B + b) * state_stride; }
+  F* first_row(int d, int64_t b) const { return first + (d * p.B + b) * state_stride; }
 
   // Rows of a block of grad_input's products: they stay in the second cache while the panels pass.
   int64_t block_rows() const {
@@ -264,44 +276,59 @@ struct Backward {
 
   void grad_input(const Worker& worker) const {
     const Range share = part(p.rows(), worker.rank, worker.size, kTileRows);
-    const int64_t stride = p.D * p.H, block = block_rows();
+    const int64_t width = p.D * p.H, K = p.D * factors_in<F>(p.H), block = block_rows();
     for (int64_t n = share.begin; n < share.end; n += block) {
       const int64_t rows = min_of(block, share.end - n);
       S* to = static_cast<S*>(out.input) + n * p.I;
       C* block_out = block_scratch + worker.rank * block * p.I;
       if constexpr (kNative<S>) block_out = to;
-      const BackProjection<C> project{
-          ih,     p.D * p.H, p.I, static_cast<const C*>(g.grad_pre) + n * stride,
-          stride, block_out, p.I};
-      sweep(project, rows, 0, panels_in<C>(p.I), p.D * p.H);
+      const C* from = static_cast<const C*>(g.grad_pre) + n * width;
+      BackProjection<F> project{ih, K, p.I, nullptr, width, block_out, p.I};
+      if constexpr (kDepth<F> == 1) {
+        project.a = from;
+      } else {
+        project.a = as_factors(from, rows, block_factors + worker.rank * block * block_stride);
+        project.a_stride = block_stride;
+      }
+      sweep(project, rows, 0, panels_in<F>(p.I), K);
       if constexpr (!kNative<S>)
         for (int64_t i = 0; i < rows * p.I; i += kLanes<C>)
           store_some(to + i, load_some(block_out + i, rows * p.I - i), rows * p.I - i);
     }
   }
+  // Rows of grad_pre, each direction a row of factors. A vector may reach into what follows, which
+  // is written after it.
+  const F* as_factors(const C* from, int64_t rows, F* to) const {
+    for (int64_t row = 0; row < rows; ++row)
+      for (int d = 0; d < p.D; ++d, from += p.H)
+        for (int64_t j = 0; j < p.H; j += kLanes<F> * kDepth<F>)
+          store(to + row * block_stride + d * factors_in<F>(p.H) + j / kDepth<F>,
+                Factors<F>::along(from + j, p.H - j));
+    return to;
+  }
 };
 
-template <class S>
+template <class S, class F>
 size_t backward_workspace(const Recurrence& p, const RecurrenceGradOut& out, int threads) {
   size_t bytes = 0;
   for (int size = 1; size <= threads; ++size) {
-    const size_t needed = Backward<S>(p, RecurrenceGrad{}, out, size, nullptr).bytes;
+    const size_t needed = Backward<S, F>(p, RecurrenceGrad{}, out, size, nullptr).bytes;
     if (needed > bytes) bytes = needed;
   }
   return bytes;
 }
 
-template <class S>
+template <class S, class F>
 void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGradOut& out,
               char* workspace, Worker& worker) {
-  const Backward<S> kernel(p, g, out, worker.size, workspace);
+  const Backward<S, F> kernel(p, g, out, worker.size, workspace);
   kernel.pack_share(worker);
   worker.wait();
   run_units<Compute<S>>(kernel, kernel.plan, p, worker);
   worker.wait();
   if (out.input) kernel.grad_input(worker);
-  WeightGradients<S>(p, g, out, worker.rank, worker.size,
-                     kernel.weights_scratch + worker.rank * kernel.weights_bytes)
+  WeightGradients<S, F>(p, g, out, worker.rank, worker.size,
+                        kernel.weights_scratch + worker.rank * kernel.weights_bytes)
       .run();
 }
 

@@ -2,65 +2,68 @@
 // of steps into scratch (one product with W_ih, or rows copied), then, step by step, the
 // accumulators start from those rows, add W_hh h and go through the cell. The state lives in
 // scratch [2][B][H] in the compute type, rounded to the storage type at every step, so that a
-// sequence cut into several calls gives the same bits.
+// sequence cut into several calls gives the same bits. S is the storage type, F that of the
+// factors.
 #pragma once
 
 namespace rnnext::RNNEXT_ISA {
 
 // out[row] = start + a[row] * panels: rows of scratch from rows of features.
-template <class Scalar>
+template <class Factor>
 struct Projection {
-  using C = Scalar;
-  Panels<C> weight;
-  const C* a;
+  using F = Factor;
+  using C = Compute<F>;
+  Panels<F> weight;
+  const F* a;
   int64_t a_stride;
   const C* start;  // [panels]
   C* out;
   int64_t out_stride, p0;
 
-  const C* panels(int64_t p, int64_t n) const { return weight.at(p, n); }
+  const F* panels(int64_t p, int64_t n) const { return weight.at(p, n); }
   template <int R, int NP>
-  RNNEXT_TILE void tile(int64_t row, int64_t p, const C* panels, int64_t K) const {
+  RNNEXT_TILE void tile(int64_t row, int64_t p, const F* panels, int64_t K) const {
     const int64_t column = (p - p0) * kPanel<C>;
     C* to = out + row * out_stride + column;
     Vec<C> acc[R][2 * NP];
     load_tile(acc, start + column, 0);
-    accumulate<false, C, R, 2 * NP>(acc, a + row * a_stride, a_stride, panels, K);
+    accumulate<false, F, R, 2 * NP>(acc, a + row * a_stride, a_stride, panels, K);
     store_tile(acc, to, out_stride);
   }
 };
 
 // One step of one unit, as if every sequence had a step t: Forward::finish_step mends the others.
-template <class Scalar, class Cell>
+template <class Factor, class Cell>
 struct ForwardStep {
-  using C = Scalar;
-  Panels<C> weight;  // hh
+  using F = Factor;
+  using C = Compute<F>;
+  Panels<F> weight;  // hh
   int64_t H, p0;
   bool has_state;  // false: every state is zero
   C* pre;          // first row, panel p0
   int64_t pre_stride;
-  const C* state;  // first row
-  C* next;
+  const F* state;  // first row
+  F* next;
   int64_t state_stride;
   C* output;  // first row, or null: finish_step writes it
   int64_t output_stride;
 
-  const C* panels(int64_t q, int64_t n) const { return has_state ? weight.at(q, n) : nullptr; }
+  const F* panels(int64_t q, int64_t n) const { return has_state ? weight.at(q, n) : nullptr; }
   template <int R, int NP>
-  RNNEXT_TILE void tile(int64_t row, int64_t q, const C* panels, int64_t K) const {
+  RNNEXT_TILE void tile(int64_t row, int64_t q, const F* panels, int64_t K) const {
     const int64_t column = q * kPanel<C>;
     const C* from = pre + row * pre_stride + column - p0 * kPanel<C>;
     Vec<C> acc[R][2 * NP];
     load_tile(acc, from, pre_stride);
-    accumulate<false, C, R, 2 * NP>(acc, state + row * state_stride, state_stride, panels, K);
+    accumulate<false, F, R, 2 * NP>(acc, state + row * state_stride, state_stride, panels, K);
     apply<Cell>(acc);
-    store_tile(acc, next + row * state_stride + column, state_stride);
+    store_factors(acc, next + row * state_stride, state_stride, column);
     if (output)
       store_tile_some(acc, output + row * output_stride + column, output_stride, H - column);
   }
 };
 
-template <class S>
+template <class S, class F>
 struct Forward {
   using C = Compute<S>;
   static constexpr int64_t kChunkBytes = 96 << 10;
@@ -68,8 +71,8 @@ struct Forward {
   const Recurrence& p;
   Plan plan;
   bool pack;             // false: T == 1, every panel is used once
-  C *ih[2], *hh[2];      // packed weights
-  C* state;              // [D][2][B][state_stride]
+  F *ih[2], *hh[2];      // packed weights
+  F* state;              // [D][2][B][state_stride]
   int64_t state_stride;  // also the stride of the chunk's rows of features, with I for H
   int64_t columns;       // of a worker's chunk
   int64_t chunk_rows;
@@ -78,16 +81,16 @@ struct Forward {
   size_t bytes;
 
   Forward(const Recurrence& p, int size, char* workspace)
-      : p(p), plan(Plan::choose<C>(p, size)), pack(p.T > 1) {
+      : p(p), plan(Plan::choose<F>(p, size)), pack(p.T > 1) {
     Arena arena{workspace};
     for (int d = 0; d < p.D; ++d) {
-      ih[d] = pack && p.I > 0 ? arena.take<C>(weight_ih(d).packed_size()) : nullptr;
-      hh[d] = pack ? arena.take<C>(weight_hh(d).packed_size()) : nullptr;
+      ih[d] = pack && p.I > 0 ? arena.take<F>(weight_ih(d).packed_size()) : nullptr;
+      hh[d] = pack ? arena.take<F>(weight_hh(d).packed_size()) : nullptr;
     }
-    state_stride = scratch_stride<C>(p.H);
-    state = arena.take<C>(p.D * 2 * p.B * state_stride);
+    state_stride = scratch_stride<F>(p.H);
+    state = arena.take<F>(p.D * 2 * p.B * state_stride);
     columns = divide_up(panels_in<C>(p.H), plan.hidden_parts) * kPanel<C>;
-    const int64_t row_bytes = max_of(scratch_stride<C>(columns), scratch_stride<C>(p.I)) *
+    const int64_t row_bytes = max_of(scratch_stride<C>(columns), scratch_stride<F>(p.I)) *
                               static_cast<int64_t>(sizeof(C));
     const int64_t fit = kChunkBytes / row_bytes;
     chunk_rows = max_of(divide_up(p.B, plan.batch_parts), min_of(fit, p.T * p.B));
@@ -97,22 +100,23 @@ struct Forward {
   }
 
   struct Scratch {  // of one worker
-    C *bias, *pre, *features, *panels;
+    C *bias, *pre;
+    F *features, *panels;
     size_t bytes;
     Scratch(const Forward& f, char* base) {
       Arena arena{base};
       bias = arena.take<C>(f.columns);
       pre = arena.take<C>(f.chunk_rows * scratch_stride<C>(f.columns));
-      features = arena.take<C>(f.p.I > 0 ? f.chunk_rows * scratch_stride<C>(f.p.I) : 0);
-      panels = arena.take<C>(f.pack ? 0 : 4 * kPanel<C> * max_of(f.p.I, f.p.H));
+      features = arena.take<F>(f.p.I > 0 ? f.chunk_rows * scratch_stride<F>(f.p.I) : 0);
+      panels = arena.take<F>(f.pack ? 0 : 4 * kPanel<F> * factors_in<F>(max_of(f.p.I, f.p.H)));
       bytes = arena.used;
     }
   };
 
-  Matrix<S> weight_ih(int d) const {
+  Matrix<S, F> weight_ih(int d) const {
     return {static_cast<const S*>(p.weight_ih[d]), p.I, p.H, true};
   }
-  Matrix<S> weight_hh(int d) const {
+  Matrix<S, F> weight_hh(int d) const {
     return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, true};
   }
 
@@ -138,9 +142,9 @@ struct Forward {
     fill_bias(unit, s.bias);
     fill_state(unit);
     worker.wait(unit.group, unit.members);
-    const Matrix<S> matrix = weight_hh(unit.d);
-    const Panels<C> weight = Panels<C>::of(matrix, hh[unit.d], s.panels);
-    C* buffers[2] = {state_row(unit.d, 0, unit.b0), state_row(unit.d, 1, unit.b0)};
+    const Matrix<S, F> matrix = weight_hh(unit.d);
+    const Panels<F> weight = Panels<F>::of(matrix, hh[unit.d], s.panels);
+    F* buffers[2] = {state_row(unit.d, 0, unit.b0), state_row(unit.d, 1, unit.b0)};
     const bool reverse = p.reverse[unit.d];
     for (int64_t done = 0; done < p.T;) {
       // The next steps, in the order of the direction, whose rows fit the chunk: [t0, t1).
@@ -157,16 +161,16 @@ struct Forward {
         const int64_t t = reverse ? p.T - 1 - done : done;
         const int64_t sequences_now = sequences(unit, t);
         if (reverse) row -= sequences_now;
-        const C* state = buffers[done & 1];
-        C* next = buffers[~done & 1];
+        const F* state = buffers[done & 1];
+        F* next = buffers[~done & 1];
         S* output =
             static_cast<S*>(p.output) + (p.first_row(t) + unit.b0) * p.D * p.H + unit.d * p.H;
-        ForwardStep<C, Cell> step{
+        ForwardStep<F, Cell> step{
             weight,     p.H,   unit.p0, done > 0 || p.h0, s.pre + row * pre_stride,
             pre_stride, state, next,    state_stride,     nullptr,
             p.D * p.H};
         if constexpr (kNative<S>) step.output = output;
-        sweep(step, sequences_now, unit.p0, unit.p1, step.has_state ? p.H : 0);
+        sweep(step, sequences_now, unit.p0, unit.p1, step.has_state ? factors_in<F>(p.H) : 0);
         if (!kNative<S> || p.lengths || done + 1 == p.T)
           finish_step(unit, t, sequences_now, state, next, output);
         if (!reverse) row += sequences_now;
@@ -176,9 +180,9 @@ struct Forward {
   }
 
   // What a step does beyond its product: 16-bit outputs, rows past their sequence's end, h_n.
-  void finish_step(const Unit& unit, int64_t t, int64_t rows, const C* state, C* next,
+  void finish_step(const Unit& unit, int64_t t, int64_t rows, const F* state, F* next,
                    S* output) const {
-    const int64_t from = unit.p0 * kPanel<C>, to = unit.p1 * kPanel<C>;
+    const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
     for (int64_t row = 0; row < rows;
          ++row, state += state_stride, next += state_stride, output += p.D * p.H) {
       const int64_t b = unit.b0 + row;
@@ -187,16 +191,19 @@ struct Forward {
                    ? static_cast<S*>(p.h_n) + (unit.d * p.B + b) * p.H
                    : nullptr;
       for (int64_t j = from; j < to; j += kLanes<C>) {
+        const size_t size = min_of(kLanes<C>, p.H - j) * sizeof(S);
         if (past) {
-          store(next + j, load(state + j));
+          copy_factors(next, state, j);
           store_some(output + j, Vec<C>{}, p.H - j);
           continue;
         }
-        if (!kNative<S>) {
+        if constexpr (!kNative<S> && kStoredAsFactors<S, F>) {
+          __builtin_memcpy(output + j, next + j / kDepth<F>, size);
+        } else if constexpr (!kNative<S>) {
           store_some(output + j, load(next + j), p.H - j);
           store(next + j, load_some(output + j, p.H - j));  // as a later call would read it
         }
-        if (h_n) store_some(h_n + j, load(next + j), p.H - j);
+        if (h_n) __builtin_memcpy(h_n + j, output + j, size);
       }
     }
   }
@@ -205,7 +212,7 @@ struct Forward {
   int64_t sequences(const Unit& unit, int64_t t) const {
     return max_of(0, min_of(unit.b1, p.batch(t)) - unit.b0);
   }
-  C* state_row(int d, int buffer, int64_t b) const {
+  F* state_row(int d, int buffer, int64_t b) const {
     return state + ((d * 2 + buffer) * p.B + b) * state_stride;
   }
 
@@ -227,7 +234,8 @@ struct Forward {
       const bool empty = p.length(b) == 0;
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
         const Vec<C> h = h0 ? load_some(h0 + j, p.H - j) : Vec<C>{};
-        for (int buffer = 0; buffer < 2; ++buffer) store(state_row(unit.d, buffer, b) + j, h);
+        for (int buffer = 0; buffer < 2; ++buffer)
+          Factors<F>::store(state_row(unit.d, buffer, b), j, h);
         if (empty) store_some(h_n + j, h, p.H - j);
       }
     }
@@ -250,19 +258,21 @@ struct Forward {
     }
     int64_t rows = 0;
     for (int64_t t = t0; t < t1; ++t) rows += sequences(unit, t);
-    const C* a = s.features;
-    int64_t a_stride = scratch_stride<C>(p.I);
+    const F* a;
+    int64_t a_stride;
     if (!in_place(unit, t0, t1, &a, &a_stride)) {
-      C* x = s.features;
+      a = s.features;
+      a_stride = scratch_stride<F>(p.I);
+      F* x = s.features;
       for (int64_t t = t0; t < t1; ++t)
         for (int64_t b = unit.b0; b < unit.b0 + sequences(unit, t); ++b, x += a_stride)
           for (int64_t j = 0; j < p.I; j += kLanes<C>)
-            store(x + j, load_some(input_row(t, b) + j, p.I - j));
+            Factors<F>::store(x, j, load_some(input_row(t, b) + j, p.I - j));
     }
-    const Matrix<S> matrix = weight_ih(unit.d);
-    const Projection<C> project{
-        Panels<C>::of(matrix, ih[unit.d], s.panels), a, a_stride, s.bias, s.pre, stride, unit.p0};
-    sweep(project, rows, unit.p0, unit.p1, p.I);
+    const Matrix<S, F> matrix = weight_ih(unit.d);
+    const Projection<F> project{
+        Panels<F>::of(matrix, ih[unit.d], s.panels), a, a_stride, s.bias, s.pre, stride, unit.p0};
+    sweep(project, rows, unit.p0, unit.p1, factors_in<F>(p.I));
   }
 
   const S* input_row(int64_t t, int64_t b) const {
@@ -273,34 +283,35 @@ struct Forward {
     return input + t * p.input_stride_t + b * p.input_stride_b;
   }
 
-  // Whether the chunk's features can be read where they lie: rows of the compute type, one stride.
-  bool in_place(const Unit& unit, int64_t t0, int64_t t1, const C** a, int64_t* stride) const {
-    if constexpr (kNative<S>) {
+  // Whether the chunk's features can be read where they lie: rows of factors, one stride.
+  bool in_place(const Unit& unit, int64_t t0, int64_t t1, const F** a, int64_t* stride) const {
+    if constexpr (kStoredAsFactors<S, F>) {
       const bool whole = unit.b0 == 0 && unit.b1 == p.B;
       const bool contiguous = p.step_row || p.input_stride_t == p.B * p.input_stride_b;
       if (t1 - t0 == 1 || (whole && contiguous) || (p.B == 1 && !p.step_row)) {
-        *a = input_row(t0, unit.b0);
-        *stride = p.B == 1 && !p.step_row ? p.input_stride_t : p.input_stride_b;
-        return true;
+        const int64_t apart = p.B == 1 && !p.step_row ? p.input_stride_t : p.input_stride_b;
+        *a = reinterpret_cast<const F*>(input_row(t0, unit.b0));
+        *stride = apart / kDepth<F>;
+        return p.I % kDepth<F> == 0 && apart % kDepth<F> == 0;
       }
     }
     return false;
   }
 };
 
-template <class S>
+template <class S, class F>
 size_t forward_workspace(const Recurrence& p, int threads) {
   size_t bytes = 0;  // the team may be smaller than asked for
   for (int size = 1; size <= threads; ++size) {
-    const size_t needed = Forward<S>(p, size, nullptr).bytes;
+    const size_t needed = Forward<S, F>(p, size, nullptr).bytes;
     if (needed > bytes) bytes = needed;
   }
   return bytes;
 }
 
-template <class S>
+template <class S, class F>
 void forward(const Recurrence& p, char* workspace, Worker& worker) {
-  const Forward<S> kernel(p, worker.size, workspace);
+  const Forward<S, F> kernel(p, worker.size, workspace);
   if (kernel.pack) {
     kernel.pack_share(worker);
     worker.wait();

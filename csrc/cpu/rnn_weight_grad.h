@@ -30,7 +30,7 @@ struct RightRows {
   }
 };
 
-template <class S>
+template <class S, class F>
 struct WeightGradients {  // one worker's share
   using C = Compute<S>;
   static constexpr int64_t kChunkRows = 256;
@@ -39,8 +39,9 @@ struct WeightGradients {  // one worker's share
   const RecurrenceGrad& g;
   const RecurrenceGradOut& out;
   int64_t begin, height;  // of this worker's rows of the weights
-  C* left;                // [kChunkRows, height] in tiles
-  C* right;               // [kChunkRows, kPanel]
+  F* left;                // [factors of kChunkRows, height] in tiles
+  F* line;                // [height], where grad_pre is no row of factors
+  F* right;               // [factors of kChunkRows, kPanel]
   C *sum_hh, *sum_ih, *sum_bias;
   const S** right_rows;  // [kChunkRows]
   size_t bytes;
@@ -53,8 +54,9 @@ struct WeightGradients {  // one worker's share
     height = share.end - share.begin;
     const int64_t most = divide_up(divide_up(p.H, kTileRows), size) * kTileRows;
     Arena arena{scratch};
-    left = arena.take<C>(kChunkRows * most);
-    right = arena.take<C>(kChunkRows * kPanel<C>);
+    left = arena.take<F>(factors_in<F>(kChunkRows) * most);
+    line = arena.take<F>(kDepth<F> > 1 ? most + kLanes<F> : 0);
+    right = arena.take<F>(factors_in<F>(kChunkRows) * kPanel<F>);
     sum_hh = arena.take<C>(most * scratch_stride<C>(p.H));
     sum_ih = arena.take<C>(p.I > 0 ? most * scratch_stride<C>(p.I) : 0);
     sum_bias = arena.take<C>(most);
@@ -88,16 +90,27 @@ struct WeightGradients {  // one worker's share
     for (int64_t i = 0; i < n; ++i) values[i] = 0;
   }
 
-  // Rows of grad_pre [rows, height] into tiles [height / kTileRows][rows][kTileRows].
+  // Rows of grad_pre [rows, height] into tiles [height / kTileRows][factors of rows][kTileRows].
   void pack_left(const C* from, int64_t rows) const {
-    const int64_t tile_size = rows * kTileRows;
-    for (int64_t n = 0; n < rows; ++n, from += p.D * p.H) {
-      C* tile = left + n * kTileRows;
+    const int64_t width = p.D * p.H, tile_size = factors_in<F>(rows) * kTileRows;
+    for (int64_t n = 0; n < rows; n += kDepth<F>, from += kDepth<F> * width) {
+      const bool pair = kDepth<F> > 1 && n + 1 < rows;
+      const F* factors = line;
+      if constexpr (kDepth<F> == 1) {
+        factors = from;
+      } else {
+        for (int64_t h = 0; h < height; h += kLanes<F>)
+          store(line + h,
+                Factors<F>::across(from + h, pair ? from + width + h : nullptr, height - h));
+      }
+      F* tile = left + n / kDepth<F> * kTileRows;
       int64_t h = 0;
       for (; h + kTileRows <= height; h += kTileRows, tile += tile_size)
-        __builtin_memcpy(tile, from + h, kTileRows * sizeof(C));
-      for (int r = 0; h < height && r < kTileRows; ++r) tile[r] = h + r < height ? from[h + r] : 0;
+        __builtin_memcpy(tile, factors + h, kTileRows * sizeof(F));
+      for (int r = 0; h < height && r < kTileRows; ++r)
+        tile[r] = h + r < height ? factors[h + r] : F{};
       add_to_bias(from);
+      if (pair) add_to_bias(from + width);
     }
   }
   void add_to_bias(const C* from) const {
@@ -111,11 +124,13 @@ struct WeightGradients {  // one worker's share
     for (int64_t n = 0; n < rows; ++n) right_rows[n] = source.next();
     const int64_t stride = scratch_stride<C>(columns);
     for (int64_t column = 0; column < columns; column += kPanel<C>) {
-      for (int64_t n = 0; n < rows; ++n) {
+      for (int64_t n = 0; n < rows; n += kDepth<F>) {
         const S* row = right_rows[n];
-        for (int j = 0; j < kPanel<C>; j += kLanes<C>)
-          store(right + n * kPanel<C> + j,
-                row ? load_some(row + column + j, columns - column - j) : Vec<C>{});
+        const S* next = n + 1 < rows ? right_rows[n + 1] : nullptr;
+        for (int64_t j = column; j < column + kPanel<F>; j += kLanes<F>)
+          store(
+              right + n / kDepth<F> * kPanel<F> + j - column,
+              Factors<F>::across(row ? row + j : nullptr, next ? next + j : nullptr, columns - j));
       }
       for (int64_t h = 0; h < height; h += kTileRows) {
         Vec<C> acc[kTileRows][2];
@@ -124,7 +139,8 @@ struct WeightGradients {  // one worker's share
         for (int r = 0; r < kTileRows; ++r)
           for (int j = 0; j < 2; ++j)
             acc[r][j] = r < tile_rows ? load(to + r * stride + j * kLanes<C>) : Vec<C>{};
-        accumulate<true, C, kTileRows, 2>(acc, left + h * rows, 0, right, rows);
+        const int64_t K = factors_in<F>(rows);
+        accumulate<true, F, kTileRows, 2>(acc, left + h * K, 0, right, K);
         for (int r = 0; r < kTileRows; ++r)
           for (int j = 0; j < 2 && r < tile_rows; ++j)
             store(to + r * stride + j * kLanes<C>, acc[r][j]);

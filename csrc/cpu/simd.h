@@ -26,6 +26,16 @@ struct VecOf<double> {
   typedef int64_t mask __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
   typedef double unaligned __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(8), may_alias));
 };
+// Two bfloat16 side by side: one factor of a bfloat16 dot product. See factor.h.
+struct [[gnu::may_alias]] Pair {
+  int32_t bits;
+};
+template <>
+struct VecOf<Pair> {
+  typedef int32_t type __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  typedef int32_t unaligned
+      __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(4), may_alias));
+};
 template <class C>
 using Vec = typename VecOf<C>::type;
 template <class C>
@@ -49,6 +59,10 @@ struct ComputeOf<BFloat16> {
 };
 template <>
 struct ComputeOf<Float16> {
+  using type = float;
+};
+template <>
+struct ComputeOf<Pair> {
   using type = float;
 };
 template <class S>
@@ -84,16 +98,7 @@ struct To<BFloat16> {
   }
 };
 
-template <class C>
-RNNEXT_INLINE Vec<C> load(const C* p) {
-  return *reinterpret_cast<const typename VecOf<C>::unaligned*>(p);
-}
-template <class C>
-RNNEXT_INLINE void store(C* p, Vec<C> x) {
-  *reinterpret_cast<typename VecOf<C>::unaligned*>(p) = x;
-}
-
-// The general forms, out of line: they are tails and 16-bit conversions.
+// The first n lanes, one by one: tails.
 template <class S>
 __attribute__((noinline)) Vec<Compute<S>> load_each(const S* p, int64_t n) {
   using C = Compute<S>;
@@ -111,21 +116,59 @@ __attribute__((noinline)) void store_each(S* p, Vec<Compute<S>> x, int64_t n) {
   for (int i = 0; i < kLanes<C> && i < n; ++i) p[i] = To<S>::storage(lanes[i]);
 }
 
+template <class C>
+RNNEXT_INLINE Vec<C> load(const C* p) {
+  return *reinterpret_cast<const typename VecOf<C>::unaligned*>(p);
+}
+template <class C>
+RNNEXT_INLINE void store(C* p, Vec<C> x) {
+  *reinterpret_cast<typename VecOf<C>::unaligned*>(p) = x;
+}
+
+// The 16-bit types: converted as they are loaded and stored.
+typedef uint16_t HalfBits
+    __attribute__((vector_size(RNNEXT_VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef uint32_t FloatBits __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+
+RNNEXT_INLINE Vec<float> load(const BFloat16* p) {
+  return (Vec<float>)(__builtin_convertvector(*reinterpret_cast<const HalfBits*>(p), FloatBits)
+                      << 16);
+}
+RNNEXT_INLINE void store(BFloat16* p, Vec<float> x) {  // to nearest, ties to even
+  const FloatBits bits = (FloatBits)x;
+  const FloatBits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const FloatBits nan = {};
+  *reinterpret_cast<HalfBits*>(p) =
+      __builtin_convertvector(x == x ? rounded : nan + 0x7fc0, HalfBits);
+}
+RNNEXT_INLINE Vec<float> load(const Float16* p) {
+#if RNNEXT_VECTOR_BYTES == 64
+  return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p)));
+#elif RNNEXT_VECTOR_BYTES == 32
+  return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p)));
+#else
+  return load_each(p, kLanes<float>);
+#endif
+}
+RNNEXT_INLINE void store(Float16* p, Vec<float> x) {
+#if RNNEXT_VECTOR_BYTES == 64
+  _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(p), _mm512_cvtps_ph((__m512)x, 0));
+#elif RNNEXT_VECTOR_BYTES == 32
+  _mm_storeu_si128(reinterpret_cast<__m128i_u*>(p), _mm256_cvtps_ph((__m256)x, 0));
+#else
+  store_each(p, x, kLanes<float>);
+#endif
+}
+
 // n values of storage type S at p (n >= the lanes: all of them; n <= 0: none); lanes past n are 0.
 template <class S>
 RNNEXT_INLINE Vec<Compute<S>> load_some(const S* p, int64_t n) {
   using C = Compute<S>;
-  if constexpr (kNative<S>) {
-    if (n >= kLanes<C>) return load(p);
-  }
-  return load_each(p, n);
+  return n >= kLanes<C> ? load(p) : load_each(p, n);
 }
 template <class S>
 RNNEXT_INLINE void store_some(S* p, Vec<Compute<S>> x, int64_t n) {
-  using C = Compute<S>;
-  if constexpr (kNative<S>) {
-    if (n >= kLanes<C>) return store(p, x);
-  }
+  if (n >= kLanes<Compute<S>>) return store(p, x);
   store_each(p, x, n);
 }
 
