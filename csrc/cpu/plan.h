@@ -87,6 +87,13 @@ void run_units(const Kernel& kernel, const Plan& plan, const Recurrence& p, Work
     kernel.run(unit_of<C>(plan, p, u, 0), worker);
 }
 
+// What one worker writes lies this far from what another does: between them a prefetch would take
+// lines from the other's core.
+constexpr int64_t kApart = 4096;
+// Packed weights up to this size are packed by each worker for itself: lines that one core wrote
+// travel slowly to another that shares no cache with it.
+constexpr size_t kOwnWeights = 512 << 10;
+
 // Hands out pieces of a workspace; with no base it only counts.
 struct Arena {
   char* base;

@@ -105,7 +105,7 @@ RNNEXT_INLINE void store_tile_some(const V (&acc)[R][NV], C* to, int64_t stride,
 }
 
 // Runs work.tile<R, NP>(row, panel, panels, K) over rows [0, rows) and panels [p0, p1). Panels are
-// outermost, so that each comes from far memory once; work.panels(p, n) gives where they lie.
+// outermost, so that each comes from far memory once; they lie at work.packed.
 // (Blocks of K that stay in the first cache were tried: no faster at H = 1024, slower below.)
 template <int R, class Work>
 RNNEXT_INLINE void tiles_of_row(const Work& work, int64_t row, int64_t p, int64_t n,
@@ -133,6 +133,7 @@ RNNEXT_INLINE void tiles_of_rows(const Work& work, int rows, int64_t row, int64_
 }
 template <class Work>
 void sweep(const Work& work, int64_t rows, int64_t p0, int64_t p1, int64_t K) {
+  using F = typename Work::F;
   if (rows <= 0) return;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;  // as even as can be: 8 rows are 4 + 4
   const int small = static_cast<int>(rows / tiles);
@@ -140,7 +141,7 @@ void sweep(const Work& work, int64_t rows, int64_t p0, int64_t p1, int64_t K) {
   const int64_t group = panels_at_once(small);
   for (int64_t p = p0; p < p1; p += group) {
     const int64_t n = group < p1 - p ? group : p1 - p;
-    const typename Work::F* panels = work.panels(p, n);
+    const F* panels = work.packed + p * K * kPanel<F>;
     int64_t row = 0;
     for (int64_t i = 0; i < tiles; ++i) {
       const int r = small + (i < big);
@@ -203,33 +204,6 @@ struct Matrix {
       transpose<F>(x);
       for (int i = 0; i < kLanes<F> && k + i * kDepth<F> < K; ++i) store(dst + i * kPanel<F>, x[i]);
     }
-  }
-};
-
-// Where a sweep finds the panels of a matrix: packed beforehand, or packed on the way into a
-// scratch that stays in cache (a matrix that is used once).
-template <class F>
-struct Panels {
-  int64_t panel_size;
-  const F* packed;  // null: pack on the way
-  F* scratch;       // [4 panels]
-  const void* matrix;
-  void (*pack)(const void* matrix, int64_t p, F* dst);
-
-  template <class S>
-  static Panels of(const Matrix<S, F>& matrix, const F* packed, F* scratch) {
-    return {matrix.panel_size(), packed, scratch, &matrix, pack_panel<S>};
-  }
-  const F* at(int64_t p, int64_t n) const {
-    if (packed) return packed + p * panel_size;
-    for (int64_t i = 0; i < n; ++i) pack(matrix, p + i, scratch + i * panel_size);
-    return scratch;
-  }
-
- private:
-  template <class S>
-  static void pack_panel(const void* matrix, int64_t p, F* dst) {
-    static_cast<const Matrix<S, F>*>(matrix)->pack(p, dst);
   }
 };
 

@@ -23,9 +23,6 @@ struct BackwardStep {
   C* grad_pre;
   int64_t grad_pre_stride;
 
-  const F* panels(int64_t q, int64_t) const {
-    return packed ? packed + q * factors_in<F>(H) * kPanel<F> : nullptr;
-  }
   template <int R, int NP>
   RNNEXT_TILE void tile(int64_t row, int64_t q, const F* panels, int64_t K) const {
     const int64_t column = q * kPanel<C>, left = H - column;
@@ -59,7 +56,6 @@ struct BackProjection {
   C* out;
   int64_t out_stride;
 
-  const F* panels(int64_t q, int64_t) const { return packed + q * K * kPanel<F>; }
   template <int R, int NP>
   RNNEXT_TILE void tile(int64_t row, int64_t q, const F* panels, int64_t K) const {
     const int64_t column = q * kPanel<C>;
@@ -79,13 +75,14 @@ struct Backward {
   const RecurrenceGrad& g;
   const RecurrenceGradOut& out;
   Plan plan;
+  bool own_weights;  // each unit packs its own W_hh, each worker its own W_ih
   F* ih;             // packed W_ih of all directions: panels of [D][H]
-  F* hh[2];          // packed W_hh
-  F *state, *first;  // [D][2][B][state_stride], [D][B][state_stride]
+  F* hh;             // packed W_hh: a copy for each unit or each direction
+  F* state;          // [units] of [2][unit_rows][state_stride], then [unit_rows] of first states
   int64_t state_stride;
   int64_t unit_rows;  // the most sequences of a unit
   int64_t step_stride;
-  C* step_scratch;   // [workers][2][unit_rows][step_stride]
+  C* step_scratch;   // [workers] of [2][unit_rows][step_stride]
   F* block_factors;  // [workers][block_rows][block_stride], where grad_pre is no row of factors
   int64_t block_stride;
   C* block_scratch;       // [workers][block_rows][I], 16-bit only
@@ -97,17 +94,16 @@ struct Backward {
            char* workspace)
       : p(p), g(g), out(out), plan(Plan::choose<F>(p, size)) {
     Arena arena{workspace};
-    ih = out.input ? arena.take<F>(p.D * weight_ih(0).packed_size()) : nullptr;
-    for (int d = 0; d < p.D; ++d) {
-      hh[d] = nullptr;
-      if (needs_hh()) hh[d] = arena.take<F>(weight_hh(d).packed_size());
-    }
+    const int64_t sizes = weight_ih(0).packed_size() + weight_hh(0).packed_size();
+    own_weights = sizes * sizeof(F) <= kOwnWeights;
+    ih = out.input ? arena.take<F>((own_weights ? size : 1) * ih_size()) : nullptr;
+    const int64_t copies = own_weights ? plan.units : p.D;
+    hh = needs_hh() ? arena.take<F>(copies * weight_hh(0).packed_size()) : nullptr;
     state_stride = scratch_stride<F>(p.H);
-    state = arena.take<F>(p.D * 2 * p.B * state_stride);
-    first = arena.take<F>(p.D * p.B * state_stride);
     unit_rows = divide_up(p.B, plan.batch_parts);
+    state = arena.take<F>(plan.units * unit_state_size());
     step_stride = scratch_stride<C>(p.H);
-    step_scratch = arena.take<C>(size * 2 * unit_rows * step_stride);
+    step_scratch = arena.take<C>(size * step_scratch_size());
     block_stride = p.D * factors_in<F>(p.H) + kLanes<F>;
     block_factors =
         arena.take<F>(out.input && kDepth<F> > 1 ? size * block_rows() * block_stride : 0);
@@ -124,22 +120,32 @@ struct Backward {
   Matrix<S, F> weight_hh(int d) const {
     return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, false};
   }
-  F* state_row(int d, int buffer, int64_t b) const {
-    return state + ((d * 2 + buffer) * p.B + b) * state_stride;
+  int64_t ih_size() const { return p.D * weight_ih(0).packed_size(); }
+  int64_t unit_state_size() const { return 3 * unit_rows * state_stride + kApart / sizeof(F); }
+  // Buffers 0 and 1 take turns; buffer 2 keeps the states of the sequences' first steps.
+  F* state_row(const Unit& unit, int buffer, int64_t b) const {
+    return state + unit.group * unit_state_size() +
+           (buffer * unit_rows + b - unit.b0) * state_stride;
   }
+  F* first_row(const Unit& unit, int64_t b) const { return state_row(unit, 2, b); }
 
   void pack_share(const Worker& worker) const {
     for (int d = 0; d < p.D; ++d) {
-      if (hh[d]) pack(weight_hh(d), hh[d], weight_hh(d).panel_size(), worker);
-      if (ih)
-        pack(weight_ih(d), ih + d * weight_ih(d).panel_size(), p.D * weight_ih(d).panel_size(),
-             worker);
+      if (ih) pack_ih(d, ih, part(weight_ih(d).panels(), worker.rank, worker.size));
+      if (hh) pack_hh(d, d, part(weight_hh(d).panels(), worker.rank, worker.size));
     }
   }
-  void pack(const Matrix<S, F>& weight, F* to, int64_t panel_stride, const Worker& worker) const {
-    const Range share = part(weight.panels(), worker.rank, worker.size);
-    for (int64_t q = share.begin; q < share.end; ++q) weight.pack(q, to + q * panel_stride);
+  void pack_ih(int d, F* to, const Range& panels) const {
+    const Matrix<S, F> weight = weight_ih(d);
+    for (int64_t q = panels.begin; q < panels.end; ++q)
+      weight.pack(q, to + (q * p.D + d) * weight.panel_size());
   }
+  void pack_hh(int d, int64_t copy, const Range& panels) const {
+    const Matrix<S, F> weight = weight_hh(d);
+    for (int64_t q = panels.begin; q < panels.end; ++q)
+      weight.pack(q, packed_hh(copy) + q * weight.panel_size());
+  }
+  F* packed_hh(int64_t copy) const { return hh + copy * weight_hh(0).packed_size(); }
 
   void run(const Unit& unit, Worker& worker) const {
     if (p.nonlinearity == Nonlinearity::tanh) return steps<TanhCell<C>>(unit, worker);
@@ -150,8 +156,10 @@ struct Backward {
   void steps(const Unit& unit, Worker& worker) const {
     for (int64_t b = unit.b0; b < unit.b1; ++b)
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
-        for (F* row : {state_row(unit.d, 0, b), state_row(unit.d, 1, b), first_row(unit.d, b)})
+        for (F* row : {state_row(unit, 0, b), state_row(unit, 1, b), first_row(unit, b)})
           Factors<F>::store(row, j, Vec<C>{});
+    if (hh && own_weights) pack_hh(unit.d, unit.group, {unit.p0, unit.p1});
+    const F* packed = packed_hh(own_weights ? unit.group : unit.d);
     worker.wait(unit.group, unit.members);
     const bool reverse = p.reverse[unit.d];
     const int64_t width = p.D * p.H;
@@ -159,16 +167,16 @@ struct Backward {
       const int64_t t = reverse ? done : p.T - 1 - done;
       const int64_t at = (p.first_row(t) + unit.b0) * width + unit.d * p.H;
       const int64_t rows = max_of(0, min_of(unit.b1, p.batch(t)) - unit.b0);
-      F* next = state_row(unit.d, ~done & 1, unit.b0);
+      F* next = state_row(unit, ~done & 1, unit.b0);
       C* grad_pre = static_cast<C*>(g.grad_pre) + at;
       const StepRows in = step_rows(unit, t, done, rows, at, worker);
-      const BackwardStep<F, Cell> step{hh[unit.d],
+      const BackwardStep<F, Cell> step{packed,
                                        p.H,
                                        in.grad,
                                        in.grad_stride,
                                        in.output,
                                        in.output_stride,
-                                       state_row(unit.d, done & 1, unit.b0),
+                                       state_row(unit, done & 1, unit.b0),
                                        next,
                                        state_stride,
                                        grad_pre,
@@ -178,7 +186,7 @@ struct Backward {
       if (p.lengths || (out.h0 && done + 1 == p.T)) finish_step(unit, t, rows, next, grad_pre);
       worker.wait(unit.group, unit.members);
     }
-    if (out.h0) grad_h0(unit, worker);
+    if (out.h0) grad_h0(unit, packed, worker);
   }
 
   // Where a step finds the output and its gradient: in the tensors, or in scratch where they are
@@ -226,8 +234,9 @@ struct Backward {
     }
     return in;
   }
+  int64_t step_scratch_size() const { return 2 * unit_rows * step_stride + kApart / sizeof(C); }
   C* converted(const Worker& worker, int which) const {
-    return step_scratch + (worker.rank * 2 + which) * unit_rows * step_stride;
+    return step_scratch + worker.rank * step_scratch_size() + which * unit_rows * step_stride;
   }
 
   // Rows past their sequence's end have no gradient; the first step's is kept for grad_h0.
@@ -241,17 +250,17 @@ struct Backward {
           Factors<F>::store(next, j, Vec<C>{});
           store_some(grad_pre + j, Vec<C>{}, p.H - j);
         } else {
-          copy_factors(first_row(unit.d, b), next, j);
+          copy_factors(first_row(unit, b), next, j);
         }
       }
     }
   }
 
-  void grad_h0(const Unit& unit, const Worker& worker) const {
+  void grad_h0(const Unit& unit, const F* packed, const Worker& worker) const {
     // In the compute type first: the state's buffers are free now, but for the slower members.
     C* const rows = converted(worker, 0);
     const int64_t K = factors_in<F>(p.H);
-    const BackProjection<F> project{hh[unit.d],   K,    step_stride, first_row(unit.d, unit.b0),
+    const BackProjection<F> project{packed,       K,    step_stride, first_row(unit, unit.b0),
                                     state_stride, rows, step_stride};
     sweep(project, unit.b1 - unit.b0, unit.p0, unit.p1, K);
     for (int64_t b = unit.b0; b < unit.b1; ++b) {
@@ -266,7 +275,6 @@ struct Backward {
                    p.H - j);
     }
   }
-  F* first_row(int d, int64_t b) const { return first + (d * p.B + b) * state_stride; }
 
   // Rows of a block of grad_input's products: they stay in the second cache while the panels pass.
   int64_t block_rows() const {
@@ -275,6 +283,11 @@ struct Backward {
   }
 
   void grad_input(const Worker& worker) const {
+    F* packed = ih;
+    if (own_weights) {
+      packed += worker.rank * ih_size();
+      for (int d = 0; d < p.D; ++d) pack_ih(d, packed, {0, weight_ih(d).panels()});
+    }
     const Range share = part(p.rows(), worker.rank, worker.size, kTileRows);
     const int64_t width = p.D * p.H, K = p.D * factors_in<F>(p.H), block = block_rows();
     for (int64_t n = share.begin; n < share.end; n += block) {
@@ -283,7 +296,7 @@ struct Backward {
       C* block_out = block_scratch + worker.rank * block * p.I;
       if constexpr (kNative<S>) block_out = to;
       const C* from = static_cast<const C*>(g.grad_pre) + n * width;
-      BackProjection<F> project{ih, K, p.I, nullptr, width, block_out, p.I};
+      BackProjection<F> project{packed, K, p.I, nullptr, width, block_out, p.I};
       if constexpr (kDepth<F> == 1) {
         project.a = from;
       } else {
@@ -322,8 +335,10 @@ template <class S, class F>
 void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGradOut& out,
               char* workspace, Worker& worker) {
   const Backward<S, F> kernel(p, g, out, worker.size, workspace);
-  kernel.pack_share(worker);
-  worker.wait();
+  if (!kernel.own_weights) {
+    kernel.pack_share(worker);
+    worker.wait();
+  }
   run_units<Compute<S>>(kernel, kernel.plan, p, worker);
   worker.wait();
   if (out.input) kernel.grad_input(worker);

@@ -13,14 +13,13 @@ template <class Factor>
 struct Projection {
   using F = Factor;
   using C = Compute<F>;
-  Panels<F> weight;
+  const F* packed;
   const F* a;
   int64_t a_stride;
   const C* start;  // [panels]
   C* out;
   int64_t out_stride, p0;
 
-  const F* panels(int64_t p, int64_t n) const { return weight.at(p, n); }
   template <int R, int NP>
   RNNEXT_TILE void tile(int64_t row, int64_t p, const F* panels, int64_t K) const {
     const int64_t column = (p - p0) * kPanel<C>;
@@ -37,10 +36,9 @@ template <class Factor, class Cell>
 struct ForwardStep {
   using F = Factor;
   using C = Compute<F>;
-  Panels<F> weight;  // hh
+  const F* packed;  // hh
   int64_t H, p0;
-  bool has_state;  // false: every state is zero
-  C* pre;          // first row, panel p0
+  C* pre;  // first row, panel p0
   int64_t pre_stride;
   const F* state;  // first row
   F* next;
@@ -48,7 +46,6 @@ struct ForwardStep {
   C* output;  // first row, or null: finish_step writes it
   int64_t output_stride;
 
-  const F* panels(int64_t q, int64_t n) const { return has_state ? weight.at(q, n) : nullptr; }
   template <int R, int NP>
   RNNEXT_TILE void tile(int64_t row, int64_t q, const F* panels, int64_t K) const {
     const int64_t column = q * kPanel<C>;
@@ -70,9 +67,10 @@ struct Forward {
 
   const Recurrence& p;
   Plan plan;
-  bool pack;             // false: T == 1, every panel is used once
-  F *ih[2], *hh[2];      // packed weights
-  F* state;              // [D][2][B][state_stride]
+  bool own_weights;      // each unit packs its own
+  F *ih, *hh;            // packed weights: a copy for each unit or each direction
+  int64_t unit_rows;     // the most sequences of a unit
+  F* state;              // [units] of [2][unit_rows][state_stride]
   int64_t state_stride;  // also the stride of the chunk's rows of features, with I for H
   int64_t columns;       // of a worker's chunk
   int64_t chunk_rows;
@@ -80,15 +78,16 @@ struct Forward {
   size_t scratch_size;
   size_t bytes;
 
-  Forward(const Recurrence& p, int size, char* workspace)
-      : p(p), plan(Plan::choose<F>(p, size)), pack(p.T > 1) {
+  Forward(const Recurrence& p, int size, char* workspace) : p(p), plan(Plan::choose<F>(p, size)) {
     Arena arena{workspace};
-    for (int d = 0; d < p.D; ++d) {
-      ih[d] = pack && p.I > 0 ? arena.take<F>(weight_ih(d).packed_size()) : nullptr;
-      hh[d] = pack ? arena.take<F>(weight_hh(d).packed_size()) : nullptr;
-    }
+    const int64_t sizes = weight_ih(0).packed_size() + weight_hh(0).packed_size();
+    own_weights = plan.batch_parts == 1 || sizes * sizeof(F) <= kOwnWeights;
+    const int64_t copies = own_weights ? plan.units : p.D;
+    ih = arena.take<F>(copies * weight_ih(0).packed_size());
+    hh = arena.take<F>(copies * weight_hh(0).packed_size());
     state_stride = scratch_stride<F>(p.H);
-    state = arena.take<F>(p.D * 2 * p.B * state_stride);
+    unit_rows = divide_up(p.B, plan.batch_parts);
+    state = arena.take<F>(plan.units * unit_state_size());
     columns = divide_up(panels_in<C>(p.H), plan.hidden_parts) * kPanel<C>;
     const int64_t row_bytes = max_of(scratch_stride<C>(columns), scratch_stride<F>(p.I)) *
                               static_cast<int64_t>(sizeof(C));
@@ -101,14 +100,14 @@ struct Forward {
 
   struct Scratch {  // of one worker
     C *bias, *pre;
-    F *features, *panels;
+    F* features;
     size_t bytes;
     Scratch(const Forward& f, char* base) {
       Arena arena{base};
       bias = arena.take<C>(f.columns);
       pre = arena.take<C>(f.chunk_rows * scratch_stride<C>(f.columns));
       features = arena.take<F>(f.p.I > 0 ? f.chunk_rows * scratch_stride<F>(f.p.I) : 0);
-      panels = arena.take<F>(f.pack ? 0 : 4 * kPanel<F> * factors_in<F>(max_of(f.p.I, f.p.H)));
+      arena.take<char>(kApart);
       bytes = arena.used;
     }
   };
@@ -121,14 +120,17 @@ struct Forward {
   }
 
   void pack_share(const Worker& worker) const {
-    for (int d = 0; d < p.D; ++d) {
-      const Range share = part(weight_hh(d).panels(), worker.rank, worker.size);
-      for (int64_t q = share.begin; q < share.end; ++q) {
-        if (p.I > 0) weight_ih(d).pack(q, ih[d] + q * weight_ih(d).panel_size());
-        weight_hh(d).pack(q, hh[d] + q * weight_hh(d).panel_size());
-      }
+    const Range share = part(panels_in<F>(p.H), worker.rank, worker.size);
+    for (int d = 0; d < p.D; ++d) pack(d, d, share.begin, share.end);
+  }
+  void pack(int d, int64_t copy, int64_t q0, int64_t q1) const {
+    const Matrix<S, F> weight_ih = this->weight_ih(d), weight_hh = this->weight_hh(d);
+    for (int64_t q = q0; q < q1; ++q) {
+      weight_ih.pack(q, ih + (copy * weight_ih.panels() + q) * weight_ih.panel_size());
+      weight_hh.pack(q, hh + (copy * weight_hh.panels() + q) * weight_hh.panel_size());
     }
   }
+  int64_t copy_of(const Unit& unit) const { return own_weights ? unit.group : unit.d; }
 
   void run(const Unit& unit, Worker& worker) const {
     if (p.nonlinearity == Nonlinearity::tanh) return steps<TanhCell<C>>(unit, worker);
@@ -139,12 +141,12 @@ struct Forward {
   void steps(const Unit& unit, Worker& worker) const {
     const Scratch s(*this, scratch + worker.rank * scratch_size);
     const int64_t pre_stride = scratch_stride<C>(columns);
+    if (own_weights) pack(unit.d, unit.group, unit.p0, unit.p1);
     fill_bias(unit, s.bias);
     fill_state(unit);
     worker.wait(unit.group, unit.members);
-    const Matrix<S, F> matrix = weight_hh(unit.d);
-    const Panels<F> weight = Panels<F>::of(matrix, hh[unit.d], s.panels);
-    F* buffers[2] = {state_row(unit.d, 0, unit.b0), state_row(unit.d, 1, unit.b0)};
+    const F* packed = hh + copy_of(unit) * weight_hh(0).packed_size();
+    F* buffers[2] = {state_row(unit, 0, unit.b0), state_row(unit, 1, unit.b0)};
     const bool reverse = p.reverse[unit.d];
     for (int64_t done = 0; done < p.T;) {
       // The next steps, in the order of the direction, whose rows fit the chunk: [t0, t1).
@@ -165,12 +167,12 @@ struct Forward {
         F* next = buffers[~done & 1];
         S* output =
             static_cast<S*>(p.output) + (p.first_row(t) + unit.b0) * p.D * p.H + unit.d * p.H;
-        ForwardStep<F, Cell> step{
-            weight,     p.H,   unit.p0, done > 0 || p.h0, s.pre + row * pre_stride,
-            pre_stride, state, next,    state_stride,     nullptr,
-            p.D * p.H};
+        ForwardStep<F, Cell> step{packed,     p.H,      unit.p0, s.pre + row * pre_stride,
+                                  pre_stride, state,    next,    state_stride,
+                                  nullptr,    p.D * p.H};
         if constexpr (kNative<S>) step.output = output;
-        sweep(step, sequences_now, unit.p0, unit.p1, step.has_state ? factors_in<F>(p.H) : 0);
+        const bool has_state = done > 0 || p.h0;  // else every state is zero
+        sweep(step, sequences_now, unit.p0, unit.p1, has_state ? factors_in<F>(p.H) : 0);
         if (!kNative<S> || p.lengths || done + 1 == p.T)
           finish_step(unit, t, sequences_now, state, next, output);
         if (!reverse) row += sequences_now;
@@ -212,8 +214,10 @@ struct Forward {
   int64_t sequences(const Unit& unit, int64_t t) const {
     return max_of(0, min_of(unit.b1, p.batch(t)) - unit.b0);
   }
-  F* state_row(int d, int buffer, int64_t b) const {
-    return state + ((d * 2 + buffer) * p.B + b) * state_stride;
+  int64_t unit_state_size() const { return 2 * unit_rows * state_stride + kApart / sizeof(F); }
+  F* state_row(const Unit& unit, int buffer, int64_t b) const {
+    return state + unit.group * unit_state_size() +
+           (buffer * unit_rows + b - unit.b0) * state_stride;
   }
 
   void fill_bias(const Unit& unit, C* bias) const {
@@ -235,7 +239,7 @@ struct Forward {
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
         const Vec<C> h = h0 ? load_some(h0 + j, p.H - j) : Vec<C>{};
         for (int buffer = 0; buffer < 2; ++buffer)
-          Factors<F>::store(state_row(unit.d, buffer, b), j, h);
+          Factors<F>::store(state_row(unit, buffer, b), j, h);
         if (empty) store_some(h_n + j, h, p.H - j);
       }
     }
@@ -269,9 +273,13 @@ struct Forward {
           for (int64_t j = 0; j < p.I; j += kLanes<C>)
             Factors<F>::store(x, j, load_some(input_row(t, b) + j, p.I - j));
     }
-    const Matrix<S, F> matrix = weight_ih(unit.d);
-    const Projection<F> project{
-        Panels<F>::of(matrix, ih[unit.d], s.panels), a, a_stride, s.bias, s.pre, stride, unit.p0};
+    const Projection<F> project{ih + copy_of(unit) * weight_ih(0).packed_size(),
+                                a,
+                                a_stride,
+                                s.bias,
+                                s.pre,
+                                stride,
+                                unit.p0};
     sweep(project, rows, unit.p0, unit.p1, factors_in<F>(p.I));
   }
 
@@ -312,7 +320,7 @@ size_t forward_workspace(const Recurrence& p, int threads) {
 template <class S, class F>
 void forward(const Recurrence& p, char* workspace, Worker& worker) {
   const Forward<S, F> kernel(p, worker.size, workspace);
-  if (kernel.pack) {
+  if (!kernel.own_weights) {
     kernel.pack_share(worker);
     worker.wait();
   }

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/c/shim.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <stdexcept>
 
@@ -30,32 +31,36 @@ void spin_until(Condition condition) {
 }
 
 // A pool may give fewer threads than asked for, or run two tasks on one thread after another. So
-// the team is whoever is at the gate when it closes; whoever comes later finds nothing to do.
+// the team is whoever is at the gate when it closes; whoever comes later finds nothing to do. Ranks
+// follow the pool's own order: from call to call a thread then works on the same rows, which its
+// core's caches still hold.
 struct Gate {
   void (*task)(void*, Worker&);
   void* context;
   int expected;
-  std::atomic<int> indices{0};
-  std::atomic<int> arrived{0};  // kClosed is added when the gate closes
-  std::atomic<int> size{0};     // 0 until then
+  std::atomic<int64_t> indices{0};
+  std::atomic<uint64_t> arrived{0};  // a bit for the first index of each; kClosed when it closes
+  std::atomic<uint64_t> members{0};  // 0 until then
   Barrier barriers[1 + kMaxWorkers];
 
-  static constexpr int kClosed = 1 << 20;
+  static constexpr uint64_t kClosed = uint64_t{1} << kMaxWorkers;
 
-  void enter(int n_indices) {
-    const int rank = arrived.fetch_add(1);
-    if (rank >= kClosed) return;
-    indices.fetch_add(n_indices);
-    if (rank == 0) {
+  void enter(int64_t begin, int64_t end) {
+    const uint64_t mine = uint64_t{1} << begin;
+    const uint64_t before = arrived.fetch_or(mine);
+    if (before & kClosed) return;
+    indices.fetch_add(end - begin);
+    if (before == 0) {
       const auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
       int spins = 0;
       while (indices.load() < expected &&
              (++spins % 64 != 0 || std::chrono::steady_clock::now() < deadline))
         pause();
-      size.store(arrived.fetch_add(kClosed));
+      members.store(arrived.fetch_or(kClosed));
     }
-    spin_until([this] { return size.load() != 0; });
-    Worker worker(barriers, rank, size.load());
+    spin_until([this] { return members.load() != 0; });
+    const uint64_t team = members.load();
+    Worker worker(barriers, std::popcount(team & (mine - 1)), std::popcount(team));
     task(context, worker);
   }
 };
@@ -79,12 +84,10 @@ void run_team(int threads, void (*task)(void*, Worker&), void* context) {
   gate.task = task;
   gate.context = context;
   gate.expected = threads;
-  if (threads == 1) return gate.enter(1);
+  if (threads == 1) return gate.enter(0, 1);
   const AOTITorchError error = torch_parallel_for(
       0, threads, 1,
-      [](int64_t begin, int64_t end, void* gate) {
-        static_cast<Gate*>(gate)->enter(static_cast<int>(end - begin));
-      },
+      [](int64_t begin, int64_t end, void* gate) { static_cast<Gate*>(gate)->enter(begin, end); },
       &gate);
   // A task does not throw: what it could refuse is checked before.
   if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error("rnnext: torch's thread pool failed");

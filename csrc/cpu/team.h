@@ -6,7 +6,7 @@
 
 namespace rnnext {
 
-class Barrier {
+class alignas(64) Barrier {  // groups do not share a cache line
  public:
   // Waits until `size` threads are here. `phase` is the caller's own count of the barriers it met.
   // Spins, since a step of the recurrence takes a microsecond, but yields when it takes long:
@@ -35,7 +35,7 @@ class Worker {
   int64_t phase_[2] = {0, 0};
 };
 
-constexpr int kMaxWorkers = 64;
+constexpr int kMaxWorkers = 63;  // the gate has a bit for each and one for itself
 
 // Calls task(context, worker) on up to `threads` threads of torch's pool at once and returns when
 // all are done. Inside another parallel region it runs on the caller alone.
