@@ -18,6 +18,8 @@
 // after rnn_weight_grad.h
 #include "rnn_backward.h"
 #include "rnn_forward.h"
+// after rnn_forward.h
+#include "rnn_one_step.h"
 
 namespace rnnext::RNNEXT_ISA {
 

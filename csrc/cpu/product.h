@@ -167,6 +167,22 @@ RNNEXT_INLINE void transpose(Vec<C> (&x)[kLanes<C>]) {
   }
 }
 
+// A block of a stored matrix [.., stride], at most `rows` rows and n values of each, transposed:
+// x[k] has the factors at k, a row in each lane; the rest is zero.
+template <class F, class S>
+RNNEXT_INLINE void load_block(Vec<F> (&x)[kLanes<F>], const S* from, int64_t rows, int64_t stride,
+                              int64_t n) {
+  constexpr int kSteps = kLanes<F> * kDepth<F>;
+  if (rows >= kLanes<F> && n >= kSteps) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<F>; ++i, from += stride) x[i] = Factors<F>::along(from, kSteps);
+  } else {
+    for (int i = 0; i < kLanes<F>; ++i, from += stride)
+      x[i] = i < rows ? Factors<F>::along(from, n) : Vec<F>{};
+  }
+  transpose<F>(x);
+}
+
 // A stored matrix seen as K x columns panels: weight [columns, K] (transposed) or [K, columns].
 template <class S, class F>
 struct Matrix {
@@ -197,11 +213,7 @@ struct Matrix {
     constexpr int kSteps = kLanes<F> * kDepth<F>;
     for (int64_t k = 0; k < K; k += kSteps, dst += kLanes<F> * kPanel<F>) {
       Vec<F> x[kLanes<F>];
-      for (int i = 0; i < kLanes<F>; ++i) {
-        x[i] = Vec<F>{};
-        if (column + i < columns) x[i] = Factors<F>::along(weight + (column + i) * K + k, K - k);
-      }
-      transpose<F>(x);
+      load_block<F>(x, weight + column * K + k, columns - column, K, K - k);
       for (int i = 0; i < kLanes<F> && k + i * kDepth<F> < K; ++i) store(dst + i * kPanel<F>, x[i]);
     }
   }

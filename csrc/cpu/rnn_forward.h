@@ -8,6 +8,16 @@
 
 namespace rnnext::RNNEXT_ISA {
 
+// The row of features, or of ready pre-activations, of sequence b at step t.
+template <class S>
+const S* input_row(const Recurrence& p, int64_t t, int64_t b) {
+  const S* input = static_cast<const S*>(p.input);
+  const int64_t row = p.first_row(t) + b;
+  if (p.index) return input + p.index[row] * p.input_stride_b;
+  if (p.step_row) return input + row * p.input_stride_b;
+  return input + t * p.input_stride_t + b * p.input_stride_b;
+}
+
 // out[row] = start + a[row] * panels: rows of scratch from rows of features.
 template <class Factor>
 struct Projection {
@@ -255,7 +265,7 @@ struct Forward {
         for (int64_t b = unit.b0; b < unit.b0 + sequences(unit, t); ++b, pre += stride)
           for (int64_t j = from; j < to; j += kLanes<C>) {
             Vec<C> x = load(s.bias + j - from);
-            if (p.input) x += load_some(input_row(t, b) + unit.d * p.H + j, p.H - j);
+            if (p.input) x += load_some(input_row<S>(p, t, b) + unit.d * p.H + j, p.H - j);
             store(pre + j - from, x);
           }
       return;
@@ -271,7 +281,7 @@ struct Forward {
       for (int64_t t = t0; t < t1; ++t)
         for (int64_t b = unit.b0; b < unit.b0 + sequences(unit, t); ++b, x += a_stride)
           for (int64_t j = 0; j < p.I; j += kLanes<C>)
-            Factors<F>::store(x, j, load_some(input_row(t, b) + j, p.I - j));
+            Factors<F>::store(x, j, load_some(input_row<S>(p, t, b) + j, p.I - j));
     }
     const Projection<F> project{ih + copy_of(unit) * weight_ih(0).packed_size(),
                                 a,
@@ -283,14 +293,6 @@ struct Forward {
     sweep(project, rows, unit.p0, unit.p1, factors_in<F>(p.I));
   }
 
-  const S* input_row(int64_t t, int64_t b) const {
-    const S* input = static_cast<const S*>(p.input);
-    const int64_t row = p.first_row(t) + b;
-    if (p.index) return input + p.index[row] * p.input_stride_b;
-    if (p.step_row) return input + row * p.input_stride_b;
-    return input + t * p.input_stride_t + b * p.input_stride_b;
-  }
-
   // Whether the chunk's features can be read where they lie: rows of factors, one stride.
   bool in_place(const Unit& unit, int64_t t0, int64_t t1, const F** a, int64_t* stride) const {
     if constexpr (kStoredAsFactors<S, F>) {
@@ -298,7 +300,7 @@ struct Forward {
       const bool contiguous = p.step_row || p.input_stride_t == p.B * p.input_stride_b;
       if (t1 - t0 == 1 || (whole && contiguous) || (p.B == 1 && !p.step_row)) {
         const int64_t apart = p.B == 1 && !p.step_row ? p.input_stride_t : p.input_stride_b;
-        *a = reinterpret_cast<const F*>(input_row(t0, unit.b0));
+        *a = reinterpret_cast<const F*>(input_row<S>(p, t0, unit.b0));
         *stride = apart / kDepth<F>;
         return p.I % kDepth<F> == 0 && apart % kDepth<F> == 0;
       }
@@ -306,25 +308,5 @@ struct Forward {
     return false;
   }
 };
-
-template <class S, class F>
-size_t forward_workspace(const Recurrence& p, int threads) {
-  size_t bytes = 0;  // the team may be smaller than asked for
-  for (int size = 1; size <= threads; ++size) {
-    const size_t needed = Forward<S, F>(p, size, nullptr).bytes;
-    if (needed > bytes) bytes = needed;
-  }
-  return bytes;
-}
-
-template <class S, class F>
-void forward(const Recurrence& p, char* workspace, Worker& worker) {
-  const Forward<S, F> kernel(p, worker.size, workspace);
-  if (!kernel.own_weights) {
-    kernel.pack_share(worker);
-    worker.wait();
-  }
-  run_units<Compute<S>>(kernel, kernel.plan, p, worker);
-}
 
 }  // namespace rnnext::RNNEXT_ISA
