@@ -276,10 +276,12 @@ class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
       const auto [rows, values] = op.call(grad[0], indices, num_weights, padding_idx, scale);
       // A strided row of indices: torch's AccumulateGrad then clones the gradient, which keeps it
       // marked as coalesced; a contiguous one it takes apart and puts together without the mark.
-      const Tensor strided = at::stack({rows, rows}, 1).select(1, 0);
+      const Tensor strided =
+          at::empty_strided_symint({1, rows.sym_size(0)}, {1, 2}, rows.options());
+      strided.copy_(rows);
       result = at::_sparse_coo_tensor_unsafe_symint(
-          strided.unsqueeze(0), values, {num_weights, values.sym_size(1)}, values.scalar_type(),
-          at::kSparse, values.device(), std::nullopt, /*is_coalesced=*/true);
+          strided, values, {num_weights, values.sym_size(1)}, values.scalar_type(), at::kSparse,
+          values.device(), std::nullopt, /*is_coalesced=*/true);
     } else {
       static const auto op = find_op<EmbeddingBackwardOp>("rnnext::embedding_backward");
       result = op.call(grad[0], indices, num_weights, padding_idx, scale);

@@ -120,13 +120,14 @@ Runs sort_runs(const Tensor& indices, int64_t rows, int64_t padding_idx) {
   for (int64_t i = 0; i < n; ++i)
     if (index[i] != padding_idx) entries.push_back({static_cast<int64_t>(index[i]), i});
   other.resize(entries.size());
-  constexpr int kBits = 8;  // radix sort, least digit first: stable
-  for (int shift = 0; shift < 63 && ((rows - 1) >> shift) > 0; shift += kBits) {
-    int64_t count[(1 << kBits) + 1] = {};
-    constexpr int64_t kMask = (1 << kBits) - 1;
-    for (const Entry& e : entries) ++count[((e.row >> shift) & kMask) + 1];
-    for (int i = 0; i < (1 << kBits); ++i) count[i + 1] += count[i];
-    for (const Entry& e : entries) other[count[(e.row >> shift) & kMask]++] = e;
+  // Radix sort, least digit first: stable. Wide digits take fewer passes, but a count for each.
+  const int bits = n < 2048 ? 6 : 11;
+  const int64_t mask = (int64_t{1} << bits) - 1;
+  for (int shift = 0; shift < 63 && ((rows - 1) >> shift) > 0; shift += bits) {
+    std::vector<int64_t> count(mask + 2);
+    for (const Entry& e : entries) ++count[((e.row >> shift) & mask) + 1];
+    for (int64_t i = 0; i < mask; ++i) count[i + 1] += count[i];
+    for (const Entry& e : entries) other[count[(e.row >> shift) & mask]++] = e;
     entries.swap(other);
   }
   Runs runs;
