@@ -15,9 +15,25 @@ constexpr int64_t factors_in(int64_t k) {
   return (k + kDepth<F> - 1) / kDepth<F>;
 }
 
-template <class C>
-RNNEXT_INLINE void multiply_add(Vec<C>& acc, C x, Vec<C> b) {
+// Rounded once where the CPU can, always: left to contract `acc += x * b`, GCC takes two roundings
+// in some loops, and the same sum would have other bits in another tile.
+RNNEXT_INLINE void multiply_add(Vec<float>& acc, float x, Vec<float> b) {
+#if RNNEXT_VECTOR_BYTES == 64
+  acc = (Vec<float>)_mm512_fmadd_ps(_mm512_set1_ps(x), (__m512)b, (__m512)acc);
+#elif RNNEXT_VECTOR_BYTES == 32
+  acc = (Vec<float>)_mm256_fmadd_ps(_mm256_set1_ps(x), (__m256)b, (__m256)acc);
+#else
   acc += x * b;
+#endif
+}
+RNNEXT_INLINE void multiply_add(Vec<double>& acc, double x, Vec<double> b) {
+#if RNNEXT_VECTOR_BYTES == 64
+  acc = (Vec<double>)_mm512_fmadd_pd(_mm512_set1_pd(x), (__m512d)b, (__m512d)acc);
+#elif RNNEXT_VECTOR_BYTES == 32
+  acc = (Vec<double>)_mm256_fmadd_pd(_mm256_set1_pd(x), (__m256d)b, (__m256d)acc);
+#else
+  acc += x * b;
+#endif
 }
 
 template <class F>

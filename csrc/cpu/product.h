@@ -1,9 +1,10 @@
 // The register tile that all matrix work is made of, and the packing that feeds it.
 //
-// A tile is R rows times NP panels of two vectors: acc[r][j] += a[r][k] * panel[k][j], accumulators
-// in registers, k outermost and ascending. So every output is one chain of fused multiply-adds in
-// the order of k, whatever the tile, the vector width or the number of threads: the same bits
-// always. F is the type of the factors, and K counts factors here (factor.h).
+// A tile is R rows times NV vectors of panels, which have two each: acc[r][j] += a[r][k] *
+// panel[k][j], accumulators in registers, k outermost and ascending. So every output is one chain
+// of fused multiply-adds in the order of k, whatever the tile, the vector width or the number of
+// threads: the same bits always. F is the type of the factors, and K counts factors here
+// (factor.h).
 #pragma once
 
 namespace rnnext::RNNEXT_ISA {
@@ -29,20 +30,21 @@ constexpr int64_t scratch_stride(int64_t columns) {
   return panels_in<F>(columns) * kPanel<F> / kDepth<F> + 64 / static_cast<int64_t>(sizeof(F));
 }
 
-// a: [R, K] with row stride `stride`, or, when interleaved, [K, R]. panels: NP of [K, kPanel].
+// a: [R, K] with row stride `stride`, or, when interleaved, [K, R]. panels: of [K, kPanel], NV
+// vectors of them.
 template <bool interleaved, class F, int R, int NV>
 RNNEXT_INLINE void accumulate(Vec<Compute<F>> (&acc)[R][NV], const F* a, int64_t stride,
                               const F* panels, int64_t K) {
   for (int64_t k = 0; k < K; ++k) {
 #pragma GCC unroll 4
-    for (int q = 0; q < NV / 2; ++q) {
-      const F* row = panels + (q * K + k) * kPanel<F>;
-      const Vec<F> b0 = load(row), b1 = load(row + kLanes<F>);
+    for (int j = 0; j < NV; j += 2) {
+      const F* row = panels + (j / 2 * K + k) * kPanel<F>;
+      const Vec<F> b0 = load(row), b1 = j + 1 < NV ? load(row + kLanes<F>) : b0;
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const F x = interleaved ? a[k * R + r] : a[r * stride + k];
-        multiply_add(acc[r][2 * q], x, b0);
-        multiply_add(acc[r][2 * q + 1], x, b1);
+        multiply_add(acc[r][j], x, b0);
+        if (j + 1 < NV) multiply_add(acc[r][j + 1], x, b1);
       }
     }
   }
@@ -104,48 +106,55 @@ RNNEXT_INLINE void store_tile_some(const V (&acc)[R][NV], C* to, int64_t stride,
       store_each(to + r * stride + j * kLanes<C>, acc[r][j], left - j * kLanes<C>);
 }
 
-// Runs work.tile<R, NP>(row, panel, panels, K) over rows [0, rows) and panels [p0, p1). Panels are
-// outermost, so that each comes from far memory once; they lie at work.packed.
-// (Blocks of K that stay in the first cache were tried: no faster at H = 1024, slower below.)
+// Runs work.tile<R, NV>(row, column, panels, K) over rows [0, rows) and those of `columns` that
+// panels [p0, p1) hold. Panels are outermost, so that each comes from far memory once; they lie at
+// work.packed. (Blocks of K that stay in the first cache were tried: no faster at H = 1024, slower
+// below.)
 template <int R, class Work>
-RNNEXT_INLINE void tiles_of_row(const Work& work, int64_t row, int64_t p, int64_t n,
+RNNEXT_INLINE void tiles_of_row(const Work& work, int64_t row, int64_t v, int64_t end,
                                 const typename Work::F* panels, int64_t K) {
-  const int64_t panel_size = K * kPanel<typename Work::F>;
-  constexpr int NP = panels_at_once(R);
-  for (int64_t i = 0; i < n;) {
-    if (NP >= 4 && n - i >= 4) {
-      work.template tile<R, NP >= 4 ? 4 : 1>(row, p + i, panels + i * panel_size, K);
-      i += 4;
-    } else if (NP >= 2 && n - i >= 2) {
-      work.template tile<R, NP >= 2 ? 2 : 1>(row, p + i, panels + i * panel_size, K);
-      i += 2;
+  using F = typename Work::F;
+  constexpr int NV = 2 * panels_at_once(R);
+  while (v < end) {
+    const int64_t n = end - v, column = v * kLanes<F>;
+    if (NV >= 8 && n >= 8) {
+      work.template tile<R, NV >= 8 ? 8 : 1>(row, column, panels, K);
+      v += 8, panels += 4 * K * kPanel<F>;
+    } else if (NV >= 4 && n >= 4) {
+      work.template tile<R, NV >= 4 ? 4 : 1>(row, column, panels, K);
+      v += 4, panels += 2 * K * kPanel<F>;
+    } else if (n >= 2) {
+      work.template tile<R, 2>(row, column, panels, K);
+      v += 2, panels += K * kPanel<F>;
     } else {
-      work.template tile<R, 1>(row, p + i, panels + i * panel_size, K);
-      i += 1;
+      work.template tile<R, 1>(row, column, panels, K);
+      v += 1;
     }
   }
 }
 template <int R, class Work>
-RNNEXT_INLINE void tiles_of_rows(const Work& work, int rows, int64_t row, int64_t p, int64_t n,
+RNNEXT_INLINE void tiles_of_rows(const Work& work, int rows, int64_t row, int64_t v, int64_t end,
                                  const typename Work::F* panels, int64_t K) {
-  if (rows == R) return tiles_of_row<R>(work, row, p, n, panels, K);
-  if constexpr (R > 1) tiles_of_rows<R - 1>(work, rows, row, p, n, panels, K);
+  if (rows == R) return tiles_of_row<R>(work, row, v, end, panels, K);
+  if constexpr (R > 1) tiles_of_rows<R - 1>(work, rows, row, v, end, panels, K);
 }
 template <class Work>
-void sweep(const Work& work, int64_t rows, int64_t p0, int64_t p1, int64_t K) {
+void sweep(const Work& work, int64_t rows, int64_t p0, int64_t p1, int64_t columns, int64_t K) {
   using F = typename Work::F;
   if (rows <= 0) return;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;  // as even as can be: 8 rows are 4 + 4
   const int small = static_cast<int>(rows / tiles);
   const int64_t big = rows % tiles;
   const int64_t group = panels_at_once(small);
+  const int64_t vectors =
+      (columns + kLanes<F> - 1) / kLanes<F>;  // the last panel may be half empty
   for (int64_t p = p0; p < p1; p += group) {
-    const int64_t n = group < p1 - p ? group : p1 - p;
-    const F* panels = work.packed + p * K * kPanel<F>;
+    const int64_t end = 2 * (p + group < p1 ? p + group : p1);
     int64_t row = 0;
     for (int64_t i = 0; i < tiles; ++i) {
       const int r = small + (i < big);
-      tiles_of_rows<kTileRows>(work, r, row, p, n, panels, K);
+      tiles_of_rows<kTileRows>(work, r, row, 2 * p, end < vectors ? end : vectors,
+                               work.packed + p * K * kPanel<F>, K);
       row += r;
     }
   }

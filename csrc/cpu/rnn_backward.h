@@ -23,22 +23,22 @@ struct BackwardStep {
   C* grad_pre;
   int64_t grad_pre_stride;
 
-  template <int R, int NP>
-  RNNEXT_TILE void tile(int64_t row, int64_t q, const F* panels, int64_t K) const {
-    const int64_t column = q * kPanel<C>, left = H - column;
-    Vec<C> acc[R][2 * NP];
+  template <int R, int NV>
+  RNNEXT_TILE void tile(int64_t row, int64_t column, const F* panels, int64_t K) const {
+    const int64_t left = H - column;
+    Vec<C> acc[R][NV];
     if (grad) {
       load_tile_some(acc, grad + row * grad_stride + column, grad_stride, left);
     } else {
       clear_tile(acc);
     }
-    accumulate<false, F, R, 2 * NP>(acc, state + row * state_stride, state_stride, panels, K);
-    Vec<C> h[R][2 * NP];
+    accumulate<false, F, R, NV>(acc, state + row * state_stride, state_stride, panels, K);
+    Vec<C> h[R][NV];
     load_tile_some(h, output + row * output_stride + column, output_stride, left);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int j = 0; j < 2 * NP; ++j) acc[r][j] = Cell::backward(acc[r][j], h[r][j]);
+      for (int j = 0; j < NV; ++j) acc[r][j] = Cell::backward(acc[r][j], h[r][j]);
     store_tile_some(acc, grad_pre + row * grad_pre_stride + column, grad_pre_stride, left);
     store_factors(acc, next + row * state_stride, state_stride, column);
   }
@@ -56,13 +56,12 @@ struct BackProjection {
   C* out;
   int64_t out_stride;
 
-  template <int R, int NP>
-  RNNEXT_TILE void tile(int64_t row, int64_t q, const F* panels, int64_t K) const {
-    const int64_t column = q * kPanel<C>;
+  template <int R, int NV>
+  RNNEXT_TILE void tile(int64_t row, int64_t column, const F* panels, int64_t K) const {
     C* to = out + row * out_stride + column;
-    Vec<C> acc[R][2 * NP];
+    Vec<C> acc[R][NV];
     clear_tile(acc);
-    accumulate<false, F, R, 2 * NP>(acc, a + row * a_stride, a_stride, panels, K);
+    accumulate<false, F, R, NV>(acc, a + row * a_stride, a_stride, panels, K);
     store_tile_some(acc, to, out_stride, columns - column);
   }
 };
@@ -181,7 +180,7 @@ struct Backward {
                                        state_stride,
                                        grad_pre,
                                        width};
-      sweep(step, rows, unit.p0, unit.p1,
+      sweep(step, rows, unit.p0, unit.p1, p.H,
             done > 0 ? factors_in<F>(p.H) : 0);  // no step came before
       if (p.lengths || (out.h0 && done + 1 == p.T)) finish_step(unit, t, rows, next, grad_pre);
       worker.wait(unit.group, unit.members);
@@ -262,7 +261,7 @@ struct Backward {
     const int64_t K = factors_in<F>(p.H);
     const BackProjection<F> project{packed,       K,    step_stride, first_row(unit, unit.b0),
                                     state_stride, rows, step_stride};
-    sweep(project, unit.b1 - unit.b0, unit.p0, unit.p1, K);
+    sweep(project, unit.b1 - unit.b0, unit.p0, unit.p1, p.H, K);
     for (int64_t b = unit.b0; b < unit.b1; ++b) {
       const int64_t row = (unit.d * p.B + b) * p.H;
       S* to = static_cast<S*>(out.h0) + row;
@@ -303,7 +302,7 @@ struct Backward {
         project.a = as_factors(from, rows, block_factors + worker.rank * block * block_stride);
         project.a_stride = block_stride;
       }
-      sweep(project, rows, 0, panels_in<F>(p.I), K);
+      sweep(project, rows, 0, panels_in<F>(p.I), p.I, K);
       if constexpr (!kNative<S>)
         for (int64_t i = 0; i < rows * p.I; i += kLanes<C>)
           store_some(to + i, load_some(block_out + i, rows * p.I - i), rows * p.I - i);

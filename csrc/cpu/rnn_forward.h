@@ -30,13 +30,13 @@ struct Projection {
   C* out;
   int64_t out_stride, p0;
 
-  template <int R, int NP>
-  RNNEXT_TILE void tile(int64_t row, int64_t p, const F* panels, int64_t K) const {
-    const int64_t column = (p - p0) * kPanel<C>;
-    C* to = out + row * out_stride + column;
-    Vec<C> acc[R][2 * NP];
-    load_tile(acc, start + column, 0);
-    accumulate<false, F, R, 2 * NP>(acc, a + row * a_stride, a_stride, panels, K);
+  template <int R, int NV>
+  RNNEXT_TILE void tile(int64_t row, int64_t column, const F* panels, int64_t K) const {
+    const int64_t at = column - p0 * kPanel<C>;
+    C* to = out + row * out_stride + at;
+    Vec<C> acc[R][NV];
+    load_tile(acc, start + at, 0);
+    accumulate<false, F, R, NV>(acc, a + row * a_stride, a_stride, panels, K);
     store_tile(acc, to, out_stride);
   }
 };
@@ -56,13 +56,12 @@ struct ForwardStep {
   C* output;  // first row, or null: finish_step writes it
   int64_t output_stride;
 
-  template <int R, int NP>
-  RNNEXT_TILE void tile(int64_t row, int64_t q, const F* panels, int64_t K) const {
-    const int64_t column = q * kPanel<C>;
+  template <int R, int NV>
+  RNNEXT_TILE void tile(int64_t row, int64_t column, const F* panels, int64_t K) const {
     const C* from = pre + row * pre_stride + column - p0 * kPanel<C>;
-    Vec<C> acc[R][2 * NP];
+    Vec<C> acc[R][NV];
     load_tile(acc, from, pre_stride);
-    accumulate<false, F, R, 2 * NP>(acc, state + row * state_stride, state_stride, panels, K);
+    accumulate<false, F, R, NV>(acc, state + row * state_stride, state_stride, panels, K);
     apply<Cell>(acc);
     store_factors(acc, next + row * state_stride, state_stride, column);
     if (output)
@@ -182,7 +181,7 @@ struct Forward {
                                   nullptr,    p.D * p.H};
         if constexpr (kNative<S>) step.output = output;
         const bool has_state = done > 0 || p.h0;  // else every state is zero
-        sweep(step, sequences_now, unit.p0, unit.p1, has_state ? factors_in<F>(p.H) : 0);
+        sweep(step, sequences_now, unit.p0, unit.p1, p.H, has_state ? factors_in<F>(p.H) : 0);
         if (!kNative<S> || p.lengths || done + 1 == p.T)
           finish_step(unit, t, sequences_now, state, next, output);
         if (!reverse) row += sequences_now;
@@ -290,7 +289,7 @@ struct Forward {
                                 s.pre,
                                 stride,
                                 unit.p0};
-    sweep(project, rows, unit.p0, unit.p1, factors_in<F>(p.I));
+    sweep(project, rows, unit.p0, unit.p1, p.H, factors_in<F>(p.I));
   }
 
   // Whether the chunk's features can be read where they lie: rows of factors, one stride.
