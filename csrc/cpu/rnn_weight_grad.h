@@ -122,29 +122,35 @@ struct WeightGradients {  // one worker's share
 
   void add_product(RightRows<S>& source, int64_t rows, int64_t columns, C* sum) const {
     for (int64_t n = 0; n < rows; ++n) right_rows[n] = source.next();
-    const int64_t stride = scratch_stride<C>(columns);
-    for (int64_t column = 0; column < columns; column += kPanel<C>) {
-      for (int64_t n = 0; n < rows; n += kDepth<F>) {
-        const S* row = right_rows[n];
-        const S* next = n + 1 < rows ? right_rows[n + 1] : nullptr;
-        for (int64_t j = column; j < column + kPanel<F>; j += kLanes<F>)
-          store(
-              right + n / kDepth<F> * kPanel<F> + j - column,
+    int64_t column = 0;
+    for (; columns - column > kLanes<C>; column += kPanel<C>)
+      add_panel<2>(rows, column, columns, sum);
+    if (column < columns) add_panel<1>(rows, column, columns, sum);
+  }
+  // NV vectors of columns from `column` on.
+  template <int NV>
+  void add_panel(int64_t rows, int64_t column, int64_t columns, C* sum) const {
+    for (int64_t n = 0; n < rows; n += kDepth<F>) {
+      const S* row = right_rows[n];
+      const S* next = n + 1 < rows ? right_rows[n + 1] : nullptr;
+      for (int64_t v = 0; v < NV; ++v) {
+        const int64_t j = column + v * kLanes<F>;
+        store(right + n / kDepth<F> * kPanel<F> + v * kLanes<F>,
               Factors<F>::across(row ? row + j : nullptr, next ? next + j : nullptr, columns - j));
       }
-      for (int64_t h = 0; h < height; h += kTileRows) {
-        Vec<C> acc[kTileRows][2];
-        const int tile_rows = static_cast<int>(min_of(kTileRows, height - h));
-        C* to = sum + h * stride + column;
-        for (int r = 0; r < kTileRows; ++r)
-          for (int j = 0; j < 2; ++j)
-            acc[r][j] = r < tile_rows ? load(to + r * stride + j * kLanes<C>) : Vec<C>{};
-        const int64_t K = factors_in<F>(rows);
-        accumulate<true, F, kTileRows, 2>(acc, left + h * K, 0, right, K);
-        for (int r = 0; r < kTileRows; ++r)
-          for (int j = 0; j < 2 && r < tile_rows; ++j)
-            store(to + r * stride + j * kLanes<C>, acc[r][j]);
-      }
+    }
+    const int64_t K = factors_in<F>(rows), stride = scratch_stride<C>(columns);
+    for (int64_t h = 0; h < height; h += kTileRows) {
+      Vec<C> acc[kTileRows][NV];
+      const int tile_rows = static_cast<int>(min_of(kTileRows, height - h));
+      C* to = sum + h * stride + column;
+      for (int r = 0; r < kTileRows; ++r)
+        for (int v = 0; v < NV; ++v)
+          acc[r][v] = r < tile_rows ? load(to + r * stride + v * kLanes<C>) : Vec<C>{};
+      accumulate<true, F, kTileRows, NV>(acc, left + h * K, 0, right, K);
+      for (int r = 0; r < kTileRows; ++r)
+        for (int v = 0; v < NV && r < tile_rows; ++v)
+          store(to + r * stride + v * kLanes<C>, acc[r][v]);
     }
   }
 
