@@ -75,6 +75,39 @@ Unit unit_of(const Plan& plan, const Recurrence& p, int64_t u, int64_t slice) {
       static_cast<int>(plan.hidden_parts)};
 }
 
+// The row of features, or of ready pre-activations, of sequence b at step t.
+template <class S>
+const S* input_row(const Recurrence& p, int64_t t, int64_t b) {
+  const S* input = static_cast<const S*>(p.input);
+  const int64_t row = p.first_row(t) + b;
+  if (p.index) return input + p.index[row] * p.input_stride_b;
+  if (p.step_row) return input + row * p.input_stride_b;
+  return input + t * p.input_stride_t + b * p.input_stride_b;
+}
+
+// How many of the unit's sequences have a row at step t.
+inline int64_t sequences(const Recurrence& p, const Unit& unit, int64_t t) {
+  return max_of(0, min_of(unit.b1, p.batch(t)) - unit.b0);
+}
+// Steps [t, t + n) of a unit, which have `rows` rows and are worked on while these are in cache.
+struct Chunk {
+  int64_t t, n, rows;
+};
+// The steps that follow the first `done`, in ascending or descending time: as many as have `limit`
+// rows at most, but one at least.
+inline Chunk next_chunk(const Recurrence& p, const Unit& unit, int64_t done, bool descending,
+                        int64_t limit) {
+  Chunk chunk{descending ? p.T - done : done, 0, 0};
+  while (done + chunk.n < p.T) {
+    const int64_t rows = sequences(p, unit, descending ? chunk.t - 1 : chunk.t + chunk.n);
+    if (chunk.n > 0 && chunk.rows + rows > limit) break;
+    chunk.rows += rows;
+    ++chunk.n;
+    chunk.t -= descending;
+  }
+  return chunk;
+}
+
 // Calls run(context, unit) for what is `worker`'s share.
 template <class C, class Kernel>
 void run_units(const Kernel& kernel, const Plan& plan, const Recurrence& p, Worker& worker) {

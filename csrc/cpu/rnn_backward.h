@@ -1,7 +1,8 @@
 // The recurrence, backward: the forward's twin. The state is the gradient of the pre-activations,
 // the accumulators start from the gradient of the output, add W_hh^T times that state and are
-// multiplied by the cell's derivative. When all steps are done, the gradients of the features here
-// and of the weights in rnn_weight_grad.h are large products over all rows.
+// multiplied by the cell's derivative. The gradients of the features, here, and of the weights, in
+// rnn_weight_grad.h, are products over all rows: step by step and chunk by chunk while they are in
+// cache, where a worker has sequences of its own and room for the sums; else when all is done.
 #pragma once
 
 namespace rnnext::RNNEXT_ISA {
@@ -69,24 +70,29 @@ struct BackProjection {
 template <class S, class F>
 struct Backward {
   using C = Compute<S>;
+  static constexpr int64_t kChunkBytes = 128 << 10;
 
   const Recurrence& p;
   const RecurrenceGrad& g;
   const RecurrenceGradOut& out;
   Plan plan;
   bool own_weights;  // each unit packs its own W_hh, each worker its own W_ih
+  bool own_sums;     // each unit sums the gradients of the weights over its own rows
+  bool own_rows;     // and keeps the rows of grad_pre for a chunk only: nobody else reads them
   F* ih;             // packed W_ih of all directions: panels of [D][H]
   F* hh;             // packed W_hh: a copy for each unit or each direction
   F* state;          // [units] of [2][unit_rows][state_stride], then [unit_rows] of first states
   int64_t state_stride;
   int64_t unit_rows;  // the most sequences of a unit
   int64_t step_stride;
+  int64_t chunk_rows;
+  C* chunk_scratch;  // [workers][chunk_rows][step_stride], the rows of grad_pre
   C* step_scratch;   // [workers] of [2][unit_rows][step_stride]
   F* block_factors;  // [workers][block_rows][block_stride], where grad_pre is no row of factors
   int64_t block_stride;
-  C* block_scratch;       // [workers][block_rows][I], 16-bit only
-  char* weights_scratch;  // [workers] of WeightGradients
-  size_t weights_bytes;
+  C* block_scratch;       // [workers][most rows][I], 16-bit only
+  char* weights_scratch;  // [units or workers] of WeightGradients
+  int64_t weights_bytes;
   size_t bytes;
 
   Backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGradOut& out, int size,
@@ -102,13 +108,21 @@ struct Backward {
     unit_rows = divide_up(p.B, plan.batch_parts);
     state = arena.take<F>(plan.units * unit_state_size());
     step_stride = scratch_stride<C>(p.H);
+    const bool own = own_weights && plan.hidden_parts == 1;
+    own_sums = own && WeightGradients<S, F>::wanted(out);
+    own_rows = own && p.D == 1 && p.I > 0;
+    const int64_t fit = kChunkBytes / (step_stride * static_cast<int64_t>(sizeof(C)));
+    chunk_rows = max_of(unit_rows, min_of(fit, WeightGradients<S, F>::kChunkRows));
+    chunk_scratch = arena.take<C>(own_rows ? size * chunk_rows * step_stride : 0);
     step_scratch = arena.take<C>(size * step_scratch_size());
     block_stride = p.D * factors_in<F>(p.H) + kLanes<F>;
     block_factors =
         arena.take<F>(out.input && kDepth<F> > 1 ? size * block_rows() * block_stride : 0);
-    block_scratch = arena.take<C>(out.input && !kNative<S> ? size * block_rows() * p.I : 0);
-    weights_bytes = WeightGradients<S, F>(p, g, out, 0, size, nullptr).bytes;
-    weights_scratch = arena.take<char>(size * static_cast<int64_t>(weights_bytes));
+    const int64_t most_rows = max_of(block_rows(), unit_rows);
+    block_scratch = arena.take<C>(out.input && !kNative<S> ? size * most_rows * p.I : 0);
+    const int64_t most = divide_up(divide_up(p.H, kTileRows), own_sums ? 1 : size) * kTileRows;
+    weights_bytes = WeightGradients<S, F>(p, out, {0, most}, nullptr).bytes;
+    weights_scratch = arena.take<char>((own_sums ? plan.units : size) * weights_bytes);
     bytes = arena.used;
   }
 
@@ -160,30 +174,52 @@ struct Backward {
     if (hh && own_weights) pack_hh(unit.d, unit.group, {unit.p0, unit.p1});
     const F* packed = packed_hh(own_weights ? unit.group : unit.d);
     worker.wait(unit.group, unit.members);
+    if (own_rows && out.input) pack_own_ih(worker);
+    const WeightGradients<S, F> sums = sums_of(unit.group);
+    if (own_sums) sums.clear();
     const bool reverse = p.reverse[unit.d];
     const int64_t width = p.D * p.H;
-    for (int64_t done = 0; done < p.T; ++done) {
-      const int64_t t = reverse ? done : p.T - 1 - done;
-      const int64_t at = (p.first_row(t) + unit.b0) * width + unit.d * p.H;
-      const int64_t rows = max_of(0, min_of(unit.b1, p.batch(t)) - unit.b0);
-      F* next = state_row(unit, ~done & 1, unit.b0);
-      C* grad_pre = static_cast<C*>(g.grad_pre) + at;
-      const StepRows in = step_rows(unit, t, done, rows, at, worker);
-      const BackwardStep<F, Cell> step{packed,
-                                       p.H,
-                                       in.grad,
-                                       in.grad_stride,
-                                       in.output,
-                                       in.output_stride,
-                                       state_row(unit, done & 1, unit.b0),
-                                       next,
-                                       state_stride,
-                                       grad_pre,
-                                       width};
-      sweep(step, rows, unit.p0, unit.p1, p.H,
-            done > 0 ? factors_in<F>(p.H) : 0);  // no step came before
-      if (p.lengths || (out.h0 && done + 1 == p.T)) finish_step(unit, t, rows, next, grad_pre);
-      worker.wait(unit.group, unit.members);
+    C* const chunk_grad = chunk_scratch + worker.rank * chunk_rows * step_stride;
+    for (int64_t done = 0; done < p.T;) {
+      const int64_t limit = own_sums || own_rows ? chunk_rows : p.rows();
+      const Chunk chunk = next_chunk(p, unit, done, !reverse, limit);
+      int64_t row = reverse ? 0 : chunk.rows;
+      for (int64_t i = 0; i < chunk.n; ++i, ++done) {
+        const int64_t t = reverse ? done : p.T - 1 - done;
+        const int64_t at = (p.first_row(t) + unit.b0) * width + unit.d * p.H;
+        const int64_t rows = sequences(p, unit, t);
+        if (!reverse) row -= rows;
+        F* next = state_row(unit, ~done & 1, unit.b0);
+        const StepRows in = step_rows(unit, t, done, rows, at, worker);
+        const BackwardStep<F, Cell> step{
+            packed,
+            p.H,
+            in.grad,
+            in.grad_stride,
+            in.output,
+            in.output_stride,
+            state_row(unit, done & 1, unit.b0),
+            next,
+            state_stride,
+            own_rows ? chunk_grad + row * step_stride : static_cast<C*>(g.grad_pre) + at,
+            own_rows ? step_stride : width};
+        // No step came before the first.
+        sweep(step, rows, unit.p0, unit.p1, p.H, done > 0 ? factors_in<F>(p.H) : 0);
+        if (p.lengths || (out.h0 && done + 1 == p.T))
+          finish_step(unit, t, rows, next, step.grad_pre, step.grad_pre_stride);
+        if (own_rows && out.input)
+          grad_input_rows(p.first_row(t) + unit.b0, rows, next, state_stride, worker);
+        if (reverse) row += rows;
+        worker.wait(unit.group, unit.members);
+      }
+      if (own_sums) {
+        RowCursor<S> cursor{p, unit.d, unit.b0, unit.b1, chunk.t};
+        if (own_rows) {
+          sums.add(cursor, chunk.rows, chunk_grad, step_stride);
+        } else {
+          sums.add(cursor, chunk.rows, static_cast<const C*>(g.grad_pre), 0);
+        }
+      }
     }
     if (out.h0) grad_h0(unit, packed, worker);
   }
@@ -239,8 +275,9 @@ struct Backward {
   }
 
   // Rows past their sequence's end have no gradient; the first step's is kept for grad_h0.
-  void finish_step(const Unit& unit, int64_t t, int64_t rows, F* next, C* grad_pre) const {
-    for (int64_t row = 0; row < rows; ++row, next += state_stride, grad_pre += p.D * p.H) {
+  void finish_step(const Unit& unit, int64_t t, int64_t rows, F* next, C* grad_pre,
+                   int64_t stride) const {
+    for (int64_t row = 0; row < rows; ++row, next += state_stride, grad_pre += stride) {
       const int64_t b = unit.b0 + row;
       const bool past = t >= p.length(b), starts = p.first_step(unit.d, b, t);
       if (!past && !starts) continue;
@@ -281,32 +318,39 @@ struct Backward {
     return max_of(1, (256 << 10) / (row_bytes * kTileRows)) * kTileRows;
   }
 
+  // All rows, shared out, when grad_pre is complete.
   void grad_input(const Worker& worker) const {
-    F* packed = ih;
-    if (own_weights) {
-      packed += worker.rank * ih_size();
-      for (int d = 0; d < p.D; ++d) pack_ih(d, packed, {0, weight_ih(d).panels()});
-    }
+    if (own_weights) pack_own_ih(worker);
     const Range share = part(p.rows(), worker.rank, worker.size, kTileRows);
-    const int64_t width = p.D * p.H, K = p.D * factors_in<F>(p.H), block = block_rows();
+    const int64_t width = p.D * p.H, block = block_rows();
     for (int64_t n = share.begin; n < share.end; n += block) {
       const int64_t rows = min_of(block, share.end - n);
-      S* to = static_cast<S*>(out.input) + n * p.I;
-      C* block_out = block_scratch + worker.rank * block * p.I;
-      if constexpr (kNative<S>) block_out = to;
       const C* from = static_cast<const C*>(g.grad_pre) + n * width;
-      BackProjection<F> project{packed, K, p.I, nullptr, width, block_out, p.I};
       if constexpr (kDepth<F> == 1) {
-        project.a = from;
+        grad_input_rows(n, rows, from, width, worker);
       } else {
-        project.a = as_factors(from, rows, block_factors + worker.rank * block * block_stride);
-        project.a_stride = block_stride;
+        F* const factors = block_factors + worker.rank * block * block_stride;
+        grad_input_rows(n, rows, as_factors(from, rows, factors), block_stride, worker);
       }
-      sweep(project, rows, 0, panels_in<F>(p.I), p.I, K);
-      if constexpr (!kNative<S>)
-        for (int64_t i = 0; i < rows * p.I; i += kLanes<C>)
-          store_some(to + i, load_some(block_out + i, rows * p.I - i), rows * p.I - i);
     }
+  }
+  void pack_own_ih(const Worker& worker) const {
+    for (int d = 0; d < p.D; ++d)
+      pack_ih(d, ih + worker.rank * ih_size(), {0, weight_ih(d).panels()});
+  }
+  // Rows n and up of the gradient of the features, from as many rows of factors.
+  void grad_input_rows(int64_t n, int64_t rows, const F* from, int64_t stride,
+                       const Worker& worker) const {
+    const int64_t K = p.D * factors_in<F>(p.H);
+    S* to = static_cast<S*>(out.input) + n * p.I;
+    C* product = block_scratch + worker.rank * max_of(block_rows(), unit_rows) * p.I;
+    if constexpr (kNative<S>) product = to;
+    const BackProjection<F> project{
+        ih + (own_weights ? worker.rank * ih_size() : 0), K, p.I, from, stride, product, p.I};
+    sweep(project, rows, 0, panels_in<F>(p.I), p.I, K);
+    if constexpr (!kNative<S>)
+      for (int64_t i = 0; i < rows * p.I; i += kLanes<C>)
+        store_some(to + i, load_some(product + i, rows * p.I - i), rows * p.I - i);
   }
   // Rows of grad_pre, each direction a row of factors. A vector may reach into what follows, which
   // is written after it.
@@ -317,6 +361,29 @@ struct Backward {
           store(to + row * block_stride + d * factors_in<F>(p.H) + j / kDepth<F>,
                 Factors<F>::along(from + j, p.H - j));
     return to;
+  }
+
+  WeightGradients<S, F> sums_of(int64_t unit) const {
+    return {p, out, {0, p.H}, weights_scratch + unit * weights_bytes};
+  }
+  // This worker's share of the hidden units: its sums over all rows, or all units' sums.
+  void weight_gradients(const Worker& worker) const {
+    const Range share = part(p.H, worker.rank, worker.size, kTileRows);
+    for (int d = 0; d < p.D; ++d) {
+      if (own_sums) {
+        const WeightGradients<S, F> sums = sums_of(d * plan.batch_parts);
+        for (int64_t part = 1; part < plan.batch_parts; ++part)
+          sums.add(sums_of(d * plan.batch_parts + part), share.begin, share.end);
+        sums.write(d, share.begin, share.end);
+      } else {
+        const WeightGradients<S, F> sums(p, out, share,
+                                         weights_scratch + worker.rank * weights_bytes);
+        sums.clear();
+        RowCursor<S> cursor{p, d, 0, p.B, 0};
+        sums.add(cursor, p.rows(), static_cast<const C*>(g.grad_pre), 0);
+        sums.write(d, 0, share.end - share.begin);
+      }
+    }
   }
 };
 
@@ -340,10 +407,8 @@ void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGrad
   }
   run_units<Compute<S>>(kernel, kernel.plan, p, worker);
   worker.wait();
-  if (out.input) kernel.grad_input(worker);
-  WeightGradients<S, F>(p, g, out, worker.rank, worker.size,
-                        kernel.weights_scratch + worker.rank * kernel.weights_bytes)
-      .run();
+  if (out.input && !kernel.own_rows) kernel.grad_input(worker);
+  if (WeightGradients<S, F>::wanted(out)) kernel.weight_gradients(worker);
 }
 
 }  // namespace rnnext::RNNEXT_ISA

@@ -8,16 +8,6 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// The row of features, or of ready pre-activations, of sequence b at step t.
-template <class S>
-const S* input_row(const Recurrence& p, int64_t t, int64_t b) {
-  const S* input = static_cast<const S*>(p.input);
-  const int64_t row = p.first_row(t) + b;
-  if (p.index) return input + p.index[row] * p.input_stride_b;
-  if (p.step_row) return input + row * p.input_stride_b;
-  return input + t * p.input_stride_t + b * p.input_stride_b;
-}
-
 // out[row] = start + a[row] * panels: rows of scratch from rows of features.
 template <class Factor>
 struct Projection {
@@ -158,19 +148,12 @@ struct Forward {
     F* buffers[2] = {state_row(unit, 0, unit.b0), state_row(unit, 1, unit.b0)};
     const bool reverse = p.reverse[unit.d];
     for (int64_t done = 0; done < p.T;) {
-      // The next steps, in the order of the direction, whose rows fit the chunk: [t0, t1).
-      int64_t n = 0, rows = 0;
-      do {
-        rows += sequences(unit, reverse ? p.T - 1 - done - n : done + n);
-        ++n;
-      } while (done + n < p.T &&
-               rows + sequences(unit, reverse ? p.T - 1 - done - n : done + n) <= chunk_rows);
-      const int64_t t0 = reverse ? p.T - done - n : done;
-      fill_chunk(unit, t0, t0 + n, s);
-      int64_t row = reverse ? rows : 0;
-      for (int64_t i = 0; i < n; ++i, ++done) {
+      const Chunk chunk = next_chunk(p, unit, done, reverse, chunk_rows);
+      fill_chunk(unit, chunk, s);
+      int64_t row = reverse ? chunk.rows : 0;
+      for (int64_t i = 0; i < chunk.n; ++i, ++done) {
         const int64_t t = reverse ? p.T - 1 - done : done;
-        const int64_t sequences_now = sequences(unit, t);
+        const int64_t sequences_now = sequences(p, unit, t);
         if (reverse) row -= sequences_now;
         const F* state = buffers[done & 1];
         F* next = buffers[~done & 1];
@@ -219,10 +202,6 @@ struct Forward {
     }
   }
 
-  // How many of the unit's sequences have a row at step t.
-  int64_t sequences(const Unit& unit, int64_t t) const {
-    return max_of(0, min_of(unit.b1, p.batch(t)) - unit.b0);
-  }
   int64_t unit_state_size() const { return 2 * unit_rows * state_stride + kApart / sizeof(F); }
   F* state_row(const Unit& unit, int buffer, int64_t b) const {
     return state + unit.group * unit_state_size() +
@@ -254,14 +233,14 @@ struct Forward {
     }
   }
 
-  // Pre-activations of steps [t0, t1), in memory's order, without the recurrent term.
-  void fill_chunk(const Unit& unit, int64_t t0, int64_t t1, const Scratch& s) const {
+  // Pre-activations of a chunk, in memory's order, without the recurrent term.
+  void fill_chunk(const Unit& unit, const Chunk& chunk, const Scratch& s) const {
     const int64_t stride = scratch_stride<C>(columns);
     const int64_t from = unit.p0 * kPanel<C>, to = unit.p1 * kPanel<C>;
     if (p.I == 0) {
       C* pre = s.pre;
-      for (int64_t t = t0; t < t1; ++t)
-        for (int64_t b = unit.b0; b < unit.b0 + sequences(unit, t); ++b, pre += stride)
+      for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
+        for (int64_t b = unit.b0; b < unit.b0 + sequences(p, unit, t); ++b, pre += stride)
           for (int64_t j = from; j < to; j += kLanes<C>) {
             Vec<C> x = load(s.bias + j - from);
             if (p.input) x += load_some(input_row<S>(p, t, b) + unit.d * p.H + j, p.H - j);
@@ -269,16 +248,14 @@ struct Forward {
           }
       return;
     }
-    int64_t rows = 0;
-    for (int64_t t = t0; t < t1; ++t) rows += sequences(unit, t);
     const F* a;
     int64_t a_stride;
-    if (!in_place(unit, t0, t1, &a, &a_stride)) {
+    if (!in_place(unit, chunk, &a, &a_stride)) {
       a = s.features;
       a_stride = scratch_stride<F>(p.I);
       F* x = s.features;
-      for (int64_t t = t0; t < t1; ++t)
-        for (int64_t b = unit.b0; b < unit.b0 + sequences(unit, t); ++b, x += a_stride)
+      for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
+        for (int64_t b = unit.b0; b < unit.b0 + sequences(p, unit, t); ++b, x += a_stride)
           for (int64_t j = 0; j < p.I; j += kLanes<C>)
             Factors<F>::store(x, j, load_some(input_row<S>(p, t, b) + j, p.I - j));
     }
@@ -289,17 +266,17 @@ struct Forward {
                                 s.pre,
                                 stride,
                                 unit.p0};
-    sweep(project, rows, unit.p0, unit.p1, p.H, factors_in<F>(p.I));
+    sweep(project, chunk.rows, unit.p0, unit.p1, p.H, factors_in<F>(p.I));
   }
 
   // Whether the chunk's features can be read where they lie: rows of factors, one stride.
-  bool in_place(const Unit& unit, int64_t t0, int64_t t1, const F** a, int64_t* stride) const {
+  bool in_place(const Unit& unit, const Chunk& chunk, const F** a, int64_t* stride) const {
     if constexpr (kStoredAsFactors<S, F>) {
       const bool whole = unit.b0 == 0 && unit.b1 == p.B;
       const bool contiguous = p.step_row || p.input_stride_t == p.B * p.input_stride_b;
-      if (t1 - t0 == 1 || (whole && contiguous) || (p.B == 1 && !p.step_row)) {
+      if (chunk.n == 1 || (whole && contiguous) || (p.B == 1 && !p.step_row)) {
         const int64_t apart = p.B == 1 && !p.step_row ? p.input_stride_t : p.input_stride_b;
-        *a = reinterpret_cast<const F*>(input_row<S>(p, t0, unit.b0));
+        *a = reinterpret_cast<const F*>(input_row<S>(p, chunk.t, unit.b0));
         *stride = apart / kDepth<F>;
         return p.I % kDepth<F> == 0 && apart % kDepth<F> == 0;
       }

@@ -1,107 +1,145 @@
-// The gradients of W_hh, W_ih and the biases: sums over all rows of the gradient of the
-// pre-activations times the state, or the features, that the row started from. Each worker owns
-// some rows of the weights.
+// The gradients of W_hh, W_ih and the biases: sums over rows of the gradient of the pre-activations
+// times the state, or the features, that the row started from.
 #pragma once
 
 namespace rnnext::RNNEXT_ISA {
 
-// Where the rows of the right factor lie, one after another: the features, or the state that each
-// step started from. A null row is zero.
+// Goes through the rows of direction d of sequences [b0, b1), from step t on, in memory's order.
 template <class S>
-struct RightRows {
+struct RowCursor {
   const Recurrence& p;
   int d;
-  bool states;
-  int64_t t = 0, b = 0;
+  int64_t b0, b1;
+  int64_t t, b = b0;
 
-  const S* next() {
-    while (b == p.batch(t)) ++t, b = 0;
-    const int64_t sequence = b++;
-    if (t >= p.length(sequence)) return nullptr;
-    if (!states) {
-      const S* input = static_cast<const S*>(p.input);
-      if (p.step_row) return input + (p.first_row(t) + sequence) * p.input_stride_b;
-      return input + t * p.input_stride_t + sequence * p.input_stride_b;
-    }
-    if (p.first_step(d, sequence, t))
-      return p.h0 ? static_cast<const S*>(p.h0) + (d * p.B + sequence) * p.H : nullptr;
+  void next() {
+    ++b;
+    settle();
+  }
+  void settle() {
+    while (t < p.T && b >= min_of(b1, p.batch(t))) ++t, b = b0;
+  }
+  int64_t row() const { return p.first_row(t) + b; }
+  // What the row was multiplied with, W_hh and W_ih; null: zeros.
+  const S* state() const {
+    if (t >= p.length(b)) return nullptr;
+    if (p.first_step(d, b, t))
+      return p.h0 ? static_cast<const S*>(p.h0) + (d * p.B + b) * p.H : nullptr;
     const int64_t before = p.reverse[d] ? t + 1 : t - 1;
-    return static_cast<const S*>(p.output) + (p.first_row(before) + sequence) * p.D * p.H + d * p.H;
+    return static_cast<const S*>(p.output) + (p.first_row(before) + b) * p.D * p.H + d * p.H;
+  }
+  const S* features() const {
+    return t >= p.length(b) || !p.input ? nullptr : input_row<S>(p, t, b);
   }
 };
 
+// Sums for hidden units [begin, begin + height) of one direction.
 template <class S, class F>
-struct WeightGradients {  // one worker's share
+struct WeightGradients {
   using C = Compute<S>;
   static constexpr int64_t kChunkRows = 256;
 
   const Recurrence& p;
-  const RecurrenceGrad& g;
   const RecurrenceGradOut& out;
-  int64_t begin, height;  // of this worker's rows of the weights
-  F* left;                // [factors of kChunkRows, height] in tiles
-  F* line;                // [height], where grad_pre is no row of factors
-  F* right;               // [factors of kChunkRows, kPanel]
+  int64_t begin, height;
+  F* left;   // [factors of kChunkRows, height] in tiles
+  F* line;   // [height], where grad_pre is no row of factors
+  F* right;  // [factors of kChunkRows, kPanel]
   C *sum_hh, *sum_ih, *sum_bias;
-  const S** right_rows;  // [kChunkRows]
+  const C** grad_rows;  // [kChunkRows] of each, as the cursor gave them
+  const S **state_rows, **feature_rows;
   size_t bytes;
 
-  WeightGradients(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGradOut& out,
-                  int rank, int size, char* scratch)
-      : p(p), g(g), out(out) {
-    const Range share = part(p.H, rank, size, kTileRows);
-    begin = share.begin;
-    height = share.end - share.begin;
-    const int64_t most = divide_up(divide_up(p.H, kTileRows), size) * kTileRows;
+  WeightGradients(const Recurrence& p, const RecurrenceGradOut& out, const Range& units,
+                  char* scratch)
+      : p(p), out(out), begin(units.begin), height(units.end - units.begin) {
     Arena arena{scratch};
-    left = arena.take<F>(factors_in<F>(kChunkRows) * most);
-    line = arena.take<F>(kDepth<F> > 1 ? most + kLanes<F> : 0);
+    left = arena.take<F>(factors_in<F>(kChunkRows) * divide_up(height, kTileRows) * kTileRows);
+    line = arena.take<F>(kDepth<F> > 1 ? height + kLanes<F> : 0);
     right = arena.take<F>(factors_in<F>(kChunkRows) * kPanel<F>);
-    sum_hh = arena.take<C>(most * scratch_stride<C>(p.H));
-    sum_ih = arena.take<C>(p.I > 0 ? most * scratch_stride<C>(p.I) : 0);
-    sum_bias = arena.take<C>(most);
-    right_rows = arena.take<const S*>(kChunkRows);
+    sum_hh = arena.take<C>(height * scratch_stride<C>(p.H));
+    sum_ih = arena.take<C>(p.I > 0 ? height * scratch_stride<C>(p.I) : 0);
+    sum_bias = arena.take<C>(height + kLanes<C>);
+    grad_rows = arena.take<const C*>(kChunkRows);
+    state_rows = arena.take<const S*>(kChunkRows);
+    feature_rows = arena.take<const S*>(kChunkRows);
+    arena.take<char>(kApart);
     bytes = arena.used;
   }
 
-  // Sums in chunks of a fixed size and order, so they do not depend on the number of threads.
-  void run() const {
-    if (height == 0 || !(out.weight_hh[0] || out.bias[0])) return;
-    for (int d = 0; d < p.D; ++d) {
-      clear(sum_hh, height * scratch_stride<C>(p.H));
-      clear(sum_ih, p.I > 0 ? height * scratch_stride<C>(p.I) : 0);
-      clear(sum_bias, height);
-      RightRows<S> states{p, d, true}, features{p, d, false};
-      for (int64_t n = 0; n < p.rows(); n += kChunkRows) {
-        const int64_t rows = min_of(kChunkRows, p.rows() - n);
-        pack_left(static_cast<const C*>(g.grad_pre) + n * p.D * p.H + d * p.H + begin, rows);
-        if (out.weight_hh[d]) add_product(states, rows, p.H, sum_hh);
-        if (out.weight_ih[d] && p.I > 0) add_product(features, rows, p.I, sum_ih);
-      }
-      if (out.weight_hh[d]) write_rows(sum_hh, p.H, out.weight_hh[d]);
-      if (out.weight_ih[d] && p.I > 0) write_rows(sum_ih, p.I, out.weight_ih[d]);
-      if (out.bias[d])
-        for (int64_t h = 0; h < height; h += kLanes<C>)
-          store_some(static_cast<S*>(out.bias[d]) + begin + h, load_some(sum_bias + h, height - h),
-                     height - h);
-    }
+  static bool wanted(const RecurrenceGradOut& out) { return out.weight_hh[0] || out.bias[0]; }
+
+  void clear() const {
+    clear(sum_hh, height * scratch_stride<C>(p.H));
+    clear(sum_ih, p.I > 0 ? height * scratch_stride<C>(p.I) : 0);
+    clear(sum_bias, height);
   }
   static void clear(C* values, int64_t n) {
     for (int64_t i = 0; i < n; ++i) values[i] = 0;
   }
 
-  // Rows of grad_pre [rows, height] into tiles [height / kTileRows][factors of rows][kTileRows].
-  void pack_left(const C* from, int64_t rows) const {
-    const int64_t width = p.D * p.H, tile_size = factors_in<F>(rows) * kTileRows;
-    for (int64_t n = 0; n < rows; n += kDepth<F>, from += kDepth<F> * width) {
-      const bool pair = kDepth<F> > 1 && n + 1 < rows;
+  // The next `rows` rows of the cursor. grad_pre: row 0 of theirs, `stride` apart, or, stride 0, of
+  // the whole tensor [N, D*H].
+  void add(RowCursor<S>& cursor, int64_t rows, const C* grad_pre, int64_t stride) const {
+    const int d = cursor.d;
+    while (rows > 0) {
+      const int64_t n = min_of(kChunkRows, rows);
+      for (int64_t i = 0; i < n; ++i, cursor.next()) {
+        cursor.settle();
+        grad_rows[i] = stride ? grad_pre + i * stride + begin
+                              : grad_pre + (cursor.row() * p.D + d) * p.H + begin;
+        state_rows[i] = cursor.state();
+        feature_rows[i] = cursor.features();
+      }
+      pack_left(n);
+      if (out.weight_hh[d]) add_product(state_rows, n, p.H, sum_hh);
+      if (out.weight_ih[d] && p.I > 0) add_product(feature_rows, n, p.I, sum_ih);
+      rows -= n;
+      grad_pre += n * stride;
+    }
+  }
+
+  // Adds hidden units [h0, h1) of another's sums.
+  void add(const WeightGradients& other, int64_t h0, int64_t h1) const {
+    add(other.sum_hh, sum_hh, h0, h1, scratch_stride<C>(p.H));
+    if (p.I > 0) add(other.sum_ih, sum_ih, h0, h1, scratch_stride<C>(p.I));
+    add(other.sum_bias, sum_bias, h0, h1, 1);
+  }
+  static void add(const C* from, C* to, int64_t h0, int64_t h1, int64_t stride) {
+    for (int64_t i = h0 * stride; i < h1 * stride; ++i) to[i] += from[i];
+  }
+
+  // Hidden units [h0, h1) into the gradients of direction d.
+  void write(int d, int64_t h0, int64_t h1) const {
+    if (out.weight_hh[d]) write_rows(sum_hh, p.H, out.weight_hh[d], h0, h1);
+    if (out.weight_ih[d] && p.I > 0) write_rows(sum_ih, p.I, out.weight_ih[d], h0, h1);
+    if (out.bias[d])
+      for (int64_t h = h0; h < h1; h += kLanes<C>)
+        store_some(static_cast<S*>(out.bias[d]) + begin + h, load_some(sum_bias + h, h1 - h),
+                   h1 - h);
+  }
+  void write_rows(const C* sum, int64_t columns, void* gradient, int64_t h0, int64_t h1) const {
+    for (int64_t h = h0; h < h1; ++h) {
+      const C* from = sum + h * scratch_stride<C>(columns);
+      S* to = static_cast<S*>(gradient) + (begin + h) * columns;
+      for (int64_t j = 0; j < columns; j += kLanes<C>)
+        store_some(to + j, load_some(from + j, columns - j), columns - j);
+    }
+  }
+
+ private:
+  // grad_rows [rows, height] into tiles [height / kTileRows][factors of rows][kTileRows].
+  void pack_left(int64_t rows) const {
+    const int64_t tile_size = factors_in<F>(rows) * kTileRows;
+    for (int64_t n = 0; n < rows; n += kDepth<F>) {
+      const C* row = grad_rows[n];
+      const C* next = kDepth<F> > 1 && n + 1 < rows ? grad_rows[n + 1] : nullptr;
       const F* factors = line;
       if constexpr (kDepth<F> == 1) {
-        factors = from;
+        factors = row;
       } else {
         for (int64_t h = 0; h < height; h += kLanes<F>)
-          store(line + h,
-                Factors<F>::across(from + h, pair ? from + width + h : nullptr, height - h));
+          store(line + h, Factors<F>::across(row + h, next ? next + h : nullptr, height - h));
       }
       F* tile = left + n / kDepth<F> * kTileRows;
       int64_t h = 0;
@@ -109,8 +147,8 @@ struct WeightGradients {  // one worker's share
         __builtin_memcpy(tile, factors + h, kTileRows * sizeof(F));
       for (int r = 0; h < height && r < kTileRows; ++r)
         tile[r] = h + r < height ? factors[h + r] : F{};
-      add_to_bias(from);
-      if (pair) add_to_bias(from + width);
+      add_to_bias(row);
+      if (next) add_to_bias(next);
     }
   }
   void add_to_bias(const C* from) const {
@@ -120,16 +158,16 @@ struct WeightGradients {  // one worker's share
     for (; h < height; ++h) sum_bias[h] += from[h];
   }
 
-  void add_product(RightRows<S>& source, int64_t rows, int64_t columns, C* sum) const {
-    for (int64_t n = 0; n < rows; ++n) right_rows[n] = source.next();
+  void add_product(const S** right_rows, int64_t rows, int64_t columns, C* sum) const {
     int64_t column = 0;
     for (; columns - column > kLanes<C>; column += kPanel<C>)
-      add_panel<2>(rows, column, columns, sum);
-    if (column < columns) add_panel<1>(rows, column, columns, sum);
+      add_panel<2>(right_rows, rows, column, columns, sum);
+    if (column < columns) add_panel<1>(right_rows, rows, column, columns, sum);
   }
   // NV vectors of columns from `column` on.
   template <int NV>
-  void add_panel(int64_t rows, int64_t column, int64_t columns, C* sum) const {
+  void add_panel(const S** right_rows, int64_t rows, int64_t column, int64_t columns,
+                 C* sum) const {
     for (int64_t n = 0; n < rows; n += kDepth<F>) {
       const S* row = right_rows[n];
       const S* next = n + 1 < rows ? right_rows[n + 1] : nullptr;
@@ -152,14 +190,6 @@ struct WeightGradients {  // one worker's share
         for (int v = 0; v < NV && r < tile_rows; ++v)
           store(to + r * stride + v * kLanes<C>, acc[r][v]);
     }
-  }
-
-  // Rows of scratch into this worker's rows of a gradient [H, columns].
-  void write_rows(const C* from, int64_t columns, void* gradient) const {
-    S* to = static_cast<S*>(gradient) + begin * columns;
-    for (int64_t h = 0; h < height; ++h, from += scratch_stride<C>(columns), to += columns)
-      for (int64_t j = 0; j < columns; j += kLanes<C>)
-        store_some(to + j, load_some(from + j, columns - j), columns - j);
   }
 };
 
