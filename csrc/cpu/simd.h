@@ -27,14 +27,14 @@ struct VecOf<double> {
   typedef double unaligned __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(8), may_alias));
 };
 // Two bfloat16 side by side: one factor of a bfloat16 dot product. See factor.h.
-struct [[gnu::may_alias]] Pair {
+struct [[gnu::packed, gnu::aligned(2), gnu::may_alias]] Pair {
   int32_t bits;
 };
 template <>
 struct VecOf<Pair> {
   typedef int32_t type __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
   typedef int32_t unaligned
-      __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(4), may_alias));
+      __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(2), may_alias));
 };
 template <class C>
 using Vec = typename VecOf<C>::type;
