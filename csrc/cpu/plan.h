@@ -60,6 +60,29 @@ struct Plan {
   }
 };
 
+// The sequences in n parts: as many in each, or, where they differ in length, about as many steps.
+struct Split {
+  Range own;     // part i
+  int64_t most;  // sequences in any part
+};
+inline Split split_sequences(const Recurrence& p, int64_t i, int64_t n) {
+  int64_t steps = 0, before = 0;
+  for (int64_t b = 0; b < p.B; ++b) steps += p.length(b);
+  Split split{{0, 0}, 0};
+  for (int64_t k = 0, begin = 0, end = 0; k < n;) {
+    const bool full = k + 1 == n ? end == p.B : before * n >= steps * (k + 1);
+    if (!full) {
+      before += p.length(end++);
+      continue;
+    }
+    if (k == i) split.own = {begin, end};
+    split.most = max_of(split.most, end - begin);
+    begin = end;
+    ++k;
+  }
+  return split;
+}
+
 // What one worker does of one unit: a direction, sequences [b0, b1), panels [p0, p1).
 struct Unit {
   int d;
@@ -68,7 +91,7 @@ struct Unit {
 };
 template <class C>
 Unit unit_of(const Plan& plan, const Recurrence& p, int64_t u, int64_t slice) {
-  const Range b = part(p.B, u % plan.batch_parts, plan.batch_parts);
+  const Range b = split_sequences(p, u % plan.batch_parts, plan.batch_parts).own;
   const Range h = part(panels_in<C>(p.H), slice, plan.hidden_parts);
   return {
       static_cast<int>(u / plan.batch_parts), b.begin, b.end, h.begin, h.end, static_cast<int>(u),

@@ -105,7 +105,7 @@ struct Backward {
     const int64_t copies = own_weights ? plan.units : p.D;
     hh = needs_hh() ? arena.take<F>(copies * weight_hh(0).packed_size()) : nullptr;
     state_stride = scratch_stride<F>(p.H);
-    unit_rows = divide_up(p.B, plan.batch_parts);
+    unit_rows = split_sequences(p, 0, plan.batch_parts).most;
     state = arena.take<F>(plan.units * unit_state_size());
     step_stride = scratch_stride<C>(p.H);
     const bool own = own_weights && plan.hidden_parts == 1;

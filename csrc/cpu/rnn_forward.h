@@ -85,13 +85,13 @@ struct Forward {
     ih = arena.take<F>(copies * weight_ih(0).packed_size());
     hh = arena.take<F>(copies * weight_hh(0).packed_size());
     state_stride = scratch_stride<F>(p.H);
-    unit_rows = divide_up(p.B, plan.batch_parts);
+    unit_rows = split_sequences(p, 0, plan.batch_parts).most;
     state = arena.take<F>(plan.units * unit_state_size());
     columns = divide_up(panels_in<C>(p.H), plan.hidden_parts) * kPanel<C>;
     const int64_t row_bytes = max_of(scratch_stride<C>(columns), scratch_stride<F>(p.I)) *
                               static_cast<int64_t>(sizeof(C));
     const int64_t fit = kChunkBytes / row_bytes;
-    chunk_rows = max_of(divide_up(p.B, plan.batch_parts), min_of(fit, p.T * p.B));
+    chunk_rows = max_of(unit_rows, min_of(fit, p.T * p.B));
     scratch_size = Scratch(*this, nullptr).bytes;
     scratch = arena.take<char>(size * static_cast<int64_t>(scratch_size));
     bytes = arena.used;
