@@ -85,7 +85,7 @@ def speedup(result: Result) -> Any:
         axis.set_ylabel(f"time / {ours}'s time")
         axis.set_title(f"{mode}: bars above the line are slower than {ours}", fontsize=10)
         axis.legend(fontsize=8, ncols=len(rivals))
-        axis.margins(y=0.15)
+        axis.margins(y=0.3)  # room for the legend
     return figure
 
 
