@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/c/shim.h>
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
 #include <stdexcept>
 
@@ -60,7 +59,7 @@ struct Gate {
     }
     spin_until([this] { return members.load() != 0; });
     const uint64_t team = members.load();
-    Worker worker(barriers, std::popcount(team & (mine - 1)), std::popcount(team));
+    Worker worker(barriers, __builtin_popcountll(team & (mine - 1)), __builtin_popcountll(team));
     task(context, worker);
   }
 };
