@@ -215,6 +215,16 @@ def run_python(code, **environment):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("H", [6, 7])
+def test_infinite_states_of_odd_rows_stay_infinite(dtype, H, isa, medium):
+    weight = torch.full((H, H), 1e25, dtype=dtype)
+    input, h0 = torch.zeros(4, 2, H, dtype=dtype), torch.ones(1, 2, H, dtype=dtype)
+    output, _ = recurrence(input, None, [], [weight], [], [], h0, None, None, "relu", [False])
+    assert output[0].isfinite().all()
+    assert output[1:].isinf().all()
+
+
 @pytest.mark.parametrize("isa", supported_isas())
 def test_the_environment_lowers_the_isa(isa):
     result = run_python("import rnnext; print(rnnext._C.cpu_isa())", RNNEXT_CPU_ISA=isa)

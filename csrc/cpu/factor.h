@@ -99,6 +99,14 @@ RNNEXT_INLINE void copy_factors(F* to, const F* from, int64_t column) {
                    kLanes<F> / kDepth<F> * sizeof(F));
 }
 
+// A row of an odd number of values ends in half a pair, which meets weights of zero: it must not be
+// NaN, as the product of zeros with an infinite state is.
+template <class F>
+RNNEXT_INLINE void clear_half_pairs(F* rows, int64_t n, int64_t stride, int64_t values) {
+  if constexpr (kDepth<F> > 1)
+    for (int64_t i = 0; values % 2 && i < n; ++i) rows[i * stride + values / 2].bits &= 0xffff;
+}
+
 // Whether a row of the storage type is a row of factors.
 template <class S, class F>
 constexpr bool kStoredAsFactors = sizeof(S) * kDepth<F> == sizeof(F);

@@ -205,6 +205,7 @@ struct Backward {
             own_rows ? step_stride : width};
         // No step came before the first.
         sweep(step, rows, unit.p0, unit.p1, p.H, done > 0 ? factors_in<F>(p.H) : 0);
+        if (unit.p1 == panels_in<C>(p.H)) clear_half_pairs(next, rows, state_stride, p.H);
         if (p.lengths || (out.h0 && done + 1 == p.T))
           finish_step(unit, t, rows, next, step.grad_pre, step.grad_pre_stride);
         if (own_rows && out.input)

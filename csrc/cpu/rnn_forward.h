@@ -165,6 +165,7 @@ struct Forward {
         if constexpr (kNative<S>) step.output = output;
         const bool has_state = done > 0 || p.h0;  // else every state is zero
         sweep(step, sequences_now, unit.p0, unit.p1, p.H, has_state ? factors_in<F>(p.H) : 0);
+        if (unit.p1 == panels_in<C>(p.H)) clear_half_pairs(next, sequences_now, state_stride, p.H);
         if (!kNative<S> || p.lengths || done + 1 == p.T)
           finish_step(unit, t, sequences_now, state, next, output);
         if (!reverse) row += sequences_now;
