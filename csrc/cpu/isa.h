@@ -14,12 +14,13 @@
 #include "plan.h"
 // after plan.h
 #include "embedding_kernel.h"
+#include "rnn_feature_grad.h"
 #include "rnn_weight_grad.h"
 // after rnn_weight_grad.h
 #include "rnn_backward.h"
-#include "rnn_forward.h"
-// after rnn_forward.h
 #include "rnn_one_step.h"
+// after rnn_one_step.h
+#include "rnn_forward.h"
 
 namespace rnnext::RNNEXT_ISA {
 

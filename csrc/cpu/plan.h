@@ -108,6 +108,14 @@ const S* input_row(const Recurrence& p, int64_t t, int64_t b) {
   return input + t * p.input_stride_t + b * p.input_stride_b;
 }
 
+// What the pre-activations of hidden units j and up start from; past H zeros.
+template <class S>
+Vec<Compute<S>> bias_of(const Recurrence& p, int d, int64_t j) {
+  if (!p.bias_ih[0]) return Vec<Compute<S>>{};
+  return load_some(static_cast<const S*>(p.bias_ih[d]) + j, p.H - j) +
+         load_some(static_cast<const S*>(p.bias_hh[d]) + j, p.H - j);
+}
+
 // How many of the unit's sequences have a row at step t.
 inline int64_t sequences(const Recurrence& p, const Unit& unit, int64_t t) {
   return max_of(0, min_of(unit.b1, p.batch(t)) - unit.b0);

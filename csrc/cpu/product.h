@@ -96,14 +96,14 @@ RNNEXT_INLINE void load_tile_some(V (&acc)[R][NV], const C* from, int64_t stride
   if (left >= NV * kLanes<C>) return load_tile(acc, from, stride);
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < NV; ++j)
-      acc[r][j] = load_each(from + r * stride + j * kLanes<C>, left - j * kLanes<C>);
+      acc[r][j] = load_some(from + r * stride + j * kLanes<C>, left - j * kLanes<C>);
 }
 template <class C, class V, int R, int NV>
 RNNEXT_INLINE void store_tile_some(const V (&acc)[R][NV], C* to, int64_t stride, int64_t left) {
   if (left >= NV * kLanes<C>) return store_tile(acc, to, stride);
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < NV; ++j)
-      store_each(to + r * stride + j * kLanes<C>, acc[r][j], left - j * kLanes<C>);
+      store_some(to + r * stride + j * kLanes<C>, acc[r][j], left - j * kLanes<C>);
 }
 
 // Runs work.tile<R, NV>(row, column, panels, K) over rows [0, rows) and those of `columns` that

@@ -86,13 +86,13 @@ const RnnKernels& kernels_for(DType dtype) {
   return medium ? *table.rnn_medium : *table.rnn[static_cast<int>(dtype)];
 }
 
-// Below this many multiply-adds a second thread costs more than it saves: less where one step reads
-// every weight once, at the speed of memory.
+// Below this many multiply-adds a second thread costs more than it saves: fewer in one step
+// forward, which reads every weight once, at the speed of memory.
 constexpr double kWorkPerThread = 1.5e5, kWorkPerThreadOneStep = 5e4;
 
 int threads_for(const Recurrence& p, int products) {
   const double work = static_cast<double>(p.rows()) * p.D * p.H * (p.H + p.I) * products;
-  const double share = p.T == 1 ? kWorkPerThreadOneStep : kWorkPerThread;
+  const double share = p.T == 1 && products == 1 ? kWorkPerThreadOneStep : kWorkPerThread;
   return static_cast<int>(std::clamp(work / share, 1.0, double(max_threads())));
 }
 

@@ -1,8 +1,8 @@
 // The recurrence, backward: the forward's twin. The state is the gradient of the pre-activations,
 // the accumulators start from the gradient of the output, add W_hh^T times that state and are
-// multiplied by the cell's derivative. The gradients of the features, here, and of the weights, in
-// rnn_weight_grad.h, are products over all rows: step by step and chunk by chunk while they are in
-// cache, where a worker has sequences of its own and room for the sums; else when all is done.
+// multiplied by the cell's derivative. The gradients of the features and of the weights are
+// products over all rows: step by step and chunk by chunk while these are in cache, where a worker
+// has sequences of its own and room for the sums; else when all is done.
 #pragma once
 
 namespace rnnext::RNNEXT_ISA {
@@ -45,28 +45,6 @@ struct BackwardStep {
   }
 };
 
-// out[row] = a[row] * W: the gradient of what was multiplied with W^T.
-template <class Factor>
-struct BackProjection {
-  using F = Factor;
-  using C = Compute<F>;
-  const F* packed;
-  int64_t K, columns;
-  const F* a;  // [rows, K]
-  int64_t a_stride;
-  C* out;
-  int64_t out_stride;
-
-  template <int R, int NV>
-  RNNEXT_TILE void tile(int64_t row, int64_t column, const F* panels, int64_t K) const {
-    C* to = out + row * out_stride + column;
-    Vec<C> acc[R][NV];
-    clear_tile(acc);
-    accumulate<false, F, R, NV>(acc, a + row * a_stride, a_stride, panels, K);
-    store_tile_some(acc, to, out_stride, columns - column);
-  }
-};
-
 template <class S, class F>
 struct Backward {
   using C = Compute<S>;
@@ -79,18 +57,17 @@ struct Backward {
   bool own_weights;  // each unit packs its own W_hh, each worker its own W_ih
   bool own_sums;     // each unit sums the gradients of the weights over its own rows
   bool own_rows;     // and keeps the rows of grad_pre for a chunk only: nobody else reads them
-  F* ih;             // packed W_ih of all directions: panels of [D][H]
+  F* ih;             // packed W_ih of all directions, or null: each worker packs its own
   F* hh;             // packed W_hh: a copy for each unit or each direction
   F* state;          // [units] of [2][unit_rows][state_stride], then [unit_rows] of first states
   int64_t state_stride;
   int64_t unit_rows;  // the most sequences of a unit
   int64_t step_stride;
   int64_t chunk_rows;
-  C* chunk_scratch;  // [workers][chunk_rows][step_stride], the rows of grad_pre
-  C* step_scratch;   // [workers] of [2][unit_rows][step_stride]
-  F* block_factors;  // [workers][block_rows][block_stride], where grad_pre is no row of factors
-  int64_t block_stride;
-  C* block_scratch;       // [workers][most rows][I], 16-bit only
+  C* chunk_scratch;        // [workers][chunk_rows][step_stride], the rows of grad_pre
+  C* step_scratch;         // [workers] of [2][unit_rows][step_stride]
+  char* features_scratch;  // [workers] of FeatureGradients
+  int64_t features_bytes;
   char* weights_scratch;  // [units or workers] of WeightGradients
   int64_t weights_bytes;
   size_t bytes;
@@ -99,9 +76,10 @@ struct Backward {
            char* workspace)
       : p(p), g(g), out(out), plan(Plan::choose<F>(p, size)) {
     Arena arena{workspace};
-    const int64_t sizes = weight_ih(0).packed_size() + weight_hh(0).packed_size();
+    const int64_t ih_size = FeatureGradients<S, F>::packed_size(p);
+    const int64_t sizes = ih_size / p.D + weight_hh(0).packed_size();
     own_weights = sizes * sizeof(F) <= kOwnWeights;
-    ih = out.input ? arena.take<F>((own_weights ? size : 1) * ih_size()) : nullptr;
+    ih = out.input && !own_weights ? arena.take<F>(ih_size) : nullptr;
     const int64_t copies = own_weights ? plan.units : p.D;
     hh = needs_hh() ? arena.take<F>(copies * weight_hh(0).packed_size()) : nullptr;
     state_stride = scratch_stride<F>(p.H);
@@ -115,11 +93,8 @@ struct Backward {
     chunk_rows = max_of(unit_rows, min_of(fit, WeightGradients<S, F>::kChunkRows));
     chunk_scratch = arena.take<C>(own_rows ? size * chunk_rows * step_stride : 0);
     step_scratch = arena.take<C>(size * step_scratch_size());
-    block_stride = p.D * factors_in<F>(p.H) + kLanes<F>;
-    block_factors =
-        arena.take<F>(out.input && kDepth<F> > 1 ? size * block_rows() * block_stride : 0);
-    const int64_t most_rows = max_of(block_rows(), unit_rows);
-    block_scratch = arena.take<C>(out.input && !kNative<S> ? size * most_rows * p.I : 0);
+    features_bytes = out.input ? FeatureGradients<S, F>(p, out, ih, unit_rows, nullptr).bytes : 0;
+    features_scratch = arena.take<char>(size * features_bytes);
     const int64_t most = divide_up(divide_up(p.H, kTileRows), own_sums ? 1 : size) * kTileRows;
     weights_bytes = WeightGradients<S, F>(p, out, {0, most}, nullptr).bytes;
     weights_scratch = arena.take<char>((own_sums ? plan.units : size) * weights_bytes);
@@ -127,13 +102,9 @@ struct Backward {
   }
 
   bool needs_hh() const { return p.T > 1 || out.h0; }
-  Matrix<S, F> weight_ih(int d) const {
-    return {static_cast<const S*>(p.weight_ih[d]), p.H, p.I, false};
-  }
   Matrix<S, F> weight_hh(int d) const {
     return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, false};
   }
-  int64_t ih_size() const { return p.D * weight_ih(0).packed_size(); }
   int64_t unit_state_size() const { return 3 * unit_rows * state_stride + kApart / sizeof(F); }
   // Buffers 0 and 1 take turns; buffer 2 keeps the states of the sequences' first steps.
   F* state_row(const Unit& unit, int buffer, int64_t b) const {
@@ -143,15 +114,9 @@ struct Backward {
   F* first_row(const Unit& unit, int64_t b) const { return state_row(unit, 2, b); }
 
   void pack_share(const Worker& worker) const {
-    for (int d = 0; d < p.D; ++d) {
-      if (ih) pack_ih(d, ih, part(weight_ih(d).panels(), worker.rank, worker.size));
-      if (hh) pack_hh(d, d, part(weight_hh(d).panels(), worker.rank, worker.size));
-    }
-  }
-  void pack_ih(int d, F* to, const Range& panels) const {
-    const Matrix<S, F> weight = weight_ih(d);
-    for (int64_t q = panels.begin; q < panels.end; ++q)
-      weight.pack(q, to + (q * p.D + d) * weight.panel_size());
+    if (out.input) features_of(worker).pack(worker.rank, worker.size);
+    for (int d = 0; hh && d < p.D; ++d)
+      pack_hh(d, d, part(weight_hh(d).panels(), worker.rank, worker.size));
   }
   void pack_hh(int d, int64_t copy, const Range& panels) const {
     const Matrix<S, F> weight = weight_hh(d);
@@ -172,9 +137,10 @@ struct Backward {
         for (F* row : {state_row(unit, 0, b), state_row(unit, 1, b), first_row(unit, b)})
           Factors<F>::store(row, j, Vec<C>{});
     if (hh && own_weights) pack_hh(unit.d, unit.group, {unit.p0, unit.p1});
-    const F* packed = packed_hh(own_weights ? unit.group : unit.d);
+    const F* packed = hh ? packed_hh(own_weights ? unit.group : unit.d) : nullptr;
     worker.wait(unit.group, unit.members);
-    if (own_rows && out.input) pack_own_ih(worker);
+    const FeatureGradients<S, F> features = features_of(worker);
+    if (own_rows && out.input) features.pack(0, 1);
     const WeightGradients<S, F> sums = sums_of(unit.group);
     if (own_sums) sums.clear();
     const bool reverse = p.reverse[unit.d];
@@ -209,7 +175,7 @@ struct Backward {
         if (p.lengths || (out.h0 && done + 1 == p.T))
           finish_step(unit, t, rows, next, step.grad_pre, step.grad_pre_stride);
         if (own_rows && out.input)
-          grad_input_rows(p.first_row(t) + unit.b0, rows, next, state_stride, worker);
+          features.write(p.first_row(t) + unit.b0, rows, next, state_stride);
         if (reverse) row += rows;
         worker.wait(unit.group, unit.members);
       }
@@ -313,55 +279,15 @@ struct Backward {
     }
   }
 
-  // Rows of a block of grad_input's products: they stay in the second cache while the panels pass.
-  int64_t block_rows() const {
-    const int64_t row_bytes = max_of(p.D * p.H, p.I) * static_cast<int64_t>(sizeof(C));
-    return max_of(1, (256 << 10) / (row_bytes * kTileRows)) * kTileRows;
+  FeatureGradients<S, F> features_of(const Worker& worker) const {
+    return {p, out, ih, unit_rows, features_scratch + worker.rank * features_bytes};
   }
-
   // All rows, shared out, when grad_pre is complete.
-  void grad_input(const Worker& worker) const {
-    if (own_weights) pack_own_ih(worker);
+  void feature_gradients(const Worker& worker) const {
+    const FeatureGradients<S, F> features = features_of(worker);
+    if (own_weights) features.pack(0, 1);
     const Range share = part(p.rows(), worker.rank, worker.size, kTileRows);
-    const int64_t width = p.D * p.H, block = block_rows();
-    for (int64_t n = share.begin; n < share.end; n += block) {
-      const int64_t rows = min_of(block, share.end - n);
-      const C* from = static_cast<const C*>(g.grad_pre) + n * width;
-      if constexpr (kDepth<F> == 1) {
-        grad_input_rows(n, rows, from, width, worker);
-      } else {
-        F* const factors = block_factors + worker.rank * block * block_stride;
-        grad_input_rows(n, rows, as_factors(from, rows, factors), block_stride, worker);
-      }
-    }
-  }
-  void pack_own_ih(const Worker& worker) const {
-    for (int d = 0; d < p.D; ++d)
-      pack_ih(d, ih + worker.rank * ih_size(), {0, weight_ih(d).panels()});
-  }
-  // Rows n and up of the gradient of the features, from as many rows of factors.
-  void grad_input_rows(int64_t n, int64_t rows, const F* from, int64_t stride,
-                       const Worker& worker) const {
-    const int64_t K = p.D * factors_in<F>(p.H);
-    S* to = static_cast<S*>(out.input) + n * p.I;
-    C* product = block_scratch + worker.rank * max_of(block_rows(), unit_rows) * p.I;
-    if constexpr (kNative<S>) product = to;
-    const BackProjection<F> project{
-        ih + (own_weights ? worker.rank * ih_size() : 0), K, p.I, from, stride, product, p.I};
-    sweep(project, rows, 0, panels_in<F>(p.I), p.I, K);
-    if constexpr (!kNative<S>)
-      for (int64_t i = 0; i < rows * p.I; i += kLanes<C>)
-        store_some(to + i, load_some(product + i, rows * p.I - i), rows * p.I - i);
-  }
-  // Rows of grad_pre, each direction a row of factors. A vector may reach into what follows, which
-  // is written after it.
-  const F* as_factors(const C* from, int64_t rows, F* to) const {
-    for (int64_t row = 0; row < rows; ++row)
-      for (int d = 0; d < p.D; ++d, from += p.H)
-        for (int64_t j = 0; j < p.H; j += kLanes<F> * kDepth<F>)
-          store(to + row * block_stride + d * factors_in<F>(p.H) + j / kDepth<F>,
-                Factors<F>::along(from + j, p.H - j));
-    return to;
+    features.write_all(static_cast<const C*>(g.grad_pre), share.begin, share.end);
   }
 
   WeightGradients<S, F> sums_of(int64_t unit) const {
@@ -408,7 +334,7 @@ void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGrad
   }
   run_units<Compute<S>>(kernel, kernel.plan, p, worker);
   worker.wait();
-  if (out.input && !kernel.own_rows) kernel.grad_input(worker);
+  if (out.input && !kernel.own_rows) kernel.feature_gradients(worker);
   if (WeightGradients<S, F>::wanted(out)) kernel.weight_gradients(worker);
 }
 

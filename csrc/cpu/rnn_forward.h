@@ -66,12 +66,12 @@ struct Forward {
 
   const Recurrence& p;
   Plan plan;
-  bool own_weights;      // each unit packs its own
-  F *ih, *hh;            // packed weights: a copy for each unit or each direction
-  int64_t unit_rows;     // the most sequences of a unit
-  F* state;              // [units] of [2][unit_rows][state_stride]
-  int64_t state_stride;  // also the stride of the chunk's rows of features, with I for H
-  int64_t columns;       // of a worker's chunk
+  bool own_weights;   // each unit packs its own
+  F *ih, *hh;         // packed weights: a copy for each unit or each direction
+  int64_t unit_rows;  // the most sequences of a unit
+  F* state;           // [units] of [2][unit_rows][state_stride]
+  int64_t state_stride;
+  int64_t columns;  // of a worker's chunk
   int64_t chunk_rows;
   char* scratch;
   size_t scratch_size;
@@ -210,13 +210,8 @@ struct Forward {
   }
 
   void fill_bias(const Unit& unit, C* bias) const {
-    for (int64_t j = 0; j < columns; ++j) {
-      const int64_t h = unit.p0 * kPanel<C> + j;
-      bias[j] = 0;
-      if (p.bias_ih[0] && h < p.H)
-        bias[j] = to_compute(static_cast<const S*>(p.bias_ih[unit.d])[h]) +
-                  to_compute(static_cast<const S*>(p.bias_hh[unit.d])[h]);
-    }
+    for (int64_t j = 0; j < columns; j += kLanes<C>)
+      store(bias + j, bias_of<S>(p, unit.d, unit.p0 * kPanel<C> + j));
   }
 
   // Both buffers start from h0: a sequence that begins late finds it in either.
@@ -285,5 +280,30 @@ struct Forward {
     return false;
   }
 };
+
+template <class S, class F>
+size_t forward_workspace(const Recurrence& p, int threads) {
+  if (OneStep<S, F>::takes(p)) return threads * OneStep<S, F>(p, nullptr).bytes;
+  size_t bytes = 0;  // the team may be smaller than asked for
+  for (int size = 1; size <= threads; ++size) {
+    const size_t needed = Forward<S, F>(p, size, nullptr).bytes;
+    if (needed > bytes) bytes = needed;
+  }
+  return bytes;
+}
+
+template <class S, class F>
+void forward(const Recurrence& p, char* workspace, Worker& worker) {
+  if (OneStep<S, F>::takes(p)) {
+    const size_t bytes = OneStep<S, F>(p, nullptr).bytes;
+    return OneStep<S, F>(p, workspace + worker.rank * bytes).run(worker);
+  }
+  const Forward<S, F> kernel(p, worker.size, workspace);
+  if (!kernel.own_weights) {
+    kernel.pack_share(worker);
+    worker.wait();
+  }
+  run_units<Compute<S>>(kernel, kernel.plan, p, worker);
+}
 
 }  // namespace rnnext::RNNEXT_ISA

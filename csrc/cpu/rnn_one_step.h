@@ -75,10 +75,7 @@ struct OneStep {
     const int64_t left = p.H - j;
     Vec<C> acc[R];
     for (int64_t b = 0; b < R; ++b) {
-      acc[b] = Vec<C>{};
-      if (p.bias_ih[0])
-        acc[b] = load_some(static_cast<const S*>(p.bias_ih[d]) + j, left) +
-                 load_some(static_cast<const S*>(p.bias_hh[d]) + j, left);
+      acc[b] = bias_of<S>(p, d, j);
       if (p.I == 0 && p.input) acc[b] += load_some(input_row<S>(p, 0, b) + d * p.H + j, left);
     }
     add_unpacked<R>(acc, static_cast<const S*>(p.weight_ih[d]) + j * p.I, left, p.I, x, x_stride);
@@ -93,30 +90,5 @@ struct OneStep {
     }
   }
 };
-
-template <class S, class F>
-size_t forward_workspace(const Recurrence& p, int threads) {
-  if (OneStep<S, F>::takes(p)) return threads * OneStep<S, F>(p, nullptr).bytes;
-  size_t bytes = 0;  // the team may be smaller than asked for
-  for (int size = 1; size <= threads; ++size) {
-    const size_t needed = Forward<S, F>(p, size, nullptr).bytes;
-    if (needed > bytes) bytes = needed;
-  }
-  return bytes;
-}
-
-template <class S, class F>
-void forward(const Recurrence& p, char* workspace, Worker& worker) {
-  if (OneStep<S, F>::takes(p)) {
-    const size_t bytes = OneStep<S, F>(p, nullptr).bytes;
-    return OneStep<S, F>(p, workspace + worker.rank * bytes).run(worker);
-  }
-  const Forward<S, F> kernel(p, worker.size, workspace);
-  if (!kernel.own_weights) {
-    kernel.pack_share(worker);
-    worker.wait();
-  }
-  run_units<Compute<S>>(kernel, kernel.plan, p, worker);
-}
 
 }  // namespace rnnext::RNNEXT_ISA

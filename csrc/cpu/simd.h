@@ -17,13 +17,11 @@ struct VecOf;
 template <>
 struct VecOf<float> {
   typedef float type __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
-  typedef int32_t mask __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
   typedef float unaligned __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(4), may_alias));
 };
 template <>
 struct VecOf<double> {
   typedef double type __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
-  typedef int64_t mask __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
   typedef double unaligned __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(8), may_alias));
 };
 // Two bfloat16 side by side: one factor of a bfloat16 dot product. See factor.h.
@@ -70,52 +68,6 @@ using Compute = typename ComputeOf<S>::type;
 template <class S>
 constexpr bool kNative = sizeof(S) == sizeof(Compute<S>);  // stored as it is computed
 
-RNNEXT_INLINE float to_compute(float x) { return x; }
-RNNEXT_INLINE double to_compute(double x) { return x; }
-RNNEXT_INLINE float to_compute(Float16 x) { return static_cast<float>(x.value); }
-RNNEXT_INLINE float to_compute(BFloat16 x) {
-  uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float y;
-  __builtin_memcpy(&y, &bits, sizeof y);
-  return y;
-}
-
-template <class S>
-struct To {
-  static RNNEXT_INLINE S storage(S x) { return x; }
-};
-template <>
-struct To<Float16> {
-  static RNNEXT_INLINE Float16 storage(float x) { return {static_cast<_Float16>(x)}; }
-};
-template <>
-struct To<BFloat16> {
-  static RNNEXT_INLINE BFloat16 storage(float x) {  // round to nearest, ties to even
-    uint32_t bits;
-    __builtin_memcpy(&bits, &x, sizeof bits);
-    if ((bits & 0x7fffffff) > 0x7f800000) return {0x7fc0};
-    return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
-  }
-};
-
-// The first n lanes, one by one: tails.
-template <class S>
-__attribute__((noinline)) Vec<Compute<S>> load_each(const S* p, int64_t n) {
-  using C = Compute<S>;
-  Vec<C> x = {};
-  C lanes[kLanes<C>] = {};
-  for (int i = 0; i < kLanes<C> && i < n; ++i) lanes[i] = to_compute(p[i]);
-  __builtin_memcpy(&x, lanes, sizeof x);
-  return x;
-}
-template <class S>
-__attribute__((noinline)) void store_each(S* p, Vec<Compute<S>> x, int64_t n) {
-  using C = Compute<S>;
-  C lanes[kLanes<C>];
-  __builtin_memcpy(lanes, &x, sizeof x);
-  for (int i = 0; i < kLanes<C> && i < n; ++i) p[i] = To<S>::storage(lanes[i]);
-}
-
 template <class C>
 RNNEXT_INLINE Vec<C> load(const C* p) {
   return *reinterpret_cast<const typename VecOf<C>::unaligned*>(p);
@@ -137,9 +89,8 @@ RNNEXT_INLINE Vec<float> load(const BFloat16* p) {
 RNNEXT_INLINE void store(BFloat16* p, Vec<float> x) {  // to nearest, ties to even
   const FloatBits bits = (FloatBits)x;
   const FloatBits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const FloatBits nan = {};
-  *reinterpret_cast<HalfBits*>(p) =
-      __builtin_convertvector(x == x ? rounded : nan + 0x7fc0, HalfBits);
+  const FloatBits nan = FloatBits{} + 0x7fc0;
+  *reinterpret_cast<HalfBits*>(p) = __builtin_convertvector(x == x ? rounded : nan, HalfBits);
 }
 RNNEXT_INLINE Vec<float> load(const Float16* p) {
 #if RNNEXT_VECTOR_BYTES == 64
@@ -147,7 +98,9 @@ RNNEXT_INLINE Vec<float> load(const Float16* p) {
 #elif RNNEXT_VECTOR_BYTES == 32
   return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p)));
 #else
-  return load_each(p, kLanes<float>);
+  Vec<float> x = {};
+  for (int i = 0; i < kLanes<float>; ++i) x[i] = static_cast<float>(p[i].value);
+  return x;
 #endif
 }
 RNNEXT_INLINE void store(Float16* p, Vec<float> x) {
@@ -156,20 +109,34 @@ RNNEXT_INLINE void store(Float16* p, Vec<float> x) {
 #elif RNNEXT_VECTOR_BYTES == 32
   _mm_storeu_si128(reinterpret_cast<__m128i_u*>(p), _mm256_cvtps_ph((__m256)x, 0));
 #else
-  store_each(p, x, kLanes<float>);
+  for (int i = 0; i < kLanes<float>; ++i) p[i].value = static_cast<_Float16>(x[i]);
 #endif
+}
+
+// The first n lanes, out of line: tails.
+template <class S>
+__attribute__((noinline)) Vec<Compute<S>> load_first(const S* p, int64_t n) {
+  S lanes[kLanes<Compute<S>>] = {};
+  if (n > 0) __builtin_memcpy(lanes, p, n * sizeof(S));
+  return load(lanes);
+}
+template <class S>
+__attribute__((noinline)) void store_first(S* p, Vec<Compute<S>> x, int64_t n) {
+  S lanes[kLanes<Compute<S>>];
+  store(lanes, x);
+  if (n > 0) __builtin_memcpy(p, lanes, n * sizeof(S));
 }
 
 // n values of storage type S at p (n >= the lanes: all of them; n <= 0: none); lanes past n are 0.
 template <class S>
 RNNEXT_INLINE Vec<Compute<S>> load_some(const S* p, int64_t n) {
   using C = Compute<S>;
-  return n >= kLanes<C> ? load(p) : load_each(p, n);
+  return n >= kLanes<C> ? load(p) : load_first(p, n);
 }
 template <class S>
 RNNEXT_INLINE void store_some(S* p, Vec<Compute<S>> x, int64_t n) {
   if (n >= kLanes<Compute<S>>) return store(p, x);
-  store_each(p, x, n);
+  store_first(p, x, n);
 }
 
 }  // namespace rnnext::RNNEXT_ISA
