@@ -52,6 +52,9 @@ struct Factors {
   static RNNEXT_INLINE void store(F* row, int64_t column, Vec<Compute<F>> x) {
     RNNEXT_ISA::store(row + column, x);
   }
+  static RNNEXT_INLINE void store_some(F* row, int64_t column, Vec<Compute<F>> x, int64_t n) {
+    RNNEXT_ISA::store_some(row + column, x, n);
+  }
 };
 
 #ifdef RNNEXT_BF16_DOT
@@ -83,6 +86,10 @@ struct Factors<Pair> {
   static RNNEXT_INLINE void store(Pair* row, int64_t column, Vec<float> x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(row + column / 2),
                         (__m256i)_mm512_cvtneps_pbh((__m512)x));
+  }
+  static RNNEXT_INLINE void store_some(Pair* row, int64_t column, Vec<float> x, int64_t n) {
+    const __mmask16 mask = n >= kLanes<float> ? 0xffff : n > 0 ? (1u << n) - 1 : 0;
+    _mm256_mask_storeu_epi16(row + column / 2, mask, (__m256i)_mm512_cvtneps_pbh((__m512)x));
   }
 
  private:

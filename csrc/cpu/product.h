@@ -81,14 +81,23 @@ RNNEXT_INLINE void store_tile(const V (&acc)[R][NV], C* to, int64_t stride) {
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) store(to + r * stride + j * kLanes<C>, acc[r][j]);
 }
-// The tile as factors: columns `column` and up of rows that are `stride` factors apart.
+// The tile as factors: values `column` and up, as many as there are before `end`, of rows that are
+// `stride` factors apart.
 template <class F, class V, int R, int NV>
-RNNEXT_INLINE void store_factors(const V (&acc)[R][NV], F* to, int64_t stride, int64_t column) {
+RNNEXT_INLINE void store_factors(const V (&acc)[R][NV], F* to, int64_t stride, int64_t column,
+                                 int64_t end) {
+  if (column + NV * kLanes<F> <= end) {
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j)
-      Factors<F>::store(to + r * stride, column + j * kLanes<F>, acc[r][j]);
+      for (int j = 0; j < NV; ++j)
+        Factors<F>::store(to + r * stride, column + j * kLanes<F>, acc[r][j]);
+  } else {
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < NV; ++j)
+        Factors<F>::store_some(to + r * stride, column + j * kLanes<F>, acc[r][j],
+                               end - column - j * kLanes<F>);
+  }
 }
 // As many of the tile's columns as there are left.
 template <class C, class V, int R, int NV>

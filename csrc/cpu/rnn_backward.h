@@ -41,7 +41,7 @@ struct BackwardStep {
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) acc[r][j] = Cell::backward(acc[r][j], h[r][j]);
     store_tile_some(acc, grad_pre + row * grad_pre_stride + column, grad_pre_stride, left);
-    store_factors(acc, next + row * state_stride, state_stride, column);
+    store_factors(acc, next + row * state_stride, state_stride, column, column + NV * kLanes<C>);
   }
 };
 

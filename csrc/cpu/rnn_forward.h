@@ -1,12 +1,19 @@
-// The recurrence, forward. Each worker takes steps in chunks: first the pre-activations of a chunk
-// of steps into scratch (one product with W_ih, or rows copied), then, step by step, the
-// accumulators start from those rows, add W_hh h and go through the cell. The state lives in
-// scratch [2][B][H] in the compute type, rounded to the storage type at every step, so that a
-// sequence cut into several calls gives the same bits. S is the storage type, F that of the
-// factors.
+// The recurrence, forward. The accumulators start from the bias, add W_ih x and W_hh h and go
+// through the cell. Few rows would read W_ih from far memory at every step: for them, steps are
+// taken in chunks, whose pre-activations come first, in one product, into scratch. The state is the
+// output of the step before, or, where that has other numbers or is written by others, a row of
+// scratch, rounded to the storage type: a sequence cut into several calls gives the same bits. S is
+// the storage type, F that of the factors.
 #pragma once
 
 namespace rnnext::RNNEXT_ISA {
+
+// The first of some rows of factors, and how far apart they are.
+template <class F>
+struct Rows {
+  const F* first;
+  int64_t stride;
+};
 
 // out[row] = start + a[row] * panels: rows of scratch from rows of features.
 template <class Factor>
@@ -14,8 +21,7 @@ struct Projection {
   using F = Factor;
   using C = Compute<F>;
   const F* packed;
-  const F* a;
-  int64_t a_stride;
+  Rows<F> a;
   const C* start;  // [panels]
   C* out;
   int64_t out_stride, p0;
@@ -26,7 +32,7 @@ struct Projection {
     C* to = out + row * out_stride + at;
     Vec<C> acc[R][NV];
     load_tile(acc, start + at, 0);
-    accumulate<false, F, R, NV>(acc, a + row * a_stride, a_stride, panels, K);
+    accumulate<false, F, R, NV>(acc, a.first + row * a.stride, a.stride, panels, K);
     store_tile(acc, to, out_stride);
   }
 };
@@ -37,23 +43,27 @@ struct ForwardStep {
   using F = Factor;
   using C = Compute<F>;
   const F* packed;  // hh
+  const F* packed_ih;
   int64_t H, p0;
-  C* pre;  // first row, panel p0
-  int64_t pre_stride;
-  const F* state;  // first row
-  F* next;
-  int64_t state_stride;
-  C* output;  // first row, or null: finish_step writes it
+  const C* start;  // the bias of panel p0, or, start_stride apart, rows of pre-activations
+  Rows<F> state;
+  int64_t next_stride, next_end;  // row stride, and where a row of `next` ends
   int64_t output_stride;
+  int64_t start_stride = 0;
+  Rows<F> features = {};
+  int64_t I = 0;  // factors of the features
+  F* next = nullptr;
+  C* output = nullptr;  // null: it is `next`, or finish_step writes it
 
   template <int R, int NV>
   RNNEXT_TILE void tile(int64_t row, int64_t column, const F* panels, int64_t K) const {
-    const C* from = pre + row * pre_stride + column - p0 * kPanel<C>;
     Vec<C> acc[R][NV];
-    load_tile(acc, from, pre_stride);
-    accumulate<false, F, R, NV>(acc, state + row * state_stride, state_stride, panels, K);
+    load_tile(acc, start + row * start_stride + column - p0 * kPanel<C>, start_stride);
+    accumulate<false, F, R, NV>(acc, features.first + row * features.stride, features.stride,
+                                packed_ih + column * I, I);
+    accumulate<false, F, R, NV>(acc, state.first + row * state.stride, state.stride, panels, K);
     apply<Cell>(acc);
-    store_factors(acc, next + row * state_stride, state_stride, column);
+    store_factors(acc, next + row * next_stride, next_stride, column, next_end);
     if (output)
       store_tile_some(acc, output + row * output_stride + column, output_stride, H - column);
   }
@@ -63,10 +73,14 @@ template <class S, class F>
 struct Forward {
   using C = Compute<S>;
   static constexpr int64_t kChunkBytes = 96 << 10;
+  static constexpr int64_t kFewRows = 4;     // below: W_ih is not read at every step
+  static constexpr int64_t kSameSet = 4096;  // rows so far apart push each other out of the cache
 
   const Recurrence& p;
   Plan plan;
   bool own_weights;   // each unit packs its own
+  bool projects;      // pre-activations come first, for a chunk of steps
+  bool in_output;     // the state of the step before is its output
   F *ih, *hh;         // packed weights: a copy for each unit or each direction
   int64_t unit_rows;  // the most sequences of a unit
   F* state;           // [units] of [2][unit_rows][state_stride]
@@ -80,18 +94,22 @@ struct Forward {
   Forward(const Recurrence& p, int size, char* workspace) : p(p), plan(Plan::choose<F>(p, size)) {
     Arena arena{workspace};
     const int64_t sizes = weight_ih(0).packed_size() + weight_hh(0).packed_size();
-    own_weights = plan.batch_parts == 1 || sizes * sizeof(F) <= kOwnWeights;
+    const bool small = sizes * sizeof(F) <= kOwnWeights;
+    own_weights = plan.batch_parts == 1 || small;
     const int64_t copies = own_weights ? plan.units : p.D;
     ih = arena.take<F>(copies * weight_ih(0).packed_size());
     hh = arena.take<F>(copies * weight_hh(0).packed_size());
     state_stride = scratch_stride<F>(p.H);
     unit_rows = split_sequences(p, 0, plan.batch_parts).most;
+    projects = p.I == 0 || unit_rows < kFewRows || !small;
+    in_output = kStoredAsFactors<S, F> && p.H % kDepth<F> == 0 && !p.lengths &&
+                plan.hidden_parts == 1 && p.D * p.H * static_cast<int64_t>(sizeof(S)) < kSameSet;
     state = arena.take<F>(plan.units * unit_state_size());
     columns = divide_up(panels_in<C>(p.H), plan.hidden_parts) * kPanel<C>;
     const int64_t row_bytes = max_of(scratch_stride<C>(columns), scratch_stride<F>(p.I)) *
                               static_cast<int64_t>(sizeof(C));
     const int64_t fit = kChunkBytes / row_bytes;
-    chunk_rows = max_of(unit_rows, min_of(fit, p.T * p.B));
+    chunk_rows = projects ? max_of(unit_rows, min_of(fit, p.T * p.B)) : unit_rows;
     scratch_size = Scratch(*this, nullptr).bytes;
     scratch = arena.take<char>(size * static_cast<int64_t>(scratch_size));
     bytes = arena.used;
@@ -104,7 +122,7 @@ struct Forward {
     Scratch(const Forward& f, char* base) {
       Arena arena{base};
       bias = arena.take<C>(f.columns);
-      pre = arena.take<C>(f.chunk_rows * scratch_stride<C>(f.columns));
+      pre = arena.take<C>(f.projects ? f.chunk_rows * scratch_stride<C>(f.columns) : 0);
       features = arena.take<F>(f.p.I > 0 ? f.chunk_rows * scratch_stride<F>(f.p.I) : 0);
       arena.take<char>(kApart);
       bytes = arena.used;
@@ -138,68 +156,92 @@ struct Forward {
 
   template <class Cell>
   void steps(const Unit& unit, Worker& worker) const {
+    using Step = ForwardStep<F, Cell>;
     const Scratch s(*this, scratch + worker.rank * scratch_size);
-    const int64_t pre_stride = scratch_stride<C>(columns);
+    const int64_t pre_stride = scratch_stride<C>(columns), width = p.D * p.H;
     if (own_weights) pack(unit.d, unit.group, unit.p0, unit.p1);
     fill_bias(unit, s.bias);
     fill_state(unit);
     worker.wait(unit.group, unit.members);
-    const F* packed = hh + copy_of(unit) * weight_hh(0).packed_size();
     F* buffers[2] = {state_row(unit, 0, unit.b0), state_row(unit, 1, unit.b0)};
+    Step step{hh + copy_of(unit) * weight_hh(0).packed_size(),
+              packed_ih(unit),
+              p.H,
+              unit.p0,
+              s.bias,
+              {buffers[0], state_stride},
+              state_stride,
+              padded_columns(),
+              width};
     const bool reverse = p.reverse[unit.d];
     for (int64_t done = 0; done < p.T;) {
-      const Chunk chunk = next_chunk(p, unit, done, reverse, chunk_rows);
-      fill_chunk(unit, chunk, s);
+      const Chunk chunk = next_chunk(p, unit, done, reverse, projects ? chunk_rows : 0);
+      if (p.I > 0) step.features = features(unit, chunk, s);
+      if (projects) {
+        fill_pre(unit, chunk, step.features, s);
+      } else {
+        step.I = factors_in<F>(p.I);
+      }
       int64_t row = reverse ? chunk.rows : 0;
       for (int64_t i = 0; i < chunk.n; ++i, ++done) {
         const int64_t t = reverse ? p.T - 1 - done : done;
-        const int64_t sequences_now = sequences(p, unit, t);
-        if (reverse) row -= sequences_now;
-        const F* state = buffers[done & 1];
-        F* next = buffers[~done & 1];
-        S* output =
-            static_cast<S*>(p.output) + (p.first_row(t) + unit.b0) * p.D * p.H + unit.d * p.H;
-        ForwardStep<F, Cell> step{packed,     p.H,      unit.p0, s.pre + row * pre_stride,
-                                  pre_stride, state,    next,    state_stride,
-                                  nullptr,    p.D * p.H};
-        if constexpr (kNative<S>) step.output = output;
+        const int64_t rows = sequences(p, unit, t);
+        if (reverse) row -= rows;
+        S* output = static_cast<S*>(p.output) + (p.first_row(t) + unit.b0) * width + unit.d * p.H;
+        if (projects) step.start = s.pre + row * pre_stride, step.start_stride = pre_stride;
+        if (in_output) {
+          step.next = reinterpret_cast<F*>(output);
+          step.next_stride = width / kDepth<F>;
+          step.next_end = p.H;
+        } else {
+          step.next = buffers[~done & 1];
+          if constexpr (kNative<S>) step.output = output;
+        }
         const bool has_state = done > 0 || p.h0;  // else every state is zero
-        sweep(step, sequences_now, unit.p0, unit.p1, p.H, has_state ? factors_in<F>(p.H) : 0);
-        if (unit.p1 == panels_in<C>(p.H)) clear_half_pairs(next, sequences_now, state_stride, p.H);
-        if (!kNative<S> || p.lengths || done + 1 == p.T)
-          finish_step(unit, t, sequences_now, state, next, output);
-        if (!reverse) row += sequences_now;
+        sweep(step, rows, unit.p0, unit.p1, p.H, has_state ? factors_in<F>(p.H) : 0);
+        if (!in_output) {
+          if (unit.p1 == panels_in<C>(p.H)) clear_half_pairs(step.next, rows, state_stride, p.H);
+          if (!kNative<S> || p.lengths)
+            finish_step(unit, t, rows, step.state.first, step.next, output);
+        }
+        if (p.lengths || done + 1 == p.T) write_h_n(unit, t, rows, output);
+        step.state = {step.next, step.next_stride};
+        if (!reverse) row += rows;
         if (done + 1 < p.T) worker.wait(unit.group, unit.members);
       }
     }
   }
 
-  // What a step does beyond its product: 16-bit outputs, rows past their sequence's end, h_n.
+  // What a step does beyond its product where the state is scratch: 16-bit outputs, rows past their
+  // sequence's end.
   void finish_step(const Unit& unit, int64_t t, int64_t rows, const F* state, F* next,
                    S* output) const {
     const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
     for (int64_t row = 0; row < rows;
          ++row, state += state_stride, next += state_stride, output += p.D * p.H) {
-      const int64_t b = unit.b0 + row;
-      const bool past = t >= p.length(b);
-      S* h_n = p.last_step(unit.d, b, t) && !past
-                   ? static_cast<S*>(p.h_n) + (unit.d * p.B + b) * p.H
-                   : nullptr;
+      const bool past = t >= p.length(unit.b0 + row);
       for (int64_t j = from; j < to; j += kLanes<C>) {
-        const size_t size = min_of(kLanes<C>, p.H - j) * sizeof(S);
         if (past) {
           copy_factors(next, state, j);
           store_some(output + j, Vec<C>{}, p.H - j);
-          continue;
-        }
-        if constexpr (!kNative<S> && kStoredAsFactors<S, F>) {
-          __builtin_memcpy(output + j, next + j / kDepth<F>, size);
+        } else if constexpr (!kNative<S> && kStoredAsFactors<S, F>) {
+          __builtin_memcpy(output + j, next + j / kDepth<F>,
+                           min_of(kLanes<C>, p.H - j) * sizeof(S));
         } else if constexpr (!kNative<S>) {
           store_some(output + j, load(next + j), p.H - j);
           store(next + j, load_some(output + j, p.H - j));  // as a later call would read it
         }
-        if (h_n) __builtin_memcpy(h_n + j, output + j, size);
       }
+    }
+  }
+  // The state of the sequences whose last step t is.
+  void write_h_n(const Unit& unit, int64_t t, int64_t rows, const S* output) const {
+    const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
+    for (int64_t row = 0; row < rows; ++row, output += p.D * p.H) {
+      const int64_t b = unit.b0 + row;
+      if (!p.last_step(unit.d, b, t) || t >= p.length(b)) continue;
+      __builtin_memcpy(static_cast<S*>(p.h_n) + (unit.d * p.B + b) * p.H + from, output + from,
+                       (to - from) * sizeof(S));
     }
   }
 
@@ -229,51 +271,52 @@ struct Forward {
     }
   }
 
-  // Pre-activations of a chunk, in memory's order, without the recurrent term.
-  void fill_chunk(const Unit& unit, const Chunk& chunk, const Scratch& s) const {
+  const F* packed_ih(const Unit& unit) const {
+    return ih + copy_of(unit) * weight_ih(0).packed_size();
+  }
+  int64_t padded_columns() const { return panels_in<C>(p.H) * kPanel<C>; }
+
+  // Rows of features of a chunk, in memory's order: where they lie, or copied.
+  Rows<F> features(const Unit& unit, const Chunk& chunk, const Scratch& s) const {
+    Rows<F> rows;
+    if (in_place(unit, chunk, &rows)) return rows;
+    rows = {s.features, scratch_stride<F>(p.I)};
+    F* x = s.features;
+    for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
+      for (int64_t b = unit.b0; b < unit.b0 + sequences(p, unit, t); ++b, x += rows.stride)
+        for (int64_t j = 0; j < p.I; j += kLanes<C>)
+          Factors<F>::store(x, j, load_some(input_row<S>(p, t, b) + j, p.I - j));
+    return rows;
+  }
+
+  // Pre-activations of a chunk without the recurrent term.
+  void fill_pre(const Unit& unit, const Chunk& chunk, const Rows<F>& features,
+                const Scratch& s) const {
     const int64_t stride = scratch_stride<C>(columns);
     const int64_t from = unit.p0 * kPanel<C>, to = unit.p1 * kPanel<C>;
-    if (p.I == 0) {
-      C* pre = s.pre;
-      for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
-        for (int64_t b = unit.b0; b < unit.b0 + sequences(p, unit, t); ++b, pre += stride)
-          for (int64_t j = from; j < to; j += kLanes<C>) {
-            Vec<C> x = load(s.bias + j - from);
-            if (p.input) x += load_some(input_row<S>(p, t, b) + unit.d * p.H + j, p.H - j);
-            store(pre + j - from, x);
-          }
-      return;
+    if (p.I > 0) {
+      const Projection<F> project{packed_ih(unit), features, s.bias, s.pre, stride, unit.p0};
+      return sweep(project, chunk.rows, unit.p0, unit.p1, p.H, factors_in<F>(p.I));
     }
-    const F* a;
-    int64_t a_stride;
-    if (!in_place(unit, chunk, &a, &a_stride)) {
-      a = s.features;
-      a_stride = scratch_stride<F>(p.I);
-      F* x = s.features;
-      for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
-        for (int64_t b = unit.b0; b < unit.b0 + sequences(p, unit, t); ++b, x += a_stride)
-          for (int64_t j = 0; j < p.I; j += kLanes<C>)
-            Factors<F>::store(x, j, load_some(input_row<S>(p, t, b) + j, p.I - j));
-    }
-    const Projection<F> project{ih + copy_of(unit) * weight_ih(0).packed_size(),
-                                a,
-                                a_stride,
-                                s.bias,
-                                s.pre,
-                                stride,
-                                unit.p0};
-    sweep(project, chunk.rows, unit.p0, unit.p1, p.H, factors_in<F>(p.I));
+    C* pre = s.pre;
+    for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
+      for (int64_t b = unit.b0; b < unit.b0 + sequences(p, unit, t); ++b, pre += stride)
+        for (int64_t j = from; j < to; j += kLanes<C>) {
+          Vec<C> x = load(s.bias + j - from);
+          if (p.input) x += load_some(input_row<S>(p, t, b) + unit.d * p.H + j, p.H - j);
+          store(pre + j - from, x);
+        }
   }
 
   // Whether the chunk's features can be read where they lie: rows of factors, one stride.
-  bool in_place(const Unit& unit, const Chunk& chunk, const F** a, int64_t* stride) const {
+  bool in_place(const Unit& unit, const Chunk& chunk, Rows<F>* rows) const {
     if constexpr (kStoredAsFactors<S, F>) {
       const bool whole = unit.b0 == 0 && unit.b1 == p.B;
       const bool contiguous = p.step_row || p.input_stride_t == p.B * p.input_stride_b;
       if (chunk.n == 1 || (whole && contiguous) || (p.B == 1 && !p.step_row)) {
         const int64_t apart = p.B == 1 && !p.step_row ? p.input_stride_t : p.input_stride_b;
-        *a = reinterpret_cast<const F*>(input_row<S>(p, chunk.t, unit.b0));
-        *stride = apart / kDepth<F>;
+        const S* first = input_row<S>(p, chunk.t, unit.b0);
+        *rows = {reinterpret_cast<const F*>(first), apart / kDepth<F>};
         return p.I % kDepth<F> == 0 && apart % kDepth<F> == 0;
       }
     }

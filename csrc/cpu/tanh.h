@@ -72,8 +72,7 @@ template <class V>
 
   const Bits sign = (Bits)x & C::kSign;
   V a = (V)((Bits)x ^ sign);
-  const V saturation = V{} + C::kSaturation;
-  a = a > saturation ? saturation : a;  // in this order a NaN stays
+  a = at_most(a, C::kSaturation);
 
   // z holds 126 + n (1022 + n for double), with the fraction cut off, in its low mantissa bits.
   V z = a * C::kInverseStep + (C::kZero + C::kOffset);
