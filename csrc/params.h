@@ -51,12 +51,13 @@ struct Recurrence {
 struct RecurrenceGrad {
   const void* grad_output = nullptr;  // [N, D*H] or null: zeros
   const void* grad_h_n = nullptr;     // [D,B,H] or null: zeros
-  void* grad_pre = nullptr;  // [N, D*H] gradient of the pre-activations, float (double for f64)
 };
 
-// What the backward kernel writes; null: not wanted. All contiguous, in the storage type.
+// What the backward kernel writes; null: not wanted. All contiguous, in the storage type, but
+// `pre`.
 struct RecurrenceGradOut {
-  void* input = nullptr;                    // [N, I] (features only)
+  void* pre = nullptr;    // [N, D*H] of the pre-activations, float (double for f64)
+  void* input = nullptr;  // [N, I] (features only)
   void* weight_ih[2] = {nullptr, nullptr};  // [H,I]
   void* weight_hh[2] = {nullptr, nullptr};  // [H,H]
   void* bias[2] = {nullptr, nullptr};       // [H]

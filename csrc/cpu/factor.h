@@ -99,6 +99,13 @@ struct Factors<Pair> {
 };
 #endif
 
+// The first of some rows of factors, and how far apart they are.
+template <class F>
+struct Rows {
+  const F* first;
+  int64_t stride;
+};
+
 // Values column, .., column + kLanes - 1 of a row of factors, as they are.
 template <class F>
 RNNEXT_INLINE void copy_factors(F* to, const F* from, int64_t column) {

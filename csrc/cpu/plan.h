@@ -158,6 +158,9 @@ constexpr int64_t kApart = 4096;
 // travel slowly to another that shares no cache with it.
 constexpr size_t kOwnWeights = 512 << 10;
 
+// Rows this many bytes apart or more may push each other out of the first cache.
+constexpr int64_t kSameSet = 4096;
+
 // Hands out pieces of a workspace; with no base it only counts.
 struct Arena {
   char* base;

@@ -74,6 +74,15 @@ RNNEXT_INLINE void load_tile(V (&acc)[R][NV], const C* from, int64_t stride) {
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) acc[r][j] = load(from + r * stride + j * kLanes<C>);
 }
+// Asks for what a later tile will load: its rows are in no order that the CPU could foresee.
+template <int R, int NV, class C>
+RNNEXT_INLINE void fetch_tile(const C* from, int64_t stride) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; j += 64 / RNNEXT_VECTOR_BYTES)
+      __builtin_prefetch(from + r * stride + j * kLanes<C>, 0, 2);
+}
 template <class C, class V, int R, int NV>
 RNNEXT_INLINE void store_tile(const V (&acc)[R][NV], C* to, int64_t stride) {
 #pragma GCC unroll 16

@@ -183,11 +183,9 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
   const auto allocate = [&](at::IntArrayRef shape) {
     return empty ? at::zeros(shape, options) : empty_large(shape, options);
   };
-  Tensor grad_pre = empty_large(s.output_shape(), options.dtype(compute));
-  g.grad_pre = grad_pre.data_ptr();
 
   RecurrenceGradOut out;
-  Tensor grad_input = at::empty({0}, options), grad_h0 = at::empty({0}, options);
+  Tensor grad_pre, grad_input = at::empty({0}, options), grad_h0 = at::empty({0}, options);
   std::vector<Tensor> grad_weight_ih, grad_weight_hh, grad_bias;
   const auto add = [&](std::vector<Tensor>& list, at::IntArrayRef shape) {
     list.push_back(allocate(shape));
@@ -201,6 +199,9 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
   if (want_input && s.features) {
     grad_input = allocate(input.sizes());
     if (s.I > 0) out.input = grad_input.data_ptr();
+  } else if (want_input) {
+    grad_pre = empty_large(s.output_shape(), options.dtype(compute));
+    out.pre = grad_pre.data_ptr();
   }
   if (want_h0) {
     grad_h0 = allocate({s.D, s.B, s.H});

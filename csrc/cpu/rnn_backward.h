@@ -18,22 +18,27 @@ struct BackwardStep {
   int64_t grad_stride;
   const C* output;
   int64_t output_stride;
-  const F* state;
-  F* next;
-  int64_t state_stride;
+  Rows<F> state;
   C* grad_pre;
   int64_t grad_pre_stride;
+  F* next;  // or null: it is grad_pre
+  int64_t next_stride;
+  int64_t ahead;  // from the rows of grad and output to those of the next step, or 0
 
   template <int R, int NV>
   RNNEXT_TILE void tile(int64_t row, int64_t column, const F* panels, int64_t K) const {
     const int64_t left = H - column;
+    if (ahead) {
+      if (grad) fetch_tile<R, NV>(grad + row * grad_stride + column + ahead, grad_stride);
+      fetch_tile<R, NV>(output + row * output_stride + column + ahead, output_stride);
+    }
     Vec<C> acc[R][NV];
     if (grad) {
       load_tile_some(acc, grad + row * grad_stride + column, grad_stride, left);
     } else {
       clear_tile(acc);
     }
-    accumulate<false, F, R, NV>(acc, state + row * state_stride, state_stride, panels, K);
+    accumulate<false, F, R, NV>(acc, state.first + row * state.stride, state.stride, panels, K);
     Vec<C> h[R][NV];
     load_tile_some(h, output + row * output_stride + column, output_stride, left);
 #pragma GCC unroll 16
@@ -41,7 +46,8 @@ struct BackwardStep {
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) acc[r][j] = Cell::backward(acc[r][j], h[r][j]);
     store_tile_some(acc, grad_pre + row * grad_pre_stride + column, grad_pre_stride, left);
-    store_factors(acc, next + row * state_stride, state_stride, column, column + NV * kLanes<C>);
+    if (next)
+      store_factors(acc, next + row * next_stride, next_stride, column, column + NV * kLanes<C>);
   }
 };
 
@@ -57,6 +63,7 @@ struct Backward {
   bool own_weights;  // each unit packs its own W_hh, each worker its own W_ih
   bool own_sums;     // each unit sums the gradients of the weights over its own rows
   bool own_rows;     // and keeps the rows of grad_pre for a chunk only: nobody else reads them
+  bool in_grad_pre;  // the state of the step after is its rows of grad_pre
   F* ih;             // packed W_ih of all directions, or null: each worker packs its own
   F* hh;             // packed W_hh: a copy for each unit or each direction
   F* state;          // [units] of [2][unit_rows][state_stride], then [unit_rows] of first states
@@ -64,6 +71,7 @@ struct Backward {
   int64_t unit_rows;  // the most sequences of a unit
   int64_t step_stride;
   int64_t chunk_rows;
+  C* grad_pre;             // [N, D*H], or null: own_rows
   C* chunk_scratch;        // [workers][chunk_rows][step_stride], the rows of grad_pre
   C* step_scratch;         // [workers] of [2][unit_rows][step_stride]
   char* features_scratch;  // [workers] of FeatureGradients
@@ -89,8 +97,12 @@ struct Backward {
     const bool own = own_weights && plan.hidden_parts == 1;
     own_sums = own && WeightGradients<S, F>::wanted(out);
     own_rows = own && p.D == 1 && p.I > 0;
+    in_grad_pre = kDepth<F> == 1 && !p.lengths && plan.hidden_parts == 1 &&
+                  (own_rows || p.D * p.H * static_cast<int64_t>(sizeof(C)) < kSameSet);
     const int64_t fit = kChunkBytes / (step_stride * static_cast<int64_t>(sizeof(C)));
     chunk_rows = max_of(unit_rows, min_of(fit, WeightGradients<S, F>::kChunkRows));
+    grad_pre = static_cast<C*>(out.pre);
+    if (!grad_pre && !own_rows) grad_pre = arena.take<C>(p.rows() * p.D * p.H);
     chunk_scratch = arena.take<C>(own_rows ? size * chunk_rows * step_stride : 0);
     step_scratch = arena.take<C>(size * step_scratch_size());
     features_bytes = out.input ? FeatureGradients<S, F>(p, out, ih, unit_rows, nullptr).bytes : 0;
@@ -146,6 +158,7 @@ struct Backward {
     const bool reverse = p.reverse[unit.d];
     const int64_t width = p.D * p.H;
     C* const chunk_grad = chunk_scratch + worker.rank * chunk_rows * step_stride;
+    Rows<F> state{first_row(unit, unit.b0), state_stride};  // zeros
     for (int64_t done = 0; done < p.T;) {
       const int64_t limit = own_sums || own_rows ? chunk_rows : p.rows();
       const Chunk chunk = next_chunk(p, unit, done, !reverse, limit);
@@ -155,8 +168,11 @@ struct Backward {
         const int64_t at = (p.first_row(t) + unit.b0) * width + unit.d * p.H;
         const int64_t rows = sequences(p, unit, t);
         if (!reverse) row -= rows;
-        F* next = state_row(unit, ~done & 1, unit.b0);
+        F* next = in_grad_pre ? nullptr : state_row(unit, ~done & 1, unit.b0);
         const StepRows in = step_rows(unit, t, done, rows, at, worker);
+        // Converted rows are in cache; the others' next step is far in memory.
+        const bool fetches = kNative<S> && in.grad_stride == width && done + 1 < p.T;
+        const int64_t t_next = reverse ? t + 1 : t - 1;
         const BackwardStep<F, Cell> step{
             packed,
             p.H,
@@ -164,18 +180,22 @@ struct Backward {
             in.grad_stride,
             in.output,
             in.output_stride,
-            state_row(unit, done & 1, unit.b0),
+            state,
+            own_rows ? chunk_grad + row * step_stride : grad_pre + at,
+            own_rows ? step_stride : width,
             next,
             state_stride,
-            own_rows ? chunk_grad + row * step_stride : static_cast<C*>(g.grad_pre) + at,
-            own_rows ? step_stride : width};
+            fetches ? (p.first_row(t_next) - p.first_row(t)) * width : 0};
         // No step came before the first.
         sweep(step, rows, unit.p0, unit.p1, p.H, done > 0 ? factors_in<F>(p.H) : 0);
-        if (unit.p1 == panels_in<C>(p.H)) clear_half_pairs(next, rows, state_stride, p.H);
-        if (p.lengths || (out.h0 && done + 1 == p.T))
-          finish_step(unit, t, rows, next, step.grad_pre, step.grad_pre_stride);
-        if (own_rows && out.input)
-          features.write(p.first_row(t) + unit.b0, rows, next, state_stride);
+        if (in_grad_pre) {
+          state = {reinterpret_cast<const F*>(step.grad_pre), step.grad_pre_stride};
+        } else {
+          if (unit.p1 == panels_in<C>(p.H)) clear_half_pairs(next, rows, state_stride, p.H);
+          if (p.lengths) finish_step(unit, t, rows, next, step.grad_pre, step.grad_pre_stride);
+          state = {next, state_stride};
+        }
+        if (own_rows && out.input) features.write(p.first_row(t) + unit.b0, rows, state);
         if (reverse) row += rows;
         worker.wait(unit.group, unit.members);
       }
@@ -184,11 +204,21 @@ struct Backward {
         if (own_rows) {
           sums.add(cursor, chunk.rows, chunk_grad, step_stride);
         } else {
-          sums.add(cursor, chunk.rows, static_cast<const C*>(g.grad_pre), 0);
+          sums.add(cursor, chunk.rows, grad_pre, 0);
         }
       }
+      if (in_grad_pre && own_rows && done < p.T) state = keep(unit, state);
     }
-    if (out.h0) grad_h0(unit, packed, worker);
+    if (p.lengths) state = {first_row(unit, unit.b0), state_stride};
+    if (out.h0) grad_h0(unit, packed, state, worker);
+  }
+
+  // Rows that lie where the next chunk's will, in a place of their own.
+  Rows<F> keep(const Unit& unit, const Rows<F>& rows) const {
+    for (int64_t b = unit.b0; b < unit.b1; ++b)
+      for (int64_t j = 0; j < p.H; j += kLanes<C>)
+        copy_factors(state_row(unit, 0, b), rows.first + (b - unit.b0) * rows.stride, j);
+    return {state_row(unit, 0, unit.b0), state_stride};
   }
 
   // Where a step finds the output and its gradient: in the tensors, or in scratch where they are
@@ -241,7 +271,8 @@ struct Backward {
     return step_scratch + worker.rank * step_scratch_size() + which * unit_rows * step_stride;
   }
 
-  // Rows past their sequence's end have no gradient; the first step's is kept for grad_h0.
+  // Where sequences differ in length: rows past their end have no gradient; the first step's is
+  // kept for grad_h0.
   void finish_step(const Unit& unit, int64_t t, int64_t rows, F* next, C* grad_pre,
                    int64_t stride) const {
     for (int64_t row = 0; row < rows; ++row, next += state_stride, grad_pre += stride) {
@@ -259,12 +290,12 @@ struct Backward {
     }
   }
 
-  void grad_h0(const Unit& unit, const F* packed, const Worker& worker) const {
+  void grad_h0(const Unit& unit, const F* packed, const Rows<F>& first,
+               const Worker& worker) const {
     // In the compute type first: the state's buffers are free now, but for the slower members.
     C* const rows = converted(worker, 0);
     const int64_t K = factors_in<F>(p.H);
-    const BackProjection<F> project{packed,       K,    step_stride, first_row(unit, unit.b0),
-                                    state_stride, rows, step_stride};
+    const BackProjection<F> project{packed, K, step_stride, first, rows, step_stride};
     sweep(project, unit.b1 - unit.b0, unit.p0, unit.p1, p.H, K);
     for (int64_t b = unit.b0; b < unit.b1; ++b) {
       const int64_t row = (unit.d * p.B + b) * p.H;
@@ -287,7 +318,7 @@ struct Backward {
     const FeatureGradients<S, F> features = features_of(worker);
     if (own_weights) features.pack(0, 1);
     const Range share = part(p.rows(), worker.rank, worker.size, kTileRows);
-    features.write_all(static_cast<const C*>(g.grad_pre), share.begin, share.end);
+    features.write_all(grad_pre, share.begin, share.end);
   }
 
   WeightGradients<S, F> sums_of(int64_t unit) const {
@@ -307,7 +338,7 @@ struct Backward {
                                          weights_scratch + worker.rank * weights_bytes);
         sums.clear();
         RowCursor<S> cursor{p, d, 0, p.B, 0};
-        sums.add(cursor, p.rows(), static_cast<const C*>(g.grad_pre), 0);
+        sums.add(cursor, p.rows(), grad_pre, 0);
         sums.write(d, 0, share.end - share.begin);
       }
     }

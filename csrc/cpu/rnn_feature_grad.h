@@ -10,8 +10,7 @@ struct BackProjection {
   using C = Compute<F>;
   const F* packed;
   int64_t K, columns;
-  const F* a;  // [rows, K]
-  int64_t a_stride;
+  Rows<F> a;  // of K
   C* out;
   int64_t out_stride;
 
@@ -20,7 +19,7 @@ struct BackProjection {
     C* to = out + row * out_stride + column;
     Vec<C> acc[R][NV];
     clear_tile(acc);
-    accumulate<false, F, R, NV>(acc, a + row * a_stride, a_stride, panels, K);
+    accumulate<false, F, R, NV>(acc, a.first + row * a.stride, a.stride, panels, K);
     store_tile_some(acc, to, out_stride, columns - column);
   }
 };
@@ -65,12 +64,12 @@ struct FeatureGradients {  // one worker's
   }
 
   // Rows n and up, from as many rows of factors.
-  void write(int64_t n, int64_t rows, const F* from, int64_t from_stride) const {
+  void write(int64_t n, int64_t rows, const Rows<F>& from) const {
     const int64_t K = p.D * factors_in<F>(p.H);
     S* to = static_cast<S*>(out.input) + n * p.I;
     C* result = product;
     if constexpr (kNative<S>) result = to;
-    const BackProjection<F> project{packed, K, p.I, from, from_stride, result, p.I};
+    const BackProjection<F> project{packed, K, p.I, from, result, p.I};
     sweep(project, rows, 0, panels_in<F>(p.I), p.I, K);
     if constexpr (!kNative<S>)
       for (int64_t i = 0; i < rows * p.I; i += kLanes<C>)
@@ -82,9 +81,9 @@ struct FeatureGradients {  // one worker's
     for (int64_t n = begin; n < end; n += block_rows()) {
       const int64_t rows = min_of(block_rows(), end - n);
       if constexpr (kDepth<F> == 1) {
-        write(n, rows, grad_pre + n * width, width);
+        write(n, rows, {grad_pre + n * width, width});
       } else {
-        write(n, rows, as_factors(grad_pre + n * width, rows), stride);
+        write(n, rows, {as_factors(grad_pre + n * width, rows), stride});
       }
     }
   }

@@ -8,13 +8,6 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// The first of some rows of factors, and how far apart they are.
-template <class F>
-struct Rows {
-  const F* first;
-  int64_t stride;
-};
-
 // out[row] = start + a[row] * panels: rows of scratch from rows of features.
 template <class Factor>
 struct Projection {
@@ -73,8 +66,7 @@ template <class S, class F>
 struct Forward {
   using C = Compute<S>;
   static constexpr int64_t kChunkBytes = 96 << 10;
-  static constexpr int64_t kFewRows = 4;     // below: W_ih is not read at every step
-  static constexpr int64_t kSameSet = 4096;  // rows so far apart push each other out of the cache
+  static constexpr int64_t kFewRows = 4;  // below: W_ih is not read at every step
 
   const Recurrence& p;
   Plan plan;

@@ -1,0 +1,82 @@
+"""Large results take memory that earlier ones gave back: never memory that is still in use."""
+
+import threading
+
+import pytest
+import torch
+
+import rnnext
+
+T, B, I, H = 300, 8, 5, 64  # noqa: E741 - an output of 600 KiB
+
+
+@pytest.fixture
+def rnn():
+    torch.manual_seed(0)
+    return rnnext.RNN(I, H)
+
+
+def run(rnn, input):
+    with torch.no_grad():
+        return rnn(input)[0]
+
+
+def test_results_that_are_alive_keep_their_values(rnn):
+    inputs = [torch.randn(T, B, I) for _ in range(4)]
+    expected = [torch.nn.RNN.forward(as_torch(rnn), x)[0].detach() for x in inputs]
+    outputs = [run(rnn, x) for x in inputs]
+    for output, wanted in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(output, wanted)
+    assert len({output.data_ptr() for output in outputs}) == len(outputs)
+
+
+def as_torch(rnn):
+    module = torch.nn.RNN(I, H)
+    module.load_state_dict(rnn.state_dict())
+    return module
+
+
+def test_a_view_keeps_the_memory(rnn):
+    x = torch.randn(T, B, I)
+    output = run(rnn, x)
+    row, wanted = output[3], output[3].clone()
+    del output
+    run(rnn, torch.randn(T, B, I))
+    assert torch.equal(row, wanted)
+
+
+def test_the_storage_is_as_large_as_the_tensor_and_grows(rnn):
+    output = run(rnn, torch.randn(T, B, I))
+    assert output.untyped_storage().nbytes() == T * B * H * 4
+    wanted = output.clone()
+    output.resize_(2 * T, B, H)
+    assert torch.equal(output[:T], wanted)
+    output.resize_(3)
+    assert torch.equal(output, wanted.flatten()[:3])
+
+
+def test_threads_do_not_share(rnn):
+    inputs = [torch.randn(T, B, I) for _ in range(4)]
+    expected = [run(rnn, x).clone() for x in inputs]
+    wrong = []
+
+    def work(x, wanted):
+        for _ in range(30):
+            if not torch.equal(run(rnn, x), wanted):
+                wrong.append(x)
+
+    threads = [
+        threading.Thread(target=work, args=pair) for pair in zip(inputs, expected, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_an_embedding_that_needs_more_than_is_kept():
+    weight = torch.randn(70_000, 256)  # 68 MiB
+    indices = torch.arange(70_000)
+    for _ in range(3):
+        assert torch.equal(rnnext.functional.embedding(indices, weight), weight)
