@@ -17,7 +17,10 @@ from .store import Result, Row
 
 @dataclass(frozen=True)
 class Verdict:
-    """One bar. got is None where the run has no row for it; at_most turns the comparison round."""
+    """One bar. got is None where the run has no row for it; at_most turns the comparison round.
+
+    at_roof: what a kernel would get that ran every row at its roof: a bar above is out of reach.
+    """
 
     what: str
     needed: float
@@ -25,6 +28,7 @@ class Verdict:
     detail: str = ""
     unit: str = "x"
     at_most: bool = False
+    at_roof: float | None = None
 
     @property
     def held(self) -> bool | None:
@@ -59,39 +63,50 @@ def _embedding(mode: str, sparse: bool = False) -> Callable[[Case], bool]:
 
 
 def _mean_and_worst(
-    what: str, rows: Sequence[Row], needs: tuple[float | None, float | None], best: bool = False
+    what: str,
+    result: Result,
+    rows: Sequence[Row],
+    needs: tuple[float | None, float | None],
+    best: bool = False,
 ) -> Iterator[Verdict]:
     """The geometric mean and the worst row of the speed-up over torch, or over each row's best."""
-    ratios = []
+    ratios, ceilings = [], []
     for row in rows:
         rival = row.best_rival(OURS) if best else TORCH
         ratio = row.ratio(rival, OURS) if rival else None
         if ratio is not None:
             ratios.append((ratio, f"{row.case.name} ({rival})"))
+            if limits := result.roof(row.case):
+                least = roof.bound(row.case, limits).seconds
+                ceilings.append(ratio * row.seconds[OURS]["median"] / least)
     whom = "the best rival" if best else TORCH
     mean = geometric_mean([ratio for ratio, _ in ratios]) if ratios else None
     worst, where = min(ratios, default=(None, ""))
     if needs[0] is not None:
-        yield Verdict(f"{what} over {whom}: mean", needs[0], mean, f"{len(ratios)} rows")
+        top = geometric_mean(ceilings) if ceilings else None
+        yield Verdict(
+            f"{what} over {whom}: mean", needs[0], mean, f"{len(ratios)} rows", at_roof=top
+        )
     if needs[1] is not None:
-        yield Verdict(f"{what} over {whom}: worst row", needs[1], worst, where)
+        top = min(ceilings, default=None)
+        yield Verdict(f"{what} over {whom}: worst row", needs[1], worst, where, at_roof=top)
 
 
 def _speed(result: Result) -> Iterator[Verdict]:
     for mode, over_torch in (("infer", 5.0), ("train", 4.5)):
         rows = _rows(result, _sequence(mode))
-        yield from _mean_and_worst(mode, rows, (over_torch, None))
-        yield from _mean_and_worst(mode, rows, (2.5, 1.1), best=True)
+        yield from _mean_and_worst(mode, result, rows, (over_torch, None))
+        yield from _mean_and_worst(mode, result, rows, (2.5, 1.1), best=True)
     one_rnn = _rows(result, lambda c: c.kind == "rnn" and c.T == 1 and c.mode == "infer")
-    yield from _mean_and_worst("one call, T=1, RNN", one_rnn, (2.5, 1.5))
+    yield from _mean_and_worst("one call, T=1, RNN", result, one_rnn, (2.5, 1.5))
     one_cell = _rows(result, lambda c: c.kind == "cell")
-    yield from _mean_and_worst("one call, RNNCell", one_cell, (1.8, 1.5))
+    yield from _mean_and_worst("one call, RNNCell", result, one_cell, (1.8, 1.5))
     for what, wanted, needs in (
         ("embedding gather", _embedding("infer"), (1.0, 0.95)),
         ("embedding + dense gradient", _embedding("train"), (1.6, 0.95)),
         ("embedding + sparse gradient", _embedding("train", sparse=True), (2.5, 1.1)),
     ):
-        yield from _mean_and_worst(what, _rows(result, wanted), needs)
+        yield from _mean_and_worst(what, result, _rows(result, wanted), needs)
 
 
 def _memory(result: Result) -> Iterator[Verdict]:
@@ -180,14 +195,16 @@ def print_bars(result: Result, console: Console) -> bool:
     """Print each bar as held or missed with its number; True if none was missed."""
     verdicts = evaluate(result)
     console.print(describe(result))
-    table = Table("bar", "needed", "measured", "", "where", box=None, pad_edge=False)
+    table = Table("bar", "needed", "measured", "", "at the roof", "where", box=None, pad_edge=False)
     for verdict in verdicts:
         sign = "<=" if verdict.at_most else ">="
         got = "not measured" if verdict.got is None else f"{verdict.got:.2f}{verdict.unit}"
         word = {True: "[green]held", False: "[red]missed", None: ""}[verdict.held]
         needed = f"{sign} {verdict.needed:g}{verdict.unit}"
-        table.add_row(verdict.what, needed, got, word, verdict.detail)
+        top = "" if verdict.at_roof is None else f"{verdict.at_roof:.2f}{verdict.unit}"
+        table.add_row(verdict.what, needed, got, word, top, verdict.detail)
     console.print(table)
+    console.print("at the roof: what a kernel would get that ran every row at its roof")
     if not any("bfloat16" in limits.flops for limits in result.roofs.values()):
         console.print("bfloat16 speed is asked only where the CPU has a bfloat16 dot product")
     held = sum(verdict.held is True for verdict in verdicts)
