@@ -75,6 +75,24 @@ def test_the_same_bits_for_any_threads_and_isa(dtype, H, B):
     assert all(same(result, alike[0]) for alike in results.values() for result in alike)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("H", [64, 129, 1030])
+def test_the_same_bits_with_lengths_that_change_nothing(dtype, H, isa, threads):
+    """The state is then a copy in scratch; otherwise, up to some H, it is read from the output."""
+    arguments = samples.make(T=5, B=11, I=9, H=H, reverse=(False,), dtype=dtype, requires_grad=True)
+    given = [*arguments[:7], torch.full((11,), 5), *arguments[8:]]
+    inputs = samples.float_tensors(arguments)
+    result, expected = recurrence(*arguments), recurrence(*given)
+    assert same(result, expected)
+    cotangents = [torch.rand_like(v) for v in result]
+    for a, e in zip(
+        torch.autograd.grad(result, inputs, cotangents),
+        torch.autograd.grad(expected, inputs, cotangents),
+        strict=True,
+    ):
+        assert_close(a, e, dtype)
+
+
 @pytest.fixture
 def medium():
     torch.set_float32_matmul_precision("medium")
