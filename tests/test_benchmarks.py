@@ -152,9 +152,19 @@ def test_bars_are_held_or_missed_by_their_numbers():
     assert held["output + saved bytes of torch.nn's: worst row"].held
     assert held["cost per unit, one size to the next: worst rise"].held is None
     # What a kernel at the roof would get does not depend on how fast ours is.
-    top = held["infer over torch.nn: mean"].at_roof
-    assert top == pytest.approx(missed["infer over torch.nn: mean"].at_roof)
-    assert top > 5
+    bounds = [
+        roof.bound(case, LIMITS).seconds
+        for case in cases.CASES
+        if case.kind == "rnn"
+        and case.mode == "infer"
+        and case.T > 1
+        and case.threads == 0
+        and case.dtype == "float32"
+        and case.precision == "highest"
+    ]
+    top = 10e-3 / report.geometric_mean(bounds)
+    for verdict in (held, missed):
+        assert verdict["infer over torch.nn: mean"].at_roof == pytest.approx(top)
 
 
 def test_worst_jump_counts_whole_vectors():
