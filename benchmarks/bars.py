@@ -74,11 +74,11 @@ def _mean_and_worst(
     for row in rows:
         rival = row.best_rival(OURS) if best else TORCH
         ratio = row.ratio(rival, OURS) if rival else None
-        if ratio is not None:
+        if rival and ratio is not None:
             ratios.append((ratio, f"{row.case.name} ({rival})"))
             if limits := result.roof(row.case):
                 least = roof.bound(row.case, limits).seconds
-                ceilings.append(ratio * row.seconds[OURS]["median"] / least)
+                ceilings.append(row.seconds[rival]["median"] / least)
     whom = "the best rival" if best else TORCH
     mean = geometric_mean([ratio for ratio, _ in ratios]) if ratios else None
     worst, where = min(ratios, default=(None, ""))

@@ -295,7 +295,7 @@ struct Backward {
     // In the compute type first: the state's buffers are free now, but for the slower members.
     C* const rows = converted(worker, 0);
     const int64_t K = factors_in<F>(p.H);
-    const BackProjection<F> project{packed, K, step_stride, first, rows, step_stride};
+    const BackProjection<F> project{packed, step_stride, first, rows, step_stride};
     sweep(project, unit.b1 - unit.b0, unit.p0, unit.p1, p.H, K);
     for (int64_t b = unit.b0; b < unit.b1; ++b) {
       const int64_t row = (unit.d * p.B + b) * p.H;

@@ -9,8 +9,8 @@ struct BackProjection {
   using F = Factor;
   using C = Compute<F>;
   const F* packed;
-  int64_t K, columns;
-  Rows<F> a;  // of K
+  int64_t columns;
+  Rows<F> a;
   C* out;
   int64_t out_stride;
 
@@ -69,7 +69,7 @@ struct FeatureGradients {  // one worker's
     S* to = static_cast<S*>(out.input) + n * p.I;
     C* result = product;
     if constexpr (kNative<S>) result = to;
-    const BackProjection<F> project{packed, K, p.I, from, result, p.I};
+    const BackProjection<F> project{packed, p.I, from, result, p.I};
     sweep(project, rows, 0, panels_in<F>(p.I), p.I, K);
     if constexpr (!kNative<S>)
       for (int64_t i = 0; i < rows * p.I; i += kLanes<C>)
