@@ -209,6 +209,7 @@ class RecurrenceFunction : public torch::autograd::Function<RecurrenceFunction> 
       g = differentiable_backward(s, grad[0], grad[1]);
     } else {
       static const auto op = find_op<RecurrenceBackwardOp>("rnnext::recurrence_backward");
+      at::AutoDispatchBelowADInplaceOrView guard;  // past torch's boxed fallback for autograd
       std::tie(g.input, g.weight_ih, g.weight_hh, g.bias, g.h0) =
           op.call(grad[0], grad[1], s.output, s.input, s.index, s.weight_ih, s.weight_hh, s.h0,
                   s.lengths, s.batch_sizes, s.nonlinearity, s.reverse, mask);

@@ -76,6 +76,27 @@ def test_the_same_bits_for_any_threads_and_isa(dtype, H, B):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", ["full", "lengths", "packed"])
+@pytest.mark.parametrize(("B", "H", "reverse"), [(1, 200, False), (2, 321, True), (3, 200, False)])
+def test_threads_that_share_a_sequence(dtype, rows, B, H, reverse, isa):
+    """Few sequences and large weights: the threads split the hidden units, and wait for each other."""
+    arguments = samples.make(
+        T=12, B=B, I=21, H=H, rows=rows, reverse=(reverse,), dtype=dtype, requires_grad=True
+    )
+    inputs = samples.float_tensors(arguments)
+    torch.set_num_threads(1)
+    expected = recurrence(*arguments)
+    cotangents = [torch.rand_like(v) for v in expected]
+    gradients = torch.autograd.grad(expected, inputs, cotangents)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        result = recurrence(*arguments)
+        assert same(result, expected)
+        for a, e in zip(torch.autograd.grad(result, inputs, cotangents), gradients, strict=True):
+            assert_close(a, e, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("H", [64, 129, 1030])
 def test_the_same_bits_with_lengths_that_change_nothing(dtype, H, isa, threads):
     """The state is then a copy in scratch; otherwise, up to some H, it is read from the output."""

@@ -30,7 +30,7 @@ double step_cycles(int64_t rows, int64_t columns, int64_t K) {
 }
 
 // Sequences need no synchronisation, so directions and batch rows are shared out first; hidden
-// units are split, with a barrier per step, only where few rows meet large weights.
+// units are split, and members wait for each other's, only where few rows meet large weights.
 struct Plan {
   int64_t batch_parts;   // for each direction
   int64_t hidden_parts;  // workers that share a unit
@@ -42,15 +42,18 @@ struct Plan {
     const int64_t per_direction = size % p.D == 0 ? size / p.D : size;
     Plan best{min_of(per_direction, p.B), 1, p.D * min_of(per_direction, p.B)};
     if (size < p.D) return best;
-    constexpr double kBarrier = 700;  // cycles
+    // Cycles that members wait for each other, and for each line of what another wrote.
+    constexpr double kWait = 700, kLine = 10;
     const int64_t workers = size / p.D;
     double best_cycles =
         step_cycles<F>(divide_up(p.B, best.batch_parts), p.H, K) * divide_up(best.units, size);
     for (int64_t hidden = 2; hidden <= min_of(workers, panels_in<F>(p.H)); ++hidden) {
       const int64_t batch = min_of(workers / hidden, p.B);
       const int64_t columns = divide_up(panels_in<F>(p.H), hidden) * kPanel<F>;
+      const int64_t rows = divide_up(p.B, batch);
+      const double lines = static_cast<double>(rows * (p.H - columns)) * sizeof(F) / 64;
       const double cycles =
-          step_cycles<F>(divide_up(p.B, batch), columns, K) + (p.T > 1 ? kBarrier : 0);
+          step_cycles<F>(rows, columns, K) + (p.T > 1 ? kWait + kLine * lines : 0);
       if (cycles < best_cycles) {
         best_cycles = cycles;
         best = {batch, hidden, p.D * batch};
@@ -87,7 +90,7 @@ inline Split split_sequences(const Recurrence& p, int64_t i, int64_t n) {
 struct Unit {
   int d;
   int64_t b0, b1, p0, p1;
-  int group, members;  // who meets at the barrier
+  int group, members;  // workers group * members and up share the sequences
 };
 template <class C>
 Unit unit_of(const Plan& plan, const Recurrence& p, int64_t u, int64_t slice) {
@@ -96,6 +99,36 @@ Unit unit_of(const Plan& plan, const Recurrence& p, int64_t u, int64_t slice) {
   return {
       static_cast<int>(u / plan.batch_parts), b.begin, b.end, h.begin, h.end, static_cast<int>(u),
       static_cast<int>(plan.hidden_parts)};
+}
+
+// The values of the state that member m of a unit writes: a piece of the others' products.
+template <class C>
+Range piece_of(const Plan& plan, const Recurrence& p, int64_t m) {
+  const Range panels = part(panels_in<C>(p.H), m, plan.hidden_parts);
+  return {panels.begin * kPanel<C>, min_of(panels.end * kPanel<C>, p.H)};
+}
+// Panels [q0, q1) of a weight that is multiplied with the state, piece by piece.
+template <class C, class S, class F>
+void pack_pieces(const Plan& plan, const Recurrence& p, const Matrix<S, F>& weight, F* packed,
+                 int64_t q0, int64_t q1) {
+  for (int64_t m = 0; m < plan.hidden_parts; ++m) {
+    const Range k = piece_of<C>(plan, p, m);
+    const Matrix<S, F> piece = weight.piece(k.begin, k.end);
+    for (int64_t q = q0; q < q1; ++q)
+      piece.pack(q, packed + weight.piece_at(k.begin) + q * piece.panel_size());
+  }
+}
+// Waits until member m of the unit has advanced n times, and asks for what it wrote meanwhile: its
+// piece of the state, K factors of each row.
+template <class F>
+void await_piece(const Unit& unit, int m, int64_t n, const Rows<F>& piece, int64_t rows, int64_t K,
+                 const Worker& worker) {
+  const int other = unit.group * unit.members + m;
+  if (other == worker.rank) return;
+  worker.wait_for(other, n);
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t k = 0; k < K; k += 64 / static_cast<int64_t>(sizeof(F)))
+      __builtin_prefetch(piece.first + row * piece.stride + k);
 }
 
 // The row of features, or of ready pre-activations, of sequence b at step t.

@@ -15,7 +15,7 @@ constexpr int kTileRows = RNNEXT_TILE_ROWS;
 
 // Panels a tile of `rows` rows takes at once: few rows need more columns to hide the FMA's latency.
 constexpr int panels_at_once(int rows) {
-  const int n = 6 / rows;
+  const int n = kTileRows / rows;
   return n >= 4 ? 4 : n >= 2 ? 2 : 1;
 }
 
@@ -178,6 +178,33 @@ void sweep(const Work& work, int64_t rows, int64_t p0, int64_t p1, int64_t colum
   }
 }
 
+// Work for sweep: out[row] = start[row] + a[row] * panels.
+template <class Factor>
+struct Projection {
+  using F = Factor;
+  using C = Compute<F>;
+  const F* packed;
+  Rows<F> a;
+  const C* start;  // or null: zeros
+  int64_t start_stride;
+  C* out;
+  int64_t out_stride;
+  int64_t end;  // where a row of start and of out ends
+
+  template <int R, int NV>
+  RNNEXT_TILE void tile(int64_t row, int64_t column, const F* panels, int64_t K) const {
+    const int64_t left = end - column;
+    Vec<C> acc[R][NV];
+    if (start) {
+      load_tile_some(acc, start + row * start_stride + column, start_stride, left);
+    } else {
+      clear_tile(acc);
+    }
+    accumulate<false, F, R, NV>(acc, a.first + row * a.stride, a.stride, panels, K);
+    store_tile_some(acc, out + row * out_stride + column, out_stride, left);
+  }
+};
+
 template <class C, int S, int... L>
 RNNEXT_INLINE void exchange(Vec<C>& a, Vec<C>& b, std::integer_sequence<int, L...>) {
   const Vec<C> lo = __builtin_shufflevector(a, b, ((L & S) ? kLanes<C> + L - S : L)...);
@@ -210,12 +237,22 @@ RNNEXT_INLINE void load_block(Vec<F> (&x)[kLanes<F>], const S* from, int64_t row
   transpose<F>(x);
 }
 
-// A stored matrix seen as K x columns panels: weight [columns, K] (transposed) or [K, columns].
+// A stored matrix seen as K x columns panels: weight [columns, K] (transposed) or [K, columns], its
+// stored rows `stride` apart.
 template <class S, class F>
 struct Matrix {
   const S* weight;
   int64_t K, columns;
   bool transposed;
+  int64_t stride = transposed ? K : columns;
+
+  // Values [begin, end) of K alone; where these are a product's pieces, each piece is packed for
+  // itself, at piece_at(begin) of the whole.
+  Matrix piece(int64_t begin, int64_t end) const {
+    return {weight + (transposed ? begin : begin * stride), end - begin, columns, transposed,
+            stride};
+  }
+  int64_t piece_at(int64_t begin) const { return panels() * kPanel<F> * factors_in<F>(begin); }
 
   int64_t panels() const { return panels_in<F>(columns); }
   int64_t panel_size() const { return factors_in<F>(K) * kPanel<F>; }
@@ -231,8 +268,8 @@ struct Matrix {
     }
     for (int64_t k = 0; k < K; k += kDepth<F>, dst += kPanel<F>)
       for (int64_t j = 0; j < kPanel<F>; j += kLanes<F>) {
-        const S* row = weight + k * columns + column + j;
-        const S* next = k + 1 < K ? row + columns : nullptr;
+        const S* row = weight + k * stride + column + j;
+        const S* next = k + 1 < K ? row + stride : nullptr;
         store(dst + j, Factors<F>::across(row, next, columns - column - j));
       }
   }
@@ -240,7 +277,7 @@ struct Matrix {
     constexpr int kSteps = kLanes<F> * kDepth<F>;
     for (int64_t k = 0; k < K; k += kSteps, dst += kLanes<F> * kPanel<F>) {
       Vec<F> x[kLanes<F>];
-      load_block<F>(x, weight + column * K + k, columns - column, K, K - k);
+      load_block<F>(x, weight + column * stride + k, columns - column, stride, K - k);
       for (int i = 0; i < kLanes<F> && k + i * kDepth<F> < K; ++i) store(dst + i * kPanel<F>, x[i]);
     }
   }

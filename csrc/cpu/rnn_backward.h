@@ -23,15 +23,14 @@ struct BackwardStep {
   int64_t grad_pre_stride;
   F* next;  // or null: it is grad_pre
   int64_t next_stride;
-  int64_t ahead;  // from the rows of grad and output to those of the next step, or 0
+  // What the next step will read as grad and as output, both output_stride apart; or null.
+  const C *grad_ahead, *output_ahead;
 
   template <int R, int NV>
   RNNEXT_TILE void tile(int64_t row, int64_t column, const F* panels, int64_t K) const {
     const int64_t left = H - column;
-    if (ahead) {
-      if (grad) fetch_tile<R, NV>(grad + row * grad_stride + column + ahead, grad_stride);
-      fetch_tile<R, NV>(output + row * output_stride + column + ahead, output_stride);
-    }
+    if (grad_ahead) fetch_tile<R, NV>(grad_ahead + row * output_stride + column, output_stride);
+    if (output_ahead) fetch_tile<R, NV>(output_ahead + row * output_stride + column, output_stride);
     Vec<C> acc[R][NV];
     if (grad) {
       load_tile_some(acc, grad + row * grad_stride + column, grad_stride, left);
@@ -131,9 +130,7 @@ struct Backward {
       pack_hh(d, d, part(weight_hh(d).panels(), worker.rank, worker.size));
   }
   void pack_hh(int d, int64_t copy, const Range& panels) const {
-    const Matrix<S, F> weight = weight_hh(d);
-    for (int64_t q = panels.begin; q < panels.end; ++q)
-      weight.pack(q, packed_hh(copy) + q * weight.panel_size());
+    pack_pieces<C>(plan, p, weight_hh(d), packed_hh(copy), panels.begin, panels.end);
   }
   F* packed_hh(int64_t copy) const { return hh + copy * weight_hh(0).packed_size(); }
 
@@ -150,7 +147,7 @@ struct Backward {
           Factors<F>::store(row, j, Vec<C>{});
     if (hh && own_weights) pack_hh(unit.d, unit.group, {unit.p0, unit.p1});
     const F* packed = hh ? packed_hh(own_weights ? unit.group : unit.d) : nullptr;
-    worker.wait(unit.group, unit.members);
+    if (unit.members > 1) worker.advance();
     const FeatureGradients<S, F> features = features_of(worker);
     if (own_rows && out.input) features.pack(0, 1);
     const WeightGradients<S, F> sums = sums_of(unit.group);
@@ -173,21 +170,25 @@ struct Backward {
         // Converted rows are in cache; the others' next step is far in memory.
         const bool fetches = kNative<S> && in.grad_stride == width && done + 1 < p.T;
         const int64_t t_next = reverse ? t + 1 : t - 1;
-        const BackwardStep<F, Cell> step{
-            packed,
-            p.H,
-            in.grad,
-            in.grad_stride,
-            in.output,
-            in.output_stride,
-            state,
-            own_rows ? chunk_grad + row * step_stride : grad_pre + at,
-            own_rows ? step_stride : width,
-            next,
-            state_stride,
-            fetches ? (p.first_row(t_next) - p.first_row(t)) * width : 0};
-        // No step came before the first.
-        sweep(step, rows, unit.p0, unit.p1, p.H, done > 0 ? factors_in<F>(p.H) : 0);
+        const int64_t ahead = fetches ? (p.first_row(t_next) - p.first_row(t)) * width : 0;
+        BackwardStep<F, Cell> step{packed,
+                                   p.H,
+                                   in.grad,
+                                   in.grad_stride,
+                                   in.output,
+                                   in.output_stride,
+                                   state,
+                                   own_rows ? chunk_grad + row * step_stride : grad_pre + at,
+                                   own_rows ? step_stride : width,
+                                   next,
+                                   state_stride,
+                                   fetches && in.grad ? in.grad + ahead : nullptr,
+                                   fetches ? in.output + ahead : nullptr};
+        if (done > 0) {
+          multiply(step, unit, rows, done, worker);
+        } else {
+          sweep(step, rows, unit.p0, unit.p1, p.H, 0);  // no step came before
+        }
         if (in_grad_pre) {
           state = {reinterpret_cast<const F*>(step.grad_pre), step.grad_pre_stride};
         } else {
@@ -197,7 +198,7 @@ struct Backward {
         }
         if (own_rows && out.input) features.write(p.first_row(t) + unit.b0, rows, state);
         if (reverse) row += rows;
-        worker.wait(unit.group, unit.members);
+        if (unit.members > 1) worker.advance();
       }
       if (own_sums) {
         RowCursor<S> cursor{p, unit.d, unit.b0, unit.b1, chunk.t};
@@ -211,6 +212,32 @@ struct Backward {
     }
     if (p.lengths) state = {first_row(unit, unit.b0), state_stride};
     if (out.h0) grad_h0(unit, packed, state, worker);
+  }
+
+  // The step's product with the state. Where a unit is shared, the sums take up each member's piece
+  // of the state when it is there, in the order of k, and wait in scratch.
+  template <class Step>
+  void multiply(Step step, const Unit& unit, int64_t rows, int64_t done,
+                const Worker& worker) const {
+    const F* const weights = step.packed;
+    const Rows<F> state = step.state;
+    for (int m = 0; m < unit.members; ++m) {
+      const Range k = piece_of<C>(plan, p, m);
+      step.packed = weights + weight_hh(0).piece_at(k.begin);
+      step.state.first = state.first + k.begin / kDepth<F>;
+      const int64_t K = factors_in<F>(k.end - k.begin);
+      if (unit.members > 1) await_piece(unit, m, done + 1, step.state, rows, K, worker);
+      if (m + 1 == unit.members) {
+        sweep(step, rows, unit.p0, unit.p1, p.H, K);
+      } else {
+        C* sums = converted(worker, 0);
+        const Projection<F> add{step.packed, step.state,  step.grad, step.grad_stride,
+                                sums,        step_stride, p.H};
+        sweep(add, rows, unit.p0, unit.p1, p.H, K);
+        step.grad = sums;
+        step.grad_stride = step_stride;
+      }
+    }
   }
 
   // Rows that lie where the next chunk's will, in a place of their own.
@@ -294,9 +321,20 @@ struct Backward {
                const Worker& worker) const {
     // In the compute type first: the state's buffers are free now, but for the slower members.
     C* const rows = converted(worker, 0);
-    const int64_t K = factors_in<F>(p.H);
-    const BackProjection<F> project{packed, step_stride, first, rows, step_stride};
-    sweep(project, unit.b1 - unit.b0, unit.p0, unit.p1, p.H, K);
+    for (int m = 0; m < unit.members; ++m) {
+      const Range k = piece_of<C>(plan, p, m);
+      const int64_t K = factors_in<F>(k.end - k.begin), sequences = unit.b1 - unit.b0;
+      const Rows<F> piece{first.first + k.begin / kDepth<F>, first.stride};
+      if (unit.members > 1) await_piece(unit, m, p.T + 1, piece, sequences, K, worker);
+      const Projection<F> project{packed + weight_hh(0).piece_at(k.begin),
+                                  piece,
+                                  m > 0 ? rows : nullptr,
+                                  step_stride,
+                                  rows,
+                                  step_stride,
+                                  step_stride};
+      sweep(project, sequences, unit.p0, unit.p1, p.H, K);
+    }
     for (int64_t b = unit.b0; b < unit.b1; ++b) {
       const int64_t row = (unit.d * p.B + b) * p.H;
       S* to = static_cast<S*>(out.h0) + row;

@@ -3,27 +3,6 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// out[row] = a[row] * W: the gradient of what was multiplied with W^T.
-template <class Factor>
-struct BackProjection {
-  using F = Factor;
-  using C = Compute<F>;
-  const F* packed;
-  int64_t columns;
-  Rows<F> a;
-  C* out;
-  int64_t out_stride;
-
-  template <int R, int NV>
-  RNNEXT_TILE void tile(int64_t row, int64_t column, const F* panels, int64_t K) const {
-    C* to = out + row * out_stride + column;
-    Vec<C> acc[R][NV];
-    clear_tile(acc);
-    accumulate<false, F, R, NV>(acc, a.first + row * a.stride, a.stride, panels, K);
-    store_tile_some(acc, to, out_stride, columns - column);
-  }
-};
-
 template <class S, class F>
 struct FeatureGradients {  // one worker's
   using C = Compute<S>;
@@ -69,7 +48,7 @@ struct FeatureGradients {  // one worker's
     S* to = static_cast<S*>(out.input) + n * p.I;
     C* result = product;
     if constexpr (kNative<S>) result = to;
-    const BackProjection<F> project{packed, p.I, from, result, p.I};
+    const Projection<F> project{packed, from, nullptr, 0, result, p.I, p.I};
     sweep(project, rows, 0, panels_in<F>(p.I), p.I, K);
     if constexpr (!kNative<S>)
       for (int64_t i = 0; i < rows * p.I; i += kLanes<C>)

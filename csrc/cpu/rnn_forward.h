@@ -8,28 +8,6 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// out[row] = start + a[row] * panels: rows of scratch from rows of features.
-template <class Factor>
-struct Projection {
-  using F = Factor;
-  using C = Compute<F>;
-  const F* packed;
-  Rows<F> a;
-  const C* start;  // [panels]
-  C* out;
-  int64_t out_stride, p0;
-
-  template <int R, int NV>
-  RNNEXT_TILE void tile(int64_t row, int64_t column, const F* panels, int64_t K) const {
-    const int64_t at = column - p0 * kPanel<C>;
-    C* to = out + row * out_stride + at;
-    Vec<C> acc[R][NV];
-    load_tile(acc, start + at, 0);
-    accumulate<false, F, R, NV>(acc, a.first + row * a.stride, a.stride, panels, K);
-    store_tile(acc, to, out_stride);
-  }
-};
-
 // One step of one unit, as if every sequence had a step t: Forward::finish_step mends the others.
 template <class Factor, class Cell>
 struct ForwardStep {
@@ -93,7 +71,7 @@ struct Forward {
     hh = arena.take<F>(copies * weight_hh(0).packed_size());
     state_stride = scratch_stride<F>(p.H);
     unit_rows = split_sequences(p, 0, plan.batch_parts).most;
-    projects = p.I == 0 || unit_rows < kFewRows || !small;
+    projects = p.I == 0 || unit_rows < kFewRows || !small || plan.hidden_parts > 1;
     in_output = kStoredAsFactors<S, F> && p.H % kDepth<F> == 0 && !p.lengths &&
                 plan.hidden_parts == 1 && p.D * p.H * static_cast<int64_t>(sizeof(S)) < kSameSet;
     state = arena.take<F>(plan.units * unit_state_size());
@@ -134,10 +112,9 @@ struct Forward {
   }
   void pack(int d, int64_t copy, int64_t q0, int64_t q1) const {
     const Matrix<S, F> weight_ih = this->weight_ih(d), weight_hh = this->weight_hh(d);
-    for (int64_t q = q0; q < q1; ++q) {
+    for (int64_t q = q0; q < q1; ++q)
       weight_ih.pack(q, ih + (copy * weight_ih.panels() + q) * weight_ih.panel_size());
-      weight_hh.pack(q, hh + (copy * weight_hh.panels() + q) * weight_hh.panel_size());
-    }
+    pack_pieces<C>(plan, p, weight_hh, hh + copy * weight_hh.packed_size(), q0, q1);
   }
   int64_t copy_of(const Unit& unit) const { return own_weights ? unit.group : unit.d; }
 
@@ -154,17 +131,10 @@ struct Forward {
     if (own_weights) pack(unit.d, unit.group, unit.p0, unit.p1);
     fill_bias(unit, s.bias);
     fill_state(unit);
-    worker.wait(unit.group, unit.members);
+    if (unit.members > 1) worker.advance();
     F* buffers[2] = {state_row(unit, 0, unit.b0), state_row(unit, 1, unit.b0)};
-    Step step{hh + copy_of(unit) * weight_hh(0).packed_size(),
-              packed_ih(unit),
-              p.H,
-              unit.p0,
-              s.bias,
-              {buffers[0], state_stride},
-              state_stride,
-              padded_columns(),
-              width};
+    Step step{nullptr,      packed_ih(unit),  p.H,  unit.p0, s.bias, {buffers[0], state_stride},
+              state_stride, padded_columns(), width};
     const bool reverse = p.reverse[unit.d];
     for (int64_t done = 0; done < p.T;) {
       const Chunk chunk = next_chunk(p, unit, done, reverse, projects ? chunk_rows : 0);
@@ -189,8 +159,11 @@ struct Forward {
           step.next = buffers[~done & 1];
           if constexpr (kNative<S>) step.output = output;
         }
-        const bool has_state = done > 0 || p.h0;  // else every state is zero
-        sweep(step, rows, unit.p0, unit.p1, p.H, has_state ? factors_in<F>(p.H) : 0);
+        if (done > 0 || p.h0) {
+          multiply(step, unit, rows, done, worker);
+        } else {
+          sweep(step, rows, unit.p0, unit.p1, p.H, 0);  // every state is zero
+        }
         if (!in_output) {
           if (unit.p1 == panels_in<C>(p.H)) clear_half_pairs(step.next, rows, state_stride, p.H);
           if (!kNative<S> || p.lengths)
@@ -199,9 +172,34 @@ struct Forward {
         if (p.lengths || done + 1 == p.T) write_h_n(unit, t, rows, output);
         step.state = {step.next, step.next_stride};
         if (!reverse) row += rows;
-        if (done + 1 < p.T) worker.wait(unit.group, unit.members);
+        if (unit.members > 1) worker.advance();
       }
     }
+  }
+
+  // The step's product with the state. Where a unit is shared, the sums take up each member's piece
+  // of the state when it is there, in the order of k, and wait in `start`, rows of pre-activations.
+  template <class Step>
+  void multiply(Step& step, const Unit& unit, int64_t rows, int64_t done,
+                const Worker& worker) const {
+    const F* const weights = hh + copy_of(unit) * weight_hh(0).packed_size();
+    const Rows<F> state = step.state;
+    for (int m = 0; m < unit.members; ++m) {
+      const Range k = piece_of<C>(plan, p, m);
+      step.packed = weights + weight_hh(0).piece_at(k.begin);
+      step.state.first = state.first + k.begin / kDepth<F>;
+      const int64_t K = factors_in<F>(k.end - k.begin);
+      if (unit.members > 1) await_piece(unit, m, done + 1, step.state, rows, K, worker);
+      if (m + 1 == unit.members) {
+        sweep(step, rows, unit.p0, unit.p1, p.H, K);
+      } else {
+        C* sums = const_cast<C*>(step.start) - unit.p0 * kPanel<C>;
+        const Projection<F> add{step.packed,       step.state,      sums, step.start_stride, sums,
+                                step.start_stride, padded_columns()};
+        sweep(add, rows, unit.p0, unit.p1, p.H, K);
+      }
+    }
+    step.state = state;
   }
 
   // What a step does beyond its product where the state is scratch: 16-bit outputs, rows past their
@@ -287,7 +285,8 @@ struct Forward {
     const int64_t stride = scratch_stride<C>(columns);
     const int64_t from = unit.p0 * kPanel<C>, to = unit.p1 * kPanel<C>;
     if (p.I > 0) {
-      const Projection<F> project{packed_ih(unit), features, s.bias, s.pre, stride, unit.p0};
+      const Projection<F> project{packed_ih(unit), features, s.bias - from,   0,
+                                  s.pre - from,    stride,   padded_columns()};
       return sweep(project, chunk.rows, unit.p0, unit.p1, p.H, factors_in<F>(p.I));
     }
     C* pre = s.pre;

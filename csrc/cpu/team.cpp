@@ -40,7 +40,7 @@ struct Gate {
   std::atomic<int64_t> indices{0};
   std::atomic<uint64_t> arrived{0};  // a bit for the first index of each; kClosed when it closes
   std::atomic<uint64_t> members{0};  // 0 until then
-  Barrier barriers[1 + kMaxWorkers];
+  Count counts[1 + kMaxWorkers];
 
   static constexpr uint64_t kClosed = uint64_t{1} << kMaxWorkers;
 
@@ -59,17 +59,15 @@ struct Gate {
     }
     spin_until([this] { return members.load() != 0; });
     const uint64_t team = members.load();
-    Worker worker(barriers, __builtin_popcountll(team & (mine - 1)), __builtin_popcountll(team));
+    Worker worker(counts, __builtin_popcountll(team & (mine - 1)), __builtin_popcountll(team));
     task(context, worker);
   }
 };
 
 }  // namespace
 
-void Barrier::wait(int size, int64_t& phase) {
-  const int64_t target = ++phase * size;
-  if (arrived_.fetch_add(1) + 1 == target) return;
-  spin_until([&] { return arrived_.load() >= target; });
+void Count::spin_for(int64_t n) const {
+  spin_until([&] { return n_.load(std::memory_order_acquire) >= n; });
 }
 
 int max_threads() {

@@ -6,33 +6,43 @@
 
 namespace rnnext {
 
-class alignas(64) Barrier {  // groups do not share a cache line
+// A count that one thread raises and others wait for. Waiting spins, since a step of the recurrence
+// takes a microsecond, but yields when it takes long: machines are oversubscribed. A prefetch takes
+// lines in pairs, so counts lie two lines apart.
+class alignas(128) Count {
  public:
-  // Waits until `size` threads are here. `phase` is the caller's own count of the barriers it met.
-  // Spins, since a step of the recurrence takes a microsecond, but yields when it takes long:
-  // machines are oversubscribed.
-  void wait(int size, int64_t& phase);
+  void add() { n_.fetch_add(1); }
+  void set(int64_t n) { n_.store(n, std::memory_order_release); }
+  void wait_for(int64_t n) const {
+    if (n_.load(std::memory_order_acquire) < n) spin_for(n);
+  }
 
  private:
-  std::atomic<int64_t> arrived_{0};
+  void spin_for(int64_t n) const;
+
+  std::atomic<int64_t> n_{0};
 };
 
 // One thread's view of its team.
 class Worker {
  public:
-  Worker(Barrier* barriers, int rank, int size) : rank(rank), size(size), barriers_(barriers) {}
-  void wait() { barriers_[0].wait(size, phase_[0]); }
-  // Waits for the `members` workers of a group alone, each with a barrier of its own (group <
-  // size).
-  void wait(int group, int members) {
-    if (members > 1) barriers_[1 + group].wait(members, phase_[1]);
+  // counts: arrivals at the barrier, then each member's progress, by rank.
+  Worker(Count* counts, int rank, int size) : rank(rank), size(size), counts_(counts) {}
+  // A barrier for the whole team.
+  void wait() {
+    counts_[0].add();
+    counts_[0].wait_for(++barriers_ * size);
   }
+  // Makes known that this worker has done one more thing that others wait for.
+  void advance() { counts_[1 + rank].set(++progress_); }
+  // Waits until another has advanced n times.
+  void wait_for(int other, int64_t n) const { counts_[1 + other].wait_for(n); }
 
   const int rank, size;
 
  private:
-  Barrier* barriers_;
-  int64_t phase_[2] = {0, 0};
+  Count* counts_;
+  int64_t barriers_ = 0, progress_ = 0;
 };
 
 constexpr int kMaxWorkers = 63;  // the gate has a bit for each and one for itself
