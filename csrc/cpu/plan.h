@@ -29,12 +29,15 @@ double step_cycles(int64_t rows, int64_t columns, int64_t K) {
   return fma > read ? fma : read;
 }
 
+constexpr int64_t kFewRows = 4;  // below this a step is bound by reading the weights
+
 // Sequences need no synchronisation, so directions and batch rows are shared out first; hidden
 // units are split, and members wait for each other's, only where few rows meet large weights.
 struct Plan {
   int64_t batch_parts;   // for each direction
   int64_t hidden_parts;  // workers that share a unit
   int64_t units;         // D * batch_parts
+  int64_t pieces = 1;    // of the state: products take up each when its writer is done
 
   template <class F>
   static Plan choose(const Recurrence& p, int size) {
@@ -56,7 +59,8 @@ struct Plan {
           step_cycles<F>(rows, columns, K) + (p.T > 1 ? kWait + kLine * lines : 0);
       if (cycles < best_cycles) {
         best_cycles = cycles;
-        best = {batch, hidden, p.D * batch};
+        // More rows have work enough to wait for all of the state at once.
+        best = {batch, hidden, p.D * batch, rows < kFewRows ? hidden : 1};
       }
     }
     return best;
@@ -101,31 +105,33 @@ Unit unit_of(const Plan& plan, const Recurrence& p, int64_t u, int64_t slice) {
       static_cast<int>(plan.hidden_parts)};
 }
 
-// The values of the state that member m of a unit writes: a piece of the others' products.
+// Piece m of the state: the values that a member writes, or all.
 template <class C>
 Range piece_of(const Plan& plan, const Recurrence& p, int64_t m) {
-  const Range panels = part(panels_in<C>(p.H), m, plan.hidden_parts);
+  const Range panels = part(panels_in<C>(p.H), m, plan.pieces);
   return {panels.begin * kPanel<C>, min_of(panels.end * kPanel<C>, p.H)};
 }
 // Panels [q0, q1) of a weight that is multiplied with the state, piece by piece.
 template <class C, class S, class F>
 void pack_pieces(const Plan& plan, const Recurrence& p, const Matrix<S, F>& weight, F* packed,
                  int64_t q0, int64_t q1) {
-  for (int64_t m = 0; m < plan.hidden_parts; ++m) {
+  for (int64_t m = 0; m < plan.pieces; ++m) {
     const Range k = piece_of<C>(plan, p, m);
     const Matrix<S, F> piece = weight.piece(k.begin, k.end);
     for (int64_t q = q0; q < q1; ++q)
       piece.pack(q, packed + weight.piece_at(k.begin) + q * piece.panel_size());
   }
 }
-// Waits until member m of the unit has advanced n times, and asks for what it wrote meanwhile: its
-// piece of the state, K factors of each row.
+// Waits until those that write piece m of the unit's state have advanced n times, and asks for what
+// they wrote: K factors of each row.
 template <class F>
-void await_piece(const Unit& unit, int m, int64_t n, const Rows<F>& piece, int64_t rows, int64_t K,
-                 const Worker& worker) {
-  const int other = unit.group * unit.members + m;
-  if (other == worker.rank) return;
-  worker.wait_for(other, n);
+void await_piece(const Plan& plan, const Unit& unit, int64_t m, int64_t n, const Rows<F>& piece,
+                 int64_t rows, int64_t K, const Worker& worker) {
+  const int first = unit.group * unit.members + static_cast<int>(plan.pieces > 1 ? m : 0);
+  const int last = plan.pieces > 1 ? first + 1 : first + unit.members;
+  if (unit.members == 1 || (first == worker.rank && plan.pieces > 1)) return;
+  for (int other = first; other < last; ++other)
+    if (other != worker.rank) worker.wait_for(other, n);
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t k = 0; k < K; k += 64 / static_cast<int64_t>(sizeof(F)))
       __builtin_prefetch(piece.first + row * piece.stride + k);

@@ -221,13 +221,13 @@ struct Backward {
                 const Worker& worker) const {
     const F* const weights = step.packed;
     const Rows<F> state = step.state;
-    for (int m = 0; m < unit.members; ++m) {
+    for (int64_t m = 0; m < plan.pieces; ++m) {
       const Range k = piece_of<C>(plan, p, m);
       step.packed = weights + weight_hh(0).piece_at(k.begin);
       step.state.first = state.first + k.begin / kDepth<F>;
       const int64_t K = factors_in<F>(k.end - k.begin);
-      if (unit.members > 1) await_piece(unit, m, done + 1, step.state, rows, K, worker);
-      if (m + 1 == unit.members) {
+      await_piece(plan, unit, m, done + 1, step.state, rows, K, worker);
+      if (m + 1 == plan.pieces) {
         sweep(step, rows, unit.p0, unit.p1, p.H, K);
       } else {
         C* sums = converted(worker, 0);
@@ -321,11 +321,11 @@ struct Backward {
                const Worker& worker) const {
     // In the compute type first: the state's buffers are free now, but for the slower members.
     C* const rows = converted(worker, 0);
-    for (int m = 0; m < unit.members; ++m) {
+    for (int64_t m = 0; m < plan.pieces; ++m) {
       const Range k = piece_of<C>(plan, p, m);
       const int64_t K = factors_in<F>(k.end - k.begin), sequences = unit.b1 - unit.b0;
       const Rows<F> piece{first.first + k.begin / kDepth<F>, first.stride};
-      if (unit.members > 1) await_piece(unit, m, p.T + 1, piece, sequences, K, worker);
+      await_piece(plan, unit, m, p.T + 1, piece, sequences, K, worker);
       const Projection<F> project{packed + weight_hh(0).piece_at(k.begin),
                                   piece,
                                   m > 0 ? rows : nullptr,

@@ -44,7 +44,6 @@ template <class S, class F>
 struct Forward {
   using C = Compute<S>;
   static constexpr int64_t kChunkBytes = 96 << 10;
-  static constexpr int64_t kFewRows = 4;  // below: W_ih is not read at every step
 
   const Recurrence& p;
   Plan plan;
@@ -71,7 +70,7 @@ struct Forward {
     hh = arena.take<F>(copies * weight_hh(0).packed_size());
     state_stride = scratch_stride<F>(p.H);
     unit_rows = split_sequences(p, 0, plan.batch_parts).most;
-    projects = p.I == 0 || unit_rows < kFewRows || !small || plan.hidden_parts > 1;
+    projects = p.I == 0 || unit_rows < kFewRows || !small || plan.pieces > 1;
     in_output = kStoredAsFactors<S, F> && p.H % kDepth<F> == 0 && !p.lengths &&
                 plan.hidden_parts == 1 && p.D * p.H * static_cast<int64_t>(sizeof(S)) < kSameSet;
     state = arena.take<F>(plan.units * unit_state_size());
@@ -184,18 +183,19 @@ struct Forward {
                 const Worker& worker) const {
     const F* const weights = hh + copy_of(unit) * weight_hh(0).packed_size();
     const Rows<F> state = step.state;
-    for (int m = 0; m < unit.members; ++m) {
+    for (int64_t m = 0; m < plan.pieces; ++m) {
       const Range k = piece_of<C>(plan, p, m);
       step.packed = weights + weight_hh(0).piece_at(k.begin);
       step.state.first = state.first + k.begin / kDepth<F>;
       const int64_t K = factors_in<F>(k.end - k.begin);
-      if (unit.members > 1) await_piece(unit, m, done + 1, step.state, rows, K, worker);
-      if (m + 1 == unit.members) {
+      await_piece(plan, unit, m, done + 1, step.state, rows, K, worker);
+      if (m + 1 == plan.pieces) {
         sweep(step, rows, unit.p0, unit.p1, p.H, K);
       } else {
+        const int64_t stride = step.start_stride;
         C* sums = const_cast<C*>(step.start) - unit.p0 * kPanel<C>;
-        const Projection<F> add{step.packed,       step.state,      sums, step.start_stride, sums,
-                                step.start_stride, padded_columns()};
+        const Projection<F> add{step.packed, step.state,      sums, stride, sums,
+                                stride,      padded_columns()};
         sweep(add, rows, unit.p0, unit.p1, p.H, K);
       }
     }
