@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from . import edges, roof
+from . import edges
 from .cases import Case
 from .report import OURS, TORCH, describe, geometric_mean
 from .store import Result, Row
@@ -76,9 +76,8 @@ def _mean_and_worst(
         ratio = row.ratio(rival, OURS) if rival else None
         if rival and ratio is not None:
             ratios.append((ratio, f"{row.case.name} ({rival})"))
-            if limits := result.roof(row.case):
-                least = roof.bound(row.case, limits).seconds
-                ceilings.append(row.seconds[rival]["median"] / least)
+            if least := result.bound(row):
+                ceilings.append(row.seconds[rival]["median"] / least.seconds)
     whom = "the best rival" if best else TORCH
     mean = geometric_mean([ratio for ratio, _ in ratios]) if ratios else None
     worst, where = min(ratios, default=(None, ""))
@@ -138,9 +137,8 @@ def _roof(result: Result) -> Iterator[Verdict]:
         shares = []
         for mode in modes:
             for row in _rows(result, _sequence(mode)):
-                limits = result.roof(row.case)
-                if sized(row.case) and OURS in row.seconds and limits:
-                    least = roof.bound(row.case, limits)
+                least = result.bound(row)
+                if sized(row.case) and OURS in row.seconds and least:
                     share = 100 * least.seconds / row.seconds[OURS]["median"]
                     shares.append((share, f"{row.case.name} ({least.limit})"))
         worst, where = min(shares, default=(None, ""))

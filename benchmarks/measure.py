@@ -84,8 +84,11 @@ def interleave(
     effort: Effort = FULL,
     seed: int = 0,
     synchronize: Callable[[], None] = _nothing,
+    probe: Callable[[float], None] | None = None,
 ) -> dict[str, Timing]:
     """Time every contender once a round, in a new random order each round.
+
+    probe(seconds to warm up) is called once a round too.
 
     Each warms up outside the clock before its sample. synchronize() is called before each clock
     read: pass torch.cuda.synchronize on a GPU. A round in which other processes kept the cores busy
@@ -107,6 +110,8 @@ def interleave(
         while len(timings[order[0]].samples) < rounds:
             shuffle(order)
             start, others, samples = time.perf_counter(), Bystanders(), {}
+            if probe:
+                probe(effort.warm_seconds)
             for name in order:
                 warm = effort.warm_seconds
                 if once[name] > LONG_SECONDS:

@@ -127,9 +127,9 @@ def _lines(axis: Any, result: Result, rows: list[Row], letter: str) -> None:
         axis.plot(x, median, marker="o", markersize=3, label=rival, color=COLORS[rival])
         axis.fill_between(x, q1, q3, alpha=0.2, color=COLORS[rival])
     least = [
-        (getattr(row.case, letter), 1e3 * roof.bound(row.case, limits).seconds)
+        (getattr(row.case, letter), 1e3 * bound.seconds)
         for row in rows
-        if (limits := result.roof(row.case))
+        if (bound := result.bound(row))
     ]
     if least:
         axis.plot(*zip(*least, strict=True), "--", color="black", linewidth=1, label="roof")

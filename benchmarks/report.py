@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from . import roof
 from .measure import DISTURBED_CORES
 from .store import Result, Row
 
@@ -35,10 +34,9 @@ def spread(times: dict[str, float]) -> str:
 
 def rate_and_share(result: Result, row: Row, rival: str = OURS) -> tuple[str, str]:
     """("123 GFLOP/s", "88% FMA") of what bounds the row; empty where it was not timed."""
-    limits = result.roof(row.case)
-    if rival not in row.seconds or limits is None:
+    bound = result.bound(row)
+    if rival not in row.seconds or bound is None:
         return "", ""
-    bound = roof.bound(row.case, limits)
     seconds = row.seconds[rival]["median"]
     unit = "GFLOP/s" if bound.limit == "FMA" else "GB/s"
     rate = f"{bound.amount / seconds / 1e9:.3g} {unit}"

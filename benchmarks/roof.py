@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ SOURCE = Path(__file__).with_name("roof.cpp")
 DTYPES = ("float32", "float64", "bfloat16")
 ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2}
 REPEATS = 5
+# Of one sample within a row's rounds.
+PROBE_SECONDS = 0.008
 
 
 @dataclass(frozen=True)
@@ -73,20 +78,50 @@ def measure(threads: int) -> Roof:
         best = max(library.roof_flops(number, threads, 3_000_000) for _ in range(REPEATS))
         if best:
             flops[dtype] = best
-    # Half of a level, so that what else lives there does not push the loop's bytes out.
-    spans = {
-        "L1": size["L1"] // 2,
-        "L2": size["L2"] // 2,
-        "L3": size["L3"] // 2 // threads,
-        "DRAM": 4 * size["L3"] // threads,
-    }
     read = {}
-    for level, span in spans.items():
+    for level in ("L1", "L2", "L3", "DRAM"):
+        span = _span(level, size, threads)
         passes = max(1, (1 << 30) // span)
         read[level] = max(library.roof_read(span, threads, passes) for _ in range(REPEATS))
     return Roof(threads, flops, read, size)
 
 
+def _span(level: str, size: dict[str, int], threads: int) -> int:
+    """Bytes for each thread to read: half of a level, so that what else lives there stays too."""
+    if level == "DRAM":
+        return 4 * size["L3"] // threads
+    return size[level] // 2 // (threads if level == "L3" else 1)
+
+
+class Probe:
+    """What bounds a case, measured again in the rounds of its row.
+
+    A shared machine's limits change by the minute: a row should meet those of its own minute.
+    """
+
+    def __init__(self, case: Case, roof: Roof) -> None:
+        self.rates: list[float] = []
+        self._sample: Callable[[], float]
+        library, limit, threads = _build(), bound(case, roof).limit, roof.threads
+        if limit == "FMA":
+            dtype = peak_dtype(case, roof)
+            # As many steps as in measure() take about 10 ms.
+            steps = round(3_000_000 * PROBE_SECONDS / 0.01)
+            self._sample = lambda: library.roof_flops(DTYPES.index(dtype), threads, steps)
+        else:
+            span = _span(limit, roof.size, threads)
+            passes = max(1, round(PROBE_SECONDS * roof.read[limit] / (span * threads)))
+            self._sample = lambda: library.roof_read(span, threads, passes)
+
+    def __call__(self, warm_seconds: float) -> None:
+        """Take one sample, after warming up."""
+        deadline = time.perf_counter() + warm_seconds
+        while time.perf_counter() < deadline:
+            self._sample()
+        self.rates.append(self._sample())
+
+
+@functools.cache
 def _build() -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "roof.so"
@@ -172,13 +207,17 @@ def expected_distinct(case: Case) -> float:
     return sum(1 - (1 - 1 / (rank * total)) ** case.N for rank in range(1, case.V + 1))
 
 
+def peak_dtype(case: Case, roof: Roof) -> str:
+    """Whose multiply-adds bound the case."""
+    dtype = "bfloat16" if case.precision == "medium" else case.dtype
+    return dtype if dtype in roof.flops else "float32"
+
+
 def bound(case: Case, roof: Roof) -> Bound:
     """The highest of: the multiply-adds, the weights streamed each step, the bytes moved once."""
     bounds = []
     if case.kind != "embedding":
-        medium = case.precision == "medium" and "bfloat16" in roof.flops
-        dtype = "bfloat16" if medium else case.dtype
-        peak = roof.flops.get(dtype, roof.flops["float32"])
+        peak = roof.flops[peak_dtype(case, roof)]
         bounds.append(Bound("FMA", operations(case) / peak, operations(case)))
         streamed = streamed_bytes(case)
         share = case.H * case.H * ITEMSIZE[case.dtype] / roof.threads

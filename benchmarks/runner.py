@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -72,22 +73,25 @@ def _time_cases(
 
     rivals = [r for r in (*torch_rivals(), *engines()) if not only or r.name in only]
     send("stamp", measure.stamp(threads))
-    send("roof", (setting, roof.measure(threads)))
+    limits = roof.measure(threads)
+    send("roof", (setting, limits))
     for case in cases:
         send("start", case.name)
-        send("row", time_case(case, rivals, effort, threads))
+        send("row", time_case(case, rivals, effort, limits))
     # Once more, hot: the roof is the better of the two.
     send("roof", (setting, roof.measure(threads)))
 
 
-def time_case(case: Case, rivals: Sequence[Any], effort: measure.Effort, threads: int) -> Row:
+def time_case(case: Case, rivals: Sequence[Any], effort: measure.Effort, limits: roof.Roof) -> Row:
     """Prepare every rival, check its result against the first one's, time those that agree."""
     row = Row(case)
     with _precision(case):
-        ready = _prepare(case, rivals, threads, row)
+        ready = _prepare(case, rivals, limits.threads, row)
+        probe = roof.Probe(case, limits)
         start, others = time.perf_counter(), measure.Bystanders()
-        timings = measure.interleave(ready, effort) if ready else {}
+        timings = measure.interleave(ready, effort, probe=probe) if ready else {}
         row.bystanders = others.cores(time.perf_counter() - start)
+    row.roof = statistics.median(probe.rates) if probe.rates else None
     for name, timing in timings.items():
         q1, median, q3 = timing.quartiles
         row.seconds[name] = {

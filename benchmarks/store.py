@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .cases import Case
-from .roof import Roof
+from .roof import Bound, Roof, bound
 
 FOLDER = Path("results")
 
@@ -23,6 +23,7 @@ class Row:
     unsupported, failed: why a rival was not timed; failed means a crash or a wrong result.
     saved_bytes: output and saved-for-backward bytes, training cases only.
     bystanders: cores that other processes kept busy meanwhile.
+    roof: what bounds the case, measured in the row's own rounds: operations or bytes a second.
     """
 
     case: Case
@@ -32,6 +33,7 @@ class Row:
     failed: dict[str, str] = field(default_factory=dict)
     saved_bytes: dict[str, int] = field(default_factory=dict)
     bystanders: float = 0.0
+    roof: float | None = None
 
     def ratio(self, slower: str, faster: str) -> float | None:
         """How many times `faster` is as fast as `slower`; None where one was not timed."""
@@ -76,8 +78,13 @@ class Result:
         os.replace(partial, self.path)
         return self.path
 
-    def roof(self, case: Case) -> Roof | None:
-        return self.roofs.get(case.threads)
+    def bound(self, row: Row) -> Bound | None:
+        """The least time of a row, at the limits of its own rounds where they were measured."""
+        limits = self.roofs.get(row.case.threads)
+        if limits is None:
+            return None
+        found = bound(row.case, limits)
+        return replace(found, seconds=found.amount / row.roof) if row.roof else found
 
 
 def load(label: str) -> Result:

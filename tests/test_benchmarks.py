@@ -57,6 +57,23 @@ def test_roof_of_this_machine_is_plausible():
     limits = roof.measure(threads=1)
     assert limits.flops["float32"] > 1.5 * limits.flops["float64"] > 1e9
     assert limits.read["L1"] > limits.read["DRAM"] > 1e9
+    for case in (
+        cases.Case("rnn", "infer", T=64, B=64, I=256, H=256),
+        cases.Case("embedding", "infer", V=50_000, D=256, N=8192),
+    ):
+        probe = roof.Probe(case, limits)
+        probe(warm_seconds=0.0)
+        found = roof.bound(case, limits)
+        assert probe.rates == [pytest.approx(found.amount / found.seconds, rel=0.9)]
+
+
+def test_a_row_is_held_against_the_roof_of_its_own_rounds():
+    case = cases.Case("rnn", "infer", T=64, B=64, I=256, H=256)
+    result = store.Result("made-up", roofs={0: LIMITS})
+    global_bound, own = result.bound(store.Row(case)), result.bound(store.Row(case, roof=5e10))
+    assert global_bound == roof.bound(case, LIMITS)
+    assert own.seconds == pytest.approx(2 * global_bound.seconds)
+    assert result.bound(store.Row(replace(case, threads=1))) is None
 
 
 def test_interleave_measures_what_a_call_takes():
@@ -67,6 +84,9 @@ def test_interleave_measures_what_a_call_takes():
     timings = measure.interleave({"short": contender(0.002), "long": contender(0.02)}, effort)
     assert [len(t.samples) for t in timings.values()] == [3, 3]
     assert timings["short"].median >= 0.002
+    warmed: list[float] = []
+    measure.interleave({"short": contender(0.001)}, effort, probe=warmed.append)
+    assert warmed == [0] * 3
     assert timings["long"].median > 4 * timings["short"].median
     assert measure.Timing(1, [1.0, 2.0, 3.0, 4.0, 5.0]).quartiles == (2.0, 3.0, 4.0)
 

@@ -79,7 +79,7 @@ def test_the_same_bits_for_any_threads_and_isa(dtype, H, B):
 @pytest.mark.parametrize("rows", ["full", "lengths", "packed"])
 @pytest.mark.parametrize(("B", "H", "reverse"), [(1, 200, False), (2, 321, True), (3, 200, False)])
 def test_threads_that_share_a_sequence(dtype, rows, B, H, reverse, isa):
-    """Few sequences and large weights: the threads split the hidden units, and wait for each other."""
+    """Few sequences, large weights: threads split the hidden units and wait for each other."""
     arguments = samples.make(
         T=12, B=B, I=21, H=H, rows=rows, reverse=(reverse,), dtype=dtype, requires_grad=True
     )
