@@ -5,7 +5,9 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// sums[r] += row r of a times `columns` rows of the weight [.., K], one for each lane.
+// sums[r] += row r of a times `columns` rows of the weight [.., K], one for each lane. Every row is
+// a stream that the CPU must learn anew: meanwhile the first lines of the rows that come next are
+// asked for, one with each block.
 template <int R, class S, class F>
 RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64_t columns,
                               int64_t K, const F* a, int64_t stride) {
@@ -14,6 +16,9 @@ RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64
   for (int r = 0; r < R; ++r) acc[r] = sums[r];
   int64_t k = 0;
   for (; columns >= kLanes<F> && K - k >= kSteps; k += kSteps, a += kLanes<F>) {
+    const int64_t n = k / kSteps;
+    const S* next = weight + (kLanes<F> + n % kLanes<F>)*K;
+    __builtin_prefetch(reinterpret_cast<const char*>(next) + n / kLanes<F> * 64, 0, 2);
     Vec<F> block[kLanes<F>];
     load_block<F>(block, weight + k, kLanes<F>, K, kSteps);
 #pragma GCC unroll 16

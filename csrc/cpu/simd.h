@@ -127,7 +127,25 @@ RNNEXT_INLINE V at_most(V x, C limit) {
 #endif
 }
 
-// The first n lanes, out of line: tails.
+// The first n lanes: tails. Out of line, but where the CPU can mask a vector.
+#if RNNEXT_VECTOR_BYTES == 64
+template <class C>
+RNNEXT_INLINE unsigned first_lanes(int64_t n) {
+  return n >= kLanes<C> ? (1u << kLanes<C>)-1 : n > 0 ? (1u << n) - 1 : 0;
+}
+RNNEXT_INLINE Vec<float> load_first(const float* p, int64_t n) {
+  return (Vec<float>)_mm512_maskz_loadu_ps(first_lanes<float>(n), p);
+}
+RNNEXT_INLINE Vec<double> load_first(const double* p, int64_t n) {
+  return (Vec<double>)_mm512_maskz_loadu_pd(first_lanes<double>(n), p);
+}
+RNNEXT_INLINE void store_first(float* p, Vec<float> x, int64_t n) {
+  _mm512_mask_storeu_ps(p, first_lanes<float>(n), (__m512)x);
+}
+RNNEXT_INLINE void store_first(double* p, Vec<double> x, int64_t n) {
+  _mm512_mask_storeu_pd(p, first_lanes<double>(n), (__m512d)x);
+}
+#endif
 template <class S>
 __attribute__((noinline)) Vec<Compute<S>> load_first(const S* p, int64_t n) {
   S lanes[kLanes<Compute<S>>] = {};

@@ -77,11 +77,15 @@ int max_threads() {
 }
 
 void run_team(int threads, void (*task)(void*, Worker&), void* context) {
+  if (threads == 1) {
+    Count counts[2];
+    Worker alone(counts, 0, 1);
+    return task(context, alone);
+  }
   Gate gate{};
   gate.task = task;
   gate.context = context;
   gate.expected = threads;
-  if (threads == 1) return gate.enter(0, 1);
   const AOTITorchError error = torch_parallel_for(
       0, threads, 1,
       [](int64_t begin, int64_t end, void* gate) { static_cast<Gate*>(gate)->enter(begin, end); },
