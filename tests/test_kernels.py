@@ -60,6 +60,18 @@ def test_the_same_bits_for_any_batch(dtype, source, H, isa, threads):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reverse", [(False,), (False, True)])
+def test_the_same_bits_where_the_output_is_far(dtype, reverse, isa, threads):
+    """Outputs of 8 MiB and more are asked for before they are written."""
+    step = 40 * 70 * len(reverse) * dtype.itemsize
+    arguments = samples.make(T=2**23 // step + 1, B=40, I=3, H=70, reverse=reverse, dtype=dtype)
+    output, h_n = recurrence(*arguments)
+    assert output.nbytes >= 2**23
+    part = rows_of(arguments, slice(33, 36))
+    assert same(recurrence(*part), (output[:, 33:36], h_n[:, 33:36]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("H", [1, 8, 17, 64, 200])
 @pytest.mark.parametrize("B", [1, 2, 13, 40])
 def test_the_same_bits_for_any_threads_and_isa(dtype, H, B):

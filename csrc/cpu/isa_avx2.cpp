@@ -8,7 +8,7 @@
 #include "dispatch.h"
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
+#pragma GCC target("avx2,fma,f16c,prfchw")
 #define RNNEXT_ISA avx2
 #define RNNEXT_VECTOR_BYTES 32
 #define RNNEXT_TILE_ROWS 6

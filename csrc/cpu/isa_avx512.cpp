@@ -8,7 +8,7 @@
 #include "dispatch.h"
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c")
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,prfchw")
 #define RNNEXT_ISA avx512
 #define RNNEXT_VECTOR_BYTES 64
 #define RNNEXT_TILE_ROWS 8

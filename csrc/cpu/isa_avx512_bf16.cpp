@@ -8,7 +8,7 @@
 #include "dispatch.h"
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,avx512bf16")
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,avx512bf16,prfchw")
 #define RNNEXT_ISA avx512_bf16
 #define RNNEXT_VECTOR_BYTES 64
 #define RNNEXT_TILE_ROWS 8

@@ -74,14 +74,16 @@ RNNEXT_INLINE void load_tile(V (&acc)[R][NV], const C* from, int64_t stride) {
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) acc[r][j] = load(from + r * stride + j * kLanes<C>);
 }
-// Asks for what a later tile will load: its rows are in no order that the CPU could foresee.
-template <int R, int NV, class C>
+// Asks for what a later tile will load, its rows in no order that the CPU could foresee, or for
+// what this one will store: lines that a store has to wait for hold up those behind it.
+template <int R, int NV, bool to_write = false, class C>
 RNNEXT_INLINE void fetch_tile(const C* from, int64_t stride) {
+  constexpr int kStep = 64 / (kLanes<C> * sizeof(C));
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; j += 64 / RNNEXT_VECTOR_BYTES)
-      __builtin_prefetch(from + r * stride + j * kLanes<C>, 0, 2);
+    for (int j = 0; j < NV; j += kStep)
+      __builtin_prefetch(from + r * stride + j * kLanes<C>, to_write, to_write ? 3 : 2);
 }
 template <class C, class V, int R, int NV>
 RNNEXT_INLINE void store_tile(const V (&acc)[R][NV], C* to, int64_t stride) {

@@ -25,9 +25,16 @@ struct ForwardStep {
   int64_t I = 0;  // factors of the features
   F* next = nullptr;
   C* output = nullptr;  // null: it is `next`, or finish_step writes it
+  bool far = false;     // the output's lines come from far memory
 
   template <int R, int NV>
   RNNEXT_TILE void tile(int64_t row, int64_t column, const F* panels, int64_t K) const {
+    if (far) {
+      constexpr int kFactors = (NV + kDepth<F> - 1) / kDepth<F>;
+      F* const to = next + row * next_stride + column / kDepth<F>;
+      if (output) fetch_tile<R, NV, true>(output + row * output_stride + column, output_stride);
+      if (!output) fetch_tile<R, kFactors, true>(to, next_stride);
+    }
     Vec<C> acc[R][NV];
     load_tile(acc, start + row * start_stride + column - p0 * kPanel<C>, start_stride);
     accumulate<false, F, R, NV>(acc, features.first + row * features.stride, features.stride,
@@ -134,6 +141,8 @@ struct Forward {
     F* buffers[2] = {state_row(unit, 0, unit.b0), state_row(unit, 1, unit.b0)};
     Step step{nullptr,      packed_ih(unit),  p.H,  unit.p0, s.bias, {buffers[0], state_stride},
               state_stride, padded_columns(), width};
+    step.far =
+        (in_output || kNative<S>) && p.rows() * width * static_cast<int64_t>(sizeof(S)) >= kFar;
     const bool reverse = p.reverse[unit.d];
     for (int64_t done = 0; done < p.T;) {
       const Chunk chunk = next_chunk(p, unit, done, reverse, projects ? chunk_rows : 0);
