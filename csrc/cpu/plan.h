@@ -122,19 +122,31 @@ void pack_pieces(const Plan& plan, const Recurrence& p, const Matrix<S, F>& weig
       piece.pack(q, packed + weight.piece_at(k.begin) + q * piece.panel_size());
   }
 }
-// Waits until those that write piece m of the unit's state have advanced n times, and asks for what
-// they wrote: K factors of each row.
+// A piece of the state, K factors of each row, and where its weights lie among the packed ones.
 template <class F>
-void await_piece(const Plan& plan, const Unit& unit, int64_t m, int64_t n, const Rows<F>& piece,
-                 int64_t rows, int64_t K, const Worker& worker) {
+struct Piece {
+  Rows<F> state;
+  int64_t K, packed_at;
+};
+// Piece m of a unit's state, once those that write it have advanced n times; what they wrote is
+// asked for.
+template <class C, class S, class F>
+Piece<F> await_piece(const Plan& plan, const Recurrence& p, const Unit& unit,
+                     const Matrix<S, F>& weight, int64_t m, int64_t n, const Rows<F>& state,
+                     int64_t rows, const Worker& worker) {
+  const Range k = piece_of<C>(plan, p, m);
+  const Piece<F> piece{{state.first + k.begin / kDepth<F>, state.stride},
+                       factors_in<F>(k.end - k.begin),
+                       weight.piece_at(k.begin)};
   const int first = unit.group * unit.members + static_cast<int>(plan.pieces > 1 ? m : 0);
   const int last = plan.pieces > 1 ? first + 1 : first + unit.members;
-  if (unit.members == 1 || (first == worker.rank && plan.pieces > 1)) return;
+  if (unit.members == 1 || (first == worker.rank && plan.pieces > 1)) return piece;
   for (int other = first; other < last; ++other)
     if (other != worker.rank) worker.wait_for(other, n);
   for (int64_t row = 0; row < rows; ++row)
-    for (int64_t k = 0; k < K; k += 64 / static_cast<int64_t>(sizeof(F)))
-      __builtin_prefetch(piece.first + row * piece.stride + k);
+    for (int64_t i = 0; i < piece.K; i += 64 / static_cast<int64_t>(sizeof(F)))
+      __builtin_prefetch(piece.state.first + row * piece.state.stride + i);
+  return piece;
 }
 
 // The row of features, or of ready pre-activations, of sequence b at step t.

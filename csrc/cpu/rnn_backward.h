@@ -202,11 +202,7 @@ struct Backward {
       }
       if (own_sums) {
         RowCursor<S> cursor{p, unit.d, unit.b0, unit.b1, chunk.t};
-        if (own_rows) {
-          sums.add(cursor, chunk.rows, chunk_grad, step_stride);
-        } else {
-          sums.add(cursor, chunk.rows, grad_pre, 0);
-        }
+        sums.add(cursor, chunk.rows, own_rows ? chunk_grad : grad_pre, own_rows ? step_stride : 0);
       }
       if (in_grad_pre && own_rows && done < p.T) state = keep(unit, state);
     }
@@ -222,18 +218,17 @@ struct Backward {
     const F* const weights = step.packed;
     const Rows<F> state = step.state;
     for (int64_t m = 0; m < plan.pieces; ++m) {
-      const Range k = piece_of<C>(plan, p, m);
-      step.packed = weights + weight_hh(0).piece_at(k.begin);
-      step.state.first = state.first + k.begin / kDepth<F>;
-      const int64_t K = factors_in<F>(k.end - k.begin);
-      await_piece(plan, unit, m, done + 1, step.state, rows, K, worker);
+      const Piece<F> piece =
+          await_piece<C>(plan, p, unit, weight_hh(0), m, done + 1, state, rows, worker);
+      step.packed = weights + piece.packed_at;
+      step.state = piece.state;
       if (m + 1 == plan.pieces) {
-        sweep(step, rows, unit.p0, unit.p1, p.H, K);
+        sweep(step, rows, unit.p0, unit.p1, p.H, piece.K);
       } else {
         C* sums = converted(worker, 0);
         const Projection<F> add{step.packed, step.state,  step.grad, step.grad_stride,
                                 sums,        step_stride, p.H};
-        sweep(add, rows, unit.p0, unit.p1, p.H, K);
+        sweep(add, rows, unit.p0, unit.p1, p.H, piece.K);
         step.grad = sums;
         step.grad_stride = step_stride;
       }
@@ -322,18 +317,13 @@ struct Backward {
     // In the compute type first: the state's buffers are free now, but for the slower members.
     C* const rows = converted(worker, 0);
     for (int64_t m = 0; m < plan.pieces; ++m) {
-      const Range k = piece_of<C>(plan, p, m);
-      const int64_t K = factors_in<F>(k.end - k.begin), sequences = unit.b1 - unit.b0;
-      const Rows<F> piece{first.first + k.begin / kDepth<F>, first.stride};
-      await_piece(plan, unit, m, p.T + 1, piece, sequences, K, worker);
-      const Projection<F> project{packed + weight_hh(0).piece_at(k.begin),
-                                  piece,
-                                  m > 0 ? rows : nullptr,
-                                  step_stride,
-                                  rows,
-                                  step_stride,
-                                  step_stride};
-      sweep(project, sequences, unit.p0, unit.p1, p.H, K);
+      const int64_t sequences = unit.b1 - unit.b0;
+      const Piece<F> piece =
+          await_piece<C>(plan, p, unit, weight_hh(0), m, p.T + 1, first, sequences, worker);
+      const F* const weights = packed + piece.packed_at;
+      const C* const sums = m > 0 ? rows : nullptr;
+      const Projection<F> project{weights, piece.state, sums, step_stride, rows, step_stride, p.H};
+      sweep(project, sequences, unit.p0, unit.p1, p.H, piece.K);
     }
     for (int64_t b = unit.b0; b < unit.b1; ++b) {
       const int64_t row = (unit.d * p.B + b) * p.H;

@@ -193,19 +193,18 @@ struct Forward {
     const F* const weights = hh + copy_of(unit) * weight_hh(0).packed_size();
     const Rows<F> state = step.state;
     for (int64_t m = 0; m < plan.pieces; ++m) {
-      const Range k = piece_of<C>(plan, p, m);
-      step.packed = weights + weight_hh(0).piece_at(k.begin);
-      step.state.first = state.first + k.begin / kDepth<F>;
-      const int64_t K = factors_in<F>(k.end - k.begin);
-      await_piece(plan, unit, m, done + 1, step.state, rows, K, worker);
+      const Piece<F> piece =
+          await_piece<C>(plan, p, unit, weight_hh(0), m, done + 1, state, rows, worker);
+      step.packed = weights + piece.packed_at;
+      step.state = piece.state;
       if (m + 1 == plan.pieces) {
-        sweep(step, rows, unit.p0, unit.p1, p.H, K);
+        sweep(step, rows, unit.p0, unit.p1, p.H, piece.K);
       } else {
         const int64_t stride = step.start_stride;
         C* sums = const_cast<C*>(step.start) - unit.p0 * kPanel<C>;
         const Projection<F> add{step.packed, step.state,      sums, stride, sums,
                                 stride,      padded_columns()};
-        sweep(add, rows, unit.p0, unit.p1, p.H, K);
+        sweep(add, rows, unit.p0, unit.p1, p.H, piece.K);
       }
     }
     step.state = state;
