@@ -213,15 +213,24 @@ RNNEXT_INLINE void exchange(Vec<C>& a, Vec<C>& b, std::integer_sequence<int, L..
   b = __builtin_shufflevector(a, b, ((L & S) ? kLanes<C> + L : L + S)...);
   a = lo;
 }
-template <class C, int S = 1>
+// Up to blocks of `end` x `end`.
+template <class C, int end = kLanes<C>, int S = 1>
 RNNEXT_INLINE void transpose(Vec<C> (&x)[kLanes<C>]) {
-  if constexpr (S < kLanes<C>) {
+  if constexpr (S < end) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<C>; ++i)
       if (!(i & S)) exchange<C, S>(x[i], x[i + S], std::make_integer_sequence<int, kLanes<C>>());
-    transpose<C, 2 * S>(x);
+    transpose<C, end, 2 * S>(x);
   }
 }
+
+#if RNNEXT_VECTOR_BYTES == 64
+RNNEXT_INLINE __m512i load_halves(const void* low, const void* high) {
+  const __m256i first = _mm256_loadu_si256(static_cast<const __m256i_u*>(low));
+  const __m256i second = _mm256_loadu_si256(static_cast<const __m256i_u*>(high));
+  return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+}
+#endif
 
 // A block of a stored matrix [.., stride], at most `rows` rows and n values of each, transposed:
 // x[k] has the factors at k, a row in each lane; the rest is zero.
@@ -230,6 +239,19 @@ RNNEXT_INLINE void load_block(Vec<F> (&x)[kLanes<F>], const S* from, int64_t row
                               int64_t n) {
   constexpr int kSteps = kLanes<F> * kDepth<F>;
   if (rows >= kLanes<F> && n >= kSteps) {
+#if RNNEXT_VECTOR_BYTES == 64
+    // Halves of rows are put together as they are loaded, which spares a quarter of the shuffles.
+    if constexpr (kStoredAsFactors<S, F>) {
+      constexpr int kHalf = kLanes<F> / 2;
+      const int64_t apart = kHalf * stride;
+#pragma GCC unroll 8
+      for (int i = 0; i < kHalf; ++i, from += stride) {
+        x[i] = (Vec<F>)load_halves(from, from + apart);
+        x[i + kHalf] = (Vec<F>)load_halves(from + kSteps / 2, from + apart + kSteps / 2);
+      }
+      return transpose<F, kHalf>(x);
+    }
+#endif
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<F>; ++i, from += stride) x[i] = Factors<F>::along(from, kSteps);
   } else {
