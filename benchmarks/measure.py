@@ -14,7 +14,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .roof import Probe
 
 # libgomp's threads spin for about 10 ms after a parallel region and take a core from whoever runs
 # next, and a core that slept is slow at first. Warming up for this long lets both pass
@@ -84,11 +87,11 @@ def interleave(
     effort: Effort = FULL,
     seed: int = 0,
     synchronize: Callable[[], None] = _nothing,
-    probe: Callable[[float], None] | None = None,
+    probe: Probe | None = None,
 ) -> dict[str, Timing]:
     """Time every contender once a round, in a new random order each round.
 
-    probe(seconds to warm up) is called once a round too.
+    The probe takes a sample once a round too; those of rounds that count are in its `rates`.
 
     Each warms up outside the clock before its sample. synchronize() is called before each clock
     read: pass torch.cuda.synchronize on a GPU. A round in which other processes kept the cores busy
@@ -110,8 +113,7 @@ def interleave(
         while len(timings[order[0]].samples) < rounds:
             shuffle(order)
             start, others, samples = time.perf_counter(), Bystanders(), {}
-            if probe:
-                probe(effort.warm_seconds)
+            rate = probe.sample(effort.warm_seconds) if probe else 0.0
             for name in order:
                 warm = effort.warm_seconds
                 if once[name] > LONG_SECONDS:
@@ -122,6 +124,8 @@ def interleave(
             if others.cores(time.perf_counter() - start) > DISTURBED_CORES and spare:
                 spare -= 1
                 continue
+            if probe:
+                probe.rates.append(rate)
             for name, seconds in samples.items():
                 timings[name].samples.append(seconds)
     finally:

@@ -97,28 +97,29 @@ class Probe:
     """What bounds a case, measured again in the rounds of its row.
 
     A shared machine's limits change by the minute: a row should meet those of its own minute.
+    rates: the samples of the rounds that count, operations or bytes a second.
     """
 
     def __init__(self, case: Case, roof: Roof) -> None:
         self.rates: list[float] = []
-        self._sample: Callable[[], float]
+        self._run: Callable[[], float]
         library, limit, threads = _build(), bound(case, roof).limit, roof.threads
         if limit == "FMA":
             dtype = peak_dtype(case, roof)
             # As many steps as in measure() take about 10 ms.
             steps = round(3_000_000 * PROBE_SECONDS / 0.01)
-            self._sample = lambda: library.roof_flops(DTYPES.index(dtype), threads, steps)
+            self._run = lambda: library.roof_flops(DTYPES.index(dtype), threads, steps)
         else:
             span = _span(limit, roof.size, threads)
             passes = max(1, round(PROBE_SECONDS * roof.read[limit] / (span * threads)))
-            self._sample = lambda: library.roof_read(span, threads, passes)
+            self._run = lambda: library.roof_read(span, threads, passes)
 
-    def __call__(self, warm_seconds: float) -> None:
-        """Take one sample, after warming up."""
+    def sample(self, warm_seconds: float) -> float:
+        """The rate, after warming up."""
         deadline = time.perf_counter() + warm_seconds
         while time.perf_counter() < deadline:
-            self._sample()
-        self.rates.append(self._sample())
+            self._run()
+        return self._run()
 
 
 @functools.cache

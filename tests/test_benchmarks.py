@@ -61,10 +61,9 @@ def test_roof_of_this_machine_is_plausible():
         cases.Case("rnn", "infer", T=64, B=64, I=256, H=256),
         cases.Case("embedding", "infer", V=50_000, D=256, N=8192),
     ):
-        probe = roof.Probe(case, limits)
-        probe(warm_seconds=0.0)
+        rate = roof.Probe(case, limits).sample(warm_seconds=0.0)
         found = roof.bound(case, limits)
-        assert probe.rates == [pytest.approx(found.amount / found.seconds, rel=0.9)]
+        assert rate == pytest.approx(found.amount / found.seconds, rel=0.9)
 
 
 def test_a_row_is_held_against_the_roof_of_its_own_rounds():
@@ -84,11 +83,20 @@ def test_interleave_measures_what_a_call_takes():
     timings = measure.interleave({"short": contender(0.002), "long": contender(0.02)}, effort)
     assert [len(t.samples) for t in timings.values()] == [3, 3]
     assert timings["short"].median >= 0.002
-    warmed: list[float] = []
-    measure.interleave({"short": contender(0.001)}, effort, probe=warmed.append)
-    assert warmed == [0] * 3
     assert timings["long"].median > 4 * timings["short"].median
     assert measure.Timing(1, [1.0, 2.0, 3.0, 4.0, 5.0]).quartiles == (2.0, 3.0, 4.0)
+
+
+def test_a_round_that_is_thrown_away_leaves_no_roof(monkeypatch):
+    probe = roof.Probe(cases.Case("rnn", "infer", T=64, B=64, I=256, H=256), LIMITS)
+    samples, busy = iter([1.0, 2.0, 3.0, 4.0]), iter([0.0, 1.0, 0.0, 0.0])
+    monkeypatch.setattr(probe, "sample", lambda warm_seconds: next(samples))
+    monkeypatch.setattr(measure.Bystanders, "cores", lambda self, seconds: next(busy))
+    effort = measure.Effort(0.01, min_rounds=3, max_rounds=3, sample_seconds=0, warm_seconds=0)
+    sleeper = measure.Contender(lambda: measure.time.sleep(0.001))
+    timings = measure.interleave({"sleeper": sleeper}, effort, probe=probe)
+    assert probe.rates == [1.0, 3.0, 4.0]
+    assert len(timings["sleeper"].samples) == 3
 
 
 SHAPE = {"T": 5, "B": 3, "I": 4, "H": 6}
