@@ -274,6 +274,7 @@ class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
                                   "sparse=False with create_graph=True");
       static const auto op =
           find_op<EmbeddingSparseBackwardOp>("rnnext::embedding_sparse_backward");
+      at::AutoDispatchBelowADInplaceOrView guard;
       const auto [rows, values] = op.call(grad[0], indices, num_weights, padding_idx, scale);
       // A strided row of indices: torch's AccumulateGrad then clones the gradient, which keeps it
       // marked as coalesced; a contiguous one it takes apart and puts together without the mark.

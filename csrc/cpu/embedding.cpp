@@ -10,6 +10,7 @@
 #include "check.h"
 #include "cpu/dispatch.h"
 #include "cpu/memory.h"
+#include "cpu/runs.h"
 
 namespace rnnext {
 namespace {
@@ -106,61 +107,19 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, boo
   return out;
 }
 
-// Positions of the indices in the order of their values, equal ones in their own order, and where
-// each run of equal values begins.
-struct Runs {
-  std::vector<int64_t> order;  // [N without padding]
-  std::vector<int64_t> row;    // [U] table row of each run
-  std::vector<int64_t> begin;  // [U+1] into order
-
-  int64_t size() const { return static_cast<int64_t>(row.size()); }
-};
-
-template <class Index>
-Runs sort_runs(const Tensor& indices, int64_t rows, int64_t padding_idx) {
-  const Index* index = indices.const_data_ptr<Index>();
-  check_bounds(index, indices, rows);
-  const int64_t n = indices.numel();
-  struct Entry {
-    int64_t row, position;
-  };
-  std::vector<Entry> entries, other;
-  entries.reserve(n);
-  for (int64_t i = 0; i < n; ++i)
-    if (index[i] != padding_idx) entries.push_back({static_cast<int64_t>(index[i]), i});
-  other.resize(entries.size());
-  // Radix sort, least digit first: stable. Wide digits take fewer passes, but a count for each.
-  const int bits = n < 2048 ? 6 : 11;
-  const int64_t mask = (int64_t{1} << bits) - 1;
-  for (int shift = 0; shift < 63 && ((rows - 1) >> shift) > 0; shift += bits) {
-    std::vector<int64_t> count(mask + 2);
-    for (const Entry& e : entries) ++count[((e.row >> shift) & mask) + 1];
-    for (int64_t i = 0; i < mask; ++i) count[i + 1] += count[i];
-    for (const Entry& e : entries) other[count[(e.row >> shift) & mask]++] = e;
-    entries.swap(other);
-  }
-  Runs runs;
-  runs.order.reserve(entries.size());
-  for (const Entry& e : entries) {
-    if (runs.row.empty() || runs.row.back() != e.row) {
-      runs.row.push_back(e.row);
-      runs.begin.push_back(static_cast<int64_t>(runs.order.size()));
-    }
-    runs.order.push_back(e.position);
-  }
-  runs.begin.push_back(static_cast<int64_t>(runs.order.size()));
-  return runs;
-}
-
-Runs sort_runs(const Tensor& grad, const Tensor& indices, int64_t rows, int64_t padding_idx) {
+Runs runs_of(const Tensor& grad, const Tensor& indices, int64_t rows, int64_t padding_idx) {
   check_indices(indices);
   TORCH_CHECK(
       grad.dim() == indices.dim() + 1 && grad.sizes().slice(0, indices.dim()) == indices.sizes(),
       "grad must have the shape of indices and one more dimension, got ", grad.sizes(),
       " with indices of shape ", indices.sizes());
   const Tensor index = indices.contiguous();
-  return index.scalar_type() == at::kLong ? sort_runs<int64_t>(index, rows, padding_idx)
-                                          : sort_runs<int32_t>(index, rows, padding_idx);
+  const auto sort = [&]<class Index>(const Index* values) {
+    check_bounds(values, index, rows);
+    return sort_runs(values, index.numel(), rows, padding_idx);
+  };
+  return index.scalar_type() == at::kLong ? sort(index.const_data_ptr<int64_t>())
+                                          : sort(index.const_data_ptr<int32_t>());
 }
 
 SumRows sum_rows_of(const Tensor& grad) {
@@ -176,7 +135,7 @@ void sum_runs(SumRows sum, const Runs& runs, int64_t first, int64_t last, const 
   for (int64_t u = first; u < last; ++u) {
     const int64_t n = runs.begin[u + 1] - runs.begin[u];
     for (int64_t i = runs.begin[u]; i < runs.begin[u + 1]; ++i)
-      if (i + kAhead < static_cast<int64_t>(runs.order.size()))
+      if (i + kAhead < runs.length())
         prefetch_row(from + runs.order[i + kAhead] * row_bytes, row_bytes);
     sum(grad.const_data_ptr(), grad.size(-1), &runs.order[runs.begin[u]], n,
         scale ? 1.0 / static_cast<double>(n) : 1.0, to(u));
@@ -186,12 +145,15 @@ void sum_runs(SumRows sum, const Runs& runs, int64_t first, int64_t last, const 
 Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num_weights,
                           int64_t padding_idx, bool scale_grad_by_freq) {
   const SumRows sum = sum_rows_of(grad);
-  const Runs runs = sort_runs(grad, indices, num_weights, padding_idx);
+  const Runs runs = runs_of(grad, indices, num_weights, padding_idx);
   const Tensor rows = grad.contiguous();
   const int64_t D = rows.size(-1), row_bytes = D * rows.element_size();
   const Tensor out = empty_large({num_weights, D}, rows.options());
   char* to = static_cast<char*>(out.data_ptr());
-  const int64_t N = static_cast<int64_t>(runs.order.size());
+  const int64_t N = runs.length();
+  const auto first_run = [&](int64_t v) {
+    return std::lower_bound(runs.row, runs.row + runs.count, v) - runs.row;
+  };
   // A share is a range of table rows: sums for those that were picked, zeros between them, so every
   // byte of the output is written once. Shares are equal in rows written plus rows read.
   const auto boundary = [&](int64_t share, int64_t shares) {
@@ -199,7 +161,7 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num
     int64_t low = 0, high = num_weights;
     while (low < high) {
       const int64_t v = (low + high) / 2;
-      const int64_t u = std::lower_bound(runs.row.begin(), runs.row.end(), v) - runs.row.begin();
+      const int64_t u = first_run(v);
       if (v + runs.begin[u] < target) {
         low = v + 1;
       } else {
@@ -211,9 +173,9 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num
   parallel((num_weights + N) * row_bytes, [&](int rank, int threads) {
     int64_t v = boundary(rank, threads);
     const int64_t end = boundary(rank + 1, threads);
-    int64_t u = std::lower_bound(runs.row.begin(), runs.row.end(), v) - runs.row.begin();
+    int64_t u = first_run(v);
     while (v < end) {
-      const int64_t picked = u < runs.size() ? std::min(runs.row[u], end) : end;
+      const int64_t picked = u < runs.count ? std::min(runs.row[u], end) : end;
       std::memset(to + v * row_bytes, 0, (picked - v) * row_bytes);
       if (picked == end) break;
       sum_runs(sum, runs, u, u + 1, rows, scale_grad_by_freq,
@@ -229,18 +191,17 @@ std::tuple<Tensor, Tensor> embedding_sparse_backward(const Tensor& grad, const T
                                                      int64_t num_weights, int64_t padding_idx,
                                                      bool scale_grad_by_freq) {
   const SumRows sum = sum_rows_of(grad);
-  const Runs runs = sort_runs(grad, indices, num_weights, padding_idx);
+  const Runs runs = runs_of(grad, indices, num_weights, padding_idx);
   const Tensor rows = grad.contiguous();
-  const int64_t D = rows.size(-1), row_bytes = D * rows.element_size(), U = runs.size();
+  const int64_t D = rows.size(-1), row_bytes = D * rows.element_size(), U = runs.count;
   const Tensor row = at::empty({U}, rows.options().dtype(at::kLong));
-  std::copy(runs.row.begin(), runs.row.end(), row.mutable_data_ptr<int64_t>());
+  std::copy_n(runs.row, U, row.mutable_data_ptr<int64_t>());
   const Tensor values = empty_large({U, D}, rows.options());
   char* to = static_cast<char*>(values.data_ptr());
-  const int64_t N = static_cast<int64_t>(runs.order.size());
+  const int64_t N = runs.length();
   // Shares of equal numbers of rows read, cut where a run begins.
   const auto boundary = [&](int64_t share, int64_t shares) {
-    return std::lower_bound(runs.begin.begin(), runs.begin.end(), N * share / shares) -
-           runs.begin.begin();
+    return std::lower_bound(runs.begin, runs.begin + U, N * share / shares) - runs.begin;
   };
   parallel((N + U) * row_bytes, [&](int rank, int threads) {
     sum_runs(sum, runs, boundary(rank, threads), boundary(rank + 1, threads), rows,
