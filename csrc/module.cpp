@@ -1,14 +1,70 @@
-// The Python module rnnext._C: what the build is and which ISA runs. No tensor crosses it.
+// The Python module rnnext._C: what the build is, which ISA runs, and the ops that modules call at
+// every step, past torch.ops: looking a call up in its schema and boxing its arguments takes 3 us
+// there, more than a step of a small RNN.
+#include <ATen/PythonTorchFunctionTLS.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <map>
 
 #include "cpu/dispatch.h"
+#include "ops.h"
 
 namespace py = pybind11;
 
 namespace {
+
+// A tensor, or parameter, that has no __torch_function__ of its own, nor a mode's, to ask first.
+struct Plain {
+  at::Tensor tensor;
+};
+using OptionalPlain = std::optional<Plain>;
+
+std::optional<at::Tensor> tensor_of(const OptionalPlain& plain) {
+  return plain ? std::optional(plain->tensor) : std::nullopt;
+}
+
+std::tuple<at::Tensor, at::Tensor> rnn(const Plain& input, const OptionalPlain& hx,
+                                       const std::vector<Plain>& params, bool has_biases,
+                                       int64_t num_layers, double dropout, bool train,
+                                       bool bidirectional, bool batch_first,
+                                       std::string_view nonlinearity, const OptionalPlain& lengths,
+                                       const OptionalPlain& batch_sizes) {
+  static const auto op = rnnext::find_op<rnnext::RnnOp>("rnnext::rnn");
+  std::vector<at::Tensor> tensors;
+  tensors.reserve(params.size());
+  for (const Plain& param : params) tensors.push_back(param.tensor);
+  return op.call(input.tensor, tensor_of(hx), tensors, has_biases, num_layers, dropout, train,
+                 bidirectional, batch_first, nonlinearity, tensor_of(lengths),
+                 tensor_of(batch_sizes));
+}
+
+at::Tensor rnn_cell(const Plain& input, const OptionalPlain& hx, const Plain& weight_ih,
+                    const Plain& weight_hh, const OptionalPlain& bias_ih,
+                    const OptionalPlain& bias_hh, std::string_view nonlinearity) {
+  static const auto op = rnnext::find_op<rnnext::RnnCellOp>("rnnext::rnn_cell");
+  return op.call(input.tensor, tensor_of(hx), weight_ih.tensor, weight_hh.tensor,
+                 tensor_of(bias_ih), tensor_of(bias_hh), nonlinearity);
+}
+
+at::Tensor embedding(const Plain& weight, const Plain& indices, int64_t padding_idx,
+                     bool scale_grad_by_freq, bool sparse) {
+  static const auto op = rnnext::find_op<rnnext::EmbeddingOp>("rnnext::embedding");
+  return op.call(weight.tensor, indices.tensor, padding_idx, scale_grad_by_freq, sparse);
+}
+
+// The function, and, for arguments that are not plain or not of its types, torch.ops.rnnext's.
+template <class Function>
+void define_op(py::module_& m, const char* name, Function function) {
+  m.def(name, torch::wrap_pybind_function_no_gil(function));
+  m.def(name, [name](const py::args& args) {
+    return py::module_::import("torch").attr("ops").attr("rnnext").attr(name).attr("default")(
+        *args);
+  });
+}
 
 std::string compiler() {
 #if defined(__clang__)
@@ -36,6 +92,18 @@ py::dict build_info() {
 
 }  // namespace
 
+template <>
+struct py::detail::type_caster<Plain> {
+  PYBIND11_TYPE_CASTER(Plain, const_name("torch.Tensor"));
+
+  bool load(handle source, bool) {
+    if (!THPVariable_CheckExact(source.ptr()) || at::impl::torch_function_mode_enabled())
+      return false;
+    value.tensor = THPVariable_Unpack(source.ptr());
+    return true;
+  }
+};
+
 PYBIND11_MODULE(_C, m) {
   rnnext::kernels();  // a bad RNNEXT_CPU_ISA fails at import
   m.def(
@@ -43,5 +111,8 @@ PYBIND11_MODULE(_C, m) {
       "The instruction set that the CPU kernels use.");
   m.def("set_cpu_isa", &rnnext::set_isa, py::arg("name"),
         "Use the CPU kernels of one instruction set. Raises ValueError if this CPU lacks it.");
+  define_op(m, "rnn", rnn);
+  define_op(m, "rnn_cell", rnn_cell);
+  define_op(m, "embedding", embedding);
   m.def("build_info", &build_info, "What this build is: torch, compiler, instruction sets, CUDA.");
 }

@@ -1,5 +1,43 @@
+from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 def cpu_isa() -> str: ...
 def set_cpu_isa(name: str) -> None: ...
 def build_info() -> dict[str, Any]: ...
+
+# The ops of the same names, arguments by position.
+def rnn(
+    input: Tensor,
+    hx: Tensor | None,
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    nonlinearity: str,
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    /,
+) -> tuple[Tensor, Tensor]: ...
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    nonlinearity: str,
+    /,
+) -> Tensor: ...
+def embedding(
+    weight: Tensor,
+    indices: Tensor,
+    padding_idx: int,
+    scale_grad_by_freq: bool,
+    sparse: bool,
+    /,
+) -> Tensor: ...

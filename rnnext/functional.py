@@ -9,12 +9,15 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
-import rnnext.ops  # noqa: F401  registers the ops
+import rnnext.ops  # noqa: F401  registers the fake kernels
+from rnnext import _C
 
 __all__ = ["embedding", "rnn", "rnn_cell"]
 
+# The same ops twice: torch.compile puts these into its graph, eager calls take _C's short way.
 _rnn: Callable[..., tuple[Tensor, Tensor]] = torch.ops.rnnext.rnn.default
 _rnn_cell: Callable[..., Tensor] = torch.ops.rnnext.rnn_cell.default
 _embedding: Callable[..., Tensor] = torch.ops.rnnext.embedding.default
@@ -88,7 +91,7 @@ def rnn(
     if lengths is not None and data.dim() == 2:
         raise ValueError("lengths needs a 3-D input: one sequence or a packed input has its own")
     try:
-        output, h_n = _rnn(
+        output, h_n = (_rnn if is_compiling() else _C.rnn)(
             data,
             hx,
             params,
@@ -145,8 +148,9 @@ def rnn_cell(
     J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990. The interface follows
     ``torch.rnn_tanh_cell``.
     """
+    cell = _rnn_cell if is_compiling() else _C.rnn_cell
     try:
-        return _rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+        return cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
     except (RuntimeError, ValueError):
         _raise_for_rnn_cell(input, hx, weight_ih, weight_hh, nonlinearity)
         raise
@@ -196,12 +200,14 @@ def embedding(
             raise AssertionError("Padding_idx must be within num_embeddings")
         if padding_idx < 0:
             padding_idx += rows
+    gather = _embedding if is_compiling() else _C.embedding
     if max_norm is not None:
         table = weight.detach()
-        _embedding(table[:, :1], input)  # raises on a bad index before any row is written
+        # Raises on a bad index before any row is written.
+        gather(table[:, :1], input, -1, False, False)
         torch.embedding_renorm_(table, input.contiguous(), max_norm, norm_type)
     try:
-        return _embedding(weight, input, padding_idx, scale_grad_by_freq, sparse)
+        return gather(weight, input, padding_idx, scale_grad_by_freq, sparse)
     except RuntimeError:
         if isinstance(input, Tensor):
             raise

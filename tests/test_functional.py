@@ -1,11 +1,17 @@
 """rnnext.functional against torch.nn.functional, torch's cell functions and the modules."""
 
+import sys
+import threading
+
 import pytest
 import torch
 from common import assert_close, error_of
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.nn.utils import rnn as rnn_utils
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnext
 from rnnext import functional
@@ -142,6 +148,87 @@ def test_embedding_reads_tables_of_other_dtypes(dtype):
 def test_embedding_refuses_mixed_devices():
     with pytest.raises(RuntimeError, match="device"):
         functional.embedding(torch.tensor([1], device="meta"), torch.zeros(5, 3))
+
+
+def calls_of_each_function():
+    """For each function's name: a call of it, which hands its first tensor to a function."""
+    w_ih, w_hh, b = torch.randn(6, 4), torch.randn(6, 6), torch.randn(6)
+    x, table, index = torch.randn(5, 3, 4), torch.randn(9, 4), torch.tensor([8, 0, 3])
+    return {
+        "rnn": lambda make: functional.rnn(make(x), [w_ih, w_hh, b, b])[0],
+        "rnn_cell": lambda make: functional.rnn_cell(make(x[0]), None, w_ih, w_hh, b, b),
+        "embedding": lambda make: functional.embedding(make(index), table),
+    }
+
+
+@pytest.mark.parametrize("name", functional.__all__)
+def test_whoever_overrides_torch_functions_sees_the_op(name):
+    call, seen = calls_of_each_function()[name], []
+    expected = call(lambda tensor: tensor)
+
+    class Own(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    op = getattr(torch.ops.rnnext, name).default
+    result = call(lambda tensor: tensor.as_subclass(Own))
+    assert op in seen
+    assert isinstance(result, Own)
+    assert torch.equal(result, expected)
+    seen.clear()
+    with Mode():
+        assert torch.equal(call(lambda tensor: tensor), expected)
+    assert op in seen
+
+
+@pytest.mark.parametrize("name", functional.__all__)
+def test_whoever_overrides_the_dispatcher_sees_the_op(name):
+    call, seen = calls_of_each_function()[name], []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function.namespace)
+            return function(*args, **(kwargs or {}))
+
+    with Mode():
+        result = call(lambda tensor: tensor)
+    assert "rnnext" in seen
+    assert torch.equal(result, call(lambda tensor: tensor))
+    graph = make_fx(lambda: call(lambda tensor: tensor))()
+    assert "rnnext" in {getattr(node.target, "namespace", "") for node in graph.graph.nodes}
+    assert torch.equal(graph(), result)
+
+
+def test_other_threads_run_during_a_call():
+    """The interpreter lock is free while a kernel runs, though no thread is asked to give it up."""
+    module, x = rnnext.RNN(64, 256), torch.randn(2000, 16, 64)
+    counted, done = [0], threading.Event()
+
+    def count():
+        while not done.wait(0.001):
+            counted[0] += 1
+
+    thread = threading.Thread(target=count)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(100)
+    thread.start()
+    try:
+        with torch.no_grad():
+            before = counted[0]
+            module(x)
+            during = counted[0] - before
+    finally:
+        done.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert during > 0
 
 
 def test_the_package_offers_the_functions():
