@@ -70,8 +70,8 @@ def test_threads_do_not_share(rnn):
     assert not wrong
 
 
-def test_an_embedding_that_needs_more_than_is_kept():
-    weight = torch.randn(70_000, 256)  # 68 MiB
-    indices = torch.arange(70_000)
-    for _ in range(3):
-        assert torch.equal(rnnext.functional.embedding(indices, weight), weight)
+def test_results_that_need_more_than_is_kept():
+    weight = torch.randn(1000, 256)
+    indices = torch.arange(300_000) % 1000  # 293 MiB of rows
+    for _ in range(2):
+        assert torch.equal(rnnext.functional.embedding(indices, weight), weight[indices])
