@@ -30,7 +30,7 @@ constexpr int64_t scratch_stride(int64_t columns) {
   return panels_in<F>(columns) * kPanel<F> / kDepth<F> + 64 / static_cast<int64_t>(sizeof(F));
 }
 
-// a: [R, K] with row stride `stride`, or, when interleaved, [K, R]. panels: of [K, kPanel], NV
+// a: [R, K], or, when interleaved, [K, R], its rows `stride` apart. panels: of [K, kPanel], NV
 // vectors of them.
 template <bool interleaved, class F, int R, int NV>
 RNNEXT_INLINE void accumulate(Vec<Compute<F>> (&acc)[R][NV], const F* a, int64_t stride,
@@ -42,7 +42,7 @@ RNNEXT_INLINE void accumulate(Vec<Compute<F>> (&acc)[R][NV], const F* a, int64_t
       const Vec<F> b0 = load(row), b1 = j + 1 < NV ? load(row + kLanes<F>) : b0;
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        const F x = interleaved ? a[k * R + r] : a[r * stride + k];
+        const F x = interleaved ? a[k * stride + r] : a[r * stride + k];
         multiply_add(acc[r][j], x, b0);
         if (j + 1 < NV) multiply_add(acc[r][j + 1], x, b1);
       }

@@ -91,9 +91,9 @@ struct WeightGradients {
         state_rows[i] = cursor.state();
         feature_rows[i] = cursor.features();
       }
-      pack_left(n);
-      if (out.weight_hh[d]) add_product(state_rows, n, p.H, sum_hh);
-      if (out.weight_ih[d] && p.I > 0) add_product(feature_rows, n, p.I, sum_ih);
+      const Tiles tiles = stride && kDepth<F> == 1 ? tiles_of(grad_pre, n, stride) : pack_left(n);
+      if (out.weight_hh[d]) add_product(tiles, state_rows, n, p.H, sum_hh);
+      if (out.weight_ih[d] && p.I > 0) add_product(tiles, feature_rows, n, p.I, sum_ih);
       rows -= n;
       grad_pre += n * stride;
     }
@@ -128,8 +128,30 @@ struct WeightGradients {
   }
 
  private:
+  // The left factors of hidden unit h, as many as there are factors of rows, `stride` apart, begin
+  // at first + h * step.
+  struct Tiles {
+    const F* first;
+    int64_t step, stride;
+  };
+  // The rows as they lie: they are in cache, and no large power of two apart.
+  Tiles tiles_of(const C* grad_pre, int64_t rows, int64_t stride) const {
+    const C* const first = grad_pre + begin;
+    int64_t h = 0;
+    for (; h + 4 * kLanes<C> <= height; h += 4 * kLanes<C>) add_to_bias<4>(first, rows, stride, h);
+    for (; h < height; h += kLanes<C>) add_to_bias<1>(first, rows, stride, h);
+    return {reinterpret_cast<const F*>(first), 1, stride};
+  }
+  template <int NV>
+  void add_to_bias(const C* first, int64_t rows, int64_t stride, int64_t h) const {
+    Vec<C> acc[1][NV];
+    load_tile_some(acc, sum_bias + h, 0, height - h);
+    for (int64_t n = 0; n < rows; ++n)
+      for (int v = 0; v < NV; ++v) acc[0][v] += load(first + n * stride + h + v * kLanes<C>);
+    store_tile_some(acc, sum_bias + h, 0, height - h);
+  }
   // grad_rows [rows, height] into tiles [height / kTileRows][factors of rows][kTileRows].
-  void pack_left(int64_t rows) const {
+  Tiles pack_left(int64_t rows) const {
     const int64_t tile_size = factors_in<F>(rows) * kTileRows;
     for (int64_t n = 0; n < rows; n += kDepth<F>) {
       const C* row = grad_rows[n];
@@ -150,6 +172,7 @@ struct WeightGradients {
       add_to_bias(row);
       if (next) add_to_bias(next);
     }
+    return {left, factors_in<F>(rows), kTileRows};
   }
   void add_to_bias(const C* from) const {
     int64_t h = 0;
@@ -158,16 +181,17 @@ struct WeightGradients {
     for (; h < height; ++h) sum_bias[h] += from[h];
   }
 
-  void add_product(const S** right_rows, int64_t rows, int64_t columns, C* sum) const {
+  void add_product(const Tiles& tiles, const S** right_rows, int64_t rows, int64_t columns,
+                   C* sum) const {
     int64_t column = 0;
     for (; columns - column > kLanes<C>; column += kPanel<C>)
-      add_panel<2>(right_rows, rows, column, columns, sum);
-    if (column < columns) add_panel<1>(right_rows, rows, column, columns, sum);
+      add_panel<2>(tiles, right_rows, rows, column, columns, sum);
+    if (column < columns) add_panel<1>(tiles, right_rows, rows, column, columns, sum);
   }
   // NV vectors of columns from `column` on.
   template <int NV>
-  void add_panel(const S** right_rows, int64_t rows, int64_t column, int64_t columns,
-                 C* sum) const {
+  void add_panel(const Tiles& tiles, const S** right_rows, int64_t rows, int64_t column,
+                 int64_t columns, C* sum) const {
     for (int64_t n = 0; n < rows; n += kDepth<F>) {
       const S* row = right_rows[n];
       const S* next = n + 1 < rows ? right_rows[n + 1] : nullptr;
@@ -185,7 +209,9 @@ struct WeightGradients {
       for (int r = 0; r < kTileRows; ++r)
         for (int v = 0; v < NV; ++v)
           acc[r][v] = r < tile_rows ? load(to + r * stride + v * kLanes<C>) : Vec<C>{};
-      accumulate<true, F, kTileRows, NV>(acc, left + h * K, 0, right, K);
+      // The next tile's sums may lie far away: they come while this one is multiplied.
+      if (h + 2 * kTileRows <= height) fetch_tile<kTileRows, NV>(to + kTileRows * stride, stride);
+      accumulate<true, F, kTileRows, NV>(acc, tiles.first + h * tiles.step, tiles.stride, right, K);
       for (int r = 0; r < kTileRows; ++r)
         for (int v = 0; v < NV && r < tile_rows; ++v)
           store(to + r * stride + v * kLanes<C>, acc[r][v]);
