@@ -100,6 +100,8 @@ def _speed(result: Result) -> Iterator[Verdict]:
     yield from _mean_and_worst("one call, T=1, RNN", result, one_rnn, (2.5, 1.5))
     one_cell = _rows(result, lambda c: c.kind == "cell")
     yield from _mean_and_worst("one call, RNNCell", result, one_cell, (1.8, 1.5))
+    stream = _rows(result, lambda c: c.kind == "step")
+    yield from _mean_and_worst("one step of a stream", result, stream, (None, 1.1), best=True)
     for what, wanted, needs in (
         ("embedding gather", _embedding("infer"), (1.0, 0.95)),
         ("embedding + dense gradient", _embedding("train"), (1.6, 0.95)),

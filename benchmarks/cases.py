@@ -12,7 +12,8 @@ from typing import Any
 class Case:
     """One thing to time. RNN and cell cases use T, B, I, H; embedding cases use V, D, N.
 
-    kind: "rnn" (a call over a sequence), "cell" (one step) or "embedding".
+    kind: "rnn" (a call over a sequence), "cell" (one step), "step" (one step of a stream: weights
+        prepared once, each call goes on from the state of the last) or "embedding".
     mode: "infer" (no autograd) or "train" (forward and the gradients of the input and of every
         parameter); for embeddings "infer" is the gather, "train" the gather and its gradient.
     precision: torch's float32 matmul precision, "highest" or "medium".
@@ -47,8 +48,8 @@ class Case:
         if self.kind == "embedding":
             grad = "gather" if self.mode == "infer" else "sparse" if self.sparse else "dense"
             parts = [f"embedding-V{self.V}-D{self.D}-N{self.N}", self.indices, grad]
-        elif self.kind == "cell":
-            parts = [f"cell-B{self.B}-I{self.I}-H{self.H}", self.mode]
+        elif self.kind in ("cell", "step"):
+            parts = [f"{self.kind}-B{self.B}-I{self.I}-H{self.H}", self.mode]
         else:
             parts = [f"rnn-T{self.T}-B{self.B}-I{self.I}-H{self.H}", self.mode]
         parts += [f"{self.layers}layers"] if self.layers > 1 else []
@@ -135,6 +136,7 @@ QUICK = frozenset(
     "rnn-T1-B1-I256-H256-infer",
     "cell-B1-I8-H8-infer",
     "cell-B1-I256-H256-infer",
+    "step-B1-I256-H256-infer",
     "embedding-V50000-D256-N8192-uniform-gather",
     "embedding-V50000-D256-N8192-uniform-dense",
     "embedding-V50000-D256-N8192-zipf-sparse",
@@ -165,7 +167,9 @@ def _all() -> Iterator[Case]:
             yield _rnn(shape, mode, "one-thread", threads=1)
     for h in LATENCY:
         yield _rnn((1, 1, h, h), "infer", "latency")
-        yield Case("cell", "infer", 1, 1, h, h, tags=frozenset({"latency"}))
+        for kind in ("cell", "step"):
+            yield Case(kind, "infer", 1, 1, h, h, tags=frozenset({"latency"}))
+    yield Case("step", "infer", 1, 16, 64, 256, tags=frozenset({"latency"}))
     for v, d, n in TABLES:
         for indices in ("uniform", "zipf"):
             for mode, sparse in (("infer", False), ("train", False), ("train", True)):

@@ -21,7 +21,7 @@ def _stacked(data: Data, kind: str, layer: int) -> np.ndarray:
 
 
 def _sequence_only(case: Case, dtypes: tuple[str, ...]) -> None:
-    if case.kind != "rnn" or case.mode != "infer":
+    if case.kind not in ("rnn", "step") or case.mode != "infer":
         raise Unsupported("inference over a sequence only")
     if case.dtype not in dtypes or case.precision != "highest":
         raise Unsupported(f"no {case.dtype} at {case.precision} precision")
@@ -47,6 +47,8 @@ class OnnxRuntime:
             options,
             providers=["CPUExecutionProvider"],
         )
+        if case.kind == "step":
+            return self._stream(ort, session, case, data)
         binding = session.io_binding()
         feeds = {"X": array(data.input)}
         if case.packed:
@@ -75,6 +77,33 @@ class OnnxRuntime:
 
         return Prepared(call, result=result, holds=(bound, outputs))
 
+    def _stream(self, ort: Any, session: Any, case: Case, data: Data) -> Prepared:
+        """Two bindings take turns: what one puts out as the state the other takes in."""
+        x = ort.OrtValue.ortvalue_from_numpy(array(data.input))
+        zeros = np.zeros((1, case.B, case.H), np.float32)
+        # Each of an array of its own, whose memory it shares.
+        states = [ort.OrtValue.ortvalue_from_numpy(zeros.copy()) for _ in range(2)]
+        output = ort.OrtValue.ortvalue_from_shape_and_type((1, 1, case.B, case.H), np.float32)
+        bindings = [session.io_binding() for _ in states]
+        for binding, before, after in zip(bindings, states, reversed(states), strict=True):
+            binding.bind_ortvalue_input("X", x)
+            binding.bind_ortvalue_input("H", before)
+            binding.bind_ortvalue_output("Y", output)
+            binding.bind_ortvalue_output("H0", after)
+        turns = itertools.cycle(bindings)
+
+        def result() -> Arrays:
+            states[0].update_inplace(zeros)
+            for binding in bindings:
+                session.run_with_iobinding(binding)
+            return {"output": output.numpy()[0, 0].copy()}
+
+        return Prepared(
+            lambda: session.run_with_iobinding(next(turns)),
+            result=result,
+            holds=(x, output, states),
+        )
+
     def _model(self, case: Case, data: Data) -> Any:
         from onnx import TensorProto, helper, numpy_helper
 
@@ -95,6 +124,7 @@ class OnnxRuntime:
                 constant(f"R{layer}", _stacked(data, "weight_hh", layer)),
                 constant(f"B{layer}", np.concatenate(bias, axis=1)),
                 lengths,
+                *(["H"] if case.kind == "step" else []),
             ]
             # The last output of one direction stays [T, 1, B, H]: the same bytes as [T, B, H].
             last = layer == case.layers - 1
@@ -124,6 +154,8 @@ class OnnxRuntime:
         feeds = [info("X", TensorProto.FLOAT, [case.T, case.B, case.I])]
         if case.packed:
             feeds.append(info("lengths", TensorProto.INT32, [case.B]))
+        if case.kind == "step":
+            feeds.append(info("H", TensorProto.FLOAT, [1, case.B, case.H]))
         graph = helper.make_graph(
             nodes,
             "rnn",
@@ -150,8 +182,11 @@ class OpenVino:
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": "bf16" if case.dtype == "bfloat16" else "f32",
         }
-        request = ov.Core().compile_model(model, "CPU", config).create_infer_request()
+        compiled = ov.Core().compile_model(model, "CPU", config)
         x = np.ascontiguousarray(array(data.input).transpose(1, 0, 2))
+        if case.kind == "step":
+            return self._stream(ov, compiled, case, x)
+        request = compiled.create_infer_request()
         request.set_input_tensor(ov.Tensor(x, shared_memory=True))
 
         def result() -> Arrays:
@@ -163,19 +198,40 @@ class OpenVino:
 
         return Prepared(request.infer, result=result, holds=(x,))
 
+    def _stream(self, ov: Any, compiled: Any, case: Case, x: np.ndarray) -> Prepared:
+        """Two requests take turns: what one puts out as the state the other takes in."""
+        zeros = np.zeros((case.B, 1, case.H), np.float32)
+        states = [ov.Tensor(zeros.copy()) for _ in range(2)]
+        requests = [compiled.create_infer_request() for _ in states]
+        for request, before, after in zip(requests, states, reversed(states), strict=True):
+            request.set_input_tensor(0, ov.Tensor(x, shared_memory=True))
+            request.set_input_tensor(1, before)
+            request.set_output_tensor(1, after)
+        turns = itertools.cycle(requests)
+
+        def result() -> Arrays:
+            states[0].data[:] = zeros
+            for request in requests:
+                request.infer()
+            return {"output": requests[1].get_output_tensor(0).data.reshape(case.B, -1).copy()}
+
+        return Prepared(lambda: next(turns).infer(), result=result, holds=(x, states))
+
     def _model(self, case: Case, data: Data) -> tuple[Any, int]:
         import openvino as ov
         from openvino import opset13 as op
 
         parameter = op.parameter([case.B, case.T, case.I], np.float32)
         lengths = op.constant(np.array(case.lengths, np.int32))
-        zeros = op.constant(np.zeros((case.B, case.directions, case.H), np.float32))
+        state = (case.B, case.directions, case.H)
+        streams = case.kind == "step"
+        first = op.parameter(state, np.float32) if streams else op.constant(np.zeros(state, "f4"))
         x, last = parameter.output(0), []
         for layer in range(case.layers):
             bias = _stacked(data, "bias_ih", layer) + _stacked(data, "bias_hh", layer)
             node = op.rnn_sequence(
                 x,
-                zeros,
+                first,
                 lengths,
                 op.constant(_stacked(data, "weight_ih", layer)),
                 op.constant(_stacked(data, "weight_hh", layer)),
@@ -190,7 +246,8 @@ class OpenVino:
                 x = op.transpose(x, op.constant(np.array([0, 2, 1, 3]))).output(0)
             shape = op.constant(np.array([case.B, case.T, case.directions * case.H]))
             x = op.reshape(x, shape, False).output(0)
-        return ov.Model([x, *last], [parameter]), case.layers
+        parameters = [parameter, first] if streams else [parameter]
+        return ov.Model([x, *last], parameters), case.layers
 
 
 class Jax:
@@ -213,6 +270,8 @@ class Jax:
             parameters[name] = jnp.asarray(values, case.dtype)
             names[name] = name
         x = jnp.asarray(array(data.input), case.dtype)
+        if case.kind == "step":
+            return self._stream(case, parameters, x[0])
         forward = self._forward(case)
         if case.mode == "infer":
             run = jax.jit(forward)
@@ -241,6 +300,29 @@ class Jax:
         return Prepared(
             lambda: jax.block_until_ready(run(parameters, x, grad_output)), result=train
         )
+
+    def _stream(self, case: Case, p: dict[str, Any], x: Any) -> Prepared:
+        import jax.numpy as jnp
+
+        def step(p: dict[str, Any], x: Any, h: Any) -> Any:
+            bias = p["bias_ih_l0"] + p["bias_hh_l0"]
+            return jnp.tanh(x @ p["weight_ih_l0"] + bias + h @ p["weight_hh_l0"])
+
+        run = _jax().jit(step)
+        h = zeros = jnp.zeros((case.B, case.H), x.dtype)
+
+        def call() -> Any:
+            nonlocal h
+            h = run(p, x, h).block_until_ready()
+            return h
+
+        def result() -> Arrays:
+            nonlocal h
+            h = zeros
+            call()
+            return {"output": _numpy(call())}
+
+        return Prepared(call, result=result)
 
     def _forward(self, case: Case) -> Callable[[Any, Any], Any]:
         import jax.numpy as jnp

@@ -32,7 +32,8 @@ class Unsupported(Exception):
 class Prepared(Contender):
     """A contender and result(), which runs it once: named arrays, padded, in torch's layout.
 
-    Names: "output" and "h_n" for infer; "output" and "grad:<parameter>" for train, where the RNN's
+    Names: "output" and "h_n" for infer ("output" alone for one step, the second from zeros of a
+    stream); "output" and "grad:<parameter>" for train, where the RNN's
     input counts as parameter "input"; "rows" and "grad:weight" for a sparse gradient.
     holds: what must outlive the contender because a runtime keeps only its address.
     lives: tensors that exist before and after a torch call: the input and the parameters.
@@ -136,6 +137,8 @@ class TorchModules:
                 torch.inference_mode,
                 result=lambda: {"output": array(module(x, h))},
             )
+        if case.kind == "step":
+            return _stream(case, data, self.package == OURS)
         module = modules.RNN(
             case.I,
             case.H,
@@ -146,6 +149,42 @@ class TorchModules:
         )
         module.load_state_dict(data.state)
         return _rnn(case, module, data)
+
+
+def _stream(case: Case, data: Data, ours: bool) -> Prepared:
+    """rnnext.Stepper, or torch.nn's RNNCell, which is faster than its RNN, and its last state."""
+    x, h = data.input[0], torch.zeros(case.B, case.H, dtype=data.dtype)
+    if ours:
+        import rnnext
+
+        rnn = nn.RNN(case.I, case.H, dtype=data.dtype)
+        rnn.load_state_dict(data.state)
+        stepper = rnnext.Stepper(rnn, case.B)
+        restart = stepper.reset
+
+        def step() -> Any:
+            return stepper(x)
+    else:
+        cell = nn.RNNCell(case.I, case.H, dtype=data.dtype)
+        cell.load_state_dict({name.removesuffix("_l0"): w for name, w in data.state.items()})
+        zeros = h
+
+        def restart() -> None:
+            nonlocal h
+            h = zeros
+
+        def step() -> Any:
+            nonlocal h
+            h = cell(x, h)
+            return h
+
+    def result() -> Arrays:
+        with torch.inference_mode():
+            restart()
+            step()
+            return {"output": array(step())}
+
+    return Prepared(step, torch.inference_mode, result=result)
 
 
 def _embedding(case: Case, module: nn.Module, data: Data) -> Prepared:

@@ -11,6 +11,7 @@
 #include <map>
 
 #include "cpu/dispatch.h"
+#include "cpu/stepper.h"
 #include "ops.h"
 
 namespace py = pybind11;
@@ -114,5 +115,20 @@ PYBIND11_MODULE(_C, m) {
   define_op(m, "rnn", rnn);
   define_op(m, "rnn_cell", rnn_cell);
   define_op(m, "embedding", embedding);
+  using rnnext::Stepper;
+  // Unlike the ops it keeps the interpreter lock: no two threads may step it at once.
+  py::class_<Stepper>(m, "Stepper")
+      .def(py::init(
+               torch::wrap_pybind_function([](const std::vector<at::Tensor>& params, bool bias,
+                                              std::string_view nonlinearity, int64_t batch_size) {
+                 return std::make_unique<Stepper>(params, bias, nonlinearity, batch_size);
+               })),
+           py::arg("params"), py::arg("bias"), py::arg("nonlinearity"), py::arg("batch_size"))
+      .def("step", torch::wrap_pybind_function(
+                       [](Stepper& s, const at::Tensor& input) { return s.step(input); }))
+      .def("state", torch::wrap_pybind_function([](const Stepper& s) { return s.state(); }))
+      .def("set_state", torch::wrap_pybind_function(
+                            [](Stepper& s, const at::Tensor& state) { s.set_state(state); }))
+      .def("reset", torch::wrap_pybind_function([](Stepper& s) { s.reset(); }));
   m.def("build_info", &build_info, "What this build is: torch, compiler, instruction sets, CUDA.");
 }

@@ -26,9 +26,11 @@ struct Recurrence {
 
   const void* weight_ih[2] = {nullptr, nullptr};  // [H,I]
   const void* weight_hh[2] = {nullptr, nullptr};  // [H,H]
-  const void* bias_ih[2] = {nullptr, nullptr};    // [H] or null, both or none
-  const void* bias_hh[2] = {nullptr, nullptr};    // [H]
-  const void* h0 = nullptr;                       // [D,B,H] or null: zeros
+  // Both as RnnKernels::pack leaves them, or null. One step of one direction only.
+  const void* packed = nullptr;
+  const void* bias_ih[2] = {nullptr, nullptr};  // [H] or null, both or none
+  const void* bias_hh[2] = {nullptr, nullptr};  // [H]
+  const void* h0 = nullptr;                     // [D,B,H] or null: zeros
 
   void* output = nullptr;  // [N, D*H]
   void* h_n = nullptr;     // [D,B,H]

@@ -22,11 +22,13 @@ from rnnext import functional, ops
 from rnnext.convert import convert, revert
 from rnnext.embedding import Embedding
 from rnnext.rnn import RNN, RNNCell
+from rnnext.stepper import Stepper
 
 __all__ = [
     "RNN",
     "Embedding",
     "RNNCell",
+    "Stepper",
     "convert",
     "functional",
     "ops",

@@ -123,6 +123,21 @@ def test_every_rival_agrees(mode, options, monkeypatch):
         rivals.compare(case, expected, spoilt)
 
 
+@pytest.mark.parametrize("B", [1, 3])
+def test_rivals_agree_about_a_stream_and_go_on_from_their_state(B):
+    case = cases.Case("step", "infer", B=B, I=4, H=6)
+    data = rivals.Data(case)
+    rnn = torch.nn.RNN(4, 6)
+    rnn.load_state_dict(data.state)
+    with torch.no_grad():
+        second = rnn(data.input.expand(2, B, 4))[0][1]
+    for rival in (*rivals.torch_rivals()[:2], *engines.engines()):
+        prepared = rival.prepare(case, data, threads=1)
+        for _ in range(3):
+            prepared.call()
+        rivals.compare(case, {"output": rivals.array(second)}, prepared.result())
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 def test_embedding_rivals_agree_and_indices_change(sparse):
     case = cases.Case("embedding", "train", V=50, D=3, N=40, indices="zipf", sparse=sparse)

@@ -17,6 +17,9 @@ struct RnnKernels {
   void (*forward)(const Recurrence&, char* workspace, Worker&);
   void (*backward)(const Recurrence&, const RecurrenceGrad&, const RecurrenceGradOut&,
                    char* workspace, Worker&);
+  // The weights of one direction, for Recurrence::packed: bytes, and the packing.
+  size_t (*packed_bytes)(const Recurrence&);
+  void (*pack)(const Recurrence&, char* packed);
 };
 
 // out[D] = scale * sum of the rows grad[order[i]], i in [0, n).

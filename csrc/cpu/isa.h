@@ -26,7 +26,7 @@ namespace rnnext::RNNEXT_ISA {
 
 template <class S, class F = Compute<S>>
 constexpr RnnKernels kRnn = {forward_workspace<S, F>, backward_workspace<S, F>, forward<S, F>,
-                             backward<S, F>};
+                             backward<S, F>,          packed_bytes<S, F>,       pack<S, F>};
 
 #ifdef RNNEXT_BF16_DOT
 constexpr const RnnKernels* kRnnBFloat16 = &kRnn<BFloat16, Pair>;

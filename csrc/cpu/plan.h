@@ -60,7 +60,7 @@ struct Plan {
       if (cycles < best_cycles) {
         best_cycles = cycles;
         // More rows have work enough to wait for all of the state at once.
-        best = {batch, hidden, p.D * batch, rows < kFewRows ? hidden : 1};
+        best = {batch, hidden, p.D * batch, p.T > 1 && rows < kFewRows ? hidden : 1};
       }
     }
     return best;

@@ -3,11 +3,30 @@
 #include <ATen/Context.h>
 #include <torch/library.h>
 
-#include "cpu/dispatch.h"
 #include "cpu/memory.h"
+#include "cpu/rnn.h"
 #include "ops.h"
 
 namespace rnnext {
+
+const RnnKernels& kernels_for(DType dtype) {
+  const KernelTable& table = kernels();
+  const bool medium =
+      dtype == DType::f32 && table.rnn_medium &&
+      at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL) ==
+          at::Float32Precision::BF16;
+  return medium ? *table.rnn_medium : *table.rnn[static_cast<int>(dtype)];
+}
+
+int threads_for(const Recurrence& p, int products) {
+  // Below this many multiply-adds a second thread costs more than it saves: fewer in one step
+  // forward, which reads every weight once, at the speed of memory.
+  constexpr double kWorkPerThread = 1.5e5, kWorkPerThreadOneStep = 5e4;
+  const double work = static_cast<double>(p.rows()) * p.D * p.H * (p.H + p.I) * products;
+  const double share = p.T == 1 && products == 1 ? kWorkPerThreadOneStep : kWorkPerThread;
+  return static_cast<int>(std::clamp(work / share, 1.0, double(max_threads())));
+}
+
 namespace {
 
 // A call's params, and the tensors that they point into.
@@ -74,26 +93,6 @@ void fill_call(Call& call, const Tensor& input, const OptionalTensor& index, Ten
   p.input = rows.const_data_ptr();
   p.input_stride_b = rows.stride(-2);
   p.input_stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
-}
-
-// torch.set_float32_matmul_precision("medium") lets products of float32 take bfloat16 factors.
-const RnnKernels& kernels_for(DType dtype) {
-  const KernelTable& table = kernels();
-  const bool medium =
-      dtype == DType::f32 && table.rnn_medium &&
-      at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL) ==
-          at::Float32Precision::BF16;
-  return medium ? *table.rnn_medium : *table.rnn[static_cast<int>(dtype)];
-}
-
-// Below this many multiply-adds a second thread costs more than it saves: fewer in one step
-// forward, which reads every weight once, at the speed of memory.
-constexpr double kWorkPerThread = 1.5e5, kWorkPerThreadOneStep = 5e4;
-
-int threads_for(const Recurrence& p, int products) {
-  const double work = static_cast<double>(p.rows()) * p.D * p.H * (p.H + p.I) * products;
-  const double share = p.T == 1 && products == 1 ? kWorkPerThreadOneStep : kWorkPerThread;
-  return static_cast<int>(std::clamp(work / share, 1.0, double(max_threads())));
 }
 
 // Memory for one call: small calls, one step at a time, take it from the stack.

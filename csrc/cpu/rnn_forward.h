@@ -57,6 +57,7 @@ struct Forward {
   bool own_weights;   // each unit packs its own
   bool projects;      // pre-activations come first, for a chunk of steps
   bool in_output;     // the state of the step before is its output
+  bool in_h0;         // and that of the only step's is h0
   F *ih, *hh;         // packed weights: a copy for each unit or each direction
   int64_t unit_rows;  // the most sequences of a unit
   F* state;           // [units] of [2][unit_rows][state_stride]
@@ -71,15 +72,21 @@ struct Forward {
     Arena arena{workspace};
     const int64_t sizes = weight_ih(0).packed_size() + weight_hh(0).packed_size();
     const bool small = sizes * sizeof(F) <= kOwnWeights;
-    own_weights = plan.batch_parts == 1 || small;
-    const int64_t copies = own_weights ? plan.units : p.D;
+    own_weights = !p.packed && (plan.batch_parts == 1 || small);
+    const int64_t copies = p.packed ? 0 : own_weights ? plan.units : p.D;
     ih = arena.take<F>(copies * weight_ih(0).packed_size());
     hh = arena.take<F>(copies * weight_hh(0).packed_size());
+    if (p.packed) {
+      ih = static_cast<F*>(const_cast<void*>(p.packed));
+      hh = ih + weight_ih(0).packed_size();
+    }
     state_stride = scratch_stride<F>(p.H);
     unit_rows = split_sequences(p, 0, plan.batch_parts).most;
-    projects = p.I == 0 || unit_rows < kFewRows || !small || plan.pieces > 1;
-    in_output = kStoredAsFactors<S, F> && p.H % kDepth<F> == 0 && !p.lengths &&
-                plan.hidden_parts == 1 && p.D * p.H * static_cast<int64_t>(sizeof(S)) < kSameSet;
+    projects = p.I == 0 || (p.T > 1 && (unit_rows < kFewRows || !small || plan.pieces > 1));
+    const bool stored = kStoredAsFactors<S, F> && p.H % kDepth<F> == 0 && !p.lengths;
+    in_output =
+        stored && plan.hidden_parts == 1 && p.D * p.H * static_cast<int64_t>(sizeof(S)) < kSameSet;
+    in_h0 = stored && p.h0 && p.T == 1;
     state = arena.take<F>(plan.units * unit_state_size());
     columns = divide_up(panels_in<C>(p.H), plan.hidden_parts) * kPanel<C>;
     const int64_t row_bytes = max_of(scratch_stride<C>(columns), scratch_stride<F>(p.I)) *
@@ -136,11 +143,12 @@ struct Forward {
     const int64_t pre_stride = scratch_stride<C>(columns), width = p.D * p.H;
     if (own_weights) pack(unit.d, unit.group, unit.p0, unit.p1);
     fill_bias(unit, s.bias);
-    fill_state(unit);
+    if (!in_h0) fill_state(unit);
     if (unit.members > 1) worker.advance();
     F* buffers[2] = {state_row(unit, 0, unit.b0), state_row(unit, 1, unit.b0)};
-    Step step{nullptr,      packed_ih(unit),  p.H,  unit.p0, s.bias, {buffers[0], state_stride},
-              state_stride, padded_columns(), width};
+    Step step{packed_hh(unit), packed_ih(unit),  p.H,  unit.p0, s.bias, {buffers[0], state_stride},
+              state_stride,    padded_columns(), width};
+    if (in_h0) step.state = h0_rows(unit);
     step.far =
         (in_output || kNative<S>) && p.rows() * width * static_cast<int64_t>(sizeof(S)) >= kFar;
     const bool reverse = p.reverse[unit.d];
@@ -167,10 +175,11 @@ struct Forward {
           step.next = buffers[~done & 1];
           if constexpr (kNative<S>) step.output = output;
         }
-        if (done > 0 || p.h0) {
+        if (done > 0 || (p.h0 && !in_h0)) {
           multiply(step, unit, rows, done, worker);
         } else {
-          sweep(step, rows, unit.p0, unit.p1, p.H, 0);  // every state is zero
+          // In h0 nobody waits for anybody; or every state is zero.
+          sweep(step, rows, unit.p0, unit.p1, p.H, in_h0 ? factors_in<F>(p.H) : 0);
         }
         if (!in_output) {
           if (unit.p1 == panels_in<C>(p.H)) clear_half_pairs(step.next, rows, state_stride, p.H);
@@ -190,7 +199,7 @@ struct Forward {
   template <class Step>
   void multiply(Step& step, const Unit& unit, int64_t rows, int64_t done,
                 const Worker& worker) const {
-    const F* const weights = hh + copy_of(unit) * weight_hh(0).packed_size();
+    const F* const weights = packed_hh(unit);
     const Rows<F> state = step.state;
     for (int64_t m = 0; m < plan.pieces; ++m) {
       const Piece<F> piece =
@@ -272,6 +281,13 @@ struct Forward {
   const F* packed_ih(const Unit& unit) const {
     return ih + copy_of(unit) * weight_ih(0).packed_size();
   }
+  const F* packed_hh(const Unit& unit) const {
+    return hh + copy_of(unit) * weight_hh(0).packed_size();
+  }
+  Rows<F> h0_rows(const Unit& unit) const {
+    const S* first = static_cast<const S*>(p.h0) + (unit.d * p.B + unit.b0) * p.H;
+    return {reinterpret_cast<const F*>(first), p.H / kDepth<F>};
+  }
   int64_t padded_columns() const { return panels_in<C>(p.H) * kPanel<C>; }
 
   // Rows of features of a chunk, in memory's order: where they lie, or copied.
@@ -341,11 +357,27 @@ void forward(const Recurrence& p, char* workspace, Worker& worker) {
     return OneStep<S, F>(p, workspace + worker.rank * bytes).run(worker);
   }
   const Forward<S, F> kernel(p, worker.size, workspace);
-  if (!kernel.own_weights) {
+  if (!kernel.own_weights && !p.packed) {
     kernel.pack_share(worker);
     worker.wait();
   }
   run_units<Compute<S>>(kernel, kernel.plan, p, worker);
+}
+
+// W_ih, then W_hh, as a call with one piece of the state packs them for itself.
+template <class S, class F>
+size_t packed_bytes(const Recurrence& p) {
+  const Forward<S, F> kernel(p, 1, nullptr);
+  return (kernel.weight_ih(0).packed_size() + kernel.weight_hh(0).packed_size()) * sizeof(F);
+}
+template <class S, class F>
+void pack(const Recurrence& p, char* packed) {
+  const Forward<S, F> kernel(p, 1, nullptr);
+  F* to = reinterpret_cast<F*>(packed);
+  for (const Matrix<S, F>& weight : {kernel.weight_ih(0), kernel.weight_hh(0)}) {
+    for (int64_t q = 0; q < weight.panels(); ++q) weight.pack(q, to + q * weight.panel_size());
+    to += weight.packed_size();
+  }
 }
 
 }  // namespace rnnext::RNNEXT_ISA

@@ -45,7 +45,9 @@ struct OneStep {
   int64_t x_stride, h_stride;
   size_t bytes;
 
-  static bool takes(const Recurrence& p) { return p.T == 1 && p.B <= kRows && !p.lengths; }
+  static bool takes(const Recurrence& p) {
+    return p.T == 1 && p.B <= kRows && !p.lengths && !p.packed;
+  }
 
   OneStep(const Recurrence& p, char* scratch)
       : p(p), x_stride(scratch_stride<F>(p.I)), h_stride(scratch_stride<F>(p.H)) {
