@@ -11,7 +11,7 @@ from rich.table import Table
 
 from . import edges
 from .cases import Case
-from .report import OURS, TORCH, describe, geometric_mean
+from .report import FLOAT32, OURS, TORCH, describe, geometric_mean
 from .store import Result, Row
 
 
@@ -150,20 +150,14 @@ def _roof(result: Result) -> Iterator[Verdict]:
 
 
 def _low_precision(result: Result) -> Iterator[Verdict]:
-    """bfloat16 and "medium" over our own float32, asked only where the CPU has the instruction."""
+    """bfloat16 and "medium" over our own float32, where the CPU has the instruction."""
     if not any("bfloat16" in limits.flops for limits in result.roofs.values()):
         return
     ratios = []
     for row in result.rows.values():
-        case = row.case
-        if case.kind != "rnn" or case.H < 256 or OURS not in row.seconds:
-            continue
-        if case.dtype == "bfloat16" or case.precision == "medium":
-            same = Case.from_dict({**case.to_dict(), "dtype": "float32", "precision": "highest"})
-            full = result.rows.get(same.name)
-            if full and OURS in full.seconds:
-                ratio = full.seconds[OURS]["median"] / row.seconds[OURS]["median"]
-                ratios.append((ratio, case.name))
+        ratio = row.ratio(FLOAT32, OURS)
+        if ratio is not None and row.case.H >= 256:
+            ratios.append((ratio, row.case.name))
     worst, where = min(ratios, default=(None, ""))
     yield Verdict("bfloat16 and medium over our float32: worst row", 1.6, worst, where)
 

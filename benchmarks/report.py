@@ -12,6 +12,8 @@ from .measure import DISTURBED_CORES
 from .store import Result, Row
 
 OURS, TORCH = "rnnext", "torch.nn"
+# Beside rnnext in bfloat16 or at "medium" precision, in the same rounds: no rival.
+FLOAT32 = "rnnext float32"
 RIVALS = (TORCH, "torch.compile", "onnxruntime", "openvino", "jax")
 
 
@@ -51,7 +53,7 @@ def subject(result: Result) -> str:
 def cells(result: Result, rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: our time, its rate and share of the roof, how much longer rivals take."""
     ours = subject(result)
-    rivals = [r for r in RIVALS if r != ours]
+    rivals = [r for r in (*RIVALS, FLOAT32) if r != ours]
     rivals = [r for r in rivals if any(r in row.seconds for row in result.rows.values())]
     header = ["case", ours, "spread", "rate", "roof", *(f"{r} x" for r in rivals)]
     body = []

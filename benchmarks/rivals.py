@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -255,6 +256,35 @@ def _values(sequence: Any) -> Tensor:
     return sequence.data if isinstance(sequence, PackedSequence) else sequence
 
 
+class OwnFloat32:
+    """rnnext in float32 at full precision, beside a case that takes less of it."""
+
+    name = "rnnext float32"
+
+    def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
+        full = replace(case, dtype="float32", precision="highest")
+        if case == full or case.dtype not in ("float32", "bfloat16"):
+            raise Unsupported("beside bfloat16 and medium precision only")
+        prepared = TorchModules(OURS, OURS).prepare(full, Data(full, data.seed), threads)
+        inner = prepared.context
+
+        @contextmanager
+        def context() -> Iterator[None]:
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+            try:
+                with inner():
+                    yield
+            finally:
+                torch.set_float32_matmul_precision(before)
+
+        def result() -> Arrays:
+            with context():
+                return prepared.result()
+
+        return Prepared(prepared.call, context, result=result)
+
+
 class CompiledLoop:
     """A Python loop over a step compiled by torch.compile, its input projection one matmul before.
 
@@ -375,4 +405,4 @@ def saved_bytes(case: Case, prepared: Prepared) -> int:
 
 def torch_rivals() -> Sequence[Rival]:
     """Ours, whose results the others' are checked against, then torch's own."""
-    return [TorchModules(OURS, OURS), TorchModules(TORCH, TORCH), CompiledLoop()]
+    return [TorchModules(OURS, OURS), TorchModules(TORCH, TORCH), CompiledLoop(), OwnFloat32()]

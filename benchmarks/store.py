@@ -42,7 +42,7 @@ class Row:
         return self.seconds[slower]["median"] / self.seconds[faster]["median"]
 
     def best_rival(self, ours: str) -> str | None:
-        rivals = [name for name in self.seconds if name != ours]
+        rivals = [name for name in self.seconds if not name.startswith(ours)]
         return min(rivals, key=lambda name: self.seconds[name]["median"], default=None)
 
 

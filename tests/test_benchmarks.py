@@ -15,7 +15,7 @@ from benchmarks import bars, cases, edges, engines, measure, report, rivals, roo
 ROOT = Path(__file__).parents[1]
 LIMITS = roof.Roof(
     threads=2,
-    flops={"float32": 1e11, "float64": 5e10},
+    flops={"float32": 1e11, "float64": 5e10, "bfloat16": 2e11},
     read={"L1": 3e11, "L2": 1.5e11, "L3": 1e11, "DRAM": 4e10},
     size={"L1": 32 << 10, "L2": 1 << 20, "L3": 32 << 20},
 )
@@ -138,6 +138,26 @@ def test_rivals_agree_about_a_stream_and_go_on_from_their_state(B):
         rivals.compare(case, {"output": rivals.array(second)}, prepared.result())
 
 
+@pytest.mark.parametrize("mode", cases.MODES)
+@pytest.mark.parametrize("lower", [{"dtype": "bfloat16"}, {"precision": "medium"}])
+def test_float32_runs_beside_less_precise_cases(mode, lower):
+    own = rivals.OwnFloat32()
+    with pytest.raises(rivals.Unsupported):
+        own.prepare(cases.Case("rnn", mode, **SHAPE), rivals.Data(cases.Case("rnn", mode)), 1)
+    case = cases.Case("rnn", mode, **SHAPE, **lower)
+    torch.set_float32_matmul_precision(case.precision)
+    try:
+        prepared = own.prepare(case, rivals.Data(case), 1)
+        with prepared.context():
+            assert torch.get_float32_matmul_precision() == "highest"
+            prepared.call()
+        assert torch.get_float32_matmul_precision() == case.precision
+        ours = rivals.TorchModules(rivals.OURS, rivals.OURS).prepare(case, rivals.Data(case), 1)
+        rivals.compare(case, ours.result(), prepared.result())
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 def test_embedding_rivals_agree_and_indices_change(sparse):
     case = cases.Case("embedding", "train", V=50, D=3, N=40, indices="zipf", sparse=sparse)
@@ -161,6 +181,8 @@ def run_of(label, factor):
     result = store.Result(label, measure.stamp(2), {0: LIMITS, 1: replace(LIMITS, threads=1)})
     for case in cases.CASES:
         row = store.Row(case)
+        if case.precision == "medium":
+            row.seconds[report.FLOAT32] = {"median": factor * 1.7e-3}
         for rival, ms in ((report.OURS, factor), (report.TORCH, 10.0)):
             row.seconds[rival] = {"q1": ms * 0.9e-3, "median": ms * 1e-3, "q3": ms * 1.2e-3}
         row.saved_bytes = {report.OURS: 100, report.TORCH: 200}
@@ -193,6 +215,8 @@ def test_bars_are_held_or_missed_by_their_numbers():
     assert not missed["infer over torch.nn: mean"].held
     assert missed["one call, RNNCell over torch.nn: worst row"].held
     assert held["output + saved bytes of torch.nn's: worst row"].held
+    assert held["infer over the best rival: mean"].got == pytest.approx(5)
+    assert held["bfloat16 and medium over our float32: worst row"].got == pytest.approx(1.7)
     assert held["cost per unit, one size to the next: worst rise"].held is None
     # What a kernel at the roof would get does not depend on how fast ours is.
     bounds = [
