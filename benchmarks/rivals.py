@@ -91,17 +91,18 @@ class Data:
 
     @cached_property
     def state(self) -> dict[str, Tensor]:
-        """The state dict of torch.nn's module."""
+        """The state dict of torch.nn's module: float32 values, rounded to the dtype."""
         case = self.case
+        if case.kind == "embedding":
+            return {"weight": self._normal(2, case.V, case.D)}
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            if case.kind == "embedding":
-                return {"weight": self._normal(2, case.V, case.D)}
+            module: nn.Module
             if case.kind == "cell":
-                return nn.RNNCell(case.I, case.H, dtype=self.dtype).state_dict()
-            return nn.RNN(
-                case.I, case.H, case.layers, bidirectional=case.bidirectional, dtype=self.dtype
-            ).state_dict()
+                module = nn.RNNCell(case.I, case.H)
+            else:
+                module = nn.RNN(case.I, case.H, case.layers, bidirectional=case.bidirectional)
+        return {name: value.to(self.dtype) for name, value in module.state_dict().items()}
 
     @cached_property
     def indices(self) -> list[Tensor]:
