@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from .cases import Case
 from .measure import Contender
+from .report import FLOAT32, OURS, TORCH
 
-OURS, TORCH = "rnnext", "torch.nn"
 # Embedding calls cycle through this many index sets, so that the rows of one call have left the
 # caches when they are read again, as in training.
 INDEX_SETS = 8
@@ -260,29 +260,33 @@ def _values(sequence: Any) -> Tensor:
 class OwnFloat32:
     """rnnext in float32 at full precision, beside a case that takes less of it."""
 
-    name = "rnnext float32"
+    name = FLOAT32
 
     def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
         full = replace(case, dtype="float32", precision="highest")
         if case == full or case.dtype not in ("float32", "bfloat16"):
             raise Unsupported("beside bfloat16 and medium precision only")
-        prepared = TorchModules(OURS, OURS).prepare(full, Data(full, data.seed), threads)
-        inner = prepared.context
 
         @contextmanager
-        def context() -> Iterator[None]:
+        def highest() -> Iterator[None]:
             before = torch.get_float32_matmul_precision()
             torch.set_float32_matmul_precision("highest")
             try:
-                with inner():
-                    yield
+                yield
             finally:
                 torch.set_float32_matmul_precision(before)
 
+        @contextmanager
+        def context() -> Iterator[None]:
+            with highest(), prepared.context():
+                yield
+
         def result() -> Arrays:
-            with context():
+            with highest():
                 return prepared.result()
 
+        with highest():
+            prepared = TorchModules(OURS, OURS).prepare(full, Data(full, data.seed), threads)
         return Prepared(prepared.call, context, result=result)
 
 

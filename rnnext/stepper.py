@@ -14,8 +14,10 @@ class Stepper:
     ``y_t = stepper(x_t)`` gives what the RNN gives for the whole sequence, to the bit, without
     gradients and, at small sizes, several times as fast as calls of the RNN with one step each.
 
-    The weights are copied when it is made: make another one after they have changed. Dropout does
-    not apply, as in ``eval()``. float32 matmul precision is that of the time it was made.
+    What it is made from is fixed then: the weights, which are copied, float32 matmul precision and
+    the largest number of threads. Make another one after they have changed. Dropout does not apply,
+    as in ``eval()``, nor does autocast. It is no module, cannot be pickled, and has no place in
+    compiled code; a call keeps Python's lock, so threads may share it if they take turns.
 
     Args:
         module: an RNN of one direction, or an RNNCell, of rnnext or of torch.nn, on the CPU.
@@ -83,7 +85,7 @@ class Stepper:
 
     @state.setter
     def state(self, value: Tensor) -> None:
-        self._stepper.set_state(value.detach())
+        self._stepper.set_state(value)
 
     def reset(self) -> None:
         """Set the state to zeros."""

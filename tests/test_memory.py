@@ -75,3 +75,16 @@ def test_results_that_need_more_than_is_kept():
     indices = torch.arange(300_000) % 1000  # 293 MiB of rows
     for _ in range(2):
         assert torch.equal(rnnext.functional.embedding(indices, weight), weight[indices])
+
+
+def test_what_is_kept_is_lent_taken_again_and_given_up():
+    """Blocks of 40 MiB: the pool keeps six, of which it lends all but the last."""
+    weight = torch.randn(1000, 256)
+    indices = torch.arange(40_000) % 1000
+    for shift in range(3):
+        results = [
+            rnnext.functional.embedding((indices + shift + i) % 1000, weight) for i in range(8)
+        ]
+        for i, result in enumerate(results):
+            assert torch.equal(result, weight[(indices + shift + i) % 1000])
+        del results, result

@@ -39,7 +39,17 @@ def valid(case):
 CASES = [case for case in pairwise(**SHAPES, **VARIANTS, **SETTINGS) if valid(case)]
 
 
-@pytest.mark.parametrize("case", CASES, ids=case_id)
+# More rows at a step than the weights' gradients take at once.
+MANY_ROWS = [
+    {**CASES[0], "H": H, "T": 2, "B": 600, "I": 5, "source": "features", "reverse": (False,),
+     "layout": "contiguous", "rows": "full", "dtype": dtype, "isa": isa, "threads": 1}
+    for H in (17, 24)
+    for dtype in (torch.float32, torch.float64)
+    for isa in supported_isas()
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES + MANY_ROWS, ids=case_id)
 def test_recurrence_and_its_gradients(case):
     case = dict(case)
     _C.set_cpu_isa(case.pop("isa"))
@@ -217,6 +227,24 @@ def test_embedding_gradient_is_the_same_every_time(dtype, isa):
         rows, values = ops.embedding_sparse_backward(grad, indices, 60, -1, False)
         assert torch.equal(values, results[-1][rows])
     assert all(torch.equal(r, results[0]) for r in results)
+
+
+@pytest.mark.parametrize("V", [1, 2, 2048, 2049, 2**22 + 1, 2**32 - 1, 2**32, 2**33])
+@pytest.mark.parametrize("N", [0, 1, 5, 3000])
+@pytest.mark.parametrize("padded", [False, True])
+def test_sparse_gradient_of_tables_of_any_size(V, N, padded):
+    """Sorted in passes of a few bits: as many as V has, in words of 32 or 64 bits."""
+    indices = torch.randint(V, (N,))
+    indices[: N // 2] = indices[: N // 2] % 7 % V
+    indices[N // 2 : N // 2 + 2] = torch.tensor([V - 1, 0])[: max(0, N - N // 2)]
+    grad = torch.randn(N, 3)
+    padding = int(indices[0]) if padded and N > 0 else -1
+    rows, values = ops.embedding_sparse_backward(grad, indices, V, padding, False)
+    kept = indices != padding
+    expected, inverse = torch.unique(indices[kept], return_inverse=True)
+    sums = torch.zeros(len(expected), 3, dtype=torch.float64)
+    assert torch.equal(rows, expected)
+    assert_close(values, sums.index_add(0, inverse, grad[kept].double()))
 
 
 def test_embedding_gradcheck():

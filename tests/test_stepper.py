@@ -146,6 +146,56 @@ def test_made_in_inference_mode_and_used_outside_and_the_other_way_round():
     assert torch.equal(outside(x), inside(x))
 
 
+def test_threads_and_isa_may_change_after_it_was_made():
+    rnn, x = rnnext.RNN(200, 300, num_layers=2), torch.randn(6, 2, 200)
+    with torch.no_grad():
+        expected = rnn(x)[0]
+    for made_with in (1, 3):
+        torch.set_num_threads(made_with)
+        stepper = rnnext.Stepper(rnn, 2)
+        for isa, threads, x_t, wanted in zip(
+            ["generic", *supported_isas()], [3, 1, 2, 3], x, expected, strict=False
+        ):
+            rnnext._C.set_cpu_isa(isa)
+            torch.set_num_threads(threads)
+            assert torch.equal(stepper(x_t), wanted)
+        rnnext._C.set_cpu_isa(supported_isas()[-1])
+
+
+def test_no_features():
+    cell = rnnext.RNNCell(0, 6)
+    h = torch.randn(3, 6)
+    stepper = rnnext.Stepper(cell, 3)
+    stepper.state = h.unsqueeze(0)
+    with torch.no_grad():
+        assert torch.equal(stepper(torch.zeros(3, 0)), cell(torch.zeros(3, 0), h))
+
+
+def test_a_negated_view_is_read_as_its_values():
+    rnn, x = rnnext.RNN(4, 6), torch.randn(1, 4)
+    view = torch._neg_view(x)
+    assert torch.equal(rnnext.Stepper(rnn)(view), rnnext.Stepper(rnn)(-x))
+
+
+def test_refuses_tensors_without_memory():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    stepper = rnnext.Stepper(rnnext.RNN(4, 6))
+    with FakeTensorMode() as mode:
+        with pytest.raises(RuntimeError, match="weight_ih must be a plain tensor"):
+            rnnext.Stepper(rnnext.RNN(4, 6, bias=False))
+        fake = mode.from_tensor(torch.zeros(1, 4))
+    with pytest.raises(RuntimeError, match="input must be a plain tensor"):
+        stepper(fake)
+    with pytest.raises(TypeError):
+        stepper.state = [0.0]
+
+
+def test_a_batch_that_no_memory_holds():
+    with pytest.raises(RuntimeError):
+        rnnext.Stepper(rnnext.RNN(4, 6), 10**13)
+
+
 def test_refuses_what_it_cannot_do():
     rnn = rnnext.RNN(4, 6, num_layers=2)
     with pytest.raises(TypeError, match="module must be an RNN or an RNNCell, got Linear"):

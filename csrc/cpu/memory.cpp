@@ -4,12 +4,14 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/CPUAllocator.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <mutex>
 #include <vector>
 
 #ifdef __linux__
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace rnnext {
@@ -61,12 +63,15 @@ class Pool {
   // All but what was freed last is lent to the system, which takes pages if it runs short and else
   // leaves them as they are. (Telling it stops the other cores for a moment: 10 us for 2 MiB.)
   void lend() {
-    size_t newer = 0;
-    for (auto block = blocks_.rbegin(); block != blocks_.rend(); ++block) {
+    size_t newer = blocks_.back().size;
+    for (auto block = blocks_.rbegin() + 1; block != blocks_.rend(); ++block) {
       newer += block->size;
       if (newer <= kWarm || block->lent) continue;
 #ifdef __linux__
-      madvise(block->data, block->size, MADV_FREE);
+      // Whole pages: the last of a block may hold another's bytes where they are larger than 4 KiB.
+      static const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+      if (reinterpret_cast<uintptr_t>(block->data) % page == 0)
+        madvise(block->data, block->size / page * page, MADV_FREE);
 #endif
       block->lent = true;
     }

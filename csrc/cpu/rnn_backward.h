@@ -155,6 +155,7 @@ struct Backward {
     const bool reverse = p.reverse[unit.d];
     const int64_t width = p.D * p.H;
     C* const chunk_grad = chunk_scratch + worker.rank * chunk_rows * step_stride;
+    if (own_rows) clear_tails(chunk_grad);
     Rows<F> state{first_row(unit, unit.b0), state_stride};  // zeros
     for (int64_t done = 0; done < p.T;) {
       const int64_t limit = own_sums || own_rows ? chunk_rows : p.rows();
@@ -233,6 +234,12 @@ struct Backward {
         step.grad_stride = step_stride;
       }
     }
+  }
+
+  // What vectors and tiles read past a row's end, of which they keep nothing: a line at most.
+  void clear_tails(C* rows) const {
+    for (int64_t row = 0; row < chunk_rows; ++row, rows += step_stride)
+      __builtin_memset(rows + p.H, 0, 64);
   }
 
   // Rows that lie where the next chunk's will, in a place of their own.

@@ -12,6 +12,16 @@
 #include "cpu/rnn.h"
 
 namespace rnnext {
+namespace {
+
+// Its values in memory's order. The kernels read them past torch's dispatcher.
+Tensor values_of(const Tensor& t, const char* name) {
+  TORCH_CHECK(!t.key_set().has(c10::DispatchKey::Python), name,
+              " must be a plain tensor: this one's class overrides what torch does with it");
+  return (t.is_neg() ? t.resolve_neg() : t).contiguous();
+}
+
+}  // namespace
 
 Stepper::Stepper(const std::vector<Tensor>& params, bool bias, std::string_view nonlinearity,
                  int64_t batch_size) {
@@ -26,6 +36,8 @@ Stepper::Stepper(const std::vector<Tensor>& params, bool bias, std::string_view 
   TORCH_CHECK(like.dim() == 2 && like.size(0) > 0,
               "weight_hh must have shape [H, H] with H > 0, got ", like.sizes());
   const int64_t H = like.size(0), layers = static_cast<int64_t>(params.size() / per_layer);
+  states_ = at::zeros({2, layers, batch_size, H}, like.options());
+  inner_ = at::empty({batch_size, H}, like.options());
   size_t workspace = 0;
   threads_ = max_threads();
   for (int64_t l = 0; l < layers; ++l) {
@@ -44,11 +56,13 @@ Stepper::Stepper(const std::vector<Tensor>& params, bool bias, std::string_view 
     if (bias) {
       check_like(weights[2], "bias_ih", {H}, like);
       check_like(weights[3], "bias_hh", {H}, like);
-      layer.biases = at::stack({weights[2], weights[3]});
+      layer.biases =
+          at::stack({values_of(weights[2], "bias_ih"), values_of(weights[3], "bias_hh")});
       call.bias_ih[0] = layer.biases.const_data_ptr();
       call.bias_hh[0] = layer.biases[1].const_data_ptr();
     }
-    const Tensor weight_ih = weights[0].contiguous(), weight_hh = weights[1].contiguous();
+    const Tensor weight_ih = values_of(weights[0], "weight_ih");
+    const Tensor weight_hh = values_of(weights[1], "weight_hh");
     call.weight_ih[0] = weight_ih.const_data_ptr();
     call.weight_hh[0] = weight_hh.const_data_ptr();
     const auto bytes = static_cast<int64_t>(kernels_->packed_bytes(call));
@@ -60,8 +74,6 @@ Stepper::Stepper(const std::vector<Tensor>& params, bool bias, std::string_view 
     workspace = std::max(workspace, kernels_->forward_workspace(call, threads_));
     layers_.push_back(std::move(layer));
   }
-  states_ = at::zeros({2, layers, batch_size, H}, like.options());
-  inner_ = at::empty({batch_size, H}, like.options());
   workspace_ = empty_large({static_cast<int64_t>(workspace)}, at::kByte);
 }
 
@@ -84,7 +96,7 @@ Tensor Stepper::step(const Tensor& input) {
   TORCH_CHECK(input.device().is_cpu(), "input must be on the CPU, got ", input.device());
   TORCH_CHECK(!(input.requires_grad() && at::GradMode::is_enabled()),
               "a Stepper has no gradient: call it under torch.no_grad(), or use the RNN itself");
-  const Tensor rows = input.contiguous();
+  const Tensor rows = values_of(input, "input");
   const int64_t shape[2] = {B, H};
   const Tensor output =
       at::detail::empty_cpu(at::IntArrayRef(shape + one_row, shape + 2), states_.scalar_type());
@@ -126,7 +138,7 @@ void Stepper::set_state(const Tensor& state) {
   TORCH_CHECK(state.scalar_type() == states_.scalar_type(), "state must have the weights' dtype, ",
               states_.scalar_type(), ", got ", state.scalar_type());
   TORCH_CHECK(state.device().is_cpu(), "state must be on the CPU, got ", state.device());
-  const Tensor rows = state.contiguous();
+  const Tensor rows = values_of(state, "state");
   std::memcpy(state_of(last_, 0), rows.const_data_ptr(), rows.nbytes());
 }
 
