@@ -1,4 +1,5 @@
-"""`python -m benchmarks COMMAND`: run, report, bars, plot, edges, roof, cases, interference."""
+"""`python -m benchmarks COMMAND`: run, combine, report, bars, plot, edges, roof, cases,
+interference."""
 
 from __future__ import annotations
 
@@ -52,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--resume", action="store_true", help="keep the label's undisturbed rows, run the others"
     )
+    combine = command("combine", combine_command, "store the median of several runs")
+    combine.add_argument("runs", nargs="+", metavar="RUN", help="labels of runs on one machine")
+    combine.add_argument("--label", **label)
     report = command("report", report_command, "print a stored run, or two beside each other")
     report.add_argument("select", **select)
     report.add_argument("--label", **label)
@@ -116,6 +120,12 @@ def _collect(result: store.Result, events: Iterator[Event], total: int) -> None:
                 if busy > measure.DISTURBED_CORES:
                     bar.console.print(f"{key}: other processes kept the cores busy meanwhile")
             result.save()
+
+
+def combine_command(options: argparse.Namespace, console: Console) -> int:
+    combined = store.combine(options.label, [store.load(run) for run in options.runs])
+    console.print(f"stored {len(combined.rows)} rows in {combined.save()}")
+    return 0
 
 
 def report_command(options: argparse.Namespace, console: Console) -> int:

@@ -85,7 +85,9 @@ def describe(result: Result) -> str:
     stamp = result.stamp
     versions = ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())
     lines = [
-        f"{result.label}: {stamp['time']}, {stamp['cpu']} ({' '.join(stamp['cpu_flags'])}), "
+        f"{result.label}: {stamp['time']}"
+        + (f" and on, median of {stamp['runs']} runs" if "runs" in stamp else "")
+        + f", {stamp['cpu']} ({' '.join(stamp['cpu_flags'])}), "
         f"{stamp['threads']} threads, {stamp['system']}",
         f"Python {stamp['python']}, {versions}",
     ]

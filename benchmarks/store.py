@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -102,3 +104,41 @@ def load(label: str) -> Result:
         {row.case.name: row for row in rows},
         content["edges"],
     )
+
+
+def combine(label: str, results: Sequence[Result]) -> Result:
+    """The median of several runs of one machine, number by number: minutes differ more than rounds.
+
+    Rows, contenders and edges that are not in every run are left out; roofs are the best.
+    """
+    first = results[0]
+    combined = Result(label, {**first.stamp, "runs": len(results)})
+    for result in results:
+        for threads, roof in result.roofs.items():
+            combined.roofs[threads] = roof.best(combined.roofs.get(threads))
+    for name, row in first.rows.items():
+        rows = [result.rows[name] for result in results if name in result.rows]
+        if len(rows) < len(results):
+            continue
+        roofs = [r.roof for r in rows if r.roof is not None]
+        combined.rows[name] = replace(
+            row,
+            seconds={
+                who: {
+                    key: statistics.median(r.seconds[who][key] for r in rows)
+                    for key in row.seconds[who]
+                }
+                for who in row.seconds
+                if all(who in r.seconds for r in rows)
+            },
+            bystanders=statistics.median(r.bystanders for r in rows),
+            roof=statistics.median(roofs) if len(roofs) == len(rows) else None,
+        )
+    for key, times in first.edges.items():
+        runs = [result.edges[key] for result in results if key in result.edges]
+        if len(runs) == len(results):
+            combined.edges[key] = [
+                [size, statistics.median(run[i][1] for run in runs)]
+                for i, (size, _) in enumerate(times)
+            ]
+    return combined

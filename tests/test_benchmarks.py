@@ -205,6 +205,29 @@ def test_store_round_trip_and_comparison(tmp_path, monkeypatch, capsys):
     assert "1.50" in printed  # 3.6 / 2.4: the low end of the range
 
 
+def test_combined_runs_are_medians():
+    runs = [run_of(str(factor), factor) for factor in (2.0, 5.0, 3.0)]
+    for n, run in enumerate(runs):
+        run.edges = {"infer H=62..63": [[62, 1.0 + n], [63, 4.0 - n]]}
+        for row in run.rows.values():
+            row.roof = 1e11 * (1 + n)
+    name, other = list(runs[0].rows)[:2]
+    del runs[1].rows[name]
+    runs[2].rows[other].seconds.pop(report.TORCH)
+    combined = store.combine("all", runs)
+    assert name not in combined.rows
+    assert combined.rows.keys() == runs[1].rows.keys()
+    assert combined.rows[other].seconds.keys() == {report.OURS}
+    last = combined.rows[list(combined.rows)[-1]]
+    assert last.seconds[report.OURS] == pytest.approx({"q1": 2.7e-3, "median": 3e-3, "q3": 3.6e-3})
+    assert last.ratio(report.TORCH, report.OURS) == pytest.approx(10 / 3)
+    assert last.roof == 2e11
+    assert combined.edges == {"infer H=62..63": [[62, 2.0], [63, 3.0]]}
+    assert "median of 3 runs" in report.describe(combined)
+    assert "rows" not in report.describe(runs[0])
+    assert runs[0].rows[other].seconds[report.OURS]["median"] == pytest.approx(2e-3)
+
+
 def test_bars_are_held_or_missed_by_their_numbers():
     def verdicts(factor):
         return {v.what: v for v in bars.evaluate(run_of("made-up", factor))}
