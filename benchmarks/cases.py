@@ -165,6 +165,8 @@ def _all() -> Iterator[Case]:
                 yield _rnn(shape, mode, "precision", **option)
         for shape in ONE_THREAD:
             yield _rnn(shape, mode, "one-thread", threads=1)
+    for h in (64, 256):
+        yield _rnn((100, 1, h, h), "infer", "options", layers=2)
     for h in LATENCY:
         yield _rnn((1, 1, h, h), "infer", "latency")
         for kind in ("cell", "step"):

@@ -2,6 +2,8 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "ops.h"
 
 namespace rnnext {
@@ -11,6 +13,15 @@ const c10::TypedOperatorHandle<RecurrenceOp>& recurrence_op() {
   static const auto op = find_op<RecurrenceOp>("rnnext::recurrence");
   return op;
 }
+
+// Whether autograd must see the call: backward mode, or forward mode, which it refuses.
+bool differentiated(const Tensor& t) {
+  return t.defined() &&
+         ((t.requires_grad() && at::GradMode::is_enabled()) || t._fw_grad(/*level=*/0).defined());
+}
+bool differentiated(const OptionalTensor& t) { return t && differentiated(*t); }
+// Whether the op for a whole stack of layers takes it: it runs on the CPU and has no gradient.
+bool stackable(const Tensor& t) { return t.is_cpu() && !differentiated(t); }
 
 std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, TensorList params,
                                bool has_biases, int64_t num_layers, double dropout, bool train,
@@ -34,6 +45,23 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, Te
     TORCH_CHECK(h0->dim() == 3 && h0->size(0) == num_layers * D, "hx must have shape [",
                 num_layers * D, unbatched ? ", H], got " : ", B, H], got ", hx->sizes());
 
+  const auto results = [&](const Tensor& output, const Tensor& h) -> std::tuple<Tensor, Tensor> {
+    if (unbatched) return {output.squeeze(1), h.squeeze(1)};
+    return {batch_first && !packed ? output.transpose(0, 1) : output, h};
+  };
+
+  const bool drops = dropout > 0 && train;
+  if (num_layers > 1 && D == 1 && !drops && stackable(input) && (!given(hx) || stackable(*hx)) &&
+      std::all_of(params.begin(), params.end(), stackable)) {
+    static const auto stack_op = find_op<RecurrenceStackOp>("rnnext::recurrence_stack");
+    std::vector<Tensor> weights[4];
+    for (size_t i = 0; i < params.size(); ++i) weights[i % per_direction].push_back(params[i]);
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [output, h] = stack_op.call(x, weights[0], weights[1], weights[2], weights[3], h0,
+                                           lengths, batch_sizes, nonlinearity);
+    return results(output, h);
+  }
+
   c10::List<bool> reverse;
   for (int64_t d = 0; d < D; ++d) reverse.push_back(d == 1);
   std::vector<Tensor> h_n;
@@ -49,19 +77,10 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, Te
                                             start, lengths, batch_sizes, nonlinearity, reverse);
     x = std::move(output);
     h_n.push_back(std::move(h));
-    if (dropout > 0 && train && layer + 1 < num_layers) x = at::dropout(x, dropout, train);
+    if (drops && layer + 1 < num_layers) x = at::dropout(x, dropout, train);
   }
-  Tensor h = num_layers == 1 ? h_n[0] : at::cat(h_n);
-  if (unbatched) return {x.squeeze(1), h.squeeze(1)};
-  return {batch_first && !packed ? x.transpose(0, 1) : x, h};
+  return results(x, num_layers == 1 ? h_n[0] : at::cat(h_n));
 }
-
-// Whether autograd must see the call: backward mode, or forward mode, which it refuses.
-bool differentiated(const Tensor& t) {
-  return t.defined() &&
-         ((t.requires_grad() && at::GradMode::is_enabled()) || t._fw_grad(/*level=*/0).defined());
-}
-bool differentiated(const OptionalTensor& t) { return t && differentiated(*t); }
 
 Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
                 const Tensor& weight_hh, const OptionalTensor& bias_ih,

@@ -7,6 +7,10 @@ TORCH_LIBRARY(rnnext, m) {
       "Tensor[] bias_ih, Tensor[] bias_hh, Tensor? h0, Tensor? lengths, Tensor? batch_sizes, "
       "str nonlinearity, bool[] reverse) -> (Tensor output, Tensor h_n)");
   m.def(
+      "recurrence_stack(Tensor input, Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, "
+      "Tensor[] bias_hh, Tensor? h0, Tensor? lengths, Tensor? batch_sizes, str nonlinearity) -> "
+      "(Tensor output, Tensor h_n)");
+  m.def(
       "recurrence_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor output, Tensor input, "
       "Tensor? index, Tensor[] weight_ih, Tensor[] weight_hh, Tensor? h0, Tensor? lengths, "
       "Tensor? batch_sizes, str nonlinearity, bool[] reverse, bool[4] output_mask) -> "

@@ -18,6 +18,12 @@ using RecurrenceOp = std::tuple<Tensor, Tensor>(
     TensorList bias_ih, TensorList bias_hh, const OptionalTensor& h0, const OptionalTensor& lengths,
     const OptionalTensor& batch_sizes, c10::string_view nonlinearity,
     const c10::List<bool>& reverse);
+using RecurrenceStackOp = std::tuple<Tensor, Tensor>(const Tensor& input, TensorList weight_ih,
+                                                     TensorList weight_hh, TensorList bias_ih,
+                                                     TensorList bias_hh, const OptionalTensor& h0,
+                                                     const OptionalTensor& lengths,
+                                                     const OptionalTensor& batch_sizes,
+                                                     c10::string_view nonlinearity);
 using RecurrenceBackwardOp =
     std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, Tensor>(
         const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const Tensor& output,

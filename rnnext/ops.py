@@ -143,6 +143,30 @@ def _recurrence_fake(
     return weight_hh[0].new_empty(shape), weight_hh[0].new_empty((D, B, H))
 
 
+@torch.library.register_fake("rnnext::recurrence_stack")
+def _recurrence_stack_fake(
+    input: Tensor,
+    weight_ih: Sequence[Tensor],
+    weight_hh: Sequence[Tensor],
+    bias_ih: Sequence[Tensor],
+    bias_hh: Sequence[Tensor],
+    h0: Tensor | None,
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    nonlinearity: str,
+) -> tuple[Tensor, Tensor]:
+    """L layers of one direction, each over the one before, without gradients, on the CPU.
+
+    Arguments are those of ``recurrence``, but that the lists hold a tensor for each layer; h0 and
+    h_n are ``[L, B, H]``.
+    """
+    output, h = _recurrence_fake(
+        input, None, weight_ih, weight_hh[:1], bias_ih, bias_hh, h0, lengths, batch_sizes,
+        nonlinearity, [False],
+    )  # fmt: skip
+    return output, h.new_empty((len(weight_hh), *h.shape[1:]))
+
+
 @torch.library.register_fake("rnnext::recurrence_backward")
 def _recurrence_backward_fake(
     grad_output: Tensor | None,

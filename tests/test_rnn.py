@@ -76,6 +76,27 @@ def test_values_and_gradients(config):
     assert_close(run(ours, x, hx, layout), run(theirs, x, hx, layout))
 
 
+@pytest.mark.parametrize("layout", ["batched", "single", "packed", "lengths"])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_layers_without_gradients_give_the_same_bits(layout, batch_first):
+    rnn = rnnext.RNN(4, 64, 3, batch_first=batch_first, dropout=0.5).eval()
+    x, hx = torch.randn((2, 70, 4) if batch_first else (70, 2, 4)), torch.randn(3, 2, 64)
+    given = [x, hx]
+    if layout == "single":
+        given = [x.select(0 if batch_first else 1, 0), hx[:, 0]]
+    elif layout == "packed":
+        given[0] = rnn_utils.pack_padded_sequence(x, [50, 70], batch_first, enforce_sorted=False)
+    elif layout == "lengths":
+        given.append(torch.tensor([0, 70]))
+    expected = rnn(*given)
+    assert expected[1].requires_grad
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            result = rnn(*given)
+        for a, b in zip(result, expected, strict=True):
+            assert torch.equal(getattr(a, "data", a), getattr(b, "data", b))
+
+
 def test_expanded_input_and_state():
     theirs, ours = pair(4, 6, 2)
     x, hx = torch.randn(5, 1, 4).expand(5, 3, 4), torch.randn(1, 1, 6).expand(2, 3, 6)
@@ -308,9 +329,22 @@ def test_compile_without_graph_breaks(backend, training):
     assert_close(compiled_grads, grads(ours))
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_compile_without_gradients(bidirectional):
+    torch.compiler.reset()  # the tests share a limit of how often one function is compiled
+    _, ours = pair(4, 6, 2, bidirectional=bidirectional)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    for T, B in [(5, 3), (7, 2), (1, 1)]:
+        x = torch.randn(T, B, 4)
+        with torch.no_grad():
+            assert_close(compiled(x), ours(x))
+    assert compiled(x)[0].requires_grad
+
+
 @pytest.mark.parametrize("strict", [False, True])
-def test_export_with_dynamic_time_and_batch(strict):
-    ours = rnnext.RNN(4, 6, 2, bidirectional=True).eval()
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_export_with_dynamic_time_and_batch(strict, bidirectional):
+    ours = rnnext.RNN(4, 6, 2, bidirectional=bidirectional).eval()
     auto = torch.export.Dim.DYNAMIC
     program = torch.export.export(
         ours, (torch.randn(5, 3, 4),), dynamic_shapes=({0: auto, 1: auto},), strict=strict

@@ -17,6 +17,10 @@ struct RnnKernels {
   void (*forward)(const Recurrence&, char* workspace, Worker&);
   void (*backward)(const Recurrence&, const RecurrenceGrad&, const RecurrenceGradOut&,
                    char* workspace, Worker&);
+  // Layers of one direction, each over the one before: a worker takes a layer, some steps behind
+  // the one below. Bytes of workspace, or 0 where each layer is better shared by all `threads`.
+  size_t (*stack_workspace)(const Recurrence* layers, int n, int threads);
+  void (*stack)(const Recurrence* layers, int n, char* workspace, Worker&);
   // The weights of one direction, for Recurrence::packed: bytes, and the packing.
   size_t (*packed_bytes)(const Recurrence&);
   void (*pack)(const Recurrence&, char* packed);

@@ -21,12 +21,16 @@
 #include "rnn_one_step.h"
 // after rnn_one_step.h
 #include "rnn_forward.h"
+// after rnn_forward.h
+#include "rnn_stack.h"
 
 namespace rnnext::RNNEXT_ISA {
 
 template <class S, class F = Compute<S>>
-constexpr RnnKernels kRnn = {forward_workspace<S, F>, backward_workspace<S, F>, forward<S, F>,
-                             backward<S, F>,          packed_bytes<S, F>,       pack<S, F>};
+constexpr RnnKernels kRnn = {forward_workspace<S, F>, backward_workspace<S, F>,
+                             forward<S, F>,           backward<S, F>,
+                             stack_workspace<S, F>,   stack<S, F>,
+                             packed_bytes<S, F>,      pack<S, F>};
 
 #ifdef RNNEXT_BF16_DOT
 constexpr const RnnKernels* kRnnBFloat16 = &kRnn<BFloat16, Pair>;

@@ -38,18 +38,19 @@ struct Plan {
   int64_t hidden_parts;  // workers that share a unit
   int64_t units;         // D * batch_parts
   int64_t pieces = 1;    // of the state: products take up each when its writer is done
+  double cycles = 0;     // of a step's product with the state, estimated
 
   template <class F>
   static Plan choose(const Recurrence& p, int size) {
     const int64_t K = factors_in<F>(p.H);
     const int64_t per_direction = size % p.D == 0 ? size / p.D : size;
     Plan best{min_of(per_direction, p.B), 1, p.D * min_of(per_direction, p.B)};
+    best.cycles =
+        step_cycles<F>(divide_up(p.B, best.batch_parts), p.H, K) * divide_up(best.units, size);
     if (size < p.D) return best;
     // Cycles that members wait for each other, and for each line of what another wrote.
     constexpr double kWait = 700, kLine = 10;
     const int64_t workers = size / p.D;
-    double best_cycles =
-        step_cycles<F>(divide_up(p.B, best.batch_parts), p.H, K) * divide_up(best.units, size);
     for (int64_t hidden = 2; hidden <= min_of(workers, panels_in<F>(p.H)); ++hidden) {
       const int64_t batch = min_of(workers / hidden, p.B);
       const int64_t columns = divide_up(panels_in<F>(p.H), hidden) * kPanel<F>;
@@ -57,10 +58,9 @@ struct Plan {
       const double lines = static_cast<double>(rows * (p.H - columns)) * sizeof(F) / 64;
       const double cycles =
           step_cycles<F>(rows, columns, K) + (p.T > 1 ? kWait + kLine * lines : 0);
-      if (cycles < best_cycles) {
-        best_cycles = cycles;
+      if (cycles < best.cycles) {
         // More rows have work enough to wait for all of the state at once.
-        best = {batch, hidden, p.D * batch, p.T > 1 && rows < kFewRows ? hidden : 1};
+        best = {batch, hidden, p.D * batch, p.T > 1 && rows < kFewRows ? hidden : 1, cycles};
       }
     }
     return best;

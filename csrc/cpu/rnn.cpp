@@ -110,6 +110,23 @@ class Workspace {
   Tensor large_;
 };
 
+void run_forward(const Recurrence& p, const RnnKernels& kernel) {
+  const int threads = threads_for(p, 1);
+  Workspace workspace(kernel.forward_workspace(p, threads));
+  struct Context {
+    const RnnKernels& kernel;
+    const Recurrence& p;
+    char* workspace;
+  } context{kernel, p, workspace.data()};
+  run_team(
+      threads,
+      [](void* context, Worker& worker) {
+        const auto& c = *static_cast<Context*>(context);
+        c.kernel.forward(c.p, c.workspace, worker);
+      },
+      &context);
+}
+
 std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor& index,
                                       TensorList weight_ih, TensorList weight_hh,
                                       TensorList bias_ih, TensorList bias_hh,
@@ -134,19 +151,83 @@ std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor&
   }
   p.output = output.data_ptr();
   p.h_n = h_n.data_ptr();
-  const RnnKernels& kernel = kernels_for(call.dtype);
-  const int threads = threads_for(p, 1);
-  Workspace workspace(kernel.forward_workspace(p, threads));
+  run_forward(p, kernels_for(call.dtype));
+  return {output, h_n};
+}
+
+std::tuple<Tensor, Tensor> recurrence_stack(const Tensor& input, TensorList weight_ih,
+                                            TensorList weight_hh, TensorList bias_ih,
+                                            TensorList bias_hh, const OptionalTensor& h0,
+                                            const OptionalTensor& lengths,
+                                            const OptionalTensor& batch_sizes,
+                                            c10::string_view nonlinearity) {
+  const size_t L = weight_hh.size();
+  TORCH_CHECK(L > 0, "weight_hh must hold a tensor for each layer, got none");
+  TORCH_CHECK(weight_ih.size() == L, "weight_ih must hold ", L, " tensors, one a layer, got ",
+              weight_ih.size());
+  TORCH_CHECK(bias_ih.size() == bias_hh.size() && (bias_ih.empty() || bias_ih.size() == L),
+              "bias_ih and bias_hh must both hold ", L, " tensors or none, got ", bias_ih.size(),
+              " and ", bias_hh.size());
+  const int n = static_cast<int>(L);
+  const auto options = weight_hh[0].options();
+  const c10::List<bool> reverse({false});
+  const size_t biases = bias_ih.empty() ? 0 : 1;
+  std::vector<Call> calls(L);
+  std::vector<Recurrence> layers;
+  const RnnKernels* kernel = nullptr;
+  int threads = 1;
+  size_t bytes = 0;  // of workspace for all layers at once; 0: one after the other
+  Tensor outputs[2], start, h_n;
+  for (size_t l = 0; l < L; ++l) {
+    Recurrence& p = calls[l].p;
+    fill_call(calls[l], l == 0 ? input : outputs[(l - 1) % 2], std::nullopt, weight_ih.slice(l, 1),
+              weight_hh.slice(l, 1), bias_ih.slice(l * biases, biases),
+              bias_hh.slice(l * biases, biases), std::nullopt, lengths, batch_sizes, nonlinearity,
+              reverse);
+    if (l == 0) {
+      const int64_t shape[] = {n, p.B, p.H};
+      if (given(h0)) check_like(*h0, "h0", shape, weight_hh[0]);
+      if (given(h0)) start = h0->contiguous();
+      h_n = at::empty(shape, options);
+      kernel = &kernels_for(calls[0].dtype);
+      layers.assign(L, p);
+      for (size_t above = 1; above < L; ++above) layers[above].I = p.H;
+      threads = threads_for(layers.back(), n);
+      if (calls[0].sizes.N > 0) bytes = kernel->stack_workspace(layers.data(), n, threads);
+    }
+    check_like(weight_hh[l], "weight_hh", {calls[0].p.H, calls[0].p.H}, weight_hh[0]);
+    Tensor& output = outputs[l % 2];
+    if (bytes > 0 || l < 2) output = empty_large(calls[0].sizes.output_shape(), options);
+    const int64_t state = static_cast<int64_t>(l) * p.B * p.H * h_n.element_size();
+    if (given(h0)) p.h0 = static_cast<const char*>(start.const_data_ptr()) + state;
+    p.h_n = static_cast<char*>(h_n.data_ptr()) + state;
+    p.output = output.data_ptr();
+    layers[l] = p;
+  }
+  const Tensor& output = outputs[(L - 1) % 2];
+  if (calls[0].sizes.N == 0) {
+    if (given(h0)) {
+      h_n.copy_(*h0);
+    } else {
+      h_n.zero_();
+    }
+    return {output, h_n};
+  }
+  if (bytes == 0) {
+    for (const Recurrence& layer : layers) run_forward(layer, *kernel);
+    return {output, h_n};
+  }
+  Workspace workspace(bytes);
   struct Context {
     const RnnKernels& kernel;
-    const Recurrence& p;
+    const std::vector<Recurrence>& layers;
     char* workspace;
-  } context{kernel, p, workspace.data()};
+  } context{*kernel, layers, workspace.data()};
   run_team(
-      threads,
+      std::min(threads, n),
       [](void* context, Worker& worker) {
         const auto& c = *static_cast<Context*>(context);
-        c.kernel.forward(c.p, c.workspace, worker);
+        c.kernel.stack(c.layers.data(), static_cast<int>(c.layers.size()), c.workspace, worker);
       },
       &context);
   return {output, h_n};
@@ -246,6 +327,7 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
 
 TORCH_LIBRARY_IMPL(rnnext, CPU, m) {
   m.impl("recurrence", recurrence);
+  m.impl("recurrence_stack", recurrence_stack);
   m.impl("recurrence_backward", recurrence_backward);
 }
 

@@ -47,6 +47,22 @@ struct ForwardStep {
   }
 };
 
+// A layer's place in a stack, whose layers are computed at once: each waits for the steps of the
+// layer below it.
+struct Place {
+  Worker* worker =
+      nullptr;    // the one, of the stack's team, that computes the layer; null: no stack
+  int below = 0;  // the rank of the one that computes the layer below
+  int64_t steps_before = 0;  // how often that one has advanced when it begins with that layer
+
+  void await(int64_t steps) const {
+    if (worker && below != worker->rank) worker->wait_for(below, steps_before + steps);
+  }
+  void advance() const {
+    if (worker) worker->advance();
+  }
+};
+
 template <class S, class F>
 struct Forward {
   using C = Compute<S>;
@@ -68,7 +84,10 @@ struct Forward {
   size_t scratch_size;
   size_t bytes;
 
-  Forward(const Recurrence& p, int size, char* workspace) : p(p), plan(Plan::choose<F>(p, size)) {
+  // stacked: chunks are as short as a product allows that is not bound by reading the weights,
+  // since the layer above waits for them.
+  Forward(const Recurrence& p, int size, char* workspace, bool stacked = false)
+      : p(p), plan(Plan::choose<F>(p, size)) {
     Arena arena{workspace};
     const int64_t sizes = weight_ih(0).packed_size() + weight_hh(0).packed_size();
     const bool small = sizes * sizeof(F) <= kOwnWeights;
@@ -91,7 +110,7 @@ struct Forward {
     columns = divide_up(panels_in<C>(p.H), plan.hidden_parts) * kPanel<C>;
     const int64_t row_bytes = max_of(scratch_stride<C>(columns), scratch_stride<F>(p.I)) *
                               static_cast<int64_t>(sizeof(C));
-    const int64_t fit = kChunkBytes / row_bytes;
+    const int64_t fit = stacked ? kFewRows : kChunkBytes / row_bytes;
     chunk_rows = projects ? max_of(unit_rows, min_of(fit, p.T * p.B)) : unit_rows;
     scratch_size = Scratch(*this, nullptr).bytes;
     scratch = arena.take<char>(size * static_cast<int64_t>(scratch_size));
@@ -131,13 +150,13 @@ struct Forward {
   }
   int64_t copy_of(const Unit& unit) const { return own_weights ? unit.group : unit.d; }
 
-  void run(const Unit& unit, Worker& worker) const {
-    if (p.nonlinearity == Nonlinearity::tanh) return steps<TanhCell<C>>(unit, worker);
-    return steps<ReluCell<C>>(unit, worker);
+  void run(const Unit& unit, Worker& worker, const Place& place = {}) const {
+    if (p.nonlinearity == Nonlinearity::tanh) return steps<TanhCell<C>>(unit, worker, place);
+    return steps<ReluCell<C>>(unit, worker, place);
   }
 
   template <class Cell>
-  void steps(const Unit& unit, Worker& worker) const {
+  void steps(const Unit& unit, Worker& worker, const Place& place) const {
     using Step = ForwardStep<F, Cell>;
     const Scratch s(*this, scratch + worker.rank * scratch_size);
     const int64_t pre_stride = scratch_stride<C>(columns), width = p.D * p.H;
@@ -154,6 +173,7 @@ struct Forward {
     const bool reverse = p.reverse[unit.d];
     for (int64_t done = 0; done < p.T;) {
       const Chunk chunk = next_chunk(p, unit, done, reverse, projects ? chunk_rows : 0);
+      place.await(done + chunk.n);
       if (p.I > 0) step.features = features(unit, chunk, s);
       if (projects) {
         fill_pre(unit, chunk, step.features, s);
@@ -190,6 +210,7 @@ struct Forward {
         step.state = {step.next, step.next_stride};
         if (!reverse) row += rows;
         if (unit.members > 1) worker.advance();
+        place.advance();
       }
     }
   }
