@@ -48,6 +48,9 @@ struct FeatureGradients {  // one worker's
     S* to = static_cast<S*>(out.input) + n * p.I;
     C* result = product;
     if constexpr (kNative<S>) result = to;
+    // Ahead of the stores: see kFar.
+    for (int64_t i = 0; i < rows * p.I; i += 64 / static_cast<int64_t>(sizeof(S)))
+      __builtin_prefetch(to + i, 1, 3);
     const Projection<F> project{packed, from, nullptr, 0, result, p.I, p.I};
     sweep(project, rows, 0, panels_in<F>(p.I), p.I, K);
     if constexpr (!kNative<S>)
