@@ -209,8 +209,8 @@ constexpr int64_t kApart = 4096;
 // travel slowly to another that shares no cache with it.
 constexpr size_t kOwnWeights = 512 << 10;
 
-// The lines of a result this large come from far memory when they are written, or from another core,
-// whose prefetches take them along with those of its own rows beside them.
+// The lines of a result this large come from far memory when they are written, or from another
+// core, whose prefetches take them along with those of its own rows beside them.
 constexpr int64_t kFar = 1 << 20;
 
 // Rows this many bytes apart or more may push each other out of the first cache.
