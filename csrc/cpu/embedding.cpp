@@ -114,7 +114,7 @@ Runs runs_of(const Tensor& grad, const Tensor& indices, int64_t rows, int64_t pa
       "grad must have the shape of indices and one more dimension, got ", grad.sizes(),
       " with indices of shape ", indices.sizes());
   const Tensor index = indices.contiguous();
-  const auto sort = [&]<class Index>(const Index* values) {
+  const auto sort = [&](const auto* values) {
     check_bounds(values, index, rows);
     return sort_runs(values, index.numel(), rows, padding_idx);
   };

@@ -4,7 +4,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
-#include <bit>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -40,7 +39,8 @@ void sort_runs(Runs& runs, const Index* index, int64_t n, int64_t rows, int64_t 
     length += index[i] != padding_idx;
   }
 
-  const int width = std::bit_width(static_cast<uint64_t>(std::max<int64_t>(rows - 1, 1)));
+  int width = 1;
+  while (((rows - 1) >> width) > 0) ++width;
   const int widest = n < 2048 ? 7 : 11;  // wide digits take fewer passes, but more counts
   const int passes = (width + widest - 1) / widest, bits = (width + passes - 1) / passes;
   const Word mask = (Word{1} << bits) - 1;
