@@ -247,6 +247,22 @@ std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor&
   return {out[0], out[1]};
 }
 
+std::tuple<Tensor, Tensor> recurrence_stack(const Tensor& input, TensorList weight_ih,
+                                            TensorList weight_hh, TensorList bias_ih,
+                                            TensorList bias_hh, const OptionalTensor& h0,
+                                            const OptionalTensor& lengths,
+                                            const OptionalTensor& batch_sizes,
+                                            c10::string_view nonlinearity) {
+  const bool record = needs_grad(input) || needs_grad(weight_ih) || needs_grad(weight_hh) ||
+                      needs_grad(bias_ih) || needs_grad(bias_hh) || needs_grad(h0);
+  TORCH_CHECK_NOT_IMPLEMENTED(!(record && at::GradMode::is_enabled()),
+                              "recurrence_stack has no gradient: call recurrence for each layer");
+  static const auto op = find_op<RecurrenceStackOp>("rnnext::recurrence_stack");
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(input, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, batch_sizes,
+                 nonlinearity);
+}
+
 class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& weight, const Tensor& indices,
@@ -344,6 +360,7 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, c10::SymInt
 
 TORCH_LIBRARY_IMPL(rnnext, Autograd, m) {
   m.impl("recurrence", recurrence);
+  m.impl("recurrence_stack", recurrence_stack);
   m.impl("embedding", embedding);
   m.impl("embedding_backward", embedding_backward);
 }

@@ -56,7 +56,6 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, Te
     static const auto stack_op = find_op<RecurrenceStackOp>("rnnext::recurrence_stack");
     std::vector<Tensor> weights[4];
     for (size_t i = 0; i < params.size(); ++i) weights[i % per_direction].push_back(params[i]);
-    at::AutoDispatchBelowADInplaceOrView guard;
     const auto [output, h] = stack_op.call(x, weights[0], weights[1], weights[2], weights[3], h0,
                                            lengths, batch_sizes, nonlinearity);
     return results(output, h);

@@ -110,3 +110,13 @@ def with_tensors(arguments, tensors):
         return next(tensors) if floating else value
 
     return [replace(a) for a in arguments]
+
+
+def make_stack(layers, **case):
+    """The arguments of recurrence_stack, as a list in the order of its schema."""
+    each = [make(**case)]
+    case["I"] = each[0][3][0].size(0)
+    each += [make(**{**case, "layout": "contiguous"}) for _ in range(layers - 1)]
+    lists = [[tensor for layer in each for tensor in layer[place]] for place in range(2, 6)]
+    h0 = None if each[0][6] is None else torch.cat([layer[6] for layer in each])
+    return [each[0][0], *lists, h0, *each[0][7:10]]

@@ -21,10 +21,7 @@ template <class F>
 void parallel(int64_t bytes, const F& f) {
   const int threads =
       static_cast<int>(std::clamp<int64_t>(bytes / kBytesPerThread, 1, max_threads()));
-  run_team(
-      threads,
-      [](void* f, Worker& worker) { (*static_cast<const F*>(f))(worker.rank, worker.size); },
-      const_cast<F*>(&f));
+  run_team(threads, [&](Worker& worker) { f(worker.rank, worker.size); });
 }
 
 // Rows are read in no order that the CPU could foresee: asks for one ahead of its turn.

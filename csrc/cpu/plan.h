@@ -202,6 +202,21 @@ void run_units(const Kernel& kernel, const Plan& plan, const Recurrence& p, Work
     kernel.run(unit_of<C>(plan, p, u, 0), worker);
 }
 
+// A layer's place in a stack whose layers are computed at once: it waits for the steps of the one
+// below. With no worker there is no stack.
+struct Place {
+  Worker* worker = nullptr;  // of the stack's team
+  int below = 0;             // the rank of the worker that computes the layer below
+  int64_t steps_before = 0;  // how often that one has advanced when it begins with that layer
+
+  void await(int64_t steps) const {
+    if (worker && below != worker->rank) worker->wait_for(below, steps_before + steps);
+  }
+  void advance() const {
+    if (worker) worker->advance();
+  }
+};
+
 // What one worker writes lies this far from what another does: between them a prefetch would take
 // lines from the other's core.
 constexpr int64_t kApart = 4096;

@@ -113,18 +113,16 @@ class Workspace {
 void run_forward(const Recurrence& p, const RnnKernels& kernel) {
   const int threads = threads_for(p, 1);
   Workspace workspace(kernel.forward_workspace(p, threads));
-  struct Context {
-    const RnnKernels& kernel;
-    const Recurrence& p;
-    char* workspace;
-  } context{kernel, p, workspace.data()};
-  run_team(
-      threads,
-      [](void* context, Worker& worker) {
-        const auto& c = *static_cast<Context*>(context);
-        c.kernel.forward(c.p, c.workspace, worker);
-      },
-      &context);
+  run_team(threads, [&](Worker& worker) { kernel.forward(p, workspace.data(), worker); });
+}
+
+// What the last state is where there is no step.
+void copy_h0(const Tensor& h_n, const OptionalTensor& h0) {
+  if (given(h0)) {
+    h_n.copy_(*h0);
+  } else {
+    h_n.zero_();
+  }
 }
 
 std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor& index,
@@ -142,11 +140,7 @@ std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor&
   Tensor output = empty_large(call.sizes.output_shape(), options);
   Tensor h_n = at::empty({p.D, p.B, p.H}, options);
   if (call.sizes.N == 0) {
-    if (given(h0)) {
-      h_n.copy_(*h0);
-    } else {
-      h_n.zero_();
-    }
+    copy_h0(h_n, h0);
     return {output, h_n};
   }
   p.output = output.data_ptr();
@@ -168,69 +162,55 @@ std::tuple<Tensor, Tensor> recurrence_stack(const Tensor& input, TensorList weig
   TORCH_CHECK(bias_ih.size() == bias_hh.size() && (bias_ih.empty() || bias_ih.size() == L),
               "bias_ih and bias_hh must both hold ", L, " tensors or none, got ", bias_ih.size(),
               " and ", bias_hh.size());
-  const int n = static_cast<int>(L);
-  const auto options = weight_hh[0].options();
   const c10::List<bool> reverse({false});
   const size_t biases = bias_ih.empty() ? 0 : 1;
   std::vector<Call> calls(L);
-  std::vector<Recurrence> layers;
-  const RnnKernels* kernel = nullptr;
-  int threads = 1;
-  size_t bytes = 0;  // of workspace for all layers at once; 0: one after the other
-  Tensor outputs[2], start, h_n;
+  const auto fill = [&](size_t l, const Tensor& x) {
+    fill_call(calls[l], x, std::nullopt, weight_ih.slice(l, 1), weight_hh.slice(l, 1),
+              bias_ih.slice(l * biases, biases), bias_hh.slice(l * biases, biases), std::nullopt,
+              lengths, batch_sizes, nonlinearity, reverse);
+  };
+  fill(0, input);
+  const Recurrence& first = calls[0].p;
+  const RecurrenceSizes& sizes = calls[0].sizes;
+  const auto options = weight_hh[0].options();
+  const int n = static_cast<int>(L);
+  const int64_t states[] = {n, first.B, first.H};
+  Tensor start;
+  if (given(h0)) {
+    check_like(*h0, "h0", states, weight_hh[0]);
+    start = h0->contiguous();
+  }
+  const Tensor h_n = at::empty(states, options);
+
+  std::vector<Recurrence> layers(L, first);
+  for (size_t l = 1; l < L; ++l) layers[l].I = first.H;
+  const RnnKernels& kernel = kernels_for(calls[0].dtype);
+  const int threads = threads_for(layers.back(), n);
+  // 0: one layer after the other, whose outputs take turns in two places.
+  const size_t bytes = sizes.N > 0 ? kernel.stack_workspace(layers.data(), n, threads) : 0;
+  Tensor outputs[2];
   for (size_t l = 0; l < L; ++l) {
-    Recurrence& p = calls[l].p;
-    fill_call(calls[l], l == 0 ? input : outputs[(l - 1) % 2], std::nullopt, weight_ih.slice(l, 1),
-              weight_hh.slice(l, 1), bias_ih.slice(l * biases, biases),
-              bias_hh.slice(l * biases, biases), std::nullopt, lengths, batch_sizes, nonlinearity,
-              reverse);
-    if (l == 0) {
-      const int64_t shape[] = {n, p.B, p.H};
-      if (given(h0)) check_like(*h0, "h0", shape, weight_hh[0]);
-      if (given(h0)) start = h0->contiguous();
-      h_n = at::empty(shape, options);
-      kernel = &kernels_for(calls[0].dtype);
-      layers.assign(L, p);
-      for (size_t above = 1; above < L; ++above) layers[above].I = p.H;
-      threads = threads_for(layers.back(), n);
-      if (calls[0].sizes.N > 0) bytes = kernel->stack_workspace(layers.data(), n, threads);
-    }
-    check_like(weight_hh[l], "weight_hh", {calls[0].p.H, calls[0].p.H}, weight_hh[0]);
+    if (l > 0) fill(l, outputs[(l - 1) % 2]);
+    check_like(weight_hh[l], "weight_hh", {first.H, first.H}, weight_hh[0]);
     Tensor& output = outputs[l % 2];
-    if (bytes > 0 || l < 2) output = empty_large(calls[0].sizes.output_shape(), options);
-    const int64_t state = static_cast<int64_t>(l) * p.B * p.H * h_n.element_size();
-    if (given(h0)) p.h0 = static_cast<const char*>(start.const_data_ptr()) + state;
-    p.h_n = static_cast<char*>(h_n.data_ptr()) + state;
-    p.output = output.data_ptr();
-    layers[l] = p;
+    if (bytes > 0 || l < 2) output = empty_large(sizes.output_shape(), options);
+    layers[l] = calls[l].p;
+    const int64_t state = static_cast<int64_t>(l * h_n.nbytes() / L);
+    if (given(h0)) layers[l].h0 = static_cast<const char*>(start.const_data_ptr()) + state;
+    layers[l].h_n = static_cast<char*>(h_n.data_ptr()) + state;
+    layers[l].output = output.data_ptr();
   }
-  const Tensor& output = outputs[(L - 1) % 2];
-  if (calls[0].sizes.N == 0) {
-    if (given(h0)) {
-      h_n.copy_(*h0);
-    } else {
-      h_n.zero_();
-    }
-    return {output, h_n};
+  if (sizes.N == 0) {
+    copy_h0(h_n, h0);
+  } else if (bytes == 0) {
+    for (const Recurrence& layer : layers) run_forward(layer, kernel);
+  } else {
+    Workspace workspace(bytes);
+    run_team(std::min(threads, n),
+             [&](Worker& worker) { kernel.stack(layers.data(), n, workspace.data(), worker); });
   }
-  if (bytes == 0) {
-    for (const Recurrence& layer : layers) run_forward(layer, *kernel);
-    return {output, h_n};
-  }
-  Workspace workspace(bytes);
-  struct Context {
-    const RnnKernels& kernel;
-    const std::vector<Recurrence>& layers;
-    char* workspace;
-  } context{*kernel, layers, workspace.data()};
-  run_team(
-      std::min(threads, n),
-      [](void* context, Worker& worker) {
-        const auto& c = *static_cast<Context*>(context);
-        c.kernel.stack(c.layers.data(), static_cast<int>(c.layers.size()), c.workspace, worker);
-      },
-      &context);
-  return {output, h_n};
+  return {outputs[(L - 1) % 2], h_n};
 }
 
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, Tensor>
@@ -295,20 +275,8 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
     const RnnKernels& kernel = kernels_for(call.dtype);
     const int threads = threads_for(p, 3);
     Workspace workspace(kernel.backward_workspace(p, out, threads));
-    struct Context {
-      const RnnKernels& kernel;
-      const Recurrence& p;
-      const RecurrenceGrad& g;
-      const RecurrenceGradOut& out;
-      char* workspace;
-    } context{kernel, p, g, out, workspace.data()};
-    run_team(
-        threads,
-        [](void* context, Worker& worker) {
-          const auto& c = *static_cast<Context*>(context);
-          c.kernel.backward(c.p, c.g, c.out, c.workspace, worker);
-        },
-        &context);
+    run_team(threads,
+             [&](Worker& worker) { kernel.backward(p, g, out, workspace.data(), worker); });
   }
 
   if (want_input && !s.features) {

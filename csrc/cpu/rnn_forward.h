@@ -47,22 +47,6 @@ struct ForwardStep {
   }
 };
 
-// A layer's place in a stack, whose layers are computed at once: each waits for the steps of the
-// layer below it.
-struct Place {
-  Worker* worker =
-      nullptr;    // the one, of the stack's team, that computes the layer; null: no stack
-  int below = 0;  // the rank of the one that computes the layer below
-  int64_t steps_before = 0;  // how often that one has advanced when it begins with that layer
-
-  void await(int64_t steps) const {
-    if (worker && below != worker->rank) worker->wait_for(below, steps_before + steps);
-  }
-  void advance() const {
-    if (worker) worker->advance();
-  }
-};
-
 template <class S, class F>
 struct Forward {
   using C = Compute<S>;

@@ -108,18 +108,9 @@ Tensor Stepper::step(const Tensor& input) {
     call.h_n = state_of(1 - last_, l);
     call.output = l + 1 < layers_.size() ? inner_.data_ptr() : output.data_ptr();
     features = call.h_n;
-    struct Context {
-      const RnnKernels& kernels;
-      const Recurrence& call;
-      char* workspace;
-    } context{*kernels_, call, static_cast<char*>(workspace_.data_ptr())};
-    run_team(
-        std::min(threads_for(call, 1), threads_),
-        [](void* context, Worker& worker) {
-          const auto& c = *static_cast<Context*>(context);
-          c.kernels.forward(c.call, c.workspace, worker);
-        },
-        &context);
+    char* const workspace = static_cast<char*>(workspace_.data_ptr());
+    run_team(std::min(threads_for(call, 1), threads_),
+             [&](Worker& worker) { kernels_->forward(call, workspace, worker); });
   }
   last_ = 1 - last_;
   return output;

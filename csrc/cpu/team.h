@@ -50,6 +50,11 @@ constexpr int kMaxWorkers = 63;  // the gate has a bit for each and one for itse
 // Calls task(context, worker) on up to `threads` threads of torch's pool at once and returns when
 // all are done. Inside another parallel region it runs on the caller alone.
 void run_team(int threads, void (*task)(void*, Worker&), void* context);
+// The same for a callable.
+template <class Task>
+void run_team(int threads, Task task) {
+  run_team(threads, [](void* task, Worker& worker) { (*static_cast<Task*>(task))(worker); }, &task);
+}
 
 int max_threads();
 
