@@ -17,13 +17,13 @@ inline Range part(int64_t total, int64_t i, int64_t n, int64_t unit = 1) {
 }
 
 // Estimated cycles of one step over `rows` sequences and `columns` hidden units, K factors each:
-// bound by the FMAs or by the memory that holds the weights, whichever is slower.
+// bound by the FMAs, of which a core does 64 bytes a cycle, or by the memory that holds the weights.
 template <class F>
 double step_cycles(int64_t rows, int64_t columns, int64_t K) {
   const double bytes = static_cast<double>(columns) * K * sizeof(F);
   const double bytes_per_cycle = bytes < 24e3 ? 64 : bytes < 900e3 ? 28 : 10;
   const double tiles = static_cast<double>(divide_up(rows, kTileRows));
-  const double fma = static_cast<double>(rows) * columns * K / kPanel<F>;
+  const double fma = static_cast<double>(rows) * bytes / 64;
   // Past the cache's first level the panels are read once per tile of rows from the second level.
   const double read = bytes / bytes_per_cycle + (tiles - 1) * bytes / 64;
   return fma > read ? fma : read;
@@ -49,7 +49,7 @@ struct Plan {
         step_cycles<F>(divide_up(p.B, best.batch_parts), p.H, K) * divide_up(best.units, size);
     if (size < p.D) return best;
     // Cycles that members wait for each other, and for each line of what another wrote.
-    constexpr double kWait = 700, kLine = 10;
+    constexpr double kWait = 700, kLine = 20;
     const int64_t workers = size / p.D;
     for (int64_t hidden = 2; hidden <= min_of(workers, panels_in<F>(p.H)); ++hidden) {
       const int64_t batch = min_of(workers / hidden, p.B);
