@@ -134,8 +134,7 @@ inline RecurrenceSizes check_recurrence(const Tensor& input, const OptionalTenso
   if (!s.features)
     TORCH_CHECK(width == s.D * s.H, "the last dimension of input must be ", s.D * s.H, ", got ",
                 width);
-  std::vector<int64_t> input_shape = input.sizes().vec();
-  check_like(input, "input", input_shape, like);
+  check_like(input, "input", input.sizes(), like);
   for (size_t d = 0; d < weight_hh.size(); ++d) {
     check_like(weight_hh[d], "weight_hh", {s.H, s.H}, like);
     if (s.features) check_like(weight_ih[d], "weight_ih", {s.H, s.I}, like);

@@ -14,6 +14,12 @@ const c10::TypedOperatorHandle<RecurrenceOp>& recurrence_op() {
   return op;
 }
 
+// What `reverse` is for one direction or two. (Made once: a list lives on the heap.)
+const c10::List<bool>& directions(int64_t D) {
+  static const c10::List<bool> one({false}), two({false, true});
+  return D == 1 ? one : two;
+}
+
 // Whether autograd must see the call: backward mode, or forward mode, which it refuses.
 bool differentiated(const Tensor& t) {
   return t.defined() &&
@@ -36,6 +42,8 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, Te
   TORCH_CHECK(input.dim() == 2 || (input.dim() == 3 && !packed),
               "input must have 2 or 3 dimensions (2 if packed), got ", input.dim());
   const bool unbatched = input.dim() == 2 && !packed;
+  TORCH_CHECK_VALUE(!(given(lengths) && (unbatched || packed)),
+                    "lengths needs a 3-D input: one sequence or a packed input has its own");
   Tensor x = unbatched                ? input.unsqueeze(1)
              : batch_first && !packed ? input.transpose(0, 1)
                                       : input;
@@ -61,8 +69,6 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, Te
     return results(output, h);
   }
 
-  c10::List<bool> reverse;
-  for (int64_t d = 0; d < D; ++d) reverse.push_back(d == 1);
   std::vector<Tensor> h_n;
   for (int64_t layer = 0; layer < num_layers; ++layer) {
     Tensor weights[4][2];  // ih, hh, bias ih, bias hh; by direction
@@ -73,7 +79,7 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, Te
     const OptionalTensor start =
         given(h0) && num_layers > 1 ? OptionalTensor(h0->narrow(0, layer * D, D)) : h0;
     auto [output, h] = recurrence_op().call(x, std::nullopt, list(0), list(1), list(2), list(3),
-                                            start, lengths, batch_sizes, nonlinearity, reverse);
+                                            start, lengths, batch_sizes, nonlinearity, directions(D));
     x = std::move(output);
     h_n.push_back(std::move(h));
     if (drops && layer + 1 < num_layers) x = at::dropout(x, dropout, train);
@@ -103,7 +109,7 @@ Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& wei
   const auto h_n = std::get<1>(
       recurrence_op().call(step(input), std::nullopt, weight_ih, weight_hh,
                            TensorList(&biases[0], n), TensorList(&biases[1], n), h0, std::nullopt,
-                           std::nullopt, nonlinearity, c10::List<bool>({false})));
+                           std::nullopt, nonlinearity, directions(1)));
   return unbatched ? h_n.view_symint({h_n.sym_size(2)}) : h_n.squeeze(0);
 }
 

@@ -81,15 +81,13 @@ def rnn(
     J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990. The interface follows
     ``torch.nn.RNN`` and its ``torch._VF.rnn_tanh``.
     """
-    batch_sizes = sorted_indices = unsorted_indices = None
+    batch_sizes = None
     if isinstance(input, PackedSequence):
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None and sorted_indices is not None:
             hx = hx.index_select(1, sorted_indices)
     else:
         data = input
-    if lengths is not None and data.dim() == 2:
-        raise ValueError("lengths needs a 3-D input: one sequence or a packed input has its own")
     try:
         output, h_n = (_rnn if is_compiling() else _C.rnn)(
             data,
@@ -109,11 +107,11 @@ def rnn(
         states = num_layers * (2 if bidirectional else 1)
         _raise_for_rnn(data, hx, params, batch_sizes, states, batch_first)
         raise
-    if isinstance(input, PackedSequence):
-        if unsorted_indices is not None:
-            h_n = h_n.index_select(1, unsorted_indices)
-        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
-    return output, h_n
+    if batch_sizes is None:
+        return output, h_n
+    if unsorted_indices is not None:
+        h_n = h_n.index_select(1, unsorted_indices)
+    return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
 
 
 def rnn_cell(

@@ -38,6 +38,7 @@ struct Call {
   DType dtype;
   std::vector<Tensor> alive;
 
+  Call() { alive.reserve(8); }  // as many as one direction has
   const void* keep(const Tensor& t) {
     alive.push_back(t.contiguous());
     return alive.back().const_data_ptr();
