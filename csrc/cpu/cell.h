@@ -1,5 +1,4 @@
-// The cell: what happens to an accumulated pre-activation. A new cell is a struct here and a case
-// in rnn_kernel.h's with_cell.
+// The cell: what happens to an accumulated pre-activation.
 #pragma once
 
 namespace rnnext::RNNEXT_ISA {
@@ -17,5 +16,17 @@ struct ReluCell {
   static RNNEXT_INLINE Vec<C> forward(Vec<C> pre) { return pre <= 0 ? Vec<C>{} : pre; }
   static RNNEXT_INLINE Vec<C> backward(Vec<C> grad, Vec<C> h) { return h <= 0 ? Vec<C>{} : grad; }
 };
+
+// The cell by its name, where the time of a branch does not count.
+template <class C>
+RNNEXT_INLINE Vec<C> apply_named(Nonlinearity name, Vec<C> pre) {
+  switch (name) {
+    case Nonlinearity::tanh:
+      return TanhCell<C>::forward(pre);
+    case Nonlinearity::relu:
+      return ReluCell<C>::forward(pre);
+  }
+  __builtin_unreachable();
+}
 
 }  // namespace rnnext::RNNEXT_ISA

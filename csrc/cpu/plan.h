@@ -17,7 +17,8 @@ inline Range part(int64_t total, int64_t i, int64_t n, int64_t unit = 1) {
 }
 
 // Estimated cycles of one step over `rows` sequences and `columns` hidden units, K factors each:
-// bound by the FMAs, of which a core does 64 bytes a cycle, or by the memory that holds the weights.
+// bound by the FMAs, of which a core does 64 bytes a cycle, or by the memory that holds the
+// weights.
 template <class F>
 double step_cycles(int64_t rows, int64_t columns, int64_t K) {
   const double bytes = static_cast<double>(columns) * K * sizeof(F);

@@ -79,9 +79,14 @@ struct Backward {
   int64_t weights_bytes;
   size_t bytes;
 
-  Backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGradOut& out, int size,
-           char* workspace)
-      : p(p), g(g), out(out), plan(Plan::choose<F>(p, size)) {
+  // asked: the plan is made for as many threads even if fewer come, since sums of the units' own
+  // depend on it, and a gradient must not depend on who came. (Members that share a sequence must
+  // all be there; their sums are those of any number.)
+  Backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGradOut& out, int asked,
+           int size, char* workspace)
+      : p(p), g(g), out(out), plan(Plan::choose<F>(p, asked)) {
+    const bool shares = plan.hidden_parts > 1;
+    if (shares) plan = Plan::choose<F>(p, size);
     Arena arena{workspace};
     const int64_t ih_size = FeatureGradients<S, F>::packed_size(p);
     const int64_t sizes = ih_size / p.D + weight_hh(0).packed_size();
@@ -93,7 +98,7 @@ struct Backward {
     unit_rows = split_sequences(p, 0, plan.batch_parts).most;
     state = arena.take<F>(plan.units * unit_state_size());
     step_stride = scratch_stride<C>(p.H);
-    const bool own = own_weights && plan.hidden_parts == 1;
+    const bool own = own_weights && !shares;
     own_sums = own && WeightGradients<S, F>::wanted(out);
     own_rows = own && p.D == 1 && p.I > 0;
     in_grad_pre = kDepth<F> == 1 && !p.lengths && plan.hidden_parts == 1 &&
@@ -104,7 +109,8 @@ struct Backward {
     if (!grad_pre && !own_rows) grad_pre = arena.take<C>(p.rows() * p.D * p.H);
     chunk_scratch = arena.take<C>(own_rows ? size * chunk_rows * step_stride : 0);
     step_scratch = arena.take<C>(size * step_scratch_size());
-    features_bytes = out.input ? FeatureGradients<S, F>(p, out, ih, unit_rows, nullptr).bytes : 0;
+    features_bytes =
+        out.input ? FeatureGradients<S, F>(p, out, own_weights, ih, unit_rows, nullptr).bytes : 0;
     features_scratch = arena.take<char>(size * features_bytes);
     const int64_t most = divide_up(divide_up(p.H, kTileRows), own_sums ? 1 : size) * kTileRows;
     weights_bytes = WeightGradients<S, F>(p, out, {0, most}, nullptr).bytes;
@@ -135,8 +141,12 @@ struct Backward {
   F* packed_hh(int64_t copy) const { return hh + copy * weight_hh(0).packed_size(); }
 
   void run(const Unit& unit, Worker& worker) const {
-    if (p.nonlinearity == Nonlinearity::tanh) return steps<TanhCell<C>>(unit, worker);
-    return steps<ReluCell<C>>(unit, worker);
+    switch (p.nonlinearity) {
+      case Nonlinearity::tanh:
+        return steps<TanhCell<C>>(unit, worker);
+      case Nonlinearity::relu:
+        return steps<ReluCell<C>>(unit, worker);
+    }
   }
 
   template <class Cell>
@@ -346,7 +356,7 @@ struct Backward {
   }
 
   FeatureGradients<S, F> features_of(const Worker& worker) const {
-    return {p, out, ih, unit_rows, features_scratch + worker.rank * features_bytes};
+    return {p, out, own_weights, ih, unit_rows, features_scratch + worker.rank * features_bytes};
   }
   // All rows, shared out, when grad_pre is complete.
   void feature_gradients(const Worker& worker) const {
@@ -384,7 +394,7 @@ template <class S, class F>
 size_t backward_workspace(const Recurrence& p, const RecurrenceGradOut& out, int threads) {
   size_t bytes = 0;
   for (int size = 1; size <= threads; ++size) {
-    const size_t needed = Backward<S, F>(p, RecurrenceGrad{}, out, size, nullptr).bytes;
+    const size_t needed = Backward<S, F>(p, RecurrenceGrad{}, out, threads, size, nullptr).bytes;
     if (needed > bytes) bytes = needed;
   }
   return bytes;
@@ -393,7 +403,7 @@ size_t backward_workspace(const Recurrence& p, const RecurrenceGradOut& out, int
 template <class S, class F>
 void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGradOut& out,
               char* workspace, Worker& worker) {
-  const Backward<S, F> kernel(p, g, out, worker.size, workspace);
+  const Backward<S, F> kernel(p, g, out, worker.asked, worker.size, workspace);
   if (!kernel.own_weights) {
     kernel.pack_share(worker);
     worker.wait();

@@ -15,13 +15,13 @@ struct FeatureGradients {  // one worker's
   C* product;  // [most rows][I], 16-bit only
   size_t bytes;
 
-  // packed: W_ih for all workers, or null: the worker's own. unit_rows: the most rows of one
-  // write().
-  FeatureGradients(const Recurrence& p, const RecurrenceGradOut& out, F* packed, int64_t unit_rows,
-                   char* scratch)
-      : p(p), out(out), packed(packed), stride(p.D * factors_in<F>(p.H) + kLanes<F>) {
+  // own: the worker packs W_ih for itself, not all for all into `shared`. unit_rows: the most rows
+  // of one write().
+  FeatureGradients(const Recurrence& p, const RecurrenceGradOut& out, bool own, F* shared,
+                   int64_t unit_rows, char* scratch)
+      : p(p), out(out), stride(p.D * factors_in<F>(p.H) + kLanes<F>) {
     Arena arena{scratch};
-    if (!packed) this->packed = arena.take<F>(packed_size(p));
+    packed = own ? arena.take<F>(packed_size(p)) : shared;
     factors = arena.take<F>(kDepth<F> > 1 ? block_rows() * stride : 0);
     product = arena.take<C>(kNative<S> ? 0 : max_of(block_rows(), unit_rows) * p.I);
     arena.take<char>(kApart);

@@ -135,8 +135,12 @@ struct Forward {
   int64_t copy_of(const Unit& unit) const { return own_weights ? unit.group : unit.d; }
 
   void run(const Unit& unit, Worker& worker, const Place& place = {}) const {
-    if (p.nonlinearity == Nonlinearity::tanh) return steps<TanhCell<C>>(unit, worker, place);
-    return steps<ReluCell<C>>(unit, worker, place);
+    switch (p.nonlinearity) {
+      case Nonlinearity::tanh:
+        return steps<TanhCell<C>>(unit, worker, place);
+      case Nonlinearity::relu:
+        return steps<ReluCell<C>>(unit, worker, place);
+    }
   }
 
   template <class Cell>

@@ -90,8 +90,7 @@ struct OneStep {
       add_unpacked<R>(acc, static_cast<const S*>(p.weight_hh[d]) + j * p.H, left, p.H,
                       h + d * p.B * h_stride, h_stride);
     for (int64_t b = 0; b < R; ++b) {
-      const Vec<C> y = p.nonlinearity == Nonlinearity::tanh ? TanhCell<C>::forward(acc[b])
-                                                            : ReluCell<C>::forward(acc[b]);
+      const Vec<C> y = apply_named<C>(p.nonlinearity, acc[b]);
       store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, y, left);
       store_some(static_cast<S*>(p.h_n) + (d * p.B + b) * p.H + j, y, left);
     }

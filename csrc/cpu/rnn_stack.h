@@ -8,7 +8,7 @@ namespace rnnext::RNNEXT_ISA {
 // Estimated cycles of a step of one layer, shared out by `plan`.
 template <class F>
 double layer_cycles(const Recurrence& p, const Plan& plan) {
-  const double features = static_cast<double>(p.B) * p.H * factors_in<F>(p.I) / kPanel<F>;
+  const double features = static_cast<double>(p.B) * p.H * factors_in<F>(p.I) * sizeof(F) / 64;
   return plan.cycles + features / static_cast<double>(plan.batch_parts * plan.hidden_parts);
 }
 
@@ -39,7 +39,7 @@ void stack(const Recurrence* layers, int n, char* workspace, Worker& worker) {
     if (l % worker.size != worker.rank) continue;
     const Place place{&worker, l == 0 ? worker.rank : (l - 1) % worker.size,
                       l == 0 ? 0 : (l - 1) / worker.size * layers[l].T};
-    Worker alone(nullptr, 0, 1);
+    Worker alone(nullptr, 0, 1, 1);
     kernel.run(unit_of<Compute<S>>(kernel.plan, layers[l], 0, 0), alone, place);
   }
 }

@@ -59,7 +59,8 @@ struct Gate {
     }
     spin_until([this] { return members.load() != 0; });
     const uint64_t team = members.load();
-    Worker worker(counts, __builtin_popcountll(team & (mine - 1)), __builtin_popcountll(team));
+    Worker worker(counts, __builtin_popcountll(team & (mine - 1)), __builtin_popcountll(team),
+                  expected);
     task(context, worker);
   }
 };
@@ -79,7 +80,7 @@ int max_threads() {
 void run_team(int threads, void (*task)(void*, Worker&), void* context) {
   if (threads == 1) {
     Count counts[2];
-    Worker alone(counts, 0, 1);
+    Worker alone(counts, 0, 1, 1);
     return task(context, alone);
   }
   Gate gate{};
