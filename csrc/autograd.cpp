@@ -31,6 +31,12 @@ bool needs_grad(TensorList list) {
   return any;
 }
 
+// Looks at all of them: a forward-mode derivative is refused wherever it is.
+template <class... T>
+bool any_needs_grad(const T&... tensors) {
+  return (needs_grad(tensors) | ...);
+}
+
 // What a call of `recurrence` is about, as the backward pass sees it.
 struct Saved {
   Tensor output, input, index, h0, lengths, batch_sizes;
@@ -89,7 +95,12 @@ Grads differentiable_backward(Saved s, Tensor grad_output, const Tensor& grad_h_
   const auto options = s.weight_hh[0].options();
   const Tensor step = at::arange(T, options.dtype(at::kLong)).view({T, 1, 1});
   Tensor active;  // [T, B, 1]
-  if (s.lengths.defined()) active = step < s.lengths.view({1, B, 1});
+  if (s.lengths.defined()) {
+    active = step < s.lengths.view({1, B, 1});
+    // Whatever lies past a sequence's end, NaN too, has no part in the gradients.
+    if (!s.weight_ih.empty()) s.input = at::where(active, s.input, 0);
+    if (grad_output.defined()) grad_output = at::where(active, grad_output, 0);
+  }
 
   Grads grads;
   variable_list pre, h0;
@@ -233,8 +244,7 @@ std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor&
                                       const OptionalTensor& batch_sizes,
                                       c10::string_view nonlinearity,
                                       const c10::List<bool>& reverse) {
-  const bool record = needs_grad(input) || needs_grad(weight_ih) || needs_grad(weight_hh) ||
-                      needs_grad(bias_ih) || needs_grad(bias_hh) || needs_grad(h0);
+  const bool record = any_needs_grad(input, weight_ih, weight_hh, bias_ih, bias_hh, h0);
   if (!record || !at::GradMode::is_enabled()) {
     static const auto op = find_op<RecurrenceOp>("rnnext::recurrence");
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -253,8 +263,7 @@ std::tuple<Tensor, Tensor> recurrence_stack(const Tensor& input, TensorList weig
                                             const OptionalTensor& lengths,
                                             const OptionalTensor& batch_sizes,
                                             c10::string_view nonlinearity) {
-  const bool record = needs_grad(input) || needs_grad(weight_ih) || needs_grad(weight_hh) ||
-                      needs_grad(bias_ih) || needs_grad(bias_hh) || needs_grad(h0);
+  const bool record = any_needs_grad(input, weight_ih, weight_hh, bias_ih, bias_hh, h0);
   TORCH_CHECK_NOT_IMPLEMENTED(!(record && at::GradMode::is_enabled()),
                               "recurrence_stack has no gradient: call recurrence for each layer");
   static const auto op = find_op<RecurrenceStackOp>("rnnext::recurrence_stack");
@@ -338,9 +347,11 @@ class EmbeddingBackwardFunction : public torch::autograd::Function<EmbeddingBack
     if (padding_idx >= 0) result = result.masked_fill((indices == padding_idx).unsqueeze(-1), 0);
     if (ctx->saved_data["scale_grad_by_freq"].toBool()) {
       const Tensor flat = indices.flatten();
-      const Tensor count = at::zeros_symint({grad[0].sym_size(0)}, grad[0].options())
-                               .index_add(0, flat, at::ones_like(flat, grad[0].options()));
-      result = result / count.index_select(0, flat).view_as(indices).unsqueeze(-1);
+      const auto options = flat.options().dtype(at::kDouble);  // 16 bits do not count to 257
+      const Tensor count = at::zeros_symint({grad[0].sym_size(0)}, options)
+                               .index_add(0, flat, at::ones_like(flat, options));
+      const Tensor scale = count.index_select(0, flat).reciprocal().to(result.scalar_type());
+      result = result * scale.view_as(indices).unsqueeze(-1);
     }
     return {result, Tensor(), Tensor(), Tensor(), Tensor()};
   }

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <optional>
 #include <string_view>
 #include <vector>
@@ -95,7 +96,9 @@ inline RecurrenceSizes check_recurrence(const Tensor& input, const OptionalTenso
     TORCH_CHECK(!given(lengths), "lengths and batch_sizes must not both be given");
     TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == at::kLong &&
                     batch_sizes->device().is_cpu(),
-                "batch_sizes must be a 1-D int64 tensor on the CPU");
+                "batch_sizes must be a 1-D int64 tensor on the CPU, got ",
+                batch_sizes->scalar_type(), " of shape ", batch_sizes->sizes(), " on ",
+                batch_sizes->device());
     TORCH_CHECK(rows.dim() == 1 + row_dims, rows_name, " of a packed sequence must have ",
                 1 + row_dims, " dimensions, got ", rows.dim());
     const Tensor sizes = batch_sizes->contiguous();
@@ -108,8 +111,8 @@ inline RecurrenceSizes check_recurrence(const Tensor& input, const OptionalTenso
       TORCH_CHECK(n[t] > 0 && (t == 0 || n[t] <= n[t - 1]),
                   "batch_sizes must be positive and must not increase, got ", n[t], " at step ", t);
       s.step_row.push_back(s.step_row.back() + n[t]);
-      for (int64_t b = t + 1 < s.T ? n[t + 1] : 0; b < n[t]; ++b)
-        if (b >= 0) s.row_lengths[b] = t + 1;
+      for (int64_t b = t + 1 < s.T ? std::max<int64_t>(0, n[t + 1]) : 0; b < n[t]; ++b)
+        s.row_lengths[b] = t + 1;
     }
     s.N = s.step_row.back();
     TORCH_CHECK(rows.size(0) == s.N, rows_name, " must have sum(batch_sizes) = ", s.N,

@@ -78,8 +78,9 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, Te
     const auto list = [&](int i) { return TensorList(weights[i], i < per_direction ? D : 0); };
     const OptionalTensor start =
         given(h0) && num_layers > 1 ? OptionalTensor(h0->narrow(0, layer * D, D)) : h0;
-    auto [output, h] = recurrence_op().call(x, std::nullopt, list(0), list(1), list(2), list(3),
-                                            start, lengths, batch_sizes, nonlinearity, directions(D));
+    auto [output, h] =
+        recurrence_op().call(x, std::nullopt, list(0), list(1), list(2), list(3), start, lengths,
+                             batch_sizes, nonlinearity, directions(D));
     x = std::move(output);
     h_n.push_back(std::move(h));
     if (drops && layer + 1 < num_layers) x = at::dropout(x, dropout, train);
@@ -92,6 +93,8 @@ Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& wei
                 const OptionalTensor& bias_hh, c10::string_view nonlinearity) {
   TORCH_CHECK(input.dim() == 1 || input.dim() == 2, "input must have 1 or 2 dimensions, got ",
               input.dim());
+  TORCH_CHECK(!given(hx) || hx->dim() == input.dim(), "hx must have as many dimensions as input, ",
+              input.dim(), ", got ", hx->dim());
   // Nothing to differentiate: the views below need no autograd record either, a third of the call.
   std::optional<at::AutoDispatchBelowADInplaceOrView> guard;
   if (!(differentiated(input) || differentiated(hx) || differentiated(weight_ih) ||
@@ -106,10 +109,9 @@ Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& wei
   const Tensor biases[2] = {bias_ih.value_or(Tensor()), bias_hh.value_or(Tensor())};
   const size_t n = given(bias_ih) ? 1 : 0;
   const OptionalTensor h0 = given(hx) ? OptionalTensor(step(*hx)) : std::nullopt;
-  const auto h_n = std::get<1>(
-      recurrence_op().call(step(input), std::nullopt, weight_ih, weight_hh,
-                           TensorList(&biases[0], n), TensorList(&biases[1], n), h0, std::nullopt,
-                           std::nullopt, nonlinearity, directions(1)));
+  const auto h_n = std::get<1>(recurrence_op().call(
+      step(input), std::nullopt, weight_ih, weight_hh, TensorList(&biases[0], n),
+      TensorList(&biases[1], n), h0, std::nullopt, std::nullopt, nonlinearity, directions(1)));
   return unbatched ? h_n.view_symint({h_n.sym_size(2)}) : h_n.squeeze(0);
 }
 

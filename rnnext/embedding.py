@@ -11,8 +11,9 @@ __all__ = ["Embedding"]
 class Embedding(nn.Embedding):
     """Table of ``num_embeddings`` vectors, a drop-in for (and a kind of) torch.nn.Embedding.
 
-    It differs in two things: with ``sparse=True`` the gradient is coalesced, and an index out of
-    range is named, with its position, in the IndexError.
+    It differs in this: with ``sparse=True`` the gradient is coalesced, and may be scaled by
+    frequency; the second derivative, too, is scaled by frequency; and an index out of range is
+    named, with its position, in the IndexError.
 
     Args:
         num_embeddings: V, the number of rows.

@@ -237,6 +237,8 @@ def _raise_for_rnn(
             raise RuntimeError(
                 f"For {kind} input, hx should also be {data.dim()}-D but got {hx.dim()}-D tensor"
             ) from None
+    if len(params) < 2 or any(not isinstance(p, Tensor) or p.dim() != 2 for p in params[:2]):
+        return
     dtype = params[0].dtype
     if data.dtype != dtype and not torch._C._is_any_autocast_enabled():
         raise ValueError(

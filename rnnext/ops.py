@@ -54,9 +54,9 @@ def recurrence(
         ``(output [T, B, D * H] or [N, D * H], h_n [D, B, H])``.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices do not fit together.
+        RuntimeError: shapes, dtypes or devices do not fit together, or a length out of range.
         ValueError: unknown nonlinearity.
-        IndexError: an index or a length out of range.
+        IndexError: an index out of range.
         NotImplementedError: unsupported dtype.
 
     J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990.

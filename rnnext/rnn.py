@@ -33,7 +33,8 @@ class RNN(nn.RNNBase):
     """Multi-layer Elman RNN, a drop-in for :class:`torch.nn.RNN`.
 
     Each layer computes ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``. Arguments, attributes,
-    state dict, initial values and errors are torch.nn.RNN's.
+    state dict, initial values and errors are torch.nn.RNN's; but it is no ``nn.RNN``, only an
+    ``nn.RNNBase``, and an output changed in place before ``backward()`` makes that raise.
 
     Args:
         input_size: I, the number of features of x_t.

@@ -85,6 +85,15 @@ def test_rnn_refuses_parameters_of_the_wrong_shape(which):
         functional.rnn(torch.zeros(5, 3, 4), wrong)
 
 
+@pytest.mark.parametrize("hx", [None, torch.zeros(1, 3, 6)])
+@pytest.mark.parametrize(
+    "params", [[], [torch.zeros(6, 4)], [torch.zeros(())] * 4, [None] * 4, [1, 2, 3, 4]], ids=str
+)
+def test_rnn_refuses_what_are_no_parameters(params, hx):
+    with pytest.raises(RuntimeError, match=r"params|weight"):
+        functional.rnn(torch.zeros(5, 3, 4), params, hx)
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (4,)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_rnn_cell(shape, bias):

@@ -5,6 +5,7 @@ import reference
 import samples
 import torch
 from common import assert_close, case_id, error_of, pairwise, supported_isas
+from torch.autograd import forward_ad
 from torch.library import opcheck
 
 from rnnext import _C
@@ -82,7 +83,7 @@ def test_recurrence_backward(case):
     case = dict(case)
     with_output, with_h_n, mask = case.pop("output"), case.pop("h_n"), case.pop("mask")
     arguments = samples.make(**case)
-    mask[3] = mask[3] and case["h0"]
+    mask = [*mask[:3], mask[3] and case["h0"]]
     output, h_n = reference.recurrence(*arguments)
     given = [torch.rand_like(output) if with_output else None]
     given += [torch.rand_like(h_n) if with_h_n else None, output]
@@ -169,6 +170,48 @@ def test_backward_twice_and_after_a_change_in_place():
         arguments[3][0].zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         value.backward()
+
+
+def test_the_output_may_not_change_before_backward_but_h_n_may():
+    output, h_n = ops.recurrence(*samples.make(requires_grad=True))
+    h_n.mul_(2).sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.mul_(2).sum().backward()
+
+
+@pytest.mark.parametrize("source", ["features", "ready"])
+@pytest.mark.parametrize("reverse", [(False,), (False, True)])
+def test_what_lies_past_the_end_has_no_part_in_any_derivative(source, reverse):
+    arguments = samples.make(source=source, reverse=reverse, rows="lengths", requires_grad=True)
+    tensors = samples.float_tensors(arguments)
+    past = torch.arange(5).view(5, 1) >= arguments[7]
+    cotangent = torch.rand_like(ops.recurrence(*arguments)[0])
+    expected = []
+    for filling in (0.0, float("nan")):
+        with torch.no_grad():
+            arguments[0][past] = filling
+            cotangent[past] = filling
+        for create_graph in (False, True):
+            output, _ = ops.recurrence(*arguments)
+            grads = torch.autograd.grad(output, tensors, cotangent, create_graph=create_graph)
+            expected = expected or grads
+            assert_close(grads, expected)
+        second = torch.autograd.grad(sum(g.square().sum() for g in grads), tensors)
+        assert all(g.isfinite().all() for g in second)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's make_dual
+@pytest.mark.parametrize("grad_mode", [True, False])
+@pytest.mark.parametrize("place", [0, 2, 3, 4, 5, 6])
+def test_forward_mode_is_refused_wherever_its_tangent_is(place, grad_mode):
+    arguments = samples.make(requires_grad=True)
+    with forward_ad.dual_level(), torch.set_grad_enabled(grad_mode):
+        given = arguments[place]
+        tensor = given[0] if isinstance(given, list) else given
+        dual = forward_ad.make_dual(tensor, torch.ones_like(tensor))
+        arguments[place] = [dual] if isinstance(given, list) else dual
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            ops.recurrence(*arguments)
 
 
 def embedding_case(V, width, indices, index_dtype, dtype, strided):
@@ -361,7 +404,7 @@ def test_recurrence_refuses_what_does_not_fit(place, value):
 
 @pytest.mark.parametrize(
     "batch_sizes",
-    [[], [0], [2, 3], [3, 1], [3, 2, 1], [3, 0, 1], [-1, 3], [[3, 1]], [3.0, 1.0]],
+    [[], [0], [2, 3], [3, 1], [3, 2, 1], [3, 0, 1], [-1, 3], [3, -(2**62)], [[3, 1]], [3.0, 1.0]],
     ids=str,
 )
 def test_recurrence_refuses_bad_batch_sizes(batch_sizes):

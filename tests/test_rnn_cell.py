@@ -111,8 +111,9 @@ def test_forward_refuses_what_torch_refuses(arguments):
         (torch.zeros(3, 4), torch.zeros(3, 6, dtype=torch.float64)),
         (torch.zeros(3, 4, device="meta"),),
         (torch.zeros(3, 4), torch.zeros(3, 6, device="meta")),
+        (torch.zeros(4), torch.zeros(6, 1)),
     ],
-    ids=range(5),
+    ids=range(6),
 )
 def test_forward_refuses_with_the_type_of_torch(arguments):
     theirs, ours = pair(4, 6)
