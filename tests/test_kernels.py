@@ -295,7 +295,9 @@ def test_an_unknown_isa_is_refused():
     assert "avx1024" in result.stderr
 
 
-@pytest.mark.parametrize("sizes", [(35, 20, 24, 200), (9, 2, 24, 321)], ids=["alone", "shared"])
+@pytest.mark.parametrize(
+    "sizes", [(35, 20, 24, 200), (9, 2, 24, 321), (3, 16, 24, 200)], ids=["alone", "shared", "few"]
+)
 @pytest.mark.parametrize("reverse", [[False], [False, True]])
 def test_gradients_do_not_depend_on_how_many_threads_came(sizes, reverse):
     """torch's pool may give fewer threads than asked for: sums must still go the same way."""
@@ -314,6 +316,20 @@ for v in (x, *rnn.parameters()):
     assert len(expected.split()) == 1 + 4 * len(reverse)
     for limit in ("1", "2", "3"):
         assert run_python(code, OMP_THREAD_LIMIT=limit).stdout == expected
+
+
+def test_a_thread_without_sequences(isa):
+    """Threads take as many steps each: one long sequence leaves one of four without any."""
+    torch.set_num_threads(4)
+    torch.manual_seed(0)
+    ours = rnnext.RNN(64, 64)
+    theirs = torch.nn.RNN(64, 64)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.nn.utils.rnn.pack_sequence([torch.randn(n, 64) for n in (100, 1, 1)])
+    for rnn in (ours, theirs):
+        rnn(x)[0].data.square().sum().backward()
+    for a, e in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert_close(a.grad, e.grad, torch.float32)
 
 
 def test_calls_from_several_threads():

@@ -99,8 +99,10 @@ struct Backward {
     state = arena.take<F>(plan.units * unit_state_size());
     step_stride = scratch_stride<C>(p.H);
     const bool own = own_weights && !shares;
-    own_sums = own && WeightGradients<S, F>::wanted(out);
-    own_rows = own && p.D == 1 && p.I > 0;
+    // Few rows travel faster from one core to another than the sums over them.
+    const bool wanted = WeightGradients<S, F>::wanted(out);
+    own_sums = own && wanted && (plan.batch_parts == 1 || p.rows() >= p.H);
+    own_rows = own && p.D == 1 && p.I > 0 && own_sums == wanted;
     in_grad_pre = kDepth<F> == 1 && !p.lengths && plan.hidden_parts == 1 &&
                   (own_rows || p.D * p.H * static_cast<int64_t>(sizeof(C)) < kSameSet);
     const int64_t fit = kChunkBytes / (step_stride * static_cast<int64_t>(sizeof(C)));
@@ -161,7 +163,6 @@ struct Backward {
     const FeatureGradients<S, F> features = features_of(worker);
     if (own_rows && out.input) features.pack(0, 1);
     const WeightGradients<S, F> sums = sums_of(unit.group);
-    if (own_sums) sums.clear();
     const bool reverse = p.reverse[unit.d];
     const int64_t width = p.D * p.H;
     C* const chunk_grad = chunk_scratch + worker.rank * chunk_rows * step_stride;
@@ -213,7 +214,8 @@ struct Backward {
       }
       if (own_sums) {
         RowCursor<S> cursor{p, unit.d, unit.b0, unit.b1, chunk.t};
-        sums.add(cursor, chunk.rows, own_rows ? chunk_grad : grad_pre, own_rows ? step_stride : 0);
+        sums.add(cursor, chunk.rows, own_rows ? chunk_grad : grad_pre, own_rows ? step_stride : 0,
+                 done == chunk.n);
       }
       if (in_grad_pre && own_rows && done < p.T) state = keep(unit, state);
     }
@@ -381,9 +383,8 @@ struct Backward {
       } else {
         const WeightGradients<S, F> sums(p, out, share,
                                          weights_scratch + worker.rank * weights_bytes);
-        sums.clear();
         RowCursor<S> cursor{p, d, 0, p.B, 0};
-        sums.add(cursor, p.rows(), grad_pre, 0);
+        sums.add(cursor, p.rows(), grad_pre, 0, true);
         sums.write(d, 0, share.end - share.begin);
       }
     }

@@ -69,20 +69,13 @@ struct WeightGradients {
 
   static bool wanted(const RecurrenceGradOut& out) { return out.weight_hh[0] || out.bias[0]; }
 
-  void clear() const {
-    clear(sum_hh, height * scratch_stride<C>(p.H));
-    clear(sum_ih, p.I > 0 ? height * scratch_stride<C>(p.I) : 0);
-    clear(sum_bias, height);
-  }
-  static void clear(C* values, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) values[i] = 0;
-  }
-
-  // The next `rows` rows of the cursor. grad_pre: row 0 of theirs, `stride` apart, or, stride 0, of
-  // the whole tensor [N, D*H].
-  void add(RowCursor<S>& cursor, int64_t rows, const C* grad_pre, int64_t stride) const {
+  // The next `rows` rows of the cursor; the first ones, none perhaps, begin the sums. grad_pre: row
+  // 0 of theirs, `stride` apart, or, stride 0, of the whole tensor [N, D*H].
+  void add(RowCursor<S>& cursor, int64_t rows, const C* grad_pre, int64_t stride,
+           bool begins) const {
     const int d = cursor.d;
-    while (rows > 0) {
+    if (begins) __builtin_memset(sum_bias, 0, height * sizeof(C));
+    for (; rows > 0 || begins; begins = false) {
       const int64_t n = min_of(kChunkRows, rows);
       for (int64_t i = 0; i < n; ++i, cursor.next()) {
         cursor.settle();
@@ -92,8 +85,8 @@ struct WeightGradients {
         feature_rows[i] = cursor.features();
       }
       const Tiles tiles = stride && kDepth<F> == 1 ? tiles_of(grad_pre, n, stride) : pack_left(n);
-      if (out.weight_hh[d]) add_product(tiles, state_rows, n, p.H, sum_hh);
-      if (out.weight_ih[d] && p.I > 0) add_product(tiles, feature_rows, n, p.I, sum_ih);
+      if (out.weight_hh[d]) add_product(tiles, state_rows, n, p.H, sum_hh, begins);
+      if (out.weight_ih[d] && p.I > 0) add_product(tiles, feature_rows, n, p.I, sum_ih, begins);
       rows -= n;
       grad_pre += n * stride;
     }
@@ -101,12 +94,15 @@ struct WeightGradients {
 
   // Adds hidden units [h0, h1) of another's sums.
   void add(const WeightGradients& other, int64_t h0, int64_t h1) const {
-    add(other.sum_hh, sum_hh, h0, h1, scratch_stride<C>(p.H));
-    if (p.I > 0) add(other.sum_ih, sum_ih, h0, h1, scratch_stride<C>(p.I));
-    add(other.sum_bias, sum_bias, h0, h1, 1);
+    if (out.weight_hh[0]) add(other.sum_hh, sum_hh, h0, h1, p.H);
+    if (out.weight_ih[0]) add(other.sum_ih, sum_ih, h0, h1, p.I);
+    for (int64_t h = h0; h < h1; ++h) sum_bias[h] += other.sum_bias[h];
   }
-  static void add(const C* from, C* to, int64_t h0, int64_t h1, int64_t stride) {
-    for (int64_t i = h0 * stride; i < h1 * stride; ++i) to[i] += from[i];
+  static void add(const C* from, C* to, int64_t h0, int64_t h1, int64_t columns) {
+    const int64_t stride = scratch_stride<C>(columns);
+    for (int64_t at = h0 * stride; at < h1 * stride; at += stride)
+      for (int64_t j = at; j < at + columns; j += kLanes<C>)
+        store(to + j, load(to + j) + load(from + j));
   }
 
   // Hidden units [h0, h1) into the gradients of direction d.
@@ -181,17 +177,17 @@ struct WeightGradients {
     for (; h < height; ++h) sum_bias[h] += from[h];
   }
 
-  void add_product(const Tiles& tiles, const S** right_rows, int64_t rows, int64_t columns,
-                   C* sum) const {
+  void add_product(const Tiles& tiles, const S** right_rows, int64_t rows, int64_t columns, C* sum,
+                   bool begins) const {
     int64_t column = 0;
     for (; columns - column > kLanes<C>; column += kPanel<C>)
-      add_panel<2>(tiles, right_rows, rows, column, columns, sum);
-    if (column < columns) add_panel<1>(tiles, right_rows, rows, column, columns, sum);
+      add_panel<2>(tiles, right_rows, rows, column, columns, sum, begins);
+    if (column < columns) add_panel<1>(tiles, right_rows, rows, column, columns, sum, begins);
   }
   // NV vectors of columns from `column` on.
   template <int NV>
   void add_panel(const Tiles& tiles, const S** right_rows, int64_t rows, int64_t column,
-                 int64_t columns, C* sum) const {
+                 int64_t columns, C* sum, bool begins) const {
     for (int64_t n = 0; n < rows; n += kDepth<F>) {
       const S* row = right_rows[n];
       const S* next = n + 1 < rows ? right_rows[n + 1] : nullptr;
@@ -208,7 +204,7 @@ struct WeightGradients {
       C* to = sum + h * stride + column;
       for (int r = 0; r < kTileRows; ++r)
         for (int v = 0; v < NV; ++v)
-          acc[r][v] = r < tile_rows ? load(to + r * stride + v * kLanes<C>) : Vec<C>{};
+          acc[r][v] = r < tile_rows && !begins ? load(to + r * stride + v * kLanes<C>) : Vec<C>{};
       // The next tile's sums may lie far away: they come while this one is multiplied.
       if (h + 2 * kTileRows <= height) fetch_tile<kTileRows, NV>(to + kTileRows * stride, stride);
       accumulate<true, F, kTileRows, NV>(acc, tiles.first + h * tiles.step, tiles.stride, right, K);
