@@ -30,7 +30,8 @@ def edge_case(mode: str, letter: str, size: int) -> Case:
 
 def sweep(send: Callable[[str, Any], None], threads: int) -> None:
     """Send ("edge", (key, [[size, seconds], ...], cores that others kept busy)) for each run."""
-    from .rivals import Data, torch_rivals
+    from .rivals import Data
+    from .torch_rivals import torch_rivals
 
     rival = torch_rivals()[0]
     for mode in MODES:

@@ -1,23 +1,18 @@
-"""What a case is run with: shared data, the torch contenders, and the check that results agree."""
+"""What every rival is given, gives back and is checked by: data, results, agreement."""
 
 from __future__ import annotations
 
-import importlib
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .cases import Case
 from .measure import Contender
-from .report import FLOAT32, OURS, TORCH
 
 # Embedding calls cycle through this many index sets, so that the rows of one call have left the
 # caches when they are read again, as in training.
@@ -117,238 +112,6 @@ class Data:
         return list(torch.from_numpy(draws.astype(np.int64)))
 
 
-@dataclass(frozen=True)
-class TorchModules:
-    """nn.RNN, nn.RNNCell and nn.Embedding, or another package's modules of those names."""
-
-    name: str
-    package: str
-
-    def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
-        modules = importlib.import_module(self.package)
-        if case.kind == "embedding":
-            module = modules.Embedding(case.V, case.D, sparse=case.sparse, dtype=data.dtype)
-            module.load_state_dict(data.state)
-            return _embedding(case, module, data)
-        if case.kind == "cell":
-            module = modules.RNNCell(case.I, case.H, dtype=data.dtype)
-            module.load_state_dict(data.state)
-            x, h = data.input[0], torch.zeros(case.B, case.H, dtype=data.dtype)
-            return Prepared(
-                lambda: module(x, h),
-                torch.inference_mode,
-                result=lambda: {"output": array(module(x, h))},
-            )
-        if case.kind == "step":
-            return _stream(case, data, self.package == OURS)
-        module = modules.RNN(
-            case.I,
-            case.H,
-            case.layers,
-            nonlinearity=case.nonlinearity,
-            bidirectional=case.bidirectional,
-            dtype=data.dtype,
-        )
-        module.load_state_dict(data.state)
-        return _rnn(case, module, data)
-
-
-def _stream(case: Case, data: Data, ours: bool) -> Prepared:
-    """rnnext.Stepper, or torch.nn's RNNCell, which is faster than its RNN, and its last state."""
-    x, h = data.input[0], torch.zeros(case.B, case.H, dtype=data.dtype)
-    if ours:
-        import rnnext
-
-        rnn = nn.RNN(case.I, case.H, dtype=data.dtype)
-        rnn.load_state_dict(data.state)
-        stepper = rnnext.Stepper(rnn, case.B)
-        restart = stepper.reset
-
-        def step() -> Any:
-            return stepper(x)
-    else:
-        cell = nn.RNNCell(case.I, case.H, dtype=data.dtype)
-        cell.load_state_dict({name.removesuffix("_l0"): w for name, w in data.state.items()})
-        zeros = h
-
-        def restart() -> None:
-            nonlocal h
-            h = zeros
-
-        def step() -> Any:
-            nonlocal h
-            h = cell(x, h)
-            return h
-
-    def result() -> Arrays:
-        with torch.inference_mode():
-            restart()
-            step()
-            return {"output": array(step())}
-
-    return Prepared(step, torch.inference_mode, result=result)
-
-
-def _embedding(case: Case, module: nn.Module, data: Data) -> Prepared:
-    indices, grad = itertools.cycle(data.indices), data.grad_output
-    if case.mode == "infer":
-        return Prepared(
-            lambda: module(next(indices)),
-            torch.inference_mode,
-            result=lambda: {"output": array(module(data.indices[0]))},
-        )
-    weight = module.get_parameter("weight")
-
-    def step(chosen: Tensor) -> tuple[Tensor, Tensor]:
-        output = module(chosen)
-        (gradient,) = torch.autograd.grad(output, weight, grad)
-        return output, gradient.coalesce() if case.sparse else gradient
-
-    def result() -> Arrays:
-        output, gradient = step(data.indices[0])
-        if not case.sparse:
-            return {"output": array(output), "grad:weight": array(gradient)}
-        rows, values = gradient.indices()[0], gradient.values()
-        return {"output": array(output), "rows": array(rows), "grad:weight": array(values)}
-
-    lives = (weight, *data.indices)
-    return Prepared(lambda: step(next(indices)), result=result, lives=lives)
-
-
-def _rnn(case: Case, module: nn.Module, data: Data) -> Prepared:
-    x: Any = data.input
-    grad_output = data.grad_output
-    if case.packed:
-        lengths = torch.tensor(case.lengths)
-        x = pack_padded_sequence(x, lengths)
-        grad_output = pack_padded_sequence(grad_output, lengths).data
-
-    def padded(values: Tensor) -> np.ndarray:
-        if case.packed:
-            values, _ = pad_packed_sequence(PackedSequence(values, x.batch_sizes))
-        return array(values)
-
-    if case.mode == "infer":
-
-        def infer() -> Arrays:
-            with torch.inference_mode():
-                output, h_n = module(x)
-            return {"output": padded(_values(output)), "h_n": array(h_n)}
-
-        return Prepared(lambda: module(x), torch.inference_mode, result=infer)
-
-    values = _values(x).detach().requires_grad_()
-    x = PackedSequence(values, x.batch_sizes) if case.packed else values
-    names, parameters = zip(*module.named_parameters(), strict=True)
-
-    def step() -> tuple[Tensor, ...]:
-        output = _values(module(x)[0])
-        return output, *torch.autograd.grad(output, (values, *parameters), grad_output)
-
-    def result() -> Arrays:
-        output, grad_input, *grads = step()
-        arrays = {"output": padded(output), "grad:input": padded(grad_input)}
-        return arrays | {f"grad:{name}": array(g) for name, g in zip(names, grads, strict=True)}
-
-    return Prepared(step, result=result, lives=(values, *parameters))
-
-
-def _values(sequence: Any) -> Tensor:
-    return sequence.data if isinstance(sequence, PackedSequence) else sequence
-
-
-class OwnFloat32:
-    """rnnext in float32 at full precision, beside a case that takes less of it."""
-
-    name = FLOAT32
-
-    def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
-        full = replace(case, dtype="float32", precision="highest")
-        if case == full or case.dtype not in ("float32", "bfloat16"):
-            raise Unsupported("beside bfloat16 and medium precision only")
-
-        @contextmanager
-        def highest() -> Iterator[None]:
-            before = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("highest")
-            try:
-                yield
-            finally:
-                torch.set_float32_matmul_precision(before)
-
-        @contextmanager
-        def context() -> Iterator[None]:
-            with highest(), prepared.context():
-                yield
-
-        def result() -> Arrays:
-            with highest():
-                return prepared.result()
-
-        with highest():
-            prepared = TorchModules(OURS, OURS).prepare(full, Data(full, data.seed), threads)
-        return Prepared(prepared.call, context, result=result)
-
-
-class CompiledLoop:
-    """A Python loop over a step compiled by torch.compile, its input projection one matmul before.
-
-    The step is compiled once for each dtype and nonlinearity, with dynamic shapes: unrolling the
-    whole loop compiles for minutes at a few hundred steps.
-    """
-
-    name = "torch.compile"
-
-    def __init__(self) -> None:
-        self.steps: dict[str, Callable[..., Tensor]] = {}
-
-    def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
-        if case.kind != "rnn" or case.packed or case.dtype != "float32" or case.T == 1:
-            raise Unsupported("a dense float32 sequence only")
-        if case.nonlinearity not in self.steps:
-            function = getattr(torch, case.nonlinearity)
-
-            def step(pre: Tensor, h: Tensor, weight: Tensor) -> Tensor:
-                return function(torch.addmm(pre, h, weight.t()))  # type: ignore[no-any-return]
-
-            # One compilation each for a batch of one, for a first step, for gradients on and off.
-            torch._dynamo.config.recompile_limit = 64
-            self.steps[case.nonlinearity] = torch.compile(step, dynamic=True)
-        module = nn.RNN(case.I, case.H, case.layers, bidirectional=case.bidirectional)
-        module.load_state_dict(data.state)
-        return _rnn(case, _Loop(case, module, self.steps[case.nonlinearity]), data)
-
-
-class _Loop(nn.Module):
-    """The layers of `rnn` as Python loops over `step`; parameters keep nn.RNN's names."""
-
-    def __init__(self, case: Case, rnn: nn.RNN, step: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.case, self.step = case, step
-        for name, parameter in rnn.named_parameters():
-            self.register_parameter(name, parameter)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        last = []
-        for layer in range(self.case.layers):
-            directions = []
-            for suffix in ("", "_reverse")[: self.case.directions]:
-                w_ih, w_hh, b_ih, b_hh = (
-                    self.get_parameter(f"{kind}_l{layer}{suffix}")
-                    for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-                )
-                steps = nn.functional.linear(x, w_ih, b_ih + b_hh).unbind()
-                h = x.new_zeros(x.size(1), w_hh.size(0))
-                outputs = []
-                for pre in reversed(steps) if suffix else steps:
-                    h = self.step(pre, h, w_hh)
-                    outputs.append(h)
-                last.append(h)
-                directions.append(torch.stack(outputs[::-1] if suffix else outputs))
-            x = torch.cat(directions, dim=-1) if suffix else directions[0]
-        return x, torch.stack(last)
-
-
 def array(values: Tensor) -> np.ndarray:
     """A copy as numpy; bfloat16, which numpy lacks, as float32."""
     values = values.detach()
@@ -406,8 +169,3 @@ def saved_bytes(case: Case, prepared: Prepared) -> int:
     for tensor in prepared.lives:
         kept.pop(tensor.untyped_storage().data_ptr(), None)
     return sum(kept.values())
-
-
-def torch_rivals() -> Sequence[Rival]:
-    """Ours, whose results the others' are checked against, then torch's own."""
-    return [TorchModules(OURS, OURS), TorchModules(TORCH, TORCH), CompiledLoop(), OwnFloat32()]

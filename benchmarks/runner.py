@@ -69,7 +69,7 @@ def _time_cases(
     only: tuple[str, ...],
 ) -> None:
     from .engines import engines
-    from .rivals import torch_rivals
+    from .torch_rivals import torch_rivals
 
     rivals = [r for r in (*torch_rivals(), *engines()) if not only or r.name in only]
     send("stamp", measure.stamp(threads))
@@ -147,7 +147,7 @@ def interference(
     A rival's rounds alone and everybody's rounds alternate, so that both see the same machine.
     """
     from .engines import engines
-    from .rivals import torch_rivals
+    from .torch_rivals import torch_rivals
 
     effort = measure.Effort(seconds=0.1, min_rounds=3, max_rounds=3)
     for case in cases:

@@ -10,7 +10,18 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import bars, cases, edges, engines, measure, report, rivals, roof, store
+from benchmarks import (
+    bars,
+    cases,
+    edges,
+    engines,
+    measure,
+    report,
+    rivals,
+    roof,
+    store,
+    torch_rivals,
+)
 
 ROOT = Path(__file__).parents[1]
 LIMITS = roof.Roof(
@@ -108,11 +119,11 @@ def test_every_rival_agrees(mode, options, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     case = cases.Case("rnn", mode, **SHAPE, **options)
     data, expected = rivals.Data(case), None
-    for rival in (*rivals.torch_rivals(), *engines.engines()):
+    for rival in (*torch_rivals.torch_rivals(), *engines.engines()):
         try:
             prepared = rival.prepare(case, data, threads=1)
         except rivals.Unsupported:
-            assert rival.name not in (rivals.OURS, rivals.TORCH)
+            assert rival.name not in (report.OURS, report.TORCH)
             continue
         prepared.call()
         result = prepared.result()
@@ -131,7 +142,7 @@ def test_rivals_agree_about_a_stream_and_go_on_from_their_state(B):
     rnn.load_state_dict(data.state)
     with torch.no_grad():
         second = rnn(data.input.expand(2, B, 4))[0][1]
-    for rival in (*rivals.torch_rivals()[:2], *engines.engines()):
+    for rival in (*torch_rivals.torch_rivals()[:2], *engines.engines()):
         prepared = rival.prepare(case, data, threads=1)
         for _ in range(3):
             prepared.call()
@@ -141,7 +152,7 @@ def test_rivals_agree_about_a_stream_and_go_on_from_their_state(B):
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("lower", [{"dtype": "bfloat16"}, {"precision": "medium"}])
 def test_float32_runs_beside_less_precise_cases(mode, lower):
-    own = rivals.OwnFloat32()
+    own = torch_rivals.OwnFloat32()
     with pytest.raises(rivals.Unsupported):
         own.prepare(cases.Case("rnn", mode, **SHAPE), rivals.Data(cases.Case("rnn", mode)), 1)
     case = cases.Case("rnn", mode, T=5, B=3, I=20, H=40, **lower)
@@ -152,7 +163,7 @@ def test_float32_runs_beside_less_precise_cases(mode, lower):
             assert torch.get_float32_matmul_precision() == "highest"
             prepared.call()
         assert torch.get_float32_matmul_precision() == case.precision
-        ours = rivals.TorchModules(rivals.OURS, rivals.OURS).prepare(case, rivals.Data(case), 1)
+        ours = torch_rivals.torch_rivals()[0].prepare(case, rivals.Data(case), 1)
         rivals.compare(case, ours.result(), prepared.result())
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -162,7 +173,7 @@ def test_float32_runs_beside_less_precise_cases(mode, lower):
 def test_embedding_rivals_agree_and_indices_change(sparse):
     case = cases.Case("embedding", "train", V=50, D=3, N=40, indices="zipf", sparse=sparse)
     data = rivals.Data(case)
-    ours, torchs = (r.prepare(case, data, 1) for r in rivals.torch_rivals()[:2])
+    ours, torchs = (r.prepare(case, data, 1) for r in torch_rivals.torch_rivals()[:2])
     assert rivals.compare(case, ours.result(), torchs.result()) < 1e-6
     assert len({tuple(indices.tolist()) for indices in data.indices}) == rivals.INDEX_SETS
     assert rivals.saved_bytes(case, torchs) == 40 * 3 * 4  # the output; indices live anyway
@@ -170,7 +181,7 @@ def test_embedding_rivals_agree_and_indices_change(sparse):
 
 def test_saved_bytes_counts_output_and_kept_steps():
     case = cases.Case("rnn", "train", T=7, B=2, I=3, H=8)
-    prepared = rivals.TorchModules(rivals.TORCH, rivals.TORCH).prepare(case, rivals.Data(case), 1)
+    prepared = torch_rivals.torch_rivals()[1].prepare(case, rivals.Data(case), 1)
     output = 7 * 2 * 8 * 4
     initial_state = 2 * 8 * 4
     assert rivals.saved_bytes(case, prepared) == 2 * output + initial_state
