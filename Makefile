@@ -25,6 +25,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 	$(BIN)/mypy
+	$(BIN)/python tools/check_headers.py
 
 # torch comes first: the extension is built against the torch that it will run beside.
 $(READY): pyproject.toml

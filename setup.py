@@ -29,10 +29,15 @@ def find_cuda() -> bool:
 
 def extension(cuda: bool):
     root = Path(__file__).resolve().parent
-    sources = glob("csrc/*.cpp", root_dir=root) + glob("csrc/cpu/*.cpp", root_dir=root)
+    sources = [
+        path
+        for folder in ("csrc", "csrc/ops", "csrc/cpu/*")
+        for path in glob(f"{folder}/*.cpp", root_dir=root)
+    ]
     macros = [("RNNEXT_TORCH_VERSION", f'"{torch.__version__}"')]
     if cuda:
-        sources += glob("csrc/cuda/*.cpp", root_dir=root) + glob("csrc/cuda/*.cu", root_dir=root)
+        for ending in ("cpp", "cu"):
+            sources += glob(f"csrc/cuda/*/*.{ending}", root_dir=root)
         # Every card from Turing on, whatever card this machine has or lacks.
         newest = (
             "9.0;10.0;12.0" if tuple(map(int, torch.version.cuda.split("."))) >= (12, 8) else "9.0"
@@ -40,7 +45,7 @@ def extension(cuda: bool):
         archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"7.5;8.0;{newest}+PTX")
         macros.append(("RNNEXT_CUDA_ARCHS", f'"{archs}"'))
     kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
-    # -O3 without -march: the files under csrc/cpu/isa_*.cpp choose their own target.
+    # -O3 without -march: the files under csrc/cpu/isa choose their own target.
     cxx = ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]
     return kind(
         "rnnext._C",

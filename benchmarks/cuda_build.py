@@ -162,10 +162,12 @@ def demangled(usages: list[Usage]) -> list[Usage]:
 
 def resident_register_limit() -> int:
     """Registers a thread of a resident kernel may have, its block alone on an SM."""
-    text = (ROOT / "csrc" / "cuda" / "choice.h").read_text()
+    text = (ROOT / "csrc" / "cuda" / "recurrence" / "choice.h").read_text()
     found = re.search(r"kThreads = (\d+)", text)
     if found is None:
-        raise SystemExit("csrc/cuda/choice.h no longer says kThreads: the register check needs it")
+        raise SystemExit(
+            "csrc/cuda/recurrence/choice.h no longer says kThreads: the register check needs it"
+        )
     return REGISTERS_OF_AN_SM // int(found[1]) // 8 * 8
 
 

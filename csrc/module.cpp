@@ -10,9 +10,9 @@
 
 #include <map>
 
-#include "cpu/dispatch.h"
-#include "cpu/stepper.h"
-#include "ops.h"
+#include "cpu/rnn/stepper.h"
+#include "cpu/runtime/dispatch.h"
+#include "ops/signatures.h"
 
 namespace py = pybind11;
 

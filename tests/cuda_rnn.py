@@ -46,7 +46,7 @@ def _fields(text: str) -> list[tuple[str, Any]]:
 
 
 class Params(ctypes.Structure):
-    """RecurrenceParams of csrc/cuda/launch.h."""
+    """RecurrenceParams of csrc/cuda/recurrence/launch.h."""
 
     _fields_ = _fields(
         "T:q B:q H:q D:i reverse:bb cell:i paired:b step_row:p lengths:p weight:pp weight_stride:q "
@@ -56,13 +56,13 @@ class Params(ctypes.Structure):
 
 
 class Step(ctypes.Structure):
-    """StepParams of csrc/cuda/launch.h."""
+    """StepParams of csrc/cuda/recurrence/launch.h."""
 
     _fields_ = _fields("step:q product:p state:p grad_step:p first_row:qq batch:qq")
 
 
 class Geometry(ctypes.Structure):
-    """Geometry of csrc/cuda/choice.h."""
+    """Geometry of csrc/cuda/recurrence/choice.h."""
 
     _fields_ = _fields(
         "path:i blocks:i groups:i rows:i slice:i pairs:i row_step:i pair_step:i unit_workers:i "
@@ -78,13 +78,13 @@ def address_of(struct: ctypes.Structure) -> int:
 
 @functools.cache
 def choice_library() -> host.Library:
-    """csrc/cuda/choice.cpp alone."""
-    return host.library(host.CUDA / "choice.cpp", host.HERE / "choice_entries.cpp")
+    """csrc/cuda/recurrence/choice.cpp alone."""
+    return host.library(host.CUDA / "recurrence" / "choice.cpp", host.HERE / "choice_entries.cpp")
 
 
 KERNELS = [
-    host.CUDA / f"rnn_kernel_{name}.cu"
-    for name in ("float", "double", "half", "bfloat16", "tf32", "step")
+    host.CUDA / "recurrence" / f"{name}.cu"
+    for name in (*(f"kernel_{t}" for t in ("float", "double", "half", "bfloat16", "tf32")), "step")
 ]
 
 
@@ -98,8 +98,8 @@ def library() -> host.Library:
 
 @functools.cache
 def binding() -> host.Library:
-    """The same with csrc/cuda/rnn.cpp; the device is "small"."""
-    choice = host.CUDA / "choice.cpp"
+    """The same with csrc/cuda/recurrence/binding.cpp; the device is "small"."""
+    choice = host.CUDA / "recurrence" / "choice.cpp"
     lib = host.library(*KERNELS, choice, binding=host.HERE / "rnn_binding.cpp")
     lib.set_device(*DEVICES["small"][:3])
     return lib

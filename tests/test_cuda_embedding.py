@@ -13,7 +13,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # DType'
 
 @pytest.fixture
 def lib() -> Iterator[Library]:
-    lib = library(CUDA / "embedding_kernel.cu", HERE / "embedding_entries.cpp")
+    lib = library(CUDA / "embedding" / "kernel.cu", HERE / "embedding_entries.cpp")
     yield lib
     lib.free_all()
 

@@ -148,7 +148,7 @@ def test_conversions_of_16_bit_types(lib, dtype, tmp_path):
 
 
 CONVERSIONS = """
-#include "device.h"
+#include "cuda/device.h"
 using namespace rnnext::cuda;
 template <typename T>
 __global__ void convert(const float* in, T* narrow, float* wide, int64_t n) {

@@ -1,5 +1,5 @@
-// Entry points by which the tests reach csrc/cuda/choice.h.
-#include "choice.h"
+// Entry points by which the tests reach csrc/cuda/recurrence/choice.h.
+#include "cuda/recurrence/choice.h"
 
 #include <cstdio>
 #include <stdexcept>

@@ -1,5 +1,5 @@
 // Entry points of the embedding's launchers for tests/test_cuda_embedding.py.
-#include "embedding_kernel.h"
+#include "cuda/embedding/kernel.h"
 
 using namespace rnnext;
 using namespace rnnext::cuda;

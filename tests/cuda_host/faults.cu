@@ -1,7 +1,7 @@
 // Kernels with one planted fault each, for tests/test_cuda_host.py: the argument `faulty` plants
 // it. Correct, each writes out[i] from in[i], 256 floats, as the test says. Every kernel runs as
 // blocks of 64 threads.
-#include "device.h"
+#include "cuda/device.h"
 
 using namespace rnnext::cuda;
 

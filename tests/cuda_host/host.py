@@ -14,7 +14,8 @@ from torch.utils import cpp_extension
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-CUDA = ROOT / "csrc" / "cuda"
+CSRC = ROOT / "csrc"
+CUDA = CSRC / "cuda"
 CACHE = ROOT / "build" / "cuda_host"
 
 RUNTIME = ["memory", "schedule", "operations", "launch"]
@@ -29,7 +30,7 @@ KERNEL_FLAGS = [
     "-fsanitize=alignment,null,bounds-strict,shift,integer-divide-by-zero",
     "-fno-strict-aliasing",
     f"-I{HERE / 'include'}",
-    f"-I{CUDA}",
+    f"-I{CSRC}",
 ]
 
 
@@ -75,7 +76,7 @@ BINDING_FLAGS = [
     "-Wno-unused-parameter",
     f"-I{HERE / 'torch'}",
     f"-I{HERE / 'include'}",
-    f"-I{CUDA.parent}",
+    f"-I{CSRC}",
     *(f"-isystem{path}" for path in cpp_extension.include_paths()),
 ]
 
@@ -89,14 +90,15 @@ def library(*sources: Path, binding: Path | None = None) -> "Library":
     Entry points are extern "C" functions that return a cudaError_t and take int64_t, double and
     pointers.
     """
-    headers = [*CUDA.glob("*.h"), *CUDA.glob("*.cuh"), CUDA.parent / "params.h"]
+    headers = [*CUDA.rglob("*.h"), *CUDA.rglob("*.cuh"), *CSRC.glob("recurrence/*.h")]
     layer = [*(HERE / "include").glob("*.h"), *HERE.glob("*.h")]
     depends = sorted(path for path in [*headers, *layer] if path.exists())
     objects = [_compile(HERE / f"{n}.cpp", RUNTIME_FLAGS, layer) for n in RUNTIME]
     objects += [_compile(source, KERNEL_FLAGS, depends) for source in sources]
     libraries = ["-lpthread"]
     if binding is not None:
-        twins = [*(HERE / "torch").rglob("*.h"), CUDA / "rnn.cpp", CUDA.parent / "check.h"]
+        twins = [*(HERE / "torch").rglob("*.h"), *CSRC.glob("ops/*.h")]
+        twins.append(CUDA / "recurrence" / "binding.cpp")
         # The version is there for the cache: another torch in the same place is another build.
         flags = [*BINDING_FLAGS, f"-DTORCH_VERSION={torch.__version__.split('+')[0]}"]
         objects.append(_compile(binding, flags, sorted([*depends, *twins])))

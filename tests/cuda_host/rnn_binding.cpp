@@ -1,12 +1,12 @@
-// csrc/cuda/rnn.cpp over the host layer: its ops, under the dispatch key PrivateUse1 so that those
+// csrc/cuda/recurrence/binding.cpp over the host layer: its ops, under the dispatch key PrivateUse1 so that those
 // of a real CUDA build stay as they are, take tensors of the CPU.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "cuda/index_check.h"
+#include "cuda/embedding/index_check.h"
 
 #define CUDA PrivateUse1
-#include "cuda/rnn.cpp"
+#include "cuda/recurrence/binding.cpp"
 #undef CUDA
 
 namespace rnnext::cuda {

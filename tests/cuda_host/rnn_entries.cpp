@@ -1,5 +1,5 @@
-// Entry points by which tests/cuda_rnn.py calls the launchers of csrc/cuda/launch.h.
-#include "launch.h"
+// Entry points by which tests/cuda_rnn.py calls the launchers of csrc/cuda/recurrence/launch.h.
+#include "cuda/recurrence/launch.h"
 
 using namespace rnnext::cuda;
 

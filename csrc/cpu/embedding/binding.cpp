@@ -1,0 +1,218 @@
+// The embedding gather on the CPU and its gradient. The indices are sorted once, stably, so that
+// each row of the gradient is a sum over one run of them: no atomics, the same bits on any thread
+// count.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/embedding/runs.h"
+#include "cpu/runtime/dispatch.h"
+#include "cpu/runtime/memory.h"
+#include "ops/arguments.h"
+
+namespace rnnext {
+namespace {
+
+constexpr int64_t kBytesPerThread = 512 << 10;  // below this a second thread does not pay
+
+template <class F>
+void parallel(int64_t bytes, const F& f) {
+  const int threads =
+      static_cast<int>(std::clamp<int64_t>(bytes / kBytesPerThread, 1, max_threads()));
+  run_team(threads, [&](Worker& worker) { f(worker.rank, worker.size); });
+}
+
+// Rows are read in no order that the CPU could foresee: asks for one ahead of its turn.
+inline void prefetch_row(const char* row, int64_t bytes) {
+#pragma GCC unroll 1
+  for (int64_t i = 0; i < std::min<int64_t>(bytes, 1024); i += 64) __builtin_prefetch(row + i);
+}
+constexpr int64_t kAhead = 8;  // rows
+
+[[noreturn]] void throw_out_of_range(const Tensor& indices, int64_t position, int64_t value,
+                                     int64_t rows) {
+  std::vector<int64_t> at(indices.dim());
+  for (int64_t d = indices.dim() - 1; d >= 0; --d) {
+    at[d] = position % indices.size(d);
+    position /= indices.size(d);
+  }
+  const std::string where = at.empty() ? "" : c10::str("[", c10::Join(", ", at), "]");
+  TORCH_CHECK_INDEX(false, "index out of range in self: indices", where, " = ", value,
+                    ", expected 0 <= index < ", rows);
+  __builtin_unreachable();
+}
+
+void check_indices(const Tensor& indices) {
+  TORCH_CHECK(indices.scalar_type() == at::kLong || indices.scalar_type() == at::kInt,
+              "indices must be int32 or int64, got ", indices.scalar_type());
+}
+
+// Position of the first index outside [0, rows), or -1.
+template <class Index>
+int64_t first_outside(const Index* index, int64_t n, int64_t rows) {
+  for (int64_t i = 0; i < n; ++i)
+    if (static_cast<uint64_t>(static_cast<int64_t>(index[i])) >= static_cast<uint64_t>(rows))
+      return i;
+  return -1;
+}
+
+template <class Index>
+void check_bounds(const Index* index, const Tensor& indices, int64_t rows) {
+  const int64_t at = first_outside(index, indices.numel(), rows);
+  if (at >= 0) throw_out_of_range(indices, at, index[at], rows);
+}
+
+template <class Index>
+void gather(const Tensor& weight, const Tensor& indices, const Tensor& out) {
+  const Index* index = indices.const_data_ptr<Index>();
+  check_bounds(index, indices, weight.size(0));
+  const int64_t n = indices.numel(), D = weight.size(1), size = weight.element_size();
+  const int64_t row_stride = weight.stride(0) * size, column_stride = weight.stride(1) * size;
+  const char* from = static_cast<const char*>(weight.const_data_ptr());
+  char* to = static_cast<char*>(out.data_ptr());
+  parallel(2 * n * D * size, [&](int rank, int threads) {
+    const int64_t end = n * (rank + 1) / threads;
+    for (int64_t i = n * rank / threads; i < end; ++i) {
+      if (i + kAhead < end) prefetch_row(from + index[i + kAhead] * row_stride, D * size);
+      const char* row = from + index[i] * row_stride;
+      char* dst = to + i * D * size;
+      if (column_stride == size) {
+        std::memcpy(dst, row, D * size);
+      } else {
+        for (int64_t j = 0; j < D; ++j) std::memcpy(dst + j * size, row + j * column_stride, size);
+      }
+    }
+  });
+}
+
+Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, bool) {
+  TORCH_CHECK(weight.dim() == 2, "'weight' must be 2-D");
+  TORCH_CHECK(indices.device() == weight.device(), "indices must be on the device of weight, ",
+              weight.device(), ", got ", indices.device());
+  check_indices(indices);
+  std::vector<int64_t> shape = indices.sizes().vec();
+  shape.push_back(weight.size(1));
+  const Tensor out = empty_large(shape, weight.options());
+  const Tensor index = indices.contiguous();
+  if (index.scalar_type() == at::kLong) {
+    gather<int64_t>(weight, index, out);
+  } else {
+    gather<int32_t>(weight, index, out);
+  }
+  return out;
+}
+
+Runs runs_of(const Tensor& grad, const Tensor& indices, int64_t rows, int64_t padding_idx) {
+  check_indices(indices);
+  TORCH_CHECK(
+      grad.dim() == indices.dim() + 1 && grad.sizes().slice(0, indices.dim()) == indices.sizes(),
+      "grad must have the shape of indices and one more dimension, got ", grad.sizes(),
+      " with indices of shape ", indices.sizes());
+  const Tensor index = indices.contiguous();
+  const auto sort = [&](const auto* values) {
+    check_bounds(values, index, rows);
+    return sort_runs(values, index.numel(), rows, padding_idx);
+  };
+  return index.scalar_type() == at::kLong ? sort(index.const_data_ptr<int64_t>())
+                                          : sort(index.const_data_ptr<int32_t>());
+}
+
+SumRows sum_rows_of(const Tensor& grad) {
+  return kernels().sum_rows[static_cast<int>(parse_dtype(grad, "grad"))];
+}
+
+// Sums the runs [first, last) into rows that `to` names.
+template <class To>
+void sum_runs(SumRows sum, const Runs& runs, int64_t first, int64_t last, const Tensor& grad,
+              bool scale, const To& to) {
+  const char* from = static_cast<const char*>(grad.const_data_ptr());
+  const int64_t row_bytes = grad.size(-1) * grad.element_size();
+  for (int64_t u = first; u < last; ++u) {
+    const int64_t n = runs.begin[u + 1] - runs.begin[u];
+    for (int64_t i = runs.begin[u]; i < runs.begin[u + 1]; ++i)
+      if (i + kAhead < runs.length())
+        prefetch_row(from + runs.order[i + kAhead] * row_bytes, row_bytes);
+    sum(grad.const_data_ptr(), grad.size(-1), &runs.order[runs.begin[u]], n,
+        scale ? 1.0 / static_cast<double>(n) : 1.0, to(u));
+  }
+}
+
+Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num_weights,
+                          int64_t padding_idx, bool scale_grad_by_freq) {
+  const SumRows sum = sum_rows_of(grad);
+  const Runs runs = runs_of(grad, indices, num_weights, padding_idx);
+  const Tensor rows = grad.contiguous();
+  const int64_t D = rows.size(-1), row_bytes = D * rows.element_size();
+  const Tensor out = empty_large({num_weights, D}, rows.options());
+  char* to = static_cast<char*>(out.data_ptr());
+  const int64_t N = runs.length();
+  const auto first_run = [&](int64_t v) {
+    return std::lower_bound(runs.row, runs.row + runs.count, v) - runs.row;
+  };
+  // A share is a range of table rows: sums for those that were picked, zeros between them, so every
+  // byte of the output is written once. Shares are equal in rows written plus rows read.
+  const auto boundary = [&](int64_t share, int64_t shares) {
+    const int64_t target = (num_weights + N) * share / shares;
+    int64_t low = 0, high = num_weights;
+    while (low < high) {
+      const int64_t v = (low + high) / 2;
+      const int64_t u = first_run(v);
+      if (v + runs.begin[u] < target) {
+        low = v + 1;
+      } else {
+        high = v;
+      }
+    }
+    return low;
+  };
+  parallel((num_weights + N) * row_bytes, [&](int rank, int threads) {
+    int64_t v = boundary(rank, threads);
+    const int64_t end = boundary(rank + 1, threads);
+    int64_t u = first_run(v);
+    while (v < end) {
+      const int64_t picked = u < runs.count ? std::min(runs.row[u], end) : end;
+      std::memset(to + v * row_bytes, 0, (picked - v) * row_bytes);
+      if (picked == end) break;
+      sum_runs(sum, runs, u, u + 1, rows, scale_grad_by_freq,
+               [&](int64_t run) { return to + runs.row[run] * row_bytes; });
+      v = picked + 1;
+      ++u;
+    }
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> embedding_sparse_backward(const Tensor& grad, const Tensor& indices,
+                                                     int64_t num_weights, int64_t padding_idx,
+                                                     bool scale_grad_by_freq) {
+  const SumRows sum = sum_rows_of(grad);
+  const Runs runs = runs_of(grad, indices, num_weights, padding_idx);
+  const Tensor rows = grad.contiguous();
+  const int64_t D = rows.size(-1), row_bytes = D * rows.element_size(), U = runs.count;
+  const Tensor row = at::empty({U}, rows.options().dtype(at::kLong));
+  std::copy_n(runs.row, U, row.mutable_data_ptr<int64_t>());
+  const Tensor values = empty_large({U, D}, rows.options());
+  char* to = static_cast<char*>(values.data_ptr());
+  const int64_t N = runs.length();
+  // Shares of equal numbers of rows read, cut where a run begins.
+  const auto boundary = [&](int64_t share, int64_t shares) {
+    return std::lower_bound(runs.begin, runs.begin + U, N * share / shares) - runs.begin;
+  };
+  parallel((N + U) * row_bytes, [&](int rank, int threads) {
+    sum_runs(sum, runs, boundary(rank, threads), boundary(rank + 1, threads), rows,
+             scale_grad_by_freq, [&](int64_t run) { return to + run * row_bytes; });
+  });
+  return {row, values};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rnnext, CPU, m) {
+  m.impl("embedding", embedding);
+  m.impl("embedding_backward", embedding_backward);
+  m.impl("embedding_sparse_backward", embedding_sparse_backward);
+}
+
+}  // namespace rnnext

@@ -1,0 +1,27 @@
+// The target that kernels are compiled for. Each isa/*.cpp includes the standard headers, sets its
+// target pragma and the macros below, and includes table.h; a kernel header on its own is read as
+// the generic build would read it.
+//
+// Every kernel header lives in namespace rnnext::RNNEXT_ISA: a function shared between ISAs could
+// be linked in its AVX-512 form and crash an older CPU. For the same reason kernels include no
+// standard header but those here, which come before the pragma, and use no standard containers.
+#pragma once
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#ifndef RNNEXT_ISA
+#define RNNEXT_ISA generic      // the namespace
+#define RNNEXT_VECTOR_BYTES 16  // of a register
+#define RNNEXT_TILE_ROWS 6      // the tile keeps twice as many registers of sums
+// RNNEXT_BF16_DOT: there are bfloat16 dot products (AVX512_BF16)
+#endif
+
+#define RNNEXT_INLINE inline __attribute__((always_inline))
+// Tiles stay functions of their own: inlined into their callers they take minutes to compile.
+#define RNNEXT_TILE __attribute__((noinline))

@@ -1,0 +1,303 @@
+// The recurrence on the CPU: check, allocate, fill the params, run the kernel on a team of threads.
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <torch/library.h>
+
+#include "cpu/rnn/binding.h"
+#include "cpu/runtime/memory.h"
+#include "ops/signatures.h"
+
+namespace rnnext {
+
+const RnnKernels& kernels_for(DType dtype) {
+  const KernelTable& table = kernels();
+  const bool medium =
+      dtype == DType::f32 && table.rnn_medium &&
+      at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL) ==
+          at::Float32Precision::BF16;
+  return medium ? *table.rnn_medium : *table.rnn[static_cast<int>(dtype)];
+}
+
+int threads_for(const Recurrence& p, int products) {
+  // Below this many multiply-adds a second thread costs more than it saves: fewer in one step
+  // forward, which reads every weight once, at the speed of memory; between these where they are
+  // packed, since what fits the second cache of one core is read at its speed.
+  constexpr double kWork = 1.5e5, kWorkOneStep = 5e4, kWorkPackedStep = 1e5;
+  const double work = static_cast<double>(p.rows()) * p.D * p.H * (p.H + p.I) * products;
+  const bool one_step = p.T == 1 && products == 1;
+  const double share = !one_step ? kWork : p.packed ? kWorkPackedStep : kWorkOneStep;
+  return static_cast<int>(std::clamp(work / share, 1.0, double(max_threads())));
+}
+
+namespace {
+
+// A call's params, and the tensors that they point into.
+struct Call {
+  Recurrence p;
+  RecurrenceSizes sizes;
+  DType dtype;
+  std::vector<Tensor> alive;
+
+  Call() { alive.reserve(8); }  // as many as one direction has
+  const void* keep(const Tensor& t) {
+    alive.push_back(t.contiguous());
+    return alive.back().const_data_ptr();
+  }
+  const int64_t* keep_int64(const Tensor& t) {
+    return static_cast<const int64_t*>(keep(t.to(at::kLong)));
+  }
+};
+
+void fill_call(Call& call, const Tensor& input, const OptionalTensor& index, TensorList weight_ih,
+               TensorList weight_hh, TensorList bias_ih, TensorList bias_hh,
+               const OptionalTensor& h0, const OptionalTensor& lengths,
+               const OptionalTensor& batch_sizes, c10::string_view nonlinearity,
+               const c10::List<bool>& reverse) {
+  call.sizes = check_recurrence(input, index, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths,
+                                batch_sizes, reverse.size());
+  call.dtype = parse_dtype(weight_hh[0], "weight_hh");
+  const RecurrenceSizes& s = call.sizes;
+  Recurrence& p = call.p;
+  p.T = s.T;
+  p.B = s.B;
+  p.I = s.I;
+  p.H = s.H;
+  p.D = static_cast<int>(s.D);
+  p.nonlinearity = parse_nonlinearity(nonlinearity);
+  for (int d = 0; d < p.D; ++d) {
+    p.reverse[d] = reverse[d];
+    p.weight_hh[d] = call.keep(weight_hh[d]);
+    if (s.features) p.weight_ih[d] = call.keep(weight_ih[d]);
+    if (!bias_ih.empty()) {
+      p.bias_ih[d] = call.keep(bias_ih[d]);
+      p.bias_hh[d] = call.keep(bias_hh[d]);
+    }
+  }
+  if (given(h0)) p.h0 = call.keep(*h0);
+  if (s.packed()) {
+    p.step_row = s.step_row.data();
+    p.lengths = s.row_lengths.data();
+  } else if (given(lengths)) {
+    p.lengths = call.keep_int64(*lengths);
+    for (int64_t b = 0; b < s.B; ++b)
+      TORCH_CHECK(p.lengths[b] >= 0 && p.lengths[b] <= s.T, "lengths[", b, "] = ", p.lengths[b],
+                  " is out of range: expected 0 <= length <= ", s.T);
+  }
+  if (given(index)) {
+    p.index = call.keep_int64(*index);
+    for (int64_t n = 0; n < s.N; ++n)
+      TORCH_CHECK_INDEX(p.index[n] >= 0 && p.index[n] < input.size(0),
+                        "index out of range in self: index (flattened)[", n, "] = ", p.index[n],
+                        ", expected 0 <= index < ", input.size(0));
+  }
+  if (s.features && s.I == 0) return;  // no input to read: the bias is all there is
+  const Tensor rows = input.size(-1) == 1 || input.stride(-1) == 1 ? input : input.contiguous();
+  call.alive.push_back(rows);
+  p.input = rows.const_data_ptr();
+  p.input_stride_b = rows.stride(-2);
+  p.input_stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
+}
+
+// Memory for one call: small calls, one step at a time, take it from the stack.
+class Workspace {
+ public:
+  explicit Workspace(size_t bytes) {
+    if (bytes > sizeof small_) large_ = empty_large({static_cast<int64_t>(bytes)}, at::kByte);
+  }
+  char* data() { return large_.defined() ? static_cast<char*>(large_.data_ptr()) : small_; }
+
+ private:
+  alignas(64) char small_[32 << 10];
+  Tensor large_;
+};
+
+void run_forward(const Recurrence& p, const RnnKernels& kernel) {
+  const int threads = threads_for(p, 1);
+  Workspace workspace(kernel.forward_workspace(p, threads));
+  run_team(threads, [&](Worker& worker) { kernel.forward(p, workspace.data(), worker); });
+}
+
+// What the last state is where there is no step.
+void copy_h0(const Tensor& h_n, const OptionalTensor& h0) {
+  if (given(h0)) {
+    h_n.copy_(*h0);
+  } else {
+    h_n.zero_();
+  }
+}
+
+std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor& index,
+                                      TensorList weight_ih, TensorList weight_hh,
+                                      TensorList bias_ih, TensorList bias_hh,
+                                      const OptionalTensor& h0, const OptionalTensor& lengths,
+                                      const OptionalTensor& batch_sizes,
+                                      c10::string_view nonlinearity,
+                                      const c10::List<bool>& reverse) {
+  Call call;
+  fill_call(call, input, index, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, batch_sizes,
+            nonlinearity, reverse);
+  Recurrence& p = call.p;
+  const auto options = weight_hh[0].options();
+  Tensor output = empty_large(call.sizes.output_shape(), options);
+  Tensor h_n = at::empty({p.D, p.B, p.H}, options);
+  if (call.sizes.N == 0) {
+    copy_h0(h_n, h0);
+    return {output, h_n};
+  }
+  p.output = output.data_ptr();
+  p.h_n = h_n.data_ptr();
+  run_forward(p, kernels_for(call.dtype));
+  return {output, h_n};
+}
+
+std::tuple<Tensor, Tensor> recurrence_stack(const Tensor& input, TensorList weight_ih,
+                                            TensorList weight_hh, TensorList bias_ih,
+                                            TensorList bias_hh, const OptionalTensor& h0,
+                                            const OptionalTensor& lengths,
+                                            const OptionalTensor& batch_sizes,
+                                            c10::string_view nonlinearity) {
+  const size_t L = weight_hh.size();
+  TORCH_CHECK(L > 0, "weight_hh must hold a tensor for each layer, got none");
+  TORCH_CHECK(weight_ih.size() == L, "weight_ih must hold ", L, " tensors, one a layer, got ",
+              weight_ih.size());
+  TORCH_CHECK(bias_ih.size() == bias_hh.size() && (bias_ih.empty() || bias_ih.size() == L),
+              "bias_ih and bias_hh must both hold ", L, " tensors or none, got ", bias_ih.size(),
+              " and ", bias_hh.size());
+  const c10::List<bool> reverse({false});
+  const size_t biases = bias_ih.empty() ? 0 : 1;
+  std::vector<Call> calls(L);
+  const auto fill = [&](size_t l, const Tensor& x) {
+    fill_call(calls[l], x, std::nullopt, weight_ih.slice(l, 1), weight_hh.slice(l, 1),
+              bias_ih.slice(l * biases, biases), bias_hh.slice(l * biases, biases), std::nullopt,
+              lengths, batch_sizes, nonlinearity, reverse);
+  };
+  fill(0, input);
+  const Recurrence& first = calls[0].p;
+  const RecurrenceSizes& sizes = calls[0].sizes;
+  const auto options = weight_hh[0].options();
+  const int n = static_cast<int>(L);
+  const int64_t states[] = {n, first.B, first.H};
+  Tensor start;
+  if (given(h0)) {
+    check_like(*h0, "h0", states, weight_hh[0]);
+    start = h0->contiguous();
+  }
+  const Tensor h_n = at::empty(states, options);
+
+  std::vector<Recurrence> layers(L, first);
+  for (size_t l = 1; l < L; ++l) layers[l].I = first.H;
+  const RnnKernels& kernel = kernels_for(calls[0].dtype);
+  const int threads = threads_for(layers.back(), n);
+  // 0: one layer after the other, whose outputs take turns in two places.
+  const size_t bytes = sizes.N > 0 ? kernel.stack_workspace(layers.data(), n, threads) : 0;
+  Tensor outputs[2];
+  for (size_t l = 0; l < L; ++l) {
+    if (l > 0) fill(l, outputs[(l - 1) % 2]);
+    check_like(weight_hh[l], "weight_hh", {first.H, first.H}, weight_hh[0]);
+    Tensor& output = outputs[l % 2];
+    if (bytes > 0 || l < 2) output = empty_large(sizes.output_shape(), options);
+    layers[l] = calls[l].p;
+    const int64_t state = static_cast<int64_t>(l * h_n.nbytes() / L);
+    if (given(h0)) layers[l].h0 = static_cast<const char*>(start.const_data_ptr()) + state;
+    layers[l].h_n = static_cast<char*>(h_n.data_ptr()) + state;
+    layers[l].output = output.data_ptr();
+  }
+  if (sizes.N == 0) {
+    copy_h0(h_n, h0);
+  } else if (bytes == 0) {
+    for (const Recurrence& layer : layers) run_forward(layer, kernel);
+  } else {
+    Workspace workspace(bytes);
+    run_team(std::min(threads, n),
+             [&](Worker& worker) { kernel.stack(layers.data(), n, workspace.data(), worker); });
+  }
+  return {outputs[(L - 1) % 2], h_n};
+}
+
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, Tensor>
+recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                    const Tensor& output, const Tensor& input, const OptionalTensor& index,
+                    TensorList weight_ih, TensorList weight_hh, const OptionalTensor& h0,
+                    const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
+                    c10::string_view nonlinearity, const c10::List<bool>& reverse,
+                    std::array<bool, 4> output_mask) {
+  Call call;
+  fill_call(call, input, index, weight_ih, weight_hh, {}, {}, h0, lengths, batch_sizes,
+            nonlinearity, reverse);
+  const RecurrenceSizes& s = call.sizes;
+  Recurrence& p = call.p;
+  const Tensor& like = weight_hh[0];
+  check_like(output, "output", s.output_shape(), like);
+  p.output = const_cast<void*>(call.keep(output));
+  RecurrenceGrad g;
+  if (given(grad_output)) {
+    check_like(*grad_output, "grad_output", s.output_shape(), like);
+    g.grad_output = call.keep(*grad_output);
+  }
+  if (given(grad_h_n)) {
+    check_like(*grad_h_n, "grad_h_n", {s.D, s.B, s.H}, like);
+    g.grad_h_n = call.keep(*grad_h_n);
+  }
+
+  const auto [want_input, want_weights, want_bias, want_h0] = output_mask;
+  const auto options = like.options();
+  const auto compute = call.dtype == DType::f64 ? at::kDouble : at::kFloat;
+  const bool empty = s.N == 0;
+  const auto allocate = [&](at::IntArrayRef shape) {
+    return empty ? at::zeros(shape, options) : empty_large(shape, options);
+  };
+
+  RecurrenceGradOut out;
+  Tensor grad_pre, grad_input = at::empty({0}, options), grad_h0 = at::empty({0}, options);
+  std::vector<Tensor> grad_weight_ih, grad_weight_hh, grad_bias;
+  const auto add = [&](std::vector<Tensor>& list, at::IntArrayRef shape) {
+    list.push_back(allocate(shape));
+    return list.back().data_ptr();
+  };
+  for (int d = 0; d < p.D; ++d) {
+    if (want_weights) out.weight_hh[d] = add(grad_weight_hh, {s.H, s.H});
+    if (want_weights && s.features) out.weight_ih[d] = add(grad_weight_ih, {s.H, s.I});
+    if (want_bias) out.bias[d] = add(grad_bias, {s.H});
+  }
+  if (want_input && s.features) {
+    grad_input = allocate(input.sizes());
+    if (s.I > 0) out.input = grad_input.data_ptr();
+  } else if (want_input) {
+    grad_pre = empty_large(s.output_shape(), options.dtype(compute));
+    out.pre = grad_pre.data_ptr();
+  }
+  if (want_h0) {
+    grad_h0 = allocate({s.D, s.B, s.H});
+    out.h0 = grad_h0.data_ptr();
+    if (empty && given(grad_h_n)) grad_h0.copy_(*grad_h_n);
+  }
+
+  if (!empty) {
+    const RnnKernels& kernel = kernels_for(call.dtype);
+    const int threads = threads_for(p, 3);
+    Workspace workspace(kernel.backward_workspace(p, out, threads));
+    run_team(threads,
+             [&](Worker& worker) { kernel.backward(p, g, out, workspace.data(), worker); });
+  }
+
+  if (want_input && !s.features) {
+    grad_input = grad_pre;
+    if (given(index)) {
+      // A row of the table collects from every row that read it.
+      static const auto op = find_op<EmbeddingBackwardOp>("rnnext::embedding_backward");
+      grad_input = op.call(grad_pre.flatten(0, -2), index->flatten(), input.size(0), -1, false);
+    }
+    grad_input = grad_input.to(options);
+  }
+  return {grad_input, grad_weight_ih, grad_weight_hh, grad_bias, grad_h0};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rnnext, CPU, m) {
+  m.impl("recurrence", recurrence);
+  m.impl("recurrence_stack", recurrence_stack);
+  m.impl("recurrence_backward", recurrence_backward);
+}
+
+}  // namespace rnnext

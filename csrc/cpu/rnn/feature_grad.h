@@ -1,0 +1,93 @@
+// The gradient of the features: rows of the gradient of the pre-activations times W_ih.
+#pragma once
+
+#include "cpu/rnn/plan.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+template <class S, class F>
+struct FeatureGradients {  // one worker's
+  using C = Compute<S>;
+
+  const Recurrence& p;
+  const RecurrenceGradOut& out;
+  F* packed;   // W_ih of all directions: panels of [D][H]
+  F* factors;  // [block_rows][stride], where rows of grad_pre are no rows of factors
+  int64_t stride;
+  C* product;  // [most rows][I], 16-bit only
+  size_t bytes;
+
+  // own: the worker packs W_ih for itself, not all for all into `shared`. unit_rows: the most rows
+  // of one write().
+  FeatureGradients(const Recurrence& p, const RecurrenceGradOut& out, bool own, F* shared,
+                   int64_t unit_rows, char* scratch)
+      : p(p), out(out), stride(p.D * factors_in<F>(p.H) + kLanes<F>) {
+    Arena arena{scratch};
+    packed = own ? arena.take<F>(packed_size(p)) : shared;
+    factors = arena.take<F>(kDepth<F> > 1 ? block_rows() * stride : 0);
+    product = arena.take<C>(kNative<S> ? 0 : max_of(block_rows(), unit_rows) * p.I);
+    arena.take<char>(kApart);
+    bytes = arena.used;
+  }
+
+  static Matrix<S, F> weight(const Recurrence& p, int d) {
+    return {static_cast<const S*>(p.weight_ih[d]), p.H, p.I, false};
+  }
+  static int64_t packed_size(const Recurrence& p) { return p.D * weight(p, 0).packed_size(); }
+  // Share i of n of the panels.
+  void pack(int64_t i, int64_t n) const {
+    for (int d = 0; d < p.D; ++d) {
+      const Matrix<S, F> weight = this->weight(p, d);
+      const Range share = part(weight.panels(), i, n);
+      for (int64_t q = share.begin; q < share.end; ++q)
+        weight.pack(q, packed + (q * p.D + d) * weight.panel_size());
+    }
+  }
+
+  // Rows n and up, from as many rows of factors.
+  void write(int64_t n, int64_t rows, const Rows<F>& from) const {
+    const int64_t K = p.D * factors_in<F>(p.H);
+    S* to = static_cast<S*>(out.input) + n * p.I;
+    C* result = product;
+    if constexpr (kNative<S>) result = to;
+    // Ahead of the stores: see kFar.
+    for (int64_t i = 0; i < rows * p.I; i += 64 / static_cast<int64_t>(sizeof(S)))
+      __builtin_prefetch(to + i, 1, 3);
+    const Projection<F> project{packed, from, nullptr, 0, result, p.I, p.I};
+    sweep(project, rows, 0, panels_in<F>(p.I), p.I, K);
+    if constexpr (!kNative<S>)
+      for (int64_t i = 0; i < rows * p.I; i += kLanes<C>)
+        store_some(to + i, load_some(product + i, rows * p.I - i), rows * p.I - i);
+  }
+  // Rows [begin, end) of the whole grad_pre.
+  void write_all(const C* grad_pre, int64_t begin, int64_t end) const {
+    const int64_t width = p.D * p.H;
+    for (int64_t n = begin; n < end; n += block_rows()) {
+      const int64_t rows = min_of(block_rows(), end - n);
+      if constexpr (kDepth<F> == 1) {
+        write(n, rows, {grad_pre + n * width, width});
+      } else {
+        write(n, rows, {as_factors(grad_pre + n * width, rows), stride});
+      }
+    }
+  }
+
+ private:
+  // They stay in the second cache while the panels pass.
+  int64_t block_rows() const {
+    const int64_t row_bytes = max_of(p.D * p.H, p.I) * static_cast<int64_t>(sizeof(C));
+    return max_of(1, (256 << 10) / (row_bytes * kTileRows)) * kTileRows;
+  }
+  // Each direction a row of factors. A vector may reach into what follows, which is written after
+  // it.
+  const F* as_factors(const C* from, int64_t rows) const {
+    for (int64_t row = 0; row < rows; ++row)
+      for (int d = 0; d < p.D; ++d, from += p.H)
+        for (int64_t j = 0; j < p.H; j += kLanes<F> * kDepth<F>)
+          store(factors + row * stride + d * factors_in<F>(p.H) + j / kDepth<F>,
+                Factors<F>::along(from + j, p.H - j));
+    return factors;
+  }
+};
+
+}  // namespace rnnext::RNNEXT_ISA

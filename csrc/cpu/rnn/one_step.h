@@ -1,0 +1,103 @@
+// One step of few sequences, straight from the weights as they lie: packing would touch every
+// weight twice to use it once. A square block of weights is transposed in registers and multiplied
+// at once. Sums run in the order of k, as everywhere: the same bits as any other call.
+#pragma once
+
+#include "cpu/rnn/cell.h"
+#include "cpu/rnn/plan.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+// sums[r] += row r of a times `columns` rows of the weight [.., K], one for each lane. Every row is
+// a stream that the CPU must learn anew: meanwhile the first lines of the rows that come next are
+// asked for, one with each block.
+template <int R, class S, class F>
+RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64_t columns,
+                              int64_t K, const F* a, int64_t stride) {
+  constexpr int kSteps = kLanes<F> * kDepth<F>;
+  Vec<Compute<F>> acc[R];
+  for (int r = 0; r < R; ++r) acc[r] = sums[r];
+  int64_t k = 0;
+  for (; columns >= kLanes<F> && K - k >= kSteps; k += kSteps, a += kLanes<F>) {
+    const int64_t n = k / kSteps;
+    const S* next = weight + (kLanes<F> + n % kLanes<F>)*K;
+    __builtin_prefetch(reinterpret_cast<const char*>(next) + n / kLanes<F> * 64, 0, 2);
+    Vec<F> block[kLanes<F>];
+    load_block<F>(block, weight + k, kLanes<F>, K, kSteps);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<F>; ++i)
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) multiply_add(acc[r], a[r * stride + i], block[i]);
+  }
+  for (; k < K; k += kSteps, a += kLanes<F>) {
+    Vec<F> block[kLanes<F>];
+    load_block<F>(block, weight + k, columns, K, K - k);
+    for (int i = 0; i < kLanes<F> && k + i * kDepth<F> < K; ++i)
+      for (int r = 0; r < R; ++r) multiply_add(acc[r], a[r * stride + i], block[i]);
+  }
+  for (int r = 0; r < R; ++r) sums[r] = acc[r];
+}
+
+template <class S, class F>
+struct OneStep {
+  using C = Compute<S>;
+  static constexpr int kRows = 4;
+
+  const Recurrence& p;
+  F *x, *h;  // the worker's own rows of factors: [B] features, [D][B] states
+  int64_t x_stride, h_stride;
+  size_t bytes;
+
+  static bool takes(const Recurrence& p) {
+    return p.T == 1 && p.B <= kRows && !p.lengths && !p.packed;
+  }
+
+  OneStep(const Recurrence& p, char* scratch)
+      : p(p), x_stride(scratch_stride<F>(p.I)), h_stride(scratch_stride<F>(p.H)) {
+    Arena arena{scratch};
+    x = arena.take<F>(p.B * x_stride);
+    h = arena.take<F>(p.D * p.B * h_stride);
+    bytes = arena.used;
+  }
+
+  void run(const Worker& worker) const {
+    for (int64_t b = 0; b < p.B; ++b)
+      for (int64_t i = 0; i < p.I; i += kLanes<C>)
+        Factors<F>::store(x + b * x_stride, i, load_some(input_row<S>(p, 0, b) + i, p.I - i));
+    for (int64_t row = 0; p.h0 && row < p.D * p.B; ++row)
+      for (int64_t j = 0; j < p.H; j += kLanes<C>)
+        Factors<F>::store(h + row * h_stride, j,
+                          load_some(static_cast<const S*>(p.h0) + row * p.H + j, p.H - j));
+    const int64_t vectors = divide_up(p.H, kLanes<C>);
+    const Range share = part(p.D * vectors, worker.rank, worker.size);
+    for (int64_t v = share.begin; v < share.end; ++v)
+      rows<kRows>(static_cast<int>(v / vectors), v % vectors * kLanes<C>);
+  }
+  template <int R>
+  void rows(int d, int64_t j) const {
+    if (p.B == R) return units<R>(d, j);
+    if constexpr (R > 1) rows<R - 1>(d, j);
+  }
+
+  // A vector of hidden units from j up, for all R sequences.
+  template <int R>
+  void units(int d, int64_t j) const {
+    const int64_t left = p.H - j;
+    Vec<C> acc[R];
+    for (int64_t b = 0; b < R; ++b) {
+      acc[b] = bias_of<S>(p, d, j);
+      if (p.I == 0 && p.input) acc[b] += load_some(input_row<S>(p, 0, b) + d * p.H + j, left);
+    }
+    add_unpacked<R>(acc, static_cast<const S*>(p.weight_ih[d]) + j * p.I, left, p.I, x, x_stride);
+    if (p.h0)
+      add_unpacked<R>(acc, static_cast<const S*>(p.weight_hh[d]) + j * p.H, left, p.H,
+                      h + d * p.B * h_stride, h_stride);
+    for (int64_t b = 0; b < R; ++b) {
+      const Vec<C> y = apply_named<C>(p.nonlinearity, acc[b]);
+      store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, y, left);
+      store_some(static_cast<S*>(p.h_n) + (d * p.B + b) * p.H + j, y, left);
+    }
+  }
+};
+
+}  // namespace rnnext::RNNEXT_ISA

@@ -1,0 +1,220 @@
+// The gradients of W_hh, W_ih and the biases: sums over rows of the gradient of the pre-activations
+// times the state, or the features, that the row started from.
+#pragma once
+
+#include "cpu/rnn/plan.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+// Goes through the rows of direction d of sequences [b0, b1), from step t on, in memory's order.
+template <class S>
+struct RowCursor {
+  const Recurrence& p;
+  int d;
+  int64_t b0, b1;
+  int64_t t, b = b0;
+
+  void next() {
+    ++b;
+    settle();
+  }
+  void settle() {
+    while (t < p.T && b >= min_of(b1, p.batch(t))) ++t, b = b0;
+  }
+  int64_t row() const { return p.first_row(t) + b; }
+  // What the row was multiplied with, W_hh and W_ih; null: zeros.
+  const S* state() const {
+    if (t >= p.length(b)) return nullptr;
+    if (p.first_step(d, b, t))
+      return p.h0 ? static_cast<const S*>(p.h0) + (d * p.B + b) * p.H : nullptr;
+    const int64_t before = p.reverse[d] ? t + 1 : t - 1;
+    return static_cast<const S*>(p.output) + (p.first_row(before) + b) * p.D * p.H + d * p.H;
+  }
+  const S* features() const {
+    return t >= p.length(b) || !p.input ? nullptr : input_row<S>(p, t, b);
+  }
+};
+
+// Sums for hidden units [begin, begin + height) of one direction.
+template <class S, class F>
+struct WeightGradients {
+  using C = Compute<S>;
+  static constexpr int64_t kChunkRows = 256;
+
+  const Recurrence& p;
+  const RecurrenceGradOut& out;
+  int64_t begin, height;
+  F* left;   // [factors of kChunkRows, height] in tiles
+  F* line;   // [height], where grad_pre is no row of factors
+  F* right;  // [factors of kChunkRows, kPanel]
+  C *sum_hh, *sum_ih, *sum_bias;
+  const C** grad_rows;  // [kChunkRows] of each, as the cursor gave them
+  const S **state_rows, **feature_rows;
+  size_t bytes;
+
+  WeightGradients(const Recurrence& p, const RecurrenceGradOut& out, const Range& units,
+                  char* scratch)
+      : p(p), out(out), begin(units.begin), height(units.end - units.begin) {
+    Arena arena{scratch};
+    left = arena.take<F>(factors_in<F>(kChunkRows) * divide_up(height, kTileRows) * kTileRows);
+    line = arena.take<F>(kDepth<F> > 1 ? height + kLanes<F> : 0);
+    right = arena.take<F>(factors_in<F>(kChunkRows) * kPanel<F>);
+    sum_hh = arena.take<C>(height * scratch_stride<C>(p.H));
+    sum_ih = arena.take<C>(p.I > 0 ? height * scratch_stride<C>(p.I) : 0);
+    sum_bias = arena.take<C>(height + kLanes<C>);
+    grad_rows = arena.take<const C*>(kChunkRows);
+    state_rows = arena.take<const S*>(kChunkRows);
+    feature_rows = arena.take<const S*>(kChunkRows);
+    arena.take<char>(kApart);
+    bytes = arena.used;
+  }
+
+  static bool wanted(const RecurrenceGradOut& out) { return out.weight_hh[0] || out.bias[0]; }
+
+  // The next `rows` rows of the cursor; the first ones, none perhaps, begin the sums. grad_pre: row
+  // 0 of theirs, `stride` apart, or, stride 0, of the whole tensor [N, D*H].
+  void add(RowCursor<S>& cursor, int64_t rows, const C* grad_pre, int64_t stride,
+           bool begins) const {
+    const int d = cursor.d;
+    if (begins) __builtin_memset(sum_bias, 0, height * sizeof(C));
+    for (; rows > 0 || begins; begins = false) {
+      const int64_t n = min_of(kChunkRows, rows);
+      for (int64_t i = 0; i < n; ++i, cursor.next()) {
+        cursor.settle();
+        grad_rows[i] = stride ? grad_pre + i * stride + begin
+                              : grad_pre + (cursor.row() * p.D + d) * p.H + begin;
+        state_rows[i] = cursor.state();
+        feature_rows[i] = cursor.features();
+      }
+      const Tiles tiles = stride && kDepth<F> == 1 ? tiles_of(grad_pre, n, stride) : pack_left(n);
+      if (out.weight_hh[d]) add_product(tiles, state_rows, n, p.H, sum_hh, begins);
+      if (out.weight_ih[d] && p.I > 0) add_product(tiles, feature_rows, n, p.I, sum_ih, begins);
+      rows -= n;
+      grad_pre += n * stride;
+    }
+  }
+
+  // Adds hidden units [h0, h1) of another's sums.
+  void add(const WeightGradients& other, int64_t h0, int64_t h1) const {
+    if (out.weight_hh[0]) add(other.sum_hh, sum_hh, h0, h1, p.H);
+    if (out.weight_ih[0]) add(other.sum_ih, sum_ih, h0, h1, p.I);
+    for (int64_t h = h0; h < h1; ++h) sum_bias[h] += other.sum_bias[h];
+  }
+  static void add(const C* from, C* to, int64_t h0, int64_t h1, int64_t columns) {
+    const int64_t stride = scratch_stride<C>(columns);
+    for (int64_t at = h0 * stride; at < h1 * stride; at += stride)
+      for (int64_t j = at; j < at + columns; j += kLanes<C>)
+        store(to + j, load(to + j) + load(from + j));
+  }
+
+  // Hidden units [h0, h1) into the gradients of direction d.
+  void write(int d, int64_t h0, int64_t h1) const {
+    if (out.weight_hh[d]) write_rows(sum_hh, p.H, out.weight_hh[d], h0, h1);
+    if (out.weight_ih[d] && p.I > 0) write_rows(sum_ih, p.I, out.weight_ih[d], h0, h1);
+    if (out.bias[d])
+      for (int64_t h = h0; h < h1; h += kLanes<C>)
+        store_some(static_cast<S*>(out.bias[d]) + begin + h, load_some(sum_bias + h, h1 - h),
+                   h1 - h);
+  }
+  void write_rows(const C* sum, int64_t columns, void* gradient, int64_t h0, int64_t h1) const {
+    for (int64_t h = h0; h < h1; ++h) {
+      const C* from = sum + h * scratch_stride<C>(columns);
+      S* to = static_cast<S*>(gradient) + (begin + h) * columns;
+      for (int64_t j = 0; j < columns; j += kLanes<C>)
+        store_some(to + j, load_some(from + j, columns - j), columns - j);
+    }
+  }
+
+ private:
+  // The left factors of hidden unit h, as many as there are factors of rows, `stride` apart, begin
+  // at first + h * step.
+  struct Tiles {
+    const F* first;
+    int64_t step, stride;
+  };
+  // The rows as they lie: they are in cache, and no large power of two apart.
+  Tiles tiles_of(const C* grad_pre, int64_t rows, int64_t stride) const {
+    const C* const first = grad_pre + begin;
+    int64_t h = 0;
+    for (; h + 4 * kLanes<C> <= height; h += 4 * kLanes<C>) add_to_bias<4>(first, rows, stride, h);
+    for (; h < height; h += kLanes<C>) add_to_bias<1>(first, rows, stride, h);
+    return {reinterpret_cast<const F*>(first), 1, stride};
+  }
+  template <int NV>
+  void add_to_bias(const C* first, int64_t rows, int64_t stride, int64_t h) const {
+    Vec<C> acc[1][NV];
+    load_tile_some(acc, sum_bias + h, 0, height - h);
+    for (int64_t n = 0; n < rows; ++n)
+      for (int v = 0; v < NV; ++v) acc[0][v] += load(first + n * stride + h + v * kLanes<C>);
+    store_tile_some(acc, sum_bias + h, 0, height - h);
+  }
+  // grad_rows [rows, height] into tiles [height / kTileRows][factors of rows][kTileRows].
+  Tiles pack_left(int64_t rows) const {
+    const int64_t tile_size = factors_in<F>(rows) * kTileRows;
+    for (int64_t n = 0; n < rows; n += kDepth<F>) {
+      const C* row = grad_rows[n];
+      const C* next = kDepth<F> > 1 && n + 1 < rows ? grad_rows[n + 1] : nullptr;
+      const F* factors = line;
+      if constexpr (kDepth<F> == 1) {
+        factors = row;
+      } else {
+        for (int64_t h = 0; h < height; h += kLanes<F>)
+          store(line + h, Factors<F>::across(row + h, next ? next + h : nullptr, height - h));
+      }
+      F* tile = left + n / kDepth<F> * kTileRows;
+      int64_t h = 0;
+      for (; h + kTileRows <= height; h += kTileRows, tile += tile_size)
+        __builtin_memcpy(tile, factors + h, kTileRows * sizeof(F));
+      for (int r = 0; h < height && r < kTileRows; ++r)
+        tile[r] = h + r < height ? factors[h + r] : F{};
+      add_to_bias(row);
+      if (next) add_to_bias(next);
+    }
+    return {left, factors_in<F>(rows), kTileRows};
+  }
+  void add_to_bias(const C* from) const {
+    int64_t h = 0;
+    for (; h + kLanes<C> <= height; h += kLanes<C>)
+      store(sum_bias + h, load(sum_bias + h) + load(from + h));
+    for (; h < height; ++h) sum_bias[h] += from[h];
+  }
+
+  void add_product(const Tiles& tiles, const S** right_rows, int64_t rows, int64_t columns, C* sum,
+                   bool begins) const {
+    int64_t column = 0;
+    for (; columns - column > kLanes<C>; column += kPanel<C>)
+      add_panel<2>(tiles, right_rows, rows, column, columns, sum, begins);
+    if (column < columns) add_panel<1>(tiles, right_rows, rows, column, columns, sum, begins);
+  }
+  // NV vectors of columns from `column` on.
+  template <int NV>
+  void add_panel(const Tiles& tiles, const S** right_rows, int64_t rows, int64_t column,
+                 int64_t columns, C* sum, bool begins) const {
+    for (int64_t n = 0; n < rows; n += kDepth<F>) {
+      const S* row = right_rows[n];
+      const S* next = n + 1 < rows ? right_rows[n + 1] : nullptr;
+      for (int64_t v = 0; v < NV; ++v) {
+        const int64_t j = column + v * kLanes<F>;
+        store(right + n / kDepth<F> * kPanel<F> + v * kLanes<F>,
+              Factors<F>::across(row ? row + j : nullptr, next ? next + j : nullptr, columns - j));
+      }
+    }
+    const int64_t K = factors_in<F>(rows), stride = scratch_stride<C>(columns);
+    for (int64_t h = 0; h < height; h += kTileRows) {
+      Vec<C> acc[kTileRows][NV];
+      const int tile_rows = static_cast<int>(min_of(kTileRows, height - h));
+      C* to = sum + h * stride + column;
+      for (int r = 0; r < kTileRows; ++r)
+        for (int v = 0; v < NV; ++v)
+          acc[r][v] = r < tile_rows && !begins ? load(to + r * stride + v * kLanes<C>) : Vec<C>{};
+      // The next tile's sums may lie far away: they come while this one is multiplied.
+      if (h + 2 * kTileRows <= height) fetch_tile<kTileRows, NV>(to + kTileRows * stride, stride);
+      accumulate<true, F, kTileRows, NV>(acc, tiles.first + h * tiles.step, tiles.stride, right, K);
+      for (int r = 0; r < kTileRows; ++r)
+        for (int v = 0; v < NV && r < tile_rows; ++v)
+          store(to + r * stride + v * kLanes<C>, acc[r][v]);
+    }
+  }
+};
+
+}  // namespace rnnext::RNNEXT_ISA

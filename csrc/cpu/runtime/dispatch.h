@@ -1,0 +1,47 @@
+// The kernel table, one for each ISA, and the one place that chooses among them.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "cpu/runtime/team.h"
+#include "recurrence/call.h"
+
+namespace rnnext {
+
+struct RnnKernels {
+  // Bytes of workspace, 64-byte aligned, that a call on up to `threads` threads needs.
+  size_t (*forward_workspace)(const Recurrence&, int threads);
+  size_t (*backward_workspace)(const Recurrence&, const RecurrenceGradOut&, int threads);
+  void (*forward)(const Recurrence&, char* workspace, Worker&);
+  void (*backward)(const Recurrence&, const RecurrenceGrad&, const RecurrenceGradOut&,
+                   char* workspace, Worker&);
+  // Layers of one direction, each over the one before: a worker takes a layer, some steps behind
+  // the one below. Bytes of workspace, or 0 where each layer is better shared by all `threads`.
+  size_t (*stack_workspace)(const Recurrence* layers, int n, int threads);
+  void (*stack)(const Recurrence* layers, int n, char* workspace, Worker&);
+  // The weights of one direction, for Recurrence::packed: bytes, and the packing.
+  size_t (*packed_bytes)(const Recurrence&);
+  void (*pack)(const Recurrence&, char* packed);
+};
+
+// out[D] = scale * sum of the rows grad[order[i]], i in [0, n).
+using SumRows = void (*)(const void* grad, int64_t D, const int64_t* order, int64_t n, double scale,
+                         void* out);
+
+struct KernelTable {
+  const char* name;
+  bool (*supported)();
+  const RnnKernels* rnn[4];  // by DType
+  // float32 whose factors are rounded to bfloat16, or null: no faster on this ISA.
+  const RnnKernels* rnn_medium;
+  SumRows sum_rows[4];  // by DType
+};
+
+const KernelTable& kernels();
+void set_isa(const std::string& name);  // throws std::invalid_argument
+std::vector<std::string> isas_built();  // slowest first
+std::vector<std::string> isas_supported();
+
+}  // namespace rnnext

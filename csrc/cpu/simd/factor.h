@@ -1,0 +1,130 @@
+// What a multiply-add takes: factors. A factor is a number of the compute type, or, where the CPU
+// has bfloat16 dot products (AVX512_BF16), a Pair of bfloat16 that follow each other along k: its
+// multiply-add takes two steps of k at once, at twice the speed and from half the memory.
+#pragma once
+
+#include "cpu/simd/vector.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+// Steps of k in one factor.
+template <class F>
+constexpr int kDepth = 1;
+template <>
+constexpr int kDepth<Pair> = 2;
+template <class F>
+constexpr int64_t factors_in(int64_t k) {
+  return (k + kDepth<F> - 1) / kDepth<F>;
+}
+
+// Rounded once where the CPU can, always: left to contract `acc += x * b`, GCC takes two roundings
+// in some loops, and the same sum would have other bits in another tile.
+RNNEXT_INLINE void multiply_add(Vec<float>& acc, float x, Vec<float> b) {
+#if RNNEXT_VECTOR_BYTES == 64
+  acc = (Vec<float>)_mm512_fmadd_ps(_mm512_set1_ps(x), (__m512)b, (__m512)acc);
+#elif RNNEXT_VECTOR_BYTES == 32
+  acc = (Vec<float>)_mm256_fmadd_ps(_mm256_set1_ps(x), (__m256)b, (__m256)acc);
+#else
+  acc += x * b;
+#endif
+}
+RNNEXT_INLINE void multiply_add(Vec<double>& acc, double x, Vec<double> b) {
+#if RNNEXT_VECTOR_BYTES == 64
+  acc = (Vec<double>)_mm512_fmadd_pd(_mm512_set1_pd(x), (__m512d)b, (__m512d)acc);
+#elif RNNEXT_VECTOR_BYTES == 32
+  acc = (Vec<double>)_mm256_fmadd_pd(_mm256_set1_pd(x), (__m256d)b, (__m256d)acc);
+#else
+  acc += x * b;
+#endif
+}
+
+template <class F>
+struct Factors {
+  // kLanes factors of what lies at p along k: n values, then zeros.
+  template <class S>
+  static RNNEXT_INLINE Vec<F> along(const S* p, int64_t n) {
+    return load_some(p, n);
+  }
+  // A factor in each lane, from rows at k and k + 1 (null: zeros) of n values, then zeros.
+  template <class S>
+  static RNNEXT_INLINE Vec<F> across(const S* row, const S*, int64_t n) {
+    return row ? load_some(row, n) : Vec<F>{};
+  }
+  // x as values column, column + 1, .. of a row of factors; column is a multiple of the lanes.
+  static RNNEXT_INLINE void store(F* row, int64_t column, Vec<Compute<F>> x) {
+    RNNEXT_ISA::store(row + column, x);
+  }
+  static RNNEXT_INLINE void store_some(F* row, int64_t column, Vec<Compute<F>> x, int64_t n) {
+    RNNEXT_ISA::store_some(row + column, x, n);
+  }
+};
+
+#ifdef RNNEXT_BF16_DOT
+RNNEXT_INLINE void multiply_add(Vec<float>& acc, Pair x, Vec<Pair> b) {
+  acc = (Vec<float>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32(x.bits), (__m512bh)b);
+}
+
+template <>
+struct Factors<Pair> {
+  template <class S>
+  static RNNEXT_INLINE Vec<Pair> along(const S* p, int64_t n) {
+    return rounded(load_some(p, n), load_some(p + kLanes<float>, n - kLanes<float>));
+  }
+  static RNNEXT_INLINE Vec<Pair> along(const BFloat16* p, int64_t n) {
+    if (n >= 2 * kLanes<Pair>) return load(reinterpret_cast<const Pair*>(p));
+    Vec<Pair> x = {};
+    __builtin_memcpy(&x, p, n * sizeof(BFloat16));
+    return x;
+  }
+  template <class S>
+  static RNNEXT_INLINE Vec<Pair> across(const S* row, const S* next, int64_t n) {
+    const __m512i order =
+        _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
+                         23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const Vec<float> x = row ? load_some(row, n) : Vec<float>{};
+    const Vec<float> y = next ? load_some(next, n) : Vec<float>{};
+    return (Vec<Pair>)_mm512_permutexvar_epi16(order, (__m512i)rounded(x, y));
+  }
+  static RNNEXT_INLINE void store(Pair* row, int64_t column, Vec<float> x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(row + column / 2),
+                        (__m256i)_mm512_cvtneps_pbh((__m512)x));
+  }
+  static RNNEXT_INLINE void store_some(Pair* row, int64_t column, Vec<float> x, int64_t n) {
+    const __mmask16 mask = n >= kLanes<float> ? 0xffff : n > 0 ? (1u << n) - 1 : 0;
+    _mm256_mask_storeu_epi16(row + column / 2, mask, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+  }
+
+ private:
+  static RNNEXT_INLINE Vec<Pair> rounded(Vec<float> low, Vec<float> high) {
+    return (Vec<Pair>)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  }
+};
+#endif
+
+// The first of some rows of factors, and how far apart they are.
+template <class F>
+struct Rows {
+  const F* first;
+  int64_t stride;
+};
+
+// Values column, .., column + kLanes - 1 of a row of factors, as they are.
+template <class F>
+RNNEXT_INLINE void copy_factors(F* to, const F* from, int64_t column) {
+  __builtin_memcpy(to + column / kDepth<F>, from + column / kDepth<F>,
+                   kLanes<F> / kDepth<F> * sizeof(F));
+}
+
+// A row of an odd number of values ends in half a pair, which meets weights of zero: it must not be
+// NaN, as the product of zeros with an infinite state is.
+template <class F>
+RNNEXT_INLINE void clear_half_pairs(F* rows, int64_t n, int64_t stride, int64_t values) {
+  if constexpr (kDepth<F> > 1)
+    for (int64_t i = 0; values % 2 && i < n; ++i) rows[i * stride + values / 2].bits &= 0xffff;
+}
+
+// Whether a row of the storage type is a row of factors.
+template <class S, class F>
+constexpr bool kStoredAsFactors = sizeof(S) * kDepth<F> == sizeof(F);
+
+}  // namespace rnnext::RNNEXT_ISA

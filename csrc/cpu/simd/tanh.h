@@ -1,0 +1,90 @@
+// Hyperbolic tangent of a vector (GCC vector extensions, float or double, any number of lanes).
+#pragma once
+
+#include "cpu/simd/vector.h"
+
+namespace rnnext {
+namespace RNNEXT_ISA {
+
+// With c = ln(2)/2, |x| = n c + r and t = tanh(r), the addition theorem gives
+//
+//   tanh|x| = num / (num + (1 - t)),   num = (2^n - 1)/2 + (2^n + 1)/2 t.
+//
+// - The sum in the denominator is exactly 1 for n = 0, and for large n an error of num cancels, so
+//   what is left is one rounding of the sum, one of the division, and little else.
+// - n steps up where tanh is just above 1/4 and not half way, so r is in [-0.09, 0.26]: just below
+//   a power of two, where a ULP is relatively smallest, the error would otherwise reach 2.35 ULP.
+// - t = r + r^3 p(r^2) with p the minimax polynomial for the relative error of t on |r| <= 0.2585
+//   (Remez exchange; 3.7e-9 for float, 6.9e-18 for double).
+template <class Element>
+struct TanhConstants;
+
+template <>
+struct TanhConstants<float> {
+  static constexpr int kSign = -0x7fffffff - 1;
+  static constexpr int kFraction = 0xff;
+  static constexpr int kShift = 15;            // 23 mantissa bits less 8 of fraction
+  static constexpr float kSaturation = 10.0f;  // tanh rounds to 1 from 9.011 up
+  static constexpr float kInverseStep = 2.8853900817779268f;
+  static constexpr float kStep = 0.34657359027997264f;
+  // 1.5 * 2^kShift gives the last bit the weight 2^-8. 126 is the biased exponent of 1/2.
+  static constexpr float kZero = 49152.0f + 126.0f;
+  static constexpr float kOffset = 66.0f / 256.0f;
+  template <class V>
+  [[gnu::always_inline]] static V p(V z) {
+    return (-0.0512641864306781655f * z + 0.13322998673079231f) * z - 0.33333220422636201f;
+  }
+};
+
+template <>
+struct TanhConstants<double> {
+  static constexpr long long kSign = -0x7fffffffffffffff - 1;
+  static constexpr long long kFraction = 0xff;
+  static constexpr int kShift = 44;            // 52 mantissa bits less 8 of fraction
+  static constexpr double kSaturation = 20.0;  // tanh rounds to 1 from 19.07 up
+  static constexpr double kInverseStep = 2.8853900817779268147;
+  static constexpr double kStep = 0.34657359027997265471;
+  static constexpr double kZero = 26388279066624.0 + 1022.0;
+  static constexpr double kOffset = 66.0 / 256.0;
+  template <class V>
+  [[gnu::always_inline]] static V p(V z) {
+    V p = -0.00130926555617539039 * z + 0.00357675506815506899;
+    p = p * z - 0.00886239100410529249;
+    p = p * z + 0.0218694629330717519;
+    p = p * z - 0.0539682535523071359;
+    p = p * z + 0.133333333330126303;
+    return p * z - 0.333333333333324966;
+  }
+};
+
+// At most 2 ULP from the true value for every input; tanh(-x) is -tanh(x) bit for bit, +-0 and NaN
+// pass through, and |tanh(x)| never exceeds 1. Builds that contract to FMA give equal bits.
+// Largest error measured, against tanh in the next wider type: float, over all 2^32 patterns, 1.745
+// ULP with FMA and 1.673 without; double, 6.5e7 samples that crowd where the error peaks, 1.87 with
+// and without. It peaks for |tanh(x)| in [1/4, 1); below 1/4 it is under 0.62.
+template <class V>
+[[gnu::always_inline]] inline V tanh(V x) {
+  using Element = decltype(x[0] + x[0]);
+  using C = TanhConstants<Element>;
+  using Bits = decltype(x < x);
+
+  const Bits sign = (Bits)x & C::kSign;
+  V a = (V)((Bits)x ^ sign);
+  a = at_most(a, C::kSaturation);
+
+  // z holds 126 + n (1022 + n for double), with the fraction cut off, in its low mantissa bits.
+  V z = a * C::kInverseStep + (C::kZero + C::kOffset);
+  z = (V)((Bits)z & ~C::kFraction);
+  const V n = z - C::kZero;
+  const V half_power = (V)((Bits)z << C::kShift);  // 2^n / 2
+  const V r = a - n * C::kStep;
+
+  const V r2 = r * r;
+  const V t = C::p(r2) * (r2 * r) + r;
+  const V num = (half_power + Element(0.5)) * t + (half_power - Element(0.5));
+  const V y = num / (num + (Element(1) - t));
+  return (V)((Bits)y | sign);
+}
+
+}  // namespace RNNEXT_ISA
+}  // namespace rnnext

@@ -1,0 +1,168 @@
+// Fixed-width vectors on the compilers' vector extensions, and the storage types of tensors.
+#pragma once
+
+#include "cpu/isa/target.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+// Vec<C>: one register of C = float or double. Unaligned<C>: the same in memory, at any address.
+template <class C>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  typedef float type __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  typedef float unaligned __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(4), may_alias));
+};
+template <>
+struct VecOf<double> {
+  typedef double type __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  typedef double unaligned __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(8), may_alias));
+};
+// Two bfloat16 side by side: one factor of a bfloat16 dot product. See factor.h.
+struct [[gnu::packed, gnu::aligned(2), gnu::may_alias]] Pair {
+  int32_t bits;
+};
+template <>
+struct VecOf<Pair> {
+  typedef int32_t type __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  typedef int32_t unaligned
+      __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(2), may_alias));
+};
+template <class C>
+using Vec = typename VecOf<C>::type;
+template <class C>
+constexpr int kLanes = RNNEXT_VECTOR_BYTES / sizeof(C);
+
+// Stored 16-bit floats: arithmetic happens in float.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  _Float16 value;
+};
+
+template <class S>
+struct ComputeOf {
+  using type = S;
+};
+template <>
+struct ComputeOf<BFloat16> {
+  using type = float;
+};
+template <>
+struct ComputeOf<Float16> {
+  using type = float;
+};
+template <>
+struct ComputeOf<Pair> {
+  using type = float;
+};
+template <class S>
+using Compute = typename ComputeOf<S>::type;
+template <class S>
+constexpr bool kNative = sizeof(S) == sizeof(Compute<S>);  // stored as it is computed
+
+template <class C>
+RNNEXT_INLINE Vec<C> load(const C* p) {
+  return *reinterpret_cast<const typename VecOf<C>::unaligned*>(p);
+}
+template <class C>
+RNNEXT_INLINE void store(C* p, Vec<C> x) {
+  *reinterpret_cast<typename VecOf<C>::unaligned*>(p) = x;
+}
+
+// The 16-bit types: converted as they are loaded and stored.
+typedef uint16_t HalfBits
+    __attribute__((vector_size(RNNEXT_VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef uint32_t FloatBits __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+
+RNNEXT_INLINE Vec<float> load(const BFloat16* p) {
+  return (Vec<float>)(__builtin_convertvector(*reinterpret_cast<const HalfBits*>(p), FloatBits)
+                      << 16);
+}
+RNNEXT_INLINE void store(BFloat16* p, Vec<float> x) {  // to nearest, ties to even
+  const FloatBits bits = (FloatBits)x;
+  const FloatBits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const FloatBits nan = FloatBits{} + 0x7fc0;
+  *reinterpret_cast<HalfBits*>(p) = __builtin_convertvector(x == x ? rounded : nan, HalfBits);
+}
+RNNEXT_INLINE Vec<float> load(const Float16* p) {
+#if RNNEXT_VECTOR_BYTES == 64
+  return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p)));
+#elif RNNEXT_VECTOR_BYTES == 32
+  return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p)));
+#else
+  Vec<float> x = {};
+  for (int i = 0; i < kLanes<float>; ++i) x[i] = static_cast<float>(p[i].value);
+  return x;
+#endif
+}
+RNNEXT_INLINE void store(Float16* p, Vec<float> x) {
+#if RNNEXT_VECTOR_BYTES == 64
+  _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(p), _mm512_cvtps_ph((__m512)x, 0));
+#elif RNNEXT_VECTOR_BYTES == 32
+  _mm_storeu_si128(reinterpret_cast<__m128i_u*>(p), _mm256_cvtps_ph((__m256)x, 0));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) p[i].value = static_cast<_Float16>(x[i]);
+#endif
+}
+
+// x, but at most `limit`; NaN stays. One instruction where GCC makes three of the comparison.
+template <class V, class C>
+RNNEXT_INLINE V at_most(V x, C limit) {
+#if RNNEXT_VECTOR_BYTES == 64
+  if constexpr (sizeof(C) == 4) return (V)_mm512_min_ps(_mm512_set1_ps(limit), (__m512)x);
+  if constexpr (sizeof(C) == 8) return (V)_mm512_min_pd(_mm512_set1_pd(limit), (__m512d)x);
+#elif RNNEXT_VECTOR_BYTES == 32
+  if constexpr (sizeof(C) == 4) return (V)_mm256_min_ps(_mm256_set1_ps(limit), (__m256)x);
+  if constexpr (sizeof(C) == 8) return (V)_mm256_min_pd(_mm256_set1_pd(limit), (__m256d)x);
+#else
+  return x > V{} + limit ? V{} + limit : x;
+#endif
+}
+
+// The first n lanes: tails. Out of line, but where the CPU can mask a vector.
+#if RNNEXT_VECTOR_BYTES == 64
+template <class C>
+RNNEXT_INLINE unsigned first_lanes(int64_t n) {
+  return n >= kLanes<C> ? (1u << kLanes<C>)-1 : n > 0 ? (1u << n) - 1 : 0;
+}
+RNNEXT_INLINE Vec<float> load_first(const float* p, int64_t n) {
+  return (Vec<float>)_mm512_maskz_loadu_ps(first_lanes<float>(n), p);
+}
+RNNEXT_INLINE Vec<double> load_first(const double* p, int64_t n) {
+  return (Vec<double>)_mm512_maskz_loadu_pd(first_lanes<double>(n), p);
+}
+RNNEXT_INLINE void store_first(float* p, Vec<float> x, int64_t n) {
+  _mm512_mask_storeu_ps(p, first_lanes<float>(n), (__m512)x);
+}
+RNNEXT_INLINE void store_first(double* p, Vec<double> x, int64_t n) {
+  _mm512_mask_storeu_pd(p, first_lanes<double>(n), (__m512d)x);
+}
+#endif
+template <class S>
+__attribute__((noinline)) Vec<Compute<S>> load_first(const S* p, int64_t n) {
+  S lanes[kLanes<Compute<S>>] = {};
+  if (n > 0) __builtin_memcpy(lanes, p, n * sizeof(S));
+  return load(lanes);
+}
+template <class S>
+__attribute__((noinline)) void store_first(S* p, Vec<Compute<S>> x, int64_t n) {
+  S lanes[kLanes<Compute<S>>];
+  store(lanes, x);
+  if (n > 0) __builtin_memcpy(p, lanes, n * sizeof(S));
+}
+
+// n values of storage type S at p (n >= the lanes: all of them; n <= 0: none); lanes past n are 0.
+template <class S>
+RNNEXT_INLINE Vec<Compute<S>> load_some(const S* p, int64_t n) {
+  using C = Compute<S>;
+  return n >= kLanes<C> ? load(p) : load_first(p, n);
+}
+template <class S>
+RNNEXT_INLINE void store_some(S* p, Vec<Compute<S>> x, int64_t n) {
+  if (n >= kLanes<Compute<S>>) return store(p, x);
+  store_first(p, x, n);
+}
+
+}  // namespace rnnext::RNNEXT_ISA

@@ -1,0 +1,308 @@
+#include "cuda/embedding/kernel.h"
+
+#include "cuda/device.h"
+#include "cuda/embedding/index_check.cuh"
+
+namespace rnnext::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// Lanes along a row of `vectors` items: the power of two that covers it, up to a limit.
+unsigned lanes_for(int64_t vectors, unsigned limit) {
+  unsigned lanes = 1;
+  while (lanes < vectors && lanes < limit) lanes *= 2;
+  return lanes;
+}
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// ---- gather ------------------------------------------------------------------------------------
+
+constexpr int kGatherRows = 4;  // rows a thread copies, so that several loads are in flight
+
+template <typename Vector>
+__global__ void __launch_bounds__(kThreads) gather(EmbeddingGather p) {
+  const int64_t first = int64_t(blockIdx.x) * blockDim.y * kGatherRows + threadIdx.y;
+  const int64_t vectors = p.row_bytes / int64_t(sizeof(Vector));
+  const auto* weight = static_cast<const unsigned char*>(p.weight);
+  const Vector* from[kGatherRows];
+#pragma unroll
+  for (int r = 0; r < kGatherRows; ++r) {
+    const int64_t row = first + r * int64_t(blockDim.y);
+    int64_t index = -1;
+    if (row < p.indices.count) index = checked_index(p.indices, row);
+    from[r] = index < 0 ? nullptr
+                        : reinterpret_cast<const Vector*>(weight + index * p.weight_stride_bytes);
+  }
+  for (int64_t column = threadIdx.x; column < vectors; column += blockDim.x) {
+    Vector value[kGatherRows];
+#pragma unroll
+    for (int r = 0; r < kGatherRows; ++r) {
+      value[r] = from[r] != nullptr ? __ldg(from[r] + column) : Vector{};
+    }
+#pragma unroll
+    for (int r = 0; r < kGatherRows; ++r) {
+      const int64_t row = first + r * int64_t(blockDim.y);
+      if (row < p.indices.count) static_cast<Vector*>(p.output)[row * vectors + column] = value[r];
+    }
+  }
+}
+
+template <typename Vector>
+cudaError_t launch_gather(const EmbeddingGather& p, cudaStream_t stream) {
+  LaunchShape shape;
+  const unsigned lanes = lanes_for(p.row_bytes / int64_t(sizeof(Vector)), kThreads);
+  shape.block = dim3(lanes, kThreads / lanes);
+  shape.grid = dim3(unsigned(divide_up(p.indices.count, shape.block.y * kGatherRows)));
+  return launch(gather<Vector>, shape, stream, p);
+}
+
+// ---- keys, heads, rows -------------------------------------------------------------------------
+
+__global__ void __launch_bounds__(kThreads) make_keys(EmbeddingKeys p) {
+  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= p.indices.count) return;
+  const int64_t index = checked_index(p.indices, i);
+  p.keys[i] = int32_t(index < 0 || index == p.padding_idx ? p.indices.rows : index);
+  p.positions[i] = int32_t(i);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    mark_heads(const int32_t* keys, int64_t count, int64_t rows, int32_t* heads) {
+  const int64_t p = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (p >= count) return;
+  heads[p] = keys[p] < rows && (p == 0 || keys[p] != keys[p - 1]);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    list_rows(const int32_t* keys, const int32_t* slots, int64_t count, int64_t rows,
+              int64_t* unique) {
+  const int64_t p = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (p >= count || keys[p] >= rows) return;
+  if (p == 0 || keys[p] != keys[p - 1]) unique[slots[p] - 1] = keys[p];
+}
+
+LaunchShape elementwise(int64_t count) {
+  LaunchShape shape;
+  shape.grid = dim3(unsigned(divide_up(count, kThreads)));
+  shape.block = dim3(kThreads);
+  return shape;
+}
+
+// ---- segmented reduction -----------------------------------------------------------------------
+//
+// The sorted positions are cut into chunks of equal length. In the first kernel a thread sums the
+// runs of one chunk, for one vector of columns: a run that lies within the chunk goes to the
+// output, one that reaches over a border leaves its sum in `partial`, [chunk][0] if it came in from
+// the left, otherwise [chunk][1]. The second kernel adds up the parts of each run that crosses
+// borders, so that one row with a million gradients is summed by many threads as well.
+
+constexpr int kUnroll = 4;       // gradients loaded before the first is added
+constexpr int kReducers = 8;     // threads that share the parts of one run
+constexpr unsigned kLanes = 32;  // vectors of columns in a block
+
+int64_t chunk_length(int64_t count) {
+  int64_t length = 16;  // long enough that the parts are a small share of the traffic
+  while (length < 256 && length * length * 64 < count) length *= 2;
+  return length;
+}
+
+template <typename T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  T element[N];
+};
+
+template <typename T, int N>
+__device__ __forceinline__ void write_row(const EmbeddingReduce& p, int64_t position,
+                                          int64_t length, int64_t column, Accumulate<T> (&sum)[N]) {
+  const int64_t row = p.slots != nullptr ? p.slots[position] - 1 : p.keys[position];
+  Pack<T, N> pack;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    pack.element[i] = from_float<T>(p.by_frequency ? sum[i] / Accumulate<T>(length) : sum[i]);
+  }
+  *reinterpret_cast<Pack<T, N>*>(static_cast<T*>(p.output) + row * p.columns + column) = pack;
+}
+
+template <typename T, int N>
+__global__ void __launch_bounds__(kThreads) reduce_chunks(EmbeddingReduce p, int64_t chunk_size) {
+  using Acc = Accumulate<T>;
+  const int64_t chunk = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
+  const int64_t column = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;
+  const int64_t begin = chunk * chunk_size;
+  if (begin >= p.count || column >= p.columns) return;
+  const int64_t end = min(begin + chunk_size, p.count);
+  const T* grad = static_cast<const T*>(p.grad) + column;
+  Acc* partial = static_cast<Acc*>(p.partial) + 2 * chunk * p.columns + column;
+
+  int32_t key = p.keys[begin];
+  int64_t run_begin = begin;
+  bool from_left = begin > 0 && p.keys[begin - 1] == key;
+  Acc sum[N] = {};
+  for (int64_t base = begin; base < end; base += kUnroll) {
+    Pack<T, N> pack[kUnroll];
+    int32_t next[kUnroll];  // the key after each; -1 at the end
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t i = base + u;
+      next[u] = i + 1 < p.count ? __ldg(p.keys + i + 1) : -1;
+      if (i < end) {
+        const int64_t row = __ldg(p.positions + i);
+        pack[u] = *reinterpret_cast<const Pack<T, N>*>(grad + row * p.columns);
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t i = base + u;
+      if (i >= end) break;
+#pragma unroll
+      for (int n = 0; n < N; ++n) sum[n] += to_float(pack[u].element[n]);
+      if (next[u] == key && i + 1 < end) continue;
+      if (key < p.rows) {
+        if (!from_left && next[u] != key) {
+          write_row<T, N>(p, i, i + 1 - run_begin, column, sum);
+        } else {
+          Acc* part = partial + (from_left ? 0 : p.columns);
+#pragma unroll
+          for (int n = 0; n < N; ++n) part[n] = sum[n];
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < N; ++n) sum[n] = 0;
+      key = next[u];
+      run_begin = i + 1;
+      from_left = false;
+    }
+  }
+}
+
+template <typename T, int N>
+__global__ void __launch_bounds__(kThreads) reduce_parts(EmbeddingReduce p, int64_t chunk_size) {
+  using Acc = Accumulate<T>;
+  const int64_t chunk = blockIdx.x;
+  const int64_t begin = chunk * chunk_size, next_chunk = begin + chunk_size;
+  // Whether a run begins in this chunk and goes on in the next one: the same for the whole block.
+  if (next_chunk >= p.count) return;
+  const int32_t key = p.keys[next_chunk];
+  if (p.keys[next_chunk - 1] != key || key >= p.rows) return;
+  if (begin > 0 && p.keys[begin - 1] == key) return;
+
+  int64_t low = next_chunk, high = p.count;  // the end of the run lies in low+1..high
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    (p.keys[middle] == key ? low : high) = middle;
+  }
+  const int64_t run_end = high;
+  const int64_t column = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;
+  const bool active = column < p.columns;
+  const Acc* partial = static_cast<const Acc*>(p.partial) + column;
+  Acc sum[N] = {};
+  if (active) {
+    if (threadIdx.y == 0) {
+#pragma unroll
+      for (int n = 0; n < N; ++n) sum[n] = partial[(2 * chunk + 1) * p.columns + n];
+    }
+    for (int64_t c = chunk + 1 + threadIdx.y; c * chunk_size < run_end; c += kReducers) {
+#pragma unroll
+      for (int n = 0; n < N; ++n) sum[n] += partial[2 * c * p.columns + n];
+    }
+  }
+  Acc* shared = reinterpret_cast<Acc*>(shared_memory());
+#pragma unroll
+  for (int n = 0; n < N; ++n) shared[(threadIdx.y * N + n) * blockDim.x + threadIdx.x] = sum[n];
+  __syncthreads();
+  if (threadIdx.y != 0 || !active) return;
+  for (int other = 1; other < kReducers; ++other) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) sum[n] += shared[(other * N + n) * blockDim.x + threadIdx.x];
+  }
+  int64_t run_begin = begin;
+  if (p.by_frequency) {  // the run begins in begin..next_chunk-1
+    int64_t below = begin - 1, at = next_chunk - 1;
+    while (at - below > 1) {
+      const int64_t middle = below + (at - below) / 2;
+      (p.keys[middle] == key ? at : below) = middle;
+    }
+    run_begin = at;
+  }
+  write_row<T, N>(p, next_chunk, run_end - run_begin, column, sum);
+}
+
+template <typename T, int N>
+cudaError_t launch_reduce(const EmbeddingReduce& p, cudaStream_t stream) {
+  const int64_t chunk_size = chunk_length(p.count), chunks = divide_up(p.count, chunk_size);
+  const unsigned lanes = lanes_for(divide_up(p.columns, N), kLanes);
+  const auto tiles = unsigned(divide_up(p.columns, int64_t(lanes) * N));
+  LaunchShape shape;
+  shape.block = dim3(lanes, kThreads / lanes);
+  shape.grid = dim3(unsigned(divide_up(chunks, shape.block.y)), tiles);
+  cudaError_t error = launch(reduce_chunks<T, N>, shape, stream, p, chunk_size);
+  if (error != cudaSuccess || chunks == 1) return error;
+  shape.block = dim3(lanes, kReducers);
+  shape.grid = dim3(unsigned(chunks), tiles);
+  shape.shared_bytes = sizeof(Accumulate<T>) * N * kReducers * lanes;
+  return launch(reduce_parts<T, N>, shape, stream, p, chunk_size);
+}
+
+// Vectors of 16 bytes where the rows allow it.
+template <typename T>
+cudaError_t launch_reduce(const EmbeddingReduce& p, cudaStream_t stream) {
+  constexpr int kWide = 16 / sizeof(T);
+  const auto addresses =
+      reinterpret_cast<uintptr_t>(p.grad) | reinterpret_cast<uintptr_t>(p.output);
+  if (p.columns % kWide == 0 && addresses % 16 == 0) return launch_reduce<T, kWide>(p, stream);
+  return launch_reduce<T, 1>(p, stream);
+}
+
+}  // namespace
+
+cudaError_t launch_embedding_gather(const EmbeddingGather& p, cudaStream_t stream) {
+  if (p.indices.count == 0 || p.row_bytes == 0) return cudaSuccess;
+  const auto alignment = reinterpret_cast<uintptr_t>(p.weight) |
+                         reinterpret_cast<uintptr_t>(p.output) | uintptr_t(p.row_bytes) |
+                         uintptr_t(p.weight_stride_bytes);
+  if (alignment % 16 == 0) return launch_gather<uint4>(p, stream);
+  if (alignment % 8 == 0) return launch_gather<uint2>(p, stream);
+  if (alignment % 4 == 0) return launch_gather<unsigned>(p, stream);
+  if (alignment % 2 == 0) return launch_gather<unsigned short>(p, stream);
+  return launch_gather<unsigned char>(p, stream);
+}
+
+cudaError_t launch_embedding_keys(const EmbeddingKeys& p, cudaStream_t stream) {
+  if (p.indices.count == 0) return cudaSuccess;
+  return launch(make_keys, elementwise(p.indices.count), stream, p);
+}
+
+cudaError_t launch_embedding_heads(const int32_t* keys, int64_t count, int64_t rows, int32_t* heads,
+                                   cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  return launch(mark_heads, elementwise(count), stream, keys, count, rows, heads);
+}
+
+cudaError_t launch_embedding_rows(const int32_t* keys, const int32_t* slots, int64_t count,
+                                  int64_t rows, int64_t* unique, cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  return launch(list_rows, elementwise(count), stream, keys, slots, count, rows, unique);
+}
+
+int64_t embedding_partial_bytes(int64_t count, int64_t columns, DType dtype) {
+  return 2 * divide_up(count, chunk_length(count)) * columns * (dtype == DType::f64 ? 8 : 4);
+}
+
+cudaError_t launch_embedding_reduce(const EmbeddingReduce& p, cudaStream_t stream) {
+  if (p.count == 0 || p.columns == 0 || p.rows == 0) return cudaSuccess;
+  switch (p.dtype) {
+    case DType::f32:
+      return launch_reduce<float>(p, stream);
+    case DType::f64:
+      return launch_reduce<double>(p, stream);
+    case DType::bf16:
+      return launch_reduce<__nv_bfloat16>(p, stream);
+    case DType::f16:
+      return launch_reduce<__half>(p, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace rnnext::cuda

@@ -1,0 +1,381 @@
+// The recurrence on CUDA devices: check, choose a path, fill the params, launch. Everything runs on
+// the current stream without waiting for the device, so CUDA graphs can capture it. The products
+// with W_ih, and in the backward pass those that give the gradients of weights and input, are one
+// large GEMM each, outside of the recurrence.
+#include <ATen/ATen.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cuda/embedding/index_check.h"
+#include "cuda/recurrence/launch.h"
+#include "ops/arguments.h"
+#include "ops/signatures.h"
+
+namespace rnnext::cuda {
+namespace {
+
+Device describe(c10::DeviceIndex index) {
+  const cudaDeviceProp* properties = at::cuda::getDeviceProperties(index);
+  Device device;
+  device.capability = 10 * properties->major + properties->minor;
+  device.sm_count = properties->multiProcessorCount;
+  device.shared_bytes = static_cast<int>(properties->sharedMemPerBlockOptin);
+  device.registers = properties->regsPerMultiprocessor;
+  if (device.capability >= 90) count_clusters(device.shared_bytes, device.clusters);
+  return device;
+}
+
+// choose() for the current device, remembered: a call's shape mostly comes again.
+Geometry choice(const Problem& p, c10::DeviceIndex index) {
+  static std::mutex mutex;
+  static std::map<c10::DeviceIndex, Device> devices;
+  using Key = std::tuple<int, int64_t, int64_t, int64_t, int, int, bool, std::string>;
+  static std::map<Key, Geometry> choices;
+  constexpr size_t kRemembered = 1024;
+  const char* forced = std::getenv("RNNEXT_CUDA_PATH");
+  const Key key(index, p.T, p.B, p.H, p.D, static_cast<int>(p.compute), p.backward,
+                forced ? forced : "");
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (const auto known = choices.find(key); known != choices.end()) return known->second;
+  if (devices.count(index) == 0) devices[index] = describe(index);
+  try {
+    if (choices.size() >= kRemembered) choices.clear();
+    return choices[key] = choose(p, devices[index], forced);
+  } catch (const std::invalid_argument& error) {
+    choices.erase(key);
+    TORCH_CHECK_VALUE(false, error.what());
+  }
+}
+
+Compute compute_of(DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+      return Compute::f64;
+    case DType::bf16:
+      return Compute::bf16;
+    case DType::f16:
+      return Compute::f16;
+    default:
+      return at::globalContext().allowTF32CuBLAS() ? Compute::tf32 : Compute::f32;
+  }
+}
+
+bool even(const Tensor& t) {  // pairs of 16-bit elements can be read as words
+  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 4 == 0;
+}
+
+// A call's params, and the tensors that they point into.
+struct Call {
+  RecurrenceSizes s;
+  RecurrenceParams p{};
+  Compute compute{};
+  cudaStream_t stream{};
+  at::TensorOptions options;
+  bool reads_even = true;
+  std::vector<Tensor> alive;
+
+  Call(const Tensor& input, const OptionalTensor& index, TensorList weight_ih, TensorList weight_hh,
+       TensorList bias_ih, TensorList bias_hh, const OptionalTensor& h0,
+       const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
+       c10::string_view nonlinearity, const c10::List<bool>& reverse)
+      : s(check_recurrence(input, index, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths,
+                           batch_sizes, reverse.size())) {
+    compute = compute_of(parse_dtype(weight_hh[0], "weight_hh"));
+    stream = at::cuda::getCurrentCUDAStream();
+    options = weight_hh[0].options();
+    p.T = s.T, p.B = s.B, p.H = s.H, p.D = static_cast<int>(s.D);
+    p.cell =
+        parse_nonlinearity(nonlinearity) == Nonlinearity::tanh ? CellKind::tanh : CellKind::relu;
+    for (int d = 0; d < p.D; ++d) {
+      p.reverse[d] = reverse[d];
+      if (bias_ih.empty()) continue;
+      p.bias_ih[d] = keep(bias_ih[d]);
+      p.bias_hh[d] = keep(bias_hh[d]);
+    }
+    if (given(h0)) p.h0 = keep(*h0);
+    if (s.N == 0) return;
+    if (s.packed()) {
+      p.step_row = constants(s.step_row);
+      p.lengths = constants(s.row_lengths);
+    } else if (given(lengths)) {
+      p.lengths = static_cast<const int64_t*>(keep(*lengths));
+    }
+  }
+
+  const void* keep(const Tensor& t) {
+    alive.push_back(t.contiguous());
+    return alive.back().const_data_ptr();
+  }
+  const void* keep_even(const Tensor& t) {
+    const void* data = keep(t);
+    reads_even = reads_even && even(alive.back());
+    return data;
+  }
+  Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, options); }
+
+  const int64_t* constants(const std::vector<int64_t>& values) {
+    alive.push_back(at::empty({static_cast<int64_t>(values.size())}, options.dtype(at::kLong)));
+    int64_t* to = alive.back().mutable_data_ptr<int64_t>();
+    C10_CUDA_CHECK(launch_write_constants(to, values.data(), values.size(), stream));
+    return to;
+  }
+
+  int64_t first_row(int64_t t) const { return s.packed() ? s.step_row[t] : t * s.B; }
+  int64_t batch(int64_t t) const { return s.packed() ? s.step_row[t + 1] - s.step_row[t] : s.B; }
+
+  // The rows of the forward pass: ready, picked by an index, or the product with W_ih.
+  void set_input(const Tensor& input, const OptionalTensor& index, TensorList weight_ih) {
+    Tensor rows = input;
+    if (s.features) {
+      // A batch-first input is multiplied as it lies in memory, and read through strides.
+      const bool swapped =
+          input.dim() == 3 && !input.is_contiguous() && input.transpose(0, 1).is_contiguous();
+      const Tensor from = swapped ? input.transpose(0, 1) : input;
+      std::vector<int64_t> shape = from.sizes().vec();
+      shape.back() = s.D * s.H;
+      rows = empty(shape);
+      const Tensor features = from.reshape({s.N, s.I});
+      for (int64_t d = 0; d < s.D; ++d) {
+        Tensor part = rows.view({s.N, s.D * s.H}).narrow(1, d * s.H, s.H);
+        at::mm_out(part, features, weight_ih[d].t());
+      }
+      if (swapped) rows = rows.transpose(0, 1);
+    } else if (input.stride(-1) != 1) {
+      rows = input.contiguous();
+    }
+    if (given(index)) {
+      TORCH_CHECK_INDEX(input.size(0) > 0, "index out of range in self: the table has no rows");
+      const Tensor flat = index->contiguous();
+      alive.push_back(at::empty({s.N}, options.dtype(at::kLong)));
+      int64_t* to = alive.back().mutable_data_ptr<int64_t>();
+      C10_CUDA_CHECK(launch_table_rows(checked_indices(flat, input.size(0)), to, stream));
+      p.index = to;
+    }
+    alive.push_back(rows);
+    p.input = rows.const_data_ptr();
+    p.input_stride_b = rows.stride(-2);
+    p.input_stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
+    reads_even = reads_even && even(rows) && p.input_stride_b % 2 == 0 && p.input_stride_t % 2 == 0;
+  }
+
+  // W_hh or its transpose as the resident kernels read it.
+  void set_matrix(TensorList weight_hh, bool transposed) {
+    const int64_t block = 64 / element_size(compute);
+    p.weight_stride = (s.H + block - 1) / block * block;
+    for (int d = 0; d < p.D; ++d) {
+      Tensor matrix = transposed ? weight_hh[d].t() : weight_hh[d];
+      if (p.weight_stride != s.H) {
+        Tensor padded = at::zeros({s.H, p.weight_stride}, options);
+        padded.narrow(1, 0, s.H).copy_(matrix);
+        matrix = padded;
+      }
+      matrix = matrix.contiguous();
+      if (reinterpret_cast<uintptr_t>(matrix.const_data_ptr()) % 16) matrix = matrix.clone();
+      p.weight[d] = keep(matrix);
+    }
+  }
+
+  void run_resident(const Geometry& g, bool backward) {
+    if (g.path == Path::grid) {
+      const int64_t flags = (g.flag_count() * 4 + 15) / 16 * 16;
+      alive.push_back(at::zeros({flags + g.exchange_bytes()}, options.dtype(at::kByte)));
+      unsigned char* memory = alive.back().mutable_data_ptr<uint8_t>();
+      p.flags = reinterpret_cast<unsigned*>(memory);
+      p.exchange = memory + flags;
+    }
+    C10_CUDA_CHECK(launch_resident(p, g, compute, backward, stream));
+  }
+
+  // Where each direction stands at step `step` of a pass.
+  StepParams at_step(int64_t step, bool backward) const {
+    StepParams at{};
+    at.step = step;
+    for (int d = 0; d < p.D; ++d) {
+      const int64_t t = p.reverse[d] != backward ? s.T - 1 - step : step;
+      at.first_row[d] = first_row(t);
+      at.batch[d] = batch(t);
+    }
+    return at;
+  }
+
+  // h_n holds h0; it is the state throughout.
+  void run_steps_forward(TensorList weight_hh, const Tensor& h_n) {
+    const Tensor matrix = at::stack(weight_hh).transpose(1, 2);
+    const Tensor product = empty(h_n.sizes());
+    for (int64_t step = 0; step < s.T; ++step) {
+      StepParams at = at_step(step, false);
+      const int64_t rows = std::max(at.batch[0], at.batch[1]);
+      Tensor part = product.narrow(1, 0, rows);
+      at::bmm_out(part, h_n.narrow(1, 0, rows), matrix);
+      at.product = product.const_data_ptr();
+      at.state = h_n.data_ptr();
+      C10_CUDA_CHECK(launch_step(p, at, compute, false, stream));
+    }
+  }
+
+  // `state` holds the gradient of h_n and becomes that of h0.
+  void run_steps_backward(TensorList weight_hh, Tensor state) {
+    const Tensor matrix = at::stack(weight_hh);
+    const Tensor grad_step = empty(state.sizes());
+    for (int64_t step = 0; step < s.T; ++step) {
+      StepParams at = at_step(step, true);
+      at.state = state.data_ptr();
+      at.grad_step = grad_step.data_ptr();
+      C10_CUDA_CHECK(launch_step(p, at, compute, true, stream));
+      state.baddbmm_(grad_step, matrix);
+    }
+  }
+};
+
+std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor& index,
+                                      TensorList weight_ih, TensorList weight_hh,
+                                      TensorList bias_ih, TensorList bias_hh,
+                                      const OptionalTensor& h0, const OptionalTensor& lengths,
+                                      const OptionalTensor& batch_sizes,
+                                      c10::string_view nonlinearity,
+                                      const c10::List<bool>& reverse) {
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const c10::cuda::OptionalCUDAGuard guard(at::device_of(input));
+  Call call(input, index, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, batch_sizes,
+            nonlinearity, reverse);
+  const RecurrenceSizes& s = call.s;
+  const Tensor output = call.empty(s.output_shape());
+  const Tensor h_n = call.empty({s.D, s.B, s.H});
+  const auto start_from_h0 = [&] { given(h0) ? h_n.copy_(*h0) : h_n.zero_(); };
+  if (s.N == 0) {
+    start_from_h0();
+    return {output, h_n};
+  }
+  call.set_input(input, index, weight_ih);
+  RecurrenceParams& p = call.p;
+  p.paired = s.H % 2 == 0 && call.reads_even;
+  p.output = output.data_ptr();
+  p.h_n = h_n.data_ptr();
+  const Geometry geometry =
+      choice({s.T, s.B, s.H, p.D, call.compute, false}, input.device().index());
+  if (geometry.path == Path::step) {
+    start_from_h0();
+    call.run_steps_forward(weight_hh, h_n);
+  } else {
+    call.set_matrix(weight_hh, false);
+    call.run_resident(geometry, false);
+  }
+  return {output, h_n};
+}
+
+// The gradient of W_hh: all rows of grad [N,H] (columns of a wider tensor) times the states before
+// them. Those are the neighbouring rows of `states`, and h0 at the ends.
+Tensor weight_gradient(const Tensor& grad, const Tensor& states, const OptionalTensor& h0,
+                       int64_t batch, bool reverse) {
+  const int64_t rest = grad.size(0) - batch;
+  Tensor result = at::mm(grad.narrow(0, reverse ? 0 : batch, rest).t(),
+                         states.narrow(0, reverse ? batch : 0, rest));
+  if (given(h0)) result.addmm_(grad.narrow(0, reverse ? rest : 0, batch).t(), *h0);
+  return result;
+}
+
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, Tensor>
+recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                    const Tensor& output, const Tensor& input, const OptionalTensor& index,
+                    TensorList weight_ih, TensorList weight_hh, const OptionalTensor& h0,
+                    const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
+                    c10::string_view nonlinearity, const c10::List<bool>& reverse,
+                    std::array<bool, 4> output_mask) {
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const c10::cuda::OptionalCUDAGuard guard(at::device_of(input));
+  Call call(input, index, weight_ih, weight_hh, {}, {}, h0, lengths, batch_sizes, nonlinearity,
+            reverse);
+  const RecurrenceSizes& s = call.s;
+  const Tensor& like = weight_hh[0];
+  check_like(output, "output", s.output_shape(), like);
+  if (given(grad_output)) check_like(*grad_output, "grad_output", s.output_shape(), like);
+  if (given(grad_h_n)) check_like(*grad_h_n, "grad_h_n", {s.D, s.B, s.H}, like);
+  const auto [want_input, want_weights, want_bias, want_h0] = output_mask;
+
+  Tensor grad_pre = call.empty(s.output_shape());
+  Tensor grad_h0 = call.empty(want_h0 ? at::IntArrayRef{s.D, s.B, s.H} : at::IntArrayRef{0});
+  RecurrenceParams& p = call.p;
+  if (s.N > 0) {
+    p.output = const_cast<void*>(call.keep_even(output));
+    if (given(grad_output)) p.grad_output = call.keep_even(*grad_output);
+    if (given(grad_h_n)) p.grad_h_n = call.keep(*grad_h_n);
+    p.grad_pre = grad_pre.data_ptr();
+    p.paired = s.H % 2 == 0 && call.reads_even;
+    const Geometry geometry =
+        choice({s.T, s.B, s.H, p.D, call.compute, true}, input.device().index());
+    if (geometry.path == Path::step) {
+      const Tensor state = call.empty({s.D, s.B, s.H});
+      given(grad_h_n) ? state.copy_(*grad_h_n) : state.zero_();
+      call.run_steps_backward(weight_hh, state);
+      if (want_h0) grad_h0 = state;
+    } else {
+      if (want_h0) p.grad_h0 = grad_h0.data_ptr();
+      call.set_matrix(weight_hh, true);
+      call.run_resident(geometry, true);
+    }
+  } else if (want_h0) {
+    given(grad_h_n) ? grad_h0.copy_(*grad_h_n) : grad_h0.zero_();
+  }
+
+  const int64_t width = s.D * s.H;
+  const Tensor grad_rows = grad_pre.view({s.N, width});
+  const auto direction = [&](const Tensor& rows, int64_t d) {
+    return rows.narrow(1, d * s.H, s.H);
+  };
+  std::vector<Tensor> grad_weight_ih, grad_weight_hh, grad_bias;
+  if (want_weights) {
+    // Where sequences start or end at different steps, a kernel collects the states before them.
+    const bool collected = s.N > 0 && (s.packed() || (given(lengths) && given(h0)));
+    Tensor states = output.contiguous().view({s.N, width});
+    if (collected) {
+      states = call.empty({s.N, width});
+      C10_CUDA_CHECK(launch_previous_state(p, states.data_ptr(), call.compute, call.stream));
+    }
+    const Tensor features = s.features ? input.reshape({s.N, s.I}) : Tensor();
+    for (int64_t d = 0; d < s.D; ++d) {
+      const Tensor grad = direction(grad_rows, d), before = direction(states, d);
+      const OptionalTensor start = given(h0) ? OptionalTensor((*h0)[d]) : OptionalTensor();
+      grad_weight_hh.push_back(collected || s.N == 0
+                                   ? at::mm(grad.t(), before)
+                                   : weight_gradient(grad, before, start, s.B, reverse[d]));
+      if (s.features) grad_weight_ih.push_back(at::mm(grad.t(), features));
+    }
+  }
+  if (want_bias) {
+    for (int64_t d = 0; d < s.D; ++d) grad_bias.push_back(direction(grad_rows, d).sum(0));
+  }
+  Tensor grad_input = call.empty({0});
+  if (want_input && s.features) {
+    grad_input = at::mm(direction(grad_rows, 0), weight_ih[0]);
+    if (s.D == 2) grad_input.addmm_(direction(grad_rows, 1), weight_ih[1]);
+    grad_input = grad_input.view(input.sizes());
+  } else if (want_input && given(index)) {
+    // A row of the table collects from every row that read it.
+    static const auto op = find_op<EmbeddingBackwardOp>("rnnext::embedding_backward");
+    grad_input = op.call(grad_rows, index->flatten(), input.size(0), -1, false);
+  } else if (want_input) {
+    grad_input = grad_pre;
+  }
+  return {grad_input, grad_weight_ih, grad_weight_hh, grad_bias, grad_h0};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rnnext, CUDA, m) {
+  m.impl("recurrence", recurrence);
+  m.impl("recurrence_backward", recurrence_backward);
+}
+
+}  // namespace rnnext::cuda

@@ -1,0 +1,233 @@
+#include "cuda/recurrence/choice.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+namespace rnnext::cuda {
+namespace {
+
+// Cycles, by reasoning from published latencies; nothing here was measured. They order the choices
+// and say nothing about time (docs/cuda.md).
+constexpr double kStepOverhead[] = {9000, 500, 1000, 2500};  // a step's fixed cost, by Path
+constexpr double kStart = 8000;        // of a resident kernel, beside reading the matrix
+constexpr double kElementCycles = 60;  // of the cell, for each element of a thread
+constexpr double kSharedBytes = 128;   // bytes a cycle: shared memory of an SM
+constexpr double kPeerBytes = 16;      // into another SM's shared memory
+constexpr double kL2Bytes = 32;        // from L2, an SM
+constexpr double kGemmEfficiency = 0.5;
+
+constexpr Path kResident[] = {Path::block, Path::cluster, Path::grid};
+constexpr const char* kNames[] = {"step", "block", "cluster", "grid"};
+constexpr int64_t kMaxH = 16384;  // past any card's capacity
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+bool tensor_cores(Compute c) { return c != Compute::f32 && c != Compute::f64; }
+
+// Multiply-adds a cycle of one SM.
+double rate(Compute compute, int capability) {
+  const bool data_center = capability == 80 || capability == 90 || capability == 100;
+  switch (compute) {
+    case Compute::f32:
+      return capability == 80 || capability < 80 ? 64 : 128;
+    case Compute::f64:
+      return capability == 80 ? 32 : data_center ? 64 : 2;
+    case Compute::tf32:
+      return data_center ? 512 : 128;
+    default:
+      return data_center ? 1024 : 256;
+  }
+}
+
+// Fills `g` for groups of `blocks` blocks and tiles of `rows` sequences; false if it does not fit.
+bool lay_out(const Problem& p, const Device& device, Path path, int64_t blocks, int64_t rows,
+             Geometry& g) {
+  const bool matrix = tensor_cores(p.compute);
+  const int64_t element = element_size(p.compute);
+  const int64_t accumulator = p.compute == Compute::f64 ? 8 : 4;
+  const int64_t slice = round_up(ceil_div(p.H, blocks), matrix ? 16 : 4);
+  int64_t unit_workers, k_workers, k_total, parts, part_stride, vector_stride;
+  if (matrix) {
+    unit_workers = slice / 16;
+    if (unit_workers > kWarps) return false;
+    k_workers = kWarps / unit_workers;
+    k_total = ceil_div(p.H * element, 64);
+    parts = std::min(k_workers, k_total);
+    part_stride = slice + 4;  // the lanes of an mma's result fall into different banks
+    vector_stride = round_up(p.H * element, 64);
+    if (vector_stride % 128 == 0) vector_stride += 64;  // likewise for the vectors
+  } else {
+    unit_workers = slice / 2;
+    unit_workers = unit_workers <= 8 ? 8 : unit_workers <= 16 ? 16 : round_up(unit_workers, 32);
+    if (unit_workers > kThreads) return false;
+    k_workers = kThreads / unit_workers;
+    k_total = ceil_div(p.H * element, 16);
+    parts = std::min<int64_t>(k_workers, kWarps);
+    part_stride = 2 * unit_workers;
+    vector_stride = round_up(p.H * element, 16);
+  }
+  const int64_t k_blocks = ceil_div(k_total, k_workers);
+  int64_t at = (path == Path::grid ? 1 : 2) * rows * vector_stride;
+  const auto take = [&at](int64_t bytes) {
+    const int64_t begin = at;
+    at += round_up(bytes, 16);
+    return static_cast<int>(begin);
+  };
+  if (at > device.shared_bytes || rows * part_stride > (1 << 20)) return false;
+  g = Geometry{};
+  g.path = path;
+  g.blocks = static_cast<int>(blocks);
+  g.rows = static_cast<int>(rows);
+  g.slice = static_cast<int>(slice);
+  g.pairs = static_cast<int>(element == 2 ? slice / 2 : slice);
+  g.row_step = kThreads / g.pairs;
+  g.pair_step = kThreads % g.pairs;
+  g.unit_workers = static_cast<int>(unit_workers);
+  g.k_workers = static_cast<int>(k_workers);
+  g.k_blocks = static_cast<int>(k_blocks);
+  g.parts = static_cast<int>(parts);
+  g.part_stride = static_cast<int>(part_stride);
+  g.vector_stride = static_cast<int>(vector_stride);
+  g.part_offset = take(parts * rows * part_stride * accumulator);
+  g.input_offset = take(2 * (p.backward ? 2 : 1) * rows * slice * element);
+  g.bias_offset = take(slice * accumulator);
+  g.length_offset = take(rows * 4);
+  g.weight_offset = take(std::max<int64_t>(0, k_blocks - kRegisterBlocks) * kThreads * 32);
+  g.shared_bytes = static_cast<int>(at);
+  return at <= device.shared_bytes;
+}
+
+// Cycles of one step of one tile.
+double step_cycles(const Problem& p, const Device& device, const Geometry& g) {
+  const bool matrix = tensor_cores(p.compute);
+  const double element = element_size(p.compute);
+  const double passes = ceil_div(g.rows, matrix ? 8 : p.compute == Compute::f64 ? 2 : 4);
+  const double columns = g.k_blocks * g.k_workers * (matrix ? 64 : 16) / element;
+  const double units = g.unit_workers * (matrix ? 16 : 2);
+  const double products = units * columns * (matrix ? passes * 8 : g.rows);
+  const double spilled = std::max(0, g.k_blocks - kRegisterBlocks) * (kThreads * 32.0);
+  const double published = g.rows * g.slice * element;
+  double cycles =
+      kStepOverhead[static_cast<int>(g.path)] +
+      std::max(products / rate(p.compute, device.capability), passes * spilled / kSharedBytes) +
+      ceil_div(g.rows * g.slice, kThreads) * kElementCycles;
+  if (g.path == Path::cluster) cycles += published * g.blocks / kPeerBytes;
+  if (g.path == Path::grid) cycles += g.rows * g.vector_stride / kL2Bytes;
+  return cycles;
+}
+
+// Groups that run at once.
+int64_t concurrent(const Device& device, Path path, int64_t blocks) {
+  if (path == Path::block) return device.sm_count;
+  if (path == Path::grid) return device.sm_count / blocks;
+  return device.clusters[blocks == 2 ? 0 : blocks == 4 ? 1 : blocks == 8 ? 2 : 3];
+}
+
+// The best geometry of one path and group size; keeps `best` if that is cheaper.
+void consider(const Problem& p, const Device& device, Path path, int64_t blocks, Geometry& best) {
+  const int64_t at_once = concurrent(device, path, blocks);
+  if (at_once < (path == Path::grid ? p.D : 1)) return;
+  const int64_t per_direction = std::max<int64_t>(1, at_once / p.D);
+  for (int64_t rows = ceil_div(p.B, per_direction);; rows = ceil_div(rows, 2)) {
+    Geometry g;
+    if (lay_out(p, device, path, blocks, rows, g)) {
+      const int64_t tiles = ceil_div(p.B, rows);
+      const int64_t groups = std::min(per_direction, tiles) * p.D;
+      g.groups = static_cast<int>(groups);
+      const double waves = double(ceil_div(tiles, groups / p.D)) * ceil_div(groups, at_once);
+      g.cycles = kStart + g.slice * double(p.H) * element_size(p.compute) / kL2Bytes +
+                 waves * p.T * step_cycles(p, device, g);
+      if (best.path == Path::step || g.cycles < best.cycles) best = g;
+    }
+    if (rows == 1) return;
+  }
+}
+
+// The best resident geometry of one path; path == step if there is none.
+Geometry best_of(const Problem& p, const Device& device, Path path) {
+  Geometry best;
+  const int needed = path == Path::cluster ? 90 : 80;  // mma, cp.async
+  if (device.capability < needed || device.registers < kThreads * 128) return best;
+  if (p.H > kMaxH || p.T > INT32_MAX || p.B > INT32_MAX) return best;
+  if (path == Path::block) {
+    consider(p, device, path, 1, best);
+  } else if (path == Path::cluster) {
+    for (int blocks = 2; blocks <= kMaxCluster; blocks *= 2) {
+      consider(p, device, path, blocks, best);
+    }
+  } else {
+    const int64_t unit = tensor_cores(p.compute) ? 16 : 4;
+    for (int64_t slice = unit, last = 0; slice - unit < p.H; slice += unit) {
+      const int64_t blocks = ceil_div(p.H, slice);
+      if (blocks != last && blocks <= device.sm_count) consider(p, device, path, blocks, best);
+      last = blocks;
+    }
+  }
+  return best;
+}
+
+Geometry step_path(const Problem& p, const Device& device) {
+  Geometry g;
+  const double products = double(p.D) * p.B * p.H * p.H;
+  const double bytes = double(p.D) * p.H * p.H * element_size(p.compute);
+  g.cycles = p.T * (kStepOverhead[0] +
+                    std::max(products / (rate(p.compute, device.capability) * kGemmEfficiency),
+                             bytes / kL2Bytes) /
+                        std::max(1, device.sm_count));
+  return g;
+}
+
+}  // namespace
+
+int element_size(Compute compute) {
+  switch (compute) {
+    case Compute::f64:
+      return 8;
+    case Compute::f16:
+    case Compute::bf16:
+      return 2;
+    default:
+      return 4;
+  }
+}
+
+Geometry choose(const Problem& p, const Device& device, const char* forced) {
+  const std::string word = forced ? forced : "";
+  Geometry best = step_path(p, device);
+  if (word == "step") return best;
+  if (!word.empty()) {
+    for (Path path : kResident) {
+      if (word != kNames[static_cast<int>(path)]) continue;
+      const Geometry g = best_of(p, device, path);
+      if (g.path == path) return g;
+      throw std::invalid_argument(
+          "RNNEXT_CUDA_PATH=" + word + ": hidden size " + std::to_string(p.H) +
+          " in this dtype does not fit on this device (largest: " +
+          std::to_string(capacity(path, p.compute, p.backward, device)) + ")");
+    }
+    throw std::invalid_argument("RNNEXT_CUDA_PATH=" + word +
+                                ": expected step, block, cluster or grid");
+  }
+  for (Path path : kResident) {
+    const Geometry g = best_of(p, device, path);
+    if (g.path == path && g.cycles < best.cycles) best = g;
+  }
+  return best;
+}
+
+int64_t capacity(Path path, Compute compute, bool backward, const Device& device) {
+  const int64_t blocks = path == Path::block     ? 1
+                         : path == Path::cluster ? kMaxCluster
+                                                 : device.sm_count;
+  const double bytes = double(blocks) * (device.shared_bytes + kRegisterBlocks * kThreads * 32);
+  Problem p{1, 1, 0, 1, compute, backward};
+  for (p.H = int64_t(std::sqrt(bytes / element_size(compute))); p.H > 0; --p.H) {
+    if (best_of(p, device, path).path == path) return p.H;
+  }
+  return 0;
+}
+
+}  // namespace rnnext::cuda

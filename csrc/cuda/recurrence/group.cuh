@@ -1,0 +1,116 @@
+// Who shares the state of the resident recurrence, and how a step's vector goes around. A group is
+// used so, with n counting the steps of the whole launch:
+//
+//   start()            once, after this block has zeroed its buffers
+//   buffer(n)          where the vectors of step n lie in this block's shared memory
+//   receive(n, first)  returns when buffer(n) is complete; `first`: the block filled it by itself
+//   publish(n, at, x)  makes x part of every block's buffer(n + 1), `at` bytes into it
+//   finish(n)          after the last publish of step n
+//   close()            where no receive() follows the last finish()
+//
+// receive() is also the barrier that lets the threads reuse the partial sums.
+#pragma once
+
+#include "cuda/device.h"
+#include "cuda/recurrence/launch.h"
+
+namespace rnnext::cuda {
+
+class BlockGroup {
+ public:
+  __device__ BlockGroup(const RecurrenceParams&, const Geometry& g, int, int, unsigned char* shared)
+      : shared_(shared), bytes_(g.rows * g.vector_stride) {}
+  __device__ void start() {}
+  __device__ unsigned char* buffer(unsigned n) const { return shared_ + n % 2 * bytes_; }
+  __device__ void receive(unsigned, bool, int) { __syncthreads(); }
+  template <typename Word>
+  __device__ void publish(unsigned n, int at, const Word& x) {
+    *reinterpret_cast<Word*>(buffer(n + 1) + at) = x;
+  }
+  __device__ void finish(unsigned) {}
+  __device__ void close() {}
+
+ private:
+  unsigned char* shared_;
+  int bytes_;
+};
+
+// Two buffers in every block: a peer writes buffer(n + 1) while this block still reads buffer(n),
+// and nobody gets to step n + 1 before all have arrived at the end of step n.
+class ClusterGroup {
+ public:
+  __device__ ClusterGroup(const RecurrenceParams&, const Geometry& g, int, int,
+                          unsigned char* shared)
+      : shared_(shared), bytes_(g.rows * g.vector_stride), blocks_(g.blocks) {}
+  __device__ void start() { cluster_sync(); }  // no write to a block that has not begun
+  __device__ unsigned char* buffer(unsigned n) const { return shared_ + n % 2 * bytes_; }
+  __device__ void receive(unsigned, bool first, int) {
+    if (first) {
+      __syncthreads();
+    } else {
+      cluster_wait();
+    }
+  }
+  template <typename Word>
+  __device__ void publish(unsigned n, int at, const Word& x) {
+    Word* mine = reinterpret_cast<Word*>(buffer(n + 1) + at);
+    for (int peer = 0; peer < blocks_; ++peer) *peer_shared(mine, peer) = x;
+  }
+  __device__ void finish(unsigned) {
+    __syncwarp();
+    cluster_arrive();
+  }
+  __device__ void close() { cluster_wait(); }  // nor to one that has ended
+
+ private:
+  unsigned char* shared_;
+  int bytes_, blocks_;
+};
+
+// Through L2: two buffers in global memory, copied into one in shared memory, and a flag per block
+// that counts the steps it has published. A block that publishes for step n + 1 has seen every flag
+// at n, so all blocks have copied what that buffer held before.
+class GridGroup {
+ public:
+  __device__ GridGroup(const RecurrenceParams& p, const Geometry& g, int group, int rank,
+                       unsigned char* shared)
+      : p_(p), g_(g), group_(group), rank_(rank), shared_(shared) {}
+  __device__ void start() {}
+  __device__ unsigned char* buffer(unsigned) const { return shared_; }
+  __device__ void receive(unsigned n, bool first, int rows) {
+    for (int block = threadIdx.x; block < g_.blocks; block += kThreads) {
+      while (load_acquire(p_.flags + group_ * g_.blocks + block) < n) pause(16);
+    }
+    __syncthreads();
+    if (first) return;
+    const unsigned char* from = travelling(n);
+    for (int i = threadIdx.x * 16; i < rows * g_.vector_stride; i += kThreads * 16) {
+      copy_async<16>(shared_ + i, from + i);  // past L1, which may hold what lay there before
+    }
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncthreads();
+  }
+  template <typename Word>
+  __device__ void publish(unsigned n, int at, const Word& x) {
+    *reinterpret_cast<Word*>(travelling(n + 1) + at) = x;
+  }
+  __device__ void finish(unsigned n) {
+    __syncthreads();
+    if (threadIdx.x == 0) store_release(p_.flags + group_ * g_.blocks + rank_, n + 1);
+  }
+  __device__ void close() {}
+
+ private:
+  // This group's vectors of step n in global memory.
+  __device__ unsigned char* travelling(unsigned n) const {
+    return p_.exchange + int64_t(n % 2 * g_.groups + group_) * (g_.rows * g_.vector_stride);
+  }
+
+  const RecurrenceParams& p_;
+  const Geometry& g_;
+  int group_, rank_;
+  unsigned char* shared_;
+};
+
+}  // namespace rnnext::cuda

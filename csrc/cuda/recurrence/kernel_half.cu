@@ -1,0 +1,9 @@
+#include "cuda/recurrence/instantiate.cuh"
+
+namespace rnnext::cuda {
+
+Kernel kernel_f16(Path path, CellKind cell, bool backward) {
+  return kernel_of<MatrixEngine<__half, __half>>(path, cell, backward);
+}
+
+}  // namespace rnnext::cuda

@@ -1,9 +1,0 @@
-#include "rnn_launch.cuh"
-
-namespace rnnext::cuda {
-
-Kernel kernel_f64(Path path, CellKind cell, bool backward) {
-  return kernel_of<ScalarEngine<double>>(path, cell, backward);
-}
-
-}  // namespace rnnext::cuda

@@ -1,0 +1,125 @@
+// Compositions of the recurrence op: a stack of layers as nn.RNN, one step as nn.RNNCell.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "ops/signatures.h"
+
+namespace rnnext {
+namespace {
+
+const c10::TypedOperatorHandle<RecurrenceOp>& recurrence_op() {
+  static const auto op = find_op<RecurrenceOp>("rnnext::recurrence");
+  return op;
+}
+
+// What `reverse` is for one direction or two. (Made once: a list lives on the heap.)
+const c10::List<bool>& directions(int64_t D) {
+  static const c10::List<bool> one({false}), two({false, true});
+  return D == 1 ? one : two;
+}
+
+// Whether autograd must see the call: backward mode, or forward mode, which it refuses.
+bool differentiated(const Tensor& t) {
+  return t.defined() &&
+         ((t.requires_grad() && at::GradMode::is_enabled()) || t._fw_grad(/*level=*/0).defined());
+}
+bool differentiated(const OptionalTensor& t) { return t && differentiated(*t); }
+// Whether the op for a whole stack of layers takes it: it runs on the CPU and has no gradient.
+bool stackable(const Tensor& t) { return t.is_cpu() && !differentiated(t); }
+
+std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, TensorList params,
+                               bool has_biases, int64_t num_layers, double dropout, bool train,
+                               bool bidirectional, bool batch_first, c10::string_view nonlinearity,
+                               const OptionalTensor& lengths, const OptionalTensor& batch_sizes) {
+  const int64_t D = bidirectional ? 2 : 1, per_direction = has_biases ? 4 : 2;
+  TORCH_CHECK(
+      num_layers > 0 && static_cast<int64_t>(params.size()) == num_layers * D * per_direction,
+      "params must hold ", per_direction, " tensors for each of ", num_layers, " layers and ", D,
+      " directions, got ", params.size());
+  const bool packed = given(batch_sizes);
+  TORCH_CHECK(input.dim() == 2 || (input.dim() == 3 && !packed),
+              "input must have 2 or 3 dimensions (2 if packed), got ", input.dim());
+  const bool unbatched = input.dim() == 2 && !packed;
+  TORCH_CHECK_VALUE(!(given(lengths) && (unbatched || packed)),
+                    "lengths needs a 3-D input: one sequence or a packed input has its own");
+  Tensor x = unbatched                ? input.unsqueeze(1)
+             : batch_first && !packed ? input.transpose(0, 1)
+                                      : input;
+  TORCH_CHECK(x.sym_size(0) > 0, "Expected sequence length to be larger than 0 in RNN");
+  OptionalTensor h0 = given(hx) && unbatched ? hx->unsqueeze(1) : hx;
+  if (given(h0))
+    TORCH_CHECK(h0->dim() == 3 && h0->size(0) == num_layers * D, "hx must have shape [",
+                num_layers * D, unbatched ? ", H], got " : ", B, H], got ", hx->sizes());
+
+  const auto results = [&](const Tensor& output, const Tensor& h) -> std::tuple<Tensor, Tensor> {
+    if (unbatched) return {output.squeeze(1), h.squeeze(1)};
+    return {batch_first && !packed ? output.transpose(0, 1) : output, h};
+  };
+
+  const bool drops = dropout > 0 && train;
+  if (num_layers > 1 && D == 1 && !drops && stackable(input) && (!given(hx) || stackable(*hx)) &&
+      std::all_of(params.begin(), params.end(), stackable)) {
+    static const auto stack_op = find_op<RecurrenceStackOp>("rnnext::recurrence_stack");
+    std::vector<Tensor> weights[4];
+    for (size_t i = 0; i < params.size(); ++i) weights[i % per_direction].push_back(params[i]);
+    const auto [output, h] = stack_op.call(x, weights[0], weights[1], weights[2], weights[3], h0,
+                                           lengths, batch_sizes, nonlinearity);
+    return results(output, h);
+  }
+
+  std::vector<Tensor> h_n;
+  for (int64_t layer = 0; layer < num_layers; ++layer) {
+    Tensor weights[4][2];  // ih, hh, bias ih, bias hh; by direction
+    for (int64_t d = 0; d < D; ++d)
+      for (int64_t i = 0; i < per_direction; ++i)
+        weights[i][d] = params[(layer * D + d) * per_direction + i];
+    const auto list = [&](int i) { return TensorList(weights[i], i < per_direction ? D : 0); };
+    const OptionalTensor start =
+        given(h0) && num_layers > 1 ? OptionalTensor(h0->narrow(0, layer * D, D)) : h0;
+    auto [output, h] =
+        recurrence_op().call(x, std::nullopt, list(0), list(1), list(2), list(3), start, lengths,
+                             batch_sizes, nonlinearity, directions(D));
+    x = std::move(output);
+    h_n.push_back(std::move(h));
+    if (drops && layer + 1 < num_layers) x = at::dropout(x, dropout, train);
+  }
+  return results(x, num_layers == 1 ? h_n[0] : at::cat(h_n));
+}
+
+Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
+                const Tensor& weight_hh, const OptionalTensor& bias_ih,
+                const OptionalTensor& bias_hh, c10::string_view nonlinearity) {
+  TORCH_CHECK(input.dim() == 1 || input.dim() == 2, "input must have 1 or 2 dimensions, got ",
+              input.dim());
+  TORCH_CHECK(!given(hx) || hx->dim() == input.dim(), "hx must have as many dimensions as input, ",
+              input.dim(), ", got ", hx->dim());
+  // Nothing to differentiate: the views below need no autograd record either, a third of the call.
+  std::optional<at::AutoDispatchBelowADInplaceOrView> guard;
+  if (!(differentiated(input) || differentiated(hx) || differentiated(weight_ih) ||
+        differentiated(weight_hh) || differentiated(bias_ih) || differentiated(bias_hh)))
+    guard.emplace();
+  const bool unbatched = input.dim() == 1;
+  const auto step = [&](const Tensor& x) {  // [I] or [B,I] -> [1,B,I]
+    return unbatched ? x.view_symint({1, 1, x.sym_size(0)}) : x.unsqueeze(0);
+  };
+  TORCH_CHECK(given(bias_ih) == given(bias_hh),
+              "bias_ih and bias_hh must both be given or neither");
+  const Tensor biases[2] = {bias_ih.value_or(Tensor()), bias_hh.value_or(Tensor())};
+  const size_t n = given(bias_ih) ? 1 : 0;
+  const OptionalTensor h0 = given(hx) ? OptionalTensor(step(*hx)) : std::nullopt;
+  const auto h_n = std::get<1>(recurrence_op().call(
+      step(input), std::nullopt, weight_ih, weight_hh, TensorList(&biases[0], n),
+      TensorList(&biases[1], n), h0, std::nullopt, std::nullopt, nonlinearity, directions(1)));
+  return unbatched ? h_n.view_symint({h_n.sym_size(2)}) : h_n.squeeze(0);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rnnext, CompositeImplicitAutograd, m) {
+  m.impl("rnn", rnn);
+  m.impl("rnn_cell", rnn_cell);
+}
+
+}  // namespace rnnext

@@ -1,0 +1,48 @@
+"""Compiles every header under csrc/ on its own: each includes what it needs, in whatever order.
+
+The CUDA half is read with the headers of tests/cuda_host, by a plain C++ compiler.
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
+HOST = ROOT / "tests" / "cuda_host"
+
+
+def command(header: Path) -> list[str]:
+    flags = ["-x", "c++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"]
+    flags += ["-Wno-unused-function", "-Wno-unknown-pragmas"]
+    if "cuda" in header.relative_to(CSRC).parts:
+        flags += [f"-I{HOST / 'torch'}", f"-I{HOST / 'include'}"]
+    flags += [f"-I{CSRC}", f"-isystem{sysconfig.get_paths()['include']}"]
+    flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    return [os.environ.get("CXX", "c++"), *flags, "-include", str(header), os.devnull]
+
+
+def check(header: Path) -> str:
+    """The compiler's complaints, empty if there are none."""
+    done = subprocess.run(command(header), capture_output=True, text=True)
+    return done.stderr if done.returncode else ""
+
+
+def main() -> int:
+    headers = sorted(path for path in CSRC.rglob("*") if path.suffix in (".h", ".cuh"))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        complaints = dict(zip(headers, pool.map(check, headers), strict=True))
+    failed = [header for header in headers if complaints[header]]
+    for header in failed:
+        print(f"{header.relative_to(ROOT)} does not compile alone:\n{complaints[header]}")
+    print(f"{len(headers) - len(failed)} of {len(headers)} headers compile alone")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
