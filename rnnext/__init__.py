@@ -1,14 +1,17 @@
 """Elman RNN recurrence and embedding gather as fused, hand-written kernels for PyTorch."""
 
 from importlib.metadata import version as _version
+from pathlib import Path as _Path
 
 import torch as _torch
 
 try:
     from rnnext import _build
-except ImportError as error:  # pragma: no cover - only an unbuilt source tree
+except ImportError as error:  # only an unbuilt source tree lacks it, which a cwd may put first
     raise ImportError(
-        "rnnext is not built: run `pip install -e . --no-build-isolation` in its source tree"
+        f"Python found the unbuilt sources in {_Path(__file__).resolve().parents[1]} before an "
+        "installed rnnext: change directory, or build them there with "
+        "`pip install -e . --no-build-isolation`"
     ) from error
 
 if _build.torch_version != _torch.__version__:

@@ -35,6 +35,18 @@ def test_another_torch_is_refused_with_both_versions_and_the_mend():
         assert part in result.stderr
 
 
+def test_unbuilt_sources_are_named_with_both_ways_out():
+    # As in a clone that was never built: an editable install's own finder would find the module.
+    result = run("-c", "import sys; sys.modules['rnnext._build'] = None; import rnnext")
+    assert result.returncode != 0
+    for part in (
+        f"ImportError: Python found the unbuilt sources in {Path(rnnext.__file__).parents[1]} ",
+        "change directory",
+        "pip install -e . --no-build-isolation",
+    ):
+        assert part in result.stderr
+
+
 def test_main_says_what_a_bug_report_needs():
     result = run("-m", "rnnext")
     assert result.returncode == 0, result.stderr
