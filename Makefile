@@ -51,7 +51,7 @@ sanitize: $(READY)
 	CFLAGS='$(SANITIZE)' LDFLAGS='$(SANITIZE)' $(BIN)/python setup.py -q build_py --build-lib build/sanitize/lib \
 	  build_ext --build-temp build/sanitize/temp --build-lib build/sanitize/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
-	  $(BIN)/pytest -p no:cacheprovider tests/test_ops.py tests/test_embedding_ops.py tests/test_rnn_stack.py tests/test_kernels.py $(ARGS)
+	  $(BIN)/pytest -p no:cacheprovider tests/ops tests/cpu/test_kernels.py $(ARGS)
 
 clean:
 	rm -rf build dist rnnext/*.so *.egg-info

@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ROOT / "build" / "cuda-check" / "packages"
-TESTS = ROOT / "tests"
+TESTS = ROOT / "tests" / "cuda"
 # float32 and bfloat16 on every path, and the embedding: sanitizers run kernels many times slower.
 SANITIZED = "(test_every_path and full and (dtype0 or dtype2)) or (test_embedding and 129)"
 

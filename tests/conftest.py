@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from common import supported_isas
 
 import rnnext
+from helpers.common import supported_isas
 
 
 @pytest.fixture(autouse=True)

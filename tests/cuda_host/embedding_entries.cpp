@@ -1,4 +1,4 @@
-// Entry points of the embedding's launchers for tests/test_cuda_embedding.py.
+// Entry points of the embedding's launchers for tests/cuda/test_embedding.py.
 #include "cuda/embedding/kernel.h"
 
 using namespace rnnext;

@@ -1,4 +1,4 @@
-// Kernels with one planted fault each, for tests/test_cuda_host.py: the argument `faulty` plants
+// Kernels with one planted fault each, for tests/cuda/test_host.py: the argument `faulty` plants
 // it. Correct, each writes out[i] from in[i], 256 floats, as the test says. Every kernel runs as
 // blocks of 64 threads.
 #include "cuda/device.h"

@@ -1,4 +1,4 @@
-// Entry points by which tests/cuda_rnn.py calls the launchers of csrc/cuda/recurrence/launch.h.
+// Entry points by which recurrence.py calls the launchers of csrc/cuda/recurrence/launch.h.
 #include "cuda/recurrence/launch.h"
 
 using namespace rnnext::cuda;

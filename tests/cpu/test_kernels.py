@@ -1,0 +1,350 @@
+"""What the CPU kernels promise beyond the right values: the same bits, and a tanh within 2 ULP."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import reference
+import rnnext
+from helpers import samples
+from helpers.common import assert_close, case_id, pairwise, supported_isas
+
+recurrence = torch.ops.rnnext.recurrence
+FMA_ISAS = [isa for isa in supported_isas() if isa != "generic"]
+MEDIUM_CASES = pairwise(
+    T=[1, 6],
+    B=[1, 7],
+    I=[5, 64],
+    H=[9, 64],
+    source=["features", "ready", "table"],
+    reverse=[(False,), (False, True)],
+    nonlinearity=["tanh", "relu"],
+    rows=["full", "lengths", "packed"],
+)
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def rows_of(arguments, rows):
+    """The call for some of the sequences of a batch alone."""
+    picked = list(arguments)
+    if picked[1] is None:
+        picked[0] = picked[0][:, rows]
+    else:
+        picked[1] = picked[1][:, rows]
+    if picked[6] is not None:
+        picked[6] = picked[6][:, rows]
+    if picked[7] is not None:
+        picked[7] = picked[7][rows]
+    return picked
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("source", ["features", "ready", "table"])
+@pytest.mark.parametrize("H", [7, 64, 129])
+def test_the_same_bits_for_any_batch(dtype, source, H, isa, threads):
+    arguments = samples.make(
+        T=9, B=26, I=19, H=H, source=source, reverse=(False, True), dtype=dtype, rows="lengths"
+    )
+    output, h_n = recurrence(*arguments)
+    for rows in (slice(0, 1), slice(3, 6), slice(5, 17), slice(0, 13), slice(1, 26)):
+        expected = output[:, rows], h_n[:, rows]
+        assert same(recurrence(*rows_of(arguments, rows)), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reverse", [(False,), (False, True)])
+def test_the_same_bits_where_the_output_is_far(dtype, reverse, isa, threads):
+    """Outputs of 1 MiB and more are asked for before they are written."""
+    step = 40 * 70 * len(reverse) * dtype.itemsize
+    arguments = samples.make(T=2**20 // step + 1, B=40, I=3, H=70, reverse=reverse, dtype=dtype)
+    output, h_n = recurrence(*arguments)
+    assert output.nbytes >= 2**20
+    part = rows_of(arguments, slice(33, 36))
+    assert same(recurrence(*part), (output[:, 33:36], h_n[:, 33:36]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("H", [1, 8, 17, 64, 200])
+@pytest.mark.parametrize("B", [1, 2, 13, 40])
+def test_the_same_bits_for_any_threads_and_isa(dtype, H, B):
+    arguments = samples.make(T=12, B=B, I=21, H=H, reverse=(False, True), dtype=dtype)
+    results = {}
+    for isa in FMA_ISAS:
+        rnnext._C.set_cpu_isa(isa)
+        # The dot product of bfloat16 pairs adds in another order.
+        kind = "dot" if isa == "avx512_bf16" and dtype == torch.bfloat16 else "multiply-add"
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.setdefault(kind, []).append(recurrence(*arguments))
+    assert all(same(result, alike[0]) for alike in results.values() for result in alike)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", ["full", "lengths", "packed"])
+@pytest.mark.parametrize(
+    ("B", "H", "reverse"),
+    [(1, 200, (False,)), (2, 321, (True,)), (3, 200, (False,)), (1, 200, (False, True))],
+)
+def test_threads_that_share_a_sequence(dtype, rows, B, H, reverse, isa):
+    """Few sequences, large weights: threads split the hidden units and wait for each other. Four
+    and six make groups, each with sequences or a direction of its own."""
+    arguments = samples.make(
+        T=12, B=B, I=21, H=H, rows=rows, reverse=reverse, dtype=dtype, requires_grad=True
+    )
+    inputs = samples.float_tensors(arguments)
+    torch.set_num_threads(1)
+    expected = recurrence(*arguments)
+    cotangents = [torch.rand_like(v) for v in expected]
+    gradients = torch.autograd.grad(expected, inputs, cotangents)
+    for threads in (2, 3, 4, 6):
+        torch.set_num_threads(threads)
+        result = recurrence(*arguments)
+        assert same(result, expected)
+        for a, e in zip(torch.autograd.grad(result, inputs, cotangents), gradients, strict=True):
+            assert_close(a, e, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("H", [64, 129, 1030])
+def test_the_same_bits_with_lengths_that_change_nothing(dtype, H, isa, threads):
+    """The state is then a copy in scratch; otherwise, up to some H, it is read from the output."""
+    arguments = samples.make(T=5, B=11, I=9, H=H, reverse=(False,), dtype=dtype, requires_grad=True)
+    given = [*arguments[:7], torch.full((11,), 5), *arguments[8:]]
+    inputs = samples.float_tensors(arguments)
+    result, expected = recurrence(*arguments), recurrence(*given)
+    assert same(result, expected)
+    cotangents = [torch.rand_like(v) for v in result]
+    for a, e in zip(
+        torch.autograd.grad(result, inputs, cotangents),
+        torch.autograd.grad(expected, inputs, cotangents),
+        strict=True,
+    ):
+        assert_close(a, e, dtype)
+
+
+@pytest.fixture
+def medium():
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("case", MEDIUM_CASES, ids=case_id)
+def test_medium_precision(case, isa, threads, medium):
+    arguments = samples.make(**case, dtype=torch.float32, requires_grad=True)
+    wanted = samples.to_double(arguments)
+    result, expected = recurrence(*arguments), reference.recurrence(*wanted)
+    assert_close(result, expected, torch.bfloat16)
+    cotangents = [torch.rand_like(v) for v in result]
+    torch.autograd.backward(result, cotangents)
+    torch.autograd.backward(expected, [c.double() for c in cotangents])
+    for a, e in zip(samples.float_tensors(arguments), samples.float_tensors(wanted), strict=True):
+        if e.grad is not None:
+            assert_close(a.grad, e.grad, torch.bfloat16)
+    torch.set_float32_matmul_precision("highest")
+    with torch.no_grad():
+        exact = recurrence(*arguments)
+    assert_close(exact, expected)
+    # Only a dot product of bfloat16 makes "medium" faster, so only there may it differ.
+    assert same(result, exact) == (isa != "avx512_bf16")
+
+
+@pytest.mark.parametrize("H", [7, 64, 129])
+def test_the_same_bits_at_medium_precision(H, isa, threads, medium):
+    dtype = torch.float32
+    arguments = samples.make(
+        T=9, B=26, I=19, H=H, reverse=(False, True), rows="lengths", dtype=dtype
+    )
+    output, h_n = recurrence(*arguments)
+    for rows in (slice(0, 1), slice(5, 17), slice(1, 26)):
+        assert same(recurrence(*rows_of(arguments, rows)), (output[:, rows], h_n[:, rows]))
+    arguments = samples.make(T=9, B=5, I=19, H=H, dtype=dtype)
+    output, h_n = recurrence(*arguments)
+    state = arguments[6]
+    for x, expected in zip(arguments[0], output, strict=True):
+        _, state = recurrence(x.unsqueeze(0), *arguments[1:6], state, *arguments[7:])
+        assert torch.equal(state[0], expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_same_bits_step_by_step(dtype, isa):
+    arguments = samples.make(T=9, B=5, I=19, H=33, dtype=dtype)
+    output, h_n = recurrence(*arguments)
+    state = arguments[6]
+    for x, expected in zip(arguments[0], output, strict=True):
+        _, state = recurrence(x.unsqueeze(0), *arguments[1:6], state, *arguments[7:])
+        assert torch.equal(state[0], expected)
+    assert torch.equal(state, h_n)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_same_bits_backwards_shortened_and_packed(dtype, isa):
+    arguments = samples.make(T=9, B=3, I=19, H=33, dtype=dtype, reverse=(True,))
+    input, options = arguments[0], arguments[1:10]
+    lengths, batch_sizes = torch.tensor([9, 9, 4]), torch.tensor([3] * 4 + [2] * 5)
+    output, h_n = recurrence(input, *options, [True])
+    turned = recurrence(input.flip(0), *options, [False])
+    assert same((turned[0].flip(0), turned[1]), (output, h_n))
+    options[6] = lengths
+    shortened = recurrence(input, *options, [True])
+    assert torch.equal(shortened[0][:, :2], output[:, :2])
+    alone = recurrence(*rows_of([input[:4], *arguments[1:]], slice(2, 3)))
+    assert torch.equal(shortened[0][:4, 2:], alone[0])
+    assert torch.equal(shortened[1][:, 2:], alone[1])
+    options[6:8] = None, batch_sizes
+    present = torch.arange(9).unsqueeze(1) < lengths
+    packed = recurrence(input[present], *options, [True])
+    assert same(packed, (shortened[0][present], shortened[1]))
+
+
+def tanh(x):
+    """tanh of each element, by one step of the recurrence: as one unit and as a row of units."""
+    zero = torch.zeros(1, 1, dtype=x.dtype)
+    one, _ = recurrence(
+        x.view(1, -1, 1), None, [], [zero], [], [], None, None, None, "tanh", [False]
+    )
+    wide = torch.zeros(x.numel() // 8, x.numel() // 8, dtype=x.dtype)
+    row, _ = recurrence(
+        x.view(1, 8, -1), None, [], [wide], [], [], None, None, None, "tanh", [False]
+    )
+    torch.testing.assert_close(one.flatten(), row.flatten(), rtol=0, atol=0, equal_nan=True)
+    return one.flatten()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exact"), [(torch.float32, np.float64), (torch.float64, np.longdouble)]
+)
+def test_tanh_is_within_two_units_in_the_last_place(dtype, exact, isa):
+    kind = np.float32 if dtype is torch.float32 else np.float64
+    info = np.finfo(kind)
+    # Every exponent, subnormal ones too, with 32 mantissas each; more where tanh bends.
+    exponents = np.arange(info.minexp - info.nmant, info.maxexp, dtype=np.int32)
+    mantissas = 1 + np.random.default_rng(0).random((len(exponents), 32), dtype=np.float64)
+    x = np.ldexp(mantissas, exponents[:, None]).astype(kind).ravel()
+    x = np.concatenate([x, np.linspace(1e-3, 24, 8 * 2048).astype(kind)])
+    x = np.concatenate([x, -x])
+    for part in np.array_split(x[: len(x) // 64 * 64], 8):
+        y = tanh(torch.from_numpy(part[: len(part) // 8 * 8])).numpy()
+        wanted = np.tanh(part[: len(y)].astype(exact))
+        ulp = np.spacing(np.abs(wanted.astype(kind))).astype(exact)
+        error = np.abs(y.astype(exact) - wanted) / ulp
+        assert error.max() <= 2
+        assert np.abs(y).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tanh_is_odd_and_exact_where_it_must_be(dtype, isa):
+    x = torch.cat([torch.rand(4000, dtype=dtype) * 30, torch.rand(4000, dtype=dtype) * 1e-3])
+    assert torch.equal(tanh(-x), -tanh(x))
+    special = torch.tensor([0.0, 20.0, -20.0, 1e30, float("inf"), -float("inf"), -0.0, 1e-30])
+    expected = torch.tensor([0.0, 1.0, -1.0, 1.0, 1.0, -1.0, 0.0, 1e-30])
+    assert torch.equal(tanh(special.to(dtype)), expected.to(dtype))
+    assert tanh(torch.full((8,), float("nan"), dtype=dtype)).isnan().all()
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_nan_stays_in_its_row(nonlinearity, isa):
+    arguments = samples.make(T=4, B=13, H=17, nonlinearity=nonlinearity, dtype=torch.float32)
+    arguments[0][1, 5] = float("nan")
+    output, _ = recurrence(*arguments)
+    assert output[1:, 5].isnan().all()
+    assert not output[:, [b for b in range(13) if b != 5]].isnan().any()
+    assert not output[0].isnan().any()
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("H", [6, 7])
+def test_infinite_states_of_odd_rows_stay_infinite(dtype, H, isa, medium):
+    weight = torch.full((H, H), 1e25, dtype=dtype)
+    input, h0 = torch.zeros(4, 2, H, dtype=dtype), torch.ones(1, 2, H, dtype=dtype)
+    output, _ = recurrence(input, None, [], [weight], [], [], h0, None, None, "relu", [False])
+    assert output[0].isfinite().all()
+    assert output[1:].isinf().all()
+
+
+@pytest.mark.parametrize("isa", supported_isas())
+def test_the_environment_lowers_the_isa(isa):
+    result = run_python("import rnnext; print(rnnext._C.cpu_isa())", RNNEXT_CPU_ISA=isa)
+    assert result.stdout.strip() == isa
+
+
+def test_an_unknown_isa_is_refused():
+    for name in ("avx1024", "AVX2"):
+        with pytest.raises(ValueError, match=name):
+            rnnext._C.set_cpu_isa(name)
+    result = run_python("import rnnext", RNNEXT_CPU_ISA="avx1024")
+    assert result.returncode != 0
+    assert "avx1024" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "sizes", [(35, 20, 24, 200), (9, 2, 24, 321), (3, 16, 24, 200)], ids=["alone", "shared", "few"]
+)
+@pytest.mark.parametrize("reverse", [[False], [False, True]])
+def test_gradients_do_not_depend_on_how_many_threads_came(sizes, reverse):
+    """torch's pool may give fewer threads than asked for: sums must still go the same way."""
+    code = f"""
+import hashlib, torch, rnnext
+torch.set_num_threads(4)
+torch.manual_seed(0)
+T, B, I, H = {sizes}
+rnn = rnnext.RNN(I, H, bidirectional={len(reverse) == 2})
+x = torch.randn(T, B, I, requires_grad=True)
+rnn(x)[0].square().sum().backward()
+for v in (x, *rnn.parameters()):
+    print(hashlib.sha256(v.grad.numpy().tobytes()).hexdigest())
+"""
+    expected = run_python(code).stdout
+    assert len(expected.split()) == 1 + 4 * len(reverse)
+    for limit in ("1", "2", "3"):
+        assert run_python(code, OMP_THREAD_LIMIT=limit).stdout == expected
+
+
+def test_a_thread_without_sequences(isa):
+    """Threads take as many steps each: one long sequence leaves one of four without any."""
+    torch.set_num_threads(4)
+    torch.manual_seed(0)
+    ours = rnnext.RNN(64, 64)
+    theirs = torch.nn.RNN(64, 64)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.nn.utils.rnn.pack_sequence([torch.randn(n, 64) for n in (100, 1, 1)])
+    for rnn in (ours, theirs):
+        rnn(x)[0].data.square().sum().backward()
+    for a, e in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert_close(a.grad, e.grad, torch.float32)
+
+
+def test_calls_from_several_threads():
+    code = """
+import threading, torch, rnnext
+torch.set_num_threads(3)
+rnn = rnnext.RNN(64, 128, bidirectional=True)
+x = torch.randn(40, 32, 64)
+expected = rnn(x)[0]
+results = [None] * 4
+def work(i):
+    results[i] = rnn(x)[0]
+threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+print(all(torch.equal(r, expected) for r in results))
+"""
+    assert run_python(code).stdout.strip() == "True"

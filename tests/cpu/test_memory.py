@@ -1,0 +1,90 @@
+"""Large results take memory that earlier ones gave back: never memory that is still in use."""
+
+import copy
+import threading
+
+import pytest
+import torch
+
+import rnnext
+from helpers.common import assert_close
+
+T, B, I, H = 300, 8, 5, 64  # noqa: E741 - an output of 600 KiB
+
+
+@pytest.fixture
+def rnn():
+    torch.manual_seed(0)
+    return rnnext.RNN(I, H)
+
+
+def run(rnn, input):
+    with torch.no_grad():
+        return rnn(input)[0]
+
+
+def test_results_that_are_alive_keep_their_values(rnn):
+    inputs = [torch.randn(T, B, I) for _ in range(4)]
+    outputs = [run(rnn, x) for x in inputs]
+    theirs = rnnext.revert(copy.deepcopy(rnn))
+    assert_close(outputs, [run(theirs, x) for x in inputs])
+    assert len({output.data_ptr() for output in outputs}) == len(outputs)
+
+
+def test_a_view_keeps_the_memory(rnn):
+    x = torch.randn(T, B, I)
+    output = run(rnn, x)
+    row, wanted = output[3], output[3].clone()
+    del output
+    run(rnn, torch.randn(T, B, I))
+    assert torch.equal(row, wanted)
+
+
+def test_the_storage_is_as_large_as_the_tensor_and_grows(rnn):
+    output = run(rnn, torch.randn(T, B, I))
+    assert output.untyped_storage().nbytes() == T * B * H * 4
+    wanted = output.clone()
+    output.resize_(2 * T, B, H)
+    assert torch.equal(output[:T], wanted)
+    output.resize_(3)
+    assert torch.equal(output, wanted.flatten()[:3])
+
+
+def test_threads_do_not_share(rnn):
+    inputs = [torch.randn(T, B, I) for _ in range(4)]
+    expected = [run(rnn, x).clone() for x in inputs]
+    wrong = []
+
+    def work(x, wanted):
+        for _ in range(30):
+            if not torch.equal(run(rnn, x), wanted):
+                wrong.append(x)
+
+    threads = [
+        threading.Thread(target=work, args=pair) for pair in zip(inputs, expected, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_results_that_need_more_than_is_kept():
+    weight = torch.randn(1000, 256)
+    indices = torch.arange(300_000) % 1000  # 293 MiB of rows
+    for _ in range(2):
+        assert torch.equal(rnnext.functional.embedding(indices, weight), weight[indices])
+
+
+def test_what_is_kept_is_lent_taken_again_and_given_up():
+    """Blocks of 40 MiB: the pool keeps six, of which it lends all but the last."""
+    weight = torch.randn(1000, 256)
+    indices = torch.arange(40_000) % 1000
+    for shift in range(3):
+        results = [
+            rnnext.functional.embedding((indices + shift + i) % 1000, weight) for i in range(8)
+        ]
+        for i, result in enumerate(results):
+            assert torch.equal(result, weight[(indices + shift + i) % 1000])
+        del results, result

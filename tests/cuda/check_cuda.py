@@ -1,0 +1,115 @@
+"""What only a GPU can show: each path, graphs, streams, errors of the device, several devices.
+
+Not collected by `pytest tests`: `python -m benchmarks.cuda_check` runs it where there is a GPU.
+"""
+
+import pytest
+import torch
+
+import rnnext
+from helpers import samples
+from helpers.common import assert_close
+from helpers.device import DEVICE, check_recurrence, to_device
+
+CAPABILITY = torch.cuda.get_device_capability()
+PATHS = ["step", "block"] + ["grid"] * (CAPABILITY >= (8, 0)) + ["cluster"] * (CAPABILITY >= (9, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", ["full", "lengths", "packed"])
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path(monkeypatch, path, rows, dtype):
+    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
+    for H, B in [(40, 1), (64, 19), (72, 5)]:
+        for reverse in [(False,), (False, True)]:
+            check_recurrence(
+                {"T": 11, "B": B, "I": 12, "H": H, "reverse": reverse, "rows": rows, "dtype": dtype}
+            )
+
+
+@pytest.mark.parametrize("path", [p for p in PATHS if p not in ("step", "block")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_large_states(monkeypatch, path, dtype):
+    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
+    for H in (512, 769):
+        check_recurrence({"T": 5, "B": 8, "I": 4, "H": H, "dtype": dtype})
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_tf32(monkeypatch, path):
+    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
+    arguments = samples.make(T=9, B=7, I=12, H=96, dtype=torch.float32)
+    moved = to_device(arguments)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        output, _ = torch.ops.rnnext.recurrence(*moved)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    exact, _ = torch.ops.rnnext.recurrence(*moved)
+    assert_close(output, exact, torch.float16)  # ten bits of mantissa, as TF32 has
+
+
+def test_a_graph_replays_forward_and_backward():
+    rnn = rnnext.RNN(16, 64, num_layers=2, device=DEVICE)
+    table = rnnext.Embedding(100, 16, device=DEVICE)
+    indices = torch.randint(0, 100, (12, 4), device=DEVICE)
+    parameters = [*rnn.parameters(), *table.parameters()]
+
+    def step():
+        return torch.autograd.grad(rnn(table(indices))[0].square().sum(), parameters)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    indices.copy_(torch.randint(0, 100, (12, 4), device=DEVICE))
+    graph.replay()
+    assert_close(captured, step())
+
+
+def test_an_index_out_of_range_is_named_and_leaves_the_context_alive():
+    weight = torch.randn(10, 4, device=DEVICE)
+    good = torch.tensor([1, 2, 3], device=DEVICE)
+    for bad, value in [([3, 10, 2], 10), ([-1, 0, 0], -1)]:
+        rnnext.functional.embedding(torch.tensor(bad, device=DEVICE), weight)
+        torch.cuda.synchronize()
+        with pytest.raises(IndexError, match=rf"= {value}, expected 0 <= index < 10"):
+            rnnext.functional.embedding(good, weight)
+        assert torch.equal(rnnext.functional.embedding(good, weight), weight[good])
+
+
+def test_calls_follow_the_current_stream():
+    rnn = rnnext.RNN(8, 128, device=DEVICE)
+    x = torch.zeros(50, 8, 8, device=DEVICE)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        x.fill_(1)
+        output, _ = rnn(x)
+    stream.synchronize()
+    assert torch.equal(output, rnn(torch.ones_like(x))[0])
+
+
+def test_every_device():
+    for i in range(torch.cuda.device_count()):
+        rnn = rnnext.RNN(8, 32, device=f"cuda:{i}")
+        table = rnnext.Embedding(5, 8, device=f"cuda:{i}")
+        output, _ = rnn(table(torch.tensor([[1], [4]], device=f"cuda:{i}")))
+        output.sum().backward()
+        assert output.device.index == i
+        assert table.weight.grad.device.index == i
+
+
+def test_the_forward_pass_does_not_wait_for_the_device():
+    rnn, table = rnnext.RNN(8, 64, device=DEVICE), rnnext.Embedding(50, 8, device=DEVICE)
+    indices = torch.randint(0, 50, (30, 4), device=DEVICE)
+    rnn(table(indices))[0].sum().backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        rnn(table(indices))[0].sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

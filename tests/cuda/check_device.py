@@ -1,0 +1,129 @@
+"""The ops and modules on one device against the plain reference in float64 on the CPU.
+
+Not collected by `pytest tests`: `python -m benchmarks.cuda_check` runs it on the GPU, and rehearses
+it on the CPU where there is none. RNNEXT_CHECK_DEVICE names the device.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+import reference
+import rnnext
+from helpers import samples
+from helpers.common import assert_close, case_id, pairwise
+from helpers.device import DEVICE, check_recurrence, gradients, to_device
+
+
+@pytest.mark.parametrize(
+    "case",
+    pairwise(
+        T=[1, 2, 9],
+        B=[1, 3, 17],
+        I=[1, 30],
+        H=[1, 31, 64, 200, 515],
+        source=["features", "ready", "table"],
+        reverse=[(False,), (True,), (False, True)],
+        nonlinearity=["tanh", "relu"],
+        bias=[True, False],
+        h0=[True, False],
+        rows=["full", "lengths", "packed"],
+        layout=["contiguous", "batch_first", "strided"],
+        dtype=[torch.float32, torch.float64, torch.bfloat16, torch.float16],
+    ),
+    ids=case_id,
+)
+def test_recurrence(case):
+    if case["rows"] == "packed":
+        case = case | {"layout": "contiguous"}
+    check_recurrence(case)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_long_sequence(dtype):
+    arguments = samples.make(T=400, B=5, I=8, H=128, dtype=dtype)
+    actual = torch.ops.rnnext.recurrence(*to_device(arguments))
+    stored = dtype if dtype == torch.bfloat16 else None
+    expected = reference.recurrence(*samples.to_double(arguments), stored=stored)
+    assert_close([t.cpu() for t in actual], expected)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_modules_match_torch(bidirectional, packed):
+    options = {"num_layers": 2, "bidirectional": bidirectional, "dtype": torch.float64}
+    theirs = nn.RNN(7, 33, **options)
+    ours = rnnext.RNN(7, 33, device=DEVICE, **options)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(6, 4, 7, dtype=torch.float64)
+    if packed:
+        x = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([6, 5, 5, 2]))
+    expected, last = theirs(x)
+    actual, our_last = ours(x.to(DEVICE))
+    if packed:
+        actual, expected = actual.data, expected.data
+    assert_close([actual.cpu(), our_last.cpu()], [expected, last])
+    expected.sum().backward()
+    actual.sum().backward()
+    assert_close([p.grad.cpu() for p in ours.parameters()], [p.grad for p in theirs.parameters()])
+
+
+def test_second_derivatives():
+    arguments = to_device(samples.make(T=3, B=2, I=2, H=4, requires_grad=True))
+    tensors = samples.float_tensors(arguments)
+
+    def function(*tensors):
+        return torch.ops.rnnext.recurrence(*samples.with_tensors(arguments, tensors))
+
+    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradgradcheck(function, tensors)
+
+
+def test_autocast_runs_in_the_narrow_type():
+    rnn = rnnext.RNN(8, 32, device=DEVICE)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        output, _ = rnn(torch.randn(4, 2, 8, device=DEVICE))
+    assert output.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize(("V", "D", "N"), [(1, 1, 1), (10, 3, 40), (300, 64, 5000), (40, 129, 900)])
+def test_embedding(V, D, N, index_dtype, dtype):
+    weight = torch.randn(V, D, dtype=torch.float64).to(dtype)
+    indices = torch.randint(0, V, (N,), dtype=index_dtype)
+    grad = torch.randn(N, D, dtype=torch.float64).to(dtype)
+    moved = [t.to(DEVICE) for t in (weight, indices, grad)]
+    assert torch.equal(torch.ops.rnnext.embedding(*moved[:2]).cpu(), weight[indices.long()])
+    for padding_idx, by_frequency in [(-1, False), (0, False), (V // 2, True)]:
+        arguments = (V, padding_idx, by_frequency)
+        expected = reference.embedding_backward(grad.double(), indices, *arguments)
+        actual = torch.ops.rnnext.embedding_backward(moved[2], moved[1], *arguments)
+        assert_close(actual.cpu(), expected)
+        rows, values = torch.ops.rnnext.embedding_sparse_backward(moved[2], moved[1], *arguments)
+        assert_close(values.cpu(), expected[rows.cpu()])
+        assert torch.equal(rows.cpu(), indices[indices != padding_idx].long().unique())
+
+
+@pytest.mark.parametrize("N", [1, 17, 4096, 100_000])
+def test_embedding_with_one_row_repeated(N):
+    indices = torch.full((N,), 3, device=DEVICE)
+    grad = torch.randn(N, 20)
+    actual = torch.ops.rnnext.embedding_backward(grad.to(DEVICE), indices, 5, -1, False)
+    expected = torch.zeros(5, 20, dtype=torch.float64)
+    expected[3] = grad.double().sum(0)
+    assert_close(actual.cpu(), expected)
+
+
+def test_results_repeat_bit_for_bit():
+    arguments = to_device(
+        samples.make(T=20, B=9, I=16, H=96, dtype=torch.float32, requires_grad=True)
+    )
+    first = [t.clone() for t in gradients(torch.ops.rnnext.recurrence, arguments)]
+    for tensor in samples.float_tensors(arguments):
+        tensor.grad = None
+    assert all(map(torch.equal, gradients(torch.ops.rnnext.recurrence, arguments), first))
+    indices = torch.randint(0, 9, (3000,), device=DEVICE)
+    grad = torch.randn(3000, 40, device=DEVICE)
+    backward = torch.ops.rnnext.embedding_backward
+    assert torch.equal(backward(grad, indices, 9, -1, False), backward(grad, indices, 9, -1, False))

@@ -1,0 +1,145 @@
+"""The CUDA binding of the recurrence, compiled over the host layer, against the plain reference.
+
+Its ops are registered under PrivateUse1 and called past the dispatcher with tensors of the CPU.
+"""
+
+import pytest
+import torch
+
+import reference
+from cuda_host.recurrence import PATHS, binding
+from helpers import samples
+from helpers.common import TOLERANCE, assert_close, case_id, pairwise
+
+KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
+
+
+def recurrence(*arguments):
+    binding()
+    return torch.ops.rnnext.recurrence.default.redispatch(KEYS, *arguments)
+
+
+def recurrence_backward(*arguments):
+    binding()
+    return torch.ops.rnnext.recurrence_backward.default.redispatch(KEYS, *arguments)
+
+
+def doubles(value):
+    if isinstance(value, list):
+        return [doubles(v) for v in value]
+    return (
+        value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+    )
+
+
+def random_like(t):
+    return (torch.rand(t.shape, dtype=torch.float64) * 2 - 1).to(t.dtype)
+
+
+def check(actual, expected, dtype):
+    """Sums over time have more terms than a step: half types get four times the tolerance."""
+    if dtype in (torch.float16, torch.bfloat16):
+        actual, expected = (torch.as_tensor(t).double() for t in (actual, expected))
+        assert actual.shape == expected.shape
+        if expected.numel():
+            error = (actual - expected).abs().max().item()
+            assert error <= 4 * TOLERANCE[dtype] * max(1.0, expected.abs().max().item())
+    else:
+        assert_close(actual, expected)
+
+
+CASES = [  # what decides how the gradient of W_hh is put together: all combinations
+    {"path": path, "dtype": torch.float64, "T": T, "rows": rows, "reverse": reverse, "h0": h0}
+    for path in ("step", "block")
+    for T in (1, 4)
+    for rows in ("full", "lengths", "packed")
+    for reverse in ((False,), (True,), (False, True))
+    for h0 in (True, False)
+]
+CASES += list(
+    pairwise(
+        path=[None, *PATHS],
+        dtype=list(TOLERANCE),
+        T=[1, 6],
+        B=[1, 5],
+        I=[1, 4],
+        H=[1, 6, 40],
+        source=["features", "ready", "table"],
+        rows=["full", "lengths", "packed"],
+        layout=["contiguous", "batch_first", "strided", "expanded"],
+        reverse=[(False,), (True,), (False, True), (True, True)],
+        nonlinearity=["tanh", "relu"],
+        bias=[True, False],
+        h0=[True, False],
+        index_dtype=[torch.int32, torch.int64],
+    )
+)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: case_id(CASES[n]))
+def test_values_and_gradients(number, monkeypatch):
+    case = dict(CASES[number])
+    path, dtype = case.pop("path"), case["dtype"]
+    if path is not None:
+        monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
+    arguments = samples.make(**case)
+    actual = recurrence(*arguments)
+    for a, e in zip(actual, reference.recurrence(*doubles(arguments)), strict=True):
+        check(a, e, dtype)
+
+    output, h_n = actual
+    mask = [bool(number >> bit & 1) or number % 3 == 0 for bit in range(4)]
+    kept = [*arguments[:4], *arguments[6:]]
+    grads = [None if number % 5 == 1 else random_like(output), random_like(h_n)]
+    actual = recurrence_backward(*grads, output, *kept, mask)
+    expected = reference.recurrence_backward(*map(doubles, [*grads, output, *kept]), mask)
+    flat = ([actual[0]], [*actual[1], *actual[2]], actual[3], [actual[4]])
+    right = ([expected[0]], [*expected[1], *expected[2]], expected[3], [expected[4]])
+    for wanted, grads, rights in zip(mask, flat, right, strict=True):
+        if not wanted:
+            assert all(g.numel() == 0 for g in grads)
+            continue
+        for a, e in zip(grads, rights, strict=True):
+            assert a.dtype == dtype
+            check(a, e, dtype)
+
+
+@pytest.mark.parametrize(("T", "B"), [(0, 3), (4, 0)])
+def test_nothing_to_do(T, B):
+    arguments = samples.make(T=T, B=B, reverse=(False, True))
+    output, h_n = recurrence(*arguments)
+    assert output.shape == (T, B, 12)
+    assert torch.equal(h_n, arguments[6])
+    kept = [*arguments[:4], *arguments[6:]]
+    grad = random_like(h_n)
+    grads = recurrence_backward(None, grad, output, *kept, [True] * 4)
+    assert grads[0].shape == arguments[0].shape
+    assert all(g.eq(0).all() for g in grads[1] + grads[2] + grads[3])
+    assert [g.shape for g in grads[1]] == [w.shape for w in arguments[2]]
+    assert torch.equal(grads[4], grad)
+
+
+def test_tf32_follows_the_setting(monkeypatch):
+    arguments = samples.make(T=3, B=2, H=20, dtype=torch.float32)
+    monkeypatch.setenv("RNNEXT_CUDA_PATH", "block")
+    exact = recurrence(*arguments)[0]
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        coarse = recurrence(*arguments)[0]
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert 1e-5 < (coarse - exact).abs().max() < 2e-3
+
+
+def test_a_path_that_cannot_run_is_a_value_error(monkeypatch):
+    for word, message in (("block", "hidden size 600"), ("fast", "expected step, block")):
+        monkeypatch.setenv("RNNEXT_CUDA_PATH", word)
+        with pytest.raises(ValueError, match=f"RNNEXT_CUDA_PATH={word}: {message}"):
+            recurrence(*samples.make(H=600))
+
+
+def test_an_index_into_an_empty_table():
+    arguments = samples.make(source="table")
+    arguments[0] = arguments[0][:0]
+    with pytest.raises(IndexError, match="the table has no rows"):
+        recurrence(*arguments)

@@ -1,0 +1,175 @@
+"""The CUDA kernels of the recurrence, run on the CPU by the host execution layer, against float64.
+
+Each path runs on devices small enough that groups meet several tiles and that part of the matrix
+leaves the registers; threads are scheduled in an order drawn from the case's number.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from cuda_host.recurrence import COMPUTES, PATHS, Case, Run, address_of, library
+from helpers.common import TOLERANCE, case_id, pairwise
+
+TF32_TOLERANCE = 2e-3  # 11 bits of the factors, as a part of the largest value
+RESIDENT = ["block", "cluster", "grid"]
+
+
+@pytest.fixture(autouse=True)
+def _memory() -> Iterator[None]:
+    """Gives the device memory of a test back."""
+    yield
+    library().free_all()
+
+
+def check(case: Case, *pairs: tuple[Tensor, Tensor]) -> None:
+    tolerance = TF32_TOLERANCE if case.compute == "tf32" else TOLERANCE[case.dtype]
+    for actual, expected in pairs:
+        assert actual.shape == expected.shape
+        error = (actual.double() - expected).abs().max().item()
+        assert error <= tolerance * max(1.0, expected.abs().max().item()), error
+
+
+def check_both_passes(
+    case: Case, path: str, device: str, seed: int, grad_output: bool = True, grad_h_n: bool = True
+) -> None:
+    output, h_n = case.expected()
+    check(case, *zip(Run(case, path, device, seed).forward(), (output, h_n), strict=True))
+    saved = output.to(case.dtype).double()
+    grads = (
+        case.random(*saved.shape) if grad_output else None,
+        case.random(*h_n.shape) if grad_h_n else None,
+    )
+    actual = Run(case, path, device, seed + 1).backward(saved, *grads)
+    check(case, *zip(actual, case.expected_gradients(saved, *grads), strict=True))
+
+
+CASES = list(
+    pairwise(
+        path=list(PATHS),
+        compute=list(COMPUTES),
+        H=[1, 7, 17, 64, 100, 128],
+        B=[1, 3, 13, 40],
+        T=[1, 2, 9],
+        reverse=[(False,), (True,), (False, True)],
+        cell=["tanh", "relu"],
+        source=["ready", "table"],
+        sequence=["full", "lengths", "packed"],
+        h0=[True, False],
+        bias=[True, False],
+        grads=[(True, True), (True, False), (False, True)],
+        device=["small", "H100"],
+    )
+)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: case_id(CASES[n]))
+def test_both_passes(number):
+    factors = dict(CASES[number])
+    path, device, grads = (factors.pop(name) for name in ("path", "device", "grads"))
+    check_both_passes(Case(**factors, seed=number), path, device, number, *grads)
+
+
+@pytest.mark.parametrize("compute", list(COMPUTES))
+@pytest.mark.parametrize("path", PATHS)
+def test_long_sequences(path, compute):
+    case = Case(compute, T=33, B=3, H=30, reverse=(True, False), sequence="lengths", cell="tanh")
+    check_both_passes(case, path, "small", seed=5)
+
+
+# The matrix fills the registers and part of the shared memory; vectors end inside a k-block.
+BLOCK = {"f32": 200, "f64": 130, "bf16": 250, "f16": 256, "tf32": 200}
+LARGE = [("block", c, h) for c, h in BLOCK.items()]
+LARGE += [(path, c, 516) for path in ("cluster", "grid") for c in COMPUTES]
+
+
+@pytest.mark.parametrize(("path", "compute", "H"), LARGE)
+def test_matrices_past_the_registers(path, compute, H):
+    check_both_passes(Case(compute, T=2, B=2, H=H, source="table"), path, "small", seed=1)
+
+
+@pytest.mark.parametrize("path", RESIDENT)
+def test_every_schedule_gives_the_same_bits(path):
+    case = Case("f32", T=4, B=5, H=50, reverse=(False, True), sequence="lengths")
+    results = []
+    for seed in range(6):
+        output, h_n = Run(case, path, "tight", seed).forward()
+        results.append((output.clone(), h_n.clone()))
+    assert all(torch.equal(a, b) for r in results for a, b in zip(r, results[0], strict=True))
+
+
+@pytest.mark.parametrize("compute", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("path", PATHS)
+def test_rows_without_alignment_and_batch_first(path, compute):
+    case = Case(compute, T=3, B=5, H=22)
+    expected = case.expected()
+    for paired in (True, False):
+        actual = Run(case, path, "small", paired=paired).forward(batch_first=True)
+        check(case, *zip(actual, expected, strict=True))
+    saved = expected[0].to(case.dtype).double()
+    grad = case.random(*saved.shape)
+    actual = Run(case, path, "small", paired=False).backward(saved, grad, None)
+    check(case, *zip(actual, case.expected_gradients(saved, grad, None), strict=True))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_lengths_out_of_range_are_the_nearest_that_exist(path):
+    # The binding cannot see them without waiting for the device.
+    case = Case("f32", T=4, B=3, H=8, sequence="lengths")
+    case.lengths = torch.tensor([0, 4, 2])
+    expected = case.expected()
+    case.lengths = torch.tensor([-3, 9, 2])
+    check(case, *zip(Run(case, path, "small").forward(), expected, strict=True))
+
+
+def test_nan_goes_through():
+    for cell in ("tanh", "relu"):
+        case = Case("f32", T=2, B=2, H=3, cell=cell, bias=False)
+        case.input[0, 1, 2] = float("nan")
+        output, _ = Run(case, "block", "small").forward()
+        nan = output.isnan()
+        assert nan[0].nonzero().tolist() == [[1, 2]]
+        assert nan[1].all(1).tolist() == nan[1].any(1).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("sequence", ["full", "lengths", "packed"])
+@pytest.mark.parametrize("compute", ["f32", "f64", "bf16", "f16"])
+def test_previous_state(compute, sequence):
+    case = Case(compute, T=5, B=4, H=3, reverse=(False, True), sequence=sequence)
+    output = case.expected()[0].to(case.dtype).double()
+    run = Run(case, "step", "small")
+    run.params.output, run.params.h0 = run.put(output), run.put(case.state)
+    previous = run.empty(*case.rows, case.width)
+    run.lib.run("rnn_previous_state", address_of(run.params), previous, COMPUTES[compute])
+    # dW = dG^T previous, whatever dG is.
+    grads = case.random(*case.rows, case.width)
+    grad_pre, _ = case.expected_gradients(output, grads, None)
+    weights = case.expected_weight_gradients(output, grads)
+    for d, expected in enumerate(weights):
+        columns = slice(d * case.H, (d + 1) * case.H)
+        rows = grad_pre[..., columns].reshape(-1, case.H)
+        actual = rows.t() @ previous[..., columns].reshape(-1, case.H).double()
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("count", [1, 448, 449, 1000])
+def test_constants(count):
+    values = torch.randint(-(2**40), 2**40, (count,))
+    to = library().empty(count, dtype=torch.int64)
+    library().run("rnn_write_constants", to, values, count)
+    assert torch.equal(to, values)
+
+
+def test_table_rows_report_an_index_out_of_range():
+    lib = library()
+    index = torch.arange(600) % 7
+    for bad in (None, -1, 7):
+        error = lib.tensor(torch.zeros(4, dtype=torch.int64), writable=True)
+        if bad is not None:
+            index[300] = bad
+        rows = lib.empty(600, dtype=torch.int64)
+        lib.run("rnn_table_rows", lib.tensor(index), 600, 7, error, rows)
+        assert torch.equal(rows, torch.where((index < 0) | (index > 6), 0, index))
+        assert error[1:].tolist() == ([0, 0, 0] if bad is None else [300, bad, 7])

@@ -1,0 +1,369 @@
+"""The CUDA recurrence on the CPU: its structs for ctypes, its choice, and calls of its kernels.
+
+As a script, prints the capacity table of docs/cuda.md.
+"""
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import reference
+from cuda_host import host
+
+PATHS = {"step": 0, "block": 1, "cluster": 2, "grid": 3}
+COMPUTES = {"f32": 0, "f64": 1, "bf16": 2, "f16": 3, "tf32": 4}
+DTYPES = {
+    "f32": torch.float32,
+    "f64": torch.float64,
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "tf32": torch.float32,
+}
+# capability, SMs, shared memory of a block, clusters of 2, 4, 8 and 16 blocks that fit at once
+# (where there are clusters: what the sizes of a GPU's SM groups allow, to be asked of the driver).
+DEVICES = {
+    "A100": (80, 108, 163 * 1024, 0, 0, 0, 0),
+    "H100": (90, 132, 227 * 1024, 66, 32, 16, 8),
+    "RTX 4090": (89, 128, 99 * 1024, 0, 0, 0, 0),
+    "T4": (75, 40, 64 * 1024, 0, 0, 0, 0),
+    "small": (90, 12, 227 * 1024, 6, 3, 1, 1),  # few SMs: tests meet several tiles a group
+    "tight": (90, 12, 40 * 1024, 6, 3, 1, 1),  # little shared memory
+}
+
+
+TABLE_ROWS = 11
+
+
+def _fields(text: str) -> list[tuple[str, Any]]:
+    kinds = {"p": ctypes.c_void_p, "q": ctypes.c_int64, "i": ctypes.c_int, "b": ctypes.c_bool}
+    kinds |= {"pp": ctypes.c_void_p * 2, "bb": ctypes.c_bool * 2, "qq": ctypes.c_int64 * 2}
+    kinds |= {"d": ctypes.c_double}
+    pairs = (word.split(":") for word in text.split())
+    return [(name, kinds[kind]) for name, kind in pairs]
+
+
+class Params(ctypes.Structure):
+    """RecurrenceParams of csrc/cuda/recurrence/launch.h."""
+
+    _fields_ = _fields(
+        "T:q B:q H:q D:i reverse:bb cell:i paired:b step_row:p lengths:p weight:pp weight_stride:q "
+        "input:p input_stride_t:q input_stride_b:q index:p bias_ih:pp bias_hh:pp "
+        "h0:p h_n:p output:p grad_output:p grad_h_n:p grad_pre:p grad_h0:p flags:p exchange:p"
+    )
+
+
+class Step(ctypes.Structure):
+    """StepParams of csrc/cuda/recurrence/launch.h."""
+
+    _fields_ = _fields("step:q product:p state:p grad_step:p first_row:qq batch:qq")
+
+
+class Geometry(ctypes.Structure):
+    """Geometry of csrc/cuda/recurrence/choice.h."""
+
+    _fields_ = _fields(
+        "path:i blocks:i groups:i rows:i slice:i pairs:i row_step:i pair_step:i unit_workers:i "
+        "k_workers:i k_blocks:i parts:i part_stride:i vector_stride:i part_offset:i "
+        "input_offset:i bias_offset:i length_offset:i weight_offset:i shared_bytes:i cycles:d"
+    )
+
+
+def address_of(struct: ctypes.Structure) -> int:
+    """For entry points that take a pointer to the struct."""
+    return ctypes.addressof(struct)
+
+
+@functools.cache
+def choice_library() -> host.Library:
+    """csrc/cuda/recurrence/choice.cpp alone."""
+    return host.library(host.CUDA / "recurrence" / "choice.cpp", host.HERE / "choice_entries.cpp")
+
+
+KERNELS = [
+    host.CUDA / "recurrence" / f"{name}.cu"
+    for name in (*(f"kernel_{t}" for t in ("float", "double", "half", "bfloat16", "tf32")), "step")
+]
+
+
+@functools.cache
+def library() -> host.Library:
+    """The recurrence's kernels, compiled for the CPU."""
+    lib = host.library(*KERNELS, host.HERE / "rnn_entries.cpp")
+    lib.run("rnn_check_sizes", *map(ctypes.sizeof, (Params, Step, Geometry)))
+    return lib
+
+
+@functools.cache
+def binding() -> host.Library:
+    """The same with csrc/cuda/recurrence/binding.cpp; the device is "small"."""
+    choice = host.CUDA / "recurrence" / "choice.cpp"
+    lib = host.library(*KERNELS, choice, binding=host.HERE / "rnn_binding.cpp")
+    lib.set_device(*DEVICES["small"][:3])
+    return lib
+
+
+def choose(
+    device: tuple[int, ...],
+    T: int,
+    B: int,
+    H: int,
+    D: int = 1,
+    compute: str = "f32",
+    backward: bool = False,
+    path: str | None = None,
+) -> Geometry:
+    """The choice for a problem on a device; ValueError where it throws."""
+    geometry, message = Geometry(), ctypes.create_string_buffer(256)
+    problem = torch.tensor([T, B, H, D, COMPUTES[compute], int(backward)])
+    word = ctypes.create_string_buffer(path.encode()) if path is not None else None
+    choice_library().run(
+        "rnn_choose",
+        problem,
+        torch.tensor(device),
+        None if word is None else ctypes.addressof(word),
+        address_of(geometry),
+        ctypes.addressof(message),
+        256,
+    )
+    if message.value:
+        raise ValueError(message.value.decode())
+    return geometry
+
+
+def capacity(path: str, compute: str, device: tuple[int, ...], backward: bool = False) -> int:
+    """The largest H that a path holds on the chip."""
+    result = torch.zeros(1, dtype=torch.int64)
+    choice_library().run(
+        "rnn_capacity", PATHS[path], COMPUTES[compute], int(backward), torch.tensor(device), result
+    )
+    return int(result)
+
+
+@dataclass
+class Case:
+    """One layer's random tensors: float64 on the CPU, all representable in the case's dtype.
+
+    ``sequence``: "full", "lengths" (0..T) or "packed".
+    """
+
+    compute: str
+    T: int
+    B: int
+    H: int
+    reverse: tuple[bool, ...] = (False,)
+    cell: str = "tanh"
+    source: str = "ready"
+    sequence: str = "full"
+    bias: bool = True
+    h0: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.dtype, self.D = DTYPES[self.compute], len(self.reverse)
+        self.rng = torch.Generator().manual_seed(self.seed)
+        lengths = torch.randint(
+            int(self.sequence == "packed"), self.T + 1, (self.B,), generator=self.rng
+        )
+        lengths[self.B // 2] = self.T
+        self.lengths = lengths if self.sequence == "lengths" else None
+        self.batch_sizes: Tensor | None = None
+        self.rows: tuple[int, ...] = (self.T, self.B)
+        if self.sequence == "packed":
+            self.batch_sizes = (lengths > torch.arange(self.T).unsqueeze(1)).sum(1)
+            self.rows = (int(lengths.sum()),)
+        self.width = self.D * self.H
+        self.index = None
+        if self.source == "table":
+            self.index = torch.randint(0, TABLE_ROWS, self.rows, generator=self.rng)
+        shape = (TABLE_ROWS,) if self.source == "table" else self.rows
+        self.input = self.random(*shape, self.width)
+        scale = self.H**-0.5
+        self.weight_hh = [self.random(self.H, self.H, scale=scale) for _ in self.reverse]
+        self.bias_ih = [self.random(self.H) for _ in self.reverse] if self.bias else []
+        self.bias_hh = [self.random(self.H) for _ in self.reverse] if self.bias else []
+        self.state = self.random(self.D, self.B, self.H) if self.h0 else None
+
+    def random(self, *shape: int, scale: float = 1) -> Tensor:
+        values = torch.empty(shape, dtype=torch.float64)
+        return values.uniform_(-scale, scale, generator=self.rng).to(self.dtype).double()
+
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """Output and h_n."""
+        return reference.recurrence(
+            self.input,
+            self.index,
+            [],
+            self.weight_hh,
+            self.bias_ih,
+            self.bias_hh,
+            self.state,
+            self.lengths,
+            self.batch_sizes,
+            self.cell,
+            list(self.reverse),
+        )
+
+    def expected_gradients(
+        self, output: Tensor, grad_output: Tensor | None, grad_h_n: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of the pre-activations and of h0, from the saved output."""
+        grads = self._gradients(output, grad_output, grad_h_n)
+        return grads[0], grads[4]
+
+    def expected_weight_gradients(self, output: Tensor, grad_output: Tensor) -> list[Tensor]:
+        """Gradients of W_hh, one a direction."""
+        return self._gradients(output, grad_output, None)[2]
+
+    def _gradients(
+        self, output: Tensor, grad_output: Tensor | None, grad_h_n: Tensor | None
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor]:
+        return reference.recurrence_backward(
+            grad_output,
+            grad_h_n,
+            output,
+            torch.empty_like(output),
+            None,
+            [],
+            self.weight_hh,
+            self.state,
+            self.lengths,
+            self.batch_sizes,
+            self.cell,
+            list(self.reverse),
+            [True] * 4,
+        )
+
+
+class Run:
+    """Runs the kernels of a case on the host layer: the binding's part, with torch on the CPU."""
+
+    def __init__(
+        self, case: Case, path: str, device: str, seed: int = 0, paired: bool = True
+    ) -> None:
+        self.case, self.path, self.seed = case, path, seed
+        self.device = DEVICES[device]
+        self.lib = library()
+        self.lib.set_device(*self.device[:3])
+        self.params = p = Params()
+        p.T, p.B, p.H, p.D = case.T, case.B, case.H, case.D
+        p.reverse = (ctypes.c_bool * 2)(*case.reverse)
+        p.cell = ["tanh", "relu"].index(case.cell)
+        p.paired = paired and case.H % 2 == 0
+        self.sizes = torch.full((case.T,), case.B)
+        if case.batch_sizes is not None:
+            self.sizes = case.batch_sizes
+            ends = self.sizes.cumsum(0)
+            p.step_row = self.put(torch.cat([torch.zeros(1, dtype=torch.int64), ends]))
+            p.lengths = self.put((self.sizes.unsqueeze(1) > torch.arange(case.B)).sum(0))
+        elif case.lengths is not None:
+            p.lengths = self.put(case.lengths)
+
+    def put(self, values: Tensor | None, writable: bool = False) -> int | None:
+        """The address of a copy in device memory, in the case's dtype."""
+        if values is None:
+            return None
+        if values.is_floating_point():
+            values = values.to(self.case.dtype)
+        return self.lib.tensor(values.contiguous(), writable=writable).data_ptr()
+
+    def empty(self, *shape: int) -> Tensor:
+        return self.lib.empty(*shape, dtype=self.case.dtype)
+
+    def resident(self, backward: bool) -> None:
+        case, p = self.case, self.params
+        per = 64 // case.dtype.itemsize
+        p.weight_stride = -(-case.H // per) * per
+        for d, weight in enumerate(case.weight_hh):
+            matrix = weight.t() if backward else weight
+            p.weight[d] = self.put(torch.nn.functional.pad(matrix, (0, p.weight_stride - case.H)))
+        g = choose(self.device, case.T, case.B, case.H, case.D, case.compute, backward, self.path)
+        if self.path == "grid":
+            flags = torch.zeros(g.groups * g.blocks, dtype=torch.int32)
+            exchange = torch.zeros(2 * g.groups * g.rows * g.vector_stride, dtype=torch.uint8)
+            p.flags, p.exchange = self.put(flags, True), self.put(exchange, True)
+        compute = COMPUTES[case.compute]
+        self.lib.run(
+            "rnn_run", address_of(p), address_of(g), compute, int(backward), seed=self.seed
+        )
+
+    def steps(self, backward: bool, state: Tensor, grad_step: Tensor | None = None) -> None:
+        """The step path; `state` and `grad_step` lie in device memory."""
+        case, at = self.case, Step()
+        matrix = torch.stack(case.weight_hh)
+        first = torch.cat([torch.zeros(1, dtype=torch.int64), self.sizes.cumsum(0)])
+        at.state = state.data_ptr()
+        for step in range(case.T):
+            at.step = step
+            for d, reverse in enumerate(case.reverse):
+                t = case.T - 1 - step if reverse != backward else step
+                at.first_row[d], at.batch[d] = int(first[t]), int(self.sizes[t])
+            if grad_step is None:
+                at.product = self.put(state.double() @ matrix.mT)
+            else:
+                at.grad_step = grad_step.data_ptr()
+            compute = COMPUTES[case.compute]
+            args = (address_of(self.params), address_of(at), compute, int(backward))
+            self.lib.run("rnn_run_step", *args, seed=self.seed)
+            if grad_step is not None:
+                state.copy_(state.double() + grad_step.double() @ matrix)
+
+    def forward(self, batch_first: bool = False) -> tuple[Tensor, Tensor]:
+        """Output and h_n, in device memory; the input may lie there as [B,T,width]."""
+        case, p = self.case, self.params
+        p.input = self.put(case.input.transpose(0, 1) if batch_first else case.input)
+        p.index = self.put(case.index)
+        p.input_stride_b, p.input_stride_t = case.width, case.B * case.width
+        if batch_first:
+            p.input_stride_b, p.input_stride_t = case.T * case.width, case.width
+        for d in range(case.D if case.bias else 0):
+            p.bias_ih[d], p.bias_hh[d] = self.put(case.bias_ih[d]), self.put(case.bias_hh[d])
+        output = self.empty(*case.rows, case.width)
+        p.output = output.data_ptr()
+        if self.path == "step":
+            start = torch.zeros(case.D, case.B, case.H) if case.state is None else case.state
+            h_n = self.lib.tensor(start.to(case.dtype), writable=True)
+            p.h_n = h_n.data_ptr()
+            self.steps(False, h_n)
+        else:
+            h_n = self.empty(case.D, case.B, case.H)
+            p.h_n, p.h0 = h_n.data_ptr(), self.put(case.state)
+            self.resident(False)
+        return output, h_n
+
+    def backward(
+        self, output: Tensor, grad_output: Tensor | None, grad_h_n: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of the pre-activations and of h0, in device memory."""
+        case, p = self.case, self.params
+        p.output, p.grad_output = self.put(output), self.put(grad_output)
+        grad_pre = self.empty(*case.rows, case.width)
+        p.grad_pre = grad_pre.data_ptr()
+        if self.path == "step":
+            start = torch.zeros(case.D, case.B, case.H) if grad_h_n is None else grad_h_n
+            grad_h0 = self.lib.tensor(start.to(case.dtype), writable=True)
+            self.steps(True, grad_h0, self.empty(case.D, case.B, case.H))
+        else:
+            grad_h0 = self.empty(case.D, case.B, case.H)
+            p.grad_h_n, p.grad_h0 = self.put(grad_h_n), grad_h0.data_ptr()
+            self.resident(True)
+        return grad_pre, grad_h0
+
+
+def capacity_table() -> str:
+    """The largest H of each path, card and arithmetic, as Markdown."""
+    cards = ["A100", "H100", "RTX 4090"]
+    lines = ["| card | path | " + " | ".join(COMPUTES) + " |", "|---|---|" + "---|" * len(COMPUTES)]
+    for card in cards:
+        for path in ("block", "cluster", "grid"):
+            sizes = [capacity(path, compute, DEVICES[card]) for compute in COMPUTES]
+            cells = [str(size) if size else "-" for size in sizes]
+            lines.append(f"| {card} | {path} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(capacity_table())

@@ -1,0 +1,238 @@
+"""The demo program: `make demo` runs it at full size, these tests at a small one."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import text_data  # noqa: E402
+import text_report  # noqa: E402
+import train_text  # noqa: E402
+
+SMALL = ["--hidden=24", "--vocab=120", "--length=12", "--batch=5", "--threads=1", "--rate=0.01"]
+
+
+@pytest.fixture
+def text(tmp_path) -> str:
+    """A piece of the demo's own text, for speed."""
+    path = tmp_path / "text.txt"
+    path.write_text(text_data.python_prose()[:12_000], encoding="utf-8")
+    return str(path)
+
+
+def demo(text: str, out: Path, *options: str) -> int:
+    return train_text.main([*SMALL, "--text", text, "--out", str(out), *options])
+
+
+def checkpoint(out: Path) -> dict:
+    return torch.load(out / "checkpoint.pt", weights_only=True)
+
+
+def assert_same_training(a: dict, b: dict) -> None:
+    """Every bit of weights, optimisers, carried state and losses; not the times."""
+    assert a["step"] == b["step"]
+    for name in ("torch.nn", "rnnext"):
+        one, other = a["learners"][name], b["learners"][name]
+        assert one["losses"] == other["losses"]
+        for key in ("model", "optimizer", "state"):
+            torch.testing.assert_close(one[key], other[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "bound"),
+    [
+        ("", 1e-4),
+        ("--layers 2 --nonlinearity relu", 1e-4),
+        ("--bidirectional --layers 2", 1e-4),
+        ("--dtype float64", 1e-9),
+        ("--dtype bfloat16", 5e-2),
+        ("--seed 7 --dropout 0", 1e-4),
+    ],
+)
+def test_losses_agree_and_results_are_written(options, bound, text, tmp_path, capsys):
+    assert demo(text, tmp_path, "--steps", "25", *options.split()) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["agree"] is True
+    assert results["largest_relative_difference"] <= bound
+    assert results["steps"] == 25
+    for name in ("torch.nn", "rnnext"):
+        result = results[name]
+        assert result["seconds"] > 0
+        assert 1 < result["held_out_perplexity"] < 150
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG\r\n")
+    shown = capsys.readouterr().out
+    assert "times as fast as torch.nn" in shown
+    assert (tmp_path / "sample.txt").read_text().strip() in shown
+    losses = checkpoint(tmp_path)["learners"]["rnnext"]["losses"]
+    assert sum(losses[-5:]) < 0.97 * sum(losses[:5])  # it learns
+
+
+@pytest.mark.parametrize("options", ["--layers 2", "--bidirectional"])
+def test_a_run_in_two_parts_is_the_run_in_one(options, text, tmp_path):
+    assert demo(text, tmp_path / "one", "--steps", "33", *options.split()) == 0
+    assert demo(text, tmp_path / "two", "--steps", "17", *options.split()) == 0
+    # Options that the checkpoint holds need not be given again.
+    assert train_text.main(["--out", str(tmp_path / "two"), "--resume", "--steps", "33"]) == 0
+    assert_same_training(checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two"))
+
+
+def test_interrupt_leaves_a_checkpoint_and_resume_goes_on_bit_for_bit(text, tmp_path):
+    command = [sys.executable, str(EXAMPLES / "train_text.py"), *SMALL, "--text", text]
+    out = tmp_path / "interrupted"
+    program = subprocess.Popen(
+        [*command, "--steps", "5000", "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        seen = ""
+        while "loss" not in seen:  # the progress bar shows a first step
+            piece = program.stderr.read(1)
+            assert piece, f"the program ended before its first step: {seen}"
+            seen += piece
+        program.send_signal(signal.SIGINT)
+        shown, errors = program.communicate(timeout=60)
+    finally:
+        program.kill()
+    assert program.returncode == 130
+    assert "Traceback" not in seen + errors
+    step = checkpoint(out)["step"]
+    assert 0 < step < 5000
+    assert f"Interrupted after step {step}" in shown
+
+    steps = ["--steps", str(step + 15)]
+    assert train_text.main(["--out", str(out), "--resume", *steps]) == 0
+    assert demo(text, tmp_path / "uninterrupted", *steps) == 0
+    assert_same_training(checkpoint(out), checkpoint(tmp_path / "uninterrupted"))
+
+
+def test_the_default_text(tmp_path, capsys):
+    assert train_text.main([*SMALL, "--steps", "1", "--out", str(tmp_path)]) == 0
+    assert f"{len(text_data.python_prose())} characters" in capsys.readouterr().out
+
+
+def test_saving_replaces_the_checkpoint_only_once_it_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    train_text.save(path, {"step": 1})
+
+    def killed(state, part):
+        Path(part).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_text.save(path, {"step": 2})
+    assert train_text.load(path) == {"step": 1}
+
+
+def test_losses_that_disagree_fail_the_program(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(text_report.TOLERANCE, "float32", -1.0)
+    assert demo(text, tmp_path, "--steps", "3") == 1
+    assert "BEYOND" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["agree"] is False
+
+
+def test_difference_of_losses():
+    difference = text_report.largest_relative_difference
+    assert difference([2.0, 4.0], [2.0, 4.004]) == pytest.approx(1e-3)
+    assert difference([2.0, 4.0], [2.0, 4.0]) == 0
+    assert not difference([2.0, float("nan")], [2.0, 4.0]) <= 1e-4
+    assert not difference([2.0, 4.0], [2.0, float("nan")]) <= 1e-4
+
+
+def test_own_text(tmp_path):
+    own = tmp_path / "own.txt"
+    own.write_text("Der Fluß trägt 100 Boote → ans Meer.\n" * 300, encoding="utf-8")
+    assert demo(str(own), tmp_path / "out", "--steps", "60") == 0
+    saved = checkpoint(tmp_path / "out")
+    assert {"ß", "→"} <= set("".join(saved["pieces"]))
+    assert saved["learners"]["rnnext"]["losses"][-1] < 1  # one sentence over and over
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hidden", "0"], "0 is not 1 or more"),
+        (["--layers", "-2"], "-2 is not 1 or more"),
+        (["--length", "x"], "invalid positive value: 'x'"),
+        (["--rate", "nan"], "nan is not a positive number"),
+        (["--dropout", "1"], r"1.0 is not in \[0, 1\)"),
+        (["--dtype", "int8"], "invalid choice: 'int8'"),
+        (["--vocab", "20"], r"a vocabulary of 20 is too small"),
+        (["--batch", "100000"], "the text is too short"),
+        (["--text", "missing.txt"], "cannot read the text .*missing.txt: No such file"),
+        (["--text", "empty.txt"], "empty.txt is empty"),
+        (["--text", "latin1.txt"], r"latin1.txt is not UTF-8 text \(byte 2\)"),
+        (["--out", "latin1.txt"], "cannot make the folder latin1.txt"),
+        (["--resume"], "there is no checkpoint .*checkpoint.pt to resume"),
+    ],
+)
+def test_bad_options(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text("\n")
+    Path("latin1.txt").write_bytes("né".encode("latin-1") + b" le jour")
+    Path("latin1.txt").write_bytes(b"na\xef")
+    try:
+        status = train_text.main(["--steps", "1", "--threads", "1", *options])
+    except SystemExit as stop:  # argparse's way
+        status = stop.code
+    assert status == 2
+    errors = capsys.readouterr().err
+    assert re.search(message, errors)
+    assert "Traceback" not in errors
+
+
+def test_bad_resumes(tmp_path, capsys):
+    own = tmp_path / "own.txt"
+    own.write_text("One line of text, not two.\n" * 100)
+    assert demo(str(own), tmp_path, "--steps", "4") == 0
+
+    def refused(*options: str) -> str:
+        capsys.readouterr()
+        assert train_text.main(["--out", str(tmp_path), "--resume", *options]) == 2
+        return capsys.readouterr().err
+
+    assert "--hidden 99 differs from the checkpoint's 24" in refused("--hidden", "99")
+    assert "--steps 3: the checkpoint is already at step 4" in refused("--steps", "3")
+    own.write_text("One line of text, not two!\n" * 100)
+    assert "the text is not the one that the checkpoint was trained on" in refused()
+    (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
+    assert "cannot read the checkpoint" in refused()
+
+
+def test_python_prose_is_english_without_repeats():
+    paragraphs = text_data.python_prose().splitlines()
+    assert len(paragraphs) > 500
+    assert len(set(paragraphs)) == len(paragraphs)
+    words = re.findall(r"[a-z]+", " ".join(paragraphs).lower())
+    assert words.count("the") > len(words) / 30
+
+
+@pytest.mark.parametrize("text", ["aaaa aaaaa b", "  two  spaces\n\ntab\tßé→_9 " * 3, "x"])
+@pytest.mark.parametrize("size", [20, 40])
+def test_subwords_give_back_the_text(text, size):
+    subwords = text_data.Subwords(text, set(text), size)
+    assert subwords.decode(subwords.encode(text).tolist()) == text
+    assert len(subwords.pieces) == len(set(subwords.pieces)) <= size
+
+
+def test_subwords_merge_the_most_frequent_pair_within_words():
+    subwords = text_data.Subwords("the then they; the cat", set("the then they; the cat"), 13)
+    # "th" and "he" occur four times each, " t" only three times: the first word has no space.
+    assert subwords.pieces[-3:] == ["th", "the", " the"]
+    assert [subwords.pieces[code] for code in subwords.encode("the the")] == ["the", " the"]
+
+
+def test_streams_run_downwards():
+    assert text_data.streams(torch.arange(11), 3).tolist() == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]

@@ -1,0 +1,161 @@
+"""rnnext.convert and rnnext.revert."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+import rnnext
+from helpers.common import assert_close
+
+PAIRS = {nn.RNN: rnnext.RNN, nn.RNNCell: rnnext.RNNCell, nn.Embedding: rnnext.Embedding}
+
+
+class OwnRNN(nn.RNN):
+    """A subclass that convert must not touch."""
+
+
+class Model(nn.Module):
+    """The three modules, one of them nested, shared and parametrized, among others."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(10, 4, padding_idx=0)
+        self.stack = nn.ModuleDict({"rnn": nn.RNN(4, 6, 2, dropout=0.5, bidirectional=True)})
+        self.again = self.stack["rnn"]
+        self.normed = parametrizations.weight_norm(nn.RNN(12, 5), "weight_hh_l0")
+        self.cell = nn.RNNCell(5, 3, nonlinearity="relu")
+        self.own = OwnRNN(3, 3)
+        self.lstm = nn.LSTM(3, 3)
+
+    def forward(self, indices):
+        x, _ = self.again(self.embedding(indices))
+        x, _ = self.normed(x)
+        x, _ = self.own(self.cell(x[-1]))
+        return self.lstm(x)[0]
+
+
+@pytest.fixture
+def model():
+    return Model()
+
+
+@pytest.fixture
+def indices():
+    return torch.randint(10, (5, 3))
+
+
+def loss_and_grads(model, indices):
+    model.zero_grad()
+    torch.manual_seed(3)
+    result = model(indices)
+    result.square().sum().backward()
+    return [result, *(p.grad.clone() for p in model.parameters())]
+
+
+def test_results_stay_and_revert_undoes(model, indices):
+    classes = {name: type(m) for name, m in model.named_modules()}
+    state = copy.deepcopy(model.state_dict())
+    before = loss_and_grads(model, indices)
+    assert rnnext.convert(model) is model
+    assert_close(loss_and_grads(model, indices), before)
+    assert isinstance(model.normed, rnnext.RNN)
+    assert type(model.own) is OwnRNN
+    assert type(model.lstm) is nn.LSTM
+    for name, old in classes.items():
+        if old in PAIRS:
+            assert type(model.get_submodule(name)) is PAIRS[old]
+    assert model.again is model.stack["rnn"]
+    assert model.state_dict().keys() == state.keys()
+    assert rnnext.revert(model) is model
+    after = loss_and_grads(model, indices)
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    assert all(
+        type(m) is classes[name] or parametrize.is_parametrized(m)
+        for name, m in model.named_modules()
+    )
+    assert isinstance(model.normed, nn.RNN)
+
+
+@pytest.mark.parametrize(
+    ("module", "given"),
+    [
+        (nn.RNN(4, 6), torch.randn(5, 3, 4)),
+        (nn.RNNCell(4, 6), torch.randn(3, 4)),
+        (nn.Embedding(10, 4), torch.tensor([1, 2])),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_the_model_itself(module, given):
+    module = copy.deepcopy(module)
+    old, text = type(module), repr(module)
+    expected = module(given)
+    assert rnnext.convert(module) is module
+    assert type(module) is PAIRS[old]
+    assert repr(module) == text
+    assert_close(module(given), expected)
+    twin = copy.deepcopy(module)
+    assert type(twin) is PAIRS[old]
+    assert type(rnnext.revert(module)) is old
+    assert_close(module(given), expected)
+
+
+def test_everything_about_the_modules_stays(model):
+    calls = []
+    model.cell.register_forward_hook(lambda *_: calls.append("hook"))
+    model.stack["rnn"].eval()
+    model.cell.register_buffer("extra", torch.ones(2))
+    model.embedding.to("meta")
+    model.cell.weight_hh.requires_grad_(False)
+    parameters = dict(model.named_parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rnnext.convert(model)
+    assert all(p is parameters[name] for name, p in model.named_parameters())
+    assert optimizer.param_groups[0]["params"][0] is model.embedding.weight
+    assert not model.again.training
+    assert model.cell.training
+    assert torch.equal(model.cell.extra, torch.ones(2))
+    assert model.embedding.weight.device.type == "meta"
+    assert not model.cell.weight_hh.requires_grad
+    model.cell(torch.zeros(3, 5))
+    assert calls == ["hook"]
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, rnnext.RNN])
+def test_parametrization_may_be_added_or_removed_afterwards(kind):
+    module = kind(4, 6)
+    swap = rnnext.convert if kind is nn.RNN else rnnext.revert
+    parametrizations.weight_norm(module, "weight_hh_l0")
+    swap(module)
+    parametrizations.spectral_norm(module, "weight_ih_l0")
+    x = torch.randn(5, 3, 4)
+    module.eval()
+    expected = module(x)
+    for name in ("weight_hh_l0", "weight_ih_l0"):
+        parametrize.remove_parametrizations(module, name)
+    assert type(module) is (rnnext.RNN if kind is nn.RNN else nn.RNN)
+    assert_close(module(x), expected)
+
+
+def test_changes_are_logged(model, caplog):
+    with caplog.at_level(logging.INFO, logger="rnnext"):
+        rnnext.convert(model)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 4
+    assert "stack.rnn: torch.nn.modules.rnn.RNN -> rnnext.rnn.RNN" in lines
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="rnnext"):
+        rnnext.convert(model)
+        assert not caplog.records
+        rnnext.revert(model)
+    assert len(caplog.records) == 4
+
+
+def test_converted_model_compiles():
+    model = rnnext.convert(nn.Sequential(nn.Embedding(10, 4), nn.RNN(4, 6))).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    indices = torch.randint(10, (5, 3))
+    assert_close(compiled(indices), model(indices))

@@ -1,0 +1,259 @@
+"""Stepper against whole sequences: rnnext.RNN to the bit, torch.nn.RNN to rounding."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import rnnext
+from helpers.common import assert_close, case_id, error_of, pairwise, supported_isas
+
+CASES = pairwise(
+    H=[1, 7, 17, 64, 129, 260],
+    I=[1, 5, 33, 250],
+    B=[1, 2, 4, 5, 33],
+    layers=[1, 3],
+    bias=[True, False],
+    nonlinearity=["tanh", "relu"],
+    dtype=[torch.float32, torch.float64, torch.bfloat16, torch.float16],
+    precision=["highest", "medium"],
+    isa=supported_isas(),
+    threads=[1, 2, 3],
+)
+
+
+def steps(stepper, x):
+    return torch.stack([stepper(x_t) for x_t in x])
+
+
+@pytest.fixture
+def precision():
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_steps_are_the_sequence(case, precision):
+    precision(case["precision"])
+    rnnext._C.set_cpu_isa(case["isa"])
+    torch.set_num_threads(case["threads"])
+    rnn = rnnext.RNN(
+        case["I"],
+        case["H"],
+        case["layers"],
+        bias=case["bias"],
+        nonlinearity=case["nonlinearity"],
+        dtype=case["dtype"],
+    )
+    x = torch.randn(7, case["B"], case["I"], dtype=case["dtype"])
+    with torch.no_grad():
+        output, h_n = rnn(x)
+    stepper = rnnext.Stepper(rnn, case["B"])
+    assert torch.equal(steps(stepper, x), output)
+    assert torch.equal(stepper.state, h_n)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, rnnext.RNN, nn.RNNCell, rnnext.RNNCell])
+def test_torchs_modules_too(kind):
+    module = kind(5, 40)
+    x = torch.randn(6, 3, 5)
+    stepper = rnnext.Stepper(module, batch_size=3)
+    reference = nn.RNN(5, 40)
+    names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+    for name, weight in zip(names, module.parameters(), strict=True):
+        getattr(reference, name + "_l0").data.copy_(weight)
+    with torch.no_grad():
+        assert_close(steps(stepper, x), reference(x)[0])
+    assert repr(stepper) == "Stepper(5, 40, num_layers=1, batch_size=3)"
+    sizes = (stepper.input_size, stepper.hidden_size, stepper.num_layers, stepper.batch_size)
+    assert sizes == (5, 40, 1, 3)
+
+
+def test_a_parametrized_module():
+    rnn = parametrizations.weight_norm(rnnext.RNN(4, 6), "weight_hh_l0")
+    x = torch.randn(3, 1, 4)
+    with torch.no_grad():
+        assert torch.equal(steps(rnnext.Stepper(rnn), x), rnn(x)[0])
+
+
+def test_one_row_has_no_batch_dimension():
+    rnn = rnnext.RNN(4, 6, num_layers=2)
+    x = torch.randn(5, 4)
+    with torch.no_grad():
+        expected = rnn(x)[0]
+    assert torch.equal(steps(rnnext.Stepper(rnn), x), expected)
+    assert torch.equal(steps(rnnext.Stepper(rnn), x.unsqueeze(1)), expected.unsqueeze(1))
+
+
+def test_any_strides():
+    rnn = rnnext.RNN(4, 6)
+    x = torch.randn(4, 3, 9).transpose(0, 2)  # [9, 3, 4], each step with columns apart
+    with torch.no_grad():
+        assert torch.equal(steps(rnnext.Stepper(rnn, 3), x), rnn(x)[0])
+
+
+def test_the_state_can_be_read_set_and_reset():
+    rnn = rnnext.RNN(4, 6, num_layers=2)
+    x = torch.randn(9, 2, 4)
+    with torch.no_grad():
+        before, h = rnn(x[:5])
+        after, h_n = rnn(x[5:], h)
+    stepper = rnnext.Stepper(rnn, 2)
+    assert torch.equal(stepper.state, torch.zeros(2, 2, 6))
+    stepper.state = h
+    assert torch.equal(stepper.state, h)
+    assert torch.equal(steps(stepper, x[5:]), after)
+    assert torch.equal(stepper.state, h_n)
+    stepper.state.zero_()  # a copy
+    assert torch.equal(stepper.state, h_n)
+    stepper.reset()
+    assert torch.equal(steps(stepper, x[:5]), before)
+    stepper.state = h.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(steps(stepper, x[5:]), after)
+
+
+def test_results_and_weights_are_its_own():
+    rnn = rnnext.RNN(4, 6)
+    x = torch.randn(3, 1, 4)
+    stepper = rnnext.Stepper(rnn)
+    expected = steps(rnnext.Stepper(copy.deepcopy(rnn)), x)
+    with torch.no_grad():
+        for parameter in rnn.parameters():
+            parameter.zero_()
+    first = stepper(x[0])
+    kept = first.clone()
+    first.zero_()  # neither the state
+    assert torch.equal(stepper(x[1]), expected[1])
+    second = stepper(x[2])
+    assert torch.equal(kept, expected[0])
+    assert torch.equal(second, expected[2])
+
+
+def test_made_in_inference_mode_and_used_outside_and_the_other_way_round():
+    rnn, x = rnnext.RNN(4, 6), torch.randn(1, 4)
+    with torch.inference_mode():
+        inside = rnnext.Stepper(rnn)
+        expected = inside(x)
+    outside = rnnext.Stepper(rnn)
+    inside.reset()
+    assert torch.equal(inside(x), expected)
+    inside.state = inside.state + 1
+    with torch.inference_mode():
+        assert torch.equal(outside(x), expected)
+        outside.state = inside.state
+    assert torch.equal(outside(x), inside(x))
+
+
+def test_threads_and_isa_may_change_after_it_was_made():
+    rnn, x = rnnext.RNN(200, 300, num_layers=2), torch.randn(6, 2, 200)
+    with torch.no_grad():
+        expected = rnn(x)[0]
+    for made_with in (1, 3):
+        torch.set_num_threads(made_with)
+        stepper = rnnext.Stepper(rnn, 2)
+        for isa, threads, x_t, wanted in zip(
+            ["generic", *supported_isas()], [3, 1, 2, 3], x, expected, strict=False
+        ):
+            rnnext._C.set_cpu_isa(isa)
+            torch.set_num_threads(threads)
+            assert torch.equal(stepper(x_t), wanted)
+        rnnext._C.set_cpu_isa(supported_isas()[-1])
+
+
+def test_no_features():
+    cell = rnnext.RNNCell(0, 6)
+    h = torch.randn(3, 6)
+    stepper = rnnext.Stepper(cell, 3)
+    stepper.state = h.unsqueeze(0)
+    with torch.no_grad():
+        assert torch.equal(stepper(torch.zeros(3, 0)), cell(torch.zeros(3, 0), h))
+
+
+def test_a_negated_view_is_read_as_its_values():
+    rnn, x = rnnext.RNN(4, 6), torch.randn(1, 4)
+    view = torch._neg_view(x)
+    assert torch.equal(rnnext.Stepper(rnn)(view), rnnext.Stepper(rnn)(-x))
+
+
+def test_refuses_tensors_without_memory():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    stepper = rnnext.Stepper(rnnext.RNN(4, 6))
+    with FakeTensorMode() as mode:
+        with pytest.raises(RuntimeError, match="weight_ih must be a plain tensor"):
+            rnnext.Stepper(rnnext.RNN(4, 6, bias=False))
+        fake = mode.from_tensor(torch.zeros(1, 4))
+    with pytest.raises(RuntimeError, match="input must be a plain tensor"):
+        stepper(fake)
+    with pytest.raises(TypeError):
+        stepper.state = [0.0]
+
+
+def test_a_batch_that_no_memory_holds():
+    with pytest.raises(RuntimeError):
+        rnnext.Stepper(rnnext.RNN(4, 6), 10**13)
+
+
+def test_refuses_what_it_cannot_do():
+    rnn = rnnext.RNN(4, 6, num_layers=2)
+    with pytest.raises(TypeError, match="module must be an RNN or an RNNCell, got Linear"):
+        rnnext.Stepper(nn.Linear(4, 6))
+    with pytest.raises(TypeError, match="got LSTM"):
+        rnnext.Stepper(nn.LSTM(4, 6))
+    with pytest.raises(ValueError, match="one direction"):
+        rnnext.Stepper(rnnext.RNN(4, 6, bidirectional=True))
+    with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
+        rnnext.Stepper(rnn, 0)
+    with pytest.raises(RuntimeError, match="CPU: the weights are on meta"):
+        rnnext.Stepper(rnnext.RNN(4, 6, device="meta"))
+    with pytest.raises(TypeError):
+        rnnext.Stepper(rnn, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (torch.zeros(3, 4), r"input must have shape \[2, 4\], got \[3, 4\]"),
+        (torch.zeros(2, 5), r"input must have shape \[2, 4\], got \[2, 5\]"),
+        (torch.zeros(4), r"input must have shape \[2, 4\], got \[4\]"),
+        (torch.zeros(1, 2, 4), r"input must have shape \[2, 4\], got \[1, 2, 4\]"),
+        (torch.zeros(2, 4).double(), "weights' dtype, Float, got Double"),
+        (torch.zeros(2, 4, device="meta"), "input must be on the CPU, got meta"),
+        (torch.zeros(2, 4, requires_grad=True), "has no gradient"),
+    ],
+)
+def test_refuses_a_wrong_input_and_keeps_its_state(wrong, message):
+    stepper = rnnext.Stepper(rnnext.RNN(4, 6), 2)
+    stepper(torch.randn(2, 4))
+    before = stepper.state
+    with pytest.raises(RuntimeError, match=message):
+        stepper(wrong)
+    assert torch.equal(stepper.state, before)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (torch.zeros(2, 6), r"state must have shape \[1, 2, 6\], got \[2, 6\]"),
+        (torch.zeros(1, 2, 6).double(), "weights' dtype, Float, got Double"),
+        (torch.zeros(1, 2, 6, device="meta"), "state must be on the CPU, got meta"),
+    ],
+)
+def test_refuses_a_wrong_state(wrong, message):
+    stepper = rnnext.Stepper(rnnext.RNN(4, 6), 2)
+    with pytest.raises(RuntimeError, match=message):
+        stepper.state = wrong
+
+
+def test_one_row_alone_may_lack_the_batch_dimension():
+    kind, message = error_of(lambda: rnnext.Stepper(rnnext.RNN(4, 6))(torch.zeros(5)))
+    assert kind is RuntimeError
+    assert "input must have shape [1, 4] or [4], got [5]" in message
+
+
+def test_an_input_that_requires_a_gradient_passes_without_gradients():
+    stepper, x = rnnext.Stepper(rnnext.RNN(4, 6)), torch.randn(1, 4, requires_grad=True)
+    with torch.no_grad():
+        assert not stepper(x).requires_grad

@@ -1,0 +1,108 @@
+"""The embedding's ops against the reference in float64: values, gradients, any table's size."""
+
+import pytest
+import torch
+
+import reference
+from helpers.cases import SETTINGS, VARIANTS
+from helpers.common import assert_close, case_id, pairwise
+from rnnext import _C
+
+ops = torch.ops.rnnext
+
+
+def embedding_case(V, width, indices, index_dtype, dtype, strided):
+    shape = {"scalar": (), "empty": (0, 2), "line": (40,), "matrix": (5, 7)}[indices]
+    weight = torch.rand(width, V, dtype=torch.float64).t()
+    weight = weight.to(dtype) if strided else weight.to(dtype).contiguous()
+    return weight.requires_grad_(), torch.randint(V, shape).to(index_dtype)
+
+
+EMBEDDING_CASES = pairwise(
+    V=[1, 3, 1000],
+    width=[1, 7, 8, 17, 64, 129],
+    indices=["scalar", "empty", "line", "matrix"],
+    index_dtype=[torch.int64, torch.int32],
+    dtype=VARIANTS["dtype"],
+    strided=[False, True],
+    padding_idx=[-1, 0],
+    scale_grad_by_freq=[False, True],
+    sparse=[False, True],
+    **SETTINGS,
+)
+
+
+@pytest.mark.parametrize("case", EMBEDDING_CASES, ids=case_id)
+def test_embedding_and_its_gradients(case):
+    case = dict(case)
+    _C.set_cpu_isa(case.pop("isa"))
+    torch.set_num_threads(case.pop("threads"))
+    options = [case.pop(name) for name in ("padding_idx", "scale_grad_by_freq", "sparse")]
+    weight, indices = embedding_case(**case)
+    rows = ops.embedding(weight, indices, *options)
+    assert torch.equal(rows, reference.embedding(weight, indices))
+    grad = torch.rand_like(rows)
+    rows.backward(grad)
+    expected = [grad.double(), indices, weight.size(0), *options[:2]]
+    if options[2]:
+        assert weight.grad.is_coalesced()
+        found = [weight.grad.indices()[0], weight.grad.values()]
+        rows, values = reference.embedding_sparse_backward(*expected)
+        assert torch.equal(found[0], rows)
+        assert_close(found[1], values)
+        assert_close(ops.embedding_sparse_backward(grad, *expected[1:])[1], found[1])
+    else:
+        assert_close(weight.grad, reference.embedding_backward(*expected))
+        assert torch.equal(ops.embedding_backward(grad, *expected[1:]), weight.grad)
+
+
+@pytest.mark.parametrize("dtype", VARIANTS["dtype"])
+def test_embedding_gradient_is_the_same_every_time(dtype, isa):
+    indices = torch.randint(50, (3000,))
+    grad = torch.randn(3000, 70).to(dtype)
+    results = []
+    for threads in (1, 2, 3, 3):
+        torch.set_num_threads(threads)
+        results.append(ops.embedding_backward(grad, indices, 60, -1, False))
+        rows, values = ops.embedding_sparse_backward(grad, indices, 60, -1, False)
+        assert torch.equal(values, results[-1][rows])
+    assert all(torch.equal(r, results[0]) for r in results)
+
+
+@pytest.mark.parametrize("V", [1, 2, 2048, 2049, 2**22 + 1, 2**32 - 1, 2**32, 2**33])
+@pytest.mark.parametrize("N", [0, 1, 5, 3000])
+@pytest.mark.parametrize("padded", [False, True])
+def test_sparse_gradient_of_tables_of_any_size(V, N, padded):
+    """Sorted in passes of a few bits: as many as V has, in words of 32 or 64 bits."""
+    indices = torch.randint(V, (N,))
+    indices[: N // 2] = indices[: N // 2] % 7 % V
+    indices[N // 2 : N // 2 + 2] = torch.tensor([V - 1, 0])[: max(0, N - N // 2)]
+    grad = torch.randn(N, 3)
+    padding = int(indices[0]) if padded and N > 0 else -1
+    rows, values = ops.embedding_sparse_backward(grad, indices, V, padding, False)
+    kept = indices != padding
+    expected, inverse = torch.unique(indices[kept], return_inverse=True)
+    sums = torch.zeros(len(expected), 3, dtype=torch.float64)
+    assert torch.equal(rows, expected)
+    assert_close(values, sums.index_add(0, inverse, grad[kept].double()))
+
+
+def test_embedding_gradcheck():
+    weight = torch.rand(5, 3, dtype=torch.float64, requires_grad=True)
+    grad = torch.rand(4, 3, dtype=torch.float64, requires_grad=True)
+    indices = torch.tensor([0, 4, 4, 2])
+    assert torch.autograd.gradcheck(lambda w: ops.embedding(w, indices), weight)
+    assert torch.autograd.gradgradcheck(lambda w: ops.embedding(w, indices), weight)
+    for options in [(-1, False), (4, False), (-1, True), (4, True)]:
+
+        def scatter(grad, options=options):
+            return ops.embedding_backward(grad, indices, 5, *options)
+
+        assert torch.autograd.gradcheck(scatter, grad)
+        assert torch.autograd.gradgradcheck(scatter, grad)
+
+
+def test_embedding_backward_refuses_gradients_that_are_not_floating():
+    for op in (ops.embedding_backward, ops.embedding_sparse_backward):
+        with pytest.raises(NotImplementedError, match="grad must be float32"):
+            op(torch.ones(2, 3, dtype=torch.int64), torch.tensor([0, 1]), 4, -1, False)

@@ -1,0 +1,330 @@
+"""Every op against the reference in float64: values, gradients, and torch's own op checks."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.library import opcheck
+
+import reference
+from helpers import samples
+from helpers.cases import SETTINGS, SHAPES, VARIANTS, valid
+from helpers.common import assert_close, case_id, error_of, pairwise, supported_isas
+from rnnext import _C
+
+ops = torch.ops.rnnext
+
+CASES = [case for case in pairwise(**SHAPES, **VARIANTS, **SETTINGS) if valid(case)]
+
+
+# More rows at a step than the weights' gradients take at once.
+MANY_ROWS = [
+    {**CASES[0], "H": H, "T": 2, "B": 600, "I": 5, "source": "features", "reverse": (False,),
+     "layout": "contiguous", "rows": "full", "dtype": dtype, "isa": isa, "threads": 1}
+    for H in (17, 24)
+    for dtype in (torch.float32, torch.float64)
+    for isa in supported_isas()
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES + MANY_ROWS, ids=case_id)
+def test_recurrence_and_its_gradients(case):
+    case = dict(case)
+    _C.set_cpu_isa(case.pop("isa"))
+    torch.set_num_threads(case.pop("threads"))
+    arguments = samples.make(**case, requires_grad=True)
+    wanted = samples.to_double(arguments)
+    result = ops.recurrence(*arguments)
+    expected = reference.recurrence(*wanted, stored=case["dtype"])
+    assert_close(result, expected)
+    assert all(v.is_contiguous() for v in result)
+    cotangents = [torch.rand_like(v) for v in result]
+    torch.autograd.backward(result, cotangents)
+    torch.autograd.backward(expected, [c.double() for c in cotangents])
+    for a, e in zip(samples.float_tensors(arguments), samples.float_tensors(wanted), strict=True):
+        if e.grad is not None:
+            assert a.grad.dtype == a.dtype
+            assert_close(a.grad, e.grad)
+
+
+GRADIENT_CASES = pairwise(
+    **{k: VARIANTS[k] for k in ("source", "reverse", "nonlinearity", "bias", "h0", "rows")},
+    output=[True, False],
+    h_n=[True, False],
+    mask=[[True] * 4, *([i == j for j in range(4)] for i in range(4))],
+)
+
+
+@pytest.mark.parametrize("case", GRADIENT_CASES, ids=case_id)
+def test_recurrence_backward(case):
+    case = dict(case)
+    with_output, with_h_n, mask = case.pop("output"), case.pop("h_n"), case.pop("mask")
+    arguments = samples.make(**case)
+    mask = [*mask[:3], mask[3] and case["h0"]]
+    output, h_n = reference.recurrence(*arguments)
+    given = [torch.rand_like(output) if with_output else None]
+    given += [torch.rand_like(h_n) if with_h_n else None, output]
+    given += [*arguments[:4], *arguments[6:], mask]
+    assert_close(ops.recurrence_backward(*given), reference.recurrence_backward(*given))
+
+
+def test_the_references_agree():
+    for case in GRADIENT_CASES:
+        case = {k: v for k, v in case.items() if k in VARIANTS}
+        arguments = samples.make(**case, requires_grad=True)
+        output, h_n = reference.recurrence(*arguments)
+        cotangents = [torch.rand_like(output), torch.rand_like(h_n)]
+        tensors = samples.float_tensors(arguments)
+        expected = torch.autograd.grad([output, h_n], tensors, cotangents, allow_unused=True)
+        given = [*cotangents, output, *arguments[:4], *arguments[6:]]
+        grads = reference.recurrence_backward(*given, [True, True, True, case["h0"]])
+        grad_input, *lists, grad_h0 = grads
+        bias = lists.pop() if case["bias"] else []
+        flat = [grad_input, *lists[0], *lists[1], *bias, *bias, *([grad_h0] if case["h0"] else [])]
+        assert_close(flat, expected)
+
+
+@pytest.mark.parametrize("case", GRADIENT_CASES, ids=case_id)
+def test_gradcheck_and_gradgradcheck(case):
+    case = {k: v for k, v in case.items() if k in VARIANTS}
+    arguments = samples.make(T=3, B=2, I=2, H=3, vocabulary=3, **case, requires_grad=True)
+    tensors = samples.float_tensors(arguments)
+
+    def call(*tensors):
+        return ops.recurrence(*samples.with_tensors(arguments, tensors))
+
+    assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
+
+
+def test_third_derivative():
+    arguments = samples.make(T=3, B=2, I=2, H=3, requires_grad=True)
+    wanted = samples.to_double(arguments)
+    results = []
+    for op, given in [(ops.recurrence, arguments), (reference.recurrence, wanted)]:
+        tensors = samples.float_tensors(given)
+        value = sum(v.square().sum() for v in op(*given))
+        for _ in range(3):
+            grads = torch.autograd.grad(value, tensors, create_graph=True)
+            value = sum(g.square().sum() for g in grads)
+        results.append([value, *grads])
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("unused", ["input", "weights", "bias", "h0"])
+def test_frozen_arguments(unused):
+    arguments = samples.make(requires_grad=True)
+    places = {"input": [0], "weights": [2, 3], "bias": [4, 5], "h0": [6]}[unused]
+    for tensor in samples.float_tensors([arguments[p] for p in places]):
+        tensor.requires_grad_(False)
+    wanted = samples.to_double(arguments)
+    for op, given in [(ops.recurrence, arguments), (reference.recurrence, wanted)]:
+        sum(v.sum() for v in op(*given)).backward()
+    for a, e in zip(samples.float_tensors(arguments), samples.float_tensors(wanted), strict=True):
+        assert (a.grad is None) == (e.grad is None)
+        if e.grad is not None:
+            assert_close(a.grad, e.grad)
+
+
+def test_of_the_results_only_the_output_is_kept_for_backward():
+    arguments = samples.make(B=40, reverse=(False, True), requires_grad=True)
+    given = {v.data_ptr() for v in samples.float_tensors(arguments)}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v) or v, lambda v: v):
+        output, _ = ops.recurrence(*arguments)
+    assert [v.data_ptr() for v in kept if v.data_ptr() not in given] == [output.data_ptr()]
+
+
+def test_backward_twice_and_after_a_change_in_place():
+    arguments = samples.make(requires_grad=True)
+    output, h_n = ops.recurrence(*arguments)
+    tensors = samples.float_tensors(arguments)
+    value = output.sum() + h_n.square().sum()
+    first = torch.autograd.grad(value, tensors, retain_graph=True)
+    second = torch.autograd.grad(value, tensors, retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    with torch.no_grad():
+        arguments[3][0].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+def test_the_output_may_not_change_before_backward_but_h_n_may():
+    output, h_n = ops.recurrence(*samples.make(requires_grad=True))
+    h_n.mul_(2).sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.mul_(2).sum().backward()
+
+
+@pytest.mark.parametrize("source", ["features", "ready"])
+@pytest.mark.parametrize("reverse", [(False,), (False, True)])
+def test_what_lies_past_the_end_has_no_part_in_any_derivative(source, reverse):
+    arguments = samples.make(source=source, reverse=reverse, rows="lengths", requires_grad=True)
+    tensors = samples.float_tensors(arguments)
+    past = torch.arange(5).view(5, 1) >= arguments[7]
+    cotangent = torch.rand_like(ops.recurrence(*arguments)[0])
+    expected = []
+    for filling in (0.0, float("nan")):
+        with torch.no_grad():
+            arguments[0][past] = filling
+            cotangent[past] = filling
+        for create_graph in (False, True):
+            output, _ = ops.recurrence(*arguments)
+            grads = torch.autograd.grad(output, tensors, cotangent, create_graph=create_graph)
+            expected = expected or grads
+            assert_close(grads, expected)
+        second = torch.autograd.grad(sum(g.square().sum() for g in grads), tensors)
+        assert all(g.isfinite().all() for g in second)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's make_dual
+@pytest.mark.parametrize("grad_mode", [True, False])
+@pytest.mark.parametrize("place", [0, 2, 3, 4, 5, 6])
+def test_forward_mode_is_refused_wherever_its_tangent_is(place, grad_mode):
+    arguments = samples.make(requires_grad=True)
+    with forward_ad.dual_level(), torch.set_grad_enabled(grad_mode):
+        given = arguments[place]
+        tensor = given[0] if isinstance(given, list) else given
+        dual = forward_ad.make_dual(tensor, torch.ones_like(tensor))
+        arguments[place] = [dual] if isinstance(given, list) else dual
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            ops.recurrence(*arguments)
+
+
+def op_samples():
+    """One or more argument lists for each op, by name."""
+    for rows in ("full", "lengths", "packed"):
+        for source in ("features", "ready", "table"):
+            arguments = samples.make(
+                source=source, rows=rows, reverse=(False, True), requires_grad=True
+            )
+            yield "recurrence", tuple(arguments)
+            given = [v.detach() for v in reference.recurrence(*arguments)]
+            fixed = samples.with_tensors(
+                arguments, [v.detach() for v in samples.float_tensors(arguments)]
+            )
+            backward = [given[0], given[1], given[0], *fixed[:4], *fixed[6:], [True] * 4]
+            yield "recurrence_backward", tuple(backward)
+        yield "recurrence_stack", tuple(samples.make_stack(3, rows=rows))
+    yield "recurrence", tuple(samples.make(h0=False, bias=False))
+    yield "recurrence_stack", tuple(samples.make_stack(2, h0=False, bias=False))
+    weight = torch.rand(5, 3, requires_grad=True)
+    indices = torch.tensor([[0, 4], [4, 2]])
+    yield "embedding", (weight, indices)
+    yield "embedding", (weight.detach(), indices.int(), 4, True, True)
+    grad = torch.rand(2, 2, 3, requires_grad=True)
+    yield "embedding_backward", (grad, indices, 5, -1, True)
+    yield "embedding_sparse_backward", (grad.detach(), indices, 5, 4, False)
+    w_ih, w_hh, b = (torch.rand(s, requires_grad=True) for s in ((6, 4), (6, 6), (6,)))
+    x, hx = torch.rand(5, 3, 4, requires_grad=True), torch.rand(1, 3, 6, requires_grad=True)
+    yield "rnn", (x, hx, [w_ih, w_hh, b, b], True, 1, 0.0, False, False, False, "tanh")
+    yield "rnn", (x, None, [w_ih, w_hh], False, 1, 0.0, False, False, True, "relu")
+    yield "rnn_cell", (x[0], hx[0], w_ih, w_hh, b, b, "tanh")
+    yield "rnn_cell", (x[0, 0], None, w_ih, w_hh, None, None, "relu")
+
+
+def test_every_op_has_samples():
+    defined = {
+        name.split("::")[1].split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("rnnext::")
+    }
+    assert {name for name, _ in op_samples()} == defined
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), list(op_samples()), ids=lambda v: v if type(v) is str else ""
+)
+def test_opcheck(name, arguments):
+    opcheck(getattr(ops, name).default, arguments)
+
+
+@pytest.mark.parametrize("position", [0, 7, 14])
+@pytest.mark.parametrize("value", [-1, 9, 2**31 - 1])
+@pytest.mark.parametrize("index_dtype", [torch.int64, torch.int32])
+def test_table_index_out_of_range_is_named(position, value, index_dtype):
+    arguments = samples.make(source="table", index_dtype=index_dtype)
+    arguments[1].view(-1)[position] = value
+    kind, message = error_of(lambda: ops.recurrence(*arguments))
+    assert kind is IndexError
+    assert str(value) in message
+    assert str(position) in message
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (0, torch.zeros(5, 3, 5, dtype=torch.float64)),
+        (0, torch.zeros(5, 3, 4)),
+        (0, torch.zeros(5, 4, dtype=torch.float64)),
+        (1, torch.zeros(5, 3, dtype=torch.int64)),
+        (2, []),
+        (2, [torch.zeros(5, 4, dtype=torch.float64)]),
+        (3, []),
+        (3, [torch.zeros(6, 5, dtype=torch.float64)]),
+        (3, [torch.zeros(6, dtype=torch.float64)]),
+        (3, [torch.zeros(6, 6)]),
+        (4, []),
+        (4, [torch.zeros(5, dtype=torch.float64)]),
+        (5, [torch.zeros(6, 1, dtype=torch.float64)]),
+        (6, torch.zeros(1, 2, 6, dtype=torch.float64)),
+        (6, torch.zeros(3, 6, dtype=torch.float64)),
+        (6, torch.zeros(1, 3, 6)),
+        (6, torch.zeros(1, 3, 6, dtype=torch.float64, device="meta")),
+        (7, torch.tensor([5, 5])),
+        (7, torch.tensor([5, 6, 5])),
+        (7, torch.tensor([5, -1, 5])),
+        (7, torch.tensor([5, 5, 5], dtype=torch.int32)),
+        (8, torch.tensor([3, 3, 3, 3, 3])),
+        (10, [False, True]),
+        (10, []),
+    ],
+    ids=range(24),
+)
+def test_recurrence_refuses_what_does_not_fit(place, value):
+    arguments = samples.make()
+    arguments[place] = value
+    with pytest.raises(RuntimeError):
+        ops.recurrence(*arguments)
+
+
+@pytest.mark.parametrize(
+    "batch_sizes",
+    [[], [0], [2, 3], [3, 1], [3, 2, 1], [3, 0, 1], [-1, 3], [3, -(2**62)], [[3, 1]], [3.0, 1.0]],
+    ids=str,
+)
+def test_recurrence_refuses_bad_batch_sizes(batch_sizes):
+    arguments = samples.make(rows="packed", T=2, B=2)
+    arguments[8] = torch.tensor(batch_sizes) if batch_sizes else torch.empty(0, dtype=torch.long)
+    arguments[0] = arguments[0].new_zeros(5, 4)
+    with pytest.raises(RuntimeError):
+        ops.recurrence(*arguments)
+
+
+def test_unknown_nonlinearity_and_dtype_are_named():
+    arguments = samples.make()
+    arguments[9] = "gelu"
+    with pytest.raises(ValueError, match="gelu"):
+        ops.recurrence(*arguments)
+    arguments = samples.make(dtype=torch.complex64)
+    with pytest.raises(RuntimeError, match=r"(?i)complex"):
+        ops.recurrence(*arguments)
+
+
+def test_sizes_past_31_bits():
+    # Virtual memory alone: only the pages that are read or written come into being.
+    far = torch.empty(2**31 + 4096, dtype=torch.float16)
+    table = far[: 2**31 + 64].view(-1, 64)
+    table[-1] = torch.arange(64)
+    assert torch.equal(ops.embedding(table, torch.tensor([2**25])), table[-1:])
+    # Two steps and two sequences, 2^30 elements apart.
+    weights = [torch.eye(2, dtype=torch.float16)]
+    x = far.as_strided((2, 2, 2), (2**30, 2**30, 1))
+    x.zero_()
+    x[1, 1] = 2
+    none = None, [], weights, [], [], None, None, None, "relu", [False]
+    output, _ = ops.recurrence(x, *none)
+    assert output[1, 1].tolist() == [2, 2]
+    assert output.sum() == 4
+    overflow = torch.zeros(1, 1, 2, dtype=torch.float16).expand(2**31, 2**30, 2)
+    with pytest.raises(RuntimeError):
+        ops.recurrence(overflow, *none)

@@ -1,0 +1,19 @@
+"""The ops again in plain PyTorch: slow, clear, differentiable, with the same signatures.
+
+What a test calls the right answer: computed in the dtype of the arguments (give float64 for an
+oracle).
+"""
+
+from reference.elman import recurrence, recurrence_backward
+from reference.gather import embedding, embedding_backward, embedding_sparse_backward
+from reference.layers import rnn, rnn_cell
+
+__all__ = [
+    "embedding",
+    "embedding_backward",
+    "embedding_sparse_backward",
+    "recurrence",
+    "recurrence_backward",
+    "rnn",
+    "rnn_cell",
+]

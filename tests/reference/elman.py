@@ -1,0 +1,148 @@
+"""The recurrence in plain PyTorch: one time step at a time."""
+
+import torch
+from torch import Tensor
+
+ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
+
+
+def recurrence(
+    input: Tensor,
+    index: Tensor | None,
+    weight_ih: list[Tensor],
+    weight_hh: list[Tensor],
+    bias_ih: list[Tensor],
+    bias_hh: list[Tensor],
+    h0: Tensor | None,
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    nonlinearity: str,
+    reverse: list[bool],
+    stored: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One layer: every direction on its own, padded, with the rows that are over kept still.
+
+    ``stored`` is a narrower type that each state is rounded to; gradients pass the rounding.
+    """
+    present = None
+    if batch_sizes is not None:
+        present, rows = unpack(batch_sizes)
+        lengths = present.sum(0)
+        if index is None:
+            input = input[rows]
+        else:
+            index = index[rows]
+    steps, batch = input.shape[:2] if index is None else index.shape
+    outputs, last = [], []
+    for d, weight in enumerate(weight_hh):
+        hidden = weight.size(0)
+        if weight_ih:
+            pre = input @ weight_ih[d].t()
+        else:
+            pre = input[..., d * hidden : (d + 1) * hidden]
+            if index is not None:
+                pre = pre[index.long()]
+        if bias_ih:
+            pre = pre + bias_ih[d] + bias_hh[d]
+        state = input.new_zeros(batch, hidden) if h0 is None else h0[d]
+        states = [state] * steps
+        for t in reversed(range(steps)) if reverse[d] else range(steps):
+            new = ACTIVATIONS[nonlinearity](pre[t] + state @ weight.t())
+            if stored is not None:
+                new = new + (new.to(stored).to(new.dtype) - new).detach()
+            if lengths is None:
+                states[t] = state = new
+            else:
+                runs = (t < lengths).unsqueeze(1)
+                state = torch.where(runs, new, state)
+                states[t] = torch.where(runs, new, 0)
+        outputs.append(torch.stack(states))
+        last.append(state)
+    output = torch.cat(outputs, 2)
+    return output if present is None else output[present], torch.stack(last)
+
+
+def unpack(batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Which ``[t, b]`` of the padded batch exist, and the packed row of each (0 where none is)."""
+    present = torch.arange(int(batch_sizes[0])) < batch_sizes.unsqueeze(1)
+    rows = torch.zeros(present.shape, dtype=torch.long)
+    rows[present] = torch.arange(int(batch_sizes.sum()))
+    return present, rows
+
+
+def recurrence_backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    output: Tensor,
+    input: Tensor,
+    index: Tensor | None,
+    weight_ih: list[Tensor],
+    weight_hh: list[Tensor],
+    h0: Tensor | None,
+    lengths: Tensor | None,
+    batch_sizes: Tensor | None,
+    nonlinearity: str,
+    reverse: list[bool],
+    output_mask: list[bool],
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    """The gradients by hand, one step at a time, from nothing but the output."""
+    directions, hidden = len(weight_hh), weight_hh[0].size(0)
+    present = None
+    if batch_sizes is not None:
+        present, rows = unpack(batch_sizes)
+        lengths = present.sum(0)
+        if grad_output is not None:
+            grad_output = torch.where(present.unsqueeze(2), grad_output[rows], 0)
+        output = torch.where(present.unsqueeze(2), output[rows], 0)
+        if index is None:
+            input = torch.where(present.unsqueeze(2), input[rows], 0)
+        else:
+            index = index[rows]
+    steps, batch = output.shape[:2]
+    if grad_output is None:
+        grad_output = torch.zeros_like(output)
+    if h0 is None:
+        h0 = output.new_zeros(directions, batch, hidden)
+    if lengths is None:
+        lengths = torch.full((batch,), steps)
+    grads_pre, grads_w_ih, grads_w_hh, grads_bias, grads_h0 = [], [], [], [], []
+    for d, weight in enumerate(weight_hh):
+        columns = slice(d * hidden, (d + 1) * hidden)
+        states, grads = output[..., columns], grad_output[..., columns]
+        carried = torch.zeros_like(h0[d]) if grad_h_n is None else grad_h_n[d]
+        grad_pre, before = torch.zeros_like(states), torch.zeros_like(states)
+        for t in range(steps) if reverse[d] else reversed(range(steps)):
+            # The state before t is h0 at a row's first step; a reversed row starts at its length.
+            previous = t + 1 if reverse[d] else t - 1
+            first = lengths == t + 1 if reverse[d] else torch.full((batch,), t == 0)
+            inside = states[previous] if 0 <= previous < steps else torch.zeros_like(h0[d])
+            before[t] = torch.where(first.unsqueeze(1), h0[d], inside)
+            slope = (
+                (states[t] > 0).to(states.dtype) if nonlinearity == "relu" else 1 - states[t] ** 2
+            )
+            runs = (t < lengths).unsqueeze(1)
+            grad_pre[t] = torch.where(runs, (grads[t] + carried) * slope, 0)
+            carried = torch.where(runs, grad_pre[t] @ weight, carried)
+        grads_pre.append(grad_pre)
+        grads_h0.append(carried)
+        grads_w_hh.append(torch.einsum("tbi,tbj->ij", grad_pre, before))
+        grads_bias.append(grad_pre.sum((0, 1)))
+        if weight_ih:
+            grads_w_ih.append(torch.einsum("tbi,tbj->ij", grad_pre, input))
+    grad_input = torch.cat(grads_pre, 2)
+    if weight_ih:
+        grad_input = grad_input @ torch.cat(weight_ih)
+    if index is not None:
+        flat = grad_input.reshape(-1, directions * hidden)
+        grad_input = torch.zeros_like(input).index_add(0, index.reshape(-1).long(), flat)
+    elif present is not None:
+        grad_input = grad_input[present]
+    none = output.new_empty(0)
+    want_input, want_weights, want_bias, want_h0 = output_mask
+    return (
+        grad_input if want_input else none,
+        grads_w_ih if want_weights else [],
+        grads_w_hh if want_weights else [],
+        grads_bias if want_bias else [],
+        torch.stack(grads_h0) if want_h0 else none,
+    )

@@ -1,0 +1,36 @@
+"""The gather of rows in plain PyTorch."""
+
+from torch import Tensor
+
+
+def embedding(
+    weight: Tensor,
+    indices: Tensor,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """The rows; the options only concern the gradient, see :func:`embedding_backward`."""
+    return weight[indices.long()]
+
+
+def embedding_backward(
+    grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
+) -> Tensor:
+    """Each row's gradients added up in the order of the indices."""
+    result = grad.new_zeros(num_weights, grad.size(-1))
+    flat = indices.reshape(-1).tolist()
+    for index, row in zip(flat, grad.reshape(-1, grad.size(-1)), strict=True):
+        if index != padding_idx:
+            result[index] += row / flat.count(index) if scale_grad_by_freq else row
+    return result
+
+
+def embedding_sparse_backward(
+    grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
+) -> tuple[Tensor, Tensor]:
+    """The rows that the indices name, sorted, and their gradients."""
+    rows = indices.long().unique()
+    rows = rows[rows != padding_idx]
+    dense = embedding_backward(grad, indices, num_weights, padding_idx, scale_grad_by_freq)
+    return rows, dense[rows]
