@@ -6,27 +6,67 @@ import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
+import torch
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "rnn_basics.ipynb"
 CELLS = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
 CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
+FIGURES = 3
 
 
 def source(cell: dict[str, Any]) -> str:
     return "".join(cell["source"])
 
 
-def test_every_cell_runs_and_agrees_with_torch():
-    """In one fresh namespace, as in a kernel; the assertions inside compare with torch.nn."""
+def tags(cell: dict[str, Any]) -> list[str]:
+    return cell["metadata"].get("tags", [])
+
+
+@pytest.fixture
+def quietly():
+    """No window, and one thread: calls this small wait for each other on a busy machine."""
+    import matplotlib.pyplot as plt
+
+    backend, threads = matplotlib.get_backend(), torch.get_num_threads()
+    plt.switch_backend("Agg")
+    torch.set_num_threads(1)
+    yield plt
+    torch.set_num_threads(threads)
+    plt.close("all")
+    plt.switch_backend(backend)
+
+
+def test_every_cell_runs_and_agrees_with_torch(quietly):
+    """In one fresh namespace, as in a kernel; the checks inside compare with torch.nn."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for number, cell in enumerate(CODE, 1):
         exec(compile(source(cell), f"code cell {number}", "exec"), namespace)
+    assert len(quietly.get_fignums()) == FIGURES
+    for number in quietly.get_fignums():
+        quietly.figure(number).canvas.draw()
 
 
-@pytest.mark.parametrize("number", range(1, len(CODE)))
-def test_every_computing_cell_asserts(number):
-    assert "assert" in source(CODE[number])
+def test_the_check_fails_on_what_is_false():
+    namespace: dict[str, Any] = {}
+    exec(source(CODE[0]), namespace)
+    check, one = namespace["check"], torch.ones(2)
+    check("equal", one, one.clone(), one + 1e-7)
+    for values, options in (
+        ((False,), {}),
+        ((one, one, one + 1e-3), {}),
+        ((one, one + 1e-6), {"exact": True}),
+        ((one, one[:1]), {}),
+    ):
+        with pytest.raises(AssertionError):
+            check("false", *values, **options)
+
+
+def test_every_computing_cell_checks():
+    assert [tags(cell) for cell in CODE if tags(cell)] == [["setup"], ["picture"]]
+    for cell in CODE:
+        assert tags(cell) or "\ncheck(" in source(cell), source(cell)
 
 
 def test_twelve_sections():
@@ -35,7 +75,16 @@ def test_twelve_sections():
 
 
 def test_saved_as_run():
-    """Saved after one run of all cells in order, with no error among the outputs."""
+    """Saved after one run of all cells in order, with its figures and no error."""
     assert [cell["execution_count"] for cell in CODE] == list(range(1, len(CODE) + 1))
-    kinds = {output["output_type"] for cell in CODE for output in cell["outputs"]}
-    assert kinds <= {"execute_result", "stream"}
+    outputs = [output for cell in CODE for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} == {
+        "execute_result",
+        "stream",
+        "display_data",
+    }
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == FIGURES
+
+
+def test_lines_end_at_column_100():
+    assert [line for cell in CELLS for line in source(cell).split("\n") if len(line) > 100] == []
