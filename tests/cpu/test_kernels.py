@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-import reference
 import rnnext
 from helpers import samples
 from helpers.common import assert_close, case_id, pairwise, supported_isas
@@ -32,18 +32,14 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def rows_of(arguments, rows):
-    """The call for some of the sequences of a batch alone."""
-    picked = list(arguments)
-    if picked[1] is None:
-        picked[0] = picked[0][:, rows]
-    else:
-        picked[1] = picked[1][:, rows]
-    if picked[6] is not None:
-        picked[6] = picked[6][:, rows]
-    if picked[7] is not None:
-        picked[7] = picked[7][rows]
-    return picked
+def check_step_by_step(arguments):
+    """Calls of one step, each on the state of the one before, give the bits of one call."""
+    output, h_n = arguments.call(recurrence)
+    state = arguments.hx
+    for x, expected in zip(arguments.input, output, strict=True):
+        _, state = replace(arguments, input=x.unsqueeze(0), hx=state).call(recurrence)
+        assert torch.equal(state[0], expected)
+    assert torch.equal(state, h_n)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -53,10 +49,10 @@ def test_the_same_bits_for_any_batch(dtype, source, H, isa, threads):
     arguments = samples.make(
         T=9, B=26, I=19, H=H, source=source, reverse=(False, True), dtype=dtype, rows="lengths"
     )
-    output, h_n = recurrence(*arguments)
+    output, h_n = arguments.call(recurrence)
     for rows in (slice(0, 1), slice(3, 6), slice(5, 17), slice(0, 13), slice(1, 26)):
         expected = output[:, rows], h_n[:, rows]
-        assert same(recurrence(*rows_of(arguments, rows)), expected)
+        assert same(arguments.sequences(rows).call(recurrence), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -65,10 +61,10 @@ def test_the_same_bits_where_the_output_is_far(dtype, reverse, isa, threads):
     """Outputs of 1 MiB and more are asked for before they are written."""
     step = 40 * 70 * len(reverse) * dtype.itemsize
     arguments = samples.make(T=2**20 // step + 1, B=40, I=3, H=70, reverse=reverse, dtype=dtype)
-    output, h_n = recurrence(*arguments)
+    output, h_n = arguments.call(recurrence)
     assert output.nbytes >= 2**20
-    part = rows_of(arguments, slice(33, 36))
-    assert same(recurrence(*part), (output[:, 33:36], h_n[:, 33:36]))
+    part = arguments.sequences(slice(33, 36))
+    assert same(part.call(recurrence), (output[:, 33:36], h_n[:, 33:36]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -83,7 +79,7 @@ def test_the_same_bits_for_any_threads_and_isa(dtype, H, B):
         kind = "dot" if isa == "avx512_bf16" and dtype == torch.bfloat16 else "multiply-add"
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.setdefault(kind, []).append(recurrence(*arguments))
+            results.setdefault(kind, []).append(arguments.call(recurrence))
     assert all(same(result, alike[0]) for alike in results.values() for result in alike)
 
 
@@ -99,14 +95,14 @@ def test_threads_that_share_a_sequence(dtype, rows, B, H, reverse, isa):
     arguments = samples.make(
         T=12, B=B, I=21, H=H, rows=rows, reverse=reverse, dtype=dtype, requires_grad=True
     )
-    inputs = samples.float_tensors(arguments)
+    inputs = arguments.float_tensors()
     torch.set_num_threads(1)
-    expected = recurrence(*arguments)
+    expected = arguments.call(recurrence)
     cotangents = [torch.rand_like(v) for v in expected]
     gradients = torch.autograd.grad(expected, inputs, cotangents)
     for threads in (2, 3, 4, 6):
         torch.set_num_threads(threads)
-        result = recurrence(*arguments)
+        result = arguments.call(recurrence)
         assert same(result, expected)
         for a, e in zip(torch.autograd.grad(result, inputs, cotangents), gradients, strict=True):
             assert_close(a, e, dtype)
@@ -117,9 +113,9 @@ def test_threads_that_share_a_sequence(dtype, rows, B, H, reverse, isa):
 def test_the_same_bits_with_lengths_that_change_nothing(dtype, H, isa, threads):
     """The state is then a copy in scratch; otherwise, up to some H, it is read from the output."""
     arguments = samples.make(T=5, B=11, I=9, H=H, reverse=(False,), dtype=dtype, requires_grad=True)
-    given = [*arguments[:7], torch.full((11,), 5), *arguments[8:]]
-    inputs = samples.float_tensors(arguments)
-    result, expected = recurrence(*arguments), recurrence(*given)
+    given = replace(arguments, lengths=torch.full((11,), 5))
+    inputs = arguments.float_tensors()
+    result, expected = arguments.call(recurrence), given.call(recurrence)
     assert same(result, expected)
     cotangents = [torch.rand_like(v) for v in result]
     for a, e in zip(
@@ -140,18 +136,18 @@ def medium():
 @pytest.mark.parametrize("case", MEDIUM_CASES, ids=case_id)
 def test_medium_precision(case, isa, threads, medium):
     arguments = samples.make(**case, dtype=torch.float32, requires_grad=True)
-    wanted = samples.to_double(arguments)
-    result, expected = recurrence(*arguments), reference.recurrence(*wanted)
+    wanted = arguments.to_double()
+    result, expected = arguments.call(recurrence), wanted.expected()
     assert_close(result, expected, torch.bfloat16)
     cotangents = [torch.rand_like(v) for v in result]
     torch.autograd.backward(result, cotangents)
     torch.autograd.backward(expected, [c.double() for c in cotangents])
-    for a, e in zip(samples.float_tensors(arguments), samples.float_tensors(wanted), strict=True):
+    for a, e in zip(arguments.float_tensors(), wanted.float_tensors(), strict=True):
         if e.grad is not None:
             assert_close(a.grad, e.grad, torch.bfloat16)
     torch.set_float32_matmul_precision("highest")
     with torch.no_grad():
-        exact = recurrence(*arguments)
+        exact = arguments.call(recurrence)
     assert_close(exact, expected)
     # Only a dot product of bfloat16 makes "medium" faster, so only there may it differ.
     assert same(result, exact) == (isa != "avx512_bf16")
@@ -163,58 +159,41 @@ def test_the_same_bits_at_medium_precision(H, isa, threads, medium):
     arguments = samples.make(
         T=9, B=26, I=19, H=H, reverse=(False, True), rows="lengths", dtype=dtype
     )
-    output, h_n = recurrence(*arguments)
+    output, h_n = arguments.call(recurrence)
     for rows in (slice(0, 1), slice(5, 17), slice(1, 26)):
-        assert same(recurrence(*rows_of(arguments, rows)), (output[:, rows], h_n[:, rows]))
-    arguments = samples.make(T=9, B=5, I=19, H=H, dtype=dtype)
-    output, h_n = recurrence(*arguments)
-    state = arguments[6]
-    for x, expected in zip(arguments[0], output, strict=True):
-        _, state = recurrence(x.unsqueeze(0), *arguments[1:6], state, *arguments[7:])
-        assert torch.equal(state[0], expected)
+        assert same(arguments.sequences(rows).call(recurrence), (output[:, rows], h_n[:, rows]))
+    check_step_by_step(samples.make(T=9, B=5, I=19, H=H, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_same_bits_step_by_step(dtype, isa):
-    arguments = samples.make(T=9, B=5, I=19, H=33, dtype=dtype)
-    output, h_n = recurrence(*arguments)
-    state = arguments[6]
-    for x, expected in zip(arguments[0], output, strict=True):
-        _, state = recurrence(x.unsqueeze(0), *arguments[1:6], state, *arguments[7:])
-        assert torch.equal(state[0], expected)
-    assert torch.equal(state, h_n)
+    check_step_by_step(samples.make(T=9, B=5, I=19, H=33, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_same_bits_backwards_shortened_and_packed(dtype, isa):
     arguments = samples.make(T=9, B=3, I=19, H=33, dtype=dtype, reverse=(True,))
-    input, options = arguments[0], arguments[1:10]
+    input = arguments.input
     lengths, batch_sizes = torch.tensor([9, 9, 4]), torch.tensor([3] * 4 + [2] * 5)
-    output, h_n = recurrence(input, *options, [True])
-    turned = recurrence(input.flip(0), *options, [False])
+    output, h_n = arguments.call(recurrence)
+    turned = replace(arguments, input=input.flip(0), reverse=[False]).call(recurrence)
     assert same((turned[0].flip(0), turned[1]), (output, h_n))
-    options[6] = lengths
-    shortened = recurrence(input, *options, [True])
+    shortened = replace(arguments, lengths=lengths).call(recurrence)
     assert torch.equal(shortened[0][:, :2], output[:, :2])
-    alone = recurrence(*rows_of([input[:4], *arguments[1:]], slice(2, 3)))
+    alone = replace(arguments, input=input[:4]).sequences(slice(2, 3)).call(recurrence)
     assert torch.equal(shortened[0][:4, 2:], alone[0])
     assert torch.equal(shortened[1][:, 2:], alone[1])
-    options[6:8] = None, batch_sizes
     present = torch.arange(9).unsqueeze(1) < lengths
-    packed = recurrence(input[present], *options, [True])
+    packed = replace(arguments, input=input[present], batch_sizes=batch_sizes).call(recurrence)
     assert same(packed, (shortened[0][present], shortened[1]))
 
 
 def tanh(x):
     """tanh of each element, by one step of the recurrence: as one unit and as a row of units."""
     zero = torch.zeros(1, 1, dtype=x.dtype)
-    one, _ = recurrence(
-        x.view(1, -1, 1), None, [], [zero], [], [], None, None, None, "tanh", [False]
-    )
+    one, _ = samples.Recurrence(input=x.view(1, -1, 1), weight_hh=[zero]).call(recurrence)
     wide = torch.zeros(x.numel() // 8, x.numel() // 8, dtype=x.dtype)
-    row, _ = recurrence(
-        x.view(1, 8, -1), None, [], [wide], [], [], None, None, None, "tanh", [False]
-    )
+    row, _ = samples.Recurrence(input=x.view(1, 8, -1), weight_hh=[wide]).call(recurrence)
     torch.testing.assert_close(one.flatten(), row.flatten(), rtol=0, atol=0, equal_nan=True)
     return one.flatten()
 
@@ -253,8 +232,8 @@ def test_tanh_is_odd_and_exact_where_it_must_be(dtype, isa):
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 def test_nan_stays_in_its_row(nonlinearity, isa):
     arguments = samples.make(T=4, B=13, H=17, nonlinearity=nonlinearity, dtype=torch.float32)
-    arguments[0][1, 5] = float("nan")
-    output, _ = recurrence(*arguments)
+    arguments.input[1, 5] = float("nan")
+    output, _ = arguments.call(recurrence)
     assert output[1:, 5].isnan().all()
     assert not output[:, [b for b in range(13) if b != 5]].isnan().any()
     assert not output[0].isnan().any()
@@ -274,8 +253,10 @@ def run_python(code, **environment):
 @pytest.mark.parametrize("H", [6, 7])
 def test_infinite_states_of_odd_rows_stay_infinite(dtype, H, isa, medium):
     weight = torch.full((H, H), 1e25, dtype=dtype)
-    input, h0 = torch.zeros(4, 2, H, dtype=dtype), torch.ones(1, 2, H, dtype=dtype)
-    output, _ = recurrence(input, None, [], [weight], [], [], h0, None, None, "relu", [False])
+    input, hx = torch.zeros(4, 2, H, dtype=dtype), torch.ones(1, 2, H, dtype=dtype)
+    output, _ = samples.Recurrence(
+        input=input, hx=hx, weight_hh=[weight], nonlinearity="relu"
+    ).call(recurrence)
     assert output[0].isfinite().all()
     assert output[1:].isinf().all()
 

@@ -9,7 +9,7 @@ import torch
 import rnnext
 from helpers import samples
 from helpers.common import assert_close
-from helpers.device import DEVICE, check_recurrence, to_device
+from helpers.device import DEVICE, check_recurrence
 
 CAPABILITY = torch.cuda.get_device_capability()
 PATHS = ["step", "block"] + ["grid"] * (CAPABILITY >= (8, 0)) + ["cluster"] * (CAPABILITY >= (9, 0))
@@ -38,14 +38,13 @@ def test_large_states(monkeypatch, path, dtype):
 @pytest.mark.parametrize("path", PATHS)
 def test_tf32(monkeypatch, path):
     monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
-    arguments = samples.make(T=9, B=7, I=12, H=96, dtype=torch.float32)
-    moved = to_device(arguments)
+    arguments = samples.make(T=9, B=7, I=12, H=96, dtype=torch.float32).to_device(DEVICE)
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        output, _ = torch.ops.rnnext.recurrence(*moved)
+        output, _ = arguments.call(torch.ops.rnnext.recurrence)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
-    exact, _ = torch.ops.rnnext.recurrence(*moved)
+    exact, _ = arguments.call(torch.ops.rnnext.recurrence)
     assert_close(output, exact, torch.float16)  # ten bits of mantissa, as TF32 has
 
 

@@ -12,7 +12,7 @@ import reference
 import rnnext
 from helpers import samples
 from helpers.common import assert_close, case_id, pairwise
-from helpers.device import DEVICE, check_recurrence, gradients, to_device
+from helpers.device import DEVICE, check_recurrence, with_gradients
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from helpers.device import DEVICE, check_recurrence, gradients, to_device
         reverse=[(False,), (True,), (False, True)],
         nonlinearity=["tanh", "relu"],
         bias=[True, False],
-        h0=[True, False],
+        hx=[True, False],
         rows=["full", "lengths", "packed"],
         layout=["contiguous", "batch_first", "strided"],
         dtype=[torch.float32, torch.float64, torch.bfloat16, torch.float16],
@@ -42,9 +42,8 @@ def test_recurrence(case):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_long_sequence(dtype):
     arguments = samples.make(T=400, B=5, I=8, H=128, dtype=dtype)
-    actual = torch.ops.rnnext.recurrence(*to_device(arguments))
-    stored = dtype if dtype == torch.bfloat16 else None
-    expected = reference.recurrence(*samples.to_double(arguments), stored=stored)
+    actual = arguments.to_device(DEVICE).call(torch.ops.rnnext.recurrence)
+    expected = arguments.to_double().expected(stored=dtype)
     assert_close([t.cpu() for t in actual], expected)
 
 
@@ -69,11 +68,11 @@ def test_modules_match_torch(bidirectional, packed):
 
 
 def test_second_derivatives():
-    arguments = to_device(samples.make(T=3, B=2, I=2, H=4, requires_grad=True))
-    tensors = samples.float_tensors(arguments)
+    arguments = samples.make(T=3, B=2, I=2, H=4, requires_grad=True).to_device(DEVICE)
+    tensors = arguments.float_tensors()
 
     def function(*tensors):
-        return torch.ops.rnnext.recurrence(*samples.with_tensors(arguments, tensors))
+        return arguments.with_tensors(tensors).call(torch.ops.rnnext.recurrence)
 
     assert torch.autograd.gradcheck(function, tensors)
     assert torch.autograd.gradgradcheck(function, tensors)
@@ -93,14 +92,19 @@ def test_embedding(V, D, N, index_dtype, dtype):
     weight = torch.randn(V, D, dtype=torch.float64).to(dtype)
     indices = torch.randint(0, V, (N,), dtype=index_dtype)
     grad = torch.randn(N, D, dtype=torch.float64).to(dtype)
-    moved = [t.to(DEVICE) for t in (weight, indices, grad)]
-    assert torch.equal(torch.ops.rnnext.embedding(*moved[:2]).cpu(), weight[indices.long()])
+    weight_there, indices_there, grad_there = (t.to(DEVICE) for t in (weight, indices, grad))
+    rows = torch.ops.rnnext.embedding(weight_there, indices_there)
+    assert torch.equal(rows.cpu(), weight[indices.long()])
     for padding_idx, by_frequency in [(-1, False), (0, False), (V // 2, True)]:
-        arguments = (V, padding_idx, by_frequency)
-        expected = reference.embedding_backward(grad.double(), indices, *arguments)
-        actual = torch.ops.rnnext.embedding_backward(moved[2], moved[1], *arguments)
+        options = {
+            "num_weights": V, "padding_idx": padding_idx, "scale_grad_by_freq": by_frequency
+        }  # fmt: skip
+        expected = reference.embedding_backward(grad.double(), indices, **options)
+        actual = torch.ops.rnnext.embedding_backward(grad_there, indices_there, **options)
         assert_close(actual.cpu(), expected)
-        rows, values = torch.ops.rnnext.embedding_sparse_backward(moved[2], moved[1], *arguments)
+        rows, values = torch.ops.rnnext.embedding_sparse_backward(
+            grad_there, indices_there, **options
+        )
         assert_close(values.cpu(), expected[rows.cpu()])
         assert torch.equal(rows.cpu(), indices[indices != padding_idx].long().unique())
 
@@ -116,13 +120,13 @@ def test_embedding_with_one_row_repeated(N):
 
 
 def test_results_repeat_bit_for_bit():
-    arguments = to_device(
-        samples.make(T=20, B=9, I=16, H=96, dtype=torch.float32, requires_grad=True)
-    )
-    first = [t.clone() for t in gradients(torch.ops.rnnext.recurrence, arguments)]
-    for tensor in samples.float_tensors(arguments):
-        tensor.grad = None
-    assert all(map(torch.equal, gradients(torch.ops.rnnext.recurrence, arguments), first))
+    arguments = samples.make(T=20, B=9, I=16, H=96, dtype=torch.float32, requires_grad=True)
+    results = []
+    for _ in range(2):
+        moved = arguments.to_device(DEVICE)
+        outputs = moved.call(torch.ops.rnnext.recurrence)
+        results.append(with_gradients(*outputs, moved.float_tensors()))
+    assert all(map(torch.equal, *results))
     indices = torch.randint(0, 9, (3000,), device=DEVICE)
     grad = torch.randn(3000, 40, device=DEVICE)
     backward = torch.ops.rnnext.embedding_backward

@@ -3,10 +3,11 @@
 Its ops are registered under PrivateUse1 and called past the dispatcher with tensors of the CPU.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-import reference
 from cuda_host.recurrence import PATHS, binding
 from helpers import samples
 from helpers.common import TOLERANCE, assert_close, case_id, pairwise
@@ -14,22 +15,14 @@ from helpers.common import TOLERANCE, assert_close, case_id, pairwise
 KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
 
 
-def recurrence(*arguments):
+def recurrence(**arguments):
     binding()
-    return torch.ops.rnnext.recurrence.default.redispatch(KEYS, *arguments)
+    return torch.ops.rnnext.recurrence.default.redispatch(KEYS, **arguments)
 
 
-def recurrence_backward(*arguments):
+def recurrence_backward(**arguments):
     binding()
-    return torch.ops.rnnext.recurrence_backward.default.redispatch(KEYS, *arguments)
-
-
-def doubles(value):
-    if isinstance(value, list):
-        return [doubles(v) for v in value]
-    return (
-        value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-    )
+    return torch.ops.rnnext.recurrence_backward.default.redispatch(KEYS, **arguments)
 
 
 def random_like(t):
@@ -49,12 +42,12 @@ def check(actual, expected, dtype):
 
 
 CASES = [  # what decides how the gradient of W_hh is put together: all combinations
-    {"path": path, "dtype": torch.float64, "T": T, "rows": rows, "reverse": reverse, "h0": h0}
+    {"path": path, "dtype": torch.float64, "T": T, "rows": rows, "reverse": reverse, "hx": hx}
     for path in ("step", "block")
     for T in (1, 4)
     for rows in ("full", "lengths", "packed")
     for reverse in ((False,), (True,), (False, True))
-    for h0 in (True, False)
+    for hx in (True, False)
 ]
 CASES += list(
     pairwise(
@@ -70,7 +63,7 @@ CASES += list(
         reverse=[(False,), (True,), (False, True), (True, True)],
         nonlinearity=["tanh", "relu"],
         bias=[True, False],
-        h0=[True, False],
+        hx=[True, False],
         index_dtype=[torch.int32, torch.int64],
     )
 )
@@ -83,16 +76,20 @@ def test_values_and_gradients(number, monkeypatch):
     if path is not None:
         monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
     arguments = samples.make(**case)
-    actual = recurrence(*arguments)
-    for a, e in zip(actual, reference.recurrence(*doubles(arguments)), strict=True):
+    actual = arguments.call(recurrence)
+    for a, e in zip(actual, arguments.to_double().expected(), strict=True):
         check(a, e, dtype)
 
     output, h_n = actual
     mask = [bool(number >> bit & 1) or number % 3 == 0 for bit in range(4)]
-    kept = [*arguments[:4], *arguments[6:]]
-    grads = [None if number % 5 == 1 else random_like(output), random_like(h_n)]
-    actual = recurrence_backward(*grads, output, *kept, mask)
-    expected = reference.recurrence_backward(*map(doubles, [*grads, output, *kept]), mask)
+    given = arguments.backward(
+        output,
+        grad_output=None if number % 5 == 1 else random_like(output),
+        grad_h_n=random_like(h_n),
+        output_mask=mask,
+    )
+    actual = given.call(recurrence_backward)
+    expected = given.to_double().expected()
     flat = ([actual[0]], [*actual[1], *actual[2]], actual[3], [actual[4]])
     right = ([expected[0]], [*expected[1], *expected[2]], expected[3], [expected[4]])
     for wanted, grads, rights in zip(mask, flat, right, strict=True):
@@ -107,25 +104,25 @@ def test_values_and_gradients(number, monkeypatch):
 @pytest.mark.parametrize(("T", "B"), [(0, 3), (4, 0)])
 def test_nothing_to_do(T, B):
     arguments = samples.make(T=T, B=B, reverse=(False, True))
-    output, h_n = recurrence(*arguments)
+    output, h_n = arguments.call(recurrence)
     assert output.shape == (T, B, 12)
-    assert torch.equal(h_n, arguments[6])
-    kept = [*arguments[:4], *arguments[6:]]
+    assert torch.equal(h_n, arguments.hx)
     grad = random_like(h_n)
-    grads = recurrence_backward(None, grad, output, *kept, [True] * 4)
-    assert grads[0].shape == arguments[0].shape
-    assert all(g.eq(0).all() for g in grads[1] + grads[2] + grads[3])
-    assert [g.shape for g in grads[1]] == [w.shape for w in arguments[2]]
-    assert torch.equal(grads[4], grad)
+    given = arguments.backward(output, grad_output=None, grad_h_n=grad)
+    grad_input, weight_ih, weight_hh, bias, grad_hx = given.call(recurrence_backward)
+    assert grad_input.shape == arguments.input.shape
+    assert all(g.eq(0).all() for g in weight_ih + weight_hh + bias)
+    assert [g.shape for g in weight_ih] == [w.shape for w in arguments.weight_ih]
+    assert torch.equal(grad_hx, grad)
 
 
 def test_tf32_follows_the_setting(monkeypatch):
     arguments = samples.make(T=3, B=2, H=20, dtype=torch.float32)
     monkeypatch.setenv("RNNEXT_CUDA_PATH", "block")
-    exact = recurrence(*arguments)[0]
+    exact = arguments.call(recurrence)[0]
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
-        coarse = recurrence(*arguments)[0]
+        coarse = arguments.call(recurrence)[0]
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
     assert 1e-5 < (coarse - exact).abs().max() < 2e-3
@@ -135,11 +132,11 @@ def test_a_path_that_cannot_run_is_a_value_error(monkeypatch):
     for word, message in (("block", "hidden size 600"), ("fast", "expected step, block")):
         monkeypatch.setenv("RNNEXT_CUDA_PATH", word)
         with pytest.raises(ValueError, match=f"RNNEXT_CUDA_PATH={word}: {message}"):
-            recurrence(*samples.make(H=600))
+            samples.make(H=600).call(recurrence)
 
 
 def test_an_index_into_an_empty_table():
     arguments = samples.make(source="table")
-    arguments[0] = arguments[0][:0]
+    arguments = replace(arguments, input=arguments.input[:0])
     with pytest.raises(IndexError, match="the table has no rows"):
-        recurrence(*arguments)
+        arguments.call(recurrence)

@@ -159,7 +159,7 @@ class Case:
     source: str = "ready"
     sequence: str = "full"
     bias: bool = True
-    h0: bool = True
+    hx: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -185,7 +185,7 @@ class Case:
         self.weight_hh = [self.random(self.H, self.H, scale=scale) for _ in self.reverse]
         self.bias_ih = [self.random(self.H) for _ in self.reverse] if self.bias else []
         self.bias_hh = [self.random(self.H) for _ in self.reverse] if self.bias else []
-        self.state = self.random(self.D, self.B, self.H) if self.h0 else None
+        self.state = self.random(self.D, self.B, self.H) if self.hx else None
 
     def random(self, *shape: int, scale: float = 1) -> Tensor:
         values = torch.empty(shape, dtype=torch.float64)
@@ -194,17 +194,17 @@ class Case:
     def expected(self) -> tuple[Tensor, Tensor]:
         """Output and h_n."""
         return reference.recurrence(
-            self.input,
-            self.index,
-            [],
-            self.weight_hh,
-            self.bias_ih,
-            self.bias_hh,
-            self.state,
-            self.lengths,
-            self.batch_sizes,
-            self.cell,
-            list(self.reverse),
+            input=self.input,
+            hx=self.state,
+            weight_ih=[],
+            weight_hh=self.weight_hh,
+            bias_ih=self.bias_ih,
+            bias_hh=self.bias_hh,
+            index=self.index,
+            lengths=self.lengths,
+            batch_sizes=self.batch_sizes,
+            nonlinearity=self.cell,
+            reverse=list(self.reverse),
         )
 
     def expected_gradients(
@@ -222,19 +222,19 @@ class Case:
         self, output: Tensor, grad_output: Tensor | None, grad_h_n: Tensor | None
     ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor]:
         return reference.recurrence_backward(
-            grad_output,
-            grad_h_n,
-            output,
-            torch.empty_like(output),
-            None,
-            [],
-            self.weight_hh,
-            self.state,
-            self.lengths,
-            self.batch_sizes,
-            self.cell,
-            list(self.reverse),
-            [True] * 4,
+            grad_output=grad_output,
+            grad_h_n=grad_h_n,
+            output=output,
+            input=torch.empty_like(output),
+            hx=self.state,
+            weight_ih=[],
+            weight_hh=self.weight_hh,
+            index=None,
+            lengths=self.lengths,
+            batch_sizes=self.batch_sizes,
+            nonlinearity=self.cell,
+            reverse=list(self.reverse),
+            output_mask=[True] * 4,
         )
 
 

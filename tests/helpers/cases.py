@@ -15,7 +15,7 @@ VARIANTS = {
     "reverse": [(False,), (True,), (False, True)],
     "nonlinearity": ["tanh", "relu"],
     "bias": [True, False],
-    "h0": [True, False],
+    "hx": [True, False],
     "layout": ["contiguous", "batch_first", "strided", "expanded"],
     "rows": ["full", "lengths", "packed"],
     "dtype": [torch.float32, torch.float64, torch.bfloat16, torch.float16],

@@ -1,6 +1,173 @@
-"""Arguments of the recurrence ops, made from a description."""
+"""The arguments of the recurrence's ops, by name, and samples of them made from a description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+
+import reference
+
+# Names of the fields below that the ops' schemas spell in another way.
+SCHEMA_NAMES = {"hx": "h0"}
+
+
+def _flat(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+_Arguments = TypeVar("_Arguments", bound="Arguments")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Arguments:
+    """What the ops of the recurrence have in common."""
+
+    input: Tensor
+    hx: Tensor | None = None
+    weight_ih: list[Tensor] = field(default_factory=list)
+    weight_hh: list[Tensor]
+    lengths: Tensor | None = None
+    batch_sizes: Tensor | None = None
+    nonlinearity: str = "tanh"
+
+    def keywords(self) -> dict[str, Any]:
+        """The arguments under the names of the op's schema."""
+        return {SCHEMA_NAMES.get(name, name): value for name, value in vars(self).items()}
+
+    def call(self, op: Callable[..., Any]) -> Any:
+        """What the op returns for these arguments."""
+        return op(**self.keywords())
+
+    def map(self: _Arguments, function: Callable[[Tensor], Tensor]) -> _Arguments:
+        """The same arguments with the function applied to every tensor."""
+
+        def mapped(value: Any) -> Any:
+            if isinstance(value, list):
+                return [mapped(v) for v in value]
+            return function(value) if isinstance(value, Tensor) else value
+
+        return replace(self, **{name: mapped(value) for name, value in vars(self).items()})
+
+    def float_tensors(self) -> list[Tensor]:
+        """The tensors that can have a gradient, in the order of the fields."""
+        values = [v for value in vars(self).values() for v in _flat(value)]
+        return [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+
+    def with_tensors(self: _Arguments, tensors: Iterable[Tensor]) -> _Arguments:
+        """The same arguments with these in the place of :meth:`float_tensors`."""
+        following = iter(tensors)
+        return self.map(lambda t: next(following) if t.is_floating_point() else t)
+
+    def detach(self: _Arguments) -> _Arguments:
+        """The same arguments, none of which needs a gradient."""
+        return self.map(Tensor.detach)
+
+    def to_double(self: _Arguments) -> _Arguments:
+        """The same arguments in float64; new leaves where they need gradients."""
+
+        def double(tensor: Tensor) -> Tensor:
+            return tensor.detach().double().requires_grad_(tensor.requires_grad)
+
+        return self.map(lambda t: double(t) if t.is_floating_point() else t)
+
+    def to_device(self: _Arguments, device: str) -> _Arguments:
+        """The same arguments on a device, as new leaves; batch_sizes stays where it belongs."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device
+            ).copy_(tensor.detach())
+            return moved.requires_grad_(tensor.requires_grad)
+
+        return replace(self.map(move), batch_sizes=self.batch_sizes)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Recurrence(Arguments):
+    """The arguments of ``torch.ops.rnnext.recurrence``."""
+
+    bias_ih: list[Tensor] = field(default_factory=list)
+    bias_hh: list[Tensor] = field(default_factory=list)
+    index: Tensor | None = None
+    reverse: list[bool] = field(default_factory=lambda: [False])
+
+    def expected(self, stored: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """What the reference returns."""
+        return reference.recurrence(**vars(self), stored=stored)
+
+    def backward(
+        self,
+        output: Tensor,
+        grad_output: Tensor | None,
+        grad_h_n: Tensor | None,
+        output_mask: Iterable[bool] = (True, True, True, True),
+    ) -> RecurrenceBackward:
+        """The arguments of the backward op for this call."""
+        shared = {k: v for k, v in vars(self).items() if k not in ("bias_ih", "bias_hh")}
+        return RecurrenceBackward(
+            **shared,
+            output=output,
+            grad_output=grad_output,
+            grad_h_n=grad_h_n,
+            output_mask=list(output_mask),
+        )
+
+    def sequences(self, rows: slice) -> Recurrence:
+        """The call for some of the sequences of an unpacked batch alone."""
+
+        def picked(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[:, rows]
+
+        return replace(
+            self,
+            input=self.input if self.index is not None else self.input[:, rows],
+            index=picked(self.index),
+            hx=picked(self.hx),
+            lengths=None if self.lengths is None else self.lengths[rows],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RecurrenceBackward(Arguments):
+    """The arguments of ``torch.ops.rnnext.recurrence_backward``."""
+
+    grad_output: Tensor | None
+    grad_h_n: Tensor | None
+    output: Tensor
+    index: Tensor | None = None
+    reverse: list[bool] = field(default_factory=lambda: [False])
+    output_mask: list[bool]
+
+    def expected(self) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor]:
+        """What the reference returns."""
+        return reference.recurrence_backward(**vars(self))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RecurrenceStack(Arguments):
+    """The arguments of ``torch.ops.rnnext.recurrence_stack``: a weight a layer, one direction."""
+
+    bias_ih: list[Tensor] = field(default_factory=list)
+    bias_hh: list[Tensor] = field(default_factory=list)
+
+    def layer(self, number: int, input: Tensor) -> Recurrence:
+        """One layer's call, on the output of the layer before."""
+        one = slice(number, number + 1)
+        return Recurrence(
+            input=input,
+            hx=None if self.hx is None else self.hx[one],
+            weight_ih=self.weight_ih[one],
+            weight_hh=self.weight_hh[one],
+            bias_ih=self.bias_ih[one],
+            bias_hh=self.bias_hh[one],
+            lengths=self.lengths,
+            batch_sizes=self.batch_sizes,
+            nonlinearity=self.nonlinearity,
+        )
 
 
 def make(
@@ -12,15 +179,15 @@ def make(
     reverse=(False,),
     nonlinearity="tanh",
     bias=True,
-    h0=True,
+    hx=True,
     layout="contiguous",
     rows="full",
     dtype=torch.float64,
     index_dtype=torch.int64,
     vocabulary=9,
     requires_grad=False,
-):
-    """The arguments of ``torch.ops.rnnext.recurrence``, as a list in the order of its schema.
+) -> Recurrence:
+    """Random arguments of one layer.
 
     ``rows`` is how long the sequences are: "full", "lengths" (0 among them), or "packed".
     ``layout`` is how the input lies in memory: "contiguous", "batch_first", "strided" (no unit
@@ -59,64 +226,40 @@ def make(
     if layout == "strided":
         weight_hh = [w.t() for w in weight_hh]
         weight_ih = [torch.cat([w, w], 1)[:, ::2] for w in weight_ih]
-    state = uniform(D, B, H) if h0 else None
-    if h0 and layout == "expanded":
+    state = uniform(D, B, H) if hx else None
+    if hx and layout == "expanded":
         state = uniform(D, 1, H).expand(D, B, H)
-    arguments = [
-        input,
-        index,
-        weight_ih,
-        weight_hh,
-        bias_ih,
-        bias_hh,
-        state,
-        lengths,
-        batch_sizes,
-        nonlinearity,
-        list(reverse),
-    ]
-    for tensor in float_tensors(arguments):
+    arguments = Recurrence(
+        input=input,
+        hx=state,
+        weight_ih=weight_ih,
+        weight_hh=weight_hh,
+        bias_ih=bias_ih,
+        bias_hh=bias_hh,
+        index=index,
+        lengths=lengths,
+        batch_sizes=batch_sizes,
+        nonlinearity=nonlinearity,
+        reverse=list(reverse),
+    )
+    for tensor in arguments.float_tensors():
         tensor.requires_grad_(requires_grad)
     return arguments
 
 
-def float_tensors(arguments):
-    """The tensors among the arguments that can have a gradient, in order."""
-    flat = [v for a in arguments for v in (a if isinstance(a, list) else [a])]
-    return [v for v in flat if isinstance(v, torch.Tensor) and v.is_floating_point()]
-
-
-def to_double(arguments):
-    """The same arguments in float64, for the reference; new leaves if they needed gradients."""
-
-    def convert(value):
-        if isinstance(value, list):
-            return [convert(v) for v in value]
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            return value.detach().double().requires_grad_(value.requires_grad)
-        return value
-
-    return [convert(a) for a in arguments]
-
-
-def with_tensors(arguments, tensors):
-    """The arguments with :func:`float_tensors` of them replaced by these."""
-    tensors = iter(tensors)
-
-    def replace(value):
-        if isinstance(value, list):
-            return [replace(v) for v in value]
-        floating = isinstance(value, torch.Tensor) and value.is_floating_point()
-        return next(tensors) if floating else value
-
-    return [replace(a) for a in arguments]
-
-
-def make_stack(layers, **case):
-    """The arguments of recurrence_stack, as a list in the order of its schema."""
-    each = [make(**case)]
-    case["I"] = each[0][3][0].size(0)
-    each += [make(**{**case, "layout": "contiguous"}) for _ in range(layers - 1)]
-    lists = [[tensor for layer in each for tensor in layer[place]] for place in range(2, 6)]
-    h0 = None if each[0][6] is None else torch.cat([layer[6] for layer in each])
-    return [each[0][0], *lists, h0, *each[0][7:10]]
+def make_stack(layers, **case) -> RecurrenceStack:
+    """Random arguments of several layers of one direction."""
+    first = make(**case)
+    deeper = {**case, "I": first.weight_hh[0].size(0), "layout": "contiguous"}
+    each = [first, *(make(**deeper) for _ in range(layers - 1))]
+    return RecurrenceStack(
+        input=first.input,
+        hx=None if first.hx is None else torch.cat([layer.hx for layer in each]),
+        weight_ih=[weight for layer in each for weight in layer.weight_ih],
+        weight_hh=[weight for layer in each for weight in layer.weight_hh],
+        bias_ih=[bias for layer in each for bias in layer.bias_ih],
+        bias_hh=[bias for layer in each for bias in layer.bias_hh],
+        lengths=first.lengths,
+        batch_sizes=first.batch_sizes,
+        nonlinearity=first.nonlinearity,
+    )

@@ -37,23 +37,24 @@ def test_embedding_and_its_gradients(case):
     case = dict(case)
     _C.set_cpu_isa(case.pop("isa"))
     torch.set_num_threads(case.pop("threads"))
-    options = [case.pop(name) for name in ("padding_idx", "scale_grad_by_freq", "sparse")]
+    sparse = case.pop("sparse")
+    options = {name: case.pop(name) for name in ("padding_idx", "scale_grad_by_freq")}
     weight, indices = embedding_case(**case)
-    rows = ops.embedding(weight, indices, *options)
+    rows = ops.embedding(weight, indices, **options, sparse=sparse)
     assert torch.equal(rows, reference.embedding(weight, indices))
     grad = torch.rand_like(rows)
     rows.backward(grad)
-    expected = [grad.double(), indices, weight.size(0), *options[:2]]
-    if options[2]:
+    options = {"indices": indices, "num_weights": weight.size(0), **options}
+    if sparse:
         assert weight.grad.is_coalesced()
         found = [weight.grad.indices()[0], weight.grad.values()]
-        rows, values = reference.embedding_sparse_backward(*expected)
+        rows, values = reference.embedding_sparse_backward(grad.double(), **options)
         assert torch.equal(found[0], rows)
         assert_close(found[1], values)
-        assert_close(ops.embedding_sparse_backward(grad, *expected[1:])[1], found[1])
+        assert_close(ops.embedding_sparse_backward(grad, **options)[1], found[1])
     else:
-        assert_close(weight.grad, reference.embedding_backward(*expected))
-        assert torch.equal(ops.embedding_backward(grad, *expected[1:]), weight.grad)
+        assert_close(weight.grad, reference.embedding_backward(grad.double(), **options))
+        assert torch.equal(ops.embedding_backward(grad, **options), weight.grad)
 
 
 @pytest.mark.parametrize("dtype", VARIANTS["dtype"])

@@ -1,11 +1,12 @@
 """Every op against the reference in float64: values, gradients, and torch's own op checks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.library import opcheck
 
-import reference
 from helpers import samples
 from helpers.cases import SETTINGS, SHAPES, VARIANTS, valid
 from helpers.common import assert_close, case_id, error_of, pairwise, supported_isas
@@ -32,22 +33,22 @@ def test_recurrence_and_its_gradients(case):
     _C.set_cpu_isa(case.pop("isa"))
     torch.set_num_threads(case.pop("threads"))
     arguments = samples.make(**case, requires_grad=True)
-    wanted = samples.to_double(arguments)
-    result = ops.recurrence(*arguments)
-    expected = reference.recurrence(*wanted, stored=case["dtype"])
+    wanted = arguments.to_double()
+    result = arguments.call(ops.recurrence)
+    expected = wanted.expected(stored=case["dtype"])
     assert_close(result, expected)
     assert all(v.is_contiguous() for v in result)
     cotangents = [torch.rand_like(v) for v in result]
     torch.autograd.backward(result, cotangents)
     torch.autograd.backward(expected, [c.double() for c in cotangents])
-    for a, e in zip(samples.float_tensors(arguments), samples.float_tensors(wanted), strict=True):
+    for a, e in zip(arguments.float_tensors(), wanted.float_tensors(), strict=True):
         if e.grad is not None:
             assert a.grad.dtype == a.dtype
             assert_close(a.grad, e.grad)
 
 
 GRADIENT_CASES = pairwise(
-    **{k: VARIANTS[k] for k in ("source", "reverse", "nonlinearity", "bias", "h0", "rows")},
+    **{k: VARIANTS[k] for k in ("source", "reverse", "nonlinearity", "bias", "hx", "rows")},
     output=[True, False],
     h_n=[True, False],
     mask=[[True] * 4, *([i == j for j in range(4)] for i in range(4))],
@@ -59,38 +60,47 @@ def test_recurrence_backward(case):
     case = dict(case)
     with_output, with_h_n, mask = case.pop("output"), case.pop("h_n"), case.pop("mask")
     arguments = samples.make(**case)
-    mask = [*mask[:3], mask[3] and case["h0"]]
-    output, h_n = reference.recurrence(*arguments)
-    given = [torch.rand_like(output) if with_output else None]
-    given += [torch.rand_like(h_n) if with_h_n else None, output]
-    given += [*arguments[:4], *arguments[6:], mask]
-    assert_close(ops.recurrence_backward(*given), reference.recurrence_backward(*given))
+    of_input, of_weights, of_bias, of_hx = mask
+    output, h_n = arguments.expected()
+    given = arguments.backward(
+        output,
+        grad_output=torch.rand_like(output) if with_output else None,
+        grad_h_n=torch.rand_like(h_n) if with_h_n else None,
+        output_mask=[of_input, of_weights, of_bias, of_hx and case["hx"]],
+    )
+    assert_close(given.call(ops.recurrence_backward), given.expected())
 
 
 def test_the_references_agree():
     for case in GRADIENT_CASES:
         case = {k: v for k, v in case.items() if k in VARIANTS}
         arguments = samples.make(**case, requires_grad=True)
-        output, h_n = reference.recurrence(*arguments)
+        output, h_n = arguments.expected()
         cotangents = [torch.rand_like(output), torch.rand_like(h_n)]
-        tensors = samples.float_tensors(arguments)
+        tensors = arguments.float_tensors()
         expected = torch.autograd.grad([output, h_n], tensors, cotangents, allow_unused=True)
-        given = [*cotangents, output, *arguments[:4], *arguments[6:]]
-        grads = reference.recurrence_backward(*given, [True, True, True, case["h0"]])
-        grad_input, *lists, grad_h0 = grads
-        bias = lists.pop() if case["bias"] else []
-        flat = [grad_input, *lists[0], *lists[1], *bias, *bias, *([grad_h0] if case["h0"] else [])]
-        assert_close(flat, expected)
+        given = arguments.backward(output, *cotangents)
+        grad_input, weight_ih, weight_hh, bias, grad_hx = given.expected()
+        found = replace(
+            arguments,
+            input=grad_input,
+            hx=grad_hx if case["hx"] else None,
+            weight_ih=weight_ih,
+            weight_hh=weight_hh,
+            bias_ih=bias if case["bias"] else [],
+            bias_hh=bias if case["bias"] else [],
+        )
+        assert_close(found.float_tensors(), expected)
 
 
 @pytest.mark.parametrize("case", GRADIENT_CASES, ids=case_id)
 def test_gradcheck_and_gradgradcheck(case):
     case = {k: v for k, v in case.items() if k in VARIANTS}
     arguments = samples.make(T=3, B=2, I=2, H=3, vocabulary=3, **case, requires_grad=True)
-    tensors = samples.float_tensors(arguments)
+    tensors = arguments.float_tensors()
 
     def call(*tensors):
-        return ops.recurrence(*samples.with_tensors(arguments, tensors))
+        return arguments.with_tensors(tensors).call(ops.recurrence)
 
     assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
@@ -98,11 +108,14 @@ def test_gradcheck_and_gradgradcheck(case):
 
 def test_third_derivative():
     arguments = samples.make(T=3, B=2, I=2, H=3, requires_grad=True)
-    wanted = samples.to_double(arguments)
+    wanted = arguments.to_double()
     results = []
-    for op, given in [(ops.recurrence, arguments), (reference.recurrence, wanted)]:
-        tensors = samples.float_tensors(given)
-        value = sum(v.square().sum() for v in op(*given))
+    for given, outputs in [
+        (arguments, arguments.call(ops.recurrence)),
+        (wanted, wanted.expected()),
+    ]:
+        tensors = given.float_tensors()
+        value = sum(v.square().sum() for v in outputs)
         for _ in range(3):
             grads = torch.autograd.grad(value, tensors, create_graph=True)
             value = sum(g.square().sum() for g in grads)
@@ -110,16 +123,19 @@ def test_third_derivative():
     assert_close(*results)
 
 
-@pytest.mark.parametrize("unused", ["input", "weights", "bias", "h0"])
-def test_frozen_arguments(unused):
+@pytest.mark.parametrize(
+    "frozen", [["input"], ["weight_ih", "weight_hh"], ["bias_ih", "bias_hh"], ["hx"]], ids=str
+)
+def test_frozen_arguments_get_no_gradient(frozen):
     arguments = samples.make(requires_grad=True)
-    places = {"input": [0], "weights": [2, 3], "bias": [4, 5], "h0": [6]}[unused]
-    for tensor in samples.float_tensors([arguments[p] for p in places]):
-        tensor.requires_grad_(False)
-    wanted = samples.to_double(arguments)
-    for op, given in [(ops.recurrence, arguments), (reference.recurrence, wanted)]:
-        sum(v.sum() for v in op(*given)).backward()
-    for a, e in zip(samples.float_tensors(arguments), samples.float_tensors(wanted), strict=True):
+    for name in frozen:
+        tensors = getattr(arguments, name)
+        for tensor in tensors if isinstance(tensors, list) else [tensors]:
+            tensor.requires_grad_(False)
+    wanted = arguments.to_double()
+    for outputs in (arguments.call(ops.recurrence), wanted.expected()):
+        sum(v.sum() for v in outputs).backward()
+    for a, e in zip(arguments.float_tensors(), wanted.float_tensors(), strict=True):
         assert (a.grad is None) == (e.grad is None)
         if e.grad is not None:
             assert_close(a.grad, e.grad)
@@ -127,29 +143,29 @@ def test_frozen_arguments(unused):
 
 def test_of_the_results_only_the_output_is_kept_for_backward():
     arguments = samples.make(B=40, reverse=(False, True), requires_grad=True)
-    given = {v.data_ptr() for v in samples.float_tensors(arguments)}
+    given = {v.data_ptr() for v in arguments.float_tensors()}
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v) or v, lambda v: v):
-        output, _ = ops.recurrence(*arguments)
+        output, _ = arguments.call(ops.recurrence)
     assert [v.data_ptr() for v in kept if v.data_ptr() not in given] == [output.data_ptr()]
 
 
 def test_backward_twice_and_after_a_change_in_place():
     arguments = samples.make(requires_grad=True)
-    output, h_n = ops.recurrence(*arguments)
-    tensors = samples.float_tensors(arguments)
+    output, h_n = arguments.call(ops.recurrence)
+    tensors = arguments.float_tensors()
     value = output.sum() + h_n.square().sum()
     first = torch.autograd.grad(value, tensors, retain_graph=True)
     second = torch.autograd.grad(value, tensors, retain_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     with torch.no_grad():
-        arguments[3][0].zero_()
+        arguments.weight_hh[0].zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         value.backward()
 
 
 def test_the_output_may_not_change_before_backward_but_h_n_may():
-    output, h_n = ops.recurrence(*samples.make(requires_grad=True))
+    output, h_n = samples.make(requires_grad=True).call(ops.recurrence)
     h_n.mul_(2).sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.mul_(2).sum().backward()
@@ -159,16 +175,16 @@ def test_the_output_may_not_change_before_backward_but_h_n_may():
 @pytest.mark.parametrize("reverse", [(False,), (False, True)])
 def test_what_lies_past_the_end_has_no_part_in_any_derivative(source, reverse):
     arguments = samples.make(source=source, reverse=reverse, rows="lengths", requires_grad=True)
-    tensors = samples.float_tensors(arguments)
-    past = torch.arange(5).view(5, 1) >= arguments[7]
-    cotangent = torch.rand_like(ops.recurrence(*arguments)[0])
+    tensors = arguments.float_tensors()
+    past = torch.arange(5).view(5, 1) >= arguments.lengths
+    cotangent = torch.rand_like(arguments.call(ops.recurrence)[0])
     expected = []
     for filling in (0.0, float("nan")):
         with torch.no_grad():
-            arguments[0][past] = filling
+            arguments.input[past] = filling
             cotangent[past] = filling
         for create_graph in (False, True):
-            output, _ = ops.recurrence(*arguments)
+            output, _ = arguments.call(ops.recurrence)
             grads = torch.autograd.grad(output, tensors, cotangent, create_graph=create_graph)
             expected = expected or grads
             assert_close(grads, expected)
@@ -178,48 +194,45 @@ def test_what_lies_past_the_end_has_no_part_in_any_derivative(source, reverse):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's make_dual
 @pytest.mark.parametrize("grad_mode", [True, False])
-@pytest.mark.parametrize("place", [0, 2, 3, 4, 5, 6])
-def test_forward_mode_is_refused_wherever_its_tangent_is(place, grad_mode):
+@pytest.mark.parametrize("name", ["input", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh"])
+def test_forward_mode_is_refused_wherever_its_tangent_is(name, grad_mode):
     arguments = samples.make(requires_grad=True)
     with forward_ad.dual_level(), torch.set_grad_enabled(grad_mode):
-        given = arguments[place]
+        given = getattr(arguments, name)
         tensor = given[0] if isinstance(given, list) else given
         dual = forward_ad.make_dual(tensor, torch.ones_like(tensor))
-        arguments[place] = [dual] if isinstance(given, list) else dual
+        arguments = replace(arguments, **{name: [dual] if isinstance(given, list) else dual})
         with pytest.raises(NotImplementedError, match="forward-mode"):
-            ops.recurrence(*arguments)
+            arguments.call(ops.recurrence)
 
 
 def op_samples():
-    """One or more argument lists for each op, by name."""
+    """For each op, by name: positional and keyword arguments of one call or more."""
     for rows in ("full", "lengths", "packed"):
         for source in ("features", "ready", "table"):
             arguments = samples.make(
                 source=source, rows=rows, reverse=(False, True), requires_grad=True
             )
-            yield "recurrence", tuple(arguments)
-            given = [v.detach() for v in reference.recurrence(*arguments)]
-            fixed = samples.with_tensors(
-                arguments, [v.detach() for v in samples.float_tensors(arguments)]
-            )
-            backward = [given[0], given[1], given[0], *fixed[:4], *fixed[6:], [True] * 4]
-            yield "recurrence_backward", tuple(backward)
-        yield "recurrence_stack", tuple(samples.make_stack(3, rows=rows))
-    yield "recurrence", tuple(samples.make(h0=False, bias=False))
-    yield "recurrence_stack", tuple(samples.make_stack(2, h0=False, bias=False))
+            yield "recurrence", (), arguments.keywords()
+            fixed = arguments.detach()
+            output, h_n = fixed.expected()
+            yield "recurrence_backward", (), fixed.backward(output, output, h_n).keywords()
+        yield "recurrence_stack", (), samples.make_stack(3, rows=rows).keywords()
+    yield "recurrence", (), samples.make(hx=False, bias=False).keywords()
+    yield "recurrence_stack", (), samples.make_stack(2, hx=False, bias=False).keywords()
     weight = torch.rand(5, 3, requires_grad=True)
     indices = torch.tensor([[0, 4], [4, 2]])
-    yield "embedding", (weight, indices)
-    yield "embedding", (weight.detach(), indices.int(), 4, True, True)
+    yield "embedding", (weight, indices), {}
+    yield "embedding", (weight.detach(), indices.int(), 4, True, True), {}
     grad = torch.rand(2, 2, 3, requires_grad=True)
-    yield "embedding_backward", (grad, indices, 5, -1, True)
-    yield "embedding_sparse_backward", (grad.detach(), indices, 5, 4, False)
+    yield "embedding_backward", (grad, indices, 5, -1, True), {}
+    yield "embedding_sparse_backward", (grad.detach(), indices, 5, 4, False), {}
     w_ih, w_hh, b = (torch.rand(s, requires_grad=True) for s in ((6, 4), (6, 6), (6,)))
     x, hx = torch.rand(5, 3, 4, requires_grad=True), torch.rand(1, 3, 6, requires_grad=True)
-    yield "rnn", (x, hx, [w_ih, w_hh, b, b], True, 1, 0.0, False, False, False, "tanh")
-    yield "rnn", (x, None, [w_ih, w_hh], False, 1, 0.0, False, False, True, "relu")
-    yield "rnn_cell", (x[0], hx[0], w_ih, w_hh, b, b, "tanh")
-    yield "rnn_cell", (x[0, 0], None, w_ih, w_hh, None, None, "relu")
+    yield "rnn", (x, hx, [w_ih, w_hh, b, b], True, 1, 0.0, False, False, False, "tanh"), {}
+    yield "rnn", (x, None, [w_ih, w_hh], False, 1, 0.0, False, False, True, "relu"), {}
+    yield "rnn_cell", (x[0], hx[0], w_ih, w_hh, b, b, "tanh"), {}
+    yield "rnn_cell", (x[0, 0], None, w_ih, w_hh, None, None, "relu"), {}
 
 
 def test_every_op_has_samples():
@@ -228,14 +241,16 @@ def test_every_op_has_samples():
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("rnnext::")
     }
-    assert {name for name, _ in op_samples()} == defined
+    assert {name for name, _, _ in op_samples()} == defined
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"), list(op_samples()), ids=lambda v: v if type(v) is str else ""
+    ("name", "arguments", "keywords"),
+    list(op_samples()),
+    ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_opcheck(name, arguments):
-    opcheck(getattr(ops, name).default, arguments)
+def test_opcheck(name, arguments, keywords):
+    opcheck(getattr(ops, name).default, arguments, keywords)
 
 
 @pytest.mark.parametrize("position", [0, 7, 14])
@@ -243,48 +258,47 @@ def test_opcheck(name, arguments):
 @pytest.mark.parametrize("index_dtype", [torch.int64, torch.int32])
 def test_table_index_out_of_range_is_named(position, value, index_dtype):
     arguments = samples.make(source="table", index_dtype=index_dtype)
-    arguments[1].view(-1)[position] = value
-    kind, message = error_of(lambda: ops.recurrence(*arguments))
+    arguments.index.view(-1)[position] = value
+    kind, message = error_of(lambda: arguments.call(ops.recurrence))
     assert kind is IndexError
     assert str(value) in message
     assert str(position) in message
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("name", "value"),
     [
-        (0, torch.zeros(5, 3, 5, dtype=torch.float64)),
-        (0, torch.zeros(5, 3, 4)),
-        (0, torch.zeros(5, 4, dtype=torch.float64)),
-        (1, torch.zeros(5, 3, dtype=torch.int64)),
-        (2, []),
-        (2, [torch.zeros(5, 4, dtype=torch.float64)]),
-        (3, []),
-        (3, [torch.zeros(6, 5, dtype=torch.float64)]),
-        (3, [torch.zeros(6, dtype=torch.float64)]),
-        (3, [torch.zeros(6, 6)]),
-        (4, []),
-        (4, [torch.zeros(5, dtype=torch.float64)]),
-        (5, [torch.zeros(6, 1, dtype=torch.float64)]),
-        (6, torch.zeros(1, 2, 6, dtype=torch.float64)),
-        (6, torch.zeros(3, 6, dtype=torch.float64)),
-        (6, torch.zeros(1, 3, 6)),
-        (6, torch.zeros(1, 3, 6, dtype=torch.float64, device="meta")),
-        (7, torch.tensor([5, 5])),
-        (7, torch.tensor([5, 6, 5])),
-        (7, torch.tensor([5, -1, 5])),
-        (7, torch.tensor([5, 5, 5], dtype=torch.int32)),
-        (8, torch.tensor([3, 3, 3, 3, 3])),
-        (10, [False, True]),
-        (10, []),
+        ("input", torch.zeros(5, 3, 5, dtype=torch.float64)),
+        ("input", torch.zeros(5, 3, 4)),
+        ("input", torch.zeros(5, 4, dtype=torch.float64)),
+        ("index", torch.zeros(5, 3, dtype=torch.int64)),
+        ("weight_ih", []),
+        ("weight_ih", [torch.zeros(5, 4, dtype=torch.float64)]),
+        ("weight_hh", []),
+        ("weight_hh", [torch.zeros(6, 5, dtype=torch.float64)]),
+        ("weight_hh", [torch.zeros(6, dtype=torch.float64)]),
+        ("weight_hh", [torch.zeros(6, 6)]),
+        ("bias_ih", []),
+        ("bias_ih", [torch.zeros(5, dtype=torch.float64)]),
+        ("bias_hh", [torch.zeros(6, 1, dtype=torch.float64)]),
+        ("hx", torch.zeros(1, 2, 6, dtype=torch.float64)),
+        ("hx", torch.zeros(3, 6, dtype=torch.float64)),
+        ("hx", torch.zeros(1, 3, 6)),
+        ("hx", torch.zeros(1, 3, 6, dtype=torch.float64, device="meta")),
+        ("lengths", torch.tensor([5, 5])),
+        ("lengths", torch.tensor([5, 6, 5])),
+        ("lengths", torch.tensor([5, -1, 5])),
+        ("lengths", torch.tensor([5, 5, 5], dtype=torch.int32)),
+        ("batch_sizes", torch.tensor([3, 3, 3, 3, 3])),
+        ("reverse", [False, True]),
+        ("reverse", []),
     ],
-    ids=range(24),
+    ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_recurrence_refuses_what_does_not_fit(place, value):
-    arguments = samples.make()
-    arguments[place] = value
+def test_recurrence_refuses_what_does_not_fit(name, value):
+    arguments = replace(samples.make(), **{name: value})
     with pytest.raises(RuntimeError):
-        ops.recurrence(*arguments)
+        arguments.call(ops.recurrence)
 
 
 @pytest.mark.parametrize(
@@ -293,21 +307,20 @@ def test_recurrence_refuses_what_does_not_fit(place, value):
     ids=str,
 )
 def test_recurrence_refuses_bad_batch_sizes(batch_sizes):
+    sizes = torch.tensor(batch_sizes) if batch_sizes else torch.empty(0, dtype=torch.long)
     arguments = samples.make(rows="packed", T=2, B=2)
-    arguments[8] = torch.tensor(batch_sizes) if batch_sizes else torch.empty(0, dtype=torch.long)
-    arguments[0] = arguments[0].new_zeros(5, 4)
+    arguments = replace(arguments, input=arguments.input.new_zeros(5, 4), batch_sizes=sizes)
     with pytest.raises(RuntimeError):
-        ops.recurrence(*arguments)
+        arguments.call(ops.recurrence)
 
 
 def test_unknown_nonlinearity_and_dtype_are_named():
-    arguments = samples.make()
-    arguments[9] = "gelu"
+    arguments = samples.make(nonlinearity="gelu")
     with pytest.raises(ValueError, match="gelu"):
-        ops.recurrence(*arguments)
+        arguments.call(ops.recurrence)
     arguments = samples.make(dtype=torch.complex64)
     with pytest.raises(RuntimeError, match=r"(?i)complex"):
-        ops.recurrence(*arguments)
+        arguments.call(ops.recurrence)
 
 
 def test_sizes_past_31_bits():
@@ -321,10 +334,10 @@ def test_sizes_past_31_bits():
     x = far.as_strided((2, 2, 2), (2**30, 2**30, 1))
     x.zero_()
     x[1, 1] = 2
-    none = None, [], weights, [], [], None, None, None, "relu", [False]
-    output, _ = ops.recurrence(x, *none)
+    arguments = samples.Recurrence(input=x, weight_hh=weights, nonlinearity="relu")
+    output, _ = arguments.call(ops.recurrence)
     assert output[1, 1].tolist() == [2, 2]
     assert output.sum() == 4
     overflow = torch.zeros(1, 1, 2, dtype=torch.float16).expand(2**31, 2**30, 2)
     with pytest.raises(RuntimeError):
-        ops.recurrence(overflow, *none)
+        replace(arguments, input=overflow).call(ops.recurrence)

@@ -1,9 +1,10 @@
 """Layers at once: the bits of the layers one after the other, and the reference's values."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-import reference
 from helpers import samples
 from helpers.cases import SETTINGS, VARIANTS, valid
 from helpers.common import assert_close, case_id, pairwise
@@ -12,15 +13,17 @@ from rnnext import _C
 ops = torch.ops.rnnext
 
 
-def one_layer_at_a_time(op, input, weight_ih, weight_hh, bias_ih, bias_hh, h0, *rest, **options):
-    last = []
-    for layer in range(len(weight_hh)):
-        one = slice(layer, layer + 1)
-        lists = [v[one] for v in (weight_ih, weight_hh, bias_ih, bias_hh)]
-        start = None if h0 is None else h0[one]
-        input, h_n = op(input, None, *lists, start, *rest, [False], **options)
+def one_layer_at_a_time(stack, call):
+    """Output and last states by calls of single layers; ``call`` takes samples.Recurrence."""
+    output, last = stack.input, []
+    for number in range(len(stack.weight_hh)):
+        output, h_n = call(stack.layer(number, output))
         last.append(h_n)
-    return input, torch.cat(last)
+    return output, torch.cat(last)
+
+
+def of_op(layer):
+    return layer.call(ops.recurrence)
 
 
 STACK_CASES = [
@@ -33,7 +36,7 @@ STACK_CASES = [
         I=[0, 1, 5, 33],
         isa=SETTINGS["isa"],
         threads=[1, 2, 3],
-        **{k: VARIANTS[k] for k in ("nonlinearity", "bias", "h0", "layout", "rows", "dtype")},
+        **{k: VARIANTS[k] for k in ("nonlinearity", "bias", "hx", "layout", "rows", "dtype")},
     )
     if valid(case)
 ]
@@ -45,11 +48,12 @@ def test_recurrence_stack(case):
     _C.set_cpu_isa(case.pop("isa"))
     torch.set_num_threads(case.pop("threads"))
     arguments = samples.make_stack(**case)
-    result = ops.recurrence_stack(*arguments)
-    one_by_one = one_layer_at_a_time(ops.recurrence, *arguments)
+    result = arguments.call(ops.recurrence_stack)
+    one_by_one = one_layer_at_a_time(arguments, of_op)
     assert all(torch.equal(a, b) for a, b in zip(result, one_by_one, strict=True))
-    doubles = samples.to_double(arguments)
-    expected = one_layer_at_a_time(reference.recurrence, *doubles, stored=case["dtype"])
+    expected = one_layer_at_a_time(
+        arguments.to_double(), lambda layer: layer.expected(stored=case["dtype"])
+    )
     assert_close(result, expected)
 
 
@@ -59,45 +63,47 @@ def test_layers_at_once_wait_for_each_other(B, dtype, isa):
     for layers in (2, 3, 4):
         arguments = samples.make_stack(layers, T=100, B=B, I=64, H=64, dtype=dtype)
         torch.set_num_threads(1)
-        expected = one_layer_at_a_time(ops.recurrence, *arguments)
+        expected = one_layer_at_a_time(arguments, of_op)
         for threads in (2, 4):
             torch.set_num_threads(threads)
             for _ in range(20):
-                result = ops.recurrence_stack(*arguments)
+                result = arguments.call(ops.recurrence_stack)
                 assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("name", "value"),
     [
-        (0, torch.zeros(5, 3, 7, dtype=torch.float64)),
-        (1, [torch.zeros(6, 4, dtype=torch.float64)]),
-        (1, [torch.zeros(6, 4, dtype=torch.float64)] * 2),
-        (2, []),
-        (2, [torch.zeros(6, 6, dtype=torch.float64), torch.zeros(5, 5, dtype=torch.float64)]),
-        (2, [torch.zeros(6, 6, dtype=torch.float64), torch.zeros(6, 6)]),
-        (3, [torch.zeros(6, dtype=torch.float64)]),
-        (4, []),
-        (5, torch.zeros(1, 3, 6, dtype=torch.float64)),
-        (5, torch.zeros(2, 6, dtype=torch.float64)),
-        (6, torch.tensor([5, 6, 5])),
-        (8, "gelu"),
+        ("input", torch.zeros(5, 3, 7, dtype=torch.float64)),
+        ("weight_ih", [torch.zeros(6, 4, dtype=torch.float64)]),
+        ("weight_ih", [torch.zeros(6, 4, dtype=torch.float64)] * 2),
+        ("weight_hh", []),
+        (
+            "weight_hh",
+            [torch.zeros(6, 6, dtype=torch.float64), torch.zeros(5, 5, dtype=torch.float64)],
+        ),
+        ("weight_hh", [torch.zeros(6, 6, dtype=torch.float64), torch.zeros(6, 6)]),
+        ("bias_ih", [torch.zeros(6, dtype=torch.float64)]),
+        ("bias_hh", []),
+        ("hx", torch.zeros(1, 3, 6, dtype=torch.float64)),
+        ("hx", torch.zeros(2, 6, dtype=torch.float64)),
+        ("lengths", torch.tensor([5, 6, 5])),
+        ("nonlinearity", "gelu"),
     ],
-    ids=range(12),
+    ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_recurrence_stack_refuses_what_does_not_fit(place, value):
-    arguments = samples.make_stack(2)
-    arguments[place] = value
+def test_recurrence_stack_refuses_what_does_not_fit(name, value):
+    arguments = replace(samples.make_stack(2), **{name: value})
     with pytest.raises((RuntimeError, ValueError)):
-        ops.recurrence_stack(*arguments)
+        arguments.call(ops.recurrence_stack)
 
 
-@pytest.mark.parametrize("place", [0, 1, 4, 5])
-def test_a_stack_refuses_what_needs_a_gradient(place):
+@pytest.mark.parametrize("name", ["input", "weight_ih", "bias_hh", "hx"])
+def test_a_stack_refuses_what_needs_a_gradient(name):
     arguments = samples.make_stack(2)
-    value = arguments[place]
+    value = getattr(arguments, name)
     (value if isinstance(value, torch.Tensor) else value[1]).requires_grad_()
     with pytest.raises(NotImplementedError, match="no gradient"):
-        ops.recurrence_stack(*arguments)
+        arguments.call(ops.recurrence_stack)
     with torch.no_grad():
-        ops.recurrence_stack(*arguments)
+        arguments.call(ops.recurrence_stack)

@@ -6,7 +6,6 @@ oracle).
 
 from reference.elman import recurrence, recurrence_backward
 from reference.gather import embedding, embedding_backward, embedding_sparse_backward
-from reference.layers import rnn, rnn_cell
 
 __all__ = [
     "embedding",
@@ -14,6 +13,4 @@ __all__ = [
     "embedding_sparse_backward",
     "recurrence",
     "recurrence_backward",
-    "rnn",
-    "rnn_cell",
 ]

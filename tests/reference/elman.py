@@ -4,16 +4,18 @@ import torch
 from torch import Tensor
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
+# The derivative of each as a function of its value.
+SLOPES = {"tanh": lambda h: 1 - h**2, "relu": lambda h: (h > 0).to(h.dtype)}
 
 
 def recurrence(
     input: Tensor,
-    index: Tensor | None,
+    hx: Tensor | None,
     weight_ih: list[Tensor],
     weight_hh: list[Tensor],
     bias_ih: list[Tensor],
     bias_hh: list[Tensor],
-    h0: Tensor | None,
+    index: Tensor | None,
     lengths: Tensor | None,
     batch_sizes: Tensor | None,
     nonlinearity: str,
@@ -44,7 +46,7 @@ def recurrence(
                 pre = pre[index.long()]
         if bias_ih:
             pre = pre + bias_ih[d] + bias_hh[d]
-        state = input.new_zeros(batch, hidden) if h0 is None else h0[d]
+        state = input.new_zeros(batch, hidden) if hx is None else hx[d]
         states = [state] * steps
         for t in reversed(range(steps)) if reverse[d] else range(steps):
             new = ACTIVATIONS[nonlinearity](pre[t] + state @ weight.t())
@@ -75,10 +77,10 @@ def recurrence_backward(
     grad_h_n: Tensor | None,
     output: Tensor,
     input: Tensor,
-    index: Tensor | None,
+    hx: Tensor | None,
     weight_ih: list[Tensor],
     weight_hh: list[Tensor],
-    h0: Tensor | None,
+    index: Tensor | None,
     lengths: Tensor | None,
     batch_sizes: Tensor | None,
     nonlinearity: str,
@@ -101,30 +103,28 @@ def recurrence_backward(
     steps, batch = output.shape[:2]
     if grad_output is None:
         grad_output = torch.zeros_like(output)
-    if h0 is None:
-        h0 = output.new_zeros(directions, batch, hidden)
+    if hx is None:
+        hx = output.new_zeros(directions, batch, hidden)
     if lengths is None:
         lengths = torch.full((batch,), steps)
-    grads_pre, grads_w_ih, grads_w_hh, grads_bias, grads_h0 = [], [], [], [], []
+    grads_pre, grads_w_ih, grads_w_hh, grads_bias, grads_hx = [], [], [], [], []
     for d, weight in enumerate(weight_hh):
         columns = slice(d * hidden, (d + 1) * hidden)
         states, grads = output[..., columns], grad_output[..., columns]
-        carried = torch.zeros_like(h0[d]) if grad_h_n is None else grad_h_n[d]
+        carried = torch.zeros_like(hx[d]) if grad_h_n is None else grad_h_n[d]
         grad_pre, before = torch.zeros_like(states), torch.zeros_like(states)
         for t in range(steps) if reverse[d] else reversed(range(steps)):
-            # The state before t is h0 at a row's first step; a reversed row starts at its length.
+            # The state before t is hx at a row's first step; a reversed row starts at its length.
             previous = t + 1 if reverse[d] else t - 1
             first = lengths == t + 1 if reverse[d] else torch.full((batch,), t == 0)
-            inside = states[previous] if 0 <= previous < steps else torch.zeros_like(h0[d])
-            before[t] = torch.where(first.unsqueeze(1), h0[d], inside)
-            slope = (
-                (states[t] > 0).to(states.dtype) if nonlinearity == "relu" else 1 - states[t] ** 2
-            )
+            inside = states[previous] if 0 <= previous < steps else torch.zeros_like(hx[d])
+            before[t] = torch.where(first.unsqueeze(1), hx[d], inside)
             runs = (t < lengths).unsqueeze(1)
+            slope = SLOPES[nonlinearity](states[t])
             grad_pre[t] = torch.where(runs, (grads[t] + carried) * slope, 0)
             carried = torch.where(runs, grad_pre[t] @ weight, carried)
         grads_pre.append(grad_pre)
-        grads_h0.append(carried)
+        grads_hx.append(carried)
         grads_w_hh.append(torch.einsum("tbi,tbj->ij", grad_pre, before))
         grads_bias.append(grad_pre.sum((0, 1)))
         if weight_ih:
@@ -138,11 +138,11 @@ def recurrence_backward(
     elif present is not None:
         grad_input = grad_input[present]
     none = output.new_empty(0)
-    want_input, want_weights, want_bias, want_h0 = output_mask
+    want_input, want_weights, want_bias, want_hx = output_mask
     return (
         grad_input if want_input else none,
         grads_w_ih if want_weights else [],
         grads_w_hh if want_weights else [],
         grads_bias if want_bias else [],
-        torch.stack(grads_h0) if want_h0 else none,
+        torch.stack(grads_hx) if want_hx else none,
     )
