@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -20,9 +21,13 @@ using OptionalTensor = std::optional<Tensor>;
 inline bool given(const OptionalTensor& t) { return t.has_value() && t->defined(); }
 
 inline Nonlinearity parse_nonlinearity(std::string_view name) {
-  TORCH_CHECK_VALUE(name == "tanh" || name == "relu",
-                    "nonlinearity must be 'tanh' or 'relu', got '", name, "'");
-  return name == "tanh" ? Nonlinearity::tanh : Nonlinearity::relu;
+  std::string known;
+  int i = 0;
+  for (const char* candidate : kNonlinearityNames) {
+    if (name == candidate) return static_cast<Nonlinearity>(i);
+    known += (i++ ? ", '" : "'") + std::string(candidate) + "'";
+  }
+  TORCH_CHECK_VALUE(false, "nonlinearity must be one of ", known, ", got '", name, "'");
 }
 
 inline DType parse_dtype(const Tensor& t, const char* name) {

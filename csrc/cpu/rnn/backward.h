@@ -125,7 +125,7 @@ struct Backward {
     bytes = arena.used;
   }
 
-  bool needs_hh() const { return p.T > 1 || out.h0; }
+  bool needs_hh() const { return p.T > 1 || out.hx; }
   Matrix<S, F> weight_hh(int d) const {
     return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, false};
   }
@@ -148,13 +148,17 @@ struct Backward {
   F* packed_hh(int64_t copy) const { return hh + copy * weight_hh(0).packed_size(); }
 
   void run(const Unit& unit, Worker& worker) const {
-    switch (p.nonlinearity) {
-      case Nonlinearity::tanh:
-        return steps<TanhCell<C>>(unit, worker);
-      case Nonlinearity::relu:
-        return steps<ReluCell<C>>(unit, worker);
-    }
+    with_activation(p.nonlinearity, Steps{*this, unit, worker});
   }
+  struct Steps {
+    const Backward& kernel;
+    const Unit& unit;
+    Worker& worker;
+    template <Nonlinearity name>
+    void operator()(Named<name>) const {
+      kernel.steps<Activation<C, name>>(unit, worker);
+    }
+  };
 
   template <class Cell>
   void steps(const Unit& unit, Worker& worker) const {
@@ -225,7 +229,7 @@ struct Backward {
       if (in_grad_pre && own_rows && done < p.T) state = keep(unit, state);
     }
     if (p.lengths) state = {first_row(unit, unit.b0), state_stride};
-    if (out.h0) grad_h0(unit, packed, state, worker);
+    if (out.hx) grad_hx(unit, packed, state, worker);
   }
 
   // The step's product with the state. Where a unit is shared, the sums take up each member's piece
@@ -292,7 +296,7 @@ struct Backward {
     C* const rows_of_output = converted(worker, 1);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t b = unit.b0 + row;
-      const S* grad_h_n = joins && p.last_step(unit.d, b, t)
+      const S* grad_h_n = joins && p.ends(unit.d, b, t)
                               ? static_cast<const S*>(g.grad_h_n) + (unit.d * p.B + b) * p.H
                               : nullptr;
       for (int64_t j = from; j < to; j += kLanes<C>) {
@@ -318,12 +322,12 @@ struct Backward {
   }
 
   // Where sequences differ in length: rows past their end have no gradient; the first step's is
-  // kept for grad_h0.
+  // kept for grad_hx.
   void finish_step(const Unit& unit, int64_t t, int64_t rows, F* next, C* grad_pre,
                    int64_t stride) const {
     for (int64_t row = 0; row < rows; ++row, next += state_stride, grad_pre += stride) {
       const int64_t b = unit.b0 + row;
-      const bool past = t >= p.length(b), starts = p.first_step(unit.d, b, t);
+      const bool past = t >= p.length(b), starts = p.starts(unit.d, b, t);
       if (!past && !starts) continue;
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
         if (past) {
@@ -336,7 +340,7 @@ struct Backward {
     }
   }
 
-  void grad_h0(const Unit& unit, const F* packed, const Rows<F>& first,
+  void grad_hx(const Unit& unit, const F* packed, const Rows<F>& first,
                const Worker& worker) const {
     // In the compute type first: the state's buffers are free now, but for the slower members.
     C* const rows = converted(worker, 0);
@@ -351,7 +355,7 @@ struct Backward {
     }
     for (int64_t b = unit.b0; b < unit.b1; ++b) {
       const int64_t row = (unit.d * p.B + b) * p.H;
-      S* to = static_cast<S*>(out.h0) + row;
+      S* to = static_cast<S*>(out.hx) + row;
       const S* grad_h_n = static_cast<const S*>(g.grad_h_n) + row;
       const bool hand_on = g.grad_h_n && p.length(b) == 0;  // no step: h_n was h0
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)

@@ -73,7 +73,7 @@ void fill_call(Call& call, const Tensor& input, const OptionalTensor& index, Ten
       p.bias_hh[d] = call.keep(bias_hh[d]);
     }
   }
-  if (given(h0)) p.h0 = call.keep(*h0);
+  if (given(h0)) p.hx = call.keep(*h0);
   if (s.packed()) {
     p.step_row = s.step_row.data();
     p.lengths = s.row_lengths.data();
@@ -84,18 +84,18 @@ void fill_call(Call& call, const Tensor& input, const OptionalTensor& index, Ten
                   " is out of range: expected 0 <= length <= ", s.T);
   }
   if (given(index)) {
-    p.index = call.keep_int64(*index);
+    p.input.index = call.keep_int64(*index);
     for (int64_t n = 0; n < s.N; ++n)
-      TORCH_CHECK_INDEX(p.index[n] >= 0 && p.index[n] < input.size(0),
-                        "index out of range in self: index (flattened)[", n, "] = ", p.index[n],
-                        ", expected 0 <= index < ", input.size(0));
+      TORCH_CHECK_INDEX(p.input.index[n] >= 0 && p.input.index[n] < input.size(0),
+                        "index out of range in self: index (flattened)[", n,
+                        "] = ", p.input.index[n], ", expected 0 <= index < ", input.size(0));
   }
   if (s.features && s.I == 0) return;  // no input to read: the bias is all there is
   const Tensor rows = input.size(-1) == 1 || input.stride(-1) == 1 ? input : input.contiguous();
   call.alive.push_back(rows);
-  p.input = rows.const_data_ptr();
-  p.input_stride_b = rows.stride(-2);
-  p.input_stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
+  p.input.data = rows.const_data_ptr();
+  p.input.stride_b = rows.stride(-2);
+  p.input.stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
 }
 
 // Memory for one call: small calls, one step at a time, take it from the stack.
@@ -198,7 +198,7 @@ std::tuple<Tensor, Tensor> recurrence_stack(const Tensor& input, TensorList weig
     if (bytes > 0 || l < 2) output = empty_large(sizes.output_shape(), options);
     layers[l] = calls[l].p;
     const int64_t state = static_cast<int64_t>(l * h_n.nbytes() / L);
-    if (given(h0)) layers[l].h0 = static_cast<const char*>(start.const_data_ptr()) + state;
+    if (given(h0)) layers[l].hx = static_cast<const char*>(start.const_data_ptr()) + state;
     layers[l].h_n = static_cast<char*>(h_n.data_ptr()) + state;
     layers[l].output = output.data_ptr();
   }
@@ -268,7 +268,7 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
   }
   if (want_h0) {
     grad_h0 = allocate({s.D, s.B, s.H});
-    out.h0 = grad_h0.data_ptr();
+    out.hx = grad_h0.data_ptr();
     if (empty && given(grad_h_n)) grad_h0.copy_(*grad_h_n);
   }
 

@@ -93,7 +93,7 @@ struct Forward {
     const bool stored = kStoredAsFactors<S, F> && p.H % kDepth<F> == 0 && !p.lengths;
     in_output =
         stored && plan.hidden_parts == 1 && p.D * p.H * static_cast<int64_t>(sizeof(S)) < kSameSet;
-    in_h0 = stored && p.h0 && p.T == 1;
+    in_h0 = stored && p.hx && p.T == 1;
     state = arena.take<F>(plan.units * unit_state_size());
     columns = divide_up(panels_in<C>(p.H), plan.hidden_parts) * kPanel<C>;
     const int64_t row_bytes = max_of(scratch_stride<C>(columns), scratch_stride<F>(p.I)) *
@@ -139,13 +139,18 @@ struct Forward {
   int64_t copy_of(const Unit& unit) const { return own_weights ? unit.group : unit.d; }
 
   void run(const Unit& unit, Worker& worker, const Place& place = {}) const {
-    switch (p.nonlinearity) {
-      case Nonlinearity::tanh:
-        return steps<TanhCell<C>>(unit, worker, place);
-      case Nonlinearity::relu:
-        return steps<ReluCell<C>>(unit, worker, place);
-    }
+    with_activation(p.nonlinearity, Steps{*this, unit, worker, place});
   }
+  struct Steps {
+    const Forward& kernel;
+    const Unit& unit;
+    Worker& worker;
+    const Place& place;
+    template <Nonlinearity name>
+    void operator()(Named<name>) const {
+      kernel.steps<Activation<C, name>>(unit, worker, place);
+    }
+  };
 
   template <class Cell>
   void steps(const Unit& unit, Worker& worker, const Place& place) const {
@@ -187,7 +192,7 @@ struct Forward {
           step.next = buffers[~done & 1];
           if constexpr (kNative<S>) step.output = output;
         }
-        if (done > 0 || (p.h0 && !in_h0)) {
+        if (done > 0 || (p.hx && !in_h0)) {
           multiply(step, unit, rows, done, worker);
         } else {
           // In h0 nobody waits for anybody; or every state is zero.
@@ -259,7 +264,7 @@ struct Forward {
     const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
     for (int64_t row = 0; row < rows; ++row, output += p.D * p.H) {
       const int64_t b = unit.b0 + row;
-      if (!p.last_step(unit.d, b, t) || t >= p.length(b)) continue;
+      if (!p.ends(unit.d, b, t) || t >= p.length(b)) continue;
       __builtin_memcpy(static_cast<S*>(p.h_n) + (unit.d * p.B + b) * p.H + from, output + from,
                        (to - from) * sizeof(S));
     }
@@ -279,7 +284,7 @@ struct Forward {
   // Both buffers start from h0: a sequence that begins late finds it in either.
   void fill_state(const Unit& unit) const {
     for (int64_t b = unit.b0; b < unit.b1; ++b) {
-      const S* h0 = p.h0 ? static_cast<const S*>(p.h0) + (unit.d * p.B + b) * p.H : nullptr;
+      const S* h0 = p.hx ? static_cast<const S*>(p.hx) + (unit.d * p.B + b) * p.H : nullptr;
       S* h_n = static_cast<S*>(p.h_n) + (unit.d * p.B + b) * p.H;
       const bool empty = p.length(b) == 0;
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
@@ -298,7 +303,7 @@ struct Forward {
     return hh + copy_of(unit) * weight_hh(0).packed_size();
   }
   Rows<F> h0_rows(const Unit& unit) const {
-    const S* first = static_cast<const S*>(p.h0) + (unit.d * p.B + unit.b0) * p.H;
+    const S* first = static_cast<const S*>(p.hx) + (unit.d * p.B + unit.b0) * p.H;
     return {reinterpret_cast<const F*>(first), p.H / kDepth<F>};
   }
   int64_t padded_columns() const { return panels_in<C>(p.H) * kPanel<C>; }
@@ -331,22 +336,18 @@ struct Forward {
       for (int64_t b = unit.b0; b < unit.b0 + sequences(p, unit, t); ++b, pre += stride)
         for (int64_t j = from; j < to; j += kLanes<C>) {
           Vec<C> x = load(s.bias + j - from);
-          if (p.input) x += load_some(input_row<S>(p, t, b) + unit.d * p.H + j, p.H - j);
+          if (p.input.data) x += load_some(input_row<S>(p, t, b) + unit.d * p.H + j, p.H - j);
           store(pre + j - from, x);
         }
   }
 
   // Whether the chunk's features can be read where they lie: rows of factors, one stride.
   bool in_place(const Unit& unit, const Chunk& chunk, Rows<F>* rows) const {
-    if constexpr (kStoredAsFactors<S, F>) {
-      const bool whole = unit.b0 == 0 && unit.b1 == p.B;
-      const bool contiguous = p.step_row || p.input_stride_t == p.B * p.input_stride_b;
-      if (chunk.n == 1 || (whole && contiguous) || (p.B == 1 && !p.step_row)) {
-        const int64_t apart = p.B == 1 && !p.step_row ? p.input_stride_t : p.input_stride_b;
-        const S* first = input_row<S>(p, chunk.t, unit.b0);
-        *rows = {reinterpret_cast<const F*>(first), apart / kDepth<F>};
-        return p.I % kDepth<F> == 0 && apart % kDepth<F> == 0;
-      }
+    int64_t apart = 0;
+    if (kStoredAsFactors<S, F> && p.input.direct(p, chunk.n, unit.b0, unit.b1, &apart)) {
+      const S* first = input_row<S>(p, chunk.t, unit.b0);
+      *rows = {reinterpret_cast<const F*>(first), apart / kDepth<F>};
+      return p.I % kDepth<F> == 0 && apart % kDepth<F> == 0;
     }
     return false;
   }

@@ -38,6 +38,16 @@ RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64
   for (int r = 0; r < R; ++r) sums[r] = acc[r];
 }
 
+// The cell by its name: here the time of a branch does not count.
+template <class C>
+struct Apply {
+  Vec<C> pre;
+  template <Nonlinearity name>
+  RNNEXT_INLINE Vec<C> operator()(Named<name>) const {
+    return Activation<C, name>::forward(pre);
+  }
+};
+
 template <class S, class F>
 struct OneStep {
   using C = Compute<S>;
@@ -64,10 +74,10 @@ struct OneStep {
     for (int64_t b = 0; b < p.B; ++b)
       for (int64_t i = 0; i < p.I; i += kLanes<C>)
         Factors<F>::store(x + b * x_stride, i, load_some(input_row<S>(p, 0, b) + i, p.I - i));
-    for (int64_t row = 0; p.h0 && row < p.D * p.B; ++row)
+    for (int64_t row = 0; p.hx && row < p.D * p.B; ++row)
       for (int64_t j = 0; j < p.H; j += kLanes<C>)
         Factors<F>::store(h + row * h_stride, j,
-                          load_some(static_cast<const S*>(p.h0) + row * p.H + j, p.H - j));
+                          load_some(static_cast<const S*>(p.hx) + row * p.H + j, p.H - j));
     const int64_t vectors = divide_up(p.H, kLanes<C>);
     const Range share = part(p.D * vectors, worker.rank, worker.size);
     for (int64_t v = share.begin; v < share.end; ++v)
@@ -86,14 +96,14 @@ struct OneStep {
     Vec<C> acc[R];
     for (int64_t b = 0; b < R; ++b) {
       acc[b] = bias_of<S>(p, d, j);
-      if (p.I == 0 && p.input) acc[b] += load_some(input_row<S>(p, 0, b) + d * p.H + j, left);
+      if (p.I == 0 && p.input.data) acc[b] += load_some(input_row<S>(p, 0, b) + d * p.H + j, left);
     }
     add_unpacked<R>(acc, static_cast<const S*>(p.weight_ih[d]) + j * p.I, left, p.I, x, x_stride);
-    if (p.h0)
+    if (p.hx)
       add_unpacked<R>(acc, static_cast<const S*>(p.weight_hh[d]) + j * p.H, left, p.H,
                       h + d * p.B * h_stride, h_stride);
     for (int64_t b = 0; b < R; ++b) {
-      const Vec<C> y = apply_named<C>(p.nonlinearity, acc[b]);
+      const Vec<C> y = with_activation(p.nonlinearity, Apply<C>{acc[b]});
       store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, y, left);
       store_some(static_cast<S*>(p.h_n) + (d * p.B + b) * p.H + j, y, left);
     }

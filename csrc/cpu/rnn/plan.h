@@ -157,11 +157,7 @@ Piece<F> await_piece(const Plan& plan, const Recurrence& p, const Unit& unit,
 // The row of features, or of ready pre-activations, of sequence b at step t.
 template <class S>
 const S* input_row(const Recurrence& p, int64_t t, int64_t b) {
-  const S* input = static_cast<const S*>(p.input);
-  const int64_t row = p.first_row(t) + b;
-  if (p.index) return input + p.index[row] * p.input_stride_b;
-  if (p.step_row) return input + row * p.input_stride_b;
-  return input + t * p.input_stride_t + b * p.input_stride_b;
+  return static_cast<const S*>(p.input.data) + p.input.offset(p, t, b);
 }
 
 // What the pre-activations of hidden units j and up start from; past H zeros.

@@ -52,7 +52,7 @@ Stepper::Stepper(const std::vector<Tensor>& params, bool bias, std::string_view 
     call.I = I;
     call.H = H;
     call.nonlinearity = parse_nonlinearity(nonlinearity);
-    call.input_stride_b = I;
+    call.input.stride_b = I;
     if (bias) {
       check_like(weights[2], "bias_ih", {H}, like);
       check_like(weights[3], "bias_hh", {H}, like);
@@ -70,7 +70,7 @@ Stepper::Stepper(const std::vector<Tensor>& params, bool bias, std::string_view 
     kernels_->pack(call, static_cast<char*>(layer.packed.data_ptr()));
     call.packed = layer.packed.const_data_ptr();
     call.weight_ih[0] = call.weight_hh[0] = nullptr;
-    call.h0 = call.packed;  // any will do to ask for the size
+    call.hx = call.packed;  // any will do to ask for the size
     workspace = std::max(workspace, kernels_->forward_workspace(call, threads_));
     layers_.push_back(std::move(layer));
   }
@@ -103,8 +103,8 @@ Tensor Stepper::step(const Tensor& input) {
   const void* features = rows.const_data_ptr();
   for (size_t l = 0; l < layers_.size(); ++l) {
     Recurrence call = layers_[l].call;
-    call.input = call.I > 0 ? features : nullptr;
-    call.h0 = state_of(last_, l);
+    call.input.data = call.I > 0 ? features : nullptr;
+    call.hx = state_of(last_, l);
     call.h_n = state_of(1 - last_, l);
     call.output = l + 1 < layers_.size() ? inner_.data_ptr() : output.data_ptr();
     features = call.h_n;

@@ -25,13 +25,13 @@ struct RowCursor {
   // What the row was multiplied with, W_hh and W_ih; null: zeros.
   const S* state() const {
     if (t >= p.length(b)) return nullptr;
-    if (p.first_step(d, b, t))
-      return p.h0 ? static_cast<const S*>(p.h0) + (d * p.B + b) * p.H : nullptr;
-    const int64_t before = p.reverse[d] ? t + 1 : t - 1;
+    if (p.starts(d, b, t))
+      return p.hx ? static_cast<const S*>(p.hx) + (d * p.B + b) * p.H : nullptr;
+    const int64_t before = p.before(d, t);
     return static_cast<const S*>(p.output) + (p.first_row(before) + b) * p.D * p.H + d * p.H;
   }
   const S* features() const {
-    return t >= p.length(b) || !p.input ? nullptr : input_row<S>(p, t, b);
+    return t >= p.length(b) || !p.input.data ? nullptr : input_row<S>(p, t, b);
   }
 };
 

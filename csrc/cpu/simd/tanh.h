@@ -3,8 +3,7 @@
 
 #include "cpu/simd/vector.h"
 
-namespace rnnext {
-namespace RNNEXT_ISA {
+namespace rnnext::RNNEXT_ISA {
 
 // With c = ln(2)/2, |x| = n c + r and t = tanh(r), the addition theorem gives
 //
@@ -21,7 +20,6 @@ struct TanhConstants;
 
 template <>
 struct TanhConstants<float> {
-  static constexpr int kSign = -0x7fffffff - 1;
   static constexpr int kFraction = 0xff;
   static constexpr int kShift = 15;            // 23 mantissa bits less 8 of fraction
   static constexpr float kSaturation = 10.0f;  // tanh rounds to 1 from 9.011 up
@@ -38,7 +36,6 @@ struct TanhConstants<float> {
 
 template <>
 struct TanhConstants<double> {
-  static constexpr long long kSign = -0x7fffffffffffffff - 1;
   static constexpr long long kFraction = 0xff;
   static constexpr int kShift = 44;            // 52 mantissa bits less 8 of fraction
   static constexpr double kSaturation = 20.0;  // tanh rounds to 1 from 19.07 up
@@ -68,7 +65,7 @@ template <class V>
   using C = TanhConstants<Element>;
   using Bits = decltype(x < x);
 
-  const Bits sign = (Bits)x & C::kSign;
+  const Bits sign = (Bits)x & SignBit<Element>::value;
   V a = (V)((Bits)x ^ sign);
   a = at_most(a, C::kSaturation);
 
@@ -86,5 +83,4 @@ template <class V>
   return (V)((Bits)y | sign);
 }
 
-}  // namespace RNNEXT_ISA
-}  // namespace rnnext
+}  // namespace rnnext::RNNEXT_ISA

@@ -121,6 +121,23 @@ RNNEXT_INLINE V at_most(V x, C limit) {
 #endif
 }
 
+template <class C>
+struct SignBit;
+template <>
+struct SignBit<float> {
+  static constexpr int value = -0x7fffffff - 1;
+};
+template <>
+struct SignBit<double> {
+  static constexpr long long value = -0x7fffffffffffffff - 1;
+};
+// x without its sign.
+template <class V>
+RNNEXT_INLINE V magnitude(V x) {
+  using Bits = decltype(x < x);
+  return (V)((Bits)x & ~SignBit<decltype(x[0] + x[0])>::value);
+}
+
 // The first n lanes: tails. Out of line, but where the CPU can mask a vector.
 #if RNNEXT_VECTOR_BYTES == 64
 template <class C>

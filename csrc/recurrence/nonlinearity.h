@@ -1,0 +1,44 @@
+// The nonlinearities, in one list: whatever must know each of them is generated from it, or is a
+// template specialised for each, so that one that is missing somewhere does not compile.
+#pragma once
+
+#ifdef __CUDACC__
+#define RNNEXT_BOTH __host__ __device__  // of a function that both devices call
+#else
+#define RNNEXT_BOTH
+#endif
+
+namespace rnnext {
+
+#define RNNEXT_NONLINEARITIES(X) X(tanh) X(relu) X(sigmoid) X(softplus) X(identity)
+
+#define RNNEXT_CASE(name) name,
+enum class Nonlinearity { RNNEXT_NONLINEARITIES(RNNEXT_CASE) };
+#undef RNNEXT_CASE
+
+// As users write them, in the order of the enum.
+#define RNNEXT_CASE(name) #name,
+constexpr const char* kNonlinearityNames[] = {RNNEXT_NONLINEARITIES(RNNEXT_CASE)};
+#undef RNNEXT_CASE
+
+// A nonlinearity as a type: what with_nonlinearity hands on.
+template <Nonlinearity name>
+struct Named {
+  static constexpr Nonlinearity value = name;
+};
+
+// Returns f(Named<name>{}) for a name that is known at run time only. (A macro for the kernels of
+// an ISA, whose functions must be defined under its target.)
+#define RNNEXT_RETURN_WITH_NONLINEARITY(name, f)                    \
+  switch (name) { RNNEXT_NONLINEARITIES(RNNEXT_NONLINEARITY_CASE) } \
+  __builtin_unreachable()
+#define RNNEXT_NONLINEARITY_CASE(name) \
+  case Nonlinearity::name:             \
+    return f(Named<Nonlinearity::name>{});
+
+template <class F>
+auto with_nonlinearity(Nonlinearity name, const F& f) -> decltype(f(Named<Nonlinearity::tanh>{})) {
+  RNNEXT_RETURN_WITH_NONLINEARITY(name, f);
+}
+
+}  // namespace rnnext

@@ -1,0 +1,44 @@
+// Which steps each sequence of a call has, where their rows lie, and where a direction's pass
+// through a sequence starts and ends: all that is known of ragged batches.
+#pragma once
+
+#include <cstdint>
+
+#include "recurrence/nonlinearity.h"
+
+namespace rnnext {
+
+constexpr int kDirections = 2;  // at most
+
+// T steps of B sequences. A "row" is one step of one sequence; row (t, b) is number t * B + b, or,
+// packed, step_row[t] + b.
+struct Timeline {
+  int64_t T = 0, B = 0;
+  bool reverse[kDirections] = {false, false};
+  const int64_t* step_row = nullptr;  // [T+1] packed: the first row of step t
+  const int64_t* lengths = nullptr;   // [B] steps of each sequence (packed too); null: all T
+
+  RNNEXT_BOTH int64_t first_row(int64_t t) const { return step_row ? step_row[t] : t * B; }
+  RNNEXT_BOTH int64_t rows() const { return first_row(T); }
+  // Sequences that have a row in memory at step t.
+  RNNEXT_BOTH int64_t batch(int64_t t) const {
+    return step_row ? step_row[t + 1] - step_row[t] : B;
+  }
+  RNNEXT_BOTH int64_t length(int64_t b) const { return lengths ? lengths[b] : T; }
+
+  // Whether some sequence may lack a step that others have.
+  RNNEXT_BOTH bool ragged() const { return lengths != nullptr; }
+  RNNEXT_BOTH bool inside(int64_t b, int64_t t) const { return t < length(b); }
+  // Whether t is the step of sequence b that direction d begins with, from hx, or ends with, in
+  // h_n.
+  RNNEXT_BOTH bool starts(int d, int64_t b, int64_t t) const {
+    return t == (reverse[d] ? length(b) - 1 : 0);
+  }
+  RNNEXT_BOTH bool ends(int d, int64_t b, int64_t t) const {
+    return t == (reverse[d] ? 0 : length(b) - 1);
+  }
+  // The step that direction d takes before t.
+  RNNEXT_BOTH int64_t before(int d, int64_t t) const { return reverse[d] ? t + 1 : t - 1; }
+};
+
+}  // namespace rnnext
