@@ -9,7 +9,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -58,6 +58,14 @@ class Contender:
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """First quartile, median, third quartile."""
+    if len(values) == 1:
+        return (values[0],) * 3
+    q1, q2, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    return q1, q2, q3
+
+
 @dataclass
 class Timing:
     """Seconds a call: one sample for each round, and how many calls a sample averages over."""
@@ -67,11 +75,7 @@ class Timing:
 
     @property
     def quartiles(self) -> tuple[float, float, float]:
-        """First quartile, median, third quartile."""
-        if len(self.samples) == 1:
-            return (self.samples[0],) * 3
-        q1, q2, q3 = statistics.quantiles(self.samples, n=4, method="inclusive")
-        return q1, q2, q3
+        return quartiles(self.samples)
 
     @property
     def median(self) -> float:
@@ -99,7 +103,7 @@ def interleave(
     """
     timings, once, per_round = {}, {}, 0.0
     for name, contender in contenders.items():
-        once[name] = min(_sample(contender, 1, 0.0, synchronize) for _ in range(2))
+        once[name] = min(sample(contender, 1, 0.0, synchronize) for _ in range(2))
         timings[name] = Timing(calls=max(1, round(effort.sample_seconds / once[name])))
         per_round += once[name] * timings[name].calls + effort.warm_seconds
     # All have the same number of samples.
@@ -120,7 +124,7 @@ def interleave(
                     time.sleep(warm)
                     warm = 0.0
                 calls = timings[name].calls
-                samples[name] = _sample(contenders[name], calls, warm, synchronize)
+                samples[name] = sample(contenders[name], calls, warm, synchronize)
             if others.cores(time.perf_counter() - start) > DISTURBED_CORES and spare:
                 spare -= 1
                 continue
@@ -133,8 +137,11 @@ def interleave(
     return timings
 
 
-def _sample(
-    contender: Contender, calls: int, warm_seconds: float, synchronize: Callable[[], None]
+def sample(
+    contender: Contender,
+    calls: int,
+    warm_seconds: float,
+    synchronize: Callable[[], None] = _nothing,
 ) -> float:
     """Seconds a call, averaged over `calls`, after warming up outside the clock."""
     call = contender.call
@@ -167,10 +174,13 @@ class Bystanders:
         idle = ticks[3] + ticks[4]
         return (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK"), own
 
-    def cores(self, seconds: float) -> float:
-        """Cores kept busy by others, on average over the `seconds` since construction."""
+    def cores(self, seconds: float, ours: float = 0.0) -> float:
+        """Cores kept busy by others, on average over the `seconds` since construction.
+
+        ours: CPU seconds that other processes of our own used.
+        """
         everyone, own = (now - then for now, then in zip(self._read(), self.start, strict=True))
-        return max(0.0, (everyone - own) / seconds)
+        return max(0.0, (everyone - own - ours) / seconds)
 
 
 def pin_threads(threads: int) -> int:
