@@ -1,0 +1,68 @@
+"""The prose: the Python in it runs, links lead somewhere, lines end at column 100."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def run_python(page: Path) -> dict[str, object]:
+    """The names that its Python blocks leave, run in order."""
+    namespace: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", text(page), re.DOTALL):
+        exec(compile(block, page.name, "exec"), namespace)
+    return namespace
+
+
+def test_the_python_of_the_readme_runs():
+    assert run_python(ROOT / "README.md")["h_n"].shape == (2, 20, 200)
+
+
+def test_the_error_that_numerics_reports_is_measured_as_it_says(capsys):
+    run_python(ROOT / "docs" / "numerics.md")
+    name, rms, largest = capsys.readouterr().out.split("\n")[0].split()
+    assert name == "rnnext"
+    assert float(rms) < 2e-7
+    assert float(largest) < 2e-6
+
+
+def anchors(page: Path) -> set[str]:
+    """The names under which GitHub links to the page's headings."""
+    titles = re.findall(r"^#+ (.*)$", text(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text(page))
+    for name, anchor in links:
+        target = (page.parent / name).resolve() if name else page
+        assert target.is_file(), name
+        assert not anchor or anchor in anchors(target), f"{name}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_end_at_column_100(page):
+    """But tables, and lines that a URL makes long."""
+    lines = text(page).split("\n")
+    assert [x for x in lines if len(x) > 100 and not re.match(r"\||.*https?://", x)] == []
+
+
+def test_every_figure_is_discussed_somewhere():
+    prose = "".join(text(page) for page in PAGES)
+    for figure in (ROOT / "docs" / "figures").iterdir():
+        assert f"figures/{figure.name})" in prose, figure.name
+
+
+def test_every_page_is_in_the_index():
+    index = text(ROOT / "docs" / "README.md")
+    for page in PAGES:
+        assert page.name in index or page.name in ("README.md", "CHANGELOG.md")
