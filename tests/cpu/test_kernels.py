@@ -1,8 +1,5 @@
 """What the CPU kernels promise beyond the right values: the same bits, and a tanh within 2 ULP."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +8,14 @@ import torch
 
 import rnnext
 from helpers import samples
-from helpers.common import assert_close, case_id, pairwise, supported_isas
+from helpers.common import (
+    assert_close,
+    case_id,
+    pairwise,
+    run_python,
+    same,
+    supported_isas,
+)
 
 recurrence = torch.ops.rnnext.recurrence
 FMA_ISAS = [isa for isa in supported_isas() if isa != "generic"]
@@ -26,10 +30,6 @@ MEDIUM_CASES = pairwise(
     rows=["full", "lengths", "packed"],
 )
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def check_step_by_step(arguments):
@@ -57,8 +57,8 @@ def test_the_same_bits_for_any_batch(dtype, source, H, isa, threads):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reverse", [(False,), (False, True)])
-def test_the_same_bits_where_the_output_is_far(dtype, reverse, isa, threads):
-    """Outputs of 1 MiB and more are asked for before they are written."""
+def test_the_same_bits_where_the_output_is_prefetched(dtype, reverse, isa, threads):
+    """Outputs of 1 MiB and more are prefetched before they are written."""
     step = 40 * 70 * len(reverse) * dtype.itemsize
     arguments = samples.make(T=2**20 // step + 1, B=40, I=3, H=70, reverse=reverse, dtype=dtype)
     output, h_n = arguments.call(recurrence)
@@ -89,7 +89,7 @@ def test_the_same_bits_for_any_threads_and_isa(dtype, H, B):
     ("B", "H", "reverse"),
     [(1, 200, (False,)), (2, 321, (True,)), (3, 200, (False,)), (1, 200, (False, True))],
 )
-def test_threads_that_share_a_sequence(dtype, rows, B, H, reverse, isa):
+def test_the_same_bits_where_threads_share_a_sequence(dtype, rows, B, H, reverse, isa):
     """Few sequences, large weights: threads split the hidden units and wait for each other. Four
     and six make groups, each with sequences or a direction of its own."""
     arguments = samples.make(
@@ -134,7 +134,7 @@ def medium():
 
 
 @pytest.mark.parametrize("case", MEDIUM_CASES, ids=case_id)
-def test_medium_precision(case, isa, threads, medium):
+def test_medium_precision_is_within_bfloat16(case, isa, threads, medium):
     arguments = samples.make(**case, dtype=torch.float32, requires_grad=True)
     wanted = arguments.to_double()
     result, expected = arguments.call(recurrence), wanted.expected()
@@ -239,16 +239,6 @@ def test_nan_stays_in_its_row(nonlinearity, isa):
     assert not output[0].isnan().any()
 
 
-def run_python(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("H", [6, 7])
 def test_infinite_states_of_odd_rows_stay_infinite(dtype, H, isa, medium):
@@ -263,7 +253,7 @@ def test_infinite_states_of_odd_rows_stay_infinite(dtype, H, isa, medium):
 
 @pytest.mark.parametrize("isa", supported_isas())
 def test_the_environment_lowers_the_isa(isa):
-    result = run_python("import rnnext; print(rnnext._C.cpu_isa())", RNNEXT_CPU_ISA=isa)
+    result = run_python("-c", "import rnnext; print(rnnext._C.cpu_isa())", RNNEXT_CPU_ISA=isa)
     assert result.stdout.strip() == isa
 
 
@@ -271,7 +261,7 @@ def test_an_unknown_isa_is_refused():
     for name in ("avx1024", "AVX2"):
         with pytest.raises(ValueError, match=name):
             rnnext._C.set_cpu_isa(name)
-    result = run_python("import rnnext", RNNEXT_CPU_ISA="avx1024")
+    result = run_python("-c", "import rnnext", RNNEXT_CPU_ISA="avx1024")
     assert result.returncode != 0
     assert "avx1024" in result.stderr
 
@@ -281,7 +271,7 @@ def test_an_unknown_isa_is_refused():
 )
 @pytest.mark.parametrize("reverse", [[False], [False, True]])
 def test_gradients_do_not_depend_on_how_many_threads_came(sizes, reverse):
-    """torch's pool may give fewer threads than asked for: sums must still go the same way."""
+    """torch's pool may give fewer threads than requested: sums must still go the same way."""
     code = f"""
 import hashlib, torch, rnnext
 torch.set_num_threads(4)
@@ -293,13 +283,13 @@ rnn(x)[0].square().sum().backward()
 for v in (x, *rnn.parameters()):
     print(hashlib.sha256(v.grad.numpy().tobytes()).hexdigest())
 """
-    expected = run_python(code).stdout
+    expected = run_python("-c", code).stdout
     assert len(expected.split()) == 1 + 4 * len(reverse)
     for limit in ("1", "2", "3"):
-        assert run_python(code, OMP_THREAD_LIMIT=limit).stdout == expected
+        assert run_python("-c", code, OMP_THREAD_LIMIT=limit).stdout == expected
 
 
-def test_a_thread_without_sequences(isa):
+def test_gradients_where_a_thread_has_no_sequence(isa):
     """Threads take as many steps each: one long sequence leaves one of four without any."""
     torch.set_num_threads(4)
     torch.manual_seed(0)
@@ -313,7 +303,7 @@ def test_a_thread_without_sequences(isa):
         assert_close(a.grad, e.grad, torch.float32)
 
 
-def test_calls_from_several_threads():
+def test_calls_from_several_threads_give_what_one_gives():
     code = """
 import threading, torch, rnnext
 torch.set_num_threads(3)
@@ -328,4 +318,4 @@ threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
 [t.join() for t in threads]
 print(all(torch.equal(r, expected) for r in results))
 """
-    assert run_python(code).stdout.strip() == "True"
+    assert run_python("-c", code).stdout.strip() == "True"

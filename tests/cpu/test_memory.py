@@ -31,7 +31,7 @@ def test_results_that_are_alive_keep_their_values(rnn):
     assert len({output.data_ptr() for output in outputs}) == len(outputs)
 
 
-def test_a_view_keeps_the_memory(rnn):
+def test_a_view_keeps_the_memory_of_its_result(rnn):
     x = torch.randn(T, B, I)
     output = run(rnn, x)
     row, wanted = output[3], output[3].clone()
@@ -50,7 +50,7 @@ def test_the_storage_is_as_large_as_the_tensor_and_grows(rnn):
     assert torch.equal(output, wanted.flatten()[:3])
 
 
-def test_threads_do_not_share(rnn):
+def test_threads_do_not_share_memory(rnn):
     inputs = [torch.randn(T, B, I) for _ in range(4)]
     expected = [run(rnn, x).clone() for x in inputs]
     wrong = []
@@ -77,8 +77,8 @@ def test_results_that_need_more_than_is_kept():
         assert torch.equal(rnnext.functional.embedding(indices, weight), weight[indices])
 
 
-def test_what_is_kept_is_lent_taken_again_and_given_up():
-    """Blocks of 40 MiB: the pool keeps six, of which it lends all but the last."""
+def test_kept_blocks_are_reused_and_released():
+    """Blocks of 40 MiB: the pool keeps six, of which it reuses all but the last."""
     weight = torch.randn(1000, 256)
     indices = torch.arange(40_000) % 1000
     for shift in range(3):

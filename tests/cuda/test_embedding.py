@@ -116,7 +116,6 @@ def backward(lib, grad, indices, rows, padding_idx=-1, by_frequency=False, spars
         "embedding_reduce", dtype, keys, positions, slots, count, rows, columns, by_frequency,
         lib.tensor(grad), output, partial, seed=seed,
     )  # fmt: skip
-    assert sparse == (unique is not None)
     return (unique, output) if sparse else output
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cuda_host.recurrence import COMPUTES, PATHS, Case, Run, address_of, library
-from helpers.common import TOLERANCE, case_id, pairwise
+from helpers.common import TOLERANCE, assert_close, case_id, pairwise, same
 
 TF32_TOLERANCE = 2e-3  # 11 bits of the factors, as a part of the largest value
 RESIDENT = ["block", "cluster", "grid"]
@@ -27,9 +27,7 @@ def _memory() -> Iterator[None]:
 def check(case: Case, *pairs: tuple[Tensor, Tensor]) -> None:
     tolerance = TF32_TOLERANCE if case.compute == "tf32" else TOLERANCE[case.dtype]
     for actual, expected in pairs:
-        assert actual.shape == expected.shape
-        error = (actual.double() - expected).abs().max().item()
-        assert error <= tolerance * max(1.0, expected.abs().max().item()), error
+        assert_close(actual, expected, tolerance=tolerance)
 
 
 def check_both_passes(
@@ -97,7 +95,7 @@ def test_every_schedule_gives_the_same_bits(path):
     for seed in range(6):
         output, h_n = Run(case, path, "tight", seed).forward()
         results.append((output.clone(), h_n.clone()))
-    assert all(torch.equal(a, b) for r in results for a, b in zip(r, results[0], strict=True))
+    assert all(same(result, results[0]) for result in results)
 
 
 @pytest.mark.parametrize("compute", ["f32", "bf16", "f16"])
@@ -124,7 +122,7 @@ def test_lengths_out_of_range_are_the_nearest_that_exist(path):
     check(case, *zip(Run(case, path, "small").forward(), expected, strict=True))
 
 
-def test_nan_goes_through():
+def test_nan_reaches_its_row_alone():
     for cell in ("tanh", "relu"):
         case = Case("f32", T=2, B=2, H=3, cell=cell, bias=False)
         case.input[0, 1, 2] = float("nan")
@@ -136,7 +134,7 @@ def test_nan_goes_through():
 
 @pytest.mark.parametrize("sequence", ["full", "lengths", "packed"])
 @pytest.mark.parametrize("compute", ["f32", "f64", "bf16", "f16"])
-def test_previous_state(compute, sequence):
+def test_previous_state_gives_the_gradient_of_weight_hh(compute, sequence):
     case = Case(compute, T=5, B=4, H=3, reverse=(False, True), sequence=sequence)
     output = case.expected()[0].to(case.dtype).double()
     run = Run(case, "step", "small")
@@ -155,7 +153,7 @@ def test_previous_state(compute, sequence):
 
 
 @pytest.mark.parametrize("count", [1, 448, 449, 1000])
-def test_constants(count):
+def test_constants_reach_the_device(count):
     values = torch.randint(-(2**40), 2**40, (count,))
     to = library().empty(count, dtype=torch.int64)
     library().run("rnn_write_constants", to, values, count)

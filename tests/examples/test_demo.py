@@ -117,7 +117,7 @@ def test_interrupt_leaves_a_checkpoint_and_resume_goes_on_bit_for_bit(text, tmp_
     assert_same_training(checkpoint(out), checkpoint(tmp_path / "uninterrupted"))
 
 
-def test_the_default_text(tmp_path, capsys):
+def test_the_default_text_is_all_of_pythons_prose(tmp_path, capsys):
     assert train_text.main([*SMALL, "--steps", "1", "--out", str(tmp_path)]) == 0
     assert f"{len(text_data.python_prose())} characters" in capsys.readouterr().out
 
@@ -143,7 +143,7 @@ def test_losses_that_disagree_fail_the_program(text, tmp_path, monkeypatch, caps
     assert json.loads((tmp_path / "results.json").read_text())["agree"] is False
 
 
-def test_difference_of_losses():
+def test_the_difference_of_losses_is_relative_and_sees_nan():
     difference = text_report.largest_relative_difference
     assert difference([2.0, 4.0], [2.0, 4.004]) == pytest.approx(1e-3)
     assert difference([2.0, 4.0], [2.0, 4.0]) == 0
@@ -151,7 +151,7 @@ def test_difference_of_losses():
     assert not difference([2.0, 4.0], [2.0, float("nan")]) <= 1e-4
 
 
-def test_own_text(tmp_path):
+def test_a_text_of_ones_own_is_learned(tmp_path):
     own = tmp_path / "own.txt"
     own.write_text("Der Fluß trägt 100 Boote → ans Meer.\n" * 300, encoding="utf-8")
     assert demo(str(own), tmp_path / "out", "--steps", "60") == 0
@@ -178,7 +178,7 @@ def test_own_text(tmp_path):
         (["--resume"], "there is no checkpoint .*checkpoint.pt to resume"),
     ],
 )
-def test_bad_options(options, message, tmp_path, monkeypatch, capsys):
+def test_bad_options_are_refused(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("empty.txt").write_text("\n")
     Path("latin1.txt").write_bytes("né".encode("latin-1") + b" le jour")
@@ -193,7 +193,7 @@ def test_bad_options(options, message, tmp_path, monkeypatch, capsys):
     assert "Traceback" not in errors
 
 
-def test_bad_resumes(tmp_path, capsys):
+def test_bad_resumes_are_refused(tmp_path, capsys):
     own = tmp_path / "own.txt"
     own.write_text("One line of text, not two.\n" * 100)
     assert demo(str(own), tmp_path, "--steps", "4") == 0

@@ -1,12 +1,16 @@
-"""What the tests share: the table of tolerances, comparisons, and choice of cases."""
+"""What the tests share: comparisons and their tolerances, twins, processes, choice of cases."""
 
 import itertools
+import os
 import random
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import rnnext
 
@@ -20,15 +24,21 @@ TOLERANCE = {
 }
 
 
-def assert_close(actual: Any, expected: Any, dtype: torch.dtype | None = None) -> None:
+def assert_close(
+    actual: Any,
+    expected: Any,
+    dtype: torch.dtype | None = None,
+    tolerance: float | None = None,
+) -> None:
     """Compare tensors, or lists and tuples of them, within the tolerance of the actual dtype.
 
-    ``dtype`` names a coarser type that the computation went through.
+    ``dtype`` names a coarser type that the computation went through; ``tolerance`` overrides the
+    table.
     """
     if not isinstance(expected, Tensor):
         assert len(actual) == len(expected)
         for a, e in zip(actual, expected, strict=True):
-            assert_close(a, e, dtype)
+            assert_close(a, e, dtype, tolerance)
         return
     assert actual.shape == expected.shape
     if expected.numel() == 0:
@@ -36,7 +46,22 @@ def assert_close(actual: Any, expected: Any, dtype: torch.dtype | None = None) -
     expected = expected.double()
     error = (actual.double() - expected).abs().max().item()
     scale = max(1.0, expected.abs().max().item())
-    assert error <= TOLERANCE[dtype or actual.dtype] * scale, f"error {error} at scale {scale}"
+    if tolerance is None:
+        tolerance = TOLERANCE[dtype or actual.dtype]
+    assert error <= tolerance * scale, f"error {error} at scale {scale}, allowed {tolerance}"
+
+
+def same(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> bool:
+    """Whether the tensors are equal one by one, not merely close."""
+    return all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+def pair(name: str, *args: Any, **kwargs: Any) -> tuple[nn.Module, nn.Module]:
+    """torch.nn's module of this name and rnnext's, made from the same seed."""
+    torch.manual_seed(7)
+    theirs = getattr(nn, name)(*args, **kwargs)
+    torch.manual_seed(7)
+    return theirs, getattr(rnnext, name)(*args, **kwargs)
 
 
 def error_of(function: Callable[[], Any]) -> tuple[type[Exception], str]:
@@ -46,6 +71,20 @@ def error_of(function: Callable[[], Any]) -> tuple[type[Exception], str]:
     except Exception as error:
         return type(error), str(error)
     raise AssertionError("no error was raised")
+
+
+def run_python(
+    *arguments: str, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Python with these command line arguments and additions to the environment."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def pairwise(**factors: list[Any]) -> list[dict[str, Any]]:

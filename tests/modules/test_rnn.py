@@ -1,6 +1,7 @@
 """rnnext.RNN against torch.nn.RNN: values, gradients, and everything else a module can do."""
 
 import copy
+import functools
 import inspect
 import pickle
 
@@ -10,7 +11,8 @@ from torch import nn
 from torch.nn.utils import rnn as rnn_utils
 
 import rnnext
-from helpers.common import assert_close, case_id, pairwise
+from helpers import common
+from helpers.common import assert_close, case_id, pairwise, same
 
 CONFIGS = pairwise(
     nonlinearity=["tanh", "relu"],
@@ -24,12 +26,7 @@ CONFIGS = pairwise(
 )
 
 
-def pair(*args, **kwargs):
-    """A torch.nn.RNN and an rnnext.RNN made from the same seed."""
-    torch.manual_seed(7)
-    theirs = nn.RNN(*args, **kwargs)
-    torch.manual_seed(7)
-    return theirs, rnnext.RNN(*args, **kwargs)
+pair = functools.partial(common.pair, "RNN")
 
 
 def grads(module):
@@ -273,7 +270,7 @@ def test_copies_are_equal_and_independent(clone):
     expected = ours(x)
     twin = clone(ours)
     assert type(twin) is rnnext.RNN
-    assert all(torch.equal(a, b) for a, b in zip(twin(x), expected, strict=True))
+    assert same(twin(x), expected)
     with torch.no_grad():
         twin.weight_hh_l0.zero_()
     assert torch.equal(ours(x)[0], expected[0])

@@ -1,6 +1,7 @@
 """rnnext.RNNCell against torch.nn.RNNCell."""
 
 import copy
+import functools
 import inspect
 import pickle
 
@@ -9,15 +10,10 @@ import torch
 from torch import nn
 
 import rnnext
+from helpers import common
 from helpers.common import assert_close, error_of
 
-
-def pair(*args, **kwargs):
-    """A torch.nn.RNNCell and an rnnext.RNNCell made from the same seed."""
-    torch.manual_seed(7)
-    theirs = nn.RNNCell(*args, **kwargs)
-    torch.manual_seed(7)
-    return theirs, rnnext.RNNCell(*args, **kwargs)
+pair = functools.partial(common.pair, "RNNCell")
 
 
 def run(cell, x, hx):
@@ -26,7 +22,7 @@ def run(cell, x, hx):
     hx = None if hx is None else hx.clone().requires_grad_()
     state = cell(x, hx)
     (state * torch.arange(1, state.numel() + 1).view_as(state)).sum().backward()
-    result = [state, x.grad, *(p.grad for p in cell.parameters() if hx is not None)]
+    result = [state, x.grad, *(p.grad for p in cell.parameters())]
     return result if hx is None else [*result, hx.grad]
 
 

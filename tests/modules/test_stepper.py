@@ -56,7 +56,7 @@ def test_steps_are_the_sequence(case, precision):
 
 
 @pytest.mark.parametrize("kind", [nn.RNN, rnnext.RNN, nn.RNNCell, rnnext.RNNCell])
-def test_torchs_modules_too(kind):
+def test_modules_of_torch_can_be_stepped(kind):
     module = kind(5, 40)
     x = torch.randn(6, 3, 5)
     stepper = rnnext.Stepper(module, batch_size=3)
@@ -71,7 +71,7 @@ def test_torchs_modules_too(kind):
     assert sizes == (5, 40, 1, 3)
 
 
-def test_a_parametrized_module():
+def test_a_parametrized_module_can_be_stepped():
     rnn = parametrizations.weight_norm(rnnext.RNN(4, 6), "weight_hh_l0")
     x = torch.randn(3, 1, 4)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_one_row_has_no_batch_dimension():
     assert torch.equal(steps(rnnext.Stepper(rnn), x.unsqueeze(1)), expected.unsqueeze(1))
 
 
-def test_any_strides():
+def test_inputs_of_any_strides():
     rnn = rnnext.RNN(4, 6)
     x = torch.randn(4, 3, 9).transpose(0, 2)  # [9, 3, 4], each step with columns apart
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_the_state_can_be_read_set_and_reset():
     assert torch.equal(steps(stepper, x[5:]), after)
 
 
-def test_results_and_weights_are_its_own():
+def test_results_and_weights_are_not_shared_with_the_stepper():
     rnn = rnnext.RNN(4, 6)
     x = torch.randn(3, 1, 4)
     stepper = rnnext.Stepper(rnn)
@@ -131,7 +131,7 @@ def test_results_and_weights_are_its_own():
     assert torch.equal(second, expected[2])
 
 
-def test_made_in_inference_mode_and_used_outside_and_the_other_way_round():
+def test_inference_mode_may_change_between_making_and_stepping():
     rnn, x = rnnext.RNN(4, 6), torch.randn(1, 4)
     with torch.inference_mode():
         inside = rnnext.Stepper(rnn)
@@ -162,7 +162,7 @@ def test_threads_and_isa_may_change_after_it_was_made():
         rnnext._C.set_cpu_isa(supported_isas()[-1])
 
 
-def test_no_features():
+def test_a_cell_without_features():
     cell = rnnext.RNNCell(0, 6)
     h = torch.randn(3, 6)
     stepper = rnnext.Stepper(cell, 3)
@@ -191,8 +191,8 @@ def test_refuses_tensors_without_memory():
         stepper.state = [0.0]
 
 
-def test_a_batch_that_no_memory_holds():
-    with pytest.raises(RuntimeError):
+def test_refuses_a_batch_that_no_memory_holds():
+    with pytest.raises(RuntimeError, match="allocate memory"):
         rnnext.Stepper(rnnext.RNN(4, 6), 10**13)
 
 

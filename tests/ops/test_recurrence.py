@@ -1,5 +1,6 @@
 """Every op against the reference in float64: values, gradients, and torch's own op checks."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -9,10 +10,11 @@ from torch.library import opcheck
 
 from helpers import samples
 from helpers.cases import SETTINGS, SHAPES, VARIANTS, valid
-from helpers.common import assert_close, case_id, error_of, pairwise, supported_isas
+from helpers.common import assert_close, case_id, error_of, pairwise, same, supported_isas
 from rnnext import _C
 
 ops = torch.ops.rnnext
+zeros = functools.partial(torch.zeros, dtype=torch.float64)
 
 CASES = [case for case in pairwise(**SHAPES, **VARIANTS, **SETTINGS) if valid(case)]
 
@@ -157,7 +159,7 @@ def test_backward_twice_and_after_a_change_in_place():
     value = output.sum() + h_n.square().sum()
     first = torch.autograd.grad(value, tensors, retain_graph=True)
     second = torch.autograd.grad(value, tensors, retain_graph=True)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert same(first, second)
     with torch.no_grad():
         arguments.weight_hh[0].zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -266,51 +268,61 @@ def test_table_index_out_of_range_is_named(position, value, index_dtype):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "message"),
     [
-        ("input", torch.zeros(5, 3, 5, dtype=torch.float64)),
-        ("input", torch.zeros(5, 3, 4)),
-        ("input", torch.zeros(5, 4, dtype=torch.float64)),
-        ("index", torch.zeros(5, 3, dtype=torch.int64)),
-        ("weight_ih", []),
-        ("weight_ih", [torch.zeros(5, 4, dtype=torch.float64)]),
-        ("weight_hh", []),
-        ("weight_hh", [torch.zeros(6, 5, dtype=torch.float64)]),
-        ("weight_hh", [torch.zeros(6, dtype=torch.float64)]),
-        ("weight_hh", [torch.zeros(6, 6)]),
-        ("bias_ih", []),
-        ("bias_ih", [torch.zeros(5, dtype=torch.float64)]),
-        ("bias_hh", [torch.zeros(6, 1, dtype=torch.float64)]),
-        ("hx", torch.zeros(1, 2, 6, dtype=torch.float64)),
-        ("hx", torch.zeros(3, 6, dtype=torch.float64)),
-        ("hx", torch.zeros(1, 3, 6)),
-        ("hx", torch.zeros(1, 3, 6, dtype=torch.float64, device="meta")),
-        ("lengths", torch.tensor([5, 5])),
-        ("lengths", torch.tensor([5, 6, 5])),
-        ("lengths", torch.tensor([5, -1, 5])),
-        ("lengths", torch.tensor([5, 5, 5], dtype=torch.int32)),
-        ("batch_sizes", torch.tensor([3, 3, 3, 3, 3])),
-        ("reverse", [False, True]),
-        ("reverse", []),
+        ("input", zeros(5, 3, 5), r"weight_ih .* \[6, 5\], got \[6, 4\]"),
+        ("input", torch.zeros(5, 3, 4), "input must have the dtype of weight_hh"),
+        ("input", zeros(5, 4), "input must have 3 dimensions, got 2"),
+        ("index", torch.zeros(5, 3, dtype=torch.int64), "index needs a table"),
+        ("weight_ih", [], "input must be 6, got 4"),
+        ("weight_ih", [zeros(5, 4)], r"weight_ih .* \[6, 4\], got \[5, 4\]"),
+        ("weight_hh", [], "weight_hh must hold 1 or 2 tensors"),
+        ("weight_hh", [zeros(6, 5)], r"weight_hh .* \[6, 6\], got \[6, 5\]"),
+        ("weight_hh", [zeros(6)], r"weight_hh .* \[H, H\] .* got \[6\]"),
+        ("weight_hh", [torch.zeros(6, 6)], "dtype of weight_hh, Float, got Double"),
+        ("bias_ih", [], "bias_ih and bias_hh must both"),
+        ("bias_ih", [zeros(5)], r"bias_ih .* \[6\], got \[5\]"),
+        ("bias_hh", [zeros(6, 1)], r"bias_hh .* \[6\], got \[6, 1\]"),
+        ("hx", zeros(1, 2, 6), r"NAME must have shape \[1, 3, 6\], got \[1, 2, 6\]"),
+        ("hx", zeros(3, 6), r"NAME must have shape \[1, 3, 6\], got \[3, 6\]"),
+        ("hx", torch.zeros(1, 3, 6), "NAME must have the dtype of weight_hh, Double, got Float"),
+        ("hx", zeros(1, 3, 6, device="meta"), "same device"),
+        ("lengths", torch.tensor([5, 5]), r"lengths .* \[3\], got Long of shape \[2\]"),
+        ("lengths", torch.tensor([5, 6, 5]), r"lengths\[1\] = 6"),
+        ("lengths", torch.tensor([5, -1, 5]), r"lengths\[1\] = -1"),
+        ("lengths", torch.tensor([5, 5, 5], dtype=torch.int32), "lengths .* got Int"),
+        ("batch_sizes", torch.tensor([3, 3, 3, 3, 3]), "packed .* must have 2 dimensions, got 3"),
+        ("reverse", [False, True], "reverse .* got 2"),
+        ("reverse", [], "reverse .* got 0"),
     ],
-    ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_recurrence_refuses_what_does_not_fit(name, value):
+def test_recurrence_refuses_what_does_not_fit(name, value, message):
     arguments = replace(samples.make(), **{name: value})
-    with pytest.raises(RuntimeError):
+    message = message.replace("NAME", samples.SCHEMA_NAMES.get(name, name))
+    with pytest.raises(RuntimeError, match=message):
         arguments.call(ops.recurrence)
 
 
 @pytest.mark.parametrize(
-    "batch_sizes",
-    [[], [0], [2, 3], [3, 1], [3, 2, 1], [3, 0, 1], [-1, 3], [3, -(2**62)], [[3, 1]], [3.0, 1.0]],
-    ids=str,
+    ("batch_sizes", "message"),
+    [
+        ([], r"sum\(batch_sizes\) = 0 rows, got 5"),
+        ([0], "got 0 at step 0"),
+        ([2, 3], "must not increase, got 3 at step 1"),
+        ([3, 1], r"sum\(batch_sizes\) = 4 rows, got 5"),
+        ([3, 2, 1], r"sum\(batch_sizes\) = 6 rows, got 5"),
+        ([3, 0, 1], "got 0 at step 1"),
+        ([-1, 3], "got -1 at step 0"),
+        ([3, -(2**62)], f"got -{2**62} at step 1"),
+        ([[3, 1]], r"batch_sizes must be a 1-D int64 .* \[1, 2\]"),
+        ([3.0, 1.0], "batch_sizes must be a 1-D int64 .* got Float"),
+    ],
 )
-def test_recurrence_refuses_bad_batch_sizes(batch_sizes):
+def test_recurrence_refuses_bad_batch_sizes(batch_sizes, message):
     sizes = torch.tensor(batch_sizes) if batch_sizes else torch.empty(0, dtype=torch.long)
     arguments = samples.make(rows="packed", T=2, B=2)
     arguments = replace(arguments, input=arguments.input.new_zeros(5, 4), batch_sizes=sizes)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match=message):
         arguments.call(ops.recurrence)
 
 
@@ -339,5 +351,5 @@ def test_sizes_past_31_bits():
     assert output[1, 1].tolist() == [2, 2]
     assert output.sum() == 4
     overflow = torch.zeros(1, 1, 2, dtype=torch.float16).expand(2**31, 2**30, 2)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="overflow"):
         replace(arguments, input=overflow).call(ops.recurrence)

@@ -1,5 +1,6 @@
-"""Layers at once: the bits of the layers one after the other, and the reference's values."""
+"""A stack of layers in one call: the bits of calls of single layers, the reference's values."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 
 from helpers import samples
 from helpers.cases import SETTINGS, VARIANTS, valid
-from helpers.common import assert_close, case_id, pairwise
+from helpers.common import assert_close, case_id, pairwise, same
 from rnnext import _C
 
 ops = torch.ops.rnnext
+zeros = functools.partial(torch.zeros, dtype=torch.float64)
 
 
 def one_layer_at_a_time(stack, call):
@@ -50,7 +52,7 @@ def test_recurrence_stack(case):
     arguments = samples.make_stack(**case)
     result = arguments.call(ops.recurrence_stack)
     one_by_one = one_layer_at_a_time(arguments, of_op)
-    assert all(torch.equal(a, b) for a, b in zip(result, one_by_one, strict=True))
+    assert same(result, one_by_one)
     expected = one_layer_at_a_time(
         arguments.to_double(), lambda layer: layer.expected(stored=case["dtype"])
     )
@@ -59,7 +61,7 @@ def test_recurrence_stack(case):
 
 @pytest.mark.parametrize("dtype", VARIANTS["dtype"])
 @pytest.mark.parametrize("B", [1, 2, 4])
-def test_layers_at_once_wait_for_each_other(B, dtype, isa):
+def test_the_same_bits_where_threads_run_layers_as_a_pipeline(B, dtype, isa):
     for layers in (2, 3, 4):
         arguments = samples.make_stack(layers, T=100, B=B, I=64, H=64, dtype=dtype)
         torch.set_num_threads(1)
@@ -68,33 +70,30 @@ def test_layers_at_once_wait_for_each_other(B, dtype, isa):
             torch.set_num_threads(threads)
             for _ in range(20):
                 result = arguments.call(ops.recurrence_stack)
-                assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
+                assert same(result, expected)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "message"),
     [
-        ("input", torch.zeros(5, 3, 7, dtype=torch.float64)),
-        ("weight_ih", [torch.zeros(6, 4, dtype=torch.float64)]),
-        ("weight_ih", [torch.zeros(6, 4, dtype=torch.float64)] * 2),
-        ("weight_hh", []),
-        (
-            "weight_hh",
-            [torch.zeros(6, 6, dtype=torch.float64), torch.zeros(5, 5, dtype=torch.float64)],
-        ),
-        ("weight_hh", [torch.zeros(6, 6, dtype=torch.float64), torch.zeros(6, 6)]),
-        ("bias_ih", [torch.zeros(6, dtype=torch.float64)]),
-        ("bias_hh", []),
-        ("hx", torch.zeros(1, 3, 6, dtype=torch.float64)),
-        ("hx", torch.zeros(2, 6, dtype=torch.float64)),
-        ("lengths", torch.tensor([5, 6, 5])),
-        ("nonlinearity", "gelu"),
+        ("input", zeros(5, 3, 7), r"weight_ih .* \[6, 7\], got \[6, 4\]"),
+        ("weight_ih", [zeros(6, 4)], "weight_ih must hold 2 tensors, one a layer, got 1"),
+        ("weight_ih", [zeros(6, 4)] * 2, r"weight_ih .* \[6, 6\], got \[6, 4\]"),
+        ("weight_hh", [], "weight_hh must hold a tensor for each layer"),
+        ("weight_hh", [zeros(6, 6), zeros(5, 5)], r"weight_ih .* \[5, 6\], got \[6, 6\]"),
+        ("weight_hh", [zeros(6, 6), torch.zeros(6, 6)], "dtype of weight_hh, Float, got Double"),
+        ("bias_ih", [zeros(6)], "bias_ih and bias_hh must both"),
+        ("bias_hh", [], "bias_ih and bias_hh must both"),
+        ("hx", zeros(1, 3, 6), r"NAME must have shape \[2, 3, 6\], got \[1, 3, 6\]"),
+        ("hx", zeros(2, 6), r"NAME must have shape \[2, 3, 6\], got \[2, 6\]"),
+        ("lengths", torch.tensor([5, 6, 5]), r"lengths\[1\] = 6"),
+        ("nonlinearity", "gelu", "nonlinearity must be .* got 'gelu'"),
     ],
-    ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_recurrence_stack_refuses_what_does_not_fit(name, value):
+def test_recurrence_stack_refuses_what_does_not_fit(name, value, message):
     arguments = replace(samples.make_stack(2), **{name: value})
-    with pytest.raises((RuntimeError, ValueError)):
+    message = message.replace("NAME", samples.SCHEMA_NAMES.get(name, name))
+    with pytest.raises((RuntimeError, ValueError), match=message):
         arguments.call(ops.recurrence_stack)
 
 

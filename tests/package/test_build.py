@@ -1,27 +1,19 @@
 """The build and the package: what is chosen, what is shipped, what a mismatch says."""
 
-import os
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import torch
 
 import rnnext
+from helpers.common import run_python
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *args],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run_python(*arguments, cwd=ROOT, **environment)
 
 
 def test_another_torch_is_refused_with_both_versions_and_the_mend():
