@@ -35,6 +35,11 @@ def check(actual, expected, dtype):
     assert_close(actual, expected, tolerance=factor * TOLERANCE[dtype])
 
 
+def by_mask(grad_input, weight_ih, weight_hh, bias, grad_hx):
+    """The gradients that each entry of the output mask decides about."""
+    return [grad_input], [*weight_ih, *weight_hh], bias, [grad_hx]
+
+
 CASES = [  # what decides how the gradient of W_hh is put together: all combinations
     {"path": path, "dtype": torch.float64, "T": T, "rows": rows, "reverse": reverse, "hx": hx}
     for path in ("step", "block")
@@ -82,11 +87,9 @@ def test_values_and_gradients(number, monkeypatch):
         grad_h_n=random_like(h_n),
         output_mask=mask,
     )
-    actual = given.call(recurrence_backward)
-    expected = given.to_double().expected()
-    flat = ([actual[0]], [*actual[1], *actual[2]], actual[3], [actual[4]])
-    right = ([expected[0]], [*expected[1], *expected[2]], expected[3], [expected[4]])
-    for wanted, grads, rights in zip(mask, flat, right, strict=True):
+    actual = by_mask(*given.call(recurrence_backward))
+    expected = by_mask(*given.to_double().expected())
+    for wanted, grads, rights in zip(mask, actual, expected, strict=True):
         if not wanted:
             assert all(g.numel() == 0 for g in grads)
             continue

@@ -5,14 +5,14 @@ As a script, prints the capacity table of docs/cuda.md.
 
 import ctypes
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import reference
 from cuda_host import host
+from helpers.samples import Recurrence
 
 PATHS = {"step": 0, "block": 1, "cluster": 2, "grid": 3}
 COMPUTES = {"f32": 0, "f64": 1, "bf16": 2, "f16": 3, "tf32": 4}
@@ -191,12 +191,11 @@ class Case:
         values = torch.empty(shape, dtype=torch.float64)
         return values.uniform_(-scale, scale, generator=self.rng).to(self.dtype).double()
 
-    def expected(self) -> tuple[Tensor, Tensor]:
-        """Output and h_n."""
-        return reference.recurrence(
+    def arguments(self) -> Recurrence:
+        """The layer as arguments of the op."""
+        return Recurrence(
             input=self.input,
             hx=self.state,
-            weight_ih=[],
             weight_hh=self.weight_hh,
             bias_ih=self.bias_ih,
             bias_hh=self.bias_hh,
@@ -207,35 +206,27 @@ class Case:
             reverse=list(self.reverse),
         )
 
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """Output and h_n."""
+        return self.arguments().expected()
+
     def expected_gradients(
         self, output: Tensor, grad_output: Tensor | None, grad_h_n: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the pre-activations and of h0, from the saved output."""
-        grads = self._gradients(output, grad_output, grad_h_n)
-        return grads[0], grads[4]
+        grad_pre, _, _, _, grad_hx = self._gradients(output, grad_output, grad_h_n)
+        return grad_pre, grad_hx
 
     def expected_weight_gradients(self, output: Tensor, grad_output: Tensor) -> list[Tensor]:
         """Gradients of W_hh, one a direction."""
-        return self._gradients(output, grad_output, None)[2]
+        _, _, grad_weight_hh, _, _ = self._gradients(output, grad_output, None)
+        return grad_weight_hh
 
     def _gradients(
         self, output: Tensor, grad_output: Tensor | None, grad_h_n: Tensor | None
     ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor]:
-        return reference.recurrence_backward(
-            grad_output=grad_output,
-            grad_h_n=grad_h_n,
-            output=output,
-            input=torch.empty_like(output),
-            hx=self.state,
-            weight_ih=[],
-            weight_hh=self.weight_hh,
-            index=None,
-            lengths=self.lengths,
-            batch_sizes=self.batch_sizes,
-            nonlinearity=self.cell,
-            reverse=list(self.reverse),
-            output_mask=[True] * 4,
-        )
+        ready = replace(self.arguments(), input=torch.empty_like(output), index=None)
+        return ready.backward(output, grad_output, grad_h_n).expected()
 
 
 class Run:

@@ -78,18 +78,19 @@ def test_values_and_gradients(config):
 def test_layers_without_gradients_give_the_same_bits(layout, batch_first):
     rnn = rnnext.RNN(4, 64, 3, batch_first=batch_first, dropout=0.5).eval()
     x, hx = torch.randn((2, 70, 4) if batch_first else (70, 2, 4)), torch.randn(3, 2, 64)
-    given = [x, hx]
+    given = {"input": x, "hx": hx}
     if layout == "single":
-        given = [x.select(0 if batch_first else 1, 0), hx[:, 0]]
+        given = {"input": x.select(0 if batch_first else 1, 0), "hx": hx[:, 0]}
     elif layout == "packed":
-        given[0] = rnn_utils.pack_padded_sequence(x, [50, 70], batch_first, enforce_sorted=False)
+        packed = rnn_utils.pack_padded_sequence(x, [50, 70], batch_first, enforce_sorted=False)
+        given["input"] = packed
     elif layout == "lengths":
-        given.append(torch.tensor([0, 70]))
-    expected = rnn(*given)
+        given["lengths"] = torch.tensor([0, 70])
+    expected = rnn(**given)
     assert expected[1].requires_grad
     for context in (torch.no_grad, torch.inference_mode):
         with context():
-            result = rnn(*given)
+            result = rnn(**given)
         for a, b in zip(result, expected, strict=True):
             assert torch.equal(getattr(a, "data", a), getattr(b, "data", b))
 
