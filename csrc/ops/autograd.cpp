@@ -231,7 +231,12 @@ class RecurrenceFunction : public torch::autograd::Function<RecurrenceFunction> 
       if (features) result[ih + d] = g.weight_ih[d];
       result[hh + d] = g.weight_hh[d];
     }
-    for (size_t d = 0; d < D && mask[2]; ++d) result[b + d] = result[b + D + d] = g.bias[d];
+    for (size_t i = b; i < h0; ++i) {
+      if (!ctx->needs_input_grad(i - missing)) continue;
+      // Two tensors for the two biases, or work in place on one gradient would reach the other.
+      Tensor& grad = g.bias[(i - b) % D];
+      result[i] = i >= b + D && result[i - D].defined() ? grad.clone() : grad;
+    }
     if (mask[3]) result[h0] = g.h0;
     return result;
   }

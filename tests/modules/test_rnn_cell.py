@@ -189,3 +189,14 @@ def test_compile_without_graph_breaks():
     for shape in [(3, 4), (5, 4), (4,)]:
         x = torch.randn(shape)
         assert_close(compiled(x), cell(x))
+
+
+def test_each_bias_has_a_gradient_of_its_own():
+    results = []
+    for cell in pair(4, 6):
+        torch.manual_seed(1)
+        loss = cell(torch.randn(3, 4)).square().sum()
+        grads = torch.autograd.grad(loss, [cell.bias_ih, cell.bias_hh])
+        grads[0].mul_(3)
+        results.append(grads)
+    assert_close(results[1], results[0])

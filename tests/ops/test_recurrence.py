@@ -353,3 +353,16 @@ def test_sizes_past_31_bits():
     overflow = torch.zeros(1, 1, 2, dtype=torch.float16).expand(2**31, 2**30, 2)
     with pytest.raises(RuntimeError, match="overflow"):
         replace(arguments, input=overflow).call(ops.recurrence)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("reverse", [(False,), (False, True)])
+def test_each_bias_has_a_gradient_of_its_own(reverse, create_graph):
+    arguments = samples.make(reverse=reverse, requires_grad=True)
+    loss = arguments.call(ops.recurrence)[0].square().sum()
+    biases = [*arguments.bias_ih, *arguments.bias_hh]
+    grads = torch.autograd.grad(loss, biases, create_graph=create_graph)
+    expected = [g.detach() * 2 for g in grads]
+    with torch.no_grad():
+        torch._foreach_mul_(grads, 2)
+    assert_close(grads, expected)
