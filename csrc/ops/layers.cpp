@@ -1,5 +1,6 @@
 // Compositions of the recurrence op: a stack of layers as nn.RNN, one step as nn.RNNCell.
 #include <ATen/ATen.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -29,6 +30,16 @@ bool differentiated(const OptionalTensor& t) { return t && differentiated(*t); }
 // Whether the op for a whole stack of layers takes it: it runs on the CPU and has no gradient.
 bool stackable(const Tensor& t) { return t.is_cpu() && !differentiated(t); }
 
+// A view as a result of its own, of the same memory, version and history: autograd refuses to
+// detach a view in place, which is how pieces of a long sequence are cut off (`h.detach_()`).
+Tensor as_result(const Tensor& view) {
+  if (!view.is_view()) return view;
+  Tensor result(view.tensor_data());
+  if (view.requires_grad())
+    torch::autograd::impl::set_gradient_edge(result, torch::autograd::impl::gradient_edge(view));
+  return result;
+}
+
 std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, TensorList params,
                                bool has_biases, int64_t num_layers, double dropout, bool train,
                                bool bidirectional, bool batch_first, c10::string_view nonlinearity,
@@ -54,8 +65,8 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, Te
                 num_layers * D, unbatched ? ", H], got " : ", B, H], got ", hx->sizes());
 
   const auto results = [&](const Tensor& output, const Tensor& h) -> std::tuple<Tensor, Tensor> {
-    if (unbatched) return {output.squeeze(1), h.squeeze(1)};
-    return {batch_first && !packed ? output.transpose(0, 1) : output, h};
+    if (unbatched) return {as_result(output.squeeze(1)), as_result(h.squeeze(1))};
+    return {batch_first && !packed ? as_result(output.transpose(0, 1)) : output, h};
   };
 
   const bool drops = dropout > 0 && train;
@@ -112,7 +123,7 @@ Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& wei
   const auto h_n = std::get<1>(recurrence_op().call(
       step(input), std::nullopt, weight_ih, weight_hh, TensorList(&biases[0], n),
       TensorList(&biases[1], n), h0, std::nullopt, std::nullopt, nonlinearity, directions(1)));
-  return unbatched ? h_n.view_symint({h_n.sym_size(2)}) : h_n.squeeze(0);
+  return as_result(unbatched ? h_n.view_symint({h_n.sym_size(2)}) : h_n.squeeze(0));
 }
 
 }  // namespace

@@ -200,3 +200,26 @@ def test_each_bias_has_a_gradient_of_its_own():
         grads[0].mul_(3)
         results.append(grads)
     assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("grad_mode", [True, False])
+@pytest.mark.parametrize("shape", [(3, 4), (4,)])
+def test_the_state_can_be_detached_in_place(shape, grad_mode):
+    """Truncated backpropagation through time: h.detach_() between pieces of a sequence."""
+    theirs, ours = pair(4, 6)
+    x = torch.randn(5, *shape)
+    results = []
+    for cell in (theirs, ours):
+        state, loss = None, 0.0
+        with torch.set_grad_enabled(grad_mode):
+            for step, x_t in enumerate(x):
+                state = cell(x_t, state)
+                loss = loss + (state * (step + 1)).sum()
+                # torch.nn keeps the state for backward, or gives a view of it.
+                if step == 2:
+                    state = state.detach_() if cell is ours else state.detach()
+        assert not (cell is ours and state._is_view())
+        if grad_mode:
+            loss.backward()
+        results.append([loss, *(p.grad for p in cell.parameters() if grad_mode)])
+    assert_close(results[1], results[0])
