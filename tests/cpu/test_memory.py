@@ -1,6 +1,8 @@
 """Large results take memory that earlier ones gave back: never memory that is still in use."""
 
 import copy
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -88,3 +90,24 @@ def test_kept_blocks_are_reused_and_released():
         for i, result in enumerate(results):
             assert torch.equal(result, weight[(indices + shift + i) % 1000])
         del results, result
+
+
+def test_what_is_kept_is_given_up_for_a_result_that_needs_it():
+    """In a process of its own, whose memory is limited once the pool is full."""
+    code = (
+        "import re, resource, torch, rnnext\n"
+        "weight, indices = torch.randn(1000, 256), torch.arange(200_000) % 1000\n"
+        "parts = [rnnext.functional.embedding(indices[:40_000], weight) for _ in range(6)]\n"
+        "assert len({part.data_ptr() for part in parts}) == 6\n"
+        "used = int(re.search(r'VmSize:\\s*(\\d+)', open('/proc/self/status').read())[1]) << 10\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))\n"
+        "try:\n"
+        "    rnnext.functional.embedding(indices, weight)\n"
+        "except RuntimeError as error:\n"
+        "    print('refused', 'could not allocate 204800000 bytes' in str(error))\n"
+        "del parts\n"
+        "result = rnnext.functional.embedding(indices, weight)\n"
+        "print('served', torch.equal(result[-1], weight[indices[-1]]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["refused True", "served True"], done.stderr
