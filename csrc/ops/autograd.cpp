@@ -324,8 +324,12 @@ class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
 
 Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t padding_idx,
                  bool scale_grad_by_freq, bool sparse) {
-  if (needs_grad(weight) && at::GradMode::is_enabled())
+  if (needs_grad(weight) && at::GradMode::is_enabled()) {
+    TORCH_CHECK(!weight.is_complex(),
+                "embedding does not support automatic differentiation for outputs with complex "
+                "dtype.");
     return EmbeddingFunction::apply(weight, indices, padding_idx, scale_grad_by_freq, sparse);
+  }
   static const auto op = find_op<EmbeddingOp>("rnnext::embedding");
   at::AutoDispatchBelowADInplaceOrView guard;
   return op.call(weight, indices, padding_idx, scale_grad_by_freq, sparse);

@@ -291,3 +291,17 @@ def test_export_with_dynamic_shape():
     for shape in [(2, 5), (7, 3)]:
         indices = torch.randint(10, shape)
         assert torch.equal(program.module()(indices), emb(indices))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_a_complex_table_has_no_gradient(dtype, sparse):
+    """torch refuses in forward, where the caller still sees the reason."""
+    table, indices = torch.randn(5, 3, dtype=dtype), torch.tensor([0, 4, 4])
+    assert torch.equal(rnnext.functional.embedding(indices, table), table[indices])
+    table.requires_grad_()
+    with torch.no_grad():
+        assert torch.equal(rnnext.functional.embedding(indices, table), table[indices])
+    assert error_of(lambda: rnnext.functional.embedding(indices, table, sparse=sparse)) == error_of(
+        lambda: F.embedding(indices, table, sparse=sparse)
+    )
