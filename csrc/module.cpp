@@ -112,6 +112,13 @@ PYBIND11_MODULE(_C, m) {
       "The instruction set that the CPU kernels use.");
   m.def("set_cpu_isa", &rnnext::set_isa, py::arg("name"),
         "Use the CPU kernels of one instruction set. Raises ValueError if this CPU lacks it.");
+  m.def(
+      "nonlinearities",
+      [] {
+        return std::vector<std::string>(std::begin(rnnext::kNonlinearityNames),
+                                        std::end(rnnext::kNonlinearityNames));
+      },
+      "The names that the ops take.");
   define_op(m, "rnn", rnn);
   define_op(m, "rnn_cell", rnn_cell);
   define_op(m, "embedding", embedding);

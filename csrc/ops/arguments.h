@@ -20,6 +20,9 @@ using OptionalTensor = std::optional<Tensor>;
 
 inline bool given(const OptionalTensor& t) { return t.has_value() && t->defined(); }
 
+// As Python writes it: "float32", not "Float".
+inline auto dtype_name(const Tensor& t) { return c10::getDtypeNames(t.scalar_type()).first; }
+
 inline Nonlinearity parse_nonlinearity(std::string_view name) {
   std::string known;
   int i = 0;
@@ -42,7 +45,7 @@ inline DType parse_dtype(const Tensor& t, const char* name) {
       return DType::f16;
     default:
       TORCH_CHECK_NOT_IMPLEMENTED(
-          false, name, " must be float32, float64, bfloat16 or float16, got ", t.scalar_type());
+          false, name, " must be float32, float64, bfloat16 or float16, got ", dtype_name(t));
   }
 }
 
@@ -51,7 +54,7 @@ inline void check_like(const Tensor& t, const char* name, at::IntArrayRef shape,
                        const Tensor& like) {
   TORCH_CHECK(t.sizes() == shape, name, " must have shape ", shape, ", got ", t.sizes());
   TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " must have the dtype of weight_hh, ",
-              like.scalar_type(), ", got ", t.scalar_type());
+              dtype_name(like), ", got ", dtype_name(t));
   TORCH_CHECK(t.device() == like.device(), name, " must be on the device of weight_hh, ",
               like.device(), ", got ", t.device());
 }
@@ -101,9 +104,8 @@ inline RecurrenceSizes check_recurrence(const Tensor& input, const OptionalTenso
     TORCH_CHECK(!given(lengths), "lengths and batch_sizes must not both be given");
     TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == at::kLong &&
                     batch_sizes->device().is_cpu(),
-                "batch_sizes must be a 1-D int64 tensor on the CPU, got ",
-                batch_sizes->scalar_type(), " of shape ", batch_sizes->sizes(), " on ",
-                batch_sizes->device());
+                "batch_sizes must be a 1-D int64 tensor on the CPU, got ", dtype_name(*batch_sizes),
+                " of shape ", batch_sizes->sizes(), " on ", batch_sizes->device());
     TORCH_CHECK(rows.dim() == 1 + row_dims, rows_name, " of a packed sequence must have ",
                 1 + row_dims, " dimensions, got ", rows.dim());
     const Tensor sizes = batch_sizes->contiguous();
@@ -133,7 +135,7 @@ inline RecurrenceSizes check_recurrence(const Tensor& input, const OptionalTenso
   if (given(index)) {
     TORCH_CHECK(input.dim() == 2, "the table must have 2 dimensions, got ", input.dim());
     TORCH_CHECK(index->scalar_type() == at::kLong || index->scalar_type() == at::kInt,
-                "index must be int32 or int64, got ", index->scalar_type());
+                "index must be int32 or int64, got ", dtype_name(*index));
     TORCH_CHECK(index->device() == like.device(), "index must be on ", like.device(), ", got ",
                 index->device());
   }
@@ -155,7 +157,7 @@ inline RecurrenceSizes check_recurrence(const Tensor& input, const OptionalTenso
   if (given(lengths)) {
     TORCH_CHECK(
         lengths->scalar_type() == at::kLong && lengths->dim() == 1 && lengths->size(0) == s.B,
-        "lengths must be an int64 tensor of shape [", s.B, "], got ", lengths->scalar_type(),
+        "lengths must be an int64 tensor of shape [", s.B, "], got ", dtype_name(*lengths),
         " of shape ", lengths->sizes());
     TORCH_CHECK(lengths->device() == like.device(), "lengths must be on ", like.device(), ", got ",
                 lengths->device());

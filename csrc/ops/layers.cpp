@@ -61,8 +61,8 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, Te
   TORCH_CHECK(x.sym_size(0) > 0, "Expected sequence length to be larger than 0 in RNN");
   OptionalTensor h0 = given(hx) && unbatched ? hx->unsqueeze(1) : hx;
   if (given(h0))
-    TORCH_CHECK(h0->dim() == 3 && h0->size(0) == num_layers * D, "hx must have shape [",
-                num_layers * D, unbatched ? ", H], got " : ", B, H], got ", hx->sizes());
+    TORCH_CHECK(h0->dim() == 3 && h0->sym_size(0) == num_layers * D, "hx must have shape [",
+                num_layers * D, unbatched ? ", H], got " : ", B, H], got ", hx->sym_sizes());
 
   const auto results = [&](const Tensor& output, const Tensor& h) -> std::tuple<Tensor, Tensor> {
     if (unbatched) return {as_result(output.squeeze(1)), as_result(h.squeeze(1))};

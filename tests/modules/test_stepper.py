@@ -219,7 +219,7 @@ def test_refuses_what_it_cannot_do():
         (torch.zeros(2, 5), r"input must have shape \[2, 4\], got \[2, 5\]"),
         (torch.zeros(4), r"input must have shape \[2, 4\], got \[4\]"),
         (torch.zeros(1, 2, 4), r"input must have shape \[2, 4\], got \[1, 2, 4\]"),
-        (torch.zeros(2, 4).double(), "weights' dtype, Float, got Double"),
+        (torch.zeros(2, 4).double(), "weights' dtype, float32, got float64"),
         (torch.zeros(2, 4, device="meta"), "input must be on the CPU, got meta"),
         (torch.zeros(2, 4, requires_grad=True), "has no gradient"),
     ],
@@ -237,7 +237,7 @@ def test_refuses_a_wrong_input_and_keeps_its_state(wrong, message):
     ("wrong", "message"),
     [
         (torch.zeros(2, 6), r"state must have shape \[1, 2, 6\], got \[2, 6\]"),
-        (torch.zeros(1, 2, 6).double(), "weights' dtype, Float, got Double"),
+        (torch.zeros(1, 2, 6).double(), "weights' dtype, float32, got float64"),
         (torch.zeros(1, 2, 6, device="meta"), "state must be on the CPU, got meta"),
     ],
 )

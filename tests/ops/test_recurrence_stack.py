@@ -81,7 +81,7 @@ def test_the_same_bits_where_threads_run_layers_as_a_pipeline(B, dtype, isa):
         ("weight_ih", [zeros(6, 4)] * 2, r"weight_ih .* \[6, 6\], got \[6, 4\]"),
         ("weight_hh", [], "weight_hh must hold a tensor for each layer"),
         ("weight_hh", [zeros(6, 6), zeros(5, 5)], r"weight_ih .* \[5, 6\], got \[6, 6\]"),
-        ("weight_hh", [zeros(6, 6), torch.zeros(6, 6)], "dtype of weight_hh, Float, got Double"),
+        ("weight_hh", [zeros(6, 6), torch.zeros(6, 6)], "dtype of weight_hh, float32, got float64"),
         ("bias_ih", [zeros(6)], "bias_ih and bias_hh must both"),
         ("bias_hh", [], "bias_ih and bias_hh must both"),
         ("hx", zeros(1, 3, 6), r"NAME must have shape \[2, 3, 6\], got \[1, 3, 6\]"),

@@ -46,7 +46,7 @@ constexpr int64_t kAhead = 8;  // rows
 
 void check_indices(const Tensor& indices) {
   TORCH_CHECK(indices.scalar_type() == at::kLong || indices.scalar_type() == at::kInt,
-              "indices must be int32 or int64, got ", indices.scalar_type());
+              "indices must be int32 or int64, got ", dtype_name(indices));
 }
 
 // Position of the first index outside [0, rows), or -1.

@@ -92,7 +92,7 @@ Tensor Stepper::step(const Tensor& input) {
               "input must have shape [", B, ", ", first.I, "]", B == 1 ? " or " : "",
               B == 1 ? c10::str("[", first.I, "]") : "", ", got ", input.sizes());
   TORCH_CHECK(input.scalar_type() == states_.scalar_type(), "input must have the weights' dtype, ",
-              states_.scalar_type(), ", got ", input.scalar_type());
+              dtype_name(states_), ", got ", dtype_name(input));
   TORCH_CHECK(input.device().is_cpu(), "input must be on the CPU, got ", input.device());
   TORCH_CHECK(!(input.requires_grad() && at::GradMode::is_enabled()),
               "a Stepper has no gradient: call it under torch.no_grad(), or use the RNN itself");
@@ -127,7 +127,7 @@ void Stepper::set_state(const Tensor& state) {
   const auto shape = states_.sizes().slice(1);
   TORCH_CHECK(state.sizes() == shape, "state must have shape ", shape, ", got ", state.sizes());
   TORCH_CHECK(state.scalar_type() == states_.scalar_type(), "state must have the weights' dtype, ",
-              states_.scalar_type(), ", got ", state.scalar_type());
+              dtype_name(states_), ", got ", dtype_name(state));
   TORCH_CHECK(state.device().is_cpu(), "state must be on the CPU, got ", state.device());
   const Tensor rows = values_of(state, "state");
   std::memcpy(state_of(last_, 0), rows.const_data_ptr(), rows.nbytes());
