@@ -124,13 +124,18 @@ PYBIND11_MODULE(_C, m) {
   define_op(m, "embedding", embedding);
   using rnnext::Stepper;
   // Unlike the ops it keeps the interpreter lock: no two threads may step it at once.
+  m.def("stepper",
+        torch::wrap_pybind_function([](const std::vector<at::Tensor>& params, bool bias,
+                                       std::string_view nonlinearity, int64_t batch_size) {
+          return std::make_unique<Stepper>(params, bias, nonlinearity, batch_size);
+        }),
+        py::arg("params"), py::arg("bias"), py::arg("nonlinearity"), py::arg("batch_size"));
   py::class_<Stepper>(m, "Stepper")
-      .def(py::init(
-               torch::wrap_pybind_function([](const std::vector<at::Tensor>& params, bool bias,
-                                              std::string_view nonlinearity, int64_t batch_size) {
-                 return std::make_unique<Stepper>(params, bias, nonlinearity, batch_size);
-               })),
-           py::arg("params"), py::arg("bias"), py::arg("nonlinearity"), py::arg("batch_size"))
+      // pybind11's own would give an instance without a Stepper in it.
+      .def_static("__new__",
+                  [](const py::args&, const py::kwargs&) -> Stepper* {
+                    throw py::type_error("a Stepper is made by rnnext.Stepper alone");
+                  })
       .def("step", torch::wrap_pybind_function(
                        [](Stepper& s, const at::Tensor& input) { return s.step(input); }))
       .def("state", torch::wrap_pybind_function([](const Stepper& s) { return s.state(); }))

@@ -55,7 +55,7 @@ class Stepper:
         self.input_size = module.input_size
         self.hidden_size = module.hidden_size
         self.batch_size = batch_size
-        self._stepper = _C.Stepper(
+        self._stepper = _C.stepper(
             [param.detach() for param in params], module.bias, module.nonlinearity, batch_size
         )
 

@@ -1,6 +1,8 @@
 """Stepper against whole sequences: rnnext.RNN to the bit, torch.nn.RNN to rounding."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -257,3 +259,20 @@ def test_an_input_that_requires_a_gradient_passes_without_gradients():
     stepper, x = rnnext.Stepper(rnnext.RNN(4, 6)), torch.randn(1, 4, requires_grad=True)
     with torch.no_grad():
         assert not stepper(x).requires_grad
+
+
+def test_nothing_comes_of_an_instance_that_was_never_made():
+    """In a process of its own: such an instance once crashed it."""
+    code = (
+        "import copy, rnnext, torch\n"
+        "from rnnext import _C\n"
+        "made = rnnext.Stepper(rnnext.RNN(4, 6))._stepper\n"
+        "for make in (lambda: _C.Stepper.__new__(_C.Stepper), lambda: object.__new__(_C.Stepper),\n"
+        "             lambda: copy.copy(made)):\n"
+        "    try:\n"
+        "        make().step(torch.zeros(1, 4))\n"
+        "    except TypeError:\n"
+        "        print('refused')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["refused"] * 3
