@@ -132,7 +132,7 @@ def rnn_cell(
         weight_ih: W_ih, ``[H, I]``.
         weight_hh: W_hh, ``[H, H]``.
         bias_ih: b_ih, ``[H]``. Default: none.
-        bias_hh: b_hh, ``[H]``, given exactly when ``bias_ih`` is. Default: none.
+        bias_hh: b_hh, ``[H]``. Default: none.
         nonlinearity: f, ``"tanh"`` or ``"relu"``. Default: ``"tanh"``.
 
     Returns:

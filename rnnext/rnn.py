@@ -12,7 +12,7 @@ from rnnext import functional
 __all__ = ["RNN", "RNNCell"]
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
-_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def _weights(module: nn.Module, names: Sequence[str]) -> list[Any]:
@@ -166,7 +166,7 @@ class RNNCell(nn.RNNCell):
         Raises:
             ValueError, RuntimeError: as :func:`rnnext.functional.rnn_cell`.
         """
-        weight_ih, weight_hh, bias_ih, bias_hh = _weights(self, _CELL_WEIGHTS)
+        weight_ih, weight_hh, bias_ih, bias_hh = _weights(self, CELL_WEIGHTS)
         return functional.rnn_cell(
             input, hx, weight_ih, weight_hh, bias_ih, bias_hh, self.nonlinearity
         )

@@ -1,9 +1,11 @@
 """Stepper: an RNN that is fed one step at a time."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from rnnext import _C
-from rnnext.rnn import RNN
+from rnnext.rnn import CELL_WEIGHTS, RNN
 
 __all__ = ["Stepper"]
 
@@ -49,15 +51,21 @@ class Stepper:
             if module.bidirectional:
                 raise ValueError("module must have one direction: the other starts at the end")
             suffixes = [f"_l{layer}" for layer in range(module.num_layers)]
-        kinds = ["weight_ih", "weight_hh"] + (["bias_ih", "bias_hh"] if module.bias else [])
-        params = [getattr(module, kind + suffix) for suffix in suffixes for kind in kinds]
+        layers: list[list[Any]] = [
+            [getattr(module, kind + suffix, None) for kind in CELL_WEIGHTS] for suffix in suffixes
+        ]
+        bias = any(b is not None for layer in layers for b in layer[2:])
+        zeros = layers[0][1].new_zeros(module.hidden_size)  # of a bias that is missing
+        params = [
+            zeros if weight is None else weight.detach()
+            for layer in layers
+            for weight in layer[: 4 if bias else 2]
+        ]
         self.num_layers = len(suffixes)
         self.input_size = module.input_size
         self.hidden_size = module.hidden_size
         self.batch_size = batch_size
-        self._stepper = _C.stepper(
-            [param.detach() for param in params], module.bias, module.nonlinearity, batch_size
-        )
+        self._stepper = _C.stepper(params, bias, module.nonlinearity, batch_size)
 
     def __call__(self, input: Tensor) -> Tensor:
         """Go one step forward.

@@ -115,10 +115,10 @@ Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& wei
   const auto step = [&](const Tensor& x) {  // [I] or [B,I] -> [1,B,I]
     return unbatched ? x.view_symint({1, 1, x.sym_size(0)}) : x.unsqueeze(0);
   };
-  TORCH_CHECK(given(bias_ih) == given(bias_hh),
-              "bias_ih and bias_hh must both be given or neither");
-  const Tensor biases[2] = {bias_ih.value_or(Tensor()), bias_hh.value_or(Tensor())};
-  const size_t n = given(bias_ih) ? 1 : 0;
+  Tensor biases[2] = {bias_ih.value_or(Tensor()), bias_hh.value_or(Tensor())};
+  const size_t n = given(bias_ih) || given(bias_hh) ? 1 : 0;
+  for (int i = 0; i < 2; ++i)  // one that is missing beside the other is zeros
+    if (n && !biases[i].defined()) biases[i] = at::zeros_like(biases[1 - i]);
   const OptionalTensor h0 = given(hx) ? OptionalTensor(step(*hx)) : std::nullopt;
   const auto h_n = std::get<1>(recurrence_op().call(
       step(input), std::nullopt, weight_ih, weight_hh, TensorList(&biases[0], n),

@@ -223,3 +223,18 @@ def test_the_state_can_be_detached_in_place(shape, grad_mode):
             loss.backward()
         results.append([loss, *(p.grad for p in cell.parameters() if grad_mode)])
     assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4,)])
+@pytest.mark.parametrize("missing", ["bias_ih", "bias_hh", "both"])
+def test_a_missing_bias_is_none_at_all(missing, shape):
+    results = []
+    for cell in pair(4, 6):
+        for name in ["bias_ih", "bias_hh"] if missing == "both" else [missing]:
+            setattr(cell, name, None)
+        torch.manual_seed(1)
+        hx = torch.randn(*shape[:-1], 6)
+        state = cell(torch.randn(shape), hx)
+        state.square().sum().backward()
+        results.append([state, *(p.grad for p in cell.parameters())])
+    assert_close(results[1], results[0])

@@ -276,3 +276,14 @@ def test_nothing_comes_of_an_instance_that_was_never_made():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["refused"] * 3
+
+
+@pytest.mark.parametrize("missing", ["bias_ih", "bias_hh", "both"])
+@pytest.mark.parametrize("kind", [nn.RNNCell, rnnext.RNNCell])
+def test_a_cell_that_lacks_a_bias(kind, missing):
+    cell = kind(4, 6)
+    for name in ["bias_ih", "bias_hh"] if missing == "both" else [missing]:
+        setattr(cell, name, None)
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        assert_close(rnnext.Stepper(cell, 2)(x), cell(x))
