@@ -12,6 +12,7 @@ from rnnext import functional
 __all__ = ["RNN", "RNNCell"]
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
+_NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -26,6 +27,14 @@ def _weights(module: nn.Module, names: Sequence[str]) -> list[Any]:
         return list(map(parameters.__getitem__, names))
     except KeyError:
         return [getattr(module, name) for name in names]
+
+
+def nonlinearity_of(module: nn.RNNBase) -> str:
+    """What an RNN's ``mode`` says: of the two attributes, torch.nn.RNN obeys this one."""
+    nonlinearity = _NONLINEARITIES.get(module.mode)
+    if nonlinearity is None:
+        raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {module.mode}")
+    return nonlinearity
 
 
 # Not an nn.RNN: torch.compile(fullgraph=True) refuses those, subclasses too.
@@ -124,7 +133,7 @@ class RNN(nn.RNNBase):
             _weights(self, self._flat_weights_names),
             hx,
             num_layers=self.num_layers,
-            nonlinearity=self.nonlinearity,
+            nonlinearity=nonlinearity_of(self),
             bias=self.bias,
             batch_first=self.batch_first,
             dropout=self.dropout,

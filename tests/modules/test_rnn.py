@@ -12,7 +12,7 @@ from torch.nn.utils import rnn as rnn_utils
 
 import rnnext
 from helpers import common
-from helpers.common import assert_close, case_id, pairwise, same
+from helpers.common import assert_close, case_id, error_of, pairwise, same
 
 CONFIGS = pairwise(
     nonlinearity=["tanh", "relu"],
@@ -397,3 +397,21 @@ def test_the_output_may_not_change_before_backward_but_h_n_may(layout, batch_fir
     output.detach_().zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         h_n.sum().backward()
+
+
+@pytest.mark.parametrize("edited", ["mode", "nonlinearity", "both", "unknown"])
+def test_the_mode_decides_which_nonlinearity_as_in_torch(edited):
+    theirs, ours = pair(4, 6)
+    x, results = torch.randn(5, 3, 4), []
+    for module in (theirs, ours):
+        if edited in ("mode", "both"):
+            module.mode = "RNN_RELU"
+        if edited in ("nonlinearity", "both"):
+            module.nonlinearity = "relu"
+        if edited == "unknown":
+            module.mode = "GRU"
+        results.append(error_of(lambda m=module: m(x)) if edited == "unknown" else module(x))
+    if edited == "unknown":
+        assert results[1] == results[0]
+    else:
+        assert_close(results[1], results[0])

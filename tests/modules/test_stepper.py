@@ -287,3 +287,12 @@ def test_a_cell_that_lacks_a_bias(kind, missing):
     x = torch.randn(2, 4)
     with torch.no_grad():
         assert_close(rnnext.Stepper(cell, 2)(x), cell(x))
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, rnnext.RNN])
+def test_the_mode_decides_which_nonlinearity(kind):
+    rnn = kind(4, 6)
+    rnn.mode = "RNN_RELU"
+    x = torch.randn(3, 1, 4)
+    with torch.no_grad():
+        assert_close(steps(rnnext.Stepper(rnn), x), rnn(x)[0])
