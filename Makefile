@@ -15,9 +15,8 @@ test: build
 bench: build
 	$(BIN)/python -m pip install -q -e '.[bench]' --no-build-isolation
 	$(BIN)/python -m benchmarks run --label latest $(ARGS)
-	$(BIN)/python -m benchmarks report --label latest
-	$(BIN)/python -m benchmarks plot --label latest
 	-$(BIN)/python -m benchmarks edges --label latest
+	$(BIN)/python -m benchmarks plot --label latest
 	-$(BIN)/python -m benchmarks bars --label latest
 
 lint: $(READY)
@@ -39,10 +38,10 @@ build: $(READY)
 	$(BIN)/python setup.py -q build_ext --inplace
 
 cuda-build:
-	$(PYTHON) -m benchmarks.cuda_build $(ARGS)
+	$(PYTHON) -m tools.cuda_build $(ARGS)
 
 cuda-check:
-	$(PYTHON) -m benchmarks.cuda_check $(ARGS)
+	$(PYTHON) -m tools.cuda_check $(ARGS)
 
 # The kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own. libstdc++
 # comes first too: AddressSanitizer looks for its __cxa_throw when the process starts.

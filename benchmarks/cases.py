@@ -1,4 +1,4 @@
-"""The one named list of benchmark cases, which the runner, the tables and the plots read."""
+"""The named lists of benchmark cases, which the runner, the tables and the plots read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ class Case:
     """One thing to time. RNN and cell cases use T, B, I, H; embedding cases use V, D, N.
 
     kind: "rnn" (a call over a sequence), "cell" (one step), "step" (one step of a stream: weights
-        prepared once, each call goes on from the state of the last) or "embedding".
+        prepared once, each call goes on from the state of the last), "embedding", or "demo" (a
+        whole training step of examples/train_text.py, with V pieces of text).
     mode: "infer" (no autograd) or "train" (forward and the gradients of the input and of every
-        parameter); for embeddings "infer" is the gather, "train" the gather and its gradient.
-    precision: torch's float32 matmul precision, "highest" or "medium".
-    indices: "uniform" or "zipf" over the table. sparse: coalesced sparse gradient, else dense.
+        parameter); for embeddings "infer" is the gather, "train" the gather and its gradient,
+        "backward" the gradient alone.
+    precision: torch's float32 matmul precision: "highest", "high" (TF32 on a GPU) or "medium".
+    indices: "uniform" or "zipf" over the table, or "repeated": of 16 rows alone. sparse: coalesced
+        sparse gradient, else dense.
     threads: 0 for every core, else that many.
+    device: "cpu" or "cuda".
     tags: which table or figure the case belongs to.
     """
 
@@ -40,18 +44,20 @@ class Case:
     indices: str = "uniform"
     sparse: bool = False
     threads: int = 0
+    device: str = "cpu"
     tags: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
         """Unique, stable and readable: the key under which results are stored and compared."""
         if self.kind == "embedding":
-            grad = "gather" if self.mode == "infer" else "sparse" if self.sparse else "dense"
-            parts = [f"embedding-V{self.V}-D{self.D}-N{self.N}", self.indices, grad]
+            grad = "sparse" if self.sparse else "dense"
+            what = {"infer": "gather", "train": grad, "backward": f"{grad}-backward"}[self.mode]
+            parts = [f"embedding-V{self.V}-D{self.D}-N{self.N}", self.indices, what]
         elif self.kind in ("cell", "step"):
             parts = [f"{self.kind}-B{self.B}-I{self.I}-H{self.H}", self.mode]
         else:
-            parts = [f"rnn-T{self.T}-B{self.B}-I{self.I}-H{self.H}", self.mode]
+            parts = [f"{self.kind}-T{self.T}-B{self.B}-I{self.I}-H{self.H}", self.mode]
         parts += [f"{self.layers}layers"] if self.layers > 1 else []
         parts += ["bidirectional"] if self.bidirectional else []
         parts += ["packed"] if self.packed else []
@@ -59,6 +65,7 @@ class Case:
         parts += [self.dtype] if self.dtype != "float32" else []
         parts += [self.precision] if self.precision != "highest" else []
         parts += [f"{self.threads}thread"] if self.threads else []
+        parts += [self.device] if self.device != "cpu" else []
         return "-".join(parts)
 
     @property
@@ -82,6 +89,7 @@ class Case:
 
 
 MODES = ("infer", "train")
+REPEATED_ROWS = 16
 
 # T, B, I, H of models people run: language model, signals, pixel-by-pixel digits, and so on.
 HEADLINE = (
@@ -114,6 +122,11 @@ PRECISIONS: tuple[dict[str, Any], ...] = (
 ONE_THREAD = ((35, 20, 200, 200), (100, 64, 3, 128), (256, 32, 256, 512), (100, 1, 64, 256))
 LATENCY = (8, 64, 256, 1024)
 TABLES = ((50_000, 256, 8192), (10_000, 64, 512), (250_000, 128, 32_768))
+DEMO: dict[str, Any] = {"T": 100, "B": 20, "I": 256, "H": 256, "V": 384}
+CUDA_FIRST: tuple[dict[str, Any], ...] = ({"dtype": "float32"}, {"dtype": "bfloat16"})
+CUDA_TYPES = (*CUDA_FIRST, {"precision": "high"}, {"dtype": "float16"})
+CUDA_H = (64, 128, 256, 512, 1024, 2048)
+CUDA_B = (1, 8, 32, 128)
 # What `--quick` runs: one or two cases of every kind.
 QUICK = frozenset(
     f"{shape}-{mode}"
@@ -137,6 +150,7 @@ QUICK = frozenset(
     "cell-B1-I8-H8-infer",
     "cell-B1-I256-H256-infer",
     "step-B1-I256-H256-infer",
+    "demo-T100-B20-I256-H256-train",
     "embedding-V50000-D256-N8192-uniform-gather",
     "embedding-V50000-D256-N8192-uniform-dense",
     "embedding-V50000-D256-N8192-zipf-sparse",
@@ -148,7 +162,7 @@ def _rnn(shape: tuple[int, int, int, int], mode: str, *tags: str, **options: Any
     return Case("rnn", mode, t, b, i, h, tags=frozenset(tags), **options)
 
 
-def _all() -> Iterator[Case]:
+def _cpu() -> Iterator[Case]:
     for mode in MODES:
         for shape in HEADLINE:
             yield _rnn(shape, mode, "headline")
@@ -177,6 +191,32 @@ def _all() -> Iterator[Case]:
             for mode, sparse in (("infer", False), ("train", False), ("train", True)):
                 yield Case("embedding", mode, V=v, D=d, N=n, indices=indices, sparse=sparse,
                            tags=frozenset({"embedding"}))  # fmt: skip
+    yield Case("demo", "train", **DEMO, tags=frozenset({"demo"}))
+
+
+def _cuda(rehearsal: bool) -> Iterator[Case]:
+    """The grid of the GPU check; a rehearsal of it has a case of every kind, small, on the CPU."""
+    place: dict[str, Any] = {"device": "cpu" if rehearsal else "cuda"}
+    T = 4 if rehearsal else 256
+    types = CUDA_FIRST if rehearsal else CUDA_TYPES
+    for type_ in types:
+        for mode in MODES:
+            for h in (64,) if rehearsal else CUDA_H:
+                for b in (2,) if rehearsal else CUDA_B:
+                    # torch.compile takes seconds a case, so it takes part in a few.
+                    few = b in (2, 8) and h in (64, 256, 1024) and type_ in CUDA_FIRST
+                    tags = ("cuda", "grid", *(["compiled"] if few else []))
+                    yield _rnn((T, b, h, h), mode, *tags, **type_, **place)
+            for h, b in ((40, 2),) if rehearsal else ((300, 20), (768, 16)):
+                for option in ({}, {"bidirectional": True}, {"packed": True}):
+                    yield _rnn((T, b, h, h), mode, "cuda", **type_, **option, **place)
+    tables = ((100, 8, 50),) if rehearsal else ((50_000, 256, 8192), (250_000, 512, 262_144))
+    for v, d, n in tables:
+        for dtype in ("float32", "bfloat16"):
+            for mode in ("infer", "backward"):
+                for indices in ("uniform", "repeated"):
+                    yield Case("embedding", mode, V=v, D=d, N=n, indices=indices, dtype=dtype,
+                               tags=frozenset({"cuda", "embedding"}), **place)  # fmt: skip
 
 
 def _merge(cases: Iterable[Case]) -> tuple[Case, ...]:
@@ -190,15 +230,16 @@ def _merge(cases: Iterable[Case]) -> tuple[Case, ...]:
     return tuple(merged.values())
 
 
-CASES = _merge(_all())
+CASES = {"cpu": _merge(_cpu()), "cuda": _merge(_cuda(rehearsal=False))}
+REHEARSAL = _merge(_cuda(rehearsal=True))
 
 
-def select(patterns: Iterable[str] = (), quick: bool = False) -> list[Case]:
+def select(among: Iterable[Case], patterns: Iterable[str] = (), quick: bool = False) -> list[Case]:
     """Cases whose name or one of whose tags matches a shell pattern (all if none is given).
 
     ValueError when a pattern matches nothing.
     """
-    cases = [case for case in CASES if not quick or "quick" in case.tags]
+    cases = [case for case in among if not quick or "quick" in case.tags]
     patterns = tuple(patterns)
     for pattern in patterns:
         if not any(_matches(case, pattern) for case in cases):

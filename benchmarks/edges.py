@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import measure, roof
+from . import measure
 from .cases import MODES, Case
+from .costs import operations
 
 # One size is swept while the others stay at these.
 BASE = {"T": 64, "B": 32, "H": 128}
@@ -30,10 +31,10 @@ def edge_case(mode: str, letter: str, size: int) -> Case:
 
 def sweep(send: Callable[[str, Any], None], threads: int) -> None:
     """Send ("edge", (key, [[size, seconds], ...], cores that others kept busy)) for each run."""
-    from .rivals import Data
-    from .torch_rivals import torch_rivals
+    from .rivals import ours
+    from .rivals.contract import Data
 
-    rival = torch_rivals()[0]
+    rival = ours()
     for mode in MODES:
         for letter, runs in SIZES.items():
             for sizes in runs:
@@ -55,7 +56,7 @@ def unit_costs(key: str, times: list[list[float]]) -> list[tuple[int, float]]:
     letter = run[0]
     costs = []
     for size, seconds in times:
-        work = roof.operations(edge_case(mode, letter, int(size)))
+        work = operations(edge_case(mode, letter, int(size)))
         if letter == "H":
             work *= -(-size // 16) * 16 / size
         costs.append((int(size), seconds / work))

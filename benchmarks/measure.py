@@ -9,8 +9,8 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -48,6 +48,8 @@ class Effort:
 
 FULL = Effort(seconds=0.35, min_rounds=4, max_rounds=15)
 QUICK = Effort(seconds=0.25, min_rounds=3, max_rounds=9)
+# A GPU's clock and caches are its own: little to wait for, and four times as many cases.
+CUDA = Effort(seconds=0.04, min_rounds=5, max_rounds=9, sample_seconds=0.003, warm_seconds=0.001)
 
 
 @dataclass
@@ -86,6 +88,15 @@ def _nothing() -> None:
     pass
 
 
+def synchronizer(device: str) -> Callable[[], None]:
+    """What waits for a device's work; nothing, on the CPU."""
+    if device == "cpu":
+        return _nothing
+    import torch
+
+    return torch.cuda.synchronize
+
+
 def interleave(
     contenders: Mapping[str, Contender],
     effort: Effort = FULL,
@@ -98,8 +109,8 @@ def interleave(
     The probe takes a sample once a round too; those of rounds that count are in its `rates`.
 
     Each warms up outside the clock before its sample. synchronize() is called before each clock
-    read: pass torch.cuda.synchronize on a GPU. A round in which other processes kept the cores busy
-    is thrown away and done again, at most as often as there are rounds.
+    read: see synchronizer(). A round in which other processes kept the cores busy is thrown away
+    and done again, at most as often as there are rounds.
     """
     timings, once, per_round = {}, {}, 0.0
     for name, contender in contenders.items():
@@ -149,7 +160,7 @@ def sample(
         deadline = time.perf_counter() + warm_seconds
         while time.perf_counter() < deadline:
             call()
-        synchronize()
+            synchronize()  # or a GPU would be given more than 20 ms of work
         start = time.perf_counter()
         for _ in range(calls):
             call()
@@ -199,15 +210,30 @@ def pin_threads(threads: int) -> int:
     return len(cores)
 
 
-def stamp(threads: int) -> dict[str, Any]:
-    """What a reader needs to judge a result: when, on which CPU, with which versions."""
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """torch's float32 matmul precision; cuDNN, which has a switch of its own, follows it."""
+    import torch
+
+    before = torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = precision != "highest"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def stamp(threads: int, device: str = "cpu") -> dict[str, Any]:
+    """What a reader needs to judge a result: when, on which CPU or GPU, with which versions."""
     versions = {}
     for package in (*PACKAGES, "rnnext"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {
+    found = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": cpu_name(),
         "cpu_flags": sorted(cpu_flags() & {"avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16"}),
@@ -215,6 +241,21 @@ def stamp(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions,
+    }
+    return found | {"gpu": gpu()} if device == "cuda" else found
+
+
+def gpu() -> dict[str, Any]:
+    """The first GPU of this machine, and what torch drives it with."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "name": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "memory": properties.total_memory,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from . import edges, roof
+from . import costs, edges
 from .cases import MODES
-from .report import OURS, RIVALS, TORCH, subject
+from .names import OURS, RIVALS, STEP_PATH, TORCH
+from .report import subject
 from .store import Result, Row
 
 COLORS = {
@@ -35,6 +37,10 @@ def draw(result: Result, folder: Path) -> list[Path]:
         "roofline": roofline,
         "edges": tile_edges,
     }
+    for dtype in sorted(
+        {row.case.dtype for row in result.rows.values() if "grid" in row.case.tags}
+    ):
+        figures[f"steps-{dtype}"] = partial(cuda_steps, dtype=dtype)
     written = []
     for name, make in figures.items():
         figure = make(result)
@@ -157,9 +163,9 @@ def roofline(result: Result) -> Any:
                     if case.mode != mode or rival not in row.seconds:
                         continue
                     # A single row streams the weights each step; a batch reuses them.
-                    streamed = roof.streamed_bytes(case) if case.B == 1 else 0.0
-                    operations = roof.operations(case)
-                    moved = max(roof.moved_bytes(case), streamed)
+                    streamed = costs.streamed_bytes(case) if case.B == 1 else 0.0
+                    operations = costs.operations(case)
+                    moved = max(costs.moved_bytes(case), streamed)
                     rate = operations / row.seconds[rival]["median"] / 1e9
                     points.append((operations / moved, rate))
             if points:
@@ -196,4 +202,26 @@ def tile_edges(result: Result) -> Any:
             _plain_ticks(axis, [sizes[len(sizes) // 2] for sizes in edges.SIZES[letter]])
             axis.grid(alpha=0.3, which="both")
         row_axes[0].set_ylabel("ps per operation")
+    return figure
+
+
+def cuda_steps(result: Result, dtype: str) -> Any:
+    """A GPU's microseconds a step over H, a colour for each batch size."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    for axis, mode in zip(axes, MODES, strict=True):
+        rows = [row for row in _tagged(result, "grid", mode) if row.case.dtype == dtype]
+        for color, B in enumerate(sorted({row.case.B for row in rows})):
+            for name, style in ((OURS, "-"), (TORCH, "--"), (STEP_PATH, ":")):
+                points = sorted(
+                    (row.case.H, row.seconds[name]["median"] / row.case.T * 1e6)
+                    for row in rows
+                    if row.case.B == B and row.case.precision == "highest" and name in row.seconds
+                )
+                if points:
+                    line = axis.plot(*zip(*points, strict=True), style, color=f"C{color}")
+                    line[0].set(marker=".", label=f"{name}, B={B}")
+        axis.set(xscale="log", yscale="log", xlabel="H", title=f"{mode}, {dtype}")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("us a step")
+    axes[0].legend(fontsize=7)
     return figure

@@ -1,24 +1,37 @@
-"""Tables: one run, or two beside each other; on the terminal or as markdown."""
+"""Tables: one run, or two beside each other; as plain text or as markdown."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-
-from rich.console import Console
-from rich.table import Table
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from .measure import DISTURBED_CORES
+from .names import OTHER_WAYS, OURS, RIVALS, TORCH
 from .store import Result, Row
 
-OURS, TORCH = "rnnext", "torch.nn"
-# Beside rnnext in bfloat16 or at "medium" precision, in the same rounds: no rival.
-FLOAT32 = "rnnext float32"
-RIVALS = (TORCH, "torch.compile", "onnxruntime", "openvino", "jax")
 
+@dataclass(frozen=True)
+class Table:
+    header: Sequence[str]
+    body: Sequence[Sequence[str]]
 
-def geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
+    def text(self) -> str:
+        """Columns under each other: the first to the left, the others to the right."""
+        lines = [self.header, *self.body]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            "  ".join(
+                word.rjust(width) if n else word.ljust(width)
+                for n, (word, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
+
+    def markdown(self) -> str:
+        rule = ["---", *["---:"] * (len(self.header) - 1)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in (self.header, rule, *self.body))
 
 
 def duration(seconds: float) -> str:
@@ -50,34 +63,42 @@ def subject(result: Result) -> str:
     return OURS if any(OURS in row.seconds for row in result.rows.values()) else TORCH
 
 
-def cells(result: Result, rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: our time, its rate and share of the roof, how much longer rivals take."""
+def table(result: Result, rows: Sequence[Row]) -> Table:
+    """Our time, its rate and share of the roof, how many times as long the others take."""
     ours = subject(result)
-    rivals = [r for r in (*RIVALS, FLOAT32) if r != ours]
-    rivals = [r for r in rivals if any(r in row.seconds for row in result.rows.values())]
-    header = ["case", ours, "spread", "rate", "roof", *(f"{r} x" for r in rivals)]
+    others = [name for name in (*RIVALS, *OTHER_WAYS) if name != ours]
+    others = [name for name in others if any(name in row.seconds for row in rows)]
+    steps = any("cuda" in row.case.tags and row.case.kind == "rnn" for row in rows)
+    header = ["case", ours, *(["a step"] if steps else []), "spread", "rate", "roof"]
     body = []
     for row in rows:
         times = row.seconds.get(ours)
         line = [row.case.name + (" *" if row.bystanders > DISTURBED_CORES else "")]
-        line += [duration(times["median"]), spread(times)] if times else ["failed", ""]
-        line += rate_and_share(result, row, ours)
-        for rival in rivals:
-            ratio = row.ratio(rival, ours)
-            line.append("FAILED" if rival in row.failed else f"{ratio:.2f}" if ratio else "")
+        line.append(duration(times["median"]) if times else "failed")
+        if steps:
+            line.append(duration(times["median"] / row.case.T) if times and row.case.T > 1 else "")
+        line += [spread(times) if times else "", *rate_and_share(result, row, ours)]
+        for other in others:
+            ratio = row.ratio(other, ours)
+            line.append("FAILED" if other in row.failed else f"{ratio:.2f}" if ratio else "")
         body.append(line)
-    return header, body
+    return Table([*header, *(f"{name} x" for name in others)], body)
 
 
-def print_result(result: Result, rows: Sequence[Row], console: Console) -> None:
-    header, body = cells(result, rows)
-    console.print(describe(result))
-    console.print(_table(header, body))
+def text(result: Result, rows: Sequence[Row]) -> str:
+    """Machine, table, and what is wrong with rows."""
+    lines = [describe(result), table(result, rows).text()]
     if any(row.bystanders > DISTURBED_CORES for row in rows):
-        console.print("* other processes kept the cores busy meanwhile: measure this row again")
+        lines.append("* other processes kept the cores busy meanwhile: measure this row again")
     for row in rows:
-        for rival, reason in row.failed.items():
-            console.print(f"[red]{row.case.name}: {rival}: {reason}[/red]")
+        lines += [f"{row.case.name}: {rival}: {why}" for rival, why in row.failed.items()]
+    return "\n".join(lines)
+
+
+def machine(stamp: dict[str, Any]) -> str:
+    if gpu := stamp.get("gpu"):
+        return f"{gpu['name']}, CUDA {gpu['cuda']}, cuDNN {gpu['cudnn']}"
+    return f"{stamp['cpu']} ({' '.join(stamp['cpu_flags'])}), {stamp['threads']} threads"
 
 
 def describe(result: Result) -> str:
@@ -87,25 +108,18 @@ def describe(result: Result) -> str:
     lines = [
         f"{result.label}: {stamp['time']}"
         + (f" and on, median of {stamp['runs']} runs" if "runs" in stamp else "")
-        + f", {stamp['cpu']} ({' '.join(stamp['cpu_flags'])}), "
-        f"{stamp['threads']} threads, {stamp['system']}",
+        + f", {machine(stamp)}, {stamp['system']}",
         f"Python {stamp['python']}, {versions}",
     ]
     for limits in result.roofs.values():
         flops = ", ".join(f"{k} {v / 1e9:.0f} GFLOP/s" for k, v in limits.flops.items())
         read = ", ".join(f"{k} {v / 1e9:.0f} GB/s" for k, v in limits.read.items())
-        lines.append(f"roof, {limits.threads} thread(s): {flops}; read {read}")
+        who = f"{limits.threads} thread(s)" if limits.size else "GPU"
+        lines.append(f"roof, {who}: {flops}; read {read}")
     return "\n".join(lines)
 
 
-def markdown(result: Result, rows: Sequence[Row]) -> str:
-    """The same table for README and docs."""
-    header, body = cells(result, rows)
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(line) + " |" for line in body)])
-
-
-def print_comparison(a: Result, b: Result, rival: str, console: Console) -> None:
+def comparison(a: Result, b: Result, rival: str) -> str:
     """Rows that both runs have: times, and a/b with the range that the quartiles allow."""
     header = ["case", a.label, b.label, f"{a.label}/{b.label}", "from", "to"]
     body, ratios = [], []
@@ -118,19 +132,14 @@ def print_comparison(a: Result, b: Result, rival: str, console: Console) -> None
         low, high = x["q1"] / y["q3"], x["q3"] / y["q1"]
         times = [duration(x["median"]), duration(y["median"])]
         body.append([name, *times, *(f"{value:.2f}" for value in (ratios[-1], low, high))])
-    console.print(describe(a))
-    console.print(describe(b))
-    console.print(f"{rival}: over 1 means that {b.label} is faster")
-    console.print(_table(header, body))
-    console.print(f"geometric mean of {len(ratios)} rows: {geometric_mean(ratios):.3f}")
-
-
-def _table(header: Sequence[str], body: Iterable[Sequence[str]]) -> Table:
-    table = Table(*header, header_style="bold", box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for column in table.columns:
-        column.no_wrap = True
-    for line in body:
-        table.add_row(*line)
-    return table
+    if not ratios:
+        raise ValueError(f"{a.label} and {b.label} have no row of {rival} in common")
+    return "\n".join(
+        [
+            describe(a),
+            describe(b),
+            f"{rival}: over 1 means that {b.label} is faster",
+            Table(header, body).text(),
+            f"geometric mean of {len(ratios)} rows: {statistics.geometric_mean(ratios):.3f}",
+        ]
+    )

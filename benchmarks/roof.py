@@ -1,4 +1,4 @@
-"""The roof: what this machine can do at most, what a case must do at least, and their ratio."""
+"""The roof: what this machine can do at most, and the least time that a case takes by it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from .cases import Case
+from .costs import ITEMSIZE, moved_bytes, operations, streamed_bytes
+from .measure import matmul_precision
 
 SOURCE = Path(__file__).with_name("roof.cpp")
 DTYPES = ("float32", "float64", "bfloat16")
-ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2}
 REPEATS = 5
 # Of one sample within a row's rounds.
 PROBE_SECONDS = 0.008
@@ -26,11 +27,14 @@ PROBE_SECONDS = 0.008
 
 @dataclass(frozen=True)
 class Roof:
-    """Limits with `threads` threads at once, measured.
+    """Limits with `threads` threads at once, or of a GPU, measured.
 
-    flops: operations a second for each dtype (bfloat16 only where the CPU has a dot product of it).
-    read: bytes a second of each cache level and of DRAM, all threads together.
-    size: bytes of each cache level; L1 and L2 of one core, L3 of all.
+    flops: operations a second for each dtype (bfloat16 only where the CPU has a dot product of it),
+        on a GPU of torch's matrix product, TF32's under "tf32".
+    read: bytes a second of each cache level and of DRAM, all threads together; on a GPU those that
+        a copy in DRAM reads and writes.
+    size: bytes of each cache level; L1 and L2 of one core, L3 of all. Empty for a GPU, whose
+        registers and shared memory may hold what a CPU streams from its caches.
     """
 
     threads: int
@@ -51,6 +55,8 @@ class Roof:
 
     def level(self, bytes_per_thread: float) -> str:
         """The nearest level in which every thread's share fits."""
+        if not self.size:
+            return "DRAM"
         for level in ("L1", "L2"):
             if bytes_per_thread <= self.size[level]:
                 return level
@@ -84,6 +90,32 @@ def measure(threads: int) -> Roof:
         passes = max(1, (1 << 30) // span)
         read[level] = max(library.roof_read(span, threads, passes) for _ in range(REPEATS))
     return Roof(threads, flops, read, size)
+
+
+def measure_cuda() -> Roof:
+    """Rates of a large copy and of a large product of each type, with random data."""
+    import torch
+
+    def best(call: Callable[[], object]) -> float:
+        found = []
+        for _ in range(2 * REPEATS):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            call()
+            torch.cuda.synchronize()
+            found.append(time.perf_counter() - start)
+        return min(found)
+
+    source = torch.empty(2**28, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    copied = 2 * source.numel() / best(lambda: target.copy_(source))
+    flops, n = {}, 8192
+    for name in ("float32", "tf32", "bfloat16", "float16"):
+        dtype = torch.float32 if name == "tf32" else getattr(torch, name)
+        factors = [torch.randn(n, n, device="cuda").to(dtype) for _ in range(2)]
+        with matmul_precision("high" if name == "tf32" else "highest"):
+            flops[name] = 2 * n**3 / best(functools.partial(torch.mm, *factors))
+    return Roof(0, flops, {"DRAM": copied}, {})
 
 
 def _span(level: str, size: dict[str, int], threads: int) -> int:
@@ -152,65 +184,9 @@ def cache_sizes() -> dict[str, int]:
     return size
 
 
-def operations(case: Case) -> float:
-    """Multiplications and additions of the matrix products; training takes three forwards."""
-    if case.kind == "embedding":
-        return 0.0
-    rows = sum(case.lengths)
-    total = 0.0
-    for layer in range(case.layers):
-        inputs = case.I if layer == 0 else case.directions * case.H
-        total += 2.0 * rows * case.directions * case.H * (inputs + case.H)
-    return total * (3 if case.mode == "train" else 1)
-
-
-def streamed_bytes(case: Case) -> float:
-    """Recurrent weights, once a step (twice in training), since each step waits for the last."""
-    if case.kind == "embedding":
-        return 0.0
-    passes = 2 if case.mode == "train" else 1
-    weights = case.layers * case.directions * case.H * case.H * ITEMSIZE[case.dtype]
-    return float(passes * case.T * weights)
-
-
-def moved_bytes(case: Case) -> float:
-    """What must be read or written at least once: inputs, outputs, weights and their gradients.
-
-    A table row that occurs twice is read once, and has one row in a sparse gradient; a write costs
-    as much as a read.
-    """
-    item = ITEMSIZE[case.dtype]
-    if case.kind == "embedding":
-        output, row = case.N * case.D * item, case.D * item
-        distinct = expected_distinct(case)
-        gather = distinct * row + output + 8 * case.N
-        if case.mode == "infer":
-            return gather
-        gradient = distinct * (row + 8) if case.sparse else case.V * row
-        return gather + output + gradient + 8 * case.N
-    rows = sum(case.lengths)
-    weights = 0
-    for layer in range(case.layers):
-        inputs = case.I if layer == 0 else case.directions * case.H
-        weights += case.directions * case.H * (inputs + case.H + 2)
-    features, output = rows * case.I, rows * case.directions * case.H
-    if case.mode == "infer":
-        return float(item * (features + output + weights))
-    # Each layer's output is written forward and read backward; the last one's gradient is read.
-    return float(item * (2 * features + (2 * case.layers + 1) * output + 2 * weights))
-
-
-def expected_distinct(case: Case) -> float:
-    """How many of the N indices are different, on average."""
-    if case.indices == "uniform":
-        return case.V * (1 - (1 - 1 / case.V) ** case.N)
-    total = sum(1 / rank for rank in range(1, case.V + 1))
-    return sum(1 - (1 - 1 / (rank * total)) ** case.N for rank in range(1, case.V + 1))
-
-
 def peak_dtype(case: Case, roof: Roof) -> str:
     """Whose multiply-adds bound the case."""
-    dtype = "bfloat16" if case.precision == "medium" else case.dtype
+    dtype = {"medium": "bfloat16", "high": "tf32"}.get(case.precision, case.dtype)
     return dtype if dtype in roof.flops else "float32"
 
 
@@ -220,6 +196,7 @@ def bound(case: Case, roof: Roof) -> Bound:
     if case.kind != "embedding":
         peak = roof.flops[peak_dtype(case, roof)]
         bounds.append(Bound("FMA", operations(case) / peak, operations(case)))
+    if case.kind != "embedding" and roof.size:
         streamed = streamed_bytes(case)
         share = case.H * case.H * ITEMSIZE[case.dtype] / roof.threads
         level = roof.level(share)
@@ -227,6 +204,6 @@ def bound(case: Case, roof: Roof) -> Bound:
     moved = moved_bytes(case)
     # Every call of an embedding reads other rows: what must fit is the whole table.
     table = case.V * case.D * ITEMSIZE[case.dtype]
-    level = roof.level(max(moved, table) / roof.threads)
+    level = roof.level(max(moved, table) / max(1, roof.threads))
     bounds.append(Bound(level, moved / roof.read[level], moved))
     return max(bounds, key=lambda b: b.seconds)

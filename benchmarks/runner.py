@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,15 +20,22 @@ from .store import Row
 Event = tuple[str, Any]
 
 
-def run(cases: Sequence[Case], effort: measure.Effort, only: Sequence[str] = ()) -> Iterator[Event]:
+def run(
+    cases: Sequence[Case],
+    effort: measure.Effort,
+    only: Sequence[str] = (),
+    budget: float = math.inf,
+) -> Iterator[Event]:
     """Time the cases; `only` names the rivals to run (all if empty).
 
     One process a thread setting, since a runtime fixes its pool when it starts; within it all
-    rivals take turns. RuntimeError if a worker dies.
+    rivals take turns. No case is begun when `budget` seconds are over. RuntimeError if a worker
+    dies.
     """
+    end = time.monotonic() + budget
     for threads in sorted({case.threads for case in cases}):
         chosen = [case for case in cases if case.threads == threads]
-        yield from in_worker(_time_cases, threads, threads, chosen, effort, tuple(only))
+        yield from in_worker(_time_cases, threads, threads, chosen, effort, tuple(only), end)
 
 
 def in_worker(work: Callable[..., None], threads: int, *arguments: Any) -> Iterator[Event]:
@@ -67,31 +75,37 @@ def _time_cases(
     cases: Sequence[Case],
     effort: measure.Effort,
     only: tuple[str, ...],
+    end: float,
 ) -> None:
-    from .engines import engines
-    from .torch_rivals import torch_rivals
+    from .rivals import installed
 
-    rivals = [r for r in (*torch_rivals(), *engines()) if not only or r.name in only]
-    send("stamp", measure.stamp(threads))
-    limits = roof.measure(threads)
+    rivals = [r for r in installed() if not only or r.name in only]
+    device = cases[0].device
+    send("stamp", measure.stamp(threads, device))
+    measure_roof = roof.measure_cuda if device == "cuda" else partial(roof.measure, threads)
+    limits = measure_roof()
     send("roof", (setting, limits))
     for case in cases:
+        if time.monotonic() > end:
+            break
         send("start", case.name)
         send("row", time_case(case, rivals, effort, limits))
     # Once more, hot: the roof is the better of the two.
-    send("roof", (setting, roof.measure(threads)))
+    send("roof", (setting, measure_roof()))
 
 
 def time_case(case: Case, rivals: Sequence[Any], effort: measure.Effort, limits: roof.Roof) -> Row:
     """Prepare every rival, check its result against the first one's, time those that agree."""
     row = Row(case)
-    with _precision(case):
+    with measure.matmul_precision(case.precision):
         ready = _prepare(case, rivals, limits.threads, row)
-        probe = roof.Probe(case, limits)
+        # A GPU is nobody else's: its limits stay.
+        probe = roof.Probe(case, limits) if case.device == "cpu" else None
         start, others = time.perf_counter(), measure.Bystanders()
-        timings = measure.interleave(ready, effort, probe=probe) if ready else {}
+        synchronize = measure.synchronizer(case.device)
+        timings = measure.interleave(ready, effort, 0, synchronize, probe) if ready else {}
         row.bystanders = others.cores(time.perf_counter() - start)
-    row.roof = statistics.median(probe.rates) if probe.rates else None
+    row.roof = statistics.median(probe.rates) if probe and probe.rates else None
     for name, timing in timings.items():
         q1, median, q3 = timing.quartiles
         row.seconds[name] = {
@@ -104,22 +118,11 @@ def time_case(case: Case, rivals: Sequence[Any], effort: measure.Effort, limits:
     return row
 
 
-@contextmanager
-def _precision(case: Case) -> Iterator[None]:
-    import torch
-
-    torch.set_float32_matmul_precision(case.precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
-
-
 def _prepare(
     case: Case, rivals: Sequence[Any], threads: int, row: Row
 ) -> dict[str, measure.Contender]:
     """The rivals whose results agree; why the others are missing goes into the row."""
-    from .rivals import Data, Unsupported, compare, saved_bytes
+    from .rivals.contract import Data, Unsupported, compare, saved_bytes
 
     data, expected, ready = Data(case), None, {}
     for rival in rivals:
@@ -146,12 +149,11 @@ def interference(
 
     A rival's rounds alone and everybody's rounds alternate, so that both see the same machine.
     """
-    from .engines import engines
-    from .torch_rivals import torch_rivals
+    from .rivals import installed
 
     effort = measure.Effort(seconds=0.1, min_rounds=3, max_rounds=3)
     for case in cases:
-        ready = _prepare(case, [*torch_rivals(), *engines()], threads, Row(case))
+        ready = _prepare(case, installed(), threads, Row(case))
         alone = {name: measure.Timing(1) for name in ready}
         turns = {name: measure.Timing(1) for name in ready}
         for seed in range(repeats):

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from .cases import Case
+from .measure import DISTURBED_CORES
 from .roof import Bound, Roof, bound
 
 FOLDER = Path("results")
+# Runs that the repository keeps: the documents' tables and figures are made from them.
+KEPT = Path(__file__).with_name("results")
 
 
 @dataclass
@@ -63,20 +66,42 @@ class Result:
 
     @property
     def path(self) -> Path:
-        return FOLDER / f"{self.label}.json"
+        return path_of(self.label)
+
+    def take(self, kind: str, content: Any) -> str:
+        """Take in what a worker sent (see runner.Event), and save; a warning, or nothing."""
+        warning = ""
+        if kind == "stamp":
+            if not self.stamp or content["threads"] > self.stamp["threads"]:
+                self.stamp = content
+        elif kind == "roof":
+            threads, limits = content
+            self.roofs[threads] = limits.best(self.roofs.get(threads))
+        elif kind == "row":
+            self.rows[content.case.name] = content
+        elif kind == "edge":
+            key, times, busy = content
+            self.edges[key] = times
+            if busy > DISTURBED_CORES:
+                warning = f"{key}: other processes kept the cores busy meanwhile"
+        self.save()
+        return warning
 
     def save(self) -> Path:
-        """Write results/<label>.json, whole or not at all."""
-        content = {
+        """Write the file whole or not at all."""
+        head = {
             "label": self.label,
             "stamp": self.stamp,
             "roofs": {str(threads): roof.to_dict() for threads, roof in self.roofs.items()},
-            "rows": [{**vars(row), "case": row.case.to_dict()} for row in self.rows.values()],
             "edges": self.edges,
         }
+        rows = [{**vars(row), "case": row.case.to_dict()} for row in self.rows.values()]
+        # A line each: small enough to be committed, and a changed row is a changed line.
+        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+        lines.append('"rows": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1))
+        partial.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         os.replace(partial, self.path)
         return self.path
 
@@ -89,11 +114,19 @@ class Result:
         return replace(found, seconds=found.amount / row.roof) if row.roof else found
 
 
+def path_of(label: str) -> Path:
+    """results/<label>.json; a label that ends in .json is a path itself."""
+    return Path(label) if label.endswith(".json") else FOLDER / f"{label}.json"
+
+
 def load(label: str) -> Result:
-    """The result stored under a label, or at a path ending in .json. FileNotFoundError if none."""
-    path = Path(label) if label.endswith(".json") else FOLDER / f"{label}.json"
+    """The result stored under a label, or kept under it. FileNotFoundError if there is none."""
+    path = path_of(label)
+    if not path.exists() and (KEPT / path.name).exists():
+        path = KEPT / path.name
     if not path.exists():
-        stored = ", ".join(sorted(p.stem for p in FOLDER.glob("*.json"))) or "none"
+        folders = (FOLDER, KEPT)
+        stored = ", ".join(sorted({p.stem for f in folders for p in f.glob("*.json")})) or "none"
         raise FileNotFoundError(f"no result {label!r}; stored: {stored}")
     content = json.loads(path.read_text())
     rows = [Row(**{**row, "case": Case.from_dict(row["case"])}) for row in content["rows"]]

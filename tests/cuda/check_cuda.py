@@ -1,6 +1,6 @@
 """What only a GPU can show: each path, graphs, streams, errors of the device, several devices.
 
-Not collected by `pytest tests`: `python -m benchmarks.cuda_check` runs it where there is a GPU.
+Not collected by `pytest tests`: `python -m tools.cuda_check` runs it where there is a GPU.
 """
 
 import pytest

@@ -1,6 +1,6 @@
 """The ops and modules on one device against the plain reference in float64 on the CPU.
 
-Not collected by `pytest tests`: `python -m benchmarks.cuda_check` runs it on the GPU, and rehearses
+Not collected by `pytest tests`: `python -m tools.cuda_check` runs it on the GPU, and rehearses
 it on the CPU where there is none. RNNEXT_CHECK_DEVICE names the device.
 """
 

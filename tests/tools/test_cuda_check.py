@@ -1,12 +1,15 @@
-"""The build gate and the targets of the GPU check say held where they should, and missed."""
+"""The build gate and the bars of the GPU check say held where they should, and missed."""
 
-import dataclasses
 import subprocess
 import sys
+from copy import deepcopy
 
 import pytest
 
-from benchmarks import cuda_bench, cuda_build, cuda_report
+from benchmarks import bars, cases, roof, store
+from benchmarks.bars import cuda as cuda_bars
+from benchmarks.names import OURS, STEP_PATH, TORCH
+from tools import cuda_build, cuda_check
 
 REPORT = """\
 ptxas info    : 0 bytes gmem
@@ -65,47 +68,79 @@ def test_the_gate_refuses_a_report_without_resident_kernels(tmp_path):
     assert "the report does not name recurrence_kernel" in cuda_build.faults(usages, {**BOTH})
 
 
-ROOF = cuda_bench.Roof(1e12, dict.fromkeys(cuda_bench.DTYPES, 1e14))
+ROOF = roof.Roof(0, dict.fromkeys(("float32", "tf32", "bfloat16", "float16"), 1e14),
+                 {"DRAM": 1e12}, {})  # fmt: skip
 
 
-def rows_at(ours, theirs):
-    """Every case of the report with the same two times, in seconds."""
-    seconds = {cuda_bench.OURS: ours, cuda_bench.CUDNN: theirs}
-    return [cuda_bench.Row(c, dict(seconds), {}, {}) for c in cuda_bench.all_cases(rehearsal=False)]
+def run_at(ours, theirs):
+    """Every case of the GPU's grid with the same two times, in seconds."""
+    seconds = {OURS: {"median": ours}, TORCH: {"median": theirs}}
+    rows = {c.name: store.Row(c, deepcopy(seconds)) for c in cases.CASES["cuda"]}
+    return store.Result("made-up", roofs={0: ROOF}, rows=rows)
 
 
-def test_targets_are_held_by_fast_rows_and_missed_by_slow_ones():
-    fast = cuda_report.verdicts(rows_at(1e-4, 3e-4), ROOF)
-    assert [verdict.held for verdict in fast[:4]] == [True] * 4
-    slow = cuda_report.verdicts(rows_at(1e-3, 5e-4), ROOF)
-    assert not any(verdict.held for verdict in slow)
-    assert not any(verdict.held for verdict in cuda_report.verdicts([], ROOF))
+def held(result):
+    return {verdict.what: verdict.held for verdict in bars.evaluate(result)}
 
 
-def test_one_slow_row_misses_its_target_alone():
-    rows = rows_at(1e-4, 3e-4)
-    wanted = {"kind": "rnn", "dtype": "float32", "H": 2048, "B": 8, "train": True}
-    (slow,) = [r for r in rows if wanted.items() <= dataclasses.asdict(r.case).items()]
-    slow.seconds[cuda_bench.OURS] = 2e-4
-    held = {v.target: v.held for v in cuda_report.verdicts(rows, ROOF)}
-    assert [target for target, ok in held.items() if not ok and "forward" not in target] == [
-        ">= 2x cuDNN where it has no persistent kernel"
-    ]
+def test_bars_are_held_by_fast_rows_and_missed_by_slow_ones():
+    fast = list(held(run_at(1e-4, 3e-4)).values())
+    assert fast[:4] == [True] * 4
+    slow = list(held(run_at(1e-3, 5e-4)).values())
+    assert slow == [False] * 5
+    assert [v.held for v in cuda_bars.evaluate(store.Result("empty"))] == [None] * 5
 
 
-def test_the_forward_target_compares_bytes_with_the_copy():
-    rows = rows_at(1.0, 1.0)
-    for row in rows:
-        row.seconds[cuda_bench.OURS] = row.case.bytes_moved / ROOF.bandwidth / 0.9
-    *_, forward = cuda_report.verdicts(rows, ROOF)
+def test_one_slow_row_misses_its_bar_alone():
+    result = run_at(1e-4, 3e-4)
+    result.rows["rnn-T256-B8-I2048-H2048-train-cuda"].seconds[OURS]["median"] = 2e-4
+    verdicts = {v.what: v for v in bars.evaluate(result)}
+    missed = [what for what, v in verdicts.items() if not v.held and "forward" not in what]
+    assert missed == ["over cuDNN where it has no persistent kernel"]
+    assert "rnn-T256-B8-I2048-H2048-train-cuda; " in verdicts[missed[0]].detail
+
+
+def test_the_forward_bar_compares_bytes_with_the_copy():
+    result = run_at(1.0, 1.0)
+    for row in result.rows.values():
+        size = 4 if row.case.dtype == "float32" else 2
+        row.seconds[OURS]["median"] = 2 * row.case.N * row.case.D * size / 1e12 / 0.9 or 1.0
+    *_, forward = bars.evaluate(result)
     assert forward.held
-    assert "90%" in forward.measured
+    assert forward.got == pytest.approx(90)
+
+
+def test_the_least_time_on_a_gpu_is_of_products_or_of_memory():
+    wide = cases.Case("rnn", "infer", T=64, B=256, I=512, H=512, precision="high", device="cuda")
+    assert roof.bound(wide, ROOF).limit == "FMA"
+    gather = cases.Case("embedding", "infer", V=1000, D=64, N=10, device="cuda")
+    assert roof.bound(gather, ROOF).limit == "DRAM"
+
+
+def test_the_rehearsal_has_a_case_of_every_kind():
+    def kinds(of):
+        return {(c.kind, c.mode, c.bidirectional, c.packed, c.indices) for c in of}
+
+    assert kinds(cases.REHEARSAL) == kinds(cases.CASES["cuda"])
+    assert {c.device for c in cases.REHEARSAL} == {"cpu"}
+
+
+def test_a_rehearsed_bench(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cases, "REHEARSAL", cases.REHEARSAL[:1])
+    check = cuda_check.Check(tmp_path, "cpu", {})
+    check.bench(rehearsal=True, budget=100)
+    result = store.load(str(tmp_path / "check.json"))
+    first = next(iter(result.rows.values()))
+    assert first.seconds.keys() >= {OURS, TORCH, STEP_PATH}
+    assert check.steps["bench"].startswith("passed"), capsys.readouterr().out
+    assert first.case.name in (tmp_path / "table.txt").read_text()
+    assert (tmp_path / "steps-float32.png").stat().st_size > 1000
 
 
 def test_without_a_gpu_the_check_says_so_and_fails(tmp_path):
     code = "import torch; torch.cuda.is_available = lambda: False; import runpy; import sys; "
     code += "sys.argv[1:] = ['--out', sys.argv[1]]; "
-    code += "runpy.run_module('benchmarks.cuda_check', run_name='__main__')"
+    code += "runpy.run_module('tools.cuda_check', run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         capture_output=True,

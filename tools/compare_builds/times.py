@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
@@ -22,7 +22,7 @@ from benchmarks.cases import Case
 from .worker import Worker
 
 if TYPE_CHECKING:
-    from benchmarks.rivals import Prepared
+    from benchmarks.rivals.contract import Prepared
 
 # Seconds of timed calls a build and case, and the rounds A B B A that they may take.
 EFFORT = measure.Effort(seconds=0.5, min_rounds=5, max_rounds=20)
@@ -53,7 +53,7 @@ def compare(a: Path, b: Path, patterns: Sequence[str], console: Console) -> bool
     A row that seems slower is timed again in new processes, and the quieter result counts: where
     memory happens to lie differs from process to process, and may cost more than the change.
     """
-    chosen = cases.select(patterns)
+    chosen = cases.select(cases.CASES["cpu"], patterns)
     found = _time(a, b, chosen, console)
     doubtful = [row.case for row in found.values() if row.slower]
     if doubtful:
@@ -127,12 +127,11 @@ def prepare(case: Case) -> float:
     global _prepared
     import torch
 
-    from benchmarks.rivals import Data
-    from benchmarks.torch_rivals import torch_rivals
+    from benchmarks.rivals import ours
+    from benchmarks.rivals.contract import Data
 
-    ours: Any = torch_rivals()[0]
     torch.set_float32_matmul_precision(case.precision)
-    _prepared = ours.prepare(case, Data(case), torch.get_num_threads())
+    _prepared = ours().prepare(case, Data(case), torch.get_num_threads())
     return min(sample(1)[0] for _ in range(3))
 
 

@@ -1,6 +1,7 @@
-"""`python -m benchmarks.cuda_check`: build, test, sanitize and time the CUDA half on a GPU machine.
+"""`python -m tools.cuda_check`: build, test, sanitize and time the CUDA half on a GPU machine.
 
-Needs no network: it uses the torch (2.11 or later), nvcc and Python (3.10 or later) that run it.
+Needs no network: it uses the Python (3.10 or later), torch (2.11 or later), numpy, pytest and nvcc
+that it finds, and matplotlib if there is one.
 Everything it finds goes into one folder: `check.json`, `table.txt`, plots and a log of each step.
 The exit code is 0 if the build, the tests and the sanitizer passed, whatever the targets say.
 `--dry-run` rehearses the same steps on a machine without a GPU, on the CPU and small.
@@ -11,17 +12,19 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+
+from benchmarks import bars, cases, measure, report, runner, store
+from benchmarks.names import COMPILED, OURS, STEP_PATH, TORCH
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ROOT / "build" / "cuda-check" / "packages"
 TESTS = ROOT / "tests" / "cuda"
+TIMED = (OURS, TORCH, STEP_PATH, COMPILED)
 # float32 and bfloat16 on every path, and the embedding: sanitizers run kernels many times slower.
 SANITIZED = "(test_every_path and full and (dtype0 or dtype2)) or (test_embedding and 129)"
 
@@ -106,60 +109,35 @@ class Check:
         return passed
 
     def bench(self, rehearsal: bool, budget: float) -> None:
-        """Time the cases until the budget is spent, then write table, plots, targets and JSON."""
-        from . import cuda_bench, cuda_report
-
-        start = time.monotonic()
-        roof = cuda_bench.measure_roof(self.device)
-        rates = ", ".join(f"{name} {rate / 1e12:.1f}" for name, rate in roof.flops.items())
-        print(f"roof: copy {roof.bandwidth / 1e9:.0f} GB/s; TFLOP/s: {rates}", flush=True)
-        rows: list[cuda_bench.Row] = []
-        cases = cuda_bench.all_cases(rehearsal)
-        for case in cases:
-            if time.monotonic() - start > budget:
-                print(f"bench: {len(cases) - len(rows)} cases left out after {budget:.0f} s")
-                break
-            rows.append(cuda_bench.run_case(case, self.device))
-        wrong = sum(cuda_bench.OURS in row.missing for row in rows)
+        """Time the cases until the budget is spent; write result, table, bars and plots."""
+        chosen = list(cases.REHEARSAL if rehearsal else cases.CASES["cuda"])
+        result = store.Result(str(self.out / "check.json"))
+        for event in runner.run(chosen, measure.CUDA, TIMED, budget):
+            result.take(*event)
+        if left := len(chosen) - len(result.rows):
+            print(f"bench: {left} cases left out after {budget:.0f} s")
+        rows = list(result.rows.values())
+        wrong = sum(not {OURS, TORCH} <= row.seconds.keys() for row in rows)
         self.steps["bench"] = f"failed ({wrong} cases)" if wrong else f"passed ({len(rows)} cases)"
-        text = cuda_report.table(rows, roof)
-        found = cuda_report.verdicts(rows, roof)
-        for verdict in found:
-            word = "rehearsed" if rehearsal else "held" if verdict.held else "missed"
-            text += f"\n{word:>9}: {verdict.target}: {verdict.measured}"
+        verdicts = bars.evaluate(result)
+        text = f"{report.text(result, rows)}\n\n{bars.table(verdicts).text()}"
         print(text, flush=True)
         (self.out / "table.txt").write_text(text + "\n")
-        machine = describe_machine(self.device) | {"rehearsal": rehearsal}
-        cuda_report.write_json(self.out / "check.json", machine, rows, roof, found, self.steps)
+        result.stamp |= {"rehearsal": rehearsal, "steps": self.steps}
+        result.save()
         try:
-            made = cuda_report.draw(rows, self.out, machine["device"])
-            print(f"bench: {len(rows)} cases, {len(made)} plots in {self.out}")
+            from benchmarks import plots
         except ImportError:
             print("bench: no plots, matplotlib is not installed")
+        else:
+            made = plots.draw(result, self.out)
+            print(f"bench: {len(rows)} cases, {len(made)} plots in {self.out}")
 
 
 def tool_folders() -> list[str]:
     from torch.utils.cpp_extension import CUDA_HOME
 
     return [os.environ.get("PATH", ""), *([os.path.join(CUDA_HOME, "bin")] if CUDA_HOME else [])]
-
-
-def describe_machine(device: str) -> dict[str, Any]:
-    import torch
-
-    found: dict[str, Any] = {
-        "device": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cuda": torch.version.cuda,
-    }
-    if device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        found["device"] = properties.name
-        found["multiprocessors"] = properties.multi_processor_count
-        found["memory"] = properties.total_memory
-        found["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    return found
 
 
 def why_no_gpu() -> str | None:
@@ -176,7 +154,7 @@ def why_no_gpu() -> str | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_check")
+    parser = argparse.ArgumentParser(prog="python -m tools.cuda_check")
     parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU, small")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "cuda-check")
     parser.add_argument(
@@ -193,8 +171,9 @@ def main() -> None:
                 "cuda-check: run it on a GPU machine, or with --dry-run to rehearse it."
             )
         print("cuda-check: rehearsing on the CPU; the figures below say nothing about a GPU.")
-        if any(importlib.util.find_spec(name) is None for name in ("torch", "rnnext", "pytest")):
-            print("cuda-check: nothing to rehearse without torch, rnnext and pytest.")
+        needed = ("torch", "rnnext", "numpy", "pytest")
+        if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+            print(f"cuda-check: nothing to rehearse without {', '.join(missing)}.")
             return
     device = "cpu" if lacking or options.dry_run else "cuda"
     environment = dict(os.environ)

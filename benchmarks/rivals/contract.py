@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .cases import Case
-from .measure import Contender
+from ..cases import REPEATED_ROWS, Case
+from ..measure import Contender
 
 # Embedding calls cycle through this many index sets, so that the rows of one call have left the
 # caches when they are read again, as in training.
@@ -30,7 +30,8 @@ class Prepared(Contender):
 
     Names: "output" and "h_n" for infer ("output" alone for one step, the second from zeros of a
     stream); "output" and "grad:<parameter>" for train, where the RNN's
-    input counts as parameter "input"; "rows" and "grad:weight" for a sparse gradient.
+    input counts as parameter "input"; "rows" and "grad:weight" for a sparse gradient; "losses" of
+    the first steps for the demo.
     holds: what must outlive the contender because a runtime keeps only its address.
     lives: tensors that exist before and after a torch call: the input and the parameters.
     """
@@ -59,7 +60,11 @@ class Data:
 
     def _normal(self, stream: int, *shape: int) -> Tensor:
         values = self._rng(stream).standard_normal(shape, dtype=np.float32)
-        return torch.from_numpy(values).to(self.dtype)
+        return torch.from_numpy(values).to(self.device, self.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.case.device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,7 +87,7 @@ class Data:
     def mask(self) -> Tensor:
         """[T, B, 1], one where t < length."""
         steps = torch.arange(self.case.T)[:, None]
-        return (steps < torch.tensor(self.case.lengths))[..., None].to(self.dtype)
+        return (steps < torch.tensor(self.case.lengths))[..., None].to(self.device, self.dtype)
 
     @cached_property
     def state(self) -> dict[str, Tensor]:
@@ -97,7 +102,8 @@ class Data:
                 module = nn.RNNCell(case.I, case.H)
             else:
                 module = nn.RNN(case.I, case.H, case.layers, bidirectional=case.bidirectional)
-        return {name: value.to(self.dtype) for name, value in module.state_dict().items()}
+        state = module.state_dict()
+        return {name: value.to(self.device, self.dtype) for name, value in state.items()}
 
     @cached_property
     def indices(self) -> list[Tensor]:
@@ -105,28 +111,45 @@ class Data:
         case, rng = self.case, self._rng(3)
         if case.indices == "uniform":
             draws = rng.integers(case.V, size=(INDEX_SETS, case.N))
+        elif case.indices == "repeated":
+            few = rng.permutation(case.V)[:REPEATED_ROWS]
+            draws = few[rng.integers(len(few), size=(INDEX_SETS, case.N))]
         else:
             weight = 1 / np.arange(1, case.V + 1)
             ranks = rng.choice(case.V, size=(INDEX_SETS, case.N), p=weight / weight.sum())
             draws = rng.permutation(case.V)[ranks]
-        return list(torch.from_numpy(draws.astype(np.int64)))
+        return list(torch.from_numpy(draws.astype(np.int64)).to(self.device))
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """[8 T + 1, B] int64: a text of eight windows."""
+        case = self.case
+        draws = self._rng(4).integers(case.V, size=(8 * case.T + 1, case.B))
+        return torch.from_numpy(draws.astype(np.int64))
 
 
 def array(values: Tensor) -> np.ndarray:
     """A copy as numpy; bfloat16, which numpy lacks, as float32."""
-    values = values.detach()
+    values = values.detach().cpu()
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy().copy()
 
 
-# Largest difference allowed, relative to the largest value of the expected array.
+# Largest difference allowed, relative to the largest value of the expected array: of a result, of a
+# result and gradients. Rivals sum in different orders, on a GPU within one product too.
 TOLERANCE = {
-    ("float32", "infer"): 1e-5,
-    ("float32", "train"): 1e-4,
-    ("float64", "infer"): 1e-12,
-    ("float64", "train"): 1e-11,
-    ("bfloat16", "infer"): 0.05,
-    ("bfloat16", "train"): 0.1,
+    ("float32", "cpu"): (1e-5, 1e-4),
+    ("float64", "cpu"): (1e-12, 1e-11),
+    ("bfloat16", "cpu"): (0.05, 0.1),
+    ("float32", "cuda"): (1e-3, 1e-3),
+    ("bfloat16", "cuda"): (0.1, 0.1),
+    ("float16", "cuda"): (0.1, 0.1),
 }
+
+
+def tolerance(case: Case) -> float:
+    dtype = case.dtype if case.precision == "highest" else "bfloat16"
+    of_result, of_gradients = TOLERANCE[dtype, case.device]
+    return of_result if case.mode == "infer" else of_gradients
 
 
 def compare(case: Case, expected: Arrays, actual: Arrays) -> float:
@@ -134,18 +157,17 @@ def compare(case: Case, expected: Arrays, actual: Arrays) -> float:
 
     ValueError, naming the array, where it passes the tolerance or shapes or names differ.
     """
-    if case.mode == "train" or "h_n" not in actual:
+    if case.mode != "infer" or "h_n" not in actual:
         expected = {name: values for name, values in expected.items() if name != "h_n"}
     if expected.keys() != actual.keys():
         raise ValueError(f"results {sorted(actual)}, expected {sorted(expected)}")
-    dtype = "bfloat16" if case.precision == "medium" else case.dtype
-    worst = 0.0
+    allowed, worst = tolerance(case), 0.0
     for name, values in expected.items():
         if values.shape != actual[name].shape:
             raise ValueError(f"{name} has shape {actual[name].shape}, expected {values.shape}")
         difference = float(np.abs(values - actual[name]).max())
         relative = difference / max(float(np.abs(values).max()), 1e-30)
-        if not relative <= TOLERANCE[dtype, case.mode]:
+        if not relative <= allowed:
             raise ValueError(f"{name} is off by {relative:.1e} of its largest value")
         worst = max(worst, relative)
     return worst
@@ -169,3 +191,16 @@ def saved_bytes(case: Case, prepared: Prepared) -> int:
     for tensor in prepared.lives:
         kept.pop(tensor.untyped_storage().data_ptr(), None)
     return sum(kept.values())
+
+
+def stacked(data: Data, kind: str, layer: int) -> np.ndarray:
+    """Parameter `kind` of one layer, its directions stacked: [D, ...]."""
+    suffixes = ("", "_reverse")[: data.case.directions]
+    return np.stack([array(data.state[f"{kind}_l{layer}{suffix}"]) for suffix in suffixes])
+
+
+def sequences_only(case: Case, dtypes: tuple[str, ...]) -> None:
+    if case.kind not in ("rnn", "step") or case.mode != "infer" or case.device != "cpu":
+        raise Unsupported("inference over a sequence on the CPU only")
+    if case.dtype not in dtypes or case.precision != "highest":
+        raise Unsupported(f"no {case.dtype} at {case.precision} precision")

@@ -1,12 +1,15 @@
-"""The rivals that are torch modules: ours, torch.nn's, a compiled loop, and our own float32."""
+"""The rivals that are torch modules: torch.nn's, a compiled loop, and ours in several ways."""
 
 from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +17,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .cases import Case
-from .report import FLOAT32, OURS, TORCH
-from .rivals import Arrays, Data, Prepared, Rival, Unsupported, array
+from ..cases import Case
+from ..measure import matmul_precision
+from ..names import COMPILED, FLOAT32, OURS, STEP_PATH, TORCH
+from .contract import Arrays, Data, Prepared, Unsupported, array
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+FORCED_PATH = "RNNEXT_CUDA_PATH"
+
+
+def ours() -> TorchModules:
+    return TorchModules(OURS, OURS)
+
+
+def theirs() -> TorchModules:
+    return TorchModules(TORCH, TORCH)
 
 
 @dataclass(frozen=True)
@@ -28,14 +43,17 @@ class TorchModules:
 
     def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
         modules = importlib.import_module(self.package)
+        place: dict[str, Any] = {"device": data.device, "dtype": data.dtype}
+        if case.kind == "demo":
+            return _demo(case, data, self.package)
         if case.kind == "embedding":
-            module = modules.Embedding(case.V, case.D, sparse=case.sparse, dtype=data.dtype)
+            module = modules.Embedding(case.V, case.D, sparse=case.sparse, **place)
             module.load_state_dict(data.state)
             return _embedding(case, module, data)
         if case.kind == "cell":
-            module = modules.RNNCell(case.I, case.H, dtype=data.dtype)
+            module = modules.RNNCell(case.I, case.H, **place)
             module.load_state_dict(data.state)
-            x, h = data.input[0], torch.zeros(case.B, case.H, dtype=data.dtype)
+            x, h = data.input[0], torch.zeros(case.B, case.H, **place)
             return Prepared(
                 lambda: module(x, h),
                 torch.inference_mode,
@@ -49,7 +67,7 @@ class TorchModules:
             case.layers,
             nonlinearity=case.nonlinearity,
             bidirectional=case.bidirectional,
-            dtype=data.dtype,
+            **place,
         )
         module.load_state_dict(data.state)
         return _rnn(case, module, data)
@@ -91,6 +109,27 @@ def _stream(case: Case, data: Data, ours: bool) -> Prepared:
     return Prepared(step, torch.inference_mode, result=result)
 
 
+def _demo(case: Case, data: Data, package: str) -> Prepared:
+    """A whole training step of the demo, by its own code, on random tokens."""
+    if str(EXAMPLES) not in sys.path:
+        sys.path.append(str(EXAMPLES))
+    text_model: Any = importlib.import_module("text_model")
+    train_text: Any = importlib.import_module("train_text")
+    words = ("--hidden", case.H, "--length", case.T, "--batch", case.B, "--seed", data.seed)
+    config = train_text.options().parse_args(list(map(str, words)))
+
+    def learner() -> Any:
+        return text_model.Learner(package, config, case.V, data.tokens)
+
+    def result() -> Arrays:
+        found = learner()
+        found.train(3)
+        return {"losses": np.array(found.losses)}
+
+    trained = learner()
+    return Prepared(lambda: trained.train(1), result=result)
+
+
 def _embedding(case: Case, module: nn.Module, data: Data) -> Prepared:
     indices, grad = itertools.cycle(data.indices), data.grad_output
     if case.mode == "infer":
@@ -100,6 +139,17 @@ def _embedding(case: Case, module: nn.Module, data: Data) -> Prepared:
             result=lambda: {"output": array(module(data.indices[0]))},
         )
     weight = module.get_parameter("weight")
+    if case.mode == "backward":
+        outputs = [module(chosen) for chosen in data.indices]
+        turns = itertools.cycle(outputs)
+
+        def backward(output: Tensor) -> Tensor:
+            return torch.autograd.grad(output, weight, grad, retain_graph=True)[0]
+
+        return Prepared(
+            lambda: backward(next(turns)),
+            result=lambda: {"grad:weight": array(backward(outputs[0]))},
+        )
 
     def step(chosen: Tensor) -> tuple[Tensor, Tensor]:
         output = module(chosen)
@@ -166,30 +216,56 @@ class OwnFloat32:
 
     def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
         full = replace(case, dtype="float32", precision="highest")
-        if case == full or case.dtype not in ("float32", "bfloat16"):
-            raise Unsupported("beside bfloat16 and medium precision only")
+        if case == full or case.dtype not in ("float32", "bfloat16") or case.device != "cpu":
+            raise Unsupported("beside bfloat16 and medium precision on the CPU only")
 
         @contextmanager
         def highest() -> Iterator[None]:
-            before = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("highest")
+            with matmul_precision("highest"):
+                yield
+            torch.set_float32_matmul_precision(case.precision)
+
+        with highest():
+            prepared = ours().prepare(full, Data(full, data.seed), threads)
+        return _within(highest, prepared)
+
+
+class StepPath:
+    """rnnext on CUDA with one launch and one product a step: what fits no chip takes this way."""
+
+    name = STEP_PATH
+
+    def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
+        if case.kind != "rnn" or "cuda" not in case.tags:
+            raise Unsupported("beside sequences on a GPU only")
+
+        @contextmanager
+        def forced() -> Iterator[None]:
+            before = os.environ.get(FORCED_PATH)
+            os.environ[FORCED_PATH] = "step"
             try:
                 yield
             finally:
-                torch.set_float32_matmul_precision(before)
+                del os.environ[FORCED_PATH]
+                if before is not None:
+                    os.environ[FORCED_PATH] = before
 
-        @contextmanager
-        def context() -> Iterator[None]:
-            with highest(), prepared.context():
-                yield
+        return _within(forced, ours().prepare(case, data, threads))
 
-        def result() -> Arrays:
-            with highest():
-                return prepared.result()
 
-        with highest():
-            prepared = TorchModules(OURS, OURS).prepare(full, Data(full, data.seed), threads)
-        return Prepared(prepared.call, context, result=result)
+def _within(setting: Callable[[], AbstractContextManager[None]], prepared: Prepared) -> Prepared:
+    """The same, everything that it does under a setting."""
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        with setting(), prepared.context():
+            yield
+
+    def result() -> Arrays:
+        with setting():
+            return prepared.result()
+
+    return Prepared(prepared.call, context, result=result)
 
 
 class CompiledLoop:
@@ -199,14 +275,16 @@ class CompiledLoop:
     whole loop compiles for minutes at a few hundred steps.
     """
 
-    name = "torch.compile"
+    name = COMPILED
 
     def __init__(self) -> None:
         self.steps: dict[str, Callable[..., Tensor]] = {}
 
     def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
-        if case.kind != "rnn" or case.packed or case.dtype != "float32" or case.T == 1:
-            raise Unsupported("a dense float32 sequence only")
+        if case.kind != "rnn" or case.packed or case.T == 1:
+            raise Unsupported("a dense sequence only")
+        if case.dtype != "float32" if case.device == "cpu" else "compiled" not in case.tags:
+            raise Unsupported("float32 on the CPU and a few cases on a GPU only")
         if case.nonlinearity not in self.steps:
             function = getattr(torch, case.nonlinearity)
 
@@ -217,7 +295,7 @@ class CompiledLoop:
             torch._dynamo.config.recompile_limit = 64
             self.steps[case.nonlinearity] = torch.compile(step, dynamic=True)
         module = nn.RNN(case.I, case.H, case.layers, bidirectional=case.bidirectional)
-        module.load_state_dict(data.state)
+        module.to(data.device, data.dtype).load_state_dict(data.state)
         return _rnn(case, _Loop(case, module, self.steps[case.nonlinearity]), data)
 
 
@@ -249,8 +327,3 @@ class _Loop(nn.Module):
                 directions.append(torch.stack(outputs[::-1] if suffix else outputs))
             x = torch.cat(directions, dim=-1) if suffix else directions[0]
         return x, torch.stack(last)
-
-
-def torch_rivals() -> Sequence[Rival]:
-    """Ours, whose results the others' are checked against, then torch's own."""
-    return [TorchModules(OURS, OURS), TorchModules(TORCH, TORCH), CompiledLoop(), OwnFloat32()]

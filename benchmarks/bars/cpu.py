@@ -1,40 +1,16 @@
-"""The bars: what this project promises about speed and memory, each printed as held or missed."""
+"""The bars of a run on a CPU."""
 
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
-from rich.console import Console
-from rich.table import Table
-
-from . import edges
-from .cases import Case
-from .report import FLOAT32, OURS, TORCH, describe, geometric_mean
-from .store import Result, Row
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One bar. got is None where the run has no row for it; at_most turns the comparison round.
-
-    at_roof: what a kernel would get that ran every row at its roof: a bar above is out of reach.
-    """
-
-    what: str
-    needed: float
-    got: float | None
-    detail: str = ""
-    unit: str = "x"
-    at_most: bool = False
-    at_roof: float | None = None
-
-    @property
-    def held(self) -> bool | None:
-        if self.got is None:
-            return None
-        return self.got <= self.needed if self.at_most else self.got >= self.needed
+from .. import edges
+from ..cases import Case
+from ..names import FLOAT32, OURS, TORCH
+from ..store import Result, Row
+from .verdict import Verdict, worst
 
 
 def evaluate(result: Result) -> list[Verdict]:
@@ -79,16 +55,16 @@ def _mean_and_worst(
             if least := result.bound(row):
                 ceilings.append(row.seconds[rival]["median"] / least.seconds)
     whom = "the best rival" if best else TORCH
-    mean = geometric_mean([ratio for ratio, _ in ratios]) if ratios else None
-    worst, where = min(ratios, default=(None, ""))
+    mean = statistics.geometric_mean([ratio for ratio, _ in ratios]) if ratios else None
+    least_ratio, where = min(ratios, default=(None, ""))
     if needs[0] is not None:
-        top = geometric_mean(ceilings) if ceilings else None
+        top = statistics.geometric_mean(ceilings) if ceilings else None
         yield Verdict(
             f"{what} over {whom}: mean", needs[0], mean, f"{len(ratios)} rows", at_roof=top
         )
     if needs[1] is not None:
         top = min(ceilings, default=None)
-        yield Verdict(f"{what} over {whom}: worst row", needs[1], worst, where, at_roof=top)
+        yield Verdict(f"{what} over {whom}: worst row", needs[1], least_ratio, where, at_roof=top)
 
 
 def _speed(result: Result) -> Iterator[Verdict]:
@@ -111,13 +87,12 @@ def _speed(result: Result) -> Iterator[Verdict]:
 
 
 def _memory(result: Result) -> Iterator[Verdict]:
-    shares = [
-        (row.saved_bytes[OURS] / row.saved_bytes[TORCH], row.case.name)
+    shares = {
+        row.case.name: row.saved_bytes[OURS] / row.saved_bytes[TORCH]
         for row in _rows(result, _sequence("train"))
         if OURS in row.saved_bytes and TORCH in row.saved_bytes
-    ]
-    worst, where = max(shares, default=(None, ""))
-    yield Verdict("output + saved bytes of torch.nn's: worst row", 0.5, worst, where, at_most=True)
+    }
+    yield worst("output + saved bytes of torch.nn's: worst row", 0.5, shares, at_most=True)
 
 
 def _roof(result: Result) -> Iterator[Verdict]:
@@ -136,36 +111,32 @@ def _roof(result: Result) -> Iterator[Verdict]:
         ("H 64..255, B >= 16", 75, ("infer", "train"), middle),
         ("B = 1", 80, ("infer", "train"), single),
     ):
-        shares = []
+        shares = {}
         for mode in modes:
             for row in _rows(result, _sequence(mode)):
                 least = result.bound(row)
                 if sized(row.case) and OURS in row.seconds and least:
                     share = 100 * least.seconds / row.seconds[OURS]["median"]
-                    shares.append((share, f"{row.case.name} ({least.limit})"))
-        worst, where = min(shares, default=(None, ""))
-        below = sum(share < need for share, _ in shares)
-        detail = f"{below} of {len(shares)} rows below; {where}" if shares else ""
-        yield Verdict(f"share of the roof, {what}: worst row", need, worst, detail, "%")
+                    shares[f"{row.case.name} ({least.limit})"] = share
+        yield worst(f"share of the roof, {what}: worst row", need, shares, "%")
 
 
 def _low_precision(result: Result) -> Iterator[Verdict]:
     """bfloat16 and "medium" over our own float32, where the CPU has the instruction."""
     if not any("bfloat16" in limits.flops for limits in result.roofs.values()):
         return
-    ratios = []
+    ratios = {}
     for row in result.rows.values():
         ratio = row.ratio(FLOAT32, OURS)
         if ratio is not None and row.case.H >= 256:
-            ratios.append((ratio, row.case.name))
-    worst, where = min(ratios, default=(None, ""))
-    yield Verdict("bfloat16 and medium over our float32: worst row", 1.6, worst, where)
+            ratios[row.case.name] = ratio
+    yield worst("bfloat16 and medium over our float32: worst row", 1.6, ratios)
 
 
 def _growth(result: Result) -> Iterator[Verdict]:
     """Cost for each row and step must not rise along the sweeps of T and B, nor at a tile edge."""
     for letter in ("T", "B"):
-        rises = []
+        rises = {}
         for mode in ("infer", "train"):
             tag = f"sweep-{letter}"
             rows = [
@@ -176,32 +147,9 @@ def _growth(result: Result) -> Iterator[Verdict]:
             rows.sort(key=lambda row: getattr(row.case, letter))
             for small, large in itertools.pairwise(rows):
                 cost = [r.seconds[OURS]["median"] / getattr(r.case, letter) for r in (small, large)]
-                rises.append((cost[1] / cost[0], large.case.name))
-        worst, where = max(rises, default=(None, ""))
+                rises[large.case.name] = cost[1] / cost[0]
         what = f"cost per unit along {letter}: worst rise"
-        yield Verdict(what, edges.LIMIT, worst, where, at_most=True)
+        yield worst(what, edges.LIMIT, rises, at_most=True)
     jump, where = edges.worst_jump(result.edges) if result.edges else (None, "")
     yield Verdict("cost per unit, one size to the next: worst rise", edges.LIMIT, jump, where,
                   at_most=True)  # fmt: skip
-
-
-def print_bars(result: Result, console: Console) -> bool:
-    """Print each bar as held or missed with its number; True if none was missed."""
-    verdicts = evaluate(result)
-    console.print(describe(result))
-    table = Table("bar", "needed", "measured", "", "at the roof", "where", box=None, pad_edge=False)
-    for verdict in verdicts:
-        sign = "<=" if verdict.at_most else ">="
-        got = "not measured" if verdict.got is None else f"{verdict.got:.2f}{verdict.unit}"
-        word = {True: "[green]held", False: "[red]missed", None: ""}[verdict.held]
-        needed = f"{sign} {verdict.needed:g}{verdict.unit}"
-        top = "" if verdict.at_roof is None else f"{verdict.at_roof:.2f}{verdict.unit}"
-        table.add_row(verdict.what, needed, got, word, top, verdict.detail)
-    console.print(table)
-    console.print("at the roof: what a kernel would get that ran every row at its roof")
-    if not any("bfloat16" in limits.flops for limits in result.roofs.values()):
-        console.print("bfloat16 speed is asked only where the CPU has a bfloat16 dot product")
-    held = sum(verdict.held is True for verdict in verdicts)
-    missed = sum(verdict.held is False for verdict in verdicts)
-    console.print(f"{held} held, {missed} missed, {len(verdicts) - held - missed} not measured")
-    return not missed

@@ -1,0 +1,170 @@
+"""JAX, set up as its makers advise."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..cases import MODES, Case
+from .contract import Arrays, Data, Prepared, Unsupported, array
+
+
+class Jax:
+    """lax.scan over the steps, jit-compiled, its input projection one matmul before."""
+
+    name = "jax"
+
+    def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
+        if case.kind in ("cell", "demo") or case.sparse or case.precision != "highest":
+            raise Unsupported("no sparse gradient, no single cell")
+        if case.device != "cpu" or case.mode not in MODES or case.dtype == "float16":
+            raise Unsupported("on the CPU only")
+        jax = _jax()
+        if case.kind == "embedding":
+            return self._embedding(case, data)
+        import jax.numpy as jnp
+
+        parameters, names = {}, {}
+        for name, value in data.state.items():
+            # Flax keeps weights as [in, out], and the scan is faster with them so.
+            values = array(value).T if name.startswith("weight") else array(value)
+            parameters[name] = jnp.asarray(values, case.dtype)
+            names[name] = name
+        x = jnp.asarray(array(data.input), case.dtype)
+        if case.kind == "step":
+            return self._stream(case, parameters, x[0])
+        forward = self._forward(case)
+        if case.mode == "infer":
+            run = jax.jit(forward)
+
+            def infer() -> Arrays:
+                output, h_n = run(parameters, x)
+                return {"output": _numpy(output), "h_n": _numpy(h_n)}
+
+            return Prepared(lambda: jax.block_until_ready(run(parameters, x)), result=infer)
+        grad_output = jnp.asarray(array(data.grad_output), case.dtype)
+
+        def step(parameters: Any, x: Any, grad_output: Any) -> Any:
+            output, pullback = jax.vjp(lambda p, x: forward(p, x)[0], parameters, x)
+            return output, pullback(grad_output)
+
+        run = jax.jit(step)
+
+        def train() -> Arrays:
+            output, (grads, grad_input) = run(parameters, x, grad_output)
+            arrays = {"output": _numpy(output), "grad:input": _numpy(grad_input)}
+            for name, grad in grads.items():
+                values = _numpy(grad)
+                arrays[f"grad:{name}"] = values.T if name.startswith("weight") else values
+            return arrays
+
+        return Prepared(
+            lambda: jax.block_until_ready(run(parameters, x, grad_output)), result=train
+        )
+
+    def _stream(self, case: Case, p: dict[str, Any], x: Any) -> Prepared:
+        import jax.numpy as jnp
+
+        def step(p: dict[str, Any], x: Any, h: Any) -> Any:
+            bias = p["bias_ih_l0"] + p["bias_hh_l0"]
+            return jnp.tanh(x @ p["weight_ih_l0"] + bias + h @ p["weight_hh_l0"])
+
+        run = _jax().jit(step)
+        h = zeros = jnp.zeros((case.B, case.H), x.dtype)
+
+        def call() -> Any:
+            nonlocal h
+            h = run(p, x, h).block_until_ready()
+            return h
+
+        def result() -> Arrays:
+            nonlocal h
+            h = zeros
+            call()
+            return {"output": _numpy(call())}
+
+        return Prepared(call, result=result)
+
+    def _forward(self, case: Case) -> Callable[[Any, Any], Any]:
+        import jax.numpy as jnp
+        from jax import lax, nn
+
+        function = {"tanh": jnp.tanh, "relu": nn.relu}[case.nonlinearity]
+        lengths = jnp.asarray(case.lengths)[:, None] if case.packed else None
+
+        def direction(p: Any, x: Any, suffix: str) -> Any:
+            weight = p[f"weight_hh_{suffix}"]
+            bias = p[f"bias_ih_{suffix}"] + p[f"bias_hh_{suffix}"]
+            pre = x @ p[f"weight_ih_{suffix}"] + bias
+            zero = jnp.zeros((case.B, case.H), x.dtype)
+
+            def step(h: Any, inputs: Any) -> Any:
+                t, pre_t = inputs
+                new = function(pre_t + h @ weight)
+                if lengths is None:
+                    return new, new
+                alive = t < lengths
+                return jnp.where(alive, new, h), jnp.where(alive, new, 0)
+
+            return lax.scan(
+                step, zero, (jnp.arange(case.T), pre), reverse=suffix.endswith("reverse")
+            )
+
+        def forward(p: Any, x: Any) -> Any:
+            last: list[Any] = []
+            for layer in range(case.layers):
+                suffixes = (f"l{layer}", f"l{layer}_reverse")[: case.directions]
+                h_n, outputs = zip(*(direction(p, x, suffix) for suffix in suffixes), strict=True)
+                x = jnp.concatenate(outputs, axis=-1) if case.bidirectional else outputs[0]
+                last += h_n
+            return x, jnp.stack(last)
+
+        return forward
+
+    def _embedding(self, case: Case, data: Data) -> Prepared:
+        import jax.numpy as jnp
+
+        jax = _jax()
+        table = jnp.asarray(array(data.state["weight"]))
+        sets = [jnp.asarray(array(indices)) for indices in data.indices]
+        indices = itertools.cycle(sets)
+
+        def gather(table: Any, chosen: Any) -> Any:
+            return table.at[chosen].get(mode="promise_in_bounds")
+
+        if case.mode == "infer":
+            run = jax.jit(gather)
+            return Prepared(
+                lambda: run(table, next(indices)).block_until_ready(),
+                result=lambda: {"output": _numpy(run(table, sets[0]))},
+            )
+        grad_output = jnp.asarray(array(data.grad_output))
+
+        def step(table: Any, chosen: Any, grad_output: Any) -> Any:
+            output, pullback = jax.vjp(lambda t: gather(t, chosen), table)
+            return output, *pullback(grad_output)
+
+        run = jax.jit(step)
+
+        def result() -> Arrays:
+            output, grad = run(table, sets[0], grad_output)
+            return {"output": _numpy(output), "grad:weight": _numpy(grad)}
+
+        return Prepared(
+            lambda: jax.block_until_ready(run(table, next(indices), grad_output)), result=result
+        )
+
+
+def _jax() -> Any:
+    jax = importlib.import_module("jax")
+    jax.config.update("jax_enable_x64", True)
+    return jax
+
+
+def _numpy(values: Any) -> np.ndarray:
+    found: np.ndarray = np.asarray(values)
+    return found if found.dtype in (np.float32, np.float64) else found.astype(np.float32)

@@ -1,0 +1,93 @@
+"""The result tables of README and docs: written by a command, from a stored run.
+
+A document has a table between the lines `<!-- benchmarks: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from . import bars, report
+from .names import OURS, TORCH
+from .store import Result
+
+BLOCK = re.compile(r"(<!-- benchmarks: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+README_ROWS = (
+    ("a language model's sentences, training", "rnn-T35-B20-I200-H200-train"),
+    ("digits pixel by pixel, training", "rnn-T784-B64-I1-H128-train"),
+    ("long signals, inference", "rnn-T1000-B16-I16-H64-infer"),
+    ("wide layers, training", "rnn-T128-B64-I1024-H1024-train"),
+    ("a stream, step by step", "step-B1-I256-H256-infer"),
+    ("the demo's whole training step", "demo-T100-B20-I256-H256-train"),
+)
+TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "jax": "JAX"}
+
+
+def headline(result: Result) -> str:
+    rows = [row for row in result.rows.values() if "headline" in row.case.tags]
+    return _captioned(result, report.table(result, rows))
+
+
+def readme(result: Result) -> str:
+    body = []
+    for what, name in README_ROWS:
+        row = result.rows.get(name)
+        if row is None or OURS not in row.seconds or TORCH not in row.seconds:
+            raise ValueError(f"{result.label} has no times of {name}")
+        sizes = [str(getattr(row.case, letter)) for letter in "TBIH"]
+        times = [report.duration(row.seconds[who]["median"]) for who in (OURS, TORCH)]
+        other, ratio = row.best_rival(OURS), ""
+        if other not in (None, TORCH):
+            ratio = f"{row.ratio(other, OURS):.1f} ({TITLES.get(other, other)})"
+        body.append([what, *sizes, *times, f"{row.ratio(TORCH, OURS):.1f}", ratio])
+    header = ["", *"TBIH", OURS, TORCH, f"times as fast as {TORCH}", "as the best other"]
+    return _captioned(result, report.Table(header, body))
+
+
+def promises(result: Result) -> str:
+    return _captioned(result, bars.table(bars.evaluate(result)))
+
+
+TABLES: dict[str, Callable[[Result], str]] = {
+    "headline": headline,
+    "readme": readme,
+    "bars": promises,
+}
+
+
+def _captioned(result: Result, table: report.Table) -> str:
+    stamp = result.stamp
+    versions = ", ".join(
+        f"{TITLES.get(package, package)} {version}"
+        for package, version in stamp["versions"].items()
+        if package not in (OURS, "numpy")
+    )
+    runs = f", the median of {stamp['runs']} runs" if "runs" in stamp else ""
+    caption = f"{report.machine(stamp)}; {versions}; {stamp['time'][:10]}{runs}."
+    return "\n".join(["", table.markdown(), "", *textwrap.wrap(caption, 100), ""])
+
+
+def replaced(text: str, result: Result) -> str:
+    """The text with its tables made anew. ValueError for a name that is not in TABLES."""
+
+    def block(match: re.Match[str]) -> str:
+        begin, name, end = match.groups()
+        if name not in TABLES:
+            raise ValueError(f"no table is called {name!r}; there are {', '.join(TABLES)}")
+        return begin + TABLES[name](result) + end
+
+    return BLOCK.sub(block, text)
+
+
+def write(result: Result, documents: Iterable[Path]) -> list[Path]:
+    """Write the tables of the documents; those that have any."""
+    written = []
+    for path in documents:
+        text = path.read_text()
+        if BLOCK.search(text):
+            path.write_text(replaced(text, result))
+            written.append(path)
+    return written
