@@ -3,9 +3,21 @@
 import torch
 from torch import Tensor
 
-ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
+ACTIVATIONS = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "softplus": torch.nn.functional.softplus,
+    "identity": torch.clone,
+}
 # The derivative of each as a function of its value.
-SLOPES = {"tanh": lambda h: 1 - h**2, "relu": lambda h: (h > 0).to(h.dtype)}
+SLOPES = {
+    "tanh": lambda h: 1 - h**2,
+    "relu": lambda h: (h > 0).to(h.dtype),
+    "sigmoid": lambda h: h * (1 - h),
+    "softplus": lambda h: torch.where(h > 20, 1, -torch.expm1(-h)),
+    "identity": torch.ones_like,
+}
 
 
 def recurrence(
