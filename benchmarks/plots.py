@@ -1,8 +1,9 @@
-"""Figures of a stored run: speed-up bars, time against H, B and T, the roofline, the tile edges."""
+"""Figures of a stored run: speed-ups, times along H, B and T, the roofline, sizes one apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,25 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from . import costs, edges
-from .cases import MODES
-from .names import OURS, RIVALS, STEP_PATH, TORCH
+from .cases import MODES, Case
+from .names import COMPILED, OURS, RIVALS, STEP_PATH, TORCH
 from .report import subject
 from .store import Result, Row
 
-COLORS = {
-    OURS: "#d62728",
-    TORCH: "#1f77b4",
-    "torch.compile": "#17becf",
-    "onnxruntime": "#8c564b",
-    "openvino": "#9467bd",
-    "jax": "#2ca02c",
+STYLES = {
+    OURS: ("#d62728", "o"),
+    TORCH: ("#1f77b4", "s"),
+    COMPILED: ("#17a2b8", "v"),
+    "onnxruntime": ("#8c564b", "D"),
+    "openvino": ("#9467bd", "^"),
+    "jax": ("#2ca02c", "P"),
 }
+MODE_TITLES = {"infer": "inference", "train": "training: forward and all gradients"}
+LETTERS = {"H": "hidden size H", "B": "batch size B", "T": "time steps T"}
+GRAY = "#666666"
 
 
 def draw(result: Result, folder: Path) -> list[Path]:
@@ -35,11 +40,10 @@ def draw(result: Result, folder: Path) -> list[Path]:
         "speedup": speedup,
         "sweeps": sweeps,
         "roofline": roofline,
-        "edges": tile_edges,
+        "edges": neighbours,
     }
-    for dtype in sorted(
-        {row.case.dtype for row in result.rows.values() if "grid" in row.case.tags}
-    ):
+    cases = [row.case for row in result.rows.values()]
+    for dtype in sorted({case.dtype for case in cases if "grid" in case.tags}):
         figures[f"steps-{dtype}"] = partial(cuda_steps, dtype=dtype)
     written = []
     for name, make in figures.items():
@@ -47,51 +51,95 @@ def draw(result: Result, folder: Path) -> list[Path]:
         if figure is None:
             continue
         stamp = result.stamp
-        figure.text(
-            0.99,
-            0.005,
-            f"{stamp['cpu']}, {stamp['threads']} threads, torch {stamp['versions']['torch']}, "
-            f"{stamp['time'][:10]}",
-            ha="right",
-            fontsize=7,
-            color="gray",
-        )
-        figure.get_layout_engine().set(rect=(0, 0.02, 1, 0.98))
+        cpu = f"{stamp['cpu']}, {stamp['threads']} threads"
+        where = stamp["gpu"]["name"] if "gpu" in stamp else cpu
+        text = f"{where}, torch {stamp['versions']['torch']}, {stamp['time'][:10]}"
+        figure.text(0.995, 0.008, text, ha="right", fontsize=7, color=GRAY)
+        figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
         written.append(folder / f"{name}.png")
         figure.savefig(written[-1], dpi=150)
         plt.close(figure)
     return written
 
 
+def _one_two_five(axis: Any, values: Sequence[float], most: int) -> None:
+    """Make an x or y axis logarithmic, just past the values, with numbers at 1, 2, 5, 10, ...
+
+    Where these are more than `most`, at powers of ten alone.
+    """
+    low, high = min(values) / 1.15, max(values) * 1.15
+    for steps in ((1, 2, 5), (1,)):
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [step * 10.0**power for power in powers for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= most:
+            break
+    name = axis.axis_name
+    axis.axes.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_tick_params(labelsize=8)
+    axis.axes.grid(alpha=0.3, axis=name)
+
+
+def _legend(figure: Any, *axes: Any, columns: int = 6) -> None:
+    """One legend for all, above them, where it covers nothing."""
+    entries: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    columns = min(columns, len(entries))
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside upper center", ncols=columns, fontsize=9
+    )
+
+
 def _tagged(result: Result, tag: str, mode: str) -> list[Row]:
     return [r for r in result.rows.values() if tag in r.case.tags and r.case.mode == mode]
 
 
+def _plain(result: Result, mode: str) -> list[Row]:
+    """Sequences in float32 at full precision on all cores."""
+    return [
+        row
+        for row in result.rows.values()
+        if row.case.kind == "rnn" and row.case.mode == mode and row.case.T > 1
+        if row.case.dtype == "float32" and row.case.precision == "highest" and not row.case.threads
+    ]
+
+
+def _sizes(case: Case) -> str:
+    return f"T={case.T} B={case.B} I={case.I} H={case.H}"
+
+
 def speedup(result: Result) -> Any:
-    """Headline cases: how many times as long each rival takes, as bars on a log axis."""
+    """Headline cases: how many times as long each rival takes, as points on a log axis."""
     ours = subject(result)
-    if not any(_tagged(result, "headline", mode) for mode in MODES):
+    panels = {mode: rows for mode in MODES if (rows := _tagged(result, "headline", mode))}
+    if not panels:
         return None
-    figure, axes = plt.subplots(2, 1, figsize=(11, 7.5), layout="constrained")
-    for axis, mode in zip(axes, MODES, strict=True):
-        rows = _tagged(result, "headline", mode)
-        rivals = [r for r in RIVALS if r != ours and any(r in row.seconds for row in rows)]
-        width = 0.8 / max(1, len(rivals))
-        for n, rival in enumerate(rivals):
-            found = [(i, row.ratio(rival, ours)) for i, row in enumerate(rows)]
-            bars = [(i + (n + 0.5) * width - 0.4, ratio) for i, ratio in found if ratio]
-            patches = axis.bar(
-                *zip(*bars, strict=True), width * 0.92, label=rival, color=COLORS[rival]
-            )
-            axis.bar_label(patches, fmt="%.1f", fontsize=6.5)
-        labels = [f"T={c.T} B={c.B}\nI={c.I} H={c.H}" for c in (row.case for row in rows)]
-        axis.set_xticks(range(len(rows)), labels, fontsize=8)
-        axis.set_yscale("log")
-        axis.axhline(1, color=COLORS[ours], linewidth=1.5)
-        axis.set_ylabel(f"time / {ours}'s time")
-        axis.set_title(f"{mode}: bars above the line are slower than {ours}", fontsize=10)
-        axis.legend(fontsize=8, ncols=len(rivals))
-        axis.margins(y=0.3)  # room for the legend
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(10, 4.8), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, (mode, rows) in zip(axes[0], panels.items(), strict=True):
+        axis.axvline(1, color=STYLES[ours][0], linewidth=2, label=ours)
+        ratios = [1.0]
+        for rival in RIVALS:
+            found = [(ratio, i) for i, row in enumerate(rows) if (ratio := row.ratio(rival, ours))]
+            if rival == ours or not found:
+                continue
+            color, marker = STYLES[rival]
+            x, y = zip(*found, strict=True)
+            axis.plot(x, y, marker, color=color, markersize=7, alpha=0.8, label=rival)
+            ratios += x
+        axis.set_yticks(range(len(rows)), [_sizes(row.case) for row in rows])
+        axis.grid(alpha=0.3, axis="y")
+        _one_two_five(axis.xaxis, ratios, most=8)
+        axis.set_title(MODE_TITLES[mode], fontsize=10)
+        axis.set_xlabel(f"time, as a multiple of {ours}'s")
+    axes[0][0].invert_yaxis()
+    _legend(figure, *axes[0])
     return figure
 
 
@@ -99,29 +147,21 @@ def sweeps(result: Result) -> Any:
     """Time against H, B and T, both axes logarithmic, with the roof as a dashed line."""
     if not any(_tagged(result, f"sweep-{letter}", "infer") for letter in "HBT"):
         return None
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(13, 8), layout="constrained")
     for row_axes, mode in zip(axes, MODES, strict=True):
         for axis, letter in zip(row_axes, "HBT", strict=True):
             rows = _tagged(result, f"sweep-{letter}", mode)
             rows.sort(key=lambda row: getattr(row.case, letter))
-            _lines(axis, result, rows, letter)
-            fixed = {k: {getattr(row.case, k) for row in rows} for k in "TBIH" if k != letter}
-            text = " ".join(f"{k}={v.pop()}" for k, v in fixed.items() if len(v) == 1)
-            axis.set(xscale="log", yscale="log", xlabel=letter, title=f"{mode}, {text}")
-            _plain_ticks(axis, [getattr(row.case, letter) for row in rows])
-            axis.grid(alpha=0.3, which="both")
-        row_axes[0].set_ylabel("ms a call")
-    axes[0][0].legend(fontsize=8)
+            if rows:
+                _lines(axis, result, rows, letter)
+            axis.set_xlabel(LETTERS[letter])
+        row_axes[0].set_ylabel(f"{mode}: milliseconds a call")
+    _legend(figure, *axes.flat, columns=7)
     return figure
 
 
-def _plain_ticks(axis: Any, values: list[int]) -> None:
-    """Label a log axis with these numbers, not with powers of ten."""
-    axis.set_xticks(values, [str(value) for value in values])
-    axis.minorticks_off()
-
-
 def _lines(axis: Any, result: Result, rows: list[Row], letter: str) -> None:
+    every: list[float] = []
     for rival in (OURS, *RIVALS):
         points = [
             (getattr(row.case, letter), row.seconds[rival]) for row in rows if rival in row.seconds
@@ -130,15 +170,33 @@ def _lines(axis: Any, result: Result, rows: list[Row], letter: str) -> None:
             continue
         x = [size for size, _ in points]
         median, q1, q3 = ([1e3 * t[k] for _, t in points] for k in ("median", "q1", "q3"))
-        axis.plot(x, median, marker="o", markersize=3, label=rival, color=COLORS[rival])
-        axis.fill_between(x, q1, q3, alpha=0.2, color=COLORS[rival])
+        color, marker = STYLES[rival]
+        axis.plot(x, median, marker=marker, markersize=4, label=rival, color=color)
+        axis.fill_between(x, q1, q3, alpha=0.2, color=color)
+        every += median
     least = [
         (getattr(row.case, letter), 1e3 * bound.seconds)
         for row in rows
         if (bound := result.bound(row))
     ]
     if least:
-        axis.plot(*zip(*least, strict=True), "--", color="black", linewidth=1, label="roof")
+        sizes, seconds = zip(*least, strict=True)
+        axis.plot(sizes, seconds, "--", color="black", linewidth=1, label="the machine's limit")
+        every += seconds
+    fixed = {k: {getattr(row.case, k) for row in rows} for k in "TBIH" if k != letter}
+    text = " ".join(f"{k}={v.pop()}" for k, v in fixed.items() if len(v) == 1)
+    axis.set_title(f"{rows[0].case.mode}, {text}", fontsize=10)
+    _one_two_five(axis.xaxis, [getattr(row.case, letter) for row in rows], most=11)
+    _one_two_five(axis.yaxis, every, most=18)
+
+
+def _reached(row: Row, who: str) -> tuple[float, float]:
+    """Operations for each byte that must move, and GFLOP/s."""
+    # A single row streams the weights each step; a batch reuses them.
+    streamed = costs.streamed_bytes(row.case) if row.case.B == 1 else 0.0
+    operations = costs.operations(row.case)
+    moved = max(costs.moved_bytes(row.case), streamed)
+    return operations / moved, operations / row.seconds[who]["median"] / 1e9
 
 
 def roofline(result: Result) -> Any:
@@ -146,82 +204,138 @@ def roofline(result: Result) -> Any:
     limits = result.roofs.get(0)
     if limits is None:
         return None
-    figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    intensities = [2.0 ** (n / 8) for n in range(-24, 97)]
+    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for who in (OURS, TORCH):
+        for mode in MODES:
+            found = [_reached(row, who) for row in _plain(result, mode) if who in row.seconds]
+            if found:
+                points[who, mode] = found
+    if not points:
+        return None
+    figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
+    for (who, mode), found in points.items():
+        x, y = zip(*found, strict=True)
+        color, _ = STYLES[who]
+        marker, fill = "o" if who == OURS else "s", color if mode == "infer" else "none"
+        axis.scatter(
+            x, y, 28, facecolor=fill, edgecolor=color, marker=marker, label=f"{who}, {mode}"
+        )
     peak = limits.flops["float32"] / 1e9
+    intensities = [x for found in points.values() for x, _ in found]
+    low, high = min(intensities) / 3, max(intensities) * 1.5
     for level, speed in limits.read.items():
-        line = [min(peak, speed / 1e9 * i) for i in intensities]
-        axis.plot(intensities, line, color="gray", linewidth=1)
-        axis.annotate(level, (intensities[0], line[0]), fontsize=8, color="gray")
-    for rival in (TORCH, OURS):
-        for mode, marker in zip(MODES, "o^", strict=True):
-            points = []
-            for row in result.rows.values():
-                case = row.case
-                full = case.dtype == "float32" and case.precision == "highest"
-                if case.kind == "rnn" and full and not case.threads and case.T > 1:
-                    if case.mode != mode or rival not in row.seconds:
-                        continue
-                    # A single row streams the weights each step; a batch reuses them.
-                    streamed = costs.streamed_bytes(case) if case.B == 1 else 0.0
-                    operations = costs.operations(case)
-                    moved = max(costs.moved_bytes(case), streamed)
-                    rate = operations / row.seconds[rival]["median"] / 1e9
-                    points.append((operations / moved, rate))
-            if points:
-                x, y = zip(*points, strict=True)
-                axis.scatter(
-                    x,
-                    y,
-                    marker=marker,
-                    s=18,
-                    color=COLORS[rival],
-                    label=f"{rival} {mode}",
-                )
-    axis.set(xscale="log", yscale="log", ylabel="GFLOP/s", ylim=(peak / 300, peak * 1.5))
-    axis.set_xlabel("floating-point operations a byte that must move")
-    axis.set_title(f"float32 rows under the roof ({peak:.0f} GFLOP/s)", fontsize=10)
-    axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=8)
+        corner = peak / (speed / 1e9)
+        axis.plot([low, corner, high], [low * speed / 1e9, peak, peak], color=GRAY, linewidth=1)
+        # Along the slope, where it enters the figure; lines are a factor of two apart or more.
+        axis.annotate(
+            f"{level}, {speed / 1e9:.0f} GB/s",
+            (low * 1.1, low * 1.1 * speed / 1e9),
+            xytext=(-3, 4),
+            textcoords="offset points",
+            rotation=45,
+            rotation_mode="anchor",
+            transform_rotates_text=True,
+            fontsize=8,
+            color=GRAY,
+        )
+    axis.annotate(
+        f"multiply-adds, {peak:.0f} GFLOP/s", (high / 1.2, peak), xytext=(0, 3),
+        textcoords="offset points", ha="right", fontsize=8, color=GRAY,
+    )  # fmt: skip
+    rates = [y for found in points.values() for _, y in found]
+    _one_two_five(axis.xaxis, [low * 1.15, high / 1.15], most=14)
+    _one_two_five(axis.yaxis, [*rates, peak * 1.2], most=14)
+    axis.set_ylabel("GFLOP/s reached")
+    axis.set_xlabel("floating-point operations for each byte that must move")
+    axis.set_title(
+        "Each point is a float32 sequence. The lines are what this machine can do: what moves "
+        "through\na memory level, and what the multiply-adds make of it; a point at its line "
+        "could not be faster.",
+        fontsize=10,
+        loc="left",
+    )
+    _legend(figure, axis)
     return figure
 
 
-def tile_edges(result: Result) -> Any:
-    """Cost per operation at sizes one apart: a jump at a tile edge would show as a step."""
+def neighbours(result: Result) -> Any:
+    """Cost of a unit of work at sizes one apart: a jump at a tile's edge would show as a step."""
     if not result.edges:
         return None
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
-    for row_axes, mode in zip(axes, MODES, strict=True):
-        for axis, letter in zip(row_axes, "HBT", strict=True):
-            for key, times in result.edges.items():
-                if key.startswith(f"{mode} {letter}="):
-                    costs = edges.unit_costs(key, times)
-                    x, y = zip(*((size, 1e12 * cost) for size, cost in costs), strict=True)
-                    axis.plot(x, y, marker="o", markersize=3, color=COLORS[OURS])
-            axis.set(xscale="log", yscale="log", xlabel=letter, title=f"{mode}, sizes one apart")
-            _plain_ticks(axis, [sizes[len(sizes) // 2] for sizes in edges.SIZES[letter]])
-            axis.grid(alpha=0.3, which="both")
-        row_axes[0].set_ylabel("ps per operation")
+    figure, axes = plt.subplots(3, 1, figsize=(10, 9), layout="constrained")
+    for axis, letter in zip(axes, "HBT", strict=True):
+        _groups(axis, result.edges, letter)
+    axes[0].set_title(
+        "What one more hidden unit, sequence or step costs: each group of points is a run of sizes "
+        "one apart.\nA level line is good: one more costs its share. A step up of a line would be "
+        "a size that fills\nonly part of the kernel's last tile, but pays for all of it; the "
+        f"black bar is a step of {edges.LIMIT - 1:.0%}.",
+        fontsize=10,
+        loc="left",
+    )
+    _legend(figure, axes[0])
     return figure
+
+
+def _groups(axis: Any, runs: dict[str, list[list[float]]], letter: str) -> None:
+    """The runs of one letter side by side, evenly spaced: on a log axis large sizes would merge."""
+    every: list[float] = []
+    ticks: dict[float, int] = {}
+    color, _ = STYLES[OURS]
+    for mode in MODES:
+        chosen = {k: v for k, v in runs.items() if k.startswith(f"{mode} {letter}=")}
+        costs_of_runs = [edges.unit_costs(key, times) for key, times in chosen.items()]
+        cheapest = min((cost for found in costs_of_runs for _, cost in found), default=1.0)
+        place, label = 0.0, f"rnnext, {MODE_TITLES[mode]}"
+        style: dict[str, Any] = {"markerfacecolor": color if mode == "infer" else "white"}
+        for found in costs_of_runs:
+            x = [place + n for n in range(len(found))]
+            y = [cost / cheapest for _, cost in found]
+            line = "-" if mode == "infer" else "--"
+            axis.plot(x, y, line, marker="o", markersize=5, color=color, label=label, **style)
+            ticks |= {at: size for at, (size, _) in zip(x, found, strict=True)}
+            every += y
+            place = x[-1] + 2.5
+    if not every:
+        return
+    shown = list(ticks.items())[:: 2 if len(ticks) > 35 else 1]
+    last = max(ticks)
+    axis.plot([last + 2] * 2, [1, edges.LIMIT], color="black", linewidth=3, solid_capstyle="butt")
+    axis.set_xticks([at for at, _ in shown], [str(size) for _, size in shown], fontsize=8)
+    axis.set_xlim(-1, last + 3)
+    _one_two_five(axis.yaxis, [*every, 2.0], most=8)
+    axis.set_ylabel("time / work\n(cheapest = 1)")
+    held = ", ".join(f"{k}={v}" for k, v in edges.BASE.items() if k != letter)
+    note = "; work counted in whole vectors of 16" if letter == "H" else ""
+    axis.set_xlabel(f"{LETTERS[letter]} ({held}, I={edges.INPUTS}{note})")
 
 
 def cuda_steps(result: Result, dtype: str) -> Any:
     """A GPU's microseconds a step over H, a colour for each batch size."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
+    rows = {mode: _tagged(result, "grid", mode) for mode in MODES}
+    every: list[tuple[float, float]] = []
     for axis, mode in zip(axes, MODES, strict=True):
-        rows = [row for row in _tagged(result, "grid", mode) if row.case.dtype == dtype]
-        for color, B in enumerate(sorted({row.case.B for row in rows})):
-            for name, style in ((OURS, "-"), (TORCH, "--"), (STEP_PATH, ":")):
+        chosen = [
+            row for row in rows[mode] if row.case.dtype == dtype and row.case.precision == "highest"
+        ]
+        for color, B in enumerate(sorted({row.case.B for row in chosen})):
+            for name, style in ((OURS, "-o"), (TORCH, "--s"), (STEP_PATH, ":v")):
                 points = sorted(
-                    (row.case.H, row.seconds[name]["median"] / row.case.T * 1e6)
-                    for row in rows
-                    if row.case.B == B and row.case.precision == "highest" and name in row.seconds
+                    (float(row.case.H), row.seconds[name]["median"] / row.case.T * 1e6)
+                    for row in chosen
+                    if row.case.B == B and name in row.seconds
                 )
                 if points:
-                    line = axis.plot(*zip(*points, strict=True), style, color=f"C{color}")
-                    line[0].set(marker=".", label=f"{name}, B={B}")
-        axis.set(xscale="log", yscale="log", xlabel="H", title=f"{mode}, {dtype}")
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("us a step")
-    axes[0].legend(fontsize=7)
+                    x, y = zip(*points, strict=True)
+                    axis.plot(x, y, style, color=f"C{color}", markersize=4, label=f"{name}, B={B}")
+                    every += points
+        axis.set_xlabel("hidden size H (= I)")
+        axis.set_title(f"{MODE_TITLES[mode]}, {dtype}", fontsize=10)
+    if every:
+        for axis in axes:
+            _one_two_five(axis.xaxis, [x for x, _ in every], most=12)
+            _one_two_five(axis.yaxis, [y for _, y in every], most=14)
+        axes[0].set_ylabel("microseconds a step")
+        _legend(figure, *axes, columns=4)
     return figure

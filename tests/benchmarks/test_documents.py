@@ -1,0 +1,80 @@
+"""The tables and figures of the documents."""
+
+import pytest
+
+from benchmarks import plots, report, tables
+from helpers.runs import run_of, scattered
+
+DOCUMENT = """# Title
+<!-- benchmarks: readme -->
+old
+<!-- end -->
+Between.
+<!-- benchmarks: bars -->
+<!-- end -->
+After.
+"""
+
+
+def test_tables_replace_what_is_between_their_marks(tmp_path):
+    result = run_of("made-up", 2.0)
+    plain, document = tmp_path / "plain.md", tmp_path / "document.md"
+    plain.write_text("no table")
+    document.write_text(DOCUMENT)
+    assert tables.write(result, [plain, document]) == [document]
+    text = document.read_text()
+    assert text.startswith("# Title\n<!-- benchmarks: readme -->\n\n|")
+    assert "| the demo's whole training step | 100 | 20 | 256 | 256 | 2 ms | 10 ms | 5.0 |" in text
+    assert "| one call, RNNCell over torch.nn: worst row | >= 1.5x | 5.00x | held |" in text
+    assert "\nold\n" not in text
+    assert "Between." in text
+    assert text.endswith("<!-- end -->\nAfter.\n")
+    assert max(len(line) for line in text.split("\n") if not line.startswith("|")) <= 100
+    assert tables.write(result, [document]) == [document]
+    assert document.read_text() == text
+    with pytest.raises(ValueError, match="no table is called 'nonsense'"):
+        tables.replaced("<!-- benchmarks: nonsense -->\n<!-- end -->", result)
+    del result.rows["demo-T100-B20-I256-H256-train"]
+    with pytest.raises(ValueError, match="no times of demo"):
+        tables.replaced(DOCUMENT, result)
+
+
+def test_a_text_table_has_its_columns_under_each_other():
+    table = report.Table(["case", "x"], [["a", "1.0"], ["long", ""]])
+    assert table.text() == "case    x\na     1.0\nlong"
+    assert table.markdown() == "| case | x |\n| --- | ---: |\n| a | 1.0 |\n| long |  |"
+
+
+FIGURES = ("speedup", "sweeps", "roofline", "neighbours")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_label_of_a_figure_covers_another(name):
+    figure = getattr(plots, name)(scattered("made-up"))
+    figure.canvas.draw()
+    assert figure.axes[0].get_xticklabels()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            labels = [label for label in axis.get_ticklabels() if label.get_text()]
+            boxes = [label.get_window_extent() for label in labels]
+            for n, box in enumerate(boxes):
+                covered = [i for i in range(n) if box.overlaps(boxes[i])]
+                assert not covered, f"{labels[n].get_text()} covers {labels[covered[0]].get_text()}"
+    plots.plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("values", "most", "labels"),
+    [
+        ([1, 40], 8, "1 2 5 10 20"),
+        ([0.3, 3], 8, "0.5 1 2"),
+        ([16, 2048], 11, "20 50 100 200 500 1000 2000"),
+        ([0.001, 1000], 8, "0.001 0.01 0.1 1 10 100 1000"),
+    ],
+)
+def test_logarithmic_axes_count_1_2_5(values, most, labels):
+    figure, axes = plots.plt.subplots()
+    plots._one_two_five(axes.xaxis, values, most)
+    figure.canvas.draw()
+    assert [label.get_text() for label in axes.get_xticklabels()] == labels.split()
+    plots.plt.close(figure)

@@ -1,0 +1,86 @@
+"""The cases, their least times, and how calls are timed."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import cases, measure, roof, store
+from helpers.runs import CASES, LIMITS
+
+
+def test_cases_cover_the_promised_ranges():
+    names = [case.name for case in CASES]
+    assert len(names) == len(set(names))
+    assert set(names) >= cases.QUICK
+    plain = [c for c in CASES if c.kind == "rnn" and c.dtype == "float32" and not c.threads]
+    for mode in cases.MODES:
+        shapes = {(c.T, c.B, c.I, c.H) for c in plain if c.mode == mode}
+        assert set(cases.HEADLINE) <= shapes
+        for position, least, most in ((0, 1, 2000), (1, 1, 256), (2, 1, 1024), (3, 16, 2048)):
+            values = {shape[position] for shape in shapes}
+            assert min(values) <= least
+            assert max(values) >= most
+    assert {c.dtype for c in CASES} == {"float32", "float64", "bfloat16"}
+    assert {c.threads for c in CASES} == {0, 1}
+    with pytest.raises(ValueError, match="no case matches 'nonsense'"):
+        cases.select(CASES, ["nonsense"])
+
+
+def test_bound_names_the_roof_that_a_case_meets_first():
+    wide = cases.Case("rnn", "infer", T=64, B=64, I=256, H=256)
+    assert roof.bound(wide, LIMITS) == roof.Bound(
+        "FMA", 64 * 64 * 512 * 512 / 1e11, 64 * 64 * 2**18
+    )
+    single = cases.Case("rnn", "infer", T=100, B=1, I=8, H=256)
+    assert roof.bound(single, LIMITS).limit == "L2"
+    assert roof.bound(single, LIMITS).seconds == pytest.approx(100 * 4 * 256**2 / 1.5e11)
+    table = cases.Case("embedding", "train", V=50_000, D=256, N=8192)
+    assert roof.bound(table, LIMITS).limit == "DRAM"
+    # Design: 85 MB move; rows that occur twice make it a little less here.
+    assert 70e6 < roof.bound(table, LIMITS).amount < 85e6
+
+
+def test_roof_of_this_machine_is_plausible():
+    limits = roof.measure(threads=1)
+    assert limits.flops["float32"] > 1.5 * limits.flops["float64"] > 1e9
+    assert limits.read["L1"] > limits.read["DRAM"] > 1e9
+    for case in (
+        cases.Case("rnn", "infer", T=64, B=64, I=256, H=256),
+        cases.Case("embedding", "infer", V=50_000, D=256, N=8192),
+    ):
+        rate = roof.Probe(case, limits).sample(warm_seconds=0.0)
+        found = roof.bound(case, limits)
+        assert rate == pytest.approx(found.amount / found.seconds, rel=0.9)
+
+
+def test_a_row_is_held_against_the_roof_of_its_own_rounds():
+    case = cases.Case("rnn", "infer", T=64, B=64, I=256, H=256)
+    result = store.Result("made-up", roofs={0: LIMITS})
+    global_bound, own = result.bound(store.Row(case)), result.bound(store.Row(case, roof=5e10))
+    assert global_bound == roof.bound(case, LIMITS)
+    assert own.seconds == pytest.approx(2 * global_bound.seconds)
+    assert result.bound(store.Row(replace(case, threads=1))) is None
+
+
+def test_interleave_measures_what_a_call_takes():
+    def contender(seconds):
+        return measure.Contender(lambda: measure.time.sleep(seconds))
+
+    effort = measure.Effort(0.02, min_rounds=3, max_rounds=3, sample_seconds=0, warm_seconds=0)
+    timings = measure.interleave({"short": contender(0.002), "long": contender(0.02)}, effort)
+    assert [len(t.samples) for t in timings.values()] == [3, 3]
+    assert timings["short"].median >= 0.002
+    assert timings["long"].median > 4 * timings["short"].median
+    assert measure.Timing(1, [1.0, 2.0, 3.0, 4.0, 5.0]).quartiles == (2.0, 3.0, 4.0)
+
+
+def test_a_round_that_is_thrown_away_leaves_no_roof(monkeypatch):
+    probe = roof.Probe(cases.Case("rnn", "infer", T=64, B=64, I=256, H=256), LIMITS)
+    samples, busy = iter([1.0, 2.0, 3.0, 4.0]), iter([0.0, 1.0, 0.0, 0.0])
+    monkeypatch.setattr(probe, "sample", lambda warm_seconds: next(samples))
+    monkeypatch.setattr(measure.Bystanders, "cores", lambda self, seconds: next(busy))
+    effort = measure.Effort(0.01, min_rounds=3, max_rounds=3, sample_seconds=0, warm_seconds=0)
+    sleeper = measure.Contender(lambda: measure.time.sleep(0.001))
+    timings = measure.interleave({"sleeper": sleeper}, effort, probe=probe)
+    assert probe.rates == [1.0, 3.0, 4.0]
+    assert len(timings["sleeper"].samples) == 3
