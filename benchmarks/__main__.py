@@ -174,10 +174,10 @@ def publish_command(options: argparse.Namespace) -> int:
 
     result = store.load(options.label)
     device = next(iter(result.rows.values())).case.device
-    kept = replace(result, label=str(store.KEPT / f"{device}.json"))
+    kept = replace(result, label=device)
     documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     for path in (
-        kept.save(),
+        kept.save(store.KEPT / f"{device}.json"),
         *tables.write(result, documents),
         *plots.draw(result, ROOT / "docs" / "figures"),
     ):

@@ -87,8 +87,9 @@ class Result:
         self.save()
         return warning
 
-    def save(self) -> Path:
-        """Write the file whole or not at all."""
+    def save(self, path: Path | None = None) -> Path:
+        """Write the file, by default the label's, whole or not at all."""
+        path = path or self.path
         head = {
             "label": self.label,
             "stamp": self.stamp,
@@ -99,11 +100,11 @@ class Result:
         # A line each: small enough to be committed, and a changed row is a changed line.
         lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
         lines.append('"rows": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
         partial.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-        os.replace(partial, self.path)
-        return self.path
+        os.replace(partial, path)
+        return path
 
     def bound(self, row: Row) -> Bound | None:
         """The least time of a row, at the limits of its own rounds where they were measured."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import bars, report
 from .names import OURS, TORCH
-from .store import Result
+from .store import Result, Row
 
 BLOCK = re.compile(r"(<!-- benchmarks: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 README_ROWS = (
@@ -23,6 +23,22 @@ README_ROWS = (
     ("a stream, step by step", "step-B1-I256-H256-infer"),
     ("the demo's whole training step", "demo-T100-B20-I256-H256-train"),
 )
+# Beside the headline cases.
+CALLS = (
+    "rnn-T256-B32-I256-H512-infer-bfloat16",
+    "rnn-T256-B32-I256-H512-infer-medium",
+    "rnn-T100-B1-I64-H64-infer-2layers",
+    "rnn-T100-B1-I256-H256-infer-2layers",
+    "rnn-T100-B32-I64-H256-train-packed",
+    "rnn-T1-B1-I256-H256-infer",
+    "cell-B1-I256-H256-infer",
+    "step-B1-I8-H8-infer",
+    "step-B1-I256-H256-infer",
+    "embedding-V50000-D256-N8192-uniform-gather",
+    "embedding-V50000-D256-N8192-uniform-dense",
+    "embedding-V50000-D256-N8192-uniform-sparse",
+    "demo-T100-B20-I256-H256-train",
+)
 TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "jax": "JAX"}
 
 
@@ -31,12 +47,14 @@ def headline(result: Result) -> str:
     return _captioned(result, report.table(result, rows))
 
 
+def calls(result: Result) -> str:
+    return _captioned(result, report.table(result, [_row(result, name) for name in CALLS]))
+
+
 def readme(result: Result) -> str:
     body = []
     for what, name in README_ROWS:
-        row = result.rows.get(name)
-        if row is None or OURS not in row.seconds or TORCH not in row.seconds:
-            raise ValueError(f"{result.label} has no times of {name}")
+        row = _row(result, name)
         sizes = [str(getattr(row.case, letter)) for letter in "TBIH"]
         times = [report.duration(row.seconds[who]["median"]) for who in (OURS, TORCH)]
         other, ratio = row.best_rival(OURS), ""
@@ -47,12 +65,20 @@ def readme(result: Result) -> str:
     return _captioned(result, report.Table(header, body))
 
 
+def _row(result: Result, name: str) -> Row:
+    row = result.rows.get(name)
+    if row is None or OURS not in row.seconds or TORCH not in row.seconds:
+        raise ValueError(f"{result.label} has no times of {name}")
+    return row
+
+
 def promises(result: Result) -> str:
     return _captioned(result, bars.table(bars.evaluate(result)))
 
 
 TABLES: dict[str, Callable[[Result], str]] = {
     "headline": headline,
+    "calls": calls,
     "readme": readme,
     "bars": promises,
 }

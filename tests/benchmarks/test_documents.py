@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks import plots, report, tables
+import benchmarks.__main__ as main
+from benchmarks import plots, report, store, tables
 from helpers.runs import run_of, scattered
 
 DOCUMENT = """# Title
@@ -11,6 +12,10 @@ old
 <!-- end -->
 Between.
 <!-- benchmarks: bars -->
+<!-- end -->
+<!-- benchmarks: calls -->
+<!-- end -->
+<!-- benchmarks: headline -->
 <!-- end -->
 After.
 """
@@ -27,6 +32,8 @@ def test_tables_replace_what_is_between_their_marks(tmp_path):
     assert "| the demo's whole training step | 100 | 20 | 256 | 256 | 2 ms | 10 ms | 5.0 |" in text
     assert "| one call, RNNCell over torch.nn: worst row | >= 1.5x | 5.00x | held |" in text
     assert "\nold\n" not in text
+    assert "| rnn-T128-B64-I1024-H1024-train | 2 ms |" in text
+    assert "| cell-B1-I256-H256-infer | 2 ms |" in text
     assert "Between." in text
     assert text.endswith("<!-- end -->\nAfter.\n")
     assert max(len(line) for line in text.split("\n") if not line.startswith("|")) <= 100
@@ -37,6 +44,33 @@ def test_tables_replace_what_is_between_their_marks(tmp_path):
     del result.rows["demo-T100-B20-I256-H256-train"]
     with pytest.raises(ValueError, match="no times of demo"):
         tables.replaced(DOCUMENT, result)
+
+
+def test_a_published_run_is_kept_and_written_into_the_documents(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(store, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(store, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(main, "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(DOCUMENT)
+    (tmp_path / "docs" / "page.md").write_text(DOCUMENT)
+    scattered("latest").save()
+    assert main.main(["publish"]) == 0
+    assert (tmp_path / "README.md").read_text() == (tmp_path / "docs" / "page.md").read_text()
+    drawn = {path.stem for path in (tmp_path / "docs" / "figures").iterdir()}
+    assert drawn == {"speedup", "sweeps", "roofline", "edges"}
+    kept = store.load("cpu")
+    assert (kept.label, kept.rows) == ("cpu", store.load("latest").rows)
+    assert len(capsys.readouterr().out.splitlines()) == 7
+
+
+@pytest.mark.skipif(not (store.KEPT / "cpu.json").exists(), reason="no run was published yet")
+def test_the_tables_in_the_documents_are_those_of_the_kept_run():
+    kept, written = store.load(str(store.KEPT / "cpu.json")), set()
+    for page in (main.ROOT / "README.md", *(main.ROOT / "docs").glob("*.md")):
+        text = page.read_text()
+        assert tables.replaced(text, kept) == text, f"{page.name}: python -m benchmarks publish"
+        written |= {name for _, name, _ in tables.BLOCK.findall(text)}
+    assert written == tables.TABLES.keys()
 
 
 def test_a_text_table_has_its_columns_under_each_other():
