@@ -173,11 +173,12 @@ def publish_command(options: argparse.Namespace) -> int:
     from . import plots, tables
 
     result = store.load(options.label)
-    device = next(iter(result.rows.values())).case.device
-    kept = replace(result, label=device)
+    if any(row.case.device != "cpu" for row in result.rows.values()):
+        raise ValueError("the documents have tables and figures of a run on the CPU only")
+    kept = replace(result, label="cpu")
     documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     for path in (
-        kept.save(store.KEPT / f"{device}.json"),
+        kept.save(store.KEPT / "cpu.json"),
         *tables.write(result, documents),
         *plots.draw(result, ROOT / "docs" / "figures"),
     ):
