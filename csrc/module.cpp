@@ -10,8 +10,10 @@
 
 #include <map>
 
+#include "cpu/rnn/describe.h"
 #include "cpu/rnn/stepper.h"
 #include "cpu/runtime/dispatch.h"
+#include "ops/arguments.h"
 #include "ops/signatures.h"
 
 namespace py = pybind11;
@@ -91,6 +93,50 @@ py::dict build_info() {
   return info;
 }
 
+// A machine by its name in tuning.h, or some of its numbers, by theirs.
+rnnext::Machine machine_of(const std::variant<std::string, std::map<std::string, double>>& given) {
+  using rnnext::Machine;
+  static const std::map<std::string, double Machine::*> numbers{
+      {"multiply", &Machine::multiply},
+      {"first_bytes", &Machine::first_bytes},
+      {"first_rate", &Machine::first_rate},
+      {"second_bytes", &Machine::second_bytes},
+      {"second_rate", &Machine::second_rate},
+      {"far_rate", &Machine::far_rate},
+      {"wait", &Machine::wait},
+      {"line", &Machine::line}};
+  if (const auto* name = std::get_if<std::string>(&given)) {
+    std::string known;
+    for (const Machine& machine : rnnext::kMachines) {
+      if (*name == machine.name) return machine;
+      known += (known.empty() ? "" : ", ") + std::string(machine.name);
+    }
+    throw std::invalid_argument("machine must be one of " + known + ", got " + *name);
+  }
+  Machine machine = rnnext::kDefaultMachine;
+  machine.name = "described";
+  for (const auto& [key, value] : std::get<1>(given)) {
+    const auto number = numbers.find(key);
+    if (number == numbers.end()) throw std::invalid_argument("a machine has no '" + key + "'");
+    machine.*(number->second) = value;
+  }
+  return machine;
+}
+
+rnnext::Description plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t directions,
+                         int64_t layers, at::ScalarType dtype, int threads, bool train, bool hx,
+                         const std::vector<int64_t>& lengths,
+                         const std::variant<std::string, std::map<std::string, double>>& machine) {
+  rnnext::Question question;
+  question.T = T, question.B = B, question.I = I, question.H = H;
+  question.D = directions, question.layers = layers;
+  question.dtype = rnnext::parse_dtype(at::empty({0}, dtype), "dtype");
+  question.threads = threads;
+  question.train = train, question.hx = hx;
+  question.lengths = lengths;
+  return rnnext::describe_plan(question, machine_of(machine));
+}
+
 }  // namespace
 
 template <>
@@ -142,5 +188,11 @@ PYBIND11_MODULE(_C, m) {
       .def("set_state", torch::wrap_pybind_function(
                             [](Stepper& s, const at::Tensor& state) { s.set_state(state); }))
       .def("reset", torch::wrap_pybind_function([](Stepper& s) { s.reset(); }));
+  m.def("plan", &plan, py::kw_only(), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
+        py::arg("directions") = 1, py::arg("layers") = 1, py::arg("dtype"), py::arg("threads"),
+        py::arg("train") = false, py::arg("hx") = false,
+        py::arg("lengths") = std::vector<int64_t>{},
+        py::arg("machine") = std::string(rnnext::kDefaultMachine.name),
+        "How the CPU kernels in use would share out a call: see rnnext.explain.");
   m.def("build_info", &build_info, "What this build is: torch, compiler, instruction sets, CUDA.");
 }

@@ -1,12 +1,28 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 def cpu_isa() -> str: ...
 def set_cpu_isa(name: str) -> None: ...
 def build_info() -> dict[str, Any]: ...
 def nonlinearities() -> list[str]: ...
+def plan(
+    *,
+    T: int,
+    B: int,
+    I: int,
+    H: int,
+    directions: int = 1,
+    layers: int = 1,
+    dtype: torch.dtype,
+    threads: int,
+    train: bool = False,
+    hx: bool = False,
+    lengths: Sequence[int] = (),
+    machine: str | dict[str, float] = "zen4",
+) -> dict[str, Any]: ...
 
 # The ops of the same names, arguments by position.
 def rnn(

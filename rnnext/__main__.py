@@ -1,14 +1,54 @@
-"""``python -m rnnext``: what a bug report needs to say of this build and machine."""
+"""``python -m rnnext``: what a bug report needs to say of this build and machine.
 
+``python -m rnnext explain T B I H`` says how a call of these sizes would run on this CPU.
+"""
+
+import argparse
 import platform
+import sys
+from collections.abc import Sequence
 
 import torch
 
 import rnnext
 from rnnext import _C
+from rnnext.explain import explain
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 2 for arguments that do not fit."""
+    parser = argparse.ArgumentParser(prog="python -m rnnext", description=__doc__)
+    parser.set_defaults(command=print_build)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    text = "say how a call would run on this CPU"
+    explains = commands.add_parser("explain", help=text, description=text)
+    explains.set_defaults(command=print_plan)
+    for name, meaning in (
+        ("T", "steps"),
+        ("B", "sequences"),
+        ("I", "features"),
+        ("H", "hidden units"),
+    ):
+        explains.add_argument(name, type=int, help=meaning)
+    explains.add_argument("--train", action="store_true", help="the backward pass")
+    explains.add_argument("--layers", type=int, default=1, help="default: 1")
+    explains.add_argument("--bidirectional", action="store_true")
+    explains.add_argument("--hx", action="store_true", help="first states are given")
+    explains.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
+    explains.add_argument("--threads", type=int, help="default: torch's")
+    explains.add_argument("--machine", default="zen4", help="default: zen4, as calls do")
+    options = parser.parse_args(arguments)
+    try:
+        options.command(options)
+    except ValueError as error:
+        print(f"rnnext: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def print_build(options: argparse.Namespace) -> None:
     build = _C.build_info()
     rows = {
         "rnnext": rnnext.__version__,
@@ -25,5 +65,23 @@ def main() -> None:
         print(f"{name:22}{value}")
 
 
+def print_plan(options: argparse.Namespace) -> None:
+    print(
+        explain(
+            options.T,
+            options.B,
+            options.I,
+            options.H,
+            num_layers=options.layers,
+            bidirectional=options.bidirectional,
+            dtype=DTYPES[options.dtype],
+            train=options.train,
+            hx=options.hx,
+            threads=options.threads,
+            machine=options.machine,
+        )
+    )
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

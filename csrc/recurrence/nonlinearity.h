@@ -27,9 +27,9 @@ struct Named {
   static constexpr Nonlinearity value = name;
 };
 
-// Returns f(Named<name>{}) for a name that is known at run time only. (A macro for the kernels of
-// an ISA, whose functions must be defined under its target.)
-#define RNNEXT_RETURN_WITH_NONLINEARITY(name, f)                    \
+// Returns f(Named<n>{}) for the n that `name` is at run time. (A macro for the kernels of an ISA,
+// whose functions must be defined under its target.)
+#define RNNEXT_RETURN_FOR(name)                                     \
   switch (name) { RNNEXT_NONLINEARITIES(RNNEXT_NONLINEARITY_CASE) } \
   __builtin_unreachable()
 #define RNNEXT_NONLINEARITY_CASE(name) \
@@ -38,7 +38,7 @@ struct Named {
 
 template <class F>
 auto with_nonlinearity(Nonlinearity name, const F& f) -> decltype(f(Named<Nonlinearity::tanh>{})) {
-  RNNEXT_RETURN_WITH_NONLINEARITY(name, f);
+  RNNEXT_RETURN_FOR(name);
 }
 
 }  // namespace rnnext

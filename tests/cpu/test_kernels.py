@@ -239,6 +239,23 @@ def test_nan_stays_in_its_row(nonlinearity, isa):
     assert not output[0].isnan().any()
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("B", "H", "T"), [(1, 200, 3), (13, 17, 3), (2, 321, 3), (5, 64, 1)])
+def test_a_diverged_weight_shows_in_the_first_step(B, H, T, dtype, broken, isa, threads):
+    """Zeros times it are NaN, as in torch.nn, though a product with zeros is skipped."""
+    arguments = samples.make(T=T, B=B, I=4, H=H, hx=False, reverse=(False, True), dtype=dtype)
+    finite = arguments.call(recurrence)[0]
+    unit = H // 2
+    arguments.weight_hh[1][unit, H - 1] = broken
+    output = arguments.call(recurrence)[0]
+    first = output[T - 1, :, H:]
+    assert first[:, unit].isnan().all()
+    others = torch.arange(H) != unit
+    assert torch.equal(first[:, others], finite[T - 1, :, H:][:, others])
+    assert torch.equal(output[..., :H], finite[..., :H])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("H", [6, 7])
 def test_infinite_states_of_odd_rows_stay_infinite(dtype, H, isa, medium):

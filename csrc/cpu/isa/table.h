@@ -9,15 +9,14 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-template <class S, class F = Compute<S>>
-constexpr RnnKernels kRnn = {forward_workspace<S, F>, backward_workspace<S, F>,
-                             forward<S, F>,           backward<S, F>,
-                             stack_workspace<S, F>,   stack<S, F>,
-                             packed_bytes<S, F>,      pack<S, F>};
+template <class S, class E = FmaEngine<Compute<S>>>
+constexpr RnnKernels kRnn = {kShape<S, E>,  forward_workspace<S, E>, backward_workspace<S, E>,
+                             forward<S, E>, backward<S, E>,          stack_workspace<S, E>,
+                             stack<S, E>,   packed_bytes<S, E>,      pack<S, E>};
 
 #ifdef RNNEXT_BF16_DOT
-constexpr const RnnKernels* kRnnBFloat16 = &kRnn<BFloat16, Pair>;
-constexpr const RnnKernels* kRnnMedium = &kRnn<float, Pair>;
+constexpr const RnnKernels* kRnnBFloat16 = &kRnn<BFloat16, Bf16DotEngine>;
+constexpr const RnnKernels* kRnnMedium = &kRnn<float, Bf16DotEngine>;
 #else
 constexpr const RnnKernels* kRnnBFloat16 = &kRnn<BFloat16>;
 constexpr const RnnKernels* kRnnMedium = nullptr;

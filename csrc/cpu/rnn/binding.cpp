@@ -19,14 +19,7 @@ const RnnKernels& kernels_for(DType dtype) {
 }
 
 int threads_for(const Recurrence& p, int products) {
-  // Below this many multiply-adds a second thread costs more than it saves: fewer in one step
-  // forward, which reads every weight once, at the speed of memory; between these where they are
-  // packed, since what fits the second cache of one core is read at its speed.
-  constexpr double kWork = 1.5e5, kWorkOneStep = 5e4, kWorkPackedStep = 1e5;
-  const double work = static_cast<double>(p.rows()) * p.D * p.H * (p.H + p.I) * products;
-  const bool one_step = p.T == 1 && products == 1;
-  const double share = !one_step ? kWork : p.packed ? kWorkPackedStep : kWorkOneStep;
-  return static_cast<int>(std::clamp(work / share, 1.0, double(max_threads())));
+  return plan_threads(p, products, max_threads());
 }
 
 namespace {

@@ -1,12 +1,13 @@
 // The gradient of the features: rows of the gradient of the pre-activations times W_ih.
 #pragma once
 
-#include "cpu/rnn/plan.h"
+#include "cpu/rnn/units.h"
 
 namespace rnnext::RNNEXT_ISA {
 
-template <class S, class F>
+template <class S, class E>
 struct FeatureGradients {  // one worker's
+  using F = typename E::Factor;
   using C = Compute<S>;
 
   const Recurrence& p;
@@ -17,15 +18,14 @@ struct FeatureGradients {  // one worker's
   C* product;  // [most rows][I], 16-bit only
   size_t bytes;
 
-  // own: the worker packs W_ih for itself, not all for all into `shared`. unit_rows: the most rows
-  // of one write().
-  FeatureGradients(const Recurrence& p, const RecurrenceGradOut& out, bool own, F* shared,
-                   int64_t unit_rows, char* scratch)
+  // shared: where all pack W_ih for all, unless each packs it for itself.
+  FeatureGradients(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
+                   F* shared, char* scratch)
       : p(p), out(out), stride(p.D * factors_in<F>(p.H) + kLanes<F>) {
     Arena arena{scratch};
-    packed = own ? arena.take<F>(packed_size(p)) : shared;
+    packed = plan.own_weights ? arena.take<F>(packed_size(p)) : shared;
     factors = arena.take<F>(kDepth<F> > 1 ? block_rows() * stride : 0);
-    product = arena.take<C>(kNative<S> ? 0 : max_of(block_rows(), unit_rows) * p.I);
+    product = arena.take<C>(kNative<S> ? 0 : max_of(block_rows(), plan.unit_rows) * p.I);
     arena.take<char>(kApart);
     bytes = arena.used;
   }
@@ -50,10 +50,10 @@ struct FeatureGradients {  // one worker's
     S* to = static_cast<S*>(out.input) + n * p.I;
     C* result = product;
     if constexpr (kNative<S>) result = to;
-    // Ahead of the stores: see kFar.
+    // Ahead of the stores: see kFarBytes.
     for (int64_t i = 0; i < rows * p.I; i += 64 / static_cast<int64_t>(sizeof(S)))
       __builtin_prefetch(to + i, 1, 3);
-    const Projection<F> project{packed, from, nullptr, 0, result, p.I, p.I};
+    const Projection<E> project{packed, from, nullptr, 0, result, p.I, p.I};
     sweep(project, rows, 0, panels_in<F>(p.I), p.I, K);
     if constexpr (!kNative<S>)
       for (int64_t i = 0; i < rows * p.I; i += kLanes<C>)
@@ -73,10 +73,9 @@ struct FeatureGradients {  // one worker's
   }
 
  private:
-  // They stay in the second cache while the panels pass.
   int64_t block_rows() const {
     const int64_t row_bytes = max_of(p.D * p.H, p.I) * static_cast<int64_t>(sizeof(C));
-    return max_of(1, (256 << 10) / (row_bytes * kTileRows)) * kTileRows;
+    return max_of(1, kFeatureBlockBytes / (row_bytes * E::kTileRows)) * E::kTileRows;
   }
   // Each direction a row of factors. A vector may reach into what follows, which is written after
   // it.

@@ -4,14 +4,14 @@
 #pragma once
 
 #include "cpu/rnn/cell.h"
-#include "cpu/rnn/plan.h"
+#include "cpu/rnn/units.h"
 
 namespace rnnext::RNNEXT_ISA {
 
 // sums[r] += row r of a times `columns` rows of the weight [.., K], one for each lane. Every row is
 // a stream that the CPU must learn anew: meanwhile the first lines of the rows that come next are
-// asked for, one with each block.
-template <int R, class S, class F>
+// prefetched, one with each block.
+template <int R, class E, class S, class F = typename E::Factor>
 RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64_t columns,
                               int64_t K, const F* a, int64_t stride) {
   constexpr int kSteps = kLanes<F> * kDepth<F>;
@@ -27,40 +27,26 @@ RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<F>; ++i)
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) multiply_add(acc[r], a[r * stride + i], block[i]);
+      for (int r = 0; r < R; ++r) E::multiply_add(acc[r], a[r * stride + i], block[i]);
   }
   for (; k < K; k += kSteps, a += kLanes<F>) {
     Vec<F> block[kLanes<F>];
     load_block<F>(block, weight + k, columns, K, K - k);
     for (int i = 0; i < kLanes<F> && k + i * kDepth<F> < K; ++i)
-      for (int r = 0; r < R; ++r) multiply_add(acc[r], a[r * stride + i], block[i]);
+      for (int r = 0; r < R; ++r) E::multiply_add(acc[r], a[r * stride + i], block[i]);
   }
   for (int r = 0; r < R; ++r) sums[r] = acc[r];
 }
 
-// The cell by its name: here the time of a branch does not count.
-template <class C>
-struct Apply {
-  Vec<C> pre;
-  template <Nonlinearity name>
-  RNNEXT_INLINE Vec<C> operator()(Named<name>) const {
-    return Activation<C, name>::forward(pre);
-  }
-};
-
-template <class S, class F>
+template <class S, class E>
 struct OneStep {
+  using F = typename E::Factor;
   using C = Compute<S>;
-  static constexpr int kRows = 4;
 
   const Recurrence& p;
   F *x, *h;  // the worker's own rows of factors: [B] features, [D][B] states
   int64_t x_stride, h_stride;
   size_t bytes;
-
-  static bool takes(const Recurrence& p) {
-    return p.T == 1 && p.B <= kRows && !p.lengths && !p.packed;
-  }
 
   OneStep(const Recurrence& p, char* scratch)
       : p(p), x_stride(scratch_stride<F>(p.I)), h_stride(scratch_stride<F>(p.H)) {
@@ -81,7 +67,7 @@ struct OneStep {
     const int64_t vectors = divide_up(p.H, kLanes<C>);
     const Range share = part(p.D * vectors, worker.rank, worker.size);
     for (int64_t v = share.begin; v < share.end; ++v)
-      rows<kRows>(static_cast<int>(v / vectors), v % vectors * kLanes<C>);
+      rows<kOneStepRows>(static_cast<int>(v / vectors), v % vectors * kLanes<C>);
   }
   template <int R>
   void rows(int d, int64_t j) const {
@@ -98,14 +84,15 @@ struct OneStep {
       acc[b] = bias_of<S>(p, d, j);
       if (p.I == 0 && p.input.data) acc[b] += load_some(input_row<S>(p, 0, b) + d * p.H + j, left);
     }
-    add_unpacked<R>(acc, static_cast<const S*>(p.weight_ih[d]) + j * p.I, left, p.I, x, x_stride);
+    add_unpacked<R, E>(acc, static_cast<const S*>(p.weight_ih[d]) + j * p.I, left, p.I, x,
+                       x_stride);
     if (p.hx)
-      add_unpacked<R>(acc, static_cast<const S*>(p.weight_hh[d]) + j * p.H, left, p.H,
-                      h + d * p.B * h_stride, h_stride);
+      add_unpacked<R, E>(acc, static_cast<const S*>(p.weight_hh[d]) + j * p.H, left, p.H,
+                         h + d * p.B * h_stride, h_stride);
+    for_name(p.nonlinearity, ForwardVectors<C>{acc, R});
     for (int64_t b = 0; b < R; ++b) {
-      const Vec<C> y = with_activation(p.nonlinearity, Apply<C>{acc[b]});
-      store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, y, left);
-      store_some(static_cast<S*>(p.h_n) + (d * p.B + b) * p.H + j, y, left);
+      store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, acc[b], left);
+      store_some(static_cast<S*>(p.h_n) + (d * p.B + b) * p.H + j, acc[b], left);
     }
   }
 };

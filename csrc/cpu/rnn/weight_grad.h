@@ -2,7 +2,7 @@
 // times the state, or the features, that the row started from.
 #pragma once
 
-#include "cpu/rnn/plan.h"
+#include "cpu/rnn/units.h"
 
 namespace rnnext::RNNEXT_ISA {
 
@@ -24,31 +24,32 @@ struct RowCursor {
   int64_t row() const { return p.first_row(t) + b; }
   // What the row was multiplied with, W_hh and W_ih; null: zeros.
   const S* state() const {
-    if (t >= p.length(b)) return nullptr;
+    if (!p.inside(b, t)) return nullptr;
     if (p.starts(d, b, t))
       return p.hx ? static_cast<const S*>(p.hx) + (d * p.B + b) * p.H : nullptr;
     const int64_t before = p.before(d, t);
     return static_cast<const S*>(p.output) + (p.first_row(before) + b) * p.D * p.H + d * p.H;
   }
   const S* features() const {
-    return t >= p.length(b) || !p.input.data ? nullptr : input_row<S>(p, t, b);
+    return !p.inside(b, t) || !p.input.data ? nullptr : input_row<S>(p, t, b);
   }
 };
 
 // Sums for hidden units [begin, begin + height) of one direction.
-template <class S, class F>
+template <class S, class E>
 struct WeightGradients {
+  using F = typename E::Factor;
   using C = Compute<S>;
-  static constexpr int64_t kChunkRows = 256;
+  static constexpr int kTileRows = E::kTileRows;
 
   const Recurrence& p;
   const RecurrenceGradOut& out;
   int64_t begin, height;
-  F* left;   // [factors of kChunkRows, height] in tiles
+  F* left;   // [factors of kGradientRows, height] in tiles
   F* line;   // [height], where grad_pre is no row of factors
-  F* right;  // [factors of kChunkRows, kPanel]
+  F* right;  // [factors of kGradientRows, kPanel]
   C *sum_hh, *sum_ih, *sum_bias;
-  const C** grad_rows;  // [kChunkRows] of each, as the cursor gave them
+  const C** grad_rows;  // [kGradientRows] of each, as the cursor gave them
   const S **state_rows, **feature_rows;
   size_t bytes;
 
@@ -56,20 +57,19 @@ struct WeightGradients {
                   char* scratch)
       : p(p), out(out), begin(units.begin), height(units.end - units.begin) {
     Arena arena{scratch};
-    left = arena.take<F>(factors_in<F>(kChunkRows) * divide_up(height, kTileRows) * kTileRows);
+    const int64_t rows = divide_up(height, kTileRows) * kTileRows;  // of whole tiles
+    left = arena.take<F>(factors_in<F>(kGradientRows) * rows);
     line = arena.take<F>(kDepth<F> > 1 ? height + kLanes<F> : 0);
-    right = arena.take<F>(factors_in<F>(kChunkRows) * kPanel<F>);
-    sum_hh = arena.take<C>(height * scratch_stride<C>(p.H));
-    sum_ih = arena.take<C>(p.I > 0 ? height * scratch_stride<C>(p.I) : 0);
+    right = arena.take<F>(factors_in<F>(kGradientRows) * kPanel<F>);
+    sum_hh = arena.take<C>(rows * scratch_stride<C>(p.H));
+    sum_ih = arena.take<C>(p.I > 0 ? rows * scratch_stride<C>(p.I) : 0);
     sum_bias = arena.take<C>(height + kLanes<C>);
-    grad_rows = arena.take<const C*>(kChunkRows);
-    state_rows = arena.take<const S*>(kChunkRows);
-    feature_rows = arena.take<const S*>(kChunkRows);
+    grad_rows = arena.take<const C*>(kGradientRows);
+    state_rows = arena.take<const S*>(kGradientRows);
+    feature_rows = arena.take<const S*>(kGradientRows);
     arena.take<char>(kApart);
     bytes = arena.used;
   }
-
-  static bool wanted(const RecurrenceGradOut& out) { return out.weight_hh[0] || out.bias[0]; }
 
   // The next `rows` rows of the cursor; the first ones, none perhaps, begin the sums. grad_pre: row
   // 0 of theirs, `stride` apart, or, stride 0, of the whole tensor [N, D*H].
@@ -78,7 +78,7 @@ struct WeightGradients {
     const int d = cursor.d;
     if (begins) __builtin_memset(sum_bias, 0, height * sizeof(C));
     for (; rows > 0 || begins; begins = false) {
-      const int64_t n = min_of(kChunkRows, rows);
+      const int64_t n = min_of(kGradientRows, rows);
       for (int64_t i = 0; i < n; ++i, cursor.next()) {
         cursor.settle();
         grad_rows[i] = stride ? grad_pre + i * stride + begin
@@ -143,10 +143,10 @@ struct WeightGradients {
   template <int NV>
   void add_to_bias(const C* first, int64_t rows, int64_t stride, int64_t h) const {
     Vec<C> acc[1][NV];
-    load_tile_some(acc, sum_bias + h, 0, height - h);
+    load_tile(acc, sum_bias + h, 0, height - h);
     for (int64_t n = 0; n < rows; ++n)
       for (int v = 0; v < NV; ++v) acc[0][v] += load(first + n * stride + h + v * kLanes<C>);
-    store_tile_some(acc, sum_bias + h, 0, height - h);
+    store_tile(acc, sum_bias + h, 0, height - h);
   }
   // grad_rows [rows, height] into tiles [height / kTileRows][factors of rows][kTileRows].
   Tiles pack_left(int64_t rows) const {
@@ -188,8 +188,8 @@ struct WeightGradients {
   }
   // NV vectors of columns from `column` on.
   template <int NV>
-  void add_panel(const Tiles& tiles, const S** right_rows, int64_t rows, int64_t column,
-                 int64_t columns, C* sum, bool begins) const {
+  RNNEXT_TILE void add_panel(const Tiles& tiles, const S** right_rows, int64_t rows, int64_t column,
+                             int64_t columns, C* sum, bool begins) const {
     for (int64_t n = 0; n < rows; n += kDepth<F>) {
       const S* row = right_rows[n];
       const S* next = n + 1 < rows ? right_rows[n + 1] : nullptr;
@@ -201,20 +201,29 @@ struct WeightGradients {
     }
     const int64_t K = factors_in<F>(rows), stride = scratch_stride<C>(columns);
     for (int64_t h = 0; h < height; h += kTileRows) {
-      Vec<C> acc[kTileRows][NV];
-      const int tile_rows = static_cast<int>(min_of(kTileRows, height - h));
-      C* to = sum + h * stride + column;
-      for (int r = 0; r < kTileRows; ++r)
-        for (int v = 0; v < NV; ++v)
-          acc[r][v] = r < tile_rows && !begins ? load(to + r * stride + v * kLanes<C>) : Vec<C>{};
+      typename E::template Tile<kTileRows, NV> tile;
+      C* const to = sum + h * stride + column;
+      if (begins) {
+        tile.clear();
+      } else {
+        tile.load(to, stride);
+      }
       // The next tile's sums may lie far away: they come while this one is multiplied.
-      if (h + 2 * kTileRows <= height) fetch_tile<kTileRows, NV>(to + kTileRows * stride, stride);
-      accumulate<true, F, kTileRows, NV>(acc, tiles.first + h * tiles.step, tiles.stride, right, K);
-      for (int r = 0; r < kTileRows; ++r)
-        for (int v = 0; v < NV && r < tile_rows; ++v)
-          store(to + r * stride + v * kLanes<C>, acc[r][v]);
+      if (h + 2 * kTileRows <= height)
+        prefetch_tile<kTileRows, NV>(to + kTileRows * stride, stride);
+      tile.template add<true>(tiles.first + h * tiles.step, tiles.stride, right, K);
+      tile.finish(Sums{sum, stride}, h, column);
     }
   }
+  // Where a tile's sums are kept.
+  struct Sums {
+    C* first;
+    int64_t stride;
+    template <int R, int NV>
+    RNNEXT_INLINE void finish(const Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
+      store_tile(sums, first + row * stride + column, stride, NV * kLanes<C>);
+    }
+  };
 };
 
 }  // namespace rnnext::RNNEXT_ISA

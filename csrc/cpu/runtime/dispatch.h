@@ -5,20 +5,21 @@
 #include <string>
 #include <vector>
 
+#include "cpu/rnn/plan.h"
 #include "cpu/runtime/team.h"
-#include "recurrence/call.h"
 
 namespace rnnext {
 
 struct RnnKernels {
+  KernelShape shape;
   // Bytes of workspace, 64-byte aligned, that a call on up to `threads` threads needs.
   size_t (*forward_workspace)(const Recurrence&, int threads);
   size_t (*backward_workspace)(const Recurrence&, const RecurrenceGradOut&, int threads);
   void (*forward)(const Recurrence&, char* workspace, Worker&);
   void (*backward)(const Recurrence&, const RecurrenceGrad&, const RecurrenceGradOut&,
                    char* workspace, Worker&);
-  // Layers of one direction, each over the one before: a worker takes a layer, some steps behind
-  // the one below. Bytes of workspace, or 0 where each layer is better shared by all `threads`.
+  // Layers of one direction as a wavefront: a worker takes a layer, some steps behind the one
+  // below. Bytes of workspace, or 0 where each layer is better shared by all `threads`.
   size_t (*stack_workspace)(const Recurrence* layers, int n, int threads);
   void (*stack)(const Recurrence* layers, int n, char* workspace, Worker&);
   // The weights of one direction, for Recurrence::packed: bytes, and the packing.

@@ -17,29 +17,18 @@ constexpr int64_t factors_in(int64_t k) {
   return (k + kDepth<F> - 1) / kDepth<F>;
 }
 
-// Rounded once where the CPU can, always: left to contract `acc += x * b`, GCC takes two roundings
-// in some loops, and the same sum would have other bits in another tile.
-RNNEXT_INLINE void multiply_add(Vec<float>& acc, float x, Vec<float> b) {
-#if RNNEXT_VECTOR_BYTES == 64
-  acc = (Vec<float>)_mm512_fmadd_ps(_mm512_set1_ps(x), (__m512)b, (__m512)acc);
-#elif RNNEXT_VECTOR_BYTES == 32
-  acc = (Vec<float>)_mm256_fmadd_ps(_mm256_set1_ps(x), (__m256)b, (__m256)acc);
-#else
-  acc += x * b;
-#endif
-}
-RNNEXT_INLINE void multiply_add(Vec<double>& acc, double x, Vec<double> b) {
-#if RNNEXT_VECTOR_BYTES == 64
-  acc = (Vec<double>)_mm512_fmadd_pd(_mm512_set1_pd(x), (__m512d)b, (__m512d)acc);
-#elif RNNEXT_VECTOR_BYTES == 32
-  acc = (Vec<double>)_mm256_fmadd_pd(_mm256_set1_pd(x), (__m256d)b, (__m256d)acc);
-#else
-  acc += x * b;
-#endif
-}
-
 template <class F>
 struct Factors {
+  // Whether all factors that it saw are finite.
+  struct Finite {
+    Vec<F> sum = {};
+    RNNEXT_INLINE void see(Vec<F> x) { sum += x * 0; }
+    bool all() const {
+      for (int i = 0; i < kLanes<F>; ++i)
+        if (sum[i] != 0) return false;
+      return true;
+    }
+  };
   // kLanes factors of what lies at p along k: n values, then zeros.
   template <class S>
   static RNNEXT_INLINE Vec<F> along(const S* p, int64_t n) {
@@ -60,12 +49,21 @@ struct Factors {
 };
 
 #ifdef RNNEXT_BF16_DOT
-RNNEXT_INLINE void multiply_add(Vec<float>& acc, Pair x, Vec<Pair> b) {
-  acc = (Vec<float>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32(x.bits), (__m512bh)b);
-}
-
 template <>
 struct Factors<Pair> {
+  struct Finite {
+    Vec<Pair> low = {}, high = {};  // the largest exponents
+    RNNEXT_INLINE void see(Vec<Pair> x) {
+      const Vec<Pair> a = x & 0x7f80, b = x & 0x7f800000;
+      low = a > low ? a : low;
+      high = b > high ? b : high;
+    }
+    bool all() const {
+      for (int i = 0; i < kLanes<Pair>; ++i)
+        if (low[i] == 0x7f80 || high[i] == 0x7f800000) return false;
+      return true;
+    }
+  };
   template <class S>
   static RNNEXT_INLINE Vec<Pair> along(const S* p, int64_t n) {
     return rounded(load_some(p, n), load_some(p + kLanes<float>, n - kLanes<float>));

@@ -1,0 +1,107 @@
+// The engines: how a tile of sums takes up products. An engine has
+//
+//   Factor                    what it multiplies (simd/factor.h)
+//   kTileRows                 rows of its largest tile
+//   multiply_add(acc, x, b)   on vectors, for work that is no tile
+//   Tile<R, NV>               the sums of R rows times NV vectors of columns:
+//     clear(), load(...)        what they start from
+//     add(...)                  a product, k outermost and ascending
+//     finish(epilogue, ...)     hands them to epilogue.finish<R, NV>(sums, row, column), as
+//                               vectors
+//
+// The tile is the engine's own, so sums may live elsewhere than in vector registers.
+#pragma once
+
+#include "cpu/gemm/tile.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+// Sums in vector registers. Every sum is one chain of multiply-adds in the order of k, whatever the
+// tile, the vector width or the number of threads: the same bits always.
+template <class Engine, int R, int NV>
+struct RegisterTile {
+  using F = typename Engine::Factor;
+  using C = Compute<F>;
+
+  Vec<C> sums[R][NV];
+
+  // Not `= {}`: GCC clears an array of this size with `rep stos`, which costs more than a short
+  // product.
+  RNNEXT_INLINE void clear() {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) sums[r][j] = Vec<C>{};
+  }
+  // From rows `stride` apart, of which `left` columns are there.
+  RNNEXT_INLINE void load(const C* from, int64_t stride, int64_t left = NV * kLanes<C>) {
+    load_tile(sums, from, stride, left);
+  }
+  // a: [R, K], or, when interleaved, [K, R], its rows `stride` apart. panels: of [K, kPanel], NV
+  // vectors of them. K counts factors.
+  template <bool interleaved = false>
+  RNNEXT_INLINE void add(const F* a, int64_t stride, const F* panels, int64_t K) {
+    for (int64_t k = 0; k < K; ++k) {
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; j += 2) {
+        const F* row = panels + (j / 2 * K + k) * kPanel<F>;
+        const Vec<F> b0 = RNNEXT_ISA::load(row);
+        const Vec<F> b1 = j + 1 < NV ? RNNEXT_ISA::load(row + kLanes<F>) : b0;
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const F x = interleaved ? a[k * stride + r] : a[r * stride + k];
+          Engine::multiply_add(sums[r][j], x, b0);
+          if (j + 1 < NV) Engine::multiply_add(sums[r][j + 1], x, b1);
+        }
+      }
+    }
+  }
+  template <class Epilogue>
+  RNNEXT_INLINE void finish(const Epilogue& epilogue, int64_t row, int64_t column) {
+    epilogue.finish(sums, row, column);
+  }
+};
+
+// Numbers of the compute type C = float or double.
+template <class C>
+struct FmaEngine {
+  using Factor = C;
+  static constexpr int kTileRows = RNNEXT_TILE_ROWS;
+  template <int R, int NV>
+  using Tile = RegisterTile<FmaEngine, R, NV>;
+
+  // Rounded once where the CPU can, always: left to contract `acc += x * b`, GCC takes two
+  // roundings in some loops, and the same sum would have other bits in another tile.
+  static RNNEXT_INLINE void multiply_add(Vec<C>& acc, C x, Vec<C> b) {
+#if RNNEXT_VECTOR_BYTES == 64
+    if constexpr (sizeof(C) == 4)
+      acc = (Vec<C>)_mm512_fmadd_ps(_mm512_set1_ps(x), (__m512)b, (__m512)acc);
+    if constexpr (sizeof(C) == 8)
+      acc = (Vec<C>)_mm512_fmadd_pd(_mm512_set1_pd(x), (__m512d)b, (__m512d)acc);
+#elif RNNEXT_VECTOR_BYTES == 32
+    if constexpr (sizeof(C) == 4)
+      acc = (Vec<C>)_mm256_fmadd_ps(_mm256_set1_ps(x), (__m256)b, (__m256)acc);
+    if constexpr (sizeof(C) == 8)
+      acc = (Vec<C>)_mm256_fmadd_pd(_mm256_set1_pd(x), (__m256d)b, (__m256d)acc);
+#else
+    acc += x * b;
+#endif
+  }
+};
+
+#ifdef RNNEXT_BF16_DOT
+// Pairs of bfloat16 and the dot product of AVX512_BF16: two steps of k at once.
+struct Bf16DotEngine {
+  using Factor = Pair;
+  static constexpr int kTileRows = RNNEXT_TILE_ROWS;
+  template <int R, int NV>
+  using Tile = RegisterTile<Bf16DotEngine, R, NV>;
+
+  static RNNEXT_INLINE void multiply_add(Vec<float>& acc, Pair x, Vec<Pair> b) {
+    acc =
+        (Vec<float>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32(x.bits), (__m512bh)b);
+  }
+};
+#endif
+
+}  // namespace rnnext::RNNEXT_ISA

@@ -1,0 +1,103 @@
+// A product, tile by tile: what an engine's tiles are swept over.
+#pragma once
+
+#include "cpu/gemm/engine.h"
+#include "cpu/gemm/tile.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+// Panels that a tile of `rows` rows takes at once: few rows need more columns to hide the latency
+// of the multiply-add.
+template <class Engine>
+constexpr int panels_at_once(int rows) {
+  const int n = Engine::kTileRows / rows;
+  return n >= 4 ? 4 : n >= 2 ? 2 : 1;
+}
+
+// Runs work.tile<R, NV>(row, column, panels, K) over rows [0, rows) and those of `columns` that
+// panels [p0, p1) hold. Panels are outermost, so that each comes from far memory once; they lie at
+// work.packed. (Blocks of K that stay in the first cache were tried: no faster at H = 1024, slower
+// below.)
+template <int R, class Work>
+RNNEXT_INLINE void tiles_of_row(const Work& work, int64_t row, int64_t v, int64_t end,
+                                const typename Work::F* panels, int64_t K) {
+  using F = typename Work::F;
+  constexpr int NV = 2 * panels_at_once<typename Work::Engine>(R);
+  while (v < end) {
+    const int64_t n = end - v, column = v * kLanes<F>;
+    if (NV >= 8 && n >= 8) {
+      work.template tile<R, NV >= 8 ? 8 : 1>(row, column, panels, K);
+      v += 8, panels += 4 * K * kPanel<F>;
+    } else if (NV >= 4 && n >= 4) {
+      work.template tile<R, NV >= 4 ? 4 : 1>(row, column, panels, K);
+      v += 4, panels += 2 * K * kPanel<F>;
+    } else if (n >= 2) {
+      work.template tile<R, 2>(row, column, panels, K);
+      v += 2, panels += K * kPanel<F>;
+    } else {
+      work.template tile<R, 1>(row, column, panels, K);
+      v += 1;
+    }
+  }
+}
+template <int R, class Work>
+RNNEXT_INLINE void tiles_of_rows(const Work& work, int rows, int64_t row, int64_t v, int64_t end,
+                                 const typename Work::F* panels, int64_t K) {
+  if (rows == R) return tiles_of_row<R>(work, row, v, end, panels, K);
+  if constexpr (R > 1) tiles_of_rows<R - 1>(work, rows, row, v, end, panels, K);
+}
+template <class Work>
+void sweep(const Work& work, int64_t rows, int64_t p0, int64_t p1, int64_t columns, int64_t K) {
+  using F = typename Work::F;
+  constexpr int kTileRows = Work::Engine::kTileRows;
+  if (rows <= 0) return;
+  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;  // as even as can be: 8 rows are 4 + 4
+  const int small = static_cast<int>(rows / tiles);
+  const int64_t big = rows % tiles;
+  const int64_t group = panels_at_once<typename Work::Engine>(small);
+  const int64_t vectors =
+      (columns + kLanes<F> - 1) / kLanes<F>;  // the last panel may be half empty
+  for (int64_t p = p0; p < p1; p += group) {
+    const int64_t end = 2 * (p + group < p1 ? p + group : p1);
+    int64_t row = 0;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int r = small + (i < big);
+      tiles_of_rows<kTileRows>(work, r, row, 2 * p, end < vectors ? end : vectors,
+                               work.packed + p * K * kPanel<F>, K);
+      row += r;
+    }
+  }
+}
+
+// Work for sweep: out[row] = start[row] + a[row] * panels.
+template <class E>
+struct Projection {
+  using Engine = E;
+  using F = typename E::Factor;
+  using C = Compute<F>;
+  const F* packed;
+  Rows<F> a;
+  const C* start;  // or null: zeros
+  int64_t start_stride;
+  C* out;
+  int64_t out_stride;
+  int64_t end;  // where a row of start and of out ends
+
+  template <int R, int NV>
+  RNNEXT_TILE void tile(int64_t row, int64_t column, const F* panels, int64_t K) const {
+    typename E::template Tile<R, NV> sums;
+    if (start) {
+      sums.load(start + row * start_stride + column, start_stride, end - column);
+    } else {
+      sums.clear();
+    }
+    sums.add(a.first + row * a.stride, a.stride, panels, K);
+    sums.finish(*this, row, column);
+  }
+  template <int R, int NV>
+  RNNEXT_INLINE void finish(const Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
+    store_tile(sums, out + row * out_stride + column, out_stride, end - column);
+  }
+};
+
+}  // namespace rnnext::RNNEXT_ISA

@@ -1,0 +1,80 @@
+// Panels of columns, rows of scratch, and blocks of R rows times NV vectors: loaded, stored and
+// prefetched, unrolled, so that they stay in registers and the CPU overlaps them.
+#pragma once
+
+#include "cpu/simd/factor.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+template <class C>
+constexpr int kPanel = 2 * kLanes<C>;  // columns of a panel
+
+template <class C>
+constexpr int64_t panels_in(int64_t columns) {
+  return (columns + kPanel<C> - 1) / kPanel<C>;
+}
+
+// Rows of scratch start on different cache sets: a power-of-two stride would map them to one.
+template <class F>
+constexpr int64_t scratch_stride(int64_t columns) {
+  return panels_in<F>(columns) * kPanel<F> / kDepth<F> + 64 / static_cast<int64_t>(sizeof(F));
+}
+
+// As many of the block's columns as there are left, of rows `stride` apart.
+template <class C, class V, int R, int NV>
+RNNEXT_INLINE void load_tile(V (&block)[R][NV], const C* from, int64_t stride, int64_t left) {
+  if (left >= NV * kLanes<C>) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) block[r][j] = load(from + r * stride + j * kLanes<C>);
+  } else {
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < NV; ++j)
+        block[r][j] = load_some(from + r * stride + j * kLanes<C>, left - j * kLanes<C>);
+  }
+}
+template <class C, class V, int R, int NV>
+RNNEXT_INLINE void store_tile(const V (&block)[R][NV], C* to, int64_t stride, int64_t left) {
+  if (left >= NV * kLanes<C>) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) store(to + r * stride + j * kLanes<C>, block[r][j]);
+  } else {
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < NV; ++j)
+        store_some(to + r * stride + j * kLanes<C>, block[r][j], left - j * kLanes<C>);
+  }
+}
+// The block as factors: values `column` and up, as many as there are before `end`, of rows that are
+// `stride` factors apart.
+template <class F, class V, int R, int NV>
+RNNEXT_INLINE void store_factors(const V (&block)[R][NV], F* to, int64_t stride, int64_t column,
+                                 int64_t end) {
+  if (column + NV * kLanes<F> <= end) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j)
+        Factors<F>::store(to + r * stride, column + j * kLanes<F>, block[r][j]);
+  } else {
+    for (int r = 0; r < R; ++r)
+      for (int j = 0; j < NV; ++j)
+        Factors<F>::store_some(to + r * stride, column + j * kLanes<F>, block[r][j],
+                               end - column - j * kLanes<F>);
+  }
+}
+// Prefetches what a later tile will load, its rows in no order that the CPU could foresee, or what
+// this one will store: lines that a store has to wait for hold up those behind it.
+template <int R, int NV, bool to_write = false, class C>
+RNNEXT_INLINE void prefetch_tile(const C* from, int64_t stride) {
+  constexpr int kStep = 64 / (kLanes<C> * sizeof(C));
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; j += kStep)
+      __builtin_prefetch(from + r * stride + j * kLanes<C>, to_write, to_write ? 3 : 2);
+}
+
+}  // namespace rnnext::RNNEXT_ISA

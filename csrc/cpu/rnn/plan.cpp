@@ -1,0 +1,163 @@
+#include "cpu/rnn/plan.h"
+
+#include <algorithm>
+
+namespace rnnext {
+namespace {
+
+// Estimated cycles of one step over `rows` sequences and `columns` hidden units, K factors each:
+// bound by the multiply-adds, or by the memory that holds the weights.
+double step_cycles(const KernelShape& shape, const Machine& machine, int64_t rows, int64_t columns,
+                   int64_t K) {
+  const double bytes = static_cast<double>(columns) * K * shape.factor_bytes;
+  const double rate = bytes < machine.first_bytes    ? machine.first_rate
+                      : bytes < machine.second_bytes ? machine.second_rate
+                                                     : machine.far_rate;
+  const auto tiles = static_cast<double>(divide_up(rows, shape.tile_rows));
+  const double multiply = static_cast<double>(rows) * bytes / machine.multiply;
+  // Past the first cache the panels are read once per tile of rows from the second.
+  const double read = bytes / rate + (tiles - 1) * bytes / machine.first_rate;
+  return std::max(multiply, read);
+}
+
+Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& machine, int threads) {
+  const int64_t K = shape.factors(p.H), panels = shape.panels(p.H);
+  const int64_t per_direction = threads % p.D == 0 ? threads / p.D : threads;
+  Plan best{};
+  best.batch_parts = min_of(per_direction, p.B);
+  best.hidden_parts = best.pieces = 1;
+  best.cycles = step_cycles(shape, machine, divide_up(p.B, best.batch_parts), p.H, K) *
+                static_cast<double>(divide_up(p.D * best.batch_parts, threads));
+  const int64_t workers = threads / p.D;
+  for (int64_t hidden = 2; hidden <= min_of(workers, panels); ++hidden) {
+    const int64_t batch = min_of(workers / hidden, p.B);
+    const int64_t columns = divide_up(panels, hidden) * shape.panel;
+    const int64_t rows = divide_up(p.B, batch);
+    const double lines = static_cast<double>(rows * (p.H - columns)) * shape.factor_bytes / 64;
+    const double cycles = step_cycles(shape, machine, rows, columns, K) +
+                          (p.T > 1 ? machine.wait + machine.line * lines : 0);
+    if (cycles < best.cycles) {
+      best.batch_parts = batch;
+      best.hidden_parts = hidden;
+      // More rows have work enough to wait for all of the state at once.
+      best.pieces = p.T > 1 && rows < kFewRows ? hidden : 1;
+      best.cycles = cycles;
+    }
+  }
+  best.units = p.D * best.batch_parts;
+  best.unit_rows = split_sequences(p, 0, best.batch_parts).most;
+  return best;
+}
+
+// Estimated cycles of a step of one layer, shared out by `plan`.
+double layer_cycles(const Recurrence& p, const KernelShape& shape, const Machine& machine,
+                    const Plan& plan) {
+  const double features = static_cast<double>(p.B) * static_cast<double>(p.H) *
+                          static_cast<double>(shape.factors(p.I)) * shape.factor_bytes /
+                          machine.multiply;
+  return plan.cycles + features / static_cast<double>(plan.batch_parts * plan.hidden_parts);
+}
+
+}  // namespace
+
+ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Machine& machine,
+                         int threads, bool stacked) {
+  ForwardPlan plan{share_out(p, shape, machine, threads)};
+  const int64_t weights = shape.packed_bytes(p.I, p.H) + shape.packed_bytes(p.H, p.H);
+  const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
+  plan.own_weights = !p.packed && (plan.batch_parts == 1 || small);
+  plan.one_step = p.T == 1 && p.B <= kOneStepRows && !p.ragged() && !p.packed;
+  plan.projects = p.I == 0 || (p.T > 1 && (plan.unit_rows < kFewRows || !small || plan.pieces > 1));
+  const int64_t width = p.D * p.H * shape.storage_bytes;
+  if (shape.stored_as_factors() && p.H % shape.depth == 0 && !p.ragged()) {
+    if (plan.hidden_parts == 1 && width < kSameSetBytes) plan.state = Home::rows;
+    plan.from_hx = p.hx && p.T == 1;
+  }
+  const int64_t columns = divide_up(shape.panels(p.H), plan.hidden_parts) * shape.panel;
+  const int64_t features =
+      (shape.panels(p.I) * shape.panel / shape.depth + 64 / shape.factor_bytes) *
+      shape.compute_bytes;
+  const int64_t row_bytes = max_of(shape.sums_bytes(columns), features);
+  const int64_t fit = stacked ? kFewRows : kForwardChunkBytes / row_bytes;
+  plan.chunk_rows = plan.projects ? max_of(plan.unit_rows, min_of(fit, p.T * p.B)) : plan.unit_rows;
+  plan.far = (plan.state == Home::rows || shape.native()) && p.rows() * width >= kFarBytes;
+  return plan;
+}
+
+BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
+                           const KernelShape& shape, const Machine& machine, int asked,
+                           int threads) {
+  BackwardPlan plan{share_out(p, shape, machine, asked)};
+  const bool shares = plan.hidden_parts > 1;
+  if (shares) static_cast<Plan&>(plan) = share_out(p, shape, machine, threads);
+  const int64_t weights = shape.packed_bytes(p.H, p.I) + shape.packed_bytes(p.H, p.H);
+  plan.own_weights = weights <= static_cast<int64_t>(kOwnWeightBytes);
+  const bool own = plan.own_weights && !shares;
+  // Few rows travel faster from one core to another than the sums over them.
+  plan.own_sums = own && wants_weights(out) && (plan.batch_parts == 1 || p.rows() >= p.H);
+  plan.own_rows = own && p.D == 1 && p.I > 0 && plan.own_sums == wants_weights(out);
+  if (shape.depth == 1 && !p.ragged() && plan.hidden_parts == 1 &&
+      (plan.own_rows || p.D * p.H * shape.compute_bytes < kSameSetBytes))
+    plan.state = Home::rows;
+  plan.chunk_rows =
+      max_of(plan.unit_rows, min_of(kBackwardChunkBytes / shape.sums_bytes(p.H), kGradientRows));
+  return plan;
+}
+
+bool plan_wavefront(const Recurrence* layers, int n, const KernelShape& shape,
+                    const Machine& machine, int threads) {
+  double in_turn = 0, slowest = 0;
+  int64_t chunk_steps = 1;
+  for (int l = 0; l < n; ++l) {
+    const Recurrence& p = layers[l];
+    const ForwardPlan alone = plan_forward(p, shape, machine, 1, true);
+    slowest = std::max(slowest, layer_cycles(p, shape, machine, alone));
+    in_turn += layer_cycles(p, shape, machine, share_out(p, shape, machine, threads));
+    chunk_steps = max_of(chunk_steps, divide_up(alone.chunk_rows, p.B));
+  }
+  const int64_t T = layers[0].T, team = min_of(n, threads);
+  const auto steps = static_cast<double>(divide_up(n, team) * T + (team - 1) * chunk_steps);
+  return steps * slowest < static_cast<double>(T) * in_turn;
+}
+
+int plan_threads(const Recurrence& p, int products, int most) {
+  const double work = static_cast<double>(p.rows()) * p.D * p.H * (p.H + p.I) * products;
+  const bool one_step = p.T == 1 && products == 1;
+  const double share = !one_step  ? kThreadWork
+                       : p.packed ? kThreadWorkPackedStep
+                                  : kThreadWorkOneStep;
+  return static_cast<int>(std::clamp(work / share, 1.0, static_cast<double>(most)));
+}
+
+Split split_sequences(const Timeline& p, int64_t i, int64_t n) {
+  int64_t steps = 0, before = 0;
+  for (int64_t b = 0; b < p.B; ++b) steps += p.length(b);
+  Split split{{0, 0}, 0};
+  for (int64_t k = 0, begin = 0, end = 0; k < n;) {
+    const bool full = k + 1 == n ? end == p.B : before * n >= steps * (k + 1);
+    if (!full) {
+      before += p.length(end++);
+      continue;
+    }
+    if (k == i) split.own = {begin, end};
+    split.most = max_of(split.most, end - begin);
+    begin = end;
+    ++k;
+  }
+  return split;
+}
+
+Unit unit_of(const Plan& plan, const Recurrence& p, int64_t panels, int64_t u, int64_t slice) {
+  const Range b = split_sequences(p, u % plan.batch_parts, plan.batch_parts).own;
+  const Range h = part(panels, slice, plan.hidden_parts);
+  return {static_cast<int>(u / plan.batch_parts),
+          b.begin,
+          b.end,
+          h.begin,
+          h.end,
+          static_cast<int>(u),
+          static_cast<int>(plan.hidden_parts),
+          h.end == panels};
+}
+
+}  // namespace rnnext

@@ -1,0 +1,68 @@
+// Every number that a processor or a measurement put into the plan, with its source. "Measured":
+// the times in docs/experiments.md, Zen 4, two cores, unless a line says otherwise.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace rnnext {
+
+// What the plan knows of a processor. Rates are bytes a cycle of one core; a rate of multiply-adds
+// is told in bytes of weights, each used for one row.
+struct Machine {
+  const char* name;
+  double multiply;      // multiply-adds
+  double first_bytes;   // weights up to this size are read from the first cache,
+  double first_rate;    // at this rate;
+  double second_bytes;  // up to this size from the second,
+  double second_rate;   // at this one;
+  double far_rate;      // larger ones from beyond it
+  double wait;          // cycles that threads lose when they wait for each other at a step
+  double line;          // cycles for each cache line that another core wrote
+};
+
+constexpr Machine kMachines[] = {
+    // 32 KiB of first cache, 1 MiB of second; 117 GB/s from the second and 81 from the third, of
+    // which other streams take a half; round trips of a line between cores 65 to 320 ns.
+    {"zen4", 64, 24e3, 64, 900e3, 28, 10, 700, 20},
+    // A Xeon with AMX (Sapphire Rapids and later): two 512-bit multiply-adds a cycle, 2 MiB of
+    // second cache, 140 to 177 GB/s from it and 14 from beyond. Described, not chosen yet.
+    {"xeon-amx", 128, 40e3, 128, 1'900e3, 50, 4, 700, 20},
+};
+// All processors are planned for as this one.
+constexpr Machine kDefaultMachine = kMachines[0];
+
+// Multiply-adds below which a second thread costs more than it saves. One step forward takes fewer,
+// since it reads every weight once, at the speed of memory; between these where the weights are
+// packed, since what fits the second cache of one core is read at its speed. (Measured.)
+constexpr double kThreadWork = 1.5e5, kThreadWorkOneStep = 5e4, kThreadWorkPackedStep = 1e5;
+
+// With fewer rows a step is bound by reading the weights. (Measured.)
+constexpr int64_t kFewRows = 4;
+// One step of as few sequences multiplies with the weights as they lie. (Measured: with more,
+// packing pays.)
+constexpr int64_t kOneStepRows = 4;
+
+// Rows of pre-activations that are computed ahead of the recurrence, and rows of their gradient
+// that are kept until they are summed, stay in the second cache beside the weights. (Measured: 192
+// to 384 KiB gain nothing.)
+constexpr int64_t kForwardChunkBytes = 96 << 10, kBackwardChunkBytes = 128 << 10;
+// Rows that enter the gradients of the weights at once. (Measured: 512 are slower.)
+constexpr int64_t kGradientRows = 256;
+// Rows of the gradient of the pre-activations that stay in the second cache while W_ih passes.
+constexpr int64_t kFeatureBlockBytes = 256 << 10;
+
+// Packed weights up to this size are packed by each thread for itself: lines that one core wrote
+// travel slowly to another that shares no cache with it. (Measured.)
+constexpr size_t kOwnWeightBytes = 512 << 10;
+// What one thread writes lies this far from what another does: nearer, a prefetch would take lines
+// from the other's core.
+constexpr int64_t kApart = 4096;
+// The lines of an output this large come from far memory when they are written, or from another
+// core, whose prefetches take them along with those of its own rows beside them. (Measured.)
+constexpr int64_t kFarBytes = 1 << 20;
+// Rows this many bytes apart or more may push each other out of the first cache, which maps
+// addresses that differ by 4096 to one set.
+constexpr int64_t kSameSetBytes = 4096;
+
+}  // namespace rnnext

@@ -1,0 +1,111 @@
+"""How a call would run on this CPU, in words: what ``python -m rnnext explain`` prints."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from rnnext import _C
+
+__all__ = ["explain"]
+
+
+def explain(
+    T: int,
+    B: int,
+    I: int,  # noqa: E741 - the field's letter
+    H: int,
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    dtype: torch.dtype = torch.float32,
+    train: bool = False,
+    hx: bool = False,
+    lengths: Sequence[int] = (),
+    threads: int | None = None,
+    machine: str | Mapping[str, float] = "zen4",
+) -> str:
+    """Say how the CPU kernels would share out and run a call of an RNN of these sizes.
+
+    Args:
+        T: steps.
+        B: sequences.
+        I: features of the input; 0 for ready pre-activations.
+        H: hidden units.
+        num_layers: layers, for calls without gradients. Default: 1.
+        bidirectional: whether there are two directions. Default: ``False``.
+        dtype: float32, float64, bfloat16 or float16. Default: float32.
+        train: explain the backward pass, all gradients wanted, instead of the forward pass.
+            Default: ``False``.
+        hx: whether first states are given. Default: ``False``.
+        lengths: B lengths in 0..T. Default: all T.
+        threads: the most threads. Default: ``torch.get_num_threads()``.
+        machine: the processor to plan for, a name from ``csrc/cpu/rnn/tuning.h`` or its numbers.
+            Default: ``"zen4"``, as calls do.
+
+    Returns:
+        A few sentences, one a line.
+
+    Raises:
+        ValueError: a size below 1, lengths that do not fit, or an unknown machine.
+        NotImplementedError: another dtype.
+    """
+    directions = 2 if bidirectional else 1
+    plan = _C.plan(
+        T=T,
+        B=B,
+        I=I,
+        H=H,
+        directions=directions,
+        layers=num_layers,
+        dtype=dtype,
+        threads=torch.get_num_threads() if threads is None else threads,
+        train=train,
+        hx=hx,
+        lengths=list(lengths),
+        machine=machine if isinstance(machine, str) else dict(machine),
+    )
+    what = "backward" if train else "forward"
+    lines = [
+        f"{what}, T={T} B={B} I={I} H={H}, {directions} direction(s), {str(dtype)[6:]}, on "
+        f"{plan['isa']}, planned for {plan['machine']}",
+        f"weights of a direction, packed: {plan['weight_bytes'] / 1024:.0f} KiB in panels of "
+        f"{plan['panel']} columns; tiles of up to {plan['tile_rows']} rows",
+        f"threads: {plan['threads']}",
+    ]
+    if plan["wavefront"]:
+        lines.append("layers: a wavefront, each thread a layer, some steps behind the one below")
+    if plan.get("one_step"):
+        lines.append("one step: multiplied with the weights as they lie, nothing is packed")
+        return "\n".join(lines)
+    parts = plan["batch_parts"]
+    if plan["hidden_parts"] > 1:
+        wait = "piece by piece of the state" if plan["pieces"] > 1 else "for the whole state"
+        lines.append(
+            f"shared out: {parts} part(s) of the batch a direction, the hidden units of each among "
+            f"{plan['hidden_parts']} threads, which wait for each other at every step, {wait}"
+        )
+    else:
+        lines.append(
+            f"shared out: {parts} part(s) of the batch a direction, {plan['unit_rows']} "
+            "sequence(s) at most, which need not wait for each other"
+        )
+    packs = "each part for itself" if plan["own_weights"] else "together, once for all"
+    lines.append(f"weights are packed {packs}")
+    if train:
+        place = "rows of the gradient" if plan["state"] == "rows" else "scratch"
+        lines.append(f"the gradient of the pre-activations passes from step to step in {place}")
+        sums = "each part over its own rows" if plan["own_sums"] else "by hidden units, at the end"
+        lines.append(f"gradients of the weights are summed {sums}")
+        if plan["own_rows"]:
+            lines.append(f"in chunks of up to {plan['chunk_rows']} rows, which stay in cache")
+    else:
+        place = "hx" if plan["from_hx"] else "the output" if plan["state"] == "rows" else "scratch"
+        lines.append(f"a step reads the state before it from {place}")
+        if plan["projects"]:
+            lines.append(f"W_ih x comes first, in chunks of up to {plan['chunk_rows']} rows")
+        else:
+            lines.append("W_ih x is added in the same tile as W_hh h")
+        if plan["far"]:
+            lines.append("the output is prefetched before it is written")
+    lines.append(f"estimate: {plan['cycles']:.0f} cycles a step for the product with the state")
+    return "\n".join(lines)

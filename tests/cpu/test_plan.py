@@ -1,0 +1,174 @@
+"""Who does what of a call: a pure function of sizes, kernels and machine, and its words."""
+
+import pytest
+import torch
+
+import rnnext.__main__
+from helpers.common import supported_isas
+from rnnext import _C
+from rnnext.explain import explain
+
+ZEN4 = {
+    "multiply": 64, "first_bytes": 24e3, "first_rate": 64, "second_bytes": 900e3,
+    "second_rate": 28, "far_rate": 10, "wait": 700, "line": 20,
+}  # fmt: skip
+XEON = ZEN4 | {
+    "multiply": 128, "first_bytes": 40e3, "first_rate": 128, "second_bytes": 1900e3,
+    "second_rate": 50, "far_rate": 4,
+}  # fmt: skip
+
+
+def plan(T, B, I, H, **options):  # noqa: E741 - the field's letter
+    options = {"dtype": torch.float32, "threads": 2, **options}
+    return _C.plan(T=T, B=B, I=I, H=H, **options)
+
+
+@pytest.fixture(autouse=True)
+def _isa() -> None:
+    """One shape of kernels, so that what is expected is the same on every machine."""
+    _C.set_cpu_isa("generic")
+
+
+@pytest.mark.parametrize(("name", "numbers"), [("zen4", ZEN4), ("xeon-amx", XEON)])
+def test_a_machine_by_its_name_or_by_its_numbers(name, numbers):
+    for size in [(100, 1, 64, 256), (64, 32, 64, 1024), (35, 20, 200, 200)]:
+        named, described = plan(*size, machine=name), plan(*size, machine=numbers)
+        assert named.pop("machine") == name
+        assert described.pop("machine") == "described"
+        assert named == described
+
+
+def test_many_sequences_are_shared_out_and_nobody_waits():
+    for threads in (1, 2, 3, 8):
+        found = plan(100, 64, 64, 256, threads=threads)
+        assert (found["batch_parts"], found["hidden_parts"]) == (threads, 1)
+        assert found["unit_rows"] == -(-64 // threads)
+
+
+def test_one_sequence_of_large_weights_is_shared_by_hidden_units():
+    found = plan(100, 1, 64, 256)
+    assert (found["batch_parts"], found["hidden_parts"], found["pieces"]) == (1, 2, 2)
+    assert plan(100, 1, 64, 32, threads=1)["hidden_parts"] == 1
+
+
+def test_where_waiting_is_dear_nobody_shares_a_sequence():
+    slow = ZEN4 | {"wait": 1e6}
+    assert plan(100, 1, 64, 256, machine=slow)["hidden_parts"] == 1
+
+
+def test_a_machine_slow_beyond_its_second_cache_splits_the_hidden_units():
+    """Each thread's half of the weights then stays in its own second cache."""
+    size = (64, 32, 64, 1024)
+    assert plan(*size, machine="zen4")["hidden_parts"] == 1
+    assert plan(*size, machine="xeon-amx")["hidden_parts"] == 2
+
+
+def test_the_estimate_falls_with_threads_and_rises_with_rows():
+    cycles = [plan(100, 64, 64, 256, threads=n)["cycles"] for n in (1, 2, 4, 8)]
+    assert cycles == sorted(cycles, reverse=True)
+    cycles = [plan(100, B, 64, 256)["cycles"] for B in (1, 8, 64, 512)]
+    assert cycles == sorted(cycles)
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ({}, "rows"),
+        ({"lengths": [5, 9, 9, 9, 9, 9, 9, 9]}, "scratch"),  # rows past an end hold zeros
+        ({"H": 1024}, "scratch"),  # its rows would meet in one cache set
+        ({"B": 1, "H": 512}, "scratch"),  # others write a part of it
+        ({"dtype": torch.bfloat16}, "scratch"),  # rows are rounded
+        ({"dtype": torch.float64, "H": 512}, "scratch"),
+    ],
+)
+def test_where_the_state_lives(case, expected):
+    size = {"T": 9, "B": 8, "I": 16, "H": 128} | case
+    found = plan(**size)
+    assert found["state"] == expected
+    if "lengths" in case:
+        assert found["unit_rows"] >= 4
+
+
+def test_the_only_step_reads_hx_where_it_lies():
+    assert plan(1, 8, 16, 64, hx=True)["from_hx"]
+    assert not plan(1, 8, 16, 64)["from_hx"]
+    assert not plan(2, 8, 16, 64, hx=True)["from_hx"]
+
+
+def test_one_step_of_few_sequences_packs_nothing():
+    assert [plan(1, B, 16, 64)["one_step"] for B in (1, 4, 5)] == [True, True, False]
+    assert not plan(2, 1, 16, 64)["one_step"]
+
+
+def test_few_rows_and_large_weights_project_ahead():
+    assert plan(100, 2, 64, 64, threads=1)["projects"]
+    assert not plan(100, 32, 64, 64, threads=1)["projects"]
+    assert plan(100, 32, 1024, 1024)["projects"]
+    assert plan(100, 32, 0, 64)["projects"]
+
+
+def test_gradients_are_planned_for_the_threads_that_were_asked():
+    found = plan(100, 16, 16, 64, train=True)
+    assert found["own_sums"]
+    assert found["own_rows"]
+    few = plan(1, 16, 256, 256, train=True)  # fewer rows than hidden units
+    assert not few["own_sums"]
+    assert not plan(100, 16, 16, 64, train=True, directions=2)["own_rows"]
+
+
+def test_layers_of_few_sequences_run_as_a_wavefront():
+    assert plan(100, 1, 64, 64, layers=2)["wavefront"]
+    assert not plan(100, 64, 64, 256, layers=2)["wavefront"]
+    assert not plan(100, 1, 64, 64, layers=2, directions=2)["wavefront"]
+
+
+def test_lengths_share_out_steps():
+    lengths = [100] + [1] * 100
+    found = plan(100, 101, 16, 64, lengths=lengths)
+    assert (found["batch_parts"], found["unit_rows"]) == (2, 100)
+
+
+@pytest.mark.parametrize("isa", supported_isas())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_kernels_tell_their_shape(isa, dtype):
+    _C.set_cpu_isa(isa)
+    found = plan(10, 2, 3, 5, dtype=dtype)
+    vector = {"generic": 16, "avx2": 32}.get(isa, 64)
+    assert found["panel"] == 2 * vector // (8 if dtype == torch.float64 else 4)
+    pairs = isa == "avx512_bf16" and dtype == torch.bfloat16
+    assert found["depth"] == (2 if pairs else 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"T": 0}, "sizes must be positive, got 0"),
+        ({"I": -1}, "I must not be negative, got -1"),
+        ({"lengths": [1]}, "lengths must hold B = 2 numbers, got 1"),
+        ({"lengths": [1, 11]}, r"lengths must be in 0..10, got 11"),
+        ({"machine": "z80"}, "machine must be one of zen4, xeon-amx, got z80"),
+        ({"machine": {"speed": 1.0}}, "a machine has no 'speed'"),
+    ],
+)
+def test_questions_that_make_no_sense(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        plan(**({"T": 10, "B": 2, "I": 3, "H": 5} | wrong))
+
+
+def test_explain_says_it_in_words():
+    text = explain(100, 1, 64, 256, threads=2)
+    assert "the hidden units of each among 2 threads" in text
+    assert "W_ih x comes first" in text
+    assert "planned for zen4" in text
+    assert "nothing is packed" in explain(1, 1, 8, 8)
+    assert "a wavefront" in explain(100, 1, 64, 64, num_layers=2, threads=2)
+    assert "summed each part over its own rows" in explain(100, 16, 16, 64, train=True, threads=2)
+
+
+def test_explain_from_the_command_line(capsys):
+    assert rnnext.__main__.main(["explain", "100", "64", "64", "256", "--threads", "2"]) == 0
+    assert "2 part(s) of the batch" in capsys.readouterr().out
+    assert rnnext.__main__.main(["explain", "0", "64", "64", "256"]) == 2
+    assert "sizes must be positive" in capsys.readouterr().err
+    assert rnnext.__main__.main([]) == 0
+    assert "CPU ISA in use" in capsys.readouterr().out
