@@ -12,11 +12,13 @@ struct RowSource {
   int64_t stride_b = 0;            // of packed rows and of a table: from row to row
   const int64_t* index = nullptr;  // [N] the table's row of each row; null: no table
 
-  // Elements before the row of sequence b at step t.
+  // Elements before the row of sequence b at step t; `row` is its number, time.row(t, b).
+  RNNEXT_BOTH int64_t offset(const Timeline& time, int64_t t, int64_t b, int64_t row) const {
+    if (index) return index[row] * stride_b;
+    return time.step_row ? row * stride_b : t * stride_t + b * stride_b;
+  }
   RNNEXT_BOTH int64_t offset(const Timeline& time, int64_t t, int64_t b) const {
-    if (index) return index[time.first_row(t) + b] * stride_b;
-    if (time.step_row) return (time.step_row[t] + b) * stride_b;
-    return t * stride_t + b * stride_b;
+    return offset(time, t, b, time.row(t, b));
   }
   // Whether rows of sequences [b0, b1), steps [t, t + n), follow each other at one stride, and
   // which.

@@ -10,6 +10,20 @@ namespace rnnext {
 
 constexpr int kDirections = 2;  // at most
 
+// A pass of one direction through a sequence: its steps are 0 to length - 1, backwards if reverse.
+template <class Int>
+struct Span {
+  Int length;
+  bool reverse;
+
+  RNNEXT_BOTH bool inside(Int t) const { return t < length; }
+  // Whether t is the step that the pass begins with, from hx, or ends with, in h_n.
+  RNNEXT_BOTH bool starts(Int t) const { return t == (reverse ? length - 1 : 0); }
+  RNNEXT_BOTH bool ends(Int t) const { return t == (reverse ? 0 : length - 1); }
+  // Whether t is the step before its first.
+  RNNEXT_BOTH bool precedes(Int t) const { return t == (reverse ? length : -1); }
+};
+
 // T steps of B sequences. A "row" is one step of one sequence; row (t, b) is number t * B + b, or,
 // packed, step_row[t] + b.
 struct Timeline {
@@ -19,6 +33,7 @@ struct Timeline {
   const int64_t* lengths = nullptr;   // [B] steps of each sequence (packed too); null: all T
 
   RNNEXT_BOTH int64_t first_row(int64_t t) const { return step_row ? step_row[t] : t * B; }
+  RNNEXT_BOTH int64_t row(int64_t t, int64_t b) const { return first_row(t) + b; }
   RNNEXT_BOTH int64_t rows() const { return first_row(T); }
   // Sequences that have a row in memory at step t.
   RNNEXT_BOTH int64_t batch(int64_t t) const {
@@ -28,15 +43,10 @@ struct Timeline {
 
   // Whether some sequence may lack a step that others have.
   RNNEXT_BOTH bool ragged() const { return lengths != nullptr; }
+  RNNEXT_BOTH Span<int64_t> span(int d, int64_t b) const { return {length(b), reverse[d]}; }
   RNNEXT_BOTH bool inside(int64_t b, int64_t t) const { return t < length(b); }
-  // Whether t is the step of sequence b that direction d begins with, from hx, or ends with, in
-  // h_n.
-  RNNEXT_BOTH bool starts(int d, int64_t b, int64_t t) const {
-    return t == (reverse[d] ? length(b) - 1 : 0);
-  }
-  RNNEXT_BOTH bool ends(int d, int64_t b, int64_t t) const {
-    return t == (reverse[d] ? 0 : length(b) - 1);
-  }
+  RNNEXT_BOTH bool starts(int d, int64_t b, int64_t t) const { return span(d, b).starts(t); }
+  RNNEXT_BOTH bool ends(int d, int64_t b, int64_t t) const { return span(d, b).ends(t); }
   // The step that direction d takes before t.
   RNNEXT_BOTH int64_t before(int d, int64_t t) const { return reverse[d] ? t + 1 : t - 1; }
 };

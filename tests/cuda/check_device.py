@@ -13,6 +13,7 @@ import rnnext
 from helpers import samples
 from helpers.common import assert_close, case_id, pairwise
 from helpers.device import DEVICE, check_recurrence, with_gradients
+from reference.elman import ACTIVATIONS
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ from helpers.device import DEVICE, check_recurrence, with_gradients
         H=[1, 31, 64, 200, 515],
         source=["features", "ready", "table"],
         reverse=[(False,), (True,), (False, True)],
-        nonlinearity=["tanh", "relu"],
+        nonlinearity=list(ACTIVATIONS),
         bias=[True, False],
         hx=[True, False],
         rows=["full", "lengths", "packed"],

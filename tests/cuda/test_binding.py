@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cuda_host.recurrence import PATHS, binding
+from cuda_host.recurrence import NONLINEARITIES, PATHS, binding
 from helpers import samples
 from helpers.common import TOLERANCE, assert_close, case_id, pairwise
 
@@ -60,7 +60,7 @@ CASES += list(
         rows=["full", "lengths", "packed"],
         layout=["contiguous", "batch_first", "strided", "expanded"],
         reverse=[(False,), (True,), (False, True), (True, True)],
-        nonlinearity=["tanh", "relu"],
+        nonlinearity=NONLINEARITIES,
         bias=[True, False],
         hx=[True, False],
         index_dtype=[torch.int32, torch.int64],
@@ -96,6 +96,23 @@ def test_values_and_gradients(number, monkeypatch):
         for a, e in zip(grads, rights, strict=True):
             assert a.dtype == dtype
             check(a, e, dtype)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_lengths_out_of_range_are_the_nearest_that_exist(path, monkeypatch):
+    # The device has their values, which nobody waits for.
+    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
+    arguments = replace(
+        samples.make(B=3, rows="lengths", reverse=(False, True)), lengths=torch.tensor([-3, 9, 2])
+    )
+    right = replace(arguments, lengths=torch.tensor([0, 5, 2]))
+    output, h_n = arguments.call(recurrence)
+    assert_close([output, h_n], right.expected())
+    grads = {"grad_output": random_like(output), "grad_h_n": random_like(h_n)}
+    actual = arguments.backward(output, **grads).call(recurrence_backward)
+    expected = right.backward(output, **grads).expected()
+    for a, e in zip(by_mask(*actual), by_mask(*expected), strict=True):
+        assert_close(a, e)
 
 
 @pytest.mark.parametrize(("T", "B"), [(0, 3), (4, 0)])

@@ -10,8 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from cuda_host.recurrence import COMPUTES, PATHS, Case, Run, address_of, library
+from cuda_host.recurrence import (
+    COMPUTES,
+    NONLINEARITIES,
+    PATHS,
+    Case,
+    Run,
+    library,
+)
+from cuda_host.structs import address_of
 from helpers.common import TOLERANCE, assert_close, case_id, pairwise, same
+from reference.elman import ACTIVATIONS
 
 TF32_TOLERANCE = 2e-3  # 11 bits of the factors, as a part of the largest value
 RESIDENT = ["block", "cluster", "grid"]
@@ -52,7 +61,7 @@ CASES = list(
         B=[1, 3, 13, 40],
         T=[1, 2, 9],
         reverse=[(False,), (True,), (False, True)],
-        cell=["tanh", "relu"],
+        nonlinearity=NONLINEARITIES,
         source=["ready", "table"],
         sequence=["full", "lengths", "packed"],
         hx=[True, False],
@@ -73,7 +82,7 @@ def test_both_passes(number):
 @pytest.mark.parametrize("compute", list(COMPUTES))
 @pytest.mark.parametrize("path", PATHS)
 def test_long_sequences(path, compute):
-    case = Case(compute, T=33, B=3, H=30, reverse=(True, False), sequence="lengths", cell="tanh")
+    case = Case(compute, T=33, B=3, H=30, reverse=(True, False), sequence="lengths")
     check_both_passes(case, path, "small", seed=5)
 
 
@@ -112,19 +121,34 @@ def test_rows_without_alignment_and_batch_first(path, compute):
     check(case, *zip(actual, case.expected_gradients(saved, grad, None), strict=True))
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_lengths_out_of_range_are_the_nearest_that_exist(path):
-    # The binding cannot see them without waiting for the device.
-    case = Case("f32", T=4, B=3, H=8, sequence="lengths")
-    case.lengths = torch.tensor([0, 4, 2])
-    expected = case.expected()
-    case.lengths = torch.tensor([-3, 9, 2])
-    check(case, *zip(Run(case, path, "small").forward(), expected, strict=True))
+# Where an activation or its derivative bends, saturates or overflows.
+EDGES = [0.0, 1e-30, 1e-6, 0.3, 1.0, 9.0, 17.0, 19.99, 20.01, 37.0, 88.0, 89.0, 104.0, 710.0, 1e30]
+EDGES += [float("inf")]
+EDGES = [-x for x in EDGES] + EDGES + [float("nan")]
+
+
+@pytest.mark.parametrize("name", NONLINEARITIES)
+@pytest.mark.parametrize("compute", ["f32", "f64"])
+@pytest.mark.parametrize("path", ["step", "block"])
+def test_edges_of_the_activations(path, compute, name):
+    case = Case(compute, T=1, B=1, H=len(EDGES), nonlinearity=name, bias=False, hx=False)
+    case.input = torch.tensor(EDGES, dtype=torch.float64).to(case.dtype).double().view(1, 1, -1)
+    pre = case.input.requires_grad_()
+    expected = ACTIVATIONS[name](pre)
+    (slope,) = torch.autograd.grad(expected.sum(), pre)
+    close = {"rtol": 4 * torch.finfo(case.dtype).eps, "atol": 1e-38, "equal_nan": True}
+    case.input = pre.detach()
+    output, _ = Run(case, path, "small").forward()
+    torch.testing.assert_close(output.double(), expected.detach(), **close)
+    # The slope from the stored value: as good as that says what the pre-activation was.
+    grad_pre, _ = Run(case, path, "small").backward(output, torch.ones_like(output), None)
+    close["atol"] = 4 * torch.finfo(case.dtype).eps
+    torch.testing.assert_close(grad_pre.double(), slope, **close)
 
 
 def test_nan_reaches_its_row_alone():
-    for cell in ("tanh", "relu"):
-        case = Case("f32", T=2, B=2, H=3, cell=cell, bias=False)
+    for name in NONLINEARITIES:
+        case = Case("f32", T=2, B=2, H=3, nonlinearity=name, bias=False)
         case.input[0, 1, 2] = float("nan")
         output, _ = Run(case, "block", "small").forward()
         nan = output.isnan()
@@ -138,9 +162,9 @@ def test_previous_state_gives_the_gradient_of_weight_hh(compute, sequence):
     case = Case(compute, T=5, B=4, H=3, reverse=(False, True), sequence=sequence)
     output = case.expected()[0].to(case.dtype).double()
     run = Run(case, "step", "small")
-    run.params.output, run.params.h0 = run.put(output), run.put(case.state)
+    run.call.output, run.call.hx = run.put(output), run.put(case.state)
     previous = run.empty(*case.rows, case.width)
-    run.lib.run("rnn_previous_state", address_of(run.params), previous, COMPUTES[compute])
+    run.lib.run("rnn_previous_state", address_of(run.call), previous, COMPUTES[compute])
     # dW = dG^T previous, whatever dG is.
     grads = case.random(*case.rows, case.width)
     grad_pre, _ = case.expected_gradients(output, grads, None)

@@ -6,14 +6,16 @@ As a script, prints the capacity table of docs/cuda.md.
 import ctypes
 import functools
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cuda_host import host
+from cuda_host.structs import STRUCTS, DeviceCall, Geometry, Step, address_of
 from helpers.samples import Recurrence
+from reference.elman import ACTIVATIONS
 
+NONLINEARITIES = list(ACTIVATIONS)  # in the order of the enum
 PATHS = {"step": 0, "block": 1, "cluster": 2, "grid": 3}
 COMPUTES = {"f32": 0, "f64": 1, "bf16": 2, "f16": 3, "tf32": 4}
 DTYPES = {
@@ -38,62 +40,20 @@ DEVICES = {
 TABLE_ROWS = 11
 
 
-def _fields(text: str) -> list[tuple[str, Any]]:
-    kinds = {"p": ctypes.c_void_p, "q": ctypes.c_int64, "i": ctypes.c_int, "b": ctypes.c_bool}
-    kinds |= {"pp": ctypes.c_void_p * 2, "bb": ctypes.c_bool * 2, "qq": ctypes.c_int64 * 2}
-    kinds |= {"d": ctypes.c_double}
-    pairs = (word.split(":") for word in text.split())
-    return [(name, kinds[kind]) for name, kind in pairs]
-
-
-class Params(ctypes.Structure):
-    """RecurrenceParams of csrc/cuda/recurrence/launch.h."""
-
-    _fields_ = _fields(
-        "T:q B:q H:q D:i reverse:bb cell:i paired:b step_row:p lengths:p weight:pp weight_stride:q "
-        "input:p input_stride_t:q input_stride_b:q index:p bias_ih:pp bias_hh:pp "
-        "h0:p h_n:p output:p grad_output:p grad_h_n:p grad_pre:p grad_h0:p flags:p exchange:p"
-    )
-
-
-class Step(ctypes.Structure):
-    """StepParams of csrc/cuda/recurrence/launch.h."""
-
-    _fields_ = _fields("step:q product:p state:p grad_step:p first_row:qq batch:qq")
-
-
-class Geometry(ctypes.Structure):
-    """Geometry of csrc/cuda/recurrence/choice.h."""
-
-    _fields_ = _fields(
-        "path:i blocks:i groups:i rows:i slice:i pairs:i row_step:i pair_step:i unit_workers:i "
-        "k_workers:i k_blocks:i parts:i part_stride:i vector_stride:i part_offset:i "
-        "input_offset:i bias_offset:i length_offset:i weight_offset:i shared_bytes:i cycles:d"
-    )
-
-
-def address_of(struct: ctypes.Structure) -> int:
-    """For entry points that take a pointer to the struct."""
-    return ctypes.addressof(struct)
-
-
 @functools.cache
 def choice_library() -> host.Library:
     """csrc/cuda/recurrence/choice.cpp alone."""
     return host.library(host.CUDA / "recurrence" / "choice.cpp", host.HERE / "choice_entries.cpp")
 
 
-KERNELS = [
-    host.CUDA / "recurrence" / f"{name}.cu"
-    for name in (*(f"kernel_{t}" for t in ("float", "double", "half", "bfloat16", "tf32")), "step")
-]
+KERNELS = sorted((host.CUDA / "recurrence").glob("*.cu"))
 
 
 @functools.cache
 def library() -> host.Library:
     """The recurrence's kernels, compiled for the CPU."""
     lib = host.library(*KERNELS, host.HERE / "rnn_entries.cpp")
-    lib.run("rnn_check_sizes", *map(ctypes.sizeof, (Params, Step, Geometry)))
+    lib.run("rnn_check_sizes", torch.tensor([ctypes.sizeof(struct) for struct in STRUCTS]))
     return lib
 
 
@@ -155,7 +115,7 @@ class Case:
     B: int
     H: int
     reverse: tuple[bool, ...] = (False,)
-    cell: str = "tanh"
+    nonlinearity: str = "tanh"
     source: str = "ready"
     sequence: str = "full"
     bias: bool = True
@@ -202,7 +162,7 @@ class Case:
             index=self.index,
             lengths=self.lengths,
             batch_sizes=self.batch_sizes,
-            nonlinearity=self.cell,
+            nonlinearity=self.nonlinearity,
             reverse=list(self.reverse),
         )
 
@@ -239,17 +199,15 @@ class Run:
         self.device = DEVICES[device]
         self.lib = library()
         self.lib.set_device(*self.device[:3])
-        self.params = p = Params()
+        self.call = p = DeviceCall()
         p.T, p.B, p.H, p.D = case.T, case.B, case.H, case.D
         p.reverse = (ctypes.c_bool * 2)(*case.reverse)
-        p.cell = ["tanh", "relu"].index(case.cell)
+        p.nonlinearity = NONLINEARITIES.index(case.nonlinearity)
         p.paired = paired and case.H % 2 == 0
-        self.sizes = torch.full((case.T,), case.B)
         if case.batch_sizes is not None:
-            self.sizes = case.batch_sizes
-            ends = self.sizes.cumsum(0)
+            ends = case.batch_sizes.cumsum(0)
             p.step_row = self.put(torch.cat([torch.zeros(1, dtype=torch.int64), ends]))
-            p.lengths = self.put((self.sizes.unsqueeze(1) > torch.arange(case.B)).sum(0))
+            p.lengths = self.put((case.batch_sizes.unsqueeze(1) > torch.arange(case.B)).sum(0))
         elif case.lengths is not None:
             p.lengths = self.put(case.lengths)
 
@@ -265,12 +223,12 @@ class Run:
         return self.lib.empty(*shape, dtype=self.case.dtype)
 
     def resident(self, backward: bool) -> None:
-        case, p = self.case, self.params
+        case, p = self.case, self.call
         per = 64 // case.dtype.itemsize
-        p.weight_stride = -(-case.H // per) * per
+        p.matrix_stride = -(-case.H // per) * per
         for d, weight in enumerate(case.weight_hh):
             matrix = weight.t() if backward else weight
-            p.weight[d] = self.put(torch.nn.functional.pad(matrix, (0, p.weight_stride - case.H)))
+            p.matrix[d] = self.put(torch.nn.functional.pad(matrix, (0, p.matrix_stride - case.H)))
         g = choose(self.device, case.T, case.B, case.H, case.D, case.compute, backward, self.path)
         if self.path == "grid":
             flags = torch.zeros(g.groups * g.blocks, dtype=torch.int32)
@@ -281,35 +239,27 @@ class Run:
             "rnn_run", address_of(p), address_of(g), compute, int(backward), seed=self.seed
         )
 
-    def steps(self, backward: bool, state: Tensor, grad_step: Tensor | None = None) -> None:
-        """The step path; `state` and `grad_step` lie in device memory."""
+    def steps(self, backward: bool, v: Tensor) -> None:
+        """The step path; `v` lies in device memory."""
         case, at = self.case, Step()
-        matrix = torch.stack(case.weight_hh)
-        first = torch.cat([torch.zeros(1, dtype=torch.int64), self.sizes.cumsum(0)])
-        at.state = state.data_ptr()
-        for step in range(case.T):
-            at.step = step
-            for d, reverse in enumerate(case.reverse):
-                t = case.T - 1 - step if reverse != backward else step
-                at.first_row[d], at.batch[d] = int(first[t]), int(self.sizes[t])
-            if grad_step is None:
-                at.product = self.put(state.double() @ matrix.mT)
-            else:
-                at.grad_step = grad_step.data_ptr()
-            compute = COMPUTES[case.compute]
-            args = (address_of(self.params), address_of(at), compute, int(backward))
+        weights = torch.stack(case.weight_hh)
+        matrix = weights if backward else weights.mT
+        at.v = v.data_ptr()
+        for number in range(case.T + int(backward and self.call.grad_out.hx is not None)):
+            if number > 0 or not backward:
+                at.product = self.put(v.double() @ matrix)
+            at.number = number
+            args = (address_of(self.call), address_of(at), COMPUTES[case.compute], int(backward))
             self.lib.run("rnn_run_step", *args, seed=self.seed)
-            if grad_step is not None:
-                state.copy_(state.double() + grad_step.double() @ matrix)
 
     def forward(self, batch_first: bool = False) -> tuple[Tensor, Tensor]:
         """Output and h_n, in device memory; the input may lie there as [B,T,width]."""
-        case, p = self.case, self.params
-        p.input = self.put(case.input.transpose(0, 1) if batch_first else case.input)
-        p.index = self.put(case.index)
-        p.input_stride_b, p.input_stride_t = case.width, case.B * case.width
+        case, p = self.case, self.call
+        p.input.data = self.put(case.input.transpose(0, 1) if batch_first else case.input)
+        p.input.index = self.put(case.index)
+        p.input.stride_b, p.input.stride_t = case.width, case.B * case.width
         if batch_first:
-            p.input_stride_b, p.input_stride_t = case.T * case.width, case.width
+            p.input.stride_b, p.input.stride_t = case.T * case.width, case.width
         for d in range(case.D if case.bias else 0):
             p.bias_ih[d], p.bias_hh[d] = self.put(case.bias_ih[d]), self.put(case.bias_hh[d])
         output = self.empty(*case.rows, case.width)
@@ -321,7 +271,7 @@ class Run:
             self.steps(False, h_n)
         else:
             h_n = self.empty(case.D, case.B, case.H)
-            p.h_n, p.h0 = h_n.data_ptr(), self.put(case.state)
+            p.h_n, p.hx = h_n.data_ptr(), self.put(case.state)
             self.resident(False)
         return output, h_n
 
@@ -329,19 +279,17 @@ class Run:
         self, output: Tensor, grad_output: Tensor | None, grad_h_n: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the pre-activations and of h0, in device memory."""
-        case, p = self.case, self.params
-        p.output, p.grad_output = self.put(output), self.put(grad_output)
+        case, p = self.case, self.call
+        p.output = self.put(output)
+        p.grad.grad_output, p.grad.grad_h_n = self.put(grad_output), self.put(grad_h_n)
         grad_pre = self.empty(*case.rows, case.width)
-        p.grad_pre = grad_pre.data_ptr()
+        grad_hx = self.empty(case.D, case.B, case.H)
+        p.grad_out.pre, p.grad_out.hx = grad_pre.data_ptr(), grad_hx.data_ptr()
         if self.path == "step":
-            start = torch.zeros(case.D, case.B, case.H) if grad_h_n is None else grad_h_n
-            grad_h0 = self.lib.tensor(start.to(case.dtype), writable=True)
-            self.steps(True, grad_h0, self.empty(case.D, case.B, case.H))
+            self.steps(True, self.empty(case.D, case.B, case.H))
         else:
-            grad_h0 = self.empty(case.D, case.B, case.H)
-            p.grad_h_n, p.grad_h0 = self.put(grad_h_n), grad_h0.data_ptr()
             self.resident(True)
-        return grad_pre, grad_h0
+        return grad_pre, grad_hx
 
 
 def capacity_table() -> str:

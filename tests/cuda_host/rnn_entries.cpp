@@ -1,26 +1,32 @@
 // Entry points by which recurrence.py calls the launchers of csrc/cuda/recurrence/launch.h.
 #include "cuda/recurrence/launch.h"
 
+using namespace rnnext;
 using namespace rnnext::cuda;
 
 extern "C" {
 
 // 0 where Python's copies of the structs have the right sizes.
-int64_t rnn_check_sizes(int64_t params, int64_t step, int64_t geometry) {
-  return params != sizeof(RecurrenceParams) || step != sizeof(StepParams) ||
-         geometry != sizeof(Geometry);
+int64_t rnn_check_sizes(const int64_t* python) {
+  const size_t sizes[] = {sizeof(Timeline),       sizeof(RowSource),         sizeof(Recurrence),
+                          sizeof(RecurrenceGrad), sizeof(RecurrenceGradOut), sizeof(DeviceCall),
+                          sizeof(Step),           sizeof(Geometry)};
+  for (size_t size : sizes) {
+    if (*python++ != int64_t(size)) return 1;
+  }
+  return 0;
 }
 
-int64_t rnn_run(const RecurrenceParams* p, const Geometry* g, int64_t compute, int64_t backward) {
+int64_t rnn_run(const DeviceCall* p, const Geometry* g, int64_t compute, int64_t backward) {
   return launch_resident(*p, *g, Compute(compute), backward != 0, nullptr);
 }
 
-int64_t rnn_run_step(const RecurrenceParams* p, const StepParams* step, int64_t compute,
+int64_t rnn_run_step(const DeviceCall* p, const Step* step, int64_t compute,
                      int64_t backward) {
   return launch_step(*p, *step, Compute(compute), backward != 0, nullptr);
 }
 
-int64_t rnn_previous_state(const RecurrenceParams* p, void* previous, int64_t compute) {
+int64_t rnn_previous_state(const DeviceCall* p, void* previous, int64_t compute) {
   return launch_previous_state(*p, previous, Compute(compute), nullptr);
 }
 

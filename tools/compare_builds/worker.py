@@ -26,17 +26,14 @@ class Worker:
         self._process = context.Process(target=_serve, args=(theirs, tree, threads), daemon=True)
         self._process.start()
         theirs.close()
-        self._result()  # of the import
+        self.result()  # of the import
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What function(*arguments), of this tree's modules, returns there.
-
-        RuntimeError, with its traceback, if it raises.
-        """
+    def start(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Begin function(*arguments) there; both come from this tree's modules."""
         self._connection.send((function, arguments))
-        return self._result()
 
-    def _result(self) -> Any:
+    def result(self) -> Any:
+        """What the call that was started returned. RuntimeError, with a traceback, if it raised."""
         try:
             error, value = self._connection.recv()
         except EOFError:
@@ -46,6 +43,10 @@ class Worker:
         if error:
             raise RuntimeError(f"in the worker of {self.tree}:\n{error}")
         return value
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        self.start(function, *arguments)
+        return self.result()
 
     def alive(self) -> bool:
         return self._process.is_alive()

@@ -79,7 +79,7 @@ bool even(const Tensor& t) {  // pairs of 16-bit elements can be read as words
 // A call's params, and the tensors that they point into.
 struct Call {
   RecurrenceSizes s;
-  RecurrenceParams p{};
+  DeviceCall p;
   Compute compute{};
   cudaStream_t stream{};
   at::TensorOptions options;
@@ -96,21 +96,21 @@ struct Call {
     stream = at::cuda::getCurrentCUDAStream();
     options = weight_hh[0].options();
     p.T = s.T, p.B = s.B, p.H = s.H, p.D = static_cast<int>(s.D);
-    p.cell =
-        parse_nonlinearity(nonlinearity) == Nonlinearity::tanh ? CellKind::tanh : CellKind::relu;
+    p.nonlinearity = parse_nonlinearity(nonlinearity);
     for (int d = 0; d < p.D; ++d) {
       p.reverse[d] = reverse[d];
       if (bias_ih.empty()) continue;
       p.bias_ih[d] = keep(bias_ih[d]);
       p.bias_hh[d] = keep(bias_hh[d]);
     }
-    if (given(h0)) p.h0 = keep(*h0);
+    if (given(h0)) p.hx = keep(*h0);
     if (s.N == 0) return;
     if (s.packed()) {
       p.step_row = constants(s.step_row);
       p.lengths = constants(s.row_lengths);
     } else if (given(lengths)) {
-      p.lengths = static_cast<const int64_t*>(keep(*lengths));
+      // Their values are on the device: outside 0..T they count as the nearest of the two.
+      p.lengths = static_cast<const int64_t*>(keep(lengths->clamp(0, s.T)));
     }
   }
 
@@ -131,9 +131,6 @@ struct Call {
     C10_CUDA_CHECK(launch_write_constants(to, values.data(), values.size(), stream));
     return to;
   }
-
-  int64_t first_row(int64_t t) const { return s.packed() ? s.step_row[t] : t * s.B; }
-  int64_t batch(int64_t t) const { return s.packed() ? s.step_row[t + 1] - s.step_row[t] : s.B; }
 
   // The rows of the forward pass: ready, picked by an index, or the product with W_ih.
   void set_input(const Tensor& input, const OptionalTensor& index, TensorList weight_ih) {
@@ -161,29 +158,29 @@ struct Call {
       alive.push_back(at::empty({s.N}, options.dtype(at::kLong)));
       int64_t* to = alive.back().mutable_data_ptr<int64_t>();
       C10_CUDA_CHECK(launch_table_rows(checked_indices(flat, input.size(0)), to, stream));
-      p.index = to;
+      p.input.index = to;
     }
     alive.push_back(rows);
-    p.input = rows.const_data_ptr();
-    p.input_stride_b = rows.stride(-2);
-    p.input_stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
-    reads_even = reads_even && even(rows) && p.input_stride_b % 2 == 0 && p.input_stride_t % 2 == 0;
+    p.input.data = rows.const_data_ptr();
+    p.input.stride_b = rows.stride(-2);
+    p.input.stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
+    reads_even = reads_even && even(rows) && p.input.stride_b % 2 == 0 && p.input.stride_t % 2 == 0;
   }
 
   // W_hh or its transpose as the resident kernels read it.
   void set_matrix(TensorList weight_hh, bool transposed) {
     const int64_t block = 64 / element_size(compute);
-    p.weight_stride = (s.H + block - 1) / block * block;
+    p.matrix_stride = (s.H + block - 1) / block * block;
     for (int d = 0; d < p.D; ++d) {
       Tensor matrix = transposed ? weight_hh[d].t() : weight_hh[d];
-      if (p.weight_stride != s.H) {
-        Tensor padded = at::zeros({s.H, p.weight_stride}, options);
+      if (p.matrix_stride != s.H) {
+        Tensor padded = at::zeros({s.H, p.matrix_stride}, options);
         padded.narrow(1, 0, s.H).copy_(matrix);
         matrix = padded;
       }
       matrix = matrix.contiguous();
       if (reinterpret_cast<uintptr_t>(matrix.const_data_ptr()) % 16) matrix = matrix.clone();
-      p.weight[d] = keep(matrix);
+      p.matrix[d] = keep(matrix);
     }
   }
 
@@ -198,44 +195,35 @@ struct Call {
     C10_CUDA_CHECK(launch_resident(p, g, compute, backward, stream));
   }
 
-  // Where each direction stands at step `step` of a pass.
-  StepParams at_step(int64_t step, bool backward) const {
-    StepParams at{};
-    at.step = step;
+  // Steps of a pass on the step path: a GEMM, M v, and a kernel for the rest. v lies in memory
+  // between steps; forward it is h_n, which starts as hx.
+  void run_steps(TensorList weight_hh, const Tensor& v, bool backward) {
+    const Tensor weights = at::stack(weight_hh);
+    const Tensor matrix = backward ? weights : weights.transpose(1, 2);
+    const Tensor product = empty(v.sizes());
+    const int64_t steps = s.T + (backward && p.grad_out.hx != nullptr);
+    Step step;
+    step.v = v.data_ptr();
+    for (; step.number < steps; ++step.number) {
+      if (!backward || step.number > 0) {
+        const int64_t rows = backward ? s.B : batch(step.number);
+        Tensor part = product.narrow(1, 0, rows);
+        at::bmm_out(part, v.narrow(1, 0, rows), matrix);
+        step.product = product.const_data_ptr();
+      }
+      C10_CUDA_CHECK(launch_step(p, step, compute, backward, stream));
+    }
+  }
+
+  // Sequences that some direction has at its step `number`.
+  int64_t batch(int64_t number) const {
+    if (!s.packed()) return s.B;
+    int64_t most = 0;
     for (int d = 0; d < p.D; ++d) {
-      const int64_t t = p.reverse[d] != backward ? s.T - 1 - step : step;
-      at.first_row[d] = first_row(t);
-      at.batch[d] = batch(t);
+      const int64_t t = p.reverse[d] ? s.T - 1 - number : number;
+      most = std::max(most, s.step_row[t + 1] - s.step_row[t]);
     }
-    return at;
-  }
-
-  // h_n holds h0; it is the state throughout.
-  void run_steps_forward(TensorList weight_hh, const Tensor& h_n) {
-    const Tensor matrix = at::stack(weight_hh).transpose(1, 2);
-    const Tensor product = empty(h_n.sizes());
-    for (int64_t step = 0; step < s.T; ++step) {
-      StepParams at = at_step(step, false);
-      const int64_t rows = std::max(at.batch[0], at.batch[1]);
-      Tensor part = product.narrow(1, 0, rows);
-      at::bmm_out(part, h_n.narrow(1, 0, rows), matrix);
-      at.product = product.const_data_ptr();
-      at.state = h_n.data_ptr();
-      C10_CUDA_CHECK(launch_step(p, at, compute, false, stream));
-    }
-  }
-
-  // `state` holds the gradient of h_n and becomes that of h0.
-  void run_steps_backward(TensorList weight_hh, Tensor state) {
-    const Tensor matrix = at::stack(weight_hh);
-    const Tensor grad_step = empty(state.sizes());
-    for (int64_t step = 0; step < s.T; ++step) {
-      StepParams at = at_step(step, true);
-      at.state = state.data_ptr();
-      at.grad_step = grad_step.data_ptr();
-      C10_CUDA_CHECK(launch_step(p, at, compute, true, stream));
-      state.baddbmm_(grad_step, matrix);
-    }
+    return most;
   }
 };
 
@@ -259,7 +247,7 @@ std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor&
     return {output, h_n};
   }
   call.set_input(input, index, weight_ih);
-  RecurrenceParams& p = call.p;
+  DeviceCall& p = call.p;
   p.paired = s.H % 2 == 0 && call.reads_even;
   p.output = output.data_ptr();
   p.h_n = h_n.data_ptr();
@@ -267,7 +255,7 @@ std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor&
       choice({s.T, s.B, s.H, p.D, call.compute, false}, input.device().index());
   if (geometry.path == Path::step) {
     start_from_h0();
-    call.run_steps_forward(weight_hh, h_n);
+    call.run_steps(weight_hh, h_n, false);
   } else {
     call.set_matrix(weight_hh, false);
     call.run_resident(geometry, false);
@@ -306,22 +294,19 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
 
   Tensor grad_pre = call.empty(s.output_shape());
   Tensor grad_h0 = call.empty(want_h0 ? at::IntArrayRef{s.D, s.B, s.H} : at::IntArrayRef{0});
-  RecurrenceParams& p = call.p;
+  DeviceCall& p = call.p;
   if (s.N > 0) {
     p.output = const_cast<void*>(call.keep_even(output));
-    if (given(grad_output)) p.grad_output = call.keep_even(*grad_output);
-    if (given(grad_h_n)) p.grad_h_n = call.keep(*grad_h_n);
-    p.grad_pre = grad_pre.data_ptr();
+    if (given(grad_output)) p.grad.grad_output = call.keep_even(*grad_output);
+    if (given(grad_h_n)) p.grad.grad_h_n = call.keep(*grad_h_n);
+    p.grad_out.pre = grad_pre.data_ptr();
+    if (want_h0) p.grad_out.hx = grad_h0.data_ptr();
     p.paired = s.H % 2 == 0 && call.reads_even;
     const Geometry geometry =
         choice({s.T, s.B, s.H, p.D, call.compute, true}, input.device().index());
     if (geometry.path == Path::step) {
-      const Tensor state = call.empty({s.D, s.B, s.H});
-      given(grad_h_n) ? state.copy_(*grad_h_n) : state.zero_();
-      call.run_steps_backward(weight_hh, state);
-      if (want_h0) grad_h0 = state;
+      call.run_steps(weight_hh, call.empty({s.D, s.B, s.H}), true);
     } else {
-      if (want_h0) p.grad_h0 = grad_h0.data_ptr();
       call.set_matrix(weight_hh, true);
       call.run_resident(geometry, true);
     }

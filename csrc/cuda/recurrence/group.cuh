@@ -18,7 +18,7 @@ namespace rnnext::cuda {
 
 class BlockGroup {
  public:
-  __device__ BlockGroup(const RecurrenceParams&, const Geometry& g, int, int, unsigned char* shared)
+  __device__ BlockGroup(const DeviceCall&, const Geometry& g, int, int, unsigned char* shared)
       : shared_(shared), bytes_(g.rows * g.vector_stride) {}
   __device__ void start() {}
   __device__ unsigned char* buffer(unsigned n) const { return shared_ + n % 2 * bytes_; }
@@ -39,8 +39,7 @@ class BlockGroup {
 // and nobody gets to step n + 1 before all have arrived at the end of step n.
 class ClusterGroup {
  public:
-  __device__ ClusterGroup(const RecurrenceParams&, const Geometry& g, int, int,
-                          unsigned char* shared)
+  __device__ ClusterGroup(const DeviceCall&, const Geometry& g, int, int, unsigned char* shared)
       : shared_(shared), bytes_(g.rows * g.vector_stride), blocks_(g.blocks) {}
   __device__ void start() { cluster_sync(); }  // no write to a block that has not begun
   __device__ unsigned char* buffer(unsigned n) const { return shared_ + n % 2 * bytes_; }
@@ -72,7 +71,7 @@ class ClusterGroup {
 // at n, so all blocks have copied what that buffer held before.
 class GridGroup {
  public:
-  __device__ GridGroup(const RecurrenceParams& p, const Geometry& g, int group, int rank,
+  __device__ GridGroup(const DeviceCall& p, const Geometry& g, int group, int rank,
                        unsigned char* shared)
       : p_(p), g_(g), group_(group), rank_(rank), shared_(shared) {}
   __device__ void start() {}
@@ -107,7 +106,7 @@ class GridGroup {
     return p_.exchange + int64_t(n % 2 * g_.groups + group_) * (g_.rows * g_.vector_stride);
   }
 
-  const RecurrenceParams& p_;
+  const DeviceCall& p_;
   const Geometry& g_;
   int group_, rank_;
   unsigned char* shared_;

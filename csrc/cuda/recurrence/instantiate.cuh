@@ -1,31 +1,34 @@
-// Instantiates and launches the resident kernels of one engine; each kernel_<type>.cu does it
-// for one type, so that they compile side by side.
+// Instantiates the resident kernels of one engine; each kernel_<type>.cu does it for one type, so
+// that they compile side by side.
 #pragma once
 
+#include "cuda/recurrence/cell.cuh"
 #include "cuda/recurrence/kernel.cuh"
 
 namespace rnnext::cuda {
 
-template <class Engine, class Cell, bool Backward>
+template <class Engine, class Pass>
 Kernel kernel_of(Path path) {
   switch (path) {
     case Path::block:
-      return recurrence_kernel<Engine, Cell, BlockGroup, Backward>;
+      return recurrence_kernel<Engine, Pass, BlockGroup>;
     case Path::cluster:
-      return recurrence_kernel<Engine, Cell, ClusterGroup, Backward>;
+      return recurrence_kernel<Engine, Pass, ClusterGroup>;
     case Path::grid:
-      return recurrence_kernel<Engine, Cell, GridGroup, Backward>;
+      return recurrence_kernel<Engine, Pass, GridGroup>;
     default:
       return nullptr;
   }
 }
 
 template <class Engine>
-Kernel kernel_of(Path path, CellKind cell, bool backward) {
-  if (cell == CellKind::tanh) {
-    return backward ? kernel_of<Engine, Tanh, true>(path) : kernel_of<Engine, Tanh, false>(path);
-  }
-  return backward ? kernel_of<Engine, Relu, true>(path) : kernel_of<Engine, Relu, false>(path);
+Kernel kernel_of(Path path, Nonlinearity nonlinearity, bool backward) {
+  using T = typename Engine::Storage;
+  return with_nonlinearity(nonlinearity, [&](auto named) {
+    using Cell = CellOf<decltype(named)::value>;
+    return backward ? kernel_of<Engine, Backward<T, Cell>>(path)
+                    : kernel_of<Engine, Forward<T, Cell>>(path);
+  });
 }
 
 }  // namespace rnnext::cuda

@@ -1,208 +1,204 @@
-// The resident recurrence: one kernel runs every step, the matrix stays on chip (engine.cuh),
-// the state goes around a group of blocks once a step (group.cuh). Forward and backward are the
-// same loop, v_{s+1} = step(M v_s):
-//   forward   M = W_hh    v = h    h_t  = f(pre_t + bias + M h_{t-1})
-//   backward  M = W_hh^T  v = dG   dG_t = f'(h_t) (grad_output_t + M dG_{t+1})
-// docs/cuda.md draws it.
+// The resident recurrence: one kernel runs every step of a pass (pass.cuh). The matrix stays on
+// chip (engine.cuh), the vectors go around a group of blocks once a step (group.cuh). docs/cuda.md
+// draws it.
 #pragma once
 
-#include "cuda/recurrence/cell.cuh"
 #include "cuda/recurrence/engine.cuh"
 #include "cuda/recurrence/group.cuh"
+#include "cuda/recurrence/pass.cuh"
 
 namespace rnnext::cuda {
 
-// A thread's share of a tile's outputs [rows, slice]: one word each kThreads, in row-major order.
-// `slot` numbers the words.
-struct Elements {
-  int slot, row, pair;
+// A thread's share of a tile's words [rows, words of a slice]: one each kThreads, in row-major
+// order, in which `slot` numbers them.
+struct Share {
+  int slot, row, word;
 
-  __device__ explicit Elements(const Geometry& g)
-      : slot(threadIdx.x), row(slot / g.pairs), pair(slot % g.pairs) {}
+  __device__ explicit Share(const Geometry& g)
+      : slot(threadIdx.x), row(slot / g.pairs), word(slot % g.pairs) {}
   __device__ void next(const Geometry& g) {
-    slot += kThreads, row += g.row_step, pair += g.pair_step;
-    if (pair >= g.pairs) pair -= g.pairs, ++row;
+    slot += kThreads, row += g.row_step, word += g.pair_step;
+    if (word >= g.pairs) word -= g.pairs, ++row;
   }
 };
 
-template <class Engine, class Cell, class Group, bool Backward>
-__global__ void __launch_bounds__(kThreads, 1)
-    recurrence_kernel(const RecurrenceParams p, const Geometry g) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // older cards take the step path
-  using T = typename Engine::Storage;
-  using A = Accumulate<T>;
-  using Pair = PairOf<T>;
-  constexpr int kPer = Pair::kSize;
-  constexpr int kSources = Backward ? 2 : 1;  // prefetched: input | output and grad_output
+// What a block does: it holds a slice of the matrix of one direction, and runs tiles of sequences
+// one after another. Sizes are int: a thread has no register to spare.
+template <class Engine, class Pass, class Group>
+struct Resident {
+  using Element = typename Engine::Storage;
+  using A = Accumulate<Element>;
+  static constexpr int kPer = kWordSize<Element>;
+  using Words = Word<Element, kPer>;
 
-  unsigned char* shared = shared_memory();
-  A* parts = reinterpret_cast<A*>(shared + g.part_offset);
-  Pair* inputs = reinterpret_cast<Pair*>(shared + g.input_offset);
-  A* bias = reinterpret_cast<A*>(shared + g.bias_offset);
-  int* lengths = reinterpret_cast<int*>(shared + g.length_offset);
-
-  const int group_index = blockIdx.x / g.blocks, rank = blockIdx.x % g.blocks;
-  const int d = group_index % p.D;
-  const bool reverse = d ? p.reverse[1] : p.reverse[0];
-  const int T_ = static_cast<int>(p.T), B = static_cast<int>(p.B), H = static_cast<int>(p.H);
-  const int first_unit = rank * g.slice;
-  const int units = max(0, min(g.slice, H - first_unit));
-  const int slots = g.rows * g.pairs;
-  const int width = p.D * H;  // of a row of output, input and their gradients
-  const int column = d * H + first_unit;
-
-  if (!Backward) {
-    const T* ih = static_cast<const T*>(d ? p.bias_ih[1] : p.bias_ih[0]);
-    const T* hh = static_cast<const T*>(d ? p.bias_hh[1] : p.bias_hh[0]);
-#pragma unroll 1
-    for (int u = threadIdx.x; u < units; u += kThreads) {
-      bias[u] = ih ? to_float(ih[first_unit + u]) + to_float(hh[first_unit + u]) : A(0);
-    }
-  }
-#pragma unroll 1
-  for (int i = threadIdx.x * 16; i < g.part_offset; i += kThreads * 16) {  // the vectors' padding
-    *reinterpret_cast<uint4*>(shared + i) = make_uint4(0, 0, 0, 0);
-  }
+  const DeviceCall& p;
+  const Geometry& g;
+  unsigned char* const shared;
+  const int T, B, H;
+  const int group_index, rank;  // of the groups, and in its group
+  const int d;                  // direction
+  const bool reverse;
+  const int first_unit, units;  // the slice
+  int b0 = 0, rows = 0;         // the tile
+  unsigned n = 0;               // steps of all tiles so far
+  const Pass pass;
   Engine engine;
-  engine.load(d ? p.weight[1] : p.weight[0], p.weight_stride, first_unit, units, g, shared);
-  __syncthreads();
-  Group group(p, g, group_index, rank, shared);
-  group.start();
+  Group group;
 
-  unsigned n = 0;
-  for (int b0 = group_index / p.D * g.rows; b0 < B; b0 += g.groups / p.D * g.rows) {
-    const int rows = min(g.rows, B - b0);
-    const int state_row = d * B + b0;  // of h0, h_n and their gradients
-    __syncthreads();                   // the last tile's reads
-    for (int r = threadIdx.x; r < rows; r += kThreads) {
-      lengths[r] = sequence_length(p, b0 + r);
+  __device__ Resident(const DeviceCall& p, const Geometry& g, unsigned char* shared)
+      : p(p),
+        g(g),
+        shared(shared),
+        T(static_cast<int>(p.T)),
+        B(static_cast<int>(p.B)),
+        H(static_cast<int>(p.H)),
+        group_index(blockIdx.x / g.blocks),
+        rank(blockIdx.x % g.blocks),
+        d(group_index % p.D),
+        reverse(of_direction(p.reverse, d)),
+        first_unit(rank * g.slice),
+        units(max(0, min(g.slice, H - first_unit))),
+        pass(p),
+        group(p, g, group_index, rank, shared) {}
+
+  __device__ void run() {
+    load();
+    group.start();
+    for (b0 = group_index / p.D * g.rows; b0 < B; b0 += g.groups / p.D * g.rows) {
+      begin_tile();
+      const int steps = T + pass.further();
+      // Step -1 only prefetches: the code for that is there once.
+      for (int s = -1; s < steps; ++s) {
+        if (s >= 0) group.receive(n, s == 0, rows);
+        prefetch(s + 1);
+        if (s < 0) continue;
+        engine.product(group.buffer(n), rows, g, parts());
+        __syncthreads();
+        copy_async_wait<1>();
+        finish(s);
+        if (s < T) group.finish(n++);
+      }
+      copy_async_wait<0>();
+      if (steps == T) group.close();
     }
-    for (int r = 0; r < rows; ++r) {  // v_0: h0, or no gradient yet
-      T* v = reinterpret_cast<T*>(group.buffer(n) + r * g.vector_stride);
-      const int64_t state_at = int64_t(state_row + r) * H;
+  }
+
+  // What stays: the matrix and the bias. And zeros, for the vectors' padding.
+  __device__ void load() {
+#pragma unroll 1
+    for (int u = threadIdx.x; u < units; u += kThreads) bias()[u] = pass.bias(d, first_unit + u);
+#pragma unroll 1
+    for (int i = threadIdx.x * 16; i < g.part_offset; i += kThreads * 16) {
+      *reinterpret_cast<uint4*>(shared + i) = make_uint4(0, 0, 0, 0);
+    }
+    engine.load(of_direction(p.matrix, d), p.matrix_stride, first_unit, units, g, shared);
+    __syncthreads();
+  }
+
+  // The tile's lengths and v_0, whole in every block.
+  __device__ void begin_tile() {
+    rows = min(g.rows, B - b0);
+    __syncthreads();  // the last tile's reads
+    for (int r = threadIdx.x; r < rows; r += kThreads) {
+      lengths()[r] = static_cast<int>(p.length(b0 + r));
+    }
+    for (int r = 0; r < rows; ++r) {
+      Element* v = reinterpret_cast<Element*>(group.buffer(n) + r * g.vector_stride);
+      const int64_t state = int64_t(d * B + b0 + r) * H;
+      const bool empty = p.length(b0 + r) == 0;
 #pragma unroll 1
       for (int k = threadIdx.x; k < H; k += kThreads) {
-        const bool given = !Backward && p.h0;
-        const T x = given ? static_cast<const T*>(p.h0)[state_at + k] : from_float<T>(A(0));
+        const Element x = pass.start(state + k);
         v[k] = Engine::operand(x);
-        if (!Backward && k >= first_unit && k - first_unit < units &&
-            sequence_length(p, b0 + r) == 0) {
-          static_cast<T*>(p.h_n)[state_at + k] = x;
-        }
+        if (empty && k >= first_unit && k - first_unit < units) pass.skip(state + k, x);
       }
     }
     __syncthreads();
-
-    const auto time_of = [&](int s) { return reverse != Backward ? T_ - 1 - s : s; };
-    // Starts the copies of what step s needs beside M v, each thread its own elements.
-    const auto prefetch = [&](int s) {
-      if (s < T_) {
-        const int t = time_of(s);
-        const int64_t step_row = p.step_row ? p.step_row[t] : int64_t(t) * B;
-        Pair* to = inputs + s % 2 * kSources * slots;
-#pragma unroll 1
-        for (Elements e(g); e.row < rows; e.next(g)) {
-          const int u = e.pair * kPer;
-          if (u >= units || t >= lengths[e.row]) continue;
-          const int64_t row = step_row + b0 + e.row;
-          if (Backward) {
-            const int64_t at = row * width + column + u;
-            copy_pair(to + e.slot, static_cast<const T*>(p.output) + at, p.paired, u + 1 < units);
-            if (p.grad_output) {
-              copy_pair(to + slots + e.slot, static_cast<const T*>(p.grad_output) + at, p.paired,
-                        u + 1 < units);
-            }
-          } else {
-            const T* from = static_cast<const T*>(p.input) + input_row(p, t, b0 + e.row, row);
-            copy_pair(to + e.slot, from + column + u, p.paired, u + 1 < units);
-          }
-        }
-      }
-      copy_async_commit();
-    };
-
-    // The backward pass takes one step more where the gradient of h0 is wanted: the product alone.
-    const int steps = T_ + (Backward && p.grad_h0 != nullptr);
-    for (int s = -1; s < steps; ++s) {
-      if (s >= 0) group.receive(n, s == 0, rows);
-      prefetch(s + 1);
-      if (s < 0) continue;
-      const int t = time_of(s);
-      const int64_t step_row = p.step_row && s < T_ ? p.step_row[t] : int64_t(t) * B;
-      const unsigned char* v = group.buffer(n);
-      engine.product(v, rows, g, parts);
-      __syncthreads();
-      copy_async_wait<1>();
-      const Pair* in = inputs + s % 2 * kSources * slots;
-#pragma unroll 1
-      for (Elements e(g); e.row < rows; e.next(g)) {
-        const int u = e.pair * kPer;
-        if (u >= units) continue;
-        const int length = lengths[e.row];
-        const bool active = s < T_ && t < length;
-        const int64_t state_at = int64_t(state_row + e.row) * H + first_unit + u;
-        const int vector_at = e.row * g.vector_stride + (first_unit + u) * int(sizeof(T));
-        const A* part = parts + e.row * g.part_stride + u;
-        A sum[kPer];
-#pragma unroll
-        for (int j = 0; j < kPer; ++j) {
-          sum[j] = part[j];
-#pragma unroll 4
-          for (int k = 1; k < g.parts; ++k) sum[j] += part[k * g.rows * g.part_stride + j];
-        }
-        Pair out;
-        if (Backward) {
-          const bool starts = t == (reverse ? 0 : length - 1);  // where grad_h_n enters
-          const bool ended = t == (reverse ? length : -1);      // past the sequence's last step
-#pragma unroll
-          for (int j = 0; j < kPer; ++j) {
-            out.x[j] = from_float<T>(A(0));
-            if (u + j >= units) continue;
-            A dh = sum[j];
-            if (starts && p.grad_h_n) {
-              dh += to_float(static_cast<const T*>(p.grad_h_n)[state_at + j]);
-            }
-            if (ended && p.grad_h0) static_cast<T*>(p.grad_h0)[state_at + j] = from_float<T>(dh);
-            if (active) {
-              if (p.grad_output) dh += to_float(in[slots + e.slot].x[j]);
-              out.x[j] = from_float<T>(Cell::backward(to_float(in[e.slot].x[j])) * dh);
-            }
-          }
-          if (s == T_) continue;
-        } else if (active) {
-#pragma unroll
-          for (int j = 0; j < kPer; ++j) {
-            out.x[j] = from_float<T>(A(0));
-            if (u + j < units) {
-              out.x[j] =
-                  from_float<T>(Cell::forward(to_float(in[e.slot].x[j]) + bias[u + j] + sum[j]));
-            }
-          }
-        } else {  // the state waits
-          out = *reinterpret_cast<const Pair*>(v + vector_at);
-        }
-        Pair next;
-#pragma unroll
-        for (int j = 0; j < kPer; ++j) next.x[j] = Engine::operand(out.x[j]);
-        group.publish(n, vector_at, next);
-        const bool second = u + 1 < units;
-        if (!Backward && active && t == (reverse ? 0 : length - 1)) {
-          store_pair(static_cast<T*>(p.h_n) + state_at, out, false, second);
-        }
-        if (active || !p.step_row) {
-          if (!active) {
-#pragma unroll
-            for (int j = 0; j < kPer; ++j) out.x[j] = from_float<T>(A(0));
-          }
-          T* to = static_cast<T*>(Backward ? p.grad_pre : p.output);
-          store_pair(to + (step_row + b0 + e.row) * width + column + u, out, p.paired, second);
-        }
-      }
-      if (s < T_) group.finish(n++);
-    }
-    copy_async_wait<0>();
-    if (steps == T_) group.close();
   }
+
+  // Starts the copies of what step s reads beside the product, each thread for its own words.
+  __device__ void prefetch(int s) {
+    if (s < T) {
+      const int t = time_of<Pass>(reverse, T, s);
+      const int64_t first_row = p.first_row(t) + b0;
+      Words* to = sources(s);
+#pragma unroll 1
+      for (Share e(g); e.row < rows; e.next(g)) {
+        const int u = e.word * kPer;
+        if (u >= units || !span(e.row).inside(t)) continue;
+#pragma unroll
+        for (int i = 0; i < Pass::kSources; ++i) {
+          if (!pass.given(i)) continue;
+          const Element* row = pass.source(i, t, b0 + e.row, first_row + e.row);
+          copy_word(to + i * g.rows * g.pairs + e.slot, row + column(u), p.paired, u + 1 < units);
+        }
+      }
+    }
+    copy_async_commit();
+  }
+
+  // From the partial products of step s to the next vectors and the call's tensors.
+  __device__ void finish(int s) {
+    const int t = time_of<Pass>(reverse, T, s);
+    const int64_t first_row = s < T ? p.first_row(t) + b0 : 0;
+    const unsigned char* v = group.buffer(n);
+    const Words* from = sources(s);
+#pragma unroll 1
+    for (Share e(g); e.row < rows; e.next(g)) {
+      const int u = e.word * kPer;
+      if (u >= units) continue;
+      Place at;
+      at.row = first_row + e.row;
+      at.column = column(u);
+      at.state = int64_t(d * B + b0 + e.row) * H + first_unit + u;
+      at.units = units - u;
+      set_step(at, p, span(e.row), t);
+      A product[kPer];
+      sum_parts(e.row, u, product);
+      const Words* read[Pass::kSources];
+#pragma unroll
+      for (int i = 0; i < Pass::kSources; ++i) read[i] = from + i * g.rows * g.pairs + e.slot;
+      const int offset = e.row * g.vector_stride + (first_unit + u) * int(sizeof(Element));
+      const Words& before = *reinterpret_cast<const Words*>(v + offset);
+      const Words next = pass.step(at, product, read, bias() + u, before);
+      if (s == T) continue;
+      Words operand;
+#pragma unroll
+      for (int j = 0; j < kPer; ++j) operand.x[j] = Engine::operand(next.x[j]);
+      group.publish(n, offset, operand);
+      pass.store(at, next);
+    }
+  }
+
+  __device__ void sum_parts(int row, int u, A (&sum)[kPer]) const {
+    const A* part = parts() + row * g.part_stride + u;
+#pragma unroll
+    for (int j = 0; j < kPer; ++j) {
+      sum[j] = part[j];
+#pragma unroll 4
+      for (int k = 1; k < g.parts; ++k) sum[j] += part[k * g.rows * g.part_stride + j];
+    }
+  }
+
+  // Of the units from u in the slice, in a row of D*H.
+  __device__ int column(int u) const { return d * H + first_unit + u; }
+  __device__ Span<int> span(int row) const { return {lengths()[row], reverse}; }
+
+  // The parts of shared memory.
+  __device__ A* parts() const { return reinterpret_cast<A*>(shared + g.part_offset); }
+  __device__ A* bias() const { return reinterpret_cast<A*>(shared + g.bias_offset); }
+  __device__ int* lengths() const { return reinterpret_cast<int*>(shared + g.length_offset); }
+  __device__ Words* sources(int s) const {
+    return reinterpret_cast<Words*>(shared + g.input_offset) +
+           s % 2 * Pass::kSources * g.rows * g.pairs;
+  }
+};
+
+template <class Engine, class Pass, class Group>
+__global__ void __launch_bounds__(kThreads, 1)
+    recurrence_kernel(const DeviceCall p, const Geometry g) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // older cards take the step path
+  Resident<Engine, Pass, Group>(p, g, shared_memory()).run();
 #endif
 }
 

@@ -1,0 +1,164 @@
+// The two passes, and all that happens to a word of the vector v at a step once the product M v is
+// there. The resident kernels and the step path share it.
+//   forward   M = W_hh    v = h    h_t  = f(row_t + bias + M h_{t-1})
+//   backward  M = W_hh^T  v = dG   dG_t = f'(h_t) (grad_output_t + M dG_{t+1})
+//
+// A pass has
+//   kBackward                   whether it goes against the direction
+//   further()                   steps past T: the product alone
+//   kSources, given(i), source(i, t, b, row)
+//                               the rows of D*H elements that a step reads
+//   bias(d, unit)               what is added to the product
+//   start(state)                an element of the first v; `state` is that of Place
+//   skip(state, x)              that element of a sequence without steps
+//   step(at, product, sources, bias, before)
+//                               the next v at `at`; `before`: v there
+//   store(at, v)                writes it to the tensors of the call
+// step() reads bias and sources where the sequence has the step, and `before` where it has not.
+#pragma once
+
+#include "cuda/recurrence/launch.h"
+#include "cuda/recurrence/word.cuh"
+
+namespace rnnext::cuda {
+
+// An index that is not constant would put the whole call into local memory.
+template <class X>
+__device__ X of_direction(const X (&each)[kDirections], int d) {
+  return d ? each[1] : each[0];
+}
+
+// The step t that a pass takes as its s-th in one direction.
+template <class Pass, class Int>
+__device__ Int time_of(bool reverse, Int T, Int s) {
+  return reverse != Pass::kBackward ? T - 1 - s : s;
+}
+
+// Elements of a row of output, and of its gradient.
+__device__ __forceinline__ int width(const DeviceCall& p) { return p.D * static_cast<int>(p.H); }
+
+// A word at a step: some neighbouring hidden units of a sequence in one direction.
+struct Place {
+  int64_t row;    // its row of the tensors [N, D*H], where it has one
+  int column;     // where it begins there
+  int64_t state;  // where it begins in the tensors [D,B,H]
+  int units;      // how many of its elements exist, at least 1
+  // Of the step: whether the row is in memory, and what Span says.
+  bool has_row, inside, ends, precedes;
+};
+
+template <class Int>
+__device__ void set_step(Place& at, const Timeline& time, const Span<Int>& span, Int t) {
+  at.inside = t >= 0 && span.inside(t);
+  at.has_row = at.inside || !time.step_row;
+  at.ends = span.ends(t);
+  at.precedes = span.precedes(t);
+}
+
+template <typename T, class Cell>
+struct Forward {
+  using Element = T;
+  using A = Accumulate<T>;
+  static constexpr bool kBackward = false;
+  static constexpr int kSources = 1;
+
+  const DeviceCall& p;
+  const Cell cell;
+
+  __device__ explicit Forward(const DeviceCall& p) : p(p), cell(p.nonlinearity) {}
+
+  __device__ int further() const { return 0; }
+
+  __device__ bool given(int) const { return true; }
+  __device__ const T* source(int, int64_t t, int64_t b, int64_t row) const {
+    return static_cast<const T*>(p.input.data) + p.input.offset(p, t, b, row);
+  }
+  __device__ A bias(int d, int64_t unit) const {
+    if (!p.bias_ih[0]) return A(0);
+    return to_float(static_cast<const T*>(of_direction(p.bias_ih, d))[unit]) +
+           to_float(static_cast<const T*>(of_direction(p.bias_hh, d))[unit]);
+  }
+
+  __device__ T start(int64_t state) const {
+    return p.hx ? static_cast<const T*>(p.hx)[state] : from_float<T>(A(0));
+  }
+  __device__ void skip(int64_t state, T h) const { static_cast<T*>(p.h_n)[state] = h; }
+
+  template <int N>
+  __device__ Word<T, N> step(const Place& at, const A (&product)[N],
+                             const Word<T, N>* const (&sources)[kSources], const A* bias,
+                             const Word<T, N>& before) const {
+    if (!at.inside) return before;  // the state waits
+    Word<T, N> h;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      h.x[j] = from_float<T>(A(0));
+      if (j > 0 && j >= at.units) continue;
+      h.x[j] = from_float<T>(cell.forward(to_float(sources[0]->x[j]) + bias[j] + product[j]));
+    }
+    return h;
+  }
+
+  template <int N>
+  __device__ void store(const Place& at, Word<T, N> h) const {
+    const bool second = at.units > 1;
+    if (at.inside && at.ends) store_word(static_cast<T*>(p.h_n) + at.state, h, false, second);
+    if (!at.has_row) return;
+    if (!at.inside) h = {};
+    T* row = static_cast<T*>(p.output) + at.row * width(p);
+    store_word(row + at.column, h, p.paired, second);
+  }
+};
+
+template <typename T, class Cell>
+struct Backward {
+  using Element = T;
+  using A = Accumulate<T>;
+  static constexpr bool kBackward = true;
+  static constexpr int kSources = 2;  // h and the gradient of the output
+
+  const DeviceCall& p;
+  const Cell cell;
+
+  __device__ explicit Backward(const DeviceCall& p) : p(p), cell(p.nonlinearity) {}
+
+  __device__ int further() const { return p.grad_out.hx != nullptr; }
+
+  __device__ bool given(int i) const { return i == 0 || p.grad.grad_output; }
+  __device__ const T* source(int i, int64_t, int64_t, int64_t row) const {
+    return static_cast<const T*>(i == 0 ? p.output : p.grad.grad_output) + row * width(p);
+  }
+  __device__ A bias(int, int64_t) const { return A(0); }
+
+  __device__ T start(int64_t) const { return from_float<T>(A(0)); }
+  __device__ void skip(int64_t, T) const {}  // step() does it, at the one that precedes
+
+  template <int N>
+  __device__ Word<T, N> step(const Place& at, const A (&product)[N],
+                             const Word<T, N>* const (&sources)[kSources], const A*,
+                             const Word<T, N>&) const {
+    const bool joins = at.ends && p.grad.grad_h_n, leaves = at.precedes && p.grad_out.hx;
+    Word<T, N> dg;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      dg.x[j] = from_float<T>(A(0));
+      if (j > 0 && j >= at.units) continue;
+      A dh = product[j];
+      if (joins) dh += to_float(static_cast<const T*>(p.grad.grad_h_n)[at.state + j]);
+      if (leaves) static_cast<T*>(p.grad_out.hx)[at.state + j] = from_float<T>(dh);
+      if (!at.inside) continue;
+      if (p.grad.grad_output) dh += to_float(sources[1]->x[j]);
+      dg.x[j] = from_float<T>(cell.backward(dh, to_float(sources[0]->x[j])));
+    }
+    return dg;
+  }
+
+  template <int N>
+  __device__ void store(const Place& at, const Word<T, N>& dg) const {
+    if (!at.has_row) return;
+    T* row = static_cast<T*>(p.grad_out.pre) + at.row * width(p);
+    store_word(row + at.column, dg, p.paired, at.units > 1);
+  }
+};
+
+}  // namespace rnnext::cuda

@@ -1,0 +1,66 @@
+// The resident kernels: which one runs a call, how many of its clusters fit, and its launch.
+#include "cuda/device.h"
+#include "cuda/recurrence/launch.h"
+
+namespace rnnext::cuda {
+
+Kernel kernel_f32(Path path, Nonlinearity nonlinearity, bool backward);
+Kernel kernel_f64(Path path, Nonlinearity nonlinearity, bool backward);
+Kernel kernel_bf16(Path path, Nonlinearity nonlinearity, bool backward);
+Kernel kernel_f16(Path path, Nonlinearity nonlinearity, bool backward);
+Kernel kernel_tf32(Path path, Nonlinearity nonlinearity, bool backward);
+
+Kernel resident_kernel(Path path, Compute compute, Nonlinearity nonlinearity, bool backward) {
+  switch (compute) {
+    case Compute::f32:
+      return kernel_f32(path, nonlinearity, backward);
+    case Compute::f64:
+      return kernel_f64(path, nonlinearity, backward);
+    case Compute::f16:
+      return kernel_f16(path, nonlinearity, backward);
+    case Compute::bf16:
+      return kernel_bf16(path, nonlinearity, backward);
+    case Compute::tf32:
+      return kernel_tf32(path, nonlinearity, backward);
+  }
+  return nullptr;
+}
+
+void count_clusters(int shared_bytes, int (&clusters)[4]) {
+  const auto kernel = resident_kernel(Path::cluster, Compute::f32, Nonlinearity::tanh, true);
+  const void* function = reinterpret_cast<const void*>(kernel);
+  cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  for (int i = 0; i < 4; ++i) {
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = 2u << i;
+    attribute.val.clusterDim.y = 1;
+    attribute.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(2u << i);
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    if (cudaOccupancyMaxActiveClusters(&clusters[i], function, &config) != cudaSuccess) {
+      clusters[i] = 0;
+      cudaGetLastError();  // a size that this device does not have
+    }
+  }
+}
+
+cudaError_t launch_resident(const DeviceCall& p, const Geometry& geometry, Compute compute,
+                            bool backward, cudaStream_t stream) {
+  const Kernel kernel = resident_kernel(geometry.path, compute, p.nonlinearity, backward);
+  if (!kernel) return cudaErrorInvalidValue;
+  LaunchShape shape;
+  shape.grid = dim3(geometry.groups * geometry.blocks);
+  shape.block = dim3(kThreads);
+  shape.shared_bytes = geometry.shared_bytes;
+  shape.cluster = geometry.path == Path::cluster ? geometry.blocks : 1;
+  shape.cooperative = geometry.path == Path::grid;
+  return launch(kernel, shape, stream, p, geometry);
+}
+
+}  // namespace rnnext::cuda
