@@ -98,7 +98,7 @@ struct Matrix {
   }
   bool pack_transposed(int64_t column, F* dst) const {
     constexpr int kSteps = kLanes<F> * kDepth<F>;
-    typename Factors<F>::Finite finite;
+    Finite<F> finite;
     for (int64_t k = 0; k < K; k += kSteps, dst += kLanes<F> * kPanel<F>) {
       Vec<F> x[kLanes<F>];
       load_block<F>(x, weight + column * stride + k, columns - column, stride, K - k);

@@ -62,11 +62,13 @@ double layer_cycles(const Recurrence& p, const KernelShape& shape, const Machine
 
 ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Machine& machine,
                          int threads, bool stacked) {
-  ForwardPlan plan{share_out(p, shape, machine, threads)};
+  ForwardPlan plan{};
+  plan.one_step = p.T == 1 && p.B <= kOneStepRows && !p.ragged() && !p.packed;
+  if (plan.one_step) return plan;  // hidden units shared out evenly, and that is all
+  static_cast<Plan&>(plan) = share_out(p, shape, machine, threads);
   const int64_t weights = shape.packed_bytes(p.I, p.H) + shape.packed_bytes(p.H, p.H);
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
   plan.own_weights = !p.packed && (plan.batch_parts == 1 || small);
-  plan.one_step = p.T == 1 && p.B <= kOneStepRows && !p.ragged() && !p.packed;
   plan.projects = p.I == 0 || (p.T > 1 && (plan.unit_rows < kFewRows || !small || plan.pieces > 1));
   const int64_t width = p.D * p.H * shape.storage_bytes;
   if (shape.stored_as_factors() && p.H % shape.depth == 0 && !p.ragged()) {

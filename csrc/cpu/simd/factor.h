@@ -17,18 +17,39 @@ constexpr int64_t factors_in(int64_t k) {
   return (k + kDepth<F> - 1) / kDepth<F>;
 }
 
+// The exponents' bits in a factor, and one in the last place of each: where an exponent has all
+// bits, the sum overflows into its sign, and nowhere else.
+template <class F>
+struct Exponents;
+template <>
+struct Exponents<float> {
+  static constexpr uint32_t bits = 0x7f800000, one = 0x00800000, signs = 0x80000000;
+};
+template <>
+struct Exponents<Pair> {
+  static constexpr uint32_t bits = 0x7f807f80, one = 0x00800080, signs = 0x80008000;
+};
+template <>
+struct Exponents<double> {
+  static constexpr uint64_t bits = 0x7ff0000000000000, one = 0x0010000000000000,
+                            signs = 0x8000000000000000;
+};
+// Whether all factors that it saw are finite. One step of its chain takes a cycle.
+template <class F>
+struct Finite {
+  using E = Exponents<F>;
+  typedef decltype(E::bits + 0) Bits __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  Bits seen = {};
+  RNNEXT_INLINE void see(Vec<F> x) { seen |= ((Bits)x & E::bits) + E::one; }
+  bool all() const {
+    for (int i = 0; i < kLanes<F>; ++i)
+      if (seen[i] & E::signs) return false;
+    return true;
+  }
+};
+
 template <class F>
 struct Factors {
-  // Whether all factors that it saw are finite.
-  struct Finite {
-    Vec<F> sum = {};
-    RNNEXT_INLINE void see(Vec<F> x) { sum += x * 0; }
-    bool all() const {
-      for (int i = 0; i < kLanes<F>; ++i)
-        if (sum[i] != 0) return false;
-      return true;
-    }
-  };
   // kLanes factors of what lies at p along k: n values, then zeros.
   template <class S>
   static RNNEXT_INLINE Vec<F> along(const S* p, int64_t n) {
@@ -51,19 +72,6 @@ struct Factors {
 #ifdef RNNEXT_BF16_DOT
 template <>
 struct Factors<Pair> {
-  struct Finite {
-    Vec<Pair> low = {}, high = {};  // the largest exponents
-    RNNEXT_INLINE void see(Vec<Pair> x) {
-      const Vec<Pair> a = x & 0x7f80, b = x & 0x7f800000;
-      low = a > low ? a : low;
-      high = b > high ? b : high;
-    }
-    bool all() const {
-      for (int i = 0; i < kLanes<Pair>; ++i)
-        if (low[i] == 0x7f80 || high[i] == 0x7f800000) return false;
-      return true;
-    }
-  };
   template <class S>
   static RNNEXT_INLINE Vec<Pair> along(const S* p, int64_t n) {
     return rounded(load_some(p, n), load_some(p + kLanes<float>, n - kLanes<float>));
