@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import collections
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-from .samples import all_samples
+from .samples import Sample, all_samples
 from .worker import Worker
 
 THREADS = (1, 2, 3)
@@ -29,17 +30,22 @@ def compare(a: Path, b: Path, patterns: Sequence[str], console: Console) -> bool
     ) as bar:
         task = bar.add_task("samples", total=len(settings) * len(samples))
         for isa, threads in settings:
+            start, before = time.monotonic(), wrong.total()
             for sample in samples:
-                for worker in workers:
-                    worker.start(sample.run, isa, threads)
-                run = f"{sample.name}, {isa}, {threads} thread(s)"
-                found = [_result(worker, run) for worker in workers]
+                # One after the other: threads that wait for each other spin on the same cores.
+                found = [_result(worker, sample, isa, threads) for worker in workers]
                 results += len(found[0])
                 if problem := _difference(*found):
                     wrong[sample.kind] += 1
                     if wrong.total() <= MOST_SHOWN:
+                        run = f"{sample.name}, {isa}, {threads} thread(s)"
                         bar.console.print(f"{run}: {problem}", highlight=False, soft_wrap=True)
                 bar.advance(task)
+            bar.console.print(
+                f"{isa}, {threads} thread(s): {wrong.total() - before} of {len(samples)} differ, "
+                f"{time.monotonic() - start:.0f} s",
+                highlight=False,
+            )
     for worker in workers:
         worker.close()
     runs = len(settings) * len(samples)
@@ -66,13 +72,13 @@ def supported_isas() -> list[str]:
     return found
 
 
-def _result(worker: Worker, run: str) -> dict[str, str]:
-    """What the run's results hash to, or why there are none under the name "error"."""
+def _result(worker: Worker, sample: Sample, isa: str, threads: int) -> dict[str, str]:
+    """What the sample's results hash to, or why there are none under the name "error"."""
     try:
-        found: dict[str, str] = worker.result()
+        found: dict[str, str] = worker.call(sample.run, isa, threads)
     except RuntimeError as error:
         if not worker.alive():
-            raise RuntimeError(f"{run}: {error}") from None
+            raise RuntimeError(f"{sample.name}, {isa}, {threads} thread(s): {error}") from None
         return {"error": str(error).strip().split("\n")[-1]}
     return found
 

@@ -26,14 +26,17 @@ class Worker:
         self._process = context.Process(target=_serve, args=(theirs, tree, threads), daemon=True)
         self._process.start()
         theirs.close()
-        self.result()  # of the import
+        self._result()  # of the import
 
-    def start(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Begin function(*arguments) there; both come from this tree's modules."""
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What function(*arguments), of this tree's modules, returns there.
+
+        RuntimeError, with its traceback, if it raises.
+        """
         self._connection.send((function, arguments))
+        return self._result()
 
-    def result(self) -> Any:
-        """What the call that was started returned. RuntimeError, with a traceback, if it raised."""
+    def _result(self) -> Any:
         try:
             error, value = self._connection.recv()
         except EOFError:
@@ -43,10 +46,6 @@ class Worker:
         if error:
             raise RuntimeError(f"in the worker of {self.tree}:\n{error}")
         return value
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        self.start(function, *arguments)
-        return self.result()
 
     def alive(self) -> bool:
         return self._process.is_alive()
