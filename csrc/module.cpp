@@ -8,13 +8,15 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <cstring>
 #include <map>
 
 #include "cpu/rnn/describe.h"
 #include "cpu/rnn/stepper.h"
 #include "cpu/runtime/dispatch.h"
-#include "ops/arguments.h"
+#include "ops/parse.h"
 #include "ops/signatures.h"
+#include "recurrence/nonlinearity.h"
 
 namespace py = pybind11;
 
@@ -24,45 +26,50 @@ namespace {
 struct Plain {
   at::Tensor tensor;
 };
-using OptionalPlain = std::optional<Plain>;
 
-std::optional<at::Tensor> tensor_of(const OptionalPlain& plain) {
-  return plain ? std::optional(plain->tensor) : std::nullopt;
-}
+// How an argument of an op comes from Python, and what the op is then given.
+template <class T>
+struct FromPython {
+  using Type = T;
+  static T get(T value) { return value; }
+};
+template <>
+struct FromPython<const at::Tensor&> {
+  using Type = Plain;
+  static const at::Tensor& get(const Plain& plain) { return plain.tensor; }
+};
+template <>
+struct FromPython<const std::optional<at::Tensor>&> {
+  using Type = std::optional<Plain>;
+  static std::optional<at::Tensor> get(const Type& plain) {
+    return plain ? std::optional(plain->tensor) : std::nullopt;
+  }
+};
+template <>
+struct FromPython<at::TensorList> {
+  using Type = std::vector<Plain>;
+  static std::vector<at::Tensor> get(const Type& plain) {
+    std::vector<at::Tensor> tensors;
+    tensors.reserve(plain.size());
+    for (const Plain& each : plain) tensors.push_back(each.tensor);
+    return tensors;
+  }
+};
 
-std::tuple<at::Tensor, at::Tensor> rnn(const Plain& input, const OptionalPlain& hx,
-                                       const std::vector<Plain>& params, bool has_biases,
-                                       int64_t num_layers, double dropout, bool train,
-                                       bool bidirectional, bool batch_first,
-                                       std::string_view nonlinearity, const OptionalPlain& lengths,
-                                       const OptionalPlain& batch_sizes) {
-  static const auto op = rnnext::find_op<rnnext::RnnOp>("rnnext::rnn");
-  std::vector<at::Tensor> tensors;
-  tensors.reserve(params.size());
-  for (const Plain& param : params) tensors.push_back(param.tensor);
-  return op.call(input.tensor, tensor_of(hx), tensors, has_biases, num_layers, dropout, train,
-                 bidirectional, batch_first, nonlinearity, tensor_of(lengths),
-                 tensor_of(batch_sizes));
-}
+template <class Op, class Signature = typename Op::Signature>
+struct Eager;
+template <class Op, class Result, class... P>
+struct Eager<Op, Result(P...)> {
+  static Result call(const typename FromPython<P>::Type&... arguments) {
+    return rnnext::call_op<Op>(FromPython<P>::get(arguments)...);
+  }
+};
 
-at::Tensor rnn_cell(const Plain& input, const OptionalPlain& hx, const Plain& weight_ih,
-                    const Plain& weight_hh, const OptionalPlain& bias_ih,
-                    const OptionalPlain& bias_hh, std::string_view nonlinearity) {
-  static const auto op = rnnext::find_op<rnnext::RnnCellOp>("rnnext::rnn_cell");
-  return op.call(input.tensor, tensor_of(hx), weight_ih.tensor, weight_hh.tensor,
-                 tensor_of(bias_ih), tensor_of(bias_hh), nonlinearity);
-}
-
-at::Tensor embedding(const Plain& weight, const Plain& indices, int64_t padding_idx,
-                     bool scale_grad_by_freq, bool sparse) {
-  static const auto op = rnnext::find_op<rnnext::EmbeddingOp>("rnnext::embedding");
-  return op.call(weight.tensor, indices.tensor, padding_idx, scale_grad_by_freq, sparse);
-}
-
-// The function, and, for arguments that are not plain or not of its types, torch.ops.rnnext's.
-template <class Function>
-void define_op(py::module_& m, const char* name, Function function) {
-  m.def(name, torch::wrap_pybind_function_no_gil(function));
+// The op, and, for arguments that are not plain or not of its types, torch.ops.rnnext's.
+template <class Op>
+void define_op(py::module_& m) {
+  const char* const name = std::strchr(Op::name, ':') + 2;
+  m.def(name, torch::wrap_pybind_function_no_gil(Eager<Op>::call));
   m.def(name, [name](const py::args& args) {
     return py::module_::import("torch").attr("ops").attr("rnnext").attr(name).attr("default")(
         *args);
@@ -165,9 +172,9 @@ PYBIND11_MODULE(_C, m) {
                                         std::end(rnnext::kNonlinearityNames));
       },
       "The names that the ops take.");
-  define_op(m, "rnn", rnn);
-  define_op(m, "rnn_cell", rnn_cell);
-  define_op(m, "embedding", embedding);
+  define_op<rnnext::RnnOp>(m);
+  define_op<rnnext::RnnCellOp>(m);
+  define_op<rnnext::EmbeddingOp>(m);
   using rnnext::Stepper;
   // Unlike the ops it keeps the interpreter lock: no two threads may step it at once.
   m.def("stepper",

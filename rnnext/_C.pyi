@@ -28,16 +28,16 @@ def plan(
 def rnn(
     input: Tensor,
     hx: Tensor | None,
-    params: Sequence[Tensor],
+    weights: Sequence[Tensor],
     has_biases: bool,
     num_layers: int,
-    dropout: float,
-    train: bool,
     bidirectional: bool,
     batch_first: bool,
-    nonlinearity: str,
+    dropout: float,
+    training: bool,
     lengths: Tensor | None,
     batch_sizes: Tensor | None,
+    nonlinearity: str,
     /,
 ) -> tuple[Tensor, Tensor]: ...
 def rnn_cell(

@@ -5,6 +5,7 @@ Sizes may be symbolic, so every condition goes through ``torch._check``.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,25 +25,35 @@ def _sizes(sizes: Sequence[Any]) -> str:
     return f"[{', '.join(map(str, sizes))}]"
 
 
-def _check_shape(tensor: Tensor, name: str, shape: Sequence[Any]) -> None:
-    def message() -> str:
-        return f"{name} must have shape {_sizes(shape)}, got {_sizes(tensor.shape)}"
+def _check(condition: Any, message: str) -> None:
+    torch._check(condition, lambda: message)
 
-    torch._check(tensor.dim() == len(shape), message)
+
+def _check_biases(bias_ih: Sequence[Tensor], bias_hh: Sequence[Tensor], count: int) -> None:
+    _check(
+        len(bias_ih) == len(bias_hh) and len(bias_ih) in (0, count),
+        f"bias_ih and bias_hh must both hold {count} tensors or none, got {len(bias_ih)} and "
+        f"{len(bias_hh)}",
+    )
+
+
+def _check_shape(tensor: Tensor, name: str, shape: Sequence[Any]) -> None:
+    message = f"{name} must have shape {_sizes(shape)}, got {_sizes(tensor.shape)}"
+    _check(tensor.dim() == len(shape), message)
     for got, wanted in zip(tensor.shape, shape, strict=True):
-        torch._check(got == wanted, message)
+        _check(got == wanted, message)
 
 
 def _check_like(tensor: Tensor, name: str, shape: Sequence[Any], like: Tensor) -> None:
     """Same dtype and device as ``like``, a ``weight_hh``, and this shape."""
     _check_shape(tensor, name, shape)
-    torch._check(
+    _check(
         tensor.dtype == like.dtype,
-        lambda: f"{name} must have the dtype of weight_hh, {_dtype(like)}, got {_dtype(tensor)}",
+        f"{name} must have the dtype of weight_hh, {_dtype(like)}, got {_dtype(tensor)}",
     )
-    torch._check(
+    _check(
         tensor.device == like.device,
-        lambda: f"{name} must be on the device of weight_hh, {like.device}, got {tensor.device}",
+        f"{name} must be on the device of weight_hh, {like.device}, got {tensor.device}",
     )
 
 
@@ -53,246 +64,198 @@ def _check_float(tensor: Tensor, name: str) -> None:
     )
 
 
-def _check_recurrence(
-    input: Tensor,
-    index: Tensor | None,
-    weight_ih: Sequence[Tensor],
-    weight_hh: Sequence[Tensor],
-    bias_ih: Sequence[Tensor],
-    bias_hh: Sequence[Tensor],
-    h0: Tensor | None,
-    lengths: Tensor | None,
-    batch_sizes: Tensor | None,
-    nonlinearity: str,
-    directions: int,
-) -> tuple[list[Any], Any]:
-    """Check the arguments as ``check_recurrence`` in C++.
+@dataclass(frozen=True)
+class _Recurrence:
+    """The arguments of a call of the recurrence, in the order of its schema."""
 
-    Returns the shape of the output and the batch size; None if only values could tell it.
-    """
-    D = len(weight_hh)
-    torch._check(
-        D in (1, 2), lambda: f"weight_hh must hold 1 or 2 tensors, one a direction, got {D}"
-    )
-    torch._check(
-        directions == D,
-        lambda: f"reverse must hold one bool a direction, {D}, got {directions}",
-    )
-    like = weight_hh[0]
+    input: Tensor
+    hx: Tensor | None
+    weight_ih: Sequence[Tensor]
+    weight_hh: Sequence[Tensor]
+    bias_ih: Sequence[Tensor]
+    bias_hh: Sequence[Tensor]
+    index: Tensor | None
+    lengths: Tensor | None
+    batch_sizes: Tensor | None
+    nonlinearity: str
+    reverse: Sequence[bool]
 
-    def square() -> str:
-        return f"weight_hh must have shape [H, H] with H > 0, got {_sizes(like.shape)}"
+    @property
+    def like(self) -> Tensor:
+        return self.weight_hh[0]
 
-    torch._check(like.dim() == 2, square)
-    torch._check(like.shape[0] > 0, square)
-    H = like.shape[0]
-    torch._check(
-        len(weight_ih) in (0, D),
-        lambda: f"weight_ih must hold {D} tensors or none, got {len(weight_ih)}",
-    )
-    torch._check(
-        not weight_ih or index is None, lambda: "index needs a table: weight_ih must be empty"
-    )
-    torch._check(
-        len(bias_ih) == len(bias_hh) and len(bias_ih) in (0, D),
-        lambda: (
-            f"bias_ih and bias_hh must both hold {D} tensors or none, got {len(bias_ih)} and "
-            f"{len(bias_hh)}"
-        ),
-    )
+    def check(self) -> tuple[list[Any], Any]:
+        """Check everything, in the order of ``check_recurrence`` in C++.
 
-    rows, name, row_dims = (input, "input", 1) if index is None else (index, "index", 0)
-    output: list[Any]
-    B: Any = None
-    if batch_sizes is not None:
-        torch._check(lengths is None, lambda: "lengths and batch_sizes must not both be given")
-        torch._check(
-            batch_sizes.dim() == 1
-            and batch_sizes.dtype == torch.int64
-            and batch_sizes.device.type == "cpu",
+        Returns the shape of the output and the batch size; None if only values could tell it.
+        """
+        D = len(self.weight_hh)
+        _check(D in (1, 2), f"weight_hh must hold 1 or 2 tensors, one a direction, got {D}")
+        _check(
+            len(self.reverse) == D,
+            f"reverse must hold one bool a direction, {D}, got {len(self.reverse)}",
+        )
+        like = self.like
+        square = f"weight_hh must have shape [H, H] with H > 0, got {_sizes(like.shape)}"
+        _check(like.dim() == 2, square)
+        _check(like.shape[0] > 0, square)
+        H = like.shape[0]
+        _check(
+            len(self.weight_ih) in (0, D),
+            f"weight_ih must hold {D} tensors or none, got {len(self.weight_ih)}",
+        )
+        _check(
+            not self.weight_ih or self.index is None,
+            "index needs a table: weight_ih must be empty",
+        )
+        _check_biases(self.bias_ih, self.bias_hh, D)
+        output, B = self._check_rows(D * H)
+        width = self.input.shape[-1]
+        if not self.weight_ih:
+            _check(width == D * H, f"the last dimension of input must be {D * H}, got {width}")
+        _check_like(self.input, "input", self.input.shape, like)
+        for d in range(D):
+            _check_like(self.weight_hh[d], "weight_hh", [H, H], like)
+            if self.weight_ih:
+                _check_like(self.weight_ih[d], "weight_ih", [H, width], like)
+            if self.bias_ih:
+                _check_like(self.bias_ih[d], "bias_ih", [H], like)
+                _check_like(self.bias_hh[d], "bias_hh", [H], like)
+        if self.hx is not None:
+            _check_like(self.hx, "hx", [D, B, H], like)
+        if self.lengths is not None:
+            self._check_lengths(self.lengths, B)
+        _check_float(like, "weight_hh")
+        known = _C.nonlinearities()
+        torch._check_value(
+            self.nonlinearity in known,
             lambda: (
-                f"batch_sizes must be a 1-D int64 tensor on the CPU, got {_dtype(batch_sizes)} of "
-                f"shape {_sizes(batch_sizes.shape)} on {batch_sizes.device}"
+                f"nonlinearity must be one of {', '.join(map(repr, known))}, got "
+                f"{self.nonlinearity!r}"
             ),
         )
-        torch._check(
-            rows.dim() == 1 + row_dims,
-            lambda: (
-                f"{name} of a packed sequence must have {1 + row_dims} dimensions, got {rows.dim()}"
-            ),
-        )
-        output = [rows.shape[0], D * H]
-        if h0 is not None:
-            B = h0.shape[1] if h0.dim() == 3 else None
-        elif type(batch_sizes) is Tensor:  # beside meta tensors it has its values
-            B = int(batch_sizes[0])
-    else:
-        torch._check(
-            rows.dim() == 2 + row_dims,
-            lambda: f"{name} must have {2 + row_dims} dimensions, got {rows.dim()}",
-        )
-        B = rows.shape[1]
-        output = [rows.shape[0], B, D * H]
+        return output, B
 
-    if index is not None:
-        torch._check(
-            input.dim() == 2, lambda: f"the table must have 2 dimensions, got {input.dim()}"
-        )
-        torch._check(
-            index.dtype in _INDICES, lambda: f"index must be int32 or int64, got {_dtype(index)}"
-        )
-        torch._check(
-            index.device == like.device,
-            lambda: f"index must be on {like.device}, got {index.device}",
-        )
-    width = input.shape[-1]
-    if not weight_ih:
-        torch._check(
-            width == D * H,
-            lambda: f"the last dimension of input must be {D * H}, got {width}",
-        )
-    _check_like(input, "input", input.shape, like)
-    for d in range(D):
-        _check_like(weight_hh[d], "weight_hh", [H, H], like)
-        if weight_ih:
-            _check_like(weight_ih[d], "weight_ih", [H, width], like)
-        if bias_ih:
-            _check_like(bias_ih[d], "bias_ih", [H], like)
-            _check_like(bias_hh[d], "bias_hh", [H], like)
-    if h0 is not None:
-        _check_like(h0, "h0", [D, B, H], like)
-    if lengths is not None:
-
-        def needed() -> str:
-            return (
-                f"lengths must be an int64 tensor of shape [{B}], got {_dtype(lengths)} of shape "
-                f"{_sizes(lengths.shape)}"
+    def _check_rows(self, width: Any) -> tuple[list[Any], Any]:
+        rows, name, dims = self.input, "input", 1
+        if self.index is not None:
+            rows, name, dims = self.index, "index", 0
+        if self.batch_sizes is None:
+            _check(
+                rows.dim() == 2 + dims, f"{name} must have {2 + dims} dimensions, got {rows.dim()}"
             )
+            B = rows.shape[1]
+            output = [rows.shape[0], B, width]
+        else:
+            B = self._check_batch_sizes(self.batch_sizes)
+            _check(
+                rows.dim() == 1 + dims,
+                f"{name} of a packed sequence must have {1 + dims} dimensions, got {rows.dim()}",
+            )
+            output = [rows.shape[0], width]
+        if self.index is not None:
+            table, index = self.input, self.index
+            _check(table.dim() == 2, f"the table must have 2 dimensions, got {table.dim()}")
+            _check(index.dtype in _INDICES, f"index must be int32 or int64, got {_dtype(index)}")
+            _check(
+                index.device == self.like.device,
+                f"index must be on {self.like.device}, got {index.device}",
+            )
+        return output, B
 
-        torch._check(lengths.dtype == torch.int64 and lengths.dim() == 1, needed)
-        torch._check(lengths.shape[0] == B, needed)
-        torch._check(
-            lengths.device == like.device,
-            lambda: f"lengths must be on {like.device}, got {lengths.device}",
+    def _check_batch_sizes(self, sizes: Tensor) -> Any:
+        """The batch is batch_sizes[0], a value: beside meta tensors known, or hx tells it."""
+        _check(self.lengths is None, "lengths and batch_sizes must not both be given")
+        _check(
+            sizes.dim() == 1 and sizes.dtype == torch.int64 and sizes.device.type == "cpu",
+            f"batch_sizes must be a 1-D int64 tensor on the CPU, got {_dtype(sizes)} of shape "
+            f"{_sizes(sizes.shape)} on {sizes.device}",
         )
-    _check_float(like, "weight_hh")
-    torch._check_value(
-        nonlinearity in _C.nonlinearities(),
-        lambda: (
-            f"nonlinearity must be one of {', '.join(map(repr, _C.nonlinearities()))}, got "
-            f"{nonlinearity!r}"
-        ),
-    )
-    return output, B
+        if self.hx is not None:
+            return self.hx.shape[1] if self.hx.dim() == 3 else None
+        return int(sizes[0]) if type(sizes) is Tensor else None
 
+    def _check_lengths(self, lengths: Tensor, B: Any) -> None:
+        needed = (
+            f"lengths must be an int64 tensor of shape [{B}], got {_dtype(lengths)} of shape "
+            f"{_sizes(lengths.shape)}"
+        )
+        _check(lengths.dtype == torch.int64 and lengths.dim() == 1, needed)
+        _check(lengths.shape[0] == B, needed)
+        _check(
+            lengths.device == self.like.device,
+            f"lengths must be on {self.like.device}, got {lengths.device}",
+        )
 
-def _known(B: Any) -> Any:
-    return torch.library.get_ctx().new_dynamic_size() if B is None else B
+    def state(self, B: Any) -> tuple[Any, ...]:
+        """The shape of hx and h_n."""
+        B = torch.library.get_ctx().new_dynamic_size() if B is None else B
+        return len(self.weight_hh), B, self.like.shape[0]
 
 
 @torch.library.register_fake("rnnext::recurrence")
-def _recurrence(
-    input: Tensor,
-    index: Tensor | None,
-    weight_ih: Sequence[Tensor],
-    weight_hh: Sequence[Tensor],
-    bias_ih: Sequence[Tensor],
-    bias_hh: Sequence[Tensor],
-    h0: Tensor | None,
-    lengths: Tensor | None,
-    batch_sizes: Tensor | None,
-    nonlinearity: str,
-    reverse: Sequence[bool],
-) -> tuple[Tensor, Tensor]:
-    output, B = _check_recurrence(
-        input, index, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, batch_sizes,
-        nonlinearity, len(reverse),
-    )  # fmt: skip
-    D, like = len(weight_hh), weight_hh[0]
-    return like.new_empty(output), like.new_empty((D, _known(B), like.shape[0]))
+def _recurrence(*arguments: Any) -> tuple[Tensor, Tensor]:
+    call = _Recurrence(*arguments)
+    output, B = call.check()
+    return call.like.new_empty(output), call.like.new_empty(call.state(B))
 
 
 @torch.library.register_fake("rnnext::recurrence_stack")
-def _recurrence_stack(
-    input: Tensor,
-    weight_ih: Sequence[Tensor],
-    weight_hh: Sequence[Tensor],
-    bias_ih: Sequence[Tensor],
-    bias_hh: Sequence[Tensor],
-    h0: Tensor | None,
-    lengths: Tensor | None,
-    batch_sizes: Tensor | None,
-    nonlinearity: str,
-) -> tuple[Tensor, Tensor]:
-    L = len(weight_hh)
-    torch._check(L > 0, lambda: "weight_hh must hold a tensor for each layer, got none")
-    torch._check(
-        len(weight_ih) == L,
-        lambda: f"weight_ih must hold {L} tensors, one a layer, got {len(weight_ih)}",
+def _recurrence_stack(*arguments: Any) -> tuple[Tensor, Tensor]:
+    call = _Recurrence(*arguments)
+    L = len(call.weight_hh)
+    _check(L > 0, "weight_hh must hold a tensor for each layer, got none")
+    _check(
+        len(call.weight_ih) == L,
+        f"weight_ih must hold {L} tensors, one a layer, got {len(call.weight_ih)}",
     )
-    torch._check(
-        len(bias_ih) == len(bias_hh) and len(bias_ih) in (0, L),
-        lambda: (
-            f"bias_ih and bias_hh must both hold {L} tensors or none, got {len(bias_ih)} and "
-            f"{len(bias_hh)}"
-        ),
-    )
-    x, like, H = input, weight_hh[0], weight_hh[0].shape[0]
+    _check_biases(call.bias_ih, call.bias_hh, L)
+    output, like = call.input, call.like
     for layer in range(L):
         one = slice(layer, layer + 1)
-        output, B = _check_recurrence(
-            x, None, weight_ih[one], weight_hh[one], bias_ih[one], bias_hh[one],
-            None if h0 is None else h0[one], lengths, batch_sizes, nonlinearity, 1,
-        )  # fmt: skip
-        _check_like(weight_hh[layer], "weight_hh", [H, H], like)
-        x = like.new_empty(output)
-    h_n = [L, _known(B), H]
-    if h0 is not None:
-        _check_like(h0, "h0", h_n, like)
-    return x, like.new_empty(h_n)
+        shape, B = replace(
+            call,
+            input=output,
+            hx=None if call.hx is None else call.hx[one],
+            weight_ih=call.weight_ih[one],
+            weight_hh=call.weight_hh[one],
+            bias_ih=call.bias_ih[one],
+            bias_hh=call.bias_hh[one],
+        ).check()
+        _check_like(call.weight_hh[layer], "weight_hh", like.shape, like)
+        output = like.new_empty(shape)
+    state = call.state(B)
+    if call.hx is not None:
+        _check_like(call.hx, "hx", state, like)
+    return output, like.new_empty(state)
 
 
 @torch.library.register_fake("rnnext::recurrence_backward")
 def _recurrence_backward(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    output: Tensor,
-    input: Tensor,
-    index: Tensor | None,
-    weight_ih: Sequence[Tensor],
-    weight_hh: Sequence[Tensor],
-    h0: Tensor | None,
-    lengths: Tensor | None,
-    batch_sizes: Tensor | None,
-    nonlinearity: str,
-    reverse: Sequence[bool],
-    output_mask: Sequence[bool],
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor]:
-    shape, B = _check_recurrence(
-        input, index, weight_ih, weight_hh, (), (), h0, lengths, batch_sizes, nonlinearity,
-        len(reverse),
-    )  # fmt: skip
-    D, like = len(weight_hh), weight_hh[0]
+    grad_output: Tensor | None, grad_h_n: Tensor | None, output: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    *forward, output_mask = arguments
+    call = _Recurrence(*forward)
+    like = call.like
+    shape, B = call.check()
     _check_like(output, "output", shape, like)
     if grad_output is not None:
         _check_like(grad_output, "grad_output", shape, like)
     if grad_h_n is not None:
         B = grad_h_n.shape[1] if B is None and grad_h_n.dim() == 3 else B
-        _check_like(grad_h_n, "grad_h_n", [D, B, like.shape[0]], like)
-    want_input, want_weights, want_bias, want_h0 = output_mask
+        _check_like(grad_h_n, "grad_h_n", [len(call.weight_hh), B, like.shape[0]], like)
+    want_input, want_hx, want_weights, want_bias = output_mask
     return (
-        like.new_empty(input.shape if want_input else (0,)),
-        [like.new_empty(w.shape) for w in weight_ih] if want_weights else [],
-        [like.new_empty(w.shape) for w in weight_hh] if want_weights else [],
-        [like.new_empty(w.shape[:1]) for w in weight_hh] if want_bias else [],
-        like.new_empty((D, _known(B), like.shape[0]) if want_h0 else (0,)),
+        like.new_empty(call.input.shape if want_input else (0,)),
+        like.new_empty(call.state(B) if want_hx else (0,)),
+        [like.new_empty(w.shape) for w in call.weight_ih] if want_weights else [],
+        [like.new_empty(w.shape) for w in call.weight_hh] if want_weights else [],
+        [like.new_empty(w.shape[:1]) for w in call.weight_hh] if want_bias else [],
     )
 
 
 def _check_indices(indices: Tensor) -> None:
-    torch._check(
-        indices.dtype in _INDICES, lambda: f"indices must be int32 or int64, got {_dtype(indices)}"
-    )
+    _check(indices.dtype in _INDICES, f"indices must be int32 or int64, got {_dtype(indices)}")
 
 
 @torch.library.register_fake("rnnext::embedding")
@@ -303,10 +266,10 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Tensor:
-    torch._check(weight.dim() == 2, lambda: "'weight' must be 2-D")
-    torch._check(
+    _check(weight.dim() == 2, "'weight' must be 2-D")
+    _check(
         indices.device == weight.device,
-        lambda: f"indices must be on the device of weight, {weight.device}, got {indices.device}",
+        f"indices must be on the device of weight, {weight.device}, got {indices.device}",
     )
     _check_indices(indices)
     return weight.new_empty((*indices.shape, weight.shape[1]))
@@ -315,16 +278,13 @@ def _embedding(
 def _check_gradient(grad: Tensor, indices: Tensor) -> None:
     _check_float(grad, "grad")
     _check_indices(indices)
-
-    def message() -> str:
-        return (
-            "grad must have the shape of indices and one more dimension, got "
-            f"{_sizes(grad.shape)} with indices of shape {_sizes(indices.shape)}"
-        )
-
-    torch._check(grad.dim() == indices.dim() + 1, message)
+    message = (
+        "grad must have the shape of indices and one more dimension, got "
+        f"{_sizes(grad.shape)} with indices of shape {_sizes(indices.shape)}"
+    )
+    _check(grad.dim() == indices.dim() + 1, message)
     for got, wanted in zip(grad.shape, indices.shape, strict=False):
-        torch._check(got == wanted, message)
+        _check(got == wanted, message)
 
 
 @torch.library.register_fake("rnnext::embedding_backward")

@@ -1,24 +1,18 @@
-"""The operations as functions: parameters are arguments, nothing is kept between calls.
-
-The op calls carry no checks of their own in Python: the ops refuse what is wrong, and only then is
-the input examined again, to raise the error that torch.nn raises for it.
-"""
+"""The operations as functions: parameters are arguments, nothing is kept between calls."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
-import rnnext.ops  # noqa: F401  registers the fake kernels
-from rnnext import _C
+from rnnext import _C, _layers
 
 __all__ = ["embedding", "rnn", "rnn_cell"]
 
 # The same ops twice: torch.compile puts these into its graph, eager calls take _C's short way.
-_rnn: Callable[..., tuple[Tensor, Tensor]] = torch.ops.rnnext.rnn.default
 _rnn_cell: Callable[..., Tensor] = torch.ops.rnnext.rnn_cell.default
 _embedding: Callable[..., Tensor] = torch.ops.rnnext.embedding.default
 
@@ -27,42 +21,43 @@ _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 
 def rnn(
     input: _Sequence,
-    params: Sequence[Tensor],
-    hx: Tensor | None = None,
+    hx: Tensor | None,
+    weights: Sequence[Any],
     *,
-    num_layers: int = 1,
     nonlinearity: str = "tanh",
-    bias: bool = True,
     batch_first: bool = False,
     dropout: float = 0.0,
     training: bool = False,
-    bidirectional: bool = False,
+    bidirectional: bool | None = None,
     lengths: Tensor | None = None,
 ) -> tuple[_Sequence, Tensor]:
     """Elman RNN over whole sequences, as :class:`torch.nn.RNN` computes it.
 
     Each layer and direction computes ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``.
     Below, T is the number of steps, B the batch size, I the input size, H the hidden size,
-    L the number of layers and D the number of directions.
+    L the number of layers and D the number of directions. L, D and whether there are biases
+    follow from ``weights``.
 
     Args:
         input: the features, ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` for one
             sequence, or a :class:`~torch.nn.utils.rnn.PackedSequence` of ``[N, I]`` data. float32,
             float64, bfloat16 or float16. T must be at least 1, B may be 0.
-        params: for each layer, for each direction: ``weight_ih [H, I]`` (``[H, D * H]`` after the
-            first layer), ``weight_hh [H, H]`` and, with ``bias``, ``bias_ih [H]``, ``bias_hh [H]``;
-            ``torch.nn.RNN.all_weights``, flattened. Same dtype and device as ``input``.
-        hx: the state before the first step, ``[L * D, B, H]``, or ``[L * D, H]`` for one sequence.
-            Default: zeros.
-        num_layers: L. Default: 1.
-        nonlinearity: f, ``"tanh"`` or ``"relu"``. Default: ``"tanh"``.
-        bias: whether ``params`` holds biases. Default: ``True``.
+        hx: the state before the first step, ``[L * D, B, H]``, or ``[L * D, H]`` for one sequence;
+            ``None`` for zeros.
+        weights: a set for each layer and, within it, each direction: ``weight_ih [H, I]``
+            (``[H, D * H]`` after the first layer), ``weight_hh [H, H]``, and ``bias_ih [H]``,
+            ``bias_hh [H]`` or neither. Either all tensors in one list, or a list of sets, as
+            ``torch.nn.RNN.all_weights``, or a list of layers, each a list of its directions' sets.
+            Same dtype and device as ``input``.
+        nonlinearity: f, ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` or ``"identity"``.
+            Default: ``"tanh"``.
         batch_first: whether the batch is the first dimension of a 3-D ``input`` and of the output
             (not of ``hx`` and ``h_n``). Default: ``False``.
         dropout: probability of zeroing an output of each layer but the last. Default: 0.
         training: whether dropout applies. Default: ``False``.
         bidirectional: whether D is 2: a second set of weights reads each layer's input from its
-            end. Default: ``False``.
+            end. Default: what ``weights`` say; two sets that are not nested leave it open where I
+            is H.
         lengths: the number of steps of each row of a 3-D ``input``, int64 ``[B]``, each in 0..T:
             later steps are not computed, their output is 0, and ``h_n`` is the state after the
             row's own last step. Default: every row has T steps.
@@ -73,45 +68,29 @@ def rnn(
         ``[L * D, B, H]``, or ``[L * D, H]`` for one sequence.
 
     Raises:
-        ValueError: ``input`` is not 2-D or 3-D, its dtype is not that of ``params``, an unknown
-            ``nonlinearity``, or ``lengths`` with one sequence or a packed input.
+        ValueError: ``weights`` that hold no whole sets, or leave D open; ``input`` is not 2-D or
+            3-D, its dtype is not that of ``weights``, an unknown ``nonlinearity``, or ``lengths``
+            with one sequence or a packed input.
         RuntimeError: sizes, dtypes or devices do not fit together, T is 0, a length is outside
             0..T, or the dtype is not supported.
 
     J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990. The interface follows
     ``torch.nn.RNN`` and its ``torch._VF.rnn_tanh``.
     """
-    batch_sizes = None
-    if isinstance(input, PackedSequence):
-        data, batch_sizes, sorted_indices, unsorted_indices = input
-        if hx is not None and sorted_indices is not None:
-            hx = hx.index_select(1, sorted_indices)
-    else:
-        data = input
-    try:
-        output, h_n = (_rnn if is_compiling() else _C.rnn)(
-            data,
-            hx,
-            params,
-            bias,
-            num_layers,
-            dropout,
-            training,
-            bidirectional,
-            batch_first,
-            nonlinearity,
-            lengths,
-            batch_sizes,
-        )
-    except (RuntimeError, ValueError):
-        states = num_layers * (2 if bidirectional else 1)
-        _raise_for_rnn(data, hx, params, batch_sizes, states, batch_first)
-        raise
-    if batch_sizes is None:
-        return output, h_n
-    if unsorted_indices is not None:
-        h_n = h_n.index_select(1, unsorted_indices)
-    return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
+    flat, has_biases, num_layers, bidirectional = _layers.infer(weights, bidirectional)
+    return _layers.run(
+        input,
+        hx,
+        flat,
+        has_biases,
+        num_layers,
+        bidirectional,
+        batch_first,
+        dropout,
+        training,
+        lengths,
+        nonlinearity,
+    )
 
 
 def rnn_cell(
@@ -133,15 +112,14 @@ def rnn_cell(
         weight_hh: W_hh, ``[H, H]``.
         bias_ih: b_ih, ``[H]``. Default: none.
         bias_hh: b_hh, ``[H]``. Default: none.
-        nonlinearity: f, ``"tanh"`` or ``"relu"``. Default: ``"tanh"``.
+        nonlinearity: f, as :func:`rnn`'s. Default: ``"tanh"``.
 
     Returns:
         The next state, ``[B, H]``, or ``[H]`` for one row.
 
     Raises:
-        ValueError: ``input`` or ``hx`` is not 1-D or 2-D.
-        RuntimeError: sizes, dtypes or devices do not fit together, the dtype is not supported, or
-            an unknown ``nonlinearity``.
+        ValueError: ``input`` or ``hx`` is not 1-D or 2-D, or an unknown ``nonlinearity``.
+        RuntimeError: sizes, dtypes or devices do not fit together, or the dtype is not supported.
 
     J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990. The interface follows
     ``torch.rnn_tanh_cell``.
@@ -150,7 +128,7 @@ def rnn_cell(
     try:
         return cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
     except (RuntimeError, ValueError):
-        _raise_for_rnn_cell(input, hx, weight_ih, weight_hh, nonlinearity)
+        _raise_for_rnn_cell(input, hx, weight_ih, weight_hh)
         raise
 
 
@@ -215,65 +193,11 @@ def embedding(
         ) from None
 
 
-def _raise_for_rnn(
-    data: Tensor,
-    hx: Tensor | None,
-    params: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-    states: int,
-    batch_first: bool,
-) -> None:
-    """Raise torch.nn.RNN's error for these arguments of the op, or return if it has none for them.
-
-    ``states`` is layers times directions.
-    """
-    if batch_sizes is None:
-        if data.dim() not in (2, 3):
-            raise ValueError(
-                f"RNN: Expected input to be 2D or 3D, got {data.dim()}D tensor instead"
-            ) from None
-        if hx is not None and hx.dim() != data.dim():
-            kind = "unbatched 2-D" if data.dim() == 2 else "batched 3-D"
-            raise RuntimeError(
-                f"For {kind} input, hx should also be {data.dim()}-D but got {hx.dim()}-D tensor"
-            ) from None
-    if len(params) < 2 or any(not isinstance(p, Tensor) or p.dim() != 2 for p in params[:2]):
-        return
-    dtype = params[0].dtype
-    if data.dtype != dtype and not torch._C._is_any_autocast_enabled():
-        raise ValueError(
-            f"RNN input dtype ({data.dtype}) does not match weight dtype ({dtype}). "
-            f"Convert input: input.to({dtype}), or convert model: model.to({data.dtype})"
-        ) from None
-    if batch_sizes is not None and data.dim() != 2:
-        raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}") from None
-    if data.size(-1) != params[0].size(-1):
-        raise RuntimeError(
-            "input.size(-1) must be equal to input_size. "
-            f"Expected {params[0].size(-1)}, got {data.size(-1)}"
-        ) from None
-    if hx is not None:
-        got = list(hx.size())
-        if batch_sizes is not None:
-            batch = int(batch_sizes[0])
-        elif data.dim() == 2:
-            batch = 1
-            got.insert(1, 1)
-        else:
-            batch = data.size(0 if batch_first else 1)
-        expected = (states, batch, params[1].size(-1))
-        if got != list(expected):
-            raise RuntimeError(f"Expected hidden size {expected}, got {got}") from None
-    if batch_sizes is None and data.size(1 if batch_first and data.dim() == 3 else 0) == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN") from None
-
-
 def _raise_for_rnn_cell(
     input: Tensor,
     hx: Tensor | None,
     weight_ih: Tensor,
     weight_hh: Tensor,
-    nonlinearity: str,
 ) -> None:
     """Raise torch.nn.RNNCell's error for these arguments, or return if it has none for them."""
     if input.dim() not in (1, 2):
@@ -284,8 +208,6 @@ def _raise_for_rnn_cell(
         raise ValueError(
             f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead"
         ) from None
-    if nonlinearity not in ("tanh", "relu"):
-        raise RuntimeError(f"Unknown nonlinearity: {nonlinearity}") from None
     if input.size(-1) != weight_ih.size(-1):
         raise RuntimeError(
             f"input has inconsistent input_size: got {input.size(-1)} expected {weight_ih.size(-1)}"

@@ -1,6 +1,7 @@
-"""Typed functions over ``torch.ops.rnnext``.
+"""Typed functions over ``torch.ops.rnnext``: every op that works on one layer, documented.
 
-Everything here takes one layer; :mod:`rnnext.functional` and the modules are built on top.
+:mod:`rnnext.functional` and the modules are built on top. Below, T is the number of steps, B the
+batch size, I the input size, H the hidden size and D, 1 or 2, the number of directions.
 """
 
 from collections.abc import Sequence
@@ -10,18 +11,25 @@ from torch import Tensor
 
 import rnnext._fake  # noqa: F401  registers the ops and what they return without data
 
-__all__ = ["embedding", "recurrence"]
+__all__ = [
+    "embedding",
+    "embedding_backward",
+    "embedding_sparse_backward",
+    "recurrence",
+    "recurrence_backward",
+    "recurrence_stack",
+]
 
 
 def recurrence(
     input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Sequence[Tensor],
     weight_hh: Sequence[Tensor],
-    weight_ih: Sequence[Tensor] = (),
     bias_ih: Sequence[Tensor] = (),
     bias_hh: Sequence[Tensor] = (),
     *,
     index: Tensor | None = None,
-    h0: Tensor | None = None,
     lengths: Tensor | None = None,
     batch_sizes: Tensor | None = None,
     nonlinearity: str = "tanh",
@@ -34,48 +42,137 @@ def recurrence(
 
     - features: ``input [T, B, I]`` and ``weight_ih[d] [H, I]``: ``pre_t = weight_ih[d] x_t``;
     - ready: ``input [T, B, D * H]`` and no ``weight_ih``: direction d reads its H columns;
-    - table: ``input [V, D * H]`` and ``index [T, B]``, int32 or int64: row ``index[t, b]``.
+    - table: ``input [V, D * H]`` and ``index [T, B]``: row ``index[t, b]``.
 
     Args:
         input: as above, float32, float64, bfloat16 or float16 (accumulated in float32).
-        weight_hh: D tensors ``[H, H]``, D = 1 or 2.
+        hx: first states ``[D, B, H]``, or ``None`` for zeros.
         weight_ih: D tensors ``[H, I]``, or none.
-        bias_ih, bias_hh: D tensors ``[H]`` each, or none.
-        index: token ids of the table form.
-        h0: first states ``[D, B, H]``. Default: zeros.
+        weight_hh: D tensors ``[H, H]``.
+        bias_ih: D tensors ``[H]``, or none. Default: none.
+        bias_hh: D tensors ``[H]``, or none; given exactly when ``bias_ih`` is. Default: none.
+        index: token ids of the table form, int32 or int64. Default: no table.
         lengths: int64 ``[B]``, the number of steps of each sequence, 0..T. Later steps are not
             computed, their output is 0. A reversed direction starts at the sequence's own end.
+            Default: every sequence has T steps.
         batch_sizes: int64 ``[T]`` on the CPU, of a :class:`~torch.nn.utils.rnn.PackedSequence`;
-            ``input`` is then ``[N, I]`` (``[N, D * H]``; ``index`` ``[N]``).
-        nonlinearity: f, ``"tanh"`` or ``"relu"``.
+            ``input`` is then ``[N, I]`` (``[N, D * H]``; ``index`` ``[N]``). Default: not packed.
+        nonlinearity: f, ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` or ``"identity"``.
+            Default: ``"tanh"``.
         reverse: for each direction, whether it runs from the end. Default: ``[False, True][:D]``.
 
     Returns:
-        ``(output [T, B, D * H] or [N, D * H], h_n [D, B, H])``.
+        ``(output, h_n)``: the states ``[T, B, D * H]``, or ``[N, D * H]`` if packed, and the last
+        states ``[D, B, H]``.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices do not fit together, or a length out of range.
-        ValueError: unknown nonlinearity.
-        IndexError: an index out of range.
-        NotImplementedError: unsupported dtype.
+        RuntimeError: shapes, dtypes or devices do not fit together, or a length is out of range.
+        ValueError: an unknown nonlinearity.
+        IndexError: an index is out of range.
+        NotImplementedError: an unsupported dtype.
 
     J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990.
     """
     if reverse is None:
         reverse = [False, True][: len(weight_hh)]
     result: tuple[Tensor, Tensor] = torch.ops.rnnext.recurrence(
-        input,
-        index,
-        weight_ih,
-        weight_hh,
-        bias_ih,
-        bias_hh,
-        h0,
-        lengths,
-        batch_sizes,
-        nonlinearity,
-        reverse,
-    )
+        input, hx, weight_ih, weight_hh, bias_ih, bias_hh,
+        index, lengths, batch_sizes, nonlinearity, reverse,
+    )  # fmt: skip
+    return result
+
+
+def recurrence_stack(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Sequence[Tensor],
+    weight_hh: Sequence[Tensor],
+    bias_ih: Sequence[Tensor] = (),
+    bias_hh: Sequence[Tensor] = (),
+    *,
+    lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    nonlinearity: str = "tanh",
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """L layers of one direction, each over the one before, on the CPU and without gradients.
+
+    Args:
+        input: the first layer's features, ``[T, B, I]``.
+        hx: first states ``[L, B, H]``, or ``None`` for zeros.
+        weight_ih: L tensors, the first ``[H, I]``, the others ``[H, H]``.
+        weight_hh: L tensors ``[H, H]``.
+        bias_ih: L tensors ``[H]``, or none. Default: none.
+        bias_hh: L tensors ``[H]``, or none; given exactly when ``bias_ih`` is. Default: none.
+        lengths: as :func:`recurrence`'s.
+        batch_sizes: as :func:`recurrence`'s.
+        nonlinearity: as :func:`recurrence`'s.
+        reverse: whether all layers run from the end. Default: ``False``.
+
+    Returns:
+        ``(output, h_n)``: the last layer's states, as :func:`recurrence`'s, and each layer's last
+        state, ``[L, B, H]``.
+
+    Raises:
+        NotImplementedError: a gradient is required, the dtype is not supported, or the tensors are
+            not on the CPU.
+        RuntimeError, ValueError: as :func:`recurrence`.
+    """
+    result: tuple[Tensor, Tensor] = torch.ops.rnnext.recurrence_stack(
+        input, hx, weight_ih, weight_hh, bias_ih, bias_hh,
+        None, lengths, batch_sizes, nonlinearity, [reverse],
+    )  # fmt: skip
+    return result
+
+
+def recurrence_backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    output: Tensor,
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Sequence[Tensor],
+    weight_hh: Sequence[Tensor],
+    *,
+    index: Tensor | None = None,
+    lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    nonlinearity: str = "tanh",
+    reverse: Sequence[bool] | None = None,
+    output_mask: Sequence[bool] = (True, True, True, True),
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    """Gradients of :func:`recurrence` from its output; autograd calls this.
+
+    Args:
+        grad_output: gradient of the output, or ``None`` for zeros.
+        grad_h_n: gradient of h_n, or ``None`` for zeros.
+        output: what :func:`recurrence` returned.
+        input: as :func:`recurrence`'s, and so are the arguments up to ``reverse``.
+        hx: first states, or ``None``.
+        weight_ih: D tensors, or none.
+        weight_hh: D tensors.
+        index: of the table form. Default: no table.
+        lengths: steps of each sequence. Default: T.
+        batch_sizes: of a packed input. Default: not packed.
+        nonlinearity: f. Default: ``"tanh"``.
+        reverse: for each direction. Default: ``[False, True][:D]``.
+        output_mask: which gradients are wanted: of input, hx, all weights, and the biases.
+            Default: all.
+
+    Returns:
+        The gradients of ``input``, ``hx``, each ``weight_ih``, each ``weight_hh``, and, for each
+        direction, of either bias. What is not wanted is an empty tensor or list.
+
+    Raises:
+        RuntimeError, ValueError, IndexError, NotImplementedError: as :func:`recurrence`.
+    """
+    if reverse is None:
+        reverse = [False, True][: len(weight_hh)]
+    result: tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]
+    result = torch.ops.rnnext.recurrence_backward(
+        grad_output, grad_h_n, output, input, hx, weight_ih, weight_hh, (), (),
+        index, lengths, batch_sizes, nonlinearity, reverse, output_mask,
+    )  # fmt: skip
     return result
 
 
@@ -89,20 +186,80 @@ def embedding(
     """Rows of a table: ``weight[indices]``, any dtype in, the gradient summed deterministically.
 
     Args:
-        weight: ``[V, D]``, any strides.
+        weight: ``[V, E]``, any strides.
         indices: int32 or int64, any shape, values in 0..V-1.
-        padding_idx: a row that gets no gradient; -1: none.
-        scale_grad_by_freq: divide each row's gradient by how often it was picked.
-        sparse: give a coalesced sparse COO gradient.
+        padding_idx: a row that gets no gradient; -1: none. Default: -1.
+        scale_grad_by_freq: whether each row's gradient is divided by how often it was picked.
+            Default: ``False``.
+        sparse: whether the gradient is a coalesced sparse COO tensor. Default: ``False``.
 
     Returns:
-        ``[*indices.shape, D]``.
+        ``[*indices.shape, E]``.
 
     Raises:
-        IndexError: an index out of range; the message names it, its position and the range.
-        RuntimeError: wrong rank, index dtype or device.
+        IndexError: an index is out of range; the message names it, its position and the range.
+        RuntimeError: wrong rank, index dtype or device, or a complex table that needs a gradient.
     """
     result: Tensor = torch.ops.rnnext.embedding(
         weight, indices, padding_idx, scale_grad_by_freq, sparse
+    )
+    return result
+
+
+def embedding_backward(
+    grad: Tensor,
+    indices: Tensor,
+    num_weights: int,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+) -> Tensor:
+    """The gradient of :func:`embedding`'s table: each row sums those of the rows it was read as.
+
+    Args:
+        grad: gradient of the rows, ``[*indices.shape, E]``.
+        indices: as :func:`embedding`'s.
+        num_weights: V.
+        padding_idx: as :func:`embedding`'s. Default: -1.
+        scale_grad_by_freq: as :func:`embedding`'s. Default: ``False``.
+
+    Returns:
+        ``[V, E]``.
+
+    Raises:
+        IndexError: an index is out of range.
+        NotImplementedError: ``grad`` is of an unsupported dtype.
+        RuntimeError: shapes that do not fit together, or a wrong index dtype.
+    """
+    result: Tensor = torch.ops.rnnext.embedding_backward(
+        grad, indices, num_weights, padding_idx, scale_grad_by_freq
+    )
+    return result
+
+
+def embedding_sparse_backward(
+    grad: Tensor,
+    indices: Tensor,
+    num_weights: int,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """:func:`embedding_backward`, of the rows that were read alone.
+
+    Args:
+        grad: as :func:`embedding_backward`'s, and so are all arguments.
+        indices: the indices.
+        num_weights: V.
+        padding_idx: a row without a gradient. Default: -1.
+        scale_grad_by_freq: whether to divide by frequency. Default: ``False``.
+
+    Returns:
+        ``(rows, values)``: the numbers of the rows, int64, ascending, each once; their gradients
+        ``[len(rows), E]``.
+
+    Raises:
+        IndexError, NotImplementedError, RuntimeError: as :func:`embedding_backward`.
+    """
+    result: tuple[Tensor, Tensor] = torch.ops.rnnext.embedding_sparse_backward(
+        grad, indices, num_weights, padding_idx, scale_grad_by_freq
     )
     return result

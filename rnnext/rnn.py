@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnext import functional
+from rnnext import _layers, functional
 
 __all__ = ["RNN", "RNNCell"]
 
@@ -29,8 +29,12 @@ def _weights(module: nn.Module, names: Sequence[str]) -> list[Any]:
         return [getattr(module, name) for name in names]
 
 
-def nonlinearity_of(module: nn.RNNBase) -> str:
-    """What an RNN's ``mode`` says: of the two attributes, torch.nn.RNN obeys this one."""
+def nonlinearity_of(module: nn.RNNBase | nn.RNNCell) -> str:
+    """One of torch.nn's two: a cell's attribute, an RNN's ``mode``, which torch.nn.RNN obeys."""
+    if isinstance(module, nn.RNNCell):
+        if module.nonlinearity not in _NONLINEARITIES.values():
+            raise RuntimeError(f"Unknown nonlinearity: {module.nonlinearity}")
+        return module.nonlinearity
     nonlinearity = _NONLINEARITIES.get(module.mode)
     if nonlinearity is None:
         raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {module.mode}")
@@ -128,18 +132,18 @@ class RNN(nn.RNNBase):
         Raises:
             ValueError, RuntimeError: as :func:`rnnext.functional.rnn`.
         """
-        return functional.rnn(
+        return _layers.run(
             input,
-            _weights(self, self._flat_weights_names),
             hx,
-            num_layers=self.num_layers,
-            nonlinearity=nonlinearity_of(self),
-            bias=self.bias,
-            batch_first=self.batch_first,
-            dropout=self.dropout,
-            training=self.training,
-            bidirectional=self.bidirectional,
-            lengths=lengths,
+            _weights(self, self._flat_weights_names),
+            self.bias,
+            self.num_layers,
+            self.bidirectional,
+            self.batch_first,
+            self.dropout,
+            self.training,
+            lengths,
+            nonlinearity_of(self),
         )
 
 
@@ -177,5 +181,5 @@ class RNNCell(nn.RNNCell):
         """
         weight_ih, weight_hh, bias_ih, bias_hh = _weights(self, CELL_WEIGHTS)
         return functional.rnn_cell(
-            input, hx, weight_ih, weight_hh, bias_ih, bias_hh, self.nonlinearity
+            input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity_of(self)
         )

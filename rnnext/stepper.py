@@ -46,11 +46,10 @@ class Stepper:
     def __init__(self, module: RNN | nn.RNN | nn.RNNCell, batch_size: int = 1) -> None:
         if not isinstance(module, (RNN, nn.RNN, nn.RNNCell)):
             raise TypeError(f"module must be an RNN or an RNNCell, got {type(module).__name__}")
-        suffixes, nonlinearity = [""], module.nonlinearity
+        suffixes = [""]
         if not isinstance(module, nn.RNNCell):
             if module.bidirectional:
                 raise ValueError("module must have one direction: the other starts at the end")
-            nonlinearity = nonlinearity_of(module)
             suffixes = [f"_l{layer}" for layer in range(module.num_layers)]
         layers: list[list[Any]] = [
             [getattr(module, kind + suffix, None) for kind in CELL_WEIGHTS] for suffix in suffixes
@@ -66,7 +65,7 @@ class Stepper:
         self.input_size = module.input_size
         self.hidden_size = module.hidden_size
         self.batch_size = batch_size
-        self._stepper = _C.stepper(params, bias, nonlinearity, batch_size)
+        self._stepper = _C.stepper(params, bias, nonlinearity_of(module), batch_size)
 
     def __call__(self, input: Tensor) -> Tensor:
         """Go one step forward.

@@ -1,168 +1,93 @@
-// Argument checks shared by the bindings of all devices.
+// What a call of the recurrence is made of, as its ops pass it.
 #pragma once
 
+#include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <c10/util/Exception.h>
 
-#include <algorithm>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "recurrence/call.h"
-
 namespace rnnext {
 
 using at::Tensor;
+using at::TensorList;
 using OptionalTensor = std::optional<Tensor>;
 
 inline bool given(const OptionalTensor& t) { return t.has_value() && t->defined(); }
 
-// As Python writes it: "float32", not "Float".
-inline auto dtype_name(const Tensor& t) { return c10::getDtypeNames(t.scalar_type()).first; }
+// X(type, name) of each argument. The schemas and signatures of the recurrence's ops, the structs
+// below, and what autograd saves follow this list, in its order.
+#define RNNEXT_RECURRENCE_ARGUMENTS(X) \
+  X(Tensor, input)                     \
+  X(OptionalTensor, hx)                \
+  X(TensorList, weight_ih)             \
+  X(TensorList, weight_hh)             \
+  X(TensorList, bias_ih)               \
+  X(TensorList, bias_hh)               \
+  X(OptionalTensor, index)             \
+  X(OptionalTensor, lengths)           \
+  X(OptionalTensor, batch_sizes)       \
+  X(std::string_view, nonlinearity)    \
+  X(c10::List<bool>, reverse)
 
-inline Nonlinearity parse_nonlinearity(std::string_view name) {
-  std::string known;
-  int i = 0;
-  for (const char* candidate : kNonlinearityNames) {
-    if (name == candidate) return static_cast<Nonlinearity>(i);
-    known += (i++ ? ", '" : "'") + std::string(candidate) + "'";
-  }
-  TORCH_CHECK_VALUE(false, "nonlinearity must be one of ", known, ", got '", name, "'");
-}
-
-inline DType parse_dtype(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
-    case at::kFloat:
-      return DType::f32;
-    case at::kDouble:
-      return DType::f64;
-    case at::kBFloat16:
-      return DType::bf16;
-    case at::kHalf:
-      return DType::f16;
-    default:
-      TORCH_CHECK_NOT_IMPLEMENTED(
-          false, name, " must be float32, float64, bfloat16 or float16, got ", dtype_name(t));
-  }
-}
-
-// Same dtype and device as `like`, and this shape.
-inline void check_like(const Tensor& t, const char* name, at::IntArrayRef shape,
-                       const Tensor& like) {
-  TORCH_CHECK(t.sizes() == shape, name, " must have shape ", shape, ", got ", t.sizes());
-  TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " must have the dtype of weight_hh, ",
-              dtype_name(like), ", got ", dtype_name(t));
-  TORCH_CHECK(t.device() == like.device(), name, " must be on the device of weight_hh, ",
-              like.device(), ", got ", t.device());
-}
-
-// Sizes of a call of `recurrence`; step_row and row_lengths hold what a packed input implies.
-struct RecurrenceSizes {
-  int64_t T, B, I, H, D, N;
-  bool features;
-  std::vector<int64_t> step_row;     // [T+1], packed input only
-  std::vector<int64_t> row_lengths;  // [B], packed input only
-
-  bool packed() const { return !step_row.empty(); }
-  std::vector<int64_t> output_shape() const {
-    return packed() ? std::vector<int64_t>{N, D * H} : std::vector<int64_t>{T, B, D * H};
-  }
+// How an argument is passed to an op, how it is kept after the call, and what schemas call it.
+template <class T>
+struct ArgumentType;
+template <>
+struct ArgumentType<Tensor> {
+  using Passed = const Tensor&;
+  using Kept = Tensor;
+  static constexpr const char* schema = "Tensor";
+};
+template <>
+struct ArgumentType<OptionalTensor> {
+  using Passed = const OptionalTensor&;
+  using Kept = OptionalTensor;
+  static constexpr const char* schema = "Tensor?";
+};
+template <>
+struct ArgumentType<TensorList> {
+  using Passed = TensorList;
+  using Kept = std::vector<Tensor>;
+  static constexpr const char* schema = "Tensor[]";
+};
+template <>
+struct ArgumentType<std::string_view> {
+  using Passed = std::string_view;
+  using Kept = std::string;
+  static constexpr const char* schema = "str";
+};
+template <>
+struct ArgumentType<c10::List<bool>> {
+  using Passed = const c10::List<bool>&;
+  using Kept = c10::List<bool>;
+  static constexpr const char* schema = "bool[]";
 };
 
-inline RecurrenceSizes check_recurrence(const Tensor& input, const OptionalTensor& index,
-                                        at::TensorList weight_ih, at::TensorList weight_hh,
-                                        at::TensorList bias_ih, at::TensorList bias_hh,
-                                        const OptionalTensor& h0, const OptionalTensor& lengths,
-                                        const OptionalTensor& batch_sizes, size_t directions) {
-  RecurrenceSizes s{};
-  s.D = static_cast<int64_t>(weight_hh.size());
-  TORCH_CHECK(s.D == 1 || s.D == 2, "weight_hh must hold 1 or 2 tensors, one a direction, got ",
-              s.D);
-  TORCH_CHECK(directions == weight_hh.size(), "reverse must hold one bool a direction, ", s.D,
-              ", got ", directions);
-  const Tensor& like = weight_hh[0];
-  TORCH_CHECK(like.dim() == 2 && like.size(0) > 0,
-              "weight_hh must have shape [H, H] with H > 0, got ", like.sizes());
-  s.H = like.size(0);
-  s.features = !weight_ih.empty();
-  TORCH_CHECK(!s.features || weight_ih.size() == weight_hh.size(), "weight_ih must hold ", s.D,
-              " tensors or none, got ", weight_ih.size());
-  TORCH_CHECK(!(s.features && given(index)), "index needs a table: weight_ih must be empty");
-  TORCH_CHECK(
-      bias_ih.size() == bias_hh.size() && (bias_ih.empty() || bias_ih.size() == weight_hh.size()),
-      "bias_ih and bias_hh must both hold ", s.D, " tensors or none, got ", bias_ih.size(), " and ",
-      bias_hh.size());
+template <class T>
+using Passed = typename ArgumentType<T>::Passed;
+template <class T>
+using Kept = typename ArgumentType<T>::Kept;
 
-  // Rows: of the index if there is one, otherwise of the input.
-  const Tensor& rows = given(index) ? *index : input;
-  const int64_t row_dims = given(index) ? 0 : 1;
-  const char* rows_name = given(index) ? "index" : "input";
-  if (given(batch_sizes)) {
-    TORCH_CHECK(!given(lengths), "lengths and batch_sizes must not both be given");
-    TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == at::kLong &&
-                    batch_sizes->device().is_cpu(),
-                "batch_sizes must be a 1-D int64 tensor on the CPU, got ", dtype_name(*batch_sizes),
-                " of shape ", batch_sizes->sizes(), " on ", batch_sizes->device());
-    TORCH_CHECK(rows.dim() == 1 + row_dims, rows_name, " of a packed sequence must have ",
-                1 + row_dims, " dimensions, got ", rows.dim());
-    const Tensor sizes = batch_sizes->contiguous();
-    const int64_t* n = sizes.const_data_ptr<int64_t>();
-    s.T = sizes.numel();
-    s.B = s.T > 0 ? n[0] : 0;
-    s.step_row.assign(1, 0);
-    s.row_lengths.assign(s.B > 0 ? s.B : 0, 0);
-    for (int64_t t = 0; t < s.T; ++t) {
-      TORCH_CHECK(n[t] > 0 && (t == 0 || n[t] <= n[t - 1]),
-                  "batch_sizes must be positive and must not increase, got ", n[t], " at step ", t);
-      s.step_row.push_back(s.step_row.back() + n[t]);
-      for (int64_t b = t + 1 < s.T ? std::max<int64_t>(0, n[t + 1]) : 0; b < n[t]; ++b)
-        s.row_lengths[b] = t + 1;
-    }
-    s.N = s.step_row.back();
-    TORCH_CHECK(rows.size(0) == s.N, rows_name, " must have sum(batch_sizes) = ", s.N,
-                " rows, got ", rows.size(0));
-  } else {
-    TORCH_CHECK(rows.dim() == 2 + row_dims, rows_name, " must have ", 2 + row_dims,
-                " dimensions, got ", rows.dim());
-    s.T = rows.size(0);
-    s.B = rows.size(1);
-    s.N = s.T * s.B;
-  }
+#define RNNEXT_FIELD(type, name) Field<type> name;
+template <template <class> class Field>
+struct Arguments {
+  RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_FIELD)
+};
+#undef RNNEXT_FIELD
 
-  if (given(index)) {
-    TORCH_CHECK(input.dim() == 2, "the table must have 2 dimensions, got ", input.dim());
-    TORCH_CHECK(index->scalar_type() == at::kLong || index->scalar_type() == at::kInt,
-                "index must be int32 or int64, got ", dtype_name(*index));
-    TORCH_CHECK(index->device() == like.device(), "index must be on ", like.device(), ", got ",
-                index->device());
-  }
-  const int64_t width = input.size(-1);
-  s.I = s.features ? width : 0;
-  if (!s.features)
-    TORCH_CHECK(width == s.D * s.H, "the last dimension of input must be ", s.D * s.H, ", got ",
-                width);
-  check_like(input, "input", input.sizes(), like);
-  for (size_t d = 0; d < weight_hh.size(); ++d) {
-    check_like(weight_hh[d], "weight_hh", {s.H, s.H}, like);
-    if (s.features) check_like(weight_ih[d], "weight_ih", {s.H, s.I}, like);
-    if (!bias_ih.empty()) {
-      check_like(bias_ih[d], "bias_ih", {s.H}, like);
-      check_like(bias_hh[d], "bias_hh", {s.H}, like);
-    }
-  }
-  if (given(h0)) check_like(*h0, "h0", {s.D, s.B, s.H}, like);
-  if (given(lengths)) {
-    TORCH_CHECK(
-        lengths->scalar_type() == at::kLong && lengths->dim() == 1 && lengths->size(0) == s.B,
-        "lengths must be an int64 tensor of shape [", s.B, "], got ", dtype_name(*lengths),
-        " of shape ", lengths->sizes());
-    TORCH_CHECK(lengths->device() == like.device(), "lengths must be on ", like.device(), ", got ",
-                lengths->device());
-  }
-  return s;
+using RecurrenceArguments = Arguments<Passed>;  // of a call that is under way
+using KeptArguments = Arguments<Kept>;
+
+// f(argument, argument...)
+#define RNNEXT_NAME(type, name) , a.name
+template <class Arguments, class F>
+decltype(auto) spread(Arguments& a, F&& f) {
+  return std::invoke(f RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_NAME));
 }
+#undef RNNEXT_NAME
 
 }  // namespace rnnext

@@ -10,11 +10,6 @@
 namespace rnnext {
 namespace {
 
-const c10::TypedOperatorHandle<RecurrenceOp>& recurrence_op() {
-  static const auto op = find_op<RecurrenceOp>("rnnext::recurrence");
-  return op;
-}
-
 // What `reverse` is for one direction or two. (Made once: a list lives on the heap.)
 const c10::List<bool>& directions(int64_t D) {
   static const c10::List<bool> one({false}), two({false, true});
@@ -40,15 +35,16 @@ Tensor as_result(const Tensor& view) {
   return result;
 }
 
-std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, TensorList params,
-                               bool has_biases, int64_t num_layers, double dropout, bool train,
-                               bool bidirectional, bool batch_first, c10::string_view nonlinearity,
-                               const OptionalTensor& lengths, const OptionalTensor& batch_sizes) {
+std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, TensorList weights,
+                               bool has_biases, int64_t num_layers, bool bidirectional,
+                               bool batch_first, double dropout, bool training,
+                               const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
+                               std::string_view nonlinearity) {
   const int64_t D = bidirectional ? 2 : 1, per_direction = has_biases ? 4 : 2;
   TORCH_CHECK(
-      num_layers > 0 && static_cast<int64_t>(params.size()) == num_layers * D * per_direction,
-      "params must hold ", per_direction, " tensors for each of ", num_layers, " layers and ", D,
-      " directions, got ", params.size());
+      num_layers > 0 && static_cast<int64_t>(weights.size()) == num_layers * D * per_direction,
+      "weights must hold ", per_direction, " tensors for each of ", num_layers, " layers and ", D,
+      " directions, got ", weights.size());
   const bool packed = given(batch_sizes);
   TORCH_CHECK(input.dim() == 2 || (input.dim() == 3 && !packed),
               "input must have 2 or 3 dimensions (2 if packed), got ", input.dim());
@@ -59,9 +55,9 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, Te
              : batch_first && !packed ? input.transpose(0, 1)
                                       : input;
   TORCH_CHECK(x.sym_size(0) > 0, "Expected sequence length to be larger than 0 in RNN");
-  OptionalTensor h0 = given(hx) && unbatched ? hx->unsqueeze(1) : hx;
-  if (given(h0))
-    TORCH_CHECK(h0->dim() == 3 && h0->sym_size(0) == num_layers * D, "hx must have shape [",
+  OptionalTensor state = given(hx) && unbatched ? hx->unsqueeze(1) : hx;
+  if (given(state))
+    TORCH_CHECK(state->dim() == 3 && state->sym_size(0) == num_layers * D, "hx must have shape [",
                 num_layers * D, unbatched ? ", H], got " : ", B, H], got ", hx->sym_sizes());
 
   const auto results = [&](const Tensor& output, const Tensor& h) -> std::tuple<Tensor, Tensor> {
@@ -69,39 +65,39 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, Te
     return {batch_first && !packed ? as_result(output.transpose(0, 1)) : output, h};
   };
 
-  const bool drops = dropout > 0 && train;
+  const bool drops = dropout > 0 && training;
   if (num_layers > 1 && D == 1 && !drops && stackable(input) && (!given(hx) || stackable(*hx)) &&
-      std::all_of(params.begin(), params.end(), stackable)) {
-    static const auto stack_op = find_op<RecurrenceStackOp>("rnnext::recurrence_stack");
-    std::vector<Tensor> weights[4];
-    for (size_t i = 0; i < params.size(); ++i) weights[i % per_direction].push_back(params[i]);
-    const auto [output, h] = stack_op.call(x, weights[0], weights[1], weights[2], weights[3], h0,
-                                           lengths, batch_sizes, nonlinearity);
+      std::all_of(weights.begin(), weights.end(), stackable)) {
+    std::vector<Tensor> lists[4];
+    for (size_t i = 0; i < weights.size(); ++i) lists[i % per_direction].push_back(weights[i]);
+    const auto [output, h] = call_forward<RecurrenceStackOp>(
+        RecurrenceArguments{x, state, lists[0], lists[1], lists[2], lists[3], std::nullopt, lengths,
+                            batch_sizes, nonlinearity, directions(1)});
     return results(output, h);
   }
 
   std::vector<Tensor> h_n;
   for (int64_t layer = 0; layer < num_layers; ++layer) {
-    Tensor weights[4][2];  // ih, hh, bias ih, bias hh; by direction
+    Tensor lists[4][2];  // weight ih, hh, bias ih, hh; by direction
     for (int64_t d = 0; d < D; ++d)
       for (int64_t i = 0; i < per_direction; ++i)
-        weights[i][d] = params[(layer * D + d) * per_direction + i];
-    const auto list = [&](int i) { return TensorList(weights[i], i < per_direction ? D : 0); };
+        lists[i][d] = weights[(layer * D + d) * per_direction + i];
+    const auto list = [&](int i) { return TensorList(lists[i], i < per_direction ? D : 0); };
     const OptionalTensor start =
-        given(h0) && num_layers > 1 ? OptionalTensor(h0->narrow(0, layer * D, D)) : h0;
-    auto [output, h] =
-        recurrence_op().call(x, std::nullopt, list(0), list(1), list(2), list(3), start, lengths,
-                             batch_sizes, nonlinearity, directions(D));
+        given(state) && num_layers > 1 ? OptionalTensor(state->narrow(0, layer * D, D)) : state;
+    auto [output, h] = call_forward<RecurrenceOp>(
+        RecurrenceArguments{x, start, list(0), list(1), list(2), list(3), std::nullopt, lengths,
+                            batch_sizes, nonlinearity, directions(D)});
     x = std::move(output);
     h_n.push_back(std::move(h));
-    if (drops && layer + 1 < num_layers) x = at::dropout(x, dropout, train);
+    if (drops && layer + 1 < num_layers) x = at::dropout(x, dropout, training);
   }
   return results(x, num_layers == 1 ? h_n[0] : at::cat(h_n));
 }
 
 Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
                 const Tensor& weight_hh, const OptionalTensor& bias_ih,
-                const OptionalTensor& bias_hh, c10::string_view nonlinearity) {
+                const OptionalTensor& bias_hh, std::string_view nonlinearity) {
   TORCH_CHECK(input.dim() == 1 || input.dim() == 2, "input must have 1 or 2 dimensions, got ",
               input.dim());
   TORCH_CHECK(!given(hx) || hx->dim() == input.dim(), "hx must have as many dimensions as input, ",
@@ -119,10 +115,11 @@ Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& wei
   const size_t n = given(bias_ih) || given(bias_hh) ? 1 : 0;
   for (int i = 0; i < 2; ++i)  // one that is missing beside the other is zeros
     if (n && !biases[i].defined()) biases[i] = at::zeros_like(biases[1 - i]);
-  const OptionalTensor h0 = given(hx) ? OptionalTensor(step(*hx)) : std::nullopt;
-  const auto h_n = std::get<1>(recurrence_op().call(
-      step(input), std::nullopt, weight_ih, weight_hh, TensorList(&biases[0], n),
-      TensorList(&biases[1], n), h0, std::nullopt, std::nullopt, nonlinearity, directions(1)));
+  const OptionalTensor state = given(hx) ? OptionalTensor(step(*hx)) : std::nullopt;
+  const auto h_n = std::get<1>(call_forward<RecurrenceOp>(
+      RecurrenceArguments{step(input), state, weight_ih, weight_hh, TensorList(&biases[0], n),
+                          TensorList(&biases[1], n), std::nullopt, std::nullopt, std::nullopt,
+                          nonlinearity, directions(1)}));
   return as_result(unbatched ? h_n.view_symint({h_n.sym_size(2)}) : h_n.squeeze(0));
 }
 

@@ -1,21 +1,31 @@
 // The op schemas: what each argument means is documented in rnnext/ops.py.
 #include <torch/library.h>
 
+#include "ops/arguments.h"
+
+namespace rnnext {
+namespace {
+
+std::string recurrence_arguments() {
+  std::string text;
+#define RNNEXT_SCHEMA(type, name)   \
+  text += text.empty() ? "" : ", "; \
+  text += std::string(ArgumentType<type>::schema) + " " #name;
+  RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_SCHEMA)
+#undef RNNEXT_SCHEMA
+  return text;
+}
+
+}  // namespace
+
 TORCH_LIBRARY(rnnext, m) {
-  m.def(
-      "recurrence(Tensor input, Tensor? index, Tensor[] weight_ih, Tensor[] weight_hh, "
-      "Tensor[] bias_ih, Tensor[] bias_hh, Tensor? h0, Tensor? lengths, Tensor? batch_sizes, "
-      "str nonlinearity, bool[] reverse) -> (Tensor output, Tensor h_n)");
-  m.def(
-      "recurrence_stack(Tensor input, Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, "
-      "Tensor[] bias_hh, Tensor? h0, Tensor? lengths, Tensor? batch_sizes, str nonlinearity) -> "
-      "(Tensor output, Tensor h_n)");
-  m.def(
-      "recurrence_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor output, Tensor input, "
-      "Tensor? index, Tensor[] weight_ih, Tensor[] weight_hh, Tensor? h0, Tensor? lengths, "
-      "Tensor? batch_sizes, str nonlinearity, bool[] reverse, bool[4] output_mask) -> "
-      "(Tensor grad_input, Tensor[] grad_weight_ih, Tensor[] grad_weight_hh, Tensor[] grad_bias, "
-      "Tensor grad_h0)");
+  const auto define = [&](const std::string& schema) { m.def(schema.c_str()); };
+  const std::string call = recurrence_arguments();
+  define("recurrence(" + call + ") -> (Tensor output, Tensor h_n)");
+  define("recurrence_stack(" + call + ") -> (Tensor output, Tensor h_n)");
+  define("recurrence_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor output, " + call +
+         ", bool[4] output_mask) -> (Tensor grad_input, Tensor grad_hx, Tensor[] grad_weight_ih, "
+         "Tensor[] grad_weight_hh, Tensor[] grad_bias)");
   m.def(
       "embedding(Tensor weight, Tensor indices, int padding_idx=-1, "
       "bool scale_grad_by_freq=False, bool sparse=False) -> Tensor");
@@ -26,10 +36,12 @@ TORCH_LIBRARY(rnnext, m) {
       "embedding_sparse_backward(Tensor grad, Tensor indices, SymInt num_weights, "
       "int padding_idx, bool scale_grad_by_freq) -> (Tensor rows, Tensor values)");
   m.def(
-      "rnn(Tensor input, Tensor? hx, Tensor[] params, bool has_biases, int num_layers, "
-      "float dropout, bool train, bool bidirectional, bool batch_first, str nonlinearity, "
-      "Tensor? lengths=None, Tensor? batch_sizes=None) -> (Tensor, Tensor)");
+      "rnn(Tensor input, Tensor? hx, Tensor[] weights, bool has_biases, int num_layers, "
+      "bool bidirectional, bool batch_first, float dropout, bool training, Tensor? lengths, "
+      "Tensor? batch_sizes, str nonlinearity) -> (Tensor output, Tensor h_n)");
   m.def(
       "rnn_cell(Tensor input, Tensor? hx, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
       "Tensor? bias_hh, str nonlinearity) -> Tensor");
 }
+
+}  // namespace rnnext

@@ -35,9 +35,9 @@ def check(actual, expected, dtype):
     assert_close(actual, expected, tolerance=factor * TOLERANCE[dtype])
 
 
-def by_mask(grad_input, weight_ih, weight_hh, bias, grad_hx):
+def by_mask(grad_input, grad_hx, weight_ih, weight_hh, bias):
     """The gradients that each entry of the output mask decides about."""
-    return [grad_input], [*weight_ih, *weight_hh], bias, [grad_hx]
+    return [grad_input], [grad_hx], [*weight_ih, *weight_hh], bias
 
 
 CASES = [  # what decides how the gradient of W_hh is put together: all combinations
@@ -123,7 +123,7 @@ def test_nothing_to_do(T, B):
     assert torch.equal(h_n, arguments.hx)
     grad = random_like(h_n)
     given = arguments.backward(output, grad_output=None, grad_h_n=grad)
-    grad_input, weight_ih, weight_hh, bias, grad_hx = given.call(recurrence_backward)
+    grad_input, grad_hx, weight_ih, weight_hh, bias = given.call(recurrence_backward)
     assert grad_input.shape == arguments.input.shape
     assert all(g.eq(0).all() for g in weight_ih + weight_hh + bias)
     assert [g.shape for g in weight_ih] == [w.shape for w in arguments.weight_ih]

@@ -174,17 +174,17 @@ class Case:
         self, output: Tensor, grad_output: Tensor | None, grad_h_n: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the pre-activations and of h0, from the saved output."""
-        grad_pre, _, _, _, grad_hx = self._gradients(output, grad_output, grad_h_n)
+        grad_pre, grad_hx, _, _, _ = self._gradients(output, grad_output, grad_h_n)
         return grad_pre, grad_hx
 
     def expected_weight_gradients(self, output: Tensor, grad_output: Tensor) -> list[Tensor]:
         """Gradients of W_hh, one a direction."""
-        _, _, grad_weight_hh, _, _ = self._gradients(output, grad_output, None)
+        _, _, _, grad_weight_hh, _ = self._gradients(output, grad_output, None)
         return grad_weight_hh
 
     def _gradients(
         self, output: Tensor, grad_output: Tensor | None, grad_h_n: Tensor | None
-    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
         ready = replace(self.arguments(), input=torch.empty_like(output), index=None)
         return ready.backward(output, grad_output, grad_h_n).expected()
 

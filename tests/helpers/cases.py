@@ -13,7 +13,7 @@ SHAPES = {
 VARIANTS = {
     "source": ["features", "ready", "table"],
     "reverse": [(False,), (True,), (False, True)],
-    "nonlinearity": ["tanh", "relu"],
+    "nonlinearity": ["tanh", "relu", "sigmoid", "softplus", "identity"],
     "bias": [True, False],
     "hx": [True, False],
     "layout": ["contiguous", "batch_first", "strided", "expanded"],

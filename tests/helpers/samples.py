@@ -11,9 +11,6 @@ from torch import Tensor
 
 import reference
 
-# Names of the fields below that the ops' schemas spell in another way.
-SCHEMA_NAMES = {"hx": "h0"}
-
 
 def _flat(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
@@ -24,23 +21,23 @@ _Arguments = TypeVar("_Arguments", bound="Arguments")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Arguments:
-    """What the ops of the recurrence have in common."""
+    """What the ops of the recurrence have in common, by the names of their schemas."""
 
     input: Tensor
     hx: Tensor | None = None
     weight_ih: list[Tensor] = field(default_factory=list)
     weight_hh: list[Tensor]
+    bias_ih: list[Tensor] = field(default_factory=list)
+    bias_hh: list[Tensor] = field(default_factory=list)
+    index: Tensor | None = None
     lengths: Tensor | None = None
     batch_sizes: Tensor | None = None
     nonlinearity: str = "tanh"
-
-    def keywords(self) -> dict[str, Any]:
-        """The arguments under the names of the op's schema."""
-        return {SCHEMA_NAMES.get(name, name): value for name, value in vars(self).items()}
+    reverse: list[bool] = field(default_factory=lambda: [False])
 
     def call(self, op: Callable[..., Any]) -> Any:
         """What the op returns for these arguments."""
-        return op(**self.keywords())
+        return op(**vars(self))
 
     def map(self: _Arguments, function: Callable[[Tensor], Tensor]) -> _Arguments:
         """The same arguments with the function applied to every tensor."""
@@ -90,11 +87,6 @@ class Arguments:
 class Recurrence(Arguments):
     """The arguments of ``torch.ops.rnnext.recurrence``."""
 
-    bias_ih: list[Tensor] = field(default_factory=list)
-    bias_hh: list[Tensor] = field(default_factory=list)
-    index: Tensor | None = None
-    reverse: list[bool] = field(default_factory=lambda: [False])
-
     def expected(self, stored: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """What the reference returns."""
         return reference.recurrence(**vars(self), stored=stored)
@@ -106,10 +98,9 @@ class Recurrence(Arguments):
         grad_h_n: Tensor | None,
         output_mask: Iterable[bool] = (True, True, True, True),
     ) -> RecurrenceBackward:
-        """The arguments of the backward op for this call."""
-        shared = {k: v for k, v in vars(self).items() if k not in ("bias_ih", "bias_hh")}
+        """The arguments of the backward op for this call; it reads no biases."""
         return RecurrenceBackward(
-            **shared,
+            **vars(replace(self, bias_ih=[], bias_hh=[])),
             output=output,
             grad_output=grad_output,
             grad_h_n=grad_h_n,
@@ -138,21 +129,17 @@ class RecurrenceBackward(Arguments):
     grad_output: Tensor | None
     grad_h_n: Tensor | None
     output: Tensor
-    index: Tensor | None = None
-    reverse: list[bool] = field(default_factory=lambda: [False])
     output_mask: list[bool]
 
-    def expected(self) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    def expected(self) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
         """What the reference returns."""
-        return reference.recurrence_backward(**vars(self))
+        read = {k: v for k, v in vars(self).items() if k not in ("bias_ih", "bias_hh")}
+        return reference.recurrence_backward(**read)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RecurrenceStack(Arguments):
     """The arguments of ``torch.ops.rnnext.recurrence_stack``: a weight a layer, one direction."""
-
-    bias_ih: list[Tensor] = field(default_factory=list)
-    bias_hh: list[Tensor] = field(default_factory=list)
 
     def layer(self, number: int, input: Tensor) -> Recurrence:
         """One layer's call, on the output of the layer before."""
@@ -167,6 +154,7 @@ class RecurrenceStack(Arguments):
             lengths=self.lengths,
             batch_sizes=self.batch_sizes,
             nonlinearity=self.nonlinearity,
+            reverse=self.reverse,
         )
 
 
@@ -262,4 +250,5 @@ def make_stack(layers, **case) -> RecurrenceStack:
         lengths=first.lengths,
         batch_sizes=first.batch_sizes,
         nonlinearity=first.nonlinearity,
+        reverse=first.reverse,
     )

@@ -25,51 +25,124 @@ def flat(module):
 @pytest.mark.parametrize("bias", [True, False])
 def test_rnn(nonlinearity, bias):
     options = {
-        "num_layers": 2,
         "nonlinearity": nonlinearity,
-        "bias": bias,
         "batch_first": True,
         "dropout": 0.5,
         "bidirectional": True,
     }
-    module = nn.RNN(4, 6, **options)
+    module = nn.RNN(4, 6, num_layers=2, bias=bias, **options)
     x, hx = torch.randn(3, 5, 4), torch.randn(4, 3, 6)
     torch.manual_seed(1)
     expected = module(x, hx)
     torch.manual_seed(1)
-    assert_close(functional.rnn(x, flat(module), hx, training=True, **options), expected)
+    assert_close(functional.rnn(x, hx, flat(module), training=True, **options), expected)
     module.eval()
-    assert_close(functional.rnn(x, flat(module), hx, **options), module(x, hx))
-    assert_close(functional.rnn(x[0], flat(module), **options), module(x[0]))
+    assert_close(functional.rnn(x, hx, flat(module), **options), module(x, hx))
+    assert_close(functional.rnn(x[0], None, flat(module), **options), module(x[0]))
 
 
 def test_rnn_defaults_and_packed_input():
     module = nn.RNN(4, 6)
     x = torch.randn(5, 3, 4)
-    assert_close(functional.rnn(x, tuple(flat(module))), module(x))
+    assert_close(functional.rnn(x, None, tuple(flat(module))), module(x))
     packed = rnn_utils.pack_padded_sequence(x, [2, 5, 1], enforce_sorted=False)
-    (output, h_n), expected = functional.rnn(packed, flat(module)), module(packed)
+    (output, h_n), expected = functional.rnn(packed, None, flat(module)), module(packed)
     assert_close([output.data, h_n], [expected[0].data, expected[1]])
     assert torch.equal(output.batch_sizes, expected[0].batch_sizes)
     assert torch.equal(output.unsorted_indices, expected[0].unsorted_indices)
 
 
+@pytest.mark.parametrize("form", ["flat", "sets", "nested", "tuples"])
+@pytest.mark.parametrize("I", [4, 6, 12])  # H is 6: widths that other layers read, too
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_layers_directions_and_biases_follow_from_the_weights(I, bias, layers, bidirectional, form):  # noqa: E741
+    module = nn.RNN(I, 6, layers, bias=bias, bidirectional=bidirectional)
+    x, sets = torch.randn(5, 3, I), module.all_weights
+    D = 1 + bidirectional
+    weights = {
+        "flat": flat(module),
+        "sets": sets,
+        "nested": [sets[i : i + D] for i in range(0, len(sets), D)],
+        "tuples": tuple(tuple(each) for each in sets),
+    }[form]
+    ambiguous = I == 6 and len(sets) == 2 and form != "nested"
+    if ambiguous:
+        with pytest.raises(ValueError, match="two layers or of two directions"):
+            functional.rnn(x, None, weights)
+    else:
+        assert_close(functional.rnn(x, None, weights), module(x))
+    assert_close(functional.rnn(x, None, weights, bidirectional=bidirectional), module(x))
+
+
+@pytest.mark.parametrize("nonlinearity", ["sigmoid", "softplus", "identity"])
+def test_more_nonlinearities_than_the_modules(nonlinearity):
+    module = nn.RNN(4, 6, batch_first=True)
+    x, hx = torch.randn(3, 5, 4), torch.randn(1, 3, 6)
+    f = {"sigmoid": torch.sigmoid, "softplus": F.softplus, "identity": lambda v: v}[nonlinearity]
+    w_ih, w_hh, b_ih, b_hh = flat(module)
+    state, states = hx[0], []
+    for t in range(5):
+        state = f(F.linear(x[:, t], w_ih, b_ih) + F.linear(state, w_hh, b_hh))
+        states.append(state)
+    found = functional.rnn(x, hx, flat(module), batch_first=True, nonlinearity=nonlinearity)
+    assert_close(found, [torch.stack(states, 1), state.unsqueeze(0)])
+    step = functional.rnn_cell(x[:, 0], hx[0], w_ih, w_hh, b_ih, b_hh, nonlinearity)
+    assert_close(step, states[0])
+
+
+def test_the_modules_keep_torchs_two_nonlinearities():
+    for kind in ("RNN", "RNNCell"):
+        ours, theirs = getattr(rnnext, kind)(4, 6), getattr(nn, kind)(4, 6)
+        for module in (ours, theirs):
+            module.mode, module.nonlinearity = "RNN_SIGMOID", "sigmoid"
+        x = torch.zeros(3, 4)
+        assert error_of(lambda m=ours, x=x: m(x)) == error_of(lambda m=theirs, x=x: m(x))
+        with pytest.raises((AssertionError, RuntimeError)):
+            rnnext.Stepper(ours)
+
+
+@pytest.mark.parametrize(
+    ("weights", "options", "message"),
+    [
+        ([], {}, "got sets of \\[\\] tensors"),
+        ([torch.zeros(6, 4)], {}, "got sets of \\[1\\] tensors"),
+        ([torch.zeros(6, 4), torch.zeros(6, 6), torch.zeros(6)], {}, "sets of \\[3\\]"),
+        ([[torch.zeros(6, 4), torch.zeros(6, 6)], [torch.zeros(6, 6)]], {}, "sets of \\[2, 1\\]"),
+        ([torch.zeros(6, 4), None], {}, "got a Tensor among them"),
+        ([[torch.zeros(6, 4), None]], {}, "must hold tensors, got a NoneType"),
+        ([None] * 4, {}, "got a NoneType among them"),
+        ([1, 2, 3, 4], {}, "got a int among them"),
+        ([torch.zeros(6, 4), torch.zeros(6, 6)], {"bidirectional": True}, "two sets a layer"),
+        ([[[torch.zeros(6, 4), torch.zeros(6, 6)]]], {"bidirectional": True}, "of 2 directions"),
+        ([[[torch.zeros(6, 4), torch.zeros(6, 6)]] * 3], {}, "of 1 or 2 directions"),
+        (
+            [[[torch.zeros(6, 4), torch.zeros(6, 6)]], [[torch.zeros(6, 6)] * 2] * 2],
+            {},
+            "of as many in each layer, got \\[1, 2\\]",
+        ),
+    ],
+    ids=range(12),
+)
+@pytest.mark.parametrize("hx", [None, torch.zeros(1, 3, 6)])
+def test_rnn_refuses_what_are_no_weights(weights, options, message, hx):
+    with pytest.raises(ValueError, match=message):
+        functional.rnn(torch.zeros(5, 3, 4), hx, weights, **options)
+
+
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
-        ({"num_layers": 2}, RuntimeError),
-        ({"bias": False}, RuntimeError),
-        ({"bidirectional": True}, RuntimeError),
         ({"nonlinearity": "gelu"}, ValueError),
         ({"lengths": torch.tensor([6, 1, 1])}, RuntimeError),
-        ({"dropout": 1.5, "num_layers": 2, "training": True}, (RuntimeError, ValueError)),
+        ({"dropout": 1.5, "training": True}, (RuntimeError, ValueError)),
     ],
     ids=str,
 )
-def test_rnn_refuses_options_that_do_not_fit_the_parameters(change, kind):
-    params = flat(nn.RNN(4, 6))
+def test_rnn_refuses_bad_options(change, kind):
     with pytest.raises(kind):
-        functional.rnn(torch.zeros(5, 3, 4), params, **change)
+        functional.rnn(torch.zeros(5, 3, 4), None, flat(nn.RNN(4, 6, 2)), **change)
 
 
 @pytest.mark.parametrize("which", range(4))
@@ -79,19 +152,10 @@ def test_rnn_refuses_parameters_of_the_wrong_shape(which):
         if shape != tuple(params[which].shape):
             wrong = [*params[:which], torch.zeros(shape), *params[which + 1 :]]
             with pytest.raises(RuntimeError):
-                functional.rnn(torch.zeros(5, 3, 4), wrong)
+                functional.rnn(torch.zeros(5, 3, 4), None, wrong)
     wrong = [*params[:which], params[which].detach().double(), *params[which + 1 :]]
     with pytest.raises((RuntimeError, ValueError), match=r"(?i)dtype|double|float64"):
-        functional.rnn(torch.zeros(5, 3, 4), wrong)
-
-
-@pytest.mark.parametrize("hx", [None, torch.zeros(1, 3, 6)])
-@pytest.mark.parametrize(
-    "params", [[], [torch.zeros(6, 4)], [torch.zeros(())] * 4, [None] * 4, [1, 2, 3, 4]], ids=str
-)
-def test_rnn_refuses_what_are_no_parameters(params, hx):
-    with pytest.raises(RuntimeError, match=r"params|weight"):
-        functional.rnn(torch.zeros(5, 3, 4), params, hx)
+        functional.rnn(torch.zeros(5, 3, 4), None, wrong)
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (4,)])
@@ -113,10 +177,11 @@ def test_rnn_cell_refuses_wrong_parameters():
         (x, None, w_ih, w_hh, torch.zeros(5), b),
         (x, None, w_ih, w_hh, b, torch.zeros(6, 1)),
         (x, None, w_ih.double(), w_hh.double(), b.double(), b.double()),
-        (x, None, w_ih, w_hh, b, b, "gelu"),
     ]:
         with pytest.raises(RuntimeError):
             functional.rnn_cell(*arguments)
+    with pytest.raises(ValueError, match=r"nonlinearity must be one of 'tanh', .* got 'gelu'"):
+        functional.rnn_cell(x, None, w_ih, w_hh, b, b, "gelu")
 
 
 @pytest.mark.parametrize("padding_idx", [None, 0, 3, -1, -5])
@@ -164,7 +229,7 @@ def calls_of_each_function():
     w_ih, w_hh, b = torch.randn(6, 4), torch.randn(6, 6), torch.randn(6)
     x, table, index = torch.randn(5, 3, 4), torch.randn(9, 4), torch.tensor([8, 0, 3])
     return {
-        "rnn": lambda make: functional.rnn(make(x), [w_ih, w_hh, b, b])[0],
+        "rnn": lambda make: functional.rnn(make(x), None, [w_ih, w_hh, b, b])[0],
         "rnn_cell": lambda make: functional.rnn_cell(make(x[0]), None, w_ih, w_hh, b, b),
         "embedding": lambda make: functional.embedding(make(index), table),
     }

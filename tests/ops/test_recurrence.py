@@ -1,6 +1,8 @@
 """Every op against the reference in float64: values, gradients, and torch's own op checks."""
 
 import functools
+import inspect
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.library import opcheck
 
+import rnnext
 from helpers import samples
 from helpers.cases import SETTINGS, SHAPES, VARIANTS, valid
 from helpers.common import assert_close, case_id, error_of, pairwise, same, supported_isas
@@ -62,13 +65,13 @@ def test_recurrence_backward(case):
     case = dict(case)
     with_output, with_h_n, mask = case.pop("output"), case.pop("h_n"), case.pop("mask")
     arguments = samples.make(**case)
-    of_input, of_weights, of_bias, of_hx = mask
+    of_input, of_hx, of_weights, of_bias = mask
     output, h_n = arguments.expected()
     given = arguments.backward(
         output,
         grad_output=torch.rand_like(output) if with_output else None,
         grad_h_n=torch.rand_like(h_n) if with_h_n else None,
-        output_mask=[of_input, of_weights, of_bias, of_hx and case["hx"]],
+        output_mask=[of_input, of_hx and case["hx"], of_weights, of_bias],
     )
     assert_close(given.call(ops.recurrence_backward), given.expected())
 
@@ -82,7 +85,7 @@ def test_the_references_agree():
         tensors = arguments.float_tensors()
         expected = torch.autograd.grad([output, h_n], tensors, cotangents, allow_unused=True)
         given = arguments.backward(output, *cotangents)
-        grad_input, weight_ih, weight_hh, bias, grad_hx = given.expected()
+        grad_input, grad_hx, weight_ih, weight_hh, bias = given.expected()
         found = replace(
             arguments,
             input=grad_input,
@@ -108,8 +111,9 @@ def test_gradcheck_and_gradgradcheck(case):
     assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
 
 
-def test_third_derivative():
-    arguments = samples.make(T=3, B=2, I=2, H=3, requires_grad=True)
+@pytest.mark.parametrize("nonlinearity", VARIANTS["nonlinearity"])
+def test_third_derivative(nonlinearity):
+    arguments = samples.make(T=3, B=2, I=2, H=3, nonlinearity=nonlinearity, requires_grad=True)
     wanted = arguments.to_double()
     results = []
     for given, outputs in [
@@ -215,13 +219,13 @@ def op_samples():
             arguments = samples.make(
                 source=source, rows=rows, reverse=(False, True), requires_grad=True
             )
-            yield "recurrence", (), arguments.keywords()
+            yield "recurrence", (), vars(arguments)
             fixed = arguments.detach()
             output, h_n = fixed.expected()
-            yield "recurrence_backward", (), fixed.backward(output, output, h_n).keywords()
-        yield "recurrence_stack", (), samples.make_stack(3, rows=rows).keywords()
-    yield "recurrence", (), samples.make(hx=False, bias=False).keywords()
-    yield "recurrence_stack", (), samples.make_stack(2, hx=False, bias=False).keywords()
+            yield "recurrence_backward", (), vars(fixed.backward(output, output, h_n))
+        yield "recurrence_stack", (), vars(samples.make_stack(3, rows=rows))
+    yield "recurrence", (), vars(samples.make(hx=False, bias=False))
+    yield "recurrence_stack", (), vars(samples.make_stack(2, hx=False, bias=False))
     weight = torch.rand(5, 3, requires_grad=True)
     indices = torch.tensor([[0, 4], [4, 2]])
     yield "embedding", (weight, indices), {}
@@ -231,8 +235,12 @@ def op_samples():
     yield "embedding_sparse_backward", (grad.detach(), indices, 5, 4, False), {}
     w_ih, w_hh, b = (torch.rand(s, requires_grad=True) for s in ((6, 4), (6, 6), (6,)))
     x, hx = torch.rand(5, 3, 4, requires_grad=True), torch.rand(1, 3, 6, requires_grad=True)
-    yield "rnn", (x, hx, [w_ih, w_hh, b, b], True, 1, 0.0, False, False, False, "tanh"), {}
-    yield "rnn", (x, None, [w_ih, w_hh], False, 1, 0.0, False, False, True, "relu"), {}
+    options = {"dropout": 0.0, "training": False, "lengths": None, "batch_sizes": None}
+    options |= {"num_layers": 1, "bidirectional": False}
+    tanh = {"has_biases": True, "batch_first": False, "nonlinearity": "tanh", **options}
+    relu = {"has_biases": False, "batch_first": True, "nonlinearity": "relu", **options}
+    yield "rnn", (x, hx, [w_ih, w_hh, b, b]), tanh
+    yield "rnn", (x, None, [w_ih, w_hh]), relu
     yield "rnn_cell", (x[0], hx[0], w_ih, w_hh, b, b, "tanh"), {}
     yield "rnn_cell", (x[0, 0], None, w_ih, w_hh, None, None, "relu"), {}
 
@@ -244,6 +252,25 @@ def test_every_op_has_samples():
         if name.startswith("rnnext::")
     }
     assert {name for name, _, _ in op_samples()} == defined
+
+
+def test_every_op_is_documented_and_takes_its_arguments_in_one_order():
+    order = "input hx weight_ih weight_hh bias_ih bias_hh index lengths batch_sizes nonlinearity"
+    order = [*order.split(), "reverse"]
+    for name in {name for name, _, _ in op_samples()}:
+        schema = [a.name for a in getattr(ops, name).default._schema.arguments]
+        shared = [argument for argument in schema if argument in order]
+        assert shared == [argument for argument in order if argument in shared]
+        function = getattr(rnnext.ops, name, None) or getattr(rnnext.functional, name)
+        names = list(inspect.signature(function).parameters)
+        if function.__module__ == "rnnext.ops":
+            assert name in rnnext.ops.__all__
+            assert names == [argument for argument in schema if argument in names]
+            missing = {"recurrence_stack": {"index"}, "recurrence_backward": {"bias_ih", "bias_hh"}}
+            assert set(schema) - set(names) == missing.get(name, set())
+        arguments = function.__doc__.split("Args:")[1].split("Returns:")[0]
+        assert re.findall(r"^ {8}(\w+):", arguments, re.M) == names
+        assert "Raises:" in function.__doc__
 
 
 @pytest.mark.parametrize(
@@ -283,13 +310,13 @@ def test_table_index_out_of_range_is_named(position, value, index_dtype):
         ("bias_ih", [], "bias_ih and bias_hh must both"),
         ("bias_ih", [zeros(5)], r"bias_ih .* \[6\], got \[5\]"),
         ("bias_hh", [zeros(6, 1)], r"bias_hh .* \[6\], got \[6, 1\]"),
-        ("hx", zeros(1, 2, 6), r"NAME must have shape \[1, 3, 6\], got \[1, 2, 6\]"),
-        ("hx", zeros(3, 6), r"NAME must have shape \[1, 3, 6\], got \[3, 6\]"),
-        ("hx", torch.zeros(1, 3, 6), "NAME must have the dtype of weight_hh, float64, got float32"),
+        ("hx", zeros(1, 2, 6), r"hx must have shape \[1, 3, 6\], got \[1, 2, 6\]"),
+        ("hx", zeros(3, 6), r"hx must have shape \[1, 3, 6\], got \[3, 6\]"),
+        ("hx", torch.zeros(1, 3, 6), "hx must have the dtype of weight_hh, float64, got float32"),
         (
             "hx",
             zeros(1, 3, 6, device="meta"),
-            r"NAME must be on the device of weight_hh, cpu, got meta",
+            r"hx must be on the device of weight_hh, cpu, got meta",
         ),
         ("lengths", torch.tensor([5, 5]), r"lengths .* \[3\], got int64 of shape \[2\]"),
         ("lengths", torch.tensor([5, 6, 5]), r"lengths\[1\] = 6"),
@@ -302,7 +329,6 @@ def test_table_index_out_of_range_is_named(position, value, index_dtype):
 )
 def test_recurrence_refuses_what_does_not_fit(name, value, message):
     arguments = replace(samples.make(), **{name: value})
-    message = message.replace("NAME", samples.SCHEMA_NAMES.get(name, name))
     with pytest.raises(RuntimeError, match=message):
         arguments.call(ops.recurrence)
 

@@ -38,6 +38,7 @@ STACK_CASES = [
         I=[0, 1, 5, 33],
         isa=SETTINGS["isa"],
         threads=[1, 2, 3],
+        reverse=[(False,), (True,)],
         **{k: VARIANTS[k] for k in ("nonlinearity", "bias", "hx", "layout", "rows", "dtype")},
     )
     if valid(case)
@@ -84,15 +85,16 @@ def test_the_same_bits_where_threads_run_layers_as_a_pipeline(B, dtype, isa):
         ("weight_hh", [zeros(6, 6), torch.zeros(6, 6)], "dtype of weight_hh, float32, got float64"),
         ("bias_ih", [zeros(6)], "bias_ih and bias_hh must both"),
         ("bias_hh", [], "bias_ih and bias_hh must both"),
-        ("hx", zeros(1, 3, 6), r"NAME must have shape \[2, 3, 6\], got \[1, 3, 6\]"),
-        ("hx", zeros(2, 6), r"NAME must have shape \[2, 3, 6\], got \[2, 6\]"),
+        ("hx", zeros(1, 3, 6), r"hx must have shape \[2, 3, 6\], got \[1, 3, 6\]"),
+        ("hx", zeros(2, 6), r"hx must have shape \[2, 3, 6\], got \[2, 6\]"),
         ("lengths", torch.tensor([5, 6, 5]), r"lengths\[1\] = 6"),
+        ("index", torch.zeros(5, 3, dtype=torch.int64), "index needs a table"),
+        ("reverse", [False, False], "reverse must hold one bool a direction, 1, got 2"),
         ("nonlinearity", "gelu", "nonlinearity must be .* got 'gelu'"),
     ],
 )
 def test_recurrence_stack_refuses_what_does_not_fit(name, value, message):
     arguments = replace(samples.make_stack(2), **{name: value})
-    message = message.replace("NAME", samples.SCHEMA_NAMES.get(name, name))
     with pytest.raises((RuntimeError, ValueError), match=message):
         arguments.call(ops.recurrence_stack)
 

@@ -98,7 +98,7 @@ def recurrence_backward(
     nonlinearity: str,
     reverse: list[bool],
     output_mask: list[bool],
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor]:
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     """The gradients by hand, one step at a time, from nothing but the output."""
     directions, hidden = len(weight_hh), weight_hh[0].size(0)
     present = None
@@ -150,11 +150,11 @@ def recurrence_backward(
     elif present is not None:
         grad_input = grad_input[present]
     none = output.new_empty(0)
-    want_input, want_weights, want_bias, want_hx = output_mask
+    want_input, want_hx, want_weights, want_bias = output_mask
     return (
         grad_input if want_input else none,
+        torch.stack(grads_hx) if want_hx else none,
         grads_w_ih if want_weights else [],
         grads_w_hh if want_weights else [],
         grads_bias if want_bias else [],
-        torch.stack(grads_hx) if want_hx else none,
     )

@@ -10,7 +10,7 @@
 #include "cpu/embedding/runs.h"
 #include "cpu/runtime/dispatch.h"
 #include "cpu/runtime/memory.h"
-#include "ops/arguments.h"
+#include "ops/parse.h"
 
 namespace rnnext {
 namespace {

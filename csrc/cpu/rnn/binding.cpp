@@ -5,6 +5,7 @@
 
 #include "cpu/rnn/binding.h"
 #include "cpu/runtime/memory.h"
+#include "ops/parse.h"
 #include "ops/signatures.h"
 
 namespace rnnext {
@@ -24,67 +25,38 @@ int threads_for(const Recurrence& p, int products) {
 
 namespace {
 
-// A call's params, and the tensors that they point into.
-struct Call {
+struct Call : ParsedCall {
   Recurrence p;
-  RecurrenceSizes sizes;
-  DType dtype;
-  std::vector<Tensor> alive;
-
-  Call() { alive.reserve(8); }  // as many as one direction has
-  const void* keep(const Tensor& t) {
-    alive.push_back(t.contiguous());
-    return alive.back().const_data_ptr();
-  }
-  const int64_t* keep_int64(const Tensor& t) {
-    return static_cast<const int64_t*>(keep(t.to(at::kLong)));
-  }
 };
 
-void fill_call(Call& call, const Tensor& input, const OptionalTensor& index, TensorList weight_ih,
-               TensorList weight_hh, TensorList bias_ih, TensorList bias_hh,
-               const OptionalTensor& h0, const OptionalTensor& lengths,
-               const OptionalTensor& batch_sizes, c10::string_view nonlinearity,
-               const c10::List<bool>& reverse) {
-  call.sizes = check_recurrence(input, index, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths,
-                                batch_sizes, reverse.size());
-  call.dtype = parse_dtype(weight_hh[0], "weight_hh");
-  const RecurrenceSizes& s = call.sizes;
+void fill_call(Call& call, const RecurrenceArguments& a) {
   Recurrence& p = call.p;
-  p.T = s.T;
-  p.B = s.B;
-  p.I = s.I;
-  p.H = s.H;
-  p.D = static_cast<int>(s.D);
-  p.nonlinearity = parse_nonlinearity(nonlinearity);
+  parse(a, call, p);
+  const RecurrenceSizes& s = call.s;
   for (int d = 0; d < p.D; ++d) {
-    p.reverse[d] = reverse[d];
-    p.weight_hh[d] = call.keep(weight_hh[d]);
-    if (s.features) p.weight_ih[d] = call.keep(weight_ih[d]);
-    if (!bias_ih.empty()) {
-      p.bias_ih[d] = call.keep(bias_ih[d]);
-      p.bias_hh[d] = call.keep(bias_hh[d]);
-    }
+    p.weight_hh[d] = call.keep(a.weight_hh[d]);
+    if (s.features) p.weight_ih[d] = call.keep(a.weight_ih[d]);
   }
-  if (given(h0)) p.hx = call.keep(*h0);
   if (s.packed()) {
     p.step_row = s.step_row.data();
     p.lengths = s.row_lengths.data();
-  } else if (given(lengths)) {
-    p.lengths = call.keep_int64(*lengths);
+  } else if (given(a.lengths)) {
+    p.lengths = static_cast<const int64_t*>(call.keep(*a.lengths));
     for (int64_t b = 0; b < s.B; ++b)
       TORCH_CHECK(p.lengths[b] >= 0 && p.lengths[b] <= s.T, "lengths[", b, "] = ", p.lengths[b],
                   " is out of range: expected 0 <= length <= ", s.T);
   }
-  if (given(index)) {
-    p.input.index = call.keep_int64(*index);
+  if (given(a.index)) {
+    const int64_t rows = a.input.size(0);
+    p.input.index = static_cast<const int64_t*>(call.keep(a.index->to(at::kLong)));
     for (int64_t n = 0; n < s.N; ++n)
-      TORCH_CHECK_INDEX(p.input.index[n] >= 0 && p.input.index[n] < input.size(0),
+      TORCH_CHECK_INDEX(p.input.index[n] >= 0 && p.input.index[n] < rows,
                         "index out of range in self: index (flattened)[", n,
-                        "] = ", p.input.index[n], ", expected 0 <= index < ", input.size(0));
+                        "] = ", p.input.index[n], ", expected 0 <= index < ", rows);
   }
   if (s.features && s.I == 0) return;  // no input to read: the bias is all there is
-  const Tensor rows = input.size(-1) == 1 || input.stride(-1) == 1 ? input : input.contiguous();
+  const bool direct = a.input.size(-1) == 1 || a.input.stride(-1) == 1;
+  const Tensor rows = direct ? a.input : a.input.contiguous();
   call.alive.push_back(rows);
   p.input.data = rows.const_data_ptr();
   p.input.stride_b = rows.stride(-2);
@@ -111,30 +83,23 @@ void run_forward(const Recurrence& p, const RnnKernels& kernel) {
 }
 
 // What the last state is where there is no step.
-void copy_h0(const Tensor& h_n, const OptionalTensor& h0) {
-  if (given(h0)) {
-    h_n.copy_(*h0);
+void copy_hx(const Tensor& h_n, const OptionalTensor& hx) {
+  if (given(hx)) {
+    h_n.copy_(*hx);
   } else {
     h_n.zero_();
   }
 }
 
-std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor& index,
-                                      TensorList weight_ih, TensorList weight_hh,
-                                      TensorList bias_ih, TensorList bias_hh,
-                                      const OptionalTensor& h0, const OptionalTensor& lengths,
-                                      const OptionalTensor& batch_sizes,
-                                      c10::string_view nonlinearity,
-                                      const c10::List<bool>& reverse) {
+RecurrenceOp::Results recurrence(const RecurrenceArguments& a) {
   Call call;
-  fill_call(call, input, index, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, batch_sizes,
-            nonlinearity, reverse);
+  fill_call(call, a);
   Recurrence& p = call.p;
-  const auto options = weight_hh[0].options();
-  Tensor output = empty_large(call.sizes.output_shape(), options);
+  const auto options = a.weight_hh[0].options();
+  Tensor output = empty_large(call.s.output_shape(), options);
   Tensor h_n = at::empty({p.D, p.B, p.H}, options);
-  if (call.sizes.N == 0) {
-    copy_h0(h_n, h0);
+  if (call.s.N == 0) {
+    copy_hx(h_n, a.hx);
     return {output, h_n};
   }
   p.output = output.data_ptr();
@@ -143,37 +108,32 @@ std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor&
   return {output, h_n};
 }
 
-std::tuple<Tensor, Tensor> recurrence_stack(const Tensor& input, TensorList weight_ih,
-                                            TensorList weight_hh, TensorList bias_ih,
-                                            TensorList bias_hh, const OptionalTensor& h0,
-                                            const OptionalTensor& lengths,
-                                            const OptionalTensor& batch_sizes,
-                                            c10::string_view nonlinearity) {
-  const size_t L = weight_hh.size();
+// The lists of weights and biases hold a tensor for each layer.
+RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a) {
+  const size_t L = a.weight_hh.size();
   TORCH_CHECK(L > 0, "weight_hh must hold a tensor for each layer, got none");
-  TORCH_CHECK(weight_ih.size() == L, "weight_ih must hold ", L, " tensors, one a layer, got ",
-              weight_ih.size());
-  TORCH_CHECK(bias_ih.size() == bias_hh.size() && (bias_ih.empty() || bias_ih.size() == L),
-              "bias_ih and bias_hh must both hold ", L, " tensors or none, got ", bias_ih.size(),
-              " and ", bias_hh.size());
-  const c10::List<bool> reverse({false});
-  const size_t biases = bias_ih.empty() ? 0 : 1;
+  TORCH_CHECK(a.weight_ih.size() == L, "weight_ih must hold ", L, " tensors, one a layer, got ",
+              a.weight_ih.size());
+  TORCH_CHECK(a.bias_ih.size() == a.bias_hh.size() && (a.bias_ih.empty() || a.bias_ih.size() == L),
+              "bias_ih and bias_hh must both hold ", L, " tensors or none, got ", a.bias_ih.size(),
+              " and ", a.bias_hh.size());
+  const size_t biases = a.bias_ih.empty() ? 0 : 1;
   std::vector<Call> calls(L);
   const auto fill = [&](size_t l, const Tensor& x) {
-    fill_call(calls[l], x, std::nullopt, weight_ih.slice(l, 1), weight_hh.slice(l, 1),
-              bias_ih.slice(l * biases, biases), bias_hh.slice(l * biases, biases), std::nullopt,
-              lengths, batch_sizes, nonlinearity, reverse);
+    fill_call(calls[l], {x, std::nullopt, a.weight_ih.slice(l, 1), a.weight_hh.slice(l, 1),
+                         a.bias_ih.slice(l * biases, biases), a.bias_hh.slice(l * biases, biases),
+                         a.index, a.lengths, a.batch_sizes, a.nonlinearity, a.reverse});
   };
-  fill(0, input);
+  fill(0, a.input);
   const Recurrence& first = calls[0].p;
-  const RecurrenceSizes& sizes = calls[0].sizes;
-  const auto options = weight_hh[0].options();
+  const RecurrenceSizes& sizes = calls[0].s;
+  const auto options = a.weight_hh[0].options();
   const int n = static_cast<int>(L);
   const int64_t states[] = {n, first.B, first.H};
   Tensor start;
-  if (given(h0)) {
-    check_like(*h0, "h0", states, weight_hh[0]);
-    start = h0->contiguous();
+  if (given(a.hx)) {
+    check_like(*a.hx, "hx", states, a.weight_hh[0]);
+    start = a.hx->contiguous();
   }
   const Tensor h_n = at::empty(states, options);
 
@@ -182,21 +142,22 @@ std::tuple<Tensor, Tensor> recurrence_stack(const Tensor& input, TensorList weig
   const RnnKernels& kernel = kernels_for(calls[0].dtype);
   const int threads = threads_for(layers.back(), n);
   // 0: one layer after the other, whose outputs take turns in two places.
-  const size_t bytes = sizes.N > 0 ? kernel.stack_workspace(layers.data(), n, threads) : 0;
+  const bool together = sizes.N > 0 && !first.reverse[0];
+  const size_t bytes = together ? kernel.stack_workspace(layers.data(), n, threads) : 0;
   Tensor outputs[2];
   for (size_t l = 0; l < L; ++l) {
     if (l > 0) fill(l, outputs[(l - 1) % 2]);
-    check_like(weight_hh[l], "weight_hh", {first.H, first.H}, weight_hh[0]);
+    check_like(a.weight_hh[l], "weight_hh", {first.H, first.H}, a.weight_hh[0]);
     Tensor& output = outputs[l % 2];
     if (bytes > 0 || l < 2) output = empty_large(sizes.output_shape(), options);
     layers[l] = calls[l].p;
     const int64_t state = static_cast<int64_t>(l * h_n.nbytes() / L);
-    if (given(h0)) layers[l].hx = static_cast<const char*>(start.const_data_ptr()) + state;
+    if (given(a.hx)) layers[l].hx = static_cast<const char*>(start.const_data_ptr()) + state;
     layers[l].h_n = static_cast<char*>(h_n.data_ptr()) + state;
     layers[l].output = output.data_ptr();
   }
   if (sizes.N == 0) {
-    copy_h0(h_n, h0);
+    copy_hx(h_n, a.hx);
   } else if (bytes == 0) {
     for (const Recurrence& layer : layers) run_forward(layer, kernel);
   } else {
@@ -207,19 +168,16 @@ std::tuple<Tensor, Tensor> recurrence_stack(const Tensor& input, TensorList weig
   return {outputs[(L - 1) % 2], h_n};
 }
 
-std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, Tensor>
-recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                    const Tensor& output, const Tensor& input, const OptionalTensor& index,
-                    TensorList weight_ih, TensorList weight_hh, const OptionalTensor& h0,
-                    const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
-                    c10::string_view nonlinearity, const c10::List<bool>& reverse,
-                    std::array<bool, 4> output_mask) {
+RecurrenceBackwardOp::Results recurrence_backward(const OptionalTensor& grad_output,
+                                                  const OptionalTensor& grad_h_n,
+                                                  const Tensor& output,
+                                                  const RecurrenceArguments& a,
+                                                  RecurrenceBackwardOp::Mask output_mask) {
   Call call;
-  fill_call(call, input, index, weight_ih, weight_hh, {}, {}, h0, lengths, batch_sizes,
-            nonlinearity, reverse);
-  const RecurrenceSizes& s = call.sizes;
+  fill_call(call, a);
+  const RecurrenceSizes& s = call.s;
   Recurrence& p = call.p;
-  const Tensor& like = weight_hh[0];
+  const Tensor& like = a.weight_hh[0];
   check_like(output, "output", s.output_shape(), like);
   p.output = const_cast<void*>(call.keep(output));
   RecurrenceGrad g;
@@ -232,7 +190,7 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
     g.grad_h_n = call.keep(*grad_h_n);
   }
 
-  const auto [want_input, want_weights, want_bias, want_h0] = output_mask;
+  const auto [want_input, want_hx, want_weights, want_bias] = output_mask;
   const auto options = like.options();
   const auto compute = call.dtype == DType::f64 ? at::kDouble : at::kFloat;
   const bool empty = s.N == 0;
@@ -241,7 +199,7 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
   };
 
   RecurrenceGradOut out;
-  Tensor grad_pre, grad_input = at::empty({0}, options), grad_h0 = at::empty({0}, options);
+  Tensor grad_pre, grad_input = at::empty({0}, options), grad_hx = at::empty({0}, options);
   std::vector<Tensor> grad_weight_ih, grad_weight_hh, grad_bias;
   const auto add = [&](std::vector<Tensor>& list, at::IntArrayRef shape) {
     list.push_back(allocate(shape));
@@ -253,16 +211,16 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
     if (want_bias) out.bias[d] = add(grad_bias, {s.H});
   }
   if (want_input && s.features) {
-    grad_input = allocate(input.sizes());
+    grad_input = allocate(a.input.sizes());
     if (s.I > 0) out.input = grad_input.data_ptr();
   } else if (want_input) {
     grad_pre = empty_large(s.output_shape(), options.dtype(compute));
     out.pre = grad_pre.data_ptr();
   }
-  if (want_h0) {
-    grad_h0 = allocate({s.D, s.B, s.H});
-    out.hx = grad_h0.data_ptr();
-    if (empty && given(grad_h_n)) grad_h0.copy_(*grad_h_n);
+  if (want_hx) {
+    grad_hx = allocate({s.D, s.B, s.H});
+    out.hx = grad_hx.data_ptr();
+    if (empty && given(grad_h_n)) grad_hx.copy_(*grad_h_n);
   }
 
   if (!empty) {
@@ -275,22 +233,22 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
 
   if (want_input && !s.features) {
     grad_input = grad_pre;
-    if (given(index)) {
+    if (given(a.index)) {
       // A row of the table collects from every row that read it.
-      static const auto op = find_op<EmbeddingBackwardOp>("rnnext::embedding_backward");
-      grad_input = op.call(grad_pre.flatten(0, -2), index->flatten(), input.size(0), -1, false);
+      grad_input = call_op<EmbeddingBackwardOp>(grad_pre.flatten(0, -2), a.index->flatten(),
+                                                a.input.size(0), -1, false);
     }
     grad_input = grad_input.to(options);
   }
-  return {grad_input, grad_weight_ih, grad_weight_hh, grad_bias, grad_h0};
+  return {grad_input, grad_hx, grad_weight_ih, grad_weight_hh, grad_bias};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rnnext, CPU, m) {
-  m.impl("recurrence", recurrence);
-  m.impl("recurrence_stack", recurrence_stack);
-  m.impl("recurrence_backward", recurrence_backward);
+  m.impl("recurrence", forward_op<recurrence>);
+  m.impl("recurrence_stack", forward_op<recurrence_stack>);
+  m.impl("recurrence_backward", backward_op<recurrence_backward>);
 }
 
 }  // namespace rnnext

@@ -9,7 +9,7 @@
 
 #include "cpu/rnn/binding.h"
 #include "cpu/runtime/memory.h"
-#include "ops/arguments.h"
+#include "ops/parse.h"
 
 namespace rnnext {
 namespace {

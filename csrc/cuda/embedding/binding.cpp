@@ -15,7 +15,7 @@
 
 #include "cuda/embedding/index_check.h"
 #include "cuda/embedding/kernel.h"
-#include "ops/arguments.h"
+#include "ops/parse.h"
 
 namespace rnnext::cuda {
 namespace {

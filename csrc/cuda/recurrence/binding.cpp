@@ -20,7 +20,7 @@
 
 #include "cuda/embedding/index_check.h"
 #include "cuda/recurrence/launch.h"
-#include "ops/arguments.h"
+#include "ops/parse.h"
 #include "ops/signatures.h"
 
 namespace rnnext::cuda {
@@ -76,48 +76,29 @@ bool even(const Tensor& t) {  // pairs of 16-bit elements can be read as words
   return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 4 == 0;
 }
 
-// A call's params, and the tensors that they point into.
-struct Call {
-  RecurrenceSizes s;
+struct Call : ParsedCall {
   DeviceCall p;
   Compute compute{};
   cudaStream_t stream{};
   at::TensorOptions options;
   bool reads_even = true;
-  std::vector<Tensor> alive;
 
-  Call(const Tensor& input, const OptionalTensor& index, TensorList weight_ih, TensorList weight_hh,
-       TensorList bias_ih, TensorList bias_hh, const OptionalTensor& h0,
-       const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
-       c10::string_view nonlinearity, const c10::List<bool>& reverse)
-      : s(check_recurrence(input, index, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths,
-                           batch_sizes, reverse.size())) {
-    compute = compute_of(parse_dtype(weight_hh[0], "weight_hh"));
+  explicit Call(const RecurrenceArguments& a) {
+    parse(a, *this, p);
+    p.I = 0;  // the product with W_ih is a GEMM before the kernel
+    compute = compute_of(dtype);
     stream = at::cuda::getCurrentCUDAStream();
-    options = weight_hh[0].options();
-    p.T = s.T, p.B = s.B, p.H = s.H, p.D = static_cast<int>(s.D);
-    p.nonlinearity = parse_nonlinearity(nonlinearity);
-    for (int d = 0; d < p.D; ++d) {
-      p.reverse[d] = reverse[d];
-      if (bias_ih.empty()) continue;
-      p.bias_ih[d] = keep(bias_ih[d]);
-      p.bias_hh[d] = keep(bias_hh[d]);
-    }
-    if (given(h0)) p.hx = keep(*h0);
+    options = a.weight_hh[0].options();
     if (s.N == 0) return;
     if (s.packed()) {
       p.step_row = constants(s.step_row);
       p.lengths = constants(s.row_lengths);
-    } else if (given(lengths)) {
+    } else if (given(a.lengths)) {
       // Their values are on the device: outside 0..T they count as the nearest of the two.
-      p.lengths = static_cast<const int64_t*>(keep(lengths->clamp(0, s.T)));
+      p.lengths = static_cast<const int64_t*>(keep(a.lengths->clamp(0, s.T)));
     }
   }
 
-  const void* keep(const Tensor& t) {
-    alive.push_back(t.contiguous());
-    return alive.back().const_data_ptr();
-  }
   const void* keep_even(const Tensor& t) {
     const void* data = keep(t);
     reads_even = reads_even && even(alive.back());
@@ -227,91 +208,81 @@ struct Call {
   }
 };
 
-std::tuple<Tensor, Tensor> recurrence(const Tensor& input, const OptionalTensor& index,
-                                      TensorList weight_ih, TensorList weight_hh,
-                                      TensorList bias_ih, TensorList bias_hh,
-                                      const OptionalTensor& h0, const OptionalTensor& lengths,
-                                      const OptionalTensor& batch_sizes,
-                                      c10::string_view nonlinearity,
-                                      const c10::List<bool>& reverse) {
+RecurrenceOp::Results recurrence(const RecurrenceArguments& a) {
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const c10::cuda::OptionalCUDAGuard guard(at::device_of(input));
-  Call call(input, index, weight_ih, weight_hh, bias_ih, bias_hh, h0, lengths, batch_sizes,
-            nonlinearity, reverse);
+  const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
+  Call call(a);
   const RecurrenceSizes& s = call.s;
   const Tensor output = call.empty(s.output_shape());
   const Tensor h_n = call.empty({s.D, s.B, s.H});
-  const auto start_from_h0 = [&] { given(h0) ? h_n.copy_(*h0) : h_n.zero_(); };
+  const auto start_from_hx = [&] { given(a.hx) ? h_n.copy_(*a.hx) : h_n.zero_(); };
   if (s.N == 0) {
-    start_from_h0();
+    start_from_hx();
     return {output, h_n};
   }
-  call.set_input(input, index, weight_ih);
+  call.set_input(a.input, a.index, a.weight_ih);
   DeviceCall& p = call.p;
   p.paired = s.H % 2 == 0 && call.reads_even;
   p.output = output.data_ptr();
   p.h_n = h_n.data_ptr();
   const Geometry geometry =
-      choice({s.T, s.B, s.H, p.D, call.compute, false}, input.device().index());
+      choice({s.T, s.B, s.H, p.D, call.compute, false}, a.input.device().index());
   if (geometry.path == Path::step) {
-    start_from_h0();
-    call.run_steps(weight_hh, h_n, false);
+    start_from_hx();
+    call.run_steps(a.weight_hh, h_n, false);
   } else {
-    call.set_matrix(weight_hh, false);
+    call.set_matrix(a.weight_hh, false);
     call.run_resident(geometry, false);
   }
   return {output, h_n};
 }
 
 // The gradient of W_hh: all rows of grad [N,H] (columns of a wider tensor) times the states before
-// them. Those are the neighbouring rows of `states`, and h0 at the ends.
-Tensor weight_gradient(const Tensor& grad, const Tensor& states, const OptionalTensor& h0,
+// them. Those are the neighbouring rows of `states`, and hx at the ends.
+Tensor weight_gradient(const Tensor& grad, const Tensor& states, const OptionalTensor& hx,
                        int64_t batch, bool reverse) {
   const int64_t rest = grad.size(0) - batch;
   Tensor result = at::mm(grad.narrow(0, reverse ? 0 : batch, rest).t(),
                          states.narrow(0, reverse ? batch : 0, rest));
-  if (given(h0)) result.addmm_(grad.narrow(0, reverse ? rest : 0, batch).t(), *h0);
+  if (given(hx)) result.addmm_(grad.narrow(0, reverse ? rest : 0, batch).t(), *hx);
   return result;
 }
 
-std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>, Tensor>
-recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                    const Tensor& output, const Tensor& input, const OptionalTensor& index,
-                    TensorList weight_ih, TensorList weight_hh, const OptionalTensor& h0,
-                    const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
-                    c10::string_view nonlinearity, const c10::List<bool>& reverse,
-                    std::array<bool, 4> output_mask) {
+RecurrenceBackwardOp::Results recurrence_backward(const OptionalTensor& grad_output,
+                                                  const OptionalTensor& grad_h_n,
+                                                  const Tensor& output,
+                                                  const RecurrenceArguments& a,
+                                                  RecurrenceBackwardOp::Mask output_mask) {
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const c10::cuda::OptionalCUDAGuard guard(at::device_of(input));
-  Call call(input, index, weight_ih, weight_hh, {}, {}, h0, lengths, batch_sizes, nonlinearity,
-            reverse);
+  const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
+  Call call(a);
   const RecurrenceSizes& s = call.s;
-  const Tensor& like = weight_hh[0];
+  const Tensor& like = a.weight_hh[0];
   check_like(output, "output", s.output_shape(), like);
   if (given(grad_output)) check_like(*grad_output, "grad_output", s.output_shape(), like);
   if (given(grad_h_n)) check_like(*grad_h_n, "grad_h_n", {s.D, s.B, s.H}, like);
-  const auto [want_input, want_weights, want_bias, want_h0] = output_mask;
+  const auto [want_input, want_hx, want_weights, want_bias] = output_mask;
 
   Tensor grad_pre = call.empty(s.output_shape());
-  Tensor grad_h0 = call.empty(want_h0 ? at::IntArrayRef{s.D, s.B, s.H} : at::IntArrayRef{0});
+  Tensor grad_hx = call.empty(want_hx ? at::IntArrayRef{s.D, s.B, s.H} : at::IntArrayRef{0});
   DeviceCall& p = call.p;
   if (s.N > 0) {
     p.output = const_cast<void*>(call.keep_even(output));
     if (given(grad_output)) p.grad.grad_output = call.keep_even(*grad_output);
     if (given(grad_h_n)) p.grad.grad_h_n = call.keep(*grad_h_n);
     p.grad_out.pre = grad_pre.data_ptr();
-    if (want_h0) p.grad_out.hx = grad_h0.data_ptr();
+    if (want_hx) p.grad_out.hx = grad_hx.data_ptr();
     p.paired = s.H % 2 == 0 && call.reads_even;
     const Geometry geometry =
-        choice({s.T, s.B, s.H, p.D, call.compute, true}, input.device().index());
+        choice({s.T, s.B, s.H, p.D, call.compute, true}, a.input.device().index());
     if (geometry.path == Path::step) {
-      call.run_steps(weight_hh, call.empty({s.D, s.B, s.H}), true);
+      call.run_steps(a.weight_hh, call.empty({s.D, s.B, s.H}), true);
     } else {
-      call.set_matrix(weight_hh, true);
+      call.set_matrix(a.weight_hh, true);
       call.run_resident(geometry, true);
     }
-  } else if (want_h0) {
-    given(grad_h_n) ? grad_h0.copy_(*grad_h_n) : grad_h0.zero_();
+  } else if (want_hx) {
+    given(grad_h_n) ? grad_hx.copy_(*grad_h_n) : grad_hx.zero_();
   }
 
   const int64_t width = s.D * s.H;
@@ -322,19 +293,19 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
   std::vector<Tensor> grad_weight_ih, grad_weight_hh, grad_bias;
   if (want_weights) {
     // Where sequences start or end at different steps, a kernel collects the states before them.
-    const bool collected = s.N > 0 && (s.packed() || (given(lengths) && given(h0)));
+    const bool collected = s.N > 0 && (s.packed() || (given(a.lengths) && given(a.hx)));
     Tensor states = output.contiguous().view({s.N, width});
     if (collected) {
       states = call.empty({s.N, width});
       C10_CUDA_CHECK(launch_previous_state(p, states.data_ptr(), call.compute, call.stream));
     }
-    const Tensor features = s.features ? input.reshape({s.N, s.I}) : Tensor();
+    const Tensor features = s.features ? a.input.reshape({s.N, s.I}) : Tensor();
     for (int64_t d = 0; d < s.D; ++d) {
       const Tensor grad = direction(grad_rows, d), before = direction(states, d);
-      const OptionalTensor start = given(h0) ? OptionalTensor((*h0)[d]) : OptionalTensor();
+      const OptionalTensor start = given(a.hx) ? OptionalTensor((*a.hx)[d]) : OptionalTensor();
       grad_weight_hh.push_back(collected || s.N == 0
                                    ? at::mm(grad.t(), before)
-                                   : weight_gradient(grad, before, start, s.B, reverse[d]));
+                                   : weight_gradient(grad, before, start, s.B, a.reverse[d]));
       if (s.features) grad_weight_ih.push_back(at::mm(grad.t(), features));
     }
   }
@@ -343,24 +314,24 @@ recurrence_backward(const OptionalTensor& grad_output, const OptionalTensor& gra
   }
   Tensor grad_input = call.empty({0});
   if (want_input && s.features) {
-    grad_input = at::mm(direction(grad_rows, 0), weight_ih[0]);
-    if (s.D == 2) grad_input.addmm_(direction(grad_rows, 1), weight_ih[1]);
-    grad_input = grad_input.view(input.sizes());
-  } else if (want_input && given(index)) {
+    grad_input = at::mm(direction(grad_rows, 0), a.weight_ih[0]);
+    if (s.D == 2) grad_input.addmm_(direction(grad_rows, 1), a.weight_ih[1]);
+    grad_input = grad_input.view(a.input.sizes());
+  } else if (want_input && given(a.index)) {
     // A row of the table collects from every row that read it.
-    static const auto op = find_op<EmbeddingBackwardOp>("rnnext::embedding_backward");
-    grad_input = op.call(grad_rows, index->flatten(), input.size(0), -1, false);
+    grad_input =
+        call_op<EmbeddingBackwardOp>(grad_rows, a.index->flatten(), a.input.size(0), -1, false);
   } else if (want_input) {
     grad_input = grad_pre;
   }
-  return {grad_input, grad_weight_ih, grad_weight_hh, grad_bias, grad_h0};
+  return {grad_input, grad_hx, grad_weight_ih, grad_weight_hh, grad_bias};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rnnext, CUDA, m) {
-  m.impl("recurrence", recurrence);
-  m.impl("recurrence_backward", recurrence_backward);
+  m.impl("recurrence", forward_op<recurrence>);
+  m.impl("recurrence_backward", backward_op<recurrence_backward>);
 }
 
 }  // namespace rnnext::cuda

@@ -52,7 +52,7 @@ Kernel resident_kernel(Path path, Compute compute, Nonlinearity nonlinearity, bo
 cudaError_t launch_step(const DeviceCall& call, const Step& step, Compute compute, bool backward,
                         cudaStream_t stream);
 
-// previous[row, d*H + u] = the state before row's step: the neighbouring output, or h0, or zero.
+// previous[row, d*H + u] = the state before row's step: the neighbouring output, or hx, or zero.
 cudaError_t launch_previous_state(const DeviceCall& call, void* previous, Compute compute,
                                   cudaStream_t stream);
 

@@ -1,0 +1,113 @@
+// The Autograd key of the embedding's ops: gather and scatter-add are each other's backward.
+#include "ops/autograd.h"
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+namespace rnnext {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& weight, const Tensor& indices,
+                        int64_t padding_idx, bool scale_grad_by_freq, bool sparse) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({indices});
+    // The size, not the table: it may change in place before the backward pass, as in torch.
+    ctx->saved_data["num_weights"] = weight.sym_size(0);
+    ctx->saved_data["padding_idx"] = padding_idx;
+    ctx->saved_data["scale_grad_by_freq"] = scale_grad_by_freq;
+    ctx->saved_data["sparse"] = sparse;
+    return call_op<EmbeddingOp>(weight, indices, padding_idx, scale_grad_by_freq, sparse);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
+    const Tensor indices = ctx->get_saved_variables()[0];
+    const c10::SymInt num_weights = ctx->saved_data["num_weights"].toSymInt();
+    const int64_t padding_idx = ctx->saved_data["padding_idx"].toInt();
+    const bool scale = ctx->saved_data["scale_grad_by_freq"].toBool();
+    Tensor result;
+    if (ctx->saved_data["sparse"].toBool()) {
+      TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && grad[0].requires_grad()),
+                                  "a sparse embedding gradient has no second derivative: use "
+                                  "sparse=False with create_graph=True");
+      at::AutoDispatchBelowADInplaceOrView guard;
+      const auto [rows, values] =
+          call_op<EmbeddingSparseBackwardOp>(grad[0], indices, num_weights, padding_idx, scale);
+      // A strided row of indices: torch's AccumulateGrad then clones the gradient, which keeps it
+      // marked as coalesced; a contiguous one it takes apart and puts together without the mark.
+      const Tensor strided =
+          at::empty_strided_symint({1, rows.sym_size(0)}, {1, 2}, rows.options());
+      strided.copy_(rows);
+      result = at::_sparse_coo_tensor_unsafe_symint(
+          strided, values, {num_weights, values.sym_size(1)}, values.scalar_type(), at::kSparse,
+          values.device(), std::nullopt, /*is_coalesced=*/true);
+    } else {
+      result = call_op<EmbeddingBackwardOp>(grad[0], indices, num_weights, padding_idx, scale);
+    }
+    return {result, Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t padding_idx,
+                 bool scale_grad_by_freq, bool sparse) {
+  if (records(weight)) {
+    TORCH_CHECK(!weight.is_complex(),
+                "embedding does not support automatic differentiation for outputs with complex "
+                "dtype.");
+    return EmbeddingFunction::apply(weight, indices, padding_idx, scale_grad_by_freq, sparse);
+  }
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return call_op<EmbeddingOp>(weight, indices, padding_idx, scale_grad_by_freq, sparse);
+}
+
+class EmbeddingBackwardFunction : public torch::autograd::Function<EmbeddingBackwardFunction> {
+ public:
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad, const Tensor& indices,
+                        c10::SymInt num_weights, int64_t padding_idx, bool scale_grad_by_freq) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({indices});
+    ctx->saved_data["padding_idx"] = padding_idx;
+    ctx->saved_data["scale_grad_by_freq"] = scale_grad_by_freq;
+    return call_op<EmbeddingBackwardOp>(grad, indices, std::move(num_weights), padding_idx,
+                                        scale_grad_by_freq);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
+    const Tensor indices = ctx->get_saved_variables()[0];
+    const int64_t padding_idx = ctx->saved_data["padding_idx"].toInt();
+    Tensor result = call_op<EmbeddingOp>(grad[0], indices, -1, false, false);
+    if (padding_idx >= 0) result = result.masked_fill((indices == padding_idx).unsqueeze(-1), 0);
+    if (ctx->saved_data["scale_grad_by_freq"].toBool()) {
+      const Tensor flat = indices.flatten();
+      const auto options = flat.options().dtype(at::kDouble);  // 16 bits do not count to 257
+      const Tensor count = at::zeros_symint({grad[0].sym_size(0)}, options)
+                               .index_add(0, flat, at::ones_like(flat, options));
+      const Tensor scale = count.index_select(0, flat).reciprocal().to(result.scalar_type());
+      result = result * scale.view_as(indices).unsqueeze(-1);
+    }
+    return {result, Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Tensor embedding_backward(const Tensor& grad, const Tensor& indices, c10::SymInt num_weights,
+                          int64_t padding_idx, bool scale_grad_by_freq) {
+  if (records(grad))
+    return EmbeddingBackwardFunction::apply(grad, indices, std::move(num_weights), padding_idx,
+                                            scale_grad_by_freq);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return call_op<EmbeddingBackwardOp>(grad, indices, std::move(num_weights), padding_idx,
+                                      scale_grad_by_freq);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rnnext, Autograd, m) {
+  m.impl("embedding", embedding);
+  m.impl("embedding_backward", embedding_backward);
+}
+
+}  // namespace rnnext

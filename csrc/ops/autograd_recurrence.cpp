@@ -1,0 +1,289 @@
+// The Autograd key of the recurrence's ops. First order runs on the backward op; when the backward
+// pass itself is recorded (create_graph=True) it is a short ATen loop over the saved output,
+// differentiable to any order.
+#include "ops/autograd.h"
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "ops/parse.h"
+
+namespace rnnext {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// The derivative of a nonlinearity as a function of its output h.
+template <Nonlinearity>
+Tensor derivative(const Tensor& h) = delete;
+template <>
+Tensor derivative<Nonlinearity::tanh>(const Tensor& h) {
+  return 1 - h * h;
+}
+template <>
+Tensor derivative<Nonlinearity::relu>(const Tensor& h) {
+  return (h > 0).to(h.scalar_type());
+}
+template <>
+Tensor derivative<Nonlinearity::sigmoid>(const Tensor& h) {
+  return h * (1 - h);
+}
+template <>
+Tensor derivative<Nonlinearity::softplus>(const Tensor& h) {
+  return at::where(h > 20, 1, -at::expm1(-h));  // torch's threshold: the identity from there on
+}
+template <>
+Tensor derivative<Nonlinearity::identity>(const Tensor& h) {
+  return at::ones_like(h);
+}
+
+// Between the rows of a packed sequence [N, ...] and [T, B, ...] with zeros where there is no row.
+struct Packing {
+  Tensor position;  // [N]: t * B + b of each row
+  int64_t T = 0, B = 0;
+
+  explicit Packing(const Tensor& batch_sizes, at::Device device) {
+    const Tensor sizes = batch_sizes.contiguous();
+    const int64_t* n = sizes.const_data_ptr<int64_t>();
+    T = sizes.numel();
+    B = T > 0 ? n[0] : 0;
+    std::vector<int64_t> at;
+    for (int64_t t = 0; t < T; ++t)
+      for (int64_t b = 0; b < n[t]; ++b) at.push_back(t * B + b);
+    position = at::tensor(at, at::kLong).to(device);
+  }
+  Tensor unpack(const Tensor& rows) const {
+    std::vector<int64_t> shape = rows.sizes().vec();
+    shape[0] = T * B;
+    const Tensor flat = at::zeros(shape, rows.options()).index_copy(0, position, rows);
+    shape[0] = B;
+    shape.insert(shape.begin(), T);
+    return flat.view(shape);
+  }
+  Tensor pack(const Tensor& padded) const { return padded.flatten(0, 1).index_select(0, position); }
+  Tensor lengths() const { return unpack(at::ones_like(position)).sum(0); }
+};
+
+// recurrence_backward, differentiable.
+RecurrenceBackwardOp::Results differentiable_backward(KeptArguments s, Tensor output,
+                                                      Tensor grad_output, const Tensor& grad_h_n) {
+  std::optional<Packing> packing;
+  if (given(s.batch_sizes)) {
+    packing.emplace(*s.batch_sizes, output.device());
+    output = packing->unpack(output);
+    if (grad_output.defined()) grad_output = packing->unpack(grad_output);
+    if (given(s.index)) {
+      s.index = packing->unpack(*s.index);
+    } else {
+      s.input = packing->unpack(s.input);
+    }
+    s.lengths = packing->lengths();
+  }
+  const int64_t D = static_cast<int64_t>(s.weight_hh.size()), H = s.weight_hh[0].size(0);
+  const int64_t T = output.size(0), B = output.size(1);
+  const auto options = s.weight_hh[0].options();
+  const Tensor step = at::arange(T, options.dtype(at::kLong)).view({T, 1, 1});
+  Tensor active;  // [T, B, 1]
+  if (given(s.lengths)) {
+    active = step < s.lengths->view({1, B, 1});
+    // Whatever lies past a sequence's end, NaN too, has no part in the gradients.
+    if (!s.weight_ih.empty()) s.input = at::where(active, s.input, 0);
+    if (grad_output.defined()) grad_output = at::where(active, grad_output, 0);
+  }
+
+  const Nonlinearity nonlinearity = parse_nonlinearity(s.nonlinearity);
+  Tensor grad_input;
+  variable_list grad_hx, grad_weight_ih, grad_weight_hh, grad_bias, pre;
+  for (int64_t d = 0; d < D; ++d) {
+    const bool reverse = s.reverse[d];
+    const Tensor& W = s.weight_hh[d];
+    const Tensor h = output.narrow(-1, d * H, H);
+    const Tensor slope = with_nonlinearity(
+        nonlinearity, [&](auto name) { return derivative<decltype(name)::value>(h); });
+    Tensor carry = grad_h_n.defined() ? grad_h_n[d] : at::zeros({B, H}, options);
+    variable_list steps(T);
+    for (int64_t i = 0; i < T; ++i) {
+      const int64_t t = reverse ? i : T - 1 - i;
+      Tensor grad = carry;
+      if (grad_output.defined()) grad = grad + grad_output[t].narrow(-1, d * H, H);
+      grad = grad * slope[t];
+      if (active.defined()) grad = grad * active[t];
+      const Tensor before = grad.matmul(W);
+      carry = active.defined() ? at::where(active[t], before, carry) : before;
+      steps[t] = grad;
+    }
+    const Tensor grad_pre = T > 0 ? at::stack(steps) : at::zeros({0, B, H}, options);
+    Tensor start = given(s.hx) ? (*s.hx)[d] : at::zeros({B, H}, options);
+    Tensor h_before;
+    if (T == 0) {
+      h_before = h;
+    } else if (!reverse) {
+      h_before = at::cat({start.unsqueeze(0), h.narrow(0, 0, T - 1)});
+    } else {
+      h_before = at::cat({h.narrow(0, 1, T - 1), start.unsqueeze(0)});
+      if (given(s.lengths))
+        h_before = at::where(step == s.lengths->view({1, B, 1}) - 1, start.unsqueeze(0), h_before);
+    }
+    const Tensor flat = grad_pre.flatten(0, 1);
+    grad_weight_hh.push_back(flat.t().matmul(h_before.flatten(0, 1)));
+    grad_bias.push_back(flat.sum(0));
+    if (!s.weight_ih.empty()) {
+      grad_weight_ih.push_back(flat.t().matmul(s.input.flatten(0, 1)));
+      const Tensor part = grad_pre.matmul(s.weight_ih[d]);
+      grad_input = grad_input.defined() ? grad_input + part : part;
+    }
+    pre.push_back(grad_pre);
+    grad_hx.push_back(carry);
+  }
+  if (s.weight_ih.empty()) grad_input = at::cat(pre, -1);
+  if (given(s.index)) {
+    grad_input = at::zeros_like(s.input).index_add(0, s.index->flatten(), grad_input.flatten(0, 1));
+  } else if (packing) {
+    grad_input = packing->pack(grad_input);
+  }
+  return {grad_input, at::stack(grad_hx), grad_weight_ih, grad_weight_hh, grad_bias};
+}
+
+// Puts the arguments that the backward pass needs into an autograd node, and takes them out.
+struct Saver {
+  variable_list tensors;
+  std::vector<c10::IValue> values;
+
+  void operator()(const Tensor& t) { tensors.push_back(t); }
+  void operator()(const OptionalTensor& t) { tensors.push_back(t.value_or(Tensor())); }
+  void operator()(TensorList list) {
+    values.emplace_back(static_cast<int64_t>(list.size()));
+    tensors.insert(tensors.end(), list.begin(), list.end());
+  }
+  void operator()(std::string_view text) { values.emplace_back(std::string(text)); }
+  void operator()(const c10::List<bool>& list) { values.emplace_back(list); }
+};
+struct Restorer {
+  variable_list::const_iterator tensor;
+  const c10::IValue* value;
+
+  void operator()(Tensor& t) { t = *tensor++; }
+  void operator()(OptionalTensor& t) { t = *tensor++; }
+  void operator()(std::vector<Tensor>& list) {
+    const int64_t n = (value++)->toInt();
+    list.assign(tensor, tensor + n);
+    tensor += n;
+  }
+  void operator()(std::string& text) { text = (value++)->toStringRef(); }
+  void operator()(c10::List<bool>& list) { list = (value++)->toBoolList(); }
+};
+
+// Gradients of the arguments, one a tensor, as autograd numbers them.
+struct Flattener {
+  variable_list tensors;
+
+  void operator()(const Tensor& t) { tensors.push_back(t); }
+  void operator()(const OptionalTensor& t) { tensors.push_back(t.value_or(Tensor())); }
+  void operator()(const std::vector<Tensor>& list) {
+    tensors.insert(tensors.end(), list.begin(), list.end());
+  }
+  void operator()(const std::string&) { tensors.emplace_back(); }
+  void operator()(const c10::List<bool>&) { tensors.emplace_back(); }
+};
+
+class RecurrenceFunction : public torch::autograd::Function<RecurrenceFunction> {
+ public:
+  template <class... T>
+  static variable_list forward(AutogradContext* ctx, const T&... arguments) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const RecurrenceArguments a{arguments...};
+    auto [output, h_n] = call_forward<RecurrenceOp>(a);
+    ctx->set_materialize_grads(false);
+    RecurrenceArguments kept = a;
+    kept.bias_ih = kept.bias_hh = {};  // they may change before the backward pass, as in torch
+    Saver save;
+    save(output);
+    spread(kept, [&](const auto&... each) { (save(each), ...); });
+    save.values.emplace_back(static_cast<int64_t>(a.bias_ih.size()));
+    ctx->save_for_backward(std::move(save.tensors));
+    ctx->saved_data["values"] = c10::ivalue::Tuple::create(std::move(save.values));
+    return {output, h_n};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
+    const variable_list saved = ctx->get_saved_variables();
+    const auto values = ctx->saved_data["values"].toTuple();
+    Tensor output;
+    KeptArguments s;
+    Restorer restore{saved.begin(), values->elements().begin()};
+    restore(output);
+    spread(s, [&](auto&... each) { (restore(each), ...); });
+    const size_t biases = restore.value->toInt();
+
+    // Which gradients are wanted. Autograd numbers the tensors in the order of the arguments; those
+    // that were not given have no number.
+    size_t number = 0;
+    const auto wanted = [&](size_t count) {
+      bool any = false;
+      for (; count > 0; --count) any |= ctx->needs_input_grad(number++);
+      return any;
+    };
+    const size_t features = s.weight_ih.size(), D = s.weight_hh.size();
+    const bool want_input = wanted(1), want_hx = given(s.hx) && wanted(1);
+    const bool want_weights = wanted(features + D);
+    const size_t first_bias = number;
+    const bool want_bias = wanted(2 * biases);
+
+    RecurrenceBackwardOp::Results results;
+    if (at::GradMode::is_enabled()) {
+      results = differentiable_backward(std::move(s), output, grad[0], grad[1]);
+    } else {
+      at::AutoDispatchBelowADInplaceOrView guard;  // past torch's boxed fallback for autograd
+      results = call_backward(grad[0], grad[1], output, s,
+                              {want_input, want_hx, want_weights, want_bias});
+    }
+    auto& [input, hx, weight_ih, weight_hh, bias] = results;
+
+    KeptArguments grads;
+    if (want_input) grads.input = input;
+    if (want_hx) grads.hx = hx;
+    grads.weight_ih = std::move(weight_ih);
+    grads.weight_hh = std::move(weight_hh);
+    grads.weight_ih.resize(features);
+    grads.weight_hh.resize(D);
+    grads.bias_ih.resize(biases);
+    grads.bias_hh.resize(biases);
+    for (size_t d = 0; d < biases; ++d) {
+      const bool want_ih = ctx->needs_input_grad(first_bias + d);
+      const bool want_hh = ctx->needs_input_grad(first_bias + biases + d);
+      if (want_ih) grads.bias_ih[d] = bias[d];
+      // A tensor of its own, or work in place on one gradient would reach the other.
+      if (want_hh) grads.bias_hh[d] = want_ih ? bias[d].clone() : bias[d];
+    }
+    Flattener flat;
+    spread(grads, [&](const auto&... each) { (flat(each), ...); });
+    return flat.tensors;
+  }
+};
+
+RecurrenceOp::Results recurrence(const RecurrenceArguments& a) {
+  if (!spread(a, [](const auto&... each) { return records(each...); })) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call_forward<RecurrenceOp>(a);
+  }
+  const variable_list out =
+      spread(a, [](const auto&... each) { return RecurrenceFunction::apply(each...); });
+  return {out[0], out[1]};
+}
+
+RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!spread(a, [](const auto&... each) { return records(each...); }),
+                              "recurrence_stack has no gradient: call recurrence for each layer");
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return call_forward<RecurrenceStackOp>(a);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rnnext, Autograd, m) {
+  m.impl("recurrence", forward_op<recurrence>);
+  m.impl("recurrence_stack", forward_op<recurrence_stack>);
+}
+
+}  // namespace rnnext

@@ -1,0 +1,193 @@
+// What the bindings of all devices do with arguments first: check them, and fill the call's struct.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ops/arguments.h"
+#include "recurrence/call.h"
+
+namespace rnnext {
+
+// As Python writes it: "float32", not "Float".
+inline auto dtype_name(const Tensor& t) { return c10::getDtypeNames(t.scalar_type()).first; }
+
+inline Nonlinearity parse_nonlinearity(std::string_view name) {
+  std::string known;
+  int i = 0;
+  for (const char* candidate : kNonlinearityNames) {
+    if (name == candidate) return static_cast<Nonlinearity>(i);
+    known += (i++ ? ", '" : "'") + std::string(candidate) + "'";
+  }
+  TORCH_CHECK_VALUE(false, "nonlinearity must be one of ", known, ", got '", name, "'");
+}
+
+inline DType parse_dtype(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case at::kFloat:
+      return DType::f32;
+    case at::kDouble:
+      return DType::f64;
+    case at::kBFloat16:
+      return DType::bf16;
+    case at::kHalf:
+      return DType::f16;
+    default:
+      TORCH_CHECK_NOT_IMPLEMENTED(
+          false, name, " must be float32, float64, bfloat16 or float16, got ", dtype_name(t));
+  }
+}
+
+// Same dtype and device as `like`, and this shape.
+inline void check_like(const Tensor& t, const char* name, at::IntArrayRef shape,
+                       const Tensor& like) {
+  TORCH_CHECK(t.sizes() == shape, name, " must have shape ", shape, ", got ", t.sizes());
+  TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " must have the dtype of weight_hh, ",
+              dtype_name(like), ", got ", dtype_name(t));
+  TORCH_CHECK(t.device() == like.device(), name, " must be on the device of weight_hh, ",
+              like.device(), ", got ", t.device());
+}
+
+// Sizes of a call of `recurrence`; step_row and row_lengths hold what a packed input implies.
+struct RecurrenceSizes {
+  int64_t T, B, I, H, D, N;
+  bool features;
+  std::vector<int64_t> step_row;     // [T+1], packed input only
+  std::vector<int64_t> row_lengths;  // [B], packed input only
+
+  bool packed() const { return !step_row.empty(); }
+  std::vector<int64_t> output_shape() const {
+    return packed() ? std::vector<int64_t>{N, D * H} : std::vector<int64_t>{T, B, D * H};
+  }
+};
+
+inline RecurrenceSizes check_recurrence(const RecurrenceArguments& a) {
+  RecurrenceSizes s{};
+  s.D = static_cast<int64_t>(a.weight_hh.size());
+  TORCH_CHECK(s.D == 1 || s.D == 2, "weight_hh must hold 1 or 2 tensors, one a direction, got ",
+              s.D);
+  TORCH_CHECK(a.reverse.size() == a.weight_hh.size(), "reverse must hold one bool a direction, ",
+              s.D, ", got ", a.reverse.size());
+  const Tensor& like = a.weight_hh[0];
+  TORCH_CHECK(like.dim() == 2 && like.size(0) > 0,
+              "weight_hh must have shape [H, H] with H > 0, got ", like.sizes());
+  s.H = like.size(0);
+  s.features = !a.weight_ih.empty();
+  TORCH_CHECK(!s.features || a.weight_ih.size() == a.weight_hh.size(), "weight_ih must hold ", s.D,
+              " tensors or none, got ", a.weight_ih.size());
+  TORCH_CHECK(!(s.features && given(a.index)), "index needs a table: weight_ih must be empty");
+  TORCH_CHECK(a.bias_ih.size() == a.bias_hh.size() &&
+                  (a.bias_ih.empty() || a.bias_ih.size() == a.weight_hh.size()),
+              "bias_ih and bias_hh must both hold ", s.D, " tensors or none, got ",
+              a.bias_ih.size(), " and ", a.bias_hh.size());
+
+  // Rows: of the index if there is one, otherwise of the input.
+  const Tensor& rows = given(a.index) ? *a.index : a.input;
+  const int64_t row_dims = given(a.index) ? 0 : 1;
+  const char* rows_name = given(a.index) ? "index" : "input";
+  if (given(a.batch_sizes)) {
+    TORCH_CHECK(!given(a.lengths), "lengths and batch_sizes must not both be given");
+    TORCH_CHECK(a.batch_sizes->dim() == 1 && a.batch_sizes->scalar_type() == at::kLong &&
+                    a.batch_sizes->device().is_cpu(),
+                "batch_sizes must be a 1-D int64 tensor on the CPU, got ",
+                dtype_name(*a.batch_sizes), " of shape ", a.batch_sizes->sizes(), " on ",
+                a.batch_sizes->device());
+    TORCH_CHECK(rows.dim() == 1 + row_dims, rows_name, " of a packed sequence must have ",
+                1 + row_dims, " dimensions, got ", rows.dim());
+    const Tensor sizes = a.batch_sizes->contiguous();
+    const int64_t* n = sizes.const_data_ptr<int64_t>();
+    s.T = sizes.numel();
+    s.B = s.T > 0 ? n[0] : 0;
+    s.step_row.assign(1, 0);
+    s.row_lengths.assign(s.B > 0 ? s.B : 0, 0);
+    for (int64_t t = 0; t < s.T; ++t) {
+      TORCH_CHECK(n[t] > 0 && (t == 0 || n[t] <= n[t - 1]),
+                  "batch_sizes must be positive and must not increase, got ", n[t], " at step ", t);
+      s.step_row.push_back(s.step_row.back() + n[t]);
+      for (int64_t b = t + 1 < s.T ? std::max<int64_t>(0, n[t + 1]) : 0; b < n[t]; ++b)
+        s.row_lengths[b] = t + 1;
+    }
+    s.N = s.step_row.back();
+    TORCH_CHECK(rows.size(0) == s.N, rows_name, " must have sum(batch_sizes) = ", s.N,
+                " rows, got ", rows.size(0));
+  } else {
+    TORCH_CHECK(rows.dim() == 2 + row_dims, rows_name, " must have ", 2 + row_dims,
+                " dimensions, got ", rows.dim());
+    s.T = rows.size(0);
+    s.B = rows.size(1);
+    s.N = s.T * s.B;
+  }
+
+  if (given(a.index)) {
+    TORCH_CHECK(a.input.dim() == 2, "the table must have 2 dimensions, got ", a.input.dim());
+    TORCH_CHECK(a.index->scalar_type() == at::kLong || a.index->scalar_type() == at::kInt,
+                "index must be int32 or int64, got ", dtype_name(*a.index));
+    TORCH_CHECK(a.index->device() == like.device(), "index must be on ", like.device(), ", got ",
+                a.index->device());
+  }
+  const int64_t width = a.input.size(-1);
+  s.I = s.features ? width : 0;
+  if (!s.features)
+    TORCH_CHECK(width == s.D * s.H, "the last dimension of input must be ", s.D * s.H, ", got ",
+                width);
+  check_like(a.input, "input", a.input.sizes(), like);
+  for (size_t d = 0; d < a.weight_hh.size(); ++d) {
+    check_like(a.weight_hh[d], "weight_hh", {s.H, s.H}, like);
+    if (s.features) check_like(a.weight_ih[d], "weight_ih", {s.H, s.I}, like);
+    if (!a.bias_ih.empty()) {
+      check_like(a.bias_ih[d], "bias_ih", {s.H}, like);
+      check_like(a.bias_hh[d], "bias_hh", {s.H}, like);
+    }
+  }
+  if (given(a.hx)) check_like(*a.hx, "hx", {s.D, s.B, s.H}, like);
+  if (given(a.lengths)) {
+    TORCH_CHECK(
+        a.lengths->scalar_type() == at::kLong && a.lengths->dim() == 1 && a.lengths->size(0) == s.B,
+        "lengths must be an int64 tensor of shape [", s.B, "], got ", dtype_name(*a.lengths),
+        " of shape ", a.lengths->sizes());
+    TORCH_CHECK(a.lengths->device() == like.device(), "lengths must be on ", like.device(),
+                ", got ", a.lengths->device());
+  }
+  return s;
+}
+
+// What a call of the recurrence comes to: its sizes, its element type, and the tensors that its
+// struct points into.
+struct ParsedCall {
+  RecurrenceSizes s;
+  DType dtype;
+  std::vector<Tensor> alive;
+
+  ParsedCall() { alive.reserve(8); }  // as many as one direction has
+  const void* keep(const Tensor& t) {
+    alive.push_back(t.contiguous());
+    return alive.back().const_data_ptr();
+  }
+};
+
+// Checks the arguments and fills all that has one meaning on every device. Weights, rows, lengths
+// and what a packed input implies are left to the device's binding.
+inline void parse(const RecurrenceArguments& a, ParsedCall& call, Recurrence& p) {
+  const RecurrenceSizes& s = call.s = check_recurrence(a);
+  call.dtype = parse_dtype(a.weight_hh[0], "weight_hh");
+  p.T = s.T;
+  p.B = s.B;
+  p.I = s.I;
+  p.H = s.H;
+  p.D = static_cast<int>(s.D);
+  p.nonlinearity = parse_nonlinearity(a.nonlinearity);
+  for (int d = 0; d < p.D; ++d) {
+    p.reverse[d] = a.reverse[d];
+    if (a.bias_ih.empty()) continue;
+    p.bias_ih[d] = call.keep(a.bias_ih[d]);
+    p.bias_hh[d] = call.keep(a.bias_hh[d]);
+  }
+  if (given(a.hx)) p.hx = call.keep(*a.hx);
+}
+
+}  // namespace rnnext

@@ -1,0 +1,202 @@
+"""Calls of the op that runs all layers: how weights may be given, and torch.nn's errors."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+from torch.nn.utils.rnn import PackedSequence
+
+import rnnext.ops  # noqa: F401  registers the fake kernels
+from rnnext import _C
+
+# The same op twice: torch.compile puts this into its graph, eager calls take _C's short way.
+_rnn: Callable[..., tuple[Tensor, Tensor]] = torch.ops.rnnext.rnn.default
+
+_Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
+
+
+def run(
+    input: _Sequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    training: bool,
+    lengths: Tensor | None,
+    nonlinearity: str,
+) -> tuple[_Sequence, Tensor]:
+    """:func:`rnnext.functional.rnn` where all that it infers is known; the weights are flat.
+
+    Nothing is checked here: the op refuses what is wrong, and only then is the input examined
+    again, to raise the error that torch.nn raises for it.
+    """
+    batch_sizes = None
+    if isinstance(input, PackedSequence):
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if hx is not None and sorted_indices is not None:
+            hx = hx.index_select(1, sorted_indices)
+    else:
+        data = input
+    try:
+        output, h_n = (_rnn if is_compiling() else _C.rnn)(
+            data,
+            hx,
+            weights,
+            has_biases,
+            num_layers,
+            bidirectional,
+            batch_first,
+            dropout,
+            training,
+            lengths,
+            batch_sizes,
+            nonlinearity,
+        )
+    except (RuntimeError, ValueError):
+        states = num_layers * (2 if bidirectional else 1)
+        _raise_torchs(data, hx, weights, batch_sizes, states, batch_first)
+        raise
+    if batch_sizes is None:
+        return output, h_n
+    if unsorted_indices is not None:
+        h_n = h_n.index_select(1, unsorted_indices)
+    return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
+
+
+def _raise_torchs(
+    data: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    states: int,
+    batch_first: bool,
+) -> None:
+    """Raise torch.nn.RNN's error for these arguments of the op, or return if it has none for them.
+
+    ``states`` is layers times directions.
+    """
+    if batch_sizes is None:
+        if data.dim() not in (2, 3):
+            raise ValueError(
+                f"RNN: Expected input to be 2D or 3D, got {data.dim()}D tensor instead"
+            ) from None
+        if hx is not None and hx.dim() != data.dim():
+            kind = "unbatched 2-D" if data.dim() == 2 else "batched 3-D"
+            raise RuntimeError(
+                f"For {kind} input, hx should also be {data.dim()}-D but got {hx.dim()}-D tensor"
+            ) from None
+    if len(weights) < 2 or any(not isinstance(w, Tensor) or w.dim() != 2 for w in weights[:2]):
+        return
+    dtype = weights[0].dtype
+    if data.dtype != dtype and not torch._C._is_any_autocast_enabled():
+        raise ValueError(
+            f"RNN input dtype ({data.dtype}) does not match weight dtype ({dtype}). "
+            f"Convert input: input.to({dtype}), or convert model: model.to({data.dtype})"
+        ) from None
+    if batch_sizes is not None and data.dim() != 2:
+        raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}") from None
+    if data.size(-1) != weights[0].size(-1):
+        raise RuntimeError(
+            "input.size(-1) must be equal to input_size. "
+            f"Expected {weights[0].size(-1)}, got {data.size(-1)}"
+        ) from None
+    if hx is not None:
+        got = list(hx.size())
+        if batch_sizes is not None:
+            batch = int(batch_sizes[0])
+        elif data.dim() == 2:
+            batch = 1
+            got.insert(1, 1)
+        else:
+            batch = data.size(0 if batch_first else 1)
+        expected = (states, batch, weights[1].size(-1))
+        if got != list(expected):
+            raise RuntimeError(f"Expected hidden size {expected}, got {got}") from None
+    if batch_sizes is None and data.size(1 if batch_first and data.dim() == 3 else 0) == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN") from None
+
+
+class Layers(NamedTuple):
+    """Weights, flat, and what their number and shapes say."""
+
+    weights: list[Tensor]
+    has_biases: bool
+    num_layers: int
+    bidirectional: bool
+
+
+def infer(weights: Sequence[Any], bidirectional: bool | None) -> Layers:
+    """Weights that are flat, one list a set, or nested by layer and direction; see functional.rnn.
+
+    Raises ValueError where they are none of these, or leave open how many directions they are of.
+    """
+    groups = list(weights)
+    if groups and all(isinstance(each, Tensor) for each in groups):
+        size = 4 if len(groups) > 2 and groups[2].dim() == 1 else 2
+        sets = [groups[i : i + size] for i in range(0, len(groups), size)]
+    else:
+        groups = [_listed(group) for group in groups]
+        sets = groups
+        if groups and not any(isinstance(each, Tensor) for group in groups for each in group):
+            sets = [_listed(each) for layer in groups for each in layer]
+            bidirectional = _nested_directions(groups, bidirectional)
+    if not sets or any(len(each) not in (2, 4) or len(each) != len(sets[0]) for each in sets):
+        raise ValueError(
+            "weights must hold weight_ih, weight_hh and both biases or none for each layer and "
+            f"direction, got sets of {[len(each) for each in sets]} tensors"
+        )
+    for each in sets:
+        for weight in each:
+            if not isinstance(weight, Tensor):
+                raise ValueError(f"weights must hold tensors, got a {type(weight).__name__}")
+    if bidirectional is None:
+        bidirectional = _looks_bidirectional(sets)
+    if bidirectional and len(sets) % 2:
+        raise ValueError(f"weights must hold two sets a layer if bidirectional, got {len(sets)}")
+    return Layers(
+        [weight for each in sets for weight in each],
+        len(sets[0]) == 4,
+        len(sets) // (2 if bidirectional else 1),
+        bidirectional,
+    )
+
+
+def _listed(group: Any) -> list[Any]:
+    if isinstance(group, Tensor) or not hasattr(group, "__iter__"):
+        raise ValueError(
+            "weights must be tensors, lists of each set's tensors, or lists of layers of lists of "
+            f"directions of them, got a {type(group).__name__} among them"
+        )
+    return list(group)
+
+
+def _nested_directions(layers: list[list[Any]], bidirectional: bool | None) -> bool:
+    counts = {len(layer) for layer in layers}
+    wanted = {1, 2} if bidirectional is None else {1 + bidirectional}
+    if len(counts) != 1 or not counts <= wanted:
+        raise ValueError(
+            f"each layer's weights must be of {' or '.join(map(str, sorted(wanted)))} directions, "
+            f"and of as many in each layer, got {[len(layer) for layer in layers]}"
+        )
+    return counts == {2}
+
+
+def _looks_bidirectional(sets: list[list[Tensor]]) -> bool:
+    """By the width of what a set reads: I in the first layer, then H, or 2 H if bidirectional."""
+    if len(sets) % 2:
+        return False
+    features, hidden = sets[0][0].shape[-1:], sets[0][1].shape[-1:]
+    if len(sets) > 2:
+        return sets[2][0].shape[-1:] != hidden
+    width = sets[1][0].shape[-1:]
+    if width == features == hidden:
+        raise ValueError(
+            "weights are of two layers or of two directions, which look the same where input_size "
+            "is hidden_size: give bidirectional, or nest the weights by layer and direction"
+        )
+    return width == features
