@@ -150,12 +150,15 @@ def read_reports(folder: Path) -> list[Usage]:
 
 
 def demangled(usages: list[Usage]) -> list[Usage]:
-    """The same with readable names: no argument lists, no anonymous namespaces."""
+    """The same with readable names: without argument lists, namespaces and numbers of an enum."""
+    header = (ROOT / "csrc" / "recurrence" / "nonlinearity.h").read_text()
+    nonlinearities = re.findall(r"X\((\w+)\)", header.partition("RNNEXT_NONLINEARITIES(X)")[2])
     names = "\n".join(usage.kernel for usage in usages)
     done = subprocess.run(["c++filt"], input=names, capture_output=True, text=True, check=True)
     for usage, name in zip(usages, done.stdout.splitlines(), strict=True):
         name = name.replace("(anonymous namespace)::", "").removeprefix("void ")
         name = re.sub(r"rnnext::(cuda::)?", "", name)
+        name = re.sub(r"\(Nonlinearity\)(\d+)", lambda found: nonlinearities[int(found[1])], name)
         usage.kernel = re.sub(r"\((?:[^()]|\([^()]*\))*\)$", "", name)
     return sorted(usages)
 

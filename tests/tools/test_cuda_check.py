@@ -43,6 +43,12 @@ def test_the_resource_report_is_read(tmp_path, capsys):
     assert "sm_ 80  sm_ 90" in capsys.readouterr().out
 
 
+def test_kernels_have_the_names_of_their_nonlinearities():
+    kernel = "_ZN6rnnext4cuda17recurrence_kernelINS0_5FixedILNS_12NonlinearityE1EEEEEvv"
+    (usage,) = cuda_build.demangled([cuda_build.Usage(kernel, "80")])
+    assert usage.kernel == "recurrence_kernel<Fixed<relu> >"
+
+
 def test_a_report_without_its_object_is_ignored(tmp_path):
     read(tmp_path)
     (tmp_path / "kernel.o").unlink()

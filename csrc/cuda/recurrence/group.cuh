@@ -73,17 +73,25 @@ class GridGroup {
  public:
   __device__ GridGroup(const DeviceCall& p, const Geometry& g, int group, int rank,
                        unsigned char* shared)
-      : p_(p), g_(g), group_(group), rank_(rank), shared_(shared) {}
+      : flags_(p.flags),
+        exchange_(p.exchange),
+        shared_(shared),
+        group_(group),
+        rank_(rank),
+        blocks_(g.blocks),
+        groups_(g.groups),
+        rows_(g.rows),
+        vector_stride_(g.vector_stride) {}
   __device__ void start() {}
   __device__ unsigned char* buffer(unsigned) const { return shared_; }
   __device__ void receive(unsigned n, bool first, int rows) {
-    for (int block = threadIdx.x; block < g_.blocks; block += kThreads) {
-      while (load_acquire(p_.flags + group_ * g_.blocks + block) < n) pause(16);
+    for (int block = threadIdx.x; block < blocks_; block += kThreads) {
+      while (load_acquire(flags_ + group_ * blocks_ + block) < n) pause(16);
     }
     __syncthreads();
     if (first) return;
     const unsigned char* from = travelling(n);
-    for (int i = threadIdx.x * 16; i < rows * g_.vector_stride; i += kThreads * 16) {
+    for (int i = threadIdx.x * 16; i < rows * vector_stride_; i += kThreads * 16) {
       copy_async<16>(shared_ + i, from + i);  // past L1, which may hold what lay there before
     }
     copy_async_commit();
@@ -96,20 +104,20 @@ class GridGroup {
   }
   __device__ void finish(unsigned n) {
     __syncthreads();
-    if (threadIdx.x == 0) store_release(p_.flags + group_ * g_.blocks + rank_, n + 1);
+    if (threadIdx.x == 0) store_release(flags_ + group_ * blocks_ + rank_, n + 1);
   }
   __device__ void close() {}
 
  private:
   // This group's vectors of step n in global memory.
   __device__ unsigned char* travelling(unsigned n) const {
-    return p_.exchange + int64_t(n % 2 * g_.groups + group_) * (g_.rows * g_.vector_stride);
+    return exchange_ + int64_t(n % 2 * groups_ + group_) * (rows_ * vector_stride_);
   }
 
-  const DeviceCall& p_;
-  const Geometry& g_;
-  int group_, rank_;
+  unsigned* flags_;
+  unsigned char* exchange_;
   unsigned char* shared_;
+  int group_, rank_, blocks_, groups_, rows_, vector_stride_;
 };
 
 }  // namespace rnnext::cuda

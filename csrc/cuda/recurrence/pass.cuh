@@ -22,10 +22,12 @@
 
 namespace rnnext::cuda {
 
-// An index that is not constant would put the whole call into local memory.
+// Both are read first: an index that is not constant, or a choice of address, would keep the whole
+// call in memory, where the compiler loads its fields again and again.
 template <class X>
 __device__ X of_direction(const X (&each)[kDirections], int d) {
-  return d ? each[1] : each[0];
+  const X first = each[0], second = each[1];
+  return d ? second : first;
 }
 
 // The step t that a pass takes as its s-th in one direction.
