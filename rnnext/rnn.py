@@ -12,7 +12,8 @@ from rnnext import _layers, functional
 __all__ = ["RNN", "RNNCell"]
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
-_NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
+_OF_MODE = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
+_OF_CELL = {"tanh": "tanh", "relu": "relu"}
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -30,15 +31,14 @@ def _weights(module: nn.Module, names: Sequence[str]) -> list[Any]:
 
 
 def nonlinearity_of(module: nn.RNNBase | nn.RNNCell) -> str:
-    """One of torch.nn's two: a cell's attribute, an RNN's ``mode``, which torch.nn.RNN obeys."""
+    """One of torch.nn's two: an RNN obeys its ``mode``, as torch.nn.RNN; a cell its attribute."""
     if isinstance(module, nn.RNNCell):
-        if module.nonlinearity not in _NONLINEARITIES.values():
+        if module.nonlinearity not in _OF_CELL:
             raise RuntimeError(f"Unknown nonlinearity: {module.nonlinearity}")
         return module.nonlinearity
-    nonlinearity = _NONLINEARITIES.get(module.mode)
-    if nonlinearity is None:
+    if module.mode not in _OF_MODE:
         raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {module.mode}")
-    return nonlinearity
+    return _OF_MODE[module.mode]
 
 
 # Not an nn.RNN: torch.compile(fullgraph=True) refuses those, subclasses too.
@@ -143,7 +143,7 @@ class RNN(nn.RNNBase):
             self.dropout,
             self.training,
             lengths,
-            nonlinearity_of(self),
+            _OF_MODE.get(self.mode) or nonlinearity_of(self),  # a call less
         )
 
 
@@ -180,6 +180,5 @@ class RNNCell(nn.RNNCell):
             ValueError, RuntimeError: as :func:`rnnext.functional.rnn_cell`.
         """
         weight_ih, weight_hh, bias_ih, bias_hh = _weights(self, CELL_WEIGHTS)
-        return functional.rnn_cell(
-            input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity_of(self)
-        )
+        nonlinearity = _OF_CELL.get(self.nonlinearity) or nonlinearity_of(self)
+        return functional.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)

@@ -150,6 +150,10 @@ struct Saver {
   variable_list tensors;
   std::vector<c10::IValue> values;
 
+  Saver() {
+    tensors.reserve(12);
+    values.reserve(8);
+  }
   void operator()(const Tensor& t) { tensors.push_back(t); }
   void operator()(const OptionalTensor& t) { tensors.push_back(t.value_or(Tensor())); }
   void operator()(TensorList list) {
