@@ -182,6 +182,7 @@ struct Restorer {
 struct Flattener {
   variable_list tensors;
 
+  Flattener() { tensors.reserve(16); }
   void operator()(const Tensor& t) { tensors.push_back(t); }
   void operator()(const OptionalTensor& t) { tensors.push_back(t.value_or(Tensor())); }
   void operator()(const std::vector<Tensor>& list) {

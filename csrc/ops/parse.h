@@ -1,6 +1,7 @@
 // What the bindings of all devices do with arguments first: check them, and fill the call's struct.
 #pragma once
 
+#include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
@@ -61,8 +62,8 @@ struct RecurrenceSizes {
   std::vector<int64_t> row_lengths;  // [B], packed input only
 
   bool packed() const { return !step_row.empty(); }
-  std::vector<int64_t> output_shape() const {
-    return packed() ? std::vector<int64_t>{N, D * H} : std::vector<int64_t>{T, B, D * H};
+  at::DimVector output_shape() const {
+    return packed() ? at::DimVector{N, D * H} : at::DimVector{T, B, D * H};
   }
 };
 

@@ -97,7 +97,7 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a) {
   Recurrence& p = call.p;
   const auto options = a.weight_hh[0].options();
   Tensor output = empty_large(call.s.output_shape(), options);
-  Tensor h_n = at::empty({p.D, p.B, p.H}, options);
+  Tensor h_n = empty_large({p.D, p.B, p.H}, options);
   if (call.s.N == 0) {
     copy_hx(h_n, a.hx);
     return {output, h_n};

@@ -1,7 +1,6 @@
 #include "cpu/runtime/memory.h"
 
 #include <ATen/EmptyTensor.h>
-#include <ATen/ops/empty.h>
 #include <c10/core/CPUAllocator.h>
 
 #include <cstdint>
@@ -137,7 +136,7 @@ struct LargeAllocator final : c10::Allocator {
 
 at::Tensor empty_large(at::IntArrayRef shape, const at::TensorOptions& options) {
   const size_t size = c10::multiply_integers(shape) * options.dtype().itemsize();
-  if (size < kLarge) return at::empty(shape, options);
+  if (size < kLarge) return at::detail::empty_cpu(shape, options);  // past the dispatcher
   static LargeAllocator allocator;
   return at::detail::empty_generic(shape, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
                                    c10::typeMetaToScalarType(options.dtype()), std::nullopt);
