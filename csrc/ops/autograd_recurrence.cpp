@@ -148,7 +148,7 @@ RecurrenceBackwardOp::Results differentiable_backward(KeptArguments s, Tensor ou
 // Puts the arguments that the backward pass needs into an autograd node, and takes them out.
 struct Saver {
   variable_list tensors;
-  std::vector<c10::IValue> values;
+  c10::impl::GenericList values{c10::AnyType::get()};  // which compiled autograd can look into
 
   Saver() {
     tensors.reserve(12);
@@ -207,16 +207,16 @@ class RecurrenceFunction : public torch::autograd::Function<RecurrenceFunction> 
     spread(kept, [&](const auto&... each) { (save(each), ...); });
     save.values.emplace_back(static_cast<int64_t>(a.bias_ih.size()));
     ctx->save_for_backward(std::move(save.tensors));
-    ctx->saved_data["values"] = c10::ivalue::Tuple::create(std::move(save.values));
+    ctx->saved_data["values"] = std::move(save.values);
     return {output, h_n};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
     const variable_list saved = ctx->get_saved_variables();
-    const auto values = ctx->saved_data["values"].toTuple();
+    const std::vector<c10::IValue> values = ctx->saved_data["values"].toListRef().vec();
     Tensor output;
     KeptArguments s;
-    Restorer restore{saved.begin(), values->elements().begin()};
+    Restorer restore{saved.begin(), values.data()};
     restore(output);
     spread(s, [&](auto&... each) { (restore(each), ...); });
     const size_t biases = restore.value->toInt();

@@ -415,3 +415,18 @@ def test_the_mode_decides_which_nonlinearity_as_in_torch(edited):
         assert results[1] == results[0]
     else:
         assert_close(results[1], results[0])
+
+
+def test_compiled_autograd():
+    _, ours = pair(4, 6, 2, bidirectional=True)
+    x, results = torch.randn(5, 3, 4), []
+
+    def train():
+        ours(x)[0].square().sum().backward()
+
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        for step in (train, torch.compile(train, backend="eager")):
+            ours.zero_grad()
+            step()
+            results.append([g.clone() for g in grads(ours)])
+    assert_close(results[1], results[0])
