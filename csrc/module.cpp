@@ -2,6 +2,7 @@
 // every step, past torch.ops: looking a call up in its schema and boxing its arguments takes 3 us
 // there, more than a step of a small RNN.
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/ops/empty.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
