@@ -173,6 +173,13 @@ PYBIND11_MODULE(_C, m) {
                                         std::end(rnnext::kNonlinearityNames));
       },
       "The names that the ops take.");
+  m.def(
+      "forms",
+      [] {
+        return std::vector<std::string>(std::begin(rnnext::kFormNames),
+                                        std::end(rnnext::kFormNames));
+      },
+      "The forms of a leak that the ops take.");
   define_op<rnnext::RnnOp>(m);
   define_op<rnnext::RnnCellOp>(m);
   define_op<rnnext::EmbeddingOp>(m);

@@ -24,12 +24,16 @@ if _build.torch_version != _torch.__version__:
 from rnnext import functional, ops
 from rnnext.convert import convert, revert
 from rnnext.embedding import Embedding
+from rnnext.embedding_rnn import EmbeddingRNN
+from rnnext.leaky import LeakyRNN
 from rnnext.rnn import RNN, RNNCell
 from rnnext.stepper import Stepper
 
 __all__ = [
     "RNN",
     "Embedding",
+    "EmbeddingRNN",
+    "LeakyRNN",
     "RNNCell",
     "Stepper",
     "convert",

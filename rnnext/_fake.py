@@ -57,6 +57,13 @@ def _check_like(tensor: Tensor, name: str, shape: Sequence[Any], like: Tensor) -
     )
 
 
+def _check_name(name: str, value: str, known: Sequence[str]) -> None:
+    torch._check_value(
+        value in known,
+        lambda: f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}",
+    )
+
+
 def _check_float(tensor: Tensor, name: str) -> None:
     torch._check_not_implemented(
         tensor.dtype in _FLOATS,
@@ -77,6 +84,10 @@ class _Recurrence:
     index: Tensor | None
     lengths: Tensor | None
     batch_sizes: Tensor | None
+    reset: Tensor | None
+    reset_state: Tensor | None
+    alpha: Sequence[Tensor]
+    form: str
     nonlinearity: str
     reverse: Sequence[bool]
 
@@ -125,16 +136,43 @@ class _Recurrence:
             _check_like(self.hx, "hx", [D, B, H], like)
         if self.lengths is not None:
             self._check_lengths(self.lengths, B)
-        _check_float(like, "weight_hh")
-        known = _C.nonlinearities()
-        torch._check_value(
-            self.nonlinearity in known,
-            lambda: (
-                f"nonlinearity must be one of {', '.join(map(repr, known))}, got "
-                f"{self.nonlinearity!r}"
-            ),
+        T = output[0] if self.batch_sizes is None else None
+        self._check_reset(D, T, B, H)
+        _check(
+            len(self.alpha) in (0, D),
+            f"alpha must hold {D} tensors or none, got {len(self.alpha)}",
         )
+        for alpha in self.alpha:
+            _check_like(alpha, "alpha", [H], like)
+        _check_float(like, "weight_hh")
+        _check_name("nonlinearity", self.nonlinearity, _C.nonlinearities())
+        _check_name("form", self.form, _C.forms())
         return output, B
+
+    def _check_reset(self, D: int, T: Any, B: Any, H: Any) -> None:
+        reset = self.reset
+        if reset is not None:
+            torch._check_value(
+                self.batch_sizes is None, lambda: "reset must not be given with a packed input"
+            )
+            torch._check_type(
+                reset.dtype == torch.bool,
+                lambda: f"reset must be a bool tensor, got {_dtype(reset)}",
+            )
+
+            def message() -> str:
+                return f"reset must have shape {_sizes([T, B])}, got {_sizes(reset.shape)}"
+
+            torch._check_value(reset.dim() == 2, message)
+            torch._check_value(reset.shape[0] == T, message)
+            torch._check_value(reset.shape[1] == B, message)
+            _check(
+                reset.device == self.like.device,
+                f"reset must be on {self.like.device}, got {reset.device}",
+            )
+        if self.reset_state is not None:
+            torch._check_value(reset is not None, lambda: "reset_state needs a reset")
+            _check_like(self.reset_state, "reset_state", [D, B, H], self.like)
 
     def _check_rows(self, width: Any) -> tuple[list[Any], Any]:
         rows, name, dims = self.input, "input", 1
@@ -194,15 +232,19 @@ class _Recurrence:
 
 
 @torch.library.register_fake("rnnext::recurrence")
-def _recurrence(*arguments: Any) -> tuple[Tensor, Tensor]:
-    call = _Recurrence(*arguments)
+def _recurrence(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    *call_arguments, save = arguments
+    call = _Recurrence(*call_arguments)
     output, B = call.check()
-    return call.like.new_empty(output), call.like.new_empty(call.state(B))
+    saved = [call.like.new_empty(output)] if save and call.alpha else []
+    return call.like.new_empty(output), call.like.new_empty(call.state(B)), saved
 
 
 @torch.library.register_fake("rnnext::recurrence_stack")
-def _recurrence_stack(*arguments: Any) -> tuple[Tensor, Tensor]:
-    call = _Recurrence(*arguments)
+def _recurrence_stack(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    *call_arguments, save = arguments
+    _check(not save, "recurrence_stack saves nothing: it has no gradient")
+    call = _Recurrence(*call_arguments)
     L = len(call.weight_hh)
     _check(L > 0, "weight_hh must hold a tensor for each layer, got none")
     _check(
@@ -210,6 +252,10 @@ def _recurrence_stack(*arguments: Any) -> tuple[Tensor, Tensor]:
         f"weight_ih must hold {L} tensors, one a layer, got {len(call.weight_ih)}",
     )
     _check_biases(call.bias_ih, call.bias_hh, L)
+    _check(
+        len(call.alpha) in (0, L),
+        f"alpha must hold {L} tensors, one a layer, or none, got {len(call.alpha)}",
+    )
     output, like = call.input, call.like
     for layer in range(L):
         one = slice(layer, layer + 1)
@@ -221,19 +267,24 @@ def _recurrence_stack(*arguments: Any) -> tuple[Tensor, Tensor]:
             weight_hh=call.weight_hh[one],
             bias_ih=call.bias_ih[one],
             bias_hh=call.bias_hh[one],
+            alpha=call.alpha[one],
         ).check()
         _check_like(call.weight_hh[layer], "weight_hh", like.shape, like)
         output = like.new_empty(shape)
     state = call.state(B)
     if call.hx is not None:
         _check_like(call.hx, "hx", state, like)
-    return output, like.new_empty(state)
+    return output, like.new_empty(state), []
 
 
 @torch.library.register_fake("rnnext::recurrence_backward")
 def _recurrence_backward(
-    grad_output: Tensor | None, grad_h_n: Tensor | None, output: Tensor, *arguments: Any
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    output: Tensor,
+    saved: Sequence[Tensor],
+    *arguments: Any,
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]:
     *forward, output_mask = arguments
     call = _Recurrence(*forward)
     like = call.like
@@ -244,18 +295,36 @@ def _recurrence_backward(
     if grad_h_n is not None:
         B = grad_h_n.shape[1] if B is None and grad_h_n.dim() == 3 else B
         _check_like(grad_h_n, "grad_h_n", [len(call.weight_hh), B, like.shape[0]], like)
-    want_input, want_hx, want_weights, want_bias = output_mask
+    want_input, want_hx, want_weights, want_bias, want_reset_state, want_alpha = output_mask
+    _check(len(saved) <= 1, f"saved must hold a tensor or none, got {len(saved)}")
+    for tensor in saved:
+        _check_like(tensor, "saved", shape, like)
+    reads = bool(call.alpha) and (call.form == "rate" or want_alpha)
+    _check(
+        not reads or bool(saved), "saved must be what the forward pass saved, got none"
+    )
     return (
         like.new_empty(call.input.shape if want_input else (0,)),
         like.new_empty(call.state(B) if want_hx else (0,)),
         [like.new_empty(w.shape) for w in call.weight_ih] if want_weights else [],
         [like.new_empty(w.shape) for w in call.weight_hh] if want_weights else [],
         [like.new_empty(w.shape[:1]) for w in call.weight_hh] if want_bias else [],
+        like.new_empty(call.state(B) if want_reset_state and call.reset is not None else (0,)),
+        [like.new_empty(a.shape) for a in call.alpha] if want_alpha else [],
     )
 
 
 def _check_indices(indices: Tensor) -> None:
     _check(indices.dtype in _INDICES, f"indices must be int32 or int64, got {_dtype(indices)}")
+
+
+@torch.library.register_fake("rnnext::occurring")
+def _occurring(tokens: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    _check_indices(tokens)
+    rows = torch.library.get_ctx().new_dynamic_size()
+    return tokens.new_empty((rows,), dtype=torch.int64), tokens.new_empty(
+        tokens.shape, dtype=torch.int64
+    )
 
 
 @torch.library.register_fake("rnnext::embedding")

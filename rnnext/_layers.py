@@ -29,8 +29,16 @@ def run(
     training: bool,
     lengths: Tensor | None,
     nonlinearity: str,
+    reset: Tensor | None = None,
+    alpha: Sequence[Tensor] = (),
+    form: str = "rate",
+    noise: Sequence[Tensor] = (),
+    table: Tensor | None = None,
 ) -> tuple[_Sequence, Tensor]:
     """:func:`rnnext.functional.rnn` where all that it infers is known; the weights are flat.
+
+    alpha and noise: ``[H]`` for each layer and direction, or none. table: ``[V, I]``; input then
+    says which of its rows each step reads.
 
     Nothing is checked here: the op refuses what is wrong, and only then is the input examined
     again, to raise the error that torch.nn raises for it.
@@ -44,7 +52,7 @@ def run(
         data = input
     try:
         output, h_n = (_rnn if is_compiling() else _C.rnn)(
-            data,
+            data if table is None else table,
             hx,
             weights,
             has_biases,
@@ -53,13 +61,19 @@ def run(
             batch_first,
             dropout,
             training,
+            None if table is None else data,
             lengths,
             batch_sizes,
+            reset,
+            alpha,
+            form,
+            noise,
             nonlinearity,
         )
     except (RuntimeError, ValueError):
         states = num_layers * (2 if bidirectional else 1)
-        _raise_torchs(data, hx, weights, batch_sizes, states, batch_first)
+        if table is None:
+            _raise_torchs(data, hx, weights, batch_sizes, states, batch_first)
         raise
     if batch_sizes is None:
         return output, h_n

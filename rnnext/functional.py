@@ -10,11 +10,13 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _C, _layers
 
-__all__ = ["embedding", "rnn", "rnn_cell"]
+__all__ = ["embedding", "recurrence", "rnn", "rnn_cell"]
 
 # The same ops twice: torch.compile puts these into its graph, eager calls take _C's short way.
 _rnn_cell: Callable[..., Tensor] = torch.ops.rnnext.rnn_cell.default
 _embedding: Callable[..., Tensor] = torch.ops.rnnext.embedding.default
+_recurrence: Callable[..., tuple[Tensor, Tensor, list[Tensor]]]
+_recurrence = torch.ops.rnnext.recurrence.default
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 
@@ -30,6 +32,7 @@ def rnn(
     training: bool = False,
     bidirectional: bool | None = None,
     lengths: Tensor | None = None,
+    reset: Tensor | None = None,
 ) -> tuple[_Sequence, Tensor]:
     """Elman RNN over whole sequences, as :class:`torch.nn.RNN` computes it.
 
@@ -61,6 +64,10 @@ def rnn(
         lengths: the number of steps of each row of a 3-D ``input``, int64 ``[B]``, each in 0..T:
             later steps are not computed, their output is 0, and ``h_n`` is the state after the
             row's own last step. Default: every row has T steps.
+        reset: where a new episode begins, bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]``
+            for one sequence): the state before that step is zeros, not what went before, nor hx. A
+            direction that reads from the end starts anew where it leaves that step, so that a row
+            of several episodes gives what they give one by one. Default: nowhere.
 
     Returns:
         ``(output, h_n)``: the last layer's states ``[T, B, D * H]`` in the layout of ``input``
@@ -69,8 +76,9 @@ def rnn(
 
     Raises:
         ValueError: ``weights`` that hold no whole sets, or leave D open; ``input`` is not 2-D or
-            3-D, its dtype is not that of ``weights``, an unknown ``nonlinearity``, or ``lengths``
-            with one sequence or a packed input.
+            3-D, its dtype is not that of ``weights``, an unknown ``nonlinearity``, ``lengths`` with
+            one sequence or a packed input, or ``reset`` of another shape or with a packed input.
+        TypeError: ``reset`` is not bool.
         RuntimeError: sizes, dtypes or devices do not fit together, T is 0, a length is outside
             0..T, or the dtype is not supported.
 
@@ -90,7 +98,128 @@ def rnn(
         training,
         lengths,
         nonlinearity,
+        reset,
     )
+
+
+def recurrence(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor | None,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+    batch_first: bool = False,
+    reverse: bool = False,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    alpha: float | Tensor | None = None,
+    form: str = "rate",
+) -> tuple[Tensor, Tensor]:
+    """One layer and direction of an Elman RNN, with what loops over time are written for.
+
+    ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``, or, with ``alpha``, a leaky RNN. Its forms,
+    where ``p_t = W_ih x_t + b_ih + W_hh o_{t-1} + b_hh`` and a is alpha:
+
+    - ``"rate"``: ``h_t = (1 - a) h_{t-1} + a f(p_t)``, output ``o_t = h_t`` (Song et al. 2016);
+    - ``"voltage"``: ``v_t = (1 - a) v_{t-1} + a p_t``, output ``o_t = f(v_t)``; hx, h_n and
+      reset_state are v;
+    - ``"blend"``: ``h_t = f((1 - a) h_{t-1} + a p_t)``, output ``o_t = h_t`` (Masse et al. 2019).
+
+    Gradients reach every tensor but ``lengths`` and ``reset``, to any order.
+
+    Args:
+        input: the features, ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``), or, without
+            ``weight_ih``, ready pre-activations ``[T, B, H]`` in place of ``W_ih x_t``. float32,
+            float64, bfloat16 or float16.
+        hx: the state before the first step, ``[B, H]``, or ``None`` for zeros.
+        weight_ih: W_ih, ``[H, I]``, or ``None``: ``input`` is ready.
+        weight_hh: W_hh, ``[H, H]``.
+        bias_ih: b_ih, ``[H]``. Default: none.
+        bias_hh: b_hh, ``[H]``. Default: none.
+        nonlinearity: f, ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` or ``"identity"``.
+            Default: ``"tanh"``.
+        batch_first: whether the batch is the first dimension of ``input``, ``reset`` and the
+            output. Default: ``False``.
+        reverse: whether it runs from the end of each sequence. Default: ``False``.
+        lengths: the number of steps of each row, int64 ``[B]``, as :func:`rnn`'s.
+        reset: where a new episode begins, bool ``[T, B]`` (``[B, T]`` with ``batch_first``): the
+            state before that step is ``reset_state``. With ``reverse``, the state that leaves that
+            step is dropped. Default: nowhere.
+        reset_state: ``[H]`` or ``[B, H]``. Default: zeros.
+        alpha: the leak, a float, ``[]`` or ``[H]``, in (0, 1]; 1 is no leak. ``dt / tau`` where the
+            RNN is an equation in time. Default: none.
+        form: of the leak. Default: ``"rate"``.
+
+    Returns:
+        ``(output, h_n)``: the outputs, ``[T, B, H]`` in the layout of ``input``, and the state
+        after each row's last step, ``[B, H]``.
+
+    Raises:
+        ValueError: ``alpha`` outside (0, 1] (checked on the CPU, or where it is a float) or of
+            another shape, an unknown ``nonlinearity`` or ``form``, ``reset`` or ``reset_state`` of
+            another shape, or the latter alone.
+        TypeError: ``reset`` is not bool, or ``alpha`` is neither a number nor a tensor.
+        RuntimeError: sizes, dtypes or devices do not fit together, or a length is out of range.
+
+    H. F. Song, G. R. Yang, X.-J. Wang, PLoS Comput. Biol. 12(2), 2016; N. Y. Masse et al., Nature
+    Neuroscience 22, 2019.
+    """
+    if input.dim() != 3:
+        raise ValueError(f"input must have 3 dimensions, got {input.dim()}")
+    x = input.transpose(0, 1) if batch_first else input
+    if batch_first and reset is not None:
+        if reset.dim() != 2:
+            raise ValueError(f"reset must have 2 dimensions, [B, T], got {reset.dim()}")
+        reset = reset.transpose(0, 1)
+    hidden = weight_hh.shape[0]
+    if bias_ih is None and bias_hh is not None:
+        bias_ih = torch.zeros_like(bias_hh)
+    if bias_hh is None and bias_ih is not None:
+        bias_hh = torch.zeros_like(bias_ih)
+    if reset_state is not None:
+        if reset_state.shape not in ((hidden,), (x.shape[1], hidden)):
+            raise ValueError(
+                f"reset_state must have shape [{hidden}] or [{x.shape[1]}, {hidden}], got "
+                f"{list(reset_state.shape)}"
+            )
+        reset_state = reset_state.expand(1, x.shape[1], hidden)
+    output, h_n, _ = _recurrence(
+        x,
+        None if hx is None else hx.unsqueeze(0),
+        [] if weight_ih is None else [weight_ih],
+        [weight_hh],
+        [] if bias_ih is None else [bias_ih],
+        [] if bias_hh is None else [bias_hh],
+        None,
+        lengths,
+        None,
+        reset,
+        reset_state,
+        [] if alpha is None else [_alpha(alpha, weight_hh)],
+        form,
+        nonlinearity,
+        [reverse],
+        False,
+    )
+    return output.transpose(0, 1) if batch_first else output, h_n.squeeze(0)
+
+
+def _alpha(alpha: float | Tensor, weight_hh: Tensor) -> Tensor:
+    """The leak of each unit, ``[H]``."""
+    H = weight_hh.shape[0]
+    if isinstance(alpha, Tensor):
+        if alpha.dim() > 1 or (alpha.dim() == 1 and alpha.shape[0] != H):
+            raise ValueError(f"alpha must have shape [] or [{H}], got {list(alpha.shape)}")
+        return alpha.expand(H)
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+        raise TypeError(f"alpha must be a number or a tensor, got {type(alpha).__name__}")
+    if not 0 < alpha <= 1:
+        raise ValueError(f"alpha must be in (0, 1], got {alpha}")
+    return weight_hh.new_full((H,), alpha)
 
 
 def rnn_cell(

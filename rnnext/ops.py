@@ -32,9 +32,14 @@ def recurrence(
     index: Tensor | None = None,
     lengths: Tensor | None = None,
     batch_sizes: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    alpha: Sequence[Tensor] = (),
+    form: str = "rate",
     nonlinearity: str = "tanh",
     reverse: Sequence[bool] | None = None,
-) -> tuple[Tensor, Tensor]:
+    save: bool = False,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """One layer of an Elman RNN over whole sequences, its D directions side by side.
 
     ``h_t = f(pre_t + bias_ih[d] + bias_hh[d] + weight_hh[d] h_{t-1})``, where ``pre_t`` comes from
@@ -43,6 +48,8 @@ def recurrence(
     - features: ``input [T, B, I]`` and ``weight_ih[d] [H, I]``: ``pre_t = weight_ih[d] x_t``;
     - ready: ``input [T, B, D * H]`` and no ``weight_ih``: direction d reads its H columns;
     - table: ``input [V, D * H]`` and ``index [T, B]``: row ``index[t, b]``.
+
+    With ``alpha`` the state leaks: :func:`rnnext.functional.recurrence` has the forms.
 
     Args:
         input: as above, float32, float64, bfloat16 or float16 (accumulated in float32).
@@ -57,17 +64,28 @@ def recurrence(
             Default: every sequence has T steps.
         batch_sizes: int64 ``[T]`` on the CPU, of a :class:`~torch.nn.utils.rnn.PackedSequence`;
             ``input`` is then ``[N, I]`` (``[N, D * H]``; ``index`` ``[N]``). Default: not packed.
+        reset: bool ``[T, B]``, whether an episode begins with a step: its state starts anew. A
+            direction that runs from the end starts anew where it leaves that step. Default: never.
+        reset_state: ``[D, B, H]``, the state before such a step. Default: zeros.
+        alpha: D tensors ``[H]``, each in (0, 1], or none: no leak. Default: none.
+        form: of the leak, ``"rate"``, ``"voltage"`` or ``"blend"``. Default: ``"rate"``.
         nonlinearity: f, ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` or ``"identity"``.
             Default: ``"tanh"``.
         reverse: for each direction, whether it runs from the end. Default: ``[False, True][:D]``.
+        save: whether what the backward pass of a leak needs is returned. (Under autograd it is
+            kept, and not returned.) Default: ``False``.
 
     Returns:
-        ``(output, h_n)``: the states ``[T, B, D * H]``, or ``[N, D * H]`` if packed, and the last
-        states ``[D, B, H]``.
+        ``(output, h_n, saved)``: the outputs ``[T, B, D * H]``, or ``[N, D * H]`` if packed, the
+        last states ``[D, B, H]``, and a list, empty or of one tensor like ``output``: f(pre) of the
+        rate form, the state of the voltage form, pre of the blend form, where pre is what f takes
+        without the leak.
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit together, or a length is out of range.
-        ValueError: an unknown nonlinearity.
+        ValueError: an unknown nonlinearity or form, a ``reset`` of another shape or with
+            ``batch_sizes``, ``reset_state`` without it, or alpha outside (0, 1] (on the CPU).
+        TypeError: ``reset`` is not bool.
         IndexError: an index is out of range.
         NotImplementedError: an unsupported dtype.
 
@@ -75,9 +93,9 @@ def recurrence(
     """
     if reverse is None:
         reverse = [False, True][: len(weight_hh)]
-    result: tuple[Tensor, Tensor] = torch.ops.rnnext.recurrence(
-        input, hx, weight_ih, weight_hh, bias_ih, bias_hh,
-        index, lengths, batch_sizes, nonlinearity, reverse,
+    result: tuple[Tensor, Tensor, list[Tensor]] = torch.ops.rnnext.recurrence(
+        input, hx, weight_ih, weight_hh, bias_ih, bias_hh, index, lengths, batch_sizes,
+        reset, reset_state, alpha, form, nonlinearity, reverse, save,
     )  # fmt: skip
     return result
 
@@ -92,6 +110,9 @@ def recurrence_stack(
     *,
     lengths: Tensor | None = None,
     batch_sizes: Tensor | None = None,
+    reset: Tensor | None = None,
+    alpha: Sequence[Tensor] = (),
+    form: str = "rate",
     nonlinearity: str = "tanh",
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -106,6 +127,9 @@ def recurrence_stack(
         bias_hh: L tensors ``[H]``, or none; given exactly when ``bias_ih`` is. Default: none.
         lengths: as :func:`recurrence`'s.
         batch_sizes: as :func:`recurrence`'s.
+        reset: as :func:`recurrence`'s, for all layers.
+        alpha: L tensors ``[H]``, or none: no leak. Default: none.
+        form: as :func:`recurrence`'s.
         nonlinearity: as :func:`recurrence`'s.
         reverse: whether all layers run from the end. Default: ``False``.
 
@@ -118,11 +142,11 @@ def recurrence_stack(
             not on the CPU.
         RuntimeError, ValueError: as :func:`recurrence`.
     """
-    result: tuple[Tensor, Tensor] = torch.ops.rnnext.recurrence_stack(
-        input, hx, weight_ih, weight_hh, bias_ih, bias_hh,
-        None, lengths, batch_sizes, nonlinearity, [reverse],
+    output, h_n, _ = torch.ops.rnnext.recurrence_stack(
+        input, hx, weight_ih, weight_hh, bias_ih, bias_hh, None, lengths, batch_sizes,
+        reset, None, alpha, form, nonlinearity, [reverse], False,
     )  # fmt: skip
-    return result
+    return output, h_n
 
 
 def recurrence_backward(
@@ -137,10 +161,15 @@ def recurrence_backward(
     index: Tensor | None = None,
     lengths: Tensor | None = None,
     batch_sizes: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    alpha: Sequence[Tensor] = (),
+    form: str = "rate",
     nonlinearity: str = "tanh",
     reverse: Sequence[bool] | None = None,
-    output_mask: Sequence[bool] = (True, True, True, True),
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    saved: Sequence[Tensor] = (),
+    output_mask: Sequence[bool] = (True, True, True, True, True, True),
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]:
     """Gradients of :func:`recurrence` from its output; autograd calls this.
 
     Args:
@@ -154,24 +183,30 @@ def recurrence_backward(
         index: of the table form. Default: no table.
         lengths: steps of each sequence. Default: T.
         batch_sizes: of a packed input. Default: not packed.
+        reset: where episodes begin. Default: nowhere.
+        reset_state: the state before them. Default: zeros.
+        alpha: of the leak. Default: no leak.
+        form: of the leak. Default: ``"rate"``.
         nonlinearity: f. Default: ``"tanh"``.
         reverse: for each direction. Default: ``[False, True][:D]``.
-        output_mask: which gradients are wanted: of input, hx, all weights, and the biases.
-            Default: all.
+        saved: what :func:`recurrence` saved. Default: nothing.
+        output_mask: which gradients are wanted: of input, hx, all weights, the biases, reset_state
+            and alpha. Default: all.
 
     Returns:
-        The gradients of ``input``, ``hx``, each ``weight_ih``, each ``weight_hh``, and, for each
-        direction, of either bias. What is not wanted is an empty tensor or list.
+        The gradients of ``input``, ``hx``, each ``weight_ih``, each ``weight_hh``, for each
+        direction of either bias, of ``reset_state``, and of each ``alpha``. What is not wanted, or
+        not there, is an empty tensor or list.
 
     Raises:
         RuntimeError, ValueError, IndexError, NotImplementedError: as :func:`recurrence`.
     """
     if reverse is None:
         reverse = [False, True][: len(weight_hh)]
-    result: tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]
+    result: tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]
     result = torch.ops.rnnext.recurrence_backward(
-        grad_output, grad_h_n, output, input, hx, weight_ih, weight_hh, (), (),
-        index, lengths, batch_sizes, nonlinearity, reverse, output_mask,
+        grad_output, grad_h_n, output, saved, input, hx, weight_ih, weight_hh, (), (), index,
+        lengths, batch_sizes, reset, reset_state, alpha, form, nonlinearity, reverse, output_mask,
     )  # fmt: skip
     return result
 

@@ -17,7 +17,7 @@ _OF_CELL = {"tanh": "tanh", "relu": "relu"}
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _weights(module: nn.Module, names: Sequence[str]) -> list[Any]:
+def weights_of(module: nn.Module, names: Sequence[str]) -> list[Any]:
     """The module's weights by attribute name.
 
     Looked up where nn.Module keeps plain Parameters, ten times faster than through its
@@ -115,6 +115,7 @@ class RNN(nn.RNNBase):
         input: _Sequence,
         hx: Tensor | None = None,
         lengths: Tensor | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[_Sequence, Tensor]:
         """Run the layers over whole sequences.
 
@@ -124,18 +125,21 @@ class RNN(nn.RNNBase):
                 Default: zeros.
             lengths: the number of steps of each row, int64 ``[B]``; see
                 :func:`rnnext.functional.rnn`. Default: every row has T steps.
+            reset: bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]`` for a 2-D input), where
+                a new episode begins: every layer's state before that step is zeros; see
+                :func:`rnnext.functional.rnn`. Default: nowhere.
 
         Returns:
             ``(output, h_n)``: the last layer's states, laid out as ``input`` with ``D * H``
             features, and the last states, of the shape of ``hx``.
 
         Raises:
-            ValueError, RuntimeError: as :func:`rnnext.functional.rnn`.
+            ValueError, TypeError, RuntimeError: as :func:`rnnext.functional.rnn`.
         """
         return _layers.run(
             input,
             hx,
-            _weights(self, self._flat_weights_names),
+            weights_of(self, self._flat_weights_names),
             self.bias,
             self.num_layers,
             self.bidirectional,
@@ -144,6 +148,7 @@ class RNN(nn.RNNBase):
             self.training,
             lengths,
             _OF_MODE.get(self.mode) or nonlinearity_of(self),  # a call less
+            reset,
         )
 
 
@@ -179,6 +184,6 @@ class RNNCell(nn.RNNCell):
         Raises:
             ValueError, RuntimeError: as :func:`rnnext.functional.rnn_cell`.
         """
-        weight_ih, weight_hh, bias_ih, bias_hh = _weights(self, CELL_WEIGHTS)
+        weight_ih, weight_hh, bias_ih, bias_hh = weights_of(self, CELL_WEIGHTS)
         nonlinearity = _OF_CELL.get(self.nonlinearity) or nonlinearity_of(self)
         return functional.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)

@@ -30,6 +30,10 @@ inline bool given(const OptionalTensor& t) { return t.has_value() && t->defined(
   X(OptionalTensor, index)             \
   X(OptionalTensor, lengths)           \
   X(OptionalTensor, batch_sizes)       \
+  X(OptionalTensor, reset)             \
+  X(OptionalTensor, reset_state)       \
+  X(TensorList, alpha)                 \
+  X(std::string_view, form)            \
   X(std::string_view, nonlinearity)    \
   X(c10::List<bool>, reverse)
 

@@ -4,6 +4,7 @@
 #include "ops/autograd.h"
 
 #include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
 #include "ops/parse.h"
@@ -66,8 +67,8 @@ struct Packing {
 };
 
 // recurrence_backward, differentiable.
-RecurrenceBackwardOp::Results differentiable_backward(KeptArguments s, Tensor output,
-                                                      Tensor grad_output, const Tensor& grad_h_n) {
+RecurrenceGradients differentiable_backward(KeptArguments s, Tensor output, Tensor grad_output,
+                                            const Tensor& grad_h_n) {
   std::optional<Packing> packing;
   if (given(s.batch_sizes)) {
     packing.emplace(*s.batch_sizes, output.device());
@@ -142,7 +143,169 @@ RecurrenceBackwardOp::Results differentiable_backward(KeptArguments s, Tensor ou
   } else if (packing) {
     grad_input = packing->pack(grad_input);
   }
-  return {grad_input, at::stack(grad_hx), grad_weight_ih, grad_weight_hh, grad_bias};
+  return {grad_input, at::stack(grad_hx), grad_weight_ih, grad_weight_hh, grad_bias, {}, {}};
+}
+
+// Whether the gradients of a call are differentiated as those of a loop that runs forward again: of
+// a leak, or of resets.
+template <class Arguments>
+bool loops(const Arguments& a) {
+  return !a.alpha.empty() || given(a.reset);
+}
+
+template <Nonlinearity>
+Tensor apply(const Tensor& x) = delete;
+template <>
+Tensor apply<Nonlinearity::tanh>(const Tensor& x) {
+  return at::tanh(x);
+}
+template <>
+Tensor apply<Nonlinearity::relu>(const Tensor& x) {
+  return at::relu(x);
+}
+template <>
+Tensor apply<Nonlinearity::sigmoid>(const Tensor& x) {
+  return at::sigmoid(x);
+}
+template <>
+Tensor apply<Nonlinearity::softplus>(const Tensor& x) {
+  return at::softplus(x);
+}
+template <>
+Tensor apply<Nonlinearity::identity>(const Tensor& x) {
+  return x;
+}
+
+// Direction d of a call over padded sequences, a step at a time: output [T,B,H] and h_n [B,H].
+// x [T,B,H]: what the pre-activations start from. active [T,B,1]: which steps there are; or
+// undefined, all.
+std::pair<Tensor, Tensor> loop(const KeptArguments& s, int64_t d, const Tensor& x,
+                               const Tensor& active) {
+  const Nonlinearity nonlinearity = parse_nonlinearity(s.nonlinearity);
+  const Form form = s.alpha.empty() ? Form::none : parse_form(s.form);
+  const auto f = [&](const Tensor& at) {
+    return with_nonlinearity(nonlinearity,
+                             [&](auto name) { return apply<decltype(name)::value>(at); });
+  };
+  const int64_t T = x.size(0);
+  const Tensor W = s.weight_hh[d].t();
+  const Tensor a = form == Form::none ? Tensor() : s.alpha[d];
+  Tensor state = given(s.hx) ? (*s.hx)[d] : at::zeros_like(x.size(0) ? x[0] : x.sum(0));
+  variable_list outputs(T);
+  for (int64_t i = 0; i < T; ++i) {
+    const int64_t t = s.reverse[d] ? T - 1 - i : i, mark = s.reverse[d] ? t + 1 : t;
+    if (given(s.reset) && mark < T) {
+      Tensor anew = (*s.reset)[mark].unsqueeze(1);
+      if (active.defined()) anew = anew.logical_and(active[mark]);
+      const Tensor start = given(s.reset_state) ? (*s.reset_state)[d] : at::zeros_like(state);
+      state = at::where(anew, start, state);
+    }
+    const Tensor pre = x[t] + (form == Form::voltage ? f(state) : state).matmul(W);
+    Tensor next;
+    switch (form) {
+      case Form::none:
+        next = f(pre);
+        break;
+      case Form::rate:
+        next = (1 - a) * state + a * f(pre);
+        break;
+      case Form::voltage:
+        next = (1 - a) * state + a * pre;
+        break;
+      case Form::blend:
+        next = f((1 - a) * state + a * pre);
+        break;
+    }
+    state = active.defined() ? at::where(active[t], next, state) : next;
+    outputs[t] = form == Form::voltage ? f(next) : next;
+    if (active.defined()) outputs[t] = at::where(active[t], outputs[t], 0);
+  }
+  return {T > 0 ? at::stack(outputs) : x, state};
+}
+
+// recurrence_backward, differentiable, by autograd through the loop.
+RecurrenceGradients gradients_of_loop(KeptArguments s, const Tensor& grad_output,
+                                      const Tensor& grad_h_n) {
+  std::vector<Tensor> biases(s.bias_ih.size());
+  for (size_t d = 0; d < biases.size(); ++d) biases[d] = s.bias_ih[d] + s.bias_hh[d];
+  // Views of their own: one of the arguments may have come from another.
+  variable_list wanted;
+  const auto want = [&](Tensor& t) {
+    if (!t.defined() || !t.requires_grad()) return;
+    t = t.view_as(t);
+    wanted.push_back(t);
+  };
+  const auto want_all = [&](std::vector<Tensor>& list) {
+    for (Tensor& t : list) want(t);
+  };
+  want(s.input);
+  if (given(s.hx)) want(*s.hx);
+  want_all(s.weight_ih);
+  want_all(s.weight_hh);
+  want_all(biases);
+  if (given(s.reset_state)) want(*s.reset_state);
+  want_all(s.alpha);
+
+  KeptArguments padded = s;
+  std::optional<Packing> packing;
+  if (given(s.batch_sizes)) {
+    packing.emplace(*s.batch_sizes, s.weight_hh[0].device());
+    if (given(s.index)) {
+      padded.index = packing->unpack(*s.index);
+    } else {
+      padded.input = packing->unpack(s.input);
+    }
+    padded.lengths = packing->lengths();
+  }
+  const Tensor& rows = given(s.index) ? *padded.index : padded.input;
+  const int64_t T = rows.size(0), B = rows.size(1), H = s.weight_hh[0].size(0);
+  Tensor active;
+  if (given(padded.lengths))
+    active = at::arange(T, padded.lengths->options()).view({T, 1, 1}) <
+             padded.lengths->view({1, B, 1});
+  Tensor input = padded.input;
+  if (given(s.index)) input = at::embedding(s.input, *padded.index);
+  if (active.defined()) input = at::where(active, input, 0);
+  variable_list outputs, last;
+  for (size_t d = 0; d < s.weight_hh.size(); ++d) {
+    Tensor x = s.weight_ih.empty() ? input.narrow(-1, static_cast<int64_t>(d) * H, H)
+                                   : input.matmul(s.weight_ih[d].t());
+    if (!biases.empty()) x = x + biases[d];
+    auto [output, h_n] = loop(padded, static_cast<int64_t>(d), x, active);
+    outputs.push_back(output);
+    last.push_back(h_n);
+  }
+  Tensor output = at::cat(outputs, -1);
+  if (packing) output = packing->pack(output);
+  const Tensor h_n = at::stack(last);
+  variable_list results, given_grads;
+  for (const auto& [result, grad] : {std::pair(output, grad_output), std::pair(h_n, grad_h_n)}) {
+    if (!grad.defined() || !result.requires_grad()) continue;
+    results.push_back(result);
+    given_grads.push_back(grad);
+  }
+  variable_list grads(wanted.size());
+  if (!results.empty())
+    grads = torch::autograd::grad(results, wanted, given_grads, /*retain_graph=*/true,
+                                  /*create_graph=*/true, /*allow_unused=*/true);
+  auto next = grads.begin();
+  const auto take = [&](const Tensor& t) {
+    return t.defined() && t.requires_grad() ? *next++ : Tensor();
+  };
+  const auto take_all = [&](const std::vector<Tensor>& list) {
+    std::vector<Tensor> taken;
+    for (const Tensor& t : list) taken.push_back(take(t));
+    return taken;
+  };
+  RecurrenceGradients g;
+  g.input = take(s.input);
+  g.hx = take(s.hx.value_or(Tensor()));
+  g.weight_ih = take_all(s.weight_ih);
+  g.weight_hh = take_all(s.weight_hh);
+  g.bias = take_all(biases);
+  g.reset_state = take(s.reset_state.value_or(Tensor()));
+  g.alpha = take_all(s.alpha);
+  return g;
 }
 
 // Puts the arguments that the backward pass needs into an autograd node, and takes them out.
@@ -160,6 +323,7 @@ struct Saver {
     values.emplace_back(static_cast<int64_t>(list.size()));
     tensors.insert(tensors.end(), list.begin(), list.end());
   }
+  void operator()(const std::vector<Tensor>& list) { (*this)(TensorList(list)); }
   void operator()(std::string_view text) { values.emplace_back(std::string(text)); }
   void operator()(const c10::List<bool>& list) { values.emplace_back(list); }
 };
@@ -198,12 +362,14 @@ class RecurrenceFunction : public torch::autograd::Function<RecurrenceFunction> 
   static variable_list forward(AutogradContext* ctx, const T&... arguments) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const RecurrenceArguments a{arguments...};
-    auto [output, h_n] = call_forward<RecurrenceOp>(a);
+    auto [output, h_n, saved] = call_forward<RecurrenceOp>(a, /*save=*/true);
     ctx->set_materialize_grads(false);
     RecurrenceArguments kept = a;
-    kept.bias_ih = kept.bias_hh = {};  // they may change before the backward pass, as in torch
+    // Biases may change before the backward pass, as in torch, unless a loop must run again.
+    if (!loops(a)) kept.bias_ih = kept.bias_hh = {};
     Saver save;
     save(output);
+    save(saved);
     spread(kept, [&](const auto&... each) { (save(each), ...); });
     save.values.emplace_back(static_cast<int64_t>(a.bias_ih.size()));
     ctx->save_for_backward(std::move(save.tensors));
@@ -215,9 +381,11 @@ class RecurrenceFunction : public torch::autograd::Function<RecurrenceFunction> 
     const variable_list saved = ctx->get_saved_variables();
     const std::vector<c10::IValue> values = ctx->saved_data["values"].toListRef().vec();
     Tensor output;
+    std::vector<Tensor> of_leak;
     KeptArguments s;
     Restorer restore{saved.begin(), values.data()};
     restore(output);
+    restore(of_leak);
     spread(s, [&](auto&... each) { (restore(each), ...); });
     const size_t biases = restore.value->toInt();
 
@@ -234,24 +402,40 @@ class RecurrenceFunction : public torch::autograd::Function<RecurrenceFunction> 
     const bool want_weights = wanted(features + D);
     const size_t first_bias = number;
     const bool want_bias = wanted(2 * biases);
+    wanted(given(s.index) + given(s.lengths) + given(s.batch_sizes) + given(s.reset));
+    const bool want_reset_state = given(s.reset_state) && wanted(1);
+    const bool want_alpha = wanted(s.alpha.size());
 
-    RecurrenceBackwardOp::Results results;
+    RecurrenceGradients results;
+    const size_t alphas = s.alpha.size();
     if (at::GradMode::is_enabled()) {
-      results = differentiable_backward(std::move(s), output, grad[0], grad[1]);
+      results = loops(s) ? gradients_of_loop(std::move(s), grad[0], grad[1])
+                         : differentiable_backward(std::move(s), output, grad[0], grad[1]);
     } else {
       at::AutoDispatchBelowADInplaceOrView guard;  // past torch's boxed fallback for autograd
-      results = call_backward(grad[0], grad[1], output, s,
-                              {want_input, want_hx, want_weights, want_bias});
+      s.bias_ih = s.bias_hh = {};
+      const Recurrences::Mask mask{want_input, want_hx,          want_weights,
+                                   want_bias,  want_reset_state, want_alpha};
+      spread(s, [&](const auto&... each) {
+        auto [input, hx, weight_ih, weight_hh, bias, reset_state, alpha] =
+            call_op<RecurrenceBackwardOp>(OptionalTensor(grad[0]), OptionalTensor(grad[1]), output,
+                                          TensorList(of_leak), each..., mask);
+        results = {input,       hx, std::move(weight_ih), std::move(weight_hh), std::move(bias),
+                   reset_state, std::move(alpha)};
+      });
     }
-    auto& [input, hx, weight_ih, weight_hh, bias] = results;
+    const std::vector<Tensor>& bias = results.bias;
 
     KeptArguments grads;
-    if (want_input) grads.input = input;
-    if (want_hx) grads.hx = hx;
-    grads.weight_ih = std::move(weight_ih);
-    grads.weight_hh = std::move(weight_hh);
+    if (want_input) grads.input = results.input;
+    if (want_hx) grads.hx = results.hx;
+    if (want_reset_state) grads.reset_state = results.reset_state;
+    grads.weight_ih = std::move(results.weight_ih);
+    grads.weight_hh = std::move(results.weight_hh);
+    grads.alpha = std::move(results.alpha);
     grads.weight_ih.resize(features);
     grads.weight_hh.resize(D);
+    grads.alpha.resize(alphas);
     grads.bias_ih.resize(biases);
     grads.bias_hh.resize(biases);
     for (size_t d = 0; d < biases; ++d) {
@@ -267,28 +451,28 @@ class RecurrenceFunction : public torch::autograd::Function<RecurrenceFunction> 
   }
 };
 
-RecurrenceOp::Results recurrence(const RecurrenceArguments& a) {
+RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   if (!spread(a, [](const auto&... each) { return records(each...); })) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return call_forward<RecurrenceOp>(a);
+    return call_forward<RecurrenceOp>(a, save);
   }
   const variable_list out =
       spread(a, [](const auto&... each) { return RecurrenceFunction::apply(each...); });
-  return {out[0], out[1]};
+  return {out[0], out[1], {}};
 }
 
-RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a) {
+RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) {
   TORCH_CHECK_NOT_IMPLEMENTED(!spread(a, [](const auto&... each) { return records(each...); }),
                               "recurrence_stack has no gradient: call recurrence for each layer");
   at::AutoDispatchBelowADInplaceOrView guard;
-  return call_forward<RecurrenceStackOp>(a);
+  return call_forward<RecurrenceStackOp>(a, save);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rnnext, Autograd, m) {
-  m.impl("recurrence", forward_op<recurrence>);
-  m.impl("recurrence_stack", forward_op<recurrence_stack>);
+  m.impl("recurrence", Recurrences::forward<recurrence>);
+  m.impl("recurrence_stack", Recurrences::forward<recurrence_stack>);
 }
 
 }  // namespace rnnext

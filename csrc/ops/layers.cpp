@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "ops/signatures.h"
+#include "recurrence/nonlinearity.h"
 
 namespace rnnext {
 namespace {
@@ -35,44 +36,92 @@ Tensor as_result(const Tensor& view) {
   return result;
 }
 
+// A layer's rows times W_ih and the biases, each direction beside the other: ready pre-activations.
+// lists: weight ih, hh, bias ih, hh; by direction.
+Tensor project(const Tensor& x, const Tensor (&lists)[4][2], bool has_biases, int64_t D) {
+  Tensor parts[2];
+  for (int64_t d = 0; d < D; ++d) {
+    const OptionalTensor bias =
+        has_biases ? OptionalTensor(lists[2][d] + lists[3][d]) : OptionalTensor();
+    parts[d] = at::linear(x, lists[0][d], bias);
+  }
+  return D == 1 ? parts[0] : at::cat({parts[0], parts[1]}, -1);
+}
+
+// The sequences of a call, time first, as the ops of one layer take them.
+struct Sequences {
+  bool unbatched, batch_first;
+
+  Tensor time_first(const Tensor& t) const {
+    return unbatched ? t.unsqueeze(1) : batch_first ? t.transpose(0, 1) : t;
+  }
+  OptionalTensor time_first(const OptionalTensor& t) const {
+    return given(t) ? OptionalTensor(time_first(*t)) : t;
+  }
+  Tensor back(const Tensor& t) const {
+    return unbatched     ? as_result(t.squeeze(1))
+           : batch_first ? as_result(t.transpose(0, 1))
+                         : t;
+  }
+};
+
 std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, TensorList weights,
                                bool has_biases, int64_t num_layers, bool bidirectional,
                                bool batch_first, double dropout, bool training,
-                               const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
+                               const OptionalTensor& index, const OptionalTensor& lengths,
+                               const OptionalTensor& batch_sizes, const OptionalTensor& reset,
+                               TensorList alpha, std::string_view form, TensorList noise,
                                std::string_view nonlinearity) {
   const int64_t D = bidirectional ? 2 : 1, per_direction = has_biases ? 4 : 2;
   TORCH_CHECK(
       num_layers > 0 && static_cast<int64_t>(weights.size()) == num_layers * D * per_direction,
       "weights must hold ", per_direction, " tensors for each of ", num_layers, " layers and ", D,
       " directions, got ", weights.size());
-  const bool packed = given(batch_sizes);
-  TORCH_CHECK(input.dim() == 2 || (input.dim() == 3 && !packed),
-              "input must have 2 or 3 dimensions (2 if packed), got ", input.dim());
-  const bool unbatched = input.dim() == 2 && !packed;
+  for (const auto& [name, list] : {std::pair("alpha", alpha), std::pair("noise", noise)})
+    TORCH_CHECK(list.empty() || static_cast<int64_t>(list.size()) == num_layers * D, name,
+                " must hold a tensor for each of ", num_layers, " layers and ", D,
+                " directions, or none, got ", list.size());
+  const bool packed = given(batch_sizes), table = given(index);
+  const Tensor& rows = table ? *index : input;
+  const int64_t dims = rows.dim() + table;  // as if the rows were features
+  TORCH_CHECK(dims == 2 || (dims == 3 && !packed), table ? "index" : "input", " must have ",
+              2 - table, " or ", 3 - table, " dimensions (", 2 - table, " if packed), got ",
+              rows.dim());
+  const bool unbatched = dims == 2 && !packed;
   TORCH_CHECK_VALUE(!(given(lengths) && (unbatched || packed)),
                     "lengths needs a 3-D input: one sequence or a packed input has its own");
-  Tensor x = unbatched                ? input.unsqueeze(1)
-             : batch_first && !packed ? input.transpose(0, 1)
-                                      : input;
-  TORCH_CHECK(x.sym_size(0) > 0, "Expected sequence length to be larger than 0 in RNN");
+  const Sequences sequences{unbatched, batch_first && !packed};
+  if (given(reset)) {
+    TORCH_CHECK_VALUE(!packed, "reset must not be given with a packed input");
+    TORCH_CHECK_VALUE(reset->dim() == dims - 1, "reset must have shape ",
+                      unbatched     ? "[T]"
+                      : batch_first ? "[B, T]"
+                                    : "[T, B]",
+                      ", got ", reset->sym_sizes());
+  }
+  const OptionalTensor resets = sequences.time_first(reset);
+  OptionalTensor tokens = sequences.time_first(index);
+  Tensor x = table ? input : sequences.time_first(input);
+  TORCH_CHECK((table ? *tokens : x).sym_size(0) > 0,
+              "Expected sequence length to be larger than 0 in RNN");
   OptionalTensor state = given(hx) && unbatched ? hx->unsqueeze(1) : hx;
   if (given(state))
     TORCH_CHECK(state->dim() == 3 && state->sym_size(0) == num_layers * D, "hx must have shape [",
                 num_layers * D, unbatched ? ", H], got " : ", B, H], got ", hx->sym_sizes());
-
   const auto results = [&](const Tensor& output, const Tensor& h) -> std::tuple<Tensor, Tensor> {
-    if (unbatched) return {as_result(output.squeeze(1)), as_result(h.squeeze(1))};
-    return {batch_first && !packed ? as_result(output.transpose(0, 1)) : output, h};
+    return {sequences.back(output), unbatched ? as_result(h.squeeze(1)) : h};
   };
 
-  const bool drops = dropout > 0 && training;
-  if (num_layers > 1 && D == 1 && !drops && stackable(input) && (!given(hx) || stackable(*hx)) &&
-      std::all_of(weights.begin(), weights.end(), stackable)) {
+  TORCH_CHECK(!table || noise.empty(), "noise must not be given with an index: it is not shared");
+  const bool drops = dropout > 0 && training, ready = table || !noise.empty();
+  if (num_layers > 1 && D == 1 && !drops && !ready && stackable(input) &&
+      (!given(hx) || stackable(*hx)) && std::all_of(weights.begin(), weights.end(), stackable) &&
+      std::all_of(alpha.begin(), alpha.end(), stackable)) {
     std::vector<Tensor> lists[4];
     for (size_t i = 0; i < weights.size(); ++i) lists[i % per_direction].push_back(weights[i]);
-    const auto [output, h] = call_forward<RecurrenceStackOp>(
-        RecurrenceArguments{x, state, lists[0], lists[1], lists[2], lists[3], std::nullopt, lengths,
-                            batch_sizes, nonlinearity, directions(1)});
+    const auto [output, h, saved] = call_forward<RecurrenceStackOp>(RecurrenceArguments{
+        x, state, lists[0], lists[1], lists[2], lists[3], std::nullopt, lengths, batch_sizes,
+        resets, std::nullopt, alpha, form, nonlinearity, directions(1)});
     return results(output, h);
   }
 
@@ -82,12 +131,20 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, Te
     for (int64_t d = 0; d < D; ++d)
       for (int64_t i = 0; i < per_direction; ++i)
         lists[i][d] = weights[(layer * D + d) * per_direction + i];
-    const auto list = [&](int i) { return TensorList(lists[i], i < per_direction ? D : 0); };
+    // A table is multiplied with W_ih once, whatever the number of its readers; and noise is added
+    // to pre-activations, which are made for it.
+    const bool projects = (table && layer == 0) || !noise.empty();
+    if (projects) x = project(x, lists, has_biases, D);
+    if (!noise.empty()) x = x + at::randn_like(x) * at::cat(noise.slice(layer * D, D));
+    const auto list = [&](int i) {
+      return TensorList(lists[i], i == 1 || (i < per_direction && !projects) ? D : 0);
+    };
     const OptionalTensor start =
         given(state) && num_layers > 1 ? OptionalTensor(state->narrow(0, layer * D, D)) : state;
-    auto [output, h] = call_forward<RecurrenceOp>(
-        RecurrenceArguments{x, start, list(0), list(1), list(2), list(3), std::nullopt, lengths,
-                            batch_sizes, nonlinearity, directions(D)});
+    const TensorList alphas = alpha.empty() ? alpha : alpha.slice(layer * D, D);
+    auto [output, h, saved] = call_forward<RecurrenceOp>(RecurrenceArguments{
+        x, start, list(0), list(1), list(2), list(3), layer == 0 ? tokens : std::nullopt, lengths,
+        batch_sizes, resets, std::nullopt, alphas, form, nonlinearity, directions(D)});
     x = std::move(output);
     h_n.push_back(std::move(h));
     if (drops && layer + 1 < num_layers) x = at::dropout(x, dropout, training);
@@ -119,7 +176,8 @@ Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& wei
   const auto h_n = std::get<1>(call_forward<RecurrenceOp>(
       RecurrenceArguments{step(input), state, weight_ih, weight_hh, TensorList(&biases[0], n),
                           TensorList(&biases[1], n), std::nullopt, std::nullopt, std::nullopt,
-                          nonlinearity, directions(1)}));
+                          std::nullopt, std::nullopt, {}, kFormNames[0], nonlinearity,
+                          directions(1)}));
   return as_result(unbatched ? h_n.view_symint({h_n.sym_size(2)}) : h_n.squeeze(0));
 }
 

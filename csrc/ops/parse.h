@@ -10,7 +10,7 @@
 #include <string_view>
 #include <vector>
 
-#include "ops/arguments.h"
+#include "ops/signatures.h"
 #include "recurrence/call.h"
 
 namespace rnnext {
@@ -26,6 +26,16 @@ inline Nonlinearity parse_nonlinearity(std::string_view name) {
     known += (i++ ? ", '" : "'") + std::string(candidate) + "'";
   }
   TORCH_CHECK_VALUE(false, "nonlinearity must be one of ", known, ", got '", name, "'");
+}
+
+inline Form parse_form(std::string_view name) {
+  std::string known;
+  int i = 1;
+  for (const char* candidate : kFormNames) {
+    if (name == candidate) return static_cast<Form>(i);
+    known += (i++ > 1 ? ", '" : "'") + std::string(candidate) + "'";
+  }
+  TORCH_CHECK_VALUE(false, "form must be one of ", known, ", got '", name, "'");
 }
 
 inline DType parse_dtype(const Tensor& t, const char* name) {
@@ -146,6 +156,22 @@ inline RecurrenceSizes check_recurrence(const RecurrenceArguments& a) {
     }
   }
   if (given(a.hx)) check_like(*a.hx, "hx", {s.D, s.B, s.H}, like);
+  if (given(a.reset)) {
+    TORCH_CHECK_VALUE(!s.packed(), "reset must not be given with a packed input");
+    TORCH_CHECK_TYPE(a.reset->scalar_type() == at::kBool, "reset must be a bool tensor, got ",
+                     dtype_name(*a.reset));
+    TORCH_CHECK_VALUE(a.reset->sizes() == at::IntArrayRef({s.T, s.B}), "reset must have shape [",
+                      s.T, ", ", s.B, "], got ", a.reset->sizes());
+    TORCH_CHECK(a.reset->device() == like.device(), "reset must be on ", like.device(), ", got ",
+                a.reset->device());
+  }
+  if (given(a.reset_state)) {
+    TORCH_CHECK_VALUE(given(a.reset), "reset_state needs a reset");
+    check_like(*a.reset_state, "reset_state", {s.D, s.B, s.H}, like);
+  }
+  TORCH_CHECK(a.alpha.empty() || a.alpha.size() == a.weight_hh.size(), "alpha must hold ", s.D,
+              " tensors or none, got ", a.alpha.size());
+  for (const Tensor& alpha : a.alpha) check_like(alpha, "alpha", {s.H}, like);
   if (given(a.lengths)) {
     TORCH_CHECK(
         a.lengths->scalar_type() == at::kLong && a.lengths->dim() == 1 && a.lengths->size(0) == s.B,
@@ -157,6 +183,18 @@ inline RecurrenceSizes check_recurrence(const RecurrenceArguments& a) {
   return s;
 }
 
+// What the backward op is given besides.
+inline void check_results(const RecurrenceResults& r, const RecurrenceSizes& s, const Recurrence& p,
+                   const Tensor& like) {
+  check_like(r.output, "output", s.output_shape(), like);
+  if (given(r.grad_output)) check_like(*r.grad_output, "grad_output", s.output_shape(), like);
+  if (given(r.grad_h_n)) check_like(*r.grad_h_n, "grad_h_n", {s.D, s.B, s.H}, like);
+  TORCH_CHECK(r.saved.size() <= 1, "saved must hold a tensor or none, got ", r.saved.size());
+  for (const Tensor& saved : r.saved) check_like(saved, "saved", s.output_shape(), like);
+  const bool reads = p.form == Form::rate || (p.form != Form::none && r.output_mask[5]);
+  TORCH_CHECK(!reads || !r.saved.empty(), "saved must be what the forward pass saved, got none");
+}
+
 // What a call of the recurrence comes to: its sizes, its element type, and the tensors that its
 // struct points into.
 struct ParsedCall {
@@ -164,7 +202,7 @@ struct ParsedCall {
   DType dtype;
   std::vector<Tensor> alive;
 
-  ParsedCall() { alive.reserve(8); }  // as many as one direction has
+  ParsedCall() { alive.reserve(8); }  // as many as one direction mostly has
   const void* keep(const Tensor& t) {
     alive.push_back(t.contiguous());
     return alive.back().const_data_ptr();
@@ -182,13 +220,18 @@ inline void parse(const RecurrenceArguments& a, ParsedCall& call, Recurrence& p)
   p.H = s.H;
   p.D = static_cast<int>(s.D);
   p.nonlinearity = parse_nonlinearity(a.nonlinearity);
+  const Form form = parse_form(a.form);
+  if (!a.alpha.empty()) p.form = form;
   for (int d = 0; d < p.D; ++d) {
     p.reverse[d] = a.reverse[d];
+    if (!a.alpha.empty()) p.alpha[d] = call.keep(a.alpha[d]);
     if (a.bias_ih.empty()) continue;
     p.bias_ih[d] = call.keep(a.bias_ih[d]);
     p.bias_hh[d] = call.keep(a.bias_hh[d]);
   }
   if (given(a.hx)) p.hx = call.keep(*a.hx);
+  if (given(a.reset)) p.reset = static_cast<const bool*>(call.keep(*a.reset));
+  if (given(a.reset_state)) p.reset_state = call.keep(*a.reset_state);
 }
 
 }  // namespace rnnext

@@ -12,35 +12,77 @@
 
 namespace rnnext {
 
-template <class Result, class... T>
-using RecurrenceSignature = Result(Passed<T>...);
+// What the backward op gets beside the arguments of the forward op.
+struct RecurrenceResults {
+  const OptionalTensor &grad_output, &grad_h_n;
+  const Tensor& output;
+  TensorList saved;
+  std::array<bool, 6> output_mask;
+};
+// Gradients of a call of the recurrence.
+struct RecurrenceGradients {
+  Tensor input, hx;
+  std::vector<Tensor> weight_ih, weight_hh, bias;  // both biases have the same gradient
+  Tensor reset_state;
+  std::vector<Tensor> alpha;
+};
+
+// The ops of the recurrence, what they return, and their signatures, P being the arguments' types.
+template <class None, class... T>
+struct RecurrenceTypes {
+  // output, h_n, and, if `save` and there is a leak, what its backward pass reads besides the output
+  using Forward = std::tuple<Tensor, Tensor, std::vector<Tensor>>;
+  using ForwardSignature = Forward(Passed<T>..., bool save);
+  // As RecurrenceGradients.
+  using Backward =
+      std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>,
+                 Tensor, std::vector<Tensor>>;
+  // Which of input, hx, weights, bias, reset_state and alpha are wanted.
+  using Mask = std::array<bool, 6>;
+  using BackwardSignature = Backward(const OptionalTensor& grad_output,
+                                     const OptionalTensor& grad_h_n, const Tensor& output,
+                                     TensorList saved, Passed<T>..., Mask output_mask);
+
+  // What to register for kernels that take their arguments as structs.
+  template <auto kernel>
+  static Forward forward(Passed<T>... each, bool save) {
+    return kernel(RecurrenceArguments{each...}, save);
+  }
+  template <auto kernel>
+  static Backward backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                           const Tensor& output, TensorList saved, Passed<T>... each,
+                           Mask output_mask) {
+    RecurrenceGradients g = kernel({grad_output, grad_h_n, output, saved, output_mask},
+                                   RecurrenceArguments{each...});
+    return {std::move(g.input),     std::move(g.hx),   std::move(g.weight_ih),
+            std::move(g.weight_hh), std::move(g.bias), std::move(g.reset_state),
+            std::move(g.alpha)};
+  }
+};
 #define RNNEXT_TYPE(type, name) , type
+using Recurrences = RecurrenceTypes<void RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_TYPE)>;
+#undef RNNEXT_TYPE
 
 struct RecurrenceOp {
   static constexpr const char* name = "rnnext::recurrence";
-  using Results = std::tuple<Tensor, Tensor>;  // output, h_n
-  using Signature = RecurrenceSignature<Results RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_TYPE)>;
+  using Results = Recurrences::Forward;
+  using Signature = Recurrences::ForwardSignature;
 };
 struct RecurrenceStackOp : RecurrenceOp {
   static constexpr const char* name = "rnnext::recurrence_stack";
 };
-#undef RNNEXT_TYPE
-
-template <class Forward>
-struct Backward;
-template <class Result, class... P>
-struct Backward<Result(P...)> {
-  // Of input, hx, weight_ih, weight_hh and bias: both biases have the same gradient.
-  using Results =
-      std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>>;
-  using Mask = std::array<bool, 4>;  // which of input, hx, weights and bias are wanted
-  using Signature = Results(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                            const Tensor& output, P... forward, Mask output_mask);
-};
-struct RecurrenceBackwardOp : Backward<RecurrenceOp::Signature> {
+struct RecurrenceBackwardOp {
   static constexpr const char* name = "rnnext::recurrence_backward";
+  using Results = Recurrences::Backward;
+  using Signature = Recurrences::BackwardSignature;
 };
 
+// The rows of a table that occur among tokens, ascending in the order in which they first do, and
+// for each token which of these it is.
+struct OccurringOp {
+  static constexpr const char* name = "rnnext::occurring";
+  using Signature = std::tuple<Tensor, Tensor>(const Tensor& tokens, int64_t num_rows);
+};
 struct EmbeddingOp {
   static constexpr const char* name = "rnnext::embedding";
   using Signature = Tensor(const Tensor& weight, const Tensor& indices, int64_t padding_idx,
@@ -59,13 +101,12 @@ struct EmbeddingSparseBackwardOp {
 };
 struct RnnOp {
   static constexpr const char* name = "rnnext::rnn";
-  using Signature = std::tuple<Tensor, Tensor>(const Tensor& input, const OptionalTensor& hx,
-                                               TensorList weights, bool has_biases,
-                                               int64_t num_layers, bool bidirectional,
-                                               bool batch_first, double dropout, bool training,
-                                               const OptionalTensor& lengths,
-                                               const OptionalTensor& batch_sizes,
-                                               std::string_view nonlinearity);
+  using Signature = std::tuple<Tensor, Tensor>(
+      const Tensor& input, const OptionalTensor& hx, TensorList weights, bool has_biases,
+      int64_t num_layers, bool bidirectional, bool batch_first, double dropout, bool training,
+      const OptionalTensor& index, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
+      const OptionalTensor& reset, TensorList alpha, std::string_view form, TensorList noise,
+      std::string_view nonlinearity);
 };
 struct RnnCellOp {
   static constexpr const char* name = "rnnext::rnn_cell";
@@ -83,40 +124,8 @@ decltype(auto) call_op(const T&... arguments) {
 }
 
 template <class Op, class Arguments>
-typename Op::Results call_forward(const Arguments& a) {
-  return spread(a, [](const auto&... each) { return call_op<Op>(each...); });
+typename Op::Results call_forward(const Arguments& a, bool save = false) {
+  return spread(a, [&](const auto&... each) { return call_op<Op>(each..., save); });
 }
-
-template <class Arguments>
-RecurrenceBackwardOp::Results call_backward(const OptionalTensor& grad_output,
-                                            const OptionalTensor& grad_h_n, const Tensor& output,
-                                            const Arguments& a,
-                                            const RecurrenceBackwardOp::Mask& output_mask) {
-  return spread(a, [&](const auto&... each) {
-    return call_op<RecurrenceBackwardOp>(grad_output, grad_h_n, output, each..., output_mask);
-  });
-}
-
-// What to register for an op whose kernel takes the arguments as a struct.
-template <class Signature>
-struct Unpacked;
-template <class Results, class... P>
-struct Unpacked<Results(P...)> {
-  template <auto kernel>
-  static Results forward(P... each) {
-    return kernel(RecurrenceArguments{each...});
-  }
-  template <auto kernel>
-  static RecurrenceBackwardOp::Results backward(const OptionalTensor& grad_output,
-                                                const OptionalTensor& grad_h_n,
-                                                const Tensor& output, P... each,
-                                                RecurrenceBackwardOp::Mask output_mask) {
-    return kernel(grad_output, grad_h_n, output, RecurrenceArguments{each...}, output_mask);
-  }
-};
-template <auto kernel>
-constexpr auto forward_op = &Unpacked<RecurrenceOp::Signature>::forward<kernel>;
-template <auto kernel>
-constexpr auto backward_op = &Unpacked<RecurrenceOp::Signature>::backward<kernel>;
 
 }  // namespace rnnext

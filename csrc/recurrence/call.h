@@ -14,6 +14,7 @@ struct Recurrence : Timeline {
   int64_t I = 0, H = 0;  // I > 0: the input is features, multiplied with weight_ih
   int D = 1;
   Nonlinearity nonlinearity = Nonlinearity::tanh;
+  Form form = Form::none;
   RowSource input;  // I features a row; or D*H pre-activations, ready or of a table
 
   const void* weight_ih[kDirections] = {nullptr, nullptr};  // [H,I]
@@ -22,10 +23,15 @@ struct Recurrence : Timeline {
   const void* packed = nullptr;
   const void* bias_ih[kDirections] = {nullptr, nullptr};  // [H] or null, both or none
   const void* bias_hh[kDirections] = {nullptr, nullptr};  // [H]
+  const void* alpha[kDirections] = {nullptr, nullptr};    // [H] of the leak, if there is one
   const void* hx = nullptr;                               // [D,B,H] or null: zeros
+  const void* reset_state = nullptr;  // [D,B,H] the state before a reset, or null: zeros
 
   void* output = nullptr;  // [N, D*H]
   void* h_n = nullptr;     // [D,B,H]
+  // [N, D*H] what the backward pass reads of a leak besides the output; null: not wanted. Rate:
+  // f(p). Voltage: the state. Blend: p.
+  void* saved = nullptr;
 };
 
 // What the backward pass adds to the forward's struct.
@@ -42,7 +48,9 @@ struct RecurrenceGradOut {
   void* weight_ih[kDirections] = {nullptr, nullptr};  // [H,I]
   void* weight_hh[kDirections] = {nullptr, nullptr};  // [H,H]
   void* bias[kDirections] = {nullptr, nullptr};       // [H]
+  void* alpha[kDirections] = {nullptr, nullptr};      // [H]
   void* hx = nullptr;                                 // [D,B,H]
+  void* reset_state = nullptr;                        // [D,B,H]
 };
 
 }  // namespace rnnext

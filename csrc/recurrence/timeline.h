@@ -31,6 +31,9 @@ struct Timeline {
   bool reverse[kDirections] = {false, false};
   const int64_t* step_row = nullptr;  // [T+1] packed: the first row of step t
   const int64_t* lengths = nullptr;   // [B] steps of each sequence (packed too); null: all T
+  // [T,B] whether an episode begins with a step: the pass that comes there from the step before, in
+  // its own time, starts anew. Not of packed rows.
+  const bool* reset = nullptr;
 
   RNNEXT_BOTH int64_t first_row(int64_t t) const { return step_row ? step_row[t] : t * B; }
   RNNEXT_BOTH int64_t row(int64_t t, int64_t b) const { return first_row(t) + b; }
@@ -43,10 +46,19 @@ struct Timeline {
 
   // Whether some sequence may lack a step that others have.
   RNNEXT_BOTH bool ragged() const { return lengths != nullptr; }
+  // Whether each sequence goes from hx to h_n through all T steps.
+  RNNEXT_BOTH bool plain() const { return !lengths && !reset; }
   RNNEXT_BOTH Span<int64_t> span(int d, int64_t b) const { return {length(b), reverse[d]}; }
   RNNEXT_BOTH bool inside(int64_t b, int64_t t) const { return t < length(b); }
   RNNEXT_BOTH bool starts(int d, int64_t b, int64_t t) const { return span(d, b).starts(t); }
   RNNEXT_BOTH bool ends(int d, int64_t b, int64_t t) const { return span(d, b).ends(t); }
+  // Whether direction d begins an episode with step t of sequence b: the state before it, hx too,
+  // is dropped.
+  RNNEXT_BOTH bool restarts(int d, int64_t b, int64_t t) const {
+    if (!reset) return false;
+    const int64_t mark = reverse[d] ? t + 1 : t;
+    return mark < length(b) && reset[mark * B + b];
+  }
   // The step that direction d takes before t.
   RNNEXT_BOTH int64_t before(int d, int64_t t) const { return reverse[d] ? t + 1 : t - 1; }
 };

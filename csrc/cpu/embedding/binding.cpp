@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "cpu/embedding/runs.h"
 #include "cpu/runtime/dispatch.h"
@@ -102,6 +103,40 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, boo
     gather<int32_t>(weight, index, out);
   }
   return out;
+}
+
+template <class Index>
+int64_t number(const Index* token, int64_t n, int32_t* number_of_row, int64_t* rows,
+               int64_t* index) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    int32_t& known = number_of_row[token[i]];
+    if (known == 0) {
+      rows[count] = token[i];
+      known = static_cast<int32_t>(++count);
+    }
+    index[i] = known - 1;
+  }
+  return count;
+}
+
+std::tuple<Tensor, Tensor> occurring(const Tensor& tokens, int64_t num_rows) {
+  check_indices(tokens);
+  TORCH_CHECK_VALUE(num_rows >= 0 && num_rows < std::numeric_limits<int32_t>::max(),
+                    "num_rows must be in 0..2^31 - 2, got ", num_rows);
+  const Tensor from = tokens.contiguous();
+  const int64_t n = from.numel();
+  const Tensor index = empty_large(tokens.sizes(), tokens.options().dtype(at::kLong));
+  const Tensor rows = at::empty({std::min(n, num_rows)}, index.options());
+  const Tensor numbers = at::zeros({num_rows}, index.options().dtype(at::kInt));
+  const auto run = [&](const auto* token) {
+    check_bounds(token, from, num_rows);
+    return number(token, n, numbers.mutable_data_ptr<int32_t>(), rows.mutable_data_ptr<int64_t>(),
+                  index.mutable_data_ptr<int64_t>());
+  };
+  const int64_t count = from.scalar_type() == at::kLong ? run(from.const_data_ptr<int64_t>())
+                                                        : run(from.const_data_ptr<int32_t>());
+  return {rows.narrow(0, 0, count).clone(), index};
 }
 
 Runs runs_of(const Tensor& grad, const Tensor& indices, int64_t rows, int64_t padding_idx) {
@@ -211,6 +246,7 @@ std::tuple<Tensor, Tensor> embedding_sparse_backward(const Tensor& grad, const T
 
 TORCH_LIBRARY_IMPL(rnnext, CPU, m) {
   m.impl("embedding", embedding);
+  m.impl("occurring", occurring);
   m.impl("embedding_backward", embedding_backward);
   m.impl("embedding_sparse_backward", embedding_sparse_backward);
 }

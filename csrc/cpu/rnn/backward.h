@@ -52,7 +52,7 @@ struct BackwardStep {
   RNNEXT_INLINE void finish(Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
     Vec<C> h[R][NV];
     load_tile(h, output + row * output_stride + column, output_stride, H - column);
-    backward_block(cell, sums, h, column);
+    backward_block(cell, sums, h, row, column);
     store_tile(sums, grad_pre + row * grad_pre_stride + column, grad_pre_stride, H - column);
     if (next)
       store_factors(sums, next + row * next_stride, next_stride, column, column + NV * kLanes<C>);
@@ -83,6 +83,10 @@ struct BackwardLayout {
   char* features;  // [workers] of FeatureGradients
   size_t features_bytes;
   char* sums;  // [units or workers] of WeightGradients
+  // Of a leak: alpha [D], and the sums of its gradient [units]; each [H], in whole panels.
+  C *alpha, *alpha_sums;
+  // Of voltage: what enters W_hh of hx and of reset_state, [D,B,H] each.
+  S *start_output, *reset_output;
   size_t sums_bytes, bytes;
 
   BackwardLayout(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
@@ -92,8 +96,10 @@ struct BackwardLayout {
         plan(plan),
         ih(out.input && !plan.own_weights ? arena.take<F>(FeatureGradients<S, E>::packed_size(p))
                                           : nullptr),
-        hh(p.T > 1 || out.hx ? arena.take<F>(copies() * weight_hh(0).packed_size()) : nullptr),
-        states(p, plan, arena),
+        hh(p.T > 1 || out.hx || out.reset_state
+               ? arena.take<F>(copies() * weight_hh(0).packed_size())
+               : nullptr),
+        states(p, out, plan, arena),
         step_stride(scratch_stride<C>(p.H)) {
     grad_pre = static_cast<C*>(out.pre);
     if (!grad_pre && !plan.own_rows) grad_pre = arena.take<C>(p.rows() * p.D * p.H);
@@ -106,6 +112,11 @@ struct BackwardLayout {
     sums_bytes = WeightGradients<S, E>(p, out, {0, most}, nullptr).bytes;
     sums =
         arena.take<char>((plan.own_sums ? plan.units : workers) * static_cast<int64_t>(sums_bytes));
+    alpha = arena.take<C>(states.leaks() ? p.D * padded() : 0);
+    alpha_sums = arena.take<C>(out.alpha[0] ? plan.units * padded() : 0);
+    const int64_t state_size = p.form == Form::voltage ? p.D * p.B * p.H : 0;
+    start_output = arena.take<S>(state_size);
+    reset_output = arena.take<S>(p.reset ? state_size : 0);
     bytes = arena.used;
   }
 
@@ -119,6 +130,39 @@ struct BackwardLayout {
   }
   void pack_hh(int d, int64_t copy, int64_t q0, int64_t q1) const {
     StateWeights<S, E>{plan, weight_hh(d)}.pack(packed_hh(copy), q0, q1);
+  }
+
+  int64_t padded() const { return panels_in<C>(p.H) * kPanel<C>; }
+  C* alpha_of_unit(const Unit& unit) const { return alpha + unit.d * padded(); }
+  C* alpha_sums_of(int64_t unit) const {
+    return out.alpha[0] ? alpha_sums + unit * padded() : nullptr;
+  }
+  // What entered W_hh before the first step, or after a reset; null: zeros.
+  const S* starts() const {
+    return p.form == Form::voltage ? start_output : static_cast<const S*>(p.hx);
+  }
+  const S* resets() const {
+    return p.form == Form::voltage ? reset_output : static_cast<const S*>(p.reset_state);
+  }
+  RowCursor<S> cursor(int d, int64_t b0, int64_t b1, int64_t t) const {
+    return {p, starts(), resets(), d, b0, b1, t};
+  }
+  // The unit's part of all this.
+  void begin_leak(const Unit& unit) const {
+    const int64_t from = unit.p0 * kPanel<C>, to = unit.p1 * kPanel<C>;
+    for (int64_t j = from; j < to; j += kLanes<C>) {
+      store(alpha_of_unit(unit) + j, alpha_of<S>(p, unit.d, j));
+      if (out.alpha[0]) store(alpha_sums_of(unit.group) + j, Vec<C>{});
+    }
+    for (int64_t b = unit.b0; b < unit.b1 && p.form == Form::voltage; ++b)
+      for (int64_t j = from; j < to; j += kLanes<C>) {
+        const int64_t at = (unit.d * p.B + b) * p.H + j;
+        const Vec<C> hx = load_state(state_row<S>(p, p.hx, unit.d, b), j, p.H - j);
+        store_some(start_output + at, output_of<S>(p, hx), p.H - j);
+        if (!p.reset) continue;
+        const Vec<C> anew = load_state(state_row<S>(p, p.reset_state, unit.d, b), j, p.H - j);
+        store_some(reset_output + at, output_of<S>(p, anew), p.H - j);
+      }
   }
 
   C* chunk_of(const Worker& worker) const {
@@ -152,7 +196,7 @@ struct Backward {
     for (int d = 0; at.hh && d < p.D; ++d) at.pack_hh(d, d, share.begin, share.end);
   }
 
-  void run(const Unit& unit, Worker& worker) const { with_cell<C>(p, Steps{*this, unit, worker}); }
+  void run(const Unit& unit, Worker& worker) const { with_cell<S>(p, Steps{*this, unit, worker}); }
   struct Steps {
     const Backward& kernel;
     const Unit& unit;
@@ -164,8 +208,18 @@ struct Backward {
   };
 
   template <class Cell>
-  void steps(const Cell& cell, const Unit& unit, Worker& worker) const {
+  void steps(Cell cell, const Unit& unit, Worker& worker) const {
     Rows<F> state = at.states.begin(unit);
+    C* const alpha_grad = at.alpha_sums_of(unit.group);
+    if constexpr (Cell::kLeaks) {
+      at.begin_leak(unit);
+      cell.alpha = at.alpha_of_unit(unit);
+      cell.stride = at.states.sums.stride;
+      cell.carry = at.states.sums.row(unit, at.states.kCarry, unit.b0);
+      if (alpha_grad) cell.mixed = at.states.sums.row(unit, at.states.kMixed, unit.b0);
+      cell.alpha_grad = alpha_grad;
+      cell.saved_stride = p.D * p.H;
+    }
     if (at.hh && plan.own_weights) at.pack_hh(unit.d, unit.group, unit.p0, unit.p1);
     const F* const packed = at.packed_hh(unit);
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
@@ -188,6 +242,8 @@ struct Backward {
         const int64_t rows = sequences(p, unit, t);
         if (!reverse) row -= rows;
         const StepRows in = step_rows(unit, t, done, rows, first, worker);
+        if constexpr (Cell::kLeaks)
+          cell.saved = p.saved ? static_cast<S*>(p.saved) + first : nullptr;
         // Converted rows are in cache; the others' next step is far in memory.
         const bool prefetches = kNative<S> && in.grad_stride == width && done + 1 < p.T;
         const int64_t t_next = reverse ? t + 1 : t - 1;
@@ -215,17 +271,26 @@ struct Backward {
         }
         state = at.states.seal(unit, t, rows, step.next, step.grad_pre, step.grad_pre_stride);
         if (writes_features) features.write(p.first_row(t) + unit.b0, rows, state);
+        at.states.cut(unit, t, rows, step.next, step.grad_pre, step.grad_pre_stride, alpha_grad);
         if (reverse) row += rows;
         if (unit.members > 1) worker.advance();
       }
       if (plan.own_sums) {
-        RowCursor<S> cursor{p, unit.d, unit.b0, unit.b1, chunk.t};
+        RowCursor<S> cursor = at.cursor(unit.d, unit.b0, unit.b1, chunk.t);
         sums.add(cursor, chunk.rows, plan.own_rows ? chunk_grad : at.grad_pre,
                  plan.own_rows ? at.step_stride : 0, done == chunk.n);
       }
       if (plan.own_rows && done < p.T) state = at.states.keep(unit, state);
     }
-    if (out.hx) grad_hx(unit, packed, at.states.first(unit, state), worker);
+    if (out.hx)
+      grad_state(unit, packed, at.states.first(unit, state), at.states.kFirst, at.starts(), out.hx,
+                 p.T + 1, worker);
+    if (out.reset_state) {
+      const Rows<F> resets = at.states.resets(unit);
+      if (unit.members > 1) worker.advance();
+      grad_state(unit, packed, resets, at.states.kResetCarry, at.resets(), out.reset_state, p.T + 2,
+                 worker);
+    }
   }
 
   // What vectors and tiles read past a row's end, of which they keep nothing: a line at most.
@@ -235,7 +300,7 @@ struct Backward {
   }
 
   // Where a step finds the output and its gradient: in the tensors, or in scratch where they are
-  // stored in 16 bits or grad_h_n joins in.
+  // stored in 16 bits or grad_h_n joins in. What lies past a sequence's end must not reach a leak.
   struct StepRows {
     const C* grad;
     int64_t grad_stride;
@@ -252,7 +317,7 @@ struct Backward {
     if constexpr (kNative<S>) {
       in.grad = grad;
       in.output = output;
-      if (!joins) return in;
+      if (!joins && !(p.ragged() && at.states.leaks())) return in;
     }
     C* const rows_of_grad = at.step_rows_of(worker, 0);
     C* const rows_of_output = at.step_rows_of(worker, 1);
@@ -261,9 +326,15 @@ struct Backward {
       const S* grad_h_n = joins && p.ends(unit.d, b, t)
                               ? static_cast<const S*>(g.grad_h_n) + (unit.d * p.B + b) * p.H
                               : nullptr;
+      const bool past = !p.inside(b, t);
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
-        Vec<C> x = grad ? load_some(grad + row * width + j, p.H - j) : Vec<C>{};
-        if (grad_h_n) x += load_some(grad_h_n + j, p.H - j);
+        Vec<C> x = grad && !past ? load_some(grad + row * width + j, p.H - j) : Vec<C>{};
+        if (grad_h_n && p.form == Form::voltage) {  // h_n is the state, not the output
+          C* const carry = at.states.sums.row(unit, at.states.kCarry, b) + j;
+          store(carry, load(carry) + load_some(grad_h_n + j, p.H - j));
+        } else if (grad_h_n) {
+          x += load_some(grad_h_n + j, p.H - j);
+        }
         store(rows_of_grad + row * at.step_stride + j, x);
         if (!kNative<S>)
           store(rows_of_output + row * at.step_stride + j,
@@ -279,14 +350,16 @@ struct Backward {
     return in;
   }
 
-  // In the compute type first: the states' buffers are free now, but for the slower members.
-  void grad_hx(const Unit& unit, const F* packed, const Rows<F>& first,
-               const Worker& worker) const {
+  // The gradient of hx or of reset_state: W_hh^T times rows of the gradient of pre-activations, and
+  // what a leak adds past W_hh. output: what entered W_hh. In the compute type first: the states'
+  // buffers are free now, but for the slower members.
+  void grad_state(const Unit& unit, const F* packed, const Rows<F>& first, int carry,
+                  const S* output, void* grad, int64_t n, const Worker& worker) const {
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
     C* const rows = at.step_rows_of(worker, 0);
     for (int64_t m = 0; m < plan.pieces; ++m) {
       const int64_t sequences = unit.b1 - unit.b0;
-      const auto piece = weights.await(unit, m, p.T + 1, first, sequences, worker);
+      const auto piece = weights.await(unit, m, n, first, sequences, worker);
       const Projection<E> project{
           packed + piece.packed_at, piece.state, m > 0 ? rows : nullptr, at.step_stride, rows,
           at.step_stride,           p.H};
@@ -294,14 +367,18 @@ struct Backward {
     }
     for (int64_t b = unit.b0; b < unit.b1; ++b) {
       const int64_t row = (unit.d * p.B + b) * p.H;
-      S* to = static_cast<S*>(out.hx) + row;
+      S* to = static_cast<S*>(grad) + row;
       const S* grad_h_n = static_cast<const S*>(g.grad_h_n) + row;
-      const bool hand_on = g.grad_h_n && p.length(b) == 0;  // no step: h_n was hx
-      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
-        store_some(to + j,
-                   hand_on ? load_some(grad_h_n + j, p.H - j)
-                           : load(rows + (b - unit.b0) * at.step_stride + j),
-                   p.H - j);
+      const bool hand_on = g.grad_h_n && grad == out.hx && p.length(b) == 0;  // h_n was hx
+      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
+        Vec<C> x = load(rows + (b - unit.b0) * at.step_stride + j);
+        if (p.form == Form::voltage) {
+          const Vec<C> h = load_some(output + row + j, p.H - j);
+          for_name(p.nonlinearity, BackwardVectors<C>{&x, &h, 1});
+        }
+        if (at.states.leaks()) x += load(at.states.sums.row(unit, carry, b) + j);
+        store_some(to + j, hand_on ? load_some(grad_h_n + j, p.H - j) : x, p.H - j);
+      }
     }
   }
 
@@ -324,13 +401,28 @@ struct Backward {
         sums.write(d, share.begin, share.end);
       } else {
         const WeightGradients<S, E> sums(p, out, share, at.sums + worker.rank * at.sums_bytes);
-        RowCursor<S> cursor{p, d, 0, p.B, 0};
+        RowCursor<S> cursor = at.cursor(d, 0, p.B, 0);
         sums.add(cursor, p.rows(), at.grad_pre, 0, true);
         sums.write(d, 0, share.end - share.begin);
       }
     }
   }
 };
+
+// The units' sums, one after the other.
+template <class S, class E>
+void alpha_gradients(const BackwardLayout<S, E>& at) {
+  using C = Compute<S>;
+  const Recurrence& p = at.p;
+  for (int d = 0; d < p.D; ++d)
+    for (int64_t j = 0; j < p.H; j += kLanes<C>) {
+      Vec<C> sum = {};
+      for (int64_t part = 0; part < at.plan.batch_parts; ++part)
+        sum += load(at.alpha_sums_of(d * at.plan.batch_parts + part) + j);
+      if (p.form == Form::voltage) sum /= alpha_of<S>(p, d, j);
+      store_some(static_cast<S*>(at.out.alpha[d]) + j, sum, p.H - j);
+    }
+}
 
 template <class S, class E>
 size_t backward_workspace(const Recurrence& p, const RecurrenceGradOut& out, int threads) {
@@ -357,6 +449,7 @@ void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGrad
   worker.wait();
   if (out.input && !plan.own_rows) kernel.feature_gradients(worker);
   if (wants_weights(out)) kernel.weight_gradients(worker);
+  if (out.alpha[0] && worker.rank == 0) alpha_gradients(kernel.at);
 }
 
 }  // namespace rnnext::RNNEXT_ISA

@@ -1,6 +1,7 @@
 // The recurrence on the CPU: check, allocate, fill the params, run the kernel on a team of threads.
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
+#include <ATen/Dispatch.h>
 #include <torch/library.h>
 
 #include "cpu/rnn/binding.h"
@@ -29,6 +30,16 @@ struct Call : ParsedCall {
   Recurrence p;
 };
 
+void check_alpha(const void* alpha, int64_t H, at::ScalarType type) {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type, "alpha", [&] {
+    for (int64_t j = 0; j < H; ++j) {
+      const auto a = static_cast<double>(static_cast<const scalar_t*>(alpha)[j]);
+      TORCH_CHECK_VALUE(a > 0 && a <= 1, "alpha must be in (0, 1], got ", a,
+                        H > 1 ? c10::str(" at ", j) : "");
+    }
+  });
+}
+
 void fill_call(Call& call, const RecurrenceArguments& a) {
   Recurrence& p = call.p;
   parse(a, call, p);
@@ -37,6 +48,8 @@ void fill_call(Call& call, const RecurrenceArguments& a) {
     p.weight_hh[d] = call.keep(a.weight_hh[d]);
     if (s.features) p.weight_ih[d] = call.keep(a.weight_ih[d]);
   }
+  for (int d = 0; p.form != Form::none && d < p.D; ++d)
+    check_alpha(p.alpha[d], p.H, a.weight_hh[0].scalar_type());
   if (s.packed()) {
     p.step_row = s.step_row.data();
     p.lengths = s.row_lengths.data();
@@ -91,25 +104,29 @@ void copy_hx(const Tensor& h_n, const OptionalTensor& hx) {
   }
 }
 
-RecurrenceOp::Results recurrence(const RecurrenceArguments& a) {
+RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   Call call;
   fill_call(call, a);
   Recurrence& p = call.p;
   const auto options = a.weight_hh[0].options();
   Tensor output = empty_large(call.s.output_shape(), options);
   Tensor h_n = empty_large({p.D, p.B, p.H}, options);
+  std::vector<Tensor> saved;
+  if (save && p.form != Form::none) saved.push_back(empty_large(call.s.output_shape(), options));
   if (call.s.N == 0) {
     copy_hx(h_n, a.hx);
-    return {output, h_n};
+    return {output, h_n, saved};
   }
   p.output = output.data_ptr();
   p.h_n = h_n.data_ptr();
+  if (!saved.empty()) p.saved = saved[0].data_ptr();
   run_forward(p, kernels_for(call.dtype));
-  return {output, h_n};
+  return {std::move(output), std::move(h_n), std::move(saved)};
 }
 
 // The lists of weights and biases hold a tensor for each layer.
-RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a) {
+RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) {
+  TORCH_CHECK(!save, "recurrence_stack saves nothing: it has no gradient");
   const size_t L = a.weight_hh.size();
   TORCH_CHECK(L > 0, "weight_hh must hold a tensor for each layer, got none");
   TORCH_CHECK(a.weight_ih.size() == L, "weight_ih must hold ", L, " tensors, one a layer, got ",
@@ -117,12 +134,15 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a) {
   TORCH_CHECK(a.bias_ih.size() == a.bias_hh.size() && (a.bias_ih.empty() || a.bias_ih.size() == L),
               "bias_ih and bias_hh must both hold ", L, " tensors or none, got ", a.bias_ih.size(),
               " and ", a.bias_hh.size());
-  const size_t biases = a.bias_ih.empty() ? 0 : 1;
+  TORCH_CHECK(a.alpha.empty() || a.alpha.size() == L, "alpha must hold ", L,
+              " tensors, one a layer, or none, got ", a.alpha.size());
+  const size_t biases = a.bias_ih.empty() ? 0 : 1, alphas = a.alpha.empty() ? 0 : 1;
   std::vector<Call> calls(L);
   const auto fill = [&](size_t l, const Tensor& x) {
     fill_call(calls[l], {x, std::nullopt, a.weight_ih.slice(l, 1), a.weight_hh.slice(l, 1),
                          a.bias_ih.slice(l * biases, biases), a.bias_hh.slice(l * biases, biases),
-                         a.index, a.lengths, a.batch_sizes, a.nonlinearity, a.reverse});
+                         a.index, a.lengths, a.batch_sizes, a.reset, a.reset_state,
+                         a.alpha.slice(l * alphas, alphas), a.form, a.nonlinearity, a.reverse});
   };
   fill(0, a.input);
   const Recurrence& first = calls[0].p;
@@ -165,32 +185,24 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a) {
     run_team(std::min(threads, n),
              [&](Worker& worker) { kernel.stack(layers.data(), n, workspace.data(), worker); });
   }
-  return {outputs[(L - 1) % 2], h_n};
+  return {outputs[(L - 1) % 2], h_n, {}};
 }
 
-RecurrenceBackwardOp::Results recurrence_backward(const OptionalTensor& grad_output,
-                                                  const OptionalTensor& grad_h_n,
-                                                  const Tensor& output,
-                                                  const RecurrenceArguments& a,
-                                                  RecurrenceBackwardOp::Mask output_mask) {
+RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a) {
   Call call;
   fill_call(call, a);
   const RecurrenceSizes& s = call.s;
   Recurrence& p = call.p;
   const Tensor& like = a.weight_hh[0];
-  check_like(output, "output", s.output_shape(), like);
-  p.output = const_cast<void*>(call.keep(output));
+  check_results(r, s, p, like);
+  p.output = const_cast<void*>(call.keep(r.output));
+  if (!r.saved.empty()) p.saved = const_cast<void*>(call.keep(r.saved[0]));
   RecurrenceGrad g;
-  if (given(grad_output)) {
-    check_like(*grad_output, "grad_output", s.output_shape(), like);
-    g.grad_output = call.keep(*grad_output);
-  }
-  if (given(grad_h_n)) {
-    check_like(*grad_h_n, "grad_h_n", {s.D, s.B, s.H}, like);
-    g.grad_h_n = call.keep(*grad_h_n);
-  }
+  if (given(r.grad_output)) g.grad_output = call.keep(*r.grad_output);
+  if (given(r.grad_h_n)) g.grad_h_n = call.keep(*r.grad_h_n);
 
-  const auto [want_input, want_hx, want_weights, want_bias] = output_mask;
+  const auto [want_input, want_hx, want_weights, want_bias, want_reset_state, want_alpha] =
+      r.output_mask;
   const auto options = like.options();
   const auto compute = call.dtype == DType::f64 ? at::kDouble : at::kFloat;
   const bool empty = s.N == 0;
@@ -199,28 +211,34 @@ RecurrenceBackwardOp::Results recurrence_backward(const OptionalTensor& grad_out
   };
 
   RecurrenceGradOut out;
-  Tensor grad_pre, grad_input = at::empty({0}, options), grad_hx = at::empty({0}, options);
-  std::vector<Tensor> grad_weight_ih, grad_weight_hh, grad_bias;
+  Tensor grad_pre;
+  RecurrenceGradients grad{at::empty({0}, options), at::empty({0}, options), {}, {}, {},
+                           at::empty({0}, options), {}};
   const auto add = [&](std::vector<Tensor>& list, at::IntArrayRef shape) {
     list.push_back(allocate(shape));
     return list.back().data_ptr();
   };
   for (int d = 0; d < p.D; ++d) {
-    if (want_weights) out.weight_hh[d] = add(grad_weight_hh, {s.H, s.H});
-    if (want_weights && s.features) out.weight_ih[d] = add(grad_weight_ih, {s.H, s.I});
-    if (want_bias) out.bias[d] = add(grad_bias, {s.H});
+    if (want_weights) out.weight_hh[d] = add(grad.weight_hh, {s.H, s.H});
+    if (want_weights && s.features) out.weight_ih[d] = add(grad.weight_ih, {s.H, s.I});
+    if (want_bias) out.bias[d] = add(grad.bias, {s.H});
+    if (want_alpha && p.form != Form::none) out.alpha[d] = add(grad.alpha, {s.H});
   }
   if (want_input && s.features) {
-    grad_input = allocate(a.input.sizes());
-    if (s.I > 0) out.input = grad_input.data_ptr();
+    grad.input = allocate(a.input.sizes());
+    if (s.I > 0) out.input = grad.input.data_ptr();
   } else if (want_input) {
     grad_pre = empty_large(s.output_shape(), options.dtype(compute));
     out.pre = grad_pre.data_ptr();
   }
   if (want_hx) {
-    grad_hx = allocate({s.D, s.B, s.H});
-    out.hx = grad_hx.data_ptr();
-    if (empty && given(grad_h_n)) grad_hx.copy_(*grad_h_n);
+    grad.hx = allocate({s.D, s.B, s.H});
+    out.hx = grad.hx.data_ptr();
+    if (empty && given(r.grad_h_n)) grad.hx.copy_(*r.grad_h_n);
+  }
+  if (want_reset_state && p.reset) {
+    grad.reset_state = allocate({s.D, s.B, s.H});
+    out.reset_state = grad.reset_state.data_ptr();
   }
 
   if (!empty) {
@@ -232,23 +250,23 @@ RecurrenceBackwardOp::Results recurrence_backward(const OptionalTensor& grad_out
   }
 
   if (want_input && !s.features) {
-    grad_input = grad_pre;
+    grad.input = grad_pre;
     if (given(a.index)) {
       // A row of the table collects from every row that read it.
-      grad_input = call_op<EmbeddingBackwardOp>(grad_pre.flatten(0, -2), a.index->flatten(),
+      grad.input = call_op<EmbeddingBackwardOp>(grad_pre.flatten(0, -2), a.index->flatten(),
                                                 a.input.size(0), -1, false);
     }
-    grad_input = grad_input.to(options);
+    grad.input = grad.input.to(options);
   }
-  return {grad_input, grad_hx, grad_weight_ih, grad_weight_hh, grad_bias};
+  return grad;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rnnext, CPU, m) {
-  m.impl("recurrence", forward_op<recurrence>);
-  m.impl("recurrence_stack", forward_op<recurrence_stack>);
-  m.impl("recurrence_backward", backward_op<recurrence_backward>);
+  m.impl("recurrence", Recurrences::forward<recurrence>);
+  m.impl("recurrence_stack", Recurrences::forward<recurrence_stack>);
+  m.impl("recurrence_backward", Recurrences::backward<recurrence_backward>);
 }
 
 }  // namespace rnnext

@@ -53,45 +53,34 @@ struct Activation<C, Nonlinearity::identity> {
   static RNNEXT_INLINE Vec<C> backward(Vec<C> grad, Vec<C>) { return grad; }
 };
 
-// What the kernels ask of a cell. It is a value: at(column) is the cell of the hidden units from
-// `column` on, whose numbers it may hold. `forward` gives the state, which is the output, and
-// `backward` the gradient of the pre-activation from the gradient of the state and the state alone.
+// A cell takes a block of R rows times NV vectors, from `row` and `column` of a step on:
+//
+//   forward_block(cell, x, ...)       x: the pre-activations in, the outputs out
+//   backward_block(cell, x, h, ...)   x: the gradients of the outputs in, those of the
+//                                     pre-activations out; h: the outputs
+//
+// kLeaks: the state before enters other than through W_hh. Such a cell holds the rows that hand it
+// on from step to step.
+
+// h = f(p) and nothing else, inlined.
 template <class C, Nonlinearity name>
 struct PlainCell {
-  static constexpr bool kCarries = false;        // the state before enters other than through W_hh
-  static constexpr bool kOutputIsState = true;   // else both must be kept for backward
-  static constexpr bool kHasParameters = false;  // which have gradients
-
-  RNNEXT_INLINE PlainCell at(int64_t) const { return {}; }
-  RNNEXT_INLINE Vec<C> forward(Vec<C> pre) const { return Activation<C, name>::forward(pre); }
-  RNNEXT_INLINE Vec<C> backward(Vec<C> grad, Vec<C> h) const {
-    return Activation<C, name>::backward(grad, h);
-  }
+  static constexpr bool kLeaks = false;
 };
-// Which cells the kernels know: another kind does not compile before they do.
-template <class Cell>
-constexpr bool kKnown = !Cell::kCarries && Cell::kOutputIsState && !Cell::kHasParameters;
-
-// A block of R rows times NV vectors of columns from `column` on, through the cell.
-template <class Cell, class V, int R, int NV>
-RNNEXT_INLINE void forward_block(const Cell& cell, V (&sums)[R][NV], int64_t column) {
-  static_assert(kKnown<Cell>);
-  constexpr int kStep = sizeof(V) / sizeof(sums[0][0][0]);
+template <class C, Nonlinearity name, int R, int NV>
+RNNEXT_INLINE void forward_block(const PlainCell<C, name>&, Vec<C> (&x)[R][NV], int64_t, int64_t) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) sums[r][j] = cell.at(column + j * kStep).forward(sums[r][j]);
+    for (int j = 0; j < NV; ++j) x[r][j] = Activation<C, name>::forward(x[r][j]);
 }
-template <class Cell, class V, int R, int NV>
-RNNEXT_INLINE void backward_block(const Cell& cell, V (&grad)[R][NV], const V (&h)[R][NV],
-                                  int64_t column) {
-  static_assert(kKnown<Cell>);
-  constexpr int kStep = sizeof(V) / sizeof(grad[0][0][0]);
+template <class C, Nonlinearity name, int R, int NV>
+RNNEXT_INLINE void backward_block(const PlainCell<C, name>&, Vec<C> (&x)[R][NV],
+                                  const Vec<C> (&h)[R][NV], int64_t, int64_t) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j)
-      grad[r][j] = cell.at(column + j * kStep).backward(grad[r][j], h[r][j]);
+    for (int j = 0; j < NV; ++j) x[r][j] = Activation<C, name>::backward(x[r][j], h[r][j]);
 }
 
 // Any nonlinearity, chosen at run time, for a whole block in memory. Tiles of tanh and relu have
@@ -99,6 +88,7 @@ RNNEXT_INLINE void backward_block(const Cell& cell, V (&grad)[R][NV], const V (&
 // and costs a pass of the block through the first cache.
 template <class C>
 struct NamedCell {
+  static constexpr bool kLeaks = false;
   Nonlinearity name;
 };
 template <class C>
@@ -125,18 +115,166 @@ RNNEXT_TILE void for_name(Nonlinearity name, const Vectors& f) {
   RNNEXT_RETURN_FOR(name);
 }
 template <class C, int R, int NV>
-RNNEXT_INLINE void forward_block(const NamedCell<C>& cell, Vec<C> (&sums)[R][NV], int64_t) {
-  for_name(cell.name, ForwardVectors<C>{&sums[0][0], R * NV});
+RNNEXT_INLINE void forward_block(const NamedCell<C>& cell, Vec<C> (&x)[R][NV], int64_t, int64_t) {
+  for_name(cell.name, ForwardVectors<C>{&x[0][0], R * NV});
 }
 template <class C, int R, int NV>
-RNNEXT_INLINE void backward_block(const NamedCell<C>& cell, Vec<C> (&grad)[R][NV],
-                                  const Vec<C> (&h)[R][NV], int64_t) {
-  for_name(cell.name, BackwardVectors<C>{&grad[0][0], &h[0][0], R * NV});
+RNNEXT_INLINE void backward_block(const NamedCell<C>& cell, Vec<C> (&x)[R][NV],
+                                  const Vec<C> (&h)[R][NV], int64_t, int64_t) {
+  for_name(cell.name, BackwardVectors<C>{&x[0][0], &h[0][0], R * NV});
+}
+
+// A leak (recurrence/nonlinearity.h has the forms) over any nonlinearity, both chosen at run time for
+// a whole block in memory, as NamedCell does.
+template <class S>
+struct LeakyCell {
+  using C = Compute<S>;
+  static constexpr bool kLeaks = true;
+  Form form;
+  Nonlinearity name;
+  int64_t H;
+  const C* alpha = nullptr;  // [H] and more, to whole panels
+  // Rows of scratch `stride` apart, each read and then written at the same place. Forward, carry:
+  // the state. Backward, carry: the gradient of the state before, but for what comes through W_hh;
+  // mixed: the gradient of what the leak mixes, or null where alpha needs no gradient.
+  C* carry = nullptr;
+  C* mixed = nullptr;
+  int64_t stride = 0;
+  S* saved = nullptr;  // the step's rows of Recurrence::saved, or null
+  int64_t saved_stride = 0;
+  C* alpha_grad = nullptr;  // [H] and more: its sums, but for a factor (see BackwardLeak)
+};
+
+// (1 - a) x + a y: y itself where a is 1.
+template <class C>
+RNNEXT_INLINE Vec<C> mix(Vec<C> a, Vec<C> x, Vec<C> y) {
+  return fused<C>(1 - a, x, a * y);
+}
+
+template <class S>
+struct ForwardLeak {
+  using C = Compute<S>;
+  const LeakyCell<S>& cell;
+  Vec<C>* x;
+  int rows, vectors;
+  int64_t row, column;
+
+  template <Nonlinearity name>
+  RNNEXT_INLINE void operator()(Named<name>) const {
+    switch (cell.form) {
+      case Form::rate:
+        return run<Activation<C, name>, Form::rate>();
+      case Form::voltage:
+        return run<Activation<C, name>, Form::voltage>();
+      case Form::blend:
+        return run<Activation<C, name>, Form::blend>();
+      case Form::none:
+        break;
+    }
+    __builtin_unreachable();
+  }
+  template <class Activation, Form form>
+  RNNEXT_INLINE void run() const {
+    for (int r = 0; r < rows; ++r)
+      for (int v = 0; v < vectors; ++v) {
+        const int64_t j = column + v * kLanes<C>;
+        C* const carry = cell.carry + (row + r) * cell.stride + j;
+        const Vec<C> a = load(cell.alpha + j), before = load(carry);
+        Vec<C>& at = x[r * vectors + v];
+        Vec<C> state, output, kept;
+        if constexpr (form == Form::rate) {
+          kept = Activation::forward(at);
+          output = state = as_stored<S>(mix<C>(a, before, kept));
+        } else if constexpr (form == Form::voltage) {
+          kept = state = as_stored<S>(mix<C>(a, before, at));
+          output = Activation::forward(state);
+        } else {
+          kept = at;
+          output = state = as_stored<S>(Activation::forward(mix<C>(a, before, at)));
+        }
+        store(carry, state);
+        if (cell.saved)
+          store_some(cell.saved + (row + r) * cell.saved_stride + j, kept, cell.H - j);
+        at = output;
+      }
+  }
+};
+
+// With q the gradient of what the leak mixes, s' the state before and c what is mixed with it, the
+// gradient of alpha is the sum of q (c - s'). A step adds its own q c and, of the step after it, the
+// part q s', whose s' is the state that this one left. Voltage keeps s instead of c, and
+// c - s' = (s - s') / alpha: that sum is to be divided by alpha.
+template <class S>
+struct BackwardLeak {
+  using C = Compute<S>;
+  const LeakyCell<S>& cell;
+  Vec<C>* x;
+  const Vec<C>* h;
+  int rows, vectors;
+  int64_t row, column;
+
+  template <Nonlinearity name>
+  RNNEXT_INLINE void operator()(Named<name>) const {
+    switch (cell.form) {
+      case Form::rate:
+        return run<Activation<C, name>, Form::rate>();
+      case Form::voltage:
+        return run<Activation<C, name>, Form::voltage>();
+      case Form::blend:
+        return run<Activation<C, name>, Form::blend>();
+      case Form::none:
+        break;
+    }
+    __builtin_unreachable();
+  }
+  template <class Activation, Form form>
+  RNNEXT_INLINE void run() const {
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t j = column + v * kLanes<C>;
+      const Vec<C> a = load(cell.alpha + j);
+      Vec<C> sum = {};
+      for (int r = 0; r < rows; ++r) {
+        const int64_t at = (row + r) * cell.stride + j;
+        const S* const saved = cell.saved + (row + r) * cell.saved_stride + j;
+        const Vec<C> kept = cell.saved ? load_some(saved, cell.H - j) : Vec<C>{};
+        const Vec<C> carry = load(cell.carry + at), output = h[r * vectors + v];
+        Vec<C>& grad = x[r * vectors + v];
+        Vec<C> q;
+        if constexpr (form == Form::rate) {
+          q = grad + carry;
+          grad = Activation::backward(a * q, kept);
+        } else if constexpr (form == Form::voltage) {
+          q = Activation::backward(grad, output) + carry;
+          grad = a * q;
+        } else {
+          q = Activation::backward(grad + carry, output);
+          grad = a * q;
+        }
+        store(cell.carry + at, (1 - a) * q);
+        if (!cell.mixed) continue;
+        const Vec<C> after = load(cell.mixed + at);
+        sum += q * kept - after * (form == Form::voltage ? kept : output);
+        store(cell.mixed + at, q);
+      }
+      if (cell.mixed) store(cell.alpha_grad + j, load(cell.alpha_grad + j) + sum);
+    }
+  }
+};
+template <class S, class V, int R, int NV>
+RNNEXT_INLINE void forward_block(const LeakyCell<S>& cell, V (&x)[R][NV], int64_t row,
+                                 int64_t column) {
+  for_name(cell.name, ForwardLeak<S>{cell, &x[0][0], R, NV, row, column});
+}
+template <class S, class V, int R, int NV>
+RNNEXT_INLINE void backward_block(const LeakyCell<S>& cell, V (&x)[R][NV], const V (&h)[R][NV],
+                                  int64_t row, int64_t column) {
+  for_name(cell.name, BackwardLeak<S>{cell, &x[0][0], &h[0][0], R, NV, row, column});
 }
 
 // f(cell) for the cell of a call.
-template <class C, class F>
+template <class S, class F, class C = Compute<S>>
 RNNEXT_INLINE void with_cell(const Recurrence& p, const F& f) {
+  if (p.form != Form::none) return f(LeakyCell<S>{p.form, p.nonlinearity, p.H});
   switch (p.nonlinearity) {
     case Nonlinearity::tanh:
       return f(PlainCell<C, Nonlinearity::tanh>{});

@@ -60,7 +60,7 @@ struct ForwardStep {
   }
   template <int R, int NV>
   RNNEXT_INLINE void finish(Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
-    forward_block(cell, sums, column);
+    forward_block(cell, sums, row, column);
     store_factors(sums, next + row * next_stride, next_stride, column, next_end);
     if (output) store_tile(sums, output + row * output_stride + column, output_stride, H - column);
   }
@@ -104,12 +104,13 @@ struct ForwardLayout {
   }
 
   struct Scratch {  // of one worker
-    C *bias, *pre;
+    C *bias, *alpha, *pre;
     F* features;
     size_t bytes;
     Scratch(const ForwardLayout& at, char* base) {
       Arena arena{base};
       bias = arena.take<C>(at.columns);
+      alpha = arena.take<C>(at.p.form == Form::none ? 0 : at.columns);
       pre =
           arena.take<C>(at.plan.projects ? at.plan.chunk_rows * scratch_stride<C>(at.columns) : 0);
       features = arena.take<F>(at.p.I > 0 ? at.plan.chunk_rows * scratch_stride<F>(at.p.I) : 0);
@@ -163,7 +164,7 @@ struct Forward {
   }
 
   void run(const Unit& unit, Worker& worker, const Wavefront& wavefront = {}) const {
-    with_cell<C>(p, Steps{*this, unit, worker, wavefront});
+    with_cell<S>(p, Steps{*this, unit, worker, wavefront});
   }
   struct Steps {
     const Forward& kernel;
@@ -190,8 +191,17 @@ struct Forward {
                               width};
     if (unit.members > 1) worker.advance();
     step.far = plan.far;
+    if constexpr (Cell::kLeaks) {
+      for (int64_t j = 0; j < at.columns; j += kLanes<C>)
+        store(s.alpha + j, alpha_of<S>(p, unit.d, first_column + j));
+      step.cell.alpha = s.alpha - first_column;
+      step.cell.carry = at.states.carry.row(unit, 0, unit.b0);
+      step.cell.stride = at.states.carry.stride;
+      step.cell.saved_stride = width;
+    }
     // Zeros need no product; but a weight that is not finite makes NaN of them.
-    const bool starts_from_zeros = !p.hx && at.is_finite(unit);
+    const bool starts_from_zeros =
+        !p.hx && !p.reset_state && p.form != Form::voltage && at.is_finite(unit);
     const bool reverse = p.reverse[unit.d];
     for (int64_t done = 0; done < p.T;) {
       const Chunk chunk = next_chunk(p, unit, done, reverse, plan.projects ? plan.chunk_rows : 0);
@@ -211,6 +221,9 @@ struct Forward {
         C* const pre = s.pre + row * pre_stride - first_column;
         if (plan.projects) step.start_from(pre, pre_stride);
         at.states.open(step, unit, done, output);
+        if constexpr (Cell::kLeaks)
+          step.cell.saved = p.saved ? static_cast<S*>(p.saved) + (output - static_cast<S*>(p.output))
+                                    : nullptr;
         if (done == 0 && (plan.from_hx || starts_from_zeros)) {
           // Nobody waits for anybody.
           step.packed = at.packed_hh(copy);

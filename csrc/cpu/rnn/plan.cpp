@@ -63,7 +63,8 @@ double layer_cycles(const Recurrence& p, const KernelShape& shape, const Machine
 ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Machine& machine,
                          int threads, bool stacked) {
   ForwardPlan plan{};
-  plan.one_step = p.T == 1 && p.B <= kOneStepRows && !p.ragged() && !p.packed;
+  const bool leaks = p.form != Form::none;
+  plan.one_step = p.T == 1 && p.B <= kOneStepRows && p.plain() && !leaks && !p.packed;
   if (plan.one_step) return plan;  // hidden units shared out evenly, and that is all
   static_cast<Plan&>(plan) = share_out(p, shape, machine, threads);
   const int64_t weights = shape.packed_bytes(p.I, p.H) + shape.packed_bytes(p.H, p.H);
@@ -71,9 +72,9 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   plan.own_weights = !p.packed && (plan.batch_parts == 1 || small);
   plan.projects = p.I == 0 || (p.T > 1 && (plan.unit_rows < kFewRows || !small || plan.pieces > 1));
   const int64_t width = p.D * p.H * shape.storage_bytes;
-  if (shape.stored_as_factors() && p.H % shape.depth == 0 && !p.ragged()) {
+  if (shape.stored_as_factors() && p.H % shape.depth == 0 && p.plain()) {
     if (plan.hidden_parts == 1 && width < kSameSetBytes) plan.state = Home::rows;
-    plan.from_hx = p.hx && p.T == 1;
+    plan.from_hx = p.hx && p.T == 1 && !leaks;
   }
   const int64_t columns = divide_up(shape.panels(p.H), plan.hidden_parts) * shape.panel;
   const int64_t features =
@@ -98,7 +99,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   // Few rows travel faster from one core to another than the sums over them.
   plan.own_sums = own && wants_weights(out) && (plan.batch_parts == 1 || p.rows() >= p.H);
   plan.own_rows = own && p.D == 1 && p.I > 0 && plan.own_sums == wants_weights(out);
-  if (shape.depth == 1 && !p.ragged() && plan.hidden_parts == 1 &&
+  if (shape.depth == 1 && p.plain() && plan.hidden_parts == 1 &&
       (plan.own_rows || p.D * p.H * shape.compute_bytes < kSameSetBytes))
     plan.state = Home::rows;
   plan.chunk_rows =

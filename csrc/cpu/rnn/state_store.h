@@ -3,28 +3,46 @@
 // or on sequences of different lengths, is here.
 #pragma once
 
+#include "cpu/rnn/cell.h"
 #include "cpu/rnn/units.h"
 
 namespace rnnext::RNNEXT_ISA {
 
-// Buffers of rows of factors for the states of each unit.
-template <class E>
+// Buffers of rows of T for the states of each unit.
+template <class T>
 struct StateBuffers {
-  using F = typename E::Factor;
   int64_t stride, rows;  // of a unit
   int count;
-  F* first = nullptr;
+  T* first = nullptr;
 
   StateBuffers(const Recurrence& p, const Plan& plan, int count, Arena& arena)
-      : stride(scratch_stride<F>(p.H)), rows(plan.unit_rows), count(count) {
-    first = arena.take<F>(plan.units * unit_size());
+      : stride(scratch_stride<T>(p.H)), rows(plan.unit_rows), count(count) {
+    if (count > 0) first = arena.take<T>(plan.units * unit_size());
   }
-  int64_t unit_size() const { return count * rows * stride + kApart / sizeof(F); }
-  F* row(const Unit& unit, int buffer, int64_t b) const {
+  int64_t unit_size() const { return count * rows * stride + kApart / sizeof(T); }
+  T* row(const Unit& unit, int buffer, int64_t b) const {
     return first + unit.group * unit_size() + (buffer * rows + b - unit.b0) * stride;
   }
-  Rows<F> all(const Unit& unit, int buffer) const { return {row(unit, buffer, unit.b0), stride}; }
+  Rows<T> all(const Unit& unit, int buffer) const { return {row(unit, buffer, unit.b0), stride}; }
 };
+
+// The part of row b of direction d of hx, or of what has its shape.
+template <class S>
+const S* state_row(const Recurrence& p, const void* states, int d, int64_t b) {
+  return states ? static_cast<const S*>(states) + (d * p.B + b) * p.H : nullptr;
+}
+template <class S>
+Vec<Compute<S>> load_state(const S* state, int64_t j, int64_t n) {
+  return state ? load_some(state + j, n) : Vec<Compute<S>>{};
+}
+
+// What enters W_hh of a state: the output that it stands for.
+template <class S>
+Vec<Compute<S>> output_of(const Recurrence& p, Vec<Compute<S>> state) {
+  if (p.form != Form::voltage) return state;
+  for_name(p.nonlinearity, ForwardVectors<Compute<S>>{&state, 1});
+  return as_stored<S>(state);
+}
 
 // The states of the forward pass. Home::rows: the output. In scratch two buffers take turns, in the
 // storage type's precision: a sequence cut into several calls gives the same bits.
@@ -34,28 +52,31 @@ struct ForwardStates {
   using C = Compute<S>;
   const Recurrence& p;
   const ForwardPlan& plan;
-  StateBuffers<E> buffers;
+  StateBuffers<F> buffers;
+  StateBuffers<C> carry;  // a leak's states: what enters W_hh may be rounded, or another number
 
   ForwardStates(const Recurrence& p, const ForwardPlan& plan, Arena& arena)
-      : p(p), plan(plan), buffers(p, plan, 2, arena) {}
+      : p(p),
+        plan(plan),
+        buffers(p, plan, 2, arena),
+        carry(p, plan, p.form == Form::none ? 0 : 1, arena) {}
 
   // What the unit's first step reads: hx, or zeros. Both buffers start from it, since a sequence
   // that begins late finds it in either; one that never does ends with it.
   Rows<F> begin(const Unit& unit) const {
-    if (plan.from_hx) {
-      const S* first = static_cast<const S*>(p.hx) + (unit.d * p.B + unit.b0) * p.H;
-      return {reinterpret_cast<const F*>(first), p.H / kDepth<F>};
-    }
+    if (plan.from_hx)
+      return {reinterpret_cast<const F*>(state_row<S>(p, p.hx, unit.d, unit.b0)), p.H / kDepth<F>};
+    const int64_t t = p.reverse[unit.d] ? p.T - 1 : 0;
     for (int64_t b = unit.b0; b < unit.b1; ++b) {
-      const S* hx = p.hx ? static_cast<const S*>(p.hx) + (unit.d * p.B + b) * p.H : nullptr;
+      const S* hx = state_row<S>(p, p.hx, unit.d, b);
+      const bool anew = p.restarts(unit.d, b, t);
+      const S* start = anew ? state_row<S>(p, p.reset_state, unit.d, b) : hx;
       S* h_n = static_cast<S*>(p.h_n) + (unit.d * p.B + b) * p.H;
       const bool empty = p.length(b) == 0;
-      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
-        const Vec<C> h = hx ? load_some(hx + j, p.H - j) : Vec<C>{};
-        for (int buffer = 0; buffer < 2; ++buffer)
-          Factors<F>::store(buffers.row(unit, buffer, b), j, h);
-        if (empty) store_some(h_n + j, h, p.H - j);
-      }
+      for (int buffer = 0; buffer < 2; ++buffer)
+        put(unit, b, start, buffers.row(unit, buffer, b));
+      for (int64_t j = unit.p0 * kPanel<C>; empty && j < unit.p1 * kPanel<C>; j += kLanes<C>)
+        store_some(h_n + j, load_state(hx, j, p.H - j), p.H - j);
     }
     return buffers.all(unit, 0);
   }
@@ -84,20 +105,42 @@ struct ForwardStates {
       if (!kNative<S> || p.ragged()) mend(unit, t, rows, step.state.first, step.next, output);
     }
     if (p.ragged() || done + 1 == p.T) end(unit, t, rows, output);
+    if (p.reset && done + 1 < p.T) {
+      const int64_t next = p.reverse[unit.d] ? t - 1 : t + 1;
+      for (int64_t b = unit.b0; b < unit.b1; ++b)
+        if (p.restarts(unit.d, b, next))
+          put(unit, b, state_row<S>(p, p.reset_state, unit.d, b),
+              step.next + (b - unit.b0) * buffers.stride);
+    }
     step.state = {step.next, step.next_stride};
   }
 
  private:
+  // Makes this the state of sequence b, which the next step reads from the row `next`.
+  void put(const Unit& unit, int64_t b, const S* state, F* next) const {
+    for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
+      const Vec<C> x = load_state(state, j, p.H - j);
+      if (carry.count) store(carry.row(unit, 0, b) + j, x);
+      Factors<F>::store(next, j, output_of<S>(p, x));
+    }
+  }
   // Rows past their sequence's end keep the state; 16-bit rows go to the output, rounded.
   void mend(const Unit& unit, int64_t t, int64_t rows, const F* state, F* next, S* output) const {
     const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
+    S* saved = p.saved ? static_cast<S*>(p.saved) + (output - static_cast<S*>(p.output)) : nullptr;
     for (int64_t row = 0; row < rows;
          ++row, state += buffers.stride, next += buffers.stride, output += p.D * p.H) {
-      const bool past = !p.inside(unit.b0 + row, t);
+      const int64_t b = unit.b0 + row;
+      const bool past = !p.inside(b, t);
       for (int64_t j = from; j < to; j += kLanes<C>) {
         if (past) {
           copy_factors(next, state, j);
           store_some(output + j, Vec<C>{}, p.H - j);
+          if (saved) store_some(saved + row * p.D * p.H + j, Vec<C>{}, p.H - j);
+          // (After the last step nobody reads it.)
+          if (carry.count)
+            store(carry.row(unit, 0, b) + j,
+                  load_state(state_row<S>(p, p.hx, unit.d, b), j, p.H - j));
         } else if constexpr (!kNative<S> && kStoredAsFactors<S, F>) {
           __builtin_memcpy(output + j, next + j / kDepth<F>,
                            min_of(kLanes<C>, p.H - j) * sizeof(S));
@@ -113,32 +156,52 @@ struct ForwardStates {
     for (int64_t row = 0; row < rows; ++row, output += p.D * p.H) {
       const int64_t b = unit.b0 + row;
       if (!p.ends(unit.d, b, t) || !p.inside(b, t)) continue;
-      __builtin_memcpy(static_cast<S*>(p.h_n) + (unit.d * p.B + b) * p.H + from, output + from,
-                       (to - from) * sizeof(S));
+      S* const h_n = static_cast<S*>(p.h_n) + (unit.d * p.B + b) * p.H;
+      if (p.form != Form::voltage) {
+        __builtin_memcpy(h_n + from, output + from, (to - from) * sizeof(S));
+      } else {
+        for (int64_t j = from; j < to; j += kLanes<C>)
+          store_some(h_n + j, load(carry.row(unit, 0, b) + j), p.H - j);
+      }
     }
   }
 };
 
 // The states of the backward pass: gradients of pre-activations. Home::rows: the rows of grad_pre.
 // In scratch buffers 0 and 1 take turns; buffer 2 keeps those of the sequences' first steps, whose
-// product with W_hh is the gradient of hx.
+// product with W_hh is the gradient of hx; buffer 3 takes the sums over resets at the end.
 template <class S, class E>
 struct BackwardStates {
   using F = typename E::Factor;
   using C = Compute<S>;
   const Recurrence& p;
+  const RecurrenceGradOut& out;
   const BackwardPlan& plan;
-  StateBuffers<E> buffers;
+  StateBuffers<F> buffers;
+  // Rows of sums. What goes past W_hh to the state before a step: of the step at hand, of the
+  // sequences' first steps, summed over resets. The gradient of what the leak mixes. And that of
+  // the pre-activations, summed over resets.
+  enum Sums { kCarry, kFirst, kResetCarry, kMixed, kResetPre, kCount };
+  StateBuffers<C> sums;
 
-  BackwardStates(const Recurrence& p, const BackwardPlan& plan, Arena& arena)
-      : p(p), plan(plan), buffers(p, plan, 3, arena) {}
+  BackwardStates(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
+                 Arena& arena)
+      : p(p),
+        out(out),
+        plan(plan),
+        buffers(p, plan, 4, arena),
+        sums(p, plan, leaks() || out.reset_state ? kCount : 0, arena) {}
+
+  bool leaks() const { return p.form != Form::none; }
 
   // Zeros, which the unit's last steps read.
   Rows<F> begin(const Unit& unit) const {
     for (int64_t b = unit.b0; b < unit.b1; ++b)
-      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
+      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
         for (int buffer = 0; buffer < 3; ++buffer)
           Factors<F>::store(buffers.row(unit, buffer, b), j, Vec<C>{});
+        for (int i = 0; i < sums.count; ++i) store(sums.row(unit, i, b) + j, Vec<C>{});
+      }
     return buffers.all(unit, 2);
   }
 
@@ -156,6 +219,30 @@ struct BackwardStates {
     return {next, buffers.stride};
   }
 
+  // Where a pass through a sequence, or through an episode of it, begins with step t, nothing goes
+  // on to the step before; hx and reset_state get it. alpha_grad: of LeakyCell, or null.
+  void cut(const Unit& unit, int64_t t, int64_t rows, F* next, const C* grad_pre, int64_t stride,
+           C* alpha_grad) const {
+    if (!p.reset && !leaks()) return;
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t b = unit.b0 + row;
+      const bool anew = p.restarts(unit.d, b, t);
+      if (anew || p.starts(unit.d, b, t))
+        cut_row(unit, b, anew, next ? next + row * buffers.stride : nullptr,
+                grad_pre + row * stride, alpha_grad);
+    }
+  }
+
+  // The sums over resets as rows of factors.
+  Rows<F> resets(const Unit& unit) const {
+    for (int64_t b = unit.b0; b < unit.b1; ++b)
+      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
+        Factors<F>::store(buffers.row(unit, 3, b), j, load(sums.row(unit, kResetPre, b) + j));
+    if (unit.last)
+      clear_half_pairs(buffers.row(unit, 3, unit.b0), unit.b1 - unit.b0, buffers.stride, p.H);
+    return buffers.all(unit, 3);
+  }
+
   // A state whose rows are about to be overwritten, in a place of its own.
   Rows<F> keep(const Unit& unit, const Rows<F>& state) const {
     if (plan.state == Home::scratch) return state;
@@ -171,11 +258,34 @@ struct BackwardStates {
   }
 
  private:
+  void cut_row(const Unit& unit, int64_t b, bool anew, F* next, const C* grad_pre,
+               C* alpha_grad) const {
+    const S* const before = state_row<S>(p, anew ? p.reset_state : p.hx, unit.d, b);
+    for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
+      const auto add = [&](Sums to, Vec<C> x) {
+        C* const at = sums.row(unit, to, b) + j;
+        store(at, load(at) + x);
+      };
+      if (anew && out.reset_state) add(kResetPre, load_some(grad_pre + j, p.H - j));
+      if (leaks()) {
+        C* const carry = sums.row(unit, kCarry, b) + j;
+        C* const mixed = sums.row(unit, kMixed, b) + j;
+        add(anew ? kResetCarry : kFirst, load(carry));
+        if (alpha_grad && before)
+          store(alpha_grad + j, load(alpha_grad + j) - load(mixed) * load_some(before + j, p.H - j));
+        store(carry, Vec<C>{});
+        store(mixed, Vec<C>{});
+      }
+      // (Of the last step of all, the state is read once more, for the gradient of hx.)
+      if (next && (anew || p.ragged())) Factors<F>::store(next, j, Vec<C>{});
+    }
+  }
   // Rows past their sequence's end have no gradient; a first step's is kept.
   void mend(const Unit& unit, int64_t t, int64_t rows, F* next, C* grad_pre, int64_t stride) const {
     for (int64_t row = 0; row < rows; ++row, next += buffers.stride, grad_pre += stride) {
       const int64_t b = unit.b0 + row;
-      const bool past = !p.inside(b, t), starts = p.starts(unit.d, b, t);
+      const bool past = !p.inside(b, t);
+      const bool starts = p.starts(unit.d, b, t) && !p.restarts(unit.d, b, t);
       if (!past && !starts) continue;
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
         if (past) {

@@ -117,6 +117,15 @@ Vec<Compute<S>> bias_of(const Recurrence& p, int d, int64_t j) {
          load_some(static_cast<const S*>(p.bias_hh[d]) + j, p.H - j);
 }
 
+// alpha of hidden units j and up; past H ones.
+template <class S>
+Vec<Compute<S>> alpha_of(const Recurrence& p, int d, int64_t j) {
+  const S* const alpha = static_cast<const S*>(p.alpha[d]);
+  Vec<Compute<S>> a = load_some(alpha + j, p.H - j);
+  for (int64_t i = max_of(0, p.H - j); i < kLanes<Compute<S>>; ++i) a[i] = 1;
+  return a;
+}
+
 // Calls kernel.run(unit, worker) for what is `worker`'s share.
 template <class C, class Kernel>
 void run_units(const Kernel& kernel, const Plan& plan, const Recurrence& p, Worker& worker) {

@@ -2,7 +2,7 @@
 // times the state, or the features, that the row started from.
 #pragma once
 
-#include "cpu/rnn/units.h"
+#include "cpu/rnn/state_store.h"
 
 namespace rnnext::RNNEXT_ISA {
 
@@ -10,6 +10,7 @@ namespace rnnext::RNNEXT_ISA {
 template <class S>
 struct RowCursor {
   const Recurrence& p;
+  const S *starts, *resets;  // [D,B,H] what enters W_hh before the first step, after a reset; or null
   int d;
   int64_t b0, b1;
   int64_t t, b = b0;
@@ -25,8 +26,8 @@ struct RowCursor {
   // What the row was multiplied with, W_hh and W_ih; null: zeros.
   const S* state() const {
     if (!p.inside(b, t)) return nullptr;
-    if (p.starts(d, b, t))
-      return p.hx ? static_cast<const S*>(p.hx) + (d * p.B + b) * p.H : nullptr;
+    if (p.restarts(d, b, t)) return state_row<S>(p, resets, d, b);
+    if (p.starts(d, b, t)) return state_row<S>(p, starts, d, b);
     const int64_t before = p.before(d, t);
     return static_cast<const S*>(p.output) + (p.first_row(before) + b) * p.D * p.H + d * p.H;
   }

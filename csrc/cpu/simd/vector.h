@@ -121,6 +121,21 @@ RNNEXT_INLINE V at_most(V x, C limit) {
 #endif
 }
 
+// a * b + c, rounded once where the CPU can: GCC contracts such sums as it likes, here one way, there
+// another.
+template <class C>
+RNNEXT_INLINE Vec<C> fused(Vec<C> a, Vec<C> b, Vec<C> c) {
+#if RNNEXT_VECTOR_BYTES == 64
+  if constexpr (sizeof(C) == 4) return (Vec<C>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  if constexpr (sizeof(C) == 8) return (Vec<C>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif RNNEXT_VECTOR_BYTES == 32
+  if constexpr (sizeof(C) == 4) return (Vec<C>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  if constexpr (sizeof(C) == 8) return (Vec<C>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  return a * b + c;
+#endif
+}
+
 template <class C>
 struct SignBit;
 template <>
@@ -136,6 +151,15 @@ template <class V>
 RNNEXT_INLINE V magnitude(V x) {
   using Bits = decltype(x < x);
   return (V)((Bits)x & ~SignBit<decltype(x[0] + x[0])>::value);
+}
+
+// x as it would be read back from storage.
+template <class S>
+RNNEXT_INLINE Vec<Compute<S>> as_stored(Vec<Compute<S>> x) {
+  if constexpr (kNative<S>) return x;
+  S lanes[kLanes<Compute<S>>];
+  store(lanes, x);
+  return load(lanes);
 }
 
 // The first n lanes: tails. Out of line, but where the CPU can mask a vector.

@@ -208,7 +208,7 @@ struct Call : ParsedCall {
   }
 };
 
-RecurrenceOp::Results recurrence(const RecurrenceArguments& a) {
+RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
   Call call(a);
@@ -248,11 +248,7 @@ Tensor weight_gradient(const Tensor& grad, const Tensor& states, const OptionalT
   return result;
 }
 
-RecurrenceBackwardOp::Results recurrence_backward(const OptionalTensor& grad_output,
-                                                  const OptionalTensor& grad_h_n,
-                                                  const Tensor& output,
-                                                  const RecurrenceArguments& a,
-                                                  RecurrenceBackwardOp::Mask output_mask) {
+RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a) {
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
   Call call(a);

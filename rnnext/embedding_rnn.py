@@ -1,0 +1,143 @@
+"""EmbeddingRNN: tokens in, states out, the embedding multiplied with W_ih once a token."""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnext import _layers
+from rnnext.embedding import Embedding
+from rnnext.rnn import RNN, nonlinearity_of, weights_of
+
+__all__ = ["EmbeddingRNN"]
+
+_Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
+
+
+class EmbeddingRNN(nn.Module):
+    """An embedding and an Elman RNN over it: ``rnn(embedding(tokens))``, computed another way.
+
+    The rows of the table that occur are multiplied with the first layer's W_ih once, however often
+    they occur, and each step picks its product by token: neither the embedded sequence
+    ``[T, B, E]`` nor its product is ever made. Where tokens hardly repeat, it is computed as it is
+    written. Results and gradients are equal but for rounding.
+
+    Args:
+        num_embeddings: V, the number of tokens.
+        embedding_dim: E, the size of a row of the table.
+        hidden_size: H.
+        num_layers: L. Default: 1.
+        nonlinearity: ``"tanh"`` or ``"relu"``. Default: ``"tanh"``.
+        bias: whether the RNN has biases. Default: ``True``.
+        batch_first: whether tokens are ``[B, T]`` and the output ``[B, T, D * H]``.
+            Default: ``False``.
+        dropout: as :class:`rnnext.RNN`'s. Default: 0.
+        bidirectional: as :class:`rnnext.RNN`'s. Default: ``False``.
+        padding_idx: the row, in -V..V-1, that starts as zeros and gets no gradient. Default: none.
+        device: where the parameters are made. Default: torch's default device.
+        dtype: of the parameters. Default: torch's default.
+
+    Attributes:
+        embedding: the :class:`rnnext.Embedding`.
+        rnn: the :class:`rnnext.RNN`.
+
+    Raises:
+        TypeError, ValueError, AssertionError: as the two modules'.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        padding_idx: int | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.embedding = Embedding(
+            num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype
+        )
+        self.rnn = RNN(
+            embedding_dim,
+            hidden_size,
+            num_layers,
+            nonlinearity,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device,
+            dtype,
+        )
+
+    def forward(
+        self,
+        tokens: _Sequence,
+        hx: Tensor | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[_Sequence, Tensor]:
+        """Run over whole sequences of tokens.
+
+        Args:
+            tokens: int32 or int64, each in 0..V-1: ``[T, B]``, ``[B, T]`` with ``batch_first``,
+                ``[T]`` for one sequence, or a packed sequence of ``[N]`` data.
+            hx: the first states, ``[L * D, B, H]``, or ``[L * D, H]`` for one sequence.
+                Default: zeros.
+            lengths: the number of steps of each row, as :meth:`rnnext.RNN.forward`'s.
+            reset: where a new episode begins, as :meth:`rnnext.RNN.forward`'s.
+
+        Returns:
+            ``(output, h_n)``: as :meth:`rnnext.RNN.forward`'s.
+
+        Raises:
+            IndexError: a token is outside 0..V-1; the message names it and its position.
+            ValueError, TypeError, RuntimeError: as :meth:`rnnext.RNN.forward`.
+        """
+        data = tokens.data if isinstance(tokens, PackedSequence) else tokens
+        table = self._table(data)
+        if table is None:
+            features = self.embedding(data)
+            if isinstance(tokens, PackedSequence):
+                features = tokens._replace(data=features)
+            return self.rnn(features, hx, lengths, reset)
+        rnn = self.rnn
+        rows, index = table
+        batch = tokens._replace(data=index) if isinstance(tokens, PackedSequence) else index
+        return _layers.run(
+            batch,
+            hx,
+            weights_of(rnn, rnn._flat_weights_names),
+            rnn.bias,
+            rnn.num_layers,
+            rnn.bidirectional,
+            rnn.batch_first,
+            rnn.dropout,
+            rnn.training,
+            lengths,
+            nonlinearity_of(rnn),
+            reset,
+            table=self.embedding(rows),
+        )
+
+    def _table(self, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The rows of the table to multiply with W_ih, and which of them each token is.
+
+        None where there would be about as many as tokens.
+        """
+        V, N = self.embedding.num_embeddings, tokens.numel()
+        if V <= N // 2:
+            return torch.arange(V, device=tokens.device), tokens
+        if is_compiling() or tokens.device.type != "cpu":
+            return None  # how many occur would have to be known
+        rows, index = torch.ops.rnnext.occurring(tokens, V)
+        return (rows, index) if rows.shape[0] <= N // 2 else None

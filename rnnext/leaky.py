@@ -1,0 +1,234 @@
+"""LeakyRNN: an Elman RNN whose state leaks, as continuous-time models of neurons do."""
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from rnnext import _C, _layers
+from rnnext.rnn import weights_of
+
+__all__ = ["LeakyRNN"]
+
+_Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
+
+# What multiplies noise_std, given alpha.
+_NOISE_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sqrt_2_over_alpha": lambda alpha: (2 / alpha).sqrt(),
+    "sqrt_2_alpha": lambda alpha: (2 * alpha).sqrt(),
+    "none": torch.ones_like,
+}
+
+
+class LeakyRNN(nn.RNNBase):
+    """Multi-layer leaky Elman RNN, with :class:`rnnext.RNN`'s parameters and calls.
+
+    With ``p_t = W_ih x_t + b_ih + W_hh o_{t-1} + b_hh + noise`` and a for alpha, each layer computes
+
+    - ``form="rate"``: ``h_t = (1 - a) h_{t-1} + a f(p_t)``, output ``o_t = h_t``;
+    - ``form="voltage"``: ``v_t = (1 - a) v_{t-1} + a p_t``, output ``o_t = f(v_t)``; hx and h_n are
+      v;
+    - ``form="blend"``: ``h_t = f((1 - a) h_{t-1} + a p_t)``, output ``o_t = h_t``.
+
+    Where alpha is 1 and there is no noise, the first and the last are :class:`rnnext.RNN`, to the
+    bit.
+
+    Args:
+        input_size: I, the number of features of x_t.
+        hidden_size: H, the number of features of h_t.
+        num_layers: L. Default: 1.
+        nonlinearity: f, ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` or ``"identity"``.
+            Default: ``"tanh"``.
+        bias: whether there are b_ih and b_hh. Default: ``True``.
+        batch_first: whether input and output are ``[B, T, features]``. Default: ``False``.
+        dropout: probability of zeroing an output of each layer but the last while training.
+            Default: 0.
+        bidirectional: whether each layer also reads its input from the end. Default: ``False``.
+        alpha: the leak in (0, 1], for all layers: a float, or a tensor ``[]``, or ``[H]`` for one
+            of each unit.
+        dt: the length of a step, in the unit of ``tau``; given in place of ``alpha``.
+        tau: the time constant, a float, ``[]`` or ``[H]``, at least dt: alpha is ``dt / tau``.
+        learn_alpha: whether alpha is learned, by each layer and direction for itself: the parameter
+            is its logit, and ``alpha = sigmoid(logit)``, in (0, 1). One for each unit if ``alpha``
+            or ``tau`` is ``[H]``, else one for all units. Default: ``False``.
+        form: as above. Default: ``"rate"``.
+        noise_std: standard deviation of the noise added to p_t while training, drawn anew for every
+            step, sequence and unit from torch's generator. Default: 0.
+        noise_scale: what multiplies ``noise_std``: ``"sqrt_2_over_alpha"``, as Song et al. (2016)
+            scale noise that alpha is to multiply, ``"sqrt_2_alpha"`` or ``"none"``.
+            Default: ``"sqrt_2_over_alpha"``.
+        device: where the parameters are made. Default: torch's default device.
+        dtype: of the parameters: float32, float64, bfloat16 or float16. Default: torch's default.
+
+    Attributes:
+        weight_ih_l[k], weight_hh_l[k], bias_ih_l[k], bias_hh_l[k]: as :class:`rnnext.RNN`'s.
+        alpha: ``[]`` or ``[H]``, a buffer, where it is not learned.
+        logit_alpha_l[k]: ``[]`` or ``[H]``, where it is; ``_reverse`` of the second direction.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or outside its range; neither ``alpha``
+            nor ``dt`` and ``tau``, or both; ``alpha`` 1 that is to be learned.
+
+    H. F. Song, G. R. Yang, X.-J. Wang, "Training excitatory-inhibitory recurrent neural networks
+    for cognitive tasks", PLoS Comput. Biol. 12(2), 2016 (rate; noise). N. Y. Masse et al., "Circuit
+    mechanisms for the maintenance and manipulation of information in working memory", Nature
+    Neuroscience 22, 2019 (blend).
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        alpha: float | Tensor | None = None,
+        dt: float | None = None,
+        tau: float | Tensor | None = None,
+        learn_alpha: bool = False,
+        form: str = "rate",
+        noise_std: float = 0.0,
+        noise_scale: str = "sqrt_2_over_alpha",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        _one_of("nonlinearity", nonlinearity, _C.nonlinearities())
+        _one_of("form", form, _C.forms())
+        _one_of("noise_scale", noise_scale, list(_NOISE_SCALES))
+        if not noise_std >= 0 or math.isinf(noise_std):
+            raise ValueError(f"noise_std must be finite and not negative, got {noise_std}")
+        super().__init__(
+            "RNN_TANH",  # what RNNBase must know: how many gates
+            input_size,
+            hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            device=device,
+            dtype=dtype,
+        )
+        self.nonlinearity = nonlinearity
+        self.form = form
+        self.noise_std = noise_std
+        self.noise_scale = noise_scale
+        self.learn_alpha = learn_alpha
+        value = _leak(alpha, dt, tau, hidden_size).to(self.weight_hh_l0)
+        if not learn_alpha:
+            self.register_buffer("alpha", value)
+            return
+        if bool((value == 1).any()):
+            raise ValueError("alpha must be less than 1 to be learned: its logit would be infinite")
+        for name in self._logit_names():
+            self.register_parameter(name, nn.Parameter(value.logit()))
+
+    def _logit_names(self) -> list[str]:
+        directions = ["", "_reverse"] if self.bidirectional else [""]
+        return [f"logit_alpha_l{k}{d}" for k in range(self.num_layers) for d in directions]
+
+    def reset_parameters(self) -> None:
+        """Draw the weights and biases anew, as torch.nn.RNN; alpha stays."""
+        bound = self.hidden_size**-0.5
+        for name in self._flat_weights_names:
+            nn.init.uniform_(getattr(self, name), -bound, bound)
+
+    def alphas(self) -> list[Tensor]:
+        """The leak of each layer and, within it, direction: ``[H]`` each."""
+        H = self.hidden_size
+        if self.learn_alpha:
+            return [getattr(self, name).sigmoid().expand(H) for name in self._logit_names()]
+        states = self.num_layers * (2 if self.bidirectional else 1)
+        return [self.alpha.expand(H)] * states
+
+    def forward(
+        self,
+        input: _Sequence,
+        hx: Tensor | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[_Sequence, Tensor]:
+        """Run the layers over whole sequences.
+
+        Args:
+            input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or packed.
+            hx: the first states, ``[L * D, B, H]``, or ``[L * D, H]`` for a 2-D input.
+                Default: zeros.
+            lengths: the number of steps of each row, as :meth:`rnnext.RNN.forward`'s.
+            reset: where a new episode begins, as :meth:`rnnext.RNN.forward`'s.
+
+        Returns:
+            ``(output, h_n)``: the last layer's outputs, laid out as ``input`` with ``D * H``
+            features, and the last states, of the shape of ``hx``.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as :func:`rnnext.functional.rnn`, and ValueError
+                for an alpha outside (0, 1].
+        """
+        alphas, noise = self.alphas(), []
+        if self.training and self.noise_std > 0:
+            scale = _NOISE_SCALES[self.noise_scale]
+            noise = [self.noise_std * scale(alpha.detach()) for alpha in alphas]
+        return _layers.run(
+            input,
+            hx,
+            weights_of(self, self._flat_weights_names),
+            self.bias,
+            self.num_layers,
+            self.bidirectional,
+            self.batch_first,
+            self.dropout,
+            self.training,
+            lengths,
+            self.nonlinearity,
+            reset,
+            alphas,
+            self.form,
+            noise,
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch.nn's modules show them."""
+        parts = [super().extra_repr(), f"nonlinearity={self.nonlinearity}", f"form={self.form}"]
+        if self.learn_alpha:
+            parts.append("learn_alpha=True")
+        elif self.alpha.dim() == 0:
+            parts.append(f"alpha={self.alpha.item():g}")
+        if self.noise_std:
+            parts.append(f"noise_std={self.noise_std}")
+        return ", ".join(parts)
+
+
+def _one_of(name: str, value: str, known: list[str]) -> None:
+    if value not in known:
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"{name} must be one of {names}, got {value!r}")
+
+
+def _leak(
+    alpha: float | Tensor | None, dt: float | None, tau: float | Tensor | None, H: int
+) -> Tensor:
+    """Alpha, [] or [H], from either way to give it."""
+    if alpha is None:
+        if dt is None or tau is None:
+            raise ValueError("alpha must be given, or dt and tau")
+        name, value = "alpha = dt / tau", torch.as_tensor(dt / tau, dtype=torch.float64)
+    else:
+        if dt is not None or tau is not None:
+            raise ValueError("alpha must not be given with dt and tau")
+        name, value = "alpha", torch.as_tensor(alpha, dtype=torch.float64)
+    value = value.detach()
+    if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != H):
+        raise ValueError(f"{name} must have shape [] or [{H}], got {list(value.shape)}")
+    if not bool(((value > 0) & (value <= 1)).all()):
+        low, high = value.min().item(), value.max().item()
+        values = f"{low}" if low == high else f"values from {low} to {high}"
+        raise ValueError(f"{name} must be in (0, 1], got {values}")
+    return value
