@@ -1,5 +1,5 @@
 """`python -m benchmarks COMMAND`: run, edges, combine, report, bars, plot, tables, publish, roof,
-cases, interference."""
+cases, features, interference."""
 
 from __future__ import annotations
 
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = command("cases", cases_command, "list the cases")
     listing.add_argument("select", **select)
     listing.add_argument("--device", **device)
+    command("features", features_command, "time what nn.RNN has not against what is written instead")
     check = command("interference", interference_command, "time rivals alone and taking turns")
     check.add_argument("select", **{**select, "default": ["rnn-T100-B64-I64-H256-infer"]})
     return parser
@@ -210,6 +211,28 @@ def cases_command(options: argparse.Namespace) -> int:
     for case in cases.select(cases.CASES[options.device], options.select):
         print(f"{case.name:60} {' '.join(sorted(case.tags))}")
     return 0
+
+
+def features_command(options: argparse.Namespace) -> int:
+    """Each feature beside the code that people write without it, as markdown, then the bars."""
+    from . import features
+    from .report import Table, duration
+
+    threads = measure.pin_threads(0)
+    timed, body = [], []
+    for each in features.run():
+        timed.append(each)
+        ratio = f"{each.faster:.2f}"
+        body.append([each.row.what, duration(each.ours), duration(each.other), ratio])
+        print(f"{body[-1][-1]:>7}  {each.row.what}", file=sys.stderr)
+    print(f"{measure.stamp(threads)['cpu']}, {threads} threads")
+    print(Table(["what", "rnnext", "the other", "times as fast"], body).markdown())
+    found = features.verdicts(timed)
+    for verdict in found:
+        got = "-" if verdict.got is None else f"{verdict.got:.2f}"
+        sign = "at most" if verdict.at_most else "at least"
+        print(f"{verdict.word:12} {verdict.what}: {got}, {sign} {verdict.needed:g} {verdict.detail}")
+    return 1 if any(verdict.held is False for verdict in found) else 0
 
 
 def interference_command(options: argparse.Namespace) -> int:

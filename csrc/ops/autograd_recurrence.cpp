@@ -154,25 +154,25 @@ bool loops(const Arguments& a) {
 }
 
 template <Nonlinearity>
-Tensor apply(const Tensor& x) = delete;
+Tensor activation(const Tensor& x) = delete;
 template <>
-Tensor apply<Nonlinearity::tanh>(const Tensor& x) {
+Tensor activation<Nonlinearity::tanh>(const Tensor& x) {
   return at::tanh(x);
 }
 template <>
-Tensor apply<Nonlinearity::relu>(const Tensor& x) {
+Tensor activation<Nonlinearity::relu>(const Tensor& x) {
   return at::relu(x);
 }
 template <>
-Tensor apply<Nonlinearity::sigmoid>(const Tensor& x) {
+Tensor activation<Nonlinearity::sigmoid>(const Tensor& x) {
   return at::sigmoid(x);
 }
 template <>
-Tensor apply<Nonlinearity::softplus>(const Tensor& x) {
+Tensor activation<Nonlinearity::softplus>(const Tensor& x) {
   return at::softplus(x);
 }
 template <>
-Tensor apply<Nonlinearity::identity>(const Tensor& x) {
+Tensor activation<Nonlinearity::identity>(const Tensor& x) {
   return x;
 }
 
@@ -185,7 +185,7 @@ std::pair<Tensor, Tensor> loop(const KeptArguments& s, int64_t d, const Tensor& 
   const Form form = s.alpha.empty() ? Form::none : parse_form(s.form);
   const auto f = [&](const Tensor& at) {
     return with_nonlinearity(nonlinearity,
-                             [&](auto name) { return apply<decltype(name)::value>(at); });
+                             [&](auto name) { return activation<decltype(name)::value>(at); });
   };
   const int64_t T = x.size(0);
   const Tensor W = s.weight_hh[d].t();
@@ -362,7 +362,8 @@ class RecurrenceFunction : public torch::autograd::Function<RecurrenceFunction> 
   static variable_list forward(AutogradContext* ctx, const T&... arguments) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const RecurrenceArguments a{arguments...};
-    auto [output, h_n, saved] = call_forward<RecurrenceOp>(a, /*save=*/true);
+    const bool save = !a.alpha.empty() && (saves_more(parse_form(a.form)) || needs_grad(a.alpha));
+    auto [output, h_n, saved] = call_forward<RecurrenceOp>(a, save);
     ctx->set_materialize_grads(false);
     RecurrenceArguments kept = a;
     // Biases may change before the backward pass, as in torch, unless a loop must run again.

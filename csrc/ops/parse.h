@@ -191,7 +191,7 @@ inline void check_results(const RecurrenceResults& r, const RecurrenceSizes& s, 
   if (given(r.grad_h_n)) check_like(*r.grad_h_n, "grad_h_n", {s.D, s.B, s.H}, like);
   TORCH_CHECK(r.saved.size() <= 1, "saved must hold a tensor or none, got ", r.saved.size());
   for (const Tensor& saved : r.saved) check_like(saved, "saved", s.output_shape(), like);
-  const bool reads = p.form == Form::rate || (p.form != Form::none && r.output_mask[5]);
+  const bool reads = saves_more(p.form) || (p.form != Form::none && r.output_mask[5]);
   TORCH_CHECK(!reads || !r.saved.empty(), "saved must be what the forward pass saved, got none");
 }
 

@@ -27,6 +27,11 @@ struct Recurrence : Timeline {
   const void* hx = nullptr;                               // [D,B,H] or null: zeros
   const void* reset_state = nullptr;  // [D,B,H] the state before a reset, or null: zeros
 
+  // Whether some step multiplies W_hh: one step from zeros does not.
+  RNNEXT_BOTH bool multiplies_state() const {
+    return T > 1 || hx || reset_state || form == Form::voltage;
+  }
+
   void* output = nullptr;  // [N, D*H]
   void* h_n = nullptr;     // [D,B,H]
   // [N, D*H] what the backward pass reads of a leak besides the output; null: not wanted. Rate:

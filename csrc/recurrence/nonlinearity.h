@@ -45,6 +45,8 @@ struct Named {
 //   blend    s = f((1 - a) s' + a p), the output
 enum class Form { none, rate, voltage, blend };
 constexpr const char* kFormNames[] = {"rate", "voltage", "blend"};  // of those after none
+// Whether the gradient of the pre-activation needs more than the output: f(p).
+constexpr bool saves_more(Form form) { return form == Form::rate; }
 
 template <class F>
 auto with_nonlinearity(Nonlinearity name, const F& f) -> decltype(f(Named<Nonlinearity::tanh>{})) {

@@ -20,10 +20,12 @@ VARIANTS = {
     "rows": ["full", "lengths", "packed"],
     "dtype": [torch.float32, torch.float64, torch.bfloat16, torch.float16],
     "index_dtype": [torch.int64, torch.int32],
+    "leak": [None, "rate", "voltage", "blend"],
+    "reset": [None, "zeros", "state"],
 }
 SETTINGS = {"isa": supported_isas(), "threads": [1, 3]}
 
 
 def valid(case):
-    """A packed sequence has no empty batch; a table needs a row for each index."""
-    return case["rows"] != "packed" or case["B"] > 0
+    """A packed sequence has no empty batch and no resets; a table needs a row for each index."""
+    return case["rows"] != "packed" or (case["B"] > 0 and case["reset"] is None)

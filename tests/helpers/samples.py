@@ -32,6 +32,10 @@ class Arguments:
     index: Tensor | None = None
     lengths: Tensor | None = None
     batch_sizes: Tensor | None = None
+    reset: Tensor | None = None
+    reset_state: Tensor | None = None
+    alpha: list[Tensor] = field(default_factory=list)
+    form: str = "rate"
     nonlinearity: str = "tanh"
     reverse: list[bool] = field(default_factory=lambda: [False])
 
@@ -87,6 +91,17 @@ class Arguments:
 class Recurrence(Arguments):
     """The arguments of ``torch.ops.rnnext.recurrence``."""
 
+    def call(self, op: Callable[..., Any]) -> tuple[Tensor, Tensor]:
+        """Output and h_n."""
+        output, h_n, saved = op(**vars(self), save=False)
+        assert saved == []
+        return output, h_n
+
+    def save(self, op: Callable[..., Any]) -> list[Tensor]:
+        """What the op saves for the backward pass."""
+        saved: list[Tensor] = op(**vars(self), save=True)[2]
+        return saved
+
     def expected(self, stored: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """What the reference returns."""
         return reference.recurrence(**vars(self), stored=stored)
@@ -96,12 +111,14 @@ class Recurrence(Arguments):
         output: Tensor,
         grad_output: Tensor | None,
         grad_h_n: Tensor | None,
-        output_mask: Iterable[bool] = (True, True, True, True),
+        output_mask: Iterable[bool] = (True,) * 6,
+        saved: Iterable[Tensor] = (),
     ) -> RecurrenceBackward:
         """The arguments of the backward op for this call; it reads no biases."""
         return RecurrenceBackward(
             **vars(replace(self, bias_ih=[], bias_hh=[])),
             output=output,
+            saved=list(saved),
             grad_output=grad_output,
             grad_h_n=grad_h_n,
             output_mask=list(output_mask),
@@ -119,6 +136,8 @@ class Recurrence(Arguments):
             index=picked(self.index),
             hx=picked(self.hx),
             lengths=None if self.lengths is None else self.lengths[rows],
+            reset=picked(self.reset),
+            reset_state=picked(self.reset_state),
         )
 
 
@@ -129,17 +148,26 @@ class RecurrenceBackward(Arguments):
     grad_output: Tensor | None
     grad_h_n: Tensor | None
     output: Tensor
+    saved: list[Tensor]
     output_mask: list[bool]
 
-    def expected(self) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-        """What the reference returns."""
-        read = {k: v for k, v in vars(self).items() if k not in ("bias_ih", "bias_hh")}
+    def expected(self) -> tuple[Any, ...]:
+        """What the reference returns, which knows neither leak nor resets."""
+        assert self.reset is None
+        assert not self.alpha
+        unread = "bias_ih bias_hh saved reset reset_state alpha form".split()
+        read = {k: v for k, v in vars(self).items() if k not in unread}
         return reference.recurrence_backward(**read)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RecurrenceStack(Arguments):
     """The arguments of ``torch.ops.rnnext.recurrence_stack``: a weight a layer, one direction."""
+
+    def call(self, op: Callable[..., Any]) -> tuple[Tensor, Tensor]:
+        """Output and h_n."""
+        output, h_n, _ = op(**vars(self), save=False)
+        return output, h_n
 
     def layer(self, number: int, input: Tensor) -> Recurrence:
         """One layer's call, on the output of the layer before."""
@@ -153,6 +181,9 @@ class RecurrenceStack(Arguments):
             bias_hh=self.bias_hh[one],
             lengths=self.lengths,
             batch_sizes=self.batch_sizes,
+            reset=self.reset,
+            alpha=self.alpha[one],
+            form=self.form,
             nonlinearity=self.nonlinearity,
             reverse=self.reverse,
         )
@@ -173,13 +204,17 @@ def make(
     dtype=torch.float64,
     index_dtype=torch.int64,
     vocabulary=9,
+    leak=None,
+    reset=None,
     requires_grad=False,
 ) -> Recurrence:
     """Random arguments of one layer.
 
     ``rows`` is how long the sequences are: "full", "lengths" (0 among them), or "packed".
     ``layout`` is how the input lies in memory: "contiguous", "batch_first", "strided" (no unit
-    stride) or "expanded" (every sequence reads the same memory).
+    stride) or "expanded" (every sequence reads the same memory). ``leak`` is a form of the leak, or
+    None. ``reset`` is where the state starts from where a new episode begins, at a step in three:
+    "zeros" or "state"; or None.
     """
     D = len(reverse)
     width = I if source == "features" else D * H
@@ -227,6 +262,10 @@ def make(
         index=index,
         lengths=lengths,
         batch_sizes=batch_sizes,
+        reset=torch.rand(T, B) < 1 / 3 if reset else None,
+        reset_state=uniform(D, B, H) if reset == "state" else None,
+        alpha=[uniform(H, bound=0.4) + 0.5 for _ in reverse] if leak else [],
+        form=leak or "rate",
         nonlinearity=nonlinearity,
         reverse=list(reverse),
     )
@@ -249,6 +288,9 @@ def make_stack(layers, **case) -> RecurrenceStack:
         bias_hh=[bias for layer in each for bias in layer.bias_hh],
         lengths=first.lengths,
         batch_sizes=first.batch_sizes,
+        reset=first.reset,
+        alpha=[alpha for layer in each for alpha in layer.alpha],
+        form=first.form,
         nonlinearity=first.nonlinearity,
         reverse=first.reverse,
     )

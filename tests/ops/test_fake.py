@@ -61,6 +61,16 @@ WRONG = [
     ({"reverse": (False, True)}, {"reverse": [False]}),
     ({"nonlinearity": "gelu"}, {}),
     ({"dtype": torch.complex64}, {}),
+    ({"leak": "cubic"}, {}),
+    ({"leak": "rate"}, {"alpha": [zeros(5)]}),
+    ({"leak": "rate"}, {"alpha": [zeros(6)] * 2}),
+    ({"leak": "rate"}, {"alpha": [zeros(6, dtype=torch.float32)]}),
+    ({"reset": "zeros"}, {"reset": zeros(5, 3)}),
+    ({"reset": "zeros"}, {"reset": torch.zeros(3, 5, dtype=torch.bool)}),
+    ({"reset": "zeros"}, {"reset": torch.zeros(5, dtype=torch.bool)}),
+    ({"reset": "zeros"}, {"reset_state": zeros(3, 6)}),
+    ({}, {"reset_state": zeros(1, 3, 6)}),
+    ({"rows": "packed"}, {"reset": torch.zeros(5, 3, dtype=torch.bool)}),
 ]
 
 
@@ -136,7 +146,7 @@ def test_shapes_without_data(rows, reverse, hx, kind):
     assert results[0].shape == expected[0].shape
     if not (kind == "fake" and rows == "packed" and not hx):  # B is then a value
         assert results[1].shape == expected[1].shape
-    backward = arguments.backward(expected[0], *expected, [True, True, True, hx])
+    backward = arguments.backward(expected[0], *expected, [True, True, True, hx, True, True])
     grads = without_data(backward, kind).call(ops.recurrence_backward)
     for got, wanted in zip(grads, backward.call(ops.recurrence_backward), strict=True):
         if isinstance(wanted, list):

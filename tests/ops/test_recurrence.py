@@ -20,12 +20,18 @@ ops = torch.ops.rnnext
 zeros = functools.partial(torch.zeros, dtype=torch.float64)
 
 CASES = [case for case in pairwise(**SHAPES, **VARIANTS, **SETTINGS) if valid(case)]
+LEAKS = [
+    {**case, "leak": leak, "reset": None if case["rows"] == "packed" else case["reset"]}
+    for case in pairwise(**SHAPES, **VARIANTS, **SETTINGS, seed=[0, 1])
+    for leak in VARIANTS["leak"]
+]
 
 
 # More rows at a step than the weights' gradients take at once.
 MANY_ROWS = [
     {**CASES[0], "H": H, "T": 2, "B": 600, "I": 5, "source": "features", "reverse": (False,),
-     "layout": "contiguous", "rows": "full", "dtype": dtype, "isa": isa, "threads": 1}
+     "layout": "contiguous", "rows": "full", "leak": None, "reset": None, "dtype": dtype,
+     "isa": isa, "threads": 1}
     for H in (17, 24)
     for dtype in (torch.float32, torch.float64)
     for isa in supported_isas()
@@ -56,7 +62,7 @@ GRADIENT_CASES = pairwise(
     **{k: VARIANTS[k] for k in ("source", "reverse", "nonlinearity", "bias", "hx", "rows")},
     output=[True, False],
     h_n=[True, False],
-    mask=[[True] * 4, *([i == j for j in range(4)] for i in range(4))],
+    mask=[[True] * 6, *([i == j for j in range(6)] for i in range(4))],
 )
 
 
@@ -65,13 +71,13 @@ def test_recurrence_backward(case):
     case = dict(case)
     with_output, with_h_n, mask = case.pop("output"), case.pop("h_n"), case.pop("mask")
     arguments = samples.make(**case)
-    of_input, of_hx, of_weights, of_bias = mask
+    of_input, of_hx, *others = mask
     output, h_n = arguments.expected()
     given = arguments.backward(
         output,
         grad_output=torch.rand_like(output) if with_output else None,
         grad_h_n=torch.rand_like(h_n) if with_h_n else None,
-        output_mask=[of_input, of_hx and case["hx"], of_weights, of_bias],
+        output_mask=[of_input, of_hx and case["hx"], *others],
     )
     assert_close(given.call(ops.recurrence_backward), given.expected())
 
@@ -85,7 +91,7 @@ def test_the_references_agree():
         tensors = arguments.float_tensors()
         expected = torch.autograd.grad([output, h_n], tensors, cotangents, allow_unused=True)
         given = arguments.backward(output, *cotangents)
-        grad_input, grad_hx, weight_ih, weight_hh, bias = given.expected()
+        grad_input, grad_hx, weight_ih, weight_hh, bias, _, _ = given.expected()
         found = replace(
             arguments,
             input=grad_input,
@@ -219,15 +225,26 @@ def op_samples():
             arguments = samples.make(
                 source=source, rows=rows, reverse=(False, True), requires_grad=True
             )
-            yield "recurrence", (), vars(arguments)
+            yield "recurrence", (), {**vars(arguments), "save": False}
             fixed = arguments.detach()
             output, h_n = fixed.expected()
             yield "recurrence_backward", (), vars(fixed.backward(output, output, h_n))
-        yield "recurrence_stack", (), vars(samples.make_stack(3, rows=rows))
-    yield "recurrence", (), vars(samples.make(hx=False, bias=False))
-    yield "recurrence_stack", (), vars(samples.make_stack(2, hx=False, bias=False))
+        yield "recurrence_stack", (), {**vars(samples.make_stack(3, rows=rows)), "save": False}
+    for leak in ("rate", "voltage", "blend"):
+        case = {"leak": leak, "reset": "state", "reverse": (False, True), "rows": "lengths"}
+        arguments = samples.make(**case, requires_grad=True)
+        yield "recurrence", (), {**vars(arguments), "save": False}
+        fixed = arguments.detach()
+        yield "recurrence", (), {**vars(fixed), "save": True}
+        output, h_n = fixed.expected()
+        saved = fixed.save(ops.recurrence)
+        yield "recurrence_backward", (), vars(fixed.backward(output, output, h_n, saved=saved))
+    yield "recurrence", (), {**vars(samples.make(hx=False, bias=False)), "save": False}
+    stack = samples.make_stack(2, hx=False, bias=False, leak="rate", reset="zeros")
+    yield "recurrence_stack", (), {**vars(stack), "save": False}
     weight = torch.rand(5, 3, requires_grad=True)
     indices = torch.tensor([[0, 4], [4, 2]])
+    yield "occurring", (indices, 5), {}
     yield "embedding", (weight, indices), {}
     yield "embedding", (weight.detach(), indices.int(), 4, True, True), {}
     grad = torch.rand(2, 2, 3, requires_grad=True)
@@ -236,7 +253,8 @@ def op_samples():
     w_ih, w_hh, b = (torch.rand(s, requires_grad=True) for s in ((6, 4), (6, 6), (6,)))
     x, hx = torch.rand(5, 3, 4, requires_grad=True), torch.rand(1, 3, 6, requires_grad=True)
     options = {"dropout": 0.0, "training": False, "lengths": None, "batch_sizes": None}
-    options |= {"num_layers": 1, "bidirectional": False}
+    options |= {"num_layers": 1, "bidirectional": False, "reset": None, "index": None}
+    options |= {"alpha": [], "form": "rate", "noise": []}
     tanh = {"has_biases": True, "batch_first": False, "nonlinearity": "tanh", **options}
     relu = {"has_biases": False, "batch_first": True, "nonlinearity": "relu", **options}
     yield "rnn", (x, hx, [w_ih, w_hh, b, b]), tanh
@@ -255,8 +273,8 @@ def test_every_op_has_samples():
 
 
 def test_every_op_is_documented_and_takes_its_arguments_in_one_order():
-    order = "input hx weight_ih weight_hh bias_ih bias_hh index lengths batch_sizes nonlinearity"
-    order = [*order.split(), "reverse"]
+    order = "input hx weight_ih weight_hh bias_ih bias_hh index lengths batch_sizes reset reset_state"
+    order = [*order.split(), "alpha", "form", "nonlinearity", "reverse"]
     for name in {name for name, _, _ in op_samples()}:
         schema = [a.name for a in getattr(ops, name).default._schema.arguments]
         shared = [argument for argument in schema if argument in order]
@@ -266,7 +284,10 @@ def test_every_op_is_documented_and_takes_its_arguments_in_one_order():
         if function.__module__ == "rnnext.ops":
             assert name in rnnext.ops.__all__
             assert names == [argument for argument in schema if argument in names]
-            missing = {"recurrence_stack": {"index"}, "recurrence_backward": {"bias_ih", "bias_hh"}}
+            missing = {
+                "recurrence_stack": {"index", "reset_state", "save"},
+                "recurrence_backward": {"bias_ih", "bias_hh"},
+            }
             assert set(schema) - set(names) == missing.get(name, set())
         arguments = function.__doc__.split("Args:")[1].split("Returns:")[0]
         assert re.findall(r"^ {8}(\w+):", arguments, re.M) == names

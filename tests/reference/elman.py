@@ -30,6 +30,10 @@ def recurrence(
     index: Tensor | None,
     lengths: Tensor | None,
     batch_sizes: Tensor | None,
+    reset: Tensor | None,
+    reset_state: Tensor | None,
+    alpha: list[Tensor],
+    form: str,
     nonlinearity: str,
     reverse: list[bool],
     stored: torch.dtype | None = None,
@@ -38,6 +42,11 @@ def recurrence(
 
     ``stored`` is a narrower type that each state is rounded to; gradients pass the rounding.
     """
+
+    def store(x: Tensor) -> Tensor:
+        return x if stored is None else x + (x.to(stored).to(x.dtype) - x).detach()
+
+    f = ACTIVATIONS[nonlinearity]
     present = None
     if batch_sizes is not None:
         present, rows = unpack(batch_sizes)
@@ -59,18 +68,34 @@ def recurrence(
         if bias_ih:
             pre = pre + bias_ih[d] + bias_hh[d]
         state = input.new_zeros(batch, hidden) if hx is None else hx[d]
-        states = [state] * steps
+        results = [state] * steps
         for t in reversed(range(steps)) if reverse[d] else range(steps):
-            new = ACTIVATIONS[nonlinearity](pre[t] + state @ weight.t())
-            if stored is not None:
-                new = new + (new.to(stored).to(new.dtype) - new).detach()
+            if reset is not None:
+                # The boundary of two episodes that lies before step t in the direction's own time.
+                mark = t + 1 if reverse[d] else t
+                if mark < steps:
+                    anew = reset[mark] if lengths is None else reset[mark] & (mark < lengths)
+                    start = torch.zeros_like(state) if reset_state is None else reset_state[d]
+                    state = torch.where(anew.unsqueeze(1), start, state)
+            if not alpha:
+                result = new = store(f(pre[t] + state @ weight.t()))
+            elif form == "rate":
+                drive = f(pre[t] + state @ weight.t())
+                result = new = store((1 - alpha[d]) * state + alpha[d] * drive)
+            elif form == "voltage":
+                drive = pre[t] + store(f(state)) @ weight.t()
+                new = store((1 - alpha[d]) * state + alpha[d] * drive)
+                result = store(f(new))
+            else:
+                drive = pre[t] + state @ weight.t()
+                result = new = store(f((1 - alpha[d]) * state + alpha[d] * drive))
             if lengths is None:
-                states[t] = state = new
+                results[t], state = result, new
             else:
                 runs = (t < lengths).unsqueeze(1)
                 state = torch.where(runs, new, state)
-                states[t] = torch.where(runs, new, 0)
-        outputs.append(torch.stack(states))
+                results[t] = torch.where(runs, result, 0)
+        outputs.append(torch.stack(results))
         last.append(state)
     output = torch.cat(outputs, 2)
     return output if present is None else output[present], torch.stack(last)
@@ -98,8 +123,8 @@ def recurrence_backward(
     nonlinearity: str,
     reverse: list[bool],
     output_mask: list[bool],
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """The gradients by hand, one step at a time, from nothing but the output."""
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]:
+    """The gradients by hand, one step at a time, from nothing but the output; no leak, no resets."""
     directions, hidden = len(weight_hh), weight_hh[0].size(0)
     present = None
     if batch_sizes is not None:
@@ -150,11 +175,13 @@ def recurrence_backward(
     elif present is not None:
         grad_input = grad_input[present]
     none = output.new_empty(0)
-    want_input, want_hx, want_weights, want_bias = output_mask
+    want_input, want_hx, want_weights, want_bias, _, _ = output_mask
     return (
         grad_input if want_input else none,
         torch.stack(grads_hx) if want_hx else none,
         grads_w_ih if want_weights else [],
         grads_w_hh if want_weights else [],
         grads_bias if want_bias else [],
+        none,
+        [],
     )

@@ -246,6 +246,11 @@ def run_recurrence(
         "batch_sizes": batch_sizes,
         "nonlinearity": nonlinearity,
         "reverse": list(reverse),
+        "reset": None,
+        "reset_state": None,
+        "alpha": [],
+        "form": "rate",
+        "save": False,
     }
     leaves = {"input": input} | ({"hx": state} if state is not None else {})
     for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
@@ -257,7 +262,7 @@ def run_recurrence(
     names = [
         a.name for a in op._schema.arguments if a.name in arguments or not a.has_default_value()
     ]
-    output, h_n = op(**{name: arguments[name] for name in names})
+    output, h_n, *_ = op(**{name: arguments[name] for name in names})
     outputs = {
         name: value if seen in ("both", name) else value.detach()
         for name, value in (("output", output), ("h_n", h_n))

@@ -137,6 +137,7 @@ struct ForwardLayout {
   void pack(int d, int64_t copy, int64_t q0, int64_t q1) const {
     const Matrix<S, F> weight = weight_ih(d);
     for (int64_t q = q0; q < q1; ++q) weight.pack(q, packed_ih(copy) + q * weight.panel_size());
+    if (!p.multiplies_state()) return;
     const StateWeights<S, E> state{plan, weight_hh(d)};
     for (int64_t q = q0; q < q1; ++q)
       finite[copy * panels_in<C>(p.H) + q] = state.pack(packed_hh(copy), q, q + 1);
@@ -144,7 +145,7 @@ struct ForwardLayout {
   // Whether the unit's part of W_hh is finite.
   bool is_finite(const Unit& unit) const {
     const bool* of_copy = finite + copy_of(unit) * panels_in<C>(p.H);
-    for (int64_t q = unit.p0; q < unit.p1 && !p.packed; ++q)
+    for (int64_t q = unit.p0; q < unit.p1 && !p.packed && p.multiplies_state(); ++q)
       if (!of_copy[q]) return false;
     return true;
   }

@@ -258,21 +258,19 @@ struct BackwardStates {
   }
 
  private:
+  static void add(C* to, Vec<C> x) { store(to, load(to) + x); }
   void cut_row(const Unit& unit, int64_t b, bool anew, F* next, const C* grad_pre,
                C* alpha_grad) const {
     const S* const before = state_row<S>(p, anew ? p.reset_state : p.hx, unit.d, b);
     for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
-      const auto add = [&](Sums to, Vec<C> x) {
-        C* const at = sums.row(unit, to, b) + j;
-        store(at, load(at) + x);
-      };
-      if (anew && out.reset_state) add(kResetPre, load_some(grad_pre + j, p.H - j));
+      if (anew && out.reset_state)
+        add(sums.row(unit, kResetPre, b) + j, load_some(grad_pre + j, p.H - j));
       if (leaks()) {
         C* const carry = sums.row(unit, kCarry, b) + j;
         C* const mixed = sums.row(unit, kMixed, b) + j;
-        add(anew ? kResetCarry : kFirst, load(carry));
+        add(sums.row(unit, anew ? kResetCarry : kFirst, b) + j, load(carry));
         if (alpha_grad && before)
-          store(alpha_grad + j, load(alpha_grad + j) - load(mixed) * load_some(before + j, p.H - j));
+          add(alpha_grad + j, -load(mixed) * load_some(before + j, p.H - j));
         store(carry, Vec<C>{});
         store(mixed, Vec<C>{});
       }

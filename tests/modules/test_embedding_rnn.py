@@ -1,0 +1,141 @@
+"""EmbeddingRNN: rnn(embedding(tokens)), whichever way it is computed."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import rnnext
+from helpers.common import assert_close, case_id, error_of, pairwise, same
+
+CASES = pairwise(
+    V=[3, 40, 500],
+    shape=[(1, 1), (6, 1), (30, 7), (200, 3)],
+    layers=[1, 2],
+    bidirectional=[False, True],
+    bias=[True, False],
+    batch_first=[False, True],
+    padding_idx=[None, 0, -1],
+    nonlinearity=["tanh", "relu"],
+    hx=[True, False],
+    rows=["full", "lengths", "packed", "one", "reset"],
+    dtype=[torch.float32, torch.float64, torch.bfloat16],
+    index_dtype=[torch.int64, torch.int32],
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_equals_the_two_modules_of_torch(case):
+    torch.manual_seed(1)
+    T, B = case["shape"]
+    module = rnnext.EmbeddingRNN(
+        case["V"], 5, 11, case["layers"], case["nonlinearity"], case["bias"], case["batch_first"],
+        bidirectional=case["bidirectional"], padding_idx=case["padding_idx"], dtype=case["dtype"],
+    )  # fmt: skip
+    exact = copy.deepcopy(module).double()
+    embedding, rnn = nn.Embedding(case["V"], 5, case["padding_idx"]).double(), exact.rnn
+    embedding.load_state_dict(exact.embedding.state_dict())
+    tokens = torch.randint(case["V"], (T, B), dtype=case["index_dtype"])
+    states = case["layers"] * (1 + case["bidirectional"])
+    hx = torch.randn(states, B, 11, dtype=case["dtype"]) if case["hx"] else None
+    options, given = {}, tokens
+    if case["rows"] == "one":
+        given, hx = tokens[:, 0], None if hx is None else hx[:, 0]
+    elif case["batch_first"]:
+        given = tokens.t()
+    if case["rows"] == "lengths":
+        options["lengths"] = torch.randint(0, T + 1, (B,))
+    elif case["rows"] == "reset":
+        options["reset"] = torch.rand(given.shape) < 0.2
+    embedded = embedding(given)
+    if case["rows"] == "packed":
+        lengths = torch.randint(1, T + 1, (B,))
+        first = {"batch_first": case["batch_first"], "enforce_sorted": False}
+        given = pack_padded_sequence(given, lengths, **first)
+        embedded = pack_padded_sequence(embedded, lengths, **first)
+    results = []
+    for call, of, state in (
+        (lambda h: module(given, h, **options), module, hx),
+        (lambda h: rnn(embedded, h, **options), exact, None if hx is None else hx.double()),
+    ):
+        output, h_n = call(state)
+        output = output.data if case["rows"] == "packed" else output
+        (output.square().sum() + h_n.sum()).backward()
+        gradients = [p.grad for p in of.rnn.parameters()]
+        results.append([output, h_n, *gradients])
+    results[0].append(module.embedding.weight.grad)
+    results[1].append(embedding.weight.grad)
+    assert_close(results[0], results[1])
+
+
+def test_no_sequence_of_features_is_made():
+    V, T, B, E, H = 20, 50, 8, 33, 17
+    module = rnnext.EmbeddingRNN(V, E, H)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v) or v, lambda v: v):
+        output, _ = module(torch.randint(V, (T, B)))
+    floats = [v for v in kept if v.is_floating_point()]
+    assert [v.shape for v in floats if v.numel() >= T * B * H] == [output.shape]
+
+
+@pytest.mark.parametrize("V", [10, 10_000])
+def test_the_way_is_chosen_by_how_many_tokens_occur(V):
+    module = rnnext.EmbeddingRNN(V, 4, 3)
+    few, many = torch.randint(5, (40, 5)), torch.randperm(V)[:10]
+    rows, index = module._table(few)
+    assert rows.shape[0] == (10 if V == 10 else 5)
+    assert torch.equal(rows[index.long()], few)
+    assert module._table(many) is None
+
+
+@pytest.mark.parametrize("V", [4, 4000])
+@pytest.mark.parametrize("bad", [-1, 4000])
+def test_a_token_out_of_range_is_named(V, bad):
+    module = rnnext.EmbeddingRNN(V, 4, 3)
+    tokens = torch.randint(4, (30, 2))
+    tokens[3, 1] = bad
+    kind, message = error_of(lambda: module(tokens))
+    assert kind is IndexError
+    assert str(bad) in message
+    assert "[3, 1]" in message or "[7]" in message
+
+
+@pytest.mark.parametrize("V", [4, 4000])
+def test_compiles_exports_and_autocasts(V):
+    module = rnnext.EmbeddingRNN(V, 4, 3, 2)
+    tokens = torch.randint(V, (30, 2))
+    expected = module(tokens)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(tokens), expected)
+    exported = torch.export.export(module, (tokens,)).module()
+    assert_close(exported(tokens), expected)
+    with torch.autocast("cpu"):
+        assert module(tokens)[0].dtype == torch.bfloat16
+
+
+def test_weights_made_by_a_parametrization_and_frozen_ones():
+    class Halved(nn.Module):
+        def forward(self, x):
+            return x / 2
+
+    module = rnnext.EmbeddingRNN(6, 4, 3)
+    nn.utils.parametrize.register_parametrization(module.embedding, "weight", Halved())
+    nn.utils.parametrize.register_parametrization(module.rnn, "weight_hh_l0", Halved())
+    tokens = torch.randint(6, (20, 2))
+    assert_close(module(tokens), module.rnn(module.embedding(tokens)))
+    frozen = rnnext.EmbeddingRNN(6, 4, 3)
+    frozen.embedding.weight.requires_grad_(False)
+    frozen(tokens)[0].sum().backward()
+    assert frozen.embedding.weight.grad is None
+    assert frozen.rnn.weight_ih_l0.grad is not None
+
+
+def test_loads_the_state_of_the_two_modules():
+    module = rnnext.EmbeddingRNN(6, 4, 3, padding_idx=2)
+    parts = nn.ModuleDict({"embedding": nn.Embedding(6, 4, 2), "rnn": nn.RNN(4, 3)})
+    module.load_state_dict(parts.state_dict())
+    tokens = torch.randint(6, (20, 2))
+    assert_close(module(tokens), parts["rnn"](parts["embedding"](tokens)))
+    assert same(copy.deepcopy(module)(tokens), module(tokens))

@@ -1,0 +1,372 @@
+"""LeakyRNN and functional.recurrence: against the loops that people write, and their arguments."""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import rnnext
+from helpers.common import assert_close, error_of, same
+from reference.elman import ACTIVATIONS
+from rnnext import functional
+
+FORMS = ["rate", "voltage", "blend"]
+
+
+def loop(rnn, x, hx=None):
+    """One layer and direction as a loop over time in float64, as published models write it."""
+    f = ACTIVATIONS[rnn.nonlinearity]
+    parameters = [rnn.weight_ih_l0, rnn.weight_hh_l0]
+    if rnn.bias:
+        parameters += [rnn.bias_ih_l0, rnn.bias_hh_l0]
+    w_ih, w_hh, *biases = (p.double() for p in parameters)
+    a = rnn.alphas()[0].double()
+    state = x.new_zeros(x.shape[1], rnn.hidden_size).double() if hx is None else hx[0].double()
+    outputs = []
+    for step in x.double():
+        drive = step @ w_ih.t() + sum(biases)
+        if rnn.form == "rate":
+            state = (1 - a) * state + a * f(drive + state @ w_hh.t())
+            outputs.append(state)
+        elif rnn.form == "voltage":
+            state = (1 - a) * state + a * (drive + f(state) @ w_hh.t())
+            outputs.append(f(state))
+        else:
+            state = f((1 - a) * state + a * (drive + state @ w_hh.t()))
+            outputs.append(state)
+    return torch.stack(outputs), state.unsqueeze(0)
+
+
+@pytest.mark.parametrize("learn_alpha", [False, True])
+@pytest.mark.parametrize("nonlinearity", list(ACTIVATIONS))
+@pytest.mark.parametrize("form", FORMS)
+def test_against_the_loop(form, nonlinearity, learn_alpha):
+    torch.manual_seed(3)
+    alpha = torch.rand(30) * 0.8 + 0.1
+    rnn = rnnext.LeakyRNN(
+        7, 30, nonlinearity=nonlinearity, alpha=alpha, form=form, learn_alpha=learn_alpha
+    )
+    x, hx = torch.randn(12, 5, 7, requires_grad=True), torch.randn(1, 5, 30, requires_grad=True)
+    leaves = [x, hx, *rnn.parameters()]
+    results = []
+    for output, h_n in (rnn(x, hx), loop(rnn, x, hx)):
+        value = output.square().sum() + h_n.sum()
+        results.append([output, h_n, *torch.autograd.grad(value, leaves)])
+    assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_layers_directions_and_layouts(form):
+    torch.manual_seed(0)
+    rnn = rnnext.LeakyRNN(3, 8, 3, bidirectional=True, alpha=0.3, form=form, dtype=torch.float64)
+    x = torch.randn(6, 4, 3, dtype=torch.float64)
+    output, h_n = rnn(x)
+    layer, last = x, []
+    for k in range(3):
+        parts = []
+        for d, suffix in enumerate(["", "_reverse"]):
+            weights = [
+                getattr(rnn, f"{kind}_l{k}{suffix}")
+                for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            ]
+            y, h = functional.recurrence(
+                layer, None, *weights, alpha=0.3, form=form, reverse=bool(d)
+            )
+            parts.append(y)
+            last.append(h)
+        layer = torch.cat(parts, -1)
+    assert_close([output, h_n], [layer, torch.stack(last)])
+    assert_close(rnn(x[:, 1])[0], output[:, 1])
+    rnn.batch_first = True
+    assert_close(rnn(x.transpose(0, 1))[0], output.transpose(0, 1))
+    lengths = torch.tensor([6, 2, 4, 1])
+    padded, last = rnn(x.transpose(0, 1), lengths=lengths)
+    packed = pack_padded_sequence(
+        x.transpose(0, 1), lengths, batch_first=True, enforce_sorted=False
+    )
+    unpacked, packed_last = rnn(packed)
+    assert_close([pad_packed_sequence(unpacked, batch_first=True)[0], packed_last], [padded, last])
+
+
+def test_without_gradients_a_stack_gives_the_same_bits():
+    rnn = rnnext.LeakyRNN(5, 16, 3, alpha=0.2, learn_alpha=True)
+    x, reset = torch.randn(9, 2, 5), torch.rand(9, 2) < 0.3
+    with torch.no_grad():
+        assert same(rnn(x, reset=reset), [v.detach() for v in rnn(x, reset=reset)])
+
+
+@pytest.mark.parametrize("form", ["rate", "blend"])
+def test_alpha_of_one_is_the_rnn_to_the_bit(form):
+    leaky = rnnext.LeakyRNN(5, 20, alpha=1.0, form=form)
+    rnn = rnnext.RNN(5, 20)
+    rnn.load_state_dict({k: v for k, v in leaky.state_dict().items() if k != "alpha"})
+    x = torch.randn(8, 3, 5)
+    assert same(leaky(x), rnn(x))
+
+
+def test_alpha_from_dt_and_tau():
+    assert rnnext.LeakyRNN(1, 2, dt=10, tau=50).alpha.item() == pytest.approx(0.2)
+    tau = torch.tensor([20.0, 100.0])
+    assert_close(rnnext.LeakyRNN(1, 2, dt=10, tau=tau).alpha, torch.tensor([0.5, 0.1]))
+
+
+def test_learned_alpha_stays_between_0_and_1_and_learns():
+    torch.manual_seed(0)
+    rnn = rnnext.LeakyRNN(2, 4, alpha=torch.full((4,), 0.5), learn_alpha=True, form="voltage")
+    optimizer = torch.optim.SGD(rnn.parameters(), lr=50.0)
+    x = torch.randn(10, 3, 2)
+    before = rnn.alphas()[0].detach().clone()
+    for _ in range(20):
+        optimizer.zero_grad()
+        rnn(x)[0].square().mean().backward()
+        optimizer.step()
+    after = rnn.alphas()[0]
+    assert not torch.equal(before, after)
+    assert bool(((after > 0) & (after <= 1)).all())
+
+
+@pytest.mark.parametrize("scale", ["sqrt_2_over_alpha", "sqrt_2_alpha", "none"])
+def test_noise_has_its_deviation_and_comes_from_torchs_generator(scale, threads):
+    alpha, std = 0.25, 0.5
+    factor = {"sqrt_2_over_alpha": (2 / alpha) ** 0.5, "sqrt_2_alpha": (2 * alpha) ** 0.5}
+    rnn = rnnext.LeakyRNN(
+        1, 200, nonlinearity="identity", bias=False, alpha=alpha, noise_std=std, noise_scale=scale
+    )
+    with torch.no_grad():
+        rnn.weight_hh_l0.zero_()
+    x = torch.zeros(50, 20, 1)
+    torch.manual_seed(1)
+    output, _ = rnn(x)
+    # With W = 0: h_t = (1 - a) h_{t-1} + a n_t.
+    noise = (output[1:] - (1 - alpha) * output[:-1]) / alpha
+    assert noise.std().item() == pytest.approx(std * factor.get(scale, 1.0), rel=0.02)
+    assert noise.mean().item() == pytest.approx(0, abs=0.02)
+    assert abs((noise[1:] * noise[:-1]).mean().item()) < 0.02
+    torch.manual_seed(1)
+    assert torch.equal(rnn(x)[0], output)
+    assert not torch.equal(rnn(x)[0], output)
+    assert not rnn.eval()(x)[0].any()
+
+
+def test_noise_passes_gradients_and_other_arguments():
+    rnn = rnnext.LeakyRNN(3, 6, 2, bidirectional=True, alpha=0.4, noise_std=0.1, dropout=0.2)
+    x = torch.randn(5, 4, 3, requires_grad=True)
+    lengths, reset = torch.tensor([5, 3, 0, 4]), torch.rand(5, 4) < 0.3
+    output, _ = rnn(x, lengths=lengths, reset=reset)
+    output.sum().backward()
+    assert not output[3:, 1].any()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in rnn.parameters())
+    assert x.grad[:3, 1].any()
+    with torch.autocast("cpu"):
+        assert rnn(x)[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("learn_alpha", [False, True])
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_compiles_whole(learn_alpha, noise):
+    rnn = rnnext.LeakyRNN(3, 6, alpha=0.4, learn_alpha=learn_alpha, noise_std=noise)
+    x, reset = torch.randn(5, 4, 3, requires_grad=True), torch.rand(5, 4) < 0.3
+    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+    for call in (rnn, compiled):
+        torch.manual_seed(0)
+        output, h_n = call(x, reset=reset)
+        rnn.zero_grad()
+        (output.sum() + h_n.sum()).backward()
+        result = [output, h_n, *(p.grad for p in rnn.parameters())]
+        expected = result if call is rnn else expected
+    assert_close(result, expected)
+
+
+def test_exports_with_dynamic_sizes():
+    rnn = rnnext.LeakyRNN(3, 6, 2, alpha=0.4, form="voltage")
+    x, reset = torch.randn(5, 4, 3), torch.rand(5, 4) < 0.3
+    T, B = torch.export.Dim("T"), torch.export.Dim("B")
+    exported = torch.export.export(
+        rnn, (x,), {"reset": reset}, dynamic_shapes={"input": {0: T, 1: B}, "reset": {0: T, 1: B}}
+    ).module()
+    x, reset = torch.randn(9, 2, 3), torch.rand(9, 2) < 0.3
+    assert_close(exported(x, reset=reset), rnn(x, reset=reset))
+
+
+def test_state_dict_copies_and_pickles():
+    rnn = rnnext.LeakyRNN(3, 6, alpha=0.4, learn_alpha=True)
+    x = torch.randn(4, 2, 3)
+    other = rnnext.LeakyRNN(3, 6, alpha=0.9, learn_alpha=True)
+    other.load_state_dict(rnn.state_dict())
+    file = io.BytesIO()
+    torch.save(rnn, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    for twin in (other, copy.deepcopy(rnn), loaded):
+        assert same(twin(x), rnn(x))
+    assert "alpha" in rnnext.LeakyRNN(3, 6, alpha=0.4).state_dict()
+    assert rnnext.LeakyRNN(3, 6, alpha=0.4).double().alpha.dtype == torch.float64
+    weights = {k for k in rnn.state_dict() if not k.startswith("logit")}
+    assert weights == set(nn.RNN(3, 6).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({}, ValueError, "alpha must be given, or dt and tau"),
+        ({"dt": 1.0}, ValueError, "alpha must be given, or dt and tau"),
+        ({"alpha": 0.1, "tau": 3.0}, ValueError, "must not be given with dt and tau"),
+        ({"alpha": 0.0}, ValueError, r"alpha must be in \(0, 1\], got 0.0"),
+        ({"alpha": 1.5}, ValueError, r"alpha must be in \(0, 1\], got 1.5"),
+        ({"alpha": math.nan}, ValueError, r"alpha must be in \(0, 1\], got nan"),
+        ({"dt": 3.0, "tau": 2.0}, ValueError, r"dt / tau must be in \(0, 1\], got 1.5"),
+        ({"alpha": torch.rand(5)}, ValueError, r"alpha must have shape \[\] or \[6\], got \[5\]"),
+        ({"alpha": 1.0, "learn_alpha": True}, ValueError, "less than 1 to be learned"),
+        ({"alpha": 0.1, "form": "cubic"}, ValueError, "form must be one of 'rate', .* got 'cubic'"),
+        ({"alpha": 0.1, "nonlinearity": "gelu"}, ValueError, "nonlinearity must be one of .*'gelu'"),
+        ({"alpha": 0.1, "noise_std": -1.0}, ValueError, "noise_std must be .* got -1.0"),
+        ({"alpha": 0.1, "noise_scale": "x"}, ValueError, "noise_scale must be one of .* got 'x'"),
+        ({"alpha": "a"}, TypeError, "alpha"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        rnnext.LeakyRNN(3, 6, **arguments)
+
+
+def test_a_buffer_out_of_range_is_refused_when_it_is_used():
+    rnn = rnnext.LeakyRNN(3, 6, alpha=0.4)
+    rnn.alpha.fill_(2)
+    with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\], got 2"):
+        rnn(torch.zeros(2, 1, 3))
+
+
+def test_repr_names_what_differs():
+    text = repr(rnnext.LeakyRNN(3, 6, alpha=0.25, form="blend", noise_std=0.1))
+    assert all(part in text for part in ("3, 6", "form=blend", "alpha=0.25", "noise_std=0.1"))
+
+
+# functional.recurrence
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("ready", [False, True])
+def test_recurrence_reads_features_or_ready_inputs(ready, batch_first):
+    torch.manual_seed(0)
+    w_ih, w_hh, b_ih, b_hh = (
+        torch.randn(s, dtype=torch.float64) * 0.3 for s in ((6, 4), (6, 6), 6, 6)
+    )
+    x, hx = torch.randn(5, 3, 4).double(), torch.randn(3, 6).double()
+    expected, h_n = functional.rnn(x, hx.unsqueeze(0), [w_ih, w_hh, b_ih, b_hh])
+    given = x @ w_ih.t() if ready else x
+    output, last = functional.recurrence(
+        given.transpose(0, 1) if batch_first else given,
+        hx,
+        None if ready else w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        batch_first=batch_first,
+    )
+    assert_close(output.transpose(0, 1) if batch_first else output, expected)
+    assert_close(last, h_n[0])
+    one, _ = functional.recurrence(x, hx, w_ih, w_hh, None, b_ih + b_hh)
+    assert_close(one, expected)
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 6)])
+def test_recurrence_resets_to_a_state(shape):
+    torch.manual_seed(0)
+    x, w = torch.randn(7, 3, 6).double(), torch.randn(6, 6).double() * 0.3
+    start = torch.randn(shape).double().requires_grad_()
+    reset = torch.rand(7, 3) < 0.4
+    output, _ = functional.recurrence(
+        x.transpose(0, 1), None, None, w, reset=reset.t(), reset_state=start, batch_first=True
+    )
+    state, expected = torch.zeros(3, 6).double(), []
+    for step, anew in zip(x, reset, strict=True):
+        state = torch.where(anew.unsqueeze(1), start, state)
+        state = torch.tanh(step + state @ w.t())
+        expected.append(state)
+    expected = torch.stack(expected, 1)
+    assert_close(output, expected)
+    grads = [torch.autograd.grad(v.square().sum(), start)[0] for v in (output, expected)]
+    assert_close(*grads)
+
+
+def test_gradients_of_a_scalar_alpha():
+    alpha = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    x, w = torch.randn(4, 2, 3).double(), torch.randn(3, 3).double()
+
+    def call(alpha):
+        return functional.recurrence(x, None, None, w, alpha=alpha)[0]
+
+    assert torch.autograd.gradcheck(call, alpha)
+    assert torch.autograd.gradgradcheck(call, alpha)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"alpha": 0.0}, ValueError, r"alpha must be in \(0, 1\], got 0.0"),
+        ({"alpha": "x"}, TypeError, "alpha must be a number or a tensor, got str"),
+        ({"alpha": True}, TypeError, "alpha must be a number or a tensor, got bool"),
+        ({"alpha": torch.ones(4)}, ValueError, r"alpha must have shape \[\] or \[3\], got \[4\]"),
+        ({"form": "x", "alpha": 0.5}, ValueError, "form must be one of"),
+        ({"nonlinearity": "x"}, ValueError, "nonlinearity must be one of"),
+        ({"input": torch.zeros(4, 3)}, ValueError, "input must have 3 dimensions, got 2"),
+        ({"reset": torch.zeros(4, 2)}, TypeError, "reset must be a bool tensor"),
+        ({"reset": torch.zeros(2, 4) > 0}, ValueError, r"reset must have shape \[4, 2\]"),
+        ({"reset_state": torch.zeros(3)}, ValueError, "reset_state needs a reset"),
+        (
+            {"reset": torch.zeros(4, 2) > 0, "reset_state": torch.zeros(4)},
+            ValueError,
+            r"reset_state must have shape \[3\] or \[2, 3\], got \[4\]",
+        ),
+        ({"hx": torch.zeros(3, 3)}, RuntimeError, r"hx must have shape \[1, 2, 3\]"),
+        ({"lengths": torch.tensor([4, 5])}, RuntimeError, r"lengths\[1\] = 5"),
+    ],
+)
+def test_recurrence_names_what_does_not_fit(changes, error, message):
+    arguments = {"input": torch.zeros(4, 2, 3), "hx": None, "weight_ih": None} | changes
+    with pytest.raises(error, match=message):
+        functional.recurrence(weight_hh=torch.zeros(3, 3), **arguments)
+
+
+# RNN.forward(reset=)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_row_of_episodes_equals_them_one_by_one(layers, bidirectional, grad):
+    torch.manual_seed(0)
+    rnn = rnnext.RNN(4, 9, layers, bidirectional=bidirectional).requires_grad_(grad)
+    nn_rnn = rnnext.revert(copy.deepcopy(rnn))
+    x, reset = torch.randn(20, 3, 4), torch.rand(20, 3) < 0.2
+    output, _ = rnn(x, reset=reset)
+    reset[0] = True
+    expected = torch.zeros_like(output)
+    for b in range(3):
+        starts = [*reset[:, b].nonzero().flatten().tolist(), 20]
+        for start, end in zip(starts, starts[1:], strict=False):
+            expected[start:end, b] = nn_rnn(x[start:end, b])[0]
+    assert_close(output, expected)
+    one, _ = rnn(x[:, 1], reset=reset[:, 1])
+    assert_close(one, expected[:, 1])
+    rnn.batch_first = True
+    assert_close(rnn(x.transpose(0, 1), reset=reset.t())[0], expected.transpose(0, 1))
+
+
+def test_reset_of_an_rnn_is_checked():
+    rnn, x = rnnext.RNN(4, 9), torch.randn(5, 3, 4)
+    packed = pack_padded_sequence(x, torch.tensor([5, 4, 2]))
+    for given, reset, error, message in (
+        (x, torch.zeros(3, 5) > 0, ValueError, r"reset must have shape \[5, 3\], got \[3, 5\]"),
+        (x, torch.zeros(5) > 0, ValueError, r"reset must have shape \[T, B\], got \[5\]"),
+        (x, torch.zeros(5, 3), TypeError, "reset must be a bool tensor, got float32"),
+        (x[:, 0], torch.zeros(5, 3) > 0, ValueError, r"reset must have shape \[T\], got \[5, 3\]"),
+        (packed, torch.zeros(5, 3) > 0, ValueError, "reset must not be given with a packed input"),
+    ):
+        kind, text = error_of(lambda given=given, reset=reset: rnn(given, reset=reset))
+        assert kind is error
+        assert message.replace("\\", "") in text
