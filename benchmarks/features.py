@@ -138,7 +138,9 @@ def rows() -> Iterator[Row]:
         f"RNN with resets against nn.RNN over split and padded episodes, T={T} B={B} H={H}, train",
         lambda: _without_h_n(module_call(rnn, x, True, reset=reset)()),
         lambda: _without_h_n(
-            results(lambda: split_and_pad(theirs, leaf, reset), [leaf, *theirs.parameters()], True)
+            results(
+                lambda: split_and_pad(theirs, leaf, reset), [leaf, *theirs.parameters()], True
+            )
         ),
     )
     lengths = (200 * torch.rand(64) ** 3).long() + 1
@@ -177,10 +179,7 @@ def rows() -> Iterator[Row]:
                 pair[0].load_state_dict(module.embedding.state_dict())
                 pair[1].load_state_dict(module.rnn.state_dict())
             size = f"T=100 B=32 E=H=128 V={V}, {mode}"
-            for group, pair, whose in (
-                ("", two, "nn.RNN(nn.Embedding)"),
-                (", own", own, "RNN(Embedding)"),
-            ):
+            for group, pair, whose in (("", two, "nn.RNN(nn.Embedding)"), (", own", own, "RNN(Embedding)")):
                 yield Row(
                     f"tokens{group}, {mode}",
                     f"EmbeddingRNN against {whose}, {size}",

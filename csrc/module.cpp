@@ -9,6 +9,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <array>
 #include <cstring>
 #include <map>
 
@@ -75,6 +76,53 @@ void define_op(py::module_& m) {
     return py::module_::import("torch").attr("ops").attr("rnnext").attr(name).attr("default")(
         *args);
   });
+}
+
+// What an argument must be, and pybind11's own error would not say.
+at::Tensor tensor_of(py::handle object, const char* name) {
+  TORCH_CHECK_TYPE(THPVariable_Check(object.ptr()), name, " must be a tensor, got ",
+                   Py_TYPE(object.ptr())->tp_name);
+  return THPVariable_Unpack(object.ptr());
+}
+
+// Unlike the ops it keeps the interpreter lock: no two threads may step it at once.
+void define_stepper(py::module_& m) {
+  using rnnext::Stepper;
+  using Weights = std::array<std::optional<at::Tensor>, 5>;
+  m.def("stepper",
+        torch::wrap_pybind_function(
+            [](const std::vector<Weights>& layers, const std::optional<at::Tensor>& table,
+               const std::vector<Stepper::Named>& watched, std::string_view nonlinearity,
+               std::string_view form, int64_t batch_size) {
+              std::vector<Stepper::Weights> named;
+              for (const auto& [weight_ih, weight_hh, bias_ih, bias_hh, alpha] : layers)
+                named.push_back({weight_ih, weight_hh, bias_ih, bias_hh, alpha});
+              return std::make_unique<Stepper>(named, table, watched, nonlinearity, form,
+                                               batch_size);
+            }),
+        py::arg("layers"), py::arg("table"), py::arg("watched"), py::arg("nonlinearity"),
+        py::arg("form"), py::arg("batch_size"));
+  py::class_<Stepper>(m, "Stepper")
+      // pybind11's own would give an instance without a Stepper in it.
+      .def_static("__new__",
+                  [](const py::args&, const py::kwargs&) -> Stepper* {
+                    throw py::type_error("a Stepper is made by rnnext.Stepper alone");
+                  })
+      .def("step", torch::wrap_pybind_function([](Stepper& s, py::handle input) {
+             return s.step(tensor_of(input, s.input_name()));
+           }))
+      .def("step_from",
+           torch::wrap_pybind_function([](Stepper& s, py::handle input, py::handle state) {
+             return s.step_from(tensor_of(input, s.input_name()), tensor_of(state, "state"));
+           }))
+      .def("get_state", torch::wrap_pybind_function([](Stepper& s) { return s.get_state(); }))
+      .def("set_state", torch::wrap_pybind_function([](Stepper& s, py::handle state) {
+             s.set_state(tensor_of(state, "state"));
+           }))
+      .def("reset", torch::wrap_pybind_function([](Stepper& s, py::handle mask) {
+             if (mask.is_none()) return s.reset();
+             s.reset(tensor_of(mask, "mask"));
+           }));
 }
 
 std::string compiler() {
@@ -183,26 +231,7 @@ PYBIND11_MODULE(_C, m) {
   define_op<rnnext::RnnOp>(m);
   define_op<rnnext::RnnCellOp>(m);
   define_op<rnnext::EmbeddingOp>(m);
-  using rnnext::Stepper;
-  // Unlike the ops it keeps the interpreter lock: no two threads may step it at once.
-  m.def("stepper",
-        torch::wrap_pybind_function([](const std::vector<at::Tensor>& params, bool bias,
-                                       std::string_view nonlinearity, int64_t batch_size) {
-          return std::make_unique<Stepper>(params, bias, nonlinearity, batch_size);
-        }),
-        py::arg("params"), py::arg("bias"), py::arg("nonlinearity"), py::arg("batch_size"));
-  py::class_<Stepper>(m, "Stepper")
-      // pybind11's own would give an instance without a Stepper in it.
-      .def_static("__new__",
-                  [](const py::args&, const py::kwargs&) -> Stepper* {
-                    throw py::type_error("a Stepper is made by rnnext.Stepper alone");
-                  })
-      .def("step", torch::wrap_pybind_function(
-                       [](Stepper& s, const at::Tensor& input) { return s.step(input); }))
-      .def("state", torch::wrap_pybind_function([](const Stepper& s) { return s.state(); }))
-      .def("set_state", torch::wrap_pybind_function(
-                            [](Stepper& s, const at::Tensor& state) { s.set_state(state); }))
-      .def("reset", torch::wrap_pybind_function([](Stepper& s) { s.reset(); }));
+  define_stepper(m);
   m.def("plan", &plan, py::kw_only(), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("directions") = 1, py::arg("layers") = 1, py::arg("dtype"), py::arg("threads"),
         py::arg("train") = false, py::arg("hx") = false,

@@ -1,39 +1,61 @@
 """Stepper: an RNN that is fed one step at a time."""
 
+import math
+import operator
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from rnnext import _C
-from rnnext.rnn import CELL_WEIGHTS, RNN, nonlinearity_of
+from rnnext import _C, functional
+from rnnext.embedding_rnn import EmbeddingRNN
+from rnnext.leaky import LeakyRNN
+from rnnext.rnn import CELL_WEIGHTS, RNN, nonlinearity_of, weights_of
 
 __all__ = ["Stepper"]
 
+_Module = RNN | LeakyRNN | EmbeddingRNN | nn.RNN | nn.RNNCell
+_KINDS = (RNN, LeakyRNN, EmbeddingRNN, nn.RNN, nn.RNNCell)
+
+# A table is multiplied with W_ih ahead of the steps if the product takes no more than this: a
+# thousand steps or so make up for larger ones, and picking rows of them reads far memory.
+_PROJECTED_BYTES = 4 << 20
+
 
 class Stepper:
-    """An RNN fed one step at a time: its weights are packed once, its state is kept.
+    """An RNN fed one step at a time: its weights are packed once, its states are kept.
 
-    ``y_t = stepper(x_t)`` gives what the RNN gives for the whole sequence, to the bit, without
-    gradients and, at small sizes, several times as fast as calls of the RNN with one step each.
+    ``y_t = stepper(x_t)`` gives what the module gives for the whole sequence, to the bit, without
+    gradients and, at small sizes, several times as fast as calls of the module with one step each.
+    A Stepper of an :class:`rnnext.EmbeddingRNN` takes tokens, and gives, to the bit, what
+    ``rnn(embedding(tokens))`` gives.
 
-    What it is made from is fixed then: the weights, which are copied, float32 matmul precision and
-    the largest number of threads. Make another one after they have changed. Dropout does not apply,
-    as in ``eval()``, nor does autocast. It is no module, cannot be pickled, and has no place in
-    compiled code; a call keeps Python's lock, so threads may share it if they take turns.
+    What it is made from is read then: the weights, float32 matmul precision and the largest number
+    of threads. A step raises RuntimeError if a parameter or buffer of the module has been written
+    since, as by an optimizer; :meth:`refresh` reads the module anew. (torch does not count writes
+    through ``.data``, nor can a Stepper know that the module was given another tensor.) Dropout and
+    noise do not apply, as in ``eval()``, nor does autocast.
+
+    It is no module and has no place in compiled code. It can be copied and pickled: the copy reads
+    the module, or its copy, as it is then, and goes on from the same states. A call keeps Python's
+    lock, so threads may share it if they take turns.
 
     Args:
-        module: an RNN of one direction, or an RNNCell, of rnnext or of torch.nn, on the CPU.
+        module: an RNN, LeakyRNN or EmbeddingRNN of one direction, or an RNNCell, of rnnext or of
+            torch.nn, on the CPU.
         batch_size: B, the number of sequences that go forward together. Default: 1.
 
     Attributes:
         num_layers: L.
-        input_size: I.
+        input_size: I, or, where the input is tokens, V, how many there are.
         hidden_size: H.
         batch_size: B.
 
     Raises:
-        TypeError: ``module`` is something else.
-        ValueError: it has two directions, or ``batch_size`` is less than 1.
+        TypeError: ``module`` is something else or lacks a weight, or ``batch_size`` is no integer.
+        ValueError: the module has two directions, ``batch_size`` is less than 1, or a leak's alpha
+            is outside (0, 1].
         RuntimeError: its weights are not on the CPU, or of a dtype that :class:`rnnext.RNN` lacks.
 
     Example::
@@ -43,64 +65,248 @@ class Stepper:
             y = stepper(x)  # [1, H]
     """
 
-    def __init__(self, module: RNN | nn.RNN | nn.RNNCell, batch_size: int = 1) -> None:
-        if not isinstance(module, (RNN, nn.RNN, nn.RNNCell)):
-            raise TypeError(f"module must be an RNN or an RNNCell, got {type(module).__name__}")
-        suffixes = [""]
-        if not isinstance(module, nn.RNNCell):
-            if module.bidirectional:
-                raise ValueError("module must have one direction: the other starts at the end")
-            suffixes = [f"_l{layer}" for layer in range(module.num_layers)]
-        layers: list[list[Any]] = [
-            [getattr(module, kind + suffix, None) for kind in CELL_WEIGHTS] for suffix in suffixes
-        ]
-        bias = any(b is not None for layer in layers for b in layer[2:])
-        zeros = layers[0][1].new_zeros(module.hidden_size)  # of a bias that is missing
-        params = [
-            zeros if weight is None else weight.detach()
-            for layer in layers
-            for weight in layer[: 4 if bias else 2]
-        ]
-        self.num_layers = len(suffixes)
-        self.input_size = module.input_size
-        self.hidden_size = module.hidden_size
-        self.batch_size = batch_size
-        self._stepper = _C.stepper(params, bias, nonlinearity_of(module), batch_size)
+    # So that `stepper.state = h` is refused, which would change nothing.
+    __slots__ = (
+        "__weakref__",
+        "_module",
+        "_stepper",
+        "batch_size",
+        "hidden_size",
+        "input_size",
+        "num_layers",
+    )
+
+    def __init__(self, module: _Module, batch_size: int = 1) -> None:
+        if not isinstance(module, _KINDS):
+            raise TypeError(
+                "module must be an RNN, LeakyRNN, EmbeddingRNN or RNNCell, "
+                f"got {type(module).__name__}"
+            )
+        rnn = _rnn_of(module)
+        if getattr(rnn, "bidirectional", False):
+            raise ValueError("module must have one direction: the other starts at the end")
+        self.num_layers = getattr(rnn, "num_layers", 1)
+        if isinstance(module, EmbeddingRNN):
+            self.input_size = module.embedding.num_embeddings
+        else:
+            self.input_size = rnn.input_size
+        self.hidden_size = rnn.hidden_size
+        self.batch_size = _integer(batch_size, "batch_size")
+        self._module = module
+        self._stepper = _packed(module, self.batch_size)
 
     def __call__(self, input: Tensor) -> Tensor:
         """Go one step forward.
 
         Args:
-            input: x_t, ``[B, I]``, or ``[I]`` if B is 1; of the weights' dtype, on the CPU.
+            input: x_t, ``[B, I]``, or ``[I]`` if B is 1; of the weights' dtype, on the CPU. Of an
+                EmbeddingRNN, the tokens, int32 or int64 ``[B]``, or ``[]`` if B is 1.
 
         Returns:
-            The last layer's new state, ``[B, H]`` or ``[H]``.
+            The last layer's new output, ``[B, H]`` or ``[H]``. (It is the new state, but for a leak
+            of the form ``"voltage"``.)
 
         Raises:
-            RuntimeError: another shape, dtype or device, or an input that requires a gradient
-                while gradients are enabled.
+            IndexError: a token is outside 0..V-1; the message names it and its position.
+            TypeError: not a tensor, or tokens that are not integers.
+            RuntimeError: another shape, dtype or device, an input that requires a gradient while
+                gradients are enabled, or weights that have changed.
         """
         return self._stepper.step(input)
 
-    @property
-    def state(self) -> Tensor:
-        """A copy of each layer's last state, ``[L, B, H]``: ``h_n`` of the RNN. At first zeros.
+    def step(self, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Go one step forward from a state of the caller's; the Stepper's own stays as it is.
 
-        Setting it, say to the ``h_n`` of a sequence that went before, copies the values; it raises
-        RuntimeError for another shape, dtype or device.
+        Args:
+            input: as of a call.
+            state: each layer's state, ``[L, B, H]``; it stays as it is, too.
+
+        Returns:
+            ``(output, state)``: the output as of a call, and the new state, ``[L, B, H]``.
+
+        Raises:
+            IndexError, TypeError, RuntimeError: as a call, and for the state as :meth:`set_state`.
         """
-        return self._stepper.state()
+        return self._stepper.step_from(input, state)
 
-    @state.setter
-    def state(self, value: Tensor) -> None:
-        self._stepper.set_state(value)
+    def get_state(self) -> Tensor:
+        """A copy of each layer's last state, ``[L, B, H]``: ``h_n`` of the module. First zeros."""
+        return self._stepper.get_state()
 
-    def reset(self) -> None:
-        """Set the state to zeros."""
-        self._stepper.reset()
+    def set_state(self, state: Tensor) -> None:
+        """Go on from these states, say from the ``h_n`` of a sequence that went before.
+
+        Args:
+            state: ``[L, B, H]``, of the weights' dtype, on the CPU. It is copied.
+
+        Raises:
+            TypeError: not a tensor.
+            RuntimeError: another shape, dtype or device.
+        """
+        self._stepper.set_state(state)
+
+    def reset(self, mask: Tensor | None = None) -> None:
+        """Set states to zeros: of all sequences, or of those that have ended.
+
+        Args:
+            mask: bool ``[B]``, which ones. Default: all.
+
+        Raises:
+            TypeError: not a bool tensor.
+            ValueError: another shape or device.
+        """
+        self._stepper.reset(mask)
+
+    def refresh(self) -> None:
+        """Read the module's weights anew; the states stay."""
+        stepper = _packed(self._module, self.batch_size)
+        stepper.set_state(self.get_state())
+        self._stepper = stepper
+
+    @torch.no_grad()
+    def generate(
+        self,
+        score: Callable[[Tensor], Tensor],
+        n: int,
+        temperature: float = 1.0,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Go n steps forward, each with a token drawn from the scores of the output before.
+
+        The first one is drawn from the scores of the present state: feed a prompt first. The last
+        one is fed, too, so that another call goes on where this one ended.
+
+        Args:
+            score: gives the scores of the tokens, ``[B, V]``, for an output ``[B, H]``; such as the
+                ``nn.Linear`` that the RNN was trained with.
+            n: how many tokens.
+            temperature: what the scores are divided by before the softmax that says how likely each
+                token is; 0 takes the token of the highest score. Default: 1.
+            generator: of the random numbers. Default: torch's.
+
+        Returns:
+            The tokens, int64 ``[n, B]``.
+
+        Raises:
+            TypeError: the Stepper is not of an EmbeddingRNN, or ``n`` is no integer.
+            ValueError: ``n`` or ``temperature`` is negative, or the scores' shape is another.
+            RuntimeError: as a call; from ``torch.multinomial``, for scores that are not finite.
+        """
+        module = self._module
+        if not isinstance(module, EmbeddingRNN):
+            raise TypeError(f"generate needs a Stepper of an EmbeddingRNN, not {_name(module)}")
+        n = _integer(n, "n")
+        if n < 0:
+            raise ValueError(f"n must not be negative, got {n}")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature must be finite and not negative, got {temperature}")
+        shape = (self.batch_size, self.input_size)
+        tokens = torch.empty(n, self.batch_size, dtype=torch.int64)
+        output = self._stepper.get_state()[-1]
+        for i in range(n):
+            scores = score(output)
+            if scores.shape != shape:
+                raise ValueError(f"score must give shape {list(shape)}, got {list(scores.shape)}")
+            if temperature == 0:
+                chosen = scores.argmax(-1)
+            else:
+                dtype = torch.promote_types(scores.dtype, torch.float32)
+                chances = (scores.to(dtype) / temperature).softmax(-1)
+                chosen = torch.multinomial(chances, 1, generator=generator)[:, 0]
+            tokens[i] = chosen
+            output = self._stepper.step(chosen)
+        return tokens
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self._module, self.batch_size, self.get_state())
 
     def __repr__(self) -> str:
         return (
             f"Stepper({self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, "
             f"batch_size={self.batch_size})"
         )
+
+
+def _restored(kind: type[Stepper], module: _Module, batch_size: int, state: Tensor) -> Stepper:
+    stepper = kind(module, batch_size)
+    stepper.set_state(state)
+    return stepper
+
+
+def _name(value: Any) -> str:
+    return type(value).__name__
+
+
+def _integer(value: Any, name: str) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {_name(value)}") from None
+
+
+def _rnn_of(module: _Module) -> Any:
+    return module.rnn if isinstance(module, EmbeddingRNN) else module
+
+
+@torch.no_grad()
+def _packed(module: _Module, batch_size: int) -> _C.Stepper:
+    rnn, table = _rnn_of(module), None
+    layers = _layers_of(rnn)
+    if isinstance(module, EmbeddingRNN):
+        table = _table_of(module.embedding)
+        if _projects(table, rnn.hidden_size):
+            weight_ih, weight_hh, bias_ih, bias_hh, alpha = layers[0]
+            table = _projected(table, weight_ih, bias_ih, bias_hh)
+            layers[0] = [None, weight_hh, None, None, alpha]
+    leaks = isinstance(rnn, LeakyRNN)
+    return _C.stepper(
+        layers,
+        table,
+        [*module.named_parameters(), *module.named_buffers()],
+        rnn.nonlinearity if leaks else nonlinearity_of(rnn),
+        rnn.form if leaks else "rate",
+        batch_size,
+    )
+
+
+def _layers_of(rnn: Any) -> list[list[Any]]:
+    """W_ih, W_hh, b_ih, b_hh and alpha of each layer, None where there is none."""
+    if isinstance(rnn, nn.RNNCell):
+        weight_ih, weight_hh, *biases = weights_of(rnn, CELL_WEIGHTS)
+        if any(bias is not None for bias in biases):  # a cell takes one alone
+            biases = [weight_hh.new_zeros(len(weight_hh)) if b is None else b for b in biases]
+        return [[weight_ih, weight_hh, *biases, None]]
+    names = rnn._flat_weights_names
+    weights = weights_of(rnn, names)
+    for name, weight in zip(names, weights, strict=True):
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {_name(weight)}")
+    n = 4 if rnn.bias else 2
+    none = [None] * (4 - n)
+    alphas = rnn.alphas() if isinstance(rnn, LeakyRNN) else [None] * rnn.num_layers
+    return [[*weights[n * k : n * k + n], *none, alpha] for k, alpha in enumerate(alphas)]
+
+
+def _table_of(embedding: nn.Embedding) -> Tensor:
+    if embedding.max_norm is None:
+        return embedding.weight.detach()
+    rows: Tensor = embedding(torch.arange(embedding.num_embeddings))  # which scales them
+    return rows
+
+
+def _projects(table: Tensor, hidden_size: int) -> bool:
+    """Whether W_ih is multiplied ahead: the product must have the bits of a sum, and pay."""
+    wide = table.dtype in (torch.float32, torch.float64)
+    return wide and len(table) * hidden_size * table.element_size() <= _PROJECTED_BYTES
+
+
+def _projected(table: Tensor, weight_ih: Tensor, *biases: Tensor | None) -> Tensor:
+    """The table times W_ih, and the biases, as the kernels sum them: a step without a state."""
+    H = len(weight_ih)
+    with torch.autocast("cpu", enabled=False):
+        output, _ = functional.recurrence(
+            table[None], None, weight_ih, weight_ih.new_zeros(H, H), *biases,
+            nonlinearity="identity",
+        )  # fmt: skip
+    return output[0]

@@ -82,7 +82,9 @@ def _stream(case: Case, data: Data, ours: bool) -> Prepared:
         rnn = nn.RNN(case.I, case.H, dtype=data.dtype)
         rnn.load_state_dict(data.state)
         stepper = rnnext.Stepper(rnn, case.B)
-        restart = stepper.reset
+
+        def restart() -> None:
+            stepper.reset()
 
         def step() -> Any:
             return stepper(x)

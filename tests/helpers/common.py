@@ -56,6 +56,11 @@ def same(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> bool:
     return all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
 
 
+def steps(stepper: rnnext.Stepper, inputs: Tensor) -> Tensor:
+    """What a Stepper gives for the inputs of a sequence, one after the other."""
+    return torch.stack([stepper(x) for x in inputs])
+
+
 def pair(name: str, *args: Any, **kwargs: Any) -> tuple[nn.Module, nn.Module]:
     """torch.nn's module of this name and rnnext's, made from the same seed."""
     torch.manual_seed(7)

@@ -333,9 +333,9 @@ def run_stepper(
     make.fill(module, H**-0.5)
     stepper = rnnext.Stepper(module, B)
     if hx:
-        stepper.state = make(max(layers, 1), B, H)
+        stepper.set_state(make(max(layers, 1), B, H))
     found: Results = {f"step {n}": stepper(make(B, I)) for n in range(3)}
-    return found | {"state": stepper.state}
+    return found | {"state": stepper.get_state()}
 
 
 def run_embedding(

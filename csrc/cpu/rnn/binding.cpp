@@ -24,12 +24,6 @@ int threads_for(const Recurrence& p, int products) {
   return plan_threads(p, products, max_threads());
 }
 
-namespace {
-
-struct Call : ParsedCall {
-  Recurrence p;
-};
-
 void check_alpha(const void* alpha, int64_t H, at::ScalarType type) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type, "alpha", [&] {
     for (int64_t j = 0; j < H; ++j) {
@@ -39,6 +33,12 @@ void check_alpha(const void* alpha, int64_t H, at::ScalarType type) {
     }
   });
 }
+
+namespace {
+
+struct Call : ParsedCall {
+  Recurrence p;
+};
 
 void fill_call(Call& call, const RecurrenceArguments& a) {
   Recurrence& p = call.p;
@@ -212,8 +212,8 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
 
   RecurrenceGradOut out;
   Tensor grad_pre;
-  RecurrenceGradients grad{
-      at::empty({0}, options), at::empty({0}, options), {}, {}, {}, at::empty({0}, options), {}};
+  RecurrenceGradients grad{at::empty({0}, options), at::empty({0}, options), {}, {}, {},
+                           at::empty({0}, options), {}};
   const auto add = [&](std::vector<Tensor>& list, at::IntArrayRef shape) {
     list.push_back(allocate(shape));
     return list.back().data_ptr();
@@ -236,7 +236,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
     out.hx = grad.hx.data_ptr();
     if (empty && given(r.grad_h_n)) grad.hx.copy_(*r.grad_h_n);
   }
-  if (want_reset_state && given(a.reset)) {
+  if (want_reset_state && p.reset) {
     grad.reset_state = allocate({s.D, s.B, s.H});
     out.reset_state = grad.reset_state.data_ptr();
   }

@@ -21,118 +21,216 @@ Tensor values_of(const Tensor& t, const char* name) {
   return (t.is_neg() ? t.resolve_neg() : t).contiguous();
 }
 
+// Counted by torch whenever a tensor is written in place; tensors of inference mode are not.
+uint32_t version_of(const Tensor& t) {
+  const auto& counter = t.unsafeGetTensorImpl()->version_counter();
+  return counter.enabled() ? counter.current_version() : 0;
+}
+const void* memory_of(const Tensor& t) { return t.has_storage() ? t.storage().data() : nullptr; }
+
+void check_values(const Tensor& t, const char* name, const Tensor& like) {
+  TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " must have the weights' dtype, ",
+              dtype_name(like), ", got ", dtype_name(t));
+  TORCH_CHECK(t.device().is_cpu(), name, " must be on the CPU, got ", t.device());
+  TORCH_CHECK(!(t.requires_grad() && at::GradMode::is_enabled()),
+              "a Stepper has no gradient: call it under torch.no_grad(), or use the RNN itself");
+}
+
 }  // namespace
 
-Stepper::Stepper(const std::vector<Tensor>& params, bool bias, std::string_view nonlinearity,
-                 int64_t batch_size) {
-  const size_t per_layer = bias ? 4 : 2;
-  TORCH_CHECK(!params.empty() && params.size() % per_layer == 0, "params must hold ", per_layer,
-              " tensors for each layer, got ", params.size());
+Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table,
+                 const std::vector<Named>& watched, std::string_view nonlinearity,
+                 std::string_view form, int64_t batch_size) {
+  TORCH_CHECK(!layers.empty(), "layers must not be empty");
   TORCH_CHECK_VALUE(batch_size > 0, "batch_size must be positive, got ", batch_size);
-  const Tensor& like = params[1];
+  TORCH_CHECK(given(layers[0].weight_hh), "weight_hh must be a tensor, got none");
+  const Tensor& like = *layers[0].weight_hh;
   TORCH_CHECK(like.device().is_cpu(), "a Stepper runs on the CPU: the weights are on ",
               like.device());
   kernels_ = &kernels_for(parse_dtype(like, "weight_hh"));
   TORCH_CHECK(like.dim() == 2 && like.size(0) > 0,
               "weight_hh must have shape [H, H] with H > 0, got ", like.sizes());
-  const int64_t H = like.size(0), layers = static_cast<int64_t>(params.size() / per_layer);
-  states_ = at::zeros({2, layers, batch_size, H}, like.options());
-  inner_ = at::empty({batch_size, H}, like.options());
-  size_t workspace = 0;
+  const auto L = static_cast<int64_t>(layers.size());
+  states_ = at::zeros({2, L, batch_size, like.size(0)}, like.options());
+  inner_ = at::empty({2, batch_size, like.size(0)}, like.options());
   threads_ = max_threads();
-  for (int64_t l = 0; l < layers; ++l) {
-    const Tensor* const weights = &params[l * per_layer];
-    const int64_t I = l > 0 ? H : weights[0].size(-1);
-    check_like(weights[0], "weight_ih", {H, I}, like);
-    check_like(weights[1], "weight_hh", {H, H}, like);
-    Layer layer;
-    Recurrence& call = layer.call;
-    call.T = 1;
-    call.B = batch_size;
-    call.I = I;
-    call.H = H;
-    call.nonlinearity = parse_nonlinearity(nonlinearity);
-    call.input.stride_b = I;
-    if (bias) {
-      check_like(weights[2], "bias_ih", {H}, like);
-      check_like(weights[3], "bias_hh", {H}, like);
-      layer.biases =
-          at::stack({values_of(weights[2], "bias_ih"), values_of(weights[3], "bias_hh")});
-      call.bias_ih[0] = layer.biases.const_data_ptr();
-      call.bias_hh[0] = layer.biases[1].const_data_ptr();
-    }
-    const Tensor weight_ih = values_of(weights[0], "weight_ih");
-    const Tensor weight_hh = values_of(weights[1], "weight_hh");
-    call.weight_ih[0] = weight_ih.const_data_ptr();
-    call.weight_hh[0] = weight_hh.const_data_ptr();
-    const auto bytes = static_cast<int64_t>(kernels_->packed_bytes(call));
-    layer.packed = empty_large({bytes}, at::kByte);
-    kernels_->pack(call, static_cast<char*>(layer.packed.data_ptr()));
-    call.packed = layer.packed.const_data_ptr();
-    call.weight_ih[0] = call.weight_hh[0] = nullptr;
-    call.hx = call.packed;  // any will do to ask for the size
-    workspace = std::max(workspace, kernels_->forward_workspace(call, threads_));
-    layers_.push_back(std::move(layer));
-  }
+  const Nonlinearity name = parse_nonlinearity(nonlinearity);
+  for (const Weights& weights : layers)
+    add_layer(weights, name, given(weights.alpha) ? parse_form(form) : Form::none);
+  size_t workspace = 0;
+  for (const Layer& layer : layers_)
+    workspace = std::max(workspace, kernels_->forward_workspace(layer.call, threads_));
   workspace_ = empty_large({static_cast<int64_t>(workspace)}, at::kByte);
+  if (given(table)) {
+    check_like(*table, "table", {table->size(0), layers_.front().call.input.stride_b}, like);
+    table_ = values_of(*table, "table");
+    tokens_.resize(batch_size);
+  }
+  for (const auto& [name, tensor] : watched)
+    watched_.push_back({name, tensor, version_of(tensor), memory_of(tensor)});
 }
 
-char* Stepper::state_of(int which, int64_t layer) const {
-  const int64_t bytes = inner_.numel() * inner_.element_size();
-  const auto layers = static_cast<int64_t>(layers_.size());
-  return static_cast<char*>(states_.data_ptr()) + (which * layers + layer) * bytes;
+void Stepper::add_layer(const Weights& weights, Nonlinearity nonlinearity, Form form) {
+  const int64_t H = states_.size(3);
+  Layer layer;
+  Recurrence& call = layer.call;
+  call.T = 1;
+  call.B = states_.size(2);
+  call.I = !given(weights.weight_ih) ? 0 : layers_.empty() ? weights.weight_ih->size(-1) : H;
+  call.H = H;
+  call.nonlinearity = nonlinearity;
+  call.form = form;
+  call.input.stride_b = given(weights.weight_ih) ? call.I : H;
+  // In memory's order, once checked; an undefined one where there is none.
+  const auto read = [&](const OptionalTensor& t, const char* name, at::IntArrayRef shape) {
+    if (!given(t)) return Tensor();
+    check_like(*t, name, shape, states_);
+    return values_of(*t, name);
+  };
+  const Tensor weight_ih = read(weights.weight_ih, "weight_ih", {H, call.I});
+  const Tensor weight_hh = read(weights.weight_hh, "weight_hh", {H, H});
+  TORCH_CHECK(weight_hh.defined(), "weight_hh must be a tensor, got none");
+  const Tensor bias_ih = read(weights.bias_ih, "bias_ih", {H});
+  const Tensor bias_hh = read(weights.bias_hh, "bias_hh", {H});
+  TORCH_CHECK(bias_ih.defined() == bias_hh.defined(), "both biases must be tensors, or none");
+  if (bias_ih.defined()) {
+    layer.biases = at::stack({bias_ih, bias_hh});
+    call.bias_ih[0] = layer.biases.const_data_ptr();
+    call.bias_hh[0] = layer.biases[1].const_data_ptr();
+  }
+  if (form != Form::none) {
+    layer.alpha = read(weights.alpha, "alpha", {H}).clone();
+    call.alpha[0] = layer.alpha.const_data_ptr();
+    check_alpha(call.alpha[0], H, layer.alpha.scalar_type());
+  }
+  call.weight_ih[0] = call.I > 0 ? weight_ih.const_data_ptr() : nullptr;
+  call.weight_hh[0] = weight_hh.const_data_ptr();
+  layer.packed = empty_large({static_cast<int64_t>(kernels_->packed_bytes(call))}, at::kByte);
+  kernels_->pack(call, static_cast<char*>(layer.packed.data_ptr()));
+  call.packed = layer.packed.const_data_ptr();
+  call.weight_ih[0] = call.weight_hh[0] = nullptr;
+  call.hx = call.packed;  // any will do to ask for the workspace's size
+  layers_.push_back(std::move(layer));
 }
 
-Tensor Stepper::step(const Tensor& input) {
+int64_t Stepper::state_bytes() const { return inner_.nbytes() / 2; }
+
+char* Stepper::state_of(int which) const {
+  return static_cast<char*>(states_.data_ptr()) + which * (states_.nbytes() / 2);
+}
+
+void Stepper::check_fresh() const {
+  for (const Seen& seen : watched_)
+    TORCH_CHECK(version_of(seen.tensor) == seen.version && memory_of(seen.tensor) == seen.data,
+                seen.name, " has changed since this Stepper read it: call refresh()");
+}
+
+Tensor Stepper::check_features(const Tensor& input) const {
   const Recurrence& first = layers_.front().call;
-  const int64_t B = first.B, H = first.H;
-  const bool one_row = input.dim() == 1 && B == 1;
-  TORCH_CHECK(one_row ? input.size(0) == first.I
-                      : input.dim() == 2 && input.size(0) == B && input.size(1) == first.I,
-              "input must have shape [", B, ", ", first.I, "]", B == 1 ? " or " : "",
-              B == 1 ? c10::str("[", first.I, "]") : "", ", got ", input.sizes());
-  TORCH_CHECK(input.scalar_type() == states_.scalar_type(), "input must have the weights' dtype, ",
-              dtype_name(states_), ", got ", dtype_name(input));
-  TORCH_CHECK(input.device().is_cpu(), "input must be on the CPU, got ", input.device());
-  TORCH_CHECK(!(input.requires_grad() && at::GradMode::is_enabled()),
-              "a Stepper has no gradient: call it under torch.no_grad(), or use the RNN itself");
-  const Tensor rows = values_of(input, "input");
-  const int64_t shape[2] = {B, H};
-  const Tensor output =
+  const int64_t B = first.B, I = first.I;
+  TORCH_CHECK(input.dim() == 1 && B == 1
+                  ? input.size(0) == I
+                  : input.dim() == 2 && input.size(0) == B && input.size(1) == I,
+              "input must have shape [", B, ", ", I, "]", B == 1 ? " or " : "",
+              B == 1 ? c10::str("[", I, "]") : "", ", got ", input.sizes());
+  check_values(input, "input", states_);
+  return values_of(input, "input");
+}
+
+void Stepper::read_tokens(const Tensor& input) {
+  const int64_t B = layers_.front().call.B, V = table_.size(0);
+  TORCH_CHECK_TYPE(input.scalar_type() == at::kLong || input.scalar_type() == at::kInt,
+                   "tokens must be int32 or int64, got ", dtype_name(input));
+  TORCH_CHECK(input.dim() == 0 ? B == 1 : input.dim() == 1 && input.size(0) == B,
+              "tokens must have shape [", B, "]", B == 1 ? " or []" : "", ", got ", input.sizes());
+  TORCH_CHECK(input.device().is_cpu(), "tokens must be on the CPU, got ", input.device());
+  const Tensor tokens = values_of(input, "tokens");
+  const void* const data = tokens.const_data_ptr();
+  const bool wide = tokens.scalar_type() == at::kLong;
+  for (int64_t b = 0; b < B; ++b) {
+    const int64_t token =
+        wide ? static_cast<const int64_t*>(data)[b] : static_cast<const int32_t*>(data)[b];
+    TORCH_CHECK_INDEX(token >= 0 && token < V, "tokens[", b, "] = ", token,
+                      " is out of range: expected 0 <= token < ", V);
+    tokens_[b] = token;
+  }
+}
+
+// One step of all layers, from the states at `from` to those at `to`; they must not overlap.
+Tensor Stepper::advance(const Tensor& input, const char* from, char* to) {
+  check_fresh();
+  const bool reads_table = table_.defined(), one_row = input.dim() == (reads_table ? 0 : 1);
+  if (reads_table) read_tokens(input);
+  const Tensor features = reads_table ? Tensor() : check_features(input);
+  const int64_t shape[2] = {states_.size(2), states_.size(3)};
+  Tensor output =
       at::detail::empty_cpu(at::IntArrayRef(shape + one_row, shape + 2), states_.scalar_type());
-  const void* features = rows.const_data_ptr();
-  for (size_t l = 0; l < layers_.size(); ++l) {
+  char* const inner = static_cast<char*>(inner_.data_ptr());
+  char* const workspace = static_cast<char*>(workspace_.data_ptr());
+  const int64_t bytes = state_bytes();
+  const void* rows = reads_table ? table_.const_data_ptr() : features.const_data_ptr();
+  for (size_t l = 0; l < layers_.size(); ++l, from += bytes, to += bytes) {
     Recurrence call = layers_[l].call;
-    call.input.data = call.I > 0 ? features : nullptr;
-    call.hx = state_of(last_, l);
-    call.h_n = state_of(1 - last_, l);
-    call.output = l + 1 < layers_.size() ? inner_.data_ptr() : output.data_ptr();
-    features = call.h_n;
-    char* const workspace = static_cast<char*>(workspace_.data_ptr());
+    if (call.input.stride_b > 0) call.input.data = rows;
+    if (l == 0 && reads_table) call.input.index = tokens_.data();
+    call.hx = from;
+    call.h_n = to;
+    call.output = l + 1 < layers_.size() ? inner + l % 2 * bytes : output.data_ptr();
+    rows = call.output;
     run_team(std::min(threads_for(call, 1), threads_),
              [&](Worker& worker) { kernels_->forward(call, workspace, worker); });
   }
+  return output;
+}
+
+Tensor Stepper::step(const Tensor& input) {
+  Tensor output = advance(input, state_of(last_), state_of(1 - last_));
   last_ = 1 - last_;
   return output;
 }
 
+std::pair<Tensor, Tensor> Stepper::step_from(const Tensor& input, const Tensor& state) {
+  const Tensor from = check_state(state);
+  const Tensor to = at::empty(states_.sizes().slice(1), states_.scalar_type());
+  Tensor output = advance(input, static_cast<const char*>(from.const_data_ptr()),
+                          static_cast<char*>(to.data_ptr()));
+  return {std::move(output), to};
+}
+
+Tensor Stepper::check_state(const Tensor& state) const {
+  const auto shape = states_.sizes().slice(1);
+  TORCH_CHECK(state.sizes() == shape, "state must have shape ", shape, ", got ", state.sizes());
+  check_values(state, "state", states_);
+  return values_of(state, "state");
+}
+
 // Copies of bytes, not of tensors: a Stepper made in inference mode may be used outside of it.
-Tensor Stepper::state() const {
+Tensor Stepper::get_state() const {
   const Tensor state = at::empty(states_.sizes().slice(1), states_.scalar_type());
-  std::memcpy(state.data_ptr(), state_of(last_, 0), state.nbytes());
+  std::memcpy(state.data_ptr(), state_of(last_), state.nbytes());
   return state;
 }
 
 void Stepper::set_state(const Tensor& state) {
-  const auto shape = states_.sizes().slice(1);
-  TORCH_CHECK(state.sizes() == shape, "state must have shape ", shape, ", got ", state.sizes());
-  TORCH_CHECK(state.scalar_type() == states_.scalar_type(), "state must have the weights' dtype, ",
-              dtype_name(states_), ", got ", dtype_name(state));
-  TORCH_CHECK(state.device().is_cpu(), "state must be on the CPU, got ", state.device());
-  const Tensor rows = values_of(state, "state");
-  std::memcpy(state_of(last_, 0), rows.const_data_ptr(), rows.nbytes());
+  const at::NoGradGuard no_grad;  // the values of one that requires a gradient are as good
+  const Tensor values = check_state(state);
+  std::memcpy(state_of(last_), values.const_data_ptr(), values.nbytes());
 }
 
-void Stepper::reset() { std::memset(state_of(last_, 0), 0, states_.nbytes() / 2); }
+void Stepper::reset() { std::memset(state_of(last_), 0, states_.nbytes() / 2); }
+
+void Stepper::reset(const Tensor& mask) {
+  const int64_t L = states_.size(1), B = states_.size(2), bytes = state_bytes() / B;
+  TORCH_CHECK_TYPE(mask.scalar_type() == at::kBool, "mask must be a bool tensor, got ",
+                   dtype_name(mask));
+  TORCH_CHECK_VALUE(mask.dim() == 1 && mask.size(0) == B, "mask must have shape [", B, "], got ",
+                    mask.sizes());
+  TORCH_CHECK_VALUE(mask.device().is_cpu(), "mask must be on the CPU, got ", mask.device());
+  const Tensor values = values_of(mask, "mask");
+  const bool* const ended = values.const_data_ptr<bool>();
+  char* row = state_of(last_);
+  for (int64_t i = 0; i < L * B; ++i, row += bytes)
+    if (ended[i % B]) std::memset(row, 0, bytes);
+}
 
 }  // namespace rnnext

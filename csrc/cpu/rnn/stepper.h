@@ -1,43 +1,77 @@
 // A stack of layers that is fed one step at a time: its weights are packed once, its state is kept.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
+#include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "cpu/runtime/dispatch.h"
+#include "ops/arguments.h"
 
 namespace rnnext {
 
 class Stepper {
  public:
-  // params: for each layer weight_ih [H,I], weight_hh [H,H] and, with bias, bias_ih [H],
-  // bias_hh [H]. They are copied.
-  Stepper(const std::vector<at::Tensor>& params, bool bias, std::string_view nonlinearity,
+  // Of one layer. They are copied.
+  struct Weights {
+    OptionalTensor weight_ih;  // [H,I]; not of a first layer whose table is of pre-activations
+    OptionalTensor weight_hh;  // [H,H]
+    OptionalTensor bias_ih, bias_hh;  // [H], both or none
+    OptionalTensor alpha;             // [H] of the leak, if there is one
+  };
+  using Named = std::pair<std::string, Tensor>;
+
+  // table: rows of the first layer's input, [V,I] features or [V,H] pre-activations; a step is then
+  // fed with their numbers. It is read where it lies. watched: what the weights were made from; a
+  // step refuses to go on once they have changed.
+  Stepper(const std::vector<Weights>& layers, const OptionalTensor& table,
+          const std::vector<Named>& watched, std::string_view nonlinearity, std::string_view form,
           int64_t batch_size);
 
-  // input [B,I], or [I] if B is 1 -> the last layer's new state, [B,H] or [H].
-  at::Tensor step(const at::Tensor& input);
-  // [L,B,H]
-  at::Tensor state() const;
-  void set_state(const at::Tensor& state);
-  void reset();
+  const char* input_name() const { return table_.defined() ? "tokens" : "input"; }
+  // input [B,I], or [I] if B is 1; of a table, tokens [B], or [] -> the last layer's output, [B,H]
+  // or [H].
+  Tensor step(const Tensor& input);
+  // From a state [L,B,H] of the caller's, which stays as it is -> the output and the next state.
+  std::pair<Tensor, Tensor> step_from(const Tensor& input, const Tensor& state);
+
+  Tensor get_state() const;  // a copy, [L,B,H]
+  void set_state(const Tensor& state);
+  void reset();                    // to zeros
+  void reset(const Tensor& mask);  // of the sequences that a bool [B] marks
 
  private:
   struct Layer {
     Recurrence call;
-    at::Tensor packed, biases;
+    Tensor packed, biases, alpha;
+  };
+  // A tensor as it was when the weights were read.
+  struct Seen {
+    std::string name;
+    Tensor tensor;
+    uint32_t version;
+    const void* data;
   };
 
-  char* state_of(int which, int64_t layer) const;
+  void add_layer(const Weights& weights, Nonlinearity nonlinearity, Form form);
+  void check_fresh() const;
+  Tensor check_state(const Tensor& state) const;
+  Tensor check_features(const Tensor& input) const;
+  void read_tokens(const Tensor& input);
+  Tensor advance(const Tensor& input, const char* from, char* to);
+  int64_t state_bytes() const;  // of one layer
+  char* state_of(int which) const;
 
   std::vector<Layer> layers_;
+  std::vector<Seen> watched_;
   const RnnKernels* kernels_;
-  at::Tensor states_;  // [2][L,B,H]: the last step's and the one before
+  Tensor table_;                 // undefined: the input is features
+  std::vector<int64_t> tokens_;  // [B] of the step at hand
+  Tensor states_;                // [2][L,B,H]: the last step's and the one before
   int last_ = 0;
-  at::Tensor inner_;  // [B,H]: what a layer but the last puts out, beside its state
-  at::Tensor workspace_;
+  Tensor inner_;  // [2][B,H]: what layers but the last put out, in turns
+  Tensor workspace_;
   int threads_ = 1;  // that the workspace is for
 };
 

@@ -1,0 +1,287 @@
+"""Steppers of leaky RNNs and of tokens: to the bit the whole sequence, and float64 loops."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import rnnext
+from helpers.common import assert_close, case_id, pairwise, steps, supported_isas
+
+LEAKY_CASES = pairwise(
+    form=["rate", "voltage", "blend"],
+    nonlinearity=["tanh", "relu", "sigmoid", "softplus", "identity"],
+    alpha=["float", "unit", "learned", "one"],
+    H=[1, 7, 17, 64, 260],
+    I=[1, 5, 33],
+    B=[1, 2, 5, 33],
+    layers=[1, 3],
+    bias=[True, False],
+    dtype=[torch.float32, torch.float64, torch.bfloat16, torch.float16],
+    isa=supported_isas(),
+    threads=[1, 2, 3],
+)
+TOKEN_CASES = pairwise(
+    V=[1, 9, 300],
+    E=[1, 5, 64, 130],
+    H=[1, 17, 64, 129],
+    B=[1, 2, 5, 33],
+    layers=[1, 3],
+    bias=[True, False],
+    nonlinearity=["tanh", "relu"],
+    dtype=[torch.float32, torch.float64, torch.bfloat16, torch.float16],
+    precision=["highest", "medium"],
+    tokens=[torch.int64, torch.int32],
+    ahead=[True, False],
+    isa=supported_isas(),
+    threads=[1, 3],
+)
+
+
+@pytest.fixture
+def precision():
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision("highest")
+
+
+def leaky_loop(rnn, x):
+    """LeakyRNN's equations in float64: the outputs [T, B, H] and last states [L, B, H]."""
+    f = {"softplus": F.softplus, "identity": lambda p: p}.get(rnn.nonlinearity)
+    f = f or getattr(torch, rnn.nonlinearity)
+    outputs, h_n = x.double(), []
+    for layer, alpha in enumerate(rnn.alphas()):
+        a, weights = alpha.double(), [w.double() for w in rnn.all_weights[layer]]
+        pre = outputs @ weights[0].T + sum(weights[2:])
+        state, outputs = torch.zeros_like(pre[0]), []
+        output = f(state) if rnn.form == "voltage" else state
+        for p in pre:
+            p = p + output @ weights[1].T
+            if rnn.form == "rate":
+                state = output = (1 - a) * state + a * f(p)
+            elif rnn.form == "voltage":
+                state = (1 - a) * state + a * p
+                output = f(state)
+            else:
+                state = output = f((1 - a) * state + a * p)
+            outputs.append(output)
+        outputs = torch.stack(outputs)
+        h_n.append(state)
+    return outputs, torch.stack(h_n)
+
+
+@pytest.mark.parametrize("case", LEAKY_CASES, ids=case_id)
+def test_steps_of_a_leak_are_the_sequence(case):
+    rnnext._C.set_cpu_isa(case["isa"])
+    torch.set_num_threads(case["threads"])
+    alphas = {"float": 0.3, "unit": torch.linspace(0.1, 0.9, case["H"]), "learned": 0.3, "one": 1.0}
+    rnn = rnnext.LeakyRNN(
+        case["I"],
+        case["H"],
+        case["layers"],
+        case["nonlinearity"],
+        case["bias"],
+        alpha=alphas[case["alpha"]],
+        learn_alpha=case["alpha"] == "learned",
+        form=case["form"],
+        noise_std=0.5,
+        dtype=case["dtype"],
+    )
+    x = torch.randn(7, case["B"], case["I"], dtype=case["dtype"])
+    stepper = rnnext.Stepper(rnn, case["B"])  # in training: noise is not for it
+    stepped = steps(stepper, x)
+    with torch.no_grad():
+        output, h_n = rnn.eval()(x)
+        expected = leaky_loop(rnn, x)
+    assert torch.equal(stepped, output)
+    assert torch.equal(stepper.get_state(), h_n)
+    if case["dtype"] in (torch.float32, torch.float64):
+        assert_close([stepped, stepper.get_state()], list(expected))
+
+
+def test_a_leak_that_is_none_is_refused():
+    rnn = rnnext.LeakyRNN(4, 6, alpha=0.5)
+    rnn.alpha.fill_(1.5)
+    with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\], got 1.5"):
+        rnnext.Stepper(rnn)
+
+
+def expected_of(model, tokens):
+    """torch.nn's two modules in float64: the outputs."""
+    rnn = model.rnn
+    twin = nn.RNN(rnn.input_size, rnn.hidden_size, rnn.num_layers, rnn.nonlinearity, rnn.bias)
+    twin.double().load_state_dict(rnn.state_dict())
+    with torch.no_grad():
+        return twin(F.embedding(tokens, model.embedding.weight.double()))[0]
+
+
+@pytest.mark.parametrize("case", TOKEN_CASES, ids=case_id)
+def test_steps_of_tokens_are_the_sequence(case, precision, monkeypatch):
+    if not case["ahead"]:
+        monkeypatch.setattr("rnnext.stepper._PROJECTED_BYTES", -1)
+    precision(case["precision"])
+    rnnext._C.set_cpu_isa(case["isa"])
+    torch.set_num_threads(case["threads"])
+    model = rnnext.EmbeddingRNN(
+        case["V"],
+        case["E"],
+        case["H"],
+        case["layers"],
+        case["nonlinearity"],
+        case["bias"],
+        dtype=case["dtype"],
+    )
+    tokens = torch.randint(case["V"], (7, case["B"])).to(case["tokens"])
+    stepper = rnnext.Stepper(model, case["B"])
+    stepped = steps(stepper, tokens)
+    with torch.no_grad():
+        output, h_n = model.rnn(model.embedding(tokens))
+    assert torch.equal(stepped, output)
+    assert torch.equal(stepper.get_state(), h_n)
+    if case["precision"] == "highest":
+        assert_close(stepped, expected_of(model, tokens))
+
+
+@pytest.mark.parametrize(
+    ("V", "dtype", "made"),
+    [
+        (1000, torch.float32, 1),
+        (20_000, torch.float32, 0),
+        (1000, torch.float64, 1),
+        (1000, torch.bfloat16, 0),  # rounded it would have other bits
+    ],
+)
+def test_only_a_small_table_is_multiplied_ahead(V, dtype, made, monkeypatch):
+    calls, recurrence = [], rnnext.functional.recurrence
+    monkeypatch.setattr(
+        "rnnext.functional.recurrence", lambda *a, **k: calls.append(a) or recurrence(*a, **k)
+    )
+    rnnext.Stepper(rnnext.EmbeddingRNN(V, 8, 64, dtype=dtype))
+    assert len(calls) == made
+
+
+def test_tables_of_torchs_embedding_and_with_scaled_rows():
+    model, tokens = rnnext.EmbeddingRNN(9, 5, 6), torch.randint(9, (7, 2))
+    model.embedding = nn.Embedding(9, 5, max_norm=1.0)
+    stepped = steps(rnnext.Stepper(model, 2), tokens)
+    with torch.no_grad():
+        assert torch.equal(stepped, model.rnn(model.embedding(tokens))[0])
+
+
+def test_one_token_has_no_dimension():
+    model, tokens = rnnext.EmbeddingRNN(9, 5, 6, num_layers=2), torch.randint(9, (7,))
+    one = rnnext.Stepper(model)
+    stepped = steps(one, tokens)
+    assert stepped.shape == (7, 6)
+    assert torch.equal(steps(rnnext.Stepper(model), tokens[:, None])[:, 0], stepped)
+    assert repr(one) == "Stepper(9, 6, num_layers=2, batch_size=1)"
+
+
+def test_autocast_does_not_apply():
+    model, tokens = rnnext.EmbeddingRNN(9, 5, 6), torch.randint(9, (4, 1))
+    expected = steps(rnnext.Stepper(model), tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(steps(rnnext.Stepper(model), tokens), expected)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (torch.tensor([0, 9]), IndexError, r"tokens\[1\] = 9 is out of range: .* 0 <= token < 9"),
+        (torch.tensor([-1, 0]).int(), IndexError, r"tokens\[0\] = -1 is out of range"),
+        (torch.tensor([0]), RuntimeError, r"tokens must have shape \[2\], got \[1\]"),
+        (torch.tensor(0), RuntimeError, r"tokens must have shape \[2\], got \[\]"),
+        (torch.zeros(2), TypeError, "tokens must be int32 or int64, got float32"),
+        (torch.zeros(2, dtype=torch.long, device="meta"), RuntimeError, "on the CPU, got meta"),
+        ([0, 0], TypeError, "tokens must be a tensor, got list"),
+    ],
+)
+def test_refuses_wrong_tokens_and_keeps_its_state(wrong, error, message, ahead, monkeypatch):
+    if not ahead:
+        monkeypatch.setattr("rnnext.stepper._PROJECTED_BYTES", -1)
+    stepper = rnnext.Stepper(rnnext.EmbeddingRNN(9, 5, 6), 2)
+    stepper(torch.tensor([3, 8]))
+    before = stepper.get_state()
+    with pytest.raises(error, match=message):
+        stepper(wrong)
+    assert torch.equal(stepper.get_state(), before)
+
+
+def drawn(model, score, prompt, n, temperature, seed):
+    """generate, written with the whole modules."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = []
+    with torch.no_grad():
+        output, h = model.rnn(model.embedding(prompt))
+        for _ in range(n):
+            scores = score(output[-1])
+            if temperature:
+                chances = (scores / temperature).softmax(-1)
+                tokens.append(torch.multinomial(chances, 1, generator=generator)[:, 0])
+            else:
+                tokens.append(scores.argmax(-1))
+            output, h = model.rnn(model.embedding(tokens[-1][None]), h)
+    return torch.stack(tokens), h
+
+
+@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("temperature", [0, 0.7, 1.0])
+def test_generated_tokens_are_those_of_a_loop(temperature, B):
+    model, score = rnnext.EmbeddingRNN(20, 8, 32, num_layers=2), nn.Linear(32, 20)
+    prompt = torch.randint(20, (3, B))
+    expected, h = drawn(model, score, prompt, 30, temperature, 5)
+    stepper = rnnext.Stepper(model, B)
+    steps(stepper, prompt)
+    generator = torch.Generator().manual_seed(5)
+    first = stepper.generate(score, 10, temperature, generator=generator)
+    rest = stepper.generate(score, 20, temperature, generator=generator)
+    assert first.shape == (10, B)
+    assert first.dtype == torch.int64
+    assert not first.requires_grad
+    assert torch.equal(torch.cat([first, rest]), expected)
+    assert torch.equal(stepper.get_state(), h)
+
+
+def test_tokens_are_drawn_as_often_as_their_chances_say():
+    scores = torch.tensor([0.0, 1.0, 2.0, -torch.inf])
+    stepper = rnnext.Stepper(rnnext.EmbeddingRNN(4, 3, 5), 50)
+    tokens = stepper.generate(lambda h: scores.expand(50, 4), 200, temperature=2.0)
+    shares = torch.bincount(tokens.flatten(), minlength=4) / tokens.numel()
+    chances = (scores / 2).softmax(0)
+    # 10,000 draws: four standard deviations are at most 0.02.
+    assert (shares - chances).abs().max() < 0.02
+    assert shares[3] == 0
+
+
+def test_torchs_generator_is_the_default():
+    model, score = rnnext.EmbeddingRNN(20, 8, 32), nn.Linear(32, 20)
+    torch.manual_seed(3)
+    expected = rnnext.Stepper(model, 2).generate(score, 8)
+    torch.manual_seed(3)
+    assert torch.equal(rnnext.Stepper(model, 2).generate(score, 8), expected)
+    assert rnnext.Stepper(model, 2).generate(score, 0).shape == (0, 2)
+
+
+def test_half_scores_are_divided_in_float32():
+    """So cold that it is greedy; the quotients would be infinite in float16."""
+    model, score = rnnext.EmbeddingRNN(20, 8, 32, dtype=torch.float16), nn.Linear(32, 20).half()
+    cold = rnnext.Stepper(model).generate(score, 20, temperature=1e-6)
+    assert torch.equal(cold, rnnext.Stepper(model).generate(score, 20, temperature=0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"n": 2.0}, TypeError, "n must be an integer, got float"),
+        ({"n": -1}, ValueError, "n must not be negative, got -1"),
+        ({"temperature": -0.5}, ValueError, "temperature must be finite and not neg.*, got -0.5"),
+        ({"temperature": float("nan")}, ValueError, "temperature must be .*, got nan"),
+        ({"score": nn.Linear(6, 8)}, ValueError, r"score must give shape \[2, 9\], got \[2, 8\]"),
+    ],
+)
+def test_generate_refuses(arguments, error, message):
+    stepper = rnnext.Stepper(rnnext.EmbeddingRNN(9, 5, 6), 2)
+    with pytest.raises(error, match=message):
+        stepper.generate(**({"score": nn.Linear(6, 9), "n": 3} | arguments))
+    with pytest.raises(TypeError, match="generate needs a Stepper of an EmbeddingRNN, not RNN"):
+        rnnext.Stepper(rnnext.RNN(4, 6)).generate(nn.Linear(6, 9), 3)

@@ -1,0 +1,281 @@
+"""A Stepper between its steps: states, sequences that end, weights that change, copies."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import rnnext
+from helpers.common import same, steps
+
+KINDS = {
+    "RNN": lambda: rnnext.RNN(4, 6, num_layers=2),
+    "torch": lambda: nn.RNN(4, 6, num_layers=2),
+    "cell": lambda: rnnext.RNNCell(4, 6),
+    "leak": lambda: rnnext.LeakyRNN(4, 6, num_layers=2, alpha=0.3, form="voltage"),
+    "learned": lambda: rnnext.LeakyRNN(4, 6, alpha=0.3, learn_alpha=True),
+    "tokens": lambda: rnnext.EmbeddingRNN(9, 4, 6, num_layers=2),
+}
+
+
+@pytest.fixture(params=list(KINDS))
+def module(request):
+    return KINDS[request.param]()
+
+
+def inputs(module, T, B):
+    if isinstance(module, rnnext.EmbeddingRNN):
+        return torch.randint(9, (T, B))
+    return torch.randn(T, B, 4)
+
+
+def test_the_state_can_be_read_set_and_reset():
+    rnn = rnnext.RNN(4, 6, num_layers=2)
+    x = torch.randn(9, 2, 4)
+    with torch.no_grad():
+        before, h = rnn(x[:5])
+        after, h_n = rnn(x[5:], h)
+    stepper = rnnext.Stepper(rnn, 2)
+    assert torch.equal(stepper.get_state(), torch.zeros(2, 2, 6))
+    stepper.set_state(h)
+    assert torch.equal(stepper.get_state(), h)
+    assert torch.equal(steps(stepper, x[5:]), after)
+    assert torch.equal(stepper.get_state(), h_n)
+    stepper.get_state().zero_()  # a copy
+    assert torch.equal(stepper.get_state(), h_n)
+    stepper.reset()
+    assert torch.equal(steps(stepper, x[:5]), before)
+    stepper.set_state(h.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_())
+    assert torch.equal(steps(stepper, x[5:]), after)
+
+
+def test_the_state_is_no_attribute_to_be_written():
+    stepper = rnnext.Stepper(rnnext.RNN(4, 6))
+    with pytest.raises(AttributeError):
+        stepper.state = torch.zeros(1, 1, 6)
+    with pytest.raises(AttributeError):
+        stepper.state[:, 0] = 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (torch.zeros(2, 6), RuntimeError, r"state must have shape \[1, 2, 6\], got \[2, 6\]"),
+        (torch.zeros(1, 2, 6).double(), RuntimeError, "weights' dtype, float32, got float64"),
+        (torch.zeros(1, 2, 6, device="meta"), RuntimeError, "state must be on the CPU, got meta"),
+        ([0.0], TypeError, "state must be a tensor, got list"),
+    ],
+)
+def test_refuses_a_wrong_state(wrong, error, message):
+    stepper = rnnext.Stepper(rnnext.RNN(4, 6), 2)
+    with pytest.raises(error, match=message):
+        stepper.set_state(wrong)
+    with pytest.raises(error, match=message):
+        stepper.step(torch.zeros(2, 4), wrong)
+    assert torch.equal(stepper.get_state(), torch.zeros(1, 2, 6))
+
+
+def test_results_are_not_shared_with_the_stepper(module):
+    x = inputs(module, 2, 3)
+    expected = steps(rnnext.Stepper(module, 3), x)
+    stepper = rnnext.Stepper(module, 3)
+    first = stepper(x[0])
+    kept = first.clone()
+    first.zero_()
+    assert torch.equal(stepper(x[1]), expected[1])
+    assert torch.equal(kept, expected[0])
+
+
+def test_sequences_that_end_start_anew(module):
+    x = inputs(module, 8, 5)
+    ends = torch.rand(8, 5) < 0.3
+    stepper = rnnext.Stepper(module, 5)
+    found = []
+    for x_t, ended in zip(x, ends, strict=True):
+        stepper.reset(ended)
+        found.append(stepper(x_t))
+    alone = rnnext.Stepper(module)
+    for b in range(5):
+        alone.reset()
+        for t in range(8):
+            if ends[t, b]:
+                alone.reset()
+            assert torch.equal(alone(x[t, b : b + 1])[0], found[t][b])
+
+
+def test_a_reset_is_that_of_the_sequence():
+    rnn = rnnext.LeakyRNN(4, 6, num_layers=2, alpha=0.3)
+    x, reset = torch.randn(8, 5, 4), torch.rand(8, 5) < 0.3
+    stepper, found = rnnext.Stepper(rnn, 5), []
+    for x_t, anew in zip(x, reset, strict=True):
+        stepper.reset(anew)
+        found.append(stepper(x_t))
+    with torch.no_grad():
+        assert torch.equal(torch.stack(found), rnn(x, reset=reset)[0])
+
+
+def test_a_mask_of_any_strides():
+    stepper = rnnext.Stepper(rnnext.RNN(4, 6), 3)
+    stepper(torch.randn(3, 4))
+    before = stepper.get_state()
+    stepper.reset(torch.tensor([[True, False], [False, True], [True, True]])[:, 0])
+    before[:, [0, 2]] = 0
+    assert torch.equal(stepper.get_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (torch.zeros(2), TypeError, "mask must be a bool tensor, got float32"),
+        ([True, False], TypeError, "mask must be a tensor, got list"),
+        (torch.tensor([True]), ValueError, r"mask must have shape \[2\], got \[1\]"),
+        (torch.tensor(True), ValueError, r"mask must have shape \[2\], got \[\]"),
+        (torch.zeros(2, dtype=torch.bool, device="meta"), ValueError, "on the CPU, got meta"),
+    ],
+)
+def test_refuses_a_wrong_mask(wrong, error, message):
+    stepper = rnnext.Stepper(rnnext.RNN(4, 6), 2)
+    stepper(torch.randn(2, 4))
+    before = stepper.get_state()
+    with pytest.raises(error, match=message):
+        stepper.reset(wrong)
+    assert torch.equal(stepper.get_state(), before)
+
+
+def test_a_step_from_a_state_of_the_callers(module):
+    x = inputs(module, 4, 3)
+    stepper = rnnext.Stepper(module, 3)
+    expected = steps(stepper, x)
+    before = stepper.get_state()
+    state = torch.zeros_like(before)
+    for x_t, wanted in zip(x, expected, strict=True):
+        given = state.clone()
+        output, after = stepper.step(x_t, state.transpose(0, 2).contiguous().transpose(0, 2))
+        assert torch.equal(output, wanted)
+        assert torch.equal(state, given)
+        state = after
+    assert torch.equal(state, before)
+    assert torch.equal(stepper.get_state(), before)
+
+
+def test_a_step_has_no_gradient():
+    stepper = rnnext.Stepper(rnnext.RNN(4, 6))
+    x, state = torch.randn(4), torch.zeros(1, 1, 6, requires_grad=True)
+    with pytest.raises(RuntimeError, match="has no gradient"):
+        stepper.step(x, state)
+    with torch.no_grad():
+        output, after = stepper.step(x, state)
+    assert output.shape == (6,)
+    assert not after.requires_grad
+
+
+def write(module, how):
+    first = next(module.parameters())
+    if how == "optimizer":
+        for parameter in module.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        torch.optim.Adam(module.parameters()).step()
+    elif how == "no_grad":
+        with torch.no_grad():
+            first.mul_(2)
+    elif how == "inference":
+        with torch.inference_mode():
+            first.mul_(2)
+    elif how == "load":
+        module.load_state_dict({k: v / 2 for k, v in module.state_dict().items()})
+    else:
+        first.data = first.data * 2
+
+
+@pytest.mark.parametrize("how", ["optimizer", "no_grad", "inference", "load", "data"])
+def test_a_stale_stepper_says_so_until_it_is_refreshed(module, how):
+    x = inputs(module, 4, 3)
+    stepper = rnnext.Stepper(module, 3)
+    steps(stepper, x[:2])
+    state = stepper.get_state()
+    write(module, how)
+    with pytest.raises(RuntimeError, match=r"\w has changed since .* call refresh\(\)"):
+        stepper(x[2])
+    with pytest.raises(RuntimeError, match="has changed"):
+        stepper.step(x[2], state)
+    assert torch.equal(stepper.get_state(), state)
+    stepper.refresh()
+    fresh = rnnext.Stepper(module, 3)
+    fresh.set_state(state)
+    assert torch.equal(steps(stepper, x[2:]), steps(fresh, x[2:]))
+
+
+def test_a_stale_stepper_names_what_has_changed():
+    model = rnnext.EmbeddingRNN(9, 4, 6)
+    stepper = rnnext.Stepper(model)
+    with torch.no_grad():
+        model.rnn.bias_hh_l0.zero_()
+    with pytest.raises(RuntimeError, match=r"^rnn.bias_hh_l0 has changed"):
+        stepper(torch.tensor(3))
+    leak = rnnext.LeakyRNN(4, 6, alpha=0.5)
+    stepper = rnnext.Stepper(leak)
+    leak.alpha.fill_(0.25)
+    with pytest.raises(RuntimeError, match=r"^alpha has changed"):
+        stepper(torch.zeros(4))
+    rnn = parametrizations.weight_norm(rnnext.RNN(4, 6), "weight_hh_l0")
+    stepper = rnnext.Stepper(rnn)
+    stepper(torch.zeros(4))
+    with torch.no_grad():
+        rnn.parametrizations.weight_hh_l0.original0.mul_(2)
+    with pytest.raises(RuntimeError, match=r"^parametrizations\.weight_hh_l0\.original0 has"):
+        stepper(torch.zeros(4))
+
+
+def test_reading_weights_and_gradients_do_not_make_it_stale():
+    rnn, x = rnnext.RNN(4, 6), torch.randn(3, 1, 4)
+    stepper = rnnext.Stepper(rnn)
+    rnn(x)[0].sum().backward()
+    rnn.zero_grad()
+    copy.deepcopy(rnn.state_dict())
+    stepper(x[0])
+    with torch.inference_mode():  # whose tensors have no versions
+        inside = rnnext.RNN(4, 6)
+        stepper = rnnext.Stepper(inside)
+        stepper(x[0])
+
+
+def copied(stepper, how):
+    if how == "pickle":
+        return pickle.loads(pickle.dumps(stepper))
+    return copy.deepcopy(stepper) if how == "deep" else copy.copy(stepper)
+
+
+@pytest.mark.parametrize("how", ["pickle", "deep", "shallow"])
+def test_a_copy_goes_on_from_the_same_state(module, how):
+    x = inputs(module, 5, 3)
+    stepper = rnnext.Stepper(module, batch_size=3)
+    steps(stepper, x[:2])
+    other = copied(stepper, how)
+    assert repr(other) == repr(stepper)
+    found = steps(other, x[2:])
+    assert torch.equal(steps(stepper, x[2:]), found)
+    stepper.reset()
+    assert not torch.equal(other.get_state(), stepper.get_state())
+    write(module, "no_grad")
+    if how == "shallow":
+        with pytest.raises(RuntimeError, match="has changed"):
+            other(x[0])
+    else:  # its module is its own
+        other(x[0])
+
+
+def test_what_holds_both_is_copied_with_both():
+    rnn = rnnext.RNN(4, 6)
+    held = {"rnn": rnn, "stepper": rnnext.Stepper(rnn)}
+    other = copy.deepcopy(held)
+    write(other["rnn"], "no_grad")
+    held["stepper"](torch.zeros(4))
+    other["stepper"].refresh()
+    x = torch.randn(3, 1, 4)
+    with torch.no_grad():
+        expected = [each["rnn"](x)[0] for each in (held, other)]
+    held["stepper"].reset()
+    assert same([steps(each["stepper"], x) for each in (held, other)], expected)
