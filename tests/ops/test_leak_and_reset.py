@@ -55,9 +55,7 @@ GRADIENT_CASES = [fit({**case, "B": 2}) for case in pairwise(**FEW)]
 
 @pytest.mark.parametrize("case", GRADIENT_CASES, ids=case_id)
 def test_gradcheck_and_gradgradcheck(case):
-    arguments = samples.make(
-        **{"T": 4, "I": 2, "H": 3, "vocabulary": 3, **case}, requires_grad=True
-    )
+    arguments = samples.make(**{"T": 4, "I": 2, "H": 3, "vocabulary": 3, **case}, requires_grad=True)
     tensors = arguments.float_tensors()
 
     def call(*tensors):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -32,6 +33,15 @@ def test_the_error_that_numerics_reports_is_measured_as_it_says(capsys):
     assert name == "rnnext"
     assert float(rms) < 2e-7
     assert float(largest) < 2e-6
+
+
+def test_the_agent_of_streaming_learns_and_its_text_is_what_it_read(capsys):
+    torch.manual_seed(0)
+    names = run_python(ROOT / "docs" / "streaming.md")
+    assert "bias_hh_l0 has changed" in capsys.readouterr().out
+    assert sum(names["history"][-5:]) / 5 > 0.5
+    assert names["written"] in names["text"]
+    assert names["sampled"].shape == (60, 1)
 
 
 def anchors(page: Path) -> set[str]:
