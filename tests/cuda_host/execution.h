@@ -43,6 +43,7 @@ struct Fiber {
   uint32_t last_named_barrier, last_warp_barrier;
   uint32_t arrived[2];  // when it arrived at the cluster barriers of even and odd phase
   unsigned phase;       // cluster barriers it has waited for
+  uint32_t last_cluster_barrier;  // when all had arrived at the last of these
   bool at_cluster_barrier;
   void* stack;  // where it goes on
   const char* waits_at;

@@ -71,8 +71,8 @@ bool ordered(uint32_t id, uint32_t time) {
   }
   if (id == kMany && uses_flags()) return true;
   // A cluster barrier orders what came before the other's arrival with what follows my wait.
-  return other->block->cluster == me->block->cluster && me->phase > 0 &&
-         other->arrived[(me->phase - 1) & 1] > time;
+  if (other->block->cluster != me->block->cluster || me->phase == 0) return false;
+  return (id == kMany ? me->last_cluster_barrier : other->arrived[(me->phase - 1) & 1]) > time;
 }
 
 [[noreturn]] void fail_access(const char* what, const void* p, size_t bytes) {

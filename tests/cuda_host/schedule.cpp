@@ -41,7 +41,7 @@ void complete_if_full(Block* block, int id) {
 
 void complete_if_full(Cluster* cluster) {
   if (cluster->arrived == 0 || cluster->arrived < cluster->alive) return;
-  ++state.time;
+  cluster->completed[cluster->phase & 1] = ++state.time;
   cluster->arrived = 0;
   ++cluster->phase;
   wake(cluster->waiting);
@@ -259,6 +259,7 @@ void cluster_wait() {
     wait_at("cluster_wait");
   }
   self->at_cluster_barrier = false;
+  self->last_cluster_barrier = cluster->completed[self->phase & 1];
   ++self->phase;
 }
 

@@ -16,7 +16,8 @@ namespace cuda_host {
 struct Cluster {
   unsigned size = 1;
   int alive = 0, arrived = 0;
-  unsigned phase = 0;  // barriers completed
+  unsigned phase = 0;              // barriers completed
+  uint32_t completed[2] = {0, 0};  // when those of even and odd phase were
   std::vector<Fiber*> waiting;
   Block* first = nullptr;
 };
