@@ -55,9 +55,12 @@ struct Timeline {
   // Whether direction d begins an episode with step t of sequence b: the state before it, hx too,
   // is dropped.
   RNNEXT_BOTH bool restarts(int d, int64_t b, int64_t t) const {
+    return restarts(span(d, b), b, t);
+  }
+  RNNEXT_BOTH bool restarts(const Span<int64_t>& span, int64_t b, int64_t t) const {
     if (!reset) return false;
-    const int64_t mark = reverse[d] ? t + 1 : t;
-    return mark < length(b) && reset[mark * B + b];
+    const int64_t mark = span.reverse ? t + 1 : t;
+    return mark < span.length && reset[mark * B + b];
   }
   // The step that direction d takes before t.
   RNNEXT_BOTH int64_t before(int d, int64_t t) const { return reverse[d] ? t + 1 : t - 1; }

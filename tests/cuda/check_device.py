@@ -31,12 +31,14 @@ from reference.elman import ACTIVATIONS
         rows=["full", "lengths", "packed"],
         layout=["contiguous", "batch_first", "strided"],
         dtype=[torch.float32, torch.float64, torch.bfloat16, torch.float16],
+        leak=[None, "rate", "voltage", "blend"],
+        reset=[None, "zeros", "state"],
     ),
     ids=case_id,
 )
 def test_recurrence(case):
     if case["rows"] == "packed":
-        case = case | {"layout": "contiguous"}
+        case = case | {"layout": "contiguous", "reset": None}
     check_recurrence(case)
 
 
@@ -68,8 +70,10 @@ def test_modules_match_torch(bidirectional, packed):
     assert_close([p.grad.cpu() for p in ours.parameters()], [p.grad for p in theirs.parameters()])
 
 
-def test_second_derivatives():
-    arguments = samples.make(T=3, B=2, I=2, H=4, requires_grad=True).to_device(DEVICE)
+@pytest.mark.parametrize("leak", [None, "rate", "voltage", "blend"])
+def test_second_derivatives(leak):
+    options = {"leak": leak, "reset": leak and "state"}
+    arguments = samples.make(T=3, B=2, I=2, H=4, requires_grad=True, **options).to_device(DEVICE)
     tensors = arguments.float_tensors()
 
     def function(*tensors):

@@ -35,9 +35,9 @@ def check(actual, expected, dtype):
     assert_close(actual, expected, tolerance=factor * TOLERANCE[dtype])
 
 
-def by_mask(grad_input, grad_hx, weight_ih, weight_hh, bias):
+def by_mask(grad_input, grad_hx, weight_ih, weight_hh, bias, reset_state, alpha):
     """The gradients that each entry of the output mask decides about."""
-    return [grad_input], [grad_hx], [*weight_ih, *weight_hh], bias
+    return [grad_input], [grad_hx], [*weight_ih, *weight_hh], bias, [reset_state], alpha
 
 
 CASES = [  # what decides how the gradient of W_hh is put together: all combinations
@@ -80,7 +80,7 @@ def test_values_and_gradients(number, monkeypatch):
         check(a, e, dtype)
 
     output, h_n = actual
-    mask = [bool(number >> bit & 1) or number % 3 == 0 for bit in range(4)]
+    mask = [bool(number >> bit & 1) or number % 3 == 0 for bit in range(6)]
     given = arguments.backward(
         output,
         grad_output=None if number % 5 == 1 else random_like(output),
@@ -96,6 +96,86 @@ def test_values_and_gradients(number, monkeypatch):
         for a, e in zip(grads, rights, strict=True):
             assert a.dtype == dtype
             check(a, e, dtype)
+
+
+ANY = {
+    "path": [None, *PATHS],
+    "dtype": list(TOLERANCE),
+    "T": [1, 6],
+    "B": [1, 5],
+    "I": [1, 4],
+    "H": [1, 6, 40],
+    "source": ["features", "ready", "table"],
+    "rows": ["full", "lengths", "packed"],
+    "layout": ["contiguous", "batch_first", "strided", "expanded"],
+    "reverse": [(False,), (True,), (False, True), (True, True)],
+    "nonlinearity": NONLINEARITIES,
+    "bias": [True, False],
+    "hx": [True, False],
+    "leak": [None, "rate", "voltage", "blend"],
+    "reset": [None, "zeros", "state"],
+    "again": [0, 1, 2, 3],
+}
+
+
+def fit(case):
+    """The case with a leak, or resets where rows are not packed. Of relu, where halves would round
+    differently about the kink, smooth ones take the place."""
+    case = dict(case)
+    if case["rows"] == "packed":
+        case["reset"] = None
+    if case["reset"] is None and case["leak"] is None:
+        case["leak"] = "voltage"
+    if case["dtype"] in (torch.float16, torch.bfloat16) and case["nonlinearity"] == "relu":
+        case["nonlinearity"] = "softplus"
+    return case
+
+
+LEAKS = [fit(case) for case in pairwise(**ANY)]
+
+
+@pytest.mark.parametrize("number", range(len(LEAKS)), ids=lambda n: case_id(LEAKS[n]))
+def test_leaks_and_resets(number, monkeypatch):
+    case = dict(LEAKS[number])
+    path, dtype = case.pop("path"), case["dtype"]
+    case.pop("again")
+    if path is not None:
+        monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
+    arguments = samples.make(**case, requires_grad=True)
+    exact, arguments = arguments.to_double(), arguments.detach()
+    results = exact.expected(stored=dtype)
+    actual = arguments.call(recurrence)
+    check(actual, results, dtype)
+
+    grads = [random_like(t) for t in actual]
+    torch.autograd.backward(results, [g.double() for g in grads])
+    mask = [bool(number >> bit & 1) or number % 3 > 0 for bit in range(6)]
+    given = arguments.backward(
+        actual[0], *grads, output_mask=mask, saved=arguments.save(recurrence)
+    )
+    found = by_mask(*given.call(recurrence_backward))
+    wanted = (
+        [exact.input], [exact.hx], [*exact.weight_ih, *exact.weight_hh], exact.bias_ih,
+        [exact.reset_state], exact.alpha,
+    )  # fmt: skip
+    for i, (asked, gradients, leaves) in enumerate(zip(mask, found, wanted, strict=True)):
+        if not asked:
+            assert all(g.numel() == 0 for g in gradients)
+            continue
+        for g, leaf in zip(gradients, leaves, strict=i != 3):  # a bias has one always
+            if leaf is not None and leaf.grad is not None:
+                assert g.dtype == dtype
+                check(g, leaf.grad, dtype)
+
+
+def test_a_leak_saves_only_where_it_is_told_to():
+    arguments = samples.make(leak="rate")
+    assert len(arguments.save(recurrence)) == 1
+    arguments.call(recurrence)  # asserts that nothing is saved
+    assert samples.make(reset="state").save(recurrence) == []
+    output, h_n = arguments.call(recurrence)
+    with pytest.raises(RuntimeError, match="saved must be what the forward pass saved, got none"):
+        arguments.backward(output, output, h_n).call(recurrence_backward)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -123,11 +203,18 @@ def test_nothing_to_do(T, B):
     assert torch.equal(h_n, arguments.hx)
     grad = random_like(h_n)
     given = arguments.backward(output, grad_output=None, grad_h_n=grad)
-    grad_input, grad_hx, weight_ih, weight_hh, bias = given.call(recurrence_backward)
+    grad_input, grad_hx, weight_ih, weight_hh, bias, _, _ = given.call(recurrence_backward)
     assert grad_input.shape == arguments.input.shape
     assert all(g.eq(0).all() for g in weight_ih + weight_hh + bias)
     assert [g.shape for g in weight_ih] == [w.shape for w in arguments.weight_ih]
     assert torch.equal(grad_hx, grad)
+    arguments = samples.make(T=T, B=B, reverse=(False, True), leak="voltage", reset="state")
+    output, h_n = arguments.call(recurrence)
+    assert torch.equal(h_n, arguments.hx)
+    given = arguments.backward(output, None, grad, saved=arguments.save(recurrence))
+    *_, reset_state, alpha = given.call(recurrence_backward)
+    assert torch.equal(reset_state, torch.zeros_like(arguments.reset_state))
+    assert [a.tolist() for a in alpha] == [[0] * 6] * 2
 
 
 def test_tf32_follows_the_setting(monkeypatch):

@@ -5,6 +5,7 @@ leaves the registers; threads are scheduled in an order drawn from the case's nu
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from cuda_host.recurrence import (
     COMPUTES,
+    FORMS,
     NONLINEARITIES,
     PATHS,
     Case,
@@ -53,23 +55,22 @@ def check_both_passes(
     check(case, *zip(actual, case.expected_gradients(saved, *grads), strict=True))
 
 
-CASES = list(
-    pairwise(
-        path=list(PATHS),
-        compute=list(COMPUTES),
-        H=[1, 7, 17, 64, 100, 128],
-        B=[1, 3, 13, 40],
-        T=[1, 2, 9],
-        reverse=[(False,), (True,), (False, True)],
-        nonlinearity=NONLINEARITIES,
-        source=["ready", "table"],
-        sequence=["full", "lengths", "packed"],
-        hx=[True, False],
-        bias=[True, False],
-        grads=[(True, True), (True, False), (False, True)],
-        device=["small", "H100"],
-    )
-)
+FACTORS = {
+    "path": list(PATHS),
+    "compute": list(COMPUTES),
+    "H": [1, 7, 17, 64, 100, 128],
+    "B": [1, 3, 13, 40],
+    "T": [1, 2, 9],
+    "reverse": [(False,), (True,), (False, True)],
+    "nonlinearity": NONLINEARITIES,
+    "source": ["ready", "table"],
+    "sequence": ["full", "lengths", "packed"],
+    "hx": [True, False],
+    "bias": [True, False],
+    "grads": [(True, True), (True, False), (False, True)],
+    "device": ["small", "H100"],
+}
+CASES = pairwise(**FACTORS)
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: case_id(CASES[n]))
@@ -77,6 +78,46 @@ def test_both_passes(number):
     factors = dict(CASES[number])
     path, device, grads = (factors.pop(name) for name in ("path", "device", "grads"))
     check_both_passes(Case(**factors, seed=number), path, device, number, *grads)
+
+
+def fit(case: dict[str, Any]) -> dict[str, Any]:
+    """The case with a leak, or resets where rows are not packed; and no kink that TF32 may miss."""
+    case = dict(case)
+    if case["sequence"] == "packed":
+        case["reset"] = None
+    if case["reset"] is None and case["leak"] is None:
+        case["leak"] = "rate"
+    if case["compute"] == "tf32" and case["nonlinearity"] == "relu":
+        case["nonlinearity"] = "identity"
+    return case
+
+
+LEAKS = [fit(c) for c in pairwise(**FACTORS, leak=FORMS, reset=[None, "zeros", "state"])]
+
+
+def check_leaks_and_resets(case: Case, path: str, device: str, seed: int, *grads: bool) -> None:
+    run = Run(case, path, device, seed)
+    output, h_n = run.forward()
+    shapes = output.shape, h_n.shape
+    given = [case.random(*s) if wanted else None for s, wanted in zip(shapes, grads, strict=True)]
+    results, expected = case.expected_by_autograd(*given)
+    check(case, (output, results[0]), (h_n, results[1]))
+    actual = Run(case, path, device, seed + 1).backward(output, *given, saved=run.saved)
+    check(case, *zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("number", range(len(LEAKS)), ids=lambda n: case_id(LEAKS[n]))
+def test_leaks_and_resets(number):
+    factors = dict(LEAKS[number])
+    path, device, grads = (factors.pop(name) for name in ("path", "device", "grads"))
+    check_leaks_and_resets(Case(**factors, seed=number), path, device, number, *grads)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("path", PATHS)
+def test_leaks_and_resets_over_long_sequences(path, form):
+    case = Case("f32", 33, 5, 30, (True, False), sequence="lengths", leak=form, reset="state")
+    check_leaks_and_resets(case, path, "tight", 7, True, True)
 
 
 @pytest.mark.parametrize("compute", list(COMPUTES))
@@ -99,12 +140,26 @@ def test_matrices_past_the_registers(path, compute, H):
 
 @pytest.mark.parametrize("path", RESIDENT)
 def test_every_schedule_gives_the_same_bits(path):
-    case = Case("f32", T=4, B=5, H=50, reverse=(False, True), sequence="lengths")
-    results = []
-    for seed in range(6):
-        output, h_n = Run(case, path, "tight", seed).forward()
-        results.append((output.clone(), h_n.clone()))
-    assert all(same(result, results[0]) for result in results)
+    for options in ({}, {"leak": "voltage", "reset": "state"}):
+        case = Case("f32", 4, 5, 50, (False, True), sequence="lengths", **options)
+        results = []
+        for seed in range(6):
+            output, h_n = Run(case, path, "tight", seed).forward()
+            results.append((output.clone(), h_n.clone()))
+        assert all(same(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("compute", ["bf16", "f16"])
+@pytest.mark.parametrize("path", PATHS)
+def test_leaks_and_resets_of_rows_without_alignment(path, compute):
+    case = Case(compute, T=3, B=5, H=22, leak="rate", reset="state", sequence="lengths")
+    run = Run(case, path, "small", paired=False)
+    output, h_n = run.forward()
+    grad = case.random(*output.shape)
+    results, expected = case.expected_by_autograd(grad, None)
+    check(case, (output, results[0]), (h_n, results[1]))
+    actual = Run(case, path, "small", paired=False).backward(output, grad, None, run.saved)
+    check(case, *zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("compute", ["f32", "bf16", "f16"])
@@ -162,9 +217,10 @@ def test_previous_state_gives_the_gradient_of_weight_hh(compute, sequence):
     case = Case(compute, T=5, B=4, H=3, reverse=(False, True), sequence=sequence)
     output = case.expected()[0].to(case.dtype).double()
     run = Run(case, "step", "small")
-    run.call.output, run.call.hx = run.put(output), run.put(case.state)
+    states = (run.lib.tensor(x.to(case.dtype)) for x in (output, case.state))
     previous = run.empty(*case.rows, case.width)
-    run.lib.run("rnn_previous_state", address_of(run.call), previous, COMPUTES[compute])
+    arguments = (address_of(run.call), *states, None, previous, COMPUTES[compute])
+    run.lib.run("rnn_previous_state", *arguments)
     # dW = dG^T previous, whatever dG is.
     grads = case.random(*case.rows, case.width)
     grad_pre, _ = case.expected_gradients(output, grads, None)

@@ -6,6 +6,7 @@ As a script, prints the capacity table of docs/cuda.md.
 import ctypes
 import functools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from helpers.samples import Recurrence
 from reference.elman import ACTIVATIONS
 
 NONLINEARITIES = list(ACTIVATIONS)  # in the order of the enum
+FORMS = [None, "rate", "voltage", "blend"]  # likewise
 PATHS = {"step": 0, "block": 1, "cluster": 2, "grid": 3}
 COMPUTES = {"f32": 0, "f64": 1, "bf16": 2, "f16": 3, "tf32": 4}
 DTYPES = {
@@ -107,7 +109,8 @@ def capacity(path: str, compute: str, device: tuple[int, ...], backward: bool = 
 class Case:
     """One layer's random tensors: float64 on the CPU, all representable in the case's dtype.
 
-    ``sequence``: "full", "lengths" (0..T) or "packed".
+    ``sequence``: "full", "lengths" (0..T) or "packed". ``leak``: a form of the leak. ``reset``:
+    what resets start from, "zeros" or "state".
     """
 
     compute: str
@@ -120,6 +123,8 @@ class Case:
     sequence: str = "full"
     bias: bool = True
     hx: bool = True
+    leak: str | None = None
+    reset: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -146,6 +151,13 @@ class Case:
         self.bias_ih = [self.random(self.H) for _ in self.reverse] if self.bias else []
         self.bias_hh = [self.random(self.H) for _ in self.reverse] if self.bias else []
         self.state = self.random(self.D, self.B, self.H) if self.hx else None
+        self.alpha = [self.random(self.H).abs() / 2 + 0.5 for _ in self.reverse if self.leak]
+        self.alpha = [a.to(self.dtype).double() for a in self.alpha]
+        self.marks = self.reset_state = None
+        if self.reset:
+            self.marks = torch.rand(self.T, self.B, generator=self.rng) < 1 / 3
+        if self.reset == "state":
+            self.reset_state = self.random(self.D, self.B, self.H)
 
     def random(self, *shape: int, scale: float = 1) -> Tensor:
         values = torch.empty(shape, dtype=torch.float64)
@@ -162,6 +174,10 @@ class Case:
             index=self.index,
             lengths=self.lengths,
             batch_sizes=self.batch_sizes,
+            reset=self.marks,
+            reset_state=self.reset_state,
+            alpha=self.alpha,
+            form=self.leak or "rate",
             nonlinearity=self.nonlinearity,
             reverse=list(self.reverse),
         )
@@ -174,17 +190,31 @@ class Case:
         self, output: Tensor, grad_output: Tensor | None, grad_h_n: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the pre-activations and of h0, from the saved output."""
-        grad_pre, grad_hx, _, _, _ = self._gradients(output, grad_output, grad_h_n)
+        grad_pre, grad_hx = self._gradients(output, grad_output, grad_h_n)[:2]
         return grad_pre, grad_hx
+
+    def expected_by_autograd(
+        self, grad_output: Tensor | None, grad_h_n: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Output and h_n; gradients of the pre-activations and of hx. Of any call."""
+        rows = self.input if self.index is None else self.input[self.index]
+        state = torch.zeros(self.D, self.B, self.H) if self.state is None else self.state
+        leaves = [rows.clone().requires_grad_(), state.double().clone().requires_grad_()]
+        ready = replace(self.arguments(), input=leaves[0], hx=leaves[1], index=None)
+        results = list(ready.expected(stored=self.dtype))
+        grads = [grad_output, grad_h_n]
+        used = [(r, g) for r, g in zip(results, grads, strict=True) if g is not None]
+        of_leaves = torch.autograd.grad([r for r, _ in used], leaves, [g for _, g in used])
+        return [r.detach() for r in results], list(of_leaves)
 
     def expected_weight_gradients(self, output: Tensor, grad_output: Tensor) -> list[Tensor]:
         """Gradients of W_hh, one a direction."""
-        _, _, _, grad_weight_hh, _ = self._gradients(output, grad_output, None)
+        grad_weight_hh: list[Tensor] = self._gradients(output, grad_output, None)[3]
         return grad_weight_hh
 
     def _gradients(
         self, output: Tensor, grad_output: Tensor | None, grad_h_n: Tensor | None
-    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    ) -> tuple[Any, ...]:
         ready = replace(self.arguments(), input=torch.empty_like(output), index=None)
         return ready.backward(output, grad_output, grad_h_n).expected()
 
@@ -196,6 +226,7 @@ class Run:
         self, case: Case, path: str, device: str, seed: int = 0, paired: bool = True
     ) -> None:
         self.case, self.path, self.seed = case, path, seed
+        self.saved: Tensor | None = None  # by forward(), of a leak
         self.device = DEVICES[device]
         self.lib = library()
         self.lib.set_device(*self.device[:3])
@@ -210,6 +241,12 @@ class Run:
             p.lengths = self.put((case.batch_sizes.unsqueeze(1) > torch.arange(case.B)).sum(0))
         elif case.lengths is not None:
             p.lengths = self.put(case.lengths)
+        p.form = FORMS.index(case.leak)
+        p.hx, p.reset_state = self.put(case.state), self.put(case.reset_state)
+        if case.leak:
+            p.alpha[0] = self.put(torch.cat(case.alpha))
+        if case.marks is not None:
+            p.reset, p.marks = self.put(case.marks), self.put(case.marks.int())
 
     def put(self, values: Tensor | None, writable: bool = False) -> int | None:
         """The address of a copy in device memory, in the case's dtype."""
@@ -221,6 +258,24 @@ class Run:
 
     def empty(self, *shape: int) -> Tensor:
         return self.lib.empty(*shape, dtype=self.case.dtype)
+
+    def rows(self) -> Tensor:
+        """Rows that a kernel writes where a sequence has the step: zeros elsewhere."""
+        zeros = torch.zeros(*self.case.rows, self.case.width, dtype=self.case.dtype)
+        return self.lib.tensor(zeros, writable=True)
+
+    def enter(self) -> Tensor | None:
+        """What enters W_hh first, where there is a leak or a reset."""
+        p, case = self.call, self.case
+        if not case.leak and case.marks is None:
+            return None
+        first, anew = self.empty(case.D, case.B, case.H), None
+        if case.marks is not None:
+            anew = self.empty(case.D, case.B, case.H)
+            p.reset_output = anew.data_ptr()
+        self.lib.run("rnn_enter", address_of(p), first, anew, COMPUTES[case.compute])
+        p.hx = first.data_ptr()
+        return first
 
     def resident(self, backward: bool) -> None:
         case, p = self.case, self.call
@@ -264,19 +319,29 @@ class Run:
             p.bias_ih[d], p.bias_hh[d] = self.put(case.bias_ih[d]), self.put(case.bias_hh[d])
         output = self.empty(*case.rows, case.width)
         p.output = output.data_ptr()
-        if self.path == "step":
+        if case.leak:
+            self.saved = self.rows()
+            p.saved = self.saved.data_ptr()
+        step = self.path == "step"
+        if step and not case.leak and case.marks is None:
             start = torch.zeros(case.D, case.B, case.H) if case.state is None else case.state
             h_n = self.lib.tensor(start.to(case.dtype), writable=True)
-            p.h_n = h_n.data_ptr()
-            self.steps(False, h_n)
         else:
             h_n = self.empty(case.D, case.B, case.H)
-            p.h_n, p.hx = h_n.data_ptr(), self.put(case.state)
+        p.h_n = h_n.data_ptr()
+        first = self.enter()
+        if step:
+            self.steps(False, h_n if first is None else first)
+        else:
             self.resident(False)
         return output, h_n
 
     def backward(
-        self, output: Tensor, grad_output: Tensor | None, grad_h_n: Tensor | None
+        self,
+        output: Tensor,
+        grad_output: Tensor | None,
+        grad_h_n: Tensor | None,
+        saved: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the pre-activations and of h0, in device memory."""
         case, p = self.case, self.call
@@ -285,6 +350,13 @@ class Run:
         grad_pre = self.empty(*case.rows, case.width)
         grad_hx = self.empty(case.D, case.B, case.H)
         p.grad_out.pre, p.grad_out.hx = grad_pre.data_ptr(), grad_hx.data_ptr()
+        p.saved = self.put(saved)
+        self.enter()
+        if case.leak:
+            dtype = torch.float64 if case.compute == "f64" else torch.float32
+            carry = torch.zeros(case.D, case.B, case.H, dtype=dtype)
+            p.carry = self.lib.tensor(carry, writable=True).data_ptr()
+            p.mixed = self.rows().data_ptr()
         if self.path == "step":
             self.steps(True, self.empty(case.D, case.B, case.H))
         else:

@@ -26,8 +26,13 @@ int64_t rnn_run_step(const DeviceCall* p, const Step* step, int64_t compute,
   return launch_step(*p, *step, Compute(compute), backward != 0, nullptr);
 }
 
-int64_t rnn_previous_state(const DeviceCall* p, void* previous, int64_t compute) {
-  return launch_previous_state(*p, previous, Compute(compute), nullptr);
+int64_t rnn_enter(const DeviceCall* p, void* first, void* anew, int64_t compute) {
+  return launch_enter(*p, first, anew, Compute(compute), nullptr);
+}
+
+int64_t rnn_previous_state(const DeviceCall* p, const void* steps, const void* hx,
+                           const void* reset, void* previous, int64_t compute) {
+  return launch_previous_state(*p, {steps, hx, reset}, previous, Compute(compute), nullptr);
 }
 
 int64_t rnn_table_rows(const int64_t* index, int64_t count, int64_t table_rows,

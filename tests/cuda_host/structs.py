@@ -15,7 +15,7 @@ def _fields(text: str) -> list[tuple[str, Any]]:
 class Timeline(ctypes.Structure):
     """Timeline of csrc/recurrence/timeline.h."""
 
-    _fields_ = _fields("T:q B:q reverse:bb step_row:p lengths:p")
+    _fields_ = _fields("T:q B:q reverse:bb step_row:p lengths:p reset:p")
 
 
 class RowSource(ctypes.Structure):
@@ -28,9 +28,10 @@ class Recurrence(Timeline):
     """Recurrence of csrc/recurrence/call.h."""
 
     _fields_ = [
-        *_fields("I:q H:q D:i nonlinearity:i"),
+        *_fields("I:q H:q D:i nonlinearity:i form:i"),
         ("input", RowSource),
-        *_fields("weight_ih:pp weight_hh:pp packed:p bias_ih:pp bias_hh:pp hx:p output:p h_n:p"),
+        *_fields("weight_ih:pp weight_hh:pp packed:p bias_ih:pp bias_hh:pp alpha:pp hx:p"),
+        *_fields("reset_state:p output:p h_n:p saved:p"),
     ]
 
 
@@ -43,7 +44,9 @@ class RecurrenceGrad(ctypes.Structure):
 class RecurrenceGradOut(ctypes.Structure):
     """RecurrenceGradOut of csrc/recurrence/call.h."""
 
-    _fields_ = _fields("pre:p input:p weight_ih:pp weight_hh:pp bias:pp hx:p")
+    _fields_ = _fields(
+        "pre:p input:p weight_ih:pp weight_hh:pp bias:pp alpha:pp hx:p reset_state:p"
+    )
 
 
 class DeviceCall(Recurrence):
@@ -52,7 +55,8 @@ class DeviceCall(Recurrence):
     _fields_ = [
         ("grad", RecurrenceGrad),
         ("grad_out", RecurrenceGradOut),
-        *_fields("paired:b matrix:pp matrix_stride:q flags:p exchange:p"),
+        *_fields("paired:b marks:p reset_output:p carry:p mixed:p"),
+        *_fields("matrix:pp matrix_stride:q flags:p exchange:p"),
     ]
 
 

@@ -10,6 +10,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -90,6 +91,9 @@ struct Call : ParsedCall {
     stream = at::cuda::getCurrentCUDAStream();
     options = a.weight_hh[0].options();
     if (s.N == 0) return;
+    // (Values of alpha are on the device: nobody waits to check them.)
+    if (p.form != Form::none && s.D > 1) p.alpha[0] = keep(at::cat(a.alpha));
+    if (p.reset) p.marks = static_cast<const int*>(keep(a.reset->to(at::kInt)));
     if (s.packed()) {
       p.step_row = constants(s.step_row);
       p.lengths = constants(s.row_lengths);
@@ -146,6 +150,30 @@ struct Call : ParsedCall {
     p.input.stride_b = rows.stride(-2);
     p.input.stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
     reads_even = reads_even && even(rows) && p.input.stride_b % 2 == 0 && p.input.stride_t % 2 == 0;
+  }
+
+  // With a leak or resets: what enters W_hh first, as launch_enter says, and h_n.
+  Tensor enter() {
+    if (!p.reset && p.form == Form::none) return {};
+    const Tensor first = empty({s.D, s.B, s.H});
+    void* anew = nullptr;
+    if (p.reset) {
+      alive.push_back(empty(first.sizes()));
+      p.reset_output = anew = alive.back().data_ptr();
+    }
+    C10_CUDA_CHECK(launch_enter(p, first.data_ptr(), anew, compute, stream));
+    p.hx = keep(first);
+    return first;
+  }
+
+  // In which kernels compute.
+  at::TensorOptions accumulators() const {
+    return options.dtype(dtype == DType::f64 ? at::kDouble : at::kFloat);
+  }
+  // Rows of output that kernels write where a sequence has the step: zeros elsewhere.
+  Tensor empty_rows() const {
+    return p.lengths && !p.step_row ? at::zeros(s.output_shape(), options)
+                                    : empty(s.output_shape());
   }
 
   // W_hh or its transpose as the resident kernels read it.
@@ -213,38 +241,44 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
   Call call(a);
   const RecurrenceSizes& s = call.s;
+  DeviceCall& p = call.p;
   const Tensor output = call.empty(s.output_shape());
   const Tensor h_n = call.empty({s.D, s.B, s.H});
+  std::vector<Tensor> saved;
+  if (save && p.form != Form::none) saved.push_back(call.empty_rows());
   const auto start_from_hx = [&] { given(a.hx) ? h_n.copy_(*a.hx) : h_n.zero_(); };
   if (s.N == 0) {
     start_from_hx();
-    return {output, h_n};
+    return {output, h_n, saved};
   }
   call.set_input(a.input, a.index, a.weight_ih);
-  DeviceCall& p = call.p;
   p.paired = s.H % 2 == 0 && call.reads_even;
   p.output = output.data_ptr();
   p.h_n = h_n.data_ptr();
+  if (!saved.empty()) p.saved = saved[0].data_ptr();
+  const Tensor first = call.enter();
   const Geometry geometry =
       choice({s.T, s.B, s.H, p.D, call.compute, false}, a.input.device().index());
-  if (geometry.path == Path::step) {
-    start_from_hx();
-    call.run_steps(a.weight_hh, h_n, false);
-  } else {
+  if (geometry.path != Path::step) {
     call.set_matrix(a.weight_hh, false);
     call.run_resident(geometry, false);
+  } else if (first.defined()) {
+    call.run_steps(a.weight_hh, first, false);
+  } else {
+    start_from_hx();
+    call.run_steps(a.weight_hh, h_n, false);
   }
-  return {output, h_n};
+  return {output, h_n, saved};
 }
 
 // The gradient of W_hh: all rows of grad [N,H] (columns of a wider tensor) times the states before
-// them. Those are the neighbouring rows of `states`, and hx at the ends.
-Tensor weight_gradient(const Tensor& grad, const Tensor& states, const OptionalTensor& hx,
+// them. Those are the neighbouring rows of `states`, and `start` at the ends.
+Tensor weight_gradient(const Tensor& grad, const Tensor& states, const OptionalTensor& start,
                        int64_t batch, bool reverse) {
   const int64_t rest = grad.size(0) - batch;
   Tensor result = at::mm(grad.narrow(0, reverse ? 0 : batch, rest).t(),
                          states.narrow(0, reverse ? batch : 0, rest));
-  if (given(hx)) result.addmm_(grad.narrow(0, reverse ? rest : 0, batch).t(), *hx);
+  if (given(start)) result.addmm_(grad.narrow(0, reverse ? rest : 0, batch).t(), *start);
   return result;
 }
 
@@ -253,32 +287,53 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
   const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
   Call call(a);
   const RecurrenceSizes& s = call.s;
-  const Tensor& like = a.weight_hh[0];
-  check_like(output, "output", s.output_shape(), like);
-  if (given(grad_output)) check_like(*grad_output, "grad_output", s.output_shape(), like);
-  if (given(grad_h_n)) check_like(*grad_h_n, "grad_h_n", {s.D, s.B, s.H}, like);
-  const auto [want_input, want_hx, want_weights, want_bias] = output_mask;
-
-  Tensor grad_pre = call.empty(s.output_shape());
-  Tensor grad_hx = call.empty(want_hx ? at::IntArrayRef{s.D, s.B, s.H} : at::IntArrayRef{0});
   DeviceCall& p = call.p;
-  if (s.N > 0) {
-    p.output = const_cast<void*>(call.keep_even(output));
-    if (given(grad_output)) p.grad.grad_output = call.keep_even(*grad_output);
-    if (given(grad_h_n)) p.grad.grad_h_n = call.keep(*grad_h_n);
+  check_results(r, s, p, a.weight_hh[0]);
+  const auto [want_input, want_hx, want_weights, want_bias, want_reset_state, want_alpha] =
+      r.output_mask;
+  const bool leaks = p.form != Form::none, grad_of_reset = want_reset_state && given(a.reset);
+  const bool grad_of_alpha = want_alpha && leaks;
+  const bool empty = s.N == 0;
+  const void* const hx = p.hx;
+
+  const Tensor none = call.empty({0});
+  RecurrenceGradients grad{none, none, {}, {}, {}, none, {}};
+  const Tensor grad_pre = call.empty(s.output_shape());
+  const std::array<int64_t, 3> state{s.D, s.B, s.H};
+  Tensor mixed, first;
+  if (want_hx) grad.hx = call.empty(state);
+  if (grad_of_alpha || (grad_of_reset && leaks)) mixed = call.empty_rows();
+  if (!empty) {
+    p.output = const_cast<void*>(call.keep_even(r.output));
+    if (!r.saved.empty()) p.saved = const_cast<void*>(call.keep_even(r.saved[0]));
+    if (given(r.grad_output)) p.grad.grad_output = call.keep_even(*r.grad_output);
+    if (given(r.grad_h_n)) p.grad.grad_h_n = call.keep(*r.grad_h_n);
     p.grad_out.pre = grad_pre.data_ptr();
-    if (want_hx) p.grad_out.hx = grad_hx.data_ptr();
+    if (want_hx) p.grad_out.hx = grad.hx.data_ptr();
+    if (mixed.defined()) p.mixed = mixed.data_ptr();
     p.paired = s.H % 2 == 0 && call.reads_even;
+    first = call.enter();
+    const Tensor carry = at::zeros(leaks ? state : std::array<int64_t, 3>{}, call.accumulators());
+    p.carry = carry.data_ptr();
     const Geometry geometry =
         choice({s.T, s.B, s.H, p.D, call.compute, true}, a.input.device().index());
     if (geometry.path == Path::step) {
-      call.run_steps(a.weight_hh, call.empty({s.D, s.B, s.H}), true);
+      call.run_steps(a.weight_hh, call.empty(state), true);
     } else {
       call.set_matrix(a.weight_hh, true);
       call.run_resident(geometry, true);
     }
-  } else if (want_hx) {
-    given(grad_h_n) ? grad_hx.copy_(*grad_h_n) : grad_hx.zero_();
+    if (grad_of_reset) {
+      grad.reset_state = call.empty(state);
+      const Tensor sums = call.empty(state);
+      C10_CUDA_CHECK(launch_reset_sums(p, sums.data_ptr(), call.compute, call.stream));
+      const Tensor product = at::bmm(sums, at::stack(a.weight_hh));
+      C10_CUDA_CHECK(launch_reset_gradient(p, product.const_data_ptr(), grad.reset_state.data_ptr(),
+                                           call.compute, call.stream));
+    }
+  } else {
+    if (want_hx) given(r.grad_h_n) ? grad.hx.copy_(*r.grad_h_n) : grad.hx.zero_();
+    if (grad_of_reset) grad.reset_state = at::zeros(state, call.options);
   }
 
   const int64_t width = s.D * s.H;
@@ -286,48 +341,64 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
   const auto direction = [&](const Tensor& rows, int64_t d) {
     return rows.narrow(1, d * s.H, s.H);
   };
-  std::vector<Tensor> grad_weight_ih, grad_weight_hh, grad_bias;
+  const auto previous = [&](const States& from) {
+    const Tensor rows = call.empty({s.N, width});
+    if (!empty)
+      C10_CUDA_CHECK(launch_previous_state(p, from, rows.data_ptr(), call.compute, call.stream));
+    return rows;
+  };
+  Tensor outputs_before;
   if (want_weights) {
-    // Where sequences start or end at different steps, a kernel collects the states before them.
-    const bool collected = s.N > 0 && (s.packed() || (given(a.lengths) && given(a.hx)));
-    Tensor states = output.contiguous().view({s.N, width});
-    if (collected) {
-      states = call.empty({s.N, width});
-      C10_CUDA_CHECK(launch_previous_state(p, states.data_ptr(), call.compute, call.stream));
-    }
+    // Where sequences start or end at different steps, a kernel collects the outputs before them.
+    const OptionalTensor start = first.defined() ? OptionalTensor(first) : a.hx;
+    const bool collected = s.packed() || p.reset || (given(a.lengths) && given(start));
+    if (collected) outputs_before = previous({p.output, p.hx, p.reset_output});
+    const Tensor outputs = r.output.contiguous().view({s.N, width});
     const Tensor features = s.features ? a.input.reshape({s.N, s.I}) : Tensor();
     for (int64_t d = 0; d < s.D; ++d) {
-      const Tensor grad = direction(grad_rows, d), before = direction(states, d);
-      const OptionalTensor start = given(a.hx) ? OptionalTensor((*a.hx)[d]) : OptionalTensor();
-      grad_weight_hh.push_back(collected || s.N == 0
-                                   ? at::mm(grad.t(), before)
-                                   : weight_gradient(grad, before, start, s.B, a.reverse[d]));
-      if (s.features) grad_weight_ih.push_back(at::mm(grad.t(), features));
+      const Tensor rows = direction(grad_rows, d);
+      grad.weight_hh.push_back(
+          empty       ? at::mm(rows.t(), direction(outputs, d))
+          : collected ? at::mm(rows.t(), direction(outputs_before, d))
+                      : weight_gradient(rows, direction(outputs, d),
+                                        given(start) ? OptionalTensor((*start)[d]) : std::nullopt,
+                                        s.B, a.reverse[d]));
+      if (s.features) grad.weight_ih.push_back(at::mm(rows.t(), features));
     }
   }
   if (want_bias) {
-    for (int64_t d = 0; d < s.D; ++d) grad_bias.push_back(direction(grad_rows, d).sum(0));
+    for (int64_t d = 0; d < s.D; ++d) grad.bias.push_back(direction(grad_rows, d).sum(0));
   }
-  Tensor grad_input = call.empty({0});
+  if (grad_of_alpha) {
+    // Of (1 - a) s + a x, x - s. Voltage saved the next state, s + a (x - s), in the place of x.
+    const bool voltage = p.form == Form::voltage;
+    const Tensor before = voltage                    ? previous({p.saved, hx, p.reset_state})
+                          : outputs_before.defined() ? outputs_before
+                                                     : previous({p.output, p.hx, p.reset_output});
+    const Tensor rows = r.saved[0].reshape({s.N, width}).to(call.accumulators());
+    const Tensor sums = rows.sub(before).mul_(mixed.view({s.N, width})).sum(0).view({s.D, s.H});
+    for (int64_t d = 0; d < s.D; ++d)
+      grad.alpha.push_back((voltage ? sums[d] / a.alpha[d] : sums[d]).to(call.options));
+  }
   if (want_input && s.features) {
-    grad_input = at::mm(direction(grad_rows, 0), a.weight_ih[0]);
-    if (s.D == 2) grad_input.addmm_(direction(grad_rows, 1), a.weight_ih[1]);
-    grad_input = grad_input.view(a.input.sizes());
+    grad.input = at::mm(direction(grad_rows, 0), a.weight_ih[0]);
+    if (s.D == 2) grad.input.addmm_(direction(grad_rows, 1), a.weight_ih[1]);
+    grad.input = grad.input.view(a.input.sizes());
   } else if (want_input && given(a.index)) {
     // A row of the table collects from every row that read it.
-    grad_input =
+    grad.input =
         call_op<EmbeddingBackwardOp>(grad_rows, a.index->flatten(), a.input.size(0), -1, false);
   } else if (want_input) {
-    grad_input = grad_pre;
+    grad.input = grad_pre;
   }
-  return {grad_input, grad_hx, grad_weight_ih, grad_weight_hh, grad_bias};
+  return grad;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rnnext, CUDA, m) {
-  m.impl("recurrence", forward_op<recurrence>);
-  m.impl("recurrence_backward", backward_op<recurrence_backward>);
+  m.impl("recurrence", Recurrences::forward<recurrence>);
+  m.impl("recurrence_backward", Recurrences::backward<recurrence_backward>);
 }
 
 }  // namespace rnnext::cuda

@@ -94,7 +94,7 @@ bool lay_out(const Problem& p, const Device& device, Path path, int64_t blocks, 
   g.part_offset = take(parts * rows * part_stride * accumulator);
   g.input_offset = take(2 * (p.backward ? 2 : 1) * rows * slice * element);
   g.bias_offset = take(slice * accumulator);
-  g.length_offset = take(rows * 4);
+  g.length_offset = take(3 * rows * 4);
   g.weight_offset = take(std::max<int64_t>(0, k_blocks - kRegisterBlocks) * kThreads * 32);
   g.shared_bytes = static_cast<int>(at);
   return at <= device.shared_bytes;

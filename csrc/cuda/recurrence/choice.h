@@ -56,7 +56,7 @@ struct Geometry {
   int part_offset = 0;    // [parts, rows, part_stride] accumulators
   int input_offset = 0;   // [2, 1 forward or 2 backward, rows * slice] prefetched elements
   int bias_offset = 0;    // [slice] accumulators
-  int length_offset = 0;  // [rows] int
+  int length_offset = 0;  // [3, rows] int: lengths, and the marks of resets of two steps
   int weight_offset = 0;  // 16 KiB for each k-block past kRegisterBlocks
   int shared_bytes = 0;
   double cycles = 0;  // the model's estimate for the whole pass, for comparing choices only

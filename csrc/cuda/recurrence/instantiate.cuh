@@ -21,14 +21,25 @@ Kernel kernel_of(Path path) {
   }
 }
 
+template <class Engine, class Forwards, class Backwards>
+Kernel kernel_of(Path path, bool backward) {
+  return backward ? kernel_of<Engine, Backwards>(path) : kernel_of<Engine, Forwards>(path);
+}
+
 template <class Engine>
-Kernel kernel_of(Path path, Nonlinearity nonlinearity, bool backward) {
+Kernel kernel_of(Path path, CellKind cell, bool backward) {
   using T = typename Engine::Storage;
-  return with_nonlinearity(nonlinearity, [&](auto named) {
-    using Cell = CellOf<decltype(named)::value>;
-    return backward ? kernel_of<Engine, Backward<T, Cell>>(path)
-                    : kernel_of<Engine, Forward<T, Cell>>(path);
-  });
+  using Tanh = Fixed<Nonlinearity::tanh>;
+  using Relu = Fixed<Nonlinearity::relu>;
+  switch (cell) {
+    case CellKind::tanh:
+      return kernel_of<Engine, Forward<T, Tanh>, Backward<T, Tanh>>(path, backward);
+    case CellKind::relu:
+      return kernel_of<Engine, Forward<T, Relu>, Backward<T, Relu>>(path, backward);
+    case CellKind::any:
+      return kernel_of<Engine, AnyForward<T>, AnyBackward<T>>(path, backward);
+  }
+  return nullptr;
 }
 
 }  // namespace rnnext::cuda

@@ -3,9 +3,9 @@
 // draws it.
 #pragma once
 
+#include "cuda/recurrence/any_pass.cuh"
 #include "cuda/recurrence/engine.cuh"
 #include "cuda/recurrence/group.cuh"
-#include "cuda/recurrence/pass.cuh"
 
 namespace rnnext::cuda {
 
@@ -73,6 +73,7 @@ struct Resident {
         prefetch(s + 1);
         if (s < 0) continue;
         engine.product(group.buffer(n), rows, g, parts());
+        if constexpr (Pass::kRestarts) copy_async_wait<1>();  // before all threads read the marks
         __syncthreads();
         copy_async_wait<1>();
         finish(s);
@@ -116,10 +117,12 @@ struct Resident {
     __syncthreads();
   }
 
-  // Starts the copies of what step s reads beside the product, each thread for its own words.
+  // Starts the copies of what step s reads beside the product, each thread for its own words; and
+  // of the marks of resets, which all read.
   __device__ void prefetch(int s) {
     if (s < T) {
       const int t = time_of<Pass>(reverse, T, s);
+      if constexpr (Pass::kRestarts) prefetch_marks(s, mark_of<Pass>(reverse, t));
       const int64_t first_row = p.first_row(t) + b0;
       Words* to = sources(s);
 #pragma unroll 1
@@ -135,6 +138,14 @@ struct Resident {
       }
     }
     copy_async_commit();
+  }
+
+  __device__ void prefetch_marks(int s, int mark) {
+    if (!p.marks || !replaces<Pass>(mark, T)) return;
+#pragma unroll 1
+    for (int r = threadIdx.x; r < rows; r += kThreads) {
+      copy_async<4>(marks(s) + r, p.marks + int64_t(mark) * B + b0 + r);
+    }
   }
 
   // From the partial products of step s to the next vectors and the call's tensors.
@@ -162,9 +173,14 @@ struct Resident {
       const Words& before = *reinterpret_cast<const Words*>(v + offset);
       const Words next = pass.step(at, product, read, bias() + u, before);
       if (s == T) continue;
-      Words operand;
+      Words operand = next;
+      if constexpr (Pass::kRestarts) {
+        if (restarts(s, e.row, mark_of<Pass>(reverse, t))) {
+          operand = pass.template restart<kPer>(at);
+        }
+      }
 #pragma unroll
-      for (int j = 0; j < kPer; ++j) operand.x[j] = Engine::operand(next.x[j]);
+      for (int j = 0; j < kPer; ++j) operand.x[j] = Engine::operand(operand.x[j]);
       group.publish(n, offset, operand);
       pass.store(at, next);
     }
@@ -183,11 +199,15 @@ struct Resident {
   // Of the units from u in the slice, in a row of D*H.
   __device__ int column(int u) const { return d * H + first_unit + u; }
   __device__ Span<int> span(int row) const { return {lengths()[row], reverse}; }
+  __device__ bool restarts(int s, int row, int mark) const {
+    return p.marks && replaces<Pass>(mark, lengths()[row]) && marks(s)[row];
+  }
 
   // The parts of shared memory.
   __device__ A* parts() const { return reinterpret_cast<A*>(shared + g.part_offset); }
   __device__ A* bias() const { return reinterpret_cast<A*>(shared + g.bias_offset); }
   __device__ int* lengths() const { return reinterpret_cast<int*>(shared + g.length_offset); }
+  __device__ int* marks(int s) const { return lengths() + (1 + s % 2) * g.rows; }
   __device__ Words* sources(int s) const {
     return reinterpret_cast<Words*>(shared + g.input_offset) +
            s % 2 * Pass::kSources * g.rows * g.pairs;

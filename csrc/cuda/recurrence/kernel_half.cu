@@ -2,8 +2,8 @@
 
 namespace rnnext::cuda {
 
-Kernel kernel_f16(Path path, Nonlinearity nonlinearity, bool backward) {
-  return kernel_of<MatrixEngine<__half, __half>>(path, nonlinearity, backward);
+Kernel kernel_f16(Path path, CellKind cell, bool backward) {
+  return kernel_of<MatrixEngine<__half, __half>>(path, cell, backward);
 }
 
 }  // namespace rnnext::cuda

@@ -2,8 +2,8 @@
 
 namespace rnnext::cuda {
 
-Kernel kernel_tf32(Path path, Nonlinearity nonlinearity, bool backward) {
-  return kernel_of<MatrixEngine<Tf32, float>>(path, nonlinearity, backward);
+Kernel kernel_tf32(Path path, CellKind cell, bool backward) {
+  return kernel_of<MatrixEngine<Tf32, float>>(path, cell, backward);
 }
 
 }  // namespace rnnext::cuda

@@ -16,11 +16,21 @@ namespace rnnext::cuda {
 // The products with W_ih, and in the backward pass those with the gradients of the pre-activations,
 // are GEMMs outside of the kernels: `input` is ready pre-activations or a table of them, weight_ih
 // and weight_hh are not read, and of `grad_out` the kernels write `pre`, in T, and `hx`.
+//
+// With resets or a leak, launch_enter() comes first, and `hx` is what it wrote. alpha[0] is the
+// whole of [D*H].
 struct DeviceCall : Recurrence {
   RecurrenceGrad grad;
   RecurrenceGradOut grad_out;
 
   bool paired = false;  // 16-bit types: H is even and all rows begin at multiples of 4 bytes
+
+  const int* marks = nullptr;          // [T,B] reset, in words that cp.async can copy
+  const void* reset_output = nullptr;  // [D,B,H] what enters W_hh after a reset
+  // Of the backward pass of a leak. What goes past W_hh to the state before a step: [D,B,H] in
+  // Accumulate<T>, zeroed by the caller. And the gradient of what is mixed, [N, D*H], or null: not
+  // wanted. (Of it, and of `saved`, rows past a sequence's end are left alone.)
+  void *carry = nullptr, *mixed = nullptr;
 
   // Resident kernels only. The stationary matrix of each direction, [H, matrix_stride]: W_hh
   // forward, its transpose backward. matrix_stride is H rounded up to 64 bytes, the columns past H
@@ -44,17 +54,42 @@ struct Step {
 cudaError_t launch_resident(const DeviceCall& call, const Geometry& geometry, Compute compute,
                             bool backward, cudaStream_t stream);
 
+// The cells that resident kernels are compiled for. tanh and relu alone have kernels of their own.
+// All other nonlinearities, every leak, and every call with resets share theirs, which branch at
+// run time.
+enum class CellKind { tanh, relu, any };
+CellKind cell_of(const DeviceCall& call);
+
 // The kernel that launch_resident launches; null for Path::step.
 using Kernel = void (*)(DeviceCall, Geometry);
-Kernel resident_kernel(Path path, Compute compute, Nonlinearity nonlinearity, bool backward);
+Kernel resident_kernel(Path path, Compute compute, CellKind cell, bool backward);
 
 // The step path's cell: one launch a step.
 cudaError_t launch_step(const DeviceCall& call, const Step& step, Compute compute, bool backward,
                         cudaStream_t stream);
 
-// previous[row, d*H + u] = the state before row's step: the neighbouring output, or hx, or zero.
-cudaError_t launch_previous_state(const DeviceCall& call, void* previous, Compute compute,
-                                  cudaStream_t stream);
+// What the first step of each sequence multiplies with W_hh, and what does a step after a reset:
+// the outputs of hx or of reset_state, each [D,B,H]. And call.h_n, unless it is null: the states
+// before the first steps. `anew` may be null.
+cudaError_t launch_enter(const DeviceCall& call, void* first, void* anew, Compute compute,
+                         cudaStream_t stream);
+
+// The gradient of reset_state, in two parts. First the sums over resets of the gradients of the
+// pre-activations, [D,B,H]; then the gradient itself, from their product with W_hh. With a leak
+// `mixed` is read.
+cudaError_t launch_reset_sums(const DeviceCall& call, void* sums, Compute compute,
+                              cudaStream_t stream);
+cudaError_t launch_reset_gradient(const DeviceCall& call, const void* product, void* grad,
+                                  Compute compute, cudaStream_t stream);
+
+// What is known of states: those of steps, [N, D*H], before the first steps and after resets,
+// [D,B,H] or null: zeros.
+struct States {
+  const void *steps, *hx, *reset;
+};
+// previous[row, d*H + u] = the state before row's step.
+cudaError_t launch_previous_state(const DeviceCall& call, const States& states, void* previous,
+                                  Compute compute, cudaStream_t stream);
 
 // rows[i] = index i, or 0 where it is out of range, which is reported. count > 0.
 cudaError_t launch_table_rows(const EmbeddingIndices& indices, int64_t* rows, cudaStream_t stream);

@@ -14,7 +14,10 @@
 //   step(at, product, sources, bias, before)
 //                               the next v at `at`; `before`: v there
 //   store(at, v)                writes it to the tensors of the call
-// step() reads bias and sources where the sequence has the step, and `before` where it has not.
+//   kRestarts                   whether it knows resets; then also
+//   restart<N>(at)              what goes on in the place of v where replaces() says so
+// step() reads bias and sources where the sequence has the step, and `before` where it has not. The
+// passes here are those of h_t and dG_t as above; any_pass.cuh has those of all other calls.
 #pragma once
 
 #include "cuda/recurrence/launch.h"
@@ -34,6 +37,18 @@ __device__ X of_direction(const X (&each)[kDirections], int d) {
 template <class Pass, class Int>
 __device__ Int time_of(bool reverse, Int T, Int s) {
   return reverse != Pass::kBackward ? T - 1 - s : s;
+}
+
+// What a pass hands on from its step t is replaced if there is a mark at the step that this
+// returns: forward, because the next step begins an episode; backward, because t does. (No forward
+// pass has a step before a mark at 0: what begins with it is up to launch_enter.)
+template <class Pass, class Int>
+__device__ Int mark_of(bool reverse, Int t) {
+  return t + (reverse == Pass::kBackward);
+}
+template <class Pass, class Int>
+__device__ bool replaces(Int mark, Int length) {
+  return mark >= !Pass::kBackward && mark < length;
 }
 
 // Elements of a row of output, and of its gradient.
@@ -62,6 +77,7 @@ struct Forward {
   using Element = T;
   using A = Accumulate<T>;
   static constexpr bool kBackward = false;
+  static constexpr bool kRestarts = false;
   static constexpr int kSources = 1;
 
   const DeviceCall& p;
@@ -117,6 +133,7 @@ struct Backward {
   using Element = T;
   using A = Accumulate<T>;
   static constexpr bool kBackward = true;
+  static constexpr bool kRestarts = false;
   static constexpr int kSources = 2;  // h and the gradient of the output
 
   const DeviceCall& p;

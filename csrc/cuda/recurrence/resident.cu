@@ -4,30 +4,42 @@
 
 namespace rnnext::cuda {
 
-Kernel kernel_f32(Path path, Nonlinearity nonlinearity, bool backward);
-Kernel kernel_f64(Path path, Nonlinearity nonlinearity, bool backward);
-Kernel kernel_bf16(Path path, Nonlinearity nonlinearity, bool backward);
-Kernel kernel_f16(Path path, Nonlinearity nonlinearity, bool backward);
-Kernel kernel_tf32(Path path, Nonlinearity nonlinearity, bool backward);
+Kernel kernel_f32(Path path, CellKind cell, bool backward);
+Kernel kernel_f64(Path path, CellKind cell, bool backward);
+Kernel kernel_bf16(Path path, CellKind cell, bool backward);
+Kernel kernel_f16(Path path, CellKind cell, bool backward);
+Kernel kernel_tf32(Path path, CellKind cell, bool backward);
 
-Kernel resident_kernel(Path path, Compute compute, Nonlinearity nonlinearity, bool backward) {
+Kernel resident_kernel(Path path, Compute compute, CellKind cell, bool backward) {
   switch (compute) {
     case Compute::f32:
-      return kernel_f32(path, nonlinearity, backward);
+      return kernel_f32(path, cell, backward);
     case Compute::f64:
-      return kernel_f64(path, nonlinearity, backward);
+      return kernel_f64(path, cell, backward);
     case Compute::f16:
-      return kernel_f16(path, nonlinearity, backward);
+      return kernel_f16(path, cell, backward);
     case Compute::bf16:
-      return kernel_bf16(path, nonlinearity, backward);
+      return kernel_bf16(path, cell, backward);
     case Compute::tf32:
-      return kernel_tf32(path, nonlinearity, backward);
+      return kernel_tf32(path, cell, backward);
   }
   return nullptr;
 }
 
+CellKind cell_of(const DeviceCall& p) {
+  if (p.reset || p.form != Form::none) return CellKind::any;
+  switch (p.nonlinearity) {
+    case Nonlinearity::tanh:
+      return CellKind::tanh;
+    case Nonlinearity::relu:
+      return CellKind::relu;
+    default:
+      return CellKind::any;
+  }
+}
+
 void count_clusters(int shared_bytes, int (&clusters)[4]) {
-  const auto kernel = resident_kernel(Path::cluster, Compute::f32, Nonlinearity::tanh, true);
+  const auto kernel = resident_kernel(Path::cluster, Compute::f32, CellKind::tanh, true);
   const void* function = reinterpret_cast<const void*>(kernel);
   cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
@@ -52,7 +64,7 @@ void count_clusters(int shared_bytes, int (&clusters)[4]) {
 
 cudaError_t launch_resident(const DeviceCall& p, const Geometry& geometry, Compute compute,
                             bool backward, cudaStream_t stream) {
-  const Kernel kernel = resident_kernel(geometry.path, compute, p.nonlinearity, backward);
+  const Kernel kernel = resident_kernel(geometry.path, compute, cell_of(p), backward);
   if (!kernel) return cudaErrorInvalidValue;
   LaunchShape shape;
   shape.grid = dim3(geometry.groups * geometry.blocks);

@@ -1,0 +1,175 @@
+// The two passes of every call that has a leak or resets, or another nonlinearity than tanh and
+// relu; which, they see at run time. The forms of a leak are those of recurrence/nonlinearity.h,
+// with s the state, p the pre-activation, f the nonlinearity, and v what goes through W_hh:
+//   forward   s_t  = mix(a, s_{t-1}, f(p_t))    v = s       rate
+//             s_t  = mix(a, s_{t-1}, p_t)       v = f(s)    voltage
+//             s_t  = f(mix(a, s_{t-1}, p_t))    v = s       blend
+//   backward  q_t, the gradient of what is mixed; (1 - a) q_t goes on to s_{t-1} past W_hh, and
+//             v = dG_t, which is f'(f(p_t)) a q_t, or a q_t
+// The state that a leak mixes, or the gradient that goes past W_hh, waits in memory for the next
+// step: in h_n, or in `carry`. The vector v may be rounded for the product, or another number. Each
+// is read and written by one thread.
+#pragma once
+
+#include "cuda/recurrence/cell.cuh"
+#include "cuda/recurrence/pass.cuh"
+
+namespace rnnext::cuda {
+
+template <typename T>
+struct AnyForward : Forward<T, Any> {
+  using Base = Forward<T, Any>;
+  using Base::cell;
+  using Base::kSources;
+  using Base::p;
+  using typename Base::A;
+  static constexpr bool kRestarts = true;
+
+  using Base::Base;
+
+  __device__ void skip(int64_t state, T h) const {
+    if (p.form == Form::none) Base::skip(state, h);  // launch_enter did
+  }
+
+  template <int N>
+  __device__ Word<T, N> step(const Place& at, const A (&product)[N],
+                             const Word<T, N>* const (&sources)[kSources], const A* bias,
+                             const Word<T, N>& before) const {
+    if (!at.inside) return before;
+    Word<T, N> h;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      h.x[j] = from_float<T>(A(0));
+      if (j > 0 && j >= at.units) continue;
+      h.x[j] = output(at, j, to_float(sources[0]->x[j]) + bias[j] + product[j]);
+    }
+    return h;
+  }
+
+  // (h_n is there: step() has written it.)
+  template <int N>
+  __device__ void store(const Place& at, Word<T, N> h) const {
+    if (!at.has_row) return;
+    if (!at.inside) h = {};
+    T* row = static_cast<T*>(p.output) + at.row * width(p);
+    store_word(row + at.column, h, p.paired, at.units > 1);
+  }
+
+  template <int N>
+  __device__ Word<T, N> restart(const Place& at) const {
+    Word<T, N> v = {};
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      if (j > 0 && j >= at.units) continue;
+      const int64_t i = at.state + j;
+      v.x[j] = static_cast<const T*>(p.reset_output)[i];
+      if (p.form == Form::none) continue;
+      static_cast<T*>(p.h_n)[i] =
+          p.reset_state ? static_cast<const T*>(p.reset_state)[i] : from_float<T>(A(0));
+    }
+    return v;
+  }
+
+ private:
+  // The output of element j of a word, from its pre-activation; and the state, to h_n.
+  __device__ T output(const Place& at, int j, A pre) const {
+    const Form form = p.form;
+    T* const state = static_cast<T*>(p.h_n) + at.state + j;
+    A a = 1, s = 0, x = pre;
+    if (form != Form::none) {
+      a = to_float(static_cast<const T*>(p.alpha[0])[at.column + j]);
+      s = to_float(*state);
+    }
+    if (form == Form::voltage || form == Form::blend) x = mix(a, s, pre);
+    if (form == Form::voltage) x = to_float(from_float<T>(x));
+    const A y = cell.forward(x);
+    const T h = from_float<T>(form == Form::rate ? mix(a, s, y) : y);
+    if (form != Form::none || at.ends) *state = form == Form::voltage ? from_float<T>(x) : h;
+    if (p.saved) {
+      static_cast<T*>(p.saved)[at.row * width(p) + at.column + j] =
+          from_float<T>(form == Form::rate      ? y
+                        : form == Form::voltage ? x
+                                                : pre);
+    }
+    return h;
+  }
+};
+
+template <typename T>
+struct AnyBackward : Backward<T, Any> {
+  using Base = Backward<T, Any>;
+  using Base::cell;
+  using Base::kSources;
+  using Base::p;
+  using typename Base::A;
+  static constexpr bool kRestarts = true;
+
+  using Base::Base;
+
+  __device__ const T* source(int i, int64_t t, int64_t b, int64_t row) const {
+    if (i == 0 && p.form == Form::rate) return static_cast<const T*>(p.saved) + row * width(p);
+    return Base::source(i, t, b, row);
+  }
+
+  template <int N>
+  __device__ Word<T, N> step(const Place& at, const A (&product)[N],
+                             const Word<T, N>* const (&sources)[kSources], const A*,
+                             const Word<T, N>&) const {
+    const bool leaves = at.precedes && p.grad_out.hx;
+    Word<T, N> dg = {};
+    if (!at.inside && !leaves) return dg;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      if (j > 0 && j >= at.units) continue;
+      A h = 0, grad = 0;
+      if (at.inside) {
+        h = to_float(sources[0]->x[j]);
+        if (p.grad.grad_output) grad = to_float(sources[1]->x[j]);
+      }
+      dg.x[j] = from_float<T>(gradient(at, j, product[j] + grad, h, leaves));
+    }
+    return dg;
+  }
+
+  template <int N>
+  __device__ Word<T, N> restart(const Place& at) const {
+#pragma unroll
+    for (int j = 0; j < N && p.form != Form::none; ++j) {
+      if (j == 0 || j < at.units) static_cast<A*>(p.carry)[at.state + j] = 0;
+    }
+    return {};
+  }
+
+ private:
+  // The gradient of the pre-activation of element j of a word. Or, where the step before the first
+  // is at hand, of hx, which is written. grad: of the output; h: what its derivative comes from.
+  __device__ A gradient(const Place& at, int j, A grad, A h, bool leaves) const {
+    const Form form = p.form;
+    const int64_t i = at.state + j;
+    A a = 1, past = 0;  // past: the gradient of the state
+    if (form != Form::none) {
+      a = to_float(static_cast<const T*>(p.alpha[0])[at.column + j]);
+      past = static_cast<A*>(p.carry)[i];
+    }
+    if (at.ends && p.grad.grad_h_n) past += to_float(static_cast<const T*>(p.grad.grad_h_n)[i]);
+    if (form == Form::voltage) {
+      if (leaves) h = to_float(static_cast<const T*>(p.hx)[i]);
+    } else {
+      grad += past;
+    }
+    const A y = cell.backward(form == Form::rate ? a * grad : grad, h);
+    if (leaves) {
+      static_cast<T*>(p.grad_out.hx)[i] = from_float<T>(form == Form::voltage ? y + past : grad);
+      return 0;
+    }
+    if (form == Form::none) return y;
+    const A q = form == Form::rate ? grad : form == Form::voltage ? y + past : y;
+    static_cast<A*>(p.carry)[i] = (1 - a) * q;
+    if (p.mixed) {
+      static_cast<T*>(p.mixed)[at.row * width(p) + at.column + j] = from_float<T>(q);
+    }
+    return form == Form::rate ? y : a * q;
+  }
+};
+
+}  // namespace rnnext::cuda
