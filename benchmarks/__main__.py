@@ -85,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     listing = command("cases", cases_command, "list the cases")
     listing.add_argument("select", **select)
     listing.add_argument("--device", **device)
-    command("features", features_command, "time what nn.RNN has not against what is written instead")
+    command(
+        "features", features_command, "time what nn.RNN has not against what is written instead"
+    )
     check = command("interference", interference_command, "time rivals alone and taking turns")
     check.add_argument("select", **{**select, "default": ["rnn-T100-B64-I64-H256-infer"]})
     return parser
@@ -231,7 +233,9 @@ def features_command(options: argparse.Namespace) -> int:
     for verdict in found:
         got = "-" if verdict.got is None else f"{verdict.got:.2f}"
         sign = "at most" if verdict.at_most else "at least"
-        print(f"{verdict.word:12} {verdict.what}: {got}, {sign} {verdict.needed:g} {verdict.detail}")
+        print(
+            f"{verdict.word:12} {verdict.what}: {got}, {sign} {verdict.needed:g} {verdict.detail}"
+        )
     return 1 if any(verdict.held is False for verdict in found) else 0
 
 

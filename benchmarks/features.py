@@ -71,17 +71,18 @@ def results(
 
 
 def module_call(module: nn.Module, x: Tensor, train: bool, **options: Any) -> Call:
-    leaves = [p for p in module.parameters() if p.requires_grad]
+    leaves: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
     if x.is_floating_point():
         x = x.detach().requires_grad_(train)
-        leaves = [x, *leaves]
+        leaves.insert(0, x)
     return lambda: results(lambda: module(x, **options), leaves, train)
 
 
 def python_loop(leaky: rnnext.LeakyRNN, x: Tensor) -> tuple[Tensor, Tensor]:
     """The rate form as it is written today: one input projection, then a step at a time."""
-    drive = nn.functional.linear(x, leaky.weight_ih_l0, leaky.bias_ih_l0 + leaky.bias_hh_l0)
-    a, weight = leaky.alphas()[0], leaky.weight_hh_l0.t()
+    w_ih, w_hh, b_ih, b_hh = leaky.parameters()
+    drive = nn.functional.linear(x, w_ih, b_ih + b_hh)
+    a, weight = leaky.alphas()[0], w_hh.t()
     state = x.new_zeros(x.shape[1], leaky.hidden_size)
     outputs = []
     for step in drive:
@@ -98,7 +99,7 @@ def split_and_pad(rnn: nn.Module, x: Tensor, reset: Tensor) -> tuple[Tensor, Ten
     flat = starts.flatten().nonzero().flatten()
     lengths = torch.diff(flat, append=torch.tensor([T * B]))
     by_row = x.transpose(0, 1).flatten(0, 1)
-    padded = pad_sequence(list(by_row.split(lengths.tolist())))
+    padded = pad_sequence(list(torch.split(by_row, lengths.tolist())))
     output, h_n = rnn(padded)
     valid = torch.arange(padded.shape[0]).unsqueeze(0) < lengths.unsqueeze(1)
     rows = output.transpose(0, 1)[valid].view(B, T, -1).transpose(0, 1)
@@ -138,9 +139,7 @@ def rows() -> Iterator[Row]:
         f"RNN with resets against nn.RNN over split and padded episodes, T={T} B={B} H={H}, train",
         lambda: _without_h_n(module_call(rnn, x, True, reset=reset)()),
         lambda: _without_h_n(
-            results(
-                lambda: split_and_pad(theirs, leaf, reset), [leaf, *theirs.parameters()], True
-            )
+            results(lambda: split_and_pad(theirs, leaf, reset), [leaf, *theirs.parameters()], True)
         ),
     )
     lengths = (200 * torch.rand(64) ** 3).long() + 1
@@ -179,7 +178,10 @@ def rows() -> Iterator[Row]:
                 pair[0].load_state_dict(module.embedding.state_dict())
                 pair[1].load_state_dict(module.rnn.state_dict())
             size = f"T=100 B=32 E=H=128 V={V}, {mode}"
-            for group, pair, whose in (("", two, "nn.RNN(nn.Embedding)"), (", own", own, "RNN(Embedding)")):
+            for group, pair, whose in (
+                ("", two, "nn.RNN(nn.Embedding)"),
+                (", own", own, "RNN(Embedding)"),
+            ):
                 yield Row(
                     f"tokens{group}, {mode}",
                     f"EmbeddingRNN against {whose}, {size}",
@@ -245,7 +247,7 @@ def peers() -> Iterator[Row]:
             yield _peer(
                 f"nn4n's RecurrentLayer, {size}",
                 "voltage", x, train, (layer.input_layer, layer.hidden_layer),
-                lambda x, layer=layer: (layer(x), x.new_zeros(0)),
+                functools.partial(_recurrent_layer, layer),
             )  # fmt: skip
 
 
@@ -270,6 +272,10 @@ def _peer(
         lambda: _without_h_n(results(lambda: leaky(x), [x, *leaky.parameters()], train)),
         lambda: _without_h_n(results(lambda: forward(x), [x, *parameters], train)),
     )
+
+
+def _recurrent_layer(layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    return layer(x), x.new_zeros(0)
 
 
 def _ctrnn(model: Any, x: Tensor, *, voltage: bool) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ def cpu_isa() -> str: ...
 def set_cpu_isa(name: str) -> None: ...
 def build_info() -> dict[str, Any]: ...
 def nonlinearities() -> list[str]: ...
+def forms() -> list[str]: ...
 def plan(
     *,
     T: int,
@@ -35,8 +36,13 @@ def rnn(
     batch_first: bool,
     dropout: float,
     training: bool,
+    index: Tensor | None,
     lengths: Tensor | None,
     batch_sizes: Tensor | None,
+    reset: Tensor | None,
+    alpha: Sequence[Tensor],
+    form: str,
+    noise: Sequence[Tensor],
     nonlinearity: str,
     /,
 ) -> tuple[Tensor, Tensor]: ...

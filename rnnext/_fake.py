@@ -300,9 +300,7 @@ def _recurrence_backward(
     for tensor in saved:
         _check_like(tensor, "saved", shape, like)
     reads = bool(call.alpha) and (call.form == "rate" or want_alpha)
-    _check(
-        not reads or bool(saved), "saved must be what the forward pass saved, got none"
-    )
+    _check(not reads or bool(saved), "saved must be what the forward pass saved, got none")
     return (
         like.new_empty(call.input.shape if want_input else (0,)),
         like.new_empty(call.state(B) if want_hx else (0,)),

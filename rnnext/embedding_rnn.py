@@ -109,7 +109,8 @@ class EmbeddingRNN(nn.Module):
             features = self.embedding(data)
             if isinstance(tokens, PackedSequence):
                 features = tokens._replace(data=features)
-            return self.rnn(features, hx, lengths, reset)
+            result: tuple[_Sequence, Tensor] = self.rnn(features, hx, lengths, reset)
+            return result
         rnn = self.rnn
         rows, index = table
         batch = tokens._replace(data=index) if isinstance(tokens, PackedSequence) else index

@@ -26,7 +26,7 @@ _NOISE_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
 class LeakyRNN(nn.RNNBase):
     """Multi-layer leaky Elman RNN, with :class:`rnnext.RNN`'s parameters and calls.
 
-    With ``p_t = W_ih x_t + b_ih + W_hh o_{t-1} + b_hh + noise`` and a for alpha, each layer computes
+    Each layer computes, with ``p_t = W_ih x_t + b_ih + W_hh o_{t-1} + b_hh + noise`` and a = alpha:
 
     - ``form="rate"``: ``h_t = (1 - a) h_{t-1} + a f(p_t)``, output ``o_t = h_t``;
     - ``form="voltage"``: ``v_t = (1 - a) v_{t-1} + a p_t``, output ``o_t = f(v_t)``; hx and h_n are
@@ -77,6 +77,9 @@ class LeakyRNN(nn.RNNBase):
     mechanisms for the maintenance and manipulation of information in working memory", Nature
     Neuroscience 22, 2019 (blend).
     """
+
+    alpha: Tensor
+    weight_hh_l0: Tensor
 
     def __init__(
         self,

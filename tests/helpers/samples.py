@@ -155,7 +155,7 @@ class RecurrenceBackward(Arguments):
         """What the reference returns, which knows neither leak nor resets."""
         assert self.reset is None
         assert not self.alpha
-        unread = "bias_ih bias_hh saved reset reset_state alpha form".split()
+        unread = ["bias_ih", "bias_hh", "saved", "reset", "reset_state", "alpha", "form"]
         read = {k: v for k, v in vars(self).items() if k not in unread}
         return reference.recurrence_backward(**read)
 

@@ -1,5 +1,6 @@
 """Leaks and resets: values and gradients of every form against the loop in float64."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -55,7 +56,9 @@ GRADIENT_CASES = [fit({**case, "B": 2}) for case in pairwise(**FEW)]
 
 @pytest.mark.parametrize("case", GRADIENT_CASES, ids=case_id)
 def test_gradcheck_and_gradgradcheck(case):
-    arguments = samples.make(**{"T": 4, "I": 2, "H": 3, "vocabulary": 3, **case}, requires_grad=True)
+    arguments = samples.make(
+        **{"T": 4, "I": 2, "H": 3, "vocabulary": 3, **case}, requires_grad=True
+    )
     tensors = arguments.float_tensors()
 
     def call(*tensors):
@@ -73,10 +76,7 @@ def test_each_gradient_alone(form, name):
     for tensor in wanted if isinstance(wanted, list) else [wanted]:
         tensor.requires_grad_()
     exact = arguments.to_double()
-    for given, outputs in (
-        (arguments, arguments.call(ops.recurrence)),
-        (exact, exact.expected()),
-    ):
+    for outputs in (arguments.call(ops.recurrence), exact.expected()):
         sum(v.square().sum() for v in outputs).backward()
     for a, e in zip(arguments.float_tensors(), exact.float_tensors(), strict=True):
         assert (a.grad is None) == (e.grad is None)
@@ -98,7 +98,7 @@ def test_a_batch_of_rollouts_equals_its_episodes_one_by_one(leak, reverse):
     pieces, total = torch.zeros_like(output), [torch.zeros_like(t) for t in tensors]
     for b in range(4):
         starts = [*arguments.reset[:, b].nonzero().flatten().tolist(), 23]
-        for start, end in zip(starts, starts[1:], strict=False):
+        for start, end in itertools.pairwise(starts):
             episode = replace(arguments.sequences(slice(b, b + 1)), reset=None)
             alone, _ = replace(episode, input=episode.input[start:end]).call(ops.recurrence)
             pieces[start:end, b : b + 1] = alone.detach()
@@ -181,9 +181,9 @@ def test_alpha_out_of_range_is_named(alpha):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"form": "cubic"}, ValueError, "form must be one of 'rate', 'voltage', 'blend', got 'cubic'"),
+        ({"form": "cubic"}, ValueError, "form must be one of 'rate', .*, 'blend', got 'cubic'"),
         ({"reset": torch.zeros(5, 3)}, TypeError, "reset must be a bool tensor, got float32"),
-        ({"reset": torch.ones(3, 5) > 0}, ValueError, r"reset must have shape \[5, 3\], got \[3, 5\]"),
+        ({"reset": torch.ones(3, 5) > 0}, ValueError, r"reset .* \[5, 3\], got \[3, 5\]"),
         ({"reset_state": torch.zeros(1, 3, 6)}, ValueError, "reset_state needs a reset"),
         ({"alpha": [torch.ones(6)]}, RuntimeError, "alpha must have the dtype of weight_hh"),
         ({"alpha": [torch.ones(5).double()]}, RuntimeError, r"alpha .* \[6\], got \[5\]"),

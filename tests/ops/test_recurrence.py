@@ -273,8 +273,8 @@ def test_every_op_has_samples():
 
 
 def test_every_op_is_documented_and_takes_its_arguments_in_one_order():
-    order = "input hx weight_ih weight_hh bias_ih bias_hh index lengths batch_sizes reset reset_state"
-    order = [*order.split(), "alpha", "form", "nonlinearity", "reverse"]
+    order = ["input", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "index", "lengths"]
+    order += ["batch_sizes", "reset", "reset_state", "alpha", "form", "nonlinearity", "reverse"]
     for name in {name for name, _, _ in op_samples()}:
         schema = [a.name for a in getattr(ops, name).default._schema.arguments]
         shared = [argument for argument in schema if argument in order]

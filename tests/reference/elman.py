@@ -124,7 +124,7 @@ def recurrence_backward(
     reverse: list[bool],
     output_mask: list[bool],
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]:
-    """The gradients by hand, one step at a time, from nothing but the output; no leak, no resets."""
+    """The gradients by hand, a step at a time, from nothing but the output; no leak, no resets."""
     directions, hidden = len(weight_hh), weight_hh[0].size(0)
     present = None
     if batch_sizes is not None:
