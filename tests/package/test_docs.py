@@ -6,29 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+from helpers.prose import ROOT, names_of, text
+
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 
-def text(page: Path) -> str:
-    return page.read_text(encoding="utf-8")
-
-
-def run_python(page: Path) -> dict[str, object]:
-    """The names that its Python blocks leave, run in order."""
-    namespace: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", text(page), re.DOTALL):
-        exec(compile(block, page.name, "exec"), namespace)
-    return namespace
-
-
 def test_the_python_of_the_readme_runs():
-    assert run_python(ROOT / "README.md")["h_n"].shape == (2, 20, 200)
+    assert names_of("README.md")["h_n"].shape == (2, 20, 200)
 
 
 def test_the_error_that_numerics_reports_is_measured_as_it_says(capsys):
-    run_python(ROOT / "docs" / "numerics.md")
+    names_of("docs/numerics.md")
     name, rms, largest = capsys.readouterr().out.split("\n")[0].split()
     assert name == "rnnext"
     assert float(rms) < 2e-7
@@ -37,11 +26,17 @@ def test_the_error_that_numerics_reports_is_measured_as_it_says(capsys):
 
 def test_the_agent_of_streaming_learns_and_its_text_is_what_it_read(capsys):
     torch.manual_seed(0)
-    names = run_python(ROOT / "docs" / "streaming.md")
+    names = names_of("docs/streaming.md")
     assert "bias_hh_l0 has changed" in capsys.readouterr().out
     assert sum(names["history"][-5:]) / 5 > 0.5
     assert names["written"] in names["text"]
     assert names["sampled"].shape == (60, 1)
+
+
+@pytest.mark.parametrize("page", ["leaky", "episodes", "tokens", "constraints"])
+def test_the_python_of_the_guides_runs(page):
+    """And what it asserts is so."""
+    assert "rnnext" in names_of(f"docs/{page}.md")
 
 
 def anchors(page: Path) -> set[str]:
