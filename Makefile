@@ -4,10 +4,22 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.rnnext-ready
 
-.PHONY: demo test bench lint build cuda-build cuda-check sanitize clean
+.PHONY: demo memory-policy perceptual-decision sample-text
+.PHONY: test bench lint build cuda-build cuda-check sanitize clean
 
 demo: build
 	$(BIN)/python examples/train_text.py $(ARGS)
+
+memory-policy: build
+	$(BIN)/python -m pip install -q -e '.[rl]' --no-build-isolation
+	$(BIN)/python examples/memory_policy.py $(ARGS)
+
+perceptual-decision: build
+	$(BIN)/python -m pip install -q -e '.[neuro]' --no-build-isolation
+	$(BIN)/python examples/perceptual_decision.py $(ARGS)
+
+sample-text: build
+	$(BIN)/python examples/sample_text.py $(ARGS)
 
 test: build
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,0 +1,66 @@
+"""rnnext beside the loop that it replaces: the same weights and results, and the time of each."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TOLERANCE = 1e-4  # of float32, relative to the largest magnitude
+
+
+def in_turns(seconds: float, **calls: Callable[[], Any]) -> dict[str, float]:
+    """The median time of a call of each, in seconds; they take turns, so all meet one machine."""
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end = perf_counter() + seconds
+    while perf_counter() < end or min(map(len, times.values())) < 3:
+        for name, call in calls.items():
+            start = perf_counter()
+            call()
+            times[name].append(perf_counter() - start)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def with_gradients(module: nn.Module, call: Callable[[], Tensor]) -> list[Tensor]:
+    """What the call gives, and the gradients of its mean square for all of the module's weights."""
+    output = call()
+    return [output, *torch.autograd.grad(output.square().mean(), list(module.parameters()))]
+
+
+def difference(ones: Iterable[Tensor], others: Iterable[Tensor]) -> float:
+    """The largest difference, relative to each pair's largest magnitude; nan if there is one."""
+    worst = torch.zeros(())
+    for one, other in zip(ones, others, strict=True):
+        scale = other.detach().abs().max().clamp(min=1e-12)
+        worst = torch.maximum(worst, (one - other).detach().abs().max() / scale)  # keeps nan
+    return worst.item()
+
+
+def show(title: str, times: dict[str, float], error: float) -> bool:
+    """Prints the times, the last one being rnnext's; returns whether the results agree."""
+    *others, ours = times
+    print(f"\n{title}")
+    for name, seconds in times.items():
+        print(f"  {name.replace('_', ' '):<28}{1e3 * seconds:9.3f} ms")
+    for name in others:
+        print(f"  {times[name] / times[ours]:.1f} times as fast as {name.replace('_', ' ')}.")
+    agree = error <= TOLERANCE  # false for nan too
+    print(f"  Largest relative difference: {error:.1e} ({'within' if agree else 'BEYOND'} 1e-4).")
+    return agree
+
+
+def draw_times(axes: Any, times: dict[str, float], title: str) -> None:
+    """A bar for each, the last one rnnext's."""
+    names = [name.replace("_", " ") for name in times]
+    values = [1e3 * seconds for seconds in times.values()]
+    colours = ["tab:gray"] * (len(times) - 1) + ["tab:red"]
+    bars = axes.bar(names, values, color=colours, width=0.6)
+    axes.bar_label(bars, [f"{value:.3g}" for value in values])
+    axes.set(ylabel="milliseconds", title=title)
+    axes.margins(y=0.15)
