@@ -16,6 +16,12 @@ from memory_policy import FORWARD, LEFT, RIGHT, Actor, Policy, TMaze
 SMALL = ["--updates=3", "--steps=24", "--batch=4", "--hidden=16", "--seconds=0", "--threads=1"]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Calls this small wait for each other on a busy machine."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def policy():
     policy = Policy(4, 3, 16)

@@ -16,6 +16,12 @@ from perceptual_decision import FIXATE, LEFT, RIGHT, Network, Task
 SMALL = ["--steps=3", "--batch=4", "--hidden=20", "--trials=40", "--seconds=0", "--threads=1"]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Calls this small wait for each other on a busy machine."""
+    torch.set_num_threads(1)
+
+
 def test_runs_and_agrees_with_the_loop(tmp_path, capsys):
     assert perceptual_decision.main([*SMALL, "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out

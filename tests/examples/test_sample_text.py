@@ -15,6 +15,12 @@ SMALL = ["--steps=5", "--hidden=16", "--vocab=60", "--length=10", "--batch=4", "
 SMALL += ["--timed=5", "--seconds=0", "--threads=1", "--prompt=say ", "--rate=0.01"]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Calls this small wait for each other on a busy machine."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "text.txt"
