@@ -226,12 +226,14 @@ def _leak(
     else:
         if dt is not None or tau is not None:
             raise ValueError("alpha must not be given with dt and tau")
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float, Tensor)):
+            raise TypeError(f"alpha must be a number or a tensor, got {type(alpha).__name__}")
         name, value = "alpha", torch.as_tensor(alpha, dtype=torch.float64)
     value = value.detach()
     if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != H):
         raise ValueError(f"{name} must have shape [] or [{H}], got {list(value.shape)}")
     if not bool(((value > 0) & (value <= 1)).all()):
         low, high = value.min().item(), value.max().item()
-        values = f"{low}" if low == high else f"values from {low} to {high}"
+        values = f"values from {low} to {high}" if low < high else f"{low}"
         raise ValueError(f"{name} must be in (0, 1], got {values}")
     return value

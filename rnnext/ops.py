@@ -15,6 +15,7 @@ __all__ = [
     "embedding",
     "embedding_backward",
     "embedding_sparse_backward",
+    "occurring",
     "recurrence",
     "recurrence_backward",
     "recurrence_stack",
@@ -153,6 +154,7 @@ def recurrence_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     output: Tensor,
+    saved: Sequence[Tensor],
     input: Tensor,
     hx: Tensor | None,
     weight_ih: Sequence[Tensor],
@@ -167,7 +169,6 @@ def recurrence_backward(
     form: str = "rate",
     nonlinearity: str = "tanh",
     reverse: Sequence[bool] | None = None,
-    saved: Sequence[Tensor] = (),
     output_mask: Sequence[bool] = (True, True, True, True, True, True),
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]:
     """Gradients of :func:`recurrence` from its output; autograd calls this.
@@ -176,6 +177,8 @@ def recurrence_backward(
         grad_output: gradient of the output, or ``None`` for zeros.
         grad_h_n: gradient of h_n, or ``None`` for zeros.
         output: what :func:`recurrence` returned.
+        saved: what it saved of a leak; the rate form needs it, the others where alpha's gradient is
+            wanted. Else an empty list.
         input: as :func:`recurrence`'s, and so are the arguments up to ``reverse``.
         hx: first states, or ``None``.
         weight_ih: D tensors, or none.
@@ -189,7 +192,6 @@ def recurrence_backward(
         form: of the leak. Default: ``"rate"``.
         nonlinearity: f. Default: ``"tanh"``.
         reverse: for each direction. Default: ``[False, True][:D]``.
-        saved: what :func:`recurrence` saved. Default: nothing.
         output_mask: which gradients are wanted: of input, hx, all weights, the biases, reset_state
             and alpha. Default: all.
 
@@ -208,6 +210,26 @@ def recurrence_backward(
         grad_output, grad_h_n, output, saved, input, hx, weight_ih, weight_hh, (), (), index,
         lengths, batch_sizes, reset, reset_state, alpha, form, nonlinearity, reverse, output_mask,
     )  # fmt: skip
+    return result
+
+
+def occurring(tokens: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """The rows of a table that occur among tokens, each once, on the CPU.
+
+    Args:
+        tokens: int32 or int64, any shape, values in 0..num_rows-1.
+        num_rows: how many rows the table has.
+
+    Returns:
+        ``(rows, index)``: the rows that occur, in the order in which they first do, int64, and for
+        each token the position of its row among them: ``rows[index]`` is ``tokens``.
+
+    Raises:
+        IndexError: a token is out of range; the message names it, its position and the range.
+        ValueError: ``num_rows`` is negative or 2^31 - 1 and more.
+        RuntimeError: ``tokens`` is not int32 or int64.
+    """
+    result: tuple[Tensor, Tensor] = torch.ops.rnnext.occurring(tokens, num_rows)
     return result
 
 

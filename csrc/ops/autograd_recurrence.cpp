@@ -261,8 +261,8 @@ RecurrenceGradients gradients_of_loop(KeptArguments s, const Tensor& grad_output
   const int64_t T = rows.size(0), B = rows.size(1), H = s.weight_hh[0].size(0);
   Tensor active;
   if (given(padded.lengths))
-    active = at::arange(T, padded.lengths->options()).view({T, 1, 1}) <
-             padded.lengths->view({1, B, 1});
+    active =
+        at::arange(T, padded.lengths->options()).view({T, 1, 1}) < padded.lengths->view({1, B, 1});
   Tensor input = padded.input;
   if (given(s.index)) input = at::embedding(s.input, *padded.index);
   if (active.defined()) input = at::where(active, input, 0);
@@ -362,8 +362,9 @@ class RecurrenceFunction : public torch::autograd::Function<RecurrenceFunction> 
   static variable_list forward(AutogradContext* ctx, const T&... arguments) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const RecurrenceArguments a{arguments...};
-    const bool save = !a.alpha.empty() && (saves_more(parse_form(a.form)) || needs_grad(a.alpha));
-    auto [output, h_n, saved] = call_forward<RecurrenceOp>(a, save);
+    const bool reads_more =
+        !a.alpha.empty() && (saves_more(parse_form(a.form)) || needs_grad(a.alpha));
+    auto [output, h_n, saved] = call_forward<RecurrenceOp>(a, reads_more);
     ctx->set_materialize_grads(false);
     RecurrenceArguments kept = a;
     // Biases may change before the backward pass, as in torch, unless a loop must run again.
@@ -421,8 +422,8 @@ class RecurrenceFunction : public torch::autograd::Function<RecurrenceFunction> 
         auto [input, hx, weight_ih, weight_hh, bias, reset_state, alpha] =
             call_op<RecurrenceBackwardOp>(OptionalTensor(grad[0]), OptionalTensor(grad[1]), output,
                                           TensorList(of_leak), each..., mask);
-        results = {input,       hx, std::move(weight_ih), std::move(weight_hh), std::move(bias),
-                   reset_state, std::move(alpha)};
+        results = {input,           hx,          std::move(weight_ih), std::move(weight_hh),
+                   std::move(bias), reset_state, std::move(alpha)};
       });
     }
     const std::vector<Tensor>& bias = results.bias;

@@ -59,9 +59,7 @@ struct Sequences {
     return given(t) ? OptionalTensor(time_first(*t)) : t;
   }
   Tensor back(const Tensor& t) const {
-    return unbatched     ? as_result(t.squeeze(1))
-           : batch_first ? as_result(t.transpose(0, 1))
-                         : t;
+    return unbatched ? as_result(t.squeeze(1)) : batch_first ? as_result(t.transpose(0, 1)) : t;
   }
 };
 
@@ -173,11 +171,22 @@ Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& wei
   for (int i = 0; i < 2; ++i)  // one that is missing beside the other is zeros
     if (n && !biases[i].defined()) biases[i] = at::zeros_like(biases[1 - i]);
   const OptionalTensor state = given(hx) ? OptionalTensor(step(*hx)) : std::nullopt;
-  const auto h_n = std::get<1>(call_forward<RecurrenceOp>(
-      RecurrenceArguments{step(input), state, weight_ih, weight_hh, TensorList(&biases[0], n),
-                          TensorList(&biases[1], n), std::nullopt, std::nullopt, std::nullopt,
-                          std::nullopt, std::nullopt, {}, kFormNames[0], nonlinearity,
-                          directions(1)}));
+  const auto h_n =
+      std::get<1>(call_forward<RecurrenceOp>(RecurrenceArguments{step(input),
+                                                                 state,
+                                                                 weight_ih,
+                                                                 weight_hh,
+                                                                 TensorList(&biases[0], n),
+                                                                 TensorList(&biases[1], n),
+                                                                 std::nullopt,
+                                                                 std::nullopt,
+                                                                 std::nullopt,
+                                                                 std::nullopt,
+                                                                 std::nullopt,
+                                                                 {},
+                                                                 kFormNames[0],
+                                                                 nonlinearity,
+                                                                 directions(1)}));
   return as_result(unbatched ? h_n.view_symint({h_n.sym_size(2)}) : h_n.squeeze(0));
 }
 

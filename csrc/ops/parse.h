@@ -185,7 +185,7 @@ inline RecurrenceSizes check_recurrence(const RecurrenceArguments& a) {
 
 // What the backward op is given besides.
 inline void check_results(const RecurrenceResults& r, const RecurrenceSizes& s, const Recurrence& p,
-                   const Tensor& like) {
+                          const Tensor& like) {
   check_like(r.output, "output", s.output_shape(), like);
   if (given(r.grad_output)) check_like(*r.grad_output, "grad_output", s.output_shape(), like);
   if (given(r.grad_h_n)) check_like(*r.grad_h_n, "grad_h_n", {s.D, s.B, s.H}, like);

@@ -21,14 +21,16 @@ std::string recurrence_arguments() {
 TORCH_LIBRARY(rnnext, m) {
   const auto define = [&](const std::string& schema) { m.def(schema.c_str()); };
   const std::string call = recurrence_arguments();
-  const std::string forward = "(" + call + ", bool save) -> (Tensor output, Tensor h_n, Tensor[] saved)";
+  const std::string forward =
+      "(" + call + ", bool save) -> (Tensor output, Tensor h_n, Tensor[] saved)";
   define("recurrence" + forward);
   define("recurrence_stack" + forward);
-  define("recurrence_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor output, Tensor[] saved, " +
-         call +
-         ", bool[6] output_mask) -> (Tensor grad_input, Tensor grad_hx, Tensor[] grad_weight_ih, "
-         "Tensor[] grad_weight_hh, Tensor[] grad_bias, Tensor grad_reset_state, "
-         "Tensor[] grad_alpha)");
+  define(
+      "recurrence_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor output, Tensor[] saved, " +
+      call +
+      ", bool[6] output_mask) -> (Tensor grad_input, Tensor grad_hx, Tensor[] grad_weight_ih, "
+      "Tensor[] grad_weight_hh, Tensor[] grad_bias, Tensor grad_reset_state, "
+      "Tensor[] grad_alpha)");
   m.def("occurring(Tensor tokens, int num_rows) -> (Tensor rows, Tensor index)");
   m.def(
       "embedding(Tensor weight, Tensor indices, int padding_idx=-1, "
@@ -42,7 +44,8 @@ TORCH_LIBRARY(rnnext, m) {
   m.def(
       "rnn(Tensor input, Tensor? hx, Tensor[] weights, bool has_biases, int num_layers, "
       "bool bidirectional, bool batch_first, float dropout, bool training, Tensor? index, "
-      "Tensor? lengths, Tensor? batch_sizes, Tensor? reset, Tensor[] alpha, str form, Tensor[] noise, "
+      "Tensor? lengths, Tensor? batch_sizes, Tensor? reset, Tensor[] alpha, str form, Tensor[] "
+      "noise, "
       "str nonlinearity) -> "
       "(Tensor output, Tensor h_n)");
   m.def(

@@ -30,13 +30,13 @@ struct RecurrenceGradients {
 // The ops of the recurrence, what they return, and their signatures, P being the arguments' types.
 template <class None, class... T>
 struct RecurrenceTypes {
-  // output, h_n, and, if `save` and there is a leak, what its backward pass reads besides the output
+  // output, h_n, and, if `save` and there is a leak, what its backward pass reads besides the
+  // output
   using Forward = std::tuple<Tensor, Tensor, std::vector<Tensor>>;
   using ForwardSignature = Forward(Passed<T>..., bool save);
   // As RecurrenceGradients.
-  using Backward =
-      std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>,
-                 Tensor, std::vector<Tensor>>;
+  using Backward = std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>,
+                              std::vector<Tensor>, Tensor, std::vector<Tensor>>;
   // Which of input, hx, weights, bias, reset_state and alpha are wanted.
   using Mask = std::array<bool, 6>;
   using BackwardSignature = Backward(const OptionalTensor& grad_output,
@@ -52,8 +52,8 @@ struct RecurrenceTypes {
   static Backward backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                            const Tensor& output, TensorList saved, Passed<T>... each,
                            Mask output_mask) {
-    RecurrenceGradients g = kernel({grad_output, grad_h_n, output, saved, output_mask},
-                                   RecurrenceArguments{each...});
+    RecurrenceGradients g =
+        kernel({grad_output, grad_h_n, output, saved, output_mask}, RecurrenceArguments{each...});
     return {std::move(g.input),     std::move(g.hx),   std::move(g.weight_ih),
             std::move(g.weight_hh), std::move(g.bias), std::move(g.reset_state),
             std::move(g.alpha)};

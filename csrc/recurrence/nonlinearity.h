@@ -1,6 +1,6 @@
-// The nonlinearities and the forms of the leak, each in one list: whatever must know each of them is
-// generated from it, or is a template specialised for each, so that one that is missing somewhere
-// does not compile.
+// The nonlinearities and the forms of the leak, each in one list: whatever must know each of them
+// is generated from it, or is a template specialised for each, so that one that is missing
+// somewhere does not compile.
 #pragma once
 
 #ifdef __CUDACC__

@@ -241,7 +241,7 @@ def test_nan_stays_in_its_row(nonlinearity, isa):
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("B", "H", "T"), [(1, 200, 3), (13, 17, 3), (2, 321, 3), (5, 64, 1)])
+@pytest.mark.parametrize(("B", "H", "T"), [(1, 200, 3), (13, 17, 3), (2, 321, 3), (5, 64, 2)])
 def test_a_diverged_weight_shows_in_the_first_step(B, H, T, dtype, broken, isa, threads):
     """Zeros times it are NaN, as in torch.nn, though a product with zeros is skipped."""
     arguments = samples.make(T=T, B=B, I=4, H=H, hx=False, reverse=(False, True), dtype=dtype)

@@ -230,6 +230,7 @@ def calls_of_each_function():
     x, table, index = torch.randn(5, 3, 4), torch.randn(9, 4), torch.tensor([8, 0, 3])
     return {
         "rnn": lambda make: functional.rnn(make(x), None, [w_ih, w_hh, b, b])[0],
+        "recurrence": lambda make: functional.recurrence(make(x), None, w_ih, w_hh, alpha=0.5)[0],
         "rnn_cell": lambda make: functional.rnn_cell(make(x[0]), None, w_ih, w_hh, b, b),
         "embedding": lambda make: functional.embedding(make(index), table),
     }
@@ -306,7 +307,7 @@ def test_other_threads_run_during_a_call():
 
 
 def test_the_package_offers_the_functions():
-    assert set(functional.__all__) == {"embedding", "rnn", "rnn_cell"}
+    assert set(functional.__all__) == {"embedding", "recurrence", "rnn", "rnn_cell"}
     for name in functional.__all__:
         function = getattr(rnnext.functional, name)
         assert "Args:" in function.__doc__

@@ -212,8 +212,8 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
 
   RecurrenceGradOut out;
   Tensor grad_pre;
-  RecurrenceGradients grad{at::empty({0}, options), at::empty({0}, options), {}, {}, {},
-                           at::empty({0}, options), {}};
+  RecurrenceGradients grad{
+      at::empty({0}, options), at::empty({0}, options), {}, {}, {}, at::empty({0}, options), {}};
   const auto add = [&](std::vector<Tensor>& list, at::IntArrayRef shape) {
     list.push_back(allocate(shape));
     return list.back().data_ptr();
@@ -236,7 +236,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
     out.hx = grad.hx.data_ptr();
     if (empty && given(r.grad_h_n)) grad.hx.copy_(*r.grad_h_n);
   }
-  if (want_reset_state && p.reset) {
+  if (want_reset_state && given(a.reset)) {
     grad.reset_state = allocate({s.D, s.B, s.H});
     out.reset_state = grad.reset_state.data_ptr();
   }

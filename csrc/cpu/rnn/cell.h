@@ -124,8 +124,8 @@ RNNEXT_INLINE void backward_block(const NamedCell<C>& cell, Vec<C> (&x)[R][NV],
   for_name(cell.name, BackwardVectors<C>{&x[0][0], &h[0][0], R * NV});
 }
 
-// A leak (recurrence/nonlinearity.h has the forms) over any nonlinearity, both chosen at run time for
-// a whole block in memory, as NamedCell does.
+// A leak (recurrence/nonlinearity.h has the forms) over any nonlinearity, both chosen at run time
+// for a whole block in memory, as NamedCell does.
 template <class S>
 struct LeakyCell {
   using C = Compute<S>;
@@ -201,9 +201,9 @@ struct ForwardLeak {
 };
 
 // With q the gradient of what the leak mixes, s' the state before and c what is mixed with it, the
-// gradient of alpha is the sum of q (c - s'). A step adds its own q c and, of the step after it, the
-// part q s', whose s' is the state that this one left. Voltage keeps s instead of c, and
-// c - s' = (s - s') / alpha: that sum is to be divided by alpha.
+// gradient of alpha is the sum of q (c - s'). A step adds its own q c and, of the step after it,
+// the part q s', whose s' is the state that this one left. Voltage keeps s instead of c, and c - s'
+// = (s - s') / alpha: that sum is to be divided by alpha.
 template <class S>
 struct BackwardLeak {
   using C = Compute<S>;

@@ -223,8 +223,8 @@ struct Forward {
         if (plan.projects) step.start_from(pre, pre_stride);
         at.states.open(step, unit, done, output);
         if constexpr (Cell::kLeaks)
-          step.cell.saved = p.saved ? static_cast<S*>(p.saved) + (output - static_cast<S*>(p.output))
-                                    : nullptr;
+          step.cell.saved =
+              p.saved ? static_cast<S*>(p.saved) + (output - static_cast<S*>(p.output)) : nullptr;
         if (done == 0 && (plan.from_hx || starts_from_zeros)) {
           // Nobody waits for anybody.
           step.packed = at.packed_hh(copy);

@@ -73,8 +73,7 @@ struct ForwardStates {
       const S* start = anew ? state_row<S>(p, p.reset_state, unit.d, b) : hx;
       S* h_n = static_cast<S*>(p.h_n) + (unit.d * p.B + b) * p.H;
       const bool empty = p.length(b) == 0;
-      for (int buffer = 0; buffer < 2; ++buffer)
-        put(unit, b, start, buffers.row(unit, buffer, b));
+      for (int buffer = 0; buffer < 2; ++buffer) put(unit, b, start, buffers.row(unit, buffer, b));
       for (int64_t j = unit.p0 * kPanel<C>; empty && j < unit.p1 * kPanel<C>; j += kLanes<C>)
         store_some(h_n + j, load_state(hx, j, p.H - j), p.H - j);
     }

@@ -10,7 +10,8 @@ namespace rnnext::RNNEXT_ISA {
 template <class S>
 struct RowCursor {
   const Recurrence& p;
-  const S *starts, *resets;  // [D,B,H] what enters W_hh before the first step, after a reset; or null
+  const S *starts,
+      *resets;  // [D,B,H] what enters W_hh before the first step, after a reset; or null
   int d;
   int64_t b0, b1;
   int64_t t, b = b0;

@@ -121,8 +121,8 @@ RNNEXT_INLINE V at_most(V x, C limit) {
 #endif
 }
 
-// a * b + c, rounded once where the CPU can: GCC contracts such sums as it likes, here one way, there
-// another.
+// a * b + c, rounded once where the CPU can: GCC contracts such sums as it likes, here one way,
+// there another.
 template <class C>
 RNNEXT_INLINE Vec<C> fused(Vec<C> a, Vec<C> b, Vec<C> c) {
 #if RNNEXT_VECTOR_BYTES == 64
