@@ -210,7 +210,7 @@ def compare(policy: Policy, rollout: Rollout, seconds: float) -> tuple[dict[str,
         return with_gradients(rnn, lambda: rnn(*arguments[:2], reset=rollout.reset)[0])
 
     error = difference(ours(), loop())
-    times = in_turns(seconds, a_loop_of_cells=loop, rnnext=ours)
+    times = in_turns(seconds, {"a loop of cells": loop, "rnnext": ours})
     steps, batch = rollout.reset.shape
     begun = int(rollout.reset.sum())
     title = f"Learner, {steps} steps of {batch} rows, {begun} episodes begin: RNN and its gradients"

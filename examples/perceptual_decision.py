@@ -113,6 +113,8 @@ def train(network: Network, task: Task, config: argparse.Namespace) -> list[floa
     optimizer = torch.optim.Adam(network.parameters(), lr=config.rate)
     losses = []
     for step in range(config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.rate * (1 - step / config.steps)
         trials = task.trials(config.batch)
         scores, rates = network(trials.seen)
         # The few steps of the decision weigh as much as all those before them.
@@ -175,7 +177,7 @@ def compare(network: Network, trials: Trials, seconds: float) -> tuple[dict[str,
         return with_gradients(rnn, lambda: rnn(trials.seen)[0])
 
     error = difference(ours(), loop())
-    times = in_turns(seconds, a_loop_over_time=loop, rnnext=ours)
+    times = in_turns(seconds, {"a loop over time": loop, "rnnext": ours})
     steps, batch, _ = trials.seen.shape
     title = f"T={steps} B={batch} H={rnn.hidden_size}: the RNN and its gradients"
     return times, show(title, times, error)
@@ -240,7 +242,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=32, help="trials side by side")
     parser.add_argument("--hidden", type=int, default=100, help="units, 4 of 5 excitatory")
     parser.add_argument("--noise", type=float, default=0.1, help="sigma of recurrent noise")
-    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate")
+    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate, falling to 0")
     parser.add_argument("--trials", type=int, default=1000, help="of the psychometric curve")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     parser.add_argument("--seconds", type=float, default=2.0, help="to measure times for")

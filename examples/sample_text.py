@@ -127,7 +127,7 @@ def compare(
     tokens = stepper.generate(model.score, n, temperature=0)
     expected, scores = looped(reference, prompt, n, 0, batch)
     error = difference([model.score(stepper.get_state()[-1]).detach()], [scores])
-    times = in_turns(config.seconds, a_loop_of_torch_nn=loop, rnnext=ours)
+    times = in_turns(config.seconds, {"torch.nn in a loop": loop, "rnnext": ours})
     times = {name: seconds / n for name, seconds in times.items()}
     agree = show(f"A token of {batch} samples", times, error)
     same = torch.equal(tokens, expected)

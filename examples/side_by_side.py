@@ -13,7 +13,7 @@ from torch import Tensor, nn
 TOLERANCE = 1e-4  # of float32, relative to the largest magnitude
 
 
-def in_turns(seconds: float, **calls: Callable[[], Any]) -> dict[str, float]:
+def in_turns(seconds: float, calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
     """The median time of a call of each, in seconds; they take turns, so all meet one machine."""
     for call in calls.values():
         call()
@@ -47,9 +47,9 @@ def show(title: str, times: dict[str, float], error: float) -> bool:
     *others, ours = times
     print(f"\n{title}")
     for name, seconds in times.items():
-        print(f"  {name.replace('_', ' '):<28}{1e3 * seconds:9.3f} ms")
+        print(f"  {name:<28}{1e3 * seconds:9.3f} ms")
     for name in others:
-        print(f"  {times[name] / times[ours]:.1f} times as fast as {name.replace('_', ' ')}.")
+        print(f"  {times[name] / times[ours]:.1f} times as fast as {name}.")
     agree = error <= TOLERANCE  # false for nan too
     print(f"  Largest relative difference: {error:.1e} ({'within' if agree else 'BEYOND'} 1e-4).")
     return agree
@@ -57,10 +57,9 @@ def show(title: str, times: dict[str, float], error: float) -> bool:
 
 def draw_times(axes: Any, times: dict[str, float], title: str) -> None:
     """A bar for each, the last one rnnext's."""
-    names = [name.replace("_", " ") for name in times]
     values = [1e3 * seconds for seconds in times.values()]
     colours = ["tab:gray"] * (len(times) - 1) + ["tab:red"]
-    bars = axes.bar(names, values, color=colours, width=0.6)
+    bars = axes.bar(list(times), values, color=colours, width=0.6)
     axes.bar_label(bars, [f"{value:.3g}" for value in values])
     axes.set(ylabel="milliseconds", title=title)
     axes.margins(y=0.15)
