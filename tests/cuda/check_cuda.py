@@ -27,6 +27,17 @@ def test_every_path(monkeypatch, path, rows, dtype):
             )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("leak", [None, "rate", "voltage", "blend"])
+@pytest.mark.parametrize("path", PATHS)
+def test_leaks_and_resets_on_every_path(monkeypatch, path, leak, dtype):
+    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
+    case = {"T": 11, "I": 12, "leak": leak, "reset": "state", "dtype": dtype}
+    for H, B, rows in [(40, 1, "full"), (64, 19, "lengths"), (72, 5, "full")]:
+        for reverse in [(False,), (False, True)]:
+            check_recurrence({**case, "H": H, "B": B, "rows": rows, "reverse": reverse})
+
+
 @pytest.mark.parametrize("path", [p for p in PATHS if p not in ("step", "block")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_large_states(monkeypatch, path, dtype):
