@@ -124,9 +124,9 @@ def recurrence(
     ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``, or, with ``alpha``, a leaky RNN. Its forms,
     where ``p_t = W_ih x_t + b_ih + W_hh o_{t-1} + b_hh`` and a is alpha:
 
-    - ``"rate"``: ``h_t = (1 - a) h_{t-1} + a f(p_t)``, output ``o_t = h_t`` (Song et al. 2016);
+    - ``"rate"``: ``h_t = (1 - a) h_{t-1} + a f(p_t)``, output ``o_t = h_t`` (Yang et al. 2019);
     - ``"voltage"``: ``v_t = (1 - a) v_{t-1} + a p_t``, output ``o_t = f(v_t)``; hx, h_n and
-      reset_state are v;
+      reset_state are v (Song et al. 2016);
     - ``"blend"``: ``h_t = f((1 - a) h_{t-1} + a p_t)``, output ``o_t = h_t`` (Masse et al. 2019).
 
     Gradients reach every tensor but ``lengths`` and ``reset``, to any order.
@@ -165,8 +165,8 @@ def recurrence(
         TypeError: ``reset`` is not bool, or ``alpha`` is neither a number nor a tensor.
         RuntimeError: sizes, dtypes or devices do not fit together, or a length is out of range.
 
-    H. F. Song, G. R. Yang, X.-J. Wang, PLoS Comput. Biol. 12(2), 2016; N. Y. Masse et al., Nature
-    Neuroscience 22, 2019.
+    G. R. Yang et al., Nature Neuroscience 22, 2019; H. F. Song, G. R. Yang, X.-J. Wang, PLoS
+    Comput. Biol. 12(2), 2016; N. Y. Masse et al., Nature Neuroscience 22, 2019.
     """
     if input.dim() != 3:
         raise ValueError(f"input must have 3 dimensions, got {input.dim()}")

@@ -72,10 +72,11 @@ class LeakyRNN(nn.RNNBase):
         TypeError, ValueError: an argument of the wrong type or outside its range; neither ``alpha``
             nor ``dt`` and ``tau``, or both; ``alpha`` 1 that is to be learned.
 
-    H. F. Song, G. R. Yang, X.-J. Wang, "Training excitatory-inhibitory recurrent neural networks
-    for cognitive tasks", PLoS Comput. Biol. 12(2), 2016 (rate; noise). N. Y. Masse et al., "Circuit
-    mechanisms for the maintenance and manipulation of information in working memory", Nature
-    Neuroscience 22, 2019 (blend).
+    G. R. Yang et al., "Task representations in neural networks trained to perform many cognitive
+    tasks", Nature Neuroscience 22, 2019 (rate). H. F. Song, G. R. Yang, X.-J. Wang, "Training
+    excitatory-inhibitory recurrent neural networks for cognitive tasks", PLoS Comput. Biol. 12(2),
+    2016 (voltage; noise). N. Y. Masse et al., "Circuit mechanisms for the maintenance and
+    manipulation of information in working memory", Nature Neuroscience 22, 2019 (blend).
     """
 
     alpha: Tensor
