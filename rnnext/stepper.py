@@ -18,9 +18,9 @@ __all__ = ["Stepper"]
 _Module = RNN | LeakyRNN | EmbeddingRNN | nn.RNN | nn.RNNCell
 _KINDS = (RNN, LeakyRNN, EmbeddingRNN, nn.RNN, nn.RNNCell)
 
-# A table is multiplied with W_ih ahead of the steps if the product takes no more than this: a
-# thousand steps or so make up for larger ones, and picking rows of them reads far memory.
-_PROJECTED_BYTES = 4 << 20
+# A table of more rows is not multiplied with W_ih ahead of the steps: that takes about as long as
+# it saves in as many steps as there are rows. (Measured with one sequence.)
+_PROJECTED_ROWS = 1024
 
 
 class Stepper:
@@ -183,15 +183,17 @@ class Stepper:
             n: how many tokens.
             temperature: what the scores are divided by before the softmax that says how likely each
                 token is; 0 takes the token of the highest score. Default: 1.
-            generator: of the random numbers. Default: torch's.
+            generator: of the random numbers, one of float64 for each token. Default: torch's.
 
         Returns:
             The tokens, int64 ``[n, B]``.
 
         Raises:
-            TypeError: the Stepper is not of an EmbeddingRNN, or ``n`` is no integer.
+            TypeError: the Stepper is not of an EmbeddingRNN; ``n``, ``generator`` or what ``score``
+                gives is of another type.
             ValueError: ``n`` or ``temperature`` is negative, or the scores' shape is another.
-            RuntimeError: as a call; from ``torch.multinomial``, for scores that are not finite.
+            RuntimeError: as a call; a score is NaN, or, with a temperature, infinite. (One of -inf
+                is that of a token that is never drawn.)
         """
         module = self._module
         if not isinstance(module, EmbeddingRNN):
@@ -199,24 +201,22 @@ class Stepper:
         n = _integer(n, "n")
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator, got {_name(generator)}")
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature must be finite and not negative, got {temperature}")
         shape = (self.batch_size, self.input_size)
-        tokens = torch.empty(n, self.batch_size, dtype=torch.int64)
+        tokens: list[Tensor] = []
         output = self._stepper.get_state()[-1]
-        for i in range(n):
+        for _ in range(n):
             scores = score(output)
+            if not isinstance(scores, Tensor):
+                raise TypeError(f"score must give a tensor, got {_name(scores)}")
             if scores.shape != shape:
                 raise ValueError(f"score must give shape {list(shape)}, got {list(scores.shape)}")
-            if temperature == 0:
-                chosen = scores.argmax(-1)
-            else:
-                dtype = torch.promote_types(scores.dtype, torch.float32)
-                chances = (scores.to(dtype) / temperature).softmax(-1)
-                chosen = torch.multinomial(chances, 1, generator=generator)[:, 0]
-            tokens[i] = chosen
-            output = self._stepper.step(chosen)
-        return tokens
+            tokens.append(_C.draw(scores, temperature, generator))
+            output = self._stepper.step(tokens[-1])
+        return torch.stack(tokens) if tokens else torch.empty(0, shape[0], dtype=torch.int64)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self._module, self.batch_size, self.get_state())
@@ -255,7 +255,7 @@ def _packed(module: _Module, batch_size: int) -> _C.Stepper:
     layers = _layers_of(rnn)
     if isinstance(module, EmbeddingRNN):
         table = _table_of(module.embedding)
-        if _projects(table, rnn.hidden_size):
+        if _projects(table):
             weight_ih, weight_hh, bias_ih, bias_hh, alpha = layers[0]
             table = _projected(table, weight_ih, bias_ih, bias_hh)
             layers[0] = [None, weight_hh, None, None, alpha]
@@ -295,10 +295,9 @@ def _table_of(embedding: nn.Embedding) -> Tensor:
     return rows
 
 
-def _projects(table: Tensor, hidden_size: int) -> bool:
+def _projects(table: Tensor) -> bool:
     """Whether W_ih is multiplied ahead: the product must have the bits of a sum, and pay."""
-    wide = table.dtype in (torch.float32, torch.float64)
-    return wide and len(table) * hidden_size * table.element_size() <= _PROJECTED_BYTES
+    return table.dtype in (torch.float32, torch.float64) and len(table) <= _PROJECTED_ROWS
 
 
 def _projected(table: Tensor, weight_ih: Tensor, *biases: Tensor | None) -> Tensor:

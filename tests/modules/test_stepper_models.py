@@ -117,7 +117,7 @@ def expected_of(model, tokens):
 @pytest.mark.parametrize("case", TOKEN_CASES, ids=case_id)
 def test_steps_of_tokens_are_the_sequence(case, precision, monkeypatch):
     if not case["ahead"]:
-        monkeypatch.setattr("rnnext.stepper._PROJECTED_BYTES", -1)
+        monkeypatch.setattr("rnnext.stepper._PROJECTED_ROWS", -1)
     precision(case["precision"])
     rnnext._C.set_cpu_isa(case["isa"])
     torch.set_num_threads(case["threads"])
@@ -144,8 +144,8 @@ def test_steps_of_tokens_are_the_sequence(case, precision, monkeypatch):
 @pytest.mark.parametrize(
     ("V", "dtype", "made"),
     [
-        (1000, torch.float32, 1),
-        (20_000, torch.float32, 0),
+        (1024, torch.float32, 1),
+        (1025, torch.float32, 0),
         (1000, torch.float64, 1),
         (1000, torch.bfloat16, 0),  # rounded it would have other bits
     ],
@@ -198,7 +198,7 @@ def test_autocast_does_not_apply():
 )
 def test_refuses_wrong_tokens_and_keeps_its_state(wrong, error, message, ahead, monkeypatch):
     if not ahead:
-        monkeypatch.setattr("rnnext.stepper._PROJECTED_BYTES", -1)
+        monkeypatch.setattr("rnnext.stepper._PROJECTED_ROWS", -1)
     stepper = rnnext.Stepper(rnnext.EmbeddingRNN(9, 5, 6), 2)
     stepper(torch.tensor([3, 8]))
     before = stepper.get_state()
@@ -215,9 +215,10 @@ def drawn(model, score, prompt, n, temperature, seed):
         output, h = model.rnn(model.embedding(prompt))
         for _ in range(n):
             scores = score(output[-1])
-            if temperature:
-                chances = (scores / temperature).softmax(-1)
-                tokens.append(torch.multinomial(chances, 1, generator=generator)[:, 0])
+            if temperature:  # the first token up to which the chances exceed a uniform number
+                sums = (scores.double() / temperature).softmax(-1).cumsum(-1)
+                number = torch.rand(len(sums), 1, dtype=torch.float64, generator=generator)
+                tokens.append((sums <= number).sum(-1))
             else:
                 tokens.append(scores.argmax(-1))
             output, h = model.rnn(model.embedding(tokens[-1][None]), h)
@@ -253,6 +254,33 @@ def test_tokens_are_drawn_as_often_as_their_chances_say():
     assert shares[3] == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("layout", ["contiguous", "strided"])
+def test_scores_of_any_dtype_and_strides(dtype, layout):
+    scores = torch.randn(5, 50, 20).to(dtype)
+    if layout == "strided":
+        scores = scores.transpose(1, 2).contiguous().transpose(1, 2)
+    for each in scores:
+        number = torch.rand(50, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        sums = (each.double() / 0.7).softmax(-1).cumsum(-1)
+        found = rnnext._C.draw(each, 0.7, torch.Generator().manual_seed(1))
+        assert torch.equal(found, (sums <= number).sum(-1))
+        assert torch.equal(rnnext._C.draw(each, 0.0, None), each.argmax(-1))
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_scores_that_are_no_numbers_are_refused(temperature):
+    stepper = rnnext.Stepper(rnnext.EmbeddingRNN(4, 3, 5), 2)
+    bad = [[0.0, torch.nan, 1.0, 2.0]]
+    if temperature:
+        bad += [[0.0, torch.inf, 1.0, 2.0], [-torch.inf] * 4]
+    for row in bad:
+        scores = torch.tensor([[0.0, 1.0, 2.0, 3.0], row])
+        with pytest.raises(RuntimeError, match="the scores of sequence 1 are not finite"):
+            stepper.generate(lambda h, scores=scores: scores, 1, temperature)
+    assert torch.equal(stepper.get_state(), torch.zeros(1, 2, 5))
+
+
 def test_torchs_generator_is_the_default():
     model, score = rnnext.EmbeddingRNN(20, 8, 32), nn.Linear(32, 20)
     torch.manual_seed(3)
@@ -276,6 +304,8 @@ def test_half_scores_are_divided_in_float32():
         ({"n": -1}, ValueError, "n must not be negative, got -1"),
         ({"temperature": -0.5}, ValueError, "temperature must be finite and not neg.*, got -0.5"),
         ({"temperature": float("nan")}, ValueError, "temperature must be .*, got nan"),
+        ({"generator": 5}, TypeError, "generator must be a torch.Generator, got int"),
+        ({"score": lambda h: [0.0]}, TypeError, "score must give a tensor, got list"),
         ({"score": nn.Linear(6, 8)}, ValueError, r"score must give shape \[2, 9\], got \[2, 8\]"),
     ],
 )

@@ -1,11 +1,16 @@
 #include "cpu/rnn/stepper.h"
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Dispatch.h>
 #include <ATen/EmptyTensor.h>
+#include <ATen/core/DistributionsHelper.h>
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <mutex>
 
 #include "cpu/rnn/binding.h"
 #include "cpu/runtime/memory.h"
@@ -21,13 +26,6 @@ Tensor values_of(const Tensor& t, const char* name) {
   return (t.is_neg() ? t.resolve_neg() : t).contiguous();
 }
 
-// Counted by torch whenever a tensor is written in place; tensors of inference mode are not.
-uint32_t version_of(const Tensor& t) {
-  const auto& counter = t.unsafeGetTensorImpl()->version_counter();
-  return counter.enabled() ? counter.current_version() : 0;
-}
-const void* memory_of(const Tensor& t) { return t.has_storage() ? t.storage().data() : nullptr; }
-
 void check_values(const Tensor& t, const char* name, const Tensor& like) {
   TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " must have the weights' dtype, ",
               dtype_name(like), ", got ", dtype_name(t));
@@ -36,7 +34,58 @@ void check_values(const Tensor& t, const char* name, const Tensor& like) {
               "a Stepper has no gradient: call it under torch.no_grad(), or use the RNN itself");
 }
 
+// The place of a row's token; `chances` is scratch. -1: a score is NaN, or the sum is not finite.
+template <class T>
+int64_t pick(const T* scores, int64_t V, double temperature, double number, double* chances) {
+  int64_t highest = 0;
+  bool nan = false;
+  for (int64_t v = 0; v < V; ++v) {
+    nan |= scores[v] != scores[v];
+    if (scores[v] > scores[highest]) highest = v;
+  }
+  if (nan || temperature == 0) return nan ? -1 : highest;
+  double sum = 0;
+  for (int64_t v = 0; v < V; ++v) {
+    const double above = (static_cast<double>(scores[highest]) - scores[v]) / temperature;
+    sum += chances[v] = std::exp(-static_cast<T>(above));
+  }
+  if (!std::isfinite(sum)) return -1;
+  int64_t last = highest;
+  double below = 0;
+  for (int64_t v = 0; v < V; ++v) {
+    if (chances[v] == 0) continue;
+    if ((below += chances[v]) > number * sum) return v;
+    last = v;
+  }
+  return last;  // the sum was rounded up
+}
+
 }  // namespace
+
+Tensor draw(const Tensor& scores, double temperature,
+            const std::optional<at::Generator>& generator) {
+  TORCH_CHECK_VALUE(scores.dim() == 2 && scores.size(1) > 0,
+                    "scores must have shape [B, V] with V > 0, got ", scores.sizes());
+  TORCH_CHECK(scores.device().is_cpu(), "scores must be on the CPU, got ", scores.device());
+  const bool narrow = scores.scalar_type() != at::kDouble && scores.scalar_type() != at::kFloat;
+  const Tensor rows = values_of(narrow ? scores.to(at::kFloat) : scores, "scores");
+  const int64_t B = rows.size(0), V = rows.size(1);
+  const Tensor tokens = at::detail::empty_cpu({B}, at::kLong);
+  auto* const random = at::get_generator_or_default<at::CPUGeneratorImpl>(
+      generator, at::detail::getDefaultCPUGenerator());
+  const std::lock_guard lock(random->mutex_);
+  at::uniform_real_distribution<double> uniform(0, 1);
+  std::vector<double> chances(V);
+  for (int64_t b = 0; b < B; ++b) {
+    const double number = temperature > 0 ? uniform(random) : 0;
+    const int64_t token = AT_DISPATCH_FLOATING_TYPES(rows.scalar_type(), "draw", [&] {
+      return pick(rows.const_data_ptr<scalar_t>() + b * V, V, temperature, number, chances.data());
+    });
+    TORCH_CHECK(token >= 0, "the scores of sequence ", b, " are not finite");
+    tokens.mutable_data_ptr<int64_t>()[b] = token;
+  }
+  return tokens;
+}
 
 Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table,
                  const std::vector<Named>& watched, std::string_view nonlinearity,
@@ -66,8 +115,13 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
     table_ = values_of(*table, "table");
     tokens_.resize(batch_size);
   }
-  for (const auto& [name, tensor] : watched)
-    watched_.push_back({name, tensor, version_of(tensor), memory_of(tensor)});
+  for (const auto& [name, tensor] : watched) {
+    const c10::TensorImpl* const impl = tensor.unsafeGetTensorImpl();
+    if (!impl->version_counter().enabled() || !tensor.has_storage()) continue;  // inference mode's
+    seen_.push_back(
+        {impl, tensor.storage().unsafeGetStorageImpl(), impl->version_counter().current_version()});
+    kept_.push_back({name, tensor, tensor.storage()});
+  }
 }
 
 void Stepper::add_layer(const Weights& weights, Nonlinearity nonlinearity, Form form) {
@@ -120,9 +174,9 @@ char* Stepper::state_of(int which) const {
 }
 
 void Stepper::check_fresh() const {
-  for (const Seen& seen : watched_)
-    TORCH_CHECK(version_of(seen.tensor) == seen.version && memory_of(seen.tensor) == seen.data,
-                seen.name, " has changed since this Stepper read it: call refresh()");
+  for (size_t i = 0; i < seen_.size(); ++i)
+    TORCH_CHECK(!seen_[i].changed(), kept_[i].name,
+                " has changed since this Stepper read it: call refresh()");
 }
 
 Tensor Stepper::check_features(const Tensor& input) const {

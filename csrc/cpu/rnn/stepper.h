@@ -1,6 +1,9 @@
 // A stack of layers that is fed one step at a time: its weights are packed once, its state is kept.
 #pragma once
 
+#include <ATen/core/Generator.h>
+
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -46,12 +49,23 @@ class Stepper {
     Recurrence call;
     Tensor packed, biases, alpha;
   };
-  // A tensor as it was when the weights were read.
+  // A tensor as it was when the weights were read: torch counts what is written to it in place.
   struct Seen {
+    const c10::TensorImpl* tensor;
+    const c10::StorageImpl* storage;
+    uint32_t version;
+
+    // Whether it has been written, or given other memory.
+    bool changed() const {
+      return tensor->version_counter().current_version() != version ||
+             tensor->unsafe_storage().unsafeGetStorageImpl() != storage;
+    }
+  };
+
+  struct Watched {
     std::string name;
     Tensor tensor;
-    uint32_t version;
-    const void* data;
+    c10::Storage storage;
   };
 
   void add_layer(const Weights& weights, Nonlinearity nonlinearity, Form form);
@@ -64,7 +78,8 @@ class Stepper {
   char* state_of(int which) const;
 
   std::vector<Layer> layers_;
-  std::vector<Seen> watched_;
+  std::vector<Seen> seen_;     // of what is watched, but for tensors that torch does not count for
+  std::vector<Watched> kept_;  // the same: kept, so that nothing else gets their addresses
   const RnnKernels* kernels_;
   Tensor table_;                 // undefined: the input is features
   std::vector<int64_t> tokens_;  // [B] of the step at hand
@@ -74,5 +89,11 @@ class Stepper {
   Tensor workspace_;
   int threads_ = 1;  // that the workspace is for
 };
+
+// A token of each row of scores [B,V], int64 [B]: drawn with the chances softmax(scores /
+// temperature) by a number of the generator's in [0, 1), or, at temperature 0, the first of the
+// highest. (torch.multinomial does more, and takes ten times as long for a hundred scores.)
+Tensor draw(const Tensor& scores, double temperature,
+            const std::optional<at::Generator>& generator);
 
 }  // namespace rnnext
