@@ -229,6 +229,14 @@ def test_a_stale_stepper_names_what_has_changed():
         stepper(torch.zeros(4))
 
 
+def test_a_refresh_reads_other_parameters_in_the_place_of_the_old():
+    rnn, other, x = rnnext.RNN(4, 6), rnnext.RNN(4, 6), torch.randn(3, 1, 4)
+    stepper = rnnext.Stepper(rnn)
+    rnn.load_state_dict(other.state_dict(), assign=True)  # which nothing tells it
+    stepper.refresh()
+    assert torch.equal(steps(stepper, x), steps(rnnext.Stepper(other), x))
+
+
 def test_reading_weights_and_gradients_do_not_make_it_stale():
     rnn, x = rnnext.RNN(4, 6), torch.randn(3, 1, 4)
     stepper = rnnext.Stepper(rnn)
