@@ -38,7 +38,10 @@ struct BackwardStep {
   RNNEXT_TILE void tile(int64_t row, int64_t column, const F* panels, int64_t K) const {
     const int64_t ahead = row * output_stride + column;
     if (grad_ahead) prefetch_tile<R, NV>(grad_ahead + ahead, output_stride);
-    if (output_ahead) prefetch_tile<R, NV>(output_ahead + ahead, output_stride);
+    if (output_ahead) {
+      prefetch_tile<R, NV>(output_ahead + ahead, output_stride);
+      prefetch_saved<R, NV, false>(cell, row, column, output_ahead - output);
+    }
     typename E::template Tile<R, NV> sums;
     if (start) {
       sums.load(start + row * start_stride + column, start_stride, H - column);

@@ -1,6 +1,7 @@
 // The cells: what happens to an accumulated pre-activation.
 #pragma once
 
+#include "cpu/gemm/tile.h"
 #include "cpu/simd/exp.h"
 #include "cpu/simd/tanh.h"
 #include "recurrence/call.h"
@@ -91,6 +92,16 @@ struct NamedCell {
   static constexpr bool kLeaks = false;
   Nonlinearity name;
 };
+
+// Of a block in registers: a function that takes its address has to work on a copy, or the block is
+// in memory from its first sum on.
+template <class V, int R, int NV>
+RNNEXT_INLINE void copy_block(V (&to)[R][NV], const V (&from)[R][NV]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) to[r][j] = from[r][j];
+}
 template <class C>
 struct ForwardVectors {
   Vec<C>* x;
@@ -114,14 +125,20 @@ template <class Vectors>
 RNNEXT_TILE void for_name(Nonlinearity name, const Vectors& f) {
   RNNEXT_RETURN_FOR(name);
 }
-template <class C, int R, int NV>
-RNNEXT_INLINE void forward_block(const NamedCell<C>& cell, Vec<C> (&x)[R][NV], int64_t, int64_t) {
-  for_name(cell.name, ForwardVectors<C>{&x[0][0], R * NV});
+template <class C, class V, int R, int NV>
+RNNEXT_INLINE void forward_block(const NamedCell<C>& cell, V (&x)[R][NV], int64_t, int64_t) {
+  V memory[R][NV];
+  copy_block(memory, x);
+  for_name(cell.name, ForwardVectors<C>{&memory[0][0], R * NV});
+  copy_block(x, memory);
 }
-template <class C, int R, int NV>
-RNNEXT_INLINE void backward_block(const NamedCell<C>& cell, Vec<C> (&x)[R][NV],
-                                  const Vec<C> (&h)[R][NV], int64_t, int64_t) {
-  for_name(cell.name, BackwardVectors<C>{&x[0][0], &h[0][0], R * NV});
+template <class C, class V, int R, int NV>
+RNNEXT_INLINE void backward_block(const NamedCell<C>& cell, V (&x)[R][NV], const V (&h)[R][NV],
+                                  int64_t, int64_t) {
+  V memory[R][NV];
+  copy_block(memory, x);
+  for_name(cell.name, BackwardVectors<C>{&memory[0][0], &h[0][0], R * NV});
+  copy_block(x, memory);
 }
 
 // A leak (recurrence/nonlinearity.h has the forms) over any nonlinearity, both chosen at run time
@@ -173,30 +190,35 @@ struct ForwardLeak {
     }
     __builtin_unreachable();
   }
+  // (Locals: the compiler cannot know that the stores leave the cell as it is.)
   template <class Activation, Form form>
   RNNEXT_INLINE void run() const {
-    for (int r = 0; r < rows; ++r)
-      for (int v = 0; v < vectors; ++v) {
-        const int64_t j = column + v * kLanes<C>;
-        C* const carry = cell.carry + (row + r) * cell.stride + j;
-        const Vec<C> a = load(cell.alpha + j), before = load(carry);
-        Vec<C>& at = x[r * vectors + v];
+    const C* const alpha = cell.alpha + column;
+    const int64_t left = cell.H - column;
+    Vec<C>* at = x;
+    const int rows = this->rows, vectors = this->vectors;
+    for (int r = 0; r < rows; ++r) {
+      C* const carry = cell.carry + (row + r) * cell.stride + column;
+      S* const saved = cell.saved ? cell.saved + (row + r) * cell.saved_stride + column : nullptr;
+      for (int v = 0; v < vectors; ++v, ++at) {
+        const int64_t j = v * kLanes<C>;
+        const Vec<C> a = load(alpha + j), before = load(carry + j), pre = *at;
         Vec<C> state, output, kept;
         if constexpr (form == Form::rate) {
-          kept = Activation::forward(at);
+          kept = Activation::forward(pre);
           output = state = as_stored<S>(mix<C>(a, before, kept));
         } else if constexpr (form == Form::voltage) {
-          kept = state = as_stored<S>(mix<C>(a, before, at));
+          kept = state = as_stored<S>(mix<C>(a, before, pre));
           output = Activation::forward(state);
         } else {
-          kept = at;
-          output = state = as_stored<S>(Activation::forward(mix<C>(a, before, at)));
+          kept = pre;
+          output = state = as_stored<S>(Activation::forward(mix<C>(a, before, pre)));
         }
-        store(carry, state);
-        if (cell.saved)
-          store_some(cell.saved + (row + r) * cell.saved_stride + j, kept, cell.H - j);
-        at = output;
+        store(carry + j, state);
+        if (saved) store_some(saved + j, kept, left - j);
+        *at = output;
       }
+    }
   }
 };
 
@@ -229,46 +251,72 @@ struct BackwardLeak {
   }
   template <class Activation, Form form>
   RNNEXT_INLINE void run() const {
+    const int rows = this->rows, vectors = this->vectors;
+    const int64_t stride = cell.stride, saved_stride = cell.saved_stride;
     for (int v = 0; v < vectors; ++v) {
-      const int64_t j = column + v * kLanes<C>;
+      const int64_t j = column + v * kLanes<C>, left = cell.H - j;
       const Vec<C> a = load(cell.alpha + j);
+      C* carry = cell.carry + row * stride + j;
+      C* mixed = cell.mixed ? cell.mixed + row * stride + j : nullptr;
+      const S* saved = cell.saved ? cell.saved + row * saved_stride + j : nullptr;
       Vec<C> sum = {};
-      for (int r = 0; r < rows; ++r) {
-        const int64_t at = (row + r) * cell.stride + j;
-        const S* const saved = cell.saved + (row + r) * cell.saved_stride + j;
-        const Vec<C> kept = cell.saved ? load_some(saved, cell.H - j) : Vec<C>{};
-        const Vec<C> carry = load(cell.carry + at), output = h[r * vectors + v];
+      for (int r = 0; r < rows; ++r, carry += stride) {
+        Vec<C> kept = {};
+        if (saved) {
+          kept = load_some(saved, left);
+          saved += saved_stride;
+        }
+        const Vec<C> carried = load(carry), output = h[r * vectors + v];
         Vec<C>& grad = x[r * vectors + v];
         Vec<C> q;
         if constexpr (form == Form::rate) {
-          q = grad + carry;
+          q = grad + carried;
           grad = Activation::backward(a * q, kept);
         } else if constexpr (form == Form::voltage) {
-          q = Activation::backward(grad, output) + carry;
+          q = Activation::backward(grad, output) + carried;
           grad = a * q;
         } else {
-          q = Activation::backward(grad + carry, output);
+          q = Activation::backward(grad + carried, output);
           grad = a * q;
         }
-        store(cell.carry + at, (1 - a) * q);
-        if (!cell.mixed) continue;
-        const Vec<C> after = load(cell.mixed + at);
-        sum += q * kept - after * (form == Form::voltage ? kept : output);
-        store(cell.mixed + at, q);
+        store(carry, (1 - a) * q);
+        if (!mixed) continue;
+        sum += q * kept - load(mixed) * (form == Form::voltage ? kept : output);
+        store(mixed, q);
+        mixed += stride;
       }
-      if (cell.mixed) store(cell.alpha_grad + j, load(cell.alpha_grad + j) + sum);
+      if (mixed) store(cell.alpha_grad + j, load(cell.alpha_grad + j) + sum);
     }
   }
 };
+
+// Prefetches what a later tile of a leak reads, or this one writes, of `saved`, which is `ahead`
+// elements further on.
+template <int R, int NV, bool to_write, class Cell>
+RNNEXT_INLINE void prefetch_saved(const Cell&, int64_t, int64_t, int64_t) {}
+template <int R, int NV, bool to_write, class S>
+RNNEXT_INLINE void prefetch_saved(const LeakyCell<S>& cell, int64_t row, int64_t column,
+                                  int64_t ahead) {
+  if (kNative<S> && cell.saved)
+    prefetch_tile<R, NV, to_write>(cell.saved + ahead + row * cell.saved_stride + column,
+                                   cell.saved_stride);
+}
+
 template <class S, class V, int R, int NV>
 RNNEXT_INLINE void forward_block(const LeakyCell<S>& cell, V (&x)[R][NV], int64_t row,
                                  int64_t column) {
-  for_name(cell.name, ForwardLeak<S>{cell, &x[0][0], R, NV, row, column});
+  V memory[R][NV];
+  copy_block(memory, x);
+  for_name(cell.name, ForwardLeak<S>{cell, &memory[0][0], R, NV, row, column});
+  copy_block(x, memory);
 }
 template <class S, class V, int R, int NV>
 RNNEXT_INLINE void backward_block(const LeakyCell<S>& cell, V (&x)[R][NV], const V (&h)[R][NV],
                                   int64_t row, int64_t column) {
-  for_name(cell.name, BackwardLeak<S>{cell, &x[0][0], &h[0][0], R, NV, row, column});
+  V memory[R][NV];
+  copy_block(memory, x);
+  for_name(cell.name, BackwardLeak<S>{cell, &memory[0][0], &h[0][0], R, NV, row, column});
+  copy_block(x, memory);
 }
 
 // f(cell) for the cell of a call.

@@ -51,6 +51,7 @@ struct ForwardStep {
       F* const to = next + row * next_stride + column / kDepth<F>;
       if (output) prefetch_tile<R, NV, true>(output + row * output_stride + column, output_stride);
       if (!output) prefetch_tile<R, kFactors, true>(to, next_stride);
+      prefetch_saved<R, NV, true>(cell, row, column, 0);
     }
     typename E::template Tile<R, NV> sums;
     sums.load(start + row * start_stride + column, start_stride);
