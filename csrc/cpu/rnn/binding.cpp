@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "cpu/rnn/binding.h"
+#include "cpu/rnn/padding.h"
 #include "cpu/runtime/memory.h"
 #include "ops/parse.h"
 #include "ops/signatures.h"
@@ -108,6 +109,11 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   Call call;
   fill_call(call, a);
   Recurrence& p = call.p;
+  if (std::optional<Packing> packing = Packing::of(p, a, 1)) {
+    auto [output, h_n, saved] = recurrence(packing->arguments(a), save);
+    for (Tensor& rows : saved) rows = packing->unpack(rows);
+    return {packing->unpack(output), packing->unpack_states(h_n, a.hx), std::move(saved)};
+  }
   const auto options = a.weight_hh[0].options();
   Tensor output = empty_large(call.s.output_shape(), options);
   Tensor h_n = empty_large({p.D, p.B, p.H}, options);
@@ -188,6 +194,27 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   return {outputs[(L - 1) % 2], h_n, {}};
 }
 
+RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a);
+
+RecurrenceGradients packed_backward(Packing& packing, const RecurrenceResults& r,
+                                    const RecurrenceArguments& a) {
+  const auto packed = [&](const OptionalTensor& rows) {
+    return given(rows) ? OptionalTensor(packing.pack(*rows)) : std::nullopt;
+  };
+  const OptionalTensor grad_output = packed(r.grad_output);
+  const OptionalTensor grad_h_n =
+      given(r.grad_h_n) ? OptionalTensor(packing.pack_states(*r.grad_h_n)) : std::nullopt;
+  const Tensor output = packing.pack(r.output);
+  std::vector<Tensor> saved;
+  for (const Tensor& rows : r.saved) saved.push_back(packing.pack(rows));
+  RecurrenceGradients grad = recurrence_backward(
+      {grad_output, grad_h_n, output, saved, r.output_mask}, packing.arguments(a));
+  if (grad.input.numel() > 0 && !given(a.index)) grad.input = packing.unpack(grad.input);
+  if (grad.hx.numel() > 0)
+    grad.hx = packing.unpack_states(grad.hx, r.grad_h_n);  // without steps h_n is hx
+  return grad;
+}
+
 RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a) {
   Call call;
   fill_call(call, a);
@@ -195,6 +222,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
   Recurrence& p = call.p;
   const Tensor& like = a.weight_hh[0];
   check_results(r, s, p, like);
+  if (std::optional<Packing> packing = Packing::of(p, a, 3)) return packed_backward(*packing, r, a);
   p.output = const_cast<void*>(call.keep(r.output));
   if (!r.saved.empty()) p.saved = const_cast<void*>(call.keep(r.saved[0]));
   RecurrenceGrad g;

@@ -1,0 +1,42 @@
+// A batch whose padding is worth leaving out: its sequences as a packed batch, longest first, so
+// that a step works on those that have it and no others. What it costs are copies of the rows.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "ops/signatures.h"
+#include "recurrence/call.h"
+
+namespace rnnext {
+
+class Packing {
+ public:
+  // For a call of these sizes and lengths; none where it does not pay. products: matrix products of
+  // the call, 1 forward.
+  static std::optional<Packing> of(const Recurrence& p, const RecurrenceArguments& a, int products);
+
+  // The same call of the packed batch. It refers to this object.
+  RecurrenceArguments arguments(const RecurrenceArguments& a);
+
+  // Rows [T,B,..] of the batch, packed: [N,..].
+  Tensor pack(const Tensor& rows) const;
+  // And back, with zeros where there is no step.
+  Tensor unpack(const Tensor& packed) const;
+  // States [D,B,H] of the sequences that have steps, longest first, and back: those of the others
+  // are `rest`, or zeros.
+  Tensor pack_states(const Tensor& states) const;
+  Tensor unpack_states(const Tensor& packed, const OptionalTensor& rest) const;
+
+ private:
+  int64_t T_ = 0, B_ = 0;
+  Tensor rows_;       // [N] t * B + b
+  Tensor rows_by_b_;  // [N] b * T + t
+  Tensor order_;      // the sequences that have steps
+  // What arguments() refers to.
+  Tensor input_;
+  OptionalTensor hx_, index_, batch_sizes_, none_;
+};
+
+}  // namespace rnnext

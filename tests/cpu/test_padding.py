@@ -1,0 +1,84 @@
+"""Batches whose padding is left out: the values, bits and gradients of sequences one by one."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers import samples
+from helpers.common import assert_close, case_id, pairwise, same
+
+ops = torch.ops.rnnext
+recurrence = ops.recurrence
+LENGTHS = [100, 0, 3, 40, 7, 1, 60, 22, 5, 0, 12, 9, 33, 2, 4, 50, 8, 1, 17, 6, 3, 2, 90, 11]
+CASES = pairwise(
+    source=["features", "ready", "table"],
+    reverse=[(False,), (True,), (False, True)],
+    layout=["contiguous", "batch_first", "strided"],
+    hx=[True, False],
+    bias=[True, False],
+    leak=[None, "rate", "voltage", "blend"],
+    dtype=[torch.float32, torch.float64, torch.bfloat16],
+)
+
+
+def skewed(**case):
+    """A batch of which a quarter exists, large enough for its padding to be left out."""
+    arguments = samples.make(T=100, B=len(LENGTHS), I=33, H=65, rows="lengths", **case)
+    return replace(arguments, lengths=torch.tensor(LENGTHS))
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_values_and_gradients(case, threads):
+    arguments = skewed(**case, requires_grad=True)
+    if case["leak"] == "voltage" and case["dtype"] == torch.bfloat16:
+        arguments.alpha[0].requires_grad_(False)  # docs/numerics.md: the states are too coarse
+        arguments.alpha[-1].requires_grad_(False)
+    wanted = arguments.to_double()
+    result, expected = arguments.call(recurrence), wanted.expected(stored=case["dtype"])
+    assert_close(result, expected)
+    assert all(v.is_contiguous() for v in result)
+    past = torch.arange(100).unsqueeze(1) >= arguments.lengths
+    assert not result[0][past].any()
+    cotangents = [torch.rand_like(v) for v in result]
+    torch.autograd.backward(result, cotangents)
+    torch.autograd.backward(expected, [c.double() for c in cotangents])
+    for a, e in zip(arguments.float_tensors(), wanted.float_tensors(), strict=True):
+        if e.grad is not None:
+            assert_close(a.grad, e.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("leak", [None, "voltage"])
+def test_the_same_bits_as_one_by_one(leak, dtype, isa, threads):
+    arguments = skewed(leak=leak, reverse=(False, True), dtype=dtype)
+    output, h_n = arguments.call(recurrence)
+    for b, length in enumerate(LENGTHS):
+        alone = replace(arguments.sequences(slice(b, b + 1)), lengths=None)
+        if length == 0:
+            assert torch.equal(h_n[:, b], arguments.hx[:, b])
+            continue
+        alone = replace(alone, input=alone.input[:length])
+        assert same(alone.call(recurrence), (output[:length, b : b + 1], h_n[:, b : b + 1]))
+
+
+def test_what_lies_past_the_end_is_not_read():
+    arguments = skewed(requires_grad=True)
+    tensors = arguments.float_tensors()
+    past = torch.arange(100).unsqueeze(1) >= arguments.lengths
+    cotangent = torch.rand_like(arguments.call(recurrence)[0])
+    results = []
+    for filling in (0.0, float("nan")):
+        with torch.no_grad():
+            arguments.input[past] = filling
+            cotangent[past] = filling
+        output, _ = arguments.call(recurrence)
+        results.append([output, *torch.autograd.grad(output, tensors, cotangent)])
+    assert same(*results)
+
+
+def test_no_steps_at_all():
+    arguments = replace(skewed(), lengths=torch.zeros(len(LENGTHS), dtype=torch.long))
+    output, h_n = arguments.call(recurrence)
+    assert not output.any()
+    assert torch.equal(h_n, arguments.hx)
