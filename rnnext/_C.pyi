@@ -74,7 +74,6 @@ def stepper(
     form: str,
     batch_size: int,
 ) -> Stepper: ...
-
 def draw(scores: Tensor, temperature: float, generator: torch.Generator | None, /) -> Tensor: ...
 
 class Stepper:

@@ -15,7 +15,7 @@ def test_store_round_trip_and_comparison(tmp_path, monkeypatch):
     slow.save()
     assert store.load("slow") == slow
     assert store.load(str(tmp_path / "slow.json")) == slow
-    with pytest.raises(FileNotFoundError, match="stored: .*slow"):
+    with pytest.raises(FileNotFoundError, match=r"stored: .*slow"):
         store.load("missing")
     printed = report.comparison(slow, fast, names.OURS)
     assert f"geometric mean of {len(CASES)} rows: 2.000" in printed
