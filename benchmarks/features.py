@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 import rnnext
 
@@ -94,16 +93,19 @@ def python_loop(leaky: rnnext.LeakyRNN, x: Tensor) -> tuple[Tensor, Tensor]:
 def split_and_pad(rnn: nn.Module, x: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
     """nn.RNN over every episode as a row of its own, padded, and the rows put back."""
     T, B = reset.shape
-    starts = reset.t().clone()
-    starts[:, 0] = True
-    flat = starts.flatten().nonzero().flatten()
-    lengths = torch.diff(flat, append=torch.tensor([T * B]))
-    by_row = x.transpose(0, 1).flatten(0, 1)
-    padded = pad_sequence(list(torch.split(by_row, lengths.tolist())))
+    begins = reset.t().clone()
+    begins[:, 0] = True
+    starts = begins.flatten().nonzero().flatten()
+    longest = int(torch.diff(starts, append=torch.tensor([T * B])).max())
+    steps = torch.arange(longest).unsqueeze(1)
+    rows = x.transpose(0, 1).flatten(0, 1)
+    picked = (starts + steps).clamp(max=T * B - 1).flatten()
+    padded = rows.index_select(0, picked).view(longest, len(starts), -1)
     output, h_n = rnn(padded)
-    valid = torch.arange(padded.shape[0]).unsqueeze(0) < lengths.unsqueeze(1)
-    rows = output.transpose(0, 1)[valid].view(B, T, -1).transpose(0, 1)
-    return rows, h_n
+    episode = begins.flatten().cumsum(0) - 1
+    back = (torch.arange(T * B) - starts[episode]) * len(starts) + episode
+    rows = output.flatten(0, 1).index_select(0, back)
+    return rows.view(B, T, -1).transpose(0, 1), h_n
 
 
 def zipf(V: int, shape: tuple[int, int]) -> Tensor:
