@@ -112,7 +112,7 @@ class EmbeddingRNN(nn.Module):
             result: tuple[_Sequence, Tensor] = self.rnn(features, hx, lengths, reset)
             return result
         rnn = self.rnn
-        rows, index = table
+        features, index = table
         batch = tokens._replace(data=index) if isinstance(tokens, PackedSequence) else index
         return _layers.run(
             batch,
@@ -127,11 +127,11 @@ class EmbeddingRNN(nn.Module):
             lengths,
             nonlinearity_of(rnn),
             reset,
-            table=self.embedding(rows),
+            table=features,
         )
 
     def _table(self, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The rows of the table to multiply with W_ih, and which of them each token is.
+        """The rows of the table to multiply with W_ih, ``[U, E]``, and which of them each token is.
 
         None where they would be more than a third of the tokens: the kernel multiplies features as
         it goes, and then that is faster (measured). Of a table with more rows than twice the
@@ -139,8 +139,10 @@ class EmbeddingRNN(nn.Module):
         """
         V, N = self.embedding.num_embeddings, tokens.numel()
         if 3 * V <= N:
-            return torch.arange(V, device=tokens.device), tokens
+            if self.embedding.padding_idx is None:
+                return self.embedding.weight, tokens
+            return self.embedding(torch.arange(V, device=tokens.device)), tokens
         if V > 2 * N or is_compiling() or tokens.device.type != "cpu":
             return None
         rows, index = torch.ops.rnnext.occurring(tokens, V)
-        return (rows, index) if 3 * rows.shape[0] <= N else None
+        return (self.embedding(rows), index) if 3 * rows.shape[0] <= N else None

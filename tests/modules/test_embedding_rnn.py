@@ -97,9 +97,9 @@ def test_no_sequence_of_features_is_made():
 def test_the_way_is_chosen_by_how_many_tokens_occur(V):
     module = rnnext.EmbeddingRNN(V, 4, 3)
     few, many = torch.arange(200).view(40, 5) % 5, torch.arange(160) % V
-    rows, index = module._table(few)
-    assert rows.shape[0] == (10 if V == 10 else 5)
-    assert torch.equal(rows[index.long()], few)
+    features, index = module._table(few)
+    assert features.shape[0] == (10 if V == 10 else 5)
+    assert torch.equal(features[index], module.embedding(few))
     assert (module._table(many) is None) == (V == 300)
     assert module._table(few[:2]) is None
 
