@@ -214,12 +214,16 @@ class _Recurrence:
         return int(sizes[0]) if type(sizes) is Tensor else None
 
     def _check_lengths(self, lengths: Tensor, B: Any) -> None:
-        needed = (
-            f"lengths must be an int64 tensor of shape [{B}], got {_dtype(lengths)} of shape "
-            f"{_sizes(lengths.shape)}"
+        torch._check_type(
+            lengths.dtype == torch.int64,
+            lambda: f"lengths must be an int64 tensor, got {_dtype(lengths)}",
         )
-        _check(lengths.dtype == torch.int64 and lengths.dim() == 1, needed)
-        _check(lengths.shape[0] == B, needed)
+
+        def message() -> str:
+            return f"lengths must have shape [{B}], got {_sizes(lengths.shape)}"
+
+        torch._check_value(lengths.dim() == 1, message)
+        torch._check_value(lengths.shape[0] == B, message)
         _check(
             lengths.device == self.like.device,
             f"lengths must be on {self.like.device}, got {lengths.device}",

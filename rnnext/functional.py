@@ -76,11 +76,12 @@ def rnn(
 
     Raises:
         ValueError: ``weights`` that hold no whole sets, or leave D open; ``input`` is not 2-D or
-            3-D, its dtype is not that of ``weights``, an unknown ``nonlinearity``, ``lengths`` with
-            one sequence or a packed input, or ``reset`` of another shape or with a packed input.
-        TypeError: ``reset`` is not bool.
-        RuntimeError: sizes, dtypes or devices do not fit together, T is 0, a length is outside
-            0..T, or the dtype is not supported.
+            3-D, its dtype is not that of ``weights``, an unknown ``nonlinearity``, ``lengths`` of
+            another shape, outside 0..T, or with one sequence or a packed input, or ``reset`` of
+            another shape or with a packed input.
+        TypeError: ``reset`` is not bool, or ``lengths`` not int64.
+        RuntimeError: sizes, dtypes or devices do not fit together, T is 0, or the dtype is not
+            supported.
 
     J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990. The interface follows
     ``torch.nn.RNN`` and its ``torch._VF.rnn_tanh``.
@@ -160,10 +161,11 @@ def recurrence(
 
     Raises:
         ValueError: ``alpha`` outside (0, 1] (checked on the CPU, or where it is a float) or of
-            another shape, an unknown ``nonlinearity`` or ``form``, ``reset`` or ``reset_state`` of
-            another shape, or the latter alone.
-        TypeError: ``reset`` is not bool, or ``alpha`` is neither a number nor a tensor.
-        RuntimeError: sizes, dtypes or devices do not fit together, or a length is out of range.
+            another shape, an unknown ``nonlinearity`` or ``form``, ``reset``, ``reset_state`` or
+            ``lengths`` of another shape, ``reset_state`` alone, or a length outside 0..T.
+        TypeError: ``reset`` is not bool, ``lengths`` not int64, or ``alpha`` neither a number nor a
+            tensor.
+        RuntimeError: sizes, dtypes or devices do not fit together.
 
     G. R. Yang et al., Nature Neuroscience 22, 2019; H. F. Song, G. R. Yang, X.-J. Wang, PLoS
     Comput. Biol. 12(2), 2016; N. Y. Masse et al., Nature Neuroscience 22, 2019.

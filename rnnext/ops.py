@@ -83,10 +83,11 @@ def recurrence(
         without the leak.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices do not fit together, or a length is out of range.
+        RuntimeError: shapes, dtypes or devices do not fit together.
         ValueError: an unknown nonlinearity or form, a ``reset`` of another shape or with
-            ``batch_sizes``, ``reset_state`` without it, or alpha outside (0, 1] (on the CPU).
-        TypeError: ``reset`` is not bool.
+            ``batch_sizes``, ``reset_state`` without it, ``lengths`` of another shape or (on the
+            CPU) outside 0..T, or alpha (on the CPU) outside (0, 1].
+        TypeError: ``reset`` is not bool, or ``lengths`` not int64.
         IndexError: an index is out of range.
         NotImplementedError: an unsupported dtype.
 

@@ -173,10 +173,10 @@ inline RecurrenceSizes check_recurrence(const RecurrenceArguments& a) {
               " tensors or none, got ", a.alpha.size());
   for (const Tensor& alpha : a.alpha) check_like(alpha, "alpha", {s.H}, like);
   if (given(a.lengths)) {
-    TORCH_CHECK(
-        a.lengths->scalar_type() == at::kLong && a.lengths->dim() == 1 && a.lengths->size(0) == s.B,
-        "lengths must be an int64 tensor of shape [", s.B, "], got ", dtype_name(*a.lengths),
-        " of shape ", a.lengths->sizes());
+    TORCH_CHECK_TYPE(a.lengths->scalar_type() == at::kLong, "lengths must be an int64 tensor, got ",
+                     dtype_name(*a.lengths));
+    TORCH_CHECK_VALUE(a.lengths->dim() == 1 && a.lengths->size(0) == s.B,
+                      "lengths must have shape [", s.B, "], got ", a.lengths->sizes());
     TORCH_CHECK(a.lengths->device() == like.device(), "lengths must be on ", like.device(),
                 ", got ", a.lengths->device());
   }

@@ -323,7 +323,7 @@ def test_gradients_of_a_scalar_alpha():
             r"reset_state must have shape \[3\] or \[2, 3\], got \[4\]",
         ),
         ({"hx": torch.zeros(3, 3)}, RuntimeError, r"hx must have shape \[1, 2, 3\]"),
-        ({"lengths": torch.tensor([4, 5])}, RuntimeError, r"lengths\[1\] = 5"),
+        ({"lengths": torch.tensor([4, 5])}, ValueError, r"lengths\[1\] = 5"),
     ],
 )
 def test_recurrence_names_what_does_not_fit(changes, error, message):

@@ -339,10 +339,6 @@ def test_table_index_out_of_range_is_named(position, value, index_dtype):
             zeros(1, 3, 6, device="meta"),
             r"hx must be on the device of weight_hh, cpu, got meta",
         ),
-        ("lengths", torch.tensor([5, 5]), r"lengths .* \[3\], got int64 of shape \[2\]"),
-        ("lengths", torch.tensor([5, 6, 5]), r"lengths\[1\] = 6"),
-        ("lengths", torch.tensor([5, -1, 5]), r"lengths\[1\] = -1"),
-        ("lengths", torch.tensor([5, 5, 5], dtype=torch.int32), "lengths .* got int32"),
         ("batch_sizes", torch.tensor([3, 3, 3, 3, 3]), "packed .* must have 2 dimensions, got 3"),
         ("reverse", [False, True], "reverse .* got 2"),
         ("reverse", [], "reverse .* got 0"),
@@ -352,6 +348,21 @@ def test_recurrence_refuses_what_does_not_fit(name, value, message):
     arguments = replace(samples.make(), **{name: value})
     with pytest.raises(RuntimeError, match=message):
         arguments.call(ops.recurrence)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "message"),
+    [
+        (torch.tensor([5, 5]), ValueError, r"lengths must have shape \[3\], got \[2\]"),
+        (torch.tensor([[5, 5, 5]]), ValueError, r"lengths must have shape \[3\], got \[1, 3\]"),
+        (torch.tensor([5, 6, 5]), ValueError, r"lengths\[1\] = 6"),
+        (torch.tensor([5, -1, 5]), ValueError, r"lengths\[1\] = -1"),
+        (torch.tensor([5, 5, 5], dtype=torch.int32), TypeError, "lengths .* int64 .* got int32"),
+    ],
+)
+def test_bad_lengths_are_named(lengths, error, message):
+    with pytest.raises(error, match=message):
+        replace(samples.make(), lengths=lengths).call(ops.recurrence)
 
 
 @pytest.mark.parametrize(

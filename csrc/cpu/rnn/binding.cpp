@@ -57,8 +57,8 @@ void fill_call(Call& call, const RecurrenceArguments& a) {
   } else if (given(a.lengths)) {
     p.lengths = static_cast<const int64_t*>(call.keep(*a.lengths));
     for (int64_t b = 0; b < s.B; ++b)
-      TORCH_CHECK(p.lengths[b] >= 0 && p.lengths[b] <= s.T, "lengths[", b, "] = ", p.lengths[b],
-                  " is out of range: expected 0 <= length <= ", s.T);
+      TORCH_CHECK_VALUE(p.lengths[b] >= 0 && p.lengths[b] <= s.T, "lengths[", b,
+                        "] = ", p.lengths[b], " is out of range: expected 0 <= length <= ", s.T);
   }
   if (given(a.index)) {
     const int64_t rows = a.input.size(0);
