@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 from time import perf_counter
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,14 +14,34 @@ from torch.nn.functional import cross_entropy
 
 import rnnext
 
-# Both offer Embedding and RNN with the same arguments: swapping the module is the whole change.
-LIBRARIES: dict[str, ModuleType] = {"torch.nn": nn, "rnnext": rnnext}
 HALF_LIFE = 400  # steps after which the learning rate has halved
 BLANKS = 0.15  # share of tokens that a bidirectional model has to fill in
 HELD_OUT_TOKENS = (
     20_000  # of the held-out text, from its beginning: enough for two digits of perplexity
 )
 HELD_OUT_WINDOW = 1000
+
+
+class TorchEmbeddingRNN(nn.Module):
+    """torch.nn's modules as rnnext.EmbeddingRNN holds rnnext's: the same names and arguments."""
+
+    def __init__(
+        self, pieces: int, features: int, hidden: int, layers: int, **options: Any
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(pieces, features)
+        self.rnn = nn.RNN(features, hidden, layers, **options)
+
+    def forward(self, tokens: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        output, state = self.rnn(self.embedding(tokens), state)
+        return output, state
+
+
+# Swapping the module is the whole change.
+LIBRARIES: dict[str, type[nn.Module]] = {
+    "torch.nn": TorchEmbeddingRNN,
+    "rnnext": rnnext.EmbeddingRNN,
+}
 
 
 class SequenceDropout(nn.Module):
@@ -47,15 +66,17 @@ class TextModel(nn.Module):
     """Embedding, RNN and score layer.
 
     Args:
-        library: torch.nn, rnnext or another module with the classes Embedding and RNN.
+        embedding_rnn: one of LIBRARIES, or a class with its arguments.
         pieces: how many tokens there are; a bidirectional model reads one more, the blank.
         config: hidden, layers, nonlinearity, dropout, bidirectional.
     """
 
-    def __init__(self, library: ModuleType, pieces: int, config: argparse.Namespace) -> None:
+    def __init__(
+        self, embedding_rnn: type[nn.Module], pieces: int, config: argparse.Namespace
+    ) -> None:
         super().__init__()
-        self.embedding = library.Embedding(pieces + config.bidirectional, config.hidden)
-        self.rnn = library.RNN(
+        self.rnn = embedding_rnn(
+            pieces + config.bidirectional,
             config.hidden,
             config.hidden,
             config.layers,
@@ -71,7 +92,7 @@ class TextModel(nn.Module):
 
         The state is [layers * directions, B, hidden]; None stands for zeros.
         """
-        output, state = self.rnn(self.dropout(self.embedding(tokens)), state)
+        output, state = self.rnn(tokens, state)
         return self.score(self.dropout(output)), state
 
 
