@@ -137,12 +137,21 @@ class EmbeddingRNN(nn.Module):
         it goes, and then that is faster (measured). Of a table with more rows than twice the
         tokens, that many would occur; how many do is then not even counted.
         """
-        V, N = self.embedding.num_embeddings, tokens.numel()
+        embedding = self.embedding
+        if (
+            embedding.max_norm is not None
+            or embedding.scale_grad_by_freq
+            or embedding.sparse
+            or embedding._forward_hooks
+            or embedding._forward_pre_hooks
+        ):
+            return None  # set from outside: they see every token
+        V, N = embedding.num_embeddings, tokens.numel()
         if 3 * V <= N:
-            if self.embedding.padding_idx is None:
-                return self.embedding.weight, tokens
-            return self.embedding(torch.arange(V, device=tokens.device)), tokens
-        if V > 2 * N or is_compiling() or tokens.device.type != "cpu":
+            if embedding.padding_idx is None:
+                return embedding.weight, tokens
+            return embedding(torch.arange(V, device=tokens.device)), tokens
+        if V > 2 * N or is_compiling() or type(tokens) is not Tensor or not tokens.is_cpu:
             return None
         rows, index = torch.ops.rnnext.occurring(tokens, V)
-        return (self.embedding(rows), index) if 3 * rows.shape[0] <= N else None
+        return (embedding(rows), index) if 3 * rows.shape[0] <= N else None

@@ -125,12 +125,13 @@ class LeakyRNN(nn.RNNBase):
         self.noise_std = noise_std
         self.noise_scale = noise_scale
         self.learn_alpha = learn_alpha
-        value = _leak(alpha, dt, tau, hidden_size).to(self.weight_hh_l0)
+        value = _leak(alpha, dt, tau, hidden_size, self.weight_hh_l0.dtype)
         if not learn_alpha:
-            self.register_buffer("alpha", value)
+            self.register_buffer("alpha", value.to(self.weight_hh_l0.device))
             return
         if bool((value == 1).any()):
             raise ValueError("alpha must be less than 1 to be learned: its logit would be infinite")
+        value = value.to(self.weight_hh_l0.device)
         for name in self._logit_names():
             self.register_parameter(name, nn.Parameter(value.logit()))
 
@@ -150,9 +151,8 @@ class LeakyRNN(nn.RNNBase):
         if self.learn_alpha:
             return [getattr(self, name).sigmoid().expand(H) for name in self._logit_names()]
         states = self.num_layers * (2 if self.bidirectional else 1)
-        alpha = self._buffers["alpha"]  # twice as fast as through nn.Module.__getattr__
-        assert alpha is not None
-        return [alpha.expand(H)] * states
+        alpha = self._buffers.get("alpha")  # twice as fast as through nn.Module.__getattr__
+        return [(self.alpha if alpha is None else alpha).expand(H)] * states
 
     def forward(
         self,
@@ -180,6 +180,12 @@ class LeakyRNN(nn.RNNBase):
         """
         alphas, noise = self.alphas(), []
         if self.training and self.noise_std > 0:
+            if lengths is not None and isinstance(input, Tensor) and input.dim() == 3:
+                # Whatever lies past a row's end has no part in the gradients of W_ih either.
+                steps = torch.arange(input.shape[int(self.batch_first)], device=input.device)
+                exists = steps.unsqueeze(1) < lengths  # [T, B]
+                exists = exists.t() if self.batch_first else exists
+                input = torch.where(exists.unsqueeze(2), input, 0)
             scale = _NOISE_SCALES[self.noise_scale]
             noise = [self.noise_std * scale(alpha.detach()) for alpha in alphas]
         return _layers.run(
@@ -205,7 +211,7 @@ class LeakyRNN(nn.RNNBase):
         parts = [super().extra_repr(), f"nonlinearity={self.nonlinearity}", f"form={self.form}"]
         if self.learn_alpha:
             parts.append("learn_alpha=True")
-        elif self.alpha.dim() == 0:
+        elif self.alpha.dim() == 0 and not self.alpha.is_meta:
             parts.append(f"alpha={self.alpha.item():g}")
         if self.noise_std:
             parts.append(f"noise_std={self.noise_std}")
@@ -219,24 +225,32 @@ def _one_of(name: str, value: str, known: list[str]) -> None:
 
 
 def _leak(
-    alpha: float | Tensor | None, dt: float | None, tau: float | Tensor | None, H: int
+    alpha: float | Tensor | None,
+    dt: float | None,
+    tau: float | Tensor | None,
+    H: int,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Alpha, [] or [H], from either way to give it."""
+    """Alpha, [] or [H], on the CPU, from either way to give it."""
+
+    def exact(name: str, number: float | Tensor) -> Tensor:
+        if isinstance(number, bool) or not isinstance(number, (int, float, Tensor)):
+            raise TypeError(f"{name} must be a number or a tensor, got {type(number).__name__}")
+        return torch.as_tensor(number, dtype=torch.float64, device="cpu").detach()
+
     if alpha is None:
         if dt is None or tau is None:
             raise ValueError("alpha must be given, or dt and tau")
-        name, value = "alpha = dt / tau", torch.as_tensor(dt / tau, dtype=torch.float64)
+        name, value = "alpha = dt / tau", exact("dt", dt) / exact("tau", tau)
     else:
         if dt is not None or tau is not None:
             raise ValueError("alpha must not be given with dt and tau")
-        if isinstance(alpha, bool) or not isinstance(alpha, (int, float, Tensor)):
-            raise TypeError(f"alpha must be a number or a tensor, got {type(alpha).__name__}")
-        name, value = "alpha", torch.as_tensor(alpha, dtype=torch.float64)
-    value = value.detach()
+        name, value = "alpha", exact("alpha", alpha).clone()
     if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != H):
         raise ValueError(f"{name} must have shape [] or [{H}], got {list(value.shape)}")
-    if not bool(((value > 0) & (value <= 1)).all()):
+    stored = value.to(dtype)
+    if not bool(((stored > 0) & (value <= 1)).all()):
         low, high = value.min().item(), value.max().item()
         values = f"values from {low} to {high}" if low < high else f"{low}"
         raise ValueError(f"{name} must be in (0, 1], got {values}")
-    return value
+    return stored

@@ -79,8 +79,8 @@ def recurrence(
     Returns:
         ``(output, h_n, saved)``: the outputs ``[T, B, D * H]``, or ``[N, D * H]`` if packed, the
         last states ``[D, B, H]``, and a list, empty or of one tensor like ``output``: f(pre) of the
-        rate form, the state of the voltage form, pre of the blend form, where pre is what f takes
-        without the leak.
+        rate form, pre less the state before of the others, where pre is what f takes without the
+        leak.
 
     Raises:
         RuntimeError: shapes, dtypes or devices do not fit together.

@@ -260,7 +260,8 @@ RecurrenceGradients gradients_of_loop(KeptArguments s, const Tensor& grad_output
     active =
         at::arange(T, padded.lengths->options()).view({T, 1, 1}) < padded.lengths->view({1, B, 1});
   Tensor input = padded.input;
-  if (given(s.index)) input = at::embedding(s.input, *padded.index);
+  if (given(s.index))
+    input = s.input.index_select(0, padded.index->flatten()).view({T, B, s.input.size(1)});
   if (active.defined()) input = at::where(active, input, 0);
   variable_list outputs, last;
   for (size_t d = 0; d < s.weight_hh.size(); ++d) {

@@ -35,7 +35,7 @@ struct Recurrence : Timeline {
   void* output = nullptr;  // [N, D*H]
   void* h_n = nullptr;     // [D,B,H]
   // [N, D*H] what the backward pass reads of a leak besides the output; null: not wanted. Rate:
-  // f(p). Voltage: the state. Blend: p.
+  // f(p). Voltage and blend: p - s'.
   void* saved = nullptr;
 };
 

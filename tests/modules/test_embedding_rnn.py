@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnext
@@ -107,6 +108,24 @@ def test_the_way_is_chosen_by_how_many_tokens_occur(V):
 def test_a_table_much_larger_than_the_tokens_is_not_counted():
     module = rnnext.EmbeddingRNN(1000, 4, 3)
     assert module._table(torch.zeros(40, 5, dtype=torch.long)) is None
+
+
+def test_what_is_set_on_the_embedding_from_outside_holds():
+    tokens = torch.randint(5, (20, 3))
+    module = rnnext.EmbeddingRNN(5, 4, 3)
+    module.embedding.max_norm = 0.1
+    assert_close(module(tokens), module.rnn(module.embedding(tokens)))
+    module, seen = rnnext.EmbeddingRNN(5, 4, 3), []
+    module.embedding.register_forward_hook(lambda *_: seen.append(1))
+    module(tokens)
+    assert seen == [1]
+
+
+def test_traces_without_data():
+    module = rnnext.EmbeddingRNN(50, 4, 3)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        tokens = mode.from_tensor(torch.randint(5, (20, 2)))
+        assert module(tokens)[0].shape == (20, 2, 3)
 
 
 @pytest.mark.parametrize("V", [4, 100, 4000])

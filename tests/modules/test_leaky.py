@@ -166,6 +166,53 @@ def test_noise_passes_gradients_and_other_arguments():
         assert rnn(x)[0].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_noise_keeps_what_lies_past_the_end_out(batch_first):
+    rnn = rnnext.LeakyRNN(3, 6, alpha=0.4, noise_std=0.1, batch_first=batch_first)
+    x = torch.randn(5, 2, 3)
+    x[3:, 1] = math.nan
+    output, _ = rnn(x.transpose(0, 1) if batch_first else x, lengths=torch.tensor([5, 3]))
+    output.sum().backward()
+    assert all(p.grad.isfinite().all() for p in rnn.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_gradient_of_a_small_alpha(form, dtype):
+    """The difference that alpha multiplies is not taken from states that hardly differ."""
+    torch.manual_seed(0)
+    alpha = torch.full((8,), 2.0**-10, dtype=dtype, requires_grad=True)
+    x, w = torch.randn(20, 6, 8).to(dtype), (torch.randn(8, 8) * 0.2).to(dtype)
+    results = []
+    for kind in (dtype, torch.float64):
+        a = alpha.detach().to(kind).requires_grad_()
+        output, _ = functional.recurrence(x.to(kind), None, None, w.to(kind), alpha=a, form=form)
+        results.append(torch.autograd.grad(output.sum(), a)[0])
+    assert_close(*results)
+
+
+def test_recurrence_follows_autocast():
+    x, w = torch.randn(4, 2, 3), torch.randn(3, 3)
+    with torch.autocast("cpu"):
+        output, _ = functional.recurrence(torch.nn.Linear(3, 3)(x), None, None, w, alpha=0.5)
+    assert output.dtype == torch.bfloat16
+
+
+def test_is_made_without_data():
+    for learn_alpha in (False, True):
+        rnn = rnnext.LeakyRNN(3, 6, alpha=0.4, learn_alpha=learn_alpha, device="meta")
+        assert "LeakyRNN(3, 6" in repr(rnn)
+    with torch.device("meta"):
+        assert rnnext.LeakyRNN(3, 6, alpha=0.4)(torch.zeros(2, 1, 3))[0].shape == (2, 1, 6)
+
+
+def test_alpha_is_a_copy():
+    alpha = torch.full((6,), 0.5, dtype=torch.float64)
+    rnn = rnnext.LeakyRNN(3, 6, alpha=alpha, dtype=torch.float64)
+    alpha.fill_(0.1)
+    assert rnn.alpha[0] == 0.5
+
+
 @pytest.mark.parametrize("learn_alpha", [False, True])
 @pytest.mark.parametrize("noise", [0.0, 0.1])
 def test_compiles_whole(learn_alpha, noise):
@@ -225,6 +272,8 @@ def test_state_dict_copies_and_pickles():
         ({"alpha": 0.1, "nonlinearity": "gelu"}, ValueError, "nonlinearity must be .*'gelu'"),
         ({"alpha": 0.1, "noise_std": -1.0}, ValueError, "noise_std must be .* got -1.0"),
         ({"alpha": 0.1, "noise_scale": "x"}, ValueError, "noise_scale must be one of .* got 'x'"),
+        ({"dt": 1.0, "tau": 0.0}, ValueError, r"dt / tau must be in \(0, 1\], got inf"),
+        ({"alpha": 1e-9, "dtype": torch.float16}, ValueError, r"alpha must be in \(0, 1\]"),
         ({"alpha": "a"}, TypeError, "alpha"),
     ],
 )  # fmt: skip

@@ -102,7 +102,7 @@ struct Backward {
       cell.alpha = at.alpha_of_unit(unit);
       cell.stride = at.states.sums.stride;
       cell.carry = at.states.sums.row(unit, at.states.kCarry, unit.b0);
-      if (alpha_grad) cell.mixed = at.states.sums.row(unit, at.states.kMixed, unit.b0);
+      cell.mixed = at.states.sums.row(unit, at.states.kMixed, unit.b0);
       cell.alpha_grad = alpha_grad;
       cell.saved_stride = p.D * p.H;
     }

@@ -132,7 +132,6 @@ void alpha_gradients(const BackwardLayout<S, E>& at) {
       Vec<C> sum = {};
       for (int64_t part = 0; part < at.plan.batch_parts; ++part)
         sum += load(at.alpha_sums_of(d * at.plan.batch_parts + part) + j);
-      if (p.form == Form::voltage) sum /= alpha_of<S>(p, d, j);
       store_some(static_cast<S*>(at.out.alpha[d]) + j, sum, p.H - j);
     }
 }

@@ -209,7 +209,7 @@ RecurrenceGradients packed_backward(Packing& packing, const RecurrenceResults& r
   for (const Tensor& rows : r.saved) saved.push_back(packing.pack(rows));
   RecurrenceGradients grad = recurrence_backward(
       {grad_output, grad_h_n, output, saved, r.output_mask}, packing.arguments(a));
-  if (grad.input.numel() > 0 && !given(a.index)) grad.input = packing.unpack(grad.input);
+  if (r.output_mask[0] && !given(a.index)) grad.input = packing.unpack(grad.input);
   if (grad.hx.numel() > 0)
     grad.hx = packing.unpack_states(grad.hx, r.grad_h_n);  // without steps h_n is hx
   return grad;

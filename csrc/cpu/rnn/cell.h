@@ -153,13 +153,13 @@ struct LeakyCell {
   const C* alpha = nullptr;  // [H] and more, to whole panels
   // Rows of scratch `stride` apart, each read and then written at the same place. Forward, carry:
   // the state. Backward, carry: the gradient of the state before, but for what comes through W_hh;
-  // mixed: the gradient of what the leak mixes, or null where alpha needs no gradient.
+  // mixed: of rate, the gradient of what the leak mixes.
   C* carry = nullptr;
   C* mixed = nullptr;
   int64_t stride = 0;
   S* saved = nullptr;  // the step's rows of Recurrence::saved, or null
   int64_t saved_stride = 0;
-  C* alpha_grad = nullptr;  // [H] and more: its sums, but for a factor (see BackwardLeak)
+  C* alpha_grad = nullptr;  // [H] and more: its sums, or null where alpha needs no gradient
 };
 
 // (1 - a) x + a y: y itself where a is 1.
@@ -208,10 +208,11 @@ struct ForwardLeak {
           kept = Activation::forward(pre);
           output = state = as_stored<S>(mix<C>(a, before, kept));
         } else if constexpr (form == Form::voltage) {
-          kept = state = as_stored<S>(mix<C>(a, before, pre));
+          kept = pre - before;
+          state = as_stored<S>(mix<C>(a, before, pre));
           output = Activation::forward(state);
         } else {
-          kept = pre;
+          kept = pre - before;
           output = state = as_stored<S>(Activation::forward(mix<C>(a, before, pre)));
         }
         store(carry + j, state);
@@ -223,9 +224,8 @@ struct ForwardLeak {
 };
 
 // With q the gradient of what the leak mixes, s' the state before and c what is mixed with it, the
-// gradient of alpha is the sum of q (c - s'). A step adds its own q c and, of the step after it,
-// the part q s', whose s' is the state that this one left. Voltage keeps s instead of c, and c - s'
-// = (s - s') / alpha: that sum is to be divided by alpha.
+// gradient of alpha is the sum of q (c - s'). Voltage and blend saved c - s'. Of rate a step adds
+// its own q c and takes away, of the step after it, q s', whose s' is the state that this one left.
 template <class S>
 struct BackwardLeak {
   using C = Compute<S>;
@@ -257,7 +257,8 @@ struct BackwardLeak {
       const int64_t j = column + v * kLanes<C>, left = cell.H - j;
       const Vec<C> a = load(cell.alpha + j);
       C* carry = cell.carry + row * stride + j;
-      C* mixed = cell.mixed ? cell.mixed + row * stride + j : nullptr;
+      C* mixed = cell.mixed + row * stride + j;
+      C* const alpha_grad = cell.alpha_grad ? cell.alpha_grad + j : nullptr;
       const S* saved = cell.saved ? cell.saved + row * saved_stride + j : nullptr;
       Vec<C> sum = {};
       for (int r = 0; r < rows; ++r, carry += stride) {
@@ -280,12 +281,15 @@ struct BackwardLeak {
           grad = a * q;
         }
         store(carry, (1 - a) * q);
-        if (!mixed) continue;
-        sum += q * kept - load(mixed) * (form == Form::voltage ? kept : output);
-        store(mixed, q);
-        mixed += stride;
+        if (!alpha_grad) continue;
+        sum += q * kept;
+        if constexpr (form == Form::rate) {
+          sum -= load(mixed) * output;
+          store(mixed, q);
+          mixed += stride;
+        }
       }
-      if (mixed) store(cell.alpha_grad + j, load(cell.alpha_grad + j) + sum);
+      if (alpha_grad) store(alpha_grad, load(alpha_grad) + sum);
     }
   }
 };

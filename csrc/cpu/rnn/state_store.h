@@ -268,7 +268,7 @@ struct BackwardStates {
         C* const carry = sums.row(unit, kCarry, b) + j;
         C* const mixed = sums.row(unit, kMixed, b) + j;
         add(sums.row(unit, anew ? kResetCarry : kFirst, b) + j, load(carry));
-        if (alpha_grad && before)
+        if (alpha_grad && before && p.form == Form::rate)
           add(alpha_grad + j, -load(mixed) * load_some(before + j, p.H - j));
         store(carry, Vec<C>{});
         store(mixed, Vec<C>{});

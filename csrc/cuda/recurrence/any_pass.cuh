@@ -87,9 +87,7 @@ struct AnyForward : Forward<T, Any> {
     if (form != Form::none || at.ends) *state = form == Form::voltage ? from_float<T>(x) : h;
     if (p.saved) {
       static_cast<T*>(p.saved)[at.row * width(p) + at.column + j] =
-          from_float<T>(form == Form::rate      ? y
-                        : form == Form::voltage ? x
-                                                : pre);
+          from_float<T>(form == Form::rate ? y : pre - s);
     }
     return h;
   }

@@ -370,15 +370,13 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
     for (int64_t d = 0; d < s.D; ++d) grad.bias.push_back(direction(grad_rows, d).sum(0));
   }
   if (grad_of_alpha) {
-    // Of (1 - a) s + a x, x - s. Voltage saved the next state, s + a (x - s), in the place of x.
-    const bool voltage = p.form == Form::voltage;
-    const Tensor before = voltage                    ? previous({p.saved, hx, p.reset_state})
-                          : outputs_before.defined() ? outputs_before
-                                                     : previous({p.output, p.hx, p.reset_output});
-    const Tensor rows = r.saved[0].reshape({s.N, width}).to(call.accumulators());
-    const Tensor sums = rows.sub(before).mul_(mixed.view({s.N, width})).sum(0).view({s.D, s.H});
-    for (int64_t d = 0; d < s.D; ++d)
-      grad.alpha.push_back((voltage ? sums[d] / a.alpha[d] : sums[d]).to(call.options));
+    // Of (1 - a) s + a x, x - s: what was saved, or, of rate, which saved x, less the state before.
+    Tensor rows = r.saved[0].reshape({s.N, width}).to(call.accumulators());
+    if (p.form == Form::rate)
+      rows = rows.sub(outputs_before.defined() ? outputs_before
+                                               : previous({p.output, p.hx, p.reset_output}));
+    const Tensor sums = rows.mul(mixed.view({s.N, width})).sum(0).view({s.D, s.H});
+    for (int64_t d = 0; d < s.D; ++d) grad.alpha.push_back(sums[d].to(call.options));
   }
   if (want_input && s.features) {
     grad.input = at::mm(direction(grad_rows, 0), a.weight_ih[0]);
