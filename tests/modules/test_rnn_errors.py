@@ -96,17 +96,17 @@ def test_forward_refuses_with_the_type_of_torch(arguments):
 
 
 @pytest.mark.parametrize(
-    ("lengths", "message"),
+    ("lengths", "error", "message"),
     [
-        (torch.tensor([5, 6, 1]), "6"),
-        (torch.tensor([5, -1, 1]), "-1"),
-        (torch.tensor([5, 5]), "lengths"),
-        (torch.tensor([[5, 5, 5]]), "lengths"),
-        (torch.tensor([5.0, 5.0, 5.0]), "lengths"),
+        (torch.tensor([5, 6, 1]), ValueError, "6"),
+        (torch.tensor([5, -1, 1]), ValueError, "-1"),
+        (torch.tensor([5, 5]), ValueError, "lengths"),
+        (torch.tensor([[5, 5, 5]]), ValueError, "lengths"),
+        (torch.tensor([5.0, 5.0, 5.0]), TypeError, "lengths"),
     ],
 )
-def test_lengths_out_of_range_are_named(lengths, message):
-    with pytest.raises(RuntimeError, match=message):
+def test_lengths_out_of_range_are_named(lengths, error, message):
+    with pytest.raises(error, match=message):
         rnnext.RNN(4, 6)(torch.zeros(5, 3, 4), lengths=lengths)
 
 
