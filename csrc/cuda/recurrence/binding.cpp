@@ -294,7 +294,6 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
   const bool leaks = p.form != Form::none, grad_of_reset = want_reset_state && given(a.reset);
   const bool grad_of_alpha = want_alpha && leaks;
   const bool empty = s.N == 0;
-  const void* const hx = p.hx;
 
   const Tensor none = call.empty({0});
   RecurrenceGradients grad{none, none, {}, {}, {}, none, {}};
