@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/rnn/tuning.h"
+#include "cpu/runtime/memory.h"
 
 namespace rnnext {
 
@@ -56,16 +57,21 @@ RecurrenceArguments Packing::arguments(const RecurrenceArguments& a) {
           batch_sizes_, none_, none_,       a.alpha,     a.form,    a.nonlinearity, a.reverse};
 }
 
+// The copies are as large as results, and as short-lived as workspaces: from the pool.
 Tensor Packing::pack(const Tensor& rows) const {
   const Tensor by_b = rows.transpose(0, 1);
-  if (!rows.is_contiguous() && by_b.is_contiguous())
-    return by_b.flatten(0, 1).index_select(0, rows_by_b_);
-  return rows.flatten(0, 1).index_select(0, rows_);
+  const bool batch_first = !rows.is_contiguous() && by_b.is_contiguous();
+  const Tensor from = batch_first ? by_b.flatten(0, 1) : rows.flatten(0, 1);
+  std::vector<int64_t> shape = from.sizes().vec();
+  shape[0] = rows_.numel();
+  Tensor packed = empty_large(shape, from.options());
+  return at::index_select_out(packed, from, 0, batch_first ? rows_by_b_ : rows_);
 }
 
 Tensor Packing::unpack(const Tensor& packed) const {
-  const Tensor rows = at::zeros({T_ * B_, packed.size(-1)}, packed.options());
-  rows.index_copy_(0, rows_, packed);
+  const int64_t shape[] = {T_ * B_, packed.size(-1)};
+  const Tensor rows = empty_large(shape, packed.options());
+  rows.zero_().index_copy_(0, rows_, packed);
   return rows.view({T_, B_, packed.size(-1)});
 }
 
