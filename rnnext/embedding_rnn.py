@@ -114,21 +114,25 @@ class EmbeddingRNN(nn.Module):
         rnn = self.rnn
         features, index = table
         batch = tokens._replace(data=index) if isinstance(tokens, PackedSequence) else index
-        return _layers.run(
-            batch,
-            hx,
-            weights_of(rnn, rnn._flat_weights_names),
-            rnn.bias,
-            rnn.num_layers,
-            rnn.bidirectional,
-            rnn.batch_first,
-            rnn.dropout,
-            rnn.training,
-            lengths,
-            nonlinearity_of(rnn),
-            reset,
-            table=features,
-        )
+        try:
+            return _layers.run(
+                batch,
+                hx,
+                weights_of(rnn, rnn._flat_weights_names),
+                rnn.bias,
+                rnn.num_layers,
+                rnn.bidirectional,
+                rnn.batch_first,
+                rnn.dropout,
+                rnn.training,
+                lengths,
+                nonlinearity_of(rnn),
+                reset,
+                table=features,
+            )
+        except IndexError:
+            self.embedding(data)  # names the token's place in the layout that was given
+            raise
 
     def _table(self, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
         """The rows of the table to multiply with W_ih, ``[U, E]``, and which of them each token is.

@@ -1,5 +1,6 @@
 """The operations as functions: parameters are arguments, nothing is kept between calls."""
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -172,6 +173,8 @@ def recurrence(
     """
     if input.dim() != 3:
         raise ValueError(f"input must have 3 dimensions, got {input.dim()}")
+    if weight_hh.dim() != 2:
+        raise RuntimeError(f"weight_hh must have shape [H, H], got {list(weight_hh.shape)}")
     x = input.transpose(0, 1) if batch_first else input
     if batch_first and reset is not None:
         if reset.dim() != 2:
@@ -210,15 +213,20 @@ def recurrence(
     return output.transpose(0, 1) if batch_first else output, h_n.squeeze(0)
 
 
+def check_number(name: str, value: object) -> None:
+    """Raise TypeError unless the value of this argument is a number or a tensor."""
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, Tensor)):
+        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
+
+
 def _alpha(alpha: float | Tensor, weight_hh: Tensor) -> Tensor:
     """The leak of each unit, ``[H]``."""
     H = weight_hh.shape[0]
+    check_number("alpha", alpha)
     if isinstance(alpha, Tensor):
         if alpha.dim() > 1 or (alpha.dim() == 1 and alpha.shape[0] != H):
             raise ValueError(f"alpha must have shape [] or [{H}], got {list(alpha.shape)}")
         return alpha.expand(H)
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-        raise TypeError(f"alpha must be a number or a tensor, got {type(alpha).__name__}")
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha must be in (0, 1], got {alpha}")
     return weight_hh.new_full((H,), alpha)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _C, _layers
+from rnnext.functional import check_number
 from rnnext.rnn import weights_of
 
 __all__ = ["LeakyRNN"]
@@ -180,12 +181,8 @@ class LeakyRNN(nn.RNNBase):
         """
         alphas, noise = self.alphas(), []
         if self.training and self.noise_std > 0:
-            if lengths is not None and isinstance(input, Tensor) and input.dim() == 3:
-                # Whatever lies past a row's end has no part in the gradients of W_ih either.
-                steps = torch.arange(input.shape[int(self.batch_first)], device=input.device)
-                exists = steps.unsqueeze(1) < lengths  # [T, B]
-                exists = exists.t() if self.batch_first else exists
-                input = torch.where(exists.unsqueeze(2), input, 0)
+            if lengths is not None and isinstance(input, Tensor):
+                input = self._without_padding(input, lengths)
             scale = _NOISE_SCALES[self.noise_scale]
             noise = [self.noise_std * scale(alpha.detach()) for alpha in alphas]
         return _layers.run(
@@ -205,6 +202,18 @@ class LeakyRNN(nn.RNNBase):
             self.form,
             noise,
         )
+
+    def _without_padding(self, input: Tensor, lengths: Tensor) -> Tensor:
+        """The input with zeros past each row's end, which must not reach the gradients of W_ih.
+
+        Lengths that do not fit are left to the op to refuse.
+        """
+        batch, time = (0, 1) if self.batch_first else (1, 0)
+        if input.dim() != 3 or lengths.shape != (input.shape[batch],):
+            return input
+        steps = torch.arange(input.shape[time], device=input.device)
+        exists = steps.unsqueeze(batch) < lengths.unsqueeze(time)
+        return torch.where(exists.unsqueeze(2), input, 0)
 
     def extra_repr(self) -> str:
         """The arguments, as torch.nn's modules show them."""
@@ -234,8 +243,7 @@ def _leak(
     """Alpha, [] or [H], on the CPU, from either way to give it."""
 
     def exact(name: str, number: float | Tensor) -> Tensor:
-        if isinstance(number, bool) or not isinstance(number, (int, float, Tensor)):
-            raise TypeError(f"{name} must be a number or a tensor, got {type(number).__name__}")
+        check_number(name, number)
         return torch.as_tensor(number, dtype=torch.float64, device="cpu").detach()
 
     if alpha is None:

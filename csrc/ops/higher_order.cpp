@@ -39,11 +39,11 @@ Tensor derivative<Nonlinearity::identity>(const Tensor& h) {
 }
 
 // Between the rows of a packed sequence [N, ...] and [T, B, ...] with zeros where there is no row.
-struct Packing {
+struct Padding {
   Tensor position;  // [N]: t * B + b of each row
   int64_t T = 0, B = 0;
 
-  explicit Packing(const Tensor& batch_sizes, at::Device device) {
+  explicit Padding(const Tensor& batch_sizes, at::Device device) {
     const Tensor sizes = batch_sizes.contiguous();
     const int64_t* n = sizes.const_data_ptr<int64_t>();
     T = sizes.numel();
@@ -53,7 +53,7 @@ struct Packing {
       for (int64_t b = 0; b < n[t]; ++b) at.push_back(t * B + b);
     position = at::tensor(at, at::kLong).to(device);
   }
-  Tensor unpack(const Tensor& rows) const {
+  Tensor add(const Tensor& rows) const {
     std::vector<int64_t> shape = rows.sizes().vec();
     shape[0] = T * B;
     const Tensor flat = at::zeros(shape, rows.options()).index_copy(0, position, rows);
@@ -61,25 +61,25 @@ struct Packing {
     shape.insert(shape.begin(), T);
     return flat.view(shape);
   }
-  Tensor pack(const Tensor& padded) const { return padded.flatten(0, 1).index_select(0, position); }
-  Tensor lengths() const { return unpack(at::ones_like(position)).sum(0); }
+  Tensor drop(const Tensor& padded) const { return padded.flatten(0, 1).index_select(0, position); }
+  Tensor lengths() const { return add(at::ones_like(position)).sum(0); }
 };
 
 }  // namespace
 
 RecurrenceGradients differentiable_backward(KeptArguments s, Tensor output, Tensor grad_output,
                                             const Tensor& grad_h_n) {
-  std::optional<Packing> packing;
+  std::optional<Padding> padding;
   if (given(s.batch_sizes)) {
-    packing.emplace(*s.batch_sizes, output.device());
-    output = packing->unpack(output);
-    if (grad_output.defined()) grad_output = packing->unpack(grad_output);
+    padding.emplace(*s.batch_sizes, output.device());
+    output = padding->add(output);
+    if (grad_output.defined()) grad_output = padding->add(grad_output);
     if (given(s.index)) {
-      s.index = packing->unpack(*s.index);
+      s.index = padding->add(*s.index);
     } else {
-      s.input = packing->unpack(s.input);
+      s.input = padding->add(s.input);
     }
-    s.lengths = packing->lengths();
+    s.lengths = padding->lengths();
   }
   const int64_t D = static_cast<int64_t>(s.weight_hh.size()), H = s.weight_hh[0].size(0);
   const int64_t T = output.size(0), B = output.size(1);
@@ -140,8 +140,8 @@ RecurrenceGradients differentiable_backward(KeptArguments s, Tensor output, Tens
   if (s.weight_ih.empty()) grad_input = at::cat(pre, -1);
   if (given(s.index)) {
     grad_input = at::zeros_like(s.input).index_add(0, s.index->flatten(), grad_input.flatten(0, 1));
-  } else if (packing) {
-    grad_input = packing->pack(grad_input);
+  } else if (padding) {
+    grad_input = padding->drop(grad_input);
   }
   return {grad_input, at::stack(grad_hx), grad_weight_ih, grad_weight_hh, grad_bias, {}, {}};
 }
@@ -243,15 +243,15 @@ RecurrenceGradients gradients_of_loop(KeptArguments s, const Tensor& grad_output
   want_all(s.alpha);
 
   KeptArguments padded = s;
-  std::optional<Packing> packing;
+  std::optional<Padding> padding;
   if (given(s.batch_sizes)) {
-    packing.emplace(*s.batch_sizes, s.weight_hh[0].device());
+    padding.emplace(*s.batch_sizes, s.weight_hh[0].device());
     if (given(s.index)) {
-      padded.index = packing->unpack(*s.index);
+      padded.index = padding->add(*s.index);
     } else {
-      padded.input = packing->unpack(s.input);
+      padded.input = padding->add(s.input);
     }
-    padded.lengths = packing->lengths();
+    padded.lengths = padding->lengths();
   }
   const Tensor& rows = given(s.index) ? *padded.index : padded.input;
   const int64_t T = rows.size(0), B = rows.size(1), H = s.weight_hh[0].size(0);
@@ -273,7 +273,7 @@ RecurrenceGradients gradients_of_loop(KeptArguments s, const Tensor& grad_output
     last.push_back(h_n);
   }
   Tensor output = at::cat(outputs, -1);
-  if (packing) output = packing->pack(output);
+  if (padding) output = padding->drop(output);
   const Tensor h_n = at::stack(last);
   variable_list results, given_grads;
   for (const auto& [result, grad] : {std::pair(output, grad_output), std::pair(h_n, grad_h_n)}) {

@@ -1,8 +1,7 @@
-"""LeakyRNN and functional.recurrence: against the loops that people write, and their arguments."""
+"""LeakyRNN: against the loops that people write, and its arguments."""
 
 import copy
 import io
-import itertools
 import math
 
 import pytest
@@ -11,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnext
-from helpers.common import assert_close, error_of, same
+from helpers.common import assert_close, same
 from reference.elman import ACTIVATIONS
 from rnnext import functional
 
@@ -176,34 +175,18 @@ def test_noise_keeps_what_lies_past_the_end_out(batch_first):
     assert all(p.grad.isfinite().all() for p in rnn.parameters())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("form", FORMS)
-def test_the_gradient_of_a_small_alpha(form, dtype):
-    """The difference that alpha multiplies is not taken from states that hardly differ."""
-    torch.manual_seed(0)
-    alpha = torch.full((8,), 2.0**-10, dtype=dtype, requires_grad=True)
-    x, w = torch.randn(20, 6, 8).to(dtype), (torch.randn(8, 8) * 0.2).to(dtype)
-    results = []
-    for kind in (dtype, torch.float64):
-        a = alpha.detach().to(kind).requires_grad_()
-        output, _ = functional.recurrence(x.to(kind), None, None, w.to(kind), alpha=a, form=form)
-        results.append(torch.autograd.grad(output.sum(), a)[0])
-    assert_close(*results)
-
-
-def test_recurrence_follows_autocast():
-    x, w = torch.randn(4, 2, 3), torch.randn(3, 3)
-    with torch.autocast("cpu"):
-        output, _ = functional.recurrence(torch.nn.Linear(3, 3)(x), None, None, w, alpha=0.5)
-    assert output.dtype == torch.bfloat16
-
-
 def test_is_made_without_data():
     for learn_alpha in (False, True):
         rnn = rnnext.LeakyRNN(3, 6, alpha=0.4, learn_alpha=learn_alpha, device="meta")
         assert "LeakyRNN(3, 6" in repr(rnn)
     with torch.device("meta"):
         assert rnnext.LeakyRNN(3, 6, alpha=0.4)(torch.zeros(2, 1, 3))[0].shape == (2, 1, 6)
+
+
+def test_noise_leaves_bad_lengths_to_be_named():
+    rnn = rnnext.LeakyRNN(3, 6, alpha=0.4, noise_std=0.1)
+    with pytest.raises(ValueError, match=r"lengths must have shape \[2\], got \[3\]"):
+        rnn(torch.zeros(5, 2, 3), lengths=torch.tensor([5, 3, 1]))
 
 
 def test_alpha_is_a_copy():
@@ -292,130 +275,3 @@ def test_a_buffer_out_of_range_is_refused_when_it_is_used():
 def test_repr_names_what_differs():
     text = repr(rnnext.LeakyRNN(3, 6, alpha=0.25, form="blend", noise_std=0.1))
     assert all(part in text for part in ("3, 6", "form=blend", "alpha=0.25", "noise_std=0.1"))
-
-
-# functional.recurrence
-
-
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("ready", [False, True])
-def test_recurrence_reads_features_or_ready_inputs(ready, batch_first):
-    torch.manual_seed(0)
-    w_ih, w_hh, b_ih, b_hh = (
-        torch.randn(s, dtype=torch.float64) * 0.3 for s in ((6, 4), (6, 6), 6, 6)
-    )
-    x, hx = torch.randn(5, 3, 4).double(), torch.randn(3, 6).double()
-    expected, h_n = functional.rnn(x, hx.unsqueeze(0), [w_ih, w_hh, b_ih, b_hh])
-    given = x @ w_ih.t() if ready else x
-    output, last = functional.recurrence(
-        given.transpose(0, 1) if batch_first else given,
-        hx,
-        None if ready else w_ih,
-        w_hh,
-        b_ih,
-        b_hh,
-        batch_first=batch_first,
-    )
-    assert_close(output.transpose(0, 1) if batch_first else output, expected)
-    assert_close(last, h_n[0])
-    one, _ = functional.recurrence(x, hx, w_ih, w_hh, None, b_ih + b_hh)
-    assert_close(one, expected)
-
-
-@pytest.mark.parametrize("shape", [(6,), (3, 6)])
-def test_recurrence_resets_to_a_state(shape):
-    torch.manual_seed(0)
-    x, w = torch.randn(7, 3, 6).double(), torch.randn(6, 6).double() * 0.3
-    start = torch.randn(shape).double().requires_grad_()
-    reset = torch.rand(7, 3) < 0.4
-    output, _ = functional.recurrence(
-        x.transpose(0, 1), None, None, w, reset=reset.t(), reset_state=start, batch_first=True
-    )
-    state, expected = torch.zeros(3, 6).double(), []
-    for step, anew in zip(x, reset, strict=True):
-        state = torch.where(anew.unsqueeze(1), start, state)
-        state = torch.tanh(step + state @ w.t())
-        expected.append(state)
-    expected = torch.stack(expected, 1)
-    assert_close(output, expected)
-    grads = [torch.autograd.grad(v.square().sum(), start)[0] for v in (output, expected)]
-    assert_close(*grads)
-
-
-def test_gradients_of_a_scalar_alpha():
-    alpha = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    x, w = torch.randn(4, 2, 3).double(), torch.randn(3, 3).double()
-
-    def call(alpha):
-        return functional.recurrence(x, None, None, w, alpha=alpha)[0]
-
-    assert torch.autograd.gradcheck(call, alpha)
-    assert torch.autograd.gradgradcheck(call, alpha)
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"alpha": 0.0}, ValueError, r"alpha must be in \(0, 1\], got 0.0"),
-        ({"alpha": "x"}, TypeError, "alpha must be a number or a tensor, got str"),
-        ({"alpha": True}, TypeError, "alpha must be a number or a tensor, got bool"),
-        ({"alpha": torch.ones(4)}, ValueError, r"alpha must have shape \[\] or \[3\], got \[4\]"),
-        ({"form": "x", "alpha": 0.5}, ValueError, "form must be one of"),
-        ({"nonlinearity": "x"}, ValueError, "nonlinearity must be one of"),
-        ({"input": torch.zeros(4, 3)}, ValueError, "input must have 3 dimensions, got 2"),
-        ({"reset": torch.zeros(4, 2)}, TypeError, "reset must be a bool tensor"),
-        ({"reset": torch.zeros(2, 4) > 0}, ValueError, r"reset must have shape \[4, 2\]"),
-        ({"reset_state": torch.zeros(3)}, ValueError, "reset_state needs a reset"),
-        (
-            {"reset": torch.zeros(4, 2) > 0, "reset_state": torch.zeros(4)},
-            ValueError,
-            r"reset_state must have shape \[3\] or \[2, 3\], got \[4\]",
-        ),
-        ({"hx": torch.zeros(3, 3)}, RuntimeError, r"hx must have shape \[1, 2, 3\]"),
-        ({"lengths": torch.tensor([4, 5])}, ValueError, r"lengths\[1\] = 5"),
-    ],
-)
-def test_recurrence_names_what_does_not_fit(changes, error, message):
-    arguments = {"input": torch.zeros(4, 2, 3), "hx": None, "weight_ih": None} | changes
-    with pytest.raises(error, match=message):
-        functional.recurrence(weight_hh=torch.zeros(3, 3), **arguments)
-
-
-# RNN.forward(reset=)
-
-
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("grad", [True, False])
-def test_a_row_of_episodes_equals_them_one_by_one(layers, bidirectional, grad):
-    torch.manual_seed(0)
-    rnn = rnnext.RNN(4, 9, layers, bidirectional=bidirectional).requires_grad_(grad)
-    nn_rnn = rnnext.revert(copy.deepcopy(rnn))
-    x, reset = torch.randn(20, 3, 4), torch.rand(20, 3) < 0.2
-    output, _ = rnn(x, reset=reset)
-    reset[0] = True
-    expected = torch.zeros_like(output)
-    for b in range(3):
-        starts = [*reset[:, b].nonzero().flatten().tolist(), 20]
-        for start, end in itertools.pairwise(starts):
-            expected[start:end, b] = nn_rnn(x[start:end, b])[0]
-    assert_close(output, expected)
-    one, _ = rnn(x[:, 1], reset=reset[:, 1])
-    assert_close(one, expected[:, 1])
-    rnn.batch_first = True
-    assert_close(rnn(x.transpose(0, 1), reset=reset.t())[0], expected.transpose(0, 1))
-
-
-def test_reset_of_an_rnn_is_checked():
-    rnn, x = rnnext.RNN(4, 9), torch.randn(5, 3, 4)
-    packed = pack_padded_sequence(x, torch.tensor([5, 4, 2]))
-    for given, reset, error, message in (
-        (x, torch.zeros(3, 5) > 0, ValueError, r"reset must have shape \[5, 3\], got \[3, 5\]"),
-        (x, torch.zeros(5) > 0, ValueError, r"reset must have shape \[T, B\], got \[5\]"),
-        (x, torch.zeros(5, 3), TypeError, "reset must be a bool tensor, got float32"),
-        (x[:, 0], torch.zeros(5, 3) > 0, ValueError, r"reset must have shape \[T\], got \[5, 3\]"),
-        (packed, torch.zeros(5, 3) > 0, ValueError, "reset must not be given with a packed input"),
-    ):
-        kind, text = error_of(lambda given=given, reset=reset: rnn(given, reset=reset))
-        assert kind is error
-        assert message.replace("\\", "") in text

@@ -134,31 +134,6 @@ def test_the_same_bits_for_any_batch_and_step_by_step(leak, dtype, isa, threads)
     assert torch.equal(state, h_n)
 
 
-@pytest.mark.parametrize("leak", [None, *FORMS])
-@pytest.mark.parametrize("reverse", [(False,), (False, True)])
-def test_what_lies_past_the_end_has_no_part(leak, reverse):
-    arguments = samples.make(
-        rows="lengths", leak=leak, reset="state", reverse=reverse, requires_grad=True
-    )
-    tensors = arguments.float_tensors()
-    past = torch.arange(5).view(5, 1) >= arguments.lengths
-    cotangent = torch.rand_like(arguments.call(ops.recurrence)[0])
-    expected = []
-    for filling in (0.0, float("nan")):
-        with torch.no_grad():
-            arguments.input[past] = filling
-            cotangent[past] = filling
-            arguments.reset[past] = filling == 0
-        for create_graph in (False, True):
-            output, h_n = arguments.call(ops.recurrence)
-            value = (output * torch.where(past.unsqueeze(2), 0, cotangent)).sum() + h_n.sum()
-            grads = torch.autograd.grad(value, tensors, create_graph=create_graph)
-            expected = expected or grads
-            assert_close(grads, expected)
-        direct = torch.autograd.grad(arguments.call(ops.recurrence)[0], tensors, cotangent)
-        assert all(g.isfinite().all() for g in direct)
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_only_what_the_backward_pass_needs_is_saved(form):
     arguments = samples.make(B=40, leak=form, reverse=(False, True))

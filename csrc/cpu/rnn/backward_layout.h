@@ -25,7 +25,7 @@ struct BackwardLayout {
   char* features;  // [workers] of FeatureGradients
   size_t features_bytes;
   char* sums;  // [units or workers] of WeightGradients
-  // Of a leak: alpha [D], and the sums of its gradient [units]; each [H], in whole panels.
+  // Of a leak: alpha and the sums of its gradient, [units] of [H], in whole panels.
   C *alpha, *alpha_sums;
   // Of voltage: what enters W_hh of hx and of reset_state, [D,B,H] each.
   S *start_output, *reset_output;
@@ -54,7 +54,7 @@ struct BackwardLayout {
     sums_bytes = WeightGradients<S, E>(p, out, {0, most}, nullptr).bytes;
     sums =
         arena.take<char>((plan.own_sums ? plan.units : workers) * static_cast<int64_t>(sums_bytes));
-    alpha = arena.take<C>(states.leaks() ? p.D * padded() : 0);
+    alpha = arena.take<C>(states.leaks() ? plan.units * padded() : 0);
     alpha_sums = arena.take<C>(out.alpha[0] ? plan.units * padded() : 0);
     const int64_t state_size = p.form == Form::voltage ? p.D * p.B * p.H : 0;
     start_output = arena.take<S>(state_size);
@@ -75,7 +75,7 @@ struct BackwardLayout {
   }
 
   int64_t padded() const { return panels_in<C>(p.H) * kPanel<C>; }
-  C* alpha_of_unit(const Unit& unit) const { return alpha + unit.d * padded(); }
+  C* alpha_of_unit(const Unit& unit) const { return alpha + unit.group * padded(); }
   C* alpha_sums_of(int64_t unit) const {
     return out.alpha[0] ? alpha_sums + unit * padded() : nullptr;
   }
@@ -89,22 +89,25 @@ struct BackwardLayout {
   RowCursor<S> cursor(int d, int64_t b0, int64_t b1, int64_t t) const {
     return {p, starts(), resets(), d, b0, b1, t};
   }
-  // The unit's part of all this.
+  // The unit's part of all this. (Of an hx that a reset drops nothing enters.)
   void begin_leak(const Unit& unit) const {
     const int64_t from = unit.p0 * kPanel<C>, to = unit.p1 * kPanel<C>;
+    const int64_t first = p.reverse[unit.d] ? p.T - 1 : 0;
     for (int64_t j = from; j < to; j += kLanes<C>) {
       store(alpha_of_unit(unit) + j, alpha_of<S>(p, unit.d, j));
       if (out.alpha[0]) store(alpha_sums_of(unit.group) + j, Vec<C>{});
     }
-    for (int64_t b = unit.b0; b < unit.b1 && p.form == Form::voltage; ++b)
+    for (int64_t b = unit.b0; b < unit.b1 && p.form == Form::voltage; ++b) {
+      const void* const start = p.restarts(unit.d, b, first) ? nullptr : p.hx;
       for (int64_t j = from; j < to; j += kLanes<C>) {
         const int64_t at = (unit.d * p.B + b) * p.H + j;
-        const Vec<C> hx = load_state(state_row<S>(p, p.hx, unit.d, b), j, p.H - j);
+        const Vec<C> hx = load_state(state_row<S>(p, start, unit.d, b), j, p.H - j);
         store_some(start_output + at, output_of<S>(p, hx), p.H - j);
         if (!p.reset) continue;
         const Vec<C> anew = load_state(state_row<S>(p, p.reset_state, unit.d, b), j, p.H - j);
         store_some(reset_output + at, output_of<S>(p, anew), p.H - j);
       }
+    }
   }
 
   C* chunk_of(const Worker& worker) const {

@@ -93,15 +93,6 @@ struct NamedCell {
   Nonlinearity name;
 };
 
-// Of a block in registers: a function that takes its address has to work on a copy, or the block is
-// in memory from its first sum on.
-template <class V, int R, int NV>
-RNNEXT_INLINE void copy_block(V (&to)[R][NV], const V (&from)[R][NV]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) to[r][j] = from[r][j];
-}
 template <class C>
 struct ForwardVectors {
   Vec<C>* x;
@@ -113,32 +104,43 @@ struct ForwardVectors {
 };
 template <class C>
 struct BackwardVectors {
-  Vec<C>* grad;
+  Vec<C>* x;
   const Vec<C>* h;
   int n;
   template <Nonlinearity name>
   RNNEXT_INLINE void operator()(Named<name>) const {
-    for (int i = 0; i < n; ++i) grad[i] = Activation<C, name>::backward(grad[i], h[i]);
+    for (int i = 0; i < n; ++i) x[i] = Activation<C, name>::backward(x[i], h[i]);
   }
 };
+template <class V, int R, int NV>
+RNNEXT_INLINE void copy_block(V (&to)[R][NV], const V (&from)[R][NV]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) to[r][j] = from[r][j];
+}
 template <class Vectors>
 RNNEXT_TILE void for_name(Nonlinearity name, const Vectors& f) {
   RNNEXT_RETURN_FOR(name);
 }
-template <class C, class V, int R, int NV>
-RNNEXT_INLINE void forward_block(const NamedCell<C>& cell, V (&x)[R][NV], int64_t, int64_t) {
+// work, whose x is the block, on a copy of it in memory: a block whose own address is known would
+// be in memory from its first sum on.
+template <class Work, class V, int R, int NV>
+RNNEXT_INLINE void in_memory(V (&x)[R][NV], Nonlinearity name, Work work) {
   V memory[R][NV];
   copy_block(memory, x);
-  for_name(cell.name, ForwardVectors<C>{&memory[0][0], R * NV});
+  work.x = &memory[0][0];
+  for_name(name, work);
   copy_block(x, memory);
+}
+template <class C, class V, int R, int NV>
+RNNEXT_INLINE void forward_block(const NamedCell<C>& cell, V (&x)[R][NV], int64_t, int64_t) {
+  in_memory(x, cell.name, ForwardVectors<C>{nullptr, R * NV});
 }
 template <class C, class V, int R, int NV>
 RNNEXT_INLINE void backward_block(const NamedCell<C>& cell, V (&x)[R][NV], const V (&h)[R][NV],
                                   int64_t, int64_t) {
-  V memory[R][NV];
-  copy_block(memory, x);
-  for_name(cell.name, BackwardVectors<C>{&memory[0][0], &h[0][0], R * NV});
-  copy_block(x, memory);
+  in_memory(x, cell.name, BackwardVectors<C>{nullptr, &h[0][0], R * NV});
 }
 
 // A leak (recurrence/nonlinearity.h has the forms) over any nonlinearity, both chosen at run time
@@ -168,6 +170,22 @@ RNNEXT_INLINE Vec<C> mix(Vec<C> a, Vec<C> x, Vec<C> y) {
   return fused<C>(1 - a, x, a * y);
 }
 
+// leak.run<Activation, form>() for the form that it is at run time.
+template <class Activation, class Leak>
+RNNEXT_INLINE void run_form(const Leak& leak, Form form) {
+  switch (form) {
+    case Form::rate:
+      return leak.template run<Activation, Form::rate>();
+    case Form::voltage:
+      return leak.template run<Activation, Form::voltage>();
+    case Form::blend:
+      return leak.template run<Activation, Form::blend>();
+    case Form::none:
+      break;
+  }
+  __builtin_unreachable();
+}
+
 template <class S>
 struct ForwardLeak {
   using C = Compute<S>;
@@ -178,17 +196,7 @@ struct ForwardLeak {
 
   template <Nonlinearity name>
   RNNEXT_INLINE void operator()(Named<name>) const {
-    switch (cell.form) {
-      case Form::rate:
-        return run<Activation<C, name>, Form::rate>();
-      case Form::voltage:
-        return run<Activation<C, name>, Form::voltage>();
-      case Form::blend:
-        return run<Activation<C, name>, Form::blend>();
-      case Form::none:
-        break;
-    }
-    __builtin_unreachable();
+    run_form<Activation<C, name>>(*this, cell.form);
   }
   // (Locals: the compiler cannot know that the stores leave the cell as it is.)
   template <class Activation, Form form>
@@ -237,17 +245,7 @@ struct BackwardLeak {
 
   template <Nonlinearity name>
   RNNEXT_INLINE void operator()(Named<name>) const {
-    switch (cell.form) {
-      case Form::rate:
-        return run<Activation<C, name>, Form::rate>();
-      case Form::voltage:
-        return run<Activation<C, name>, Form::voltage>();
-      case Form::blend:
-        return run<Activation<C, name>, Form::blend>();
-      case Form::none:
-        break;
-    }
-    __builtin_unreachable();
+    run_form<Activation<C, name>>(*this, cell.form);
   }
   template <class Activation, Form form>
   RNNEXT_INLINE void run() const {
@@ -309,18 +307,12 @@ RNNEXT_INLINE void prefetch_saved(const LeakyCell<S>& cell, int64_t row, int64_t
 template <class S, class V, int R, int NV>
 RNNEXT_INLINE void forward_block(const LeakyCell<S>& cell, V (&x)[R][NV], int64_t row,
                                  int64_t column) {
-  V memory[R][NV];
-  copy_block(memory, x);
-  for_name(cell.name, ForwardLeak<S>{cell, &memory[0][0], R, NV, row, column});
-  copy_block(x, memory);
+  in_memory(x, cell.name, ForwardLeak<S>{cell, nullptr, R, NV, row, column});
 }
 template <class S, class V, int R, int NV>
 RNNEXT_INLINE void backward_block(const LeakyCell<S>& cell, V (&x)[R][NV], const V (&h)[R][NV],
                                   int64_t row, int64_t column) {
-  V memory[R][NV];
-  copy_block(memory, x);
-  for_name(cell.name, BackwardLeak<S>{cell, &memory[0][0], &h[0][0], R, NV, row, column});
-  copy_block(x, memory);
+  in_memory(x, cell.name, BackwardLeak<S>{cell, nullptr, &h[0][0], R, NV, row, column});
 }
 
 // f(cell) for the cell of a call.

@@ -33,17 +33,12 @@ std::optional<Packing> Packing::of(const Recurrence& p, const RecurrenceArgument
   packing.T_ = p.T, packing.B_ = p.B;
   packing.order_ = at::tensor(order, at::kLong);
   packing.rows_ = at::empty({steps}, at::kLong);
-  packing.rows_by_b_ = at::empty({steps}, at::kLong);
   int64_t* row = packing.rows_.mutable_data_ptr<int64_t>();
-  int64_t* row_by_b = packing.rows_by_b_.mutable_data_ptr<int64_t>();
   std::vector<int64_t> sizes;
   for (int64_t t = 0; t < lengths[order[0]]; ++t) {
     while (lengths[order[batch - 1]] <= t) --batch;
     sizes.push_back(batch);
-    for (int64_t i = 0; i < batch; ++i) {
-      *row++ = t * p.B + order[i];
-      *row_by_b++ = order[i] * p.T + t;
-    }
+    for (int64_t i = 0; i < batch; ++i) *row++ = t * p.B + order[i];
   }
   packing.batch_sizes_ = at::tensor(sizes, at::kLong);
   return packing;
@@ -62,10 +57,12 @@ Tensor Packing::pack(const Tensor& rows) const {
   const Tensor by_b = rows.transpose(0, 1);
   const bool batch_first = !rows.is_contiguous() && by_b.is_contiguous();
   const Tensor from = batch_first ? by_b.flatten(0, 1) : rows.flatten(0, 1);
+  const Tensor picked =
+      batch_first ? rows_.remainder(B_).mul_(T_).add_(rows_.floor_divide(B_)) : rows_;
   std::vector<int64_t> shape = from.sizes().vec();
   shape[0] = rows_.numel();
   Tensor packed = empty_large(shape, from.options());
-  return at::index_select_out(packed, from, 0, batch_first ? rows_by_b_ : rows_);
+  return at::index_select_out(packed, from, 0, picked);
 }
 
 Tensor Packing::unpack(const Tensor& packed) const {

@@ -31,9 +31,8 @@ class Packing {
 
  private:
   int64_t T_ = 0, B_ = 0;
-  Tensor rows_;       // [N] t * B + b
-  Tensor rows_by_b_;  // [N] b * T + t
-  Tensor order_;      // the sequences that have steps
+  Tensor rows_;   // [N] t * B + b
+  Tensor order_;  // the sequences that have steps
   // What arguments() refers to.
   Tensor input_;
   OptionalTensor hx_, index_, batch_sizes_, none_;

@@ -337,9 +337,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
 
   const int64_t width = s.D * s.H;
   const Tensor grad_rows = grad_pre.view({s.N, width});
-  const auto direction = [&](const Tensor& rows, int64_t d) {
-    return rows.narrow(1, d * s.H, s.H);
-  };
+  const auto direction = [&](const Tensor& t, int64_t d) { return t.narrow(1, d * s.H, s.H); };
   const auto previous = [&](const States& from) {
     const Tensor rows = call.empty({s.N, width});
     if (!empty)

@@ -1,0 +1,130 @@
+"""functional.recurrence: its inputs, resets to a state, derivatives of alpha, and its errors."""
+
+import pytest
+import torch
+
+from helpers.common import assert_close
+from rnnext import functional
+
+FORMS = ["rate", "voltage", "blend"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_gradient_of_a_small_alpha(form, dtype):
+    """The difference that alpha multiplies is not taken from states that hardly differ."""
+    torch.manual_seed(0)
+    alpha = torch.full((8,), 2.0**-10, dtype=dtype, requires_grad=True)
+    x, w = torch.randn(20, 6, 8).to(dtype), (torch.randn(8, 8) * 0.2).to(dtype)
+    results = []
+    for kind in (dtype, torch.float64):
+        a = alpha.detach().to(kind).requires_grad_()
+        output, _ = functional.recurrence(x.to(kind), None, None, w.to(kind), alpha=a, form=form)
+        results.append(torch.autograd.grad(output.sum(), a)[0])
+    assert_close(*results)
+
+
+def test_recurrence_follows_autocast():
+    x, w = torch.randn(4, 2, 3), torch.randn(3, 3)
+    with torch.autocast("cpu"):
+        output, _ = functional.recurrence(torch.nn.Linear(3, 3)(x), None, None, w, alpha=0.5)
+    assert output.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("ready", [False, True])
+def test_recurrence_reads_features_or_ready_inputs(ready, batch_first):
+    torch.manual_seed(0)
+    w_ih, w_hh, b_ih, b_hh = (
+        torch.randn(s, dtype=torch.float64) * 0.3 for s in ((6, 4), (6, 6), 6, 6)
+    )
+    x, hx = torch.randn(5, 3, 4).double(), torch.randn(3, 6).double()
+    expected, h_n = functional.rnn(x, hx.unsqueeze(0), [w_ih, w_hh, b_ih, b_hh])
+    given = x @ w_ih.t() if ready else x
+    output, last = functional.recurrence(
+        given.transpose(0, 1) if batch_first else given,
+        hx,
+        None if ready else w_ih,
+        w_hh,
+        b_ih,
+        b_hh,
+        batch_first=batch_first,
+    )
+    assert_close(output.transpose(0, 1) if batch_first else output, expected)
+    assert_close(last, h_n[0])
+    one, _ = functional.recurrence(x, hx, w_ih, w_hh, None, b_ih + b_hh)
+    assert_close(one, expected)
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 6)])
+def test_recurrence_resets_to_a_state(shape):
+    torch.manual_seed(0)
+    x, w = torch.randn(7, 3, 6).double(), torch.randn(6, 6).double() * 0.3
+    start = torch.randn(shape).double().requires_grad_()
+    reset = torch.rand(7, 3) < 0.4
+    output, _ = functional.recurrence(
+        x.transpose(0, 1), None, None, w, reset=reset.t(), reset_state=start, batch_first=True
+    )
+    state, expected = torch.zeros(3, 6).double(), []
+    for step, anew in zip(x, reset, strict=True):
+        state = torch.where(anew.unsqueeze(1), start, state)
+        state = torch.tanh(step + state @ w.t())
+        expected.append(state)
+    expected = torch.stack(expected, 1)
+    assert_close(output, expected)
+    grads = [torch.autograd.grad(v.square().sum(), start)[0] for v in (output, expected)]
+    assert_close(*grads)
+
+
+def test_gradients_of_a_scalar_alpha():
+    alpha = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    x, w = torch.randn(4, 2, 3).double(), torch.randn(3, 3).double()
+
+    def call(alpha):
+        return functional.recurrence(x, None, None, w, alpha=alpha)[0]
+
+    assert torch.autograd.gradcheck(call, alpha)
+    assert torch.autograd.gradgradcheck(call, alpha)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"alpha": 0.0}, ValueError, r"alpha must be in \(0, 1\], got 0.0"),
+        ({"alpha": "x"}, TypeError, "alpha must be a number or a tensor, got str"),
+        ({"weight_hh": torch.tensor(1.0)}, RuntimeError, r"weight_hh must have shape \[H, H\]"),
+        ({"alpha": True}, TypeError, "alpha must be a number or a tensor, got bool"),
+        ({"alpha": torch.ones(4)}, ValueError, r"alpha must have shape \[\] or \[3\], got \[4\]"),
+        ({"form": "x", "alpha": 0.5}, ValueError, "form must be one of"),
+        ({"nonlinearity": "x"}, ValueError, "nonlinearity must be one of"),
+        ({"input": torch.zeros(4, 3)}, ValueError, "input must have 3 dimensions, got 2"),
+        ({"reset": torch.zeros(4, 2)}, TypeError, "reset must be a bool tensor"),
+        ({"reset": torch.zeros(2, 4) > 0}, ValueError, r"reset must have shape \[4, 2\]"),
+        ({"reset_state": torch.zeros(3)}, ValueError, "reset_state needs a reset"),
+        (
+            {"reset": torch.zeros(4, 2) > 0, "reset_state": torch.zeros(4)},
+            ValueError,
+            r"reset_state must have shape \[3\] or \[2, 3\], got \[4\]",
+        ),
+        ({"hx": torch.zeros(3, 3)}, RuntimeError, r"hx must have shape \[1, 2, 3\]"),
+        ({"lengths": torch.tensor([4, 5])}, ValueError, r"lengths\[1\] = 5"),
+    ],
+)
+def test_recurrence_names_what_does_not_fit(changes, error, message):
+    arguments = {"input": torch.zeros(4, 2, 3), "hx": None, "weight_ih": None}
+    arguments |= {"weight_hh": torch.zeros(3, 3)} | changes
+    with pytest.raises(error, match=message):
+        functional.recurrence(**arguments)
+
+
+def test_a_state_that_a_reset_drops_has_no_gradient():
+    x, w = torch.randn(4, 2, 3).double(), torch.randn(3, 3).double()
+    reset = torch.tensor([[True, False], *[[False, False]] * 3])
+    for form in FORMS:
+        hx = torch.randn(2, 3).double()
+        hx[0] = float("nan")
+        hx.requires_grad_()
+        output, _ = functional.recurrence(x, hx, None, w, reset=reset, alpha=0.5, form=form)
+        (grad,) = torch.autograd.grad(output.sum(), hx)
+        assert not grad[0].any()
+        assert grad[1].all()
