@@ -22,12 +22,15 @@ if _build.torch_version != _torch.__version__:
     )
 
 from rnnext import functional, ops
-from rnnext.convert import convert, revert
+from rnnext.convert import convert, revert, summary
 from rnnext.embedding import Embedding
 from rnnext.embedding_rnn import EmbeddingRNN
 from rnnext.leaky import LeakyRNN
 from rnnext.rnn import RNN, RNNCell
 from rnnext.stepper import Stepper
+
+# torch.load(weights_only=True) may then make these from a file: their state is data.
+_torch.serialization.add_safe_globals([RNN, RNNCell, LeakyRNN, Embedding, EmbeddingRNN, Stepper])
 
 __all__ = [
     "RNN",
@@ -40,5 +43,6 @@ __all__ = [
     "functional",
     "ops",
     "revert",
+    "summary",
 ]
 __version__ = _version("rnnext")

@@ -1,46 +1,56 @@
 """Swap torch.nn's modules of a model for rnnext's, and back."""
 
 import logging
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, TypeVar
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from rnnext import _C
 from rnnext.embedding import Embedding
+from rnnext.embedding_rnn import EmbeddingRNN
 from rnnext.rnn import RNN, RNNCell
 
-__all__ = ["convert", "revert"]
+__all__ = ["convert", "revert", "summary"]
 
 _logger = logging.getLogger(__name__)
 _Model = TypeVar("_Model", bound=nn.Module)
+_Classes = Mapping[type[nn.Module], type[nn.Module]]
 
-_TO_RNNEXT: dict[type[nn.Module], type[nn.Module]] = {
-    nn.RNN: RNN,
-    nn.RNNCell: RNNCell,
-    nn.Embedding: Embedding,
-}
-_TO_TORCH = {ours: theirs for theirs, ours in _TO_RNNEXT.items()}
+_TO_RNNEXT: _Classes = {nn.RNN: RNN, nn.RNNCell: RNNCell, nn.Embedding: Embedding}
+_TO_TORCH: _Classes = {ours: theirs for theirs, ours in _TO_RNNEXT.items()}
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def convert(model: _Model) -> _Model:
+def convert(model: _Model, *, embedding: bool = True, dry_run: bool = False) -> _Model:
     """Turn every torch.nn RNN, RNNCell and Embedding of a model into rnnext's, in place.
 
     The modules stay the same objects and change their class, so Parameters, buffers, hooks,
-    training flags, devices, parametrizations and references to them stay as they are. Instances of
-    other subclasses are left alone: they may override what rnnext replaces. Each change is logged
-    at level INFO.
+    training flags, devices, parametrizations and references to them stay as they are. Left alone
+    are instances of other subclasses, which may override what rnnext replaces, and modules whose
+    dtype or device rnnext has no kernels for: :func:`summary` says which. Each change is logged at
+    level INFO.
 
     Args:
         model: any module; it may itself be one of the three.
+        embedding: whether Embeddings are among them. Default: ``True``.
+        dry_run: whether to change nothing, and print :func:`summary`. Default: ``False``.
 
     Returns:
         The same model.
     """
-    return _swap_classes(model, _TO_RNNEXT)
+    if dry_run:
+        print(summary(model, embedding=embedding))
+        return model
+    return _swap_classes(model, _to_rnnext(embedding))
 
 
 def revert(model: _Model) -> _Model:
     """Undo :func:`convert`: every rnnext RNN, RNNCell and Embedding becomes torch.nn's, in place.
+
+    The two of an :class:`rnnext.EmbeddingRNN`, which torch.nn has no module for, stay.
 
     Args:
         model: any module; it may itself be one of the three.
@@ -51,27 +61,123 @@ def revert(model: _Model) -> _Model:
     return _swap_classes(model, _TO_TORCH)
 
 
-def _swap_classes(model: _Model, classes: dict[type[nn.Module], type[nn.Module]]) -> _Model:
+def summary(model: nn.Module, *, embedding: bool = True) -> str:
+    """What :func:`convert` would do with a model, a line for each module it may be about.
+
+    Args:
+        model: any module.
+        embedding: as :func:`convert`'s.
+
+    Returns:
+        Lines such as ``encoder.rnn: torch.nn.RNN -> rnnext.RNN``, or, for an RNN, a cell or an
+        Embedding that is left alone, why.
+    """
+    of_interest = (nn.RNNBase, nn.RNNCellBase, nn.Embedding)
+    return "\n".join(
+        str(step)
+        for step in _steps(model, _to_rnnext(embedding))
+        if isinstance(step.module, of_interest)
+    )
+
+
+def counterpart(module: nn.Module) -> type[nn.Module] | None:
+    """What :func:`revert` would make of a module of rnnext's."""
+    return _TO_TORCH.get(class_of(module))
+
+
+def _to_rnnext(embedding: bool) -> _Classes:
+    return {k: v for k, v in _TO_RNNEXT.items() if embedding or k is not nn.Embedding}
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """Its class, less the one of its own that registering a parametrization gives a module.
+
+    That one is derived from the other, and holds a property for each parametrized weight.
+    """
+    cls = type(module)
+    return cls.__mro__[1] if parametrize.is_parametrized(module) else cls
+
+
+def name_of(cls: type) -> str:
+    """Where users find a class."""
+    if getattr(nn, cls.__name__, None) is cls:
+        return f"torch.nn.{cls.__name__}"
+    ours = cls.__module__.startswith("rnnext.")
+    return f"{'rnnext' if ours else cls.__module__}.{cls.__qualname__}"
+
+
+class _Step(NamedTuple):
+    """What happens to a module."""
+
+    name: str
+    module: nn.Module
+    old: type[nn.Module]
+    new: type[nn.Module] | None
+    reason: str  # why not, where it stays as it is
+
+    def __str__(self) -> str:
+        where, old = self.name or "(the model)", name_of(self.old)
+        if self.new is None:
+            return f"{where}: {old} stays: {self.reason}"
+        return f"{where}: {old} -> {name_of(self.new)}"
+
+
+def _steps(model: nn.Module, classes: _Classes) -> Iterator[_Step]:
+    parts = {
+        id(part)
+        for module in model.modules()
+        if isinstance(module, EmbeddingRNN)
+        for part in module.children()
+    }
     for name, module in model.named_modules():
-        old = type(module)
-        parametrized = parametrize.is_parametrized(module)
-        base = old.__mro__[1] if parametrized else old
-        new = classes.get(base)
+        old = class_of(module)
+        new = classes.get(old)
         if new is None:
-            continue
-        if parametrized:
-            # Registering a parametrization gave the module a class of its own, derived from
-            # `base`, that holds a property for each parametrized weight: derive it from `new`.
-            members = {k: v for k, v in vars(old).items() if k not in ("__dict__", "__weakref__")}
-            module.__class__ = type(old.__name__, (new,), members)
+            reason = _no_counterpart(old, classes)
+        elif new in _TO_RNNEXT:
+            reason = "it is part of an EmbeddingRNN" if id(module) in parts else ""
         else:
-            module.__class__ = new
-        _logger.info(
-            "%s: %s.%s -> %s.%s",
-            name or "(the model)",
-            base.__module__,
-            base.__qualname__,
-            new.__module__,
-            new.__qualname__,
-        )
+            reason = _no_kernel(module)
+        yield _Step(name, module, old, None if reason else new, reason)
+
+
+def _no_counterpart(cls: type[nn.Module], classes: _Classes) -> str:
+    if any(base.__module__.startswith("rnnext.") for base in cls.__mro__):
+        return "it is rnnext's"
+    if cls in _TO_RNNEXT:
+        return "embedding=False"
+    for base in classes:
+        if issubclass(cls, base):
+            return f"a subclass of {name_of(base)} may override what rnnext replaces"
+    return "rnnext has none of this kind"
+
+
+def _no_kernel(module: nn.Module) -> str:
+    """Why rnnext cannot compute a module of torch.nn, if so."""
+    for name, weight in module.named_parameters():
+        inert = isinstance(module, nn.Embedding) and not weight.requires_grad
+        if weight.dtype not in _FLOATS and not inert:
+            dtype = str(weight.dtype).removeprefix("torch.")
+            return f"{name} is {dtype}; rnnext has float32, float64, bfloat16 and float16"
+        device = weight.device.type
+        if device not in ("cpu", "meta") and not (device == "cuda" and _has_cuda()):
+            return f"{name} is on {weight.device}, for which this build of rnnext has no kernels"
+    return ""
+
+
+def _has_cuda() -> bool:
+    return bool(_C.build_info()["cuda_archs"])
+
+
+def _swap_classes(model: _Model, classes: _Classes) -> _Model:
+    for step in list(_steps(model, classes)):
+        if step.new is None:
+            continue
+        module, cls = step.module, type(step.module)
+        if cls is step.old:
+            module.__class__ = step.new
+        else:  # parametrized: derive the class of its own from the new one
+            members = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+            module.__class__ = type(cls.__name__, (step.new,), members)
+        _logger.info("%s", step)
     return model

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rnnext import functional
+from rnnext import _deploy, functional
 
 __all__ = ["Embedding"]
 
@@ -33,6 +33,9 @@ class Embedding(nn.Embedding):
     Raises:
         AssertionError: ``padding_idx`` is outside -V..V-1.
     """
+
+    __prepare_scriptable__ = _deploy.refuse_script
+    _slow_forward = _deploy.slow_forward
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> "Embedding":

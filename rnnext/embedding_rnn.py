@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnext import _layers
+from rnnext import _deploy, _layers
 from rnnext.embedding import Embedding
 from rnnext.rnn import RNN, nonlinearity_of, weights_of
 
@@ -46,6 +46,9 @@ class EmbeddingRNN(nn.Module):
     Raises:
         TypeError, ValueError, AssertionError: as the two modules'.
     """
+
+    __prepare_scriptable__ = _deploy.refuse_script
+    _slow_forward = _deploy.slow_forward
 
     def __init__(
         self,

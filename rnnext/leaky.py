@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnext import _C, _layers
+from rnnext import _C, _deploy, _layers
 from rnnext.functional import check_number
 from rnnext.rnn import weights_of
 
@@ -82,6 +82,8 @@ class LeakyRNN(nn.RNNBase):
 
     alpha: Tensor
     weight_hh_l0: Tensor
+    __prepare_scriptable__ = _deploy.refuse_script
+    _slow_forward = _deploy.slow_forward
 
     def __init__(
         self,

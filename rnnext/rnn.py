@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnext import _layers, functional
+from rnnext import _deploy, _layers, functional
 
 __all__ = ["RNN", "RNNCell"]
 
@@ -74,6 +74,8 @@ class RNN(nn.RNNBase):
     """
 
     nonlinearity: str
+    __prepare_scriptable__ = _deploy.refuse_script
+    _slow_forward = _deploy.slow_forward
 
     def __init__(
         self,
@@ -170,6 +172,9 @@ class RNNCell(nn.RNNCell):
         weight_hh: ``[H, H]``.
         bias_ih, bias_hh: ``[H]``, or ``None``.
     """
+
+    __prepare_scriptable__ = _deploy.refuse_script
+    _slow_forward = _deploy.slow_forward
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Compute the next state.

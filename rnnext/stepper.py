@@ -219,19 +219,16 @@ class Stepper:
         return torch.stack(tokens) if tokens else torch.empty(0, shape[0], dtype=torch.int64)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (type(self), self._module, self.batch_size, self.get_state())
+        # The class, which torch.load(weights_only=True) knows, and then the state.
+        return type(self), (self._module, self.batch_size), self.get_state()
+
+    __setstate__ = set_state
 
     def __repr__(self) -> str:
         return (
             f"Stepper({self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, "
             f"batch_size={self.batch_size})"
         )
-
-
-def _restored(kind: type[Stepper], module: _Module, batch_size: int, state: Tensor) -> Stepper:
-    stepper = kind(module, batch_size)
-    stepper.set_state(state)
-    return stepper
 
 
 def _name(value: Any) -> str:

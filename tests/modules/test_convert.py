@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize
 
 import rnnext
@@ -145,13 +146,64 @@ def test_changes_are_logged(model, caplog):
         rnnext.convert(model)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 4
-    assert "stack.rnn: torch.nn.modules.rnn.RNN -> rnnext.rnn.RNN" in lines
+    assert "stack.rnn: torch.nn.RNN -> rnnext.RNN" in lines
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="rnnext"):
         rnnext.convert(model)
         assert not caplog.records
         rnnext.revert(model)
     assert len(caplog.records) == 4
+
+
+def test_embeddings_may_stay(model):
+    assert type(rnnext.convert(model, embedding=False).embedding) is nn.Embedding
+    assert type(model.cell) is rnnext.RNNCell
+
+
+def test_a_dry_run_prints_what_would_change_and_why_the_rest_stays(model, capsys):
+    model.cell.to(torch.complex64)
+    model.indices = nn.Embedding(3, 4)
+    model.indices.weight = nn.Parameter(torch.zeros(3, 4, dtype=torch.int8), requires_grad=False)
+    model.tokens = rnnext.EmbeddingRNN(10, 4, 5)
+    model.far = nn.RNN(3, 4, bias=False, device="meta")
+    with FakeTensorMode():
+        model.far.weight_hh_l0 = nn.Parameter(torch.empty(4, 4, device="xpu"))
+    classes = [type(m) for m in model.modules()]
+    assert rnnext.convert(model, dry_run=True) is model
+    assert [type(m) for m in model.modules()] == classes
+    printed = capsys.readouterr().out
+    assert printed == rnnext.summary(model) + "\n"
+    own = f"{OwnRNN.__module__}.OwnRNN"
+    assert printed.splitlines() == [
+        "embedding: torch.nn.Embedding -> rnnext.Embedding",
+        "stack.rnn: torch.nn.RNN -> rnnext.RNN",
+        "normed: torch.nn.RNN -> rnnext.RNN",
+        "cell: torch.nn.RNNCell stays: weight_ih is complex64; rnnext has float32, float64, "
+        "bfloat16 and float16",
+        f"own: {own} stays: a subclass of torch.nn.RNN may override what rnnext replaces",
+        "lstm: torch.nn.LSTM stays: rnnext has none of this kind",
+        "indices: torch.nn.Embedding -> rnnext.Embedding",
+        "tokens.embedding: rnnext.Embedding stays: it is rnnext's",
+        "tokens.rnn: rnnext.RNN stays: it is rnnext's",
+        "far: torch.nn.RNN stays: weight_hh_l0 is on xpu:0, for which this build of rnnext has no "
+        "kernels",
+    ]
+    rnnext.convert(model)
+    changed = [a is not type(m) for a, m in zip(classes, model.modules(), strict=True)]
+    assert sum(changed) == printed.count(" -> ")
+    assert type(model.cell) is nn.RNNCell
+    without = rnnext.summary(rnnext.revert(model), embedding=False)
+    assert "embedding: torch.nn.Embedding stays: embedding=False" in without.splitlines()
+    assert rnnext.summary(nn.RNN(3, 4)) == "(the model): torch.nn.RNN -> rnnext.RNN"
+
+
+def test_revert_leaves_an_embedding_rnn_whole():
+    model = nn.Sequential(rnnext.EmbeddingRNN(10, 4, 5))
+    few, many = torch.randint(10, (5, 2)), torch.randint(10, (5, 20))
+    expected = [model(few)[0], model(many)[0]]
+    rnnext.revert(model)
+    assert same([model(few)[0], model(many)[0]], expected)
+    assert type(model[0].rnn) is rnnext.RNN
 
 
 def test_converted_model_compiles():

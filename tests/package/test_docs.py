@@ -33,9 +33,11 @@ def test_the_agent_of_streaming_learns_and_its_text_is_what_it_read(capsys):
     assert names["sampled"].shape == (60, 1)
 
 
-@pytest.mark.parametrize("page", ["leaky", "episodes", "tokens", "constraints"])
-def test_the_python_of_the_guides_runs(page):
+@pytest.mark.parametrize("page", ["leaky", "episodes", "tokens", "constraints", "deploy"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit
+def test_the_python_of_the_guides_runs(page, monkeypatch, tmp_path):
     """And what it asserts is so."""
+    monkeypatch.chdir(tmp_path)
     assert "rnnext" in names_of(f"docs/{page}.md")
 
 
