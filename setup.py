@@ -1,6 +1,10 @@
-"""Build script: which sources, which flags, CUDA on or off. Metadata lives in pyproject.toml."""
+"""Build script: which sources and flags, CUDA on or off, and what follows from the torch at hand.
+
+All other metadata lives in pyproject.toml.
+"""
 
 import os
+import re
 import shutil
 import sys
 from glob import glob
@@ -9,6 +13,8 @@ from pathlib import Path
 import torch
 from setuptools import setup
 from torch.utils import cpp_extension
+
+OLDEST = "2.11"
 
 
 def find_cuda() -> bool:
@@ -56,15 +62,42 @@ def extension(cuda: bool):
     )
 
 
+def fitting(cuda: bool) -> str:
+    """How the version of a torch begins that the extension can be imported beside.
+
+    Patch releases keep the interfaces that it is compiled against. Builds between releases need
+    not, and the CUDA half is bound to the CUDA of its torch.
+    """
+    release = re.fullmatch(r"(\d+\.\d+)\.\d+(\+.*)?", torch.__version__)
+    return release[1] if release and not cuda else torch.__version__
+
+
 class BuildExtension(cpp_extension.BuildExtension):
     def run(self) -> None:
-        """Build, and leave the version of torch where an import can read it before linking."""
+        """Build, and leave the fitting torch where an import can read it before linking."""
         if self.editable_mode:  # where `build_ext --inplace` looks, not a folder that pip deletes
             self.build_temp = f"build/temp.{self.plat_name}-{sys.implementation.cache_tag}"
         super().run()
         package = Path("rnnext" if self.inplace else os.path.join(self.build_lib, "rnnext"))
-        (package / "_build.py").write_text(f'torch_version = "{torch.__version__}"\n')
+        (package / "_build.py").write_text(f'torch_version = "{fitting(find_cuda())}"\n')
+
+
+def main() -> None:
+    if torch.__version__ < OLDEST:  # as versions: it is no plain str
+        raise SystemExit(f"rnnext needs torch >= {OLDEST}, found torch {torch.__version__}")
+    if "sdist" in sys.argv:  # serves every torch
+        setup(install_requires=[f"torch>={OLDEST}"])
+        return
+    cuda = find_cuda()
+    release = ".".join(torch.__version__.split(".")[:2])
+    label = f"+torch{release}" + (f".cu{torch.version.cuda.replace('.', '')}" if cuda else "")
+    setup(
+        install_requires=[f"torch=={release}.*"],
+        ext_modules=[extension(cuda)],
+        cmdclass={"build_ext": BuildExtension},
+        options={"egg_info": {"tag_build": label}},  # 0.1.0+torch2.13
+    )
 
 
 if __name__ == "__main__":
-    setup(ext_modules=[extension(find_cuda())], cmdclass={"build_ext": BuildExtension})
+    main()

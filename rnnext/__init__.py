@@ -11,14 +11,14 @@ except ImportError as error:  # only an unbuilt source tree lacks it, which a cw
     raise ImportError(
         f"Python found the unbuilt sources in {_Path(__file__).resolve().parents[1]} before an "
         "installed rnnext: change directory, or build them there with "
-        "`pip install -e . --no-build-isolation`"
+        "`pip install -e .`"
     ) from error
 
-if _build.torch_version != _torch.__version__:
+if not f"{_torch.__version__}.".startswith(f"{_build.torch_version}."):
     raise ImportError(
-        f"rnnext was built against torch {_build.torch_version}, but torch {_torch.__version__} is "
-        "installed. Install rnnext again beside it: "
-        "pip install --force-reinstall --no-deps --no-build-isolation rnnext"
+        f"rnnext was built for torch {_build.torch_version}, but torch {_torch.__version__} is "
+        "installed. Install the wheel of rnnext that has this version of torch in its name, or "
+        "build again: pip install --force-reinstall --no-deps . in a clone of rnnext"
     )
 
 from rnnext import functional, ops

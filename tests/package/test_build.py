@@ -1,10 +1,15 @@
 """The build and the package: what is chosen, what is shipped, what a mismatch says."""
 
+import importlib.util
 import subprocess
+import sys
 import tarfile
+import venv
 from pathlib import Path
 
+import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 import rnnext
 from helpers.common import run_python
@@ -16,14 +21,117 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return run_python(*arguments, cwd=ROOT, **environment)
 
 
-def test_another_torch_is_refused_with_both_versions_and_the_mend():
+def import_beside(version: str) -> subprocess.CompletedProcess[str]:
+    """Import rnnext beside a torch that says it is of another version."""
+    say = f"import torch; torch.__version__ = torch.torch_version.TorchVersion({version!r})"
+    return run("-c", f"{say}; import rnnext")
+
+
+@pytest.mark.parametrize("version", ["9.9.0+cpu", "2.1", f"{torch.__version__[:4]}9.0"])
+def test_another_torch_is_refused_with_both_versions_and_the_mend(version):
+    result = import_beside(version)
+    assert result.returncode != 0
+    for part in (
+        "ImportError",
+        f"built for torch {rnnext._build.torch_version},",
+        f"torch {version} is installed",
+        "wheel",
+        "pip install",
+    ):
+        assert part in result.stderr
+
+
+@pytest.mark.skipif(rnnext._C.build_info()["cuda_archs"] != "", reason="bound to one CUDA")
+def test_a_patch_release_of_the_same_torch_is_taken():
+    release = ".".join(torch.__version__.split(".")[:2])
+    result = import_beside(f"{release}.99+other")
+    assert result.returncode == 0, result.stderr
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("setup_script", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("version", "cuda", "fitting"),
+    [
+        ("2.13.0+cpu", False, "2.13"),
+        ("2.13.1", False, "2.13"),
+        ("2.13.0+cu130", True, "2.13.0+cu130"),
+        ("2.14.0.dev20260901+cpu", False, "2.14.0.dev20260901+cpu"),
+        ("2.14.0a0+git1234567", False, "2.14.0a0+git1234567"),
+    ],
+)
+def test_which_torch_fits(monkeypatch, version, cuda, fitting):
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    assert script().fitting(cuda) == fitting
+
+
+@pytest.mark.parametrize("version", ["2.10.1", "1.13.0"])
+def test_a_torch_that_is_too_old_is_refused_before_anything_is_compiled(monkeypatch, version):
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    with pytest.raises(SystemExit, match=rf"needs torch >= 2\.11, found torch {version}"):
+        script().main()
+
+
+def test_a_wheel_names_its_torch_and_requires_it(tmp_path: Path):
+    result = run("setup.py", "-q", "dist_info", "--output-dir", str(tmp_path), RNNEXT_CUDA="0")
+    assert result.returncode == 0, result.stderr
+    (metadata,) = tmp_path.glob("*.dist-info/METADATA")
+    release = ".".join(torch.__version__.split(".")[:2])
+    lines = metadata.read_text().split("\n")
+    assert f"Requires-Dist: torch=={release}.*" in lines
+    (version,) = [line for line in lines if line.startswith("Version: ")]
+    assert version.endswith(f"+torch{release}")
+
+
+@pytest.fixture
+def build_tools(tmp_path: Path) -> Path:
+    """A folder with setuptools and nothing else, as a frontend gives an isolated build."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    place = Path(importlib.util.find_spec("setuptools").origin).parents[1]
+    for name in ("setuptools", "pkg_resources", "_distutils_hack"):
+        if (place / name).exists():
+            (folder / name).symlink_to(place / name)
+    return folder
+
+
+def test_an_isolated_build_of_pip_finds_the_torch_of_the_environment(build_tools: Path):
+    hidden = [path for path in sys.path if (Path(path) / "torch").exists()]
     result = run(
         "-c",
-        "import torch; torch.__version__ = torch.torch_version.TorchVersion('9.9'); import rnnext",
+        f"import sys; sys.path = [p for p in sys.path if p not in {hidden!r}]\n"
+        f"sys.path += [{str(ROOT / 'tools')!r}, {str(build_tools)!r}]\n"
+        "import build_backend, setuptools, torch\n"
+        "print(torch.__version__, torch.__file__, setuptools.__file__, sep='\\n')\n"
+        "build_backend.build_wheel",
+    )
+    assert result.returncode == 0, result.stderr
+    tools = str(build_tools / "setuptools" / "__init__.py")
+    assert result.stdout.split("\n")[:3] == [torch.__version__, torch.__file__, tools]
+
+
+def test_a_build_without_torch_stops_with_the_commands(tmp_path: Path, build_tools: Path):
+    venv.create(tmp_path / "empty")
+    result = subprocess.run(
+        [tmp_path / "empty" / "bin" / "python", "-c", "import build_backend"],
+        env={"PYTHONPATH": f"{ROOT / 'tools'}:{build_tools}"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode != 0
-    assert "ImportError" in result.stderr
-    for part in (torch.__version__, "9.9", "pip install"):
+    assert "Traceback" not in result.stderr
+    for part in (
+        str(tmp_path / "empty"),
+        "pip install 'torch>=2.11'\n    pip install .\n",
+        "pip install . --no-build-isolation",
+        "python -m build --no-isolation",
+    ):
         assert part in result.stderr
 
 
@@ -34,7 +142,7 @@ def test_unbuilt_sources_are_named_with_both_ways_out():
     for part in (
         f"ImportError: Python found the unbuilt sources in {Path(rnnext.__file__).parents[1]} ",
         "change directory",
-        "pip install -e . --no-build-isolation",
+        "pip install -e .",
     ):
         assert part in result.stderr
 
@@ -71,6 +179,10 @@ def test_the_source_distribution_holds_every_source(tmp_path: Path):
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         shipped = {name.split("/", 1)[1] for name in tar.getnames() if "/" in name}
+        (info,) = [name for name in tar.getnames() if name.count("/") == 1 and "PKG-INFO" in name]
+        metadata = tar.extractfile(info).read().decode()
+    assert "\nRequires-Dist: torch>=2.11\n" in metadata  # any torch: only a wheel is for one
+    assert "+" not in archive.name
     sources = {
         str(path.relative_to(ROOT))
         for folder, ending in (("csrc", "*.[ch]*"), ("rnnext", "*.py*"))
@@ -80,3 +192,4 @@ def test_the_source_distribution_holds_every_source(tmp_path: Path):
     assert len(sources) > 30
     assert sources <= shipped, sources - shipped
     assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py"} <= shipped
+    assert "tools/build_backend.py" in shipped
