@@ -122,6 +122,12 @@ class _Recurrence:
         _check_biases(self.bias_ih, self.bias_hh, D)
         output, B = self._check_rows(D * H)
         width = self.input.shape[-1]
+        if self.weight_ih and self.weight_ih[0].dim() == 2:
+            features = self.weight_ih[0].shape[1]
+            _check(
+                width == features,
+                f"input must have {features} features, as many as weight_ih, got {width}",
+            )
         if not self.weight_ih:
             _check(width == D * H, f"the last dimension of input must be {D * H}, got {width}")
         _check_like(self.input, "input", self.input.shape, like)

@@ -15,6 +15,30 @@ from rnnext import _C
 _rnn: Callable[..., tuple[Tensor, Tensor]] = torch.ops.rnnext.rnn.default
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
+Lengths = Tensor | Sequence[int]
+
+
+def as_lengths(lengths: Lengths, device: torch.device) -> Tensor:
+    """Integers as int64; other numbers are left to the op to refuse."""
+    if not isinstance(lengths, Tensor):
+        try:
+            lengths = torch.as_tensor(lengths, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"lengths must be integers, got {lengths!r}: {error}") from None
+    return lengths.long() if lengths.dtype == torch.int32 or lengths.numel() == 0 else lengths
+
+
+def refuse_others(input: Any, **optional: Any) -> None:
+    """Raise TypeError for an argument that is no tensor, nor, where it may be, None."""
+    for name, value in {"input": input, **optional}.items():
+        if isinstance(value, Tensor) or (value is None and name != "input"):
+            continue
+        kind = type(value)
+        message = f"{name} must be a tensor, got {kind.__name__}"
+        if value is not None:
+            made = "from_numpy" if kind.__module__ == "numpy" else "tensor"
+            message += f": give torch.{made}({name})"
+        raise TypeError(message) from None
 
 
 def run(
@@ -27,7 +51,7 @@ def run(
     batch_first: bool,
     dropout: float,
     training: bool,
-    lengths: Tensor | None,
+    lengths: Lengths | None,
     nonlinearity: str,
     reset: Tensor | None = None,
     alpha: Sequence[Tensor] = (),
@@ -47,9 +71,12 @@ def run(
     if isinstance(input, PackedSequence):
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if hx is not None and sorted_indices is not None:
+            refuse_others(data, hx=hx)
             hx = hx.index_select(1, sorted_indices)
     else:
         data = input
+    if lengths is not None:
+        lengths = as_lengths(lengths, weights[0].device)
     try:
         output, h_n = (_rnn if is_compiling() else _C.rnn)(
             data if table is None else table,
@@ -71,6 +98,7 @@ def run(
             nonlinearity,
         )
     except (RuntimeError, ValueError):
+        refuse_others(data, hx=hx, reset=reset)
         states = num_layers * (2 if bidirectional else 1)
         if table is None:
             _raise_torchs(data, hx, weights, batch_sizes, states, batch_first)

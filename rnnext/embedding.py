@@ -1,5 +1,7 @@
 """Embedding: torch.nn's module, computed by rnnext's ops."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -75,3 +77,6 @@ class Embedding(nn.Embedding):
             self.scale_grad_by_freq,
             self.sparse,
         )
+
+    if TYPE_CHECKING:
+        __call__ = forward

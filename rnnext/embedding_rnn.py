@@ -1,6 +1,6 @@
 """EmbeddingRNN: tokens in, states out, the embedding multiplied with W_ih once a token."""
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,8 @@ class EmbeddingRNN(nn.Module):
         TypeError, ValueError, AssertionError: as the two modules'.
     """
 
+    embedding: Embedding
+    rnn: RNN
     __prepare_scriptable__ = _deploy.refuse_script
     _slow_forward = _deploy.slow_forward
 
@@ -86,7 +88,7 @@ class EmbeddingRNN(nn.Module):
         self,
         tokens: _Sequence,
         hx: Tensor | None = None,
-        lengths: Tensor | None = None,
+        lengths: _layers.Lengths | None = None,
         reset: Tensor | None = None,
     ) -> tuple[_Sequence, Tensor]:
         """Run over whole sequences of tokens.
@@ -107,15 +109,17 @@ class EmbeddingRNN(nn.Module):
             ValueError, TypeError, RuntimeError: as :meth:`rnnext.RNN.forward`.
         """
         data = tokens.data if isinstance(tokens, PackedSequence) else tokens
+        if not isinstance(data, Tensor):
+            raise TypeError(f"tokens must be a tensor, got {type(data).__name__}")
         table = self._table(data)
         if table is None:
-            features = self.embedding(data)
+            features: Any = self.embedding(data)
             if isinstance(tokens, PackedSequence):
                 features = tokens._replace(data=features)
             result: tuple[_Sequence, Tensor] = self.rnn(features, hx, lengths, reset)
             return result
         rnn = self.rnn
-        features, index = table
+        rows, index = table
         batch = tokens._replace(data=index) if isinstance(tokens, PackedSequence) else index
         try:
             return _layers.run(
@@ -131,11 +135,14 @@ class EmbeddingRNN(nn.Module):
                 lengths,
                 nonlinearity_of(rnn),
                 reset,
-                table=features,
+                table=rows,
             )
         except IndexError:
             self.embedding(data)  # names the token's place in the layout that was given
             raise
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _table(self, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
         """The rows of the table to multiply with W_ih, ``[U, E]``, and which of them each token is.

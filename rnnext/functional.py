@@ -32,7 +32,7 @@ def rnn(
     dropout: float = 0.0,
     training: bool = False,
     bidirectional: bool | None = None,
-    lengths: Tensor | None = None,
+    lengths: _layers.Lengths | None = None,
     reset: Tensor | None = None,
 ) -> tuple[_Sequence, Tensor]:
     """Elman RNN over whole sequences, as :class:`torch.nn.RNN` computes it.
@@ -62,9 +62,9 @@ def rnn(
         bidirectional: whether D is 2: a second set of weights reads each layer's input from its
             end. Default: what ``weights`` say; two sets that are not nested leave it open where I
             is H.
-        lengths: the number of steps of each row of a 3-D ``input``, int64 ``[B]``, each in 0..T:
-            later steps are not computed, their output is 0, and ``h_n`` is the state after the
-            row's own last step. Default: every row has T steps.
+        lengths: the number of steps of each row of a 3-D ``input``, ``[B]``, int64, int32 or a
+            list of integers, each in 0..T: later steps are not computed, their output is 0, and
+            ``h_n`` is the state after the row's own last step. Default: every row has T steps.
         reset: where a new episode begins, bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]``
             for one sequence): the state before that step is zeros, not what went before, nor hx. A
             direction that reads from the end starts anew where it leaves that step, so that a row
@@ -80,7 +80,7 @@ def rnn(
             3-D, its dtype is not that of ``weights``, an unknown ``nonlinearity``, ``lengths`` of
             another shape, outside 0..T, or with one sequence or a packed input, or ``reset`` of
             another shape or with a packed input.
-        TypeError: ``reset`` is not bool, or ``lengths`` not int64.
+        TypeError: ``reset`` is not bool, ``lengths`` are no integers, or an argument is no tensor.
         RuntimeError: sizes, dtypes or devices do not fit together, T is 0, or the dtype is not
             supported.
 
@@ -115,7 +115,7 @@ def recurrence(
     nonlinearity: str = "tanh",
     batch_first: bool = False,
     reverse: bool = False,
-    lengths: Tensor | None = None,
+    lengths: _layers.Lengths | None = None,
     reset: Tensor | None = None,
     reset_state: Tensor | None = None,
     alpha: float | Tensor | None = None,
@@ -147,7 +147,7 @@ def recurrence(
         batch_first: whether the batch is the first dimension of ``input``, ``reset`` and the
             output. Default: ``False``.
         reverse: whether it runs from the end of each sequence. Default: ``False``.
-        lengths: the number of steps of each row, int64 ``[B]``, as :func:`rnn`'s.
+        lengths: the number of steps of each row, ``[B]``, as :func:`rnn`'s.
         reset: where a new episode begins, bool ``[T, B]`` (``[B, T]`` with ``batch_first``): the
             state before that step is ``reset_state``. With ``reverse``, the state that leaves that
             step is dropped. Default: nowhere.
@@ -164,13 +164,23 @@ def recurrence(
         ValueError: ``alpha`` outside (0, 1] (checked on the CPU, or where it is a float) or of
             another shape, an unknown ``nonlinearity`` or ``form``, ``reset``, ``reset_state`` or
             ``lengths`` of another shape, ``reset_state`` alone, or a length outside 0..T.
-        TypeError: ``reset`` is not bool, ``lengths`` not int64, or ``alpha`` neither a number nor a
-            tensor.
+        TypeError: ``reset`` is not bool, ``lengths`` are no integers, ``alpha`` is neither a number
+            nor a tensor, or another argument no tensor.
         RuntimeError: sizes, dtypes or devices do not fit together.
 
     G. R. Yang et al., Nature Neuroscience 22, 2019; H. F. Song, G. R. Yang, X.-J. Wang, PLoS
     Comput. Biol. 12(2), 2016; N. Y. Masse et al., Nature Neuroscience 22, 2019.
     """
+    _layers.refuse_others(
+        input,
+        hx=hx,
+        weight_ih=weight_ih,
+        weight_hh=weight_hh,
+        bias_ih=bias_ih,
+        bias_hh=bias_hh,
+        reset=reset,
+        reset_state=reset_state,
+    )
     if input.dim() != 3:
         raise ValueError(f"input must have 3 dimensions, got {input.dim()}")
     if weight_hh.dim() != 2:
@@ -200,7 +210,7 @@ def recurrence(
         [] if bias_ih is None else [bias_ih],
         [] if bias_hh is None else [bias_hh],
         None,
-        lengths,
+        None if lengths is None else _layers.as_lengths(lengths, weight_hh.device),
         None,
         reset,
         reset_state,
@@ -258,6 +268,7 @@ def rnn_cell(
 
     Raises:
         ValueError: ``input`` or ``hx`` is not 1-D or 2-D, or an unknown ``nonlinearity``.
+        TypeError: an argument is no tensor.
         RuntimeError: sizes, dtypes or devices do not fit together, or the dtype is not supported.
 
     J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990. The interface follows
@@ -267,6 +278,14 @@ def rnn_cell(
     try:
         return cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
     except (RuntimeError, ValueError):
+        _layers.refuse_others(
+            input,
+            hx=hx,
+            weight_ih=weight_ih,
+            weight_hh=weight_hh,
+            bias_ih=bias_ih,
+            bias_hh=bias_hh,
+        )
         _raise_for_rnn_cell(input, hx, weight_ih, weight_hh)
         raise
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -161,7 +161,7 @@ class LeakyRNN(nn.RNNBase):
         self,
         input: _Sequence,
         hx: Tensor | None = None,
-        lengths: Tensor | None = None,
+        lengths: _layers.Lengths | None = None,
         reset: Tensor | None = None,
     ) -> tuple[_Sequence, Tensor]:
         """Run the layers over whole sequences.
@@ -184,6 +184,7 @@ class LeakyRNN(nn.RNNBase):
         alphas, noise = self.alphas(), []
         if self.training and self.noise_std > 0:
             if lengths is not None and isinstance(input, Tensor):
+                lengths = _layers.as_lengths(lengths, input.device)
                 input = self._without_padding(input, lengths)
             scale = _NOISE_SCALES[self.noise_scale]
             noise = [self.noise_std * scale(alpha.detach()) for alpha in alphas]
@@ -204,6 +205,9 @@ class LeakyRNN(nn.RNNBase):
             self.form,
             noise,
         )
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def _without_padding(self, input: Tensor, lengths: Tensor) -> Tensor:
         """The input with zeros past each row's end, which must not reach the gradients of W_ih.

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-import rnnext._fake  # noqa: F401  registers the ops and what they return without data
+import rnnext._fake
+import rnnext._flops  # noqa: F401  both register: what the ops return without data, what they cost
 
 __all__ = [
     "embedding",

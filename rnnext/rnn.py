@@ -1,7 +1,7 @@
 """RNN and RNNCell: torch.nn's modules, computed by rnnext's ops."""
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,7 @@ class RNN(nn.RNNBase):
         self,
         input: _Sequence,
         hx: Tensor | None = None,
-        lengths: Tensor | None = None,
+        lengths: _layers.Lengths | None = None,
         reset: Tensor | None = None,
     ) -> tuple[_Sequence, Tensor]:
         """Run the layers over whole sequences.
@@ -125,8 +125,8 @@ class RNN(nn.RNNBase):
             input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or packed.
             hx: the first states, ``[L * D, B, H]``, or ``[L * D, H]`` for a 2-D input.
                 Default: zeros.
-            lengths: the number of steps of each row, int64 ``[B]``; see
-                :func:`rnnext.functional.rnn`. Default: every row has T steps.
+            lengths: the number of steps of each row, ``[B]``, int64, int32 or a list of integers;
+                see :func:`rnnext.functional.rnn`. Default: every row has T steps.
             reset: bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]`` for a 2-D input), where
                 a new episode begins: every layer's state before that step is zeros; see
                 :func:`rnnext.functional.rnn`. Default: nowhere.
@@ -152,6 +152,9 @@ class RNN(nn.RNNBase):
             _OF_MODE.get(self.mode) or nonlinearity_of(self),  # a call less
             reset,
         )
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 class RNNCell(nn.RNNCell):
@@ -192,3 +195,6 @@ class RNNCell(nn.RNNCell):
         weight_ih, weight_hh, bias_ih, bias_hh = weights_of(self, CELL_WEIGHTS)
         nonlinearity = _OF_CELL.get(self.nonlinearity) or nonlinearity_of(self)
         return functional.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+
+    if TYPE_CHECKING:
+        __call__ = forward

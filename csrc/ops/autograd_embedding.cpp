@@ -5,11 +5,11 @@
 #include <torch/library.h>
 
 namespace rnnext {
-namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+// Torch's errors and its profiler show the names of the two, hence in no anonymous namespace.
 class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
  public:
   static Tensor forward(AutogradContext* ctx, const Tensor& weight, const Tensor& indices,
@@ -52,6 +52,8 @@ class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
   }
 };
 
+namespace {
+
 Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t padding_idx,
                  bool scale_grad_by_freq, bool sparse) {
   if (records(weight)) {
@@ -63,6 +65,8 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t padding_id
   at::AutoDispatchBelowADInplaceOrView guard;
   return call_op<EmbeddingOp>(weight, indices, padding_idx, scale_grad_by_freq, sparse);
 }
+
+}  // namespace
 
 class EmbeddingBackwardFunction : public torch::autograd::Function<EmbeddingBackwardFunction> {
  public:
@@ -92,6 +96,8 @@ class EmbeddingBackwardFunction : public torch::autograd::Function<EmbeddingBack
     return {result, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
+
+namespace {
 
 Tensor embedding_backward(const Tensor& grad, const Tensor& indices, c10::SymInt num_weights,
                           int64_t padding_idx, bool scale_grad_by_freq) {

@@ -5,6 +5,8 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <string_view>
+
 #include "ops/higher_order.h"
 #include "ops/parse.h"
 
@@ -48,6 +50,22 @@ struct Restorer {
   void operator()(c10::List<bool>& list) { list = (value++)->toBoolList(); }
 };
 
+// What a node saved, or an error that says what to do where a result was changed in place.
+variable_list saved_variables(AutogradContext* ctx) {
+  try {
+    return ctx->get_saved_variables();
+  } catch (const c10::Error& error) {
+    const std::string_view text = error.what_without_backtrace();
+    if (text.find("inplace operation") == text.npos || text.find("RecurrenceFunction") == text.npos)
+      throw;
+    TORCH_CHECK(
+        false,
+        "the output of an rnnext RNN was changed in place before backward(), which computes "
+        "from it: write `y = y * 2` in place of `y *= 2`, or change `output.clone()`. (",
+        text, ")");
+  }
+}
+
 // Gradients of the arguments, one a tensor, as autograd numbers them.
 struct Flattener {
   variable_list tensors;
@@ -62,6 +80,9 @@ struct Flattener {
   void operator()(const c10::List<bool>&) { tensors.emplace_back(); }
 };
 
+}  // namespace
+
+// Named by torch's errors and by its profiler, hence in no anonymous namespace.
 class RecurrenceFunction : public torch::autograd::Function<RecurrenceFunction> {
  public:
   template <class... T>
@@ -86,7 +107,7 @@ class RecurrenceFunction : public torch::autograd::Function<RecurrenceFunction> 
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
-    const variable_list saved = ctx->get_saved_variables();
+    const variable_list saved = saved_variables(ctx);
     const std::vector<c10::IValue> values = ctx->saved_data["values"].toListRef().vec();
     Tensor output;
     std::vector<Tensor> of_leak;
@@ -158,6 +179,8 @@ class RecurrenceFunction : public torch::autograd::Function<RecurrenceFunction> 
     return flat.tensors;
   }
 };
+
+namespace {
 
 RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   if (!spread(a, [](const auto&... each) { return records(each...); })) {

@@ -143,6 +143,9 @@ inline RecurrenceSizes check_recurrence(const RecurrenceArguments& a) {
   }
   const int64_t width = a.input.size(-1);
   s.I = s.features ? width : 0;
+  if (s.features && a.weight_ih[0].dim() == 2)
+    TORCH_CHECK(width == a.weight_ih[0].size(1), "input must have ", a.weight_ih[0].size(1),
+                " features, as many as weight_ih, got ", width);
   if (!s.features)
     TORCH_CHECK(width == s.D * s.H, "the last dimension of input must be ", s.D * s.H, ", got ",
                 width);

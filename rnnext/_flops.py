@@ -1,0 +1,44 @@
+"""How many operations the ops count in torch.utils.flop_counter: those of their matrix products."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+
+def _products(weights: Sequence[Sequence[int]], rows: int) -> int:
+    """Each of the weights times each of the rows, or the like."""
+    return sum(2 * rows * math.prod(shape) for shape in weights)
+
+
+@register_flop_formula([torch.ops.rnnext.recurrence, torch.ops.rnnext.recurrence_stack])
+def _forward(
+    input: Any, hx: Any, weight_ih: Any, weight_hh: Any, *others: Any, out_shape: Any
+) -> int:
+    rows = math.prod(out_shape[0][:-1])
+    return _products([*weight_ih, *weight_hh], rows)
+
+
+@register_flop_formula(torch.ops.rnnext.recurrence_backward)
+def _backward(
+    grad_output: Any,
+    grad_h_n: Any,
+    output: Any,
+    saved: Any,
+    input: Any,
+    hx: Any,
+    weight_ih: Any,
+    weight_hh: Any,
+    *others: Any,
+    out_shape: Any,
+) -> int:
+    want_input, _, want_weights, *_ = others[-1]
+    rows = math.prod(output[:-1])
+    total = _products(weight_hh, rows)  # through time
+    if want_input:
+        total += _products(weight_ih, rows)
+    if want_weights:
+        total += _products([*weight_ih, *weight_hh], rows)
+    return total

@@ -1,0 +1,101 @@
+"""torch's own tools see rnnext: profiler, flop counter, benchmark; and a first call is silent."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils import benchmark
+from torch.utils.flop_counter import FlopCounterMode
+
+import rnnext
+from helpers.common import run_python
+
+
+def counted(call):
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("mode", ["inference", "training", "weights alone", "input alone"])
+def test_flops_are_those_of_the_loop(layers, bidirectional, mode):
+    def call(kind):
+        rnn = kind(5, 4, layers, bidirectional=bidirectional)
+        x = torch.randn(7, 3, 5)
+        hx = torch.zeros(layers * (1 + bidirectional), 3, 4)
+        if mode == "inference":
+            with torch.no_grad():
+                rnn(x, hx)
+            return
+        rnn.requires_grad_(mode != "input alone")
+        x.requires_grad_(mode != "weights alone")
+        hx.requires_grad_()  # or torch.nn would not go back past the first step
+        rnn(x, hx)[0].sum().backward()
+
+    expected = counted(lambda: call(nn.RNN))
+    assert expected > 0
+    assert counted(lambda: call(rnnext.RNN)) == expected
+
+
+def test_flops_of_cells_tables_and_packed_input():
+    x, tokens = torch.randn(3, 5), torch.randint(9, (40, 3))
+    cells = [counted(lambda kind=kind: kind(5, 4)(x)) for kind in (nn.RNNCell, rnnext.RNNCell)]
+    assert cells[0] == cells[1] > 0
+    packed = nn.utils.rnn.pack_sequence([torch.randn(n, 5) for n in (7, 4, 4)])
+    rnns = [counted(lambda kind=kind: kind(5, 4)(packed)) for kind in (nn.RNN, rnnext.RNN)]
+    assert rnns[0] == rnns[1] > 0
+    # W_ih times the 9 rows of the table, and W_hh times 120 states.
+    expected = 2 * 9 * 4 * 5 + 2 * 120 * 4 * 4
+    assert counted(lambda: rnnext.EmbeddingRNN(9, 5, 4)(tokens)) == expected
+
+
+def test_the_profiler_shows_clear_names():
+    rnn, embedding = rnnext.RNN(3, 4), rnnext.Embedding(9, 3)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        rnn(embedding(torch.randint(9, (5, 2))))[0].sum().backward()
+    names = {event.key for event in profiler.key_averages()}
+    assert {
+        "rnnext::rnn",
+        "rnnext::recurrence",
+        "rnnext::recurrence_backward",
+        "rnnext::embedding",
+        "rnnext::embedding_backward",
+        "torch::autograd::CppNode<rnnext::RecurrenceFunction>",
+        "torch::autograd::CppNode<rnnext::EmbeddingFunction>",
+    } <= names
+    assert [name for name in names if "anonymous" in name] == []
+
+
+def test_torchs_benchmark_runs():
+    timer = benchmark.Timer("rnn(x)", globals={"rnn": rnnext.RNN(3, 4), "x": torch.ones(5, 2, 3)})
+    measured = timer.timeit(3)
+    assert measured.median > 0
+    assert measured.number_per_run == 3
+
+
+def test_a_first_call_compiles_and_prints_nothing(tmp_path):
+    """No compiler is found, none of torch's is loaded, no file appears, nothing is printed."""
+    program = """
+import os, sys, torch, rnnext
+os.environ["PATH"] = ""
+rnn = rnnext.convert(torch.nn.Sequential(torch.nn.Embedding(9, 3), torch.nn.RNN(3, 4)))
+rnn(torch.randint(9, (5, 2)))[0].sum().backward()
+leaky = rnnext.LeakyRNN(3, 4, alpha=0.5, noise_std=0.1)
+leaky(torch.randn(5, 2, 3), lengths=[5, 3])[0].sum().backward()
+rnnext.EmbeddingRNN(9, 3, 4)(torch.randint(9, (40, 2)), reset=None)[0].sum().backward()
+rnnext.Stepper(rnn[1])(torch.randn(3))
+for compiler in ("torch._inductor", "torch._dynamo.convert_frame", "triton"):
+    assert compiler not in sys.modules, compiler
+"""
+    home = tmp_path / "home"
+    home.mkdir()
+    run = run_python(
+        "-W", "error", "-c", program, cwd=tmp_path, HOME=str(home), TMPDIR=str(home),
+        PYTHONPATH=":".join(filter(None, sys.path)),
+    )  # fmt: skip
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+    assert list(home.rglob("*")) == []

@@ -1,0 +1,89 @@
+"""What a type checker says of a user's file: nothing, but of its mistakes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rnnext
+
+RIGHT = """
+from typing import assert_type
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import rnnext
+from rnnext import functional, ops
+
+rnn = rnnext.RNN(3, 4, num_layers=2, nonlinearity="relu", batch_first=True, device="cpu")
+x, reset = torch.randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.bool)
+assert_type(rnn(x), tuple[Tensor, Tensor])
+assert_type(rnn(x, None, [5, 3], reset), tuple[Tensor, Tensor])
+assert_type(rnn(pack_sequence([x[0], x[1, :2]])), tuple[PackedSequence, Tensor])
+
+leaky = rnnext.LeakyRNN(3, 4, alpha=torch.tensor(0.5), form="voltage", noise_std=0.1)
+assert_type(leaky(x, lengths=torch.tensor([5, 3])), tuple[Tensor, Tensor])
+assert_type(leaky.alphas(), list[Tensor])
+
+tokens = torch.zeros(5, 2, dtype=torch.int32)
+words = rnnext.EmbeddingRNN(9, 3, 4, padding_idx=0)
+assert_type(words(tokens), tuple[Tensor, Tensor])
+assert_type(words.embedding(tokens), Tensor)
+assert_type(words.rnn, rnnext.RNN)
+assert_type(rnnext.Embedding(9, 3)(tokens), Tensor)
+assert_type(rnnext.Embedding.from_linear(nn.Linear(9, 3, bias=False)), rnnext.Embedding)
+assert_type(rnnext.RNNCell(3, 4)(x[:, 0], torch.zeros(2, 4)), Tensor)
+
+stepper = rnnext.Stepper(rnn, batch_size=2)
+assert_type(stepper(x[:, 0]), Tensor)
+assert_type(stepper.step(x[:, 0], stepper.get_state()), tuple[Tensor, Tensor])
+
+model = nn.Sequential(nn.Embedding(9, 3), nn.RNN(3, 4))
+assert_type(rnnext.convert(model, embedding=False, dry_run=True), nn.Sequential)
+assert_type(rnnext.revert(rnn), rnnext.RNN)
+assert_type(rnnext.summary(model), str)
+
+weights: list[Tensor] = list(rnn.parameters())
+assert_type(functional.rnn(x, None, weights, lengths=[5, 3]), tuple[Tensor, Tensor])
+assert_type(functional.recurrence(x, None, None, weights[1], alpha=0.5), tuple[Tensor, Tensor])
+assert_type(ops.embedding(weights[0], tokens), Tensor)
+"""
+WRONG = {
+    'rnnext.RNN("3", 4)': "arg-type",
+    "rnnext.RNN(3, 4)(None)": "type-var",
+    "rnnext.RNN(3, 4)([1.0])": "type-var",
+    "rnnext.RNNCell(3, 4)([1.0])": "arg-type",
+    "rnnext.Stepper(nn.Linear(3, 4))": "arg-type",
+    "rnnext.LeakyRNN(3, 4, noise=0.1)": "call-arg",
+    "rnnext.convert(3)": "type-var",
+    "rnnext.nothing": "attr-defined",
+}
+
+
+def errors(program: str, folder: Path) -> list[str]:
+    """What mypy --strict finds in a program that imports rnnext from where this process does."""
+    file = folder / "program.py"
+    file.write_text(program)
+    options = ["--strict", "--follow-imports=silent", f"--cache-dir={folder}"]
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, file.name],
+        cwd=folder,
+        env={"MYPYPATH": str(Path(rnnext.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    *found, last = run.stdout.splitlines() or [run.stderr]
+    assert last.startswith(("Success", "Found")), last
+    return [line for line in found if "error:" in line]
+
+
+def test_mypy_strict_on_a_users_file(tmp_path):
+    pytest.importorskip("mypy", reason="in the extra `dev`")
+    assert errors(RIGHT, tmp_path) == []
+    wrong = "\n".join(["import rnnext", "from torch import nn", *WRONG])
+    found = [line.split(": ")[0] + line.split(" ")[-1] for line in errors(wrong, tmp_path)]
+    assert found == [f"program.py:{n}[{code}]" for n, code in enumerate(WRONG.values(), start=3)]
