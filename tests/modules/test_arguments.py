@@ -94,6 +94,7 @@ MIXED = {
     "tokens list": (lambda: TOKEN_RNN([1, 2]), "tokens", "list"),
     "hx of tokens": (lambda: TOKEN_RNN(TOKENS, LIST), "hx", "list: give torch.tensor(hx)"),
     "cell": (lambda: CELL(ARRAY[0]), "input", "ndarray: give torch.from_numpy(input)"),
+    "cell none": (lambda: CELL(None), "input", "NoneType"),
     "cell hx": (lambda: CELL(X[0], LIST), "hx", "list: give torch.tensor(hx)"),
     "recurrence": (
         lambda: functional.recurrence(ARRAY, None, *CELL_WEIGHTS),

@@ -28,7 +28,7 @@ def test_table_index_out_of_range_is_named(position, value, index_dtype):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("input", zeros(5, 3, 5), r"weight_ih .* \[6, 5\], got \[6, 4\]"),
+        ("input", zeros(5, 3, 5), "input must have 4 features, as many as weight_ih, got 5"),
         ("input", torch.zeros(5, 3, 4), "input must have the dtype of weight_hh"),
         ("input", zeros(5, 4), "input must have 3 dimensions, got 2"),
         ("index", torch.zeros(5, 3, dtype=torch.int64), "index needs a table"),

@@ -77,9 +77,9 @@ def test_the_same_bits_where_threads_run_layers_as_a_pipeline(B, dtype, isa):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("input", zeros(5, 3, 7), r"weight_ih .* \[6, 7\], got \[6, 4\]"),
+        ("input", zeros(5, 3, 7), "input must have 4 features, as many as weight_ih, got 7"),
         ("weight_ih", [zeros(6, 4)], "weight_ih must hold 2 tensors, one a layer, got 1"),
-        ("weight_ih", [zeros(6, 4)] * 2, r"weight_ih .* \[6, 6\], got \[6, 4\]"),
+        ("weight_ih", [zeros(6, 4)] * 2, "input must have 4 features, as many as weight_ih, got 6"),
         ("weight_hh", [], "weight_hh must hold a tensor for each layer"),
         ("weight_hh", [zeros(6, 6), zeros(5, 5)], r"weight_ih .* \[5, 6\], got \[6, 6\]"),
         ("weight_hh", [zeros(6, 6), torch.zeros(6, 6)], "dtype of weight_hh, float32, got float64"),
