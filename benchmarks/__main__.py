@@ -1,9 +1,10 @@
 """`python -m benchmarks COMMAND`: run, edges, combine, report, bars, plot, tables, publish, roof,
-cases, features, interference."""
+cases, features, sharing, interference."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "features", features_command, "time what nn.RNN has not against what is written instead"
     )
+    command("sharing", sharing_command, "time processes that share the machine")
     check = command("interference", interference_command, "time rivals alone and taking turns")
     check.add_argument("select", **{**select, "default": ["rnn-T100-B64-I64-H256-infer"]})
     return parser
@@ -237,6 +239,21 @@ def features_command(options: argparse.Namespace) -> int:
             f"{verdict.word:12} {verdict.what}: {got}, {sign} {verdict.needed:g} {verdict.detail}"
         )
     return 1 if any(verdict.held is False for verdict in found) else 0
+
+
+def sharing_command(options: argparse.Namespace) -> int:
+    """How much longer a call takes than its process's share of the cores would, as markdown."""
+    from . import sharing
+    from .report import Table, duration
+
+    body = []
+    for row in sharing.measure():
+        over = f"{row.over_fair:.2f}"
+        body.append([row.what, duration(row.alone), duration(row.shared), over])
+        print(f"{over:>7}  {row.what}", file=sys.stderr)
+    print(f"{measure.stamp(os.cpu_count() or 1)['cpu']}, {sharing.PROCESSES} processes")
+    print(Table(["what", "alone", "shared", "over its fair share"], body).markdown())
+    return 0
 
 
 def interference_command(options: argparse.Namespace) -> int:

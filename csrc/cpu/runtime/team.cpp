@@ -1,6 +1,7 @@
 #include "cpu/runtime/team.h"
 
-#include <sched.h>
+#include <pthread.h>
+#include <time.h>
 #include <torch/csrc/stable/c/shim.h>
 
 #include <algorithm>
@@ -18,15 +19,79 @@ inline void pause() {
 #endif
 }
 
-template <class Condition>
-void spin_until(Condition condition) {
-  for (int i = 0; !condition(); ++i) {
-    if (i < 4000) {
-      pause();
+int64_t now() {  // nanoseconds
+  return std::chrono::steady_clock::now().time_since_epoch().count();
+}
+constexpr int64_t kMicrosecond = 1000, kMillisecond = 1000 * kMicrosecond;
+
+// What threads of one team wait for each other takes microseconds, unless one of them has lost its
+// core to somebody else: it gets one back sooner when the others sleep.
+constexpr int64_t kSpin = 100 * kMicrosecond, kSleep = 50 * kMicrosecond;
+// How long a team waits for the pool's threads, which may be asleep.
+constexpr int64_t kGateOpen = 200 * kMicrosecond;
+
+// Whether the other threads of the pool come when they are called. On cores that other processes
+// use too they come milliseconds late, and the pool waits for them: one thread alone is then
+// faster. So a process that has lost much time this way calls nobody for a while, then tries again.
+class Company {
+ public:
+  bool expected() const {
+    const int64_t until = alone_until_.load();
+    return !forked_.load() && (until == 0 || now() >= until);
+  }
+  // Of a call whose caller was busy so long, and then waited so long for the others.
+  void judge(int64_t busy, int64_t waited) {
+    if (waited < kLate) waited = 0;  // parts of a call are not all as long
+    if (stalled_.load() > 0) {
+      const int64_t stalled = stalled_.exchange(0);
+      busy -= stalled, waited += stalled;
+    }
+    // Alone a call takes twice as long, or less; that much is no loss.
+    const int64_t before = lost_.load();
+    const int64_t lost = std::max<int64_t>(before + waited - 2 * std::max<int64_t>(busy, 0), 0);
+    if (lost == 0) {
+      if (before > 0) lost_.store(0), pause_.store(std::max(pause_.load() / 4, kFirstPause));
+    } else if (lost < kPatience) {
+      lost_.store(lost);
     } else {
-      sched_yield();
+      lost_.store(kPatience / 2);  // the first call after the pause will find the others asleep
+      const int64_t pause = pause_.load();
+      pause_.store(std::min(4 * pause, kLongestPause));
+      alone_until_.store(now() + pause);
     }
   }
+  // A member waited for another for so long in the middle of a call.
+  void stalled(int64_t time) {
+    if (time >= kLate) stalled_.fetch_add(time);
+  }
+  // The child of a fork() has no threads but its own; libgomp would wait for those of its parent.
+  void forked() { forked_.store(true); }
+
+ private:
+  static constexpr int64_t kLate = kMillisecond, kPatience = 24 * kMillisecond;
+  static constexpr int64_t kFirstPause = 32 * kMillisecond, kLongestPause = 1024 * kMillisecond;
+
+  std::atomic<bool> forked_{false};
+  // Times lost to waiting, less what was gained by company since.
+  std::atomic<int64_t> lost_{0}, stalled_{0};
+  std::atomic<int64_t> alone_until_{0}, pause_{kFirstPause};
+};
+Company company;
+[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] { company.forked(); });
+
+template <class Condition>
+void spin_until(Condition condition) {
+  int64_t begin = 0, end = 0;
+  for (int i = 1; !condition(); ++i) {
+    pause();
+    if (i % 64 != 0) continue;
+    end = now();
+    if (begin == 0) begin = end;
+    if (end - begin < kSpin) continue;
+    const timespec sleep{0, kSleep};
+    nanosleep(&sleep, nullptr);
+  }
+  if (end > begin) company.stalled(end - begin);
 }
 
 // A pool may give fewer threads than asked for, or run two tasks on one thread after another. So
@@ -41,6 +106,8 @@ struct Gate {
   std::atomic<uint64_t> arrived{0};  // a bit for the first index of each; kClosed when it closes
   std::atomic<uint64_t> members{0};  // 0 until then
   Count counts[1 + kMaxWorkers];
+  int64_t called;    // when the caller came
+  int64_t done = 0;  // and when it had done its part
 
   static constexpr uint64_t kClosed = uint64_t{1} << kMaxWorkers;
 
@@ -50,11 +117,9 @@ struct Gate {
     if (before & kClosed) return;
     indices.fetch_add(end - begin);
     if (before == 0) {
-      const auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
+      const int64_t deadline = called + kGateOpen;
       int spins = 0;
-      while (indices.load() < expected &&
-             (++spins % 64 != 0 || std::chrono::steady_clock::now() < deadline))
-        pause();
+      while (indices.load() < expected && (++spins % 64 != 0 || now() < deadline)) pause();
       members.store(arrived.fetch_or(kClosed));
     }
     spin_until([this] { return members.load() != 0; });
@@ -62,6 +127,7 @@ struct Gate {
     Worker worker(counts, __builtin_popcountll(team & (mine - 1)), __builtin_popcountll(team),
                   expected);
     task(context, worker);
+    if (begin == 0) done = now();
   }
 };
 
@@ -78,12 +144,13 @@ int max_threads() {
 }
 
 void run_team(int threads, void (*task)(void*, Worker&), void* context) {
-  if (threads == 1) {
+  if (threads == 1 || !company.expected()) {
     Count counts[2];
-    Worker alone(counts, 0, 1, 1);
+    Worker alone(counts, 0, 1, threads);
     return task(context, alone);
   }
   Gate gate{};
+  gate.called = now();
   gate.task = task;
   gate.context = context;
   gate.expected = threads;
@@ -93,6 +160,8 @@ void run_team(int threads, void (*task)(void*, Worker&), void* context) {
       &gate);
   // A task does not throw: what it could refuse is checked before.
   if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error("rnnext: torch's thread pool failed");
+  if (gate.done == 0) gate.done = gate.called;  // the others had closed the gate
+  company.judge(gate.done - gate.called, now() - gate.done);
 }
 
 }  // namespace rnnext

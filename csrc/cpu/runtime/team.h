@@ -7,8 +7,8 @@
 namespace rnnext {
 
 // A count that one thread raises and others wait for. Waiting spins, since a step of the recurrence
-// takes a microsecond, but yields when it takes long: machines are oversubscribed. A prefetch takes
-// lines in pairs, so counts lie two lines apart.
+// takes a microsecond, but sleeps when it takes long: machines are shared. A prefetch takes lines
+// in pairs, so counts lie two lines apart.
 class alignas(128) Count {
  public:
   void add() { n_.fetch_add(1); }

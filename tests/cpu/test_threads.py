@@ -1,0 +1,130 @@
+"""Threads: how many come is the pool's and the machine's affair, and must not show in a result."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import rnnext
+from helpers.common import assert_close, run_python
+
+# Prints a hash of each result and gradient.
+RUN = """
+import hashlib, os, signal, sys, threading, torch, rnnext
+def run(rnn, x):
+    output, h_n = rnn(x)
+    gradients = torch.autograd.grad(output, [x, *rnn.parameters()], output.detach())
+    values = [output, h_n, *gradients]
+    return [hashlib.sha256(v.detach().numpy().tobytes()).hexdigest() for v in values]
+torch.manual_seed(0)
+"""
+
+
+@pytest.mark.parametrize(
+    "sizes", [(35, 20, 24, 200), (9, 2, 24, 321), (3, 16, 24, 200)], ids=["alone", "shared", "few"]
+)
+@pytest.mark.parametrize("reverse", [[False], [False, True]])
+def test_gradients_do_not_depend_on_how_many_threads_came(sizes, reverse):
+    """torch's pool may give fewer threads than requested: sums must still go the same way."""
+    code = f"""
+import hashlib, torch, rnnext
+torch.set_num_threads(4)
+torch.manual_seed(0)
+T, B, I, H = {sizes}
+rnn = rnnext.RNN(I, H, bidirectional={len(reverse) == 2})
+x = torch.randn(T, B, I, requires_grad=True)
+rnn(x)[0].square().sum().backward()
+for v in (x, *rnn.parameters()):
+    print(hashlib.sha256(v.grad.numpy().tobytes()).hexdigest())
+"""
+    expected = run_python("-c", code).stdout
+    assert len(expected.split()) == 1 + 4 * len(reverse)
+    for limit in ("1", "2", "3"):
+        assert run_python("-c", code, OMP_THREAD_LIMIT=limit).stdout == expected
+
+
+def test_gradients_where_a_thread_has_no_sequence(isa):
+    """Threads take as many steps each: one long sequence leaves one of four without any."""
+    torch.set_num_threads(4)
+    torch.manual_seed(0)
+    ours = rnnext.RNN(64, 64)
+    theirs = torch.nn.RNN(64, 64)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.nn.utils.rnn.pack_sequence([torch.randn(n, 64) for n in (100, 1, 1)])
+    for rnn in (ours, theirs):
+        rnn(x)[0].data.square().sum().backward()
+    for a, e in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert_close(a.grad, e.grad, torch.float32)
+
+
+def test_calls_from_several_threads_give_what_one_gives():
+    code = """
+import threading, torch, rnnext
+torch.set_num_threads(3)
+rnn = rnnext.RNN(64, 128, bidirectional=True)
+x = torch.randn(40, 32, 64)
+expected = rnn(x)[0]
+results = [None] * 4
+def work(i):
+    results[i] = rnn(x)[0]
+threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+print(all(torch.equal(r, expected) for r in results))
+"""
+    assert run_python("-c", code).stdout.strip() == "True"
+
+
+@pytest.mark.parametrize("sizes", [(20, 16, 24, 200), (20, 1, 24, 321)], ids=["alone", "shared"])
+def test_the_child_of_a_fork_gets_the_same_results(sizes):
+    """It has none of the pool's threads, and libgomp would wait for them for ever."""
+    T, B, I, H = sizes  # noqa: E741
+    code = f"""
+torch.set_num_threads(3)
+rnn, x = rnnext.RNN({I}, {H}), torch.randn({T}, {B}, {I}, requires_grad=True)
+table = rnnext.Embedding(5000, 512)
+tokens = torch.arange(5000)
+stepper = rnnext.Stepper(rnn, {B})
+def everything():
+    stepper.reset()
+    rows = torch.stack([stepper(step) for step in x.detach()])
+    return run(rnn, x) + [hashlib.sha256(v.detach().numpy().tobytes()).hexdigest()
+                          for v in (rows, table(tokens))]
+expected = everything()
+sys.stdout.flush()
+child = os.fork()
+if child == 0:
+    signal.alarm(100)
+    os._exit(0 if everything() == expected else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert run_python("-c", RUN + code).stdout.strip() == "0"
+
+
+def test_processes_that_take_each_other_s_cores_get_the_same_results():
+    """Each has more threads than there are cores: calls come too late, or find nobody at all."""
+    code = """
+torch.set_num_threads(4)
+rnn, x = rnnext.RNN(24, 200), torch.randn(20, 16, 24, requires_grad=True)
+expected = run(rnn, x)
+burning = True
+def burn():
+    while burning:
+        pass
+burners = [threading.Thread(target=burn) for _ in range(2)]
+[b.start() for b in burners]
+print(all(run(rnn, x) == expected for _ in range(30)))
+burning = False
+"""
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(run_python, "-c", RUN + code) for _ in range(3)]
+    assert [run.result().stdout.strip() for run in runs] == ["True"] * 3
+
+
+def test_the_number_of_threads_changes_at_run_time():
+    rnn, x = rnnext.RNN(24, 200), torch.randn(20, 16, 24)
+    torch.set_num_threads(1)
+    expected = rnn(x)[0]
+    for threads in (3, 1, 16, 2, 64, 100, 1):
+        torch.set_num_threads(threads)
+        assert torch.equal(rnn(x)[0], expected)
