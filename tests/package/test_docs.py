@@ -33,12 +33,19 @@ def test_the_agent_of_streaming_learns_and_its_text_is_what_it_read(capsys):
     assert names["sampled"].shape == (60, 1)
 
 
-@pytest.mark.parametrize("page", ["leaky", "episodes", "tokens", "constraints", "deploy"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit
-def test_the_python_of_the_guides_runs(page, monkeypatch, tmp_path):
+@pytest.mark.parametrize("page", ["leaky", "episodes", "tokens", "constraints"])
+def test_the_python_of_the_guides_runs(page):
     """And what it asserts is so."""
-    monkeypatch.chdir(tmp_path)
     assert "rnnext" in names_of(f"docs/{page}.md")
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.jit and of the ONNX exporter
+def test_the_python_of_deploy_runs(monkeypatch, tmp_path):
+    pytest.importorskip("onnxscript", reason="in the extra `test`")
+    monkeypatch.chdir(tmp_path)
+    files = {"weights.pt", "rnn.pt", "stepper.pt", "model.pt", "model.pt2", "model.onnx"}
+    assert "program" in names_of("docs/deploy.md")
+    assert files <= {file.name for file in tmp_path.iterdir()}
 
 
 def anchors(page: Path) -> set[str]:

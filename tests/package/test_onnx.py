@@ -1,0 +1,207 @@
+"""torch.onnx.export(dynamo=True) gives ONNX's RNN and Gather; onnxruntime computes the same."""
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+import rnnext
+from helpers.common import assert_close, case_id, pairwise
+from rnnext import functional
+
+pytest.importorskip("onnxscript", reason="in the extra `test`")
+onnxruntime = pytest.importorskip("onnxruntime", reason="in the extra `test`")
+
+# The exporter's own.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore:# :UserWarning", "ignore:Exporting a model while:UserWarning"
+)
+
+T, B = Dim("T", max=99), Dim("B", max=99)
+
+
+def exported(model, given, dynamic=None):
+    import rnnext.onnx
+
+    table = rnnext.onnx.translation_table()
+    return torch.onnx.export(
+        model.eval(),
+        given,
+        dynamo=True,
+        custom_translation_table=table,
+        dynamic_shapes=dynamic,
+        verbose=False,
+    )
+
+
+def operators(program):
+    """How often the graph has each operator."""
+    types = [node.op_type for node in program.model.graph]
+    assert {node.domain for node in program.model.graph} <= {"", "ai.onnx"}
+    return {kind: types.count(kind) for kind in set(types)}
+
+
+def check(program, model, *calls):
+    """The program's results in onnxruntime are the model's, for each of the calls."""
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    names = [each.name for each in session.get_inputs()]
+    for given in calls:
+        flat = [t.numpy() for t in given if t is not None]
+        actual = session.run(None, dict(zip(names, flat, strict=True)))
+        with torch.no_grad():
+            expected = model(*given)
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        assert_close([torch.from_numpy(a) for a in actual], expected)
+
+
+def features(time, batch, batch_first):
+    return torch.randn(batch, time, 3) if batch_first else torch.randn(time, batch, 3)
+
+
+CASES = pairwise(
+    layers=[1, 2],
+    bidirectional=[False, True],
+    nonlinearity=["tanh", "relu"],
+    bias=[False, True],
+    batch_first=[False, True],
+    with_hx=[False, True],
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_rnn(case):
+    layers, bidirectional, nonlinearity, bias, batch_first, with_hx = case.values()
+    rnn = rnnext.RNN(3, 4, layers, nonlinearity, bias, batch_first, 0.0, bidirectional)
+
+    def call(time, batch):
+        states = torch.randn(layers * (1 + bidirectional), batch, 4)
+        return (features(time, batch, batch_first), states if with_hx else None)
+
+    dynamic = ({0: B, 1: T} if batch_first else {0: T, 1: B}, {1: B} if with_hx else None)
+    program = exported(rnn, call(5, 2), dynamic)
+    assert operators(program)["RNN"] == layers
+    check(program, rnn, call(5, 2), call(11, 3), call(1, 1))
+
+
+@pytest.mark.parametrize(("bidirectional", "batch_first"), [(False, False), (True, True)])
+def test_lengths_are_sequence_lens(bidirectional, batch_first):
+    rnn = rnnext.RNN(3, 4, 2, bidirectional=bidirectional, batch_first=batch_first)
+    dynamic = ({0: B, 1: T} if batch_first else {0: T, 1: B}, None, {0: B})
+
+    def call(*lengths):
+        given = features(max(lengths), len(lengths), batch_first)
+        return (given, None, torch.tensor(lengths))
+
+    program = exported(rnn, call(5, 3, 1), dynamic)
+    check(program, rnn, call(5, 3, 1), call(2, 7), call(1, 4, 6, 3))
+
+
+def test_one_sequence():
+    rnn = rnnext.RNN(3, 4, 2, bidirectional=True)
+
+    def call(time):
+        return (torch.randn(time, 3), torch.randn(4, 4))
+
+    check(exported(rnn, call(5), ({0: T}, None)), rnn, call(5), call(9))
+
+
+@pytest.mark.parametrize(("bias", "with_hx"), [(True, True), (False, False)])
+def test_cell(bias, with_hx):
+    cell = rnnext.RNNCell(3, 4, bias, "relu")
+
+    def call(batch):
+        return (torch.randn(batch, 3), torch.randn(batch, 4) if with_hx else None)
+
+    program = exported(cell, call(2), ({0: B}, {0: B} if with_hx else None))
+    check(program, cell, call(2), call(5))
+    one = (torch.randn(3), torch.randn(4) if with_hx else None)
+    check(exported(cell, one), cell, one)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_embedding_is_gather(dtype):
+    model = nn.Sequential(rnnext.Embedding(9, 3, padding_idx=2), rnnext.RNN(3, 4))
+
+    def call(time, batch):
+        return (torch.randint(9, (time, batch), dtype=dtype),)
+
+    program = exported(model, call(5, 2), ({0: T, 1: B},))
+    assert operators(program)["Gather"] == operators(program)["RNN"] == 1
+    check(program, model, call(5, 2), call(7, 3))
+
+
+@pytest.mark.parametrize("time", [5, 50])
+def test_embedding_rnn(time):
+    """Few tokens, of which features are made, and many, for which the table is multiplied."""
+    model = rnnext.EmbeddingRNN(9, 3, 4, 2, batch_first=True, bidirectional=True)
+    program = exported(model, (torch.randint(9, (2, time)),), ({0: B, 1: T},))
+    assert operators(program)["Gather"] == 1
+    check(program, model, *((torch.randint(9, shape),) for shape in ((2, time), (3, 4), (5, 60))))
+
+
+class Functional(nn.Module):
+    """One layer and direction with ready inputs, in an activation that RNN has not."""
+
+    def __init__(self, nonlinearity, reverse):
+        super().__init__()
+        self.weight_hh = nn.Parameter(torch.randn(4, 4) / 2)
+        self.options = {"nonlinearity": nonlinearity, "reverse": reverse}
+
+    def forward(self, x, hx, lengths):
+        return functional.recurrence(x, hx, None, self.weight_hh, lengths=lengths, **self.options)
+
+
+@pytest.mark.parametrize(
+    ("nonlinearity", "reverse"),
+    [("tanh", True), ("sigmoid", True), ("softplus", False), ("identity", False)],
+)
+def test_functional_recurrence(nonlinearity, reverse):
+    model = Functional(nonlinearity, reverse)
+
+    def call(*lengths):
+        batch = len(lengths)
+        return torch.randn(6, batch, 4), torch.randn(batch, 4), torch.tensor(lengths)
+
+    program = exported(model, call(6, 2), ({1: B}, {0: B}, {0: B}))
+    check(program, model, call(6, 2), call(1, 3, 5))
+
+
+class Reset(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = rnnext.RNN(3, 4)
+
+    def forward(self, x, reset):
+        return self.rnn(x, reset=reset)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "what"),
+    [
+        (rnnext.LeakyRNN(3, 4, alpha=0.5), (torch.randn(5, 2, 3),), r"leak \(alpha\)"),
+        (Reset(), (torch.randn(5, 2, 3), torch.ones(5, 2, dtype=torch.bool)), "reset"),
+        (rnnext.RNN(3, 4).bfloat16(), (torch.randn(5, 2, 3).bfloat16(),), "bfloat16"),
+    ],
+    ids=["leak", "reset", "bfloat16"],
+)
+def test_what_onnx_cannot_say_is_named(model, given, what):
+    with pytest.raises(torch.onnx.OnnxExporterError, match=f"ONNX's operator RNN has no {what}"):
+        exported(model, given)
+
+
+def test_dropout_while_training_is_named():
+    import rnnext.onnx
+
+    with pytest.raises(torch.onnx.OnnxExporterError, match=r"call model\.eval\(\) first"):
+        torch.onnx.export(
+            rnnext.RNN(3, 4, 2, dropout=0.5),
+            (torch.randn(5, 2, 3),),
+            dynamo=True,
+            custom_translation_table=rnnext.onnx.translation_table(),
+            verbose=False,
+        )
+
+
+def test_the_legacy_exporter_names_the_table():
+    with pytest.raises(NotImplementedError, match=r"rnnext\.onnx\.translation_table\(\)"):
+        torch.onnx.export(rnnext.RNN(3, 4), (torch.randn(5, 2, 3),), "x.onnx", dynamo=False)
