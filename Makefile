@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.rnnext-ready
 
 .PHONY: demo memory-policy perceptual-decision sample-text
-.PHONY: test bench lint build cuda-build cuda-check sanitize clean
+.PHONY: test bench docs lint build cuda-build cuda-check sanitize clean
 
 demo: build
 	$(BIN)/python examples/train_text.py $(ARGS)
@@ -30,6 +30,10 @@ bench: build
 	-$(BIN)/python -m benchmarks edges --label latest
 	$(BIN)/python -m benchmarks plot --label latest
 	-$(BIN)/python -m benchmarks bars --label latest
+
+docs: build
+	$(BIN)/python -m pip install -q -e '.[docs]' --no-build-isolation
+	$(BIN)/sphinx-build -q -W --keep-going -c docs -E . build/site
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -65,7 +65,7 @@ class LeakyRNN(nn.RNNBase):
         dtype: of the parameters: float32, float64, bfloat16 or float16. Default: torch's default.
 
     Attributes:
-        weight_ih_l[k], weight_hh_l[k], bias_ih_l[k], bias_hh_l[k]: as :class:`rnnext.RNN`'s.
+        weight_ih_l[k]: as :class:`rnnext.RNN`'s, and so weight_hh_l[k], bias_ih_l[k], bias_hh_l[k].
         alpha: ``[]`` or ``[H]``, a buffer, where it is not learned.
         logit_alpha_l[k]: ``[]`` or ``[H]``, where it is; ``_reverse`` of the second direction.
 

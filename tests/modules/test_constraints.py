@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import rnnext
+from helpers.blocks import run_blocks
 from helpers.common import assert_close, same
-from helpers.prose import names_of
+from helpers.prose import ROOT
 from reference.elman import ACTIVATIONS
 
 T, B, H = 9, 4, 20
@@ -28,7 +29,7 @@ MASK = (torch.rand(H, H, generator=torch.Generator().manual_seed(1)) < 0.4).floa
 
 @pytest.fixture(scope="module")
 def recipes():
-    return names_of("docs/constraints.md")
+    return run_blocks(ROOT / "docs" / "constraints.md")
 
 
 def constraints(recipes, name):

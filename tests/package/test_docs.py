@@ -1,51 +1,107 @@
 """The prose: the Python in it runs, links lead somewhere, lines end at column 100."""
 
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
-import torch
 
-from helpers.prose import ROOT, names_of, text
+import rnnext
+from helpers.blocks import run_blocks, skips_without_reason
+from helpers.prose import ROOT, text
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 
-def test_the_python_of_the_readme_runs():
-    assert names_of("README.md")["h_n"].shape == (2, 20, 200)
+def readme(names, output):
+    assert names["h_n"].shape == (2, 20, 200)
 
 
-def test_the_error_that_numerics_reports_is_measured_as_it_says(capsys):
-    names_of("docs/numerics.md")
-    name, rms, largest = capsys.readouterr().out.split("\n")[0].split()
+def numerics(names, output):
+    """The error is measured as the page says."""
+    name, rms, largest = output.split("\n")[0].split()
     assert name == "rnnext"
     assert float(rms) < 2e-7
     assert float(largest) < 2e-6
 
 
-def test_the_agent_of_streaming_learns_and_its_text_is_what_it_read(capsys):
-    torch.manual_seed(0)
-    names = names_of("docs/streaming.md")
-    assert "bias_hh_l0 has changed" in capsys.readouterr().out
+def streaming(names, output):
+    """The agent learns, and the text is what was read."""
+    assert "bias_hh_l0 has changed" in output
     assert sum(names["history"][-5:]) / 5 > 0.5
     assert names["written"] in names["text"]
     assert names["sampled"].shape == (60, 1)
 
 
-@pytest.mark.parametrize("page", ["leaky", "episodes", "tokens", "constraints"])
-def test_the_python_of_the_guides_runs(page):
-    """And what it asserts is so."""
-    assert "rnnext" in names_of(f"docs/{page}.md")
-
-
-@pytest.mark.filterwarnings("ignore")  # of torch.jit and of the ONNX exporter
-def test_the_python_of_deploy_runs(monkeypatch, tmp_path):
-    pytest.importorskip("onnxscript", reason="in the extra `test`")
-    monkeypatch.chdir(tmp_path)
+def deploy(names, output):
     files = {"weights.pt", "rnn.pt", "stepper.pt", "model.pt", "model.pt2", "model.onnx"}
-    assert "program" in names_of("docs/deploy.md")
-    assert files <= {file.name for file in tmp_path.iterdir()}
+    assert files <= {file.name for file in Path.cwd().iterdir()}
+
+
+CHECKS = {
+    "README.md": readme,
+    "numerics.md": numerics,
+    "streaming.md": streaming,
+    "deploy.md": deploy,
+}
+WITH_PYTHON = [page for page in PAGES if "```python" in text(page)]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+@pytest.mark.filterwarnings("ignore")  # of torch.jit and of the ONNX exporter
+def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path, capsys):
+    """And what it asserts is so."""
+    if page.name == "deploy.md":
+        pytest.importorskip("onnxscript", reason="in the extra `test`")
+    monkeypatch.chdir(tmp_path)  # some write files
+    names = run_blocks(page)
+    assert "rnnext" in names
+    if page.name in CHECKS:
+        CHECKS[page.name](names, capsys.readouterr().out)
+
+
+def test_blocks_are_run_in_order_and_left_out_where_a_reason_is_given(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\na = 1\n```\n"
+        '<!-- skip: next "needs another package" -->\n'
+        "```python\na = b = 2\n```\n"
+        '<!-- skip: next if(a == 1, reason="needs a GPU, which is rare") -->\n'
+        "```python\na = c = 2\n```\n"
+        "```python\nd = a + 1\n```\n"
+    )
+    names = run_blocks(page)
+    assert (names["a"], names["d"]) == (1, 2)
+    assert not {"b", "c"} & names.keys()
+    assert skips_without_reason(page) == []
+    page.write_text("<!-- skip: next -->\n```python\n1 / 0\n```\n")
+    assert skips_without_reason(page) == ["<!-- skip: next -->"]
+    page.write_text("```python\n1 / 0\n```\n")
+    with pytest.raises(ZeroDivisionError):
+        run_blocks(page)
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+def test_what_is_not_run_says_why(page):
+    assert skips_without_reason(page) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page):
+    """Targets of make, and modules of this project that are run."""
+    targets = re.findall(r"^([a-z-]+):", text(ROOT / "Makefile"), re.MULTILINE)
+    code = "\n".join(re.findall(r"```\n.*?```|`[^`\n]+`", text(page), re.DOTALL))
+    for target in re.findall(r"^`?make ([a-z][a-z-]*)", code, re.MULTILINE):
+        assert target in targets, target
+    for module in re.findall(r"python -m ((?:rnnext|benchmarks|tools)[\w.]*)", code):
+        assert importlib.util.find_spec(module), module
+
+
+def test_the_api_page_has_every_public_name():
+    page = text(ROOT / "docs" / "api.md")
+    listed = re.findall(r"auto(?:class|function|module):: rnnext\.(\w+)", page)
+    assert set(listed) == set(rnnext.__all__)
 
 
 def anchors(page: Path) -> set[str]:
