@@ -2,6 +2,9 @@
 //
 //   Factor                    what it multiplies (simd/factor.h)
 //   kTileRows                 rows of its largest tile
+//   kSumBlock                 values along k that are summed apart, then added: shorter chains
+//   round
+//                             less. 1: it adds each to the sum.
 //   multiply_add(acc, x, b)   on vectors, for work that is no tile
 //   Tile<R, NV>               the sums of R rows times NV vectors of columns:
 //     clear(), load(...)        what they start from
@@ -16,8 +19,9 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// Sums in vector registers. Every sum is one chain of multiply-adds in the order of k, whatever the
-// tile, the vector width or the number of threads: the same bits always.
+// Sums in vector registers. Every sum goes in the order of k, block by block, whatever the tile,
+// the vector width or the number of threads: the same bits always. A product that is taken up in
+// pieces is cut between blocks.
 template <class Engine, int R, int NV>
 struct RegisterTile {
   using F = typename Engine::Factor;
@@ -39,9 +43,35 @@ struct RegisterTile {
   }
   // a: [R, K], or, when interleaved, [K, R], its rows `stride` apart. panels: of [K, kPanel], NV
   // vectors of them. K counts factors.
+  // (Interleaved rows are those of a weight's gradient: one chain.)
   template <bool interleaved = false>
   RNNEXT_INLINE void add(const F* a, int64_t stride, const F* panels, int64_t K) {
-    for (int64_t k = 0; k < K; ++k) {
+    if constexpr (interleaved || Engine::kSumBlock == 1) {
+      chain<interleaved>(sums, a, stride, panels, K, 0, K);
+    } else {
+      for (int64_t k = 0; k < K; k += Engine::kSumBlock) {
+        RegisterTile part;
+        part.clear();
+        chain<interleaved>(part.sums, a, stride, panels, K, k,
+                           K - k < Engine::kSumBlock ? K : k + Engine::kSumBlock);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+          for (int j = 0; j < NV; ++j) sums[r][j] += part.sums[r][j];
+      }
+    }
+  }
+  template <class Epilogue>
+  RNNEXT_INLINE void finish(const Epilogue& epilogue, int64_t row, int64_t column) {
+    epilogue.finish(sums, row, column);
+  }
+
+ private:
+  // acc takes up steps [begin, end) of k.
+  template <bool interleaved>
+  static RNNEXT_INLINE void chain(Vec<C> (&acc)[R][NV], const F* a, int64_t stride, const F* panels,
+                                  int64_t K, int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
 #pragma GCC unroll 4
       for (int j = 0; j < NV; j += 2) {
         const F* row = panels + (j / 2 * K + k) * kPanel<F>;
@@ -50,15 +80,11 @@ struct RegisterTile {
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
           const F x = interleaved ? a[k * stride + r] : a[r * stride + k];
-          Engine::multiply_add(sums[r][j], x, b0);
-          if (j + 1 < NV) Engine::multiply_add(sums[r][j + 1], x, b1);
+          Engine::multiply_add(acc[r][j], x, b0);
+          if (j + 1 < NV) Engine::multiply_add(acc[r][j + 1], x, b1);
         }
       }
     }
-  }
-  template <class Epilogue>
-  RNNEXT_INLINE void finish(const Epilogue& epilogue, int64_t row, int64_t column) {
-    epilogue.finish(sums, row, column);
   }
 };
 
@@ -67,6 +93,7 @@ template <class C>
 struct FmaEngine {
   using Factor = C;
   static constexpr int kTileRows = RNNEXT_TILE_ROWS;
+  static constexpr int64_t kSumBlock = 64;
   template <int R, int NV>
   using Tile = RegisterTile<FmaEngine, R, NV>;
 
@@ -94,6 +121,7 @@ struct FmaEngine {
 struct Bf16DotEngine {
   using Factor = Pair;
   static constexpr int kTileRows = RNNEXT_TILE_ROWS;
+  static constexpr int64_t kSumBlock = 1;
   template <int R, int NV>
   using Tile = RegisterTile<Bf16DotEngine, R, NV>;
 

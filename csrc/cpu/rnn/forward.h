@@ -94,7 +94,7 @@ struct ForwardLayout {
         hh(arena.take<F>(copies() * weight_hh(0).packed_size())),
         finite(arena.take<bool>(copies() * panels_in<C>(p.H))),
         states(p, plan, arena),
-        columns(divide_up(panels_in<C>(p.H), plan.hidden_parts) * kPanel<C>) {
+        columns(plan.member_panels(panels_in<C>(p.H)) * kPanel<C>) {
     if (p.packed) {
       ih = static_cast<F*>(const_cast<void*>(p.packed));
       hh = ih + weight_ih(0).packed_size();

@@ -15,27 +15,33 @@ template <int R, class E, class S, class F = typename E::Factor>
 RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64_t columns,
                               int64_t K, const F* a, int64_t stride) {
   constexpr int kSteps = kLanes<F> * kDepth<F>;
+  static_assert(E::kSumBlock == 1 || E::kSumBlock % kSteps == 0);
   Vec<Compute<F>> acc[R];
-  for (int r = 0; r < R; ++r) acc[r] = sums[r];
-  int64_t k = 0;
-  for (; columns >= kLanes<F> && K - k >= kSteps; k += kSteps, a += kLanes<F>) {
-    const int64_t n = k / kSteps;
-    const S* next = weight + (kLanes<F> + n % kLanes<F>)*K;
-    __builtin_prefetch(reinterpret_cast<const char*>(next) + n / kLanes<F> * 64, 0, 2);
+  for (int r = 0; r < R; ++r) acc[r] = E::kSumBlock == 1 ? sums[r] : Vec<Compute<F>>{};
+  for (int64_t k = 0; k < K; k += kSteps, a += kLanes<F>) {
     Vec<F> block[kLanes<F>];
-    load_block<F>(block, weight + k, kLanes<F>, K, kSteps);
+    if (columns >= kLanes<F> && K - k >= kSteps) {
+      const int64_t n = k / kSteps;
+      const S* next = weight + (kLanes<F> + n % kLanes<F>)*K;
+      __builtin_prefetch(reinterpret_cast<const char*>(next) + n / kLanes<F> * 64, 0, 2);
+      load_block<F>(block, weight + k, kLanes<F>, K, kSteps);
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes<F>; ++i)
+      for (int i = 0; i < kLanes<F>; ++i)
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) E::multiply_add(acc[r], a[r * stride + i], block[i]);
+        for (int r = 0; r < R; ++r) E::multiply_add(acc[r], a[r * stride + i], block[i]);
+    } else {
+      load_block<F>(block, weight + k, columns, K, K - k);
+      for (int i = 0; i < kLanes<F> && k + i * kDepth<F> < K; ++i)
+        for (int r = 0; r < R; ++r) E::multiply_add(acc[r], a[r * stride + i], block[i]);
+    }
+    if (E::kSumBlock > 1 && ((k + kSteps) % E::kSumBlock == 0 || k + kSteps >= K))
+      for (int r = 0; r < R; ++r) {
+        sums[r] += acc[r];
+        acc[r] = Vec<Compute<F>>{};
+      }
   }
-  for (; k < K; k += kSteps, a += kLanes<F>) {
-    Vec<F> block[kLanes<F>];
-    load_block<F>(block, weight + k, columns, K, K - k);
-    for (int i = 0; i < kLanes<F> && k + i * kDepth<F> < K; ++i)
-      for (int r = 0; r < R; ++r) E::multiply_add(acc[r], a[r * stride + i], block[i]);
-  }
-  for (int r = 0; r < R; ++r) sums[r] = acc[r];
+  if constexpr (E::kSumBlock == 1)
+    for (int r = 0; r < R; ++r) sums[r] = acc[r];
 }
 
 template <class S, class E>

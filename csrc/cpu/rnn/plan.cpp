@@ -25,24 +25,25 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
   const int64_t per_direction = threads % p.D == 0 ? threads / p.D : threads;
   Plan best{};
   best.batch_parts = min_of(per_direction, p.B);
-  best.hidden_parts = best.pieces = 1;
+  best.hidden_parts = 1;
   best.cycles = step_cycles(shape, machine, divide_up(p.B, best.batch_parts), p.H, K) *
                 static_cast<double>(divide_up(p.D * best.batch_parts, threads));
   const int64_t workers = threads / p.D;
   for (int64_t hidden = 2; hidden <= min_of(workers, panels); ++hidden) {
     const int64_t batch = min_of(workers / hidden, p.B);
-    const int64_t columns = divide_up(panels, hidden) * shape.panel;
     const int64_t rows = divide_up(p.B, batch);
-    const double lines = static_cast<double>(rows * (p.H - columns)) * shape.factor_bytes / 64;
-    const double cycles = step_cycles(shape, machine, rows, columns, K) +
-                          (p.T > 1 ? machine.wait + machine.line * lines : 0);
-    if (cycles < best.cycles) {
-      best.batch_parts = batch;
-      best.hidden_parts = hidden;
-      // More rows have work enough to wait for all of the state at once.
-      best.pieces = p.T > 1 && rows < kFewRows ? hidden : 1;
-      best.cycles = cycles;
+    Plan plan{batch, hidden};
+    // More rows have work enough to wait for all of the state at once.
+    if (p.T > 1 && rows < kFewRows) {
+      plan.pieces = hidden;
+      plan.panel_group = max_of(1, shape.sum_block / shape.panel);
+      if (divide_up(panels, plan.panel_group) < hidden) continue;
     }
+    const int64_t columns = plan.member_panels(panels) * shape.panel;
+    const double lines = static_cast<double>(rows * (p.H - columns)) * shape.factor_bytes / 64;
+    plan.cycles = step_cycles(shape, machine, rows, columns, K) +
+                  (p.T > 1 ? machine.wait + machine.line * lines : 0);
+    if (plan.cycles < best.cycles) best = plan;
   }
   best.units = p.D * best.batch_parts;
   best.unit_rows = split_sequences(p, 0, best.batch_parts).most;
@@ -76,7 +77,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
     if (plan.hidden_parts == 1 && width < kSameSetBytes) plan.state = Home::rows;
     plan.from_hx = p.hx && p.T == 1 && !leaks;
   }
-  const int64_t columns = divide_up(shape.panels(p.H), plan.hidden_parts) * shape.panel;
+  const int64_t columns = plan.member_panels(shape.panels(p.H)) * shape.panel;
   const int64_t features =
       (shape.panels(p.I) * shape.panel / shape.depth + 64 / shape.factor_bytes) *
       shape.compute_bytes;
@@ -152,7 +153,7 @@ Split split_sequences(const Timeline& p, int64_t i, int64_t n) {
 
 Unit unit_of(const Plan& plan, const Recurrence& p, int64_t panels, int64_t u, int64_t slice) {
   const Range b = split_sequences(p, u % plan.batch_parts, plan.batch_parts).own;
-  const Range h = part(panels, slice, plan.hidden_parts);
+  const Range h = part(panels, slice, plan.hidden_parts, plan.panel_group);
   return {static_cast<int>(u / plan.batch_parts),
           b.begin,
           b.end,

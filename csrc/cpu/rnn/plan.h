@@ -29,6 +29,7 @@ struct KernelShape {
   int factor_bytes, depth;           // of what the engine multiplies, and values along k in it
   int panel;                         // columns of a panel of packed weights
   int tile_rows;                     // of the engine's largest tile
+  int64_t sum_block;                 // values along k that it sums apart
 
   int64_t factors(int64_t k) const { return divide_up(k, depth); }
   int64_t panels(int64_t columns) const { return divide_up(columns, panel); }
@@ -50,9 +51,15 @@ struct Plan {
   int64_t hidden_parts;      // members of a unit
   int64_t units;             // D * batch_parts
   int64_t pieces = 1;        // of the state: products take up each when its writer is done
+  int64_t panel_group = 1;   // members take multiples of it: pieces are cut between blocks of sums
   double cycles = 0;         // of a step's product with the state, estimated
   int64_t unit_rows = 0;     // the most sequences of a unit
   bool own_weights = false;  // each unit packs its own
+
+  // The most panels of a member.
+  int64_t member_panels(int64_t panels) const {
+    return divide_up(divide_up(panels, panel_group), hidden_parts) * panel_group;
+  }
 };
 
 // Where the state lies that one step writes and the next one reads.

@@ -11,9 +11,13 @@ namespace rnnext::RNNEXT_ISA {
 
 // The shape of the kernels of storage type S and engine E, for the plan.
 template <class S, class E>
-constexpr KernelShape kShape = {
-    sizeof(S),          sizeof(Compute<S>), sizeof(typename E::Factor), kDepth<typename E::Factor>,
-    kPanel<Compute<S>>, E::kTileRows};
+constexpr KernelShape kShape = {sizeof(S),
+                                sizeof(Compute<S>),
+                                sizeof(typename E::Factor),
+                                kDepth<typename E::Factor>,
+                                kPanel<Compute<S>>,
+                                E::kTileRows,
+                                E::kSumBlock};
 
 // Hands out pieces of a workspace; with no base it only counts.
 struct Arena {
@@ -31,7 +35,7 @@ struct Arena {
 // Piece m of the state: the values that a member writes, or all.
 template <class C>
 Range piece_of(const Plan& plan, int64_t H, int64_t m) {
-  const Range panels = part(panels_in<C>(H), m, plan.pieces);
+  const Range panels = part(panels_in<C>(H), m, plan.pieces, plan.panel_group);
   return {panels.begin * kPanel<C>, min_of(panels.end * kPanel<C>, H)};
 }
 
