@@ -19,7 +19,10 @@ import rnnext
 PROCESSES = 4
 SECONDS = 3.0
 T, I, H = 100, 128, 128  # noqa: E741
-CLASSES: dict[str, Callable[[int, int], nn.Module]] = {"rnnext.RNN": rnnext.RNN, "torch.nn.RNN": nn.RNN}
+CLASSES: dict[str, Callable[[int, int], nn.Module]] = {
+    "rnnext.RNN": rnnext.RNN,
+    "torch.nn.RNN": nn.RNN,
+}
 
 
 @dataclass(frozen=True)
