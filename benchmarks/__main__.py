@@ -1,5 +1,5 @@
 """`python -m benchmarks COMMAND`: run, edges, combine, report, bars, plot, tables, publish, roof,
-cases, features, sharing, interference."""
+cases, features, compiled, sharing, interference."""
 
 from __future__ import annotations
 
@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "features", features_command, "time what nn.RNN has not against what is written instead"
     )
+    command("compiled", compiled_command, "time a compiled model and a compiled loop over cells")
     command("sharing", sharing_command, "time processes that share the machine")
     check = command("interference", interference_command, "time rivals alone and taking turns")
     check.add_argument("select", **{**select, "default": ["rnn-T100-B64-I64-H256-infer"]})
@@ -239,6 +240,23 @@ def features_command(options: argparse.Namespace) -> int:
             f"{verdict.word:12} {verdict.what}: {got}, {sign} {verdict.needed:g} {verdict.detail}"
         )
     return 1 if any(verdict.held is False for verdict in found) else 0
+
+
+def compiled_command(options: argparse.Namespace) -> int:
+    """A compiled model beside torch.compile of a loop over cells, as markdown."""
+    from . import compiled
+    from .report import Table, duration
+
+    threads = measure.pin_threads(0)
+    body = []
+    for row in compiled.run():
+        times = [duration(seconds) for seconds in (*row.first, *row.later)]
+        body.append([row.what, *times, f"{row.later[1] / row.later[0]:.1f}"])
+        print(*body[-1], file=sys.stderr)
+    print(f"{measure.stamp(threads)['cpu']}, {threads} threads, B={compiled.B} I=H={compiled.H}")
+    head = ["", "first call", "of the loop", "later", "of the loop", "times as fast"]
+    print(Table(head, body).markdown())
+    return 0
 
 
 def sharing_command(options: argparse.Namespace) -> int:

@@ -1,0 +1,164 @@
+"""Models that others wrote: converted in one call, they train as before, loss for loss.
+
+snntorch, torchrl and opacus are too heavy for the extras that CI installs: `pip install snntorch
+torchrl opacus` brings them.
+"""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import rnnext
+from helpers.common import assert_close
+
+STEPS = 8
+
+
+def losses_of(model, loss, optimizer=None):
+    """The losses of some training steps; loss gets the model and the number of the step."""
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for step in range(STEPS):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        value = loss(model, step)
+        value.backward()
+        optimizer.step()
+        losses.append(value.detach())
+    return torch.stack(losses)
+
+
+def check_trains_the_same(make, loss):
+    """As it is, and converted; and it learns, so that the losses say something.
+
+    make gets what to do with the network, and returns it and what to train, which may be a module
+    around it. (It is made twice: a deep copy has no hooks on its parameters.)
+    """
+    torch.manual_seed(7)
+    _, model = make(lambda network: network)
+    torch.manual_seed(7)
+    network, ours = make(rnnext.convert)
+    kinds = {type(m) for m in network.modules()}
+    assert kinds & {rnnext.RNN, rnnext.RNNCell}
+    assert not kinds & {nn.RNN, nn.RNNCell, nn.Embedding}
+    expected, actual = losses_of(model, loss), losses_of(ours, loss)
+    assert expected[-1] < expected[0]
+    assert_close(actual, expected)
+    assert_close(list(ours.parameters()), list(model.parameters()))
+
+
+class WordModel(nn.Module):
+    """The structure of PyTorch's official word-language-model example."""
+
+    def __init__(self, tokens, size, layers, nonlinearity, tied):
+        super().__init__()
+        self.drop = nn.Dropout(0.2)
+        self.encoder = nn.Embedding(tokens, size)
+        self.rnn = nn.RNN(size, size, layers, nonlinearity=nonlinearity, dropout=0.2)
+        self.decoder = nn.Linear(size, tokens)
+        if tied:
+            self.decoder.weight = self.encoder.weight
+        nn.init.uniform_(self.encoder.weight, -0.1, 0.1)
+        nn.init.zeros_(self.decoder.bias)
+        nn.init.uniform_(self.decoder.weight, -0.1, 0.1)
+
+    def forward(self, tokens, hidden):
+        output, hidden = self.rnn(self.drop(self.encoder(tokens)), hidden)
+        scores = self.decoder(self.drop(output))
+        return nn.functional.log_softmax(scores.flatten(0, 1), dim=1), hidden
+
+
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_word_language_model(nonlinearity, tied):
+    """As it is trained there: the state cut off between pieces, clipped gradients, plain steps."""
+    T, B, layers, size = 7, 4, 2, 16
+    text = torch.randint(30, (STEPS * T + 1, B))
+    text[1::2] = text[:-1:2]  # every second token repeats the one before
+    model = WordModel(30, size, layers, nonlinearity, tied)
+    ours = rnnext.convert(copy.deepcopy(model))
+    assert (ours.decoder.weight is ours.encoder.weight) == tied
+    losses = []
+    for each in (model, ours):
+        hidden = torch.zeros(layers, B, size)
+        for epoch in range(3):
+            for piece in range(0, STEPS * T, T):
+                torch.manual_seed(epoch * 1000 + piece)
+                hidden.detach_()
+                each.zero_grad()
+                scores, hidden = each(text[piece : piece + T], hidden)
+                loss = nn.functional.nll_loss(scores, text[piece + 1 : piece + T + 1].flatten())
+                loss.backward()
+                nn.utils.clip_grad_norm_(each.parameters(), 0.25)
+                for parameter in each.parameters():
+                    parameter.data.add_(parameter.grad, alpha=-5.0)
+                losses.append(loss.detach())
+    expected, actual = torch.stack(losses).chunk(2)
+    assert expected[-8:].mean() < expected[:8].mean()
+    assert_close(actual, expected)
+    assert type(rnnext.revert(ours).rnn) is nn.RNN
+
+
+@pytest.mark.parametrize("learn_beta", [False, True])
+def test_a_spiking_network_of_snntorch(learn_beta):
+    snntorch = pytest.importorskip("snntorch", reason="not in the extras")
+    x, labels = torch.rand(20, 8, 6) * 3, torch.randint(3, (8,))
+
+    def make(convert):
+        network = nn.Sequential(
+            snntorch.LeakyParallel(6, 16, beta=0.5, learn_beta=learn_beta),
+            snntorch.LeakyParallel(16, 3, beta=0.9, learn_beta=learn_beta),
+        )
+        return convert(network), network
+
+    def loss(model, step):
+        return nn.functional.cross_entropy(model(x).sum(0), labels)
+
+    check_trains_the_same(make, loss)
+
+
+def test_a_recurrent_policy_of_torchrl():
+    pytest.importorskip("torchrl", reason="not in the extras")
+    from tensordict import TensorDict
+    from tensordict.nn import TensorDictModule as Module
+    from tensordict.nn import TensorDictSequential
+    from torchrl.modules import MLP, ProbabilisticActor, ValueOperator
+    from torchrl.objectives import ClipPPOLoss
+
+    def make(convert):
+        body = TensorDictSequential(
+            Module(nn.Embedding(9, 4), in_keys=["observation"], out_keys=["features"]),
+            Module(nn.RNN(4, 8, batch_first=True), in_keys=["features"], out_keys=["y", "_"]),
+        )
+        convert(body)  # before the loss, which keeps the network where no module is looked for
+        logits = Module(MLP(8, 3, num_cells=[16]), in_keys=["y"], out_keys=["logits"])
+        actor = ProbabilisticActor(
+            TensorDictSequential(body, logits),
+            in_keys=["logits"],
+            distribution_class=torch.distributions.Categorical,
+            return_log_prob=True,
+        )
+        critic = TensorDictSequential(body, ValueOperator(nn.Linear(8, 1), in_keys=["y"]))
+        return body, ClipPPOLoss(actor, critic)
+
+    T, B = 12, 5
+    done = torch.zeros(B, T, 1, dtype=torch.bool)
+    data = TensorDict({"observation": torch.randint(9, (B, T))}, [B, T])
+    data["next"] = {
+        "observation": torch.randint(9, (B, T)),
+        "reward": torch.randn(B, T, 1),
+        "done": done,
+        "terminated": done,
+    }
+    data["action"] = torch.randint(3, (B, T))
+    data["action_log_prob"] = torch.full((B, T), -math.log(3))
+    data["advantage"], data["value_target"] = torch.randn(2, B, T, 1)
+
+    def loss(model, step):
+        losses = model(data.clone())
+        return losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
+
+    check_trains_the_same(make, loss)
