@@ -1,0 +1,62 @@
+"""Training on two processes (torchrun, gloo) has the losses of one."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.common import assert_close, run_python
+
+HERE, EXAMPLES = Path(__file__).parent, Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import text_data  # noqa: E402
+import text_model  # noqa: E402
+import train_text  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_gloo_available(), reason="torch has no gloo"
+)
+
+
+def torchrun(*arguments: str) -> str:
+    run = run_python(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *arguments),
+        PYTHONPATH=":".join(filter(None, sys.path)),
+        OMP_NUM_THREADS="1",
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_ddp_and_fully_shard(tmp_path):
+    torchrun(str(HERE / "worker.py"), str(tmp_path / "losses.pt"))
+    losses = torch.load(tmp_path / "losses.pt")
+    alone = losses.pop("alone")
+    assert alone[-1] < alone[0]
+    assert losses.keys() == {"ddp", "fsdp"}
+    for way in losses.values():
+        assert_close(way, alone)
+
+
+def test_the_demo_trains_with_the_loss_of_one_process(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(text_data.python_prose()[:12_000], encoding="utf-8")
+    given = f"--text={text} --hidden=24 --vocab=120 --length=12 --batch=6 --threads=2 --rate=0.01"
+    given += f" --dropout=0 --layers=2 --steps=20 --out={tmp_path}"
+    shown = torchrun(str(EXAMPLES / "train_distributed.py"), *given.split())
+    losses = json.loads((tmp_path / "losses.json").read_text())
+    assert f"step 20: loss {losses[-1]:.4f}" in shown
+    assert "2 processes; held-out perplexity" in shown
+
+    config = train_text.options().parse_args(given.split())
+    prose = text.read_text(encoding="utf-8")
+    cut = int(0.9 * len(prose))
+    subwords = text_data.Subwords(prose[:cut], set(prose), config.vocab)
+    streams = text_data.streams(subwords.encode(prose[:cut]), config.batch)
+    learner = text_model.Learner("rnnext", config, len(subwords.pieces), streams)
+    learner.train(config.steps)
+    assert learner.losses[-1] < 0.97 * learner.losses[0]
+    assert_close(torch.tensor(losses), torch.tensor(learner.losses))

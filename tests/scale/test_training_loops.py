@@ -1,0 +1,122 @@
+"""What training loops put around a model: optimizers, scalers, averages, loaders."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
+
+import rnnext
+from helpers.common import assert_close, same
+
+TOKENS, LABELS = torch.randint(9, (6, 7, 8)), torch.randint(3, (6, 8))
+
+
+class Classifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(9, 5)
+        self.rnn = nn.RNN(5, 6, 2)
+        self.cell = nn.RNNCell(6, 4)
+        self.score = nn.Linear(4, 3)
+
+    def forward(self, tokens):
+        return self.score(self.cell(self.rnn(self.embedding(tokens))[0][-1]))
+
+
+def both():
+    """torch.nn's model, and ours with the same weights."""
+    model = Classifier()
+    return model, rnnext.convert(copy.deepcopy(model))
+
+
+def loss_of(model, step):
+    return nn.functional.cross_entropy(model(TOKENS[step]), LABELS[step])
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW", "Adagrad"])
+@pytest.mark.parametrize("how", [{"foreach": True}, {"fused": True}, {"foreach": False}], ids=str)
+def test_optimizers(kind, how):
+    models = both()
+    for model in models:
+        optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.05, **how)
+        for step in range(6):
+            optimizer.zero_grad()
+            loss_of(model, step).backward()
+            optimizer.step()
+    theirs, ours = (list(model.parameters()) for model in models)
+    assert_close(ours, theirs, tolerance=1e-4)  # Adam divides by gradients that are nearly zero
+
+
+def test_grad_scaler_and_autocast():
+    """Also a step whose gradients overflow, which the scaler leaves out."""
+    scales = []
+    models = both()
+    for model in models:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
+        for step in range(6):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = loss_of(model, step)
+            scaler.scale(loss * (float("inf") if step == 2 else 1)).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+        scales.append(scaler.get_scale())
+    assert scales == [2.0**13] * 2
+    theirs, ours = (list(model.parameters()) for model in models)
+    assert all(p.dtype == torch.float32 for p in ours)
+    assert_close(ours, theirs, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", ["swa", "ema"])
+def test_averaged_copies(kind):
+    averages = []
+    for model in both():
+        multi_avg_fn = get_ema_multi_avg_fn(0.8) if kind == "ema" else None
+        average = AveragedModel(model, multi_avg_fn=multi_avg_fn)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        schedule = SWALR(optimizer, swa_lr=0.1, anneal_epochs=3)
+        for step in range(6):
+            optimizer.zero_grad()
+            loss_of(model, step).backward()
+            optimizer.step()
+            schedule.step()
+            average.update_parameters(model)
+        averages.append(average)
+        assert not same(average.module.parameters(), model.parameters())
+    theirs, ours = averages
+    assert type(ours.module.rnn) is rnnext.RNN
+    assert_close(list(ours.parameters()), list(theirs.parameters()))
+    assert_close(ours(TOKENS[0]), theirs(TOKENS[0]))
+
+
+class Encoded(Dataset):
+    """Sequences that an RNN encodes where they are loaded."""
+
+    def __init__(self, model):
+        self.model = model
+        self.rows = TOKENS.transpose(1, 2).flatten(0, 1)
+
+    def __len__(self):
+        return len(self.rows)
+
+    @torch.no_grad()
+    def __getitem__(self, number):
+        return self.model(self.rows[number].unsqueeze(1)).squeeze(0)
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_data_loader_workers(start):
+    """Also in children of a process whose threads have run."""
+    model = rnnext.convert(Classifier()).eval()
+    with torch.no_grad():
+        expected = torch.cat([model(tokens) for tokens in TOKENS])
+    loader = DataLoader(
+        Encoded(model), batch_size=5, num_workers=2, multiprocessing_context=start, timeout=300
+    )
+    assert_close(torch.cat(list(loader)), expected)

@@ -1,0 +1,72 @@
+"""What each process of test_several_processes.py runs, under torchrun."""
+
+import copy
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import rnnext
+
+
+class Model(nn.Module):
+    """Alpha is learned for each unit: fully_shard refuses parameters of no dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = rnnext.Embedding(11, 6)
+        self.rnn = rnnext.RNN(6, 8, 2, bidirectional=True)
+        self.leaky = rnnext.LeakyRNN(16, 8, alpha=torch.full((8,), 0.5), learn_alpha=True)
+        self.cell = rnnext.RNNCell(8, 4)
+
+    def forward(self, tokens):
+        y, _ = self.rnn(self.embedding(tokens))
+        y, _ = self.leaky(y)
+        return self.cell(y[-1])
+
+
+def train(model, batches):
+    """The loss of each step."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    losses = []
+    for tokens in batches:
+        optimizer.zero_grad()
+        loss = model(tokens).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses)
+
+
+def sharded(model):
+    for part in (model.embedding, model.rnn, model.leaky, model.cell):
+        fully_shard(part)
+    return fully_shard(model)
+
+
+WAYS = {"ddp": DistributedDataParallel, "fsdp": sharded}
+
+
+def main(out):
+    dist.init_process_group("gloo")
+    rank, processes = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = Model()
+    batches = torch.randint(11, (6, 7, 4))  # steps, T, B
+    results = {"alone": train(copy.deepcopy(model), batches)}
+    for name, spread in WAYS.items():
+        losses = train(spread(copy.deepcopy(model)), batches.chunk(processes, dim=2)[rank])
+        dist.all_reduce(losses)
+        results[name] = losses / processes
+    if rank == 0:
+        torch.save(results, Path(out))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
