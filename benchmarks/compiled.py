@@ -60,7 +60,7 @@ def _step(model: Callable[[Tensor], Tensor], x: Tensor, train: bool) -> Callable
 
     def training() -> Tensor:
         output = model(x)
-        output.square().mean().backward()
+        torch.autograd.backward(output.square().mean())
         return output.detach()
 
     return training if train else inference
