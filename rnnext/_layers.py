@@ -41,6 +41,15 @@ def refuse_others(input: Any, **optional: Any) -> None:
         raise TypeError(message) from None
 
 
+def refuse_devices(weight: Tensor, **arguments: Tensor | None) -> None:
+    """Raise for a tensor beside a weight on another device, which may have no kernel that would."""
+    for name, value in arguments.items():
+        if value is not None and value.device != weight.device:
+            raise RuntimeError(
+                f"{name} must be on the device of the weights, {weight.device}, got {value.device}"
+            ) from None
+
+
 def run(
     input: _Sequence,
     hx: Tensor | None,
@@ -134,6 +143,7 @@ def _raise_torchs(
             ) from None
     if len(weights) < 2 or any(not isinstance(w, Tensor) or w.dim() != 2 for w in weights[:2]):
         return
+    refuse_devices(weights[0], input=data, hx=hx)
     dtype = weights[0].dtype
     if data.dtype != dtype and not torch._C._is_any_autocast_enabled():
         raise ValueError(

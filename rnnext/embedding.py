@@ -78,5 +78,6 @@ class Embedding(nn.Embedding):
             self.sparse,
         )
 
-    if TYPE_CHECKING:
-        __call__ = forward
+    if TYPE_CHECKING:  # nn.Module's takes and gives anything
+
+        def __call__(self, input: Tensor) -> Tensor: ...

@@ -141,8 +141,15 @@ class EmbeddingRNN(nn.Module):
             self.embedding(data)  # names the token's place in the layout that was given
             raise
 
-    if TYPE_CHECKING:
-        __call__ = forward
+    if TYPE_CHECKING:  # nn.Module's takes and gives anything
+
+        def __call__(
+            self,
+            tokens: _Sequence,
+            hx: Tensor | None = None,
+            lengths: _layers.Lengths | None = None,
+            reset: Tensor | None = None,
+        ) -> tuple[_Sequence, Tensor]: ...
 
     def _table(self, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
         """The rows of the table to multiply with W_ih, ``[U, E]``, and which of them each token is.

@@ -344,6 +344,7 @@ def embedding(
         return gather(weight, input, padding_idx, scale_grad_by_freq, sparse)
     except RuntimeError:
         if isinstance(input, Tensor):
+            _layers.refuse_devices(weight, indices=input)
             raise
         kind = type(input).__name__
         raise TypeError(
@@ -358,6 +359,7 @@ def _raise_for_rnn_cell(
     weight_hh: Tensor,
 ) -> None:
     """Raise torch.nn.RNNCell's error for these arguments, or return if it has none for them."""
+    _layers.refuse_devices(weight_hh, input=input, hx=hx)
     if input.dim() not in (1, 2):
         raise ValueError(
             f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead"

@@ -206,8 +206,15 @@ class LeakyRNN(nn.RNNBase):
             noise,
         )
 
-    if TYPE_CHECKING:
-        __call__ = forward
+    if TYPE_CHECKING:  # nn.Module's takes and gives anything
+
+        def __call__(
+            self,
+            input: _Sequence,
+            hx: Tensor | None = None,
+            lengths: _layers.Lengths | None = None,
+            reset: Tensor | None = None,
+        ) -> tuple[_Sequence, Tensor]: ...
 
     def _without_padding(self, input: Tensor, lengths: Tensor) -> Tensor:
         """The input with zeros past each row's end, which must not reach the gradients of W_ih.

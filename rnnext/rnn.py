@@ -154,8 +154,15 @@ class RNN(nn.RNNBase):
             reset,
         )
 
-    if TYPE_CHECKING:
-        __call__ = forward
+    if TYPE_CHECKING:  # nn.Module's takes and gives anything
+
+        def __call__(
+            self,
+            input: _Sequence,
+            hx: Tensor | None = None,
+            lengths: _layers.Lengths | None = None,
+            reset: Tensor | None = None,
+        ) -> tuple[_Sequence, Tensor]: ...
 
 
 class RNNCell(nn.RNNCell):
@@ -198,5 +205,6 @@ class RNNCell(nn.RNNCell):
         nonlinearity = _OF_CELL.get(self.nonlinearity) or nonlinearity_of(self)
         return functional.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
 
-    if TYPE_CHECKING:
-        __call__ = forward
+    if TYPE_CHECKING:  # nn.Module's takes and gives anything
+
+        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...

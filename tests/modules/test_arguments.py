@@ -151,7 +151,7 @@ def far(tensor):
     ],
 )
 def test_a_tensor_on_another_device_is_named(call, name):
-    with pytest.raises(RuntimeError, match=rf"^{name} must be on (the device of weight|cpu)"):
+    with pytest.raises(RuntimeError, match=rf"^{name} must be on (the device of |cpu)"):
         call()
 
 
