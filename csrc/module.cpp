@@ -12,8 +12,10 @@
 #include <array>
 #include <cstring>
 #include <map>
+#include <optional>
 
 #include "cpu/rnn/describe.h"
+#include "cpu/rnn/machine.h"
 #include "cpu/rnn/stepper.h"
 #include "cpu/runtime/dispatch.h"
 #include "ops/parse.h"
@@ -153,11 +155,13 @@ py::dict build_info() {
   return info;
 }
 
-// A machine by its name in tuning.h, or some of its numbers, by theirs.
-rnnext::Machine machine_of(const std::variant<std::string, std::map<std::string, double>>& given) {
+// A machine by its name in tuning.h, or this one with other numbers, by their names.
+using MachineGiven = std::variant<std::string, std::map<std::string, double>>;
+rnnext::Machine machine_of(const MachineGiven& given) {
   using rnnext::Machine;
   static const std::map<std::string, double Machine::*> numbers{
       {"multiply", &Machine::multiply},
+      {"pairs", &Machine::pairs},
       {"first_bytes", &Machine::first_bytes},
       {"first_rate", &Machine::first_rate},
       {"second_bytes", &Machine::second_bytes},
@@ -165,15 +169,8 @@ rnnext::Machine machine_of(const std::variant<std::string, std::map<std::string,
       {"far_rate", &Machine::far_rate},
       {"wait", &Machine::wait},
       {"line", &Machine::line}};
-  if (const auto* name = std::get_if<std::string>(&given)) {
-    std::string known;
-    for (const Machine& machine : rnnext::kMachines) {
-      if (*name == machine.name) return machine;
-      known += (known.empty() ? "" : ", ") + std::string(machine.name);
-    }
-    throw std::invalid_argument("machine must be one of " + known + ", got " + *name);
-  }
-  Machine machine = rnnext::kDefaultMachine;
+  if (const auto* name = std::get_if<std::string>(&given)) return rnnext::machine_named(*name);
+  Machine machine = rnnext::this_machine();
   machine.name = "described";
   for (const auto& [key, value] : std::get<1>(given)) {
     const auto number = numbers.find(key);
@@ -186,7 +183,7 @@ rnnext::Machine machine_of(const std::variant<std::string, std::map<std::string,
 rnnext::Description plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t directions,
                          int64_t layers, at::ScalarType dtype, int threads, bool train, bool hx,
                          const std::vector<int64_t>& lengths,
-                         const std::variant<std::string, std::map<std::string, double>>& machine) {
+                         const std::optional<MachineGiven>& machine) {
   rnnext::Question question;
   question.T = T, question.B = B, question.I = I, question.H = H;
   question.D = directions, question.layers = layers;
@@ -194,7 +191,7 @@ rnnext::Description plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t dir
   question.threads = threads;
   question.train = train, question.hx = hx;
   question.lengths = lengths;
-  return rnnext::describe_plan(question, machine_of(machine));
+  return rnnext::describe_plan(question, machine ? machine_of(*machine) : rnnext::this_machine());
 }
 
 }  // namespace
@@ -212,7 +209,8 @@ struct py::detail::type_caster<Plain> {
 };
 
 PYBIND11_MODULE(_C, m) {
-  rnnext::kernels();  // a bad RNNEXT_CPU_ISA fails at import
+  rnnext::kernels();       // a bad RNNEXT_CPU_ISA fails at import,
+  rnnext::this_machine();  // and a bad RNNEXT_CPU_MACHINE
   m.def(
       "cpu_isa", [] { return std::string(rnnext::kernels().name); },
       "The instruction set that the CPU kernels use.");
@@ -239,8 +237,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("plan", &plan, py::kw_only(), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("directions") = 1, py::arg("layers") = 1, py::arg("dtype"), py::arg("threads"),
         py::arg("train") = false, py::arg("hx") = false,
-        py::arg("lengths") = std::vector<int64_t>{},
-        py::arg("machine") = std::string(rnnext::kDefaultMachine.name),
+        py::arg("lengths") = std::vector<int64_t>{}, py::arg("machine") = std::nullopt,
         "How the CPU kernels in use would share out a call: see rnnext.explain.");
   m.def("build_info", &build_info, "What this build is: torch, compiler, instruction sets, CUDA.");
 }

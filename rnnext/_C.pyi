@@ -22,7 +22,7 @@ def plan(
     train: bool = False,
     hx: bool = False,
     lengths: Sequence[int] = (),
-    machine: str | dict[str, float] = "zen4",
+    machine: str | dict[str, float] | None = None,
 ) -> dict[str, Any]: ...
 
 # The ops of the same names, arguments by position.

@@ -22,7 +22,7 @@ def explain(
     hx: bool = False,
     lengths: Sequence[int] = (),
     threads: int | None = None,
-    machine: str | Mapping[str, float] = "zen4",
+    machine: str | Mapping[str, float] | None = None,
 ) -> str:
     """Say how the CPU kernels would share out and run a call of an RNN of these sizes.
 
@@ -39,8 +39,9 @@ def explain(
         hx: whether first states are given. Default: ``False``.
         lengths: B lengths in 0..T. Default: all T.
         threads: the most threads. Default: ``torch.get_num_threads()``.
-        machine: the processor to plan for, a name from ``csrc/cpu/rnn/tuning.h`` or its numbers.
-            Default: ``"zen4"``, as calls do.
+        machine: the processor to plan for: a name from ``csrc/cpu/rnn/tuning.h`` (zen4, zen5,
+            xeon-amx), or numbers that differ from this one's. Default: this one, as calls do:
+            what ``RNNEXT_CPU_MACHINE`` names, or the row that is nearest, with this one's caches.
 
     Returns:
         A few sentences, one a line.
@@ -62,7 +63,7 @@ def explain(
         train=train,
         hx=hx,
         lengths=list(lengths),
-        machine=machine if isinstance(machine, str) else dict(machine),
+        machine=dict(machine) if isinstance(machine, Mapping) else machine,
     )
     what = "backward" if train else "forward"
     lines = [

@@ -4,22 +4,27 @@ import pytest
 import torch
 
 import rnnext.__main__
-from helpers.common import supported_isas
+from helpers.common import run_python, supported_isas
 from rnnext import _C
 from rnnext.explain import explain
 
+SHARE = 0.8  # of a cache
 ZEN4 = {
-    "multiply": 64, "first_bytes": 24e3, "first_rate": 64, "second_bytes": 900e3,
-    "second_rate": 28, "far_rate": 10, "wait": 700, "line": 20,
+    "multiply": 64, "pairs": 64, "first_bytes": SHARE * 2**15, "first_rate": 64,
+    "second_bytes": SHARE * 2**20, "second_rate": 28, "far_rate": 10, "wait": 700, "line": 20,
+}  # fmt: skip
+ZEN5 = ZEN4 | {
+    "multiply": 128, "pairs": 119, "first_bytes": SHARE * 3 * 2**14, "first_rate": 124,
+    "second_rate": 36, "far_rate": 13,
 }  # fmt: skip
 XEON = ZEN4 | {
-    "multiply": 128, "first_bytes": 40e3, "first_rate": 128, "second_bytes": 1900e3,
-    "second_rate": 50, "far_rate": 4,
+    "multiply": 128, "pairs": 32, "first_bytes": SHARE * 3 * 2**14, "first_rate": 128,
+    "second_bytes": SHARE * 2**21, "second_rate": 50, "far_rate": 4,
 }  # fmt: skip
 
 
 def plan(T, B, I, H, **options):  # noqa: E741 - the field's letter
-    options = {"dtype": torch.float32, "threads": 2, **options}
+    options = {"dtype": torch.float32, "threads": 2, "machine": "zen4", **options}
     return _C.plan(T=T, B=B, I=I, H=H, **options)
 
 
@@ -29,13 +34,37 @@ def _isa() -> None:
     _C.set_cpu_isa("generic")
 
 
-@pytest.mark.parametrize(("name", "numbers"), [("zen4", ZEN4), ("xeon-amx", XEON)])
+@pytest.mark.parametrize(("name", "numbers"), [("zen4", ZEN4), ("zen5", ZEN5), ("xeon-amx", XEON)])
 def test_a_machine_by_its_name_or_by_its_numbers(name, numbers):
     for size in [(100, 1, 64, 256), (64, 32, 64, 1024), (35, 20, 200, 200)]:
         named, described = plan(*size, machine=name), plan(*size, machine=numbers)
         assert named.pop("machine") == name
         assert described.pop("machine") == "described"
         assert named == described
+
+
+def test_calls_are_planned_for_the_machine_that_runs_them():
+    code = "from rnnext import explain; print(explain.explain(100, 16, 64, 1024, threads=2))"
+    own = run_python("-c", code).stdout
+    assert any(f"planned for {name}" in own for name in ("zen4", "zen5", "xeon-amx"))
+    named = [run_python("-c", code, RNNEXT_CPU_MACHINE=name).stdout for name in ("zen4", "zen5")]
+    assert "planned for zen4" in named[0]
+    assert "2 part(s) of the batch" in named[0]
+    assert "planned for zen5" in named[1]
+    assert "the hidden units of each among 2 threads" in named[1]
+    wrong = run_python("-c", "import rnnext", RNNEXT_CPU_MACHINE="z80")
+    assert wrong.returncode != 0
+    assert "machine must be one of zen4, zen5, xeon-amx, got z80" in wrong.stderr
+
+
+@pytest.mark.skipif("avx512_bf16" not in supported_isas(), reason="this processor has no pairs")
+def test_pairs_are_multiplied_where_that_is_faster():
+    code = "import rnnext; print(rnnext._C.cpu_isa())"
+    chosen = {
+        name: run_python("-c", code, RNNEXT_CPU_MACHINE=name).stdout.strip()
+        for name in ("zen4", "zen5", "xeon-amx")
+    }
+    assert chosen == {"zen4": "avx512_bf16", "zen5": "avx512_bf16", "xeon-amx": "avx512"}
 
 
 def test_many_sequences_are_shared_out_and_nobody_waits():
@@ -146,7 +175,7 @@ def test_kernels_tell_their_shape(isa, dtype):
         ({"I": -1}, "I must not be negative, got -1"),
         ({"lengths": [1]}, "lengths must hold B = 2 numbers, got 1"),
         ({"lengths": [1, 11]}, r"lengths must be in 0..10, got 11"),
-        ({"machine": "z80"}, "machine must be one of zen4, xeon-amx, got z80"),
+        ({"machine": "z80"}, "machine must be one of zen4, zen5, xeon-amx, got z80"),
         ({"machine": {"speed": 1.0}}, "a machine has no 'speed'"),
     ],
 )
@@ -156,12 +185,12 @@ def test_questions_that_make_no_sense(wrong, message):
 
 
 def test_explain_says_it_in_words():
-    text = explain(100, 1, 64, 256, threads=2)
+    text = explain(100, 1, 64, 256, threads=2, machine="zen4")
     assert "the hidden units of each among 2 threads" in text
     assert "W_ih x comes first" in text
     assert "planned for zen4" in text
     assert "nothing is packed" in explain(1, 1, 8, 8)
-    assert "a wavefront" in explain(100, 1, 64, 64, num_layers=2, threads=2)
+    assert "a wavefront" in explain(100, 1, 64, 64, num_layers=2, threads=2, machine="zen4")
     assert "summed each part over its own rows" in explain(100, 16, 16, 64, train=True, threads=2)
 
 

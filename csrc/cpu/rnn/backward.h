@@ -299,7 +299,7 @@ template <class S, class E>
 size_t backward_workspace(const Recurrence& p, const RecurrenceGradOut& out, int threads) {
   size_t bytes = 0;
   for (int size = 1; size <= threads; ++size) {
-    const BackwardPlan plan = plan_backward(p, out, kShape<S, E>, kDefaultMachine, threads, size);
+    const BackwardPlan plan = plan_backward(p, out, kShape<S, E>, this_machine(), threads, size);
     const size_t needed = BackwardLayout<S, E>(p, out, plan, size, Arena{nullptr}).bytes;
     if (needed > bytes) bytes = needed;
   }
@@ -310,7 +310,7 @@ template <class S, class E>
 void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGradOut& out,
               char* workspace, Worker& worker) {
   const BackwardPlan plan =
-      plan_backward(p, out, kShape<S, E>, kDefaultMachine, worker.asked, worker.size);
+      plan_backward(p, out, kShape<S, E>, this_machine(), worker.asked, worker.size);
   const Backward<S, E> kernel{p, g, out, plan, {p, out, plan, worker.size, Arena{workspace}}};
   if (!plan.own_weights) {
     kernel.pack_share(worker);

@@ -279,7 +279,7 @@ template <class S, class E>
 size_t forward_workspace(const Recurrence& p, int threads) {
   size_t bytes = 0;  // the team may be smaller than asked for
   for (int size = 1; size <= threads; ++size) {
-    const ForwardPlan plan = plan_forward(p, kShape<S, E>, kDefaultMachine, size);
+    const ForwardPlan plan = plan_forward(p, kShape<S, E>, this_machine(), size);
     const size_t needed = plan.one_step ? size * OneStep<S, E>(p, nullptr).bytes
                                         : ForwardLayout<S, E>(p, plan, size, Arena{nullptr}).bytes;
     if (needed > bytes) bytes = needed;
@@ -289,7 +289,7 @@ size_t forward_workspace(const Recurrence& p, int threads) {
 
 template <class S, class E>
 void forward(const Recurrence& p, char* workspace, Worker& worker) {
-  const ForwardPlan plan = plan_forward(p, kShape<S, E>, kDefaultMachine, worker.size);
+  const ForwardPlan plan = plan_forward(p, kShape<S, E>, this_machine(), worker.size);
   if (plan.one_step) {
     const size_t bytes = OneStep<S, E>(p, nullptr).bytes;
     return OneStep<S, E>(p, workspace + worker.rank * bytes).run(worker);

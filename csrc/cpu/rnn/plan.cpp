@@ -5,6 +5,10 @@
 namespace rnnext {
 namespace {
 
+double multiply_rate(const KernelShape& shape, const Machine& machine) {
+  return shape.depth > 1 ? machine.pairs : machine.multiply;
+}
+
 // Estimated cycles of one step over `rows` sequences and `columns` hidden units, K factors each:
 // bound by the multiply-adds, or by the memory that holds the weights.
 double step_cycles(const KernelShape& shape, const Machine& machine, int64_t rows, int64_t columns,
@@ -14,7 +18,7 @@ double step_cycles(const KernelShape& shape, const Machine& machine, int64_t row
                       : bytes < machine.second_bytes ? machine.second_rate
                                                      : machine.far_rate;
   const auto tiles = static_cast<double>(divide_up(rows, shape.tile_rows));
-  const double multiply = static_cast<double>(rows) * bytes / machine.multiply;
+  const double multiply = static_cast<double>(rows) * bytes / multiply_rate(shape, machine);
   // Past the first cache the panels are read once per tile of rows from the second.
   const double read = bytes / rate + (tiles - 1) * bytes / machine.first_rate;
   return std::max(multiply, read);
@@ -32,7 +36,9 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
   for (int64_t hidden = 2; hidden <= min_of(workers, panels); ++hidden) {
     const int64_t batch = min_of(workers / hidden, p.B);
     const int64_t rows = divide_up(p.B, batch);
-    Plan plan{batch, hidden};
+    Plan plan{};
+    plan.batch_parts = batch;
+    plan.hidden_parts = hidden;
     // More rows have work enough to wait for all of the state at once.
     if (p.T > 1 && rows < kFewRows) {
       plan.pieces = hidden;
@@ -55,7 +61,7 @@ double layer_cycles(const Recurrence& p, const KernelShape& shape, const Machine
                     const Plan& plan) {
   const double features = static_cast<double>(p.B) * static_cast<double>(p.H) *
                           static_cast<double>(shape.factors(p.I)) * shape.factor_bytes /
-                          machine.multiply;
+                          multiply_rate(shape, machine);
   return plan.cycles + features / static_cast<double>(plan.batch_parts * plan.hidden_parts);
 }
 

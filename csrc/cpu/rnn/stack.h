@@ -9,10 +9,10 @@ namespace rnnext::RNNEXT_ISA {
 
 template <class S, class E>
 size_t stack_workspace(const Recurrence* layers, int n, int threads) {
-  if (!plan_wavefront(layers, n, kShape<S, E>, kDefaultMachine, threads)) return 0;
+  if (!plan_wavefront(layers, n, kShape<S, E>, this_machine(), threads)) return 0;
   size_t bytes = 0;
   for (int l = 0; l < n; ++l) {
-    const ForwardPlan plan = plan_forward(layers[l], kShape<S, E>, kDefaultMachine, 1, true);
+    const ForwardPlan plan = plan_forward(layers[l], kShape<S, E>, this_machine(), 1, true);
     bytes += ForwardLayout<S, E>(layers[l], plan, 1, Arena{nullptr}).bytes;
   }
   return bytes;
@@ -22,7 +22,7 @@ template <class S, class E>
 void stack(const Recurrence* layers, int n, char* workspace, Worker& worker) {
   for (int l = 0; l < n; ++l) {
     const Recurrence& p = layers[l];
-    const ForwardPlan plan = plan_forward(p, kShape<S, E>, kDefaultMachine, 1, true);
+    const ForwardPlan plan = plan_forward(p, kShape<S, E>, this_machine(), 1, true);
     const Forward<S, E> kernel{p, plan, {p, plan, 1, Arena{workspace}}};
     workspace += kernel.at.bytes;
     if (l % worker.size != worker.rank) continue;

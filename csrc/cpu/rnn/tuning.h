@@ -11,7 +11,8 @@ namespace rnnext {
 // is told in bytes of weights, each used for one row.
 struct Machine {
   const char* name;
-  double multiply;      // multiply-adds
+  double multiply;      // multiply-adds of float32 or float64
+  double pairs;         // those of bfloat16 pairs; below half of `multiply` they do not pay
   double first_bytes;   // weights up to this size are read from the first cache,
   double first_rate;    // at this rate;
   double second_bytes;  // up to this size from the second,
@@ -21,16 +22,22 @@ struct Machine {
   double line;          // cycles for each cache line that another core wrote
 };
 
+// Of a cache, weights may fill this share: the rest is for what else a step reads and writes.
+constexpr double kCacheShare = 0.8;
+
 constexpr Machine kMachines[] = {
     // 32 KiB of first cache, 1 MiB of second; 117 GB/s from the second and 81 from the third, of
     // which other streams take a half; round trips of a line between cores 65 to 320 ns.
-    {"zen4", 64, 24e3, 64, 900e3, 28, 10, 700, 20},
-    // A Xeon with AMX (Sapphire Rapids and later): two 512-bit multiply-adds a cycle, 2 MiB of
-    // second cache, 140 to 177 GB/s from it and 14 from beyond. Described, not chosen yet.
-    {"xeon-amx", 128, 40e3, 128, 1'900e3, 50, 4, 700, 20},
+    {"zen4", 64, 64, kCacheShare * (32 << 10), 64, kCacheShare * (1 << 20), 28, 10, 700, 20},
+    // Two 512-bit multiply-adds a cycle, 48 KiB and 1 MiB; 508 GB/s from the first and 113 from
+    // the third at 4.1 GHz (`python -m benchmarks roof`), and of the 247 from the second what one
+    // row of H = 128 reads of it; between cores as zen4.
+    {"zen5", 128, 119, kCacheShare * (48 << 10), 124, kCacheShare * (1 << 20), 36, 13, 700, 20},
+    // A Xeon with AMX (Sapphire Rapids and later): two 512-bit multiply-adds a cycle, bfloat16 dot
+    // products at half of their speed; 2 MiB of second cache, 140 to 177 GB/s from it and 14 from
+    // beyond.
+    {"xeon-amx", 128, 32, kCacheShare * (48 << 10), 128, kCacheShare * (2 << 20), 50, 4, 700, 20},
 };
-// All processors are planned for as this one.
-constexpr Machine kDefaultMachine = kMachines[0];
 
 // Multiply-adds below which a second thread costs more than it saves. One step forward takes fewer,
 // since it reads every weight once, at the speed of memory; between these where the weights are

@@ -4,6 +4,7 @@
 
 #include "cpu/gemm/pack.h"
 #include "cpu/gemm/sweep.h"
+#include "cpu/rnn/machine.h"
 #include "cpu/rnn/plan.h"
 #include "cpu/runtime/team.h"
 

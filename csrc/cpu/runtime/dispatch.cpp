@@ -4,6 +4,8 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "cpu/rnn/machine.h"
+
 namespace rnnext {
 
 extern const KernelTable kGenericTable;
@@ -38,9 +40,11 @@ const KernelTable* find(const std::string& name) {
 
 const KernelTable* best() {
   if (const char* name = std::getenv("RNNEXT_CPU_ISA"); name && *name) return find(name);
+  const Machine& machine = this_machine();
+  const bool pairs_pay = machine.pairs > machine.multiply / 2;
   const KernelTable* chosen = kTables[0];
   for (const KernelTable* table : kTables)
-    if (table->supported()) chosen = table;
+    if (table->supported() && (!table->rnn_medium || pairs_pay)) chosen = table;
   return chosen;
 }
 
