@@ -81,10 +81,11 @@ def _layer(
     if dtype == ir.DataType.BFLOAT16:
         _refuse("bfloat16")
     if not weight_ih:  # ready inputs: direction d reads its H columns
-        weight_ih = [
-            op.Constant(value=ir.tensor(np.eye(H, D * H, k=d * H, dtype=dtype.numpy())))
-            for d in range(D)
+        columns: list[Any] = [
+            ir.tensor(np.eye(H, D * H, k=d * H, dtype=dtype.numpy())) for d in range(D)
         ]
+        weight_ih = [op.Constant(value=eye) for eye in columns]
+    steps: Any = None if lengths is None else op.Cast(lengths, to=ir.DataType.INT32)
     bias = None
     if bias_ih:
         bias = _stacked([op.Concat(*pair, axis=0) for pair in zip(bias_ih, bias_hh, strict=True)])
@@ -93,7 +94,7 @@ def _layer(
         _stacked(weight_ih),
         _stacked(weight_hh),
         bias,
-        None if lengths is None else op.Cast(lengths, to=ir.DataType.INT32),
+        steps,
         hx,
         activations=[_ACTIVATIONS[nonlinearity]] * D,
         activation_alpha=[1.0] * D if nonlinearity == "identity" else None,
