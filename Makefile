@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.rnnext-ready
 
 .PHONY: demo memory-policy perceptual-decision sample-text
-.PHONY: test bench docs lint build cuda-build cuda-check sanitize clean
+.PHONY: test bench docs lint build sdist wheel cuda-build cuda-check sanitize clean
 
 demo: build
 	$(BIN)/python examples/train_text.py $(ARGS)
@@ -52,6 +52,15 @@ $(READY): pyproject.toml
 
 build: $(READY)
 	$(BIN)/python setup.py -q build_ext --inplace
+
+sdist: $(READY)
+	$(BIN)/python -m build --sdist --no-isolation
+
+# For the torch of this environment and this machine's Linux; `auditwheel repair` makes it a manylinux one.
+wheel: build
+	rm -f dist/*.whl
+	$(BIN)/python -m build --wheel --no-isolation
+	$(BIN)/python -m tools.check_wheel dist/*.whl
 
 cuda-build:
 	$(PYTHON) -m tools.cuda_build $(ARGS)

@@ -95,7 +95,7 @@ def main() -> None:
         install_requires=[f"torch=={release}.*"],
         ext_modules=[extension(cuda)],
         cmdclass={"build_ext": BuildExtension},
-        options={"egg_info": {"tag_build": label}},  # 0.1.0+torch2.13
+        options={"egg_info": {"tag_build": label}},
     )
 
 

@@ -1,6 +1,7 @@
 """The build and the package: what is chosen, what is shipped, what a mismatch says."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 import tarfile
@@ -193,3 +194,20 @@ def test_the_source_distribution_holds_every_source(tmp_path: Path):
     assert sources <= shipped, sources - shipped
     assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py"} <= shipped
     assert "tools/build_backend.py" in shipped
+    assert "rnnext/_build.py" not in shipped  # says that an extension was built
+
+
+def test_the_version_is_in_one_place():
+    """That is in pyproject.toml: everything else asks the installed package."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (version,) = re.findall(r'^version = "(.*)"$', text, re.MULTILINE)
+    assert rnnext.__version__.partition("+")[0] == version
+    files = [path for name in ("rnnext", "tools") for path in (ROOT / name).rglob("*.py")]
+    files += [ROOT / name for name in ("setup.py", "docs/conf.py", "CITATION.cff")]
+    assert [path.name for path in files if version in path.read_text(encoding="utf-8")] == []
+
+
+def test_the_smoke_test_of_wheels_refuses_the_sources():
+    result = run("tools/smoke.py", PYTHONPATH=str(ROOT))
+    assert result.returncode != 0
+    assert "was imported, not an installed rnnext" in result.stderr
