@@ -10,7 +10,7 @@ import rnnext
 from helpers.blocks import run_blocks, skips_without_reason
 from helpers.prose import ROOT, text
 
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 
