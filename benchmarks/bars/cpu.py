@@ -67,11 +67,16 @@ def _mean_and_worst(
         yield Verdict(f"{what} over {whom}: worst row", needs[1], least_ratio, where, at_roof=top)
 
 
+def _has_amx(result: Result) -> bool:
+    return "amx_bf16" in result.stamp["cpu_flags"]
+
+
 def _speed(result: Result) -> Iterator[Verdict]:
+    over_best = {"infer": 2.8, "train": 3.5} if _has_amx(result) else {"infer": 2.3, "train": 2.5}
     for mode, over_torch in (("infer", 5.0), ("train", 4.5)):
         rows = _rows(result, _sequence(mode))
         yield from _mean_and_worst(mode, result, rows, (over_torch, None))
-        yield from _mean_and_worst(mode, result, rows, (2.5, 1.1), best=True)
+        yield from _mean_and_worst(mode, result, rows, (over_best[mode], 1.1), best=True)
     one_rnn = _rows(result, lambda c: c.kind == "rnn" and c.T == 1 and c.mode == "infer")
     yield from _mean_and_worst("one call, T=1, RNN", result, one_rnn, (2.5, 1.5))
     one_cell = _rows(result, lambda c: c.kind == "cell")
@@ -105,9 +110,10 @@ def _roof(result: Result) -> Iterator[Verdict]:
     def single(c: Case) -> bool:
         return c.B == 1
 
+    infer, train = (75, 72) if _has_amx(result) else (84, 78)
     for what, need, modes, sized in (
-        ("H >= 256, B >= 16, infer", 88, ("infer",), wide),
-        ("H >= 256, B >= 16, train", 80, ("train",), wide),
+        ("H >= 256, B >= 16, infer", infer, ("infer",), wide),
+        ("H >= 256, B >= 16, train", train, ("train",), wide),
         ("H 64..255, B >= 16", 75, ("infer", "train"), middle),
         ("B = 1", 80, ("infer", "train"), single),
     ):
@@ -122,15 +128,30 @@ def _roof(result: Result) -> Iterator[Verdict]:
 
 
 def _low_precision(result: Result) -> Iterator[Verdict]:
-    """bfloat16 and "medium" over our own float32, where the CPU has the instruction."""
+    """bfloat16 and "medium", where the CPU has an instruction for them: over torch.nn at the same
+    setting and over our own float32."""
     if not any("bfloat16" in limits.flops for limits in result.roofs.values()):
         return
-    ratios = {}
-    for row in result.rows.values():
-        ratio = row.ratio(FLOAT32, OURS)
-        if ratio is not None and row.case.H >= 256:
-            ratios[row.case.name] = ratio
-    yield worst("bfloat16 and medium over our float32: worst row", 1.6, ratios)
+    amx = _has_amx(result)
+    what = "bfloat16 and medium"
+    rows = [
+        row
+        for row in result.rows.values()
+        if row.case.dtype == "bfloat16" or row.case.precision == "medium"
+    ]
+    yield from _mean_and_worst(what, result, rows, (6.0, 1.5) if amx else (None, 1.1))
+    over_float32 = [
+        (row.case, ratio) for row in rows if (ratio := row.ratio(FLOAT32, OURS)) is not None
+    ]
+    for mode, needed in (("infer", 5.0 if amx else 1.6), ("train", 4.0 if amx else 1.6)):
+        large = {
+            case.name: ratio
+            for case, ratio in over_float32
+            if case.mode == mode and case.H >= 128 and case.B >= 16
+        }
+        yield worst(f"{what} over our float32, {mode}: worst row", needed, large)
+    every = {case.name: ratio for case, ratio in over_float32}
+    yield worst(f"{what} over our float32, any row: worst", 1.0, every)
 
 
 def _growth(result: Result) -> Iterator[Verdict]:

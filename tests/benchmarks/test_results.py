@@ -56,7 +56,11 @@ def test_bars_are_held_or_missed_by_their_numbers():
     assert missed["one call, RNNCell over torch.nn: worst row"].held
     assert held["output + saved bytes of torch.nn's: worst row"].held
     assert held["infer over the best rival: mean"].got == pytest.approx(10 / 1.9)
-    assert held["bfloat16 and medium over our float32: worst row"].got == pytest.approx(1.7)
+    for mode in ("infer", "train"):
+        low = held[f"bfloat16 and medium over our float32, {mode}: worst row"]
+        assert low.got == pytest.approx(1.7)
+        assert low.held
+    assert held["bfloat16 and medium over torch.nn: worst row"].got == pytest.approx(10 / 1.9)
     assert held["cost per unit, one size to the next: worst rise"].held is None
     # What a kernel at the roof would get does not depend on how fast ours is.
     bounds = [
