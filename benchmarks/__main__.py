@@ -247,13 +247,13 @@ def compiled_command(options: argparse.Namespace) -> int:
     from . import compiled
     from .report import Table, duration
 
-    threads = measure.pin_threads(1)
+    threads = measure.pin_threads(0)
     body = []
     for row in compiled.run():
         times = [duration(seconds) for seconds in (*row.first, *row.later)]
         body.append([row.what, *times, f"{row.later[1] / row.later[0]:.1f}"])
         print(*body[-1], file=sys.stderr)
-    print(f"{measure.stamp(threads)['cpu']}, {threads} thread, B={compiled.B} I=H={compiled.H}")
+    print(f"{measure.stamp(threads)['cpu']}, {threads} threads, B={compiled.B} I=H={compiled.H}")
     head = ["", "first call", "of the loop", "later", "of the loop", "times as fast"]
     print(Table(head, body).markdown())
     return 0

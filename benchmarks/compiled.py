@@ -1,13 +1,10 @@
-"""A compiled model with rnnext.RNN beside torch.compile of a loop over nn.RNNCell: the CPU time of
-the first call, which compiles, and of those that follow, on one thread.
-
-CPU time, because compiling takes minutes, in which others want the machine, too.
-"""
+"""A compiled model with rnnext.RNN beside torch.compile of a loop over nn.RNNCell: the time of the
+first call, which compiles, and of those that follow."""
 
 from __future__ import annotations
 
-import os
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,7 +15,7 @@ from torch import Tensor, nn
 import rnnext
 
 B, I, H = 20, 200, 200  # noqa: E741
-ROUNDS = 7
+ROUNDS = 15
 
 
 class Loop(nn.Module):
@@ -49,7 +46,7 @@ class Fused(nn.Module):
 
 @dataclass(frozen=True)
 class Timed:
-    """CPU seconds of the first call and, later, of one call, of the compiled Fused and the Loop."""
+    """Seconds of the first call and, later, of one call, of the compiled Fused and the Loop."""
 
     what: str
     first: tuple[float, float]
@@ -69,12 +66,10 @@ def _step(model: Callable[[Tensor], Tensor], x: Tensor, train: bool) -> Callable
     return training if train else inference
 
 
-def _seconds(call: Callable[[], Tensor], times: int = 1) -> float:
-    """Of a call, the C++ compilers that it starts included."""
-    begin = sum(os.times()[:4])
-    for _ in range(times):
-        call()
-    return (sum(os.times()[:4]) - begin) / times
+def _seconds(call: Callable[[], Tensor]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
 
 
 def run(lengths: tuple[int, ...] = (32, 512)) -> Iterator[Timed]:
@@ -95,10 +90,9 @@ def _timed(T: int, train: bool) -> Timed:
     first = [_seconds(call) for call in calls]
     torch.testing.assert_close(calls[0](), calls[1](), rtol=1e-4, atol=1e-5)
     later: list[list[float]] = [[], []]
-    repeat = max(1, 2048 // T)  # os.times counts in hundredths of a second
     for _ in range(ROUNDS):
         for seconds, call in zip(later, calls, strict=True):
-            seconds.append(_seconds(call, repeat))
+            seconds.append(_seconds(call))
     medians = [statistics.median(seconds) for seconds in later]
     what = f"T={T}, {'training' if train else 'inference'}"
     return Timed(what, (first[0], first[1]), (medians[0], medians[1]))
