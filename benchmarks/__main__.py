@@ -1,15 +1,15 @@
 """`python -m benchmarks COMMAND`: run, edges, combine, report, bars, plot, tables, publish, roof,
-cases, features, compiled, sharing, interference."""
+cases, features, transforms, compiled, sharing, interference."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -17,6 +17,10 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 from . import cases, measure, roof, runner, store
 from .names import OURS
 from .runner import Event
+
+if TYPE_CHECKING:
+    from .bars.verdict import Verdict
+    from .features import Row, Timed
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = store.FOLDER / "figures"
@@ -91,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command("compiled", compiled_command, "time a compiled model and a compiled loop over cells")
     command("sharing", sharing_command, "time processes that share the machine")
+    command("transforms", transforms_command, "time ensembles and per-sample gradients")
     check = command("interference", interference_command, "time rivals alone and taking turns")
     check.add_argument("select", **{**select, "default": ["rnn-T100-B64-I64-H256-infer"]})
     return parser
@@ -221,18 +226,31 @@ def cases_command(options: argparse.Namespace) -> int:
 def features_command(options: argparse.Namespace) -> int:
     """Each feature beside the code that people write without it, as markdown, then the bars."""
     from . import features
+
+    return _compared(features.rows(), features.verdicts)
+
+
+def transforms_command(options: argparse.Namespace) -> int:
+    """Ensembles and per-sample gradients beside a loop, as markdown, then the bars."""
+    from . import transforms
+
+    return _compared(transforms.rows(), transforms.verdicts)
+
+
+def _compared(rows: Iterable[Row], verdicts: Callable[[list[Timed]], list[Verdict]]) -> int:
+    from . import features
     from .report import Table, duration
 
     threads = measure.pin_threads(0)
     timed, body = [], []
-    for each in features.run():
+    for each in features.run(rows):
         timed.append(each)
         ratio = f"{each.faster:.2f}"
         body.append([each.row.what, duration(each.ours), duration(each.other), ratio])
         print(f"{body[-1][-1]:>7}  {each.row.what}", file=sys.stderr)
     print(f"{measure.stamp(threads)['cpu']}, {threads} threads")
     print(Table(["what", "rnnext", "the other", "times as fast"], body).markdown())
-    found = features.verdicts(timed)
+    found = verdicts(timed)
     for verdict in found:
         got = "-" if verdict.got is None else f"{verdict.got:.2f}"
         sign = "at most" if verdict.at_most else "at least"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -298,10 +298,10 @@ def equal(ours: list[Tensor], others: list[Tensor]) -> bool:
     return True
 
 
-def run() -> Iterator[Timed]:
+def run(rows: Iterable[Row]) -> Iterator[Timed]:
     """Time every row. RuntimeError where the results differ."""
     torch.manual_seed(0)
-    for row in rows():
+    for row in rows:
         if row.same and not equal(row.ours(), row.other()):
             raise RuntimeError(f"{row.what}: the results differ")
         contenders = {

@@ -57,6 +57,17 @@ def _check_like(tensor: Tensor, name: str, shape: Sequence[Any], like: Tensor) -
     )
 
 
+def _member_of(tensor: Tensor, M: Any) -> Tensor:
+    """The first member's part of one tensor of an ensemble's."""
+    message = (
+        f"each tensor of an ensemble must be of {M} members, as weight_hh is, got shape "
+        f"{_sizes(tensor.shape)}"
+    )
+    _check(tensor.dim() > 0, message)
+    _check(tensor.shape[0] == M, message)
+    return tensor[0]
+
+
 def _check_name(name: str, value: str, known: Sequence[str]) -> None:
     torch._check_value(
         value in known,
@@ -72,7 +83,7 @@ def _check_float(tensor: Tensor, name: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Recurrence:
+class Recurrence:
     """The arguments of a call of the recurrence, in the order of its schema."""
 
     input: Tensor
@@ -235,6 +246,25 @@ class _Recurrence:
             f"lengths must be on {self.like.device}, got {lengths.device}",
         )
 
+    def member(self) -> "Recurrence":
+        """The first member's call of an ensemble's, once all tensors are of as many members."""
+        weights = self.weight_hh
+        shape = "none" if not weights else f"shape {_sizes(weights[0].shape)}"
+        _check(
+            bool(weights) and weights[0].dim() == 3,
+            "weight_hh of an ensemble must hold tensors of shape [M, H, H] with M > 0, got "
+            f"{shape}",
+        )
+        M = self.like.shape[0]
+
+        def first(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return _member_of(value, M)
+            return [first(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+        own = {name: first(value) for name, value in vars(self).items() if name != "batch_sizes"}
+        return replace(self, **own)
+
     def state(self, B: Any) -> tuple[Any, ...]:
         """The shape of hx and h_n."""
         B = torch.library.get_ctx().new_dynamic_size() if B is None else B
@@ -244,7 +274,7 @@ class _Recurrence:
 @torch.library.register_fake("rnnext::recurrence")
 def _recurrence(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     *call_arguments, save = arguments
-    call = _Recurrence(*call_arguments)
+    call = Recurrence(*call_arguments)
     output, B = call.check()
     saved = [call.like.new_empty(output)] if save and call.alpha else []
     return call.like.new_empty(output), call.like.new_empty(call.state(B)), saved
@@ -254,7 +284,7 @@ def _recurrence(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
 def _recurrence_stack(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     *call_arguments, save = arguments
     _check(not save, "recurrence_stack saves nothing: it has no gradient")
-    call = _Recurrence(*call_arguments)
+    call = Recurrence(*call_arguments)
     L = len(call.weight_hh)
     _check(L > 0, "weight_hh must hold a tensor for each layer, got none")
     _check(
@@ -287,6 +317,50 @@ def _recurrence_stack(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
     return output, like.new_empty(state), []
 
 
+def _of_members(value: Any, M: Any) -> Any:
+    """The results of one member as those of all."""
+    if isinstance(value, Tensor):
+        return value.new_empty((M, *value.shape))
+    return type(value)([_of_members(each, M) for each in value])
+
+
+@torch.library.register_fake("rnnext::recurrence_ensemble")
+def _recurrence_ensemble(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    *call_arguments, save = arguments
+    call = Recurrence(*call_arguments)
+    one = call.member()
+    results: tuple[Tensor, Tensor, list[Tensor]]
+    results = _of_members(_recurrence(*vars(one).values(), save), call.like.shape[0])
+    return results
+
+
+@torch.library.register_fake("rnnext::recurrence_ensemble_backward")
+def _recurrence_ensemble_backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    output: Tensor,
+    saved: Sequence[Tensor],
+    *arguments: Any,
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]:
+    *forward, output_mask = arguments
+    call = Recurrence(*forward)
+    one, M = call.member(), call.like.shape[0]
+    results: tuple[
+        Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]
+    ] = _of_members(
+        _recurrence_backward(
+            None if grad_output is None else _member_of(grad_output, M),
+            None if grad_h_n is None else _member_of(grad_h_n, M),
+            _member_of(output, M),
+            [_member_of(each, M) for each in saved],
+            *vars(one).values(),
+            output_mask,
+        ),
+        M,
+    )
+    return results
+
+
 @torch.library.register_fake("rnnext::recurrence_backward")
 def _recurrence_backward(
     grad_output: Tensor | None,
@@ -296,7 +370,7 @@ def _recurrence_backward(
     *arguments: Any,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]:
     *forward, output_mask = arguments
-    call = _Recurrence(*forward)
+    call = Recurrence(*forward)
     like = call.like
     shape, B = call.check()
     _check_like(output, "output", shape, like)
@@ -322,6 +396,13 @@ def _recurrence_backward(
     )
 
 
+def _how_many_occur(indices: Tensor, num_rows: Any) -> Any:
+    """Of so many rows; of meta tensors, which no tracer follows, as many as can."""
+    if type(indices) is Tensor:
+        return min(indices.numel(), num_rows)
+    return torch.library.get_ctx().new_dynamic_size()
+
+
 def _check_indices(indices: Tensor) -> None:
     _check(indices.dtype in _INDICES, f"indices must be int32 or int64, got {_dtype(indices)}")
 
@@ -329,7 +410,7 @@ def _check_indices(indices: Tensor) -> None:
 @torch.library.register_fake("rnnext::occurring")
 def _occurring(tokens: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     _check_indices(tokens)
-    rows = torch.library.get_ctx().new_dynamic_size()
+    rows = _how_many_occur(tokens, num_rows)
     return tokens.new_empty((rows,), dtype=torch.int64), tokens.new_empty(
         tokens.shape, dtype=torch.int64
     )
@@ -377,7 +458,7 @@ def _embedding_sparse_backward(
     grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
 ) -> tuple[Tensor, Tensor]:
     _check_gradient(grad, indices)
-    rows = torch.library.get_ctx().new_dynamic_size()
+    rows = _how_many_occur(indices, num_weights)
     return (
         indices.new_empty((rows,), dtype=torch.int64),
         grad.new_empty((rows, grad.shape[-1])),

@@ -10,10 +10,16 @@ from torch.utils.flop_counter import register_flop_formula
 
 def _products(weights: Sequence[Sequence[int]], rows: int) -> int:
     """Each of the weights times each of the rows, or the like."""
-    return sum(2 * rows * math.prod(shape) for shape in weights)
+    return sum(2 * rows * math.prod(shape[-2:]) for shape in weights)
 
 
-@register_flop_formula([torch.ops.rnnext.recurrence, torch.ops.rnnext.recurrence_stack])
+@register_flop_formula(
+    [
+        torch.ops.rnnext.recurrence,
+        torch.ops.rnnext.recurrence_stack,
+        torch.ops.rnnext.recurrence_ensemble,
+    ]
+)
 def _forward(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, *others: Any, out_shape: Any
 ) -> int:
@@ -21,7 +27,12 @@ def _forward(
     return _products([*weight_ih, *weight_hh], rows)
 
 
-@register_flop_formula(torch.ops.rnnext.recurrence_backward)
+@register_flop_formula(
+    [
+        torch.ops.rnnext.recurrence_backward,
+        torch.ops.rnnext.recurrence_ensemble_backward,
+    ]
+)
 def _backward(
     grad_output: Any,
     grad_h_n: Any,

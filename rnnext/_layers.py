@@ -13,6 +13,8 @@ from rnnext import _C
 
 # The same op twice: torch.compile puts this into its graph, eager calls take _C's short way.
 _rnn: Callable[..., tuple[Tensor, Tensor]] = torch.ops.rnnext.rnn.default
+_ensemble: Callable[..., tuple[Tensor, Tensor, list[Tensor]]]
+_ensemble = torch.ops.rnnext.recurrence_ensemble.default
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 Lengths = Tensor | Sequence[int]
@@ -119,6 +121,74 @@ def run(
     return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
 
 
+def run_ensemble(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    training: bool,
+    lengths: Tensor | None,
+    nonlinearity: str,
+    reset: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`rnnext.functional.rnn_ensemble` where all that it infers is known."""
+    M = weights[0].shape[0]
+    if input.dim() not in (3, 4):
+        raise ValueError(f"input must have 3 or 4 dimensions, got {input.dim()}")
+    if hx is not None and hx.dim() != 4:
+        raise ValueError(f"hx must have 4 dimensions, [M, L * D, B, H], got {hx.dim()}")
+    if reset is not None and reset.dim() not in (2, 3):
+        raise ValueError(f"reset must have 2 or 3 dimensions, got {reset.dim()}")
+
+    def of_each(tensor: Tensor, dims: int) -> Tensor:
+        return tensor.expand(M, *tensor.shape) if tensor.dim() < dims else tensor
+
+    x = of_each(input, 4)
+    if lengths is not None:
+        lengths = of_each(lengths, 2)
+    if reset is not None:
+        reset = of_each(reset, 3)
+    if batch_first:
+        x = x.transpose(1, 2)
+        reset = None if reset is None else reset.transpose(1, 2)
+    if x.shape[1] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    directions = 2 if bidirectional else 1
+    size = (4 if has_biases else 2) * directions
+    h_n = []
+    for layer in range(num_layers):
+        own = weights[layer * size : (layer + 1) * size]
+        lists = [own[i :: size // directions] for i in range(size // directions)]
+        first = layer * directions
+        x, h, _ = _ensemble(
+            x,
+            None if hx is None else hx[:, first : first + directions],
+            lists[0],
+            lists[1],
+            lists[2] if has_biases else [],
+            lists[3] if has_biases else [],
+            None,
+            lengths,
+            None,
+            reset,
+            None,
+            [],
+            "rate",
+            nonlinearity,
+            [False, True][:directions],
+            False,
+        )
+        h_n.append(h)
+        if dropout > 0 and training and layer + 1 < num_layers:
+            x = torch.dropout(x, dropout, training)
+    states = h_n[0] if num_layers == 1 else torch.cat(h_n, 1)
+    return x.transpose(1, 2) if batch_first else x, states
+
+
 def _raise_torchs(
     data: Tensor,
     hx: Tensor | None,
@@ -182,14 +252,16 @@ class Layers(NamedTuple):
     bidirectional: bool
 
 
-def infer(weights: Sequence[Any], bidirectional: bool | None) -> Layers:
+def infer(weights: Sequence[Any], bidirectional: bool | None, members: int = 0) -> Layers:
     """Weights that are flat, one list a set, or nested by layer and direction; see functional.rnn.
+
+    ``members`` is the number of dimensions that an ensemble's have more.
 
     Raises ValueError where they are none of these, or leave open how many directions they are of.
     """
     groups = list(weights)
     if groups and all(isinstance(each, Tensor) for each in groups):
-        size = 4 if len(groups) > 2 and groups[2].dim() == 1 else 2
+        size = 4 if len(groups) > 2 and groups[2].dim() == 1 + members else 2
         sets = [groups[i : i + size] for i in range(0, len(groups), size)]
     else:
         groups = [_listed(group) for group in groups]

@@ -174,5 +174,7 @@ class EmbeddingRNN(nn.Module):
             return embedding(torch.arange(V, device=tokens.device)), tokens
         if V > 2 * N or is_compiling() or type(tokens) is not Tensor or not tokens.is_cpu:
             return None
+        if torch._C._are_functorch_transforms_active():
+            return None  # how many rows occur may differ from call to call of those that vmap joins
         rows, index = torch.ops.rnnext.occurring(tokens, V)
         return (embedding(rows), index) if 3 * rows.shape[0] <= N else None

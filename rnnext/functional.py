@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _C, _layers
 
-__all__ = ["embedding", "recurrence", "rnn", "rnn_cell"]
+__all__ = ["embedding", "recurrence", "rnn", "rnn_cell", "rnn_ensemble"]
 
 # The same ops twice: torch.compile puts these into its graph, eager calls take _C's short way.
 _rnn_cell: Callable[..., Tensor] = torch.ops.rnnext.rnn_cell.default
@@ -89,6 +89,65 @@ def rnn(
     """
     flat, has_biases, num_layers, bidirectional = _layers.infer(weights, bidirectional)
     return _layers.run(
+        input,
+        hx,
+        flat,
+        has_biases,
+        num_layers,
+        bidirectional,
+        batch_first,
+        dropout,
+        training,
+        lengths,
+        nonlinearity,
+        reset,
+    )
+
+
+def rnn_ensemble(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Any],
+    *,
+    nonlinearity: str = "tanh",
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`rnn` of M members, each with weights of its own, one call a layer.
+
+    Results and gradients are those of :func:`rnn` for each member. On the CPU as many members run
+    at once as there are threads. :func:`torch.vmap` over weights comes to the same.
+
+    Args:
+        input: the features of each member, ``[M, T, B, I]`` (``[M, B, T, I]`` with
+            ``batch_first``), or, one dimension less, of all of them.
+        hx: the states before the first step, ``[M, L * D, B, H]``, or ``None`` for zeros.
+        weights: as :func:`rnn`'s, each tensor with a first dimension more, M.
+        nonlinearity: as :func:`rnn`'s. Default: ``"tanh"``.
+        batch_first: whether the batch comes before the time. Default: ``False``.
+        dropout: as :func:`rnn`'s, drawn for each member. Default: 0.
+        training: whether dropout applies. Default: ``False``.
+        bidirectional: as :func:`rnn`'s. Default: what ``weights`` say.
+        lengths: the number of steps of each row, int64 ``[M, B]``, or ``[B]`` for all members.
+            Default: every row has T steps.
+        reset: where a new episode begins, bool, of the shape of ``input`` without its features, for
+            each member or for all. Default: nowhere.
+
+    Returns:
+        ``(output, h_n)``: the last layer's states ``[M, T, B, D * H]`` (``[M, B, T, D * H]`` with
+        ``batch_first``), and the last state of each layer and direction, ``[M, L * D, B, H]``.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`rnn`; ValueError where the number of
+            dimensions of ``input`` or ``hx`` is another, RuntimeError where a tensor is not of M
+            members.
+    """
+    flat, has_biases, num_layers, bidirectional = _layers.infer(weights, bidirectional, members=1)
+    return _layers.run_ensemble(
         input,
         hx,
         flat,

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 import rnnext._fake
-import rnnext._flops  # noqa: F401  both register: what the ops return without data, what they cost
+import rnnext._flops
+import rnnext._vmap  # noqa: F401  the three register: results without data, costs, vmap
+from rnnext import _sharding
 
 __all__ = [
     "embedding",
@@ -19,8 +21,12 @@ __all__ = [
     "occurring",
     "recurrence",
     "recurrence_backward",
+    "recurrence_ensemble",
+    "recurrence_ensemble_backward",
     "recurrence_stack",
 ]
+
+_sharding.register_when_imported()
 
 
 def recurrence(
@@ -119,7 +125,9 @@ def recurrence_stack(
     nonlinearity: str = "tanh",
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """L layers of one direction, each over the one before, on the CPU and without gradients.
+    """L layers of one direction, each over the one before, on the CPU.
+
+    It is one call where no gradient is wanted, and else one of :func:`recurrence` for each layer.
 
     Args:
         input: the first layer's features, ``[T, B, I]``.
@@ -141,8 +149,7 @@ def recurrence_stack(
         state, ``[L, B, H]``.
 
     Raises:
-        NotImplementedError: a gradient is required, the dtype is not supported, or the tensors are
-            not on the CPU.
+        NotImplementedError: the dtype is not supported, or the tensors are not on the CPU.
         RuntimeError, ValueError: as :func:`recurrence`.
     """
     output, h_n, _ = torch.ops.rnnext.recurrence_stack(
@@ -161,6 +168,8 @@ def recurrence_backward(
     hx: Tensor | None,
     weight_ih: Sequence[Tensor],
     weight_hh: Sequence[Tensor],
+    bias_ih: Sequence[Tensor] = (),
+    bias_hh: Sequence[Tensor] = (),
     *,
     index: Tensor | None = None,
     lengths: Tensor | None = None,
@@ -185,6 +194,9 @@ def recurrence_backward(
         hx: first states, or ``None``.
         weight_ih: D tensors, or none.
         weight_hh: D tensors.
+        bias_ih: D tensors, or none: only derivatives of these gradients read them, and only of a
+            leak. Default: none.
+        bias_hh: as ``bias_ih``. Default: none.
         index: of the table form. Default: no table.
         lengths: steps of each sequence. Default: T.
         batch_sizes: of a packed input. Default: not packed.
@@ -209,8 +221,133 @@ def recurrence_backward(
         reverse = [False, True][: len(weight_hh)]
     result: tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]
     result = torch.ops.rnnext.recurrence_backward(
-        grad_output, grad_h_n, output, saved, input, hx, weight_ih, weight_hh, (), (), index,
-        lengths, batch_sizes, reset, reset_state, alpha, form, nonlinearity, reverse, output_mask,
+        grad_output, grad_h_n, output, saved, input, hx, weight_ih, weight_hh, bias_ih, bias_hh,
+        index, lengths, batch_sizes, reset, reset_state, alpha, form, nonlinearity, reverse,
+        output_mask,
+    )  # fmt: skip
+    return result
+
+
+def recurrence_ensemble(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Sequence[Tensor],
+    weight_hh: Sequence[Tensor],
+    bias_ih: Sequence[Tensor] = (),
+    bias_hh: Sequence[Tensor] = (),
+    *,
+    index: Tensor | None = None,
+    lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    alpha: Sequence[Tensor] = (),
+    form: str = "rate",
+    nonlinearity: str = "tanh",
+    reverse: Sequence[bool] | None = None,
+    save: bool = False,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """:func:`recurrence` of M members, each with weights of its own, as one call.
+
+    Every tensor but ``batch_sizes`` has a first dimension more, M. What members share is best
+    expanded, which copies nothing: ``input.expand(M, -1, -1, -1)``. On the CPU each member runs on
+    one thread, and as many at once as there are threads.
+
+    Args:
+        input: as :func:`recurrence`'s, and so are all arguments, each with the dimension more.
+        hx: first states, ``[M, D, B, H]``, or ``None``.
+        weight_ih: D tensors ``[M, H, I]``, or none.
+        weight_hh: D tensors ``[M, H, H]``.
+        bias_ih: D tensors ``[M, H]``, or none. Default: none.
+        bias_hh: as ``bias_ih``. Default: none.
+        index: ``[M, T, B]``. Default: no table.
+        lengths: ``[M, B]``. Default: T.
+        batch_sizes: ``[T]``, the same of all members. Default: not packed.
+        reset: ``[M, T, B]``. Default: never.
+        reset_state: ``[M, D, B, H]``. Default: zeros.
+        alpha: D tensors ``[M, H]``, or none. Default: none.
+        form: of the leak. Default: ``"rate"``.
+        nonlinearity: f. Default: ``"tanh"``.
+        reverse: for each direction. Default: ``[False, True][:D]``.
+        save: as :func:`recurrence`'s. Default: ``False``.
+
+    Returns:
+        As :func:`recurrence`, with the dimension more: ``output [M, T, B, D * H]`` and
+        ``h_n [M, D, B, H]``.
+
+    Raises:
+        RuntimeError, ValueError, TypeError, IndexError, NotImplementedError: as :func:`recurrence`;
+            RuntimeError where a tensor is not of M members.
+    """
+    if reverse is None:
+        reverse = [False, True][: len(weight_hh)]
+    result: tuple[Tensor, Tensor, list[Tensor]] = torch.ops.rnnext.recurrence_ensemble(
+        input, hx, weight_ih, weight_hh, bias_ih, bias_hh, index, lengths, batch_sizes,
+        reset, reset_state, alpha, form, nonlinearity, reverse, save,
+    )  # fmt: skip
+    return result
+
+
+def recurrence_ensemble_backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    output: Tensor,
+    saved: Sequence[Tensor],
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Sequence[Tensor],
+    weight_hh: Sequence[Tensor],
+    bias_ih: Sequence[Tensor] = (),
+    bias_hh: Sequence[Tensor] = (),
+    *,
+    index: Tensor | None = None,
+    lengths: Tensor | None = None,
+    batch_sizes: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+    alpha: Sequence[Tensor] = (),
+    form: str = "rate",
+    nonlinearity: str = "tanh",
+    reverse: Sequence[bool] | None = None,
+    output_mask: Sequence[bool] = (True, True, True, True, True, True),
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]:
+    """:func:`recurrence_backward` of M members, each tensor with a first dimension more, M.
+
+    Args:
+        grad_output: as :func:`recurrence_backward`'s, and so are all arguments.
+        grad_h_n: gradient of h_n, or ``None``.
+        output: what :func:`recurrence_ensemble` returned.
+        saved: what it saved.
+        input: as :func:`recurrence_ensemble`'s, and so are the arguments up to ``reverse``.
+        hx: first states, or ``None``.
+        weight_ih: D tensors, or none.
+        weight_hh: D tensors.
+        bias_ih: D tensors, or none. Default: none.
+        bias_hh: as ``bias_ih``. Default: none.
+        index: of the table form. Default: no table.
+        lengths: steps of each sequence. Default: T.
+        batch_sizes: of a packed input. Default: not packed.
+        reset: where episodes begin. Default: nowhere.
+        reset_state: the state before them. Default: zeros.
+        alpha: of the leak. Default: no leak.
+        form: of the leak. Default: ``"rate"``.
+        nonlinearity: f. Default: ``"tanh"``.
+        reverse: for each direction. Default: ``[False, True][:D]``.
+        output_mask: which gradients are wanted. Default: all.
+
+    Returns:
+        As :func:`recurrence_backward`, with the dimension more.
+
+    Raises:
+        RuntimeError, ValueError, IndexError, NotImplementedError: as :func:`recurrence_ensemble`.
+    """
+    if reverse is None:
+        reverse = [False, True][: len(weight_hh)]
+    result: tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]
+    result = torch.ops.rnnext.recurrence_ensemble_backward(
+        grad_output, grad_h_n, output, saved, input, hx, weight_ih, weight_hh, bias_ih, bias_hh,
+        index, lengths, batch_sizes, reset, reset_state, alpha, form, nonlinearity, reverse,
+        output_mask,
     )  # fmt: skip
     return result
 

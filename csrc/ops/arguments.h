@@ -8,6 +8,8 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace rnnext {
@@ -93,5 +95,44 @@ decltype(auto) spread(Arguments& a, F&& f) {
   return std::invoke(f RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_NAME));
 }
 #undef RNNEXT_NAME
+
+// Arguments as a call passes them; what they are kept in must outlive the result.
+inline RecurrenceArguments passed(const KeptArguments& a) {
+  return spread(a, [](const auto&... each) { return RecurrenceArguments{each...}; });
+}
+inline KeptArguments kept(const RecurrenceArguments& a) {
+  const auto own = [](const auto& each) {
+    if constexpr (std::is_same_v<decltype(each), const TensorList&>) {
+      return each.vec();
+    } else if constexpr (std::is_same_v<decltype(each), const std::string_view&>) {
+      return std::string(each);
+    } else {
+      return each;
+    }
+  };
+  return spread(a, [&](const auto&... each) { return KeptArguments{own(each)...}; });
+}
+
+// The arguments with f(tensor) in the place of each tensor, but for batch_sizes: sizes, no data.
+template <class F>
+KeptArguments with_each(KeptArguments a, const F& f) {
+  struct {
+    const F& f;
+    void operator()(Tensor& t) const { t = f(t); }
+    void operator()(OptionalTensor& t) const {
+      if (given(t)) t = f(*t);
+    }
+    void operator()(std::vector<Tensor>& list) const {
+      for (Tensor& t : list) t = f(t);
+    }
+    void operator()(const std::string&) const {}
+    void operator()(const c10::List<bool>&) const {}
+  } visit{f};
+  const OptionalTensor batch_sizes = std::move(a.batch_sizes);
+  a.batch_sizes.reset();
+  spread(a, [&](auto&... each) { (visit(each), ...); });
+  a.batch_sizes = batch_sizes;
+  return a;
+}
 
 }  // namespace rnnext

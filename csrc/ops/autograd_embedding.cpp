@@ -12,8 +12,11 @@ using torch::autograd::variable_list;
 // Torch's errors and its profiler show the names of the two, hence in no anonymous namespace.
 class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& weight, const Tensor& indices,
-                        int64_t padding_idx, bool scale_grad_by_freq, bool sparse) {
+  static Tensor forward(AutogradContext* ctx, Transforms* transforms, const Tensor& weight,
+                        const Tensor& indices, int64_t padding_idx, bool scale_grad_by_freq,
+                        bool sparse) {
+    transforms->show();
+    const at::AutoGradMode recorded_outside(true);
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({indices});
     // The size, not the table: it may change in place before the backward pass, as in torch.
@@ -34,6 +37,9 @@ class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
       TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && grad[0].requires_grad()),
                                   "a sparse embedding gradient has no second derivative: use "
                                   "sparse=False with create_graph=True");
+      TORCH_CHECK_NOT_IMPLEMENTED(!is_dual(grad[0]),
+                                  "a sparse embedding gradient has no forward-mode derivative: use "
+                                  "sparse=False");
       at::AutoDispatchBelowADInplaceOrView guard;
       const auto [rows, values] =
           call_op<EmbeddingSparseBackwardOp>(grad[0], indices, num_weights, padding_idx, scale);
@@ -48,7 +54,7 @@ class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
     } else {
       result = call_op<EmbeddingBackwardOp>(grad[0], indices, num_weights, padding_idx, scale);
     }
-    return {result, Tensor(), Tensor(), Tensor(), Tensor()};
+    return {Tensor(), result, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -56,27 +62,38 @@ namespace {
 
 Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t padding_idx,
                  bool scale_grad_by_freq, bool sparse) {
-  if (records(weight)) {
-    TORCH_CHECK(!weight.is_complex(),
-                "embedding does not support automatic differentiation for outputs with complex "
-                "dtype.");
-    return EmbeddingFunction::apply(weight, indices, padding_idx, scale_grad_by_freq, sparse);
-  }
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call_op<EmbeddingOp>(weight, indices, padding_idx, scale_grad_by_freq, sparse);
+  const bool recorded = records(weight);
+  TORCH_CHECK(!(recorded && weight.is_complex()),
+              "embedding does not support automatic differentiation for outputs with complex "
+              "dtype.");
+  const auto rows_of = [&](const Tensor& table) {
+    if (recorded)
+      return record<EmbeddingFunction>(table, indices, padding_idx, scale_grad_by_freq, sparse);
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call_op<EmbeddingOp>(table, indices, padding_idx, scale_grad_by_freq, sparse);
+  };
+  if (!is_dual(weight)) return rows_of(weight);
+  const Tensor rows = rows_of(primal(weight));
+  rows._set_fw_grad(
+      call_op<EmbeddingOp>(tangent(weight), indices, padding_idx, scale_grad_by_freq, sparse),
+      /*level=*/0, /*is_inplace_op=*/false);
+  return rows;
 }
 
 }  // namespace
 
 class EmbeddingBackwardFunction : public torch::autograd::Function<EmbeddingBackwardFunction> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& grad, const Tensor& indices,
-                        c10::SymInt num_weights, int64_t padding_idx, bool scale_grad_by_freq) {
+  static Tensor forward(AutogradContext* ctx, Transforms* transforms, const Tensor& grad,
+                        const Tensor& indices, const c10::SymInt& num_weights, int64_t padding_idx,
+                        bool scale_grad_by_freq) {
+    transforms->show();
+    const at::AutoGradMode recorded_outside(true);
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({indices});
     ctx->saved_data["padding_idx"] = padding_idx;
     ctx->saved_data["scale_grad_by_freq"] = scale_grad_by_freq;
-    return call_op<EmbeddingBackwardOp>(grad, indices, std::move(num_weights), padding_idx,
+    return call_op<EmbeddingBackwardOp>(grad, indices, num_weights, padding_idx,
                                         scale_grad_by_freq);
   }
 
@@ -93,7 +110,7 @@ class EmbeddingBackwardFunction : public torch::autograd::Function<EmbeddingBack
       const Tensor scale = count.index_select(0, flat).reciprocal().to(result.scalar_type());
       result = result * scale.view_as(indices).unsqueeze(-1);
     }
-    return {result, Tensor(), Tensor(), Tensor(), Tensor()};
+    return {Tensor(), result, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -101,12 +118,21 @@ namespace {
 
 Tensor embedding_backward(const Tensor& grad, const Tensor& indices, c10::SymInt num_weights,
                           int64_t padding_idx, bool scale_grad_by_freq) {
-  if (records(grad))
-    return EmbeddingBackwardFunction::apply(grad, indices, std::move(num_weights), padding_idx,
-                                            scale_grad_by_freq);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call_op<EmbeddingBackwardOp>(grad, indices, std::move(num_weights), padding_idx,
-                                      scale_grad_by_freq);
+  const bool recorded = records(grad);
+  const auto sums_of = [&](const Tensor& rows) {
+    if (recorded)
+      return record<EmbeddingBackwardFunction>(rows, indices, num_weights, padding_idx,
+                                               scale_grad_by_freq);
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call_op<EmbeddingBackwardOp>(rows, indices, num_weights, padding_idx,
+                                        scale_grad_by_freq);
+  };
+  if (!is_dual(grad)) return sums_of(grad);
+  const Tensor sums = sums_of(primal(grad));
+  sums._set_fw_grad(call_op<EmbeddingBackwardOp>(tangent(grad), indices, num_weights, padding_idx,
+                                                 scale_grad_by_freq),
+                    /*level=*/0, /*is_inplace_op=*/false);
+  return sums;
 }
 
 }  // namespace

@@ -1,22 +1,25 @@
-// The backward pass of the recurrence in ATen operations, differentiable to any order.
+// The recurrence and its backward pass in ATen operations, which can be differentiated to any
+// order, in either mode.
 #pragma once
 
 #include "ops/signatures.h"
 
 namespace rnnext {
 
-// Whether the gradients of a call are differentiated as those of a loop that runs forward again: of
-// a leak, or of resets.
-template <class Arguments>
-bool loops(const Arguments& a) {
-  return !a.alpha.empty() || given(a.reset);
-}
+// Tensors to differentiate by, while gradients are enabled: each as one of its own that requires a
+// gradient.
+struct Watched {
+  std::vector<Tensor> tensors;
+  // Whether one of them required a gradient before, so that what comes of them must be recorded.
+  bool recorded = false;
 
-// recurrence_backward by formulas, from the output. Neither a leak nor resets.
-RecurrenceGradients differentiable_backward(KeptArguments s, Tensor output, Tensor grad_output,
-                                            const Tensor& grad_h_n);
-// recurrence_backward by autograd through the loop. Those wanted are those that require a gradient.
-RecurrenceGradients gradients_of_loop(KeptArguments s, const Tensor& grad_output,
-                                      const Tensor& grad_h_n);
+  Tensor operator()(const Tensor& t);
+};
+
+// The recurrence, a step at a time.
+RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a);
+
+// recurrence_backward: by formulas, from the output; of a leak by autograd through the loop.
+RecurrenceGradients backward_loop(const RecurrenceResults& r, const RecurrenceArguments& a);
 
 }  // namespace rnnext

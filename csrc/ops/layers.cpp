@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "ops/signatures.h"
+#include "ops/stack.h"
 #include "recurrence/nonlinearity.h"
 
 namespace rnnext {
@@ -17,7 +18,7 @@ const c10::List<bool>& directions(int64_t D) {
   return D == 1 ? one : two;
 }
 
-// Whether autograd must see the call: backward mode, or forward mode, which it refuses.
+// Whether autograd must see the call.
 bool differentiated(const Tensor& t) {
   return t.defined() &&
          ((t.requires_grad() && at::GradMode::is_enabled()) || t._fw_grad(/*level=*/0).defined());
@@ -26,10 +27,17 @@ bool differentiated(const OptionalTensor& t) { return t && differentiated(*t); }
 // Whether the op for a whole stack of layers takes it: it runs on the CPU and has no gradient.
 bool stackable(const Tensor& t) { return t.is_cpu() && !differentiated(t); }
 
+// Whether a transform of torch.func holds it.
+bool transformed(const Tensor& t) {
+  constexpr c10::DispatchKeySet wrappers(
+      {c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper});
+  return t.key_set().has_any(wrappers);
+}
+
 // A view as a result of its own, of the same memory, version and history: autograd refuses to
 // detach a view in place, which is how pieces of a long sequence are cut off (`h.detach_()`).
 Tensor as_result(const Tensor& view) {
-  if (!view.is_view()) return view;
+  if (!view.is_view() || transformed(view) || view._fw_grad(/*level=*/0).defined()) return view;
   Tensor result(view.tensor_data());
   if (view.requires_grad())
     torch::autograd::impl::set_gradient_edge(result, torch::autograd::impl::gradient_edge(view));
@@ -195,6 +203,12 @@ Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& wei
 TORCH_LIBRARY_IMPL(rnnext, CompositeImplicitAutograd, m) {
   m.impl("rnn", rnn);
   m.impl("rnn_cell", rnn_cell);
+}
+// Under vmap too. (rnnext/_vmap.py has rules for the ops that these call.)
+TORCH_LIBRARY_IMPL(rnnext, FuncTorchBatchedDecomposition, m) {
+  m.impl("rnn", rnn);
+  m.impl("rnn_cell", rnn_cell);
+  m.impl("recurrence_stack", Recurrences::forward<layer_by_layer>);
 }
 
 }  // namespace rnnext

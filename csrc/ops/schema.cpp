@@ -25,12 +25,14 @@ TORCH_LIBRARY(rnnext, m) {
       "(" + call + ", bool save) -> (Tensor output, Tensor h_n, Tensor[] saved)";
   define("recurrence" + forward);
   define("recurrence_stack" + forward);
-  define(
-      "recurrence_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor output, Tensor[] saved, " +
-      call +
+  define("recurrence_ensemble" + forward);
+  const std::string backward =
+      "(Tensor? grad_output, Tensor? grad_h_n, Tensor output, Tensor[] saved, " + call +
       ", bool[6] output_mask) -> (Tensor grad_input, Tensor grad_hx, Tensor[] grad_weight_ih, "
       "Tensor[] grad_weight_hh, Tensor[] grad_bias, Tensor grad_reset_state, "
-      "Tensor[] grad_alpha)");
+      "Tensor[] grad_alpha)";
+  define("recurrence_backward" + backward);
+  define("recurrence_ensemble_backward" + backward);
   m.def("occurring(Tensor tokens, int num_rows) -> (Tensor rows, Tensor index)");
   m.def(
       "embedding(Tensor weight, Tensor indices, int padding_idx=-1, "

@@ -63,18 +63,27 @@ struct RecurrenceTypes {
 using Recurrences = RecurrenceTypes<void RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_TYPE)>;
 #undef RNNEXT_TYPE
 
-struct RecurrenceOp {
-  static constexpr const char* name = "rnnext::recurrence";
-  using Results = Recurrences::Forward;
-  using Signature = Recurrences::ForwardSignature;
-};
-struct RecurrenceStackOp : RecurrenceOp {
-  static constexpr const char* name = "rnnext::recurrence_stack";
-};
 struct RecurrenceBackwardOp {
   static constexpr const char* name = "rnnext::recurrence_backward";
   using Results = Recurrences::Backward;
   using Signature = Recurrences::BackwardSignature;
+};
+struct RecurrenceOp {
+  static constexpr const char* name = "rnnext::recurrence";
+  using Results = Recurrences::Forward;
+  using Signature = Recurrences::ForwardSignature;
+  using Backward = RecurrenceBackwardOp;
+};
+struct RecurrenceStackOp : RecurrenceOp {
+  static constexpr const char* name = "rnnext::recurrence_stack";
+};
+// Calls of several members at once: each tensor has a first dimension more, but for batch_sizes.
+struct EnsembleBackwardOp : RecurrenceBackwardOp {
+  static constexpr const char* name = "rnnext::recurrence_ensemble_backward";
+};
+struct EnsembleOp : RecurrenceOp {
+  static constexpr const char* name = "rnnext::recurrence_ensemble";
+  using Backward = EnsembleBackwardOp;
 };
 
 // The rows of a table that occur among tokens, ascending in the order in which they first do, and
@@ -126,6 +135,15 @@ decltype(auto) call_op(const T&... arguments) {
 template <class Op, class Arguments>
 typename Op::Results call_forward(const Arguments& a, bool save = false) {
   return spread(a, [&](const auto&... each) { return call_op<Op>(each..., save); });
+}
+template <class Op, class Arguments>
+RecurrenceGradients call_backward(const RecurrenceResults& r, const Arguments& a) {
+  auto [input, hx, weight_ih, weight_hh, bias, reset_state, alpha] =
+      spread(a, [&](const auto&... each) {
+        return call_op<Op>(r.grad_output, r.grad_h_n, r.output, r.saved, each..., r.output_mask);
+      });
+  return {std::move(input), std::move(hx),          std::move(weight_ih), std::move(weight_hh),
+          std::move(bias),  std::move(reset_state), std::move(alpha)};
 }
 
 }  // namespace rnnext

@@ -124,6 +124,27 @@ class Recurrence(Arguments):
             output_mask=list(output_mask),
         )
 
+    def stacked(self, *others: Recurrence) -> Recurrence:
+        """The arguments of an ensemble whose members these calls are, as new leaves."""
+
+        def joined(values: tuple[Any, ...]) -> Any:
+            if isinstance(values[0], list):
+                return [joined(each) for each in zip(*values, strict=True)]
+            if not isinstance(values[0], Tensor):
+                return values[0]
+            stack = torch.stack(values).detach()
+            return stack.requires_grad_(values[0].requires_grad)
+
+        members = (self, *others)
+        fields = {name: tuple(getattr(each, name) for each in members) for name in vars(self)}
+        return replace(
+            self,
+            **{
+                name: values[0] if name == "batch_sizes" else joined(values)
+                for name, values in fields.items()
+            },
+        )
+
     def sequences(self, rows: slice) -> Recurrence:
         """The call for some of the sequences of an unpacked batch alone."""
 

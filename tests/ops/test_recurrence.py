@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.autograd import forward_ad
 from torch.library import opcheck
 
 import rnnext
@@ -210,20 +209,6 @@ def test_what_lies_past_the_end_has_no_part_in_any_derivative(source, reverse, l
         assert all(g.isfinite().all() for g in second)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's make_dual
-@pytest.mark.parametrize("grad_mode", [True, False])
-@pytest.mark.parametrize("name", ["input", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh"])
-def test_forward_mode_is_refused_wherever_its_tangent_is(name, grad_mode):
-    arguments = samples.make(requires_grad=True)
-    with forward_ad.dual_level(), torch.set_grad_enabled(grad_mode):
-        given = getattr(arguments, name)
-        tensor = given[0] if isinstance(given, list) else given
-        dual = forward_ad.make_dual(tensor, torch.ones_like(tensor))
-        arguments = replace(arguments, **{name: [dual] if isinstance(given, list) else dual})
-        with pytest.raises(NotImplementedError, match="forward-mode"):
-            arguments.call(ops.recurrence)
-
-
 def op_samples():
     """For each op, by name: positional and keyword arguments of one call or more."""
     for rows in ("full", "lengths", "packed"):
@@ -235,6 +220,12 @@ def op_samples():
             fixed = arguments.detach()
             output, h_n = fixed.expected()
             yield "recurrence_backward", (), vars(fixed.backward(output, output, h_n))
+            many = arguments.stacked(arguments)
+            yield "recurrence_ensemble", (), {**vars(many), "save": False}
+            given = many.detach().backward(
+                *[torch.stack([each] * 2) for each in [output] * 2 + [h_n]]
+            )
+            yield "recurrence_ensemble_backward", (), vars(given)
         yield "recurrence_stack", (), {**vars(samples.make_stack(3, rows=rows)), "save": False}
     for leak in ("rate", "voltage", "blend"):
         case = {"leak": leak, "reset": "state", "reverse": (False, True), "rows": "lengths"}
@@ -292,7 +283,6 @@ def test_every_op_is_documented_and_takes_its_arguments_in_one_order():
             assert names == [argument for argument in schema if argument in names]
             missing = {
                 "recurrence_stack": {"index", "reset_state", "save"},
-                "recurrence_backward": {"bias_ih", "bias_hh"},
             }
             assert set(schema) - set(names) == missing.get(name, set())
         arguments = function.__doc__.split("Args:")[1].split("Returns:")[0]

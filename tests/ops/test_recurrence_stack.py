@@ -99,12 +99,18 @@ def test_recurrence_stack_refuses_what_does_not_fit(name, value, message):
         arguments.call(ops.recurrence_stack)
 
 
-@pytest.mark.parametrize("name", ["input", "weight_ih", "bias_hh", "hx"])
-def test_a_stack_refuses_what_needs_a_gradient(name):
-    arguments = samples.make_stack(2)
-    value = getattr(arguments, name)
-    (value if isinstance(value, torch.Tensor) else value[1]).requires_grad_()
-    with pytest.raises(NotImplementedError, match="no gradient"):
-        arguments.call(ops.recurrence_stack)
-    with torch.no_grad():
-        arguments.call(ops.recurrence_stack)
+@pytest.mark.parametrize("rows", ["full", "lengths", "packed"])
+@pytest.mark.parametrize("leak", [None, "voltage"])
+def test_the_gradients_of_a_stack_are_those_of_its_layers(rows, leak):
+    arguments = samples.make_stack(3, rows=rows, leak=leak)
+    tensors = [tensor.detach().requires_grad_() for tensor in arguments.float_tensors()]
+    arguments = arguments.with_tensors(tensors)
+    result = arguments.call(ops.recurrence_stack)
+    x, states = arguments.input, []
+    for number in range(3):
+        x, h_n = arguments.layer(number, x).expected()
+        states.append(h_n)
+    expected = x, torch.cat(states)
+    assert_close(result, expected)
+    cotangents = [torch.rand_like(each) for each in expected]
+    assert_close(*(torch.autograd.grad(of, tensors, cotangents) for of in (result, expected)))

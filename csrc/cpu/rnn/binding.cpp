@@ -35,12 +35,6 @@ void check_alpha(const void* alpha, int64_t H, at::ScalarType type) {
   });
 }
 
-namespace {
-
-struct Call : ParsedCall {
-  Recurrence p;
-};
-
 void fill_call(Call& call, const RecurrenceArguments& a) {
   Recurrence& p = call.p;
   parse(a, call, p);
@@ -77,32 +71,77 @@ void fill_call(Call& call, const RecurrenceArguments& a) {
   p.input.stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
 }
 
-// Memory for one call: small calls, one step at a time, take it from the stack.
-class Workspace {
- public:
-  explicit Workspace(size_t bytes) {
-    if (bytes > sizeof small_) large_ = empty_large({static_cast<int64_t>(bytes)}, at::kByte);
+void BackwardCall::prepare(const RecurrenceResults& r, const RecurrenceArguments& a) {
+  p.output = const_cast<void*>(keep(r.output));
+  if (!r.saved.empty()) p.saved = const_cast<void*>(keep(r.saved[0]));
+  if (given(r.grad_output)) g.grad_output = keep(*r.grad_output);
+  if (given(r.grad_h_n)) g.grad_h_n = keep(*r.grad_h_n);
+
+  const auto [want_input, want_hx, want_weights, want_bias, want_reset_state, want_alpha] =
+      r.output_mask;
+  const auto options = a.weight_hh[0].options();
+  const auto compute = dtype == DType::f64 ? at::kDouble : at::kFloat;
+  const auto allocate = [&](at::IntArrayRef shape) {
+    return empty() ? at::zeros(shape, options) : empty_large(shape, options);
+  };
+
+  grad_ = {
+      at::empty({0}, options), at::empty({0}, options), {}, {}, {}, at::empty({0}, options), {}};
+  const auto add = [&](std::vector<Tensor>& list, at::IntArrayRef shape) {
+    list.push_back(allocate(shape));
+    return list.back().data_ptr();
+  };
+  for (int d = 0; d < p.D; ++d) {
+    if (want_weights) out.weight_hh[d] = add(grad_.weight_hh, {s.H, s.H});
+    if (want_weights && s.features) out.weight_ih[d] = add(grad_.weight_ih, {s.H, s.I});
+    if (want_bias) out.bias[d] = add(grad_.bias, {s.H});
+    if (want_alpha && p.form != Form::none) out.alpha[d] = add(grad_.alpha, {s.H});
   }
-  char* data() { return large_.defined() ? static_cast<char*>(large_.data_ptr()) : small_; }
-
- private:
-  alignas(64) char small_[32 << 10];
-  Tensor large_;
-};
-
-void run_forward(const Recurrence& p, const RnnKernels& kernel) {
-  const int threads = threads_for(p, 1);
-  Workspace workspace(kernel.forward_workspace(p, threads));
-  run_team(threads, [&](Worker& worker) { kernel.forward(p, workspace.data(), worker); });
+  if (want_input && s.features) {
+    grad_.input = allocate(a.input.sizes());
+    if (s.I > 0) out.input = grad_.input.data_ptr();
+  } else if (want_input) {
+    grad_pre_ = empty_large(s.output_shape(), options.dtype(compute));
+    out.pre = grad_pre_.data_ptr();
+  }
+  if (want_hx) {
+    grad_.hx = allocate({s.D, s.B, s.H});
+    out.hx = grad_.hx.data_ptr();
+    if (empty() && given(r.grad_h_n)) grad_.hx.copy_(*r.grad_h_n);
+  }
+  if (want_reset_state && given(a.reset)) {
+    grad_.reset_state = allocate({s.D, s.B, s.H});
+    out.reset_state = grad_.reset_state.data_ptr();
+  }
 }
 
-// What the last state is where there is no step.
+RecurrenceGradients BackwardCall::finish(const RecurrenceResults& r, const RecurrenceArguments& a) {
+  if (r.output_mask[0] && !s.features) {
+    grad_.input = grad_pre_;
+    if (given(a.index)) {
+      // A row of the table collects from every row that read it.
+      grad_.input = call_op<EmbeddingBackwardOp>(grad_pre_.flatten(0, -2), a.index->flatten(),
+                                                 a.input.size(0), -1, false);
+    }
+    grad_.input = grad_.input.to(a.weight_hh[0].options());
+  }
+  return std::move(grad_);
+}
+
 void copy_hx(const Tensor& h_n, const OptionalTensor& hx) {
   if (given(hx)) {
     h_n.copy_(*hx);
   } else {
     h_n.zero_();
   }
+}
+
+namespace {
+
+void run_forward(const Recurrence& p, const RnnKernels& kernel) {
+  const int threads = threads_for(p, 1);
+  Workspace workspace(kernel.forward_workspace(p, threads));
+  run_team(threads, [&](Worker& worker) { kernel.forward(p, workspace.data(), worker); });
 }
 
 RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
@@ -216,77 +255,21 @@ RecurrenceGradients packed_backward(Packing& packing, const RecurrenceResults& r
 }
 
 RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a) {
-  Call call;
+  BackwardCall call;
   fill_call(call, a);
-  const RecurrenceSizes& s = call.s;
-  Recurrence& p = call.p;
-  const Tensor& like = a.weight_hh[0];
-  check_results(r, s, p, like);
-  if (std::optional<Packing> packing = Packing::of(p, a, 3)) return packed_backward(*packing, r, a);
-  p.output = const_cast<void*>(call.keep(r.output));
-  if (!r.saved.empty()) p.saved = const_cast<void*>(call.keep(r.saved[0]));
-  RecurrenceGrad g;
-  if (given(r.grad_output)) g.grad_output = call.keep(*r.grad_output);
-  if (given(r.grad_h_n)) g.grad_h_n = call.keep(*r.grad_h_n);
-
-  const auto [want_input, want_hx, want_weights, want_bias, want_reset_state, want_alpha] =
-      r.output_mask;
-  const auto options = like.options();
-  const auto compute = call.dtype == DType::f64 ? at::kDouble : at::kFloat;
-  const bool empty = s.N == 0;
-  const auto allocate = [&](at::IntArrayRef shape) {
-    return empty ? at::zeros(shape, options) : empty_large(shape, options);
-  };
-
-  RecurrenceGradOut out;
-  Tensor grad_pre;
-  RecurrenceGradients grad{
-      at::empty({0}, options), at::empty({0}, options), {}, {}, {}, at::empty({0}, options), {}};
-  const auto add = [&](std::vector<Tensor>& list, at::IntArrayRef shape) {
-    list.push_back(allocate(shape));
-    return list.back().data_ptr();
-  };
-  for (int d = 0; d < p.D; ++d) {
-    if (want_weights) out.weight_hh[d] = add(grad.weight_hh, {s.H, s.H});
-    if (want_weights && s.features) out.weight_ih[d] = add(grad.weight_ih, {s.H, s.I});
-    if (want_bias) out.bias[d] = add(grad.bias, {s.H});
-    if (want_alpha && p.form != Form::none) out.alpha[d] = add(grad.alpha, {s.H});
-  }
-  if (want_input && s.features) {
-    grad.input = allocate(a.input.sizes());
-    if (s.I > 0) out.input = grad.input.data_ptr();
-  } else if (want_input) {
-    grad_pre = empty_large(s.output_shape(), options.dtype(compute));
-    out.pre = grad_pre.data_ptr();
-  }
-  if (want_hx) {
-    grad.hx = allocate({s.D, s.B, s.H});
-    out.hx = grad.hx.data_ptr();
-    if (empty && given(r.grad_h_n)) grad.hx.copy_(*r.grad_h_n);
-  }
-  if (want_reset_state && given(a.reset)) {
-    grad.reset_state = allocate({s.D, s.B, s.H});
-    out.reset_state = grad.reset_state.data_ptr();
-  }
-
-  if (!empty) {
+  check_results(r, call.s, call.p, a.weight_hh[0]);
+  if (std::optional<Packing> packing = Packing::of(call.p, a, 3))
+    return packed_backward(*packing, r, a);
+  call.prepare(r, a);
+  if (!call.empty()) {
     const RnnKernels& kernel = kernels_for(call.dtype);
-    const int threads = threads_for(p, 3);
-    Workspace workspace(kernel.backward_workspace(p, out, threads));
-    run_team(threads,
-             [&](Worker& worker) { kernel.backward(p, g, out, workspace.data(), worker); });
+    const int threads = threads_for(call.p, 3);
+    Workspace workspace(kernel.backward_workspace(call.p, call.out, threads));
+    run_team(threads, [&](Worker& worker) {
+      kernel.backward(call.p, call.g, call.out, workspace.data(), worker);
+    });
   }
-
-  if (want_input && !s.features) {
-    grad.input = grad_pre;
-    if (given(a.index)) {
-      // A row of the table collects from every row that read it.
-      grad.input = call_op<EmbeddingBackwardOp>(grad_pre.flatten(0, -2), a.index->flatten(),
-                                                a.input.size(0), -1, false);
-    }
-    grad.input = grad.input.to(options);
-  }
-  return grad;
+  return call.finish(r, a);
 }
 
 }  // namespace

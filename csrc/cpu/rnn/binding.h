@@ -1,10 +1,13 @@
 // What every call of the recurrence on the CPU asks first: which kernels, how many threads, and
-// whether its leak is one.
+// whether its leak is one; and a call as it is prepared before it runs.
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <c10/core/ScalarType.h>
 
 #include "cpu/runtime/dispatch.h"
+#include "cpu/runtime/memory.h"
+#include "ops/parse.h"
 
 namespace rnnext {
 
@@ -16,5 +19,42 @@ int threads_for(const Recurrence& p, int products);
 
 // Raises ValueError unless all H values are in (0, 1].
 void check_alpha(const void* alpha, int64_t H, at::ScalarType type);
+
+struct Call : ParsedCall {
+  Recurrence p;
+};
+void fill_call(Call& call, const RecurrenceArguments& a);
+
+// A call of the backward pass: its kernel is to be run unless there is no step, then it is
+// finished.
+struct BackwardCall : Call {
+  RecurrenceGrad g;
+  RecurrenceGradOut out;
+
+  bool empty() const { return s.N == 0; }
+  // After fill_call and check_results.
+  void prepare(const RecurrenceResults& r, const RecurrenceArguments& a);
+  RecurrenceGradients finish(const RecurrenceResults& r, const RecurrenceArguments& a);
+
+ private:
+  RecurrenceGradients grad_;
+  Tensor grad_pre_;
+};
+
+// What the last state is where there is no step.
+void copy_hx(const Tensor& h_n, const OptionalTensor& hx);
+
+// Memory for one call: small calls, one step at a time, take it from the stack.
+class Workspace {
+ public:
+  explicit Workspace(size_t bytes) {
+    if (bytes > sizeof small_) large_ = empty_large({static_cast<int64_t>(bytes)}, at::kByte);
+  }
+  char* data() { return large_.defined() ? static_cast<char*>(large_.data_ptr()) : small_; }
+
+ private:
+  alignas(64) char small_[32 << 10];
+  Tensor large_;
+};
 
 }  // namespace rnnext

@@ -1,0 +1,109 @@
+#include "ops/rectangle.h"
+
+#include <ATen/ATen.h>
+
+#include "ops/parse.h"
+
+namespace rnnext {
+
+Padding::Padding(const Tensor& batch_sizes, at::Device device) {
+  // By operations, not by data: a transform of torch.func may have wrapped the sizes.
+  T = batch_sizes.size(0);
+  B = T > 0 ? batch_sizes[0].item<int64_t>() : 0;
+  const Tensor present = at::arange(B, at::kLong) < batch_sizes.unsqueeze(1);
+  position = present.reshape(-1).nonzero().squeeze(1).to(device);
+}
+
+Tensor Padding::add(const Tensor& rows) const {
+  std::vector<int64_t> shape = rows.sizes().vec();
+  shape[0] = T * B;
+  const Tensor flat = at::zeros(shape, rows.options()).index_copy(0, position, rows);
+  shape[0] = B;
+  shape.insert(shape.begin(), T);
+  return flat.view(shape);
+}
+
+Tensor Padding::drop(const Tensor& padded) const {
+  return padded.reshape({T * B, -1}).index_select(0, position);
+}
+
+Tensor Padding::lengths() const { return add(at::ones_like(position)).sum(0); }
+
+Rectangle::Rectangle(KeptArguments arguments) : a(std::move(arguments)) {
+  D = static_cast<int64_t>(a.weight_hh.size());
+  H = a.weight_hh[0].sym_size(0);
+  nonlinearity = parse_nonlinearity(a.nonlinearity);
+  form = a.alpha.empty() ? Form::none : parse_form(a.form);
+  if (given(a.batch_sizes)) {
+    padding_.emplace(*a.batch_sizes, a.weight_hh[0].device());
+    if (given(a.index)) {
+      a.index = pad(*a.index);
+    } else {
+      a.input = pad(a.input);
+    }
+    a.lengths = padding_->lengths();
+    a.batch_sizes.reset();
+  }
+  const Tensor& rows = given(a.index) ? *a.index : a.input;
+  T = rows.sym_size(0);
+  B = rows.sym_size(1);
+  if (given(a.lengths)) active = step() < a.lengths->view({1, -1, 1});
+}
+
+Tensor Rectangle::step() const {
+  return at::arange(T, a.weight_hh[0].options().dtype(at::kLong)).view({-1, 1, 1});
+}
+
+Tensor Rectangle::ends() const { return step() == a.lengths->view({1, -1, 1}) - 1; }
+
+Tensor Rectangle::input() const {
+  Tensor x = a.input;
+  if (given(a.index))
+    x = x.index_select(0, a.index->reshape(-1)).view_symint({T, B, x.sym_size(1)});
+  // Whatever lies past a sequence's end, NaN too, has no part in any derivative.
+  return active.defined() ? at::where(active, x, 0) : x;
+}
+
+Tensor Rectangle::restarts(int64_t d) const {
+  if (!given(a.reset)) return Tensor();
+  Tensor marks = a.reset->unsqueeze(2);
+  if (active.defined()) marks = marks.logical_and(active);
+  if (!a.reverse[d] || T == 0) return marks;
+  return at::cat({marks.narrow_symint(0, 1, T - 1), at::zeros_like(marks.narrow(0, 0, 1))});
+}
+
+Tensor Rectangle::output_before(const Tensor& output, int64_t d) const {
+  const Tensor h = of(output, d);
+  if (T == 0) return h;
+  const auto out = [&](const OptionalTensor& states) {
+    const Tensor s = given(states) ? (*states)[d] : at::zeros_symint({B, H}, h.options());
+    return (form == Form::voltage ? activation(nonlinearity, s) : s).unsqueeze(0);
+  };
+  const Tensor start = out(a.hx);
+  Tensor before;
+  if (!a.reverse[d]) {
+    before = at::cat({start, h.narrow_symint(0, 0, T - 1)});
+  } else {
+    before = at::cat({h.narrow_symint(0, 1, T - 1), start});
+    if (given(a.lengths)) before = at::where(ends(), start, before);
+  }
+  const Tensor anew = restarts(d);
+  return anew.defined() ? at::where(anew, out(a.reset_state), before) : before;
+}
+
+Tensor Rectangle::last(const Tensor& rows, const Tensor& start) const {
+  if (T == 0) return start;
+  std::vector<Tensor> states;
+  for (int64_t d = 0; d < D; ++d) {
+    const Tensor each = of(rows, d);
+    Tensor state = each.select_symint(0, a.reverse[d] ? c10::SymInt(0) : T - 1);
+    if (given(a.lengths)) {
+      if (!a.reverse[d]) state = at::where(ends(), each, 0).sum(0);
+      state = at::where(active.select(0, 0), state, start[d]);
+    }
+    states.push_back(state);
+  }
+  return at::stack(states);
+}
+
+}  // namespace rnnext

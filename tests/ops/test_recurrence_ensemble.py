@@ -1,0 +1,168 @@
+"""Members with weights of their own in one call: the bits of each alone, the reference's values."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import rnnext
+from helpers import samples
+from helpers.cases import SETTINGS, VARIANTS
+from helpers.common import assert_close, case_id, pairwise, same
+from rnnext import _C
+
+ops = torch.ops.rnnext
+
+SIZES = {"T": [1, 7, 33], "B": [1, 4, 13], "H": [1, 8, 17, 129], "M": [1, 2, 3, 5, 7]}
+CASES = [
+    {**case, "reset": None if case["rows"] == "packed" else case["reset"]}
+    for case in pairwise(**SIZES, **VARIANTS, **SETTINGS)
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_each_member_is_what_it_is_alone(case):
+    case = dict(case)
+    _C.set_cpu_isa(case.pop("isa"))
+    torch.set_num_threads(case.pop("threads"))
+    calls = [samples.make(**case) for _ in range(case.pop("M"))]
+    many = calls[0].stacked(*calls[1:])
+    for tensor in many.float_tensors():
+        tensor.requires_grad_()
+    result = many.call(ops.recurrence_ensemble)
+    each = [call.call(ops.recurrence) for call in calls]
+    assert same(result, [torch.stack(values) for values in zip(*each, strict=True)])
+    cotangents = [torch.rand_like(value) for value in result]
+    grads = torch.autograd.grad(result, many.float_tensors(), cotangents)
+    for m, call in enumerate(calls):
+        wanted = call.to_double()
+        tensors = [tensor.requires_grad_() for tensor in wanted.float_tensors()]
+        expected = wanted.expected(stored=case["dtype"])
+        assert_close([value[m].detach() for value in result], expected)
+        own = torch.autograd.grad(
+            expected, tensors, [value[m].double() for value in cotangents],
+            allow_unused=True, materialize_grads=True,
+        )  # fmt: skip
+        assert_close([grad[m] for grad in grads], own)
+
+
+@pytest.mark.parametrize("leak", VARIANTS["leak"])
+def test_gradcheck_and_gradgradcheck(leak):
+    case = {"T": 3, "B": 2, "I": 2, "H": 3, "leak": leak, "reset": "state", "rows": "lengths"}
+    many = samples.make(**case).stacked(samples.make(**case))
+    tensors = [tensor.requires_grad_() for tensor in many.float_tensors()]
+
+    def call(*tensors):
+        return many.with_tensors(tensors).call(ops.recurrence_ensemble)
+
+    modes = {"fast_mode": True, "check_batched_grad": True}
+    assert torch.autograd.gradcheck(call, tensors, check_forward_ad=True, **modes)
+    assert torch.autograd.gradgradcheck(call, tensors, check_fwd_over_rev=True, **modes)
+
+
+def test_what_members_share_is_not_copied():
+    one = samples.make(B=40, T=50, H=64, I=64, dtype=torch.float32)
+    many = one.map(lambda tensor: tensor.expand(8, *tensor.shape))
+    with torch.profiler.profile(profile_memory=True) as profile:
+        output, h_n = many.call(ops.recurrence_ensemble)
+    assert same([output, h_n], [each.expand(8, *each.shape) for each in one.call(ops.recurrence)])
+    made = sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages())
+    workspaces = 4 * 2**20
+    assert made < output.nbytes + h_n.nbytes + workspaces < one.input.nbytes * 8 + output.nbytes * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("weight_hh", [torch.zeros(6, 6)], r"weight_hh .* \[M, H, H\] .* got shape \[6, 6\]"),
+        ("weight_hh", [], r"weight_hh .* \[M, H, H\] .* got none"),
+        ("input", torch.zeros(3, 5, 3, 4), r"of 2 members, as weight_hh is, got .*3, 5, 3, 4"),
+        ("hx", torch.zeros(1, 2, 3, 6), "of 2 members"),
+        ("nonlinearity", "gelu", "nonlinearity must be .* got 'gelu'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(name, value, message):
+    one = samples.make(dtype=torch.float32)
+    arguments = replace(one.stacked(one), **{name: value})
+    for device in ("cpu", "meta"):
+        given = arguments.map(lambda tensor, device=device: tensor.to(device))
+        with pytest.raises((RuntimeError, ValueError), match=message):
+            given.call(ops.recurrence_ensemble)
+
+
+MODULES = [
+    {},
+    {"num_layers": 3, "nonlinearity": "relu"},
+    {"bidirectional": True, "batch_first": True},
+    {"num_layers": 2, "bidirectional": True, "bias": False},
+]
+
+
+@pytest.mark.parametrize("options", MODULES, ids=str)
+@pytest.mark.parametrize("shared", [True, False])
+def test_rnn_ensemble_is_nn_rnn_for_each_member(options, shared):
+    members = [nn.RNN(4, 6, **options, dtype=torch.float64) for _ in range(3)]
+    states = members[0].num_layers * (1 + members[0].bidirectional)
+    x = torch.rand(5, 2, 4, dtype=torch.float64)
+    x = x if shared else torch.rand(3, *x.shape, dtype=torch.float64)
+    batch = 5 if members[0].batch_first else 2
+    hx = torch.rand(3, states, batch, 6, dtype=torch.float64)
+    weights = [torch.stack(each) for each in zip(*(m.parameters() for m in members), strict=True)]
+    per_set = 2 if options.get("bias") is False else 4
+    sets = [weights[i : i + per_set] for i in range(0, len(weights), per_set)]
+    expected = [
+        torch.stack(each)
+        for each in zip(
+            *(m(x if shared else x[i], hx[i]) for i, m in enumerate(members)), strict=True
+        )
+    ]
+    named = {k: v for k, v in options.items() if k in ("nonlinearity", "batch_first")}
+    named["bidirectional"] = members[0].bidirectional
+    for given in (weights, sets):
+        assert_close(rnnext.functional.rnn_ensemble(x, hx, given, **named), expected)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_rnn_ensemble_with_lengths_and_resets(shared, batch_first):
+    members = [rnnext.RNN(4, 6, batch_first=batch_first) for _ in range(2)]
+    weights = [torch.stack(each) for each in zip(*(m.parameters() for m in members), strict=True)]
+    x, reset = torch.rand(2, 5, 3, 4), torch.rand(2, 5, 3) < 0.3
+    lengths = torch.tensor([[5, 3, 0], [2, 5, 1]])
+    if batch_first:
+        x, reset = x.transpose(1, 2), reset.transpose(1, 2)
+    if shared:
+        lengths, reset = lengths[0], reset[0]
+    result = rnnext.functional.rnn_ensemble(
+        x, None, weights, lengths=lengths, reset=reset, batch_first=batch_first
+    )
+    for m, member in enumerate(members):
+        own = (lengths, reset) if shared else (lengths[m], reset[m])
+        assert same([each[m] for each in result], member(x[m], None, *own))
+
+
+def test_rnn_ensemble_draws_dropout_for_each_member():
+    weights = [torch.rand(2, *w.shape) for w in rnnext.RNN(4, 6, 2).parameters()]
+    x = torch.rand(5, 3, 4)
+    still, _ = rnnext.functional.rnn_ensemble(x, None, weights, dropout=0.5)
+    assert torch.equal(still, rnnext.functional.rnn_ensemble(x, None, weights)[0])
+    weights = [w[:1].expand(2, *w.shape[1:]) for w in weights]
+    drawn, _ = rnnext.functional.rnn_ensemble(x, None, weights, dropout=0.5, training=True)
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input": torch.zeros(5, 4)}, "input must have 3 or 4 dimensions, got 2"),
+        ({"hx": torch.zeros(1, 3, 6)}, "hx must have 4 dimensions"),
+        ({"reset": torch.zeros(5, dtype=torch.bool)}, "reset must have 2 or 3 dimensions"),
+        ({"weights": [torch.zeros(6, 4)]}, "weights must hold"),
+    ],
+)
+def test_rnn_ensemble_refuses_what_does_not_fit(changes, message):
+    weights = [torch.rand(2, *w.shape) for w in rnnext.RNN(4, 6).parameters()]
+    arguments = {"input": torch.zeros(5, 3, 4), "hx": None, "weights": weights, **changes}
+    with pytest.raises(ValueError, match=message):
+        rnnext.functional.rnn_ensemble(**arguments)

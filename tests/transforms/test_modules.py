@@ -1,0 +1,286 @@
+"""Modules and functions under torch.func's transforms, against torch.nn's, call by call."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+
+import reference
+import rnnext
+from helpers.common import assert_close, pair
+
+N = 3
+FORWARD = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+
+
+class Tokens(nn.Module):
+    """torch.nn's EmbeddingRNN."""
+
+    def __init__(self, *args, dtype=None, **kwargs):
+        super().__init__()
+        self.embedding = nn.Embedding(*args[:2], dtype=dtype)
+        self.rnn = nn.RNN(*args[1:], dtype=dtype, **kwargs)
+
+    def forward(self, tokens, hx=None):
+        return self.rnn(self.embedding(tokens), hx)
+
+
+def twins(name, *args, **kwargs):
+    """torch.nn's module and ours, of one state."""
+    kwargs["dtype"] = torch.float64
+    if name != "EmbeddingRNN":
+        return pair(name, *args, **kwargs)
+    ours, theirs = rnnext.EmbeddingRNN(*args, **kwargs), Tokens(*args, **kwargs)
+    theirs.load_state_dict(ours.state_dict())
+    return theirs, ours
+
+
+def features(*shape):
+    return torch.rand(shape, dtype=torch.float64)
+
+
+def tokens(*shape):
+    return torch.randint(5, shape)
+
+
+# Name, arguments, keywords, and N inputs of a call.
+MODULES = {
+    "RNN": ("RNN", (4, 6), {}, (features(N, 5, 2, 4),)),
+    "RNN of one sequence": ("RNN", (4, 6), {"nonlinearity": "relu"}, (features(N, 5, 4),)),
+    "deep RNN": ("RNN", (4, 6, 3), {"batch_first": True}, (features(N, 2, 5, 4),)),
+    "bidirectional RNN": (
+        "RNN", (4, 6, 2), {"bidirectional": True, "bias": False}, (features(N, 5, 2, 4),)
+    ),
+    "RNN with hx": ("RNN", (4, 6, 2), {}, (features(N, 5, 2, 4), features(N, 2, 2, 6))),
+    "RNNCell": ("RNNCell", (4, 6), {}, (features(N, 2, 4), features(N, 2, 6))),
+    "RNNCell of one row": ("RNNCell", (4, 6), {"bias": False}, (features(N, 4),)),
+    "Embedding": ("Embedding", (5, 3), {}, (tokens(N, 4, 2),)),
+    "Embedding with padding": ("Embedding", (5, 3, 2), {}, (tokens(N, 4, 2),)),
+    "Embedding by frequency": ("Embedding", (5, 3), {"scale_grad_by_freq": True}, (tokens(N, 7),)),
+    "EmbeddingRNN": ("EmbeddingRNN", (5, 3, 6), {}, (tokens(N, 4, 2),)),
+    "EmbeddingRNN of repeated tokens": (
+        "EmbeddingRNN", (5, 3, 6, 2), {"bidirectional": True}, (tokens(N, 9, 2),)
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=MODULES, name="module")
+def _module(request):
+    name, args, kwargs, inputs = MODULES[request.param]
+    return (*twins(name, *args, **kwargs), inputs)
+
+
+def flat(result):
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+def stacked(results):
+    return [torch.stack(each) for each in zip(*results, strict=True)]
+
+
+def value_of(module):
+    def value(parameters, *inputs):
+        results = flat(functional_call(module, parameters, inputs))
+        return sum(result.square().sum() for result in results)
+
+    return value
+
+
+def eager_gradients(module, inputs):
+    module.zero_grad()
+    value_of(module)(dict(module.named_parameters()), *inputs).backward()
+    return [parameter.grad.clone() for parameter in module.parameters()]
+
+
+def test_vmap_over_inputs(module):
+    theirs, ours, inputs = module
+    result = flat(vmap(ours)(*inputs))
+    assert_close(result, stacked([flat(theirs(*each)) for each in zip(*inputs, strict=True)]))
+    moved = [each.movedim(0, -1) for each in inputs]
+    assert_close(flat(vmap(ours, in_dims=-1)(*moved)), result)
+
+
+def test_per_sample_gradients(module):
+    theirs, ours, inputs = module
+    parameters = {name: p.detach() for name, p in ours.named_parameters()}
+    dims = (None, *[0] * len(inputs))
+    result = vmap(grad(value_of(ours)), in_dims=dims)(parameters, *inputs)
+    expected = stacked([eager_gradients(theirs, each) for each in zip(*inputs, strict=True)])
+    assert_close(list(result.values()), expected)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_ensemble_of_modules(module, shared):
+    theirs, ours, inputs = module
+    members = []
+    for _ in range(N):
+        members.append(copy.deepcopy(theirs))
+        for parameter in members[-1].parameters():
+            nn.init.uniform_(parameter, -1, 1)
+    parameters, buffers = stack_module_state(members)
+    inputs = tuple(each[0] for each in inputs) if shared else inputs
+    dims = (0, 0, *[None if shared else 0] * len(inputs))
+
+    def call(parameters, buffers, *inputs):
+        return functional_call(ours, (parameters, buffers), inputs)
+
+    result = flat(vmap(call, in_dims=dims)(parameters, buffers, *inputs))
+    expected = stacked([
+        flat(member(*(inputs if shared else [each[m] for each in inputs])))
+        for m, member in enumerate(members)
+    ])  # fmt: skip
+    assert_close(result, expected)
+    sum(each.square().sum() for each in result).backward()
+    gradients = stacked([
+        eager_gradients(member, inputs if shared else [each[m] for each in inputs])
+        for m, member in enumerate(members)
+    ])  # fmt: skip
+    assert_close([parameter.grad for parameter in parameters.values()], gradients)
+
+
+def test_tangents_of_parameters_and_inputs(module):
+    theirs, ours, inputs = module
+    given = dict(ours.named_parameters())
+    primals = ({name: p.detach() for name, p in given.items()}, *[each[0] for each in inputs])
+    tangents = ({name: torch.rand_like(p) for name, p in given.items()},)
+    result = []
+    for module_ in (ours, theirs):
+        whole = jvp(
+            lambda p, m=module_: tuple(flat(functional_call(m, p, primals[1:]))),
+            primals[:1], tangents,
+        )  # fmt: skip
+        result.append([*whole[0], *whole[1]])
+    assert_close(*result)
+
+
+@FORWARD
+@pytest.mark.parametrize("grad_mode", [True, False])
+def test_dual_numbers_in_eager_calls(module, grad_mode):
+    theirs, ours, inputs = module
+    results = []
+    torch.manual_seed(1)
+    tangents = [torch.rand_like(p) for p in ours.parameters()]
+    with forward_ad.dual_level(), torch.set_grad_enabled(grad_mode):
+        for each in (ours, theirs):
+            parameters = {
+                name: forward_ad.make_dual(p, tangent)
+                for (name, p), tangent in zip(each.named_parameters(), tangents, strict=True)
+            }
+            outputs = flat(functional_call(each, parameters, tuple(x[0] for x in inputs)))
+            duals = [forward_ad.unpack_dual(output) for output in outputs]
+            results.append([part for dual in duals for part in (dual.primal, dual.tangent)])
+            if grad_mode:  # and the tangents of the gradients
+                value = sum(output.square().sum() for output in outputs)
+                gradients = torch.autograd.grad(value, list(each.parameters()))
+                results[-1] += [forward_ad.unpack_dual(g).tangent for g in gradients]
+    assert_close(*results)
+
+
+LEAKS = [
+    {"form": "rate", "alpha": 0.3},
+    {"form": "voltage", "alpha": torch.rand(6) * 0.5 + 0.2, "nonlinearity": "softplus"},
+    {"form": "blend", "alpha": 0.4, "learn_alpha": True, "num_layers": 2},
+]
+
+
+@pytest.mark.parametrize("arguments", LEAKS, ids=lambda a: a["form"])
+def test_leaky_modules(arguments):
+    ours = rnnext.LeakyRNN(4, 6, **arguments, dtype=torch.float64)
+    x, reset = features(N, 5, 2, 4), torch.rand(N, 5, 2) < 0.3
+
+    def loop(parameters, x, reset):
+        h_n = []
+        for layer, alpha in enumerate(functional_call(Alphas(ours), parameters_of(parameters))):
+            x, h = reference.recurrence(
+                x, None, *[[parameters[f"{name}_l{layer}"]] for name in NAMES], None, None, None,
+                reset, None, [alpha], ours.form, ours.nonlinearity, [False],
+            )  # fmt: skip
+            h_n.append(h)
+        return x, torch.cat(h_n)
+
+    def op(parameters, x, reset):
+        return functional_call(ours, parameters, (x, None, None, reset))
+
+    given = {k: v.detach() for k, v in [*ours.named_parameters(), *ours.named_buffers()]}
+    result = vmap(op, in_dims=(None, 0, 0))(given, x, reset)
+    expected = stacked([loop(given, *each) for each in zip(x, reset, strict=True)])
+    assert_close(result, expected)
+    results = []
+    for function in (op, loop):
+
+        def value(parameters, x, reset, function=function):
+            return sum(result.square().sum() for result in function(parameters, x, reset))
+
+        if function is op:
+            results.append(list(vmap(grad(value), in_dims=(None, 0, 0))(given, x, reset).values()))
+        else:
+            each = [grad(value)(given, *one).values() for one in zip(x, reset, strict=True)]
+            results.append(stacked(each))
+    assert_close(*results)
+    tangents = {k: torch.rand_like(v) for k, v in given.items()}
+    results = [jvp(lambda p, f=f: f(p, x[0], reset[0]), (given,), (tangents,)) for f in (op, loop)]
+    for found, wanted in zip(*results, strict=True):
+        assert_close(found, wanted)
+
+
+NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+class Alphas(nn.Module):
+    """What a LeakyRNN's alphas are, as a module whose parameters can be given."""
+
+    def __init__(self, leaky):
+        super().__init__()
+        self.leaky = leaky
+
+    def forward(self):
+        return self.leaky.alphas()
+
+
+def parameters_of(parameters):
+    return {f"leaky.{name}": value for name, value in parameters.items()}
+
+
+def test_noise_is_drawn_for_each_call_or_for_all():
+    leaky = rnnext.LeakyRNN(4, 6, alpha=0.5, noise_std=1.0)
+    x = torch.rand(5, 2, 4).expand(N, -1, -1, -1)
+    same = vmap(leaky, randomness="same")(x)[0]
+    different = vmap(leaky, randomness="different")(x)[0]
+    assert torch.equal(same[0], same[1])
+    assert not torch.equal(different[0], different[1])
+
+
+def test_a_sparse_gradient_is_refused_by_name():
+    embedding = rnnext.Embedding(5, 3, sparse=True)
+    parameters = {"weight": embedding.weight.detach()}
+    assert vmap(embedding)(tokens(N, 4)).shape == (N, 4, 3)
+    with pytest.raises(NotImplementedError, match="sparse=False"):
+        vmap(grad(value_of(embedding)), in_dims=(None, 0))(parameters, tokens(N, 4))
+
+
+def test_packed_sequences_of_which_the_data_is_mapped():
+    sizes = torch.tensor([2, 2, 1])
+    theirs, ours = twins("RNN", 4, 6, 2)
+    data = features(N, 5, 4)
+
+    def of(module):
+        def call(data):
+            output, h_n = module(nn.utils.rnn.PackedSequence(data, sizes))
+            return output.data, h_n
+
+        return call
+
+    assert_close(vmap(of(ours))(data), stacked([of(theirs)(each) for each in data]))
+
+
+def test_compiled_transforms():
+    ours = rnnext.RNN(4, 6, dtype=torch.float64)
+    parameters = {name: p.detach() for name, p in ours.named_parameters()}
+    each = vmap(grad(value_of(ours)), in_dims=(None, 0))
+    for samples in (N, N + 1, N + 2):  # the batch becomes a symbol
+        x = features(samples, 5, 4)
+        result = torch.compile(each, fullgraph=True)(parameters, x)
+        assert_close(list(result.values()), list(each(parameters, x).values()))

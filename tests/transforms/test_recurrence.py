@@ -1,0 +1,284 @@
+"""The recurrence under torch.func's transforms, against the same transforms of the plain loop."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+from helpers import samples
+from helpers.cases import VARIANTS
+from helpers.common import assert_close, case_id, pairwise
+
+ops = torch.ops.rnnext
+N = 3
+FACTORS = ("source", "reverse", "nonlinearity", "bias", "hx", "rows", "leak", "reset")
+MAPPED = [
+    ["input", "index"], ["hx"], ["weight_ih"], ["weight_hh", "bias_ih"], ["alpha", "lengths"],
+    ["reset"], ["reset_state", "bias_hh"], ["index"], list(vars(samples.make())),
+]  # fmt: skip
+
+
+def fit(case):
+    """The case without resets where rows are packed, and of one argument at least."""
+    case = dict(case)
+    if case["rows"] == "packed":
+        case["reset"] = None
+    present = {
+        name for name, value in vars(samples.make(**plain(case))).items()
+        if name != "batch_sizes" and (isinstance(value, Tensor) or value) and tensors_of(value)
+    }  # fmt: skip
+    case["mapped"] = [name for name in case["mapped"] if name in present] or ["input"]
+    return case
+
+
+def plain(case):
+    return {k: v for k, v in case.items() if k not in ("mapped", "dims")}
+
+
+def tensors_of(value):
+    return [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, Tensor)]
+
+
+def joined(values, dim):
+    """Several arguments of one name as one with another dimension."""
+    if isinstance(values[0], list):
+        return [torch.stack(each, dim) for each in zip(*values, strict=True)]
+    return torch.stack(values, dim)
+
+
+def picked(value, dim, n):
+    if isinstance(value, list):
+        return [each.select(dim, n) for each in value]
+    return value.select(dim, n)
+
+
+def stacked(results):
+    """The results of calls in a row as those of all of them."""
+    return [torch.stack(each) for each in zip(*results, strict=True)]
+
+
+class Mapped:
+    """N calls of which some arguments differ, and how vmap is given these."""
+
+    def __init__(self, case, requires_grad=False, **sizes):
+        case = fit(case)
+        self.dim = case.get("dims", 0)
+        calls = [samples.make(**plain(case), **sizes) for _ in range(N)]
+        self.one = calls[0]
+        self.values = {
+            name: joined([getattr(call, name) for call in calls], self.dim)
+            for name in case["mapped"]
+        }
+        self.tensors = [
+            tensor
+            for value in {**vars(self.one), **self.values}.values()
+            for tensor in tensors_of(value)
+            if tensor.is_floating_point()
+        ]
+        for tensor in self.tensors:
+            tensor.requires_grad_(requires_grad)
+
+    def calls(self):
+        """Each call by itself."""
+        return [
+            replace(self.one, **{k: picked(v, self.dim, n) for k, v in self.values.items()})
+            for n in range(N)
+        ]
+
+    def vmap(self, function):
+        """What vmap makes of a function of one call."""
+        return vmap(lambda given: function(replace(self.one, **given)), in_dims=self.dim)(
+            self.values
+        )
+
+
+CASES = pairwise(**{k: VARIANTS[k] for k in FACTORS}, mapped=MAPPED, dims=[0, 1])
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_vmap_and_gradients_through_it(case):
+    given = Mapped(case, requires_grad=True)
+    result = given.vmap(lambda call: call.call(ops.recurrence))
+    expected = stacked([call.expected() for call in given.calls()])
+    assert_close(result, expected)
+    cotangents = [torch.rand_like(v) for v in result]
+    found, wanted = (
+        torch.autograd.grad(
+            of, given.tensors, cotangents, allow_unused=True, materialize_grads=True
+        )
+        for of in (result, expected)
+    )
+    assert_close(found, wanted)
+
+
+def loss_of(function, call):
+    """A function of the call's float tensors, and these."""
+
+    def loss(*tensors):
+        output, h_n = function(call.with_tensors(tensors))
+        return output.square().sum() + h_n.sin().sum()
+
+    return loss
+
+
+def by_op(call):
+    return call.call(ops.recurrence)
+
+
+def by_loop(call):
+    return call.expected()
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_gradients_of_each_call(case):
+    given = Mapped(case)
+
+    def gradients(function):
+        def of_call(call):
+            tensors = call.float_tensors()
+            return grad(loss_of(function, call), tuple(range(len(tensors))))(*tensors)
+
+        return of_call
+
+    result = given.vmap(gradients(by_op))
+    expected = stacked([gradients(by_loop)(call) for call in given.calls()])
+    assert_close(result, expected)
+
+
+SMALL = {"T": 3, "B": 2, "I": 2, "H": 3, "vocabulary": 3}
+TRANSFORMED = [
+    {**case, "reset": None if case["rows"] == "packed" else case["reset"]}
+    for case in pairwise(**{k: VARIANTS[k] for k in FACTORS})
+]
+
+
+@pytest.mark.parametrize("case", TRANSFORMED, ids=case_id)
+def test_tangents(case):
+    call = samples.make(**case)
+    tensors = tuple(call.float_tensors())
+    tangents = tuple(torch.rand_like(t) for t in tensors)
+    for function in (loss_of, lambda f, call: lambda *given: f(call.with_tensors(given))):
+        result, expected = (jvp(function(by, call), tensors, tangents) for by in (by_op, by_loop))
+        assert_close(result, expected)
+    # One tangent alone, the others unknown.
+    for i, tensor in enumerate(tensors):
+
+        def alone(by, i=i):
+            return lambda one: by(call.with_tensors((*tensors[:i], one, *tensors[i + 1 :])))
+
+        result, expected = (jvp(alone(by), (tensor,), (tangents[i],)) for by in (by_op, by_loop))
+        assert_close(result, expected)
+
+
+@pytest.mark.parametrize("case", TRANSFORMED, ids=case_id)
+def test_jacobians_and_hessians(case):
+    call = samples.make(**SMALL, **case)
+    tensors = tuple(call.float_tensors())
+    numbers = tuple(range(len(tensors)))
+    for transform in (jacrev, jacfwd):
+        result, expected = (
+            transform(lambda *given, by=by: by(call.with_tensors(given)), numbers)(*tensors)
+            for by in (by_op, by_loop)
+        )
+        for found, wanted in zip(result, expected, strict=True):
+            assert_close(found, wanted)
+    for outer, inner in ((jacfwd, jacrev), (jacrev, jacfwd)):
+        result, expected = (outer(inner(loss_of(by, call)))(*tensors) for by in (by_op, by_loop))
+        assert_close(result, expected)
+
+
+def test_hessian_of_every_argument():
+    call = samples.make(**SMALL)
+    tensors = tuple(call.float_tensors())
+    numbers = tuple(range(len(tensors)))
+    result, expected = (hessian(loss_of(by, call), numbers)(*tensors) for by in (by_op, by_loop))
+    for found, wanted in zip(result, expected, strict=True):
+        assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("leak", VARIANTS["leak"])
+@pytest.mark.parametrize("order", [["input", "weight_hh"], ["weight_hh", "input"], ["input"] * 2])
+def test_nested_vmap(order, leak):
+    calls = [[samples.make(leak=leak) for _ in range(2)] for _ in range(N)]
+    outer, inner = order
+    x = torch.stack([torch.stack([call.input for call in row]) for row in calls])
+    W = torch.stack([torch.stack([call.weight_hh[0] for call in row]) for row in calls])
+    one = calls[0][0]
+
+    def each(by):
+        def of(x, W):
+            tensors = replace(one, input=x, weight_hh=[W])
+            return (*by(tensors), *grad(loss_of(by, tensors), (0, 2))(*tensors.float_tensors()))
+
+        return of
+
+    if inner == outer:
+        result = vmap(vmap(each(by_op), (0, None)), (0, None))(x, W[0, 0])
+        expected = [stacked([each(by_loop)(x, W[0, 0]) for x in row]) for row in x]
+    else:
+        dims = [(0, None) if name == "input" else (None, 0) for name in order]
+        x, W = (x[:, 0], W[0]) if outer == "input" else (x[0], W[:, 0])
+        result = vmap(vmap(each(by_op), dims[1]), dims[0])(x, W)
+        rows = [(x[i], W) if outer == "input" else (x, W[i]) for i in range(N)]
+        expected = [
+            stacked([each(by_loop)(*((x, w) if outer == "input" else (w, W))) for w in many])
+            for x, W in rows
+            for many in [W if outer == "input" else x]
+        ]
+    assert_close(result, stacked(expected))
+
+
+def test_transforms_inside_transforms():
+    call = samples.make(**SMALL, reset="state", rows="lengths")
+    tensors = tuple(call.float_tensors())
+    x = torch.stack([tensors[0], tensors[0].flip(0), -tensors[0]])
+
+    def per_sample(by):
+        def gradient(x):
+            return grad(lambda x: loss_of(by, call)(x, *tensors[1:]))(x)
+
+        return gradient
+
+    def penalty(by):
+        return lambda x: vmap(per_sample(by))(x).square().sum()
+
+    for transform in (grad, lambda f: lambda x: jvp(f, (x,), (x.cos(),)), jacfwd):
+        result, expected = (transform(penalty(by))(x) for by in (by_op, by_loop))
+        assert_close(result, expected)
+    result, expected = (vjp(grad(penalty(by)), x)[1](x.sin()) for by in (by_op, by_loop))
+    assert_close(result, expected)
+
+
+@pytest.mark.parametrize("case", TRANSFORMED, ids=case_id)
+def test_many_gradients_at_once(case):
+    call = samples.make(**SMALL, **case, requires_grad=True)
+    tensors = call.float_tensors()
+    found, wanted = [], []
+    for by, list in ((by_op, found), (by_loop, wanted)):
+        output, _ = by(call)
+        many = torch.eye(output.numel(), dtype=output.dtype).view(-1, *output.shape)
+        list += torch.autograd.grad(
+            output, tensors, many, is_grads_batched=True, allow_unused=True, materialize_grads=True
+        )
+        list += torch.autograd.functional.jacobian(
+            lambda *given, by=by: by(call.with_tensors(given))[1], tuple(tensors), vectorize=True
+        )
+    assert_close(found, wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's make_dual
+@pytest.mark.parametrize("case", TRANSFORMED, ids=case_id)
+def test_gradcheck_in_every_mode(case):
+    call = samples.make(**SMALL, **case, requires_grad=True)
+    tensors = call.float_tensors()
+
+    def function(*tensors):
+        return call.with_tensors(tensors).call(ops.recurrence)
+
+    modes = {"fast_mode": True, "check_batched_grad": True}
+    assert torch.autograd.gradcheck(
+        function, tensors, check_forward_ad=True, check_batched_forward_grad=True, **modes
+    )
+    assert torch.autograd.gradgradcheck(function, tensors, check_fwd_over_rev=True, **modes)
