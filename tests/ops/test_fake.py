@@ -192,3 +192,19 @@ def test_a_module_on_the_meta_device_refuses_as_with_data(arguments):
     expected = error_of(lambda: rnn(*arguments))
     rnn = rnn.to("meta")
     assert error_of(lambda: rnn(*(t.to("meta") for t in arguments))) == expected
+
+
+def test_meta_tensors_without_a_tracer():
+    """Packed without hx, and a sparse gradient, whose rows are as many as there can be."""
+    data = torch.empty(7, 3, device="meta")
+    packed = torch.nn.utils.rnn.PackedSequence(data, torch.tensor([3, 2, 2]))
+    rnn = rnnext.RNN(3, 4, num_layers=2, bidirectional=True, device="meta")
+    output, h_n = rnn(packed)
+    assert output.data.shape == (7, 8)
+    assert h_n.shape == (4, 3, 4)
+    output.data.sum().backward()
+    assert rnn.weight_hh_l0.grad.shape == (4, 4)
+    embedding = rnnext.Embedding(10, 4, sparse=True, device="meta")
+    embedding(torch.empty(5, dtype=torch.long, device="meta")).sum().backward()
+    assert embedding.weight.grad.layout == torch.sparse_coo
+    assert embedding.weight.grad.shape == (10, 4)
