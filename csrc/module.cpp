@@ -22,6 +22,9 @@
 #include "ops/parse.h"
 #include "ops/signatures.h"
 #include "recurrence/nonlinearity.h"
+#ifdef RNNEXT_CUDA_ARCHS
+#include "cuda/embedding/index_check.h"
+#endif
 
 namespace py = pybind11;
 
@@ -247,6 +250,13 @@ PYBIND11_MODULE(_C, m) {
   define_op<rnnext::RnnOp>(m);
   define_op<rnnext::RnnCellOp>(m);
   define_op<rnnext::EmbeddingOp>(m);
+  m.def("check_indices", torch::wrap_pybind_function([]([[maybe_unused]] int device) {
+#ifdef RNNEXT_CUDA_ARCHS
+          rnnext::cuda::index_errors(static_cast<c10::DeviceIndex>(device));
+#endif
+        }),
+        py::arg("device"),
+        "Raises IndexError if a call that is over on this GPU met an index out of range.");
   define_stepper(m);
   m.def("grads_batched", &grads_batched);
   m.def("plan", &plan, py::kw_only(), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),

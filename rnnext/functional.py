@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _C, _layers
 
-__all__ = ["embedding", "recurrence", "rnn", "rnn_cell", "rnn_ensemble"]
+__all__ = ["check_indices", "embedding", "recurrence", "rnn", "rnn_cell", "rnn_ensemble"]
 
 # The same ops twice: torch.compile puts these into its graph, eager calls take _C's short way.
 _rnn_cell: Callable[..., Tensor] = torch.ops.rnnext.rnn_cell.default
@@ -409,6 +409,30 @@ def embedding(
         raise TypeError(
             f"embedding(): argument 'indices' (position 2) must be Tensor, not {kind}"
         ) from None
+
+
+def check_indices(device: torch.device | str | int | None = None) -> None:
+    """Wait for a GPU, and raise if a call there has met an index out of range.
+
+    On the CPU the call itself raises. A GPU runs behind Python, so there it is the next call with
+    indices that raises; this function is for the last one, and for replays of a CUDA graph, which
+    call nothing. The row in question was read as zeros (by an embedding) or as row 0 (by
+    ``EmbeddingRNN``), and got no gradient.
+
+    Args:
+        device: a CUDA device. Default: the current one.
+
+    Raises:
+        IndexError: an index was out of range since the last such error on the device; the message
+            names it and its position.
+    """
+    if device is None and not torch.cuda.is_available():
+        return
+    index = torch.cuda._utils._get_device_index(device, optional=True, allow_cpu=True)
+    if index < 0:
+        return
+    torch.cuda.synchronize(index)
+    _C.check_indices(index)
 
 
 def _raise_for_rnn_cell(

@@ -81,20 +81,34 @@ struct LaunchShape {
   bool cooperative = false;  // the whole grid resident at once
 };
 
+// Lets a kernel have all the shared memory that a block may, and clusters of 16 blocks. The limits
+// are the same at every launch: if they followed each launch's size, one would lower them while
+// another thread launches more.
+inline cudaError_t raise_limits(const void* kernel) {
+  int device = 0, capability = 0, shared_bytes = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, device);
+  }
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  if (error == cudaSuccess) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  }
+  if (error == cudaSuccess && capability >= 9) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
+  return error;
+}
+
 // Starts `kernel(args...)`. Raises the kernel's limits where the shape needs it (shared memory
 // above 48 KiB, clusters above 8 blocks). Returns the first error.
 template <typename... Params, typename... Args>
 cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream,
                    Args&&... args) {
-  if (shape.shared_bytes > 48 * 1024) {
-    cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
-  if (shape.cluster > 8) {
-    cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                             cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  if (shape.shared_bytes > 48 * 1024 || shape.cluster > 8) {
+    const cudaError_t error = raise_limits(reinterpret_cast<const void*>(kernel));
     if (error != cudaSuccess) return error;
   }
   cudaLaunchAttribute attributes[2];

@@ -3,16 +3,17 @@
 Not collected by `pytest tests`: `python -m tools.cuda_check` runs it where there is a GPU.
 """
 
+import threading
+
 import pytest
 import torch
 
 import rnnext
 from helpers import samples
 from helpers.common import assert_close
-from helpers.device import DEVICE, check_recurrence
+from helpers.device import DEVICE, check_recurrence, cuda_paths
 
-CAPABILITY = torch.cuda.get_device_capability()
-PATHS = ["step", "block"] + ["grid"] * (CAPABILITY >= (8, 0)) + ["cluster"] * (CAPABILITY >= (9, 0))
+PATHS = cuda_paths(torch.cuda.get_device_capability())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -59,7 +60,9 @@ def test_tf32(monkeypatch, path):
     assert_close(output, exact, torch.float16)  # ten bits of mantissa, as TF32 has
 
 
-def test_a_graph_replays_forward_and_backward():
+@pytest.mark.parametrize("path", PATHS)
+def test_a_graph_replays_forward_and_backward(monkeypatch, path):
+    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
     rnn = rnnext.RNN(16, 64, num_layers=2, device=DEVICE)
     table = rnnext.Embedding(100, 16, device=DEVICE)
     indices = torch.randint(0, 100, (12, 4), device=DEVICE)
@@ -76,9 +79,51 @@ def test_a_graph_replays_forward_and_backward():
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = step()
-    indices.copy_(torch.randint(0, 100, (12, 4), device=DEVICE))
-    graph.replay()
-    assert_close(captured, step())
+    for _ in range(3):
+        indices.copy_(torch.randint(0, 100, (12, 4), device=DEVICE))
+        graph.replay()
+        assert_close(captured, step())
+
+
+def test_an_index_error_of_the_last_call_is_found_when_asked_for():
+    weight = torch.randn(10, 4, device=DEVICE)
+    indices = torch.tensor([3, 1, 2], device=DEVICE)
+    rnnext.functional.embedding(indices, weight)
+    rnnext.functional.check_indices()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        rnnext.functional.embedding(indices, weight)
+    for bad in (11, -5):
+        indices[1] = bad
+        graph.replay()
+        with pytest.raises(IndexError, match=rf"\[1\] = {bad}, expected 0 <= index < 10"):
+            rnnext.functional.check_indices(DEVICE)
+        rnnext.functional.check_indices(DEVICE)  # once
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_two_threads_and_two_streams(monkeypatch, path):
+    # Kernels of one path with different shapes: limits, workspaces and errors are of a call.
+    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
+    shapes = [(40, 4, 64), (25, 9, 96)]
+    layers = [rnnext.RNN(8, H, device=DEVICE) for _, _, H in shapes]
+    inputs = [torch.randn(T, B, 8, device=DEVICE) for T, B, _ in shapes]
+    expected = [layer(x)[0].clone() for layer, x in zip(layers, inputs, strict=True)]
+    torch.cuda.synchronize()
+    wrong = []
+
+    def work(i):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(50):
+                if not torch.equal(layers[i](inputs[i])[0], expected[i]):
+                    wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
 
 
 def test_an_index_out_of_range_is_named_and_leaves_the_context_alive():

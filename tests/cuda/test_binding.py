@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cuda_host.recurrence import NONLINEARITIES, PATHS, binding
+from cuda_host.recurrence import DEVICES, NONLINEARITIES, PATHS, binding, choose
 from helpers import samples
-from helpers.common import TOLERANCE, assert_close, case_id, pairwise
+from helpers.common import TOLERANCE, assert_close, case_id, pairwise, same
 
 KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
 
@@ -55,7 +55,7 @@ CASES += list(
         T=[1, 6],
         B=[1, 5],
         I=[1, 4],
-        H=[1, 6, 40],
+        H=[1, 6, 7, 40],
         source=["features", "ready", "table"],
         rows=["full", "lengths", "packed"],
         layout=["contiguous", "batch_first", "strided", "expanded"],
@@ -104,7 +104,7 @@ ANY = {
     "T": [1, 6],
     "B": [1, 5],
     "I": [1, 4],
-    "H": [1, 6, 40],
+    "H": [1, 6, 7, 40],
     "source": ["features", "ready", "table"],
     "rows": ["full", "lengths", "packed"],
     "layout": ["contiguous", "batch_first", "strided", "expanded"],
@@ -227,6 +227,52 @@ def test_tf32_follows_the_setting(monkeypatch):
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
     assert 1e-5 < (coarse - exact).abs().max() < 2e-3
+
+
+def test_tf32_follows_the_newer_setting(monkeypatch):
+    # Once it is set, the getters of the older one throw.
+    arguments = samples.make(T=3, B=2, H=20, dtype=torch.float32)
+    monkeypatch.setenv("RNNEXT_CUDA_PATH", "block")
+    results = {}
+    try:
+        for precision in ("ieee", "tf32"):
+            torch.backends.cuda.matmul.fp32_precision = precision
+            results[precision] = arguments.call(recurrence)[0]
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False  # sets both
+    assert 1e-5 < (results["tf32"] - results["ieee"]).abs().max() < 2e-3
+
+
+def test_a_backward_pass_in_autocast_keeps_its_dtype():
+    arguments = samples.make(T=3, B=2, I=4, H=6, dtype=torch.float32)
+    output, h_n = arguments.call(recurrence)
+    given = arguments.backward(output, random_like(output), random_like(h_n))
+    expected = by_mask(*given.call(recurrence_backward))
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = by_mask(*given.call(recurrence_backward))
+    assert all(same(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+def test_a_device_that_runs_fewer_blocks_than_it_has_takes_the_step_path(monkeypatch):
+    # A cluster is chosen; in a green context of one multiprocessor it does not start.
+    arguments = samples.make(T=6, B=1, I=1, H=300, dtype=torch.float32)
+    lib, small = binding(), DEVICES["small"]
+    for backward in (False, True):
+        assert choose(small, 8, 1, 300, backward=backward).path == PATHS["cluster"]
+    try:
+        lib.set_device(*small[:3], granted=1)
+        actual = arguments.call(recurrence)
+        check(actual, arguments.to_double().expected(), torch.float32)
+        given = arguments.backward(*actual[:1], random_like(actual[0]), random_like(actual[1]))
+        gradients = by_mask(*given.call(recurrence_backward))
+        for a, e in zip(gradients, by_mask(*given.to_double().expected()), strict=True):
+            check(a, e, torch.float32)
+        for path in ("cluster", "grid"):
+            monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
+            with pytest.raises(RuntimeError, match="does not fit the device at once"):
+                arguments.call(recurrence)
+    finally:
+        lib.set_device(*small[:3])
 
 
 def test_a_path_that_cannot_run_is_a_value_error(monkeypatch):

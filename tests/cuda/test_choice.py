@@ -5,7 +5,17 @@ import itertools
 import pytest
 
 from cuda_host.host import ROOT
-from cuda_host.recurrence import COMPUTES, DEVICES, DTYPES, PATHS, capacity, capacity_table, choose
+from cuda_host.recurrence import (
+    COMPUTES,
+    DEVICES,
+    DTYPES,
+    PATHS,
+    capacity,
+    capacity_table,
+    choices_made,
+    choose,
+)
+from helpers.device import cuda_paths
 
 THREADS, WARPS, REGISTER_BLOCKS = 512, 16, 8  # choice.h
 NAMES = list(PATHS)
@@ -96,6 +106,32 @@ def test_batch_and_directions_spread_over_the_card():
     assert (one.groups, one.rows) == (66, 1)
     assert (two.groups, two.rows) == (132, 1)
     assert choose(DEVICES["H100"], 100, 1000, 64).groups <= 132
+
+
+def test_lengths_of_a_class_are_chosen_for_once():
+    # Training on sentences would choose anew for nearly every batch.
+    assert choices_made(DEVICES["H100"], 1000, 20, 200) == 11  # 1, 2, 4 .. 1024
+    assert choices_made(DEVICES["H100"], 1, 20, 200) == 1
+
+
+def test_batches_past_what_kernels_count_take_the_step_path():
+    for B in (2**30, 2**31 - 1, 2**31):
+        assert path_of("H100", 10, B, 16) == "step"
+        with pytest.raises(ValueError, match="RNNEXT_CUDA_PATH=block"):
+            path_of("H100", 10, B, 16, path="block")
+    assert path_of("H100", 10, 2**30 - 1, 16, path="block") == "block"
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_the_gpu_check_lists_the_paths_of_a_card(card):
+    able = []
+    for path in PATHS:
+        try:
+            choose(DEVICES[card], 11, 4, 64, path=path)
+        except ValueError:
+            continue
+        able.append(path)
+    assert sorted(cuda_paths(divmod(DEVICES[card][0], 10))) == sorted(able)
 
 
 @pytest.mark.parametrize("path", PATHS)

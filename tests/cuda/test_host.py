@@ -129,6 +129,15 @@ def test_the_device_can_be_chosen(lib):
         lib.run("run_shape", 16, 32, 164 * 1024, 1, 0)
 
 
+def test_a_launch_does_not_lower_what_a_kernel_may_have(lib):
+    # Another thread may be about to launch the same kernel with more shared memory.
+    limit = torch.zeros(1, dtype=torch.int64)
+    for size in (100, 200, 60):
+        lib.run("run_shape", 4, 32, size * 1024, 1, 0)
+        lib.run("shape_limit", limit)
+        assert limit.item() == 227 * 1024
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_conversions_of_16_bit_types(lib, dtype, tmp_path):
     source = tmp_path / "conversions.cu"

@@ -37,6 +37,18 @@ int64_t rnn_choose(const int64_t* problem, const int64_t* device, const char* fo
   return 0;
 }
 
+// How often a memory of choices chooses, asked for T from 1 to `steps`.
+int64_t rnn_choices_made(const int64_t* problem, const int64_t* device, int64_t steps,
+                         int64_t* made) {
+  Choices choices;
+  Problem p;
+  p.B = problem[1], p.H = problem[2], p.D = int(problem[3]);
+  p.compute = Compute(problem[4]), p.backward = problem[5] != 0;
+  for (p.T = 1; p.T <= steps; ++p.T) choices.find(p, 0, device_of(device), nullptr);
+  *made = choices.made();
+  return 0;
+}
+
 int64_t rnn_capacity(int64_t path, int64_t compute, int64_t backward, const int64_t* device,
                      int64_t* result) {
   *result = capacity(Path(path), Compute(compute), backward != 0, device_of(device));

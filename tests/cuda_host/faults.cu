@@ -352,3 +352,12 @@ extern "C" cudaError_t run_shape(int64_t grid, int64_t block, int64_t shared_byt
   shape.cooperative = cooperative != 0;
   return launch(nothing, shape, nullptr, Params{});
 }
+
+// The shared memory that run_shape's kernel may have by now.
+extern "C" cudaError_t shape_limit(int64_t* bytes) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error =
+      cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(nothing));
+  *bytes = attributes.maxDynamicSharedSizeBytes;
+  return error;
+}

@@ -133,10 +133,18 @@ class Library:
         self._buffers = 0
 
     def set_device(
-        self, sm: int = 90, multiprocessors: int = 132, shared_per_block: int = 227 * 1024
+        self,
+        sm: int = 90,
+        multiprocessors: int = 132,
+        shared_per_block: int = 227 * 1024,
+        granted: int | None = None,
     ) -> None:
-        """The device whose limits launches and queries see; an H100 until this is called."""
-        self._handle.cuda_host_device(sm, multiprocessors, shared_per_block)
+        """The device whose limits launches and queries see; an H100 until this is called.
+
+        ``granted``: on how many of its multiprocessors launches run; None: on all.
+        """
+        granted = multiprocessors if granted is None else granted
+        self._handle.cuda_host_device(sm, multiprocessors, shared_per_block, granted)
 
     def empty(
         self, *shape: int, dtype: torch.dtype = torch.float32, align: int = 256, name: str = ""

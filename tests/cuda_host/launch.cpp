@@ -9,6 +9,7 @@
 #include <map>
 #include <new>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "include/cuda_runtime.h"
@@ -21,8 +22,10 @@ constexpr size_t kPoisonedStack = 2048;
 constexpr size_t kGuardedStacks = 16384;
 
 struct Device {
+  int id = 0;
   int sm = 90, multiprocessors = 132;
   int shared_per_block = 227 * 1024, shared_per_multiprocessor = 228 * 1024;
+  int granted = 132;  // multiprocessors that launches get: fewer in a green context
 };
 
 struct KernelLimits {
@@ -31,7 +34,8 @@ struct KernelLimits {
 };
 
 Device device;
-std::map<const void*, KernelLimits> kernel_limits;
+std::map<std::pair<const void*, int>, KernelLimits> kernel_limits;  // by kernel and device
+KernelLimits& limits_of(const void* kernel) { return kernel_limits[{kernel, device.id}]; }
 cudaError_t pending_error = cudaSuccess;
 
 sigjmp_buf scheduler_jump;
@@ -196,11 +200,16 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
     if (value > device.shared_per_block) {
       return refuse(cudaErrorInvalidValue, "more shared memory than a block may have");
     }
-    kernel_limits[kernel].shared_bytes = value;
+    limits_of(kernel).shared_bytes = value;
   }
   if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) {
-    kernel_limits[kernel].large_clusters = value != 0;
+    limits_of(kernel).large_clusters = value != 0;
   }
+  return cudaSuccess;
+}
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  attributes->maxDynamicSharedSizeBytes = limits_of(kernel).shared_bytes;
   return cudaSuccess;
 }
 
@@ -211,7 +220,7 @@ cudaError_t cudaGetLastError() {
 }
 
 cudaError_t cudaGetDevice(int* id) {
-  *id = 0;
+  *id = device.id;
   return cudaSuccess;
 }
 
@@ -274,7 +283,7 @@ cudaError_t cuda_host_launch(const cudaLaunchConfig_t* config, const void* kerne
   dim3 grid = config->gridDim, block = config->blockDim;
   size_t per_block = size_t(block.x) * block.y * block.z;
   size_t grid_blocks = size_t(grid.x) * grid.y * grid.z;
-  const KernelLimits& limits = kernel_limits[kernel];
+  const KernelLimits& limits = limits_of(kernel);
   if (per_block == 0 || per_block > 1024) {
     return refuse(cudaErrorInvalidConfiguration, "a block has 1 to 1024 threads");
   }
@@ -290,9 +299,12 @@ cudaError_t cuda_host_launch(const cudaLaunchConfig_t* config, const void* kerne
                   "clusters: sm_90, a divisor of grid.x, up to 8 "
                   "blocks, 16 where the kernel allows it");
   }
+  if (device.granted<device.multiprocessors&& int(cluster)> device.granted) {
+    return refuse(cudaErrorInvalidClusterSize, "the cluster does not fit the device at once");
+  }
   int per_multiprocessor = 0;
   cuda_host_occupancy(&per_multiprocessor, kernel, int(per_block), config->dynamicSmemBytes);
-  if (cooperative && grid_blocks > size_t(per_multiprocessor) * device.multiprocessors) {
+  if (cooperative && grid_blocks > size_t(per_multiprocessor) * device.granted) {
     return refuse(cudaErrorCooperativeLaunchTooLarge, "the grid does not fit the device at once");
   }
 
@@ -329,8 +341,12 @@ extern "C" {
 
 void cuda_host_seed(uint64_t value) { seed_random(value); }
 
-void cuda_host_device(int sm, int multiprocessors, int shared_per_block) {
-  device = {sm, multiprocessors, shared_per_block, shared_per_block + 1024};
+// Each set of numbers is a device of its own, with an id of its own.
+void cuda_host_device(int sm, int multiprocessors, int shared_per_block, int granted) {
+  static std::map<std::tuple<int, int, int>, int> ids{{{90, 132, 227 * 1024}, 0}};
+  const auto key = std::make_tuple(sm, multiprocessors, shared_per_block);
+  const int id = ids.insert({key, int(ids.size())}).first->second;
+  device = {id, sm, multiprocessors, shared_per_block, shared_per_block + 1024, granted};
 }
 
 const char* cuda_host_error() { return last_error(); }

@@ -96,6 +96,14 @@ def choose(
     return geometry
 
 
+def choices_made(device: tuple[int, ...], steps: int, B: int, H: int) -> int:
+    """How often a memory of choices chooses, asked for T = 1 to `steps`."""
+    made = torch.zeros(1, dtype=torch.int64)
+    problem = torch.tensor([0, B, H, 1, COMPUTES["f32"], 0])
+    choice_library().run("rnn_choices_made", problem, torch.tensor(device), steps, made)
+    return int(made)
+
+
 def capacity(path: str, compute: str, device: tuple[int, ...], backward: bool = False) -> int:
     """The largest H that a path holds on the chip."""
     result = torch.zeros(1, dtype=torch.int64)

@@ -10,6 +10,13 @@ from helpers.common import assert_close
 DEVICE = os.environ.get("RNNEXT_CHECK_DEVICE", "cuda")
 
 
+def cuda_paths(capability):
+    """The words of RNNEXT_CUDA_PATH that a card of this capability can run."""
+    return (
+        ["step"] + ["block", "grid"] * (capability >= (8, 0)) + ["cluster"] * (capability >= (9, 0))
+    )
+
+
 def with_gradients(output, h_n, tensors):
     """Both results, and the gradients of the tensors for fixed cotangents."""
     grad_output = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import reference
+import rnnext
 from helpers.cases import SETTINGS, VARIANTS
 from helpers.common import assert_close, case_id, pairwise
 from rnnext import _C
@@ -107,3 +108,15 @@ def test_embedding_backward_refuses_gradients_that_are_not_floating():
     for op in (ops.embedding_backward, ops.embedding_sparse_backward):
         with pytest.raises(NotImplementedError, match="grad must be float32"):
             op(torch.ones(2, 3, dtype=torch.int64), torch.tensor([0, 1]), 4, -1, False)
+
+
+def test_a_check_of_indices_waits_before_it_asks(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda i: calls.append(("wait", i)))
+    monkeypatch.setattr(_C, "check_indices", lambda i: calls.append(("ask", i)))
+    check = rnnext.functional.check_indices
+    check(3)
+    assert calls == [("wait", 3), ("ask", 3)]
+    check("cpu")  # there the call itself has raised
+    check(torch.device("cuda:1"))
+    assert calls[2:] == [("wait", 1), ("ask", 1)]

@@ -15,8 +15,6 @@
 #include <map>
 #include <mutex>
 #include <stdexcept>
-#include <string>
-#include <tuple>
 #include <vector>
 
 #include "cuda/embedding/index_check.h"
@@ -38,24 +36,17 @@ Device describe(c10::DeviceIndex index) {
   return device;
 }
 
-// choose() for the current device, remembered: a call's shape mostly comes again.
+const char* forced_path() { return std::getenv("RNNEXT_CUDA_PATH"); }
+
 Geometry choice(const Problem& p, c10::DeviceIndex index) {
   static std::mutex mutex;
   static std::map<c10::DeviceIndex, Device> devices;
-  using Key = std::tuple<int, int64_t, int64_t, int64_t, int, int, bool, std::string>;
-  static std::map<Key, Geometry> choices;
-  constexpr size_t kRemembered = 1024;
-  const char* forced = std::getenv("RNNEXT_CUDA_PATH");
-  const Key key(index, p.T, p.B, p.H, p.D, static_cast<int>(p.compute), p.backward,
-                forced ? forced : "");
+  static Choices choices;
   const std::lock_guard<std::mutex> lock(mutex);
-  if (const auto known = choices.find(key); known != choices.end()) return known->second;
   if (devices.count(index) == 0) devices[index] = describe(index);
   try {
-    if (choices.size() >= kRemembered) choices.clear();
-    return choices[key] = choose(p, devices[index], forced);
+    return choices.find(p, index, devices[index], forced_path());
   } catch (const std::invalid_argument& error) {
-    choices.erase(key);
     TORCH_CHECK_VALUE(false, error.what());
   }
 }
@@ -68,8 +59,13 @@ Compute compute_of(DType dtype) {
       return Compute::bf16;
     case DType::f16:
       return Compute::f16;
-    default:
-      return at::globalContext().allowTF32CuBLAS() ? Compute::tf32 : Compute::f32;
+    default: {
+      // What the GEMMs beside the recurrence do. (allowTF32CuBLAS() throws once a user has set
+      // fp32_precision.)
+      const auto precision =
+          at::globalContext().float32Precision(at::str2backend("cuda"), at::str2op("matmul"));
+      return precision == at::Float32Precision::TF32 ? Compute::tf32 : Compute::f32;
+    }
   }
 }
 
@@ -193,7 +189,11 @@ struct Call : ParsedCall {
     }
   }
 
-  void run_resident(const Geometry& g, bool backward) {
+  // False where the device runs fewer blocks at once than its properties say, which is so in a
+  // green context: nothing has run then.
+  bool run_resident(const Geometry& g, TensorList weight_hh, bool backward) {
+    if (g.path == Path::step) return false;
+    set_matrix(weight_hh, backward);
     if (g.path == Path::grid) {
       const int64_t flags = (g.flag_count() * 4 + 15) / 16 * 16;
       alive.push_back(at::zeros({flags + g.exchange_bytes()}, options.dtype(at::kByte)));
@@ -201,7 +201,15 @@ struct Call : ParsedCall {
       p.flags = reinterpret_cast<unsigned*>(memory);
       p.exchange = memory + flags;
     }
-    C10_CUDA_CHECK(launch_resident(p, g, compute, backward, stream));
+    const cudaError_t error = launch_resident(p, g, compute, backward, stream);
+    const bool too_many =
+        error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorInvalidClusterSize;
+    if (too_many && (!forced_path() || !*forced_path())) {
+      cudaGetLastError();
+      return false;
+    }
+    C10_CUDA_CHECK(error);
+    return true;
   }
 
   // Steps of a pass on the step path: a GEMM, M v, and a kernel for the rest. v lies in memory
@@ -236,8 +244,14 @@ struct Call : ParsedCall {
   }
 };
 
+// What an op runs under: at::mm in its body neither records nor casts.
+struct BelowAutograd {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+};
+
 RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
-  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const BelowAutograd below_autograd;
   const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
   Call call(a);
   const RecurrenceSizes& s = call.s;
@@ -259,15 +273,9 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   const Tensor first = call.enter();
   const Geometry geometry =
       choice({s.T, s.B, s.H, p.D, call.compute, false}, a.input.device().index());
-  if (geometry.path != Path::step) {
-    call.set_matrix(a.weight_hh, false);
-    call.run_resident(geometry, false);
-  } else if (first.defined()) {
-    call.run_steps(a.weight_hh, first, false);
-  } else {
-    start_from_hx();
-    call.run_steps(a.weight_hh, h_n, false);
-  }
+  if (call.run_resident(geometry, a.weight_hh, false)) return {output, h_n, saved};
+  if (!first.defined()) start_from_hx();
+  call.run_steps(a.weight_hh, first.defined() ? first : h_n, false);
   return {output, h_n, saved};
 }
 
@@ -283,7 +291,7 @@ Tensor weight_gradient(const Tensor& grad, const Tensor& states, const OptionalT
 }
 
 RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a) {
-  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const BelowAutograd below_autograd;
   const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
   Call call(a);
   const RecurrenceSizes& s = call.s;
@@ -316,11 +324,8 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
     p.carry = carry.data_ptr();
     const Geometry geometry =
         choice({s.T, s.B, s.H, p.D, call.compute, true}, a.input.device().index());
-    if (geometry.path == Path::step) {
+    if (!call.run_resident(geometry, a.weight_hh, true)) {
       call.run_steps(a.weight_hh, call.empty(state), true);
-    } else {
-      call.set_matrix(a.weight_hh, true);
-      call.run_resident(geometry, true);
     }
     if (grad_of_reset) {
       grad.reset_state = call.empty(state);

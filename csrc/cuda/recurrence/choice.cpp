@@ -20,7 +20,9 @@ constexpr double kGemmEfficiency = 0.5;
 
 constexpr Path kResident[] = {Path::block, Path::cluster, Path::grid};
 constexpr const char* kNames[] = {"step", "block", "cluster", "grid"};
-constexpr int64_t kMaxH = 16384;  // past any card's capacity
+constexpr int64_t kMaxH = 16384;    // past any card's capacity
+constexpr int64_t kMaxB = 1 << 30;  // kernels count 2 B states, and B and a tile more, in an int
+constexpr size_t kRemembered = 1024;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -151,7 +153,7 @@ Geometry best_of(const Problem& p, const Device& device, Path path) {
   Geometry best;
   const int needed = path == Path::cluster ? 90 : 80;  // mma, cp.async
   if (device.capability < needed || device.registers < kThreads * 128) return best;
-  if (p.H > kMaxH || p.T > INT32_MAX || p.B > INT32_MAX) return best;
+  if (p.H > kMaxH || p.T > INT32_MAX || p.B >= kMaxB) return best;
   if (path == Path::block) {
     consider(p, device, path, 1, best);
   } else if (path == Path::cluster) {
@@ -216,6 +218,17 @@ Geometry choose(const Problem& p, const Device& device, const char* forced) {
     if (g.path == path && g.cycles < best.cycles) best = g;
   }
   return best;
+}
+
+const Geometry& Choices::find(Problem p, int index, const Device& device, const char* forced) {
+  const int64_t steps = p.T;
+  for (p.T = 1; p.T < steps;) p.T *= 2;
+  const Key key(index, p.T, p.B, p.H, p.D, p.compute, p.backward, forced ? forced : "");
+  if (const auto known = known_.find(key); known != known_.end()) return known->second;
+  const Geometry chosen = choose(p, device, forced);
+  ++made_;
+  if (known_.size() >= kRemembered) known_.clear();
+  return known_[key] = chosen;
 }
 
 int64_t capacity(Path path, Compute compute, bool backward, const Device& device) {

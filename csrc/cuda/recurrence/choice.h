@@ -4,6 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <string>
+#include <tuple>
 
 namespace rnnext::cuda {
 
@@ -71,6 +74,20 @@ int element_size(Compute compute);
 // "block", "cluster", "grid". Throws std::invalid_argument for another word, and for a path that
 // cannot run this problem on this device.
 Geometry choose(const Problem& problem, const Device& device, const char* forced);
+
+// choose() with a memory, since a call's shape mostly comes again. T counts by its class, the next
+// power of two, so that batches of sentences do not choose anew for each length.
+class Choices {
+ public:
+  // `index`: the device's number. Not for two threads at once.
+  const Geometry& find(Problem problem, int index, const Device& device, const char* forced);
+  int64_t made() const { return made_; }  // how often choose() ran
+
+ private:
+  using Key = std::tuple<int, int64_t, int64_t, int64_t, int, Compute, bool, std::string>;
+  std::map<Key, Geometry> known_;
+  int64_t made_ = 0;
+};
 
 // The largest H that `path` can hold on chip for one sequence, 0 if none.
 int64_t capacity(Path path, Compute compute, bool backward, const Device& device);

@@ -41,8 +41,7 @@ CellKind cell_of(const DeviceCall& p) {
 void count_clusters(int shared_bytes, int (&clusters)[4]) {
   const auto kernel = resident_kernel(Path::cluster, Compute::f32, CellKind::tanh, true);
   const void* function = reinterpret_cast<const void*>(kernel);
-  cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  raise_limits(function);
   for (int i = 0; i < 4; ++i) {
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeClusterDimension;
