@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import rnnext
 from helpers.common import assert_close
@@ -162,3 +163,57 @@ def test_a_recurrent_policy_of_torchrl():
         return losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
 
     check_trains_the_same(make, loss)
+
+
+class Classifier(nn.Module):
+    """opacus wants a tensor from each layer, so the RNN is of a class that gives one."""
+
+    def __init__(self, library):
+        super().__init__()
+
+        class Last(library.RNN):
+            def forward(self, x):
+                return super().forward(x)[0][:, -1]
+
+        self.embedding = library.Embedding(9, 4)
+        self.rnn = Last(4, 6, batch_first=True)
+        self.score = nn.Linear(6, 3)
+
+    def forward(self, tokens):
+        return self.score(self.rnn(self.embedding(tokens)))
+
+
+@pytest.mark.filterwarnings("ignore")  # opacus': no secure random numbers, no noise
+def test_private_training_by_opacus():
+    """Each sample's gradient clipped, without noise: as by torch.nn, sample after sample."""
+    opacus = pytest.importorskip("opacus", reason="not in the extras")
+    tokens, labels, largest = torch.randint(9, (8, 5)), torch.randint(3, (8,)), 0.5
+    theirs, ours = Classifier(nn), Classifier(rnnext)
+    ours.load_state_dict(theirs.state_dict())
+    loader = DataLoader(TensorDataset(tokens, labels), batch_size=8)
+    private, optimizer, loader = opacus.PrivacyEngine().make_private(
+        module=ours,
+        optimizer=torch.optim.SGD(ours.parameters(), lr=0.5),
+        data_loader=loader,
+        noise_multiplier=0.0,
+        max_grad_norm=largest,
+        poisson_sampling=False,
+        grad_sample_mode="functorch",
+    )
+    plain = torch.optim.SGD(theirs.parameters(), lr=0.5)
+    for _ in range(4):
+        for batch, wanted in loader:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(private(batch), wanted).backward()
+            optimizer.step()
+        clipped = [torch.zeros_like(p) for p in theirs.parameters()]
+        for sample, label in zip(tokens, labels, strict=True):
+            loss = nn.functional.cross_entropy(theirs(sample[None]), label[None])
+            grads = torch.autograd.grad(loss, list(theirs.parameters()))
+            norm = torch.stack([g.norm() for g in grads]).norm()
+            for total, grad in zip(clipped, grads, strict=True):
+                total += grad * (largest / (norm + 1e-6)).clamp(max=1) / len(tokens)
+        for parameter, grad in zip(theirs.parameters(), clipped, strict=True):
+            parameter.grad = grad
+        plain.step()
+    assert_close(list(ours.parameters()), list(theirs.parameters()))
