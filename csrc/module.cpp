@@ -185,7 +185,8 @@ rnnext::Machine machine_of(const MachineGiven& given) {
       {"second_rate", &Machine::second_rate},
       {"far_rate", &Machine::far_rate},
       {"wait", &Machine::wait},
-      {"line", &Machine::line}};
+      {"line", &Machine::line},
+      {"tiles", &Machine::tiles}};
   if (const auto* name = std::get_if<std::string>(&given)) return rnnext::machine_named(*name);
   Machine machine = rnnext::this_machine();
   machine.name = "described";

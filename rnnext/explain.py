@@ -70,7 +70,8 @@ def explain(
         f"{what}, T={T} B={B} I={I} H={H}, {directions} direction(s), {str(dtype)[6:]}, on "
         f"{plan['isa']}, planned for {plan['machine']}",
         f"weights of a direction, packed: {plan['weight_bytes'] / 1024:.0f} KiB in panels of "
-        f"{plan['panel']} columns; tiles of up to {plan['tile_rows']} rows",
+        f"{plan['panel']} columns; {'AMX ' if plan['amx'] else ''}tiles of up to "
+        f"{plan['tile_rows']} rows",
         f"threads: {plan['threads']}",
     ]
     if plan["wavefront"]:

@@ -19,7 +19,10 @@ from helpers.common import (
 )
 
 recurrence = torch.ops.rnnext.recurrence
-FMA_ISAS = [isa for isa in supported_isas() if isa != "generic"]
+# The stand-in of AMX has kernels of its own only for bfloat16 products.
+FMA_ISAS = [isa for isa in supported_isas() if isa not in ("generic", "amx_stand_in")]
+TILE_ISAS = [isa for isa in supported_isas() if isa in ("amx", "amx_stand_in")]
+DOT_ISAS = ["avx512_bf16", *TILE_ISAS]
 MEDIUM_CASES = pairwise(
     T=[1, 6],
     B=[1, 7],
@@ -88,10 +91,12 @@ def test_float32_is_about_as_exact_as_torch(T, B, H):
 def test_the_same_bits_for_any_threads_and_isa(dtype, H, B):
     arguments = samples.make(T=12, B=B, I=21, H=H, reverse=(False, True), dtype=dtype)
     results = {}
-    for isa in FMA_ISAS:
+    tiles = TILE_ISAS if dtype == torch.bfloat16 else []
+    for isa in {*FMA_ISAS, *tiles}:
         rnnext._C.set_cpu_isa(isa)
-        # The dot product of bfloat16 pairs adds in another order.
-        kind = "dot" if isa == "avx512_bf16" and dtype == torch.bfloat16 else "multiply-add"
+        # The dot product of bfloat16 pairs adds in another order, and tiles in a third.
+        dot = "dot" if isa == "avx512_bf16" and dtype == torch.bfloat16 else "multiply-add"
+        kind = "tiles" if isa in tiles else dot
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             results.setdefault(kind, []).append(arguments.call(recurrence))
@@ -164,8 +169,17 @@ def test_medium_precision_is_within_bfloat16(case, isa, threads, medium):
     with torch.no_grad():
         exact = arguments.call(recurrence)
     assert_close(exact, expected)
-    # Only a dot product of bfloat16 makes "medium" faster, so only there may it differ.
-    assert same(result, exact) == (isa != "avx512_bf16")
+    # Only products of bfloat16 make "medium" faster, so only there may it differ.
+    assert same(result, exact) == (isa not in DOT_ISAS)
+
+
+def test_high_precision_changes_what_tiles_multiply(isa, medium):
+    arguments = samples.make(T=3, B=7, I=64, H=64, dtype=torch.float32)
+    torch.set_float32_matmul_precision("high")
+    high = arguments.call(recurrence)
+    assert_close(high, arguments.to_double().expected())
+    torch.set_float32_matmul_precision("highest")
+    assert same(high, arguments.call(recurrence)) == (isa not in TILE_ISAS)
 
 
 @pytest.mark.parametrize("H", [7, 64, 129])

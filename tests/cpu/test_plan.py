@@ -12,6 +12,7 @@ SHARE = 0.8  # of a cache
 ZEN4 = {
     "multiply": 64, "pairs": 64, "first_bytes": SHARE * 2**15, "first_rate": 64,
     "second_bytes": SHARE * 2**20, "second_rate": 28, "far_rate": 10, "wait": 700, "line": 20,
+    "tiles": 0,
 }  # fmt: skip
 ZEN5 = ZEN4 | {
     "multiply": 128, "pairs": 119, "first_bytes": SHARE * 3 * 2**14, "first_rate": 124,
@@ -20,6 +21,7 @@ ZEN5 = ZEN4 | {
 XEON = ZEN4 | {
     "multiply": 128, "pairs": 32, "first_bytes": SHARE * 3 * 2**14, "first_rate": 128,
     "second_bytes": SHARE * 2**21, "second_rate": 50, "far_rate": 4,
+    "tiles": 530,
 }  # fmt: skip
 
 
@@ -57,7 +59,9 @@ def test_calls_are_planned_for_the_machine_that_runs_them():
     assert "machine must be one of zen4, zen5, xeon-amx, got z80" in wrong.stderr
 
 
-@pytest.mark.skipif("avx512_bf16" not in supported_isas(), reason="this processor has no pairs")
+@pytest.mark.skipif(
+    supported_isas()[-1] != "avx512_bf16", reason="this processor has no pairs, or tiles too"
+)
 def test_pairs_are_multiplied_where_that_is_faster():
     code = "import rnnext; print(rnnext._C.cpu_isa())"
     chosen = {
@@ -162,10 +166,33 @@ def test_lengths_share_out_steps():
 def test_kernels_tell_their_shape(isa, dtype):
     _C.set_cpu_isa(isa)
     found = plan(10, 2, 3, 5, dtype=dtype)
-    vector = {"generic": 16, "avx2": 32}.get(isa, 64)
+    tiles = "amx" in isa and dtype == torch.bfloat16
+    narrow = isa == "generic" or (isa == "amx_stand_in" and not tiles)
+    vector = 16 if narrow else 32 if isa == "avx2" else 64
     assert found["panel"] == 2 * vector // (8 if dtype == torch.float64 else 4)
-    pairs = isa == "avx512_bf16" and dtype == torch.bfloat16
+    pairs = tiles or (isa == "avx512_bf16" and dtype == torch.bfloat16)
     assert found["depth"] == (2 if pairs else 1)
+    assert found["amx"] == tiles
+    assert found["tile_rows"] == (32 if tiles else 6 if narrow or isa == "avx2" else 8)
+
+
+def test_a_machine_with_tiles_is_planned_for_them():
+    size = (100, 32, 256, 256)
+    fma = plan(*size, machine="xeon-amx", threads=1)
+    _C.set_cpu_isa("amx_stand_in")
+    tiles = plan(*size, machine="xeon-amx", threads=1, dtype=torch.bfloat16)
+    assert fma["cycles"] > 6 * tiles["cycles"]
+    assert tiles["weight_bytes"] == fma["weight_bytes"] / 2
+    # Rows are multiplied by sixteen, so fewer of them take as long.
+    few = plan(100, 17, 256, 256, machine="xeon-amx", threads=1, dtype=torch.bfloat16)
+    assert few["cycles"] == tiles["cycles"]
+    # The state is a row of factors where it fills blocks; else it is read from scratch.
+    assert [plan(9, B, 16, H, dtype=torch.bfloat16)["state"] for B, H in [
+        (64, 128), (64, 120), (60, 128)
+    ]] == ["rows", "scratch", "scratch"]  # fmt: skip
+    text = explain(*size, machine="xeon-amx", dtype=torch.bfloat16, threads=2)
+    assert "on amx_stand_in, planned for xeon-amx" in text
+    assert "AMX tiles of up to 32 rows" in text
 
 
 @pytest.mark.parametrize(

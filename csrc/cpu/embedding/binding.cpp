@@ -154,9 +154,7 @@ Runs runs_of(const Tensor& grad, const Tensor& indices, int64_t rows, int64_t pa
                                           : sort(index.const_data_ptr<int32_t>());
 }
 
-SumRows sum_rows_of(const Tensor& grad) {
-  return kernels().sum_rows[static_cast<int>(parse_dtype(grad, "grad"))];
-}
+SumRows sum_rows_of(const Tensor& grad) { return kernels().sum_rows_of(parse_dtype(grad, "grad")); }
 
 // Sums the runs [first, last) into rows that `to` names.
 template <class To>

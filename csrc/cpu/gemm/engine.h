@@ -3,8 +3,9 @@
 //   Factor                    what it multiplies (simd/factor.h)
 //   kTileRows                 rows of its largest tile
 //   kSumBlock                 values along k that are summed apart, then added: shorter chains
-//   round
-//                             less. 1: it adds each to the sum.
+//                             round less. 1: it adds each to the sum
+//   kRowBlock                 rows of factors are read in multiples of it
+//   Task                      what a thread holds while it works on a call
 //   multiply_add(acc, x, b)   on vectors, for work that is no tile
 //   Tile<R, NV>               the sums of R rows times NV vectors of columns:
 //     clear(), load(...)        what they start from
@@ -29,6 +30,7 @@ struct RegisterTile {
 
   Vec<C> sums[R][NV];
 
+  explicit RegisterTile(Extent<R, NV>) {}
   // Not `= {}`: GCC clears an array of this size with `rep stos`, which costs more than a short
   // product.
   RNNEXT_INLINE void clear() {
@@ -50,7 +52,7 @@ struct RegisterTile {
       chain<interleaved>(sums, a, stride, panels, K, 0, K);
     } else {
       for (int64_t k = 0; k < K; k += Engine::kSumBlock) {
-        RegisterTile part;
+        RegisterTile part(Extent<R, NV>{});
         part.clear();
         chain<interleaved>(part.sums, a, stride, panels, K, k,
                            K - k < Engine::kSumBlock ? K : k + Engine::kSumBlock);
@@ -92,6 +94,8 @@ struct RegisterTile {
 template <class C>
 struct FmaEngine {
   using Factor = C;
+  struct Task {};
+  static constexpr int kRowBlock = 1;
   static constexpr int kTileRows = RNNEXT_TILE_ROWS;
   static constexpr int64_t kSumBlock = 64;
   template <int R, int NV>
@@ -100,7 +104,7 @@ struct FmaEngine {
   // Rounded once where the CPU can, always: left to contract `acc += x * b`, GCC takes two
   // roundings in some loops, and the same sum would have other bits in another tile.
   static RNNEXT_INLINE void multiply_add(Vec<C>& acc, C x, Vec<C> b) {
-#if RNNEXT_VECTOR_BYTES == 64
+#ifdef RNNEXT_AVX512
     if constexpr (sizeof(C) == 4)
       acc = (Vec<C>)_mm512_fmadd_ps(_mm512_set1_ps(x), (__m512)b, (__m512)acc);
     if constexpr (sizeof(C) == 8)
@@ -120,6 +124,8 @@ struct FmaEngine {
 // Pairs of bfloat16 and the dot product of AVX512_BF16: two steps of k at once.
 struct Bf16DotEngine {
   using Factor = Pair;
+  struct Task {};
+  static constexpr int kRowBlock = 1;
   static constexpr int kTileRows = RNNEXT_TILE_ROWS;
   static constexpr int64_t kSumBlock = 1;
   template <int R, int NV>

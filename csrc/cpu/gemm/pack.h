@@ -12,17 +12,30 @@ RNNEXT_INLINE void exchange(Vec<C>& a, Vec<C>& b, std::integer_sequence<int, L..
   a = lo;
 }
 // Up to blocks of `end` x `end`.
+#if RNNEXT_VECTOR_BYTES == 64 && !defined(RNNEXT_AVX512)
+// Of vectors that are no registers, number by number.
+template <class C>
+RNNEXT_TILE void transpose(Vec<C> (&x)[kLanes<C>]) {
+  for (int i = 0; i < kLanes<C>; ++i)
+    for (int j = 0; j < i; ++j) {
+      const auto y = x[i][j];
+      x[i][j] = x[j][i];
+      x[j][i] = y;
+    }
+}
+#else
 template <class C, int end = kLanes<C>, int S = 1>
 RNNEXT_INLINE void transpose(Vec<C> (&x)[kLanes<C>]) {
   if constexpr (S < end) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<C>; ++i)
-      if (!(i & S)) exchange<C, S>(x[i], x[i + S], std::make_integer_sequence<int, kLanes<C>>());
+      if (!(i & S)) exchange<C, S>(x[i], x[i + S], std::make_integer_sequence<int, kLanes<C> >());
     transpose<C, end, 2 * S>(x);
   }
 }
+#endif
 
-#if RNNEXT_VECTOR_BYTES == 64
+#ifdef RNNEXT_AVX512
 RNNEXT_INLINE __m512i load_halves(const void* low, const void* high) {
   const __m256i first = _mm256_loadu_si256(static_cast<const __m256i_u*>(low));
   const __m256i second = _mm256_loadu_si256(static_cast<const __m256i_u*>(high));
@@ -37,7 +50,7 @@ RNNEXT_INLINE void load_block(Vec<F> (&x)[kLanes<F>], const S* from, int64_t row
                               int64_t n) {
   constexpr int kSteps = kLanes<F> * kDepth<F>;
   if (rows >= kLanes<F> && n >= kSteps) {
-#if RNNEXT_VECTOR_BYTES == 64
+#ifdef RNNEXT_AVX512
     // Halves of rows are put together as they are loaded, which spares a quarter of the shuffles.
     if constexpr (kStoredAsFactors<S, F>) {
       constexpr int kHalf = kLanes<F> / 2;
@@ -57,6 +70,16 @@ RNNEXT_INLINE void load_block(Vec<F> (&x)[kLanes<F>], const S* from, int64_t row
       x[i] = i < rows ? Factors<F>::along(from, n) : Vec<F>{};
   }
   transpose<F>(x);
+}
+
+// The same of the pairs of one part of tile factors; of the low part, where `part` is 1.
+template <int part, class S>
+RNNEXT_INLINE void load_pairs(Vec<Pair> (&x)[kLanes<Pair>], const S* from, int64_t rows,
+                              int64_t stride, int64_t n) {
+  if constexpr (part == 0) return load_block<Pair>(x, from, rows, stride, n);
+  for (int i = 0; i < kLanes<Pair>; ++i, from += stride)
+    x[i] = i < rows ? Factors<Pair>::rest_along(from, n) : Vec<Pair>{};
+  transpose<Pair>(x);
 }
 
 // A stored matrix seen as K x columns panels: weight [columns, K] (transposed) or [K, columns], its
@@ -84,17 +107,53 @@ struct Matrix {
   // values are finite (of a transposed matrix; of others nobody asks).
   bool pack(int64_t p, F* dst) const {
     const int64_t column = p * kPanel<F>;
-    if (transposed) {
+    if constexpr (kTiled<F>) {
+      const bool finite = pack_part<0>(column, reinterpret_cast<Pair*>(dst));
+      if constexpr (kParts<F> > 1) pack_part<1>(column, reinterpret_cast<Pair*>(dst));
+      return finite;
+    } else if (transposed) {
       const bool first = pack_transposed(column, dst);
       return pack_transposed(column + kLanes<F>, dst + kLanes<F>) && first;
+    } else {
+      pack_rows(column, dst);
+      return true;
     }
+  }
+  void pack_rows(int64_t column, F* dst) const {
     for (int64_t k = 0; k < K; k += kDepth<F>, dst += kPanel<F>)
       for (int64_t j = 0; j < kPanel<F>; j += kLanes<F>) {
         const S* row = weight + k * stride + column + j;
         const S* next = k + 1 < K ? row + stride : nullptr;
         store(dst + j, Factors<F>::across(row, next, columns - column - j));
       }
-    return true;
+  }
+  // A part of a panel of tile factors: blocks of 16 pairs along k, that part of each.
+  template <int part>
+  RNNEXT_TILE bool pack_part(int64_t column, Pair* dst) const {
+    Finite<Pair> finite;
+    dst += part * 16 * kPanel<F>;
+    for (int64_t k = 0; k < K; k += kGrain<F>, dst += 16 * kParts<F> * kPanel<F>)
+      for (int64_t j = 0; j < kPanel<F>; j += kLanes<F>) {
+        const int64_t left = columns - column - j;
+        Vec<Pair> x[kLanes<Pair>];
+        if (transposed) {
+          load_pairs<part>(x, weight + (column + j) * stride + k, left, stride, K - k);
+        } else {
+          for (int i = 0; i < 16; ++i) x[i] = pairs_across<part>(k + 2 * i, column + j, left);
+        }
+        for (int i = 0; i < 16; ++i) {
+          store(dst + i * kPanel<F> + j, x[i]);
+          finite.see(x[i]);
+        }
+      }
+    return !transposed || finite.all();
+  }
+  template <int part>
+  Vec<Pair> pairs_across(int64_t k, int64_t column, int64_t n) const {
+    const S* const row = k < K ? weight + k * stride + column : nullptr;
+    const S* const next = k + 1 < K ? row + stride : nullptr;
+    if constexpr (part == 0) return Factors<Pair>::across(row, next, n);
+    return Factors<Pair>::rest_across(row, next, n);
   }
   bool pack_transposed(int64_t column, F* dst) const {
     constexpr int kSteps = kLanes<F> * kDepth<F>;

@@ -1,8 +1,7 @@
 // A product, tile by tile: what an engine's tiles are swept over.
 #pragma once
 
-#include "cpu/gemm/engine.h"
-#include "cpu/gemm/tile.h"
+#include "cpu/gemm/amx.h"
 
 namespace rnnext::RNNEXT_ISA {
 
@@ -14,10 +13,10 @@ constexpr int panels_at_once(int rows) {
   return n >= 4 ? 4 : n >= 2 ? 2 : 1;
 }
 
-// Runs work.tile<R, NV>(row, column, panels, K) over rows [0, rows) and those of `columns` that
-// panels [p0, p1) hold. Panels are outermost, so that each comes from far memory once; they lie at
-// work.packed. (Blocks of K that stay in the first cache were tried: no faster at H = 1024, slower
-// below.)
+// Runs work.tile(Extent<R, NV>, row, column, panels, K) over rows [0, rows) and those of `columns`
+// that panels [p0, p1) hold. Panels are outermost, so that each comes from far memory once; they
+// lie at work.packed. (Blocks of K that stay in the first cache were tried: no faster at H = 1024,
+// slower below.)
 template <int R, class Work>
 RNNEXT_INLINE void tiles_of_row(const Work& work, int64_t row, int64_t v, int64_t end,
                                 const typename Work::F* panels, int64_t K) {
@@ -26,16 +25,16 @@ RNNEXT_INLINE void tiles_of_row(const Work& work, int64_t row, int64_t v, int64_
   while (v < end) {
     const int64_t n = end - v, column = v * kLanes<F>;
     if (NV >= 8 && n >= 8) {
-      work.template tile<R, NV >= 8 ? 8 : 1>(row, column, panels, K);
+      work.tile(Extent<R, NV >= 8 ? 8 : 1>{}, row, column, panels, K);
       v += 8, panels += 4 * K * kPanel<F>;
     } else if (NV >= 4 && n >= 4) {
-      work.template tile<R, NV >= 4 ? 4 : 1>(row, column, panels, K);
+      work.tile(Extent<R, NV >= 4 ? 4 : 1>{}, row, column, panels, K);
       v += 4, panels += 2 * K * kPanel<F>;
     } else if (n >= 2) {
-      work.template tile<R, 2>(row, column, panels, K);
+      work.tile(Extent<R, 2>{}, row, column, panels, K);
       v += 2, panels += K * kPanel<F>;
     } else {
-      work.template tile<R, 1>(row, column, panels, K);
+      work.tile(Extent<R, 1>{}, row, column, panels, K);
       v += 1;
     }
   }
@@ -46,11 +45,49 @@ RNNEXT_INLINE void tiles_of_rows(const Work& work, int rows, int64_t row, int64_
   if (rows == R) return tiles_of_row<R>(work, row, v, end, panels, K);
   if constexpr (R > 1) tiles_of_rows<R - 1>(work, rows, row, v, end, panels, K);
 }
+
+// The same over AMX tiles: all rows of two panels, then the next two.
 template <class Work>
-void sweep(const Work& work, int64_t rows, int64_t p0, int64_t p1, int64_t columns, int64_t K) {
+RNNEXT_INLINE void sweep_tiles(const Work& work, int64_t rows, int64_t p0, int64_t p1,
+                               int64_t columns, int64_t K) {
+  using F = typename Work::F;
+  const int64_t panel = K * kPanel<F>;
+  for (int64_t p = p0; p < p1; p += 2) {
+    const F* const panels = work.packed + p * panel;
+    const int64_t column = p * kPanel<F>;
+    const int64_t there = (columns - column + kLanes<F> - 1) / kLanes<F>, most = p + 1 < p1 ? 4 : 2;
+    const int vectors = static_cast<int>(there < most ? there : most);
+    if constexpr (Work::Engine::kRowOnVectors) {
+      if (rows == 1) {
+        if (vectors > 2) {
+          work.tile(Extent<1, 4>{}, 0, column, panels, K);
+        } else {
+          work.tile(Extent<1, 2>{}, 0, column, panels, K);
+        }
+        continue;
+      }
+    }
+    for (int64_t row = 0; row < rows; row += 32) {
+      const int left = static_cast<int>(rows - row < 32 ? rows - row : 32);
+      if (left > 16) {
+        work.tile(TileExtent<2, 2>{left, vectors < 2 ? 1 : 2}, row, column, panels, K);
+        if (vectors > 2)
+          work.tile(TileExtent<2, 2>{left, vectors - 2}, row, column + kPanel<F>, panels + panel,
+                    K);
+      } else if (vectors > 2) {
+        work.tile(TileExtent<1, 4>{left, vectors}, row, column, panels, K);
+      } else {
+        work.tile(TileExtent<1, 2>{left, vectors}, row, column, panels, K);
+      }
+    }
+  }
+}
+
+template <class Work>
+RNNEXT_INLINE void sweep_registers(const Work& work, int64_t rows, int64_t p0, int64_t p1,
+                                   int64_t columns, int64_t K) {
   using F = typename Work::F;
   constexpr int kTileRows = Work::Engine::kTileRows;
-  if (rows <= 0) return;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;  // as even as can be: 8 rows are 4 + 4
   const int small = static_cast<int>(rows / tiles);
   const int64_t big = rows % tiles;
@@ -68,6 +105,15 @@ void sweep(const Work& work, int64_t rows, int64_t p0, int64_t p1, int64_t colum
     }
   }
 }
+template <class Work>
+void sweep(const Work& work, int64_t rows, int64_t p0, int64_t p1, int64_t columns, int64_t K) {
+  if (rows <= 0) return;
+  if constexpr (kTiled<typename Work::F>) {
+    sweep_tiles(work, rows, p0, p1, columns, K);
+  } else {
+    sweep_registers(work, rows, p0, p1, columns, K);
+  }
+}
 
 // Work for sweep: out[row] = start[row] + a[row] * panels.
 template <class E>
@@ -83,9 +129,10 @@ struct Projection {
   int64_t out_stride;
   int64_t end;  // where a row of start and of out ends
 
-  template <int R, int NV>
-  RNNEXT_TILE void tile(int64_t row, int64_t column, const F* panels, int64_t K) const {
-    typename E::template Tile<R, NV> sums;
+  template <class Extent>
+  RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels,
+                        int64_t K) const {
+    typename Extent::template Tile<E> sums(extent);
     if (start) {
       sums.load(start + row * start_stride + column, start_stride, end - column);
     } else {

@@ -69,12 +69,25 @@ RNNEXT_INLINE void store_factors(const V (&block)[R][NV], F* to, int64_t stride,
 // this one will store: lines that a store has to wait for hold up those behind it.
 template <int R, int NV, bool to_write = false, class C>
 RNNEXT_INLINE void prefetch_tile(const C* from, int64_t stride) {
-  constexpr int kStep = 64 / (kLanes<C> * sizeof(C));
+  constexpr int kVectorBytes = kLanes<C> * sizeof(C),
+                kStep = kVectorBytes < 64 ? 64 / kVectorBytes : 1;
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int j = 0; j < NV; j += kStep)
       __builtin_prefetch(from + r * stride + j * kLanes<C>, to_write, to_write ? 3 : 2);
 }
+// What a tile covers, as a value.
+template <int R, int NV>
+struct Extent {
+  template <class E>
+  using Tile = typename E::template Tile<R, NV>;
+
+  // `by` columns lie in one element.
+  template <bool to_write = false, int by = 1, class C>
+  RNNEXT_INLINE void prefetch(const C* from, int64_t stride) const {
+    prefetch_tile<R, (NV + by - 1) / by, to_write>(from, stride);
+  }
+};
 
 }  // namespace rnnext::RNNEXT_ISA

@@ -11,6 +11,7 @@
 #pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,prfchw")
 #define RNNEXT_ISA avx512
 #define RNNEXT_VECTOR_BYTES 64
+#define RNNEXT_AVX512
 #define RNNEXT_TILE_ROWS 8
 #include "cpu/isa/table.h"
 #pragma GCC pop_options

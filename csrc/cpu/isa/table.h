@@ -14,6 +14,18 @@ constexpr RnnKernels kRnn = {kShape<S, E>,  forward_workspace<S, E>, backward_wo
                              forward<S, E>, backward<S, E>,          stack_workspace<S, E>,
                              stack<S, E>,   packed_bytes<S, E>,      pack<S, E>};
 
+#ifdef RNNEXT_TILES
+// What tiles do not multiply is the business of the table below.
+constexpr KernelTable table(const char* name, bool (*supported)(), const KernelTable* below) {
+  return {name,
+          supported,
+          below,
+          {nullptr, nullptr, &kRnn<BFloat16, AmxEngine<1>>, nullptr},
+          &kRnn<float, AmxEngine<1>>,
+          &kRnn<float, AmxEngine<2>>,
+          {}};
+}
+#else
 #ifdef RNNEXT_BF16_DOT
 constexpr const RnnKernels* kRnnBFloat16 = &kRnn<BFloat16, Bf16DotEngine>;
 constexpr const RnnKernels* kRnnMedium = &kRnn<float, Bf16DotEngine>;
@@ -25,9 +37,12 @@ constexpr const RnnKernels* kRnnMedium = nullptr;
 constexpr KernelTable table(const char* name, bool (*supported)()) {
   return {name,
           supported,
+          nullptr,
           {&kRnn<float>, &kRnn<double>, kRnnBFloat16, &kRnn<Float16>},
           kRnnMedium,
+          nullptr,
           {sum_rows<float>, sum_rows<double>, sum_rows<BFloat16>, sum_rows<Float16>}};
 }
+#endif
 
 }  // namespace rnnext::RNNEXT_ISA

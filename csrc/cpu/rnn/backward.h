@@ -32,15 +32,16 @@ struct BackwardStep {
   // What the next step will read as gradient and as output, both output_stride apart; or null.
   const C *grad_ahead, *output_ahead;
 
-  template <int R, int NV>
-  RNNEXT_TILE void tile(int64_t row, int64_t column, const F* panels, int64_t K) const {
+  template <class Extent>
+  RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels,
+                        int64_t K) const {
     const int64_t ahead = row * output_stride + column;
-    if (grad_ahead) prefetch_tile<R, NV>(grad_ahead + ahead, output_stride);
+    if (grad_ahead) extent.prefetch(grad_ahead + ahead, output_stride);
     if (output_ahead) {
-      prefetch_tile<R, NV>(output_ahead + ahead, output_stride);
-      prefetch_saved<R, NV, false>(cell, row, column, output_ahead - output);
+      extent.prefetch(output_ahead + ahead, output_stride);
+      prefetch_saved<false>(extent, cell, row, column, output_ahead - output);
     }
-    typename E::template Tile<R, NV> sums;
+    typename Extent::template Tile<E> sums(extent);
     if (start) {
       sums.load(start + row * start_stride + column, start_stride, H - column);
     } else {
@@ -311,6 +312,7 @@ void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGrad
               char* workspace, Worker& worker) {
   const BackwardPlan plan =
       plan_backward(p, out, kShape<S, E>, this_machine(), worker.asked, worker.size);
+  [[maybe_unused]] const typename E::Task task;
   const Backward<S, E> kernel{p, g, out, plan, {p, out, plan, worker.size, Arena{workspace}}};
   if (!plan.own_weights) {
     kernel.pack_share(worker);

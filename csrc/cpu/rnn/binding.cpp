@@ -14,11 +14,13 @@ namespace rnnext {
 
 const RnnKernels& kernels_for(DType dtype) {
   const KernelTable& table = kernels();
-  const bool medium =
-      dtype == DType::f32 && table.rnn_medium &&
-      at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL) ==
-          at::Float32Precision::BF16;
-  return medium ? *table.rnn_medium : *table.rnn[static_cast<int>(dtype)];
+  if (dtype == DType::f32 && (table.rnn_medium || table.rnn_high)) {
+    const auto precision =
+        at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL);
+    if (precision == at::Float32Precision::BF16 && table.rnn_medium) return *table.rnn_medium;
+    if (precision == at::Float32Precision::TF32 && table.rnn_high) return *table.rnn_high;
+  }
+  return table.rnn_of(dtype);
 }
 
 int threads_for(const Recurrence& p, int products) {

@@ -294,14 +294,14 @@ struct BackwardLeak {
 
 // Prefetches what a later tile of a leak reads, or this one writes, of `saved`, which is `ahead`
 // elements further on.
-template <int R, int NV, bool to_write, class Cell>
-RNNEXT_INLINE void prefetch_saved(const Cell&, int64_t, int64_t, int64_t) {}
-template <int R, int NV, bool to_write, class S>
-RNNEXT_INLINE void prefetch_saved(const LeakyCell<S>& cell, int64_t row, int64_t column,
-                                  int64_t ahead) {
+template <bool to_write, class Extent, class Cell>
+RNNEXT_INLINE void prefetch_saved(Extent, const Cell&, int64_t, int64_t, int64_t) {}
+template <bool to_write, class Extent, class S>
+RNNEXT_INLINE void prefetch_saved(Extent extent, const LeakyCell<S>& cell, int64_t row,
+                                  int64_t column, int64_t ahead) {
   if (kNative<S> && cell.saved)
-    prefetch_tile<R, NV, to_write>(cell.saved + ahead + row * cell.saved_stride + column,
-                                   cell.saved_stride);
+    extent.template prefetch<to_write>(cell.saved + ahead + row * cell.saved_stride + column,
+                                       cell.saved_stride);
 }
 
 template <class S, class V, int R, int NV>

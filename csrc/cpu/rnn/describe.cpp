@@ -61,6 +61,7 @@ Description describe_plan(const Question& q, const Machine& machine) {
   about["tile_rows"] = int64_t{shape.tile_rows};
   about["panel"] = int64_t{shape.panel};
   about["depth"] = int64_t{shape.depth};
+  about["amx"] = shape.tiles;
   about["weight_bytes"] = shape.packed_bytes(p.I, p.H) + shape.packed_bytes(p.H, p.H);
   about["wavefront"] = false;
   if (q.train) {

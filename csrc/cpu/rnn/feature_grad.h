@@ -80,11 +80,18 @@ struct FeatureGradients {  // one worker's
   // Each direction a row of factors. A vector may reach into what follows, which is written after
   // it.
   const F* as_factors(const C* from, int64_t rows) const {
+    const int64_t K = factors_in<F>(p.H);
     for (int64_t row = 0; row < rows; ++row)
-      for (int d = 0; d < p.D; ++d, from += p.H)
-        for (int64_t j = 0; j < p.H; j += kLanes<F> * kDepth<F>)
-          store(factors + row * stride + d * factors_in<F>(p.H) + j / kDepth<F>,
-                Factors<F>::along(from + j, p.H - j));
+      for (int d = 0; d < p.D; ++d, from += p.H) {
+        F* const to = factors + row * stride + d * K;
+        if constexpr (kTiled<F>) {
+          for (int64_t j = 0; j < K * kDepth<F>; j += kLanes<C>)
+            Factors<F>::store(to, j, load_some(from + j, p.H - j));
+        } else {
+          for (int64_t j = 0; j < p.H; j += kLanes<F> * kDepth<F>)
+            store(to + j / kDepth<F>, Factors<F>::along(from + j, p.H - j));
+        }
+      }
     return factors;
   }
 };

@@ -44,16 +44,17 @@ struct ForwardStep {
   C* output = nullptr;  // null: it is `next`, or ForwardStates::seal writes it
   bool far = false;     // the output's lines come from far memory
 
-  template <int R, int NV>
-  RNNEXT_TILE void tile(int64_t row, int64_t column, const F* panels, int64_t K) const {
+  template <class Extent>
+  RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels,
+                        int64_t K) const {
     if (far) {
-      constexpr int kFactors = (NV + kDepth<F> - 1) / kDepth<F>;
       F* const to = next + row * next_stride + column / kDepth<F>;
-      if (output) prefetch_tile<R, NV, true>(output + row * output_stride + column, output_stride);
-      if (!output) prefetch_tile<R, kFactors, true>(to, next_stride);
-      prefetch_saved<R, NV, true>(cell, row, column, 0);
+      if (output)
+        extent.template prefetch<true>(output + row * output_stride + column, output_stride);
+      if (!output) extent.template prefetch<true, kDepth<F>>(to, next_stride);
+      prefetch_saved<true>(extent, cell, row, column, 0);
     }
-    typename E::template Tile<R, NV> sums;
+    typename Extent::template Tile<E> sums(extent);
     sums.load(start + row * start_stride + column, start_stride);
     sums.add(features.first + row * features.stride, features.stride, packed_ih + column * I, I);
     sums.add(state.first + row * state.stride, state.stride, panels, K);
@@ -114,7 +115,8 @@ struct ForwardLayout {
       alpha = arena.take<C>(at.p.form == Form::none ? 0 : at.columns);
       pre =
           arena.take<C>(at.plan.projects ? at.plan.chunk_rows * scratch_stride<C>(at.columns) : 0);
-      features = arena.take<F>(at.p.I > 0 ? at.plan.chunk_rows * scratch_stride<F>(at.p.I) : 0);
+      const int64_t rows = divide_up(at.plan.chunk_rows, E::kRowBlock) * E::kRowBlock;
+      features = arena.take<F>(at.p.I > 0 ? rows * scratch_stride<F>(at.p.I) : 0);
       arena.take<char>(kApart);
       bytes = arena.used;
     }
@@ -245,12 +247,12 @@ struct Forward {
   Rows<F> features(const Unit& unit, const Chunk& chunk, F* scratch) const {
     int64_t apart = 0;
     if (kStoredAsFactors<S, F> && p.input.direct(p, chunk.n, unit.b0, unit.b1, &apart) &&
-        p.I % kDepth<F> == 0 && apart % kDepth<F> == 0)
+        p.I % kGrain<F> == 0 && apart % kDepth<F> == 0 && chunk.rows % E::kRowBlock == 0)
       return {reinterpret_cast<const F*>(input_row<S>(p, chunk.t, unit.b0)), apart / kDepth<F>};
     const Rows<F> rows{scratch, scratch_stride<F>(p.I)};
     for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
       for (int64_t b = unit.b0; b < unit.b0 + sequences(p, unit, t); ++b, scratch += rows.stride)
-        for (int64_t j = 0; j < p.I; j += kLanes<C>)
+        for (int64_t j = 0; j < factors_in<F>(p.I) * kDepth<F>; j += kLanes<C>)
           Factors<F>::store(scratch, j, load_some(input_row<S>(p, t, b) + j, p.I - j));
     return rows;
   }
@@ -294,6 +296,7 @@ void forward(const Recurrence& p, char* workspace, Worker& worker) {
     const size_t bytes = OneStep<S, E>(p, nullptr).bytes;
     return OneStep<S, E>(p, workspace + worker.rank * bytes).run(worker);
   }
+  [[maybe_unused]] const typename E::Task task;
   const Forward<S, E> kernel{p, plan, {p, plan, worker.size, Arena{workspace}}};
   if (!plan.own_weights && !p.packed) {
     kernel.pack_share(worker);

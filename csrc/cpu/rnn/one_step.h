@@ -44,6 +44,40 @@ RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64
     for (int r = 0; r < R; ++r) sums[r] = acc[r];
 }
 
+// The same in the order of tiles.
+template <class F, class S, int R>
+struct UnpackedProducts {
+  static constexpr int kParts = RNNEXT_ISA::kParts<F>;
+  Vec<float> (&sums)[R];
+  Vec<Pair> block[kParts][kLanes<Pair>];
+  const Pair* a;
+  int64_t stride;
+  int pairs;
+
+  template <int left, int right>
+  RNNEXT_INLINE void add() {
+    BlockSum block_sums[R];
+    for (int i = 0; i < pairs; ++i)
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r)
+        block_sums[r].add(a[r * stride + left * 16 + i].bits, block[right][i]);
+    for (int r = 0; r < R; ++r) sums[r] += block_sums[r].sum();
+  }
+};
+template <int R, class S, class F>
+RNNEXT_TILE void add_unpacked_tiled(Vec<float> (&sums)[R], const S* weight, int64_t columns,
+                                    int64_t K, const F* a, int64_t stride) {
+  UnpackedProducts<F, S, R> products{
+      sums, {}, reinterpret_cast<const Pair*>(a), stride * kParts<F>, 16};
+  for (int64_t k = 0; k < K; k += kGrain<F>, products.a += 16 * kParts<F>) {
+    load_pairs<0>(products.block[0], weight + k, columns, K, K - k);
+    if constexpr (kParts<F> > 1)
+      load_pairs<1>(products.block[kParts<F> - 1], weight + k, columns, K, K - k);
+    products.pairs = static_cast<int>(min_of(16, (K - k + 1) / 2));
+    for_parts<kParts<F>>(products);
+  }
+}
+
 template <class S, class E>
 struct OneStep {
   using F = typename E::Factor;
@@ -81,6 +115,16 @@ struct OneStep {
     if constexpr (R > 1) rows<R - 1>(d, j);
   }
 
+  template <int R>
+  static RNNEXT_INLINE void add(Vec<C> (&sums)[R], const S* weight, int64_t columns, int64_t K,
+                                const F* a, int64_t stride) {
+    if constexpr (kTiled<F>) {
+      add_unpacked_tiled<R>(sums, weight, columns, K, a, stride);
+    } else {
+      add_unpacked<R, E>(sums, weight, columns, K, a, stride);
+    }
+  }
+
   // A vector of hidden units from j up, for all R sequences.
   template <int R>
   void units(int d, int64_t j) const {
@@ -90,11 +134,10 @@ struct OneStep {
       acc[b] = bias_of<S>(p, d, j);
       if (p.I == 0 && p.input.data) acc[b] += load_some(input_row<S>(p, 0, b) + d * p.H + j, left);
     }
-    add_unpacked<R, E>(acc, static_cast<const S*>(p.weight_ih[d]) + j * p.I, left, p.I, x,
-                       x_stride);
+    add(acc, static_cast<const S*>(p.weight_ih[d]) + j * p.I, left, p.I, x, x_stride);
     if (p.hx)
-      add_unpacked<R, E>(acc, static_cast<const S*>(p.weight_hh[d]) + j * p.H, left, p.H,
-                         h + d * p.B * h_stride, h_stride);
+      add(acc, static_cast<const S*>(p.weight_hh[d]) + j * p.H, left, p.H, h + d * p.B * h_stride,
+          h_stride);
     for_name(p.nonlinearity, ForwardVectors<C>{acc, R});
     for (int64_t b = 0; b < R; ++b) {
       store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, acc[b], left);

@@ -5,8 +5,15 @@
 namespace rnnext {
 namespace {
 
-double multiply_rate(const KernelShape& shape, const Machine& machine) {
-  return shape.depth > 1 ? machine.pairs : machine.multiply;
+// Estimated cycles of multiplying `rows` rows with packed weights of so many bytes.
+double multiply_cycles(const KernelShape& shape, const Machine& machine, int64_t rows,
+                       double bytes) {
+  if (!shape.tiles || machine.tiles == 0)
+    return static_cast<double>(rows) * bytes / (shape.depth > 1 ? machine.pairs : machine.multiply);
+  // With two parts, a pair of twice the bytes takes three products.
+  const double products = shape.factor_bytes > 4 ? 1.5 : 1;
+  const auto whole = static_cast<double>(divide_up(rows, shape.row_block) * shape.row_block);
+  return whole * bytes * products / machine.tiles;
 }
 
 // Estimated cycles of one step over `rows` sequences and `columns` hidden units, K factors each:
@@ -18,7 +25,7 @@ double step_cycles(const KernelShape& shape, const Machine& machine, int64_t row
                       : bytes < machine.second_bytes ? machine.second_rate
                                                      : machine.far_rate;
   const auto tiles = static_cast<double>(divide_up(rows, shape.tile_rows));
-  const double multiply = static_cast<double>(rows) * bytes / multiply_rate(shape, machine);
+  const double multiply = multiply_cycles(shape, machine, rows, bytes);
   // Past the first cache the panels are read once per tile of rows from the second.
   const double read = bytes / rate + (tiles - 1) * bytes / machine.first_rate;
   return std::max(multiply, read);
@@ -59,9 +66,9 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
 // Estimated cycles of a step of one layer, shared out by `plan`.
 double layer_cycles(const Recurrence& p, const KernelShape& shape, const Machine& machine,
                     const Plan& plan) {
-  const double features = static_cast<double>(p.B) * static_cast<double>(p.H) *
-                          static_cast<double>(shape.factors(p.I)) * shape.factor_bytes /
-                          multiply_rate(shape, machine);
+  const double bytes =
+      static_cast<double>(p.H) * static_cast<double>(shape.factors(p.I)) * shape.factor_bytes;
+  const double features = multiply_cycles(shape, machine, p.B, bytes);
   return plan.cycles + features / static_cast<double>(plan.batch_parts * plan.hidden_parts);
 }
 
@@ -79,14 +86,17 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   plan.own_weights = !p.packed && (plan.batch_parts == 1 || small);
   plan.projects = p.I == 0 || (p.T > 1 && (plan.unit_rows < kFewRows || !small || plan.pieces > 1));
   const int64_t width = p.D * p.H * shape.storage_bytes;
-  if (shape.stored_as_factors() && p.H % shape.depth == 0 && p.plain()) {
+  const bool whole_blocks =
+      p.H % shape.grain == 0 && p.B % (plan.batch_parts * shape.row_block) == 0;
+  if (shape.stored_as_factors && (shape.tiles ? whole_blocks : p.H % shape.depth == 0) &&
+      p.plain()) {
     if (plan.hidden_parts == 1 && width < kSameSetBytes) plan.state = Home::rows;
     plan.from_hx = p.hx && p.T == 1 && !leaks;
   }
   const int64_t columns = plan.member_panels(shape.panels(p.H)) * shape.panel;
   const int64_t features =
       (shape.panels(p.I) * shape.panel / shape.depth + 64 / shape.factor_bytes) *
-      shape.compute_bytes;
+      shape.factor_bytes;
   const int64_t row_bytes = max_of(shape.sums_bytes(columns), features);
   const int64_t fit = stacked ? kFewRows : kForwardChunkBytes / row_bytes;
   plan.chunk_rows = plan.projects ? max_of(plan.unit_rows, min_of(fit, p.T * p.B)) : plan.unit_rows;

@@ -30,8 +30,12 @@ struct KernelShape {
   int panel;                         // columns of a panel of packed weights
   int tile_rows;                     // of the engine's largest tile
   int64_t sum_block;                 // values along k that it sums apart
+  int grain;                         // values along k that a row of factors has a multiple of
+  int row_block;                     // rows of factors are read in multiples of it
+  bool tiles;                        // AMX tiles multiply
+  bool stored_as_factors;            // a stored row is a row of factors
 
-  int64_t factors(int64_t k) const { return divide_up(k, depth); }
+  int64_t factors(int64_t k) const { return divide_up(k, grain) * (grain / depth); }
   int64_t panels(int64_t columns) const { return divide_up(columns, panel); }
   int64_t packed_bytes(int64_t K, int64_t columns) const {
     return panels(columns) * panel * factors(K) * factor_bytes;
@@ -39,8 +43,6 @@ struct KernelShape {
   // Of a row of scratch: see scratch_stride in gemm/tile.h.
   int64_t sums_bytes(int64_t columns) const { return panels(columns) * panel * compute_bytes + 64; }
   bool native() const { return storage_bytes == compute_bytes; }
-  // Whether a stored row is a row of factors.
-  bool stored_as_factors() const { return storage_bytes * depth == factor_bytes; }
 };
 
 // Sequences need no synchronisation, so directions and sequences are shared out first. A unit is

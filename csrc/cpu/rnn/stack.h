@@ -20,6 +20,7 @@ size_t stack_workspace(const Recurrence* layers, int n, int threads) {
 
 template <class S, class E>
 void stack(const Recurrence* layers, int n, char* workspace, Worker& worker) {
+  [[maybe_unused]] const typename E::Task task;
   for (int l = 0; l < n; ++l) {
     const Recurrence& p = layers[l];
     const ForwardPlan plan = plan_forward(p, kShape<S, E>, this_machine(), 1, true);

@@ -15,8 +15,12 @@ struct StateBuffers {
   int count;
   T* first = nullptr;
 
-  StateBuffers(const Recurrence& p, const Plan& plan, int count, Arena& arena)
-      : stride(scratch_stride<T>(p.H)), rows(plan.unit_rows), count(count) {
+  // Rows to whole blocks of row_block.
+  StateBuffers(const Recurrence& p, const Plan& plan, int count, Arena& arena,
+               int64_t row_block = 1)
+      : stride(scratch_stride<T>(p.H)),
+        rows(divide_up(plan.unit_rows, row_block) * row_block),
+        count(count) {
     if (count > 0) first = arena.take<T>(plan.units * unit_size());
   }
   int64_t unit_size() const { return count * rows * stride + kApart / sizeof(T); }
@@ -58,7 +62,7 @@ struct ForwardStates {
   ForwardStates(const Recurrence& p, const ForwardPlan& plan, Arena& arena)
       : p(p),
         plan(plan),
-        buffers(p, plan, 2, arena),
+        buffers(p, plan, 2, arena, E::kRowBlock),
         carry(p, plan, p.form == Form::none ? 0 : 1, arena) {}
 
   // What the unit's first step reads: hx, or zeros. Both buffers start from it, since a sequence
@@ -100,7 +104,7 @@ struct ForwardStates {
   template <class Step>
   void seal(Step& step, const Unit& unit, int64_t t, int64_t done, int64_t rows, S* output) const {
     if (plan.state == Home::scratch) {
-      if (unit.last) clear_half_pairs(step.next, rows, buffers.stride, p.H);
+      if (unit.last) clear_row_ends(step.next, rows, buffers.stride, p.H);
       if (!kNative<S> || p.ragged()) mend(unit, t, rows, step.state.first, step.next, output);
     }
     if (p.ragged() || done + 1 == p.T) end(unit, t, rows, output);
@@ -188,7 +192,7 @@ struct BackwardStates {
       : p(p),
         out(out),
         plan(plan),
-        buffers(p, plan, 4, arena),
+        buffers(p, plan, 4, arena, E::kRowBlock),
         sums(p, plan, leaks() || out.reset_state ? kCount : 0, arena) {}
 
   bool leaks() const { return p.form != Form::none; }
@@ -213,7 +217,7 @@ struct BackwardStates {
   Rows<F> seal(const Unit& unit, int64_t t, int64_t rows, F* next, C* grad_pre,
                int64_t stride) const {
     if (plan.state == Home::rows) return {reinterpret_cast<const F*>(grad_pre), stride};
-    if (unit.last) clear_half_pairs(next, rows, buffers.stride, p.H);
+    if (unit.last) clear_row_ends(next, rows, buffers.stride, p.H);
     if (p.ragged()) mend(unit, t, rows, next, grad_pre, stride);
     return {next, buffers.stride};
   }
@@ -238,7 +242,7 @@ struct BackwardStates {
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
         Factors<F>::store(buffers.row(unit, 3, b), j, load(sums.row(unit, kResetPre, b) + j));
     if (unit.last)
-      clear_half_pairs(buffers.row(unit, 3, unit.b0), unit.b1 - unit.b0, buffers.stride, p.H);
+      clear_row_ends(buffers.row(unit, 3, unit.b0), unit.b1 - unit.b0, buffers.stride, p.H);
     return buffers.all(unit, 3);
   }
 

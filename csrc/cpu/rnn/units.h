@@ -18,7 +18,11 @@ constexpr KernelShape kShape = {sizeof(S),
                                 kDepth<typename E::Factor>,
                                 kPanel<Compute<S>>,
                                 E::kTileRows,
-                                E::kSumBlock};
+                                E::kSumBlock,
+                                kGrain<typename E::Factor>,
+                                E::kRowBlock,
+                                kTiled<typename E::Factor>,
+                                kStoredAsFactors<S, typename E::Factor>};
 
 // Hands out pieces of a workspace; with no base it only counts.
 struct Arena {

@@ -43,11 +43,12 @@ struct WeightGradients {
   using F = typename E::Factor;
   using C = Compute<S>;
   static constexpr int kTileRows = E::kTileRows;
+  static constexpr int64_t kLeftStride = scratch_stride<F>(kGradientRows);
 
   const Recurrence& p;
   const RecurrenceGradOut& out;
   int64_t begin, height;
-  F* left;   // [factors of kGradientRows, height] in tiles
+  F* left;   // [factors of kGradientRows, height] in tiles; of AMX tiles [height, kLeftStride]
   F* line;   // [height], where grad_pre is no row of factors
   F* right;  // [factors of kGradientRows, kPanel]
   C *sum_hh, *sum_ih, *sum_bias;
@@ -60,8 +61,8 @@ struct WeightGradients {
       : p(p), out(out), begin(units.begin), height(units.end - units.begin) {
     Arena arena{scratch};
     const int64_t rows = divide_up(height, kTileRows) * kTileRows;  // of whole tiles
-    left = arena.take<F>(factors_in<F>(kGradientRows) * rows);
-    line = arena.take<F>(kDepth<F> > 1 ? height + kLanes<F> : 0);
+    left = arena.take<F>(kTiled<F> ? rows * kLeftStride : factors_in<F>(kGradientRows) * rows);
+    line = arena.take<F>(kDepth<F> > 1 && !kTiled<F> ? height + kLanes<F> : 0);
     right = arena.take<F>(factors_in<F>(kGradientRows) * kPanel<F>);
     sum_hh = arena.take<C>(rows * scratch_stride<C>(p.H));
     sum_ih = arena.take<C>(p.I > 0 ? rows * scratch_stride<C>(p.I) : 0);
@@ -88,9 +89,15 @@ struct WeightGradients {
         state_rows[i] = cursor.state();
         feature_rows[i] = cursor.features();
       }
-      const Tiles tiles = stride && kDepth<F> == 1 ? tiles_of(grad_pre, n, stride) : pack_left(n);
-      if (out.weight_hh[d]) add_product(tiles, state_rows, n, p.H, sum_hh, begins);
-      if (out.weight_ih[d] && p.I > 0) add_product(tiles, feature_rows, n, p.I, sum_ih, begins);
+      if constexpr (kTiled<F>) {
+        pack_left_tiles(n);
+        if (out.weight_hh[d]) add_tiles(state_rows, n, p.H, sum_hh, begins);
+        if (out.weight_ih[d] && p.I > 0) add_tiles(feature_rows, n, p.I, sum_ih, begins);
+      } else {
+        const Tiles tiles = stride && kDepth<F> == 1 ? tiles_of(grad_pre, n, stride) : pack_left(n);
+        if (out.weight_hh[d]) add_product(tiles, state_rows, n, p.H, sum_hh, begins);
+        if (out.weight_ih[d] && p.I > 0) add_product(tiles, feature_rows, n, p.I, sum_ih, begins);
+      }
       rows -= n;
       grad_pre += n * stride;
     }
@@ -203,7 +210,7 @@ struct WeightGradients {
     }
     const int64_t K = factors_in<F>(rows), stride = scratch_stride<C>(columns);
     for (int64_t h = 0; h < height; h += kTileRows) {
-      typename E::template Tile<kTileRows, NV> tile;
+      typename E::template Tile<kTileRows, NV> tile(Extent<kTileRows, NV>{});
       C* const to = sum + h * stride + column;
       if (begins) {
         tile.clear();
@@ -217,6 +224,64 @@ struct WeightGradients {
       tile.finish(Sums{sum, stride}, h, column);
     }
   }
+
+  // AMX tiles: hidden units in rows, as the left factors of a product lie.
+  void pack_left_tiles(int64_t rows) const {
+    for (int64_t h = 0; h < divide_up(height, kTileRows) * kTileRows; h += kLanes<C>)
+      for (int64_t n = 0; n < rows; n += kGrain<F>) pack_left_part<0>(rows, h, n);
+    for (int64_t n = 0; n < rows; ++n) add_to_bias(grad_rows[n]);
+  }
+  template <int part>
+  RNNEXT_TILE void pack_left_part(int64_t rows, int64_t h, int64_t n) const {
+    Vec<Pair> x[kLanes<Pair>];
+    for (int i = 0; i < kLanes<Pair>; ++i)
+      x[i] = pairs_across<part>(grad_rows, rows, n + 2 * i, h, height - h);
+    transpose<Pair>(x);
+    for (int i = 0; i < kLanes<Pair>; ++i)
+      store(Factors<F>::block(left + (h + i) * kLeftStride, n, part), x[i]);
+    if constexpr (part + 1 < kParts<F>) pack_left_part<part + 1>(rows, h, n);
+  }
+  // Rows n and n + 1 from column j on, of which `left` are there.
+  template <int part, class T>
+  static RNNEXT_INLINE Vec<Pair> pairs_across(const T* const* from, int64_t rows, int64_t n,
+                                              int64_t j, int64_t left) {
+    const T* row = n < rows ? from[n] : nullptr;
+    const T* next = n + 1 < rows ? from[n + 1] : nullptr;
+    if (row) row += j;
+    if (next) next += j;
+    if constexpr (part == 0) return Factors<Pair>::across(row, next, left);
+    return Factors<Pair>::rest_across(row, next, left);
+  }
+  void add_tiles(const S** right_rows, int64_t rows, int64_t columns, C* sum, bool begins) const {
+    const int64_t K = factors_in<F>(rows), stride = scratch_stride<C>(columns);
+    for (int64_t column = 0; column < columns; column += kPanel<F>) {
+      pack_right<0>(right_rows, rows, column, columns);
+      for (int64_t h = 0; h < height; h += kTileRows)
+        add_tile(left + h * kLeftStride, K, sum + h * stride + column, stride, begins);
+    }
+  }
+  RNNEXT_TILE void add_tile(const F* a, int64_t K, C* to, int64_t stride, bool begins) const {
+    typename TileExtent<2, 2>::template Tile<E> tile(TileExtent<2, 2>{kTileRows, 2});
+    if (begins) {
+      tile.clear();
+    } else {
+      tile.load(to, stride);
+    }
+    tile.add(a, kLeftStride, right, K);
+    tile.store(to, stride);
+  }
+  template <int part>
+  RNNEXT_TILE void pack_right(const S** right_rows, int64_t rows, int64_t column,
+                              int64_t columns) const {
+    Pair* to = reinterpret_cast<Pair*>(right) + part * 16 * kPanel<F>;
+    for (int64_t n = 0; n < rows; n += kGrain<F>, to += kParts<F> * 16 * kPanel<F>)
+      for (int i = 0; i < 16; ++i)
+        for (int64_t j = 0; j < kPanel<F>; j += kLanes<F>)
+          store(to + i * kPanel<F> + j,
+                pairs_across<part>(right_rows, rows, n + 2 * i, column + j, columns - column - j));
+    if constexpr (part + 1 < kParts<F>) pack_right<part + 1>(right_rows, rows, column, columns);
+  }
+
   // Where a tile's sums are kept.
   struct Sums {
     C* first;

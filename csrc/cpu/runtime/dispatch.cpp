@@ -8,20 +8,18 @@
 
 namespace rnnext {
 
-extern const KernelTable kGenericTable;
+extern const KernelTable kGenericTable, kAmxStandInTable;
 #ifdef __x86_64__
-extern const KernelTable kAvx2Table, kAvx512Table, kAvx512Bf16Table;
+extern const KernelTable kAvx2Table, kAvx512Table, kAvx512Bf16Table, kAmxTable;
 #endif
 
 namespace {
 
 const KernelTable* const kTables[] = {
-    // slowest first
-    &kGenericTable,
+    // slowest first: the stand-in is never the best
+    &kAmxStandInTable, &kGenericTable,
 #ifdef __x86_64__
-    &kAvx2Table,
-    &kAvx512Table,
-    &kAvx512Bf16Table,
+    &kAvx2Table,       &kAvx512Table,  &kAvx512Bf16Table, &kAmxTable,
 #endif
 };
 
@@ -44,7 +42,7 @@ const KernelTable* best() {
   const bool pairs_pay = machine.pairs > machine.multiply / 2;
   const KernelTable* chosen = kTables[0];
   for (const KernelTable* table : kTables)
-    if (table->supported() && (!table->rnn_medium || pairs_pay)) chosen = table;
+    if (table->supported() && (!table->rnn_medium || table->rnn_high || pairs_pay)) chosen = table;
   return chosen;
 }
 

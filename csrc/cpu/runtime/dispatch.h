@@ -34,10 +34,20 @@ using SumRows = void (*)(const void* grad, int64_t D, const int64_t* order, int6
 struct KernelTable {
   const char* name;
   bool (*supported)();
+  const KernelTable* below;  // has what is null here; or null
   const RnnKernels* rnn[4];  // by DType
-  // float32 whose factors are rounded to bfloat16, or null: no faster on this ISA.
-  const RnnKernels* rnn_medium;
+  // float32 whose factors are rounded to bfloat16, or are sums of two; null: no faster on this ISA.
+  const RnnKernels *rnn_medium, *rnn_high;
   SumRows sum_rows[4];  // by DType
+
+  const RnnKernels& rnn_of(DType dtype) const {
+    const RnnKernels* const own = rnn[static_cast<int>(dtype)];
+    return own ? *own : below->rnn_of(dtype);
+  }
+  SumRows sum_rows_of(DType dtype) const {
+    const SumRows own = sum_rows[static_cast<int>(dtype)];
+    return own ? own : below->sum_rows_of(dtype);
+  }
 };
 
 const KernelTable& kernels();

@@ -1,20 +1,44 @@
 // What a multiply-add takes: factors. A factor is a number of the compute type, or, where the CPU
 // has bfloat16 dot products (AVX512_BF16), a Pair of bfloat16 that follow each other along k: its
-// multiply-add takes two steps of k at once, at twice the speed and from half the memory.
+// multiply-add takes two steps of k at once, at twice the speed and from half the memory. AMX tiles
+// take blocks of such pairs.
 #pragma once
 
 #include "cpu/simd/vector.h"
 
 namespace rnnext::RNNEXT_ISA {
 
+// A Pair in a row of AMX tiles. With two parts, a number is the sum of two bfloat16, the high and
+// the low part: about 16 bits of it. A row consists of blocks of 32 values along k, the high parts
+// of a block before its low ones; so no factor lies in one piece.
+template <int parts>
+struct [[gnu::packed, gnu::aligned(2), gnu::may_alias]] TileFactor {
+  int32_t bits[parts];
+};
+template <int parts>
+constexpr int kLanes<TileFactor<parts>> = kLanes<float>;
+
+// Bfloat16 that a number becomes; 0: it stays a number.
+template <class F>
+constexpr int kParts = 0;
+template <>
+constexpr int kParts<Pair> = 1;
+template <int parts>
+constexpr int kParts<TileFactor<parts>> = parts;
 // Steps of k in one factor.
 template <class F>
-constexpr int kDepth = 1;
-template <>
-constexpr int kDepth<Pair> = 2;
+constexpr int kDepth = kParts<F> > 0 ? 2 : 1;
+// Steps of k that a row has a multiple of: zeros follow the last.
+template <class F>
+constexpr int kGrain = kDepth<F>;
+template <int parts>
+constexpr int kGrain<TileFactor<parts>> = 32;
+template <class F>
+constexpr bool kTiled = (kGrain<F> > kDepth<F>);
+
 template <class F>
 constexpr int64_t factors_in(int64_t k) {
-  return (k + kDepth<F> - 1) / kDepth<F>;
+  return (k + kGrain<F> - 1) / kGrain<F> * (kGrain<F> / kDepth<F>);
 }
 
 // The exponents' bits in a factor, and one in the last place of each: where an exponent has all
@@ -69,7 +93,16 @@ struct Factors {
   }
 };
 
+// What rounding to bfloat16 leaves: the low part.
+RNNEXT_INLINE Vec<float> rest_of(Vec<float> x) {
 #ifdef RNNEXT_BF16_DOT
+  const __m512i bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x));
+  return x - (Vec<float>)_mm512_slli_epi32(bits, 16);
+#else
+  return x - (Vec<float>)(rounded_bits(x) << 16);
+#endif
+}
+
 template <>
 struct Factors<Pair> {
   template <class S>
@@ -84,11 +117,27 @@ struct Factors<Pair> {
   }
   template <class S>
   static RNNEXT_INLINE Vec<Pair> across(const S* row, const S* next, int64_t n) {
+    const Vec<float> x = row ? load_some(row, n) : Vec<float>{};
+    const Vec<float> y = next ? load_some(next, n) : Vec<float>{};
+    return interleaved(x, y);
+  }
+  // The same of the low parts.
+  template <class S>
+  static RNNEXT_INLINE Vec<Pair> rest_along(const S* p, int64_t n) {
+    return rounded(rest_of(load_some(p, n)),
+                   rest_of(load_some(p + kLanes<float>, n - kLanes<float>)));
+  }
+  template <class S>
+  static RNNEXT_INLINE Vec<Pair> rest_across(const S* row, const S* next, int64_t n) {
+    const Vec<float> x = row ? load_some(row, n) : Vec<float>{};
+    const Vec<float> y = next ? load_some(next, n) : Vec<float>{};
+    return interleaved(rest_of(x), rest_of(y));
+  }
+#ifdef RNNEXT_BF16_DOT
+  static RNNEXT_INLINE Vec<Pair> interleaved(Vec<float> x, Vec<float> y) {
     const __m512i order =
         _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
                          23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    const Vec<float> x = row ? load_some(row, n) : Vec<float>{};
-    const Vec<float> y = next ? load_some(next, n) : Vec<float>{};
     return (Vec<Pair>)_mm512_permutexvar_epi16(order, (__m512i)rounded(x, y));
   }
   static RNNEXT_INLINE void store(Pair* row, int64_t column, Vec<float> x) {
@@ -99,13 +148,44 @@ struct Factors<Pair> {
     const __mmask16 mask = n >= kLanes<float> ? 0xffff : n > 0 ? (1u << n) - 1 : 0;
     _mm256_mask_storeu_epi16(row + column / 2, mask, (__m256i)_mm512_cvtneps_pbh((__m512)x));
   }
-
- private:
   static RNNEXT_INLINE Vec<Pair> rounded(Vec<float> low, Vec<float> high) {
     return (Vec<Pair>)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
   }
-};
+#else
+  static RNNEXT_INLINE Vec<Pair> interleaved(Vec<float> x, Vec<float> y) {
+    return (Vec<Pair>)(rounded_bits(x) | rounded_bits(y) << 16);
+  }
+  static RNNEXT_INLINE void store(Pair* row, int64_t column, Vec<float> x) {
+    RNNEXT_ISA::store(reinterpret_cast<BFloat16*>(row) + column, x);
+  }
+  static RNNEXT_INLINE void store_some(Pair* row, int64_t column, Vec<float> x, int64_t n) {
+    RNNEXT_ISA::store_some(reinterpret_cast<BFloat16*>(row) + column, x, n);
+  }
+  static RNNEXT_INLINE Vec<Pair> rounded(Vec<float> low, Vec<float> high) {
+    Pair pairs[kLanes<Pair>];
+    store(pairs, 0, low);
+    store(pairs, kLanes<float>, high);
+    return load(pairs);
+  }
 #endif
+};
+
+template <int parts>
+struct Factors<TileFactor<parts>> {
+  using F = TileFactor<parts>;
+  // The pairs of the part of the block that value `column` of a row is in.
+  static RNNEXT_INLINE Pair* block(F* row, int64_t column, int part) {
+    return reinterpret_cast<Pair*>(row) + (column / 32 * parts + part) * 16;
+  }
+  static RNNEXT_INLINE void store(F* row, int64_t column, Vec<float> x) {
+    for (int part = 0; part < parts; ++part, x = rest_of(x))
+      Factors<Pair>::store(block(row, column, part), column % 32, x);
+  }
+  static RNNEXT_INLINE void store_some(F* row, int64_t column, Vec<float> x, int64_t n) {
+    for (int part = 0; part < parts; ++part, x = rest_of(x))
+      Factors<Pair>::store_some(block(row, column, part), column % 32, x, n);
+  }
+};
 
 // The first of some rows of factors, and how far apart they are.
 template <class F>
@@ -120,17 +200,35 @@ RNNEXT_INLINE void copy_factors(F* to, const F* from, int64_t column) {
   __builtin_memcpy(to + column / kDepth<F>, from + column / kDepth<F>,
                    kLanes<F> / kDepth<F> * sizeof(F));
 }
+template <int parts>
+RNNEXT_INLINE void copy_factors(TileFactor<parts>* to, const TileFactor<parts>* from,
+                                int64_t column) {
+  using T = Factors<TileFactor<parts>>;
+  for (int part = 0; part < parts; ++part)
+    __builtin_memcpy(T::block(to, column, part) + column % 32 / 2,
+                     T::block(const_cast<TileFactor<parts>*>(from), column, part) + column % 32 / 2,
+                     kLanes<float> * sizeof(BFloat16));
+}
 
-// A row of an odd number of values ends in half a pair, which meets weights of zero: it must not be
-// NaN, as the product of zeros with an infinite state is.
+// A row of an odd number of values ends in half a pair, and one of tiles in part of a block, which
+// meets weights of zero: it must not be NaN, as the product of zeros with an infinite state is.
 template <class F>
-RNNEXT_INLINE void clear_half_pairs(F* rows, int64_t n, int64_t stride, int64_t values) {
-  if constexpr (kDepth<F> > 1)
+RNNEXT_INLINE void clear_row_ends(F* rows, int64_t n, int64_t stride, int64_t values) {
+  if constexpr (kTiled<F>) {
+    for (int64_t i = 0; values % 32 && i < n; ++i)
+      for (int part = 0; part < kParts<F>; ++part)
+        __builtin_memset(
+            reinterpret_cast<BFloat16*>(Factors<F>::block(rows + i * stride, values, part)) +
+                values % 32,
+            0, (32 - values % 32) * sizeof(BFloat16));
+  } else if constexpr (kDepth<F> > 1) {
     for (int64_t i = 0; values % 2 && i < n; ++i) rows[i * stride + values / 2].bits &= 0xffff;
+  }
 }
 
 // Whether a row of the storage type is a row of factors.
 template <class S, class F>
-constexpr bool kStoredAsFactors = sizeof(S) * kDepth<F> == sizeof(F);
+constexpr bool kStoredAsFactors =
+    kParts<F> == 0 ? sizeof(S) == sizeof(F) : kParts<F> == 1 && sizeof(S) == sizeof(BFloat16);
 
 }  // namespace rnnext::RNNEXT_ISA

@@ -80,14 +80,18 @@ RNNEXT_INLINE Vec<float> load(const BFloat16* p) {
   return (Vec<float>)(__builtin_convertvector(*reinterpret_cast<const HalfBits*>(p), FloatBits)
                       << 16);
 }
-RNNEXT_INLINE void store(BFloat16* p, Vec<float> x) {  // to nearest, ties to even
+// Rounded to bfloat16, to nearest, ties to even: its bits in the low half of each lane.
+RNNEXT_INLINE FloatBits rounded_bits(Vec<float> x) {
   const FloatBits bits = (FloatBits)x;
   const FloatBits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const FloatBits nan = FloatBits{} + 0x7fc0;
-  *reinterpret_cast<HalfBits*>(p) = __builtin_convertvector(x == x ? rounded : nan, HalfBits);
+  return x == x ? rounded : nan;
+}
+RNNEXT_INLINE void store(BFloat16* p, Vec<float> x) {
+  *reinterpret_cast<HalfBits*>(p) = __builtin_convertvector(rounded_bits(x), HalfBits);
 }
 RNNEXT_INLINE Vec<float> load(const Float16* p) {
-#if RNNEXT_VECTOR_BYTES == 64
+#ifdef RNNEXT_AVX512
   return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p)));
 #elif RNNEXT_VECTOR_BYTES == 32
   return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p)));
@@ -98,7 +102,7 @@ RNNEXT_INLINE Vec<float> load(const Float16* p) {
 #endif
 }
 RNNEXT_INLINE void store(Float16* p, Vec<float> x) {
-#if RNNEXT_VECTOR_BYTES == 64
+#ifdef RNNEXT_AVX512
   _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(p), _mm512_cvtps_ph((__m512)x, 0));
 #elif RNNEXT_VECTOR_BYTES == 32
   _mm_storeu_si128(reinterpret_cast<__m128i_u*>(p), _mm256_cvtps_ph((__m256)x, 0));
@@ -110,7 +114,7 @@ RNNEXT_INLINE void store(Float16* p, Vec<float> x) {
 // x, but at most `limit`; NaN stays. One instruction where GCC makes three of the comparison.
 template <class V, class C>
 RNNEXT_INLINE V at_most(V x, C limit) {
-#if RNNEXT_VECTOR_BYTES == 64
+#ifdef RNNEXT_AVX512
   if constexpr (sizeof(C) == 4) return (V)_mm512_min_ps(_mm512_set1_ps(limit), (__m512)x);
   if constexpr (sizeof(C) == 8) return (V)_mm512_min_pd(_mm512_set1_pd(limit), (__m512d)x);
 #elif RNNEXT_VECTOR_BYTES == 32
@@ -125,7 +129,7 @@ RNNEXT_INLINE V at_most(V x, C limit) {
 // there another.
 template <class C>
 RNNEXT_INLINE Vec<C> fused(Vec<C> a, Vec<C> b, Vec<C> c) {
-#if RNNEXT_VECTOR_BYTES == 64
+#ifdef RNNEXT_AVX512
   if constexpr (sizeof(C) == 4) return (Vec<C>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
   if constexpr (sizeof(C) == 8) return (Vec<C>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
 #elif RNNEXT_VECTOR_BYTES == 32
@@ -163,7 +167,7 @@ RNNEXT_INLINE Vec<Compute<S>> as_stored(Vec<Compute<S>> x) {
 }
 
 // The first n lanes: tails. Out of line, but where the CPU can mask a vector.
-#if RNNEXT_VECTOR_BYTES == 64
+#ifdef RNNEXT_AVX512
 template <class C>
 RNNEXT_INLINE unsigned first_lanes(int64_t n) {
   return n >= kLanes<C> ? (1u << kLanes<C>)-1 : n > 0 ? (1u << n) - 1 : 0;

@@ -1,0 +1,252 @@
+// The engine of AMX tiles: bfloat16 products, or, with two parts, products of floats as sums of two
+// bfloat16 each: high times high, low times high and high times low.
+//
+// Every sum takes up k in blocks of 32 values, in the order of the tile instruction
+// (gemm/tile_unit.h), a block's products of parts one after the other; so its bits are the same in
+// any tile, and on vectors.
+#pragma once
+
+#include "cpu/gemm/engine.h"
+#include "cpu/gemm/tile_unit.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+template <int parts>
+struct ComputeOf<TileFactor<parts>> {
+  using type = float;
+};
+
+// What the tile instruction adds to a vector of sums for a block: even and odd values along k in
+// chains of their own.
+struct BlockSum {
+  Vec<float> even = {}, odd = {};
+
+  RNNEXT_INLINE void add(int32_t x, Vec<Pair> b) {
+    even = fused<float>(of_bits(x << 16), (Vec<float>)(b << 16), even);
+    odd = fused<float>(of_bits(x & ~0xffff), (Vec<float>)(b & ~0xffff), odd);
+  }
+  RNNEXT_INLINE Vec<float> sum() const { return even + odd; }
+
+ private:
+  static RNNEXT_INLINE Vec<float> of_bits(int32_t x) { return (Vec<float>)(Vec<Pair>{} + x); }
+};
+
+// Calls f.add<left part, right part>() for each product of parts, in their order.
+template <int parts, class Products>
+RNNEXT_INLINE void for_parts(Products& f) {
+  f.template add<0, 0>();
+  if constexpr (parts > 1) {
+    f.template add<1, 0>();
+    f.template add<0, 1>();
+  }
+}
+
+// A row or a few: sums in vector registers.
+template <class Engine, int R, int NV>
+struct VectorTile : RegisterTile<Engine, R, NV> {
+  using F = typename Engine::Factor;
+  using RegisterTile<Engine, R, NV>::RegisterTile;
+
+  struct Products {
+    VectorTile& tile;
+    const F *a, *panels;
+    int64_t stride, K, k;
+
+    template <int left, int right>
+    RNNEXT_INLINE void add() {
+      const Pair* const x = reinterpret_cast<const Pair*>(a) + k * kParts<F> + left * 16;
+      const Pair* const b =
+          reinterpret_cast<const Pair*>(panels) + (k * kParts<F> + right * 16) * kPanel<F>;
+      BlockSum block[R][NV];
+      for (int i = 0; i < 16; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; ++j) {
+          const Vec<Pair> column =
+              load(b + (j / 2 * K * kParts<F> + i) * kPanel<F> + j % 2 * kLanes<F>);
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) block[r][j].add(x[r * stride * kParts<F> + i].bits, column);
+        }
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; ++j) tile.sums[r][j] += block[r][j].sum();
+    }
+  };
+  RNNEXT_INLINE void add(const F* a, int64_t stride, const F* panels, int64_t K) {
+    for (int64_t k = 0; k < K; k += 16) {
+      Products products{*this, a, panels, stride, K, k};
+      for_parts<kParts<F>>(products);
+    }
+  }
+};
+
+template <class Engine, int MT, int NT>
+struct TileSums;
+// Up to 16 * MT rows times 16 * NT columns, of which `rows` and `vectors` are there: 2 x 2, 1 x 4
+// or 1 x 2 tiles.
+template <int MT, int NT>
+struct TileExtent {
+  int rows, vectors;
+
+  template <class E>
+  using Tile = TileSums<E, MT, NT>;
+
+  template <bool to_write = false, int by = 1, class C>
+  RNNEXT_INLINE void prefetch(const C* from, int64_t stride) const {
+    for (int r = 0; r < rows; ++r)
+      for (int j = 0; j < vectors; j += by)
+        __builtin_prefetch(from + r * stride + j / by * kLanes<C>, to_write, to_write ? 3 : 2);
+  }
+};
+
+// R rows times NV vectors of sums at a time through the epilogue.
+template <int R, int NV, class Epilogue>
+RNNEXT_INLINE void finish_block(const Epilogue& epilogue, const float* from, int64_t stride,
+                                int64_t row, int64_t column) {
+  Vec<float> sums[R][NV];
+  load_tile(sums, from, stride, NV * kLanes<float>);
+  epilogue.finish(sums, row, column);
+}
+template <int NV, class Epilogue>
+RNNEXT_INLINE void finish_columns(const Epilogue& epilogue, const float* from, int64_t stride,
+                                  int rows, int64_t row, int64_t column) {
+  constexpr int kAtOnce = 4;
+  int r = 0;
+  for (; r + kAtOnce <= rows; r += kAtOnce)
+    finish_block<kAtOnce, NV>(epilogue, from + r * stride, stride, row + r, column);
+  for (; r < rows; ++r) finish_block<1, NV>(epilogue, from + r * stride, stride, row + r, column);
+}
+template <class Epilogue>
+RNNEXT_TILE void finish_rows(const Epilogue& epilogue, const float* from, int64_t stride, int rows,
+                             int vectors, int64_t row, int64_t column) {
+  for (; vectors >= 2; vectors -= 2, from += 2 * kLanes<float>, column += 2 * kLanes<float>)
+    finish_columns<2>(epilogue, from, stride, rows, row, column);
+  if (vectors > 0) finish_columns<1>(epilogue, from, stride, rows, row, column);
+}
+
+// Sums in tiles 0 to 3, factors in tiles 4 to 7. Of the left factors whole tiles of rows are read,
+// as many as `extent` has at most: what the others contain goes into sums that nobody reads.
+template <class Engine, int MT, int NT>
+struct TileSums {
+  using F = typename Engine::Factor;
+  static_assert(kLanes<float> == tile_unit::kRows && (MT == 1 || NT == 2));
+  static constexpr int kColumns = 16 * NT;
+
+  TileExtent<MT, NT> extent;
+  alignas(64) float staged[16 * MT][kColumns];
+
+  explicit TileSums(const TileExtent<MT, NT>& extent) : extent(extent) {}
+
+  RNNEXT_INLINE void clear() {
+    tile_unit::zero<0>();
+    tile_unit::zero<1>();
+    if constexpr (MT * NT > 2) {
+      tile_unit::zero<2>();
+      tile_unit::zero<3>();
+    }
+  }
+  RNNEXT_INLINE void load(const float* from, int64_t stride, int64_t left = kColumns) {
+    const bool direct = stride == 0 || extent.rows == 16 * MT;
+    if (direct && left >= kColumns) return load_sums(from, stride);
+    for (int r = 0; r < extent.rows; ++r)
+      for (int j = 0; j < kColumns; j += kLanes<float>)
+        RNNEXT_ISA::store(staged[r] + j, load_some(from + r * stride + j, left - j));
+    load_sums(staged[0], kColumns);
+  }
+  // To rows that have room for whole tiles.
+  RNNEXT_INLINE void store(float* to, int64_t stride) const {
+    tile_unit::store<0>(to, stride * 4);
+    tile_unit::store<1>(to + 16, stride * 4);
+    if constexpr (MT * NT > 2) {
+      float* const second = MT == 2 ? to + 16 * stride : to + 32;
+      tile_unit::store<2>(second, stride * 4);
+      tile_unit::store<3>(second + 16, stride * 4);
+    }
+  }
+
+  struct Products {
+    const char *a, *b;
+    int64_t stride, tile_stride, panel;  // bytes
+
+    template <int left, int right>
+    RNNEXT_INLINE void add() {
+      constexpr int kRowBytes = kPanel<F> * 4;  // of the right factors
+      const char* const x = a + left * tile_unit::kRowBytes;
+      const char* const y = b + right * 16 * kRowBytes;
+      if constexpr (MT == 2) {
+        if (left == 0) {
+          tile_unit::load<6>(y, kRowBytes);
+          tile_unit::load<7>(y + 64, kRowBytes);
+        }
+        tile_unit::load<4>(x, stride);
+        tile_unit::dot<0, 4, 6>();
+        tile_unit::dot<1, 4, 7>();
+        tile_unit::load<5>(x + tile_stride, stride);
+        tile_unit::dot<2, 5, 6>();
+        tile_unit::dot<3, 5, 7>();
+      } else {
+        tile_unit::load<4>(x, stride);
+        tile_unit::load<5>(y, kRowBytes);
+        tile_unit::dot<0, 4, 5>();
+        tile_unit::load<6>(y + 64, kRowBytes);
+        tile_unit::dot<1, 4, 6>();
+        if constexpr (NT == 4) {
+          tile_unit::load<7>(y + panel, kRowBytes);
+          tile_unit::dot<2, 4, 7>();
+          tile_unit::load<5>(y + panel + 64, kRowBytes);
+          tile_unit::dot<3, 4, 5>();
+        }
+      }
+    }
+  };
+  RNNEXT_INLINE void add(const F* a, int64_t stride, const F* panels, int64_t K) {
+    constexpr int64_t kBytes = sizeof(F);
+    Products products{reinterpret_cast<const char*>(a), reinterpret_cast<const char*>(panels),
+                      stride * kBytes, 16 * stride * kBytes, K * kPanel<F> * kBytes};
+    for (int64_t k = 0; k < K; k += 16) {
+      for_parts<kParts<F>>(products);
+      products.a += 16 * kBytes;
+      products.b += 16 * kPanel<F> * kBytes;
+    }
+  }
+
+  template <class Epilogue>
+  RNNEXT_INLINE void finish(const Epilogue& epilogue, int64_t row, int64_t column) {
+    store(staged[0], kColumns);
+    finish_rows(epilogue, staged[0], kColumns, extent.rows, extent.vectors, row, column);
+  }
+
+ private:
+  RNNEXT_INLINE void load_sums(const float* from, int64_t stride) {
+    tile_unit::load<0>(from, stride * 4);
+    tile_unit::load<1>(from + 16, stride * 4);
+    if constexpr (MT * NT > 2) {
+      const float* const second = MT == 2 ? from + 16 * stride : from + 32;
+      tile_unit::load<2>(second, stride * 4);
+      tile_unit::load<3>(second + 16, stride * 4);
+    }
+  }
+};
+
+template <int parts>
+struct AmxEngine {
+  using Factor = TileFactor<parts>;
+  static constexpr int kTileRows = 32, kRowBlock = 16;
+  static constexpr int64_t kSumBlock = 32;
+  // A row alone goes through vectors: two multiply-adds and two shifts for 32 weights take as long
+  // as reading them from the second cache, and there is no way through tiles and back to wait for.
+  // From two rows on, or with three products, tiles need fewer cycles, empty as they are.
+  static constexpr bool kRowOnVectors = parts == 1;
+  template <int R, int NV>
+  using Tile = VectorTile<AmxEngine, R, NV>;
+
+  // What a thread holds while it works on a call.
+  struct Task {
+    Task() { tile_unit::configure(tile_unit::kWholeTiles); }
+    ~Task() { tile_unit::release(); }
+    Task(const Task&) = delete;
+    Task& operator=(const Task&) = delete;
+  };
+};
+
+}  // namespace rnnext::RNNEXT_ISA

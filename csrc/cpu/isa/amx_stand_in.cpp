@@ -1,0 +1,19 @@
+// The kernels of AMX tiles over a stand-in of the tile instructions, on the compiler's default
+// target: for tests.
+
+#include "cpu/runtime/dispatch.h"
+
+// More would only take longer to compile.
+#pragma GCC optimize("O1")
+#define RNNEXT_ISA amx_stand_in
+#define RNNEXT_VECTOR_BYTES 64
+#define RNNEXT_TILE_ROWS 8
+#define RNNEXT_TILES
+#include "cpu/isa/table.h"
+
+namespace rnnext {
+extern const KernelTable kGenericTable;
+extern const KernelTable kAmxStandInTable;
+const KernelTable kAmxStandInTable =
+    amx_stand_in::table("amx_stand_in", [] { return true; }, &kGenericTable);
+}  // namespace rnnext
