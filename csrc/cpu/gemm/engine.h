@@ -114,6 +114,9 @@ struct FmaEngine {
       acc = (Vec<C>)_mm256_fmadd_ps(_mm256_set1_ps(x), (__m256)b, (__m256)acc);
     if constexpr (sizeof(C) == 8)
       acc = (Vec<C>)_mm256_fmadd_pd(_mm256_set1_pd(x), (__m256d)b, (__m256d)acc);
+#elif defined(__aarch64__)
+    if constexpr (sizeof(C) == 4) acc = (Vec<C>)vfmaq_n_f32((float32x4_t)acc, (float32x4_t)b, x);
+    if constexpr (sizeof(C) == 8) acc = (Vec<C>)vfmaq_n_f64((float64x2_t)acc, (float64x2_t)b, x);
 #else
     acc += x * b;
 #endif

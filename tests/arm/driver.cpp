@@ -1,0 +1,103 @@
+// The CPU kernels without torch, on one thread: reads calls from a file, writes what they give.
+//
+// A call is nine int64 (T, B, I, H, D, dtype, nonlinearity, bit 0 of `has`: hx, bit 1: lengths; and
+// a bit for each direction that is reversed), then its arrays in the order of `run`. The results
+// follow each other the same way.
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "cpu/runtime/dispatch.h"
+
+namespace rnnext {
+extern const KernelTable kGenericTable;
+void Count::spin_for(int64_t) const { std::abort(); }  // one thread waits for nobody
+}  // namespace rnnext
+
+namespace {
+
+using rnnext::Recurrence;
+using Array = std::vector<char>;
+
+struct Files {
+  std::FILE *in, *out;
+  int64_t item = 0;  // bytes of a number
+
+  bool read(void* to, size_t bytes) { return std::fread(to, 1, bytes, in) == bytes; }
+  Array numbers(int64_t n) {
+    Array array(n * item);
+    if (!read(array.data(), array.size())) std::abort();
+    return array;
+  }
+  void write(const Array& array) {
+    if (std::fwrite(array.data(), 1, array.size(), out) != array.size()) std::abort();
+  }
+};
+
+template <class Run>
+void with_workspace(size_t bytes, const Run& run) {
+  char* workspace = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64));
+  rnnext::Count counts[2];
+  rnnext::Worker worker(counts, 0, 1, 1);
+  run(workspace, worker);
+  std::free(workspace);
+}
+
+void run(Files& files, const int64_t (&sizes)[9]) {
+  const auto [T, B, I, H, D, dtype, nonlinearity, has, reverse] = sizes;
+  constexpr int64_t kItems[] = {4, 8, 2, 2};
+  files.item = kItems[dtype];
+  Recurrence p;
+  p.T = T, p.B = B, p.I = I, p.H = H;
+  p.D = static_cast<int>(D);
+  p.nonlinearity = static_cast<rnnext::Nonlinearity>(nonlinearity);
+  const Array input = files.numbers(T * B * I);
+  const Array hx = files.numbers(has & 1 ? D * B * H : 0);
+  std::vector<Array> weights;
+  for (int d = 0; d < D; ++d) {
+    p.reverse[d] = reverse >> d & 1;
+    for (const int64_t n : {H * I, H * H, H, H}) weights.push_back(files.numbers(n));
+    p.weight_ih[d] = weights[4 * d].data(), p.weight_hh[d] = weights[4 * d + 1].data();
+    p.bias_ih[d] = weights[4 * d + 2].data(), p.bias_hh[d] = weights[4 * d + 3].data();
+  }
+  std::vector<int64_t> lengths(has & 2 ? B : 0);
+  if (!files.read(lengths.data(), 8 * lengths.size())) std::abort();
+  if (has & 2) p.lengths = lengths.data();
+  if (has & 1) p.hx = hx.data();
+  p.input = {input.data(), B * I, I, nullptr};
+  const Array grad_output = files.numbers(T * B * D * H), grad_h_n = files.numbers(D * B * H);
+
+  Array output(grad_output.size()), h_n(grad_h_n.size());
+  p.output = output.data(), p.h_n = h_n.data();
+  const rnnext::RnnKernels& kernels = *rnnext::kGenericTable.rnn[dtype];
+  with_workspace(kernels.forward_workspace(p, 1), [&](char* workspace, rnnext::Worker& worker) {
+    kernels.forward(p, workspace, worker);
+  });
+
+  rnnext::RecurrenceGradOut out;
+  Array grad_input(input.size()), grad_hx(grad_h_n.size());
+  std::vector<Array> grads;
+  for (int d = 0; d < D; ++d)
+    for (const int64_t n : {H * I, H * H, H}) grads.emplace_back(n * files.item);
+  out.input = grad_input.data(), out.hx = grad_hx.data();
+  for (int d = 0; d < D; ++d) {
+    out.weight_ih[d] = grads[3 * d].data(), out.weight_hh[d] = grads[3 * d + 1].data();
+    out.bias[d] = grads[3 * d + 2].data();
+  }
+  const rnnext::RecurrenceGrad grad{grad_output.data(), grad_h_n.data()};
+  with_workspace(kernels.backward_workspace(p, out, 1),
+                 [&](char* workspace, rnnext::Worker& worker) {
+                   kernels.backward(p, grad, out, workspace, worker);
+                 });
+  for (const Array* array : {&output, &h_n, &grad_input, &grad_hx}) files.write(*array);
+  for (const Array& array : grads) files.write(array);
+}
+
+}  // namespace
+
+int main(int, char** arguments) {
+  Files files{std::fopen(arguments[1], "rb"), std::fopen(arguments[2], "wb")};
+  if (!files.in || !files.out) return 1;
+  for (int64_t sizes[9]; files.read(sizes, sizeof sizes);) run(files, sizes);
+  return std::fclose(files.out);
+}
