@@ -12,6 +12,7 @@
 #include "ops/forward_mode.h"
 #include "ops/higher_order.h"
 #include "ops/parse.h"
+#include "ops/saved.h"
 #include "ops/stack.h"
 
 namespace rnnext {
@@ -21,40 +22,6 @@ namespace rnnext {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-// Puts the arguments that the backward pass needs into an autograd node, and takes them out.
-struct Saver {
-  variable_list tensors;
-  c10::impl::GenericList values{c10::AnyType::get()};  // which compiled autograd can look into
-
-  Saver() {
-    tensors.reserve(12);
-    values.reserve(8);
-  }
-  void operator()(const Tensor& t) { tensors.push_back(t); }
-  void operator()(const OptionalTensor& t) { tensors.push_back(t.value_or(Tensor())); }
-  void operator()(TensorList list) {
-    values.emplace_back(static_cast<int64_t>(list.size()));
-    tensors.insert(tensors.end(), list.begin(), list.end());
-  }
-  void operator()(const std::vector<Tensor>& list) { (*this)(TensorList(list)); }
-  void operator()(std::string_view text) { values.emplace_back(std::string(text)); }
-  void operator()(const c10::List<bool>& list) { values.emplace_back(list); }
-};
-struct Restorer {
-  variable_list::const_iterator tensor;
-  const c10::IValue* value;
-
-  void operator()(Tensor& t) { t = *tensor++; }
-  void operator()(OptionalTensor& t) { t = *tensor++; }
-  void operator()(std::vector<Tensor>& list) {
-    const int64_t n = (value++)->toInt();
-    list.assign(tensor, tensor + n);
-    tensor += n;
-  }
-  void operator()(std::string& text) { text = (value++)->toStringRef(); }
-  void operator()(c10::List<bool>& list) { list = (value++)->toBoolList(); }
-};
 
 // What a node saved, or an error that says what to do where a result was changed in place.
 static variable_list saved_variables(AutogradContext* ctx) {
@@ -73,20 +40,6 @@ static variable_list saved_variables(AutogradContext* ctx) {
         text, ")");
   }
 }
-
-// Gradients of the arguments, one a tensor, as autograd numbers them.
-struct Flattener {
-  variable_list tensors;
-
-  Flattener() { tensors.reserve(16); }
-  void operator()(const Tensor& t) { tensors.push_back(t); }
-  void operator()(const OptionalTensor& t) { tensors.push_back(t.value_or(Tensor())); }
-  void operator()(const std::vector<Tensor>& list) {
-    tensors.insert(tensors.end(), list.begin(), list.end());
-  }
-  void operator()(const std::string&) { tensors.emplace_back(); }
-  void operator()(const c10::List<bool>&) { tensors.emplace_back(); }
-};
 
 template <class Op>
 constexpr bool kEnsemble = std::is_same_v<Op, EnsembleOp>;

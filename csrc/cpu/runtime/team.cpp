@@ -39,16 +39,18 @@ class Company {
     const int64_t until = alone_until_.load();
     return !forked_.load() && (until == 0 || now() >= until);
   }
-  // Of a call whose caller was busy so long, and then waited so long for the others.
-  void judge(int64_t busy, int64_t waited) {
+  // Of a call on so many threads, whose caller was busy so long, then waited so long for the
+  // others.
+  void judge(int threads, int64_t busy, int64_t waited) {
     if (waited < kLate) waited = 0;  // parts of a call are not all as long
     if (stalled_.load() > 0) {
       const int64_t stalled = stalled_.exchange(0);
       busy -= stalled, waited += stalled;
     }
-    // Alone a call takes twice as long, or less; that much is no loss.
+    // Alone a call takes `threads` times as long, or less; that much is no loss.
     const int64_t before = lost_.load();
-    const int64_t lost = std::max<int64_t>(before + waited - 2 * std::max<int64_t>(busy, 0), 0);
+    const int64_t lost =
+        std::max<int64_t>(before + waited - threads * std::max<int64_t>(busy, 0), 0);
     if (lost == 0) {
       if (before > 0) lost_.store(0), pause_.store(std::max(pause_.load() / 4, kFirstPause));
     } else if (lost < kPatience) {
@@ -161,7 +163,7 @@ void run_team(int threads, void (*task)(void*, Worker&), void* context) {
   // A task does not throw: what it could refuse is checked before.
   if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error("rnnext: torch's thread pool failed");
   if (gate.done == 0) gate.done = gate.called;  // the others had closed the gate
-  company.judge(gate.done - gate.called, now() - gate.done);
+  company.judge(threads, gate.done - gate.called, now() - gate.done);
 }
 
 }  // namespace rnnext
