@@ -63,6 +63,9 @@ def main() -> int:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         train()
+        # The first process still measures. One that ends Python while a thread of gloo lets go of
+        # the last tensor is aborted (pytorch#179291).
+        dist.barrier()
     finally:
         dist.destroy_process_group()
     return 0

@@ -1,6 +1,7 @@
 """What each process of test_several_processes.py runs, under torchrun."""
 
 import copy
+import os
 import sys
 from pathlib import Path
 
@@ -65,7 +66,10 @@ def main(out):
         results[name] = losses / processes
     if rank == 0:
         torch.save(results, Path(out))
-    dist.destroy_process_group()
+    dist.barrier()
+    # DTensor's caches keep the process group past its destruction, and a thread of gloo that still
+    # holds a tensor aborts a process that finalizes Python (pytorch#179291): leave without it.
+    os._exit(0)
 
 
 if __name__ == "__main__":
