@@ -21,11 +21,12 @@
 //
 // Usable as CUDA spells them: threadIdx, blockIdx, blockDim, gridDim (x, y, z), __syncthreads,
 // __syncwarp, __shfl_sync, __shfl_xor_sync, __shfl_down_sync, __shfl_up_sync, __ballot_sync,
-// __any_sync, __all_sync, __ldg, __ldcg, __ldcs, __stcg, __stcs, __threadfence,
+// __any_sync, __all_sync, __umulhi, __ldg, __ldcg, __ldcs, __stcg, __stcs, __threadfence,
 // __threadfence_system, atomicCAS (unsigned), vector types int2 int4 uint2 uint4 float2 float4
 // double2, __half, __half2, __nv_bfloat16, __nv_bfloat162, <math.h>, and of the runtime
-// cudaLaunchKernelEx, cudaFuncSetAttribute, cudaGetLastError, cudaDeviceGetAttribute,
-// cudaGetDevice, cudaOccupancyMaxActiveBlocksPerMultiprocessor, cudaOccupancyMaxActiveClusters.
+// cudaLaunchKernelEx, cudaFuncSetAttribute, cudaFuncGetAttributes, cudaGetLastError,
+// cudaDeviceGetAttribute, cudaGetDevice, cudaOccupancyMaxActiveBlocksPerMultiprocessor,
+// cudaOccupancyMaxActiveClusters.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -71,6 +72,18 @@ __device__ __forceinline__ __half from_float<__half>(float x) {
 template <>
 __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
+}
+
+// x / n, where `divisor` is 2^32 / n rounded up, n > 1 and x n below 2^32.
+__device__ __forceinline__ int divide(unsigned x, unsigned divisor) { return __umulhi(x, divisor); }
+
+// x, of which the compiler knows nothing: what is made of it is made where it is used, and not kept
+// in a register from before a loop.
+__device__ __forceinline__ int unknown(int x) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
 }
 
 struct LaunchShape {

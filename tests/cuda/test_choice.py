@@ -54,6 +54,7 @@ def test_what_is_chosen_fits_the_card_and_covers_the_problem(card, compute):
         assert g.shared_bytes <= shared
         assert g.groups % D == 0
         assert g.groups // D <= -(-B // g.rows)  # no group without a tile
+        assert g.tile_step == g.groups // D * g.rows
         if NAMES[g.path] == "block":
             assert g.blocks == 1
         elif NAMES[g.path] == "cluster":
@@ -68,6 +69,8 @@ def test_what_is_chosen_fits_the_card_and_covers_the_problem(card, compute):
         assert g.k_blocks * g.k_workers * (64 if matrix else 16) >= H * element
         assert g.vector_stride >= H * element
         assert g.vector_stride % 16 == 0
+        # A multiplication divides the numbers of all words that threads begin with.
+        assert all(slot * g.pair_divisor >> 32 == slot // g.pairs for slot in range(THREADS))
         # The parts of shared memory follow each other, aligned, each large enough.
         words = g.rows * g.pairs * (8 if compute == "f64" else 4)
         accumulator = 8 if compute == "f64" else 4

@@ -41,8 +41,8 @@ struct Fiber {
   uint32_t id;     // its number in the grid, from 1
   int warp, lane;  // within the block
   uint32_t last_named_barrier, last_warp_barrier;
-  uint32_t arrived[2];  // when it arrived at the cluster barriers of even and odd phase
-  unsigned phase;       // cluster barriers it has waited for
+  uint32_t arrived[2];            // when it arrived at the cluster barriers of even and odd phase
+  unsigned phase;                 // cluster barriers it has waited for
   uint32_t last_cluster_barrier;  // when all had arrived at the last of these
   bool at_cluster_barrier;
   void* stack;  // where it goes on
@@ -96,6 +96,7 @@ void arena_release(size_t mark);  // frees what was allocated since arena_used()
 void mark_unwritten(void* p, size_t bytes);
 void mark_unallocated(void* p, size_t bytes);
 void on_read(const void* p, size_t bytes);
+void on_plain_read(const void* p, size_t bytes);  // also not of what only copies may read
 void on_write(void* p, size_t bytes);
 // Whether the running thread has acquired what `other`, of another block, did at `time`.
 bool acquired(const Fiber* other, uint32_t time);

@@ -121,6 +121,8 @@ class Library:
         handle.cuda_host_allocate.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_char_p]
         handle.cuda_host_mark_written.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         handle.cuda_host_mark_written.restype = None
+        handle.cuda_host_asynchronous_only.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        handle.cuda_host_asynchronous_only.restype = None
         handle.cuda_host_seed.argtypes = [ctypes.c_uint64]
         handle.cuda_host_seed.restype = None
         handle.cuda_host_free_all.restype = None
@@ -172,6 +174,10 @@ class Library:
             size = copy.numel() * copy.element_size()
             self._handle.cuda_host_mark_written(copy.data_ptr(), size, int(not writable))
         return copy
+
+    def asynchronous_only(self, address: int, size: int) -> None:
+        """From here on plain reads of this memory are errors; asynchronous copies may read it."""
+        self._handle.cuda_host_asynchronous_only(address, size)
 
     def run(self, function: str, *arguments: Any, seed: int = 0) -> None:
         """Calls an entry point; KernelError says what a thread did wrong.

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <new>
 #include <string>
@@ -31,6 +32,7 @@ unsigned char* arena = nullptr;
 Shadow* shadow_base = nullptr;
 size_t used = 0;
 std::map<uintptr_t, std::pair<size_t, std::string>> names;
+std::map<uintptr_t, size_t> asynchronous_only;  // begin and size
 
 void* reserve(size_t bytes) {
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
@@ -179,6 +181,17 @@ void on_write(void* p, size_t bytes) {
   }
 }
 
+void on_plain_read(const void* p, size_t bytes) {
+  if (!asynchronous_only.empty() && current() != nullptr) {
+    auto at = asynchronous_only.upper_bound(reinterpret_cast<uintptr_t>(p));
+    if (at != asynchronous_only.begin() &&
+        reinterpret_cast<uintptr_t>(p) < std::prev(at)->first + std::prev(at)->second) {
+      fail_access("a thread waits for memory that asynchronous copies should bring", p, bytes);
+    }
+  }
+  on_read(p, bytes);
+}
+
 void on_flag(const void* p, bool write) {
   if (!in_arena(p)) return;
   for (Shadow *s = shadow(p), *end = shadow_end(p, 4); s < end; ++s) {
@@ -206,8 +219,13 @@ void cuda_host_mark_written(void* p, size_t bytes, int read_only) {
   set_state(p, bytes, read_only ? kReadOnly : kWritten, kHost);
 }
 
+void cuda_host_asynchronous_only(void* p, size_t bytes) {
+  cuda_host::asynchronous_only[reinterpret_cast<uintptr_t>(p)] = bytes;
+}
+
 void cuda_host_free_all() {
   using namespace cuda_host;
+  asynchronous_only.clear();
   if (arena == nullptr) return;
   madvise(arena, used, MADV_DONTNEED);
   madvise(shadow_base, (used / kGranule + 1) * sizeof(Shadow), MADV_DONTNEED);
@@ -216,10 +234,10 @@ void cuda_host_free_all() {
 }
 
 // The hooks of -fsanitize=thread.
-#define ACCESS(bytes)                                                          \
-  void __tsan_read##bytes(void* p) { cuda_host::on_read(p, bytes); }           \
-  void __tsan_write##bytes(void* p) { cuda_host::on_write(p, bytes); }         \
-  void __tsan_unaligned_read##bytes(void* p) { cuda_host::on_read(p, bytes); } \
+#define ACCESS(bytes)                                                                \
+  void __tsan_read##bytes(void* p) { cuda_host::on_plain_read(p, bytes); }           \
+  void __tsan_write##bytes(void* p) { cuda_host::on_write(p, bytes); }               \
+  void __tsan_unaligned_read##bytes(void* p) { cuda_host::on_plain_read(p, bytes); } \
   void __tsan_unaligned_write##bytes(void* p) { cuda_host::on_write(p, bytes); }
 ACCESS(1)
 ACCESS(2)
@@ -227,7 +245,7 @@ ACCESS(4)
 ACCESS(8)
 ACCESS(16)
 #undef ACCESS
-void __tsan_read_range(void* p, size_t bytes) { cuda_host::on_read(p, bytes); }
+void __tsan_read_range(void* p, size_t bytes) { cuda_host::on_plain_read(p, bytes); }
 void __tsan_write_range(void* p, size_t bytes) { cuda_host::on_write(p, bytes); }
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_init() {}

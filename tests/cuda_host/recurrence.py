@@ -243,6 +243,9 @@ class Run:
         p.reverse = (ctypes.c_bool * 2)(*case.reverse)
         p.nonlinearity = NONLINEARITIES.index(case.nonlinearity)
         p.paired = paired and case.H % 2 == 0
+        p.source_step = case.H
+        if path != "step" and case.dtype.itemsize == 2:
+            p.source_step += case.H % 2
         if case.batch_sizes is not None:
             ends = case.batch_sizes.cumsum(0)
             p.step_row = self.put(torch.cat([torch.zeros(1, dtype=torch.int64), ends]))
@@ -263,6 +266,17 @@ class Run:
         if values.is_floating_point():
             values = values.to(self.case.dtype)
         return self.lib.tensor(values.contiguous(), writable=writable).data_ptr()
+
+    def put_sources(self, rows: Tensor | None) -> int | None:
+        """The same of rows that a step reads; by asynchronous copies alone where they stay long."""
+        if rows is None:
+            return None
+        padding = (0, self.call.source_step - self.case.H)
+        rows = torch.nn.functional.pad(rows.unflatten(-1, (self.case.D, -1)), padding)
+        address = self.put(rows)
+        if self.path != "step":
+            self.lib.asynchronous_only(address, rows.numel() * self.case.dtype.itemsize)
+        return address
 
     def empty(self, *shape: int) -> Tensor:
         return self.lib.empty(*shape, dtype=self.case.dtype)
@@ -318,11 +332,12 @@ class Run:
     def forward(self, batch_first: bool = False) -> tuple[Tensor, Tensor]:
         """Output and h_n, in device memory; the input may lie there as [B,T,width]."""
         case, p = self.case, self.call
-        p.input.data = self.put(case.input.transpose(0, 1) if batch_first else case.input)
+        p.input.data = self.put_sources(case.input.transpose(0, 1) if batch_first else case.input)
         p.input.index = self.put(case.index)
-        p.input.stride_b, p.input.stride_t = case.width, case.B * case.width
+        width = case.D * p.source_step
+        p.input.stride_b, p.input.stride_t = width, case.B * width
         if batch_first:
-            p.input.stride_b, p.input.stride_t = case.T * case.width, case.width
+            p.input.stride_b, p.input.stride_t = case.T * width, width
         for d in range(case.D if case.bias else 0):
             p.bias_ih[d], p.bias_hh[d] = self.put(case.bias_ih[d]), self.put(case.bias_hh[d])
         output = self.empty(*case.rows, case.width)
@@ -353,12 +368,13 @@ class Run:
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the pre-activations and of h0, in device memory."""
         case, p = self.case, self.call
-        p.output = self.put(output)
-        p.grad.grad_output, p.grad.grad_h_n = self.put(grad_output), self.put(grad_h_n)
+        p.output = self.put_sources(output)
+        p.grad.grad_output = self.put_sources(grad_output)
+        p.grad.grad_h_n = self.put(grad_h_n)
         grad_pre = self.empty(*case.rows, case.width)
         grad_hx = self.empty(case.D, case.B, case.H)
         p.grad_out.pre, p.grad_out.hx = grad_pre.data_ptr(), grad_hx.data_ptr()
-        p.saved = self.put(saved)
+        p.saved = self.put_sources(saved)
         self.enter()
         if case.leak:
             dtype = torch.float64 if case.compute == "f64" else torch.float32

@@ -1,5 +1,5 @@
-// csrc/cuda/recurrence/binding.cpp over the host layer: its ops, under the dispatch key PrivateUse1 so that those
-// of a real CUDA build stay as they are, take tensors of the CPU.
+// csrc/cuda/recurrence/binding.cpp over the host layer: its ops, under the dispatch key PrivateUse1
+// so that those of a real CUDA build stay as they are, take tensors of the CPU.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 

@@ -21,8 +21,7 @@ int64_t rnn_run(const DeviceCall* p, const Geometry* g, int64_t compute, int64_t
   return launch_resident(*p, *g, Compute(compute), backward != 0, nullptr);
 }
 
-int64_t rnn_run_step(const DeviceCall* p, const Step* step, int64_t compute,
-                     int64_t backward) {
+int64_t rnn_run_step(const DeviceCall* p, const Step* step, int64_t compute, int64_t backward) {
   return launch_step(*p, *step, Compute(compute), backward != 0, nullptr);
 }
 

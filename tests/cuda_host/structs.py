@@ -55,7 +55,7 @@ class DeviceCall(Recurrence):
     _fields_ = [
         ("grad", RecurrenceGrad),
         ("grad_out", RecurrenceGradOut),
-        *_fields("paired:b marks:p reset_output:p carry:p mixed:p"),
+        *_fields("paired:b source_step:q marks:p reset_output:p carry:p mixed:p"),
         *_fields("matrix:pp matrix_stride:q flags:p exchange:p"),
     ]
 
@@ -70,9 +70,10 @@ class Geometry(ctypes.Structure):
     """Geometry of csrc/cuda/recurrence/choice.h."""
 
     _fields_ = _fields(
-        "path:i blocks:i groups:i rows:i slice:i pairs:i row_step:i pair_step:i unit_workers:i "
-        "k_workers:i k_blocks:i parts:i part_stride:i vector_stride:i part_offset:i "
-        "input_offset:i bias_offset:i length_offset:i weight_offset:i shared_bytes:i cycles:d"
+        "path:i blocks:i groups:i rows:i tile_step:i slice:i pairs:i pair_divisor:i row_step:i "
+        "pair_step:i unit_workers:i k_workers:i k_blocks:i parts:i part_stride:i vector_stride:i "
+        "part_offset:i input_offset:i bias_offset:i length_offset:i weight_offset:i "
+        "shared_bytes:i cycles:d"
     )
 
 

@@ -16,6 +16,23 @@
 
 namespace rnnext::cuda {
 
+// The word of f(j, sums[j]). Not unrolled, for want of registers: two elements at once spill. In a
+// loop only indices that are constant keep arrays in registers, so each element passes through the
+// last place.
+template <typename T, int N, class F>
+__device__ Word<T, N> one_by_one(const Accumulate<T> (&sums)[N], const F& f) {
+  Word<T, N> word = {};
+  Accumulate<T> next = sums[0];
+#pragma unroll 1
+  for (int j = 0; j < N; ++j) {
+    const T x = f(j, next);
+    if constexpr (N == 2) word.x[0] = word.x[1];
+    word.x[N - 1] = x;
+    next = sums[N - 1];
+  }
+  return word;
+}
+
 template <typename T>
 struct AnyForward : Forward<T, Any> {
   using Base = Forward<T, Any>;
@@ -36,14 +53,10 @@ struct AnyForward : Forward<T, Any> {
                              const Word<T, N>* const (&sources)[kSources], const A* bias,
                              const Word<T, N>& before) const {
     if (!at.inside) return before;
-    Word<T, N> h;
-#pragma unroll
-    for (int j = 0; j < N; ++j) {
-      h.x[j] = from_float<T>(A(0));
-      if (j > 0 && j >= at.units) continue;
-      h.x[j] = output(at, j, to_float(sources[0]->x[j]) + bias[j] + product[j]);
-    }
-    return h;
+    return one_by_one<T>(product, [&](int j, A sum) {
+      if (j >= at.units) return from_float<T>(A(0));
+      return output(at, j, to_float(sources[0]->x[j]) + bias[j] + sum);
+    });
   }
 
   // (h_n is there: step() has written it.)
@@ -105,7 +118,9 @@ struct AnyBackward : Backward<T, Any> {
   using Base::Base;
 
   __device__ const T* source(int i, int64_t t, int64_t b, int64_t row) const {
-    if (i == 0 && p.form == Form::rate) return static_cast<const T*>(p.saved) + row * width(p);
+    if (i == 0 && p.form == Form::rate) {
+      return static_cast<const T*>(p.saved) + row * source_width(p);
+    }
     return Base::source(i, t, b, row);
   }
 
@@ -114,19 +129,16 @@ struct AnyBackward : Backward<T, Any> {
                              const Word<T, N>* const (&sources)[kSources], const A*,
                              const Word<T, N>&) const {
     const bool leaves = at.precedes && p.grad_out.hx;
-    Word<T, N> dg = {};
-    if (!at.inside && !leaves) return dg;
-#pragma unroll
-    for (int j = 0; j < N; ++j) {
-      if (j > 0 && j >= at.units) continue;
-      A h = 0, grad = 0;
+    if (!at.inside && !leaves) return {};
+    return one_by_one<T>(product, [&](int j, A sum) {
+      A h = 0;
+      if (j >= at.units) return from_float<T>(A(0));
       if (at.inside) {
         h = to_float(sources[0]->x[j]);
-        if (p.grad.grad_output) grad = to_float(sources[1]->x[j]);
+        if (p.grad.grad_output) sum += to_float(sources[1]->x[j]);
       }
-      dg.x[j] = from_float<T>(gradient(at, j, product[j] + grad, h, leaves));
-    }
-    return dg;
+      return from_float<T>(gradient(at, j, sum, h, leaves));
+    });
   }
 
   template <int N>

@@ -69,8 +69,11 @@ Compute compute_of(DType dtype) {
   }
 }
 
-bool even(const Tensor& t) {  // pairs of 16-bit elements can be read as words
-  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 4 == 0;
+// Whether pairs of 16-bit elements lie at multiples of 4 bytes in all rows.
+bool even(const Tensor& rows) {
+  const at::IntArrayRef strides = rows.strides().slice(0, rows.dim() - 1);
+  return reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 4 == 0 && rows.stride(-1) == 1 &&
+         std::all_of(strides.begin(), strides.end(), [](int64_t n) { return n % 2 == 0; });
 }
 
 struct Call : ParsedCall {
@@ -78,11 +81,13 @@ struct Call : ParsedCall {
   Compute compute{};
   cudaStream_t stream{};
   at::TensorOptions options;
-  bool reads_even = true;
+  bool reads_pairs = false;
 
   explicit Call(const RecurrenceArguments& a) {
     parse(a, *this, p);
     p.I = 0;  // the product with W_ih is a GEMM before the kernel
+    p.source_step = s.H;
+    p.paired = s.H % 2 == 0;
     compute = compute_of(dtype);
     stream = at::cuda::getCurrentCUDAStream();
     options = a.weight_hh[0].options();
@@ -99,11 +104,24 @@ struct Call : ParsedCall {
     }
   }
 
-  const void* keep_even(const Tensor& t) {
-    const void* data = keep(t);
-    reads_even = reads_even && even(alive.back());
-    return data;
+  // The path, and how the rows lie that its steps read (DeviceCall::source_step).
+  Geometry choose_path(bool backward, const at::Device& device) {
+    const Geometry g = choice({s.T, s.B, s.H, p.D, compute, backward}, device.index());
+    reads_pairs = g.path != Path::step && element_size(compute) == 2;
+    if (reads_pairs) p.source_step = s.H + s.H % 2;
+    return g;
   }
+  // Rows [.., D*H] so: a copy where they do not lie so already.
+  Tensor sources(const Tensor& rows) const {
+    if (!reads_pairs || (p.paired && even(rows))) return rows;
+    std::vector<int64_t> shape = rows.sizes().vec();
+    shape.back() = s.D;
+    shape.push_back(p.source_step);
+    const Tensor copy = empty(shape);
+    copy.narrow(-1, 0, s.H).copy_(rows.unflatten(-1, {s.D, s.H}));
+    return copy.flatten(-2);
+  }
+  const void* keep_sources(const Tensor& rows) { return keep(sources(rows)); }
   Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, options); }
 
   const int64_t* constants(const std::vector<int64_t>& values) {
@@ -122,11 +140,11 @@ struct Call : ParsedCall {
           input.dim() == 3 && !input.is_contiguous() && input.transpose(0, 1).is_contiguous();
       const Tensor from = swapped ? input.transpose(0, 1) : input;
       std::vector<int64_t> shape = from.sizes().vec();
-      shape.back() = s.D * s.H;
+      shape.back() = s.D * p.source_step;
       rows = empty(shape);
       const Tensor features = from.reshape({s.N, s.I});
       for (int64_t d = 0; d < s.D; ++d) {
-        Tensor part = rows.view({s.N, s.D * s.H}).narrow(1, d * s.H, s.H);
+        Tensor part = rows.view({s.N, shape.back()}).narrow(1, d * p.source_step, s.H);
         at::mm_out(part, features, weight_ih[d].t());
       }
       if (swapped) rows = rows.transpose(0, 1);
@@ -141,11 +159,11 @@ struct Call : ParsedCall {
       C10_CUDA_CHECK(launch_table_rows(checked_indices(flat, input.size(0)), to, stream));
       p.input.index = to;
     }
+    if (!s.features) rows = sources(rows);
     alive.push_back(rows);
     p.input.data = rows.const_data_ptr();
     p.input.stride_b = rows.stride(-2);
     p.input.stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
-    reads_even = reads_even && even(rows) && p.input.stride_b % 2 == 0 && p.input.stride_t % 2 == 0;
   }
 
   // With a leak or resets: what enters W_hh first, as launch_enter says, and h_n.
@@ -265,14 +283,12 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
     start_from_hx();
     return {output, h_n, saved};
   }
+  const Geometry geometry = call.choose_path(false, a.input.device());
   call.set_input(a.input, a.index, a.weight_ih);
-  p.paired = s.H % 2 == 0 && call.reads_even;
   p.output = output.data_ptr();
   p.h_n = h_n.data_ptr();
   if (!saved.empty()) p.saved = saved[0].data_ptr();
   const Tensor first = call.enter();
-  const Geometry geometry =
-      choice({s.T, s.B, s.H, p.D, call.compute, false}, a.input.device().index());
   if (call.run_resident(geometry, a.weight_hh, false)) return {output, h_n, saved};
   if (!first.defined()) start_from_hx();
   call.run_steps(a.weight_hh, first.defined() ? first : h_n, false);
@@ -311,19 +327,17 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
   if (want_hx) grad.hx = call.empty(state);
   if (grad_of_alpha || (grad_of_reset && leaks)) mixed = call.empty_rows();
   if (!empty) {
-    p.output = const_cast<void*>(call.keep_even(r.output));
-    if (!r.saved.empty()) p.saved = const_cast<void*>(call.keep_even(r.saved[0]));
-    if (given(r.grad_output)) p.grad.grad_output = call.keep_even(*r.grad_output);
+    const Geometry geometry = call.choose_path(true, a.input.device());
+    p.output = const_cast<void*>(call.keep_sources(r.output));
+    if (!r.saved.empty()) p.saved = const_cast<void*>(call.keep_sources(r.saved[0]));
+    if (given(r.grad_output)) p.grad.grad_output = call.keep_sources(*r.grad_output);
     if (given(r.grad_h_n)) p.grad.grad_h_n = call.keep(*r.grad_h_n);
     p.grad_out.pre = grad_pre.data_ptr();
     if (want_hx) p.grad_out.hx = grad.hx.data_ptr();
     if (mixed.defined()) p.mixed = mixed.data_ptr();
-    p.paired = s.H % 2 == 0 && call.reads_even;
     first = call.enter();
     const Tensor carry = at::zeros(leaks ? state : std::array<int64_t, 3>{}, call.accumulators());
     p.carry = carry.data_ptr();
-    const Geometry geometry =
-        choice({s.T, s.B, s.H, p.D, call.compute, true}, a.input.device().index());
     if (!call.run_resident(geometry, a.weight_hh, true)) {
       call.run_steps(a.weight_hh, call.empty(state), true);
     }
@@ -349,13 +363,14 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
       C10_CUDA_CHECK(launch_previous_state(p, from, rows.data_ptr(), call.compute, call.stream));
     return rows;
   };
+  const Tensor outputs = r.output.contiguous().view({s.N, width});
+  const States states{empty ? nullptr : outputs.const_data_ptr(), p.hx, p.reset_output};
   Tensor outputs_before;
   if (want_weights) {
     // Where sequences start or end at different steps, a kernel collects the outputs before them.
     const OptionalTensor start = first.defined() ? OptionalTensor(first) : a.hx;
     const bool collected = s.packed() || p.reset || (given(a.lengths) && given(start));
-    if (collected) outputs_before = previous({p.output, p.hx, p.reset_output});
-    const Tensor outputs = r.output.contiguous().view({s.N, width});
+    if (collected) outputs_before = previous(states);
     const Tensor features = s.features ? a.input.reshape({s.N, s.I}) : Tensor();
     for (int64_t d = 0; d < s.D; ++d) {
       const Tensor rows = direction(grad_rows, d);
@@ -375,8 +390,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
     // Of (1 - a) s + a x, x - s: what was saved, or, of rate, which saved x, less the state before.
     Tensor rows = r.saved[0].reshape({s.N, width}).to(call.accumulators());
     if (p.form == Form::rate)
-      rows = rows.sub(outputs_before.defined() ? outputs_before
-                                               : previous({p.output, p.hx, p.reset_output}));
+      rows = rows.sub(outputs_before.defined() ? outputs_before : previous(states));
     const Tensor sums = rows.mul(mixed.view({s.N, width})).sum(0).view({s.D, s.H});
     for (int64_t d = 0; d < s.D; ++d) grad.alpha.push_back(sums[d].to(call.options));
   }

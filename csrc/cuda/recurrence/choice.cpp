@@ -27,6 +27,9 @@ constexpr size_t kRemembered = 1024;
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// What divide() takes for n > 1.
+unsigned divisor(int64_t n) { return static_cast<unsigned>(ceil_div(int64_t(1) << 32, n)); }
+
 bool tensor_cores(Compute c) { return c != Compute::f32 && c != Compute::f64; }
 
 // Multiply-adds a cycle of one SM.
@@ -85,6 +88,7 @@ bool lay_out(const Problem& p, const Device& device, Path path, int64_t blocks, 
   g.rows = static_cast<int>(rows);
   g.slice = static_cast<int>(slice);
   g.pairs = static_cast<int>(element == 2 ? slice / 2 : slice);
+  g.pair_divisor = divisor(g.pairs);
   g.row_step = kThreads / g.pairs;
   g.pair_step = kThreads % g.pairs;
   g.unit_workers = static_cast<int>(unit_workers);
@@ -139,6 +143,7 @@ void consider(const Problem& p, const Device& device, Path path, int64_t blocks,
       const int64_t tiles = ceil_div(p.B, rows);
       const int64_t groups = std::min(per_direction, tiles) * p.D;
       g.groups = static_cast<int>(groups);
+      g.tile_step = static_cast<int>(groups / p.D * g.rows);
       const double waves = double(ceil_div(tiles, groups / p.D)) * ceil_div(groups, at_once);
       g.cycles = kStart + g.slice * double(p.H) * element_size(p.compute) / kL2Bytes +
                  waves * p.T * step_cycles(p, device, g);

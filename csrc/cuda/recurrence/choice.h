@@ -46,8 +46,10 @@ struct Geometry {
   int blocks = 0;                   // in a group
   int groups = 0;                   // launched; a multiple of D
   int rows = 0;                     // sequences in a tile
+  int tile_step = 0;                // sequences from one tile of a group to its next
   int slice = 0;                    // hidden units of a block
   int pairs = 0;                    // 4-byte words (8 for float64) of a slice
+  unsigned pair_divisor = 0;        // of divide()
   int row_step = 0, pair_step = 0;  // kThreads words further on in [rows, pairs]
   int unit_workers = 0;
   int k_workers = 0;

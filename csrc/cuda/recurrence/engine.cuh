@@ -27,26 +27,26 @@ class MatrixEngine {
     const int uw = warp % g.unit_workers, kw = warp / g.unit_workers;
     const int blocks = static_cast<int>(stride * sizeof(Element) / kBlockBytes);
     count_ = kw < g.k_workers && kw < blocks ? (blocks - kw + g.k_workers - 1) / g.k_workers : 0;
-    vector_step_ = g.k_workers * kBlockBytes;
     vector_offset_ = kw * kBlockBytes + lane % 4 * 16;
     part_offset_ = (kw * g.rows + lane % 4 * 2) * g.part_stride + uw * 16 + lane / 4;
-    spill_ = shared + g.weight_offset + warp * 1024 + lane * 16;
+    const int step = vector_step(g);
     const int unit = uw * 16 + lane / 4;
     const Element* low = static_cast<const Element*>(matrix) + (first_unit + unit) * stride;
     const Element* high = low + 8 * stride;
 #pragma unroll
     for (int i = 0; i < kRegisterBlocks; ++i) {
       if (i < count_) {
-        const uint4 a = read(low, i, unit < units), b = read(high, i, unit + 8 < units);
+        const uint4 a = read(low, i * step, unit < units),
+                    b = read(high, i * step, unit + 8 < units);
         interleave(a, b, fragments_[i]);
       }
     }
 #pragma unroll 1
     for (int i = kRegisterBlocks; i < count_; ++i) {
-      const uint4 a = read(low, i, unit < units), b = read(high, i, unit + 8 < units);
+      const uint4 a = read(low, i * step, unit < units), b = read(high, i * step, unit + 8 < units);
       uint32_t w[2][4];
       interleave(a, b, w);
-      uint4* to = reinterpret_cast<uint4*>(spill_ + (i - kRegisterBlocks) * kSpillBytes);
+      uint4* to = reinterpret_cast<uint4*>(shared + spill_offset(g, i));
       to[0] = make_uint4(w[0][0], w[0][1], w[0][2], w[0][3]);
       to[32] = make_uint4(w[1][0], w[1][1], w[1][2], w[1][3]);
     }
@@ -63,15 +63,14 @@ class MatrixEngine {
 #pragma unroll
       for (int i = 0; i < kRegisterBlocks; ++i) {
         if (i < count_) {
-          const uint4 x = fetch(v + i * vector_step_, present);
+          const uint4 x = fetch(v + i * vector_step(g), present);
           multiply(sum[i % 2 * 2], sum[i % 2 * 2 + 1], fragments_[i], x);
         }
       }
 #pragma unroll 1
       for (int i = kRegisterBlocks; i < count_; ++i) {
-        const uint4 x = fetch(v + i * vector_step_, present);
-        const uint4* from =
-            reinterpret_cast<const uint4*>(spill_ + (i - kRegisterBlocks) * kSpillBytes);
+        const uint4 x = fetch(v + i * vector_step(g), present);
+        const uint4* from = reinterpret_cast<const uint4*>(shared_memory() + spill_offset(g, i));
         const uint4 a = from[0], b = from[32];
         const uint32_t w[2][4] = {{a.x, a.y, a.z, a.w}, {b.x, b.y, b.z, b.w}};
         multiply(sum[0], sum[1], w, x);
@@ -97,10 +96,19 @@ class MatrixEngine {
   }
 
  private:
-  __device__ uint4 read(const Element* row, int i, bool inside) const {
+  // Bytes of the vectors between a worker's k-blocks; and where the thread's share of its k-block i
+  // lies in shared memory. Made anew at each use: there is no register to keep them in.
+  __device__ static int vector_step(const Geometry& g) { return g.k_workers * kBlockBytes; }
+  __device__ static int spill_offset(const Geometry& g, int i) {
+    const int thread = unknown(threadIdx.x);
+    return g.weight_offset + (i - kRegisterBlocks) * kSpillBytes + thread / 32 * 1024 +
+           thread % 32 * 16;
+  }
+
+  __device__ uint4 read(const Element* row, int offset, bool inside) const {
     if (!inside) return make_uint4(0, 0, 0, 0);
     const unsigned char* from =
-        reinterpret_cast<const unsigned char*>(row) + vector_offset_ + i * vector_step_;
+        reinterpret_cast<const unsigned char*>(row) + vector_offset_ + offset;
     uint4 x = __ldg(reinterpret_cast<const uint4*>(from));
     if constexpr (sizeof(Element) == 4) {
       x = make_uint4(to_tf32(__uint_as_float(x.x)), to_tf32(__uint_as_float(x.y)),
@@ -127,8 +135,7 @@ class MatrixEngine {
   }
 
   uint32_t fragments_[kRegisterBlocks][2][4];
-  unsigned char* spill_;
-  int count_, vector_step_, vector_offset_, part_offset_;
+  int count_, vector_offset_, part_offset_;
 };
 
 // FMA: a worker is a thread, a unit group two units (uw and uw + unit_workers), a k-block 16 bytes
@@ -146,26 +153,25 @@ class ScalarEngine {
     const int uw = threadIdx.x % g.unit_workers, kw = threadIdx.x / g.unit_workers;
     const int blocks = static_cast<int>(g.vector_stride / kBlockBytes);
     count_ = kw < g.k_workers && kw < blocks ? (blocks - kw + g.k_workers - 1) / g.k_workers : 0;
-    vector_step_ = g.k_workers * kBlockBytes;
     vector_offset_ = kw * kBlockBytes;
     const int part = g.unit_workers < 32 ? threadIdx.x / 32 : kw;
-    part_offset_ = part * g.rows * g.part_stride + uw;
-    writes_ = kw < g.k_workers && (g.unit_workers >= 32 || int(threadIdx.x % 32) < g.unit_workers);
-    spill_ = shared + g.weight_offset + threadIdx.x * 16;
+    const bool writes =
+        kw < g.k_workers && (g.unit_workers >= 32 || int(threadIdx.x % 32) < g.unit_workers);
+    part_offset_ = writes ? part * g.rows * g.part_stride + uw : -1;
+    const int step = vector_step(g);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const int unit = uw + j * g.unit_workers;
       const Element* row = static_cast<const Element*>(matrix) + (first_unit + unit) * stride;
 #pragma unroll
       for (int i = 0; i < kRegisterBlocks; ++i) {
-        if (i < count_) read(row, i, unit < units, weight_[j][i]);
+        if (i < count_) read(row, i * step, unit < units, weight_[j][i]);
       }
 #pragma unroll 1
       for (int i = kRegisterBlocks; i < count_; ++i) {
         Element w[kPer];
-        read(row, i, unit < units, w);
-        Element* to = reinterpret_cast<Element*>(spill_ + (i - kRegisterBlocks) * kSpillBytes +
-                                                 j * kThreads * 16);
+        read(row, i * step, unit < units, w);
+        Element* to = reinterpret_cast<Element*>(shared + spill_offset(g, i) + j * kThreads * 16);
         store16(to, w);
       }
     }
@@ -181,6 +187,12 @@ class ScalarEngine {
   __device__ static Element operand(Element x) { return x; }
 
  private:
+  // As in MatrixEngine.
+  __device__ static int vector_step(const Geometry& g) { return g.k_workers * kBlockBytes; }
+  __device__ static int spill_offset(const Geometry& g, int i) {
+    return g.weight_offset + (i - kRegisterBlocks) * kSpillBytes + unknown(threadIdx.x) * 16;
+  }
+
   template <int Rows>
   __device__ void tile(const unsigned char* vectors, int r0, const Geometry& g,
                        Element* parts) const {
@@ -188,15 +200,15 @@ class ScalarEngine {
     Element sum[Rows][2] = {};
 #pragma unroll
     for (int i = 0; i < kRegisterBlocks; ++i) {
-      if (i < count_) multiply<Rows>(sum, weight_[0][i], weight_[1][i], v + i * vector_step_, g);
+      if (i < count_) multiply<Rows>(sum, weight_[0][i], weight_[1][i], v + i * vector_step(g), g);
     }
 #pragma unroll 1
     for (int i = kRegisterBlocks; i < count_; ++i) {
-      const unsigned char* from = spill_ + (i - kRegisterBlocks) * kSpillBytes;
+      const unsigned char* from = shared_memory() + spill_offset(g, i);
       Element w0[kPer], w1[kPer];
       load16(from, w0);
       load16(from + kThreads * 16, w1);
-      multiply<Rows>(sum, w0, w1, v + i * vector_step_, g);
+      multiply<Rows>(sum, w0, w1, v + i * vector_step(g), g);
     }
 #pragma unroll 1
     for (int lanes = g.unit_workers; lanes < 32; lanes *= 2) {
@@ -206,7 +218,7 @@ class ScalarEngine {
         sum[r][1] += __shfl_xor_sync(0xffffffffu, sum[r][1], lanes);
       }
     }
-    if (writes_) {
+    if (part_offset_ >= 0) {
 #pragma unroll
       for (int r = 0; r < Rows; ++r) {
         Element* to = parts + part_offset_ + (r0 + r) * g.part_stride;
@@ -232,9 +244,9 @@ class ScalarEngine {
     }
   }
 
-  __device__ void read(const Element* row, int i, bool inside, Element (&w)[kPer]) const {
+  __device__ void read(const Element* row, int offset, bool inside, Element (&w)[kPer]) const {
     if (inside) {
-      load16(reinterpret_cast<const unsigned char*>(row) + vector_offset_ + i * vector_step_, w);
+      load16(reinterpret_cast<const unsigned char*>(row) + vector_offset_ + offset, w);
     } else {
 #pragma unroll
       for (int k = 0; k < kPer; ++k) w[k] = 0;
@@ -257,9 +269,8 @@ class ScalarEngine {
   }
 
   Element weight_[2][kRegisterBlocks][kPer];
-  unsigned char* spill_;
-  int count_, vector_step_, vector_offset_, part_offset_;
-  bool writes_;
+  int count_, vector_offset_;
+  int part_offset_;  // -1: another lane writes
 };
 
 }  // namespace rnnext::cuda

@@ -14,8 +14,9 @@ namespace rnnext::cuda {
 struct Share {
   int slot, row, word;
 
+  // Made anew at each use, for want of registers, and without a division.
   __device__ explicit Share(const Geometry& g)
-      : slot(threadIdx.x), row(slot / g.pairs), word(slot % g.pairs) {}
+      : slot(unknown(threadIdx.x)), row(divide(slot, g.pair_divisor)), word(slot - row * g.pairs) {}
   __device__ void next(const Geometry& g) {
     slot += kThreads, row += g.row_step, word += g.pair_step;
     if (word >= g.pairs) word -= g.pairs, ++row;
@@ -64,7 +65,7 @@ struct Resident {
   __device__ void run() {
     load();
     group.start();
-    for (b0 = group_index / p.D * g.rows; b0 < B; b0 += g.groups / p.D * g.rows) {
+    for (b0 = group_index / p.D * g.rows; b0 < B; b0 += g.tile_step) {
       begin_tile();
       const int steps = T + pass.further();
       // Step -1 only prefetches: the code for that is there once.
@@ -124,6 +125,7 @@ struct Resident {
       const int t = time_of<Pass>(reverse, T, s);
       if constexpr (Pass::kRestarts) prefetch_marks(s, mark_of<Pass>(reverse, t));
       const int64_t first_row = p.first_row(t) + b0;
+      const int d = unknown(this->d);
       Words* to = sources(s);
 #pragma unroll 1
       for (Share e(g); e.row < rows; e.next(g)) {
@@ -133,7 +135,8 @@ struct Resident {
         for (int i = 0; i < Pass::kSources; ++i) {
           if (!pass.given(i)) continue;
           const Element* row = pass.source(i, t, b0 + e.row, first_row + e.row);
-          copy_word(to + i * g.rows * g.pairs + e.slot, row + column(u), p.paired, u + 1 < units);
+          const Element* from = row + (d * source_step(p) + first_unit + u);
+          copy_async<sizeof(Words)>(to + i * g.rows * g.pairs + e.slot, from);
         }
       }
     }
@@ -152,20 +155,21 @@ struct Resident {
   __device__ void finish(int s) {
     const int t = time_of<Pass>(reverse, T, s);
     const int64_t first_row = s < T ? p.first_row(t) + b0 : 0;
+    const int d = unknown(this->d);
     const unsigned char* v = group.buffer(n);
     const Words* from = sources(s);
 #pragma unroll 1
     for (Share e(g); e.row < rows; e.next(g)) {
       const int u = e.word * kPer;
       if (u >= units) continue;
+      A product[kPer];
+      sum_parts(e.row, u, product);
       Place at;
       at.row = first_row + e.row;
-      at.column = column(u);
+      at.column = d * H + first_unit + u;
       at.state = int64_t(d * B + b0 + e.row) * H + first_unit + u;
       at.units = units - u;
       set_step(at, p, span(e.row), t);
-      A product[kPer];
-      sum_parts(e.row, u, product);
       const Words* read[Pass::kSources];
 #pragma unroll
       for (int i = 0; i < Pass::kSources; ++i) read[i] = from + i * g.rows * g.pairs + e.slot;
@@ -196,8 +200,6 @@ struct Resident {
     }
   }
 
-  // Of the units from u in the slice, in a row of D*H.
-  __device__ int column(int u) const { return d * H + first_unit + u; }
   __device__ Span<int> span(int row) const { return {lengths()[row], reverse}; }
   __device__ bool restarts(int s, int row, int mark) const {
     return p.marks && replaces<Pass>(mark, lengths()[row]) && marks(s)[row];

@@ -23,7 +23,10 @@ struct DeviceCall : Recurrence {
   RecurrenceGrad grad;
   RecurrenceGradOut grad_out;
 
-  bool paired = false;  // 16-bit types: H is even and all rows begin at multiples of 4 bytes
+  bool paired = false;  // H is even: two 16-bit elements of what is written fill 4 aligned bytes
+  // Elements between the directions in the rows that a step reads: H, or, where resident kernels
+  // read 16-bit types, H rounded up to even. Their words of 4 bytes are all aligned.
+  int64_t source_step = 0;
 
   const int* marks = nullptr;          // [T,B] reset, in words that cp.async can copy
   const void* reset_output = nullptr;  // [D,B,H] what enters W_hh after a reset

@@ -7,7 +7,8 @@
 //   kBackward                   whether it goes against the direction
 //   further()                   steps past T: the product alone
 //   kSources, given(i), source(i, t, b, row)
-//                               the rows of D*H elements that a step reads
+//                               where the rows begin that a step reads; the directions lie
+//                               source_step elements apart there
 //   bias(d, unit)               what is added to the product
 //   start(state)                an element of the first v; `state` is that of Place
 //   skip(state, x)              that element of a sequence without steps
@@ -53,6 +54,11 @@ __device__ bool replaces(Int mark, Int length) {
 
 // Elements of a row of output, and of its gradient.
 __device__ __forceinline__ int width(const DeviceCall& p) { return p.D * static_cast<int>(p.H); }
+// The same where a step reads them, and between the directions there.
+__device__ __forceinline__ int source_step(const DeviceCall& p) {
+  return static_cast<int>(p.source_step);
+}
+__device__ __forceinline__ int source_width(const DeviceCall& p) { return p.D * source_step(p); }
 
 // A word at a step: some neighbouring hidden units of a sequence in one direction.
 struct Place {
@@ -145,7 +151,7 @@ struct Backward {
 
   __device__ bool given(int i) const { return i == 0 || p.grad.grad_output; }
   __device__ const T* source(int i, int64_t, int64_t, int64_t row) const {
-    return static_cast<const T*>(i == 0 ? p.output : p.grad.grad_output) + row * width(p);
+    return static_cast<const T*>(i == 0 ? p.output : p.grad.grad_output) + row * source_width(p);
   }
   __device__ A bias(int, int64_t) const { return A(0); }
 

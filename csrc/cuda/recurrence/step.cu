@@ -29,7 +29,8 @@ __global__ void step_kernel(const DeviceCall p, const Step step) {
   for (int k = 0; k < Pass::kSources; ++k) {
     const bool reads = at.inside && pass.given(k);
     read[k] =
-        !reads ? nullptr : reinterpret_cast<const One*>(pass.source(k, t, b, at.row) + at.column);
+        !reads ? nullptr
+               : reinterpret_cast<const One*>(pass.source(k, t, b, at.row) + d * p.source_step + u);
   }
   const bool reads = step.product && (at.inside || at.precedes);
   const A product[1] = {reads ? to_float(static_cast<const Element*>(step.product)[at.state])

@@ -15,20 +15,7 @@ struct alignas(N * sizeof(T)) Word {
 template <typename T>
 constexpr int kWordSize = sizeof(T) == 2 ? 2 : 1;
 
-// Starts a copy to shared memory. `paired`: two elements of 16 bits lie at a multiple of 4 bytes.
-// `second`: there is a second one.
-template <typename T, int N>
-__device__ __forceinline__ void copy_word(Word<T, N>* to, const T* from, bool paired, bool second) {
-  if constexpr (N == 1) {
-    copy_async<sizeof(T)>(to, from);
-  } else if (paired) {
-    copy_async<4>(to, from);
-  } else {
-    to->x[0] = from[0];
-    to->x[1] = second ? from[1] : from_float<T>(0.0f);
-  }
-}
-
+// `paired`: two elements of 16 bits lie at a multiple of 4 bytes. `second`: there is a second one.
 template <typename T, int N>
 __device__ __forceinline__ void store_word(T* to, const Word<T, N>& x, bool paired, bool second) {
   if constexpr (N == 1) {
