@@ -2,9 +2,10 @@
 
 A virtual environment of its own gets a CUDA build of torch and NVIDIA's compiler from PyPI (about
 5 GB), the whole extension is compiled and linked for every architecture in ``ARCHITECTURES``, it is
-imported, and the compiler's resource report is printed as a table. The command fails if a kernel
-spills registers or has a stack frame, or if a resident kernel needs more registers than the choice
-of a path assumes.
+imported, and the compiler's resource report is printed as a table, and what the step loops hold as
+another (machine_code.py). The command fails if a kernel spills registers or has a stack frame, if a
+resident kernel needs more registers than the choice of a path assumes, or if its step loop holds
+what it must not.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+from tools import machine_code
+
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "cuda"
 
@@ -26,10 +29,12 @@ TOOLKIT = [
     f"{name}==13.0.*"
     for name in ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl")
 ]
+# They read machine code of any older compiler; there is none of 13.0 on PyPI.
+DISASSEMBLER = ["nvidia-cuda-cuobjdump==13.2.*", "nvidia-cuda-nvdisasm==13.2.*"]
 TOOLS = ["setuptools>=77", "wheel", "ninja", "numpy", "pybind11"]
 # A100, H100, B200, RTX 50; the PTX of the last is for cards to come.
 ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
-RESIDENT = "recurrence_kernel"  # the template of the kernels that keep W_hh on chip
+RESIDENT = machine_code.RESIDENT
 REGISTERS_OF_AN_SM = 65536
 
 # Stands between ninja and nvcc: keeps the resource report of each object beside it, so that a build
@@ -69,12 +74,12 @@ def run(command: list[str], **kwargs: object) -> None:
 def make_environment(folder: Path) -> Path:
     """The interpreter of the environment, created or completed where the recipe has changed."""
     python = folder / "bin" / "python"
-    recipe = hashlib.sha256(" ".join([TORCH, *TOOLKIT, *TOOLS]).encode()).hexdigest()
+    recipe = hashlib.sha256(" ".join([TORCH, *TOOLKIT, *DISASSEMBLER, *TOOLS]).encode()).hexdigest()
     ready = folder / "ready"
     if not (ready.exists() and ready.read_text() == recipe):
         if not python.exists():
             run([sys.executable, "-m", "venv", str(folder)])
-        run([str(python), "-m", "pip", "install", "-q", TORCH, *TOOLKIT, *TOOLS])
+        run([str(python), "-m", "pip", "install", "-q", TORCH, *TOOLKIT, *DISASSEMBLER, *TOOLS])
         ready.write_text(recipe)
     return python
 
@@ -150,16 +155,10 @@ def read_reports(folder: Path) -> list[Usage]:
 
 
 def demangled(usages: list[Usage]) -> list[Usage]:
-    """The same with readable names: without argument lists, namespaces and numbers of an enum."""
-    header = (ROOT / "csrc" / "recurrence" / "nonlinearity.h").read_text()
-    nonlinearities = re.findall(r"X\((\w+)\)", header.partition("RNNEXT_NONLINEARITIES(X)")[2])
-    names = "\n".join(usage.kernel for usage in usages)
-    done = subprocess.run(["c++filt"], input=names, capture_output=True, text=True, check=True)
-    for usage, name in zip(usages, done.stdout.splitlines(), strict=True):
-        name = name.replace("(anonymous namespace)::", "").removeprefix("void ")
-        name = re.sub(r"rnnext::(cuda::)?", "", name)
-        name = re.sub(r"\(Nonlinearity\)(\d+)", lambda found: nonlinearities[int(found[1])], name)
-        usage.kernel = re.sub(r"\((?:[^()]|\([^()]*\))*\)$", "", name)
+    """The same with readable names."""
+    names = machine_code.readable([usage.kernel for usage in usages])
+    for usage, name in zip(usages, names, strict=True):
+        usage.kernel = name
     return sorted(usages)
 
 
@@ -211,6 +210,13 @@ def faults(usages: list[Usage], environment: dict[str, str]) -> list[str]:
     return wrong
 
 
+def read_loops(folder: Path, environment: dict[str, str]) -> list[machine_code.Loop]:
+    """The step loops of the resident kernels in the objects under `folder`."""
+    loops = machine_code.read(sorted(folder.rglob("kernel_*.o")), environment)
+    (BUILD / "loops.json").write_text(machine_code.dumps(loops))
+    return loops
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--venv", type=Path, default=ROOT / "build" / "cuda-venv")
@@ -224,7 +230,11 @@ def main() -> None:
     usages = read_reports(BUILD / "objects")
     print_table(usages)
     run([str(python), "-c", IMPORT], cwd=packages, env=environment)
-    wrong = faults(usages, environment)
+    loops = read_loops(BUILD / "objects", environment)
+    print("\n".join([machine_code.table(loops), *machine_code.known(loops)]))
+    wrong = faults(usages, environment) + machine_code.faults(
+        loops, {(u.kernel, u.arch) for u in usages if u.kernel.startswith(RESIDENT)}
+    )
     now = time.monotonic()
     print(
         f"{len({u.kernel for u in usages})} kernels, {len({u.arch for u in usages})} targets; "
