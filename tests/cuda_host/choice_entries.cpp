@@ -17,6 +17,13 @@ Device device_of(const int64_t* x) {
   return d;
 }
 
+Problem problem_of(const int64_t* x) {
+  Problem p;
+  p.T = x[0], p.B = x[1], p.H = x[2], p.D = int(x[3]);
+  p.compute = Compute(x[4]), p.backward = x[5] != 0;
+  return p;
+}
+
 }  // namespace
 
 extern "C" {
@@ -25,14 +32,25 @@ extern "C" {
 // 8, 16. forced: a word or null. Where choose() throws, `message` holds why.
 int64_t rnn_choose(const int64_t* problem, const int64_t* device, const char* forced,
                    Geometry* geometry, char* message, int64_t message_bytes) {
-  Problem p;
-  p.T = problem[0], p.B = problem[1], p.H = problem[2], p.D = int(problem[3]);
-  p.compute = Compute(problem[4]), p.backward = problem[5] != 0;
   message[0] = 0;
   try {
-    *geometry = choose(p, device_of(device), forced);
+    *geometry = choose(problem_of(problem), device_of(device), forced);
   } catch (const std::invalid_argument& error) {
     std::snprintf(message, size_t(message_bytes), "%s", error.what());
+  }
+  return 0;
+}
+
+// All geometries that choose() compares, at most `space` of them; costs: a StepCost of each.
+int64_t rnn_candidates(const int64_t* problem, const int64_t* device, Geometry* geometries,
+                       StepCost* costs, int64_t space, int64_t* count) {
+  const Problem p = problem_of(problem);
+  const Device d = device_of(device);
+  *count = 0;
+  for (const Geometry& g : candidates(p, d)) {
+    if (*count == space) break;
+    geometries[*count] = g;
+    costs[(*count)++] = step_cost(p, d, g);
   }
   return 0;
 }
@@ -41,9 +59,7 @@ int64_t rnn_choose(const int64_t* problem, const int64_t* device, const char* fo
 int64_t rnn_choices_made(const int64_t* problem, const int64_t* device, int64_t steps,
                          int64_t* made) {
   Choices choices;
-  Problem p;
-  p.B = problem[1], p.H = problem[2], p.D = int(problem[3]);
-  p.compute = Compute(problem[4]), p.backward = problem[5] != 0;
+  Problem p = problem_of(problem);
   for (p.T = 1; p.T <= steps; ++p.T) choices.find(p, 0, device_of(device), nullptr);
   *made = choices.made();
   return 0;

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cuda_host import host
-from cuda_host.structs import STRUCTS, DeviceCall, Geometry, Step, address_of
+from cuda_host.structs import STRUCTS, DeviceCall, Geometry, Step, StepCost, address_of
 from helpers.samples import Recurrence
 from reference.elman import ACTIVATIONS
 
@@ -94,6 +94,30 @@ def choose(
     if message.value:
         raise ValueError(message.value.decode())
     return geometry
+
+
+def candidates(
+    device: tuple[int, ...],
+    T: int,
+    B: int,
+    H: int,
+    compute: str = "f32",
+    backward: bool = False,
+) -> list[tuple[Geometry, StepCost]]:
+    """What choose() compares, with the estimate of a step of each; the step path comes first."""
+    space = 4096
+    geometries, costs = (Geometry * space)(), (StepCost * space)()
+    count = torch.zeros(1, dtype=torch.int64)
+    choice_library().run(
+        "rnn_candidates",
+        torch.tensor([T, B, H, 1, COMPUTES[compute], int(backward)]),
+        torch.tensor(device),
+        ctypes.addressof(geometries),
+        ctypes.addressof(costs),
+        space,
+        count,
+    )
+    return list(zip(geometries[: int(count)], costs[: int(count)], strict=True))
 
 
 def choices_made(device: tuple[int, ...], steps: int, B: int, H: int) -> int:
@@ -228,15 +252,24 @@ class Case:
 
 
 class Run:
-    """Runs the kernels of a case on the host layer: the binding's part, with torch on the CPU."""
+    """Runs the kernels of a case: the binding's part, with torch on the CPU.
+
+    ``lib``: the kernels and their memory, by default those of the host layer.
+    """
 
     def __init__(
-        self, case: Case, path: str, device: str, seed: int = 0, paired: bool = True
+        self,
+        case: Case,
+        path: str,
+        device: str,
+        seed: int = 0,
+        paired: bool = True,
+        lib: host.Library | None = None,
     ) -> None:
         self.case, self.path, self.seed = case, path, seed
         self.saved: Tensor | None = None  # by forward(), of a leak
         self.device = DEVICES[device]
-        self.lib = library()
+        self.lib = lib or library()
         self.lib.set_device(*self.device[:3])
         self.call = p = DeviceCall()
         p.T, p.B, p.H, p.D = case.T, case.B, case.H, case.D
@@ -307,13 +340,24 @@ class Run:
             matrix = weight.t() if backward else weight
             p.matrix[d] = self.put(torch.nn.functional.pad(matrix, (0, p.matrix_stride - case.H)))
         g = choose(self.device, case.T, case.B, case.H, case.D, case.compute, backward, self.path)
-        if self.path == "grid":
-            flags = torch.zeros(g.groups * g.blocks, dtype=torch.int32)
-            exchange = torch.zeros(2 * g.groups * g.rows * g.vector_stride, dtype=torch.uint8)
-            p.flags, p.exchange = self.put(flags, True), self.put(exchange, True)
-        compute = COMPUTES[case.compute]
+        self.exchange(g)
+        self.launch(g, backward)
+
+    def exchange(self, g: Geometry) -> Tensor | None:
+        """Makes room for what a grid exchanges; its flags, zeros before each launch."""
+        if g.path != PATHS["grid"]:
+            return None
+        flags = torch.zeros(g.groups * g.blocks, dtype=torch.int32)
+        exchange = torch.zeros(2 * g.groups * g.rows * g.vector_stride, dtype=torch.uint8)
+        flags = self.lib.tensor(flags, writable=True)
+        self.call.flags, self.call.exchange = flags.data_ptr(), self.put(exchange, True)
+        return flags
+
+    def launch(self, g: Geometry, backward: bool) -> None:
+        """Starts a resident kernel once more; what it reads and writes is there."""
+        compute = COMPUTES[self.case.compute]
         self.lib.run(
-            "rnn_run", address_of(p), address_of(g), compute, int(backward), seed=self.seed
+            "rnn_run", address_of(self.call), address_of(g), compute, int(backward), seed=self.seed
         )
 
     def steps(self, backward: bool, v: Tensor) -> None:

@@ -1,6 +1,8 @@
 // Entry points by which recurrence.py calls the launchers of csrc/cuda/recurrence/launch.h.
 #include "cuda/recurrence/launch.h"
 
+#include <algorithm>
+
 using namespace rnnext;
 using namespace rnnext::cuda;
 
@@ -10,7 +12,7 @@ extern "C" {
 int64_t rnn_check_sizes(const int64_t* python) {
   const size_t sizes[] = {sizeof(Timeline),       sizeof(RowSource),         sizeof(Recurrence),
                           sizeof(RecurrenceGrad), sizeof(RecurrenceGradOut), sizeof(DeviceCall),
-                          sizeof(Step),           sizeof(Geometry)};
+                          sizeof(Step),           sizeof(Geometry),          sizeof(StepCost)};
   for (size_t size : sizes) {
     if (*python++ != int64_t(size)) return 1;
   }
@@ -19,6 +21,20 @@ int64_t rnn_check_sizes(const int64_t* python) {
 
 int64_t rnn_run(const DeviceCall* p, const Geometry* g, int64_t compute, int64_t backward) {
   return launch_resident(*p, *g, Compute(compute), backward != 0, nullptr);
+}
+
+// The current device as choice.h describes it: capability, SMs, shared memory of a block, clusters
+// of 2, 4, 8 and 16 blocks.
+int64_t rnn_describe(int64_t* limits) {
+  int major = 0, minor = 0, sms = 0, shared = 0, clusters[4] = {};
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0);
+  cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, 0);
+  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+  if (major >= 9) count_clusters(shared, clusters);
+  limits[0] = 10 * major + minor, limits[1] = sms, limits[2] = shared;
+  std::copy(clusters, clusters + 4, limits + 3);
+  return cudaGetLastError();
 }
 
 int64_t rnn_run_step(const DeviceCall* p, const Step* step, int64_t compute, int64_t backward) {

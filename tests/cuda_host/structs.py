@@ -77,8 +77,15 @@ class Geometry(ctypes.Structure):
     )
 
 
+class StepCost(ctypes.Structure):
+    """StepCost of csrc/cuda/recurrence/choice.h."""
+
+    _fields_ = _fields("fixed:d product:d cell:d exchange:d waves:d")
+
+
 STRUCTS = [
-    Timeline, RowSource, Recurrence, RecurrenceGrad, RecurrenceGradOut, DeviceCall, Step, Geometry
+    Timeline, RowSource, Recurrence, RecurrenceGrad, RecurrenceGradOut, DeviceCall, Step, Geometry,
+    StepCost,
 ]  # fmt: skip
 
 

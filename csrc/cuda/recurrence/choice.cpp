@@ -106,25 +106,6 @@ bool lay_out(const Problem& p, const Device& device, Path path, int64_t blocks, 
   return at <= device.shared_bytes;
 }
 
-// Cycles of one step of one tile.
-double step_cycles(const Problem& p, const Device& device, const Geometry& g) {
-  const bool matrix = tensor_cores(p.compute);
-  const double element = element_size(p.compute);
-  const double passes = ceil_div(g.rows, matrix ? 8 : p.compute == Compute::f64 ? 2 : 4);
-  const double columns = g.k_blocks * g.k_workers * (matrix ? 64 : 16) / element;
-  const double units = g.unit_workers * (matrix ? 16 : 2);
-  const double products = units * columns * (matrix ? passes * 8 : g.rows);
-  const double spilled = std::max(0, g.k_blocks - kRegisterBlocks) * (kThreads * 32.0);
-  const double published = g.rows * g.slice * element;
-  double cycles =
-      kStepOverhead[static_cast<int>(g.path)] +
-      std::max(products / rate(p.compute, device.capability), passes * spilled / kSharedBytes) +
-      ceil_div(g.rows * g.slice, kThreads) * kElementCycles;
-  if (g.path == Path::cluster) cycles += published * g.blocks / kPeerBytes;
-  if (g.path == Path::grid) cycles += g.rows * g.vector_stride / kL2Bytes;
-  return cycles;
-}
-
 // Groups that run at once.
 int64_t concurrent(const Device& device, Path path, int64_t blocks) {
   if (path == Path::block) return device.sm_count;
@@ -132,58 +113,61 @@ int64_t concurrent(const Device& device, Path path, int64_t blocks) {
   return device.clusters[blocks == 2 ? 0 : blocks == 4 ? 1 : blocks == 8 ? 2 : 3];
 }
 
-// The best geometry of one path and group size; keeps `best` if that is cheaper.
-void consider(const Problem& p, const Device& device, Path path, int64_t blocks, Geometry& best) {
+// Adds the geometries of one path and group size, of tiles of different sizes.
+void add(const Problem& p, const Device& device, Path path, int64_t blocks,
+         std::vector<Geometry>& found) {
   const int64_t at_once = concurrent(device, path, blocks);
   if (at_once < (path == Path::grid ? p.D : 1)) return;
   const int64_t per_direction = std::max<int64_t>(1, at_once / p.D);
   for (int64_t rows = ceil_div(p.B, per_direction);; rows = ceil_div(rows, 2)) {
     Geometry g;
     if (lay_out(p, device, path, blocks, rows, g)) {
-      const int64_t tiles = ceil_div(p.B, rows);
-      const int64_t groups = std::min(per_direction, tiles) * p.D;
-      g.groups = static_cast<int>(groups);
-      g.tile_step = static_cast<int>(groups / p.D * g.rows);
-      const double waves = double(ceil_div(tiles, groups / p.D)) * ceil_div(groups, at_once);
+      const int64_t groups = std::min(per_direction, ceil_div(p.B, rows));
+      g.groups = static_cast<int>(groups * p.D);
+      g.tile_step = static_cast<int>(groups * g.rows);
       g.cycles = kStart + g.slice * double(p.H) * element_size(p.compute) / kL2Bytes +
-                 waves * p.T * step_cycles(p, device, g);
-      if (best.path == Path::step || g.cycles < best.cycles) best = g;
+                 p.T * step_cost(p, device, g).cycles();
+      found.push_back(g);
     }
     if (rows == 1) return;
   }
 }
 
-// The best resident geometry of one path; path == step if there is none.
-Geometry best_of(const Problem& p, const Device& device, Path path) {
-  Geometry best;
+// Adds the resident geometries of one path.
+void add(const Problem& p, const Device& device, Path path, std::vector<Geometry>& found) {
   const int needed = path == Path::cluster ? 90 : 80;  // mma, cp.async
-  if (device.capability < needed || device.registers < kThreads * 128) return best;
-  if (p.H > kMaxH || p.T > INT32_MAX || p.B >= kMaxB) return best;
+  if (device.capability < needed || device.registers < kThreads * 128) return;
+  if (p.H > kMaxH || p.T > INT32_MAX || p.B >= kMaxB) return;
   if (path == Path::block) {
-    consider(p, device, path, 1, best);
+    add(p, device, path, 1, found);
   } else if (path == Path::cluster) {
-    for (int blocks = 2; blocks <= kMaxCluster; blocks *= 2) {
-      consider(p, device, path, blocks, best);
-    }
+    for (int blocks = 2; blocks <= kMaxCluster; blocks *= 2) add(p, device, path, blocks, found);
   } else {
     const int64_t unit = tensor_cores(p.compute) ? 16 : 4;
     for (int64_t slice = unit, last = 0; slice - unit < p.H; slice += unit) {
       const int64_t blocks = ceil_div(p.H, slice);
-      if (blocks != last && blocks <= device.sm_count) consider(p, device, path, blocks, best);
+      if (blocks != last && blocks <= device.sm_count) add(p, device, path, blocks, found);
       last = blocks;
     }
   }
-  return best;
+}
+
+Geometry cheapest(const std::vector<Geometry>& of) {
+  return *std::min_element(of.begin(), of.end(), [](const Geometry& a, const Geometry& b) {
+    return a.cycles < b.cycles;
+  });
+}
+
+// The best resident geometry of one path; path == step if there is none.
+Geometry best_of(const Problem& p, const Device& device, Path path) {
+  std::vector<Geometry> found;
+  add(p, device, path, found);
+  return found.empty() ? Geometry{} : cheapest(found);
 }
 
 Geometry step_path(const Problem& p, const Device& device) {
   Geometry g;
-  const double products = double(p.D) * p.B * p.H * p.H;
-  const double bytes = double(p.D) * p.H * p.H * element_size(p.compute);
-  g.cycles = p.T * (kStepOverhead[0] +
-                    std::max(products / (rate(p.compute, device.capability) * kGemmEfficiency),
-                             bytes / kL2Bytes) /
-                        std::max(1, device.sm_count));
+  g.cycles = p.T * step_cost(p, device, g).cycles();
   return g;
 }
 
@@ -201,10 +185,43 @@ int element_size(Compute compute) {
   }
 }
 
+StepCost step_cost(const Problem& p, const Device& device, const Geometry& g) {
+  StepCost cost;
+  const bool matrix = tensor_cores(p.compute);
+  const double element = element_size(p.compute);
+  cost.fixed = kStepOverhead[static_cast<int>(g.path)];
+  if (g.path == Path::step) {
+    const double products = double(p.D) * p.B * p.H * p.H;
+    const double bytes = double(p.D) * p.H * p.H * element;
+    cost.product = std::max(products / (rate(p.compute, device.capability) * kGemmEfficiency),
+                            bytes / kL2Bytes) /
+                   std::max(1, device.sm_count);
+    return cost;
+  }
+  const double passes = ceil_div(g.rows, matrix ? 8 : p.compute == Compute::f64 ? 2 : 4);
+  const double columns = g.k_blocks * g.k_workers * (matrix ? 64 : 16) / element;
+  const double units = g.unit_workers * (matrix ? 16 : 2);
+  const double products = units * columns * (matrix ? passes * 8 : g.rows);
+  const double spilled = std::max(0, g.k_blocks - kRegisterBlocks) * (kThreads * 32.0);
+  cost.product =
+      std::max(products / rate(p.compute, device.capability), passes * spilled / kSharedBytes);
+  cost.cell = ceil_div(g.rows * g.slice, kThreads) * kElementCycles;
+  if (g.path == Path::cluster) cost.exchange = g.rows * g.slice * element * g.blocks / kPeerBytes;
+  if (g.path == Path::grid) cost.exchange = g.rows * g.vector_stride / kL2Bytes;
+  const int64_t tiles = ceil_div(p.B, g.rows), at_once = concurrent(device, g.path, g.blocks);
+  cost.waves = double(ceil_div(tiles, g.groups / p.D)) * ceil_div(g.groups, at_once);
+  return cost;
+}
+
+std::vector<Geometry> candidates(const Problem& p, const Device& device) {
+  std::vector<Geometry> found{step_path(p, device)};
+  for (Path path : kResident) add(p, device, path, found);
+  return found;
+}
+
 Geometry choose(const Problem& p, const Device& device, const char* forced) {
   const std::string word = forced ? forced : "";
-  Geometry best = step_path(p, device);
-  if (word == "step") return best;
+  if (word == "step") return step_path(p, device);
   if (!word.empty()) {
     for (Path path : kResident) {
       if (word != kNames[static_cast<int>(path)]) continue;
@@ -218,11 +235,7 @@ Geometry choose(const Problem& p, const Device& device, const char* forced) {
     throw std::invalid_argument("RNNEXT_CUDA_PATH=" + word +
                                 ": expected step, block, cluster or grid");
   }
-  for (Path path : kResident) {
-    const Geometry g = best_of(p, device, path);
-    if (g.path == path && g.cycles < best.cycles) best = g;
-  }
-  return best;
+  return cheapest(candidates(p, device));
 }
 
 const Geometry& Choices::find(Problem p, int index, const Device& device, const char* forced) {

@@ -7,6 +7,7 @@
 #include <map>
 #include <string>
 #include <tuple>
+#include <vector>
 
 namespace rnnext::cuda {
 
@@ -71,6 +72,19 @@ struct Geometry {
 };
 
 int element_size(Compute compute);
+
+// The model's estimate of a step in SM cycles, by what it is made of (docs/cuda.md). A group runs
+// `waves` tiles one after another. Of Path::step, `product` is the GEMM's.
+struct StepCost {
+  double fixed = 0, product = 0, cell = 0, exchange = 0;
+  double waves = 1;
+
+  double cycles() const { return waves * (fixed + product + cell + exchange); }
+};
+StepCost step_cost(const Problem& problem, const Device& device, const Geometry& geometry);
+
+// Every geometry that choose() compares; the first is the step path.
+std::vector<Geometry> candidates(const Problem& problem, const Device& device);
 
 // The cheapest path by the model in docs/cuda.md; `forced` (null or empty: no) is one of "step",
 // "block", "cluster", "grid". Throws std::invalid_argument for another word, and for a path that
