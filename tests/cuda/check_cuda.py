@@ -1,8 +1,10 @@
 """What only a GPU can show: each path, graphs, streams, errors of the device, several devices.
 
-Not collected by `pytest tests`: `python -m tools.cuda_check` runs it where there is a GPU.
+Not collected by `pytest tests`: `python -m tools.cuda_check` runs it where there is a GPU, and
+rehearses what it can on the CPU.
 """
 
+import copy
 import threading
 
 import pytest
@@ -10,10 +12,19 @@ import torch
 
 import rnnext
 from helpers import samples
-from helpers.common import assert_close
-from helpers.device import DEVICE, check_recurrence, cuda_paths
+from helpers.common import assert_close, same
+from helpers.device import (
+    DEVICE,
+    ON_GPU,
+    Captured,
+    check_recurrence,
+    device_paths,
+    new_stream,
+    synchronize,
+)
 
-PATHS = cuda_paths(torch.cuda.get_device_capability())
+PATHS = device_paths()
+gpu = pytest.mark.skipif(not ON_GPU, reason="the CPU has nothing like it")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -47,44 +58,76 @@ def test_large_states(monkeypatch, path, dtype):
         check_recurrence({"T": 5, "B": 8, "I": 4, "H": H, "dtype": dtype})
 
 
+SETTINGS = {
+    "as it always was": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "of matrix products": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "of everything": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+    "by a function": lambda: torch.set_float32_matmul_precision("high"),
+}
+
+
+@pytest.fixture
+def _full_precision():
+    """The settings as a process starts with them, after the test."""
+    yield
+    torch.backends.fp32_precision = "none"
+    torch.backends.cuda.matmul.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+
+
+@gpu
+@pytest.mark.usefixtures("_full_precision")
+@pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("path", PATHS)
-def test_tf32(monkeypatch, path):
+def test_tf32(monkeypatch, path, setting):
     monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
     arguments = samples.make(T=9, B=7, I=12, H=96, dtype=torch.float32).to_device(DEVICE)
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        output, _ = arguments.call(torch.ops.rnnext.recurrence)
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = False
     exact, _ = arguments.call(torch.ops.rnnext.recurrence)
+    SETTINGS[setting]()
+    output, _ = arguments.call(torch.ops.rnnext.recurrence)
+    assert not torch.equal(output, exact)
     assert_close(output, exact, torch.float16)  # ten bits of mantissa, as TF32 has
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_a_graph_replays_forward_and_backward(monkeypatch, path):
-    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
-    rnn = rnnext.RNN(16, 64, num_layers=2, device=DEVICE)
+def model(name):
+    """A call of this model, and what its gradients are of; the index is the input."""
     table = rnnext.Embedding(100, 16, device=DEVICE)
+    reset = torch.rand(12, 4, device=DEVICE) < 0.2
+    lengths = torch.tensor([12, 3, 7, 0], device=DEVICE)
+    if name == "tokens":
+        rnn = rnnext.EmbeddingRNN(100, 16, 64, device=DEVICE)
+        return (lambda index: rnn(index)[0]), [*rnn.parameters()]
+    if name == "leak and reset":
+        rnn = rnnext.LeakyRNN(16, 64, alpha=0.3, learn_alpha=True, form="voltage", device=DEVICE)
+        call = lambda index: rnn(table(index), reset=reset)[0]  # noqa: E731
+    elif name == "lengths":
+        rnn = rnnext.RNN(16, 64, bidirectional=True, device=DEVICE)
+        call = lambda index: rnn(table(index), lengths=lengths)[0]  # noqa: E731
+    else:
+        rnn = rnnext.RNN(16, 64, num_layers=2, device=DEVICE)
+        call = lambda index: rnn(table(index))[0]  # noqa: E731
+    return call, [*rnn.parameters(), *table.parameters()]
+
+
+@pytest.mark.parametrize("name", ["layers", "lengths", "leak and reset", "tokens"])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_graph_replays_forward_and_backward(monkeypatch, path, name):
+    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
+    call, parameters = model(name)
     indices = torch.randint(0, 100, (12, 4), device=DEVICE)
-    parameters = [*rnn.parameters(), *table.parameters()]
 
     def step():
-        return torch.autograd.grad(rnn(table(indices))[0].square().sum(), parameters)
+        output = call(indices)
+        return [output, *torch.autograd.grad(output.square().sum(), parameters)]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    captured = Captured(step)
     for _ in range(3):
         indices.copy_(torch.randint(0, 100, (12, 4), device=DEVICE))
-        graph.replay()
-        assert_close(captured, step())
+        captured.replay()
+        assert same(captured.results, step())
 
 
+@gpu
 def test_an_index_error_of_the_last_call_is_found_when_asked_for():
     weight = torch.randn(10, 4, device=DEVICE)
     indices = torch.tensor([3, 1, 2], device=DEVICE)
@@ -101,31 +144,59 @@ def test_an_index_error_of_the_last_call_is_found_when_asked_for():
         rnnext.functional.check_indices(DEVICE)  # once
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_two_threads_and_two_streams(monkeypatch, path):
-    # Kernels of one path with different shapes: limits, workspaces and errors are of a call.
-    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
+@pytest.fixture
+def two():
+    """Two layers of different shapes, their inputs, and what they give."""
     shapes = [(40, 4, 64), (25, 9, 96)]
     layers = [rnnext.RNN(8, H, device=DEVICE) for _, _, H in shapes]
     inputs = [torch.randn(T, B, 8, device=DEVICE) for T, B, _ in shapes]
-    expected = [layer(x)[0].clone() for layer, x in zip(layers, inputs, strict=True)]
-    torch.cuda.synchronize()
-    wrong = []
+    return layers, inputs
+
+
+def results(layer, x):
+    output, h_n = layer(x)
+    return [output, h_n, *torch.autograd.grad(output.sum(), [*layer.parameters()])]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_two_threads_and_two_streams(monkeypatch, path, two):
+    # Kernels of one path with different shapes: limits, workspaces and errors are of a call.
+    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
+    expected = [results(*pair) for pair in zip(*two, strict=True)]
+    synchronize()
+    wrong, done = [], [0, 0]
 
     def work(i):
-        with torch.cuda.stream(torch.cuda.Stream()):
+        with new_stream():
             for _ in range(50):
-                if not torch.equal(layers[i](inputs[i])[0], expected[i]):
+                if not same(results(two[0][i], two[1][i]), expected[i]):
                     wrong.append(i)
+                done[i] += 1
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == []
+    assert (wrong, done) == ([], [50, 50])
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_two_streams_of_one_thread(monkeypatch, path, two):
+    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
+    expected = [results(*pair) for pair in zip(*two, strict=True)]
+    synchronize()
+    streams, found = [new_stream(), new_stream()], []
+    for _ in range(20):
+        for stream, layer, x in zip(streams, *two, strict=True):
+            with stream:
+                found.append(results(layer, x))
+    synchronize()
+    for i, result in enumerate(found):
+        assert same(result, expected[i % 2])
+
+
+@gpu
 def test_an_index_out_of_range_is_named_and_leaves_the_context_alive():
     weight = torch.randn(10, 4, device=DEVICE)
     good = torch.tensor([1, 2, 3], device=DEVICE)
@@ -137,6 +208,7 @@ def test_an_index_out_of_range_is_named_and_leaves_the_context_alive():
         assert torch.equal(rnnext.functional.embedding(good, weight), weight[good])
 
 
+@gpu
 def test_calls_follow_the_current_stream():
     rnn = rnnext.RNN(8, 128, device=DEVICE)
     x = torch.zeros(50, 8, 8, device=DEVICE)
@@ -159,6 +231,21 @@ def test_every_device():
         assert table.weight.grad.device.index == i
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("path", PATHS)
+def test_two_devices_at_once(monkeypatch, path):
+    # Neither is the current device of the other's thread or calls.
+    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
+    layer = rnnext.RNN(8, 64)
+    x = torch.randn(30, 5, 8)
+    pairs = [(copy.deepcopy(layer).to(f"cuda:{i}"), x.to(f"cuda:{i}")) for i in range(2)]
+    found = [[results(*pair) for pair in pairs] for _ in range(10)]
+    for on_first, on_second in found:
+        assert_close([t.cpu() for t in on_second], [t.cpu() for t in on_first])
+        assert same(on_first, found[0][0])
+
+
+@gpu
 def test_the_forward_pass_does_not_wait_for_the_device():
     rnn, table = rnnext.RNN(8, 64, device=DEVICE), rnnext.Embedding(50, 8, device=DEVICE)
     indices = torch.randint(0, 50, (30, 4), device=DEVICE)

@@ -11,35 +11,26 @@ from torch import nn
 import reference
 import rnnext
 from helpers import samples
-from helpers.common import assert_close, case_id, pairwise
-from helpers.device import DEVICE, check_recurrence, with_gradients
-from reference.elman import ACTIVATIONS
+from helpers.cases import cuda_cases
+from helpers.common import assert_close, case_id, same
+from helpers.device import DEVICE, check_recurrence, device_paths, with_gradients
+
+PATHS = device_paths()
+CASES = cuda_cases(["step", "block", "cluster", "grid"])
 
 
-@pytest.mark.parametrize(
-    "case",
-    pairwise(
-        T=[1, 2, 9],
-        B=[1, 3, 17],
-        I=[1, 30],
-        H=[1, 31, 64, 200, 515],
-        source=["features", "ready", "table"],
-        reverse=[(False,), (True,), (False, True)],
-        nonlinearity=list(ACTIVATIONS),
-        bias=[True, False],
-        hx=[True, False],
-        rows=["full", "lengths", "packed"],
-        layout=["contiguous", "batch_first", "strided"],
-        dtype=[torch.float32, torch.float64, torch.bfloat16, torch.float16],
-        leak=[None, "rate", "voltage", "blend"],
-        reset=[None, "zeros", "state"],
-    ),
-    ids=case_id,
-)
-def test_recurrence(case):
-    if case["rows"] == "packed":
-        case = case | {"layout": "contiguous", "reset": None}
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_recurrence(case, monkeypatch):
+    case = dict(case)
+    if (path := case.pop("path")) in PATHS:
+        monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
     check_recurrence(case)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("H", [200, 515])
+def test_larger_states(H, dtype):
+    check_recurrence({"T": 3, "B": 17, "I": 30, "H": H, "reverse": (False, True), "dtype": dtype})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -90,6 +81,16 @@ def test_autocast_runs_in_the_narrow_type():
     assert output.dtype == torch.bfloat16
 
 
+def test_a_backward_pass_in_autocast_keeps_its_dtype():
+    rnn = rnnext.RNN(8, 32, device=DEVICE)
+    x = torch.randn(4, 2, 8, device=DEVICE)
+    expected = torch.autograd.grad(rnn(x)[0].square().sum(), [*rnn.parameters()])
+    total = rnn(x)[0].square().sum()
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        actual = torch.autograd.grad(total, [*rnn.parameters()])
+    assert same(actual, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize(("V", "D", "N"), [(1, 1, 1), (10, 3, 40), (300, 64, 5000), (40, 129, 900)])
@@ -131,7 +132,7 @@ def test_results_repeat_bit_for_bit():
         moved = arguments.to_device(DEVICE)
         outputs = moved.call(torch.ops.rnnext.recurrence)
         results.append(with_gradients(*outputs, moved.float_tensors()))
-    assert all(map(torch.equal, *results))
+    assert same(*results)
     indices = torch.randint(0, 9, (3000,), device=DEVICE)
     grad = torch.randn(3000, 40, device=DEVICE)
     backward = torch.ops.rnnext.embedding_backward

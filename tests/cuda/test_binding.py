@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cuda_host.recurrence import DEVICES, NONLINEARITIES, PATHS, binding, choose
+from cuda_host.recurrence import DEVICES, PATHS, binding, choose
 from helpers import samples
-from helpers.common import TOLERANCE, assert_close, case_id, pairwise, same
+from helpers.cases import cuda_cases
+from helpers.common import assert_close, case_id, same
+from helpers.device import check
 
 KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
 
@@ -29,12 +31,6 @@ def random_like(t):
     return (torch.rand(t.shape, dtype=torch.float64) * 2 - 1).to(t.dtype)
 
 
-def check(actual, expected, dtype):
-    """Sums over time have more terms than a step: half types get four times the tolerance."""
-    factor = 4 if dtype in (torch.float16, torch.bfloat16) else 1
-    assert_close(actual, expected, tolerance=factor * TOLERANCE[dtype])
-
-
 def by_mask(grad_input, grad_hx, weight_ih, weight_hh, bias, reset_state, alpha):
     """The gradients that each entry of the output mask decides about."""
     return [grad_input], [grad_hx], [*weight_ih, *weight_hh], bias, [reset_state], alpha
@@ -48,24 +44,6 @@ CASES = [  # what decides how the gradient of W_hh is put together: all combinat
     for reverse in ((False,), (True,), (False, True))
     for hx in (True, False)
 ]
-CASES += list(
-    pairwise(
-        path=[None, *PATHS],
-        dtype=list(TOLERANCE),
-        T=[1, 6],
-        B=[1, 5],
-        I=[1, 4],
-        H=[1, 6, 7, 40],
-        source=["features", "ready", "table"],
-        rows=["full", "lengths", "packed"],
-        layout=["contiguous", "batch_first", "strided", "expanded"],
-        reverse=[(False,), (True,), (False, True), (True, True)],
-        nonlinearity=NONLINEARITIES,
-        bias=[True, False],
-        hx=[True, False],
-        index_dtype=[torch.int32, torch.int64],
-    )
-)
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: case_id(CASES[n]))
@@ -98,47 +76,13 @@ def test_values_and_gradients(number, monkeypatch):
             check(a, e, dtype)
 
 
-ANY = {
-    "path": [None, *PATHS],
-    "dtype": list(TOLERANCE),
-    "T": [1, 6],
-    "B": [1, 5],
-    "I": [1, 4],
-    "H": [1, 6, 7, 40],
-    "source": ["features", "ready", "table"],
-    "rows": ["full", "lengths", "packed"],
-    "layout": ["contiguous", "batch_first", "strided", "expanded"],
-    "reverse": [(False,), (True,), (False, True), (True, True)],
-    "nonlinearity": NONLINEARITIES,
-    "bias": [True, False],
-    "hx": [True, False],
-    "leak": [None, "rate", "voltage", "blend"],
-    "reset": [None, "zeros", "state"],
-    "again": [0, 1, 2, 3],
-}
+LISTED = cuda_cases(PATHS)
 
 
-def fit(case):
-    """The case with a leak, or resets where rows are not packed. Of relu, where halves would round
-    differently about the kink, smooth ones take the place."""
-    case = dict(case)
-    if case["rows"] == "packed":
-        case["reset"] = None
-    if case["reset"] is None and case["leak"] is None:
-        case["leak"] = "voltage"
-    if case["dtype"] in (torch.float16, torch.bfloat16) and case["nonlinearity"] == "relu":
-        case["nonlinearity"] = "softplus"
-    return case
-
-
-LEAKS = [fit(case) for case in pairwise(**ANY)]
-
-
-@pytest.mark.parametrize("number", range(len(LEAKS)), ids=lambda n: case_id(LEAKS[n]))
-def test_leaks_and_resets(number, monkeypatch):
-    case = dict(LEAKS[number])
+@pytest.mark.parametrize("number", range(len(LISTED)), ids=lambda n: case_id(LISTED[n]))
+def test_the_list(number, monkeypatch):
+    case = dict(LISTED[number])
     path, dtype = case.pop("path"), case["dtype"]
-    case.pop("again")
     if path is not None:
         monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
     arguments = samples.make(**case, requires_grad=True)

@@ -2,7 +2,7 @@
 
 import torch
 
-from helpers.common import supported_isas
+from helpers.common import pairwise, supported_isas
 
 SHAPES = {
     "H": [1, 7, 8, 17, 64, 129, 200],
@@ -29,3 +29,29 @@ SETTINGS = {"isa": supported_isas(), "threads": [1, 3]}
 def valid(case):
     """A packed sequence has no empty batch and no resets; a table needs a row for each index."""
     return case["rows"] != "packed" or (case["B"] > 0 and case.get("reset") is None)
+
+
+HALVES = (torch.float16, torch.bfloat16)
+CUDA_SHAPES = {"T": [1, 6], "B": [1, 5, 17], "I": [1, 4], "H": [1, 6, 7, 40, 64]}
+
+
+def cuda_cases(paths):
+    """What the CUDA half is tested on: every variant of the CPU's list, on every path (None: as it
+    is chosen). First plain calls, then those with leaks and resets among them."""
+
+    def fitted(case):
+        """Of relu, where a rounded product may fall on the other side of the kink, smooth ones take
+        the place."""
+        case = {name: value for name, value in case.items() if name != "again"}
+        if case["rows"] == "packed":
+            case["reset"] = None
+        rounded = case["dtype"] in HALVES and (case["source"] == "features" or case["leak"])
+        if rounded and case["nonlinearity"] == "relu":
+            case["nonlinearity"] = "softplus"
+        return case
+
+    any_call = {"path": [None, *paths], **CUDA_SHAPES, **VARIANTS}
+    any_call["reverse"] = [*VARIANTS["reverse"], (True, True)]
+    plain = {**any_call, "leak": [None], "reset": [None]}
+    cases = [*pairwise(**plain), *pairwise(**any_call, again=[0, 1, 2, 3])]
+    return [fitted(case) for case in cases]

@@ -79,10 +79,13 @@ class Arguments:
         """The same arguments on a device, as new leaves; batch_sizes stays where it belongs."""
 
         def move(tensor: Tensor) -> Tensor:
+            rows = tensor.detach()
+            for dim, stride in enumerate(tensor.stride()):
+                rows = rows.narrow(dim, 0, 1) if stride == 0 and rows.numel() else rows
             moved = torch.empty_strided(
-                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device
-            ).copy_(tensor.detach())
-            return moved.requires_grad_(tensor.requires_grad)
+                rows.shape, rows.stride(), dtype=tensor.dtype, device=device
+            ).copy_(rows)
+            return moved.expand(tensor.shape).requires_grad_(tensor.requires_grad)
 
         return replace(self.map(move), batch_sizes=self.batch_sizes)
 
