@@ -311,7 +311,7 @@ def _groups(axis: Any, runs: dict[str, list[list[float]]], letter: str) -> None:
 
 
 def cuda_steps(result: Result, dtype: str) -> Any:
-    """A GPU's microseconds a step over H, a colour for each batch size."""
+    """A GPU's microseconds a step over H, a colour for each batch size with two lengths."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
     rows = {mode: _tagged(result, "grid", mode) for mode in MODES}
     every: list[tuple[float, float]] = []
@@ -322,9 +322,9 @@ def cuda_steps(result: Result, dtype: str) -> Any:
         for color, B in enumerate(sorted({row.case.B for row in chosen})):
             for name, style in ((OURS, "-o"), (TORCH, "--s"), (STEP_PATH, ":v")):
                 points = sorted(
-                    (float(row.case.H), row.seconds[name]["median"] / row.case.T * 1e6)
+                    (float(row.case.H), slope * 1e6)
                     for row in chosen
-                    if row.case.B == B and name in row.seconds
+                    if row.case.B == B and (slope := result.step_seconds(row, name) or 0) > 0
                 )
                 if points:
                     x, y = zip(*points, strict=True)

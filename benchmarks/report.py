@@ -64,7 +64,10 @@ def subject(result: Result) -> str:
 
 
 def table(result: Result, rows: Sequence[Row]) -> Table:
-    """Our time, its rate and share of the roof, how many times as long the others take."""
+    """Our time, its rate and share of the roof, how many times as long the others take.
+
+    On a GPU a step's time too, as a slope between two lengths.
+    """
     ours = subject(result)
     others = [name for name in (*RIVALS, *OTHER_WAYS) if name != ours]
     others = [name for name in others if any(name in row.seconds for row in rows)]
@@ -76,7 +79,8 @@ def table(result: Result, rows: Sequence[Row]) -> Table:
         line = [row.case.name + (" *" if row.bystanders > DISTURBED_CORES else "")]
         line.append(duration(times["median"]) if times else "failed")
         if steps:
-            line.append(duration(times["median"] / row.case.T) if times and row.case.T > 1 else "")
+            slope = result.step_seconds(row, ours)
+            line.append(duration(slope) if slope else "")
         line += [spread(times) if times else "", *rate_and_share(result, row, ours)]
         for other in others:
             ratio = row.ratio(other, ours)

@@ -106,6 +106,25 @@ class Result:
         os.replace(partial, path)
         return path
 
+    def step_seconds(self, row: Row, who: str) -> float | None:
+        """Seconds a step: the slope from the longest row that differs in a smaller T alone.
+
+        None without one. What a call costs besides its steps falls out.
+        """
+        like = replace(row.case, tags=frozenset())
+        shorter = [
+            other
+            for other in self.rows.values()
+            if other.case.T < like.T
+            and replace(other.case, T=like.T, tags=frozenset()) == like
+            and who in other.seconds
+        ]
+        if who not in row.seconds or not shorter:
+            return None
+        other = max(shorter, key=lambda other: other.case.T)
+        longer = row.seconds[who]["median"] - other.seconds[who]["median"]
+        return longer / (like.T - other.case.T)
+
     def bound(self, row: Row) -> Bound | None:
         """The least time of a row, at the limits of its own rounds where they were measured."""
         limits = self.roofs.get(row.case.threads)

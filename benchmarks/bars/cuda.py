@@ -15,7 +15,7 @@ def evaluate(result: Result) -> list[Verdict]:
     """Each over the cases that it speaks of."""
     rows = [row for row in result.rows.values() if OURS in row.seconds]
     steps = {
-        row.case.name: row.seconds[OURS]["median"] / row.case.T * 1e6
+        row.case.name: seconds * 1e6
         for row in rows
         if row.case.kind == "rnn"
         and row.case.mode == "infer"
@@ -23,6 +23,7 @@ def evaluate(result: Result) -> list[Verdict]:
         and row.case.dtype in ("bfloat16", "float16")
         and row.case.H <= 1024
         and row.case.B <= 16
+        and (seconds := result.step_seconds(row, OURS)) is not None
     }
 
     def speedups(wanted: Callable[[Case], bool]) -> dict[str, float]:

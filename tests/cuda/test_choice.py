@@ -10,6 +10,7 @@ from cuda_host.recurrence import (
     DEVICES,
     DTYPES,
     PATHS,
+    candidates,
     capacity,
     capacity_table,
     choices_made,
@@ -109,6 +110,20 @@ def test_batch_and_directions_spread_over_the_card():
     assert (one.groups, one.rows) == (66, 1)
     assert (two.groups, two.rows) == (132, 1)
     assert choose(DEVICES["H100"], 100, 1000, 64).groups <= 132
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_the_choice_is_the_cheapest_candidate(card):
+    for compute, H, B in itertools.product(("bf16", "f32"), (64, 200, 1024), (1, 8, 64)):
+        found = candidates(DEVICES[card], 100, B, H, compute)
+        chosen = choose(DEVICES[card], 100, B, H, compute=compute)
+        assert chosen.cycles == min(g.cycles for g, _ in found)
+        assert NAMES[found[0][0].path] == "step"
+        for g, cost in found:
+            step = cost.waves * (cost.fixed + cost.product + cost.cell + cost.exchange)
+            assert 0 < 100 * step <= g.cycles  # and what a launch costs once
+        sizes = [(g.path, g.blocks, g.rows) for g, _ in found]
+        assert len(set(sizes)) == len(sizes)
 
 
 def test_lengths_of_a_class_are_chosen_for_once():

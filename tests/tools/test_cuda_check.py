@@ -1,87 +1,41 @@
-"""The build gate and the bars of the GPU check say held where they should, and missed."""
+"""The GPU check: its bars, its stages' arithmetic, and a rehearsal of what can run here."""
 
+import json
 import subprocess
 import sys
-from copy import deepcopy
+from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import bars, cases, roof, store
 from benchmarks.bars import cuda as cuda_bars
 from benchmarks.names import OURS, STEP_PATH, TORCH
-from tools import cuda_build, cuda_check
-
-REPORT = """\
-ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function '_ZN6rnnext4cuda17recurrence_kernelIfEEvi' for 'sm_80'
-ptxas info    : Function properties for _ZN6rnnext4cuda17recurrence_kernelIfEEvi
-    {stack} bytes stack frame, {spilled} bytes spill stores, {spilled} bytes spill loads
-ptxas info    : Used {registers} registers, used 1 barriers, 1024 bytes smem, 424 bytes cmem[0]
-ptxas info    : Compiling entry function '_ZN6rnnext4cuda4stepEv' for 'sm_90'
-ptxas info    : Function properties for _ZN6rnnext4cuda4stepEv
-    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-ptxas info    : Used 32 registers, used 0 barriers
-"""
-BOTH = {"TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX"}
-
-
-def read(folder, **numbers):
-    numbers = {"stack": 0, "spilled": 0, "registers": 96} | numbers
-    (folder / "kernel.o").touch()
-    (folder / "kernel.o.report").write_text(REPORT.format(**numbers))
-    return cuda_build.read_reports(folder)
-
-
-def test_the_resource_report_is_read(tmp_path, capsys):
-    usages = read(tmp_path)
-    assert usages == [
-        cuda_build.Usage("recurrence_kernel<float>", "80", registers=96, shared=1024),
-        cuda_build.Usage("step", "90", registers=32),
-    ]
-    assert cuda_build.faults(usages, BOTH) == []
-    cuda_build.print_table(usages)
-    assert "sm_ 80  sm_ 90" in capsys.readouterr().out
-
-
-def test_kernels_have_the_names_of_their_nonlinearities():
-    kernel = "_ZN6rnnext4cuda17recurrence_kernelINS0_5FixedILNS_12NonlinearityE1EEEEEvv"
-    (usage,) = cuda_build.demangled([cuda_build.Usage(kernel, "80")])
-    assert usage.kernel == "recurrence_kernel<Fixed<relu> >"
-
-
-def test_a_report_without_its_object_is_ignored(tmp_path):
-    read(tmp_path)
-    (tmp_path / "kernel.o").unlink()
-    assert cuda_build.read_reports(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("numbers", "archs", "message"),
-    [
-        ({"spilled": 8}, BOTH, "spilled"),
-        ({"stack": 16}, BOTH, "stack frame"),
-        ({"registers": 248}, BOTH, "248 registers, at most"),
-        ({}, {"TORCH_CUDA_ARCH_LIST": "8.0;9.0;12.0"}, "no kernel was compiled for sm_120"),
-    ],
+from tools.cuda_check import (
+    __main__,
+    bench,
+    counters,
+    geometries,
+    micro,
+    programs,
+    records,
+    stages,
+    stress,
+    trace,
 )
-def test_the_gate_refuses(tmp_path, numbers, archs, message):
-    (fault,) = cuda_build.faults(read(tmp_path, **numbers), archs)
-    assert message in fault
-
-
-def test_the_gate_refuses_a_report_without_resident_kernels(tmp_path):
-    usages = [usage for usage in read(tmp_path) if usage.kernel == "step"]
-    assert "the report does not name recurrence_kernel" in cuda_build.faults(usages, {**BOTH})
-
+from tools.cuda_check.stages import Stage
 
 ROOF = roof.Roof(0, dict.fromkeys(("float32", "tf32", "bfloat16", "float16"), 1e14),
                  {"DRAM": 1e12}, {})  # fmt: skip
 
 
 def run_at(ours, theirs):
-    """Every case of the GPU's grid with the same two times, in seconds."""
-    seconds = {OURS: {"median": ours}, TORCH: {"median": theirs}}
-    rows = {c.name: store.Row(c, deepcopy(seconds)) for c in cases.CASES["cuda"]}
+    """Every case of the GPU's grid with the same two times, in seconds; RNNs for T=256."""
+    rows = {}
+    for c in cases.CASES["cuda"]:
+        scale = c.T / 256 if c.kind == "rnn" else 1
+        seconds = {OURS: {"median": ours * scale}, TORCH: {"median": theirs * scale}}
+        rows[c.name] = store.Row(c, seconds)
     return store.Result("made-up", roofs={0: ROOF}, rows=rows)
 
 
@@ -99,11 +53,11 @@ def test_bars_are_held_by_fast_rows_and_missed_by_slow_ones():
 
 def test_one_slow_row_misses_its_bar_alone():
     result = run_at(1e-4, 3e-4)
-    result.rows["rnn-T256-B8-I2048-H2048-train-cuda"].seconds[OURS]["median"] = 2e-4
+    result.rows["rnn-T128-B8-I2048-H2048-train-cuda"].seconds[OURS]["median"] = 2e-4
     verdicts = {v.what: v for v in bars.evaluate(result)}
     missed = [what for what, v in verdicts.items() if not v.held and "forward" not in what]
     assert missed == ["over cuDNN where it has no persistent kernel"]
-    assert "rnn-T256-B8-I2048-H2048-train-cuda; " in verdicts[missed[0]].detail
+    assert "rnn-T128-B8-I2048-H2048-train-cuda; " in verdicts[missed[0]].detail
 
 
 def test_the_forward_bar_compares_bytes_with_the_copy():
@@ -114,6 +68,19 @@ def test_the_forward_bar_compares_bytes_with_the_copy():
     *_, forward = bars.evaluate(result)
     assert forward.held
     assert forward.got == pytest.approx(90)
+
+
+def test_a_step_is_the_slope_between_two_lengths():
+    result = run_at(1e-4, 3e-4)
+    for row in result.rows.values():
+        row.seconds[OURS]["median"] = 5e-3 + 2e-6 * row.case.T
+    long = result.rows["rnn-T1024-B8-I256-H256-infer-bfloat16-cuda"]
+    assert result.step_seconds(long, OURS) == pytest.approx(2e-6)
+    assert result.step_seconds(long, STEP_PATH) is None
+    short = result.rows["rnn-T128-B8-I256-H256-infer-bfloat16-cuda"]
+    assert result.step_seconds(short, OURS) is None
+    steps, *_ = bars.evaluate(result)
+    assert steps.got == pytest.approx(2)
 
 
 def test_the_least_time_on_a_gpu_is_of_products_or_of_memory():
@@ -131,27 +98,207 @@ def test_the_rehearsal_has_a_case_of_every_kind():
     assert {c.device for c in cases.REHEARSAL} == {"cpu"}
 
 
+def test_what_matters_most_is_timed_first():
+    names = [case.name for case in cases.CASES["cuda"]]
+    last = max(i for i, name in enumerate(names) if "embedding" in name)
+    later = [i for i, case in enumerate(cases.CASES["cuda"])
+             if case.precision == "high" or case.dtype == "float16"]  # fmt: skip
+    assert min(later) > last
+    assert "bfloat16" in names[0]
+
+
 def test_a_rehearsed_bench(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cases, "REHEARSAL", cases.REHEARSAL[:1])
-    check = cuda_check.Check(tmp_path, "cpu", {})
-    check.bench(rehearsal=True, budget=100)
-    result = store.load(str(tmp_path / "check.json"))
-    first = next(iter(result.rows.values()))
+    monkeypatch.setattr(sys, "argv", ["bench", str(tmp_path), "--device", "cpu"])
+    bench.main()
+    first = next(iter(store.load(str(tmp_path / records.BENCH)).rows.values()))
     assert first.seconds.keys() >= {OURS, TORCH, STEP_PATH}
-    assert check.steps["bench"].startswith("passed"), capsys.readouterr().out
-    assert first.case.name in (tmp_path / "table.txt").read_text()
-    assert (tmp_path / "steps-float32.png").stat().st_size > 1000
+    assert first.case.name in bench.text(tmp_path)
 
 
-def test_without_a_gpu_the_check_says_so_and_fails(tmp_path):
-    code = "import torch; torch.cuda.is_available = lambda: False; import runpy; import sys; "
-    code += "sys.argv[1:] = ['--out', sys.argv[1]]; "
-    code += "runpy.run_module('tools.cuda_check', run_name='__main__')"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        cwd=cuda_build.ROOT,
+# ---- stages
+
+
+def script(text):
+    return [[sys.executable, "-c", text]]
+
+
+def test_a_failed_stage_does_not_stop_the_others(tmp_path):
+    check = __main__.Check(tmp_path, {})
+    assert check.run(Stage("bad", 9, script("print('why'); raise SystemExit(3)")), 9) == (
+        "failed: exit code 3"
     )
-    assert done.returncode == 1
-    assert "no GPU" in done.stdout + done.stderr
+    assert check.run(Stage("of it", 9, script(""), needs=("bad",)), 9) == (
+        "skipped: bad did not pass"
+    )
+    assert check.run(Stage("none", 9, script(""), lacks="no tool"), 9) == "absent: no tool"
+    assert check.run(Stage("late", 9, script("")), -1) == "failed: no time was left"
+    assert check.run(Stage("good", 9, script("print('said')")), 9) == "passed"
+    outcomes = {r["name"]: r["outcome"] for r in records.read(tmp_path, "outcome")}
+    assert outcomes == check.outcomes
+    log = (tmp_path / records.LOG).read_text()
+    assert "why" in log
+    assert "said" in log
+
+
+def test_a_stage_that_hangs_is_ended_with_all_that_it_started(tmp_path):
+    mark = tmp_path / "mark"
+    child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(mark)!r}).touch()"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    check = __main__.Check(tmp_path, {})
+    assert check.run(Stage("hangs", 1, script(parent)), 1) == "failed: not done after 1 s"
+    with pytest.raises(subprocess.TimeoutExpired):
+        subprocess.run([sys.executable, "-c", "import time; time.sleep(9)"], timeout=3)
+    assert not mark.exists()
+
+
+@pytest.fixture
+def _h100(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+
+
+@pytest.mark.usefixtures("_h100")
+def test_the_check_ends_within_its_time(tmp_path):
+    chosen = list(stages.on_gpu(tmp_path))
+    assert sum(stage.seconds for stage in chosen) == 590
+    names = [stage.name for stage in chosen]
+    assert names[-1] == "racecheck"
+    assert not any("tests" in stage.needs for stage in chosen)  # the sanitizer least of all
+    for stage in stages.rehearsed(tmp_path):
+        assert stage.name in [*names, "sanitizers"]
+
+
+def test_without_a_gpu_the_check_says_so_and_fails(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert __main__.main(["--out", str(tmp_path)]) == 1
+    assert "no GPU" in capsys.readouterr().out
+
+
+def test_a_rehearsal_of_nothing_fails(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(__main__, "NEEDED", ("torch", "no_such_package"))
+    assert __main__.main(["--out", str(tmp_path), "--dry-run"]) == 1
+    assert "nothing can run without no_such_package" in capsys.readouterr().out
+    monkeypatch.setattr(__main__, "NEEDED", ())
+    lacking = [Stage("build", 1, script(""), lacks="no nvcc")]
+    monkeypatch.setitem(__main__.STAGES, "cpu", lambda out: iter(lacking))
+    assert __main__.main(["--out", str(tmp_path), "--dry-run"]) == 1
+
+
+REHEARSED = ["micro", "trace", "geometries", "stress", "counters"]
+
+
+def test_a_rehearsal_leaves_figures_of_every_stage(tmp_path):
+    assert __main__.main(["--out", str(tmp_path), "--dry-run", "--only", *REHEARSED]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        records.FIGURES, records.LOG, records.REPORT
+    }  # fmt: skip
+    assert {r["stage"] for r in records.read(tmp_path)} == {*REHEARSED, "outcome"}
+    text = (tmp_path / records.REPORT).read_text()
+    for title in ("Microbenchmarks", "Where a step's cycles go", "Forced geometries", "Counters"):
+        assert title in text
+    steps = {r["path"]: r["parts"] for r in records.read(tmp_path, "trace")}
+    assert steps.keys() == {"block", "cluster", "grid"}
+    for parts in steps.values():
+        assert all(parts[name] > 0 for name in trace.PARTS)
+        assert parts["step"] >= len(trace.PARTS)
+
+
+@pytest.mark.skipif(programs.find_nvcc() is None, reason="there is no nvcc")
+def test_the_programs_compile(tmp_path):
+    programs.rehearse(programs.find_nvcc(), tmp_path)
+    assert (tmp_path / "micro.o").stat().st_size > 0
+    assert (tmp_path / "trace.o").stat().st_size > 0
+
+
+# ---- figures
+
+
+def test_a_record_that_was_cut_off_is_left_out(tmp_path):
+    records.append(tmp_path, "micro", name="sm_clock", value=1.9)
+    records.append(tmp_path, "trace", parts={})
+    with (tmp_path / records.FIGURES).open("a") as file:
+        file.write('{"stage": "micro", "na')
+    assert [r["stage"] for r in records.read(tmp_path)] == ["micro", "trace"]
+    assert records.sm_clock(tmp_path) == 1.9
+
+
+def test_the_microbenchmarks_print_what_is_read():
+    source = (programs.HERE / "micro.cu").read_text()
+    for line in micro.STAND_IN:
+        assert f'"{json.loads(line)["name"]}"' in source
+
+
+def test_a_trace_is_split_at_its_places_through_the_ring_and_the_clock():
+    cycles = [10, 20, 30, 40, 50, 60, 7]
+    steps, now = [], trace.CYCLE - 1000
+    for _ in range(trace.STEPS):
+        places = [now + sum(cycles[:i]) for i in range(7)]
+        steps.append([at % trace.CYCLE for at in places])
+        now += sum(cycles)
+    for turn in (0, 1, 40, trace.STEPS - 1):
+        parts = trace.split(steps[turn:] + steps[:turn])
+        assert parts == dict(zip((*trace.PARTS, "step"), [*cycles, sum(cycles)], strict=True))
+
+
+def made_up_rows():
+    factors = {"fixed block": 2.0, "fixed grid": 0.5, "product": 1.5, "cell": 0.25}
+    rows = []
+    for n in range(1, 9):
+        for path in ("block", "grid"):
+            terms = {f"fixed {path}": 1000.0, "product": 100.0 * n * n, "cell": 60.0 * (9 - n)}
+            cycles = sum(factors[name] * value for name, value in terms.items())
+            rows.append({"compute": "f32", "H": n, "B": 1, "terms": terms, "cycles": cycles})
+    return rows, factors
+
+
+def test_the_fit_finds_by_how_much_each_constant_is_off():
+    rows, factors = made_up_rows()
+    assert geometries.fit(rows) == pytest.approx(factors)
+    rows[0]["terms"]["no cost"] = 1000.0  # it would have to be negative
+    rows[0]["cycles"] -= 500
+    assert all(factor >= 0 for factor in geometries.fit(rows).values())
+
+
+def test_the_regret_is_what_a_choice_costs():
+    rows, factors = made_up_rows()
+    before = geometries.regret(rows)  # the model finds both the same, and takes the first
+    for problem, ratio in before.items():
+        slow, fast = (r["cycles"] for r in rows if problem == f"f32 H={r['H']} B=1")
+        assert ratio == pytest.approx(slow / fast)
+    assert set(geometries.regret(rows, factors).values()) == {1.0}
+
+
+def test_counters_are_read_from_what_ncu_prints():
+    (found,) = counters.parse(counters.STAND_IN)
+    assert found["kernel"] == "void rnnext::cuda::recurrence_kernel<stand-in>"
+    assert found["counters"]["sm__cycles_elapsed.max"] == ("1,000", "cycle")
+    assert list(counters.parse("==ERROR== no permission\n")) == []
+
+
+def test_stress_sees_what_a_call_leaves_out(monkeypatch):
+    def forgets(*_):
+        def call():
+            memory = torch.empty(8)
+            memory[:5] = 0
+            return [memory]
+
+        return call
+
+    monkeypatch.setattr(stress, "make_call", forgets)
+    monkeypatch.setattr("helpers.device.ON_GPU", False)
+    assert stress.replays("cpu", "block", torch.float32, 0.0)["unwritten"] == 1
+
+
+def test_stress_sees_other_bits(monkeypatch):
+    count = iter(range(1000))
+    monkeypatch.setattr(stress, "make_call", lambda *_: lambda: [torch.ones(3) * (next(count) > 2)])
+    monkeypatch.setattr("helpers.device.ON_GPU", False)
+    assert stress.replays("cpu", "block", torch.float32, 0.05)["wrong"] > 0
+
+
+def test_the_page_names_every_file_and_stage():
+    page = (Path(programs.ROOT) / "docs" / "cuda-check.md").read_text()
+    for name in (records.FIGURES, records.BENCH, records.LOG, records.REPORT, *micro.CONSTANTS):
+        assert f"`{name}`" in page
+    for part in trace.PARTS:
+        assert f"| {part} |" in page
