@@ -1,7 +1,6 @@
 // The Python module rnnext._C: what the build is, which ISA runs, and the ops that modules call at
 // every step, past torch.ops: looking a call up in its schema and boxing its arguments takes 3 us
 // there, more than a step of a small RNN.
-#include <ATen/LegacyBatchedTensorImpl.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/ops/empty.h>
 #include <pybind11/pybind11.h>
@@ -135,19 +134,6 @@ void define_stepper(py::module_& m) {
            }));
 }
 
-// Of a tensor that the vmap of torch.autograd.grad(is_grads_batched=True) maps, which is another
-// than torch.func's: its values, the level of the innermost vmap, and the dimension that this one
-// maps.
-std::optional<std::tuple<at::Tensor, int64_t, int64_t>> grads_batched(const at::Tensor& tensor) {
-  const auto* const batched = at::maybeGetBatchedImpl(tensor);
-  if (!batched) return std::nullopt;
-  at::BatchDims outer(batched->bdims().begin(), batched->bdims().end());
-  const at::BatchDim inner = outer.pop_back_val();
-  const at::Tensor value =
-      outer.empty() ? batched->value() : at::makeBatched(batched->value(), outer);
-  return std::tuple(value, inner.level(), inner.dim());
-}
-
 std::string compiler() {
 #if defined(__clang__)
   return "clang " __clang_version__;
@@ -259,7 +245,6 @@ PYBIND11_MODULE(_C, m) {
         py::arg("device"),
         "Raises IndexError if a call that is over on this GPU met an index out of range.");
   define_stepper(m);
-  m.def("grads_batched", &grads_batched);
   m.def("plan", &plan, py::kw_only(), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("directions") = 1, py::arg("layers") = 1, py::arg("dtype"), py::arg("threads"),
         py::arg("train") = false, py::arg("hx") = false,

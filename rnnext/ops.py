@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 import rnnext._fake
-import rnnext._flops
-import rnnext._vmap  # noqa: F401  the three register: results without data, costs, vmap
+import rnnext._flops  # noqa: F401  the two register: results without data, costs
 from rnnext import _sharding
 
 __all__ = [

@@ -204,7 +204,7 @@ TORCH_LIBRARY_IMPL(rnnext, CompositeImplicitAutograd, m) {
   m.impl("rnn", rnn);
   m.impl("rnn_cell", rnn_cell);
 }
-// Under vmap too. (rnnext/_vmap.py has rules for the ops that these call.)
+// Under vmap too. (vmap_recurrence.cpp has rules for the ops that these call.)
 TORCH_LIBRARY_IMPL(rnnext, FuncTorchBatchedDecomposition, m) {
   m.impl("rnn", rnn);
   m.impl("rnn_cell", rnn_cell);

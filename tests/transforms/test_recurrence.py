@@ -230,6 +230,24 @@ def test_nested_vmap(order, leak):
     assert_close(result, stacked(expected))
 
 
+def test_a_call_inside_a_vmap_that_maps_none_of_it():
+    call = samples.make(**SMALL)
+    x = torch.stack([call.input, -call.input])
+    factors = torch.tensor([1.0, 2.0, -4.0], dtype=x.dtype)
+
+    def of(by):
+        def gradient(x):
+            def total(weight_hh):
+                given = replace(call, input=x, weight_hh=[weight_hh])
+                return vmap(lambda factor: factor * by(given)[0].sum())(factors).sum()
+
+            return grad(total)(call.weight_hh[0])
+
+        return gradient
+
+    assert_close(vmap(of(by_op))(x), torch.stack([of(by_loop)(each) for each in x]))
+
+
 def test_transforms_inside_transforms():
     call = samples.make(**SMALL, reset="state", rows="lengths")
     tensors = tuple(call.float_tensors())

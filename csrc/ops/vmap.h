@@ -1,0 +1,68 @@
+// What vmap makes of the ops: one call of an op, whatever is mapped. Here: how mapped tensors come
+// apart, and how results are put together.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "ops/arguments.h"
+
+namespace rnnext {
+
+// The dimension of a tensor that is mapped, if one is.
+using Dim = std::optional<int64_t>;
+
+// The innermost vmap of torch.func; while it lives, calls of ops are those of what is below.
+class FuncTorch {
+ public:
+  template <class... T>
+  explicit FuncTorch(const T&...) : level_(innermost()) {}
+
+  std::pair<Tensor, Dim> take(const Tensor& t) const;
+  Tensor give(Tensor t, int64_t dim) const;
+
+ private:
+  static int64_t innermost();
+
+  c10::impl::ExcludeDispatchKeyGuard below_{c10::DispatchKey::FuncTorchBatched};
+  int64_t level_;
+};
+
+// That of torch.autograd.grad(is_grads_batched=True), which is another. Its level is the innermost
+// of the tensors'.
+class GradsBatched {
+ public:
+  template <class... T>
+  explicit GradsBatched(const T&... arguments) {
+    (see(arguments), ...);
+  }
+
+  std::pair<Tensor, Dim> take(const Tensor& t) const;
+  Tensor give(const Tensor& t, int64_t dim) const;
+
+ private:
+  void see(const Tensor& t);
+  void see(const OptionalTensor& t) {
+    if (given(t)) see(*t);
+  }
+  void see(TensorList list) {
+    for (const Tensor& t : list) see(t);
+  }
+  template <class Other>
+  void see(const Other&) {}
+
+  int64_t level_ = 0;
+};
+
+// The tensor with the mapped dimension, of so many calls, at a place; expanded if it has none.
+Tensor at_place(const Tensor& t, Dim dim, const c10::SymInt& calls, int64_t place);
+
+// Indices, mapped at a place, into tables of so many rows that lie one below the other.
+Tensor shifted(const Tensor& indices, const c10::SymInt& calls, int64_t place,
+               const c10::SymInt& rows);
+
+}  // namespace rnnext
