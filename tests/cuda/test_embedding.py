@@ -6,15 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from cuda_host.host import CUDA, HERE, Library, library
+from cuda_host.host import CUDA, HERE, KernelError, Library, library
 from helpers.common import assert_close
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # DType's order
+SORT_LIMIT = 4096  # kEmbeddingSort
 
 
 @pytest.fixture
 def lib() -> Iterator[Library]:
-    lib = library(CUDA / "embedding" / "kernel.cu", HERE / "embedding_entries.cpp")
+    kernels = sorted((CUDA / "embedding").glob("*.cu"))
+    lib = library(*kernels, HERE / "embedding_entries.cpp")
     yield lib
     lib.free_all()
 
@@ -43,7 +45,7 @@ def gather(lib: Library, weight: Tensor, indices: Tensor, error: Tensor, seed: i
     return output
 
 
-@pytest.mark.parametrize("columns", [1, 3, 8, 31, 100, 1027])
+@pytest.mark.parametrize("columns", [1, 3, 8, 31, 100, 129, 130, 1027])
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8, torch.complex128])
 def test_gather(lib, dtype, columns):
     weight = torch.randint(0, 200, (50, columns)).to(dtype)
@@ -60,6 +62,24 @@ def test_gather_from_a_strided_and_from_an_unaligned_table(lib):
     indices = torch.randint(0, 20, (33,))
     for weight in (table[:, 4:12], table[:, 3:13], unaligned):
         assert torch.equal(gather(lib, weight, indices, error_record(lib)), weight[indices])
+
+
+# Rows of so many bytes, with gaps between them, from different first bytes on: heads, tails and
+# shifts of every length, with and without vectors between them.
+@pytest.mark.parametrize("align", [1, 2, 4, 8])
+@pytest.mark.parametrize("row", [128, 129, 130, 132, 135, 136, 143, 159, 170, 300, 1000])
+def test_gather_of_long_rows_without_alignment(lib, row, align):
+    row = row // align * align
+    for more in (0, align, 3 * align, 16):
+        for begin in (0, align, 15 // align * align):
+            rows = torch.randint(0, 256, (9 * (row + more) + begin,), dtype=torch.uint8)
+            memory = lib.tensor(rows, align=max(align, 1))
+            weight = memory[begin:].as_strided((9, row), (row + more, 1))
+            indices = torch.tensor([3, 0, 8, 8, 1, 9, 5, 2, 7, -1])
+            output = gather(lib, weight, indices, error_record(lib), seed=row)
+            assert torch.equal(output[[0, 1, 2, 3, 4, 6, 7, 8]], weight[[3, 0, 8, 8, 1, 5, 2, 7]])
+            assert output[[5, 9]].eq(0).all()
+        lib.free_all()
 
 
 @pytest.mark.parametrize("bad", [50, -1, 2**40, -(2**40)])
@@ -85,22 +105,83 @@ def test_one_of_several_errors_is_recorded_whole(lib):
         assert bound == 7
 
 
-def backward(lib, grad, indices, rows, padding_idx=-1, by_frequency=False, sparse=False, seed=0):
-    """What the binding does around the kernels, with torch for the sort and the sum."""
-    count, columns = grad.shape
+def sort(lib, indices, rows, padding_idx=-1, seed=0):
+    """Sorted keys and their positions, as the binding makes them."""
+    count = indices.numel()
     keys, positions = (lib.empty(count, dtype=torch.int32) for _ in range(2))
-    is_int64 = indices.dtype == torch.int64
-    error = error_record(lib)
+    short = count <= SORT_LIMIT
     lib.run(
-        "embedding_keys", lib.tensor(indices), is_int64, count, rows, padding_idx, keys,
-        positions, error, seed=seed,
+        "embedding_sort" if short else "embedding_keys", lib.tensor(indices),
+        indices.dtype == torch.int64, count, rows, padding_idx, keys, positions, error_record(lib),
+        seed=seed,
     )  # fmt: skip
+    if short:
+        return keys, positions
     sorted_keys, order = keys.sort(stable=True)
-    keys, positions = lib.tensor(sorted_keys), lib.tensor(positions[order])
+    return lib.tensor(sorted_keys), lib.tensor(positions[order])
+
+
+@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 129, 1000, 2048, 4096])
+@pytest.mark.parametrize("rows", [1, 7, 5000])
+def test_the_sort_of_one_block_is_stable(lib, count, rows):
+    indices = torch.randint(-1, rows + 1, (count,), dtype=torch.int32)
+    keys, positions = sort(lib, indices, rows, padding_idx=3, seed=count)
+    wanted = torch.where((indices < 0) | (indices >= rows) | (indices == 3), rows, indices)
+    expected, order = wanted.sort(stable=True)
+    assert torch.equal(keys, expected)
+    assert torch.equal(positions, order.int())
+
+
+def test_the_sort_of_one_block_reports_an_index_out_of_range(lib):
+    error, indices = error_record(lib), torch.tensor([3, 1, 7, 2])
+    keys, positions = (lib.empty(4, dtype=torch.int32) for _ in range(2))
+    lib.run("embedding_sort", lib.tensor(indices), True, 4, 5, -1, keys, positions, error)
+    assert error.tolist() == [1 + (1 << 32), 2, 7, 5]
+    assert keys.tolist() == [1, 2, 3, 5]
+
+
+def test_a_sort_that_is_too_long_for_one_block_is_refused(lib):
+    memory = lib.empty(SORT_LIMIT + 1, dtype=torch.int32)
+    with pytest.raises(KernelError):
+        lib.run("embedding_sort", memory, False, SORT_LIMIT + 1, 9, -1, memory, memory, None)
+
+
+GAPS = {
+    "no key": [],
+    "all rows": list(range(100)),
+    "the first": [0],
+    "the last": [99],
+    "none of them": [100, 100],
+    "at the borders of warps": [31, 32, 63, 64, 64, 96],
+    "every other": list(range(1, 100, 2)),
+    "a few": [5, 5, 5, 40, 41, 77, 100],
+}
+
+
+@pytest.mark.parametrize("keys", GAPS.values(), ids=GAPS)
+@pytest.mark.parametrize(("columns", "dtype"), [(1, torch.bfloat16), (3, torch.float16),
+                                                (8, torch.float32), (129, torch.float32),
+                                                (20, torch.float64)])  # fmt: skip
+def test_gaps_are_zeroed_and_nothing_else(lib, columns, dtype, keys):
+    output = lib.empty(100, columns, dtype=dtype).fill_(7)
+    given = lib.tensor(torch.tensor(keys, dtype=torch.int32))
+    lib.run("embedding_gaps", given, len(keys), 100, columns * dtype.itemsize, output)
+    expected = torch.zeros(100, columns, dtype=dtype)
+    expected[[key for key in keys if key < 100]] = 7
+    assert torch.equal(output, expected)
+
+
+def backward(lib, grad, indices, rows, padding_idx=-1, by_frequency=False, sparse=False, seed=0):
+    """What the binding does around the kernels, with torch for long sorts and the sum."""
+    count, columns = grad.shape
+    keys, positions = sort(lib, indices, rows, padding_idx, seed)
     slots = unique = None
     size = rows
-    output = lib.tensor(torch.zeros(rows, columns, dtype=grad.dtype), writable=True)
-    if sparse:
+    output = lib.empty(rows, columns, dtype=grad.dtype).fill_(torch.nan)
+    if not sparse:
+        row_bytes = columns * grad.element_size()
+        lib.run("embedding_gaps", keys, count, rows, row_bytes, output, seed=seed)
+    else:
         heads = lib.empty(count, dtype=torch.int32)
         lib.run("embedding_heads", keys, count, rows, heads, seed=seed)
         slots = lib.tensor(heads.cumsum(0, dtype=torch.int32))
@@ -140,7 +221,9 @@ RUNS = {
 
 
 @pytest.mark.parametrize("runs", RUNS)
-@pytest.mark.parametrize(("count", "columns"), [(1, 5), (16, 8), (17, 1), (250, 33), (1500, 8)])
+@pytest.mark.parametrize(
+    ("count", "columns"), [(1, 5), (16, 8), (17, 1), (250, 33), (1500, 8), (4200, 9)]
+)
 def test_backward(lib, runs, count, columns):
     indices = RUNS[runs](count)
     grad = torch.randn(count, columns)
@@ -153,7 +236,7 @@ def test_backward(lib, runs, count, columns):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("columns", [12, 16, 256])
+@pytest.mark.parametrize("columns", [12, 16, 131, 256])
 def test_backward_dtypes_and_index_types(lib, dtype, columns):
     indices = torch.randint(0, 30, (300,), dtype=torch.int32)
     grad = torch.randn(300, columns).to(dtype)

@@ -97,15 +97,22 @@ SortedIndices sort_indices(const Tensor& grad, const Tensor& indices, int64_t ro
   const Tensor index = contiguous_indices(indices);
   const int64_t count = index.numel();
   const auto options = index.options().dtype(at::kInt);
-  const Tensor keys = at::empty({count}, options), positions = at::empty({count}, options);
   SortedIndices sorted{at::empty({count}, options), at::empty({count}, options)};
   if (count == 0) return sorted;
+  const auto stream = at::cuda::getCurrentCUDAStream();
   EmbeddingKeys params{};
   params.indices = checked_indices(index, rows);
   params.padding_idx = padding_idx;
+  params.keys = sorted.keys.mutable_data_ptr<int32_t>();
+  params.positions = sorted.positions.mutable_data_ptr<int32_t>();
+  if (count <= kEmbeddingSort) {
+    C10_CUDA_CHECK(launch_embedding_sort(params, stream));
+    return sorted;
+  }
+  const Tensor keys = at::empty({count}, options), positions = at::empty({count}, options);
   params.keys = keys.mutable_data_ptr<int32_t>();
   params.positions = positions.mutable_data_ptr<int32_t>();
-  C10_CUDA_CHECK(launch_embedding_keys(params, at::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch_embedding_keys(params, stream));
   at::cuda::cub::radix_sort_pairs<int32_t, int32_t>(
       keys.const_data_ptr<int32_t>(), sorted.keys.mutable_data_ptr<int32_t>(),
       positions.const_data_ptr<int32_t>(), sorted.positions.mutable_data_ptr<int32_t>(), count,
@@ -139,7 +146,14 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num
                           int64_t padding_idx, bool scale_grad_by_freq) {
   const c10::cuda::CUDAGuard guard(grad.device());
   const SortedIndices sorted = sort_indices(grad, indices, num_weights, padding_idx);
-  const Tensor output = at::zeros({num_weights, grad.size(-1)}, grad.options());
+  const Tensor output = at::empty({num_weights, grad.size(-1)}, grad.options());
+  EmbeddingGaps gaps{};
+  gaps.keys = sorted.keys.const_data_ptr<int32_t>();
+  gaps.count = sorted.keys.numel();
+  gaps.rows = num_weights;
+  gaps.row_bytes = output.size(1) * output.element_size();
+  gaps.output = output.data_ptr();
+  C10_CUDA_CHECK(launch_embedding_gaps(gaps, at::cuda::getCurrentCUDAStream()));
   reduce(grad, sorted, std::nullopt, num_weights, scale_grad_by_freq, output);
   return output;
 }

@@ -39,6 +39,19 @@ struct EmbeddingKeys {
 };
 cudaError_t launch_embedding_keys(const EmbeddingKeys& params, cudaStream_t stream);
 
+// The same, already sorted, by one block: for kEmbeddingSort indices at most.
+constexpr int64_t kEmbeddingSort = 4096;
+cudaError_t launch_embedding_sort(const EmbeddingKeys& params, cudaStream_t stream);
+
+// Zeros in the rows of output that no sorted key names.
+struct EmbeddingGaps {
+  const int32_t* keys;  // [count] sorted
+  int64_t count, rows;
+  int64_t row_bytes;
+  void* output;  // [rows, row_bytes]
+};
+cudaError_t launch_embedding_gaps(const EmbeddingGaps& params, cudaStream_t stream);
+
 // heads[p] = 1 where a run of equal keys below `rows` begins, else 0. Its running sum numbers the
 // rows of a sparse gradient.
 cudaError_t launch_embedding_heads(const int32_t* keys, int64_t count, int64_t rows, int32_t* heads,

@@ -1,0 +1,234 @@
+// The gradient of the table, by runs of equal keys.
+#include "cuda/embedding/common.cuh"
+
+namespace rnnext::cuda {
+namespace {
+
+// The sorted positions are cut into chunks of equal length. In the first kernel a thread sums the
+// runs of one chunk, for one vector of columns: a run that lies within the chunk goes to the
+// output, one that reaches over a border leaves its sum in `partial`, [chunk][0] if it came in from
+// the left, otherwise [chunk][1]. The second kernel adds up the parts of each run that crosses
+// borders, so that one row with a million gradients is summed by many threads as well.
+
+constexpr int kUnroll = 4;       // gradients loaded before the first is added
+constexpr int kReducers = 8;     // threads that share the parts of one run
+constexpr unsigned kLanes = 32;  // vectors of columns in a block
+
+int64_t chunk_length(int64_t count) {
+  int64_t length = 16;  // long enough that the parts are a small share of the traffic
+  while (length < 256 && length * length * 64 < count) length *= 2;
+  return length;
+}
+
+template <typename T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  T element[N];
+};
+
+// The N columns of a thread. Packed: neighbours, one vector. Else, where rows are not aligned, one
+// in every `step`, so that lanes read and write neighbours, with as many bytes on their way.
+template <typename T, int N, bool Packed>
+struct Columns {
+  int64_t first;
+  int step, count;  // `count` of them exist
+
+  __device__ explicit Columns(const EmbeddingReduce& p) {
+    first = int64_t(blockIdx.y) * blockDim.x * N + threadIdx.x * (Packed ? N : 1);
+    step = Packed ? 1 : int(blockDim.x);
+    const int64_t exist = (p.columns - first + step - 1) / step;
+    count = first >= p.columns ? 0 : int(min(exist, int64_t(N)));
+  }
+  __device__ bool has(int n) const { return Packed || n < count; }
+  __device__ int64_t at(int n) const { return first + int64_t(n) * step; }
+
+  __device__ Pack<T, N> read(const T* row) const {
+    Pack<T, N> pack;
+    if constexpr (Packed) {
+      pack = *reinterpret_cast<const Pack<T, N>*>(row + first);
+    } else {
+#pragma unroll
+      for (int n = 0; n < N; ++n) pack.element[n] = has(n) ? __ldg(row + at(n)) : from_float<T>(0);
+    }
+    return pack;
+  }
+  __device__ void write(T* row, const Pack<T, N>& pack) const {
+    if constexpr (Packed) {
+      *reinterpret_cast<Pack<T, N>*>(row + first) = pack;
+    } else {
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        if (has(n)) row[at(n)] = pack.element[n];
+      }
+    }
+  }
+};
+
+template <class Columns, typename T, int N>
+__device__ __forceinline__ void write_row(const EmbeddingReduce& p, const Columns& columns,
+                                          int64_t position, int64_t length,
+                                          Accumulate<T> (&sum)[N]) {
+  const int64_t row = p.slots != nullptr ? p.slots[position] - 1 : p.keys[position];
+  Pack<T, N> pack;
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    pack.element[n] = from_float<T>(p.by_frequency ? sum[n] / Accumulate<T>(length) : sum[n]);
+  }
+  columns.write(static_cast<T*>(p.output) + row * p.columns, pack);
+}
+
+template <typename T, int N, bool Packed>
+__global__ void __launch_bounds__(kEmbeddingThreads)
+    reduce_chunks(EmbeddingReduce p, int64_t chunk_size) {
+  using Acc = Accumulate<T>;
+  const int64_t chunk = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
+  const Columns<T, N, Packed> columns(p);
+  const int64_t begin = chunk * chunk_size;
+  if (begin >= p.count || columns.count == 0) return;
+  const int64_t end = min(begin + chunk_size, p.count);
+  const T* grad = static_cast<const T*>(p.grad);
+  Acc* partial = static_cast<Acc*>(p.partial) + 2 * chunk * p.columns;
+
+  int32_t key = p.keys[begin];
+  int64_t run_begin = begin;
+  bool from_left = begin > 0 && p.keys[begin - 1] == key;
+  Acc sum[N] = {};
+  for (int64_t base = begin; base < end; base += kUnroll) {
+    Pack<T, N> pack[kUnroll];
+    int32_t next[kUnroll];  // the key after each; -1 at the end
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t i = base + u;
+      next[u] = i + 1 < p.count ? __ldg(p.keys + i + 1) : -1;
+      if (i < end) {
+        const int64_t row = __ldg(p.positions + i);
+        pack[u] = columns.read(grad + row * p.columns);
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t i = base + u;
+      if (i >= end) break;
+#pragma unroll
+      for (int n = 0; n < N; ++n) sum[n] += to_float(pack[u].element[n]);
+      if (next[u] == key && i + 1 < end) continue;
+      if (key < p.rows) {
+        if (!from_left && next[u] != key) {
+          write_row<Columns<T, N, Packed>, T>(p, columns, i, i + 1 - run_begin, sum);
+        } else {
+          Acc* part = partial + (from_left ? 0 : p.columns);
+#pragma unroll
+          for (int n = 0; n < N; ++n) {
+            if (columns.has(n)) part[columns.at(n)] = sum[n];
+          }
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < N; ++n) sum[n] = 0;
+      key = next[u];
+      run_begin = i + 1;
+      from_left = false;
+    }
+  }
+}
+
+template <typename T, int N, bool Packed>
+__global__ void __launch_bounds__(kEmbeddingThreads)
+    reduce_parts(EmbeddingReduce p, int64_t chunk_size) {
+  using Acc = Accumulate<T>;
+  const int64_t chunk = blockIdx.x;
+  const int64_t begin = chunk * chunk_size, next_chunk = begin + chunk_size;
+  // Whether a run begins in this chunk and goes on in the next one: the same for the whole block.
+  if (next_chunk >= p.count) return;
+  const int32_t key = p.keys[next_chunk];
+  if (p.keys[next_chunk - 1] != key || key >= p.rows) return;
+  if (begin > 0 && p.keys[begin - 1] == key) return;
+
+  int64_t low = next_chunk, high = p.count;  // the end of the run lies in low+1..high
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    (p.keys[middle] == key ? low : high) = middle;
+  }
+  const int64_t run_end = high;
+  const Columns<T, N, Packed> columns(p);
+  const Acc* partial = static_cast<const Acc*>(p.partial);
+  Acc sum[N] = {};
+  const auto add = [&](const Acc* row) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      if (columns.has(n)) sum[n] += row[columns.at(n)];
+    }
+  };
+  if (columns.count > 0) {
+    if (threadIdx.y == 0) add(partial + (2 * chunk + 1) * p.columns);
+    for (int64_t c = chunk + 1 + threadIdx.y; c * chunk_size < run_end; c += kReducers) {
+      add(partial + 2 * c * p.columns);
+    }
+  }
+  Acc* shared = reinterpret_cast<Acc*>(shared_memory());
+#pragma unroll
+  for (int n = 0; n < N; ++n) shared[(threadIdx.y * N + n) * blockDim.x + threadIdx.x] = sum[n];
+  __syncthreads();
+  if (threadIdx.y != 0 || columns.count == 0) return;
+  for (int other = 1; other < kReducers; ++other) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) sum[n] += shared[(other * N + n) * blockDim.x + threadIdx.x];
+  }
+  int64_t run_begin = begin;
+  if (p.by_frequency) {  // the run begins in begin..next_chunk-1
+    int64_t below = begin - 1, at = next_chunk - 1;
+    while (at - below > 1) {
+      const int64_t middle = below + (at - below) / 2;
+      (p.keys[middle] == key ? at : below) = middle;
+    }
+    run_begin = at;
+  }
+  write_row<Columns<T, N, Packed>, T>(p, columns, next_chunk, run_end - run_begin, sum);
+}
+
+template <typename T, bool Packed>
+cudaError_t launch_reduce(const EmbeddingReduce& p, cudaStream_t stream) {
+  constexpr int N = 16 / sizeof(T);
+  const int64_t chunk_size = chunk_length(p.count), chunks = divide_up(p.count, chunk_size);
+  const unsigned lanes = lanes_for(divide_up(p.columns, N), kLanes);
+  const auto tiles = unsigned(divide_up(p.columns, int64_t(lanes) * N));
+  LaunchShape shape;
+  shape.block = dim3(lanes, kEmbeddingThreads / lanes);
+  shape.grid = dim3(unsigned(divide_up(chunks, shape.block.y)), tiles);
+  cudaError_t error = launch(reduce_chunks<T, N, Packed>, shape, stream, p, chunk_size);
+  if (error != cudaSuccess || chunks == 1) return error;
+  shape.block = dim3(lanes, kReducers);
+  shape.grid = dim3(unsigned(chunks), tiles);
+  shape.shared_bytes = sizeof(Accumulate<T>) * N * kReducers * lanes;
+  return launch(reduce_parts<T, N, Packed>, shape, stream, p, chunk_size);
+}
+
+template <typename T>
+cudaError_t launch_reduce(const EmbeddingReduce& p, cudaStream_t stream) {
+  const auto alignment = reinterpret_cast<uintptr_t>(p.grad) |
+                         reinterpret_cast<uintptr_t>(p.output) | uintptr_t(p.columns * sizeof(T));
+  if (alignment % 16 == 0) return launch_reduce<T, true>(p, stream);
+  return launch_reduce<T, false>(p, stream);
+}
+
+}  // namespace
+
+int64_t embedding_partial_bytes(int64_t count, int64_t columns, DType dtype) {
+  return 2 * divide_up(count, chunk_length(count)) * columns * (dtype == DType::f64 ? 8 : 4);
+}
+
+cudaError_t launch_embedding_reduce(const EmbeddingReduce& p, cudaStream_t stream) {
+  if (p.count == 0 || p.columns == 0 || p.rows == 0) return cudaSuccess;
+  switch (p.dtype) {
+    case DType::f32:
+      return launch_reduce<float>(p, stream);
+    case DType::f64:
+      return launch_reduce<double>(p, stream);
+    case DType::bf16:
+      return launch_reduce<__nv_bfloat16>(p, stream);
+    case DType::f16:
+      return launch_reduce<__half>(p, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace rnnext::cuda
