@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import cases, measure, roof, runner, store
+from . import cases, compared, measure, roof, runner, store
 from .names import OURS
 from .runner import Event
 
@@ -93,7 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "features", features_command, "time what nn.RNN has not against what is written instead"
     )
-    command("compiled", compiled_command, "time a compiled model and a compiled loop over cells")
+    loop = command(
+        "compiled", compiled_command, "time a compiled model and a compiled loop over cells"
+    )
+    loop.add_argument(
+        "--limit", type=float, default=600, help="seconds for a row's compiling (default: 600)"
+    )
     command("sharing", sharing_command, "time processes that share the machine")
     command("transforms", transforms_command, "time ensembles and per-sample gradients")
     check = command("interference", interference_command, "time rivals alone and taking turns")
@@ -183,11 +188,16 @@ def tables_command(options: argparse.Namespace) -> int:
 def publish_command(options: argparse.Namespace) -> int:
     from . import plots, tables
 
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    if options.label in compared.NAMES:
+        run = compared.load(options.label)
+        for path in (run.save(store.KEPT), *tables.write(run, documents)):
+            print(f"wrote {path}")
+        return 0
     result = store.load(options.label)
     if any(row.case.device != "cpu" for row in result.rows.values()):
         raise ValueError("the documents have tables and figures of a run on the CPU only")
     kept = replace(result, label="cpu")
-    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     for path in (
         kept.save(store.KEPT / "cpu.json"),
         *tables.write(result, documents),
@@ -227,17 +237,30 @@ def features_command(options: argparse.Namespace) -> int:
     """Each feature beside the code that people write without it, as markdown, then the bars."""
     from . import features
 
-    return _compared(features.rows(), features.verdicts)
+    return _compared(features.rows(), features.verdicts)[0]
 
 
 def transforms_command(options: argparse.Namespace) -> int:
     """Ensembles and per-sample gradients beside a loop, as markdown, then the bars."""
     from . import transforms
 
-    return _compared(transforms.rows(), transforms.verdicts)
+    code, timed = _compared(transforms.rows(), transforms.verdicts)
+    run = compared.Comparison("transforms", measure.stamp(measure.pin_threads(0)))
+    for each in timed:
+        run.rows[each.row.what] = {"ours": each.ours, "other": each.other}
+    _kept_for_documents(run)
+    return code
 
 
-def _compared(rows: Iterable[Row], verdicts: Callable[[list[Timed]], list[Verdict]]) -> int:
+def _kept_for_documents(run: compared.Comparison) -> None:
+    path = run.save()
+    print(f"stored in {path}; into the documents: python -m benchmarks publish --label {run.name}")
+
+
+def _compared(
+    rows: Iterable[Row], verdicts: Callable[[list[Timed]], list[Verdict]]
+) -> tuple[int, list[Timed]]:
+    """The exit code, and what was timed."""
     from . import features
     from .report import Table, duration
 
@@ -257,23 +280,21 @@ def _compared(rows: Iterable[Row], verdicts: Callable[[list[Timed]], list[Verdic
         print(
             f"{verdict.word:12} {verdict.what}: {got}, {sign} {verdict.needed:g} {verdict.detail}"
         )
-    return 1 if any(verdict.held is False for verdict in found) else 0
+    return int(any(verdict.held is False for verdict in found)), timed
 
 
 def compiled_command(options: argparse.Namespace) -> int:
     """A compiled model beside torch.compile of a loop over cells, as markdown."""
     from . import compiled
-    from .report import Table, duration
 
-    threads = measure.pin_threads(0)
-    body = []
-    for row in compiled.run():
-        times = [duration(seconds) for seconds in (*row.first, *row.later)]
-        body.append([row.what, *times, f"{row.later[1] / row.later[0]:.1f}"])
-        print(*body[-1], file=sys.stderr)
-    print(f"{measure.stamp(threads)['cpu']}, {threads} threads, B={compiled.B} I=H={compiled.H}")
-    head = ["", "first call", "of the loop", "later", "of the loop", "times as fast"]
-    print(Table(head, body).markdown())
+    run = compared.Comparison("compiled", measure.stamp(measure.pin_threads(0)))
+    run.stamp["limit"] = options.limit
+    for what, seconds in compiled.run(options.limit):
+        run.rows[what] = seconds
+        print(what, seconds, file=sys.stderr)
+    print(f"{run.stamp['cpu']}, {run.stamp['threads']} threads, B={compiled.B} I=H={compiled.H}")
+    print(compiled.table(run).markdown())
+    _kept_for_documents(run)
     return 0
 
 

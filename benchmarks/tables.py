@@ -9,8 +9,10 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from . import bars, report
+from .compared import Comparison
 from .names import OURS, TORCH
 from .store import Result, Row
 
@@ -76,15 +78,38 @@ def promises(result: Result) -> str:
     return _captioned(result, bars.table(bars.evaluate(result)))
 
 
+def ensembles(run: Comparison) -> str:
+    from .transforms import ensembles_table
+
+    return _captioned(run, ensembles_table(run))
+
+
+def per_sample(run: Comparison) -> str:
+    from .transforms import samples_table
+
+    return _captioned(run, samples_table(run))
+
+
+def compiled(run: Comparison) -> str:
+    from .compiled import table
+
+    return _captioned(run, table(run))
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "headline": headline,
     "calls": calls,
     "readme": readme,
     "bars": promises,
 }
+# By what made them.
+COMPARED: dict[str, dict[str, Callable[[Comparison], str]]] = {
+    "transforms": {"ensembles": ensembles, "per-sample": per_sample},
+    "compiled": {"compiled": compiled},
+}
 
 
-def _captioned(result: Result, table: report.Table) -> str:
+def _captioned(result: Result | Comparison, table: report.Table) -> str:
     stamp = result.stamp
     versions = ", ".join(
         f"{TITLES.get(package, package)} {version}"
@@ -96,24 +121,29 @@ def _captioned(result: Result, table: report.Table) -> str:
     return "\n".join(["", table.markdown(), "", *textwrap.wrap(caption, 100), ""])
 
 
-def replaced(text: str, result: Result) -> str:
-    """The text with its tables made anew. ValueError for a name that is not in TABLES."""
+def _own(result: Result | Comparison) -> dict[str, Callable[[Any], str]]:
+    return dict(COMPARED[result.name] if isinstance(result, Comparison) else TABLES)
+
+
+def replaced(text: str, result: Result | Comparison) -> str:
+    """The text with the result's tables made anew. ValueError for a name that no result has."""
+    own, known = _own(result), set(TABLES).union(*COMPARED.values())
 
     def block(match: re.Match[str]) -> str:
         begin, name, end = match.groups()
-        if name not in TABLES:
-            raise ValueError(f"no table is called {name!r}; there are {', '.join(TABLES)}")
-        return begin + TABLES[name](result) + end
+        if name not in known:
+            raise ValueError(f"no table is called {name!r}; there are {', '.join(sorted(known))}")
+        return begin + own[name](result) + end if name in own else match.group()
 
     return BLOCK.sub(block, text)
 
 
-def write(result: Result, documents: Iterable[Path]) -> list[Path]:
-    """Write the tables of the documents; those that have any."""
+def write(result: Result | Comparison, documents: Iterable[Path]) -> list[Path]:
+    """Write the result's tables of the documents; those that have any."""
     written = []
     for path in documents:
         text = path.read_text()
-        if BLOCK.search(text):
+        if _own(result).keys() & {name for _, name, _ in BLOCK.findall(text)}:
             path.write_text(replaced(text, result))
             written.append(path)
     return written

@@ -14,10 +14,37 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 import rnnext
 
 from .bars.verdict import Verdict, worst
+from .compared import Comparison
 from .features import Call, Row, Timed
+from .report import Table, duration
 
 T = 100
-MEMBERS = (2, 4, 16, 64)
+ENSEMBLES = {
+    f"B={B} I=H={H}": (B, H, members)
+    for B, H, members in ((1, 16, (2, 4, 16, 64)), (4, 64, (2, 4, 16, 64)), (4, 256, (2, 4, 16)))
+}
+MODES = ("infer", "train")
+SAMPLES = [(H, N) for H in (32, 64, 256) for N in (8, 64)]
+
+
+def members_row(way: str, M: int, size: str, mode: str, other: str = "the members' calls") -> str:
+    return f"{way} against {other} in a row, M={M}, T={T} {size}, {mode}"
+
+
+def samples_row(N: int, H: int, other: str) -> str:
+    return f"vmap(grad) against {other} in a loop, N={N}, T={T} I=H={H}"
+
+
+class Nothing(nn.Module):
+    """The parameters of another module, and no computation."""
+
+    def __init__(self, like: nn.Module) -> None:
+        super().__init__()
+        for name, parameter in like.named_parameters():
+            self.register_parameter(name, nn.Parameter(parameter.detach().clone()))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
 
 
 def gradients(results: Callable[[], tuple[Tensor, Tensor]], leaves: list[Tensor]) -> list[Tensor]:
@@ -43,17 +70,16 @@ def one_by_one(members: list[nn.Module], x: Tensor, train: bool) -> Call:
 
 
 def ensembles() -> Iterator[Row]:
-    for H, B in ((16, 1), (64, 4), (256, 4)):
-        for M in MEMBERS if H < 256 else MEMBERS[:3]:
+    for size, (B, H, members) in ENSEMBLES.items():
+        for M in members:
             theirs: list[nn.Module] = [nn.RNN(H, H) for _ in range(M)]
             ours = [rnnext.convert(copy.deepcopy(member)) for member in theirs]
             stacked, _ = stack_module_state(ours)
             x = torch.randn(M, T, B, H)
             names, leaves = list(stacked), list(stacked.values())
-            one = copy.deepcopy(ours[0])
 
             def mapped(
-                leaves: list[Tensor], x: Tensor = x, one: Any = one, names: Any = names
+                one: nn.Module, leaves: list[Tensor], x: Tensor = x, names: Any = names
             ) -> Any:
                 def call(parameters: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
                     results: tuple[Tensor, Tensor] = functional_call(one, parameters, (x,))
@@ -64,9 +90,11 @@ def ensembles() -> Iterator[Row]:
             def direct(leaves: list[Tensor], x: Tensor = x) -> tuple[Tensor, Tensor]:
                 return rnnext.functional.rnn_ensemble(x, None, leaves)
 
-            for train in (False, True):
-                size = f"M={M}, T={T} B={B} I=H={H}, {'train' if train else 'infer'}"
-                for name, way in (("rnn_ensemble", direct), ("vmap", mapped)):
+            by_vmap = functools.partial(mapped, copy.deepcopy(ours[0]))
+            nothing = functools.partial(mapped, Nothing(ours[0]))
+            for mode in MODES:
+                train = mode == "train"
+                for name, way in (("rnn_ensemble", direct), ("vmap", by_vmap)):
 
                     def call(way: Any = way, leaves: Any = leaves, train: bool = train) -> Any:
                         if train:
@@ -74,43 +102,45 @@ def ensembles() -> Iterator[Row]:
                         with torch.no_grad():
                             return [way(leaves)[0]]
 
-                    group = f"{name}, H={H}"
-                    what = f"{name} against the members' calls in a row, {size}"
-                    yield Row(group, what, call, one_by_one(ours, x, train))
+                    yield Row(f"{name}, H={H}", members_row(name, M, size, mode),
+                              call, one_by_one(ours, x, train))  # fmt: skip
                     if name == "vmap":
-                        what = f"vmap against nn.RNN in a row, {size}"
-                        yield Row("nn.RNN", what, call, one_by_one(theirs, x, train))
+                        yield Row("nn.RNN", members_row(name, M, size, mode, "nn.RNN"),
+                                  call, one_by_one(theirs, x, train))  # fmt: skip
+
+            def alone(way: Any = nothing, leaves: Any = leaves) -> Any:
+                with torch.no_grad():
+                    return [way(leaves)[0]]
+
+            yield Row("vmap of nothing", members_row("vmap of nothing", M, size, "infer"),
+                      alone, one_by_one(ours, x, False), same=False)  # fmt: skip
 
 
 def per_sample() -> Iterator[Row]:
-    for H in (32, 64, 256):
-        for N in (8, 64):
-            theirs = nn.RNN(H, H)
-            ours = rnnext.convert(copy.deepcopy(theirs))
-            x = torch.randn(N, T, H)
-            parameters = {name: p.detach() for name, p in ours.named_parameters()}
+    for H, N in SAMPLES:
+        theirs = nn.RNN(H, H)
+        ours = rnnext.convert(copy.deepcopy(theirs))
+        x = torch.randn(N, T, H)
+        parameters = {name: p.detach() for name, p in ours.named_parameters()}
 
-            def loss(parameters: dict[str, Tensor], x: Tensor, ours: Any = ours) -> Tensor:
-                total: Tensor = functional_call(ours, parameters, (x,))[0].square().sum()
-                return total
+        def loss(parameters: dict[str, Tensor], x: Tensor, ours: Any = ours) -> Tensor:
+            total: Tensor = functional_call(ours, parameters, (x,))[0].square().sum()
+            return total
 
-            def mapped(parameters: Any = parameters, x: Tensor = x, loss: Any = loss) -> Any:
-                return list(vmap(grad(loss), in_dims=(None, 0))(parameters, x).values())
+        def mapped(parameters: Any = parameters, x: Tensor = x, loss: Any = loss) -> Any:
+            return list(vmap(grad(loss), in_dims=(None, 0))(parameters, x).values())
 
-            def loop(module: nn.Module, x: Tensor = x) -> Call:
-                leaves = list(module.parameters())
+        def loop(module: nn.Module, x: Tensor = x) -> Call:
+            leaves = list(module.parameters())
 
-                def call() -> list[Tensor]:
-                    each = [torch.autograd.grad(module(own)[0].square().sum(), leaves) for own in x]
-                    return [torch.stack(every) for every in zip(*each, strict=True)]
+            def call() -> list[Tensor]:
+                each = [torch.autograd.grad(module(own)[0].square().sum(), leaves) for own in x]
+                return [torch.stack(every) for every in zip(*each, strict=True)]
 
-                return call
+            return call
 
-            size = f"N={N}, T={T} I=H={H}"
-            yield Row("per sample", f"vmap(grad) against nn.RNN in a loop, {size}",
-                      mapped, loop(theirs))  # fmt: skip
-            yield Row("per sample, own", f"vmap(grad) against rnnext in a loop, {size}",
-                      mapped, loop(ours))  # fmt: skip
+        yield Row("per sample", samples_row(N, H, "nn.RNN"), mapped, loop(theirs))
+        yield Row("per sample, own", samples_row(N, H, "rnnext"), mapped, loop(ours))
 
 
 def rows() -> Iterator[Row]:
@@ -134,3 +164,32 @@ def verdicts(timed: list[Timed]) -> list[Verdict]:
               of("rnn_ensemble, H=16", "faster")),
         worst("vmap(grad), against nn.RNN in a loop", 1.0, of("per sample", "faster")),
     ]  # fmt: skip
+
+
+def ensembles_table(run: Comparison) -> Table:
+    head = ["", "members"]
+    for way in ("`rnn_ensemble`", "`vmap`"):
+        head += [f"{way} infer", "train"]
+    head += ["`vmap` of nothing", "`vmap` over `nn.RNN` infer", "train"]
+    body = []
+    for size, (_, _, members) in ENSEMBLES.items():
+        for M in members:
+            rows = [
+                members_row(way, M, size, mode)
+                for way in ("rnn_ensemble", "vmap")
+                for mode in MODES
+            ]
+            rows.append(members_row("vmap of nothing", M, size, "infer"))
+            rows += [members_row("vmap", M, size, mode, "nn.RNN") for mode in MODES]
+            body.append([size, str(M), *map(run.faster, rows)])
+    return Table(head, body)
+
+
+def samples_table(run: Comparison) -> Table:
+    body = []
+    for H, N in SAMPLES:
+        theirs, own = (samples_row(N, H, other) for other in ("nn.RNN", "rnnext"))
+        seconds = duration(run.rows[theirs]["ours"])
+        body.append([f"I=H={H}", str(N), seconds, run.faster(theirs), run.faster(own)])
+    head = ["", "samples", "time", "times as fast as a loop over `nn.RNN`", "over `rnnext.RNN`"]
+    return Table(head, body)

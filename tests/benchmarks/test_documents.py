@@ -3,7 +3,7 @@
 import pytest
 
 import benchmarks.__main__ as main
-from benchmarks import plots, report, store, tables
+from benchmarks import compared, compiled, plots, report, store, tables, transforms
 from helpers.runs import run_of, scattered
 
 DOCUMENT = """# Title
@@ -70,7 +70,70 @@ def test_the_tables_in_the_documents_are_those_of_the_kept_run():
         text = page.read_text()
         assert tables.replaced(text, kept) == text, f"{page.name}: python -m benchmarks publish"
         written |= {name for _, name, _ in tables.BLOCK.findall(text)}
-    assert written == tables.TABLES.keys()
+    assert written >= tables.TABLES.keys()
+
+
+def made_up(name):
+    """A comparison with all rows of its table."""
+    stamp = run_of("made-up", 2.0).stamp
+    if name == "transforms":
+        rows = [row.what for row in transforms.rows()]
+        return compared.Comparison(
+            name, stamp, {row: {"ours": 2e-3, "other": 3e-3} for row in rows}
+        )
+    both = {"first": 2.0, "later": 1e-3, "loop first": 50.0, "loop later": 3e-3}
+    rows = {compiled.name(T, mode): both for T in compiled.LENGTHS for mode in compiled.MODES}
+    rows[compiled.name(512, "training")] = {"first": 2.0, "later": 1e-3}
+    return compared.Comparison(name, {**stamp, "limit": 600.0}, rows)
+
+
+COMPARED = """<!-- benchmarks: ensembles -->
+<!-- end -->
+<!-- benchmarks: per-sample -->
+<!-- end -->
+<!-- benchmarks: compiled -->
+<!-- end -->
+"""
+
+
+def test_published_comparisons_are_kept_and_written_into_the_documents(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(store, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(main, "ROOT", tmp_path)
+    page = tmp_path / "README.md"
+    page.write_text(DOCUMENT + COMPARED)
+    assert main.main(["publish", "--label", "compiled"]) == 2  # none was stored
+    for name in compared.NAMES:
+        run = made_up(name)
+        run.save()
+        assert main.main(["publish", "--label", name]) == 0
+        assert compared.load(name, tmp_path / "kept") == run
+    text = page.read_text()
+    assert text.startswith(DOCUMENT)  # the tables of another result stay
+    assert "| B=4 I=H=64 | 64 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 |" in text
+    assert "| I=H=256 | 8 | 2 ms | 1.50 | 1.50 |" in text
+    assert "| T=512, inference | 2 s | 50 s | 1 ms | 3 ms | 3.0 |" in text
+    assert "| T=512, training | 2 s | > 600 s | 1 ms |  |  |" in text
+
+
+@pytest.mark.parametrize("name", compared.NAMES)
+def test_the_tables_in_the_documents_are_those_of_the_kept_comparisons(name):
+    if not (store.KEPT / f"{name}.json").exists():
+        pytest.skip("no run was published yet")
+    kept = compared.load(name, store.KEPT)
+    for page in (main.ROOT / "README.md", *(main.ROOT / "docs").glob("*.md")):
+        text = page.read_text()
+        assert tables.replaced(text, kept) == text, (
+            f"{page.name}: benchmarks publish --label {name}"
+        )
+
+
+def test_a_compiled_row_is_a_process_that_ends_at_its_limit():
+    with pytest.raises(RuntimeError, match=r"not even rnnext\.RNN was compiled in 0\.01 s"):
+        compiled._in_process(32, "inference", 0.01)
+    seconds = compiled._in_process(2, "training", 600)
+    assert seconds.keys() == {"first", "later", "loop first", "loop later"}
+    assert min(seconds.values()) > 0
 
 
 def test_a_text_table_has_its_columns_under_each_other():
