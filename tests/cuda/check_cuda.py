@@ -16,11 +16,13 @@ from helpers.common import assert_close, same
 from helpers.device import (
     DEVICE,
     ON_GPU,
+    TF32,
     Captured,
     check_recurrence,
     device_paths,
     new_stream,
     synchronize,
+    tf32_by,
 )
 
 PATHS = device_paths()
@@ -58,35 +60,18 @@ def test_large_states(monkeypatch, path, dtype):
         check_recurrence({"T": 5, "B": 8, "I": 4, "H": H, "dtype": dtype})
 
 
-SETTINGS = {
-    "as it always was": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
-    "of matrix products": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
-    "of everything": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
-    "by a function": lambda: torch.set_float32_matmul_precision("high"),
-}
-
-
-@pytest.fixture
-def _full_precision():
-    """The settings as a process starts with them, after the test."""
-    yield
-    torch.backends.fp32_precision = "none"
-    torch.backends.cuda.matmul.fp32_precision = "none"
-    torch.set_float32_matmul_precision("highest")
-
-
 @gpu
-@pytest.mark.usefixtures("_full_precision")
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", TF32)
 @pytest.mark.parametrize("path", PATHS)
 def test_tf32(monkeypatch, path, setting):
     monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
     arguments = samples.make(T=9, B=7, I=12, H=96, dtype=torch.float32).to_device(DEVICE)
     exact, _ = arguments.call(torch.ops.rnnext.recurrence)
-    SETTINGS[setting]()
-    output, _ = arguments.call(torch.ops.rnnext.recurrence)
+    with tf32_by(setting):
+        output, _ = arguments.call(torch.ops.rnnext.recurrence)
     assert not torch.equal(output, exact)
     assert_close(output, exact, torch.float16)  # ten bits of mantissa, as TF32 has
+    assert torch.equal(arguments.call(torch.ops.rnnext.recurrence)[0], exact)
 
 
 def model(name):

@@ -12,7 +12,7 @@ from cuda_host.recurrence import DEVICES, PATHS, binding, choose
 from helpers import samples
 from helpers.cases import cuda_cases
 from helpers.common import assert_close, case_id, same
-from helpers.device import check
+from helpers.device import TF32, check, tf32_by
 
 KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
 
@@ -161,30 +161,24 @@ def test_nothing_to_do(T, B):
     assert [a.tolist() for a in alpha] == [[0] * 6] * 2
 
 
-def test_tf32_follows_the_setting(monkeypatch):
+@pytest.mark.parametrize("setting", TF32)
+def test_tf32_follows_the_setting(monkeypatch, setting):
     arguments = samples.make(T=3, B=2, H=20, dtype=torch.float32)
     monkeypatch.setenv("RNNEXT_CUDA_PATH", "block")
     exact = arguments.call(recurrence)[0]
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
+    with tf32_by(setting):
         coarse = arguments.call(recurrence)[0]
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = False
     assert 1e-5 < (coarse - exact).abs().max() < 2e-3
+    assert torch.equal(arguments.call(recurrence)[0], exact)
 
 
-def test_tf32_follows_the_newer_setting(monkeypatch):
-    # Once it is set, the getters of the older one throw.
+def test_one_setting_of_tf32_overrides_another(monkeypatch):
     arguments = samples.make(T=3, B=2, H=20, dtype=torch.float32)
     monkeypatch.setenv("RNNEXT_CUDA_PATH", "block")
-    results = {}
-    try:
-        for precision in ("ieee", "tf32"):
-            torch.backends.cuda.matmul.fp32_precision = precision
-            results[precision] = arguments.call(recurrence)[0]
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = False  # sets both
-    assert 1e-5 < (results["tf32"] - results["ieee"]).abs().max() < 2e-3
+    exact = arguments.call(recurrence)[0]
+    with tf32_by("backends.fp32_precision"):
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        assert torch.equal(arguments.call(recurrence)[0], exact)
 
 
 def test_a_backward_pass_in_autocast_keeps_its_dtype():

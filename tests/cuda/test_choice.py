@@ -126,6 +126,32 @@ def test_the_choice_is_the_cheapest_candidate(card):
         assert len(set(sizes)) == len(sizes)
 
 
+def test_a_peer_costs_more_than_its_bytes():
+    # Small slices: what a step sends is little, and to whom is much.
+    found = [(g, cost) for g, cost in candidates(DEVICES["H100"], 100, 1, 256, "bf16")
+             if NAMES[g.path] == "cluster"]  # fmt: skip
+    exchange = {g.blocks: cost.exchange for g, cost in found}
+    assert sorted(exchange) == [2, 4, 8, 16]
+    sent = {g.blocks: g.blocks * g.slice * 2 for g, _ in found}
+    assert len(set(sent.values())) == 1  # all send the state once to each of the others
+    assert exchange[2] < exchange[4] < exchange[8] < exchange[16]
+
+
+def test_hopper_multiplies_at_what_its_older_instruction_reaches():
+    H100 = DEVICES["H100"]
+    cards = {arch: (arch, *H100[1:]) for arch in (80, 90)}
+    products = {}
+    for arch, card in cards.items():
+        for g, cost in candidates(card, 100, 4096, 64, "bf16"):
+            if NAMES[g.path] == "block" and g.rows == 8:
+                products[arch] = cost.product
+            if NAMES[g.path] == "step":
+                products["step", arch] = cost.product
+    assert products[80] / products[90] == pytest.approx(2 * 0.629)
+    # cuBLAS has the newer one.
+    assert products["step", 80] / products["step", 90] == pytest.approx(2)
+
+
 def test_lengths_of_a_class_are_chosen_for_once():
     # Training on sentences would choose anew for nearly every batch.
     assert choices_made(DEVICES["H100"], 1000, 20, 200) == 11  # 1, 2, 4 .. 1024

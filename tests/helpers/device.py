@@ -16,6 +16,29 @@ DEVICE = os.environ.get("RNNEXT_CHECK_DEVICE", "cuda")
 ON_GPU = DEVICE != "cpu"
 
 
+# The ways to allow TF32 in matrix products, old and new. Once a new one is set, reading an old one
+# raises.
+TF32 = {
+    "allow_tf32": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "matmul.fp32_precision": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "backends.fp32_precision": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+    "set_float32_matmul_precision": lambda: torch.set_float32_matmul_precision("high"),
+}
+
+
+@contextlib.contextmanager
+def tf32_by(setting):
+    """TF32 in matrix products, allowed in one of these ways; then everything is as it was."""
+    TF32[setting]()
+    try:
+        yield
+    finally:
+        torch.backends.fp32_precision = "none"
+        torch.backends.cuda.matmul.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.matmul.fp32_precision = "none"  # as a process begins
+
+
 def cuda_paths(capability):
     """The words of RNNEXT_CUDA_PATH that a card of this capability can run."""
     return (

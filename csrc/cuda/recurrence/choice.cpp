@@ -8,14 +8,20 @@
 namespace rnnext::cuda {
 namespace {
 
-// Cycles, by reasoning from published latencies; nothing here was measured. They order the choices
-// and say nothing about time (docs/cuda.md).
+// Cycles of the SM. Estimates that order the choices: no GPU has confirmed them, and where there is
+// no source they come from counting instructions (docs/cuda.md, "The choice").
 constexpr double kStepOverhead[] = {9000, 500, 1000, 2500};  // a step's fixed cost, by Path
 constexpr double kStart = 8000;        // of a resident kernel, beside reading the matrix
 constexpr double kElementCycles = 60;  // of the cell, for each element of a thread
-constexpr double kSharedBytes = 128;   // bytes a cycle: shared memory of an SM
-constexpr double kPeerBytes = 16;      // into another SM's shared memory
-constexpr double kL2Bytes = 32;        // from L2, an SM
+constexpr double kPeerCycles = 16;     // to issue a thread's store to one peer, 16 warps at once
+// Bytes a cycle. Shared memory: 32 banks of 4 bytes. Into a peer's: 2.65 TB/s over 132 SMs in
+// clusters of 4 at 1.755 GHz (arXiv:2402.13499). L2: five sixths of an SM's share of the 5120 that
+// NVIDIA's A100 paper names, on 132 SMs.
+constexpr double kSharedBytes = 128;
+constexpr double kPeerBytes = 11;
+constexpr double kL2Bytes = 32;
+// Of the peak: mma.sync on Hopper (arXiv:2402.13499), where wgmma alone reaches it; and a GEMM.
+constexpr double kHopperMma = 0.629;
 constexpr double kGemmEfficiency = 0.5;
 
 constexpr Path kResident[] = {Path::block, Path::cluster, Path::grid};
@@ -32,19 +38,27 @@ unsigned divisor(int64_t n) { return static_cast<unsigned>(ceil_div(int64_t(1) <
 
 bool tensor_cores(Compute c) { return c != Compute::f32 && c != Compute::f64; }
 
-// Multiply-adds a cycle of one SM.
-double rate(Compute compute, int capability) {
+// Multiply-adds a cycle of one SM at its peak. FMA: the programming guide's table of throughput.
+// Tensor cores: data sheets over SMs and boost clock, dense, with float32 sums.
+double peak(Compute compute, int capability) {
   const bool data_center = capability == 80 || capability == 90 || capability == 100;
   switch (compute) {
     case Compute::f32:
-      return capability == 80 || capability < 80 ? 64 : 128;
+      return capability <= 80 ? 64 : 128;
     case Compute::f64:
       return capability == 80 ? 32 : data_center ? 64 : 2;
-    case Compute::tf32:
-      return data_center ? 512 : 128;
-    default:
-      return data_center ? 1024 : 256;
+    default: {
+      const double half = capability == 90 ? 2048 : data_center ? 1024 : 256;
+      return compute == Compute::tf32 ? half / 2 : half;
+    }
   }
+}
+
+// Those of the kernels' own products. (Of sm_100, whose peak needs other instructions, peak() has
+// what an A100 does.)
+double rate(Compute compute, int capability) {
+  const bool slower = capability == 90 && tensor_cores(compute);
+  return peak(compute, capability) * (slower ? kHopperMma : 1);
 }
 
 // Fills `g` for groups of `blocks` blocks and tiles of `rows` sequences; false if it does not fit.
@@ -193,7 +207,7 @@ StepCost step_cost(const Problem& p, const Device& device, const Geometry& g) {
   if (g.path == Path::step) {
     const double products = double(p.D) * p.B * p.H * p.H;
     const double bytes = double(p.D) * p.H * p.H * element;
-    cost.product = std::max(products / (rate(p.compute, device.capability) * kGemmEfficiency),
+    cost.product = std::max(products / (peak(p.compute, device.capability) * kGemmEfficiency),
                             bytes / kL2Bytes) /
                    std::max(1, device.sm_count);
     return cost;
@@ -206,7 +220,11 @@ StepCost step_cost(const Problem& p, const Device& device, const Geometry& g) {
   cost.product =
       std::max(products / rate(p.compute, device.capability), passes * spilled / kSharedBytes);
   cost.cell = ceil_div(g.rows * g.slice, kThreads) * kElementCycles;
-  if (g.path == Path::cluster) cost.exchange = g.rows * g.slice * element * g.blocks / kPeerBytes;
+  if (g.path == Path::cluster) {
+    const double stores = ceil_div(int64_t(g.rows) * g.pairs, kThreads);  // of a thread, to a peer
+    cost.exchange =
+        g.blocks * (stores * kPeerCycles + double(g.rows) * g.slice * element / kPeerBytes);
+  }
   if (g.path == Path::grid) cost.exchange = g.rows * g.vector_stride / kL2Bytes;
   const int64_t tiles = ceil_div(p.B, g.rows), at_once = concurrent(device, g.path, g.blocks);
   cost.waves = double(ceil_div(tiles, g.groups / p.D)) * ceil_div(g.groups, at_once);
