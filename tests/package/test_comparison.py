@@ -1,10 +1,13 @@
 """What the README's table says of torch.nn.RNN and of torchrl, where they can be asked."""
 
 import inspect
+import itertools
 
 import pytest
 import torch
+import torch._dynamo
 from torch import nn
+from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from helpers.prose import ROOT, text
@@ -14,7 +17,8 @@ def column(library):
     """The cells of a library, by feature."""
     lines = [x for x in text(ROOT / "README.md").split("\n") if x.startswith("|")]
     start = next(i for i, x in enumerate(lines) if "| rnnext | `nn.RNN` |" in x)
-    rows = [[cell.strip() for cell in x.strip("|").split("|")] for x in lines[start : start + 15]]
+    rows = [[cell.strip() for cell in x.strip("|").split("|")] for x in lines[start:]]
+    rows = list(itertools.takewhile(lambda row: len(row) == len(rows[0]), rows))
     place = next(i for i, name in enumerate(rows[0]) if library in name)
     return {row[0]: row[place] for row in rows[2:]}
 
@@ -49,6 +53,37 @@ def test_nn_rnn_has_a_double_backward_on_the_cpu():
     rnn = nn.RNN(2, 3, dtype=torch.float64)
     x = torch.randn(3, 1, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: rnn(x)[0], x)
+
+
+def test_nn_rnn_has_forward_mode_on_the_cpu_and_no_vmap():
+    cells = column("nn.RNN")
+    assert cells["forward-mode derivatives"] == "on the CPU"
+    rnn, x = nn.RNN(2, 3), torch.randn(5, 4, 2)
+    output, tangent = jvp(lambda x: rnn(x)[0], (x,), (torch.ones_like(x),))
+    few = 1e-3
+    torch.testing.assert_close(tangent, (rnn(x + few)[0] - output) / few, rtol=0.05, atol=0.01)
+
+    assert cells["`vmap`, per-sample gradients"] == "no"
+    parameters = {name: p.detach() for name, p in rnn.named_parameters()}
+
+    def loss(parameters, x):
+        return functional_call(rnn, parameters, (x,))[0].sum()
+
+    with pytest.raises(RuntimeError, match="Batching rule not implemented"):
+        vmap(rnn)(x)
+    with pytest.raises(RuntimeError):
+        vmap(grad(loss), in_dims=(None, 0))(parameters, torch.randn(6, 5, 4, 2))
+    assert cells["several sets of weights in one call"] == "no"
+    stacked, _ = stack_module_state([rnn, nn.RNN(2, 3)])
+    with pytest.raises(RuntimeError, match="Batching rule not implemented"):
+        vmap(lambda own: functional_call(rnn, own, (x,)))(stacked)
+
+
+def test_nn_rnn_does_not_compile_into_one_graph():
+    assert column("nn.RNN")["`torch.compile(fullgraph=True)`"] == "no"
+    compiled = torch.compile(nn.RNN(2, 3), fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="RNN"):
+        compiled(torch.randn(5, 4, 2))
 
 
 def test_torchrl_has_lstm_and_gru_modules_that_read_is_init():
