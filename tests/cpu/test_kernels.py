@@ -248,12 +248,38 @@ def test_tanh_is_within_two_units_in_the_last_place(dtype, exact, isa):
         assert np.abs(y).max() <= 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tanh_of_16_bits_is_within_055_units_in_the_last_place(dtype, isa):
+    """Of every value of the type, and of sums of two: what is between is rounded but once."""
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    # (The CPU's bfloat16 instructions take subnormal numbers as zeros.)
+    every = every[every.isfinite() & (every.abs() >= 2 * torch.finfo(dtype).tiny)]
+    every = every[: len(every) // 8 * 8]
+    x = torch.linspace(-6, 6, 2**16).view(1, -1, 1)
+    pair = torch.cat([x.to(dtype), (x - x.to(dtype)).to(dtype)], dim=2)
+    arguments = samples.Recurrence(
+        input=pair,
+        weight_ih=[torch.ones(1, 2, dtype=dtype)],
+        weight_hh=[torch.zeros(1, 1, dtype=dtype)],
+    )
+    between = arguments.call(recurrence)[0]
+    for pre, h in ((every, tanh(every)), (pair.double().sum(dim=2), between)):
+        wanted = pre.double().flatten().tanh()
+        info = torch.finfo(dtype)
+        exponent = torch.frexp(wanted.abs().clamp(min=info.tiny)).exponent - 1
+        ulp = info.eps * 2 ** exponent.double()
+        error = (h.double().flatten() - wanted).abs() / ulp
+        assert error.max() <= 0.55
+        assert h.abs().max() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_tanh_is_odd_and_exact_where_it_must_be(dtype, isa):
     x = torch.cat([torch.rand(4000, dtype=dtype) * 30, torch.rand(4000, dtype=dtype) * 1e-3])
     assert torch.equal(tanh(-x), -tanh(x))
-    special = torch.tensor([0.0, 20.0, -20.0, 1e30, float("inf"), -float("inf"), -0.0, 1e-30])
-    expected = torch.tensor([0.0, 1.0, -1.0, 1.0, 1.0, -1.0, 0.0, 1e-30])
+    tiny = 2 * torch.finfo(dtype).tiny if dtype.itemsize == 2 else 1e-30
+    special = torch.tensor([0.0, 20.0, -20.0, 6e4, float("inf"), -float("inf"), -0.0, tiny])
+    expected = torch.tensor([0.0, 1.0, -1.0, 1.0, 1.0, -1.0, 0.0, tiny])
     assert torch.equal(tanh(special.to(dtype)), expected.to(dtype))
     assert tanh(torch.full((8,), float("nan"), dtype=dtype)).isnan().all()
 

@@ -9,49 +9,61 @@
 namespace rnnext::RNNEXT_ISA {
 
 // h = forward(pre), and backward(grad, h), the gradient of pre from the gradient of h and h alone.
-// NaN goes through all of them, as in torch.
-template <class C, Nonlinearity name>
+// NaN goes through all of them, as in torch. S: what h is stored as, which matters to tanh alone;
+// for the others all that is computed alike shares its tiles.
+template <class S, Nonlinearity name>
 struct Activation;
 
-template <class C>
-struct Activation<C, Nonlinearity::tanh> {
-  static RNNEXT_INLINE Vec<C> forward(Vec<C> pre) { return tanh(pre); }
-  static RNNEXT_INLINE Vec<C> backward(Vec<C> grad, Vec<C> h) { return grad * (1 - h * h); }
-};
-
-template <class C>
-struct Activation<C, Nonlinearity::relu> {
-  // NaN > 0 is false, so test for the values that become 0.
-  static RNNEXT_INLINE Vec<C> forward(Vec<C> pre) { return pre <= 0 ? Vec<C>{} : pre; }
-  static RNNEXT_INLINE Vec<C> backward(Vec<C> grad, Vec<C> h) { return h <= 0 ? Vec<C>{} : grad; }
-};
-
-template <class C>
-struct Activation<C, Nonlinearity::sigmoid> {
-  static RNNEXT_INLINE Vec<C> forward(Vec<C> pre) {
-    const Vec<C> e = exp_minus(magnitude(pre));
-    return (pre < 0 ? e : Vec<C>{} + 1) / (1 + e);
+template <class S>
+struct Activation<S, Nonlinearity::tanh> {
+  using V = Vec<Compute<S>>;
+  static RNNEXT_INLINE V forward(V pre) {
+    if constexpr (kNative<S>) {
+      return tanh(pre);
+    } else {
+      return rounded_tanh<S>(pre);
+    }
   }
-  static RNNEXT_INLINE Vec<C> backward(Vec<C> grad, Vec<C> h) { return grad * (h * (1 - h)); }
+  static RNNEXT_INLINE V backward(V grad, V h) { return grad * (1 - h * h); }
+};
+
+template <class S>
+struct Activation<S, Nonlinearity::relu> {
+  using V = Vec<Compute<S>>;
+  // NaN > 0 is false, so test for the values that become 0.
+  static RNNEXT_INLINE V forward(V pre) { return pre <= 0 ? V{} : pre; }
+  static RNNEXT_INLINE V backward(V grad, V h) { return h <= 0 ? V{} : grad; }
+};
+
+template <class S>
+struct Activation<S, Nonlinearity::sigmoid> {
+  using V = Vec<Compute<S>>;
+  static RNNEXT_INLINE V forward(V pre) {
+    const V e = exp_minus(magnitude(pre));
+    return (pre < 0 ? e : V{} + 1) / (1 + e);
+  }
+  static RNNEXT_INLINE V backward(V grad, V h) { return grad * (h * (1 - h)); }
 };
 
 // From 20 up torch takes pre itself, and 1 for the derivative.
-template <class C>
-struct Activation<C, Nonlinearity::softplus> {
-  static RNNEXT_INLINE Vec<C> forward(Vec<C> pre) {
-    const Vec<C> h = (pre <= 0 ? Vec<C>{} : pre) + log_one_plus(exp_minus(magnitude(pre)));
+template <class S>
+struct Activation<S, Nonlinearity::softplus> {
+  using V = Vec<Compute<S>>;
+  static RNNEXT_INLINE V forward(V pre) {
+    const V h = (pre <= 0 ? V{} : pre) + log_one_plus(exp_minus(magnitude(pre)));
     return pre > 20 ? pre : h;
   }
-  static RNNEXT_INLINE Vec<C> backward(Vec<C> grad, Vec<C> h) {
-    const Vec<C> t = tanh(h * C(0.5));  // 1 - exp(-h) = 2 t / (1 + t), without cancellation
+  static RNNEXT_INLINE V backward(V grad, V h) {
+    const V t = tanh(h * Compute<S>(0.5));  // 1 - exp(-h) = 2 t / (1 + t), without cancellation
     return h > 20 ? grad : grad * ((t + t) / (1 + t));
   }
 };
 
-template <class C>
-struct Activation<C, Nonlinearity::identity> {
-  static RNNEXT_INLINE Vec<C> forward(Vec<C> pre) { return pre; }
-  static RNNEXT_INLINE Vec<C> backward(Vec<C> grad, Vec<C>) { return grad; }
+template <class S>
+struct Activation<S, Nonlinearity::identity> {
+  using V = Vec<Compute<S>>;
+  static RNNEXT_INLINE V forward(V pre) { return pre; }
+  static RNNEXT_INLINE V backward(V grad, V) { return grad; }
 };
 
 // A cell takes a block of R rows times NV vectors, from `row` and `column` of a step on:
@@ -64,24 +76,24 @@ struct Activation<C, Nonlinearity::identity> {
 // on from step to step.
 
 // h = f(p) and nothing else, inlined.
-template <class C, Nonlinearity name>
+template <class S, Nonlinearity name>
 struct PlainCell {
   static constexpr bool kLeaks = false;
 };
-template <class C, Nonlinearity name, int R, int NV>
-RNNEXT_INLINE void forward_block(const PlainCell<C, name>&, Vec<C> (&x)[R][NV], int64_t, int64_t) {
+template <class S, Nonlinearity name, class V, int R, int NV>
+RNNEXT_INLINE void forward_block(const PlainCell<S, name>&, V (&x)[R][NV], int64_t, int64_t) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) x[r][j] = Activation<C, name>::forward(x[r][j]);
+    for (int j = 0; j < NV; ++j) x[r][j] = Activation<S, name>::forward(x[r][j]);
 }
-template <class C, Nonlinearity name, int R, int NV>
-RNNEXT_INLINE void backward_block(const PlainCell<C, name>&, Vec<C> (&x)[R][NV],
-                                  const Vec<C> (&h)[R][NV], int64_t, int64_t) {
+template <class S, Nonlinearity name, class V, int R, int NV>
+RNNEXT_INLINE void backward_block(const PlainCell<S, name>&, V (&x)[R][NV], const V (&h)[R][NV],
+                                  int64_t, int64_t) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) x[r][j] = Activation<C, name>::backward(x[r][j], h[r][j]);
+    for (int j = 0; j < NV; ++j) x[r][j] = Activation<S, name>::backward(x[r][j], h[r][j]);
 }
 
 // Any nonlinearity, chosen at run time, for a whole block in memory. Tiles of tanh and relu have
@@ -93,13 +105,13 @@ struct NamedCell {
   Nonlinearity name;
 };
 
-template <class C>
+template <class S>
 struct ForwardVectors {
-  Vec<C>* x;
+  Vec<Compute<S>>* x;
   int n;
   template <Nonlinearity name>
   RNNEXT_INLINE void operator()(Named<name>) const {
-    for (int i = 0; i < n; ++i) x[i] = Activation<C, name>::forward(x[i]);
+    for (int i = 0; i < n; ++i) x[i] = Activation<S, name>::forward(x[i]);
   }
 };
 template <class C>
@@ -196,7 +208,7 @@ struct ForwardLeak {
 
   template <Nonlinearity name>
   RNNEXT_INLINE void operator()(Named<name>) const {
-    run_form<Activation<C, name>>(*this, cell.form);
+    run_form<Activation<S, name>>(*this, cell.form);
   }
   // (Locals: the compiler cannot know that the stores leave the cell as it is.)
   template <class Activation, Form form>
@@ -245,7 +257,7 @@ struct BackwardLeak {
 
   template <Nonlinearity name>
   RNNEXT_INLINE void operator()(Named<name>) const {
-    run_form<Activation<C, name>>(*this, cell.form);
+    run_form<Activation<S, name>>(*this, cell.form);
   }
   template <class Activation, Form form>
   RNNEXT_INLINE void run() const {
@@ -321,7 +333,7 @@ RNNEXT_INLINE void with_cell(const Recurrence& p, const F& f) {
   if (p.form != Form::none) return f(LeakyCell<S>{p.form, p.nonlinearity, p.H});
   switch (p.nonlinearity) {
     case Nonlinearity::tanh:
-      return f(PlainCell<C, Nonlinearity::tanh>{});
+      return f(PlainCell<S, Nonlinearity::tanh>{});
     case Nonlinearity::relu:
       return f(PlainCell<C, Nonlinearity::relu>{});
     default:

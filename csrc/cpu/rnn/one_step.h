@@ -138,7 +138,7 @@ struct OneStep {
     if (p.hx)
       add(acc, static_cast<const S*>(p.weight_hh[d]) + j * p.H, left, p.H, h + d * p.B * h_stride,
           h_stride);
-    for_name(p.nonlinearity, ForwardVectors<C>{acc, R});
+    for_name(p.nonlinearity, ForwardVectors<S>{acc, R});
     for (int64_t b = 0; b < R; ++b) {
       store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, acc[b], left);
       store_some(static_cast<S*>(p.h_n) + (d * p.B + b) * p.H + j, acc[b], left);

@@ -44,7 +44,7 @@ Vec<Compute<S>> load_state(const S* state, int64_t j, int64_t n) {
 template <class S>
 Vec<Compute<S>> output_of(const Recurrence& p, Vec<Compute<S>> state) {
   if (p.form != Form::voltage) return state;
-  for_name(p.nonlinearity, ForwardVectors<Compute<S>>{&state, 1});
+  for_name(p.nonlinearity, ForwardVectors<S>{&state, 1});
   return as_stored<S>(state);
 }
 

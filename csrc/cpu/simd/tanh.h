@@ -83,4 +83,51 @@ template <class V>
   return (V)((Bits)y | sign);
 }
 
+// tanh(x) = x p(x^2) / q(x^2), just exact enough for a result that is then rounded to S. Minimax
+// for the error in ULP of S, as far as tanh rounds to 1: 0.048 ULP for bfloat16, 0.002 for float16.
+template <class S>
+struct RoundedTanh;
+
+template <>
+struct RoundedTanh<BFloat16> {
+  static constexpr float kSaturation = 3.53f;
+  template <class V>
+  [[gnu::always_inline]] static V p(V z) {
+    return 0.0848775283f * z + 0.999813497f;
+  }
+  template <class V>
+  [[gnu::always_inline]] static V q(V z) {
+    return (0.0069647301f * z + 0.416924179f) * z + 1;
+  }
+};
+
+template <>
+struct RoundedTanh<Float16> {
+  static constexpr float kSaturation = 4.52f;
+  template <class V>
+  [[gnu::always_inline]] static V p(V z) {
+    return (0.00169058633f * z + 0.117337964f) * z + 0.999999106f;
+  }
+  template <class V>
+  [[gnu::always_inline]] static V q(V z) {
+    return ((6.82959217e-05f * z + 0.0185911618f) * z + 0.450661987f) * z + 1;
+  }
+};
+
+// What tanh(x) rounds to in S, or its neighbour: at most 0.5493 ULP of bfloat16 and 0.516 of
+// float16 from the true value (every third float). Odd, NaN passes, with FMA equal bits, as above.
+// Instead of a division, which takes 16 cycles on a Xeon: a guess at 1 / q from its exponent and
+// mantissa, within 5.1 %, and two steps of Newton's, to 7e-6.
+template <class S, class V>
+[[gnu::always_inline]] inline V rounded_tanh(V x) {
+  using T = RoundedTanh<S>;
+  using Bits = decltype(x < x);
+  x = at_least(at_most(x, T::kSaturation), -T::kSaturation);
+  const V z = x * x, q = T::q(z);
+  V r = (V)(0x7ef311c7 - (Bits)q);
+  r = r * (1 - q * r) + r;
+  const V y = x * T::p(z) * r;
+  return y * (1 - q * r) + y;
+}
+
 }  // namespace rnnext::RNNEXT_ISA

@@ -125,6 +125,18 @@ RNNEXT_INLINE V at_most(V x, C limit) {
 #endif
 }
 
+// The same, but at least `limit`, of floats.
+template <class V>
+RNNEXT_INLINE V at_least(V x, float limit) {
+#ifdef RNNEXT_AVX512
+  return (V)_mm512_max_ps(_mm512_set1_ps(limit), (__m512)x);
+#elif RNNEXT_VECTOR_BYTES == 32
+  return (V)_mm256_max_ps(_mm256_set1_ps(limit), (__m256)x);
+#else
+  return x < V{} + limit ? V{} + limit : x;
+#endif
+}
+
 // a * b + c, rounded once where the CPU can: GCC contracts such sums as it likes, here one way,
 // there another.
 template <class C>
