@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,16 @@ def run_python(
         text=True,
         check=False,
     )
+
+
+def leave_group() -> NoReturn:
+    """Ends a process of a gloo group whose work is done, without Python's end.
+
+    DTensor's caches keep the group past its destruction, and a thread of gloo that still holds a
+    tensor when Python ends aborts the process (pytorch#179291).
+    """
+    torch.distributed.barrier()
+    os._exit(0)
 
 
 def pairwise(**factors: list[Any]) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """What each process of test_several_processes.py runs, under torchrun."""
 
 import copy
-import os
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import rnnext
+from helpers.common import leave_group
 
 
 class Model(nn.Module):
@@ -66,10 +66,7 @@ def main(out):
         results[name] = losses / processes
     if rank == 0:
         torch.save(results, Path(out))
-    dist.barrier()
-    # DTensor's caches keep the process group past its destruction, and a thread of gloo that still
-    # holds a tensor aborts a process that finalizes Python (pytorch#179291): leave without it.
-    os._exit(0)
+    leave_group()
 
 
 if __name__ == "__main__":
