@@ -30,7 +30,7 @@ SIZES = tuple(itertools.product((1024, 256, 512), (1, 8, 32)))  # H, B
 COMPUTES = ("bf16", "f32")
 STEPS = (128, 1024)
 FEW = 8  # group sizes of the grid that are tried
-ENOUGH = 0.5  # seconds that a problem may take before the next one's turn
+ENOUGH = 1.5  # seconds of measuring before it is the next problem's turn
 
 
 def terms(path: int, cost: StepCost) -> dict[str, float]:
@@ -129,8 +129,8 @@ def step_path_slope(device: str, compute: str, H: int, B: int, steps: tuple[int,
     import rnnext  # noqa: F401
 
     dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[compute]
-    weight = (torch.randn(H, H) * H**-0.5).to(device, dtype)
-    rows = [torch.randn(T, B, H).to(device, dtype) for T in steps]
+    weight = torch.randn(H, H, device=device, dtype=dtype) * H**-0.5
+    rows = [torch.randn(T, B, H, device=device, dtype=dtype) for T in steps]
     wait = measure.synchronizer(device)
 
     def call(input: torch.Tensor) -> None:
@@ -160,20 +160,21 @@ def problem_rows(
     from . import kernels
 
     case = recurrence.Case(compute, steps[1], B, H)
-    name = kernels.describe(device)
-    limits, begin = recurrence.DEVICES[name], time.monotonic()
+    limits, spent = recurrence.DEVICES[kernels.describe(device)], 0.0
     runs: dict[str, recurrence.Run] = {}
     for g, cost in some(recurrence.candidates(limits, steps[1], B, H, compute)):
         path = NAMES[g.path]
-        if runs and time.monotonic() - begin > ENOUGH and device == "cuda":
+        if spent > ENOUGH and device == "cuda":
             break
+        if path not in runs and path != "step":
+            runs[path] = kernels.prepare(device, case, path)
+        begin = time.monotonic()
         if path == "step":
             slope = step_path_slope(device, compute, H, B, steps)
         else:
-            if path not in runs:
-                runs[path] = kernels.prepare(device, case, path)
             short, long = (kernels.seconds(device, runs[path], g, T, 3) for T in steps)
             slope = (long - short) / (steps[1] - steps[0])
+        spent += time.monotonic() - begin
         if slope <= 0:  # a rehearsal's clock, or a disturbed one
             continue
         yield {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    from cuda_host import recurrence
+    from cuda_host import host, recurrence
     from cuda_host.structs import address_of
 
     from . import kernels
@@ -75,25 +76,30 @@ def main() -> None:
         else dict.fromkeys(recurrence.PATHS, 32)
     )
     sizes.pop("step", None)
-    for compute in ("bf16", "f32"):
-        for path, H in sizes.items():
-            if path == "cluster" and cuda and torch.cuda.get_device_capability() < (9, 0):
-                continue
-            for B in (1, 8) if cuda else (2,):
-                case = recurrence.Case(compute, T, B, H)
-                run = kernels.prepare(options.device, case, path)
-                g = recurrence.choose(run.device, T, B, H, compute=compute, path=path)
-                run.exchange(g)
-                notes = lib.empty(STEPS, PLACES, dtype=torch.int32)
-                number = recurrence.COMPUTES[compute]
-                lib.run("trace_run", address_of(run.call), address_of(g), number, notes)
-                found = split([[x % CYCLE for x in row] for row in notes.cpu().tolist()])
-                record = records.append(
-                    options.out, "trace", compute=compute, path=path, H=H, B=B, blocks=g.blocks,
-                    parts=found,
-                )  # fmt: skip
-                print(record, flush=True)
-                lib.free_all()
+    failed = 0
+    for compute, path, B in itertools.product(("bf16", "f32"), sizes, (1, 8) if cuda else (2,)):
+        if path == "cluster" and cuda and torch.cuda.get_device_capability() < (9, 0):
+            continue
+        H = sizes[path]
+        run = kernels.prepare(options.device, recurrence.Case(compute, T, B, H), path)
+        g = recurrence.choose(run.device, T, B, H, compute=compute, path=path)
+        run.exchange(g)
+        notes = lib.empty(STEPS, PLACES, dtype=torch.int32)
+        number = recurrence.COMPUTES[compute]
+        try:
+            lib.run("trace_run", address_of(run.call), address_of(g), number, notes)
+        except host.KernelError as error:
+            print(f"{path} {compute} H={H} B={B}: {error}", flush=True)
+            failed += 1
+            continue
+        found = split([[x % CYCLE for x in row] for row in notes.cpu().tolist()])
+        record = records.append(
+            options.out, "trace", compute=compute, path=path, H=H, B=B, blocks=g.blocks, parts=found
+        )
+        print(record, flush=True)
+        lib.free_all()
+    if failed:
+        sys.exit(f"{failed} traces failed")
 
 
 if __name__ == "__main__":
