@@ -1,8 +1,4 @@
-"""Models that others wrote: converted in one call, they train as before, loss for loss.
-
-snntorch, torchrl and opacus are too heavy for the extras that CI installs: `pip install snntorch
-torchrl opacus` brings them.
-"""
+"""Models that others wrote: converted in one call, they train as before, loss for loss."""
 
 import copy
 import math
@@ -105,7 +101,7 @@ def test_the_word_language_model(nonlinearity, tied):
 
 @pytest.mark.parametrize("learn_beta", [False, True])
 def test_a_spiking_network_of_snntorch(learn_beta):
-    snntorch = pytest.importorskip("snntorch", reason="not in the extras")
+    snntorch = pytest.importorskip("snntorch", reason="in the extra `test`")
     x, labels = torch.rand(20, 8, 6) * 3, torch.randint(3, (8,))
 
     def make(convert):
@@ -122,7 +118,7 @@ def test_a_spiking_network_of_snntorch(learn_beta):
 
 
 def test_a_recurrent_policy_of_torchrl():
-    pytest.importorskip("torchrl", reason="not in the extras")
+    pytest.importorskip("torchrl", reason="in the extra `test`")
     from tensordict import TensorDict
     from tensordict.nn import TensorDictModule as Module
     from tensordict.nn import TensorDictSequential
@@ -186,7 +182,7 @@ class Classifier(nn.Module):
 @pytest.mark.filterwarnings("ignore")  # opacus': no secure random numbers, no noise
 def test_private_training_by_opacus():
     """Each sample's gradient clipped, without noise: as by torch.nn, sample after sample."""
-    opacus = pytest.importorskip("opacus", reason="not in the extras")
+    opacus = pytest.importorskip("opacus", reason="in the extra `test`")
     tokens, labels, largest = torch.randint(9, (8, 5)), torch.randint(3, (8,)), 0.5
     theirs, ours = Classifier(nn), Classifier(rnnext)
     ours.load_state_dict(theirs.state_dict())

@@ -7,7 +7,7 @@ from torch import nn
 import rnnext
 from helpers.common import assert_close
 
-opacus = pytest.importorskip("opacus")
+opacus = pytest.importorskip("opacus", reason="in the extra `test`")
 
 
 def outputs_of(base):
