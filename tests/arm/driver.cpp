@@ -1,16 +1,18 @@
-// The CPU kernels without torch, on one thread: reads calls from a file, writes what they give.
+// The CPU kernels of an ISA without torch, on one thread: reads calls from a file, writes what they
+// give. `driver ISA calls results`
 //
 // A call is nine int64 (T, B, I, H, D, dtype, nonlinearity, bit 0 of `has`: hx, bit 1: lengths; and
-// a bit for each direction that is reversed), then its arrays in the order of `run`. The results
-// follow each other the same way.
+// a bit for each direction that is reversed), then its arrays in the order of `run`. After the
+// dtypes comes float32 at "medium". The results follow each other the same way.
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "cpu/runtime/dispatch.h"
 
 namespace rnnext {
-extern const KernelTable kGenericTable;
+extern const KernelTable kGenericTable, kNeonBf16Table, kAmxStandInTable;
 void Count::spin_for(int64_t) const { std::abort(); }  // one thread waits for nobody
 }  // namespace rnnext
 
@@ -43,9 +45,9 @@ void with_workspace(size_t bytes, const Run& run) {
   std::free(workspace);
 }
 
-void run(Files& files, const int64_t (&sizes)[9]) {
+void run(const rnnext::KernelTable& table, Files& files, const int64_t (&sizes)[9]) {
   const auto [T, B, I, H, D, dtype, nonlinearity, has, reverse] = sizes;
-  constexpr int64_t kItems[] = {4, 8, 2, 2};
+  constexpr int64_t kItems[] = {4, 8, 2, 2, 4};
   files.item = kItems[dtype];
   Recurrence p;
   p.T = T, p.B = B, p.I = I, p.H = H;
@@ -69,7 +71,7 @@ void run(Files& files, const int64_t (&sizes)[9]) {
 
   Array output(grad_output.size()), h_n(grad_h_n.size());
   p.output = output.data(), p.h_n = h_n.data();
-  const rnnext::RnnKernels& kernels = *rnnext::kGenericTable.rnn[dtype];
+  const rnnext::RnnKernels& kernels = dtype == 4 ? *table.rnn_medium : *table.rnn[dtype];
   with_workspace(kernels.forward_workspace(p, 1), [&](char* workspace, rnnext::Worker& worker) {
     kernels.forward(p, workspace, worker);
   });
@@ -96,8 +98,12 @@ void run(Files& files, const int64_t (&sizes)[9]) {
 }  // namespace
 
 int main(int, char** arguments) {
-  Files files{std::fopen(arguments[1], "rb"), std::fopen(arguments[2], "wb")};
-  if (!files.in || !files.out) return 1;
-  for (int64_t sizes[9]; files.read(sizes, sizeof sizes);) run(files, sizes);
+  const rnnext::KernelTable* table = nullptr;
+  for (const rnnext::KernelTable* known :
+       {&rnnext::kGenericTable, &rnnext::kNeonBf16Table, &rnnext::kAmxStandInTable})
+    if (std::strcmp(known->name, arguments[1]) == 0 && known->supported()) table = known;
+  Files files{std::fopen(arguments[2], "rb"), std::fopen(arguments[3], "wb")};
+  if (!table || !files.in || !files.out) return 1;
+  for (int64_t sizes[9]; files.read(sizes, sizeof sizes);) run(*table, files, sizes);
   return std::fclose(files.out);
 }

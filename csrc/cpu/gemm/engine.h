@@ -114,7 +114,7 @@ struct FmaEngine {
       acc = (Vec<C>)_mm256_fmadd_ps(_mm256_set1_ps(x), (__m256)b, (__m256)acc);
     if constexpr (sizeof(C) == 8)
       acc = (Vec<C>)_mm256_fmadd_pd(_mm256_set1_pd(x), (__m256d)b, (__m256d)acc);
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && RNNEXT_VECTOR_BYTES == 16
     if constexpr (sizeof(C) == 4) acc = (Vec<C>)vfmaq_n_f32((float32x4_t)acc, (float32x4_t)b, x);
     if constexpr (sizeof(C) == 8) acc = (Vec<C>)vfmaq_n_f64((float64x2_t)acc, (float64x2_t)b, x);
 #else
@@ -124,7 +124,8 @@ struct FmaEngine {
 };
 
 #ifdef RNNEXT_BF16_DOT
-// Pairs of bfloat16 and the dot product of AVX512_BF16: two steps of k at once.
+// Pairs of bfloat16 and the dot product of AVX512_BF16 or of Arm's FEAT_BF16: two steps of k at
+// once.
 struct Bf16DotEngine {
   using Factor = Pair;
   struct Task {};
@@ -135,8 +136,13 @@ struct Bf16DotEngine {
   using Tile = RegisterTile<Bf16DotEngine, R, NV>;
 
   static RNNEXT_INLINE void multiply_add(Vec<float>& acc, Pair x, Vec<Pair> b) {
+#ifdef RNNEXT_AVX512
     acc =
         (Vec<float>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32(x.bits), (__m512bh)b);
+#else
+    acc = (Vec<float>)vbfdotq_f32((float32x4_t)acc, (bfloat16x8_t)vdupq_n_s32(x.bits),
+                                  (bfloat16x8_t)b);
+#endif
   }
 };
 #endif

@@ -12,6 +12,9 @@ extern const KernelTable kGenericTable, kAmxStandInTable;
 #ifdef __x86_64__
 extern const KernelTable kAvx2Table, kAvx512Table, kAvx512Bf16Table, kAmxTable;
 #endif
+#ifdef RNNEXT_NEON_BF16
+extern const KernelTable kNeonBf16Table;
+#endif
 
 namespace {
 
@@ -20,6 +23,9 @@ const KernelTable* const kTables[] = {
     &kAmxStandInTable, &kGenericTable,
 #ifdef __x86_64__
     &kAvx2Table,       &kAvx512Table,  &kAvx512Bf16Table, &kAmxTable,
+#endif
+#ifdef RNNEXT_NEON_BF16
+    &kNeonBf16Table,
 #endif
 };
 

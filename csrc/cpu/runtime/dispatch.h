@@ -8,6 +8,11 @@
 #include "cpu/rnn/plan.h"
 #include "cpu/runtime/team.h"
 
+// Arm's bfloat16 dot products, in a build for every Arm: clang takes no target pragma for them.
+#if defined(__aarch64__) && defined(__linux__) && !defined(__clang__)
+#define RNNEXT_NEON_BF16
+#endif
+
 namespace rnnext {
 
 struct RnnKernels {

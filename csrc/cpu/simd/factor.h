@@ -1,5 +1,5 @@
 // What a multiply-add takes: factors. A factor is a number of the compute type, or, where the CPU
-// has bfloat16 dot products (AVX512_BF16), a Pair of bfloat16 that follow each other along k: its
+// has bfloat16 dot products, a Pair of bfloat16 that follow each other along k: its
 // multiply-add takes two steps of k at once, at twice the speed and from half the memory. AMX tiles
 // take blocks of such pairs.
 #pragma once
@@ -95,7 +95,7 @@ struct Factors {
 
 // What rounding to bfloat16 leaves: the low part.
 RNNEXT_INLINE Vec<float> rest_of(Vec<float> x) {
-#ifdef RNNEXT_BF16_DOT
+#if defined(RNNEXT_BF16_DOT) && defined(RNNEXT_AVX512)
   const __m512i bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x));
   return x - (Vec<float>)_mm512_slli_epi32(bits, 16);
 #else
@@ -133,7 +133,7 @@ struct Factors<Pair> {
     const Vec<float> y = next ? load_some(next, n) : Vec<float>{};
     return interleaved(rest_of(x), rest_of(y));
   }
-#ifdef RNNEXT_BF16_DOT
+#if defined(RNNEXT_BF16_DOT) && defined(RNNEXT_AVX512)
   static RNNEXT_INLINE Vec<Pair> interleaved(Vec<float> x, Vec<float> y) {
     const __m512i order =
         _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //

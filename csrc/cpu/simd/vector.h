@@ -147,7 +147,7 @@ RNNEXT_INLINE Vec<C> fused(Vec<C> a, Vec<C> b, Vec<C> c) {
 #elif RNNEXT_VECTOR_BYTES == 32
   if constexpr (sizeof(C) == 4) return (Vec<C>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
   if constexpr (sizeof(C) == 8) return (Vec<C>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && RNNEXT_VECTOR_BYTES == 16
   if constexpr (sizeof(C) == 4)
     return (Vec<C>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
   if constexpr (sizeof(C) == 8)

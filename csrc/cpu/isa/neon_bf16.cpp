@@ -1,0 +1,27 @@
+#include "cpu/runtime/dispatch.h"
+
+#ifdef RNNEXT_NEON_BF16
+#include <arm_neon.h>  // standard headers come before the target
+#include <sys/auxv.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#pragma GCC push_options
+#pragma GCC target("+bf16")
+#define RNNEXT_ISA neon_bf16
+#define RNNEXT_VECTOR_BYTES 16
+#define RNNEXT_TILE_ROWS 6
+#define RNNEXT_BF16_DOT
+#include "cpu/isa/table.h"
+#pragma GCC pop_options
+
+namespace rnnext {
+extern const KernelTable kNeonBf16Table;
+const KernelTable kNeonBf16Table = neon_bf16::table("neon_bf16", [] {
+  constexpr unsigned long kBf16 = 1 << 14;  // HWCAP2_BF16
+  return (getauxval(AT_HWCAP2) & kBf16) != 0;
+});
+}  // namespace rnnext
+#endif
