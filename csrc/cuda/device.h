@@ -14,7 +14,15 @@
 //   cluster_rank(), cluster_size(), cluster_arrive(), cluster_wait(), cluster_sync()
 //   peer_shared(p, rank)                   p of this block's shared memory, seen in block `rank`
 //   named_barrier(id, threads)             id 1..15 (0 is __syncthreads)
+//   barrier_init(b, arrivals), barrier_init_fence(), barrier_arrive(b, bytes), barrier_wait(b, odd)
+//                                          an mbarrier in shared memory; a phase is over when all
+//                                          have arrived and all bytes that they expect have landed
+//   store_async(to, x, b)                  16 bytes into a block of the cluster, counted by its
+//                                          barrier b
+//   peer_address(p, rank)                  p of this block's shared memory, for store_async
 //   load_acquire(p), store_release(p, v), add_release(p, v)     unsigned flags in global memory
+//   load_relaxed(p), store_relaxed(p, v)   16 bytes in global memory as one access, in no order
+//                                          with others
 //   pause(ns)                              inside a spin
 //   to_float(x), from_float<T>(x), Accumulate<T>
 //   launch(kernel, LaunchShape{...}, stream, args...) -> cudaError_t
@@ -36,6 +44,13 @@
 #include <cstdint>
 
 namespace rnnext::cuda {
+
+// What is compiled for, as __CUDA_ARCH__ counts; of the host, where all has to compile, no limit.
+#ifdef __CUDA_ARCH__
+constexpr int kArchitecture = __CUDA_ARCH__;
+#else
+constexpr int kArchitecture = 1 << 30;
+#endif
 
 struct Tf32 {};  // names the format in mma<Tf32>; its values travel as uint32_t bits
 
@@ -313,6 +328,58 @@ __device__ __forceinline__ T* peer_shared(T* mine, unsigned rank) {
 #endif
 }
 
+// mbarriers, and stores that complete on them: from sm_90 on.
+__device__ __forceinline__ void barrier_init(uint64_t* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(arrivals)
+               : "memory");
+}
+
+// Before other blocks of the cluster may complete anything on the barriers.
+__device__ __forceinline__ void barrier_init_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(uint64_t* barrier, int expected_bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(expected_bytes)
+      : "memory");
+}
+
+// Waits for the end of a phase; `odd`: of the 2nd, 4th, ... What its bytes brought lies in this
+// block's shared memory, so the block's scope will do; the cluster's would invalidate L1.
+__device__ __forceinline__ void barrier_wait(uint64_t* barrier, bool odd) {
+  asm volatile(
+      "{\n"
+      ".reg .pred over;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 over, [%0], %1;\n"
+      "@!over bra again;\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(unsigned(odd))
+      : "memory");
+}
+
+// An address in the shared memory of the cluster.
+using PeerAddress = uint32_t;
+template <typename T>
+__device__ __forceinline__ PeerAddress peer_address(T* mine, unsigned rank) {
+  PeerAddress address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(address)
+      : "r"(shared_address(mine)), "r"(rank));
+  return address;
+}
+
+__device__ __forceinline__ void store_async(PeerAddress to, const uint4& x, PeerAddress barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(to),
+      "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(barrier)
+      : "memory");
+}
+
 __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -329,6 +396,33 @@ __device__ __forceinline__ void store_release(unsigned* flag, unsigned value) {
 
 __device__ __forceinline__ void add_release(unsigned* flag, unsigned value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+
+// 16 bytes as one access need the type b128: of vectors only each element is one access.
+__device__ __forceinline__ uint4 load_relaxed(const uint4* p) {
+  uint64_t low, high;
+  asm volatile(
+      "{\n"
+      ".reg .b128 x;\n"
+      "ld.relaxed.gpu.global.b128 x, [%2];\n"
+      "mov.b128 {%0, %1}, x;\n"
+      "}\n"
+      : "=l"(low), "=l"(high)
+      : "l"(p)
+      : "memory");
+  return make_uint4(static_cast<unsigned>(low), static_cast<unsigned>(low >> 32),
+                    static_cast<unsigned>(high), static_cast<unsigned>(high >> 32));
+}
+
+__device__ __forceinline__ void store_relaxed(uint4* p, const uint4& x) {
+  asm volatile(
+      "{\n"
+      ".reg .b128 x;\n"
+      "mov.b128 x, {%1, %2};\n"
+      "st.relaxed.gpu.global.b128 [%0], x;\n"
+      "}\n" ::"l"(p),
+      "l"(x.x | uint64_t(x.y) << 32), "l"(x.z | uint64_t(x.w) << 32)
+      : "memory");
 }
 
 __device__ __forceinline__ void pause(unsigned nanoseconds) { __nanosleep(nanoseconds); }

@@ -3,6 +3,7 @@
 Its ops are registered under PrivateUse1 and called past the dispatcher with tensors of the CPU.
 """
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -110,6 +111,28 @@ def test_the_list(number, monkeypatch):
             if leaf is not None and leaf.grad is not None:
                 assert g.dtype == dtype
                 check(g, leaf.grad, dtype)
+
+
+@pytest.mark.parametrize("path", ["cluster", "grid"])
+def test_the_environment_chooses_the_exchange(path, monkeypatch):
+    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
+    arguments = samples.make(T=5, B=3, H=40, rows="lengths", reverse=(False, True))
+    results, sent = {}, {}
+    for word in (None, "", "fenced", "tagged"):
+        if word is not None:
+            monkeypatch.setenv("RNNEXT_CUDA_EXCHANGE", word)
+        before = binding().stores_sent()
+        output, h_n = arguments.call(recurrence)
+        grads = {"grad_output": torch.ones_like(output), "grad_h_n": torch.ones_like(h_n)}
+        given = arguments.backward(output, **grads)
+        results[word] = [output, h_n, *itertools.chain(*by_mask(*given.call(recurrence_backward)))]
+        sent[word] = binding().stores_sent() - before
+    assert sent["tagged"] > 0
+    assert sent[None] == sent[""] == sent["fenced"] == 0
+    assert same(results["tagged"], results["fenced"])
+    monkeypatch.setenv("RNNEXT_CUDA_EXCHANGE", "both")
+    with pytest.raises(ValueError, match="RNNEXT_CUDA_EXCHANGE=both: expected fenced or tagged"):
+        arguments.call(recurrence)
 
 
 def test_a_leak_saves_only_where_it_is_told_to():

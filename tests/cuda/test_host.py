@@ -41,6 +41,18 @@ FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "store_after_arrival": (next_block, "nothing wrote|race: this"),
     "missing_flag": (next_block, "nothing wrote|race: this read"),
     "flag_before_the_data": (next_block, "nothing wrote|race: this read"),
+    "no_transaction_wait": (next_block, "nothing wrote|race: this"),
+    "too_few_transaction_bytes": (next_block, "nothing wrote|race: this|deadlock"),
+    "too_many_transaction_bytes": (next_block, "deadlock: this thread spins|race: this"),
+    "wait_for_an_old_phase": (next_block, "nothing wrote|race: this"),
+    "plain_store_with_a_transaction": (next_block, "nothing wrote|race: this"),
+    "store_to_a_block_that_has_not_begun": (next_block, "not initialised|race: this|nothing"),
+    "transactions_of_one_buffer": (next_block, "nothing wrote|race: this|more arrivals|deadlock"),
+    "leaving_before_a_store_lands": (same, "block, which is over|out of bounds|not initialised"),
+    "torn_word": (next_block, r"__trap\(\)"),
+    "tag_in_another_word": (next_block, r"__trap\(\)"),
+    "tagged_words_of_one_buffer": (next_block, r"__trap\(\)|deadlock: this thread spins"),
+    "no_look_at_the_tag": (next_block, r"__trap\(\)"),
     "race_between_blocks": (same, "race: this write .* the write by"),
     "missing_wait": (rotated(1), "nothing wrote"),
     "missing_barrier_after_wait": (rotated(1), "nothing wrote|race"),
@@ -63,7 +75,7 @@ FAULTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 
 def run(lib: Library, name: str, x: Tensor, size: int, faulty: bool, seed: int) -> Tensor:
     out = lib.empty(2 * size, name="out")
-    flags = lib.tensor(torch.zeros(BLOCKS, dtype=torch.int32), writable=True, name="flags")
+    flags = lib.tensor(torch.zeros(4096, dtype=torch.int32), writable=True, name="flags")
     lib.run(f"run_{name}", out, lib.tensor(x, name="in"), flags, faulty, seed=seed)
     return out[:size]
 

@@ -26,6 +26,7 @@ from reference.elman import ACTIVATIONS
 
 TF32_TOLERANCE = 2e-3  # 11 bits of the factors, as a part of the largest value
 RESIDENT = ["block", "cluster", "grid"]
+TAGGED = ["cluster tagged", "grid tagged"]
 
 
 @pytest.fixture(autouse=True)
@@ -113,15 +114,42 @@ def test_leaks_and_resets(number):
     check_leaks_and_resets(Case(**factors, seed=number), path, device, number, *grads)
 
 
+EXCHANGES = [
+    fit(c)
+    for c in pairwise(**FACTORS | {"path": TAGGED}, leak=FORMS, reset=[None, "zeros", "state"])
+]
+
+
+@pytest.mark.parametrize("number", range(len(EXCHANGES)), ids=lambda n: case_id(EXCHANGES[n]))
+def test_the_tagged_exchange(number):
+    factors = dict(EXCHANGES[number])
+    path, device, grads = (factors.pop(name) for name in ("path", "device", "grads"))
+    case, fenced = Case(**factors, seed=number), path.removesuffix(" tagged")
+    check_leaks_and_resets(case, path, device, number, *grads)
+    # The same bits as with fences.
+    runs = [Run(case, way, device, number) for way in (path, fenced)]
+    results = [run.forward() for run in runs]
+    assert same(*results)
+    output, h_n = results[0]
+    given = [
+        case.random(*t.shape) if g else None for t, g in zip((output, h_n), grads, strict=True)
+    ]
+    saved = runs[0].saved
+    grads = [
+        Run(case, way, device, number).backward(output, *given, saved) for way in (path, fenced)
+    ]
+    assert same(*grads)
+
+
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", [*PATHS, *TAGGED])
 def test_leaks_and_resets_over_long_sequences(path, form):
     case = Case("f32", 33, 5, 30, (True, False), sequence="lengths", leak=form, reset="state")
     check_leaks_and_resets(case, path, "tight", 7, True, True)
 
 
 @pytest.mark.parametrize("compute", list(COMPUTES))
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", [*PATHS, *TAGGED])
 def test_long_sequences(path, compute):
     case = Case(compute, T=33, B=3, H=30, reverse=(True, False), sequence="lengths")
     check_both_passes(case, path, "small", seed=5)
@@ -130,7 +158,7 @@ def test_long_sequences(path, compute):
 # The matrix fills the registers and part of the shared memory; vectors end inside a k-block.
 BLOCK = {"f32": 200, "f64": 130, "bf16": 250, "f16": 256, "tf32": 200}
 LARGE = [("block", c, h) for c, h in BLOCK.items()]
-LARGE += [(path, c, 516) for path in ("cluster", "grid") for c in COMPUTES]
+LARGE += [(path, c, 516) for path in ("cluster", "grid", *TAGGED) for c in COMPUTES]
 
 
 @pytest.mark.parametrize(("path", "compute", "H"), LARGE)
@@ -138,7 +166,7 @@ def test_matrices_past_the_registers(path, compute, H):
     check_both_passes(Case(compute, T=2, B=2, H=H, source="table"), path, "small", seed=1)
 
 
-@pytest.mark.parametrize("path", RESIDENT)
+@pytest.mark.parametrize("path", [*RESIDENT, *TAGGED])
 def test_every_schedule_gives_the_same_bits(path):
     for options in ({}, {"leak": "voltage", "reset": "state"}):
         case = Case("f32", 4, 5, 50, (False, True), sequence="lengths", **options)

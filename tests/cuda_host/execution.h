@@ -78,6 +78,20 @@ void copy_async(void* shared, const void* global, int bytes);
 void copy_async_commit();
 void copy_async_wait(int pending);
 
+// mbarriers and the stores that complete on them. Stores land later, in random order.
+void barrier_init(uint64_t* barrier, int arrivals);
+void barrier_arrive(uint64_t* barrier, int expected_bytes);
+void barrier_wait(uint64_t* barrier, bool odd);
+void store_async(void* to, const void* words, uint64_t* barrier);
+
+// Accesses that order nothing. Stores to different places are seen in random order.
+void load_relaxed(void* x, const void* p, int bytes);
+void store_relaxed(void* p, const void* x, int bytes);
+
+void deliver_some();  // of the stores on their way
+void deliver_all();
+void block_is_over(const Block* block);
+
 unsigned load_acquire(const unsigned* flag);
 void store_release(unsigned* flag, unsigned value);
 void add_release(unsigned* flag, unsigned value);
@@ -98,10 +112,16 @@ void mark_unallocated(void* p, size_t bytes);
 void on_read(const void* p, size_t bytes);
 void on_plain_read(const void* p, size_t bytes);  // also not of what only copies may read
 void on_write(void* p, size_t bytes);
-// Whether the running thread has acquired what `other`, of another block, did at `time`.
-bool acquired(const Fiber* other, uint32_t time);
+// Whether the running thread has acquired what `other`, of another block, did at `time`; or, for
+// what it may overwrite, at least knows that it is done.
+bool acquired(const Fiber* other, uint32_t time, bool or_known);
+bool acquired(uint32_t barrier_id, uint32_t time);
 bool uses_flags();
-void on_flag(const void* p, bool write);  // ordered by its own rules
+void on_flag(const void* p, bool write, size_t bytes = 4);  // ordered by its own rules
+// A store of 16 bytes that has left, and that has landed as the work of barrier `id`.
+void on_async_start(void* p, size_t bytes);
+void on_async_end(void* p, size_t bytes, uint32_t id);
+constexpr uint32_t kFirstBarrierId = 0xf0000000;
 void describe_address(const void* p, char* out, size_t size);
 
 }  // namespace cuda_host

@@ -119,6 +119,131 @@ __global__ void flag_before_the_data(Params p) {
   p.out[global_index()] = __ldcg(exchange + next * blockDim.x + threadIdx.x);
 }
 
+// Blocks of a cluster pass values on by stores that an mbarrier counts, `steps` times round: out =
+// in of the block that many places on. Two buffers and two mbarriers, as the recurrence has them.
+enum class Transaction {
+  right,
+  no_wait,
+  too_few_bytes,
+  too_many_bytes,
+  old_phase,
+  plain_store,
+  no_start,
+  one_buffer
+};
+
+__device__ void pass_on(const Params& p, Transaction fault, int steps) {
+  const auto now = [&](Transaction f) { return p.faulty && fault == f; };
+  auto* buffers = reinterpret_cast<uint4*>(shared_memory());   // [2][16]
+  auto* barriers = reinterpret_cast<uint64_t*>(buffers + 32);  // [2]
+  const unsigned previous = (cluster_rank() + cluster_size() - 1) % cluster_size();
+  const int piece = int(threadIdx.x) / 4;
+  const bool sends = threadIdx.x % 4 == 0;
+  const auto* in = reinterpret_cast<const uint4*>(p.in);
+  uint4 mine = in[global_index() / 4];
+  if (threadIdx.x < 2) barrier_init(barriers + threadIdx.x, 1);
+  barrier_init_fence();
+  if (!now(Transaction::no_start)) cluster_sync();
+  for (int n = 0; n < steps; ++n) {
+    const int b = now(Transaction::one_buffer) ? 0 : n % 2;
+    uint64_t* barrier = barriers + b;
+    uint4* to = buffers + b * 16 + piece;
+    if (threadIdx.x == 0) {
+      barrier_arrive(barrier, 256 - 16 * now(Transaction::too_few_bytes) +
+                                  16 * now(Transaction::too_many_bytes));
+    }
+    if (sends) {
+      if (now(Transaction::plain_store)) *peer_shared(to, previous) = mine;
+      if (!now(Transaction::plain_store) || piece == 0) {
+        for (int i = 0; i < (now(Transaction::plain_store) ? 16 : 1); ++i) {
+          store_async(peer_address(now(Transaction::plain_store) ? buffers + 34 + i : to, previous),
+                      mine, peer_address(barrier, previous));
+        }
+      }
+    }
+    const bool odd = (now(Transaction::one_buffer) ? n : n / 2) % 2 == 1;
+    if (!now(Transaction::no_wait)) barrier_wait(barrier, odd != now(Transaction::old_phase));
+    mine = *to;
+    if (!now(Transaction::one_buffer)) __syncthreads();
+  }
+  if (sends) reinterpret_cast<uint4*>(p.out)[global_index() / 4] = mine;
+}
+__global__ void no_transaction_wait(Params p) { pass_on(p, Transaction::no_wait, 5); }
+__global__ void too_few_transaction_bytes(Params p) { pass_on(p, Transaction::too_few_bytes, 5); }
+__global__ void too_many_transaction_bytes(Params p) { pass_on(p, Transaction::too_many_bytes, 5); }
+__global__ void wait_for_an_old_phase(Params p) { pass_on(p, Transaction::old_phase, 5); }
+__global__ void plain_store_with_a_transaction(Params p) {
+  pass_on(p, Transaction::plain_store, 5);
+}
+__global__ void store_to_a_block_that_has_not_begun(Params p) {
+  pass_on(p, Transaction::no_start, 5);
+}
+__global__ void transactions_of_one_buffer(Params p) { pass_on(p, Transaction::one_buffer, 5); }
+
+// A block that nobody sends to leaves while a store to it is on its way.
+__global__ void leaving_before_a_store_lands(Params p) {
+  auto* buffer = reinterpret_cast<uint4*>(shared_memory());
+  auto* barrier = reinterpret_cast<uint64_t*>(buffer + 16);
+  const unsigned previous = (cluster_rank() + cluster_size() - 1) % cluster_size();
+  if (threadIdx.x == 0) barrier_init(barrier, 1);
+  barrier_init_fence();
+  cluster_sync();
+  if (threadIdx.x == 0) barrier_arrive(barrier, 256);
+  const auto* in = reinterpret_cast<const uint4*>(p.in);
+  if (threadIdx.x < 16) {
+    store_async(peer_address(buffer + threadIdx.x, previous), in[blockIdx.x * 16 + threadIdx.x],
+                peer_address(barrier, previous));
+  }
+  if (!p.faulty) barrier_wait(barrier, false);
+  p.out[global_index()] = p.in[global_index()];
+}
+
+// Blocks pass values on through global memory in words of 16 bytes that carry a tag, `steps` times
+// round: out = in of the block that many places on.
+enum class Tagged { right, torn, tag_apart, one_buffer, no_tag };
+
+__device__ void pass_tagged(const Params& p, Tagged fault, int steps) {
+  const auto now = [&](Tagged f) { return p.faulty && fault == f; };
+  auto* exchange = reinterpret_cast<uint4*>(p.flags);  // [2][256], zeros; then [2][256] tags
+  float mine = p.in[global_index()];
+  for (unsigned n = 1; n <= unsigned(steps); ++n) {
+    uint4* words = exchange + (now(Tagged::one_buffer) ? 0 : n % 2 * 256);
+    const unsigned next = (blockIdx.x + 1) % gridDim.x * kThreads + threadIdx.x;
+    const unsigned bits = __float_as_uint(mine);
+    const uint4 word = make_uint4(bits, bits, bits, n);
+    if (now(Tagged::torn)) {
+      store_relaxed(reinterpret_cast<uint2*>(words + global_index()), make_uint2(bits, bits));
+      store_relaxed(reinterpret_cast<uint2*>(words + global_index()) + 1, make_uint2(bits, n));
+    } else {
+      store_relaxed(words + global_index(), word);
+    }
+    if (now(Tagged::tag_apart)) store_relaxed(words + 512 + global_index(), word);
+    uint4 seen = load_relaxed(words + next);
+    if (now(Tagged::tag_apart)) {
+      while (load_relaxed(words + 512 + next).w != n) {
+      }
+      seen = load_relaxed(words + next);
+    } else {
+      while (!now(Tagged::no_tag) && seen.w != n) seen = load_relaxed(words + next);
+    }
+    if (seen.x != seen.z || seen.w != n) __trap();
+    mine = __uint_as_float(seen.x);
+    // Whoever publishes step n + 1 has seen all of the others' step n.
+    if (!now(Tagged::one_buffer)) {
+      for (int b = 0; b < int(gridDim.x); ++b) {
+        while (load_relaxed(words + b * kThreads + threadIdx.x).w < n) {
+        }
+      }
+      __syncthreads();
+    }
+  }
+  p.out[global_index()] = mine;
+}
+__global__ void torn_word(Params p) { pass_tagged(p, Tagged::torn, 5); }
+__global__ void tag_in_another_word(Params p) { pass_tagged(p, Tagged::tag_apart, 5); }
+__global__ void tagged_words_of_one_buffer(Params p) { pass_tagged(p, Tagged::one_buffer, 5); }
+__global__ void no_look_at_the_tag(Params p) { pass_tagged(p, Tagged::no_tag, 5); }
+
 // Blocks that are not ordered write the same place.
 __global__ void race_between_blocks(Params p) {
   p.out[p.faulty ? threadIdx.x : global_index()] = p.in[global_index()];
@@ -293,7 +418,7 @@ cudaError_t run(void (*kernel)(Params), unsigned cluster, bool cooperative, cons
   LaunchShape shape;
   shape.grid = dim3(4);
   shape.block = dim3(kThreads);
-  shape.shared_bytes = 2 * kThreads * sizeof(float);
+  shape.shared_bytes = cluster > 1 ? 1024 : 2 * kThreads * sizeof(float);
   shape.cluster = cluster;
   shape.cooperative = cooperative;
   return launch(kernel, shape, nullptr, p);
@@ -316,6 +441,20 @@ ENTRY(run_leaving_the_cluster_early, leaving_the_cluster_early, 4, false)
 ENTRY(run_store_after_arrival, store_after_arrival, 4, false)
 ENTRY(run_missing_flag, missing_flag, 1, true)
 ENTRY(run_flag_before_the_data, flag_before_the_data, 1, true)
+#define CLUSTER(name) ENTRY(run_##name, name, 4, false)
+CLUSTER(no_transaction_wait)
+CLUSTER(too_few_transaction_bytes)
+CLUSTER(too_many_transaction_bytes)
+CLUSTER(wait_for_an_old_phase)
+CLUSTER(plain_store_with_a_transaction)
+CLUSTER(store_to_a_block_that_has_not_begun)
+CLUSTER(transactions_of_one_buffer)
+CLUSTER(leaving_before_a_store_lands)
+#define GRID(name) ENTRY(run_##name, name, 1, true)
+GRID(torn_word)
+GRID(tag_in_another_word)
+GRID(tagged_words_of_one_buffer)
+GRID(no_look_at_the_tag)
 PLAIN(race_between_blocks)
 PLAIN(missing_wait)
 PLAIN(missing_barrier_after_wait)

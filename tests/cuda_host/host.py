@@ -125,6 +125,7 @@ class Library:
         handle.cuda_host_asynchronous_only.restype = None
         handle.cuda_host_seed.argtypes = [ctypes.c_uint64]
         handle.cuda_host_seed.restype = None
+        handle.cuda_host_stores_sent.restype = ctypes.c_uint64
         handle.cuda_host_free_all.restype = None
         handle.cuda_host_error.restype = ctypes.c_char_p
         self._buffers = 0
@@ -178,6 +179,10 @@ class Library:
     def asynchronous_only(self, address: int, size: int) -> None:
         """From here on plain reads of this memory are errors; asynchronous copies may read it."""
         self._handle.cuda_host_asynchronous_only(address, size)
+
+    def stores_sent(self) -> int:
+        """How many asynchronous and relaxed stores kernels have sent since the process began."""
+        return int(self._handle.cuda_host_stores_sent())
 
     def run(self, function: str, *arguments: Any, seed: int = 0) -> None:
         """Calls an entry point; KernelError says what a thread did wrong.

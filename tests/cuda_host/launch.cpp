@@ -179,6 +179,7 @@ void run_resident(const cudaLaunchConfig_t& config, size_t first, size_t count, 
     state.ready.pop();
     cuda_host_switch(&state.scheduler_stack, state.running->stack);
   }
+  if (!state.failed) deliver_all();
   if (!state.failed && state.threads_alive > 0) {
     state.failed = true;
     state.message = describe_deadlock();
@@ -320,6 +321,8 @@ cudaError_t cuda_host_launch(const cudaLaunchConfig_t* config, const void* kerne
 
   state.failed = false;
   state.released.clear();
+  state.transactions.clear();
+  state.flights.clear();
   thread_body = &body;
   state.start = ++state.time;
   {
@@ -350,4 +353,6 @@ void cuda_host_device(int sm, int multiprocessors, int shared_per_block, int gra
 }
 
 const char* cuda_host_error() { return last_error(); }
+
+uint64_t cuda_host_stores_sent() { return state.sent; }
 }

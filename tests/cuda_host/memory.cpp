@@ -58,19 +58,20 @@ void set_state(void* p, size_t bytes, State state, uint32_t writer) {
 }
 
 // Whether what thread `id` did at `time` lies before what the running thread does now. Where
-// several readers take part the answer errs towards yes.
-bool ordered(uint32_t id, uint32_t time) {
+// several readers take part the answer errs towards yes. `to_overwrite`: it is enough to know that
+// it is done.
+bool ordered(uint32_t id, uint32_t time, bool to_overwrite = false) {
   Fiber* me = current();
   if (id == me->id || id == kHost || id == kFlag || time < launch_start()) return true;
+  if (id >= kFirstBarrierId && id < kFlag) return to_overwrite || acquired(id, time);
   Fiber* other = id == kMany ? me : live_fiber(id);
   if (other == nullptr) return false;  // of a block that is over
   if (other->block == me->block) {
     if (me->block->last_barrier > time) return true;
     if (me->last_named_barrier > time && other->last_named_barrier > time) return true;
     if (other->warp == me->warp && me->last_warp_barrier > time) return true;
-  } else if (acquired(other, time)) {
-    return true;
   }
+  if (id != kMany && acquired(other, time, to_overwrite)) return true;
   if (id == kMany && uses_flags()) return true;
   // A cluster barrier orders what came before the other's arrival with what follows my wait.
   if (other->block->cluster != me->block->cluster || me->phase == 0) return false;
@@ -170,10 +171,10 @@ void on_write(void* p, size_t bytes) {
     if (s->state == kReadOnly) fail_access("write to a constant buffer", p, bytes);
     s->state = kWritten;
     if (bytes < kGranule) continue;
-    if (s->writer != me->id && !ordered(s->writer, s->write_time)) {
+    if (s->writer != me->id && !ordered(s->writer, s->write_time, true)) {
       fail_race("write", "write", s->writer, p, bytes);
     }
-    if (s->reader != me->id && !ordered(s->reader, s->read_time)) {
+    if (s->reader != me->id && !ordered(s->reader, s->read_time, true)) {
       fail_race("write", "read", s->reader, p, bytes);
     }
     s->writer = me->id;
@@ -192,12 +193,25 @@ void on_plain_read(const void* p, size_t bytes) {
   on_read(p, bytes);
 }
 
-void on_flag(const void* p, bool write) {
+void on_async_start(void* p, size_t bytes) {
+  on_write(p, bytes);
+  poison(p, bytes);
+  mark_unwritten(p, bytes);
+}
+
+void on_async_end(void* p, size_t bytes, uint32_t id) {
+  for (Shadow *s = shadow(p), *end = shadow_end(p, bytes); s < end; ++s) {
+    *s = Shadow{kWritten, now(), id, 1, kHost};
+  }
+}
+
+void on_flag(const void* p, bool write, size_t bytes) {
   if (!in_arena(p)) return;
-  for (Shadow *s = shadow(p), *end = shadow_end(p, 4); s < end; ++s) {
-    if (s->state == kUnallocated) fail_access("flag out of bounds", p, 4);
-    if (s->state == kUnwritten && !write) fail_access("read of a flag that nothing wrote", p, 4);
-    if (s->state == kReadOnly && write) fail_access("write to a constant buffer", p, 4);
+  for (Shadow *s = shadow(p), *end = shadow_end(p, bytes); s < end; ++s) {
+    if (s->state == kUnallocated) fail_access("flag out of bounds", p, bytes);
+    if (s->state == kUnwritten && !write)
+      fail_access("read of a flag that nothing wrote", p, bytes);
+    if (s->state == kReadOnly && write) fail_access("write to a constant buffer", p, bytes);
     if (write) s->state = kWritten;
     s->writer = s->reader = kFlag;
   }

@@ -22,8 +22,9 @@ void meet(const char* what, unsigned mask, Payload& mine, Combine combine) {
   }
   Meeting* meeting = nullptr;
   for (Meeting& m : warp.meetings) {
-    if (m.mask == mask && m.what == what) meeting = &m;
-    if ((m.mask & mask) && (m.mask != mask || m.what != what)) {
+    if (m.mask == mask && m.what == what) {
+      meeting = &m;
+    } else if ((m.arrived & mask) && (m.mask & bit)) {  // each waits for the other
       fail("divergent warp: %s with mask %08x while other lanes wait at %s with mask %08x", what,
            mask, m.what, m.mask);
     }
@@ -63,26 +64,30 @@ std::vector<Fiber*> lanes_of(Fiber* fiber, unsigned mask) {
   return lanes;
 }
 
-// Publishes through `flag` what happened before now: all that the running thread did, what others
-// did before a barrier with it, and what these had acquired.
-void release(const void* flag) {
+// What happened before now: all that the running thread did, what others did before a barrier with
+// it, and what these had acquired.
+Clock clock_of_now() {
   auto* self = static_cast<Thread*>(state.running);
   Resident* block = block_of(self);
-  Clock& clock = state.released[flag];
-  clock.join(block->acquired);
+  Clock clock = block->acquired;
   if (self->acquired) clock.join(*self->acquired);
-  size_t index = size_t(block - state.blocks.data());
+  const size_t index = size_t(block - state.blocks.data());
   if (clock.blocks.size() <= index) clock.blocks.resize(index + 1);
   clock.blocks[index] = std::max(clock.blocks[index], block->last_barrier);
-  for (Thread& thread : state.threads) {
-    if (thread.block != block) continue;
+  const size_t threads = state.threads.size() / state.blocks.size();
+  for (size_t i = index * threads; i < (index + 1) * threads; ++i) {
+    const Thread& thread = state.threads[i];
     uint32_t before = 0;
     if (thread.last_named_barrier == self->last_named_barrier) before = self->last_named_barrier;
     if (thread.warp == self->warp) before = std::max(before, self->last_warp_barrier);
     if (before > block->last_barrier) clock.threads[thread.id] = before;
   }
   clock.threads[self->id] = ++state.time;
+  return clock;
 }
+
+// Publishes it through `flag`.
+void release(const void* flag) { state.released[flag].join(clock_of_now()); }
 
 void land(const Copy& copy) {
   on_read(copy.global, copy.bytes);
@@ -249,17 +254,174 @@ void copy_async_wait(int pending) {
   maybe_yield();
 }
 
-bool uses_flags() { return !state.released.empty(); }
+bool uses_flags() { return !state.released.empty() || !state.transactions.empty(); }
 
-bool acquired(const Fiber* other, uint32_t time) {
+bool acquired(const Fiber* other, uint32_t time, bool or_known) {
   auto* me = static_cast<Thread*>(state.running);
   size_t block = size_t(block_of(other) - state.blocks.data());
+  auto within = [&](const Times& times) {
+    if (block < times.blocks.size() && times.blocks[block] > time) return true;
+    auto at = times.threads.find(other->id);
+    return at != times.threads.end() && at->second > time;
+  };
   auto covers = [&](const Clock& clock) {
-    if (block < clock.blocks.size() && clock.blocks[block] > time) return true;
-    auto at = clock.threads.find(other->id);
-    return at != clock.threads.end() && at->second > time;
+    if (within(clock)) return true;
+    return or_known && std::any_of(clock.passed.begin(), clock.passed.end(),
+                                   [&](const auto& each) { return within(*each.second.known); });
   };
   return covers(block_of(me)->acquired) || (me->acquired && covers(*me->acquired));
+}
+
+bool acquired(uint32_t barrier_id, uint32_t time) {
+  auto* me = static_cast<Thread*>(state.running);
+  auto covers = [&](const Times& times) {
+    auto at = times.threads.find(barrier_id);
+    return at != times.threads.end() && at->second > time;
+  };
+  return covers(block_of(me)->acquired) || (me->acquired && covers(*me->acquired));
+}
+
+namespace {
+
+TransactionBarrier& transactions_of(uint64_t* barrier, const char* what) {
+  auto at = state.transactions.find(barrier);
+  if (at == state.transactions.end()) fail("%s: this mbarrier was not initialised", what);
+  return at->second;
+}
+
+// Leaves out threads of which their block says as much.
+void forget_what_blocks_tell(Times& times) {
+  const size_t threads = state.threads.size() / state.blocks.size();
+  for (auto at = times.threads.begin(); at != times.threads.end();) {
+    const size_t index = (at->first - state.first_id) / threads;
+    const bool told = index < times.blocks.size() && at->second <= times.blocks[index];
+    at = told ? times.threads.erase(at) : std::next(at);
+  }
+}
+
+void complete_if_over(TransactionBarrier& b) {
+  if (b.pending > 0 || b.bytes != 0) return;
+  ++b.phase;
+  b.pending = b.expected;
+  b.completed = ++state.time;
+  b.coming.join(*b.known);
+  forget_what_blocks_tell(b.coming);
+  b.known = std::make_shared<Times>(std::move(b.coming));
+  b.coming = {};
+  state.idle_yields = 0;
+}
+
+void land(const Flight& flight) {
+  std::memcpy(flight.to, flight.words, size_t(flight.bytes));
+  state.idle_yields = 0;
+  ++state.time;
+  if (flight.barrier == nullptr) return;
+  TransactionBarrier& b = state.transactions.at(flight.barrier);
+  on_async_end(flight.to, size_t(flight.bytes), b.id);
+  b.coming.join(flight.known);
+  b.bytes -= flight.bytes;
+  complete_if_over(b);
+}
+
+// What the running thread, and those it met at barriers, have done and know to be done by now.
+Times all_known() {
+  Clock clock = clock_of_now();
+  for (const auto& [id, passed] : clock.passed) clock.Times::join(*passed.known);
+  forget_what_blocks_tell(clock);
+  return clock;
+}
+
+Clock& clock_of_running() {
+  auto& mine = static_cast<Thread*>(state.running)->acquired;
+  if (!mine) mine = std::make_unique<Clock>();
+  return *mine;
+}
+
+}  // namespace
+
+// Any of them, but not before an earlier one to the same place.
+void deliver_some() {
+  while (!state.flights.empty() && (random_bits() & 3) == 0) {
+    size_t i = random_bits() % state.flights.size();
+    for (size_t j = 0; j < i; ++j) {
+      auto begin = [](const Flight& f) { return static_cast<unsigned char*>(f.to); };
+      const Flight &a = state.flights[j], &b = state.flights[i];
+      if (begin(a) < begin(b) + b.bytes && begin(b) < begin(a) + a.bytes) i = j;
+    }
+    const Flight flight = std::move(state.flights[i]);
+    state.flights.erase(state.flights.begin() + std::ptrdiff_t(i));
+    land(flight);
+  }
+}
+
+void deliver_all() {
+  for (const Flight& flight : state.flights) land(flight);
+  state.flights.clear();
+}
+
+void block_is_over(const Block* block) {
+  for (const Flight& flight : state.flights) {
+    const size_t offset = size_t(static_cast<unsigned char*>(flight.to) - block->shared);
+    if (offset < block->shared_bytes) fail("a store is on its way to this block, which is over");
+  }
+}
+
+void barrier_init(uint64_t* barrier, int arrivals) {
+  on_write(barrier, 8);
+  TransactionBarrier& b = state.transactions[barrier];
+  b = {};
+  b.id = kFirstBarrierId + uint32_t(state.transactions.size());
+  b.expected = b.pending = arrivals;
+}
+
+void barrier_arrive(uint64_t* barrier, int expected_bytes) {
+  maybe_yield();
+  on_read(barrier, 8);
+  TransactionBarrier& b = transactions_of(barrier, "barrier_arrive");
+  if (b.pending == 0) fail("barrier_arrive: more arrivals than this phase of the mbarrier expects");
+  --b.pending;
+  b.bytes += expected_bytes;
+  if (b.bytes >= 1 << 20) fail("barrier_arrive: an mbarrier counts fewer than 2^20 bytes");
+  b.coming.join(all_known());
+  complete_if_over(b);
+}
+
+void barrier_wait(uint64_t* barrier, bool odd) {
+  on_read(barrier, 8);
+  TransactionBarrier& b = transactions_of(barrier, "barrier_wait");
+  do {
+    yield();
+  } while ((b.phase & 1) == unsigned(odd));
+  Clock& mine = clock_of_running();
+  mine.threads[b.id] = std::max(mine.threads[b.id], b.completed);
+  mine.passed[b.id] = {b.completed, b.known};
+}
+
+void store_async(void* to, const void* words, uint64_t* barrier) {
+  maybe_yield();
+  if (reinterpret_cast<uintptr_t>(to) % 16) fail("st.async of 16 bytes: misaligned");
+  transactions_of(barrier, "st.async");
+  Flight flight{to, {}, 16, barrier, all_known()};
+  std::memcpy(flight.words, words, 16);
+  on_async_start(to, 16);
+  state.flights.push_back(std::move(flight));
+  ++state.sent;
+}
+
+void load_relaxed(void* x, const void* p, int bytes) {
+  yield();
+  on_flag(p, false, size_t(bytes));
+  std::memcpy(x, p, size_t(bytes));
+}
+
+void store_relaxed(void* p, const void* x, int bytes) {
+  maybe_yield();
+  if (reinterpret_cast<uintptr_t>(p) % size_t(bytes)) fail("a relaxed store: misaligned");
+  on_flag(p, true, size_t(bytes));
+  Flight flight{p, {}, bytes, nullptr, {}};
+  std::memcpy(flight.words, x, size_t(bytes));
+  state.flights.push_back(std::move(flight));
+  ++state.sent;
 }
 
 unsigned load_acquire(const unsigned* flag) {

@@ -19,6 +19,7 @@ from reference.elman import ACTIVATIONS
 NONLINEARITIES = list(ACTIVATIONS)  # in the order of the enum
 FORMS = [None, "rate", "voltage", "blend"]  # likewise
 PATHS = {"step": 0, "block": 1, "cluster": 2, "grid": 3}
+EXCHANGES = ["fenced", "tagged"]  # in the order of the enum
 COMPUTES = {"f32": 0, "f64": 1, "bf16": 2, "f16": 3, "tf32": 4}
 DTYPES = {
     "f32": torch.float32,
@@ -254,7 +255,8 @@ class Case:
 class Run:
     """Runs the kernels of a case: the binding's part, with torch on the CPU.
 
-    ``lib``: the kernels and their memory, by default those of the host layer.
+    ``path``: the exchange may follow it, as in "grid tagged". ``lib``: the kernels and their
+    memory, by default those of the host layer.
     """
 
     def __init__(
@@ -266,7 +268,9 @@ class Run:
         paired: bool = True,
         lib: host.Library | None = None,
     ) -> None:
-        self.case, self.path, self.seed = case, path, seed
+        self.path, _, exchange = path.partition(" ")
+        self.exchanged = exchange or "fenced"
+        self.case, self.seed = case, seed
         self.saved: Tensor | None = None  # by forward(), of a leak
         self.device = DEVICES[device]
         self.lib = lib or library()
@@ -277,7 +281,7 @@ class Run:
         p.nonlinearity = NONLINEARITIES.index(case.nonlinearity)
         p.paired = paired and case.H % 2 == 0
         p.source_step = case.H
-        if path != "step" and case.dtype.itemsize == 2:
+        if self.path != "step" and case.dtype.itemsize == 2:
             p.source_step += case.H % 2
         if case.batch_sizes is not None:
             ends = case.batch_sizes.cumsum(0)
@@ -344,14 +348,20 @@ class Run:
         self.launch(g, backward)
 
     def exchange(self, g: Geometry) -> Tensor | None:
-        """Makes room for what a grid exchanges; its flags, zeros before each launch."""
+        """Says how a step's vector goes around, and makes room for what a grid exchanges.
+
+        Returns what must be zeros before each launch.
+        """
+        g.exchange = EXCHANGES.index(self.exchanged)
         if g.path != PATHS["grid"]:
             return None
+        tagged = self.exchanged == "tagged"
+        row = 16 * g.row_words if tagged else g.vector_stride
         flags = torch.zeros(g.groups * g.blocks, dtype=torch.int32)
-        exchange = torch.zeros(2 * g.groups * g.rows * g.vector_stride, dtype=torch.uint8)
-        flags = self.lib.tensor(flags, writable=True)
-        self.call.flags, self.call.exchange = flags.data_ptr(), self.put(exchange, True)
-        return flags
+        words = torch.zeros(2 * g.groups * g.rows * row, dtype=torch.uint8)
+        flags, words = (self.lib.tensor(zeros, writable=True) for zeros in (flags, words))
+        self.call.flags, self.call.exchange = flags.data_ptr(), words.data_ptr()
+        return words if tagged else flags
 
     def launch(self, g: Geometry, backward: bool) -> None:
         """Starts a resident kernel once more; what it reads and writes is there."""

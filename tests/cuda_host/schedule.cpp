@@ -50,6 +50,14 @@ void complete_if_full(Cluster* cluster) {
 }  // namespace
 
 void Clock::join(const Clock& other) {
+  Times::join(other);
+  for (const auto& [id, theirs] : other.passed) {
+    Passed& mine = passed[id];
+    if (theirs.completed > mine.completed) mine = theirs;
+  }
+}
+
+void Times::join(const Times& other) {
   if (blocks.size() < other.blocks.size()) blocks.resize(other.blocks.size());
   for (size_t i = 0; i < other.blocks.size(); ++i) blocks[i] = std::max(blocks[i], other.blocks[i]);
   for (auto [id, time] : other.threads) {
@@ -155,7 +163,10 @@ void thread_is_over() {
   if (self->at_cluster_barrier && block->cluster->phase == self->phase) --block->cluster->arrived;
   complete_if_full(block, 0);
   complete_if_full(block->cluster);
-  if (block->alive == 0) mark_unallocated(block->shared, block->shared_bytes);
+  if (block->alive == 0) {
+    block_is_over(block);
+    mark_unallocated(block->shared, block->shared_bytes);
+  }
   self->waits_at = nullptr;
 }
 
@@ -204,6 +215,7 @@ void fail(const char* format, ...) {
 }
 
 void yield() {
+  deliver_some();
   if (++state.idle_yields > 1000 + 8 * uint64_t(state.threads_alive)) {
     fail("deadlock: this thread spins, and no thread that could end it can go on");
   }

@@ -42,11 +42,41 @@ struct Warp {
 
 // What is known to have happened: everything that all threads of a resident block, or that single
 // threads did before these times.
-struct Clock {
+struct Times {
   std::vector<uint32_t> blocks;
-  std::map<uint32_t, uint32_t> threads;  // by Fiber::id
+  std::map<uint32_t, uint32_t> threads;  // by Fiber::id, or by the id of an mbarrier
+
+  void join(const Times& other);
+};
+// The last phase of an mbarrier that was waited for. `known` to those who made it complete: that is
+// done, though its results are not acquired; it may be overwritten, but not be read.
+struct Passed {
+  uint32_t completed = 0;
+  std::shared_ptr<const Times> known;
+};
+struct Clock : Times {
+  std::map<uint32_t, Passed> passed;  // by the id of an mbarrier
 
   void join(const Clock& other);
+};
+
+struct TransactionBarrier {
+  uint32_t id = 0;
+  int expected = 0, pending = 0;  // arrivals of a phase
+  int64_t bytes = 0;              // expected less landed
+  unsigned phase = 0;
+  uint32_t completed = 0;  // when the last phase was over
+  Times coming;            // known to those who stored and arrived in this phase,
+  std::shared_ptr<const Times> known = std::make_shared<Times>();  // and in those that are over
+};
+
+// A store on its way.
+struct Flight {
+  void* to;
+  unsigned char words[16];
+  int bytes;
+  uint64_t* barrier;  // null: relaxed
+  Times known;        // to the thread that sent it, if there is a barrier
 };
 
 struct Resident : Block {
@@ -79,10 +109,13 @@ struct State {
   Fiber* running = nullptr;
   void* scheduler_stack = nullptr;
   std::map<const void*, Clock> released;  // through each flag
-  uint64_t idle_yields = 0;  // since something happened that a spinning thread may wait for
-  uint64_t yields = 0;       // of all threads
-  uint32_t time = 2;         // counts the events that order accesses
-  uint32_t start = 2;        // of this launch
+  std::map<const void*, TransactionBarrier> transactions;
+  std::vector<Flight> flights;  // in the order of their start
+  uint64_t sent = 0;            // of them, ever
+  uint64_t idle_yields = 0;     // since something happened that a spinning thread may wait for
+  uint64_t yields = 0;          // of all threads
+  uint32_t time = 2;            // counts the events that order accesses
+  uint32_t start = 2;           // of this launch
 
   bool failed = false;
   std::string message = "no error";

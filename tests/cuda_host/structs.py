@@ -7,7 +7,7 @@ from typing import Any
 def _fields(text: str) -> list[tuple[str, Any]]:
     kinds = {"p": ctypes.c_void_p, "q": ctypes.c_int64, "i": ctypes.c_int, "b": ctypes.c_bool}
     kinds |= {"pp": ctypes.c_void_p * 2, "bb": ctypes.c_bool * 2, "qq": ctypes.c_int64 * 2}
-    kinds |= {"d": ctypes.c_double}
+    kinds |= {"d": ctypes.c_double, "u": ctypes.c_uint}
     pairs = (word.split(":") for word in text.split())
     return [(name, kinds[kind]) for name, kind in pairs]
 
@@ -70,10 +70,11 @@ class Geometry(ctypes.Structure):
     """Geometry of csrc/cuda/recurrence/choice.h."""
 
     _fields_ = _fields(
-        "path:i blocks:i groups:i rows:i tile_step:i slice:i pairs:i pair_divisor:i row_step:i "
-        "pair_step:i unit_workers:i k_workers:i k_blocks:i parts:i part_stride:i vector_stride:i "
-        "part_offset:i input_offset:i bias_offset:i length_offset:i weight_offset:i "
-        "shared_bytes:i cycles:d"
+        "path:i exchange:i blocks:i groups:i rows:i tile_step:i slice:i pairs:i pair_divisor:u "
+        "row_step:i pair_step:i unit_workers:i k_workers:i k_blocks:i parts:i part_stride:i "
+        "vector_stride:i active_blocks:i row_bytes:i row_words:i row_divisor:u wide_words:b "
+        "part_offset:i input_offset:i bias_offset:i length_offset:i barrier_offset:i "
+        "weight_offset:i shared_bytes:i cycles:d"
     )
 
 

@@ -87,19 +87,29 @@ def test_fences_are_known_in_groups_that_fence_and_said(extra, group):
     if what in ("fence", "L1 invalidation"):
         assert loop.faults == []
         assert machine_code.known([loop, loop_of()]) == [
-            f"known, and allowed in {group} alone: {what} in 1 step loops"
+            f"known, in the fenced exchange alone: {group}: {what} in 1 step loops"
         ]
     else:
         assert loop.faults == [what]
         assert machine_code.known([loop]) == []
-    # Of a group whose name only ends so, nothing is allowed.
-    assert loop_of(extra, f"recurrence_kernel<E, P, Tagged{group} >").faults == [what]
+    # The tagged exchange may hold none of it.
+    tagged = {"ClusterGroup": "AsyncClusterGroup", "GridGroup": "TaggedGridGroup"}[group]
+    assert loop_of(extra, f"recurrence_kernel<E, P, {tagged}>").faults == [what]
 
 
 def test_a_kernel_without_a_loop_is_a_fault():
     assert machine_code.faults([loop_of()], {("kernel", "90")}) == []
     (fault,) = machine_code.faults([loop_of()], {("kernel", "90"), ("kernel", "80")})
     assert fault == "kernel on sm_80: no step loop found"
+    # Where no card can run it, there is none.
+    stubs = {
+        ("k<BlockGroup>", "75"),
+        ("k<E, AsyncClusterGroup>", "80"),
+        ("k<E, ClusterGroup>", "89"),
+    }
+    assert machine_code.faults([], stubs) == []
+    (fault,) = machine_code.faults([], {("k<E, AsyncClusterGroup>", "100a")})
+    assert fault == "k<E, AsyncClusterGroup> on sm_100a: no step loop found"
 
 
 def test_architectures_follow_their_headers():
@@ -116,7 +126,7 @@ def test_the_page_gets_the_lines_of_one_type(tmp_path, monkeypatch):
     kernel += "Forward<__nv_bfloat16, Fixed<tanh> >, {}Group>"
     found = [
         Loop(kernel.format("Grid"), "90", 700, 4, 1200, {"fence": 3}),
-        Loop(kernel.format("Cluster"), "80", 600, 4, 1100, {}),  # never runs
+        Loop(kernel.format("Grid"), "80", 600, 4, 1100, {"fence": 2}),
         Loop(kernel.format("Block").replace("tanh", "relu"), "90", 500, 2, 700, {}),
     ]
     loops.write_text(machine_code.dumps(found))
@@ -128,6 +138,6 @@ def test_the_page_gets_the_lines_of_one_type(tmp_path, monkeypatch):
     assert [line for line in text.splitlines() if line.startswith("|")] == [
         "| group | pass | sm_80 | sm_90 | holds |",
         "|---|---|---|---|---|",
-        "| Grid | forward | - | 700, 4, 1200 | fence 3 |",
+        "| Grid | forward | 600, 4, 1100 | 700, 4, 1200 | fence 3 |",
     ]
     assert "recurrence_kernel<MatrixEngine" in machine_code.table(found)

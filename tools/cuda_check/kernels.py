@@ -71,20 +71,25 @@ def describe(device: str) -> str:
     return "here"
 
 
+def new(device: str, case: recurrence.Case, path: str) -> recurrence.Run:
+    """A pass of this path, still to be run."""
+    return recurrence.Run(case, path, describe(device), lib=library(device))
+
+
 def prepare(device: str, case: recurrence.Case, path: str) -> recurrence.Run:
     """A forward pass that has run once on this path: launch() runs it again."""
-    run = recurrence.Run(case, path, describe(device), lib=library(device))
+    run = new(device, case, path)
     run.forward()
     return run
 
 
 def seconds(device: str, run: recurrence.Run, g: Geometry, steps: int, repeats: int) -> float:
     """The least time of a launch over the first `steps` steps."""
-    flags, least = run.exchange(g), float("inf")
+    zeros, least = run.exchange(g), float("inf")
     run.call.T = steps
     for _ in range(repeats):
-        if flags is not None:
-            flags.zero_()
+        if zeros is not None:
+            zeros.zero_()
         least = min(least, _timed(device, lambda: run.launch(g, False)))
     return least
 

@@ -97,15 +97,15 @@ class TracedEngine : public Engine {
 template <class Engine, class Pass, class Group>
 __global__ void __launch_bounds__(kThreads, 1)
     trace_kernel(const DeviceCall p, const Geometry g, unsigned* to) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  unsigned* notes = reinterpret_cast<unsigned*>(shared_memory() + g.shared_bytes);
-  for (int i = threadIdx.x; i < kSteps * kPlaces; i += kThreads) notes[i] = 0;
-  __syncthreads();
-  Resident<TracedEngine<Engine>, Pass, Traced<Group>>(p, g, shared_memory()).run();
-  __syncthreads();
-  if (blockIdx.x > 0) return;
-  for (int i = threadIdx.x; i < kSteps * kPlaces; i += kThreads) to[i] = notes[i];
-#endif
+  if constexpr (kArchitecture >= Group::kArchitecture) {
+    unsigned* notes = reinterpret_cast<unsigned*>(shared_memory() + g.shared_bytes);
+    for (int i = threadIdx.x; i < kSteps * kPlaces; i += kThreads) notes[i] = 0;
+    __syncthreads();
+    Resident<TracedEngine<Engine>, Pass, Traced<Group>>(p, g, shared_memory()).run();
+    __syncthreads();
+    if (blockIdx.x > 0) return;
+    for (int i = threadIdx.x; i < kSteps * kPlaces; i += kThreads) to[i] = notes[i];
+  }
 }
 
 template <class Engine, class Pass>
@@ -116,12 +116,19 @@ cudaError_t run(const DeviceCall& p, const Geometry& g, unsigned* to) {
   shape.shared_bytes = g.shared_bytes + kBytes;
   shape.cluster = g.path == Path::cluster ? g.blocks : 1;
   shape.cooperative = g.path == Path::grid;
+  const bool tagged = g.exchange == Exchange::tagged;
   switch (g.path) {
     case Path::block:
       return launch(trace_kernel<Engine, Pass, BlockGroup>, shape, nullptr, p, g, to);
     case Path::cluster:
+      if (tagged) {
+        return launch(trace_kernel<Engine, Pass, AsyncClusterGroup>, shape, nullptr, p, g, to);
+      }
       return launch(trace_kernel<Engine, Pass, ClusterGroup>, shape, nullptr, p, g, to);
     case Path::grid:
+      if (tagged) {
+        return launch(trace_kernel<Engine, Pass, TaggedGridGroup>, shape, nullptr, p, g, to);
+      }
       return launch(trace_kernel<Engine, Pass, GridGroup>, shape, nullptr, p, g, to);
     default:
       return cudaErrorInvalidValue;

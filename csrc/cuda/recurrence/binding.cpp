@@ -15,6 +15,7 @@
 #include <map>
 #include <mutex>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "cuda/embedding/index_check.h"
@@ -38,14 +39,25 @@ Device describe(c10::DeviceIndex index) {
 
 const char* forced_path() { return std::getenv("RNNEXT_CUDA_PATH"); }
 
+Exchange wanted_exchange() {
+  const char* const word = std::getenv("RNNEXT_CUDA_EXCHANGE");
+  const std::string name = word ? word : "";
+  TORCH_CHECK_VALUE(name.empty() || name == "fenced" || name == "tagged",
+                    "RNNEXT_CUDA_EXCHANGE=", name, ": expected fenced or tagged");
+  return name == "tagged" ? Exchange::tagged : Exchange::fenced;
+}
+
 Geometry choice(const Problem& p, c10::DeviceIndex index) {
   static std::mutex mutex;
   static std::map<c10::DeviceIndex, Device> devices;
   static Choices choices;
+  const Exchange exchange = wanted_exchange();
   const std::lock_guard<std::mutex> lock(mutex);
   if (devices.count(index) == 0) devices[index] = describe(index);
   try {
-    return choices.find(p, index, devices[index], forced_path());
+    Geometry g = choices.find(p, index, devices[index], forced_path());
+    g.exchange = exchange;
+    return g;
   } catch (const std::invalid_argument& error) {
     TORCH_CHECK_VALUE(false, error.what());
   }

@@ -67,7 +67,9 @@ bool lay_out(const Problem& p, const Device& device, Path path, int64_t blocks, 
   const bool matrix = tensor_cores(p.compute);
   const int64_t element = element_size(p.compute);
   const int64_t accumulator = p.compute == Compute::f64 ? 8 : 4;
-  const int64_t slice = round_up(ceil_div(p.H, blocks), matrix ? 16 : 4);
+  // The grid's words go in eights (TaggedGridGroup).
+  const int64_t unit = matrix ? 16 : path == Path::grid ? 8 : 4;
+  const int64_t slice = round_up(ceil_div(p.H, blocks), unit);
   int64_t unit_workers, k_workers, k_total, parts, part_stride, vector_stride;
   if (matrix) {
     unit_workers = slice / 16;
@@ -111,10 +113,17 @@ bool lay_out(const Problem& p, const Device& device, Path path, int64_t blocks, 
   g.parts = static_cast<int>(parts);
   g.part_stride = static_cast<int>(part_stride);
   g.vector_stride = static_cast<int>(vector_stride);
+  g.active_blocks = static_cast<int>(ceil_div(p.H, slice));
+  g.row_bytes = static_cast<int>(round_up(p.H * element, 16));
+  g.wide_words = p.compute == Compute::f64;
+  const int64_t words = g.wide_words ? round_up(p.H, 2) : ceil_div(p.H * element, 32) * 3;
+  g.row_words = static_cast<int>(words);
+  g.row_divisor = divisor(words);
   g.part_offset = take(parts * rows * part_stride * accumulator);
   g.input_offset = take(2 * (p.backward ? 2 : 1) * rows * slice * element);
   g.bias_offset = take(slice * accumulator);
   g.length_offset = take(3 * rows * 4);
+  if (path == Path::cluster) g.barrier_offset = take(16);
   g.weight_offset = take(std::max<int64_t>(0, k_blocks - kRegisterBlocks) * kThreads * 32);
   g.shared_bytes = static_cast<int>(at);
   return at <= device.shared_bytes;
@@ -157,7 +166,7 @@ void add(const Problem& p, const Device& device, Path path, std::vector<Geometry
   } else if (path == Path::cluster) {
     for (int blocks = 2; blocks <= kMaxCluster; blocks *= 2) add(p, device, path, blocks, found);
   } else {
-    const int64_t unit = tensor_cores(p.compute) ? 16 : 4;
+    const int64_t unit = tensor_cores(p.compute) ? 16 : 8;
     for (int64_t slice = unit, last = 0; slice - unit < p.H; slice += unit) {
       const int64_t blocks = ceil_div(p.H, slice);
       if (blocks != last && blocks <= device.sm_count) add(p, device, path, blocks, found);

@@ -4,11 +4,14 @@
 //   start()            once, after this block has zeroed its buffers
 //   buffer(n)          where the vectors of step n lie in this block's shared memory
 //   receive(n, first)  returns when buffer(n) is complete; `first`: the block filled it by itself
-//   publish(n, at, x)  makes x part of every block's buffer(n + 1), `at` bytes into it
-//   finish(n)          after the last publish of step n
-//   close()            where no receive() follows the last finish()
+//   publish(n, to, x)  makes x part of every block's buffer(n + 1), at `to`
+//   finish(n, rows)    after the last publish of step n
+//   close(n, rows)     where no receive(n) follows finish(n - 1)
 //
-// receive() is also the barrier that lets the threads reuse the partial sums.
+// receive() is also the barrier that lets the threads reuse the partial sums. From kArchitecture on
+// a card has what the group needs. With kGathers, lanes publish together: those of words that do
+// not exist too, and a block without units has no part. exchange.cuh has the groups that need no
+// fence.
 #pragma once
 
 #include "cuda/device.h"
@@ -16,31 +19,43 @@
 
 namespace rnnext::cuda {
 
+// Where a word goes in the vectors of a step.
+struct Destination {
+  int row, at;  // the sequence, and bytes into its vector
+};
+
 class BlockGroup {
  public:
+  static constexpr int kArchitecture = 800;
+  static constexpr bool kGathers = false;
   __device__ BlockGroup(const DeviceCall&, const Geometry& g, int, int, unsigned char* shared)
-      : shared_(shared), bytes_(g.rows * g.vector_stride) {}
+      : shared_(shared), stride_(g.vector_stride), bytes_(g.rows * g.vector_stride) {}
   __device__ void start() {}
   __device__ unsigned char* buffer(unsigned n) const { return shared_ + n % 2 * bytes_; }
   __device__ void receive(unsigned, bool, int) { __syncthreads(); }
   template <typename Word>
-  __device__ void publish(unsigned n, int at, const Word& x) {
-    *reinterpret_cast<Word*>(buffer(n + 1) + at) = x;
+  __device__ void publish(unsigned n, const Destination& to, const Word& x) {
+    *reinterpret_cast<Word*>(buffer(n + 1) + to.row * stride_ + to.at) = x;
   }
-  __device__ void finish(unsigned) {}
-  __device__ void close() {}
+  __device__ void finish(unsigned, int) {}
+  __device__ void close(unsigned, int) {}
 
  private:
   unsigned char* shared_;
-  int bytes_;
+  int stride_, bytes_;
 };
 
 // Two buffers in every block: a peer writes buffer(n + 1) while this block still reads buffer(n),
 // and nobody gets to step n + 1 before all have arrived at the end of step n.
 class ClusterGroup {
  public:
+  static constexpr int kArchitecture = 900;
+  static constexpr bool kGathers = false;
   __device__ ClusterGroup(const DeviceCall&, const Geometry& g, int, int, unsigned char* shared)
-      : shared_(shared), bytes_(g.rows * g.vector_stride), blocks_(g.blocks) {}
+      : shared_(shared),
+        stride_(g.vector_stride),
+        bytes_(g.rows * g.vector_stride),
+        blocks_(g.blocks) {}
   __device__ void start() { cluster_sync(); }  // no write to a block that has not begun
   __device__ unsigned char* buffer(unsigned n) const { return shared_ + n % 2 * bytes_; }
   __device__ void receive(unsigned, bool first, int) {
@@ -51,19 +66,19 @@ class ClusterGroup {
     }
   }
   template <typename Word>
-  __device__ void publish(unsigned n, int at, const Word& x) {
-    Word* mine = reinterpret_cast<Word*>(buffer(n + 1) + at);
+  __device__ void publish(unsigned n, const Destination& to, const Word& x) {
+    Word* mine = reinterpret_cast<Word*>(buffer(n + 1) + to.row * stride_ + to.at);
     for (int peer = 0; peer < blocks_; ++peer) *peer_shared(mine, peer) = x;
   }
-  __device__ void finish(unsigned) {
+  __device__ void finish(unsigned, int) {
     __syncwarp();
     cluster_arrive();
   }
-  __device__ void close() { cluster_wait(); }  // nor to one that has ended
+  __device__ void close(unsigned, int) { cluster_wait(); }  // nor to one that has ended
 
  private:
   unsigned char* shared_;
-  int bytes_, blocks_;
+  int stride_, bytes_, blocks_;
 };
 
 // Through L2: two buffers in global memory, copied into one in shared memory, and a flag per block
@@ -71,13 +86,14 @@ class ClusterGroup {
 // at n, so all blocks have copied what that buffer held before.
 class GridGroup {
  public:
-  __device__ GridGroup(const DeviceCall& p, const Geometry& g, int group, int rank,
+  static constexpr int kArchitecture = 800;
+  static constexpr bool kGathers = false;
+  __device__ GridGroup(const DeviceCall& p, const Geometry& g, int group, int,
                        unsigned char* shared)
       : flags_(p.flags),
         exchange_(p.exchange),
         shared_(shared),
         group_(group),
-        rank_(rank),
         blocks_(g.blocks),
         groups_(g.groups),
         rows_(g.rows),
@@ -99,14 +115,14 @@ class GridGroup {
     __syncthreads();
   }
   template <typename Word>
-  __device__ void publish(unsigned n, int at, const Word& x) {
-    *reinterpret_cast<Word*>(travelling(n + 1) + at) = x;
+  __device__ void publish(unsigned n, const Destination& to, const Word& x) {
+    *reinterpret_cast<Word*>(travelling(n + 1) + to.row * vector_stride_ + to.at) = x;
   }
-  __device__ void finish(unsigned n) {
+  __device__ void finish(unsigned n, int) {
     __syncthreads();
-    if (threadIdx.x == 0) store_release(flags_ + group_ * blocks_ + rank_, n + 1);
+    if (threadIdx.x == 0) store_release(flags_ + blockIdx.x, n + 1);
   }
-  __device__ void close() {}
+  __device__ void close(unsigned, int) {}
 
  private:
   // This group's vectors of step n in global memory.
@@ -117,7 +133,7 @@ class GridGroup {
   unsigned* flags_;
   unsigned char* exchange_;
   unsigned char* shared_;
-  int group_, rank_, blocks_, groups_, rows_, vector_stride_;
+  int group_, blocks_, groups_, rows_, vector_stride_;
 };
 
 }  // namespace rnnext::cuda

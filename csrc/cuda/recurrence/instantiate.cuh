@@ -8,13 +8,16 @@
 namespace rnnext::cuda {
 
 template <class Engine, class Pass>
-Kernel kernel_of(Path path) {
+Kernel kernel_of(Path path, Exchange exchange) {
+  const bool tagged = exchange == Exchange::tagged;
   switch (path) {
     case Path::block:
       return recurrence_kernel<Engine, Pass, BlockGroup>;
     case Path::cluster:
+      if (tagged) return recurrence_kernel<Engine, Pass, AsyncClusterGroup>;
       return recurrence_kernel<Engine, Pass, ClusterGroup>;
     case Path::grid:
+      if (tagged) return recurrence_kernel<Engine, Pass, TaggedGridGroup>;
       return recurrence_kernel<Engine, Pass, GridGroup>;
     default:
       return nullptr;
@@ -22,22 +25,23 @@ Kernel kernel_of(Path path) {
 }
 
 template <class Engine, class Forwards, class Backwards>
-Kernel kernel_of(Path path, bool backward) {
-  return backward ? kernel_of<Engine, Backwards>(path) : kernel_of<Engine, Forwards>(path);
+Kernel kernel_of(Path path, Exchange exchange, bool backward) {
+  return backward ? kernel_of<Engine, Backwards>(path, exchange)
+                  : kernel_of<Engine, Forwards>(path, exchange);
 }
 
 template <class Engine>
-Kernel kernel_of(Path path, CellKind cell, bool backward) {
+Kernel kernel_of(Path path, Exchange exchange, CellKind cell, bool backward) {
   using T = typename Engine::Storage;
   using Tanh = Fixed<Nonlinearity::tanh>;
   using Relu = Fixed<Nonlinearity::relu>;
   switch (cell) {
     case CellKind::tanh:
-      return kernel_of<Engine, Forward<T, Tanh>, Backward<T, Tanh>>(path, backward);
+      return kernel_of<Engine, Forward<T, Tanh>, Backward<T, Tanh>>(path, exchange, backward);
     case CellKind::relu:
-      return kernel_of<Engine, Forward<T, Relu>, Backward<T, Relu>>(path, backward);
+      return kernel_of<Engine, Forward<T, Relu>, Backward<T, Relu>>(path, exchange, backward);
     case CellKind::any:
-      return kernel_of<Engine, AnyForward<T>, AnyBackward<T>>(path, backward);
+      return kernel_of<Engine, AnyForward<T>, AnyBackward<T>>(path, exchange, backward);
   }
   return nullptr;
 }

@@ -5,7 +5,7 @@
 
 #include "cuda/recurrence/any_pass.cuh"
 #include "cuda/recurrence/engine.cuh"
-#include "cuda/recurrence/group.cuh"
+#include "cuda/recurrence/exchange.cuh"
 
 namespace rnnext::cuda {
 
@@ -37,9 +37,7 @@ struct Resident {
   unsigned char* const shared;
   const int T, B, H;
   const int group_index, rank;  // of the groups, and in its group
-  const int d;                  // direction
-  const bool reverse;
-  const int first_unit, units;  // the slice
+  const int first_unit;         // of the slice
   int b0 = 0, rows = 0;         // the tile
   unsigned n = 0;               // steps of all tiles so far
   const Pass pass;
@@ -55,45 +53,47 @@ struct Resident {
         H(static_cast<int>(p.H)),
         group_index(blockIdx.x / g.blocks),
         rank(blockIdx.x % g.blocks),
-        d(group_index % p.D),
-        reverse(of_direction(p.reverse, d)),
         first_unit(rank * g.slice),
-        units(max(0, min(g.slice, H - first_unit))),
         pass(p),
         group(p, g, group_index, rank, shared) {}
 
   __device__ void run() {
     load();
     group.start();
+    if (Group::kGathers && units() == 0) return;
     for (b0 = group_index / p.D * g.rows; b0 < B; b0 += g.tile_step) {
       begin_tile();
       const int steps = T + pass.further();
-      // Step -1 only prefetches: the code for that is there once.
-      for (int s = -1; s < steps; ++s) {
-        if (s >= 0) group.receive(n, s == 0, rows);
-        prefetch(s + 1);
-        if (s < 0) continue;
-        engine.product(group.buffer(n), rows, g, parts());
-        if constexpr (Pass::kRestarts) copy_async_wait<1>();  // before all threads read the marks
-        __syncthreads();
-        copy_async_wait<1>();
-        finish(s);
-        if (s < T) group.finish(n++);
+      // Step -1 only prefetches: the code for that is there once. Prefetches follow what others
+      // wait for.
+      for (int s = -1; s < steps;) {
+        if (s >= 0) {
+          group.receive(n, s == 0, rows);
+          engine.product(group.buffer(n), rows, g, parts());
+          if constexpr (Pass::kRestarts) copy_async_wait<0>();  // before all threads read the marks
+          __syncthreads();
+          copy_async_wait<0>();
+          finish(s);
+          if (s < T) group.finish(n++, rows);
+        }
+        s = unknown(s + 1);  // one register, not two
+        prefetch(s);
       }
       copy_async_wait<0>();
-      if (steps == T) group.close();
+      if (steps == T) group.close(n, rows);
     }
   }
 
   // What stays: the matrix and the bias. And zeros, for the vectors' padding.
   __device__ void load() {
 #pragma unroll 1
-    for (int u = threadIdx.x; u < units; u += kThreads) bias()[u] = pass.bias(d, first_unit + u);
+    for (int u = threadIdx.x; u < units(); u += kThreads)
+      bias()[u] = pass.bias(d(), first_unit + u);
 #pragma unroll 1
     for (int i = threadIdx.x * 16; i < g.part_offset; i += kThreads * 16) {
       *reinterpret_cast<uint4*>(shared + i) = make_uint4(0, 0, 0, 0);
     }
-    engine.load(of_direction(p.matrix, d), p.matrix_stride, first_unit, units, g, shared);
+    engine.load(of_direction(p.matrix, d()), p.matrix_stride, first_unit, units(), g, shared);
     __syncthreads();
   }
 
@@ -106,13 +106,13 @@ struct Resident {
     }
     for (int r = 0; r < rows; ++r) {
       Element* v = reinterpret_cast<Element*>(group.buffer(n) + r * g.vector_stride);
-      const int64_t state = int64_t(d * B + b0 + r) * H;
+      const int64_t state = int64_t(d() * B + b0 + r) * H;
       const bool empty = p.length(b0 + r) == 0;
 #pragma unroll 1
       for (int k = threadIdx.x; k < H; k += kThreads) {
         const Element x = pass.start(state + k);
         v[k] = Engine::operand(x);
-        if (empty && k >= first_unit && k - first_unit < units) pass.skip(state + k, x);
+        if (empty && k >= first_unit && k - first_unit < units()) pass.skip(state + k, x);
       }
     }
     __syncthreads();
@@ -122,20 +122,19 @@ struct Resident {
   // of the marks of resets, which all read.
   __device__ void prefetch(int s) {
     if (s < T) {
-      const int t = time_of<Pass>(reverse, T, s);
-      if constexpr (Pass::kRestarts) prefetch_marks(s, mark_of<Pass>(reverse, t));
+      const int t = time_of<Pass>(reverse(), T, s);
+      if constexpr (Pass::kRestarts) prefetch_marks(s, mark_of<Pass>(reverse(), t));
       const int64_t first_row = p.first_row(t) + b0;
-      const int d = unknown(this->d);
       Words* to = sources(s);
 #pragma unroll 1
       for (Share e(g); e.row < rows; e.next(g)) {
         const int u = e.word * kPer;
-        if (u >= units || !span(e.row).inside(t)) continue;
+        if (u >= units() || !span(e.row).inside(t)) continue;
 #pragma unroll
         for (int i = 0; i < Pass::kSources; ++i) {
           if (!pass.given(i)) continue;
           const Element* row = pass.source(i, t, b0 + e.row, first_row + e.row);
-          const Element* from = row + (d * source_step(p) + first_unit + u);
+          const Element* from = row + (d() * source_step(p) + first_unit + u);
           copy_async<sizeof(Words)>(to + i * g.rows * g.pairs + e.slot, from);
         }
       }
@@ -153,41 +152,54 @@ struct Resident {
 
   // From the partial products of step s to the next vectors and the call's tensors.
   __device__ void finish(int s) {
-    const int t = time_of<Pass>(reverse, T, s);
-    const int64_t first_row = s < T ? p.first_row(t) + b0 : 0;
-    const int d = unknown(this->d);
-    const unsigned char* v = group.buffer(n);
-    const Words* from = sources(s);
 #pragma unroll 1
     for (Share e(g); e.row < rows; e.next(g)) {
       const int u = e.word * kPer;
-      if (u >= units) continue;
-      A product[kPer];
-      sum_parts(e.row, u, product);
+      const bool exists = u < units();
+      if (!Group::kGathers && !exists) continue;
       Place at;
-      at.row = first_row + e.row;
-      at.column = d * H + first_unit + u;
-      at.state = int64_t(d * B + b0 + e.row) * H + first_unit + u;
-      at.units = units - u;
-      set_step(at, p, span(e.row), t);
-      const Words* read[Pass::kSources];
-#pragma unroll
-      for (int i = 0; i < Pass::kSources; ++i) read[i] = from + i * g.rows * g.pairs + e.slot;
-      const int offset = e.row * g.vector_stride + (first_unit + u) * int(sizeof(Element));
-      const Words& before = *reinterpret_cast<const Words*>(v + offset);
-      const Words next = pass.step(at, product, read, bias() + u, before);
-      if (s == T) continue;
-      Words operand = next;
-      if constexpr (Pass::kRestarts) {
-        if (restarts(s, e.row, mark_of<Pass>(reverse, t))) {
-          operand = pass.template restart<kPer>(at);
+      Words next = {}, operand = {};
+      if (exists) {
+        A product[kPer];
+        sum_parts(e.row, u, product);
+        at = place(e, s);
+        next = step(e, at, s, product);
+        operand = next;
+        if constexpr (Pass::kRestarts) {
+          if (s < T && restarts(s, e.row)) operand = pass.template restart<kPer>(at);
         }
-      }
 #pragma unroll
-      for (int j = 0; j < kPer; ++j) operand.x[j] = Engine::operand(operand.x[j]);
-      group.publish(n, offset, operand);
-      pass.store(at, next);
+        for (int j = 0; j < kPer; ++j) operand.x[j] = Engine::operand(operand.x[j]);
+      }
+      if (s == T) continue;
+      group.publish(n, Destination{e.row, (first_unit + u) * int(sizeof(Element))}, operand);
+      // What gathers has no registers to keep `at` in.
+      if (exists) pass.store(Group::kGathers ? place(e, unknown(s)) : at, next);
     }
+  }
+
+  __device__ Place place(const Share& e, int s) const {
+    const int t = time_of<Pass>(reverse(), T, s), d = this->d();
+    const int u = e.word * kPer;
+    Place at;
+    at.row = s < T ? p.first_row(t) + (b0 + e.row) : 0;
+    at.column = d * H + first_unit + u;
+    at.state = int64_t(d * B + b0 + e.row) * H + first_unit + u;
+    at.units = units() - u;
+    set_step(at, p, span(e.row), t);
+    return at;
+  }
+
+  // The next vectors' word at `at`.
+  __device__ Words step(const Share& e, const Place& at, int s, const A (&product)[kPer]) const {
+    const int u = e.word * kPer;
+    const Words* from = sources(s) + e.slot;
+    const Words* read[Pass::kSources];
+#pragma unroll
+    for (int i = 0; i < Pass::kSources; ++i) read[i] = from + i * g.rows * g.pairs;
+    const unsigned char* before =
+        group.buffer(n) + e.row * g.vector_stride + (first_unit + u) * int(sizeof(Element));
+    return pass.step(at, product, read, bias() + u, *reinterpret_cast<const Words*>(before));
   }
 
   __device__ void sum_parts(int row, int u, A (&sum)[kPer]) const {
@@ -200,8 +212,15 @@ struct Resident {
     }
   }
 
-  __device__ Span<int> span(int row) const { return {lengths()[row], reverse}; }
-  __device__ bool restarts(int s, int row, int mark) const {
+  // Made anew at each use, for want of registers: the direction, of 1 or 2, and units of the slice.
+  __device__ int d() const { return unknown(group_index) & (p.D - 1); }
+  __device__ bool reverse() const { return of_direction(p.reverse, d()); }
+  __device__ int units() const { return max(0, min(g.slice, H - unknown(first_unit))); }
+
+  __device__ Span<int> span(int row) const { return {lengths()[row], reverse()}; }
+  // Whether what this row hands on from step s is replaced.
+  __device__ bool restarts(int s, int row) const {
+    const int mark = mark_of<Pass>(reverse(), time_of<Pass>(reverse(), T, s));
     return p.marks && replaces<Pass>(mark, lengths()[row]) && marks(s)[row];
   }
 
@@ -219,9 +238,9 @@ struct Resident {
 template <class Engine, class Pass, class Group>
 __global__ void __launch_bounds__(kThreads, 1)
     recurrence_kernel(const DeviceCall p, const Geometry g) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800  // older cards take the step path
-  Resident<Engine, Pass, Group>(p, g, shared_memory()).run();
-#endif
+  if constexpr (kArchitecture >= Group::kArchitecture) {  // older cards take another path
+    Resident<Engine, Pass, Group>(p, g, shared_memory()).run();
+  }
 }
 
 }  // namespace rnnext::cuda

@@ -2,8 +2,8 @@
 
 namespace rnnext::cuda {
 
-Kernel kernel_f64(Path path, CellKind cell, bool backward) {
-  return kernel_of<ScalarEngine<double>>(path, cell, backward);
+Kernel kernel_f64(Path path, Exchange exchange, CellKind cell, bool backward) {
+  return kernel_of<ScalarEngine<double>>(path, exchange, cell, backward);
 }
 
 }  // namespace rnnext::cuda

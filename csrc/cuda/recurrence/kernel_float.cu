@@ -2,8 +2,8 @@
 
 namespace rnnext::cuda {
 
-Kernel kernel_f32(Path path, CellKind cell, bool backward) {
-  return kernel_of<ScalarEngine<float>>(path, cell, backward);
+Kernel kernel_f32(Path path, Exchange exchange, CellKind cell, bool backward) {
+  return kernel_of<ScalarEngine<float>>(path, exchange, cell, backward);
 }
 
 }  // namespace rnnext::cuda

@@ -2,8 +2,8 @@
 
 namespace rnnext::cuda {
 
-Kernel kernel_tf32(Path path, CellKind cell, bool backward) {
-  return kernel_of<MatrixEngine<Tf32, float>>(path, cell, backward);
+Kernel kernel_tf32(Path path, Exchange exchange, CellKind cell, bool backward) {
+  return kernel_of<MatrixEngine<Tf32, float>>(path, exchange, cell, backward);
 }
 
 }  // namespace rnnext::cuda

@@ -41,7 +41,7 @@ struct DeviceCall : Recurrence {
   const void* matrix[kDirections] = {nullptr, nullptr};
   int64_t matrix_stride = 0;
   // Grid path only, zeroed by the caller: flags [groups, blocks], and the vectors that travel
-  // through L2, [2, groups, rows, vector_stride bytes] (geometry.exchange_bytes and flag_count).
+  // through L2, [2, groups, rows, ..] (geometry.exchange_bytes and flag_count).
   unsigned* flags = nullptr;
   unsigned char* exchange = nullptr;
 };
@@ -65,7 +65,7 @@ CellKind cell_of(const DeviceCall& call);
 
 // The kernel that launch_resident launches; null for Path::step.
 using Kernel = void (*)(DeviceCall, Geometry);
-Kernel resident_kernel(Path path, Compute compute, CellKind cell, bool backward);
+Kernel resident_kernel(Path path, Exchange exchange, Compute compute, CellKind cell, bool backward);
 
 // The step path's cell: one launch a step.
 cudaError_t launch_step(const DeviceCall& call, const Step& step, Compute compute, bool backward,

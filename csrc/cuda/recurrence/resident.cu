@@ -4,24 +4,25 @@
 
 namespace rnnext::cuda {
 
-Kernel kernel_f32(Path path, CellKind cell, bool backward);
-Kernel kernel_f64(Path path, CellKind cell, bool backward);
-Kernel kernel_bf16(Path path, CellKind cell, bool backward);
-Kernel kernel_f16(Path path, CellKind cell, bool backward);
-Kernel kernel_tf32(Path path, CellKind cell, bool backward);
+Kernel kernel_f32(Path path, Exchange exchange, CellKind cell, bool backward);
+Kernel kernel_f64(Path path, Exchange exchange, CellKind cell, bool backward);
+Kernel kernel_bf16(Path path, Exchange exchange, CellKind cell, bool backward);
+Kernel kernel_f16(Path path, Exchange exchange, CellKind cell, bool backward);
+Kernel kernel_tf32(Path path, Exchange exchange, CellKind cell, bool backward);
 
-Kernel resident_kernel(Path path, Compute compute, CellKind cell, bool backward) {
+Kernel resident_kernel(Path path, Exchange exchange, Compute compute, CellKind cell,
+                       bool backward) {
   switch (compute) {
     case Compute::f32:
-      return kernel_f32(path, cell, backward);
+      return kernel_f32(path, exchange, cell, backward);
     case Compute::f64:
-      return kernel_f64(path, cell, backward);
+      return kernel_f64(path, exchange, cell, backward);
     case Compute::f16:
-      return kernel_f16(path, cell, backward);
+      return kernel_f16(path, exchange, cell, backward);
     case Compute::bf16:
-      return kernel_bf16(path, cell, backward);
+      return kernel_bf16(path, exchange, cell, backward);
     case Compute::tf32:
-      return kernel_tf32(path, cell, backward);
+      return kernel_tf32(path, exchange, cell, backward);
   }
   return nullptr;
 }
@@ -39,7 +40,8 @@ CellKind cell_of(const DeviceCall& p) {
 }
 
 void count_clusters(int shared_bytes, int (&clusters)[4]) {
-  const auto kernel = resident_kernel(Path::cluster, Compute::f32, CellKind::tanh, true);
+  const auto kernel =
+      resident_kernel(Path::cluster, Exchange::fenced, Compute::f32, CellKind::tanh, true);
   const void* function = reinterpret_cast<const void*>(kernel);
   raise_limits(function);
   for (int i = 0; i < 4; ++i) {
@@ -63,7 +65,8 @@ void count_clusters(int shared_bytes, int (&clusters)[4]) {
 
 cudaError_t launch_resident(const DeviceCall& p, const Geometry& geometry, Compute compute,
                             bool backward, cudaStream_t stream) {
-  const Kernel kernel = resident_kernel(geometry.path, compute, cell_of(p), backward);
+  const Kernel kernel =
+      resident_kernel(geometry.path, geometry.exchange, compute, cell_of(p), backward);
   if (!kernel) return cudaErrorInvalidValue;
   LaunchShape shape;
   shape.grid = dim3(geometry.groups * geometry.blocks);

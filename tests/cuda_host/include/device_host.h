@@ -69,6 +69,32 @@ T* peer_shared(T* mine, unsigned rank) {
 
 inline void named_barrier(int id, int threads) { cuda_host::block_barrier(id, threads); }
 
+inline void barrier_init(uint64_t* barrier, int arrivals) {
+  cuda_host::barrier_init(barrier, arrivals);
+}
+inline void barrier_init_fence() {}
+inline void barrier_arrive(uint64_t* barrier, int expected_bytes) {
+  cuda_host::barrier_arrive(barrier, expected_bytes);
+}
+inline void barrier_wait(uint64_t* barrier, bool odd) { cuda_host::barrier_wait(barrier, odd); }
+using PeerAddress = void*;
+template <typename T>
+PeerAddress peer_address(T* mine, unsigned rank) {
+  return cuda_host::peer_shared(mine, rank);
+}
+inline void store_async(PeerAddress to, const uint4& x, PeerAddress barrier) {
+  cuda_host::store_async(to, &x, static_cast<uint64_t*>(barrier));
+}
+
+inline uint4 load_relaxed(const uint4* p) {
+  uint4 x;
+  cuda_host::load_relaxed(&x, p, 16);
+  return x;
+}
+inline void store_relaxed(uint4* p, const uint4& x) { cuda_host::store_relaxed(p, &x, 16); }
+// Not of device.h: what a kernel would do that stored a wide word in halves.
+inline void store_relaxed(uint2* p, const uint2& x) { cuda_host::store_relaxed(p, &x, 8); }
+
 inline unsigned load_acquire(const unsigned* flag) { return cuda_host::load_acquire(flag); }
 inline void store_release(unsigned* flag, unsigned value) { cuda_host::store_release(flag, value); }
 inline void add_release(unsigned* flag, unsigned value) { cuda_host::add_release(flag, value); }
