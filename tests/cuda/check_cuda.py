@@ -23,6 +23,7 @@ from helpers.device import (
     new_stream,
     synchronize,
     tf32_by,
+    with_gradients,
 )
 
 PATHS = device_paths()
@@ -58,6 +59,24 @@ def test_large_states(monkeypatch, path, dtype):
     monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
     for H in (512, 769):
         check_recurrence({"T": 5, "B": 8, "I": 4, "H": H, "dtype": dtype})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("leak", [None, "rate", "voltage"])
+@pytest.mark.parametrize("path", [p for p in PATHS if p not in ("step", "block")])
+def test_both_exchanges_give_the_same_bits(monkeypatch, path, leak, dtype):
+    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
+    for H, B, rows in [(40, 1, "full"), (72, 19, "lengths"), (71, 5, "packed"), (512, 6, "full")]:
+        case = {"T": 11, "B": B, "I": 12, "H": H, "rows": rows, "leak": leak, "dtype": dtype}
+        case |= {"reverse": (False, True), "reset": None if rows == "packed" else "state"}
+        arguments = samples.make(**case, requires_grad=True)
+        results = []
+        for exchange in ("fenced", "tagged"):
+            monkeypatch.setenv("RNNEXT_CUDA_EXCHANGE", exchange)
+            moved = arguments.to_device(DEVICE)
+            found = with_gradients(*moved.call(torch.ops.rnnext.recurrence), moved.float_tensors())
+            results.append([t for t in found if t is not None])
+        assert same(*results)
 
 
 @gpu

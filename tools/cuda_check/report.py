@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from . import bench, counters, geometries, micro, records, stress, trace
+from . import bench, counters, exchange, geometries, micro, records, stress, trace
 
 PARTS: dict[str, Callable[[Path], str]] = {
     "Microbenchmarks": micro.report,
     "Where a step's cycles go (median)": trace.report,
+    "The two exchanges": exchange.report,
     "Forced geometries": geometries.report,
     "Benchmarks": bench.text,
     "The same bits": stress.report,

@@ -77,8 +77,9 @@ def on_gpu(out: Path) -> Iterator[Stage]:
     yield Stage("build", 110, [build, programs_made], variables=compiled)
     yield Stage("tests", 90, [pytest(*in_parallel())], built)
     yield Stage("trace", 15, [module("trace", out)], built)
-    yield Stage("geometries", 85, [module("geometries", out, "--budget", "75")], built)
-    yield Stage("bench", 120, [module("bench", out, "--budget", "105")], built)
+    yield Stage("exchange", 15, [module("exchange", out, "--budget", "8")], built)
+    yield Stage("geometries", 80, [module("geometries", out, "--budget", "70")], built)
+    yield Stage("bench", 110, [module("bench", out, "--budget", "95")], built)
     yield Stage("stress", 35, [module("stress", out, "--budget", "25")], built)
     ncu = tool("ncu") or ""
     yield Stage("counters", 35, [module("counters", out, "--ncu", ncu)], built,
@@ -101,6 +102,7 @@ def rehearsed(out: Path) -> Iterator[Stage]:
     yield Stage("build", 300, [compiled], lacks="" if nvcc else "there is no nvcc here")
     yield Stage("tests", 600, [pytest(*in_parallel())])
     yield Stage("trace", 300, [module("trace", out, *cpu)])
+    yield Stage("exchange", 300, [module("exchange", out, *cpu, "--budget", "60")])
     yield Stage("geometries", 300, [module("geometries", out, *cpu)])
     yield Stage("bench", 300, [module("bench", out, *cpu)])
     yield Stage("stress", 60, [module("stress", out, *cpu, "--budget", "3")])

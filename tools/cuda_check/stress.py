@@ -33,7 +33,7 @@ def make_call(device: str, path: str, dtype: Any, seed: int) -> Callable[[], lis
 
     import rnnext
 
-    T, B, H = SHAPES[path]
+    T, B, H = SHAPES[path.partition(" ")[0]]
     torch.manual_seed(seed)
     rnn = rnnext.RNN(16, H, device=device, dtype=dtype)
     x = torch.randn(T, B, 16, device=device, dtype=dtype, requires_grad=True)
@@ -161,18 +161,21 @@ def main() -> None:
 
     from helpers.device import device_paths
 
+    # Clusters and the grid by both exchanges.
     paths = device_paths()
+    paths += [f"{path} tagged" for path in paths if path in ("cluster", "grid")]
     dtypes = ("bfloat16", "float32")
     share = options.budget / (len(paths) * len(dtypes) + 1)
     bad = 0
     for dtype in dtypes:
         for path in paths:
-            os.environ["RNNEXT_CUDA_PATH"] = path
+            words = path.partition(" ")
+            os.environ["RNNEXT_CUDA_PATH"], os.environ["RNNEXT_CUDA_EXCHANGE"] = words[::2]
             found = replays(options.device, path, getattr(torch, dtype), share)
             record = records.append(options.out, "stress", path=path, dtype=dtype, **found)
             print(record, flush=True)
             bad += found["wrong"] + found["unwritten"]
-    del os.environ["RNNEXT_CUDA_PATH"]
+    del os.environ["RNNEXT_CUDA_PATH"], os.environ["RNNEXT_CUDA_EXCHANGE"]
     found = two_threads(options.device, share)
     record = records.append(options.out, "stress", path="two threads", dtype="float32", **found)
     print(record, flush=True)

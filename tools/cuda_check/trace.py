@@ -77,11 +77,12 @@ def main() -> None:
     )
     sizes.pop("step", None)
     failed = 0
-    for compute, path, B in itertools.product(("bf16", "f32"), sizes, (1, 8) if cuda else (2,)):
+    sizes |= {f"{path} tagged": H for path, H in sizes.items() if path != "block"}
+    for compute, way, B in itertools.product(("bf16", "f32"), sizes, (1, 8) if cuda else (2,)):
+        path, H = way.partition(" ")[0], sizes[way]
         if path == "cluster" and cuda and torch.cuda.get_device_capability() < (9, 0):
             continue
-        H = sizes[path]
-        run = kernels.prepare(options.device, recurrence.Case(compute, T, B, H), path)
+        run = kernels.prepare(options.device, recurrence.Case(compute, T, B, H), way)
         g = recurrence.choose(run.device, T, B, H, compute=compute, path=path)
         run.exchange(g)
         notes = lib.empty(STEPS, PLACES, dtype=torch.int32)
@@ -89,12 +90,12 @@ def main() -> None:
         try:
             lib.run("trace_run", address_of(run.call), address_of(g), number, notes)
         except host.KernelError as error:
-            print(f"{path} {compute} H={H} B={B}: {error}", flush=True)
+            print(f"{way} {compute} H={H} B={B}: {error}", flush=True)
             failed += 1
             continue
         found = split([[x % CYCLE for x in row] for row in notes.cpu().tolist()])
         record = records.append(
-            options.out, "trace", compute=compute, path=path, H=H, B=B, blocks=g.blocks, parts=found
+            options.out, "trace", compute=compute, path=way, H=H, B=B, blocks=g.blocks, parts=found
         )
         print(record, flush=True)
         lib.free_all()
