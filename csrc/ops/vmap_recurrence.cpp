@@ -261,7 +261,7 @@ class MappedCalls {
                                          : at::cat({start, h.narrow_symint(0, 0, others)})));
         if (!all.weight_ih.empty()) each.weight_ih.push_back(product(grad, all.input));
       }
-      if (want_bias) each.bias.push_back(level_.give(apart(grad, 1).sum({0, 1}), 0));
+      if (want_bias) each.bias.push_back(level_.give(apart(grad, 1).sum(at::IntArrayRef{0, 1}), 0));
     }
     return each;
   }
