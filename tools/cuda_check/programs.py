@@ -55,8 +55,13 @@ def link_kernels(nvcc: str, capability: tuple[int, int], objects: Path, to: Path
     flags = [f"-I{ROOT / 'csrc'}", "-Xcompiler", "-fPIC", "-c", "-x", "cu"]
     _run(nvcc, capability, [*flags, str(ENTRIES), "-o", str(entries)])
     built = [str(path) for path in sorted(objects.glob("*.o")) if path.name != "binding.o"]
-    # As torch has it: the same runtime in the same process.
-    shared = ["-shared", "-cudart", "shared"]
+    # As torch has it: the same runtime in the same process. By its file, since the packages of PyPI
+    # have none of the name that nvcc looks for.
+    home = Path(nvcc).resolve().parents[1]
+    runtimes = [path for lib in ("lib64", "lib") for path in (home / lib).glob("libcudart.so*")]
+    if not runtimes:
+        raise FileNotFoundError(f"no libcudart.so in {home / 'lib64'} or {home / 'lib'}")
+    shared = ["-shared", "-cudart", "none", "-cudadevrt", "none", "-Xlinker", str(runtimes[0])]
     _run(nvcc, capability, [*shared, *built, str(trace), str(entries), "-o", str(to)])
 
 
