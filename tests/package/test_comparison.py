@@ -58,10 +58,12 @@ def test_nn_rnn_has_a_double_backward_on_the_cpu():
 def test_nn_rnn_has_forward_mode_on_the_cpu_and_no_vmap():
     cells = column("nn.RNN")
     assert cells["forward-mode derivatives"] == "on the CPU"
-    rnn, x = nn.RNN(2, 3), torch.randn(5, 4, 2)
-    output, tangent = jvp(lambda x: rnn(x)[0], (x,), (torch.ones_like(x),))
-    few = 1e-3
-    torch.testing.assert_close(tangent, (rnn(x + few)[0] - output) / few, rtol=0.05, atol=0.01)
+    rnn = nn.RNN(2, 3, dtype=torch.float64)
+    x = torch.randn(5, 4, 2, dtype=torch.float64)
+    _, tangent = jvp(lambda x: rnn(x)[0], (x,), (torch.ones_like(x),))
+    few = 1e-5
+    difference = (rnn(x + few)[0] - rnn(x - few)[0]) / (2 * few)
+    torch.testing.assert_close(tangent, difference, rtol=1e-6, atol=1e-8)
 
     assert cells["`vmap`, per-sample gradients"] == "no"
     parameters = {name: p.detach() for name, p in rnn.named_parameters()}
@@ -71,10 +73,10 @@ def test_nn_rnn_has_forward_mode_on_the_cpu_and_no_vmap():
 
     with pytest.raises(RuntimeError, match="Batching rule not implemented"):
         vmap(rnn)(x)
-    with pytest.raises(RuntimeError):
-        vmap(grad(loss), in_dims=(None, 0))(parameters, torch.randn(6, 5, 4, 2))
+    with pytest.raises(RuntimeError, match="doesn't match the broadcast shape"):
+        vmap(grad(loss), in_dims=(None, 0))(parameters, x.expand(6, 5, 4, 2))
     assert cells["several sets of weights in one call"] == "no"
-    stacked, _ = stack_module_state([rnn, nn.RNN(2, 3)])
+    stacked, _ = stack_module_state([rnn, nn.RNN(2, 3, dtype=torch.float64)])
     with pytest.raises(RuntimeError, match="Batching rule not implemented"):
         vmap(lambda own: functional_call(rnn, own, (x,)))(stacked)
 
