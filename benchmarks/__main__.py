@@ -21,6 +21,7 @@ from .runner import Event
 if TYPE_CHECKING:
     from .bars.verdict import Verdict
     from .features import Row, Timed
+    from .report import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = store.FOLDER / "figures"
@@ -237,42 +238,30 @@ def features_command(options: argparse.Namespace) -> int:
     """Each feature beside the code that people write without it, as markdown, then the bars."""
     from . import features
 
-    return _compared(features.rows(), features.verdicts)[0]
+    return _compared("features", features.rows(), features.verdicts)
 
 
 def transforms_command(options: argparse.Namespace) -> int:
     """Ensembles and per-sample gradients beside a loop, as markdown, then the bars."""
     from . import transforms
 
-    code, timed = _compared(transforms.rows(), transforms.verdicts)
-    run = compared.Comparison("transforms", measure.stamp(measure.pin_threads(0)))
-    for each in timed:
-        run.rows[each.row.what] = {"ours": each.ours, "other": each.other}
-    _kept_for_documents(run)
-    return code
-
-
-def _kept_for_documents(run: compared.Comparison) -> None:
-    path = run.save()
-    print(f"stored in {path}; into the documents: python -m benchmarks publish --label {run.name}")
+    return _compared("transforms", transforms.rows(), transforms.verdicts)
 
 
 def _compared(
-    rows: Iterable[Row], verdicts: Callable[[list[Timed]], list[Verdict]]
-) -> tuple[int, list[Timed]]:
-    """The exit code, and what was timed."""
+    name: str, rows: Iterable[Row], verdicts: Callable[[list[Timed]], list[Verdict]]
+) -> int:
+    """Time the rows, and keep them by this name. Returns the exit code."""
     from . import features
-    from .report import Table, duration
 
-    threads = measure.pin_threads(0)
-    timed, body = [], []
+    run = compared.Comparison(name, measure.stamp(measure.pin_threads(0)))
+    timed = []
     for each in features.run(rows):
         timed.append(each)
-        ratio = f"{each.faster:.2f}"
-        body.append([each.row.what, duration(each.ours), duration(each.other), ratio])
-        print(f"{body[-1][-1]:>7}  {each.row.what}", file=sys.stderr)
-    print(f"{measure.stamp(threads)['cpu']}, {threads} threads")
-    print(Table(["what", "rnnext", "the other", "times as fast"], body).markdown())
+        what = each.row.what
+        run.rows[what] = {"ours": each.ours, "other": each.other, "scale": each.row.scale}
+        print(f"{run.faster(what):>7}  {what}", file=sys.stderr)
+    _keep(run, run.table())
     found = verdicts(timed)
     for verdict in found:
         got = "-" if verdict.got is None else f"{verdict.got:.2f}"
@@ -280,7 +269,14 @@ def _compared(
         print(
             f"{verdict.word:12} {verdict.what}: {got}, {sign} {verdict.needed:g} {verdict.detail}"
         )
-    return int(any(verdict.held is False for verdict in found)), timed
+    return int(any(verdict.held is False for verdict in found))
+
+
+def _keep(run: compared.Comparison, table: Table) -> None:
+    print(f"{run.stamp['cpu']}, {run.stamp['threads']} threads")
+    print(table.markdown())
+    path = run.save()
+    print(f"stored in {path}; into the documents: python -m benchmarks publish --label {run.name}")
 
 
 def compiled_command(options: argparse.Namespace) -> int:
@@ -292,24 +288,19 @@ def compiled_command(options: argparse.Namespace) -> int:
     for what, seconds in compiled.run(options.limit):
         run.rows[what] = seconds
         print(what, seconds, file=sys.stderr)
-    print(f"{run.stamp['cpu']}, {run.stamp['threads']} threads, B={compiled.B} I=H={compiled.H}")
-    print(compiled.table(run).markdown())
-    _kept_for_documents(run)
+    _keep(run, compiled.table(run))
     return 0
 
 
 def sharing_command(options: argparse.Namespace) -> int:
     """How much longer a call takes than its process's share of the cores would, as markdown."""
     from . import sharing
-    from .report import Table, duration
 
-    body = []
-    for row in sharing.measure():
-        over = f"{row.over_fair:.2f}"
-        body.append([row.what, duration(row.alone), duration(row.shared), over])
-        print(f"{over:>7}  {row.what}", file=sys.stderr)
-    print(f"{measure.stamp(os.cpu_count() or 1)['cpu']}, {sharing.PROCESSES} processes")
-    print(Table(["what", "alone", "shared", "over its fair share"], body).markdown())
+    run = compared.Comparison("sharing", measure.stamp(os.cpu_count() or 1))
+    for what, seconds in sharing.run():
+        run.rows[what] = seconds
+        print(f"{sharing.over_fair(seconds):>7.2f}  {what}", file=sys.stderr)
+    _keep(run, sharing.table(run))
     return 0
 
 

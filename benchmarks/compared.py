@@ -1,4 +1,5 @@
-"""Results of `transforms` and `compiled` on disk: seconds by row, without cases or roofs."""
+"""Results of `features`, `transforms`, `compiled` and `sharing` on disk: seconds by row, without
+cases or roofs."""
 
 from __future__ import annotations
 
@@ -8,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from . import store
+from .report import Table, duration
 
-NAMES = ("transforms", "compiled")
+NAMES = ("features", "transforms", "compiled", "sharing")
 
 
 @dataclass
 class Comparison:
     """rows: what was timed, and the seconds of each side by its name; one that is not there was
-    stopped at a limit."""
+    stopped at a limit. "scale", if there, is how much of the other's work ours had to do."""
 
     name: str
     stamp: dict[str, Any]
@@ -28,9 +30,17 @@ class Comparison:
         return path
 
     def faster(self, what: str) -> str:
-        """How many times as fast ours is."""
+        """How many times as long the other takes, for the same work."""
         row = self.rows[what]
-        return f"{row['other'] / row['ours']:.2f}"
+        return f"{row['other'] * row.get('scale', 1.0) / row['ours']:.2f}"
+
+    def table(self) -> Table:
+        """Every row of two sides."""
+        body = [
+            [what, duration(row["ours"]), duration(row["other"]), self.faster(what)]
+            for what, row in self.rows.items()
+        ]
+        return Table(["what", "rnnext", "the other", "times as fast"], body)
 
 
 def load(name: str, folder: Path | None = None) -> Comparison:

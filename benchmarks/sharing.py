@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
@@ -16,39 +15,56 @@ from torch import nn
 
 import rnnext
 
+from .compared import Comparison
+from .names import OURS, TORCH
+from .report import Table, duration
+
 PROCESSES = 4
 SECONDS = 3.0
+BATCHES = (1, 16)
+MODES = ("infer", "train")
 T, I, H = 100, 128, 128  # noqa: E741
-CLASSES: dict[str, Callable[[int, int], nn.Module]] = {
-    "rnnext.RNN": rnnext.RNN,
-    "torch.nn.RNN": nn.RNN,
-}
+CLASSES: dict[str, Callable[[int, int], nn.Module]] = {OURS: rnnext.RNN, TORCH: nn.RNN}
 
 
-@dataclass(frozen=True)
-class Shared:
-    """alone: seconds a call with the machine to itself; shared: with the other processes."""
-
-    what: str
-    alone: float
-    shared: float
-    fair: float
-
-    @property
-    def over_fair(self) -> float:
-        """The time of a call over what it would take at the process's share of the cores."""
-        return self.shared / (self.alone * self.fair)
+def name(library: str, B: int, mode: str) -> str:
+    return f"{library}, B={B}, {mode}"
 
 
-def measure() -> Iterator[Shared]:
-    """Every class and mode at B=1 and B=16."""
+def run() -> Iterator[tuple[str, dict[str, float]]]:
+    """Each row's name and seconds a call: alone on the machine, and beside the other processes."""
     threads = os.cpu_count() or 1
-    for B in (1, 16):
-        for train in (False, True):
-            for name in CLASSES:
-                what = f"{name} T={T} B={B} I={I} H={H}, {'train' if train else 'infer'}"
-                alone, shared = (_run(name, B, train, threads, n) for n in (1, PROCESSES))
-                yield Shared(what, alone, shared, PROCESSES)
+    for B in BATCHES:
+        for mode in MODES:
+            for library in CLASSES:
+                counts = {"alone": 1, "shared": PROCESSES}
+                yield (
+                    name(library, B, mode),
+                    {
+                        how: _run(library, B, mode == "train", threads, count)
+                        for how, count in counts.items()
+                    },
+                )
+
+
+def over_fair(row: dict[str, float]) -> float:
+    """The time of a call over what it would take at the process's share of the cores."""
+    return row["shared"] / (row["alone"] * PROCESSES)
+
+
+def table(run: Comparison) -> Table:
+    head = [f"T={T} I=H={H}"]
+    for library in CLASSES:
+        head += [f"{library} alone", "shared", "over its share"]
+    body = []
+    for B in BATCHES:
+        for mode in MODES:
+            line = [f"B={B}, {mode}"]
+            for library in CLASSES:
+                row = run.rows[name(library, B, mode)]
+                line += [duration(row["alone"]), duration(row["shared"]), f"{over_fair(row):.2f}"]
+            body.append(line)
+    return Table(head, body)
 
 
 def _run(name: str, B: int, train: bool, threads: int, processes: int) -> float:

@@ -90,8 +90,18 @@ def per_sample(run: Comparison) -> str:
     return _captioned(run, samples_table(run))
 
 
+def features(run: Comparison) -> str:
+    return _captioned(run, run.table())
+
+
 def compiled(run: Comparison) -> str:
     from .compiled import table
+
+    return _captioned(run, table(run))
+
+
+def sharing(run: Comparison) -> str:
+    from .sharing import table
 
     return _captioned(run, table(run))
 
@@ -104,8 +114,10 @@ TABLES: dict[str, Callable[[Result], str]] = {
 }
 # By what made them.
 COMPARED: dict[str, dict[str, Callable[[Comparison], str]]] = {
+    "features": {"features": features},
     "transforms": {"ensembles": ensembles, "per-sample": per_sample},
     "compiled": {"compiled": compiled},
+    "sharing": {"sharing": sharing},
 }
 
 

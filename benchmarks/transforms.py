@@ -24,6 +24,7 @@ ENSEMBLES = {
     for B, H, members in ((1, 16, (2, 4, 16, 64)), (4, 64, (2, 4, 16, 64)), (4, 256, (2, 4, 16)))
 }
 MODES = ("infer", "train")
+FUNCTION = "vmap of functional.rnn"
 SAMPLES = [(H, N) for H in (32, 64, 256) for N in (8, 64)]
 
 
@@ -90,11 +91,18 @@ def ensembles() -> Iterator[Row]:
             def direct(leaves: list[Tensor], x: Tensor = x) -> tuple[Tensor, Tensor]:
                 return rnnext.functional.rnn_ensemble(x, None, leaves)
 
+            def of_function(leaves: list[Tensor], x: Tensor = x) -> Any:
+                def call(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+                    return rnnext.functional.rnn(x, None, weights)
+
+                return vmap(call)(x, *leaves)
+
             by_vmap = functools.partial(mapped, copy.deepcopy(ours[0]))
             nothing = functools.partial(mapped, Nothing(ours[0]))
             for mode in MODES:
                 train = mode == "train"
-                for name, way in (("rnn_ensemble", direct), ("vmap", by_vmap)):
+                ways = {"rnn_ensemble": direct, FUNCTION: of_function, "vmap": by_vmap}
+                for name, way in ways.items():
 
                     def call(way: Any = way, leaves: Any = leaves, train: bool = train) -> Any:
                         if train:
@@ -158,7 +166,9 @@ def verdicts(timed: list[Timed]) -> list[Verdict]:
     return [
         worst("rnn_ensemble, H=64 B=4, time over the calls in a row", 1.2,
               of("rnn_ensemble, H=64", "longer"), at_most=True),
-        worst("vmap, H=64 B=4, time over the calls in a row", 1.2,
+        worst(f"{FUNCTION}, H=64 B=4, time over the calls in a row", 1.2,
+              of(f"{FUNCTION}, H=64", "longer"), at_most=True),
+        worst("vmap of the module, H=64 B=4, time over the calls in a row", 1.2,
               of("vmap, H=64", "longer"), at_most=True),
         worst("rnn_ensemble, H=16 B=1, against the calls in a row", 1.0,
               of("rnn_ensemble, H=16", "faster")),
@@ -167,21 +177,22 @@ def verdicts(timed: list[Timed]) -> list[Verdict]:
 
 
 def ensembles_table(run: Comparison) -> Table:
-    head = ["", "members"]
-    for way in ("`rnn_ensemble`", "`vmap`"):
-        head += [f"{way} infer", "train"]
-    head += ["`vmap` of nothing", "`vmap` over `nn.RNN` infer", "train"]
-    body = []
-    for size, (_, _, members) in ENSEMBLES.items():
-        for M in members:
-            rows = [
-                members_row(way, M, size, mode)
-                for way in ("rnn_ensemble", "vmap")
-                for mode in MODES
-            ]
-            rows.append(members_row("vmap of nothing", M, size, "infer"))
-            rows += [members_row("vmap", M, size, mode, "nn.RNN") for mode in MODES]
-            body.append([size, str(M), *map(run.faster, rows)])
+    def modes(way: str, M: int, size: str, *other: str) -> str:
+        return " / ".join(run.faster(members_row(way, M, size, mode, *other)) for mode in MODES)
+
+    head = ["", "members", "`rnn_ensemble`", "`vmap` of `functional.rnn`", "`vmap` of the module",
+            "`vmap` of nothing, infer", "`vmap` of the module over `nn.RNN`"]  # fmt: skip
+    body = [
+        [
+            size,
+            str(M),
+            *(modes(way, M, size) for way in ("rnn_ensemble", FUNCTION, "vmap")),
+            run.faster(members_row("vmap of nothing", M, size, "infer")),
+            modes("vmap", M, size, "nn.RNN"),
+        ]
+        for size, (_, _, members) in ENSEMBLES.items()
+        for M in members
+    ]
     return Table(head, body)
 
 

@@ -1,9 +1,11 @@
 """The tables and figures of the documents."""
 
+from itertools import product
+
 import pytest
 
 import benchmarks.__main__ as main
-from benchmarks import compared, compiled, plots, report, store, tables, transforms
+from benchmarks import compared, compiled, plots, report, sharing, store, tables, transforms
 from helpers.runs import run_of, scattered
 
 DOCUMENT = """# Title
@@ -76,10 +78,18 @@ def test_the_tables_in_the_documents_are_those_of_the_kept_run():
 def made_up(name):
     """A comparison with all rows of its table."""
     stamp = run_of("made-up", 2.0).stamp
+    if name == "features":
+        seconds = {"ours": 2e-3, "other": 3e-3, "scale": 0.25}
+        return compared.Comparison(name, stamp, {"half the steps": seconds})
     if name == "transforms":
         rows = [row.what for row in transforms.rows()]
         return compared.Comparison(
             name, stamp, {row: {"ours": 2e-3, "other": 3e-3} for row in rows}
+        )
+    if name == "sharing":
+        rows = [sharing.name(*row) for row in product(sharing.CLASSES, (1, 16), sharing.MODES)]
+        return compared.Comparison(
+            name, stamp, {row: {"alone": 1e-3, "shared": 5e-3} for row in rows}
         )
     both = {"first": 2.0, "later": 1e-3, "loop first": 50.0, "loop later": 3e-3}
     rows = {compiled.name(T, mode): both for T in compiled.LENGTHS for mode in compiled.MODES}
@@ -92,6 +102,10 @@ COMPARED = """<!-- benchmarks: ensembles -->
 <!-- benchmarks: per-sample -->
 <!-- end -->
 <!-- benchmarks: compiled -->
+<!-- end -->
+<!-- benchmarks: features -->
+<!-- end -->
+<!-- benchmarks: sharing -->
 <!-- end -->
 """
 
@@ -110,10 +124,13 @@ def test_published_comparisons_are_kept_and_written_into_the_documents(tmp_path,
         assert compared.load(name, tmp_path / "kept") == run
     text = page.read_text()
     assert text.startswith(DOCUMENT)  # the tables of another result stay
-    assert "| B=4 I=H=64 | 64 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 | 1.50 |" in text
+    both = "1.50 / 1.50"
+    assert f"| B=4 I=H=64 | 64 | {both} | {both} | {both} | 1.50 | {both} |" in text
     assert "| I=H=256 | 8 | 2 ms | 1.50 | 1.50 |" in text
     assert "| T=512, inference | 2 s | 50 s | 1 ms | 3 ms | 3.0 |" in text
     assert "| T=512, training | 2 s | > 600 s | 1 ms |  |  |" in text
+    assert "| half the steps | 2 ms | 3 ms | 0.38 |" in text
+    assert "| B=16, train | 1 ms | 5 ms | 1.25 | 1 ms | 5 ms | 1.25 |" in text
 
 
 @pytest.mark.parametrize("name", compared.NAMES)
