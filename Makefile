@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.rnnext-ready
 
 .PHONY: demo memory-policy perceptual-decision sample-text
-.PHONY: test bench docs lint build sdist wheel cuda-build cuda-check sanitize clean
+.PHONY: test bench docs lint build sdist wheel cuda-build cuda-check clang-build sanitize clean
 
 demo: build
 	$(BIN)/python examples/train_text.py $(ARGS)
@@ -67,6 +67,9 @@ cuda-build:
 
 cuda-check:
 	$(PYTHON) -m tools.cuda_check $(ARGS)
+
+clang-build: $(READY)
+	$(BIN)/python -m tools.clang_build $(ARGS)
 
 # The kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own. libstdc++
 # comes first too: AddressSanitizer looks for its __cxa_throw when the process starts.

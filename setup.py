@@ -51,9 +51,11 @@ def extension(cuda: bool):
         archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"7.5;8.0;{newest}+PTX")
         macros.append(("RNNEXT_CUDA_ARCHS", f'"{archs}"'))
     kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
-    # -O3 without -march: the files under csrc/cpu/isa choose their own target.
-    cxx = ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]
+    # Without -march: the files under csrc/cpu/isa choose their own target.
+    cxx = ["-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]
     cxx.append("-Wno-psabi")  # vectors wider than the target's: the stand-in of AMX
+    # Code that sanitizers watch takes minutes a file to optimize.
+    cxx.append("-O1" if "-fsanitize" in os.environ.get("CFLAGS", "") else "-O3")
     return kind(
         "rnnext._C",
         sorted(sources),

@@ -18,24 +18,21 @@ namespace rnnext {
 // As Python writes it: "float32", not "Float".
 inline auto dtype_name(const Tensor& t) { return c10::getDtypeNames(t.scalar_type()).first; }
 
-inline Nonlinearity parse_nonlinearity(std::string_view name) {
-  std::string known;
-  int i = 0;
-  for (const char* candidate : kNonlinearityNames) {
-    if (name == candidate) return static_cast<Nonlinearity>(i);
-    known += (i++ ? ", '" : "'") + std::string(candidate) + "'";
+// Which of the known names it is.
+template <size_t N>
+int parse_name(const char* argument, const char* const (&known)[N], std::string_view name) {
+  std::string list;
+  for (size_t i = 0; i < N; ++i) {
+    if (name == known[i]) return static_cast<int>(i);
+    list += (i ? ", '" : "'") + std::string(known[i]) + "'";
   }
-  TORCH_CHECK_VALUE(false, "nonlinearity must be one of ", known, ", got '", name, "'");
+  TORCH_CHECK_VALUE(false, argument, " must be one of ", list, ", got '", name, "'");
 }
-
+inline Nonlinearity parse_nonlinearity(std::string_view name) {
+  return static_cast<Nonlinearity>(parse_name("nonlinearity", kNonlinearityNames, name));
+}
 inline Form parse_form(std::string_view name) {
-  std::string known;
-  int i = 1;
-  for (const char* candidate : kFormNames) {
-    if (name == candidate) return static_cast<Form>(i);
-    known += (i++ > 1 ? ", '" : "'") + std::string(candidate) + "'";
-  }
-  TORCH_CHECK_VALUE(false, "form must be one of ", known, ", got '", name, "'");
+  return static_cast<Form>(1 + parse_name("form", kFormNames, name));  // after Form::none
 }
 
 inline DType parse_dtype(const Tensor& t, const char* name) {

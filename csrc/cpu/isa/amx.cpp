@@ -8,10 +8,10 @@
 #include <cstdint>
 #include <utility>
 
+#include "cpu/isa/pragma.h"
 #include "cpu/runtime/dispatch.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,avx512bf16,prfchw")
+RNNEXT_TARGET("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,avx512bf16,prfchw")
 #define RNNEXT_ISA amx
 #define RNNEXT_VECTOR_BYTES 64
 #define RNNEXT_AVX512
@@ -20,7 +20,7 @@
 #define RNNEXT_TILES
 #define RNNEXT_AMX
 #include "cpu/isa/table.h"
-#pragma GCC pop_options
+RNNEXT_TARGET_END
 
 namespace rnnext {
 namespace {

@@ -3,8 +3,10 @@
 
 #include "cpu/runtime/dispatch.h"
 
+#ifndef __clang__
 // More would only take longer to compile.
 #pragma GCC optimize("O1")
+#endif
 #define RNNEXT_ISA amx_stand_in
 #define RNNEXT_VECTOR_BYTES 64
 #define RNNEXT_TILE_ROWS 8

@@ -5,21 +5,19 @@
 #include <cstdint>
 #include <utility>
 
+#include "cpu/isa/pragma.h"
 #include "cpu/runtime/dispatch.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,prfchw")
+RNNEXT_TARGET("avx2,fma,f16c,prfchw")
 #define RNNEXT_ISA avx2
 #define RNNEXT_VECTOR_BYTES 32
 #define RNNEXT_TILE_ROWS 6
 #include "cpu/isa/table.h"
-#pragma GCC pop_options
+RNNEXT_TARGET_END
 
 namespace rnnext {
 extern const KernelTable kAvx2Table;
-const KernelTable kAvx2Table = avx2::table("avx2", [] {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
-});
+const KernelTable kAvx2Table = avx2::table(
+    "avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); });
 }  // namespace rnnext
 #endif

@@ -5,23 +5,23 @@
 #include <cstdint>
 #include <utility>
 
+#include "cpu/isa/pragma.h"
 #include "cpu/runtime/dispatch.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,prfchw")
+RNNEXT_TARGET("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,prfchw")
 #define RNNEXT_ISA avx512
 #define RNNEXT_VECTOR_BYTES 64
 #define RNNEXT_AVX512
 #define RNNEXT_TILE_ROWS 8
 #include "cpu/isa/table.h"
-#pragma GCC pop_options
+RNNEXT_TARGET_END
 
 namespace rnnext {
 extern const KernelTable kAvx512Table;
 const KernelTable kAvx512Table = avx512::table("avx512", [] {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+         __builtin_cpu_supports("fma");
 });
 }  // namespace rnnext
 #endif

@@ -5,25 +5,24 @@
 #include <cstdint>
 #include <utility>
 
+#include "cpu/isa/pragma.h"
 #include "cpu/runtime/dispatch.h"
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,avx512bf16,prfchw")
+RNNEXT_TARGET("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,avx512bf16,prfchw")
 #define RNNEXT_ISA avx512_bf16
 #define RNNEXT_VECTOR_BYTES 64
 #define RNNEXT_AVX512
 #define RNNEXT_TILE_ROWS 8
 #define RNNEXT_BF16_DOT
 #include "cpu/isa/table.h"
-#pragma GCC pop_options
+RNNEXT_TARGET_END
 
 namespace rnnext {
 extern const KernelTable kAvx512Bf16Table;
 const KernelTable kAvx512Bf16Table = avx512_bf16::table("avx512_bf16", [] {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
-         __builtin_cpu_supports("avx512bf16");
+         __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512bf16");
 });
 }  // namespace rnnext
 #endif

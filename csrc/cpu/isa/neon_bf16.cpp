@@ -8,14 +8,15 @@
 #include <cstdint>
 #include <utility>
 
-#pragma GCC push_options
-#pragma GCC target("+bf16")
+#include "cpu/isa/pragma.h"
+
+RNNEXT_TARGET("+bf16")
 #define RNNEXT_ISA neon_bf16
 #define RNNEXT_VECTOR_BYTES 16
 #define RNNEXT_TILE_ROWS 6
 #define RNNEXT_BF16_DOT
 #include "cpu/isa/table.h"
-#pragma GCC pop_options
+RNNEXT_TARGET_END
 
 namespace rnnext {
 extern const KernelTable kNeonBf16Table;

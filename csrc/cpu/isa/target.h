@@ -1,6 +1,6 @@
 // The target that kernels are compiled for. Each isa/*.cpp includes the standard headers, sets its
-// target pragma and the macros below, and includes table.h; a kernel header on its own is read as
-// the generic build would read it.
+// target (pragma.h) and the macros below, and includes table.h; a kernel header on its own is read
+// as the generic build would read it.
 //
 // Every kernel header lives in namespace rnnext::RNNEXT_ISA: a function shared between ISAs could
 // be linked in its AVX-512 form and crash an older CPU. For the same reason kernels include no
