@@ -1,4 +1,4 @@
-// The whole CUDA vocabulary of the kernels, for two compilers.
+// The CUDA vocabulary of the kernels, for two compilers; mbarrier.h has the rest.
 //
 // Kernel sources (*.cu, *.cuh) include this header and no torch header. nvcc takes the definitions
 // below; a plain C++17 compiler with -I tests/cuda_host/include takes their twins from there and
@@ -9,18 +9,11 @@
 //   copy_async_commit(), copy_async_wait<Pending>()
 //   mma<T>(d, a, b)                        d += a b, one warp; T = __half, __nv_bfloat16
 //                                          (m16n8k16) or Tf32 (m16n8k8); PTX fragment layouts
-//   load_matrix_x4/x2<Transposed>(r, row)  ldmatrix, 8x8 blocks of 16-bit elements
 //   to_tf32(x)                             round to nearest; the bits as mma<Tf32> wants them
 //   cluster_rank(), cluster_size(), cluster_arrive(), cluster_wait(), cluster_sync()
 //   peer_shared(p, rank)                   p of this block's shared memory, seen in block `rank`
 //   named_barrier(id, threads)             id 1..15 (0 is __syncthreads)
-//   barrier_init(b, arrivals), barrier_init_fence(), barrier_arrive(b, bytes), barrier_wait(b, odd)
-//                                          an mbarrier in shared memory; a phase is over when all
-//                                          have arrived and all bytes that they expect have landed
-//   store_async(to, x, b)                  16 bytes into a block of the cluster, counted by its
-//                                          barrier b
-//   peer_address(p, rank)                  p of this block's shared memory, for store_async
-//   load_acquire(p), store_release(p, v), add_release(p, v)     unsigned flags in global memory
+//   load_acquire(p), store_release(p, v)   unsigned flags in global memory
 //   load_relaxed(p), store_relaxed(p, v)   16 bytes in global memory as one access, in no order
 //                                          with others
 //   pause(ns)                              inside a spin
@@ -246,38 +239,6 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
 }
 #undef RNNEXT_SM80
 
-// Lane l gives the address of row l % 8 of block l / 8; r[i] holds block i in the layout that mma
-// wants. The addresses of lanes past the last block are ignored.
-template <bool Transposed = false>
-__device__ __forceinline__ void load_matrix_x4(uint32_t (&r)[4], const void* row) {
-  if constexpr (Transposed) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-  }
-}
-
-template <bool Transposed = false>
-__device__ __forceinline__ void load_matrix_x2(uint32_t (&r)[2], const void* row) {
-  if constexpr (Transposed) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(shared_address(row))
-                 : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(shared_address(row))
-                 : "memory");
-  }
-}
-
 // Clusters exist from sm_90 on; below, a block is its own cluster, so that one kernel source serves
 // every architecture (the launcher never asks an older card for a cluster).
 __device__ __forceinline__ unsigned cluster_rank() {
@@ -328,58 +289,6 @@ __device__ __forceinline__ T* peer_shared(T* mine, unsigned rank) {
 #endif
 }
 
-// mbarriers, and stores that complete on them: from sm_90 on.
-__device__ __forceinline__ void barrier_init(uint64_t* barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
-               "r"(arrivals)
-               : "memory");
-}
-
-// Before other blocks of the cluster may complete anything on the barriers.
-__device__ __forceinline__ void barrier_init_fence() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(uint64_t* barrier, int expected_bytes) {
-  asm volatile(
-      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
-      "r"(expected_bytes)
-      : "memory");
-}
-
-// Waits for the end of a phase; `odd`: of the 2nd, 4th, ... What its bytes brought lies in this
-// block's shared memory, so the block's scope will do; the cluster's would invalidate L1.
-__device__ __forceinline__ void barrier_wait(uint64_t* barrier, bool odd) {
-  asm volatile(
-      "{\n"
-      ".reg .pred over;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 over, [%0], %1;\n"
-      "@!over bra again;\n"
-      "}\n" ::"r"(shared_address(barrier)),
-      "r"(unsigned(odd))
-      : "memory");
-}
-
-// An address in the shared memory of the cluster.
-using PeerAddress = uint32_t;
-template <typename T>
-__device__ __forceinline__ PeerAddress peer_address(T* mine, unsigned rank) {
-  PeerAddress address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;"
-      : "=r"(address)
-      : "r"(shared_address(mine)), "r"(rank));
-  return address;
-}
-
-__device__ __forceinline__ void store_async(PeerAddress to, const uint4& x, PeerAddress barrier) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, "
-      "[%5];" ::"r"(to),
-      "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(barrier)
-      : "memory");
-}
-
 __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -392,10 +301,6 @@ __device__ __forceinline__ unsigned load_acquire(const unsigned* flag) {
 
 __device__ __forceinline__ void store_release(unsigned* flag, unsigned value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
-}
-
-__device__ __forceinline__ void add_release(unsigned* flag, unsigned value) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 
 // 16 bytes as one access need the type b128: of vectors only each element is one access.

@@ -98,7 +98,6 @@ def test_a_planted_fault_is_caught(lib, name):
         ("wrong_fragment_half", 16, torch.float16),
         ("wrong_fragment_bfloat16", 16, torch.bfloat16),
         ("wrong_fragment_tf32", 8, None),
-        ("wrong_load_matrix", 16, torch.float16),
     ],
 )
 def test_fragment_layouts(lib, name, depth, rounding):

@@ -72,7 +72,6 @@ void warp_sync(unsigned mask);
 unsigned warp_ballot(unsigned mask, bool predicate);
 uint64_t warp_shuffle(unsigned mask, uint64_t value, int source_lane);
 void warp_mma(MmaFormat format, float* d, const uint32_t* a, const uint32_t* b);
-void warp_load_matrix(uint32_t* r, int count, const void* row, bool transposed);
 
 void copy_async(void* shared, const void* global, int bytes);
 void copy_async_commit();
@@ -94,7 +93,6 @@ void block_is_over(const Block* block);
 
 unsigned load_acquire(const unsigned* flag);
 void store_release(unsigned* flag, unsigned value);
-void add_release(unsigned* flag, unsigned value);
 unsigned compare_and_swap(unsigned* p, unsigned expected, unsigned desired);
 
 // Between the two sources.

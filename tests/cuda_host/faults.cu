@@ -2,6 +2,7 @@
 // it. Correct, each writes out[i] from in[i], 256 floats, as the test says. Every kernel runs as
 // blocks of 64 threads.
 #include "cuda/device.h"
+#include "cuda/mbarrier.h"
 
 using namespace rnnext::cuda;
 
@@ -393,27 +394,6 @@ __global__ void wrong_fragment(Params p) {
   for (int i = 0; i < 4; ++i) p.out[8 * (group + 8 * (i / 2)) + 2 * t + i % 2] = d[i];
 }
 
-// out = A B as above, through ldmatrix: A row major, B stored as its transpose unless faulty.
-__global__ void wrong_load_matrix(Params p) {
-  if (threadIdx.x >= 32) return;
-  auto* a_rows = reinterpret_cast<__half*>(shared_memory());  // [16][16]
-  __half* b_rows = a_rows + 256;                              // [16][8], row major
-  const int lane = int(threadIdx.x);
-  for (int i = lane; i < 256; i += 32) a_rows[i] = from_float<__half>(p.in[i]);
-  for (int i = lane; i < 128; i += 32) b_rows[i] = from_float<__half>(p.in[256 + i]);
-  __syncwarp();
-  uint32_t a[4], b[2];
-  float d[4] = {};
-  load_matrix_x4(a, a_rows + lane % 16 * 16 + lane / 16 * 8);
-  if (p.faulty) {
-    load_matrix_x2(b, b_rows + lane % 16 * 8);
-  } else {
-    load_matrix_x2<true>(b, b_rows + lane % 16 * 8);
-  }
-  mma<__half>(d, a, b);
-  for (int i = 0; i < 4; ++i) p.out[8 * (lane / 4 + 8 * (i / 2)) + 2 * (lane % 4) + i % 2] = d[i];
-}
-
 cudaError_t run(void (*kernel)(Params), unsigned cluster, bool cooperative, const Params& p) {
   LaunchShape shape;
   shape.grid = dim3(4);
@@ -479,7 +459,6 @@ PLAIN(flag_that_nobody_sets)
 ONE_BLOCK(run_wrong_fragment_half, wrong_fragment<__half>)
 ONE_BLOCK(run_wrong_fragment_bfloat16, wrong_fragment<__nv_bfloat16>)
 ONE_BLOCK(run_wrong_fragment_tf32, wrong_fragment<Tf32>)
-ONE_BLOCK(run_wrong_load_matrix, wrong_load_matrix)
 
 extern "C" cudaError_t run_shape(int64_t grid, int64_t block, int64_t shared_bytes, int64_t cluster,
                                  int64_t cooperative) {

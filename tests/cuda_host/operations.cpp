@@ -196,34 +196,6 @@ void warp_mma(MmaFormat format, float* d, const uint32_t* a, const uint32_t* b) 
   meet("mma", ~0u, mine, [&](MmaLane** lanes) { multiply(lanes, format); });
 }
 
-void warp_load_matrix(uint32_t* r, int count, const void* row, bool transposed) {
-  struct Load {
-    uint32_t* r;
-    const unsigned char* row;
-  } mine{r, static_cast<const unsigned char*>(row)};
-  if (state.running->lane < 8 * count) {
-    size_t offset = mine.row - state.running->block->shared;
-    if (offset >= state.running->block->shared_bytes)
-      fail("ldmatrix outside the block's shared memory");
-    if (offset % 16) fail("ldmatrix: the row's address is not a multiple of 16 bytes");
-    on_read(row, 16);
-  }
-  meet("ldmatrix", ~0u, mine, [&](Load** lanes) {
-    for (int lane = 0; lane < 32; ++lane) {
-      for (int i = 0; i < count; ++i) {
-        for (int half = 0; half < 2; ++half) {
-          int y = lane / 4, x = 2 * (lane % 4) + half;
-          if (transposed) std::swap(x, y);
-          uint16_t element;
-          std::memcpy(&element, lanes[8 * i + y]->row + 2 * x, 2);
-          uint32_t old = half == 0 ? 0 : lanes[lane]->r[i];
-          lanes[lane]->r[i] = old | uint32_t(element) << (16 * half);
-        }
-      }
-    }
-  });
-}
-
 // The bytes land when the thread waits for them; until then nobody may read them.
 void copy_async(void* shared, const void* global, int bytes) {
   if (reinterpret_cast<uintptr_t>(shared) % bytes || reinterpret_cast<uintptr_t>(global) % bytes) {
@@ -441,15 +413,6 @@ void store_release(unsigned* flag, unsigned value) {
   on_flag(flag, true);
   release(flag);
   *flag = value;
-  state.idle_yields = 0;
-}
-
-void add_release(unsigned* flag, unsigned value) {
-  maybe_yield();
-  on_flag(flag, false);
-  on_flag(flag, true);
-  release(flag);
-  *flag += value;
   state.idle_yields = 0;
 }
 

@@ -2,7 +2,7 @@
 // barrier of the cluster. What makes them right is told in docs/cuda.md.
 #pragma once
 
-#include "cuda/device.h"
+#include "cuda/mbarrier.h"
 #include "cuda/recurrence/group.cuh"
 #include "cuda/recurrence/word.cuh"
 

@@ -44,15 +44,6 @@ inline uint32_t to_tf32(float x) {
   return (bits + 0x1000) & 0xffffe000;
 }
 
-template <bool Transposed = false>
-void load_matrix_x4(uint32_t (&r)[4], const void* row) {
-  cuda_host::warp_load_matrix(r, 4, row, Transposed);
-}
-template <bool Transposed = false>
-void load_matrix_x2(uint32_t (&r)[2], const void* row) {
-  cuda_host::warp_load_matrix(r, 2, row, Transposed);
-}
-
 inline unsigned cluster_rank() { return cuda_host::current()->block->rank; }
 inline unsigned cluster_size() { return cuda_host::cluster_size(); }
 inline void cluster_arrive() { cuda_host::cluster_arrive(); }
@@ -69,23 +60,6 @@ T* peer_shared(T* mine, unsigned rank) {
 
 inline void named_barrier(int id, int threads) { cuda_host::block_barrier(id, threads); }
 
-inline void barrier_init(uint64_t* barrier, int arrivals) {
-  cuda_host::barrier_init(barrier, arrivals);
-}
-inline void barrier_init_fence() {}
-inline void barrier_arrive(uint64_t* barrier, int expected_bytes) {
-  cuda_host::barrier_arrive(barrier, expected_bytes);
-}
-inline void barrier_wait(uint64_t* barrier, bool odd) { cuda_host::barrier_wait(barrier, odd); }
-using PeerAddress = void*;
-template <typename T>
-PeerAddress peer_address(T* mine, unsigned rank) {
-  return cuda_host::peer_shared(mine, rank);
-}
-inline void store_async(PeerAddress to, const uint4& x, PeerAddress barrier) {
-  cuda_host::store_async(to, &x, static_cast<uint64_t*>(barrier));
-}
-
 inline uint4 load_relaxed(const uint4* p) {
   uint4 x;
   cuda_host::load_relaxed(&x, p, 16);
@@ -97,7 +71,6 @@ inline void store_relaxed(uint2* p, const uint2& x) { cuda_host::store_relaxed(p
 
 inline unsigned load_acquire(const unsigned* flag) { return cuda_host::load_acquire(flag); }
 inline void store_release(unsigned* flag, unsigned value) { cuda_host::store_release(flag, value); }
-inline void add_release(unsigned* flag, unsigned value) { cuda_host::add_release(flag, value); }
 inline void pause(unsigned) { cuda_host::yield(); }
 
 }  // namespace rnnext::cuda
