@@ -243,6 +243,21 @@ def test_a_path_that_cannot_run_is_a_value_error(monkeypatch):
             samples.make(H=600).call(recurrence)
 
 
+@pytest.mark.parametrize("rows", ["full", "packed"])
+def test_of_a_table_that_no_step_can_read_only_the_rows_that_occur_are_copied(rows, monkeypatch):
+    monkeypatch.setenv("RNNEXT_CUDA_PATH", "block")
+    # 16-bit rows of odd H lie at odd places.
+    options = {"H": 7, "source": "table", "vocabulary": 1000, "dtype": torch.bfloat16}
+    arguments = samples.make(rows=rows, reverse=(False, True), **options)
+    assert len(arguments.input) == 1000
+    with torch.profiler.profile(record_shapes=True) as profile:
+        actual = arguments.call(recurrence)
+    shapes = [e.input_shapes for e in profile.events() if e.name == "aten::copy_"]
+    assert shapes
+    assert not [s for s in shapes if s and s[0] and s[0][0] == 1000]
+    check(actual, arguments.to_double().expected(), torch.bfloat16)
+
+
 def test_an_index_into_an_empty_table():
     arguments = samples.make(source="table")
     arguments = replace(arguments, input=arguments.input[:0])

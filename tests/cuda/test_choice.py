@@ -9,6 +9,7 @@ from cuda_host.recurrence import (
     COMPUTES,
     DEVICES,
     DTYPES,
+    EXCHANGES,
     PATHS,
     candidates,
     capacity,
@@ -90,7 +91,7 @@ def test_what_is_chosen_fits_the_card_and_covers_the_problem(card, compute):
             (g.part_offset, g.parts * g.rows * g.part_stride * accumulator),
             (g.input_offset, 2 * (2 if backward else 1) * words),
             (g.bias_offset, g.slice * accumulator),
-            (g.length_offset, g.rows * 4),
+            (g.length_offset, 3 * g.rows * 4),
             *([(g.barrier_offset, 16)] if NAMES[g.path] == "cluster" else []),
             (g.weight_offset, max(0, g.k_blocks - REGISTER_BLOCKS) * THREADS * 32),
         ]
@@ -146,6 +147,24 @@ def test_a_peer_costs_more_than_its_bytes():
     sent = {g.blocks: g.blocks * g.slice * 2 for g, _ in found}
     assert len(set(sent.values())) == 1  # all send the state once to each of the others
     assert exchange[2] < exchange[4] < exchange[8] < exchange[16]
+
+
+def test_each_exchange_has_its_own_price():
+    sizes = DEVICES["H100"], 100, 8, 1024, "bf16"
+    fenced, tagged = (candidates(*sizes, exchange=word) for word in ("fenced", "tagged"))
+    for (a, before), (b, after) in zip(fenced, tagged, strict=True):
+        assert (a.path, a.blocks, a.rows) == (b.path, b.blocks, b.rows)
+        name = NAMES[a.path]
+        assert (before.product, before.cell) == (after.product, after.cell)
+        if name in ("step", "block"):  # nothing is exchanged
+            assert (before.fixed, before.exchange) == (after.fixed, after.exchange)
+            continue
+        assert before.fixed > after.fixed  # no fence
+        if name == "grid":  # 12 bytes of 16 are the state's
+            assert after.exchange / before.exchange == b.row_words * 16 / a.vector_stride
+        assert (EXCHANGES[a.exchange], EXCHANGES[b.exchange]) == ("fenced", "tagged")
+    paths = [path_of("H100", 100, 1, 1024, exchange=word) for word in EXCHANGES]
+    assert paths == ["cluster", "grid"]
 
 
 def test_hopper_multiplies_at_what_its_older_instruction_reaches():

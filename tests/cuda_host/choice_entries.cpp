@@ -20,7 +20,7 @@ Device device_of(const int64_t* x) {
 Problem problem_of(const int64_t* x) {
   Problem p;
   p.T = x[0], p.B = x[1], p.H = x[2], p.D = int(x[3]);
-  p.compute = Compute(x[4]), p.backward = x[5] != 0;
+  p.compute = Compute(x[4]), p.backward = x[5] != 0, p.exchange = Exchange(x[6]);
   return p;
 }
 
@@ -28,8 +28,8 @@ Problem problem_of(const int64_t* x) {
 
 extern "C" {
 
-// problem: T, B, H, D, compute, backward. device: capability, SMs, shared bytes, clusters of 2, 4,
-// 8, 16. forced: a word or null. Where choose() throws, `message` holds why.
+// problem: T, B, H, D, compute, backward, exchange. device: capability, SMs, shared bytes, clusters
+// of 2, 4, 8, 16. forced: a word or null. Where choose() throws, `message` holds why.
 int64_t rnn_choose(const int64_t* problem, const int64_t* device, const char* forced,
                    Geometry* geometry, char* message, int64_t message_bytes) {
   message[0] = 0;

@@ -69,6 +69,13 @@ def binding() -> host.Library:
     return lib
 
 
+def _problem(*sizes: Any) -> Tensor:
+    """T, B, H, D, compute, backward and exchange as choice_entries.cpp takes them."""
+    *numbers, compute, backward, exchange = sizes
+    words = [COMPUTES[compute], int(backward), EXCHANGES.index(exchange)]
+    return torch.tensor([*numbers, *words])
+
+
 def choose(
     device: tuple[int, ...],
     T: int,
@@ -78,10 +85,11 @@ def choose(
     compute: str = "f32",
     backward: bool = False,
     path: str | None = None,
+    exchange: str = "fenced",
 ) -> Geometry:
     """The choice for a problem on a device; ValueError where it throws."""
     geometry, message = Geometry(), ctypes.create_string_buffer(256)
-    problem = torch.tensor([T, B, H, D, COMPUTES[compute], int(backward)])
+    problem = _problem(T, B, H, D, compute, backward, exchange)
     word = ctypes.create_string_buffer(path.encode()) if path is not None else None
     choice_library().run(
         "rnn_choose",
@@ -104,6 +112,7 @@ def candidates(
     H: int,
     compute: str = "f32",
     backward: bool = False,
+    exchange: str = "fenced",
 ) -> list[tuple[Geometry, StepCost]]:
     """What choose() compares, with the estimate of a step of each; the step path comes first."""
     space = 4096
@@ -111,7 +120,7 @@ def candidates(
     count = torch.zeros(1, dtype=torch.int64)
     choice_library().run(
         "rnn_candidates",
-        torch.tensor([T, B, H, 1, COMPUTES[compute], int(backward)]),
+        _problem(T, B, H, 1, compute, backward, exchange),
         torch.tensor(device),
         ctypes.addressof(geometries),
         ctypes.addressof(costs),
@@ -124,7 +133,7 @@ def candidates(
 def choices_made(device: tuple[int, ...], steps: int, B: int, H: int) -> int:
     """How often a memory of choices chooses, asked for T = 1 to `steps`."""
     made = torch.zeros(1, dtype=torch.int64)
-    problem = torch.tensor([0, B, H, 1, COMPUTES["f32"], 0])
+    problem = _problem(0, B, H, 1, "f32", False, "fenced")
     choice_library().run("rnn_choices_made", problem, torch.tensor(device), steps, made)
     return int(made)
 
@@ -343,6 +352,7 @@ class Run:
         for d, weight in enumerate(case.weight_hh):
             matrix = weight.t() if backward else weight
             p.matrix[d] = self.put(torch.nn.functional.pad(matrix, (0, p.matrix_stride - case.H)))
+        # The same geometry for either exchange: they must give the same bits in it.
         g = choose(self.device, case.T, case.B, case.H, case.D, case.compute, backward, self.path)
         self.exchange(g)
         self.launch(g, backward)

@@ -1,9 +1,10 @@
-// csrc/cuda/recurrence/binding.cpp over the host layer: its ops, under the dispatch key PrivateUse1
-// so that those of a real CUDA build stay as they are, take tensors of the CPU.
+// csrc/cuda/recurrence/binding.cpp, and call.cpp, over the host layer: the ops, under the dispatch
+// key PrivateUse1 so that those of a real CUDA build stay as they are, take tensors of the CPU.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
 #include "cuda/embedding/index_check.h"
+#include "cuda/recurrence/call.cpp"
 
 #define CUDA PrivateUse1
 #include "cuda/recurrence/binding.cpp"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "cuda-check"
 OBJECTS = BUILD / "objects" / "csrc" / "cuda" / "recurrence"
 MICRO, KERNELS = BUILD / "micro", BUILD / "kernels.so"
+SOURCES = ROOT / "csrc" / "cuda" / "recurrence"
 ENTRIES = ROOT / "tests" / "cuda_host" / "rnn_entries.cpp"
 
 
@@ -29,6 +31,14 @@ def find_nvcc() -> str | None:
     folders = [str(home / "bin") for home in homes]
     order = [*folders[:1], os.environ.get("PATH", ""), *folders[1:]]
     return shutil.which("nvcc", path=os.pathsep.join(order))
+
+
+def home_of(nvcc: str) -> Path:
+    """The toolkit's folder, by what nvcc says itself: on the path it may be a script elsewhere."""
+    command = [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True).stderr
+    found = re.search(r"^#\$ TOP=(.+)$", said, re.MULTILINE)
+    return Path(found[1]).resolve() if found else Path(nvcc).resolve().parents[1]
 
 
 def target(capability: tuple[int, int]) -> str:
@@ -54,10 +64,12 @@ def link_kernels(nvcc: str, capability: tuple[int, int], objects: Path, to: Path
     compile_trace(nvcc, capability, trace)
     flags = [f"-I{ROOT / 'csrc'}", "-Xcompiler", "-fPIC", "-c", "-x", "cu"]
     _run(nvcc, capability, [*flags, str(ENTRIES), "-o", str(entries)])
-    built = [str(path) for path in sorted(objects.glob("*.o")) if path.name != "binding.o"]
+    # What knows no torch.
+    known = [*sorted(SOURCES.glob("*.cu")), SOURCES / "choice.cpp"]
+    built = [str(objects / f"{path.stem}.o") for path in known]
     # As torch has it: the same runtime in the same process. By its file, since the packages of PyPI
     # have none of the name that nvcc looks for.
-    home = Path(nvcc).resolve().parents[1]
+    home = home_of(nvcc)
     runtimes = [path for lib in ("lib64", "lib") for path in (home / lib).glob("libcudart.so*")]
     if not runtimes:
         raise FileNotFoundError(f"no libcudart.so in {home / 'lib64'} or {home / 'lib'}")

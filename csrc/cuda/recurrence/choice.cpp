@@ -10,17 +10,22 @@ namespace {
 
 // Cycles of the SM. Estimates that order the choices: no GPU has confirmed them, and where there is
 // no source they come from counting instructions (docs/cuda.md, "The choice").
-constexpr double kStepOverhead[] = {9000, 500, 1000, 2500};  // a step's fixed cost, by Path
+// A step's fixed cost, by Exchange and Path.
+constexpr double kStepOverhead[2][4] = {{9000, 500, 1000, 2500}, {9000, 500, 800, 1500}};
 constexpr double kStart = 8000;        // of a resident kernel, beside reading the matrix
 constexpr double kElementCycles = 60;  // of the cell, for each element of a thread
 constexpr double kPeerCycles = 16;     // to issue a thread's store to one peer, 16 warps at once
-// Bytes a cycle. Shared memory: 32 banks of 4 bytes. Into a peer's: 2.65 TB/s over 132 SMs in
-// clusters of 4 at 1.755 GHz (arXiv:2402.13499). L2: five sixths of an SM's share of the 5120 that
-// NVIDIA's A100 paper names, on 132 SMs.
+// Of tagged clusters: to gather a word of 16 bytes, 26 instructions of 16 warps on four schedulers;
+// and for each peer that a lane serves, 6.
+constexpr double kGatherCycles = 104, kServeCycles = 24;
+// Bytes a cycle. Shared memory: 32 banks of 4 bytes. Into a peer's: 2.65 TB/s over an H800's 114
+// SMs in clusters of 4 at 1.755 GHz (arXiv:2402.13499, figure 8). L2: five sixths of an SM's share
+// of the 5120 that NVIDIA's A100 white paper names (page 35), on 132 SMs.
 constexpr double kSharedBytes = 128;
-constexpr double kPeerBytes = 11;
+constexpr double kPeerBytes = 13;
 constexpr double kL2Bytes = 32;
-// Of the peak: mma.sync on Hopper (arXiv:2402.13499), where wgmma alone reaches it; and a GEMM.
+// Of the peak: mma.sync on Hopper (arXiv:2501.12084, section 6.2), where wgmma alone reaches it;
+// and a GEMM.
 constexpr double kHopperMma = 0.629;
 constexpr double kGemmEfficiency = 0.5;
 
@@ -100,6 +105,7 @@ bool lay_out(const Problem& p, const Device& device, Path path, int64_t blocks, 
   if (at > device.shared_bytes || rows * part_stride > (1 << 20)) return false;
   g = Geometry{};
   g.path = path;
+  g.exchange = p.exchange;
   g.blocks = static_cast<int>(blocks);
   g.rows = static_cast<int>(rows);
   g.slice = static_cast<int>(slice);
@@ -212,7 +218,8 @@ StepCost step_cost(const Problem& p, const Device& device, const Geometry& g) {
   StepCost cost;
   const bool matrix = tensor_cores(p.compute);
   const double element = element_size(p.compute);
-  cost.fixed = kStepOverhead[static_cast<int>(g.path)];
+  const bool tagged = g.exchange == Exchange::tagged;
+  cost.fixed = kStepOverhead[tagged][static_cast<int>(g.path)];
   if (g.path == Path::step) {
     const double products = double(p.D) * p.B * p.H * p.H;
     const double bytes = double(p.D) * p.H * p.H * element;
@@ -230,11 +237,15 @@ StepCost step_cost(const Problem& p, const Device& device, const Geometry& g) {
       std::max(products / rate(p.compute, device.capability), passes * spilled / kSharedBytes);
   cost.cell = ceil_div(g.rows * g.slice, kThreads) * kElementCycles;
   if (g.path == Path::cluster) {
-    const double stores = ceil_div(int64_t(g.rows) * g.pairs, kThreads);  // of a thread, to a peer
-    cost.exchange =
-        g.blocks * (stores * kPeerCycles + double(g.rows) * g.slice * element / kPeerBytes);
+    const double words = ceil_div(int64_t(g.rows) * g.pairs, kThreads);  // of a thread
+    const int64_t lanes = p.compute == Compute::f64 ? 2 : 4;             // that share 16 bytes
+    cost.exchange = words * (tagged ? kGatherCycles + ceil_div(g.blocks, lanes) * kServeCycles
+                                    : g.blocks * kPeerCycles) +
+                    g.blocks * (double(g.rows) * g.slice * element / kPeerBytes);
   }
-  if (g.path == Path::grid) cost.exchange = g.rows * g.vector_stride / kL2Bytes;
+  if (g.path == Path::grid) {
+    cost.exchange = g.rows * (tagged ? 16.0 * g.row_words : g.vector_stride) / kL2Bytes;
+  }
   const int64_t tiles = ceil_div(p.B, g.rows), at_once = concurrent(device, g.path, g.blocks);
   cost.waves = double(ceil_div(tiles, g.groups / p.D)) * ceil_div(g.groups, at_once);
   return cost;
@@ -268,7 +279,7 @@ Geometry choose(const Problem& p, const Device& device, const char* forced) {
 const Geometry& Choices::find(Problem p, int index, const Device& device, const char* forced) {
   const int64_t steps = p.T;
   for (p.T = 1; p.T < steps;) p.T *= 2;
-  const Key key(index, p.T, p.B, p.H, p.D, p.compute, p.backward, forced ? forced : "");
+  const Key key(index, p.T, p.B, p.H, p.D, p.compute, p.backward, p.exchange, forced ? forced : "");
   if (const auto known = known_.find(key); known != known_.end()) return known->second;
   const Geometry chosen = choose(p, device, forced);
   ++made_;

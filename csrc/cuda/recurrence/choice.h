@@ -39,6 +39,7 @@ struct Problem {
   int D = 1;
   Compute compute = Compute::f32;
   bool backward = false;
+  Exchange exchange = Exchange::fenced;
 };
 
 // How a resident kernel lays the problem out. A group of `blocks` blocks holds the matrix of one
@@ -48,15 +49,15 @@ struct Problem {
 // kRegisterBlocks of a worker's k-blocks stay in registers, the others in shared memory.
 struct Geometry {
   Path path = Path::step;
-  Exchange exchange = Exchange::fenced;  // up to the caller
-  int blocks = 0;                        // in a group
-  int groups = 0;                        // launched; a multiple of D
-  int rows = 0;                          // sequences in a tile
-  int tile_step = 0;                     // sequences from one tile of a group to its next
-  int slice = 0;                         // hidden units of a block
-  int pairs = 0;                         // 4-byte words (8 for float64) of a slice
-  unsigned pair_divisor = 0;             // of divide()
-  int row_step = 0, pair_step = 0;       // kThreads words further on in [rows, pairs]
+  Exchange exchange = Exchange::fenced;
+  int blocks = 0;                   // in a group
+  int groups = 0;                   // launched; a multiple of D
+  int rows = 0;                     // sequences in a tile
+  int tile_step = 0;                // sequences from one tile of a group to its next
+  int slice = 0;                    // hidden units of a block
+  int pairs = 0;                    // 4-byte words (8 for float64) of a slice
+  unsigned pair_divisor = 0;        // of divide()
+  int row_step = 0, pair_step = 0;  // kThreads words further on in [rows, pairs]
   int unit_workers = 0;
   int k_workers = 0;
   int k_blocks = 0;       // k-blocks in all
@@ -117,7 +118,7 @@ class Choices {
   int64_t made() const { return made_; }  // how often choose() ran
 
  private:
-  using Key = std::tuple<int, int64_t, int64_t, int64_t, int, Compute, bool, std::string>;
+  using Key = std::tuple<int, int64_t, int64_t, int64_t, int, Compute, bool, Exchange, std::string>;
   std::map<Key, Geometry> known_;
   int64_t made_ = 0;
 };

@@ -1,0 +1,249 @@
+#include "cuda/recurrence/call.h"
+
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAException.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/embedding/index_check.h"
+
+namespace rnnext::cuda {
+namespace {
+
+Device describe(c10::DeviceIndex index) {
+  const cudaDeviceProp* properties = at::cuda::getDeviceProperties(index);
+  Device device;
+  device.capability = 10 * properties->major + properties->minor;
+  device.sm_count = properties->multiProcessorCount;
+  device.shared_bytes = static_cast<int>(properties->sharedMemPerBlockOptin);
+  device.registers = properties->regsPerMultiprocessor;
+  if (device.capability >= 90) count_clusters(device.shared_bytes, device.clusters);
+  return device;
+}
+
+const char* forced_path() { return std::getenv("RNNEXT_CUDA_PATH"); }
+
+Exchange wanted_exchange() {
+  const char* const word = std::getenv("RNNEXT_CUDA_EXCHANGE");
+  const std::string name = word ? word : "";
+  TORCH_CHECK_VALUE(name.empty() || name == "fenced" || name == "tagged",
+                    "RNNEXT_CUDA_EXCHANGE=", name, ": expected fenced or tagged");
+  return name == "tagged" ? Exchange::tagged : Exchange::fenced;
+}
+
+Geometry choice(const Problem& p, c10::DeviceIndex index) {
+  static std::mutex mutex;
+  static std::map<c10::DeviceIndex, Device> devices;
+  static Choices choices;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (devices.count(index) == 0) devices[index] = describe(index);
+  try {
+    return choices.find(p, index, devices[index], forced_path());
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
+}
+
+Compute compute_of(DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+      return Compute::f64;
+    case DType::bf16:
+      return Compute::bf16;
+    case DType::f16:
+      return Compute::f16;
+    default: {
+      // What the GEMMs beside the recurrence do. (allowTF32CuBLAS() throws once a user has set
+      // fp32_precision.)
+      const auto precision =
+          at::globalContext().float32Precision(at::str2backend("cuda"), at::str2op("matmul"));
+      return precision == at::Float32Precision::TF32 ? Compute::tf32 : Compute::f32;
+    }
+  }
+}
+
+// Whether pairs of 16-bit elements lie at multiples of 4 bytes in all rows.
+bool even(const Tensor& rows) {
+  const at::IntArrayRef strides = rows.strides().slice(0, rows.dim() - 1);
+  return reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 4 == 0 && rows.stride(-1) == 1 &&
+         std::all_of(strides.begin(), strides.end(), [](int64_t n) { return n % 2 == 0; });
+}
+
+}  // namespace
+
+Call::Call(const RecurrenceArguments& a) {
+  parse(a, *this, p);
+  p.I = 0;  // the product with W_ih is a GEMM before the kernel
+  p.source_step = s.H;
+  p.paired = s.H % 2 == 0;
+  compute = compute_of(dtype);
+  stream = at::cuda::getCurrentCUDAStream();
+  options = a.weight_hh[0].options();
+  if (s.N == 0) return;
+  // (Values of alpha are on the device: nobody waits to check them.)
+  if (p.form != Form::none && s.D > 1) p.alpha[0] = keep(at::cat(a.alpha));
+  if (p.reset) p.marks = static_cast<const int*>(keep(a.reset->to(at::kInt)));
+  if (s.packed()) {
+    p.step_row = constants(s.step_row);
+    p.lengths = constants(s.row_lengths);
+  } else if (given(a.lengths)) {
+    // Their values are on the device: outside 0..T they count as the nearest of the two.
+    p.lengths = static_cast<const int64_t*>(keep(a.lengths->clamp(0, s.T)));
+  }
+}
+
+Geometry Call::choose_path(bool backward, const at::Device& device) {
+  const Problem problem{s.T, s.B, s.H, p.D, compute, backward, wanted_exchange()};
+  const Geometry g = choice(problem, device.index());
+  reads_pairs = g.path != Path::step && element_size(compute) == 2;
+  if (reads_pairs) p.source_step = s.H + s.H % 2;
+  return g;
+}
+
+bool Call::readable(const Tensor& rows) const { return !reads_pairs || (p.paired && even(rows)); }
+
+Tensor Call::sources(const Tensor& rows) const {
+  if (readable(rows)) return rows;
+  std::vector<int64_t> shape = rows.sizes().vec();
+  shape.back() = s.D;
+  shape.push_back(p.source_step);
+  const Tensor copy = empty(shape);
+  copy.narrow(-1, 0, s.H).copy_(rows.unflatten(-1, {s.D, s.H}));
+  return copy.flatten(-2);
+}
+
+const int64_t* Call::constants(const std::vector<int64_t>& values) {
+  alive.push_back(at::empty({static_cast<int64_t>(values.size())}, options.dtype(at::kLong)));
+  int64_t* to = alive.back().mutable_data_ptr<int64_t>();
+  C10_CUDA_CHECK(launch_write_constants(to, values.data(), values.size(), stream));
+  return to;
+}
+
+void Call::set_input(const Tensor& input, const OptionalTensor& index, TensorList weight_ih) {
+  Tensor rows = input;
+  if (s.features) {
+    // A batch-first input is multiplied as it lies in memory, and read through strides.
+    const bool swapped =
+        input.dim() == 3 && !input.is_contiguous() && input.transpose(0, 1).is_contiguous();
+    const Tensor from = swapped ? input.transpose(0, 1) : input;
+    std::vector<int64_t> shape = from.sizes().vec();
+    shape.back() = s.D * p.source_step;
+    rows = empty(shape);
+    const Tensor features = from.reshape({s.N, s.I});
+    for (int64_t d = 0; d < s.D; ++d) {
+      Tensor part = rows.view({s.N, shape.back()}).narrow(1, d * p.source_step, s.H);
+      at::mm_out(part, features, weight_ih[d].t());
+    }
+    if (swapped) rows = rows.transpose(0, 1);
+  } else if (input.stride(-1) != 1) {
+    rows = input.contiguous();
+  }
+  if (given(index)) {
+    TORCH_CHECK_INDEX(input.size(0) > 0, "index out of range in self: the table has no rows");
+    const Tensor flat = index->contiguous();
+    const Tensor picked = at::empty({s.N}, options.dtype(at::kLong));
+    C10_CUDA_CHECK(launch_table_rows(checked_indices(flat, input.size(0)),
+                                     picked.mutable_data_ptr<int64_t>(), stream));
+    if (readable(rows)) {
+      p.input.index = static_cast<const int64_t*>(keep(picked));
+    } else {  // the rows that occur, instead of the whole table
+      rows = rows.index_select(0, picked).view(s.output_shape());
+    }
+  }
+  if (!s.features) rows = sources(rows);
+  alive.push_back(rows);
+  p.input.data = rows.const_data_ptr();
+  p.input.stride_b = rows.stride(-2);
+  p.input.stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
+}
+
+Tensor Call::enter() {
+  if (!p.reset && p.form == Form::none) return {};
+  const Tensor first = empty({s.D, s.B, s.H});
+  void* anew = nullptr;
+  if (p.reset) {
+    alive.push_back(empty(first.sizes()));
+    p.reset_output = anew = alive.back().data_ptr();
+  }
+  C10_CUDA_CHECK(launch_enter(p, first.data_ptr(), anew, compute, stream));
+  p.hx = keep(first);
+  return first;
+}
+
+Tensor Call::empty_rows() const {
+  return p.lengths && !p.step_row ? at::zeros(s.output_shape(), options) : empty(s.output_shape());
+}
+
+// W_hh or its transpose as the resident kernels read it.
+void Call::set_matrix(TensorList weight_hh, bool transposed) {
+  const int64_t block = 64 / element_size(compute);
+  p.matrix_stride = (s.H + block - 1) / block * block;
+  for (int d = 0; d < p.D; ++d) {
+    Tensor matrix = transposed ? weight_hh[d].t() : weight_hh[d];
+    if (p.matrix_stride != s.H) {
+      Tensor padded = at::zeros({s.H, p.matrix_stride}, options);
+      padded.narrow(1, 0, s.H).copy_(matrix);
+      matrix = padded;
+    }
+    matrix = matrix.contiguous();
+    if (reinterpret_cast<uintptr_t>(matrix.const_data_ptr()) % 16) matrix = matrix.clone();
+    p.matrix[d] = keep(matrix);
+  }
+}
+
+bool Call::run_resident(const Geometry& g, TensorList weight_hh, bool backward) {
+  if (g.path == Path::step) return false;
+  set_matrix(weight_hh, backward);
+  if (g.path == Path::grid) {
+    const int64_t flags = (g.flag_count() * 4 + 15) / 16 * 16;
+    alive.push_back(at::zeros({flags + g.exchange_bytes()}, options.dtype(at::kByte)));
+    unsigned char* memory = alive.back().mutable_data_ptr<uint8_t>();
+    p.flags = reinterpret_cast<unsigned*>(memory);
+    p.exchange = memory + flags;
+  }
+  const cudaError_t error = launch_resident(p, g, compute, backward, stream);
+  const bool too_many =
+      error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorInvalidClusterSize;
+  if (too_many && (!forced_path() || !*forced_path())) {
+    cudaGetLastError();
+    return false;
+  }
+  C10_CUDA_CHECK(error);
+  return true;
+}
+
+void Call::run_steps(TensorList weight_hh, const Tensor& v, bool backward) {
+  const Tensor weights = at::stack(weight_hh);
+  const Tensor matrix = backward ? weights : weights.transpose(1, 2);
+  const Tensor product = empty(v.sizes());
+  const int64_t steps = s.T + (backward && p.grad_out.hx != nullptr);
+  Step step;
+  step.v = v.data_ptr();
+  for (; step.number < steps; ++step.number) {
+    if (!backward || step.number > 0) {
+      const int64_t rows = backward ? s.B : batch(step.number);
+      Tensor part = product.narrow(1, 0, rows);
+      at::bmm_out(part, v.narrow(1, 0, rows), matrix);
+      step.product = product.const_data_ptr();
+    }
+    C10_CUDA_CHECK(launch_step(p, step, compute, backward, stream));
+  }
+}
+
+// Sequences that some direction has at its step `number`.
+int64_t Call::batch(int64_t number) const {
+  if (!s.packed()) return s.B;
+  int64_t most = 0;
+  for (int d = 0; d < p.D; ++d) {
+    const int64_t t = p.reverse[d] ? s.T - 1 - number : number;
+    most = std::max(most, s.step_row[t + 1] - s.step_row[t]);
+  }
+  return most;
+}
+
+}  // namespace rnnext::cuda

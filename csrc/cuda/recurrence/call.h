@@ -1,0 +1,55 @@
+// A call of the ops on a CUDA device: its tensors as kernels take them, its path, and the launches
+// of its steps.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <vector>
+
+#include "cuda/recurrence/launch.h"
+#include "ops/parse.h"
+
+namespace rnnext::cuda {
+
+struct Call : ParsedCall {
+  DeviceCall p;
+  Compute compute{};
+  cudaStream_t stream{};
+  at::TensorOptions options;
+  bool reads_pairs = false;  // 16-bit elements, in words of two that lie at multiples of 4 bytes
+
+  explicit Call(const RecurrenceArguments& a);
+
+  // The path, and how the rows lie that its steps read (DeviceCall::source_step).
+  Geometry choose_path(bool backward, const at::Device& device);
+  // The rows of the forward pass: ready, picked by an index, or the product with W_ih.
+  void set_input(const Tensor& input, const OptionalTensor& index, TensorList weight_ih);
+  const void* keep_sources(const Tensor& rows) { return keep(sources(rows)); }
+  // With a leak or resets: what enters W_hh first, as launch_enter says, and h_n.
+  Tensor enter();
+
+  Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, options); }
+  // Rows of output that kernels write where a sequence has the step: zeros elsewhere.
+  Tensor empty_rows() const;
+  // In which kernels compute.
+  at::TensorOptions accumulators() const {
+    return options.dtype(dtype == DType::f64 ? at::kDouble : at::kFloat);
+  }
+
+  // False where the device runs fewer blocks at once than its properties say, which is so in a
+  // green context: nothing has run then.
+  bool run_resident(const Geometry& g, TensorList weight_hh, bool backward);
+  // Steps of a pass on the step path: a GEMM, M v, and a kernel for the rest. v lies in memory
+  // between steps; forward it is h_n, which starts as hx.
+  void run_steps(TensorList weight_hh, const Tensor& v, bool backward);
+
+ private:
+  const int64_t* constants(const std::vector<int64_t>& values);
+  // Whether steps can read rows [.., D*H] where they lie; and a copy that they can if not.
+  bool readable(const Tensor& rows) const;
+  Tensor sources(const Tensor& rows) const;
+  void set_matrix(TensorList weight_hh, bool transposed);
+  int64_t batch(int64_t number) const;
+};
+
+}  // namespace rnnext::cuda
