@@ -218,6 +218,16 @@ def test_the_exchange_to_keep_has_the_same_bits_and_is_faster():
     assert wrong == "grid: keep fenced: other bits in 1 of 2 cases"
 
 
+def test_the_toolkit_is_found_where_its_compiler_says(tmp_path):
+    home, script = tmp_path / "toolkit", tmp_path / "bin" / "nvcc"
+    for folder in (home / "bin", script.parent):
+        folder.mkdir(parents=True)
+    for text in (f"#$ _SPACE_= \n#$ TOP={home}/bin/..\n#$ NVVM=x\n", ""):
+        script.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{text}END\n")
+        script.chmod(0o755)
+        assert programs.home_of(str(script)) == (home if text else tmp_path)
+
+
 @pytest.mark.skipif(programs.find_nvcc() is None, reason="there is no nvcc")
 def test_the_programs_compile(tmp_path):
     programs.rehearse(programs.find_nvcc(), tmp_path)

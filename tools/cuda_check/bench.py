@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -27,11 +26,7 @@ def text(out: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--budget", type=float, default=110, help="seconds (default 110)")
-    options = parser.parse_args()
+    options = records.options(__doc__, 110)
     rehearsal = options.device == "cpu"
     chosen = list(cases.REHEARSAL if rehearsal else cases.CASES["cuda"])
     result = store.Result(str(options.out / records.BENCH))

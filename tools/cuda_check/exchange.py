@@ -6,7 +6,6 @@ geometries.py, says which is faster. The report says which to keep.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import time
@@ -81,11 +80,7 @@ def report(out: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--budget", type=float, default=10, help="seconds (default 10)")
-    options = parser.parse_args()
+    options = records.options(__doc__, 10)
     import torch
 
     end, cuda = time.monotonic() + options.budget, options.device == "cuda"

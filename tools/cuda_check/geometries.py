@@ -7,7 +7,6 @@ are than the best geometry that was measured.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
 import time
@@ -186,11 +185,7 @@ def problem_rows(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--budget", type=float, default=80, help="seconds (default 80)")
-    options = parser.parse_args()
+    options = records.options(__doc__, 80)
     end = time.monotonic() + options.budget
     clock = records.sm_clock(options.out)
     cuda = options.device == "cuda"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,17 @@ from benchmarks.report import Table
 
 FIGURES, BENCH, LOG, REPORT = "figures.jsonl", "bench.json", "log.txt", "report.txt"
 Record = dict[str, Any]
+
+
+def options(doc: str | None, budget: float | None = None) -> argparse.Namespace:
+    """What a stage's program is told: the folder, the device and, where it has any, its seconds."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    if budget is not None:
+        text = f"seconds (default {budget:.0f})"
+        parser.add_argument("--budget", type=float, default=budget, help=text)
+    return parser.parse_args()
 
 
 def append(out: Path, stage: str, **figures: Any) -> Record:

@@ -72,6 +72,8 @@ def on_gpu(out: Path) -> Iterator[Stage]:
     programs_made = [sys.executable, "-m", "tools.cuda_check.programs"]
     # The variables say RNNEXT_CUDA=1: without nvcc this must fail, not build the CPU half alone.
     compiled = {"RNNEXT_CUDA": "1", "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}"}
+    if nvcc := programs.find_nvcc():  # torch takes the folder above the nvcc on the path
+        compiled["CUDA_HOME"] = str(programs.home_of(nvcc))
     built = ("build",)
     yield Stage("micro", 20, [[*programs_made, "--micro"], module("micro", out)])
     yield Stage("build", 110, [build, programs_made], variables=compiled)

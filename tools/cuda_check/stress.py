@@ -7,7 +7,6 @@ out shows. Then two host threads call shapes of their own.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import threading
@@ -151,11 +150,7 @@ def report(out: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--budget", type=float, default=30, help="seconds (default 30)")
-    options = parser.parse_args()
+    options = records.options(__doc__, 30)
     os.environ["RNNEXT_CHECK_DEVICE"] = options.device
     import torch
 
