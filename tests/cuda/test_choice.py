@@ -92,6 +92,7 @@ def test_what_is_chosen_fits_the_card_and_covers_the_problem(card, compute):
             (g.input_offset, 2 * (2 if backward else 1) * words),
             (g.bias_offset, g.slice * accumulator),
             (g.length_offset, 3 * g.rows * 4),
+            (g.place_offset, (4 + 2 * g.rows) * 8),
             *([(g.barrier_offset, 16)] if NAMES[g.path] == "cluster" else []),
             (g.weight_offset, max(0, g.k_blocks - REGISTER_BLOCKS) * THREADS * 32),
         ]

@@ -295,6 +295,7 @@ class Run:
         if case.batch_sizes is not None:
             ends = case.batch_sizes.cumsum(0)
             p.step_row = self.put(torch.cat([torch.zeros(1, dtype=torch.int64), ends]))
+            self.copied_ahead(p.step_row, 2, case.T - 2)
             p.lengths = self.put((case.batch_sizes.unsqueeze(1) > torch.arange(case.B)).sum(0))
         elif case.lengths is not None:
             p.lengths = self.put(case.lengths)
@@ -323,6 +324,12 @@ class Run:
         if self.path != "step":
             self.lib.asynchronous_only(address, rows.numel() * self.case.dtype.itemsize)
         return address
+
+    def copied_ahead(self, address: int | None, begin: int, end: int) -> None:
+        """Says that resident kernels wait for none of these int64: steps past the first are copied
+        before they are needed."""
+        if self.path != "step" and address and begin < end:
+            self.lib.asynchronous_only(address + 8 * begin, 8 * (end - begin))
 
     def empty(self, *shape: int) -> Tensor:
         return self.lib.empty(*shape, dtype=self.case.dtype)
@@ -398,6 +405,11 @@ class Run:
         case, p = self.case, self.call
         p.input.data = self.put_sources(case.input.transpose(0, 1) if batch_first else case.input)
         p.input.index = self.put(case.index)
+        # Rows of all steps but the first of either direction.
+        first, last = case.B, (case.T - 1) * case.B
+        if case.batch_sizes is not None:
+            first, last = int(case.batch_sizes[0]), int(case.batch_sizes[:-1].sum())
+        self.copied_ahead(p.input.index, first, last)
         width = case.D * p.source_step
         p.input.stride_b, p.input.stride_t = width, case.B * width
         if batch_first:

@@ -73,8 +73,8 @@ class Geometry(ctypes.Structure):
         "path:i exchange:i blocks:i groups:i rows:i tile_step:i slice:i pairs:i pair_divisor:u "
         "row_step:i pair_step:i unit_workers:i k_workers:i k_blocks:i parts:i part_stride:i "
         "vector_stride:i active_blocks:i row_bytes:i row_words:i row_divisor:u wide_words:b "
-        "part_offset:i input_offset:i bias_offset:i length_offset:i barrier_offset:i "
-        "weight_offset:i shared_bytes:i cycles:d"
+        "part_offset:i input_offset:i bias_offset:i length_offset:i place_offset:i "
+        "barrier_offset:i weight_offset:i shared_bytes:i cycles:d"
     )
 
 

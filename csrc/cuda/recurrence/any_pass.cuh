@@ -117,11 +117,12 @@ struct AnyBackward : Backward<T, Any> {
 
   using Base::Base;
 
-  __device__ const T* source(int i, int64_t t, int64_t b, int64_t row) const {
+  __device__ const T* source(int i, int64_t t, int64_t b, int64_t row,
+                             const int64_t* picked) const {
     if (i == 0 && p.form == Form::rate) {
       return static_cast<const T*>(p.saved) + row * source_width(p);
     }
-    return Base::source(i, t, b, row);
+    return Base::source(i, t, b, row, picked);
   }
 
   template <int N>

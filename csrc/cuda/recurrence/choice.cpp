@@ -129,6 +129,7 @@ bool lay_out(const Problem& p, const Device& device, Path path, int64_t blocks, 
   g.input_offset = take(2 * (p.backward ? 2 : 1) * rows * slice * element);
   g.bias_offset = take(slice * accumulator);
   g.length_offset = take(3 * rows * 4);
+  g.place_offset = take((4 + 2 * rows) * 8);
   if (path == Path::cluster) g.barrier_offset = take(16);
   g.weight_offset = take(std::max<int64_t>(0, k_blocks - kRegisterBlocks) * kThreads * 32);
   g.shared_bytes = static_cast<int>(at);

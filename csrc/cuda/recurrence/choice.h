@@ -77,6 +77,7 @@ struct Geometry {
   int input_offset = 0;    // [2, 1 forward or 2 backward, rows * slice] prefetched elements
   int bias_offset = 0;     // [slice] accumulators
   int length_offset = 0;   // [3, rows] int: lengths, and the marks of resets of two steps
+  int place_offset = 0;    // int64_t: [4] first rows of steps; [2, rows] rows of the table
   int barrier_offset = 0;  // two mbarriers, of clusters
   int weight_offset = 0;   // 16 KiB for each k-block past kRegisterBlocks
   int shared_bytes = 0;

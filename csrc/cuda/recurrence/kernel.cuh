@@ -70,9 +70,8 @@ struct Resident {
         if (s >= 0) {
           group.receive(n, s == 0, rows);
           engine.product(group.buffer(n), rows, g, parts());
-          if constexpr (Pass::kRestarts) copy_async_wait<0>();  // before all threads read the marks
+          copy_async_wait<0>();  // before the barrier: some copies are for all threads
           __syncthreads();
-          copy_async_wait<0>();
           finish(s);
           if (s < T) group.finish(n++, rows);
         }
@@ -101,8 +100,13 @@ struct Resident {
   __device__ void begin_tile() {
     rows = min(g.rows, B - b0);
     __syncthreads();  // the last tile's reads
+    if (p.step_row && threadIdx.x < 2 && int(threadIdx.x) < T) {
+      first_rows()[threadIdx.x] = p.step_row[time_of<Pass>(reverse(), T, int(threadIdx.x))];
+    }
     for (int r = threadIdx.x; r < rows; r += kThreads) {
       lengths()[r] = static_cast<int>(p.length(b0 + r));
+      const int t = time_of<Pass>(reverse(), T, 0);
+      if (indexed() && span(r).inside(t)) picked(0)[r] = p.input.index[p.row(t, b0 + r)];
     }
     for (int r = 0; r < rows; ++r) {
       Element* v = reinterpret_cast<Element*>(group.buffer(n) + r * g.vector_stride);
@@ -119,12 +123,13 @@ struct Resident {
   }
 
   // Starts the copies of what step s reads beside the product, each thread for its own words; and
-  // of the marks of resets, which all read.
+  // of what all read: the marks of resets, and where the rows of later steps lie.
   __device__ void prefetch(int s) {
     if (s < T) {
       const int t = time_of<Pass>(reverse(), T, s);
       if constexpr (Pass::kRestarts) prefetch_marks(s, mark_of<Pass>(reverse(), t));
-      const int64_t first_row = p.first_row(t) + b0;
+      prefetch_places(s);
+      const int64_t first_row = this->first_row(s) + b0;
       Words* to = sources(s);
 #pragma unroll 1
       for (Share e(g); e.row < rows; e.next(g)) {
@@ -133,13 +138,29 @@ struct Resident {
 #pragma unroll
         for (int i = 0; i < Pass::kSources; ++i) {
           if (!pass.given(i)) continue;
-          const Element* row = pass.source(i, t, b0 + e.row, first_row + e.row);
+          const Element* row = pass.source(i, t, b0 + e.row, first_row + e.row, picked(s) + e.row);
           const Element* from = row + (d() * source_step(p) + first_unit + u);
           copy_async<sizeof(Words)>(to + i * g.rows * g.pairs + e.slot, from);
         }
       }
     }
     copy_async_commit();
+  }
+
+  // Where rows lie, a step before their copies start: nobody waits for memory to learn where to
+  // read.
+  __device__ void prefetch_places(int s) {
+    if (p.step_row && threadIdx.x == 0 && s + 2 < T) {
+      copy_async<8>(first_rows() + unsigned(s + 2) % 4,
+                    p.step_row + time_of<Pass>(reverse(), T, s + 2));
+    }
+    if (!indexed() || s + 1 == T) return;
+    const int t = time_of<Pass>(reverse(), T, s + 1);
+    const int64_t* from = p.input.index + first_row(s + 1) + b0;
+#pragma unroll 1
+    for (int r = threadIdx.x; r < rows; r += kThreads) {
+      if (span(r).inside(t)) copy_async<8>(picked(s + 1) + r, from + r);
+    }
   }
 
   __device__ void prefetch_marks(int s, int mark) {
@@ -182,7 +203,7 @@ struct Resident {
     const int t = time_of<Pass>(reverse(), T, s), d = this->d();
     const int u = e.word * kPer;
     Place at;
-    at.row = s < T ? p.first_row(t) + (b0 + e.row) : 0;
+    at.row = s < T ? first_row(s) + (b0 + e.row) : 0;
     at.column = d * H + first_unit + u;
     at.state = int64_t(d * B + b0 + e.row) * H + first_unit + u;
     at.units = units() - u;
@@ -218,6 +239,11 @@ struct Resident {
   __device__ int units() const { return max(0, min(g.slice, H - unknown(first_unit))); }
 
   __device__ Span<int> span(int row) const { return {lengths()[row], reverse()}; }
+  // The first row of step s, without waiting for memory.
+  __device__ int64_t first_row(int s) const {
+    return p.step_row ? first_rows()[unsigned(s) % 4] : int64_t(time_of<Pass>(reverse(), T, s)) * B;
+  }
+  __device__ bool indexed() const { return !Pass::kBackward && p.input.index; }
   // Whether what this row hands on from step s is replaced.
   __device__ bool restarts(int s, int row) const {
     const int mark = mark_of<Pass>(reverse(), time_of<Pass>(reverse(), T, s));
@@ -228,10 +254,17 @@ struct Resident {
   __device__ A* parts() const { return reinterpret_cast<A*>(shared + g.part_offset); }
   __device__ A* bias() const { return reinterpret_cast<A*>(shared + g.bias_offset); }
   __device__ int* lengths() const { return reinterpret_cast<int*>(shared + g.length_offset); }
-  __device__ int* marks(int s) const { return lengths() + (1 + s % 2) * g.rows; }
+  __device__ int* marks(int s) const { return lengths() + (1 + unsigned(s) % 2) * g.rows; }
+  // Of four steps, Timeline::step_row; of two, the tile's RowSource::index.
+  __device__ int64_t* first_rows() const {
+    return reinterpret_cast<int64_t*>(shared + g.place_offset);
+  }
+  __device__ int64_t* picked(int s) const {
+    return first_rows() + 4 + unsigned(unknown(s)) % 2 * g.rows;
+  }
   __device__ Words* sources(int s) const {
     return reinterpret_cast<Words*>(shared + g.input_offset) +
-           s % 2 * Pass::kSources * g.rows * g.pairs;
+           unsigned(s) % 2 * Pass::kSources * g.rows * g.pairs;
   }
 };
 

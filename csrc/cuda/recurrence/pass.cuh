@@ -6,9 +6,10 @@
 // A pass has
 //   kBackward                   whether it goes against the direction
 //   further()                   steps past T: the product alone
-//   kSources, given(i), source(i, t, b, row)
+//   kSources, given(i), source(i, t, b, row, picked)
 //                               where the rows begin that a step reads; the directions lie
-//                               source_step elements apart there
+//                               source_step elements apart there. *picked: the table's row, where
+//                               there is a table
 //   bias(d, unit)               what is added to the product
 //   start(state)                an element of the first v; `state` is that of Place
 //   skip(state, x)              that element of a sequence without steps
@@ -94,8 +95,10 @@ struct Forward {
   __device__ int further() const { return 0; }
 
   __device__ bool given(int) const { return true; }
-  __device__ const T* source(int, int64_t t, int64_t b, int64_t row) const {
-    return static_cast<const T*>(p.input.data) + p.input.offset(p, t, b, row);
+  __device__ const T* source(int, int64_t t, int64_t b, int64_t row, const int64_t* picked) const {
+    const RowSource& from = p.input;
+    return static_cast<const T*>(from.data) +
+           (from.index ? *picked * from.stride_b : from.offset(p, t, b, row));
   }
   __device__ A bias(int d, int64_t unit) const {
     if (!p.bias_ih[0]) return A(0);
@@ -150,7 +153,7 @@ struct Backward {
   __device__ int further() const { return p.grad_out.hx != nullptr; }
 
   __device__ bool given(int i) const { return i == 0 || p.grad.grad_output; }
-  __device__ const T* source(int i, int64_t, int64_t, int64_t row) const {
+  __device__ const T* source(int i, int64_t, int64_t, int64_t row, const int64_t*) const {
     return static_cast<const T*>(i == 0 ? p.output : p.grad.grad_output) + row * source_width(p);
   }
   __device__ A bias(int, int64_t) const { return A(0); }

@@ -28,9 +28,13 @@ __global__ void step_kernel(const DeviceCall p, const Step step) {
 #pragma unroll
   for (int k = 0; k < Pass::kSources; ++k) {
     const bool reads = at.inside && pass.given(k);
-    read[k] =
-        !reads ? nullptr
-               : reinterpret_cast<const One*>(pass.source(k, t, b, at.row) + d * p.source_step + u);
+    if (!reads) {
+      read[k] = nullptr;
+      continue;
+    }
+    const int64_t* picked = p.input.index ? p.input.index + at.row : nullptr;
+    const Element* row = pass.source(k, t, b, at.row, picked);
+    read[k] = reinterpret_cast<const One*>(row + d * p.source_step + u);
   }
   const bool reads = step.product && (at.inside || at.precedes);
   const A product[1] = {reads ? to_float(static_cast<const Element*>(step.product)[at.state])
