@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <vector>
 
 #include "ops/signatures.h"
 #include "recurrence/call.h"
@@ -31,8 +32,8 @@ class Packing {
 
  private:
   int64_t T_ = 0, B_ = 0;
-  Tensor rows_;   // [N] t * B + b
-  Tensor order_;  // the sequences that have steps
+  std::vector<int64_t> first_;  // [T+1] the first packed row of each step, and their number
+  Tensor order_;                // the sequences that have steps, longest first
   // What arguments() refers to.
   Tensor input_;
   OptionalTensor hx_, index_, batch_sizes_, none_;
