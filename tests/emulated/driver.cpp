@@ -3,7 +3,7 @@
 //
 // A call is nine int64 (T, B, I, H, D, dtype, nonlinearity, bit 0 of `has`: hx, bit 1: lengths; and
 // a bit for each direction that is reversed), then its arrays in the order of `run`. After the
-// dtypes comes float32 at "medium". The results follow each other the same way.
+// dtypes come float32 at "medium" and at "high". The results follow each other the same way.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -12,7 +12,16 @@
 #include "cpu/runtime/dispatch.h"
 
 namespace rnnext {
+#ifdef __aarch64__
 extern const KernelTable kGenericTable, kNeonBf16Table, kAmxStandInTable;
+constexpr const KernelTable* kTables[] = {&kGenericTable, &kNeonBf16Table, &kAmxStandInTable};
+#else
+extern const KernelTable kAmxTable;
+constexpr const KernelTable* kTables[] = {&kAmxTable};
+// Below AMX, for what tiles do not multiply: no call of that kind comes here.
+extern const KernelTable kAvx512Bf16Table;
+const KernelTable kAvx512Bf16Table = {"", [] { return true; }, nullptr, {}, nullptr, nullptr, {}};
+#endif
 void Count::spin_for(int64_t) const { std::abort(); }  // one thread waits for nobody
 }  // namespace rnnext
 
@@ -47,7 +56,7 @@ void with_workspace(size_t bytes, const Run& run) {
 
 void run(const rnnext::KernelTable& table, Files& files, const int64_t (&sizes)[9]) {
   const auto [T, B, I, H, D, dtype, nonlinearity, has, reverse] = sizes;
-  constexpr int64_t kItems[] = {4, 8, 2, 2, 4};
+  constexpr int64_t kItems[] = {4, 8, 2, 2, 4, 4};
   files.item = kItems[dtype];
   Recurrence p;
   p.T = T, p.B = B, p.I = I, p.H = H;
@@ -71,7 +80,9 @@ void run(const rnnext::KernelTable& table, Files& files, const int64_t (&sizes)[
 
   Array output(grad_output.size()), h_n(grad_h_n.size());
   p.output = output.data(), p.h_n = h_n.data();
-  const rnnext::RnnKernels& kernels = dtype == 4 ? *table.rnn_medium : *table.rnn[dtype];
+  const rnnext::RnnKernels& kernels = dtype == 5   ? *table.rnn_high
+                                      : dtype == 4 ? *table.rnn_medium
+                                                   : *table.rnn[dtype];
   with_workspace(kernels.forward_workspace(p, 1), [&](char* workspace, rnnext::Worker& worker) {
     kernels.forward(p, workspace, worker);
   });
@@ -99,11 +110,13 @@ void run(const rnnext::KernelTable& table, Files& files, const int64_t (&sizes)[
 
 int main(int, char** arguments) {
   const rnnext::KernelTable* table = nullptr;
-  for (const rnnext::KernelTable* known :
-       {&rnnext::kGenericTable, &rnnext::kNeonBf16Table, &rnnext::kAmxStandInTable})
-    if (std::strcmp(known->name, arguments[1]) == 0 && known->supported()) table = known;
+  for (const rnnext::KernelTable* known : rnnext::kTables)
+    if (std::strcmp(known->name, arguments[1]) == 0) table = known;
+  if (!table) return 1;
+  // Where the CPU has tiles, this is the request for them; elsewhere they are emulated.
+  if (!table->supported() && std::strcmp(table->name, "amx") != 0) return 1;
   Files files{std::fopen(arguments[2], "rb"), std::fopen(arguments[3], "wb")};
-  if (!table || !files.in || !files.out) return 1;
+  if (!files.in || !files.out) return 1;
   for (int64_t sizes[9]; files.read(sizes, sizeof sizes);) run(*table, files, sizes);
   return std::fclose(files.out);
 }
