@@ -20,6 +20,16 @@ constexpr int64_t scratch_stride(int64_t columns) {
   return panels_in<F>(columns) * kPanel<F> / kDepth<F> + 64 / static_cast<int64_t>(sizeof(F));
 }
 
+// For what takes a block's vectors one after the other: a block whose own address is known would be
+// in memory from its first sum on.
+template <class V, int R, int NV>
+RNNEXT_INLINE void copy_block(V (&to)[R][NV], const V (&from)[R][NV]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) to[r][j] = from[r][j];
+}
+
 // As many of the block's columns as there are left, of rows `stride` apart.
 template <class C, class V, int R, int NV>
 RNNEXT_INLINE void load_tile(V (&block)[R][NV], const C* from, int64_t stride, int64_t left) {
@@ -29,9 +39,11 @@ RNNEXT_INLINE void load_tile(V (&block)[R][NV], const C* from, int64_t stride, i
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) block[r][j] = load(from + r * stride + j * kLanes<C>);
   } else {
+    V memory[R][NV];
     for (int r = 0; r < R; ++r)
       for (int j = 0; j < NV; ++j)
-        block[r][j] = load_some(from + r * stride + j * kLanes<C>, left - j * kLanes<C>);
+        memory[r][j] = load_some(from + r * stride + j * kLanes<C>, left - j * kLanes<C>);
+    copy_block(block, memory);
   }
 }
 template <class C, class V, int R, int NV>
@@ -42,9 +54,11 @@ RNNEXT_INLINE void store_tile(const V (&block)[R][NV], C* to, int64_t stride, in
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) store(to + r * stride + j * kLanes<C>, block[r][j]);
   } else {
+    V memory[R][NV];
+    copy_block(memory, block);
     for (int r = 0; r < R; ++r)
       for (int j = 0; j < NV; ++j)
-        store_some(to + r * stride + j * kLanes<C>, block[r][j], left - j * kLanes<C>);
+        store_some(to + r * stride + j * kLanes<C>, memory[r][j], left - j * kLanes<C>);
   }
 }
 // The block as factors: values `column` and up, as many as there are before `end`, of rows that are
@@ -59,9 +73,11 @@ RNNEXT_INLINE void store_factors(const V (&block)[R][NV], F* to, int64_t stride,
       for (int j = 0; j < NV; ++j)
         Factors<F>::store(to + r * stride, column + j * kLanes<F>, block[r][j]);
   } else {
+    V memory[R][NV];
+    copy_block(memory, block);
     for (int r = 0; r < R; ++r)
       for (int j = 0; j < NV; ++j)
-        Factors<F>::store_some(to + r * stride, column + j * kLanes<F>, block[r][j],
+        Factors<F>::store_some(to + r * stride, column + j * kLanes<F>, memory[r][j],
                                end - column - j * kLanes<F>);
   }
 }

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "cpu/isa/pragma.h"
+#include "cpu/isa/tune_avx512.h"
 #include "cpu/runtime/dispatch.h"
 
 RNNEXT_TARGET("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,avx512bf16,prfchw")

@@ -124,19 +124,11 @@ struct BackwardVectors {
     for (int i = 0; i < n; ++i) x[i] = Activation<C, name>::backward(x[i], h[i]);
   }
 };
-template <class V, int R, int NV>
-RNNEXT_INLINE void copy_block(V (&to)[R][NV], const V (&from)[R][NV]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) to[r][j] = from[r][j];
-}
 template <class Vectors>
 RNNEXT_TILE void for_name(Nonlinearity name, const Vectors& f) {
   RNNEXT_RETURN_FOR(name);
 }
-// work, whose x is the block, on a copy of it in memory: a block whose own address is known would
-// be in memory from its first sum on.
+// work, whose x is the block, on a copy of it in memory.
 template <class Work, class V, int R, int NV>
 RNNEXT_INLINE void in_memory(V (&x)[R][NV], Nonlinearity name, Work work) {
   V memory[R][NV];
