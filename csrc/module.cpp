@@ -14,9 +14,9 @@
 #include <map>
 #include <optional>
 
-#include "cpu/rnn/describe.h"
+#include "cpu/binding/describe.h"
+#include "cpu/binding/stepper.h"
 #include "cpu/rnn/machine.h"
-#include "cpu/rnn/stepper.h"
 #include "cpu/runtime/dispatch.h"
 #include "ops/parse.h"
 #include "ops/signatures.h"

@@ -1,6 +1,7 @@
 """Compiles every header under csrc/ on its own: each includes what it needs, in whatever order.
 
-The CUDA half is read with the headers of tests/cuda_host, by a plain C++ compiler.
+The CUDA half is read with the headers of tests/cuda_host, by a plain C++ compiler. What kernels of
+the CPU may include is read without torch's: see the rules of docs/architecture.md.
 """
 
 import os
@@ -17,13 +18,20 @@ CSRC = ROOT / "csrc"
 HOST = ROOT / "tests" / "cuda_host"
 
 
+def knows_torch(folders: tuple[str, ...]) -> bool:
+    """Whether a header in these folders of csrc/ may include torch's."""
+    return folders[0] != "recurrence" and (folders[0] != "cpu" or folders[1] == "binding")
+
+
 def command(header: Path) -> list[str]:
     flags = ["-x", "c++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"]
     flags += ["-Wno-unused-function", "-Wno-unknown-pragmas", "-Wno-psabi"]
-    if "cuda" in header.relative_to(CSRC).parts:
+    folders = header.relative_to(CSRC).parts
+    if "cuda" in folders:
         flags += [f"-I{HOST / 'torch'}", f"-I{HOST / 'include'}"]
     flags += [f"-I{CSRC}", f"-isystem{sysconfig.get_paths()['include']}"]
-    flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    if knows_torch(folders):
+        flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
     return [os.environ.get("CXX", "c++"), *flags, "-include", str(header), os.devnull]
 
 

@@ -98,7 +98,7 @@ RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const Recurren
 
 }  // namespace
 
-// The CPU has kernels of its own (cpu/rnn/ensemble.cpp).
+// The CPU has kernels of its own (cpu/binding/ensemble.cpp).
 TORCH_LIBRARY_IMPL(rnnext, CUDA, m) {
   m.impl("recurrence_ensemble", Recurrences::forward<ensemble>);
   m.impl("recurrence_ensemble_backward", Recurrences::backward<ensemble_backward>);

@@ -1,8 +1,8 @@
-#include "cpu/rnn/describe.h"
+#include "cpu/binding/describe.h"
 
 #include <stdexcept>
 
-#include "cpu/rnn/binding.h"
+#include "cpu/binding/recurrence.h"
 
 namespace rnnext {
 namespace {

@@ -8,9 +8,9 @@
 #include <cstring>
 #include <limits>
 
-#include "cpu/embedding/runs.h"
+#include "cpu/binding/memory.h"
+#include "cpu/binding/runs.h"
 #include "cpu/runtime/dispatch.h"
-#include "cpu/runtime/memory.h"
 #include "ops/parse.h"
 
 namespace rnnext {

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/runtime/memory.h"
+#include "cpu/binding/memory.h"
 
 namespace rnnext {
 

@@ -4,9 +4,9 @@
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
 
-#include "cpu/rnn/binding.h"
-#include "cpu/rnn/padding.h"
-#include "cpu/runtime/memory.h"
+#include "cpu/binding/memory.h"
+#include "cpu/binding/padding.h"
+#include "cpu/binding/recurrence.h"
 #include "ops/parse.h"
 #include "ops/signatures.h"
 

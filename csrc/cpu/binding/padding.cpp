@@ -1,4 +1,4 @@
-#include "cpu/rnn/padding.h"
+#include "cpu/binding/padding.h"
 
 #include <ATen/ATen.h>
 
@@ -7,8 +7,8 @@
 #include <numeric>
 #include <vector>
 
+#include "cpu/binding/memory.h"
 #include "cpu/rnn/plan.h"
-#include "cpu/runtime/memory.h"
 #include "cpu/runtime/team.h"
 
 namespace rnnext {

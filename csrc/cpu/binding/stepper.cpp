@@ -1,4 +1,4 @@
-#include "cpu/rnn/stepper.h"
+#include "cpu/binding/stepper.h"
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -12,8 +12,8 @@
 #include <cstring>
 #include <mutex>
 
-#include "cpu/rnn/binding.h"
-#include "cpu/runtime/memory.h"
+#include "cpu/binding/memory.h"
+#include "cpu/binding/recurrence.h"
 #include "ops/parse.h"
 
 namespace rnnext {

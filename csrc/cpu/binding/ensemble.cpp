@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "cpu/rnn/binding.h"
+#include "cpu/binding/recurrence.h"
 
 namespace rnnext {
 namespace {
