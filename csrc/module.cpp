@@ -158,36 +158,10 @@ py::dict build_info() {
   return info;
 }
 
-// A machine by its name in tuning.h, or this one with other numbers, by their names.
-using MachineGiven = std::variant<std::string, std::map<std::string, double>>;
-rnnext::Machine machine_of(const MachineGiven& given) {
-  using rnnext::Machine;
-  static const std::map<std::string, double Machine::*> numbers{
-      {"multiply", &Machine::multiply},
-      {"pairs", &Machine::pairs},
-      {"first_bytes", &Machine::first_bytes},
-      {"first_rate", &Machine::first_rate},
-      {"second_bytes", &Machine::second_bytes},
-      {"second_rate", &Machine::second_rate},
-      {"far_rate", &Machine::far_rate},
-      {"wait", &Machine::wait},
-      {"line", &Machine::line},
-      {"tiles", &Machine::tiles}};
-  if (const auto* name = std::get_if<std::string>(&given)) return rnnext::machine_named(*name);
-  Machine machine = rnnext::this_machine();
-  machine.name = "described";
-  for (const auto& [key, value] : std::get<1>(given)) {
-    const auto number = numbers.find(key);
-    if (number == numbers.end()) throw std::invalid_argument("a machine has no '" + key + "'");
-    machine.*(number->second) = value;
-  }
-  return machine;
-}
-
 rnnext::Description plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t directions,
                          int64_t layers, at::ScalarType dtype, int threads, bool train, bool hx,
                          const std::vector<int64_t>& lengths,
-                         const std::optional<MachineGiven>& machine) {
+                         const std::optional<std::string>& machine) {
   rnnext::Question question;
   question.T = T, question.B = B, question.I = I, question.H = H;
   question.D = directions, question.layers = layers;
@@ -195,7 +169,8 @@ rnnext::Description plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t dir
   question.threads = threads;
   question.train = train, question.hx = hx;
   question.lengths = lengths;
-  return rnnext::describe_plan(question, machine ? machine_of(*machine) : rnnext::this_machine());
+  return rnnext::describe_plan(question,
+                               machine ? rnnext::machine_of(*machine) : rnnext::this_machine());
 }
 
 }  // namespace

@@ -23,7 +23,7 @@ def plan(
     train: bool = False,
     hx: bool = False,
     lengths: Sequence[int] = (),
-    machine: str | dict[str, float] | None = None,
+    machine: str | None = None,
 ) -> dict[str, Any]: ...
 
 # The ops of the same names, arguments by position.

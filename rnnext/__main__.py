@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explains.add_argument("--hx", action="store_true", help="first states are given")
     explains.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
     explains.add_argument("--threads", type=int, help="default: torch's")
-    explains.add_argument("--machine", help="zen4, zen5 or xeon-amx (default: this one)")
+    explains.add_argument(
+        "--machine", help="zen4, zen5 or xeon-amx, NAME=NUMBER,.. or both (default: this one)"
+    )
     options = parser.parse_args(arguments)
     try:
         options.command(options)

@@ -1,6 +1,7 @@
 """How a call would run on this CPU, in words: what ``python -m rnnext explain`` prints."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -40,14 +41,16 @@ def explain(
         lengths: B lengths in 0..T. Default: all T.
         threads: the most threads. Default: ``torch.get_num_threads()``.
         machine: the processor to plan for: a name from ``csrc/cpu/rnn/tuning.h`` (zen4, zen5,
-            xeon-amx), or numbers that differ from this one's. Default: this one, as calls do:
-            what ``RNNEXT_CPU_MACHINE`` names, or the row that is nearest, with this one's caches.
+            xeon-amx); numbers that differ from this one's, as ``"far_rate=10,wait=900"`` or as a
+            mapping; or both: ``"zen5,far_rate=10"``. Default: this one, as calls do: what
+            ``RNNEXT_CPU_MACHINE`` says in the same words, or the row that is nearest, with this
+            one's caches.
 
     Returns:
         A few sentences, one a line.
 
     Raises:
-        ValueError: a size below 1, lengths that do not fit, or an unknown machine.
+        ValueError: a size below 1, lengths that do not fit, or a machine that is unknown.
         NotImplementedError: another dtype.
     """
     directions = 2 if bidirectional else 1
@@ -63,12 +66,13 @@ def explain(
         train=train,
         hx=hx,
         lengths=list(lengths),
-        machine=dict(machine) if isinstance(machine, Mapping) else machine,
+        machine=_written(machine),
     )
     what = "backward" if train else "forward"
     lines = [
         f"{what}, T={T} B={B} I={I} H={H}, {directions} direction(s), {str(dtype)[6:]}, on "
-        f"{plan['isa']}, planned for {plan['machine']}",
+        f"{plan['isa']}",
+        _planned_for(plan),
         f"weights of a direction, packed: {plan['weight_bytes'] / 1024:.0f} KiB in panels of "
         f"{plan['panel']} columns; {'AMX ' if plan['amx'] else ''}tiles of up to "
         f"{plan['tile_rows']} rows",
@@ -111,3 +115,21 @@ def explain(
             lines.append("the output is prefetched before it is written")
     lines.append(f"estimate: {plan['cycles']:.0f} cycles a step for the product with the state")
     return "\n".join(lines)
+
+
+def _written(machine: str | Mapping[str, float] | None) -> str | None:
+    if isinstance(machine, Mapping):
+        return ",".join(f"{name}={number}" for name, number in machine.items())
+    return machine
+
+
+def _planned_for(plan: Mapping[str, Any]) -> str:
+    tiles = f", {plan['tiles']:.0f} on AMX tiles" if plan["tiles"] else ""
+    return (
+        f"planned for {plan['machine']}, told by {plan['origin']}; in bytes a cycle of one core: "
+        f"multiply-adds {plan['multiply']:g} ({plan['pairs']:g} of bfloat16 pairs{tiles}), weights "
+        f"of up to {plan['first_bytes'] / 1024:.0f} KiB are read at {plan['first_rate']:g}, of up "
+        f"to {plan['second_bytes'] / 1024:.0f} KiB at {plan['second_rate']:g}, larger ones at "
+        f"{plan['far_rate']:g}; waiting at a step costs {plan['wait']:g} cycles, a line from "
+        f"another core {plan['line']:g}"
+    )

@@ -27,6 +27,8 @@ XEON = ZEN4 | {
 
 def plan(T, B, I, H, **options):  # noqa: E741 - the field's letter
     options = {"dtype": torch.float32, "threads": 2, "machine": "zen4", **options}
+    if isinstance(options["machine"], dict):
+        options["machine"] = ",".join(f"{name}={n}" for name, n in options["machine"].items())
     return _C.plan(T=T, B=B, I=I, H=H, **options)
 
 
@@ -41,8 +43,11 @@ def test_a_machine_by_its_name_or_by_its_numbers(name, numbers):
     for size in [(100, 1, 64, 256), (64, 32, 64, 1024), (35, 20, 200, 200)]:
         named, described = plan(*size, machine=name), plan(*size, machine=numbers)
         assert named.pop("machine") == name
-        assert described.pop("machine") == "described"
+        assert named.pop("origin") == "its name"
+        assert described.pop("origin") == "numbers that were given"
+        del described["machine"]  # the row that the numbers changed
         assert named == described
+        assert {number: named[number] for number in numbers} == numbers
 
 
 def test_calls_are_planned_for_the_machine_that_runs_them():
@@ -50,10 +55,13 @@ def test_calls_are_planned_for_the_machine_that_runs_them():
     own = run_python("-c", code).stdout
     assert any(f"planned for {name}" in own for name in ("zen4", "zen5", "xeon-amx"))
     named = [run_python("-c", code, RNNEXT_CPU_MACHINE=name).stdout for name in ("zen4", "zen5")]
-    assert "planned for zen4" in named[0]
+    assert "planned for zen4, told by RNNEXT_CPU_MACHINE" in named[0]
     assert "2 part(s) of the batch" in named[0]
     assert "planned for zen5" in named[1]
     assert "the hidden units of each among 2 threads" in named[1]
+    changed = run_python("-c", code, RNNEXT_CPU_MACHINE="zen4,far_rate=4").stdout
+    assert "larger ones at 4;" in changed
+    assert "the hidden units of each among 2 threads" in changed
     wrong = run_python("-c", "import rnnext", RNNEXT_CPU_MACHINE="z80")
     assert wrong.returncode != 0
     assert "machine must be one of zen4, zen5, xeon-amx, got z80" in wrong.stderr
@@ -191,7 +199,9 @@ def test_a_machine_with_tiles_is_planned_for_them():
         (64, 128), (64, 120), (60, 128)
     ]] == ["rows", "scratch", "scratch"]  # fmt: skip
     text = explain(*size, machine="xeon-amx", dtype=torch.bfloat16, threads=2)
-    assert "on amx_stand_in, planned for xeon-amx" in text
+    assert "on amx_stand_in\n" in text
+    assert "planned for xeon-amx, told by its name" in text
+    assert "530 on AMX tiles" in text
     assert "AMX tiles of up to 32 rows" in text
 
 
@@ -203,7 +213,10 @@ def test_a_machine_with_tiles_is_planned_for_them():
         ({"lengths": [1]}, "lengths must hold B = 2 numbers, got 1"),
         ({"lengths": [1, 11]}, r"lengths must be in 0..10, got 11"),
         ({"machine": "z80"}, "machine must be one of zen4, zen5, xeon-amx, got z80"),
-        ({"machine": {"speed": 1.0}}, "a machine has no 'speed'"),
+        ({"machine": {"speed": 1.0}}, "a machine's numbers are multiply, .*, got speed"),
+        ({"machine": {"far_rate": 0}}, "a machine's far_rate must be a positive number, got 0"),
+        ({"machine": "zen5,wait="}, "a machine's wait must be a positive number, got"),
+        ({"machine": "wait=0,zen5"}, "after a machine's name come NAME=NUMBER, got zen5"),
     ],
 )
 def test_questions_that_make_no_sense(wrong, message):

@@ -58,6 +58,8 @@ Description describe_plan(const Question& q, const Machine& machine) {
   Description about;
   about["isa"] = std::string(kernels().name);
   about["machine"] = std::string(machine.name);
+  about["origin"] = std::string(machine.origin);
+  for (const MachineNumber& number : kMachineNumbers) about[number.name] = machine.*number.at;
   about["tile_rows"] = int64_t{shape.tile_rows};
   about["panel"] = int64_t{shape.panel};
   about["depth"] = int64_t{shape.depth};

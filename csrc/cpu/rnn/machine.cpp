@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <stdexcept>
 #ifdef __x86_64__
@@ -35,11 +36,39 @@ void read_cache_sizes([[maybe_unused]] Machine& machine) {
 #endif
 }
 
+const Machine& row_of(const std::string& name) {
+  std::string known;
+  for (const Machine& machine : kMachines) {
+    if (name == machine.name) return machine;
+    known += (known.empty() ? "" : ", ") + std::string(machine.name);
+  }
+  throw std::invalid_argument("machine must be one of " + known + ", got " + name);
+}
+
+void set_number(Machine& machine, const std::string& name, const std::string& value) {
+  std::string known;
+  for (const MachineNumber& number : kMachineNumbers) {
+    known += (known.empty() ? "" : ", ") + std::string(number.name);
+    if (name != number.name) continue;
+    char* end = nullptr;
+    const double given = std::strtod(value.c_str(), &end);
+    if (value.empty() || *end || !(given > 0 || (given == 0 && number.zero)))
+      throw std::invalid_argument("a machine's " + name + " must be a positive number, got " +
+                                  value);
+    machine.*number.at = given;
+    return;
+  }
+  throw std::invalid_argument("a machine's numbers are " + known + ", got " + name);
+}
+
 Machine detect() {
-  if (const char* name = std::getenv("RNNEXT_CPU_MACHINE"); name && *name)
-    return machine_named(name);
-  Machine machine = machine_named(model());
+  Machine machine = row_of(model());
+  machine.origin = "maker and family, with the cache sizes that the system tells";
   read_cache_sizes(machine);
+  const char* const told = std::getenv("RNNEXT_CPU_MACHINE");
+  if (!told || !*told) return machine;
+  machine = machine_of(told, machine);
+  machine.origin = "RNNEXT_CPU_MACHINE";
   return machine;
 }
 
@@ -50,13 +79,22 @@ const Machine& this_machine() {
   return machine;
 }
 
-const Machine& machine_named(const std::string& name) {
-  std::string known;
-  for (const Machine& machine : kMachines) {
-    if (name == machine.name) return machine;
-    known += (known.empty() ? "" : ", ") + std::string(machine.name);
+Machine machine_of(const std::string& text, const Machine& machine) {
+  Machine found = machine;
+  for (size_t begin = 0, end = 0; begin <= text.size(); begin = end + 1) {
+    end = std::min(text.find(',', begin), text.size());
+    const std::string word = text.substr(begin, end - begin);
+    const size_t equals = word.find('=');
+    if (equals != std::string::npos) {
+      set_number(found, word.substr(0, equals), word.substr(equals + 1));
+      found.origin = "numbers that were given";
+    } else if (begin == 0) {
+      found = row_of(word);
+    } else {
+      throw std::invalid_argument("after a machine's name come NAME=NUMBER, got " + word);
+    }
   }
-  throw std::invalid_argument("machine must be one of " + known + ", got " + name);
+  return found;
 }
 
 }  // namespace rnnext

@@ -21,6 +21,21 @@ struct Machine {
   double wait;          // cycles that threads lose when they wait for each other at a step
   double line;          // cycles for each cache line that another core wrote
   double tiles = 0;     // multiply-adds on AMX tiles; 0: it has none
+  const char* origin = "its name";  // where the description comes from
+};
+
+// The numbers by their names: what may be overridden, and what `explain` shows.
+struct MachineNumber {
+  const char* name;
+  double Machine::* at;
+  bool zero = false;  // whether it may be 0
+};
+constexpr MachineNumber kMachineNumbers[] = {
+    {"multiply", &Machine::multiply},         {"pairs", &Machine::pairs},
+    {"first_bytes", &Machine::first_bytes},   {"first_rate", &Machine::first_rate},
+    {"second_bytes", &Machine::second_bytes}, {"second_rate", &Machine::second_rate},
+    {"far_rate", &Machine::far_rate},         {"wait", &Machine::wait, true},
+    {"line", &Machine::line, true},           {"tiles", &Machine::tiles, true},
 };
 
 // Of a cache, weights may fill this share: the rest is for what else a step reads and writes.
