@@ -459,7 +459,8 @@ def _embedding_sparse_backward(
 ) -> tuple[Tensor, Tensor]:
     _check_gradient(grad, indices)
     rows = _how_many_occur(indices, num_weights)
+    apart = 1 if grad.device.type == "cuda" else 2  # as autograd wants them
     return (
-        indices.new_empty((rows,), dtype=torch.int64),
+        indices.new_empty_strided((rows,), (apart,), dtype=torch.int64),
         grad.new_empty((rows, grad.shape[-1])),
     )

@@ -45,9 +45,10 @@ class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
           call_op<EmbeddingSparseBackwardOp>(grad[0], indices, num_weights, padding_idx, scale);
       // A strided row of indices: torch's AccumulateGrad then clones the gradient, which keeps it
       // marked as coalesced; a contiguous one it takes apart and puts together without the mark.
-      const Tensor strided =
-          at::empty_strided_symint({1, rows.sym_size(0)}, {1, 2}, rows.options());
-      strided.copy_(rows);
+      Tensor strided = rows.unsqueeze(0);
+      if (rows.sym_stride(0) == 1)
+        strided =
+            at::empty_strided_symint({1, rows.sym_size(0)}, {1, 2}, rows.options()).copy_(strided);
       result = at::_sparse_coo_tensor_unsafe_symint(
           strided, values, {num_weights, values.sym_size(1)}, values.scalar_type(), at::kSparse,
           values.device(), std::nullopt, /*is_coalesced=*/true);

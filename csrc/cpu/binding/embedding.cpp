@@ -2,6 +2,7 @@
 // each row of the gradient is a sum over one run of them: no atomics, the same bits on any thread
 // count.
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -9,7 +10,7 @@
 #include <limits>
 
 #include "cpu/binding/memory.h"
-#include "cpu/binding/runs.h"
+#include "cpu/embedding/sort.h"
 #include "cpu/runtime/dispatch.h"
 #include "ops/parse.h"
 
@@ -139,7 +140,33 @@ std::tuple<Tensor, Tensor> occurring(const Tensor& tokens, int64_t num_rows) {
   return {rows.narrow(0, 0, count).clone(), index};
 }
 
-Runs runs_of(const Tensor& grad, const Tensor& indices, int64_t rows, int64_t padding_idx) {
+// The runs of indices, and the memory that they lie in.
+struct SortedIndices {
+  Tensor memory;  // from the pool, whose pages are there already
+  Runs runs;
+};
+
+constexpr int64_t kSortedPerThread = 4096;
+
+template <class Word, class Index>
+SortedIndices sort_indices(const Index* index, int64_t n, int64_t rows, int64_t padding_idx) {
+  const Digits digits(n, rows);
+  const int threads = static_cast<int>(std::clamp<int64_t>(n / kSortedPerThread, 1, max_threads()));
+  const int64_t scratch =
+      2 * n * sizeof(Sorted<Word>) / sizeof(int64_t) + 2 * threads * digits.values();
+  SortedIndices sorted{empty_large({3 * n + 1 + scratch}, at::kLong), {}};
+  Runs& runs = sorted.runs;
+  runs.order = sorted.memory.mutable_data_ptr<int64_t>();
+  runs.row = runs.order + n;
+  runs.begin = runs.row + n;
+  run_team(threads, [&](Worker& worker) {
+    sort_runs<Word>(index, n, rows, padding_idx, digits, runs.begin + n + 1, runs, worker);
+  });
+  return sorted;
+}
+
+SortedIndices runs_of(const Tensor& grad, const Tensor& indices, int64_t rows,
+                      int64_t padding_idx) {
   check_indices(indices);
   TORCH_CHECK(
       grad.dim() == indices.dim() + 1 && grad.sizes().slice(0, indices.dim()) == indices.sizes(),
@@ -147,40 +174,28 @@ Runs runs_of(const Tensor& grad, const Tensor& indices, int64_t rows, int64_t pa
       " with indices of shape ", indices.sizes());
   const Tensor index = indices.contiguous();
   const auto sort = [&](const auto* values) {
+    const int64_t n = index.numel();
     check_bounds(values, index, rows);
-    return sort_runs(values, index.numel(), rows, padding_idx);
+    return std::max(n, rows) <= std::numeric_limits<uint32_t>::max()
+               ? sort_indices<uint32_t>(values, n, rows, padding_idx)
+               : sort_indices<uint64_t>(values, n, rows, padding_idx);
   };
   return index.scalar_type() == at::kLong ? sort(index.const_data_ptr<int64_t>())
                                           : sort(index.const_data_ptr<int32_t>());
 }
 
-SumRows sum_rows_of(const Tensor& grad) { return kernels().sum_rows_of(parse_dtype(grad, "grad")); }
-
-// Sums the runs [first, last) into rows that `to` names.
-template <class To>
-void sum_runs(SumRows sum, const Runs& runs, int64_t first, int64_t last, const Tensor& grad,
-              bool scale, const To& to) {
-  const char* from = static_cast<const char*>(grad.const_data_ptr());
-  const int64_t row_bytes = grad.size(-1) * grad.element_size();
-  for (int64_t u = first; u < last; ++u) {
-    const int64_t n = runs.begin[u + 1] - runs.begin[u];
-    for (int64_t i = runs.begin[u]; i < runs.begin[u + 1]; ++i)
-      if (i + kAhead < runs.length())
-        prefetch_row(from + runs.order[i + kAhead] * row_bytes, row_bytes);
-    sum(grad.const_data_ptr(), grad.size(-1), &runs.order[runs.begin[u]], n,
-        scale ? 1.0 / static_cast<double>(n) : 1.0, to(u));
-  }
-}
+SumRuns sum_runs_of(const Tensor& grad) { return kernels().sum_runs_of(parse_dtype(grad, "grad")); }
 
 Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num_weights,
                           int64_t padding_idx, bool scale_grad_by_freq) {
-  const SumRows sum = sum_rows_of(grad);
-  const Runs runs = runs_of(grad, indices, num_weights, padding_idx);
+  const SumRuns sum = sum_runs_of(grad);
+  const SortedIndices sorted = runs_of(grad, indices, num_weights, padding_idx);
+  const Runs& runs = sorted.runs;
   const Tensor rows = grad.contiguous();
   const int64_t D = rows.size(-1), row_bytes = D * rows.element_size();
   const Tensor out = empty_large({num_weights, D}, rows.options());
   char* to = static_cast<char*>(out.data_ptr());
-  const int64_t N = runs.length();
+  const int64_t N = runs.length;
   const auto first_run = [&](int64_t v) {
     return std::lower_bound(runs.row, runs.row + runs.count, v) - runs.row;
   };
@@ -208,8 +223,7 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num
       const int64_t picked = u < runs.count ? std::min(runs.row[u], end) : end;
       std::memset(to + v * row_bytes, 0, (picked - v) * row_bytes);
       if (picked == end) break;
-      sum_runs(sum, runs, u, u + 1, rows, scale_grad_by_freq,
-               [&](int64_t run) { return to + runs.row[run] * row_bytes; });
+      sum(runs, u, u + 1, rows.const_data_ptr(), D, scale_grad_by_freq, true, to);
       v = picked + 1;
       ++u;
     }
@@ -220,22 +234,24 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num
 std::tuple<Tensor, Tensor> embedding_sparse_backward(const Tensor& grad, const Tensor& indices,
                                                      int64_t num_weights, int64_t padding_idx,
                                                      bool scale_grad_by_freq) {
-  const SumRows sum = sum_rows_of(grad);
-  const Runs runs = runs_of(grad, indices, num_weights, padding_idx);
+  const SumRuns sum = sum_runs_of(grad);
+  const SortedIndices sorted = runs_of(grad, indices, num_weights, padding_idx);
+  const Runs& runs = sorted.runs;
   const Tensor rows = grad.contiguous();
   const int64_t D = rows.size(-1), row_bytes = D * rows.element_size(), U = runs.count;
-  const Tensor row = at::empty({U}, rows.options().dtype(at::kLong));
-  std::copy_n(runs.row, U, row.mutable_data_ptr<int64_t>());
+  // Every other number of a tensor: see the Autograd kernel.
+  const Tensor row = at::detail::empty_strided_cpu({U}, {2}, rows.options().dtype(at::kLong));
+  int64_t* const numbers = row.mutable_data_ptr<int64_t>();
+  for (int64_t u = 0; u < U; ++u) numbers[2 * u] = runs.row[u];
   const Tensor values = empty_large({U, D}, rows.options());
-  char* to = static_cast<char*>(values.data_ptr());
-  const int64_t N = runs.length();
+  const int64_t N = runs.length;
   // Shares of equal numbers of rows read, cut where a run begins.
   const auto boundary = [&](int64_t share, int64_t shares) {
     return std::lower_bound(runs.begin, runs.begin + U, N * share / shares) - runs.begin;
   };
   parallel((N + U) * row_bytes, [&](int rank, int threads) {
-    sum_runs(sum, runs, boundary(rank, threads), boundary(rank + 1, threads), rows,
-             scale_grad_by_freq, [&](int64_t run) { return to + run * row_bytes; });
+    sum(runs, boundary(rank, threads), boundary(rank + 1, threads), rows.const_data_ptr(), D,
+        scale_grad_by_freq, false, values.data_ptr());
   });
   return {row, values};
 }

@@ -1,36 +1,52 @@
 // The gather's gradient: rows of `grad` that picked the same table row are summed.
 #pragma once
 
+#include "cpu/embedding/runs.h"
 #include "cpu/simd/vector.h"
 
 namespace rnnext::RNNEXT_ISA {
 
-// NV vectors of columns from j on, held in registers.
+// out[D] = scale * sum of the rows grad[order[i]], i in [0, n), in the order given, in the compute
+// type, from column j on: as many columns at once as are held in NV registers, then the rest.
 template <int NV, class S>
 RNNEXT_INLINE void sum_columns(const S* grad, int64_t D, int64_t j, const int64_t* order, int64_t n,
-                               double scale, S* out) {
+                               Compute<S> scale, S* out) {
   using C = Compute<S>;
-  Vec<C> sum[NV];
-  for (int v = 0; v < NV; ++v) sum[v] = Vec<C>{};
-  for (int64_t i = 0; i < n; ++i) {
-    const S* row = grad + order[i] * D + j;
-    for (int v = 0; v < NV; ++v) sum[v] += load_some(row + v * kLanes<C>, D - j - v * kLanes<C>);
+  constexpr int64_t kColumns = NV * kLanes<C>;
+  for (; NV == 1 ? j < D : D - j >= kColumns; j += kColumns) {
+    Vec<C> sum[NV];
+    for (int v = 0; v < NV; ++v) sum[v] = Vec<C>{};
+    for (int64_t i = 0; i < n; ++i) {
+      const S* row = grad + order[i] * D + j;
+      for (int v = 0; v < NV; ++v)
+        sum[v] += NV > 1 ? load(row + v * kLanes<C>) : load_some(row, D - j);
+    }
+    for (int v = 0; v < NV; ++v)
+      store_some(out + j + v * kLanes<C>, sum[v] * scale, D - j - v * kLanes<C>);
   }
-  for (int v = 0; v < NV; ++v)
-    store_some(out + j + v * kLanes<C>, sum[v] * static_cast<C>(scale), D - j - v * kLanes<C>);
+  if constexpr (NV > 1) sum_columns<NV / 2>(grad, D, j, order, n, scale, out);
 }
 
-// out[D] = scale * sum of grad[order[i]] for i in [0, n), in the order given, in the compute type.
+// The runs [first, last), each into a row of `out`: one after the other, or, if `scatter`, that of
+// its number. Rows are read in no order that the CPU could foresee: each is prefetched eight ahead.
 template <class S>
-void sum_rows(const void* grad, int64_t D, const int64_t* order, int64_t n, double scale,
-              void* out) {
-  constexpr int64_t kVector = kLanes<Compute<S>>;
-  const S* from = static_cast<const S*>(grad);
-  S* to = static_cast<S*>(out);
-  int64_t j = 0;
-  for (; D - j >= 8 * kVector; j += 8 * kVector) sum_columns<8>(from, D, j, order, n, scale, to);
-  for (; D - j >= 2 * kVector; j += 2 * kVector) sum_columns<2>(from, D, j, order, n, scale, to);
-  for (; j < D; j += kVector) sum_columns<1>(from, D, j, order, n, scale, to);
+void sum_runs(const Runs& runs, int64_t first, int64_t last, const void* grad, int64_t D,
+              bool by_frequency, bool scatter, void* out) {
+  constexpr int64_t kAhead = 8;
+  const S* const from = static_cast<const S*>(grad);
+  const int64_t bytes = D * static_cast<int64_t>(sizeof(S));
+  for (int64_t u = first; u < last; ++u) {
+    const int64_t begin = runs.begin[u], end = runs.begin[u + 1];
+    for (int64_t i = begin + kAhead; i < end + kAhead && i < runs.length; ++i) {
+      const char* const row = reinterpret_cast<const char*>(from + runs.order[i] * D);
+#pragma GCC unroll 1
+      for (int64_t at = 0; at < bytes && at < 1024; at += 64) __builtin_prefetch(row + at);
+    }
+    const auto scale =
+        static_cast<Compute<S>>(by_frequency ? 1.0 / static_cast<double>(end - begin) : 1.0);
+    S* const to = static_cast<S*>(out) + (scatter ? runs.row[u] : u) * D;
+    sum_columns<8>(from, D, 0, runs.order + begin, end - begin, scale, to);
+  }
 }
 
 }  // namespace rnnext::RNNEXT_ISA

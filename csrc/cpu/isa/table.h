@@ -41,7 +41,7 @@ constexpr KernelTable table(const char* name, bool (*supported)()) {
           {&kRnn<float>, &kRnn<double>, kRnnBFloat16, &kRnn<Float16>},
           kRnnMedium,
           nullptr,
-          {sum_rows<float>, sum_rows<double>, sum_rows<BFloat16>, sum_rows<Float16>}};
+          {sum_runs<float>, sum_runs<double>, sum_runs<BFloat16>, sum_runs<Float16>}};
 }
 #endif
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/embedding/runs.h"
 #include "cpu/rnn/plan.h"
 #include "cpu/runtime/team.h"
 
@@ -32,9 +33,9 @@ struct RnnKernels {
   void (*pack)(const Recurrence&, char* packed);
 };
 
-// out[D] = scale * sum of the rows grad[order[i]], i in [0, n).
-using SumRows = void (*)(const void* grad, int64_t D, const int64_t* order, int64_t n, double scale,
-                         void* out);
+// embedding/kernel.h has it.
+using SumRuns = void (*)(const Runs&, int64_t first, int64_t last, const void* grad, int64_t D,
+                         bool by_frequency, bool scatter, void* out);
 
 struct KernelTable {
   const char* name;
@@ -43,15 +44,15 @@ struct KernelTable {
   const RnnKernels* rnn[4];  // by DType
   // float32 whose factors are rounded to bfloat16, or are sums of two; null: no faster on this ISA.
   const RnnKernels *rnn_medium, *rnn_high;
-  SumRows sum_rows[4];  // by DType
+  SumRuns sum_runs[4];  // by DType
 
   const RnnKernels& rnn_of(DType dtype) const {
     const RnnKernels* const own = rnn[static_cast<int>(dtype)];
     return own ? *own : below->rnn_of(dtype);
   }
-  SumRows sum_rows_of(DType dtype) const {
-    const SumRows own = sum_rows[static_cast<int>(dtype)];
-    return own ? own : below->sum_rows_of(dtype);
+  SumRuns sum_runs_of(DType dtype) const {
+    const SumRuns own = sum_runs[static_cast<int>(dtype)];
+    return own ? own : below->sum_runs_of(dtype);
   }
 };
 
