@@ -53,6 +53,7 @@ def extension(cuda: bool):
     kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
     # Without -march: the files under csrc/cpu/isa choose their own target.
     cxx = ["-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]
+    cxx.append("-falign-loops=64")  # a tile's loop: up to 12 % by where the linker puts it
     cxx.append("-Wno-psabi")  # vectors wider than the target's: the stand-in of AMX
     # Code that sanitizers watch takes minutes a file to optimize.
     cxx.append("-O1" if "-fsanitize" in os.environ.get("CFLAGS", "") else "-O3")

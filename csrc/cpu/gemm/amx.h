@@ -95,7 +95,7 @@ struct TileExtent {
   RNNEXT_INLINE void prefetch(const C* from, int64_t stride) const {
     for (int r = 0; r < rows; ++r)
       for (int j = 0; j < vectors; j += by)
-        __builtin_prefetch(from + r * stride + j / by * kLanes<C>, to_write, to_write ? 3 : 2);
+        __builtin_prefetch(from + r * stride + j / by * kLanes<C>, to_write);
   }
 };
 

@@ -91,7 +91,7 @@ RNNEXT_INLINE void prefetch_tile(const C* from, int64_t stride) {
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int j = 0; j < NV; j += kStep)
-      __builtin_prefetch(from + r * stride + j * kLanes<C>, to_write, to_write ? 3 : 2);
+      __builtin_prefetch(from + r * stride + j * kLanes<C>, to_write);
 }
 // What a tile covers, as a value.
 template <int R, int NV>

@@ -22,25 +22,22 @@ struct BackwardStep {
   int64_t H;
   const C* start;  // the gradient of the output, first row; or null: zeros
   int64_t start_stride;
-  const C* output;
-  int64_t output_stride;
+  const C* values;  // that f gave
+  int64_t values_stride;
   Rows<F> state;
   C* grad_pre;
   int64_t grad_pre_stride;
   F* next;  // or null: it is grad_pre
   int64_t next_stride;
-  // What the next step will read as gradient and as output, both output_stride apart; or null.
-  const C *grad_ahead, *output_ahead;
+  // What the next step will read as gradient and as values, both values_stride apart; or null.
+  const C *grad_ahead, *values_ahead;
 
   template <class Extent>
   RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels,
                         int64_t K) const {
-    const int64_t ahead = row * output_stride + column;
-    if (grad_ahead) extent.prefetch(grad_ahead + ahead, output_stride);
-    if (output_ahead) {
-      extent.prefetch(output_ahead + ahead, output_stride);
-      prefetch_saved<false>(extent, cell, row, column, output_ahead - output);
-    }
+    const int64_t ahead = row * values_stride + column;
+    if (grad_ahead) extent.prefetch(grad_ahead + ahead, values_stride);
+    if (values_ahead) extent.prefetch(values_ahead + ahead, values_stride);
     typename Extent::template Tile<E> sums(extent);
     if (start) {
       sums.load(start + row * start_stride + column, start_stride, H - column);
@@ -52,12 +49,16 @@ struct BackwardStep {
   }
   template <int R, int NV>
   RNNEXT_INLINE void finish(Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
-    Vec<C> h[R][NV];
-    load_tile(h, output + row * output_stride + column, output_stride, H - column);
-    backward_block(cell, sums, h, row, column);
-    store_tile(sums, grad_pre + row * grad_pre_stride + column, grad_pre_stride, H - column);
-    if (next)
-      store_factors(sums, next + row * next_stride, next_stride, column, column + NV * kLanes<C>);
+    if constexpr (Cell::kLeaks) {
+      leak_block<BackwardLeak>(*this, sums, row, column);
+    } else {
+      Vec<C> h[R][NV];
+      load_tile(h, values + row * values_stride + column, values_stride, H - column);
+      backward_block(cell, sums, h);
+      store_tile(sums, grad_pre + row * grad_pre_stride + column, grad_pre_stride, H - column);
+      if (next)
+        store_factors(sums, next + row * next_stride, next_stride, column, column + NV * kLanes<C>);
+    }
   }
 
   // The product with a piece of the state, added to the sums where they are.
@@ -105,7 +106,7 @@ struct Backward {
       cell.carry = at.states.sums.row(unit, at.states.kCarry, unit.b0);
       cell.mixed = at.states.sums.row(unit, at.states.kMixed, unit.b0);
       cell.alpha_grad = alpha_grad;
-      cell.saved_stride = p.D * p.H;
+      cell.row_stride = p.D * p.H;
     }
     if (at.hh && plan.own_weights) at.pack_hh(unit.d, unit.group, unit.p0, unit.p1);
     const F* const packed = at.packed_hh(unit);
@@ -128,9 +129,12 @@ struct Backward {
         const int64_t first = (p.first_row(t) + unit.b0) * width + unit.d * p.H;
         const int64_t rows = sequences(p, unit, t);
         if (!reverse) row -= rows;
+        const S* const output = static_cast<const S*>(p.output) + first;
         const StepRows in = step_rows(unit, t, done, rows, first, worker);
-        if constexpr (Cell::kLeaks)
+        if constexpr (Cell::kLeaks) {
           cell.saved = p.saved ? static_cast<S*>(p.saved) + first : nullptr;
+          cell.output = output;
+        }
         // Converted rows are in cache; the others' next step is far in memory.
         const bool prefetches = kNative<S> && in.grad_stride == width && done + 1 < p.T;
         const int64_t t_next = reverse ? t + 1 : t - 1;
@@ -141,15 +145,15 @@ struct Backward {
             p.H,
             in.grad,
             in.grad_stride,
-            in.output,
-            in.output_stride,
+            in.values,
+            in.values_stride,
             state,
             plan.own_rows ? chunk_grad + row * at.step_stride : at.grad_pre + first,
             plan.own_rows ? at.step_stride : width,
             at.states.next(unit, done),
             at.states.buffers.stride,
             prefetches && in.grad ? in.grad + ahead : nullptr,
-            prefetches ? in.output + ahead : nullptr};
+            prefetches ? in.values + ahead : nullptr};
         if (done > 0) {
           weights.multiply(step, unit, packed, at.step_rows_of(worker, 0), at.step_stride, rows,
                            done + 1, worker);
@@ -186,28 +190,33 @@ struct Backward {
       __builtin_memset(rows + p.H, 0, 64);
   }
 
-  // Where a step finds the output and its gradient: in the tensors, or in scratch where they are
-  // stored in 16 bits or grad_h_n joins in. What lies past a sequence's end must not reach a leak.
+  // What f gave, of all steps: the output, but of rate.
+  const S* values() const {
+    return static_cast<const S*>(p.form == Form::rate ? p.saved : p.output);
+  }
+  // Where a step finds these and the output's gradient: in the tensors, or in scratch where they
+  // are stored in 16 bits or grad_h_n joins in. What lies past a sequence's end must not reach a
+  // leak.
   struct StepRows {
     const C* grad;
     int64_t grad_stride;
-    const C* output;
-    int64_t output_stride;
+    const C* values;
+    int64_t values_stride;
   };
   StepRows step_rows(const Unit& unit, int64_t t, int64_t done, int64_t rows, int64_t first,
                      const Worker& worker) const {
     const S* grad = g.grad_output ? static_cast<const S*>(g.grad_output) + first : nullptr;
-    const S* output = static_cast<const S*>(p.output) + first;
+    const S* values = this->values() + first;
     const bool joins = g.grad_h_n && (p.ragged() || done == 0);
     const int64_t width = p.D * p.H;
     StepRows in{nullptr, width, nullptr, width};
     if constexpr (kNative<S>) {
       in.grad = grad;
-      in.output = output;
+      in.values = values;
       if (!joins && !(p.ragged() && at.states.leaks())) return in;
     }
     C* const rows_of_grad = at.step_rows_of(worker, 0);
-    C* const rows_of_output = at.step_rows_of(worker, 1);
+    C* const rows_of_values = at.step_rows_of(worker, 1);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t b = unit.b0 + row;
       const S* grad_h_n = joins && p.ends(unit.d, b, t)
@@ -224,15 +233,15 @@ struct Backward {
         }
         store(rows_of_grad + row * at.step_stride + j, x);
         if (!kNative<S>)
-          store(rows_of_output + row * at.step_stride + j,
-                load_some(output + row * width + j, p.H - j));
+          store(rows_of_values + row * at.step_stride + j,
+                load_some(values + row * width + j, p.H - j));
       }
     }
     in.grad = rows_of_grad;
     in.grad_stride = at.step_stride;
     if (!kNative<S>) {
-      in.output = rows_of_output;
-      in.output_stride = at.step_stride;
+      in.values = rows_of_values;
+      in.values_stride = at.step_stride;
     }
     return in;
   }

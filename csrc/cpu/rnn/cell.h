@@ -81,15 +81,14 @@ struct PlainCell {
   static constexpr bool kLeaks = false;
 };
 template <class S, Nonlinearity name, class V, int R, int NV>
-RNNEXT_INLINE void forward_block(const PlainCell<S, name>&, V (&x)[R][NV], int64_t, int64_t) {
+RNNEXT_INLINE void forward_block(const PlainCell<S, name>&, V (&x)[R][NV]) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) x[r][j] = Activation<S, name>::forward(x[r][j]);
 }
 template <class S, Nonlinearity name, class V, int R, int NV>
-RNNEXT_INLINE void backward_block(const PlainCell<S, name>&, V (&x)[R][NV], const V (&h)[R][NV],
-                                  int64_t, int64_t) {
+RNNEXT_INLINE void backward_block(const PlainCell<S, name>&, V (&x)[R][NV], const V (&h)[R][NV]) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
@@ -138,33 +137,35 @@ RNNEXT_INLINE void in_memory(V (&x)[R][NV], Nonlinearity name, Work work) {
   copy_block(x, memory);
 }
 template <class C, class V, int R, int NV>
-RNNEXT_INLINE void forward_block(const NamedCell<C>& cell, V (&x)[R][NV], int64_t, int64_t) {
+RNNEXT_INLINE void forward_block(const NamedCell<C>& cell, V (&x)[R][NV]) {
   in_memory(x, cell.name, ForwardVectors<C>{nullptr, R * NV});
 }
 template <class C, class V, int R, int NV>
-RNNEXT_INLINE void backward_block(const NamedCell<C>& cell, V (&x)[R][NV], const V (&h)[R][NV],
-                                  int64_t, int64_t) {
+RNNEXT_INLINE void backward_block(const NamedCell<C>& cell, V (&x)[R][NV], const V (&h)[R][NV]) {
   in_memory(x, cell.name, BackwardVectors<C>{nullptr, &h[0][0], R * NV});
 }
 
 // A leak (recurrence/nonlinearity.h has the forms) over any nonlinearity, both chosen at run time
-// for a whole block in memory, as NamedCell does.
+// for a block in memory, as NamedCell does. What it needs beside the sums are rows, each read or
+// written once; the step's own stores are among them, so the block does not come back.
 template <class S>
 struct LeakyCell {
+  using Storage = S;
   using C = Compute<S>;
   static constexpr bool kLeaks = true;
   Form form;
   Nonlinearity name;
-  int64_t H;
   const C* alpha = nullptr;  // [H] and more, to whole panels
-  // Rows of scratch `stride` apart, each read and then written at the same place. Forward, carry:
-  // the state. Backward, carry: the gradient of the state before, but for what comes through W_hh;
-  // mixed: of rate, the gradient of what the leak mixes.
-  C* carry = nullptr;
-  C* mixed = nullptr;
+  // Rows `stride` apart. Forward, before: the state before; carry: the same rows, if the state goes
+  // there. Backward, carry: the gradient of the state before, but for what comes through W_hh, read
+  // and then written; mixed: of rate, the gradient of what the leak mixes.
+  const C* before = nullptr;
+  C *carry = nullptr, *mixed = nullptr;
   int64_t stride = 0;
-  S* saved = nullptr;  // the step's rows of Recurrence::saved, or null
-  int64_t saved_stride = 0;
+  // The step's rows of Recurrence::saved, or null, and, backward, of the output.
+  S* saved = nullptr;
+  const S* output = nullptr;
+  int64_t row_stride = 0;
   C* alpha_grad = nullptr;  // [H] and more: its sums, or null where alpha needs no gradient
 };
 
@@ -190,46 +191,55 @@ RNNEXT_INLINE void run_form(const Leak& leak, Form form) {
   __builtin_unreachable();
 }
 
-template <class S>
+// The end of a tile: x, its sums, and where in the step it lies. `Step` (forward.h) has the rows.
+// (Locals: the compiler cannot know that the stores leave the step as it is.)
+template <class Step>
 struct ForwardLeak {
+  using S = typename decltype(Step::cell)::Storage;
   using C = Compute<S>;
-  const LeakyCell<S>& cell;
+  using F = typename Step::F;
+  const Step& step;
   Vec<C>* x;
   int rows, vectors;
   int64_t row, column;
 
   template <Nonlinearity name>
   RNNEXT_INLINE void operator()(Named<name>) const {
-    run_form<Activation<S, name>>(*this, cell.form);
+    run_form<Activation<S, name>>(*this, step.cell.form);
   }
-  // (Locals: the compiler cannot know that the stores leave the cell as it is.)
   template <class Activation, Form form>
   RNNEXT_INLINE void run() const {
-    const C* const alpha = cell.alpha + column;
-    const int64_t left = cell.H - column;
-    Vec<C>* at = x;
+    const LeakyCell<S>& cell = step.cell;
+    const int64_t stride = cell.stride, row_stride = cell.row_stride;
+    const int64_t next_stride = step.next_stride, output_stride = step.output_stride;
     const int rows = this->rows, vectors = this->vectors;
-    for (int r = 0; r < rows; ++r) {
-      C* const carry = cell.carry + (row + r) * cell.stride + column;
-      S* const saved = cell.saved ? cell.saved + (row + r) * cell.saved_stride + column : nullptr;
-      for (int v = 0; v < vectors; ++v, ++at) {
-        const int64_t j = v * kLanes<C>;
-        const Vec<C> a = load(alpha + j), before = load(carry + j), pre = *at;
-        Vec<C> state, output, kept;
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t j = column + v * kLanes<C>, left = step.H - j, next_left = step.next_end - j;
+      const Vec<C> a = load(cell.alpha + j);
+      const Vec<C>* at = x + v;
+      const C* before = cell.before + row * stride + j;
+      C* carry = cell.carry ? cell.carry + row * stride + j : nullptr;
+      S* saved = cell.saved ? cell.saved + row * row_stride + j : nullptr;
+      F* next = step.next + row * next_stride;
+      C* output = step.output ? step.output + row * output_stride + j : nullptr;
+      for (int r = 0; r < rows; ++r, at += vectors, before += stride, next += next_stride) {
+        const Vec<C> s = load_some(before, left), pre = *at;
+        Vec<C> state, out, kept;
         if constexpr (form == Form::rate) {
           kept = Activation::forward(pre);
-          output = state = as_stored<S>(mix<C>(a, before, kept));
+          out = state = as_stored<S>(mix<C>(a, s, kept));
         } else if constexpr (form == Form::voltage) {
-          kept = pre - before;
-          state = as_stored<S>(mix<C>(a, before, pre));
-          output = Activation::forward(state);
+          kept = pre - s;
+          state = as_stored<S>(mix<C>(a, s, pre));
+          out = Activation::forward(state);
         } else {
-          kept = pre - before;
-          output = state = as_stored<S>(Activation::forward(mix<C>(a, before, pre)));
+          kept = pre - s;
+          out = state = as_stored<S>(Activation::forward(mix<C>(a, s, pre)));
         }
-        store(carry + j, state);
-        if (saved) store_some(saved + j, kept, left - j);
-        *at = output;
+        if (carry) store(carry, state), carry += stride;
+        if (saved) store_some(saved, kept, left), saved += row_stride;
+        Factors<F>::store_some(next, j, out, next_left);
+        if (output) store_some(output, out, left), output += output_stride;
       }
     }
   }
@@ -238,57 +248,66 @@ struct ForwardLeak {
 // With q the gradient of what the leak mixes, s' the state before and c what is mixed with it, the
 // gradient of alpha is the sum of q (c - s'). Voltage and blend saved c - s'. Of rate a step adds
 // its own q c and takes away, of the step after it, q s', whose s' is the state that this one left.
-template <class S>
+template <class Step>
 struct BackwardLeak {
+  using S = typename decltype(Step::cell)::Storage;
   using C = Compute<S>;
-  const LeakyCell<S>& cell;
-  Vec<C>* x;
-  const Vec<C>* h;
+  using F = typename Step::F;
+  const Step& step;
+  const Vec<C>* x;
   int rows, vectors;
   int64_t row, column;
 
   template <Nonlinearity name>
   RNNEXT_INLINE void operator()(Named<name>) const {
-    run_form<Activation<S, name>>(*this, cell.form);
+    run_form<Activation<C, name>>(*this, step.cell.form);
   }
   template <class Activation, Form form>
   RNNEXT_INLINE void run() const {
+    const LeakyCell<S>& cell = step.cell;
+    const int64_t stride = cell.stride, values_stride = step.values_stride;
+    const int64_t grad_pre_stride = step.grad_pre_stride, next_stride = step.next_stride;
+    const int64_t row_stride = cell.row_stride;
     const int rows = this->rows, vectors = this->vectors;
-    const int64_t stride = cell.stride, saved_stride = cell.saved_stride;
     for (int v = 0; v < vectors; ++v) {
-      const int64_t j = column + v * kLanes<C>, left = cell.H - j;
-      const Vec<C> a = load(cell.alpha + j);
+      const int64_t j = column + v * kLanes<C>, left = step.H - j;
+      const Vec<C> a = load(cell.alpha + j), rest = 1 - a;
+      const Vec<C>* at = x + v;
+      const C* values = step.values + row * values_stride + j;
       C* carry = cell.carry + row * stride + j;
-      C* mixed = cell.mixed + row * stride + j;
+      C* grad_pre = step.grad_pre + row * grad_pre_stride + j;
+      F* next = step.next ? step.next + row * next_stride : nullptr;
       C* const alpha_grad = cell.alpha_grad ? cell.alpha_grad + j : nullptr;
-      const S* saved = cell.saved ? cell.saved + row * saved_stride + j : nullptr;
+      C* mixed = cell.mixed + row * stride + j;
+      const S* saved = alpha_grad ? cell.saved + row * row_stride + j : nullptr;
+      const S* output = cell.output + row * row_stride + j;
       Vec<C> sum = {};
-      for (int r = 0; r < rows; ++r, carry += stride) {
-        Vec<C> kept = {};
-        if (saved) {
-          kept = load_some(saved, left);
-          saved += saved_stride;
-        }
-        const Vec<C> carried = load(carry), output = h[r * vectors + v];
-        Vec<C>& grad = x[r * vectors + v];
-        Vec<C> q;
+      for (int r = 0; r < rows; ++r, at += vectors) {
+        const Vec<C> h = load_some(values, left), carried = load(carry), grad = *at;
+        Vec<C> q, pre;
         if constexpr (form == Form::rate) {
           q = grad + carried;
-          grad = Activation::backward(a * q, kept);
+          pre = Activation::backward(a * q, h);
         } else if constexpr (form == Form::voltage) {
-          q = Activation::backward(grad, output) + carried;
-          grad = a * q;
+          q = Activation::backward(grad, h) + carried;
+          pre = a * q;
         } else {
-          q = Activation::backward(grad + carried, output);
-          grad = a * q;
+          q = Activation::backward(grad + carried, h);
+          pre = a * q;
         }
-        store(carry, (1 - a) * q);
+        store(carry, rest * q);
+        store_some(grad_pre, pre, left);
+        if (next) Factors<F>::store(next, j, pre), next += next_stride;
+        values += values_stride, carry += stride, grad_pre += grad_pre_stride;
         if (!alpha_grad) continue;
-        sum += q * kept;
         if constexpr (form == Form::rate) {
-          sum -= load(mixed) * output;
+          sum += q * h;
+          sum -= load(mixed) * load_some(output, left);
           store(mixed, q);
-          mixed += stride;
+          mixed += stride, output += row_stride;
+        } else {
+          sum += q * load_some(saved, left);
+          saved += row_stride;
         }
       }
       if (alpha_grad) store(alpha_grad, load(alpha_grad) + sum);
@@ -296,33 +315,19 @@ struct BackwardLeak {
   }
 };
 
-// Prefetches what a later tile of a leak reads, or this one writes, of `saved`, which is `ahead`
-// elements further on.
-template <bool to_write, class Extent, class Cell>
-RNNEXT_INLINE void prefetch_saved(Extent, const Cell&, int64_t, int64_t, int64_t) {}
-template <bool to_write, class Extent, class S>
-RNNEXT_INLINE void prefetch_saved(Extent extent, const LeakyCell<S>& cell, int64_t row,
-                                  int64_t column, int64_t ahead) {
-  if (kNative<S> && cell.saved)
-    extent.template prefetch<to_write>(cell.saved + ahead + row * cell.saved_stride + column,
-                                       cell.saved_stride);
-}
-
-template <class S, class V, int R, int NV>
-RNNEXT_INLINE void forward_block(const LeakyCell<S>& cell, V (&x)[R][NV], int64_t row,
-                                 int64_t column) {
-  in_memory(x, cell.name, ForwardLeak<S>{cell, nullptr, R, NV, row, column});
-}
-template <class S, class V, int R, int NV>
-RNNEXT_INLINE void backward_block(const LeakyCell<S>& cell, V (&x)[R][NV], const V (&h)[R][NV],
-                                  int64_t row, int64_t column) {
-  in_memory(x, cell.name, BackwardLeak<S>{cell, nullptr, &h[0][0], R, NV, row, column});
+// The same of a tile's sums.
+template <template <class> class Leak, class Step, class V, int R, int NV>
+RNNEXT_INLINE void leak_block(const Step& step, const V (&sums)[R][NV], int64_t row,
+                              int64_t column) {
+  V memory[R][NV];
+  copy_block(memory, sums);
+  for_name(step.cell.name, Leak<Step>{step, &memory[0][0], R, NV, row, column});
 }
 
 // f(cell) for the cell of a call.
 template <class S, class F, class C = Compute<S>>
 RNNEXT_INLINE void with_cell(const Recurrence& p, const F& f) {
-  if (p.form != Form::none) return f(LeakyCell<S>{p.form, p.nonlinearity, p.H});
+  if (p.form != Form::none) return f(LeakyCell<S>{p.form, p.nonlinearity});
   switch (p.nonlinearity) {
     case Nonlinearity::tanh:
       return f(PlainCell<S, Nonlinearity::tanh>{});

@@ -52,7 +52,11 @@ struct ForwardStep {
       if (output)
         extent.template prefetch<true>(output + row * output_stride + column, output_stride);
       if (!output) extent.template prefetch<true, kDepth<F>>(to, next_stride);
-      prefetch_saved<true>(extent, cell, row, column, 0);
+      if constexpr (Cell::kLeaks) {
+        if (cell.saved)
+          extent.template prefetch<true>(cell.saved + row * cell.row_stride + column,
+                                         cell.row_stride);
+      }
     }
     typename Extent::template Tile<E> sums(extent);
     sums.load(start + row * start_stride + column, start_stride);
@@ -62,9 +66,14 @@ struct ForwardStep {
   }
   template <int R, int NV>
   RNNEXT_INLINE void finish(Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
-    forward_block(cell, sums, row, column);
-    store_factors(sums, next + row * next_stride, next_stride, column, next_end);
-    if (output) store_tile(sums, output + row * output_stride + column, output_stride, H - column);
+    if constexpr (Cell::kLeaks) {
+      leak_block<ForwardLeak>(*this, sums, row, column);
+    } else {
+      forward_block(cell, sums);
+      store_factors(sums, next + row * next_stride, next_stride, column, next_end);
+      if (output)
+        store_tile(sums, output + row * output_stride + column, output_stride, H - column);
+    }
   }
 
   // The product with a piece of the state, added to the sums where they are.
@@ -199,9 +208,7 @@ struct Forward {
       for (int64_t j = 0; j < at.columns; j += kLanes<C>)
         store(s.alpha + j, alpha_of<S>(p, unit.d, first_column + j));
       step.cell.alpha = s.alpha - first_column;
-      step.cell.carry = at.states.carry.row(unit, 0, unit.b0);
-      step.cell.stride = at.states.carry.stride;
-      step.cell.saved_stride = width;
+      step.cell.row_stride = width;
     }
     // Zeros need no product; but a weight that is not finite makes NaN of them.
     const bool starts_from_zeros =

@@ -57,13 +57,13 @@ struct ForwardStates {
   const Recurrence& p;
   const ForwardPlan& plan;
   StateBuffers<F> buffers;
-  StateBuffers<C> carry;  // a leak's states: what enters W_hh may be rounded, or another number
+  StateBuffers<C> carry;  // a leak's states, where what enters W_hh is rounded, or another number
 
   ForwardStates(const Recurrence& p, const ForwardPlan& plan, Arena& arena)
       : p(p),
         plan(plan),
         buffers(p, plan, 2, arena, E::kRowBlock),
-        carry(p, plan, p.form == Form::none ? 0 : 1, arena) {}
+        carry(p, plan, p.form == Form::voltage || (p.form != Form::none && kParts<F> > 0), arena) {}
 
   // What the unit's first step reads: hx, or zeros. Both buffers start from it, since a sequence
   // that begins late finds it in either; one that never does ends with it.
@@ -96,6 +96,12 @@ struct ForwardStates {
       step.next_stride = buffers.stride;
       step.next_end = panels_in<C>(p.H) * kPanel<C>;
       if constexpr (kNative<S>) step.output = output;
+    }
+    if constexpr (decltype(step.cell)::kLeaks) {
+      if (carry.count) step.cell.carry = carry.row(unit, 0, unit.b0);
+      step.cell.before =
+          carry.count ? step.cell.carry : reinterpret_cast<const C*>(step.state.first);
+      step.cell.stride = carry.count ? carry.stride : step.state.stride;
     }
   }
 
