@@ -22,7 +22,7 @@
 #include "ops/signatures.h"
 #include "recurrence/nonlinearity.h"
 #ifdef RNNEXT_CUDA_ARCHS
-#include "cuda/embedding/index_check.h"
+#include "cuda/binding/index_check.h"
 #endif
 
 namespace py = pybind11;

@@ -1,7 +1,7 @@
 """Compiles every header under csrc/ on its own: each includes what it needs, in whatever order.
 
-The CUDA half is read with the headers of tests/cuda_host, by a plain C++ compiler. What kernels of
-the CPU may include is read without torch's: see the rules of docs/architecture.md.
+The CUDA half is read with the headers of tests/cuda_host, by a plain C++ compiler. What kernels may
+include is read without torch's: see the rules of docs/architecture.md.
 """
 
 import os
@@ -20,7 +20,7 @@ HOST = ROOT / "tests" / "cuda_host"
 
 def knows_torch(folders: tuple[str, ...]) -> bool:
     """Whether a header in these folders of csrc/ may include torch's."""
-    return folders[0] != "recurrence" and (folders[0] != "cpu" or folders[1] == "binding")
+    return folders[0] not in ("recurrence", "cpu", "cuda") or folders[1] == "binding"
 
 
 def command(header: Path) -> list[str]:

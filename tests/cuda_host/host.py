@@ -98,7 +98,7 @@ def library(*sources: Path, binding: Path | None = None) -> "Library":
     libraries = ["-lpthread"]
     if binding is not None:
         twins = [*(HERE / "torch").rglob("*.h"), *CSRC.glob("ops/*.h")]
-        twins += [CUDA / "recurrence" / name for name in ("binding.cpp", "call.cpp")]
+        twins += [CUDA / "binding" / name for name in ("recurrence.cpp", "call.cpp")]
         # The version is there for the cache: another torch in the same place is another build.
         flags = [*BINDING_FLAGS, f"-DTORCH_VERSION={torch.__version__.split('+')[0]}"]
         objects.append(_compile(binding, flags, sorted([*depends, *twins])))

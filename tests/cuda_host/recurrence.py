@@ -62,7 +62,7 @@ def library() -> host.Library:
 
 @functools.cache
 def binding() -> host.Library:
-    """The same with csrc/cuda/recurrence/binding.cpp; the device is "small"."""
+    """The same with csrc/cuda/binding/recurrence.cpp; the device is "small"."""
     choice = host.CUDA / "recurrence" / "choice.cpp"
     lib = host.library(*KERNELS, choice, binding=host.HERE / "rnn_binding.cpp")
     lib.set_device(*DEVICES["small"][:3])

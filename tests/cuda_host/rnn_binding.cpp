@@ -1,13 +1,13 @@
-// csrc/cuda/recurrence/binding.cpp, and call.cpp, over the host layer: the ops, under the dispatch
+// csrc/cuda/binding/recurrence.cpp and call.cpp over the host layer: the ops, under the dispatch
 // key PrivateUse1 so that those of a real CUDA build stay as they are, take tensors of the CPU.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "cuda/embedding/index_check.h"
-#include "cuda/recurrence/call.cpp"
+#include "cuda/binding/call.cpp"
+#include "cuda/binding/index_check.h"
 
 #define CUDA PrivateUse1
-#include "cuda/recurrence/binding.cpp"
+#include "cuda/binding/recurrence.cpp"
 #undef CUDA
 
 namespace rnnext::cuda {

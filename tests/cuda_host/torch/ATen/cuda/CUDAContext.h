@@ -1,4 +1,4 @@
-// Twin of torch's header, as far as csrc/cuda/recurrence/binding.cpp uses it: the device of the host layer.
+// Twin of torch's header, as far as csrc/cuda/binding/recurrence.cpp uses it: the device of the host layer.
 #pragma once
 
 #include <cuda_runtime.h>

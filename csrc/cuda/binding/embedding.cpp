@@ -13,7 +13,7 @@
 #include <mutex>
 #include <vector>
 
-#include "cuda/embedding/index_check.h"
+#include "cuda/binding/index_check.h"
 #include "cuda/embedding/kernel.h"
 #include "ops/parse.h"
 

@@ -10,7 +10,7 @@
 #include <array>
 #include <vector>
 
-#include "cuda/recurrence/call.h"
+#include "cuda/binding/call.h"
 #include "ops/signatures.h"
 
 namespace rnnext::cuda {

@@ -1,4 +1,4 @@
-#include "cuda/recurrence/call.h"
+#include "cuda/binding/call.h"
 
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>
@@ -10,7 +10,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/embedding/index_check.h"
+#include "cuda/binding/index_check.h"
 
 namespace rnnext::cuda {
 namespace {
