@@ -32,11 +32,11 @@ def make_environment() -> Path:
     return python
 
 
-def compiled(python: Path, target: str, source: Path, optimize: str) -> str:
+def compiled(python: Path, target: str, source: Path) -> str:
     """The compiler's complaints, empty if there are none."""
     made = BUILD / target / source.relative_to(ROOT).with_suffix(".o")
     made.parent.mkdir(parents=True, exist_ok=True)
-    flags = ["-std=c++20", optimize, "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
     flags += ["-Wno-psabi", "-fvisibility=hidden", "-DTORCH_EXTENSION_NAME=_C"]
     flags += ['-DRNNEXT_TORCH_VERSION=""', f"-I{ROOT / 'csrc'}"]
     headers: list[str] = [*cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
@@ -51,14 +51,13 @@ def compiled(python: Path, target: str, source: Path, optimize: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="*", default=TARGETS, help="default: %(default)s")
-    parser.add_argument("--optimize", default="-O1", help="default: %(default)s")
     options = parser.parse_args()
     python = make_environment()
     sources = sorted(path for pattern in SOURCES for path in ROOT.glob(pattern))
     jobs = [(target, source) for target in options.targets for source in sources]
     failed = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        complaints = pool.map(lambda job: compiled(python, job[0], job[1], options.optimize), jobs)
+        complaints = pool.map(lambda job: compiled(python, *job), jobs)
         for (target, source), complaint in zip(jobs, complaints, strict=True):
             print(f"{'failed' if complaint else 'ok':7} {target}: {source.relative_to(ROOT)}")
             if complaint:
