@@ -198,9 +198,9 @@ def publish_command(options: argparse.Namespace) -> int:
     result = store.load(options.label)
     if any(row.case.device != "cpu" for row in result.rows.values()):
         raise ValueError("the documents have tables and figures of a run on the CPU only")
-    kept = replace(result, label="cpu")
+    kept = replace(result, label=f"cpu-{result.stamp['core'].lower().replace(' ', '')}")
     for path in (
-        kept.save(store.KEPT / "cpu.json"),
+        kept.save(store.KEPT / f"{kept.label}.json"),
         *tables.write(result, documents),
         *plots.draw(result, ROOT / "docs" / "figures"),
     ):

@@ -19,6 +19,12 @@ def operations(case: Case) -> float:
     return total * (3 if case.mode == "train" else 1)
 
 
+def step_operations(case: Case) -> float:
+    """Those of them that wait for the step before: W_hh h, and W_hh^T times its gradient."""
+    passes = 2 if case.mode == "train" else 1
+    return 2.0 * passes * case.layers * sum(case.lengths) * case.directions * case.H**2
+
+
 def streamed_bytes(case: Case) -> float:
     """Recurrent weights, once a step (twice in training), since each step waits for the last."""
     if case.kind == "embedding":

@@ -236,6 +236,7 @@ def stamp(threads: int, device: str = "cpu") -> dict[str, Any]:
     found = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": cpu_name(),
+        "core": core_name(),
         "cpu_flags": sorted(cpu_flags() & {"avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16"}),
         "threads": threads,
         "python": platform.python_version(),
@@ -270,6 +271,25 @@ def _cpuinfo(key: str) -> str:
 
 def cpu_name() -> str:
     return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+# By family and model, as /proc/cpuinfo counts them.
+_CORES = {
+    (25, (*range(0x10, 0x20), *range(0x60, 0x80), *range(0xA0, 0xB0))): "Zen 4",
+    (26, tuple(range(0x100))): "Zen 5",
+    (6, (0x8F,)): "Sapphire Rapids",
+    (6, (0xCF,)): "Emerald Rapids",
+    (6, (0xAD, 0xAE)): "Granite Rapids",
+}
+
+
+def core_name() -> str:
+    """What the makers call the core, or the CPU's name where that is not known here."""
+    family, model = _cpuinfo("cpu family"), _cpuinfo("model")
+    for (of_family, models), name in _CORES.items():
+        if family == str(of_family) and model in map(str, models):
+            return name
+    return cpu_name()
 
 
 def cpu_flags() -> set[str]:

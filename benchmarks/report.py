@@ -102,7 +102,8 @@ def text(result: Result, rows: Sequence[Row]) -> str:
 def machine(stamp: dict[str, Any]) -> str:
     if gpu := stamp.get("gpu"):
         return f"{gpu['name']}, CUDA {gpu['cuda']}, cuDNN {gpu['cudnn']}"
-    return f"{stamp['cpu']} ({' '.join(stamp['cpu_flags'])}), {stamp['threads']} threads"
+    flags = " ".join(stamp["cpu_flags"])
+    return f"{stamp['cpu']} ({stamp['core']}; {flags}), {stamp['threads']} threads"
 
 
 def describe(result: Result) -> str:

@@ -10,12 +10,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .cases import Case
-from .costs import ITEMSIZE, moved_bytes, operations, streamed_bytes
+from .costs import ITEMSIZE, moved_bytes, operations, step_operations, streamed_bytes
 from .measure import matmul_precision
 
 SOURCE = Path(__file__).with_name("roof.cpp")
@@ -68,11 +68,17 @@ class Bound:
     """The least time a case can take: `seconds`, set by `limit` ("FMA" or a memory level).
 
     amount: operations if the limit is FMA, else bytes that must cross it.
+    beside: seconds of `seconds` that the amount does not explain: multiply-adds beside a stream.
     """
 
     limit: str
     seconds: float
     amount: float
+    beside: float = 0.0
+
+    def at(self, rate: float) -> Bound:
+        """The same where the limit is another: operations or bytes a second."""
+        return replace(self, seconds=self.amount / rate + self.beside)
 
 
 def measure(threads: int) -> Roof:
@@ -191,7 +197,8 @@ def peak_dtype(case: Case, roof: Roof) -> str:
 
 
 def bound(case: Case, roof: Roof) -> Bound:
-    """The highest of: the multiply-adds, the weights streamed each step, the bytes moved once."""
+    """The highest of: the multiply-adds; the weights streamed each step, and then the products that
+    are not of a step; the bytes moved once."""
     bounds = []
     if case.kind != "embedding":
         peak = roof.flops[peak_dtype(case, roof)]
@@ -200,7 +207,8 @@ def bound(case: Case, roof: Roof) -> Bound:
         streamed = streamed_bytes(case)
         share = case.H * case.H * ITEMSIZE[case.dtype] / roof.threads
         level = roof.level(share)
-        bounds.append(Bound(level, streamed / roof.read[level], streamed))
+        beside = (operations(case) - step_operations(case)) / peak
+        bounds.append(Bound(level, streamed / roof.read[level] + beside, streamed, beside))
     moved = moved_bytes(case)
     # Every call of an embedding reads other rows: what must fit is the whole table.
     table = case.V * case.D * ITEMSIZE[case.dtype]

@@ -131,7 +131,7 @@ class Result:
         if limits is None:
             return None
         found = bound(row.case, limits)
-        return replace(found, seconds=found.amount / row.roof) if row.roof else found
+        return found.at(row.roof) if row.roof else found
 
 
 def path_of(label: str) -> Path:
@@ -157,6 +157,12 @@ def load(label: str) -> Result:
         {row.case.name: row for row in rows},
         content["edges"],
     )
+
+
+def kept() -> list[Result]:
+    """The runs on a CPU that the repository keeps, the oldest first."""
+    runs = [load(str(path)) for path in KEPT.glob("cpu-*.json")]
+    return sorted(runs, key=lambda run: run.stamp["time"])
 
 
 def combine(label: str, results: Sequence[Result]) -> Result:

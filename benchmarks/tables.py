@@ -1,6 +1,7 @@
 """The result tables of README and docs: written by a command, from a stored run.
 
-A document has a table between the lines `<!-- benchmarks: NAME -->` and `<!-- end -->`.
+A document has a table between the lines `<!-- benchmarks: NAME -->` and `<!-- end -->`, or one of
+runs on one kind of core between `<!-- benchmarks: NAME, CORE -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from . import bars, report
+from . import bars, report, store
+from .cases import MODES
 from .compared import Comparison
 from .names import OURS, TORCH
 from .store import Result, Row
@@ -40,6 +42,23 @@ CALLS = (
     "embedding-V50000-D256-N8192-uniform-dense",
     "embedding-V50000-D256-N8192-uniform-sparse",
     "demo-T100-B20-I256-H256-train",
+)
+# Forward and in training.
+SHARES = (
+    "rnn-T64-B32-I64-H2048",
+    "rnn-T128-B64-I1024-H1024",
+    "rnn-T256-B32-I256-H512",
+    "rnn-T100-B64-I64-H256",
+    "rnn-T100-B32-I64-H256",
+    "rnn-T100-B16-I64-H256",
+    "rnn-T35-B20-I200-H200",
+    "rnn-T100-B64-I3-H128",
+    "rnn-T784-B64-I1-H128",
+    "rnn-T1000-B16-I16-H64",
+    "rnn-T64-B32-I64-H16",
+    "rnn-T100-B2-I64-H256",
+    "rnn-T100-B1-I64-H256",
+    "rnn-T100-B1-I256-H1024",
 )
 TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "jax": "JAX"}
 
@@ -78,6 +97,21 @@ def promises(result: Result) -> str:
     return _captioned(result, bars.table(bars.evaluate(result)))
 
 
+def shares(result: Result) -> str:
+    """Of the roof of its own rounds, on each kind of core of which a run was kept."""
+    runs = {run.stamp["core"]: run for run in store.kept()} | {result.stamp["core"]: result}
+    columns = [(core, mode) for core in sorted(runs) for mode in MODES]
+    body = [
+        [case, *(report.rate_and_share(runs[core], _row(runs[core], f"{case}-{mode}"))[1]
+                 for core, mode in columns)]
+        for case in SHARES
+    ]  # fmt: skip
+    header = ["", *(f"{core}, {mode}" for core, mode in columns)]
+    dates = (f"{core}: {runs[core].stamp['time'][:10]}" for core in sorted(runs))
+    table = report.Table(header, body).markdown()
+    return "\n".join(["", table, "", *textwrap.wrap(", ".join(dates) + ".", 100), ""])
+
+
 def ensembles(run: Comparison) -> str:
     from .transforms import ensembles_table
 
@@ -111,6 +145,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "calls": calls,
     "readme": readme,
     "bars": promises,
+    "shares": shares,
 }
 # By what made them.
 COMPARED: dict[str, dict[str, Callable[[Comparison], str]]] = {
@@ -142,20 +177,24 @@ def replaced(text: str, result: Result | Comparison) -> str:
     own, known = _own(result), set(TABLES).union(*COMPARED.values())
 
     def block(match: re.Match[str]) -> str:
-        begin, name, end = match.groups()
+        begin, title, end = match.groups()
+        name, _, core = title.partition(", ")
         if name not in known:
             raise ValueError(f"no table is called {name!r}; there are {', '.join(sorted(known))}")
-        return begin + own[name](result) + end if name in own else match.group()
+        if name not in own or core not in ("", result.stamp["core"]):
+            return match.group()
+        return begin + own[name](result) + end
 
     return BLOCK.sub(block, text)
 
 
 def write(result: Result | Comparison, documents: Iterable[Path]) -> list[Path]:
-    """Write the result's tables of the documents; those that have any."""
+    """Write the result's tables of the documents; those that changed."""
     written = []
     for path in documents:
-        text = path.read_text()
-        if _own(result).keys() & {name for _, name, _ in BLOCK.findall(text)}:
-            path.write_text(replaced(text, result))
+        old = path.read_text()
+        new = replaced(old, result)
+        if new != old:
+            path.write_text(new)
             written.append(path)
     return written

@@ -105,7 +105,7 @@ def _roof(result: Result) -> Iterator[Verdict]:
         return c.H >= 256 and c.B >= 16
 
     def middle(c: Case) -> bool:
-        return 64 <= c.H < 256 and c.B >= 16
+        return 64 <= c.H < 256 and c.B >= 16 and c.T > 30  # or a call's fixed cost counts most
 
     def single(c: Case) -> bool:
         return c.B == 1
@@ -114,7 +114,7 @@ def _roof(result: Result) -> Iterator[Verdict]:
     for what, need, modes, sized in (
         ("H >= 256, B >= 16, infer", infer, ("infer",), wide),
         ("H >= 256, B >= 16, train", train, ("train",), wide),
-        ("H 64..255, B >= 16", 75, ("infer", "train"), middle),
+        ("H 64..255, B >= 16, T > 30", 75, ("infer", "train"), middle),
         ("B = 1", 80, ("infer", "train"), single),
     ):
         shares = {}

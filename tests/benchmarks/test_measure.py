@@ -33,7 +33,16 @@ def test_bound_names_the_roof_that_a_case_meets_first():
     )
     single = cases.Case("rnn", "infer", T=100, B=1, I=8, H=256)
     assert roof.bound(single, LIMITS).limit == "L2"
-    assert roof.bound(single, LIMITS).seconds == pytest.approx(100 * 4 * 256**2 / 1.5e11)
+    streamed = 100 * 4 * 256**2 / 1.5e11
+    assert roof.bound(single, LIMITS).seconds == pytest.approx(
+        streamed + 100 * 2 * 8 * 256 / LIMITS.flops["float32"]
+    )
+    train = replace(single, mode="train")  # two products of a step, four that are of none
+    assert roof.bound(train, LIMITS).seconds == pytest.approx(
+        2 * streamed + 100 * 2 * (3 * 8 + 256) * 256 / LIMITS.flops["float32"]
+    )
+    slower = roof.bound(single, LIMITS).at(0.75e11)
+    assert slower.seconds == pytest.approx(roof.bound(single, LIMITS).seconds + streamed)
     table = cases.Case("embedding", "train", V=50_000, D=256, N=8192)
     assert roof.bound(table, LIMITS).limit == "DRAM"
     # Design: 85 MB move; rows that occur twice make it a little less here.
