@@ -167,6 +167,15 @@ def test_lengths_share_out_steps():
     lengths = [100] + [1] * 100
     found = plan(100, 101, 16, 64, lengths=lengths)
     assert (found["batch_parts"], found["unit_rows"]) == (2, 100)
+    # A part ends nearest to its share, 275 steps: with 270 of 6 sequences, not with 290 of 7.
+    found = plan(50, 20, 16, 64, lengths=[50] * 5 + [20] * 15)
+    assert (found["batch_parts"], found["unit_rows"]) == (2, 14)
+
+
+def test_work_is_counted_in_steps_that_there_are():
+    lengths = [100] + [1] * 31
+    assert plan(100, 32, 16, 64)["threads"] == 2
+    assert plan(100, 32, 16, 16, lengths=lengths)["threads"] == 1
 
 
 @pytest.mark.parametrize("isa", supported_isas())

@@ -16,13 +16,12 @@ namespace rnnext {
 // Copies that are worth a second thread. (Less, and the team costs more than it saves.)
 constexpr int64_t kBytesPerThread = 128 << 10;
 
-std::optional<Packing> Packing::of(const Recurrence& p, const RecurrenceArguments& a,
-                                   int products) {
+std::optional<Packing> Packing::of(const Recurrence& p, const RecurrenceArguments& a) {
   if (!given(a.lengths) || p.reset) return std::nullopt;
   const int64_t* const lengths = p.lengths;
   const int64_t steps = std::accumulate(lengths, lengths + p.B, int64_t{0});
-  const double spared = static_cast<double>(p.T * p.B - steps) * p.D * p.H *
-                        static_cast<double>(p.H + p.I) * products;
+  const double spared =
+      static_cast<double>(p.T * p.B - steps) * p.D * p.H * static_cast<double>(p.H + p.I) * 3;
   if (steps == 0 || steps > kPackedShare * static_cast<double>(p.T * p.B) || spared < kPackedWork)
     return std::nullopt;
 

@@ -1,5 +1,6 @@
-// A batch whose padding is worth leaving out: its sequences as a packed batch, longest first, so
-// that a step works on those that have it and no others. What it costs are copies of the rows.
+// A backward pass whose padding is worth leaving out, and whose kernel does not by itself (`sorts`
+// in rnn/plan.h): its sequences as a packed batch, longest first, so that a step works on those
+// that have it and no others. What it costs are copies of the rows.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,9 +15,8 @@ namespace rnnext {
 
 class Packing {
  public:
-  // For a call of these sizes and lengths; none where it does not pay. products: matrix products of
-  // the call, 1 forward.
-  static std::optional<Packing> of(const Recurrence& p, const RecurrenceArguments& a, int products);
+  // For a backward pass of these sizes and lengths; none where it does not pay.
+  static std::optional<Packing> of(const Recurrence& p, const RecurrenceArguments& a);
 
   // The same call of the packed batch. It refers to this object.
   RecurrenceArguments arguments(const RecurrenceArguments& a);

@@ -7,6 +7,7 @@
 #include "cpu/binding/memory.h"
 #include "cpu/binding/padding.h"
 #include "cpu/binding/recurrence.h"
+#include "cpu/rnn/machine.h"
 #include "ops/parse.h"
 #include "ops/signatures.h"
 
@@ -150,11 +151,6 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   Call call;
   fill_call(call, a);
   Recurrence& p = call.p;
-  if (std::optional<Packing> packing = Packing::of(p, a, 1)) {
-    auto [output, h_n, saved] = recurrence(packing->arguments(a), save);
-    for (Tensor& rows : saved) rows = packing->unpack(rows);
-    return {packing->unpack(output), packing->unpack_states(h_n, a.hx), std::move(saved)};
-  }
   const auto options = a.weight_hh[0].options();
   Tensor output = empty_large(call.s.output_shape(), options);
   Tensor h_n = empty_large({p.D, p.B, p.H}, options);
@@ -260,12 +256,14 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
   BackwardCall call;
   fill_call(call, a);
   check_results(r, call.s, call.p, a.weight_hh[0]);
-  if (std::optional<Packing> packing = Packing::of(call.p, a, 3))
-    return packed_backward(*packing, r, a);
   call.prepare(r, a);
   if (!call.empty()) {
     const RnnKernels& kernel = kernels_for(call.dtype);
     const int threads = threads_for(call.p, 3);
+    // (The plan asks what is wanted, so results are allocated before it, in vain perhaps.)
+    if (!plan_backward(call.p, call.out, kernel.shape, this_machine(), threads, threads).sorts)
+      if (std::optional<Packing> packing = Packing::of(call.p, a))
+        return packed_backward(*packing, r, a);
     Workspace workspace(kernel.backward_workspace(call.p, call.out, threads));
     run_team(threads, [&](Worker& worker) {
       kernel.backward(call.p, call.g, call.out, workspace.data(), worker);

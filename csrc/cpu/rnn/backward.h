@@ -84,7 +84,11 @@ struct Backward {
     for (int d = 0; at.hh && d < p.D; ++d) at.pack_hh(d, d, share.begin, share.end);
   }
 
-  void run(const Unit& unit, Worker& worker) const { with_cell<S>(p, Steps{*this, unit, worker}); }
+  void run(const Unit& unit, Worker& worker) const {
+    const Unit own =
+        plan.sorts ? sorted(unit, p, at.order_of(worker), at.present_of(worker)) : unit;
+    with_cell<S>(p, Steps{*this, own, worker});
+  }
   struct Steps {
     const Backward& kernel;
     const Unit& unit;
@@ -103,10 +107,10 @@ struct Backward {
       at.begin_leak(unit);
       cell.alpha = at.alpha_of_unit(unit);
       cell.stride = at.states.sums.stride;
-      cell.carry = at.states.sums.row(unit, at.states.kCarry, unit.b0);
-      cell.mixed = at.states.sums.row(unit, at.states.kMixed, unit.b0);
+      cell.carry = at.states.sums.row(unit, at.states.kCarry);
+      cell.mixed = at.states.sums.row(unit, at.states.kMixed);
       cell.alpha_grad = alpha_grad;
-      cell.row_stride = p.D * p.H;
+      cell.row_stride = plan.sorts ? at.step_stride : p.D * p.H;
     }
     if (at.hh && plan.own_weights) at.pack_hh(unit.d, unit.group, unit.p0, unit.p1);
     const F* const packed = at.packed_hh(unit);
@@ -126,19 +130,22 @@ struct Backward {
       int64_t row = reverse ? 0 : chunk.rows;
       for (int64_t i = 0; i < chunk.n; ++i, ++done) {
         const int64_t t = reverse ? done : p.T - 1 - done;
-        const int64_t first = (p.first_row(t) + unit.b0) * width + unit.d * p.H;
+        const int64_t first = p.row(t, unit.b0) * width + unit.d * p.H;  // unless they are sorted
         const int64_t rows = sequences(p, unit, t);
         if (!reverse) row -= rows;
-        const S* const output = static_cast<const S*>(p.output) + first;
-        const StepRows in = step_rows(unit, t, done, rows, first, worker);
+        const int64_t t_next = reverse ? t + 1 : t - 1;
+        const int64_t ahead = done + 1 < p.T ? (p.first_row(t_next) - p.first_row(t)) * width : 0;
+        const StepRows in = step_rows(unit, t, done, rows, ahead, worker);
         if constexpr (Cell::kLeaks) {
           cell.saved = p.saved ? static_cast<S*>(p.saved) + first : nullptr;
-          cell.output = output;
+          cell.output = static_cast<const S*>(p.output) + first;
+          if (plan.sorts) {
+            cell.output = gather(unit, t, rows, p.output, at.step_rows_of(worker, 2));
+            if (p.saved) cell.saved = gather(unit, t, rows, p.saved, at.step_rows_of(worker, 3));
+          }
         }
-        // Converted rows are in cache; the others' next step is far in memory.
+        // Copied rows are in cache; the others' next step is far in memory.
         const bool prefetches = kNative<S> && in.grad_stride == width && done + 1 < p.T;
-        const int64_t t_next = reverse ? t + 1 : t - 1;
-        const int64_t ahead = prefetches ? (p.first_row(t_next) - p.first_row(t)) * width : 0;
         BackwardStep<E, Cell> step{
             cell,
             packed,
@@ -161,13 +168,13 @@ struct Backward {
           sweep(step, rows, unit.p0, unit.p1, p.H, 0);  // no step came before
         }
         state = at.states.seal(unit, t, rows, step.next, step.grad_pre, step.grad_pre_stride);
-        if (writes_features) features.write(p.first_row(t) + unit.b0, rows, state);
+        if (writes_features) features.write(unit, t, rows, state);
         at.states.cut(unit, t, rows, step.next, step.grad_pre, step.grad_pre_stride, alpha_grad);
         if (reverse) row += rows;
         if (unit.members > 1) worker.advance();
       }
       if (plan.own_sums) {
-        RowCursor<S> cursor = at.cursor(unit.d, unit.b0, unit.b1, chunk.t);
+        RowCursor<S> cursor = at.cursor(unit, chunk.t);
         sums.add(cursor, chunk.rows, plan.own_rows ? chunk_grad : at.grad_pre,
                  plan.own_rows ? at.step_stride : 0, done == chunk.n);
       }
@@ -194,52 +201,69 @@ struct Backward {
   const S* values() const {
     return static_cast<const S*>(p.form == Form::rate ? p.saved : p.output);
   }
+  // Rows of step t of the output, or of what has its shape, as they are, step_stride apart.
+  S* gather(const Unit& unit, int64_t t, int64_t rows, void* from, C* scratch) const {
+    S* const to = reinterpret_cast<S*>(scratch);
+    for (int64_t i = 0; i < rows; ++i)
+      __builtin_memcpy(to + i * at.step_stride, output_row<S>(p, from, unit.d, t, unit.sequence(i)),
+                       p.H * sizeof(S));
+    return to;
+  }
   // Where a step finds these and the output's gradient: in the tensors, or in scratch where they
-  // are stored in 16 bits or grad_h_n joins in. What lies past a sequence's end must not reach a
-  // leak.
+  // are stored in 16 bits or sorted, or grad_h_n joins in. What lies past a sequence's end must not
+  // reach a leak.
   struct StepRows {
     const C* grad;
     int64_t grad_stride;
     const C* values;
     int64_t values_stride;
   };
-  StepRows step_rows(const Unit& unit, int64_t t, int64_t done, int64_t rows, int64_t first,
+  // What the next step needs lies `ahead` of it.
+  StepRows step_rows(const Unit& unit, int64_t t, int64_t done, int64_t rows, int64_t ahead,
                      const Worker& worker) const {
-    const S* grad = g.grad_output ? static_cast<const S*>(g.grad_output) + first : nullptr;
-    const S* values = this->values() + first;
+    const int64_t first = p.row(t, unit.b0) * p.D * p.H + unit.d * p.H;
     const bool joins = g.grad_h_n && (p.ragged() || done == 0);
     const int64_t width = p.D * p.H;
     StepRows in{nullptr, width, nullptr, width};
     if constexpr (kNative<S>) {
-      in.grad = grad;
-      in.values = values;
-      if (!joins && !(p.ragged() && at.states.leaks())) return in;
+      in.grad = g.grad_output ? static_cast<const S*>(g.grad_output) + first : nullptr;
+      in.values = values() + first;
+      if (!plan.sorts && !joins && !(p.ragged() && at.states.leaks())) return in;
     }
     C* const rows_of_grad = at.step_rows_of(worker, 0);
     C* const rows_of_values = at.step_rows_of(worker, 1);
     for (int64_t row = 0; row < rows; ++row) {
-      const int64_t b = unit.b0 + row;
+      const int64_t b = unit.sequence(row);
+      const int64_t place = (p.row(t, b) * p.D + unit.d) * p.H;
+      const S* grad = g.grad_output ? static_cast<const S*>(g.grad_output) + place : nullptr;
+      const S* values = this->values() + place;
+      if (plan.sorts)  // what the sums for the weights will read
+        for (int64_t j = 0; p.input.data && j < p.I; j += 64 / static_cast<int64_t>(sizeof(S)))
+          __builtin_prefetch(input_row<S>(p, t, b) + j);
       const S* grad_h_n = joins && p.ends(unit.d, b, t)
                               ? static_cast<const S*>(g.grad_h_n) + (unit.d * p.B + b) * p.H
                               : nullptr;
       const bool past = !p.inside(b, t);
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
-        Vec<C> x = grad && !past ? load_some(grad + row * width + j, p.H - j) : Vec<C>{};
+        Vec<C> x = grad && !past ? load_some(grad + j, p.H - j) : Vec<C>{};
+        if (plan.sorts && ahead) {
+          if (grad) __builtin_prefetch(grad + ahead + j);
+          __builtin_prefetch(values + ahead + j);
+        }
         if (grad_h_n && p.form == Form::voltage) {  // h_n is the state, not the output
-          C* const carry = at.states.sums.row(unit, at.states.kCarry, b) + j;
+          C* const carry = at.states.sums.row(unit, at.states.kCarry, row) + j;
           store(carry, load(carry) + load_some(grad_h_n + j, p.H - j));
         } else if (grad_h_n) {
           x += load_some(grad_h_n + j, p.H - j);
         }
         store(rows_of_grad + row * at.step_stride + j, x);
-        if (!kNative<S>)
-          store(rows_of_values + row * at.step_stride + j,
-                load_some(values + row * width + j, p.H - j));
+        if (!kNative<S> || plan.sorts)
+          store(rows_of_values + row * at.step_stride + j, load_some(values + j, p.H - j));
       }
     }
     in.grad = rows_of_grad;
     in.grad_stride = at.step_stride;
-    if (!kNative<S>) {
+    if (!kNative<S> || plan.sorts) {
       in.values = rows_of_values;
       in.values_stride = at.step_stride;
     }
@@ -254,25 +278,25 @@ struct Backward {
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
     C* const rows = at.step_rows_of(worker, 0);
     for (int64_t m = 0; m < plan.pieces; ++m) {
-      const int64_t sequences = unit.b1 - unit.b0;
-      const auto piece = weights.await(unit, m, n, first, sequences, worker);
+      const auto piece = weights.await(unit, m, n, first, unit.size, worker);
       const Projection<E> project{
           packed + piece.packed_at, piece.state, m > 0 ? rows : nullptr, at.step_stride, rows,
           at.step_stride,           p.H};
-      sweep(project, sequences, unit.p0, unit.p1, p.H, piece.K);
+      sweep(project, unit.size, unit.p0, unit.p1, p.H, piece.K);
     }
-    for (int64_t b = unit.b0; b < unit.b1; ++b) {
+    for (int64_t i = 0; i < unit.size; ++i) {
+      const int64_t b = unit.sequence(i);
       const int64_t row = (unit.d * p.B + b) * p.H;
       S* to = static_cast<S*>(grad) + row;
       const S* grad_h_n = static_cast<const S*>(g.grad_h_n) + row;
       const bool hand_on = g.grad_h_n && grad == out.hx && p.length(b) == 0;  // h_n was hx
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
-        Vec<C> x = load(rows + (b - unit.b0) * at.step_stride + j);
+        Vec<C> x = load(rows + i * at.step_stride + j);
         if (p.form == Form::voltage) {
           const Vec<C> h = load_some(output + row + j, p.H - j);
           for_name(p.nonlinearity, BackwardVectors<C>{&x, &h, 1});
         }
-        if (at.states.leaks()) x += load(at.states.sums.row(unit, carry, b) + j);
+        if (at.states.leaks()) x += load(at.states.sums.row(unit, carry, i) + j);
         store_some(to + j, hand_on ? load_some(grad_h_n + j, p.H - j) : x, p.H - j);
       }
     }
@@ -297,7 +321,9 @@ struct Backward {
         sums.write(d, share.begin, share.end);
       } else {
         const WeightGradients<S, E> sums(p, out, share, at.sums + worker.rank * at.sums_bytes);
-        RowCursor<S> cursor = at.cursor(d, 0, p.B, 0);
+        Unit all{};
+        all.d = d, all.size = p.B;
+        RowCursor<S> cursor = at.cursor(all, 0);
         sums.add(cursor, p.rows(), at.grad_pre, 0, true);
         sums.write(d, 0, share.end - share.begin);
       }

@@ -21,7 +21,7 @@ struct BackwardLayout {
   int64_t step_stride;
   C* grad_pre;     // [N, D*H], or null: own_rows
   C* chunk_grad;   // [workers][chunk_rows][step_stride], the rows of grad_pre
-  C* step_rows;    // [workers] of [2][unit_rows][step_stride]
+  C* step_rows;    // [workers] of [step_arrays()][unit_rows][step_stride]
   char* features;  // [workers] of FeatureGradients
   size_t features_bytes;
   char* sums;  // [units or workers] of WeightGradients
@@ -29,6 +29,7 @@ struct BackwardLayout {
   C *alpha, *alpha_sums;
   // Of voltage: what enters W_hh of hx and of reset_state, [D,B,H] each.
   S *start_output, *reset_output;
+  int64_t* order;  // [workers] of [unit_rows] and [T], where sequences are sorted
   size_t sums_bytes, bytes;
 
   BackwardLayout(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
@@ -59,9 +60,14 @@ struct BackwardLayout {
     const int64_t state_size = p.form == Form::voltage ? p.D * p.B * p.H : 0;
     start_output = arena.take<S>(state_size);
     reset_output = arena.take<S>(p.reset ? state_size : 0);
+    order = arena.take<int64_t>(plan.sorts ? workers * (plan.unit_rows + p.T) : 0);
     bytes = arena.used;
   }
 
+  int64_t* order_of(const Worker& worker) const {
+    return order + worker.rank * (plan.unit_rows + p.T);
+  }
+  int64_t* present_of(const Worker& worker) const { return order_of(worker) + plan.unit_rows; }
   int64_t copies() const { return plan.own_weights ? plan.units : p.D; }
   Matrix<S, F> weight_hh(int d) const {
     return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, false};
@@ -86,8 +92,8 @@ struct BackwardLayout {
   const S* resets() const {
     return p.form == Form::voltage ? reset_output : static_cast<const S*>(p.reset_state);
   }
-  RowCursor<S> cursor(int d, int64_t b0, int64_t b1, int64_t t) const {
-    return {p, starts(), resets(), d, b0, b1, t};
+  RowCursor<S> cursor(const Unit& unit, int64_t t) const {
+    return {p, starts(), resets(), unit, t};
   }
   // The unit's part of all this. (Of an hx that a reset drops nothing enters.)
   void begin_leak(const Unit& unit) const {
@@ -97,7 +103,8 @@ struct BackwardLayout {
       store(alpha_of_unit(unit) + j, alpha_of<S>(p, unit.d, j));
       if (out.alpha[0]) store(alpha_sums_of(unit.group) + j, Vec<C>{});
     }
-    for (int64_t b = unit.b0; b < unit.b1 && p.form == Form::voltage; ++b) {
+    for (int64_t i = 0; i < unit.size && p.form == Form::voltage; ++i) {
+      const int64_t b = unit.sequence(i);
       const void* const start = p.restarts(unit.d, b, first) ? nullptr : p.hx;
       for (int64_t j = from; j < to; j += kLanes<C>) {
         const int64_t at = (unit.d * p.B + b) * p.H + j;
@@ -113,7 +120,12 @@ struct BackwardLayout {
   C* chunk_of(const Worker& worker) const {
     return chunk_grad + worker.rank * plan.chunk_rows * step_stride;
   }
-  int64_t step_rows_size() const { return 2 * plan.unit_rows * step_stride + kApart / sizeof(C); }
+  // Of a step's rows in scratch: the gradient of the output and what f gave; of a leak over sorted
+  // sequences also the output and what is saved.
+  int64_t step_arrays() const { return plan.sorts && states.leaks() ? 4 : 2; }
+  int64_t step_rows_size() const {
+    return step_arrays() * plan.unit_rows * step_stride + kApart / sizeof(C);
+  }
   C* step_rows_of(const Worker& worker, int which) const {
     return step_rows + worker.rank * step_rows_size() + which * plan.unit_rows * step_stride;
   }

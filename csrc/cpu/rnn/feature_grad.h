@@ -12,20 +12,22 @@ struct FeatureGradients {  // one worker's
 
   const Recurrence& p;
   const RecurrenceGradOut& out;
+  const BackwardPlan& plan;
   F* packed;   // W_ih of all directions: panels of [D][H]
   F* factors;  // [block_rows][stride], where rows of grad_pre are no rows of factors
   int64_t stride;
-  C* product;  // [most rows][I], 16-bit only
+  C* product;  // [most rows][I], where these are converted, or of sorted sequences
   size_t bytes;
 
   // shared: where all pack W_ih for all, unless each packs it for itself.
   FeatureGradients(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
                    F* shared, char* scratch)
-      : p(p), out(out), stride(p.D * factors_in<F>(p.H) + kLanes<F>) {
+      : p(p), out(out), plan(plan), stride(p.D * factors_in<F>(p.H) + kLanes<F>) {
     Arena arena{scratch};
     packed = plan.own_weights ? arena.take<F>(packed_size(p)) : shared;
     factors = arena.take<F>(kDepth<F> > 1 ? block_rows() * stride : 0);
-    product = arena.take<C>(kNative<S> ? 0 : max_of(block_rows(), plan.unit_rows) * p.I);
+    const int64_t most = kNative<S> ? 0 : max_of(block_rows(), plan.unit_rows);
+    product = arena.take<C>(max_of(most, plan.sorts ? plan.unit_rows : 0) * p.I);
     arena.take<char>(kApart);
     bytes = arena.used;
   }
@@ -46,18 +48,21 @@ struct FeatureGradients {  // one worker's
 
   // Rows n and up, from as many rows of factors.
   void write(int64_t n, int64_t rows, const Rows<F>& from) const {
-    const int64_t K = p.D * factors_in<F>(p.H);
-    S* to = static_cast<S*>(out.input) + n * p.I;
+    S* const to = static_cast<S*>(out.input) + n * p.I;
     C* result = product;
     if constexpr (kNative<S>) result = to;
-    // Ahead of the stores: see kFarBytes.
-    for (int64_t i = 0; i < rows * p.I; i += 64 / static_cast<int64_t>(sizeof(S)))
-      __builtin_prefetch(to + i, 1, 3);
-    const Projection<E> project{packed, from, nullptr, 0, result, p.I, p.I};
-    sweep(project, rows, 0, panels_in<F>(p.I), p.I, K);
-    if constexpr (!kNative<S>)
-      for (int64_t i = 0; i < rows * p.I; i += kLanes<C>)
-        store_some(to + i, load_some(product + i, rows * p.I - i), rows * p.I - i);
+    fetch(to, rows * p.I);
+    multiply(rows, from, result);
+    if constexpr (!kNative<S>) copy(product, to, rows * p.I);
+  }
+  // The unit's rows of step t.
+  void write(const Unit& unit, int64_t t, int64_t rows, const Rows<F>& from) const {
+    if (!plan.sorts) return write(p.row(t, unit.b0), rows, from);
+    S* const to = static_cast<S*>(out.input);
+    __builtin_memset(to + p.row(t, unit.b0) * p.I, 0, unit.size * p.I * sizeof(S));
+    multiply(rows, from, product);
+    for (int64_t i = 0; i < rows; ++i)
+      copy(product + i * p.I, to + p.row(t, unit.sequence(i)) * p.I, p.I);
   }
   // Rows [begin, end) of the whole grad_pre.
   void write_all(const C* grad_pre, int64_t begin, int64_t end) const {
@@ -73,6 +78,19 @@ struct FeatureGradients {  // one worker's
   }
 
  private:
+  void multiply(int64_t rows, const Rows<F>& from, C* to) const {
+    const Projection<E> project{packed, from, nullptr, 0, to, p.I, p.I};
+    sweep(project, rows, 0, panels_in<F>(p.I), p.I, p.D * factors_in<F>(p.H));
+  }
+  // Ahead of the stores: see kFarBytes.
+  static void fetch(S* to, int64_t n) {
+    for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(S)))
+      __builtin_prefetch(to + i, 1, 3);
+  }
+  static void copy(const C* from, S* to, int64_t n) {
+    for (int64_t i = 0; i < n; i += kLanes<C>)
+      store_some(to + i, load_some(from + i, n - i), n - i);
+  }
   int64_t block_rows() const {
     const int64_t row_bytes = max_of(p.D * p.H, p.I) * static_cast<int64_t>(sizeof(C));
     return max_of(1, kFeatureBlockBytes / (row_bytes * E::kTileRows)) * E::kTileRows;

@@ -35,7 +35,7 @@ struct ForwardStep {
   int64_t H;
   const C* start;  // the bias, or, start_stride apart, rows of pre-activations; column 0
   Rows<F> state;
-  int64_t output_stride;
+  int64_t output_stride = 0;
   int64_t next_stride = 0, next_end = 0;  // row stride, and where a row of `next` ends
   int64_t start_stride = 0;
   Rows<F> features = {};
@@ -117,6 +117,7 @@ struct ForwardLayout {
   struct Scratch {  // of one worker
     C *bias, *alpha, *pre;
     F* features;
+    int64_t *order, *present;  // of the unit, where sequences are sorted
     size_t bytes;
     Scratch(const ForwardLayout& at, char* base) {
       Arena arena{base};
@@ -126,6 +127,8 @@ struct ForwardLayout {
           arena.take<C>(at.plan.projects ? at.plan.chunk_rows * scratch_stride<C>(at.columns) : 0);
       const int64_t rows = divide_up(at.plan.chunk_rows, E::kRowBlock) * E::kRowBlock;
       features = arena.take<F>(at.p.I > 0 ? rows * scratch_stride<F>(at.p.I) : 0);
+      order = arena.take<int64_t>(at.plan.sorts ? at.plan.unit_rows : 0);
+      present = arena.take<int64_t>(at.plan.sorts ? at.p.T : 0);
       arena.take<char>(kApart);
       bytes = arena.used;
     }
@@ -177,7 +180,9 @@ struct Forward {
   }
 
   void run(const Unit& unit, Worker& worker, const Wavefront& wavefront = {}) const {
-    with_cell<S>(p, Steps{*this, unit, worker, wavefront});
+    const auto s = at.scratch_of(worker);
+    const Unit own = plan.sorts ? sorted(unit, p, s.order, s.present) : unit;
+    with_cell<S>(p, Steps{*this, own, worker, wavefront});
   }
   struct Steps {
     const Forward& kernel;
@@ -193,22 +198,20 @@ struct Forward {
   template <class Cell>
   void steps(const Cell& cell, const Unit& unit, Worker& worker, const Wavefront& wavefront) const {
     const auto s = at.scratch_of(worker);
-    const int64_t pre_stride = scratch_stride<C>(at.columns), width = p.D * p.H;
+    const int64_t pre_stride = scratch_stride<C>(at.columns);
     const int64_t first_column = unit.p0 * kPanel<C>, copy = at.copy_of(unit);
     if (plan.own_weights) at.pack(unit.d, unit.group, unit.p0, unit.p1);
     for (int64_t j = 0; j < at.columns; j += kLanes<C>)
       store(s.bias + j, bias_of<S>(p, unit.d, first_column + j));
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
     ForwardStep<E, Cell> step{cell, at.packed_hh(copy),    at.packed_ih(copy),
-                              p.H,  s.bias - first_column, at.states.begin(unit),
-                              width};
+                              p.H,  s.bias - first_column, at.states.begin(unit)};
     if (unit.members > 1) worker.advance();
     step.far = plan.far;
     if constexpr (Cell::kLeaks) {
       for (int64_t j = 0; j < at.columns; j += kLanes<C>)
         store(s.alpha + j, alpha_of<S>(p, unit.d, first_column + j));
       step.cell.alpha = s.alpha - first_column;
-      step.cell.row_stride = width;
     }
     // Zeros need no product; but a weight that is not finite makes NaN of them.
     const bool starts_from_zeros =
@@ -228,13 +231,9 @@ struct Forward {
         const int64_t t = reverse ? p.T - 1 - done : done;
         const int64_t rows = sequences(p, unit, t);
         if (reverse) row -= rows;
-        S* output = static_cast<S*>(p.output) + (p.first_row(t) + unit.b0) * width + unit.d * p.H;
         C* const pre = s.pre + row * pre_stride - first_column;
         if (plan.projects) step.start_from(pre, pre_stride);
-        at.states.open(step, unit, done, output);
-        if constexpr (Cell::kLeaks)
-          step.cell.saved =
-              p.saved ? static_cast<S*>(p.saved) + (output - static_cast<S*>(p.output)) : nullptr;
+        at.states.open(step, unit, t, done);
         if (done == 0 && (plan.from_hx || starts_from_zeros)) {
           // Nobody waits for anybody.
           step.packed = at.packed_hh(copy);
@@ -242,7 +241,7 @@ struct Forward {
         } else {
           weights.multiply(step, unit, at.packed_hh(copy), pre, pre_stride, rows, done + 1, worker);
         }
-        at.states.seal(step, unit, t, done, rows, output);
+        at.states.seal(step, unit, t, done, rows);
         if (!reverse) row += rows;
         if (unit.members > 1) worker.advance();
         wavefront.advance();
@@ -253,14 +252,25 @@ struct Forward {
   // Rows of features of a chunk, in memory's order: where they lie, or copied.
   Rows<F> features(const Unit& unit, const Chunk& chunk, F* scratch) const {
     int64_t apart = 0;
-    if (kStoredAsFactors<S, F> && p.input.direct(p, chunk.n, unit.b0, unit.b1, &apart) &&
-        p.I % kGrain<F> == 0 && apart % kDepth<F> == 0 && chunk.rows % E::kRowBlock == 0)
+    if (kStoredAsFactors<S, F> && !plan.sorts &&
+        p.input.direct(p, chunk.n, unit.b0, unit.b0 + unit.size, &apart) && p.I % kGrain<F> == 0 &&
+        apart % kDepth<F> == 0 && chunk.rows % E::kRowBlock == 0)
       return {reinterpret_cast<const F*>(input_row<S>(p, chunk.t, unit.b0)), apart / kDepth<F>};
     const Rows<F> rows{scratch, scratch_stride<F>(p.I)};
-    for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
-      for (int64_t b = unit.b0; b < unit.b0 + sequences(p, unit, t); ++b, scratch += rows.stride)
-        for (int64_t j = 0; j < factors_in<F>(p.I) * kDepth<F>; j += kLanes<C>)
-          Factors<F>::store(scratch, j, load_some(input_row<S>(p, t, b) + j, p.I - j));
+    // Rows of sequences that are sorted lie here and there.
+    const int64_t ahead = plan.sorts && !p.input.index ? p.input.stride_t : 0;
+    for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t) {
+      const int64_t later = p.reverse[unit.d] ? t - chunk.n : t + chunk.n;
+      const bool fetches = ahead && later >= 0 && later < p.T;
+      for (int64_t i = 0, n = sequences(p, unit, t); i < n; ++i, scratch += rows.stride) {
+        const S* const row = input_row<S>(p, t, unit.sequence(i));
+        const S* const next = row + (later - t) * ahead;
+        for (int64_t j = 0; j < factors_in<F>(p.I) * kDepth<F>; j += kLanes<C>) {
+          if (fetches) __builtin_prefetch(next + j);
+          Factors<F>::store(scratch, j, load_some(row + j, p.I - j));
+        }
+      }
+    }
     return rows;
   }
 
@@ -275,12 +285,15 @@ struct Forward {
       return sweep(project, chunk.rows, unit.p0, unit.p1, p.H, factors_in<F>(p.I));
     }
     for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
-      for (int64_t b = unit.b0; b < unit.b0 + sequences(p, unit, t); ++b, pre += stride)
+      for (int64_t i = 0, n = sequences(p, unit, t); i < n; ++i, pre += stride) {
+        const S* const row =
+            p.input.data ? input_row<S>(p, t, unit.sequence(i)) + unit.d * p.H : nullptr;
         for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
           Vec<C> x = load(bias + j);
-          if (p.input.data) x += load_some(input_row<S>(p, t, b) + unit.d * p.H + j, p.H - j);
+          if (row) x += load_some(row + j, p.H - j);
           store(pre + j, x);
         }
+      }
   }
 };
 

@@ -1,9 +1,16 @@
 #include "cpu/rnn/plan.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace rnnext {
 namespace {
+
+// Steps of all sequences: rows that are not padding.
+int64_t steps_of(const Timeline& p) {
+  if (!p.ragged() || p.step_row) return p.rows();
+  return std::accumulate(p.lengths, p.lengths + p.B, int64_t{0});
+}
 
 // Estimated cycles of multiplying `rows` rows with packed weights of so many bytes.
 double multiply_cycles(const KernelShape& shape, const Machine& machine, int64_t rows,
@@ -83,6 +90,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   static_cast<Plan&>(plan) = share_out(p, shape, machine, threads);
   const int64_t weights = shape.packed_bytes(p.I, p.H) + shape.packed_bytes(p.H, p.H);
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
+  plan.sorts = p.ragged() && !p.step_row;
   plan.own_weights = !p.packed && (plan.batch_parts == 1 || small);
   plan.projects = p.I == 0 || (p.T > 1 && (plan.unit_rows < kFewRows || !small || plan.pieces > 1));
   const int64_t width = p.D * p.H * shape.storage_bytes;
@@ -100,7 +108,8 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   const int64_t row_bytes = max_of(shape.sums_bytes(columns), features);
   const int64_t fit = stacked ? kFewRows : kForwardChunkBytes / row_bytes;
   plan.chunk_rows = plan.projects ? max_of(plan.unit_rows, min_of(fit, p.T * p.B)) : plan.unit_rows;
-  plan.far = (plan.state == Home::rows || shape.native()) && p.rows() * width >= kFarBytes;
+  plan.far =
+      (plan.state == Home::rows || shape.native()) && !plan.sorts && p.rows() * width >= kFarBytes;
   return plan;
 }
 
@@ -116,6 +125,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   // Few rows travel faster from one core to another than the sums over them.
   plan.own_sums = own && wants_weights(out) && (plan.batch_parts == 1 || p.rows() >= p.H);
   plan.own_rows = own && p.D == 1 && p.I > 0 && plan.own_sums == wants_weights(out);
+  plan.sorts = plan.own_rows && p.ragged() && !p.step_row;
   if (shape.depth == 1 && p.plain() && plan.hidden_parts == 1 &&
       (plan.own_rows || p.D * p.H * shape.compute_bytes < kSameSetBytes))
     plan.state = Home::rows;
@@ -141,7 +151,7 @@ bool plan_wavefront(const Recurrence* layers, int n, const KernelShape& shape,
 }
 
 int plan_threads(const Recurrence& p, int products, int most) {
-  const double work = static_cast<double>(p.rows()) * p.D * p.H * (p.H + p.I) * products;
+  const double work = static_cast<double>(steps_of(p)) * p.D * p.H * (p.H + p.I) * products;
   const bool one_step = p.T == 1 && products == 1;
   const double share = !one_step  ? kThreadWork
                        : p.packed ? kThreadWorkPackedStep
@@ -150,13 +160,16 @@ int plan_threads(const Recurrence& p, int products, int most) {
 }
 
 Split split_sequences(const Timeline& p, int64_t i, int64_t n) {
-  int64_t steps = 0, before = 0;
-  for (int64_t b = 0; b < p.B; ++b) steps += p.length(b);
+  const int64_t steps = steps_of(p);
+  int64_t before = 0;
   Split split{{0, 0}, 0};
   for (int64_t k = 0, begin = 0, end = 0; k < n;) {
-    const bool full = k + 1 == n ? end == p.B : before * n >= steps * (k + 1);
-    if (!full) {
-      before += p.length(end++);
+    // A part ends where it is nearest to its share.
+    const int64_t next = end < p.B ? p.length(end) : 0;
+    const bool full = k + 1 == n ? end == p.B : (2 * before + next) * n > 2 * steps * (k + 1);
+    if (!full && end < p.B) {
+      before += next;
+      ++end;
       continue;
     }
     if (k == i) split.own = {begin, end};
@@ -172,12 +185,27 @@ Unit unit_of(const Plan& plan, const Recurrence& p, int64_t panels, int64_t u, i
   const Range h = part(panels, slice, plan.hidden_parts, plan.panel_group);
   return {static_cast<int>(u / plan.batch_parts),
           b.begin,
-          b.end,
+          b.end - b.begin,
           h.begin,
           h.end,
           static_cast<int>(u),
           static_cast<int>(plan.hidden_parts),
           h.end == panels};
+}
+
+Unit sorted(const Unit& unit, const Timeline& p, int64_t* order, int64_t* present) {
+  std::iota(order, order + unit.size, unit.b0);
+  std::sort(order, order + unit.size, [&](int64_t b, int64_t c) {
+    return p.lengths[b] != p.lengths[c] ? p.lengths[b] > p.lengths[c] : b < c;
+  });
+  int64_t n = unit.size;
+  for (int64_t t = 0; t < p.T; ++t) {
+    while (n > 0 && p.lengths[order[n - 1]] <= t) --n;
+    present[t] = n;
+  }
+  Unit result = unit;
+  result.order = order, result.present = present;
+  return result;
 }
 
 }  // namespace rnnext

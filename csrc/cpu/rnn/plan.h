@@ -57,6 +57,7 @@ struct Plan {
   double cycles = 0;         // of a step's product with the state, estimated
   int64_t unit_rows = 0;     // the most sequences of a unit
   bool own_weights = false;  // each unit packs its own
+  bool sorts = false;        // each unit takes its sequences longest first, and only as they last
 
   // The most panels of a member.
   int64_t member_panels(int64_t panels) const {
@@ -116,19 +117,27 @@ struct Split {
 };
 Split split_sequences(const Timeline& p, int64_t i, int64_t n);
 
-// What one worker does of one unit: a direction, sequences [b0, b1), panels [p0, p1).
+// What one worker does of one unit: a direction, sequences [b0, b0 + size), panels [p0, p1).
 struct Unit {
   int d;
-  int64_t b0, b1, p0, p1;
+  int64_t b0, size, p0, p1;
   int group, members;  // workers group * members and up share the sequences
   bool last;           // its panels are the last
+  // Of sequences that are sorted: [size] which they are, longest first, and [T] how many have each
+  // step. Null: they are taken as they come.
+  const int64_t *order = nullptr, *present = nullptr;
+
+  int64_t sequence(int64_t i) const { return order ? order[i] : b0 + i; }
 };
 // Member `slice` of unit u.
 Unit unit_of(const Plan& plan, const Recurrence& p, int64_t panels, int64_t u, int64_t slice);
 
-// How many of the unit's sequences have a row at step t.
+// The unit with its sequences sorted, into order [size] and present [T].
+Unit sorted(const Unit& unit, const Timeline& p, int64_t* order, int64_t* present);
+
+// How many of the unit's sequences have a row at step t, that is to be computed.
 inline int64_t sequences(const Timeline& p, const Unit& unit, int64_t t) {
-  return max_of(0, min_of(unit.b1, p.batch(t)) - unit.b0);
+  return unit.present ? unit.present[t] : max_of(0, min_of(unit.size, p.batch(t) - unit.b0));
 }
 // Steps [t, t + n) of a unit, which have `rows` rows and are worked on while these are in cache.
 struct Chunk {

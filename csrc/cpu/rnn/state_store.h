@@ -24,12 +24,18 @@ struct StateBuffers {
     if (count > 0) first = arena.take<T>(plan.units * unit_size());
   }
   int64_t unit_size() const { return count * rows * stride + kApart / sizeof(T); }
-  T* row(const Unit& unit, int buffer, int64_t b) const {
-    return first + unit.group * unit_size() + (buffer * rows + b - unit.b0) * stride;
+  // Of the unit's i-th sequence.
+  T* row(const Unit& unit, int buffer, int64_t i = 0) const {
+    return first + unit.group * unit_size() + (buffer * rows + i) * stride;
   }
-  Rows<T> all(const Unit& unit, int buffer) const { return {row(unit, buffer, unit.b0), stride}; }
+  Rows<T> all(const Unit& unit, int buffer) const { return {row(unit, buffer), stride}; }
 };
 
+// Row (t, b) of direction d of the output, or of what has its shape.
+template <class S>
+S* output_row(const Recurrence& p, void* rows, int d, int64_t t, int64_t b) {
+  return static_cast<S*>(rows) + (p.row(t, b) * p.D + d) * p.H;
+}
 // The part of row b of direction d of hx, or of what has its shape.
 template <class S>
 const S* state_row(const Recurrence& p, const void* states, int d, int64_t b) {
@@ -48,8 +54,24 @@ Vec<Compute<S>> output_of(const Recurrence& p, Vec<Compute<S>> state) {
   return as_stored<S>(state);
 }
 
+// Zeros in the unit's part of rows of step t, of those at least that are past the end.
+template <class S>
+void clear_rows(const Recurrence& p, const Unit& unit, int64_t t, int64_t present, void* rows) {
+  using C = Compute<S>;
+  const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
+  if (p.D == 1 && to - from == p.H) {
+    __builtin_memset(output_row<S>(p, rows, 0, t, unit.b0), 0, unit.size * p.H * sizeof(S));
+  } else if (present < unit.size) {
+    for (int64_t b = unit.b0; b < unit.b0 + unit.size; ++b)
+      if (!p.inside(b, t))
+        __builtin_memset(output_row<S>(p, rows, unit.d, t, b) + from, 0, (to - from) * sizeof(S));
+  }
+}
+
 // The states of the forward pass. Home::rows: the output. In scratch two buffers take turns, in the
-// storage type's precision: a sequence cut into several calls gives the same bits.
+// storage type's precision: a sequence cut into several calls gives the same bits. Rows of
+// sequences that are sorted lie here and there in memory, so that all of a step go to scratch
+// first.
 template <class S, class E>
 struct ForwardStates {
   using F = typename E::Factor;
@@ -58,12 +80,20 @@ struct ForwardStates {
   const ForwardPlan& plan;
   StateBuffers<F> buffers;
   StateBuffers<C> carry;  // a leak's states, where what enters W_hh is rounded, or another number
+  // Of a step of sorted sequences: its output, where that is not made of the state, and what is
+  // saved.
+  enum Apart { kOutput, kSaved, kCount };
+  StateBuffers<C> apart;
 
   ForwardStates(const Recurrence& p, const ForwardPlan& plan, Arena& arena)
       : p(p),
         plan(plan),
         buffers(p, plan, 2, arena, E::kRowBlock),
-        carry(p, plan, p.form == Form::voltage || (p.form != Form::none && kParts<F> > 0), arena) {}
+        carry(p, plan, p.form == Form::voltage || (p.form != Form::none && kParts<F> > 0), arena),
+        apart(p, plan, plan.sorts && (p.saved || has_output()) ? kCount : 0, arena) {}
+
+  // Whether a step's tiles write its output beside the state: neither can be made of the other.
+  static constexpr bool has_output() { return kNative<S> && !kStoredAsFactors<S, F>; }
 
   // What the unit's first step reads: hx, or zeros. Both buffers start from it, since a sequence
   // that begins late finds it in either; one that never does ends with it.
@@ -71,106 +101,128 @@ struct ForwardStates {
     if (plan.from_hx)
       return {reinterpret_cast<const F*>(state_row<S>(p, p.hx, unit.d, unit.b0)), p.H / kDepth<F>};
     const int64_t t = p.reverse[unit.d] ? p.T - 1 : 0;
-    for (int64_t b = unit.b0; b < unit.b1; ++b) {
+    for (int64_t i = 0; i < unit.size; ++i) {
+      const int64_t b = unit.sequence(i);
       const S* hx = state_row<S>(p, p.hx, unit.d, b);
       const bool anew = p.restarts(unit.d, b, t);
       const S* start = anew ? state_row<S>(p, p.reset_state, unit.d, b) : hx;
       S* h_n = static_cast<S*>(p.h_n) + (unit.d * p.B + b) * p.H;
       const bool empty = p.length(b) == 0;
-      for (int buffer = 0; buffer < 2; ++buffer) put(unit, b, start, buffers.row(unit, buffer, b));
+      for (int buffer = 0; buffer < 2; ++buffer) put(unit, i, start, buffers.row(unit, buffer, i));
       for (int64_t j = unit.p0 * kPanel<C>; empty && j < unit.p1 * kPanel<C>; j += kLanes<C>)
         store_some(h_n + j, load_state(hx, j, p.H - j), p.H - j);
     }
     return buffers.all(unit, 0);
   }
 
-  // Where the step after `done` others writes, whose output begins at `output`.
+  // Where step t writes, after `done` others.
   template <class Step>
-  void open(Step& step, const Unit& unit, int64_t done, S* output) const {
+  void open(Step& step, const Unit& unit, int64_t t, int64_t done) const {
+    const int64_t width = p.D * p.H;
+    S* const output = plan.sorts ? nullptr : output_row<S>(p, p.output, unit.d, t, unit.b0);
     if (plan.state == Home::rows) {
       step.next = reinterpret_cast<F*>(output);
-      step.next_stride = p.D * p.H / kDepth<F>;
+      step.next_stride = width / kDepth<F>;
       step.next_end = p.H;
     } else {
-      step.next = buffers.row(unit, ~done & 1, unit.b0);
+      step.next = buffers.row(unit, ~done & 1);
       step.next_stride = buffers.stride;
       step.next_end = panels_in<C>(p.H) * kPanel<C>;
-      if constexpr (kNative<S>) step.output = output;
+      if constexpr (kNative<S>) {
+        step.output = output;
+        step.output_stride = width;
+        if (plan.sorts && has_output()) {
+          step.output = apart.row(unit, kOutput);
+          step.output_stride = apart.stride;
+        }
+      }
     }
     if constexpr (decltype(step.cell)::kLeaks) {
-      if (carry.count) step.cell.carry = carry.row(unit, 0, unit.b0);
+      step.cell.saved = nullptr;
+      step.cell.row_stride = plan.sorts ? apart.stride : width;
+      if (p.saved)
+        step.cell.saved = plan.sorts ? reinterpret_cast<S*>(apart.row(unit, kSaved))
+                                     : output_row<S>(p, p.saved, unit.d, t, unit.b0);
+      if (carry.count) step.cell.carry = carry.row(unit, 0);
       step.cell.before =
           carry.count ? step.cell.carry : reinterpret_cast<const C*>(step.state.first);
       step.cell.stride = carry.count ? carry.stride : step.state.stride;
     }
   }
 
-  // Makes of what the step wrote the state that the next one reads, and writes h_n of the sequences
-  // that end here.
+  // Makes of what the step wrote the state that the next one reads, hands out its rows, and writes
+  // h_n of the sequences that end here.
   template <class Step>
-  void seal(Step& step, const Unit& unit, int64_t t, int64_t done, int64_t rows, S* output) const {
+  void seal(Step& step, const Unit& unit, int64_t t, int64_t done, int64_t rows) const {
     if (plan.state == Home::scratch) {
       if (unit.last) clear_row_ends(step.next, rows, buffers.stride, p.H);
-      if (!kNative<S> || p.ragged()) mend(unit, t, rows, step.state.first, step.next, output);
+      if (plan.sorts) clear_padding(unit, t, rows);
+      if (!kNative<S> || plan.sorts) hand_out(unit, t, rows, step.next);
     }
-    if (p.ragged() || done + 1 == p.T) end(unit, t, rows, output);
+    if (p.ragged() || done + 1 == p.T) end(unit, t, rows);
     if (p.reset && done + 1 < p.T) {
       const int64_t next = p.reverse[unit.d] ? t - 1 : t + 1;
-      for (int64_t b = unit.b0; b < unit.b1; ++b)
+      for (int64_t i = 0; i < unit.size; ++i) {
+        const int64_t b = unit.sequence(i);
         if (p.restarts(unit.d, b, next))
-          put(unit, b, state_row<S>(p, p.reset_state, unit.d, b),
-              step.next + (b - unit.b0) * buffers.stride);
+          put(unit, i, state_row<S>(p, p.reset_state, unit.d, b), step.next + i * buffers.stride);
+      }
     }
     step.state = {step.next, step.next_stride};
   }
 
  private:
-  // Makes this the state of sequence b, which the next step reads from the row `next`.
-  void put(const Unit& unit, int64_t b, const S* state, F* next) const {
+  // Makes this the state of the i-th sequence, which the next step reads from the row `next`.
+  void put(const Unit& unit, int64_t i, const S* state, F* next) const {
     for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
       const Vec<C> x = load_state(state, j, p.H - j);
-      if (carry.count) store(carry.row(unit, 0, b) + j, x);
+      if (carry.count) store(carry.row(unit, 0, i) + j, x);
       Factors<F>::store(next, j, output_of<S>(p, x));
     }
   }
-  // Rows past their sequence's end keep the state; 16-bit rows go to the output, rounded.
-  void mend(const Unit& unit, int64_t t, int64_t rows, const F* state, F* next, S* output) const {
+  // Zeros past the ends of sequences. Whole steps are fastest: the rows that there are follow while
+  // their lines are in cache.
+  void clear_padding(const Unit& unit, int64_t t, int64_t rows) const {
+    clear_rows<S>(p, unit, t, rows, p.output);
+    if (p.saved) clear_rows<S>(p, unit, t, rows, p.saved);
+  }
+  // What the tiles did not write to the output itself. 16-bit rows are rounded, of the state too.
+  void hand_out(const Unit& unit, int64_t t, int64_t rows, F* next) const {
     const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
-    S* saved = p.saved ? static_cast<S*>(p.saved) + (output - static_cast<S*>(p.output)) : nullptr;
-    for (int64_t row = 0; row < rows;
-         ++row, state += buffers.stride, next += buffers.stride, output += p.D * p.H) {
-      const int64_t b = unit.b0 + row;
-      const bool past = !p.inside(b, t);
+    for (int64_t i = 0; i < rows; ++i, next += buffers.stride) {
+      const int64_t b = unit.sequence(i);
+      S* const output = output_row<S>(p, p.output, unit.d, t, b);
       for (int64_t j = from; j < to; j += kLanes<C>) {
-        if (past) {
-          copy_factors(next, state, j);
-          store_some(output + j, Vec<C>{}, p.H - j);
-          if (saved) store_some(saved + row * p.D * p.H + j, Vec<C>{}, p.H - j);
-          // (After the last step nobody reads it.)
-          if (carry.count)
-            store(carry.row(unit, 0, b) + j,
-                  load_state(state_row<S>(p, p.hx, unit.d, b), j, p.H - j));
-        } else if constexpr (!kNative<S> && kStoredAsFactors<S, F>) {
+        if constexpr (kNative<S>) {
+          const C* const from =
+              has_output() ? apart.row(unit, kOutput, i) : reinterpret_cast<const C*>(next);
+          store_some(output + j, load(from + j), p.H - j);
+        } else if constexpr (kStoredAsFactors<S, F>) {
           __builtin_memcpy(output + j, next + j / kDepth<F>,
                            min_of(kLanes<C>, p.H - j) * sizeof(S));
-        } else if constexpr (!kNative<S>) {
+        } else {
           store_some(output + j, load(next + j), p.H - j);
           store(next + j, load_some(output + j, p.H - j));  // as a later call would read it
         }
       }
+      if (!plan.sorts || !p.saved) continue;
+      const S* const saved = reinterpret_cast<const S*>(apart.row(unit, kSaved)) + i * apart.stride;
+      __builtin_memcpy(output_row<S>(p, p.saved, unit.d, t, b) + from, saved + from,
+                       (to - from) * sizeof(S));
     }
   }
-  void end(const Unit& unit, int64_t t, int64_t rows, const S* output) const {
+  void end(const Unit& unit, int64_t t, int64_t rows) const {
     const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
-    for (int64_t row = 0; row < rows; ++row, output += p.D * p.H) {
-      const int64_t b = unit.b0 + row;
-      if (!p.ends(unit.d, b, t) || !p.inside(b, t)) continue;
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t b = unit.sequence(i);
+      if (!p.ends(unit.d, b, t)) continue;
       S* const h_n = static_cast<S*>(p.h_n) + (unit.d * p.B + b) * p.H;
       if (p.form != Form::voltage) {
+        const S* const output = output_row<S>(p, p.output, unit.d, t, b);
         __builtin_memcpy(h_n + from, output + from, (to - from) * sizeof(S));
       } else {
         for (int64_t j = from; j < to; j += kLanes<C>)
-          store_some(h_n + j, load(carry.row(unit, 0, b) + j), p.H - j);
+          store_some(h_n + j, load(carry.row(unit, 0, i) + j), p.H - j);
       }
     }
   }
@@ -205,18 +257,18 @@ struct BackwardStates {
 
   // Zeros, which the unit's last steps read.
   Rows<F> begin(const Unit& unit) const {
-    for (int64_t b = unit.b0; b < unit.b1; ++b)
+    for (int64_t i = 0; i < unit.size; ++i)
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
         for (int buffer = 0; buffer < 3; ++buffer)
-          Factors<F>::store(buffers.row(unit, buffer, b), j, Vec<C>{});
-        for (int i = 0; i < sums.count; ++i) store(sums.row(unit, i, b) + j, Vec<C>{});
+          Factors<F>::store(buffers.row(unit, buffer, i), j, Vec<C>{});
+        for (int sum = 0; sum < sums.count; ++sum) store(sums.row(unit, sum, i) + j, Vec<C>{});
       }
     return buffers.all(unit, 2);
   }
 
   // Where the step after `done` others writes its state beside grad_pre; null: nowhere.
   F* next(const Unit& unit, int64_t done) const {
-    return plan.state == Home::rows ? nullptr : buffers.row(unit, ~done & 1, unit.b0);
+    return plan.state == Home::rows ? nullptr : buffers.row(unit, ~done & 1);
   }
 
   // Makes of what a step wrote the state that the next one reads.
@@ -234,30 +286,29 @@ struct BackwardStates {
            C* alpha_grad) const {
     if (!p.reset && !leaks()) return;
     for (int64_t row = 0; row < rows; ++row) {
-      const int64_t b = unit.b0 + row;
+      const int64_t b = unit.sequence(row);
       const bool anew = p.restarts(unit.d, b, t);
       if (anew || p.starts(unit.d, b, t))
-        cut_row(unit, b, anew, next ? next + row * buffers.stride : nullptr,
+        cut_row(unit, row, anew, next ? next + row * buffers.stride : nullptr,
                 grad_pre + row * stride, alpha_grad);
     }
   }
 
   // The sums over resets as rows of factors.
   Rows<F> resets(const Unit& unit) const {
-    for (int64_t b = unit.b0; b < unit.b1; ++b)
+    for (int64_t i = 0; i < unit.size; ++i)
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
-        Factors<F>::store(buffers.row(unit, 3, b), j, load(sums.row(unit, kResetPre, b) + j));
-    if (unit.last)
-      clear_row_ends(buffers.row(unit, 3, unit.b0), unit.b1 - unit.b0, buffers.stride, p.H);
+        Factors<F>::store(buffers.row(unit, 3, i), j, load(sums.row(unit, kResetPre, i) + j));
+    if (unit.last) clear_row_ends(buffers.row(unit, 3), unit.size, buffers.stride, p.H);
     return buffers.all(unit, 3);
   }
 
   // A state whose rows are about to be overwritten, in a place of its own.
   Rows<F> keep(const Unit& unit, const Rows<F>& state) const {
     if (plan.state == Home::scratch) return state;
-    for (int64_t b = unit.b0; b < unit.b1; ++b)
+    for (int64_t i = 0; i < unit.size; ++i)
       for (int64_t j = 0; j < p.H; j += kLanes<C>)
-        copy_factors(buffers.row(unit, 0, b), state.first + (b - unit.b0) * state.stride, j);
+        copy_factors(buffers.row(unit, 0, i), state.first + i * state.stride, j);
     return buffers.all(unit, 0);
   }
 
@@ -268,16 +319,17 @@ struct BackwardStates {
 
  private:
   static void add(C* to, Vec<C> x) { store(to, load(to) + x); }
-  void cut_row(const Unit& unit, int64_t b, bool anew, F* next, const C* grad_pre,
+  void cut_row(const Unit& unit, int64_t i, bool anew, F* next, const C* grad_pre,
                C* alpha_grad) const {
+    const int64_t b = unit.sequence(i);
     const S* const before = state_row<S>(p, anew ? p.reset_state : p.hx, unit.d, b);
     for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
       if (anew && out.reset_state)
-        add(sums.row(unit, kResetPre, b) + j, load_some(grad_pre + j, p.H - j));
+        add(sums.row(unit, kResetPre, i) + j, load_some(grad_pre + j, p.H - j));
       if (leaks()) {
-        C* const carry = sums.row(unit, kCarry, b) + j;
-        C* const mixed = sums.row(unit, kMixed, b) + j;
-        add(sums.row(unit, anew ? kResetCarry : kFirst, b) + j, load(carry));
+        C* const carry = sums.row(unit, kCarry, i) + j;
+        C* const mixed = sums.row(unit, kMixed, i) + j;
+        add(sums.row(unit, anew ? kResetCarry : kFirst, i) + j, load(carry));
         if (alpha_grad && before && p.form == Form::rate)
           add(alpha_grad + j, -load(mixed) * load_some(before + j, p.H - j));
         store(carry, Vec<C>{});
@@ -290,7 +342,7 @@ struct BackwardStates {
   // Rows past their sequence's end have no gradient; a first step's is kept.
   void mend(const Unit& unit, int64_t t, int64_t rows, F* next, C* grad_pre, int64_t stride) const {
     for (int64_t row = 0; row < rows; ++row, next += buffers.stride, grad_pre += stride) {
-      const int64_t b = unit.b0 + row;
+      const int64_t b = unit.sequence(row);
       const bool past = !p.inside(b, t);
       const bool starts = p.starts(unit.d, b, t) && !p.restarts(unit.d, b, t);
       if (!past && !starts) continue;
@@ -299,7 +351,7 @@ struct BackwardStates {
           Factors<F>::store(next, j, Vec<C>{});
           store_some(grad_pre + j, Vec<C>{}, p.H - j);
         } else {
-          copy_factors(buffers.row(unit, 2, b), next, j);
+          copy_factors(buffers.row(unit, 2, row), next, j);
         }
       }
     }

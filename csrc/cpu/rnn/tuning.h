@@ -62,8 +62,9 @@ constexpr Machine kMachines[] = {
 // packed, since what fits the second cache of one core is read at its speed. (Measured.)
 constexpr double kThreadWork = 1.5e5, kThreadWorkOneStep = 5e4, kThreadWorkPackedStep = 1e5;
 
-// Padding is left out, by copies of the rows into a packed batch and back, where no more than this
-// share of the steps exist and at least so many multiply-adds are spared. (Measured: Zen 5.)
+// Backward, where the plan does not sort, padding is left out by copies of the rows to a packed
+// batch where no more than this share of the steps exist and so many multiply-adds are spared.
+// (Zen 5.)
 constexpr double kPackedShare = 0.8, kPackedWork = 4e6;
 
 // With fewer rows a step is bound by reading the weights. (Measured.)

@@ -6,33 +6,35 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// Goes through the rows of direction d of sequences [b0, b1), from step t on, in memory's order.
+// Goes through a unit's rows, from step t on, step by step.
 template <class S>
 struct RowCursor {
   const Recurrence& p;
   const S *starts,
       *resets;  // [D,B,H] what enters W_hh before the first step, after a reset; or null
-  int d;
-  int64_t b0, b1;
-  int64_t t, b = b0;
+  Unit unit;
+  int64_t t, i = 0;
 
   void next() {
-    ++b;
+    ++i;
     settle();
   }
   void settle() {
-    while (t < p.T && b >= min_of(b1, p.batch(t))) ++t, b = b0;
+    while (t < p.T && i >= sequences(p, unit, t)) ++t, i = 0;
   }
-  int64_t row() const { return p.first_row(t) + b; }
+  int64_t row() const { return p.row(t, unit.sequence(i)); }
   // What the row was multiplied with, W_hh and W_ih; null: zeros.
   const S* state() const {
+    const int64_t b = unit.sequence(i);
+    const int d = unit.d;
     if (!p.inside(b, t)) return nullptr;
     if (p.restarts(d, b, t)) return state_row<S>(p, resets, d, b);
     if (p.starts(d, b, t)) return state_row<S>(p, starts, d, b);
     const int64_t before = p.before(d, t);
-    return static_cast<const S*>(p.output) + (p.first_row(before) + b) * p.D * p.H + d * p.H;
+    return output_row<S>(p, p.output, d, before, b);
   }
   const S* features() const {
+    const int64_t b = unit.sequence(i);
     return !p.inside(b, t) || !p.input.data ? nullptr : input_row<S>(p, t, b);
   }
 };
@@ -78,7 +80,7 @@ struct WeightGradients {
   // 0 of theirs, `stride` apart, or, stride 0, of the whole tensor [N, D*H].
   void add(RowCursor<S>& cursor, int64_t rows, const C* grad_pre, int64_t stride,
            bool begins) const {
-    const int d = cursor.d;
+    const int d = cursor.unit.d;
     if (begins) __builtin_memset(sum_bias, 0, height * sizeof(C));
     for (; rows > 0 || begins; begins = false) {
       const int64_t n = min_of(kGradientRows, rows);
