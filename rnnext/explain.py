@@ -111,6 +111,8 @@ def explain(
             lines.append(f"W_ih x comes first, in chunks of up to {plan['chunk_rows']} rows")
         else:
             lines.append("W_ih x is added in the same tile as W_hh h")
+        if plan["held_steps"]:
+            lines.append(f"{plan['held_steps']} steps of the output are written together")
         if plan["far"]:
             lines.append("the output is prefetched before it is written")
     lines.append(f"estimate: {plan['cycles']:.0f} cycles a step for the product with the state")

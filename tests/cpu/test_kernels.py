@@ -71,6 +71,24 @@ def test_the_same_bits_where_the_output_is_prefetched(dtype, reverse, isa, threa
     assert same(part.call(recurrence), (output[:, 33:36], h_n[:, 33:36]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("leak", [None, "rate", "voltage"])
+def test_the_same_bits_where_steps_are_held(dtype, reverse, leak, isa):
+    """Threads that have narrow rows beside each other write several steps at once, the last time
+    fewer."""
+    H = 280 // dtype.itemsize
+    arguments = samples.make(T=61, B=13, I=41, H=H, reverse=(reverse,), leak=leak, dtype=dtype)
+    assert rnnext._C.plan(T=61, B=13, I=41, H=H, dtype=dtype, threads=2)["held_steps"] > 1
+    torch.set_num_threads(1)
+    expected = arguments.call(recurrence)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        assert same(arguments.call(recurrence), expected)
+    part = arguments.sequences(slice(5, 9))
+    assert same(part.call(recurrence)[:2], (expected[0][:, 5:9], expected[1][:, 5:9]))
+
+
 @pytest.mark.parametrize(("T", "B", "H"), [(20_000, 2, 64), (2000, 2, 300), (100, 32, 1024)])
 def test_float32_is_about_as_exact_as_torch(T, B, H):
     """Over long runs, and where H is large: a single chain of H sums errs up to four times as much

@@ -104,6 +104,13 @@ def test_a_machine_slow_beyond_its_second_cache_splits_the_hidden_units():
     assert plan(*size, machine="xeon-amx")["hidden_parts"] == 2
 
 
+def test_threads_without_work_are_not_called():
+    assert plan(100, 1, 64, 64)["threads"] == 1
+    assert plan(100, 1, 64, 256)["threads"] == 2
+    assert plan(100, 3, 64, 64, threads=8)["threads"] == 3
+    assert plan(100, 1, 64, 64, directions=2)["threads"] == 2
+
+
 def test_the_estimate_falls_with_threads_and_rises_with_rows():
     cycles = [plan(100, 64, 64, 256, threads=n)["cycles"] for n in (1, 2, 4, 8)]
     assert cycles == sorted(cycles, reverse=True)
@@ -123,11 +130,35 @@ def test_the_estimate_falls_with_threads_and_rises_with_rows():
     ],
 )
 def test_where_the_state_lives(case, expected):
-    size = {"T": 9, "B": 8, "I": 16, "H": 128} | case
+    size = {"T": 9, "B": 8, "I": 16, "H": 192} | case
     found = plan(**size)
     assert found["state"] == expected
     if "lengths" in case:
         assert found["unit_rows"] >= 4
+
+
+def test_threads_hold_narrow_steps_that_lie_beside_each_other():
+    found = plan(100, 16, 16, 64)  # two threads, 2 KiB of each step
+    assert (found["state"], found["held_steps"]) == ("scratch", 8)
+    assert plan(6, 16, 64, 64)["held_steps"] == 6
+    assert plan(100, 8, 16, 32)["held_steps"] == 32
+    for other in (
+        plan(100, 16, 16, 64, threads=1),  # nobody's rows beside its own
+        plan(100, 18, 16, 64),  # wider
+        plan(100, 32, 16, 16),  # rows of one line
+        plan(3, 16, 256, 64),
+        plan(300, 16, 16, 64),  # the output is prefetched
+        plan(100, 16, 16, 64, directions=2),
+    ):
+        assert (other["state"], other["held_steps"]) == ("rows", 0)
+    for other in (
+        plan(100, 16, 16, 64, lengths=[99] * 16),
+        plan(100, 16, 16, 64, dtype=torch.bfloat16),
+    ):
+        assert (other["state"], other["held_steps"]) == ("scratch", 0)
+    assert "8 steps of the output are written together" in explain(
+        100, 16, 16, 64, threads=2, machine="zen4"
+    )
 
 
 def test_the_only_step_reads_hx_where_it_lies():

@@ -90,7 +90,7 @@ Description describe_plan(const Question& q, const Machine& machine) {
     about["threads"] = int64_t{threads < n ? threads : n};
     threads = 1;
   } else {
-    threads = plan_threads(p, 1, q.threads);
+    threads = busy_threads(p, shape, machine, plan_threads(p, 1, q.threads));
     about["threads"] = int64_t{threads};
   }
   const bool wavefront = std::get<bool>(about["wavefront"]);
@@ -100,6 +100,7 @@ Description describe_plan(const Question& q, const Machine& machine) {
   about["projects"] = plan.projects;
   about["chunk_rows"] = plan.chunk_rows;
   about["state"] = std::string(name_of(plan.state));
+  about["held_steps"] = plan.held_steps;
   about["from_hx"] = plan.from_hx;
   about["far"] = plan.far;
   return about;

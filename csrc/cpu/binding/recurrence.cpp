@@ -28,6 +28,14 @@ int threads_for(const Recurrence& p, int products) {
   return plan_threads(p, products, max_threads());
 }
 
+int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& machine,
+                 int threads) {
+  if (threads == 1) return 1;
+  const ForwardPlan plan = plan_forward(p, shape, machine, threads);
+  if (plan.one_step) return threads;
+  return static_cast<int>(min_of(threads, plan.units * plan.hidden_parts));
+}
+
 void check_alpha(const void* alpha, int64_t H, at::ScalarType type) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type, "alpha", [&] {
     for (int64_t j = 0; j < H; ++j) {
@@ -142,7 +150,7 @@ void copy_hx(const Tensor& h_n, const OptionalTensor& hx) {
 namespace {
 
 void run_forward(const Recurrence& p, const RnnKernels& kernel) {
-  const int threads = threads_for(p, 1);
+  const int threads = busy_threads(p, kernel.shape, this_machine(), threads_for(p, 1));
   Workspace workspace(kernel.forward_workspace(p, threads));
   run_team(threads, [&](Worker& worker) { kernel.forward(p, workspace.data(), worker); });
 }

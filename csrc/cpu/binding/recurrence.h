@@ -16,6 +16,10 @@ const RnnKernels& kernels_for(DType dtype);
 
 // products: matrix products of the call, 1 forward.
 int threads_for(const Recurrence& p, int products);
+// As many of these threads as the plan of a forward call has work for: one that finds none is not
+// called.
+int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& machine,
+                 int threads);
 
 // Raises ValueError unless all H values are in (0, 1].
 void check_alpha(const void* alpha, int64_t H, at::ScalarType type);

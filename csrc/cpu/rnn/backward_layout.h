@@ -39,9 +39,7 @@ struct BackwardLayout {
         plan(plan),
         ih(out.input && !plan.own_weights ? arena.take<F>(FeatureGradients<S, E>::packed_size(p))
                                           : nullptr),
-        hh(p.T > 1 || out.hx || out.reset_state
-               ? arena.take<F>(copies() * weight_hh(0).packed_size())
-               : nullptr),
+        hh(p.T > 1 || out.hx || out.reset_state ? arena.take<F>(copies() * hh_size()) : nullptr),
         states(p, out, plan, arena),
         step_stride(scratch_stride<C>(p.H)) {
     grad_pre = static_cast<C*>(out.pre);
@@ -72,7 +70,8 @@ struct BackwardLayout {
   Matrix<S, F> weight_hh(int d) const {
     return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, false};
   }
-  F* packed_hh(int64_t copy) const { return hh + copy * weight_hh(0).packed_size(); }
+  int64_t hh_size() const { return weight_hh(0).packed_size() + gap<F>(copies()); }
+  F* packed_hh(int64_t copy) const { return hh + copy * hh_size(); }
   const F* packed_hh(const Unit& unit) const {
     return hh ? packed_hh(plan.own_weights ? unit.group : unit.d) : nullptr;
   }

@@ -100,9 +100,9 @@ struct ForwardLayout {
   ForwardLayout(const Recurrence& p, const ForwardPlan& plan, int workers, Arena arena)
       : p(p),
         plan(plan),
-        ih(arena.take<F>(copies() * weight_ih(0).packed_size())),
-        hh(arena.take<F>(copies() * weight_hh(0).packed_size())),
-        finite(arena.take<bool>(copies() * panels_in<C>(p.H))),
+        ih(arena.take<F>(copies() * ih_size())),
+        hh(arena.take<F>(copies() * hh_size())),
+        finite(arena.take<bool>(copies() * finite_size())),
         states(p, plan, arena),
         columns(plan.member_panels(panels_in<C>(p.H)) * kPanel<C>) {
     if (p.packed) {
@@ -145,8 +145,12 @@ struct ForwardLayout {
   Matrix<S, F> weight_hh(int d) const {
     return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, true};
   }
-  F* packed_ih(int64_t copy) const { return ih + copy * weight_ih(0).packed_size(); }
-  F* packed_hh(int64_t copy) const { return hh + copy * weight_hh(0).packed_size(); }
+  // Of a copy, and as far as another thread's lies apart.
+  int64_t ih_size() const { return weight_ih(0).packed_size() + gap<F>(copies()); }
+  int64_t hh_size() const { return weight_hh(0).packed_size() + gap<F>(copies()); }
+  int64_t finite_size() const { return panels_in<C>(p.H) + gap<bool>(copies()); }
+  F* packed_ih(int64_t copy) const { return ih + copy * ih_size(); }
+  F* packed_hh(int64_t copy) const { return hh + copy * hh_size(); }
 
   // Panels [q0, q1) of direction d into a copy.
   void pack(int d, int64_t copy, int64_t q0, int64_t q1) const {
@@ -155,11 +159,11 @@ struct ForwardLayout {
     if (!p.multiplies_state()) return;
     const StateWeights<S, E> state{plan, weight_hh(d)};
     for (int64_t q = q0; q < q1; ++q)
-      finite[copy * panels_in<C>(p.H) + q] = state.pack(packed_hh(copy), q, q + 1);
+      finite[copy * finite_size() + q] = state.pack(packed_hh(copy), q, q + 1);
   }
   // Whether the unit's part of W_hh is finite.
   bool is_finite(const Unit& unit) const {
-    const bool* of_copy = finite + copy_of(unit) * panels_in<C>(p.H);
+    const bool* of_copy = finite + copy_of(unit) * finite_size();
     for (int64_t q = unit.p0; q < unit.p1 && !p.packed && p.multiplies_state(); ++q)
       if (!of_copy[q]) return false;
     return true;

@@ -101,12 +101,18 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
     if (plan.hidden_parts == 1 && width < kSameSetBytes) plan.state = Home::rows;
     plan.from_hx = p.hx && p.T == 1 && !leaks;
   }
+  const int64_t row_bytes = p.H * shape.storage_bytes, step_bytes = plan.unit_rows * row_bytes;
+  if (plan.state == Home::rows && shape.depth == 1 && plan.batch_parts > 1 && row_bytes > 64 &&
+      step_bytes <= kNarrowBytes && p.T >= kHeldFrom && p.rows() * width < kFarBytes) {
+    plan.state = Home::scratch;
+    plan.held_steps = min_of(p.T, kHeldBytes / step_bytes);
+  }
   const int64_t columns = plan.member_panels(shape.panels(p.H)) * shape.panel;
   const int64_t features =
       (shape.panels(p.I) * shape.panel / shape.depth + 64 / shape.factor_bytes) *
       shape.factor_bytes;
-  const int64_t row_bytes = max_of(shape.sums_bytes(columns), features);
-  const int64_t fit = stacked ? kFewRows : kForwardChunkBytes / row_bytes;
+  const int64_t chunk_row = max_of(shape.sums_bytes(columns), features);
+  const int64_t fit = stacked ? kFewRows : kForwardChunkBytes / chunk_row;
   plan.chunk_rows = plan.projects ? max_of(plan.unit_rows, min_of(fit, p.T * p.B)) : plan.unit_rows;
   plan.far =
       (plan.state == Home::rows || shape.native()) && !plan.sorts && p.rows() * width >= kFarBytes;

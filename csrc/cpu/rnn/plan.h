@@ -79,8 +79,9 @@ struct ForwardPlan : Plan {
   bool projects = false;
   int64_t chunk_rows = 0;
   Home state = Home::scratch;
-  bool from_hx = false;  // the only step reads hx where it lies
-  bool far = false;      // the output is prefetched for writing
+  int64_t held_steps = 0;  // in scratch, and then written to the output at once; 0: each by itself
+  bool from_hx = false;    // the only step reads hx where it lies
+  bool far = false;        // the output is prefetched for writing
 };
 
 struct BackwardPlan : Plan {

@@ -68,10 +68,10 @@ void clear_rows(const Recurrence& p, const Unit& unit, int64_t t, int64_t presen
   }
 }
 
-// The states of the forward pass. Home::rows: the output. In scratch two buffers take turns, in the
-// storage type's precision: a sequence cut into several calls gives the same bits. Rows of
-// sequences that are sorted lie here and there in memory, so that all of a step go to scratch
-// first.
+// The states of the forward pass. Home::rows: the output. In scratch two buffers take turns, or as
+// many as steps are held, in the storage type's precision: a sequence cut into several calls gives
+// the same bits. Rows of sequences that are sorted lie here and there in memory, so that all of a
+// step go to scratch first.
 template <class S, class E>
 struct ForwardStates {
   using F = typename E::Factor;
@@ -88,7 +88,7 @@ struct ForwardStates {
   ForwardStates(const Recurrence& p, const ForwardPlan& plan, Arena& arena)
       : p(p),
         plan(plan),
-        buffers(p, plan, 2, arena, E::kRowBlock),
+        buffers(p, plan, static_cast<int>(max_of(2, plan.held_steps)), arena, E::kRowBlock),
         carry(p, plan, p.form == Form::voltage || (p.form != Form::none && kParts<F> > 0), arena),
         apart(p, plan, plan.sorts && (p.saved || has_output()) ? kCount : 0, arena) {}
 
@@ -125,11 +125,11 @@ struct ForwardStates {
       step.next_stride = width / kDepth<F>;
       step.next_end = p.H;
     } else {
-      step.next = buffers.row(unit, ~done & 1);
+      step.next = buffers.row(unit, buffer_after(done));
       step.next_stride = buffers.stride;
       step.next_end = panels_in<C>(p.H) * kPanel<C>;
       if constexpr (kNative<S>) {
-        step.output = output;
+        step.output = plan.held_steps > 0 ? nullptr : output;
         step.output_stride = width;
         if (plan.sorts && has_output()) {
           step.output = apart.row(unit, kOutput);
@@ -159,6 +159,10 @@ struct ForwardStates {
       if (plan.sorts) clear_padding(unit, t, rows);
       if (!kNative<S> || plan.sorts) hand_out(unit, t, rows, step.next);
     }
+    if constexpr (std::is_same_v<S, F>) {
+      if (plan.held_steps > 0 && ((done + 1) % plan.held_steps == 0 || done + 1 == p.T))
+        write_held(unit, done - done % plan.held_steps, done + 1);
+    }
     if (p.ragged() || done + 1 == p.T) end(unit, t, rows);
     if (p.reset && done + 1 < p.T) {
       const int64_t next = p.reverse[unit.d] ? t - 1 : t + 1;
@@ -178,6 +182,25 @@ struct ForwardStates {
       const Vec<C> x = load_state(state, j, p.H - j);
       if (carry.count) store(carry.row(unit, 0, i) + j, x);
       Factors<F>::store(next, j, output_of<S>(p, x));
+    }
+  }
+  // Where the step after `done` others leaves its state.
+  int buffer_after(int64_t done) const { return static_cast<int>((done + 1) % buffers.count); }
+  // The output of steps [begin, end), counted as the unit takes them. The upper half of a step's
+  // rows is written downwards, then the lower half upwards: the processor prefetches lines ahead of
+  // stores, and so comes to the middle of these rows, not to another thread's.
+  RNNEXT_TILE void write_held(const Unit& unit, int64_t begin, int64_t end) const {
+    const int64_t width = p.D * p.H, rows = unit.size;
+    for (int64_t done = begin; done < end; ++done) {
+      const int64_t t = p.reverse[unit.d] ? p.T - 1 - done : done;
+      S* const output = output_row<S>(p, p.output, unit.d, t, unit.b0);
+      const F* const held = buffers.row(unit, buffer_after(done));
+      for (int64_t row = rows - 1; row >= rows / 2; --row)
+        for (int64_t j = (p.H - 1) / kLanes<C> * kLanes<C>; j >= 0; j -= kLanes<C>)
+          store_some(output + row * width + j, load(held + row * buffers.stride + j), p.H - j);
+      for (int64_t row = 0; row < rows / 2; ++row)
+        for (int64_t j = 0; j < p.H; j += kLanes<C>)
+          store_some(output + row * width + j, load(held + row * buffers.stride + j), p.H - j);
     }
   }
   // Zeros past the ends of sequences. Whole steps are fastest: the rows that there are follow while

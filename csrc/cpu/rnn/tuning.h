@@ -60,7 +60,7 @@ constexpr Machine kMachines[] = {
 // Multiply-adds below which a second thread costs more than it saves. One step forward takes fewer,
 // since it reads every weight once, at the speed of memory; between these where the weights are
 // packed, since what fits the second cache of one core is read at its speed. (Measured.)
-constexpr double kThreadWork = 1.5e5, kThreadWorkOneStep = 5e4, kThreadWorkPackedStep = 1e5;
+constexpr double kThreadWork = 3e5, kThreadWorkOneStep = 5e4, kThreadWorkPackedStep = 1e5;
 
 // Backward, where the plan does not sort, padding is left out by copies of the rows to a packed
 // batch where no more than this share of the steps exist and so many multiply-adds are spared.
@@ -91,6 +91,11 @@ constexpr int64_t kApart = 4096;
 // The lines of an output this large come from far memory when they are written, or from another
 // core, whose prefetches take them along with those of its own rows beside them. (Measured.)
 constexpr int64_t kFarBytes = 1 << 20;
+// Where a thread's rows of a step are narrow, the processor's prefetches run on from them into the
+// other thread's, and lines travel back and forth. There, steps of so many bytes are held in
+// scratch and then written together. (Measured: wider steps, calls of fewer steps and outputs of
+// kFarBytes gain nothing; rows of one line lose.)
+constexpr int64_t kNarrowBytes = 2 << 10, kHeldBytes = 16 << 10, kHeldFrom = 4;
 // Rows this many bytes apart or more may push each other out of the first cache, which maps
 // addresses that differ by 4096 to one set.
 constexpr int64_t kSameSetBytes = 4096;

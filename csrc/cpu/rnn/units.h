@@ -37,6 +37,12 @@ struct Arena {
   }
 };
 
+// Elements between what is one thread's and what is the next one's, of so many threads.
+template <class T>
+constexpr int64_t gap(int64_t threads) {
+  return threads > 1 ? kApart / static_cast<int64_t>(sizeof(T)) : 0;
+}
+
 // Piece m of the state: the values that a member writes, or all.
 template <class C>
 Range piece_of(const Plan& plan, int64_t H, int64_t m) {
