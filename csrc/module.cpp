@@ -212,6 +212,7 @@ PYBIND11_MODULE(_C, m) {
   define_op<rnnext::RnnOp>(m);
   define_op<rnnext::RnnCellOp>(m);
   define_op<rnnext::EmbeddingOp>(m);
+  define_op<rnnext::OccurringOp>(m);
   m.def("check_indices", torch::wrap_pybind_function([]([[maybe_unused]] int device) {
 #ifdef RNNEXT_CUDA_ARCHS
           rnnext::cuda::index_errors(static_cast<c10::DeviceIndex>(device));

@@ -65,6 +65,7 @@ def embedding(
     sparse: bool,
     /,
 ) -> Tensor: ...
+def occurring(tokens: Tensor, num_rows: int, most: int, /) -> tuple[Tensor, Tensor]: ...
 
 # layers: W_ih, W_hh, b_ih, b_hh and alpha of each.
 def stepper(

@@ -408,9 +408,9 @@ def _check_indices(indices: Tensor) -> None:
 
 
 @torch.library.register_fake("rnnext::occurring")
-def _occurring(tokens: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+def _occurring(tokens: Tensor, num_rows: int, most: int) -> tuple[Tensor, Tensor]:
     _check_indices(tokens)
-    rows = _how_many_occur(tokens, num_rows)
+    rows = _how_many_occur(tokens, min(num_rows, most))
     return tokens.new_empty((rows,), dtype=torch.int64), tokens.new_empty(
         tokens.shape, dtype=torch.int64
     )

@@ -7,11 +7,15 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnext import _deploy, _layers
+from rnnext import _C, _deploy, _layers
 from rnnext.embedding import Embedding
 from rnnext.rnn import RNN, nonlinearity_of, weights_of
 
 __all__ = ["EmbeddingRNN"]
+
+# Where tokens and W_ih meet in as many multiply-adds the rows that occur are counted, and they are
+# multiplied if they are at most this share of the tokens. (Measured.)
+COUNTED_WORK, PROJECTED_SHARE = 5e6, 0.5
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 
@@ -154,9 +158,9 @@ class EmbeddingRNN(nn.Module):
     def _table(self, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
         """The rows of the table to multiply with W_ih, ``[U, E]``, and which of them each token is.
 
-        None where they would be more than a third of the tokens: the kernel multiplies features as
-        it goes, and then that is faster (measured). Of a table with more rows than twice the
-        tokens, that many would occur; how many do is then not even counted.
+        None where they would be nearly as many as the tokens: the kernel multiplies features as it
+        goes, and then that is as fast (measured); also where counting them would take as long as
+        it could spare.
         """
         embedding = self.embedding
         if (
@@ -168,13 +172,19 @@ class EmbeddingRNN(nn.Module):
         ):
             return None  # set from outside: they see every token
         V, N = embedding.num_embeddings, tokens.numel()
-        if 3 * V <= N:
+        uncounted = (
+            N * embedding.embedding_dim * self.rnn.hidden_size < COUNTED_WORK
+            or is_compiling()
+            or type(tokens) is not Tensor
+            or not tokens.is_cpu
+            # How many rows occur may differ from call to call of those that vmap joins.
+            or torch._C._are_functorch_transforms_active()
+        )
+        if V * (3 if uncounted else 8) <= N:  # nearly all of so few occur
             if embedding.padding_idx is None:
                 return embedding.weight, tokens
             return embedding(torch.arange(V, device=tokens.device)), tokens
-        if V > 2 * N or is_compiling() or type(tokens) is not Tensor or not tokens.is_cpu:
+        if uncounted:
             return None
-        if torch._C._are_functorch_transforms_active():
-            return None  # how many rows occur may differ from call to call of those that vmap joins
-        rows, index = torch.ops.rnnext.occurring(tokens, V)
-        return (embedding(rows), index) if 3 * rows.shape[0] <= N else None
+        rows, index = _C.occurring(tokens, V, int(N * PROJECTED_SHARE))
+        return (embedding(rows), index) if len(rows) else None

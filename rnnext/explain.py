@@ -83,6 +83,9 @@ def explain(
     if plan.get("one_step"):
         lines.append("one step: multiplied with the weights as they lie, nothing is packed")
         return "\n".join(lines)
+    if plan.get("from_zeros"):
+        lines.append("one step from zeros: a product of rows, shared out by sequences")
+        return "\n".join(lines)
     parts = plan["batch_parts"]
     if plan["hidden_parts"] > 1:
         wait = "piece by piece of the state" if plan["pieces"] > 1 else "for the whole state"

@@ -47,6 +47,28 @@ Tensor as_result(const Tensor& view) {
 // A layer's rows times W_ih and the biases, each direction beside the other: ready pre-activations.
 // lists: weight ih, hh, bias ih, hh; by direction.
 Tensor project(const Tensor& x, const Tensor (&lists)[4][2], bool has_biases, int64_t D) {
+  if (x.dim() == 2 && x.is_cpu()) {
+    // One step of as many sequences, from zeros: its sums are those that a step of the recurrence
+    // begins with, to the bit. W_hh says no more than H.
+    const Tensor unread[2] = {lists[1][0].detach(), D > 1 ? lists[1][1].detach() : Tensor()};
+    const size_t n = has_biases ? D : 0;
+    return std::get<0>(call_forward<RecurrenceOp>(RecurrenceArguments{x.unsqueeze(0),
+                                                                      std::nullopt,
+                                                                      TensorList(lists[0], D),
+                                                                      TensorList(unread, D),
+                                                                      TensorList(lists[2], n),
+                                                                      TensorList(lists[3], n),
+                                                                      std::nullopt,
+                                                                      std::nullopt,
+                                                                      std::nullopt,
+                                                                      std::nullopt,
+                                                                      std::nullopt,
+                                                                      {},
+                                                                      kFormNames[0],
+                                                                      "identity",
+                                                                      directions(D)}))
+        .squeeze(0);
+  }
   Tensor parts[2];
   for (int64_t d = 0; d < D; ++d) {
     const OptionalTensor bias =

@@ -33,7 +33,7 @@ TORCH_LIBRARY(rnnext, m) {
       "Tensor[] grad_alpha)";
   define("recurrence_backward" + backward);
   define("recurrence_ensemble_backward" + backward);
-  m.def("occurring(Tensor tokens, int num_rows) -> (Tensor rows, Tensor index)");
+  m.def("occurring(Tensor tokens, int num_rows, int most) -> (Tensor rows, Tensor index)");
   m.def(
       "embedding(Tensor weight, Tensor indices, int padding_idx=-1, "
       "bool scale_grad_by_freq=False, bool sparse=False) -> Tensor");

@@ -172,6 +172,12 @@ def test_one_step_of_few_sequences_packs_nothing():
     assert not plan(2, 1, 16, 64)["one_step"]
 
 
+def test_one_step_of_many_sequences_from_zeros_is_a_product_of_rows():
+    assert [plan(1, B, 16, 64)["from_zeros"] for B in (127, 128)] == [False, True]
+    assert not plan(1, 128, 16, 64, hx=True)["from_zeros"]
+    assert not plan(2, 128, 16, 64)["from_zeros"]
+
+
 def test_few_rows_and_large_weights_project_ahead():
     assert plan(100, 2, 64, 64, threads=1)["projects"]
     assert not plan(100, 32, 64, 64, threads=1)["projects"]

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnext
 from helpers.common import assert_close, case_id, error_of, pairwise, same
+from rnnext import embedding_rnn
 
 CASES = pairwise(
     V=[3, 40, 500],
@@ -28,7 +29,8 @@ CASES = pairwise(
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_equals_the_two_modules_of_torch(case):
+def test_equals_the_two_modules_of_torch(case, monkeypatch):
+    monkeypatch.setattr(embedding_rnn, "COUNTED_WORK", 0)
     torch.manual_seed(1)
     T, B = case["shape"]
     module = rnnext.EmbeddingRNN(
@@ -94,20 +96,26 @@ def test_no_sequence_of_features_is_made():
     assert [v.shape for v in floats if v.numel() >= T * B * H] == [output.shape]
 
 
-@pytest.mark.parametrize("V", [10, 300])
-def test_the_way_is_chosen_by_how_many_tokens_occur(V):
+@pytest.mark.parametrize("V", [10, 300, 50_000])
+def test_the_way_is_chosen_by_how_many_tokens_occur(V, monkeypatch):
+    monkeypatch.setattr(embedding_rnn, "COUNTED_WORK", 0)
     module = rnnext.EmbeddingRNN(V, 4, 3)
     few, many = torch.arange(200).view(40, 5) % 5, torch.arange(160) % V
     features, index = module._table(few)
     assert features.shape[0] == (10 if V == 10 else 5)
     assert torch.equal(features[index], module.embedding(few))
-    assert (module._table(many) is None) == (V == 300)
-    assert module._table(few[:2]) is None
+    assert (module._table(many) is None) == (V > 10)
+    assert len(module._table(few[:2])[0]) == 5
+    monkeypatch.setattr(embedding_rnn, "COUNTED_WORK", 1e6)  # more than these calls'
+    assert (module._table(few) is None) == (V > 10)
 
 
-def test_a_table_much_larger_than_the_tokens_is_not_counted():
-    module = rnnext.EmbeddingRNN(1000, 4, 3)
-    assert module._table(torch.zeros(40, 5, dtype=torch.long)) is None
+def test_both_ways_give_the_same_bits(monkeypatch):
+    monkeypatch.setattr(embedding_rnn, "COUNTED_WORK", 0)
+    module = rnnext.EmbeddingRNN(200, 70, 50, num_layers=2, bidirectional=True)
+    for tokens in (torch.randint(200, (30, 12)), torch.randint(5, (30, 12))):
+        assert module._table(tokens) is not None
+        assert same(module(tokens), module.rnn(module.embedding(tokens)))
 
 
 def test_what_is_set_on_the_embedding_from_outside_holds():

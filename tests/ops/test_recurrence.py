@@ -241,7 +241,8 @@ def op_samples():
     yield "recurrence_stack", (), {**vars(stack), "save": False}
     weight = torch.rand(5, 3, requires_grad=True)
     indices = torch.tensor([[0, 4], [4, 2]])
-    yield "occurring", (indices, 5), {}
+    yield "occurring", (indices, 5, 5), {}
+    yield "occurring", (indices, 5, 1), {}
     yield "embedding", (weight, indices), {}
     yield "embedding", (weight.detach(), indices.int(), 4, True, True), {}
     grad = torch.rand(2, 2, 3, requires_grad=True)

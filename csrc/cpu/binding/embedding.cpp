@@ -17,7 +17,7 @@
 namespace rnnext {
 namespace {
 
-constexpr int64_t kBytesPerThread = 512 << 10;  // below this a second thread does not pay
+constexpr int64_t kBytesPerThread = 256 << 10;  // below this a second thread does not pay
 
 template <class F>
 void parallel(int64_t bytes, const F& f) {
@@ -106,37 +106,65 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, boo
   return out;
 }
 
-template <class Index>
-int64_t number(const Index* token, int64_t n, int32_t* number_of_row, int64_t* rows,
-               int64_t* index) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    int32_t& known = number_of_row[token[i]];
-    if (known == 0) {
-      rows[count] = token[i];
-      known = static_cast<int32_t>(++count);
-    }
-    index[i] = known - 1;
+// The number of each row that occurs, at the row's slot or the next free one. As many slots as
+// there are rows, or, of more, at least twice as many as there may be numbers.
+class Numbers {
+ public:
+  Numbers(int64_t num_rows, int64_t most) {
+    while (size() < std::min(num_rows, 2 * most)) ++bits_;
+    own_ = num_rows <= size();
+    slots_ = at::zeros({size()}, at::kInt);
   }
-  return count;
-}
 
-std::tuple<Tensor, Tensor> occurring(const Tensor& tokens, int64_t num_rows) {
+  // How many occur among n tokens, or -1 if more than `most`.
+  template <class Index>
+  int64_t give(const Index* token, int64_t n, int64_t most, int64_t* rows, int64_t* index) const {
+    int32_t* const slots = slots_.mutable_data_ptr<int32_t>();
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t row = token[i];
+      int64_t slot = slot_of(row);
+      while (slots[slot] != 0 && rows[slots[slot] - 1] != row) slot = (slot + 1) & (size() - 1);
+      if (slots[slot] == 0) {
+        if (count == most) return -1;
+        rows[count] = row;
+        slots[slot] = static_cast<int32_t>(++count);
+      }
+      index[i] = slots[slot] - 1;
+    }
+    return count;
+  }
+
+ private:
+  int64_t size() const { return int64_t{1} << bits_; }
+  int64_t slot_of(int64_t row) const {
+    if (own_) return row;
+    return static_cast<int64_t>((static_cast<uint64_t>(row) * 0x9e3779b97f4a7c15u) >> (64 - bits_));
+  }
+
+  int bits_ = 1;
+  bool own_;
+  Tensor slots_;
+};
+
+std::tuple<Tensor, Tensor> occurring(const Tensor& tokens, int64_t num_rows, int64_t most) {
   check_indices(tokens);
   TORCH_CHECK_VALUE(num_rows >= 0 && num_rows < std::numeric_limits<int32_t>::max(),
                     "num_rows must be in 0..2^31 - 2, got ", num_rows);
+  TORCH_CHECK_VALUE(most >= 0, "most must not be negative, got ", most);
   const Tensor from = tokens.contiguous();
   const int64_t n = from.numel();
+  most = std::min({most, n, num_rows});
   const Tensor index = empty_large(tokens.sizes(), tokens.options().dtype(at::kLong));
-  const Tensor rows = at::empty({std::min(n, num_rows)}, index.options());
-  const Tensor numbers = at::zeros({num_rows}, index.options().dtype(at::kInt));
+  const Tensor rows = at::empty({most}, index.options());
   const auto run = [&](const auto* token) {
     check_bounds(token, from, num_rows);
-    return number(token, n, numbers.mutable_data_ptr<int32_t>(), rows.mutable_data_ptr<int64_t>(),
-                  index.mutable_data_ptr<int64_t>());
+    return Numbers(num_rows, most)
+        .give(token, n, most, rows.mutable_data_ptr<int64_t>(), index.mutable_data_ptr<int64_t>());
   };
   const int64_t count = from.scalar_type() == at::kLong ? run(from.const_data_ptr<int64_t>())
                                                         : run(from.const_data_ptr<int32_t>());
+  if (count < 0) return {at::empty({0}, index.options()), index.fill_(-1)};
   return {rows.narrow(0, 0, count).clone(), index};
 }
 

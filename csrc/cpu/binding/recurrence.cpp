@@ -32,7 +32,7 @@ int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& m
                  int threads) {
   if (threads == 1) return 1;
   const ForwardPlan plan = plan_forward(p, shape, machine, threads);
-  if (plan.one_step) return threads;
+  if (plan.one_step || plan.from_zeros) return threads;
   return static_cast<int>(min_of(threads, plan.units * plan.hidden_parts));
 }
 
@@ -103,7 +103,11 @@ void BackwardCall::prepare(const RecurrenceResults& r, const RecurrenceArguments
     return list.back().data_ptr();
   };
   for (int d = 0; d < p.D; ++d) {
-    if (want_weights) out.weight_hh[d] = add(grad_.weight_hh, {s.H, s.H});
+    if (want_weights && p.multiplies_state()) {
+      out.weight_hh[d] = add(grad_.weight_hh, {s.H, s.H});
+    } else if (want_weights) {
+      grad_.weight_hh.push_back(at::zeros({s.H, s.H}, options));
+    }
     if (want_weights && s.features) out.weight_ih[d] = add(grad_.weight_ih, {s.H, s.I});
     if (want_bias) out.bias[d] = add(grad_.bias, {s.H});
     if (want_alpha && p.form != Form::none) out.alpha[d] = add(grad_.alpha, {s.H});

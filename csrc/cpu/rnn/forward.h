@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/rnn/cell.h"
+#include "cpu/rnn/from_zeros.h"
 #include "cpu/rnn/one_step.h"
 #include "cpu/rnn/state_store.h"
 
@@ -224,7 +225,7 @@ struct Forward {
     for (int64_t done = 0; done < p.T;) {
       const Chunk chunk = next_chunk(p, unit, done, reverse, plan.projects ? plan.chunk_rows : 0);
       wavefront.await(done + chunk.n);
-      if (p.I > 0) step.features = features(unit, chunk, s.features);
+      if (p.I > 0) step.features = feature_rows<S, E>(p, unit, chunk, s.features);
       if (plan.projects) {
         fill_pre(unit, chunk, step, s.bias - first_column, s.pre - first_column);
       } else {
@@ -251,31 +252,6 @@ struct Forward {
         wavefront.advance();
       }
     }
-  }
-
-  // Rows of features of a chunk, in memory's order: where they lie, or copied.
-  Rows<F> features(const Unit& unit, const Chunk& chunk, F* scratch) const {
-    int64_t apart = 0;
-    if (kStoredAsFactors<S, F> && !plan.sorts &&
-        p.input.direct(p, chunk.n, unit.b0, unit.b0 + unit.size, &apart) && p.I % kGrain<F> == 0 &&
-        apart % kDepth<F> == 0 && chunk.rows % E::kRowBlock == 0)
-      return {reinterpret_cast<const F*>(input_row<S>(p, chunk.t, unit.b0)), apart / kDepth<F>};
-    const Rows<F> rows{scratch, scratch_stride<F>(p.I)};
-    // Rows of sequences that are sorted lie here and there.
-    const int64_t ahead = plan.sorts && !p.input.index ? p.input.stride_t : 0;
-    for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t) {
-      const int64_t later = p.reverse[unit.d] ? t - chunk.n : t + chunk.n;
-      const bool fetches = ahead && later >= 0 && later < p.T;
-      for (int64_t i = 0, n = sequences(p, unit, t); i < n; ++i, scratch += rows.stride) {
-        const S* const row = input_row<S>(p, t, unit.sequence(i));
-        const S* const next = row + (later - t) * ahead;
-        for (int64_t j = 0; j < factors_in<F>(p.I) * kDepth<F>; j += kLanes<C>) {
-          if (fetches) __builtin_prefetch(next + j);
-          Factors<F>::store(scratch, j, load_some(row + j, p.I - j));
-        }
-      }
-    }
-    return rows;
   }
 
   // Pre-activations of a chunk without the recurrent term; bias and pre begin with column 0.
@@ -307,7 +283,9 @@ size_t forward_workspace(const Recurrence& p, int threads) {
   for (int size = 1; size <= threads; ++size) {
     const ForwardPlan plan = plan_forward(p, kShape<S, E>, this_machine(), size);
     const size_t needed = plan.one_step ? size * OneStep<S, E>(p, nullptr).bytes
-                                        : ForwardLayout<S, E>(p, plan, size, Arena{nullptr}).bytes;
+                          : plan.from_zeros
+                              ? size * FromZeros<S, E>(p, nullptr).bytes
+                              : ForwardLayout<S, E>(p, plan, size, Arena{nullptr}).bytes;
     if (needed > bytes) bytes = needed;
   }
   return bytes;
@@ -321,6 +299,10 @@ void forward(const Recurrence& p, char* workspace, Worker& worker) {
     return OneStep<S, E>(p, workspace + worker.rank * bytes).run(worker);
   }
   [[maybe_unused]] const typename E::Task task;
+  if (plan.from_zeros) {
+    const size_t bytes = FromZeros<S, E>(p, nullptr).bytes;
+    return FromZeros<S, E>(p, workspace + worker.rank * bytes).run(worker);
+  }
   const Forward<S, E> kernel{p, plan, {p, plan, worker.size, Arena{workspace}}};
   if (!plan.own_weights && !p.packed) {
     kernel.pack_share(worker);

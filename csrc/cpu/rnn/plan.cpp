@@ -87,6 +87,9 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   const bool leaks = p.form != Form::none;
   plan.one_step = p.T == 1 && p.B <= kOneStepRows && p.plain() && !leaks && !p.packed;
   if (plan.one_step) return plan;  // hidden units shared out evenly, and that is all
+  plan.from_zeros = p.T == 1 && p.I > 0 && p.plain() && !leaks && !p.packed && !stacked &&
+                    !p.multiplies_state() && p.B >= kFromZerosRows * threads;
+  if (plan.from_zeros) return plan;  // and so are sequences
   static_cast<Plan&>(plan) = share_out(p, shape, machine, threads);
   const int64_t weights = shape.packed_bytes(p.I, p.H) + shape.packed_bytes(p.H, p.H);
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);

@@ -73,7 +73,8 @@ enum class Home {
 };
 
 struct ForwardPlan : Plan {
-  bool one_step = false;  // straight from the weights as they lie: rnn/one_step.h
+  bool one_step = false;    // straight from the weights as they lie: rnn/one_step.h
+  bool from_zeros = false;  // a product of rows, nothing else: rnn/from_zeros.h
   // Pre-activations come first, in one product for a chunk of steps: few rows would read W_ih from
   // far memory at every step.
   bool projects = false;
@@ -109,7 +110,9 @@ bool plan_wavefront(const Recurrence* layers, int n, const KernelShape& shape,
 // Threads, of `most`, for a call of as many matrix products (forward: 1).
 int plan_threads(const Recurrence& p, int products, int most);
 
-inline bool wants_weights(const RecurrenceGradOut& out) { return out.weight_hh[0] || out.bias[0]; }
+inline bool wants_weights(const RecurrenceGradOut& out) {
+  return out.weight_hh[0] || out.weight_ih[0] || out.bias[0];
+}
 
 // The sequences in n parts: as many in each, or, where they differ in length, about as many steps.
 struct Split {
