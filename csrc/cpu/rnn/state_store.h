@@ -216,10 +216,10 @@ struct ForwardStates {
       const int64_t b = unit.sequence(i);
       S* const output = output_row<S>(p, p.output, unit.d, t, b);
       for (int64_t j = from; j < to; j += kLanes<C>) {
-        if constexpr (kNative<S>) {
-          const C* const from =
-              has_output() ? apart.row(unit, kOutput, i) : reinterpret_cast<const C*>(next);
-          store_some(output + j, load(from + j), p.H - j);
+        if constexpr (has_output()) {
+          store_some(output + j, load(apart.row(unit, kOutput, i) + j), p.H - j);
+        } else if constexpr (kNative<S>) {
+          store_some(output + j, load(next + j), p.H - j);
         } else if constexpr (kStoredAsFactors<S, F>) {
           __builtin_memcpy(output + j, next + j / kDepth<F>,
                            min_of(kLanes<C>, p.H - j) * sizeof(S));
