@@ -13,6 +13,13 @@ def _products(weights: Sequence[Sequence[int]], rows: int) -> int:
     return sum(2 * rows * math.prod(shape[-2:]) for shape in weights)
 
 
+def _state_weights(input: Any, hx: Any, weight_hh: Any, others: Any) -> Any:
+    """Those that meet a state. torch.nn counts the zeros that it multiplies, and so do we, but not
+    where a step from zeros is a linear layer: the rows of an EmbeddingRNN's table times W_ih."""
+    linear = len(input) == 3 and input[0] == 1 and hx is None and "identity" in others
+    return [] if linear else weight_hh
+
+
 @register_flop_formula(
     [
         torch.ops.rnnext.recurrence,
@@ -24,7 +31,7 @@ def _forward(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, *others: Any, out_shape: Any
 ) -> int:
     rows = math.prod(out_shape[0][:-1])
-    return _products([*weight_ih, *weight_hh], rows)
+    return _products([*weight_ih, *_state_weights(input, hx, weight_hh, others)], rows)
 
 
 @register_flop_formula(
@@ -47,6 +54,7 @@ def _backward(
 ) -> int:
     want_input, _, want_weights, *_ = others[-1]
     rows = math.prod(output[:-1])
+    weight_hh = _state_weights(input, hx, weight_hh, others)
     total = _products(weight_hh, rows)  # through time
     if want_input:
         total += _products(weight_ih, rows)
