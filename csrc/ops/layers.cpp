@@ -44,6 +44,29 @@ Tensor as_result(const Tensor& view) {
   return result;
 }
 
+// Every sequence through every step: no lengths, resets or leak.
+RecurrenceOp::Results plain_recurrence(const Tensor& input, const OptionalTensor& hx,
+                                       TensorList weight_ih, TensorList weight_hh,
+                                       TensorList bias_ih, TensorList bias_hh,
+                                       std::string_view nonlinearity, int64_t D) {
+  const OptionalTensor none;
+  return call_forward<RecurrenceOp>(RecurrenceArguments{input,
+                                                        hx,
+                                                        weight_ih,
+                                                        weight_hh,
+                                                        bias_ih,
+                                                        bias_hh,
+                                                        none,
+                                                        none,
+                                                        none,
+                                                        none,
+                                                        none,
+                                                        {},
+                                                        kFormNames[0],
+                                                        nonlinearity,
+                                                        directions(D)});
+}
+
 // A layer's rows times W_ih and the biases, each direction beside the other: ready pre-activations.
 // lists: weight ih, hh, bias ih, hh; by direction.
 Tensor project(const Tensor& x, const Tensor (&lists)[4][2], bool has_biases, int64_t D) {
@@ -52,22 +75,10 @@ Tensor project(const Tensor& x, const Tensor (&lists)[4][2], bool has_biases, in
     // begins with, to the bit. W_hh says no more than H.
     const Tensor unread[2] = {lists[1][0].detach(), D > 1 ? lists[1][1].detach() : Tensor()};
     const size_t n = has_biases ? D : 0;
-    return std::get<0>(call_forward<RecurrenceOp>(RecurrenceArguments{x.unsqueeze(0),
-                                                                      std::nullopt,
-                                                                      TensorList(lists[0], D),
-                                                                      TensorList(unread, D),
-                                                                      TensorList(lists[2], n),
-                                                                      TensorList(lists[3], n),
-                                                                      std::nullopt,
-                                                                      std::nullopt,
-                                                                      std::nullopt,
-                                                                      std::nullopt,
-                                                                      std::nullopt,
-                                                                      {},
-                                                                      kFormNames[0],
-                                                                      "identity",
-                                                                      directions(D)}))
-        .squeeze(0);
+    const Tensor output = std::get<0>(plain_recurrence(
+        x.unsqueeze(0), std::nullopt, TensorList(lists[0], D), TensorList(unread, D),
+        TensorList(lists[2], n), TensorList(lists[3], n), "identity", D));
+    return output.squeeze(0);
   }
   Tensor parts[2];
   for (int64_t d = 0; d < D; ++d) {
@@ -201,22 +212,9 @@ Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& wei
   for (int i = 0; i < 2; ++i)  // one that is missing beside the other is zeros
     if (n && !biases[i].defined()) biases[i] = at::zeros_like(biases[1 - i]);
   const OptionalTensor state = given(hx) ? OptionalTensor(step(*hx)) : std::nullopt;
-  const auto h_n =
-      std::get<1>(call_forward<RecurrenceOp>(RecurrenceArguments{step(input),
-                                                                 state,
-                                                                 weight_ih,
-                                                                 weight_hh,
-                                                                 TensorList(&biases[0], n),
-                                                                 TensorList(&biases[1], n),
-                                                                 std::nullopt,
-                                                                 std::nullopt,
-                                                                 std::nullopt,
-                                                                 std::nullopt,
-                                                                 std::nullopt,
-                                                                 {},
-                                                                 kFormNames[0],
-                                                                 nonlinearity,
-                                                                 directions(1)}));
+  const Tensor h_n = std::get<1>(plain_recurrence(step(input), state, weight_ih, weight_hh,
+                                                  TensorList(&biases[0], n),
+                                                  TensorList(&biases[1], n), nonlinearity, 1));
   return as_result(unbatched ? h_n.view_symint({h_n.sym_size(2)}) : h_n.squeeze(0));
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/rnn/cell.h"
+#include "cpu/rnn/feature_rows.h"
 #include "cpu/rnn/from_zeros.h"
 #include "cpu/rnn/one_step.h"
 #include "cpu/rnn/state_store.h"
