@@ -98,6 +98,8 @@ def explain(
             f"shared out: {parts} part(s) of the batch a direction, {plan['unit_rows']} "
             "sequence(s) at most, which need not wait for each other"
         )
+    if plan["joined"]:
+        lines.append("a thread takes both directions of its sequences, one after the other")
     packs = "each part for itself" if plan["own_weights"] else "together, once for all"
     lines.append(f"weights are packed {packs}")
     if train:

@@ -191,7 +191,17 @@ def test_gradients_are_planned_for_the_threads_that_were_asked():
     assert found["own_rows"]
     few = plan(1, 16, 256, 256, train=True)  # fewer rows than hidden units
     assert not few["own_sums"]
-    assert not plan(100, 16, 16, 64, train=True, directions=2)["own_rows"]
+
+
+def test_a_thread_takes_both_directions_where_it_has_sequences_enough():
+    # Then the gradient of the features is summed without that of the pre-activations in memory.
+    found = plan(100, 12, 16, 64, train=True, directions=2)  # a tile of 6 rows each
+    assert (found["joined"], found["own_rows"], found["batch_parts"]) == (True, True, 2)
+    for sizes in ((100, 11, 16, 64), (100, 32, 1024, 256), (1, 32, 16, 64), (100, 16, 0, 64)):
+        found = plan(*sizes, train=True, directions=2)
+        assert (found["joined"], found["own_rows"]) == (False, False)
+    assert not plan(100, 32, 16, 64, train=True, directions=2, dtype=torch.bfloat16)["joined"]
+    assert not plan(100, 32, 16, 64, directions=2)["joined"]
 
 
 def test_layers_of_few_sequences_run_as_a_wavefront():

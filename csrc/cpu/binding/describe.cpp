@@ -37,6 +37,7 @@ void add(Description& to, const Plan& plan) {
   to["pieces"] = plan.pieces;
   to["unit_rows"] = plan.unit_rows;
   to["own_weights"] = plan.own_weights;
+  to["joined"] = plan.joined;
   to["cycles"] = plan.cycles;
 }
 

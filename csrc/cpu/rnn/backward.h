@@ -79,7 +79,8 @@ struct Backward {
   BackwardLayout<S, E> at;
 
   void pack_share(const Worker& worker) const {
-    if (out.input) at.features_of(worker).pack(worker.rank, worker.size);
+    for (int d = 0; out.input && d < p.D; ++d)
+      at.features_of(worker).pack(d, worker.rank, worker.size);
     const Range share = part(panels_in<F>(p.H), worker.rank, worker.size);
     for (int d = 0; at.hh && d < p.D; ++d) at.pack_hh(d, d, share.begin, share.end);
   }
@@ -118,7 +119,7 @@ struct Backward {
     if (unit.members > 1) worker.advance();
     const FeatureGradients<S, E> features = at.features_of(worker);
     const bool writes_features = plan.own_rows && out.input;
-    if (writes_features) features.pack(0, 1);
+    if (writes_features) features.pack(unit.d, 0, 1);
     const WeightGradients<S, E> sums = at.sums_of(unit.group);
     const bool reverse = p.reverse[unit.d];
     const int64_t width = p.D * p.H;
@@ -305,7 +306,7 @@ struct Backward {
   // All rows, shared out, when grad_pre is complete.
   void feature_gradients(const Worker& worker) const {
     const FeatureGradients<S, E> features = at.features_of(worker);
-    if (plan.own_weights) features.pack(0, 1);
+    for (int d = 0; plan.own_weights && d < p.D; ++d) features.pack(d, 0, 1);
     const Range share = part(p.rows(), worker.rank, worker.size, E::kTileRows);
     features.write_all(at.grad_pre, share.begin, share.end);
   }

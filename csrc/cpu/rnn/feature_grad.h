@@ -1,4 +1,5 @@
-// The gradient of the features: rows of the gradient of the pre-activations times W_ih.
+// The gradient of the features: rows of the gradient of the pre-activations times W_ih, summed over
+// directions, the first one's product first.
 #pragma once
 
 #include "cpu/rnn/units.h"
@@ -13,7 +14,7 @@ struct FeatureGradients {  // one worker's
   const Recurrence& p;
   const RecurrenceGradOut& out;
   const BackwardPlan& plan;
-  F* packed;   // W_ih of all directions: panels of [D][H]
+  F* packed;   // [D] of W_ih
   F* factors;  // [block_rows][stride], where rows of grad_pre are no rows of factors
   int64_t stride;
   C* product;  // [most rows][I], where these are converted, or of sorted sequences
@@ -22,7 +23,7 @@ struct FeatureGradients {  // one worker's
   // shared: where all pack W_ih for all, unless each packs it for itself.
   FeatureGradients(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
                    F* shared, char* scratch)
-      : p(p), out(out), plan(plan), stride(p.D * factors_in<F>(p.H) + kLanes<F>) {
+      : p(p), out(out), plan(plan), stride(factors_in<F>(p.H) + kLanes<F>) {
     Arena arena{scratch};
     packed = plan.own_weights ? arena.take<F>(packed_size(p)) : shared;
     factors = arena.take<F>(kDepth<F> > 1 ? block_rows() * stride : 0);
@@ -36,58 +37,70 @@ struct FeatureGradients {  // one worker's
     return {static_cast<const S*>(p.weight_ih[d]), p.H, p.I, false};
   }
   static int64_t packed_size(const Recurrence& p) { return p.D * weight(p, 0).packed_size(); }
-  // Share i of n of the panels.
-  void pack(int64_t i, int64_t n) const {
-    for (int d = 0; d < p.D; ++d) {
-      const Matrix<S, F> weight = this->weight(p, d);
-      const Range share = part(weight.panels(), i, n);
-      for (int64_t q = share.begin; q < share.end; ++q)
-        weight.pack(q, packed + (q * p.D + d) * weight.panel_size());
-    }
+  // Share i of n of the panels of direction d.
+  void pack(int d, int64_t i, int64_t n) const {
+    const Matrix<S, F> weight = this->weight(p, d);
+    const Range share = part(weight.panels(), i, n);
+    for (int64_t q = share.begin; q < share.end; ++q)
+      weight.pack(q, packed_of(d) + q * weight.panel_size());
   }
 
-  // Rows n and up, from as many rows of factors.
-  void write(int64_t n, int64_t rows, const Rows<F>& from) const {
-    S* const to = static_cast<S*>(out.input) + n * p.I;
-    C* result = product;
-    if constexpr (kNative<S>) result = to;
-    fetch(to, rows * p.I);
-    multiply(rows, from, result);
-    if constexpr (!kNative<S>) copy(product, to, rows * p.I);
-  }
-  // The unit's rows of step t.
+  // The unit's rows of step t, from as many rows of factors of its direction.
   void write(const Unit& unit, int64_t t, int64_t rows, const Rows<F>& from) const {
-    if (!plan.sorts) return write(p.row(t, unit.b0), rows, from);
-    S* const to = static_cast<S*>(out.input);
-    __builtin_memset(to + p.row(t, unit.b0) * p.I, 0, unit.size * p.I * sizeof(S));
-    multiply(rows, from, product);
-    for (int64_t i = 0; i < rows; ++i)
-      copy(product + i * p.I, to + p.row(t, unit.sequence(i)) * p.I, p.I);
+    const int d = unit.d;
+    S* const to = static_cast<S*>(out.input) + p.row(t, unit.b0) * p.I;
+    if (!plan.sorts) {
+      C* const sums = sums_for(to, rows);
+      multiply(d, rows, from, sums);
+      return write_sums(to, rows);
+    }
+    const auto place = [&](int64_t i) {
+      return static_cast<S*>(out.input) + p.row(t, unit.sequence(i)) * p.I;
+    };
+    if (d == 0) __builtin_memset(to, 0, unit.size * p.I * sizeof(S));
+    for (int64_t i = 0; d > 0 && i < rows; ++i) copy(place(i), product + i * p.I, p.I);
+    multiply(d, rows, from, product);
+    for (int64_t i = 0; i < rows; ++i) copy(product + i * p.I, place(i), p.I);
   }
   // Rows [begin, end) of the whole grad_pre.
   void write_all(const C* grad_pre, int64_t begin, int64_t end) const {
     const int64_t width = p.D * p.H;
     for (int64_t n = begin; n < end; n += block_rows()) {
       const int64_t rows = min_of(block_rows(), end - n);
-      if constexpr (kDepth<F> == 1) {
-        write(n, rows, {grad_pre + n * width, width});
-      } else {
-        write(n, rows, {as_factors(grad_pre + n * width, rows), stride});
+      S* const to = static_cast<S*>(out.input) + n * p.I;
+      C* const sums = sums_for(to, rows);
+      for (int d = 0; d < p.D; ++d) {
+        const C* const from = grad_pre + n * width + d * p.H;
+        if constexpr (kDepth<F> == 1) {
+          multiply(d, rows, {from, width}, sums);
+        } else {
+          multiply(d, rows, {as_factors(from, rows), stride}, sums);
+        }
       }
+      write_sums(to, rows);
     }
   }
 
  private:
-  void multiply(int64_t rows, const Rows<F>& from, C* to) const {
-    const Projection<E> project{packed, from, nullptr, 0, to, p.I, p.I};
-    sweep(project, rows, 0, panels_in<F>(p.I), p.I, p.D * factors_in<F>(p.H));
+  F* packed_of(int d) const { return packed + d * weight(p, d).packed_size(); }
+  // Adds direction d's product; the first one's begins the sums.
+  void multiply(int d, int64_t rows, const Rows<F>& from, C* to) const {
+    const Projection<E> project{packed_of(d), from, d > 0 ? to : nullptr, p.I, to, p.I, p.I};
+    sweep(project, rows, 0, panels_in<F>(p.I), p.I, factors_in<F>(p.H));
   }
-  // Ahead of the stores: see kFarBytes.
-  static void fetch(S* to, int64_t n) {
-    for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(S)))
+  // Where products for rows from `to` on are summed. Lines are fetched ahead of the stores: see
+  // kFarBytes.
+  C* sums_for(S* to, int64_t rows) const {
+    for (int64_t i = 0; i < rows * p.I; i += 64 / static_cast<int64_t>(sizeof(S)))
       __builtin_prefetch(to + i, 1, 3);
+    if constexpr (kNative<S>) return to;
+    return product;
   }
-  static void copy(const C* from, S* to, int64_t n) {
+  void write_sums(S* to, int64_t rows) const {
+    if constexpr (!kNative<S>) copy(product, to, rows * p.I);
+  }
+  template <class From, class To>
+  static void copy(const From* from, To* to, int64_t n) {
     for (int64_t i = 0; i < n; i += kLanes<C>)
       store_some(to + i, load_some(from + i, n - i), n - i);
   }
@@ -95,20 +108,17 @@ struct FeatureGradients {  // one worker's
     const int64_t row_bytes = max_of(p.D * p.H, p.I) * static_cast<int64_t>(sizeof(C));
     return max_of(1, kFeatureBlockBytes / (row_bytes * E::kTileRows)) * E::kTileRows;
   }
-  // Each direction a row of factors. A vector may reach into what follows, which is written after
-  // it.
+  // Rows of one direction of grad_pre. A vector may reach into the row that follows, which is
+  // written after it.
   const F* as_factors(const C* from, int64_t rows) const {
-    const int64_t K = factors_in<F>(p.H);
-    for (int64_t row = 0; row < rows; ++row)
-      for (int d = 0; d < p.D; ++d, from += p.H) {
-        F* const to = factors + row * stride + d * K;
-        if constexpr (kTiled<F>) {
-          for (int64_t j = 0; j < K * kDepth<F>; j += kLanes<C>)
-            Factors<F>::store(to, j, load_some(from + j, p.H - j));
-        } else {
-          for (int64_t j = 0; j < p.H; j += kLanes<F> * kDepth<F>)
-            store(to + j / kDepth<F>, Factors<F>::along(from + j, p.H - j));
-        }
+    F* to = factors;
+    for (int64_t row = 0; row < rows; ++row, from += p.D * p.H, to += stride)
+      if constexpr (kTiled<F>) {
+        for (int64_t j = 0; j < factors_in<F>(p.H) * kDepth<F>; j += kLanes<C>)
+          Factors<F>::store(to, j, load_some(from + j, p.H - j));
+      } else {
+        for (int64_t j = 0; j < p.H; j += kLanes<F> * kDepth<F>)
+          store(to + j / kDepth<F>, Factors<F>::along(from + j, p.H - j));
       }
     return factors;
   }

@@ -38,15 +38,18 @@ double step_cycles(const KernelShape& shape, const Machine& machine, int64_t row
   return std::max(multiply, read);
 }
 
-Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& machine, int threads) {
+// `joined`: one worker has all directions of a sequence.
+Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& machine, int threads,
+               bool joined = false) {
   const int64_t K = shape.factors(p.H), panels = shape.panels(p.H);
-  const int64_t per_direction = threads % p.D == 0 ? threads / p.D : threads;
+  const int64_t per_direction = threads % p.D == 0 && !joined ? threads / p.D : threads;
   Plan best{};
+  best.joined = joined;
   best.batch_parts = min_of(per_direction, p.B);
   best.hidden_parts = 1;
   best.cycles = step_cycles(shape, machine, divide_up(p.B, best.batch_parts), p.H, K) *
                 static_cast<double>(divide_up(p.D * best.batch_parts, threads));
-  const int64_t workers = threads / p.D;
+  const int64_t workers = joined ? 1 : threads / p.D;
   for (int64_t hidden = 2; hidden <= min_of(workers, panels); ++hidden) {
     const int64_t batch = min_of(workers / hidden, p.B);
     const int64_t rows = divide_up(p.B, batch);
@@ -125,15 +128,18 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
 BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
                            const KernelShape& shape, const Machine& machine, int asked,
                            int threads) {
-  BackwardPlan plan{share_out(p, shape, machine, asked)};
+  const int64_t weights = shape.packed_bytes(p.H, p.I) + shape.packed_bytes(p.H, p.H);
+  const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
+  const bool joined = p.D > 1 && p.I > 0 && small && shape.native() &&
+                      p.B >= int64_t{asked} * shape.tile_rows && p.rows() >= p.H;
+  BackwardPlan plan{share_out(p, shape, machine, asked, joined)};
   const bool shares = plan.hidden_parts > 1;
   if (shares) static_cast<Plan&>(plan) = share_out(p, shape, machine, threads);
-  const int64_t weights = shape.packed_bytes(p.H, p.I) + shape.packed_bytes(p.H, p.H);
-  plan.own_weights = weights <= static_cast<int64_t>(kOwnWeightBytes);
-  const bool own = plan.own_weights && !shares;
+  plan.own_weights = small;
+  const bool own = small && !shares;
   // Few rows travel faster from one core to another than the sums over them.
   plan.own_sums = own && wants_weights(out) && (plan.batch_parts == 1 || p.rows() >= p.H);
-  plan.own_rows = own && p.D == 1 && p.I > 0 && plan.own_sums == wants_weights(out);
+  plan.own_rows = own && (p.D == 1 || joined) && p.I > 0 && plan.own_sums == wants_weights(out);
   plan.sorts = plan.own_rows && p.ragged() && !p.step_row;
   if (shape.depth == 1 && p.plain() && plan.hidden_parts == 1 &&
       (plan.own_rows || p.D * p.H * shape.compute_bytes < kSameSetBytes))

@@ -58,6 +58,7 @@ struct Plan {
   int64_t unit_rows = 0;     // the most sequences of a unit
   bool own_weights = false;  // each unit packs its own
   bool sorts = false;        // each unit takes its sequences longest first, and only as they last
+  bool joined = false;       // one worker has all directions of a sequence, one after the other
 
   // The most panels of a member.
   int64_t member_panels(int64_t panels) const {

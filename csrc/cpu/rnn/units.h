@@ -151,8 +151,9 @@ void run_units(const Kernel& kernel, const Plan& plan, const Recurrence& p, Work
       kernel.run(unit_of(plan, p, panels, u, worker.rank % plan.hidden_parts), worker);
     return;
   }
-  for (int64_t u = worker.rank; u < plan.units; u += worker.size)
-    kernel.run(unit_of(plan, p, panels, u, 0), worker);
+  for (int64_t u = 0; u < plan.units; ++u)
+    if ((plan.joined ? u % plan.batch_parts : u) % worker.size == worker.rank)
+      kernel.run(unit_of(plan, p, panels, u, 0), worker);
 }
 
 }  // namespace rnnext::RNNEXT_ISA
