@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import rnnext
-from helpers import samples
 from helpers.common import assert_close, run_python
 
 # Prints a hash of each result and gradient.
@@ -58,22 +57,6 @@ def test_gradients_where_a_thread_has_no_sequence(isa):
         rnn(x)[0].data.square().sum().backward()
     for a, e in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert_close(a.grad, e.grad, torch.float32)
-
-
-@pytest.mark.parametrize("rows", ["full", "lengths", "packed"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gradients_where_a_thread_has_both_directions(rows, dtype, isa, threads):
-    reverse = (False, True)
-    arguments = samples.make(
-        T=12, B=40, I=24, H=70, reverse=reverse, rows=rows, dtype=dtype, requires_grad=True
-    )
-    wanted = arguments.to_double()
-    result, expected = arguments.call(torch.ops.rnnext.recurrence), wanted.expected()
-    cotangents = [torch.rand_like(v) for v in result]
-    torch.autograd.backward(result, cotangents)
-    torch.autograd.backward(expected, [c.double() for c in cotangents])
-    for a, e in zip(arguments.float_tensors(), wanted.float_tensors(), strict=True):
-        assert_close(a.grad, e.grad)
 
 
 def test_calls_from_several_threads_give_what_one_gives():

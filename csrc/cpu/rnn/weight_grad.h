@@ -46,6 +46,8 @@ struct WeightGradients {
   using C = Compute<S>;
   static constexpr int kTileRows = E::kTileRows;
   static constexpr int64_t kLeftStride = scratch_stride<F>(kGradientRows);
+  // So many lines are summed at once, of two vectors each.
+  static constexpr int kLines = 4;
 
   const Recurrence& p;
   const RecurrenceGradOut& out;
@@ -53,7 +55,11 @@ struct WeightGradients {
   F* left;   // [factors of kGradientRows, height] in tiles; of AMX tiles [height, kLeftStride]
   F* line;   // [height], where grad_pre is no row of factors
   F* right;  // [factors of kGradientRows, kPanel]
-  C *sum_hh, *sum_ih, *sum_bias;
+  // sum_lines: [lines][line_size], hidden units in the lanes: the bias, and each of few features,
+  // which would leave most lanes of a product's columns empty. Of more, sum_ih.
+  C *sum_hh, *sum_ih, *sum_lines;
+  bool few_features;
+  int64_t lines, line_size;
   const C** grad_rows;  // [kGradientRows] of each, as the cursor gave them
   const S **state_rows, **feature_rows;
   size_t bytes;
@@ -67,8 +73,11 @@ struct WeightGradients {
     line = arena.take<F>(kDepth<F> > 1 && !kTiled<F> ? height + kLanes<F> : 0);
     right = arena.take<F>(factors_in<F>(kGradientRows) * kPanel<F>);
     sum_hh = arena.take<C>(rows * scratch_stride<C>(p.H));
-    sum_ih = arena.take<C>(p.I > 0 ? rows * scratch_stride<C>(p.I) : 0);
-    sum_bias = arena.take<C>(height + kLanes<C>);
+    few_features = kNative<S> && out.weight_ih[0] && p.I <= kLanes<C> / 2;
+    sum_ih = arena.take<C>(p.I > 0 && !few_features ? rows * scratch_stride<C>(p.I) : 0);
+    lines = 1 + (few_features ? p.I : 0);
+    line_size = divide_up(height, kLanes<C>) * kLanes<C>;
+    sum_lines = arena.take<C>(lines * line_size);
     grad_rows = arena.take<const C*>(kGradientRows);
     state_rows = arena.take<const S*>(kGradientRows);
     feature_rows = arena.take<const S*>(kGradientRows);
@@ -81,7 +90,7 @@ struct WeightGradients {
   void add(RowCursor<S>& cursor, int64_t rows, const C* grad_pre, int64_t stride,
            bool begins) const {
     const int d = cursor.unit.d;
-    if (begins) __builtin_memset(sum_bias, 0, height * sizeof(C));
+    if (begins) __builtin_memset(sum_lines, 0, lines * line_size * sizeof(C));
     for (; rows > 0 || begins; begins = false) {
       const int64_t n = min_of(kGradientRows, rows);
       for (int64_t i = 0; i < n; ++i, cursor.next()) {
@@ -91,14 +100,18 @@ struct WeightGradients {
         state_rows[i] = cursor.state();
         feature_rows[i] = cursor.features();
       }
+      add_lines<kLines>(0, n);
+      const bool product_ih = out.weight_ih[d] && p.I > 0 && !few_features;
       if constexpr (kTiled<F>) {
         pack_left_tiles(n);
         if (out.weight_hh[d]) add_tiles(state_rows, n, p.H, sum_hh, begins);
-        if (out.weight_ih[d] && p.I > 0) add_tiles(feature_rows, n, p.I, sum_ih, begins);
+        if (product_ih) add_tiles(feature_rows, n, p.I, sum_ih, begins);
       } else {
-        const Tiles tiles = stride && kDepth<F> == 1 ? tiles_of(grad_pre, n, stride) : pack_left(n);
+        const Tiles tiles = stride && kDepth<F> == 1
+                                ? Tiles{reinterpret_cast<const F*>(grad_pre + begin), 1, stride}
+                                : pack_left(n);
         if (out.weight_hh[d]) add_product(tiles, state_rows, n, p.H, sum_hh, begins);
-        if (out.weight_ih[d] && p.I > 0) add_product(tiles, feature_rows, n, p.I, sum_ih, begins);
+        if (product_ih) add_product(tiles, feature_rows, n, p.I, sum_ih, begins);
       }
       rows -= n;
       grad_pre += n * stride;
@@ -108,8 +121,9 @@ struct WeightGradients {
   // Adds hidden units [h0, h1) of another's sums.
   void add(const WeightGradients& other, int64_t h0, int64_t h1) const {
     if (out.weight_hh[0]) add(other.sum_hh, sum_hh, h0, h1, p.H);
-    if (out.weight_ih[0]) add(other.sum_ih, sum_ih, h0, h1, p.I);
-    for (int64_t h = h0; h < h1; ++h) sum_bias[h] += other.sum_bias[h];
+    if (out.weight_ih[0] && !few_features) add(other.sum_ih, sum_ih, h0, h1, p.I);
+    for (int64_t line = 0; line < lines; ++line)
+      for (int64_t h = h0; h < h1; ++h) line_sums(line)[h] += other.line_sums(line)[h];
   }
   static void add(const C* from, C* to, int64_t h0, int64_t h1, int64_t columns) {
     const int64_t stride = scratch_stride<C>(columns);
@@ -121,10 +135,15 @@ struct WeightGradients {
   // Hidden units [h0, h1) into the gradients of direction d.
   void write(int d, int64_t h0, int64_t h1) const {
     if (out.weight_hh[d]) write_rows(sum_hh, p.H, out.weight_hh[d], h0, h1);
-    if (out.weight_ih[d] && p.I > 0) write_rows(sum_ih, p.I, out.weight_ih[d], h0, h1);
+    if (out.weight_ih[d] && p.I > 0 && !few_features)
+      write_rows(sum_ih, p.I, out.weight_ih[d], h0, h1);
+    if constexpr (kNative<S>)
+      for (int64_t line = 1; line < lines; ++line)
+        for (int64_t h = h0; h < h1; ++h)
+          static_cast<S*>(out.weight_ih[d])[(begin + h) * p.I + line - 1] = line_sums(line)[h];
     if (out.bias[d])
       for (int64_t h = h0; h < h1; h += kLanes<C>)
-        store_some(static_cast<S*>(out.bias[d]) + begin + h, load_some(sum_bias + h, h1 - h),
+        store_some(static_cast<S*>(out.bias[d]) + begin + h, load_some(line_sums(0) + h, h1 - h),
                    h1 - h);
   }
   void write_rows(const C* sum, int64_t columns, void* gradient, int64_t h0, int64_t h1) const {
@@ -137,28 +156,45 @@ struct WeightGradients {
   }
 
  private:
+  C* line_sums(int64_t line) const { return sum_lines + line * line_size; }
+  // Of line `line` the factor of row n.
+  C factor(int64_t line, int64_t n) const {
+    if constexpr (kNative<S>)
+      if (line > 0) return feature_rows[n] ? feature_rows[n][line - 1] : 0;
+    return 1;
+  }
+  // Lines `first` and up, N at once, but the last ones.
+  template <int N>
+  void add_lines(int64_t first, int64_t rows) const {
+    constexpr int NV = N == 1 ? 4 : 2;
+    for (; lines - first >= N; first += N) {
+      int64_t h = 0;
+      for (; h + NV * kLanes<C> <= height; h += NV * kLanes<C>) add_lines<N, NV>(first, rows, h);
+      for (; h < height; h += kLanes<C>) add_lines<N, 1>(first, rows, h);
+    }
+    if constexpr (N > 1) add_lines<N - 1>(first, rows);
+  }
+  template <int N, int NV>
+  RNNEXT_TILE void add_lines(int64_t first, int64_t rows, int64_t h) const {
+    Vec<C> sums[N][NV];
+    load_tile(sums, line_sums(first) + h, line_size, NV * kLanes<C>);
+    for (int64_t n = 0; n < rows; ++n)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        const C* const from = grad_rows[n] + h + v * kLanes<C>;
+        const Vec<C> grad = NV > 1 ? load(from) : load_some(from, height - h);
+#pragma GCC unroll 4
+        for (int i = 0; i < N; ++i)
+          FmaEngine<C>::multiply_add(sums[i][v], factor(first + i, n), grad);
+      }
+    store_tile(sums, line_sums(first) + h, line_size, NV * kLanes<C>);
+  }
   // The left factors of hidden unit h, as many as there are factors of rows, `stride` apart, begin
   // at first + h * step.
   struct Tiles {
     const F* first;
     int64_t step, stride;
   };
-  // The rows as they lie: they are in cache, and no large power of two apart.
-  Tiles tiles_of(const C* grad_pre, int64_t rows, int64_t stride) const {
-    const C* const first = grad_pre + begin;
-    int64_t h = 0;
-    for (; h + 4 * kLanes<C> <= height; h += 4 * kLanes<C>) add_to_bias<4>(first, rows, stride, h);
-    for (; h < height; h += kLanes<C>) add_to_bias<1>(first, rows, stride, h);
-    return {reinterpret_cast<const F*>(first), 1, stride};
-  }
-  template <int NV>
-  void add_to_bias(const C* first, int64_t rows, int64_t stride, int64_t h) const {
-    Vec<C> acc[1][NV];
-    load_tile(acc, sum_bias + h, 0, height - h);
-    for (int64_t n = 0; n < rows; ++n)
-      for (int v = 0; v < NV; ++v) acc[0][v] += load(first + n * stride + h + v * kLanes<C>);
-    store_tile(acc, sum_bias + h, 0, height - h);
-  }
   // grad_rows [rows, height] into tiles [height / kTileRows][factors of rows][kTileRows].
   Tiles pack_left(int64_t rows) const {
     const int64_t tile_size = factors_in<F>(rows) * kTileRows;
@@ -178,16 +214,8 @@ struct WeightGradients {
         __builtin_memcpy(tile, factors + h, kTileRows * sizeof(F));
       for (int r = 0; h < height && r < kTileRows; ++r)
         tile[r] = h + r < height ? factors[h + r] : F{};
-      add_to_bias(row);
-      if (next) add_to_bias(next);
     }
     return {left, factors_in<F>(rows), kTileRows};
-  }
-  void add_to_bias(const C* from) const {
-    int64_t h = 0;
-    for (; h + kLanes<C> <= height; h += kLanes<C>)
-      store(sum_bias + h, load(sum_bias + h) + load(from + h));
-    for (; h < height; ++h) sum_bias[h] += from[h];
   }
 
   void add_product(const Tiles& tiles, const S** right_rows, int64_t rows, int64_t columns, C* sum,
@@ -231,7 +259,6 @@ struct WeightGradients {
   void pack_left_tiles(int64_t rows) const {
     for (int64_t h = 0; h < divide_up(height, kTileRows) * kTileRows; h += kLanes<C>)
       for (int64_t n = 0; n < rows; n += kGrain<F>) pack_left_part<0>(rows, h, n);
-    for (int64_t n = 0; n < rows; ++n) add_to_bias(grad_rows[n]);
   }
   template <int part>
   RNNEXT_TILE void pack_left_part(int64_t rows, int64_t h, int64_t n) const {
