@@ -2,19 +2,16 @@
 // tangents, and how it is recorded.
 #pragma once
 
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 is wrong about the vector<bool> of Function::apply. (Before the header that has it.)
-#pragma GCC diagnostic ignored "-Warray-bounds"
-#pragma GCC diagnostic ignored "-Wstringop-overflow"
-#endif
-
-#include <ATen/FuncTorchTLS.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
 
 #include <memory>
+#include <mutex>
+#include <string>
+#include <type_traits>
 #include <utility>
 
 #include "ops/signatures.h"
@@ -37,7 +34,7 @@ bool records(const T&... arguments) {
 }
 
 // Whether forward mode has a tangent of it.
-inline bool is_dual(const Tensor& t) { return torch::autograd::isFwGradDefined(t); }
+inline bool is_dual(const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); }
 inline bool is_dual(const OptionalTensor& t) { return given(t) && is_dual(*t); }
 inline bool is_dual(TensorList list) {
   for (const Tensor& t : list)
@@ -57,28 +54,43 @@ inline Tensor primal(const Tensor& t) { return is_dual(t) ? t._fw_primal(0) : t;
 inline Tensor tangent(const Tensor& t) { return t.defined() ? t._fw_grad(0) : t; }
 inline Tensor tangent(const OptionalTensor& t) { return given(t) ? tangent(*t) : Tensor(); }
 
-// Function::apply refuses calls under transforms of torch.func, whose vmap would pass most
-// Functions by. Ours are recorded at one transform's level, as torch's own operations, and below it
-// vmap finds rules of its own. So the transforms are out of sight until forward() shows them again;
-// and forward() enables gradients, which apply turns off, since the transforms around record the
-// call.
-class Transforms {
- public:
-  Transforms() : hidden_(std::move(at::functorch::functorchTLSAccessor())) {}
-  ~Transforms() { show(); }
-  Transforms(const Transforms&) = delete;
-  void show() {
-    if (hidden_) at::functorch::functorchTLSAccessor() = std::move(hidden_);
+// A node whose backward pass is F::backward(context, gradients of the results); that gives one for
+// each edge. Function::apply would make one as well, but refuses calls under transforms of
+// torch.func, and keeps the sizes of all tensors, at half of what a small call takes to record.
+template <class F>
+struct Recorded : torch::autograd::CppNode<F> {
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(this->mutex_);
+    return F::backward(&this->ctx_, grads);
   }
-
- private:
-  std::unique_ptr<at::functorch::FuncTorchTLSBase> hidden_;
+  std::string name() const override { return F::name; }
 };
-// A call of Function F, whose forward() takes &Transforms first.
-template <class F, class... T>
-auto record(const T&... arguments) {
-  Transforms transforms;
-  return F::apply(&transforms, arguments...);
+
+// A node with an edge to each of a call's tensors, also to those that are not defined.
+template <class F>
+auto node_of(const torch::autograd::variable_list& arguments) {
+  using Node = Recorded<F>;
+  const auto node = [] {
+    if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, Node>) {
+      return c10::make_intrusive<Node>();
+    } else {  // before torch 2.13
+      return std::shared_ptr<Node>(new Node, [](Node* node) { deleteNode(node); });
+    }
+  }();
+  node->set_ctx_grad_fn(node);
+  node->set_next_edges(torch::autograd::collect_next_edges(arguments));
+  node->is_variable_input_.assign(arguments.size(), true);  // for compiled autograd
+  node->ctx_.set_materialize_grads(false);
+  return node;
+}
+
+// The node becomes the history of the call's results, and keeps what its backward pass needs.
+template <class Node>
+void record(const Node& node, const torch::autograd::variable_list& results,
+            torch::autograd::variable_list saved) {
+  torch::autograd::set_history(results, node);
+  node->ctx_.save_for_backward(std::move(saved));
+  node->save_variables_to_ctx();
 }
 
 }  // namespace rnnext

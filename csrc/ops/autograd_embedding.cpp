@@ -9,25 +9,32 @@ namespace rnnext {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Torch's errors and its profiler show the names of the two, hence in no anonymous namespace.
-class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
- public:
-  static Tensor forward(AutogradContext* ctx, Transforms* transforms, const Tensor& weight,
-                        const Tensor& indices, int64_t padding_idx, bool scale_grad_by_freq,
-                        bool sparse) {
-    transforms->show();
-    const at::AutoGradMode recorded_outside(true);
-    at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({indices});
+namespace {
+
+struct EmbeddingFunction {
+  static constexpr const char* name = "EmbeddingBackward";
+  static constexpr bool is_traceable = false;
+
+  static Tensor forward(const Tensor& weight, const Tensor& indices, int64_t padding_idx,
+                        bool scale_grad_by_freq, bool sparse) {
+    const auto node = node_of<EmbeddingFunction>({weight});
+    Tensor rows;
+    {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      rows = call_op<EmbeddingOp>(weight, indices, padding_idx, scale_grad_by_freq, sparse);
+    }
+    auto& data = node->ctx_.saved_data;
     // The size, not the table: it may change in place before the backward pass, as in torch.
-    ctx->saved_data["num_weights"] = weight.sym_size(0);
-    ctx->saved_data["padding_idx"] = padding_idx;
-    ctx->saved_data["scale_grad_by_freq"] = scale_grad_by_freq;
-    ctx->saved_data["sparse"] = sparse;
-    return call_op<EmbeddingOp>(weight, indices, padding_idx, scale_grad_by_freq, sparse);
+    data["num_weights"] = weight.sym_size(0);
+    data["padding_idx"] = padding_idx;
+    data["scale_grad_by_freq"] = scale_grad_by_freq;
+    data["sparse"] = sparse;
+    record(node, {rows}, {indices});
+    return rows;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
+    if (!grad[0].defined()) return {Tensor()};
     const Tensor indices = ctx->get_saved_variables()[0];
     const c10::SymInt num_weights = ctx->saved_data["num_weights"].toSymInt();
     const int64_t padding_idx = ctx->saved_data["padding_idx"].toInt();
@@ -55,11 +62,9 @@ class EmbeddingFunction : public torch::autograd::Function<EmbeddingFunction> {
     } else {
       result = call_op<EmbeddingBackwardOp>(grad[0], indices, num_weights, padding_idx, scale);
     }
-    return {Tensor(), result, Tensor(), Tensor(), Tensor(), Tensor()};
+    return {result};
   }
 };
-
-namespace {
 
 Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t padding_idx,
                  bool scale_grad_by_freq, bool sparse) {
@@ -69,7 +74,7 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t padding_id
               "dtype.");
   const auto rows_of = [&](const Tensor& table) {
     if (recorded)
-      return record<EmbeddingFunction>(table, indices, padding_idx, scale_grad_by_freq, sparse);
+      return EmbeddingFunction::forward(table, indices, padding_idx, scale_grad_by_freq, sparse);
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_op<EmbeddingOp>(table, indices, padding_idx, scale_grad_by_freq, sparse);
   };
@@ -81,24 +86,27 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t padding_id
   return rows;
 }
 
-}  // namespace
+struct EmbeddingBackwardFunction {
+  static constexpr const char* name = "EmbeddingBackwardBackward";
+  static constexpr bool is_traceable = false;
 
-class EmbeddingBackwardFunction : public torch::autograd::Function<EmbeddingBackwardFunction> {
- public:
-  static Tensor forward(AutogradContext* ctx, Transforms* transforms, const Tensor& grad,
-                        const Tensor& indices, const c10::SymInt& num_weights, int64_t padding_idx,
-                        bool scale_grad_by_freq) {
-    transforms->show();
-    const at::AutoGradMode recorded_outside(true);
-    at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({indices});
-    ctx->saved_data["padding_idx"] = padding_idx;
-    ctx->saved_data["scale_grad_by_freq"] = scale_grad_by_freq;
-    return call_op<EmbeddingBackwardOp>(grad, indices, num_weights, padding_idx,
-                                        scale_grad_by_freq);
+  static Tensor forward(const Tensor& grad, const Tensor& indices, const c10::SymInt& num_weights,
+                        int64_t padding_idx, bool scale_grad_by_freq) {
+    const auto node = node_of<EmbeddingBackwardFunction>({grad});
+    Tensor sums;
+    {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      sums =
+          call_op<EmbeddingBackwardOp>(grad, indices, num_weights, padding_idx, scale_grad_by_freq);
+    }
+    node->ctx_.saved_data["padding_idx"] = padding_idx;
+    node->ctx_.saved_data["scale_grad_by_freq"] = scale_grad_by_freq;
+    record(node, {sums}, {indices});
+    return sums;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
+    if (!grad[0].defined()) return {Tensor()};
     const Tensor indices = ctx->get_saved_variables()[0];
     const int64_t padding_idx = ctx->saved_data["padding_idx"].toInt();
     Tensor result = call_op<EmbeddingOp>(grad[0], indices, -1, false, false);
@@ -111,19 +119,17 @@ class EmbeddingBackwardFunction : public torch::autograd::Function<EmbeddingBack
       const Tensor scale = count.index_select(0, flat).reciprocal().to(result.scalar_type());
       result = result * scale.view_as(indices).unsqueeze(-1);
     }
-    return {Tensor(), result, Tensor(), Tensor(), Tensor(), Tensor()};
+    return {result};
   }
 };
-
-namespace {
 
 Tensor embedding_backward(const Tensor& grad, const Tensor& indices, c10::SymInt num_weights,
                           int64_t padding_idx, bool scale_grad_by_freq) {
   const bool recorded = records(grad);
   const auto sums_of = [&](const Tensor& rows) {
     if (recorded)
-      return record<EmbeddingBackwardFunction>(rows, indices, num_weights, padding_idx,
-                                               scale_grad_by_freq);
+      return EmbeddingBackwardFunction::forward(rows, indices, num_weights, padding_idx,
+                                                scale_grad_by_freq);
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_op<EmbeddingBackwardOp>(rows, indices, num_weights, padding_idx,
                                         scale_grad_by_freq);

@@ -17,9 +17,6 @@
 
 namespace rnnext {
 
-// The two Functions are named by torch's errors and by its profiler; hence neither they nor what
-// they are made of is in an anonymous namespace.
-
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
@@ -30,8 +27,8 @@ static variable_list saved_variables(AutogradContext* ctx) {
   } catch (const c10::Error& error) {
     const std::string_view text = error.what_without_backtrace();
     const auto says = [&](std::string_view part) { return text.find(part) != text.npos; };
-    if (!says("inplace operation") ||
-        !(says("RecurrenceFunction") || says("RecurrenceEnsembleFunction")))
+    // It names nodes without "Backward".
+    if (!says("inplace operation") || !(says(" of Recurrence,") || says(" of RecurrenceEnsemble,")))
       throw;
     TORCH_CHECK(
         false,
@@ -60,66 +57,49 @@ static variable_list flattened(const RecurrenceGradients& g) {
   flat(g.alpha);
   return std::move(flat.tensors);
 }
-// And from these again, the lists as long as those of `like`.
-static RecurrenceGradients unflattened(const variable_list& flat, const RecurrenceGradients& like) {
-  RecurrenceGradients g;
-  auto next = flat.begin();
-  const auto take_list = [&](std::vector<Tensor>& list, const std::vector<Tensor>& as) {
-    list.assign(next, next + static_cast<int64_t>(as.size()));
-    next += static_cast<int64_t>(as.size());
-  };
-  g.input = *next++;
-  g.hx = *next++;
-  take_list(g.weight_ih, like.weight_ih);
-  take_list(g.weight_hh, like.weight_hh);
-  take_list(g.bias, like.bias);
-  g.reset_state = *next++;
-  take_list(g.alpha, like.alpha);
-  return g;
-}
 
-template <class Self, class Op>
-class ForwardFunction : public torch::autograd::Function<Self> {
- public:
+template <class Op>
+struct ForwardFunction {
+  static constexpr const char* name =
+      kEnsemble<Op> ? "RecurrenceEnsembleBackward" : "RecurrenceBackward";
+  static constexpr bool is_traceable = false;
+
   // whole: the arguments with their tangents, if they have any.
-  template <class... T>
-  static variable_list forward(AutogradContext* ctx, Transforms* transforms,
-                               const RecurrenceArguments* whole, const T&... arguments) {
-    transforms->show();
-    const at::AutoGradMode recorded_outside(true);
-    at::AutoDispatchBelowADInplaceOrView guard;
-    const RecurrenceArguments a{arguments...};
+  static typename Op::Results forward(const RecurrenceArguments& a,
+                                      const RecurrenceArguments& whole) {
+    Flattener edges;
+    spread(a, [&](const auto&... each) { (edges(each), ...); });
+    const auto node = node_of<ForwardFunction>(edges.tensors);
     const bool reads_more =
         !a.alpha.empty() && (saves_more(parse_form(a.form)) || needs_grad(a.alpha));
-    auto [output, h_n, saved] = call_forward<Op>(a, reads_more);
-    ctx->set_materialize_grads(false);
-    RecurrenceArguments keep = *whole;
+    auto [output, h_n, saved] = [&] {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      return call_forward<Op>(a, reads_more);
+    }();
+    RecurrenceArguments keep = whole;
     // Biases may change before the backward pass, as in torch, unless a loop must run again.
-    if (!runs_again(*whole)) keep.bias_ih = keep.bias_hh = {};
+    if (!runs_again(whole)) keep.bias_ih = keep.bias_hh = {};
     Saver save;
     save(output);
     save(saved);
     spread(keep, [&](const auto&... each) { (save(each), ...); });
     save.values.emplace_back(static_cast<int64_t>(a.bias_ih.size()));
-    ctx->save_for_backward(std::move(save.tensors));
-    ctx->saved_data["values"] = std::move(save.values);
-    return {output, h_n};
+    node->ctx_.saved_data["values"] = std::move(save.values);
+    record(node, {output, h_n}, std::move(save.tensors));
+    return {std::move(output), std::move(h_n), {}};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
-    const variable_list saved = saved_variables(ctx);
-    const std::vector<c10::IValue> values = ctx->saved_data["values"].toListRef().vec();
     Tensor output;
     std::vector<Tensor> of_leak;
     KeptArguments s;
-    Restorer restore{saved.begin(), values.data()};
+    Restorer restore{saved_variables(ctx), ctx->saved_data["values"].toListRef()};
     restore(output);
     restore(of_leak);
     spread(s, [&](auto&... each) { (restore(each), ...); });
     const size_t biases = restore.value->toInt();
 
-    // Which gradients are wanted. Autograd numbers the tensors in the order of the arguments; those
-    // that were not given have no number.
+    // Which gradients are wanted. Autograd numbers the tensors in the order of the arguments.
     size_t number = 0;
     const auto wanted = [&](size_t count) {
       bool any = false;
@@ -127,12 +107,12 @@ class ForwardFunction : public torch::autograd::Function<Self> {
       return any;
     };
     const size_t features = s.weight_ih.size(), D = s.weight_hh.size();
-    const bool want_input = wanted(1), want_hx = given(s.hx) && wanted(1);
+    const bool want_input = wanted(1), want_hx = wanted(1);
     const bool want_weights = wanted(features + D);
     const size_t first_bias = number;
     const bool want_bias = wanted(2 * biases);
-    wanted(given(s.index) + given(s.lengths) + given(s.batch_sizes) + given(s.reset));
-    const bool want_reset_state = given(s.reset_state) && wanted(1);
+    wanted(4);  // index, lengths, batch_sizes, reset
+    const bool want_reset_state = wanted(1);
     const bool want_alpha = wanted(s.alpha.size());
 
     const size_t alphas = s.alpha.size();
@@ -167,51 +147,47 @@ class ForwardFunction : public torch::autograd::Function<Self> {
       if (want_hh) grads.bias_hh[d] = want_ih ? bias[d].clone() : bias[d];
     }
     Flattener flat;
-    flat.tensors.resize(2);  // transforms, whole
     spread(grads, [&](const auto&... each) { (flat(each), ...); });
     return flat.tensors;
   }
 };
 
-class RecurrenceFunction : public ForwardFunction<RecurrenceFunction, RecurrenceOp> {};
-class RecurrenceEnsembleFunction : public ForwardFunction<RecurrenceEnsembleFunction, EnsembleOp> {
-};
-
 // The backward op, differentiated: its gradients are ATen operations, through which autograd goes.
-template <class Self, class Op>
-class BackwardFunction : public torch::autograd::Function<Self> {
- public:
-  template <class... T>
-  static variable_list forward(AutogradContext* ctx, Transforms* transforms,
-                               const RecurrenceResults* results, RecurrenceGradients* gradients,
-                               const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                               const Tensor& output, const T&... arguments) {
-    transforms->show();
-    const at::AutoGradMode recorded_outside(true);
-    at::AutoDispatchBelowADInplaceOrView guard;
-    const RecurrenceArguments a{arguments...};
-    *gradients = call_backward<typename Op::Backward>(*results, a);
-    ctx->set_materialize_grads(false);
+template <class Op>
+struct BackwardFunction {
+  static constexpr const char* name =
+      kEnsemble<Op> ? "RecurrenceEnsembleBackwardBackward" : "RecurrenceBackwardBackward";
+  static constexpr bool is_traceable = false;
+
+  static RecurrenceGradients forward(const RecurrenceResults& r, const RecurrenceArguments& a) {
+    Flattener edges;
+    const auto each_of_both = [&](auto& f) {
+      f(r.grad_output);
+      f(r.grad_h_n);
+      f(r.output);
+      spread(a, [&](const auto&... each) { (f(each), ...); });
+    };
+    each_of_both(edges);
+    const auto node = node_of<BackwardFunction>(edges.tensors);
+    RecurrenceGradients gradients = [&] {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      return call_backward<typename Op::Backward>(r, a);
+    }();
     Saver save;
-    save(grad_output);
-    save(grad_h_n);
-    save(output);
-    spread(a, [&](const auto&... each) { (save(each), ...); });
+    each_of_both(save);
     c10::List<bool> mask;
-    for (const bool wanted : results->output_mask) mask.push_back(wanted);
+    for (const bool wanted : r.output_mask) mask.push_back(wanted);
     save(mask);
-    ctx->save_for_backward(std::move(save.tensors));
-    ctx->saved_data["values"] = std::move(save.values);
-    return flattened(*gradients);
+    node->ctx_.saved_data["values"] = std::move(save.values);
+    record(node, flattened(gradients), std::move(save.tensors));
+    return gradients;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& cotangents) {
-    const variable_list saved = ctx->get_saved_variables();
-    const std::vector<c10::IValue> values = ctx->saved_data["values"].toListRef().vec();
     OptionalTensor grad_output, grad_h_n;
     Tensor output;
     KeptArguments s;
-    Restorer restore{saved.begin(), values.data()};
+    Restorer restore{ctx->get_saved_variables(), ctx->saved_data["values"].toListRef()};
     restore(grad_output);
     restore(grad_h_n);
     restore(output);
@@ -250,7 +226,6 @@ class BackwardFunction : public torch::autograd::Function<Self> {
     auto was_watched = is_watched.begin();
     const auto take = [&](const Tensor&) { return *was_watched++ ? *next++ : Tensor(); };
     Flattener flat;
-    flat.tensors.resize(3);  // transforms, results, gradients
     flat(given(grad_output) ? take(*grad_output) : Tensor());
     flat(given(grad_h_n) ? take(*grad_h_n) : Tensor());
     flat(take(output));
@@ -271,11 +246,6 @@ class BackwardFunction : public torch::autograd::Function<Self> {
   }
 };
 
-class RecurrenceBackwardFunction
-    : public BackwardFunction<RecurrenceBackwardFunction, RecurrenceOp> {};
-class RecurrenceEnsembleBackwardFunction
-    : public BackwardFunction<RecurrenceEnsembleBackwardFunction, EnsembleOp> {};
-
 namespace {
 
 template <class Op>
@@ -286,16 +256,10 @@ typename Op::Results recurrence(const RecurrenceArguments& a, bool save) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward<Op>(a, save);
   }
-  using Function =
-      std::conditional_t<kEnsemble<Op>, RecurrenceEnsembleFunction, RecurrenceFunction>;
   const auto primal_call = [&](const RecurrenceArguments& of) -> typename Op::Results {
-    if (!recorded) {
-      at::AutoDispatchBelowADInplaceOrView guard;
-      return call_forward<Op>(of);
-    }
-    const variable_list out =
-        spread(of, [&](const auto&... each) { return record<Function>(&a, each...); });
-    return {out[0], out[1], {}};
+    if (recorded) return ForwardFunction<Op>::forward(of, a);
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call_forward<Op>(of);
   };
   if (!dual) return primal_call(a);
   if constexpr (kEnsemble<Op>) {
@@ -327,14 +291,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_backward<typename Op::Backward>(r, a);
   }
-  using Function = std::conditional_t<kEnsemble<Op>, RecurrenceEnsembleBackwardFunction,
-                                      RecurrenceBackwardFunction>;
-  RecurrenceGradients gradients;
-  const RecurrenceResults* results = &r;
-  const variable_list flat = spread(a, [&](const auto&... each) {
-    return record<Function>(results, &gradients, r.grad_output, r.grad_h_n, r.output, each...);
-  });
-  return unflattened(flat, gradients);
+  return BackwardFunction<Op>::forward(r, a);
 }
 
 // Layer by layer where a gradient is wanted.

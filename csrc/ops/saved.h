@@ -36,8 +36,10 @@ struct Saver {
   void operator()(const c10::List<bool>& list) { values.emplace_back(list); }
 };
 struct Restorer {
-  variable_list::const_iterator tensor;
-  const c10::IValue* value;
+  variable_list tensors;
+  at::ArrayRef<c10::IValue> values;
+  variable_list::const_iterator tensor = tensors.begin();
+  const c10::IValue* value = values.begin();
 
   void operator()(Tensor& t) { t = *tensor++; }
   void operator()(OptionalTensor& t) { t = *tensor++; }
@@ -50,18 +52,17 @@ struct Restorer {
   void operator()(c10::List<bool>& list) { list = (value++)->toBoolList(); }
 };
 
-// Gradients of the arguments, one a tensor, as autograd numbers them.
+// Arguments, or their gradients, one a tensor: as autograd numbers them.
 struct Flattener {
   variable_list tensors;
 
   Flattener() { tensors.reserve(16); }
   void operator()(const Tensor& t) { tensors.push_back(t); }
   void operator()(const OptionalTensor& t) { tensors.push_back(t.value_or(Tensor())); }
-  void operator()(const std::vector<Tensor>& list) {
-    tensors.insert(tensors.end(), list.begin(), list.end());
-  }
-  void operator()(const std::string&) { tensors.emplace_back(); }
-  void operator()(const c10::List<bool>&) { tensors.emplace_back(); }
+  void operator()(TensorList list) { tensors.insert(tensors.end(), list.begin(), list.end()); }
+  void operator()(const std::vector<Tensor>& list) { (*this)(TensorList(list)); }
+  void operator()(std::string_view) {}
+  void operator()(const c10::List<bool>&) {}
 };
 
 }  // namespace rnnext

@@ -96,8 +96,8 @@ void BackwardCall::prepare(const RecurrenceResults& r, const RecurrenceArguments
     return empty() ? at::zeros(shape, options) : empty_large(shape, options);
   };
 
-  grad_ = {
-      at::empty({0}, options), at::empty({0}, options), {}, {}, {}, at::empty({0}, options), {}};
+  for (Tensor* unwanted : {&grad_.input, &grad_.hx, &grad_.reset_state})
+    *unwanted = empty_large({0}, options);
   const auto add = [&](std::vector<Tensor>& list, at::IntArrayRef shape) {
     list.push_back(allocate(shape));
     return list.back().data_ptr();
@@ -106,7 +106,7 @@ void BackwardCall::prepare(const RecurrenceResults& r, const RecurrenceArguments
     if (want_weights && p.multiplies_state()) {
       out.weight_hh[d] = add(grad_.weight_hh, {s.H, s.H});
     } else if (want_weights) {
-      grad_.weight_hh.push_back(at::zeros({s.H, s.H}, options));
+      grad_.weight_hh.push_back(empty_large({s.H, s.H}, options).zero_());
     }
     if (want_weights && s.features) out.weight_ih[d] = add(grad_.weight_ih, {s.H, s.I});
     if (want_bias) out.bias[d] = add(grad_.bias, {s.H});
