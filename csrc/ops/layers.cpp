@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "ops/cell.h"
 #include "ops/signatures.h"
 #include "ops/stack.h"
 #include "recurrence/nonlinearity.h"
@@ -12,18 +13,11 @@
 namespace rnnext {
 namespace {
 
-// What `reverse` is for one direction or two. (Made once: a list lives on the heap.)
-const c10::List<bool>& directions(int64_t D) {
-  static const c10::List<bool> one({false}), two({false, true});
-  return D == 1 ? one : two;
-}
-
 // Whether autograd must see the call.
 bool differentiated(const Tensor& t) {
   return t.defined() &&
          ((t.requires_grad() && at::GradMode::is_enabled()) || t._fw_grad(/*level=*/0).defined());
 }
-bool differentiated(const OptionalTensor& t) { return t && differentiated(*t); }
 // Whether the op for a whole stack of layers takes it: it runs on the CPU and has no gradient.
 bool stackable(const Tensor& t) { return t.is_cpu() && !differentiated(t); }
 
@@ -44,29 +38,6 @@ Tensor as_result(const Tensor& view) {
   return result;
 }
 
-// Every sequence through every step: no lengths, resets or leak.
-RecurrenceOp::Results plain_recurrence(const Tensor& input, const OptionalTensor& hx,
-                                       TensorList weight_ih, TensorList weight_hh,
-                                       TensorList bias_ih, TensorList bias_hh,
-                                       std::string_view nonlinearity, int64_t D) {
-  const OptionalTensor none;
-  return call_forward<RecurrenceOp>(RecurrenceArguments{input,
-                                                        hx,
-                                                        weight_ih,
-                                                        weight_hh,
-                                                        bias_ih,
-                                                        bias_hh,
-                                                        none,
-                                                        none,
-                                                        none,
-                                                        none,
-                                                        none,
-                                                        {},
-                                                        kFormNames[0],
-                                                        nonlinearity,
-                                                        directions(D)});
-}
-
 // A layer's rows times W_ih and the biases, each direction beside the other: ready pre-activations.
 // lists: weight ih, hh, bias ih, hh; by direction.
 Tensor project(const Tensor& x, const Tensor (&lists)[4][2], bool has_biases, int64_t D) {
@@ -75,9 +46,9 @@ Tensor project(const Tensor& x, const Tensor (&lists)[4][2], bool has_biases, in
     // begins with, to the bit. W_hh says no more than H.
     const Tensor unread[2] = {lists[1][0].detach(), D > 1 ? lists[1][1].detach() : Tensor()};
     const size_t n = has_biases ? D : 0;
-    const Tensor output = std::get<0>(plain_recurrence(
+    const Tensor output = std::get<0>(call_forward<RecurrenceOp>(plain_arguments(
         x.unsqueeze(0), std::nullopt, TensorList(lists[0], D), TensorList(unread, D),
-        TensorList(lists[2], n), TensorList(lists[3], n), "identity", D));
+        TensorList(lists[2], n), TensorList(lists[3], n), "identity", D)));
     return output.squeeze(0);
   }
   Tensor parts[2];
@@ -191,34 +162,37 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, Te
   return results(x, num_layers == 1 ? h_n[0] : at::cat(h_n));
 }
 
-Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
-                const Tensor& weight_hh, const OptionalTensor& bias_ih,
-                const OptionalTensor& bias_hh, std::string_view nonlinearity) {
+}  // namespace
+
+const c10::List<bool>& directions(int64_t D) {
+  static const c10::List<bool> one({false}), two({false, true});
+  return D == 1 ? one : two;
+}
+
+RecurrenceOp::Results cell_step(const Tensor& input, const OptionalTensor& hx,
+                                const Tensor& weight_ih, const Tensor& weight_hh,
+                                const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
+                                std::string_view nonlinearity) {
   TORCH_CHECK(input.dim() == 1 || input.dim() == 2, "input must have 1 or 2 dimensions, got ",
               input.dim());
   TORCH_CHECK(!given(hx) || hx->dim() == input.dim(), "hx must have as many dimensions as input, ",
               input.dim(), ", got ", hx->dim());
-  // Nothing to differentiate: the views below need no autograd record either, a third of the call.
-  std::optional<at::AutoDispatchBelowADInplaceOrView> guard;
-  if (!(differentiated(input) || differentiated(hx) || differentiated(weight_ih) ||
-        differentiated(weight_hh) || differentiated(bias_ih) || differentiated(bias_hh)))
-    guard.emplace();
-  const bool unbatched = input.dim() == 1;
-  const auto step = [&](const Tensor& x) {  // [I] or [B,I] -> [1,B,I]
-    return unbatched ? x.view_symint({1, 1, x.sym_size(0)}) : x.unsqueeze(0);
-  };
   Tensor biases[2] = {bias_ih.value_or(Tensor()), bias_hh.value_or(Tensor())};
   const size_t n = given(bias_ih) || given(bias_hh) ? 1 : 0;
   for (int i = 0; i < 2; ++i)  // one that is missing beside the other is zeros
     if (n && !biases[i].defined()) biases[i] = at::zeros_like(biases[1 - i]);
-  const OptionalTensor state = given(hx) ? OptionalTensor(step(*hx)) : std::nullopt;
-  const Tensor h_n = std::get<1>(plain_recurrence(step(input), state, weight_ih, weight_hh,
-                                                  TensorList(&biases[0], n),
-                                                  TensorList(&biases[1], n), nonlinearity, 1));
-  return as_result(unbatched ? h_n.view_symint({h_n.sym_size(2)}) : h_n.squeeze(0));
+  const OptionalTensor state = given(hx) ? OptionalTensor(as_step(*hx)) : std::nullopt;
+  return call_forward<RecurrenceOp>(plain_arguments(as_step(input), state, weight_ih, weight_hh,
+                                                    TensorList(&biases[0], n),
+                                                    TensorList(&biases[1], n), nonlinearity));
 }
 
-}  // namespace
+Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
+                const Tensor& weight_hh, const OptionalTensor& bias_ih,
+                const OptionalTensor& bias_hh, std::string_view nonlinearity) {
+  const auto step = cell_step(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity);
+  return as_result(from_step(std::get<1>(step), input));
+}
 
 TORCH_LIBRARY_IMPL(rnnext, CompositeImplicitAutograd, m) {
   m.impl("rnn", rnn);

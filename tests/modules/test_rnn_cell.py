@@ -136,6 +136,38 @@ def test_double_backward():
     assert torch.autograd.gradgradcheck(call, (x, hx, *cell.parameters()))
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (4,)])
+def test_a_step_is_one_node_and_does_not_read_its_result(shape):
+    ours = rnnext.RNNCell(4, 5)
+    theirs = nn.RNNCell(4, 5)
+    theirs.load_state_dict(ours.state_dict())
+    x, results = torch.randn(shape), []
+    for cell in (theirs, ours):
+        first = cell(x)
+        second = cell(x, first)
+        doubled = second.clone() if cell is theirs else second
+        doubled *= 2
+        doubled.sum().backward()
+        results.append([p.grad for p in cell.parameters()])
+    names = [f.name() for f, _ in cell(x, cell(x)).grad_fn.next_functions if f]
+    assert names == ["RnnCellBackward"] + 4 * ["torch::autograd::AccumulateGrad"]
+    assert_close(results[1], results[0])
+
+
+def test_compiled_autograd():
+    cell, x, results = rnnext.RNNCell(4, 5), torch.randn(3, 4), []
+
+    def train():
+        cell(x, cell(x)).square().sum().backward()
+
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        for step in (train, torch.compile(train, backend="eager")):
+            cell.zero_grad()
+            step()
+            results.append([p.grad.clone() for p in cell.parameters()])
+    assert_close(results[1], results[0])
+
+
 def test_no_grad_builds_no_graph():
     cell, x = rnnext.RNNCell(4, 6), torch.randn(3, 4)
     for guard in (torch.no_grad, torch.inference_mode):
