@@ -86,6 +86,14 @@ def test_many_sequences_are_shared_out_and_nobody_waits():
         assert found["unit_rows"] == -(-64 // threads)
 
 
+def test_one_step_of_many_sequences_is_not_shared_by_hidden_units():
+    """An odd number of rows divides less evenly than they do, but all members read all rows."""
+    for B in (1250, 1253):
+        found = plan(1, B, 128, 128, train=True)
+        assert (found["batch_parts"], found["hidden_parts"]) == (2, 1)
+        assert (found["own_rows"], found["state"]) == (True, "rows")
+
+
 def test_one_sequence_of_large_weights_is_shared_by_hidden_units():
     found = plan(100, 1, 64, 256)
     assert (found["batch_parts"], found["hidden_parts"], found["pieces"]) == (1, 2, 2)

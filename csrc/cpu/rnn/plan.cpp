@@ -64,8 +64,9 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
     }
     const int64_t columns = plan.member_panels(panels) * shape.panel;
     const double lines = static_cast<double>(rows * (p.H - columns)) * shape.factor_bytes / 64;
-    plan.cycles = step_cycles(shape, machine, rows, columns, K) +
-                  (p.T > 1 ? machine.wait + machine.line * lines : 0);
+    // (Of one step, all members read the rows: its features, and the gradients that each wrote.)
+    plan.cycles = step_cycles(shape, machine, rows, columns, K) + (p.T > 1 ? machine.wait : 0) +
+                  machine.line * lines;
     if (plan.cycles < best.cycles) best = plan;
   }
   best.units = p.D * best.batch_parts;
