@@ -14,8 +14,9 @@ from rnnext.rnn import RNN, nonlinearity_of, weights_of
 __all__ = ["EmbeddingRNN"]
 
 # Where tokens and W_ih meet in as many multiply-adds the rows that occur are counted, and they are
-# multiplied if they are at most this share of the tokens. (Measured.)
-COUNTED_WORK, PROJECTED_SHARE = 5e6, 0.5
+# multiplied if they are at most this share of the tokens. (Measured. Counting looks at a bit for
+# each row of the table.)
+COUNTED_WORK, COUNTED_ROWS, PROJECTED_SHARE = 5e6, 2**20, 0.5
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 
@@ -174,6 +175,7 @@ class EmbeddingRNN(nn.Module):
         V, N = embedding.num_embeddings, tokens.numel()
         uncounted = (
             N * embedding.embedding_dim * self.rnn.hidden_size < COUNTED_WORK
+            or V > COUNTED_ROWS
             or is_compiling()
             or type(tokens) is not Tensor
             or not tokens.is_cpu

@@ -354,15 +354,17 @@ def recurrence_ensemble_backward(
 def occurring(tokens: Tensor, num_rows: int, most: int) -> tuple[Tensor, Tensor]:
     """The rows of a table that occur among tokens, each once, on the CPU.
 
+    It takes ``num_rows / 8`` bytes and looks at all of them.
+
     Args:
         tokens: int32 or int64, any shape, values in 0..num_rows-1.
         num_rows: how many rows the table has.
         most: how many are worth counting.
 
     Returns:
-        ``(rows, index)``: the rows that occur, in the order in which they first do, int64, and for
-        each token the position of its row among them: ``rows[index]`` is ``tokens``. If more than
-        ``most`` occur: no rows, and -1 for each token.
+        ``(rows, index)``: the rows that occur, ascending, int64, and for each token the position of
+        its row among them: ``rows[index]`` is ``tokens``. If more than ``most`` occur: no rows, and
+        -1 for each token.
 
     Raises:
         IndexError: a token is out of range; the message names it, its position and the range.

@@ -86,8 +86,8 @@ struct EnsembleOp : RecurrenceOp {
   using Backward = EnsembleBackwardOp;
 };
 
-// The rows of a table that occur among tokens, in the order in which they first do, and for each
-// token which of these it is. If more than `most` occur: no rows, and -1 for each token.
+// The rows of a table that occur among tokens, ascending, and for each token which of these it is.
+// If more than `most` occur: no rows, and -1 for each token.
 struct OccurringOp {
   static constexpr const char* name = "rnnext::occurring";
   using Signature = std::tuple<Tensor, Tensor>(const Tensor& tokens, int64_t num_rows,

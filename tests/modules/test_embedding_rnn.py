@@ -106,6 +106,9 @@ def test_the_way_is_chosen_by_how_many_tokens_occur(V, monkeypatch):
     assert torch.equal(features[index], module.embedding(few))
     assert (module._table(many) is None) == (V > 10)
     assert len(module._table(few[:2])[0]) == 5
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding_rnn, "COUNTED_ROWS", 400)
+        assert (module._table(few) is None) == (V == 50_000)
     monkeypatch.setattr(embedding_rnn, "COUNTED_WORK", 1e6)  # more than these calls'
     assert (module._table(few) is None) == (V > 10)
 

@@ -6,7 +6,7 @@ import torch
 import reference
 import rnnext
 from helpers.cases import SETTINGS, VARIANTS
-from helpers.common import assert_close, case_id, pairwise
+from helpers.common import assert_close, case_id, pairwise, same
 from rnnext import _C
 
 ops = torch.ops.rnnext
@@ -121,3 +121,17 @@ def test_a_check_of_indices_waits_before_it_asks(monkeypatch):
     check("cpu")  # there the call itself has raised
     check(torch.device("cuda:1"))
     assert calls[2:] == [("wait", 1), ("ask", 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("num_rows", [1, 64, 65, 1000])
+def test_the_rows_that_occur(num_rows, dtype):
+    tokens = torch.randint(num_rows, (30, 7), dtype=dtype)
+    tokens[0, :2] = torch.tensor([num_rows - 1, 0])
+    expected, positions = tokens.unique(return_inverse=True)
+    for most in (num_rows, len(expected)):
+        rows, index = ops.occurring(tokens, num_rows, most)
+        assert same((rows, index), (expected.long(), positions))
+    rows, index = ops.occurring(tokens, num_rows, len(expected) - 1)
+    assert len(rows) == 0
+    assert same(index, torch.full_like(tokens, -1, dtype=torch.int64))

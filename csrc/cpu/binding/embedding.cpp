@@ -106,46 +106,31 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, boo
   return out;
 }
 
-// The number of each row that occurs, at the row's slot or the next free one. As many slots as
-// there are rows, or, of more, at least twice as many as there may be numbers.
-class Numbers {
- public:
-  Numbers(int64_t num_rows, int64_t most) {
-    while (size() < std::min(num_rows, 2 * most)) ++bits_;
-    own_ = num_rows <= size();
-    slots_ = at::zeros({size()}, at::kInt);
+// Numbers the rows of a table that occur among n tokens, in their own order, into rows [most], and
+// says which each token is. How many occur, or -1 if more than `most`. (Marks come first: whether a
+// row is a new one cannot be foreseen, and to branch on it takes twice as long.)
+template <class Index>
+int64_t number_rows(const Index* token, int64_t n, int64_t num_rows, int64_t most, int64_t* rows,
+                    int64_t* index) {
+  const int64_t words = num_rows / 64 + 1;
+  const Tensor marks = at::zeros({words}, at::kLong), numbers = empty_large({num_rows}, at::kInt);
+  auto* const mark = reinterpret_cast<uint64_t*>(marks.mutable_data_ptr<int64_t>());
+  int32_t* const number = numbers.mutable_data_ptr<int32_t>();
+  for (int64_t i = 0; i < n; ++i) {
+    const auto row = static_cast<uint64_t>(token[i]);
+    mark[row / 64] |= uint64_t{1} << row % 64;
   }
-
-  // How many occur among n tokens, or -1 if more than `most`.
-  template <class Index>
-  int64_t give(const Index* token, int64_t n, int64_t most, int64_t* rows, int64_t* index) const {
-    int32_t* const slots = slots_.mutable_data_ptr<int32_t>();
-    int64_t count = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t row = token[i];
-      int64_t slot = slot_of(row);
-      while (slots[slot] != 0 && rows[slots[slot] - 1] != row) slot = (slot + 1) & (size() - 1);
-      if (slots[slot] == 0) {
-        if (count == most) return -1;
-        rows[count] = row;
-        slots[slot] = static_cast<int32_t>(++count);
-      }
-      index[i] = slots[slot] - 1;
+  int64_t count = 0;
+  for (int64_t word = 0; word < words; ++word)
+    for (uint64_t left = mark[word]; left != 0; left &= left - 1) {
+      if (count == most) return -1;
+      const int64_t row = 64 * word + __builtin_ctzll(left);
+      number[row] = static_cast<int32_t>(count);
+      rows[count++] = row;
     }
-    return count;
-  }
-
- private:
-  int64_t size() const { return int64_t{1} << bits_; }
-  int64_t slot_of(int64_t row) const {
-    if (own_) return row;
-    return static_cast<int64_t>((static_cast<uint64_t>(row) * 0x9e3779b97f4a7c15u) >> (64 - bits_));
-  }
-
-  int bits_ = 1;
-  bool own_;
-  Tensor slots_;
-};
+  for (int64_t i = 0; i < n; ++i) index[i] = number[token[i]];
+  return count;
+}
 
 std::tuple<Tensor, Tensor> occurring(const Tensor& tokens, int64_t num_rows, int64_t most) {
   check_indices(tokens);
@@ -159,8 +144,8 @@ std::tuple<Tensor, Tensor> occurring(const Tensor& tokens, int64_t num_rows, int
   const Tensor rows = at::empty({most}, index.options());
   const auto run = [&](const auto* token) {
     check_bounds(token, from, num_rows);
-    return Numbers(num_rows, most)
-        .give(token, n, most, rows.mutable_data_ptr<int64_t>(), index.mutable_data_ptr<int64_t>());
+    return number_rows(token, n, num_rows, most, rows.mutable_data_ptr<int64_t>(),
+                       index.mutable_data_ptr<int64_t>());
   };
   const int64_t count = from.scalar_type() == at::kLong ? run(from.const_data_ptr<int64_t>())
                                                         : run(from.const_data_ptr<int32_t>());
