@@ -4,6 +4,7 @@
 
 #include "cpu/rnn/cell.h"
 #include "cpu/rnn/feature_rows.h"
+#include "cpu/rnn/state_store.h"
 
 namespace rnnext::RNNEXT_ISA {
 
@@ -50,7 +51,11 @@ struct FromZeros {
       for (int d = 0; d < p.D; ++d) {
         const Projection<E> project{
             packed + d * weight(d).packed_size(), x, bias + d * columns, 0, sums, stride, columns};
-        sweep(project, rows, 0, panels_in<C>(p.H), p.H, factors_in<F>(p.I));
+        const Fetching<Projection<E>, S> output{project, output_row<S>(p, p.output, d, 0, b),
+                                                p.D * p.H};
+        S* const h_n = static_cast<S*>(p.h_n) + (d * p.B + b) * p.H;
+        sweep(Fetching<Fetching<Projection<E>, S>, S>{output, h_n, p.H}, rows, 0, panels_in<C>(p.H),
+              p.H, factors_in<F>(p.I));
         for (int64_t row = 0; row < rows; ++row) finish(d, b + row, sums + row * stride);
       }
     }
