@@ -228,7 +228,9 @@ struct Backward {
     StepRows in{nullptr, width, nullptr, width};
     if constexpr (kNative<S>) {
       in.grad = g.grad_output ? static_cast<const S*>(g.grad_output) + first : nullptr;
-      in.values = values() + first;
+      // (The identity's derivative reads none: any rows will do.)
+      const bool reads = p.nonlinearity != Nonlinearity::identity || p.form != Form::none;
+      in.values = reads || !in.grad ? values() + first : in.grad;
       if (!plan.sorts && !joins && !(p.ragged() && at.states.leaks())) return in;
     }
     C* const rows_of_grad = at.step_rows_of(worker, 0);

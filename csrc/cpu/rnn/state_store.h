@@ -278,11 +278,12 @@ struct BackwardStates {
 
   bool leaks() const { return p.form != Form::none; }
 
-  // Zeros, which the unit's last steps read.
+  // Zeros, which the unit's last steps read, unless it has its state in rows that it writes first.
   Rows<F> begin(const Unit& unit) const {
+    const int cleared = plan.state == Home::rows ? 0 : 3;
     for (int64_t i = 0; i < unit.size; ++i)
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
-        for (int buffer = 0; buffer < 3; ++buffer)
+        for (int buffer = 0; buffer < cleared; ++buffer)
           Factors<F>::store(buffers.row(unit, buffer, i), j, Vec<C>{});
         for (int sum = 0; sum < sums.count; ++sum) store(sums.row(unit, sum, i) + j, Vec<C>{});
       }
