@@ -44,6 +44,10 @@ struct BackwardStep {
     } else {
       sums.clear();
     }
+    if constexpr (Cell::kLeaks) {  // the end needs two rows at once, that other panels pushed out
+      extent.prefetch(cell.carry + row * cell.stride + column, cell.stride);
+      extent.prefetch(values + ahead, values_stride);
+    }
     sums.add(state.first + row * state.stride, state.stride, panels, K);
     sums.finish(*this, row, column);
   }

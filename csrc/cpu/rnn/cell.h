@@ -213,17 +213,17 @@ struct ForwardLeak {
     const int64_t stride = cell.stride, row_stride = cell.row_stride;
     const int64_t next_stride = step.next_stride, output_stride = step.output_stride;
     const int rows = this->rows, vectors = this->vectors;
-    for (int v = 0; v < vectors; ++v) {
-      const int64_t j = column + v * kLanes<C>, left = step.H - j, next_left = step.next_end - j;
-      const Vec<C> a = load(cell.alpha + j);
-      const Vec<C>* at = x + v;
-      const C* before = cell.before + row * stride + j;
-      C* carry = cell.carry ? cell.carry + row * stride + j : nullptr;
-      S* saved = cell.saved ? cell.saved + row * row_stride + j : nullptr;
-      F* next = step.next + row * next_stride;
-      C* output = step.output ? step.output + row * output_stride + j : nullptr;
-      for (int r = 0; r < rows; ++r, at += vectors, before += stride, next += next_stride) {
-        const Vec<C> s = load_some(before, left), pre = *at;
+    const Vec<C>* at = x;
+    const C* before = cell.before + row * stride;
+    C* carry = cell.carry ? cell.carry + row * stride : nullptr;
+    S* saved = cell.saved ? cell.saved + row * row_stride : nullptr;
+    F* next = step.next + row * next_stride;
+    C* output = step.output ? step.output + row * output_stride : nullptr;
+    // Row by row: down a column the processor would prefetch on, into another thread's rows.
+    for (int r = 0; r < rows; ++r, before += stride, next += next_stride) {
+      for (int64_t j = column, end = column + vectors * kLanes<C>; j < end; j += kLanes<C>, ++at) {
+        const int64_t left = step.H - j;
+        const Vec<C> a = load(cell.alpha + j), s = load_some(before + j, left), pre = *at;
         Vec<C> state, out, kept;
         if constexpr (form == Form::rate) {
           kept = Activation::forward(pre);
@@ -236,11 +236,14 @@ struct ForwardLeak {
           kept = pre - s;
           out = state = as_stored<S>(Activation::forward(mix<C>(a, s, pre)));
         }
-        if (carry) store(carry, state), carry += stride;
-        if (saved) store_some(saved, kept, left), saved += row_stride;
-        Factors<F>::store_some(next, j, out, next_left);
-        if (output) store_some(output, out, left), output += output_stride;
+        if (carry) store(carry + j, state);
+        if (saved) store_some(saved + j, kept, left);
+        Factors<F>::store_some(next, j, out, step.next_end - j);
+        if (output) store_some(output + j, out, left);
       }
+      if (carry) carry += stride;
+      if (saved) saved += row_stride;
+      if (output) output += output_stride;
     }
   }
 };
