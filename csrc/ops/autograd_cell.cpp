@@ -37,6 +37,7 @@ struct CellFunction {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
+    if (!grad[0].defined() && !grad[1].defined()) return variable_list(6);
     const variable_list saved = ctx->get_saved_variables();
     const Tensor &input = saved[0], &weight_ih = saved[2], &weight_hh = saved[3];
     const auto step_of = [](const Tensor& t) {

@@ -114,6 +114,7 @@ struct ForwardFunction {
     wanted(4);  // index, lengths, batch_sizes, reset
     const bool want_reset_state = wanted(1);
     const bool want_alpha = wanted(s.alpha.size());
+    if (!grad[0].defined() && !grad[1].defined()) return variable_list(number);
 
     const size_t alphas = s.alpha.size();
     // The output was saved without its tangent.

@@ -69,6 +69,18 @@ def pair(name: str, *args: Any, **kwargs: Any) -> tuple[nn.Module, nn.Module]:
     return theirs, getattr(rnnext, name)(*args, **kwargs)
 
 
+class NoGradient(torch.autograd.Function):
+    """A copy that hands no gradient on."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:
+        return None
+
+
 def error_of(function: Callable[[], Any]) -> tuple[type[Exception], str]:
     """The type and the message of the error that a call raises."""
     try:

@@ -221,20 +221,10 @@ def test_no_grad_builds_no_graph():
     assert emb.requires_grad_(False)(indices).grad_fn is None
 
 
-class NoGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None
-
-
 @pytest.mark.parametrize("sparse", [False, True])
 def test_a_result_without_a_gradient_gives_the_table_none(sparse):
     emb, indices = rnnext.Embedding(5, 3, sparse=sparse), torch.tensor([1, 2])
-    NoGradient.apply(emb(indices)).sum().backward()
+    common.NoGradient.apply(emb(indices)).sum().backward()
     assert emb.weight.grad is None
 
 

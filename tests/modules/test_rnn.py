@@ -209,6 +209,14 @@ def test_backward_in_eval_mode():
     assert_close(grads(ours), grads(theirs))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_result_without_a_gradient_gives_none(bias):
+    rnn, x = rnnext.RNN(4, 5, 2, bias=bias, bidirectional=True), torch.randn(2, 3, 4)
+    x.requires_grad_()
+    common.NoGradient.apply(rnn(x)[0]).sum().backward()
+    assert all(v.grad is None for v in (x, *rnn.parameters()))
+
+
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 def test_double_backward(nonlinearity):
     rnn = rnnext.RNN(2, 3, 2, nonlinearity, bidirectional=True, dtype=torch.float64)

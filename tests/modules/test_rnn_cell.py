@@ -122,6 +122,12 @@ def test_unknown_nonlinearity_is_refused_when_called():
     assert error_of(lambda: ours(x)) == error_of(lambda: theirs(x))
 
 
+def test_a_result_without_a_gradient_gives_none():
+    cell, x = rnnext.RNNCell(4, 5), torch.randn(3, 4, requires_grad=True)
+    common.NoGradient.apply(cell(x)).sum().backward()
+    assert all(v.grad is None for v in (x, *cell.parameters()))
+
+
 def test_double_backward():
     cell = rnnext.RNNCell(2, 3, dtype=torch.float64)
     x = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
