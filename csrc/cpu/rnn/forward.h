@@ -14,13 +14,13 @@ namespace rnnext::RNNEXT_ISA {
 struct Wavefront {
   Worker* worker = nullptr;  // of the stack's team; null: there is no stack
   int below = 0;             // the rank of the worker that computes the layer below
-  int64_t steps_before = 0;  // how often that one has advanced when it begins with that layer
+  int64_t steps_before = 0;  // how far that one has advanced when it begins with that layer
 
   void await(int64_t steps) const {
     if (worker && below != worker->rank) worker->wait_for(below, steps_before + steps);
   }
-  void advance() const {
-    if (worker) worker->advance();
+  void advance(int64_t steps) const {
+    if (worker) worker->advance(steps);
   }
 };
 
@@ -250,8 +250,8 @@ struct Forward {
         at.states.seal(step, unit, t, done, rows);
         if (!reverse) row += rows;
         if (unit.members > 1) worker.advance();
-        wavefront.advance();
       }
+      wavefront.advance(chunk.n);
     }
   }
 

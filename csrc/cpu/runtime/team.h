@@ -35,8 +35,8 @@ class Worker {
     counts_[0].add();
     counts_[0].wait_for(++barriers_ * size);
   }
-  // Makes known that this worker has done one more thing that others wait for.
-  void advance() { counts_[1 + rank].set(++progress_); }
+  // Makes known that this worker has done n more things that others wait for.
+  void advance(int64_t n = 1) { counts_[1 + rank].set(progress_ += n); }
   // Waits until another has advanced n times.
   void wait_for(int other, int64_t n) const { counts_[1 + other].wait_for(n); }
 
