@@ -1,10 +1,10 @@
 // Compositions of the recurrence op: a stack of layers as nn.RNN, one step as nn.RNNCell.
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
+#include "ops/autograd.h"
 #include "ops/cell.h"
 #include "ops/signatures.h"
 #include "ops/stack.h"
@@ -13,13 +13,8 @@
 namespace rnnext {
 namespace {
 
-// Whether autograd must see the call.
-bool differentiated(const Tensor& t) {
-  return t.defined() &&
-         ((t.requires_grad() && at::GradMode::is_enabled()) || t._fw_grad(/*level=*/0).defined());
-}
 // Whether the op for a whole stack of layers takes it: it runs on the CPU and has no gradient.
-bool stackable(const Tensor& t) { return t.is_cpu() && !differentiated(t); }
+bool stackable(const Tensor& t) { return t.is_cpu() && !records(t) && !is_dual(t); }
 
 // Whether a transform of torch.func holds it.
 bool transformed(const Tensor& t) {
@@ -31,7 +26,7 @@ bool transformed(const Tensor& t) {
 // A view as a result of its own, of the same memory, version and history: autograd refuses to
 // detach a view in place, which is how pieces of a long sequence are cut off (`h.detach_()`).
 Tensor as_result(const Tensor& view) {
-  if (!view.is_view() || transformed(view) || view._fw_grad(/*level=*/0).defined()) return view;
+  if (!view.is_view() || transformed(view) || is_dual(view)) return view;
   Tensor result(view.tensor_data());
   if (view.requires_grad())
     torch::autograd::impl::set_gradient_edge(result, torch::autograd::impl::gradient_edge(view));

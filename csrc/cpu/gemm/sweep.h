@@ -147,23 +147,4 @@ struct Projection {
   }
 };
 
-// Work whose results will be written to these rows: another core may have the lines, so each tile
-// asks for its own when it begins.
-template <class Work, class S>
-struct Fetching {
-  using Engine = typename Work::Engine;
-  using F = typename Work::F;
-  const Work& work;
-  S* rows;
-  int64_t stride;
-  const F* packed = work.packed;
-
-  template <class Extent>
-  RNNEXT_INLINE void tile(Extent extent, int64_t row, int64_t column, const F* panels,
-                          int64_t K) const {
-    extent.template prefetch<true>(rows + row * stride + column, stride);
-    work.tile(extent, row, column, panels, K);
-  }
-};
-
 }  // namespace rnnext::RNNEXT_ISA

@@ -52,9 +52,9 @@ struct WeightGradients {
   const Recurrence& p;
   const RecurrenceGradOut& out;
   int64_t begin, height;
-  F* left;   // [factors of kGradientRows, height] in tiles; of AMX tiles [height, kLeftStride]
-  F* line;   // [height], where grad_pre is no row of factors
-  F* right;  // [factors of kGradientRows, kPanel]
+  F* left;      // [factors of kGradientRows, height] in tiles; of AMX tiles [height, kLeftStride]
+  F* left_row;  // [height], where grad_pre is no row of factors
+  F* right;     // [factors of kGradientRows, kPanel]
   // sum_lines: [lines][line_size], hidden units in the lanes: the bias, and each of few features,
   // which would leave most lanes of a product's columns empty. Of more, sum_ih.
   C *sum_hh, *sum_ih, *sum_lines;
@@ -70,7 +70,7 @@ struct WeightGradients {
     Arena arena{scratch};
     const int64_t rows = divide_up(height, kTileRows) * kTileRows;  // of whole tiles
     left = arena.take<F>(kTiled<F> ? rows * kLeftStride : factors_in<F>(kGradientRows) * rows);
-    line = arena.take<F>(kDepth<F> > 1 && !kTiled<F> ? height + kLanes<F> : 0);
+    left_row = arena.take<F>(kDepth<F> > 1 && !kTiled<F> ? height + kLanes<F> : 0);
     right = arena.take<F>(factors_in<F>(kGradientRows) * kPanel<F>);
     sum_hh = arena.take<C>(rows * scratch_stride<C>(p.H));
     few_features = kNative<S> && out.weight_ih[0] && p.I <= kLanes<C> / 2;
@@ -201,12 +201,12 @@ struct WeightGradients {
     for (int64_t n = 0; n < rows; n += kDepth<F>) {
       const C* row = grad_rows[n];
       const C* next = kDepth<F> > 1 && n + 1 < rows ? grad_rows[n + 1] : nullptr;
-      const F* factors = line;
+      const F* factors = left_row;
       if constexpr (kDepth<F> == 1) {
         factors = row;
       } else {
         for (int64_t h = 0; h < height; h += kLanes<F>)
-          store(line + h, Factors<F>::across(row + h, next ? next + h : nullptr, height - h));
+          store(left_row + h, Factors<F>::across(row + h, next ? next + h : nullptr, height - h));
       }
       F* tile = left + n / kDepth<F> * kTileRows;
       int64_t h = 0;
