@@ -186,6 +186,8 @@ def _cpu() -> Iterator[Case]:
         yield _rnn((1, 1, h, h), "infer", "latency")
         for kind in ("cell", "step"):
             yield Case(kind, "infer", 1, 1, h, h, tags=frozenset({"latency"}))
+    for h in (256, 512):
+        yield Case("cell", "infer", 1, 16, h, h, tags=frozenset({"latency"}))
     yield Case("step", "infer", 1, 16, 64, 256, tags=frozenset({"latency"}))
     for v, d, n in TABLES:
         for indices in ("uniform", "zipf"):

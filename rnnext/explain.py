@@ -101,12 +101,16 @@ def explain(
     if plan["joined"]:
         lines.append("a thread takes both directions of its sequences, one after the other")
     packs = "each part for itself" if plan["own_weights"] else "together, once for all"
+    if plan["streams"] and not train:
+        packs = "panel by panel, each when it is multiplied"
     lines.append(f"weights are packed {packs}")
     if train:
         place = "rows of the gradient" if plan["state"] == "rows" else "scratch"
         lines.append(f"the gradient of the pre-activations passes from step to step in {place}")
         sums = "each part over its own rows" if plan["own_sums"] else "by hidden units, at the end"
         lines.append(f"gradients of the weights are summed {sums}")
+        if plan["streams"]:
+            lines.append("a thread takes some features for their gradient, and packs their W_ih")
         if plan["own_rows"]:
             lines.append(f"in chunks of up to {plan['chunk_rows']} rows, which stay in cache")
     else:
@@ -120,7 +124,8 @@ def explain(
             lines.append(f"{plan['held_steps']} steps of the output are written together")
         if plan["far"]:
             lines.append("the output is prefetched before it is written")
-    lines.append(f"estimate: {plan['cycles']:.0f} cycles a step for the product with the state")
+    what = "the product with the state, and packing"
+    lines.append(f"estimate: {plan['cycles']:.0f} cycles a step for {what}")
     return "\n".join(lines)
 
 

@@ -176,8 +176,18 @@ def test_the_only_step_reads_hx_where_it_lies():
 
 
 def test_one_step_of_few_sequences_packs_nothing():
-    assert [plan(1, B, 16, 64)["one_step"] for B in (1, 4, 5)] == [True, True, False]
+    assert [plan(1, B, 16, 64)["one_step"] for B in (1, 7, 8)] == [True, True, False]
     assert not plan(2, 1, 16, 64)["one_step"]
+
+
+def test_one_step_of_some_sequences_packs_its_own_hidden_units():
+    found = plan(1, 16, 512, 512, hx=True)
+    assert (found["streams"], found["hidden_parts"]) == (True, 2)
+    assert not plan(2, 16, 512, 512)["streams"]
+
+
+def test_what_is_packed_for_few_steps_counts():
+    assert [plan(T, 16, 512, 512)["hidden_parts"] for T in (2, 3, 200)] == [2, 2, 1]
 
 
 def test_one_step_of_many_sequences_from_zeros_is_a_product_of_rows():

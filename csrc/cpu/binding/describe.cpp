@@ -78,6 +78,7 @@ Description describe_plan(const Question& q, const Machine& machine) {
     add(about, plan);
     about["own_sums"] = plan.own_sums;
     about["own_rows"] = plan.own_rows;
+    about["streams"] = plan.streams;
     about["chunk_rows"] = plan.chunk_rows;
     about["state"] = std::string(name_of(plan.state));
     return about;
@@ -99,6 +100,7 @@ Description describe_plan(const Question& q, const Machine& machine) {
   add(about, plan);
   about["one_step"] = plan.one_step;
   about["from_zeros"] = plan.from_zeros;
+  about["streams"] = plan.streams;
   about["projects"] = plan.projects;
   about["chunk_rows"] = plan.chunk_rows;
   about["state"] = std::string(name_of(plan.state));

@@ -83,10 +83,10 @@ struct Backward {
   BackwardLayout<S, E> at;
 
   void pack_share(const Worker& worker) const {
-    for (int d = 0; out.input && d < p.D; ++d)
-      at.features_of(worker).pack(d, worker.rank, worker.size);
+    for (int d = 0; at.ih && d < p.D; ++d) at.features_of(worker).pack(d, worker.rank, worker.size);
     const Range share = part(panels_in<F>(p.H), worker.rank, worker.size);
-    for (int d = 0; at.hh && d < p.D; ++d) at.pack_hh(d, d, share.begin, share.end);
+    for (int d = 0; at.hh && !plan.own_weights && d < p.D; ++d)
+      at.pack_hh(d, d, share.begin, share.end);
   }
 
   void run(const Unit& unit, Worker& worker) const {
@@ -312,7 +312,9 @@ struct Backward {
   // All rows, shared out, when grad_pre is complete.
   void feature_gradients(const Worker& worker) const {
     const FeatureGradients<S, E> features = at.features_of(worker);
-    for (int d = 0; plan.own_weights && d < p.D; ++d) features.pack(d, 0, 1);
+    if constexpr (kNative<S>)
+      if (plan.streams) return features.stream(at.grad_pre, worker.rank, worker.size);
+    for (int d = 0; plan.own_features && d < p.D; ++d) features.pack(d, 0, 1);
     const Range share = part(p.rows(), worker.rank, worker.size, E::kTileRows);
     features.write_all(at.grad_pre, share.begin, share.end);
   }
@@ -356,7 +358,7 @@ void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGrad
       plan_backward(p, out, kShape<S, E>, this_machine(), worker.asked, worker.size);
   [[maybe_unused]] const typename E::Task task;
   const Backward<S, E> kernel{p, g, out, plan, {p, out, plan, worker.size, Arena{workspace}}};
-  if (!plan.own_weights) {
+  if (kernel.at.ih || (kernel.at.hh && !plan.own_weights)) {
     kernel.pack_share(worker);
     worker.wait();
   }

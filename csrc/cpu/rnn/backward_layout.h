@@ -15,7 +15,7 @@ struct BackwardLayout {
   const Recurrence& p;
   const RecurrenceGradOut& out;
   const BackwardPlan& plan;
-  F* ih;  // packed W_ih of all directions, or null: each worker packs its own
+  F* ih;  // packed W_ih of all directions, or null: nobody packs it for all
   F* hh;  // packed W_hh: a copy for each unit or each direction; null: there is only one step
   BackwardStates<S, E> states;
   int64_t step_stride;
@@ -37,8 +37,9 @@ struct BackwardLayout {
       : p(p),
         out(out),
         plan(plan),
-        ih(out.input && !plan.own_weights ? arena.take<F>(FeatureGradients<S, E>::packed_size(p))
-                                          : nullptr),
+        ih(out.input && !plan.own_features && !plan.streams
+               ? arena.take<F>(FeatureGradients<S, E>::packed_size(p))
+               : nullptr),
         hh(p.T > 1 || out.hx || out.reset_state ? arena.take<F>(copies() * hh_size()) : nullptr),
         states(p, out, plan, arena),
         step_stride(scratch_stride<C>(p.H)) {

@@ -14,18 +14,23 @@ struct FeatureGradients {  // one worker's
   const Recurrence& p;
   const RecurrenceGradOut& out;
   const BackwardPlan& plan;
-  F* packed;   // [D] of W_ih
+  F* packed;   // [D] of W_ih; or, streamed, some panels
   F* factors;  // [block_rows][stride], where rows of grad_pre are no rows of factors
   int64_t stride;
   C* product;  // [most rows][I], where these are converted, or of sorted sequences
   size_t bytes;
+
+  // Panels that are packed and multiplied at once, where these are streamed.
+  static constexpr int64_t kStreamed = kTiled<F> ? 2 : 1;
 
   // shared: where all pack W_ih for all, unless each packs it for itself.
   FeatureGradients(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
                    F* shared, char* scratch)
       : p(p), out(out), plan(plan), stride(factors_in<F>(p.H) + kLanes<F>) {
     Arena arena{scratch};
-    packed = plan.own_weights ? arena.take<F>(packed_size(p)) : shared;
+    packed = plan.streams        ? arena.take<F>(kStreamed * weight(p, 0).panel_size())
+             : plan.own_features ? arena.take<F>(packed_size(p))
+                                 : shared;
     factors = arena.take<F>(kDepth<F> > 1 ? block_rows() * stride : 0);
     const int64_t most = kNative<S> ? 0 : max_of(block_rows(), plan.unit_rows);
     product = arena.take<C>(max_of(most, plan.sorts ? plan.unit_rows : 0) * p.I);
@@ -62,6 +67,22 @@ struct FeatureGradients {  // one worker's
     multiply(d, rows, from, product);
     for (int64_t i = 0; i < rows; ++i) copy(product + i * p.I, place(i), p.I);
   }
+  // Of all rows of the whole grad_pre share i of n of the features.
+  void stream(const C* grad_pre, int64_t i, int64_t n) const {
+    C* const to = static_cast<C*>(out.input);
+    for (int d = 0; d < p.D; ++d) {
+      const Matrix<S, F> weight = this->weight(p, d);
+      const Range share = part(weight.panels(), i, n);
+      const Rows<F> from = rows_of(grad_pre, d, p.rows());
+      for (int64_t q = share.begin; q < share.end; q += kStreamed) {
+        const int64_t end = min_of(q + kStreamed, share.end);
+        for (int64_t r = q; r < end; ++r) weight.pack(r, packed + (r - q) * weight.panel_size());
+        const Projection<E> project{
+            packed - q * weight.panel_size(), from, d > 0 ? to : nullptr, p.I, to, p.I, p.I};
+        sweep(project, p.rows(), q, end, p.I, factors_in<F>(p.H));
+      }
+    }
+  }
   // Rows [begin, end) of the whole grad_pre.
   void write_all(const C* grad_pre, int64_t begin, int64_t end) const {
     const int64_t width = p.D * p.H;
@@ -69,14 +90,7 @@ struct FeatureGradients {  // one worker's
       const int64_t rows = min_of(block_rows(), end - n);
       S* const to = static_cast<S*>(out.input) + n * p.I;
       C* const sums = sums_for(to, rows);
-      for (int d = 0; d < p.D; ++d) {
-        const C* const from = grad_pre + n * width + d * p.H;
-        if constexpr (kDepth<F> == 1) {
-          multiply(d, rows, {from, width}, sums);
-        } else {
-          multiply(d, rows, {as_factors(from, rows), stride}, sums);
-        }
-      }
+      for (int d = 0; d < p.D; ++d) multiply(d, rows, rows_of(grad_pre + n * width, d, rows), sums);
       write_sums(to, rows);
     }
   }
@@ -104,11 +118,17 @@ struct FeatureGradients {  // one worker's
     for (int64_t i = 0; i < n; i += kLanes<C>)
       store_some(to + i, load_some(from + i, n - i), n - i);
   }
-  int64_t block_rows() const {
-    const int64_t row_bytes = max_of(p.D * p.H, p.I) * static_cast<int64_t>(sizeof(C));
-    return max_of(1, kFeatureBlockBytes / (row_bytes * E::kTileRows)) * E::kTileRows;
+  int64_t block_rows() const { return feature_block(p, kShape<S, E>); }
+  // Rows of grad_pre, of direction d, as factors.
+  Rows<F> rows_of(const C* grad_pre, int d, int64_t rows) const {
+    const C* const from = grad_pre + d * p.H;
+    if constexpr (kDepth<F> == 1) {
+      return {from, p.D * p.H};
+    } else {
+      return {as_factors(from, rows), stride};
+    }
   }
-  // Rows of one direction of grad_pre. A vector may reach into the row that follows, which is
+  // A vector may reach into the row that follows, which is
   // written after it.
   const F* as_factors(const C* from, int64_t rows) const {
     F* to = factors;

@@ -96,7 +96,9 @@ struct ForwardLayout {
   bool* finite;  // for each panel of each copy: whether W_hh is finite there
   ForwardStates<S, E> states;
   int64_t columns;  // of a worker's part of the hidden units
-  char* scratch;    // [workers] of Scratch
+  // Panels that are packed and multiplied at once, where these are streamed.
+  static constexpr int64_t kStreamed = kTiled<F> ? 2 : 1;
+  char* scratch;  // [workers] of Scratch
   size_t scratch_bytes, bytes;
 
   ForwardLayout(const Recurrence& p, const ForwardPlan& plan, int workers, Arena arena)
@@ -119,6 +121,7 @@ struct ForwardLayout {
   struct Scratch {  // of one worker
     C *bias, *alpha, *pre;
     F* features;
+    F *ih, *hh;                // of the panels that are streamed
     int64_t *order, *present;  // of the unit, where sequences are sorted
     size_t bytes;
     Scratch(const ForwardLayout& at, char* base) {
@@ -129,6 +132,8 @@ struct ForwardLayout {
           arena.take<C>(at.plan.projects ? at.plan.chunk_rows * scratch_stride<C>(at.columns) : 0);
       const int64_t rows = divide_up(at.plan.chunk_rows, E::kRowBlock) * E::kRowBlock;
       features = arena.take<F>(at.p.I > 0 ? rows * scratch_stride<F>(at.p.I) : 0);
+      ih = arena.take<F>(at.plan.streams ? kStreamed * at.weight_ih(0).panel_size() : 0);
+      hh = arena.take<F>(at.plan.streams ? kStreamed * at.weight_hh(0).panel_size() : 0);
       order = arena.take<int64_t>(at.plan.sorts ? at.plan.unit_rows : 0);
       present = arena.take<int64_t>(at.plan.sorts ? at.p.T : 0);
       arena.take<char>(kApart);
@@ -139,7 +144,9 @@ struct ForwardLayout {
     return {*this, scratch + worker.rank * scratch_bytes};
   }
 
-  int64_t copies() const { return p.packed ? 0 : plan.own_weights ? plan.units : p.D; }
+  int64_t copies() const {
+    return p.packed || plan.streams ? 0 : plan.own_weights ? plan.units : p.D;
+  }
   int64_t copy_of(const Unit& unit) const { return plan.own_weights ? unit.group : unit.d; }
   Matrix<S, F> weight_ih(int d) const {
     return {static_cast<const S*>(p.weight_ih[d]), p.I, p.H, true};
@@ -166,7 +173,7 @@ struct ForwardLayout {
   // Whether the unit's part of W_hh is finite.
   bool is_finite(const Unit& unit) const {
     const bool* of_copy = finite + copy_of(unit) * finite_size();
-    for (int64_t q = unit.p0; q < unit.p1 && !p.packed && p.multiplies_state(); ++q)
+    for (int64_t q = unit.p0; q < unit.p1 && copies() > 0 && p.multiplies_state(); ++q)
       if (!of_copy[q]) return false;
     return true;
   }
@@ -206,7 +213,7 @@ struct Forward {
     const auto s = at.scratch_of(worker);
     const int64_t pre_stride = scratch_stride<C>(at.columns);
     const int64_t first_column = unit.p0 * kPanel<C>, copy = at.copy_of(unit);
-    if (plan.own_weights) at.pack(unit.d, unit.group, unit.p0, unit.p1);
+    if (plan.own_weights && !plan.streams) at.pack(unit.d, unit.group, unit.p0, unit.p1);
     for (int64_t j = 0; j < at.columns; j += kLanes<C>)
       store(s.bias + j, bias_of<S>(p, unit.d, first_column + j));
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
@@ -240,7 +247,11 @@ struct Forward {
         C* const pre = s.pre + row * pre_stride - first_column;
         if (plan.projects) step.start_from(pre, pre_stride);
         at.states.open(step, unit, t, done);
-        if (done == 0 && (plan.from_hx || starts_from_zeros)) {
+        if (plan.streams) {
+          if (!plan.from_hx && p.multiplies_state())
+            weights.await(unit, 0, done + 1, step.state, rows, worker);
+          stream(step, unit, s, rows);
+        } else if (done == 0 && (plan.from_hx || starts_from_zeros)) {
           // Nobody waits for anybody.
           step.packed = at.packed_hh(copy);
           sweep(step, rows, unit.p0, unit.p1, p.H, plan.from_hx ? factors_in<F>(p.H) : 0);
@@ -252,6 +263,24 @@ struct Forward {
         if (unit.members > 1) worker.advance();
       }
       wavefront.advance(chunk.n);
+    }
+  }
+
+  // The only step: panels are packed into one place, and multiplied with all rows from there.
+  template <class Step>
+  void stream(Step& step, const Unit& unit, const typename ForwardLayout<S, E>::Scratch& s,
+              int64_t rows) const {
+    const Matrix<S, F> ih = at.weight_ih(unit.d), hh = at.weight_hh(unit.d);
+    const int64_t K = p.multiplies_state() ? factors_in<F>(p.H) : 0;
+    for (int64_t q = unit.p0; q < unit.p1; q += at.kStreamed) {
+      const int64_t end = min_of(q + at.kStreamed, unit.p1);
+      step.packed_ih = s.ih - q * ih.panel_size();
+      step.packed = s.hh - q * hh.panel_size();
+      for (int64_t r = q; r < end; ++r) {
+        ih.pack(r, s.ih + (r - q) * ih.panel_size());
+        if (K > 0) hh.pack(r, s.hh + (r - q) * hh.panel_size());
+      }
+      sweep(step, rows, q, end, p.H, K);
     }
   }
 

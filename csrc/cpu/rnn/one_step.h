@@ -27,7 +27,7 @@ RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64
       load_block<F>(block, weight + k, kLanes<F>, K, kSteps);
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes<F>; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r) E::multiply_add(acc[r], a[r * stride + i], block[i]);
     } else {
       load_block<F>(block, weight + k, columns, K, K - k);
@@ -58,7 +58,7 @@ struct UnpackedProducts {
   RNNEXT_INLINE void add() {
     BlockSum block_sums[R];
     for (int i = 0; i < pairs; ++i)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r)
         block_sums[r].add(a[r * stride + left * 16 + i].bits, block[right][i]);
     for (int r = 0; r < R; ++r) sums[r] += block_sums[r].sum();

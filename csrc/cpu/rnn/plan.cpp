@@ -38,16 +38,23 @@ double step_cycles(const KernelShape& shape, const Machine& machine, int64_t row
   return std::max(multiply, read);
 }
 
-// `joined`: one worker has all directions of a sequence.
+// Estimated cycles of packing as many factors.
+double pack_cycles(const KernelShape& shape, int64_t factors) {
+  return static_cast<double>(factors) * shape.factor_bytes / kPackRate;
+}
+
+// `joined`: one worker has all directions of a sequence. `packing`: cycles a step for each hidden
+// unit whose weights a worker packs.
 Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& machine, int threads,
-               bool joined = false) {
+               bool joined = false, double packing = 0) {
   const int64_t K = shape.factors(p.H), panels = shape.panels(p.H);
   const int64_t per_direction = threads % p.D == 0 && !joined ? threads / p.D : threads;
   Plan best{};
   best.joined = joined;
   best.batch_parts = min_of(per_direction, p.B);
   best.hidden_parts = 1;
-  best.cycles = step_cycles(shape, machine, divide_up(p.B, best.batch_parts), p.H, K) *
+  best.cycles = (step_cycles(shape, machine, divide_up(p.B, best.batch_parts), p.H, K) +
+                 packing * static_cast<double>(p.H)) *
                 static_cast<double>(divide_up(p.D * best.batch_parts, threads));
   const int64_t workers = joined ? 1 : threads / p.D;
   for (int64_t hidden = 2; hidden <= min_of(workers, panels); ++hidden) {
@@ -65,7 +72,8 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
     const int64_t columns = plan.member_panels(panels) * shape.panel;
     const double lines = static_cast<double>(rows * (p.H - columns)) * shape.factor_bytes / 64;
     // (Of one step, all members read the rows: its features, and the gradients that each wrote.)
-    plan.cycles = step_cycles(shape, machine, rows, columns, K) + (p.T > 1 ? machine.wait : 0) +
+    plan.cycles = step_cycles(shape, machine, rows, columns, K) +
+                  packing * static_cast<double>(columns) + (p.T > 1 ? machine.wait : 0) +
                   machine.line * lines;
     if (plan.cycles < best.cycles) best = plan;
   }
@@ -94,11 +102,15 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   plan.from_zeros = p.T == 1 && p.I > 0 && p.plain() && !leaks && !p.packed && !stacked &&
                     !p.multiplies_state() && p.B >= kFromZerosRows * threads;
   if (plan.from_zeros) return plan;  // and so are sequences
-  static_cast<Plan&>(plan) = share_out(p, shape, machine, threads);
+  const int64_t packed =
+      p.packed ? 0 : shape.factors(p.I) + (p.multiplies_state() ? shape.factors(p.H) : 0);
+  static_cast<Plan&>(plan) = share_out(p, shape, machine, threads, false,
+                                       pack_cycles(shape, packed) / static_cast<double>(p.T));
   const int64_t weights = shape.packed_bytes(p.I, p.H) + shape.packed_bytes(p.H, p.H);
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
+  plan.streams = p.T == 1 && !p.packed;
   plan.sorts = p.ragged() && !p.step_row;
-  plan.own_weights = !p.packed && (plan.batch_parts == 1 || small);
+  plan.own_weights = !p.packed && (plan.streams || plan.batch_parts == 1 || small);
   plan.projects = p.I == 0 || (p.T > 1 && (plan.unit_rows < kFewRows || !small || plan.pieces > 1));
   const int64_t width = p.D * p.H * shape.storage_bytes;
   const bool whole_blocks =
@@ -133,14 +145,20 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
   const bool joined = p.D > 1 && p.I > 0 && small && shape.native() &&
                       p.B >= int64_t{asked} * shape.tile_rows && p.rows() >= p.H;
-  BackwardPlan plan{share_out(p, shape, machine, asked, joined)};
+  const double packing = p.T > 1 || out.hx || out.reset_state
+                             ? pack_cycles(shape, shape.factors(p.H)) / static_cast<double>(p.T)
+                             : 0;
+  BackwardPlan plan{share_out(p, shape, machine, asked, joined, packing)};
   const bool shares = plan.hidden_parts > 1;
-  if (shares) static_cast<Plan&>(plan) = share_out(p, shape, machine, threads);
-  plan.own_weights = small;
+  if (shares) static_cast<Plan&>(plan) = share_out(p, shape, machine, threads, false, packing);
+  plan.own_weights = small || plan.batch_parts == 1;
   const bool own = small && !shares;
   // Few rows travel faster from one core to another than the sums over them.
   plan.own_sums = own && wants_weights(out) && (plan.batch_parts == 1 || p.rows() >= p.H);
   plan.own_rows = own && (p.D == 1 || joined) && p.I > 0 && plan.own_sums == wants_weights(out);
+  plan.own_features = small;
+  plan.streams = !plan.own_rows && shape.native() && p.rows() <= feature_block(p, shape) &&
+                 shape.panels(p.I) >= threads;
   plan.sorts = plan.own_rows && p.ragged() && !p.step_row;
   if (shape.depth == 1 && p.plain() && plan.hidden_parts == 1 &&
       (plan.own_rows || p.D * p.H * shape.compute_bytes < kSameSetBytes))
@@ -152,6 +170,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
 
 bool plan_wavefront(const Recurrence* layers, int n, const KernelShape& shape,
                     const Machine& machine, int threads) {
+  if (threads == 1 || layers[0].T == 1) return false;
   double in_turn = 0, slowest = 0;
   int64_t chunk_steps = 1;
   for (int l = 0; l < n; ++l) {
@@ -176,6 +195,10 @@ int plan_threads(const Recurrence& p, int products, int most) {
 }
 
 Split split_sequences(const Timeline& p, int64_t i, int64_t n) {
+  if (!p.lengths) {
+    const auto cut = [&](int64_t k) { return (2 * p.B * k + n) / (2 * n); };  // to the nearest
+    return {{cut(i), cut(i + 1)}, divide_up(p.B, n)};
+  }
   const int64_t steps = steps_of(p);
   int64_t before = 0;
   Split split{{0, 0}, 0};

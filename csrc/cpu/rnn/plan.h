@@ -76,6 +76,7 @@ enum class Home {
 struct ForwardPlan : Plan {
   bool one_step = false;    // straight from the weights as they lie: rnn/one_step.h
   bool from_zeros = false;  // a product of rows, nothing else: rnn/from_zeros.h
+  bool streams = false;     // the only step: each panel is packed when it is multiplied
   // Pre-activations come first, in one product for a chunk of steps: few rows would read W_ih from
   // far memory at every step.
   bool projects = false;
@@ -90,6 +91,9 @@ struct BackwardPlan : Plan {
   bool own_sums = false;  // each unit sums the gradients of the weights over its own rows
   // and keeps the gradient of their pre-activations for a chunk only: nobody else reads it
   bool own_rows = false;
+  // The features' gradient: each worker packs all of W_ih for itself, or takes some features of all
+  // rows, which are few, and packs each panel when it is multiplied; else all pack for all.
+  bool own_features = false, streams = false;
   int64_t chunk_rows = 0;
   Home state = Home::scratch;
 };
@@ -110,6 +114,13 @@ bool plan_wavefront(const Recurrence* layers, int n, const KernelShape& shape,
                     const Machine& machine, int threads);
 // Threads, of `most`, for a call of as many matrix products (forward: 1).
 int plan_threads(const Recurrence& p, int products, int most);
+
+// Rows of the gradient of the pre-activations, and of that of the features, which stay in cache
+// while W_ih passes.
+inline int64_t feature_block(const Recurrence& p, const KernelShape& shape) {
+  const int64_t row_bytes = max_of(p.D * p.H, p.I) * shape.compute_bytes;
+  return max_of(1, kFeatureBlockBytes / (row_bytes * shape.tile_rows)) * shape.tile_rows;
+}
 
 inline bool wants_weights(const RecurrenceGradOut& out) {
   return out.weight_hh[0] || out.weight_ih[0] || out.bias[0];
