@@ -47,7 +47,7 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, c10::SymInt
     const c10::SymInt calls = sums.sym_size(*of_sums);
     const Tensor wide = at_place(sums, of_sums, calls, sums.dim() - 2).flatten(-2);
     const Tensor result = call(wide, rows, 1, padding_idx);
-    return level.give(result.unflatten_symint(1, {calls, -1}), 1);
+    return level.give(result.unflatten_symint(1, {calls, grad.sym_size(-1)}), 1);
   }
   const c10::SymInt calls = rows.sym_size(*of_rows);
   const Tensor own = shifted(rows.movedim(*of_rows, 0), calls, 0, num_weights);

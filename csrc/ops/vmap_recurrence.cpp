@@ -49,8 +49,10 @@ class MappedCalls {
  public:
   explicit MappedCalls(const Level& level, const RecurrenceArguments& a)
       : level_(level), call_(kept(a)) {
+    rows_ = kLead + !given(a.batch_sizes);
+    const Tensor& rows = given(a.index) ? *a.index : a.input;
+    if (rows.dim() > rows_) one_ = rows.sym_size(rows_);
     zip(call_, [&](auto& value, auto& dims) { take(value, dims); });
-    rows_ = kLead + !given(call_.batch_sizes);
   }
 
   typename Op::Results forward(bool save) const {
@@ -150,6 +152,9 @@ class MappedCalls {
     return value;
   }
   KeptArguments ensemble() const {
+    TORCH_CHECK_VALUE(calls_ != 0,
+                      "vmap must map a call at least where weights are mapped, or their gradients "
+                      "are, of a leak, an index, lengths or resets");
     KeptArguments own = spread(call_, [&](const auto&... value) {
       return spread(dims_,
                     [&](const auto&... dims) { return KeptArguments{member(value, dims)...}; });
@@ -173,9 +178,10 @@ class MappedCalls {
   OptionalTensor fold(const OptionalTensor& t, Dim dim, int64_t place) const {
     return given(t) ? OptionalTensor(fold(*t, dim, place)) : t;
   }
-  // The inverse, and mapped.
+  // The inverse, and mapped. (A result of no calls does not say how large one is.)
   Tensor apart(const Tensor& t, int64_t place) const {
-    return t.unflatten_symint(place, {t.sym_size(place) / calls_, calls_});
+    const c10::SymInt one = calls_ == 0 ? one_ : t.sym_size(place) / calls_;
+    return t.unflatten_symint(place, {one, calls_});
   }
   Tensor unfold(const Tensor& t, int64_t place) const {
     return level_.give(apart(t, place), place + 1);
@@ -197,7 +203,10 @@ class MappedCalls {
     }
     own.hx = fold(call_.hx, dims_.hx, kStates);
     own.lengths = fold(call_.lengths, dims_.lengths, kLead);
-    if (given(call_.batch_sizes)) own.batch_sizes = call_.batch_sizes->mul(calls_);
+    if (given(call_.batch_sizes)) {
+      TORCH_CHECK_VALUE(calls_ != 0, "vmap must map a call at least of a packed sequence");
+      own.batch_sizes = call_.batch_sizes->mul(calls_);
+    }
     own.reset = fold(call_.reset, dims_.reset, kStates);
     own.reset_state = fold(call_.reset_state, dims_.reset_state, kStates);
     return own;
@@ -224,6 +233,16 @@ class MappedCalls {
             back(std::move(g.bias)),
             back(g.reset_state),
             back(std::move(g.alpha))};
+  }
+
+  // The states before the steps of a direction whose outputs are h.
+  static Tensor before(const KeptArguments& all, const Tensor& h, int64_t d) {
+    if (h.sym_size(0) == 0) return h;
+    const Tensor start =
+        given(all.hx) ? all.hx->narrow(0, d, 1) : at::zeros_like(h.narrow(0, 0, 1));
+    const c10::SymInt others = h.sym_size(0) - 1;
+    return all.reverse[d] ? at::cat({h.narrow_symint(0, 1, others), start})
+                          : at::cat({start, h.narrow_symint(0, 0, others)});
   }
 
   // The gradients of weights that all calls share, for each call: those of all pre-activations
@@ -253,12 +272,7 @@ class MappedCalls {
     for (int64_t d = 0; d < D; ++d) {
       const Tensor grad = g.input.chunk(D, -1)[d], h = own.output.chunk(D, -1)[d];
       if (want_weights) {
-        const Tensor start =
-            given(all.hx) ? all.hx->narrow(0, d, 1) : at::zeros_like(h.narrow(0, 0, 1));
-        const c10::SymInt others = h.sym_size(0) - 1;
-        each.weight_hh.push_back(
-            product(grad, all.reverse[d] ? at::cat({h.narrow_symint(0, 1, others), start})
-                                         : at::cat({start, h.narrow_symint(0, 0, others)})));
+        each.weight_hh.push_back(product(grad, before(all, h, d)));
         if (!all.weight_ih.empty()) each.weight_ih.push_back(product(grad, all.input));
       }
       if (want_bias) each.bias.push_back(level_.give(apart(grad, 1).sum(at::IntArrayRef{0, 1}), 0));
@@ -271,7 +285,8 @@ class MappedCalls {
   Arguments<DimsOf> dims_;
   bool mapped_ = false;  // anything, at this level
   c10::SymInt calls_ = 0;
-  int64_t rows_;  // the batch's dimension in input and output
+  int64_t rows_;         // the batch's dimension in input and output
+  c10::SymInt one_ = 0;  // its size in one call
 };
 
 template <class Op, class Level>

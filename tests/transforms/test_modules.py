@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+from torch.func import functional_call, grad, jvp, stack_module_state, vjp, vmap
 
 import reference
 import rnnext
@@ -110,6 +110,51 @@ def test_per_sample_gradients(module):
     result = vmap(grad(value_of(ours)), in_dims=dims)(parameters, *inputs)
     expected = stacked([eager_gradients(theirs, each) for each in zip(*inputs, strict=True)])
     assert_close(list(result.values()), expected)
+
+
+def test_vmap_over_no_calls(module):
+    _, ours, inputs = module
+    none = [each[:0] for each in inputs]
+    shapes = [(0, *result.shape[1:]) for result in flat(vmap(ours)(*inputs))]
+    assert [result.shape for result in flat(vmap(ours)(*none))] == shapes
+
+
+@pytest.mark.parametrize("name", ["RNN", "bidirectional RNN", "RNN with hx", "RNNCell", "leak"])
+def test_gradients_of_no_calls(name):
+    if name == "leak":
+        ours, inputs = rnnext.LeakyRNN(4, 6, alpha=0.5), (torch.rand(N, 5, 2, 4),)
+    else:
+        kind, args, kwargs, inputs = MODULES[name]
+        ours = twins(kind, *args, **kwargs)[1]
+    parameters = {name: p.detach() for name, p in ours.named_parameters()}
+
+    def value(parameters, *inputs):
+        return flat(functional_call(ours, parameters, inputs))[0].square().sum()
+
+    gradients = vmap(grad(value), in_dims=(None, *[0] * len(inputs)))
+    none = [each[:0] for each in inputs]
+    if name == "leak":
+        with pytest.raises(ValueError, match="vmap must map a call at least"):
+            gradients(parameters, *none)
+        return
+    found = gradients(parameters, *none)
+    assert [v.shape for v in found.values()] == [(0, *v.shape) for v in parameters.values()]
+
+
+def test_vmap_over_no_cotangents():
+    table, tokens_ = torch.randn(7, 3), tokens(4)
+    pull = vjp(lambda table: rnnext.functional.embedding(tokens_, table), table)[1]
+    assert vmap(pull)(torch.zeros(0, 4, 3))[0].shape == (0, 7, 3)
+
+
+def test_gradients_of_each_call_without_steps():
+    x, hx, weight = features(N, 0, 2, 6), features(N, 2, 6), features(6, 6)
+
+    def value(weight, hx, x):
+        return (rnnext.functional.recurrence(x, hx, None, weight)[1] * 3).sum()
+
+    found = vmap(grad(value, (0, 1)), in_dims=(None, 0, 0))(weight, hx, x)
+    assert_close(found, [torch.zeros(N, 6, 6).double(), torch.full((N, 2, 6), 3).double()])
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -274,6 +319,8 @@ def test_packed_sequences_of_which_the_data_is_mapped():
         return call
 
     assert_close(vmap(of(ours))(data), stacked([of(theirs)(each) for each in data]))
+    with pytest.raises(ValueError, match="vmap must map a call at least of a packed sequence"):
+        vmap(of(ours))(data[:0])
 
 
 def test_compiled_transforms():
