@@ -44,6 +44,7 @@ struct Autocast<Op, device, Result(P...)> {
 template <c10::DeviceType device>
 void define(torch::Library& m) {
   m.impl("recurrence", Autocast<RecurrenceOp, device>::call);
+  m.impl("recurrence_ensemble", Autocast<EnsembleOp, device>::call);
   m.impl("rnn", Autocast<RnnOp, device>::call);
   m.impl("rnn_cell", Autocast<RnnCellOp, device>::call);
 }

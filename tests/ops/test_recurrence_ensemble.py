@@ -152,6 +152,24 @@ def test_rnn_ensemble_draws_dropout_for_each_member():
     assert not torch.equal(drawn[0], drawn[1])
 
 
+def test_ensembles_follow_autocast():
+    weights = [torch.rand(2, *w.shape) for w in rnnext.RNN(4, 6).parameters()]
+    x = torch.rand(5, 3, 4)
+
+    def call(*weights):
+        return rnnext.functional.rnn(x, None, weights)[0]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        results = [
+            torch.vmap(call)(*weights),
+            rnnext.functional.rnn_ensemble(x, None, weights)[0],
+            rnnext.functional.rnn_ensemble(x.bfloat16(), None, weights)[0],
+        ]
+    assert [result.dtype for result in results] == [torch.bfloat16] * 3
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
