@@ -78,10 +78,10 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, Te
                                TensorList alpha, std::string_view form, TensorList noise,
                                std::string_view nonlinearity) {
   const int64_t D = bidirectional ? 2 : 1, per_direction = has_biases ? 4 : 2;
-  TORCH_CHECK(
-      num_layers > 0 && static_cast<int64_t>(weights.size()) == num_layers * D * per_direction,
-      "weights must hold ", per_direction, " tensors for each of ", num_layers, " layers and ", D,
-      " directions, got ", weights.size());
+  const auto n = static_cast<int64_t>(weights.size());  // which the product below may not pass
+  TORCH_CHECK(num_layers > 0 && num_layers <= n && n == num_layers * D * per_direction,
+              "weights must hold ", per_direction, " tensors for each of ", num_layers,
+              " layers and ", D, " directions, got ", n);
   for (const auto& [name, list] : {std::pair("alpha", alpha), std::pair("noise", noise)})
     TORCH_CHECK(list.empty() || static_cast<int64_t>(list.size()) == num_layers * D, name,
                 " must hold a tensor for each of ", num_layers, " layers and ", D,

@@ -111,6 +111,8 @@ inline RecurrenceSizes check_recurrence(const RecurrenceArguments& a) {
     const int64_t* n = sizes.const_data_ptr<int64_t>();
     s.T = sizes.numel();
     s.B = s.T > 0 ? n[0] : 0;
+    TORCH_CHECK(s.B <= rows.size(0), "batch_sizes[0] = ", s.B, " is more than ", rows_name,
+                " has rows, ", rows.size(0));
     s.step_row.assign(1, 0);
     s.row_lengths.assign(s.B > 0 ? s.B : 0, 0);
     for (int64_t t = 0; t < s.T; ++t) {

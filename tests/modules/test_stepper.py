@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations
 
 import rnnext
@@ -147,6 +148,46 @@ def test_refuses_tensors_without_memory():
         fake = mode.from_tensor(torch.zeros(1, 4))
     with pytest.raises(RuntimeError, match="input must be a plain tensor"):
         stepper(fake)
+    zeros = torch._efficientzerotensor
+    of_tokens = rnnext.Stepper(rnnext.EmbeddingRNN(9, 4, 6))
+    for name, call in {
+        "input": lambda: stepper(zeros(1, 4)),
+        "state": lambda: stepper.set_state(zeros(1, 1, 6)),
+        "tokens": lambda: of_tokens(zeros(1, dtype=torch.int64)),
+        "mask": lambda: stepper.reset(zeros(1, dtype=torch.bool)),
+        "weight_hh": lambda: rnnext.Stepper(with_weight_hh(zeros(6, 6))),
+    }.items():
+        with pytest.raises(RuntimeError, match=f"^{name} must be a plain tensor"):
+            call()
+
+
+def with_weight_hh(tensor):
+    rnn = nn.RNN(4, 6)
+    del rnn.weight_hh_l0
+    rnn.weight_hh_l0 = tensor
+    return rnn
+
+
+@pytest.mark.parametrize("transform", [torch.func.functionalize, torch.func.vmap])
+def test_refuses_tensors_that_a_transform_holds(transform):
+    stepper = rnnext.Stepper(rnnext.RNN(4, 6))
+    calls = [1] if transform is torch.func.vmap else []
+    with pytest.raises(RuntimeError, match=r"^input must be a plain tensor"):
+        transform(stepper)(torch.zeros(*calls, 1, 4))
+    with pytest.raises(RuntimeError, match=r"^state must be a plain tensor"):
+        transform(stepper.set_state)(torch.zeros(*calls, 1, 1, 6))
+
+
+def test_refuses_tangents():
+    stepper, x = rnnext.Stepper(rnnext.RNN(4, 6)), torch.randn(1, 4)
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(stepper, (x,), (x,))
+    with (
+        torch.no_grad(),
+        forward_ad.dual_level(),
+        pytest.raises(RuntimeError, match="forward-mode"),
+    ):
+        stepper(forward_ad.make_dual(x, x))
 
 
 def test_refuses_a_batch_that_no_memory_holds():

@@ -84,6 +84,7 @@ def test_bad_lengths_are_named(lengths, error, message):
         ([3, 1], r"sum\(batch_sizes\) = 4 rows, got 5"),
         ([3, 2, 1], r"sum\(batch_sizes\) = 6 rows, got 5"),
         ([3, 0, 1], "got 0 at step 1"),
+        ([2**40], rf"batch_sizes\[0\] = {2**40} is more than input has rows, 5"),
         ([-1, 3], "got -1 at step 0"),
         ([3, -(2**62)], f"got -{2**62} at step 1"),
         ([[3, 1]], r"batch_sizes must be a 1-D int64 .* \[1, 2\]"),

@@ -21,8 +21,11 @@ namespace {
 
 // Its values in memory's order. The kernels read them past torch's dispatcher.
 Tensor values_of(const Tensor& t, const char* name) {
-  TORCH_CHECK(!t.key_set().has(c10::DispatchKey::Python), name,
-              " must be a plain tensor: this one's class overrides what torch does with it");
+  const bool plain = !t.key_set().has(c10::DispatchKey::Python) && t.has_storage() &&
+                     (t.numel() == 0 || t.unsafeGetTensorImpl()->unsafe_storage().data());
+  TORCH_CHECK(plain, name,
+              " must be a plain tensor with its values in memory, not one of a class that "
+              "overrides torch's operations, nor one that a transform of torch.func holds");
   return (t.is_neg() ? t.resolve_neg() : t).contiguous();
 }
 
@@ -32,6 +35,8 @@ void check_values(const Tensor& t, const char* name, const Tensor& like) {
   TORCH_CHECK(t.device().is_cpu(), name, " must be on the CPU, got ", t.device());
   TORCH_CHECK(!(t.requires_grad() && at::GradMode::is_enabled()),
               "a Stepper has no gradient: call it under torch.no_grad(), or use the RNN itself");
+  TORCH_CHECK(!t._fw_grad(/*level=*/0).defined(),
+              "a Stepper has no forward-mode derivative: use the RNN itself");
 }
 
 // The place of a row's token; `chances` is scratch. -1: a score is NaN, or the sum is not finite.
