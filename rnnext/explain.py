@@ -86,6 +86,8 @@ def explain(
     if plan.get("from_zeros"):
         lines.append("one step from zeros: a product of rows, shared out by sequences")
         return "\n".join(lines)
+    if plan.get("packed"):
+        lines.append("padding is left out: rows are copied, the longest sequences first in a step")
     parts = plan["batch_parts"]
     if plan["hidden_parts"] > 1:
         wait = "piece by piece of the state" if plan["pieces"] > 1 else "for the whole state"

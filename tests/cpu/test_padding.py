@@ -4,9 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.autograd.profiler import profile
 
+import rnnext
 from helpers import samples
 from helpers.common import assert_close, case_id, pairwise, same
+from rnnext import _C
+from rnnext.explain import explain
 
 ops = torch.ops.rnnext
 recurrence = ops.recurrence
@@ -86,3 +90,21 @@ def test_no_steps_at_all():
     output, h_n = arguments.call(recurrence)
     assert not output.any()
     assert torch.equal(h_n, arguments.hx)
+
+
+@pytest.mark.parametrize(("H", "B"), [(16, 6), (65, 24), (700, 6)])
+def test_explain_knows_what_is_packed(H, B):
+    torch.set_num_threads(2)
+    rnn = rnnext.RNN(33, H)
+    hx = torch.zeros(1, B, H, requires_grad=True)
+    output, _ = rnn(torch.rand(100, B, 33), hx, lengths=LENGTHS[:B])
+    with profile() as profiler:
+        output.sum().backward()
+    packed = any(event.name == "aten::index_copy_" for event in profiler.function_events)
+    sizes = {"T": 100, "I": 33, "H": H, "dtype": torch.float32, "train": True, "threads": 2}
+    plan = _C.plan(B=B, lengths=LENGTHS[:B], hx=True, **sizes)
+    assert plan["packed"] == packed
+    text = explain(100, B, 33, H, lengths=LENGTHS[:B], hx=True, train=True, threads=2)
+    assert ("padding is left out" in text) == packed
+    if packed:  # it is the plan of the sequences that are there
+        assert plan["unit_rows"] <= sum(length > 0 for length in LENGTHS[:B])

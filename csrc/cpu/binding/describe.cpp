@@ -2,6 +2,7 @@
 
 #include <stdexcept>
 
+#include "cpu/binding/padding.h"
 #include "cpu/binding/recurrence.h"
 
 namespace rnnext {
@@ -54,7 +55,7 @@ const char* name_of(Home home) {
 }  // namespace
 
 Description describe_plan(const Question& q, const Machine& machine) {
-  const Recurrence p = call_of(q);
+  Recurrence p = call_of(q);
   const KernelShape& shape = kernels_for(q.dtype).shape;
   Description about;
   about["isa"] = std::string(kernels().name);
@@ -72,7 +73,13 @@ Description describe_plan(const Question& q, const Machine& machine) {
     for (int d = 0; d < p.D; ++d) out.weight_ih[d] = out.weight_hh[d] = out.bias[d] = &something;
     out.input = &something;
     if (q.hx) out.hx = &something;
-    const int threads = plan_threads(p, 3, q.threads);
+    int threads = plan_threads(p, 3, q.threads);
+    const std::optional<Packing> packing = Packing::of(p, out, shape, machine, threads);
+    about["packed"] = packing.has_value();
+    if (packing) {
+      p = packing->planned(p);
+      threads = plan_threads(p, 3, q.threads);
+    }
     const BackwardPlan plan = plan_backward(p, out, shape, machine, threads, threads);
     about["threads"] = int64_t{threads};
     add(about, plan);

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "cpu/binding/memory.h"
-#include "cpu/rnn/plan.h"
 #include "cpu/runtime/team.h"
 
 namespace rnnext {
@@ -16,8 +15,11 @@ namespace rnnext {
 // Copies that are worth a second thread. (Less, and the team costs more than it saves.)
 constexpr int64_t kBytesPerThread = 128 << 10;
 
-std::optional<Packing> Packing::of(const Recurrence& p, const RecurrenceArguments& a) {
-  if (!given(a.lengths) || p.reset) return std::nullopt;
+std::optional<Packing> Packing::of(const Recurrence& p, const RecurrenceGradOut& out,
+                                   const KernelShape& shape, const Machine& machine, int threads) {
+  if (!p.ragged() || p.step_row || p.reset ||
+      plan_backward(p, out, shape, machine, threads, threads).sorts)
+    return std::nullopt;
   const int64_t* const lengths = p.lengths;
   const int64_t steps = std::accumulate(lengths, lengths + p.B, int64_t{0});
   const double spared =
@@ -32,8 +34,8 @@ std::optional<Packing> Packing::of(const Recurrence& p, const RecurrenceArgument
   int64_t batch = p.B;
   while (lengths[order[batch - 1]] == 0) --batch;
   order.resize(batch);
-
   Packing packing;
+  for (const int64_t b : order) packing.lengths_.push_back(lengths[b]);
   packing.T_ = p.T, packing.B_ = p.B;
   packing.order_ = at::tensor(order, at::kLong);
   packing.first_ = {0};
@@ -54,6 +56,13 @@ RecurrenceArguments Packing::arguments(const RecurrenceArguments& a) {
   if (given(a.hx)) hx_ = pack_states(*a.hx);
   return {input_,       hx_,   a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh,      index_,   none_,
           batch_sizes_, none_, none_,       a.alpha,     a.form,    a.nonlinearity, a.reverse};
+}
+
+Recurrence Packing::planned(Recurrence p) const {
+  p.T = lengths_.front(), p.B = static_cast<int64_t>(lengths_.size());
+  p.step_row = first_.data();
+  p.lengths = lengths_.data();
+  return p;
 }
 
 // f(part) for each part of n copies of so many bytes, shared out.

@@ -8,18 +8,20 @@
 #include <optional>
 #include <vector>
 
+#include "cpu/rnn/plan.h"
 #include "ops/signatures.h"
-#include "recurrence/call.h"
 
 namespace rnnext {
 
 class Packing {
  public:
-  // For a backward pass of these sizes and lengths; none where it does not pay.
-  static std::optional<Packing> of(const Recurrence& p, const RecurrenceArguments& a);
+  // For a backward pass of so many threads; none where it does not pay.
+  static std::optional<Packing> of(const Recurrence& p, const RecurrenceGradOut& out,
+                                   const KernelShape& shape, const Machine& machine, int threads);
 
-  // The same call of the packed batch. It refers to this object.
+  // The same call of the packed batch, and what a plan asks of it. They refer to this object.
   RecurrenceArguments arguments(const RecurrenceArguments& a);
+  Recurrence planned(Recurrence p) const;
 
   // Rows [T,B,..] of the batch, packed: [N,..].
   Tensor pack(const Tensor& rows) const;
@@ -32,8 +34,9 @@ class Packing {
 
  private:
   int64_t T_ = 0, B_ = 0;
-  std::vector<int64_t> first_;  // [T+1] the first packed row of each step, and their number
-  Tensor order_;                // the sequences that have steps, longest first
+  std::vector<int64_t> first_;    // [T+1] the first packed row of each step, and their number
+  Tensor order_;                  // the sequences that have steps, longest first
+  std::vector<int64_t> lengths_;  // theirs
   // What arguments() refers to.
   Tensor input_;
   OptionalTensor hx_, index_, batch_sizes_, none_;

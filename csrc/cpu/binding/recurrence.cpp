@@ -273,10 +273,9 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
     const RnnKernels& kernel = kernels_for(call.dtype);
     const int threads = threads_for(call.p, 3);
     // (The plan asks what is wanted, so results are allocated before it, in vain perhaps.)
-    if (given(a.lengths) &&
-        !plan_backward(call.p, call.out, kernel.shape, this_machine(), threads, threads).sorts)
-      if (std::optional<Packing> packing = Packing::of(call.p, a))
-        return packed_backward(*packing, r, a);
+    if (std::optional<Packing> packing =
+            Packing::of(call.p, call.out, kernel.shape, this_machine(), threads))
+      return packed_backward(*packing, r, a);
     Workspace workspace(kernel.backward_workspace(call.p, call.out, threads));
     run_team(threads, [&](Worker& worker) {
       kernel.backward(call.p, call.g, call.out, workspace.data(), worker);
