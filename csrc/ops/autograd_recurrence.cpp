@@ -50,11 +50,7 @@ bool runs_again(const Arguments& a) {
 // The gradients of a call of the backward op, one a tensor.
 static variable_list flattened(const RecurrenceGradients& g) {
   Flattener flat;
-  flat(g.input);
-  flat(g.hx);
-  for (const auto* list : {&g.weight_ih, &g.weight_hh, &g.bias}) flat(*list);
-  flat(g.reset_state);
-  flat(g.alpha);
+  spread_gradients(g, [&](const auto&... each) { (flat(each), ...); });
   return std::move(flat.tensors);
 }
 
@@ -70,8 +66,7 @@ struct ForwardFunction {
     Flattener edges;
     spread(a, [&](const auto&... each) { (edges(each), ...); });
     const auto node = node_of<ForwardFunction>(edges.tensors);
-    const bool reads_more =
-        !a.alpha.empty() && (saves_more(parse_form(a.form)) || needs_grad(a.alpha));
+    const bool reads_more = reads_saved(form_of(a), needs_grad(a.alpha));
     auto [output, h_n, saved] = [&] {
       at::AutoDispatchBelowADInplaceOrView guard;
       return call_forward<Op>(a, reads_more);

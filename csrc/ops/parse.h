@@ -34,6 +34,14 @@ inline Nonlinearity parse_nonlinearity(std::string_view name) {
 inline Form parse_form(std::string_view name) {
   return static_cast<Form>(1 + parse_name("form", kFormNames, name));  // after Form::none
 }
+template <class Arguments>
+Form form_of(const Arguments& a) {
+  return a.alpha.empty() ? Form::none : parse_form(a.form);
+}
+// Whether the backward pass reads what the forward pass saved of a leak.
+inline bool reads_saved(Form form, bool want_alpha) {
+  return saves_more(form) || (form != Form::none && want_alpha);
+}
 
 inline DType parse_dtype(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
@@ -193,8 +201,8 @@ inline void check_results(const RecurrenceResults& r, const RecurrenceSizes& s, 
   if (given(r.grad_h_n)) check_like(*r.grad_h_n, "grad_h_n", {s.D, s.B, s.H}, like);
   TORCH_CHECK(r.saved.size() <= 1, "saved must hold a tensor or none, got ", r.saved.size());
   for (const Tensor& saved : r.saved) check_like(saved, "saved", s.output_shape(), like);
-  const bool reads = saves_more(p.form) || (p.form != Form::none && r.output_mask[5]);
-  TORCH_CHECK(!reads || !r.saved.empty(), "saved must be what the forward pass saved, got none");
+  TORCH_CHECK(!reads_saved(p.form, r.output_mask[5]) || !r.saved.empty(),
+              "saved must be what the forward pass saved, got none");
 }
 
 // What a call of the recurrence comes to: its sizes, its element type, and the tensors that its
@@ -222,8 +230,8 @@ inline void parse(const RecurrenceArguments& a, ParsedCall& call, Recurrence& p)
   p.H = s.H;
   p.D = static_cast<int>(s.D);
   p.nonlinearity = parse_nonlinearity(a.nonlinearity);
-  const Form form = parse_form(a.form);
-  if (!a.alpha.empty()) p.form = form;
+  parse_form(a.form);  // which must be one, also without a leak
+  p.form = form_of(a);
   for (int d = 0; d < p.D; ++d) {
     p.reverse[d] = a.reverse[d];
     if (!a.alpha.empty()) p.alpha[d] = call.keep(a.alpha[d]);

@@ -33,7 +33,7 @@ Rectangle::Rectangle(KeptArguments arguments) : a(std::move(arguments)) {
   D = static_cast<int64_t>(a.weight_hh.size());
   H = a.weight_hh[0].sym_size(0);
   nonlinearity = parse_nonlinearity(a.nonlinearity);
-  form = a.alpha.empty() ? Form::none : parse_form(a.form);
+  form = form_of(a);
   if (given(a.batch_sizes)) {
     padding_.emplace(*a.batch_sizes, a.weight_hh[0].device());
     if (given(a.index)) {

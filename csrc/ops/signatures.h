@@ -26,6 +26,11 @@ struct RecurrenceGradients {
   Tensor reset_state;
   std::vector<Tensor> alpha;
 };
+// f(gradient, gradient...), in the order in which the ops return them.
+template <class Gradients, class F>
+decltype(auto) spread_gradients(Gradients& g, F&& f) {
+  return f(g.input, g.hx, g.weight_ih, g.weight_hh, g.bias, g.reset_state, g.alpha);
+}
 
 // The ops of the recurrence, what they return, and their signatures, P being the arguments' types.
 template <class None, class... T>
@@ -54,9 +59,7 @@ struct RecurrenceTypes {
                            Mask output_mask) {
     RecurrenceGradients g =
         kernel({grad_output, grad_h_n, output, saved, output_mask}, RecurrenceArguments{each...});
-    return {std::move(g.input),     std::move(g.hx),   std::move(g.weight_ih),
-            std::move(g.weight_hh), std::move(g.bias), std::move(g.reset_state),
-            std::move(g.alpha)};
+    return spread_gradients(g, [](auto&... each) { return Backward{std::move(each)...}; });
   }
 };
 #define RNNEXT_TYPE(type, name) , type
@@ -139,12 +142,11 @@ typename Op::Results call_forward(const Arguments& a, bool save = false) {
 }
 template <class Op, class Arguments>
 RecurrenceGradients call_backward(const RecurrenceResults& r, const Arguments& a) {
-  auto [input, hx, weight_ih, weight_hh, bias, reset_state, alpha] =
-      spread(a, [&](const auto&... each) {
-        return call_op<Op>(r.grad_output, r.grad_h_n, r.output, r.saved, each..., r.output_mask);
-      });
-  return {std::move(input), std::move(hx),          std::move(weight_ih), std::move(weight_hh),
-          std::move(bias),  std::move(reset_state), std::move(alpha)};
+  return std::apply([](auto&&... each) { return RecurrenceGradients{std::move(each)...}; },
+                    spread(a, [&](const auto&... each) {
+                      return call_op<Op>(r.grad_output, r.grad_h_n, r.output, r.saved, each...,
+                                         r.output_mask);
+                    }));
 }
 
 }  // namespace rnnext

@@ -226,13 +226,8 @@ class MappedCalls {
                             member(r.own.grad_h_n, r.grad_h_n), member(r.own.output, r.output),
                             member(r.own.saved, r.saved), r.own.output_mask};
     RecurrenceGradients g = call_backward<EnsembleBackwardOp>(own.passed(), ensemble());
-    return {back(g.input),
-            back(g.hx),
-            back(std::move(g.weight_ih)),
-            back(std::move(g.weight_hh)),
-            back(std::move(g.bias)),
-            back(g.reset_state),
-            back(std::move(g.alpha))};
+    return spread_gradients(
+        g, [&](auto&... each) { return RecurrenceGradients{back(std::move(each))...}; });
   }
 
   // The states before the steps of a direction whose outputs are h.
