@@ -3,6 +3,7 @@
 // there, more than a step of a small RNN.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/SmallVector.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
@@ -10,9 +11,10 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <array>
-#include <cstring>
 #include <map>
 #include <optional>
+#include <string_view>
+#include <tuple>
 
 #include "cpu/binding/describe.h"
 #include "cpu/binding/stepper.h"
@@ -29,59 +31,115 @@ namespace py = pybind11;
 
 namespace {
 
-// A tensor, or parameter, that has no __torch_function__ of its own, nor a mode's, to ask first.
-struct Plain {
-  at::Tensor tensor;
-};
-
-// How an argument of an op comes from Python, and what the op is then given.
+// How an argument of an op comes from Python: whether it is of the op's type, and what the op is
+// given. (By hand, as pybind11's casters and overloads take their time for 17 arguments.)
 template <class T>
-struct FromPython {
-  using Type = T;
-  static T get(T value) { return value; }
-};
+struct FromPython;
 template <>
 struct FromPython<const at::Tensor&> {
-  using Type = Plain;
-  static const at::Tensor& get(const Plain& plain) { return plain.tensor; }
+  at::Tensor value;
+  // A tensor, or parameter, that has no __torch_function__ of its own.
+  bool load(PyObject* object) {
+    const bool plain = THPVariable_CheckExact(object);
+    if (plain) value = THPVariable_Unpack(object);
+    return plain;
+  }
 };
 template <>
 struct FromPython<const std::optional<at::Tensor>&> {
-  using Type = std::optional<Plain>;
-  static std::optional<at::Tensor> get(const Type& plain) {
-    return plain ? std::optional(plain->tensor) : std::nullopt;
+  std::optional<at::Tensor> value;
+  bool load(PyObject* object) {
+    const bool plain = THPVariable_CheckExact(object);
+    if (plain) value = THPVariable_Unpack(object);
+    return plain || object == Py_None;
   }
 };
 template <>
 struct FromPython<at::TensorList> {
-  using Type = std::vector<Plain>;
-  static std::vector<at::Tensor> get(const Type& plain) {
-    std::vector<at::Tensor> tensors;
-    tensors.reserve(plain.size());
-    for (const Plain& each : plain) tensors.push_back(each.tensor);
-    return tensors;
+  c10::SmallVector<at::Tensor, 8> value;  // a list may change while the op runs
+  bool load(PyObject* object) {
+    if (!PyList_Check(object) && !PyTuple_Check(object)) return false;
+    PyObject* const* const items = PySequence_Fast_ITEMS(object);
+    const Py_ssize_t n = PySequence_Fast_GET_SIZE(object);
+    value.reserve(n);
+    for (Py_ssize_t i = 0; i < n; ++i) {
+      if (!THPVariable_CheckExact(items[i])) return false;
+      value.push_back(THPVariable_Unpack(items[i]));
+    }
+    return true;
+  }
+};
+template <>
+struct FromPython<bool> {
+  bool value;
+  bool load(PyObject* object) {
+    value = object == Py_True;
+    return PyBool_Check(object);
+  }
+};
+template <>
+struct FromPython<int64_t> {
+  int64_t value;
+  bool load(PyObject* object) {
+    int overflow = 0;
+    if (PyLong_Check(object)) value = PyLong_AsLongLongAndOverflow(object, &overflow);
+    return PyLong_Check(object) && !overflow;
+  }
+};
+template <>
+struct FromPython<double> {
+  double value;
+  bool load(PyObject* object) {
+    if (PyFloat_Check(object)) value = PyFloat_AS_DOUBLE(object);
+    return PyFloat_Check(object);
+  }
+};
+template <>
+struct FromPython<std::string_view> {
+  std::string_view value;
+  bool load(PyObject* object) {
+    Py_ssize_t size = 0;
+    const char* const text =
+        PyUnicode_Check(object) ? PyUnicode_AsUTF8AndSize(object, &size) : nullptr;
+    if (!text) return PyErr_Clear(), false;
+    value = {text, static_cast<size_t>(size)};
+    return true;
   }
 };
 
+// An op that modules call at every step; where an argument is not plain or not of its type, or a
+// mode is to be asked first, torch.ops.rnnext's.
 template <class Op, class Signature = typename Op::Signature>
 struct Eager;
 template <class Op, class Result, class... P>
 struct Eager<Op, Result(P...)> {
-  static Result call(const typename FromPython<P>::Type&... arguments) {
-    return rnnext::call_op<Op>(FromPython<P>::get(arguments)...);
+  static constexpr const char* name = std::string_view(Op::name).substr(8).data();  // "rnnext::"
+
+  static PyObject* call(PyObject*, PyObject* const* objects, Py_ssize_t n) {
+    HANDLE_TH_ERRORS
+    std::tuple<FromPython<P>...> arguments;
+    PyObject* const* next = objects;
+    const auto load = [&](auto&... each) { return (each.load(*next++) && ...); };
+    if (n == sizeof...(P) && !at::impl::torch_function_mode_enabled() &&
+        std::apply(load, arguments)) {
+      const auto run = [](const auto&... each) {
+        const py::gil_scoped_release no_gil;
+        return rnnext::call_op<Op>(each.value...);
+      };
+      return py::cast(std::apply(run, arguments)).release().ptr();
+    }
+    const py::object op =
+        py::module_::import("torch").attr("ops").attr("rnnext").attr(name).attr("default");
+    return PyObject_Vectorcall(op.ptr(), objects, n, nullptr);
+    END_HANDLE_TH_ERRORS
+  }
+
+  static void define(py::module_& m) {
+    static PyMethodDef method{name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(call)),
+                              METH_FASTCALL, nullptr};
+    m.add_object(name, py::reinterpret_steal<py::object>(PyCFunction_New(&method, nullptr)));
   }
 };
-
-// The op, and, for arguments that are not plain or not of its types, torch.ops.rnnext's.
-template <class Op>
-void define_op(py::module_& m) {
-  const char* const name = std::strchr(Op::name, ':') + 2;
-  m.def(name, torch::wrap_pybind_function_no_gil(Eager<Op>::call));
-  m.def(name, [name](const py::args& args) {
-    return py::module_::import("torch").attr("ops").attr("rnnext").attr(name).attr("default")(
-        *args);
-  });
-}
 
 // What an argument must be, and pybind11's own error would not say.
 at::Tensor tensor_of(py::handle object, const char* name) {
@@ -175,18 +233,6 @@ rnnext::Description plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t dir
 
 }  // namespace
 
-template <>
-struct py::detail::type_caster<Plain> {
-  PYBIND11_TYPE_CASTER(Plain, const_name("torch.Tensor"));
-
-  bool load(handle source, bool) {
-    if (!THPVariable_CheckExact(source.ptr()) || at::impl::torch_function_mode_enabled())
-      return false;
-    value.tensor = THPVariable_Unpack(source.ptr());
-    return true;
-  }
-};
-
 PYBIND11_MODULE(_C, m) {
   rnnext::kernels();       // a bad RNNEXT_CPU_ISA fails at import,
   rnnext::this_machine();  // and a bad RNNEXT_CPU_MACHINE
@@ -209,10 +255,10 @@ PYBIND11_MODULE(_C, m) {
                                         std::end(rnnext::kFormNames));
       },
       "The forms of a leak that the ops take.");
-  define_op<rnnext::RnnOp>(m);
-  define_op<rnnext::RnnCellOp>(m);
-  define_op<rnnext::EmbeddingOp>(m);
-  define_op<rnnext::OccurringOp>(m);
+  Eager<rnnext::RnnOp>::define(m);
+  Eager<rnnext::RnnCellOp>::define(m);
+  Eager<rnnext::EmbeddingOp>::define(m);
+  Eager<rnnext::OccurringOp>::define(m);
   m.def("check_indices", torch::wrap_pybind_function([]([[maybe_unused]] int device) {
 #ifdef RNNEXT_CUDA_ARCHS
           rnnext::cuda::index_errors(static_cast<c10::DeviceIndex>(device));

@@ -4,6 +4,7 @@
 #include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
+#include <c10/util/SmallVector.h>
 
 #include <algorithm>
 #include <string>
@@ -210,13 +211,14 @@ inline void check_results(const RecurrenceResults& r, const RecurrenceSizes& s, 
 struct ParsedCall {
   RecurrenceSizes s;
   DType dtype;
-  std::vector<Tensor> alive;
+  c10::SmallVector<Tensor, 8> alive;
 
-  ParsedCall() { alive.reserve(8); }  // as many as one direction mostly has
   const void* keep(const Tensor& t) {
     alive.push_back(t.contiguous());
     return alive.back().const_data_ptr();
   }
+  // Of an argument, which outlives the call.
+  const void* read(const Tensor& t) { return t.is_contiguous() ? t.const_data_ptr() : keep(t); }
 };
 
 // Checks the arguments and fills all that has one meaning on every device. Weights, rows, lengths
@@ -234,14 +236,14 @@ inline void parse(const RecurrenceArguments& a, ParsedCall& call, Recurrence& p)
   p.form = form_of(a);
   for (int d = 0; d < p.D; ++d) {
     p.reverse[d] = a.reverse[d];
-    if (!a.alpha.empty()) p.alpha[d] = call.keep(a.alpha[d]);
+    if (!a.alpha.empty()) p.alpha[d] = call.read(a.alpha[d]);
     if (a.bias_ih.empty()) continue;
-    p.bias_ih[d] = call.keep(a.bias_ih[d]);
-    p.bias_hh[d] = call.keep(a.bias_hh[d]);
+    p.bias_ih[d] = call.read(a.bias_ih[d]);
+    p.bias_hh[d] = call.read(a.bias_hh[d]);
   }
-  if (given(a.hx)) p.hx = call.keep(*a.hx);
-  if (given(a.reset)) p.reset = static_cast<const bool*>(call.keep(*a.reset));
-  if (given(a.reset_state)) p.reset_state = call.keep(*a.reset_state);
+  if (given(a.hx)) p.hx = call.read(*a.hx);
+  if (given(a.reset)) p.reset = static_cast<const bool*>(call.read(*a.reset));
+  if (given(a.reset_state)) p.reset_state = call.read(*a.reset_state);
 }
 
 }  // namespace rnnext

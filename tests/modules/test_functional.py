@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnext
-from helpers.common import assert_close, error_of
-from rnnext import functional
+from helpers.common import assert_close, error_of, same
+from rnnext import _C, functional
 
 
 def flat(module):
@@ -261,6 +261,29 @@ def test_whoever_overrides_torch_functions_sees_the_op(name):
     with Mode():
         assert torch.equal(call(lambda tensor: tensor), expected)
     assert op in seen
+
+
+def test_the_short_way_takes_what_torch_ops_take():
+    weights, x = [torch.randn(6, 4), torch.randn(6, 6)], torch.randn(5, 3, 4)
+    given = {
+        "input": x, "hx": None, "weights": weights, "has_biases": False, "num_layers": 1,
+        "bidirectional": False, "batch_first": False, "dropout": 0.0, "training": False,
+        "index": None, "lengths": None, "batch_sizes": None, "reset": None, "alpha": (),
+        "form": "rate", "noise": [], "nonlinearity": "relu",
+    }  # fmt: skip
+    expected = functional.rnn(x, None, weights, nonlinearity="relu")
+    others = {"weights": tuple(weights), "dropout": 0, "training": 1}
+    for name, value in others.items():
+        assert same(_C.rnn(*(given | {name: value}).values()), expected)
+    refused = {"weights": [1, 2], "num_layers": "1", "form": 3, "nonlinearity": "\udc00", "hx": 0}
+    for name, value in refused.items():
+        with pytest.raises((RuntimeError, TypeError, ValueError)):
+            _C.rnn(*(given | {name: value}).values())
+    with pytest.raises(RuntimeError, match="missing value"):
+        _C.rnn(x)
+    for layers in (2**61, 2**62, 2**70):  # times the number of tensors of each: 0, or too much
+        with pytest.raises((RuntimeError, OverflowError, TypeError)):
+            _C.rnn(*(given | {"weights": [], "num_layers": layers, "bidirectional": True}).values())
 
 
 @pytest.mark.parametrize("name", calls_of_each_function())

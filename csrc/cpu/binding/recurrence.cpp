@@ -51,8 +51,8 @@ void fill_call(Call& call, const RecurrenceArguments& a) {
   parse(a, call, p);
   const RecurrenceSizes& s = call.s;
   for (int d = 0; d < p.D; ++d) {
-    p.weight_hh[d] = call.keep(a.weight_hh[d]);
-    if (s.features) p.weight_ih[d] = call.keep(a.weight_ih[d]);
+    p.weight_hh[d] = call.read(a.weight_hh[d]);
+    if (s.features) p.weight_ih[d] = call.read(a.weight_ih[d]);
   }
   for (int d = 0; p.form != Form::none && d < p.D; ++d)
     check_alpha(p.alpha[d], p.H, a.weight_hh[0].scalar_type());
@@ -60,7 +60,7 @@ void fill_call(Call& call, const RecurrenceArguments& a) {
     p.step_row = s.step_row.data();
     p.lengths = s.row_lengths.data();
   } else if (given(a.lengths)) {
-    p.lengths = static_cast<const int64_t*>(call.keep(*a.lengths));
+    p.lengths = static_cast<const int64_t*>(call.read(*a.lengths));
     for (int64_t b = 0; b < s.B; ++b)
       TORCH_CHECK_VALUE(p.lengths[b] >= 0 && p.lengths[b] <= s.T, "lengths[", b,
                         "] = ", p.lengths[b], " is out of range: expected 0 <= length <= ", s.T);
@@ -76,17 +76,17 @@ void fill_call(Call& call, const RecurrenceArguments& a) {
   if (s.features && s.I == 0) return;  // no input to read: the bias is all there is
   const bool direct = a.input.size(-1) == 1 || a.input.stride(-1) == 1;
   const Tensor rows = direct ? a.input : a.input.contiguous();
-  call.alive.push_back(rows);
+  call.alive.push_back(rows);  // also of recurrence_stack, where no argument is a layer's input
   p.input.data = rows.const_data_ptr();
   p.input.stride_b = rows.stride(-2);
   p.input.stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
 }
 
 void BackwardCall::prepare(const RecurrenceResults& r, const RecurrenceArguments& a) {
-  p.output = const_cast<void*>(keep(r.output));
-  if (!r.saved.empty()) p.saved = const_cast<void*>(keep(r.saved[0]));
-  if (given(r.grad_output)) g.grad_output = keep(*r.grad_output);
-  if (given(r.grad_h_n)) g.grad_h_n = keep(*r.grad_h_n);
+  p.output = const_cast<void*>(read(r.output));
+  if (!r.saved.empty()) p.saved = const_cast<void*>(read(r.saved[0]));
+  if (given(r.grad_output)) g.grad_output = read(*r.grad_output);
+  if (given(r.grad_h_n)) g.grad_h_n = read(*r.grad_h_n);
 
   const auto [want_input, want_hx, want_weights, want_bias, want_reset_state, want_alpha] =
       r.output_mask;
