@@ -27,6 +27,10 @@ inline bool needs_grad(TensorList list) {
 }
 inline bool needs_grad(std::string_view) { return false; }
 inline bool needs_grad(const c10::List<bool>&) { return false; }
+template <class Number>
+std::enable_if_t<std::is_arithmetic_v<Number>, bool> needs_grad(Number) {
+  return false;
+}
 
 template <class... T>
 bool records(const T&... arguments) {
@@ -43,6 +47,10 @@ inline bool is_dual(TensorList list) {
 }
 inline bool is_dual(std::string_view) { return false; }
 inline bool is_dual(const c10::List<bool>&) { return false; }
+template <class Number>
+std::enable_if_t<std::is_arithmetic_v<Number>, bool> is_dual(Number) {
+  return false;
+}
 
 template <class... T>
 bool any_dual(const T&... arguments) {

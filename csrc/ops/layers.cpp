@@ -3,6 +3,8 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
+#include <optional>
 
 #include "ops/autograd.h"
 #include "ops/cell.h"
@@ -33,24 +35,45 @@ Tensor as_result(const Tensor& view) {
   return result;
 }
 
+// The tensors of one layer, each list by direction. `weights` must outlive it.
+class LayerWeights {
+ public:
+  LayerWeights(TensorList weights, bool has_biases, int64_t D, int64_t layer) {
+    TensorList* const lists[] = {&ih, &hh, &bias_ih, &bias_hh};
+    const size_t n = has_biases ? 4 : 2, first = layer * D * n;
+    for (size_t i = 0; i < n; ++i) {
+      *lists[i] = weights.slice(first + i, 1);
+      if (D == 1) continue;
+      both_[i] = {weights[first + i], weights[first + n + i]};
+      *lists[i] = both_[i];
+    }
+  }
+  LayerWeights(const LayerWeights&) = delete;
+
+  TensorList ih, hh, bias_ih, bias_hh;
+
+ private:
+  std::array<Tensor, 2> both_[4];
+};
+
 // A layer's rows times W_ih and the biases, each direction beside the other: ready pre-activations.
-// lists: weight ih, hh, bias ih, hh; by direction.
-Tensor project(const Tensor& x, const Tensor (&lists)[4][2], bool has_biases, int64_t D) {
+Tensor project(const Tensor& x, const LayerWeights& of) {
+  const size_t D = of.hh.size();
+  const bool has_biases = !of.bias_ih.empty();
   if (x.dim() == 2 && x.is_cpu()) {
     // One step of as many sequences, from zeros: its sums are those that a step of the recurrence
     // begins with, to the bit. W_hh says no more than H.
-    const Tensor unread[2] = {lists[1][0].detach(), D > 1 ? lists[1][1].detach() : Tensor()};
-    const size_t n = has_biases ? D : 0;
-    const Tensor output = std::get<0>(call_forward<RecurrenceOp>(plain_arguments(
-        x.unsqueeze(0), std::nullopt, TensorList(lists[0], D), TensorList(unread, D),
-        TensorList(lists[2], n), TensorList(lists[3], n), "identity", D)));
+    const Tensor unread[2] = {of.hh[0].detach(), D > 1 ? of.hh[1].detach() : Tensor()};
+    const Tensor output = std::get<0>(call_forward<RecurrenceOp>(
+        plain_arguments(x.unsqueeze(0), std::nullopt, of.ih, TensorList(unread, D), of.bias_ih,
+                        of.bias_hh, "identity", static_cast<int64_t>(D))));
     return output.squeeze(0);
   }
   Tensor parts[2];
-  for (int64_t d = 0; d < D; ++d) {
+  for (size_t d = 0; d < D; ++d) {
     const OptionalTensor bias =
-        has_biases ? OptionalTensor(lists[2][d] + lists[3][d]) : OptionalTensor();
-    parts[d] = at::linear(x, lists[0][d], bias);
+        has_biases ? OptionalTensor(of.bias_ih[d] + of.bias_hh[d]) : OptionalTensor();
+    parts[d] = at::linear(x, of.ih[d], bias);
   }
   return D == 1 ? parts[0] : at::cat({parts[0], parts[1]}, -1);
 }
@@ -68,94 +91,139 @@ struct Sequences {
   Tensor back(const Tensor& t) const {
     return unbatched ? as_result(t.squeeze(1)) : batch_first ? as_result(t.transpose(0, 1)) : t;
   }
+  Tensor states_back(const Tensor& h) const { return unbatched ? as_result(h.squeeze(1)) : h; }
 };
 
-std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& hx, TensorList weights,
-                               bool has_biases, int64_t num_layers, bool bidirectional,
-                               bool batch_first, double dropout, bool training,
-                               const OptionalTensor& index, const OptionalTensor& lengths,
-                               const OptionalTensor& batch_sizes, const OptionalTensor& reset,
-                               TensorList alpha, std::string_view form, TensorList noise,
-                               std::string_view nonlinearity) {
-  const int64_t D = bidirectional ? 2 : 1, per_direction = has_biases ? 4 : 2;
-  const auto n = static_cast<int64_t>(weights.size());  // which the product below may not pass
-  TORCH_CHECK(num_layers > 0 && num_layers <= n && n == num_layers * D * per_direction,
-              "weights must hold ", per_direction, " tensors for each of ", num_layers,
+// The arguments of the op rnn.
+struct RnnArguments {
+  const Tensor& input;
+  const OptionalTensor& hx;
+  TensorList weights;
+  bool has_biases;
+  int64_t num_layers;
+  bool bidirectional, batch_first;
+  double dropout;
+  bool training;
+  const OptionalTensor &index, &lengths, &batch_sizes, &reset;
+  TensorList alpha;
+  std::string_view form;
+  TensorList noise;
+  std::string_view nonlinearity;
+
+  int64_t D() const { return bidirectional ? 2 : 1; }
+  bool drops() const { return dropout > 0 && training; }
+};
+
+// What the ops of one layer do not check, as they are given neither layers nor batch_first.
+Sequences check(const RnnArguments& a) {
+  const int64_t D = a.D(), per_direction = a.has_biases ? 4 : 2;
+  const auto n = static_cast<int64_t>(a.weights.size());  // which the product below may not pass
+  TORCH_CHECK(a.num_layers > 0 && a.num_layers <= n && n == a.num_layers * D * per_direction,
+              "weights must hold ", per_direction, " tensors for each of ", a.num_layers,
               " layers and ", D, " directions, got ", n);
-  for (const auto& [name, list] : {std::pair("alpha", alpha), std::pair("noise", noise)})
-    TORCH_CHECK(list.empty() || static_cast<int64_t>(list.size()) == num_layers * D, name,
-                " must hold a tensor for each of ", num_layers, " layers and ", D,
+  for (const auto& [name, list] : {std::pair("alpha", a.alpha), std::pair("noise", a.noise)})
+    TORCH_CHECK(list.empty() || static_cast<int64_t>(list.size()) == a.num_layers * D, name,
+                " must hold a tensor for each of ", a.num_layers, " layers and ", D,
                 " directions, or none, got ", list.size());
-  const bool packed = given(batch_sizes), table = given(index);
-  const Tensor& rows = table ? *index : input;
+  const bool packed = given(a.batch_sizes), table = given(a.index);
+  const Tensor& rows = table ? *a.index : a.input;
   const int64_t dims = rows.dim() + table;  // as if the rows were features
   TORCH_CHECK(dims == 2 || (dims == 3 && !packed), table ? "index" : "input", " must have ",
               2 - table, " or ", 3 - table, " dimensions (", 2 - table, " if packed), got ",
               rows.dim());
-  const bool unbatched = dims == 2 && !packed;
-  TORCH_CHECK_VALUE(!(given(lengths) && (unbatched || packed)),
+  const Sequences sequences{dims == 2 && !packed, a.batch_first && !packed};
+  TORCH_CHECK_VALUE(!(given(a.lengths) && (sequences.unbatched || packed)),
                     "lengths needs a 3-D input: one sequence or a packed input has its own");
-  const Sequences sequences{unbatched, batch_first && !packed};
-  if (given(reset)) {
+  if (given(a.reset)) {
     TORCH_CHECK_VALUE(!packed, "reset must not be given with a packed input");
-    TORCH_CHECK_VALUE(reset->dim() == dims - 1, "reset must have shape ",
-                      unbatched     ? "[T]"
-                      : batch_first ? "[B, T]"
-                                    : "[T, B]",
-                      ", got ", reset->sym_sizes());
+    TORCH_CHECK_VALUE(a.reset->dim() == dims - 1, "reset must have shape ",
+                      sequences.unbatched ? "[T]"
+                      : a.batch_first     ? "[B, T]"
+                                          : "[T, B]",
+                      ", got ", a.reset->sym_sizes());
   }
-  const OptionalTensor resets = sequences.time_first(reset);
-  OptionalTensor tokens = sequences.time_first(index);
-  Tensor x = table ? input : sequences.time_first(input);
-  TORCH_CHECK((table ? *tokens : x).sym_size(0) > 0,
+  TORCH_CHECK(rows.sym_size(sequences.batch_first && !sequences.unbatched) > 0,
               "Expected sequence length to be larger than 0 in RNN");
-  OptionalTensor state = given(hx) && unbatched ? hx->unsqueeze(1) : hx;
-  if (given(state))
-    TORCH_CHECK(state->dim() == 3 && state->sym_size(0) == num_layers * D, "hx must have shape [",
-                num_layers * D, unbatched ? ", H], got " : ", B, H], got ", hx->sym_sizes());
-  const auto results = [&](const Tensor& output, const Tensor& h) -> std::tuple<Tensor, Tensor> {
-    return {sequences.back(output), unbatched ? as_result(h.squeeze(1)) : h};
-  };
+  if (given(a.hx))
+    TORCH_CHECK(a.hx->dim() == 3 - sequences.unbatched && a.hx->sym_size(0) == a.num_layers * D,
+                "hx must have shape [", a.num_layers * D,
+                sequences.unbatched ? ", H], got " : ", B, H], got ", a.hx->sym_sizes());
+  TORCH_CHECK(!table || a.noise.empty(), "noise must not be given with an index: it is not shared");
+  return sequences;
+}
 
-  TORCH_CHECK(!table || noise.empty(), "noise must not be given with an index: it is not shared");
-  const bool drops = dropout > 0 && training, ready = table || !noise.empty();
-  if (num_layers > 1 && D == 1 && !drops && !ready && stackable(input) &&
-      (!given(hx) || stackable(*hx)) && std::all_of(weights.begin(), weights.end(), stackable) &&
-      std::all_of(alpha.begin(), alpha.end(), stackable)) {
-    std::vector<Tensor> lists[4];
-    for (size_t i = 0; i < weights.size(); ++i) lists[i % per_direction].push_back(weights[i]);
-    const auto [output, h, saved] = call_forward<RecurrenceStackOp>(RecurrenceArguments{
-        x, state, lists[0], lists[1], lists[2], lists[3], std::nullopt, lengths, batch_sizes,
-        resets, std::nullopt, alpha, form, nonlinearity, directions(1)});
-    return results(output, h);
-  }
+// Whether the op for a whole stack of layers takes it.
+bool stacks(const RnnArguments& a) {
+  return a.num_layers > 1 && !a.bidirectional && !a.drops() && !given(a.index) && a.noise.empty() &&
+         stackable(a.input) && (!given(a.hx) || stackable(*a.hx)) &&
+         std::all_of(a.weights.begin(), a.weights.end(), stackable) &&
+         std::all_of(a.alpha.begin(), a.alpha.end(), stackable);
+}
 
+// Output and last states of the layers; x, state, tokens and resets are time first.
+std::tuple<Tensor, Tensor> run_layers(const RnnArguments& a, Tensor x, const OptionalTensor& state,
+                                      const OptionalTensor& tokens, const OptionalTensor& resets) {
+  const int64_t D = a.D();
   std::vector<Tensor> h_n;
-  for (int64_t layer = 0; layer < num_layers; ++layer) {
-    Tensor lists[4][2];  // weight ih, hh, bias ih, hh; by direction
-    for (int64_t d = 0; d < D; ++d)
-      for (int64_t i = 0; i < per_direction; ++i)
-        lists[i][d] = weights[(layer * D + d) * per_direction + i];
+  for (int64_t layer = 0; layer < a.num_layers; ++layer) {
+    const LayerWeights weights(a.weights, a.has_biases, D, layer);
     // A table is multiplied with W_ih once, whatever the number of its readers; and noise is added
     // to pre-activations, which are made for it.
-    const bool projects = (table && layer == 0) || !noise.empty();
-    if (projects) x = project(x, lists, has_biases, D);
-    if (!noise.empty()) x = x + at::randn_like(x) * at::cat(noise.slice(layer * D, D));
-    const auto list = [&](int i) {
-      return TensorList(lists[i], i == 1 || (i < per_direction && !projects) ? D : 0);
-    };
+    const bool reads_table = given(tokens) && layer == 0;
+    const bool projects = reads_table || !a.noise.empty();
+    if (projects) x = project(x, weights);
+    if (!a.noise.empty()) x = x + at::randn_like(x) * at::cat(a.noise.slice(layer * D, D));
+    const auto unless_projected = [&](TensorList list) { return projects ? TensorList() : list; };
     const OptionalTensor start =
-        given(state) && num_layers > 1 ? OptionalTensor(state->narrow(0, layer * D, D)) : state;
-    const TensorList alphas = alpha.empty() ? alpha : alpha.slice(layer * D, D);
+        given(state) && a.num_layers > 1 ? OptionalTensor(state->narrow(0, layer * D, D)) : state;
+    const TensorList alphas = a.alpha.empty() ? a.alpha : a.alpha.slice(layer * D, D);
     auto [output, h, saved] = call_forward<RecurrenceOp>(RecurrenceArguments{
-        x, start, list(0), list(1), list(2), list(3), layer == 0 ? tokens : std::nullopt, lengths,
-        batch_sizes, resets, std::nullopt, alphas, form, nonlinearity, directions(D)});
+        x, start, unless_projected(weights.ih), weights.hh, unless_projected(weights.bias_ih),
+        unless_projected(weights.bias_hh), reads_table ? tokens : std::nullopt, a.lengths,
+        a.batch_sizes, resets, std::nullopt, alphas, a.form, a.nonlinearity, directions(D)});
     x = std::move(output);
     h_n.push_back(std::move(h));
-    if (drops && layer + 1 < num_layers) x = at::dropout(x, dropout, training);
+    if (a.drops() && layer + 1 < a.num_layers) x = at::dropout(x, a.dropout, a.training);
   }
-  return results(x, num_layers == 1 ? h_n[0] : at::cat(h_n));
+  return {x, a.num_layers == 1 ? h_n[0] : at::cat(h_n)};
 }
+
+std::tuple<Tensor, Tensor> run_stack(const RnnArguments& a, const Tensor& x,
+                                     const OptionalTensor& state, const OptionalTensor& resets) {
+  std::vector<Tensor> lists[4];
+  const size_t per_layer = a.has_biases ? 4 : 2;
+  for (size_t i = 0; i < a.weights.size(); ++i) lists[i % per_layer].push_back(a.weights[i]);
+  auto [output, h, saved] = call_forward<RecurrenceStackOp>(RecurrenceArguments{
+      x, state, lists[0], lists[1], lists[2], lists[3], std::nullopt, a.lengths, a.batch_sizes,
+      resets, std::nullopt, a.alpha, a.form, a.nonlinearity, directions(1)});
+  return {std::move(output), std::move(h)};
+}
+
+std::tuple<Tensor, Tensor> run(const RnnArguments& a) {
+  const Sequences sequences = check(a);
+  const bool table = given(a.index);
+  const OptionalTensor resets = sequences.time_first(a.reset);
+  const OptionalTensor tokens = sequences.time_first(a.index);
+  const Tensor x = table ? a.input : sequences.time_first(a.input);
+  const OptionalTensor state =
+      given(a.hx) && sequences.unbatched ? OptionalTensor(a.hx->unsqueeze(1)) : a.hx;
+  const auto [output, h] =
+      stacks(a) ? run_stack(a, x, state, resets) : run_layers(a, x, state, tokens, resets);
+  return {sequences.back(output), sequences.states_back(h)};
+}
+
+template <class Signature = RnnOp::Signature>
+struct Rnn;
+template <class Result, class... P>
+struct Rnn<Result(P...)> {
+  static Result composite(P... arguments) { return run({arguments...}); }
+  // Where nothing is recorded, no operation need ask again.
+  static Result under_autograd(P... arguments) {
+    std::optional<at::AutoDispatchBelowADInplaceOrView> below;
+    if (!records(arguments...) && !any_dual(arguments...)) below.emplace();
+    return composite(arguments...);
+  }
+};
 
 }  // namespace
 
@@ -190,12 +258,15 @@ Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& wei
 }
 
 TORCH_LIBRARY_IMPL(rnnext, CompositeImplicitAutograd, m) {
-  m.impl("rnn", rnn);
+  m.impl("rnn", Rnn<>::composite);
   m.impl("rnn_cell", rnn_cell);
 }
+// Not Autograd: the composite op has a kernel for that, and these come before it.
+TORCH_LIBRARY_IMPL(rnnext, AutogradCPU, m) { m.impl("rnn", Rnn<>::under_autograd); }
+TORCH_LIBRARY_IMPL(rnnext, AutogradCUDA, m) { m.impl("rnn", Rnn<>::under_autograd); }
 // Under vmap too. (vmap_recurrence.cpp has rules for the ops that these call.)
 TORCH_LIBRARY_IMPL(rnnext, FuncTorchBatchedDecomposition, m) {
-  m.impl("rnn", rnn);
+  m.impl("rnn", Rnn<>::composite);
   m.impl("rnn_cell", rnn_cell);
   m.impl("recurrence_stack", Recurrences::forward<layer_by_layer>);
 }
