@@ -1,5 +1,6 @@
 """RNN and RNNCell: torch.nn's modules, computed by rnnext's ops."""
 
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +16,7 @@ _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 _OF_MODE = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
 _OF_CELL = {"tanh": "tanh", "relu": "relu"}
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_cell_weights = operator.itemgetter(*CELL_WEIGHTS)
 
 
 def weights_of(module: nn.Module, names: Sequence[str]) -> list[Any]:
@@ -201,9 +203,12 @@ class RNNCell(nn.RNNCell):
         Raises:
             ValueError, RuntimeError: as :func:`rnnext.functional.rnn_cell`.
         """
-        weight_ih, weight_hh, bias_ih, bias_hh = weights_of(self, CELL_WEIGHTS)
+        try:
+            w_ih, w_hh, b_ih, b_hh = _cell_weights(self._parameters)
+        except KeyError:
+            w_ih, w_hh, b_ih, b_hh = weights_of(self, CELL_WEIGHTS)
         nonlinearity = _OF_CELL.get(self.nonlinearity) or nonlinearity_of(self)
-        return functional.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+        return functional.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
 
