@@ -118,9 +118,7 @@ class Recurrence:
             f"reverse must hold one bool a direction, {D}, got {len(self.reverse)}",
         )
         like = self.like
-        square = f"weight_hh must have shape [H, H] with H > 0, got {_sizes(like.shape)}"
-        _check(like.dim() == 2, square)
-        _check(like.shape[0] > 0, square)
+        _check(like.dim() == 2, f"weight_hh must have shape [H, H], got {_sizes(like.shape)}")
         H = like.shape[0]
         _check(
             len(self.weight_ih) in (0, D),

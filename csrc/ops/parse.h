@@ -78,6 +78,8 @@ struct RecurrenceSizes {
   std::vector<int64_t> row_lengths;  // [B], packed input only
 
   bool packed() const { return !step_row.empty(); }
+  // Nothing to compute. (Of units torch.nn.RNNCell may have none.)
+  bool empty() const { return N == 0 || H == 0; }
   at::DimVector output_shape() const {
     return packed() ? at::DimVector{N, D * H} : at::DimVector{T, B, D * H};
   }
@@ -91,8 +93,7 @@ inline RecurrenceSizes check_recurrence(const RecurrenceArguments& a) {
   TORCH_CHECK(a.reverse.size() == a.weight_hh.size(), "reverse must hold one bool a direction, ",
               s.D, ", got ", a.reverse.size());
   const Tensor& like = a.weight_hh[0];
-  TORCH_CHECK(like.dim() == 2 && like.size(0) > 0,
-              "weight_hh must have shape [H, H] with H > 0, got ", like.sizes());
+  TORCH_CHECK(like.dim() == 2, "weight_hh must have shape [H, H], got ", like.sizes());
   s.H = like.size(0);
   s.features = !a.weight_ih.empty();
   TORCH_CHECK(!s.features || a.weight_ih.size() == a.weight_hh.size(), "weight_ih must hold ", s.D,

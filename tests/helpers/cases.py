@@ -5,7 +5,7 @@ import torch
 from helpers.common import pairwise, supported_isas
 
 SHAPES = {
-    "H": [1, 7, 8, 17, 64, 129, 200],
+    "H": [0, 1, 7, 8, 17, 64, 129, 200],
     "T": [1, 2, 33],
     "B": [0, 1, 3, 12, 13],
     "I": [0, 1, 5, 33],

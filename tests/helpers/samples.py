@@ -242,7 +242,7 @@ def make(
     """
     D = len(reverse)
     width = I if source == "features" else D * H
-    scale = H**-0.5
+    scale = max(H, 1) ** -0.5
 
     def uniform(*shape, bound=1.0):
         return ((torch.rand(shape, dtype=torch.float64) * 2 - 1) * bound).to(dtype)

@@ -16,11 +16,11 @@ from helpers.common import assert_close, error_of
 pair = functools.partial(common.pair, "RNNCell")
 
 
-def run(cell, x, hx):
+def run(cell, x, hx, call=None):
     """The next state, and the gradients of the input, the state and the parameters."""
     x = x.clone().requires_grad_()
     hx = None if hx is None else hx.clone().requires_grad_()
-    state = cell(x, hx)
+    state = (cell if call is None else call)(x, hx)
     (state * torch.arange(1, state.numel() + 1).view_as(state)).sum().backward()
     result = [state, x.grad, *(p.grad for p in cell.parameters())]
     return result if hx is None else [*result, hx.grad]
@@ -36,6 +36,21 @@ def test_values_and_gradients(nonlinearity, bias, shape, with_hx, dtype):
     x = torch.randn(shape, dtype=dtype)
     hx = torch.randn(*shape[:-1], 6, dtype=dtype) if with_hx else None
     assert_close(run(ours, x, hx), run(theirs, x, hx))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(3, 4), (4,), (0, 4)])
+@pytest.mark.parametrize("with_hx", [True, False])
+@pytest.mark.parametrize("backend", [None, "eager", "aot_eager"])
+def test_a_cell_may_have_no_units(bias, shape, with_hx, backend):
+    torch.compiler.reset()
+    theirs, ours = pair(4, 0, bias)
+    x, hx = torch.randn(shape), torch.randn(*shape[:-1], 0) if with_hx else None
+    call = ours if backend is None else torch.compile(ours, fullgraph=True, backend=backend)
+    state, *gradients = run(ours, x, hx, call)
+    assert_close([state, *gradients], run(theirs, x, hx))
+    assert state.shape == (*shape[:-1], 0)
+    assert not gradients[0].any()
 
 
 def test_strided_and_expanded():

@@ -168,7 +168,7 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   Tensor h_n = empty_large({p.D, p.B, p.H}, options);
   std::vector<Tensor> saved;
   if (save && p.form != Form::none) saved.push_back(empty_large(call.s.output_shape(), options));
-  if (call.s.N == 0) {
+  if (call.s.empty()) {
     copy_hx(h_n, a.hx);
     return {output, h_n, saved};
   }
@@ -217,7 +217,7 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   const RnnKernels& kernel = kernels_for(calls[0].dtype);
   const int threads = threads_for(layers.back(), n);
   // 0: one layer after the other, whose outputs take turns in two places.
-  const bool together = sizes.N > 0 && !first.reverse[0];
+  const bool together = !sizes.empty() && !first.reverse[0];
   const size_t bytes = together ? kernel.stack_workspace(layers.data(), n, threads) : 0;
   Tensor outputs[2];
   for (size_t l = 0; l < L; ++l) {
@@ -231,7 +231,7 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
     layers[l].h_n = static_cast<char*>(h_n.data_ptr()) + state;
     layers[l].output = output.data_ptr();
   }
-  if (sizes.N == 0) {
+  if (sizes.empty()) {
     copy_hx(h_n, a.hx);
   } else if (bytes == 0) {
     for (const Recurrence& layer : layers) run_forward(layer, kernel);

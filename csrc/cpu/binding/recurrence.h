@@ -29,13 +29,12 @@ struct Call : ParsedCall {
 };
 void fill_call(Call& call, const RecurrenceArguments& a);
 
-// A call of the backward pass: its kernel is to be run unless there is no step, then it is
-// finished.
+// A call of the backward pass: its kernel is to be run unless it is empty, then it is finished.
 struct BackwardCall : Call {
   RecurrenceGrad g;
   RecurrenceGradOut out;
 
-  bool empty() const { return s.N == 0; }
+  bool empty() const { return s.empty(); }
   // After fill_call and check_results.
   void prepare(const RecurrenceResults& r, const RecurrenceArguments& a);
   RecurrenceGradients finish(const RecurrenceResults& r, const RecurrenceArguments& a);

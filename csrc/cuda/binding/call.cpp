@@ -84,7 +84,7 @@ Call::Call(const RecurrenceArguments& a) {
   compute = compute_of(dtype);
   stream = at::cuda::getCurrentCUDAStream();
   options = a.weight_hh[0].options();
-  if (s.N == 0) return;
+  if (s.empty()) return;
   // (Values of alpha are on the device: nobody waits to check them.)
   if (p.form != Form::none && s.D > 1) p.alpha[0] = keep(at::cat(a.alpha));
   if (p.reset) p.marks = static_cast<const int*>(keep(a.reset->to(at::kInt)));

@@ -33,7 +33,7 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   std::vector<Tensor> saved;
   if (save && p.form != Form::none) saved.push_back(call.empty_rows());
   const auto start_from_hx = [&] { given(a.hx) ? h_n.copy_(*a.hx) : h_n.zero_(); };
-  if (s.N == 0) {
+  if (s.empty()) {
     start_from_hx();
     return {output, h_n, saved};
   }
@@ -71,7 +71,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
       r.output_mask;
   const bool leaks = p.form != Form::none, grad_of_reset = want_reset_state && given(a.reset);
   const bool grad_of_alpha = want_alpha && leaks;
-  const bool empty = s.N == 0;
+  const bool empty = s.empty();
 
   const Tensor none = call.empty({0});
   RecurrenceGradients grad{none, none, {}, {}, {}, none, {}};
