@@ -402,7 +402,13 @@ def _how_many_occur(indices: Tensor, num_rows: Any) -> Any:
 
 
 def _check_indices(indices: Tensor) -> None:
-    _check(indices.dtype in _INDICES, f"indices must be int32 or int64, got {_dtype(indices)}")
+    torch._check(
+        indices.dtype in _INDICES,
+        lambda: (
+            "Expected tensor for argument #1 'indices' to have one of the following scalar types: "
+            f"Long, Int; but got {indices.type()} instead (while checking arguments for embedding)"
+        ),
+    )
 
 
 @torch.library.register_fake("rnnext::occurring")

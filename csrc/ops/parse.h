@@ -1,6 +1,7 @@
 // What the bindings of all devices do with arguments first: check them, and fill the call's struct.
 #pragma once
 
+#include <ATen/TensorUtils.h>
 #include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
@@ -58,6 +59,11 @@ inline DType parse_dtype(const Tensor& t, const char* name) {
       TORCH_CHECK_NOT_IMPLEMENTED(
           false, name, " must be float32, float64, bfloat16 or float16, got ", dtype_name(t));
   }
+}
+
+// By torch.nn.functional.embedding's check, for its message.
+inline void check_indices(const Tensor& indices) {
+  at::checkScalarTypes("embedding", {indices, "indices", 1}, {at::kLong, at::kInt});
 }
 
 // Same dtype and device as `like`, and this shape.

@@ -172,7 +172,8 @@ def test_an_embedding_is_refused_as_with_data(op, tensors, options, kind):
     expected = error_of(lambda: op(*tensors, *options))
     mode = FakeTensorMode()
     lacking = [t.to("meta") if kind == "meta" else mode.from_tensor(t) for t in tensors]
-    assert error_of(lambda: op(*lacking, *options)) == expected
+    error, message = error_of(lambda: op(*lacking, *options))
+    assert (error, message.replace("torch.meta.", "torch.")) == expected
 
 
 @pytest.mark.parametrize(

@@ -46,11 +46,6 @@ constexpr int64_t kAhead = 8;  // rows
   __builtin_unreachable();
 }
 
-void check_indices(const Tensor& indices) {
-  TORCH_CHECK(indices.scalar_type() == at::kLong || indices.scalar_type() == at::kInt,
-              "indices must be int32 or int64, got ", dtype_name(indices));
-}
-
 // Position of the first index outside [0, rows), or -1.
 template <class Index>
 int64_t first_outside(const Index* index, int64_t n, int64_t rows) {

@@ -51,8 +51,7 @@ ErrorRecord record_of(c10::DeviceIndex device) {
 }
 
 Tensor contiguous_indices(const Tensor& indices) {
-  TORCH_CHECK(indices.scalar_type() == at::kLong || indices.scalar_type() == at::kInt,
-              "indices must be int32 or int64, got ", dtype_name(indices));
+  check_indices(indices);
   return indices.contiguous();
 }
 
