@@ -113,6 +113,12 @@ def run(
         states = num_layers * (2 if bidirectional else 1)
         if table is None:
             _raise_torchs(data, hx, weights, batch_sizes, states, batch_first)
+        for place, weight in enumerate(weights):
+            if not isinstance(weight, Tensor):
+                raise TypeError(
+                    f"expected Tensor as element {place} in argument 2, but got "
+                    f"{type(weight).__name__}"
+                ) from None
         raise
     if batch_sizes is None:
         return output, h_n

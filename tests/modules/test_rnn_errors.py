@@ -92,6 +92,15 @@ def test_forward_refuses_with_the_type_of_torch(arguments):
     assert message
 
 
+@pytest.mark.parametrize("name", ["weight_hh_l0", "bias_ih_l1", "bias_hh_l1"])
+def test_a_missing_weight_raises_torchs_error(name):
+    theirs, ours = nn.RNN(4, 6, 2), rnnext.RNN(4, 6, 2)
+    for rnn in (theirs, ours):
+        setattr(rnn, name, None)
+    x = torch.zeros(5, 3, 4)
+    assert error_of(lambda: ours(x)) == error_of(lambda: theirs(x))
+
+
 @pytest.mark.parametrize(
     ("lengths", "error", "message"),
     [
