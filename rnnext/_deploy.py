@@ -1,9 +1,10 @@
-"""What the modules answer to TorchScript's compiler and to torch's legacy ONNX exporter."""
+"""What the modules answer to TorchScript's compiler, torch's legacy ONNX exporter and torch.fx."""
 
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from torch.fx import Proxy
 
 
 def refuse_script(module: nn.Module) -> NoReturn:
@@ -23,6 +24,23 @@ def slow_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             "custom_translation_table=rnnext.onnx.translation_table())",
         )
     return nn.Module._slow_forward(module, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+def leaf(module: nn.Module, input: Proxy, **optional: Any) -> Any:
+    """What torch.fx records of a call: the module as a whole, a leaf, as torch.nn's.
+
+    None where its tracer is to go into the module: into the model itself, a user's subclass, and a
+    module with hooks, which it has called by now. (It goes into all modules but those whose class
+    says that it is from ``torch.nn``.)
+    """
+    tracer: Any = input.tracer
+    root = getattr(tracer, "root", None)  # who makes proxies without a Tracer has none
+    hooked = module._forward_pre_hooks or module._forward_hooks
+    if root in (None, module) or hooked or not type(module).__module__.startswith("rnnext."):
+        return None
+    given = {name: value for name, value in optional.items() if value is not None}
+    path = tracer.path_of_module(module)
+    return tracer.create_proxy("call_module", path, (input,), given)
 
 
 def _cannot(what: str, module: nn.Module, instead: str) -> NotImplementedError:

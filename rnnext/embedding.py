@@ -1,9 +1,10 @@
 """Embedding: torch.nn's module, computed by rnnext's ops."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from rnnext import _deploy, functional
 
@@ -66,11 +67,18 @@ class Embedding(nn.Embedding):
         Raises:
             IndexError, RuntimeError: as :func:`rnnext.functional.embedding`.
         """
-        # Four times faster than through nn.Module.__getattr__; a parametrized table is not there.
-        weight = self._parameters.get("weight")
+        if not isinstance(input, Tensor) and isinstance(input, Proxy):
+            node: Tensor | None = _deploy.leaf(self, input)
+            if node is not None:
+                return node
+        weight: Any
+        try:  # four times faster than through nn.Module.__getattr__
+            weight = self._parameters["weight"]
+        except KeyError:  # parametrized
+            weight = self.weight
         return functional.embedding(
             input,
-            self.weight if weight is None else weight,
+            weight,
             self.padding_idx,
             self.max_norm,
             self.norm_type,

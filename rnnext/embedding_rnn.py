@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _C, _deploy, _layers
@@ -115,6 +116,11 @@ class EmbeddingRNN(nn.Module):
         """
         data = tokens.data if isinstance(tokens, PackedSequence) else tokens
         if not isinstance(data, Tensor):
+            node: tuple[_Sequence, Tensor] | None = None
+            if isinstance(data, Proxy):
+                node = _deploy.leaf(self, data, hx=hx, lengths=lengths, reset=reset)
+            if node is not None:
+                return node
             raise TypeError(f"tokens must be a tensor, got {type(data).__name__}")
         table = self._table(data)
         if table is None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _C, _deploy, _layers
@@ -181,6 +182,11 @@ class LeakyRNN(nn.RNNBase):
             ValueError, TypeError, RuntimeError: as :func:`rnnext.functional.rnn`, and ValueError
                 for an alpha outside (0, 1].
         """
+        if not isinstance(input, Tensor) and isinstance(input, Proxy):
+            node: tuple[_Sequence, Tensor] | None
+            node = _deploy.leaf(self, input, hx=hx, lengths=lengths, reset=reset)
+            if node is not None:
+                return node
         alphas, noise = self.alphas(), []
         if self.training and self.noise_std > 0:
             if lengths is not None and isinstance(input, Tensor):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _deploy, _layers, functional
@@ -14,7 +15,7 @@ __all__ = ["RNN", "RNNCell"]
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 _OF_MODE = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
-_OF_CELL = {"tanh": "tanh", "relu": "relu"}
+_OF_CELL = ("tanh", "relu")
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _cell_weights = operator.itemgetter(*CELL_WEIGHTS)
 
@@ -141,6 +142,11 @@ class RNN(nn.RNNBase):
         Raises:
             ValueError, TypeError, RuntimeError: as :func:`rnnext.functional.rnn`.
         """
+        if not isinstance(input, Tensor) and isinstance(input, Proxy):
+            node: tuple[_Sequence, Tensor] | None
+            node = _deploy.leaf(self, input, hx=hx, lengths=lengths, reset=reset)
+            if node is not None:
+                return node
         return _layers.run(
             input,
             hx,
@@ -203,11 +209,17 @@ class RNNCell(nn.RNNCell):
         Raises:
             ValueError, RuntimeError: as :func:`rnnext.functional.rnn_cell`.
         """
+        if not isinstance(input, Tensor) and isinstance(input, Proxy):
+            node: Tensor | None = _deploy.leaf(self, input, hx=hx)
+            if node is not None:
+                return node
         try:
             w_ih, w_hh, b_ih, b_hh = _cell_weights(self._parameters)
         except KeyError:
             w_ih, w_hh, b_ih, b_hh = weights_of(self, CELL_WEIGHTS)
-        nonlinearity = _OF_CELL.get(self.nonlinearity) or nonlinearity_of(self)
+        nonlinearity = self.nonlinearity
+        if nonlinearity not in _OF_CELL:
+            nonlinearity_of(self)  # raises
         return functional.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
