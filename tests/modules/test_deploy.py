@@ -1,5 +1,6 @@
-"""What TorchScript and the legacy ONNX exporter are told."""
+"""What TorchScript and the legacy ONNX exporter are told; dynamic quantization."""
 
+import copy
 import io
 
 import pytest
@@ -58,3 +59,14 @@ def test_after_revert_it_scripts():
     tokens = torch.randint(7, (5, 2))
     scripted = torch.jit.script(rnnext.revert(model))
     assert same(scripted(tokens), model(tokens))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_after_revert_it_is_quantized():
+    model = nn.Sequential(rnnext.RNNCell(3, 4))
+    kinds = []
+    for each in (model, rnnext.revert(copy.deepcopy(model))):
+        quantized = torch.ao.quantization.quantize_dynamic(each)
+        assert quantized(torch.randn(2, 3)).shape == (2, 4)
+        kinds.append(type(quantized[0]))
+    assert kinds == [rnnext.RNNCell, torch.ao.nn.quantized.dynamic.RNNCell]
