@@ -1,0 +1,87 @@
+"""The inputs of torch's own tests of nn.RNN, nn.RNNCell and nn.Embedding, given to rnnext's."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.testing._internal import common_modules
+from torch.utils._pytree import tree_leaves, tree_map
+
+import rnnext
+from helpers.common import assert_close
+
+INFOS = [i for i in common_modules.module_db if i.module_cls in (nn.RNN, nn.RNNCell, nn.Embedding)]
+of_infos = pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
+
+
+def cases(info, dtype, training):
+    """torch's module, ours with its weights, and what to call them with."""
+    torch.manual_seed(0)
+    kind = getattr(rnnext, info.module_cls.__name__)
+    for each in info.module_inputs_func(
+        info, device="cpu", dtype=dtype, requires_grad=True, training=training
+    ):
+        made = each.constructor_input
+        theirs = info.module_cls(*made.args, **made.kwargs).to(dtype).train(training)
+        ours = kind(*made.args, **made.kwargs).to(dtype).train(training)
+        ours.load_state_dict(theirs.state_dict())
+        assert repr(ours) == repr(theirs)
+        yield theirs, ours, each.forward_input.args
+
+
+def results(module, given):
+    """Outputs, and gradients of all that has one."""
+    given = tree_map(lambda x: x.detach().requires_grad_(x.requires_grad), given)
+    outputs = tree_leaves(module(*given))
+    leaves = [x for x in (*given, *module.parameters()) if x.requires_grad]
+    weights = [torch.linspace(-1, 1, o.numel(), dtype=o.dtype).view_as(o) for o in outputs]
+    return outputs, torch.autograd.grad(outputs, leaves, weights)
+
+
+def spread(x):
+    """The same values, not contiguous."""
+    return x.detach().repeat_interleave(2, -1)[..., ::2].requires_grad_(x.requires_grad)
+
+
+@of_infos
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_results_of_torchs_inputs(info, dtype, training):
+    for theirs, ours, given in cases(info, dtype, training):
+        expected = results(theirs, given)
+        assert_close(results(ours, given), expected)
+        assert_close(results(ours, tree_map(spread, given)), expected)
+        for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+            assert_close(results(twin, given), expected)
+
+
+@of_infos
+def test_gradients_of_torchs_inputs(info):
+    for _, ours, given in cases(info, torch.float64, True):
+        names, leaves = zip(*ours.named_parameters(), strict=True)
+
+        def call(*tensors, module=ours, names=names, given=given):
+            weights = dict(zip(names, tensors[len(given) :], strict=True))
+            own = tensors[: len(given)]
+            return tuple(tree_leaves(torch.func.functional_call(module, weights, own)))
+
+        assert torch.autograd.gradcheck(call, (*given, *leaves), fast_mode=True)
+        assert torch.autograd.gradgradcheck(call, (*given, *leaves), fast_mode=True)
+
+
+@of_infos
+def test_errors_of_torchs_inputs(info):
+    kind = getattr(rnnext, info.module_cls.__name__)
+    for each in info.module_error_inputs_func(
+        info, device="cpu", dtype=torch.float32, requires_grad=False, training=True
+    ):
+        inputs = each.module_error_input
+        made, given = inputs.constructor_input, inputs.forward_input
+
+        def call(made=made, given=given):
+            kind(*made.args, **made.kwargs)(*given.args, **given.kwargs)
+
+        with pytest.raises(each.error_type, match=each.error_regex):
+            call()
