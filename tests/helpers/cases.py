@@ -32,7 +32,7 @@ def valid(case):
 
 
 HALVES = (torch.float16, torch.bfloat16)
-CUDA_SHAPES = {"T": [1, 6], "B": [1, 5, 17], "I": [1, 4], "H": [1, 6, 7, 40, 64]}
+CUDA_SHAPES = {"T": [1, 6], "B": [1, 5, 17], "I": [1, 4], "H": [0, 1, 6, 7, 40, 64]}
 
 
 def cuda_cases(paths):
