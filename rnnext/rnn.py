@@ -1,6 +1,5 @@
 """RNN and RNNCell: torch.nn's modules, computed by rnnext's ops."""
 
-import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +16,6 @@ _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 _OF_MODE = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
 _OF_CELL = ("tanh", "relu")
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_cell_weights = operator.itemgetter(*CELL_WEIGHTS)
 
 
 def weights_of(module: nn.Module, names: Sequence[str]) -> list[Any]:
@@ -213,14 +211,11 @@ class RNNCell(nn.RNNCell):
             node: Tensor | None = _deploy.leaf(self, input, hx=hx)
             if node is not None:
                 return node
-        try:
-            w_ih, w_hh, b_ih, b_hh = _cell_weights(self._parameters)
-        except KeyError:
-            w_ih, w_hh, b_ih, b_hh = weights_of(self, CELL_WEIGHTS)
+        weight_ih, weight_hh, bias_ih, bias_hh = weights_of(self, CELL_WEIGHTS)
         nonlinearity = self.nonlinearity
         if nonlinearity not in _OF_CELL:
             nonlinearity_of(self)  # raises
-        return functional.rnn_cell(input, hx, w_ih, w_hh, b_ih, b_hh, nonlinearity)
+        return functional.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
 
