@@ -6,11 +6,15 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.testing._internal import common_modules
 from torch.utils._pytree import tree_leaves, tree_map
 
 import rnnext
 from helpers.common import assert_close
+
+with pytest.MonkeyPatch.context() as patch:
+    # Its import would forbid the whole process to set torch.backends' flags.
+    patch.setattr(torch.backends, "disable_global_flags", lambda: None)
+    from torch.testing._internal import common_modules
 
 INFOS = [i for i in common_modules.module_db if i.module_cls in (nn.RNN, nn.RNNCell, nn.Embedding)]
 of_infos = pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
