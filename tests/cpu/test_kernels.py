@@ -213,51 +213,6 @@ def test_the_same_bits_at_medium_precision(H, isa, threads, medium):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("nonlinearity", ["tanh", "identity"])
-@pytest.mark.parametrize("H", [7, 70, 300])
-def test_one_step_of_many_sequences_from_zeros(dtype, nonlinearity, H, isa, threads):
-    """A product of rows, taken by blocks of them; W_hh has no part in it, nor a gradient."""
-    arguments = samples.make(
-        T=1, B=270, I=21, H=H, reverse=(False, True), hx=False, nonlinearity=nonlinearity,
-        dtype=dtype, requires_grad=True,
-    )  # fmt: skip
-    output, h_n = arguments.call(recurrence)
-    for rows in (slice(0, 1), slice(60, 66), slice(1, 270)):
-        assert same(arguments.sequences(rows).call(recurrence), (output[:, rows], h_n[:, rows]))
-    wanted = arguments.to_double()
-    expected = wanted.expected()
-    assert_close((output, h_n), expected, dtype)
-    cotangents = [torch.rand_like(v) for v in (output, h_n)]
-    torch.autograd.backward((output, h_n), cotangents)
-    torch.autograd.backward(expected, [c.double() for c in cotangents])
-    for a, e in zip(arguments.float_tensors(), wanted.float_tensors(), strict=True):
-        assert_close(a.grad, torch.zeros_like(e) if e.grad is None else e.grad, dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("H", [7, 70, 300])
-@pytest.mark.parametrize(
-    "case",
-    [
-        {},
-        {"leak": "rate"},
-        {"leak": "voltage"},
-        {"rows": "lengths"},
-        {"reset": "state"},
-        {"source": "ready"},
-    ],
-    ids=str,
-)
-def test_one_step_of_some_sequences(case, dtype, H, isa, threads):
-    """From the weights as they lie, or panel by panel, as they are packed."""
-    arguments = samples.make(T=1, B=26, I=21, H=H, reverse=(False, True), dtype=dtype, **case)
-    output, h_n = arguments.call(recurrence)
-    for rows in (slice(0, 1), slice(5, 12), slice(1, 26)):
-        assert same(arguments.sequences(rows).call(recurrence), (output[:, rows], h_n[:, rows]))
-    assert_close((output, h_n), arguments.to_double().expected(), dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_same_bits_step_by_step(dtype, isa):
     check_step_by_step(samples.make(T=9, B=5, I=19, H=33, dtype=dtype))
 

@@ -1,5 +1,7 @@
 """Who does what of a call: a pure function of sizes, kernels and machine, and its words."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -84,6 +86,13 @@ def test_many_sequences_are_shared_out_and_nobody_waits():
         found = plan(100, 64, 64, 256, threads=threads)
         assert (found["batch_parts"], found["hidden_parts"]) == (threads, 1)
         assert found["unit_rows"] == -(-64 // threads)
+
+
+def test_equal_lengths_are_split_as_none():
+    for B, threads in itertools.product((1, 2, 7, 13, 64), (1, 2, 3, 5)):
+        keys = ("batch_parts", "hidden_parts", "unit_rows")
+        alike = [plan(100, B, 64, 64, threads=threads, lengths=n) for n in ([], [100] * B)]
+        assert len({tuple(each[key] for key in keys) for each in alike}) == 1
 
 
 def test_one_step_of_many_sequences_is_not_shared_by_hidden_units():
