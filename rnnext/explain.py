@@ -105,14 +105,19 @@ def explain(
     packs = "each part for itself" if plan["own_weights"] else "together, once for all"
     if plan["streams"] and not train:
         packs = "panel by panel, each when it is multiplied"
-    lines.append(f"weights are packed {packs}")
+    if train and T == 1 and not plan["amx"]:
+        lines.append("W_hh is multiplied as it lies, nothing of it is packed")
+    else:
+        lines.append(f"weights are packed {packs}")
     if train:
         place = "rows of the gradient" if plan["state"] == "rows" else "scratch"
         lines.append(f"the gradient of the pre-activations passes from step to step in {place}")
         sums = "each part over its own rows" if plan["own_sums"] else "by hidden units, at the end"
-        lines.append(f"gradients of the weights are summed {sums}")
+        where = ", where they are returned" if plan["direct_sums"] else ""
+        lines.append(f"gradients of the weights are summed {sums}{where}")
         if plan["streams"]:
-            lines.append("a thread takes some features for their gradient, and packs their W_ih")
+            how = "packs their W_ih" if plan["amx"] else "multiplies with their W_ih as it lies"
+            lines.append(f"a thread takes some features for their gradient, and {how}")
         if plan["own_rows"]:
             lines.append(f"in chunks of up to {plan['chunk_rows']} rows, which stay in cache")
     else:

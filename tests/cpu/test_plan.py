@@ -195,6 +195,25 @@ def test_one_step_of_some_sequences_packs_its_own_hidden_units():
     assert not plan(2, 16, 512, 512)["streams"]
 
 
+def test_few_rows_sum_the_gradients_of_weights_where_they_are_returned():
+    assert plan(1, 16, 1024, 1024, train=True)["direct_sums"]
+    assert plan(20, 1, 256, 256, train=True)["direct_sums"]
+    assert not plan(65, 1, 256, 256, train=True)["direct_sums"]
+    assert not plan(1, 64, 64, 64, train=True)["direct_sums"]  # each thread has sums of its own
+    assert not plan(1, 16, 1024, 1024, train=True, dtype=torch.bfloat16)["direct_sums"]
+    assert "summed by hidden units, at the end, where they are returned" in explain(
+        1, 16, 512, 512, train=True, threads=2, machine="zen4"
+    )
+
+
+def test_one_step_backward_packs_nothing():
+    found = plan(1, 16, 256, 256, train=True, threads=1)
+    assert (found["streams"], found["own_rows"]) == (True, False)
+    found = plan(3, 16, 256, 256, train=True, threads=1)
+    assert (found["streams"], found["own_rows"]) == (False, True)
+    assert "W_hh is multiplied as it lies" in explain(1, 16, 256, 256, train=True, machine="zen4")
+
+
 def test_what_is_packed_for_few_steps_counts():
     assert [plan(T, 16, 512, 512)["hidden_parts"] for T in (2, 3, 200)] == [2, 2, 1]
 

@@ -85,6 +85,7 @@ Description describe_plan(const Question& q, const Machine& machine) {
     add(about, plan);
     about["own_sums"] = plan.own_sums;
     about["own_rows"] = plan.own_rows;
+    about["direct_sums"] = plan.direct_sums;
     about["streams"] = plan.streams;
     about["chunk_rows"] = plan.chunk_rows;
     about["state"] = std::string(name_of(plan.state));

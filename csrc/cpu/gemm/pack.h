@@ -82,6 +82,10 @@ RNNEXT_INLINE void load_pairs(Vec<Pair> (&x)[kLanes<Pair>], const S* from, int64
   transpose<Pair>(x);
 }
 
+// Panels that are packed and multiplied at once, where each is used by one product only.
+template <class F>
+constexpr int64_t kStreamed = kTiled<F> ? 2 : 1;
+
 // A stored matrix seen as K x columns panels: weight [columns, K] (transposed) or [K, columns], its
 // stored rows `stride` apart.
 template <class S, class F>
@@ -118,6 +122,11 @@ struct Matrix {
       pack_rows(column, dst);
       return true;
     }
+  }
+  // Panels [q, end) to dst on; where panel 0 would lie.
+  const F* pack_panels(int64_t q, int64_t end, F* dst) const {
+    for (int64_t r = q; r < end; ++r) pack(r, dst + (r - q) * panel_size());
+    return dst - q * panel_size();
   }
   void pack_rows(int64_t column, F* dst) const {
     for (int64_t k = 0; k < K; k += kDepth<F>, dst += kPanel<F>)

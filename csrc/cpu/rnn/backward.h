@@ -286,10 +286,14 @@ struct Backward {
     C* const rows = at.step_rows_of(worker, 0);
     for (int64_t m = 0; m < plan.pieces; ++m) {
       const auto piece = weights.await(unit, m, n, first, unit.size, worker);
-      const Projection<E> project{
-          packed + piece.packed_at, piece.state, m > 0 ? rows : nullptr, at.step_stride, rows,
-          at.step_stride,           p.H};
-      sweep(project, unit.size, unit.p0, unit.p1, p.H, piece.K);
+      Projection<E> project{
+          nullptr, piece.state, m > 0 ? rows : nullptr, at.step_stride, rows, at.step_stride, p.H};
+      if (packed) {
+        project.packed = packed + piece.packed_at;
+        sweep(project, unit.size, unit.p0, unit.p1, p.H, piece.K);
+      } else {  // there is only one step
+        stream(project, at.weight_hh(unit.d), at.panels_of(worker), unit.size, unit.p0, unit.p1);
+      }
     }
     for (int64_t i = 0; i < unit.size; ++i) {
       const int64_t b = unit.sequence(i);
@@ -329,7 +333,8 @@ struct Backward {
           sums.add(at.sums_of(d * plan.batch_parts + part), share.begin, share.end);
         sums.write(d, share.begin, share.end);
       } else {
-        const WeightGradients<S, E> sums(p, out, share, at.sums + worker.rank * at.sums_bytes);
+        const WeightGradients<S, E> sums(p, out, plan, share,
+                                         at.sums + worker.rank * at.sums_bytes);
         Unit all{};
         all.d = d, all.size = p.B;
         RowCursor<S> cursor = at.cursor(all, 0);

@@ -15,8 +15,9 @@ struct BackwardLayout {
   const Recurrence& p;
   const RecurrenceGradOut& out;
   const BackwardPlan& plan;
-  F* ih;  // packed W_ih of all directions, or null: nobody packs it for all
-  F* hh;  // packed W_hh: a copy for each unit or each direction; null: there is only one step
+  F* ih;      // packed W_ih of all directions, or null: nobody packs it for all
+  F* hh;      // packed W_hh: a copy for each unit or each direction; null: there is only one step
+  F* panels;  // [workers] of some panels of W_hh, which one step does not pack as a whole
   BackwardStates<S, E> states;
   int64_t step_stride;
   C* grad_pre;     // [N, D*H], or null: own_rows
@@ -40,7 +41,8 @@ struct BackwardLayout {
         ih(out.input && !plan.own_features && !plan.streams
                ? arena.take<F>(FeatureGradients<S, E>::packed_size(p))
                : nullptr),
-        hh(p.T > 1 || out.hx || out.reset_state ? arena.take<F>(copies() * hh_size()) : nullptr),
+        hh(p.T > 1 ? arena.take<F>(copies() * hh_size()) : nullptr),
+        panels(arena.take<F>(p.T > 1 ? 0 : workers * panels_size())),
         states(p, out, plan, arena),
         step_stride(scratch_stride<C>(p.H)) {
     grad_pre = static_cast<C*>(out.pre);
@@ -51,7 +53,7 @@ struct BackwardLayout {
     features = arena.take<char>(workers * static_cast<int64_t>(features_bytes));
     const int64_t parts = plan.own_sums ? 1 : workers;
     const int64_t most = divide_up(divide_up(p.H, E::kTileRows), parts) * E::kTileRows;
-    sums_bytes = WeightGradients<S, E>(p, out, {0, most}, nullptr).bytes;
+    sums_bytes = WeightGradients<S, E>(p, out, plan, {0, most}, nullptr).bytes;
     sums =
         arena.take<char>((plan.own_sums ? plan.units : workers) * static_cast<int64_t>(sums_bytes));
     alpha = arena.take<C>(states.leaks() ? plan.units * padded() : 0);
@@ -71,6 +73,8 @@ struct BackwardLayout {
   Matrix<S, F> weight_hh(int d) const {
     return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, false};
   }
+  int64_t panels_size() const { return kStreamed<F> * weight_hh(0).panel_size() + gap<F>(2); }
+  F* panels_of(const Worker& worker) const { return panels + worker.rank * panels_size(); }
   int64_t hh_size() const { return weight_hh(0).packed_size() + gap<F>(copies()); }
   F* packed_hh(int64_t copy) const { return hh + copy * hh_size(); }
   const F* packed_hh(const Unit& unit) const {
@@ -133,7 +137,7 @@ struct BackwardLayout {
     return {p, out, plan, ih, features + worker.rank * features_bytes};
   }
   WeightGradients<S, E> sums_of(int64_t unit) const {
-    return {p, out, {0, p.H}, sums + unit * sums_bytes};
+    return {p, out, plan, {0, p.H}, sums + unit * sums_bytes};
   }
 };
 

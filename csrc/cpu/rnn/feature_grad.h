@@ -2,7 +2,7 @@
 // directions, the first one's product first.
 #pragma once
 
-#include "cpu/rnn/units.h"
+#include "cpu/rnn/unpacked.h"
 
 namespace rnnext::RNNEXT_ISA {
 
@@ -20,15 +20,12 @@ struct FeatureGradients {  // one worker's
   C* product;  // [most rows][I], where these are converted, or of sorted sequences
   size_t bytes;
 
-  // Panels that are packed and multiplied at once, where these are streamed.
-  static constexpr int64_t kStreamed = kTiled<F> ? 2 : 1;
-
   // shared: where all pack W_ih for all, unless each packs it for itself.
   FeatureGradients(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
                    F* shared, char* scratch)
       : p(p), out(out), plan(plan), stride(factors_in<F>(p.H) + kLanes<F>) {
     Arena arena{scratch};
-    packed = plan.streams        ? arena.take<F>(kStreamed * weight(p, 0).panel_size())
+    packed = plan.streams        ? arena.take<F>(kStreamed<F> * weight(p, 0).panel_size())
              : plan.own_features ? arena.take<F>(packed_size(p))
                                  : shared;
     factors = arena.take<F>(kDepth<F> > 1 ? block_rows() * stride : 0);
@@ -74,13 +71,8 @@ struct FeatureGradients {  // one worker's
       const Matrix<S, F> weight = this->weight(p, d);
       const Range share = part(weight.panels(), i, n);
       const Rows<F> from = rows_of(grad_pre, d, p.rows());
-      for (int64_t q = share.begin; q < share.end; q += kStreamed) {
-        const int64_t end = min_of(q + kStreamed, share.end);
-        for (int64_t r = q; r < end; ++r) weight.pack(r, packed + (r - q) * weight.panel_size());
-        const Projection<E> project{
-            packed - q * weight.panel_size(), from, d > 0 ? to : nullptr, p.I, to, p.I, p.I};
-        sweep(project, p.rows(), q, end, p.I, factors_in<F>(p.H));
-      }
+      const Projection<E> project{nullptr, from, d > 0 ? to : nullptr, p.I, to, p.I, p.I};
+      RNNEXT_ISA::stream(project, weight, packed, p.rows(), share.begin, share.end);
     }
   }
   // Rows [begin, end) of the whole grad_pre.

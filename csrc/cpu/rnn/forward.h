@@ -96,9 +96,7 @@ struct ForwardLayout {
   bool* finite;  // for each panel of each copy: whether W_hh is finite there
   ForwardStates<S, E> states;
   int64_t columns;  // of a worker's part of the hidden units
-  // Panels that are packed and multiplied at once, where these are streamed.
-  static constexpr int64_t kStreamed = kTiled<F> ? 2 : 1;
-  char* scratch;  // [workers] of Scratch
+  char* scratch;    // [workers] of Scratch
   size_t scratch_bytes, bytes;
 
   ForwardLayout(const Recurrence& p, const ForwardPlan& plan, int workers, Arena arena)
@@ -132,8 +130,8 @@ struct ForwardLayout {
           arena.take<C>(at.plan.projects ? at.plan.chunk_rows * scratch_stride<C>(at.columns) : 0);
       const int64_t rows = divide_up(at.plan.chunk_rows, E::kRowBlock) * E::kRowBlock;
       features = arena.take<F>(at.p.I > 0 ? rows * scratch_stride<F>(at.p.I) : 0);
-      ih = arena.take<F>(at.plan.streams ? kStreamed * at.weight_ih(0).panel_size() : 0);
-      hh = arena.take<F>(at.plan.streams ? kStreamed * at.weight_hh(0).panel_size() : 0);
+      ih = arena.take<F>(at.plan.streams ? kStreamed<F> * at.weight_ih(0).panel_size() : 0);
+      hh = arena.take<F>(at.plan.streams ? kStreamed<F> * at.weight_hh(0).panel_size() : 0);
       order = arena.take<int64_t>(at.plan.sorts ? at.plan.unit_rows : 0);
       present = arena.take<int64_t>(at.plan.sorts ? at.p.T : 0);
       arena.take<char>(kApart);
@@ -272,14 +270,10 @@ struct Forward {
               int64_t rows) const {
     const Matrix<S, F> ih = at.weight_ih(unit.d), hh = at.weight_hh(unit.d);
     const int64_t K = p.multiplies_state() ? factors_in<F>(p.H) : 0;
-    for (int64_t q = unit.p0; q < unit.p1; q += at.kStreamed) {
-      const int64_t end = min_of(q + at.kStreamed, unit.p1);
-      step.packed_ih = s.ih - q * ih.panel_size();
-      step.packed = s.hh - q * hh.panel_size();
-      for (int64_t r = q; r < end; ++r) {
-        ih.pack(r, s.ih + (r - q) * ih.panel_size());
-        if (K > 0) hh.pack(r, s.hh + (r - q) * hh.panel_size());
-      }
+    for (int64_t q = unit.p0; q < unit.p1; q += kStreamed<F>) {
+      const int64_t end = min_of(q + kStreamed<F>, unit.p1);
+      step.packed_ih = ih.pack_panels(q, end, s.ih);
+      if (K > 0) step.packed = hh.pack_panels(q, end, s.hh);
       sweep(step, rows, q, end, p.H, K);
     }
   }

@@ -1,82 +1,10 @@
-// One step of few sequences, straight from the weights as they lie: packing would touch every
-// weight twice to use it once. A square block of weights is transposed in registers and multiplied
-// at once. Sums run in the order of k, as everywhere: the same bits as any other call.
+// One step of few sequences, straight from the weights as they lie.
 #pragma once
 
 #include "cpu/rnn/cell.h"
-#include "cpu/rnn/units.h"
+#include "cpu/rnn/unpacked.h"
 
 namespace rnnext::RNNEXT_ISA {
-
-// sums[r] += row r of a times `columns` rows of the weight [.., K], one for each lane. Every row is
-// a stream that the CPU must learn anew: meanwhile the first lines of the rows that come next are
-// prefetched, one with each block.
-template <int R, class E, class S, class F = typename E::Factor>
-RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64_t columns,
-                              int64_t K, const F* a, int64_t stride) {
-  constexpr int kSteps = kLanes<F> * kDepth<F>;
-  static_assert(E::kSumBlock == 1 || E::kSumBlock % kSteps == 0);
-  Vec<Compute<F>> acc[R];
-  for (int r = 0; r < R; ++r) acc[r] = E::kSumBlock == 1 ? sums[r] : Vec<Compute<F>>{};
-  for (int64_t k = 0; k < K; k += kSteps, a += kLanes<F>) {
-    Vec<F> block[kLanes<F>];
-    if (columns >= kLanes<F> && K - k >= kSteps) {
-      const int64_t n = k / kSteps;
-      const S* next = weight + (kLanes<F> + n % kLanes<F>)*K;
-      __builtin_prefetch(reinterpret_cast<const char*>(next) + n / kLanes<F> * 64, 0, 2);
-      load_block<F>(block, weight + k, kLanes<F>, K, kSteps);
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes<F>; ++i)
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) E::multiply_add(acc[r], a[r * stride + i], block[i]);
-    } else {
-      load_block<F>(block, weight + k, columns, K, K - k);
-      for (int i = 0; i < kLanes<F> && k + i * kDepth<F> < K; ++i)
-        for (int r = 0; r < R; ++r) E::multiply_add(acc[r], a[r * stride + i], block[i]);
-    }
-    if (E::kSumBlock > 1 && ((k + kSteps) % E::kSumBlock == 0 || k + kSteps >= K))
-      for (int r = 0; r < R; ++r) {
-        sums[r] += acc[r];
-        acc[r] = Vec<Compute<F>>{};
-      }
-  }
-  if constexpr (E::kSumBlock == 1)
-    for (int r = 0; r < R; ++r) sums[r] = acc[r];
-}
-
-// The same in the order of tiles.
-template <class F, class S, int R>
-struct UnpackedProducts {
-  static constexpr int kParts = RNNEXT_ISA::kParts<F>;
-  Vec<float> (&sums)[R];
-  Vec<Pair> block[kParts][kLanes<Pair>];
-  const Pair* a;
-  int64_t stride;
-  int pairs;
-
-  template <int left, int right>
-  RNNEXT_INLINE void add() {
-    BlockSum block_sums[R];
-    for (int i = 0; i < pairs; ++i)
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r)
-        block_sums[r].add(a[r * stride + left * 16 + i].bits, block[right][i]);
-    for (int r = 0; r < R; ++r) sums[r] += block_sums[r].sum();
-  }
-};
-template <int R, class S, class F>
-RNNEXT_TILE void add_unpacked_tiled(Vec<float> (&sums)[R], const S* weight, int64_t columns,
-                                    int64_t K, const F* a, int64_t stride) {
-  UnpackedProducts<F, S, R> products{
-      sums, {}, reinterpret_cast<const Pair*>(a), stride * kParts<F>, 16};
-  for (int64_t k = 0; k < K; k += kGrain<F>, products.a += 16 * kParts<F>) {
-    load_pairs<0>(products.block[0], weight + k, columns, K, K - k);
-    if constexpr (kParts<F> > 1)
-      load_pairs<1>(products.block[kParts<F> - 1], weight + k, columns, K, K - k);
-    products.pairs = static_cast<int>(min_of(16, (K - k + 1) / 2));
-    for_parts<kParts<F>>(products);
-  }
-}
 
 template <class S, class E>
 struct OneStep {

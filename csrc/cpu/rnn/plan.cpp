@@ -145,6 +145,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
   const bool joined = p.D > 1 && p.I > 0 && small && shape.native() &&
                       p.B >= int64_t{asked} * shape.tile_rows && p.rows() >= p.H;
+  // (The only step multiplies with W_hh as it lies, which takes as long to read as to pack.)
   const double packing = p.T > 1 || out.hx || out.reset_state
                              ? pack_cycles(shape, shape.factors(p.H)) / static_cast<double>(p.T)
                              : 0;
@@ -155,16 +156,20 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   const bool own = small && !shares;
   // Few rows travel faster from one core to another than the sums over them.
   plan.own_sums = own && wants_weights(out) && (plan.batch_parts == 1 || p.rows() >= p.H);
-  plan.own_rows = own && (p.D == 1 || joined) && p.I > 0 && plan.own_sums == wants_weights(out);
+  const bool streams =
+      shape.native() && p.rows() <= feature_block(p, shape) && shape.panels(p.I) >= threads;
+  plan.own_rows = own && (p.T > 1 || !streams) && (p.D == 1 || joined) && p.I > 0 &&
+                  plan.own_sums == wants_weights(out);
   plan.own_features = small;
-  plan.streams = !plan.own_rows && shape.native() && p.rows() <= feature_block(p, shape) &&
-                 shape.panels(p.I) >= threads;
+  plan.streams = streams && !plan.own_rows;
   plan.sorts = plan.own_rows && p.ragged() && !p.step_row;
   if (shape.depth == 1 && p.plain() && plan.hidden_parts == 1 &&
       (plan.own_rows || p.D * p.H * shape.compute_bytes < kSameSetBytes))
     plan.state = Home::rows;
   plan.chunk_rows =
       max_of(plan.unit_rows, min_of(kBackwardChunkBytes / shape.sums_bytes(p.H), kGradientRows));
+  plan.direct_sums = shape.native() && !shape.tiles && p.rows() <= kDirectSumRows &&
+                     (!plan.own_sums || (plan.batch_parts == 1 && p.rows() <= plan.chunk_rows));
   return plan;
 }
 

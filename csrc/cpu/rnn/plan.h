@@ -91,8 +91,11 @@ struct BackwardPlan : Plan {
   bool own_sums = false;  // each unit sums the gradients of the weights over its own rows
   // and keeps the gradient of their pre-activations for a chunk only: nobody else reads it
   bool own_rows = false;
+  // So few rows that tiles take all of them at once, and write the gradients of the weights row by
+  // row, which else pass through scratch.
+  bool direct_sums = false;
   // The features' gradient: each worker packs all of W_ih for itself, or takes some features of all
-  // rows, which are few, and packs each panel when it is multiplied; else all pack for all.
+  // rows, which are few, and multiplies with W_ih as it lies (unpacked.h); else all pack for all.
   bool own_features = false, streams = false;
   int64_t chunk_rows = 0;
   Home state = Home::scratch;

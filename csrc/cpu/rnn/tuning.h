@@ -84,6 +84,9 @@ constexpr double kPackRate = 13;
 constexpr int64_t kForwardChunkBytes = 96 << 10, kBackwardChunkBytes = 128 << 10;
 // Rows that enter the gradients of the weights at once. (Measured: 512 are slower.)
 constexpr int64_t kGradientRows = 256;
+// Of as few rows tiles write the gradients of the weights themselves. (Measured: of 160 and more
+// the sums pass through scratch as fast, or faster.)
+constexpr int64_t kDirectSumRows = 64;
 // Rows of the gradient of the pre-activations that stay in the second cache while W_ih passes.
 constexpr int64_t kFeatureBlockBytes = 256 << 10;
 

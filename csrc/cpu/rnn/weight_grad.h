@@ -51,12 +51,14 @@ struct WeightGradients {
 
   const Recurrence& p;
   const RecurrenceGradOut& out;
+  const BackwardPlan& plan;
   int64_t begin, height;
   F* left;      // [factors of kGradientRows, height] in tiles; of AMX tiles [height, kLeftStride]
   F* left_row;  // [height], where grad_pre is no row of factors
-  F* right;     // [factors of kGradientRows, kPanel]
+  F* right;  // [factors of kGradientRows, kPanel]; direct_sums: [panels][factors of rows, kPanel]
   // sum_lines: [lines][line_size], hidden units in the lanes: the bias, and each of few features,
-  // which would leave most lanes of a product's columns empty. Of more, sum_ih.
+  // which would leave most lanes of a product's columns empty. Of more, sum_ih. (direct_sums:
+  // without sum_hh and sum_ih.)
   C *sum_hh, *sum_ih, *sum_lines;
   bool few_features;
   int64_t lines, line_size;
@@ -64,17 +66,19 @@ struct WeightGradients {
   const S **state_rows, **feature_rows;
   size_t bytes;
 
-  WeightGradients(const Recurrence& p, const RecurrenceGradOut& out, const Range& units,
-                  char* scratch)
-      : p(p), out(out), begin(units.begin), height(units.end - units.begin) {
+  WeightGradients(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
+                  const Range& units, char* scratch)
+      : p(p), out(out), plan(plan), begin(units.begin), height(units.end - units.begin) {
     Arena arena{scratch};
     const int64_t rows = divide_up(height, kTileRows) * kTileRows;  // of whole tiles
     left = arena.take<F>(kTiled<F> ? rows * kLeftStride : factors_in<F>(kGradientRows) * rows);
     left_row = arena.take<F>(kDepth<F> > 1 && !kTiled<F> ? height + kLanes<F> : 0);
-    right = arena.take<F>(factors_in<F>(kGradientRows) * kPanel<F>);
-    sum_hh = arena.take<C>(rows * scratch_stride<C>(p.H));
+    right = arena.take<F>(plan.direct_sums
+                              ? factors_in<F>(p.rows()) * panels_in<F>(max_of(p.H, p.I)) * kPanel<F>
+                              : factors_in<F>(kGradientRows) * kPanel<F>);
+    sum_hh = arena.take<C>(plan.direct_sums ? 0 : rows * scratch_stride<C>(p.H));
     few_features = kNative<S> && out.weight_ih[0] && p.I <= kLanes<C> / 2;
-    sum_ih = arena.take<C>(p.I > 0 && !few_features ? rows * scratch_stride<C>(p.I) : 0);
+    sum_ih = arena.take<C>(product_ih() && !plan.direct_sums ? rows * scratch_stride<C>(p.I) : 0);
     lines = 1 + (few_features ? p.I : 0);
     line_size = divide_up(height, kLanes<C>) * kLanes<C>;
     sum_lines = arena.take<C>(lines * line_size);
@@ -101,17 +105,18 @@ struct WeightGradients {
         feature_rows[i] = cursor.features();
       }
       add_lines<kLines>(0, n);
-      const bool product_ih = out.weight_ih[d] && p.I > 0 && !few_features;
       if constexpr (kTiled<F>) {
         pack_left_tiles(n);
         if (out.weight_hh[d]) add_tiles(state_rows, n, p.H, sum_hh, begins);
-        if (product_ih) add_tiles(feature_rows, n, p.I, sum_ih, begins);
+        if (product_ih()) add_tiles(feature_rows, n, p.I, sum_ih, begins);
       } else {
         const Tiles tiles = stride && kDepth<F> == 1
                                 ? Tiles{reinterpret_cast<const F*>(grad_pre + begin), 1, stride}
                                 : pack_left(n);
-        if (out.weight_hh[d]) add_product(tiles, state_rows, n, p.H, sum_hh, begins);
-        if (product_ih) add_product(tiles, feature_rows, n, p.I, sum_ih, begins);
+        if (out.weight_hh[d])
+          add_product(tiles, state_rows, n, p.H, sums_of(sum_hh, out.weight_hh[d], p.H), begins);
+        if (product_ih())
+          add_product(tiles, feature_rows, n, p.I, sums_of(sum_ih, out.weight_ih[d], p.I), begins);
       }
       rows -= n;
       grad_pre += n * stride;
@@ -121,7 +126,7 @@ struct WeightGradients {
   // Adds hidden units [h0, h1) of another's sums.
   void add(const WeightGradients& other, int64_t h0, int64_t h1) const {
     if (out.weight_hh[0]) add(other.sum_hh, sum_hh, h0, h1, p.H);
-    if (out.weight_ih[0] && !few_features) add(other.sum_ih, sum_ih, h0, h1, p.I);
+    if (product_ih()) add(other.sum_ih, sum_ih, h0, h1, p.I);
     for (int64_t line = 0; line < lines; ++line)
       for (int64_t h = h0; h < h1; ++h) line_sums(line)[h] += other.line_sums(line)[h];
   }
@@ -134,9 +139,8 @@ struct WeightGradients {
 
   // Hidden units [h0, h1) into the gradients of direction d.
   void write(int d, int64_t h0, int64_t h1) const {
-    if (out.weight_hh[d]) write_rows(sum_hh, p.H, out.weight_hh[d], h0, h1);
-    if (out.weight_ih[d] && p.I > 0 && !few_features)
-      write_rows(sum_ih, p.I, out.weight_ih[d], h0, h1);
+    if (out.weight_hh[d] && !plan.direct_sums) write_rows(sum_hh, p.H, out.weight_hh[d], h0, h1);
+    if (product_ih() && !plan.direct_sums) write_rows(sum_ih, p.I, out.weight_ih[d], h0, h1);
     if constexpr (kNative<S>)
       for (int64_t line = 1; line < lines; ++line)
         for (int64_t h = h0; h < h1; ++h)
@@ -156,6 +160,29 @@ struct WeightGradients {
   }
 
  private:
+  // Where a tile's sums are kept, and what there is room for: whole tiles, or just the gradient.
+  struct Sums {
+    C* first;
+    int64_t stride, rows, columns;
+    template <int R, int NV>
+    RNNEXT_INLINE void finish(const Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
+      C* const to = first + row * stride + column;
+      if (row + R <= rows) return store_tile(sums, to, stride, columns - column);
+      Vec<C> memory[R][NV];
+      copy_block(memory, sums);
+      for (int64_t r = 0; r < rows - row; ++r)
+        for (int j = 0; j < NV; ++j)
+          store_some(to + r * stride + j * kLanes<C>, memory[r][j],
+                     columns - column - j * kLanes<C>);
+    }
+  };
+  Sums sums_of(C* sum, void* gradient, int64_t columns) const {
+    if (plan.direct_sums)
+      return {static_cast<C*>(gradient) + begin * columns, columns, height, columns};
+    return {sum, scratch_stride<C>(columns), height + kTileRows, columns + kPanel<C>};
+  }
+
+  bool product_ih() const { return out.weight_ih[0] && p.I > 0 && !few_features; }
   C* line_sums(int64_t line) const { return sum_lines + line * line_size; }
   // Of line `line` the factor of row n.
   C factor(int64_t line, int64_t n) const {
@@ -218,41 +245,58 @@ struct WeightGradients {
     return {left, factors_in<F>(rows), kTileRows};
   }
 
-  void add_product(const Tiles& tiles, const S** right_rows, int64_t rows, int64_t columns, C* sum,
-                   bool begins) const {
-    int64_t column = 0;
-    for (; columns - column > kLanes<C>; column += kPanel<C>)
-      add_panel<2>(tiles, right_rows, rows, column, columns, sum, begins);
-    if (column < columns) add_panel<1>(tiles, right_rows, rows, column, columns, sum, begins);
+  void add_product(const Tiles& tiles, const S** right_rows, int64_t rows, int64_t columns,
+                   const Sums& sums, bool begins) const {
+    const int64_t K = factors_in<F>(rows);
+    if (plan.direct_sums) {
+      for (int64_t column = 0; column < columns; column += kPanel<C>)
+        pack_right(right_rows, rows, column, columns, right + column * K);
+      for (int64_t h = 0; h < height; h += kTileRows)
+        for (int64_t column = 0; column < columns; column += kPanel<C>)
+          add_tile(tiles, right + column * K, K, h, column, columns, sums, begins, kPanel<C>);
+      return;
+    }
+    for (int64_t column = 0; column < columns; column += kPanel<C>) {
+      pack_right(right_rows, rows, column, columns, right);
+      for (int64_t h = 0; h < height; h += kTileRows)
+        add_tile(tiles, right, K, h, column, columns, sums, begins, kTileRows * sums.stride);
+    }
   }
-  // NV vectors of columns from `column` on.
-  template <int NV>
-  RNNEXT_TILE void add_panel(const Tiles& tiles, const S** right_rows, int64_t rows, int64_t column,
-                             int64_t columns, C* sum, bool begins) const {
-    for (int64_t n = 0; n < rows; n += kDepth<F>) {
+  void pack_right(const S** right_rows, int64_t rows, int64_t column, int64_t columns,
+                  F* to) const {
+    for (int64_t n = 0; n < rows; n += kDepth<F>, to += kPanel<F>) {
       const S* row = right_rows[n];
       const S* next = n + 1 < rows ? right_rows[n + 1] : nullptr;
-      for (int64_t v = 0; v < NV; ++v) {
+      for (int64_t v = 0; v < 2; ++v) {
         const int64_t j = column + v * kLanes<F>;
-        store(right + n / kDepth<F> * kPanel<F> + v * kLanes<F>,
+        store(to + v * kLanes<F>,
               Factors<F>::across(row ? row + j : nullptr, next ? next + j : nullptr, columns - j));
       }
     }
-    const int64_t K = factors_in<F>(rows), stride = scratch_stride<C>(columns);
-    for (int64_t h = 0; h < height; h += kTileRows) {
-      typename E::template Tile<kTileRows, NV> tile(Extent<kTileRows, NV>{});
-      C* const to = sum + h * stride + column;
-      if (begins) {
-        tile.clear();
-      } else {
-        tile.load(to, stride);
-      }
-      // The next tile's sums may lie far away: they come while this one is multiplied.
-      if (h + 2 * kTileRows <= height)
-        prefetch_tile<kTileRows, NV>(to + kTileRows * stride, stride);
-      tile.template add<true>(tiles.first + h * tiles.step, tiles.stride, right, K);
-      tile.finish(Sums{sum, stride}, h, column);
+  }
+  // The next tile's sums, `ahead` of these, may lie far away: they come while this one is
+  // multiplied.
+  void add_tile(const Tiles& tiles, const F* panel, int64_t K, int64_t h, int64_t column,
+                int64_t columns, const Sums& sums, bool begins, int64_t ahead) const {
+    if (columns - column > kLanes<C>) {
+      add_tile<2>(tiles, panel, K, h, column, sums, begins, ahead);
+    } else {
+      add_tile<1>(tiles, panel, K, h, column, sums, begins, ahead);
     }
+  }
+  template <int NV>
+  RNNEXT_TILE void add_tile(const Tiles& tiles, const F* panel, int64_t K, int64_t h,
+                            int64_t column, const Sums& sums, bool begins, int64_t ahead) const {
+    typename E::template Tile<kTileRows, NV> tile(Extent<kTileRows, NV>{});
+    C* const to = sums.first + h * sums.stride + column;
+    if (begins) {
+      tile.clear();
+    } else {
+      tile.load(to, sums.stride);
+    }
+    if (h + 2 * kTileRows <= height) prefetch_tile<kTileRows, NV>(to + ahead, sums.stride);
+    tile.template add<true>(tiles.first + h * tiles.step, tiles.stride, panel, K);
+    tile.finish(sums, h, column);
   }
 
   // AMX tiles: hidden units in rows, as the left factors of a product lie.
@@ -284,7 +328,7 @@ struct WeightGradients {
   void add_tiles(const S** right_rows, int64_t rows, int64_t columns, C* sum, bool begins) const {
     const int64_t K = factors_in<F>(rows), stride = scratch_stride<C>(columns);
     for (int64_t column = 0; column < columns; column += kPanel<F>) {
-      pack_right<0>(right_rows, rows, column, columns);
+      pack_right_part<0>(right_rows, rows, column, columns);
       for (int64_t h = 0; h < height; h += kTileRows)
         add_tile(left + h * kLeftStride, K, sum + h * stride + column, stride, begins);
     }
@@ -300,26 +344,17 @@ struct WeightGradients {
     tile.store(to, stride);
   }
   template <int part>
-  RNNEXT_TILE void pack_right(const S** right_rows, int64_t rows, int64_t column,
-                              int64_t columns) const {
+  RNNEXT_TILE void pack_right_part(const S** right_rows, int64_t rows, int64_t column,
+                                   int64_t columns) const {
     Pair* to = reinterpret_cast<Pair*>(right) + part * 16 * kPanel<F>;
     for (int64_t n = 0; n < rows; n += kGrain<F>, to += kParts<F> * 16 * kPanel<F>)
       for (int i = 0; i < 16; ++i)
         for (int64_t j = 0; j < kPanel<F>; j += kLanes<F>)
           store(to + i * kPanel<F> + j,
                 pairs_across<part>(right_rows, rows, n + 2 * i, column + j, columns - column - j));
-    if constexpr (part + 1 < kParts<F>) pack_right<part + 1>(right_rows, rows, column, columns);
+    if constexpr (part + 1 < kParts<F>)
+      pack_right_part<part + 1>(right_rows, rows, column, columns);
   }
-
-  // Where a tile's sums are kept.
-  struct Sums {
-    C* first;
-    int64_t stride;
-    template <int R, int NV>
-    RNNEXT_INLINE void finish(const Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
-      store_tile(sums, first + row * stride + column, stride, NV * kLanes<C>);
-    }
-  };
 };
 
 }  // namespace rnnext::RNNEXT_ISA

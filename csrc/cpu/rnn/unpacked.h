@@ -1,0 +1,153 @@
+// Products of rows that pass once through a weight which nobody has packed. A few rows take it as
+// it lies: packing would touch every weight twice to use it once. Sums run in the order of k and in
+// its blocks, as everywhere: the same bits as any other call.
+#pragma once
+
+#include "cpu/rnn/units.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+// sums[r] += row r of a times `columns` rows of the weight [.., K], one for each lane. Every row is
+// a stream that the CPU must learn anew: meanwhile the first lines of the rows that come next are
+// prefetched, one with each block.
+template <int R, class E, class S, class F = typename E::Factor>
+RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64_t columns,
+                              int64_t K, const F* a, int64_t stride) {
+  constexpr int kSteps = kLanes<F> * kDepth<F>;
+  static_assert(E::kSumBlock == 1 || E::kSumBlock % kSteps == 0);
+  Vec<Compute<F>> acc[R];
+  for (int r = 0; r < R; ++r) acc[r] = E::kSumBlock == 1 ? sums[r] : Vec<Compute<F>>{};
+  for (int64_t k = 0; k < K; k += kSteps, a += kLanes<F>) {
+    Vec<F> block[kLanes<F>];
+    if (columns >= kLanes<F> && K - k >= kSteps) {
+      const int64_t n = k / kSteps;
+      const S* next = weight + (kLanes<F> + n % kLanes<F>)*K;
+      __builtin_prefetch(reinterpret_cast<const char*>(next) + n / kLanes<F> * 64, 0, 2);
+      load_block<F>(block, weight + k, kLanes<F>, K, kSteps);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes<F>; ++i)
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) E::multiply_add(acc[r], a[r * stride + i], block[i]);
+    } else {
+      load_block<F>(block, weight + k, columns, K, K - k);
+      for (int i = 0; i < kLanes<F> && k + i * kDepth<F> < K; ++i)
+        for (int r = 0; r < R; ++r) E::multiply_add(acc[r], a[r * stride + i], block[i]);
+    }
+    if (E::kSumBlock > 1 && ((k + kSteps) % E::kSumBlock == 0 || k + kSteps >= K))
+      for (int r = 0; r < R; ++r) {
+        sums[r] += acc[r];
+        acc[r] = Vec<Compute<F>>{};
+      }
+  }
+  if constexpr (E::kSumBlock == 1)
+    for (int r = 0; r < R; ++r) sums[r] = acc[r];
+}
+
+// The same in the order of tiles.
+template <class F, class S, int R>
+struct UnpackedProducts {
+  static constexpr int kParts = RNNEXT_ISA::kParts<F>;
+  Vec<float> (&sums)[R];
+  Vec<Pair> block[kParts][kLanes<Pair>];
+  const Pair* a;
+  int64_t stride;
+  int pairs;
+
+  template <int left, int right>
+  RNNEXT_INLINE void add() {
+    BlockSum block_sums[R];
+    for (int i = 0; i < pairs; ++i)
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+        block_sums[r].add(a[r * stride + left * 16 + i].bits, block[right][i]);
+    for (int r = 0; r < R; ++r) sums[r] += block_sums[r].sum();
+  }
+};
+template <int R, class S, class F>
+RNNEXT_TILE void add_unpacked_tiled(Vec<float> (&sums)[R], const S* weight, int64_t columns,
+                                    int64_t K, const F* a, int64_t stride) {
+  UnpackedProducts<F, S, R> products{
+      sums, {}, reinterpret_cast<const Pair*>(a), stride * kParts<F>, 16};
+  for (int64_t k = 0; k < K; k += kGrain<F>, products.a += 16 * kParts<F>) {
+    load_pairs<0>(products.block[0], weight + k, columns, K, K - k);
+    if constexpr (kParts<F> > 1)
+      load_pairs<1>(products.block[kParts<F> - 1], weight + k, columns, K, K - k);
+    products.pairs = static_cast<int>(min_of(16, (K - k + 1) / 2));
+    for_parts<kParts<F>>(products);
+  }
+}
+
+// Work for sweep: values [begin, end) of k, a block, of a product of rows with a weight [K,
+// columns]. Its rows come from far memory, so those of the next block are prefetched meanwhile.
+template <class S, class E>
+struct UnpackedBlock {
+  using Engine = E;
+  using F = typename E::Factor;
+  using C = Compute<F>;
+  static constexpr int64_t kBlock = E::kSumBlock > 1 ? E::kSumBlock : 64;
+  const Projection<E>& product;
+  const Matrix<S, F>& weight;
+  int64_t begin, end;
+  const F* packed = nullptr;
+
+  template <int R, int NV>
+  RNNEXT_TILE void tile(Extent<R, NV> extent, int64_t row, int64_t column, const F*,
+                        int64_t) const {
+    RegisterTile<E, R, NV> sums(extent), block(extent);
+    const Rows<F>& a = product.a;
+    C* const out = product.out + row * product.out_stride + column;
+    if (begin > 0) {
+      sums.load(out, product.out_stride);
+    } else if (product.start) {
+      sums.load(product.start + row * product.start_stride + column, product.start_stride);
+    } else {
+      sums.clear();
+    }
+    if (E::kSumBlock > 1) block.clear();
+    for (int64_t k = begin; k < end; k += kDepth<F>) {
+      const S* const from = weight.weight + k * weight.stride + column;
+      const S* const next = k + 1 < end ? from + weight.stride : nullptr;
+      if (row == 0) prefetch_tile<1, NV>(from + kBlock * weight.stride, 0);
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) {
+        const int64_t at = j * kLanes<C>;
+        const Vec<F> b = Factors<F>::across(from + at, next ? next + at : nullptr, kLanes<C>);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+          E::multiply_add(E::kSumBlock > 1 ? block.sums[r][j] : sums.sums[r][j],
+                          a.first[(row + r) * a.stride + k / kDepth<F>], b);
+      }
+    }
+    if constexpr (E::kSumBlock > 1)
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) sums.sums[r][j] += block.sums[r][j];
+    sums.finish(product, row, column);
+  }
+};
+
+// product, which names no packed weights, of `rows` rows with panels [p0, p1) of a weight
+// [K, columns]. Only what has no whole panel, and what tiles multiply, is packed, when it is
+// multiplied, and always to `panels`, which stays in cache.
+template <class S, class E>
+void stream(Projection<E> product, const Matrix<S, typename E::Factor>& weight,
+            typename E::Factor* panels, int64_t rows, int64_t p0, int64_t p1) {
+  using F = typename E::Factor;
+  const int64_t K = factors_in<F>(weight.K);
+  if constexpr (!kTiled<F>) {
+    using Block = UnpackedBlock<S, E>;
+    const int64_t whole = min_of(p1, weight.columns / kPanel<F>);
+    for (int64_t k = 0; k < weight.K && p0 < whole; k += Block::kBlock)
+      sweep(Block{product, weight, k, min_of(k + Block::kBlock, weight.K)}, rows, p0, whole,
+            weight.columns, K);
+    p0 = max_of(p0, whole);
+  }
+  for (int64_t q = p0; q < p1; q += kStreamed<F>) {
+    const int64_t end = min_of(q + kStreamed<F>, p1);
+    product.packed = weight.pack_panels(q, end, panels);
+    sweep(product, rows, q, end, weight.columns, K);
+  }
+}
+
+}  // namespace rnnext::RNNEXT_ISA
