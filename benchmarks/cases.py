@@ -188,6 +188,9 @@ def _cpu() -> Iterator[Case]:
             yield Case(kind, "infer", 1, 1, h, h, tags=frozenset({"latency"}))
     for h in (256, 512):
         yield Case("cell", "infer", 1, 16, h, h, tags=frozenset({"latency"}))
+    for h in (256, 1024):
+        for b in (1, 16):
+            yield Case("cell", "train", 1, b, h, h, tags=frozenset({"latency"}))
     yield Case("step", "infer", 1, 16, 64, 256, tags=frozenset({"latency"}))
     for v, d, n in TABLES:
         for indices in ("uniform", "zipf"):

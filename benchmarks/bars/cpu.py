@@ -79,7 +79,7 @@ def _speed(result: Result) -> Iterator[Verdict]:
         yield from _mean_and_worst(mode, result, rows, (over_best[mode], 1.1), best=True)
     one_rnn = _rows(result, lambda c: c.kind == "rnn" and c.T == 1 and c.mode == "infer")
     yield from _mean_and_worst("one call, T=1, RNN", result, one_rnn, (2.5, 1.5))
-    one_cell = _rows(result, lambda c: c.kind == "cell")
+    one_cell = _rows(result, lambda c: c.kind == "cell" and c.mode == "infer")
     yield from _mean_and_worst("one call, RNNCell", result, one_cell, (1.8, 1.5))
     stream = _rows(result, lambda c: c.kind == "step")
     yield from _mean_and_worst("one step of a stream", result, stream, (None, 1.1), best=True)

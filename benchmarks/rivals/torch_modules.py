@@ -53,12 +53,7 @@ class TorchModules:
         if case.kind == "cell":
             module = modules.RNNCell(case.I, case.H, **place)
             module.load_state_dict(data.state)
-            x, h = data.input[0], torch.zeros(case.B, case.H, **place)
-            return Prepared(
-                lambda: module(x, h),
-                torch.inference_mode,
-                result=lambda: {"output": array(module(x, h))},
-            )
+            return _cell(case, module, data)
         if case.kind == "step":
             return _stream(case, data, self.package == OURS)
         module = modules.RNN(
@@ -71,6 +66,29 @@ class TorchModules:
         )
         module.load_state_dict(data.state)
         return _rnn(case, module, data)
+
+
+def _cell(case: Case, module: nn.Module, data: Data) -> Prepared:
+    x = data.input[0]
+    h = torch.zeros(case.B, case.H, device=data.device, dtype=data.dtype)
+    if case.mode == "infer":
+        return Prepared(
+            lambda: module(x, h),
+            torch.inference_mode,
+            result=lambda: {"output": array(module(x, h))},
+        )
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    leaves = (x.detach().requires_grad_(), h.requires_grad_(), *parameters)
+
+    def step() -> tuple[Tensor, ...]:
+        output = module(*leaves[:2])
+        return output, *torch.autograd.grad(output, leaves, data.grad_output[0])
+
+    def result() -> Arrays:
+        found = ("output", "grad:input", "grad:hx", *(f"grad:{name}" for name in names))
+        return {name: array(values) for name, values in zip(found, step(), strict=True)}
+
+    return Prepared(step, result=result, lives=leaves)
 
 
 def _stream(case: Case, data: Data, ours: bool) -> Prepared:
