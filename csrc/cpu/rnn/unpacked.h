@@ -1,6 +1,6 @@
-// Products of rows that pass once through a weight which nobody has packed. A few rows take it as
-// it lies: packing would touch every weight twice to use it once. Sums run in the order of k and in
-// its blocks, as everywhere: the same bits as any other call.
+// Products with weights that a call uses once, taken as they lie: packing would touch every weight
+// twice. Sums run in the order of k and in its blocks, as everywhere: the same bits as any other
+// call.
 #pragma once
 
 #include "cpu/rnn/units.h"
@@ -128,8 +128,8 @@ struct UnpackedBlock {
 };
 
 // product, which names no packed weights, of `rows` rows with panels [p0, p1) of a weight
-// [K, columns]. Only what has no whole panel, and what tiles multiply, is packed, when it is
-// multiplied, and always to `panels`, which stays in cache.
+// [K, columns]. Only a last panel that is not whole, and what AMX tiles multiply, is packed, just
+// before it is multiplied, and always to `panels`, which stays in cache.
 template <class S, class E>
 void stream(Projection<E> product, const Matrix<S, typename E::Factor>& weight,
             typename E::Factor* panels, int64_t rows, int64_t p0, int64_t p1) {
