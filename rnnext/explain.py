@@ -106,7 +106,8 @@ def explain(
     if plan["streams"] and not train:
         packs = "panel by panel, each when it is multiplied"
     if train and T == 1 and not plan["amx"]:
-        lines.append("W_hh is multiplied as it lies, nothing of it is packed")
+        how = "multiplied as it lies" if hx else "not read: no state came before"
+        lines.append(f"W_hh is {how}")
     else:
         lines.append(f"weights are packed {packs}")
     if train:

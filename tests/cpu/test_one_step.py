@@ -68,8 +68,8 @@ def test_gradients_of_one_step(case, I, H, dtype, isa, threads):  # noqa: E741
     cotangents = [torch.rand_like(result) for result in arguments.call(recurrence)]
     found = gradients(arguments, cotangents)
     expected = gradients(arguments.to_double(), [c.double() for c in cotangents], dtype)
-    for name, a, e in zip(arguments.float_tensors(), found, expected, strict=True):
-        assert_close(a, torch.zeros_like(name).double() if e is None else e, dtype)
+    for a, e in zip(found, expected, strict=True):
+        assert_close(a, torch.zeros_like(a) if e is None else e, dtype)
     for rows in (slice(0, 1), slice(5, 12)):
         alone = gradients(arguments.sequences(rows), [c[:, rows] for c in cotangents])
         assert same(alone[:2], (found[0][:, rows], found[1][:, rows]))

@@ -211,7 +211,9 @@ def test_one_step_backward_packs_nothing():
     assert (found["streams"], found["own_rows"]) == (True, False)
     found = plan(3, 16, 256, 256, train=True, threads=1)
     assert (found["streams"], found["own_rows"]) == (False, True)
-    assert "W_hh is multiplied as it lies" in explain(1, 16, 256, 256, train=True, machine="zen4")
+    about = [explain(1, 16, 256, 256, train=True, hx=hx, machine="zen4") for hx in (True, False)]
+    assert "W_hh is multiplied as it lies" in about[0]
+    assert "W_hh is not read: no state came before" in about[1]
 
 
 def test_what_is_packed_for_few_steps_counts():
