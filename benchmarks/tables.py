@@ -1,31 +1,32 @@
 """The result tables of README and docs: written by a command, from a stored run.
 
-A document has a table between the lines `<!-- benchmarks: NAME -->` and `<!-- end -->`, or one of
-runs on one kind of core between `<!-- benchmarks: NAME, CORE -->` and `<!-- end -->`.
+A document has a table between the lines `<!-- benchmarks: NAME -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
 
 import re
+import statistics
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import bars, report, store
-from .cases import MODES
+from . import report, store
+from .cases import MODES, Case
 from .compared import Comparison
 from .names import OURS, TORCH
 from .store import Result, Row
 
 BLOCK = re.compile(r"(<!-- benchmarks: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
-README_ROWS = (
-    ("a language model's sentences, training", "rnn-T35-B20-I200-H200-train"),
-    ("digits pixel by pixel, training", "rnn-T784-B64-I1-H128-train"),
-    ("long signals, inference", "rnn-T1000-B16-I16-H64-infer"),
-    ("wide layers, training", "rnn-T128-B64-I1024-H1024-train"),
-    ("a stream, step by step", "step-B1-I256-H256-infer"),
-    ("the demo's whole training step", "demo-T100-B20-I256-H256-train"),
+# What the README sums up: a line for each kind of call.
+README_ROWS: tuple[tuple[str, Callable[[Case], bool]], ...] = (
+    ("training, 16 sequences and 128 units or more", lambda c: _layer(c, "train") and _batch(c)),
+    ("training, fewer or smaller", lambda c: _layer(c, "train") and not _batch(c)),
+    ("inference, 16 sequences and 128 units or more", lambda c: _layer(c, "infer") and _batch(c)),
+    ("inference, fewer or smaller", lambda c: _layer(c, "infer") and not _batch(c)),
+    ("one step of a stream by `Stepper`", lambda c: c.kind == "step"),
+    ("the demo's whole training step", lambda c: c.kind == "demo"),
 )
 # Beside the headline cases.
 CALLS = (
@@ -73,17 +74,47 @@ def calls(result: Result) -> str:
 
 
 def readme(result: Result) -> str:
+    """Means and ranges over each kind of call, on each kind of core of which a run was kept."""
+    runs = _cores(result)
     body = []
-    for what, name in README_ROWS:
-        row = _row(result, name)
-        sizes = [str(getattr(row.case, letter)) for letter in "TBIH"]
-        times = [report.duration(row.seconds[who]["median"]) for who in (OURS, TORCH)]
-        other, ratio = row.best_rival(OURS), ""
-        if other not in (None, TORCH):
-            ratio = f"{row.ratio(other, OURS):.1f} ({TITLES.get(other, other)})"
-        body.append([what, *sizes, *times, f"{row.ratio(TORCH, OURS):.1f}", ratio])
-    header = ["", *"TBIH", OURS, TORCH, f"times as fast as {TORCH}", "as the best other"]
-    return _captioned(result, report.Table(header, body))
+    for what, wanted in README_ROWS:
+        line = [what]
+        for core in sorted(runs):
+            rows = [row for row in runs[core].rows.values() if _full(row.case) and wanted(row.case)]
+            line.append(_mean_and_range([row.ratio(TORCH, OURS) for row in rows]))
+            others = [row for row in rows if row.best_rival(OURS) not in (None, TORCH)]
+            ratios = [row.ratio(row.best_rival(OURS) or TORCH, OURS) for row in others]
+            line.append(_mean_and_range(ratios))
+        body.append([f"{what} ({len(rows)} sizes)" if len(rows) > 1 else what, *line[1:]])
+    header = [
+        f"{core}, {whom}"
+        for core in sorted(runs)
+        for whom in (f"over {TORCH}", "over the best other")
+    ]
+    return _dated(runs, report.Table(["", *header], body))
+
+
+def _cores(result: Result) -> dict[str, Result]:
+    return {run.stamp["core"]: run for run in store.kept()} | {result.stamp["core"]: result}
+
+
+def _full(case: Case) -> bool:
+    return case.dtype == "float32" and case.precision == "highest" and case.threads == 0
+
+
+def _layer(case: Case, mode: str) -> bool:
+    return case.kind == "rnn" and case.mode == mode and case.T > 1
+
+
+def _batch(case: Case) -> bool:
+    return case.B >= 16 and case.H >= 128
+
+
+def _mean_and_range(ratios: Sequence[float | None]) -> str:
+    found = [ratio for ratio in ratios if ratio is not None]
+    if len(found) < 2:
+        return "".join(f"{ratio:.1f}" for ratio in found)
+    return f"{statistics.geometric_mean(found):.1f} ({min(found):.1f} to {max(found):.1f})"
 
 
 def _row(result: Result, name: str) -> Row:
@@ -93,13 +124,9 @@ def _row(result: Result, name: str) -> Row:
     return row
 
 
-def promises(result: Result) -> str:
-    return _captioned(result, bars.table(bars.evaluate(result)))
-
-
 def shares(result: Result) -> str:
     """Of the roof of its own rounds, on each kind of core of which a run was kept."""
-    runs = {run.stamp["core"]: run for run in store.kept()} | {result.stamp["core"]: result}
+    runs = _cores(result)
     columns = [(core, mode) for core in sorted(runs) for mode in MODES]
     body = [
         [case, *(report.rate_and_share(runs[core], _row(runs[core], f"{case}-{mode}"))[1]
@@ -107,9 +134,12 @@ def shares(result: Result) -> str:
         for case in SHARES
     ]  # fmt: skip
     header = ["", *(f"{core}, {mode}" for core, mode in columns)]
+    return _dated(runs, report.Table(header, body))
+
+
+def _dated(runs: dict[str, Result], table: report.Table) -> str:
     dates = (f"{core}: {runs[core].stamp['time'][:10]}" for core in sorted(runs))
-    table = report.Table(header, body).markdown()
-    return "\n".join(["", table, "", *textwrap.wrap(", ".join(dates) + ".", 100), ""])
+    return "\n".join(["", table.markdown(), "", *textwrap.wrap(", ".join(dates) + ".", 100), ""])
 
 
 def ensembles(run: Comparison) -> str:
@@ -144,7 +174,6 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "headline": headline,
     "calls": calls,
     "readme": readme,
-    "bars": promises,
     "shares": shares,
 }
 # By what made them.
@@ -177,11 +206,10 @@ def replaced(text: str, result: Result | Comparison) -> str:
     own, known = _own(result), set(TABLES).union(*COMPARED.values())
 
     def block(match: re.Match[str]) -> str:
-        begin, title, end = match.groups()
-        name, _, core = title.partition(", ")
+        begin, name, end = match.groups()
         if name not in known:
             raise ValueError(f"no table is called {name!r}; there are {', '.join(sorted(known))}")
-        if name not in own or core not in ("", result.stamp["core"]):
+        if name not in own:
             return match.group()
         return begin + own[name](result) + end
 

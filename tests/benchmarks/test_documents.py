@@ -13,8 +13,6 @@ DOCUMENT = """# Title
 old
 <!-- end -->
 Between.
-<!-- benchmarks: bars -->
-<!-- end -->
 <!-- benchmarks: calls -->
 <!-- end -->
 <!-- benchmarks: headline -->
@@ -33,8 +31,8 @@ def test_tables_replace_what_is_between_their_marks(tmp_path):
     assert tables.write(result, [plain, document]) == [document]
     text = document.read_text()
     assert text.startswith("# Title\n<!-- benchmarks: readme -->\n\n|")
-    assert "| the demo's whole training step | 100 | 20 | 256 | 256 | 2 ms | 10 ms | 5.0 |" in text
-    assert "| one call, RNNCell over torch.nn: worst row | >= 1.5x | 5.00x | held |" in text
+    (steps,) = (line for line in text.split("\n") if line.startswith("| one step of a stream"))
+    assert "| 5.0 (5.0 to 5.0) |  |" in steps  # beside columns of the kept runs
     assert "\nold\n" not in text
     assert "| rnn-T128-B64-I1024-H1024-train | 2 ms |" in text
     assert "| cell-B1-I256-H256-infer | 2 ms |" in text
@@ -67,30 +65,14 @@ def test_a_published_run_is_kept_and_written_into_the_documents(tmp_path, monkey
     assert len(capsys.readouterr().out.splitlines()) == 7
 
 
-def test_a_table_of_one_core_is_not_written_from_a_run_on_another():
-    result = run_of("made-up", 2.0)
-    blocks = {
-        core: f"<!-- benchmarks: bars, {core} -->\n<!-- end -->"
-        for core in (result.stamp["core"], "another")
-    }
-    (own, other) = (tables.replaced(block, result) for block in blocks.values())
-    assert "| one call, RNNCell over torch.nn: worst row | >= 1.5x | 5.00x | held |" in own
-    assert other == blocks["another"]
-
-
-def test_the_tables_in_the_documents_are_those_of_the_kept_runs():
-    """Of the newest run, but where they name a core."""
-    kept = store.kept()
-    runs = {"": kept[-1]} | {run.stamp["core"]: run for run in kept}
-    written = set()
+def test_the_tables_in_the_documents_are_those_of_the_newest_kept_run():
+    newest, written = store.kept()[-1], set()
     for page in (main.ROOT / "README.md", *(main.ROOT / "docs").glob("*.md")):
         for block in tables.BLOCK.finditer(page.read_text()):
-            name, _, core = block[2].partition(", ")
-            if name in tables.TABLES:
-                assert tables.replaced(block[0], runs[core]) == block[0], f"{page.name}: {block[2]}"
-                written.add((name, core))
-    assert {name for name, _ in written} == tables.TABLES.keys()
-    assert {core for name, core in written if name == "bars"} == runs.keys() - {""}
+            if block[2] in tables.TABLES:
+                assert tables.replaced(block[0], newest) == block[0], f"{page.name}: {block[2]}"
+                written.add(block[2])
+    assert written == tables.TABLES.keys()
 
 
 def made_up(name):

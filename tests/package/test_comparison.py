@@ -1,4 +1,4 @@
-"""What the README's table says of torch.nn.RNN and of torchrl, where they can be asked."""
+"""What the table of docs/comparison.md says of torch.nn and of torchrl, where they can be asked."""
 
 import inspect
 import itertools
@@ -15,7 +15,7 @@ from helpers.prose import ROOT, text
 
 def column(library):
     """The cells of a library, by feature."""
-    lines = [x for x in text(ROOT / "README.md").split("\n") if x.startswith("|")]
+    lines = [x for x in text(ROOT / "docs" / "comparison.md").split("\n") if x.startswith("|")]
     start = next(i for i, x in enumerate(lines) if "| rnnext | `nn.RNN` |" in x)
     rows = [[cell.strip() for cell in x.strip("|").split("|")] for x in lines[start:]]
     rows = list(itertools.takewhile(lambda row: len(row) == len(rows[0]), rows))
