@@ -15,11 +15,11 @@ struct Recurrence : Timeline {
   int D = 1;
   Nonlinearity nonlinearity = Nonlinearity::tanh;
   Form form = Form::none;
-  RowSource input;  // I features a row; or D*H pre-activations, ready or of a table
+  RowSource input;  // rows of I features, or of D*H precomputed pre-activations
 
   const void* weight_ih[kDirections] = {nullptr, nullptr};  // [H,I]
   const void* weight_hh[kDirections] = {nullptr, nullptr};  // [H,H]
-  // Both as RnnKernels::pack leaves them, or null. One step of one direction only.
+  // Both weights as RnnKernels::pack leaves them, or null; only a call of one step may have them.
   const void* packed = nullptr;
   const void* bias_ih[kDirections] = {nullptr, nullptr};  // [H] or null, both or none
   const void* bias_hh[kDirections] = {nullptr, nullptr};  // [H]
@@ -34,7 +34,7 @@ struct Recurrence : Timeline {
 
   void* output = nullptr;  // [N, D*H]
   void* h_n = nullptr;     // [D,B,H]
-  // [N, D*H] what the backward pass reads of a leak besides the output; null: not wanted. Rate:
+  // [N, D*H] what the backward pass of a leak reads besides the output; null: not wanted. Rate:
   // f(p). Voltage and blend: p - s'.
   void* saved = nullptr;
 };
@@ -45,8 +45,8 @@ struct RecurrenceGrad {
   const void* grad_h_n = nullptr;     // [D,B,H] or null: zeros
 };
 
-// What the backward kernel writes; null: not wanted. All contiguous, in the storage type, but
-// `pre`.
+// What the backward kernel writes; null: not wanted. All are contiguous and, except `pre`, in the
+// storage type.
 struct RecurrenceGradOut {
   void* pre = nullptr;    // [N, D*H] of the pre-activations, float (double for f64)
   void* input = nullptr;  // [N, I] (features only)

@@ -5,11 +5,11 @@
 
 namespace rnnext {
 
-// Rows of features, of ready pre-activations, or of a table. Strides count elements.
+// Rows of features, of precomputed pre-activations, or of a table. Strides count elements.
 struct RowSource {
   const void* data = nullptr;      // null: zeros
-  int64_t stride_t = 0;            // not of packed rows, nor of a table
-  int64_t stride_b = 0;            // of packed rows and of a table: from row to row
+  int64_t stride_t = 0;            // not used for packed rows and tables
+  int64_t stride_b = 0;            // for packed rows and tables: from row to row
   const int64_t* index = nullptr;  // [N] the table's row of each row; null: no table
 
   // Elements before the row of sequence b at step t; `row` is its number, time.row(t, b).
@@ -20,8 +20,8 @@ struct RowSource {
   RNNEXT_BOTH int64_t offset(const Timeline& time, int64_t t, int64_t b) const {
     return offset(time, t, b, time.row(t, b));
   }
-  // Whether rows of sequences [b0, b1), steps [t, t + n), follow each other at one stride, and
-  // which.
+  // Whether the rows of sequences [b0, b1) and steps [t, t + n) follow each other at one stride,
+  // and at which.
   RNNEXT_BOTH bool direct(const Timeline& time, int64_t n, int64_t b0, int64_t b1,
                           int64_t* stride) const {
     if (index) return false;

@@ -32,7 +32,7 @@ struct Timeline {
   const int64_t* step_row = nullptr;  // [T+1] packed: the first row of step t
   const int64_t* lengths = nullptr;   // [B] steps of each sequence (packed too); null: all T
   // [T,B] whether an episode begins with a step: the pass that comes there from the step before, in
-  // its own time, starts anew. Not of packed rows.
+  // its own time, starts anew. Packed rows have none.
   const bool* reset = nullptr;
 
   RNNEXT_BOTH int64_t first_row(int64_t t) const { return step_row ? step_row[t] : t * B; }
