@@ -22,7 +22,7 @@ sample-text: build
 	$(BIN)/python examples/sample_text.py $(ARGS)
 
 test: build
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 bench: build
 	$(BIN)/python -m pip install -q -e '.[bench]' --no-build-isolation

@@ -36,13 +36,13 @@ def _settings() -> Iterator[None]:
 
 @pytest.fixture(params=supported_isas())
 def isa(request: pytest.FixtureRequest) -> str:
-    """Run the test once on each ISA that is built and that this CPU has."""
+    """The ISA that a cover names (see helpers.common); else each that this CPU has, one by one."""
     rnnext._C.set_cpu_isa(request.param)
     return request.param
 
 
 @pytest.fixture(params=[1, 3])
 def threads(request: pytest.FixtureRequest) -> int:
-    """Run the test on one and on several threads."""
+    """As many threads as a cover says; else one, then several."""
     torch.set_num_threads(request.param)
     return request.param

@@ -15,10 +15,13 @@ from helpers.common import assert_close, supported_isas
 from helpers.programs import CASES, check, made, run
 
 COMPILER = shutil.which("c++")
-pytestmark = pytest.mark.skipif(
-    platform.machine() != "x86_64" or "avx512_bf16" not in supported_isas(),
-    reason="all but the tile instructions runs on a CPU with AVX512_BF16",
-)
+pytestmark = [
+    pytest.mark.xdist_group("amx"),  # one worker compiles the program
+    pytest.mark.skipif(
+        platform.machine() != "x86_64" or "avx512_bf16" not in supported_isas(),
+        reason="all but the tile instructions runs on a CPU with AVX512_BF16",
+    ),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,13 @@ from helpers.programs import CASES, check, made, run
 
 COMPILER = shutil.which("aarch64-linux-gnu-g++")
 EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
-pytestmark = pytest.mark.skipif(
-    not (COMPILER and EMULATOR),
-    reason="needs g++-aarch64-linux-gnu and qemu-user-static",
-)
+pytestmark = [
+    pytest.mark.xdist_group("arm"),  # one worker compiles the program
+    pytest.mark.skipif(
+        not (COMPILER and EMULATOR),
+        reason="needs g++-aarch64-linux-gnu and qemu-user-static",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,9 @@
-"""What the tests share: comparisons and their tolerances, twins, processes, choice of cases."""
+"""What the tests share: comparisons and their tolerances, twins, processes, choice of cases.
+
+A product of parameters is a pairwise cover: ``@cover(dtype=DTYPES, H=[7, 64], isa=ISAS)`` over
+``def test_x(dtype, H, isa)``. A test runs on the fastest ISA unless it names the fixture ``isa``:
+as a factor of its cover, or, for a promise of every ISA alone, as an argument and nothing else.
+"""
 
 import itertools
 import os
@@ -9,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -114,30 +120,74 @@ def leave_group() -> NoReturn:
     os._exit(0)
 
 
-def pairwise(**factors: list[Any]) -> list[dict[str, Any]]:
-    """Cases in which every pair of values of two factors occurs, chosen greedily from a seed."""
-    rng = random.Random(0)
-    names = list(factors)
-    pairs = {
-        (a, x, b, y)
-        for a, b in itertools.combinations(names, 2)
-        for x in range(len(factors[a]))
-        for y in range(len(factors[b]))
-    }
+def pairwise(
+    valid: Callable[[dict[str, Any]], bool] = lambda case: True, **factors: Iterable[Any]
+) -> list[dict[str, Any]]:
+    """Few cases in which every pair of values of two factors occurs that a valid case can have.
 
-    def covered(case: dict[str, int]) -> set[tuple[str, int, str, int]]:
-        return {(a, case[a], b, case[b]) for a, b in itertools.combinations(names, 2)}
+    Pairs of earlier values come first, and each is filled up from a seed of its own: a value that
+    is added at the end of a factor leaves the cases of the values before it as they were.
+    """
+    values = {name: list(given) for name, given in factors.items()}
+    couples = list(itertools.combinations(values, 2))
 
-    cases = []
-    while pairs:
-        a, x, b, y = min(pairs)
-        candidates = [
-            {n: rng.randrange(len(factors[n])) for n in names} | {a: x, b: y} for _ in range(40)
+    def pairs(case: dict[str, int]) -> set[tuple[str, int, str, int]]:
+        return {(a, case[a], b, case[b]) for a, b in couples}
+
+    def named(case: dict[str, int]) -> dict[str, Any]:
+        return {name: values[name][i] for name, i in case.items()}
+
+    def filled(a: str, x: int, b: str, y: int, last: int) -> list[dict[str, int]]:
+        """Valid cases that have this pair, and of other factors values as far as the last."""
+        draw = random.Random(f"{a} {x} {b} {y}")
+        counts = {name: min(last + 1, len(values[name])) for name in values}
+        drawn = [
+            {name: draw.randrange(n) for name, n in counts.items()} | {a: x, b: y}
+            for _ in range(60)
         ]
-        best = max(candidates, key=lambda case: len(covered(case) & pairs))
-        pairs -= covered(best)
-        cases.append({name: factors[name][i] for name, i in best.items()})
+        return [case for case in drawn if valid(named(case))]
+
+    ranges = ((a, range(len(values[a])), b, range(len(values[b]))) for a, b in couples)
+    wanted = [(a, x, b, y) for a, xs, b, ys in ranges for x in xs for y in ys]
+    covered: set[tuple[str, int, str, int]] = set()
+    cases = []
+    for a, x, b, y in sorted(wanted, key=lambda pair: max(pair[1], pair[3])):
+        if (a, x, b, y) in covered:
+            continue
+        candidates = filled(a, x, b, y, max(x, y)) or filled(a, x, b, y, sys.maxsize)
+        if candidates:
+            best = max(candidates, key=lambda case: len(pairs(case) - covered))
+            covered |= pairs(best)
+            cases.append(named(best))
     return cases
+
+
+def cover(
+    argument: str | None = None,
+    valid: Callable[[dict[str, Any]], bool] = lambda case: True,
+    **factors: Iterable[Any],
+) -> pytest.MarkDecorator:
+    """Parametrizes a test with a pairwise cover: ``@cover(T=[1, 9], dtype=DTYPES, isa=ISAS)``.
+
+    The test has the factors as arguments; with ``@cover("case", ...)`` those that are not fixtures
+    come as one dictionary. ``isa`` and ``threads`` are fixtures, which set what they name.
+    """
+
+    def possible(case: dict[str, Any]) -> bool:
+        """The stand-in of AMX has kernels of its own for bfloat16 alone; else it is generic."""
+        other = case.get("dtype", torch.bfloat16) != torch.bfloat16
+        return not (other and case.get("isa") == "amx_stand_in") and valid(case)
+
+    fixtures = [name for name in factors if name in ("isa", "threads")]
+    names = [*fixtures, argument] if argument else list(factors)
+    cases = pairwise(possible, **factors)
+    rows = []
+    for case in cases:
+        ident = case_id(case)
+        if argument:
+            case[argument] = {k: case.pop(k) for k in factors if k not in fixtures}
+        rows.append(pytest.param(*(case[name] for name in names), id=ident))
+    return pytest.mark.parametrize(names, rows, indirect=fixtures)
 
 
 def case_id(case: dict[str, Any]) -> str:
@@ -148,3 +198,6 @@ def case_id(case: dict[str, Any]) -> str:
 def supported_isas() -> list[str]:
     """The ISAs that are built and that this CPU has, slowest first."""
     return list(rnnext._C.build_info()["isas_supported"])
+
+
+ISAS = supported_isas()
