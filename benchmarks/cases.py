@@ -123,11 +123,6 @@ ONE_THREAD = ((35, 20, 200, 200), (100, 64, 3, 128), (256, 32, 256, 512), (100, 
 LATENCY = (8, 64, 256, 1024)
 TABLES = ((50_000, 256, 8192), (10_000, 64, 512), (250_000, 128, 32_768))
 DEMO: dict[str, Any] = {"T": 100, "B": 20, "I": 256, "H": 256, "V": 384}
-CUDA_FIRST: tuple[dict[str, Any], ...] = ({"dtype": "bfloat16"}, {"dtype": "float32"})
-CUDA_THEN: tuple[dict[str, Any], ...] = ({"precision": "high"}, {"dtype": "float16"})
-CUDA_T = (128, 1024)  # a step's time is the slope between them
-CUDA_H = (64, 128, 256, 512, 1024, 2048)
-CUDA_B = (1, 8, 32, 128)
 # What `--quick` runs: one or two cases of every kind.
 QUICK = frozenset(
     f"{shape}-{mode}"
@@ -163,7 +158,7 @@ def _rnn(shape: tuple[int, int, int, int], mode: str, *tags: str, **options: Any
     return Case("rnn", mode, t, b, i, h, tags=frozenset(tags), **options)
 
 
-def _cpu() -> Iterator[Case]:
+def _all() -> Iterator[Case]:
     for mode in MODES:
         for shape in HEADLINE:
             yield _rnn(shape, mode, "headline")
@@ -200,40 +195,6 @@ def _cpu() -> Iterator[Case]:
     yield Case("demo", "train", **DEMO, tags=frozenset({"demo"}))
 
 
-def _cuda(rehearsal: bool) -> Iterator[Case]:
-    """The cases of the GPU check, what matters most first; a rehearsal of it has a case of every
-    kind, small, on the CPU."""
-    yield from _cuda_rnn(CUDA_FIRST, rehearsal)
-    place = "cpu" if rehearsal else "cuda"
-    tables = ((100, 8, 50),) if rehearsal else ((50_000, 256, 8192), (250_000, 512, 262_144))
-    for v, d, n in tables:
-        for dtype in ("float32", "bfloat16"):
-            for mode in ("infer", "backward"):
-                for indices in ("uniform", "repeated"):
-                    yield Case("embedding", mode, V=v, D=d, N=n, indices=indices, dtype=dtype,
-                               tags=frozenset({"cuda", "embedding"}), device=place)  # fmt: skip
-    if not rehearsal:
-        yield from _cuda_rnn(CUDA_THEN, rehearsal)
-
-
-def _cuda_rnn(types: Iterable[dict[str, Any]], rehearsal: bool) -> Iterator[Case]:
-    place: dict[str, Any] = {"device": "cpu" if rehearsal else "cuda"}
-    short, long = (4, 12) if rehearsal else CUDA_T
-    for type_ in types:
-        for mode in MODES:
-            for h in (64,) if rehearsal else CUDA_H:
-                for b in (2,) if rehearsal else CUDA_B:
-                    # torch.compile takes seconds a case, so it takes part in a few.
-                    few = b in (2, 8) and h in (64, 256, 1024) and type_ in CUDA_FIRST
-                    tags = ("cuda", "grid", *(["compiled"] if few else []))
-                    yield _rnn((short, b, h, h), mode, *tags, **type_, **place)
-                    if b <= 16 and type_ in CUDA_FIRST:
-                        yield _rnn((long, b, h, h), mode, "cuda", "grid", **type_, **place)
-            for h, b in ((40, 2),) if rehearsal else ((300, 20), (768, 16)):
-                for option in ({}, {"bidirectional": True}, {"packed": True}):
-                    yield _rnn((short, b, h, h), mode, "cuda", **type_, **option, **place)
-
-
 def _merge(cases: Iterable[Case]) -> tuple[Case, ...]:
     """One case per name: a shape listed for two figures carries both tags and is timed once."""
     merged: dict[str, Case] = {}
@@ -245,8 +206,7 @@ def _merge(cases: Iterable[Case]) -> tuple[Case, ...]:
     return tuple(merged.values())
 
 
-CASES = {"cpu": _merge(_cpu()), "cuda": _merge(_cuda(rehearsal=False))}
-REHEARSAL = _merge(_cuda(rehearsal=True))
+CASES = _merge(_all())
 
 
 def select(among: Iterable[Case], patterns: Iterable[str] = (), quick: bool = False) -> list[Case]:

@@ -3,6 +3,7 @@ first call, which compiles, and of those that follow."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 import rnnext
 
 from . import measure
-from .compared import Comparison
+from .compared import Comparison, Numbers, Row, Suite
 from .report import Table, duration
 
 B, I, H = 20, 200, 200  # noqa: E741
@@ -37,40 +38,27 @@ class Loop(nn.Module):
         super().__init__()
         self.cell = nn.RNNCell(I, H)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor]:
         h = x.new_zeros(x.shape[1], H)
         outputs = []
         for step in x.unbind(0):
             h = self.cell(step, h)
             outputs.append(h)
-        return torch.stack(outputs)
-
-
-class Fused(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn = rnnext.RNN(I, H)
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.rnn(x)[0]
-        return output
+        return (torch.stack(outputs),)
 
 
 def name(T: int, mode: str) -> str:
     return f"T={T}, {mode}"
 
 
-def run(limit: float = LIMIT) -> Iterator[tuple[str, dict[str, float]]]:
-    """Each row's name and seconds: "first" and "later", and the loop's unless it took too long.
-
-    A row is a process, which is stopped at the limit.
-    """
+def rows() -> Iterator[Row]:
     for T in LENGTHS:
         for mode in MODES:
-            yield name(T, mode), _in_process(T, mode, limit)
+            yield Row(name(T, mode), functools.partial(_in_process, T, mode, LIMIT))
 
 
-def _in_process(T: int, mode: str, limit: float) -> dict[str, float]:
+def _in_process(T: int, mode: str, limit: float) -> Numbers:
+    """Seconds "first" and "later", and the loop's unless the process had to be stopped before."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.compiled", str(T), mode]
     with tempfile.TemporaryFile("w+") as out:
         # With the compiler's own processes in a session that ends as one.
@@ -87,21 +75,8 @@ def _in_process(T: int, mode: str, limit: float) -> dict[str, float]:
         lines = out.read().splitlines()
     if not lines:
         raise RuntimeError(f"{name(T, mode)}: not even rnnext.RNN was compiled in {limit:g} s")
-    found: dict[str, float] = json.loads(lines[-1])
+    found: Numbers = json.loads(lines[-1])
     return found
-
-
-def _step(model: Callable[[Tensor], Tensor], x: Tensor, train: bool) -> Callable[[], Tensor]:
-    def inference() -> Tensor:
-        with torch.no_grad():
-            return model(x)
-
-    def training() -> Tensor:
-        output = model(x)
-        torch.autograd.backward(output.square().mean())
-        return output.detach()
-
-    return training if train else inference
 
 
 def _seconds(call: Callable[[], Tensor]) -> float:
@@ -113,14 +88,23 @@ def _seconds(call: Callable[[], Tensor]) -> float:
 def _time(T: int, mode: str) -> None:
     """Print a row's seconds as far as they are known, a line a time. No cache of compiled code."""
     measure.pin_threads(0)
-    models = Fused(), Loop()
+    train, x = mode == "training", torch.randn(T, B, I)
+
+    def step(model: Callable[[Tensor], tuple[Tensor, ...]]) -> Tensor:
+        with torch.set_grad_enabled(train):
+            output = model(x)[0]
+        if train:
+            torch.autograd.backward(output.square().mean())
+        return output.detach()
+
+    models = rnnext.RNN(I, H), Loop()
     for ours, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
         ours.data.copy_(theirs.data)
-    x = torch.randn(T, B, I)
     with torch._inductor.config.patch(force_disable_caches=True):
         # The compiler's own start takes seconds, once in a process, whatever is compiled.
-        _step(torch.compile(nn.Linear(I, H), fullgraph=True), x, mode == "training")()
-        calls = [_step(torch.compile(m, fullgraph=True), x, mode == "training") for m in models]
+        step(torch.compile(nn.Linear(I, H), fullgraph=True))
+        compiled = (torch.compile(model, fullgraph=True) for model in models)
+        calls = [functools.partial(step, model) for model in compiled]
         found = {"first": _seconds(calls[0])}
         found["later"] = statistics.median(_seconds(calls[0]) for _ in range(ROUNDS))
         print(json.dumps(found), flush=True)
@@ -135,15 +119,17 @@ def table(run: Comparison) -> Table:
     head = ["", "first call", "of the loop", "later", "of the loop", "times as fast"]
     body = []
     for what, row in run.rows.items():
-        ours = duration(row["first"]), duration(row["later"])
+        loop, faster = (f"> {run.stamp.get('limit', LIMIT):g} s", ""), ""
         if "loop later" in row:
             loop = duration(row["loop first"]), duration(row["loop later"])
             faster = f"{row['loop later'] / row['later']:.1f}"
-        else:
-            loop, faster = (f"> {run.stamp['limit']:g} s", ""), ""
-        body.append([what, ours[0], loop[0], ours[1], loop[1], faster])
+        body.append(
+            [what, duration(row["first"]), loop[0], duration(row["later"]), loop[1], faster]
+        )
     return Table(head, body)
 
+
+SUITE = Suite("compiled", rows, {"compiled": table})
 
 if __name__ == "__main__":
     _time(int(sys.argv[1]), sys.argv[2])

@@ -14,10 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .roof import Probe
+from typing import Any
 
 # libgomp's threads spin for about 10 ms after a parallel region and take a core from whoever runs
 # next, and a core that slept is slow at first. Warming up for this long lets both pass
@@ -28,7 +25,7 @@ LONG_SECONDS = 0.1
 # Other processes that use this much of a core spoil a timing. /proc/stat counts in steps of
 # 10 ms, so less would see ghosts in a short round.
 DISTURBED_CORES = 0.2
-PACKAGES = ("torch", "onnxruntime", "openvino", "jax", "numpy")
+PACKAGES = ("torch", "onnxruntime", "openvino", "jax", "numpy", "rnnext")
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Effort:
 
 FULL = Effort(seconds=0.35, min_rounds=4, max_rounds=15)
 QUICK = Effort(seconds=0.25, min_rounds=3, max_rounds=9)
-# A GPU's clock and caches are its own: little to wait for, and four times as many cases.
+# A GPU's clock and caches are its own: little to wait for.
 CUDA = Effort(seconds=0.04, min_rounds=5, max_rounds=9, sample_seconds=0.003, warm_seconds=0.001)
 
 
@@ -58,6 +55,21 @@ class Contender:
 
     call: Callable[[], Any]
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+@dataclass
+class Probe:
+    """A rate of the machine, measured again in the rounds of a row; rates: of those that count."""
+
+    run: Callable[[], float]
+    rates: list[float] = field(default_factory=list)
+
+    def sample(self, warm_seconds: float) -> float:
+        """The rate, after warming up."""
+        deadline = time.perf_counter() + warm_seconds
+        while time.perf_counter() < deadline:
+            self.run()
+        return self.run()
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -100,17 +112,14 @@ def synchronizer(device: str) -> Callable[[], None]:
 def interleave(
     contenders: Mapping[str, Contender],
     effort: Effort = FULL,
-    seed: int = 0,
     synchronize: Callable[[], None] = _nothing,
     probe: Probe | None = None,
 ) -> dict[str, Timing]:
     """Time every contender once a round, in a new random order each round.
 
-    The probe takes a sample once a round too; those of rounds that count are in its `rates`.
-
-    Each warms up outside the clock before its sample. synchronize() is called before each clock
-    read: see synchronizer(). A round in which other processes kept the cores busy is thrown away
-    and done again, at most as often as there are rounds.
+    The probe takes a sample once a round too. Each contender warms up outside the clock before its
+    sample, and synchronize() is called before each clock read. A round in which other processes
+    kept the cores busy is thrown away and done again, at most as often as there are rounds.
     """
     timings, once, per_round = {}, {}, 0.0
     for name, contender in contenders.items():
@@ -120,12 +129,11 @@ def interleave(
     # All have the same number of samples.
     fit = int(effort.seconds * len(contenders) / per_round)
     rounds = spare = min(max(fit, effort.min_rounds), effort.max_rounds)
-    order = list(contenders)
-    shuffle = random.Random(seed).shuffle
+    order, shuffle = list(contenders), random.Random(0).shuffle
     gc.collect()
     gc.disable()
     try:
-        while len(timings[order[0]].samples) < rounds:
+        while rounds:
             shuffle(order)
             start, others, samples = time.perf_counter(), Bystanders(), {}
             rate = probe.sample(effort.warm_seconds) if probe else 0.0
@@ -134,11 +142,11 @@ def interleave(
                 if once[name] > LONG_SECONDS:
                     time.sleep(warm)
                     warm = 0.0
-                calls = timings[name].calls
-                samples[name] = sample(contenders[name], calls, warm, synchronize)
+                samples[name] = sample(contenders[name], timings[name].calls, warm, synchronize)
             if others.cores(time.perf_counter() - start) > DISTURBED_CORES and spare:
                 spare -= 1
                 continue
+            rounds -= 1
             if probe:
                 probe.rates.append(rate)
             for name, seconds in samples.items():
@@ -177,13 +185,11 @@ class Bystanders:
     @staticmethod
     def _read() -> tuple[float, float]:
         """CPU seconds of the whole machine (stolen time included) and of this process; Linux."""
-        own = time.process_time()
-        path = Path("/proc/stat")
+        own, path = time.process_time(), Path("/proc/stat")
         if not path.exists():
             return own, own
         ticks = [int(word) for word in path.read_text().split("\n", 1)[0].split()[1:9]]
-        idle = ticks[3] + ticks[4]
-        return (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK"), own
+        return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK"), own
 
     def cores(self, seconds: float, ours: float = 0.0) -> float:
         """Cores kept busy by others, on average over the `seconds` since construction.
@@ -225,38 +231,24 @@ def matmul_precision(precision: str) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def stamp(threads: int, device: str = "cpu") -> dict[str, Any]:
-    """What a reader needs to judge a result: when, on which CPU or GPU, with which versions."""
+def stamp(threads: int) -> dict[str, Any]:
+    """What a reader needs to judge a result: when, on which CPU, with which versions."""
     versions = {}
-    for package in (*PACKAGES, "rnnext"):
+    for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    found = {
+    flags = set(_cpuinfo("flags").split())
+    return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": cpu_name(),
         "core": core_name(),
-        "cpu_flags": sorted(cpu_flags() & {"avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16"}),
+        "cpu_flags": sorted(flags & {"avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16"}),
         "threads": threads,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions,
-    }
-    return found | {"gpu": gpu()} if device == "cuda" else found
-
-
-def gpu() -> dict[str, Any]:
-    """The first GPU of this machine, and what torch drives it with."""
-    import torch
-
-    properties = torch.cuda.get_device_properties(0)
-    return {
-        "name": properties.name,
-        "multiprocessors": properties.multi_processor_count,
-        "memory": properties.total_memory,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
     }
 
 
@@ -290,7 +282,3 @@ def core_name() -> str:
         if family == str(of_family) and model in map(str, models):
             return name
     return cpu_name()
-
-
-def cpu_flags() -> set[str]:
-    return set(_cpuinfo("flags").split())

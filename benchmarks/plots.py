@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from . import costs, edges
-from .cases import MODES, Case
-from .names import COMPILED, OURS, RIVALS, STEP_PATH, TORCH
-from .report import subject
+from .cases import MODES
+from .names import COMPILED, OURS, RIVALS, TORCH
 from .store import Result, Row
 
 STYLES = {
@@ -36,25 +34,18 @@ GRAY = "#666666"
 def draw(result: Result, folder: Path) -> list[Path]:
     """Write every figure that the run has rows for; the paths written."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Callable[[Result], Any]] = {
-        "speedup": speedup,
-        "sweeps": sweeps,
-        "roofline": roofline,
-        "edges": neighbours,
-    }
-    cases = [row.case for row in result.rows.values()]
-    for dtype in sorted({case.dtype for case in cases if "grid" in case.tags}):
-        figures[f"steps-{dtype}"] = partial(cuda_steps, dtype=dtype)
     written = []
-    for name, make in figures.items():
+    for name, make in (
+        ("speedup", speedup), ("sweeps", sweeps), ("roofline", roofline), ("edges", neighbours),
+    ):  # fmt: skip
         figure = make(result)
         if figure is None:
             continue
         stamp = result.stamp
-        cpu = f"{stamp['cpu']}, {stamp['threads']} threads"
-        where = stamp["gpu"]["name"] if "gpu" in stamp else cpu
-        text = f"{where}, torch {stamp['versions']['torch']}, {stamp['time'][:10]}"
-        figure.text(0.995, 0.008, text, ha="right", fontsize=7, color=GRAY)
+        text = f"{stamp['cpu']}, {stamp['threads']} threads, torch {stamp['versions']['torch']}"
+        figure.text(
+            0.995, 0.008, f"{text}, {stamp['time'][:10]}", ha="right", fontsize=7, color=GRAY
+        )
         figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
         written.append(folder / f"{name}.png")
         figure.savefig(written[-1], dpi=150)
@@ -89,33 +80,20 @@ def _legend(figure: Any, *axes: Any, columns: int = 6) -> None:
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    columns = min(columns, len(entries))
-    figure.legend(
-        entries.values(), entries.keys(), loc="outside upper center", ncols=columns, fontsize=9
-    )
+    place: dict[str, Any] = {
+        "loc": "outside upper center",
+        "ncols": min(columns, len(entries)),
+        "fontsize": 9,
+    }
+    figure.legend(entries.values(), entries.keys(), **place)
 
 
 def _tagged(result: Result, tag: str, mode: str) -> list[Row]:
     return [r for r in result.rows.values() if tag in r.case.tags and r.case.mode == mode]
 
 
-def _plain(result: Result, mode: str) -> list[Row]:
-    """Sequences in float32 at full precision on all cores."""
-    return [
-        row
-        for row in result.rows.values()
-        if row.case.kind == "rnn" and row.case.mode == mode and row.case.T > 1
-        if row.case.dtype == "float32" and row.case.precision == "highest" and not row.case.threads
-    ]
-
-
-def _sizes(case: Case) -> str:
-    return f"T={case.T} B={case.B} I={case.I} H={case.H}"
-
-
 def speedup(result: Result) -> Any:
     """Headline cases: how many times as long each rival takes, as points on a log axis."""
-    ours = subject(result)
     panels = {mode: rows for mode in MODES if (rows := _tagged(result, "headline", mode))}
     if not panels:
         return None
@@ -123,21 +101,22 @@ def speedup(result: Result) -> Any:
         1, len(panels), figsize=(10, 4.8), sharey=True, squeeze=False, layout="constrained"
     )
     for axis, (mode, rows) in zip(axes[0], panels.items(), strict=True):
-        axis.axvline(1, color=STYLES[ours][0], linewidth=2, label=ours)
-        ratios = [1.0]
+        axis.axvline(1, color=STYLES[OURS][0], linewidth=2, label=OURS)
+        every = [1.0]
         for rival in RIVALS:
-            found = [(ratio, i) for i, row in enumerate(rows) if (ratio := row.ratio(rival, ours))]
-            if rival == ours or not found:
+            found = [(ratio, i) for i, row in enumerate(rows) if (ratio := row.ratio(rival, OURS))]
+            if not found:
                 continue
             color, marker = STYLES[rival]
             x, y = zip(*found, strict=True)
             axis.plot(x, y, marker, color=color, markersize=7, alpha=0.8, label=rival)
-            ratios += x
-        axis.set_yticks(range(len(rows)), [_sizes(row.case) for row in rows])
+            every += x
+        cases = [row.case for row in rows]
+        axis.set_yticks(range(len(rows)), [f"T={c.T} B={c.B} I={c.I} H={c.H}" for c in cases])
         axis.grid(alpha=0.3, axis="y")
-        _one_two_five(axis.xaxis, ratios, most=8)
+        _one_two_five(axis.xaxis, every, most=8)
         axis.set_title(MODE_TITLES[mode], fontsize=10)
-        axis.set_xlabel(f"time, as a multiple of {ours}'s")
+        axis.set_xlabel(f"time, as a multiple of {OURS}'s")
     axes[0][0].invert_yaxis()
     _legend(figure, *axes[0])
     return figure
@@ -150,9 +129,7 @@ def sweeps(result: Result) -> Any:
     figure, axes = plt.subplots(2, 3, figsize=(13, 8), layout="constrained")
     for row_axes, mode in zip(axes, MODES, strict=True):
         for axis, letter in zip(row_axes, "HBT", strict=True):
-            rows = _tagged(result, f"sweep-{letter}", mode)
-            rows.sort(key=lambda row: getattr(row.case, letter))
-            if rows:
+            if rows := _tagged(result, f"sweep-{letter}", mode):
                 _lines(axis, result, rows, letter)
             axis.set_xlabel(LETTERS[letter])
         row_axes[0].set_ylabel(f"{mode}: milliseconds a call")
@@ -161,25 +138,22 @@ def sweeps(result: Result) -> Any:
 
 
 def _lines(axis: Any, result: Result, rows: list[Row], letter: str) -> None:
+    rows.sort(key=lambda row: getattr(row.case, letter))
     every: list[float] = []
     for rival in (OURS, *RIVALS):
-        points = [
-            (getattr(row.case, letter), row.seconds[rival]) for row in rows if rival in row.seconds
-        ]
-        if not points:
+        timed = [row for row in rows if rival in row.seconds]
+        if not timed:
             continue
-        x = [size for size, _ in points]
-        median, q1, q3 = ([1e3 * t[k] for _, t in points] for k in ("median", "q1", "q3"))
+        x = [getattr(row.case, letter) for row in timed]
+        q1, median, q3 = (
+            [1e3 * row.seconds[rival][k] for row in timed] for k in ("q1", "median", "q3")
+        )
         color, marker = STYLES[rival]
         axis.plot(x, median, marker=marker, markersize=4, label=rival, color=color)
         axis.fill_between(x, q1, q3, alpha=0.2, color=color)
         every += median
-    least = [
-        (getattr(row.case, letter), 1e3 * bound.seconds)
-        for row in rows
-        if (bound := result.bound(row))
-    ]
-    if least:
+    bounds = [(getattr(row.case, letter), result.bound(row)) for row in rows]
+    if least := [(size, 1e3 * bound.seconds) for size, bound in bounds if bound]:
         sizes, seconds = zip(*least, strict=True)
         axis.plot(sizes, seconds, "--", color="black", linewidth=1, label="the machine's limit")
         every += seconds
@@ -200,49 +174,48 @@ def _reached(row: Row, who: str) -> tuple[float, float]:
 
 
 def roofline(result: Result) -> Any:
-    """GFLOP/s against operations a byte that must move, under the measured limits."""
-    limits = result.roofs.get(0)
-    if limits is None:
-        return None
+    """GFLOP/s of float32 sequences on all cores against operations a byte that must move, under the
+    measured limits."""
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for who in (OURS, TORCH):
-        for mode in MODES:
-            found = [_reached(row, who) for row in _plain(result, mode) if who in row.seconds]
-            if found:
-                points[who, mode] = found
-    if not points:
+    for row in result.rows.values():
+        case = row.case
+        if (case.kind, case.dtype, case.precision, case.threads) != (
+            "rnn",
+            "float32",
+            "highest",
+            0,
+        ):
+            continue
+        for who in (OURS, TORCH) if case.T > 1 else ():
+            if who in row.seconds:
+                points.setdefault((who, case.mode), []).append(_reached(row, who))
+    limits = result.roofs.get(0)
+    if limits is None or not points:
         return None
     figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
-    for (who, mode), found in points.items():
+    for (who, mode), found in sorted(points.items()):
+        color, marker = STYLES[who]
+        fill = color if mode == "infer" else "none"
+        style: dict[str, Any] = {"facecolor": fill, "edgecolor": color, "marker": marker}
         x, y = zip(*found, strict=True)
-        color, _ = STYLES[who]
-        marker, fill = "o" if who == OURS else "s", color if mode == "infer" else "none"
-        axis.scatter(
-            x, y, 28, facecolor=fill, edgecolor=color, marker=marker, label=f"{who}, {mode}"
-        )
+        axis.scatter(x, y, 28, label=f"{who}, {mode}", **style)
     peak = limits.flops["float32"] / 1e9
-    intensities = [x for found in points.values() for x, _ in found]
+    intensities, rates = zip(*(point for found in points.values() for point in found), strict=True)
     low, high = min(intensities) / 3, max(intensities) * 1.5
+    note: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": GRAY}
+    slope: dict[str, Any] = {
+        "rotation": 45,
+        "rotation_mode": "anchor",
+        "transform_rotates_text": True,
+    }
     for level, speed in limits.read.items():
-        corner = peak / (speed / 1e9)
-        axis.plot([low, corner, high], [low * speed / 1e9, peak, peak], color=GRAY, linewidth=1)
+        speed /= 1e9
+        axis.plot([low, peak / speed, high], [low * speed, peak, peak], color=GRAY, linewidth=1)
         # Along the slope, where it enters the figure; lines are a factor of two apart or more.
-        axis.annotate(
-            f"{level}, {speed / 1e9:.0f} GB/s",
-            (low * 1.1, low * 1.1 * speed / 1e9),
-            xytext=(-3, 4),
-            textcoords="offset points",
-            rotation=45,
-            rotation_mode="anchor",
-            transform_rotates_text=True,
-            fontsize=8,
-            color=GRAY,
-        )
-    axis.annotate(
-        f"multiply-adds, {peak:.0f} GFLOP/s", (high / 1.2, peak), xytext=(0, 3),
-        textcoords="offset points", ha="right", fontsize=8, color=GRAY,
-    )  # fmt: skip
-    rates = [y for found in points.values() for _, y in found]
+        at = low * 1.1, low * 1.1 * speed
+        axis.annotate(f"{level}, {speed:.0f} GB/s", at, xytext=(-3, 4), **slope, **note)
+    text = f"multiply-adds, {peak:.0f} GFLOP/s"
+    axis.annotate(text, (high / 1.2, peak), xytext=(0, 3), ha="right", **note)
     _one_two_five(axis.xaxis, [low * 1.15, high / 1.15], most=14)
     _one_two_five(axis.yaxis, [*rates, peak * 1.2], most=14)
     axis.set_ylabel("GFLOP/s reached")
@@ -286,13 +259,17 @@ def _groups(axis: Any, runs: dict[str, list[list[float]]], letter: str) -> None:
         chosen = {k: v for k, v in runs.items() if k.startswith(f"{mode} {letter}=")}
         costs_of_runs = [edges.unit_costs(key, times) for key, times in chosen.items()]
         cheapest = min((cost for found in costs_of_runs for _, cost in found), default=1.0)
-        place, label = 0.0, f"rnnext, {MODE_TITLES[mode]}"
-        style: dict[str, Any] = {"markerfacecolor": color if mode == "infer" else "white"}
+        place, line, fill = 0.0, *(("-", color) if mode == "infer" else ("--", "white"))
         for found in costs_of_runs:
             x = [place + n for n in range(len(found))]
             y = [cost / cheapest for _, cost in found]
-            line = "-" if mode == "infer" else "--"
-            axis.plot(x, y, line, marker="o", markersize=5, color=color, label=label, **style)
+            style: dict[str, Any] = {
+                "marker": "o",
+                "markersize": 5,
+                "color": color,
+                "markerfacecolor": fill,
+            }
+            axis.plot(x, y, line, label=f"rnnext, {MODE_TITLES[mode]}", **style)
             ticks |= {at: size for at, (size, _) in zip(x, found, strict=True)}
             every += y
             place = x[-1] + 2.5
@@ -308,34 +285,3 @@ def _groups(axis: Any, runs: dict[str, list[list[float]]], letter: str) -> None:
     held = ", ".join(f"{k}={v}" for k, v in edges.BASE.items() if k != letter)
     note = "; work counted in whole vectors of 16" if letter == "H" else ""
     axis.set_xlabel(f"{LETTERS[letter]} ({held}, I={edges.INPUTS}{note})")
-
-
-def cuda_steps(result: Result, dtype: str) -> Any:
-    """A GPU's microseconds a step over H, a colour for each batch size with two lengths."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
-    rows = {mode: _tagged(result, "grid", mode) for mode in MODES}
-    every: list[tuple[float, float]] = []
-    for axis, mode in zip(axes, MODES, strict=True):
-        chosen = [
-            row for row in rows[mode] if row.case.dtype == dtype and row.case.precision == "highest"
-        ]
-        for color, B in enumerate(sorted({row.case.B for row in chosen})):
-            for name, style in ((OURS, "-o"), (TORCH, "--s"), (STEP_PATH, ":v")):
-                points = sorted(
-                    (float(row.case.H), slope * 1e6)
-                    for row in chosen
-                    if row.case.B == B and (slope := result.step_seconds(row, name) or 0) > 0
-                )
-                if points:
-                    x, y = zip(*points, strict=True)
-                    axis.plot(x, y, style, color=f"C{color}", markersize=4, label=f"{name}, B={B}")
-                    every += points
-        axis.set_xlabel("hidden size H (= I)")
-        axis.set_title(f"{MODE_TITLES[mode]}, {dtype}", fontsize=10)
-    if every:
-        for axis in axes:
-            _one_two_five(axis.xaxis, [x for x, _ in every], most=12)
-            _one_two_five(axis.yaxis, [y for _, y in every], most=14)
-        axes[0].set_ylabel("microseconds a step")
-        _legend(figure, *axes, columns=4)
-    return figure

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .measure import DISTURBED_CORES
-from .names import OTHER_WAYS, OURS, RIVALS, TORCH
+from .names import FLOAT32, OURS, RIVALS
 from .store import Result, Row
 
 
@@ -20,11 +20,10 @@ class Table:
     def text(self) -> str:
         """Columns under each other: the first to the left, the others to the right."""
         lines = [self.header, *self.body]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
         return "\n".join(
             "  ".join(
-                word.rjust(width) if n else word.ljust(width)
-                for n, (word, width) in enumerate(zip(line, widths, strict=True))
+                [line[0].ljust(first), *(w.rjust(n) for w, n in zip(line[1:], rest, strict=True))]
             ).rstrip()
             for line in lines
         )
@@ -42,51 +41,34 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def spread(times: dict[str, float]) -> str:
-    """Half the distance between the quartiles, as a share of the median."""
-    return f"±{50 * (times['q3'] - times['q1']) / times['median']:.0f}%"
-
-
-def rate_and_share(result: Result, row: Row, rival: str = OURS) -> tuple[str, str]:
+def rate_and_share(result: Result, row: Row) -> tuple[str, str]:
     """("123 GFLOP/s", "88% FMA") of what bounds the row; empty where it was not timed."""
     bound = result.bound(row)
-    if rival not in row.seconds or bound is None:
+    if OURS not in row.seconds or bound is None:
         return "", ""
-    seconds = row.seconds[rival]["median"]
+    seconds = row.seconds[OURS]["median"]
     unit = "GFLOP/s" if bound.limit == "FMA" else "GB/s"
     rate = f"{bound.amount / seconds / 1e9:.3g} {unit}"
     return rate, f"{100 * bound.seconds / seconds:.0f}% {bound.limit}"
 
 
-def subject(result: Result) -> str:
-    """Whose time leads the table: ours, or torch's where ours was not run."""
-    return OURS if any(OURS in row.seconds for row in result.rows.values()) else TORCH
-
-
 def table(result: Result, rows: Sequence[Row]) -> Table:
-    """Our time, its rate and share of the roof, how many times as long the others take.
-
-    On a GPU a step's time too, as a slope between two lengths.
-    """
-    ours = subject(result)
-    others = [name for name in (*RIVALS, *OTHER_WAYS) if name != ours]
-    others = [name for name in others if any(name in row.seconds for row in rows)]
-    steps = any("cuda" in row.case.tags and row.case.kind == "rnn" for row in rows)
-    header = ["case", ours, *(["a step"] if steps else []), "spread", "rate", "roof"]
+    """Our time, half the distance between its quartiles as a share of it, its rate and share of the
+    roof, how many times as long the others take."""
+    others = [n for n in (*RIVALS, FLOAT32) if any(n in row.seconds for row in rows)]
     body = []
     for row in rows:
-        times = row.seconds.get(ours)
-        line = [row.case.name + (" *" if row.bystanders > DISTURBED_CORES else "")]
-        line.append(duration(times["median"]) if times else "failed")
-        if steps:
-            slope = result.step_seconds(row, ours)
-            line.append(duration(slope) if slope else "")
-        line += [spread(times) if times else "", *rate_and_share(result, row, ours)]
+        line = [row.case.name + (" *" if row.bystanders > DISTURBED_CORES else ""), "failed", ""]
+        if times := row.seconds.get(OURS):
+            spread = 50 * (times["q3"] - times["q1"]) / times["median"]
+            line[1:] = duration(times["median"]), f"±{spread:.0f}%"
+        line += rate_and_share(result, row)
         for other in others:
-            ratio = row.ratio(other, ours)
+            ratio = row.ratio(other, OURS)
             line.append("FAILED" if other in row.failed else f"{ratio:.2f}" if ratio else "")
         body.append(line)
-    return Table([*header, *(f"{name} x" for name in others)], body)
+    header = ["case", OURS, "spread", "rate", "roof", *(f"{name} x" for name in others)]
+    return Table(header, body)
 
 
 def text(result: Result, rows: Sequence[Row]) -> str:
@@ -100,8 +82,6 @@ def text(result: Result, rows: Sequence[Row]) -> str:
 
 
 def machine(stamp: dict[str, Any]) -> str:
-    if gpu := stamp.get("gpu"):
-        return f"{gpu['name']}, CUDA {gpu['cuda']}, cuDNN {gpu['cudnn']}"
     flags = " ".join(stamp["cpu_flags"])
     return f"{stamp['cpu']} ({stamp['core']}; {flags}), {stamp['threads']} threads"
 
@@ -110,17 +90,15 @@ def describe(result: Result) -> str:
     """The machine, the versions and the roofs of a run, in a few lines."""
     stamp = result.stamp
     versions = ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())
+    runs = f" and on, median of {stamp['runs']} runs" if "runs" in stamp else ""
     lines = [
-        f"{result.label}: {stamp['time']}"
-        + (f" and on, median of {stamp['runs']} runs" if "runs" in stamp else "")
-        + f", {machine(stamp)}, {stamp['system']}",
+        f"{result.label}: {stamp['time']}{runs}, {machine(stamp)}, {stamp['system']}",
         f"Python {stamp['python']}, {versions}",
     ]
     for limits in result.roofs.values():
         flops = ", ".join(f"{k} {v / 1e9:.0f} GFLOP/s" for k, v in limits.flops.items())
         read = ", ".join(f"{k} {v / 1e9:.0f} GB/s" for k, v in limits.read.items())
-        who = f"{limits.threads} thread(s)" if limits.size else "GPU"
-        lines.append(f"roof, {who}: {flops}; read {read}")
+        lines.append(f"roof, {limits.threads} thread(s): {flops}; read {read}")
     return "\n".join(lines)
 
 
@@ -129,14 +107,12 @@ def comparison(a: Result, b: Result, rival: str) -> str:
     header = ["case", a.label, b.label, f"{a.label}/{b.label}", "from", "to"]
     body, ratios = [], []
     for name, row in a.rows.items():
-        other = b.rows.get(name)
-        if other is None or rival not in row.seconds or rival not in other.seconds:
-            continue
-        x, y = row.seconds[rival], other.seconds[rival]
-        ratios.append(x["median"] / y["median"])
-        low, high = x["q1"] / y["q3"], x["q3"] / y["q1"]
-        times = [duration(x["median"]), duration(y["median"])]
-        body.append([name, *times, *(f"{value:.2f}" for value in (ratios[-1], low, high))])
+        x, y = (r.rows[name].seconds.get(rival) if name in r.rows else None for r in (a, b))
+        if x and y:
+            ratios.append(x["median"] / y["median"])
+            times = [duration(times["median"]) for times in (x, y)]
+            spans = ratios[-1], x["q1"] / y["q3"], x["q3"] / y["q1"]
+            body.append([row.case.name, *times, *(f"{value:.2f}" for value in spans)])
     if not ratios:
         raise ValueError(f"{a.label} and {b.label} have no row of {rival} in common")
     return "\n".join(

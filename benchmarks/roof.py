@@ -8,42 +8,34 @@ import os
 import re
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from .cases import Case
 from .costs import ITEMSIZE, moved_bytes, operations, step_operations, streamed_bytes
-from .measure import matmul_precision
+from .measure import Probe
 
 SOURCE = Path(__file__).with_name("roof.cpp")
 DTYPES = ("float32", "float64", "bfloat16")
 REPEATS = 5
+STEPS = 3_000_000  # of multiply-adds: about 10 ms
 # Of one sample within a row's rounds.
 PROBE_SECONDS = 0.008
 
 
 @dataclass(frozen=True)
 class Roof:
-    """Limits with `threads` threads at once, or of a GPU, measured.
+    """Limits with `threads` threads at once, measured.
 
-    flops: operations a second for each dtype (bfloat16 only where the CPU has a dot product of it),
-        on a GPU of torch's matrix product, TF32's under "tf32".
-    read: bytes a second of each cache level and of DRAM, all threads together; on a GPU those that
-        a copy in DRAM reads and writes.
-    size: bytes of each cache level; L1 and L2 of one core, L3 of all. Empty for a GPU, whose
-        registers and shared memory may hold what a CPU streams from its caches.
+    flops: operations a second for each dtype (bfloat16 only where the CPU has a dot product of it).
+    read: bytes a second of each cache level and of DRAM, all threads together.
+    size: bytes of each cache level; L1 and L2 of one core, L3 of all.
     """
 
     threads: int
     flops: dict[str, float]
     read: dict[str, float]
     size: dict[str, int]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def best(self, other: Roof | None) -> Roof:
         """The higher of two measurements of the same machine, limit by limit."""
@@ -55,8 +47,6 @@ class Roof:
 
     def level(self, bytes_per_thread: float) -> str:
         """The nearest level in which every thread's share fits."""
-        if not self.size:
-            return "DRAM"
         for level in ("L1", "L2"):
             if bytes_per_thread <= self.size[level]:
                 return level
@@ -87,7 +77,7 @@ def measure(threads: int) -> Roof:
     library = _build()
     flops = {}
     for number, dtype in enumerate(DTYPES):
-        best = max(library.roof_flops(number, threads, 3_000_000) for _ in range(REPEATS))
+        best = max(library.roof_flops(number, threads, STEPS) for _ in range(REPEATS))
         if best:
             flops[dtype] = best
     read = {}
@@ -98,32 +88,6 @@ def measure(threads: int) -> Roof:
     return Roof(threads, flops, read, size)
 
 
-def measure_cuda() -> Roof:
-    """Rates of a large copy and of a large product of each type, with random data."""
-    import torch
-
-    def best(call: Callable[[], object]) -> float:
-        found = []
-        for _ in range(2 * REPEATS):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            call()
-            torch.cuda.synchronize()
-            found.append(time.perf_counter() - start)
-        return min(found)
-
-    source = torch.empty(2**28, dtype=torch.uint8, device="cuda").random_()
-    target = torch.empty_like(source)
-    copied = 2 * source.numel() / best(lambda: target.copy_(source))
-    flops, n = {}, 8192
-    for name in ("float32", "tf32", "bfloat16", "float16"):
-        dtype = torch.float32 if name == "tf32" else getattr(torch, name)
-        factors = [torch.randn(n, n, device="cuda").to(dtype) for _ in range(2)]
-        with matmul_precision("high" if name == "tf32" else "highest"):
-            flops[name] = 2 * n**3 / best(functools.partial(torch.mm, *factors))
-    return Roof(0, flops, {"DRAM": copied}, {})
-
-
 def _span(level: str, size: dict[str, int], threads: int) -> int:
     """Bytes for each thread to read: half of a level, so that what else lives there stays too."""
     if level == "DRAM":
@@ -131,33 +95,17 @@ def _span(level: str, size: dict[str, int], threads: int) -> int:
     return size[level] // 2 // (threads if level == "L3" else 1)
 
 
-class Probe:
-    """What bounds a case, measured again in the rounds of its row.
-
-    A shared machine's limits change by the minute: a row should meet those of its own minute.
-    rates: the samples of the rounds that count, operations or bytes a second.
-    """
-
-    def __init__(self, case: Case, roof: Roof) -> None:
-        self.rates: list[float] = []
-        self._run: Callable[[], float]
-        library, limit, threads = _build(), bound(case, roof).limit, roof.threads
-        if limit == "FMA":
-            dtype = peak_dtype(case, roof)
-            # As many steps as in measure() take about 10 ms.
-            steps = round(3_000_000 * PROBE_SECONDS / 0.01)
-            self._run = lambda: library.roof_flops(DTYPES.index(dtype), threads, steps)
-        else:
-            span = _span(limit, roof.size, threads)
-            passes = max(1, round(PROBE_SECONDS * roof.read[limit] / (span * threads)))
-            self._run = lambda: library.roof_read(span, threads, passes)
-
-    def sample(self, warm_seconds: float) -> float:
-        """The rate, after warming up."""
-        deadline = time.perf_counter() + warm_seconds
-        while time.perf_counter() < deadline:
-            self._run()
-        return self._run()
+def probe(case: Case, roof: Roof) -> Probe:
+    """Of what bounds a case: a shared machine's limits change by the minute, and a row should meet
+    those of its own."""
+    library, limit, threads = _build(), bound(case, roof).limit, roof.threads
+    if limit == "FMA":
+        dtype = DTYPES.index(peak_dtype(case, roof))
+        # As many steps as in measure() take about 10 ms.
+        return Probe(functools.partial(library.roof_flops, dtype, threads, STEPS * 8 // 10))
+    span = _span(limit, roof.size, threads)
+    passes = max(1, round(PROBE_SECONDS * roof.read[limit] / (span * threads)))
+    return Probe(functools.partial(library.roof_read, span, threads, passes))
 
 
 @functools.cache
@@ -192,7 +140,7 @@ def cache_sizes() -> dict[str, int]:
 
 def peak_dtype(case: Case, roof: Roof) -> str:
     """Whose multiply-adds bound the case."""
-    dtype = {"medium": "bfloat16", "high": "tf32"}.get(case.precision, case.dtype)
+    dtype = "bfloat16" if case.precision == "medium" else case.dtype
     return dtype if dtype in roof.flops else "float32"
 
 
@@ -203,7 +151,6 @@ def bound(case: Case, roof: Roof) -> Bound:
     if case.kind != "embedding":
         peak = roof.flops[peak_dtype(case, roof)]
         bounds.append(Bound("FMA", operations(case) / peak, operations(case)))
-    if case.kind != "embedding" and roof.size:
         streamed = streamed_bytes(case)
         share = case.H * case.H * ITEMSIZE[case.dtype] / roof.threads
         level = roof.level(share)

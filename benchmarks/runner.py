@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -24,18 +22,15 @@ def run(
     cases: Sequence[Case],
     effort: measure.Effort,
     only: Sequence[str] = (),
-    budget: float = math.inf,
 ) -> Iterator[Event]:
     """Time the cases; `only` names the rivals to run (all if empty).
 
     One process a thread setting, since a runtime fixes its pool when it starts; within it all
-    rivals take turns. No case is begun when `budget` seconds are over. RuntimeError if a worker
-    dies.
+    rivals take turns. RuntimeError if a worker dies.
     """
-    end = time.monotonic() + budget
     for threads in sorted({case.threads for case in cases}):
         chosen = [case for case in cases if case.threads == threads]
-        yield from in_worker(_time_cases, threads, threads, chosen, effort, tuple(only), end)
+        yield from in_worker(_time_cases, threads, threads, chosen, effort, tuple(only))
 
 
 def in_worker(work: Callable[..., None], threads: int, *arguments: Any) -> Iterator[Event]:
@@ -75,23 +70,18 @@ def _time_cases(
     cases: Sequence[Case],
     effort: measure.Effort,
     only: tuple[str, ...],
-    end: float,
 ) -> None:
     from .rivals import installed
 
     rivals = [r for r in installed() if not only or r.name in only]
-    device = cases[0].device
-    send("stamp", measure.stamp(threads, device))
-    measure_roof = roof.measure_cuda if device == "cuda" else partial(roof.measure, threads)
-    limits = measure_roof()
+    send("stamp", measure.stamp(threads))
+    limits = roof.measure(threads)
     send("roof", (setting, limits))
     for case in cases:
-        if time.monotonic() > end:
-            break
         send("start", case.name)
         send("row", time_case(case, rivals, effort, limits))
     # Once more, hot: the roof is the better of the two.
-    send("roof", (setting, measure_roof()))
+    send("roof", (setting, roof.measure(threads)))
 
 
 def time_case(case: Case, rivals: Sequence[Any], effort: measure.Effort, limits: roof.Roof) -> Row:
@@ -99,22 +89,16 @@ def time_case(case: Case, rivals: Sequence[Any], effort: measure.Effort, limits:
     row = Row(case)
     with measure.matmul_precision(case.precision):
         ready = _prepare(case, rivals, limits.threads, row)
-        # A GPU is nobody else's: its limits stay.
-        probe = roof.Probe(case, limits) if case.device == "cpu" else None
+        probe = roof.probe(case, limits)
         start, others = time.perf_counter(), measure.Bystanders()
-        synchronize = measure.synchronizer(case.device)
-        timings = measure.interleave(ready, effort, 0, synchronize, probe) if ready else {}
+        timings = measure.interleave(ready, effort, probe=probe) if ready else {}
         row.bystanders = others.cores(time.perf_counter() - start)
-    row.roof = statistics.median(probe.rates) if probe and probe.rates else None
+    row.roof = statistics.median(probe.rates) if probe.rates else None
     for name, timing in timings.items():
-        q1, median, q3 = timing.quartiles
-        row.seconds[name] = {
-            "q1": q1,
-            "median": median,
-            "q3": q3,
-            "samples": len(timing.samples),
-            "calls": timing.calls,
-        }
+        counts = {"samples": len(timing.samples), "calls": timing.calls}
+        row.seconds[name] = (
+            dict(zip(("q1", "median", "q3"), timing.quartiles, strict=True)) | counts
+        )
     return row
 
 
@@ -140,26 +124,3 @@ def _prepare(
             last = traceback.format_exception_only(error)[-1].strip()
             row.failed[rival.name] = last[:300]
     return ready
-
-
-def interference(
-    send: Callable[[str, Any], None], threads: int, cases: Sequence[Case], repeats: int
-) -> None:
-    """Send ("interference", (case name, rival, seconds alone, seconds taking turns)).
-
-    A rival's rounds alone and everybody's rounds alternate, so that both see the same machine.
-    """
-    from .rivals import installed
-
-    effort = measure.Effort(seconds=0.1, min_rounds=3, max_rounds=3)
-    for case in cases:
-        ready = _prepare(case, installed(), threads, Row(case))
-        alone = {name: measure.Timing(1) for name in ready}
-        turns = {name: measure.Timing(1) for name in ready}
-        for seed in range(repeats):
-            for name, contender in ready.items():
-                alone[name].samples += measure.interleave({name: contender}, effort)[name].samples
-            for name, timing in measure.interleave(ready, effort, seed).items():
-                turns[name].samples += timing.samples
-        for name in ready:
-            send("interference", (case.name, name, alone[name].median, turns[name].median))

@@ -3,10 +3,10 @@ takes than its fair share."""
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
@@ -15,65 +15,44 @@ from torch import nn
 
 import rnnext
 
-from .compared import Comparison
+from .cases import MODES
+from .compared import Comparison, Numbers, Row, Suite
 from .names import OURS, TORCH
 from .report import Table, duration
 
 PROCESSES = 4
 SECONDS = 3.0
 BATCHES = (1, 16)
-MODES = ("infer", "train")
 T, I, H = 100, 128, 128  # noqa: E741
-CLASSES: dict[str, Callable[[int, int], nn.Module]] = {OURS: rnnext.RNN, TORCH: nn.RNN}
+CLASSES: dict[str, type[nn.Module]] = {OURS: rnnext.RNN, TORCH: nn.RNN}
 
 
 def name(library: str, B: int, mode: str) -> str:
     return f"{library}, B={B}, {mode}"
 
 
-def run() -> Iterator[tuple[str, dict[str, float]]]:
-    """Each row's name and seconds a call: alone on the machine, and beside the other processes."""
-    threads = os.cpu_count() or 1
+def rows() -> Iterator[Row]:
     for B in BATCHES:
         for mode in MODES:
             for library in CLASSES:
-                counts = {"alone": 1, "shared": PROCESSES}
-                yield (
-                    name(library, B, mode),
-                    {
-                        how: _run(library, B, mode == "train", threads, count)
-                        for how, count in counts.items()
-                    },
-                )
+                yield Row(name(library, B, mode), functools.partial(_row, library, B, mode))
 
 
-def over_fair(row: dict[str, float]) -> float:
-    """The time of a call over what it would take at the process's share of the cores."""
-    return row["shared"] / (row["alone"] * PROCESSES)
+def _row(library: str, B: int, mode: str) -> Numbers:
+    """Seconds a call: alone on the machine, and beside the other processes."""
+    return {
+        how: _mean_seconds(count, library, B, mode == "train")
+        for how, count in (("alone", 1), ("shared", PROCESSES))
+    }
 
 
-def table(run: Comparison) -> Table:
-    head = [f"T={T} I=H={H}"]
-    for library in CLASSES:
-        head += [f"{library} alone", "shared", "over its share"]
-    body = []
-    for B in BATCHES:
-        for mode in MODES:
-            line = [f"B={B}, {mode}"]
-            for library in CLASSES:
-                row = run.rows[name(library, B, mode)]
-                line += [duration(row["alone"]), duration(row["shared"]), f"{over_fair(row):.2f}"]
-            body.append(line)
-    return Table(head, body)
-
-
-def _run(name: str, B: int, train: bool, threads: int, processes: int) -> float:
-    """Mean seconds a call of all processes at once."""
+def _mean_seconds(processes: int, *work: Any) -> float:
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(processes)
     results: Any = context.Queue()
-    work = (name, B, train, threads, start, results)
-    children = [context.Process(target=_calls, args=work) for _ in range(processes)]
+    children = [
+        context.Process(target=_calls, args=(*work, start, results)) for _ in range(processes)
+    ]
     for child in children:
         child.start()
     counts: list[int] = [results.get() for _ in children]
@@ -82,9 +61,8 @@ def _run(name: str, B: int, train: bool, threads: int, processes: int) -> float:
     return SECONDS * processes / sum(counts)
 
 
-def _calls(name: str, B: int, train: bool, threads: int, start: Barrier, results: Any) -> None:
-    torch.set_num_threads(threads)
-    rnn, x, grad = CLASSES[name](I, H), torch.randn(T, B, I), torch.ones(T, B, H)
+def _calls(library: str, B: int, train: bool, start: Barrier, results: Any) -> None:
+    rnn, x, grad = CLASSES[library](I, H), torch.randn(T, B, I), torch.ones(T, B, H)
 
     def call() -> None:
         with torch.set_grad_enabled(train):
@@ -99,3 +77,22 @@ def _calls(name: str, B: int, train: bool, threads: int, start: Barrier, results
         call()
         count += 1
     results.put(count)
+
+
+def table(run: Comparison) -> Table:
+    head = [f"T={T} I=H={H}"]
+    for library in CLASSES:
+        head += [f"{library} alone", "shared", "over its share"]
+    body = []
+    for B in BATCHES:
+        for mode in MODES:
+            line = [f"B={B}, {mode}"]
+            for library in CLASSES:
+                row = run.rows[name(library, B, mode)]
+                over = row["shared"] / (row["alone"] * PROCESSES)
+                line += [duration(row["alone"]), duration(row["shared"]), f"{over:.2f}"]
+            body.append(line)
+    return Table(head, body)
+
+
+SUITE = Suite("sharing", rows, {"sharing": table})

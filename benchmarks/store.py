@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +90,8 @@ class Result:
     def save(self, path: Path | None = None) -> Path:
         """Write the file, by default the label's, whole or not at all."""
         path = path or self.path
-        head = {
-            "label": self.label,
-            "stamp": self.stamp,
-            "roofs": {str(threads): roof.to_dict() for threads, roof in self.roofs.items()},
-            "edges": self.edges,
-        }
+        roofs = {str(threads): asdict(limits) for threads, limits in self.roofs.items()}
+        head = {"label": self.label, "stamp": self.stamp, "roofs": roofs, "edges": self.edges}
         rows = [{**vars(row), "case": row.case.to_dict()} for row in self.rows.values()]
         # A line each: small enough to be committed, and a changed row is a changed line.
         lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
@@ -105,25 +101,6 @@ class Result:
         partial.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         os.replace(partial, path)
         return path
-
-    def step_seconds(self, row: Row, who: str) -> float | None:
-        """Seconds a step: the slope from the longest row that differs in a smaller T alone.
-
-        None without one. What a call costs besides its steps falls out.
-        """
-        like = replace(row.case, tags=frozenset())
-        shorter = [
-            other
-            for other in self.rows.values()
-            if other.case.T < like.T
-            and replace(other.case, T=like.T, tags=frozenset()) == like
-            and who in other.seconds
-        ]
-        if who not in row.seconds or not shorter:
-            return None
-        other = max(shorter, key=lambda other: other.case.T)
-        longer = row.seconds[who]["median"] - other.seconds[who]["median"]
-        return longer / (like.T - other.case.T)
 
     def bound(self, row: Row) -> Bound | None:
         """The least time of a row, at the limits of its own rounds where they were measured."""
@@ -165,6 +142,18 @@ def kept() -> list[Result]:
     return sorted(runs, key=lambda run: run.stamp["time"])
 
 
+def _median(rows: Sequence[Row]) -> Row:
+    first, roofs = rows[0], [row.roof for row in rows if row.roof is not None]
+    seconds = {
+        who: {key: statistics.median(row.seconds[who][key] for row in rows) for key in times}
+        for who, times in first.seconds.items()
+        if all(who in row.seconds for row in rows)
+    }
+    bystanders = statistics.median(row.bystanders for row in rows)
+    roof = statistics.median(roofs) if len(roofs) == len(rows) else None
+    return replace(first, seconds=seconds, bystanders=bystanders, roof=roof)
+
+
 def combine(label: str, results: Sequence[Result]) -> Result:
     """The median of several runs of one machine, number by number: minutes differ more than rounds.
 
@@ -175,24 +164,10 @@ def combine(label: str, results: Sequence[Result]) -> Result:
     for result in results:
         for threads, roof in result.roofs.items():
             combined.roofs[threads] = roof.best(combined.roofs.get(threads))
-    for name, row in first.rows.items():
+    for name in first.rows:
         rows = [result.rows[name] for result in results if name in result.rows]
-        if len(rows) < len(results):
-            continue
-        roofs = [r.roof for r in rows if r.roof is not None]
-        combined.rows[name] = replace(
-            row,
-            seconds={
-                who: {
-                    key: statistics.median(r.seconds[who][key] for r in rows)
-                    for key in row.seconds[who]
-                }
-                for who in row.seconds
-                if all(who in r.seconds for r in rows)
-            },
-            bystanders=statistics.median(r.bystanders for r in rows),
-            roof=statistics.median(roofs) if len(roofs) == len(rows) else None,
-        )
+        if len(rows) == len(results):
+            combined.rows[name] = _median(rows)
     for key, times in first.edges.items():
         runs = [result.edges[key] for result in results if key in result.edges]
         if len(runs) == len(results):

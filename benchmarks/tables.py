@@ -10,9 +10,8 @@ import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from . import report, store
+from . import compared, report, store
 from .cases import MODES, Case
 from .compared import Comparison
 from .names import OURS, TORCH
@@ -142,46 +141,11 @@ def _dated(runs: dict[str, Result], table: report.Table) -> str:
     return "\n".join(["", table.markdown(), "", *textwrap.wrap(", ".join(dates) + ".", 100), ""])
 
 
-def ensembles(run: Comparison) -> str:
-    from .transforms import ensembles_table
-
-    return _captioned(run, ensembles_table(run))
-
-
-def per_sample(run: Comparison) -> str:
-    from .transforms import samples_table
-
-    return _captioned(run, samples_table(run))
-
-
-def features(run: Comparison) -> str:
-    return _captioned(run, run.table())
-
-
-def compiled(run: Comparison) -> str:
-    from .compiled import table
-
-    return _captioned(run, table(run))
-
-
-def sharing(run: Comparison) -> str:
-    from .sharing import table
-
-    return _captioned(run, table(run))
-
-
 TABLES: dict[str, Callable[[Result], str]] = {
     "headline": headline,
     "calls": calls,
     "readme": readme,
     "shares": shares,
-}
-# By what made them.
-COMPARED: dict[str, dict[str, Callable[[Comparison], str]]] = {
-    "features": {"features": features},
-    "transforms": {"ensembles": ensembles, "per-sample": per_sample},
-    "compiled": {"compiled": compiled},
-    "sharing": {"sharing": sharing},
 }
 
 
@@ -197,13 +161,11 @@ def _captioned(result: Result | Comparison, table: report.Table) -> str:
     return "\n".join(["", table.markdown(), "", *textwrap.wrap(caption, 100), ""])
 
 
-def _own(result: Result | Comparison) -> dict[str, Callable[[Any], str]]:
-    return dict(COMPARED[result.name] if isinstance(result, Comparison) else TABLES)
-
-
 def replaced(text: str, result: Result | Comparison) -> str:
     """The text with the result's tables made anew. ValueError for a name that no result has."""
-    own, known = _own(result), set(TABLES).union(*COMPARED.values())
+    suites = {name: compared.suite(name).tables for name in compared.NAMES}
+    known = set(TABLES).union(*suites.values())
+    own = set(suites[result.name] if isinstance(result, Comparison) else TABLES)
 
     def block(match: re.Match[str]) -> str:
         begin, name, end = match.groups()
@@ -211,7 +173,9 @@ def replaced(text: str, result: Result | Comparison) -> str:
             raise ValueError(f"no table is called {name!r}; there are {', '.join(sorted(known))}")
         if name not in own:
             return match.group()
-        return begin + own[name](result) + end
+        if isinstance(result, Comparison):
+            return begin + _captioned(result, suites[result.name][name](result)) + end
+        return begin + TABLES[name](result) + end
 
     return BLOCK.sub(block, text)
 

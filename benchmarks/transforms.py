@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,8 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 import rnnext
 
-from .bars.verdict import Verdict, worst
-from .compared import Comparison
-from .features import Call, Row, Timed
+from .cases import MODES
+from .compared import Bar, Call, Comparison, Row, Suite, turns
 from .report import Table, duration
 
 T = 100
@@ -23,9 +21,9 @@ ENSEMBLES = {
     f"B={B} I=H={H}": (B, H, members)
     for B, H, members in ((1, 16, (2, 4, 16, 64)), (4, 64, (2, 4, 16, 64)), (4, 256, (2, 4, 16)))
 }
-MODES = ("infer", "train")
 FUNCTION = "vmap of functional.rnn"
 SAMPLES = [(H, N) for H in (32, 64, 256) for N in (8, 64)]
+Way = Callable[[], tuple[Tensor, Tensor]]
 
 
 def members_row(way: str, M: int, size: str, mode: str, other: str = "the members' calls") -> str:
@@ -37,37 +35,39 @@ def samples_row(N: int, H: int, other: str) -> str:
 
 
 class Nothing(nn.Module):
-    """The parameters of another module, and no computation."""
-
-    def __init__(self, like: nn.Module) -> None:
-        super().__init__()
-        for name, parameter in like.named_parameters():
-            self.register_parameter(name, nn.Parameter(parameter.detach().clone()))
+    """Holds the parameters of an RNN and computes nothing: what vmap itself costs."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
 
 
-def gradients(results: Callable[[], tuple[Tensor, Tensor]], leaves: list[Tensor]) -> list[Tensor]:
-    output, _ = results()
-    return [output.detach(), *torch.autograd.grad(output, leaves, torch.ones_like(output))]
-
-
-def one_by_one(members: list[nn.Module], x: Tensor, train: bool) -> Call:
-    """Calls of the members in a row, their results put together."""
+def call_of(way: Way, leaves: list[Tensor], train: bool) -> Call:
+    """The output, and in training the gradients of the leaves."""
 
     def call() -> list[Tensor]:
-        results = []
-        for member, own in zip(members, x, strict=True):
-            if train:
-                call_of = functools.partial(member, own)
-                results.append(gradients(call_of, list(member.parameters())))
-            else:
-                with torch.no_grad():
-                    results.append([member(own)[0]])
-        return [torch.stack(each) for each in zip(*results, strict=True)]
+        with torch.set_grad_enabled(train):
+            output, _ = way()
+        if not train:
+            return [output]
+        return [output.detach(), *torch.autograd.grad(output, leaves, torch.ones_like(output))]
 
     return call
+
+
+def one_by_one(calls: list[Call]) -> Call:
+    """Calls in a row, their results put together."""
+    return lambda: [torch.stack(each) for each in zip(*(call() for call in calls), strict=True)]
+
+
+def _mapped(
+    one: nn.Module, x: Tensor, names: list[str], leaves: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    def call(parameters: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = functional_call(one, parameters, (x,))
+        return found
+
+    results: tuple[Tensor, Tensor] = vmap(call)(dict(zip(names, leaves, strict=True)), x)
+    return results
 
 
 def ensembles() -> Iterator[Row]:
@@ -78,50 +78,40 @@ def ensembles() -> Iterator[Row]:
             stacked, _ = stack_module_state(ours)
             x = torch.randn(M, T, B, H)
             names, leaves = list(stacked), list(stacked.values())
-
-            def mapped(
-                one: nn.Module, leaves: list[Tensor], x: Tensor = x, names: Any = names
-            ) -> Any:
-                def call(parameters: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-                    results: tuple[Tensor, Tensor] = functional_call(one, parameters, (x,))
-                    return results
-
-                return vmap(call)(dict(zip(names, leaves, strict=True)), x)
-
-            def direct(leaves: list[Tensor], x: Tensor = x) -> tuple[Tensor, Tensor]:
-                return rnnext.functional.rnn_ensemble(x, None, leaves)
-
-            def of_function(leaves: list[Tensor], x: Tensor = x) -> Any:
-                def call(x: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-                    return rnnext.functional.rnn(x, None, weights)
-
-                return vmap(call)(x, *leaves)
-
-            by_vmap = functools.partial(mapped, copy.deepcopy(ours[0]))
-            nothing = functools.partial(mapped, Nothing(ours[0]))
+            function = vmap(lambda x, *weights: rnnext.functional.rnn(x, None, weights))
+            nothing = Nothing()
+            for name, parameter in ours[0].named_parameters():
+                nothing.register_parameter(name, parameter)
+            ways: dict[str, Way] = {
+                "rnn_ensemble": functools.partial(rnnext.functional.rnn_ensemble, x, None, leaves),
+                FUNCTION: functools.partial(function, x, *leaves),
+                "vmap": functools.partial(_mapped, ours[0], x, names, leaves),
+            }
             for mode in MODES:
                 train = mode == "train"
-                ways = {"rnn_ensemble": direct, FUNCTION: of_function, "vmap": by_vmap}
+                loops = [
+                    one_by_one(
+                        [
+                            call_of(functools.partial(member, own), [*member.parameters()], train)
+                            for member, own in zip(modules, x, strict=True)
+                        ]
+                    )
+                    for modules in (ours, theirs)
+                ]
                 for name, way in ways.items():
-
-                    def call(way: Any = way, leaves: Any = leaves, train: bool = train) -> Any:
-                        if train:
-                            return gradients(lambda: way(leaves), leaves)
-                        with torch.no_grad():
-                            return [way(leaves)[0]]
-
-                    yield Row(f"{name}, H={H}", members_row(name, M, size, mode),
-                              call, one_by_one(ours, x, train))  # fmt: skip
+                    call = call_of(way, leaves, train)
+                    what = members_row(name, M, size, mode)
+                    yield Row(what, turns(call, loops[0]), f"{name}, H={H}")
                     if name == "vmap":
-                        yield Row("nn.RNN", members_row(name, M, size, mode, "nn.RNN"),
-                                  call, one_by_one(theirs, x, train))  # fmt: skip
-
-            def alone(way: Any = nothing, leaves: Any = leaves) -> Any:
-                with torch.no_grad():
-                    return [way(leaves)[0]]
-
-            yield Row("vmap of nothing", members_row("vmap of nothing", M, size, "infer"),
-                      alone, one_by_one(ours, x, False), same=False)  # fmt: skip
+                        what = members_row(name, M, size, mode, "nn.RNN")
+                        yield Row(what, turns(call, loops[1]))
+                if not train:
+                    alone = functools.partial(_mapped, nothing, x, names, leaves)
+                    what, call = (
+                        members_row("vmap of nothing", M, size, mode),
+                        call_of(alone, [], False),
+                    )
+                    yield Row(what, turns(call, loops[0], same=False))
 
 
 def per_sample() -> Iterator[Row]:
@@ -131,49 +121,30 @@ def per_sample() -> Iterator[Row]:
         x = torch.randn(N, T, H)
         parameters = {name: p.detach() for name, p in ours.named_parameters()}
 
-        def loss(parameters: dict[str, Tensor], x: Tensor, ours: Any = ours) -> Tensor:
+        def loss(parameters: dict[str, Tensor], x: Tensor, ours: nn.Module = ours) -> Tensor:
             total: Tensor = functional_call(ours, parameters, (x,))[0].square().sum()
             return total
 
-        def mapped(parameters: Any = parameters, x: Tensor = x, loss: Any = loss) -> Any:
-            return list(vmap(grad(loss), in_dims=(None, 0))(parameters, x).values())
+        gradients = vmap(grad(loss), in_dims=(None, 0))
+        mapped = lambda of=gradients, p=parameters, x=x: [*of(p, x).values()]  # noqa: E731
 
         def loop(module: nn.Module, x: Tensor = x) -> Call:
             leaves = list(module.parameters())
 
-            def call() -> list[Tensor]:
-                each = [torch.autograd.grad(module(own)[0].square().sum(), leaves) for own in x]
-                return [torch.stack(every) for every in zip(*each, strict=True)]
+            def gradient(own: Tensor) -> list[Tensor]:
+                return [*torch.autograd.grad(module(own)[0].square().sum(), leaves)]
 
-            return call
+            return one_by_one([functools.partial(gradient, own) for own in x])
 
-        yield Row("per sample", samples_row(N, H, "nn.RNN"), mapped, loop(theirs))
-        yield Row("per sample, own", samples_row(N, H, "rnnext"), mapped, loop(ours))
+        for other, module, group in (("nn.RNN", theirs, "per sample"), ("rnnext", ours, "")):
+            yield Row(samples_row(N, H, other), turns(mapped, loop(module)), group)
 
 
 def rows() -> Iterator[Row]:
     """All comparisons; each builds its modules when its turn comes."""
+    torch.manual_seed(0)
     yield from ensembles()
     yield from per_sample()
-
-
-def verdicts(timed: list[Timed]) -> list[Verdict]:
-    """An ensemble takes no longer than its members in a row, and less where they are small."""
-
-    def of(group: str, value: str) -> dict[str, float]:
-        return {t.row.what: getattr(t, value) for t in timed if t.row.group == group}
-
-    return [
-        worst("rnn_ensemble, H=64 B=4, time over the calls in a row", 1.2,
-              of("rnn_ensemble, H=64", "longer"), at_most=True),
-        worst(f"{FUNCTION}, H=64 B=4, time over the calls in a row", 1.2,
-              of(f"{FUNCTION}, H=64", "longer"), at_most=True),
-        worst("vmap of the module, H=64 B=4, time over the calls in a row", 1.2,
-              of("vmap, H=64", "longer"), at_most=True),
-        worst("rnn_ensemble, H=16 B=1, against the calls in a row", 1.0,
-              of("rnn_ensemble, H=16", "faster")),
-        worst("vmap(grad), against nn.RNN in a loop", 1.0, of("per sample", "faster")),
-    ]  # fmt: skip
 
 
 def ensembles_table(run: Comparison) -> Table:
@@ -204,3 +175,21 @@ def samples_table(run: Comparison) -> Table:
         body.append([f"I=H={H}", str(N), seconds, run.faster(theirs), run.faster(own)])
     head = ["", "samples", "time", "times as fast as a loop over `nn.RNN`", "over `rnnext.RNN`"]
     return Table(head, body)
+
+
+def _bar(what: str, group: str) -> Bar:
+    return Bar(f"{what}, H=64 B=4, time over the calls in a row", group, 1.2, at_most=True)
+
+
+SUITE = Suite(
+    "transforms",
+    rows,
+    {"ensembles": ensembles_table, "per-sample": samples_table},
+    (
+        _bar("rnn_ensemble", "rnn_ensemble, H=64"),
+        _bar(FUNCTION, f"{FUNCTION}, H=64"),
+        _bar("vmap of the module", "vmap, H=64"),
+        Bar("rnn_ensemble, H=16 B=1, against the calls in a row", "rnn_ensemble, H=16", 1.0),
+        Bar("vmap(grad), against nn.RNN in a loop", "per sample", 1.0),
+    ),
+)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,11 +18,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ..cases import Case
 from ..measure import matmul_precision
-from ..names import COMPILED, FLOAT32, OURS, STEP_PATH, TORCH
+from ..names import COMPILED, FLOAT32, OURS, TORCH
 from .contract import Arrays, Data, Prepared, Unsupported, array
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-FORCED_PATH = "RNNEXT_CUDA_PATH"
 
 
 def ours() -> TorchModules:
@@ -248,29 +246,6 @@ class OwnFloat32:
         with highest():
             prepared = ours().prepare(full, Data(full, data.seed), threads)
         return _within(highest, prepared)
-
-
-class StepPath:
-    """rnnext on CUDA with one launch and one product a step: what fits no chip takes this way."""
-
-    name = STEP_PATH
-
-    def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
-        if case.kind != "rnn" or "cuda" not in case.tags:
-            raise Unsupported("beside sequences on a GPU only")
-
-        @contextmanager
-        def forced() -> Iterator[None]:
-            before = os.environ.get(FORCED_PATH)
-            os.environ[FORCED_PATH] = "step"
-            try:
-                yield
-            finally:
-                del os.environ[FORCED_PATH]
-                if before is not None:
-                    os.environ[FORCED_PATH] = before
-
-        return _within(forced, ours().prepare(case, data, threads))
 
 
 def _within(setting: Callable[[], AbstractContextManager[None]], prepared: Prepared) -> Prepared:

@@ -86,6 +86,10 @@ def made_up(name):
         return compared.Comparison(
             name, stamp, {row: {"ours": 2e-3, "other": 3e-3} for row in rows}
         )
+    if name == "models":
+        row = {"ours": 2e-3, "other": 3e-3, "ours faults": 7.0, "other faults": 90.0}
+        row |= {"ours MiB": 300.0, "other MiB": 400.0}
+        return compared.Comparison(name, stamp, {"demo-B20-V384": row})
     if name == "sharing":
         rows = [sharing.name(*row) for row in product(sharing.CLASSES, (1, 16), sharing.MODES)]
         return compared.Comparison(
@@ -106,6 +110,8 @@ COMPARED = """<!-- benchmarks: ensembles -->
 <!-- benchmarks: features -->
 <!-- end -->
 <!-- benchmarks: sharing -->
+<!-- end -->
+<!-- benchmarks: models -->
 <!-- end -->
 """
 
@@ -129,6 +135,7 @@ def test_published_comparisons_are_kept_and_written_into_the_documents(tmp_path,
     assert "| I=H=256 | 8 | 2 ms | 1.50 | 1.50 |" in text
     assert "| T=512, inference | 2 s | 50 s | 1 ms | 3 ms | 3.0 |" in text
     assert "| T=512, training | 2 s | > 600 s | 1 ms |  |  |" in text
+    assert "| demo-B20-V384 | 2 ms | 3 ms | 1.50 | 7 | 90 | 300 | 400 |" in text
     assert "| half the steps | 2 ms | 3 ms | 0.38 |" in text
     assert "| B=16, train | 1 ms | 5 ms | 1.25 | 1 ms | 5 ms | 1.25 |" in text
 

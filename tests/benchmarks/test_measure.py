@@ -57,7 +57,7 @@ def test_roof_of_this_machine_is_plausible():
         cases.Case("rnn", "infer", T=64, B=64, I=256, H=256),
         cases.Case("embedding", "infer", V=50_000, D=256, N=8192),
     ):
-        rate = roof.Probe(case, limits).sample(warm_seconds=0.0)
+        rate = roof.probe(case, limits).sample(warm_seconds=0.0)
         found = roof.bound(case, limits)
         assert rate == pytest.approx(found.amount / found.seconds, rel=0.9)
 
@@ -84,7 +84,7 @@ def test_interleave_measures_what_a_call_takes():
 
 
 def test_a_round_that_is_thrown_away_leaves_no_roof(monkeypatch):
-    probe = roof.Probe(cases.Case("rnn", "infer", T=64, B=64, I=256, H=256), LIMITS)
+    probe = roof.probe(cases.Case("rnn", "infer", T=64, B=64, I=256, H=256), LIMITS)
     samples, busy = iter([1.0, 2.0, 3.0, 4.0]), iter([0.0, 1.0, 0.0, 0.0])
     monkeypatch.setattr(probe, "sample", lambda warm_seconds: next(samples))
     monkeypatch.setattr(measure.Bystanders, "cores", lambda self, seconds: next(busy))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from benchmarks import cases, costs, edges, measure, names, roof, store
 
-CASES = cases.CASES["cpu"]
+CASES = cases.CASES
 LIMITS = roof.Roof(
     threads=2,
     flops={"float32": 1e11, "float64": 5e10, "bfloat16": 2e11},

@@ -53,7 +53,7 @@ def compare(a: Path, b: Path, patterns: Sequence[str], console: Console) -> bool
     A row that seems slower is timed again in new processes, and the quieter result counts: where
     memory happens to lie differs from process to process, and may cost more than the change.
     """
-    chosen = cases.select(cases.CASES["cpu"], patterns)
+    chosen = cases.select(cases.CASES, patterns)
     found = _time(a, b, chosen, console)
     doubtful = [row.case for row in found.values() if row.slower]
     if doubtful:

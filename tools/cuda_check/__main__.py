@@ -3,7 +3,7 @@
 Takes 590 seconds at most, needs no network, and uses the Python (3.10 or later), torch (2.11 or
 later), numpy, pytest and nvcc that it finds; pytest-xdist, Nsight Compute and compute-sanitizer if
 they are there. A stage that fails or takes too long does not stop the others. Everything goes into
-one folder, as it comes: report.txt, figures.jsonl, bench.json and log.txt. docs/cuda-check.md says
+one folder, as it comes: report.txt, figures.jsonl and log.txt. docs/cuda-check.md says
 how to read them. The exit code is 0 if every stage that could run passed, whatever the bars say.
 `--dry-run` rehearses every stage on a machine without a GPU, and fails where it cannot.
 """
@@ -32,7 +32,7 @@ class Check:
         self.out, self.environment = out, environment
         self.outcomes: dict[str, str] = {}
         out.mkdir(parents=True, exist_ok=True)
-        for name in (records.FIGURES, records.BENCH, records.LOG, records.REPORT):
+        for name in (records.FIGURES, records.LOG, records.REPORT):
             (out / name).unlink(missing_ok=True)
 
     def run(self, stage: Stage, limit: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.report import Table
 
-FIGURES, BENCH, LOG, REPORT = "figures.jsonl", "bench.json", "log.txt", "report.txt"
+FIGURES, LOG, REPORT = "figures.jsonl", "log.txt", "report.txt"
 Record = dict[str, Any]
 
 

@@ -1,0 +1,164 @@
+"""Training steps of whole models, each in a process of its own: time, page faults, memory.
+
+What the allocator of one module does to the tensors of the others shows here alone: lone layers
+that take turns in one process share its heap.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import rnnext
+
+from . import cases, runner
+from .compared import Comparison, Numbers, Row, Suite
+from .names import OURS, TORCH
+from .report import Table, duration
+from .rivals.contract import Data
+from .rivals.torch_modules import TorchModules
+
+PROCESSES = 2  # of each library, one after the other's
+WARM_STEPS, SECONDS = 5, 2.0
+T, FEATURES, WORDS, VOCABULARY = 98, 40, 35, 10_000
+FORMS = ("packed", "lengths", "plain")
+NAMES = (
+    *(f"spotter-B{B}-{form}" for form in FORMS for B in (32, 64, 128)),
+    "language-B20-V10000",
+    "demo-B20-V384",
+)
+
+
+class Spotter(nn.Module):
+    """Names the spoken word of each recording: two layers of 128 in both directions.
+
+    lengths: handed to the RNN itself, as only rnnext's takes them; elsewhere recordings of
+    different lengths are packed, and the plain form takes all for full.
+    """
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self.norm = nn.LayerNorm(FEATURES)
+        self.rnn = nn.RNN(FEATURES, 128, num_layers=2, bidirectional=True, dropout=0.2)
+        self.dropout = nn.Dropout(0.2)
+        self.score = nn.Linear(256, WORDS)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        x = self.norm(x)
+        if self.form == "plain":
+            output, _ = self.rnn(x)
+        elif self.form == "lengths" and isinstance(self.rnn, rnnext.RNN):
+            output, _ = self.rnn(x, lengths=lengths)
+        else:
+            packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+            output, _ = pad_packed_sequence(self.rnn(packed)[0], total_length=T)
+        scores: Tensor = self.score(self.dropout(output).sum(0) / lengths.unsqueeze(1))
+        return scores
+
+
+class LanguageModel(nn.Module):
+    """The next word of V=10,000, from windows of 35."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, 200)
+        self.rnn = nn.RNN(200, 200, num_layers=2, dropout=0.2)
+        self.dropout = nn.Dropout(0.2)
+        self.score = nn.Linear(200, VOCABULARY)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        output, _ = self.rnn(self.dropout(self.embedding(tokens)))
+        scores: Tensor = self.score(self.dropout(output)).flatten(0, 1)
+        return scores
+
+
+def training_step(name: str, library: str) -> Callable[[], None]:
+    """One step of the model of that name with the library's modules, on data of its own."""
+    torch.manual_seed(0)
+    kind, batch, form = name.split("-")
+    B = int(batch[1:])
+    if kind == "demo":
+        (case,) = cases.select(cases.CASES, ["demo"])
+        return TorchModules(library, library).prepare(case, Data(case), 0).call
+    if kind == "language":
+        model: nn.Module = LanguageModel()
+        inputs: tuple[Tensor, ...] = (torch.randint(0, VOCABULARY, (35, B)),)
+        target = torch.randint(0, VOCABULARY, (35 * B,))
+    else:
+        model = Spotter(form)
+        lengths = torch.randint(T // 3, T + 1, (B,))
+        lengths[0] = T
+        inputs = (torch.randn(T, B, FEATURES), torch.full((B,), T) if form == "plain" else lengths)
+        target = torch.randint(0, WORDS, (B,))
+    if library == OURS:
+        rnnext.convert(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def step() -> None:
+        loss = nn.functional.cross_entropy(model(*inputs), target)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def measure_steps(send: Callable[[str, Any], None], threads: int, name: str, library: str) -> None:
+    """In a worker. Sends seconds of each step, faults a step, and the process's peak in MiB."""
+    step = training_step(name, library)
+    for _ in range(WARM_STEPS):
+        step()
+    times: list[float] = []
+    faults = -resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    end = time.perf_counter() + SECONDS
+    while (start := time.perf_counter()) < end:
+        step()
+        times.append(time.perf_counter() - start)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    send("steps", (times, (faults + usage.ru_minflt) / len(times), usage.ru_maxrss / 1024))
+
+
+def _row(name: str) -> Numbers:
+    """Of both libraries, the medians over all processes."""
+    found: dict[str, list[Any]] = {TORCH: [], OURS: []}
+    for _ in range(PROCESSES):
+        for library, results in found.items():
+            [(_, result)] = runner.in_worker(measure_steps, 0, name, library)
+            results.append(result)
+    row: Numbers = {}
+    for library, side in ((OURS, "ours"), (TORCH, "other")):
+        times, faults, peaks = zip(*found[library], strict=True)
+        row[side] = statistics.median(itertools.chain(*times))
+        row[f"{side} faults"] = statistics.median(faults)
+        row[f"{side} MiB"] = max(peaks)
+    return row
+
+
+def rows() -> Iterator[Row]:
+    for name in NAMES:
+        yield Row(name, functools.partial(_row, name))
+
+
+def table(run: Comparison) -> Table:
+    head = ["a training step", OURS, TORCH, "times as fast", "page faults", TORCH, "MiB", TORCH]
+    body = []
+    for name, row in run.rows.items():
+        line = [name, duration(row["ours"]), duration(row["other"]), run.faster(name)]
+        for what in ("faults", "MiB"):
+            line += [f"{row[f'{side} {what}']:.0f}" for side in ("ours", "other")]
+        body.append(line)
+    return Table(head, body)
+
+
+SUITE = Suite("models", rows, {"models": table})
