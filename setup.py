@@ -46,7 +46,9 @@ def extension(cuda: bool):
             sources += glob(f"csrc/cuda/*/*.{ending}", root_dir=root)
         # Every card from Turing on, whatever card this machine has or lacks.
         newest = (
-            "9.0;10.0;12.0" if tuple(map(int, torch.version.cuda.split("."))) >= (12, 8) else "9.0"
+            "9.0;10.0+PTX;12.0"
+            if tuple(map(int, torch.version.cuda.split("."))) >= (12, 8)
+            else "9.0"
         )
         archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"7.5;8.0;{newest}+PTX")
         macros.append(("RNNEXT_CUDA_ARCHS", f'"{archs}"'))

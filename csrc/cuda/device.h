@@ -35,6 +35,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <mutex>
+#include <set>
+#include <utility>
 
 namespace rnnext::cuda {
 
@@ -102,15 +105,17 @@ struct LaunchShape {
   bool cooperative = false;  // the whole grid resident at once
 };
 
-// Lets a kernel have all the shared memory that a block may, and clusters of 16 blocks. The limits
-// are the same at every launch: if they followed each launch's size, one would lower them while
-// another thread launches more.
+// Lets a kernel have all the shared memory that a block may, and clusters of 16 blocks; once for
+// each kernel and device. The limits do not follow a launch's size: one launch would lower them
+// while another thread launches more.
 inline cudaError_t raise_limits(const void* kernel) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> raised;
   int device = 0, capability = 0, shared_bytes = 0;
   cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, device);
-  }
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (error != cudaSuccess || raised.count({kernel, device}) > 0) return error;
+  error = cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) {
     error = cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   }
@@ -120,6 +125,7 @@ inline cudaError_t raise_limits(const void* kernel) {
   if (error == cudaSuccess && capability >= 9) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }
+  if (error == cudaSuccess) raised.insert({kernel, device});
   return error;
 }
 
@@ -261,12 +267,14 @@ __device__ __forceinline__ unsigned cluster_size() {
 // the others after their wait.
 __device__ __forceinline__ void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
+  __syncwarp();  // `.aligned` wants the whole warp here, which loops may have left in parts
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 #endif
 }
 
 __device__ __forceinline__ void cluster_wait() {
 #if __CUDA_ARCH__ >= 900
+  __syncwarp();
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
   __syncthreads();

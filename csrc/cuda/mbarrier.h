@@ -34,8 +34,10 @@ __device__ __forceinline__ void barrier_arrive(uint64_t* barrier, int expected_b
       : "memory");
 }
 
-// Waits for the end of a phase; `odd`: of the 2nd, 4th, ... What its bytes brought lies in this
-// block's shared memory, so the block's scope will do; the cluster's would invalidate L1.
+// Waits for the end of a phase; `odd`: of the 2nd, 4th, ... The bytes arrive with release at the
+// cluster's scope, and this wait acquires at the block's, its default. The cluster's scope would
+// add an invalidation of L1 (CCTL.IVALL) to every step and nothing else; what is read afterwards
+// lies in this block's shared memory, which has no cache before it.
 __device__ __forceinline__ void barrier_wait(uint64_t* barrier, bool odd) {
   asm volatile(
       "{\n"
@@ -46,6 +48,7 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, bool odd) {
       "}\n" ::"r"(shared_address(barrier)),
       "r"(unsigned(odd))
       : "memory");
+  __syncwarp();  // lanes may have left the loop at different turns
 }
 
 // An address in the shared memory of the cluster.

@@ -243,3 +243,41 @@ def test_clusters_hold_what_the_targets_need():
 
 def test_the_documented_capacities_are_these():
     assert capacity_table() in (ROOT / "docs" / "cuda.md").read_text()
+
+
+def test_two_directions_are_told_what_fits_of_two():
+    # Each direction has half of the grid.
+    device = DEVICES["H100"]
+    largest = capacity("grid", "f32", device, D=2)
+    assert largest < capacity("grid", "f32", device)
+    assert path_of("H100", 1, 1, largest, 2, path="grid") == "grid"
+    with pytest.raises(ValueError, match=rf"\(largest: {largest}, in two directions\)"):
+        choose(device, 1, 1, largest + 1, 2, path="grid")
+
+
+def test_the_step_path_waits_for_the_host():
+    # A step takes a GEMM and a launch: 10 us of the host, at 1.755 GHz.
+    for H in (16, 64, 512):
+        _, cost = candidates(DEVICES["H100"], 100, 1, H)[0]
+        assert cost.fixed + cost.product == pytest.approx(17500)
+    _, cost = candidates(DEVICES["H100"], 100, 4096, 8192)[0]
+    assert cost.product > 17500
+    assert cost.fixed == 9000  # the device is behind
+
+
+def test_the_choice_may_depend_on_the_number_of_steps_and_on_the_clusters_that_fit():
+    # docs/numerics.md: so the same call's last bits may.
+    H100 = DEVICES["H100"]
+    fewer = (*H100[:3], 60, 28, 12, 7)
+    assert [choose(card, 100, 8, 512).blocks for card in (H100, fewer)] == [16, 8]
+    assert [path_of("H100", T, 16, 1024) for T in (1, 100)] == ["step", "cluster"]
+
+
+@pytest.mark.parametrize("capability", [100, 103, 110, 120])
+def test_cards_of_later_kinds_have_rates(capability):
+    card = (capability, *DEVICES["H100"][1:])
+    large = 100, 8192, 512
+    bf16, f64 = (candidates(card, *large, compute)[0][1].product for compute in ("bf16", "f64"))
+    multiply_adds = 8192 * 512**2 / card[1]
+    assert multiply_adds / bf16 == (512 if capability in (100, 103) else 128)  # half of the peak
+    assert multiply_adds / f64 == (32 if capability == 100 else 1)

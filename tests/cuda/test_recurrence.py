@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cuda_host.host import KernelError
 from cuda_host.recurrence import (
     COMPUTES,
     FORMS,
@@ -279,3 +280,20 @@ def test_table_rows_report_an_index_out_of_range():
         lib.run("rnn_table_rows", lib.tensor(index), 600, 7, error, rows)
         assert torch.equal(rows, torch.where((index < 0) | (index > 6), 0, index))
         assert error[1:].tolist() == ([0, 0, 0] if bad is None else [300, bad, 7])
+
+
+@pytest.mark.parametrize(("compiled", "capability"), [(75, 75), (86, 86), (90, 90), (100, 90)])
+def test_a_card_counts_as_what_its_code_was_compiled_for(compiled, capability):
+    # Code for "8.0;8.6+PTX" on a card of 9.0 knows no clusters.
+    lib, limits = library(), torch.zeros(7, dtype=torch.int64)
+    lib.set_device()
+    try:
+        lib.set_compiled(compiled)
+        lib.run("rnn_describe", limits)
+        assert limits[0] == capability
+        assert (limits[3:] > 0).all() == (capability >= 90)
+        lib.set_compiled(0)
+        with pytest.raises(KernelError):
+            lib.run("rnn_describe", limits)
+    finally:
+        lib.set_compiled()

@@ -65,9 +65,9 @@ int64_t rnn_choices_made(const int64_t* problem, const int64_t* device, int64_t 
   return 0;
 }
 
-int64_t rnn_capacity(int64_t path, int64_t compute, int64_t backward, const int64_t* device,
-                     int64_t* result) {
-  *result = capacity(Path(path), Compute(compute), backward != 0, device_of(device));
+int64_t rnn_capacity(int64_t path, int64_t compute, int64_t backward, int64_t D,
+                     const int64_t* device, int64_t* result) {
+  *result = capacity(Path(path), Compute(compute), backward != 0, int(D), device_of(device));
   return 0;
 }
 

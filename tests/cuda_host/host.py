@@ -149,6 +149,10 @@ class Library:
         granted = multiprocessors if granted is None else granted
         self._handle.cuda_host_device(sm, multiprocessors, shared_per_block, granted)
 
+    def set_compiled(self, architecture: int = 1 << 10) -> None:
+        """The architecture of the PTX that kernels were made of; 0: there is no code at all."""
+        self._handle.cuda_host_compiled(architecture)
+
     def empty(
         self, *shape: int, dtype: torch.dtype = torch.float32, align: int = 256, name: str = ""
     ) -> torch.Tensor:

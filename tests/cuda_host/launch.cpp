@@ -36,6 +36,7 @@ struct KernelLimits {
 Device device;
 std::map<std::pair<const void*, int>, KernelLimits> kernel_limits;  // by kernel and device
 KernelLimits& limits_of(const void* kernel) { return kernel_limits[{kernel, device.id}]; }
+int compiled = 1 << 10;  // the architecture of the PTX that kernels were made of
 cudaError_t pending_error = cudaSuccess;
 
 sigjmp_buf scheduler_jump;
@@ -210,7 +211,10 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
 }
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  if (compiled == 0) return pending_error = cudaErrorNoKernelImageForDevice;
   attributes->maxDynamicSharedSizeBytes = limits_of(kernel).shared_bytes;
+  attributes->ptxVersion = compiled;
+  attributes->binaryVersion = device.sm;
   return cudaSuccess;
 }
 
@@ -235,6 +239,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       break;
     case cudaDevAttrComputeCapabilityMinor:
       *value = device.sm % 10;
+      break;
+    case cudaDevAttrMaxRegistersPerMultiprocessor:
+      *value = 65536;
       break;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
       *value = device.shared_per_multiprocessor;
@@ -351,6 +358,9 @@ void cuda_host_device(int sm, int multiprocessors, int shared_per_block, int gra
   const int id = ids.insert({key, int(ids.size())}).first->second;
   device = {id, sm, multiprocessors, shared_per_block, shared_per_block + 1024, granted};
 }
+
+// The architecture of the PTX that kernels were made of; 0: there is no code for this device.
+void cuda_host_compiled(int architecture) { compiled = architecture; }
 
 const char* cuda_host_error() { return last_error(); }
 

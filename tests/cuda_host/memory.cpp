@@ -265,6 +265,8 @@ void __tsan_vptr_update(void**, void*) {}
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
+// Of the guards of static variables, on the host.
+unsigned char __tsan_atomic8_load(const volatile unsigned char* p, int) { return *p; }
 
 // Those of -fsanitize=undefined; each report begins with the place in the source.
 struct SourceLocation {

@@ -138,12 +138,13 @@ def choices_made(device: tuple[int, ...], steps: int, B: int, H: int) -> int:
     return int(made)
 
 
-def capacity(path: str, compute: str, device: tuple[int, ...], backward: bool = False) -> int:
+def capacity(
+    path: str, compute: str, device: tuple[int, ...], backward: bool = False, D: int = 1
+) -> int:
     """The largest H that a path holds on the chip."""
     result = torch.zeros(1, dtype=torch.int64)
-    choice_library().run(
-        "rnn_capacity", PATHS[path], COMPUTES[compute], int(backward), torch.tensor(device), result
-    )
+    words = PATHS[path], COMPUTES[compute], int(backward), D
+    choice_library().run("rnn_capacity", *words, torch.tensor(device), result)
     return int(result)
 
 

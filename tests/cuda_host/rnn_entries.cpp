@@ -26,15 +26,11 @@ int64_t rnn_run(const DeviceCall* p, const Geometry* g, int64_t compute, int64_t
 // The current device as choice.h describes it: capability, SMs, shared memory of a block, clusters
 // of 2, 4, 8 and 16 blocks.
 int64_t rnn_describe(int64_t* limits) {
-  int major = 0, minor = 0, sms = 0, shared = 0, clusters[4] = {};
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0);
-  cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, 0);
-  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
-  if (major >= 9) count_clusters(shared, clusters);
-  limits[0] = 10 * major + minor, limits[1] = sms, limits[2] = shared;
-  std::copy(clusters, clusters + 4, limits + 3);
-  return cudaGetLastError();
+  Device device;
+  const cudaError_t error = describe(&device);
+  limits[0] = device.capability, limits[1] = device.sm_count, limits[2] = device.shared_bytes;
+  std::copy(device.clusters, device.clusters + 4, limits + 3);
+  return error;
 }
 
 int64_t rnn_run_step(const DeviceCall* p, const Step* step, int64_t compute, int64_t backward) {

@@ -1,7 +1,6 @@
 #include "cuda/binding/call.h"
 
 #include <ATen/cuda/CUDAContext.h>
-#include <c10/cuda/CUDAException.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -10,21 +9,11 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/binding/check_launch.h"
 #include "cuda/binding/index_check.h"
 
 namespace rnnext::cuda {
 namespace {
-
-Device describe(c10::DeviceIndex index) {
-  const cudaDeviceProp* properties = at::cuda::getDeviceProperties(index);
-  Device device;
-  device.capability = 10 * properties->major + properties->minor;
-  device.sm_count = properties->multiProcessorCount;
-  device.shared_bytes = static_cast<int>(properties->sharedMemPerBlockOptin);
-  device.registers = properties->regsPerMultiprocessor;
-  if (device.capability >= 90) count_clusters(device.shared_bytes, device.clusters);
-  return device;
-}
 
 const char* forced_path() { return std::getenv("RNNEXT_CUDA_PATH"); }
 
@@ -41,9 +30,14 @@ Geometry choice(const Problem& p, c10::DeviceIndex index) {
   static std::map<c10::DeviceIndex, Device> devices;
   static Choices choices;
   const std::lock_guard<std::mutex> lock(mutex);
-  if (devices.count(index) == 0) devices[index] = describe(index);
+  auto known = devices.find(index);
+  if (known == devices.end()) {
+    Device device;
+    check_launch(describe(&device));
+    known = devices.emplace(index, device).first;
+  }
   try {
-    return choices.find(p, index, devices[index], forced_path());
+    return choices.find(p, index, known->second, forced_path());
   } catch (const std::invalid_argument& error) {
     TORCH_CHECK_VALUE(false, error.what());
   }
@@ -120,7 +114,7 @@ Tensor Call::sources(const Tensor& rows) const {
 const int64_t* Call::constants(const std::vector<int64_t>& values) {
   alive.push_back(at::empty({static_cast<int64_t>(values.size())}, options.dtype(at::kLong)));
   int64_t* to = alive.back().mutable_data_ptr<int64_t>();
-  C10_CUDA_CHECK(launch_write_constants(to, values.data(), values.size(), stream));
+  check_launch(launch_write_constants(to, values.data(), values.size(), stream));
   return to;
 }
 
@@ -147,8 +141,8 @@ void Call::set_input(const Tensor& input, const OptionalTensor& index, TensorLis
     TORCH_CHECK_INDEX(input.size(0) > 0, "index out of range in self: the table has no rows");
     const Tensor flat = index->contiguous();
     const Tensor picked = at::empty({s.N}, options.dtype(at::kLong));
-    C10_CUDA_CHECK(launch_table_rows(checked_indices(flat, input.size(0)),
-                                     picked.mutable_data_ptr<int64_t>(), stream));
+    check_launch(launch_table_rows(checked_indices(flat, input.size(0)),
+                                   picked.mutable_data_ptr<int64_t>(), stream));
     if (readable(rows)) {
       p.input.index = static_cast<const int64_t*>(keep(picked));
     } else {  // the rows that occur, instead of the whole table
@@ -170,7 +164,7 @@ Tensor Call::enter() {
     alive.push_back(empty(first.sizes()));
     p.reset_output = anew = alive.back().data_ptr();
   }
-  C10_CUDA_CHECK(launch_enter(p, first.data_ptr(), anew, compute, stream));
+  check_launch(launch_enter(p, first.data_ptr(), anew, compute, stream));
   p.hx = keep(first);
   return first;
 }
@@ -213,7 +207,7 @@ bool Call::run_resident(const Geometry& g, TensorList weight_hh, bool backward) 
     cudaGetLastError();
     return false;
   }
-  C10_CUDA_CHECK(error);
+  check_launch(error);
   return true;
 }
 
@@ -231,7 +225,7 @@ void Call::run_steps(TensorList weight_hh, const Tensor& v, bool backward) {
       at::bmm_out(part, v.narrow(1, 0, rows), matrix);
       step.product = product.const_data_ptr();
     }
-    C10_CUDA_CHECK(launch_step(p, step, compute, backward, stream));
+    check_launch(launch_step(p, step, compute, backward, stream));
   }
 }
 

@@ -13,6 +13,7 @@
 #include <mutex>
 #include <vector>
 
+#include "cuda/binding/check_launch.h"
 #include "cuda/binding/index_check.h"
 #include "cuda/embedding/kernel.h"
 #include "ops/parse.h"
@@ -72,7 +73,7 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, boo
   params.weight_stride_bytes = table.stride(0) * size;
   params.row_bytes = weight.size(1) * size;
   params.output = output.data_ptr();
-  C10_CUDA_CHECK(launch_embedding_gather(params, at::cuda::getCurrentCUDAStream()));
+  check_launch(launch_embedding_gather(params, at::cuda::getCurrentCUDAStream()));
   return output;
 }
 
@@ -105,13 +106,13 @@ SortedIndices sort_indices(const Tensor& grad, const Tensor& indices, int64_t ro
   params.keys = sorted.keys.mutable_data_ptr<int32_t>();
   params.positions = sorted.positions.mutable_data_ptr<int32_t>();
   if (count <= kEmbeddingSort) {
-    C10_CUDA_CHECK(launch_embedding_sort(params, stream));
+    check_launch(launch_embedding_sort(params, stream));
     return sorted;
   }
   const Tensor keys = at::empty({count}, options), positions = at::empty({count}, options);
   params.keys = keys.mutable_data_ptr<int32_t>();
   params.positions = positions.mutable_data_ptr<int32_t>();
-  C10_CUDA_CHECK(launch_embedding_keys(params, stream));
+  check_launch(launch_embedding_keys(params, stream));
   at::cuda::cub::radix_sort_pairs<int32_t, int32_t>(
       keys.const_data_ptr<int32_t>(), sorted.keys.mutable_data_ptr<int32_t>(),
       positions.const_data_ptr<int32_t>(), sorted.positions.mutable_data_ptr<int32_t>(), count,
@@ -138,7 +139,7 @@ void reduce(const Tensor& grad, const SortedIndices& sorted, const OptionalTenso
       at::empty({embedding_partial_bytes(params.count, params.columns, params.dtype)},
                 grad.options().dtype(at::kByte));
   params.partial = partial.data_ptr();
-  C10_CUDA_CHECK(launch_embedding_reduce(params, at::cuda::getCurrentCUDAStream()));
+  check_launch(launch_embedding_reduce(params, at::cuda::getCurrentCUDAStream()));
 }
 
 Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num_weights,
@@ -152,7 +153,7 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num
   gaps.rows = num_weights;
   gaps.row_bytes = output.size(1) * output.element_size();
   gaps.output = output.data_ptr();
-  C10_CUDA_CHECK(launch_embedding_gaps(gaps, at::cuda::getCurrentCUDAStream()));
+  check_launch(launch_embedding_gaps(gaps, at::cuda::getCurrentCUDAStream()));
   reduce(grad, sorted, std::nullopt, num_weights, scale_grad_by_freq, output);
   return output;
 }
@@ -168,8 +169,8 @@ std::tuple<Tensor, Tensor> embedding_sparse_backward(const Tensor& grad, const T
   int64_t size = 0;
   if (count > 0) {
     const int32_t* keys = sorted.keys.const_data_ptr<int32_t>();
-    C10_CUDA_CHECK(launch_embedding_heads(keys, count, num_weights,
-                                          heads.mutable_data_ptr<int32_t>(), stream));
+    check_launch(launch_embedding_heads(keys, count, num_weights, heads.mutable_data_ptr<int32_t>(),
+                                        stream));
     at::cuda::cub::inclusive_sum(heads.const_data_ptr<int32_t>(), slots.mutable_data_ptr<int32_t>(),
                                  count);
     size = slots[count - 1].item<int32_t>();  // waits: the size of a sparse gradient is data
@@ -177,9 +178,9 @@ std::tuple<Tensor, Tensor> embedding_sparse_backward(const Tensor& grad, const T
   const Tensor rows = at::empty({size}, grad.options().dtype(at::kLong));
   const Tensor values = at::empty({size, grad.size(-1)}, grad.options());
   if (size > 0) {
-    C10_CUDA_CHECK(launch_embedding_rows(sorted.keys.const_data_ptr<int32_t>(),
-                                         slots.const_data_ptr<int32_t>(), count, num_weights,
-                                         rows.mutable_data_ptr<int64_t>(), stream));
+    check_launch(launch_embedding_rows(sorted.keys.const_data_ptr<int32_t>(),
+                                       slots.const_data_ptr<int32_t>(), count, num_weights,
+                                       rows.mutable_data_ptr<int64_t>(), stream));
     reduce(grad, sorted, slots, num_weights, scale_grad_by_freq, values);
   }
   return {rows, values};
@@ -189,13 +190,13 @@ std::tuple<Tensor, Tensor> embedding_sparse_backward(const Tensor& grad, const T
 
 IndexErrorRecord* index_errors(c10::DeviceIndex device) {
   const ErrorRecord record = record_of(device);
-  volatile IndexErrorRecord* host = record.host;
-  if (host->ready != 0) {
-    const int64_t position = host->position, value = host->value, bound = host->bound;
+  IndexErrorRecord* const host = record.host;
+  if (__atomic_load_n(&host->ready, __ATOMIC_ACQUIRE) != 0) {
+    const IndexErrorRecord error = *host;
     host->ready = 0;
-    host->claimed = 0;
-    TORCH_CHECK_INDEX(false, "index out of range in self: indices.flatten()[", position,
-                      "] = ", value, ", expected 0 <= index < ", bound,
+    __atomic_store_n(&host->claimed, 0, __ATOMIC_RELEASE);
+    TORCH_CHECK_INDEX(false, "index out of range in self: indices.flatten()[", error.position,
+                      "] = ", error.value, ", expected 0 <= index < ", error.bound,
                       " (in an earlier call on cuda:", int(device), ")");
   }
   return record.device;

@@ -3,7 +3,6 @@
 // that give the gradients of weights and input, are one large GEMM each, outside of the recurrence.
 #include <ATen/ATen.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
@@ -11,6 +10,7 @@
 #include <vector>
 
 #include "cuda/binding/call.h"
+#include "cuda/binding/check_launch.h"
 #include "ops/signatures.h"
 
 namespace rnnext::cuda {
@@ -98,10 +98,10 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
     if (grad_of_reset) {
       grad.reset_state = call.empty(state);
       const Tensor sums = call.empty(state);
-      C10_CUDA_CHECK(launch_reset_sums(p, sums.data_ptr(), call.compute, call.stream));
+      check_launch(launch_reset_sums(p, sums.data_ptr(), call.compute, call.stream));
       const Tensor product = at::bmm(sums, at::stack(a.weight_hh));
-      C10_CUDA_CHECK(launch_reset_gradient(p, product.const_data_ptr(), grad.reset_state.data_ptr(),
-                                           call.compute, call.stream));
+      check_launch(launch_reset_gradient(p, product.const_data_ptr(), grad.reset_state.data_ptr(),
+                                         call.compute, call.stream));
     }
   } else {
     if (want_hx) given(r.grad_h_n) ? grad.hx.copy_(*r.grad_h_n) : grad.hx.zero_();
@@ -114,7 +114,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
   const auto previous = [&](const States& from) {
     const Tensor rows = call.empty({s.N, width});
     if (!empty)
-      C10_CUDA_CHECK(launch_previous_state(p, from, rows.data_ptr(), call.compute, call.stream));
+      check_launch(launch_previous_state(p, from, rows.data_ptr(), call.compute, call.stream));
     return rows;
   };
   const Tensor outputs = r.output.contiguous().view({s.N, width});

@@ -13,6 +13,8 @@ namespace {
 // A step's fixed cost, by Exchange and Path.
 constexpr double kStepOverhead[2][4] = {{9000, 500, 1000, 2500}, {9000, 500, 800, 1500}};
 constexpr double kStart = 8000;        // of a resident kernel, beside reading the matrix
+constexpr double kZeros = 5000;        // of a launch that clears what the grid exchanges
+constexpr double kHost = 17500;        // 10 us in which the host issues a step of the step path
 constexpr double kElementCycles = 60;  // of the cell, for each element of a thread
 constexpr double kPeerCycles = 16;     // to issue a thread's store to one peer, 16 warps at once
 // Of tagged clusters: to gather a word of 16 bytes, 26 instructions of 16 warps on four schedulers;
@@ -46,12 +48,13 @@ bool tensor_cores(Compute c) { return c != Compute::f32 && c != Compute::f64; }
 // Multiply-adds a cycle of one SM at its peak. FMA: the programming guide's table of throughput.
 // Tensor cores: data sheets over SMs and boost clock, dense, with float32 sums.
 double peak(Compute compute, int capability) {
-  const bool data_center = capability == 80 || capability == 90 || capability == 100;
+  const bool data_center =
+      capability == 80 || capability == 90 || capability == 100 || capability == 103;
   switch (compute) {
     case Compute::f32:
       return capability <= 80 ? 64 : 128;
     case Compute::f64:
-      return capability == 80 ? 32 : data_center ? 64 : 2;
+      return capability == 80 ? 32 : capability == 90 || capability == 100 ? 64 : 2;
     default: {
       const double half = capability == 90 ? 2048 : data_center ? 1024 : 256;
       return compute == Compute::tf32 ? half / 2 : half;
@@ -155,7 +158,8 @@ void add(const Problem& p, const Device& device, Path path, int64_t blocks,
       const int64_t groups = std::min(per_direction, ceil_div(p.B, rows));
       g.groups = static_cast<int>(groups * p.D);
       g.tile_step = static_cast<int>(groups * g.rows);
-      g.cycles = kStart + g.slice * double(p.H) * element_size(p.compute) / kL2Bytes +
+      g.cycles = kStart + (path == Path::grid ? kZeros : 0) +
+                 g.slice * double(p.H) * element_size(p.compute) / kL2Bytes +
                  p.T * step_cost(p, device, g).cycles();
       found.push_back(g);
     }
@@ -227,6 +231,7 @@ StepCost step_cost(const Problem& p, const Device& device, const Geometry& g) {
     cost.product = std::max(products / (peak(p.compute, device.capability) * kGemmEfficiency),
                             bytes / kL2Bytes) /
                    std::max(1, device.sm_count);
+    cost.fixed = std::max(cost.fixed, kHost - cost.product);  // the device may wait for the host
     return cost;
   }
   const double passes = ceil_div(g.rows, matrix ? 8 : p.compute == Compute::f64 ? 2 : 4);
@@ -269,7 +274,8 @@ Geometry choose(const Problem& p, const Device& device, const char* forced) {
       throw std::invalid_argument(
           "RNNEXT_CUDA_PATH=" + word + ": hidden size " + std::to_string(p.H) +
           " in this dtype does not fit on this device (largest: " +
-          std::to_string(capacity(path, p.compute, p.backward, device)) + ")");
+          std::to_string(capacity(path, p.compute, p.backward, p.D, device)) +
+          (p.D > 1 ? ", in two directions)" : ")"));
     }
     throw std::invalid_argument("RNNEXT_CUDA_PATH=" + word +
                                 ": expected step, block, cluster or grid");
@@ -288,12 +294,12 @@ const Geometry& Choices::find(Problem p, int index, const Device& device, const 
   return known_[key] = chosen;
 }
 
-int64_t capacity(Path path, Compute compute, bool backward, const Device& device) {
+int64_t capacity(Path path, Compute compute, bool backward, int D, const Device& device) {
   const int64_t blocks = path == Path::block     ? 1
                          : path == Path::cluster ? kMaxCluster
                                                  : device.sm_count;
   const double bytes = double(blocks) * (device.shared_bytes + kRegisterBlocks * kThreads * 32);
-  Problem p{1, 1, 0, 1, compute, backward};
+  Problem p{1, 1, 0, D, compute, backward};
   for (p.H = int64_t(std::sqrt(bytes / element_size(compute))); p.H > 0; --p.H) {
     if (best_of(p, device, path).path == path) return p.H;
   }

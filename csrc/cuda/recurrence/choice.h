@@ -124,7 +124,7 @@ class Choices {
   int64_t made_ = 0;
 };
 
-// The largest H that `path` can hold on chip for one sequence, 0 if none.
-int64_t capacity(Path path, Compute compute, bool backward, const Device& device);
+// The largest H that `path` can hold on chip for one sequence in D directions, 0 if none.
+int64_t capacity(Path path, Compute compute, bool backward, int D, const Device& device);
 
 }  // namespace rnnext::cuda

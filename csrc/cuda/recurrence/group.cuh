@@ -70,10 +70,7 @@ class ClusterGroup {
     Word* mine = reinterpret_cast<Word*>(buffer(n + 1) + to.row * stride_ + to.at);
     for (int peer = 0; peer < blocks_; ++peer) *peer_shared(mine, peer) = x;
   }
-  __device__ void finish(unsigned, int) {
-    __syncwarp();
-    cluster_arrive();
-  }
+  __device__ void finish(unsigned, int) { cluster_arrive(); }
   __device__ void close(unsigned, int) { cluster_wait(); }  // nor to one that has ended
 
  private:

@@ -271,8 +271,10 @@ struct Resident {
 template <class Engine, class Pass, class Group>
 __global__ void __launch_bounds__(kThreads, 1)
     recurrence_kernel(const DeviceCall p, const Geometry g) {
-  if constexpr (kArchitecture >= Group::kArchitecture) {  // older cards take another path
+  if constexpr (kArchitecture >= Group::kArchitecture) {
     Resident<Engine, Pass, Group>(p, g, shared_memory()).run();
+  } else {
+    __trap();  // compiled_for() keeps older code from being launched
   }
 }
 

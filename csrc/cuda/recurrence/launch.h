@@ -97,9 +97,9 @@ cudaError_t launch_previous_state(const DeviceCall& call, const States& states, 
 // rows[i] = index i, or 0 where it is out of range, which is reported. count > 0.
 cudaError_t launch_table_rows(const EmbeddingIndices& indices, int64_t* rows, cudaStream_t stream);
 
-// How many clusters of 2, 4, 8, 16 blocks with that shared memory fit on the current device at
-// once.
-void count_clusters(int shared_bytes, int (&clusters)[4]);
+// The current device for choose(). Its capability is at most that of the code which it runs: that
+// is older where PTX, or code of the same major version, was all that had been built.
+cudaError_t describe(Device* device);
 
 // Writes n host values to device memory as kernel arguments, so that a captured graph holds them.
 cudaError_t launch_write_constants(int64_t* destination, const int64_t* values, int64_t n,

@@ -1,4 +1,6 @@
 // The resident kernels: which one runs a call, how many of its clusters fit, and its launch.
+#include <algorithm>
+
 #include "cuda/device.h"
 #include "cuda/recurrence/launch.h"
 
@@ -39,10 +41,26 @@ CellKind cell_of(const DeviceCall& p) {
   }
 }
 
-void count_clusters(int shared_bytes, int (&clusters)[4]) {
-  const auto kernel =
+cudaError_t describe(Device* device) {
+  const Kernel kernel =
       resident_kernel(Path::cluster, Exchange::fenced, Compute::f32, CellKind::tanh, true);
   const void* function = reinterpret_cast<const void*>(kernel);
+  int index = 0, major = 0, minor = 0;
+  cudaFuncAttributes code = {};
+  cudaError_t error = cudaGetDevice(&index);
+  const auto get = [&](int* value, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, index);
+  };
+  get(&major, cudaDevAttrComputeCapabilityMajor);
+  get(&minor, cudaDevAttrComputeCapabilityMinor);
+  get(&device->sm_count, cudaDevAttrMultiProcessorCount);
+  get(&device->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  get(&device->registers, cudaDevAttrMaxRegistersPerMultiprocessor);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&code, function);
+  if (error != cudaSuccess) return error;
+  // What the driver has made of PTX is of the device's version, and knows what the PTX knew.
+  device->capability = std::min({10 * major + minor, code.ptxVersion, code.binaryVersion});
+  if (device->capability < 90) return cudaSuccess;
   raise_limits(function);
   for (int i = 0; i < 4; ++i) {
     cudaLaunchAttribute attribute = {};
@@ -53,14 +71,15 @@ void count_clusters(int shared_bytes, int (&clusters)[4]) {
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(2u << i);
     config.blockDim = dim3(kThreads);
-    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    config.dynamicSmemBytes = static_cast<size_t>(device->shared_bytes);
     config.attrs = &attribute;
     config.numAttrs = 1;
-    if (cudaOccupancyMaxActiveClusters(&clusters[i], function, &config) != cudaSuccess) {
-      clusters[i] = 0;
+    if (cudaOccupancyMaxActiveClusters(&device->clusters[i], function, &config) != cudaSuccess) {
+      device->clusters[i] = 0;
       cudaGetLastError();  // a size that this device does not have
     }
   }
+  return cudaSuccess;
 }
 
 cudaError_t launch_resident(const DeviceCall& p, const Geometry& geometry, Compute compute,
