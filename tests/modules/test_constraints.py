@@ -9,9 +9,9 @@ from torch.nn.utils import parametrize
 
 import rnnext
 from helpers.blocks import run_blocks
-from helpers.common import assert_close, same
+from helpers.common import assert_close, case_id, steps
+from helpers.modules import by_loop
 from helpers.prose import ROOT
-from reference.elman import ACTIVATIONS
 
 T, B, H = 9, 4, 20
 FEATURES = 3
@@ -57,48 +57,30 @@ def constrained(recipes, kind, name):
     return rnn
 
 
-def loop(rnn, x, weight_hh):
-    """One layer in float64, a step at a time, with this matrix."""
-    f, form = ACTIVATIONS[rnn.nonlinearity], getattr(rnn, "form", "rate")
-    a = rnn.alpha.double() if hasattr(rnn, "alpha") else 1.0
-    state, outputs = torch.zeros(x.shape[1], H, dtype=torch.float64), []
-    drive = x.double() @ rnn.weight_ih_l0.double().t() + rnn.bias_ih_l0.double()
-    for x_t in drive + rnn.bias_hh_l0.double():
-        p = x_t + (f(state) if form == "voltage" else state) @ weight_hh.t()
-        state = (1 - a) * state + a * (f(p) if form == "rate" else p)
-        state = f(state) if form == "blend" else state
-        outputs.append(f(state) if form == "voltage" else state)
-    return torch.stack(outputs)
+CASES = [{"kind": kind, "name": name} for kind, name in zip(MODULES, [*HOLDS, "Dale"], strict=True)]
 
 
-@pytest.mark.parametrize("name", list(HOLDS))
-@pytest.mark.parametrize("kind", list(MODULES))
-def test_values_and_gradients_of_the_free_parameters(recipes, kind, name):
-    rnn, x = constrained(recipes, kind, name), torch.randn(T, B, FEATURES)
-    weight_hh = rnn.weight_hh_l0
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_gradients_training_and_steps(recipes, case):
+    """Of the free parameters; training keeps the constraint, which a Stepper reads."""
+    rnn, x = constrained(recipes, **case), torch.randn(T, B, FEATURES)
+    free, name = rnn.parametrizations.weight_hh_l0, case["name"]
     if name == "LowRank":
-        free = rnn.parametrizations.weight_hh_l0
         expected = free.original0.double() @ free.original1.double().t()
     else:
-        expected = rnn.parametrizations.weight_hh_l0.original.double()
+        expected = free.original.double()
         expected = expected * MASK if name in ("Masked", "both") else expected
         expected = expected.abs() * SIGN if name in ("Dale", "both") else expected
-    assert_close(weight_hh, expected)
-    results = []
-    for output in (rnn(x)[0], loop(rnn, x, expected)):
+    assert_close(rnn.weight_hh_l0, expected)
+    found = []
+    for output in (rnn(x)[0], by_loop(rnn, x, weight_hh=expected)[0]):
         gradients = torch.autograd.grad(output.square().sum(), list(rnn.parameters()))
-        results.append([output, *gradients])
-    assert_close(results[0], results[1])
+        found.append([output, *gradients])
+    assert_close(found[0], found[1])
 
-
-@pytest.mark.parametrize("name", list(HOLDS))
-@pytest.mark.parametrize("kind", list(MODULES))
-def test_training_keeps_the_constraint_which_a_stepper_reads(recipes, kind, name):
-    rnn, x = constrained(recipes, kind, name), torch.randn(T, B, FEATURES)
-    target = torch.rand(T, B, H)
+    target, losses = torch.rand(T, B, H), []
     optimizer = torch.optim.Adam(rnn.parameters(), lr=0.01)
-    losses = []
-    for _ in range(30):
+    for _ in range(20):
         loss = (rnn(x)[0] - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -106,22 +88,21 @@ def test_training_keeps_the_constraint_which_a_stepper_reads(recipes, kind, name
         losses.append(loss.item())
         assert HOLDS[name](rnn.weight_hh_l0.detach())
     assert losses[-1] < losses[0]  # it moves
-    stepper = rnnext.Stepper(rnn, B)
     with torch.no_grad():
-        assert same([stepper(x_t) for x_t in x], rnn(x)[0])
+        assert torch.equal(steps(rnnext.Stepper(rnn, B), x), rnn(x)[0])
 
 
-@pytest.mark.parametrize("name", list(HOLDS))
-def test_state_dicts_copies_and_removal(recipes, name):
-    rnn, x = constrained(recipes, "voltage", name), torch.randn(T, B, FEATURES)
-    other = constrained(recipes, "voltage", name)
-    other.load_state_dict(rnn.state_dict())
-    expected = rnn(x)[0]
-    for each in (other, copy.deepcopy(rnn)):
-        assert torch.equal(each(x)[0], expected)
-    parametrize.remove_parametrizations(rnn, "weight_hh_l0")
-    assert isinstance(rnn.weight_hh_l0, nn.Parameter)
-    assert torch.equal(rnn(x)[0], expected)
+def test_state_dicts_copies_and_removal(recipes):
+    for name in HOLDS:
+        rnn, x = constrained(recipes, "voltage", name), torch.randn(T, B, FEATURES)
+        other = constrained(recipes, "voltage", name)
+        other.load_state_dict(rnn.state_dict())
+        expected = rnn(x)[0]
+        for each in (other, copy.deepcopy(rnn)):
+            assert torch.equal(each(x)[0], expected)
+        parametrize.remove_parametrizations(rnn, "weight_hh_l0")
+        assert isinstance(rnn.weight_hh_l0, nn.Parameter)
+        assert torch.equal(rnn(x)[0], expected)
 
 
 def test_every_weight_of_a_stack_in_both_directions(recipes):

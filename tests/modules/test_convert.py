@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import rnnext
 from helpers.common import assert_close, same
+from helpers.modules import OF_TORCH, results
 
 PAIRS = {nn.RNN: rnnext.RNN, nn.RNNCell: rnnext.RNNCell, nn.Embedding: rnnext.Embedding}
 
@@ -44,25 +45,13 @@ def model():
     return Model()
 
 
-@pytest.fixture
-def indices():
-    return torch.randint(10, (5, 3))
-
-
-def loss_and_grads(model, indices):
-    model.zero_grad()
-    torch.manual_seed(3)
-    result = model(indices)
-    result.square().sum().backward()
-    return [result, *(p.grad.clone() for p in model.parameters())]
-
-
-def test_results_stay_and_revert_undoes(model, indices):
+def test_results_stay_and_revert_undoes(model):
+    indices = torch.randint(10, (5, 3))
     classes = {name: type(m) for name, m in model.named_modules()}
     state = copy.deepcopy(model.state_dict())
-    before = loss_and_grads(model, indices)
+    before = results(model, indices)
     assert rnnext.convert(model) is model
-    assert_close(loss_and_grads(model, indices), before)
+    assert_close(results(model, indices), before)
     assert isinstance(model.normed, rnnext.RNN)
     assert type(model.own) is OwnRNN
     assert type(model.lstm) is nn.LSTM
@@ -72,8 +61,7 @@ def test_results_stay_and_revert_undoes(model, indices):
     assert model.again is model.stack["rnn"]
     assert model.state_dict().keys() == state.keys()
     assert rnnext.revert(model) is model
-    after = loss_and_grads(model, indices)
-    assert same(after, before)
+    assert same(results(model, indices), before)
     assert all(
         type(m) is classes[name] or parametrize.is_parametrized(m)
         for name, m in model.named_modules()
@@ -81,27 +69,17 @@ def test_results_stay_and_revert_undoes(model, indices):
     assert isinstance(model.normed, nn.RNN)
 
 
-@pytest.mark.parametrize(
-    ("module", "given"),
-    [
-        (nn.RNN(4, 6), torch.randn(5, 3, 4)),
-        (nn.RNNCell(4, 6), torch.randn(3, 4)),
-        (nn.Embedding(10, 4), torch.tensor([1, 2])),
-    ],
-    ids=lambda v: type(v).__name__,
-)
-def test_the_model_itself(module, given):
-    module = copy.deepcopy(module)
-    old, text = type(module), repr(module)
-    expected = module(given)
+@pytest.mark.parametrize("sample", OF_TORCH.values(), ids=OF_TORCH)
+def test_the_model_itself(sample):
+    module = sample.make(nn)
+    old, text, expected = type(module), repr(module), results(module, sample.given)
     assert rnnext.convert(module) is module
-    assert type(module) is PAIRS[old]
-    assert repr(module) == text
-    assert_close(module(given), expected)
-    twin = copy.deepcopy(module)
-    assert type(twin) is PAIRS[old]
+    for each in (module, copy.deepcopy(module)):
+        assert type(each) is PAIRS[old]
+        assert repr(each) == text
+        assert_close(results(each, sample.given), expected)
     assert type(rnnext.revert(module)) is old
-    assert_close(module(given), expected)
+    assert same(results(module, sample.given), expected)
 
 
 def test_everything_about_the_modules_stays(model):
@@ -125,20 +103,22 @@ def test_everything_about_the_modules_stays(model):
     assert calls == ["hook"]
 
 
-@pytest.mark.parametrize("kind", [nn.RNN, rnnext.RNN])
-def test_parametrization_may_be_added_or_removed_afterwards(kind):
-    module = kind(4, 6)
-    swap = rnnext.convert if kind is nn.RNN else rnnext.revert
-    parametrizations.weight_norm(module, "weight_hh_l0")
-    swap(module)
-    parametrizations.spectral_norm(module, "weight_ih_l0")
+def test_parametrization_may_be_added_or_removed_afterwards():
     x = torch.randn(5, 3, 4)
-    module.eval()
-    expected = module(x)
-    for name in ("weight_hh_l0", "weight_ih_l0"):
-        parametrize.remove_parametrizations(module, name)
-    assert type(module) is (rnnext.RNN if kind is nn.RNN else nn.RNN)
-    assert_close(module(x), expected)
+    for kind, swap, other in (
+        (nn.RNN, rnnext.convert, rnnext.RNN),
+        (rnnext.RNN, rnnext.revert, nn.RNN),
+    ):
+        module = kind(4, 6)
+        parametrizations.weight_norm(module, "weight_hh_l0")
+        swap(module)
+        parametrizations.spectral_norm(module, "weight_ih_l0")
+        module.eval()
+        expected = module(x)
+        for name in ("weight_hh_l0", "weight_ih_l0"):
+            parametrize.remove_parametrizations(module, name)
+        assert type(module) is other
+        assert_close(module(x), expected)
 
 
 def test_changes_are_logged(model, caplog):
@@ -153,11 +133,6 @@ def test_changes_are_logged(model, caplog):
         assert not caplog.records
         rnnext.revert(model)
     assert len(caplog.records) == 4
-
-
-def test_embeddings_may_stay(model):
-    assert type(rnnext.convert(model, embedding=False).embedding) is nn.Embedding
-    assert type(model.cell) is rnnext.RNNCell
 
 
 def test_a_dry_run_prints_what_would_change_and_why_the_rest_stays(model, capsys):
@@ -194,6 +169,8 @@ def test_a_dry_run_prints_what_would_change_and_why_the_rest_stays(model, capsys
     assert type(model.cell) is nn.RNNCell
     without = rnnext.summary(rnnext.revert(model), embedding=False)
     assert "embedding: torch.nn.Embedding stays: embedding=False" in without.splitlines()
+    assert type(rnnext.convert(model, embedding=False).embedding) is nn.Embedding
+    assert type(model.stack["rnn"]) is rnnext.RNN
     assert rnnext.summary(nn.RNN(3, 4)) == "(the model): torch.nn.RNN -> rnnext.RNN"
 
 
@@ -204,10 +181,3 @@ def test_revert_leaves_an_embedding_rnn_whole():
     rnnext.revert(model)
     assert same([model(few)[0], model(many)[0]], expected)
     assert type(model[0].rnn) is rnnext.RNN
-
-
-def test_converted_model_compiles():
-    model = rnnext.convert(nn.Sequential(nn.Embedding(10, 4), nn.RNN(4, 6))).eval()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    indices = torch.randint(10, (5, 3))
-    assert_close(compiled(indices), model(indices))

@@ -9,8 +9,10 @@ from rnnext import functional
 FORMS = ["rate", "voltage", "blend"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [("rate", torch.float64), ("voltage", torch.float32), ("blend", torch.bfloat16)],
+)
 def test_the_gradient_of_a_small_alpha(form, dtype):
     """The difference that alpha multiplies is not taken from states that hardly differ."""
     torch.manual_seed(0)
@@ -31,8 +33,7 @@ def test_recurrence_follows_autocast():
     assert output.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("ready", [False, True])
+@pytest.mark.parametrize(("ready", "batch_first"), [(False, True), (True, False), (True, True)])
 def test_recurrence_reads_features_or_ready_inputs(ready, batch_first):
     torch.manual_seed(0)
     w_ih, w_hh, b_ih, b_hh = (
@@ -87,9 +88,10 @@ def test_gradients_of_a_scalar_alpha():
     assert torch.autograd.gradgradcheck(call, alpha)
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
+def test_recurrence_names_what_does_not_fit():
+    given = {"input": torch.zeros(4, 2, 3), "hx": None, "weight_ih": None}
+    given["weight_hh"] = torch.zeros(3, 3)
+    for changes, error, message in (
         ({"alpha": 0.0}, ValueError, r"alpha must be in \(0, 1\], got 0.0"),
         ({"alpha": "x"}, TypeError, "alpha must be a number or a tensor, got str"),
         ({"weight_hh": torch.tensor(1.0)}, RuntimeError, r"weight_hh must have shape \[H, H\]"),
@@ -108,13 +110,9 @@ def test_gradients_of_a_scalar_alpha():
         ),
         ({"hx": torch.zeros(3, 3)}, RuntimeError, r"hx must have shape \[1, 2, 3\]"),
         ({"lengths": torch.tensor([4, 5])}, ValueError, r"lengths\[1\] = 5"),
-    ],
-)
-def test_recurrence_names_what_does_not_fit(changes, error, message):
-    arguments = {"input": torch.zeros(4, 2, 3), "hx": None, "weight_ih": None}
-    arguments |= {"weight_hh": torch.zeros(3, 3)} | changes
-    with pytest.raises(error, match=message):
-        functional.recurrence(**arguments)
+    ):
+        with pytest.raises(error, match=message):
+            functional.recurrence(**given | changes)
 
 
 def test_a_state_that_a_reset_drops_has_no_gradient():

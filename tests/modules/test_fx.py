@@ -1,4 +1,4 @@
-"""torch.fx.symbolic_trace: the modules are leaves of its graphs, as torch.nn's."""
+"""torch.fx.symbolic_trace, beside that modules are leaves of its graphs, as torch.nn's."""
 
 import pytest
 import torch
@@ -7,38 +7,11 @@ from torch.fx import symbolic_trace
 
 import rnnext
 from helpers.common import same
-
-TOKENS, X = torch.randint(7, (5, 2)), torch.randn(5, 2, 3)
-MODULES = {
-    "RNN": (lambda: rnnext.RNN(3, 4, 2, dropout=0.5), X),
-    "RNNCell": (lambda: rnnext.RNNCell(3, 4), X[0]),
-    "Embedding": (lambda: rnnext.Embedding(7, 3, max_norm=1), TOKENS),
-    "EmbeddingRNN": (lambda: rnnext.EmbeddingRNN(7, 3, 4, 2, dropout=0.5), TOKENS),
-    "LeakyRNN": (lambda: rnnext.LeakyRNN(3, 4, alpha=0.5, noise_std=0.1), X),
-}
-
-
-def results(module, *given):
-    """Its results, drawn from the same seed."""
-    torch.manual_seed(0)
-    result = module(*given)
-    return [result] if isinstance(result, torch.Tensor) else result
+from helpers.modules import X, outputs
 
 
 def called(graph):
     return [(node.op, node.target) for node in graph.graph.nodes if node.op.startswith("call")]
-
-
-@pytest.mark.parametrize(("make", "given"), MODULES.values(), ids=MODULES)
-@pytest.mark.parametrize("traced_in", [True, False])
-def test_a_module_is_a_leaf(make, given, traced_in):
-    module = make()
-    graph = symbolic_trace(nn.Sequential(module).train(traced_in))
-    assert called(graph) == [("call_module", "0")]
-    for training in (True, False):
-        graph.train(training)
-        module.train(training)
-        assert same(results(graph, given), results(module, given))
 
 
 def test_all_arguments_are_recorded():
@@ -77,7 +50,7 @@ def test_what_a_leaf_would_do_twice_is_recorded_once(module):
         module.register_forward_pre_hook(lambda _, given: (3 * given[0],))
     graph = symbolic_trace(nn.Sequential(module))
     assert ("call_function", torch.ops.rnnext.rnn.default) in called(graph)
-    assert same(results(graph, X), results(module, X))
+    assert same(outputs(graph, X), outputs(module, X))
 
 
 def test_the_model_itself_and_functions_are_recorded_as_ops():
@@ -93,4 +66,4 @@ def test_the_model_itself_and_functions_are_recorded_as_ops():
     for model in (rnnext.RNNCell(3, 4), Model()):
         graph = symbolic_trace(model)
         assert called(graph) == [("call_function", torch.ops.rnnext.rnn_cell.default)]
-        assert same(results(graph, *given), results(model, *given))
+        assert same(outputs(graph, *given), outputs(model, *given))

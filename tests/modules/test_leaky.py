@@ -1,7 +1,6 @@
 """LeakyRNN: against the loops that people write, and its arguments."""
 
-import copy
-import io
+import functools
 import math
 
 import pytest
@@ -10,53 +9,35 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnext
-from helpers.common import assert_close, same
+from helpers.common import assert_close, case_id, pairwise, same
+from helpers.modules import by_loop, results
 from reference.elman import ACTIVATIONS
 from rnnext import functional
 
 FORMS = ["rate", "voltage", "blend"]
 
 
-def loop(rnn, x, hx=None):
-    """One layer and direction as a loop over time in float64, as published models write it."""
-    f = ACTIVATIONS[rnn.nonlinearity]
-    parameters = [rnn.weight_ih_l0, rnn.weight_hh_l0]
-    if rnn.bias:
-        parameters += [rnn.bias_ih_l0, rnn.bias_hh_l0]
-    w_ih, w_hh, *biases = (p.double() for p in parameters)
-    a = rnn.alphas()[0].double()
-    state = x.new_zeros(x.shape[1], rnn.hidden_size).double() if hx is None else hx[0].double()
-    outputs = []
-    for step in x.double():
-        drive = step @ w_ih.t() + sum(biases)
-        if rnn.form == "rate":
-            state = (1 - a) * state + a * f(drive + state @ w_hh.t())
-            outputs.append(state)
-        elif rnn.form == "voltage":
-            state = (1 - a) * state + a * (drive + f(state) @ w_hh.t())
-            outputs.append(f(state))
-        else:
-            state = f((1 - a) * state + a * (drive + state @ w_hh.t()))
-            outputs.append(state)
-    return torch.stack(outputs), state.unsqueeze(0)
+CASES = pairwise(
+    form=FORMS,
+    nonlinearity=list(ACTIVATIONS),
+    learn_alpha=[False, True],
+    layers=[1, 2],
+    bias=[True, False],
+    with_hx=[True, False],
+)
 
 
-@pytest.mark.parametrize("learn_alpha", [False, True])
-@pytest.mark.parametrize("nonlinearity", list(ACTIVATIONS))
-@pytest.mark.parametrize("form", FORMS)
-def test_against_the_loop(form, nonlinearity, learn_alpha):
-    torch.manual_seed(3)
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_against_the_loop(case):
     alpha = torch.rand(30) * 0.8 + 0.1
     rnn = rnnext.LeakyRNN(
-        7, 30, nonlinearity=nonlinearity, alpha=alpha, form=form, learn_alpha=learn_alpha
-    )
-    x, hx = torch.randn(12, 5, 7, requires_grad=True), torch.randn(1, 5, 30, requires_grad=True)
-    leaves = [x, hx, *rnn.parameters()]
-    results = []
-    for output, h_n in (rnn(x, hx), loop(rnn, x, hx)):
-        value = output.square().sum() + h_n.sum()
-        results.append([output, h_n, *torch.autograd.grad(value, leaves)])
-    assert_close(results[0], results[1])
+        7, 30, case["layers"], case["nonlinearity"], case["bias"], alpha=alpha, form=case["form"],
+        learn_alpha=case["learn_alpha"],
+    )  # fmt: skip
+    hx = [torch.randn(case["layers"], 5, 30)] if case["with_hx"] else []
+    given, loop = (torch.randn(12, 5, 7), *hx), functools.partial(by_loop, rnn)
+    loop.parameters = rnn.parameters
+    assert_close(results(rnn, *given), results(loop, *given))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -92,20 +73,12 @@ def test_layers_directions_and_layouts(form):
     assert_close([pad_packed_sequence(unpacked, batch_first=True)[0], packed_last], [padded, last])
 
 
-def test_without_gradients_a_stack_gives_the_same_bits():
-    rnn = rnnext.LeakyRNN(5, 16, 3, alpha=0.2, learn_alpha=True)
-    x, reset = torch.randn(9, 2, 5), torch.rand(9, 2) < 0.3
-    with torch.no_grad():
-        assert same(rnn(x, reset=reset), [v.detach() for v in rnn(x, reset=reset)])
-
-
-@pytest.mark.parametrize("form", ["rate", "blend"])
-def test_alpha_of_one_is_the_rnn_to_the_bit(form):
-    leaky = rnnext.LeakyRNN(5, 20, alpha=1.0, form=form)
-    rnn = rnnext.RNN(5, 20)
-    rnn.load_state_dict({k: v for k, v in leaky.state_dict().items() if k != "alpha"})
-    x = torch.randn(8, 3, 5)
-    assert same(leaky(x), rnn(x))
+def test_alpha_of_one_is_the_rnn_to_the_bit():
+    for form in ("rate", "blend"):
+        leaky = rnnext.LeakyRNN(5, 20, alpha=1.0, form=form)
+        rnn, x = rnnext.RNN(5, 20), torch.randn(8, 3, 5)
+        rnn.load_state_dict({k: v for k, v in leaky.state_dict().items() if k != "alpha"})
+        assert same(leaky(x), rnn(x))
 
 
 def test_alpha_from_dt_and_tau():
@@ -130,7 +103,7 @@ def test_learned_alpha_stays_between_0_and_1_and_learns():
 
 
 @pytest.mark.parametrize("scale", ["sqrt_2_over_alpha", "sqrt_2_alpha", "none"])
-def test_noise_has_its_deviation_and_comes_from_torchs_generator(scale, threads):
+def test_noise_has_its_deviation_and_comes_from_torchs_generator(scale):
     alpha, std = 0.25, 0.5
     factor = {"sqrt_2_over_alpha": (2 / alpha) ** 0.5, "sqrt_2_alpha": (2 * alpha) ** 0.5}
     rnn = rnnext.LeakyRNN(
@@ -165,22 +138,14 @@ def test_noise_passes_gradients_and_other_arguments():
         assert rnn(x)[0].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_noise_keeps_what_lies_past_the_end_out(batch_first):
-    rnn = rnnext.LeakyRNN(3, 6, alpha=0.4, noise_std=0.1, batch_first=batch_first)
-    x = torch.randn(5, 2, 3)
-    x[3:, 1] = math.nan
-    output, _ = rnn(x.transpose(0, 1) if batch_first else x, lengths=torch.tensor([5, 3]))
-    output.sum().backward()
-    assert all(p.grad.isfinite().all() for p in rnn.parameters())
-
-
-def test_is_made_without_data():
-    for learn_alpha in (False, True):
-        rnn = rnnext.LeakyRNN(3, 6, alpha=0.4, learn_alpha=learn_alpha, device="meta")
-        assert "LeakyRNN(3, 6" in repr(rnn)
-    with torch.device("meta"):
-        assert rnnext.LeakyRNN(3, 6, alpha=0.4)(torch.zeros(2, 1, 3))[0].shape == (2, 1, 6)
+def test_noise_keeps_what_lies_past_the_end_out():
+    for batch_first in (False, True):
+        rnn = rnnext.LeakyRNN(3, 6, alpha=0.4, noise_std=0.1, batch_first=batch_first)
+        x = torch.randn(5, 2, 3)
+        x[3:, 1] = math.nan
+        output, _ = rnn(x.transpose(0, 1) if batch_first else x, lengths=torch.tensor([5, 3]))
+        output.sum().backward()
+        assert all(p.grad.isfinite().all() for p in rnn.parameters())
 
 
 def test_noise_leaves_bad_lengths_to_be_named():
@@ -196,52 +161,16 @@ def test_alpha_is_a_copy():
     assert rnn.alpha[0] == 0.5
 
 
-@pytest.mark.parametrize("learn_alpha", [False, True])
-@pytest.mark.parametrize("noise", [0.0, 0.1])
-def test_compiles_whole(learn_alpha, noise):
-    rnn = rnnext.LeakyRNN(3, 6, alpha=0.4, learn_alpha=learn_alpha, noise_std=noise)
-    x, reset = torch.randn(5, 4, 3, requires_grad=True), torch.rand(5, 4) < 0.3
-    results = []
-    for call in (rnn, torch.compile(rnn, fullgraph=True, backend="aot_eager")):
-        torch.manual_seed(0)
-        output, h_n = call(x, reset=reset)
-        rnn.zero_grad()
-        (output.sum() + h_n.sum()).backward()
-        results.append([output, h_n, *(p.grad for p in rnn.parameters())])
-    assert_close(results[1], results[0])
+def test_what_it_stores():
+    stored, learned = (rnnext.LeakyRNN(3, 6, alpha=0.4, learn_alpha=each) for each in (False, True))
+    weights = nn.RNN(3, 6).state_dict().keys()
+    assert stored.state_dict().keys() == weights | {"alpha"}
+    assert learned.state_dict().keys() == weights | {"logit_alpha_l0"}
+    assert stored.double().alpha.dtype == torch.float64
 
 
-def test_exports_with_dynamic_sizes():
-    rnn = rnnext.LeakyRNN(3, 6, 2, alpha=0.4, form="voltage")
-    x, reset = torch.randn(5, 4, 3), torch.rand(5, 4) < 0.3
-    T, B = torch.export.Dim("T"), torch.export.Dim("B")
-    exported = torch.export.export(
-        rnn, (x,), {"reset": reset}, dynamic_shapes={"input": {0: T, 1: B}, "reset": {0: T, 1: B}}
-    ).module()
-    x, reset = torch.randn(9, 2, 3), torch.rand(9, 2) < 0.3
-    assert_close(exported(x, reset=reset), rnn(x, reset=reset))
-
-
-def test_state_dict_copies_and_pickles():
-    rnn = rnnext.LeakyRNN(3, 6, alpha=0.4, learn_alpha=True)
-    x = torch.randn(4, 2, 3)
-    other = rnnext.LeakyRNN(3, 6, alpha=0.9, learn_alpha=True)
-    other.load_state_dict(rnn.state_dict())
-    file = io.BytesIO()
-    torch.save(rnn, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    for twin in (other, copy.deepcopy(rnn), loaded):
-        assert same(twin(x), rnn(x))
-    assert "alpha" in rnnext.LeakyRNN(3, 6, alpha=0.4).state_dict()
-    assert rnnext.LeakyRNN(3, 6, alpha=0.4).double().alpha.dtype == torch.float64
-    weights = {k for k in rnn.state_dict() if not k.startswith("logit")}
-    assert weights == set(nn.RNN(3, 6).state_dict())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
+def test_bad_arguments_are_named():
+    for arguments, error, message in (
         ({}, ValueError, "alpha must be given, or dt and tau"),
         ({"dt": 1.0}, ValueError, "alpha must be given, or dt and tau"),
         ({"alpha": 0.1, "tau": 3.0}, ValueError, "must not be given with dt and tau"),
@@ -258,11 +187,9 @@ def test_state_dict_copies_and_pickles():
         ({"dt": 1.0, "tau": 0.0}, ValueError, r"dt / tau must be in \(0, 1\], got inf"),
         ({"alpha": 1e-9, "dtype": torch.float16}, ValueError, r"alpha must be in \(0, 1\]"),
         ({"alpha": "a"}, TypeError, "alpha"),
-    ],
-)  # fmt: skip
-def test_bad_arguments_are_named(arguments, error, message):
-    with pytest.raises(error, match=message):
-        rnnext.LeakyRNN(3, 6, **arguments)
+    ):
+        with pytest.raises(error, match=message):
+            rnnext.LeakyRNN(3, 6, **arguments)
 
 
 def test_a_buffer_out_of_range_is_refused_when_it_is_used():

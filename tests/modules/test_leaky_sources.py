@@ -69,34 +69,30 @@ def neuralrnn_post_blend(h, drive, a, n):
     return h, h
 
 
+# The update, and by which name docs/leaky.md lists its source as which form.
 SOURCES = [
-    (pycog, "voltage", "relu", "sqrt_2_over_alpha"),
-    (psychrnn, "voltage", "relu", "sqrt_2_over_alpha"),
-    (nn_brain_ei, "voltage", "relu", "sqrt_2_over_alpha"),
-    (nn4n, "voltage", "relu", "none"),
-    (yang, "rate", "softplus", "sqrt_2_over_alpha"),
-    (masse, "blend", "relu", "sqrt_2_over_alpha"),
-    (neuralrnn_pre_activation, "rate", "tanh", "sqrt_2_alpha"),
-    (neuralrnn_rate, "voltage", "tanh", "sqrt_2_alpha"),
-    (neuralrnn_post_blend, "blend", "tanh", "none"),
+    (pycog, "pycog", "voltage", "relu", "sqrt_2_over_alpha"),
+    (psychrnn, "PsychRNN", "voltage", "relu", "sqrt_2_over_alpha"),
+    (nn_brain_ei, "EI_RNN", "voltage", "relu", "sqrt_2_over_alpha"),
+    (nn4n, "nn4n", "voltage", "relu", "none"),
+    (yang, "multitask", "rate", "softplus", "sqrt_2_over_alpha"),
+    (masse, "Masse et al. 2019", "blend", "relu", "sqrt_2_over_alpha"),
+    (neuralrnn_pre_activation, '"pre_activation"', "rate", "tanh", "sqrt_2_alpha"),
+    (neuralrnn_rate, 'neuralrnn `"rate"`', "voltage", "tanh", "sqrt_2_alpha"),
+    (neuralrnn_post_blend, '"post_blend"', "blend", "tanh", "none"),
 ]
+PAGE = [x.split("|") for x in text(ROOT / "docs" / "leaky.md").split("\n") if x.startswith("|")]
 
 
 @pytest.mark.parametrize(
-    ("update", "form", "nonlinearity", "scale"), SOURCES, ids=lambda x: getattr(x, "__name__", x)
+    ("update", "name", "form", "nonlinearity", "scale"), SOURCES, ids=[x[1] for x in SOURCES]
 )
-def test_the_published_update_with_its_noise(update, form, nonlinearity, scale):
+def test_the_published_update_with_its_noise(update, name, form, nonlinearity, scale):
     a = 0.2
     rnn = rnnext.LeakyRNN(
-        FEATURES,
-        H,
-        nonlinearity=nonlinearity,
-        form=form,
-        dt=20,
-        tau=100,
-        noise_std=SIGMA,
+        FEATURES, H, nonlinearity=nonlinearity, form=form, dt=20, tau=100, noise_std=SIGMA,
         noise_scale=scale,
-    )
+    )  # fmt: skip
     x = torch.randn(T, B, FEATURES)
     parameters = list(rnn.parameters())
     w_ih, w_hh, b_ih, b_hh = (p.double() for p in parameters)
@@ -114,20 +110,4 @@ def test_the_published_update_with_its_noise(update, form, nonlinearity, scale):
     for results in (actual, expected):
         results += torch.autograd.grad(results[0].square().sum() + results[1].sum(), parameters)
     assert_close(actual, expected)
-
-
-def test_the_page_says_so():
-    rows = [x for x in text(ROOT / "docs" / "leaky.md").split("\n") if x.startswith("|")]
-    for name, form in (
-        ("pycog", "voltage"),
-        ("PsychRNN", "voltage"),
-        ("EI_RNN", "voltage"),
-        ("nn4n", "voltage"),
-        ("multitask", "rate"),
-        ("Masse et al. 2019", "blend"),
-        ('"pre_activation"', "rate"),
-        ('neuralrnn `"rate"`', "voltage"),
-        ('"post_blend"', "blend"),
-    ):
-        row = next(x for x in rows if name in x.split("|")[1])
-        assert row.split("|")[2].strip() == form, name
+    assert next(row for row in PAGE if name in row[1])[2].strip() == form

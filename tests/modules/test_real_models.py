@@ -68,8 +68,7 @@ class WordModel(nn.Module):
         return nn.functional.log_softmax(scores.flatten(0, 1), dim=1), hidden
 
 
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("nonlinearity", "tied"), [("tanh", True), ("relu", False)])
 def test_the_word_language_model(nonlinearity, tied):
     """As it is trained there: the state cut off between pieces, clipped gradients, plain steps."""
     T, B, layers, size = 7, 4, 2, 16
@@ -99,15 +98,14 @@ def test_the_word_language_model(nonlinearity, tied):
     assert type(rnnext.revert(ours).rnn) is nn.RNN
 
 
-@pytest.mark.parametrize("learn_beta", [False, True])
-def test_a_spiking_network_of_snntorch(learn_beta):
+def test_a_spiking_network_of_snntorch():
     snntorch = pytest.importorskip("snntorch", reason="in the extra `test`")
     x, labels = torch.rand(20, 8, 6) * 3, torch.randint(3, (8,))
 
     def make(convert):
         network = nn.Sequential(
-            snntorch.LeakyParallel(6, 16, beta=0.5, learn_beta=learn_beta),
-            snntorch.LeakyParallel(16, 3, beta=0.9, learn_beta=learn_beta),
+            snntorch.LeakyParallel(6, 16, beta=0.5, learn_beta=True),
+            snntorch.LeakyParallel(16, 3, beta=0.9),
         )
         return convert(network), network
 

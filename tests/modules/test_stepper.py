@@ -1,4 +1,4 @@
-"""Stepper against whole sequences: rnnext.RNN to the bit, torch.nn.RNN to rounding."""
+"""Stepper against whole sequences: to the bit; and float64 loops and torch.nn, to rounding."""
 
 import subprocess
 import sys
@@ -10,20 +10,37 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations
 
 import rnnext
-from helpers.common import assert_close, case_id, error_of, pairwise, steps, supported_isas
+from helpers.common import assert_close, case_id, pairwise, steps, supported_isas
+from helpers.modules import by_loop
 
 CASES = pairwise(
+    form=[None, "rate", "voltage", "blend"],  # of a leak
+    nonlinearity=["tanh", "relu", "sigmoid", "softplus", "identity"],
+    alpha=["float", "unit", "learned", "one"],
     H=[1, 7, 17, 64, 129, 260],
     I=[1, 5, 33, 250],
     B=[1, 2, 4, 5, 33],
     layers=[1, 3],
     bias=[True, False],
-    nonlinearity=["tanh", "relu"],
     dtype=[torch.float32, torch.float64, torch.bfloat16, torch.float16],
     precision=["highest", "medium"],
     isa=supported_isas(),
     threads=[1, 2, 3],
 )
+
+
+def made(case):
+    """An RNN, or a LeakyRNN whose noise is not for Steppers."""
+    sizes, options = (case["I"], case["H"], case["layers"]), {"bias": case["bias"]}
+    options["dtype"] = case["dtype"]
+    if case["form"] is None:  # which has two nonlinearities
+        name = "relu" if case["nonlinearity"] in ("relu", "softplus") else "tanh"
+        return rnnext.RNN(*sizes, name, **options)
+    alphas = {"float": 0.3, "unit": torch.linspace(0.1, 0.9, case["H"]), "learned": 0.3, "one": 1.0}
+    options |= {"alpha": alphas[case["alpha"]], "learn_alpha": case["alpha"] == "learned"}
+    return rnnext.LeakyRNN(
+        *sizes, case["nonlinearity"], form=case["form"], noise_std=0.5, **options
+    )
 
 
 @pytest.fixture
@@ -37,36 +54,50 @@ def test_steps_are_the_sequence(case, precision):
     precision(case["precision"])
     rnnext._C.set_cpu_isa(case["isa"])
     torch.set_num_threads(case["threads"])
-    rnn = rnnext.RNN(
-        case["I"],
-        case["H"],
-        case["layers"],
-        bias=case["bias"],
-        nonlinearity=case["nonlinearity"],
-        dtype=case["dtype"],
-    )
+    rnn = made(case)
     x = torch.randn(7, case["B"], case["I"], dtype=case["dtype"])
-    with torch.no_grad():
-        output, h_n = rnn(x)
     stepper = rnnext.Stepper(rnn, case["B"])
-    assert torch.equal(steps(stepper, x), output)
-    assert torch.equal(stepper.get_state(), h_n)
-
-
-@pytest.mark.parametrize("kind", [nn.RNN, rnnext.RNN, nn.RNNCell, rnnext.RNNCell])
-def test_modules_of_torch_can_be_stepped(kind):
-    module = kind(5, 40)
-    x = torch.randn(6, 3, 5)
-    stepper = rnnext.Stepper(module, batch_size=3)
-    reference = nn.RNN(5, 40)
-    names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
-    for name, weight in zip(names, module.parameters(), strict=True):
-        getattr(reference, name + "_l0").data.copy_(weight)
+    stepped = steps(stepper, x)
     with torch.no_grad():
-        assert_close(steps(stepper, x), reference(x)[0])
-    assert repr(stepper) == "Stepper(5, 40, num_layers=1, batch_size=3)"
-    sizes = (stepper.input_size, stepper.hidden_size, stepper.num_layers, stepper.batch_size)
-    assert sizes == (5, 40, 1, 3)
+        output, h_n = rnn.eval()(x)
+        expected = by_loop(rnn, x)
+    assert torch.equal(stepped, output)
+    assert torch.equal(stepper.get_state(), h_n)
+    if case["dtype"] in (torch.float32, torch.float64) and case["precision"] == "highest":
+        assert_close([stepped, stepper.get_state()], list(expected))
+
+
+def test_modules_of_torch_can_be_stepped():
+    x = torch.randn(6, 3, 5)
+    for kind in (nn.RNN, rnnext.RNN, nn.RNNCell, rnnext.RNNCell):
+        module, reference = kind(5, 40), nn.RNN(5, 40)
+        stepper = rnnext.Stepper(module, batch_size=3)
+        for ours, theirs in zip(module.parameters(), reference.parameters(), strict=True):
+            theirs.data.copy_(ours)
+        with torch.no_grad():
+            assert_close(steps(stepper, x), reference(x)[0])
+        assert repr(stepper) == "Stepper(5, 40, num_layers=1, batch_size=3)"
+        sizes = (stepper.input_size, stepper.hidden_size, stepper.num_layers, stepper.batch_size)
+        assert sizes == (5, 40, 1, 3)
+
+
+def test_modules_whose_attributes_were_set():
+    """A cell's biases may be None, an RNN's not, and the mode decides which nonlinearity."""
+    x = torch.randn(3, 1, 4)
+    for library in (nn, rnnext):
+        for missing in (["bias_ih"], ["bias_hh"], ["bias_ih", "bias_hh"]):
+            cell = library.RNNCell(4, 6)
+            for name in missing:
+                setattr(cell, name, None)
+            with torch.no_grad():
+                assert_close(rnnext.Stepper(cell)(x[0]), cell(x[0]))
+        rnn = library.RNN(4, 6, num_layers=2)
+        rnn.mode = "RNN_RELU"
+        with torch.no_grad():
+            assert_close(steps(rnnext.Stepper(rnn), x), rnn(x)[0])
+        rnn.bias_hh_l1 = None
+        with pytest.raises(TypeError, match="bias_hh_l1 must be a tensor, got NoneType"):
+            rnnext.Stepper(rnn)
 
 
 def test_a_parametrized_module_can_be_stepped():
@@ -76,20 +107,16 @@ def test_a_parametrized_module_can_be_stepped():
         assert torch.equal(steps(rnnext.Stepper(rnn), x), rnn(x)[0])
 
 
-def test_one_row_has_no_batch_dimension():
+def test_inputs_of_any_layout():
     rnn = rnnext.RNN(4, 6, num_layers=2)
-    x = torch.randn(5, 4)
-    with torch.no_grad():
-        expected = rnn(x)[0]
-    assert torch.equal(steps(rnnext.Stepper(rnn), x), expected)
-    assert torch.equal(steps(rnnext.Stepper(rnn), x.unsqueeze(1)), expected.unsqueeze(1))
-
-
-def test_inputs_of_any_strides():
-    rnn = rnnext.RNN(4, 6)
     x = torch.randn(4, 3, 9).transpose(0, 2)  # [9, 3, 4], each step with columns apart
     with torch.no_grad():
-        assert torch.equal(steps(rnnext.Stepper(rnn, 3), x), rnn(x)[0])
+        expected = rnn(x)[0]
+    assert torch.equal(steps(rnnext.Stepper(rnn, 3), x), expected)
+    assert torch.equal(steps(rnnext.Stepper(rnn), x[:, :1]), expected[:, :1])
+    assert torch.equal(steps(rnnext.Stepper(rnn), x[:, 0]), expected[:, 0])
+    negated = torch._neg_view(-x)
+    assert torch.equal(steps(rnnext.Stepper(rnn, 3), negated), expected)
 
 
 def test_inference_mode_may_change_between_making_and_stepping():
@@ -130,12 +157,6 @@ def test_a_cell_without_features():
     stepper.set_state(h.unsqueeze(0))
     with torch.no_grad():
         assert torch.equal(stepper(torch.zeros(3, 0)), cell(torch.zeros(3, 0), h))
-
-
-def test_a_negated_view_is_read_as_its_values():
-    rnn, x = rnnext.RNN(4, 6), torch.randn(1, 4)
-    view = torch._neg_view(x)
-    assert torch.equal(rnnext.Stepper(rnn)(view), rnnext.Stepper(rnn)(-x))
 
 
 def test_refuses_tensors_without_memory():
@@ -190,36 +211,33 @@ def test_refuses_tangents():
         stepper(forward_ad.make_dual(x, x))
 
 
-def test_refuses_a_batch_that_no_memory_holds():
-    with pytest.raises(RuntimeError, match="allocate memory"):
-        rnnext.Stepper(rnnext.RNN(4, 6), 10**13)
-
-
 def test_refuses_what_it_cannot_do():
-    rnn = rnnext.RNN(4, 6, num_layers=2)
-    with pytest.raises(TypeError, match=r"module must be an RNN, .* or RNNCell, got Linear"):
-        rnnext.Stepper(nn.Linear(4, 6))
-    with pytest.raises(TypeError, match="got LSTM"):
-        rnnext.Stepper(nn.LSTM(4, 6))
-    with pytest.raises(ValueError, match="one direction"):
-        rnnext.Stepper(rnnext.RNN(4, 6, bidirectional=True))
-    with pytest.raises(ValueError, match="one direction"):
-        rnnext.Stepper(rnnext.LeakyRNN(4, 6, alpha=0.5, bidirectional=True))
-    with pytest.raises(ValueError, match="one direction"):
-        rnnext.Stepper(rnnext.EmbeddingRNN(9, 4, 6, bidirectional=True))
-    with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
-        rnnext.Stepper(rnn, 0)
-    with pytest.raises(RuntimeError, match="CPU: the weights are on meta"):
-        rnnext.Stepper(rnnext.RNN(4, 6, device="meta"))
-    with pytest.raises(TypeError, match="batch_size must be an integer, got float"):
-        rnnext.Stepper(rnn, 1.5)
+    rnn, leak, both = rnnext.RNN(4, 6, num_layers=2), {"alpha": 0.5}, {"bidirectional": True}
+    of_leak = rnnext.LeakyRNN(4, 6, **leak)
+    of_leak.alpha.fill_(1.5)
+    for given, error, message in (
+        ((nn.Linear(4, 6),), TypeError, r"module must be an RNN, .* or RNNCell, got Linear"),
+        ((nn.LSTM(4, 6),), TypeError, "got LSTM"),
+        ((rnnext.RNN(4, 6, **both),), ValueError, "one direction"),
+        ((rnnext.LeakyRNN(4, 6, **leak, **both),), ValueError, "one direction"),
+        ((rnnext.EmbeddingRNN(9, 4, 6, **both),), ValueError, "one direction"),
+        ((of_leak,), ValueError, r"alpha must be in \(0, 1\], got 1.5"),
+        ((rnn, 0), ValueError, "batch_size must be positive, got 0"),
+        ((rnn, 1.5), TypeError, "batch_size must be an integer, got float"),
+        ((rnn, 10**13), RuntimeError, "allocate memory"),
+        ((rnnext.RNN(4, 6, device="meta"),), RuntimeError, "CPU: the weights are on meta"),
+    ):
+        with pytest.raises(error, match=message):
+            rnnext.Stepper(*given)
     with pytest.raises(TypeError, match="input must be a tensor, got list"):
         rnnext.Stepper(rnn)([0.0])
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
+def test_refuses_a_wrong_input_and_keeps_its_state():
+    stepper = rnnext.Stepper(rnnext.RNN(4, 6), 2)
+    stepper(torch.randn(2, 4))
+    before = stepper.get_state()
+    for wrong, message in (
         (torch.zeros(3, 4), r"input must have shape \[2, 4\], got \[3, 4\]"),
         (torch.zeros(2, 5), r"input must have shape \[2, 4\], got \[2, 5\]"),
         (torch.zeros(4), r"input must have shape \[2, 4\], got \[4\]"),
@@ -227,21 +245,12 @@ def test_refuses_what_it_cannot_do():
         (torch.zeros(2, 4).double(), "weights' dtype, float32, got float64"),
         (torch.zeros(2, 4, device="meta"), "input must be on the CPU, got meta"),
         (torch.zeros(2, 4, requires_grad=True), "has no gradient"),
-    ],
-)
-def test_refuses_a_wrong_input_and_keeps_its_state(wrong, message):
-    stepper = rnnext.Stepper(rnnext.RNN(4, 6), 2)
-    stepper(torch.randn(2, 4))
-    before = stepper.get_state()
-    with pytest.raises(RuntimeError, match=message):
-        stepper(wrong)
-    assert torch.equal(stepper.get_state(), before)
-
-
-def test_one_row_alone_may_lack_the_batch_dimension():
-    kind, message = error_of(lambda: rnnext.Stepper(rnnext.RNN(4, 6))(torch.zeros(5)))
-    assert kind is RuntimeError
-    assert "input must have shape [1, 4] or [4], got [5]" in message
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            stepper(wrong)
+        assert torch.equal(stepper.get_state(), before)
+    with pytest.raises(RuntimeError, match=r"input must have shape \[1, 4\] or \[4\], got \[5\]"):
+        rnnext.Stepper(rnnext.RNN(4, 6))(torch.zeros(5))
 
 
 def test_an_input_that_requires_a_gradient_passes_without_gradients():
@@ -265,33 +274,3 @@ def test_nothing_comes_of_an_instance_that_was_never_made():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["refused"] * 3
-
-
-@pytest.mark.parametrize("missing", ["bias_ih", "bias_hh", "both"])
-@pytest.mark.parametrize("kind", [nn.RNNCell, rnnext.RNNCell])
-def test_a_cell_that_lacks_a_bias(kind, missing):
-    cell = kind(4, 6)
-    for name in ["bias_ih", "bias_hh"] if missing == "both" else [missing]:
-        setattr(cell, name, None)
-    x = torch.randn(2, 4)
-    with torch.no_grad():
-        assert_close(rnnext.Stepper(cell, 2)(x), cell(x))
-
-
-@pytest.mark.parametrize("kind", [nn.RNN, rnnext.RNN])
-def test_an_rnn_that_lacks_a_bias_is_refused_as_by_itself(kind):
-    rnn = kind(4, 6, num_layers=2)
-    rnn.bias_hh_l1 = None
-    with pytest.raises((TypeError, RuntimeError)):
-        rnn(torch.zeros(3, 1, 4))
-    with pytest.raises(TypeError, match="bias_hh_l1 must be a tensor, got NoneType"):
-        rnnext.Stepper(rnn)
-
-
-@pytest.mark.parametrize("kind", [nn.RNN, rnnext.RNN])
-def test_the_mode_decides_which_nonlinearity(kind):
-    rnn = kind(4, 6)
-    rnn.mode = "RNN_RELU"
-    x = torch.randn(3, 1, 4)
-    with torch.no_grad():
-        assert_close(steps(rnnext.Stepper(rnn), x), rnn(x)[0])

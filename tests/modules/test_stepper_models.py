@@ -1,4 +1,4 @@
-"""Steppers of leaky RNNs and of tokens: to the bit the whole sequence, and float64 loops."""
+"""Steppers of tokens: to the bit the whole sequence, near torch.nn in float64; and sampling."""
 
 import pytest
 import torch
@@ -8,19 +8,6 @@ from torch.nn import functional as F
 import rnnext
 from helpers.common import assert_close, case_id, pairwise, steps, supported_isas
 
-LEAKY_CASES = pairwise(
-    form=["rate", "voltage", "blend"],
-    nonlinearity=["tanh", "relu", "sigmoid", "softplus", "identity"],
-    alpha=["float", "unit", "learned", "one"],
-    H=[1, 7, 17, 64, 260],
-    I=[1, 5, 33],
-    B=[1, 2, 5, 33],
-    layers=[1, 3],
-    bias=[True, False],
-    dtype=[torch.float32, torch.float64, torch.bfloat16, torch.float16],
-    isa=supported_isas(),
-    threads=[1, 2, 3],
-)
 TOKEN_CASES = pairwise(
     V=[1, 9, 300],
     E=[1, 5, 64, 130],
@@ -42,67 +29,6 @@ TOKEN_CASES = pairwise(
 def precision():
     yield torch.set_float32_matmul_precision
     torch.set_float32_matmul_precision("highest")
-
-
-def leaky_loop(rnn, x):
-    """LeakyRNN's equations in float64: the outputs [T, B, H] and last states [L, B, H]."""
-    f = {"softplus": F.softplus, "identity": lambda p: p}.get(rnn.nonlinearity)
-    f = f or getattr(torch, rnn.nonlinearity)
-    outputs, h_n = x.double(), []
-    for layer, alpha in enumerate(rnn.alphas()):
-        a, weights = alpha.double(), [w.double() for w in rnn.all_weights[layer]]
-        pre = outputs @ weights[0].T + sum(weights[2:])
-        state, outputs = torch.zeros_like(pre[0]), []
-        output = f(state) if rnn.form == "voltage" else state
-        for p in pre:
-            p = p + output @ weights[1].T
-            if rnn.form == "rate":
-                state = output = (1 - a) * state + a * f(p)
-            elif rnn.form == "voltage":
-                state = (1 - a) * state + a * p
-                output = f(state)
-            else:
-                state = output = f((1 - a) * state + a * p)
-            outputs.append(output)
-        outputs = torch.stack(outputs)
-        h_n.append(state)
-    return outputs, torch.stack(h_n)
-
-
-@pytest.mark.parametrize("case", LEAKY_CASES, ids=case_id)
-def test_steps_of_a_leak_are_the_sequence(case):
-    rnnext._C.set_cpu_isa(case["isa"])
-    torch.set_num_threads(case["threads"])
-    alphas = {"float": 0.3, "unit": torch.linspace(0.1, 0.9, case["H"]), "learned": 0.3, "one": 1.0}
-    rnn = rnnext.LeakyRNN(
-        case["I"],
-        case["H"],
-        case["layers"],
-        case["nonlinearity"],
-        case["bias"],
-        alpha=alphas[case["alpha"]],
-        learn_alpha=case["alpha"] == "learned",
-        form=case["form"],
-        noise_std=0.5,
-        dtype=case["dtype"],
-    )
-    x = torch.randn(7, case["B"], case["I"], dtype=case["dtype"])
-    stepper = rnnext.Stepper(rnn, case["B"])  # in training: noise is not for it
-    stepped = steps(stepper, x)
-    with torch.no_grad():
-        output, h_n = rnn.eval()(x)
-        expected = leaky_loop(rnn, x)
-    assert torch.equal(stepped, output)
-    assert torch.equal(stepper.get_state(), h_n)
-    if case["dtype"] in (torch.float32, torch.float64):
-        assert_close([stepped, stepper.get_state()], list(expected))
-
-
-def test_a_leak_that_is_none_is_refused():
-    rnn = rnnext.LeakyRNN(4, 6, alpha=0.5)
-    rnn.alpha.fill_(1.5)
-    with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\], got 1.5"):
-        rnnext.Stepper(rnn)
 
 
 def expected_of(model, tokens):
@@ -141,22 +67,20 @@ def test_steps_of_tokens_are_the_sequence(case, precision, monkeypatch):
         assert_close(stepped, expected_of(model, tokens))
 
 
-@pytest.mark.parametrize(
-    ("V", "dtype", "made"),
-    [
-        (1024, torch.float32, 1),
-        (1025, torch.float32, 0),
-        (1000, torch.float64, 1),
-        (1000, torch.bfloat16, 0),  # rounded it would have other bits
-    ],
-)
-def test_only_a_small_table_is_multiplied_ahead(V, dtype, made, monkeypatch):
+def test_only_a_small_table_is_multiplied_ahead(monkeypatch):
     calls, recurrence = [], rnnext.functional.recurrence
     monkeypatch.setattr(
         "rnnext.functional.recurrence", lambda *a, **k: calls.append(a) or recurrence(*a, **k)
     )
-    rnnext.Stepper(rnnext.EmbeddingRNN(V, 8, 64, dtype=dtype))
-    assert len(calls) == made
+    for V, dtype, made in (
+        (1024, torch.float32, 1),
+        (1025, torch.float32, 0),
+        (1000, torch.float64, 1),
+        (1000, torch.bfloat16, 0),  # rounded it would have other bits
+    ):
+        calls.clear()
+        rnnext.Stepper(rnnext.EmbeddingRNN(V, 8, 64, dtype=dtype))
+        assert len(calls) == made
 
 
 def test_tables_of_torchs_embedding_and_with_scaled_rows():
@@ -184,27 +108,24 @@ def test_autocast_does_not_apply():
 
 
 @pytest.mark.parametrize("ahead", [True, False])
-@pytest.mark.parametrize(
-    ("wrong", "error", "message"),
-    [
+def test_refuses_wrong_tokens_and_keeps_its_state(ahead, monkeypatch):
+    if not ahead:
+        monkeypatch.setattr("rnnext.stepper._PROJECTED_ROWS", -1)
+    stepper = rnnext.Stepper(rnnext.EmbeddingRNN(9, 5, 6), 2)
+    stepper(torch.tensor([3, 8]))
+    before, far = stepper.get_state(), torch.zeros(2, dtype=torch.long, device="meta")
+    for wrong, error, message in (
         (torch.tensor([0, 9]), IndexError, r"tokens\[1\] = 9 is out of range: .* 0 <= token < 9"),
         (torch.tensor([-1, 0]).int(), IndexError, r"tokens\[0\] = -1 is out of range"),
         (torch.tensor([0]), RuntimeError, r"tokens must have shape \[2\], got \[1\]"),
         (torch.tensor(0), RuntimeError, r"tokens must have shape \[2\], got \[\]"),
         (torch.zeros(2), TypeError, "tokens must be int32 or int64, got float32"),
-        (torch.zeros(2, dtype=torch.long, device="meta"), RuntimeError, "on the CPU, got meta"),
+        (far, RuntimeError, "on the CPU, got meta"),
         ([0, 0], TypeError, "tokens must be a tensor, got list"),
-    ],
-)
-def test_refuses_wrong_tokens_and_keeps_its_state(wrong, error, message, ahead, monkeypatch):
-    if not ahead:
-        monkeypatch.setattr("rnnext.stepper._PROJECTED_ROWS", -1)
-    stepper = rnnext.Stepper(rnnext.EmbeddingRNN(9, 5, 6), 2)
-    stepper(torch.tensor([3, 8]))
-    before = stepper.get_state()
-    with pytest.raises(error, match=message):
-        stepper(wrong)
-    assert torch.equal(stepper.get_state(), before)
+    ):
+        with pytest.raises(error, match=message):
+            stepper(wrong)
+        assert torch.equal(stepper.get_state(), before)
 
 
 def drawn(model, score, prompt, n, temperature, seed):

@@ -60,33 +60,30 @@ def test_the_state_is_no_attribute_to_be_written():
         stepper.state[:, 0] = 0
 
 
-@pytest.mark.parametrize(
-    ("wrong", "error", "message"),
-    [
+def test_refuses_a_wrong_state_or_mask():
+    stepper = rnnext.Stepper(rnnext.RNN(4, 6), 2)
+    stepper(torch.randn(2, 4))
+    before, far = stepper.get_state(), torch.zeros(2, dtype=torch.bool, device="meta")
+    for wrong, error, message in (
         (torch.zeros(2, 6), RuntimeError, r"state must have shape \[1, 2, 6\], got \[2, 6\]"),
         (torch.zeros(1, 2, 6).double(), RuntimeError, "weights' dtype, float32, got float64"),
         (torch.zeros(1, 2, 6, device="meta"), RuntimeError, "state must be on the CPU, got meta"),
         ([0.0], TypeError, "state must be a tensor, got list"),
-    ],
-)
-def test_refuses_a_wrong_state(wrong, error, message):
-    stepper = rnnext.Stepper(rnnext.RNN(4, 6), 2)
-    with pytest.raises(error, match=message):
-        stepper.set_state(wrong)
-    with pytest.raises(error, match=message):
-        stepper.step(torch.zeros(2, 4), wrong)
-    assert torch.equal(stepper.get_state(), torch.zeros(1, 2, 6))
-
-
-def test_results_are_not_shared_with_the_stepper(module):
-    x = inputs(module, 2, 3)
-    expected = steps(rnnext.Stepper(module, 3), x)
-    stepper = rnnext.Stepper(module, 3)
-    first = stepper(x[0])
-    kept = first.clone()
-    first.zero_()
-    assert torch.equal(stepper(x[1]), expected[1])
-    assert torch.equal(kept, expected[0])
+    ):
+        with pytest.raises(error, match=message):
+            stepper.set_state(wrong)
+        with pytest.raises(error, match=message):
+            stepper.step(torch.zeros(2, 4), wrong)
+    for wrong, error, message in (
+        (torch.zeros(2), TypeError, "mask must be a bool tensor, got float32"),
+        ([True, False], TypeError, "mask must be a tensor, got list"),
+        (torch.tensor([True]), ValueError, r"mask must have shape \[2\], got \[1\]"),
+        (torch.tensor(True), ValueError, r"mask must have shape \[2\], got \[\]"),
+        (far, ValueError, "on the CPU, got meta"),
+    ):
+        with pytest.raises(error, match=message):
+            stepper.reset(wrong)
+    assert torch.equal(stepper.get_state(), before)
 
 
 def test_sequences_that_end_start_anew(module):
@@ -126,26 +123,8 @@ def test_a_mask_of_any_strides():
     assert torch.equal(stepper.get_state(), before)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "error", "message"),
-    [
-        (torch.zeros(2), TypeError, "mask must be a bool tensor, got float32"),
-        ([True, False], TypeError, "mask must be a tensor, got list"),
-        (torch.tensor([True]), ValueError, r"mask must have shape \[2\], got \[1\]"),
-        (torch.tensor(True), ValueError, r"mask must have shape \[2\], got \[\]"),
-        (torch.zeros(2, dtype=torch.bool, device="meta"), ValueError, "on the CPU, got meta"),
-    ],
-)
-def test_refuses_a_wrong_mask(wrong, error, message):
-    stepper = rnnext.Stepper(rnnext.RNN(4, 6), 2)
-    stepper(torch.randn(2, 4))
-    before = stepper.get_state()
-    with pytest.raises(error, match=message):
-        stepper.reset(wrong)
-    assert torch.equal(stepper.get_state(), before)
-
-
 def test_a_step_from_a_state_of_the_callers(module):
+    """Which stays as it is; and no result is shared with the Stepper."""
     x = inputs(module, 4, 3)
     stepper = rnnext.Stepper(module, 3)
     expected = steps(stepper, x)
@@ -159,6 +138,12 @@ def test_a_step_from_a_state_of_the_callers(module):
         state = after
     assert torch.equal(state, before)
     assert torch.equal(stepper.get_state(), before)
+    stepper.reset()
+    first = stepper(x[0])
+    kept = first.clone()
+    first.zero_()
+    assert torch.equal(stepper(x[1]), expected[1])
+    assert torch.equal(kept, expected[0])
 
 
 def test_a_step_has_no_gradient():
@@ -190,8 +175,12 @@ def write(module, how):
         first.data = first.data * 2
 
 
-@pytest.mark.parametrize("how", ["optimizer", "no_grad", "inference", "load", "data"])
-def test_a_stale_stepper_says_so_until_it_is_refreshed(module, how):
+WAYS = ["optimizer", "no_grad", "inference", "load", "data", "optimizer"]
+
+
+@pytest.mark.parametrize(("kind", "how"), list(zip(KINDS, WAYS, strict=True)))
+def test_a_stale_stepper_says_so_until_it_is_refreshed(kind, how):
+    module = KINDS[kind]()
     x = inputs(module, 4, 3)
     stepper = rnnext.Stepper(module, 3)
     steps(stepper, x[:2])
@@ -250,29 +239,24 @@ def test_reading_weights_and_gradients_do_not_make_it_stale():
         stepper(x[0])
 
 
-def copied(stepper, how):
-    if how == "pickle":
-        return pickle.loads(pickle.dumps(stepper))
-    return copy.deepcopy(stepper) if how == "deep" else copy.copy(stepper)
-
-
-@pytest.mark.parametrize("how", ["pickle", "deep", "shallow"])
-def test_a_copy_goes_on_from_the_same_state(module, how):
+def test_a_copy_goes_on_from_the_same_state(module):
     x = inputs(module, 5, 3)
     stepper = rnnext.Stepper(module, batch_size=3)
-    steps(stepper, x[:2])
-    other = copied(stepper, how)
-    assert repr(other) == repr(stepper)
-    found = steps(other, x[2:])
-    assert torch.equal(steps(stepper, x[2:]), found)
-    stepper.reset()
-    assert not torch.equal(other.get_state(), stepper.get_state())
-    write(module, "no_grad")
-    if how == "shallow":
-        with pytest.raises(RuntimeError, match="has changed"):
+    for copied in (lambda s: pickle.loads(pickle.dumps(s)), copy.deepcopy, copy.copy):
+        steps(stepper, x[:2])
+        other = copied(stepper)
+        assert repr(other) == repr(stepper)
+        found = steps(other, x[2:])
+        assert torch.equal(steps(stepper, x[2:]), found)
+        stepper.reset()
+        assert not torch.equal(other.get_state(), stepper.get_state())
+        write(module, "no_grad")
+        if copied is copy.copy:
+            with pytest.raises(RuntimeError, match="has changed"):
+                other(x[0])
+        else:  # its module is its own
             other(x[0])
-    else:  # its module is its own
-        other(x[0])
+        stepper.refresh()
 
 
 def test_what_holds_both_is_copied_with_both():

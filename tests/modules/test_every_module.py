@@ -1,0 +1,243 @@
+"""What holds of every module, beside torch.nn's where it has one."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.fx import symbolic_trace
+from torch.nn.utils import parametrizations
+
+from helpers.common import NoGradient, assert_close, same
+from helpers.modules import OF_TORCH, SAMPLES, outputs, results, through_a_file
+
+of_all = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
+of_torch = pytest.mark.parametrize("sample", OF_TORCH.values(), ids=OF_TORCH)
+WEIGHT = {"RNN": "weight_hh_l0", "RNNCell": "weight_ih", "Embedding": "weight"}
+
+
+@of_torch
+def test_attributes_initial_values_and_repr(sample):
+    theirs, ours = sample.pair(dtype=torch.float64)
+    assert repr(ours) == repr(theirs)
+    assert isinstance(ours, nn.RNNBase if sample.kind == "RNN" else type(theirs))
+    for name in [*theirs.__constants__, "training"]:
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert {name for name in dir(theirs) if not name.startswith("_")} <= set(dir(ours))
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert same(ours.state_dict().values(), theirs.state_dict().values())
+    theirs.load_state_dict(ours.state_dict())
+
+
+@of_all
+def test_copies_are_equal_and_independent(sample):
+    """Also through a file that is loaded as safe, with what a user has added."""
+    module = sample.make()
+    module.weight_of_a_user = nn.Parameter(torch.ones(2), requires_grad=False)
+    results(module, sample.given)  # max_norm scales rows
+    other = copy.deepcopy(module)
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    other.load_state_dict(module.state_dict())
+    ways = (copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), through_a_file)
+    for twin in (other, *(way(module) for way in ways)):
+        assert type(twin) is type(module)
+        assert repr(twin) == repr(module)
+        assert twin.state_dict().keys() == module.state_dict().keys()
+        assert not twin.weight_of_a_user.requires_grad
+        expected = results(module, sample.given)
+        assert same(results(twin, sample.given), expected)
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.zero_()
+        assert same(results(module, sample.given), expected)
+
+
+@of_all
+def test_a_write_through_data_is_seen(sample):
+    module = sample.make()
+    results(module, sample.given)
+    for parameter in module.parameters():
+        parameter.data.mul_(0.5)
+    other = sample.make()
+    other.load_state_dict(module.state_dict())
+    assert same(results(module, sample.given), results(other, sample.given))
+
+
+@of_all
+def test_without_gradients_there_is_no_graph_and_the_bits_are_the_same(sample):
+    module, given = sample.make(), sample.given
+    expected = outputs(module, given)
+    assert all(v.requires_grad for v in expected)
+    for guard in (torch.no_grad, torch.inference_mode):
+        with guard():
+            found = outputs(module, given)
+        assert not any(v.requires_grad for v in found)
+        assert same(found, expected)
+    module.requires_grad_(False)
+    assert all(v.grad_fn is None for v in outputs(module, given))
+    if given.is_floating_point():
+        assert all(v.requires_grad for v in outputs(module, given.clone().requires_grad_()))
+
+
+@of_all
+def test_a_result_without_a_gradient_gives_none(sample):
+    other = {"Embedding": {"sparse": True}, "RNN": {"bias": False}}.get(sample.kind, {})
+    for options in ({}, other):
+        module, given = sample.make(**options), sample.given.clone()
+        given.requires_grad_(given.is_floating_point())
+        NoGradient.apply(outputs(module, given)[0]).sum().backward()
+        assert all(v.grad is None for v in (given, *module.parameters()))
+
+
+@of_all
+def test_conversion_to_another_dtype(sample):
+    module, given = sample.make().eval(), sample.given
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        converted = copy.deepcopy(module).to(dtype)
+        exact = copy.deepcopy(converted).double()
+        x = given.to(dtype) if given.is_floating_point() else given
+        found = results(converted, x)
+        assert {v.dtype for v in found} == {dtype}
+        assert_close(found, results(exact, x.double() if given.is_floating_point() else x))
+
+
+@of_all
+def test_autocast(sample):
+    module = sample.make().eval()
+    expected = [v.detach() for v in outputs(module, sample.given)]
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            found, wanted = outputs(module, sample.given), dtype
+            if sample.of_torch:
+                wanted = outputs(sample.make(nn), sample.given)[0].dtype
+        assert {v.dtype for v in found} == {wanted}
+        assert_close(found, expected, dtype)
+        module.zero_grad()
+        found[0].float().sum().backward()
+        assert all(p.grad is None or p.grad.dtype == torch.float32 for p in module.parameters())
+
+
+@of_all
+def test_meta_device(sample):
+    module, expected = sample.make(device="meta"), outputs(sample.make(), sample.given)
+    found = outputs(module, sample.given.to("meta"))
+    assert [(v.shape, v.device.type) for v in found] == [(v.shape, "meta") for v in expected]
+    assert type(module).__name__ in repr(module)
+    with torch.device("meta"):
+        assert sample.make()(sample.given.to("meta"))[0].is_meta
+    if sample.kind != "LeakyRNN":  # alpha was lost
+        real = outputs(module.to_empty(device="cpu"), sample.given)
+        assert [v.shape for v in real] == [v.shape for v in expected]
+
+
+@of_torch
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+def test_weight_norm_trains(sample):
+    """As a parametrization, and the old way, which sets the weight before each call."""
+    plain = {"padding_idx": None, "max_norm": None} if sample.kind == "Embedding" else {}
+    for weight_norm in (parametrizations.weight_norm, nn.utils.weight_norm):
+        trained = []
+        for module in sample.pair(**plain):
+            weight_norm(module, WEIGHT[sample.kind])
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+            before = getattr(module, WEIGHT[sample.kind]).detach().clone()
+            for _ in range(3):
+                optimizer.zero_grad()
+                outputs(module, sample.given)[0].square().sum().backward()
+                optimizer.step()
+            outputs(module, sample.given)
+            assert not torch.equal(before, getattr(module, WEIGHT[sample.kind]))
+            trained.append(list(module.parameters()))
+        assert_close(trained[1], trained[0])
+
+
+@of_all
+def test_compiled_into_one_graph(sample):
+    torch.compiler.reset()
+    module = sample.make()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    compiled.parameters = module.parameters
+    longer = torch.cat([sample.given] * 3)
+    for given in (sample.given, longer, longer[1:]):  # the second time, sizes become dynamic
+        assert_close(results(compiled, given), results(module, given))
+    with torch.no_grad():
+        assert_close(outputs(compiled, longer), outputs(module, longer))
+    if sample.kind.endswith("RNN"):
+        options = {"lengths": [5, 3], "reset": torch.rand(5, 2) < 0.3}
+        given = sample.given
+        assert_close(results(compiled, given, **options), results(module, given, **options))
+
+
+@of_torch
+def test_compiled_autograd(sample):
+    module, found = sample.make(), []
+
+    def train():
+        outputs(module, sample.given)[0].square().sum().backward()
+
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        for step in (train, torch.compile(train, backend="eager")):
+            module.zero_grad()
+            step()
+            found.append([p.grad.clone() for p in module.parameters()])
+    assert_close(found[1], found[0])
+
+
+@of_all
+def test_exports_with_dynamic_sizes(sample):
+    module, given = sample.make().eval(), sample.given
+    sizes = dict.fromkeys(range(given.dim() - given.is_floating_point()), torch.export.Dim.DYNAMIC)
+    if sample.kind == "Embedding":
+        module.max_norm = None  # which writes into the table
+    longer = torch.cat([given] * 2)
+    for strict in (False, True):
+        program = torch.export.export(module, (given,), dynamic_shapes=(sizes,), strict=strict)
+        for x in (given, longer, longer[:, :1] if len(sizes) > 1 else longer[:1]):
+            assert_close(outputs(program.module(), x), outputs(module, x))
+
+
+@of_all
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_is_the_module_for_any_batch_and_length(sample):
+    module, given, file = sample.make().eval(), sample.given, io.BytesIO()
+    torch.jit.save(torch.jit.trace(module, (given,)), file)
+    file.seek(0)
+    trace = torch.jit.load(file)
+    for x in (given, torch.cat([given, given.flip(0), given])):
+        assert_close(results(trace, x), results(module, x))
+
+
+@of_all
+def test_torch_fx_records_a_leaf(sample):
+    """Whose dropout and noise follow the graph's mode."""
+    for traced_in in (True, False):
+        module = sample.make()
+        graph = symbolic_trace(nn.Sequential(module).train(traced_in))
+        calls = [(node.op, node.target) for node in graph.graph.nodes if "call" in node.op]
+        assert calls == [("call_module", "0")]
+        for training in (True, False):
+            graph.train(training)
+            module.train(training)
+            assert same(outputs(graph, sample.given), outputs(module, sample.given))
+
+
+@of_all
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_cannot_be_scripted_or_exported_says_what_to_do(sample):
+    module = sample.make()
+    models = [module, nn.Sequential(nn.Sequential(module))]
+    advice = rf"rnnext\.{sample.kind}; torch\.nn has no such module: use"
+    if sample.of_torch:
+        reverted = rf"torch\.nn\.{sample.kind}, or use"
+        advice = rf"rnnext\.{sample.kind}: call rnnext\.revert\(model\) first, which makes it "
+        advice += reverted
+        models.append(parametrizations.weight_norm(sample.make(), WEIGHT[sample.kind]))
+    for model in models:
+        with pytest.raises(NotImplementedError, match=f"torch.jit.script cannot compile {advice}"):
+            torch.jit.script(model)
+        match = rf"cannot export {advice} .*rnnext\.onnx\.translation_table\(\)"
+        with pytest.raises(NotImplementedError, match=match):
+            torch.onnx.export(model, (sample.given,), io.BytesIO(), dynamo=False)
