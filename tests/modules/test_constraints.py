@@ -122,3 +122,34 @@ def test_low_rank_starts_as_the_nearest_matrix(recipes):
     u, s, v = torch.linalg.svd(rnn.weight_hh_l0.detach().double())
     parametrize.register_parametrization(rnn, "weight_hh_l0", recipes["LowRank"](3))
     assert_close(rnn.weight_hh_l0.detach(), u[:, :3] * s[:3] @ v[:3])
+
+
+def test_an_excitatory_inhibitory_network_learns_over_500_steps(recipes):
+    """Which of two noisy inputs is stronger. Without `balanced` its rates overflow."""
+    torch.manual_seed(0)
+    units, batch, steps = 100, 32, 500
+    sign, mask = torch.ones(units), 1 - torch.eye(units)
+    sign[80:] = -1
+    rnn = rnnext.LeakyRNN(2, units, nonlinearity="relu", form="voltage", alpha=0.2)
+    with torch.no_grad():
+        rnn.weight_hh_l0.copy_(recipes["balanced"](sign, mask))
+    for constraint in (recipes["Masked"](mask), recipes["Dale"](sign)):
+        parametrize.register_parametrization(rnn, "weight_hh_l0", constraint)
+    radius = torch.linalg.eigvals(rnn.weight_hh_l0.detach()).abs().max().item()
+    assert radius == pytest.approx(0.9, rel=1e-4)
+    head = nn.Linear(units, 2)
+    parameters = [*rnn.parameters(), *head.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=2e-3)
+    right = []
+    for _ in range(60):
+        side = torch.randint(2, (batch,))
+        evidence = torch.where(side == 1, 0.3, -0.3) + torch.randn(steps, batch)
+        rates, _ = rnn(torch.stack([1 + evidence, 1 - evidence], 2))
+        scores = head(rates[-1])
+        loss = nn.functional.cross_entropy(scores, side) + 0.1 * rates.square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        right.append((scores.argmax(1) == side).float().mean().item())
+    assert sum(right[-10:]) / 10 > 0.9
