@@ -19,11 +19,10 @@ RNNEXT_TARGET("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,avx512bf16,prfchw")
 RNNEXT_TARGET_END
 
 namespace rnnext {
+extern const KernelTable kAvx512Table;
 extern const KernelTable kAvx512Bf16Table;
-const KernelTable kAvx512Bf16Table = avx512_bf16::table("avx512_bf16", [] {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512bf16");
-});
+const KernelTable kAvx512Bf16Table = avx512_bf16::table(
+    "avx512_bf16", [] { return kAvx512Table.supported() && __builtin_cpu_supports("avx512bf16"); },
+    &kAvx512Table);
 }  // namespace rnnext
 #endif

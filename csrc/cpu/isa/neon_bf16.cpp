@@ -19,10 +19,14 @@ RNNEXT_TARGET("+bf16")
 RNNEXT_TARGET_END
 
 namespace rnnext {
+extern const KernelTable kGenericTable;
 extern const KernelTable kNeonBf16Table;
-const KernelTable kNeonBf16Table = neon_bf16::table("neon_bf16", [] {
-  constexpr unsigned long kBf16 = 1 << 14;  // HWCAP2_BF16
-  return (getauxval(AT_HWCAP2) & kBf16) != 0;
-});
+const KernelTable kNeonBf16Table = neon_bf16::table(
+    "neon_bf16",
+    [] {
+      constexpr unsigned long kBf16 = 1 << 14;  // HWCAP2_BF16
+      return (getauxval(AT_HWCAP2) & kBf16) != 0;
+    },
+    &kGenericTable);
 }  // namespace rnnext
 #endif

@@ -14,8 +14,8 @@ constexpr RnnKernels kRnn = {kShape<S, E>,  forward_workspace<S, E>, backward_wo
                              forward<S, E>, backward<S, E>,          stack_workspace<S, E>,
                              stack<S, E>,   packed_bytes<S, E>,      pack<S, E>};
 
-#ifdef RNNEXT_TILES
-// What tiles do not multiply is the business of the table below.
+// A table lists what its ISA computes better than the one below it, which has the rest.
+#if defined(RNNEXT_TILES)
 constexpr KernelTable table(const char* name, bool (*supported)(), const KernelTable* below) {
   return {name,
           supported,
@@ -25,21 +25,23 @@ constexpr KernelTable table(const char* name, bool (*supported)(), const KernelT
           &kRnn<float, AmxEngine<2>>,
           {}};
 }
+#elif defined(RNNEXT_BF16_DOT)
+constexpr KernelTable table(const char* name, bool (*supported)(), const KernelTable* below) {
+  return {name,
+          supported,
+          below,
+          {nullptr, nullptr, &kRnn<BFloat16, Bf16DotEngine>, nullptr},
+          &kRnn<float, Bf16DotEngine>,
+          nullptr,
+          {}};
+}
 #else
-#ifdef RNNEXT_BF16_DOT
-constexpr const RnnKernels* kRnnBFloat16 = &kRnn<BFloat16, Bf16DotEngine>;
-constexpr const RnnKernels* kRnnMedium = &kRnn<float, Bf16DotEngine>;
-#else
-constexpr const RnnKernels* kRnnBFloat16 = &kRnn<BFloat16>;
-constexpr const RnnKernels* kRnnMedium = nullptr;
-#endif
-
 constexpr KernelTable table(const char* name, bool (*supported)()) {
   return {name,
           supported,
           nullptr,
-          {&kRnn<float>, &kRnn<double>, kRnnBFloat16, &kRnn<Float16>},
-          kRnnMedium,
+          {&kRnn<float>, &kRnn<double>, &kRnn<BFloat16>, &kRnn<Float16>},
+          nullptr,
           nullptr,
           {sum_runs<float>, sum_runs<double>, sum_runs<BFloat16>, sum_runs<Float16>}};
 }

@@ -12,12 +12,13 @@ namespace rnnext::RNNEXT_ISA {
 
 // One step of one unit, as if every sequence had a step t: BackwardStates::seal mends the others.
 // Work for sweep.
-template <class E, class Cell>
+template <class E>
 struct BackwardStep {
   using Engine = E;
   using F = typename E::Factor;
   using C = Compute<F>;
-  Cell cell;
+  Ending<BackwardStep, C> ending;
+  LeakRows<C> leak;
   const F* packed;  // W_hh; null: there is only one step
   int64_t H;
   const C* start;  // the gradient of the output, first row; or null: zeros
@@ -44,8 +45,8 @@ struct BackwardStep {
     } else {
       sums.clear();
     }
-    if constexpr (Cell::kLeaks) {  // the end needs two rows at once, that other panels pushed out
-      extent.prefetch(cell.carry + row * cell.stride + column, cell.stride);
+    if (leak.carry) {  // the end needs two rows at once, that other panels pushed out
+      extent.prefetch(leak.carry + row * leak.stride + column, leak.stride);
       extent.prefetch(values + ahead, values_stride);
     }
     sums.add(state.first + row * state.stride, state.stride, panels, K);
@@ -53,16 +54,13 @@ struct BackwardStep {
   }
   template <int R, int NV>
   RNNEXT_INLINE void finish(Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
-    if constexpr (Cell::kLeaks) {
-      leak_block<BackwardLeak>(*this, sums, row, column);
-    } else {
-      Vec<C> h[R][NV];
-      load_tile(h, values + row * values_stride + column, values_stride, H - column);
-      backward_block(cell, sums, h);
-      store_tile(sums, grad_pre + row * grad_pre_stride + column, grad_pre_stride, H - column);
-      if (next)
-        store_factors(sums, next + row * next_stride, next_stride, column, column + NV * kLanes<C>);
-    }
+    if (ending.out_of_line) return ending.call(*this, sums, row, column);
+    Vec<C> h[R][NV];
+    load_tile(h, values + row * values_stride + column, values_stride, H - column);
+    backward_block<C>(ending.name, sums, h);
+    store_tile(sums, grad_pre + row * grad_pre_stride + column, grad_pre_stride, H - column);
+    if (next)
+      store_factors(sums, next + row * next_stride, next_stride, column, column + NV * kLanes<C>);
   }
 
   // The product with a piece of the state, added to the sums where they are.
@@ -90,32 +88,21 @@ struct Backward {
   }
 
   void run(const Unit& unit, Worker& worker) const {
-    const Unit own =
-        plan.sorts ? sorted(unit, p, at.order_of(worker), at.present_of(worker)) : unit;
-    with_cell<S>(p, Steps{*this, own, worker});
+    steps(plan.sorts ? sorted(unit, p, at.order_of(worker), at.present_of(worker)) : unit, worker);
   }
-  struct Steps {
-    const Backward& kernel;
-    const Unit& unit;
-    Worker& worker;
-    template <class Cell>
-    void operator()(const Cell& cell) const {
-      kernel.steps(cell, unit, worker);
-    }
-  };
 
-  template <class Cell>
-  void steps(Cell cell, const Unit& unit, Worker& worker) const {
+  void steps(const Unit& unit, Worker& worker) const {
     Rows<F> state = at.states.begin(unit);
     C* const alpha_grad = at.alpha_sums_of(unit.group);
-    if constexpr (Cell::kLeaks) {
+    LeakRows<C> leak;
+    if (at.states.leaks()) {
       at.begin_leak(unit);
-      cell.alpha = at.alpha_of_unit(unit);
-      cell.stride = at.states.sums.stride;
-      cell.carry = at.states.sums.row(unit, at.states.kCarry);
-      cell.mixed = at.states.sums.row(unit, at.states.kMixed);
-      cell.alpha_grad = alpha_grad;
-      cell.row_stride = plan.sorts ? at.step_stride : p.D * p.H;
+      leak.alpha = at.alpha_of_unit(unit);
+      leak.stride = at.states.sums.stride;
+      leak.carry = at.states.sums.row(unit, at.states.kCarry);
+      leak.mixed = at.states.sums.row(unit, at.states.kMixed);
+      leak.alpha_grad = alpha_grad;
+      leak.row_stride = plan.sorts ? at.step_stride : p.D * p.H;
     }
     if (at.hh && plan.own_weights) at.pack_hh(unit.d, unit.group, unit.p0, unit.p1);
     const F* const packed = at.packed_hh(unit);
@@ -141,18 +128,19 @@ struct Backward {
         const int64_t t_next = reverse ? t + 1 : t - 1;
         const int64_t ahead = done + 1 < p.T ? (p.first_row(t_next) - p.first_row(t)) * width : 0;
         const StepRows in = step_rows(unit, t, done, rows, ahead, worker);
-        if constexpr (Cell::kLeaks) {
-          cell.saved = p.saved ? static_cast<S*>(p.saved) + first : nullptr;
-          cell.output = static_cast<const S*>(p.output) + first;
+        if (at.states.leaks()) {
+          leak.saved = p.saved ? static_cast<S*>(p.saved) + first : nullptr;
+          leak.output = static_cast<const S*>(p.output) + first;
           if (plan.sorts) {
-            cell.output = gather(unit, t, rows, p.output, at.step_rows_of(worker, 2));
-            if (p.saved) cell.saved = gather(unit, t, rows, p.saved, at.step_rows_of(worker, 3));
+            leak.output = gather(unit, t, rows, p.output, at.step_rows_of(worker, 2));
+            if (p.saved) leak.saved = gather(unit, t, rows, p.saved, at.step_rows_of(worker, 3));
           }
         }
         // Copied rows are in cache; the others' next step is far in memory.
         const bool prefetches = kNative<S> && in.grad_stride == width && done + 1 < p.T;
-        BackwardStep<E, Cell> step{
-            cell,
+        BackwardStep<E> step{
+            backward_ending<S, BackwardStep<E>>(p),
+            leak,
             packed,
             p.H,
             in.grad,

@@ -66,44 +66,12 @@ struct Activation<S, Nonlinearity::identity> {
   static RNNEXT_INLINE V backward(V grad, V) { return grad; }
 };
 
-// A cell takes a block of R rows times NV vectors, from `row` and `column` of a step on:
-//
-//   forward_block(cell, x, ...)       x: the pre-activations in, the outputs out
-//   backward_block(cell, x, h, ...)   x: the gradients of the outputs in, those of the
-//                                     pre-activations out; h: the outputs
-//
-// kLeaks: the state before enters other than through W_hh. Such a cell holds the rows that hand it
-// on from step to step.
+// A tile of R rows times NV vectors ends with the activation and the stores. Tiles inline tanh and
+// relu of numbers that are stored as they are computed; every other ending is a function of its
+// own, which takes the tile's sums from memory. The tiles are what the compiler works on longest:
+// so there is one set of them for each engine, whatever f, the leak and the storage type are.
 
-// h = f(p) and nothing else, inlined.
-template <class S, Nonlinearity name>
-struct PlainCell {
-  static constexpr bool kLeaks = false;
-};
-template <class S, Nonlinearity name, class V, int R, int NV>
-RNNEXT_INLINE void forward_block(const PlainCell<S, name>&, V (&x)[R][NV]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) x[r][j] = Activation<S, name>::forward(x[r][j]);
-}
-template <class S, Nonlinearity name, class V, int R, int NV>
-RNNEXT_INLINE void backward_block(const PlainCell<S, name>&, V (&x)[R][NV], const V (&h)[R][NV]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) x[r][j] = Activation<S, name>::backward(x[r][j], h[r][j]);
-}
-
-// Any nonlinearity, chosen at run time, for a whole block in memory. Tiles of tanh and relu have
-// theirs inlined; the others share tiles that call this, which spares a third of the build's time
-// and costs a pass of the block through the first cache.
-template <class C>
-struct NamedCell {
-  static constexpr bool kLeaks = false;
-  Nonlinearity name;
-};
-
+// f of all vectors at x.
 template <class S>
 struct ForwardVectors {
   Vec<Compute<S>>* x;
@@ -113,6 +81,7 @@ struct ForwardVectors {
     for (int i = 0; i < n; ++i) x[i] = Activation<S, name>::forward(x[i]);
   }
 };
+// The gradients of the pre-activations in place of those of f's values h.
 template <class C>
 struct BackwardVectors {
   Vec<C>* x;
@@ -123,38 +92,103 @@ struct BackwardVectors {
     for (int i = 0; i < n; ++i) x[i] = Activation<C, name>::backward(x[i], h[i]);
   }
 };
-template <class Vectors>
-RNNEXT_TILE void for_name(Nonlinearity name, const Vectors& f) {
+template <class Work>
+RNNEXT_TILE void for_name(Nonlinearity name, const Work& f) {
   RNNEXT_RETURN_FOR(name);
 }
-// work, whose x is the block, on a copy of it in memory.
-template <class Work, class V, int R, int NV>
-RNNEXT_INLINE void in_memory(V (&x)[R][NV], Nonlinearity name, Work work) {
-  V memory[R][NV];
-  copy_block(memory, x);
-  work.x = &memory[0][0];
-  for_name(name, work);
-  copy_block(x, memory);
+
+// The same of a block in registers, tanh or relu.
+template <class C, class V, int R, int NV>
+RNNEXT_INLINE void forward_block(Nonlinearity name, V (&x)[R][NV]) {
+  if (name == Nonlinearity::relu) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) x[r][j] = Activation<C, Nonlinearity::relu>::forward(x[r][j]);
+  } else {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) x[r][j] = Activation<C, Nonlinearity::tanh>::forward(x[r][j]);
+  }
 }
 template <class C, class V, int R, int NV>
-RNNEXT_INLINE void forward_block(const NamedCell<C>& cell, V (&x)[R][NV]) {
-  in_memory(x, cell.name, ForwardVectors<C>{nullptr, R * NV});
-}
-template <class C, class V, int R, int NV>
-RNNEXT_INLINE void backward_block(const NamedCell<C>& cell, V (&x)[R][NV], const V (&h)[R][NV]) {
-  in_memory(x, cell.name, BackwardVectors<C>{nullptr, &h[0][0], R * NV});
+RNNEXT_INLINE void backward_block(Nonlinearity name, V (&x)[R][NV], const V (&h)[R][NV]) {
+  if (name == Nonlinearity::relu) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j)
+        x[r][j] = Activation<C, Nonlinearity::relu>::backward(x[r][j], h[r][j]);
+  } else {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j)
+        x[r][j] = Activation<C, Nonlinearity::tanh>::backward(x[r][j], h[r][j]);
+  }
 }
 
-// A leak (recurrence/nonlinearity.h has the forms) over any nonlinearity, both chosen at run time
-// for a block in memory, as NamedCell does. What it needs beside the sums are rows, each read or
-// written once; the step's own stores are among them, so the block does not come back.
-template <class S>
-struct LeakyCell {
-  using Storage = S;
-  using C = Compute<S>;
-  static constexpr bool kLeaks = true;
-  Form form;
+// How the tiles of a step end. A tile that it has no code for calls `out_of_line` with its sums.
+template <class Step, class C>
+struct Ending {
   Nonlinearity name;
+  Form form;
+  void (*out_of_line)(const Step&, Vec<C>* sums, int rows, int vectors, int64_t row,
+                      int64_t column) = nullptr;
+
+  template <int R, int NV>
+  RNNEXT_INLINE void call(const Step& step, const Vec<C> (&sums)[R][NV], int64_t row,
+                          int64_t column) const {
+    Vec<C> memory[R][NV];
+    copy_block(memory, sums);
+    out_of_line(step, &memory[0][0], R, NV, row, column);
+  }
+};
+
+// h = f(p) and nothing else, of any f.
+template <class S, class Step>
+RNNEXT_TILE void end_forward(const Step& step, Vec<typename Step::C>* x, int rows, int vectors,
+                             int64_t row, int64_t column) {
+  using C = typename Step::C;
+  using F = typename Step::F;
+  for_name(step.ending.name, ForwardVectors<S>{x, rows * vectors});
+  F* next = step.next + row * step.next_stride;
+  C* output = step.output ? step.output + row * step.output_stride : nullptr;
+  for (int r = 0; r < rows; ++r, next += step.next_stride) {
+    for (int64_t j = column; j < column + vectors * kLanes<C>; j += kLanes<C>, ++x) {
+      Factors<F>::store_some(next, j, *x, step.next_end - j);
+      if (output) store_some(output + j, *x, step.H - j);
+    }
+    if (output) output += step.output_stride;
+  }
+}
+template <class Step>
+RNNEXT_TILE void end_backward(const Step& step, Vec<typename Step::C>* x, int rows, int vectors,
+                              int64_t row, int64_t column) {
+  using C = typename Step::C;
+  using F = typename Step::F;
+  Vec<C> h[kTileVectors];
+  const C* values = step.values + row * step.values_stride + column;
+  for (int r = 0; r < rows; ++r, values += step.values_stride)
+    for (int v = 0; v < vectors; ++v)
+      h[r * vectors + v] = load_some(values + v * kLanes<C>, step.H - column - v * kLanes<C>);
+  for_name(step.ending.name, BackwardVectors<C>{x, h, rows * vectors});
+  C* grad_pre = step.grad_pre + row * step.grad_pre_stride;
+  F* next = step.next ? step.next + row * step.next_stride : nullptr;
+  for (int r = 0; r < rows; ++r, grad_pre += step.grad_pre_stride) {
+    for (int64_t j = column; j < column + vectors * kLanes<C>; j += kLanes<C>, ++x) {
+      store_some(grad_pre + j, *x, step.H - j);
+      if (next) Factors<F>::store(next, j, *x);
+    }
+    if (next) next += step.next_stride;
+  }
+}
+
+// What a leak (recurrence/nonlinearity.h has the forms) needs beside the sums: rows, each read or
+// written once.
+template <class C>
+struct LeakRows {
   const C* alpha = nullptr;  // [H] and more, to whole panels
   // Rows `stride` apart. Forward, before: the state before; carry: the same rows, if the state goes
   // there. Backward, carry: the gradient of the state before, but for what comes through W_hh, read
@@ -162,9 +196,10 @@ struct LeakyCell {
   const C* before = nullptr;
   C *carry = nullptr, *mixed = nullptr;
   int64_t stride = 0;
-  // The step's rows of Recurrence::saved, or null, and, backward, of the output.
-  S* saved = nullptr;
-  const S* output = nullptr;
+  // The step's rows of Recurrence::saved, or null, and, backward, of the output, as they are
+  // stored.
+  void* saved = nullptr;
+  const void* output = nullptr;
   int64_t row_stride = 0;
   C* alpha_grad = nullptr;  // [H] and more: its sums, or null where alpha needs no gradient
 };
@@ -193,9 +228,8 @@ RNNEXT_INLINE void run_form(const Leak& leak, Form form) {
 
 // The end of a tile: x, its sums, and where in the step it lies. `Step` (forward.h) has the rows.
 // (Locals: the compiler cannot know that the stores leave the step as it is.)
-template <class Step>
+template <class S, class Step>
 struct ForwardLeak {
-  using S = typename decltype(Step::cell)::Storage;
   using C = Compute<S>;
   using F = typename Step::F;
   const Step& step;
@@ -205,25 +239,25 @@ struct ForwardLeak {
 
   template <Nonlinearity name>
   RNNEXT_INLINE void operator()(Named<name>) const {
-    run_form<Activation<S, name>>(*this, step.cell.form);
+    run_form<Activation<S, name>>(*this, step.ending.form);
   }
   template <class Activation, Form form>
   RNNEXT_INLINE void run() const {
-    const LeakyCell<S>& cell = step.cell;
-    const int64_t stride = cell.stride, row_stride = cell.row_stride;
+    const LeakRows<C>& leak = step.leak;
+    const int64_t stride = leak.stride, row_stride = leak.row_stride;
     const int64_t next_stride = step.next_stride, output_stride = step.output_stride;
     const int rows = this->rows, vectors = this->vectors;
     const Vec<C>* at = x;
-    const C* before = cell.before + row * stride;
-    C* carry = cell.carry ? cell.carry + row * stride : nullptr;
-    S* saved = cell.saved ? cell.saved + row * row_stride : nullptr;
+    const C* before = leak.before + row * stride;
+    C* carry = leak.carry ? leak.carry + row * stride : nullptr;
+    S* saved = leak.saved ? static_cast<S*>(leak.saved) + row * row_stride : nullptr;
     F* next = step.next + row * next_stride;
     C* output = step.output ? step.output + row * output_stride : nullptr;
     // Row by row: down a column the processor would prefetch on, into another thread's rows.
     for (int r = 0; r < rows; ++r, before += stride, next += next_stride) {
       for (int64_t j = column, end = column + vectors * kLanes<C>; j < end; j += kLanes<C>, ++at) {
         const int64_t left = step.H - j;
-        const Vec<C> a = load(cell.alpha + j), s = load_some(before + j, left), pre = *at;
+        const Vec<C> a = load(leak.alpha + j), s = load_some(before + j, left), pre = *at;
         Vec<C> state, out, kept;
         if constexpr (form == Form::rate) {
           kept = Activation::forward(pre);
@@ -251,9 +285,8 @@ struct ForwardLeak {
 // With q the gradient of what the leak mixes, s' the state before and c what is mixed with it, the
 // gradient of alpha is the sum of q (c - s'). Voltage and blend saved c - s'. Of rate a step adds
 // its own q c and takes away, of the step after it, q s', whose s' is the state that this one left.
-template <class Step>
+template <class S, class Step>
 struct BackwardLeak {
-  using S = typename decltype(Step::cell)::Storage;
   using C = Compute<S>;
   using F = typename Step::F;
   const Step& step;
@@ -263,27 +296,27 @@ struct BackwardLeak {
 
   template <Nonlinearity name>
   RNNEXT_INLINE void operator()(Named<name>) const {
-    run_form<Activation<C, name>>(*this, step.cell.form);
+    run_form<Activation<C, name>>(*this, step.ending.form);
   }
   template <class Activation, Form form>
   RNNEXT_INLINE void run() const {
-    const LeakyCell<S>& cell = step.cell;
-    const int64_t stride = cell.stride, values_stride = step.values_stride;
+    const LeakRows<C>& leak = step.leak;
+    const int64_t stride = leak.stride, values_stride = step.values_stride;
     const int64_t grad_pre_stride = step.grad_pre_stride, next_stride = step.next_stride;
-    const int64_t row_stride = cell.row_stride;
+    const int64_t row_stride = leak.row_stride;
     const int rows = this->rows, vectors = this->vectors;
     for (int v = 0; v < vectors; ++v) {
       const int64_t j = column + v * kLanes<C>, left = step.H - j;
-      const Vec<C> a = load(cell.alpha + j), rest = 1 - a;
+      const Vec<C> a = load(leak.alpha + j), rest = 1 - a;
       const Vec<C>* at = x + v;
       const C* values = step.values + row * values_stride + j;
-      C* carry = cell.carry + row * stride + j;
+      C* carry = leak.carry + row * stride + j;
       C* grad_pre = step.grad_pre + row * grad_pre_stride + j;
       F* next = step.next ? step.next + row * next_stride : nullptr;
-      C* const alpha_grad = cell.alpha_grad ? cell.alpha_grad + j : nullptr;
-      C* mixed = cell.mixed + row * stride + j;
-      const S* saved = alpha_grad ? cell.saved + row * row_stride + j : nullptr;
-      const S* output = cell.output + row * row_stride + j;
+      C* const alpha_grad = leak.alpha_grad ? leak.alpha_grad + j : nullptr;
+      C* mixed = leak.mixed + row * stride + j;
+      const S* saved = static_cast<const S*>(leak.saved) + (alpha_grad ? row * row_stride + j : 0);
+      const S* output = static_cast<const S*>(leak.output) + row * row_stride + j;
       Vec<C> sum = {};
       for (int r = 0; r < rows; ++r, at += vectors) {
         const Vec<C> h = load_some(values, left), carried = load(carry), grad = *at;
@@ -318,27 +351,29 @@ struct BackwardLeak {
   }
 };
 
-// The same of a tile's sums.
-template <template <class> class Leak, class Step, class V, int R, int NV>
-RNNEXT_INLINE void leak_block(const Step& step, const V (&sums)[R][NV], int64_t row,
-                              int64_t column) {
-  V memory[R][NV];
-  copy_block(memory, sums);
-  for_name(step.cell.name, Leak<Step>{step, &memory[0][0], R, NV, row, column});
+template <template <class, class> class Leak, class S, class Step>
+void end_leak(const Step& step, Vec<typename Step::C>* x, int rows, int vectors, int64_t row,
+              int64_t column) {
+  for_name(step.ending.name, Leak<S, Step>{step, x, rows, vectors, row, column});
 }
 
-// f(cell) for the cell of a call.
-template <class S, class F, class C = Compute<S>>
-RNNEXT_INLINE void with_cell(const Recurrence& p, const F& f) {
-  if (p.form != Form::none) return f(LeakyCell<S>{p.form, p.nonlinearity});
-  switch (p.nonlinearity) {
-    case Nonlinearity::tanh:
-      return f(PlainCell<S, Nonlinearity::tanh>{});
-    case Nonlinearity::relu:
-      return f(PlainCell<C, Nonlinearity::relu>{});
-    default:
-      return f(NamedCell<C>{p.nonlinearity});
-  }
+// How tiles end in a call, its results stored as S.
+template <class S, class Step>
+Ending<Step, Compute<S>> forward_ending(const Recurrence& p) {
+  const bool inlined =
+      p.nonlinearity == Nonlinearity::relu || (p.nonlinearity == Nonlinearity::tanh && kNative<S>);
+  return {p.nonlinearity, p.form,
+          p.form != Form::none ? end_leak<ForwardLeak, S, Step>
+          : inlined            ? nullptr
+                               : end_forward<S, Step>};
+}
+template <class S, class Step>
+Ending<Step, Compute<S>> backward_ending(const Recurrence& p) {
+  const bool inlined = p.nonlinearity == Nonlinearity::relu || p.nonlinearity == Nonlinearity::tanh;
+  return {p.nonlinearity, p.form,
+          p.form != Form::none ? end_leak<BackwardLeak, S, Step>
+          : inlined            ? nullptr
+                               : end_backward<Step>};
 }
 
 }  // namespace rnnext::RNNEXT_ISA

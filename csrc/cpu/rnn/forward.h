@@ -26,12 +26,12 @@ struct Wavefront {
 
 // One step of one unit, as if every sequence had a step t: ForwardStates::seal mends the others.
 // Work for sweep.
-template <class E, class Cell>
+template <class E>
 struct ForwardStep {
   using Engine = E;
   using F = typename E::Factor;
   using C = Compute<F>;
-  Cell cell;
+  Ending<ForwardStep, C> ending;
   const F* packed;  // W_hh
   const F* packed_ih;
   int64_t H;
@@ -45,6 +45,8 @@ struct ForwardStep {
   F* next = nullptr;
   C* output = nullptr;  // null: it is `next`, or ForwardStates::seal writes it
   bool far = false;     // the output's lines come from far memory
+  LeakRows<C> leak = {};
+  C* far_saved = nullptr;  // leak.saved, where its lines come from far memory too
 
   template <class Extent>
   RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels,
@@ -54,11 +56,8 @@ struct ForwardStep {
       if (output)
         extent.template prefetch<true>(output + row * output_stride + column, output_stride);
       if (!output) extent.template prefetch<true, kDepth<F>>(to, next_stride);
-      if constexpr (Cell::kLeaks) {
-        if (cell.saved)
-          extent.template prefetch<true>(cell.saved + row * cell.row_stride + column,
-                                         cell.row_stride);
-      }
+      if (far_saved)
+        extent.template prefetch<true>(far_saved + row * leak.row_stride + column, leak.row_stride);
     }
     typename Extent::template Tile<E> sums(extent);
     sums.load(start + row * start_stride + column, start_stride);
@@ -68,14 +67,10 @@ struct ForwardStep {
   }
   template <int R, int NV>
   RNNEXT_INLINE void finish(Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
-    if constexpr (Cell::kLeaks) {
-      leak_block<ForwardLeak>(*this, sums, row, column);
-    } else {
-      forward_block(cell, sums);
-      store_factors(sums, next + row * next_stride, next_stride, column, next_end);
-      if (output)
-        store_tile(sums, output + row * output_stride + column, output_stride, H - column);
-    }
+    if (ending.out_of_line) return ending.call(*this, sums, row, column);
+    forward_block<C>(ending.name, sums);
+    store_factors(sums, next + row * next_stride, next_stride, column, next_end);
+    if (output) store_tile(sums, output + row * output_stride + column, output_stride, H - column);
   }
 
   // The product with a piece of the state, added to the sums where they are.
@@ -192,22 +187,10 @@ struct Forward {
 
   void run(const Unit& unit, Worker& worker, const Wavefront& wavefront = {}) const {
     const auto s = at.scratch_of(worker);
-    const Unit own = plan.sorts ? sorted(unit, p, s.order, s.present) : unit;
-    with_cell<S>(p, Steps{*this, own, worker, wavefront});
+    steps(plan.sorts ? sorted(unit, p, s.order, s.present) : unit, worker, wavefront);
   }
-  struct Steps {
-    const Forward& kernel;
-    const Unit& unit;
-    Worker& worker;
-    const Wavefront& wavefront;
-    template <class Cell>
-    void operator()(const Cell& cell) const {
-      kernel.steps(cell, unit, worker, wavefront);
-    }
-  };
 
-  template <class Cell>
-  void steps(const Cell& cell, const Unit& unit, Worker& worker, const Wavefront& wavefront) const {
+  void steps(const Unit& unit, Worker& worker, const Wavefront& wavefront) const {
     const auto s = at.scratch_of(worker);
     const int64_t pre_stride = scratch_stride<C>(at.columns);
     const int64_t first_column = unit.p0 * kPanel<C>, copy = at.copy_of(unit);
@@ -215,14 +198,18 @@ struct Forward {
     for (int64_t j = 0; j < at.columns; j += kLanes<C>)
       store(s.bias + j, bias_of<S>(p, unit.d, first_column + j));
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
-    ForwardStep<E, Cell> step{cell, at.packed_hh(copy),    at.packed_ih(copy),
-                              p.H,  s.bias - first_column, at.states.begin(unit)};
+    ForwardStep<E> step{forward_ending<S, ForwardStep<E>>(p),
+                        at.packed_hh(copy),
+                        at.packed_ih(copy),
+                        p.H,
+                        s.bias - first_column,
+                        at.states.begin(unit)};
     if (unit.members > 1) worker.advance();
     step.far = plan.far;
-    if constexpr (Cell::kLeaks) {
+    if (p.form != Form::none) {
       for (int64_t j = 0; j < at.columns; j += kLanes<C>)
         store(s.alpha + j, alpha_of<S>(p, unit.d, first_column + j));
-      step.cell.alpha = s.alpha - first_column;
+      step.leak.alpha = s.alpha - first_column;
     }
     // Zeros need no product; but a weight that is not finite makes NaN of them.
     const bool starts_from_zeros =

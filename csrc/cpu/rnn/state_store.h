@@ -137,17 +137,21 @@ struct ForwardStates {
         }
       }
     }
-    if constexpr (decltype(step.cell)::kLeaks) {
-      step.cell.saved = nullptr;
-      step.cell.row_stride = plan.sorts ? apart.stride : width;
-      if (p.saved)
-        step.cell.saved = plan.sorts ? reinterpret_cast<S*>(apart.row(unit, kSaved))
-                                     : output_row<S>(p, p.saved, unit.d, t, unit.b0);
-      if (carry.count) step.cell.carry = carry.row(unit, 0);
-      step.cell.before =
-          carry.count ? step.cell.carry : reinterpret_cast<const C*>(step.state.first);
-      step.cell.stride = carry.count ? carry.stride : step.state.stride;
+    if (p.form != Form::none) open_leak(step, unit, t);
+  }
+
+  template <class Step>
+  void open_leak(Step& step, const Unit& unit, int64_t t) const {
+    step.leak.row_stride = plan.sorts ? apart.stride : p.D * p.H;
+    if (p.saved && plan.sorts) step.leak.saved = apart.row(unit, kSaved);
+    if (p.saved && !plan.sorts) {
+      S* const saved = output_row<S>(p, p.saved, unit.d, t, unit.b0);
+      step.leak.saved = saved;
+      if constexpr (kNative<S>) step.far_saved = saved;
     }
+    if (carry.count) step.leak.carry = carry.row(unit, 0);
+    step.leak.before = carry.count ? step.leak.carry : reinterpret_cast<const C*>(step.state.first);
+    step.leak.stride = carry.count ? carry.stride : step.state.stride;
   }
 
   // Makes of what the step wrote the state that the next one reads, hands out its rows, and writes
@@ -305,7 +309,7 @@ struct BackwardStates {
   }
 
   // Where a pass through a sequence, or through an episode of it, begins with step t, nothing goes
-  // on to the step before; hx and reset_state get it. alpha_grad: of LeakyCell, or null.
+  // on to the step before; hx and reset_state get it. alpha_grad: LeakRows::alpha_grad.
   void cut(const Unit& unit, int64_t t, int64_t rows, F* next, const C* grad_pre, int64_t stride,
            C* alpha_grad) const {
     if (!p.reset && !leaks()) return;
