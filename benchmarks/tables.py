@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from . import compared, report, store
-from .cases import MODES, Case
+from .cases import Case
 from .compared import Comparison
 from .names import OURS, TORCH
 from .store import Result, Row
@@ -43,23 +43,6 @@ CALLS = (
     "embedding-V50000-D256-N8192-uniform-sparse",
     "demo-T100-B20-I256-H256-train",
 )
-# Forward and in training.
-SHARES = (
-    "rnn-T64-B32-I64-H2048",
-    "rnn-T128-B64-I1024-H1024",
-    "rnn-T256-B32-I256-H512",
-    "rnn-T100-B64-I64-H256",
-    "rnn-T100-B32-I64-H256",
-    "rnn-T100-B16-I64-H256",
-    "rnn-T35-B20-I200-H200",
-    "rnn-T100-B64-I3-H128",
-    "rnn-T784-B64-I1-H128",
-    "rnn-T1000-B16-I16-H64",
-    "rnn-T64-B32-I64-H16",
-    "rnn-T100-B2-I64-H256",
-    "rnn-T100-B1-I64-H256",
-    "rnn-T100-B1-I256-H1024",
-)
 TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "jax": "JAX"}
 
 
@@ -74,7 +57,7 @@ def calls(result: Result) -> str:
 
 def readme(result: Result) -> str:
     """Means and ranges over each kind of call, on each kind of core of which a run was kept."""
-    runs = _cores(result)
+    runs = {run.stamp["core"]: run for run in store.kept()} | {result.stamp["core"]: result}
     body = []
     for what, wanted in README_ROWS:
         line = [what]
@@ -90,11 +73,8 @@ def readme(result: Result) -> str:
         for core in sorted(runs)
         for whom in (f"over {TORCH}", "over the best other")
     ]
-    return _dated(runs, report.Table(["", *header], body))
-
-
-def _cores(result: Result) -> dict[str, Result]:
-    return {run.stamp["core"]: run for run in store.kept()} | {result.stamp["core"]: result}
+    dates = ", ".join(f"{core}: {runs[core].stamp['time'][:10]}" for core in sorted(runs))
+    return f"\n{report.Table(['', *header], body).markdown()}\n\n{dates}.\n"
 
 
 def _full(case: Case) -> bool:
@@ -123,29 +103,10 @@ def _row(result: Result, name: str) -> Row:
     return row
 
 
-def shares(result: Result) -> str:
-    """Of the roof of its own rounds, on each kind of core of which a run was kept."""
-    runs = _cores(result)
-    columns = [(core, mode) for core in sorted(runs) for mode in MODES]
-    body = [
-        [case, *(report.rate_and_share(runs[core], _row(runs[core], f"{case}-{mode}"))[1]
-                 for core, mode in columns)]
-        for case in SHARES
-    ]  # fmt: skip
-    header = ["", *(f"{core}, {mode}" for core, mode in columns)]
-    return _dated(runs, report.Table(header, body))
-
-
-def _dated(runs: dict[str, Result], table: report.Table) -> str:
-    dates = (f"{core}: {runs[core].stamp['time'][:10]}" for core in sorted(runs))
-    return "\n".join(["", table.markdown(), "", *textwrap.wrap(", ".join(dates) + ".", 100), ""])
-
-
 TABLES: dict[str, Callable[[Result], str]] = {
     "headline": headline,
     "calls": calls,
     "readme": readme,
-    "shares": shares,
 }
 
 
