@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.rnnext-ready
 
 .PHONY: demo memory-policy perceptual-decision sample-text
-.PHONY: test bench docs lint build sdist wheel cuda-build cuda-check clang-build sanitize clean
+.PHONY: test bench docs lint weight build sdist wheel cuda-build cuda-check clang-build sanitize clean
 
 demo: build
 	$(BIN)/python examples/train_text.py $(ARGS)
@@ -49,6 +49,10 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install -q 'torch>=2.11' ninja pybind11 'setuptools>=77' wheel
 	$(BIN)/python -m pip install -q -e '.[demo,test,dev]' --no-build-isolation
 	touch $@
+
+# Whether the tree has grown by more than a tenth over what tools/weight.json records.
+weight: build
+	$(BIN)/python -m tools.weight $(ARGS)
 
 build: $(READY)
 	$(BIN)/python setup.py -q build_ext --inplace

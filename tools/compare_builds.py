@@ -1,0 +1,240 @@
+"""`python -m tools.compare_builds bits|time A B`: two built source trees, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from benchmarks import cases, measure
+from benchmarks.cases import Case
+
+THREADS = (1, 2, 3)
+MOST_SHOWN = 40
+# Seconds of timed calls a build and case, and the rounds A B B A that they may take.
+EFFORT = measure.Effort(seconds=0.5, min_rounds=5, max_rounds=20)
+SLOWER = 1.03  # a row: beyond its own spread
+MEAN_SLOWER = 1.01  # of all rows
+
+
+class Worker:
+    """Runs functions in a process whose rnnext is `tree`'s; all other modules are this tree's.
+
+    The process may use `threads` cores (0: all). RuntimeError when it dies or cannot import.
+    """
+
+    def __init__(self, tree: Path, threads: int = 0) -> None:
+        self.tree = tree
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, tree, threads), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.isas: set[str] = self._result()
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What it returns there. RuntimeError, with its traceback, if it raises."""
+        self._connection.send((function, arguments))
+        return self._result()
+
+    def _result(self) -> Any:
+        try:
+            error, value = self._connection.recv()
+        except EOFError:
+            self._process.join()
+            code = self._process.exitcode
+            raise SystemExit(f"the worker of {self.tree} died, exit code {code}") from None
+        if error:
+            raise RuntimeError(f"in the worker of {self.tree}:\n{error}")
+        return value
+
+    def close(self) -> None:
+        self._connection.close()
+        self._process.join()
+
+
+def _serve(connection: Connection, tree: Path, threads: int) -> None:
+    function: Callable[..., Any] = _import_rnnext
+    arguments: tuple[Any, ...] = tree, measure.pin_threads(threads)  # before torch is imported
+    while True:
+        try:
+            connection.send(("", function(*arguments)))
+        except Exception:
+            connection.send((traceback.format_exc(), None))
+        try:
+            function, arguments = connection.recv()
+        except EOFError:
+            return
+
+
+def _import_rnnext(tree: Path, threads: int) -> set[str]:
+    """Import rnnext from the tree, which then leaves the path: benchmarks come from this one."""
+    sys.path.insert(0, str(tree))
+    import torch
+
+    import rnnext
+    from rnnext import _C
+
+    sys.path.remove(str(tree))
+    found = Path(rnnext.__file__).resolve().parents[1]
+    if found != tree:
+        raise RuntimeError(f"rnnext was imported from {found}: is {tree} built?")
+    torch.set_num_threads(threads)
+    return set(_C.build_info()["isas_supported"])
+
+
+@contextmanager
+def workers(*trees: Path, threads: int = 0) -> Iterator[list[Worker]]:
+    first = Worker(trees[0], threads)
+    with closing(first), closing(Worker(trees[1], threads)) as second:
+        yield [first, second]
+
+
+def compare_bits(trees: list[Path], patterns: Sequence[str]) -> bool:
+    """Print each sample that differs, and by how much; True if none does."""
+    from .build_samples import all_samples
+
+    samples, wrong, runs = all_samples(patterns), 0, 0
+    with workers(*trees) as pair:
+        print(f"in one build only: {sorted(pair[0].isas ^ pair[1].isas) or 'none'}")
+        for isa in sorted(pair[0].isas & pair[1].isas):
+            for threads in THREADS:
+                start, before = time.monotonic(), wrong
+                for sample in samples:
+                    # One after the other: threads that wait for each other spin on the same cores.
+                    problem = _difference(pair, sample, isa, threads)
+                    runs += 1
+                    wrong += bool(problem)
+                    if problem and wrong <= MOST_SHOWN:
+                        print(f"{sample.name}, {isa}, {threads} thread(s): {problem}", flush=True)
+                print(f"{isa}, {threads} thread(s): {wrong - before} of {len(samples)} differ, "
+                      f"{time.monotonic() - start:.0f} s", flush=True)  # fmt: skip
+    print(f"{runs - wrong} of {runs} runs equal to the bit")
+    return not wrong
+
+
+def _difference(pair: list[Worker], sample: Any, isa: str, threads: int) -> str:
+    """Empty if both have the same results; a sample that fails compares nothing, so that counts."""
+    try:
+        a, b = (worker.call(sample.run, isa, threads) for worker in pair)
+    except RuntimeError as error:
+        return str(error).strip().split("\n")[-1]
+    names = [name for name in a | b if a.get(name) != b.get(name)]
+    if not names:
+        return ""
+    x, y = (worker.call(sample.results, isa, threads) for worker in pair)
+    words = []
+    for name in names:
+        apart = ""
+        if x.get(name) is not None and y.get(name) is not None and x[name].shape == y[name].shape:
+            most = (x[name].double() - y[name].double()).abs().max()
+            apart = f" by {most / x[name].double().abs().max():.1e} of the largest value"
+        words.append(f"{name} differs{apart}")
+    return ", ".join(words)
+
+
+def compare_times(trees: list[Path], patterns: Sequence[str]) -> bool:
+    """Print each case's ratio and their mean; True if neither a row nor the mean is slower.
+
+    A row that seems slower is timed again in new processes, and the quieter result counts: where
+    memory happens to lie differs from process to process, and may cost more than the change.
+    """
+    chosen = cases.select(cases.CASES, patterns)
+    found = _time(trees, chosen)
+    again = [case for case in chosen if found[case.name][0] > SLOWER]
+    for name, row in _time(trees, again).items():
+        found[name] = min(found[name], row, key=lambda row: row[1])
+    mean = statistics.geometric_mean(middle for _, middle, _ in found.values())
+    slow = [name for name, (low, _, _) in found.items() if low > SLOWER]
+    print("\n".join(f"slower: {name}, {found[name][1]:.3f}" for name in slow))
+    print(f"geometric mean of {len(found)} rows, B over A: {mean:.4f} (at most {MEAN_SLOWER}); "
+          f"{len(slow)} rows slower by more than {SLOWER - 1:.0%} beyond their spread")  # fmt: skip
+    return not slow and mean <= MEAN_SLOWER
+
+
+def _time(trees: list[Path], chosen: Sequence[Case]) -> dict[str, tuple[float, float, float]]:
+    """The quartiles of B's time over A's, by case."""
+    found = {}
+    # One pair of processes a thread setting, since a runtime fixes its pool when it starts.
+    for threads in sorted({case.threads for case in chosen}):
+        with workers(*trees, threads=threads) as pair:
+            for case in (case for case in chosen if case.threads == threads):
+                seconds, ratios = _take_turns(case, *pair)
+                low, middle, high = found[case.name] = measure.quartiles(ratios)
+                print(f"{case.name:55} {seconds * 1e6:11.1f} us  B/A {middle:.3f} ({low:.3f} to "
+                      f"{high:.3f} in {len(ratios)} rounds)", flush=True)  # fmt: skip
+    return found
+
+
+def _take_turns(case: Case, a: Worker, b: Worker) -> tuple[float, list[float]]:
+    """A's seconds, and B's over A's in rounds of A B B A, where a steady drift cancels out."""
+    once = min(worker.call(prepare, case) for worker in (a, b))
+    calls = max(1, round(EFFORT.sample_seconds / once))
+    fit = int(EFFORT.seconds / (2 * once * calls))
+    rounds = spare = min(max(fit, EFFORT.min_rounds), EFFORT.max_rounds)
+    ratios: list[float] = []
+    seconds: list[float] = []
+    while len(ratios) < rounds:
+        start, others = time.perf_counter(), measure.Bystanders()
+        turns = [worker.call(sample, calls) for worker in (a, b, b, a)]
+        ours = sum(cpu_seconds for _, cpu_seconds in turns)
+        if others.cores(time.perf_counter() - start, ours) > measure.DISTURBED_CORES and spare:
+            spare -= 1
+            continue
+        (a1, _), (b1, _), (b2, _), (a2, _) = turns
+        ratios.append((b1 + b2) / (a1 + a2))
+        seconds.append((a1 + a2) / 2)
+    return statistics.median(seconds), ratios
+
+
+# The rest runs in a worker: rnnext is its tree's, benchmarks this one's.
+_prepared: Any = None
+
+
+def prepare(case: Case) -> float:
+    """Make the case ready in this worker; seconds of a call."""
+    global _prepared
+    import torch
+
+    from benchmarks.rivals import ours
+    from benchmarks.rivals.contract import Data
+
+    torch.set_float32_matmul_precision(case.precision)
+    _prepared = ours().prepare(case, Data(case), torch.get_num_threads())
+    return min(sample(1)[0] for _ in range(3))
+
+
+def sample(calls: int) -> tuple[float, float]:
+    """Seconds a call of the case made ready, and the CPU seconds that this took altogether."""
+    cpu = time.process_time()
+    seconds = measure.sample(_prepared, calls, EFFORT.warm_seconds)
+    return seconds, time.process_time() - cpu
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 equal, or no slower; 1 not, or a worker died; 2 wrong usage."""
+    parser = argparse.ArgumentParser(prog="python -m tools.compare_builds", description=__doc__)
+    parser.add_argument("command", choices=("bits", "time"), help="results to the bit, or times")
+    parser.add_argument("a", type=Path, metavar="A", help="the tree to compare with")
+    parser.add_argument("b", type=Path, metavar="B", help="the tree in question")
+    parser.add_argument("patterns", nargs="*", help="of samples, or of the benchmark's cases")
+    options = parser.parse_args(arguments)
+    compare = compare_bits if options.command == "bits" else compare_times
+    trees = [options.a.resolve(), options.b.resolve()]
+    try:
+        return 0 if compare(trees, options.patterns) else 1
+    except (ValueError, RuntimeError) as error:
+        print(f"compare_builds: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
