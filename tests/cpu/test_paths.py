@@ -1,0 +1,136 @@
+"""Calls of every size at which the kernels go a way of their own: values, gradients and bits."""
+
+from dataclasses import replace
+
+import torch
+
+from helpers import samples
+from helpers.common import ISAS, cover, same
+from rnnext import _C
+
+recurrence = torch.ops.rnnext.recurrence
+# T, B, I, H.
+SIZES = {
+    "any": (9, 26, 19, 65),
+    "tiles": (3, 33, 64, 97),
+    "few features": (6, 9, 2, 39),
+    "few rows": (2, 3, 9, 7),
+    "held steps": (61, 13, 41, 35),
+    "prefetched output": (94, 40, 3, 70),
+    "both directions by one thread": (12, 40, 24, 70),
+    "shared": (12, 1, 21, 200),
+    "shared and ragged": (12, 2, 21, 321),
+    "no state in the output": (5, 11, 9, 1030),
+    "more rows than gradients take at once": (2, 600, 5, 17),
+    "one step of a few": (1, 3, 3, 7),
+    "one step": (1, 26, 21, 70),
+    "one step of whole panels": (1, 26, 64, 128),
+    "one step of large weights": (1, 26, 130, 300),
+    "one step of many": (1, 270, 21, 70),
+}
+# What the tensors hold, and what their products are as exact as.
+KINDS = {str(t).removeprefix("torch."): (t, t) for t in samples.DTYPES} | {
+    "medium": (torch.float32, torch.bfloat16),
+    "high": (torch.float32, torch.float32),
+}
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def sized(size, kind, **case):
+    T, B, I, H = SIZES[size]  # noqa: E741
+    if kind in ("medium", "high"):
+        torch.set_float32_matmul_precision(kind)
+    return samples.make(T=T, B=B, I=I, H=H, dtype=KINDS[kind][0], requires_grad=True, **case)
+
+
+def valid(case):
+    """The stand-in of AMX has kernels of its own for few kinds. Where the gradients of an alpha sum
+    many changes of the state, which 16 bits round, nothing can be said of them."""
+    own = case["isa"] != "amx_stand_in" or case["kind"] in ("bfloat16", "medium", "high")
+    T, B, _, _ = SIZES[case["size"]]
+    return own and not (case["leak"] and KINDS[case["kind"]][1] in HALVES and T * B > 30)
+
+
+@cover(
+    "case",
+    valid,
+    size=SIZES,
+    kind=KINDS,
+    source=["features", "ready", "table"],
+    reverse=[(False,), (False, True), (True,)],
+    nonlinearity=["tanh", "sigmoid"],
+    hx=[True, False],
+    rows=["full", "lengths", "packed"],
+    leak=[None, "rate", "voltage"],
+    isa=ISAS,
+    threads=[1, 2, 3, 6],
+)
+def test_values_gradients_and_bits(case, isa, threads):
+    arguments = sized(**case)
+    samples.check(arguments, KINDS[case["kind"]][1])
+    fixed = arguments.detach()
+    output, h_n = fixed.call(recurrence)
+    torch.set_num_threads(1)
+    assert same(fixed.call(recurrence), (output, h_n))
+    torch.set_num_threads(threads)
+    if case["rows"] == "packed":
+        return
+    T, B, _ = output.shape
+    for rows in (slice(0, 1), slice(B // 4, B // 2 + 1), slice(1, B)):
+        if rows.start < rows.stop:
+            expected = output[:, rows], h_n[:, rows]
+            assert same(fixed.sequences(rows).call(recurrence), expected)
+    if case["rows"] == "full":  # the state is then kept elsewhere
+        given = replace(fixed, lengths=torch.full((B,), T))
+        assert same(given.call(recurrence), (output, h_n))
+    if T == 1 and case["source"] == "features" and case["hx"]:
+        check_parts_of_gradients(arguments, slice(B // 5, B // 2))
+
+
+def check_parts_of_gradients(arguments, rows):
+    """The gradients of some sequences have the bits of those of all."""
+    result = arguments.call(recurrence)
+    cotangents = [torch.rand_like(v) for v in result]
+    part = arguments.sequences(rows)
+    found = torch.autograd.grad(result, [arguments.input, arguments.hx], cotangents)
+    alone = torch.autograd.grad(
+        part.call(recurrence), [part.input, part.hx], [c[:, rows] for c in cotangents]
+    )
+    assert same(alone, [gradient[:, rows] for gradient in found])
+
+
+# The dot product of bfloat16 pairs adds in another order than multiply-adds, and tiles in a third.
+TILES = [isa for isa in ISAS if isa in ("amx", "amx_stand_in")]
+
+
+def order_of_sums(isa, kind):
+    if kind in ("bfloat16", "medium", "high") and isa in TILES:
+        return "tiles"
+    if kind in ("bfloat16", "medium") and isa == "avx512_bf16":
+        return "pairs"
+    return "no multiply-add" if isa in ("generic", "amx_stand_in") else "multiply-add"
+
+
+@cover(size=["any", "no state in the output", "one step"], kind=KINDS)
+def test_the_same_bits_on_every_isa_that_sums_alike(size, kind):
+    arguments = sized(size, kind, reverse=(False, True)).detach()
+    results = {}
+    for isa in ISAS:
+        _C.set_cpu_isa(isa)
+        results.setdefault(order_of_sums(isa, kind), []).append(arguments.call(recurrence))
+    for alike in results.values():
+        assert all(same(result, alike[0]) for result in alike)
+    # Only products of pairs and of tiles make lower precisions faster: only there may they differ.
+    if kind in ("medium", "high"):
+        torch.set_float32_matmul_precision("highest")
+        for isa in ISAS:
+            _C.set_cpu_isa(isa)
+            other = order_of_sums(isa, kind) in ("tiles", "pairs")
+            lower = results[order_of_sums(isa, kind)][0]
+            assert same(arguments.call(recurrence), lower) != other
+
+
+def test_threads_write_several_steps_at_once_where_that_is_tested():
+    T, B, I, H = SIZES["held steps"]  # noqa: E741
+    for dtype in (torch.float32, torch.float64):
+        assert _C.plan(T=T, B=B, I=I, H=H, dtype=dtype, threads=2)["held_steps"] > 1
