@@ -115,6 +115,10 @@ def leaks_and_resets(mode: str, train: bool) -> Iterator[Row]:
         plain = module_call(rnnext.RNN(64, H), x, train)
         bar = "leak, H >= 256" if H >= 256 else "leak, H < 256"
         yield Row(f"LeakyRNN against RNN, {size}", turns(ours, plain, same=False), bar)
+    x, size = torch.randn(300, 32, 3), f"T=300 B=32 I=3 H=100, {mode}"
+    noisy, quiet = (rnnext.LeakyRNN(3, 100, alpha=0.2, noise_std=std) for std in (0.1, 0.0))
+    both = module_call(noisy, x, train), module_call(quiet, x, train)
+    yield Row(f"LeakyRNN with noise against without, {size}", turns(*both, same=False))
     for H in (64, 256):
         x, reset = torch.randn(100, 32, 64), torch.rand(100, 32) < 0.03
         rnn = rnnext.RNN(64, H)
