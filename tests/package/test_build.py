@@ -2,91 +2,116 @@
 
 import importlib.util
 import re
+import runpy
 import subprocess
 import sys
 import tarfile
 import venv
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch.torch_version import TorchVersion
+from torch.utils import cpp_extension
 
 import rnnext
 from helpers.common import run_python
+from rnnext.__main__ import main
 
 ROOT = Path(__file__).parents[2]
+RELEASE = ".".join(torch.__version__.split(".")[:2])
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return run_python(*arguments, cwd=ROOT, **environment)
 
 
-def import_beside(version: str) -> subprocess.CompletedProcess[str]:
-    """Import rnnext beside a torch that says it is of another version."""
-    say = f"import torch; torch.__version__ = torch.torch_version.TorchVersion({version!r})"
-    return run("-c", f"{say}; import rnnext")
-
-
-@pytest.mark.parametrize("version", ["9.9.0+cpu", "2.1", f"{torch.__version__[:4]}9.0"])
-def test_another_torch_is_refused_with_both_versions_and_the_mend(version):
-    result = import_beside(version)
-    assert result.returncode != 0
-    for part in (
-        "ImportError",
-        f"built for torch {rnnext._build.torch_version},",
-        f"torch {version} is installed",
-        "wheel",
-        "pip install",
-    ):
-        assert part in result.stderr
-
-
-@pytest.mark.skipif(rnnext._C.build_info()["cuda_archs"] != "", reason="bound to one CUDA")
-def test_a_patch_release_of_the_same_torch_is_taken():
-    release = ".".join(torch.__version__.split(".")[:2])
-    result = import_beside(f"{release}.99+other")
-    assert result.returncode == 0, result.stderr
-
-
-def script():
+def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("setup_script", ROOT / "setup.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-@pytest.mark.parametrize(
-    ("version", "cuda", "fitting"),
-    [
+def say(monkeypatch, version: str) -> None:
+    """Let torch say that it is of this version."""
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+
+
+def import_again(monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, "rnnext")
+    importlib.import_module("rnnext")
+
+
+@pytest.mark.parametrize("version", ["9.9.0+cpu", "2.1", f"{RELEASE}9.0"])
+def test_another_torch_is_refused_with_both_versions_and_the_mend(monkeypatch, version):
+    say(monkeypatch, version)
+    with pytest.raises(ImportError) as raised:
+        import_again(monkeypatch)
+    for part in (
+        f"built for torch {rnnext._build.torch_version},",
+        f"torch {version} is installed",
+        "wheel",
+        "pip install",
+    ):
+        assert part in str(raised.value)
+
+
+@pytest.mark.skipif(rnnext._C.build_info()["cuda_archs"] != "", reason="bound to one CUDA")
+def test_a_patch_release_of_the_same_torch_is_taken(monkeypatch):
+    say(monkeypatch, f"{RELEASE}.99+other")
+    import_again(monkeypatch)
+
+
+def test_unbuilt_sources_are_named_with_both_ways_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rnnext._build", None)  # as in a clone that was never built
+    with pytest.raises(ImportError) as raised:
+        import_again(monkeypatch)
+    for part in (
+        f"Python found the unbuilt sources in {Path(rnnext.__file__).parents[1]} ",
+        "change directory",
+        "pip install -e .",
+    ):
+        assert part in str(raised.value)
+
+
+def test_which_torch_fits(monkeypatch):
+    for version, cuda, fitting in (
         ("2.13.0+cpu", False, "2.13"),
         ("2.13.1", False, "2.13"),
         ("2.13.0+cu130", True, "2.13.0+cu130"),
         ("2.14.0.dev20260901+cpu", False, "2.14.0.dev20260901+cpu"),
         ("2.14.0a0+git1234567", False, "2.14.0a0+git1234567"),
-    ],
-)
-def test_which_torch_fits(monkeypatch, version, cuda, fitting):
-    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
-    assert script().fitting(cuda) == fitting
+    ):
+        say(monkeypatch, version)
+        assert script().fitting(cuda) == fitting
+    for version in ("2.10.1", "1.13.0"):  # before anything is compiled
+        say(monkeypatch, version)
+        with pytest.raises(SystemExit, match=rf"needs torch >= 2\.11, found torch {version}"):
+            script().main()
 
 
-@pytest.mark.parametrize("version", ["2.10.1", "1.13.0"])
-def test_a_torch_that_is_too_old_is_refused_before_anything_is_compiled(monkeypatch, version):
-    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
-    with pytest.raises(SystemExit, match=rf"needs torch >= 2\.11, found torch {version}"):
-        script().main()
+def test_a_wrong_choice_of_cuda_is_an_error(monkeypatch, tmp_path: Path):
+    """A CPU build of torch lacks the means; a CUDA build does when there is no nvcc."""
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
+    for choice, message in (
+        ("yes", "RNNEXT_CUDA must be 0 or 1, got 'yes'"),
+        ("1", "RNNEXT_CUDA=1 needs a CUDA build of torch and nvcc"),
+    ):
+        monkeypatch.setenv("RNNEXT_CUDA", choice)
+        with pytest.raises(SystemExit, match=message):
+            script().find_cuda()
 
 
 def test_a_wheel_names_its_torch_and_requires_it(tmp_path: Path):
     result = run("setup.py", "-q", "dist_info", "--output-dir", str(tmp_path), RNNEXT_CUDA="0")
     assert result.returncode == 0, result.stderr
     (metadata,) = tmp_path.glob("*.dist-info/METADATA")
-    release = ".".join(torch.__version__.split(".")[:2])
     lines = metadata.read_text().split("\n")
-    assert f"Requires-Dist: torch=={release}.*" in lines
+    assert f"Requires-Dist: torch=={RELEASE}.*" in lines
     (version,) = [line for line in lines if line.startswith("Version: ")]
-    assert version.endswith(f"+torch{release}")
+    assert version.endswith(f"+torch{RELEASE}")
 
 
 @pytest.fixture
@@ -136,21 +161,9 @@ def test_a_build_without_torch_stops_with_the_commands(tmp_path: Path, build_too
         assert part in result.stderr
 
 
-def test_unbuilt_sources_are_named_with_both_ways_out():
-    # As in a clone that was never built: an editable install's own finder would find the module.
-    result = run("-c", "import sys; sys.modules['rnnext._build'] = None; import rnnext")
-    assert result.returncode != 0
-    for part in (
-        f"ImportError: Python found the unbuilt sources in {Path(rnnext.__file__).parents[1]} ",
-        "change directory",
-        "pip install -e .",
-    ):
-        assert part in result.stderr
-
-
-def test_main_says_what_a_bug_report_needs():
-    result = run("-m", "rnnext")
-    assert result.returncode == 0, result.stderr
+def test_main_says_what_a_bug_report_needs(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
     for part in (
         rnnext.__version__,
         torch.__version__,
@@ -158,20 +171,7 @@ def test_main_says_what_a_bug_report_needs():
         "compiler",
         "CUDA archs",
     ):
-        assert part in result.stdout
-
-
-def test_cuda_without_the_means_is_an_error(tmp_path: Path):
-    # A CPU build of torch lacks the means; a CUDA build does when there is no nvcc.
-    result = run("setup.py", "--version", RNNEXT_CUDA="1", CUDA_HOME=str(tmp_path))
-    assert result.returncode != 0
-    assert "RNNEXT_CUDA=1 needs a CUDA build of torch and nvcc" in result.stderr
-
-
-def test_a_wrong_choice_of_cuda_is_an_error():
-    result = run("setup.py", "--version", RNNEXT_CUDA="yes")
-    assert result.returncode != 0
-    assert "RNNEXT_CUDA must be 0 or 1, got 'yes'" in result.stderr
+        assert part in shown
 
 
 def test_the_source_distribution_holds_every_source(tmp_path: Path):
@@ -208,6 +208,5 @@ def test_the_version_is_in_one_place():
 
 
 def test_the_smoke_test_of_wheels_refuses_the_sources():
-    result = run("tools/smoke.py", PYTHONPATH=str(ROOT))
-    assert result.returncode != 0
-    assert "was imported, not an installed rnnext" in result.stderr
+    with pytest.raises(SystemExit, match="was imported, not an installed rnnext"):
+        runpy.run_path(str(ROOT / "tools" / "smoke.py"), run_name="__main__")

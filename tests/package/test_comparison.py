@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch._dynamo
 from torch import nn
-from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from helpers.prose import ROOT, text
@@ -23,7 +23,7 @@ def column(library):
     return {row[0]: row[place] for row in rows[2:]}
 
 
-def test_nn_rnn_has_no_leak_reset_noise_or_ready_inputs():
+def test_what_nn_rnn_takes():
     cells = column("nn.RNN")
     for feature in ("leak", "resets within a row", "noise"):
         assert cells[feature] == "no"
@@ -31,40 +31,27 @@ def test_nn_rnn_has_no_leak_reset_noise_or_ready_inputs():
     assert dict(nn.RNN(3, 4).named_parameters()).keys() == {
         "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0",
     }  # fmt: skip
-
-
-def test_nn_rnn_has_two_activations():
-    assert column("nn.RNN")["activations of an Elman cell"] == "2"
+    assert cells["activations of an Elman cell"] == "2"
     for nonlinearity in ("sigmoid", "softplus", "identity"):
         with pytest.raises(ValueError, match="Unknown nonlinearity"):
             nn.RNN(3, 4, nonlinearity=nonlinearity)
-
-
-def test_nn_rnn_takes_packed_sequences():
-    assert column("nn.RNN")["lengths"] == "`PackedSequence`"
+    assert cells["lengths"] == "`PackedSequence`"
     rnn, x = nn.RNN(3, 4), torch.randn(5, 2, 3)
     output, _ = pad_packed_sequence(rnn(pack_padded_sequence(x, [5, 2]))[0])
     torch.testing.assert_close(output[:2, 1:], rnn(x[:2, 1:])[0])
     assert (output[2:, 1] == 0).all()
 
 
-def test_nn_rnn_has_a_double_backward_on_the_cpu():
-    assert column("nn.RNN")["double backward"].startswith("on the CPU")
+def test_which_derivatives_nn_rnn_has_on_the_cpu():
+    cells = column("nn.RNN")
     rnn = nn.RNN(2, 3, dtype=torch.float64)
     x = torch.randn(3, 1, 2, dtype=torch.float64, requires_grad=True)
+    assert cells["double backward"].startswith("on the CPU")
+    assert cells["forward-mode derivatives"] == "on the CPU"
+    assert torch.autograd.gradcheck(lambda x: rnn(x)[0], x, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(lambda x: rnn(x)[0], x)
 
-
-def test_nn_rnn_has_forward_mode_on_the_cpu_and_no_vmap():
-    cells = column("nn.RNN")
-    assert cells["forward-mode derivatives"] == "on the CPU"
-    rnn = nn.RNN(2, 3, dtype=torch.float64)
     x = torch.randn(5, 4, 2, dtype=torch.float64)
-    _, tangent = jvp(lambda x: rnn(x)[0], (x,), (torch.ones_like(x),))
-    few = 1e-5
-    difference = (rnn(x + few)[0] - rnn(x - few)[0]) / (2 * few)
-    torch.testing.assert_close(tangent, difference, rtol=1e-6, atol=1e-8)
-
     assert cells["`vmap`, per-sample gradients"] == "no"
     parameters = {name: p.detach() for name, p in rnn.named_parameters()}
 

@@ -82,20 +82,19 @@ def test_blocks_are_run_in_order_and_left_out_where_a_reason_is_given(tmp_path):
         run_blocks(page)
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
-def test_what_is_not_run_says_why(page):
-    assert skips_without_reason(page) == []
+def test_what_is_not_run_says_why():
+    assert [skip for page in WITH_PYTHON for skip in skips_without_reason(page)] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_exist(page):
+def test_commands_exist():
     """Targets of make, and modules of this project that are run."""
     targets = re.findall(r"^([a-z-]+):", text(ROOT / "Makefile"), re.MULTILINE)
-    code = "\n".join(re.findall(r"```\n.*?```|`[^`\n]+`", text(page), re.DOTALL))
-    for target in re.findall(r"^`?make ([a-z][a-z-]*)", code, re.MULTILINE):
-        assert target in targets, target
-    for module in re.findall(r"python -m ((?:rnnext|benchmarks|tools)[\w.]*)", code):
-        assert importlib.util.find_spec(module), module
+    for page in PAGES:
+        code = "\n".join(re.findall(r"```\n.*?```|`[^`\n]+`", text(page), re.DOTALL))
+        for target in re.findall(r"^`?make ([a-z][a-z-]*)", code, re.MULTILINE):
+            assert target in targets, f"{page.name}: {target}"
+        for module in re.findall(r"python -m ((?:rnnext|benchmarks|tools)[\w.]*)", code):
+            assert importlib.util.find_spec(module), f"{page.name}: {module}"
 
 
 def test_the_api_page_has_every_public_name():
@@ -110,29 +109,23 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text(page))
-    for name, anchor in links:
-        target = (page.parent / name).resolve() if name else page
-        assert target.is_file(), name
-        assert not anchor or anchor in anchors(target), f"{name}#{anchor}"
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for name, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text(page)):
+            target = (page.parent / name).resolve() if name else page
+            assert target.is_file(), f"{page.name}: {name}"
+            assert not anchor or anchor in anchors(target), f"{page.name}: {name}#{anchor}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_lines_end_at_column_100(page):
+def test_lines_end_at_column_100():
     """But tables, and lines that a URL makes long."""
-    lines = text(page).split("\n")
+    lines = [line for page in PAGES for line in text(page).split("\n")]
     assert [x for x in lines if len(x) > 100 and not re.match(r"\||.*https?://", x)] == []
 
 
-def test_every_figure_is_discussed_somewhere():
-    prose = "".join(text(page) for page in PAGES)
-    for figure in (ROOT / "docs" / "figures").iterdir():
-        assert f"figures/{figure.name})" in prose, figure.name
-
-
-def test_every_page_is_in_the_index():
-    index = text(ROOT / "docs" / "README.md")
+def test_every_page_is_in_the_index_and_every_figure_is_discussed():
+    index, prose = text(ROOT / "docs" / "README.md"), "".join(text(page) for page in PAGES)
     for page in PAGES:
         assert page.name in index or page.name in ("README.md", "CHANGELOG.md")
+    for figure in (ROOT / "docs" / "figures").iterdir():
+        assert f"figures/{figure.name})" in prose, figure.name

@@ -19,14 +19,14 @@ def counted(call):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("mode", ["inference", "training", "weights alone", "input alone"])
-def test_flops_are_those_of_the_loop(layers, bidirectional, mode):
+def test_flops_are_those_of_the_loop(mode):
+    bidirectional = mode != "inference"  # where layers of one direction are one op
+
     def call(kind):
-        rnn = kind(5, 4, layers, bidirectional=bidirectional)
+        rnn = kind(5, 4, 3, bidirectional=bidirectional)
         x = torch.randn(7, 3, 5)
-        hx = torch.zeros(layers * (1 + bidirectional), 3, 4)
+        hx = torch.zeros(3 * (1 + bidirectional), 3, 4)
         if mode == "inference":
             with torch.no_grad():
                 rnn(x, hx)

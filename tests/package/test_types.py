@@ -63,27 +63,23 @@ WRONG = {
 }
 
 
-def errors(program: str, folder: Path) -> list[str]:
-    """What mypy --strict finds in a program that imports rnnext from where this process does."""
-    file = folder / "program.py"
-    file.write_text(program)
-    options = ["--strict", "--follow-imports=silent", f"--cache-dir={folder}"]
+def test_mypy_strict_on_a_users_file(tmp_path):
+    """That imports rnnext from where this process does."""
+    pytest.importorskip("mypy", reason="in the extra `dev`")
+    (tmp_path / "right.py").write_text(RIGHT)
+    wrong = "\n".join(["import rnnext", "from torch import nn", *WRONG])
+    (tmp_path / "wrong.py").write_text(wrong)
+    options = ["--strict", "--follow-imports=silent", f"--cache-dir={tmp_path}"]
     run = subprocess.run(
-        [sys.executable, "-m", "mypy", *options, file.name],
-        cwd=folder,
+        [sys.executable, "-m", "mypy", *options, "right.py", "wrong.py"],
+        cwd=tmp_path,
         env={"MYPYPATH": str(Path(rnnext.__file__).parents[1])},
         capture_output=True,
         text=True,
         check=False,
     )
-    *found, last = run.stdout.splitlines() or [run.stderr]
-    assert last.startswith(("Success", "Found")), last
-    return [line for line in found if "error:" in line]
-
-
-def test_mypy_strict_on_a_users_file(tmp_path):
-    pytest.importorskip("mypy", reason="in the extra `dev`")
-    assert errors(RIGHT, tmp_path) == []
-    wrong = "\n".join(["import rnnext", "from torch import nn", *WRONG])
-    found = [line.split(": ")[0] + line.split(" ")[-1] for line in errors(wrong, tmp_path)]
-    assert found == [f"program.py:{n}[{code}]" for n, code in enumerate(WRONG.values(), start=3)]
+    *lines, last = run.stdout.splitlines() or [run.stderr]
+    assert last.startswith("Found"), last
+    errors = [line for line in lines if "error:" in line]
+    found = [line.split(": ")[0] + line.split(" ")[-1] for line in errors]
+    assert found == [f"wrong.py:{n}[{code}]" for n, code in enumerate(WRONG.values(), start=3)]

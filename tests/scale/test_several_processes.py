@@ -21,19 +21,30 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def torchrun(*arguments: str) -> str:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What two processes leave: the losses of each way to train, and of the demo."""
+    folder = tmp_path_factory.mktemp("several")
+    (folder / "text.txt").write_text(text_data.python_prose()[:12_000], encoding="utf-8")
     run = run_python(
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *arguments),
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        *(str(HERE / "worker.py"), str(folder), *options(folder)),
         PYTHONPATH=":".join(filter(None, sys.path)),
         OMP_NUM_THREADS="1",
     )
     assert run.returncode == 0, run.stderr
-    return run.stdout
+    (folder / "shown").write_text(run.stdout)
+    return folder
 
 
-def test_ddp_and_fully_shard(tmp_path):
-    torchrun(str(HERE / "worker.py"), str(tmp_path / "losses.pt"))
-    losses = torch.load(tmp_path / "losses.pt")
+def options(folder):
+    given = "--hidden=24 --vocab=120 --length=12 --batch=6 --threads=2 --rate=0.01"
+    given += f" --dropout=0 --layers=2 --steps=20 --out={folder} --text={folder / 'text.txt'}"
+    return given.split()
+
+
+def test_ddp_and_fully_shard(folder):
+    losses = torch.load(folder / "losses.pt")
     alone = losses.pop("alone")
     assert alone[-1] < alone[0]
     assert losses.keys() == {"ddp", "fsdp"}
@@ -41,18 +52,13 @@ def test_ddp_and_fully_shard(tmp_path):
         assert_close(way, alone)
 
 
-def test_the_demo_trains_with_the_loss_of_one_process(tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text(text_data.python_prose()[:12_000], encoding="utf-8")
-    given = f"--text={text} --hidden=24 --vocab=120 --length=12 --batch=6 --threads=2 --rate=0.01"
-    given += f" --dropout=0 --layers=2 --steps=20 --out={tmp_path}"
-    shown = torchrun(str(EXAMPLES / "train_distributed.py"), *given.split())
-    losses = json.loads((tmp_path / "losses.json").read_text())
+def test_the_demo_trains_with_the_loss_of_one_process(folder):
+    shown, losses = (folder / "shown").read_text(), json.loads((folder / "losses.json").read_text())
     assert f"step 20: loss {losses[-1]:.4f}" in shown
     assert "2 processes; held-out perplexity" in shown
 
-    config = train_text.options().parse_args(given.split())
-    prose = text.read_text(encoding="utf-8")
+    config = train_text.options().parse_args(options(folder))
+    prose = (folder / "text.txt").read_text(encoding="utf-8")
     cut = int(0.9 * len(prose))
     subwords = text_data.Subwords(prose[:cut], set(prose), config.vocab)
     streams = text_data.streams(subwords.encode(prose[:cut]), config.batch)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import train_distributed
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -52,7 +53,10 @@ def sharded(model):
 WAYS = {"ddp": DistributedDataParallel, "fsdp": sharded}
 
 
-def main(out):
+def main(out, *demo):
+    """The losses of each way, and what the demo does with these options, written into a folder."""
+    sys.argv = ["train_distributed.py", *demo]
+    train_distributed.main()
     dist.init_process_group("gloo")
     rank, processes = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
@@ -65,9 +69,9 @@ def main(out):
         dist.all_reduce(losses)
         results[name] = losses / processes
     if rank == 0:
-        torch.save(results, Path(out))
+        torch.save(results, Path(out) / "losses.pt")
     leave_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

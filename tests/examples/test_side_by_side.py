@@ -1,0 +1,203 @@
+"""The examples that stand beside the loop that they replace, at a small size."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("gymnasium")
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+
+class PerceptualDecisionMaking:
+    """A stand-in for neurogym's task, which needs older packages than the rest."""
+
+    def __init__(self, dt, timing, cohs):
+        self.fixation, self.stimulus, _, self.decision = (ms // dt for ms in timing.values())
+        self.cohs = cohs
+
+    def seed(self, seed):
+        self.random = np.random.default_rng(seed)
+
+    def new_trial(self):
+        side, coh = self.random.integers(2), self.random.choice(self.cohs)
+        T, end = self.fixation + self.stimulus + self.decision, -self.decision
+        self.ob, self.gt = np.zeros((T, 3)), np.zeros(T)
+        self.ob[:end, 0] = 1
+        stimuli = self.ob[self.fixation : end, 1:]
+        stimuli += self.random.normal(0.5, 0.1, stimuli.shape)
+        stimuli[:, side] += coh / 200
+        self.gt[end:] = 1 + side
+        return {"coh": coh, "ground_truth": side}
+
+
+task = ModuleType("neurogym.envs.native.perceptualdecisionmaking")
+task.PerceptualDecisionMaking = PerceptualDecisionMaking
+with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(sys.modules, task.__name__, task)
+    for name in ("neurogym", "neurogym.envs", "neurogym.envs.native"):
+        patch.setitem(sys.modules, name, ModuleType(name))
+    import perceptual_decision
+
+import memory_policy  # noqa: E402
+import sample_text  # noqa: E402
+import side_by_side  # noqa: E402
+from memory_policy import FORWARD, LEFT, RIGHT, Actor, Policy, TMaze  # noqa: E402
+
+SMALL = {
+    "memory_policy": "--updates=3 --steps=24 --batch=4 --hidden=16",
+    "perceptual_decision": "--steps=3 --batch=4 --hidden=20 --trials=40",
+    "sample_text": "--steps=5 --hidden=16 --vocab=60 --length=10 --batch=4 --tokens=12 --timed=5 "
+    "--prompt=say --rate=0.01 --text=text.txt",
+}
+LOOPS = {
+    "memory_policy": "a loop of cells",
+    "perceptual_decision": "a loop over time",
+    "sample_text": "torch.nn in a loop",
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path, monkeypatch):
+    """With one thread: calls this small wait for each other on a busy machine."""
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("say what you saw, say what you heard.\n" * 60)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_runs_and_agrees_with_the_loop_or_fails(name, monkeypatch, capsys):
+    program = importlib.import_module(name)
+    given = [*SMALL[name].split(), "--seconds=0", "--threads=1", "--out=out"]
+    assert program.main(given) == 0
+    shown = capsys.readouterr().out
+    assert f"times as fast as {LOOPS[name]}" in shown
+    assert "within 1e-4" in shown
+    assert Path(f"out/{name}.png").read_bytes().startswith(b"\x89PNG\r\n")
+    if name == "sample_text":
+        samples = Path("out/sample.txt").read_text()
+        assert samples.strip() in shown
+        assert samples.count("say") >= 2  # each begins with the prompt
+    monkeypatch.setattr(side_by_side, "TOLERANCE", -1.0)
+    assert program.main(given) == 1
+    assert "BEYOND" in capsys.readouterr().out
+
+
+@pytest.fixture
+def policy():
+    policy = Policy(4, 3, 16)
+    torch.nn.init.normal_(policy.actor.weight, std=0.1)  # so that memory shows in the scores
+    return policy
+
+
+def test_the_maze_is_an_environment_of_gymnasium():
+    from gymnasium.utils.env_checker import check_env
+
+    check_env(TMaze(), skip_render_check=True)
+    for turn, reward in ((True, 1.0), (False, -1.0)):
+        maze = TMaze((2, 5))
+        seen, _ = maze.reset(seed=3)
+        side = LEFT if seen[0] else RIGHT  # only the first observation says so
+        for _ in range(maze.way):
+            assert seen[2] == 1
+            seen, gained, terminated, truncated, _ = maze.step(FORWARD)
+            assert not seen[:2].any()
+            assert (gained, terminated, truncated) == (0.0, False, False)
+        assert seen.tolist() == [0, 0, 0, 1]
+        _, gained, terminated, _, _ = maze.step(side if turn else LEFT + RIGHT - side)
+        assert (gained, terminated) == (reward, True)
+    maze = TMaze((1, 2))
+    maze.reset(seed=0)
+    ends = [maze.step(LEFT if maze.way else FORWARD)[2:4] for _ in range(8)]
+    assert ends == [(False, False)] * 7 + [(False, True)]  # cut off
+
+
+def test_the_learner_computes_the_states_of_the_actor(policy):
+    """Over rollouts whose borders lie within episodes."""
+    actor = Actor(policy, batch=5, seed=0)
+    for _ in range(2):
+        rollout = actor.play(30)
+        assert rollout.reset[1:].any()
+        with torch.no_grad():
+            states, last = policy.rnn(rollout.seen[:-1], rollout.state, reset=rollout.reset[:-1])
+            looped = memory_policy.looped(policy.rnn, rollout.seen, rollout.state, rollout.reset)
+        assert torch.equal(actor.stepper.get_state(), last)
+        torch.testing.assert_close(states, looped[:-1])
+
+
+def test_the_policy_learns_the_way_of_short_corridors():
+    config = memory_policy.options().parse_args(["--updates=50", "--steps=16", "--rate=5e-3"])
+    policy = Policy(4, 3, 32)
+    successes = memory_policy.train(policy, Actor(policy, 16, 0, corridor=(1, 1)), config)
+    assert sum(successes[-10:]) / 10 > 0.8  # without memory: 0.5
+
+
+def test_torchrl_collects_and_replays_the_same_scores(policy):
+    pytest.importorskip("torchrl")
+    collected, whole = memory_policy.torchrl_rollout(policy, steps=80, seed=0)
+    is_init = collected["is_init"].squeeze(-1)
+    assert is_init[0]
+    assert is_init.sum() > 2
+    # is_init is the mask of the ends, a step later.
+    assert torch.equal(is_init[1:], collected["next", "done"].squeeze(-1)[:-1])
+    for key in ("logits", "state_value"):
+        torch.testing.assert_close(whole[key], collected[key])
+    torch.testing.assert_close(whole["next", "state"], collected["next", "state"])
+    # The same as one call with reset.
+    with torch.no_grad():
+        states, _ = policy.rnn(collected["observation"].float(), reset=is_init)
+    torch.testing.assert_close(states, whole["next", "state"])
+
+
+def test_training_keeps_dales_law_and_learns():
+    network, task = perceptual_decision.Network(40, 32, noise=0.1), perceptual_decision.Task(0)
+    config = perceptual_decision.options().parse_args(["--steps=60", "--batch=16"])
+    losses = perceptual_decision.train(network, task, config)
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    weight = network.rnn.weight_hh_l0
+    assert (weight[:, :32] >= 0).all()
+    assert (weight[:, 32:] <= 0).all()
+    assert (weight.diagonal() == 0).all()
+
+
+def test_text_is_learned():
+    options = [*SMALL["sample_text"].split(), "--seconds=0", "--threads=1", "--out=out"]
+    options += ["--steps=150", "--temperature=0", "--tokens=40", "--hidden=32"]
+    assert sample_text.main(options) == 0
+    assert "say what you" in Path("out/sample.txt").read_text()[4:]
+
+
+def draw(probabilities, count):
+    """As Stepper.generate draws: one float64 a row, by the distribution function."""
+    assert count == 1
+    number = torch.rand(len(probabilities), 1, dtype=torch.float64)
+    return (probabilities.double().cumsum(-1) <= number).sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_the_loop_and_the_stepper_draw_from_the_same_scores(temperature, monkeypatch):
+    """With the same random numbers, the same tokens."""
+    monkeypatch.setattr(torch, "multinomial", draw)
+    model = sample_text.Model(30, 24)
+    reference, prompt = sample_text.reference_of(model), torch.randint(30, (6,))
+    stepper = sample_text.prompted(model, prompt, batch=3)
+    torch.manual_seed(5)
+    ours = stepper.generate(model.score, 20, temperature)
+    torch.manual_seed(5)
+    theirs, _ = sample_text.looped(reference, prompt, 20, temperature, 3)
+    assert torch.equal(ours, theirs)
+
+
+def test_bad_options_are_refused(capsys):
+    for options, message in (
+        (["--text", "missing.txt"], "cannot read the text missing.txt"),
+        (["--vocab", "5"], "a vocabulary of 5 is too small"),
+        (["--prompt", ""], "the prompt is empty"),
+        (["--batch", "100000"], "too short"),
+    ):
+        assert sample_text.main([*SMALL["sample_text"].split(), *options]) == 2
+        assert message in capsys.readouterr().err
