@@ -62,8 +62,8 @@ def test_calls_are_planned_for_the_machine_that_runs_them():
     assert "planned for zen4, told by RNNEXT_CPU_MACHINE" in named
     assert "2 part(s) of the batch" in named
     changed = run_python("-c", code, RNNEXT_CPU_MACHINE="zen4,far_rate=4").stdout
-    assert "larger ones at 4;" in changed
-    assert "the hidden units of each among 2 threads" in changed
+    assert "far_rate=4," in changed
+    assert "2 part(s) of the hidden units" in changed
     wrong = run_python("-c", "import rnnext", RNNEXT_CPU_MACHINE="z80")
     assert wrong.returncode != 0
     assert "machine must be one of zen4, zen5, xeon-amx, got z80" in wrong.stderr
@@ -196,7 +196,7 @@ def test_few_rows_sum_the_gradients_of_weights_where_they_are_returned():
     assert not plan(65, 1, 256, 256, train=True)["direct_sums"]
     assert not plan(1, 64, 64, 64, train=True)["direct_sums"]  # each thread has sums of its own
     assert not plan(1, 16, 1024, 1024, train=True, dtype=torch.bfloat16)["direct_sums"]
-    assert "summed by hidden units, at the end, where they are returned" in explain(
+    assert "gradients of the weights are summed where they are returned" in explain(
         1, 16, 512, 512, train=True, threads=2, machine="zen4"
     )
 
@@ -206,9 +206,6 @@ def test_one_step_backward_packs_nothing():
     assert (found["streams"], found["own_rows"]) == (True, False)
     found = plan(3, 16, 256, 256, train=True, threads=1)
     assert (found["streams"], found["own_rows"]) == (False, True)
-    about = [explain(1, 16, 256, 256, train=True, hx=hx, machine="zen4") for hx in (True, False)]
-    assert "W_hh is multiplied as it lies" in about[0]
-    assert "W_hh is not read: no state came before" in about[1]
 
 
 def test_what_is_packed_for_few_steps_counts():
@@ -299,7 +296,7 @@ def test_a_machine_with_tiles_is_planned_for_them():
     text = explain(*size, machine="xeon-amx", dtype=torch.bfloat16, threads=2)
     assert "on amx_stand_in\n" in text
     assert "planned for xeon-amx, told by its name" in text
-    assert "530 on AMX tiles" in text
+    assert "tiles=530" in text
     assert "AMX tiles of up to 32 rows" in text
 
 
@@ -324,12 +321,12 @@ def test_questions_that_make_no_sense(wrong, message):
 
 def test_explain_says_it_in_words():
     text = explain(100, 1, 64, 256, threads=2, machine="zen4")
-    assert "the hidden units of each among 2 threads" in text
+    assert "2 part(s) of the hidden units" in text
     assert "W_ih x comes first" in text
     assert "planned for zen4" in text
     assert "nothing is packed" in explain(1, 1, 8, 8)
     assert "a wavefront" in explain(100, 1, 64, 64, num_layers=2, threads=2, machine="zen4")
-    assert "summed each part over its own rows" in explain(100, 16, 16, 64, train=True, threads=2)
+    assert "summed by each part over its own" in explain(100, 16, 16, 64, train=True, threads=2)
 
 
 def test_explain_from_the_command_line(capsys):
