@@ -3,7 +3,8 @@
 The task is a T-maze in the gymnasium API: a cue says which way to turn at the end of a corridor,
 and is seen in the first step only. Advantage actor-critic (A2C) trains a policy of one RNN and two
 heads. Rollouts have a fixed length, so episodes end and begin within them: the actor, a Stepper, is
-told by `reset(mask)`, the learner by `reset=`.
+told by `reset(mask)`, the learner by `reset=`. An episode that is cut off for its length counts as
+if it went on: the critic says what it would have brought.
 
     python examples/memory_policy.py
     python examples/memory_policy.py --torchrl    # and the module as torchrl's collectors see it
@@ -30,8 +31,9 @@ import rnnext
 
 try:
     import gymnasium
+    from gymnasium.vector import AutoresetMode  # since gymnasium 1.1
 except ImportError:
-    print("memory_policy needs gymnasium: pip install gymnasium, or rnnext's extra rl")
+    print("memory_policy needs gymnasium >= 1.1: pip install gymnasium, or rnnext's extra rl")
     sys.exit(2)
 
 matplotlib.use("Agg")  # a PNG needs no display
@@ -104,67 +106,118 @@ class Rollout(NamedTuple):
     reset: Tensor  # [T + 1, B] bool: an episode begins here
     state: Tensor  # [1, B, H], before the first step
     actions: Tensor  # [T, B]
-    rewards: Tensor  # [T, B]
+    rewards: Tensor  # [T, B], where an episode was cut off with the value of what it ended in
+    ends: Tensor  # [T, B] bool: an episode ended with this step
+    acts: Tensor  # [T, B] bool: the action was carried out
 
 
-def same_step() -> dict[str, Any]:
-    """The option by which the step that ends an episode observes the beginning of the next."""
-    modes = getattr(gymnasium.vector, "AutoresetMode", None)  # since gymnasium 1.1; before, always
-    return {"autoreset_mode": modes.SAME_STEP} if modes else {}
+class Step(NamedTuple):
+    """What a step of B environments brings."""
+
+    seen: Tensor  # [B, I], what the next action is chosen for
+    begins: Tensor  # [B] bool: `seen` is the first of an episode
+    rewards: Tensor  # [B]
+    ends: Tensor  # [B] bool: the step ended an episode,
+    truncated: Tensor  # [B] bool: which would have gone on,
+    final: Tensor  # [B, I]: and this is the last that was seen of it
+    acts: Tensor  # [B] bool: the action was carried out
+
+
+class Episodes:
+    """Vector environments of gymnasium that say where episodes begin, in each AutoresetMode.
+
+    - SAME_STEP: the step that ends an episode observes the beginning of the next one.
+    - NEXT_STEP, the default: it observes the end. The step after it ignores the action, and
+      observes the beginning.
+    - DISABLED: it observes the end, and `reset` with a mask the beginning.
+    """
+
+    def __init__(self, environments: gymnasium.vector.VectorEnv[Any, Any, Any]) -> None:
+        self.environments = environments
+        self.mode = environments.metadata["autoreset_mode"]
+        self.ended = torch.zeros(environments.num_envs, dtype=torch.bool)
+
+    def reset(self, seed: int) -> Tensor:
+        """The first observations; every episode begins."""
+        self.ended.zero_()
+        return torch.from_numpy(self.environments.reset(seed=seed)[0])
+
+    def step(self, action: Tensor) -> Step:
+        seen, rewards, terminated, truncated, infos = self.environments.step(action.numpy())
+        ends, acts = torch.from_numpy(terminated | truncated), torch.ones_like(self.ended)
+        final, begins = seen, ends
+        if self.mode == AutoresetMode.NEXT_STEP:
+            begins, acts = self.ended, ~self.ended
+        elif ends.any() and self.mode == AutoresetMode.SAME_STEP:
+            final = seen.copy()
+            final[ends] = np.stack(infos["final_obs"][ends.numpy()])
+        elif ends.any():
+            seen, _ = self.environments.reset(options={"reset_mask": ends.numpy()})
+        self.ended = ends
+        seen, rewards, truncated, final = map(torch.from_numpy, (seen, rewards, truncated, final))
+        return Step(seen, begins, rewards.float(), ends, truncated, final, acts)
 
 
 class Actor:
     """Plays in B environments, step by step, with the policy's weights.
 
     Attributes:
-        ends: the rewards with which episodes ended, so far.
+        returns: the rewards with which episodes ended, so far.
     """
 
     def __init__(
-        self, policy: Policy, batch: int, seed: int, corridor: tuple[int, int] = CORRIDOR
+        self,
+        policy: Policy,
+        batch: int,
+        seed: int,
+        corridor: tuple[int, int] = CORRIDOR,
+        mode: AutoresetMode = AutoresetMode.NEXT_STEP,
     ) -> None:
         mazes = [lambda: TMaze(corridor)] * batch
-        self.environments = gymnasium.vector.SyncVectorEnv(mazes, **same_step())
+        self.episodes = Episodes(gymnasium.vector.SyncVectorEnv(mazes, autoreset_mode=mode))
         self.policy = policy
         self.stepper = rnnext.Stepper(policy.rnn, batch)
-        self.seen = torch.from_numpy(self.environments.reset(seed=seed)[0])
+        self.seen = self.episodes.reset(seed)
         self.begins = torch.ones(batch, dtype=torch.bool)
-        self.ends: list[float] = []
+        self.returns: list[float] = []
 
     @torch.no_grad()
     def play(self, steps: int) -> Rollout:
         self.stepper.refresh()
         state = self.stepper.get_state()
-        seen, reset, actions, rewards = [self.seen], [self.begins], [], []
+        seen, reset, played = [self.seen], [self.begins], []
         for _ in range(steps):
             self.stepper.reset(self.begins)
             scores = self.policy.actor(self.stepper(self.seen))
             action = Categorical(logits=scores).sample()
-            observed, reward, terminated, truncated, _ = self.environments.step(action.numpy())
-            self.seen = torch.from_numpy(observed)
-            self.begins = torch.from_numpy(terminated | truncated)
-            self.ends += reward[terminated | truncated].tolist()
+            step = self.episodes.step(action)
+            self.returns += step.rewards[step.ends].tolist()
+            rewards = step.rewards
+            if step.truncated.any():  # it would have gone on: with what the critic expects of it
+                output, _ = self.stepper.step(step.final, self.stepper.get_state())
+                ahead = self.policy.critic(output).squeeze(-1)
+                rewards = rewards + DISCOUNT * step.truncated * ahead
+            self.seen, self.begins = step.seen, step.begins
             seen.append(self.seen)
             reset.append(self.begins)
-            actions.append(action)
-            rewards.append(torch.from_numpy(reward).float())
+            played.append([action, rewards, step.ends, step.acts])
         whole = map(torch.stack, (seen, reset))
-        return Rollout(*whole, state, torch.stack(actions), torch.stack(rewards))
+        return Rollout(*whole, state, *map(torch.stack, zip(*played, strict=True)))
 
 
-def loss_of(policy: Policy, rollout: Rollout, curiosity: float) -> Tensor:
-    """Of A2C, with generalized advantage estimates."""
+def loss_of(policy: Policy, rollout: Rollout, entropy: float) -> Tensor:
+    """Of A2C, with generalized advantage estimates; ``entropy`` is the coefficient of its bonus."""
     scores, values = policy(rollout.seen, rollout.state, rollout.reset)
-    goes_on = (~rollout.reset[1:]).float()
+    goes_on = (~rollout.ends).float()
     known = values.detach()
     errors = rollout.rewards + DISCOUNT * goes_on * known[1:] - known[:-1]
     advantages, ahead = torch.empty_like(errors), torch.zeros_like(errors[0])
     for t in reversed(range(len(errors))):
         advantages[t] = ahead = errors[t] + DISCOUNT * TRACE * goes_on[t] * ahead
-    chances = Categorical(logits=scores[:-1])
-    gain = chances.log_prob(rollout.actions) * (advantages / (advantages.std() + 1e-3))
-    misses = (values[:-1] - (known[:-1] + advantages)).square()
-    return (0.5 * misses - gain - curiosity * chances.entropy()).mean()
+    choice = Categorical(logits=scores[:-1])
+    gain = choice.log_prob(rollout.actions) * (advantages / (advantages.std() + 1e-3))
+    squares = (values[:-1] - (known[:-1] + advantages)).square()
+    return (0.5 * squares - gain - entropy * choice.entropy())[rollout.acts].mean()
 
 
 def train(policy: Policy, actor: Actor, config: argparse.Namespace) -> list[float]:
@@ -178,7 +231,7 @@ def train(policy: Policy, actor: Actor, config: argparse.Namespace) -> list[floa
         loss.backward()
         nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
         optimizer.step()
-        ended, known = actor.ends[known:], len(actor.ends)
+        ended, known = actor.returns[known:], len(actor.returns)
         before = successes[-1] if successes else 0.0
         successes.append(sum(end == 1.0 for end in ended) / len(ended) if ended else before)
         if (update + 1) % max(1, config.updates // 10) == 0:

@@ -41,6 +41,7 @@ def rnn(
     lengths: Tensor | None,
     batch_sizes: Tensor | None,
     reset: Tensor | None,
+    reset_state: Tensor | None,
     alpha: Sequence[Tensor],
     form: str,
     noise: Sequence[Tensor],

@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 from torch.fx import Proxy
+from torch.nn.utils import parametrize
 
 
 def refuse_script(module: nn.Module) -> NoReturn:
@@ -26,13 +27,15 @@ def slow_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return nn.Module._slow_forward(module, *args, **kwargs)  # type: ignore[no-untyped-call]
 
 
-def leaf(module: nn.Module, input: Proxy, **optional: Any) -> Any:
+def leaf(module: nn.Module, input: Any, **optional: Any) -> Any:
     """What torch.fx records of a call: the module as a whole, a leaf, as torch.nn's.
 
-    None where its tracer is to go into the module: into the model itself, a user's subclass, and a
-    module with hooks, which it has called by now. (It goes into all modules but those whose class
-    says that it is from ``torch.nn``.)
+    None where it does not trace, or its tracer is to go into the module: into the model itself, a
+    user's subclass, and a module with hooks, which it has called by now. (It goes into all modules
+    but those whose class says that it is from ``torch.nn``.)
     """
+    if not isinstance(input, Proxy):
+        return None
     tracer: Any = input.tracer
     root = getattr(tracer, "root", None)  # who makes proxies without a Tracer has none
     hooked = module._forward_pre_hooks or module._forward_hooks
@@ -43,13 +46,28 @@ def leaf(module: nn.Module, input: Proxy, **optional: Any) -> Any:
     return tracer.create_proxy("call_module", path, (input,), given)
 
 
-def _cannot(what: str, module: nn.Module, instead: str) -> NotImplementedError:
-    from rnnext.convert import class_of, counterpart, name_of  # it imports the modules, they this
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """Its class, less the one of its own that registering a parametrization gives a module.
 
-    name, theirs = name_of(class_of(module)), counterpart(module)
-    if theirs is None:
+    That one is derived from the other, and holds a property for each parametrized weight.
+    """
+    cls = type(module)
+    return cls.__mro__[1] if parametrize.is_parametrized(module) else cls
+
+
+def name_of(cls: type) -> str:
+    """Where users find a class."""
+    if getattr(nn, cls.__name__, None) is cls:
+        return f"torch.nn.{cls.__name__}"
+    ours = cls.__module__.startswith("rnnext.")
+    return f"{'rnnext' if ours else cls.__module__}.{cls.__qualname__}"
+
+
+def _cannot(what: str, module: nn.Module, instead: str) -> NotImplementedError:
+    name = name_of(class_of(module))
+    theirs = name.replace("rnnext.", "torch.nn.")
+    if not hasattr(nn, theirs.removeprefix("torch.nn.")):
         return NotImplementedError(f"{what} {name}; torch.nn has no such module: use {instead}")
     return NotImplementedError(
-        f"{what} {name}: call rnnext.revert(model) first, which makes it "
-        f"{name_of(theirs)}, or use {instead}"
+        f"{what} {name}: call rnnext.revert(model) first, which makes it {theirs}, or use {instead}"
     )

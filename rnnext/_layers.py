@@ -1,11 +1,12 @@
-"""Calls of the op that runs all layers: how weights may be given, and torch.nn's errors."""
+"""Calls of the op that runs all layers, and the errors of arguments that do not fit."""
 
-from collections.abc import Callable, Sequence
+import numbers
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_exporting
 from torch.nn.utils.rnn import PackedSequence
 
 import rnnext.ops  # noqa: F401  registers the fake kernels
@@ -30,17 +31,38 @@ def as_lengths(lengths: Lengths, device: torch.device) -> Tensor:
     return lengths.long() if lengths.dtype == torch.int32 or lengths.numel() == 0 else lengths
 
 
-def refuse_others(input: Any, **optional: Any) -> None:
-    """Raise TypeError for an argument that is no tensor, nor, where it may be, None."""
-    for name, value in {"input": input, **optional}.items():
-        if isinstance(value, Tensor) or (value is None and name != "input"):
-            continue
-        kind = type(value)
-        message = f"{name} must be a tensor, got {kind.__name__}"
-        if value is not None:
-            made = "from_numpy" if kind.__module__ == "numpy" else "tensor"
-            message += f": give torch.{made}({name})"
-        raise TypeError(message) from None
+def refuse_others(required: Mapping[str, Any], **optional: Any) -> None:
+    """Raise TypeError for an argument that is no tensor; the optional ones may be None."""
+    for name, value in {**required, **optional}.items():
+        if not isinstance(value, Tensor) and (value is not None or name in required):
+            raise TypeError(f"{name} must be a tensor, got {_kind_of(name, value)}") from None
+
+
+def refuse_no_number(name: str, value: object) -> None:
+    """Raise TypeError unless the value of this argument is a number or a tensor."""
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, Tensor)):
+        raise TypeError(f"{name} must be a number or a tensor, got {_kind_of(name, value)}")
+
+
+def _kind_of(name: str, value: object) -> str:
+    """Its type, and how to make a tensor of it."""
+    kind = type(value)
+    if kind.__module__ == "numpy":
+        return f"{kind.__name__}: give torch.from_numpy({name})"
+    if isinstance(value, (list, tuple)):
+        if any(isinstance(each, Tensor) for each in value):
+            return f"a {kind.__name__} of tensors"
+        return f"{kind.__name__}: give torch.tensor({name})"
+    return kind.__name__
+
+
+def refuse_shape(
+    name: str, tensor: Tensor, *shapes: Sequence[int], error: type[Exception] = ValueError
+) -> None:
+    """Raise unless the tensor has one of these shapes."""
+    if tuple(tensor.shape) not in shapes:
+        expected = " or ".join(str(list(shape)) for shape in shapes)
+        raise error(f"{name} must have shape {expected}, got {list(tensor.shape)}")
 
 
 def refuse_devices(weight: Tensor, **arguments: Tensor | None) -> None:
@@ -69,6 +91,7 @@ def run(
     form: str = "rate",
     noise: Sequence[Tensor] = (),
     table: Tensor | None = None,
+    reset_state: Tensor | None = None,
 ) -> tuple[_Sequence, Tensor]:
     """:func:`rnnext.functional.rnn` where all that it infers is known; the weights are flat.
 
@@ -81,8 +104,13 @@ def run(
     batch_sizes = None
     if type(input) is not Tensor and isinstance(input, PackedSequence):  # the slower of the two
         data, batch_sizes, sorted_indices, unsorted_indices = input
+        if is_exporting():
+            raise NotImplementedError(
+                "torch.export cannot follow a PackedSequence, whose sizes are data: give the "
+                "padded input, and lengths= beside it"
+            )
         if hx is not None and sorted_indices is not None:
-            refuse_others(data, hx=hx)
+            refuse_others({"input": data}, hx=hx)
             hx = hx.index_select(1, sorted_indices)
     else:
         data = input
@@ -103,13 +131,14 @@ def run(
             lengths,
             batch_sizes,
             reset,
+            reset_state,
             alpha,
             form,
             noise,
             nonlinearity,
         )
     except (RuntimeError, ValueError):
-        refuse_others(data, hx=hx, reset=reset)
+        refuse_others({"input": data}, hx=hx, reset=reset, reset_state=reset_state)
         states = num_layers * (2 if bidirectional else 1)
         if table is None:
             _raise_torchs(data, hx, weights, batch_sizes, states, batch_first)
@@ -137,25 +166,29 @@ def run_ensemble(
     batch_first: bool,
     dropout: float,
     training: bool,
-    lengths: Tensor | None,
+    lengths: Lengths | None,
     nonlinearity: str,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`rnnext.functional.rnn_ensemble` where all that it infers is known."""
-    M = weights[0].shape[0]
+    refuse_others({"input": input}, hx=hx, reset=reset)
+    M, H = weights[1].shape[0], weights[1].shape[-1]
     if input.dim() not in (3, 4):
         raise ValueError(f"input must have 3 or 4 dimensions, got {input.dim()}")
-    if hx is not None and hx.dim() != 4:
-        raise ValueError(f"hx must have 4 dimensions, [M, L * D, B, H], got {hx.dim()}")
-    if reset is not None and reset.dim() not in (2, 3):
-        raise ValueError(f"reset must have 2 or 3 dimensions, got {reset.dim()}")
+    directions = 2 if bidirectional else 1
+    if hx is not None:
+        batch = input.shape[-3 if batch_first else -2]
+        refuse_shape("hx", hx, (M, num_layers * directions, batch, H))
+    if reset is not None:
+        steps = input.shape[-3:-1]
+        refuse_shape("reset", reset, steps, (M, *steps))
 
     def of_each(tensor: Tensor, dims: int) -> Tensor:
         return tensor.expand(M, *tensor.shape) if tensor.dim() < dims else tensor
 
     x = of_each(input, 4)
     if lengths is not None:
-        lengths = of_each(lengths, 2)
+        lengths = of_each(as_lengths(lengths, weights[0].device), 2)
     if reset is not None:
         reset = of_each(reset, 3)
     if batch_first:
@@ -163,7 +196,6 @@ def run_ensemble(
         reset = None if reset is None else reset.transpose(1, 2)
     if x.shape[1] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    directions = 2 if bidirectional else 1
     size = (4 if has_biases else 2) * directions
     h_n = []
     for layer in range(num_layers):
@@ -250,7 +282,7 @@ def _raise_torchs(
 
 
 class Layers(NamedTuple):
-    """Weights, flat, and what their number and shapes say."""
+    """Weights, and what their number and shapes say."""
 
     weights: list[Tensor]
     has_biases: bool
@@ -258,75 +290,21 @@ class Layers(NamedTuple):
     bidirectional: bool
 
 
-def infer(weights: Sequence[Any], bidirectional: bool | None, members: int = 0) -> Layers:
-    """Weights that are flat, one list a set, or nested by layer and direction; see functional.rnn.
+def infer(weights: Sequence[Any], bidirectional: bool, members: int = 0) -> Layers:
+    """The weights of :func:`rnnext.functional.rnn`, which are one flat list.
 
     ``members`` is the number of dimensions that an ensemble's have more.
-
-    Raises ValueError where they are none of these, or leave open how many directions they are of.
     """
-    groups = list(weights)
-    if groups and all(isinstance(each, Tensor) for each in groups):
-        size = 4 if len(groups) > 2 and groups[2].dim() == 1 + members else 2
-        sets = [groups[i : i + size] for i in range(0, len(groups), size)]
-    else:
-        groups = [_listed(group) for group in groups]
-        sets = groups
-        if groups and not any(isinstance(each, Tensor) for group in groups for each in group):
-            sets = [_listed(each) for layer in groups for each in layer]
-            bidirectional = _nested_directions(groups, bidirectional)
-    if not sets or any(len(each) not in (2, 4) or len(each) != len(sets[0]) for each in sets):
+    flat = list(weights)
+    for weight in flat:
+        if not isinstance(weight, Tensor):
+            kind = type(weight).__name__
+            raise TypeError(f"weights must be one flat list of tensors, got a {kind} among them")
+    size = 4 if len(flat) > 2 and flat[2].dim() == 1 + members else 2
+    directions = 2 if bidirectional else 1
+    if not flat or len(flat) % (size * directions):
         raise ValueError(
-            "weights must hold weight_ih, weight_hh and both biases or none for each layer and "
-            f"direction, got sets of {[len(each) for each in sets]} tensors"
+            "weights must hold weight_ih, weight_hh and both biases or neither for each layer and "
+            f"each of {directions} directions, got {len(flat)} tensors"
         )
-    for each in sets:
-        for weight in each:
-            if not isinstance(weight, Tensor):
-                raise ValueError(f"weights must hold tensors, got a {type(weight).__name__}")
-    if bidirectional is None:
-        bidirectional = _looks_bidirectional(sets)
-    if bidirectional and len(sets) % 2:
-        raise ValueError(f"weights must hold two sets a layer if bidirectional, got {len(sets)}")
-    return Layers(
-        [weight for each in sets for weight in each],
-        len(sets[0]) == 4,
-        len(sets) // (2 if bidirectional else 1),
-        bidirectional,
-    )
-
-
-def _listed(group: Any) -> list[Any]:
-    if isinstance(group, Tensor) or not hasattr(group, "__iter__"):
-        raise ValueError(
-            "weights must be tensors, lists of each set's tensors, or lists of layers of lists of "
-            f"directions of them, got a {type(group).__name__} among them"
-        )
-    return list(group)
-
-
-def _nested_directions(layers: list[list[Any]], bidirectional: bool | None) -> bool:
-    counts = {len(layer) for layer in layers}
-    wanted = {1, 2} if bidirectional is None else {1 + bidirectional}
-    if len(counts) != 1 or not counts <= wanted:
-        raise ValueError(
-            f"each layer's weights must be of {' or '.join(map(str, sorted(wanted)))} directions, "
-            f"and of as many in each layer, got {[len(layer) for layer in layers]}"
-        )
-    return counts == {2}
-
-
-def _looks_bidirectional(sets: list[list[Tensor]]) -> bool:
-    """By the width of what a set reads: I in the first layer, then H, or 2 H if bidirectional."""
-    if len(sets) % 2:
-        return False
-    features, hidden = sets[0][0].shape[-1:], sets[0][1].shape[-1:]
-    if len(sets) > 2:
-        return sets[2][0].shape[-1:] != hidden
-    width = sets[1][0].shape[-1:]
-    if width == features == hidden:
-        raise ValueError(
-            "weights are of two layers or of two directions, which look the same where input_size "
-            "is hidden_size: give bidirectional, or nest the weights by layer and direction"
-        )
-    return width == features
+    return Layers(flat, size == 4, len(flat) // (size * directions), bidirectional)

@@ -6,9 +6,9 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from rnnext import _C
+from rnnext._deploy import class_of, name_of
 from rnnext.embedding import Embedding
 from rnnext.embedding_rnn import EmbeddingRNN
 from rnnext.rnn import RNN, RNNCell
@@ -50,7 +50,8 @@ def convert(model: _Model, *, embedding: bool = True, dry_run: bool = False) -> 
 def revert(model: _Model) -> _Model:
     """Undo :func:`convert`: every rnnext RNN, RNNCell and Embedding becomes torch.nn's, in place.
 
-    The two of an :class:`rnnext.EmbeddingRNN`, which torch.nn has no module for, stay.
+    The two of an :class:`rnnext.EmbeddingRNN`, which torch.nn has no module for, stay. torch.nn's
+    modules take neither ``lengths`` nor ``reset``: a model that passes them must pack instead.
 
     Args:
         model: any module; it may itself be one of the three.
@@ -80,30 +81,8 @@ def summary(model: nn.Module, *, embedding: bool = True) -> str:
     )
 
 
-def counterpart(module: nn.Module) -> type[nn.Module] | None:
-    """What :func:`revert` would make of a module of rnnext's."""
-    return _TO_TORCH.get(class_of(module))
-
-
 def _to_rnnext(embedding: bool) -> _Classes:
     return {k: v for k, v in _TO_RNNEXT.items() if embedding or k is not nn.Embedding}
-
-
-def class_of(module: nn.Module) -> type[nn.Module]:
-    """Its class, less the one of its own that registering a parametrization gives a module.
-
-    That one is derived from the other, and holds a property for each parametrized weight.
-    """
-    cls = type(module)
-    return cls.__mro__[1] if parametrize.is_parametrized(module) else cls
-
-
-def name_of(cls: type) -> str:
-    """Where users find a class."""
-    if getattr(nn, cls.__name__, None) is cls:
-        return f"torch.nn.{cls.__name__}"
-    ours = cls.__module__.startswith("rnnext.")
-    return f"{'rnnext' if ours else cls.__module__}.{cls.__qualname__}"
 
 
 class _Step(NamedTuple):

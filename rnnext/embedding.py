@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 
 from rnnext import _deploy, functional
 
@@ -67,7 +66,7 @@ class Embedding(nn.Embedding):
         Raises:
             IndexError, RuntimeError: as :func:`rnnext.functional.embedding`.
         """
-        if not isinstance(input, Tensor) and isinstance(input, Proxy):
+        if type(input) is not Tensor:
             node: Tensor | None = _deploy.leaf(self, input)
             if node is not None:
                 return node

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
-from torch.fx import Proxy
+from torch.compiler import is_compiling, is_exporting
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _C, _deploy, _layers
@@ -96,6 +96,7 @@ class EmbeddingRNN(nn.Module):
         hx: Tensor | None = None,
         lengths: _layers.Lengths | None = None,
         reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
     ) -> tuple[_Sequence, Tensor]:
         """Run over whole sequences of tokens.
 
@@ -106,6 +107,7 @@ class EmbeddingRNN(nn.Module):
                 Default: zeros.
             lengths: the number of steps of each row, as :meth:`rnnext.RNN.forward`'s.
             reset: where a new episode begins, as :meth:`rnnext.RNN.forward`'s.
+            reset_state: the states that it begins with, as :meth:`rnnext.RNN.forward`'s.
 
         Returns:
             ``(output, h_n)``: as :meth:`rnnext.RNN.forward`'s.
@@ -114,11 +116,11 @@ class EmbeddingRNN(nn.Module):
             IndexError: a token is outside 0..V-1; the message names it and its position.
             ValueError, TypeError, RuntimeError: as :meth:`rnnext.RNN.forward`.
         """
+        options = {"lengths": lengths, "reset": reset, "reset_state": reset_state}
         data = tokens.data if isinstance(tokens, PackedSequence) else tokens
         if not isinstance(data, Tensor):
-            node: tuple[_Sequence, Tensor] | None = None
-            if isinstance(data, Proxy):
-                node = _deploy.leaf(self, data, hx=hx, lengths=lengths, reset=reset)
+            node: tuple[_Sequence, Tensor] | None
+            node = _deploy.leaf(self, data, hx=hx, **options)
             if node is not None:
                 return node
             raise TypeError(f"tokens must be a tensor, got {type(data).__name__}")
@@ -127,7 +129,8 @@ class EmbeddingRNN(nn.Module):
             features: Any = self.embedding(data)
             if isinstance(tokens, PackedSequence):
                 features = tokens._replace(data=features)
-            result: tuple[_Sequence, Tensor] = self.rnn(features, hx, lengths, reset)
+            given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
+            result: tuple[_Sequence, Tensor] = self.rnn(features, hx, **given)
             return result
         rnn = self.rnn
         rows, index = table
@@ -147,6 +150,7 @@ class EmbeddingRNN(nn.Module):
                 nonlinearity_of(rnn),
                 reset,
                 table=rows,
+                reset_state=reset_state,
             )
         except IndexError:
             self.embedding(data)  # names the token's place in the layout that was given
@@ -160,27 +164,28 @@ class EmbeddingRNN(nn.Module):
             hx: Tensor | None = None,
             lengths: _layers.Lengths | None = None,
             reset: Tensor | None = None,
+            reset_state: Tensor | None = None,
         ) -> tuple[_Sequence, Tensor]: ...
 
     def _table(self, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
         """The rows of the table to multiply with W_ih, ``[U, E]``, and which of them each token is.
 
-        None where they would be nearly as many as the tokens: the kernel multiplies features as it
-        goes, and then that is as fast (measured); also where counting them would take as long as
-        it could spare.
+        None where the two modules must be called as they are: they do more than this class
+        computes, or the call is recorded for inputs of any size. Also None where the rows would be
+        nearly as many as the tokens, for the kernel multiplies features as it goes, and then that
+        is as fast (measured); or where counting them would take as long as it could spare.
         """
-        embedding = self.embedding
-        if (
-            embedding.max_norm is not None
-            or embedding.scale_grad_by_freq
-            or embedding.sparse
-            or embedding._forward_hooks
-            or embedding._forward_pre_hooks
-        ):
+        modules: dict[str, Any] = self._modules  # faster than through nn.Module.__getattr__
+        embedding, rnn = modules["embedding"], modules["rnn"]
+        if not (_is_plain(embedding, Embedding) and _is_plain(rnn, RNN)):
+            return None
+        if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
             return None  # set from outside: they see every token
+        if torch._C._get_tracing_state() is not None or is_exporting():
+            return None
         V, N = embedding.num_embeddings, tokens.numel()
         uncounted = (
-            N * embedding.embedding_dim * self.rnn.hidden_size < COUNTED_WORK
+            N * embedding.embedding_dim * rnn.hidden_size < COUNTED_WORK
             or V > COUNTED_ROWS
             or is_compiling()
             or type(tokens) is not Tensor
@@ -196,3 +201,19 @@ class EmbeddingRNN(nn.Module):
             return None
         rows, index = _C.occurring(tokens, V, int(N * PROJECTED_SHARE))
         return (embedding(rows), index) if len(rows) else None
+
+
+def _is_plain(module: nn.Module | None, cls: type[nn.Module]) -> bool:
+    """Whether calling a module runs this class's forward, on its parameters, and nothing else.
+
+    A parametrization gives a module a class of its own; torch's older spectral_norm, weight_norm
+    and prune are hooks.
+    """
+    return type(module) is cls and not (
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+        or "forward" in module.__dict__
+        or _has_any_global_hook()  # type: ignore[no-untyped-call]
+    )

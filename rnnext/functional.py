@@ -1,8 +1,7 @@
 """The operations as functions: parameters are arguments, nothing is kept between calls."""
 
-import numbers
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,22 +24,23 @@ _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 def rnn(
     input: _Sequence,
     hx: Tensor | None,
-    weights: Sequence[Any],
+    weights: Sequence[Tensor],
     *,
     nonlinearity: str = "tanh",
     batch_first: bool = False,
     dropout: float = 0.0,
     training: bool = False,
-    bidirectional: bool | None = None,
+    bidirectional: bool = False,
     lengths: _layers.Lengths | None = None,
     reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
 ) -> tuple[_Sequence, Tensor]:
     """Elman RNN over whole sequences, as :class:`torch.nn.RNN` computes it.
 
     Each layer and direction computes ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``.
     Below, T is the number of steps, B the batch size, I the input size, H the hidden size,
-    L the number of layers and D the number of directions. L, D and whether there are biases
-    follow from ``weights``.
+    L the number of layers and D the number of directions. L and whether there are biases follow
+    from ``weights``.
 
     Args:
         input: the features, ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` for one
@@ -48,10 +48,9 @@ def rnn(
             float64, bfloat16 or float16. T must be at least 1, B may be 0.
         hx: the state before the first step, ``[L * D, B, H]``, or ``[L * D, H]`` for one sequence;
             ``None`` for zeros.
-        weights: a set for each layer and, within it, each direction: ``weight_ih [H, I]``
-            (``[H, D * H]`` after the first layer), ``weight_hh [H, H]``, and ``bias_ih [H]``,
-            ``bias_hh [H]`` or neither. Either all tensors in one list, or a list of sets, as
-            ``torch.nn.RNN.all_weights``, or a list of layers, each a list of its directions' sets.
+        weights: all tensors in one list, in the order of ``torch.nn.RNN.parameters()``: for each
+            layer and, within it, each direction ``weight_ih [H, I]`` (``[H, D * H]`` after the
+            first layer), ``weight_hh [H, H]``, and ``bias_ih [H]``, ``bias_hh [H]`` or neither.
             Same dtype and device as ``input``.
         nonlinearity: f, ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` or ``"identity"``.
             Default: ``"tanh"``.
@@ -60,15 +59,16 @@ def rnn(
         dropout: probability of zeroing an output of each layer but the last. Default: 0.
         training: whether dropout applies. Default: ``False``.
         bidirectional: whether D is 2: a second set of weights reads each layer's input from its
-            end. Default: what ``weights`` say; two sets that are not nested leave it open where I
-            is H.
+            end. Default: ``False``.
         lengths: the number of steps of each row of a 3-D ``input``, ``[B]``, int64, int32 or a
             list of integers, each in 0..T: later steps are not computed, their output is 0, and
             ``h_n`` is the state after the row's own last step. Default: every row has T steps.
         reset: where a new episode begins, bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]``
-            for one sequence): the state before that step is zeros, not what went before, nor hx. A
-            direction that reads from the end starts anew where it leaves that step, so that a row
-            of several episodes gives what they give one by one. Default: nowhere.
+            for one sequence): the state before that step is ``reset_state``, not what went before,
+            nor hx. A direction that reads from the end starts anew where it leaves that step, so
+            that a row of several episodes gives what they give one by one. Default: nowhere.
+        reset_state: the state of each layer and direction before such a step, ``[L * D, H]``, or
+            ``[L * D, B, H]`` for one of each row; it gets gradients. Default: zeros.
 
     Returns:
         ``(output, h_n)``: the last layer's states ``[T, B, D * H]`` in the layout of ``input``
@@ -76,11 +76,13 @@ def rnn(
         ``[L * D, B, H]``, or ``[L * D, H]`` for one sequence.
 
     Raises:
-        ValueError: ``weights`` that hold no whole sets, or leave D open; ``input`` is not 2-D or
-            3-D, its dtype is not that of ``weights``, an unknown ``nonlinearity``, ``lengths`` of
-            another shape, outside 0..T, or with one sequence or a packed input, or ``reset`` of
-            another shape or with a packed input.
-        TypeError: ``reset`` is not bool, ``lengths`` are no integers, or an argument is no tensor.
+        ValueError: ``weights`` that are not as many as layers and directions have; ``input`` is not
+            2-D or 3-D, its dtype is not that of ``weights``, an unknown ``nonlinearity``,
+            ``lengths`` of another shape, outside 0..T, or with one sequence or a packed input, or
+            ``reset`` of another shape or with a packed input, or ``reset_state`` of another shape
+            or alone.
+        TypeError: ``reset`` is not bool, ``lengths`` are no integers, or an argument, or one of
+            ``weights``, is no tensor.
         RuntimeError: sizes, dtypes or devices do not fit together, T is 0, or the dtype is not
             supported.
 
@@ -101,20 +103,21 @@ def rnn(
         lengths,
         nonlinearity,
         reset,
+        reset_state=reset_state,
     )
 
 
 def rnn_ensemble(
     input: Tensor,
     hx: Tensor | None,
-    weights: Sequence[Any],
+    weights: Sequence[Tensor],
     *,
     nonlinearity: str = "tanh",
     batch_first: bool = False,
     dropout: float = 0.0,
     training: bool = False,
-    bidirectional: bool | None = None,
-    lengths: Tensor | None = None,
+    bidirectional: bool = False,
+    lengths: _layers.Lengths | None = None,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`rnn` of M members, each with weights of its own, one call a layer.
@@ -131,9 +134,9 @@ def rnn_ensemble(
         batch_first: whether the batch comes before the time. Default: ``False``.
         dropout: as :func:`rnn`'s, drawn for each member. Default: 0.
         training: whether dropout applies. Default: ``False``.
-        bidirectional: as :func:`rnn`'s. Default: what ``weights`` say.
-        lengths: the number of steps of each row, int64 ``[M, B]``, or ``[B]`` for all members.
-            Default: every row has T steps.
+        bidirectional: as :func:`rnn`'s. Default: ``False``.
+        lengths: the number of steps of each row, ``[M, B]``, or ``[B]`` for all members, as
+            :func:`rnn`'s. Default: every row has T steps.
         reset: where a new episode begins, bool, of the shape of ``input`` without its features, for
             each member or for all. Default: nowhere.
 
@@ -142,9 +145,9 @@ def rnn_ensemble(
         ``batch_first``), and the last state of each layer and direction, ``[M, L * D, B, H]``.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as :func:`rnn`; ValueError where the number of
-            dimensions of ``input`` or ``hx`` is another, RuntimeError where a tensor is not of M
-            members.
+        ValueError, TypeError, RuntimeError: as :func:`rnn`; ValueError where ``input`` has another
+            number of dimensions, or ``hx`` or ``reset`` another shape, RuntimeError where a tensor
+            is not of M members.
     """
     flat, has_biases, num_layers, bidirectional = _layers.infer(weights, bidirectional, members=1)
     return _layers.run_ensemble(
@@ -231,10 +234,9 @@ def recurrence(
     Comput. Biol. 12(2), 2016; N. Y. Masse et al., Nature Neuroscience 22, 2019.
     """
     _layers.refuse_others(
-        input,
+        {"input": input, "weight_hh": weight_hh},
         hx=hx,
         weight_ih=weight_ih,
-        weight_hh=weight_hh,
         bias_ih=bias_ih,
         bias_hh=bias_hh,
         reset=reset,
@@ -245,22 +247,20 @@ def recurrence(
     if weight_hh.dim() != 2:
         raise RuntimeError(f"weight_hh must have shape [H, H], got {list(weight_hh.shape)}")
     x = input.transpose(0, 1) if batch_first else input
-    if batch_first and reset is not None:
-        if reset.dim() != 2:
-            raise ValueError(f"reset must have 2 dimensions, [B, T], got {reset.dim()}")
-        reset = reset.transpose(0, 1)
     hidden = weight_hh.shape[0]
+    state = (x.shape[1], hidden)
+    if hx is not None:
+        _layers.refuse_shape("hx", hx, state, error=RuntimeError)
+    if reset is not None:
+        _layers.refuse_shape("reset", reset, input.shape[:2])
+        reset = reset.transpose(0, 1) if batch_first else reset
     if bias_ih is None and bias_hh is not None:
         bias_ih = torch.zeros_like(bias_hh)
     if bias_hh is None and bias_ih is not None:
         bias_hh = torch.zeros_like(bias_ih)
     if reset_state is not None:
-        if reset_state.shape not in ((hidden,), (x.shape[1], hidden)):
-            raise ValueError(
-                f"reset_state must have shape [{hidden}] or [{x.shape[1]}, {hidden}], got "
-                f"{list(reset_state.shape)}"
-            )
-        reset_state = reset_state.expand(1, x.shape[1], hidden)
+        _layers.refuse_shape("reset_state", reset_state, (hidden,), state)
+        reset_state = reset_state.expand(1, *state)
     output, h_n, _ = _recurrence(
         x,
         None if hx is None else hx.unsqueeze(0),
@@ -282,19 +282,12 @@ def recurrence(
     return output.transpose(0, 1) if batch_first else output, h_n.squeeze(0)
 
 
-def check_number(name: str, value: object) -> None:
-    """Raise TypeError unless the value of this argument is a number or a tensor."""
-    if isinstance(value, bool) or not isinstance(value, (numbers.Real, Tensor)):
-        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
-
-
 def _alpha(alpha: float | Tensor, weight_hh: Tensor) -> Tensor:
     """The leak of each unit, ``[H]``."""
     H = weight_hh.shape[0]
-    check_number("alpha", alpha)
+    _layers.refuse_no_number("alpha", alpha)
     if isinstance(alpha, Tensor):
-        if alpha.dim() > 1 or (alpha.dim() == 1 and alpha.shape[0] != H):
-            raise ValueError(f"alpha must have shape [] or [{H}], got {list(alpha.shape)}")
+        _layers.refuse_shape("alpha", alpha, (), (H,))
         return alpha.expand(H)
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha must be in (0, 1], got {alpha}")
@@ -338,10 +331,8 @@ def rnn_cell(
         return cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
     except (RuntimeError, ValueError):
         _layers.refuse_others(
-            input,
+            {"input": input, "weight_ih": weight_ih, "weight_hh": weight_hh},
             hx=hx,
-            weight_ih=weight_ih,
-            weight_hh=weight_hh,
             bias_ih=bias_ih,
             bias_hh=bias_hh,
         )
@@ -380,35 +371,49 @@ def embedding(
         AssertionError: ``padding_idx`` is outside -V..V-1.
         IndexError: an index is outside 0..V-1; the message names it and its position. ``weight`` is
             then unchanged.
-        TypeError: ``input`` is not a tensor.
+        TypeError: ``input`` or ``weight`` is not a tensor.
         RuntimeError: indices that are not int32 or int64, ``weight`` not 2-D, or mixed devices.
 
     The interface follows ``torch.nn.functional.embedding``.
     """
     if padding_idx is None:
         padding_idx = -1
-    else:
+    elif isinstance(weight, Tensor):
         rows = weight.size(0)
         if not -rows <= padding_idx < rows:
             raise AssertionError("Padding_idx must be within num_embeddings")
         if padding_idx < 0:
             padding_idx += rows
     gather = _embedding if is_compiling() else _C.embedding
-    if max_norm is not None:
-        table = weight.detach()
-        # Raises on a bad index before any row is written.
-        gather(table[:, :1], input, -1, False, False)
-        torch.embedding_renorm_(table, input.contiguous(), max_norm, norm_type)
     try:
+        if max_norm is not None:
+            table = weight.detach()
+            # Raises on a bad index before any row is written.
+            found = gather(table, input, -1, False, False)
+            if _may_exceed(found, max_norm, norm_type):
+                torch.embedding_renorm_(table, input.contiguous(), max_norm, norm_type)
         return gather(weight, input, padding_idx, scale_grad_by_freq, sparse)
-    except RuntimeError:
-        if isinstance(input, Tensor):
-            _layers.refuse_devices(weight, indices=input)
-            raise
-        kind = type(input).__name__
-        raise TypeError(
-            f"embedding(): argument 'indices' (position 2) must be Tensor, not {kind}"
-        ) from None
+    except (AttributeError, RuntimeError):
+        for place, (name, value) in enumerate({"weight": weight, "indices": input}.items(), 1):
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"embedding(): argument '{name}' (position {place}) must be Tensor, not "
+                    f"{type(value).__name__}"
+                ) from None
+        _layers.refuse_devices(weight, indices=input)
+        raise
+
+
+def _may_exceed(rows: Tensor, max_norm: float, norm_type: float) -> bool:
+    """Whether a row may have to be scaled down: torch counts that as a write even of no row.
+
+    Only on the CPU does looking cost less than scaling.
+    """
+    recorded = is_compiling() or torch._C._get_tracing_state() is not None
+    if recorded or type(rows) is not Tensor or not rows.is_cpu:
+        return True
+    norms: Tensor = torch.linalg.vector_norm(rows, norm_type, -1)
+    return bool((norms > max_norm).any())
 
 
 def check_indices(device: torch.device | str | int | None = None) -> None:

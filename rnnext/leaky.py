@@ -1,16 +1,15 @@
 """LeakyRNN: an Elman RNN whose state leaks, as continuous-time models of neurons do."""
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _C, _deploy, _layers
-from rnnext.functional import check_number
 from rnnext.rnn import weights_of
 
 __all__ = ["LeakyRNN"]
@@ -35,8 +34,8 @@ class LeakyRNN(nn.RNNBase):
       v;
     - ``form="blend"``: ``h_t = f((1 - a) h_{t-1} + a p_t)``, output ``o_t = h_t``.
 
-    Where alpha is 1 and there is no noise, the first and the last are :class:`rnnext.RNN`, to the
-    bit.
+    Where alpha is 1, there is no noise and states are finite, the first and the last are
+    :class:`rnnext.RNN`, to the bit. (0 times an infinite state is NaN.)
 
     Args:
         input_size: I, the number of features of x_t.
@@ -54,7 +53,7 @@ class LeakyRNN(nn.RNNBase):
         dt: the length of a step, in the unit of ``tau``; given in place of ``alpha``.
         tau: the time constant, a float, ``[]`` or ``[H]``, at least dt: alpha is ``dt / tau``.
         learn_alpha: whether alpha is learned, by each layer and direction for itself: the parameter
-            is its logit, and ``alpha = sigmoid(logit)``, in (0, 1). One for each unit if ``alpha``
+            is its logit, and ``alpha = sigmoid(logit)``, in (0, 1]. One for each unit if ``alpha``
             or ``tau`` is ``[H]``, else one for all units. Default: ``False``.
         form: as above. Default: ``"rate"``.
         noise_std: standard deviation of the noise added to p_t while training, drawn anew for every
@@ -83,6 +82,7 @@ class LeakyRNN(nn.RNNBase):
 
     alpha: Tensor
     weight_hh_l0: Tensor
+    _noise_std: float
     __prepare_scriptable__ = _deploy.refuse_script
     _slow_forward = _deploy.slow_forward
 
@@ -110,8 +110,10 @@ class LeakyRNN(nn.RNNBase):
         _one_of("nonlinearity", nonlinearity, _C.nonlinearities())
         _one_of("form", form, _C.forms())
         _one_of("noise_scale", noise_scale, list(_NOISE_SCALES))
-        if not noise_std >= 0 or math.isinf(noise_std):
-            raise ValueError(f"noise_std must be finite and not negative, got {noise_std}")
+        if not isinstance(num_layers, int):
+            hint = "; alpha is given by name" if isinstance(num_layers, (float, Tensor)) else ""
+            kind = type(num_layers).__name__
+            raise TypeError(f"num_layers must be an integer, got {kind}{hint}")
         super().__init__(
             "RNN_TANH",  # what RNNBase must know: how many gates
             input_size,
@@ -139,6 +141,19 @@ class LeakyRNN(nn.RNNBase):
         for name in self._logit_names():
             self.register_parameter(name, nn.Parameter(value.logit()))
 
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise."""
+        return self._noise_std
+
+    @noise_std.setter
+    def noise_std(self, value: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"noise_std must be a number, got {type(value).__name__}")
+        if not 0 <= value < math.inf:
+            raise ValueError(f"noise_std must be finite and not negative, got {value}")
+        self._noise_std = float(value)
+
     def _logit_names(self) -> list[str]:
         directions = ["", "_reverse"] if self.bidirectional else [""]
         return [f"logit_alpha_l{k}{d}" for k in range(self.num_layers) for d in directions]
@@ -146,14 +161,17 @@ class LeakyRNN(nn.RNNBase):
     def reset_parameters(self) -> None:
         """Draw the weights and biases anew, as torch.nn.RNN; alpha stays."""
         bound = self.hidden_size**-0.5
-        for name in self._flat_weights_names:
-            nn.init.uniform_(getattr(self, name), -bound, bound)
+        for name, parameter in self.named_parameters():  # of a parametrized weight its originals
+            if "logit_alpha_l" not in name:
+                nn.init.uniform_(parameter, -bound, bound)
 
     def alphas(self) -> list[Tensor]:
         """The leak of each layer and, within it, direction: ``[H]`` each."""
         H = self.hidden_size
         if self.learn_alpha:
-            return [getattr(self, name).sigmoid().expand(H) for name in self._logit_names()]
+            logits = [getattr(self, name) for name in self._logit_names()]
+            least = torch.finfo(logits[0].dtype).tiny  # sigmoid underflows to 0
+            return [logit.sigmoid().clamp_min(least).expand(H) for logit in logits]
         states = self.num_layers * (2 if self.bidirectional else 1)
         alpha = self._buffers.get("alpha")  # twice as fast as through nn.Module.__getattr__
         return [(self.alpha if alpha is None else alpha).expand(H)] * states
@@ -164,6 +182,7 @@ class LeakyRNN(nn.RNNBase):
         hx: Tensor | None = None,
         lengths: _layers.Lengths | None = None,
         reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
     ) -> tuple[_Sequence, Tensor]:
         """Run the layers over whole sequences.
 
@@ -173,6 +192,8 @@ class LeakyRNN(nn.RNNBase):
                 Default: zeros.
             lengths: the number of steps of each row, as :meth:`rnnext.RNN.forward`'s.
             reset: where a new episode begins, as :meth:`rnnext.RNN.forward`'s.
+            reset_state: the states that it begins with, as :meth:`rnnext.RNN.forward`'s; v of the
+                form ``"voltage"``.
 
         Returns:
             ``(output, h_n)``: the last layer's outputs, laid out as ``input`` with ``D * H``
@@ -182,9 +203,10 @@ class LeakyRNN(nn.RNNBase):
             ValueError, TypeError, RuntimeError: as :func:`rnnext.functional.rnn`, and ValueError
                 for an alpha outside (0, 1].
         """
-        if not isinstance(input, Tensor) and isinstance(input, Proxy):
+        if type(input) is not Tensor:
             node: tuple[_Sequence, Tensor] | None
-            node = _deploy.leaf(self, input, hx=hx, lengths=lengths, reset=reset)
+            options = {"lengths": lengths, "reset": reset, "reset_state": reset_state}
+            node = _deploy.leaf(self, input, hx=hx, **options)
             if node is not None:
                 return node
         alphas, noise = self.alphas(), []
@@ -210,6 +232,7 @@ class LeakyRNN(nn.RNNBase):
             alphas,
             self.form,
             noise,
+            reset_state=reset_state,
         )
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
@@ -220,6 +243,7 @@ class LeakyRNN(nn.RNNBase):
             hx: Tensor | None = None,
             lengths: _layers.Lengths | None = None,
             reset: Tensor | None = None,
+            reset_state: Tensor | None = None,
         ) -> tuple[_Sequence, Tensor]: ...
 
     def _without_padding(self, input: Tensor, lengths: Tensor) -> Tensor:
@@ -262,7 +286,7 @@ def _leak(
     """Alpha, [] or [H], on the CPU, from either way to give it."""
 
     def exact(name: str, number: float | Tensor) -> Tensor:
-        check_number(name, number)
+        _layers.refuse_no_number(name, number)
         return torch.as_tensor(number, dtype=torch.float64, device="cpu").detach()
 
     if alpha is None:
@@ -273,8 +297,7 @@ def _leak(
         if dt is not None or tau is not None:
             raise ValueError("alpha must not be given with dt and tau")
         name, value = "alpha", exact("alpha", alpha).clone()
-    if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != H):
-        raise ValueError(f"{name} must have shape [] or [{H}], got {list(value.shape)}")
+    _layers.refuse_shape(name, value, (), (H,))
     stored = value.to(dtype)
     if not bool(((stored > 0) & (value <= 1)).all()):
         low, high = value.min().item(), value.max().item()

@@ -86,6 +86,8 @@ def _layer(
         ]
         weight_ih = [op.Constant(value=eye) for eye in columns]
     steps: Any = None if lengths is None else op.Cast(lengths, to=ir.DataType.INT32)
+    if nonlinearity not in _ACTIVATIONS:
+        _refuse(f"activation {nonlinearity}")
     bias = None
     if bias_ih:
         bias = _stacked([op.Concat(*pair, axis=0) for pair in zip(bias_ih, bias_hh, strict=True)])
@@ -102,6 +104,9 @@ def _layer(
         direction=direction,
         hidden_size=H,
     )  # output: [T, D, B, H]
+    if hx is not None and lengths is not None:  # onnxruntime gives zeros for a row without steps
+        no_steps = op.Equal(lengths, _constant(0))
+        h_n = op.Where(op.Unsqueeze(no_steps, _constant(0, 2)), hx, h_n)
     if D == 1:
         return op.Squeeze(output, _constant(1)), h_n
     return op.Reshape(op.Transpose(output, perm=[0, 2, 1, 3]), _constant(0, 0, D * H)), h_n
@@ -121,6 +126,7 @@ def _rnn(
     lengths: Any,
     batch_sizes: Any,
     reset: Any,
+    reset_state: Any,
     alpha: Any,
     form: Any,
     noise: Any,

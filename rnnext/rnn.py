@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _deploy, _layers, functional
@@ -120,6 +119,7 @@ class RNN(nn.RNNBase):
         hx: Tensor | None = None,
         lengths: _layers.Lengths | None = None,
         reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
     ) -> tuple[_Sequence, Tensor]:
         """Run the layers over whole sequences.
 
@@ -130,8 +130,10 @@ class RNN(nn.RNNBase):
             lengths: the number of steps of each row, ``[B]``, int64, int32 or a list of integers;
                 see :func:`rnnext.functional.rnn`. Default: every row has T steps.
             reset: bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]`` for a 2-D input), where
-                a new episode begins: every layer's state before that step is zeros; see
+                a new episode begins: every layer's state before that step is ``reset_state``; see
                 :func:`rnnext.functional.rnn`. Default: nowhere.
+            reset_state: ``[L * D, H]`` or ``[L * D, B, H]``, the states that episodes begin with,
+                which may be learned. Default: zeros.
 
         Returns:
             ``(output, h_n)``: the last layer's states, laid out as ``input`` with ``D * H``
@@ -140,9 +142,10 @@ class RNN(nn.RNNBase):
         Raises:
             ValueError, TypeError, RuntimeError: as :func:`rnnext.functional.rnn`.
         """
-        if not isinstance(input, Tensor) and isinstance(input, Proxy):
+        if type(input) is not Tensor:
             node: tuple[_Sequence, Tensor] | None
-            node = _deploy.leaf(self, input, hx=hx, lengths=lengths, reset=reset)
+            options = {"lengths": lengths, "reset": reset, "reset_state": reset_state}
+            node = _deploy.leaf(self, input, hx=hx, **options)
             if node is not None:
                 return node
         return _layers.run(
@@ -158,6 +161,7 @@ class RNN(nn.RNNBase):
             lengths,
             _OF_MODE.get(self.mode) or nonlinearity_of(self),  # a call less
             reset,
+            reset_state=reset_state,
         )
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
@@ -168,6 +172,7 @@ class RNN(nn.RNNBase):
             hx: Tensor | None = None,
             lengths: _layers.Lengths | None = None,
             reset: Tensor | None = None,
+            reset_state: Tensor | None = None,
         ) -> tuple[_Sequence, Tensor]: ...
 
 
@@ -207,7 +212,7 @@ class RNNCell(nn.RNNCell):
         Raises:
             ValueError, RuntimeError: as :func:`rnnext.functional.rnn_cell`.
         """
-        if not isinstance(input, Tensor) and isinstance(input, Proxy):
+        if type(input) is not Tensor:
             node: Tensor | None = _deploy.leaf(self, input, hx=hx)
             if node is not None:
                 return node

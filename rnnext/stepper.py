@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnext import _C, functional
+from rnnext._layers import refuse_others, refuse_shape
 from rnnext.embedding_rnn import EmbeddingRNN
 from rnnext.leaky import LeakyRNN
 from rnnext.rnn import CELL_WEIGHTS, RNN, nonlinearity_of, weights_of
@@ -145,17 +146,32 @@ class Stepper:
         """
         self._stepper.set_state(state)
 
-    def reset(self, mask: Tensor | None = None) -> None:
-        """Set states to zeros: of all sequences, or of those that have ended.
+    def reset(self, mask: Tensor | None = None, state: Tensor | None = None) -> None:
+        """Begin anew: all sequences, or those that have ended.
 
         Args:
             mask: bool ``[B]``, which ones. Default: all.
+            state: what they begin with, ``[L, H]`` or ``[L, B, H]``: the module's ``reset_state``.
+                Default: zeros.
 
         Raises:
-            TypeError: not a bool tensor.
-            ValueError: another shape or device.
+            TypeError: a mask that is no bool tensor, or a state that is no tensor.
+            ValueError, RuntimeError: another shape, dtype or device.
         """
-        self._stepper.reset(mask)
+        if state is None:
+            self._stepper.reset(mask)
+            return
+        refuse_others({"state": state}, mask=mask)
+        L, B, H = self.num_layers, self.batch_size, self.hidden_size
+        refuse_shape("state", state, (L, H), (L, B, H))
+        state = state.detach()
+        state = state if state.dim() == 3 else state.unsqueeze(1).expand(L, B, H)
+        if mask is not None:
+            if mask.dtype != torch.bool:
+                raise TypeError(f"mask must be a bool tensor, got {str(mask.dtype)[6:]}")
+            refuse_shape("mask", mask, (B,))
+            state = torch.where(mask.unsqueeze(1), state, self.get_state())
+        self.set_state(state)
 
     def refresh(self) -> None:
         """Read the module's weights anew; the states stay."""

@@ -60,9 +60,13 @@ class LayerWeights {
 Tensor project(const Tensor& x, const LayerWeights& of) {
   const size_t D = of.hh.size();
   const bool has_biases = !of.bias_ih.empty();
-  if (x.dim() == 2 && x.is_cpu()) {
+  if (x.is_cpu()) {
+    if (x.dim() == 3) {
+      const Tensor rows = project(x.flatten(0, 1), of);
+      return rows.view_symint({x.sym_size(0), x.sym_size(1), rows.sym_size(1)});
+    }
     // One step of as many sequences, from zeros: its sums are those that a step of the recurrence
-    // begins with, to the bit. W_hh says no more than H.
+    // begins with, to the bit and on any number of threads. W_hh says no more than H.
     const Tensor unread[2] = {of.hh[0].detach(), D > 1 ? of.hh[1].detach() : Tensor()};
     const Tensor output = std::get<0>(call_forward<RecurrenceOp>(
         plain_arguments(x.unsqueeze(0), std::nullopt, of.ih, TensorList(unread, D), of.bias_ih,
@@ -104,7 +108,7 @@ struct RnnArguments {
   bool bidirectional, batch_first;
   double dropout;
   bool training;
-  const OptionalTensor &index, &lengths, &batch_sizes, &reset;
+  const OptionalTensor &index, &lengths, &batch_sizes, &reset, &reset_state;
   TensorList alpha;
   std::string_view form;
   TensorList noise;
@@ -113,6 +117,30 @@ struct RnnArguments {
   int64_t D() const { return bidirectional ? 2 : 1; }
   bool drops() const { return dropout > 0 && training; }
 };
+
+// Of the states, named in the shapes that the caller gave; B is not known of packed sequences.
+void check_states(const RnnArguments& a, const Sequences& sequences, std::optional<c10::SymInt> B) {
+  const Tensor& like = a.weights[1];
+  if (!like.defined() || like.dim() != 2) return;  // left to the op to refuse
+  const c10::SymInt H = like.sym_size(0);
+  const int64_t states = a.num_layers * a.D();
+  const auto fits = [&](const Tensor& t, bool batched) {
+    const c10::SymIntArrayRef got = t.sym_sizes();
+    return got.size() == (batched ? 3 : 2) && got[0] == states && got.back() == H &&
+           (!batched || !B || got[1] == *B);
+  };
+  const auto shape = [&](bool batched) {
+    return c10::str("[", states, !batched ? "" : B ? c10::str(", ", *B) : ", B", ", ", H, "]");
+  };
+  const bool batched = !sequences.unbatched;
+  if (given(a.hx))
+    TORCH_CHECK(fits(*a.hx, batched), "hx must have shape ", shape(batched), ", got ",
+                a.hx->sym_sizes());
+  if (given(a.reset_state))
+    TORCH_CHECK_VALUE(fits(*a.reset_state, false) || (batched && fits(*a.reset_state, true)),
+                      "reset_state must have shape ", shape(false),
+                      batched ? " or " + shape(true) : "", ", got ", a.reset_state->sym_sizes());
+}
 
 // What the ops of one layer do not check, as they are given neither layers nor batch_first.
 Sequences check(const RnnArguments& a) {
@@ -136,18 +164,15 @@ Sequences check(const RnnArguments& a) {
                     "lengths needs a 3-D input: one sequence or a packed input has its own");
   if (given(a.reset)) {
     TORCH_CHECK_VALUE(!packed, "reset must not be given with a packed input");
-    TORCH_CHECK_VALUE(a.reset->dim() == dims - 1, "reset must have shape ",
-                      sequences.unbatched ? "[T]"
-                      : a.batch_first     ? "[B, T]"
-                                          : "[T, B]",
-                      ", got ", a.reset->sym_sizes());
+    const c10::SymIntArrayRef steps = rows.sym_sizes().slice(0, dims - 1);
+    TORCH_CHECK_VALUE(a.reset->sym_sizes() == steps, "reset must have shape ", steps, ", got ",
+                      a.reset->sym_sizes());
   }
   TORCH_CHECK(rows.sym_size(sequences.batch_first && !sequences.unbatched) > 0,
               "Expected sequence length to be larger than 0 in RNN");
-  if (given(a.hx))
-    TORCH_CHECK(a.hx->dim() == 3 - sequences.unbatched && a.hx->sym_size(0) == a.num_layers * D,
-                "hx must have shape [", a.num_layers * D,
-                sequences.unbatched ? ", H], got " : ", B, H], got ", a.hx->sym_sizes());
+  std::optional<c10::SymInt> B;
+  if (!packed && !sequences.unbatched) B = rows.sym_size(sequences.batch_first ? 0 : 1);
+  check_states(a, sequences, B);
   TORCH_CHECK(!table || a.noise.empty(), "noise must not be given with an index: it is not shared");
   return sequences;
 }
@@ -155,15 +180,24 @@ Sequences check(const RnnArguments& a) {
 // Whether the op for a whole stack of layers takes it.
 bool stacks(const RnnArguments& a) {
   return a.num_layers > 1 && !a.bidirectional && !a.drops() && !given(a.index) && a.noise.empty() &&
-         stackable(a.input) && (!given(a.hx) || stackable(*a.hx)) &&
+         !given(a.reset_state) && stackable(a.input) && (!given(a.hx) || stackable(*a.hx)) &&
          std::all_of(a.weights.begin(), a.weights.end(), stackable) &&
          std::all_of(a.alpha.begin(), a.alpha.end(), stackable);
+}
+
+// The state that episodes begin with, [L * D, B, H], if there are resets.
+OptionalTensor reset_states(const RnnArguments& a, const OptionalTensor& resets) {
+  if (!given(a.reset_state) || !given(resets) || a.reset_state->dim() == 3) return a.reset_state;
+  const Tensor& start = *a.reset_state;
+  return start.unsqueeze(1).expand_symint(
+      {start.sym_size(0), resets->sym_size(1), start.sym_size(1)});
 }
 
 // Output and last states of the layers; x, state, tokens and resets are time first.
 std::tuple<Tensor, Tensor> run_layers(const RnnArguments& a, Tensor x, const OptionalTensor& state,
                                       const OptionalTensor& tokens, const OptionalTensor& resets) {
   const int64_t D = a.D();
+  const OptionalTensor first_states = reset_states(a, resets);
   std::vector<Tensor> h_n;
   for (int64_t layer = 0; layer < a.num_layers; ++layer) {
     const LayerWeights weights(a.weights, a.has_biases, D, layer);
@@ -174,13 +208,15 @@ std::tuple<Tensor, Tensor> run_layers(const RnnArguments& a, Tensor x, const Opt
     if (projects) x = project(x, weights);
     if (!a.noise.empty()) x = x + at::randn_like(x) * at::cat(a.noise.slice(layer * D, D));
     const auto unless_projected = [&](TensorList list) { return projects ? TensorList() : list; };
-    const OptionalTensor start =
-        given(state) && a.num_layers > 1 ? OptionalTensor(state->narrow(0, layer * D, D)) : state;
+    const auto of_layer = [&](const OptionalTensor& all) {
+      return given(all) && a.num_layers > 1 ? OptionalTensor(all->narrow(0, layer * D, D)) : all;
+    };
     const TensorList alphas = a.alpha.empty() ? a.alpha : a.alpha.slice(layer * D, D);
-    auto [output, h, saved] = call_forward<RecurrenceOp>(RecurrenceArguments{
-        x, start, unless_projected(weights.ih), weights.hh, unless_projected(weights.bias_ih),
-        unless_projected(weights.bias_hh), reads_table ? tokens : std::nullopt, a.lengths,
-        a.batch_sizes, resets, std::nullopt, alphas, a.form, a.nonlinearity, directions(D)});
+    auto [output, h, saved] = call_forward<RecurrenceOp>(
+        RecurrenceArguments{x, of_layer(state), unless_projected(weights.ih), weights.hh,
+                            unless_projected(weights.bias_ih), unless_projected(weights.bias_hh),
+                            reads_table ? tokens : std::nullopt, a.lengths, a.batch_sizes, resets,
+                            of_layer(first_states), alphas, a.form, a.nonlinearity, directions(D)});
     x = std::move(output);
     h_n.push_back(std::move(h));
     if (a.drops() && layer + 1 < a.num_layers) x = at::dropout(x, a.dropout, a.training);

@@ -46,10 +46,8 @@ TORCH_LIBRARY(rnnext, m) {
   m.def(
       "rnn(Tensor input, Tensor? hx, Tensor[] weights, bool has_biases, int num_layers, "
       "bool bidirectional, bool batch_first, float dropout, bool training, Tensor? index, "
-      "Tensor? lengths, Tensor? batch_sizes, Tensor? reset, Tensor[] alpha, str form, Tensor[] "
-      "noise, "
-      "str nonlinearity) -> "
-      "(Tensor output, Tensor h_n)");
+      "Tensor? lengths, Tensor? batch_sizes, Tensor? reset, Tensor? reset_state, Tensor[] alpha, "
+      "str form, Tensor[] noise, str nonlinearity) -> (Tensor output, Tensor h_n)");
   m.def(
       "rnn_cell(Tensor input, Tensor? hx, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
       "Tensor? bias_hh, str nonlinearity) -> Tensor");

@@ -118,8 +118,8 @@ struct RnnOp {
       const Tensor& input, const OptionalTensor& hx, TensorList weights, bool has_biases,
       int64_t num_layers, bool bidirectional, bool batch_first, double dropout, bool training,
       const OptionalTensor& index, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
-      const OptionalTensor& reset, TensorList alpha, std::string_view form, TensorList noise,
-      std::string_view nonlinearity);
+      const OptionalTensor& reset, const OptionalTensor& reset_state, TensorList alpha,
+      std::string_view form, TensorList noise, std::string_view nonlinearity);
 };
 struct RnnCellOp {
   static constexpr const char* name = "rnnext::rnn_cell";

@@ -46,6 +46,7 @@ with pytest.MonkeyPatch.context() as patch:
 import memory_policy  # noqa: E402
 import sample_text  # noqa: E402
 import side_by_side  # noqa: E402
+from gymnasium.vector import AutoresetMode  # noqa: E402
 from memory_policy import FORWARD, LEFT, RIGHT, Actor, Policy, TMaze  # noqa: E402
 
 SMALL = {
@@ -116,17 +117,40 @@ def test_the_maze_is_an_environment_of_gymnasium():
     assert ends == [(False, False)] * 7 + [(False, True)]  # cut off
 
 
-def test_the_learner_computes_the_states_of_the_actor(policy):
-    """Over rollouts whose borders lie within episodes."""
-    actor = Actor(policy, batch=5, seed=0)
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_the_learner_computes_the_states_of_the_actor(policy, mode):
+    """Over rollouts whose borders lie within episodes, which begin where a cue is seen."""
+    actor = Actor(policy, batch=5, seed=0, mode=mode)
     for _ in range(2):
         rollout = actor.play(30)
         assert rollout.reset[1:].any()
+        assert torch.equal(rollout.reset, rollout.seen[..., :2].any(-1))
+        # NEXT_STEP sees the last observation, too, and ignores the action that follows it.
+        late = int(mode == AutoresetMode.NEXT_STEP)
+        assert torch.equal(rollout.reset[1 + late :], rollout.ends[: 30 - late])
+        assert torch.equal(~rollout.acts[1:], rollout.ends[:-1] & bool(late))
         with torch.no_grad():
             states, last = policy.rnn(rollout.seen[:-1], rollout.state, reset=rollout.reset[:-1])
             looped = memory_policy.looped(policy.rnn, rollout.seen, rollout.state, rollout.reset)
         assert torch.equal(actor.stepper.get_state(), last)
         torch.testing.assert_close(states, looped[:-1])
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_an_episode_that_is_cut_off_is_worth_what_it_would_have_brought(policy, mode):
+    """Of a policy that waits at the junction until it is cut off."""
+    torch.nn.init.zeros_(policy.actor.weight)
+    with torch.no_grad():
+        policy.actor.bias.copy_(torch.tensor([50.0, 0.0, 0.0]))
+    actor = Actor(policy, batch=2, seed=0, corridor=(1, 2), mode=mode)
+    rollout = actor.play(9)
+    assert rollout.ends[7].all()
+    last = torch.tensor([[0.0, 0.0, 0.0, 1.0]]).expand(1, 2, 4)  # at the junction
+    with torch.no_grad():
+        states, _ = policy.rnn(torch.cat([rollout.seen[:8], last]))
+        ahead = policy.critic(states[-1]).squeeze(-1)
+    torch.testing.assert_close(rollout.rewards[7], -0.1 + memory_policy.DISCOUNT * ahead)
+    assert actor.returns == pytest.approx([-0.1, -0.1])
 
 
 def test_the_policy_learns_the_way_of_short_corridors():

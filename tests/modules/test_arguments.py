@@ -30,7 +30,7 @@ CALLS = {
     "RNN": lambda lengths: RNN(X.transpose(0, 1), lengths=lengths),
     "LeakyRNN": lambda lengths: NOISY(X, lengths=lengths),
     "EmbeddingRNN": lambda lengths: TOKEN_RNN(TOKENS, lengths=lengths),
-    "functional.rnn": lambda lengths: functional.rnn(X, None, RNN.all_weights, lengths=lengths),
+    "functional.rnn": lambda lengths: functional.rnn(X, None, RNN._flat_weights, lengths=lengths),
     "functional.recurrence": lambda lengths: functional.recurrence(
         X, None, *CELL_WEIGHTS, lengths=lengths
     ),
@@ -75,7 +75,7 @@ def test_what_is_no_tensor_is_named():
         (lambda: RNN(LIST), "input", "list: give torch.tensor(input)"),
         (lambda: RNN(None), "input", "NoneType"),
         (lambda: RNN(X, np.zeros(3)), "hx", "ndarray: give torch.from_numpy(hx)"),
-        (lambda: RNN(X, (X, X)), "hx", "tuple: give torch.tensor(hx)"),  # an LSTM's
+        (lambda: RNN(X, (X, X)), "hx", "a tuple of tensors"),  # an LSTM's
         (lambda: RNN(PACKED, [0.0]), "hx", "list: give torch.tensor(hx)"),
         (lambda: RNN(X, reset=[True]), "reset", "list: give torch.tensor(reset)"),
         (lambda: NOISY(ARRAY), "input", "ndarray: give torch.from_numpy(input)"),
@@ -100,6 +100,13 @@ def test_what_is_no_tensor_is_named():
             "weight_ih",
             "list: give torch.tensor(weight_ih)",
         ),
+        (lambda: recurrence(X, None, None, None), "weight_hh", "NoneType"),
+        (lambda: functional.rnn_cell(X[0], None, CELL.weight_ih, None), "weight_hh", "NoneType"),
+        (
+            lambda: functional.rnn_ensemble(None, None, [w[None] for w in CELL_WEIGHTS]),
+            "input",
+            "NoneType",
+        ),
     ):
         with pytest.raises(TypeError) as raised:
             call()
@@ -110,6 +117,65 @@ def test_what_is_no_tensor_is_named():
         )
         assert ours[0] is theirs[0] is TypeError
         assert ours[1] == theirs[1].replace("numpy.", "")
+    of_none = [
+        error_of(lambda f=f: f(TOKENS, None))
+        for f in (functional.embedding, nn.functional.embedding)
+    ]
+    assert of_none[0] == of_none[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dt": 1, "tau": [5.0, 6.0]}, "tau must be a number or a tensor, got list: give torch.te"),
+        ({"dt": 1, "tau": np.ones(4)}, "tau must be a number or a tensor, got ndarray: give torch"),
+        ({"num_layers": 0.2}, "num_layers must be an integer, got float; alpha is given by name"),
+    ],
+    ids=str,
+)
+def test_what_a_leak_cannot_be_made_of_is_named(options, message):
+    with pytest.raises(TypeError) as raised:
+        rnnext.LeakyRNN(3, 4, **options)
+    assert str(raised.value).startswith(message)
+
+
+SHAPES = {
+    "reset, batch first": (
+        lambda: RNN(X, reset=torch.zeros(2, 5) > 0),
+        "reset must have shape [5, 2], got [2, 5]",
+    ),
+    "hx of tokens": (
+        lambda: rnnext.EmbeddingRNN(2, 3, 4, 2)(TOKENS % 2, torch.zeros(2, 3, 4)),
+        "hx must have shape [2, 2, 4], got [2, 3, 4]",
+    ),
+    "hx of one sequence of tokens": (
+        lambda: rnnext.EmbeddingRNN(1, 3, 4)(0 * TOKENS[:, 0], torch.zeros(1, 5)),
+        "hx must have shape [1, 4], got [1, 5]",
+    ),
+    "hx of a recurrence": (
+        lambda: functional.recurrence(X, torch.zeros(3, 4), *CELL_WEIGHTS),
+        "hx must have shape [2, 4], got [3, 4]",
+    ),
+    "reset of a recurrence, batch first": (
+        lambda: functional.recurrence(
+            X, None, *CELL_WEIGHTS, batch_first=True, reset=torch.zeros(2, 5) > 0
+        ),
+        "reset must have shape [5, 2], got [2, 5]",
+    ),
+    "hx of an ensemble": (
+        lambda: functional.rnn_ensemble(
+            X, torch.zeros(6, 1, 3, 4), [w.expand(6, *w.shape) for w in CELL_WEIGHTS]
+        ),
+        "hx must have shape [6, 1, 2, 4], got [6, 1, 3, 4]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), SHAPES.values(), ids=SHAPES)
+def test_shapes_are_named_as_the_caller_gave_them(call, message):
+    with pytest.raises((ValueError, RuntimeError)) as raised:
+        call()
+    assert str(raised.value) == message
 
 
 TORCHS_INDICES = "to have one of the following scalar types: Long, Int; but got torch.FloatTensor"
@@ -162,7 +228,7 @@ def test_compiled_code_names_the_argument():
         (RNN, (torch.zeros(5, 2, 7),), "input must have 3 features, as many as weight_ih, got 7"),
         (RNN, (far(X),), "input must be on the device of weight_hh, cpu, got meta"),
         (RNN, (X.double(),), "input must have the dtype of weight_hh, float32, got float64"),
-        (RNN, (X, torch.zeros(3, 5, 4)), r"hx must have shape \[1, B, H\], got \[3, 5, 4\]"),
+        (RNN, (X, torch.zeros(3, 5, 4)), r"hx must have shape \[1, 5, 4\], got \[3, 5, 4\]"),
         (RNN, (LIST,), "argument 'input'"),
         (CELL, (torch.zeros(2, 7),), "input must have 3 features, as many as weight_ih, got 7"),
         (EMBEDDING, (X,), TORCHS_INDICES),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnext
@@ -117,6 +118,90 @@ def test_what_is_set_on_the_embedding_from_outside_holds():
     module.embedding.register_forward_hook(lambda *_: seen.append(1))
     module(tokens)
     assert seen == [1]
+
+
+class Doubled(rnnext.Embedding):
+    def forward(self, tokens):
+        return 2 * super().forward(tokens)
+
+
+def patch(module):
+    forward = module.rnn.forward
+    module.rnn.forward = lambda x, hx=None: forward(2 * x)
+
+
+ATTACHED = {
+    "spectral_norm": lambda m: nn.utils.spectral_norm(m.rnn, "weight_hh_l0"),
+    "weight_norm": lambda m: nn.utils.weight_norm(m.rnn, "weight_hh_l0"),
+    "prune": lambda m: prune.l1_unstructured(m.rnn, "weight_hh_l0", 0.5),
+    "a leak": lambda m: setattr(m, "rnn", rnnext.LeakyRNN(4, 3, alpha=0.1)),
+    "torch.nn's RNN": lambda m: setattr(m, "rnn", nn.RNN(4, 3)),
+    "an embedding of a user's": lambda m: setattr(m, "embedding", Doubled(5, 4)),
+    "another forward": patch,
+}
+
+
+@pytest.mark.parametrize("attach", ATTACHED.values(), ids=ATTACHED)
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+def test_what_is_attached_to_a_part_holds(attach):
+    """Also in a second step, after the weights have changed."""
+    tokens, results = torch.randint(5, (20, 3)), []
+    for call in (lambda m: m(tokens), lambda m: m.rnn(m.embedding(tokens))):
+        torch.manual_seed(0)
+        module = rnnext.EmbeddingRNN(5, 4, 3)
+        attach(module)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        for _ in range(2):
+            output = call(module)[0]
+            optimizer.zero_grad()
+            output.square().sum().backward()
+            optimizer.step()
+        results.append([output, *module.parameters()])
+    assert_close(*results)
+
+
+HOOKS = {
+    "rnn's": lambda m, hook: m.rnn.register_forward_hook(hook),
+    "before rnn": lambda m, hook: m.rnn.register_forward_pre_hook(hook),
+    "rnn's backward": lambda m, hook: m.rnn.register_full_backward_hook(hook),
+    "before rnn's backward": lambda m, hook: m.rnn.register_full_backward_pre_hook(hook),
+    "embedding's backward": lambda m, hook: m.embedding.register_full_backward_hook(hook),
+    "all modules'": lambda m, hook: nn.modules.module.register_module_forward_hook(hook),
+}
+
+
+@pytest.mark.parametrize("register", HOOKS.values(), ids=HOOKS)
+def test_hooks_of_the_parts_are_called(register):
+    module, seen = rnnext.EmbeddingRNN(5, 4, 3), []
+
+    def hook(part, *_):
+        seen.append(part)
+
+    handle = register(module, hook)
+    module(torch.randint(5, (20, 3)))[0].sum().backward()
+    handle.remove()
+    assert any(part is not module for part in seen)
+
+
+def test_a_trace_holds_for_all_tokens(monkeypatch):
+    monkeypatch.setattr(embedding_rnn, "COUNTED_WORK", 0)
+    module = rnnext.EmbeddingRNN(50, 4, 3)
+    for example in (torch.randint(5, (20, 3)), torch.randint(50, (200, 3))):
+        traced = torch.jit.trace(module, example)
+        for tokens in (torch.randint(50, (7, 2)), torch.randint(50, (1, 1)), example):
+            assert_close(traced(tokens), module(tokens))
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (35, 20)])
+def test_an_export_holds_for_all_sizes(shape):
+    module = rnnext.EmbeddingRNN(50, 4, 3)
+    time, batch = torch.export.Dim("time"), torch.export.Dim("batch")
+    program = torch.export.export(
+        module, (torch.randint(50, shape),), dynamic_shapes=({0: time, 1: batch},)
+    ).module()
+    for size in ((1, 1), (1, 5), (9, 1), (35, 20), (200, 3)):
+        tokens = torch.randint(50, size)
+        assert_close(program(tokens), module(tokens))
 
 
 def test_a_token_out_of_range_is_named():

@@ -196,9 +196,9 @@ def test_lengths_and_resets_that_do_not_fit_are_named():
         (x[:, 0], {"lengths": [5, 5, 5]}, ValueError, "lengths needs a 3-D input"),
         (both_given, {"lengths": [5, 5, 5]}, ValueError, "lengths needs a 3-D input"),
         (x, {"reset": zeros(3, 5) > 0}, ValueError, f"{RESETS} [5, 3], got [3, 5]"),
-        (x, {"reset": zeros(5) > 0}, ValueError, f"{RESETS} [T, B], got [5]"),
+        (x, {"reset": zeros(5) > 0}, ValueError, f"{RESETS} [5, 3], got [5]"),
         (x, {"reset": zeros(5, 3)}, TypeError, "reset must be a bool tensor, got float32"),
-        (x[:, 0], {"reset": zeros(5, 3) > 0}, ValueError, f"{RESETS} [T], got [5, 3]"),
+        (x[:, 0], {"reset": zeros(5, 3) > 0}, ValueError, f"{RESETS} [5], got [5, 3]"),
         (both_given, {"reset": x[..., 0] > 0}, ValueError, "reset must not be given with a packed"),
     ):
         kind, text = error_of(lambda given=given, options=options: rnn(given, **options))

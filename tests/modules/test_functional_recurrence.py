@@ -108,7 +108,7 @@ def test_recurrence_names_what_does_not_fit():
             ValueError,
             r"reset_state must have shape \[3\] or \[2, 3\], got \[4\]",
         ),
-        ({"hx": torch.zeros(3, 3)}, RuntimeError, r"hx must have shape \[1, 2, 3\]"),
+        ({"hx": torch.zeros(3, 3)}, RuntimeError, r"hx must have shape \[2, 3\]"),
         ({"lengths": torch.tensor([4, 5])}, ValueError, r"lengths\[1\] = 5"),
     ):
         with pytest.raises(error, match=message):

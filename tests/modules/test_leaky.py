@@ -102,6 +102,47 @@ def test_learned_alpha_stays_between_0_and_1_and_learns():
     assert bool(((after > 0) & (after <= 1)).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_a_learned_alpha_is_positive_however_small_its_logit(dtype):
+    rnn = rnnext.LeakyRNN(2, 4, alpha=0.5, learn_alpha=True, dtype=dtype)
+    with torch.no_grad():
+        rnn.logit_alpha_l0.fill_(-2000)
+    assert 0 < rnn.alphas()[0].min() < 1e-4
+    assert rnn(torch.randn(3, 2, 2, dtype=dtype))[0].isfinite().all()
+
+
+def test_weights_under_a_parametrization_are_drawn_anew():
+    rnn = rnnext.LeakyRNN(2, 40, 2, alpha=0.5, learn_alpha=True)
+    nn.utils.parametrize.register_parametrization(rnn, "weight_hh_l0", nn.Identity())
+    with torch.no_grad():
+        for parameter in rnn.parameters():
+            parameter.fill_(9)
+    rnn.reset_parameters()
+    assert rnn.weight_hh_l0.abs().max() <= 40**-0.5
+    assert rnn.weight_hh_l0.std() > 0
+    assert (rnn.logit_alpha_l1 == 9).all()
+
+
+def test_noise_has_the_same_bits_on_any_number_of_threads():
+    rnn, x = rnnext.LeakyRNN(70, 130, 2, alpha=0.3, noise_std=0.2), torch.randn(50, 8, 70)
+    outputs = []
+    for threads in (1, 2, 3, 4):
+        torch.set_num_threads(threads)
+        torch.manual_seed(1)
+        outputs.append(rnn(x)[0])
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf, torch.tensor([0.1, 0.2]), "1", True])
+def test_noise_that_is_none_is_refused_whenever_it_is_set(value):
+    rnn = rnnext.LeakyRNN(2, 4, alpha=0.5, noise_std=0.1)
+    with pytest.raises((TypeError, ValueError), match=r"^noise_std must be "):
+        rnnext.LeakyRNN(2, 4, alpha=0.5, noise_std=value)
+    with pytest.raises((TypeError, ValueError), match=r"^noise_std must be "):
+        rnn.noise_std = value
+    assert rnn.noise_std == 0.1
+
+
 @pytest.mark.parametrize("scale", ["sqrt_2_over_alpha", "sqrt_2_alpha", "none"])
 def test_noise_has_its_deviation_and_comes_from_torchs_generator(scale):
     alpha, std = 0.25, 0.5

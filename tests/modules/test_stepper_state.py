@@ -114,6 +114,48 @@ def test_a_reset_is_that_of_the_sequence():
         assert torch.equal(torch.stack(found), rnn(x, reset=reset)[0])
 
 
+@pytest.mark.parametrize("of_each_row", [False, True])
+def test_a_reset_to_a_state_is_that_of_the_sequence(of_each_row):
+    rnn = rnnext.LeakyRNN(4, 6, num_layers=2, alpha=0.3, form="voltage")
+    x, reset = torch.randn(8, 5, 4), torch.rand(8, 5) < 0.3
+    start = torch.randn(2, 5, 6) if of_each_row else torch.randn(2, 6)
+    start.requires_grad_()
+    stepper, found = rnnext.Stepper(rnn, 5), []
+    for x_t, anew in zip(x, reset, strict=True):
+        stepper.reset(anew, start)
+        found.append(stepper(x_t))
+    with torch.no_grad():
+        assert torch.equal(torch.stack(found), rnn(x, reset=reset, reset_state=start)[0])
+    stepper.reset(state=start)
+    all_rows = start if of_each_row else start.unsqueeze(1).expand(2, 5, 6)
+    assert torch.equal(stepper.get_state(), all_rows)
+
+
+def test_a_reset_to_a_state_that_does_not_fit_changes_nothing():
+    stepper = rnnext.Stepper(rnnext.RNN(4, 6), 2)
+    stepper(torch.randn(2, 4))
+    before, mask = stepper.get_state(), torch.tensor([True, False])
+    for arguments in (
+        (mask, torch.zeros(6)),
+        (mask, torch.zeros(1, 6, dtype=torch.float64)),
+        (mask, [0.0]),
+        (mask[:1], torch.zeros(1, 6)),
+        (mask.float(), torch.zeros(1, 6)),
+    ):
+        with pytest.raises((TypeError, ValueError, RuntimeError), match=r"^(state|mask) must"):
+            stepper.reset(*arguments)
+        assert torch.equal(stepper.get_state(), before)
+
+
+def test_rows_of_a_bounded_norm_that_stay_do_not_count_as_changed():
+    module, token = rnnext.EmbeddingRNN(9, 4, 6), torch.tensor([3])
+    module.embedding.max_norm = 0.5
+    stepper = rnnext.Stepper(module)
+    expected = module(token[None])[0]
+    rnnext.Stepper(module)
+    assert torch.equal(stepper(token), expected[0])
+
+
 def test_a_mask_of_any_strides():
     stepper = rnnext.Stepper(rnnext.RNN(4, 6), 3)
     stepper(torch.randn(3, 4))

@@ -251,7 +251,8 @@ def op_samples():
     w_ih, w_hh, b = (torch.rand(s, requires_grad=True) for s in ((6, 4), (6, 6), (6,)))
     x, hx = torch.rand(5, 3, 4, requires_grad=True), torch.rand(1, 3, 6, requires_grad=True)
     options = {"dropout": 0.0, "training": False, "lengths": None, "batch_sizes": None}
-    options |= {"num_layers": 1, "bidirectional": False, "reset": None, "index": None}
+    options |= {"num_layers": 1, "bidirectional": False, "index": None}
+    options |= {"reset": None, "reset_state": None}
     options |= {"alpha": [], "form": "rate", "noise": []}
     tanh = {"has_biases": True, "batch_first": False, "nonlinearity": "tanh", **options}
     relu = {"has_biases": False, "batch_first": True, "nonlinearity": "relu", **options}

@@ -159,7 +159,28 @@ def test_functional_recurrence(nonlinearity, reverse):
         return torch.randn(6, batch, 4), torch.randn(batch, 4), torch.tensor(lengths)
 
     program = exported(model, call(6, 2), ({1: B}, {0: B}, {0: B}))
-    check(program, model, call(6, 2), call(1, 3, 5))
+    check(program, model, call(6, 2), call(1, 3, 5), call(0, 4))
+
+
+def test_every_activation_has_a_name_in_onnx():
+    import rnnext.onnx
+
+    assert set(rnnext.onnx._ACTIVATIONS) == set(rnnext._C.nonlinearities())
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = rnnext.RNN(3, 4)
+
+    def forward(self, x, lengths):
+        return self.rnn(nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False))[1]
+
+
+def test_a_packed_sequence_is_refused_with_what_to_do():
+    given = (torch.randn(5, 2, 3), torch.tensor([5, 3]))
+    with pytest.raises(NotImplementedError, match="give the padded input, and lengths= beside it"):
+        torch.export.export(Packed(), given, strict=False)
 
 
 class Reset(nn.Module):
