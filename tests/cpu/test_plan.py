@@ -26,6 +26,7 @@ XEON = ZEN4 | {
     "second_bytes": SHARE * 2**21, "second_rate": 50, "far_rate": 4,
     "tiles": 530,
 }  # fmt: skip
+BOTH = {"train": True, "directions": 2}
 
 
 def plan(T, B, I, H, **options):  # noqa: E741 - the field's letter
@@ -76,11 +77,121 @@ def test_pairs_are_multiplied_where_that_is_faster():
         assert run_python("-c", code, RNNEXT_CPU_MACHINE=name).stdout.strip() == isa
 
 
-def test_many_sequences_are_shared_out_and_nobody_waits():
-    for threads in (1, 2, 3, 8):
-        found = plan(100, 64, 64, 256, threads=threads)
-        assert (found["batch_parts"], found["hidden_parts"]) == (threads, 1)
-        assert found["unit_rows"] == -(-64 // threads)
+# What is chosen of calls of T, B, I, H, and options.
+CHOICES = {
+    "many sequences are shared out, and nobody waits": [
+        ((100, 64, 64, 256), {"threads": 1}, {"batch_parts": 1, "hidden_parts": 1}),
+        ((100, 64, 64, 256), {"threads": 3}, {"batch_parts": 3, "unit_rows": 22}),
+    ],
+    "one step of many is not shared by hidden units, though rows divide less evenly": [
+        ((1, B, 128, 128), {"train": True}, {"batch_parts": 2, "hidden_parts": 1, "own_rows": True})
+        for B in (1250, 1253)
+    ],
+    "one sequence of large weights is shared by hidden units": [
+        ((100, 1, 64, 256), {}, {"batch_parts": 1, "hidden_parts": 2, "pieces": 2}),
+        ((100, 1, 64, 32), {"threads": 1}, {"hidden_parts": 1}),
+        ((100, 1, 64, 256), {"machine": ZEN4 | {"wait": 1e6}}, {"hidden_parts": 1}),
+    ],
+    "halves of the weights stay in second caches where what lies beyond is slow": [
+        ((64, 32, 64, 1024), {"machine": "zen4"}, {"hidden_parts": 1}),
+        ((64, 32, 64, 1024), {"machine": "xeon-amx"}, {"hidden_parts": 2}),
+    ],
+    "threads without work are not called": [
+        ((100, 1, 64, 64), {}, {"threads": 1}),
+        ((100, 1, 64, 256), {}, {"threads": 2}),
+        ((100, 3, 64, 64), {"threads": 8}, {"threads": 3}),
+        ((100, 1, 64, 64), {"directions": 2}, {"threads": 2}),
+    ],
+    "the state lives in the rows of the output": [((9, 8, 16, 192), {}, {"state": "rows"})],
+    "but not": [
+        ((9, 8, 16, 192), {"lengths": [5] + [9] * 7}, {"state": "scratch"}),  # zeros past an end
+        ((9, 8, 16, 1024), {}, {"state": "scratch"}),  # they would meet in one cache set
+        ((9, 1, 16, 512), {}, {"state": "scratch"}),  # others write a part of them
+        ((9, 8, 16, 192), {"dtype": torch.bfloat16}, {"state": "scratch"}),  # they are rounded
+        ((9, 8, 16, 512), {"dtype": torch.float64}, {"state": "scratch"}),
+    ],
+    "threads hold narrow steps that lie beside each other": [
+        ((100, 16, 16, 64), {}, {"state": "scratch", "held_steps": 8}),  # 2 KiB of each step
+        ((6, 16, 64, 64), {}, {"held_steps": 6}),
+        ((100, 8, 16, 32), {}, {"held_steps": 32}),
+    ],
+    "but no steps": [
+        ((100, 16, 16, 64), {"threads": 1}, {"held_steps": 0}),  # nobody's rows beside its own
+        ((100, 18, 16, 64), {}, {"held_steps": 0}),  # wider
+        ((100, 32, 16, 16), {}, {"held_steps": 0}),  # rows of one line
+        ((3, 16, 256, 64), {}, {"held_steps": 0}),
+        ((300, 16, 16, 64), {}, {"held_steps": 0}),  # the output is prefetched
+        ((100, 16, 16, 64), {"directions": 2}, {"held_steps": 0}),
+        ((100, 16, 16, 64), {"lengths": [99] * 16}, {"held_steps": 0}),
+        ((100, 16, 16, 64), {"dtype": torch.bfloat16}, {"held_steps": 0}),
+    ],
+    "the only step reads hx where it lies": [
+        ((1, 8, 16, 64), {"hx": True}, {"from_hx": True}),
+        ((1, 8, 16, 64), {}, {"from_hx": False}),
+        ((2, 8, 16, 64), {"hx": True}, {"from_hx": False}),
+    ],
+    "one step of few sequences packs nothing; of some, its own hidden units": [
+        ((1, 7, 16, 64), {}, {"one_step": True}),
+        ((1, 8, 16, 64), {}, {"one_step": False}),
+        ((2, 1, 16, 64), {}, {"one_step": False}),
+        ((1, 16, 512, 512), {"hx": True}, {"streams": True, "hidden_parts": 2}),
+        ((2, 16, 512, 512), {}, {"streams": False, "hidden_parts": 2}),
+        ((200, 16, 512, 512), {}, {"hidden_parts": 1}),
+    ],
+    "one step of many sequences from zeros is a product of rows": [
+        ((1, 127, 16, 64), {}, {"from_zeros": False}),
+        ((1, 128, 16, 64), {}, {"from_zeros": True}),
+        ((1, 128, 16, 64), {"hx": True}, {"from_zeros": False}),
+    ],
+    "few rows sum the gradients of weights where they are returned": [
+        ((1, 16, 1024, 1024), {"train": True}, {"direct_sums": True}),
+        ((20, 1, 256, 256), {"train": True}, {"direct_sums": True}),
+        ((65, 1, 256, 256), {"train": True}, {"direct_sums": False}),
+        ((1, 64, 64, 64), {"train": True}, {"direct_sums": False}),  # sums of each thread's own
+        ((1, 16, 99, 99), {"train": True, "dtype": torch.bfloat16}, {"direct_sums": False}),
+    ],
+    "one step backward packs nothing": [
+        ((1, 16, 256, 256), {"train": True, "threads": 1}, {"streams": True, "own_rows": False}),
+        ((3, 16, 256, 256), {"train": True, "threads": 1}, {"streams": False, "own_rows": True}),
+    ],
+    "few rows and large weights project ahead": [
+        ((100, 2, 64, 64), {"threads": 1}, {"projects": True}),
+        ((100, 32, 64, 64), {"threads": 1}, {"projects": False}),
+        ((100, 32, 1024, 1024), {}, {"projects": True}),
+        ((100, 32, 0, 64), {}, {"projects": True}),
+    ],
+    "units sum gradients over their own rows, unless there are fewer than hidden units": [
+        ((100, 16, 16, 64), {"train": True}, {"own_sums": True, "own_rows": True}),
+        ((1, 16, 256, 256), {"train": True}, {"own_sums": False}),
+    ],
+    "a thread takes both directions where it has a tile of sequences": [
+        ((100, 12, 16, 64), BOTH, {"joined": True, "own_rows": True, "batch_parts": 2}),
+        ((100, 11, 16, 64), BOTH, {"joined": False, "own_rows": False}),
+        ((100, 32, 1024, 256), BOTH, {"joined": False}),
+        ((1, 32, 16, 64), BOTH, {"joined": False}),
+        ((100, 16, 0, 64), BOTH, {"joined": False}),
+        ((100, 32, 16, 64), BOTH | {"dtype": torch.bfloat16}, {"joined": False}),
+    ],
+    "layers of few sequences run as a wavefront": [
+        ((100, 1, 64, 64), {"layers": 2}, {"wavefront": True}),
+        ((100, 64, 64, 256), {"layers": 2}, {"wavefront": False}),
+        ((100, 1, 64, 64), {"layers": 2, "directions": 2}, {"wavefront": False}),
+    ],
+    "steps that there are are shared out, and count as work": [
+        ((100, 101, 16, 64), {"lengths": [100] + [1] * 100}, {"batch_parts": 2, "unit_rows": 100}),
+        # A part ends nearest to its share, 275 steps: with 270 of 6 sequences, not with 290 of 7.
+        ((50, 20, 16, 64), {"lengths": [50] * 5 + [20] * 15}, {"batch_parts": 2, "unit_rows": 14}),
+        ((100, 32, 16, 64), {}, {"threads": 2}),
+        ((100, 32, 16, 16), {"lengths": [100] + [1] * 31}, {"threads": 1}),
+    ],
+}
+
+
+@pytest.mark.parametrize("what", CHOICES)
+def test_what_is_chosen(what):
+    for size, options, expected in CHOICES[what]:
+        found = plan(*size, **options)
+        assert {key: found[key] for key in expected} == expected, (size, options)
 
 
 def test_equal_lengths_are_split_as_none():
@@ -90,179 +201,11 @@ def test_equal_lengths_are_split_as_none():
         assert len({tuple(each[key] for key in keys) for each in alike}) == 1
 
 
-def test_one_step_of_many_sequences_is_not_shared_by_hidden_units():
-    """An odd number of rows divides less evenly than they do, but all members read all rows."""
-    for B in (1250, 1253):
-        found = plan(1, B, 128, 128, train=True)
-        assert (found["batch_parts"], found["hidden_parts"]) == (2, 1)
-        assert (found["own_rows"], found["state"]) == (True, "rows")
-
-
-def test_one_sequence_of_large_weights_is_shared_by_hidden_units():
-    found = plan(100, 1, 64, 256)
-    assert (found["batch_parts"], found["hidden_parts"], found["pieces"]) == (1, 2, 2)
-    assert plan(100, 1, 64, 32, threads=1)["hidden_parts"] == 1
-
-
-def test_where_waiting_is_dear_nobody_shares_a_sequence():
-    slow = ZEN4 | {"wait": 1e6}
-    assert plan(100, 1, 64, 256, machine=slow)["hidden_parts"] == 1
-
-
-def test_a_machine_slow_beyond_its_second_cache_splits_the_hidden_units():
-    """Each thread's half of the weights then stays in its own second cache."""
-    size = (64, 32, 64, 1024)
-    assert plan(*size, machine="zen4")["hidden_parts"] == 1
-    assert plan(*size, machine="xeon-amx")["hidden_parts"] == 2
-
-
-def test_threads_without_work_are_not_called():
-    assert plan(100, 1, 64, 64)["threads"] == 1
-    assert plan(100, 1, 64, 256)["threads"] == 2
-    assert plan(100, 3, 64, 64, threads=8)["threads"] == 3
-    assert plan(100, 1, 64, 64, directions=2)["threads"] == 2
-
-
 def test_the_estimate_falls_with_threads_and_rises_with_rows():
     cycles = [plan(100, 64, 64, 256, threads=n)["cycles"] for n in (1, 2, 4, 8)]
     assert cycles == sorted(cycles, reverse=True)
     cycles = [plan(100, B, 64, 256)["cycles"] for B in (1, 8, 64, 512)]
     assert cycles == sorted(cycles)
-
-
-@pytest.mark.parametrize(
-    ("case", "expected"),
-    [
-        ({}, "rows"),
-        ({"lengths": [5, 9, 9, 9, 9, 9, 9, 9]}, "scratch"),  # rows past an end hold zeros
-        ({"H": 1024}, "scratch"),  # its rows would meet in one cache set
-        ({"B": 1, "H": 512}, "scratch"),  # others write a part of it
-        ({"dtype": torch.bfloat16}, "scratch"),  # rows are rounded
-        ({"dtype": torch.float64, "H": 512}, "scratch"),
-    ],
-)
-def test_where_the_state_lives(case, expected):
-    size = {"T": 9, "B": 8, "I": 16, "H": 192} | case
-    found = plan(**size)
-    assert found["state"] == expected
-    if "lengths" in case:
-        assert found["unit_rows"] >= 4
-
-
-def test_threads_hold_narrow_steps_that_lie_beside_each_other():
-    found = plan(100, 16, 16, 64)  # two threads, 2 KiB of each step
-    assert (found["state"], found["held_steps"]) == ("scratch", 8)
-    assert plan(6, 16, 64, 64)["held_steps"] == 6
-    assert plan(100, 8, 16, 32)["held_steps"] == 32
-    for other in (
-        plan(100, 16, 16, 64, threads=1),  # nobody's rows beside its own
-        plan(100, 18, 16, 64),  # wider
-        plan(100, 32, 16, 16),  # rows of one line
-        plan(3, 16, 256, 64),
-        plan(300, 16, 16, 64),  # the output is prefetched
-        plan(100, 16, 16, 64, directions=2),
-    ):
-        assert (other["state"], other["held_steps"]) == ("rows", 0)
-    for other in (
-        plan(100, 16, 16, 64, lengths=[99] * 16),
-        plan(100, 16, 16, 64, dtype=torch.bfloat16),
-    ):
-        assert (other["state"], other["held_steps"]) == ("scratch", 0)
-    assert "8 steps of the output are written together" in explain(
-        100, 16, 16, 64, threads=2, machine="zen4"
-    )
-
-
-def test_the_only_step_reads_hx_where_it_lies():
-    assert plan(1, 8, 16, 64, hx=True)["from_hx"]
-    assert not plan(1, 8, 16, 64)["from_hx"]
-    assert not plan(2, 8, 16, 64, hx=True)["from_hx"]
-
-
-def test_one_step_of_few_sequences_packs_nothing():
-    assert [plan(1, B, 16, 64)["one_step"] for B in (1, 7, 8)] == [True, True, False]
-    assert not plan(2, 1, 16, 64)["one_step"]
-
-
-def test_one_step_of_some_sequences_packs_its_own_hidden_units():
-    found = plan(1, 16, 512, 512, hx=True)
-    assert (found["streams"], found["hidden_parts"]) == (True, 2)
-    assert not plan(2, 16, 512, 512)["streams"]
-
-
-def test_few_rows_sum_the_gradients_of_weights_where_they_are_returned():
-    assert plan(1, 16, 1024, 1024, train=True)["direct_sums"]
-    assert plan(20, 1, 256, 256, train=True)["direct_sums"]
-    assert not plan(65, 1, 256, 256, train=True)["direct_sums"]
-    assert not plan(1, 64, 64, 64, train=True)["direct_sums"]  # each thread has sums of its own
-    assert not plan(1, 16, 1024, 1024, train=True, dtype=torch.bfloat16)["direct_sums"]
-    assert "gradients of the weights are summed where they are returned" in explain(
-        1, 16, 512, 512, train=True, threads=2, machine="zen4"
-    )
-
-
-def test_one_step_backward_packs_nothing():
-    found = plan(1, 16, 256, 256, train=True, threads=1)
-    assert (found["streams"], found["own_rows"]) == (True, False)
-    found = plan(3, 16, 256, 256, train=True, threads=1)
-    assert (found["streams"], found["own_rows"]) == (False, True)
-
-
-def test_what_is_packed_for_few_steps_counts():
-    assert [plan(T, 16, 512, 512)["hidden_parts"] for T in (2, 3, 200)] == [2, 2, 1]
-
-
-def test_one_step_of_many_sequences_from_zeros_is_a_product_of_rows():
-    assert [plan(1, B, 16, 64)["from_zeros"] for B in (127, 128)] == [False, True]
-    assert not plan(1, 128, 16, 64, hx=True)["from_zeros"]
-    assert not plan(2, 128, 16, 64)["from_zeros"]
-
-
-def test_few_rows_and_large_weights_project_ahead():
-    assert plan(100, 2, 64, 64, threads=1)["projects"]
-    assert not plan(100, 32, 64, 64, threads=1)["projects"]
-    assert plan(100, 32, 1024, 1024)["projects"]
-    assert plan(100, 32, 0, 64)["projects"]
-
-
-def test_gradients_are_planned_for_the_threads_that_were_asked():
-    found = plan(100, 16, 16, 64, train=True)
-    assert found["own_sums"]
-    assert found["own_rows"]
-    few = plan(1, 16, 256, 256, train=True)  # fewer rows than hidden units
-    assert not few["own_sums"]
-
-
-def test_a_thread_takes_both_directions_where_it_has_sequences_enough():
-    # Then the gradient of the features is summed without that of the pre-activations in memory.
-    found = plan(100, 12, 16, 64, train=True, directions=2)  # a tile of 6 rows each
-    assert (found["joined"], found["own_rows"], found["batch_parts"]) == (True, True, 2)
-    for sizes in ((100, 11, 16, 64), (100, 32, 1024, 256), (1, 32, 16, 64), (100, 16, 0, 64)):
-        found = plan(*sizes, train=True, directions=2)
-        assert (found["joined"], found["own_rows"]) == (False, False)
-    assert not plan(100, 32, 16, 64, train=True, directions=2, dtype=torch.bfloat16)["joined"]
-    assert not plan(100, 32, 16, 64, directions=2)["joined"]
-
-
-def test_layers_of_few_sequences_run_as_a_wavefront():
-    assert plan(100, 1, 64, 64, layers=2)["wavefront"]
-    assert not plan(100, 64, 64, 256, layers=2)["wavefront"]
-    assert not plan(100, 1, 64, 64, layers=2, directions=2)["wavefront"]
-
-
-def test_lengths_share_out_steps():
-    lengths = [100] + [1] * 100
-    found = plan(100, 101, 16, 64, lengths=lengths)
-    assert (found["batch_parts"], found["unit_rows"]) == (2, 100)
-    # A part ends nearest to its share, 275 steps: with 270 of 6 sequences, not with 290 of 7.
-    found = plan(50, 20, 16, 64, lengths=[50] * 5 + [20] * 15)
-    assert (found["batch_parts"], found["unit_rows"]) == (2, 14)
-
-
-def test_work_is_counted_in_steps_that_there_are():
-    lengths = [100] + [1] * 31
-    assert plan(100, 32, 16, 64)["threads"] == 2
-    assert plan(100, 32, 16, 16, lengths=lengths)["threads"] == 1
 
 
 @cover(isa=ISAS, dtype=samples.DTYPES)
@@ -320,13 +263,21 @@ def test_questions_that_make_no_sense(wrong, message):
 
 
 def test_explain_says_it_in_words():
-    text = explain(100, 1, 64, 256, threads=2, machine="zen4")
-    assert "2 part(s) of the hidden units" in text
-    assert "W_ih x comes first" in text
-    assert "planned for zen4" in text
-    assert "nothing is packed" in explain(1, 1, 8, 8)
-    assert "a wavefront" in explain(100, 1, 64, 64, num_layers=2, threads=2, machine="zen4")
-    assert "summed by each part over its own" in explain(100, 16, 16, 64, train=True, threads=2)
+    for size, options, words in [
+        ((100, 1, 64, 256), {}, "2 part(s) of the hidden units"),
+        ((100, 1, 64, 256), {}, "W_ih x comes first"),
+        ((100, 1, 64, 256), {}, "planned for zen4"),
+        ((1, 1, 8, 8), {}, "nothing is packed"),
+        ((100, 1, 64, 64), {"num_layers": 2}, "a wavefront"),
+        ((100, 16, 16, 64), {"train": True}, "summed by each part over its own"),
+        ((100, 16, 16, 64), {}, "8 steps of the output are written together"),
+        (
+            (1, 16, 512, 512),
+            {"train": True},
+            "gradients of the weights are summed where they are returned",
+        ),
+    ]:
+        assert words in explain(*size, threads=2, machine="zen4", **options)
 
 
 def test_explain_from_the_command_line(capsys):
