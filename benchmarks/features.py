@@ -1,4 +1,4 @@
-"""What rnnext has and nn.RNN has not, against what people write instead."""
+"""What rnnext has and nn.RNN lacks, against what people write instead."""
 
 from __future__ import annotations
 

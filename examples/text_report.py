@@ -83,8 +83,8 @@ def sampled(learner: Learner, subwords: Subwords, held_out: Tensor) -> str:
     tokens, state = held_out[:8, None], None
     for _ in range(SAMPLED_TOKENS):
         scores, state = learner.model(tokens, state)
-        chances = (scores[-1, 0].float() / TEMPERATURE).softmax(-1)
-        token = torch.multinomial(chances, 1, generator=generator)
+        probabilities = (scores[-1, 0].float() / TEMPERATURE).softmax(-1)
+        token = torch.multinomial(probabilities, 1, generator=generator)
         codes.append(int(token))
         tokens = token[:, None]
     return "Sampled text:\n" + wrapped(subwords.decode(codes))

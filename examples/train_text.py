@@ -40,7 +40,7 @@ FREE_ON_RESUME = {"out", "resume", "steps"}
 
 
 class Failure(Exception):
-    """Something the user can mend; the message says how."""
+    """Something the user can correct; the message says how."""
 
 
 def positive(text: str) -> int:

@@ -129,7 +129,7 @@ def rnn_ensemble(
         input: the features of each member, ``[M, T, B, I]`` (``[M, B, T, I]`` with
             ``batch_first``), or, one dimension less, of all of them.
         hx: the states before the first step, ``[M, L * D, B, H]``, or ``None`` for zeros.
-        weights: as :func:`rnn`'s, each tensor with a first dimension more, M.
+        weights: as :func:`rnn`'s, each tensor with one more dimension in front, M.
         nonlinearity: as :func:`rnn`'s. Default: ``"tanh"``.
         batch_first: whether the batch comes before the time. Default: ``False``.
         dropout: as :func:`rnn`'s, drawn for each member. Default: 0.
@@ -197,10 +197,10 @@ def recurrence(
 
     Args:
         input: the features, ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``), or, without
-            ``weight_ih``, ready pre-activations ``[T, B, H]`` in place of ``W_ih x_t``. float32,
-            float64, bfloat16 or float16.
+            ``weight_ih``, precomputed ``W_ih x_t``, ``[T, B, H]``. float32, float64, bfloat16 or
+            float16.
         hx: the state before the first step, ``[B, H]``, or ``None`` for zeros.
-        weight_ih: W_ih, ``[H, I]``, or ``None``: ``input`` is ready.
+        weight_ih: W_ih, ``[H, I]``, or ``None``: ``input`` is precomputed.
         weight_hh: W_hh, ``[H, H]``.
         bias_ih: b_ih, ``[H]``. Default: none.
         bias_hh: b_hh, ``[H]``. Default: none.

@@ -80,7 +80,7 @@ def _layer(
     dtype = weight_hh[0].dtype
     if dtype == ir.DataType.BFLOAT16:
         _refuse("bfloat16")
-    if not weight_ih:  # ready inputs: direction d reads its H columns
+    if not weight_ih:  # precomputed input: direction d reads its H columns
         columns: list[Any] = [
             ir.tensor(np.eye(H, D * H, k=d * H, dtype=dtype.numpy())) for d in range(D)
         ]

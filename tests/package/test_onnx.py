@@ -136,7 +136,7 @@ def test_embedding_rnn(time):
 
 
 class Functional(nn.Module):
-    """One layer and direction with ready inputs, in an activation that RNN has not."""
+    """One layer and direction with precomputed input, in an activation that RNN lacks."""
 
     def __init__(self, nonlinearity, reverse):
         super().__init__()
