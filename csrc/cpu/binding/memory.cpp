@@ -3,23 +3,36 @@
 #include <ATen/EmptyTensor.h>
 #include <c10/core/CPUAllocator.h>
 
-#include <cstdint>
 #include <cstdlib>
 #include <mutex>
 #include <vector>
 
 #ifdef __linux__
 #include <sys/mman.h>
-#include <unistd.h>
 #endif
 
 namespace rnnext {
 namespace {
 
-constexpr size_t kLarge = 256 << 10;
 constexpr size_t kHugePage = 2 << 20;
+constexpr size_t kMapped = 32 << 20;  // from here on glibc maps and unmaps each block, always
 constexpr size_t kKept = 256 << 20;
-constexpr size_t kWarm = 64 << 20;  // as much as glibc itself may keep of a heap's end
+constexpr size_t kWarm = 64 << 20;
+
+// glibc returns freed memory to the system beyond a threshold, which starts at 128 KiB and follows
+// the largest block that the process has freed, up to 32 MiB. Below it every tensor of a model is
+// faulted in again, page by page, in each training step. So free a block of nearly that size, as a
+// program does that frees a tensor of 30 MiB. (MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_
+// turn this adaptation off, and then the pair has no effect.)
+void adapt_thresholds() {
+#ifdef __GLIBC__
+  [[maybe_unused]] static const bool once = [] {
+    void* volatile block = std::malloc(kMapped - (64 << 10));  // or the compiler drops the pair
+    std::free(block);
+    return true;
+  }();
+#endif
+}
 
 struct Block {
   void* data;
@@ -58,7 +71,6 @@ class Pool {
     lend();
   }
 
-  // Gives back all that is kept.
   void clear() {
     const std::unique_lock lock(mutex_, std::try_to_lock);
     if (!lock) return;
@@ -69,17 +81,14 @@ class Pool {
 
  private:
   // All but what was freed last is lent to the system, which takes pages if it runs short and else
-  // leaves them as they are. (Telling it stops the other cores for a moment: 10 us for 2 MiB.)
+  // leaves them as they are. (Telling it stops the other cores for a moment.)
   void lend() {
     size_t newer = blocks_.back().size;
     for (auto block = blocks_.rbegin() + 1; block != blocks_.rend(); ++block) {
       newer += block->size;
       if (newer <= kWarm || block->lent) continue;
 #ifdef __linux__
-      // Whole pages: the last of a block may hold another's bytes where they are larger than 4 KiB.
-      static const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-      if (reinterpret_cast<uintptr_t>(block->data) % page == 0)
-        madvise(block->data, block->size / page * page, MADV_FREE);
+      madvise(block->data, block->size, MADV_FREE);
 #endif
       block->lent = true;
     }
@@ -95,21 +104,17 @@ Pool& pool() {
   return *pool;
 }
 
-Block allocate_block(size_t size) {
-  size = (size + 4095) / 4096 * 4096;
+Block allocate_block(size_t asked) {
+  const size_t size = (asked + kHugePage - 1) / kHugePage * kHugePage;
   if (const Block kept = pool().take(size); kept.data) return kept;
   void* data = nullptr;
-  const auto allocate = [&] {
-    return posix_memalign(&data, size >= kHugePage ? kHugePage : 4096, size) == 0;
-  };
-  bool done = allocate();
-  if (!done) {  // what is kept may be what is missing
-    pool().clear();
-    done = allocate();
+  if (posix_memalign(&data, kHugePage, size) != 0) {
+    pool().clear();  // what is kept may be what is missing
+    TORCH_CHECK(posix_memalign(&data, kHugePage, size) == 0,
+                "not enough memory: could not allocate ", asked, " bytes");
   }
-  TORCH_CHECK(done, "not enough memory: could not allocate ", size, " bytes");
 #ifdef __linux__
-  if (size >= kHugePage) madvise(data, size, MADV_HUGEPAGE);
+  madvise(data, size, MADV_HUGEPAGE);
 #endif
   return {data, size};
 }
@@ -121,7 +126,7 @@ void free_block(void* context) {
   delete block;
 }
 
-struct LargeAllocator final : c10::Allocator {
+struct MappedAllocator final : c10::Allocator {
   c10::DataPtr allocate(size_t size) override {
     auto* block = new Block(allocate_block(size));
     c10::profiledCPUMemoryReporter().New(block->data, size);
@@ -135,9 +140,10 @@ struct LargeAllocator final : c10::Allocator {
 }  // namespace
 
 at::Tensor empty_large(at::IntArrayRef shape, const at::TensorOptions& options) {
+  adapt_thresholds();
   const size_t size = c10::multiply_integers(shape) * options.dtype().itemsize();
-  if (size < kLarge) return at::detail::empty_cpu(shape, options);  // past the dispatcher
-  static LargeAllocator allocator;
+  if (size < kMapped) return at::detail::empty_cpu(shape, options);  // past the dispatcher
+  static MappedAllocator allocator;
   return at::detail::empty_generic(shape, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
                                    c10::typeMetaToScalarType(options.dtype()), std::nullopt);
 }
