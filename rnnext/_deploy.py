@@ -47,9 +47,9 @@ def leaf(module: nn.Module, input: Any, **optional: Any) -> Any:
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:
-    """Its class, less the one of its own that registering a parametrization gives a module.
+    """The module's class; of a parametrized module, the class that it was an instance of before.
 
-    That one is derived from the other, and holds a property for each parametrized weight.
+    Registering a parametrization derives a class from that, with a property for each weight.
     """
     cls = type(module)
     return cls.__mro__[1] if parametrize.is_parametrized(module) else cls

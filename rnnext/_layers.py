@@ -66,7 +66,7 @@ def refuse_shape(
 
 
 def refuse_devices(weight: Tensor, **arguments: Tensor | None) -> None:
-    """Raise for a tensor beside a weight on another device, which may have no kernel that would."""
+    """Raise where a tensor is not on the weights' device; that device may lack a kernel to say so."""
     for name, value in arguments.items():
         if value is not None and value.device != weight.device:
             raise RuntimeError(

@@ -14,9 +14,9 @@ from rnnext.rnn import RNN, nonlinearity_of, weights_of
 
 __all__ = ["EmbeddingRNN"]
 
-# Where tokens and W_ih meet in as many multiply-adds the rows that occur are counted, and they are
-# multiplied if they are at most this share of the tokens. (Measured. Counting looks at a bit for
-# each row of the table.)
+# The rows that occur are counted where the product N x E x H is at least COUNTED_WORK and the table
+# has at most COUNTED_ROWS rows, since counting looks at a bit for each of these. The rows are then
+# multiplied if they are at most PROJECTED_SHARE of the tokens. (Measured.)
 COUNTED_WORK, COUNTED_ROWS, PROJECTED_SHARE = 5e6, 2**20, 0.5
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
@@ -180,7 +180,7 @@ class EmbeddingRNN(nn.Module):
         if not (_is_plain(embedding, Embedding) and _is_plain(rnn, RNN)):
             return None
         if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
-            return None  # set from outside: they see every token
+            return None  # these attributes, if set later, need the indices of all tokens
         if torch._C._get_tracing_state() is not None or is_exporting():
             return None
         V, N = embedding.num_embeddings, tokens.numel()

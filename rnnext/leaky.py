@@ -115,7 +115,7 @@ class LeakyRNN(nn.RNNBase):
             kind = type(num_layers).__name__
             raise TypeError(f"num_layers must be an integer, got {kind}{hint}")
         super().__init__(
-            "RNN_TANH",  # what RNNBase must know: how many gates
+            "RNN_TANH",  # RNNBase takes the number of gates from it
             input_size,
             hidden_size,
             num_layers=num_layers,
@@ -161,7 +161,7 @@ class LeakyRNN(nn.RNNBase):
     def reset_parameters(self) -> None:
         """Draw the weights and biases anew, as torch.nn.RNN; alpha stays."""
         bound = self.hidden_size**-0.5
-        for name, parameter in self.named_parameters():  # of a parametrized weight its originals
+        for name, parameter in self.named_parameters():  # of a parametrized weight, the originals
             if "logit_alpha_l" not in name:
                 nn.init.uniform_(parameter, -bound, bound)
 
@@ -247,7 +247,7 @@ class LeakyRNN(nn.RNNBase):
         ) -> tuple[_Sequence, Tensor]: ...
 
     def _without_padding(self, input: Tensor, lengths: Tensor) -> Tensor:
-        """The input with zeros past each row's end, which must not reach the gradients of W_ih.
+        """The input with zeros past each row's end, so that padding cannot reach the gradients of W_ih.
 
         Lengths that do not fit are left to the op to refuse.
         """

@@ -304,12 +304,12 @@ def _layers_of(rnn: Any) -> list[list[Any]]:
 def _table_of(embedding: nn.Embedding) -> Tensor:
     if embedding.max_norm is None:
         return embedding.weight.detach()
-    rows: Tensor = embedding(torch.arange(embedding.num_embeddings))  # which scales them
+    rows: Tensor = embedding(torch.arange(embedding.num_embeddings))  # max_norm scales them
     return rows
 
 
 def _projects(table: Tensor) -> bool:
-    """Whether W_ih is multiplied ahead: the product must have the bits of a sum, and pay."""
+    """Whether to multiply W_ih ahead: where that keeps the bits of the sum and saves time."""
     return table.dtype in (torch.float32, torch.float64) and len(table) <= _PROJECTED_ROWS
 
 
