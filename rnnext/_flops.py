@@ -14,8 +14,11 @@ def _products(weights: Sequence[Sequence[int]], rows: int) -> int:
 
 
 def _state_weights(input: Any, hx: Any, weight_hh: Any, others: Any) -> Any:
-    """The weights that multiply a state. torch.nn counts the zeros that it multiplies, and so do we, but not
-    where a step from zeros is a linear layer: the rows of an EmbeddingRNN's table times W_ih."""
+    """The weights that multiply a state.
+
+    torch.nn counts the zeros that it multiplies, and so do we, but not where a step from zeros is a
+    linear layer: the rows of an EmbeddingRNN's table times W_ih.
+    """
     linear = len(input) == 3 and input[0] == 1 and hx is None and "identity" in others
     return [] if linear else weight_hh
 

@@ -66,7 +66,7 @@ def refuse_shape(
 
 
 def refuse_devices(weight: Tensor, **arguments: Tensor | None) -> None:
-    """Raise where a tensor is not on the weights' device; that device may lack a kernel to say so."""
+    """Raise where a tensor is not on the weights' device; it may lack a kernel to say so."""
     for name, value in arguments.items():
         if value is not None and value.device != weight.device:
             raise RuntimeError(

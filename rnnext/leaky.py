@@ -247,7 +247,7 @@ class LeakyRNN(nn.RNNBase):
         ) -> tuple[_Sequence, Tensor]: ...
 
     def _without_padding(self, input: Tensor, lengths: Tensor) -> Tensor:
-        """The input with zeros past each row's end, so that padding cannot reach the gradients of W_ih.
+        """The input with zeros past each row's end: padding must not reach the gradients of W_ih.
 
         Lengths that do not fit are left to the op to refuse.
         """

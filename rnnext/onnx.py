@@ -202,7 +202,7 @@ def _recurrence(
     output, h_n = _layer(
         x, hx, weight_ih, weight_hh, bias_ih, bias_hh, lengths, nonlinearity, direction
     )
-    return output, h_n, op.Identity(h_n)  # in place of `saved`, an empty list, which the exporter cannot take
+    return output, h_n, op.Identity(h_n)  # for the empty list `saved`
 
 
 def _rnn_cell(
