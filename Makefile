@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.rnnext-ready
 
 .PHONY: demo memory-policy perceptual-decision sample-text
-.PHONY: test bench docs lint weight build sdist wheel cuda-build cuda-check clang-build sanitize clean
+.PHONY: test faults bench docs lint weight build sdist wheel cuda-build cuda-check clang-build sanitize clean
 
 demo: build
 	$(BIN)/python examples/train_text.py $(ARGS)
@@ -23,6 +23,9 @@ sample-text: build
 
 test: build
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+faults: $(READY)
+	$(BIN)/python -m tools.faults $(ARGS)
 
 bench: build
 	$(BIN)/python -m pip install -q -e '.[bench]' --no-build-isolation

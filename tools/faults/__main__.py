@@ -1,0 +1,237 @@
+"""Plants the faults of list.txt one at a time, and says which of them the tests find.
+
+python -m tools.faults [WORD ...]   those whose file, kind or number has one of the words
+
+One build holds all faults of the C++ sources, each behind a switch that RNNEXT_FAULT turns on: a
+copy of this tree in build/faults, compiled there. Tests run there, first those that know most about
+the fault's file, then, if they pass, all of them.
+"""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+COPY = ROOT / "build" / "faults"
+AT_ONCE = 2
+SECONDS = 1200  # a run of tests that takes longer hangs
+
+# The tests that come first, by the beginning of a file's name, then those that come next.
+FIRST = {
+    "csrc/cpu/binding/memory": ["tests/cpu/test_memory.py"],
+    "csrc/cpu/binding/padding": ["tests/cpu/test_padding.py", "tests/cpu tests/ops"],
+    "csrc/cpu/binding/stepper": ["tests/modules -k stepper"],
+    "csrc/cpu/binding/embedding": ["tests/ops/test_embedding.py"],
+    "csrc/cpu/embedding": ["tests/ops/test_embedding.py"],
+    "csrc/cpu/runtime": ["tests/cpu/test_threads.py"],
+    "csrc/cpu": [
+        "tests/cpu/test_paths.py",
+        "tests/ops/test_leak_and_reset.py",
+        "tests/cpu tests/ops",
+    ],
+    "csrc/recurrence": ["tests/cpu/test_paths.py", "tests/ops/test_leak_and_reset.py"],
+    "csrc/ops/layers": ["tests/modules"],
+    "csrc/ops": ["tests/ops", "tests/transforms"],
+    "csrc/cuda/embedding": ["tests/cuda/test_embedding.py"],
+    "csrc/cuda": ["tests/cuda/test_recurrence.py", "tests/cuda"],
+    "rnnext": ["tests/modules", "tests/package"],
+}
+SWITCH = """#pragma once
+#include <cstdlib>
+namespace rnnext_faults {
+inline const int planted = std::getenv("RNNEXT_FAULT") ? std::atoi(std::getenv("RNNEXT_FAULT")) : 0;
+}
+"""
+
+
+class Fault(NamedTuple):
+    """A fault of the list: `text` in its place between `before` and `after` becomes `instead`."""
+
+    number: int
+    file: str
+    kind: str
+    before: str
+    text: str
+    instead: str
+    after: str
+
+    def __str__(self) -> str:
+        return f"{self.number:3} {self.file} ({self.kind}): {self.text} → {self.instead}"
+
+    def place(self, source: str) -> tuple[int, int]:
+        """Where the text is in the source; an error that names the fault if it is not, or twice."""
+        parts = [r"\s*".join(map(re.escape, re.findall(r"\w+|\S", part))) for part in self[3:5]]
+        after = r"\s*".join(map(re.escape, re.findall(r"\w+|\S", self.after)))
+        found = list(re.finditer(rf"{parts[0]}\s*({parts[1]})\s*{after}", source))
+        if len(found) != 1:
+            raise SystemExit(f"the text occurs {len(found)} times, which must be once: {self}")
+        return found[0].span(1)
+
+    def switched(self, text: str) -> str:
+        """The source's text, and the fault instead of it where this one is planted."""
+        if self.file.endswith(".py"):
+            return f'({self.instead} if _FAULT == "{self.number}" else {text})'
+        planted = f"::rnnext_faults::planted == {self.number}"
+        if text.endswith((";", "}")):
+            return f"{{ if ({planted}) {{ {self.instead} }} else {{ {text} }} }}"
+        return f"({planted} ? ({self.instead}) : ({text}))"
+
+
+def read(path: Path) -> list[Fault]:
+    """The faults of a list."""
+    entries: list[tuple[str, str]] = []
+    file = ""
+    for line in path.read_text().splitlines():
+        if line.startswith("    "):
+            entries[-1] = (file, f"{entries[-1][1]} {line.strip()}")
+        elif line.startswith("  "):
+            entries.append((file, line.strip()))
+        elif line and not line.startswith("#"):
+            file = line
+    faults = []
+    for number, (file, entry) in enumerate(entries, 1):
+        parts = re.fullmatch(r"(\w+): (.*?)«(.*?) → (.*?)»(.*)", entry)
+        if not parts:
+            raise SystemExit(f"no «text → fault» in {file}: {entry}")
+        faults.append(Fault(number, file, *parts.groups()))
+    return faults
+
+
+def planted(source: str, faults: list[Fault]) -> str:
+    """A source with switches for all of its faults."""
+    places = sorted((fault.place(source), fault) for fault in faults)
+    for (_, end), ((begin, _), fault) in zip([p for p, _ in places], places[1:], strict=False):
+        if begin < end:
+            raise SystemExit(f"another fault has a part of the text: {fault}")
+    for (begin, end), fault in reversed(places):
+        source = source[:begin] + fault.switched(source[begin:end]) + source[end:]
+    if faults and faults[0].file.endswith(".py"):
+        first = re.search(r"^(import|from (?!__future__))", source, re.M)
+        assert first, faults[0].file
+        line = 'import os as _os; _FAULT = _os.environ.get("RNNEXT_FAULT")\n'
+        source = source[: first.start()] + line + source[first.start() :]
+    return source
+
+
+def copy(tree: Path, faults: list[Fault]) -> None:
+    """The tree with all faults; what is as it was keeps its time, and is not compiled again."""
+    listed = subprocess.check_output(["git", "ls-files"], cwd=tree, text=True).splitlines()
+    for name in filter(lambda name: (tree / name).is_file(), listed):
+        content = (tree / name).read_bytes()
+        if own := [fault for fault in faults if fault.file == name]:
+            content = planted(content.decode(), own).encode()
+        to = COPY / name
+        if not to.exists() or to.read_bytes() != content:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_bytes(content)
+    for path in [p for folder in ("csrc", "rnnext", "tests") for p in (COPY / folder).rglob("*.*")]:
+        made = path.suffix in (".so", ".pyc") or path.name == "_build.py" or path.is_dir()
+        if not made and str(path.relative_to(COPY)) not in listed:
+            path.unlink()
+
+
+def environment() -> dict[str, str]:
+    """With a compiler that knows the switch, also for the tests that compile kernels.
+
+    It hardly optimizes: the build takes half the time, and faults are found as well.
+    """
+    switch, compiler = COPY / "switch.h", COPY / "c++"
+    if not switch.exists():
+        switch.write_text(SWITCH)
+    own = f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} -include {switch} "$@" -O1\n'
+    if not compiler.exists() or compiler.read_text() != own:
+        compiler.write_text(own)
+        compiler.chmod(0o755)
+    return os.environ | {
+        "CXX": str(compiler),
+        "RNNEXT_CUDA": "0",
+        "RNNEXT_ISAS": "native",
+        "PYTHONPATH": str(COPY),
+    }
+
+
+def test(fault: int, arguments: list[str], env: dict[str, str]) -> str:
+    """The first test that fails, or "" if none does."""
+    there = [a for a in arguments if not a.startswith("tests") or (COPY / a).exists()]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *there]
+    process = subprocess.Popen(
+        command,
+        cwd=COPY,
+        env=env | {"RNNEXT_FAULT": str(fault)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return "a test that hangs"
+    if process.returncode in (0, 5):  # 5: there are no such tests
+        return ""
+    named = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.M)
+    if not named and process.returncode > 0:
+        return output.strip().splitlines()[-1]
+    return named[1] if named else f"a test that ends with signal {-process.returncode}"
+
+
+def first(file: str) -> list[str]:
+    """The tests for faults of a file."""
+    return next(FIRST[start] for start in FIRST if file.startswith(start))
+
+
+def find(fault: Fault, env: dict[str, str], rest: bool) -> str:
+    """The test that finds the fault, or ""."""
+    for tests in [*first(fault.file), *(["tests"] if rest else [])]:
+        if by := test(fault.number, tests.split(), env):
+            return by
+    return ""
+
+
+def main() -> int:
+    """The command line: 0 if all faults are found."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("words", nargs="*", metavar="WORD")
+    parser.add_argument("--tree", type=Path, default=ROOT, help="another tree of this project")
+    parser.add_argument("--first", action="store_true", help="run the first tests alone")
+    options = parser.parse_args()
+    faults = read(HERE / "list.txt")
+    chosen = [
+        fault
+        for fault in faults
+        if not options.words
+        or any(w == str(fault.number) or w in fault.file or w == fault.kind for w in options.words)
+    ]
+    copy(options.tree.resolve(), faults)
+    env = environment()
+    for command in ["egg_info"], ["build_ext", "--inplace"]:
+        subprocess.run([sys.executable, "setup.py", "-q", *command], cwd=COPY, env=env, check=True)
+    missed = 0
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        sound = sorted({first(fault.file)[0] for fault in chosen})
+        for tests, by in zip(
+            sound, pool.map(lambda t: test(0, t.split(), env), sound), strict=True
+        ):
+            if by:
+                raise SystemExit(f"without a fault {tests} fails: {by}")
+        found = pool.map(lambda fault: find(fault, env, not options.first), chosen)
+        for fault, by in zip(chosen, found, strict=True):
+            print(f"{fault}\n      {'found by ' + by if by else 'NOT FOUND'}", flush=True)
+            missed += not by
+    print(f"{len(chosen) - missed} of {len(chosen)} faults are found")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
