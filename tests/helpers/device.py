@@ -47,8 +47,14 @@ def cuda_paths(capability):
 
 
 def device_paths():
-    """Those of the device; of an H100, in a rehearsal."""
-    return cuda_paths(torch.cuda.get_device_capability() if ON_GPU else (9, 0))
+    """Those of the device; of an H100, in a rehearsal.
+
+    tools.cuda_check says which device it is: processes that fork cannot ask before.
+    """
+    told = os.environ.get("RNNEXT_CHECK_CAPABILITY")
+    if told or not ON_GPU:
+        return cuda_paths(tuple(map(int, (told or "9.0").split("."))))
+    return cuda_paths(torch.cuda.get_device_capability())
 
 
 def synchronize():

@@ -1,101 +1,142 @@
 """`python -m tools.cuda_check`: build, test, measure and sanitize the CUDA half on a GPU machine.
 
-Takes 590 seconds at most, needs no network, and uses the Python (3.10 or later), torch (2.11 or
-later), numpy, pytest and nvcc that it finds; pytest-xdist, Nsight Compute and compute-sanitizer if
-they are there. A stage that fails or takes too long does not stop the others. Everything goes into
-one folder, as it comes: report.txt, figures.jsonl and log.txt. docs/cuda-check.md says
-how to read them. The exit code is 0 if every stage that could run passed, whatever the bars say.
-`--dry-run` rehearses every stage on a machine without a GPU, and fails where it cannot.
+Uses the Python, torch, pytest and nvcc that it finds, and needs no network where there is an nvcc.
+A stage that fails or takes too long does not stop the others; run again, the command goes on with
+those that have not passed. Everything goes into one folder, as it comes: report.txt, figures.jsonl
+and log.txt, which docs/cuda-check.md explains. Exit code 0: every stage passed. `--dry-run`
+rehearses every stage on a machine without a GPU, and fails where it cannot.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import records
-from .stages import PACKAGES, ROOT, STAGES, Stage
+from .build import PACKAGES, ROOT, toolkits
 
-NEEDED = ("torch", "numpy", "pytest")
+TESTS = ROOT / "tests" / "cuda"
+GPU = "import torch; print('%d.%d' % torch.cuda.get_device_capability())"
+
+
+@dataclass
+class Stage:
+    """A command with its limit. lacks: why it cannot run here; needs: what must have passed."""
+
+    name: str
+    seconds: float
+    command: list[str]
+    needs: str = ""
+    lacks: str = ""
+
+
+def module(name: str, *options: str) -> list[str]:
+    return [sys.executable, "-m", f"tools.cuda_check.{name}", *options]
+
+
+def tests() -> list[str]:
+    """Up to eight processes share a GPU; one, where pytest-xdist is missing."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-p", "tools.cuda_check.isolate", "--rootdir", str(ROOT)]
+    command += ["-c", str(ROOT / "pyproject.toml"), "-o", "addopts=--import-mode=importlib"]
+    try:
+        import xdist  # noqa: F401
+
+        command += ["-n", str(min(8, len(os.sched_getaffinity(0))))]
+    except ImportError:
+        pass
+    return [*command, *(str(TESTS / name) for name in ("check_device.py", "check_cuda.py"))]
+
+
+def stages(out: Path, dry: bool) -> Iterator[Stage]:
+    """What is worth most comes first."""
+
+    def work(name: str, seconds: float) -> Stage:
+        budget = f"{0.9 * seconds:.0f}"
+        return Stage(name, seconds, module("work", name, str(out), "--budget", budget), "build")
+
+    yield Stage("preflight", 60, module("build", "--preflight"))
+    yield Stage("build", 420, module("build", *(["--rehearse"] if dry else [])))
+    yield work("smoke", 60)
+    yield Stage("tests", 900 if dry else 150, tests(), "build")
+    yield work("bench", 120)
+    yield work("paths", 120)
+    yield work("stress", 90)
+    once = module("work", "once", str(out))
+    folders = [os.environ.get("PATH", ""), *(str(home / "bin") for home in toolkits())]
+    wanted = {"ncu": ["--csv", "--page", "raw", "--set", "basic", "--kernel-name", "regex:rnnext",
+                      "--launch-count", "40"]}  # fmt: skip
+    for tool in ("memcheck", "racecheck", "synccheck"):
+        wanted[tool] = ["--tool", tool, "--error-exitcode", "9", "--kernel-regex", "kns=rnnext"]
+    for name, options in wanted.items():
+        program = "ncu" if name == "ncu" else "compute-sanitizer"
+        found = shutil.which(program, path=os.pathsep.join(folders)) or ""
+        command = once if dry else [found, *options, *once]
+        lacks = "" if found or dry else f"{program} is not on this machine"
+        yield Stage(name, 90, command, "build", lacks)
 
 
 class Check:
-    """The stages' outcomes, and the folder that they write to."""
+    """Runs stages, each with its output in the log, and keeps how they went."""
 
     def __init__(self, out: Path, environment: dict[str, str]) -> None:
         self.out, self.environment = out, environment
-        self.outcomes: dict[str, str] = {}
         out.mkdir(parents=True, exist_ok=True)
-        for name in (records.FIGURES, records.LOG, records.REPORT):
-            (out / name).unlink(missing_ok=True)
 
-    def run(self, stage: Stage, limit: float) -> str:
-        """Run a stage with its output in the log, and keep how it went."""
-        start, end = time.monotonic(), time.monotonic() + limit
-        missing = [name for name in stage.needs if self.outcomes.get(name) != "passed"]
+    def outcomes(self) -> dict[str, str]:
+        return {n: r["outcome"] for n, r in records.read(self.out, "outcome").items()}
+
+    def run(self, stage: Stage, limit: float) -> None:
+        start, before = time.monotonic(), self.outcomes()
+        if before.get(stage.name) == "passed":
+            return
         if stage.lacks:
             outcome = f"absent: {stage.lacks}"
-        elif missing:
-            outcome = f"skipped: {', '.join(missing)} did not pass"
+        elif stage.needs and before.get(stage.needs) != "passed":
+            outcome = f"skipped: {stage.needs} did not pass"
         else:
-            outcome = "passed"
-        log = self.out / records.LOG
-        for command in stage.commands if outcome == "passed" else ():
-            with log.open("a") as file:
-                file.write(f"\n==== {stage.name}: {' '.join(command)}\n")
-            outcome = self.execute(command, stage.variables, log, end - time.monotonic())
-            if outcome != "passed":
-                print("\n".join(log.read_text(errors="replace").splitlines()[-25:]), flush=True)
-                break
+            print(f"{stage.name}: at most {limit:.0f} s", flush=True)
+            outcome = self.execute(stage, limit)
         seconds = time.monotonic() - start
-        self.outcomes[stage.name] = outcome
-        records.append(
-            self.out, "outcome", name=stage.name, outcome=outcome, seconds=seconds, limit=limit
-        )
-        print(f"{stage.name}: {outcome}, {seconds:.0f} of {limit:.0f} s", flush=True)
-        return outcome
+        records.append(self.out, "outcome", stage.name, outcome=outcome, seconds=seconds)
+        print(f"{stage.name}: {outcome}, {seconds:.0f} s", flush=True)
 
-    def execute(
-        self, command: list[str], variables: dict[str, str], log: Path, limit: float
-    ) -> str:
-        """One command, and all that it starts, until the limit."""
-        if limit <= 0:
-            return "failed: no time was left"
+    def execute(self, stage: Stage, limit: float) -> str:
+        """The command and all that it starts, until the limit."""
+        log = self.out / records.LOG
         with log.open("a") as file:
+            file.write(f"\n==== {stage.name}: {' '.join(stage.command)}\n")
+            file.flush()
             process = subprocess.Popen(
-                command,
-                cwd=ROOT if "setup.py" in command else self.out,
-                env=self.environment | variables,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+                stage.command, cwd=self.out, env=self.environment, stdout=file,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                return f"failed: not done after {limit:.0f} s, and could not be ended"
             return f"failed: not done after {limit:.0f} s"
+        if code:
+            print("\n".join(log.read_text(errors="replace").splitlines()[-25:]), flush=True)
         return "passed" if code == 0 else f"failed: exit code {code}"
 
 
-def why_no_gpu() -> str | None:
-    """What this machine lacks, or None if the check can run."""
-    try:
-        import torch
-    except ImportError:
-        return "there is no torch here"
-    if torch.version.cuda is None:
-        return f"no GPU can be used: torch {torch.__version__} is not a CUDA build"
-    if not torch.cuda.is_available():
-        return "there is no GPU on this machine (torch.cuda.is_available() is false)"
-    return None
+def capability() -> str:
+    """Of the first GPU, "9.0"; empty where there is none. (Asked in a process of its own.)"""
+    done = subprocess.run([sys.executable, "-c", GPU], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -104,45 +145,44 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU, small")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "cuda-check")
-    parser.add_argument("--only", nargs="+", metavar="STAGE", help="these stages alone")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="these stages alone, again")
+    parser.add_argument("--fresh", action="store_true", help="forget what has passed before")
+    parser.add_argument("--limit", type=float, default=1500, help="seconds for all stages")
     options = parser.parse_args(arguments)
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        print(f"cuda-check: nothing can run without {', '.join(missing)}.")
+    from . import report
+
+    card = "9.0" if options.dry_run else capability()
+    if not card:
+        print("cuda-check: torch finds no GPU on this machine; --dry-run rehearses without one.")
         return 1
-    lacking = why_no_gpu()
-    if lacking and not options.dry_run:
-        print(f"cuda-check: {lacking}.")
-        print("cuda-check: run it on a GPU machine, or with --dry-run to rehearse it.")
-        return 1
-    device = "cpu" if options.dry_run else "cuda"
-    if options.dry_run:
-        print("cuda-check: a rehearsal on the CPU; its figures say nothing about a GPU.")
+    path = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     # The build for this GPU comes before the tree, whose own may be of the CPU half alone.
-    path = [*([str(PACKAGES)] if device == "cuda" else []), str(ROOT), str(ROOT / "tests")]
-    if before := os.environ.get("PYTHONPATH"):
-        path.append(before)
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(path),
-        "RNNEXT_CHECK_DEVICE": device,
+        "PYTHONPATH": os.pathsep.join([*([] if options.dry_run else [str(PACKAGES)]), *path]),
+        "RNNEXT_CHECK_DEVICE": "cpu" if options.dry_run else "cuda",
+        "RNNEXT_CHECK_CAPABILITY": card,
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # counting GPUs must not start CUDA: cases fork
         "PYTHONUNBUFFERED": "1",
     }
     check = Check(options.out.resolve(), environment)
-    PACKAGES.mkdir(parents=True, exist_ok=True)
-    chosen = [
-        s for s in STAGES[device](check.out) if options.only is None or s.name in options.only
-    ]
-    # What a stage leaves over of its time is the next one's.
-    end = time.monotonic()
-    for stage in chosen:
-        end += stage.seconds
-        check.run(stage, end - time.monotonic())
-    from . import report
-
-    print("\n" + report.write(check.out))
-    print(f"all of it is in {check.out}")
-    good = [name for name, outcome in check.outcomes.items() if outcome == "passed"]
-    failed = [name for name, o in check.outcomes.items() if o.startswith(("failed", "skipped"))]
-    return 0 if good and not failed else 1
+    if options.fresh:
+        for name in (records.FIGURES, records.LOG, records.REPORT):
+            (check.out / name).unlink(missing_ok=True)
+    end = time.monotonic() + options.limit
+    for stage in stages(check.out, options.dry_run):
+        if options.only and stage.name not in options.only:
+            continue
+        if options.only:
+            records.append(check.out, "outcome", stage.name, outcome="asked for again", seconds=0)
+            stage.needs = ""
+        limit = min(stage.seconds, end - time.monotonic())
+        if limit <= 0:
+            print(f"no time from {stage.name} on: run the same command again")
+            break
+        check.run(stage, limit)
+        page = report.write(check.out)
+    print(f"\n{page}\nall of it is in {check.out}")
+    return int(any(outcome != "passed" for outcome in check.outcomes().values()))
 
 
 if __name__ == "__main__":

@@ -2,50 +2,73 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+import sys
 from pathlib import Path
+from typing import Any
 
-from . import bench, counters, exchange, geometries, micro, records, stress, trace
+from benchmarks.names import OURS, TORCH
+from benchmarks.report import Table
 
-PARTS: dict[str, Callable[[Path], str]] = {
-    "Microbenchmarks": micro.report,
-    "Where a step's cycles go (median)": trace.report,
-    "The two exchanges": exchange.report,
-    "Forced geometries": geometries.report,
-    "Benchmarks": bench.text,
-    "The same bits": stress.report,
-    "Counters": counters.report,
-}
+from . import records
 
 
 def outcomes(out: Path) -> str:
-    return records.table(
-        records.read(out, "outcome"),
-        {
-            "stage": lambda r: r["name"],
-            "outcome": lambda r: r["outcome"],
-            "seconds": lambda r: round(r["seconds"]),
-            "limit": lambda r: round(r["limit"]),
-        },
-    )
+    rows = records.read(out, "outcome").values()
+    body = [[r["name"], f"{r['seconds']:.0f}", r["outcome"]] for r in rows]
+    return Table(["stage", "seconds", "outcome"], body).text()
+
+
+def bench(out: Path) -> str:
+    found = {n: r["us"] for n, r in records.read(out, "bench").items() if "us" in r}
+    body = []
+    for name, us in found.items():
+        step = ""
+        if short := found.get(name.replace("-T1024-", "-T128-") if "-T1024-" in name else ""):
+            step = f"{(us[OURS] - short[OURS]) / (1024 - 128):.2f}"
+        ratio = us[TORCH] / us[OURS]
+        body.append([name, f"{us[OURS]:.4g}", f"{us[TORCH]:.4g}", f"{ratio:.2f}", step])
+    return Table(["case", f"{OURS}, us", "cuDNN, us", "times as fast", "us a step"], body).text()
+
+
+def paths(out: Path) -> str:
+    """A line a problem; its regret is the time of the choice over that of the best way."""
+    problems: dict[str, dict[str, Any]] = {}
+    for name, record in records.read(out, "paths").items():
+        problem, _, way = name.partition(": ")
+        problems.setdefault(problem, {})[way] = record
+    ways = list(dict.fromkeys(way for found in problems.values() for way in found))
+    body, wrong = [], []
+    for problem, found in problems.items():
+        us = {way: r["us"] for way, r in found.items() if r.get("us", 0) > 0}
+        regret = f"{us['chosen'] / min(us.values()):.2f}" if "chosen" in us else ""
+        body.append([problem, *(f"{us[w]:.2f}" if w in us else "-" for w in ways), regret])
+        for path in ("cluster", "grid"):
+            bits = {found[way].get("bits") for way in (path, f"{path} tagged") if way in found}
+            wrong += (
+                [f"{problem}: {path}: other bits by the tagged exchange"] if len(bits) > 1 else []
+            )
+    table = Table(["us a step", *ways, "regret"], body).text()
+    return "\n".join([table, *(wrong or ["both exchanges give the same bits everywhere"])])
+
+
+def others(out: Path) -> str:
+    """What has no table: what failed, by stage."""
+    lines = []
+    for stage in ("smoke", "bench", "paths", "stress"):
+        found = records.read(out, stage)
+        failed = {name: r["error"] for name, r in found.items() if "error" in r}
+        lines.append(f"{stage}: {len(found) - len(failed)} of {len(found)} cases passed")
+        lines += [f"  {name}: {error}" for name, error in failed.items()]
+    return "\n".join(lines)
 
 
 def write(out: Path) -> str:
-    """Make the page, keep it, and return it. A part without figures is left out."""
-    text = f"Stages\n\n{outcomes(out)}\n"
-    for title, part in PARTS.items():
-        if records.read(out) and (body := part(out)):
-            text += f"\n\n{title}\n\n{body}\n"
+    """Make the page, keep it, and return it."""
+    parts = {"Stages": outcomes, "Cases": others, "Beside cuDNN": bench, "Ways": paths}
+    text = "\n\n".join(f"{title}\n\n{part(out)}" for title, part in parts.items()) + "\n"
     (out / records.REPORT).write_text(text)
     return text
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    print(write(parser.parse_args().folder))
-
-
 if __name__ == "__main__":
-    main()
+    print(write(Path(sys.argv[1])))

@@ -1,0 +1,165 @@
+"""`python -m tools.cuda_check.build`: what the machine has, and rnnext built for its GPU.
+
+Each toolkit that is found is tried in turn; the last one is NVIDIA's compiler from PyPI, of the
+CUDA of this torch. `--preflight` says what there is and what does not fit; `--rehearse` compiles
+one source for two cards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "cuda-check"
+PACKAGES = BUILD / "packages"
+# The newest GCC that nvcc takes, from each version on.
+NEWEST_GCC = {(12, 0): 12, (12, 4): 13, (12, 8): 14, (13, 0): 15}
+
+
+def said(*command: str) -> str:
+    """What a command prints, empty where it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout + done.stderr if done.returncode == 0 else ""
+
+
+def version_in(text: str, before: str) -> tuple[int, ...]:
+    found = re.search(rf"{before}(\d+)\.(\d+)", text)
+    return tuple(map(int, found.groups())) if found else ()
+
+
+def torch_cuda() -> str:
+    import torch
+
+    return torch.version.cuda or ""
+
+
+def toolkits() -> Iterator[Path]:
+    """Folders with bin/nvcc: CUDA_HOME's, the one on the path, those of pip's packages."""
+    seen = set()
+    places = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    if on_path := shutil.which("nvcc"):
+        # On the path it may be a script elsewhere: nvcc says itself where its toolkit is.
+        text = said(on_path, "--dryrun", "-c", "-x", "cu", os.devnull)
+        top = re.search(r"^#\$ TOP=(.+)$", text, re.MULTILINE)
+        places.insert(1, top[1] if top else str(Path(on_path).resolve().parents[1]))
+    folders = [Path(place) for place in places if place]
+    packages = [Path(sysconfig.get_path("purelib")), ROOT / "build" / "cuda-toolkit"]
+    packages += (ROOT / "build").glob("cuda-venv/lib/python3*/site-packages")
+    folders += [found for place in packages for found in sorted(place.glob("nvidia/cu*"))]
+    for folder in map(Path.resolve, folders):
+        if (folder / "bin" / "nvcc").exists() and folder not in seen:
+            seen.add(folder)
+            yield folder
+
+
+def toolkit_of_pypi() -> Path:
+    target, cuda = ROOT / "build" / "cuda-toolkit", torch_cuda()
+    names = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl",
+             "nvidia-cuda-runtime")  # fmt: skip
+    command = [sys.executable, "-m", "pip", "install", "-q", "--target", str(target)]
+    subprocess.run([*command, *(f"{name}=={cuda}.*" for name in names)], check=True, timeout=120)
+    return target / "nvidia" / f"cu{cuda.partition('.')[0]}"
+
+
+def environment(home: Path, archs: str) -> dict[str, str]:
+    """ninja lies beside the Python that runs, whose environment may not be activated; and PyPI's
+    packages have no libcudart.so, which the linker wants."""
+    links = BUILD / "libraries"
+    links.mkdir(parents=True, exist_ok=True)
+    for library in home.glob("lib*/libcudart.so.*"):
+        (links / "libcudart.so").unlink(missing_ok=True)
+        (links / "libcudart.so").symlink_to(library)
+    paths = [str(Path(sys.executable).parent), str(home / "bin"), os.environ.get("PATH", "")]
+    return os.environ | {
+        "CUDA_HOME": str(home),
+        "PATH": os.pathsep.join(paths),
+        "LIBRARY_PATH": os.pathsep.join([str(links), os.environ.get("LIBRARY_PATH", "")]),
+        "TORCH_CUDA_ARCH_LIST": archs,
+        "RNNEXT_CUDA": "1",  # without nvcc this must fail, not build the CPU half alone
+        "MAX_JOBS": str(len(os.sched_getaffinity(0))),
+    }
+
+
+def preflight() -> list[str]:
+    """Print what there is; a sentence for each thing that does not fit."""
+    import torch
+
+    cuda, homes = torch_cuda(), list(toolkits())
+    gcc = version_in(said("gcc", "-dumpfullversion"), "")
+    driver = version_in(said("nvidia-smi"), r"CUDA Version: ")
+    print(f"Python {sys.version.split()[0]}, torch {torch.__version__} for CUDA {cuda or 'none'}, "
+          f"gcc {gcc}, driver for CUDA {driver}")  # fmt: skip
+    wrong = []
+    if not cuda:
+        wrong.append(f"torch {torch.__version__} is not a CUDA build: install one from pytorch.org")
+    elif driver and driver < version_in(cuda, ""):
+        wrong.append(f"the driver runs CUDA up to {driver}, and torch is built for {cuda}")
+    for home in homes:
+        nvcc = version_in(said(str(home / "bin" / "nvcc"), "--version"), "release ")
+        print(f"nvcc {nvcc} in {home}")
+        newest = max((n for since, n in NEWEST_GCC.items() if nvcc >= since), default=0)
+        if gcc and gcc[0] > newest:
+            wrong.append(f"nvcc {nvcc} takes GCC up to {newest}, here is {gcc}: set NVCC_CCBIN")
+        if cuda and nvcc[:1] != version_in(cuda, "")[:1]:
+            wrong.append(f"nvcc {nvcc} is of another CUDA than torch's, {cuda}")
+    if not homes:
+        wrong.append("there is no nvcc; the build tries PyPI's, which needs the network")
+    for package in ("setuptools", "ninja", "pybind11", "numpy", "pytest", "pytest-xdist"):
+        try:
+            print(package, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{package} is missing: python -m pip install {package}")
+    return wrong
+
+
+def build(home: Path, archs: str) -> bool:
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(PACKAGES), "build"]
+    command += ["--build-base", str(BUILD), "--build-temp", str(BUILD / "objects")]
+    command += ["--build-lib", str(PACKAGES)]
+    print(f"building with {home}", flush=True)
+    return subprocess.run(command, cwd=ROOT, env=environment(home, archs)).returncode == 0
+
+
+def compile_one(home: Path) -> bool:
+    source = ROOT / "csrc" / "cuda" / "recurrence" / "prepare.cu"
+    command = [str(home / "bin" / "nvcc"), "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", "-c"]
+    command += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 90)]
+    command += [str(source), "-o", str(BUILD / "prepare.o")]
+    return subprocess.run(command, env=environment(home, "9.0")).returncode == 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preflight", action="store_true")
+    parser.add_argument("--rehearse", action="store_true")
+    options = parser.parse_args()
+    PACKAGES.mkdir(parents=True, exist_ok=True)
+    if options.preflight:
+        for sentence in preflight():
+            print(sentence)
+        return 0
+    homes = list(toolkits())
+    if options.rehearse:
+        if not homes:
+            print("there is no nvcc: building was not rehearsed")
+        return 0 if homes and compile_one(homes[0]) else 1
+    archs = os.environ["RNNEXT_CHECK_CAPABILITY"]
+    if any(build(home, archs) for home in homes):
+        return 0
+    return 0 if build(toolkit_of_pypi(), archs) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""`python -m tools.cuda_check.work STAGE OUT`: the cases of a stage, each in a process of its own.
+
+A case's name is printed before it runs, and its figures are kept as they come: what was kept before
+is not run again. On the CPU, a rehearsal, every case runs small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rnnext
+from benchmarks import measure, rivals
+from benchmarks.cases import MODES, Case
+from benchmarks.names import OURS, TORCH
+from benchmarks.rivals.contract import Data, compare
+
+from . import records
+from .isolate import isolated
+
+Cases = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
+
+CUDA = os.environ.get("RNNEXT_CHECK_DEVICE", "cuda") == "cuda"
+DEVICE = "cuda" if CUDA else "cpu"
+LIMIT = 60.0  # seconds for a case
+LENGTHS = (128, 1024) if CUDA else (4, 12)  # what a step takes is the slope between them
+TYPES = ("bfloat16", "float32")
+
+
+def ways() -> list[str]:
+    """How a recurrence may run here: a path, and the exchange where it has two."""
+    sm_90 = float(os.environ.get("RNNEXT_CHECK_CAPABILITY", "9.0")) >= 9.0
+    shared = ["cluster", "cluster tagged"] if sm_90 else []
+    return ["step", "block", *shared, "grid", "grid tagged"]
+
+
+def force(way: str) -> None:
+    path, _, exchange = way.partition(" ")
+    os.environ.update(RNNEXT_CUDA_PATH=path, RNNEXT_CUDA_EXCHANGE=exchange)
+
+
+def synchronize() -> None:
+    measure.synchronizer(DEVICE)()
+
+
+def passes(way: str, dtype: str, sizes: tuple[int, int, int]) -> Callable[[], list[Tensor]]:
+    """A forward and backward pass on a way: the output and all gradients."""
+    force(way)
+    T, B, H = sizes
+    torch.manual_seed(0)
+    place: dict[str, Any] = {"device": DEVICE, "dtype": getattr(torch, dtype)}
+    rnn = rnnext.RNN(16, H).to(**place)
+    x = torch.randn(T, B, 16).to(**place).requires_grad_()
+    leaves = [x, *rnn.parameters()]
+
+    def call() -> list[Tensor]:
+        output, _ = rnn(x)
+        return [output.detach(), *torch.autograd.grad(output, leaves, torch.ones_like(output))]
+
+    return call
+
+
+SMALL = {"block": (40, 5, 96), "step": (12, 3, 64)}  # T, B, H; of the others:
+SHARED = (40, 3, 200)
+
+
+def small(way: str, dtype: str) -> Callable[[], list[Tensor]]:
+    return passes(way, dtype, SMALL.get(way, SHARED))
+
+
+def smoke() -> Cases:
+    """Each way against the plain computation in float64 on the CPU."""
+    for way, dtype in itertools.product(ways(), TYPES):
+        yield f"{way}, {dtype}", partial(agree, way, dtype)
+
+
+def agree(way: str, dtype: str) -> dict[str, Any]:
+    T, B, H = SMALL.get(way, SHARED)
+    found = small(way, dtype)()
+    torch.manual_seed(0)
+    rnn = torch.nn.RNN(16, H).to(getattr(torch, dtype)).double()
+    x = torch.randn(T, B, 16).to(getattr(torch, dtype)).double().requires_grad_()
+    output, _ = rnn(x)
+    wanted = [output, *torch.autograd.grad(output, [x, *rnn.parameters()], torch.ones_like(output))]
+    worst = 0.0
+    for a, b in zip(found, wanted, strict=True):
+        worst = max(worst, ((a.cpu().double() - b).abs().max() / b.abs().max()).item())
+    if not worst < (0.1 if dtype == "bfloat16" else 1e-4):
+        raise ValueError(f"off by {worst:.1e} of the largest value")
+    return {"off by": worst}
+
+
+def bench() -> Cases:
+    """rnnext beside torch.nn, which runs on cuDNN there; what matters most first."""
+    hidden, batches = ((256, 1024, 512, 2048, 64), (1, 8, 64)) if CUDA else ((32,), (2,))
+    cases = []
+    for dtype, mode in itertools.product(TYPES, MODES):
+        place: dict[str, Any] = {"dtype": dtype, "device": DEVICE}
+        for H, B, T in itertools.product(hidden, batches, LENGTHS):
+            cases.append(Case("rnn", mode, T, B, H, H, **place))
+        for option in ("bidirectional", "packed"):
+            H, flags = hidden[-1], {option: True}
+            cases.append(Case("rnn", mode, LENGTHS[0], 16, H, H, **(place | flags)))
+    for V, D, N in ((50_000, 256, 8192), (250_000, 512, 262_144)) if CUDA else ((100, 8, 50),):
+        for mode, indices in itertools.product(("infer", "backward"), ("uniform", "repeated")):
+            cases.append(Case("embedding", mode, V=V, D=D, N=N, indices=indices, device=DEVICE))
+    for case in cases:
+        yield case.name, partial(beside_torch, case)
+
+
+def beside_torch(case: Case) -> dict[str, Any]:
+    data = Data(case)
+    ready = {r.name: r.prepare(case, data, 1) for r in (rivals.ours(), rivals.theirs())}
+    compare(case, ready[TORCH].result(), ready[OURS].result())
+    timings = measure.interleave(ready, measure.CUDA, measure.synchronizer(DEVICE))
+    return {"us": {name: timing.median * 1e6 for name, timing in timings.items()}}
+
+
+def paths() -> Cases:
+    """What a step takes as rnnext chooses, and on every way that can be forced; and its bits."""
+    sizes = ((1024, 1), (256, 1), (1024, 8), (256, 8), (512, 32), (2048, 1)) if CUDA else ((40, 2),)
+    for (H, B), dtype, way in itertools.product(sizes, TYPES, ["", *ways()]):
+        yield f"{dtype} H={H} B={B}: {way or 'chosen'}", partial(step_of, dtype, H, B, way)
+
+
+def step_of(dtype: str, H: int, B: int, way: str) -> dict[str, Any]:
+    force(way)
+    torch.manual_seed(0)
+    rnn = rnnext.RNN(H, H).to(DEVICE, getattr(torch, dtype))
+    seconds = []
+    for T in LENGTHS:
+        x = torch.randn(T, B, H).to(DEVICE, getattr(torch, dtype))
+        with torch.no_grad():
+            try:
+                output, _ = rnn(x)
+            except ValueError as error:  # too large for the path
+                return {"unfit": str(error)}
+            call = measure.Contender(partial(rnn, x))
+            seconds.append(min(measure.sample(call, 1, 0.01, synchronize) for _ in range(5)))
+    bits = output.cpu().view(torch.uint8).numpy().tobytes()
+    slope = (seconds[1] - seconds[0]) / (LENGTHS[1] - LENGTHS[0])
+    return {"us": slope * 1e6, "bits": hashlib.sha256(bits).hexdigest()[:8]}
+
+
+def stress() -> Cases:
+    """The same bits again and again on a busy GPU; two grids that each fill the card at once."""
+    for way, dtype in itertools.product(ways(), TYPES):
+        yield f"replays of {way}, {dtype}", partial(replays, way, dtype)
+    for way in (way for way in ways() if way.startswith("grid")):
+        yield f"two of {way} at once", partial(two_at_once, way)
+
+
+def replays(way: str, dtype: str) -> dict[str, Any]:
+    """In a CUDA graph, beside products on another stream; new memory is filled with NaN, so that
+    what a kernel leaves out shows."""
+    from helpers.device import Captured, new_stream
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = True
+    captured = Captured(small(way, dtype))
+    captured.replay()
+    first = [result.clone() for result in captured.results]
+    if not all(bool(result.isfinite().all()) for result in first):
+        raise ValueError("a result was not written, or is not finite")
+    noise, side = torch.randn(2048 if CUDA else 64, 2048 if CUDA else 64).to(DEVICE), new_stream()
+    wrong, count, end = 0, 0, time.monotonic() + (2.0 if CUDA else 0.1)
+    while time.monotonic() < end:
+        with side:
+            noise @ noise
+        captured.replay()
+        count += 1
+        wrong += not all(map(torch.equal, captured.results, first))
+    if wrong:
+        raise ValueError(f"other bits in {wrong} of {count} replays")
+    return {"replays": count}
+
+
+def two_at_once(way: str) -> dict[str, Any]:
+    """On streams of different priority: were both resident in part, they would wait for ever."""
+    call = passes(way, "float32", (200, 4, 1024) if CUDA else SHARED)
+    wanted, found = call(), []
+    synchronize()
+    for n in range(40 if CUDA else 2):
+        stream = torch.cuda.Stream(priority=-(n % 2)) if CUDA else None
+        with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
+            found.append(call())
+    synchronize()
+    wrong = sum(not all(map(torch.equal, wanted, results)) for results in found)
+    if wrong:
+        raise ValueError(f"other bits in {wrong} of {len(found)} calls")
+    return {"calls": len(found)}
+
+
+def once() -> None:
+    """Every way in this process: what the profiler and the sanitizers run."""
+    for way, dtype in itertools.product(ways(), TYPES):
+        print(way, dtype, flush=True)
+        agree(way, dtype)
+    table = torch.randn(50, 129).to(DEVICE)
+    index = torch.randint(0, 50, (300,)).to(DEVICE)
+    torch.ops.rnnext.embedding(table, index)
+    torch.ops.rnnext.embedding_backward(table[index], index, 50, -1, False)
+    synchronize()
+
+
+STAGES = {"smoke": smoke, "bench": bench, "paths": paths, "stress": stress}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=[*STAGES, "once"])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--budget", type=float, default=600, help="seconds")
+    options = parser.parse_args()
+    if options.stage == "once":
+        once()
+        return 0
+    end, failed = time.monotonic() + options.budget, 0
+    known = records.read(options.out, options.stage)
+    for name, call in STAGES[options.stage]():
+        if name in known and "error" not in known[name]:
+            continue
+        if time.monotonic() > end:
+            print(f"no time from {name} on")
+            return 1
+        print(name, flush=True)
+        error, figures = isolated(call, min(LIMIT, max(5.0, end - time.monotonic())))
+        figures = {"error": error} if error else figures
+        records.append(options.out, options.stage, name, **figures)
+        print(f"  {figures}", flush=True)
+        failed += bool(error)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
