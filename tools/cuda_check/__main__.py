@@ -164,6 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # counting GPUs must not start CUDA: cases fork
         "PYTHONUNBUFFERED": "1",
     }
+    if options.dry_run:
+        environment["OMP_NUM_THREADS"] = "1"  # nothing is measured: others may use the cores
     check = Check(options.out.resolve(), environment)
     if options.fresh:
         for name in (records.FIGURES, records.LOG, records.REPORT):
