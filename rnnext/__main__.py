@@ -7,6 +7,7 @@ import argparse
 import platform
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -25,15 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = "say how a call would run on this CPU"
     explains = commands.add_parser("explain", help=text, description=text)
     explains.set_defaults(command=print_plan)
-    for name, meaning in (
-        ("T", "steps"),
-        ("B", "sequences"),
-        ("I", "features"),
-        ("H", "hidden units"),
-    ):
+    for name, meaning in zip("TBIH", ("steps", "sequences", "features", "units"), strict=True):
         explains.add_argument(name, type=int, help=meaning)
     explains.add_argument("--train", action="store_true", help="the backward pass")
-    explains.add_argument("--layers", type=int, default=1, help="default: 1")
+    explains.add_argument("--layers", dest="num_layers", type=int, default=1, help="default: 1")
     explains.add_argument("--bidirectional", action="store_true")
     explains.add_argument("--hx", action="store_true", help="first states are given")
     explains.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
@@ -41,16 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explains.add_argument(
         "--machine", help="zen4, zen5 or xeon-amx, NAME=NUMBER,.. or both (default: this one)"
     )
-    options = parser.parse_args(arguments)
     try:
-        options.command(options)
+        given = vars(parser.parse_args(arguments))
+        given.pop("command")(**given)
     except ValueError as error:
         print(f"rnnext: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def print_build(options: argparse.Namespace) -> None:
+def print_build() -> None:
     build = _C.build_info()
     rows = {
         "rnnext": rnnext.__version__,
@@ -67,22 +63,8 @@ def print_build(options: argparse.Namespace) -> None:
         print(f"{name:22}{value}")
 
 
-def print_plan(options: argparse.Namespace) -> None:
-    print(
-        explain(
-            options.T,
-            options.B,
-            options.I,
-            options.H,
-            num_layers=options.layers,
-            bidirectional=options.bidirectional,
-            dtype=DTYPES[options.dtype],
-            train=options.train,
-            hx=options.hx,
-            threads=options.threads,
-            machine=options.machine,
-        )
-    )
+def print_plan(dtype: str, **options: Any) -> None:
+    print(explain(dtype=DTYPES[dtype], **options))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.compiler import is_compiling, is_exporting
 from torch.nn.utils.rnn import PackedSequence
 
@@ -19,6 +19,49 @@ _ensemble = torch.ops.rnnext.recurrence_ensemble.default
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 Lengths = Tensor | Sequence[int]
+
+
+class Stack(NamedTuple):
+    """What an RNN module says of its layers, by the same names, for a call without one."""
+
+    bias: bool
+    num_layers: int
+    bidirectional: bool
+    batch_first: bool
+    dropout: float
+    training: bool
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+
+def stack_of(
+    weights: Sequence[Any],
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    training: bool,
+    members: int = 0,
+) -> tuple[Stack, list[Tensor]]:
+    """The layers that the weights of :func:`rnnext.functional.rnn` are of, and the weights.
+
+    ``members`` is the number of dimensions that an ensemble's have more.
+    """
+    flat = list(weights)
+    for weight in flat:
+        if not isinstance(weight, Tensor):
+            kind = type(weight).__name__
+            raise TypeError(f"weights must be one flat list of tensors, got a {kind} among them")
+    bias = len(flat) > 2 and flat[2].dim() == 1 + members
+    directions = 2 if bidirectional else 1
+    num_layers, others = divmod(len(flat), (4 if bias else 2) * directions)
+    if not flat or others:
+        raise ValueError(
+            "weights must hold weight_ih, weight_hh and both biases or neither for each layer and "
+            f"each of {directions} directions, got {len(flat)} tensors"
+        )
+    return Stack(bias, num_layers, bidirectional, batch_first, dropout, training), flat
 
 
 def as_lengths(lengths: Lengths, device: torch.device) -> Tensor:
@@ -75,23 +118,18 @@ def refuse_devices(weight: Tensor, **arguments: Tensor | None) -> None:
 
 
 def run(
+    of: Stack | nn.RNNBase,
+    weights: Sequence[Tensor],
     input: _Sequence,
     hx: Tensor | None,
-    weights: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-    dropout: float,
-    training: bool,
     lengths: Lengths | None,
+    reset: Tensor | None,
+    reset_state: Tensor | None,
     nonlinearity: str,
-    reset: Tensor | None = None,
     alpha: Sequence[Tensor] = (),
     form: str = "rate",
     noise: Sequence[Tensor] = (),
     table: Tensor | None = None,
-    reset_state: Tensor | None = None,
 ) -> tuple[_Sequence, Tensor]:
     """:func:`rnnext.functional.rnn` where all that it infers is known; the weights are flat.
 
@@ -121,12 +159,12 @@ def run(
             data if table is None else table,
             hx,
             weights,
-            has_biases,
-            num_layers,
-            bidirectional,
-            batch_first,
-            dropout,
-            training,
+            of.bias,
+            of.num_layers,
+            of.bidirectional,
+            of.batch_first,
+            of.dropout,
+            of.training,
             None if table is None else data,
             lengths,
             batch_sizes,
@@ -139,9 +177,9 @@ def run(
         )
     except (RuntimeError, ValueError):
         refuse_others({"input": data}, hx=hx, reset=reset, reset_state=reset_state)
-        states = num_layers * (2 if bidirectional else 1)
+        states = of.num_layers * (2 if of.bidirectional else 1)
         if table is None:
-            _raise_torchs(data, hx, weights, batch_sizes, states, batch_first)
+            _raise_torchs(data, hx, weights, batch_sizes, states, of.batch_first)
         for place, weight in enumerate(weights):
             if not isinstance(weight, Tensor):
                 raise TypeError(
@@ -157,31 +195,23 @@ def run(
 
 
 def run_ensemble(
+    of: Stack,
+    weights: Sequence[Tensor],
     input: Tensor,
     hx: Tensor | None,
-    weights: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-    dropout: float,
-    training: bool,
     lengths: Lengths | None,
-    nonlinearity: str,
     reset: Tensor | None,
+    nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
     """:func:`rnnext.functional.rnn_ensemble` where all that it infers is known."""
     refuse_others({"input": input}, hx=hx, reset=reset)
-    M, H = weights[1].shape[0], weights[1].shape[-1]
+    M, H, D = weights[1].shape[0], weights[1].shape[-1], of.directions
     if input.dim() not in (3, 4):
         raise ValueError(f"input must have 3 or 4 dimensions, got {input.dim()}")
-    directions = 2 if bidirectional else 1
     if hx is not None:
-        batch = input.shape[-3 if batch_first else -2]
-        refuse_shape("hx", hx, (M, num_layers * directions, batch, H))
+        refuse_shape("hx", hx, (M, of.num_layers * D, input.shape[-3 if of.batch_first else -2], H))
     if reset is not None:
-        steps = input.shape[-3:-1]
-        refuse_shape("reset", reset, steps, (M, *steps))
+        refuse_shape("reset", reset, input.shape[-3:-1], (M, *input.shape[-3:-1]))
 
     def of_each(tensor: Tensor, dims: int) -> Tensor:
         return tensor.expand(M, *tensor.shape) if tensor.dim() < dims else tensor
@@ -191,40 +221,26 @@ def run_ensemble(
         lengths = of_each(as_lengths(lengths, weights[0].device), 2)
     if reset is not None:
         reset = of_each(reset, 3)
-    if batch_first:
+    if of.batch_first:
         x = x.transpose(1, 2)
         reset = None if reset is None else reset.transpose(1, 2)
     if x.shape[1] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    size = (4 if has_biases else 2) * directions
+    per_direction = 4 if of.bias else 2
     h_n = []
-    for layer in range(num_layers):
-        own = weights[layer * size : (layer + 1) * size]
-        lists = [own[i :: size // directions] for i in range(size // directions)]
-        first = layer * directions
+    for first in range(0, of.num_layers * D, D):
+        own = weights[first * per_direction : (first + D) * per_direction]
+        lists = [own[i::per_direction] if i < per_direction else [] for i in range(4)]
+        start = None if hx is None else hx[:, first : first + D]
         x, h, _ = _ensemble(
-            x,
-            None if hx is None else hx[:, first : first + directions],
-            lists[0],
-            lists[1],
-            lists[2] if has_biases else [],
-            lists[3] if has_biases else [],
-            None,
-            lengths,
-            None,
-            reset,
-            None,
-            [],
-            "rate",
-            nonlinearity,
-            [False, True][:directions],
-            False,
-        )
+            x, start, *lists, None, lengths, None, reset, None, [], "rate", nonlinearity,
+            [False, True][:D], False,
+        )  # fmt: skip
         h_n.append(h)
-        if dropout > 0 and training and layer + 1 < num_layers:
-            x = torch.dropout(x, dropout, training)
-    states = h_n[0] if num_layers == 1 else torch.cat(h_n, 1)
-    return x.transpose(1, 2) if batch_first else x, states
+        if of.dropout > 0 and of.training and first + D < of.num_layers * D:
+            x = torch.dropout(x, of.dropout, of.training)
+    states = h_n[0] if of.num_layers == 1 else torch.cat(h_n, 1)
+    return x.transpose(1, 2) if of.batch_first else x, states
 
 
 def _raise_torchs(
@@ -279,32 +295,3 @@ def _raise_torchs(
             raise RuntimeError(f"Expected hidden size {expected}, got {got}") from None
     if batch_sizes is None and data.size(1 if batch_first and data.dim() == 3 else 0) == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN") from None
-
-
-class Layers(NamedTuple):
-    """Weights, and what their number and shapes say."""
-
-    weights: list[Tensor]
-    has_biases: bool
-    num_layers: int
-    bidirectional: bool
-
-
-def infer(weights: Sequence[Any], bidirectional: bool, members: int = 0) -> Layers:
-    """The weights of :func:`rnnext.functional.rnn`, which are one flat list.
-
-    ``members`` is the number of dimensions that an ensemble's have more.
-    """
-    flat = list(weights)
-    for weight in flat:
-        if not isinstance(weight, Tensor):
-            kind = type(weight).__name__
-            raise TypeError(f"weights must be one flat list of tensors, got a {kind} among them")
-    size = 4 if len(flat) > 2 and flat[2].dim() == 1 + members else 2
-    directions = 2 if bidirectional else 1
-    if not flat or len(flat) % (size * directions):
-        raise ValueError(
-            "weights must hold weight_ih, weight_hh and both biases or neither for each layer and "
-            f"each of {directions} directions, got {len(flat)} tensors"
-        )
-    return Layers(flat, size == 4, len(flat) // (size * directions), bidirectional)

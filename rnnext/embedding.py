@@ -86,5 +86,4 @@ class Embedding(nn.Embedding):
         )
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
-
-        def __call__(self, input: Tensor) -> Tensor: ...
+        __call__ = forward

@@ -137,35 +137,15 @@ class EmbeddingRNN(nn.Module):
         batch = tokens._replace(data=index) if isinstance(tokens, PackedSequence) else index
         try:
             return _layers.run(
-                batch,
-                hx,
-                weights_of(rnn, rnn._flat_weights_names),
-                rnn.bias,
-                rnn.num_layers,
-                rnn.bidirectional,
-                rnn.batch_first,
-                rnn.dropout,
-                rnn.training,
-                lengths,
-                nonlinearity_of(rnn),
-                reset,
-                table=rows,
-                reset_state=reset_state,
-            )
+                rnn, weights_of(rnn, rnn._flat_weights_names), batch, hx, lengths, reset,
+                reset_state, nonlinearity_of(rnn), table=rows,
+            )  # fmt: skip
         except IndexError:
             self.embedding(data)  # names the token's place in the layout that was given
             raise
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
-
-        def __call__(
-            self,
-            tokens: _Sequence,
-            hx: Tensor | None = None,
-            lengths: _layers.Lengths | None = None,
-            reset: Tensor | None = None,
-            reset_state: Tensor | None = None,
-        ) -> tuple[_Sequence, Tensor]: ...
+        __call__ = forward
 
     def _table(self, tokens: Tensor) -> tuple[Tensor, Tensor] | None:
         """The rows of the table to multiply with W_ih, ``[U, E]``, and which of them each token is.

@@ -89,22 +89,8 @@ def rnn(
     J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990. The interface follows
     ``torch.nn.RNN`` and its ``torch._VF.rnn_tanh``.
     """
-    flat, has_biases, num_layers, bidirectional = _layers.infer(weights, bidirectional)
-    return _layers.run(
-        input,
-        hx,
-        flat,
-        has_biases,
-        num_layers,
-        bidirectional,
-        batch_first,
-        dropout,
-        training,
-        lengths,
-        nonlinearity,
-        reset,
-        reset_state=reset_state,
-    )
+    of, flat = _layers.stack_of(weights, bidirectional, batch_first, dropout, training)
+    return _layers.run(of, flat, input, hx, lengths, reset, reset_state, nonlinearity)
 
 
 def rnn_ensemble(
@@ -149,21 +135,8 @@ def rnn_ensemble(
             number of dimensions, or ``hx`` or ``reset`` another shape, RuntimeError where a tensor
             is not of M members.
     """
-    flat, has_biases, num_layers, bidirectional = _layers.infer(weights, bidirectional, members=1)
-    return _layers.run_ensemble(
-        input,
-        hx,
-        flat,
-        has_biases,
-        num_layers,
-        bidirectional,
-        batch_first,
-        dropout,
-        training,
-        lengths,
-        nonlinearity,
-        reset,
-    )
+    of, flat = _layers.stack_of(weights, bidirectional, batch_first, dropout, training, members=1)
+    return _layers.run_ensemble(of, flat, input, hx, lengths, reset, nonlinearity)
 
 
 def recurrence(

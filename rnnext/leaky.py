@@ -217,34 +217,12 @@ class LeakyRNN(nn.RNNBase):
             scale = _NOISE_SCALES[self.noise_scale]
             noise = [self.noise_std * scale(alpha.detach()) for alpha in alphas]
         return _layers.run(
-            input,
-            hx,
-            weights_of(self, self._flat_weights_names),
-            self.bias,
-            self.num_layers,
-            self.bidirectional,
-            self.batch_first,
-            self.dropout,
-            self.training,
-            lengths,
-            self.nonlinearity,
-            reset,
-            alphas,
-            self.form,
-            noise,
-            reset_state=reset_state,
-        )
+            self, weights_of(self, self._flat_weights_names), input, hx, lengths, reset,
+            reset_state, self.nonlinearity, alphas, self.form, noise,
+        )  # fmt: skip
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
-
-        def __call__(
-            self,
-            input: _Sequence,
-            hx: Tensor | None = None,
-            lengths: _layers.Lengths | None = None,
-            reset: Tensor | None = None,
-            reset_state: Tensor | None = None,
-        ) -> tuple[_Sequence, Tensor]: ...
+        __call__ = forward
 
     def _without_padding(self, input: Tensor, lengths: Tensor) -> Tensor:
         """The input with zeros past each row's end: padding must not reach the gradients of W_ih.

@@ -113,25 +113,10 @@ def _layer(
 
 
 def _rnn(
-    input: Any,
-    hx: Any,
-    weights: Any,
-    has_biases: Any,
-    num_layers: Any,
-    bidirectional: Any,
-    batch_first: Any,
-    dropout: Any,
-    training: Any,
-    index: Any,
-    lengths: Any,
-    batch_sizes: Any,
-    reset: Any,
-    reset_state: Any,
-    alpha: Any,
-    form: Any,
-    noise: Any,
-    nonlinearity: Any,
-) -> Any:
+    input: Any, hx: Any, weights: Any, has_biases: Any, num_layers: Any, bidirectional: Any,
+    batch_first: Any, dropout: Any, training: Any, index: Any, lengths: Any, batch_sizes: Any,
+    reset: Any, reset_state: Any, alpha: Any, form: Any, noise: Any, nonlinearity: Any,
+) -> Any:  # fmt: skip
     if alpha:
         _refuse("leak (alpha)")
     if noise:
@@ -171,23 +156,10 @@ def _rnn(
 
 
 def _recurrence(
-    input: Any,
-    hx: Any,
-    weight_ih: Any,
-    weight_hh: Any,
-    bias_ih: Any,
-    bias_hh: Any,
-    index: Any,
-    lengths: Any,
-    batch_sizes: Any,
-    reset: Any,
-    reset_state: Any,
-    alpha: Any,
-    form: Any,
-    nonlinearity: Any,
-    reverse: Any,
-    save: Any,
-) -> Any:
+    input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any, index: Any,
+    lengths: Any, batch_sizes: Any, reset: Any, reset_state: Any, alpha: Any, form: Any,
+    nonlinearity: Any, reverse: Any, save: Any,
+) -> Any:  # fmt: skip
     if alpha:
         _refuse("leak (alpha)")
     if reset is not None:
@@ -206,14 +178,9 @@ def _recurrence(
 
 
 def _rnn_cell(
-    input: Any,
-    hx: Any,
-    weight_ih: Any,
-    weight_hh: Any,
-    bias_ih: Any,
-    bias_hh: Any,
+    input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any,
     nonlinearity: Any,
-) -> Any:
+) -> Any:  # fmt: skip
     lead = (0,) if len(input.shape) == 2 else (0, 1)
     if bias_ih is None and bias_hh is not None:  # one that is missing beside the other is zeros
         bias_ih = op.Sub(bias_hh, bias_hh)

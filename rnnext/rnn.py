@@ -148,32 +148,12 @@ class RNN(nn.RNNBase):
             node = _deploy.leaf(self, input, hx=hx, **options)
             if node is not None:
                 return node
-        return _layers.run(
-            input,
-            hx,
-            weights_of(self, self._flat_weights_names),
-            self.bias,
-            self.num_layers,
-            self.bidirectional,
-            self.batch_first,
-            self.dropout,
-            self.training,
-            lengths,
-            _OF_MODE.get(self.mode) or nonlinearity_of(self),  # a call less
-            reset,
-            reset_state=reset_state,
-        )
+        weights = weights_of(self, self._flat_weights_names)
+        nonlinearity = _OF_MODE.get(self.mode) or nonlinearity_of(self)  # a call less
+        return _layers.run(self, weights, input, hx, lengths, reset, reset_state, nonlinearity)
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
-
-        def __call__(
-            self,
-            input: _Sequence,
-            hx: Tensor | None = None,
-            lengths: _layers.Lengths | None = None,
-            reset: Tensor | None = None,
-            reset_state: Tensor | None = None,
-        ) -> tuple[_Sequence, Tensor]: ...
+        __call__ = forward
 
 
 class RNNCell(nn.RNNCell):
@@ -223,5 +203,4 @@ class RNNCell(nn.RNNCell):
         return functional.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
-
-        def __call__(self, input: Tensor, hx: Tensor | None = None) -> Tensor: ...
+        __call__ = forward
