@@ -1,6 +1,7 @@
 """Who does what of a call: a pure function of sizes, kernels and machine, and its words."""
 
 import itertools
+import platform
 
 import pytest
 import torch
@@ -136,7 +137,7 @@ CHOICES = {
         ((2, 1, 16, 64), {}, {"one_step": False}),
         ((1, 16, 512, 512), {"hx": True}, {"streams": True, "hidden_parts": 2}),
         ((2, 16, 512, 512), {}, {"streams": False, "hidden_parts": 2}),
-        ((200, 16, 512, 512), {}, {"hidden_parts": 1}),
+        ((200, 64, 512, 512), {}, {"hidden_parts": 1}),
     ],
     "one step of many sequences from zeros is a product of rows": [
         ((1, 127, 16, 64), {}, {"from_zeros": False}),
@@ -166,7 +167,7 @@ CHOICES = {
     ],
     "a thread takes both directions where it has a tile of sequences": [
         ((100, 12, 16, 64), BOTH, {"joined": True, "own_rows": True, "batch_parts": 2}),
-        ((100, 11, 16, 64), BOTH, {"joined": False, "own_rows": False}),
+        ((100, 3, 16, 64), BOTH, {"joined": False, "own_rows": False}),
         ((100, 32, 1024, 256), BOTH, {"joined": False}),
         ((1, 32, 16, 64), BOTH, {"joined": False}),
         ((100, 16, 0, 64), BOTH, {"joined": False}),
@@ -219,7 +220,8 @@ def test_kernels_tell_their_shape(isa, dtype):
     pairs = tiles or (isa == "avx512_bf16" and dtype == torch.bfloat16)
     assert found["depth"] == (2 if pairs else 1)
     assert found["amx"] == tiles
-    assert found["tile_rows"] == (32 if tiles else 6 if narrow or isa == "avx2" else 8)
+    small = 2 if platform.machine() == "x86_64" else 6
+    assert found["tile_rows"] == (32 if tiles else small if narrow else 6 if isa == "avx2" else 8)
 
 
 def test_a_machine_with_tiles_is_planned_for_them():

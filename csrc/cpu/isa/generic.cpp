@@ -4,7 +4,14 @@
 
 #define RNNEXT_ISA generic
 #define RNNEXT_VECTOR_BYTES 16
+#ifdef __x86_64__
+#define RNNEXT_TILE_ROWS 2  // for processors before AVX2: small, and quick to compile
+#ifndef __clang__
+#pragma GCC optimize("O2")
+#endif
+#else
 #define RNNEXT_TILE_ROWS 6
+#endif
 #include "cpu/isa/table.h"
 
 namespace rnnext {

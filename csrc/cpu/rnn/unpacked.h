@@ -78,15 +78,15 @@ RNNEXT_TILE void add_unpacked_tiled(Vec<float> (&sums)[R], const S* weight, int6
 }
 
 // Work for sweep: values [begin, end) of k, a block, of a product of rows with a weight [K,
-// columns]. Its rows come from far memory, so those of the next block are prefetched meanwhile.
-template <class S, class E>
+// columns] of the numbers that are multiplied. Its rows come from far memory, so those of the next
+// block are prefetched meanwhile.
+template <class E>
 struct UnpackedBlock {
   using Engine = E;
   using F = typename E::Factor;
-  using C = Compute<F>;
-  static constexpr int64_t kBlock = E::kSumBlock > 1 ? E::kSumBlock : 64;
+  static constexpr int64_t kBlock = E::kSumBlock;
   const Projection<E>& product;
-  const Matrix<S, F>& weight;
+  const Matrix<F, F>& weight;
   int64_t begin, end;
   const F* packed = nullptr;
 
@@ -95,7 +95,7 @@ struct UnpackedBlock {
                         int64_t) const {
     RegisterTile<E, R, NV> sums(extent), block(extent);
     const Rows<F>& a = product.a;
-    C* const out = product.out + row * product.out_stride + column;
+    F* const out = product.out + row * product.out_stride + column;
     if (begin > 0) {
       sums.load(out, product.out_stride);
     } else if (product.start) {
@@ -103,40 +103,37 @@ struct UnpackedBlock {
     } else {
       sums.clear();
     }
-    if (E::kSumBlock > 1) block.clear();
-    for (int64_t k = begin; k < end; k += kDepth<F>) {
-      const S* const from = weight.weight + k * weight.stride + column;
-      const S* const next = k + 1 < end ? from + weight.stride : nullptr;
+    block.clear();
+    for (int64_t k = begin; k < end; ++k) {
+      const F* const from = weight.weight + k * weight.stride + column;
       if (row == 0) prefetch_tile<1, NV>(from + kBlock * weight.stride, 0);
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) {
-        const int64_t at = j * kLanes<C>;
-        const Vec<F> b = Factors<F>::across(from + at, next ? next + at : nullptr, kLanes<C>);
+        const Vec<F> b = load(from + j * kLanes<F>);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r)
-          E::multiply_add(E::kSumBlock > 1 ? block.sums[r][j] : sums.sums[r][j],
-                          a.first[(row + r) * a.stride + k / kDepth<F>], b);
+          E::multiply_add(block.sums[r][j], a.first[(row + r) * a.stride + k], b);
       }
     }
-    if constexpr (E::kSumBlock > 1)
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int j = 0; j < NV; ++j) sums.sums[r][j] += block.sums[r][j];
+      for (int j = 0; j < NV; ++j) sums.sums[r][j] += block.sums[r][j];
     sums.finish(product, row, column);
   }
 };
 
 // product, which names no packed weights, of `rows` rows with panels [p0, p1) of a weight
-// [K, columns]. Only a last panel that is not whole, and what AMX tiles multiply, is packed, just
-// before it is multiplied, and always to `panels`, which stays in cache.
+// [K, columns]. Only a last panel that is not whole, and a weight that is not stored as the numbers
+// that are multiplied, is packed, just before it is multiplied, and always to `panels`, which stays
+// in cache.
 template <class S, class E>
 void stream(Projection<E> product, const Matrix<S, typename E::Factor>& weight,
             typename E::Factor* panels, int64_t rows, int64_t p0, int64_t p1) {
   using F = typename E::Factor;
   const int64_t K = factors_in<F>(weight.K);
-  if constexpr (!kTiled<F>) {
-    using Block = UnpackedBlock<S, E>;
+  if constexpr (std::is_same_v<S, F>) {
+    using Block = UnpackedBlock<E>;
     const int64_t whole = min_of(p1, weight.columns / kPanel<F>);
     for (int64_t k = 0; k < weight.K && p0 < whole; k += Block::kBlock)
       sweep(Block{product, weight, k, min_of(k + Block::kBlock, weight.K)}, rows, p0, whole,

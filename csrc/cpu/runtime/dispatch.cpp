@@ -8,30 +8,28 @@
 
 namespace rnnext {
 
-extern const KernelTable kGenericTable, kAmxStandInTable;
-#ifdef __x86_64__
-extern const KernelTable kAvx2Table, kAvx512Table, kAvx512Bf16Table, kAmxTable;
-#endif
-#ifdef RNNEXT_NEON_BF16
-extern const KernelTable kNeonBf16Table;
-#endif
+// The tables of this build, slowest first. A build may leave some out (RNNEXT_ISAS in setup.py):
+// their addresses are null. The stand-in of AMX is for tests, and never the best.
+extern const KernelTable kAmxStandInTable [[gnu::weak]], kGenericTable [[gnu::weak]],
+    kAvx2Table [[gnu::weak]], kAvx512Table [[gnu::weak]], kAvx512Bf16Table [[gnu::weak]],
+    kAmxTable [[gnu::weak]], kNeonBf16Table [[gnu::weak]];
 
 namespace {
 
-const KernelTable* const kTables[] = {
-    // slowest first: the stand-in is never the best
-    &kAmxStandInTable, &kGenericTable,
-#ifdef __x86_64__
-    &kAvx2Table,       &kAvx512Table,  &kAvx512Bf16Table, &kAmxTable,
-#endif
-#ifdef RNNEXT_NEON_BF16
-    &kNeonBf16Table,
-#endif
-};
+const std::vector<const KernelTable*>& tables() {
+  static const std::vector<const KernelTable*> built = [] {
+    std::vector<const KernelTable*> found;
+    for (const KernelTable* table : {&kAmxStandInTable, &kGenericTable, &kAvx2Table, &kAvx512Table,
+                                     &kAvx512Bf16Table, &kAmxTable, &kNeonBf16Table})
+      if (table) found.push_back(table);
+    return found;
+  }();
+  return built;
+}
 
 const KernelTable* find(const std::string& name) {
   std::string known;
-  for (const KernelTable* table : kTables) {
+  for (const KernelTable* table : tables()) {
     if (name == table->name) {
       if (!table->supported())
         throw std::invalid_argument("CPU ISA '" + name + "' is not supported by this CPU");
@@ -46,9 +44,12 @@ const KernelTable* best() {
   if (const char* name = std::getenv("RNNEXT_CPU_ISA"); name && *name) return find(name);
   const Machine& machine = this_machine();
   const bool pairs_pay = machine.pairs > machine.multiply / 2;
-  const KernelTable* chosen = kTables[0];
-  for (const KernelTable* table : kTables)
+  const KernelTable* chosen = nullptr;
+  for (const KernelTable* table : tables())
     if (table->supported() && (!table->rnn_medium || table->rnn_high || pairs_pay)) chosen = table;
+  if (!chosen)
+    throw std::invalid_argument(
+        "this build of rnnext has kernels for another CPU alone: build it without RNNEXT_ISAS");
   return chosen;
 }
 
@@ -66,13 +67,13 @@ void set_isa(const std::string& name) { current.store(find(name)); }
 
 std::vector<std::string> isas_built() {
   std::vector<std::string> names;
-  for (const KernelTable* table : kTables) names.push_back(table->name);
+  for (const KernelTable* table : tables()) names.push_back(table->name);
   return names;
 }
 
 std::vector<std::string> isas_supported() {
   std::vector<std::string> names;
-  for (const KernelTable* table : kTables)
+  for (const KernelTable* table : tables())
     if (table->supported()) names.push_back(table->name);
   return names;
 }
