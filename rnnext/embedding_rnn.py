@@ -159,6 +159,8 @@ class EmbeddingRNN(nn.Module):
         embedding, rnn = modules["embedding"], modules["rnn"]
         if not (_is_plain(embedding, Embedding) and _is_plain(rnn, RNN)):
             return None
+        if _has_any_global_hook():  # type: ignore[no-untyped-call]
+            return None
         if embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse:
             return None  # these attributes, if set later, need the indices of all tokens
         if torch._C._get_tracing_state() is not None or is_exporting():
@@ -195,5 +197,4 @@ def _is_plain(module: nn.Module | None, cls: type[nn.Module]) -> bool:
         or module._backward_pre_hooks
         or module._backward_hooks
         or "forward" in module.__dict__
-        or _has_any_global_hook()  # type: ignore[no-untyped-call]
     )

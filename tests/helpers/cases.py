@@ -3,6 +3,7 @@
 import torch
 
 from helpers.common import pairwise, supported_isas
+from rnnext import _C
 
 SHAPES = {
     "H": [0, 1, 7, 8, 17, 64, 129, 200],
@@ -13,7 +14,7 @@ SHAPES = {
 VARIANTS = {
     "source": ["features", "ready", "table"],
     "reverse": [(False,), (True,), (False, True)],
-    "nonlinearity": ["tanh", "relu", "sigmoid", "softplus", "identity"],
+    "nonlinearity": _C.nonlinearities(),
     "bias": [True, False],
     "hx": [True, False],
     "layout": ["contiguous", "batch_first", "strided", "expanded"],

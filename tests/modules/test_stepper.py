@@ -15,7 +15,7 @@ from helpers.modules import by_loop
 
 CASES = pairwise(
     form=[None, "rate", "voltage", "blend"],  # of a leak
-    nonlinearity=["tanh", "relu", "sigmoid", "softplus", "identity"],
+    nonlinearity=rnnext._C.nonlinearities(),
     alpha=["float", "unit", "learned", "one"],
     H=[1, 7, 17, 64, 129, 260],
     I=[1, 5, 33, 250],
