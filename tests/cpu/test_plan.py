@@ -139,11 +139,6 @@ CHOICES = {
         ((2, 16, 512, 512), {}, {"streams": False, "hidden_parts": 2}),
         ((200, 64, 512, 512), {}, {"hidden_parts": 1}),
     ],
-    "one step of many sequences from zeros is a product of rows": [
-        ((1, 127, 16, 64), {}, {"from_zeros": False}),
-        ((1, 128, 16, 64), {}, {"from_zeros": True}),
-        ((1, 128, 16, 64), {"hx": True}, {"from_zeros": False}),
-    ],
     "few rows sum the gradients of weights where they are returned": [
         ((1, 16, 1024, 1024), {"train": True}, {"direct_sums": True}),
         ((20, 1, 256, 256), {"train": True}, {"direct_sums": True}),

@@ -107,7 +107,6 @@ Description describe_plan(const Question& q, const Machine& machine) {
   const ForwardPlan plan = plan_forward(p, shape, machine, threads, wavefront);
   add(about, plan);
   about["one_step"] = plan.one_step;
-  about["from_zeros"] = plan.from_zeros;
   about["streams"] = plan.streams;
   about["projects"] = plan.projects;
   about["chunk_rows"] = plan.chunk_rows;

@@ -32,7 +32,7 @@ int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& m
                  int threads) {
   if (threads == 1) return 1;
   const ForwardPlan plan = plan_forward(p, shape, machine, threads);
-  if (plan.one_step || plan.from_zeros) return threads;
+  if (plan.one_step) return threads;
   return static_cast<int>(min_of(threads, plan.units * plan.hidden_parts));
 }
 

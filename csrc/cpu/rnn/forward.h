@@ -4,7 +4,6 @@
 
 #include "cpu/rnn/cell.h"
 #include "cpu/rnn/feature_rows.h"
-#include "cpu/rnn/from_zeros.h"
 #include "cpu/rnn/one_step.h"
 #include "cpu/rnn/state_store.h"
 
@@ -294,9 +293,7 @@ size_t forward_workspace(const Recurrence& p, int threads) {
   for (int size = 1; size <= threads; ++size) {
     const ForwardPlan plan = plan_forward(p, kShape<S, E>, this_machine(), size);
     const size_t needed = plan.one_step ? size * OneStep<S, E>(p, nullptr).bytes
-                          : plan.from_zeros
-                              ? size * FromZeros<S, E>(p, nullptr).bytes
-                              : ForwardLayout<S, E>(p, plan, size, Arena{nullptr}).bytes;
+                                        : ForwardLayout<S, E>(p, plan, size, Arena{nullptr}).bytes;
     if (needed > bytes) bytes = needed;
   }
   return bytes;
@@ -310,10 +307,6 @@ void forward(const Recurrence& p, char* workspace, Worker& worker) {
     return OneStep<S, E>(p, workspace + worker.rank * bytes).run(worker);
   }
   [[maybe_unused]] const typename E::Task task;
-  if (plan.from_zeros) {
-    const size_t bytes = FromZeros<S, E>(p, nullptr).bytes;
-    return FromZeros<S, E>(p, workspace + worker.rank * bytes).run(worker);
-  }
   const Forward<S, E> kernel{p, plan, {p, plan, worker.size, Arena{workspace}}};
   if (!plan.own_weights && !p.packed) {
     kernel.pack_share(worker);

@@ -99,9 +99,6 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   const bool leaks = p.form != Form::none;
   plan.one_step = p.T == 1 && p.B <= kOneStepRows && p.plain() && !leaks && !p.packed;
   if (plan.one_step) return plan;  // hidden units shared out evenly, and that is all
-  plan.from_zeros = p.T == 1 && p.I > 0 && p.plain() && !leaks && !p.packed && !stacked &&
-                    !p.multiplies_state() && p.B >= kFromZerosRows * threads;
-  if (plan.from_zeros) return plan;  // and so are sequences
   const int64_t packed =
       p.packed ? 0 : shape.factors(p.I) + (p.multiplies_state() ? shape.factors(p.H) : 0);
   static_cast<Plan&>(plan) = share_out(p, shape, machine, threads, false,

@@ -74,9 +74,8 @@ enum class Home {
 };
 
 struct ForwardPlan : Plan {
-  bool one_step = false;    // straight from the weights as they lie: rnn/one_step.h
-  bool from_zeros = false;  // a product of rows, nothing else: rnn/from_zeros.h
-  bool streams = false;     // the only step: each panel is packed when it is multiplied
+  bool one_step = false;  // straight from the weights as they lie: rnn/one_step.h
+  bool streams = false;   // the only step: each panel is packed when it is multiplied
   // Pre-activations come first, in one product for a chunk of steps: few rows would read W_ih from
   // far memory at every step.
   bool projects = false;

@@ -72,9 +72,6 @@ constexpr int64_t kFewRows = 4;
 // One step of as few sequences multiplies with the weights as they lie. (Measured: with more,
 // packing pays.)
 constexpr int64_t kOneStepRows = 7;
-// One step from zeros takes as many rows at a time, if every thread has as many. They and their
-// results stay in the second cache.
-constexpr int64_t kFromZerosRows = 64;
 
 // Bytes of weights that a core packs a cycle. (Measured: 12 numbers a nanosecond.)
 constexpr double kPackRate = 13;
