@@ -1,8 +1,5 @@
 """Stepper against whole sequences: to the bit; and float64 loops and torch.nn, to rounding."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -10,15 +7,16 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations
 
 import rnnext
-from helpers.common import assert_close, case_id, pairwise, steps, supported_isas
+from helpers.common import assert_close, case_id, pairwise, run_python, steps, supported_isas
 from helpers.modules import by_loop
+from helpers.prose import ROOT
 
 CASES = pairwise(
     form=[None, "rate", "voltage", "blend"],  # of a leak
     nonlinearity=rnnext._C.nonlinearities(),
     alpha=["float", "unit", "learned", "one"],
-    H=[1, 7, 17, 64, 129, 260],
-    I=[1, 5, 33, 250],
+    H=[1, 17, 64, 129, 260],
+    I=[1, 5, 250],
     B=[1, 2, 4, 5, 33],
     layers=[1, 3],
     bias=[True, False],
@@ -82,9 +80,13 @@ def test_modules_of_torch_can_be_stepped():
 
 
 def test_modules_whose_attributes_were_set():
-    """A cell's biases may be None, an RNN's not, and the mode decides which nonlinearity."""
+    """A cell may lack features and biases, an RNN not; the mode decides which nonlinearity."""
     x = torch.randn(3, 1, 4)
     for library in (nn, rnnext):
+        cell, h = library.RNNCell(0, 6), torch.randn(1, 6)
+        with torch.no_grad():
+            expected = cell(x[0, :, :0], h)
+        assert_close(rnnext.Stepper(cell).step(x[0, :, :0], h[None])[0], expected)
         for missing in (["bias_ih"], ["bias_hh"], ["bias_ih", "bias_hh"]):
             cell = library.RNNCell(4, 6)
             for name in missing:
@@ -100,23 +102,16 @@ def test_modules_whose_attributes_were_set():
             rnnext.Stepper(rnn)
 
 
-def test_a_parametrized_module_can_be_stepped():
-    rnn = parametrizations.weight_norm(rnnext.RNN(4, 6), "weight_hh_l0")
-    x = torch.randn(3, 1, 4)
-    with torch.no_grad():
-        assert torch.equal(steps(rnnext.Stepper(rnn), x), rnn(x)[0])
-
-
 def test_inputs_of_any_layout():
-    rnn = rnnext.RNN(4, 6, num_layers=2)
+    """Of a parametrized module."""
+    rnn = parametrizations.weight_norm(rnnext.RNN(4, 6, num_layers=2), "weight_hh_l0")
     x = torch.randn(4, 3, 9).transpose(0, 2)  # [9, 3, 4], each step with columns apart
     with torch.no_grad():
         expected = rnn(x)[0]
     assert torch.equal(steps(rnnext.Stepper(rnn, 3), x), expected)
     assert torch.equal(steps(rnnext.Stepper(rnn), x[:, :1]), expected[:, :1])
     assert torch.equal(steps(rnnext.Stepper(rnn), x[:, 0]), expected[:, 0])
-    negated = torch._neg_view(-x)
-    assert torch.equal(steps(rnnext.Stepper(rnn, 3), negated), expected)
+    assert torch.equal(steps(rnnext.Stepper(rnn, 3), torch._neg_view(-x)), expected)
 
 
 def test_inference_mode_may_change_between_making_and_stepping():
@@ -150,15 +145,6 @@ def test_threads_and_isa_may_change_after_it_was_made():
         rnnext._C.set_cpu_isa(supported_isas()[-1])
 
 
-def test_a_cell_without_features():
-    cell = rnnext.RNNCell(0, 6)
-    h = torch.randn(3, 6)
-    stepper = rnnext.Stepper(cell, 3)
-    stepper.set_state(h.unsqueeze(0))
-    with torch.no_grad():
-        assert torch.equal(stepper(torch.zeros(3, 0)), cell(torch.zeros(3, 0), h))
-
-
 def test_refuses_tensors_without_memory():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -169,38 +155,28 @@ def test_refuses_tensors_without_memory():
         fake = mode.from_tensor(torch.zeros(1, 4))
     with pytest.raises(RuntimeError, match="input must be a plain tensor"):
         stepper(fake)
-    zeros = torch._efficientzerotensor
+    zeros, rnn = torch._efficientzerotensor, nn.RNN(4, 6)
+    del rnn.weight_hh_l0
+    rnn.weight_hh_l0 = zeros(6, 6)
     of_tokens = rnnext.Stepper(rnnext.EmbeddingRNN(9, 4, 6))
     for name, call in {
         "input": lambda: stepper(zeros(1, 4)),
         "state": lambda: stepper.set_state(zeros(1, 1, 6)),
         "tokens": lambda: of_tokens(zeros(1, dtype=torch.int64)),
         "mask": lambda: stepper.reset(zeros(1, dtype=torch.bool)),
-        "weight_hh": lambda: rnnext.Stepper(with_weight_hh(zeros(6, 6))),
+        "weight_hh": lambda: rnnext.Stepper(rnn),
     }.items():
         with pytest.raises(RuntimeError, match=f"^{name} must be a plain tensor"):
             call()
 
 
-def with_weight_hh(tensor):
-    rnn = nn.RNN(4, 6)
-    del rnn.weight_hh_l0
-    rnn.weight_hh_l0 = tensor
-    return rnn
-
-
-@pytest.mark.parametrize("transform", [torch.func.functionalize, torch.func.vmap])
-def test_refuses_tensors_that_a_transform_holds(transform):
-    stepper = rnnext.Stepper(rnnext.RNN(4, 6))
-    calls = [1] if transform is torch.func.vmap else []
-    with pytest.raises(RuntimeError, match=r"^input must be a plain tensor"):
-        transform(stepper)(torch.zeros(*calls, 1, 4))
-    with pytest.raises(RuntimeError, match=r"^state must be a plain tensor"):
-        transform(stepper.set_state)(torch.zeros(*calls, 1, 1, 6))
-
-
-def test_refuses_tangents():
-    stepper, x = rnnext.Stepper(rnnext.RNN(4, 6)), torch.randn(1, 4)
+def test_refuses_tensors_that_a_transform_holds():
+    stepper, x = rnnext.Stepper(rnnext.RNN(4, 6)), torch.zeros(1, 4)
+    for transform, calls in ((torch.func.functionalize, []), (torch.func.vmap, [1])):
+        with pytest.raises(RuntimeError, match=r"^input must be a plain tensor"):
+            transform(stepper)(torch.zeros(*calls, 1, 4))
+        with pytest.raises(RuntimeError, match=r"^state must be a plain tensor"):
+            transform(stepper.set_state)(torch.zeros(*calls, 1, 1, 6))
     with pytest.raises(RuntimeError, match="no forward-mode derivative"):
         torch.func.jvp(stepper, (x,), (x,))
     with (
@@ -253,24 +229,16 @@ def test_refuses_a_wrong_input_and_keeps_its_state():
         rnnext.Stepper(rnnext.RNN(4, 6))(torch.zeros(5))
 
 
-def test_an_input_that_requires_a_gradient_passes_without_gradients():
-    stepper, x = rnnext.Stepper(rnnext.RNN(4, 6)), torch.randn(1, 4, requires_grad=True)
-    with torch.no_grad():
-        assert not stepper(x).requires_grad
-
-
 def test_nothing_comes_of_an_instance_that_was_never_made():
     """In a process of its own: such an instance once crashed it."""
-    code = (
-        "import copy, rnnext, torch\n"
-        "from rnnext import _C\n"
-        "made = rnnext.Stepper(rnnext.RNN(4, 6))._stepper\n"
-        "for make in (lambda: _C.Stepper.__new__(_C.Stepper), lambda: object.__new__(_C.Stepper),\n"
-        "             lambda: copy.copy(made)):\n"
-        "    try:\n"
-        "        make().step(torch.zeros(1, 4))\n"
-        "    except TypeError:\n"
-        "        print('refused')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["refused"] * 3
+    code = """
+import copy, rnnext, torch
+from rnnext import _C
+made = rnnext.Stepper(rnnext.RNN(4, 6))._stepper
+for make in (_C.Stepper.__new__, object.__new__, lambda kind: copy.copy(made)):
+    try:
+        make(_C.Stepper).step(torch.zeros(1, 4))
+    except TypeError:
+        print("refused")
+"""
+    assert run_python("-c", code, cwd=ROOT).stdout.split() == ["refused"] * 3

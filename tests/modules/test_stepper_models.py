@@ -3,16 +3,16 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import rnnext
 from helpers.common import assert_close, case_id, pairwise, steps, supported_isas
+from helpers.modules import by_loop
 
 TOKEN_CASES = pairwise(
     V=[1, 9, 300],
-    E=[1, 5, 64, 130],
-    H=[1, 17, 64, 129],
-    B=[1, 2, 5, 33],
+    E=[1, 5, 130],
+    H=[1, 17, 129],
+    B=[1, 2, 33],
     layers=[1, 3],
     bias=[True, False],
     nonlinearity=["tanh", "relu"],
@@ -31,15 +31,6 @@ def precision():
     torch.set_float32_matmul_precision("highest")
 
 
-def expected_of(model, tokens):
-    """torch.nn's two modules in float64: the outputs."""
-    rnn = model.rnn
-    twin = nn.RNN(rnn.input_size, rnn.hidden_size, rnn.num_layers, rnn.nonlinearity, rnn.bias)
-    twin.double().load_state_dict(rnn.state_dict())
-    with torch.no_grad():
-        return twin(F.embedding(tokens, model.embedding.weight.double()))[0]
-
-
 @pytest.mark.parametrize("case", TOKEN_CASES, ids=case_id)
 def test_steps_of_tokens_are_the_sequence(case, precision, monkeypatch):
     if not case["ahead"]:
@@ -47,24 +38,19 @@ def test_steps_of_tokens_are_the_sequence(case, precision, monkeypatch):
     precision(case["precision"])
     rnnext._C.set_cpu_isa(case["isa"])
     torch.set_num_threads(case["threads"])
-    model = rnnext.EmbeddingRNN(
-        case["V"],
-        case["E"],
-        case["H"],
-        case["layers"],
-        case["nonlinearity"],
-        case["bias"],
-        dtype=case["dtype"],
-    )
+    others = ("layers", "nonlinearity", "bias")
+    sizes, dtype = (case["V"], case["E"], case["H"]), case["dtype"]
+    model = rnnext.EmbeddingRNN(*sizes, *(case[name] for name in others), dtype=dtype)
     tokens = torch.randint(case["V"], (7, case["B"])).to(case["tokens"])
     stepper = rnnext.Stepper(model, case["B"])
     stepped = steps(stepper, tokens)
     with torch.no_grad():
         output, h_n = model.rnn(model.embedding(tokens))
+        expected, _ = by_loop(model.rnn, model.embedding.weight[tokens])
     assert torch.equal(stepped, output)
     assert torch.equal(stepper.get_state(), h_n)
     if case["precision"] == "highest":
-        assert_close(stepped, expected_of(model, tokens))
+        assert_close(stepped, expected)
 
 
 def test_only_a_small_table_is_multiplied_ahead(monkeypatch):
@@ -83,28 +69,18 @@ def test_only_a_small_table_is_multiplied_ahead(monkeypatch):
         assert len(calls) == made
 
 
-def test_tables_of_torchs_embedding_and_with_scaled_rows():
-    model, tokens = rnnext.EmbeddingRNN(9, 5, 6), torch.randint(9, (7, 2))
-    model.embedding = nn.Embedding(9, 5, max_norm=1.0)
-    stepped = steps(rnnext.Stepper(model, 2), tokens)
-    with torch.no_grad():
-        assert torch.equal(stepped, model.rnn(model.embedding(tokens))[0])
-
-
-def test_one_token_has_no_dimension():
+def test_other_tables_tokens_and_autocast():
+    """A table of torch.nn's whose rows are scaled, one token without a dimension."""
     model, tokens = rnnext.EmbeddingRNN(9, 5, 6, num_layers=2), torch.randint(9, (7,))
+    model.embedding = nn.Embedding(9, 5, max_norm=1.0)
+    with torch.no_grad():
+        expected = model.rnn(model.embedding(tokens))[0]
     one = rnnext.Stepper(model)
-    stepped = steps(one, tokens)
-    assert stepped.shape == (7, 6)
-    assert torch.equal(steps(rnnext.Stepper(model), tokens[:, None])[:, 0], stepped)
+    assert torch.equal(steps(one, tokens), expected)
     assert repr(one) == "Stepper(9, 6, num_layers=2, batch_size=1)"
-
-
-def test_autocast_does_not_apply():
-    model, tokens = rnnext.EmbeddingRNN(9, 5, 6), torch.randint(9, (4, 1))
-    expected = steps(rnnext.Stepper(model), tokens)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(steps(rnnext.Stepper(model), tokens), expected)
+        stepper = rnnext.Stepper(model)
+        assert torch.equal(steps(stepper, tokens[:, None])[:, 0], expected)
 
 
 @pytest.mark.parametrize("ahead", [True, False])
