@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import nn, zeros
 
 import rnnext
 from helpers.common import error_of, same
@@ -60,122 +60,83 @@ def test_lengths_are_any_integers(call):
 
 
 def test_lengths_of_an_empty_batch_may_be_an_empty_list():
-    output, h_n = rnnext.RNN(3, 4)(torch.zeros(5, 0, 3), lengths=[])
+    output, h_n = rnnext.RNN(3, 4)(zeros(5, 0, 3), lengths=[])
     assert (output.shape, h_n.shape) == ((5, 0, 4), (1, 0, 4))
 
 
 ARRAY, LIST = np.zeros((5, 2, 3), dtype=np.float32), [[[0.0] * 3] * 2] * 5
+STACKED = [w.expand(6, *w.shape) for w in CELL_WEIGHTS]
 PACKED = nn.utils.rnn.pack_sequence([X[:, 0], X[:2, 1]])
 
 
 def test_what_is_no_tensor_is_named():
-    recurrence, w_hh = functional.recurrence, CELL.weight_hh
-    for call, name, got in (
-        (lambda: RNN(ARRAY), "input", "ndarray: give torch.from_numpy(input)"),
-        (lambda: RNN(LIST), "input", "list: give torch.tensor(input)"),
+    weights, recurrence, rnn_cell = CELL_WEIGHTS, functional.recurrence, functional.rnn_cell
+    for call, name, kind in (
+        (lambda: RNN(ARRAY), "input", "ndarray"),
+        (lambda: RNN(LIST), "input", "list"),
         (lambda: RNN(None), "input", "NoneType"),
-        (lambda: RNN(X, np.zeros(3)), "hx", "ndarray: give torch.from_numpy(hx)"),
+        (lambda: RNN(X, np.zeros(3)), "hx", "ndarray"),
         (lambda: RNN(X, (X, X)), "hx", "a tuple of tensors"),  # an LSTM's
-        (lambda: RNN(PACKED, [0.0]), "hx", "list: give torch.tensor(hx)"),
-        (lambda: RNN(X, reset=[True]), "reset", "list: give torch.tensor(reset)"),
-        (lambda: NOISY(ARRAY), "input", "ndarray: give torch.from_numpy(input)"),
+        (lambda: RNN(PACKED, [0.0]), "hx", "list"),
+        (lambda: RNN(X, reset=[True]), "reset", "list"),
+        (lambda: NOISY(ARRAY), "input", "ndarray"),
         (lambda: TOKEN_RNN(np.zeros((5, 2))), "tokens", "ndarray"),
         (lambda: TOKEN_RNN([1, 2]), "tokens", "list"),
-        (lambda: TOKEN_RNN(TOKENS, LIST), "hx", "list: give torch.tensor(hx)"),
-        (lambda: CELL(ARRAY[0]), "input", "ndarray: give torch.from_numpy(input)"),
+        (lambda: TOKEN_RNN(TOKENS, LIST), "hx", "list"),
+        (lambda: CELL(ARRAY[0]), "input", "ndarray"),
         (lambda: CELL(None), "input", "NoneType"),
-        (lambda: CELL(X[0], LIST), "hx", "list: give torch.tensor(hx)"),
-        (
-            lambda: recurrence(ARRAY, None, *CELL_WEIGHTS),
-            "input",
-            "ndarray: give torch.from_numpy(input)",
-        ),
-        (
-            lambda: recurrence(X, None, np.zeros((4, 3)), w_hh),
-            "weight_ih",
-            "ndarray: give torch.from_numpy(weight_ih)",
-        ),
-        (
-            lambda: functional.rnn_cell(X[0], None, LIST, w_hh),
-            "weight_ih",
-            "list: give torch.tensor(weight_ih)",
-        ),
+        (lambda: CELL(X[0], LIST), "hx", "list"),
+        (lambda: recurrence(ARRAY, None, *weights), "input", "ndarray"),
+        (lambda: recurrence(X, None, np.zeros((4, 3)), weights[1]), "weight_ih", "ndarray"),
         (lambda: recurrence(X, None, None, None), "weight_hh", "NoneType"),
-        (lambda: functional.rnn_cell(X[0], None, CELL.weight_ih, None), "weight_hh", "NoneType"),
-        (
-            lambda: functional.rnn_ensemble(None, None, [w[None] for w in CELL_WEIGHTS]),
-            "input",
-            "NoneType",
-        ),
+        (lambda: rnn_cell(X[0], None, LIST, weights[1]), "weight_ih", "list"),
+        (lambda: rnn_cell(X[0], None, weights[0], None), "weight_hh", "NoneType"),
+        (lambda: functional.rnn_ensemble(None, None, STACKED), "input", "NoneType"),
     ):
+        made = {"ndarray": "from_numpy", "list": "tensor"}.get(kind)
+        advice = f": give torch.{made}({name})" if made and name != "tokens" else ""
         with pytest.raises(TypeError) as raised:
             call()
-        assert str(raised.value) == f"{name} must be a tensor, got {got}"
+        assert str(raised.value) == f"{name} must be a tensor, got {kind}{advice}"
     for given in (np.zeros(3, dtype=np.int64), [1, 2]):
-        ours, theirs = (
-            error_of(lambda e=e, given=given: e(given)) for e in (EMBEDDING, nn.Embedding(7, 3))
-        )
+        both = (EMBEDDING, nn.Embedding(7, 3))
+        ours, theirs = (error_of(lambda e=e, given=given: e(given)) for e in both)
         assert ours[0] is theirs[0] is TypeError
         assert ours[1] == theirs[1].replace("numpy.", "")
-    of_none = [
-        error_of(lambda f=f: f(TOKENS, None))
-        for f in (functional.embedding, nn.functional.embedding)
-    ]
-    assert of_none[0] == of_none[1]
+    both = (functional.embedding, nn.functional.embedding)
+    ours, theirs = (error_of(lambda f=f: f(TOKENS, None)) for f in both)
+    assert ours == theirs
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"dt": 1, "tau": [5.0, 6.0]}, "tau must be a number or a tensor, got list: give torch.te"),
-        ({"dt": 1, "tau": np.ones(4)}, "tau must be a number or a tensor, got ndarray: give torch"),
-        ({"num_layers": 0.2}, "num_layers must be an integer, got float; alpha is given by name"),
-    ],
-    ids=str,
-)
-def test_what_a_leak_cannot_be_made_of_is_named(options, message):
-    with pytest.raises(TypeError) as raised:
-        rnnext.LeakyRNN(3, 4, **options)
-    assert str(raised.value).startswith(message)
-
-
-SHAPES = {
-    "reset, batch first": (
-        lambda: RNN(X, reset=torch.zeros(2, 5) > 0),
-        "reset must have shape [5, 2], got [2, 5]",
-    ),
-    "hx of tokens": (
-        lambda: rnnext.EmbeddingRNN(2, 3, 4, 2)(TOKENS % 2, torch.zeros(2, 3, 4)),
-        "hx must have shape [2, 2, 4], got [2, 3, 4]",
-    ),
-    "hx of one sequence of tokens": (
-        lambda: rnnext.EmbeddingRNN(1, 3, 4)(0 * TOKENS[:, 0], torch.zeros(1, 5)),
-        "hx must have shape [1, 4], got [1, 5]",
-    ),
-    "hx of a recurrence": (
-        lambda: functional.recurrence(X, torch.zeros(3, 4), *CELL_WEIGHTS),
-        "hx must have shape [2, 4], got [3, 4]",
-    ),
-    "reset of a recurrence, batch first": (
-        lambda: functional.recurrence(
-            X, None, *CELL_WEIGHTS, batch_first=True, reset=torch.zeros(2, 5) > 0
+def test_shapes_are_named_as_the_caller_gave_them():
+    tokens, reset, recurrence = rnnext.EmbeddingRNN, zeros(2, 5) > 0, functional.recurrence
+    options = {"batch_first": True, "reset": reset}
+    for call, message in (
+        (lambda: RNN(X, reset=reset), "reset must have shape [5, 2], got [2, 5]"),
+        (
+            lambda: tokens(2, 3, 4, 2)(TOKENS % 2, zeros(2, 3, 4)),
+            "hx must have shape [2, 2, 4], got [2, 3, 4]",
         ),
-        "reset must have shape [5, 2], got [2, 5]",
-    ),
-    "hx of an ensemble": (
-        lambda: functional.rnn_ensemble(
-            X, torch.zeros(6, 1, 3, 4), [w.expand(6, *w.shape) for w in CELL_WEIGHTS]
+        (
+            lambda: tokens(1, 3, 4)(0 * TOKENS[:, 0], zeros(1, 5)),
+            "hx must have shape [1, 4], got [1, 5]",
         ),
-        "hx must have shape [6, 1, 2, 4], got [6, 1, 3, 4]",
-    ),
-}
-
-
-@pytest.mark.parametrize(("call", "message"), SHAPES.values(), ids=SHAPES)
-def test_shapes_are_named_as_the_caller_gave_them(call, message):
-    with pytest.raises((ValueError, RuntimeError)) as raised:
-        call()
-    assert str(raised.value) == message
+        (
+            lambda: recurrence(X, zeros(3, 4), *CELL_WEIGHTS),
+            "hx must have shape [2, 4], got [3, 4]",
+        ),
+        (
+            lambda: recurrence(X, None, *CELL_WEIGHTS, **options),
+            "reset must have shape [5, 2], got [2, 5]",
+        ),
+        (
+            lambda: functional.rnn_ensemble(X, zeros(6, 1, 3, 4), STACKED),
+            "hx must have shape [6, 1, 2, 4], got [6, 1, 3, 4]",
+        ),
+    ):
+        with pytest.raises((ValueError, RuntimeError)) as raised:
+            call()
+        assert str(raised.value) == message
 
 
 TORCHS_INDICES = "to have one of the following scalar types: Long, Int; but got torch.FloatTensor"
@@ -189,13 +150,13 @@ def test_a_tensor_on_another_device_is_named():
     ones = torch.ones(5, 2, dtype=torch.bool)
     for call, name in (
         (lambda: RNN(far(X)), "input"),
-        (lambda: RNN(X, far(torch.zeros(1, 5, 4))), "hx"),
+        (lambda: RNN(X, far(zeros(1, 5, 4))), "hx"),
         (lambda: RNN(X, lengths=far(torch.tensor([2] * 5))), "lengths"),
         (lambda: RNN(X, reset=far(ones)), "reset"),
         (lambda: RNN(far(X), reset=ones), "input"),
         (lambda: copy.copy(NOISY).eval()(far(X)), "input"),
         (lambda: CELL(far(X[0])), "input"),
-        (lambda: CELL(X[0], far(torch.zeros(2, 4))), "hx"),
+        (lambda: CELL(X[0], far(zeros(2, 4))), "hx"),
         (lambda: EMBEDDING(far(TOKENS)), "indices"),
         (lambda: TOKEN_RNN(far(TOKENS)), "indices"),
         (lambda: rnnext.RNN(3, 4, device="meta")(X), "input"),
@@ -204,17 +165,17 @@ def test_a_tensor_on_another_device_is_named():
             call()
 
 
-@pytest.mark.parametrize("module", [rnnext.RNN(3, 4, 2), NOISY, TOKEN_RNN], ids=lambda m: type(m))
-def test_a_result_changed_in_place_says_what_to_do(module):
-    output, _ = module(TOKENS if module is TOKEN_RNN else X)
-    output *= 2
-    with pytest.raises(RuntimeError) as raised:
-        output.sum().backward()
-    assert str(raised.value).startswith(
-        "the output of an rnnext RNN was changed in place before backward(), which computes from "
-        "it: write `y = y * 2` in place of `y *= 2`, or change `output.clone()`. (one of the "
-        "variables needed for gradient computation has been modified by an inplace operation"
-    )
+def test_a_result_changed_in_place_says_what_to_do():
+    for module, given in ((rnnext.RNN(3, 4, 2), X), (NOISY, X), (TOKEN_RNN, TOKENS)):
+        output, _ = module(given)
+        output *= 2
+        with pytest.raises(RuntimeError) as raised:
+            output.sum().backward()
+        assert str(raised.value).startswith(
+            "the output of an rnnext RNN was changed in place before backward(), which computes "
+            "from it: write `y = y * 2` in place of `y *= 2`, or change `output.clone()`. (one of "
+            "the variables needed for gradient computation has been modified by an inplace"
+        )
     rnn = rnnext.RNN(3, 4)
     output, _ = rnn(X)
     with torch.no_grad():
@@ -225,12 +186,12 @@ def test_a_result_changed_in_place_says_what_to_do(module):
 
 def test_compiled_code_names_the_argument():
     for module, given, message in (
-        (RNN, (torch.zeros(5, 2, 7),), "input must have 3 features, as many as weight_ih, got 7"),
+        (RNN, (zeros(5, 2, 7),), "input must have 3 features, as many as weight_ih, got 7"),
         (RNN, (far(X),), "input must be on the device of weight_hh, cpu, got meta"),
         (RNN, (X.double(),), "input must have the dtype of weight_hh, float32, got float64"),
-        (RNN, (X, torch.zeros(3, 5, 4)), r"hx must have shape \[1, 5, 4\], got \[3, 5, 4\]"),
+        (RNN, (X, zeros(3, 5, 4)), r"hx must have shape \[1, 5, 4\], got \[3, 5, 4\]"),
         (RNN, (LIST,), "argument 'input'"),
-        (CELL, (torch.zeros(2, 7),), "input must have 3 features, as many as weight_ih, got 7"),
+        (CELL, (zeros(2, 7),), "input must have 3 features, as many as weight_ih, got 7"),
         (EMBEDDING, (X,), TORCHS_INDICES),
         (TOKEN_RNN, (X[..., 0],), TORCHS_INDICES),
     ):

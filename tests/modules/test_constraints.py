@@ -105,18 +105,6 @@ def test_state_dicts_copies_and_removal(recipes):
         assert torch.equal(rnn(x)[0], expected)
 
 
-def test_every_weight_of_a_stack_in_both_directions(recipes):
-    rnn, x = rnnext.RNN(FEATURES, H, num_layers=2, bidirectional=True), torch.randn(T, B, FEATURES)
-    theirs = nn.RNN(FEATURES, H, num_layers=2, bidirectional=True)
-    theirs.load_state_dict(rnn.state_dict())
-    for name in ("l0", "l0_reverse", "l1", "l1_reverse"):
-        for module in (rnn, theirs):
-            with torch.no_grad():
-                getattr(module, f"weight_hh_{name}").abs_().mul_(SIGN)
-        parametrize.register_parametrization(rnn, f"weight_hh_{name}", recipes["Dale"](SIGN))
-    assert_close(rnn(x), theirs(x))
-
-
 def test_low_rank_starts_as_the_nearest_matrix(recipes):
     rnn = rnnext.RNN(FEATURES, H)
     u, s, v = torch.linalg.svd(rnn.weight_hh_l0.detach().double())

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -195,6 +196,9 @@ def test_bad_arguments_are_named():
         ({"dt": 1.0, "tau": 0.0}, ValueError, r"dt / tau must be in \(0, 1\], got inf"),
         ({"alpha": 1e-9, "dtype": torch.float16}, ValueError, r"alpha must be in \(0, 1\]"),
         ({"alpha": "a"}, TypeError, "alpha"),
+        ({"dt": 1, "tau": [5.0, 6.0]}, TypeError, "tau must be .* got list: give torch.tensor"),
+        ({"dt": 1, "tau": np.ones(4)}, TypeError, "tau must be .* got ndarray: give torch.from_nu"),
+        ({"num_layers": 0.2}, TypeError, "num_layers must be an integer, got float; alpha is giv"),
     ):
         with pytest.raises(error, match=message):
             rnnext.LeakyRNN(3, 6, **arguments)
