@@ -165,10 +165,6 @@ void define_stepper(py::module_& m) {
             }),
         py::arg("layers"), py::arg("table"), py::arg("watched"), py::arg("nonlinearity"),
         py::arg("form"), py::arg("batch_size"));
-  m.def("draw", torch::wrap_pybind_function([](py::handle scores, double temperature,
-                                               const std::optional<at::Generator>& generator) {
-          return rnnext::draw(tensor_of(scores, "scores"), temperature, generator);
-        }));
   py::class_<Stepper>(m, "Stepper")
       // pybind11's own would give an instance without a Stepper in it.
       .def_static("__new__",

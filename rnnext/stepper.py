@@ -199,7 +199,7 @@ class Stepper:
             n: how many tokens.
             temperature: what the scores are divided by before the softmax that says how likely each
                 token is; 0 takes the token of the highest score. Default: 1.
-            generator: of the random numbers, one of float64 for each token. Default: torch's.
+            generator: of the random numbers, for ``torch.multinomial``. Default: torch's.
 
         Returns:
             The tokens, int64 ``[n, B]``.
@@ -230,7 +230,7 @@ class Stepper:
                 raise TypeError(f"score must give a tensor, got {_name(scores)}")
             if scores.shape != shape:
                 raise ValueError(f"score must give shape {list(shape)}, got {list(scores.shape)}")
-            tokens.append(_C.draw(scores, temperature, generator))
+            tokens.append(_draw(scores, temperature, generator))
             output = self._stepper.step(tokens[-1])
         return torch.stack(tokens) if tokens else torch.empty(0, shape[0], dtype=torch.int64)
 
@@ -249,6 +249,24 @@ class Stepper:
 
 def _name(value: Any) -> str:
     return type(value).__name__
+
+
+@torch.no_grad()
+def _draw(scores: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+    """A token of each row of scores ``[B, V]``."""
+    highest, tokens = scores.max(-1, keepdim=True)
+    bad = highest.isnan()
+    if temperature > 0:
+        chances = ((scores - highest) / temperature).softmax(
+            -1, dtype=torch.promote_types(scores.dtype, torch.float32)
+        )
+        bad = chances.isnan().any(-1)
+    if bad.any():
+        row = int(bad.flatten().nonzero()[0])
+        raise RuntimeError(f"the scores of sequence {row} are not finite")
+    if temperature > 0:
+        tokens = torch.multinomial(chances, 1, generator=generator)
+    return tokens.squeeze(-1)
 
 
 def _integer(value: Any, name: str) -> int:

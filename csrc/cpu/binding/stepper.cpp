@@ -1,16 +1,11 @@
 #include "cpu/binding/stepper.h"
 
 #include <ATen/ATen.h>
-#include <ATen/CPUGeneratorImpl.h>
-#include <ATen/Dispatch.h>
 #include <ATen/EmptyTensor.h>
-#include <ATen/core/DistributionsHelper.h>
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <mutex>
 
 #include "cpu/binding/memory.h"
 #include "cpu/binding/recurrence.h"
@@ -39,58 +34,7 @@ void check_values(const Tensor& t, const char* name, const Tensor& like) {
               "a Stepper has no forward-mode derivative: use the RNN itself");
 }
 
-// The place of a row's token; `chances` is scratch. -1: a score is NaN, or the sum is not finite.
-template <class T>
-int64_t pick(const T* scores, int64_t V, double temperature, double number, double* chances) {
-  int64_t highest = 0;
-  bool nan = false;
-  for (int64_t v = 0; v < V; ++v) {
-    nan |= scores[v] != scores[v];
-    if (scores[v] > scores[highest]) highest = v;
-  }
-  if (nan || temperature == 0) return nan ? -1 : highest;
-  double sum = 0;
-  for (int64_t v = 0; v < V; ++v) {
-    const double above = (static_cast<double>(scores[highest]) - scores[v]) / temperature;
-    sum += chances[v] = std::exp(-static_cast<T>(above));
-  }
-  if (!std::isfinite(sum)) return -1;
-  int64_t last = highest;
-  double below = 0;
-  for (int64_t v = 0; v < V; ++v) {
-    if (chances[v] == 0) continue;
-    if ((below += chances[v]) > number * sum) return v;
-    last = v;
-  }
-  return last;  // the sum was rounded up
-}
-
 }  // namespace
-
-Tensor draw(const Tensor& scores, double temperature,
-            const std::optional<at::Generator>& generator) {
-  TORCH_CHECK_VALUE(scores.dim() == 2 && scores.size(1) > 0,
-                    "scores must have shape [B, V] with V > 0, got ", scores.sizes());
-  TORCH_CHECK(scores.device().is_cpu(), "scores must be on the CPU, got ", scores.device());
-  const bool narrow = scores.scalar_type() != at::kDouble && scores.scalar_type() != at::kFloat;
-  const Tensor rows = values_of(narrow ? scores.to(at::kFloat) : scores, "scores");
-  const int64_t B = rows.size(0), V = rows.size(1);
-  const Tensor tokens = at::detail::empty_cpu({B}, at::kLong);
-  auto* const random = at::get_generator_or_default<at::CPUGeneratorImpl>(
-      generator, at::detail::getDefaultCPUGenerator());
-  const std::lock_guard lock(random->mutex_);
-  at::uniform_real_distribution<double> uniform(0, 1);
-  std::vector<double> chances(V);
-  for (int64_t b = 0; b < B; ++b) {
-    const double number = temperature > 0 ? uniform(random) : 0;
-    const int64_t token = AT_DISPATCH_FLOATING_TYPES(rows.scalar_type(), "draw", [&] {
-      return pick(rows.const_data_ptr<scalar_t>() + b * V, V, temperature, number, chances.data());
-    });
-    TORCH_CHECK(token >= 0, "the scores of sequence ", b, " are not finite");
-    tokens.mutable_data_ptr<int64_t>()[b] = token;
-  }
-  return tokens;
-}
 
 Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table,
                  const std::vector<Named>& watched, std::string_view nonlinearity,

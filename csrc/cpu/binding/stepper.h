@@ -90,10 +90,4 @@ class Stepper {
   int threads_ = 1;  // that the workspace is for
 };
 
-// A token of each row of scores [B,V], int64 [B]: drawn with the chances softmax(scores /
-// temperature) by a number of the generator's in [0, 1), or, at temperature 0, the first of the
-// highest. (torch.multinomial does more, and takes ten times as long for a hundred scores.)
-Tensor draw(const Tensor& scores, double temperature,
-            const std::optional<at::Generator>& generator);
-
 }  // namespace rnnext
