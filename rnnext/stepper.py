@@ -36,7 +36,8 @@ class Stepper:
     of threads. A step raises RuntimeError if a parameter or buffer of the module has been written
     since, as by an optimizer; :meth:`refresh` reads the module anew. (torch does not count writes
     through ``.data``, nor can a Stepper know that the module was given another tensor.) Dropout and
-    noise do not apply, as in ``eval()``, nor does autocast.
+    noise do not apply, as in ``eval()``, nor does autocast. Hooks are not called: a weight that one
+    of them computes, as torch's older ``spectral_norm`` does, is that of the module's last call.
 
     It is no module and has no place in compiled code. It can be copied and pickled: the copy reads
     the module, or its copy, as it is then, and goes on from the same states. A call keeps Python's
