@@ -6,7 +6,7 @@ import importlib
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,79 +44,76 @@ class TorchModules:
         place: dict[str, Any] = {"device": data.device, "dtype": data.dtype}
         if case.kind == "demo":
             return _demo(case, data, self.package)
-        if case.kind == "embedding":
-            module = modules.Embedding(case.V, case.D, sparse=case.sparse, **place)
-            module.load_state_dict(data.state)
-            return _embedding(case, module, data)
-        if case.kind == "cell":
-            module = modules.RNNCell(case.I, case.H, **place)
-            module.load_state_dict(data.state)
-            return _cell(case, module, data)
         if case.kind == "step":
             return _stream(case, data, self.package == OURS)
-        module = modules.RNN(
-            case.I,
-            case.H,
-            case.layers,
-            nonlinearity=case.nonlinearity,
-            bidirectional=case.bidirectional,
-            **place,
-        )
+        if case.kind == "embedding":
+            module = modules.Embedding(case.V, case.D, sparse=case.sparse, **place)
+        elif case.kind == "cell":
+            module = modules.RNNCell(case.I, case.H, **place)
+        else:
+            options = {"nonlinearity": case.nonlinearity, "bidirectional": case.bidirectional}
+            module = modules.RNN(case.I, case.H, case.layers, **options, **place)
         module.load_state_dict(data.state)
-        return _rnn(case, module, data)
+        return {"embedding": _embedding, "cell": _cell, "rnn": _rnn}[case.kind](case, module, data)
+
+
+def _training(
+    forward: Callable[[], Tensor],
+    leaves: dict[str, Tensor],
+    grad_output: Tensor,
+    padded: Callable[[Tensor], np.ndarray] = array,
+) -> Prepared:
+    def step() -> tuple[Tensor, ...]:
+        output = forward()
+        return output, *torch.autograd.grad(output, tuple(leaves.values()), grad_output)
+
+    def result() -> Arrays:
+        names = ("output", *(f"grad:{name}" for name in leaves))
+        found = dict(zip(names, step(), strict=True))
+        rows = ("output", "grad:input")
+        return {name: (padded if name in rows else array)(value) for name, value in found.items()}
+
+    return Prepared(step, result=result, lives=tuple(leaves.values()))
 
 
 def _cell(case: Case, module: nn.Module, data: Data) -> Prepared:
     x = data.input[0]
     h = torch.zeros(case.B, case.H, device=data.device, dtype=data.dtype)
     if case.mode == "infer":
-        return Prepared(
-            lambda: module(x, h),
-            torch.inference_mode,
-            result=lambda: {"output": array(module(x, h))},
-        )
-    names, parameters = zip(*module.named_parameters(), strict=True)
-    leaves = (x.detach().requires_grad_(), h.requires_grad_(), *parameters)
-
-    def step() -> tuple[Tensor, ...]:
-        output = module(*leaves[:2])
-        return output, *torch.autograd.grad(output, leaves, data.grad_output[0])
-
-    def result() -> Arrays:
-        found = ("output", "grad:input", "grad:hx", *(f"grad:{name}" for name in names))
-        return {name: array(values) for name, values in zip(found, step(), strict=True)}
-
-    return Prepared(step, result=result, lives=leaves)
+        result = lambda: {"output": array(module(x, h))}  # noqa: E731
+        return Prepared(lambda: module(x, h), torch.inference_mode, result=result)
+    leaves = {"input": x.detach().requires_grad_(), "hx": h.requires_grad_()}
+    call = lambda: module(*leaves.values())  # noqa: E731
+    return _training(call, leaves | dict(module.named_parameters()), data.grad_output[0])
 
 
 def _stream(case: Case, data: Data, ours: bool) -> Prepared:
     """rnnext.Stepper, or torch.nn's RNNCell, which is faster than its RNN, and its last state."""
-    x, h = data.input[0], torch.zeros(case.B, case.H, dtype=data.dtype)
+    x = data.input[0]
+    restart: Callable[[], None]
+    step: Callable[[], Tensor]
     if ours:
         import rnnext
 
         rnn = nn.RNN(case.I, case.H, dtype=data.dtype)
         rnn.load_state_dict(data.state)
         stepper = rnnext.Stepper(rnn, case.B)
-
-        def restart() -> None:
-            stepper.reset()
-
-        def step() -> Any:
-            return stepper(x)
+        step, restart = lambda: stepper(x), stepper.reset
     else:
         cell = nn.RNNCell(case.I, case.H, dtype=data.dtype)
         cell.load_state_dict({name.removesuffix("_l0"): w for name, w in data.state.items()})
-        zeros = h
+        h = zeros = torch.zeros(case.B, case.H, dtype=data.dtype)
 
-        def restart() -> None:
+        def from_zeros() -> None:
             nonlocal h
             h = zeros
 
-        def step() -> Any:
+        def next_state() -> Tensor:
             nonlocal h
             h = cell(x, h)
             return h
+
+        step, restart = next_state, from_zeros
 
     def result() -> Arrays:
         with torch.inference_mode():
@@ -151,11 +148,8 @@ def _demo(case: Case, data: Data, package: str) -> Prepared:
 def _embedding(case: Case, module: nn.Module, data: Data) -> Prepared:
     indices, grad = itertools.cycle(data.indices), data.grad_output
     if case.mode == "infer":
-        return Prepared(
-            lambda: module(next(indices)),
-            torch.inference_mode,
-            result=lambda: {"output": array(module(data.indices[0]))},
-        )
+        result = lambda: {"output": array(module(data.indices[0]))}  # noqa: E731
+        return Prepared(lambda: module(next(indices)), torch.inference_mode, result=result)
     weight = module.get_parameter("weight")
     if case.mode == "backward":
         outputs = [module(chosen) for chosen in data.indices]
@@ -164,17 +158,15 @@ def _embedding(case: Case, module: nn.Module, data: Data) -> Prepared:
         def backward(output: Tensor) -> Tensor:
             return torch.autograd.grad(output, weight, grad, retain_graph=True)[0]
 
-        return Prepared(
-            lambda: backward(next(turns)),
-            result=lambda: {"grad:weight": array(backward(outputs[0]))},
-        )
+        result = lambda: {"grad:weight": array(backward(outputs[0]))}  # noqa: E731
+        return Prepared(lambda: backward(next(turns)), result=result)
 
     def step(chosen: Tensor) -> tuple[Tensor, Tensor]:
         output = module(chosen)
         (gradient,) = torch.autograd.grad(output, weight, grad)
         return output, gradient.coalesce() if case.sparse else gradient
 
-    def result() -> Arrays:
+    def trained() -> Arrays:
         output, gradient = step(data.indices[0])
         if not case.sparse:
             return {"output": array(output), "grad:weight": array(gradient)}
@@ -182,7 +174,7 @@ def _embedding(case: Case, module: nn.Module, data: Data) -> Prepared:
         return {"output": array(output), "rows": array(rows), "grad:weight": array(values)}
 
     lives = (weight, *data.indices)
-    return Prepared(lambda: step(next(indices)), result=result, lives=lives)
+    return Prepared(lambda: step(next(indices)), result=trained, lives=lives)
 
 
 def _rnn(case: Case, module: nn.Module, data: Data) -> Prepared:
@@ -206,21 +198,10 @@ def _rnn(case: Case, module: nn.Module, data: Data) -> Prepared:
             return {"output": padded(_values(output)), "h_n": array(h_n)}
 
         return Prepared(lambda: module(x), torch.inference_mode, result=infer)
-
     values = _values(x).detach().requires_grad_()
     x = PackedSequence(values, x.batch_sizes) if case.packed else values
-    names, parameters = zip(*module.named_parameters(), strict=True)
-
-    def step() -> tuple[Tensor, ...]:
-        output = _values(module(x)[0])
-        return output, *torch.autograd.grad(output, (values, *parameters), grad_output)
-
-    def result() -> Arrays:
-        output, grad_input, *grads = step()
-        arrays = {"output": padded(output), "grad:input": padded(grad_input)}
-        return arrays | {f"grad:{name}": array(g) for name, g in zip(names, grads, strict=True)}
-
-    return Prepared(step, result=result, lives=(values, *parameters))
+    leaves = {"input": values} | dict(module.named_parameters())
+    return _training(lambda: _values(module(x)[0]), leaves, grad_output, padded)
 
 
 def _values(sequence: Any) -> Tensor:
@@ -234,33 +215,23 @@ class OwnFloat32:
 
     def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
         full = replace(case, dtype="float32", precision="highest")
-        if case == full or case.dtype not in ("float32", "bfloat16") or case.device != "cpu":
-            raise Unsupported("beside bfloat16 and medium precision on the CPU only")
+        if case == full or case.dtype not in ("float32", "bfloat16"):
+            raise Unsupported("beside bfloat16 and medium precision only")
 
         @contextmanager
         def highest() -> Iterator[None]:
-            with matmul_precision("highest"):
+            with matmul_precision("highest"), prepared.context():
                 yield
             torch.set_float32_matmul_precision(case.precision)
 
-        with highest():
+        def result() -> Arrays:
+            with highest():
+                return prepared.result()
+
+        with matmul_precision("highest"):
             prepared = ours().prepare(full, Data(full, data.seed), threads)
-        return _within(highest, prepared)
-
-
-def _within(setting: Callable[[], AbstractContextManager[None]], prepared: Prepared) -> Prepared:
-    """The same, everything that it does under a setting."""
-
-    @contextmanager
-    def context() -> Iterator[None]:
-        with setting(), prepared.context():
-            yield
-
-    def result() -> Arrays:
-        with setting():
-            return prepared.result()
-
-    return Prepared(prepared.call, context, result=result)
+        torch.set_float32_matmul_precision(case.precision)
+        return Prepared(prepared.call, highest, result=result)
 
 
 class CompiledLoop:
