@@ -39,7 +39,7 @@ faults: $(READY)
 bench: build
 	$(BIN)/python -m pip install -q -e '.[bench]' --no-build-isolation
 	$(BIN)/python -m benchmarks run --label latest $(ARGS)
-	-$(BIN)/python -m benchmarks edges --label latest
+	-$(BIN)/python -m benchmarks edges
 	$(BIN)/python -m benchmarks plot --label latest
 	-$(BIN)/python -m benchmarks bars --label latest
 

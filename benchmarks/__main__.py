@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import bars, cases, compared, edges, measure, report, roof, runner, store
+from . import bars, cases, compared, measure, report, roof, runner, store
 from .names import OURS
 from .runner import Event
 
@@ -57,7 +57,7 @@ def run_command(options: Options) -> int:
     effort = measure.QUICK if options.quick else measure.FULL
     _collect(result, runner.run(chosen, effort, options.only), len(chosen))
     print(report.text(result, list(result.rows.values())))
-    print(f"stored in {result.path}; see also: python -m benchmarks bars, plot, edges")
+    print(f"stored in {result.path}; see also: python -m benchmarks bars, plot")
     return int(any(row.failed for row in result.rows.values()))
 
 
@@ -68,19 +68,8 @@ def _collect(result: store.Result, events: Iterator[Event], total: int) -> None:
         if kind == "start":
             begun += 1
             print(f"{begun}/{total} {content}", file=sys.stderr)
-        elif warning := result.take(kind, content):
-            print(warning, file=sys.stderr)
-
-
-@command(LABEL)
-def edges_command(options: Options) -> int:
-    """time sizes one apart around tile edges, add them to a run"""
-    result = store.load(options.label)
-    total = len(cases.MODES) * sum(map(len, edges.SIZES.values()))
-    _collect(result, runner.in_worker(edges.sweep, 0), total)
-    ratio, where = edges.worst_jump(result.edges)
-    print(f"worst rise of the cost per unit: {ratio:.2f}x at {where}")
-    return int(ratio > edges.LIMIT)
+        else:
+            result.take(kind, content)
 
 
 @command(LABEL, argument("runs", nargs="+", metavar="RUN", help="labels of runs on one machine"))
@@ -131,16 +120,17 @@ def publish_command(options: Options) -> None:
     """keep a run in the repository, draw it, write its tables into the documents"""
     from . import plots, tables
 
+    folder = ROOT / "docs" / "figures"
     documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    figures: list[Path] = []
     if options.label in compared.NAMES:
-        found: store.Result | compared.Comparison = compared.load(options.label)
+        found: Any = compared.load(options.label)
         kept = found.save(store.KEPT)
+        figures = plots.draw_edges(found, folder) if found.name == "edges" else []
     else:
         found = store.load(options.label)
         name = f"cpu-{found.stamp['core'].lower().replace(' ', '')}"
         kept = replace(found, label=name).save(store.KEPT / f"{name}.json")
-        figures = plots.draw(found, ROOT / "docs" / "figures")
+        figures = plots.draw(found, folder)
     for path in (kept, *tables.write(found, documents), *figures):
         print(f"wrote {path}")
 

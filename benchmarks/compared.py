@@ -21,7 +21,7 @@ from . import measure, store
 from .bars import Verdict, worst
 from .report import Table, duration
 
-NAMES = ("features", "transforms", "compiled", "sharing", "models")
+NAMES = ("features", "transforms", "compiled", "sharing", "models", "edges")
 EFFORT = measure.Effort(seconds=0.5, min_rounds=5, max_rounds=25, warm_seconds=0.01)
 TOLERANCE = 2e-4  # of the largest value: the two sides sum in different orders
 Call = Callable[[], list[Any]]  # tensors: a worker imports no torch before it is pinned to cores
@@ -87,6 +87,7 @@ class Suite:
     rows: Callable[[], Iterator[Row]]
     tables: Mapping[str, Callable[[Comparison], Table]]
     bars: tuple[Bar, ...] = ()
+    verdicts: Callable[[Comparison], list[Verdict]] = lambda run: []
 
     def run(self, patterns: Sequence[str] = ()) -> int:
         """Time, print and keep the rows whose names match; 1 where a bar was missed, else 0."""
@@ -107,7 +108,7 @@ class Suite:
             print(table(run).markdown())
         print(f"kept in {run.save()}; into the documents: benchmarks publish --label {self.name}")
         verdicts = [_verdict(bar, groups.get(bar.group, {})) for bar in self.bars]
-        for found in verdicts:
+        for found in (verdicts := [*verdicts, *self.verdicts(run)]):
             got = "-" if found.got is None else f"{found.got:.2f}"
             sign = "at most" if found.at_most else "at least"
             print(f"{found.word:12} {found.what}: {got}, {sign} {found.needed:g} {found.detail}")

@@ -1,14 +1,15 @@
-"""The tile-edge sweep: sizes one apart around the places where kernels change tile."""
+"""Sizes one apart around the places where kernels change tile: what does one more cost?"""
 
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from functools import partial
 
 from . import measure
+from .bars import GROWTH, Verdict
 from .cases import MODES, Case
+from .compared import Comparison, Numbers, Row, Suite
 from .costs import operations
 
 # One size is swept while the others stay at these.
@@ -21,7 +22,6 @@ SIZES: dict[str, tuple[range, ...]] = {
 }
 # One package's threads only: nothing else can spin, so a short warm-up does.
 EFFORT = measure.Effort(0.1, min_rounds=5, max_rounds=15, sample_seconds=0.002, warm_seconds=0.002)
-LIMIT = 1.25
 
 
 def edge_case(mode: str, letter: str, size: int) -> Case:
@@ -29,46 +29,49 @@ def edge_case(mode: str, letter: str, size: int) -> Case:
     return Case("rnn", mode, size_of["T"], size_of["B"], INPUTS, size_of["H"])
 
 
-def sweep(send: Callable[[str, Any], None], threads: int) -> None:
-    """Send ("edge", (key, [[size, seconds], ...], cores that others kept busy)) for each run."""
-    from .rivals import ours
-    from .rivals.contract import Data
-
-    rival = ours()
+def rows() -> Iterator[Row]:
     for mode in MODES:
         for letter, runs in SIZES.items():
             for sizes in runs:
-                key = f"{mode} {letter}={sizes[0]}..{sizes[-1]}"
-                send("start", f"edges {key}")
-                ready: dict[str, measure.Contender] = {}
-                for size in sizes:
-                    case = edge_case(mode, letter, size)
-                    ready[str(size)] = rival.prepare(case, Data(case), threads)
-                start, others = time.perf_counter(), measure.Bystanders()
-                timings = measure.interleave(ready, EFFORT)
-                busy = others.cores(time.perf_counter() - start)
-                send("edge", (key, [[int(n), t.median] for n, t in timings.items()], busy))
+                name = f"{mode} {letter}={sizes[0]}..{sizes[-1]}"
+                yield Row(name, partial(_seconds, mode, letter, sizes))
 
 
-def unit_costs(key: str, times: list[list[float]]) -> list[tuple[int, float]]:
+def _seconds(mode: str, letter: str, sizes: range) -> Numbers:
+    """By size."""
+    from .rivals import ours
+    from .rivals.contract import Data
+
+    cases = {str(size): edge_case(mode, letter, size) for size in sizes}
+    ready = {size: ours().prepare(case, Data(case), 0) for size, case in cases.items()}
+    return {size: t.median for size, t in measure.interleave(ready, EFFORT).items()}
+
+
+def unit_costs(name: str, seconds: Numbers) -> list[tuple[int, float]]:
     """(size, seconds per operation); H counts in whole vectors of 16, so tails weigh nothing."""
-    mode, run = key.split(" ")
-    letter = run[0]
+    mode, run = name.split(" ")
     costs = []
-    for size, seconds in times:
-        work = operations(edge_case(mode, letter, int(size)))
-        if letter == "H":
+    for size in map(int, seconds):
+        work = operations(edge_case(mode, run[0], size))
+        if run[0] == "H":
             work *= -(-size // 16) * 16 / size
-        costs.append((int(size), seconds / work))
+        costs.append((size, seconds[str(size)] / work))
     return costs
 
 
-def worst_jump(edges: dict[str, list[list[float]]]) -> tuple[float, str]:
+def worst_jump(run: Comparison) -> tuple[float, str]:
     """The largest growth of the cost per operation from one size to the next, and where."""
     jumps = [(0.0, "")]
-    for key, times in edges.items():
-        costs = unit_costs(key, times)
-        for (_, before), (size, after) in itertools.pairwise(costs):
-            mode, run = key.split(" ")
-            jumps.append((after / before, f"{mode} {run[0]}={size - 1} to {size}"))
+    for name, seconds in run.rows.items():
+        for (_, before), (size, after) in itertools.pairwise(unit_costs(name, seconds)):
+            jumps.append((after / before, f"{name.partition('=')[0]}={size - 1} to {size}"))
     return max(jumps)
+
+
+def verdicts(run: Comparison) -> list[Verdict]:
+    jump, where = worst_jump(run)
+    what = "cost per unit, one size to the next: worst rise"
+    return [Verdict(what, GROWTH, jump, where, at_most=True)]
+
+
+SUITE = Suite("edges", rows, {}, verdicts=verdicts)

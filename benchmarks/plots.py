@@ -14,7 +14,9 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from . import costs, edges
+from .bars import GROWTH
 from .cases import MODES
+from .compared import Comparison, Numbers
 from .names import COMPILED, OURS, RIVALS, TORCH
 from .store import Result, Row
 
@@ -33,24 +35,23 @@ GRAY = "#666666"
 
 def draw(result: Result, folder: Path) -> list[Path]:
     """Write every figure that the run has rows for; the paths written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, make in (
-        ("speedup", speedup), ("sweeps", sweeps), ("roofline", roofline), ("edges", neighbours),
-    ):  # fmt: skip
-        figure = make(result)
-        if figure is None:
-            continue
-        stamp = result.stamp
-        text = f"{stamp['cpu']}, {stamp['threads']} threads, torch {stamp['versions']['torch']}"
-        figure.text(
-            0.995, 0.008, f"{text}, {stamp['time'][:10]}", ha="right", fontsize=7, color=GRAY
-        )
-        figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
-        written.append(folder / f"{name}.png")
-        figure.savefig(written[-1], dpi=150)
-        plt.close(figure)
-    return written
+    figures = {"speedup": speedup(result), "sweeps": sweeps(result), "roofline": roofline(result)}
+    return [_write(f, result.stamp, folder / f"{name}.png") for name, f in figures.items() if f]
+
+
+def draw_edges(run: Comparison, folder: Path) -> list[Path]:
+    return [_write(neighbours(run), run.stamp, folder / "edges.png")]
+
+
+def _write(figure: Any, stamp: dict[str, Any], path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = f"{stamp['cpu']}, {stamp['threads']} threads, torch {stamp['versions']['torch']}"
+    text += f", {stamp['time'][:10]}"
+    figure.text(0.995, 0.008, text, ha="right", fontsize=7, color=GRAY)
+    figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
 
 
 def _one_two_five(axis: Any, values: Sequence[float], most: int) -> None:
@@ -231,18 +232,16 @@ def roofline(result: Result) -> Any:
     return figure
 
 
-def neighbours(result: Result) -> Any:
+def neighbours(run: Comparison) -> Any:
     """Cost of a unit of work at sizes one apart: a jump at a tile's edge would show as a step."""
-    if not result.edges:
-        return None
     figure, axes = plt.subplots(3, 1, figsize=(10, 9), layout="constrained")
     for axis, letter in zip(axes, "HBT", strict=True):
-        _groups(axis, result.edges, letter)
+        _groups(axis, run.rows, letter)
     axes[0].set_title(
         "What one more hidden unit, sequence or step costs: each group of points is a run of sizes "
         "one apart.\nA level line is good: one more costs its share. A step up of a line would be "
         "a size that fills\nonly part of the kernel's last tile, but pays for all of it; the "
-        f"black bar is a step of {edges.LIMIT - 1:.0%}.",
+        f"black bar is a step of {GROWTH - 1:.0%}.",
         fontsize=10,
         loc="left",
     )
@@ -250,7 +249,7 @@ def neighbours(result: Result) -> Any:
     return figure
 
 
-def _groups(axis: Any, runs: dict[str, list[list[float]]], letter: str) -> None:
+def _groups(axis: Any, runs: dict[str, Numbers], letter: str) -> None:
     """The runs of one letter side by side, evenly spaced: on a log axis large sizes would merge."""
     every: list[float] = []
     ticks: dict[float, int] = {}
@@ -277,7 +276,7 @@ def _groups(axis: Any, runs: dict[str, list[list[float]]], letter: str) -> None:
         return
     shown = list(ticks.items())[:: 2 if len(ticks) > 35 else 1]
     last = max(ticks)
-    axis.plot([last + 2] * 2, [1, edges.LIMIT], color="black", linewidth=3, solid_capstyle="butt")
+    axis.plot([last + 2] * 2, [1, GROWTH], color="black", linewidth=3, solid_capstyle="butt")
     axis.set_xticks([at for at, _ in shown], [str(size) for _, size in shown], fontsize=8)
     axis.set_xlim(-1, last + 3)
     _one_two_five(axis.yaxis, [*every, 2.0], most=8)

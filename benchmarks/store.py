@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from .cases import Case
-from .measure import DISTURBED_CORES
 from .roof import Bound, Roof, bound
 
 FOLDER = Path("results")
@@ -53,45 +52,34 @@ class Row:
 
 @dataclass
 class Result:
-    """A run: what machine, what roofs (by thread setting: 0 for all cores), what rows.
-
-    edges: the tile-edge sweep, {"H=64": [[63, seconds], [64, seconds], ...], ...}; see edges.py.
-    """
+    """A run: what machine, what roofs (by thread setting: 0 for all cores), what rows."""
 
     label: str
     stamp: dict[str, Any] = field(default_factory=dict)
     roofs: dict[int, Roof] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)
-    edges: dict[str, list[list[float]]] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
         return path_of(self.label)
 
-    def take(self, kind: str, content: Any) -> str:
-        """Take in what a worker sent (see runner.Event), and save; a warning, or nothing."""
-        warning = ""
+    def take(self, kind: str, content: Any) -> None:
+        """Take in what a worker sent (see runner.Event), and save."""
         if kind == "stamp":
             if not self.stamp or content["threads"] > self.stamp["threads"]:
                 self.stamp = content
         elif kind == "roof":
             threads, limits = content
             self.roofs[threads] = limits.best(self.roofs.get(threads))
-        elif kind == "row":
+        else:
             self.rows[content.case.name] = content
-        elif kind == "edge":
-            key, times, busy = content
-            self.edges[key] = times
-            if busy > DISTURBED_CORES:
-                warning = f"{key}: other processes kept the cores busy meanwhile"
         self.save()
-        return warning
 
     def save(self, path: Path | None = None) -> Path:
         """Write the file, by default the label's, whole or not at all."""
         path = path or self.path
         roofs = {str(threads): asdict(limits) for threads, limits in self.roofs.items()}
-        head = {"label": self.label, "stamp": self.stamp, "roofs": roofs, "edges": self.edges}
+        head = {"label": self.label, "stamp": self.stamp, "roofs": roofs}
         rows = [{**vars(row), "case": row.case.to_dict()} for row in self.rows.values()]
         # A line each: small enough to be committed, and a changed row is a changed line.
         lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
@@ -132,7 +120,6 @@ def load(label: str) -> Result:
         content["stamp"],
         {int(threads): Roof(**roof) for threads, roof in content["roofs"].items()},
         {row.case.name: row for row in rows},
-        content["edges"],
     )
 
 
@@ -157,7 +144,7 @@ def _median(rows: Sequence[Row]) -> Row:
 def combine(label: str, results: Sequence[Result]) -> Result:
     """The median of several runs of one machine, number by number: minutes differ more than rounds.
 
-    Rows, contenders and edges that are not in every run are left out; roofs are the best.
+    Rows and contenders that are not in every run are left out; roofs are the best.
     """
     first = results[0]
     combined = Result(label, {**first.stamp, "runs": len(results)})
@@ -168,11 +155,4 @@ def combine(label: str, results: Sequence[Result]) -> Result:
         rows = [result.rows[name] for result in results if name in result.rows]
         if len(rows) == len(results):
             combined.rows[name] = _median(rows)
-    for key, times in first.edges.items():
-        runs = [result.edges[key] for result in results if key in result.edges]
-        if len(runs) == len(results):
-            combined.edges[key] = [
-                [size, statistics.median(run[i][1] for run in runs)]
-                for i, (size, _) in enumerate(times)
-            ]
     return combined

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,31 +19,23 @@ from .compared import Bar, Call, Comparison, Row, Suite, turns
 from .report import Table, duration
 
 T = 100
-ENSEMBLES = {
-    f"B={B} I=H={H}": (B, H, members)
-    for B, H, members in ((1, 16, (2, 4, 16, 64)), (4, 64, (2, 4, 16, 64)), (4, 256, (2, 4, 16)))
-}
+ENSEMBLES = tuple(product(((1, 16), (4, 64), (4, 256)), (4, 16)))  # (B, H), members
+SAMPLES = tuple(product((32, 64, 256), (8, 64)))  # H, N
 FUNCTION = "vmap of functional.rnn"
-SAMPLES = [(H, N) for H in (32, 64, 256) for N in (8, 64)]
-Way = Callable[[], tuple[Tensor, Tensor]]
+WAYS = ("rnn_ensemble", FUNCTION, "vmap")
 
 
-def members_row(way: str, M: int, size: str, mode: str, other: str = "the members' calls") -> str:
-    return f"{way} against {other} in a row, M={M}, T={T} {size}, {mode}"
+def members_row(
+    way: str, size: tuple[int, int], M: int, mode: str, other: str = "the members' calls"
+) -> str:
+    return f"{way} against {other} in a row, M={M}, T={T} B={size[0]} I=H={size[1]}, {mode}"
 
 
 def samples_row(N: int, H: int, other: str) -> str:
     return f"vmap(grad) against {other} in a loop, N={N}, T={T} I=H={H}"
 
 
-class Nothing(nn.Module):
-    """Holds the parameters of an RNN and computes nothing: what vmap itself costs."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x
-
-
-def call_of(way: Way, leaves: list[Tensor], train: bool) -> Call:
+def call_of(way: Callable[[], Any], leaves: list[Tensor], train: bool) -> Call:
     """The output, and in training the gradients of the leaves."""
 
     def call() -> list[Tensor]:
@@ -59,85 +53,65 @@ def one_by_one(calls: list[Call]) -> Call:
     return lambda: [torch.stack(each) for each in zip(*(call() for call in calls), strict=True)]
 
 
-def _mapped(
-    one: nn.Module, x: Tensor, names: list[str], leaves: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    def call(parameters: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = functional_call(one, parameters, (x,))
-        return found
-
-    results: tuple[Tensor, Tensor] = vmap(call)(dict(zip(names, leaves, strict=True)), x)
-    return results
-
-
 def ensembles() -> Iterator[Row]:
-    for size, (B, H, members) in ENSEMBLES.items():
-        for M in members:
-            theirs: list[nn.Module] = [nn.RNN(H, H) for _ in range(M)]
-            ours = [rnnext.convert(copy.deepcopy(member)) for member in theirs]
-            stacked, _ = stack_module_state(ours)
-            x = torch.randn(M, T, B, H)
-            names, leaves = list(stacked), list(stacked.values())
-            function = vmap(lambda x, *weights: rnnext.functional.rnn(x, None, weights))
-            nothing = Nothing()
-            for name, parameter in ours[0].named_parameters():
-                nothing.register_parameter(name, parameter)
-            ways: dict[str, Way] = {
-                "rnn_ensemble": functools.partial(rnnext.functional.rnn_ensemble, x, None, leaves),
-                FUNCTION: functools.partial(function, x, *leaves),
-                "vmap": functools.partial(_mapped, ours[0], x, names, leaves),
-            }
-            for mode in MODES:
-                train = mode == "train"
-                loops = [
-                    one_by_one(
-                        [
-                            call_of(functools.partial(member, own), [*member.parameters()], train)
-                            for member, own in zip(modules, x, strict=True)
-                        ]
-                    )
-                    for modules in (ours, theirs)
-                ]
-                for name, way in ways.items():
-                    call = call_of(way, leaves, train)
-                    what = members_row(name, M, size, mode)
-                    yield Row(what, turns(call, loops[0]), f"{name}, H={H}")
-                    if name == "vmap":
-                        what = members_row(name, M, size, mode, "nn.RNN")
-                        yield Row(what, turns(call, loops[1]))
-                if not train:
-                    alone = functools.partial(_mapped, nothing, x, names, leaves)
-                    what, call = (
-                        members_row("vmap of nothing", M, size, mode),
-                        call_of(alone, [], False),
-                    )
-                    yield Row(what, turns(call, loops[0], same=False))
+    for (B, H), M in ENSEMBLES:
+        theirs: list[nn.Module] = [nn.RNN(H, H) for _ in range(M)]
+        ours = [rnnext.convert(copy.deepcopy(member)) for member in theirs]
+        stacked, _ = stack_module_state(ours)
+        x, leaves = torch.randn(M, T, B, H), list(stacked.values())
+
+        def module(parameters: Any, x: Tensor, one: nn.Module = ours[0]) -> Any:
+            return functional_call(one, parameters, (x,))
+
+        def function(x: Tensor, *weights: Tensor) -> Any:
+            return rnnext.functional.rnn(x, None, weights)
+
+        ways: dict[str, Callable[[], Any]] = {
+            "rnn_ensemble": partial(rnnext.functional.rnn_ensemble, x, None, leaves),
+            FUNCTION: partial(vmap(function), x, *leaves),
+            "vmap": partial(vmap(module), stacked, x),
+        }
+        for mode in MODES:
+            train = mode == "train"
+            own, torchs = (
+                one_by_one(
+                    [
+                        call_of(partial(member, part), [*member.parameters()], train)
+                        for member, part in zip(modules, x, strict=True)
+                    ]
+                )
+                for modules in (ours, theirs)
+            )
+            calls = {name: call_of(way, leaves, train) for name, way in ways.items()}
+            for name, call in calls.items():
+                what = members_row(name, (B, H), M, mode)
+                yield Row(what, turns(call, own), f"{name}, H={H}")
+            yield Row(members_row("vmap", (B, H), M, mode, "nn.RNN"), turns(calls["vmap"], torchs))
+
+
+def _values(way: Callable[..., dict[str, Tensor]], *arguments: Any) -> list[Tensor]:
+    return [*way(*arguments).values()]
 
 
 def per_sample() -> Iterator[Row]:
     for H, N in SAMPLES:
         theirs = nn.RNN(H, H)
         ours = rnnext.convert(copy.deepcopy(theirs))
-        x = torch.randn(N, T, H)
-        parameters = {name: p.detach() for name, p in ours.named_parameters()}
+        x, parameters = torch.randn(N, T, H), {n: p.detach() for n, p in ours.named_parameters()}
 
-        def loss(parameters: dict[str, Tensor], x: Tensor, ours: nn.Module = ours) -> Tensor:
+        def loss(parameters: Any, x: Tensor, ours: nn.Module = ours) -> Tensor:
             total: Tensor = functional_call(ours, parameters, (x,))[0].square().sum()
             return total
 
-        gradients = vmap(grad(loss), in_dims=(None, 0))
-        mapped = lambda of=gradients, p=parameters, x=x: [*of(p, x).values()]  # noqa: E731
+        way = vmap(grad(loss), in_dims=(None, 0))
+        mapped = partial(_values, way, parameters, x)
 
-        def loop(module: nn.Module, x: Tensor = x) -> Call:
-            leaves = list(module.parameters())
-
-            def gradient(own: Tensor) -> list[Tensor]:
-                return [*torch.autograd.grad(module(own)[0].square().sum(), leaves)]
-
-            return one_by_one([functools.partial(gradient, own) for own in x])
+        def gradient(module: nn.Module, own: Tensor) -> list[Tensor]:
+            return [*torch.autograd.grad(module(own)[0].square().sum(), [*module.parameters()])]
 
         for other, module, group in (("nn.RNN", theirs, "per sample"), ("rnnext", ours, "")):
-            yield Row(samples_row(N, H, other), turns(mapped, loop(module)), group)
+            loop = one_by_one([partial(gradient, module, own) for own in x])
+            yield Row(samples_row(N, H, other), turns(mapped, loop), group)
 
 
 def rows() -> Iterator[Row]:
@@ -148,22 +122,15 @@ def rows() -> Iterator[Row]:
 
 
 def ensembles_table(run: Comparison) -> Table:
-    def modes(way: str, M: int, size: str, *other: str) -> str:
-        return " / ".join(run.faster(members_row(way, M, size, mode, *other)) for mode in MODES)
-
     head = ["", "members", "`rnn_ensemble`", "`vmap` of `functional.rnn`", "`vmap` of the module",
-            "`vmap` of nothing, infer", "`vmap` of the module over `nn.RNN`"]  # fmt: skip
-    body = [
-        [
-            size,
-            str(M),
-            *(modes(way, M, size) for way in ("rnn_ensemble", FUNCTION, "vmap")),
-            run.faster(members_row("vmap of nothing", M, size, "infer")),
-            modes("vmap", M, size, "nn.RNN"),
-        ]
-        for size, (_, _, members) in ENSEMBLES.items()
-        for M in members
-    ]
+            "`vmap` of the module over `nn.RNN`"]  # fmt: skip
+    body = []
+    for size, M in ENSEMBLES:
+        line = [f"B={size[0]} I=H={size[1]}", str(M)]
+        for way, *other in (*((way,) for way in WAYS), ("vmap", "nn.RNN")):
+            ratios = (run.faster(members_row(way, size, M, mode, *other)) for mode in MODES)
+            line.append(" / ".join(ratios))
+        body.append(line)
     return Table(head, body)
 
 
@@ -177,19 +144,14 @@ def samples_table(run: Comparison) -> Table:
     return Table(head, body)
 
 
-def _bar(what: str, group: str) -> Bar:
-    return Bar(f"{what}, H=64 B=4, time over the calls in a row", group, 1.2, at_most=True)
-
-
 SUITE = Suite(
     "transforms",
     rows,
     {"ensembles": ensembles_table, "per-sample": samples_table},
     (
-        _bar("rnn_ensemble", "rnn_ensemble, H=64"),
-        _bar(FUNCTION, f"{FUNCTION}, H=64"),
-        _bar("vmap of the module", "vmap, H=64"),
+        *(Bar(f"{way}, H=64 B=4, over the calls in a row", f"{way}, H=64", 1.2, at_most=True)
+          for way in WAYS),
         Bar("rnn_ensemble, H=16 B=1, against the calls in a row", "rnn_ensemble, H=16", 1.0),
         Bar("vmap(grad), against nn.RNN in a loop", "per sample", 1.0),
     ),
-)
+)  # fmt: skip

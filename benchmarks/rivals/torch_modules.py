@@ -108,7 +108,7 @@ def _stream(case: Case, data: Data, ours: bool) -> Prepared:
             nonlocal h
             h = zeros
 
-        def next_state() -> Tensor:
+        def next_state() -> Any:
             nonlocal h
             h = cell(x, h)
             return h

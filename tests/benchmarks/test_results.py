@@ -4,14 +4,13 @@ import statistics
 
 import pytest
 
-from benchmarks import bars, costs, edges, names, report, roof, store
+from benchmarks import bars, compared, costs, edges, names, report, roof, store
 from helpers.runs import CASES, LIMITS, run_of
 
 
 def test_store_round_trip_and_comparison(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "FOLDER", tmp_path)
     slow, fast = run_of("slow", 4.0), run_of("fast", 2.0)
-    slow.edges = {"infer H=62..63": [[62, 1.0], [63, 1.1]]}
     slow.save()
     assert store.load("slow") == slow
     assert store.load(str(tmp_path / "slow.json")) == slow
@@ -25,7 +24,6 @@ def test_store_round_trip_and_comparison(tmp_path, monkeypatch):
 def test_combined_runs_are_medians():
     runs = [run_of(str(factor), factor) for factor in (2.0, 5.0, 3.0)]
     for n, run in enumerate(runs):
-        run.edges = {"infer H=62..63": [[62, 1.0 + n], [63, 4.0 - n]]}
         for row in run.rows.values():
             row.roof = 1e11 * (1 + n)
     name, other = list(runs[0].rows)[:2]
@@ -39,7 +37,6 @@ def test_combined_runs_are_medians():
     assert last.seconds[names.OURS] == pytest.approx({"q1": 2.7e-3, "median": 3e-3, "q3": 3.6e-3})
     assert last.ratio(names.TORCH, names.OURS) == pytest.approx(10 / 3)
     assert last.roof == 2e11
-    assert combined.edges == {"infer H=62..63": [[62, 2.0], [63, 3.0]]}
     assert "median of 3 runs" in report.describe(combined)
     assert "rows" not in report.describe(runs[0])
     assert runs[0].rows[other].seconds[names.OURS]["median"] == pytest.approx(2e-3)
@@ -61,7 +58,6 @@ def test_bars_are_held_or_missed_by_their_numbers():
         assert low.got == pytest.approx(1.7)
         assert low.held
     assert held["bfloat16 and medium over torch.nn: worst row"].got == pytest.approx(10 / 1.9)
-    assert held["cost per unit, one size to the next: worst rise"].held is None
     # What a kernel at the roof would get does not depend on how fast ours is.
     bounds = [
         roof.bound(case, LIMITS).seconds
@@ -79,11 +75,12 @@ def test_bars_are_held_or_missed_by_their_numbers():
 
 
 def test_worst_jump_counts_whole_vectors():
-    even = [[size, float(costs.operations(edges.edge_case("infer", "B", size)))]
-            for size in (12, 13)]  # fmt: skip
-    assert edges.worst_jump({"infer B=12..13": even})[0] == pytest.approx(1)
-    even[1][1] *= 1.5
-    assert edges.worst_jump({"infer B=12..13": even}) == (pytest.approx(1.5), "infer B=12 to 13")
+    def jump(name, seconds):
+        return edges.worst_jump(compared.Comparison("edges", {}, {name: seconds}))
+
+    even = {str(n): float(costs.operations(edges.edge_case("infer", "B", n))) for n in (12, 13)}
+    assert jump("infer B=12..13", even)[0] == pytest.approx(1)
+    even["13"] *= 1.5
+    assert jump("infer B=12..13", even) == (pytest.approx(1.5), "infer B=12 to 13")
     # 65 units take five vectors of 16, as 80 do: not a jump.
-    padded = [[64, 64.0 * 96], [65, 80.0 * 97]]
-    assert edges.worst_jump({"infer H=64..65": padded})[0] == pytest.approx(1)
+    assert jump("infer H=64..65", {"64": 64.0 * 96, "65": 80.0 * 97})[0] == pytest.approx(1)
