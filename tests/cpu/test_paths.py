@@ -20,6 +20,7 @@ SIZES = {
     "both directions by one thread": (12, 40, 24, 70),
     "shared": (12, 1, 21, 200),
     "shared and ragged": (12, 2, 21, 321),
+    "weights packed by all": (4, 40, 130, 300),
     "no state in the output": (5, 11, 9, 1030),
     "more rows than gradients take at once": (2, 600, 5, 17),
     "one step of a few": (1, 3, 3, 7),
@@ -134,7 +135,18 @@ def test_the_same_bits_on_every_isa_that_sums_alike(size, kind):
             assert same(arguments.call(recurrence), lower) != other
 
 
-def test_threads_write_several_steps_at_once_where_that_is_tested():
+@cover(
+    dtype=[torch.float32, torch.float64],
+    reverse=[(False,), (True,)],
+    leak=[None, "rate", "voltage"],
+    isa=ISAS,
+    threads=[2, 3],
+)
+def test_threads_write_several_steps_at_once(dtype, reverse, leak, isa, threads):
+    """Narrow rows beside each other, the last time fewer steps."""
     T, B, I, H = SIZES["held steps"]  # noqa: E741
-    for dtype in (torch.float32, torch.float64):
-        assert _C.plan(T=T, B=B, I=I, H=H, dtype=dtype, threads=2)["held_steps"] > 1
+    assert _C.plan(T=T, B=B, I=I, H=H, dtype=dtype, threads=2)["held_steps"] > 1
+    arguments = samples.make(T=T, B=B, I=I, H=H, dtype=dtype, reverse=reverse, leak=leak)
+    result = arguments.call(recurrence)
+    torch.set_num_threads(1)
+    assert same(arguments.call(recurrence), result)
