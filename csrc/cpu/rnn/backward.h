@@ -94,16 +94,7 @@ struct Backward {
   void steps(const Unit& unit, Worker& worker) const {
     Rows<F> state = at.states.begin(unit);
     C* const alpha_grad = at.alpha_sums_of(unit.group);
-    LeakRows<C> leak;
-    if (at.states.leaks()) {
-      at.begin_leak(unit);
-      leak.alpha = at.alpha_of_unit(unit);
-      leak.stride = at.states.sums.stride;
-      leak.carry = at.states.sums.row(unit, at.states.kCarry);
-      leak.mixed = at.states.sums.row(unit, at.states.kMixed);
-      leak.alpha_grad = alpha_grad;
-      leak.row_stride = plan.sorts ? at.step_stride : p.D * p.H;
-    }
+    LeakRows<C> leak = leak_rows(unit, alpha_grad);
     if (at.hh && plan.own_weights) at.pack_hh(unit.d, unit.group, unit.p0, unit.p1);
     const F* const packed = at.packed_hh(unit);
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
@@ -139,21 +130,21 @@ struct Backward {
         // Copied rows are in cache; the others' next step is far in memory.
         const bool prefetches = kNative<S> && in.grad_stride == width && done + 1 < p.T;
         BackwardStep<E> step{
-            backward_ending<S, BackwardStep<E>>(p),
-            leak,
-            packed,
-            p.H,
-            in.grad,
-            in.grad_stride,
-            in.values,
-            in.values_stride,
-            state,
-            plan.own_rows ? chunk_grad + row * at.step_stride : at.grad_pre + first,
-            plan.own_rows ? at.step_stride : width,
-            at.states.next(unit, done),
-            at.states.buffers.stride,
-            prefetches && in.grad ? in.grad + ahead : nullptr,
-            prefetches ? in.values + ahead : nullptr};
+            .ending = backward_ending<S, BackwardStep<E>>(p),
+            .leak = leak,
+            .packed = packed,
+            .H = p.H,
+            .start = in.grad,
+            .start_stride = in.grad_stride,
+            .values = in.values,
+            .values_stride = in.values_stride,
+            .state = state,
+            .grad_pre = plan.own_rows ? chunk_grad + row * at.step_stride : at.grad_pre + first,
+            .grad_pre_stride = plan.own_rows ? at.step_stride : width,
+            .next = at.states.next(unit, done),
+            .next_stride = at.states.buffers.stride,
+            .grad_ahead = prefetches && in.grad ? in.grad + ahead : nullptr,
+            .values_ahead = prefetches ? in.values + ahead : nullptr};
         if (done > 0) {
           weights.multiply(step, unit, packed, at.step_rows_of(worker, 0), at.step_stride, rows,
                            done + 1, worker);
@@ -173,15 +164,35 @@ struct Backward {
       }
       if (plan.own_rows && done < p.T) state = at.states.keep(unit, state);
     }
+    state_gradients(unit, packed, state, worker);
+  }
+
+  // The unit's rows of a leak, but for those of each step.
+  LeakRows<C> leak_rows(const Unit& unit, C* alpha_grad) const {
+    LeakRows<C> leak;
+    if (!at.states.leaks()) return leak;
+    at.begin_leak(unit);
+    leak.alpha = at.alpha_of_unit(unit);
+    leak.stride = at.states.sums.stride;
+    leak.carry = at.states.sums.row(unit, at.states.kCarry);
+    leak.mixed = at.states.sums.row(unit, at.states.kMixed);
+    leak.alpha_grad = alpha_grad;
+    leak.row_stride = plan.sorts ? at.step_stride : p.D * p.H;
+    return leak;
+  }
+
+  // When all steps are done. A member has advanced once before them and once with each.
+  void state_gradients(const Unit& unit, const F* packed, const Rows<F>& state,
+                       Worker& worker) const {
+    const int64_t advanced = 1 + p.T;
     if (out.hx)
       grad_state(unit, packed, at.states.first(unit, state), at.states.kFirst, at.starts(), out.hx,
-                 p.T + 1, worker);
-    if (out.reset_state) {
-      const Rows<F> resets = at.states.resets(unit);
-      if (unit.members > 1) worker.advance();
-      grad_state(unit, packed, resets, at.states.kResetCarry, at.resets(), out.reset_state, p.T + 2,
-                 worker);
-    }
+                 advanced, worker);
+    if (!out.reset_state) return;
+    const Rows<F> resets = at.states.resets(unit);
+    if (unit.members > 1) worker.advance();
+    grad_state(unit, packed, resets, at.states.kResetCarry, at.resets(), out.reset_state,
+               advanced + 1, worker);
   }
 
   // What vectors and tiles read past a row's end, of which they keep nothing: a line at most.

@@ -99,7 +99,8 @@ struct BackwardLayout {
   RowCursor<S> cursor(const Unit& unit, int64_t t) const {
     return {p, starts(), resets(), unit, t};
   }
-  // The unit's part of all this. (Of an hx that a reset drops nothing enters.)
+  // The unit's part of all this. Where a reset comes with the first step, hx enters nothing: its
+  // place holds f of zeros.
   void begin_leak(const Unit& unit) const {
     const int64_t from = unit.p0 * kPanel<C>, to = unit.p1 * kPanel<C>;
     const int64_t first = p.reverse[unit.d] ? p.T - 1 : 0;

@@ -146,7 +146,7 @@ struct ForwardLayout {
   Matrix<S, F> weight_hh(int d) const {
     return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, true};
   }
-  // Of a copy, and as far as another thread's lies apart.
+  // Elements of a copy of the packed weights, and of the gap before the next thread's copy.
   int64_t ih_size() const { return weight_ih(0).packed_size() + gap<F>(copies()); }
   int64_t hh_size() const { return weight_hh(0).packed_size() + gap<F>(copies()); }
   int64_t finite_size() const { return panels_in<C>(p.H) + gap<bool>(copies()); }
@@ -197,12 +197,12 @@ struct Forward {
     for (int64_t j = 0; j < at.columns; j += kLanes<C>)
       store(s.bias + j, bias_of<S>(p, unit.d, first_column + j));
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
-    ForwardStep<E> step{forward_ending<S, ForwardStep<E>>(p),
-                        at.packed_hh(copy),
-                        at.packed_ih(copy),
-                        p.H,
-                        s.bias - first_column,
-                        at.states.begin(unit)};
+    ForwardStep<E> step{.ending = forward_ending<S, ForwardStep<E>>(p),
+                        .packed = at.packed_hh(copy),
+                        .packed_ih = at.packed_ih(copy),
+                        .H = p.H,
+                        .start = s.bias - first_column,
+                        .state = at.states.begin(unit)};
     if (unit.members > 1) worker.advance();
     step.far = plan.far;
     if (p.form != Form::none) {

@@ -33,7 +33,7 @@ struct KernelShape {
   int grain;                         // values along k that a row of factors has a multiple of
   int row_block;                     // rows of factors are read in multiples of it
   bool tiles;                        // AMX tiles multiply
-  bool stored_as_factors;            // a stored row is a row of factors
+  bool stored_as_factors;            // rows are stored as the factors that are multiplied
 
   int64_t factors(int64_t k) const { return divide_up(k, grain) * (grain / depth); }
   int64_t panels(int64_t columns) const { return divide_up(columns, panel); }
@@ -141,8 +141,8 @@ struct Unit {
   int64_t b0, size, p0, p1;
   int group, members;  // workers group * members and up share the sequences
   bool last;           // its panels are the last
-  // Of sequences that are sorted: [size] which they are, longest first, and [T] how many have each
-  // step. Null: they are taken as they come.
+  // Where the unit sorts its sequences, longest first: [size] their numbers, and [T] how many of
+  // them have each step. Null: it takes them as they come.
   const int64_t *order = nullptr, *present = nullptr;
 
   int64_t sequence(int64_t i) const { return order ? order[i] : b0 + i; }

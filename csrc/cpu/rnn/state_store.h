@@ -256,8 +256,8 @@ struct ForwardStates {
 };
 
 // The states of the backward pass: gradients of pre-activations. Home::rows: the rows of grad_pre.
-// In scratch buffers 0 and 1 take turns; buffer 2 keeps those of the sequences' first steps, whose
-// product with W_hh is the gradient of hx; buffer 3 takes the sums over resets at the end.
+// In scratch two buffers take turns. Two more keep what W_hh is multiplied with at the end: the
+// states of the sequences' first steps, for the gradient of hx, and the sums over resets.
 template <class S, class E>
 struct BackwardStates {
   using F = typename E::Factor;
@@ -266,6 +266,7 @@ struct BackwardStates {
   const RecurrenceGradOut& out;
   const BackwardPlan& plan;
   StateBuffers<F> buffers;
+  enum Buffer { kEven, kOdd, kFirstSteps, kResets, kBuffers };
   // Rows of sums. What goes past W_hh to the state before a step: of the step at hand, of the
   // sequences' first steps, summed over resets. The gradient of what the leak mixes. And that of
   // the pre-activations, summed over resets.
@@ -277,26 +278,26 @@ struct BackwardStates {
       : p(p),
         out(out),
         plan(plan),
-        buffers(p, plan, 4, arena, E::kRowBlock),
+        buffers(p, plan, kBuffers, arena, E::kRowBlock),
         sums(p, plan, leaks() || out.reset_state ? kCount : 0, arena) {}
 
   bool leaks() const { return p.form != Form::none; }
 
   // Zeros, which the unit's last steps read, unless it has its state in rows that it writes first.
   Rows<F> begin(const Unit& unit) const {
-    const int cleared = plan.state == Home::rows ? 0 : 3;
+    const int cleared = plan.state == Home::rows ? kEven : kFirstSteps + 1;
     for (int64_t i = 0; i < unit.size; ++i)
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
         for (int buffer = 0; buffer < cleared; ++buffer)
           Factors<F>::store(buffers.row(unit, buffer, i), j, Vec<C>{});
         for (int sum = 0; sum < sums.count; ++sum) store(sums.row(unit, sum, i) + j, Vec<C>{});
       }
-    return buffers.all(unit, 2);
+    return buffers.all(unit, kFirstSteps);
   }
 
   // Where the step after `done` others writes its state beside grad_pre; null: nowhere.
   F* next(const Unit& unit, int64_t done) const {
-    return plan.state == Home::rows ? nullptr : buffers.row(unit, ~done & 1);
+    return plan.state == Home::rows ? nullptr : buffers.row(unit, done % 2 == 0 ? kOdd : kEven);
   }
 
   // Makes of what a step wrote the state that the next one reads.
@@ -326,9 +327,9 @@ struct BackwardStates {
   Rows<F> resets(const Unit& unit) const {
     for (int64_t i = 0; i < unit.size; ++i)
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
-        Factors<F>::store(buffers.row(unit, 3, i), j, load(sums.row(unit, kResetPre, i) + j));
-    if (unit.last) clear_row_ends(buffers.row(unit, 3), unit.size, buffers.stride, p.H);
-    return buffers.all(unit, 3);
+        Factors<F>::store(buffers.row(unit, kResets, i), j, load(sums.row(unit, kResetPre, i) + j));
+    if (unit.last) clear_row_ends(buffers.row(unit, kResets), unit.size, buffers.stride, p.H);
+    return buffers.all(unit, kResets);
   }
 
   // A state whose rows are about to be overwritten, in a place of its own.
@@ -336,13 +337,13 @@ struct BackwardStates {
     if (plan.state == Home::scratch) return state;
     for (int64_t i = 0; i < unit.size; ++i)
       for (int64_t j = 0; j < p.H; j += kLanes<C>)
-        copy_factors(buffers.row(unit, 0, i), state.first + i * state.stride, j);
-    return buffers.all(unit, 0);
+        copy_factors(buffers.row(unit, kEven, i), state.first + i * state.stride, j);
+    return buffers.all(unit, kEven);
   }
 
   // The states of the sequences' first steps, when the last step left `state`.
   Rows<F> first(const Unit& unit, const Rows<F>& state) const {
-    return p.ragged() ? buffers.all(unit, 2) : state;
+    return p.ragged() ? buffers.all(unit, kFirstSteps) : state;
   }
 
  private:
@@ -363,7 +364,7 @@ struct BackwardStates {
         store(carry, Vec<C>{});
         store(mixed, Vec<C>{});
       }
-      // (Of the last step of all, the state is read once more, for the gradient of hx.)
+      // The state of the last step of all stays: the gradient of hx reads it.
       if (next && (anew || p.ragged())) Factors<F>::store(next, j, Vec<C>{});
     }
   }
@@ -379,7 +380,7 @@ struct BackwardStates {
           Factors<F>::store(next, j, Vec<C>{});
           store_some(grad_pre + j, Vec<C>{}, p.H - j);
         } else {
-          copy_factors(buffers.row(unit, 2, row), next, j);
+          copy_factors(buffers.row(unit, kFirstSteps, row), next, j);
         }
       }
     }
