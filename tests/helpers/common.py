@@ -107,6 +107,7 @@ def run_python(
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
 
 

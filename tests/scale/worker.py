@@ -1,6 +1,7 @@
 """What each process of test_several_processes.py runs, under torchrun."""
 
 import copy
+import os
 import sys
 from pathlib import Path
 
@@ -57,8 +58,10 @@ def main(out, *demo):
     """The losses of each way, and what the demo does with these options, written into a folder."""
     sys.argv = ["train_distributed.py", *demo]
     train_distributed.main()
-    dist.init_process_group("gloo")
-    rank, processes = dist.get_rank(), dist.get_world_size()
+    rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    # A store of its own: in torchrun's the first group has left the addresses that it had.
+    store = dist.FileStore(str(Path(out) / "store"), processes)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = Model()
