@@ -33,6 +33,7 @@ def _settings() -> Iterator[None]:
     rnnext._C.set_cpu_isa(isa)
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.fp32_precision = "none"  # as a process begins
 
 
 @pytest.fixture(params=supported_isas())
