@@ -63,28 +63,16 @@ def test_the_check_fails_on_what_is_false():
             check("false", *values, **options)
 
 
-def test_every_computing_cell_checks():
+def test_saved_as_run():
+    """After one run of all cells in order, in twelve sections, with its figures and no error."""
     assert [tags(cell) for cell in CODE if tags(cell)] == [["setup"], ["picture"]]
     for cell in CODE:
         assert tags(cell) or "\ncheck(" in source(cell), source(cell)
-
-
-def test_twelve_sections():
-    titles = [source(cell).split("\n")[0] for cell in CELLS if source(cell).startswith("## ")]
-    assert [title.split(".")[0] for title in titles[:12]] == [f"## {n}" for n in range(1, 13)]
-
-
-def test_saved_as_run():
-    """Saved after one run of all cells in order, with its figures and no error."""
+    titles = [source(cell).split(".")[0] for cell in CELLS if source(cell).startswith("## ")]
+    assert titles[:12] == [f"## {n}" for n in range(1, 13)]
     assert [cell["execution_count"] for cell in CODE] == list(range(1, len(CODE) + 1))
     outputs = [output for cell in CODE for output in cell["outputs"]]
-    assert {output["output_type"] for output in outputs} == {
-        "execute_result",
-        "stream",
-        "display_data",
-    }
+    kinds = {"execute_result", "stream", "display_data"}
+    assert {output["output_type"] for output in outputs} == kinds
     assert sum("image/png" in output.get("data", {}) for output in outputs) == FIGURES
-
-
-def test_lines_end_at_column_100():
     assert [line for cell in CELLS for line in source(cell).split("\n") if len(line) > 100] == []
