@@ -9,21 +9,17 @@ from rnnext import functional
 FORMS = ["rate", "voltage", "blend"]
 
 
-@pytest.mark.parametrize(
-    ("form", "dtype"),
-    [("rate", torch.float64), ("voltage", torch.float32), ("blend", torch.bfloat16)],
-)
-def test_the_gradient_of_a_small_alpha(form, dtype):
+def test_the_gradient_of_a_small_alpha():
     """The difference that alpha multiplies is not taken from states that hardly differ."""
-    torch.manual_seed(0)
-    alpha = torch.full((8,), 2.0**-10, dtype=dtype, requires_grad=True)
-    x, w = torch.randn(20, 6, 8).to(dtype), (torch.randn(8, 8) * 0.2).to(dtype)
-    results = []
-    for kind in (dtype, torch.float64):
-        a = alpha.detach().to(kind).requires_grad_()
-        output, _ = functional.recurrence(x.to(kind), None, None, w.to(kind), alpha=a, form=form)
-        results.append(torch.autograd.grad(output.sum(), a)[0])
-    assert_close(*results)
+    for form, dtype in zip(FORMS, (torch.float64, torch.float32, torch.bfloat16), strict=True):
+        alpha = torch.full((8,), 2.0**-10, dtype=dtype)
+        x, w = torch.randn(20, 6, 8).to(dtype), (torch.randn(8, 8) * 0.2).to(dtype)
+        found = []
+        for kind in (dtype, torch.float64):
+            a, given = alpha.to(kind).requires_grad_(), (x.to(kind), None, None, w.to(kind))
+            output, _ = functional.recurrence(*given, alpha=a, form=form)
+            found.append(torch.autograd.grad(output.sum(), a)[0])
+        assert_close(*found)
 
 
 def test_recurrence_follows_autocast():
@@ -33,28 +29,20 @@ def test_recurrence_follows_autocast():
     assert output.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("ready", "batch_first"), [(False, True), (True, False), (True, True)])
-def test_recurrence_reads_features_or_ready_inputs(ready, batch_first):
-    torch.manual_seed(0)
-    w_ih, w_hh, b_ih, b_hh = (
-        torch.randn(s, dtype=torch.float64) * 0.3 for s in ((6, 4), (6, 6), 6, 6)
-    )
+def test_recurrence_reads_features_or_precomputed_inputs():
+    sizes = ((6, 4), (6, 6), (6,), (6,))
+    w_ih, w_hh, b_ih, b_hh = (torch.randn(size).double() * 0.3 for size in sizes)
     x, hx = torch.randn(5, 3, 4).double(), torch.randn(3, 6).double()
     expected, h_n = functional.rnn(x, hx.unsqueeze(0), [w_ih, w_hh, b_ih, b_hh])
-    given = x @ w_ih.t() if ready else x
-    output, last = functional.recurrence(
-        given.transpose(0, 1) if batch_first else given,
-        hx,
-        None if ready else w_ih,
-        w_hh,
-        b_ih,
-        b_hh,
-        batch_first=batch_first,
-    )
-    assert_close(output.transpose(0, 1) if batch_first else output, expected)
-    assert_close(last, h_n[0])
-    one, _ = functional.recurrence(x, hx, w_ih, w_hh, None, b_ih + b_hh)
-    assert_close(one, expected)
+    for input, weight in ((x, w_ih), (x @ w_ih.t(), None)):
+        for batch_first in (False, True):
+            given = input.transpose(0, 1) if batch_first else input
+            found = functional.recurrence(
+                given, hx, weight, w_hh, b_ih, b_hh, batch_first=batch_first
+            )
+            wanted = expected.transpose(0, 1) if batch_first else expected
+            assert_close(found, [wanted, h_n[0]])
+    assert_close(functional.recurrence(x, hx, w_ih, w_hh, None, b_ih + b_hh)[0], expected)
 
 
 @pytest.mark.parametrize("shape", [(6,), (3, 6)])

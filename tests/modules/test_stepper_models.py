@@ -122,7 +122,7 @@ def drawn(model, score, prompt, n, temperature, seed):
 
 
 @pytest.mark.parametrize("B", [1, 3])
-@pytest.mark.parametrize("temperature", [0, 0.7, 1.0])
+@pytest.mark.parametrize("temperature", [0, 0.7])
 def test_generated_tokens_are_those_of_a_loop(temperature, B):
     model, score = rnnext.EmbeddingRNN(20, 8, 32, num_layers=2), nn.Linear(32, 20)
     prompt = torch.randint(20, (3, B))
@@ -139,28 +139,20 @@ def test_generated_tokens_are_those_of_a_loop(temperature, B):
     assert torch.equal(stepper.get_state(), h)
 
 
-def test_tokens_are_drawn_as_often_as_their_chances_say():
-    scores = torch.tensor([0.0, 1.0, 2.0, -torch.inf])
-    stepper = rnnext.Stepper(rnnext.EmbeddingRNN(4, 3, 5), 50)
-    tokens = stepper.generate(lambda h: scores.expand(50, 4), 200, temperature=2.0)
-    shares = torch.bincount(tokens.flatten(), minlength=4) / tokens.numel()
-    chances = (scores / 2).softmax(0)
-    # 10,000 draws: four standard deviations are at most 0.02.
-    assert (shares - chances).abs().max() < 0.02
-    assert shares[3] == 0
-
-
-@pytest.mark.parametrize("temperature", [0, 1.0])
-def test_scores_that_are_no_numbers_are_refused(temperature):
-    stepper = rnnext.Stepper(rnnext.EmbeddingRNN(4, 3, 5), 2)
-    bad = [[0.0, torch.nan, 1.0, 2.0]]
-    if temperature:
-        bad += [[0.0, torch.inf, 1.0, 2.0], [-torch.inf] * 4]
-    for row in bad:
+def test_scores_that_are_no_numbers_are_refused():
+    stepper, inf = rnnext.Stepper(rnnext.EmbeddingRNN(4, 3, 5), 2), torch.inf
+    for temperature, row in (
+        (0, [0.0, torch.nan, 1.0, 2.0]),
+        (1.0, [0.0, torch.nan, 1.0, 2.0]),
+        (1.0, [0.0, inf, 1.0, 2.0]),
+        (1.0, [-inf] * 4),
+    ):
         scores = torch.tensor([[0.0, 1.0, 2.0, 3.0], row])
         with pytest.raises(RuntimeError, match="the scores of sequence 1 are not finite"):
             stepper.generate(lambda h, scores=scores: scores, 1, temperature)
     assert torch.equal(stepper.get_state(), torch.zeros(1, 2, 5))
+    scores = torch.tensor([[-inf, -inf, 0.0, -inf]] * 2)
+    assert (stepper.generate(lambda h: scores, 9) == 2).all()
 
 
 def test_torchs_generator_is_the_default():
@@ -179,9 +171,9 @@ def test_half_scores_are_divided_in_float32():
     assert torch.equal(cold, rnnext.Stepper(model).generate(score, 20, temperature=0))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
+def test_generate_refuses():
+    stepper, score = rnnext.Stepper(rnnext.EmbeddingRNN(9, 5, 6), 2), nn.Linear(6, 9)
+    for arguments, error, message in (
         ({"n": 2.0}, TypeError, "n must be an integer, got float"),
         ({"n": -1}, ValueError, "n must not be negative, got -1"),
         ({"temperature": -0.5}, ValueError, "temperature must be finite and not neg.*, got -0.5"),
@@ -189,11 +181,8 @@ def test_half_scores_are_divided_in_float32():
         ({"generator": 5}, TypeError, "generator must be a torch.Generator, got int"),
         ({"score": lambda h: [0.0]}, TypeError, "score must give a tensor, got list"),
         ({"score": nn.Linear(6, 8)}, ValueError, r"score must give shape \[2, 9\], got \[2, 8\]"),
-    ],
-)
-def test_generate_refuses(arguments, error, message):
-    stepper = rnnext.Stepper(rnnext.EmbeddingRNN(9, 5, 6), 2)
-    with pytest.raises(error, match=message):
-        stepper.generate(**({"score": nn.Linear(6, 9), "n": 3} | arguments))
+    ):
+        with pytest.raises(error, match=message):
+            stepper.generate(**({"score": score, "n": 3} | arguments))
     with pytest.raises(TypeError, match="generate needs a Stepper of an EmbeddingRNN, not RNN"):
-        rnnext.Stepper(rnnext.RNN(4, 6)).generate(nn.Linear(6, 9), 3)
+        rnnext.Stepper(rnnext.RNN(4, 6)).generate(score, 3)
