@@ -1,7 +1,7 @@
 """Every op against the reference in float64: values, gradients, and torch's own op checks."""
 
-import functools
 import inspect
+import itertools
 import re
 from dataclasses import replace
 
@@ -11,54 +11,27 @@ from torch.library import opcheck
 
 import rnnext
 from helpers import samples
-from helpers.cases import SETTINGS, SHAPES, VARIANTS, valid
-from helpers.common import assert_close, case_id, pairwise, same, supported_isas
-from rnnext import _C
+from helpers.cases import HALVES, SETTINGS, SHAPES, VARIANTS, valid
+from helpers.common import assert_close, case_id, cover, pairwise, same
 
 ops = torch.ops.rnnext
-zeros = functools.partial(torch.zeros, dtype=torch.float64)
+SMALL = {"T": 3, "B": 2, "I": 2, "H": 3, "vocabulary": 3}
 
-CASES = [case for case in pairwise(**SHAPES, **VARIANTS, **SETTINGS) if valid(case)]
-LEAKS = [
-    {**case, "leak": leak, "reset": None if case["rows"] == "packed" else case["reset"]}
-    for case in pairwise(**SHAPES, **VARIANTS, **SETTINGS, seed=[0, 1])
-    for leak in VARIANTS["leak"]
-]
+SIZES = {**SHAPES, "H": [0, 1, 8, 17, 129], "B": [0, 1, 3, 13]}
 
 
-# More rows at a step than the weights' gradients take at once.
-MANY_ROWS = [
-    {**CASES[0], "H": H, "T": 2, "B": 600, "I": 5, "source": "features", "reverse": (False,),
-     "layout": "contiguous", "rows": "full", "leak": None, "reset": None, "dtype": dtype,
-     "isa": isa, "threads": 1}
-    for H in (17, 24)
-    for dtype in (torch.float32, torch.float64)
-    for isa in supported_isas()
-]  # fmt: skip
+def fits(case):
+    """An alpha's gradient sums changes of the state, which 16 bits round: few sequences there."""
+    return valid(case) and not (case["leak"] and case["dtype"] in HALVES and case["B"] > 3)
 
 
-@pytest.mark.parametrize("case", CASES + MANY_ROWS, ids=case_id)
-def test_recurrence_and_its_gradients(case):
-    case = dict(case)
-    _C.set_cpu_isa(case.pop("isa"))
-    torch.set_num_threads(case.pop("threads"))
-    arguments = samples.make(**case, requires_grad=True)
-    wanted = arguments.to_double()
-    result = arguments.call(ops.recurrence)
-    expected = wanted.expected(stored=case["dtype"])
-    assert_close(result, expected)
-    assert all(v.is_contiguous() for v in result)
-    cotangents = [torch.rand_like(v) for v in result]
-    torch.autograd.backward(result, cotangents)
-    torch.autograd.backward(expected, [c.double() for c in cotangents])
-    for a, e in zip(arguments.float_tensors(), wanted.float_tensors(), strict=True):
-        if e.grad is not None:
-            assert a.grad.dtype == a.dtype
-            assert_close(a.grad, e.grad)
+@cover("case", fits, **SIZES, **VARIANTS, **SETTINGS)
+def test_recurrence_and_its_gradients(case, isa, threads):
+    samples.check(samples.make(**case, requires_grad=True))
 
 
 GRADIENT_CASES = pairwise(
-    **{k: VARIANTS[k] for k in ("source", "reverse", "nonlinearity", "bias", "hx", "rows")},
+    **{k: VARIANTS[k] for k in ("source", "reverse", "bias", "hx", "rows")},
     output=[True, False],
     h_n=[True, False],
     mask=[[True] * 6, *([i == j for j in range(6)] for i in range(4))],
@@ -103,62 +76,55 @@ def test_the_references_agree():
         assert_close(found.float_tensors(), expected)
 
 
-@pytest.mark.parametrize("case", GRADIENT_CASES, ids=case_id)
-def test_gradcheck_and_gradgradcheck(case):
-    case = {k: v for k, v in case.items() if k in VARIANTS}
-    arguments = samples.make(T=3, B=2, I=2, H=3, vocabulary=3, **case, requires_grad=True)
-    tensors = arguments.float_tensors()
-
-    def call(*tensors):
-        return arguments.with_tensors(tensors).call(ops.recurrence)
-
-    assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
-    assert torch.autograd.gradgradcheck(call, tensors, fast_mode=True)
+def tensors_of(value):
+    return [v for v in (value if isinstance(value, list) else [value]) if v is not None]
 
 
-@pytest.mark.parametrize("nonlinearity", VARIANTS["nonlinearity"])
-def test_third_derivative(nonlinearity):
-    arguments = samples.make(T=3, B=2, I=2, H=3, nonlinearity=nonlinearity, requires_grad=True)
-    wanted = arguments.to_double()
-    results = []
-    for given, outputs in [
-        (arguments, arguments.call(ops.recurrence)),
-        (wanted, wanted.expected()),
-    ]:
-        tensors = given.float_tensors()
-        value = sum(v.square().sum() for v in outputs)
-        for _ in range(3):
-            grads = torch.autograd.grad(value, tensors, create_graph=True)
-            value = sum(g.square().sum() for g in grads)
-        results.append([value, *grads])
-    assert_close(*results)
+@pytest.mark.parametrize("leak", VARIANTS["leak"])
+def test_each_gradient_alone_and_all_but_each(leak):
+    names = ["input", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "reset_state"]
+    for name, alone in itertools.product(names + ["alpha"] * bool(leak), [True, False]):
+        case = {"leak": leak, "reset": "state", "reverse": (False, True)}
+        arguments = samples.make(**case, requires_grad=not alone)
+        for tensor in tensors_of(getattr(arguments, name)):
+            tensor.requires_grad_(alone)
+        exact = arguments.to_double()
+        for outputs in (arguments.call(ops.recurrence), exact.expected()):
+            sum(v.square().sum() for v in outputs).backward()
+        for a, e in zip(arguments.float_tensors(), exact.float_tensors(), strict=True):
+            assert (a.grad is None) == (e.grad is None)
+            if e.grad is not None:
+                assert_close(a.grad, e.grad)
 
 
-@pytest.mark.parametrize(
-    "frozen", [["input"], ["weight_ih", "weight_hh"], ["bias_ih", "bias_hh"], ["hx"]], ids=str
-)
-def test_frozen_arguments_get_no_gradient(frozen):
-    arguments = samples.make(requires_grad=True)
-    for name in frozen:
-        tensors = getattr(arguments, name)
-        for tensor in tensors if isinstance(tensors, list) else [tensors]:
-            tensor.requires_grad_(False)
-    wanted = arguments.to_double()
-    for outputs in (arguments.call(ops.recurrence), wanted.expected()):
-        sum(v.sum() for v in outputs).backward()
-    for a, e in zip(arguments.float_tensors(), wanted.float_tensors(), strict=True):
-        assert (a.grad is None) == (e.grad is None)
-        if e.grad is not None:
-            assert_close(a.grad, e.grad)
-
-
-def test_of_the_results_only_the_output_is_kept_for_backward():
-    arguments = samples.make(B=40, reverse=(False, True), requires_grad=True)
+@pytest.mark.parametrize("leak", VARIANTS["leak"])
+def test_of_the_results_only_the_output_is_kept_and_of_a_rate_the_activations(leak):
+    arguments = samples.make(B=40, leak=leak, reverse=(False, True), requires_grad=leak is None)
+    arguments.input.requires_grad_()
     given = {v.data_ptr() for v in arguments.float_tensors()}
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v) or v, lambda v: v):
         output, _ = arguments.call(ops.recurrence)
-    assert [v.data_ptr() for v in kept if v.data_ptr() not in given] == [output.data_ptr()]
+    own = [v for v in kept if v.data_ptr() not in given]
+    assert output.data_ptr() in [v.data_ptr() for v in own]
+    assert [v.numel() for v in own] == [output.numel()] * (2 if leak == "rate" else 1)
+
+
+def test_third_derivative():
+    for nonlinearity in VARIANTS["nonlinearity"]:
+        arguments = samples.make(**SMALL, nonlinearity=nonlinearity, requires_grad=True)
+        wanted = arguments.to_double()
+        results = []
+        for given, outputs in [
+            (arguments, arguments.call(ops.recurrence)),
+            (wanted, wanted.expected()),
+        ]:
+            value = sum(v.square().sum() for v in outputs)
+            for _ in range(3):
+                grads = torch.autograd.grad(value, given.float_tensors(), create_graph=True)
+                value = sum(g.square().sum() for g in grads)
+            results.append([value, *grads])
+        assert_close(*results)
 
 
 def test_backward_twice_and_after_a_change_in_place():
@@ -182,10 +148,12 @@ def test_the_output_may_not_change_before_backward_but_h_n_may():
         output.mul_(2).sum().backward()
 
 
-@pytest.mark.parametrize("source", ["features", "ready"])
-@pytest.mark.parametrize("reverse", [(False,), (False, True)])
-@pytest.mark.parametrize("leak", VARIANTS["leak"])
-@pytest.mark.parametrize("reset", [None, "state"])
+@cover(
+    source=["features", "ready"],
+    reverse=[(False,), (False, True)],
+    leak=VARIANTS["leak"],
+    reset=[None, "state"],
+)
 def test_what_lies_past_the_end_has_no_part_in_any_derivative(source, reverse, leak, reset):
     arguments = samples.make(
         source=source, reverse=reverse, rows="lengths", leak=leak, reset=reset, requires_grad=True
@@ -211,23 +179,20 @@ def test_what_lies_past_the_end_has_no_part_in_any_derivative(source, reverse, l
 
 def op_samples():
     """For each op, by name: positional and keyword arguments of one call or more."""
-    for rows in ("full", "lengths", "packed"):
-        for source in ("features", "ready", "table"):
-            arguments = samples.make(
-                source=source, rows=rows, reverse=(False, True), requires_grad=True
-            )
-            yield "recurrence", (), {**vars(arguments), "save": False}
-            fixed = arguments.detach()
-            output, h_n = fixed.expected()
-            yield "recurrence_backward", (), vars(fixed.backward(output, output, h_n))
-            many = arguments.stacked(arguments)
-            yield "recurrence_ensemble", (), {**vars(many), "save": False}
-            given = many.detach().backward(
-                *[torch.stack([each] * 2) for each in [output] * 2 + [h_n]]
-            )
-            yield "recurrence_ensemble_backward", (), vars(given)
+    for rows, source in (("full", "ready"), ("lengths", "features"), ("packed", "table")):
+        arguments = samples.make(
+            source=source, rows=rows, reverse=(False, True), requires_grad=True
+        )
+        yield "recurrence", (), {**vars(arguments), "save": False}
+        fixed = arguments.detach()
+        output, h_n = fixed.expected()
+        yield "recurrence_backward", (), vars(fixed.backward(output, output, h_n))
+        many = arguments.stacked(arguments)
+        yield "recurrence_ensemble", (), {**vars(many), "save": False}
+        given = many.detach().backward(*[torch.stack([each] * 2) for each in [output] * 2 + [h_n]])
+        yield "recurrence_ensemble_backward", (), vars(given)
         yield "recurrence_stack", (), {**vars(samples.make_stack(3, rows=rows)), "save": False}
-    for leak in ("rate", "voltage", "blend"):
+    for leak in ("rate", "voltage"):
         case = {"leak": leak, "reset": "state", "reverse": (False, True), "rows": "lengths"}
         arguments = samples.make(**case, requires_grad=True)
         yield "recurrence", (), {**vars(arguments), "save": False}
@@ -292,13 +257,11 @@ def test_every_op_is_documented_and_takes_its_arguments_in_one_order():
         assert "Raises:" in function.__doc__
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "keywords"),
-    list(op_samples()),
-    ids=lambda v: v if isinstance(v, str) else "",
-)
-def test_opcheck(name, arguments, keywords):
-    opcheck(getattr(ops, name).default, arguments, keywords)
+@pytest.mark.parametrize("op", sorted({name for name, _, _ in op_samples()}))
+def test_opcheck(op):
+    for name, arguments, keywords in op_samples():
+        if name == op:
+            opcheck(getattr(ops, name).default, arguments, keywords)
 
 
 def test_sizes_past_31_bits():
@@ -321,14 +284,13 @@ def test_sizes_past_31_bits():
         replace(arguments, input=overflow).call(ops.recurrence)
 
 
-@pytest.mark.parametrize("create_graph", [False, True])
-@pytest.mark.parametrize("reverse", [(False,), (False, True)])
-def test_each_bias_has_a_gradient_of_its_own(reverse, create_graph):
-    arguments = samples.make(reverse=reverse, requires_grad=True)
-    loss = arguments.call(ops.recurrence)[0].square().sum()
-    biases = [*arguments.bias_ih, *arguments.bias_hh]
-    grads = torch.autograd.grad(loss, biases, create_graph=create_graph)
-    expected = [g.detach() * 2 for g in grads]
-    with torch.no_grad():
-        torch._foreach_mul_(grads, 2)
-    assert_close(grads, expected)
+def test_each_bias_has_a_gradient_of_its_own():
+    for reverse, create_graph in itertools.product([(False,), (False, True)], [False, True]):
+        arguments = samples.make(reverse=reverse, requires_grad=True)
+        loss = arguments.call(ops.recurrence)[0].square().sum()
+        biases = [*arguments.bias_ih, *arguments.bias_hh]
+        grads = torch.autograd.grad(loss, biases, create_graph=create_graph)
+        expected = [g.detach() * 2 for g in grads]
+        with torch.no_grad():
+            torch._foreach_mul_(grads, 2)
+        assert_close(grads, expected)

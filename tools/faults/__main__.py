@@ -33,10 +33,10 @@ FIRST = {
     "csrc/cpu/runtime": ["tests/cpu/test_threads.py"],
     "csrc/cpu": [
         "tests/cpu/test_paths.py",
-        "tests/ops/test_leak_and_reset.py",
+        "tests/ops/test_recurrence.py",
         "tests/cpu tests/ops",
     ],
-    "csrc/recurrence": ["tests/cpu/test_paths.py", "tests/ops/test_leak_and_reset.py"],
+    "csrc/recurrence": ["tests/cpu/test_paths.py", "tests/ops/test_recurrence.py"],
     "csrc/ops/layers": ["tests/modules"],
     "csrc/ops": ["tests/ops", "tests/transforms"],
     "csrc/cuda/embedding": ["tests/cuda/test_embedding.py"],
