@@ -33,7 +33,7 @@ test: export RNNEXT_ISAS ?= all,amx_stand_in
 test: $(TESTED) build
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
-faults: $(READY)
+faults: $(TESTED)
 	$(BIN)/python -m tools.faults $(ARGS)
 
 bench: build
