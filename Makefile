@@ -83,8 +83,8 @@ wheel: $(TESTED) build
 	$(BIN)/python -m build --wheel --no-isolation
 	$(BIN)/python -m tools.check_wheel dist/*.whl
 
-cuda-build:
-	$(PYTHON) -m tools.cuda_build $(ARGS)
+cuda-build: build
+	$(BIN)/python -m tools.cuda_build $(ARGS)
 
 cuda-check:
 	$(PYTHON) -m tools.cuda_check $(ARGS)

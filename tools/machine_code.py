@@ -1,24 +1,13 @@
-"""What the step loop of each resident kernel holds, read from machine code: no GPU is needed.
+"""A gate on machine code: what the step loop of a resident kernel must not hold, and what it must.
 
-`make cuda-build` prints the table for every kernel and architecture and fails where a loop holds
-what it must not (`FORBIDDEN`). After it, `python -m tools.machine_code build/cuda/loops.json --doc
-docs/cuda.md` writes some lines of it into the page.
-
-The loop is found by its shape: of the loops that hold a barrier of the block, an innermost one. The
-chain is an estimate: the longest path of results that wait for each other, with the latencies of
-`LATENCY`, through a step whose branches are all taken and whose inner loops run once. A barrier
-waits for all before it. Nothing waits for units that are busy or for other warps, so it is less
-than a step takes.
+The loop is found by its shape: of the loops that hold a barrier of the block, an innermost one.
+`make cuda-build` fails where a loop holds what it must not wait for, or lacks what makes its
+exchange right.
 """
 
 from __future__ import annotations
 
-import argparse
-import concurrent.futures
 import dataclasses
-import functools
-import json
-import os
 import re
 import subprocess
 from collections import Counter
@@ -27,20 +16,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESIDENT = "recurrence_kernel"  # the template of the kernels that keep W_hh on chip
-BEGIN, END = "<!-- machine code: begin -->", "<!-- machine code: end -->"
-
-# Cycles from issue to use. Sources: arXiv:2402.13499 and arXiv:2501.12084 (H100: shared memory 29,
-# L2 262, other SM 180, mma 32), arXiv:2208.11174 (A100: integer and FMA 4, conversions and
-# functions 18 and more). Of stores: what passes until a barrier may count them.
-LATENCY = {
-    "HMMA": 32, "MUFU": 18, "F2I": 14, "I2F": 14, "F2F": 14, "DFMA": 8, "DADD": 8, "DMUL": 8,
-    "DSETP": 8, "LDS": 29, "LDSM": 29, "STS": 20, "LDG": 262, "LD": 262, "LDL": 29, "STL": 20,
-    "SHFL": 24, "S2R": 20, "S2UR": 20, "LDC": 20, "ULDC": 8, "R2UR": 8, "BAR": 20, "SYNCS": 20,
-    "UCGABAR_WAIT": 180, "MEMBAR": 200, "CALL": 40,
-}  # fmt: skip
-USUAL = 4
-# Results that nothing in the loop waits for.
-STARTED = ("STG", "LDGSTS", "LDGDEPBAR", "RED", "ST", "STAS", "ATOM")
 
 # What a step must not wait for, by how its operation begins. Integer division shows in the
 # conversion that rounds up, of which floating point has no use.
@@ -51,16 +26,17 @@ FORBIDDEN = {
     "local memory": ("LDL", "STL"),
     "integer division": ("I2F.RP", "I2F.U32.RP", "I2F.U64.RP"),
 }
-# Known of the fenced exchange alone (RNNEXT_CUDA_EXCHANGE), and printed with the table.
-KNOWN = {
-    "ClusterGroup": ("fence", "L1 invalidation"),
-    "GridGroup": ("fence", "L1 invalidation"),
+# What the groups hold that others must not, and what each must hold: a word of 16 bytes that is
+# stored and loaded in one access, a store that an mbarrier counts, a flag with its fence.
+ALLOWED = {"ClusterGroup": ("fence", "L1 invalidation"), "GridGroup": ("fence", "L1 invalidation")}
+REQUIRED = {
+    "ClusterGroup": ("UCGABAR_ARV", "UCGABAR_WAIT", "MEMBAR"),
+    "GridGroup": ("LDG.E.STRONG.GPU", "STG.E.STRONG.GPU", "MEMBAR"),
+    "AsyncClusterGroup": ("STAS.128", "SYNCS.ARRIVE", "SYNCS.PHASECHK"),
+    "TaggedGridGroup": ("LDG.E.128.STRONG.GPU", "STG.E.128.STRONG.GPU"),
 }
 
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,6})\*/\s+(@!?U?P[0-9T]\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
-REGISTER = re.compile(r"(?<!\w)(U?R\d+|U?P\d)(?!\w)")
-
-
 # What ends a block of code. A call may also be the way out of a loop.
 JUMPS = ("BRA", "EXIT", "RET", "BRX", "CALL")
 
@@ -80,32 +56,6 @@ class Instruction:
         """Where a branch or call goes."""
         found = re.search(r"0x([0-9a-f]+)\s*$", self.operands.strip())
         return int(found[1], 16) if found and self.name in ("BRA", "CALL") else None
-
-
-def group_of(kernel: str) -> str:
-    """Who shares the state: the last argument of the template."""
-    return kernel.rstrip("> ").rpartition(" ")[2]
-
-
-@dataclasses.dataclass
-class Loop:
-    """The step loop of one kernel on one architecture."""
-
-    kernel: str
-    arch: str
-    instructions: int
-    barriers: int
-    chain: int
-    held: dict[str, int]  # what of FORBIDDEN it holds, with how often
-
-    @property
-    def group(self) -> str:
-        return group_of(self.kernel)
-
-    @property
-    def faults(self) -> list[str]:
-        """What it holds and must not."""
-        return [what for what in self.held if what not in KNOWN.get(self.group, ())]
 
 
 def functions(sass: str) -> Iterator[tuple[str, str, list[Instruction]]]:
@@ -194,65 +144,35 @@ def natural_loops(following: list[list[int]]) -> list[set[int]]:
     return list(loops.values())
 
 
-WIDE = ("DFMA", "DADD", "DMUL")  # of two registers
-RESULTS = r"(\s*!?U?P[0-9T]\s*,)*[^,]*"  # predicates first, then the register
-STORES = ("ST", "RED", "BAR", "BRA", "LDGSTS")  # whose operands are all read
+def group_of(kernel: str) -> str:
+    """Who shares the state: the last argument of the template."""
+    return kernel.rstrip("> ").rpartition(" ")[2]
 
 
-def registers(instruction: Instruction) -> tuple[list[str], list[str]]:
-    """What an instruction reads, and what it writes."""
-    text, name = instruction.operands, instruction.name
-    named = [(found[1], found.start()) for found in REGISTER.finditer(text)]
-    end = -1 if name.startswith(STORES) else len(re.match(RESULTS, text)[0])  # type: ignore[index]
-    four = name == "HMMA" or ".128" in instruction.operation
-    two = name in WIDE or ".64" in instruction.operation or ".WIDE" in instruction.operation
-
-    def spread(register: str, size: int) -> list[str]:
-        kind, number = register.rstrip("0123456789"), int(re.sub(r"\D", "", register))
-        return [f"{kind}{number + i}" for i in range(1 if "P" in kind else size)]
-
-    writes, reads = [], REGISTER.findall(instruction.guard)
-    for register, at in named:
-        if at < end and not ("SETP" in name and "P" not in register):
-            writes += spread(register, 4 if four else 2 if two else 1)
-        else:
-            wide = name in WIDE or text[at:].startswith(f"{register}.64")
-            size = 4 if four and name.startswith(("HMMA", "ST")) else 2 if wide else 1
-            reads += spread(register, size)
-    return reads, writes
-
-
-def chain(loop: list[Instruction]) -> int:
-    """Cycles of the longest path of dependent results through the loop, once."""
-    ready: dict[str, int] = {}
-    floor = latest = 0
+def parted(loop: list[Instruction]) -> Iterator[str]:
+    """Barriers of a cluster, which a whole warp must execute, where it may have parted."""
+    state = ""
     for instruction in loop:
-        reads, writes = registers(instruction)
-        start = max([floor, *(ready.get(r, 0) for r in reads)])
-        finish = start + LATENCY.get(instruction.name, USUAL)
-        if instruction.name in ("BAR", "UCGABAR_WAIT", "SYNCS", "MEMBAR"):
-            finish = max(start, latest) + LATENCY[instruction.name]
-            floor = finish
-        for r in writes:
-            ready[r] = max(finish, ready.get(r, 0)) if instruction.guard else finish
-        if instruction.name not in STARTED:
-            latest = max(latest, finish)
-    return latest
+        if instruction.name in ("BSSY", "BSYNC", "WARPSYNC", "BAR"):
+            state = instruction.name
+        if instruction.name.startswith("UCGABAR") and state == "BSSY":
+            yield f"{instruction.name} where the warp may have parted"
 
 
-def read_loop(kernel: str, arch: str, code: list[Instruction]) -> Loop | None:
-    """The step loop of a kernel; None if it has none."""
-    loop = step_loop(code)
-    if not loop:
-        return None
-    counts = Counter(
+def loop_faults(kernel: str, loop: list[Instruction]) -> list[str]:
+    """What a step loop holds and must not, or lacks."""
+    group = group_of(kernel)
+    held = [
         what
-        for instruction in loop
         for what, begins in FORBIDDEN.items()
-        if instruction.operation.startswith(begins)
-    )
-    barriers = sum(i.name in ("BAR", "UCGABAR_WAIT") for i in loop)
-    return Loop(kernel, arch, len(loop), barriers, chain(loop), dict(counts))
+        if what not in ALLOWED.get(group, ()) and any(i.operation.startswith(begins) for i in loop)
+    ]
+    lacks = [
+        f"no {begins}"
+        for begins in REQUIRED.get(group, ())
+        if not any(i.operation.startswith(begins) for i in loop)
+    ]
+    return [*held, *lacks, *parted(loop)]
 
 
 def readable(names: list[str]) -> list[str]:
@@ -271,120 +191,25 @@ def readable(names: list[str]) -> list[str]:
     return result
 
 
-def read_object(path: Path, environment: dict[str, str]) -> list[Loop]:
-    """The step loops of the resident kernels in an object."""
-    done = subprocess.run(
-        ["cuobjdump", "-sass", str(path)],
-        check=True, capture_output=True, text=True, env=environment,
-    )  # fmt: skip
-    found = list(functions(done.stdout))
-    names = readable([name for name, _, _ in found])
-    loops = [
-        read_loop(name, arch, code)
-        for name, (_, arch, code) in zip(names, found, strict=True)
-        if name.startswith(RESIDENT)
-    ]
-    return [loop for loop in loops if loop]
-
-
-def read(objects: list[Path], environment: dict[str, str]) -> list[Loop]:
-    """The same of several objects."""
-    with concurrent.futures.ProcessPoolExecutor() as pool:
-        each = pool.map(functools.partial(read_object, environment=environment), objects)
-        return [loop for loops in each for loop in loops]
-
-
-def dumps(loops: list[Loop]) -> str:
-    return json.dumps([dataclasses.asdict(loop) for loop in loops])
-
-
 def runs(kernel: str, arch: str) -> bool:
-    """Whether a resident kernel is more than a stub there: clusters exist from sm_90 on."""
+    """Whether a resident kernel is more than a trap there: clusters exist from sm_90 on."""
     return int(arch.rstrip("af")) >= (90 if "Cluster" in group_of(kernel) else 80)
 
 
-def faults(loops: list[Loop], kernels: set[tuple[str, str]]) -> list[str]:
-    """What is wrong, one line each. `kernels`: name and architecture of all resident ones."""
-    wrong = [
-        f"{x.kernel} on sm_{x.arch}: {what} in the step loop" for x in loops for what in x.faults
-    ]
-    missing = {each for each in kernels if runs(*each)} - {(x.kernel, x.arch) for x in loops}
-    return wrong + [f"{name} on sm_{arch}: no step loop found" for name, arch in sorted(missing)]
-
-
-def known(loops: list[Loop]) -> list[str]:
-    """What loops hold that they should not, and may: one line a group."""
-    lines = []
-    for group, each in KNOWN.items():
-        counts = [(what, sum(x.group == group and what in x.held for x in loops)) for what in each]
-        held = ", ".join(f"{what} in {count} step loops" for what, count in counts if count)
-        if held:
-            lines.append(f"known, in the fenced exchange alone: {group}: {held}")
-    return lines
-
-
-def table(loops: list[Loop]) -> str:
-    """A line a kernel: instructions, barriers and chain of its step on each architecture."""
-    archs = sorted({x.arch for x in loops}, key=lambda arch: int(re.sub(r"\D", "", arch)))
-    rows: dict[str, dict[str, Loop]] = {}
-    for x in loops:
-        rows.setdefault(x.kernel, {})[x.arch] = x
-    width = max(map(len, rows), default=0)
-    lines = [f"{'a step: instructions, barriers, chain in cycles (an estimate)':{width}}"]
-    lines[0] += "".join(f"  {'sm_' + arch:>13}" for arch in archs)
-    for kernel, by_arch in sorted(rows.items()):
-        line = f"{kernel:{width}}"
-        for arch in archs:
-            cell = "-"
-            if arch in by_arch:
-                x = by_arch[arch]
-                cell = f"{x.instructions} {x.barriers} {x.chain}"
-            line += f"  {cell:>13}"
-        held = sorted({what for x in by_arch.values() for what in x.held})
-        lines.append(line + (f"  {', '.join(held)}" if held else ""))
-    return "\n".join(lines)
-
-
-def markdown(loops: list[Loop]) -> str:
-    """The lines of docs/cuda.md: bfloat16, tanh."""
-    archs = sorted({x.arch for x in loops}, key=lambda arch: int(re.sub(r"\D", "", arch)))
-    rows: dict[tuple[str, str], dict[str, Loop]] = {}
-    for x in loops:
-        found = re.search(r"(\w+)<__nv_bfloat16, Fixed<tanh> >", x.kernel)
-        if found:
-            rows.setdefault((x.group.removesuffix("Group"), found[1].lower()), {})[x.arch] = x
-    lines = [f"| group | pass | {' | '.join('sm_' + arch for arch in archs)} | holds |"]
-    lines.append("|---" * (len(archs) + 3) + "|")
-    for (group, direction), by_arch in sorted(rows.items()):
-        cells = ["-"] * len(archs)
-        for arch, x in by_arch.items():
-            cells[archs.index(arch)] = f"{x.instructions}, {x.barriers}, {x.chain}"
-        most = Counter[str]()
-        for x in by_arch.values():
-            most |= Counter(x.held)
-        holds = ", ".join(f"{what} {count}" for what, count in sorted(most.items()))
-        lines.append(f"| {group} | {direction} | {' | '.join(cells)} | {holds or 'nothing'} |")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.machine_code")
-    parser.add_argument("objects", type=Path, help="a folder of objects, or loops.json")
-    parser.add_argument("--doc", type=Path, help="the page whose table is written anew")
-    options = parser.parse_args()
-    if options.objects.suffix == ".json":
-        loops = [Loop(**each) for each in json.loads(options.objects.read_text())]
-    else:
-        loops = read(sorted(options.objects.rglob("kernel_*.o")), dict(os.environ))
-    if options.doc is None:
-        print("\n".join([table(loops), *known(loops)]))
-        return
-    before, _, rest = options.doc.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise SystemExit(f"{options.doc} has no lines {BEGIN} and {END}")
-    options.doc.write_text(f"{before}{BEGIN}\n\n{markdown(loops)}\n\n{END}{after}")
-
-
-if __name__ == "__main__":
-    main()
+def faults(cubin: Path) -> tuple[int, list[str]]:
+    """How many step loops an object has, and what is wrong with them, one line each."""
+    command = ["cuobjdump", "-sass", str(cubin)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = [f for f in functions(done.stdout) if RESIDENT in f[0]]
+    names = readable([name for name, _, _ in found])
+    count, wrong = Counter[str](), []
+    for name, (_, arch, code) in zip(names, found, strict=True):
+        loop = step_loop(code)
+        count[name] += bool(loop)
+        if loop:
+            wrong += [
+                f"{name} on sm_{arch}: {what} in the step loop" for what in loop_faults(name, loop)
+            ]
+        elif runs(name, arch):
+            wrong.append(f"{name} on sm_{arch}: no step loop found")
+    return count.total(), wrong

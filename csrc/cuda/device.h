@@ -1,8 +1,5 @@
-// The CUDA vocabulary of the kernels, for two compilers; mbarrier.h has the rest.
-//
-// Kernel sources (*.cu, *.cuh) include this header and no torch header. nvcc takes the definitions
-// below; a plain C++17 compiler with -I tests/cuda_host/include takes their twins from there and
-// runs the same kernels on the CPU. What C++ cannot spell is wrapped here, in rnnext::cuda:
+// The CUDA vocabulary of the kernels; mbarrier.h has the rest. What C++ cannot spell is wrapped
+// here:
 //
 //   shared_memory()                        the block's dynamic shared memory (never static arrays)
 //   copy_async<Bytes>(shared, global)      4, 8 or 16 bytes, both addresses so aligned
@@ -10,9 +7,8 @@
 //   mma<T>(d, a, b)                        d += a b, one warp; T = __half, __nv_bfloat16
 //                                          (m16n8k16) or Tf32 (m16n8k8); PTX fragment layouts
 //   to_tf32(x)                             round to nearest; the bits as mma<Tf32> wants them
-//   cluster_rank(), cluster_size(), cluster_arrive(), cluster_wait(), cluster_sync()
+//   cluster_arrive(), cluster_wait(), cluster_sync()
 //   peer_shared(p, rank)                   p of this block's shared memory, seen in block `rank`
-//   named_barrier(id, threads)             id 1..15 (0 is __syncthreads)
 //   load_acquire(p), store_release(p, v)   unsigned flags in global memory
 //   load_relaxed(p), store_relaxed(p, v)   16 bytes in global memory as one access, in no order
 //                                          with others
@@ -20,14 +16,8 @@
 //   to_float(x), from_float<T>(x), Accumulate<T>
 //   launch(kernel, LaunchShape{...}, stream, args...) -> cudaError_t
 //
-// Usable as CUDA spells them: threadIdx, blockIdx, blockDim, gridDim (x, y, z), __syncthreads,
-// __syncwarp, __shfl_sync, __shfl_xor_sync, __shfl_down_sync, __shfl_up_sync, __ballot_sync,
-// __any_sync, __all_sync, __umulhi, __ldg, __ldcg, __ldcs, __stcg, __stcs, __threadfence,
-// __threadfence_system, atomicCAS (unsigned), vector types int2 int4 uint2 uint4 float2 float4
-// double2, __half, __half2, __nv_bfloat16, __nv_bfloat162, <math.h>, and of the runtime
-// cudaLaunchKernelEx, cudaFuncSetAttribute, cudaFuncGetAttributes, cudaGetLastError,
-// cudaDeviceGetAttribute, cudaGetDevice, cudaOccupancyMaxActiveBlocksPerMultiprocessor,
-// cudaOccupancyMaxActiveClusters.
+// tests/cuda_ptx runs the PTX that these become. It knows the instructions that occur, and refuses
+// others.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -162,14 +152,6 @@ cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStre
   return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
 }
 
-}  // namespace rnnext::cuda
-
-#ifndef __CUDACC__
-#include <device_host.h>  // tests/cuda_host/include: the twins of everything below
-#else
-
-namespace rnnext::cuda {
-
 __device__ __forceinline__ unsigned char* shared_memory() {
   extern __shared__ __align__(128) unsigned char bytes[];
   return bytes;
@@ -247,22 +229,7 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
 
 // Clusters exist from sm_90 on; below, a block is its own cluster, so that one kernel source serves
 // every architecture (the launcher never asks an older card for a cluster).
-__device__ __forceinline__ unsigned cluster_rank() {
-  unsigned rank = 0;
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-#endif
-  return rank;
-}
-
-__device__ __forceinline__ unsigned cluster_size() {
-  unsigned size = 1;
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-#endif
-  return size;
-}
-
+//
 // Every thread of the cluster arrives, then waits; what it wrote before the arrival is visible to
 // the others after their wait.
 __device__ __forceinline__ void cluster_arrive() {
@@ -295,10 +262,6 @@ __device__ __forceinline__ T* peer_shared(T* mine, unsigned rank) {
 #else
   return mine;
 #endif
-}
-
-__device__ __forceinline__ void named_barrier(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 __device__ __forceinline__ unsigned load_acquire(const unsigned* flag) {
@@ -341,4 +304,3 @@ __device__ __forceinline__ void store_relaxed(uint4* p, const uint4& x) {
 __device__ __forceinline__ void pause(unsigned nanoseconds) { __nanosleep(nanoseconds); }
 
 }  // namespace rnnext::cuda
-#endif  // __CUDACC__

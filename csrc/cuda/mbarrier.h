@@ -1,5 +1,5 @@
 // mbarriers in shared memory, and stores into other blocks of a cluster that complete on them: from
-// sm_90 on. As in device.h, what follows has twins for a plain C++ compiler.
+// sm_90 on.
 //
 //   barrier_init(b, arrivals), barrier_init_fence(), barrier_arrive(b, bytes), barrier_wait(b, odd)
 //                              a phase of barrier b is over when all have arrived and all bytes
@@ -9,10 +9,6 @@
 #pragma once
 
 #include "cuda/device.h"
-
-#ifndef __CUDACC__
-#include <mbarrier_host.h>
-#else
 
 namespace rnnext::cuda {
 
@@ -71,4 +67,3 @@ __device__ __forceinline__ void store_async(PeerAddress to, const uint4& x, Peer
 }
 
 }  // namespace rnnext::cuda
-#endif  // __CUDACC__

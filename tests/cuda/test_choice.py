@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from cuda_host.host import ROOT
-from cuda_host.recurrence import (
+from cuda_ptx.build import ROOT
+from cuda_ptx.choice import (
     COMPUTES,
     DEVICES,
     DTYPES,

@@ -26,17 +26,22 @@ TF32 = {
 }
 
 
+def _as_a_process_begins():
+    torch.backends.fp32_precision = "none"
+    torch.backends.cuda.matmul.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.fp32_precision = "none"  # the line before has set it
+
+
 @contextlib.contextmanager
 def tf32_by(setting):
     """TF32 in matrix products, allowed in one of these ways; then everything is as it was."""
+    _as_a_process_begins()
     TF32[setting]()
     try:
         yield
     finally:
-        torch.backends.fp32_precision = "none"
-        torch.backends.cuda.matmul.fp32_precision = "none"
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cuda.matmul.fp32_precision = "none"  # as a process begins
+        _as_a_process_begins()
 
 
 def cuda_paths(capability):

@@ -1,11 +1,8 @@
-"""The reader of machine code finds the step loop, counts what it holds, refuses what it must."""
-
-import sys
+"""The reader of machine code finds the step loop, refuses what it must not hold."""
 
 import pytest
 
 from tools import machine_code
-from tools.machine_code import BEGIN, END, Loop
 
 # A tile loop around a step loop, which holds a spin loop; and a way out by a call.
 CODE = """\
@@ -40,22 +37,21 @@ def sass(extra="FADD R22, R22, R23", arch="90", name="kernel"):
     return f"arch = sm_{arch}\nhost = linux\n\t\tFunction : {name}\n{code}"
 
 
-def loop_of(extra="FADD R22, R22, R23", kernel="kernel"):
-    ((_, arch, code),) = machine_code.functions(sass(extra))
-    return machine_code.read_loop(kernel, arch, code)
+def loop_of(extra="FADD R22, R22, R23"):
+    ((_, _, code),) = machine_code.functions(sass(extra))
+    return machine_code.step_loop(code)
+
+
+def faults(group, *extra):
+    """Of the loop with more operations at its end, what the group requires among them."""
+    more = [*extra, *machine_code.REQUIRED.get(group, ())]
+    loop = [*loop_of(), *(machine_code.Instruction(0, "", operation, "") for operation in more)]
+    return machine_code.loop_faults(f"recurrence_kernel<E, P, {group}>", loop)
 
 
 def test_the_step_loop_is_the_inner_one_with_a_barrier():
-    loop = loop_of()
-    assert (loop.arch, loop.instructions, loop.barriers, loop.held) == ("90", 14, 1, {})
-
-
-def test_the_chain_follows_results_and_barriers():
-    # LDS 29, HMMA 32, STS 20, BAR 20, LDS 29, FADD 4, MUFU 18
-    assert loop_of().chain == max(29 + 32 + 20 + 20 + 29 + 4 + 18, 101 + 262 + 4 + 4)
-    # A load that the product waits for comes before; one that nothing waits for does not.
-    assert loop_of("SHFL.IDX PT, R8, R8, RZ, 0x1f").chain == loop_of().chain + 24
-    assert loop_of("LDGSTS.E [R40], [R18.64]").chain == loop_of().chain
+    assert len(loop_of()) == 14
+    assert machine_code.step_loop(loop_of()[:3]) == []
 
 
 FORBIDDEN = {
@@ -71,45 +67,39 @@ FORBIDDEN = {
 @pytest.mark.parametrize("extra", FORBIDDEN)
 def test_what_a_loop_must_not_hold_is_a_fault(extra):
     what = FORBIDDEN[extra]
-    assert loop_of("I2F R30, R31").faults == []
-    loop = loop_of(extra, "recurrence_kernel<E, P, BlockGroup>")
-    assert loop.faults == [what]
-    assert machine_code.faults([loop], set()) == [
-        f"{loop.kernel} on sm_90: {what} in the step loop"
-    ]
+    for group in ("BlockGroup", "AsyncClusterGroup", "TaggedGridGroup"):
+        assert faults(group, extra) == [what]
+        assert faults(group, "I2F R30, R31") == []
+    for group in ("ClusterGroup", "GridGroup"):  # they fence
+        known = what in ("fence", "L1 invalidation")
+        assert faults(group, extra) == ([] if known else [what])
 
 
-@pytest.mark.parametrize("group", ["ClusterGroup", "GridGroup"])
-@pytest.mark.parametrize("extra", FORBIDDEN)
-def test_fences_are_known_in_groups_that_fence_and_said(extra, group):
-    what = FORBIDDEN[extra]
-    loop = loop_of(extra, f"recurrence_kernel<E, P, {group}>")
-    if what in ("fence", "L1 invalidation"):
-        assert loop.faults == []
-        assert machine_code.known([loop, loop_of()]) == [
-            f"known, in the fenced exchange alone: {group}: {what} in 1 step loops"
-        ]
-    else:
-        assert loop.faults == [what]
-        assert machine_code.known([loop]) == []
-    # The tagged exchange may hold none of it.
-    tagged = {"ClusterGroup": "AsyncClusterGroup", "GridGroup": "TaggedGridGroup"}[group]
-    assert loop_of(extra, f"recurrence_kernel<E, P, {tagged}>").faults == [what]
+@pytest.mark.parametrize("group", machine_code.REQUIRED)
+def test_what_an_exchange_needs_must_be_there(group):
+    loop = loop_of()
+    found = machine_code.loop_faults(f"recurrence_kernel<E, P, {group}>", loop)
+    lacks = [f"no {begins}" for begins in machine_code.REQUIRED[group]]
+    assert found == [what for what in lacks if what != "no LDG.E.STRONG.GPU"]  # the loop has it
 
 
-def test_a_kernel_without_a_loop_is_a_fault():
-    assert machine_code.faults([loop_of()], {("kernel", "90")}) == []
-    (fault,) = machine_code.faults([loop_of()], {("kernel", "90"), ("kernel", "80")})
-    assert fault == "kernel on sm_80: no step loop found"
-    # Where no card can run it, there is none.
-    stubs = {
-        ("k<BlockGroup>", "75"),
-        ("k<E, AsyncClusterGroup>", "80"),
-        ("k<E, ClusterGroup>", "89"),
-    }
-    assert machine_code.faults([], stubs) == []
-    (fault,) = machine_code.faults([], {("k<E, AsyncClusterGroup>", "100a")})
-    assert fault == "k<E, AsyncClusterGroup> on sm_100a: no step loop found"
+def test_a_cluster_meets_where_its_warps_are_whole():
+    assert faults("ClusterGroup", "BSSY", "BSYNC") == []
+    arrival, wait = faults("ClusterGroup", "BSSY")
+    assert arrival == "UCGABAR_ARV where the warp may have parted"
+    assert wait.startswith("UCGABAR_WAIT")
+
+
+def test_where_no_card_can_run_a_kernel_it_has_no_loop():
+    assert not machine_code.runs("k<E, BlockGroup>", "75")
+    assert not machine_code.runs("k<E, AsyncClusterGroup>", "89")
+    assert machine_code.runs("k<E, ClusterGroup>", "100a")
+    assert machine_code.runs("k<E, GridGroup>", "80")
+
+
+def test_kernels_have_the_names_of_their_nonlinearities():
+    kernel = "_ZN6rnnext4cuda17recurrence_kernelINS0_5FixedILNS_12NonlinearityE1EEEEEvv"
+    assert machine_code.readable([kernel]) == ["recurrence_kernel<Fixed<relu> >"]
 
 
 def test_architectures_follow_their_headers():
@@ -117,27 +107,3 @@ def test_architectures_follow_their_headers():
     assert [(name, arch) for name, arch, _ in machine_code.functions(text)] == [
         ("a", "80"), ("b", "120a"),
     ]  # fmt: skip
-
-
-def test_the_page_gets_the_lines_of_one_type(tmp_path, monkeypatch):
-    page, loops = tmp_path / "page.md", tmp_path / "loops.json"
-    page.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
-    kernel = "recurrence_kernel<MatrixEngine<__nv_bfloat16, __nv_bfloat16>, "
-    kernel += "Forward<__nv_bfloat16, Fixed<tanh> >, {}Group>"
-    found = [
-        Loop(kernel.format("Grid"), "90", 700, 4, 1200, {"fence": 3}),
-        Loop(kernel.format("Grid"), "80", 600, 4, 1100, {"fence": 2}),
-        Loop(kernel.format("Block").replace("tanh", "relu"), "90", 500, 2, 700, {}),
-    ]
-    loops.write_text(machine_code.dumps(found))
-    monkeypatch.setattr(sys, "argv", ["machine_code", str(loops), "--doc", str(page)])
-    machine_code.main()
-    text = page.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("\n\nafter\n")
-    assert [line for line in text.splitlines() if line.startswith("|")] == [
-        "| group | pass | sm_80 | sm_90 | holds |",
-        "|---|---|---|---|---|",
-        "| Grid | forward | 600, 4, 1100 | 700, 4, 1200 | fence 3 |",
-    ]
-    assert "recurrence_kernel<MatrixEngine" in machine_code.table(found)

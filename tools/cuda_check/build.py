@@ -88,6 +88,7 @@ def environment(home: Path, archs: str) -> dict[str, str]:
         "LIBRARY_PATH": os.pathsep.join([str(links), os.environ.get("LIBRARY_PATH", "")]),
         "TORCH_CUDA_ARCH_LIST": archs,
         "RNNEXT_CUDA": "1",  # without nvcc this must fail, not build the CPU half alone
+        "RNNEXT_CUDA_TAGGED": "1",  # both exchanges
         "MAX_JOBS": str(len(os.sched_getaffinity(0))),
     }
 

@@ -18,11 +18,15 @@ namespace {
 const char* forced_path() { return std::getenv("RNNEXT_CUDA_PATH"); }
 
 Exchange wanted_exchange() {
+#ifndef RNNEXT_CUDA_TAGGED
+  return Exchange::fenced;  // no other is compiled
+#else
   const char* const word = std::getenv("RNNEXT_CUDA_EXCHANGE");
   const std::string name = word ? word : "";
   TORCH_CHECK_VALUE(name.empty() || name == "fenced" || name == "tagged",
                     "RNNEXT_CUDA_EXCHANGE=", name, ": expected fenced or tagged");
   return name == "tagged" ? Exchange::tagged : Exchange::fenced;
+#endif
 }
 
 Geometry choice(const Problem& p, c10::DeviceIndex index) {

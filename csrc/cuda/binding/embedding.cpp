@@ -103,12 +103,6 @@ SortedIndices sort_indices(const Tensor& grad, const Tensor& indices, int64_t ro
   EmbeddingKeys params{};
   params.indices = checked_indices(index, rows);
   params.padding_idx = padding_idx;
-  params.keys = sorted.keys.mutable_data_ptr<int32_t>();
-  params.positions = sorted.positions.mutable_data_ptr<int32_t>();
-  if (count <= kEmbeddingSort) {
-    check_launch(launch_embedding_sort(params, stream));
-    return sorted;
-  }
   const Tensor keys = at::empty({count}, options), positions = at::empty({count}, options);
   params.keys = keys.mutable_data_ptr<int32_t>();
   params.positions = positions.mutable_data_ptr<int32_t>();

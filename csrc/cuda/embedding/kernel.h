@@ -39,10 +39,6 @@ struct EmbeddingKeys {
 };
 cudaError_t launch_embedding_keys(const EmbeddingKeys& params, cudaStream_t stream);
 
-// The same, already sorted, by one block: for kEmbeddingSort indices at most.
-constexpr int64_t kEmbeddingSort = 4096;
-cudaError_t launch_embedding_sort(const EmbeddingKeys& params, cudaStream_t stream);
-
 // Zeros in the rows of output that no sorted key names.
 struct EmbeddingGaps {
   const int32_t* keys;  // [count] sorted

@@ -1,20 +1,16 @@
-// What comes before the gradient's reduction: sorted keys, the heads of their runs, and zeros in
-// the rows between them.
+// What comes before and beside the gradient's reduction: keys to be sorted, the heads of their
+// runs, and zeros in the rows between them.
 #include "cuda/embedding/common.cuh"
 #include "cuda/embedding/index_check.cuh"
 
 namespace rnnext::cuda {
 namespace {
 
-__device__ __forceinline__ int32_t key_of(const EmbeddingKeys& p, int64_t i) {
-  const int64_t index = checked_index(p.indices, i);
-  return int32_t(index < 0 || index == p.padding_idx ? p.indices.rows : index);
-}
-
 __global__ void __launch_bounds__(kEmbeddingThreads) make_keys(EmbeddingKeys p) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= p.indices.count) return;
-  p.keys[i] = key_of(p, i);
+  const int64_t index = checked_index(p.indices, i);
+  p.keys[i] = int32_t(index < 0 || index == p.padding_idx ? p.indices.rows : index);
   p.positions[i] = int32_t(i);
 }
 
@@ -31,49 +27,6 @@ __global__ void __launch_bounds__(kEmbeddingThreads)
   const int64_t p = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (p >= count || keys[p] >= rows) return;
   if (p == 0 || keys[p] != keys[p - 1]) unique[slots[p] - 1] = keys[p];
-}
-
-// ---- a sort by one block
-//
-// A bitonic sort of key and position together, which no two share: so equal keys keep their order.
-
-constexpr unsigned kSortThreads = 1024;
-
-// Exchanges the pairs of elements `distance` apart. A warp's pairs lie in 64 elements of its own
-// where the distance is 32 or less.
-__device__ __forceinline__ void exchange(uint64_t* items, unsigned size, unsigned run,
-                                         unsigned distance) {
-  for (unsigned pair = threadIdx.x; pair < size / 2; pair += blockDim.x) {
-    const unsigned low = pair / distance * 2 * distance + pair % distance;
-    const uint64_t a = items[low], b = items[low + distance];
-    if ((a > b) == ((low & run) == 0)) items[low] = b, items[low + distance] = a;
-  }
-}
-
-__global__ void __launch_bounds__(kSortThreads) sort_keys(EmbeddingKeys p, unsigned size) {
-  uint64_t* items = reinterpret_cast<uint64_t*>(shared_memory());
-  const auto count = unsigned(p.indices.count);
-  for (unsigned i = threadIdx.x; i < size; i += blockDim.x) {
-    items[i] = i < count ? uint64_t(key_of(p, i)) << 32 | i : ~uint64_t(0);
-  }
-  __syncthreads();
-  for (unsigned run = 2; run <= size; run *= 2) {
-    for (unsigned distance = run / 2; distance > 0; distance /= 2) {
-      exchange(items, size, run, distance);
-      // The next exchange, of half the distance or of the next run, may read what other warps
-      // wrote.
-      if (distance > 32 || (distance == 1 && run > 32)) {
-        __syncthreads();
-      } else {
-        __syncwarp();
-      }
-    }
-  }
-  __syncthreads();
-  for (unsigned i = threadIdx.x; i < count; i += blockDim.x) {
-    p.keys[i] = int32_t(items[i] >> 32);
-    p.positions[i] = int32_t(items[i]);
-  }
 }
 
 // ---- zeros between the runs
@@ -144,18 +97,6 @@ cudaError_t launch_embedding_rows(const int32_t* keys, const int32_t* slots, int
                                   int64_t rows, int64_t* unique, cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
   return launch(list_rows, elementwise(count), stream, keys, slots, count, rows, unique);
-}
-
-cudaError_t launch_embedding_sort(const EmbeddingKeys& p, cudaStream_t stream) {
-  if (p.indices.count == 0) return cudaSuccess;
-  if (p.indices.count > kEmbeddingSort) return cudaErrorInvalidValue;
-  unsigned size = 64;
-  while (size < p.indices.count) size *= 2;
-  LaunchShape shape;
-  shape.grid = dim3(1);
-  shape.block = dim3(size / 2 < kSortThreads ? size / 2 : kSortThreads);
-  shape.shared_bytes = size * sizeof(uint64_t);
-  return launch(sort_keys, shape, stream, p, size);
 }
 
 cudaError_t launch_embedding_gaps(const EmbeddingGaps& p, cudaStream_t stream) {

@@ -7,17 +7,21 @@
 
 namespace rnnext::cuda {
 
+// The tagged exchange is compiled where both are to be compared, until a GPU has decided.
 template <class Engine, class Pass>
 Kernel kernel_of(Path path, Exchange exchange) {
-  const bool tagged = exchange == Exchange::tagged;
+#ifdef RNNEXT_CUDA_TAGGED
+  if (exchange == Exchange::tagged) {
+    if (path == Path::cluster) return recurrence_kernel<Engine, Pass, AsyncClusterGroup>;
+    if (path == Path::grid) return recurrence_kernel<Engine, Pass, TaggedGridGroup>;
+  }
+#endif
   switch (path) {
     case Path::block:
       return recurrence_kernel<Engine, Pass, BlockGroup>;
     case Path::cluster:
-      if (tagged) return recurrence_kernel<Engine, Pass, AsyncClusterGroup>;
       return recurrence_kernel<Engine, Pass, ClusterGroup>;
     case Path::grid:
-      if (tagged) return recurrence_kernel<Engine, Pass, TaggedGridGroup>;
       return recurrence_kernel<Engine, Pass, GridGroup>;
     default:
       return nullptr;

@@ -1,5 +1,6 @@
-// csrc/cuda/binding/recurrence.cpp and call.cpp over the host layer: the ops, under the dispatch
-// key PrivateUse1 so that those of a real CUDA build stay as they are, take tensors of the CPU.
+// csrc/cuda/binding/recurrence.cpp and call.cpp over the stand-in of the runtime: the ops, under
+// the dispatch key PrivateUse1 so that those of a real CUDA build stay as they are, take tensors of
+// the CPU.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 

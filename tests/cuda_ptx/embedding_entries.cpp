@@ -27,12 +27,6 @@ cudaError_t embedding_keys(const void* indices, int64_t is_int64, int64_t count,
       {make_indices(indices, is_int64, count, rows, error), padding_idx, keys, positions}, nullptr);
 }
 
-cudaError_t embedding_sort(const void* indices, int64_t is_int64, int64_t count, int64_t rows,
-                           int64_t padding_idx, int32_t* keys, int32_t* positions, void* error) {
-  return launch_embedding_sort(
-      {make_indices(indices, is_int64, count, rows, error), padding_idx, keys, positions}, nullptr);
-}
-
 cudaError_t embedding_gaps(const int32_t* keys, int64_t count, int64_t rows, int64_t row_bytes,
                            void* output) {
   return launch_embedding_gaps({keys, count, rows, row_bytes, output}, nullptr);

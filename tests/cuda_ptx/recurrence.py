@@ -1,8 +1,6 @@
-"""The CUDA recurrence on the CPU: its structs for ctypes, its choice, and calls of its kernels.
+"""The CUDA recurrence in the interpreter: cases of it, and calls of its kernels."""
 
-As a script, prints the capacity table of docs/cuda.md.
-"""
-
+import concurrent.futures
 import ctypes
 import functools
 from dataclasses import dataclass, replace
@@ -10,142 +8,49 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import cpp_extension
 
-from cuda_host import host
-from cuda_host.structs import STRUCTS, DeviceCall, Geometry, Step, StepCost, address_of
+from cuda_ptx import build
+from cuda_ptx.choice import COMPUTES, DEVICES, DTYPES, EXCHANGES, PATHS, choose
+from cuda_ptx.library import Library, library
+from cuda_ptx.structs import STRUCTS, DeviceCall, Geometry, Step, address_of
 from helpers.samples import Recurrence
 from reference.elman import ACTIVATIONS
 
 NONLINEARITIES = list(ACTIVATIONS)  # in the order of the enum
 FORMS = [None, "rate", "voltage", "blend"]  # likewise
-PATHS = {"step": 0, "block": 1, "cluster": 2, "grid": 3}
-EXCHANGES = ["fenced", "tagged"]  # in the order of the enum
-COMPUTES = {"f32": 0, "f64": 1, "bf16": 2, "f16": 3, "tf32": 4}
-DTYPES = {
-    "f32": torch.float32,
-    "f64": torch.float64,
-    "bf16": torch.bfloat16,
-    "f16": torch.float16,
-    "tf32": torch.float32,
-}
-# capability, SMs, shared memory of a block, clusters of 2, 4, 8 and 16 blocks that fit at once
-# (where there are clusters: what the sizes of a GPU's SM groups allow, to be asked of the driver).
-DEVICES = {
-    "A100": (80, 108, 163 * 1024, 0, 0, 0, 0),
-    "H100": (90, 132, 227 * 1024, 66, 32, 16, 8),
-    "RTX 4090": (89, 128, 99 * 1024, 0, 0, 0, 0),
-    "T4": (75, 40, 64 * 1024, 0, 0, 0, 0),
-    "small": (90, 12, 227 * 1024, 6, 3, 1, 1),  # few SMs: tests meet several tiles a group
-    "tight": (90, 12, 40 * 1024, 6, 3, 1, 1),  # little shared memory
-}
-
-
 TABLE_ROWS = 11
+KERNELS = sorted((build.CUDA / "recurrence").glob("*.cu"))
 
 
 @functools.cache
-def choice_library() -> host.Library:
-    """csrc/cuda/recurrence/choice.cpp alone."""
-    return host.library(host.CUDA / "recurrence" / "choice.cpp", host.HERE / "choice_entries.cpp")
-
-
-KERNELS = sorted((host.CUDA / "recurrence").glob("*.cu"))
-
-
-@functools.cache
-def library() -> host.Library:
-    """The recurrence's kernels, compiled for the CPU."""
-    lib = host.library(*KERNELS, host.HERE / "rnn_entries.cpp")
+def kernels() -> Library:
+    """The recurrence's kernels."""
+    lib = library(*KERNELS, build.HERE / "rnn_entries.cpp")
     lib.run("rnn_check_sizes", torch.tensor([ctypes.sizeof(struct) for struct in STRUCTS]))
     return lib
 
 
 @functools.cache
-def binding() -> host.Library:
-    """The same with csrc/cuda/binding/recurrence.cpp; the device is "small"."""
-    choice = host.CUDA / "recurrence" / "choice.cpp"
-    lib = host.library(*KERNELS, choice, binding=host.HERE / "rnn_binding.cpp")
+def binding() -> Library:
+    """The kernels with csrc/cuda/binding/recurrence.cpp, whose ops this registers; the device is
+    "small"."""
+    include = [f"-I{build.HERE / 'torch'}", "-Wno-unused-parameter", "-DRNNEXT_CUDA_TAGGED"]
+    include += [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    # For the cache: another torch in the same place is another build.
+    include += [f"-DTORCH_VERSION={torch.__version__.split('+')[0]}", "-std=c++20"]
+    depends = [*build.headers(), *(build.HERE / "torch").rglob("*.h"), *build.CSRC.glob("ops/*.h")]
+    depends += [build.CUDA / "binding" / name for name in ("recurrence.cpp", "call.cpp")]
+    source = build.HERE / "rnn_binding.cpp"
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        host = pool.submit(build.compile_host, source, include, sorted(depends))
+        others = [build.CUDA / "recurrence" / "choice.cpp", build.HERE / "runtime.cpp"]
+        objects = [*build.compile_all([*KERNELS, *others]), host.result()]
+    libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
+    path = build.link("binding", objects, [*libraries, "-ltorch", "-ltorch_cpu", "-lc10"])
+    lib = Library(path, objects, checked=False)
     lib.set_device(*DEVICES["small"][:3])
     return lib
-
-
-def _problem(*sizes: Any) -> Tensor:
-    """T, B, H, D, compute, backward and exchange as choice_entries.cpp takes them."""
-    *numbers, compute, backward, exchange = sizes
-    words = [COMPUTES[compute], int(backward), EXCHANGES.index(exchange)]
-    return torch.tensor([*numbers, *words])
-
-
-def choose(
-    device: tuple[int, ...],
-    T: int,
-    B: int,
-    H: int,
-    D: int = 1,
-    compute: str = "f32",
-    backward: bool = False,
-    path: str | None = None,
-    exchange: str = "fenced",
-) -> Geometry:
-    """The choice for a problem on a device; ValueError where it throws."""
-    geometry, message = Geometry(), ctypes.create_string_buffer(256)
-    problem = _problem(T, B, H, D, compute, backward, exchange)
-    word = ctypes.create_string_buffer(path.encode()) if path is not None else None
-    choice_library().run(
-        "rnn_choose",
-        problem,
-        torch.tensor(device),
-        None if word is None else ctypes.addressof(word),
-        address_of(geometry),
-        ctypes.addressof(message),
-        256,
-    )
-    if message.value:
-        raise ValueError(message.value.decode())
-    return geometry
-
-
-def candidates(
-    device: tuple[int, ...],
-    T: int,
-    B: int,
-    H: int,
-    compute: str = "f32",
-    backward: bool = False,
-    exchange: str = "fenced",
-) -> list[tuple[Geometry, StepCost]]:
-    """What choose() compares, with the estimate of a step of each; the step path comes first."""
-    space = 4096
-    geometries, costs = (Geometry * space)(), (StepCost * space)()
-    count = torch.zeros(1, dtype=torch.int64)
-    choice_library().run(
-        "rnn_candidates",
-        _problem(T, B, H, 1, compute, backward, exchange),
-        torch.tensor(device),
-        ctypes.addressof(geometries),
-        ctypes.addressof(costs),
-        space,
-        count,
-    )
-    return list(zip(geometries[: int(count)], costs[: int(count)], strict=True))
-
-
-def choices_made(device: tuple[int, ...], steps: int, B: int, H: int) -> int:
-    """How often a memory of choices chooses, asked for T = 1 to `steps`."""
-    made = torch.zeros(1, dtype=torch.int64)
-    problem = _problem(0, B, H, 1, "f32", False, "fenced")
-    choice_library().run("rnn_choices_made", problem, torch.tensor(device), steps, made)
-    return int(made)
-
-
-def capacity(
-    path: str, compute: str, device: tuple[int, ...], backward: bool = False, D: int = 1
-) -> int:
-    """The largest H that a path holds on the chip."""
-    result = torch.zeros(1, dtype=torch.int64)
-    words = PATHS[path], COMPUTES[compute], int(backward), D
-    choice_library().run("rnn_capacity", *words, torch.tensor(device), result)
-    return int(result)
 
 
 @dataclass
@@ -266,7 +171,7 @@ class Run:
     """Runs the kernels of a case: the binding's part, with torch on the CPU.
 
     ``path``: the exchange may follow it, as in "grid tagged". ``lib``: the kernels and their
-    memory, by default those of the host layer.
+    memory, by default the interpreter's.
     """
 
     def __init__(
@@ -276,14 +181,14 @@ class Run:
         device: str,
         seed: int = 0,
         paired: bool = True,
-        lib: host.Library | None = None,
+        lib: Library | None = None,
     ) -> None:
         self.path, _, exchange = path.partition(" ")
         self.exchanged = exchange or "fenced"
         self.case, self.seed = case, seed
         self.saved: Tensor | None = None  # by forward(), of a leak
         self.device = DEVICES[device]
-        self.lib = lib or library()
+        self.lib = lib or kernels()
         self.lib.set_device(*self.device[:3])
         self.call = p = DeviceCall()
         p.T, p.B, p.H, p.D = case.T, case.B, case.H, case.D
@@ -384,9 +289,7 @@ class Run:
     def launch(self, g: Geometry, backward: bool) -> None:
         """Starts a resident kernel once more; what it reads and writes is there."""
         compute = COMPUTES[self.case.compute]
-        self.lib.run(
-            "rnn_run", address_of(self.call), address_of(g), compute, int(backward), seed=self.seed
-        )
+        self.lib.run("rnn_run", address_of(self.call), address_of(g), compute, int(backward))
 
     def steps(self, backward: bool, v: Tensor) -> None:
         """The step path; `v` lies in device memory."""
@@ -399,7 +302,7 @@ class Run:
                 at.product = self.put(v.double() @ matrix)
             at.number = number
             args = (address_of(self.call), address_of(at), COMPUTES[case.compute], int(backward))
-            self.lib.run("rnn_run_step", *args, seed=self.seed)
+            self.lib.run("rnn_run_step", *args)
 
     def forward(self, batch_first: bool = False) -> tuple[Tensor, Tensor]:
         """Output and h_n, in device memory; the input may lie there as [B,T,width]."""
@@ -463,19 +366,3 @@ class Run:
         else:
             self.resident(True)
         return grad_pre, grad_hx
-
-
-def capacity_table() -> str:
-    """The largest H of each path, card and arithmetic, as Markdown."""
-    cards = ["A100", "H100", "RTX 4090"]
-    lines = ["| card | path | " + " | ".join(COMPUTES) + " |", "|---|---|" + "---|" * len(COMPUTES)]
-    for card in cards:
-        for path in ("block", "cluster", "grid"):
-            sizes = [capacity(path, compute, DEVICES[card]) for compute in COMPUTES]
-            cells = [str(size) if size else "-" for size in sizes]
-            lines.append(f"| {card} | {path} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(capacity_table())

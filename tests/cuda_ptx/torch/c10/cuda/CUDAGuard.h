@@ -1,4 +1,4 @@
-// Twin of torch's header: the host layer has one device.
+// Twin of torch's header: the stand-in has one device.
 #pragma once
 
 #include <c10/core/Device.h>

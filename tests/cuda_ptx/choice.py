@@ -1,0 +1,138 @@
+"""The choice of a path, csrc/cuda/recurrence/choice.cpp, and the cards that tests describe.
+
+As a script, prints the capacity table of docs/cuda.md.
+"""
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cuda_ptx import build
+from cuda_ptx.library import Entries
+from cuda_ptx.structs import Geometry, StepCost, address_of
+
+PATHS = {"step": 0, "block": 1, "cluster": 2, "grid": 3}
+EXCHANGES = ["fenced", "tagged"]  # in the order of the enum
+COMPUTES = {"f32": 0, "f64": 1, "bf16": 2, "f16": 3, "tf32": 4}
+DTYPES = {
+    "f32": torch.float32,
+    "f64": torch.float64,
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "tf32": torch.float32,
+}
+# capability, SMs, shared memory of a block, clusters of 2, 4, 8 and 16 blocks that fit at once
+# (where there are clusters: what the sizes of a GPU's SM groups allow, to be asked of the driver).
+DEVICES = {
+    "A100": (80, 108, 163 * 1024, 0, 0, 0, 0),
+    "H100": (90, 132, 227 * 1024, 66, 32, 16, 8),
+    "RTX 4090": (89, 128, 99 * 1024, 0, 0, 0, 0),
+    "T4": (75, 40, 64 * 1024, 0, 0, 0, 0),
+    "small": (90, 12, 227 * 1024, 6, 3, 1, 1),  # few SMs: tests meet several tiles a group
+    "tight": (90, 12, 40 * 1024, 6, 3, 1, 1),  # little shared memory
+}
+
+
+@functools.cache
+def choice_library() -> Entries:
+    """choice.cpp alone: neither CUDA nor its headers are needed."""
+    sources = [build.CUDA / "recurrence" / "choice.cpp", build.HERE / "choice_entries.cpp"]
+    return Entries(build.link("choice", build.compile_all(sources)))
+
+
+def _problem(*sizes: Any) -> Tensor:
+    """T, B, H, D, compute, backward and exchange as choice_entries.cpp takes them."""
+    *numbers, compute, backward, exchange = sizes
+    words = [COMPUTES[compute], int(backward), EXCHANGES.index(exchange)]
+    return torch.tensor([*numbers, *words])
+
+
+def choose(
+    device: tuple[int, ...],
+    T: int,
+    B: int,
+    H: int,
+    D: int = 1,
+    compute: str = "f32",
+    backward: bool = False,
+    path: str | None = None,
+    exchange: str = "fenced",
+) -> Geometry:
+    """The choice for a problem on a device; ValueError where it throws."""
+    geometry, message = Geometry(), ctypes.create_string_buffer(256)
+    problem = _problem(T, B, H, D, compute, backward, exchange)
+    word = ctypes.create_string_buffer(path.encode()) if path is not None else None
+    choice_library().run(
+        "rnn_choose",
+        problem,
+        torch.tensor(device),
+        None if word is None else ctypes.addressof(word),
+        address_of(geometry),
+        ctypes.addressof(message),
+        256,
+    )
+    if message.value:
+        raise ValueError(message.value.decode())
+    return geometry
+
+
+def candidates(
+    device: tuple[int, ...],
+    T: int,
+    B: int,
+    H: int,
+    compute: str = "f32",
+    backward: bool = False,
+    exchange: str = "fenced",
+) -> list[tuple[Geometry, StepCost]]:
+    """What choose() compares, with the estimate of a step of each; the step path comes first."""
+    space = 4096
+    geometries, costs = (Geometry * space)(), (StepCost * space)()
+    count = torch.zeros(1, dtype=torch.int64)
+    choice_library().run(
+        "rnn_candidates",
+        _problem(T, B, H, 1, compute, backward, exchange),
+        torch.tensor(device),
+        ctypes.addressof(geometries),
+        ctypes.addressof(costs),
+        space,
+        count,
+    )
+    return list(zip(geometries[: int(count)], costs[: int(count)], strict=True))
+
+
+def choices_made(device: tuple[int, ...], steps: int, B: int, H: int) -> int:
+    """How often a memory of choices chooses, asked for T = 1 to `steps`."""
+    made = torch.zeros(1, dtype=torch.int64)
+    problem = _problem(0, B, H, 1, "f32", False, "fenced")
+    choice_library().run("rnn_choices_made", problem, torch.tensor(device), steps, made)
+    return int(made)
+
+
+def capacity(
+    path: str, compute: str, device: tuple[int, ...], backward: bool = False, D: int = 1
+) -> int:
+    """The largest H that a path holds on the chip."""
+    result = torch.zeros(1, dtype=torch.int64)
+    words = PATHS[path], COMPUTES[compute], int(backward), D
+    choice_library().run("rnn_capacity", *words, torch.tensor(device), result)
+    return int(result)
+
+
+def capacity_table() -> str:
+    """The largest H of each path, card and arithmetic, as Markdown."""
+    cards = ["A100", "H100", "RTX 4090"]
+    lines = ["| card | path | " + " | ".join(COMPUTES) + " |", "|---|---|" + "---|" * len(COMPUTES)]
+    for card in cards:
+        for path in ("block", "cluster", "grid"):
+            sizes = [capacity(path, compute, DEVICES[card]) for compute in COMPUTES]
+            cells = [str(size) if size else "-" for size in sizes]
+            lines.append(f"| {card} | {path} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(capacity_table())

@@ -1,0 +1,68 @@
+"""Shared memory of the blocks of a launch, and who may touch it when.
+
+A race is found by clocks that count a block's barriers: a word that one thread wrote may be read or
+written by another only with a later clock, a word that one read be written by another likewise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cuda_ptx.memory import KINDS, Fault
+
+WINDOW = 1 << 24  # of a block, in addresses of its cluster: (1 + rank) * WINDOW + offset
+GENERIC = 1 << 56  # where that lies in generic addresses
+
+
+class Shared:
+    def __init__(self, blocks: int, size: int, watch: bool) -> None:
+        self.size, self.stride, self.watch = size, -(-max(size, 16) // 16) * 16, watch
+        self.bytes = np.full(blocks * self.stride, 255, np.uint8)
+        words = blocks * self.stride // 2
+        self.ended = np.zeros(blocks, bool)
+        if watch:
+            self.write_clock, self.read_clock = (np.full(words, -1, np.int32) for _ in range(2))
+            self.writer, self.reader = (np.full(words, -1, np.int32) for _ in range(2))
+
+    def at(self, block: Any, offset: Any, size: int, what: str) -> Any:
+        place = np.atleast_1d(offset).astype(np.int64)
+        if (place & (size - 1)).any():
+            raise Fault(f"misaligned {what} of {size} bytes of shared memory")
+        if place.min() < 0 or place.max() + size > self.size:
+            raise Fault(f"{what} out of bounds of shared memory")
+        return place + block * self.stride
+
+    def load(self, place: Any, kind: str) -> Any:
+        return self.bytes.view(KINDS[kind])[place // KINDS[kind].itemsize]
+
+    def store(self, place: Any, value: Any, kind: str) -> None:
+        self.bytes.view(KINDS[kind])[place // KINDS[kind].itemsize] = value
+
+    def reads(self, place: Any, size: int, lane: Any, clock: Any) -> None:
+        if not self.watch:
+            return
+        for k in range(max(size // 2, 1)):
+            word = place // 2 + k
+            bad = (self.write_clock[word] >= clock) & (self.writer[word] != lane)
+            if bad.any():
+                raise Fault("race: a read of what another thread wrote since the last barrier")
+            newer = clock > self.read_clock[word]
+            # Of two readers at one clock, neither may write.
+            self.reader[word] = np.where(newer, lane, np.where(self.reader[word] == lane, lane, -2))
+            self.read_clock[word] = np.maximum(clock, self.read_clock[word])
+
+    def writes(self, place: Any, size: int, lane: Any, clock: Any, stamp: Any) -> None:
+        """`stamp`: the clock from which on others may read."""
+        if not self.watch:
+            return
+        for k in range(max(size // 2, 1)):
+            word = place // 2 + k
+            bad = (self.write_clock[word] >= clock) & (self.writer[word] != lane)
+            if size > 1 and bad.any():
+                raise Fault("race: a write over what another thread wrote since the last barrier")
+            bad = (self.read_clock[word] >= clock) & (self.reader[word] != lane)
+            if size > 1 and bad.any():
+                raise Fault("race: a write over what another thread read since the last barrier")
+            self.writer[word], self.write_clock[word] = lane, stamp

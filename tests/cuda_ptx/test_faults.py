@@ -1,0 +1,124 @@
+"""Faults planted in the PTX of our kernels: the interpreter finds each of them.
+
+Each is found in some of a few launches, whose schedules differ, by an error or by other bits. That
+launches without a fault have neither is what test_recurrence.py shows.
+"""
+
+import re
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from cuda_ptx.library import KernelError, Library
+from cuda_ptx.memory import Fault
+from cuda_ptx.recurrence import Case, Run
+from helpers.common import same
+
+TRIES = 8
+
+NOTHING = "// nothing"
+ARRIVE = r"(mbarrier\.arrive\S+ _, \[%r\d+\]), %r\d+"
+INIT = r"(\n // begin inline asm\n mbarrier\.init)"
+A = r"(mma\S+ \{[^}]*\}, \{)(%r\d+), (%r\d+)"
+LANE = r"(shfl\S+ \S+ \S+) (?:%r)?\d+,"
+# Paths, arithmetic; what is wrong, what is replaced by what, and which one of all (or all).
+FAULTS: dict[tuple[str, str], list[tuple[Any, ...]]] = {
+    ("block", "bf16"): [
+        ("no barrier between the product and the cell", r"bar\.sync 0", NOTHING, -1),
+        ("no barrier before the product", r"bar\.sync 0", NOTHING, -2),
+        ("operands of mma swapped", A, r"\1\3, \2"),
+        ("vectors of mma swapped", r"(mma.*\{)(%r\d+), (%r\d+)(\}, \{%f)", r"\1\3, \2\4"),
+        ("results of mma swapped", r"(mma\S+ \{)(%f\d+), (%f\d+)", r"\1\3, \2", 0),
+    ],
+    ("block", "f32"): [
+        ("no barrier at all", r"bar\.sync 0", NOTHING),
+        ("copies nobody waits for", r"cp\.async\.wait_group \d", NOTHING),
+        ("copies never committed", r"cp\.async\.commit_group", NOTHING),
+        ("a copy from the next word", r"(cp\.async\.ca\S+ \S+ \[%rd\d+)\], 4", r"\1+4], 4"),
+        ("a copy of too many bytes", r"(cp\.async\.ca.*), 4", r"\1, 8"),
+        ("a write out of bounds", r"(st\.shared\.f32 \[%r\d+)(?:\+\d+)?\]", r"\1+200000]"),
+        ("a misaligned vector", r"(ld\.shared\.v4\.f32.*\[%r\d+)\]", r"\1+4]"),
+        ("another lane of a shuffle, H=20", LANE, r"\1 1,"),
+    ],
+    ("block", "tf32"): [("operands of mma swapped", A, r"\1\3, \2")],
+    ("block", "f16"): [
+        ("operands of mma swapped", A, r"\1\3, \2"),
+        ("another product", r"f32\.f16\.f16\.f32", "f32.bf16.bf16.f32"),
+    ],
+    ("cluster", "bf16"): [
+        ("all to one block", r"(mapa\.u64.*), %r\d+", r"\1, 0"),
+        ("a block that is not there", r"(mapa\.u64.*), %r\d+", r"\1, 15"),
+        ("arrival without release", r"arrive\.release", "arrive.relaxed"),
+        ("no wait", r"barrier\.cluster\.wait\.acquire\.aligned", NOTHING),
+        ("no arrival", r"barrier\.cluster\.arrive\.release\.aligned", NOTHING, -1),
+        ("a parted warp at the barrier", r"bar\.warp\.sync -1", NOTHING),
+    ],
+    ("cluster tagged", "bf16"): [
+        ("an arrival too few", "16;" + INIT, r"15;\1"),
+        ("an arrival too many", "16;" + INIT, r"17;\1"),
+        ("bytes that are not counted", ARRIVE, r"\1, 0"),
+        ("16 bytes too many", ARRIVE, r"\1, 16"),
+        ("one parity for all phases", r"(mbarrier\.try_wait.*), %r\d+", r"\1, 0"),
+        ("no wait for a phase", r"@!over bra again", NOTHING),
+        ("no fence behind the barrier's initialisation", r"fence\.mbarrier_init\S+", NOTHING),
+        ("words in another order", r"(st\.async.*\{)(%r\d+), (%r\d+)", r"\1\3, \2"),
+        ("a store beside its place", r"(st\.async\S+ \[%r\d+)\]", r"\1+16]"),
+        ("all to one block", r"(mapa\.shared.*), %r\d+", r"\1, 0"),
+        ("another lane of a shuffle", LANE, r"\1 3,", 0),
+    ],
+    ("grid", "bf16"): [
+        ("a flag without release", r"st\.release", "st.relaxed"),
+        ("a flag read without acquire", r"ld\.acquire", "ld.relaxed"),
+        ("no wait for flags", r"(ld\.acquire\S+ (%r\d+), .*;)", r"\1\nmov.u32 \2, 99;"),
+        ("a flag before the data", r"bar\.sync 0;(\n @%p\d+ bra[^\n]*\s+// begin .*\n st\.release)",
+         NOTHING + r"\1"),
+        ("a copy nobody waits for", r"cp\.async\.wait_group \d", NOTHING),
+    ],
+    ("grid tagged", "bf16"): [
+        ("a torn word",
+         r"mov\.b128 x, \{(\S+), (\S+)\};\n\s*(st\.relaxed\.gpu\.global)\.b128 \[(\S+)\], x",
+         r"\3.b64 [\4], \1;\n\3.b64 [\4+8], \2"),
+        ("one more look at the tag and no other",
+         r"(cvt\.u32\.u64 (%r\d+), %rd\d+;\n setp\.ne\.s32 (%p\d+), %r\d+, \2;\n )@\3 bra [^;]+",
+         r"\1" + NOTHING),
+        ("the tag in another word", r"(mov\.b128 x, \{)(%rd\d+), (%rd\d+)", r"\1\3, \2"),
+        ("another lane of a shuffle", LANE, r"\1 0,"),
+    ],
+}  # fmt: skip
+CASES = [(*key, *fault) for key, faults in FAULTS.items() for fault in faults]
+
+
+def edited(text: str, pattern: str, replacement: str, which: int | None = None) -> str:
+    text = re.sub(r"[ \t]+", " ", text)
+    found = list(re.finditer(pattern, text))
+    assert found, "there is nothing to break"
+    for match in reversed(found if which is None else [found[which]]):
+        text = text[: match.start()] + match.expand(replacement) + text[match.end() :]
+    return text
+
+
+def results(lib: Library, path: str, compute: str, H: int) -> list[Tensor]:
+    case = Case(compute, T=4, B=5, H=H, source="table", reverse=(False, True))
+    tensors = [t.clone() for t in Run(case, path, "small").forward()]
+    lib.arena.clear()
+    return tensors
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: ", ".join(case[:3]))
+def test_a_planted_fault_is_found(lib, case):
+    path, compute, what, *edit = case
+    sizes = path, compute, 20 if "H=20" in what else 70
+    lib.ran.clear()
+    right = results(lib, *sizes)
+    (name,) = [n for n in lib.ran if "recurrence_kernel" in n]
+
+    def found(seed: int) -> bool:
+        lib.mode(seed)
+        try:
+            return not same(results(lib, *sizes), right)
+        except KernelError:
+            return isinstance(lib.error, Fault)
+
+    with lib.planted(name, edited(lib.texts[name], *edit)):
+        assert any(found(seed) for seed in range(TRIES))

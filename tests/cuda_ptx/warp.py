@@ -1,0 +1,340 @@
+"""What lanes do to memory and to each other: the methods that compiled blocks call.
+
+`L` are the lanes that run: numbers in ascending order, or a slice of a unit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cuda_ptx.memory import ASYNCHRONOUS, CONSTANT, KINDS, WRITABLE, Fault
+from cuda_ptx.shared import GENERIC, WINDOW
+
+
+def _mma_places() -> dict[str, Any]:
+    """Row and column of a fragment's elements, by lane: PTX manual, "Matrix Fragments for mma"."""
+    lane = np.arange(32)[:, None]
+    g, q = lane >> 2, lane & 3
+    i8, i4, i2 = np.arange(8)[None], np.arange(4)[None], np.arange(2)[None]
+    return {
+        "a16": (g + 8 * ((i8 // 2) % 2), q * 2 + i8 % 2 + 8 * (i8 // 4)),
+        "b16": (q * 2 + i4 % 2 + 8 * (i4 // 2), g + 0 * i4),
+        "a8": (g + 8 * (i4 % 2), q + 4 * (i4 // 2)),
+        "b8": (q + 4 * i2, g + 0 * i2),
+        "c": (g + 8 * (i4 // 2), q * 2 + i4 % 2),
+    }
+
+
+PLACES = _mma_places()
+
+
+class Warps:
+    # ---- addresses
+
+    @staticmethod
+    def generic(offset: Any) -> Any:
+        return offset + np.uint64(GENERIC)
+
+    @staticmethod
+    def from_generic(address: Any) -> Any:
+        return address - np.uint64(GENERIC)
+
+    def _rank(self, rank: Any) -> None:
+        if (np.asarray(rank) >= self.cluster_size).any():
+            raise Fault("an address in a block that the cluster does not have")
+
+    def mapa_shared(self, address: Any, rank: Any) -> Any:
+        self._rank(rank)
+        return address % np.uint32(WINDOW) + (rank + np.uint32(1)) * np.uint32(WINDOW)
+
+    def mapa_generic(self, address: Any, rank: Any) -> Any:
+        self._rank(rank)
+        offset = (address - np.uint64(GENERIC)) % np.uint64(WINDOW)
+        wide = np.asarray(rank).astype(np.uint64) + np.uint64(1)
+        return offset + wide * np.uint64(WINDOW) + np.uint64(GENERIC)
+
+    def _peer(self, L: Any, address: Any, offset: int) -> tuple[Any, Any]:
+        """The block and the offset in its shared memory of an address of the cluster."""
+        whole = np.broadcast_to(np.asarray(address).astype(np.int64) + offset, self.block[L].shape)
+        window, mine = whole // WINDOW, self.block[L]
+        block = np.where(window == 0, mine, self.cluster[L] * self.cluster_size + window - 1)
+        if self.shared.ended[block].any():
+            raise Fault("an access to the shared memory of a block that has ended")
+        return block, whole % WINDOW
+
+    # ---- global memory
+
+    def load_global(
+        self, L: Any, base: Any, offset: int, kind: str, count: int, how: str, line: int
+    ) -> tuple[Any, ...]:
+        size = KINDS[kind].itemsize
+        place = self._global(L, base, offset, size * count, CONSTANT, "read")
+        block = self.block[L]
+        loaded = tuple(
+            self.globals.load(place + n * size, block, kind, how != "plain") for n in range(count)
+        )
+        if how == "acquire":
+            for one in np.unique(block):
+                self.globals.acquire(one)
+        return loaded
+
+    def _global(self, L: Any, base: Any, offset: int, size: int, needed: int, what: str) -> Any:
+        place = self.globals.at(base, offset, size, needed, what)
+        return np.broadcast_to(place, self.block[L].shape)
+
+    def store_global(
+        self, L: Any, base: Any, offset: int, values: Any, kind: str, how: str, line: int
+    ) -> None:
+        size = KINDS[kind].itemsize
+        place = self._global(L, base, offset, size * len(values), WRITABLE, "write")
+        block, lane = self.block[L], self.number[L]
+        if how == "release":
+            self.release(L)
+        if how != "plain" and self.globals.late:
+            raw = np.stack([np.broadcast_to(v.view(f"u{size}"), place.shape) for v in values], 1)
+            for at, value in zip(place.tolist(), raw, strict=True):
+                self.late_stores.append(("global", at, value.tobytes()))
+            if how == "release":
+                self.deliver_in_order(len(raw))
+            return
+        epoch = self.block_barrier.generation[block]
+        for n, value in enumerate(values):
+            self.globals.store(place + n * size, block, lane, epoch, value, kind)
+
+    def deliver_in_order(self, count: int) -> None:
+        """What a release stores shows no earlier than what it released, which is there."""
+        arriving, self.late_stores = self.late_stores[-count:], self.late_stores[:-count]
+        for store in arriving:
+            self._arrive_store(store)
+
+    def release(self, L: Any) -> None:
+        if self.globals.late:
+            for lane in self.number[L].tolist():
+                block = int(self.block[lane])
+                self.globals.release(block, lane, int(self.block_barrier.generation[block]))
+
+    def compare_and_swap(
+        self, L: Any, base: Any, offset: int, expected: Any, desired: Any, line: int
+    ) -> Any:
+        place = self._global(L, base, offset, 4, WRITABLE, "atomic access")
+        memory, old = self.globals.main.view(np.uint32), np.empty(len(place), np.uint32)
+        expected, desired = (np.broadcast_to(x, place.shape) for x in (expected, desired))
+        for n in self.rng.sample(range(len(place)), len(place)):
+            old[n] = memory[place[n] // 4]
+            if old[n] == expected[n]:
+                memory[place[n] // 4] = desired[n]
+        return old
+
+    # ---- shared memory
+
+    def _shared(self, L: Any, base: Any, offset: int, size: int, what: str) -> Any:
+        at = np.broadcast_to(np.asarray(base).astype(np.int64) + offset, self.block[L].shape)
+        return self.shared.at(self.block[L], at, size, what)
+
+    def load_shared(
+        self, L: Any, base: Any, offset: int, kind: str, count: int, how: str, line: int
+    ) -> tuple[Any, ...]:
+        size = KINDS[kind].itemsize
+        place = self._shared(L, base, offset, size * count, "read")
+        self.shared.reads(place, size * count, self.number[L], self.clock[L])
+        return tuple(self.shared.load(place + n * size, kind) for n in range(count))
+
+    def store_shared(
+        self, L: Any, base: Any, offset: int, values: Any, kind: str, how: str, line: int
+    ) -> None:
+        size = KINDS[kind].itemsize
+        place = self._shared(L, base, offset, size * len(values), "write")
+        self.shared.writes(place, size * len(values), self.number[L], self.clock[L], self.stamp[L])
+        for n, value in enumerate(values):
+            self.shared.store(place + n * size, value, kind)
+
+    def load_generic(self, L: Any, base: Any, *rest: Any) -> tuple[Any, ...]:
+        if (np.asarray(base) < np.uint64(GENERIC)).all():
+            return self.load_global(L, base, *rest)
+        raise Fault("a generic load from shared memory")
+
+    def store_generic(
+        self, L: Any, base: Any, offset: int, values: Any, kind: str, how: str, line: int
+    ) -> None:
+        if (np.asarray(base) < np.uint64(GENERIC)).all():
+            self.store_global(L, base, offset, values, kind, how, line)
+            return
+        size = KINDS[kind].itemsize * len(values)
+        block, at = self._peer(L, np.asarray(base) - np.uint64(GENERIC), offset)
+        place = self.shared.at(block, at, size, "write")
+        raw = np.stack([np.broadcast_to(v, place.shape) for v in values], 1)
+        lanes = self.number[L].tolist()
+        for n, (one, to) in enumerate(zip(block.tolist(), place.tolist(), strict=True)):
+            cluster = one // self.cluster_size
+            value = np.ascontiguousarray(raw[n]).tobytes()
+            self.late_stores.append(("peer", False, cluster, lanes[n], one, to, value, None))
+
+    # ---- asynchronous copies and stores
+
+    def copy(self, L: Any, to: Any, to_at: int, of: Any, of_at: int, size: int, line: int) -> None:
+        place = self._shared(L, to, to_at, size, "asynchronous write").copy()
+        source = self._global(L, of, of_at, size, ASYNCHRONOUS, "asynchronous read").copy()
+        # Until it is waited for, nobody may read what is there.
+        self.shared.writes(place, size, self.number[L], self.clock[L], self.stamp[L])
+        for n in range(0, size, 4):
+            self.shared.store(place + n, np.uint32(0xFFFFFFFF), "u4")
+        self.copies.append([self.number[L].copy(), self.committed[L].copy(), place, source, size])
+
+    def commit(self, L: Any) -> None:
+        self.committed[L] += 1
+
+    def wait_copies(self, L: Any, pending: int) -> None:
+        waits = np.zeros(self.size, bool)
+        waits[L] = True
+        left = []
+        for lanes, group, place, source, size in self.copies:
+            done = waits[lanes] & (group < self.committed[lanes] - pending)
+            if done.any():
+                which, where = lanes[done], place[done]
+                self.shared.writes(where, size, which, self.clock[which], self.stamp[which])
+                for n in range(0, size, 4):
+                    value = self.globals.load(source[done] + n, self.block[which], "u4", False)
+                    self.shared.store(where + n, value, "u4")
+            if not done.all():
+                rest = ~done
+                left.append([lanes[rest], group[rest], place[rest], source[rest], size])
+        self.copies = left
+
+    def store_async(self, L: Any, base: Any, values: list[Any], barrier: Any, line: int) -> None:
+        block, at = self._peer(L, base, 0)
+        place = self.shared.at(block, at, 16, "asynchronous store")
+        other, barrier_at = self._peer(L, barrier, 0)
+        if (other != block).any():
+            raise Fault("an asynchronous store with the barrier of another block")
+        raw = np.stack([np.broadcast_to(v, place.shape) for v in values], 1)
+        lanes = self.number[L].tolist()
+        for n, (one, to, b) in enumerate(
+            zip(block.tolist(), place.tolist(), barrier_at.tolist(), strict=True)
+        ):
+            value = np.ascontiguousarray(raw[n]).tobytes()
+            cluster = one // self.cluster_size
+            self.late_stores.append(("async", False, cluster, lanes[n], one, to, value, b))
+
+    # ---- mbarriers: [parity of the phase, arrivals of a phase, arrivals left, bytes left, fenced]
+
+    def barrier_init(self, L: Any, base: Any, arrivals: Any, line: int) -> None:
+        at = np.broadcast_to(base, self.block[L].shape)
+        arrivals = np.broadcast_to(arrivals, at.shape)
+        for block, offset, count in zip(
+            self.block[L].tolist(), at.tolist(), arrivals.tolist(), strict=True
+        ):
+            if offset % 8 or offset + 8 > self.shared.size:
+                raise Fault("an mbarrier out of bounds or misaligned")
+            self.barriers[block, offset] = [0, count, count, 0, 0]
+
+    def barrier_init_fence(self, L: Any) -> None:
+        for block in set(self.block[L].tolist()):
+            for (one, _), state in self.barriers.items():
+                if one == block:
+                    state[4] = 1
+
+    def _barrier(self, block: int, offset: int) -> list[int]:
+        if (block, offset) not in self.barriers:
+            raise Fault("an mbarrier that is not initialised")
+        return self.barriers[block, offset]
+
+    def complete(self, block: int, offset: int, arrivals: int, bytes_: int) -> None:
+        state = self._barrier(block, offset)
+        if not state[4]:
+            raise Fault("an mbarrier used by others without a fence behind its initialisation")
+        state[2] -= arrivals
+        state[3] += bytes_
+        if state[2] < 0:
+            raise Fault("more arrivals at an mbarrier than its phase expects")
+        if state[2] == 0 and state[3] == 0:
+            state[0] ^= 1
+            state[2] = state[1]
+            self.released[block] += 1
+        self.progress += 1
+
+    def barrier_arrive(self, L: Any, base: Any, expected: Any, line: int) -> None:
+        lanes = self.number[L]
+        at, expected = np.broadcast_to(base, lanes.shape), np.broadcast_to(expected, lanes.shape)
+        for lane, offset, bytes_ in zip(
+            lanes.tolist(), at.tolist(), expected.tolist(), strict=True
+        ):
+            block = int(self.block[lane])
+            mine = self.warp == self.warp[lane]
+            self.stamp[mine] = self.released[block] + 1
+            self._barrier(block, offset)[3] += bytes_
+            self.complete(block, offset, 1, 0)
+
+    def barrier_try(self, L: Any, base: Any, odd: Any, line: int) -> Any:
+        lanes = self.number[L]
+        at, odd = np.broadcast_to(base, lanes.shape), np.broadcast_to(odd, lanes.shape)
+        over = np.zeros(len(lanes), bool)
+        for key in set(zip(self.block[L].tolist(), at.tolist(), odd.tolist(), strict=True)):
+            if self._barrier(*key[:2])[0] != key[2]:
+                over |= (self.block[L] == key[0]) & (at == key[1]) & (odd == key[2])
+        self._passed(lanes[over])
+        return over
+
+    # ---- of a warp
+
+    def shuffle(self, L: Any, how: str, value: Any, b: Any, c: Any, mask: Any) -> tuple[Any, Any]:
+        lanes = self.number[L]
+        value = np.broadcast_to(value, lanes.shape)
+        lane = self.in_warp[L]
+        b, c, mask = (np.broadcast_to(x, lanes.shape).astype(np.int64) for x in (b, c, mask))
+        segment = (c >> 8) & 31
+        least = lane & segment
+        most = least | (c & 31 & ~segment)
+        source = (lane ^ (b & 31)) if how == "bfly" else least | (b & 31 & ~segment)
+        inside = source <= most
+        source = np.where(inside, source, lane)
+        if (((mask >> lane) & 1) == 0).any() or (((mask >> source) & 1) == 0).any():
+            raise Fault("a shuffle with a lane outside of its mask")
+        table = np.full((len(self.split), 32), -1, np.int64)
+        table[self.warp[L], lane] = np.arange(len(lanes))
+        place = table[self.warp[L], source]
+        if (place < 0).any():
+            raise Fault("a shuffle from a lane that is not there")
+        return value[place], inside
+
+    def ballot(self, L: Any, predicate: Any) -> Any:
+        lanes = self.number[L]
+        bits = np.where(predicate, np.int64(1) << self.in_warp[L], 0)
+        total = np.zeros(len(self.split), np.int64)
+        np.add.at(total, self.warp[lanes], np.broadcast_to(bits, lanes.shape))
+        return total[self.warp[lanes]].astype(np.uint32)
+
+    def _mma(self, L: Any, a: Any, b: Any, c: Any, k: int) -> tuple[Any, ...]:
+        """a, b: elements [lanes, elements of a lane] in float32."""
+        warps = a.shape[0] // 32
+        suffix = "16" if k == 16 else "8"
+        A, B, C = (np.zeros((warps, *s), np.float32) for s in ((16, k), (k, 8), (16, 8)))
+        for matrix, key, values in ((A, "a" + suffix, a), (B, "b" + suffix, b), (C, "c", c)):
+            row, column = PLACES[key]
+            matrix[:, row, column] = values.reshape(warps, 32, -1)
+        D = np.matmul(A, B) + C
+        row, column = PLACES["c"]
+        d = D[:, row, column].reshape(warps * 32, 4)
+        return d[:, 0], d[:, 1], d[:, 2], d[:, 3]
+
+    def _fragments(self, L: Any, registers: Any, dtype: Any) -> Any:
+        size = len(self.number[L])
+        words = np.stack([np.broadcast_to(r, (size,)) for r in registers], 1)
+        return np.ascontiguousarray(words).view(dtype)
+
+    def mma_m16n8k16_row_col_f32_f16_f16_f32(self, L: Any, *r: Any) -> tuple[Any, ...]:
+        a, b = (self._fragments(L, x, np.float16).astype(np.float32) for x in (r[:4], r[4:6]))
+        return self._mma(L, a, b, self._fragments(L, r[6:], np.float32), 16)
+
+    def mma_m16n8k16_row_col_f32_bf16_bf16_f32(self, L: Any, *r: Any) -> tuple[Any, ...]:
+        a, b = (
+            (self._fragments(L, x, np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+            for x in (r[:4], r[4:6])
+        )
+        return self._mma(L, a, b, self._fragments(L, r[6:], np.float32), 16)
+
+    def mma_m16n8k8_row_col_f32_tf32_tf32_f32(self, L: Any, *r: Any) -> tuple[Any, ...]:
+        a, b = (self._fragments(L, x, np.uint32) & np.uint32(0xFFFFE000) for x in (r[:4], r[4:6]))
+        return self._mma(
+            L, a.view(np.float32), b.view(np.float32), self._fragments(L, r[6:], np.float32), 8
+        )

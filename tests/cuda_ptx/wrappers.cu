@@ -1,0 +1,147 @@
+// Each wrapper of device.h and mbarrier.h alone, for test_wrappers.py: kernels that do what the
+// wrapper's comment says and nothing else. One warp a block, unless a kernel says so.
+#include "cuda/mbarrier.h"
+
+using namespace rnnext::cuda;
+
+namespace {
+
+// out[i] = in[i], by copies of so many bytes.
+template <int Bytes>
+__global__ void copy_kernel(const unsigned char* in, unsigned char* out) {
+  unsigned char* mine = shared_memory() + threadIdx.x * Bytes;
+  copy_async<Bytes>(mine, in + threadIdx.x * Bytes);
+  copy_async_commit();
+  copy_async_wait<0>();
+  for (int i = 0; i < Bytes; ++i) out[threadIdx.x * Bytes + i] = mine[i];
+}
+
+// Two copies, of which the first must be there after a wait for all but one.
+__global__ void two_copies_kernel(const int* in, int* out) {
+  int* mine = reinterpret_cast<int*>(shared_memory()) + 2 * threadIdx.x;
+  copy_async<4>(mine, in + threadIdx.x);
+  copy_async_commit();
+  copy_async<4>(mine + 1, in + 32 + threadIdx.x);
+  copy_async_commit();
+  copy_async_wait<1>();
+  out[threadIdx.x] = mine[0];
+  copy_async_wait<0>();
+  out[32 + threadIdx.x] = mine[1];
+}
+
+// d [16, 8] = a [16, 16] b [16, 8] (TF32: a [16, 8], b [8, 8]), row-major, from 32-bit words of a's
+// rows and b's columns, as the manual hands them to lanes.
+template <typename T, int Words>
+__global__ void mma_kernel(const uint32_t* a, const uint32_t* b, float* d) {
+  const int g = threadIdx.x / 4, q = threadIdx.x % 4, k = Words / 2;
+  const uint32_t of_a[4] = {a[g * Words + q], a[(g + 8) * Words + q], a[g * Words + q + k],
+                            a[(g + 8) * Words + q + k]};
+  const uint32_t of_b[2] = {b[g * Words + q], b[g * Words + q + k]};
+  float sums[4] = {1, 1, 1, 1};
+  mma<T>(sums, of_a, of_b);
+  for (int i = 0; i < 4; ++i) d[(g + i / 2 * 8) * 8 + q * 2 + i % 2] = sums[i];
+}
+
+__global__ void tf32_kernel(const float* in, float* out) {
+  out[threadIdx.x] = __uint_as_float(to_tf32(in[threadIdx.x]));
+}
+
+// Each block reads what its neighbour in the cluster of 4 wrote: after stores to it and a barrier;
+// and by asynchronous stores that an mbarrier counts.
+__global__ void neighbours_kernel(const int* in, int* out) {
+  int* here = reinterpret_cast<int*>(shared_memory());
+  cluster_sync();
+  here[64 + threadIdx.x] = 0;
+  peer_shared(here, (blockIdx.x + 1) % 4)[threadIdx.x] = in[blockIdx.x * 32 + threadIdx.x];
+  cluster_sync();
+  out[blockIdx.x * 32 + threadIdx.x] = here[threadIdx.x];
+  cluster_sync();
+}
+
+__global__ void async_kernel(const uint4* in, uint4* out) {
+  uint4* here = reinterpret_cast<uint4*>(shared_memory());
+  uint64_t* barrier = reinterpret_cast<uint64_t*>(here + 64);
+  if (threadIdx.x == 0) barrier_init(barrier, 1);
+  barrier_init_fence();
+  cluster_sync();
+  for (int phase = 0; phase < 3; ++phase) {
+    const unsigned next = (blockIdx.x + 1) % 4;
+    const uint4 x = in[(phase * 4 + blockIdx.x) * 32 + threadIdx.x];
+    store_async(peer_address(here + phase % 2 * 32 + threadIdx.x, next), x,
+                peer_address(barrier, next));
+    if (threadIdx.x == 0) barrier_arrive(barrier, 32 * 16);
+    barrier_wait(barrier, phase % 2 == 1);
+    out[(phase * 4 + blockIdx.x) * 32 + threadIdx.x] = here[phase % 2 * 32 + threadIdx.x];
+    cluster_sync();
+  }
+}
+
+// Block 0 hands 32 numbers to block 1 by a flag; and by words that bring their number along.
+__global__ void flag_kernel(const int* in, int* passed, unsigned* flag, int* out) {
+  if (blockIdx.x == 0) {
+    passed[threadIdx.x] = in[threadIdx.x];
+    __syncthreads();
+    if (threadIdx.x == 0) store_release(flag, 1);
+  } else {
+    while (load_acquire(flag) < 1) pause(16);
+    out[threadIdx.x] = passed[threadIdx.x];
+  }
+}
+
+__global__ void tagged_kernel(const int* in, uint4* passed, int* out) {
+  const unsigned x = in[threadIdx.x];
+  if (blockIdx.x == 0) {
+    store_relaxed(passed + threadIdx.x, make_uint4(x, x + 1, x + 2, 7));
+  } else {
+    uint4 y = load_relaxed(passed + threadIdx.x);
+    while (y.w != 7) y = load_relaxed(passed + threadIdx.x);
+    out[threadIdx.x] = y.x + y.y + y.z;
+  }
+}
+
+LaunchShape shape(int blocks, unsigned cluster = 1, bool cooperative = false) {
+  LaunchShape shape;
+  shape.grid = dim3(blocks);
+  shape.block = dim3(32);
+  shape.shared_bytes = 2048;
+  shape.cluster = cluster;
+  shape.cooperative = cooperative;
+  return shape;
+}
+
+}  // namespace
+
+extern "C" {
+
+cudaError_t run_copy(int64_t bytes, const unsigned char* in, unsigned char* out) {
+  return launch(bytes == 4   ? copy_kernel<4>
+                : bytes == 8 ? copy_kernel<8>
+                             : copy_kernel<16>,
+                shape(1), nullptr, in, out);
+}
+cudaError_t run_two_copies(const int* in, int* out) {
+  return launch(two_copies_kernel, shape(1), nullptr, in, out);
+}
+cudaError_t run_mma(int64_t type, const uint32_t* a, const uint32_t* b, float* d) {
+  return launch(type == 0   ? mma_kernel<__half, 8>
+                : type == 1 ? mma_kernel<__nv_bfloat16, 8>
+                            : mma_kernel<Tf32, 8>,
+                shape(1), nullptr, a, b, d);
+}
+cudaError_t run_tf32(const float* in, float* out) {
+  return launch(tf32_kernel, shape(1), nullptr, in, out);
+}
+cudaError_t run_neighbours(const int* in, int* out) {
+  return launch(neighbours_kernel, shape(8, 4), nullptr, in, out);
+}
+cudaError_t run_async(const uint4* in, uint4* out) {
+  return launch(async_kernel, shape(4, 4), nullptr, in, out);
+}
+cudaError_t run_flag(const int* in, int* passed, unsigned* flag, int* out) {
+  return launch(flag_kernel, shape(2, 1, true), nullptr, in, passed, flag, out);
+}
+cudaError_t run_tagged(const int* in, uint4* passed, int* out) {
+  return launch(tagged_kernel, shape(2, 1, true), nullptr, in, passed, out);
+}
+
+}  // extern "C"
