@@ -300,7 +300,7 @@ def _recurrence_stack(*arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
         shape, B = replace(
             call,
             input=output,
-            hx=None if call.hx is None else call.hx[one],
+            hx=None if call.hx is None or call.batch_sizes is None else call.hx[one],
             weight_ih=call.weight_ih[one],
             weight_hh=call.weight_hh[one],
             bias_ih=call.bias_ih[one],

@@ -55,27 +55,3 @@ def test_the_same_bits_step_by_step(leak, dtype, isa, threads):
         one, state = step.call(ops.recurrence)
         assert torch.equal(one[0], output[t])
     assert torch.equal(state, h_n)
-
-
-@pytest.mark.parametrize("alpha", [0.0, -0.1, 1.0001, float("nan"), float("inf")])
-def test_alpha_out_of_range_is_named(alpha):
-    arguments = samples.make(leak="rate")
-    arguments.alpha[0][4] = alpha
-    with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\], got .* at 4"):
-        arguments.call(ops.recurrence)
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"form": "cubic"}, ValueError, "form must be one of 'rate', .*, 'blend', got 'cubic'"),
-        ({"reset": torch.zeros(5, 3)}, TypeError, "reset must be a bool tensor, got float32"),
-        ({"reset": torch.ones(3, 5) > 0}, ValueError, r"reset .* \[5, 3\], got \[3, 5\]"),
-        ({"reset_state": torch.zeros(1, 3, 6)}, ValueError, "reset_state needs a reset"),
-        ({"alpha": [torch.ones(6)]}, RuntimeError, "alpha must have the dtype of weight_hh"),
-        ({"alpha": [torch.ones(5).double()]}, RuntimeError, r"alpha .* \[6\], got \[5\]"),
-    ],
-)  # fmt: skip
-def test_what_does_not_fit_is_refused(changes, error, message):
-    with pytest.raises(error, match=message):
-        replace(samples.make(), **changes).call(ops.recurrence)

@@ -1,0 +1,286 @@
+"""What ops refuse, and how they say so: with data as for fake, symbolic and meta tensors."""
+
+import copy
+import functools
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+import rnnext
+from helpers import samples
+from helpers.common import cover, error_of
+
+ops = torch.ops.rnnext
+
+
+def zeros(*shape, dtype=torch.float64, device="cpu"):
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def longs(*shape):
+    return zeros(*shape, dtype=torch.int64)
+
+
+def bools(*shape):
+    return zeros(*shape, dtype=torch.bool)
+
+
+def single(*shape):
+    return zeros(*shape, dtype=torch.float32)
+
+
+# What a call is made of, what in it is wrong, what the message says, the error if no RuntimeError.
+OF_A_RECURRENCE = [
+    ({}, {"input": zeros(5, 3, 5)}, "input must have 4 features, as many as weight_ih, got 5"),
+    ({}, {"input": single(5, 3, 4)}, "input must have the dtype of weight_hh, float64, got"),
+    ({}, {"input": zeros(5, 4)}, "input must have 3 dimensions, got 2"),
+    ({}, {"index": longs(5, 3)}, "index needs a table: weight_ih must be empty"),
+    ({}, {"weight_ih": []}, "the last dimension of input must be 6, got 4"),
+    ({}, {"weight_ih": [zeros(5, 4)]}, "weight_ih must have shape [6, 4], got [5, 4]"),
+    ({}, {"weight_ih": [zeros(6, 4)] * 2}, "weight_ih must hold 1 tensors or none, got 2"),
+    ({}, {"weight_hh": []}, "weight_hh must hold 1 or 2 tensors, one a direction, got 0"),
+    ({}, {"weight_hh": [zeros(6, 5)]}, "weight_hh must have shape [6, 6], got [6, 5]"),
+    ({}, {"weight_hh": [zeros(6)]}, "weight_hh must have shape [H, H], got [6]"),
+    ({}, {"weight_hh": [zeros(0, 0)]}, "weight_ih must have shape [0, 4], got [6, 4]"),
+    ({}, {"weight_hh": [zeros(6, 6)] * 3}, "weight_hh must hold 1 or 2 tensors, one a direction"),
+    ({}, {"weight_hh": [single(6, 6)]}, "the dtype of weight_hh, float32, got float64"),
+    ({}, {"bias_ih": []}, "bias_ih and bias_hh must both hold 1 tensors or none, got 0 and 1"),
+    ({}, {"bias_ih": [zeros(5)]}, "bias_ih must have shape [6], got [5]"),
+    ({}, {"bias_hh": [zeros(6, 1)]}, "bias_hh must have shape [6], got [6, 1]"),
+    ({}, {"bias_hh": [single(6)]}, "bias_hh must have the dtype of weight_hh, float64, got"),
+    ({}, {"hx": zeros(1, 2, 6)}, "hx must have shape [1, 3, 6], got [1, 2, 6]"),
+    ({}, {"hx": zeros(3, 6)}, "hx must have shape [1, 3, 6], got [3, 6]"),
+    ({}, {"hx": single(1, 3, 6)}, "hx must have the dtype of weight_hh, float64, got float32"),
+    ({}, {"lengths": longs(2)}, "lengths must have shape [3], got [2]", ValueError),
+    ({}, {"lengths": longs(1, 3)}, "lengths must have shape [3], got [1, 3]", ValueError),
+    ({}, {"lengths": longs(3).int()}, "lengths must be an int64 tensor, got int32", TypeError),
+    ({}, {"batch_sizes": longs(5)}, "input of a packed sequence must have 2 dimensions, got 3"),
+    ({"rows": "lengths"}, {"batch_sizes": longs(5)}, "lengths and batch_sizes must not both be"),
+    ({"rows": "packed"}, {"batch_sizes": single(1)}, "batch_sizes must be a 1-D int64 tensor on"),
+    ({"rows": "packed"}, {"batch_sizes": longs(1, 1)}, "got int64 of shape [1, 1] on cpu"),
+    ({"rows": "packed"}, {"hx": zeros(1, 3, 5)}, "hx must have shape [1, 3, 6], got [1, 3, 5]"),
+    ({"source": "ready"}, {"input": zeros(5, 3, 5)}, "last dimension of input must be 6, got 5"),
+    ({"source": "table"}, {"input": zeros(9, 5)}, "the last dimension of input must be 6, got 5"),
+    ({"source": "table"}, {"input": zeros(9, 3, 6)}, "the table must have 2 dimensions, got 3"),
+    ({"source": "table"}, {"index": zeros(5, 3)}, "index must be int32 or int64, got float64"),
+    ({"source": "table"}, {"index": longs(5)}, "index must have 2 dimensions, got 1"),
+    ({}, {"reverse": [False, True]}, "reverse must hold one bool a direction, 1, got 2"),
+    ({"reverse": (False, True)}, {"reverse": [False]}, "reverse must hold one bool a direction, 2"),
+    ({}, {"nonlinearity": "gelu"}, "nonlinearity must be one of 'tanh', 'relu'", ValueError),
+    ({"dtype": torch.complex64}, {}, "weight_hh must be float32, float64, bfloat16 or float16, got"
+     " complex64", NotImplementedError),
+    ({}, {"form": "cubic"}, "one of 'rate', 'voltage', 'blend', got 'cubic'", ValueError),
+    ({}, {"alpha": [zeros(5)]}, "alpha must have shape [6], got [5]"),
+    ({}, {"alpha": [zeros(6)] * 2}, "alpha must hold 1 tensors or none, got 2"),
+    ({}, {"alpha": [single(6)]}, "alpha must have the dtype of weight_hh, float64, got float32"),
+    ({}, {"reset": zeros(5, 3)}, "reset must be a bool tensor, got float64", TypeError),
+    ({}, {"reset": bools(3, 5)}, "reset must have shape [5, 3], got [3, 5]", ValueError),
+    ({}, {"reset": bools(5)}, "reset must have shape [5, 3], got [5]", ValueError),
+    ({"reset": "zeros"}, {"reset_state": zeros(3, 6)}, "reset_state must have shape [1, 3, 6]"),
+    ({}, {"reset_state": zeros(1, 3, 6)}, "reset_state needs a reset", ValueError),
+    ({"rows": "packed"}, {"reset": bools(5, 3)}, "reset must not be given with a", ValueError),
+]  # fmt: skip
+OF_A_BACKWARD_PASS = [
+    ({}, {"output": zeros(5, 3, 5)}, "output must have shape [5, 3, 6], got [5, 3, 5]"),
+    ({}, {"grad_output": zeros(5, 2, 6)}, "grad_output must have shape [5, 3, 6], got [5, 2, 6]"),
+    ({}, {"grad_output": single(5, 3, 6)}, "grad_output must have the dtype of weight_hh"),
+    ({}, {"grad_h_n": zeros(1, 3, 5)}, "grad_h_n must have shape [1, 3, 6], got [1, 3, 5]"),
+    ({}, {"input": zeros(5, 3, 5)}, "input must have 4 features, as many as weight_ih, got 5"),
+    ({"rows": "packed"}, {"grad_h_n": zeros(3, 6)}, "grad_h_n must have shape [1, 3, 6], got"),
+    ({"rows": "packed", "hx": False}, {"output": zeros(5, 3, 6)}, "output must have shape ["),
+]
+OF_A_STACK = [
+    ({}, {"input": zeros(5, 3, 7)}, "input must have 4 features, as many as weight_ih, got 7"),
+    ({}, {"weight_ih": [zeros(6, 4)]}, "weight_ih must hold 2 tensors, one a layer, got 1"),
+    ({}, {"weight_ih": [zeros(6, 4)] * 2}, "input must have 4 features, as many as weight_ih, got"),
+    ({}, {"weight_hh": []}, "weight_hh must hold a tensor for each layer"),
+    ({}, {"weight_hh": [zeros(6, 6), zeros(5, 5)]}, "weight_ih must have shape [5, 6], got [6, 6]"),
+    ({}, {"weight_hh": [zeros(6, 6), single(6, 6)]}, "dtype of weight_hh, float32, got float64"),
+    ({}, {"weight_hh": [zeros(6, 6), zeros(6, 5)]}, "weight_hh must have shape [6, 6], got [6, 5]"),
+    ({}, {"bias_ih": [zeros(6)]}, "bias_ih and bias_hh must both"),
+    ({}, {"bias_hh": []}, "bias_ih and bias_hh must both"),
+    ({}, {"hx": zeros(1, 3, 6)}, "hx must have shape [2, 3, 6], got [1, 3, 6]"),
+    ({}, {"hx": zeros(2, 6)}, "hx must have shape [2, 3, 6], got [2, 6]"),
+    ({}, {"index": longs(5, 3)}, "index needs a table"),
+    ({}, {"reverse": [False] * 2}, "reverse must hold one bool a direction, 1, got 2"),
+    ({}, {"nonlinearity": "gelu"}, "got 'gelu'", ValueError),
+]
+OF_AN_ENSEMBLE = [
+    ({}, {"weight_hh": [zeros(6, 6)]}, "[M, H, H] with M > 0, got shape [6, 6]"),
+    ({}, {"weight_hh": []}, "[M, H, H] with M > 0, got none"),
+    ({}, {"input": zeros(3, 5, 3, 4)}, "of 2 members, as weight_hh is, got shape [3, 5, 3, 4]"),
+    ({}, {"hx": zeros(1, 2, 3, 6)}, "of 2 members"),
+    ({}, {"nonlinearity": "gelu"}, "got 'gelu'", ValueError),
+]
+
+
+def backward_of(**case):
+    arguments = samples.make(**case)
+    results = arguments.call(ops.recurrence)
+    return arguments.backward(results[0], *results)
+
+
+def ensemble_of(**case):
+    one = samples.make(**case)
+    return one.stacked(one)
+
+
+def stack_of(**case):
+    return samples.make_stack(2, **case)
+
+
+def without_data(arguments, way):
+    """The same arguments as fake or meta tensors; batch_sizes has no place on another device."""
+    if way == "meta":
+        return replace(arguments.map(lambda t: t.to("meta")), batch_sizes=arguments.batch_sizes)
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    return arguments.map(lambda t: mode.from_tensor(t, static_shapes=way == "fake"))
+
+
+@pytest.mark.parametrize("way", ["fake", "symbolic", "meta"])
+@pytest.mark.parametrize(
+    ("op", "make", "wrong"),
+    [
+        (ops.recurrence, samples.make, OF_A_RECURRENCE),
+        (ops.recurrence_backward, backward_of, OF_A_BACKWARD_PASS),
+        (ops.recurrence_stack, stack_of, OF_A_STACK),
+        (ops.recurrence_ensemble, ensemble_of, OF_AN_ENSEMBLE),
+    ],
+    ids=lambda value: str(value).removeprefix("rnnext.") if "rnnext." in str(value) else "",
+)
+def test_what_does_not_fit_is_refused_with_data_and_without(op, make, wrong, way):
+    for case, changes, message, *error in wrong:
+        arguments = replace(make(**case), **changes)
+        expected = error_of(functools.partial(arguments.call, op))
+        assert expected[0] is (error or [RuntimeError])[0], expected
+        assert message in expected[1]
+        found = error_of(functools.partial(without_data(arguments, way).call, op))
+        assert found[0] is expected[0], found
+        if way != "symbolic":  # sizes have names there
+            assert found[1] == expected[1]
+
+
+def sizes(*batch_sizes):
+    return {"batch_sizes": torch.tensor(batch_sizes, dtype=torch.int64), "input": zeros(5, 4)}
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "message", "error"),
+    [
+        ({}, {"hx": zeros(1, 3, 6, device="meta")}, "device of weight_hh, cpu, got", RuntimeError),
+        ({}, {"reverse": []}, "reverse must hold one bool a direction, 1, got 0", RuntimeError),
+        ({}, {"lengths": torch.tensor([5, 6, 5])}, "lengths[1] = 6", ValueError),
+        ({}, {"lengths": torch.tensor([5, -1, 5])}, "lengths[1] = -1", ValueError),
+        *[
+            ({}, {"alpha": [torch.tensor([1, 1, 1, 1, bad, 1]).double()]}, " at 4", ValueError)
+            for bad in (0.0, -0.1, 1.0001, float("nan"), float("inf"))
+        ],
+        *[
+            ({"rows": "packed", "T": 2, "B": 2}, sizes(*batch_sizes), message, RuntimeError)
+            for batch_sizes, message in [
+                ([], "sum(batch_sizes) = 0 rows, got 5"),
+                ([0], "got 0 at step 0"),
+                ([2, 3], "must not increase, got 3 at step 1"),
+                ([3, 1], "sum(batch_sizes) = 4 rows, got 5"),
+                ([3, 2, 1], "sum(batch_sizes) = 6 rows, got 5"),
+                ([3, 0, 1], "got 0 at step 1"),
+                ([2**40], f"batch_sizes[0] = {2**40} is more than input has rows, 5"),
+                ([-1, 3], "got -1 at step 0"),
+                ([3, -(2**62)], f"got -{2**62} at step 1"),
+            ]
+        ],
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_values_are_named(case, changes, message, error):
+    arguments = replace(samples.make(**case), **changes)
+    kind, found = error_of(lambda: arguments.call(ops.recurrence))
+    assert kind is error
+    assert message in found
+
+
+@pytest.mark.parametrize("index_dtype", [torch.int64, torch.int32])
+def test_a_table_index_out_of_range_is_named(index_dtype):
+    for position, value in itertools.product([0, 7, 14], [-1, 9, 2**31 - 1]):
+        arguments = samples.make(source="table", index_dtype=index_dtype)
+        arguments.index.view(-1)[position] = value
+        kind, message = error_of(functools.partial(arguments.call, ops.recurrence))
+        assert kind is IndexError
+        assert f"[{position}] = {value}, expected 0 <= index < 9" in message
+
+
+@pytest.mark.parametrize("way", ["fake", "meta"])
+def test_an_embedding_refuses_as_with_data(way):
+    for op, tensors, options in [
+        (ops.embedding, (zeros(5, 3), zeros(2)), (-1, False, False)),
+        (ops.embedding, (zeros(5, 3, 2), longs(1)), (-1, False, False)),
+        (ops.embedding_backward, (zeros(2, 3), longs(1)), (5, -1, False)),
+        (ops.embedding_backward, (zeros(3), longs(1)), (5, -1, False)),
+        (ops.embedding_backward, (longs(1, 3), longs(1)), (5, -1, False)),
+        (ops.embedding_sparse_backward, (zeros(1, 3), zeros(1)), (5, -1, False)),
+        (ops.embedding_sparse_backward, (longs(1, 3), longs(1)), (5, -1, False)),
+    ]:
+        expected = error_of(functools.partial(op, *tensors, *options))
+        mode = FakeTensorMode()
+        lacking = [t.to("meta") if way == "meta" else mode.from_tensor(t) for t in tensors]
+        error, message = error_of(functools.partial(op, *lacking, *options))
+        assert (error, message.replace("torch.meta.", "torch.")) == expected
+        if not tensors[0].is_floating_point():
+            assert (error, "grad must be float32" in message) == (NotImplementedError, True)
+
+
+@cover(
+    rows=["full", "lengths", "packed"],
+    reverse=[(False,), (False, True)],
+    hx=[True, False],
+    way=["fake", "meta"],
+)
+def test_shapes_without_data(rows, reverse, hx, way):
+    arguments = samples.make(rows=rows, reverse=reverse, hx=hx)
+    expected = arguments.call(ops.recurrence)
+    results = without_data(arguments, way).call(ops.recurrence)
+    assert results[0].shape == expected[0].shape
+    if not (way == "fake" and rows == "packed" and not hx):  # B is then a value
+        assert results[1].shape == expected[1].shape
+    backward = arguments.backward(expected[0], *expected, [True, True, True, hx, True, True])
+    grads = without_data(backward, way).call(ops.recurrence_backward)
+    for got, wanted in zip(grads, backward.call(ops.recurrence_backward), strict=True):
+        if isinstance(wanted, list):
+            assert [g.shape for g in got] == [w.shape for w in wanted]
+        else:
+            assert got.shape == wanted.shape
+
+
+def test_meta_tensors_without_a_tracer():
+    """Packed without hx, and a sparse gradient, whose rows are as many as there can be."""
+    data = torch.empty(7, 3, device="meta")
+    packed = torch.nn.utils.rnn.PackedSequence(data, torch.tensor([3, 2, 2]))
+    rnn = rnnext.RNN(3, 4, num_layers=2, bidirectional=True, device="meta")
+    output, h_n = rnn(packed)
+    assert output.data.shape == (7, 8)
+    assert h_n.shape == (4, 3, 4)
+    output.data.sum().backward()
+    assert rnn.weight_hh_l0.grad.shape == (4, 4)
+    embedding = rnnext.Embedding(10, 4, sparse=True, device="meta")
+    embedding(torch.empty(5, dtype=torch.long, device="meta")).sum().backward()
+    assert embedding.weight.grad.layout == torch.sparse_coo
+    assert embedding.weight.grad.shape == (10, 4)
+
+
+def test_a_module_on_the_meta_device_refuses_as_with_data():
+    rnn = rnnext.RNN(4, 6, dtype=torch.float64)
+    meta = copy.deepcopy(rnn).to("meta")
+    for arguments in [
+        (zeros(5, 3, 5),),
+        (single(5, 3, 4),),
+        (zeros(5, 3, 4), zeros(1, 2, 6)),
+        (zeros(5, 3, 4), zeros(3, 6)),
+        (zeros(5, 3, 4), single(1, 3, 6)),
+        (zeros(0, 3, 4),),
+    ]:
+        expected = error_of(functools.partial(rnn, *arguments))
+        assert error_of(functools.partial(meta, *(t.to("meta") for t in arguments))) == expected
