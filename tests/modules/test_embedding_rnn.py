@@ -132,6 +132,7 @@ def parametrized(module):
 ATTACHED = {
     "max_norm": lambda m: setattr(m.embedding, "max_norm", 0.1),
     "parametrizations": parametrized,
+    "scale_grad_by_freq": lambda m: setattr(m.embedding, "scale_grad_by_freq", True),
     "frozen": lambda m: m.embedding.requires_grad_(False),
     "spectral_norm": lambda m: nn.utils.spectral_norm(m.rnn, "weight_hh_l0"),
     "weight_norm": lambda m: nn.utils.weight_norm(m.rnn, "weight_hh_l0"),

@@ -65,10 +65,10 @@ def test_alpha_from_dt_and_tau():
     rnn = rnnext.LeakyRNN(1, 2, dt=10, tau=tau)
     tau.fill_(1)
     assert_close(rnn.alpha, torch.tensor([0.5, 0.1]))
-    given = torch.tensor([0.5, 0.1])
-    rnn = rnnext.LeakyRNN(1, 2, alpha=given)
+    given = torch.tensor([0.5, 0.1]).double()
+    rnn = rnnext.LeakyRNN(1, 2, alpha=given, dtype=torch.float64)
     given.fill_(1)
-    assert_close(rnn.alpha, torch.tensor([0.5, 0.1]))
+    assert_close(rnn.alpha, torch.tensor([0.5, 0.1]).double())
 
 
 def test_learned_alpha_stays_between_0_and_1_and_learns():
@@ -131,11 +131,12 @@ def test_noise_that_is_none_is_refused_whenever_it_is_set():
 def test_noise_has_its_deviation_and_comes_from_torchs_generator(scale):
     alpha, std = 0.25, 0.5
     factor = {"sqrt_2_over_alpha": (2 / alpha) ** 0.5, "sqrt_2_alpha": (2 * alpha) ** 0.5}
-    rnn = rnnext.LeakyRNN(
-        1, 200, nonlinearity="identity", bias=False, alpha=alpha, noise_std=std, noise_scale=scale
-    )
-    with torch.no_grad():
-        rnn.weight_hh_l0.zero_()
+    options = {"nonlinearity": "identity", "bias": False, "alpha": 0.9, "learn_alpha": True}
+    rnn = rnnext.LeakyRNN(1, 200, 2, **options, noise_std=std, noise_scale=scale)
+    with torch.no_grad():  # the second layer's own alpha counts, and nothing but its noise
+        for parameter in rnn.parameters():
+            parameter.zero_()
+        rnn.logit_alpha_l1.fill_(math.log(alpha / (1 - alpha)))
     x = torch.zeros(50, 20, 1)
     torch.manual_seed(1)
     output, _ = rnn(x)

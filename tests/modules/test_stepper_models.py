@@ -73,10 +73,12 @@ def test_other_tables_tokens_and_autocast():
     """A table of torch.nn's whose rows are scaled, one token without a dimension."""
     model, tokens = rnnext.EmbeddingRNN(9, 5, 6, num_layers=2), torch.randint(9, (7,))
     model.embedding = nn.Embedding(9, 5, max_norm=1.0)
-    with torch.no_grad():
-        expected = model.rnn(model.embedding(tokens))[0]
-    one = rnnext.Stepper(model)
-    assert torch.equal(steps(one, tokens), expected)
+    for rnn in (rnnext.LeakyRNN(5, 6, 2, alpha=0.3), model.rnn):
+        model.rnn = rnn
+        with torch.no_grad():
+            expected = rnn(model.embedding(tokens))[0]
+        one = rnnext.Stepper(model)
+        assert torch.equal(steps(one, tokens), expected)
     assert repr(one) == "Stepper(9, 6, num_layers=2, batch_size=1)"
     with torch.autocast("cpu", torch.bfloat16):
         stepper = rnnext.Stepper(model)
