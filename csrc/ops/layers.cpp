@@ -206,7 +206,8 @@ std::tuple<Tensor, Tensor> run_layers(const RnnArguments& a, Tensor x, const Opt
     const bool reads_table = given(tokens) && layer == 0;
     const bool projects = reads_table || !a.noise.empty();
     if (projects) x = project(x, weights);
-    if (!a.noise.empty()) x = x + at::randn_like(x) * at::cat(a.noise.slice(layer * D, D));
+    if (!a.noise.empty())
+      x = at::addcmul(x, at::randn_like(x), at::cat(a.noise.slice(layer * D, D)));
     const auto unless_projected = [&](TensorList list) { return projects ? TensorList() : list; };
     const auto of_layer = [&](const OptionalTensor& all) {
       return given(all) && a.num_layers > 1 ? OptionalTensor(all->narrow(0, layer * D, D)) : all;
