@@ -21,9 +21,9 @@ CALLS = {
 
 
 @pytest.mark.skipif(bool(rnnext._C.build_info()["cuda_archs"]), reason="the CUDA half was built")
-@pytest.mark.parametrize("name", CALLS)
-def test_a_build_without_cuda_kernels_says_so_and_how_to_have_them(name):
-    message = f"rnnext::{name} got tensors on a GPU, but .* no CUDA kernels.*RNNEXT_CUDA=1 pip"
-    with pytest.raises(NotImplementedError, match=message):
-        # As the dispatcher calls it for tensors on a GPU, which no CPU build of torch can make.
-        getattr(ops, name).default.redispatch(CUDA, *CALLS[name])
+def test_a_build_without_cuda_kernels_says_so_and_how_to_have_them():
+    for name, arguments in CALLS.items():
+        message = f"rnnext::{name} got tensors on a GPU, but .* no CUDA kernels.*RNNEXT_CUDA=1 pip"
+        with pytest.raises(NotImplementedError, match=message):
+            # As the dispatcher calls it for tensors on a GPU, which no CPU build of torch can make.
+            getattr(ops, name).default.redispatch(CUDA, *arguments)

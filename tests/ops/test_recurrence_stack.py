@@ -1,11 +1,13 @@
 """A stack of layers in one call: the bits of calls of single layers, the reference's values."""
 
+import itertools
+
 import pytest
 import torch
 
 from helpers import samples
 from helpers.cases import VARIANTS, valid
-from helpers.common import ISAS, assert_close, cover, same
+from helpers.common import assert_close, cover, same
 
 ops = torch.ops.rnnext
 
@@ -26,19 +28,19 @@ def of_op(layer):
 @cover(
     "case",
     valid,
-    layers=[1, 2, 3, 5],
-    H=[1, 17, 64, 130],
-    T=[1, 2, 33, 100],
-    B=[0, 1, 3, 9],
+    layers=[1, 2, 4],
+    H=[1, 17, 130],
+    T=[1, 2, 100],
+    B=[0, 1, 9],
     I=[0, 1, 33],
     reverse=[(False,), (True,)],
     leak=[None, "blend"],
     reset=[None, "zeros"],
-    **{k: VARIANTS[k] for k in ("nonlinearity", "bias", "hx", "layout", "rows", "dtype")},
-    isa=ISAS,
+    **{k: VARIANTS[k] for k in ("bias", "hx", "rows", "dtype")},
+    layout=["contiguous", "strided"],
     threads=[1, 2, 3],
 )
-def test_recurrence_stack(case, isa, threads):
+def test_recurrence_stack(case, threads):
     arguments = samples.make_stack(**case)
     result = arguments.call(ops.recurrence_stack)
     one_by_one = one_layer_at_a_time(arguments, of_op)
@@ -49,15 +51,16 @@ def test_recurrence_stack(case, isa, threads):
     assert_close(result, expected)
 
 
-@cover(layers=[2, 3, 4], B=[1, 2, 4], dtype=VARIANTS["dtype"])
-def test_the_same_bits_where_threads_run_layers_as_a_pipeline(layers, B, dtype):
-    arguments = samples.make_stack(layers, T=100, B=B, I=64, H=64, dtype=dtype)
-    torch.set_num_threads(1)
-    expected = one_layer_at_a_time(arguments, of_op)
-    for threads in (2, 4):
-        torch.set_num_threads(threads)
-        for _ in range(20):
-            assert same(arguments.call(ops.recurrence_stack), expected)
+@pytest.mark.parametrize("dtype", VARIANTS["dtype"])
+def test_the_same_bits_where_threads_run_layers_as_a_pipeline(dtype):
+    for layers, B in itertools.product([2, 3, 4], [1, 2, 4]):
+        arguments = samples.make_stack(layers, T=100, B=B, I=64, H=64, dtype=dtype)
+        torch.set_num_threads(1)
+        expected = one_layer_at_a_time(arguments, of_op)
+        for threads in (2, 4):
+            torch.set_num_threads(threads)
+            for _ in range(20):
+                assert same(arguments.call(ops.recurrence_stack), expected)
 
 
 @pytest.mark.parametrize(
