@@ -11,7 +11,6 @@ from torch import Tensor
 
 import rnnext._fake
 import rnnext._flops  # noqa: F401  the two register: results without data, costs
-from rnnext import _sharding
 
 __all__ = [
     "embedding",
@@ -24,8 +23,6 @@ __all__ = [
     "recurrence_ensemble_backward",
     "recurrence_stack",
 ]
-
-_sharding.register_when_imported()
 
 
 def recurrence(
