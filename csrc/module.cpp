@@ -20,8 +20,8 @@
 #include "cpu/binding/stepper.h"
 #include "cpu/rnn/machine.h"
 #include "cpu/runtime/dispatch.h"
-#include "ops/parse.h"
-#include "ops/signatures.h"
+#include "ops/check.h"
+#include "ops/fake.h"
 #include "recurrence/nonlinearity.h"
 #ifdef RNNEXT_CUDA_ARCHS
 #include "cuda/binding/index_check.h"
@@ -148,6 +148,62 @@ at::Tensor tensor_of(py::handle object, const char* name) {
   return THPVariable_Unpack(object.ptr());
 }
 
+// What the ops return without data, for rnnext/_fake.py, as functions of an op's arguments and
+// `batch`.
+template <class T>
+using FromList =
+    std::conditional_t<std::is_same_v<T, c10::List<bool>>, std::vector<bool>, rnnext::Kept<T>>;
+template <class T>
+rnnext::Kept<T> kept(FromList<T>&& value) {
+  if constexpr (std::is_same_v<T, at::TensorList>) {
+    return rnnext::as_passed(at::TensorList(value)).vec();
+  } else if constexpr (std::is_same_v<T, c10::List<bool>>) {
+    c10::List<bool> list;
+    for (const bool each : value) list.push_back(each);
+    return list;
+  } else {
+    return std::move(value);
+  }
+}
+template <class, class, class>
+struct Fakes;
+template <class... A, class... R, class... G>
+struct Fakes<rnnext::Types<void, A...>, rnnext::Types<void, R...>, rnnext::Types<void, G...>> {
+  static void forward(py::module_& m, const char* name, decltype(rnnext::fake::recurrence)* fake) {
+    m.def(name, torch::wrap_pybind_function(
+                    [fake](FromList<A>... each, bool save, std::optional<c10::SymInt> batch) {
+                      const rnnext::KeptArguments a{kept<A>(std::move(each))...};
+                      return fake(passed(a), save, batch.value_or(0));
+                    }));
+  }
+  static void backward(py::module_& m, const char* name,
+                       decltype(rnnext::fake::recurrence_backward)* fake) {
+    m.def(name, torch::wrap_pybind_function([fake](FromList<R>... results, FromList<A>... each,
+                                                   rnnext::Recurrences::Mask mask,
+                                                   std::optional<c10::SymInt> batch) {
+            const rnnext::KeptResults r{kept<R>(std::move(results))...};
+            const rnnext::KeptArguments a{kept<A>(std::move(each))...};
+            const auto wanted = rnnext::wanted(mask);
+            auto g = rnnext::filled(fake(passed(r), passed(a), wanted, batch.value_or(0)),
+                                    a.weight_hh[0]);
+            return spread(g, [](auto&... each) { return std::make_tuple(each...); });
+          }));
+  }
+};
+
+void define_fakes(py::module_& m) {
+  using Of = Fakes<rnnext::ArgumentTypes, rnnext::ResultTypes, rnnext::GradientTypes>;
+  namespace fake = rnnext::fake;
+  Of::forward(m, "fake_recurrence", fake::recurrence);
+  Of::forward(m, "fake_recurrence_stack", fake::recurrence_stack);
+  Of::forward(m, "fake_recurrence_ensemble", fake::recurrence_ensemble);
+  Of::backward(m, "fake_recurrence_backward", fake::recurrence_backward);
+  Of::backward(m, "fake_recurrence_ensemble_backward", fake::recurrence_ensemble_backward);
+  m.def("check_embedding", torch::wrap_pybind_function(rnnext::check_embedding));
+  m.def("check_embedding_gradient", torch::wrap_pybind_function(rnnext::check_embedding_gradient));
+  m.def("check_index_dtype", torch::wrap_pybind_function(rnnext::check_indices));
+}
+
 // Unlike the ops it keeps the interpreter lock: no two threads may step it at once.
 void define_stepper(py::module_& m) {
   using rnnext::Stepper;
@@ -263,6 +319,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("device"),
         "Raises IndexError if a call that is over on this GPU met an index out of range.");
   define_stepper(m);
+  define_fakes(m);
   m.def("plan", &plan, py::kw_only(), py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"),
         py::arg("directions") = 1, py::arg("layers") = 1, py::arg("dtype"), py::arg("threads"),
         py::arg("train") = false, py::arg("hx") = false,

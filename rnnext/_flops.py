@@ -55,12 +55,14 @@ def _backward(
     *others: Any,
     out_shape: Any,
 ) -> int:
-    want_input, _, want_weights, *_ = others[-1]
+    want_input, _, want_ih, want_hh, *_ = others[-1]
     rows = math.prod(output[:-1])
     weight_hh = _state_weights(input, hx, weight_hh, others)
     total = _products(weight_hh, rows)  # through time
     if want_input:
         total += _products(weight_ih, rows)
-    if want_weights:
-        total += _products([*weight_ih, *weight_hh], rows)
+    if want_ih:
+        total += _products(weight_ih, rows)
+    if want_hh:
+        total += _products(weight_hh, rows)
     return total

@@ -155,11 +155,17 @@ def _rnn(
     return op.Transpose(x, perm=[1, 0, 2]) if batch_first else x, h_n
 
 
+def _listed(tensors: Sequence[Any]) -> Sequence[Any]:
+    """In a traced call a list of one tensor of six dimensions stands for an empty list."""
+    return [] if len(tensors) == 1 and len(tensors[0].shape) == 6 else tensors
+
+
 def _recurrence(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any, index: Any,
     lengths: Any, batch_sizes: Any, reset: Any, reset_state: Any, alpha: Any, form: Any,
     nonlinearity: Any, reverse: Any, save: Any,
 ) -> Any:  # fmt: skip
+    weight_ih, bias_ih, bias_hh, alpha = map(_listed, (weight_ih, bias_ih, bias_hh, alpha))
     if alpha:
         _refuse("leak (alpha)")
     if reset is not None:

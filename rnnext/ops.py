@@ -1,7 +1,23 @@
-"""Typed functions over ``torch.ops.rnnext``: every op that works on one layer, documented.
+"""Typed functions over ``torch.ops.rnnext``: the ops that work on one layer, documented.
 
 :mod:`rnnext.functional` and the modules are built on top. Below, T is the number of steps, B the
 batch size, I the input size, H the hidden size and D, 1 or 2, the number of directions.
+
+Four ops have no function here, as they take what :func:`recurrence` takes, in the same order:
+
+- ``torch.ops.rnnext.recurrence_backward(grad_output, grad_h_n, output, saved, ..., output_mask)``
+  returns the gradients of ``input``, ``hx``, each ``weight_ih``, each ``weight_hh``, the biases of
+  each direction (both have the same), ``reset_state`` and each ``alpha``; the mask says which are
+  wanted, and the others are empty. A gradient of None is zeros; ``saved`` is what the forward op
+  saved of a leak. Only derivatives of these gradients read the biases, and only of a
+  leak.
+- ``recurrence_ensemble`` and ``recurrence_ensemble_backward`` are calls of M members at once, each
+  with weights of its own: every tensor but ``batch_sizes`` has a first dimension more, M. What
+  members share is best expanded, which copies nothing. On the CPU each member runs on one thread,
+  and as many at once as there are threads.
+- ``recurrence_stack`` is L layers of one direction, on the CPU, each over the output of the one
+  before: the lists hold a tensor for each layer, and ``hx`` is ``[L, B, H]``. It is one call where
+  no gradient is wanted, and else one of ``recurrence`` for each layer.
 """
 
 from collections.abc import Sequence
@@ -18,10 +34,6 @@ __all__ = [
     "embedding_sparse_backward",
     "occurring",
     "recurrence",
-    "recurrence_backward",
-    "recurrence_ensemble",
-    "recurrence_ensemble_backward",
-    "recurrence_stack",
 ]
 
 
@@ -76,8 +88,7 @@ def recurrence(
         nonlinearity: f, ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` or ``"identity"``.
             Default: ``"tanh"``.
         reverse: for each direction, whether it runs from the end. Default: ``[False, True][:D]``.
-        save: whether what the backward pass of a leak needs is returned. (Under autograd it is
-            kept, and not returned.) Default: ``False``.
+        save: whether what the backward pass of a leak needs is returned. Default: ``False``.
 
     Returns:
         ``(output, h_n, saved)``: the outputs ``[T, B, D * H]``, or ``[N, D * H]`` if packed, the
@@ -101,249 +112,6 @@ def recurrence(
     result: tuple[Tensor, Tensor, list[Tensor]] = torch.ops.rnnext.recurrence(
         input, hx, weight_ih, weight_hh, bias_ih, bias_hh, index, lengths, batch_sizes,
         reset, reset_state, alpha, form, nonlinearity, reverse, save,
-    )  # fmt: skip
-    return result
-
-
-def recurrence_stack(
-    input: Tensor,
-    hx: Tensor | None,
-    weight_ih: Sequence[Tensor],
-    weight_hh: Sequence[Tensor],
-    bias_ih: Sequence[Tensor] = (),
-    bias_hh: Sequence[Tensor] = (),
-    *,
-    lengths: Tensor | None = None,
-    batch_sizes: Tensor | None = None,
-    reset: Tensor | None = None,
-    alpha: Sequence[Tensor] = (),
-    form: str = "rate",
-    nonlinearity: str = "tanh",
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """L layers of one direction, each over the one before, on the CPU.
-
-    It is one call where no gradient is wanted, and else one of :func:`recurrence` for each layer.
-
-    Args:
-        input: the first layer's features, ``[T, B, I]``.
-        hx: first states ``[L, B, H]``, or ``None`` for zeros.
-        weight_ih: L tensors, the first ``[H, I]``, the others ``[H, H]``.
-        weight_hh: L tensors ``[H, H]``.
-        bias_ih: L tensors ``[H]``, or none. Default: none.
-        bias_hh: L tensors ``[H]``, or none; given exactly when ``bias_ih`` is. Default: none.
-        lengths: as :func:`recurrence`'s.
-        batch_sizes: as :func:`recurrence`'s.
-        reset: as :func:`recurrence`'s, for all layers.
-        alpha: L tensors ``[H]``, or none: no leak. Default: none.
-        form: as :func:`recurrence`'s.
-        nonlinearity: as :func:`recurrence`'s.
-        reverse: whether all layers run from the end. Default: ``False``.
-
-    Returns:
-        ``(output, h_n)``: the last layer's states, as :func:`recurrence`'s, and each layer's last
-        state, ``[L, B, H]``.
-
-    Raises:
-        NotImplementedError: the dtype is not supported, or the tensors are not on the CPU.
-        RuntimeError, ValueError: as :func:`recurrence`.
-    """
-    output, h_n, _ = torch.ops.rnnext.recurrence_stack(
-        input, hx, weight_ih, weight_hh, bias_ih, bias_hh, None, lengths, batch_sizes,
-        reset, None, alpha, form, nonlinearity, [reverse], False,
-    )  # fmt: skip
-    return output, h_n
-
-
-def recurrence_backward(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    output: Tensor,
-    saved: Sequence[Tensor],
-    input: Tensor,
-    hx: Tensor | None,
-    weight_ih: Sequence[Tensor],
-    weight_hh: Sequence[Tensor],
-    bias_ih: Sequence[Tensor] = (),
-    bias_hh: Sequence[Tensor] = (),
-    *,
-    index: Tensor | None = None,
-    lengths: Tensor | None = None,
-    batch_sizes: Tensor | None = None,
-    reset: Tensor | None = None,
-    reset_state: Tensor | None = None,
-    alpha: Sequence[Tensor] = (),
-    form: str = "rate",
-    nonlinearity: str = "tanh",
-    reverse: Sequence[bool] | None = None,
-    output_mask: Sequence[bool] = (True, True, True, True, True, True),
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]:
-    """Gradients of :func:`recurrence` from its output; autograd calls this.
-
-    Args:
-        grad_output: gradient of the output, or ``None`` for zeros.
-        grad_h_n: gradient of h_n, or ``None`` for zeros.
-        output: what :func:`recurrence` returned.
-        saved: what it saved of a leak; the rate form needs it, the others where alpha's gradient is
-            wanted. Else an empty list.
-        input: as :func:`recurrence`'s, and so are the arguments up to ``reverse``.
-        hx: first states, or ``None``.
-        weight_ih: D tensors, or none.
-        weight_hh: D tensors.
-        bias_ih: D tensors, or none: only derivatives of these gradients read them, and only of a
-            leak. Default: none.
-        bias_hh: as ``bias_ih``. Default: none.
-        index: of the table form. Default: no table.
-        lengths: steps of each sequence. Default: T.
-        batch_sizes: of a packed input. Default: not packed.
-        reset: where episodes begin. Default: nowhere.
-        reset_state: the state before them. Default: zeros.
-        alpha: of the leak. Default: no leak.
-        form: of the leak. Default: ``"rate"``.
-        nonlinearity: f. Default: ``"tanh"``.
-        reverse: for each direction. Default: ``[False, True][:D]``.
-        output_mask: which gradients are wanted: of input, hx, all weights, the biases, reset_state
-            and alpha. Default: all.
-
-    Returns:
-        The gradients of ``input``, ``hx``, each ``weight_ih``, each ``weight_hh``, for each
-        direction of either bias, of ``reset_state``, and of each ``alpha``. What is not wanted, or
-        not there, is an empty tensor or list.
-
-    Raises:
-        RuntimeError, ValueError, IndexError, NotImplementedError: as :func:`recurrence`.
-    """
-    if reverse is None:
-        reverse = [False, True][: len(weight_hh)]
-    result: tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]
-    result = torch.ops.rnnext.recurrence_backward(
-        grad_output, grad_h_n, output, saved, input, hx, weight_ih, weight_hh, bias_ih, bias_hh,
-        index, lengths, batch_sizes, reset, reset_state, alpha, form, nonlinearity, reverse,
-        output_mask,
-    )  # fmt: skip
-    return result
-
-
-def recurrence_ensemble(
-    input: Tensor,
-    hx: Tensor | None,
-    weight_ih: Sequence[Tensor],
-    weight_hh: Sequence[Tensor],
-    bias_ih: Sequence[Tensor] = (),
-    bias_hh: Sequence[Tensor] = (),
-    *,
-    index: Tensor | None = None,
-    lengths: Tensor | None = None,
-    batch_sizes: Tensor | None = None,
-    reset: Tensor | None = None,
-    reset_state: Tensor | None = None,
-    alpha: Sequence[Tensor] = (),
-    form: str = "rate",
-    nonlinearity: str = "tanh",
-    reverse: Sequence[bool] | None = None,
-    save: bool = False,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """:func:`recurrence` of M members, each with weights of its own, as one call.
-
-    Every tensor but ``batch_sizes`` has a first dimension more, M. What members share is best
-    expanded, which copies nothing: ``input.expand(M, -1, -1, -1)``. On the CPU each member runs on
-    one thread, and as many at once as there are threads.
-
-    Args:
-        input: as :func:`recurrence`'s, and so are all arguments, each with the dimension more.
-        hx: first states, ``[M, D, B, H]``, or ``None``.
-        weight_ih: D tensors ``[M, H, I]``, or none.
-        weight_hh: D tensors ``[M, H, H]``.
-        bias_ih: D tensors ``[M, H]``, or none. Default: none.
-        bias_hh: as ``bias_ih``. Default: none.
-        index: ``[M, T, B]``. Default: no table.
-        lengths: ``[M, B]``. Default: T.
-        batch_sizes: ``[T]``, the same of all members. Default: not packed.
-        reset: ``[M, T, B]``. Default: never.
-        reset_state: ``[M, D, B, H]``. Default: zeros.
-        alpha: D tensors ``[M, H]``, or none. Default: none.
-        form: of the leak. Default: ``"rate"``.
-        nonlinearity: f. Default: ``"tanh"``.
-        reverse: for each direction. Default: ``[False, True][:D]``.
-        save: as :func:`recurrence`'s. Default: ``False``.
-
-    Returns:
-        As :func:`recurrence`, with the dimension more: ``output [M, T, B, D * H]`` and
-        ``h_n [M, D, B, H]``.
-
-    Raises:
-        RuntimeError, ValueError, TypeError, IndexError, NotImplementedError: as :func:`recurrence`;
-            RuntimeError where a tensor is not of M members.
-    """
-    if reverse is None:
-        reverse = [False, True][: len(weight_hh)]
-    result: tuple[Tensor, Tensor, list[Tensor]] = torch.ops.rnnext.recurrence_ensemble(
-        input, hx, weight_ih, weight_hh, bias_ih, bias_hh, index, lengths, batch_sizes,
-        reset, reset_state, alpha, form, nonlinearity, reverse, save,
-    )  # fmt: skip
-    return result
-
-
-def recurrence_ensemble_backward(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    output: Tensor,
-    saved: Sequence[Tensor],
-    input: Tensor,
-    hx: Tensor | None,
-    weight_ih: Sequence[Tensor],
-    weight_hh: Sequence[Tensor],
-    bias_ih: Sequence[Tensor] = (),
-    bias_hh: Sequence[Tensor] = (),
-    *,
-    index: Tensor | None = None,
-    lengths: Tensor | None = None,
-    batch_sizes: Tensor | None = None,
-    reset: Tensor | None = None,
-    reset_state: Tensor | None = None,
-    alpha: Sequence[Tensor] = (),
-    form: str = "rate",
-    nonlinearity: str = "tanh",
-    reverse: Sequence[bool] | None = None,
-    output_mask: Sequence[bool] = (True, True, True, True, True, True),
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]:
-    """:func:`recurrence_backward` of M members, each tensor with a first dimension more, M.
-
-    Args:
-        grad_output: as :func:`recurrence_backward`'s, and so are all arguments.
-        grad_h_n: gradient of h_n, or ``None``.
-        output: what :func:`recurrence_ensemble` returned.
-        saved: what it saved.
-        input: as :func:`recurrence_ensemble`'s, and so are the arguments up to ``reverse``.
-        hx: first states, or ``None``.
-        weight_ih: D tensors, or none.
-        weight_hh: D tensors.
-        bias_ih: D tensors, or none. Default: none.
-        bias_hh: as ``bias_ih``. Default: none.
-        index: of the table form. Default: no table.
-        lengths: steps of each sequence. Default: T.
-        batch_sizes: of a packed input. Default: not packed.
-        reset: where episodes begin. Default: nowhere.
-        reset_state: the state before them. Default: zeros.
-        alpha: of the leak. Default: no leak.
-        form: of the leak. Default: ``"rate"``.
-        nonlinearity: f. Default: ``"tanh"``.
-        reverse: for each direction. Default: ``[False, True][:D]``.
-        output_mask: which gradients are wanted. Default: all.
-
-    Returns:
-        As :func:`recurrence_backward`, with the dimension more.
-
-    Raises:
-        RuntimeError, ValueError, IndexError, NotImplementedError: as :func:`recurrence_ensemble`.
-    """
-    if reverse is None:
-        reverse = [False, True][: len(weight_hh)]
-    result: tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]
-    result = torch.ops.rnnext.recurrence_ensemble_backward(
-        grad_output, grad_h_n, output, saved, input, hx, weight_ih, weight_hh, bias_ih, bias_hh,
-        index, lengths, batch_sizes, reset, reset_state, alpha, form, nonlinearity, reverse,
-        output_mask,
     )  # fmt: skip
     return result
 

@@ -1,4 +1,4 @@
-// What a call of the recurrence is made of, as its ops pass it.
+// What the ops of the recurrence are given and return: each list once, and what follows from it.
 #pragma once
 
 #include <ATen/core/List.h>
@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -20,8 +21,7 @@ using OptionalTensor = std::optional<Tensor>;
 
 inline bool given(const OptionalTensor& t) { return t.has_value() && t->defined(); }
 
-// X(type, name) of each argument. The schemas and signatures of the recurrence's ops, the structs
-// below, and what autograd saves follow this list, in its order.
+// X(type, name) of each argument of a call.
 #define RNNEXT_RECURRENCE_ARGUMENTS(X) \
   X(Tensor, input)                     \
   X(OptionalTensor, hx)                \
@@ -39,99 +39,167 @@ inline bool given(const OptionalTensor& t) { return t.has_value() && t->defined(
   X(std::string_view, nonlinearity)    \
   X(c10::List<bool>, reverse)
 
-// How an argument is passed to an op, how it is kept after the call, and what schemas call it.
+// X(type, name) of what the backward op is given before these.
+#define RNNEXT_RECURRENCE_RESULTS(X) \
+  X(OptionalTensor, grad_output)     \
+  X(OptionalTensor, grad_h_n)        \
+  X(Tensor, output)                  \
+  X(TensorList, saved)
+
+// X(type, name, argument) of each gradient that the backward op returns, and may be asked for:
+// which argument's it is. (Both biases have the same.)
+#define RNNEXT_RECURRENCE_GRADIENTS(X) \
+  X(Tensor, input, input)              \
+  X(Tensor, hx, hx)                    \
+  X(TensorList, weight_ih, weight_ih)  \
+  X(TensorList, weight_hh, weight_hh)  \
+  X(TensorList, bias, bias_ih)         \
+  X(Tensor, reset_state, reset_state)  \
+  X(TensorList, alpha, alpha)
+
+// What each of them is: as a call that is under way passes it, as it is kept after the call, and in
+// schemas.
 template <class T>
-struct ArgumentType;
+struct TypeOf;
 template <>
-struct ArgumentType<Tensor> {
+struct TypeOf<Tensor> {
   using Passed = const Tensor&;
   using Kept = Tensor;
   static constexpr const char* schema = "Tensor";
 };
 template <>
-struct ArgumentType<OptionalTensor> {
+struct TypeOf<OptionalTensor> {
   using Passed = const OptionalTensor&;
   using Kept = OptionalTensor;
   static constexpr const char* schema = "Tensor?";
 };
 template <>
-struct ArgumentType<TensorList> {
+struct TypeOf<TensorList> {
   using Passed = TensorList;
   using Kept = std::vector<Tensor>;
   static constexpr const char* schema = "Tensor[]";
 };
 template <>
-struct ArgumentType<std::string_view> {
+struct TypeOf<std::string_view> {
   using Passed = std::string_view;
   using Kept = std::string;
   static constexpr const char* schema = "str";
 };
 template <>
-struct ArgumentType<c10::List<bool>> {
+struct TypeOf<c10::List<bool>> {
   using Passed = const c10::List<bool>&;
   using Kept = c10::List<bool>;
   static constexpr const char* schema = "bool[]";
 };
 
 template <class T>
-using Passed = typename ArgumentType<T>::Passed;
+using Passed = typename TypeOf<T>::Passed;
 template <class T>
-using Kept = typename ArgumentType<T>::Kept;
+using Kept = typename TypeOf<T>::Kept;
+template <class>
+using Flag = bool;
 
-#define RNNEXT_FIELD(type, name) Field<type> name;
-template <template <class> class Field>
-struct Arguments {
-  RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_FIELD)
-};
+// What a field is that nobody names.
+template <class T>
+T unset() {
+  if constexpr (std::is_reference_v<T>) {
+    static const std::remove_cvref_t<T> none{};
+    return none;
+  } else {
+    return T{};
+  }
+}
+
+#define RNNEXT_FIELD(type, name, ...) Field<type> name = unset<Field<type>>();
+#define RNNEXT_PASS(type, name, ...) , s.name
+// A struct with a field for each item of a list. spread(s, f): f(field, field...)
+#define RNNEXT_STRUCT(Name, LIST)                               \
+  template <template <class> class Field>                       \
+  struct Name {                                                 \
+    LIST(RNNEXT_FIELD)                                          \
+    template <class Self, class F>                              \
+    static decltype(auto) spread(Self& s, F&& f) {              \
+      return std::invoke(std::forward<F>(f) LIST(RNNEXT_PASS)); \
+    }                                                           \
+  };
+RNNEXT_STRUCT(Arguments, RNNEXT_RECURRENCE_ARGUMENTS)
+RNNEXT_STRUCT(Results, RNNEXT_RECURRENCE_RESULTS)
+RNNEXT_STRUCT(Gradients, RNNEXT_RECURRENCE_GRADIENTS)
+#undef RNNEXT_STRUCT
+#undef RNNEXT_PASS
 #undef RNNEXT_FIELD
+
+template <class Struct, class F>
+decltype(auto) spread(Struct& s, F&& f) {
+  return Struct::spread(s, std::forward<F>(f));
+}
+
+// f(field, field of the other) of each item.
+template <class Struct, class Other, class F>
+void zip(Struct& s, Other& other, const F& f) {
+  spread(s, [&](auto&... a) { spread(other, [&](auto&... b) { (f(a, b), ...); }); });
+}
 
 using RecurrenceArguments = Arguments<Passed>;  // of a call that is under way
 using KeptArguments = Arguments<Kept>;
+using RecurrenceResults = Results<Passed>;
+using KeptResults = Results<Kept>;
+using RecurrenceGradients = Gradients<Kept>;
+using Wanted = Gradients<Flag>;
 
-// f(argument, argument...)
-#define RNNEXT_NAME(type, name) , a.name
-template <class Arguments, class F>
-decltype(auto) spread(Arguments& a, F&& f) {
-  return std::invoke(f RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_NAME));
+// f(argument, gradient...) of each gradient, in one or several structs of them.
+template <class Arguments, class F, class... Gradients>
+void each_gradient(const F& f, Arguments& a, Gradients&... g) {
+#define RNNEXT_EACH(type, name, argument) f(a.argument, g.name...);
+  RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_EACH)
+#undef RNNEXT_EACH
 }
-#undef RNNEXT_NAME
 
-// Arguments as a call passes them; what they are kept in must outlive the result.
+// Fields as a call passes them; what they are kept in must outlive the result.
 inline RecurrenceArguments passed(const KeptArguments& a) {
   return spread(a, [](const auto&... each) { return RecurrenceArguments{each...}; });
 }
+inline const RecurrenceArguments& passed(const RecurrenceArguments& a) { return a; }
+inline const RecurrenceResults& passed(const RecurrenceResults& r) { return r; }
+inline RecurrenceResults passed(const KeptResults& r) {
+  return spread(r, [](const auto&... each) { return RecurrenceResults{each...}; });
+}
+inline const Tensor& own(const Tensor& t) { return t; }
+inline const OptionalTensor& own(const OptionalTensor& t) { return t; }
+inline std::vector<Tensor> own(TensorList list) { return list.vec(); }
+inline std::string own(std::string_view text) { return std::string(text); }
+inline const c10::List<bool>& own(const c10::List<bool>& list) { return list; }
 inline KeptArguments kept(const RecurrenceArguments& a) {
-  const auto own = [](const auto& each) {
-    if constexpr (std::is_same_v<decltype(each), const TensorList&>) {
-      return each.vec();
-    } else if constexpr (std::is_same_v<decltype(each), const std::string_view&>) {
-      return std::string(each);
-    } else {
-      return each;
-    }
-  };
-  return spread(a, [&](const auto&... each) { return KeptArguments{own(each)...}; });
+  return spread(a, [](const auto&... each) { return KeptArguments{own(each)...}; });
+}
+inline KeptResults kept(const RecurrenceResults& r) {
+  return spread(r, [](const auto&... each) { return KeptResults{own(each)...}; });
 }
 
-// The arguments with f(tensor) in the place of each tensor, but for batch_sizes: sizes, no data.
+// The tensors in a field, to read or to replace.
+inline std::span<Tensor> tensors_of(Tensor& t) { return {&t, 1}; }
+inline std::span<Tensor> tensors_of(OptionalTensor& t) {
+  return given(t) ? tensors_of(*t) : std::span<Tensor>();
+}
+inline std::span<Tensor> tensors_of(std::vector<Tensor>& list) { return list; }
+inline std::span<Tensor> tensors_of(std::string&) { return {}; }
+inline std::span<Tensor> tensors_of(c10::List<bool>&) { return {}; }
+
+// The fields with f(tensor) in the place of each tensor.
+template <class Struct, class F>
+Struct with_each(Struct s, const F& f) {
+  const auto replace = [&](auto& field) {
+    for (Tensor& t : tensors_of(field)) t = f(t);
+  };
+  spread(s, [&](auto&... each) { (replace(each), ...); });
+  return s;
+}
+// But for batch_sizes: sizes, no data.
 template <class F>
 KeptArguments with_each(KeptArguments a, const F& f) {
-  struct {
-    const F& f;
-    void operator()(Tensor& t) const { t = f(t); }
-    void operator()(OptionalTensor& t) const {
-      if (given(t)) t = f(*t);
-    }
-    void operator()(std::vector<Tensor>& list) const {
-      for (Tensor& t : list) t = f(t);
-    }
-    void operator()(const std::string&) const {}
-    void operator()(const c10::List<bool>&) const {}
-  } visit{f};
-  const OptionalTensor batch_sizes = std::move(a.batch_sizes);
-  a.batch_sizes.reset();
-  spread(a, [&](auto&... each) { (visit(each), ...); });
-  a.batch_sizes = batch_sizes;
+  OptionalTensor batch_sizes = std::exchange(a.batch_sizes, std::nullopt);
+  a = with_each<KeptArguments, F>(std::move(a), f);
+  a.batch_sizes = std::move(batch_sizes);
   return a;
 }
 

@@ -1,24 +1,22 @@
 // The Autograd key of the recurrence's ops. The backward pass is an op of its own, on the kernels;
-// what differentiates that runs in ATen operations (higher_order.h).
+// what differentiates that runs in ATen operations (derivatives.h).
 #include "ops/autograd.h"
 
-#include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
 #include <string_view>
 
+#include "ops/cell.h"
+#include "ops/check.h"
+#include "ops/derivatives.h"
 #include "ops/ensemble.h"
-#include "ops/forward_mode.h"
-#include "ops/higher_order.h"
-#include "ops/parse.h"
 #include "ops/saved.h"
 #include "ops/stack.h"
 
 namespace rnnext {
 
 using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 // What a node saved, or an error that says what to do where a result was changed in place.
 static variable_list saved_variables(AutogradContext* ctx) {
@@ -38,6 +36,16 @@ static variable_list saved_variables(AutogradContext* ctx) {
   }
 }
 
+std::vector<Tensor> gradients_of(const std::vector<Tensor>& results,
+                                 const std::vector<Tensor>& cotangents, const Watched& watched,
+                                 bool enabled) {
+  if (results.empty() || watched.tensors.empty()) return variable_list(watched.tensors.size());
+  const bool recorded =
+      enabled && (watched.recorded || torch::autograd::any_variable_requires_grad(cotangents));
+  return torch::autograd::grad(results, watched.tensors, cotangents, /*retain_graph=*/true,
+                               recorded, /*allow_unused=*/true);
+}
+
 template <class Op>
 constexpr bool kEnsemble = std::is_same_v<Op, EnsembleOp>;
 
@@ -47,104 +55,78 @@ bool runs_again(const Arguments& a) {
   return !a.alpha.empty() || spread(a, [](const auto&... each) { return any_dual(each...); });
 }
 
-// The gradients of a call of the backward op, one a tensor.
-static variable_list flattened(const RecurrenceGradients& g) {
-  Flattener flat;
-  spread_gradients(g, [&](const auto&... each) { (flat(each), ...); });
-  return std::move(flat.tensors);
-}
-
 template <class Op>
 struct ForwardFunction {
   static constexpr const char* name =
       kEnsemble<Op> ? "RecurrenceEnsembleBackward" : "RecurrenceBackward";
   static constexpr bool is_traceable = false;
 
-  // whole: the arguments with their tangents, if they have any.
+  // whole: the arguments with their tangents, if they have any. save: whether the caller, a
+  // transform of torch.func further in, wants what it will read backward; no gradient goes through
+  // that.
   static typename Op::Results forward(const RecurrenceArguments& a,
-                                      const RecurrenceArguments& whole) {
-    Flattener edges;
-    spread(a, [&](const auto&... each) { (edges(each), ...); });
-    const auto node = node_of<ForwardFunction>(edges.tensors);
+                                      const RecurrenceArguments& whole, bool save) {
+    const auto node = node_of<ForwardFunction>(flattened(a));
     const bool reads_more = reads_saved(form_of(a), needs_grad(a.alpha));
     auto [output, h_n, saved] = [&] {
       at::AutoDispatchBelowADInplaceOrView guard;
-      return call_forward<Op>(a, reads_more);
+      return call_forward<Op>(a, save || reads_more);
     }();
-    RecurrenceArguments keep = whole;
     // Biases may change before the backward pass, as in torch, unless a loop must run again.
-    if (!runs_again(whole)) keep.bias_ih = keep.bias_hh = {};
-    Saver save;
-    save(output);
-    save(saved);
-    spread(keep, [&](const auto&... each) { (save(each), ...); });
-    save.values.emplace_back(static_cast<int64_t>(a.bias_ih.size()));
-    node->ctx_.saved_data["values"] = std::move(save.values);
-    record(node, {output, h_n}, std::move(save.tensors));
-    return {std::move(output), std::move(h_n), {}};
+    RecurrenceArguments keep = whole;
+    const std::vector<Tensor> unread(a.bias_ih.size());
+    if (!runs_again(whole)) keep.bias_ih = keep.bias_hh = unread;
+    Saver saver;
+    saver(output);
+    saver(TensorList(saved));
+    saver.all(keep);
+    node->ctx_.saved_data["values"] = std::move(saver.values);
+    record(node, {output, h_n}, std::move(saver.tensors));
+    if (!save) saved.clear();
+    return {std::move(output), std::move(h_n), std::move(saved)};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
-    Tensor output;
-    std::vector<Tensor> of_leak;
-    KeptArguments s;
+    KeptResults r;
+    KeptArguments s, grads;
     Restorer restore{saved_variables(ctx), ctx->saved_data["values"].toListRef()};
-    restore(output);
-    restore(of_leak);
-    spread(s, [&](auto&... each) { (restore(each), ...); });
-    const size_t biases = restore.value->toInt();
-
-    // Which gradients are wanted. Autograd numbers the tensors in the order of the arguments.
-    size_t number = 0;
-    const auto wanted = [&](size_t count) {
-      bool any = false;
-      for (; count > 0; --count) any |= ctx->needs_input_grad(number++);
-      return any;
-    };
-    const size_t features = s.weight_ih.size(), D = s.weight_hh.size();
-    const bool want_input = wanted(1), want_hx = wanted(1);
-    const bool want_weights = wanted(features + D);
-    const size_t first_bias = number;
-    const bool want_bias = wanted(2 * biases);
-    wanted(4);  // index, lengths, batch_sizes, reset
-    const bool want_reset_state = wanted(1);
-    const bool want_alpha = wanted(s.alpha.size());
+    restore(r.output);
+    restore(r.saved);
+    restore.all(s);
+    Arguments<Flag> needs;
+    size_t number = 0;  // autograd's of a tensor
+    zip(s, needs, [&](auto& field, bool& any) {
+      for (size_t n = slots_of(field); n > 0; --n) any |= ctx->needs_input_grad(number++);
+    });
     if (!grad[0].defined() && !grad[1].defined()) return variable_list(number);
-
-    const size_t alphas = s.alpha.size();
+    r.grad_output = grad[0];
+    r.grad_h_n = grad[1];
     // The output was saved without its tangent.
     if (spread(s, [](const auto&... each) { return any_dual(each...); }))
-      output = std::get<0>(call_forward<Op>(s));
-    if (alphas == 0) s.bias_ih = s.bias_hh = {};
-    const OptionalTensor grad_output = grad[0], grad_h_n = grad[1];
-    const Recurrences::Mask mask{want_input, want_hx,          want_weights,
-                                 want_bias,  want_reset_state, want_alpha};
-    RecurrenceGradients results =
-        call_backward<typename Op::Backward>({grad_output, grad_h_n, output, of_leak, mask}, s);
-    const std::vector<Tensor>& bias = results.bias;
+      r.output = std::get<0>(call_forward<Op>(s));
+    const bool unread = s.alpha.empty();
+    const size_t biases = s.bias_ih.size();
+    if (unread) s.bias_ih = s.bias_hh = {};
+    Wanted wanted;
+    each_gradient([](bool needed, bool& want) { want = needed; }, needs, wanted);
+    wanted.bias |= needs.bias_hh;
+    RecurrenceGradients g = call_backward<typename Op::Backward>(r, s, wanted);
 
-    KeptArguments grads;
-    if (want_input) grads.input = results.input;
-    if (want_hx) grads.hx = results.hx;
-    if (want_reset_state) grads.reset_state = results.reset_state;
-    grads.weight_ih = std::move(results.weight_ih);
-    grads.weight_hh = std::move(results.weight_hh);
-    grads.alpha = std::move(results.alpha);
-    grads.weight_ih.resize(features);
-    grads.weight_hh.resize(D);
-    grads.alpha.resize(alphas);
-    grads.bias_ih.resize(biases);
-    grads.bias_hh.resize(biases);
-    for (size_t d = 0; d < biases; ++d) {
-      const bool want_ih = ctx->needs_input_grad(first_bias + d);
-      const bool want_hh = ctx->needs_input_grad(first_bias + biases + d);
-      if (want_ih) grads.bias_ih[d] = bias[d];
-      // A tensor of its own, or work in place on one gradient would reach the other.
-      if (want_hh) grads.bias_hh[d] = want_ih ? bias[d].clone() : bias[d];
-    }
-    Flattener flat;
-    spread(grads, [&](const auto&... each) { (flat(each), ...); });
-    return flat.tensors;
+    each_gradient(
+        [](auto& slot, bool want, auto& gradient) {
+          if (want) slot = std::move(gradient);
+        },
+        grads, wanted, g);
+    // A tensor of its own, or work in place on one gradient would reach the other.
+    grads.bias_hh = grads.bias_ih;
+    if (needs.bias_ih && needs.bias_hh)
+      for (Tensor& bias : grads.bias_hh) bias = bias.clone();
+    if (unread) s.bias_ih = s.bias_hh = std::vector<Tensor>(biases);
+    zip(s, grads, [](auto& field, auto& gradient) {
+      if constexpr (std::is_same_v<decltype(gradient), std::vector<Tensor>&>)
+        gradient.resize(field.size());
+    });
+    return flattened(grads);
   }
 };
 
@@ -155,89 +137,70 @@ struct BackwardFunction {
       kEnsemble<Op> ? "RecurrenceEnsembleBackwardBackward" : "RecurrenceBackwardBackward";
   static constexpr bool is_traceable = false;
 
-  static RecurrenceGradients forward(const RecurrenceResults& r, const RecurrenceArguments& a) {
-    Flattener edges;
-    const auto each_of_both = [&](auto& f) {
-      f(r.grad_output);
-      f(r.grad_h_n);
-      f(r.output);
-      spread(a, [&](const auto&... each) { (f(each), ...); });
-    };
-    each_of_both(edges);
-    const auto node = node_of<BackwardFunction>(edges.tensors);
+  static RecurrenceGradients forward(RecurrenceResults r, const RecurrenceArguments& a,
+                                     const Wanted& wanted) {
+    const RecurrenceResults whole = r;
+    r.saved = {};  // which has no gradient
+    const auto node = node_of<BackwardFunction>(flattened(r, a));
     RecurrenceGradients gradients = [&] {
       at::AutoDispatchBelowADInplaceOrView guard;
-      return call_backward<typename Op::Backward>(r, a);
+      return call_backward<typename Op::Backward>(whole, a, wanted);
     }();
     Saver save;
-    each_of_both(save);
-    c10::List<bool> mask;
-    for (const bool wanted : r.output_mask) mask.push_back(wanted);
-    save(mask);
+    save.all(r);
+    save.all(a);
+    spread(wanted, [&](auto... want) { save(c10::List<bool>({want...})); });
     node->ctx_.saved_data["values"] = std::move(save.values);
     record(node, flattened(gradients), std::move(save.tensors));
     return gradients;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& cotangents) {
-    OptionalTensor grad_output, grad_h_n;
-    Tensor output;
+    KeptResults r;
     KeptArguments s;
+    Wanted wanted;
     Restorer restore{ctx->get_saved_variables(), ctx->saved_data["values"].toListRef()};
-    restore(grad_output);
-    restore(grad_h_n);
-    restore(output);
-    spread(s, [&](auto&... each) { (restore(each), ...); });
+    restore.all(r);
+    restore.all(s);
     const c10::List<bool> mask = restore.value->toBoolList();
-    Recurrences::Mask output_mask;
-    std::copy(mask.begin(), mask.end(), output_mask.begin());
+    auto next_flag = mask.begin();
+    spread(wanted, [&](auto&... want) { ((want = *next_flag++), ...); });
 
     const bool recorded = at::GradMode::is_enabled();
     const at::AutoGradMode enabled(true);
     Watched watched;
     std::vector<bool> is_watched;
-    const auto own = [&](const Tensor& t) {
+    const auto watch = [&](const Tensor& t) {
       is_watched.push_back(t.defined() && t.requires_grad());
       return is_watched.back() ? watched(t) : t;
     };
-    if (given(grad_output)) grad_output = own(*grad_output);
-    if (given(grad_h_n)) grad_h_n = own(*grad_h_n);
-    output = own(output);
-    s = with_each(std::move(s), own);
-    const variable_list results =
-        flattened(differentiable({grad_output, grad_h_n, output, {}, output_mask}, passed(s)));
+    r = with_each(std::move(r), watch);
+    s = with_each(std::move(s), watch);
+    const variable_list results = flattened(differentiable(passed(r), passed(s), wanted));
     variable_list of, by;
     for (size_t i = 0; i < results.size(); ++i) {
-      if (!cotangents[i].defined() || !results[i].requires_grad()) continue;
+      if (!cotangents[i].defined() || !results[i].defined() || !results[i].requires_grad())
+        continue;
       of.push_back(results[i]);
       by.push_back(cotangents[i]);
     }
-    variable_list grads(watched.tensors.size());
-    if (!of.empty())
-      grads = torch::autograd::grad(
-          of, watched.tensors, by, /*retain_graph=*/true,
-          recorded && (watched.recorded || torch::autograd::any_variable_requires_grad(by)),
-          /*allow_unused=*/true);
+    const variable_list grads = gradients_of(of, by, watched, recorded);
     auto next = grads.begin();
     auto was_watched = is_watched.begin();
     const auto take = [&](const Tensor&) { return *was_watched++ ? *next++ : Tensor(); };
-    Flattener flat;
-    flat(given(grad_output) ? take(*grad_output) : Tensor());
-    flat(given(grad_h_n) ? take(*grad_h_n) : Tensor());
-    flat(take(output));
+    r = with_each(std::move(r), take);
     s = with_each(std::move(s), take);
-    if (given(s.batch_sizes)) s.batch_sizes = Tensor();
-    spread(s, [&](const auto&... each) { (flat(each), ...); });
-    return flat.tensors;
+    s.batch_sizes.reset();
+    return flattened(r, s);
   }
 
  private:
   static RecurrenceGradients differentiable(const RecurrenceResults& r,
-                                            const RecurrenceArguments& a) {
+                                            const RecurrenceArguments& a, const Wanted& wanted) {
     if constexpr (kEnsemble<Op>) {
-      return member_by_member(r, a, backward_loop);
+      return member_by_member(r, a, wanted, backward_loop);
     } else {
-      return backward_loop(r, a);
+      return backward_loop(r, a, wanted);
     }
   }
 };
@@ -253,14 +216,14 @@ typename Op::Results recurrence(const RecurrenceArguments& a, bool save) {
     return call_forward<Op>(a, save);
   }
   const auto primal_call = [&](const RecurrenceArguments& of) -> typename Op::Results {
-    if (recorded) return ForwardFunction<Op>::forward(of, a);
+    if (recorded) return ForwardFunction<Op>::forward(of, a, save);
     at::AutoDispatchBelowADInplaceOrView guard;
-    return call_forward<Op>(of);
+    return call_forward<Op>(of, save);
   };
   if (!dual) return primal_call(a);
   if constexpr (kEnsemble<Op>) {
     return member_by_member(
-        a, [](const RecurrenceArguments& one) { return call_forward<RecurrenceOp>(one); });
+        a, [&](const RecurrenceArguments& one) { return call_forward<RecurrenceOp>(one, save); });
   } else {
     if (!a.alpha.empty()) return recurrence_loop(a);
     const KeptArguments primals = with_each(kept(a), primal);
@@ -271,23 +234,27 @@ typename Op::Results recurrence(const RecurrenceArguments& a, bool save) {
 }
 
 template <class Op>
-RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a) {
+RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
+                                        const Wanted& wanted) {
   const auto any = [&](const auto& of) {
-    return spread(
-        a, [&](const auto&... each) { return of(r.grad_output, r.grad_h_n, r.output, each...); });
+    return spread(r, [&](const auto&... result) {
+      return spread(a, [&](const auto&... each) { return of(result..., each...); });
+    });
   };
   if (any([](const auto&... each) { return any_dual(each...); })) {
     if constexpr (kEnsemble<Op>) {
-      return member_by_member(r, a, call_backward<RecurrenceBackwardOp, RecurrenceArguments>);
+      return member_by_member(
+          r, a, wanted,
+          call_backward<RecurrenceBackwardOp, RecurrenceResults, RecurrenceArguments>);
     } else {
-      return backward_loop(r, a);
+      return backward_loop(r, a, wanted);
     }
   }
   if (!any([](const auto&... each) { return records(each...); })) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return call_backward<typename Op::Backward>(r, a);
+    return call_backward<typename Op::Backward>(r, a, wanted);
   }
-  return BackwardFunction<Op>::forward(r, a);
+  return BackwardFunction<Op>::forward(r, a, wanted);
 }
 
 // Layer by layer where a gradient is wanted.
@@ -296,6 +263,76 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
     return layer_by_layer(a, save);
   at::AutoDispatchBelowADInplaceOrView guard;
   return call_forward<RecurrenceStackOp>(a, save);
+}
+
+// One step as nn.RNNCell: one node for it and the views around it, which would cost more than the
+// step. Its backward pass is the recurrence's.
+struct CellFunction {
+  static constexpr const char* name = "RnnCellBackward";
+  static constexpr bool is_traceable = false;
+
+  static Tensor forward(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
+                        const Tensor& weight_hh, const OptionalTensor& bias_ih,
+                        const OptionalTensor& bias_hh, std::string_view nonlinearity) {
+    const Tensor state = hx.value_or(Tensor());
+    const auto node =
+        node_of<CellFunction>({input, state, weight_ih, weight_hh, bias_ih.value_or(Tensor()),
+                               bias_hh.value_or(Tensor())});
+    Tensor output, h;
+    {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      const CellStep step(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity);
+      auto results = call_forward<RecurrenceOp>(step.arguments());
+      output = std::move(std::get<0>(results));
+      h = from_step(std::get<1>(results), input);
+    }
+    node->ctx_.saved_data["nonlinearity"] = std::string(nonlinearity);
+    // The output, which nobody else has: h may be changed in place before the backward pass.
+    // (The biases are not read.)
+    record(node, {h, output}, {input, state, weight_ih, weight_hh, output});
+    return h;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
+    if (!grad[0].defined() && !grad[1].defined()) return variable_list(6);
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor& input = saved[0];
+    const auto needs = [&](size_t i) { return ctx->needs_input_grad(i); };
+    Wanted wanted;
+    wanted.input = needs(0);
+    wanted.hx = needs(1);
+    wanted.weight_ih = needs(2);
+    wanted.weight_hh = needs(3);
+    wanted.bias = needs(4) || needs(5);
+    const OptionalTensor hx = saved[1], none;
+    const OptionalTensor grad_output = grad[1], grad_h = grad[0], grad_h_n = as_step(grad_h);
+    const CellStep step(input, hx, saved[2], saved[3], none, none,
+                        ctx->saved_data["nonlinearity"].toStringRef());
+    const RecurrenceGradients g = call_backward<RecurrenceBackwardOp>(
+        RecurrenceResults{.grad_output = grad_output, .grad_h_n = grad_h_n, .output = saved[4]},
+        step.arguments(), wanted);
+    variable_list grads(6);
+    if (wanted.input) grads[0] = from_step(g.input, input);
+    if (wanted.hx) grads[1] = from_step(g.hx, input);
+    if (wanted.weight_ih) grads[2] = g.weight_ih[0];
+    if (wanted.weight_hh) grads[3] = g.weight_hh[0];
+    if (needs(4)) grads[4] = g.bias[0];
+    if (needs(5)) grads[5] = needs(4) ? g.bias[0].clone() : g.bias[0];
+    return grads;
+  }
+};
+
+Tensor cell(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
+            const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
+            std::string_view nonlinearity) {
+  const auto call = [&](const auto& f) {
+    return f(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity);
+  };
+  if (call([](const auto&... each) { return any_dual(each...); })) return call(rnn_cell);
+  if (call([](const auto&... each) { return records(each...); }))
+    return call(CellFunction::forward);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return call(rnn_cell);
 }
 
 }  // namespace
@@ -307,5 +344,8 @@ TORCH_LIBRARY_IMPL(rnnext, Autograd, m) {
   m.impl("recurrence_ensemble_backward", Recurrences::backward<recurrence_backward<EnsembleOp>>);
   m.impl("recurrence_stack", Recurrences::forward<recurrence_stack>);
 }
+// Not Autograd: the composite op has a kernel for that, and these come before it.
+TORCH_LIBRARY_IMPL(rnnext, AutogradCPU, m) { m.impl("rnn_cell", cell); }
+TORCH_LIBRARY_IMPL(rnnext, AutogradCUDA, m) { m.impl("rnn_cell", cell); }
 
 }  // namespace rnnext

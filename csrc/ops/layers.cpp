@@ -1,5 +1,13 @@
-// Compositions of the recurrence op: a stack of layers as nn.RNN, one step as nn.RNNCell.
-#include <ATen/ATen.h>
+// Compositions of the recurrence op: a stack of layers as nn.RNN, one step as nn.RNNCell; and
+// Autocast, which is for these.
+#include <ATen/TensorOperators.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/addcmul.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/dropout.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/randn_like.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -68,10 +76,16 @@ Tensor project(const Tensor& x, const LayerWeights& of) {
     // One step of as many sequences, from zeros: its sums are those that a step of the recurrence
     // begins with, to the bit and on any number of threads. W_hh says no more than H.
     const Tensor unread[2] = {of.hh[0].detach(), D > 1 ? of.hh[1].detach() : Tensor()};
-    const Tensor output = std::get<0>(call_forward<RecurrenceOp>(
-        plain_arguments(x.unsqueeze(0), std::nullopt, of.ih, TensorList(unread, D), of.bias_ih,
-                        of.bias_hh, "identity", static_cast<int64_t>(D))));
-    return output.squeeze(0);
+    const Tensor step = x.unsqueeze(0);
+    const RecurrenceArguments a{.input = step,
+                                .weight_ih = of.ih,
+                                .weight_hh = {unread, D},
+                                .bias_ih = of.bias_ih,
+                                .bias_hh = of.bias_hh,
+                                .form = "rate",
+                                .nonlinearity = "identity",
+                                .reverse = directions(static_cast<int64_t>(D))};
+    return std::get<0>(call_forward<RecurrenceOp>(a)).squeeze(0);
   }
   Tensor parts[2];
   for (size_t d = 0; d < D; ++d) {
@@ -213,11 +227,24 @@ std::tuple<Tensor, Tensor> run_layers(const RnnArguments& a, Tensor x, const Opt
       return given(all) && a.num_layers > 1 ? OptionalTensor(all->narrow(0, layer * D, D)) : all;
     };
     const TensorList alphas = a.alpha.empty() ? a.alpha : a.alpha.slice(layer * D, D);
-    auto [output, h, saved] = call_forward<RecurrenceOp>(
-        RecurrenceArguments{x, of_layer(state), unless_projected(weights.ih), weights.hh,
-                            unless_projected(weights.bias_ih), unless_projected(weights.bias_hh),
-                            reads_table ? tokens : std::nullopt, a.lengths, a.batch_sizes, resets,
-                            of_layer(first_states), alphas, a.form, a.nonlinearity, directions(D)});
+    const OptionalTensor hx = of_layer(state), first = of_layer(first_states),
+                         index = reads_table ? tokens : std::nullopt;
+    auto [output, h, saved] =
+        call_forward<RecurrenceOp>(RecurrenceArguments{.input = x,
+                                                       .hx = hx,
+                                                       .weight_ih = unless_projected(weights.ih),
+                                                       .weight_hh = weights.hh,
+                                                       .bias_ih = unless_projected(weights.bias_ih),
+                                                       .bias_hh = unless_projected(weights.bias_hh),
+                                                       .index = index,
+                                                       .lengths = a.lengths,
+                                                       .batch_sizes = a.batch_sizes,
+                                                       .reset = resets,
+                                                       .reset_state = first,
+                                                       .alpha = alphas,
+                                                       .form = a.form,
+                                                       .nonlinearity = a.nonlinearity,
+                                                       .reverse = directions(D)});
     x = std::move(output);
     h_n.push_back(std::move(h));
     if (a.drops() && layer + 1 < a.num_layers) x = at::dropout(x, a.dropout, a.training);
@@ -230,9 +257,20 @@ std::tuple<Tensor, Tensor> run_stack(const RnnArguments& a, const Tensor& x,
   std::vector<Tensor> lists[4];
   const size_t per_layer = a.has_biases ? 4 : 2;
   for (size_t i = 0; i < a.weights.size(); ++i) lists[i % per_layer].push_back(a.weights[i]);
-  auto [output, h, saved] = call_forward<RecurrenceStackOp>(RecurrenceArguments{
-      x, state, lists[0], lists[1], lists[2], lists[3], std::nullopt, a.lengths, a.batch_sizes,
-      resets, std::nullopt, a.alpha, a.form, a.nonlinearity, directions(1)});
+  auto [output, h, saved] =
+      call_forward<RecurrenceStackOp>(RecurrenceArguments{.input = x,
+                                                          .hx = state,
+                                                          .weight_ih = lists[0],
+                                                          .weight_hh = lists[1],
+                                                          .bias_ih = lists[2],
+                                                          .bias_hh = lists[3],
+                                                          .lengths = a.lengths,
+                                                          .batch_sizes = a.batch_sizes,
+                                                          .reset = resets,
+                                                          .alpha = a.alpha,
+                                                          .form = a.form,
+                                                          .nonlinearity = a.nonlinearity,
+                                                          .reverse = directions(1)});
   return {std::move(output), std::move(h)};
 }
 
@@ -269,29 +307,43 @@ const c10::List<bool>& directions(int64_t D) {
   return D == 1 ? one : two;
 }
 
-RecurrenceOp::Results cell_step(const Tensor& input, const OptionalTensor& hx,
-                                const Tensor& weight_ih, const Tensor& weight_hh,
-                                const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
-                                std::string_view nonlinearity) {
+CellStep::CellStep(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
+                   const Tensor& weight_hh, const OptionalTensor& bias_ih,
+                   const OptionalTensor& bias_hh, std::string_view nonlinearity)
+    : weight_ih_(weight_ih), weight_hh_(weight_hh), nonlinearity_(nonlinearity) {
   TORCH_CHECK(input.dim() == 1 || input.dim() == 2, "input must have 1 or 2 dimensions, got ",
               input.dim());
   TORCH_CHECK(!given(hx) || hx->dim() == input.dim(), "hx must have as many dimensions as input, ",
               input.dim(), ", got ", hx->dim());
-  Tensor biases[2] = {bias_ih.value_or(Tensor()), bias_hh.value_or(Tensor())};
-  const size_t n = given(bias_ih) || given(bias_hh) ? 1 : 0;
+  input_ = as_step(input);
+  hx_ = as_step(hx);
+  if (given(bias_ih)) biases_[0] = *bias_ih;
+  if (given(bias_hh)) biases_[1] = *bias_hh;
   for (int i = 0; i < 2; ++i)  // one that is missing beside the other is zeros
-    if (n && !biases[i].defined()) biases[i] = at::zeros_like(biases[1 - i]);
-  const OptionalTensor state = given(hx) ? OptionalTensor(as_step(*hx)) : std::nullopt;
-  return call_forward<RecurrenceOp>(plain_arguments(as_step(input), state, weight_ih, weight_hh,
-                                                    TensorList(&biases[0], n),
-                                                    TensorList(&biases[1], n), nonlinearity));
+    if (!biases_[i].defined() && biases_[1 - i].defined())
+      biases_[i] = at::zeros_like(biases_[1 - i]);
 }
 
 Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
                 const Tensor& weight_hh, const OptionalTensor& bias_ih,
                 const OptionalTensor& bias_hh, std::string_view nonlinearity) {
-  const auto step = cell_step(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity);
-  return as_result(from_step(std::get<1>(step), input));
+  const CellStep step(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity);
+  const auto results = call_forward<RecurrenceOp>(step.arguments());
+  return as_result(from_step(std::get<1>(results), input));
+}
+
+RecurrenceOp::Results layer_by_layer(const RecurrenceArguments& a, bool save) {
+  TORCH_CHECK(!save, "recurrence_stack saves nothing: it has no backward op");
+  Tensor x = a.input;
+  std::vector<Tensor> h_n;
+  for (size_t l = 0; l < a.weight_hh.size(); ++l) {
+    const OptionalTensor hx =
+        given(a.hx) ? OptionalTensor(a.hx->narrow(0, static_cast<int64_t>(l), 1)) : std::nullopt;
+    auto [output, h, saved] = call_forward<RecurrenceOp>(layer_of(a, l, x, hx));
+    x = std::move(output);
+    h_n.push_back(std::move(h));
+  }
+  return {x, at::cat(h_n), {}};
 }
 
 TORCH_LIBRARY_IMPL(rnnext, CompositeImplicitAutograd, m) {
@@ -301,11 +353,60 @@ TORCH_LIBRARY_IMPL(rnnext, CompositeImplicitAutograd, m) {
 // Not Autograd: the composite op has a kernel for that, and these come before it.
 TORCH_LIBRARY_IMPL(rnnext, AutogradCPU, m) { m.impl("rnn", Rnn<>::under_autograd); }
 TORCH_LIBRARY_IMPL(rnnext, AutogradCUDA, m) { m.impl("rnn", Rnn<>::under_autograd); }
-// Under vmap too. (vmap_recurrence.cpp has rules for the ops that these call.)
+// Under vmap too. (vmap.cpp has rules for the ops that these call.)
 TORCH_LIBRARY_IMPL(rnnext, FuncTorchBatchedDecomposition, m) {
   m.impl("rnn", Rnn<>::composite);
   m.impl("rnn_cell", rnn_cell);
   m.impl("recurrence_stack", Recurrences::forward<layer_by_layer>);
 }
+
+// Autocast: as torch.nn's RNN, the modules' ops run in the autocast dtype.
+namespace {
+
+// Casts floating tensors to the autocast dtype of one device type; weights come from autocast's
+// cache. All else passes as it is.
+template <c10::DeviceType device>
+struct Cast {
+  at::ScalarType dtype = at::autocast::get_lower_precision_fp_from_device_type(device);
+
+  Tensor operator()(const Tensor& t) const { return at::autocast::cached_cast(dtype, t, device); }
+  OptionalTensor operator()(const OptionalTensor& t) const {
+    return given(t) ? OptionalTensor((*this)(*t)) : std::nullopt;
+  }
+  std::vector<Tensor> operator()(TensorList list) const {
+    std::vector<Tensor> cast;
+    for (const Tensor& t : list) cast.push_back((*this)(t));
+    return cast;
+  }
+  template <class T>
+  const T& operator()(const T& other) const {
+    return other;
+  }
+};
+
+template <class Op, c10::DeviceType device, class Signature = typename Op::Signature>
+struct Autocast;
+template <class Op, c10::DeviceType device, class Result, class... P>
+struct Autocast<Op, device, Result(P...)> {
+  static Result call(P... arguments) {
+    const c10::impl::ExcludeDispatchKeyGuard guard(
+        at::autocast::get_autocast_dispatch_key_from_device_type(device));
+    const Cast<device> cast;
+    return call_op<Op>(cast(arguments)...);
+  }
+};
+
+template <c10::DeviceType device>
+void define(torch::Library& m) {
+  m.impl("recurrence", Autocast<RecurrenceOp, device>::call);
+  m.impl("recurrence_ensemble", Autocast<EnsembleOp, device>::call);
+  m.impl("rnn", Autocast<RnnOp, device>::call);
+  m.impl("rnn_cell", Autocast<RnnCellOp, device>::call);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rnnext, AutocastCPU, m) { define<c10::kCPU>(m); }
+TORCH_LIBRARY_IMPL(rnnext, AutocastCUDA, m) { define<c10::kCUDA>(m); }
 
 }  // namespace rnnext

@@ -4,17 +4,16 @@
 
 #include <ATen/core/List.h>
 #include <ATen/core/ivalue.h>
-#include <torch/csrc/autograd/variable.h>
 
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "ops/signatures.h"
+#include "ops/arguments.h"
 
 namespace rnnext {
 
-using torch::autograd::variable_list;
+using variable_list = std::vector<Tensor>;
 
 // Puts the arguments that the backward pass needs into an autograd node, and takes them out.
 struct Saver {
@@ -22,7 +21,7 @@ struct Saver {
   c10::impl::GenericList values{c10::AnyType::get()};  // which compiled autograd can look into
 
   Saver() {
-    tensors.reserve(12);
+    tensors.reserve(16);
     values.reserve(8);
   }
   void operator()(const Tensor& t) { tensors.push_back(t); }
@@ -31,9 +30,12 @@ struct Saver {
     values.emplace_back(static_cast<int64_t>(list.size()));
     tensors.insert(tensors.end(), list.begin(), list.end());
   }
-  void operator()(const std::vector<Tensor>& list) { (*this)(TensorList(list)); }
   void operator()(std::string_view text) { values.emplace_back(std::string(text)); }
   void operator()(const c10::List<bool>& list) { values.emplace_back(list); }
+  template <class Struct>
+  void all(const Struct& s) {
+    spread(s, [&](const auto&... each) { ((*this)(each), ...); });
+  }
 };
 struct Restorer {
   variable_list tensors;
@@ -50,9 +52,13 @@ struct Restorer {
   }
   void operator()(std::string& text) { text = (value++)->toStringRef(); }
   void operator()(c10::List<bool>& list) { list = (value++)->toBoolList(); }
+  template <class Struct>
+  void all(Struct& s) {
+    spread(s, [&](auto&... each) { ((*this)(each), ...); });
+  }
 };
 
-// Arguments, or their gradients, one a tensor: as autograd numbers them.
+// Structs' tensors one after the other, as autograd numbers them: an optional one counts.
 struct Flattener {
   variable_list tensors;
 
@@ -60,9 +66,21 @@ struct Flattener {
   void operator()(const Tensor& t) { tensors.push_back(t); }
   void operator()(const OptionalTensor& t) { tensors.push_back(t.value_or(Tensor())); }
   void operator()(TensorList list) { tensors.insert(tensors.end(), list.begin(), list.end()); }
-  void operator()(const std::vector<Tensor>& list) { (*this)(TensorList(list)); }
   void operator()(std::string_view) {}
   void operator()(const c10::List<bool>&) {}
 };
+// How many of them a field has.
+inline size_t slots_of(const Tensor&) { return 1; }
+inline size_t slots_of(const OptionalTensor&) { return 1; }
+inline size_t slots_of(const std::vector<Tensor>& list) { return list.size(); }
+inline size_t slots_of(const std::string&) { return 0; }
+inline size_t slots_of(const c10::List<bool>&) { return 0; }
+
+template <class... Struct>
+variable_list flattened(const Struct&... s) {
+  Flattener flat;
+  (spread(s, [&](const auto&... each) { (flat(each), ...); }), ...);
+  return std::move(flat.tensors);
+}
 
 }  // namespace rnnext

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include <array>
 #include <tuple>
@@ -12,59 +13,80 @@
 
 namespace rnnext {
 
-// What the backward op gets beside the arguments of the forward op.
-struct RecurrenceResults {
-  const OptionalTensor &grad_output, &grad_h_n;
-  const Tensor& output;
-  TensorList saved;
-  std::array<bool, 6> output_mask;
-};
-// Gradients of a call of the recurrence.
-struct RecurrenceGradients {
-  Tensor input, hx;
-  std::vector<Tensor> weight_ih, weight_hh, bias;  // both biases have the same gradient
-  Tensor reset_state;
-  std::vector<Tensor> alpha;
-};
-// f(gradient, gradient...), in the order in which the ops return them.
-template <class Gradients, class F>
-decltype(auto) spread_gradients(Gradients& g, F&& f) {
-  return f(g.input, g.hx, g.weight_ih, g.weight_hh, g.bias, g.reset_state, g.alpha);
+// The ops of the recurrence: what they return and their signatures, from the lists of types of
+// arguments, results and gradients.
+template <class... T>
+struct Types;
+#define RNNEXT_TYPE(type, ...) , type
+using ArgumentTypes = Types<void RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_TYPE)>;
+using ResultTypes = Types<void RNNEXT_RECURRENCE_RESULTS(RNNEXT_TYPE)>;
+using GradientTypes = Types<void RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_TYPE)>;
+#undef RNNEXT_TYPE
+
+// An empty list, while one of torch's modes traces a call: AOTInductor would pass nothing in the
+// place of an empty one, which then is no list. No tensor of a list has as many dimensions.
+inline bool stands_for_none(TensorList list) { return list.size() == 1 && list[0].dim() == 6; }
+// f of a struct as a call passes it, in which this stands in the place of empty lists if one
+// traces.
+template <class Struct, class F>
+auto as_traced(const Struct& s, const Tensor& like, const F& f) {
+  auto shown = passed(s);
+  if (!c10::impl::TorchDispatchModeTLS::any_modes_set()) return f(shown);
+  const Tensor none = like.new_empty({0, 0, 0, 0, 0, 0});
+  const auto show = [&](auto& field) {
+    if constexpr (std::is_same_v<decltype(field), TensorList&>)
+      if (field.empty()) field = none;
+  };
+  spread(shown, [&](auto&... each) { (show(each), ...); });
+  return f(shown);
 }
 
-// The ops of the recurrence, what they return, and their signatures, P being the arguments' types.
-template <class None, class... T>
-struct RecurrenceTypes {
+template <class T>
+const T& as_passed(const T& value) {
+  return value;
+}
+inline TensorList as_passed(const TensorList& list) {
+  return stands_for_none(list) ? TensorList() : list;
+}
+
+template <class Mask>
+Wanted wanted(const Mask& output_mask) {
+  return std::apply([](auto... want) { return Wanted{want...}; }, output_mask);
+}
+
+// What a kernel leaves out, a gradient that is not wanted or not there, is returned as an empty
+// tensor.
+inline RecurrenceGradients filled(RecurrenceGradients g, const Tensor& like) {
+  return with_each(std::move(g), [&](Tensor& t) { return t.defined() ? t : like.new_empty({0}); });
+}
+
+template <class, class, class>
+struct RecurrenceTypes;
+template <class... A, class... R, class... G>
+struct RecurrenceTypes<Types<void, A...>, Types<void, R...>, Types<void, G...>> {
   // output, h_n, and, if `save` and there is a leak, what its backward pass reads besides the
   // output
   using Forward = std::tuple<Tensor, Tensor, std::vector<Tensor>>;
-  using ForwardSignature = Forward(Passed<T>..., bool save);
-  // As RecurrenceGradients.
-  using Backward = std::tuple<Tensor, Tensor, std::vector<Tensor>, std::vector<Tensor>,
-                              std::vector<Tensor>, Tensor, std::vector<Tensor>>;
-  // Which of input, hx, weights, bias, reset_state and alpha are wanted.
-  using Mask = std::array<bool, 6>;
-  using BackwardSignature = Backward(const OptionalTensor& grad_output,
-                                     const OptionalTensor& grad_h_n, const Tensor& output,
-                                     TensorList saved, Passed<T>..., Mask output_mask);
+  using ForwardSignature = Forward(Passed<A>..., bool save);
+  using Backward = std::tuple<Kept<G>...>;
+  using Mask = std::array<bool, sizeof...(G)>;
+  using BackwardSignature = Backward(Passed<R>..., Passed<A>..., Mask output_mask);
 
-  // What to register for kernels that take their arguments as structs.
+  // What to register for kernels that take structs.
   template <auto kernel>
-  static Forward forward(Passed<T>... each, bool save) {
-    return kernel(RecurrenceArguments{each...}, save);
+  static Forward forward(Passed<A>... each, bool save) {
+    return kernel(RecurrenceArguments{as_passed(each)...}, save);
   }
   template <auto kernel>
-  static Backward backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                           const Tensor& output, TensorList saved, Passed<T>... each,
-                           Mask output_mask) {
+  static Backward backward(Passed<R>... results, Passed<A>... each, Mask output_mask) {
+    const RecurrenceArguments a{as_passed(each)...};
     RecurrenceGradients g =
-        kernel({grad_output, grad_h_n, output, saved, output_mask}, RecurrenceArguments{each...});
-    return spread_gradients(g, [](auto&... each) { return Backward{std::move(each)...}; });
+        kernel(RecurrenceResults{as_passed(results)...}, a, wanted(output_mask));
+    g = filled(std::move(g), a.weight_hh[0]);
+    return spread(g, [](auto&... gradient) { return Backward{std::move(gradient)...}; });
   }
 };
-#define RNNEXT_TYPE(type, name) , type
-using Recurrences = RecurrenceTypes<void RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_TYPE)>;
-#undef RNNEXT_TYPE
+using Recurrences = RecurrenceTypes<ArgumentTypes, ResultTypes, GradientTypes>;
 
 struct RecurrenceBackwardOp {
   static constexpr const char* name = "rnnext::recurrence_backward";
@@ -138,15 +160,24 @@ decltype(auto) call_op(const T&... arguments) {
 
 template <class Op, class Arguments>
 typename Op::Results call_forward(const Arguments& a, bool save = false) {
-  return spread(a, [&](const auto&... each) { return call_op<Op>(each..., save); });
+  return as_traced(a, a.input, [&](const auto& shown) {
+    return spread(shown, [&](const auto&... each) { return call_op<Op>(each..., save); });
+  });
 }
-template <class Op, class Arguments>
-RecurrenceGradients call_backward(const RecurrenceResults& r, const Arguments& a) {
-  return std::apply([](auto&&... each) { return RecurrenceGradients{std::move(each)...}; },
-                    spread(a, [&](const auto&... each) {
-                      return call_op<Op>(r.grad_output, r.grad_h_n, r.output, r.saved, each...,
-                                         r.output_mask);
-                    }));
+template <class Op, class Results, class Arguments>
+RecurrenceGradients call_backward(const Results& r, const Arguments& a, const Wanted& wanted) {
+  const auto mask = spread(wanted, [](auto... want) { return Recurrences::Mask{want...}; });
+  const auto call = [&](const auto& results, const auto& arguments) {
+    return spread(results, [&](const auto&... result) {
+      return spread(arguments,
+                    [&](const auto&... each) { return call_op<Op>(result..., each..., mask); });
+    });
+  };
+  auto gradients = as_traced(r, a.input, [&](const auto& results) {
+    return as_traced(a, a.input, [&](const auto& arguments) { return call(results, arguments); });
+  });
+  return std::apply([](auto&... gradient) { return RecurrenceGradients{std::move(gradient)...}; },
+                    gradients);
 }
 
 }  // namespace rnnext

@@ -117,7 +117,7 @@ class Recurrence(Arguments):
         output: Tensor,
         grad_output: Tensor | None,
         grad_h_n: Tensor | None,
-        output_mask: Iterable[bool] = (True,) * 6,
+        output_mask: Iterable[bool] = (True,) * 7,
         saved: Iterable[Tensor] = (),
     ) -> RecurrenceBackward:
         """The arguments of the backward op for this call; it reads no biases."""

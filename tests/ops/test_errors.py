@@ -96,10 +96,10 @@ OF_A_BACKWARD_PASS = [
 OF_A_STACK = [
     ({}, {"input": zeros(5, 3, 7)}, "input must have 4 features, as many as weight_ih, got 7"),
     ({}, {"weight_ih": [zeros(6, 4)]}, "weight_ih must hold 2 tensors, one a layer, got 1"),
-    ({}, {"weight_ih": [zeros(6, 4)] * 2}, "input must have 4 features, as many as weight_ih, got"),
+    ({}, {"weight_ih": [zeros(6, 4)] * 2}, "weight_ih must have shape [6, 6], got [6, 4]"),
     ({}, {"weight_hh": []}, "weight_hh must hold a tensor for each layer"),
-    ({}, {"weight_hh": [zeros(6, 6), zeros(5, 5)]}, "weight_ih must have shape [5, 6], got [6, 6]"),
-    ({}, {"weight_hh": [zeros(6, 6), single(6, 6)]}, "dtype of weight_hh, float32, got float64"),
+    ({}, {"weight_hh": [zeros(6, 6), zeros(5, 5)]}, "weight_hh must have shape [6, 6], got [5, 5]"),
+    ({}, {"weight_hh": [zeros(6, 6), single(6, 6)]}, "dtype of weight_hh, float64, got float32"),
     ({}, {"weight_hh": [zeros(6, 6), zeros(6, 5)]}, "weight_hh must have shape [6, 6], got [6, 5]"),
     ({}, {"bias_ih": [zeros(6)]}, "bias_ih and bias_hh must both"),
     ({}, {"bias_hh": []}, "bias_ih and bias_hh must both"),
@@ -227,7 +227,8 @@ def test_an_embedding_refuses_as_with_data(way):
         mode = FakeTensorMode()
         lacking = [t.to("meta") if way == "meta" else mode.from_tensor(t) for t in tensors]
         error, message = error_of(functools.partial(op, *lacking, *options))
-        assert (error, message.replace("torch.meta.", "torch.")) == expected
+        assert error is expected[0]
+        assert message.split("; but got")[0] == expected[1].split("; but got")[0]  # a type's name
         if not tensors[0].is_floating_point():
             assert (error, "grad must be float32" in message) == (NotImplementedError, True)
 
@@ -245,7 +246,7 @@ def test_shapes_without_data(rows, reverse, hx, way):
     assert results[0].shape == expected[0].shape
     if not (way == "fake" and rows == "packed" and not hx):  # B is then a value
         assert results[1].shape == expected[1].shape
-    backward = arguments.backward(expected[0], *expected, [True, True, True, hx, True, True])
+    backward = arguments.backward(expected[0], *expected, [True, True, True, True, hx, True, True])
     grads = without_data(backward, way).call(ops.recurrence_backward)
     for got, wanted in zip(grads, backward.call(ops.recurrence_backward), strict=True):
         if isinstance(wanted, list):

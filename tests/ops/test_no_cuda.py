@@ -13,7 +13,7 @@ GRADIENT = torch.zeros(3, 4)
 INDICES = torch.zeros(3, dtype=torch.int64)
 CALLS = {
     "recurrence": (*vars(CALL).values(), False),
-    "recurrence_backward": (None, None, CALL.input, [], *vars(CALL).values(), [True] * 6),
+    "recurrence_backward": (None, None, CALL.input, [], *vars(CALL).values(), [True] * 7),
     "embedding": (GRADIENT, INDICES),
     "embedding_backward": (GRADIENT, INDICES, 5, -1, False),
     "embedding_sparse_backward": (GRADIENT, INDICES, 5, -1, False),

@@ -228,15 +228,14 @@ def test_every_op_is_documented_and_takes_its_arguments_in_one_order():
         schema = [a.name for a in getattr(ops, name).default._schema.arguments]
         shared = [argument for argument in schema if argument in order]
         assert shared == [argument for argument in order if argument in shared]
-        function = getattr(rnnext.ops, name, None) or getattr(rnnext.functional, name)
+        function = getattr(rnnext.ops, name, None) or getattr(rnnext.functional, name, None)
+        if function is None:
+            assert f"``{name}``" in rnnext.ops.__doc__ or f".{name}(" in rnnext.ops.__doc__
+            continue
         names = list(inspect.signature(function).parameters)
         if function.__module__ == "rnnext.ops":
             assert name in rnnext.ops.__all__
-            assert names == [argument for argument in schema if argument in names]
-            missing = {
-                "recurrence_stack": {"index", "reset_state", "save"},
-            }
-            assert set(schema) - set(names) == missing.get(name, set())
+            assert names == schema
         arguments = function.__doc__.split("Args:")[1].split("Returns:")[0]
         assert re.findall(r"^ {8}(\w+):", arguments, re.M) == names
         assert "Raises:" in function.__doc__

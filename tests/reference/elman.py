@@ -175,12 +175,12 @@ def recurrence_backward(
     elif present is not None:
         grad_input = grad_input[present]
     none = output.new_empty(0)
-    want_input, want_hx, want_weights, want_bias, _, _ = output_mask
+    want_input, want_hx, want_ih, want_hh, want_bias, _, _ = output_mask
     return (
         grad_input if want_input else none,
         torch.stack(grads_hx) if want_hx else none,
-        grads_w_ih if want_weights else [],
-        grads_w_hh if want_weights else [],
+        grads_w_ih if want_ih else [],
+        grads_w_hh if want_hh else [],
         grads_bias if want_bias else [],
         none,
         [],

@@ -50,16 +50,17 @@ def tokens(*shape):
 MODULES = {
     "RNN": ("RNN", (4, 6), {}, (features(N, 5, 2, 4),)),
     "RNN of one sequence": ("RNN", (4, 6), {"nonlinearity": "relu"}, (features(N, 5, 4),)),
-    "deep RNN": ("RNN", (4, 6, 3), {"batch_first": True}, (features(N, 2, 5, 4),)),
     "bidirectional RNN": (
         "RNN", (4, 6, 2), {"bidirectional": True, "bias": False}, (features(N, 5, 2, 4),)
     ),
-    "RNN with hx": ("RNN", (4, 6, 2), {}, (features(N, 5, 2, 4), features(N, 2, 2, 6))),
+    "RNN with hx": (
+        "RNN", (4, 6, 2), {"batch_first": True}, (features(N, 2, 5, 4), features(N, 2, 2, 6))
+    ),
     "RNNCell": ("RNNCell", (4, 6), {}, (features(N, 2, 4), features(N, 2, 6))),
-    "RNNCell of one row": ("RNNCell", (4, 6), {"bias": False}, (features(N, 4),)),
     "Embedding": ("Embedding", (5, 3), {}, (tokens(N, 4, 2),)),
-    "Embedding with padding": ("Embedding", (5, 3, 2), {}, (tokens(N, 4, 2),)),
-    "Embedding by frequency": ("Embedding", (5, 3), {"scale_grad_by_freq": True}, (tokens(N, 7),)),
+    "Embedding by frequency, with padding": (
+        "Embedding", (5, 3, 2), {"scale_grad_by_freq": True}, (tokens(N, 7),)
+    ),
     "EmbeddingRNN": ("EmbeddingRNN", (5, 3, 6), {}, (tokens(N, 4, 2),)),
     "EmbeddingRNN of repeated tokens": (
         "EmbeddingRNN", (5, 3, 6, 2), {"bidirectional": True}, (tokens(N, 9, 2),)

@@ -1,8 +1,9 @@
 // The embedding gather on the CPU and its gradient. The indices are sorted once, stably, so that
 // each row of the gradient is a sum over one run of them: no atomics, the same bits on any thread
 // count.
-#include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -12,7 +13,7 @@
 #include "cpu/binding/memory.h"
 #include "cpu/embedding/sort.h"
 #include "cpu/runtime/dispatch.h"
-#include "ops/parse.h"
+#include "ops/check.h"
 
 namespace rnnext {
 namespace {
@@ -85,10 +86,7 @@ void gather(const Tensor& weight, const Tensor& indices, const Tensor& out) {
 }
 
 Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, bool) {
-  TORCH_CHECK(weight.dim() == 2, "'weight' must be 2-D");
-  TORCH_CHECK(indices.device() == weight.device(), "indices must be on the device of weight, ",
-              weight.device(), ", got ", indices.device());
-  check_indices(indices);
+  check_embedding(weight, indices);
   std::vector<int64_t> shape = indices.sizes().vec();
   shape.push_back(weight.size(1));
   const Tensor out = empty_large(shape, weight.options());
@@ -175,11 +173,7 @@ SortedIndices sort_indices(const Index* index, int64_t n, int64_t rows, int64_t 
 
 SortedIndices runs_of(const Tensor& grad, const Tensor& indices, int64_t rows,
                       int64_t padding_idx) {
-  check_indices(indices);
-  TORCH_CHECK(
-      grad.dim() == indices.dim() + 1 && grad.sizes().slice(0, indices.dim()) == indices.sizes(),
-      "grad must have the shape of indices and one more dimension, got ", grad.sizes(),
-      " with indices of shape ", indices.sizes());
+  check_embedding_gradient(grad, indices);
   const Tensor index = indices.contiguous();
   const auto sort = [&](const auto* values) {
     const int64_t n = index.numel();

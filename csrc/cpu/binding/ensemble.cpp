@@ -1,7 +1,7 @@
 // Ensembles on the CPU: each member is a call of its own, a member a thread.
 #include "ops/ensemble.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/DimVector.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -84,16 +84,17 @@ RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
   return {output, h_n, saved};
 }
 
-RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const RecurrenceArguments& a) {
+RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
+                                      const Wanted& wanted) {
   const std::vector<KeptArguments> members = members_of(a);
   const auto M = static_cast<int64_t>(members.size());
-  const std::vector<MemberResults> results = members_of(r, M);
+  const std::vector<KeptResults> results = members_of(r, M);
   std::vector<BackwardCall> calls(M);
   for (int64_t m = 0; m < M; ++m) {
     const RecurrenceArguments own = passed(members[m]);
     fill_call(calls[m], own);
-    check_results(results[m].passed(), calls[m].s, calls[m].p, own.weight_hh[0]);
-    calls[m].prepare(results[m].passed(), own);
+    check_results<int64_t>(passed(results[m]), own, calls[m].s, wanted);
+    calls[m].prepare(passed(results[m]), own, wanted);
   }
   const BackwardCall& first = calls[0];
   if (!first.empty()) {
@@ -108,8 +109,7 @@ RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const Recurren
         });
   }
   std::vector<RecurrenceGradients> gradients;
-  for (int64_t m = 0; m < M; ++m)
-    gradients.push_back(calls[m].finish(results[m].passed(), passed(members[m])));
+  for (int64_t m = 0; m < M; ++m) gradients.push_back(calls[m].finish(passed(members[m])));
   return stacked(gradients);
 }
 

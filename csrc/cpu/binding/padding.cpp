@@ -1,6 +1,7 @@
 #include "cpu/binding/padding.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cstring>
@@ -54,8 +55,16 @@ RecurrenceArguments Packing::arguments(const RecurrenceArguments& a) {
   input_ = given(a.index) ? a.input : pack(a.input);
   if (given(a.index)) index_ = pack(*a.index);
   if (given(a.hx)) hx_ = pack_states(*a.hx);
-  return {input_,       hx_,   a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh,      index_,   none_,
-          batch_sizes_, none_, none_,       a.alpha,     a.form,    a.nonlinearity, a.reverse};
+  return {.input = input_,
+          .hx = hx_,
+          .weight_ih = a.weight_ih,
+          .weight_hh = a.weight_hh,
+          .index = index_,
+          .batch_sizes = batch_sizes_,
+          .alpha = a.alpha,
+          .form = a.form,
+          .nonlinearity = a.nonlinearity,
+          .reverse = a.reverse};
 }
 
 Recurrence Packing::planned(Recurrence p) const {

@@ -39,7 +39,7 @@ class Packing {
   std::vector<int64_t> lengths_;  // theirs
   // What arguments() refers to.
   Tensor input_;
-  OptionalTensor hx_, index_, batch_sizes_, none_;
+  OptionalTensor hx_, index_, batch_sizes_;
 };
 
 }  // namespace rnnext

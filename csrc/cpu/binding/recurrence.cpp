@@ -1,7 +1,8 @@
 // The recurrence on the CPU: check, allocate, fill the params, run the kernel on a team of threads.
-#include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "cpu/binding/memory.h"
@@ -10,6 +11,7 @@
 #include "cpu/rnn/machine.h"
 #include "ops/parse.h"
 #include "ops/signatures.h"
+#include "ops/stack.h"
 
 namespace rnnext {
 
@@ -56,7 +58,7 @@ void fill_call(Call& call, const RecurrenceArguments& a) {
   }
   for (int d = 0; p.form != Form::none && d < p.D; ++d)
     check_alpha(p.alpha[d], p.H, a.weight_hh[0].scalar_type());
-  if (s.packed()) {
+  if (s.packed) {
     p.step_row = s.step_row.data();
     p.lengths = s.row_lengths.data();
   } else if (given(a.lengths)) {
@@ -82,56 +84,52 @@ void fill_call(Call& call, const RecurrenceArguments& a) {
   p.input.stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
 }
 
-void BackwardCall::prepare(const RecurrenceResults& r, const RecurrenceArguments& a) {
+void BackwardCall::prepare(const RecurrenceResults& r, const RecurrenceArguments& a,
+                           const Wanted& wanted) {
   p.output = const_cast<void*>(read(r.output));
   if (!r.saved.empty()) p.saved = const_cast<void*>(read(r.saved[0]));
   if (given(r.grad_output)) g.grad_output = read(*r.grad_output);
   if (given(r.grad_h_n)) g.grad_h_n = read(*r.grad_h_n);
 
-  const auto [want_input, want_hx, want_weights, want_bias, want_reset_state, want_alpha] =
-      r.output_mask;
   const auto options = a.weight_hh[0].options();
-  const auto compute = dtype == DType::f64 ? at::kDouble : at::kFloat;
   const auto allocate = [&](at::IntArrayRef shape) {
     return empty() ? at::zeros(shape, options) : empty_large(shape, options);
   };
-
-  for (Tensor* unwanted : {&grad_.input, &grad_.hx, &grad_.reset_state})
-    *unwanted = empty_large({0}, options);
   const auto add = [&](std::vector<Tensor>& list, at::IntArrayRef shape) {
     list.push_back(allocate(shape));
     return list.back().data_ptr();
   };
   for (int d = 0; d < p.D; ++d) {
-    if (want_weights && p.multiplies_state()) {
+    if (wanted.weight_hh && p.multiplies_state()) {
       out.weight_hh[d] = add(grad_.weight_hh, {s.H, s.H});
-    } else if (want_weights) {
+    } else if (wanted.weight_hh) {
       grad_.weight_hh.push_back(empty_large({s.H, s.H}, options).zero_());
     }
-    if (want_weights && s.features) out.weight_ih[d] = add(grad_.weight_ih, {s.H, s.I});
-    if (want_bias) out.bias[d] = add(grad_.bias, {s.H});
-    if (want_alpha && p.form != Form::none) out.alpha[d] = add(grad_.alpha, {s.H});
+    if (wanted.weight_ih && s.features) out.weight_ih[d] = add(grad_.weight_ih, {s.H, s.I});
+    if (wanted.bias) out.bias[d] = add(grad_.bias, {s.H});
+    if (wanted.alpha && p.form != Form::none) out.alpha[d] = add(grad_.alpha, {s.H});
   }
-  if (want_input && s.features) {
+  if (wanted.input && s.features) {
     grad_.input = allocate(a.input.sizes());
     if (s.I > 0) out.input = grad_.input.data_ptr();
-  } else if (want_input) {
+  } else if (wanted.input) {
+    const auto compute = dtype == DType::f64 ? at::kDouble : at::kFloat;
     grad_pre_ = empty_large(s.output_shape(), options.dtype(compute));
     out.pre = grad_pre_.data_ptr();
   }
-  if (want_hx) {
+  if (wanted.hx) {
     grad_.hx = allocate({s.D, s.B, s.H});
     out.hx = grad_.hx.data_ptr();
     if (empty() && given(r.grad_h_n)) grad_.hx.copy_(*r.grad_h_n);
   }
-  if (want_reset_state && given(a.reset)) {
+  if (wanted.reset_state && given(a.reset)) {
     grad_.reset_state = allocate({s.D, s.B, s.H});
     out.reset_state = grad_.reset_state.data_ptr();
   }
 }
 
-RecurrenceGradients BackwardCall::finish(const RecurrenceResults& r, const RecurrenceArguments& a) {
-  if (r.output_mask[0] && !s.features) {
+RecurrenceGradients BackwardCall::finish(const RecurrenceArguments& a) {
+  if (grad_pre_.defined()) {
     grad_.input = grad_pre_;
     if (given(a.index)) {
       // A row of the table collects from every row that read it.
@@ -181,23 +179,12 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
 
 // The lists of weights and biases hold a tensor for each layer.
 RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) {
-  TORCH_CHECK(!save, "recurrence_stack saves nothing: it has no gradient");
+  check_stack<int64_t>(a, save);
   const size_t L = a.weight_hh.size();
-  TORCH_CHECK(L > 0, "weight_hh must hold a tensor for each layer, got none");
-  TORCH_CHECK(a.weight_ih.size() == L, "weight_ih must hold ", L, " tensors, one a layer, got ",
-              a.weight_ih.size());
-  TORCH_CHECK(a.bias_ih.size() == a.bias_hh.size() && (a.bias_ih.empty() || a.bias_ih.size() == L),
-              "bias_ih and bias_hh must both hold ", L, " tensors or none, got ", a.bias_ih.size(),
-              " and ", a.bias_hh.size());
-  TORCH_CHECK(a.alpha.empty() || a.alpha.size() == L, "alpha must hold ", L,
-              " tensors, one a layer, or none, got ", a.alpha.size());
-  const size_t biases = a.bias_ih.empty() ? 0 : 1, alphas = a.alpha.empty() ? 0 : 1;
+  const OptionalTensor none;
   std::vector<Call> calls(L);
   const auto fill = [&](size_t l, const Tensor& x) {
-    fill_call(calls[l], {x, std::nullopt, a.weight_ih.slice(l, 1), a.weight_hh.slice(l, 1),
-                         a.bias_ih.slice(l * biases, biases), a.bias_hh.slice(l * biases, biases),
-                         a.index, a.lengths, a.batch_sizes, a.reset, a.reset_state,
-                         a.alpha.slice(l * alphas, alphas), a.form, a.nonlinearity, a.reverse});
+    fill_call(calls[l], layer_of(a, l, x, none));
   };
   fill(0, a.input);
   const Recurrence& first = calls[0].p;
@@ -222,7 +209,6 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   Tensor outputs[2];
   for (size_t l = 0; l < L; ++l) {
     if (l > 0) fill(l, outputs[(l - 1) % 2]);
-    check_like(a.weight_hh[l], "weight_hh", {first.H, first.H}, a.weight_hh[0]);
     Tensor& output = outputs[l % 2];
     if (bytes > 0 || l < 2) output = empty_large(sizes.output_shape(), options);
     layers[l] = calls[l].p;
@@ -243,45 +229,42 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   return {outputs[(L - 1) % 2], h_n, {}};
 }
 
-RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a);
+RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
+                                        const Wanted& wanted);
 
 RecurrenceGradients packed_backward(Packing& packing, const RecurrenceResults& r,
-                                    const RecurrenceArguments& a) {
+                                    const RecurrenceArguments& a, const Wanted& wanted) {
   const auto packed = [&](const OptionalTensor& rows) {
     return given(rows) ? OptionalTensor(packing.pack(*rows)) : std::nullopt;
   };
-  const OptionalTensor grad_output = packed(r.grad_output);
-  const OptionalTensor grad_h_n =
-      given(r.grad_h_n) ? OptionalTensor(packing.pack_states(*r.grad_h_n)) : std::nullopt;
-  const Tensor output = packing.pack(r.output);
-  std::vector<Tensor> saved;
-  for (const Tensor& rows : r.saved) saved.push_back(packing.pack(rows));
-  RecurrenceGradients grad = recurrence_backward(
-      {grad_output, grad_h_n, output, saved, r.output_mask}, packing.arguments(a));
-  if (r.output_mask[0] && !given(a.index)) grad.input = packing.unpack(grad.input);
-  if (grad.hx.numel() > 0)
-    grad.hx = packing.unpack_states(grad.hx, r.grad_h_n);  // without steps h_n is hx
+  KeptResults own{.grad_output = packed(r.grad_output), .output = packing.pack(r.output)};
+  if (given(r.grad_h_n)) own.grad_h_n = packing.pack_states(*r.grad_h_n);
+  for (const Tensor& rows : r.saved) own.saved.push_back(packing.pack(rows));
+  RecurrenceGradients grad = recurrence_backward(passed(own), packing.arguments(a), wanted);
+  if (wanted.input && !given(a.index)) grad.input = packing.unpack(grad.input);
+  if (wanted.hx) grad.hx = packing.unpack_states(grad.hx, r.grad_h_n);  // without steps h_n is hx
   return grad;
 }
 
-RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a) {
+RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
+                                        const Wanted& wanted) {
   BackwardCall call;
   fill_call(call, a);
-  check_results(r, call.s, call.p, a.weight_hh[0]);
-  call.prepare(r, a);
+  check_results<int64_t>(r, a, call.s, wanted);
+  call.prepare(r, a, wanted);
   if (!call.empty()) {
     const RnnKernels& kernel = kernels_for(call.dtype);
     const int threads = threads_for(call.p, 3);
     // (The plan asks what is wanted, so results are allocated before it, in vain perhaps.)
     if (std::optional<Packing> packing =
             Packing::of(call.p, call.out, kernel.shape, this_machine(), threads))
-      return packed_backward(*packing, r, a);
+      return packed_backward(*packing, r, a, wanted);
     Workspace workspace(kernel.backward_workspace(call.p, call.out, threads));
     run_team(threads, [&](Worker& worker) {
       kernel.backward(call.p, call.g, call.out, workspace.data(), worker);
     });
   }
-  return call.finish(r, a);
+  return call.finish(a);
 }
 
 }  // namespace

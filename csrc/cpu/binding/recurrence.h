@@ -36,12 +36,12 @@ struct BackwardCall : Call {
 
   bool empty() const { return s.empty(); }
   // After fill_call and check_results.
-  void prepare(const RecurrenceResults& r, const RecurrenceArguments& a);
-  RecurrenceGradients finish(const RecurrenceResults& r, const RecurrenceArguments& a);
+  void prepare(const RecurrenceResults& r, const RecurrenceArguments& a, const Wanted& wanted);
+  RecurrenceGradients finish(const RecurrenceArguments& a);
 
  private:
   RecurrenceGradients grad_;
-  Tensor grad_pre_;
+  Tensor grad_pre_;  // where the input is pre-activations, and its gradient is wanted
 };
 
 // What the last state is where there is no step.

@@ -86,7 +86,7 @@ Call::Call(const RecurrenceArguments& a) {
   // (Values of alpha are on the device: nobody waits to check them.)
   if (p.form != Form::none && s.D > 1) p.alpha[0] = keep(at::cat(a.alpha));
   if (p.reset) p.marks = static_cast<const int*>(keep(a.reset->to(at::kInt)));
-  if (s.packed()) {
+  if (s.packed) {
     p.step_row = constants(s.step_row);
     p.lengths = constants(s.row_lengths);
   } else if (given(a.lengths)) {
@@ -235,7 +235,7 @@ void Call::run_steps(TensorList weight_hh, const Tensor& v, bool backward) {
 
 // Sequences that some direction has at its step `number`.
 int64_t Call::batch(int64_t number) const {
-  if (!s.packed()) return s.B;
+  if (!s.packed) return s.B;
   int64_t most = 0;
   for (int d = 0; d < p.D; ++d) {
     const int64_t t = p.reverse[d] ? s.T - 1 - number : number;

@@ -60,25 +60,23 @@ Tensor weight_gradient(const Tensor& grad, const Tensor& states, const OptionalT
   return result;
 }
 
-RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a) {
+RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
+                                        const Wanted& wanted) {
   const BelowAutograd below_autograd;
   const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
   Call call(a);
   const RecurrenceSizes& s = call.s;
   DeviceCall& p = call.p;
-  check_results(r, s, p, a.weight_hh[0]);
-  const auto [want_input, want_hx, want_weights, want_bias, want_reset_state, want_alpha] =
-      r.output_mask;
-  const bool leaks = p.form != Form::none, grad_of_reset = want_reset_state && given(a.reset);
-  const bool grad_of_alpha = want_alpha && leaks;
+  check_results<int64_t>(r, a, s, wanted);
+  const bool leaks = p.form != Form::none, grad_of_reset = wanted.reset_state && given(a.reset);
+  const bool grad_of_alpha = wanted.alpha && leaks;
   const bool empty = s.empty();
 
-  const Tensor none = call.empty({0});
-  RecurrenceGradients grad{none, none, {}, {}, {}, none, {}};
+  RecurrenceGradients grad;
   const Tensor grad_pre = call.empty(s.output_shape());
   const std::array<int64_t, 3> state{s.D, s.B, s.H};
   Tensor mixed, first;
-  if (want_hx) grad.hx = call.empty(state);
+  if (wanted.hx) grad.hx = call.empty(state);
   if (grad_of_alpha || (grad_of_reset && leaks)) mixed = call.empty_rows();
   if (!empty) {
     const Geometry geometry = call.choose_path(true, a.input.device());
@@ -87,7 +85,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
     if (given(r.grad_output)) p.grad.grad_output = call.keep_sources(*r.grad_output);
     if (given(r.grad_h_n)) p.grad.grad_h_n = call.keep(*r.grad_h_n);
     p.grad_out.pre = grad_pre.data_ptr();
-    if (want_hx) p.grad_out.hx = grad.hx.data_ptr();
+    if (wanted.hx) p.grad_out.hx = grad.hx.data_ptr();
     if (mixed.defined()) p.mixed = mixed.data_ptr();
     first = call.enter();
     const Tensor carry = at::zeros(leaks ? state : std::array<int64_t, 3>{}, call.accumulators());
@@ -104,7 +102,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
                                          call.compute, call.stream));
     }
   } else {
-    if (want_hx) given(r.grad_h_n) ? grad.hx.copy_(*r.grad_h_n) : grad.hx.zero_();
+    if (wanted.hx) given(r.grad_h_n) ? grad.hx.copy_(*r.grad_h_n) : grad.hx.zero_();
     if (grad_of_reset) grad.reset_state = at::zeros(state, call.options);
   }
 
@@ -120,24 +118,25 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
   const Tensor outputs = r.output.contiguous().view({s.N, width});
   const States states{empty ? nullptr : outputs.const_data_ptr(), p.hx, p.reset_output};
   Tensor outputs_before;
-  if (want_weights) {
+  if (wanted.weight_ih || wanted.weight_hh) {
     // Where sequences start or end at different steps, a kernel collects the outputs before them.
     const OptionalTensor start = first.defined() ? OptionalTensor(first) : a.hx;
-    const bool collected = s.packed() || p.reset || (given(a.lengths) && given(start));
+    const bool collected = s.packed || p.reset || (given(a.lengths) && given(start));
     if (collected) outputs_before = previous(states);
     const Tensor features = s.features ? a.input.reshape({s.N, s.I}) : Tensor();
     for (int64_t d = 0; d < s.D; ++d) {
       const Tensor rows = direction(grad_rows, d);
+      if (wanted.weight_ih && s.features) grad.weight_ih.push_back(at::mm(rows.t(), features));
+      if (!wanted.weight_hh) continue;
       grad.weight_hh.push_back(
           empty       ? at::mm(rows.t(), direction(outputs, d))
           : collected ? at::mm(rows.t(), direction(outputs_before, d))
                       : weight_gradient(rows, direction(outputs, d),
                                         given(start) ? OptionalTensor((*start)[d]) : std::nullopt,
                                         s.B, a.reverse[d]));
-      if (s.features) grad.weight_ih.push_back(at::mm(rows.t(), features));
     }
   }
-  if (want_bias) {
+  if (wanted.bias) {
     for (int64_t d = 0; d < s.D; ++d) grad.bias.push_back(direction(grad_rows, d).sum(0));
   }
   if (grad_of_alpha) {
@@ -148,15 +147,15 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
     const Tensor sums = rows.mul(mixed.view({s.N, width})).sum(0).view({s.D, s.H});
     for (int64_t d = 0; d < s.D; ++d) grad.alpha.push_back(sums[d].to(call.options));
   }
-  if (want_input && s.features) {
+  if (wanted.input && s.features) {
     grad.input = at::mm(direction(grad_rows, 0), a.weight_ih[0]);
     if (s.D == 2) grad.input.addmm_(direction(grad_rows, 1), a.weight_ih[1]);
     grad.input = grad.input.view(a.input.sizes());
-  } else if (want_input && given(a.index)) {
+  } else if (wanted.input && given(a.index)) {
     // A row of the table collects from every row that read it.
     grad.input =
         call_op<EmbeddingBackwardOp>(grad_rows, a.index->flatten(), a.input.size(0), -1, false);
-  } else if (want_input) {
+  } else if (wanted.input) {
     grad.input = grad_pre;
   }
   return grad;

@@ -1,19 +1,31 @@
-#include "ops/higher_order.h"
+#include "ops/derivatives.h"
 
-#include <ATen/ATen.h>
-#include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/autograd/function.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/expm1.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/softplus.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/tanh.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <optional>
 #include <utility>
 #include <vector>
 
+#include "ops/check.h"
+#include "ops/records.h"
 #include "ops/rectangle.h"
 
 namespace rnnext {
+
 namespace {
 
-using torch::autograd::variable_list;
+using variable_list = std::vector<Tensor>;
 
 template <Nonlinearity>
 Tensor activation_of(const Tensor& x) = delete;
@@ -64,26 +76,6 @@ Tensor derivative_of<Nonlinearity::identity>(const Tensor& h) {
 // How many steps a loop takes, which is as long as it was when it was traced.
 int64_t steps_of(const Rectangle& call) { return call.T.guard_int(__FILE__, __LINE__); }
 
-// What is not wanted is an empty tensor or list.
-RecurrenceGradients only_wanted(RecurrenceGradients g, const Recurrences::Mask& mask,
-                                const at::TensorOptions& options) {
-  const auto [want_input, want_hx, want_weights, want_bias, want_reset_state, want_alpha] = mask;
-  const auto keep = [&](Tensor& t, bool wanted) {
-    if (!wanted || !t.defined()) t = at::empty({0}, options);
-  };
-  const auto keep_list = [&](std::vector<Tensor>& list, bool wanted) {
-    if (!wanted) list.clear();
-  };
-  keep(g.input, want_input);
-  keep(g.hx, want_hx);
-  keep_list(g.weight_ih, want_weights);
-  keep_list(g.weight_hh, want_weights);
-  keep_list(g.bias, want_bias);
-  keep(g.reset_state, want_reset_state);
-  keep_list(g.alpha, want_alpha);
-  return g;
-}
-
 // [T,B,n] -> [T*B,n]
 Tensor all_of(const Tensor& rows) {
   return rows.reshape_symint({rows.sym_size(0) * rows.sym_size(1), rows.sym_size(2)});
@@ -96,7 +88,10 @@ Tensor gather_rows(const Rectangle& call, const Tensor& input, const Tensor& row
   return call.drop(rows);
 }
 
-RecurrenceGradients by_formulas(const RecurrenceResults& r, const RecurrenceArguments& a) {
+// Of what is not a leak, from the output: neither the input nor the biases need be what the forward
+// pass was given, which those rely on that have no such pass (set_tangents, and vmap's rule).
+RecurrenceGradients by_formulas(const RecurrenceResults& r, const RecurrenceArguments& a,
+                                const Wanted& wanted) {
   const Rectangle call(kept(a));
   const KeptArguments& s = call.a;
   const int64_t T = steps_of(call);
@@ -148,7 +143,12 @@ RecurrenceGradients by_formulas(const RecurrenceResults& r, const RecurrenceArgu
   g.input = gather_rows(call, a.input, g.input);
   g.hx = at::stack(grad_hx);
   if (given(a.reset)) g.reset_state = at::stack(grad_start);
-  return only_wanted(std::move(g), r.output_mask, zeros.options());
+  each_gradient(
+      [](const auto&, bool want, auto& gradient) {
+        if (!want) gradient = std::decay_t<decltype(gradient)>();
+      },
+      s, wanted, g);
+  return g;
 }
 
 // Direction d, a step at a time: output [T,B,H] and h_n [B,H]. x [T,B,H]: what the pre-activations
@@ -206,37 +206,28 @@ std::pair<Tensor, Tensor> loop(const KeptArguments& s) {
 }
 
 // Of a leak.
-RecurrenceGradients through_loop(const RecurrenceResults& r, const RecurrenceArguments& a) {
-  const auto [want_input, want_hx, want_weights, want_bias, want_reset_state, want_alpha] =
-      r.output_mask;
+RecurrenceGradients through_loop(const RecurrenceResults& r, const RecurrenceArguments& a,
+                                 const Wanted& wanted) {
   const bool recorded = at::GradMode::is_enabled();
   const at::AutoGradMode enabled(true);
   KeptArguments s = kept(a);
   const Rectangle call(s);
-  const int64_t D = call.D;
   const auto options = s.weight_hh[0].options();
   // Both biases have one gradient.
   for (size_t d = 0; d < s.bias_hh.size(); ++d) s.bias_ih[d] = s.bias_ih[d] + s.bias_hh[d];
   s.bias_hh.clear();
-  if (want_bias && s.bias_ih.empty()) s.bias_ih.assign(D, at::zeros_symint({call.H}, options));
-  const bool starts = want_reset_state && given(s.reset);
-  if (want_hx && !given(s.hx)) s.hx = at::zeros_symint({D, call.B, call.H}, options);
-  if (starts && !given(s.reset_state))
-    s.reset_state = at::zeros_symint({D, call.B, call.H}, options);
-
+  // What has a gradient though it is not given.
+  const auto states = [&] { return at::zeros_symint({call.D, call.B, call.H}, options); };
+  if (wanted.bias && s.bias_ih.empty())
+    s.bias_ih.assign(call.D, at::zeros_symint({call.H}, options));
+  if (wanted.hx && !given(s.hx)) s.hx = states();
+  if (wanted.reset_state && given(s.reset) && !given(s.reset_state)) s.reset_state = states();
   Watched watched;
-  const variable_list& wanted = watched.tensors;
-  const auto want = [&](Tensor& t) { t = watched(t); };
-  const auto want_all = [&](std::vector<Tensor>& list) {
-    for (Tensor& t : list) want(t);
-  };
-  if (want_input) want(s.input);
-  if (want_hx) want(*s.hx);
-  if (want_weights) want_all(s.weight_ih);
-  if (want_weights) want_all(s.weight_hh);
-  if (want_bias) want_all(s.bias_ih);
-  if (starts) want(*s.reset_state);
-  if (want_alpha) want_all(s.alpha);
+  each_gradient(
+      [&](auto& argument, bool want) {
+        for (Tensor& t : tensors_of(argument)) t = want ? watched(t) : t;
+      },
+      s, wanted);
 
   const auto [output, h_n] = loop(s);
   variable_list results, cotangents;
@@ -246,31 +237,21 @@ RecurrenceGradients through_loop(const RecurrenceResults& r, const RecurrenceArg
     results.push_back(result);
     cotangents.push_back(*grad);
   }
-  const bool create_graph =
-      recorded && (watched.recorded || torch::autograd::any_variable_requires_grad(cotangents));
-  variable_list grads(wanted.size());
-  if (!results.empty() && !wanted.empty())
-    grads = torch::autograd::grad(results, wanted, cotangents, /*retain_graph=*/true, create_graph,
-                                  /*allow_unused=*/true);
-  size_t next = 0;
-  const auto take = [&](bool want, Tensor& grad) {
-    if (!want) return;
-    grad = grads[next].defined() ? grads[next] : at::zeros_like(wanted[next].detach());
-    ++next;
-  };
-  const auto take_all = [&](bool want, std::vector<Tensor>& list, size_t n) {
-    list.resize(want ? n : 0);
-    for (Tensor& grad : list) take(true, grad);
-  };
+  const variable_list grads = gradients_of(results, cotangents, watched, recorded);
   RecurrenceGradients g;
-  take(want_input, g.input);
-  take(want_hx, g.hx);
-  take_all(want_weights, g.weight_ih, s.weight_ih.size());
-  take_all(want_weights, g.weight_hh, D);
-  take_all(want_bias, g.bias, D);
-  take(starts, g.reset_state);
-  take_all(want_alpha, g.alpha, D);
-  return only_wanted(std::move(g), r.output_mask, options);
+  size_t next = 0;
+  each_gradient(
+      [&](auto& argument, bool want, auto& gradient) {
+        const auto of = tensors_of(argument);
+        if (!want || of.empty()) return;
+        if constexpr (!std::is_same_v<decltype(gradient), Tensor&>) gradient.resize(of.size());
+        for (Tensor& t : tensors_of(gradient)) {
+          t = grads[next].defined() ? grads[next] : at::zeros_like(watched.tensors[next].detach());
+          ++next;
+        }
+      },
+      s, wanted, g);
+  return g;
 }
 
 }  // namespace
@@ -279,6 +260,7 @@ Tensor activation(Nonlinearity nonlinearity, const Tensor& x) {
   return with_nonlinearity(nonlinearity,
                            [&](auto name) { return activation_of<decltype(name)::value>(x); });
 }
+
 Tensor derivative(Nonlinearity nonlinearity, const Tensor& h) {
   return with_nonlinearity(nonlinearity,
                            [&](auto name) { return derivative_of<decltype(name)::value>(h); });
@@ -302,8 +284,9 @@ RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a) {
   return {std::move(output), std::move(h_n), {}};
 }
 
-RecurrenceGradients backward_loop(const RecurrenceResults& r, const RecurrenceArguments& a) {
-  return a.alpha.empty() ? by_formulas(r, a) : through_loop(r, a);
+RecurrenceGradients backward_loop(const RecurrenceResults& r, const RecurrenceArguments& a,
+                                  const Wanted& wanted) {
+  return a.alpha.empty() ? by_formulas(r, a, wanted) : through_loop(r, a, wanted);
 }
 
 }  // namespace rnnext

@@ -1,0 +1,300 @@
+// Which arguments the ops take. Sizes are integers where there is data, or symbols of a tracer's.
+#pragma once
+
+#include <ATen/TensorUtils.h>
+#include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
+#include <c10/util/Exception.h>
+#include <c10/util/SmallVector.h>
+
+#include <algorithm>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "ops/signatures.h"
+#include "recurrence/call.h"
+
+namespace rnnext {
+
+// As Python writes it: "float32", not "Float".
+inline auto dtype_name(const Tensor& t) { return c10::getDtypeNames(t.scalar_type()).first; }
+
+// Which of the known names it is.
+template <size_t N>
+int parse_name(const char* argument, const char* const (&known)[N], std::string_view name) {
+  for (size_t i = 0; i < N; ++i)
+    if (name == known[i]) return static_cast<int>(i);
+  TORCH_CHECK_VALUE(false, argument, " must be one of '",
+                    c10::Join("', '", c10::ArrayRef<const char*>(known)), "', got '", name, "'");
+}
+inline Nonlinearity parse_nonlinearity(std::string_view name) {
+  return static_cast<Nonlinearity>(parse_name("nonlinearity", kNonlinearityNames, name));
+}
+inline Form parse_form(std::string_view name) {
+  return static_cast<Form>(1 + parse_name("form", kFormNames, name));  // after Form::none
+}
+template <class Arguments>
+Form form_of(const Arguments& a) {
+  return a.alpha.empty() ? Form::none : parse_form(a.form);
+}
+// Whether the backward pass reads what the forward pass saved of a leak.
+inline bool reads_saved(Form form, bool want_alpha) {
+  return saves_more(form) || (form != Form::none && want_alpha);
+}
+
+inline DType parse_dtype(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case at::kFloat:
+      return DType::f32;
+    case at::kDouble:
+      return DType::f64;
+    case at::kBFloat16:
+      return DType::bf16;
+    case at::kHalf:
+      return DType::f16;
+    default:
+      TORCH_CHECK_NOT_IMPLEMENTED(
+          false, name, " must be float32, float64, bfloat16 or float16, got ", dtype_name(t));
+  }
+}
+
+// By torch.nn.functional.embedding's check, for its message.
+inline void check_indices(const Tensor& indices) {
+  at::checkScalarTypes("embedding", {indices, "indices", 1}, {at::kLong, at::kInt});
+}
+
+template <class Int>
+c10::ArrayRef<Int> sizes_of(const Tensor& t) {
+  if constexpr (std::is_same_v<Int, c10::SymInt>) {
+    return t.sym_sizes();
+  } else {
+    return t.sizes();
+  }
+}
+// Symbols that are not known yet are so from now on.
+inline bool same(int64_t a, int64_t b) { return a == b; }
+inline bool same(const c10::SymInt& a, const c10::SymInt& b) {
+  return a.sym_eq(b).expect_true(__FILE__, __LINE__);
+}
+template <class Int>
+bool same(c10::ArrayRef<Int> a, c10::ArrayRef<Int> b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const Int& i, const Int& j) { return same(i, j); });
+}
+
+// Same dtype and device as `like`, and this shape.
+template <class Int = int64_t>
+void check_like(const Tensor& t, const char* name, c10::ArrayRef<std::type_identity_t<Int>> shape,
+                const Tensor& like) {
+  TORCH_CHECK(same(sizes_of<Int>(t), shape), name, " must have shape ", shape, ", got ",
+              sizes_of<Int>(t));
+  TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " must have the dtype of weight_hh, ",
+              dtype_name(like), ", got ", dtype_name(t));
+  TORCH_CHECK(t.device() == like.device(), name, " must be on the device of weight_hh, ",
+              like.device(), ", got ", t.device());
+}
+
+// Sizes of a call of `recurrence`.
+template <class Int>
+struct Sizes {
+  Int T, B, I, H, N;
+  int64_t D;
+  bool features, packed;
+
+  c10::SmallVector<Int, 5> output_shape() const {
+    return packed ? c10::SmallVector<Int, 5>{N, D * H} : c10::SmallVector<Int, 5>{T, B, D * H};
+  }
+};
+
+inline void check_biases(const RecurrenceArguments& a) {
+  const size_t n = a.weight_hh.size();
+  TORCH_CHECK(a.bias_ih.size() == a.bias_hh.size() && (a.bias_ih.empty() || a.bias_ih.size() == n),
+              "bias_ih and bias_hh must both hold ", n, " tensors or none, got ", a.bias_ih.size(),
+              " and ", a.bias_hh.size());
+}
+
+// The rows: of the index if there is one, else of the input. batch_of(rows): how many sequences
+// begin a packed batch.
+template <class Int, class BatchOf>
+void check_rows(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf& batch_of) {
+  const Tensor& like = a.weight_hh[0];
+  const bool table = given(a.index);
+  const Tensor& rows = table ? *a.index : a.input;
+  const char* const name = table ? "index" : "input";
+  const int64_t dims = table ? 0 : 1;
+  s.packed = given(a.batch_sizes);
+  if (s.packed) {
+    const Tensor& sizes = *a.batch_sizes;
+    TORCH_CHECK(!given(a.lengths), "lengths and batch_sizes must not both be given");
+    TORCH_CHECK(sizes.dim() == 1 && sizes.scalar_type() == at::kLong && sizes.device().is_cpu(),
+                "batch_sizes must be a 1-D int64 tensor on the CPU, got ", dtype_name(sizes),
+                " of shape ", sizes.sym_sizes(), " on ", sizes.device());
+    TORCH_CHECK(rows.dim() == 1 + dims, name, " of a packed sequence must have ", 1 + dims,
+                " dimensions, got ", rows.dim());
+    s.T = sizes_of<Int>(sizes)[0];
+    s.N = sizes_of<Int>(rows)[0];
+    s.B = batch_of(rows, name);
+  } else {
+    TORCH_CHECK(rows.dim() == 2 + dims, name, " must have ", 2 + dims, " dimensions, got ",
+                rows.dim());
+    s.T = sizes_of<Int>(rows)[0];
+    s.B = sizes_of<Int>(rows)[1];
+    s.N = s.T * s.B;
+  }
+  if (!table) return;
+  TORCH_CHECK(a.input.dim() == 2, "the table must have 2 dimensions, got ", a.input.dim());
+  TORCH_CHECK(a.index->scalar_type() == at::kLong || a.index->scalar_type() == at::kInt,
+              "index must be int32 or int64, got ", dtype_name(*a.index));
+  TORCH_CHECK(a.index->device() == like.device(), "index must be on ", like.device(), ", got ",
+              a.index->device());
+}
+
+template <class Int>
+void check_resets(const RecurrenceArguments& a, const Sizes<Int>& s) {
+  const Tensor& like = a.weight_hh[0];
+  if (given(a.reset)) {
+    const Tensor& reset = *a.reset;
+    TORCH_CHECK_VALUE(!s.packed, "reset must not be given with a packed input");
+    TORCH_CHECK_TYPE(reset.scalar_type() == at::kBool, "reset must be a bool tensor, got ",
+                     dtype_name(reset));
+    TORCH_CHECK_VALUE(same(sizes_of<Int>(reset), c10::ArrayRef<Int>({s.T, s.B})),
+                      "reset must have shape [", s.T, ", ", s.B, "], got ", reset.sym_sizes());
+    TORCH_CHECK(reset.device() == like.device(), "reset must be on ", like.device(), ", got ",
+                reset.device());
+  }
+  if (given(a.reset_state)) {
+    TORCH_CHECK_VALUE(given(a.reset), "reset_state needs a reset");
+    check_like<Int>(*a.reset_state, "reset_state", {Int(s.D), s.B, s.H}, like);
+  }
+}
+
+template <class Int>
+void check_lengths(const RecurrenceArguments& a, const Sizes<Int>& s) {
+  if (!given(a.lengths)) return;
+  const Tensor &lengths = *a.lengths, &like = a.weight_hh[0];
+  TORCH_CHECK_TYPE(lengths.scalar_type() == at::kLong, "lengths must be an int64 tensor, got ",
+                   dtype_name(lengths));
+  TORCH_CHECK_VALUE(same(sizes_of<Int>(lengths), c10::ArrayRef<Int>(s.B)),
+                    "lengths must have shape [", s.B, "], got ", lengths.sym_sizes());
+  TORCH_CHECK(lengths.device() == like.device(), "lengths must be on ", like.device(), ", got ",
+              lengths.device());
+}
+
+template <class Int, class BatchOf>
+void check_recurrence(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf& batch_of) {
+  s.D = static_cast<int64_t>(a.weight_hh.size());
+  TORCH_CHECK(s.D == 1 || s.D == 2, "weight_hh must hold 1 or 2 tensors, one a direction, got ",
+              s.D);
+  TORCH_CHECK(a.reverse.size() == a.weight_hh.size(), "reverse must hold one bool a direction, ",
+              s.D, ", got ", a.reverse.size());
+  const Tensor& like = a.weight_hh[0];
+  TORCH_CHECK(like.dim() == 2, "weight_hh must have shape [H, H], got ", like.sym_sizes());
+  s.H = sizes_of<Int>(like)[0];
+  s.features = !a.weight_ih.empty();
+  TORCH_CHECK(!s.features || a.weight_ih.size() == a.weight_hh.size(), "weight_ih must hold ", s.D,
+              " tensors or none, got ", a.weight_ih.size());
+  TORCH_CHECK(!(s.features && given(a.index)), "index needs a table: weight_ih must be empty");
+  check_biases(a);
+  check_rows(a, s, batch_of);
+
+  const Int width = sizes_of<Int>(a.input).back();
+  s.I = s.features ? width : Int(0);
+  if (s.features && a.weight_ih[0].dim() == 2) {
+    const Int features = sizes_of<Int>(a.weight_ih[0])[1];
+    TORCH_CHECK(same(width, features), "input must have ", features,
+                " features, as many as weight_ih, got ", width);
+  }
+  if (!s.features)
+    TORCH_CHECK(same(width, s.D * s.H), "the last dimension of input must be ", s.D * s.H, ", got ",
+                width);
+  check_like<Int>(a.input, "input", sizes_of<Int>(a.input), like);
+  for (size_t d = 0; d < a.weight_hh.size(); ++d) {
+    check_like<Int>(a.weight_hh[d], "weight_hh", {s.H, s.H}, like);
+    if (s.features) check_like<Int>(a.weight_ih[d], "weight_ih", {s.H, s.I}, like);
+    if (a.bias_ih.empty()) continue;
+    check_like<Int>(a.bias_ih[d], "bias_ih", {s.H}, like);
+    check_like<Int>(a.bias_hh[d], "bias_hh", {s.H}, like);
+  }
+  if (given(a.hx)) check_like<Int>(*a.hx, "hx", {Int(s.D), s.B, s.H}, like);
+  check_lengths(a, s);
+  check_resets(a, s);
+  TORCH_CHECK(a.alpha.empty() || a.alpha.size() == a.weight_hh.size(), "alpha must hold ", s.D,
+              " tensors or none, got ", a.alpha.size());
+  for (const Tensor& alpha : a.alpha) check_like<Int>(alpha, "alpha", {s.H}, like);
+  parse_dtype(like, "weight_hh");
+  parse_nonlinearity(a.nonlinearity);
+  parse_form(a.form);  // which must be one, also without a leak
+}
+
+// What the backward op is given besides.
+template <class Int>
+void check_results(const RecurrenceResults& r, const RecurrenceArguments& a, const Sizes<Int>& s,
+                   const Wanted& wanted) {
+  const Tensor& like = a.weight_hh[0];
+  const auto shape = s.output_shape();
+  check_like<Int>(r.output, "output", shape, like);
+  if (given(r.grad_output)) check_like<Int>(*r.grad_output, "grad_output", shape, like);
+  if (given(r.grad_h_n)) check_like<Int>(*r.grad_h_n, "grad_h_n", {Int(s.D), s.B, s.H}, like);
+  TORCH_CHECK(r.saved.size() <= 1, "saved must hold a tensor or none, got ", r.saved.size());
+  for (const Tensor& saved : r.saved) check_like<Int>(saved, "saved", shape, like);
+  TORCH_CHECK(!reads_saved(form_of(a), wanted.alpha) || !r.saved.empty(),
+              "saved must be what the forward pass saved, got none");
+}
+
+// An ensemble: how many members it has, and whether a tensor is of as many.
+template <class Int>
+Int check_members(const RecurrenceArguments& a) {
+  const TensorList weights = a.weight_hh;
+  TORCH_CHECK(!weights.empty() && weights[0].dim() == 3 && sizes_of<Int>(weights[0])[0] > 0,
+              "weight_hh of an ensemble must hold tensors of shape [M, H, H] with M > 0, got ",
+              weights.empty() ? std::string("none") : c10::str("shape ", weights[0].sym_sizes()));
+  return sizes_of<Int>(weights[0])[0];
+}
+template <class Int>
+void check_member(const Tensor& t, const Int& M) {
+  TORCH_CHECK(t.dim() > 0 && same(sizes_of<Int>(t)[0], M), "each tensor of an ensemble must be of ",
+              M, " members, as weight_hh is, got shape ", t.sym_sizes());
+}
+
+// A stack: of the layers above the first, whose call is checked as one.
+template <class Int>
+void check_stack(const RecurrenceArguments& a, bool save) {
+  TORCH_CHECK(!save, "recurrence_stack saves nothing: it has no gradient");
+  const size_t L = a.weight_hh.size();
+  TORCH_CHECK(L > 0, "weight_hh must hold a tensor for each layer, got none");
+  TORCH_CHECK(a.weight_ih.size() == L, "weight_ih must hold ", L, " tensors, one a layer, got ",
+              a.weight_ih.size());
+  check_biases(a);
+  TORCH_CHECK(a.alpha.empty() || a.alpha.size() == L, "alpha must hold ", L,
+              " tensors, one a layer, or none, got ", a.alpha.size());
+  const Tensor& like = a.weight_hh[0];
+  TORCH_CHECK(like.dim() == 2, "weight_hh must have shape [H, H], got ", like.sym_sizes());
+  const Int H = sizes_of<Int>(like)[0];
+  for (size_t l = 1; l < L; ++l) {
+    check_like<Int>(a.weight_hh[l], "weight_hh", {H, H}, like);
+    check_like<Int>(a.weight_ih[l], "weight_ih", {H, H}, like);
+    if (!a.bias_ih.empty()) {
+      check_like<Int>(a.bias_ih[l], "bias_ih", {H}, like);
+      check_like<Int>(a.bias_hh[l], "bias_hh", {H}, like);
+    }
+    if (!a.alpha.empty()) check_like<Int>(a.alpha[l], "alpha", {H}, like);
+  }
+}
+
+inline void check_embedding(const Tensor& weight, const Tensor& indices) {
+  TORCH_CHECK(weight.dim() == 2, "'weight' must be 2-D");
+  TORCH_CHECK(indices.device() == weight.device(), "indices must be on the device of weight, ",
+              weight.device(), ", got ", indices.device());
+  check_indices(indices);
+}
+inline void check_embedding_gradient(const Tensor& grad, const Tensor& indices) {
+  parse_dtype(grad, "grad");
+  check_indices(indices);
+  const c10::SymIntArrayRef rows = indices.sym_sizes();
+  TORCH_CHECK(grad.dim() == indices.dim() + 1 && same(grad.sym_sizes().slice(0, rows.size()), rows),
+              "grad must have the shape of indices and one more dimension, got ", grad.sym_sizes(),
+              " with indices of shape ", rows);
+}
+
+}  // namespace rnnext

@@ -1,0 +1,35 @@
+// The recurrence and its backward pass in ATen operations, which can be differentiated to any
+// order, in either mode; and its tangents, by the backward op.
+#pragma once
+
+#include "ops/signatures.h"
+
+namespace rnnext {
+
+// Tensors to differentiate by, while gradients are enabled: each as one of its own that requires a
+// gradient.
+struct Watched {
+  std::vector<Tensor> tensors;
+  // Whether one of them required a gradient before, so that what comes of them must be recorded.
+  bool recorded = false;
+
+  Tensor operator()(const Tensor& t);
+};
+
+// torch::autograd::grad by watched tensors, undefined where there is none; recorded where something
+// of them or of the cotangents was, and gradients were enabled before.
+std::vector<Tensor> gradients_of(const std::vector<Tensor>& results,
+                                 const std::vector<Tensor>& cotangents, const Watched& watched,
+                                 bool enabled);
+
+// The recurrence, a step at a time.
+RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a);
+
+// recurrence_backward: by formulas, from the output; of a leak by autograd through the loop.
+RecurrenceGradients backward_loop(const RecurrenceResults& r, const RecurrenceArguments& a,
+                                  const Wanted& wanted);
+
+// Gives the results of a call without a leak, some of whose arguments have tangents, theirs.
+void set_tangents(const RecurrenceArguments& a, const Tensor& output, const Tensor& h_n);
+
+}  // namespace rnnext

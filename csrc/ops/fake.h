@@ -1,0 +1,100 @@
+// What the ops of the recurrence return without data, for meta tensors and for tracing: they check
+// what the kernels check, and make results by torch's ops, which a tracer sees.
+#pragma once
+
+#include "ops/check.h"
+#include "ops/stack.h"
+
+namespace rnnext::fake {
+
+// `batch`: how many sequences begin a packed batch, which only values say.
+inline Sizes<c10::SymInt> sizes_of_call(const RecurrenceArguments& a, const c10::SymInt& batch) {
+  Sizes<c10::SymInt> s;
+  check_recurrence(a, s, [&](const Tensor&, const char*) { return batch; });
+  return s;
+}
+
+inline RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save,
+                                        const c10::SymInt& batch) {
+  const Sizes<c10::SymInt> s = sizes_of_call(a, batch);
+  const Tensor& like = a.weight_hh[0];
+  const auto rows = s.output_shape();
+  std::vector<Tensor> saved;
+  if (save && !a.alpha.empty()) saved.push_back(like.new_empty_symint(rows));
+  return {like.new_empty_symint(rows), like.new_empty_symint({s.D, s.B, s.H}), saved};
+}
+
+inline RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save,
+                                              const c10::SymInt& batch) {
+  check_stack<c10::SymInt>(a, save);
+  const OptionalTensor none;
+  auto [output, h_n, _] = recurrence(layer_of(a, 0, a.input, none), save, batch);
+  const c10::SymInt states[] = {static_cast<int64_t>(a.weight_hh.size()), h_n.sym_size(1),
+                                h_n.sym_size(2)};
+  if (given(a.hx)) check_like<c10::SymInt>(*a.hx, "hx", states, a.weight_hh[0]);
+  return {output, h_n.new_empty_symint(states), {}};
+}
+
+inline RecurrenceGradients recurrence_backward(const RecurrenceResults& r,
+                                               const RecurrenceArguments& a, const Wanted& wanted,
+                                               const c10::SymInt& batch) {
+  const Sizes<c10::SymInt> s = sizes_of_call(a, batch);
+  check_results(r, a, s, wanted);
+  const Tensor& like = a.weight_hh[0];
+  const auto state = [&](bool wanted) {
+    return wanted ? like.new_empty_symint({s.D, s.B, s.H}) : Tensor();
+  };
+  const auto each = [&](TensorList list, bool wanted, int64_t dims) {
+    std::vector<Tensor> gradients;
+    for (const Tensor& t : list)
+      if (wanted) gradients.push_back(like.new_empty_symint(t.sym_sizes().slice(0, dims)));
+    return gradients;
+  };
+  return {.input = wanted.input ? like.new_empty_symint(a.input.sym_sizes()) : Tensor(),
+          .hx = state(wanted.hx),
+          .weight_ih = each(a.weight_ih, wanted.weight_ih, 2),
+          .weight_hh = each(a.weight_hh, wanted.weight_hh, 2),
+          .bias = each(a.weight_hh, wanted.bias, 1),
+          .reset_state = state(wanted.reset_state && given(a.reset)),
+          .alpha = each(a.alpha, wanted.alpha, 1)};
+}
+
+// The first member's part of an ensemble's arguments or results.
+template <class Struct>
+Struct first_of(const Struct& whole, const c10::SymInt& M) {
+  return with_each(whole, [&](const Tensor& t) {
+    check_member(t, M);
+    return t.select(0, 0);
+  });
+}
+// One member's results as all members'.
+inline Tensor of_members(const Tensor& one, const c10::SymInt& M) {
+  if (!one.defined()) return one;
+  c10::SmallVector<c10::SymInt, 5> shape(one.sym_sizes().begin(), one.sym_sizes().end());
+  shape.insert(shape.begin(), M);
+  return one.new_empty_symint(shape);
+}
+inline std::vector<Tensor> of_members(std::vector<Tensor> list, const c10::SymInt& M) {
+  for (Tensor& t : list) t = of_members(t, M);
+  return list;
+}
+
+inline RecurrenceOp::Results recurrence_ensemble(const RecurrenceArguments& a, bool save,
+                                                 const c10::SymInt& batch) {
+  const auto M = check_members<c10::SymInt>(a);
+  const auto one = recurrence(passed(first_of(kept(a), M)), save, batch);
+  return std::apply(
+      [&](const auto&... each) -> RecurrenceOp::Results { return {of_members(each, M)...}; }, one);
+}
+inline RecurrenceGradients recurrence_ensemble_backward(const RecurrenceResults& r,
+                                                        const RecurrenceArguments& a,
+                                                        const Wanted& wanted,
+                                                        const c10::SymInt& batch) {
+  const auto M = check_members<c10::SymInt>(a);
+  const auto one = recurrence_backward(passed(first_of(kept(r), M)), passed(first_of(kept(a), M)),
+                                       wanted, batch);
+  return spread(one,
+                [&](const auto&... each) { return RecurrenceGradients{of_members(each, M)...}; });
+}
+
+}  // namespace rnnext::fake

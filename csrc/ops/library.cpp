@@ -1,0 +1,107 @@
+// The library's ops: their schemas, and what has no kernel of its own on a GPU.
+#include <torch/library.h>
+
+#include "ops/ensemble.h"
+#include "ops/signatures.h"
+
+namespace rnnext {
+
+// What each argument means is documented in rnnext/ops.py.
+namespace {
+
+struct Item {
+  std::string type, name;
+};
+
+// As the schema of an op lists arguments, or results.
+std::string listed(const std::vector<Item>& items, const std::string& prefix = "") {
+  std::string text;
+  for (const auto& [type, name] : items)
+    text += (text.empty() ? "" : ", ") + type + " " + prefix + name;
+  return text;
+}
+
+}  // namespace
+
+TORCH_LIBRARY(rnnext, m) {
+  // Arguments may have any strides: torch's compiler need not copy them to those it has traced.
+  const auto define = [&](const std::string& schema) {
+    m.def(schema.c_str(), {at::Tag::flexible_layout});
+  };
+#define RNNEXT_ITEM(type, name, ...) {TypeOf<type>::schema, #name},
+  const std::string call = listed({RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_ITEM)}),
+                    results = listed({RNNEXT_RECURRENCE_RESULTS(RNNEXT_ITEM)}),
+                    gradients = listed({RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_ITEM)}, "grad_");
+#undef RNNEXT_ITEM
+  const std::string forward =
+      "(" + call + ", bool save) -> (Tensor output, Tensor h_n, Tensor[] saved)";
+  define("recurrence" + forward);
+  define("recurrence_stack" + forward);
+  define("recurrence_ensemble" + forward);
+  const std::string mask = std::to_string(std::tuple_size_v<Recurrences::Mask>);
+  const std::string backward =
+      "(" + results + ", " + call + ", bool[" + mask + "] output_mask) -> (" + gradients + ")";
+  define("recurrence_backward" + backward);
+  define("recurrence_ensemble_backward" + backward);
+  define("occurring(Tensor tokens, int num_rows, int most) -> (Tensor rows, Tensor index)");
+  define(
+      "embedding(Tensor weight, Tensor indices, int padding_idx=-1, "
+      "bool scale_grad_by_freq=False, bool sparse=False) -> Tensor");
+  define(
+      "embedding_backward(Tensor grad, Tensor indices, SymInt num_weights, int padding_idx, "
+      "bool scale_grad_by_freq) -> Tensor");
+  define(
+      "embedding_sparse_backward(Tensor grad, Tensor indices, SymInt num_weights, "
+      "int padding_idx, bool scale_grad_by_freq) -> (Tensor rows, Tensor values)");
+  define(
+      "rnn(Tensor input, Tensor? hx, Tensor[] weights, bool has_biases, int num_layers, "
+      "bool bidirectional, bool batch_first, float dropout, bool training, Tensor? index, "
+      "Tensor? lengths, Tensor? batch_sizes, Tensor? reset, Tensor? reset_state, Tensor[] alpha, "
+      "str form, Tensor[] noise, str nonlinearity) -> (Tensor output, Tensor h_n)");
+  define(
+      "rnn_cell(Tensor input, Tensor? hx, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
+      "Tensor? bias_hh, str nonlinearity) -> Tensor");
+}
+
+// Ensembles on a GPU, member by member. (The CPU has kernels of its own: cpu/binding/ensemble.cpp.)
+namespace {
+
+RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
+  return member_by_member(
+      a, [&](const RecurrenceArguments& one) { return call_forward<RecurrenceOp>(one, save); });
+}
+RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
+                                      const Wanted& wanted) {
+  return member_by_member(
+      r, a, wanted, call_backward<RecurrenceBackwardOp, RecurrenceResults, RecurrenceArguments>);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rnnext, CUDA, m) {
+  m.impl("recurrence_ensemble", Recurrences::forward<ensemble>);
+  m.impl("recurrence_ensemble_backward", Recurrences::backward<ensemble_backward>);
+}
+
+#ifndef RNNEXT_CUDA_ARCHS
+// What the ops say on a GPU where the CUDA half was not built.
+namespace {
+
+void refuse(const c10::OperatorHandle& op, torch::jit::Stack*) {
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      false, op.schema().name(),
+      " got tensors on a GPU, but this build of rnnext has no CUDA kernels. Run "
+      "`RNNEXT_CUDA=1 pip install .` in its sources: it builds them, or says what is missing (a "
+      "CUDA build of torch, nvcc). Or move the model and its inputs to the CPU.");
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rnnext, CUDA, m) {
+  for (const char* const name : {"recurrence", "recurrence_backward", "embedding",
+                                 "embedding_backward", "embedding_sparse_backward"})
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse>());
+}
+#endif
+
+}  // namespace rnnext

@@ -1,0 +1,97 @@
+"""Every transform of torch.func inside every other, against torch.nn or a loop."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
+
+import reference
+import rnnext
+from helpers.common import assert_close, case_id, pair, pairwise
+
+FLOAT64 = {"dtype": torch.float64}
+
+
+class Loop(nn.Module):
+    """An RNN or LeakyRNN of one layer, a step at a time: vmap has no rule for torch.nn's."""
+
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x):
+        rnn = self.rnn
+        leaks = isinstance(rnn, rnnext.LeakyRNN)
+        weights = [rnn.weight_ih_l0], [rnn.weight_hh_l0], [rnn.bias_ih_l0], [rnn.bias_hh_l0]
+        return reference.recurrence(
+            x, None, *weights, None, None, None, None, None, rnn.alphas() if leaks else [],
+            rnn.form if leaks else "rate", rnn.nonlinearity, [False],
+        )  # fmt: skip
+
+
+class Rows(nn.Module):
+    """An EmbeddingRNN as its parts."""
+
+    def __init__(self, words):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 2, **FLOAT64)
+        self.embedding.weight = words.embedding.weight
+        self.rnn = Loop(words.rnn)
+
+    def forward(self, tokens):
+        return self.rnn(self.embedding(tokens))
+
+
+def made(name):
+    """A module of ours, one of the same parameters that is not, and an input."""
+    tokens, x = torch.tensor([[1, 0], [4, 1], [1, 3]]), torch.rand(3, 2, 2, **FLOAT64)
+    if name in ("Embedding", "RNNCell"):
+        theirs, ours = pair(name, *((5, 2) if name == "Embedding" else (2, 3)), **FLOAT64)
+        return ours, theirs, tokens if name == "Embedding" else x[0]
+    if name == "EmbeddingRNN":
+        words = rnnext.EmbeddingRNN(5, 2, 3, **FLOAT64)
+        return words, Rows(words), tokens
+    options = {"alpha": 0.4, "form": name, "nonlinearity": "softplus", **FLOAT64}
+    rnn = rnnext.RNN(2, 3, **FLOAT64) if name == "RNN" else rnnext.LeakyRNN(2, 3, **options)
+    return rnn, Loop(rnn), x
+
+
+FACTORS = torch.tensor([1.0, -0.5], **FLOAT64)
+TRANSFORMS = {
+    "grad": grad,
+    "jvp": lambda f: lambda w: jvp(f, (w,), (w.cos(),))[1],
+    "jacrev": jacrev,
+    "jacfwd": jacfwd,
+    "vmap": lambda f: lambda w: vmap(lambda factor: f(w * factor))(FACTORS),
+}
+CASES = pairwise(
+    outer=list(TRANSFORMS),
+    inner=list(TRANSFORMS),
+    module=["RNN", "RNNCell", "Embedding", "EmbeddingRNN", "rate", "voltage", "blend"],
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_every_transform_inside_every_other(case):
+    """Of one parameter, while all need gradients: autograd records at every level."""
+    ours, theirs, x = made(case["module"])
+    results = []
+    for module in (ours, theirs):
+        path, given = next(iter(module.named_parameters()))
+
+        def value(weight, module=module, path=path):
+            result = functional_call(module, {path: weight}, (x,))
+            output = result[0] if isinstance(result, tuple) else result
+            return output.pow(3).sum()
+
+        def inner(weight, value=value):
+            return TRANSFORMS[case["inner"]](value)(weight).sin().sum()
+
+        result = TRANSFORMS[case["outer"]](inner)(given)
+        results.append([result])
+        if results[0][0].requires_grad:  # not of a leak's tangents, which the loop gives
+            results[-1] += torch.autograd.grad(
+                result.sin().sum(), list(module.parameters()),
+                materialize_grads=True, allow_unused=True,
+            )  # fmt: skip
+    assert_close(*results)
