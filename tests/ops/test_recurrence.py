@@ -33,7 +33,7 @@ def test_recurrence_backward(case):
     arguments = samples.make(**case)
     output, h_n = arguments.expected()
     grad_output, grad_h_n = torch.rand_like(output), torch.rand_like(h_n)
-    for mask in [[True] * 6, *([i == j for j in range(6)] for i in range(4))]:
+    for mask in [[True] * 7, *([i == j for j in range(7)] for i in range(5))]:
         mask[1] &= case["hx"]
         for given in (grad_output, grad_h_n), (grad_output, None), (None, grad_h_n), (None, None):
             call = arguments.backward(output, *given, output_mask=mask)
