@@ -152,7 +152,7 @@ def environment() -> dict[str, str]:
     return os.environ | {
         "CXX": str(compiler),
         "RNNEXT_CUDA": "0",
-        "RNNEXT_ISAS": "native",
+        "RNNEXT_ISAS": "native,generic",
         "PYTHONPATH": str(COPY),
     }
 
