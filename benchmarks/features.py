@@ -97,8 +97,7 @@ def rows() -> Iterator[Row]:
     loop = call_of(functools.partial(python_loop, leaky), x, leaky.parameters(), True)
     what = "LeakyRNN against the Python loop, T=300 B=32 I=3 H=100, train"
     yield Row(what, turns(module_call(leaky, x, True), loop), "leak, Python loop")
-    for mode in MODES:
-        yield from peers(f"T=300 B=32 I=3 H=100, {mode}", mode == "train")
+    yield from peers("T=300 B=32 I=3 H=100, train", train=True)
     for mode in MODES:
         yield from tokens(mode, mode == "train")
     step = torch.randn(1, 64)
