@@ -69,7 +69,7 @@ def functions(sass: str) -> Iterator[tuple[str, str, list[Instruction]]]:
         ]
         if code:
             yield name.strip(), arch, code
-        for found in re.findall(r"^arch = sm_(\w+)", part, re.MULTILINE):
+        for found in re.findall(r"^\s*code for sm_(\w+)", part, re.MULTILINE):
             arch = found
 
 

@@ -37,7 +37,7 @@ class Writer(Arithmetic):
             loaded = [f"{self.name(to[0])}"]
         else:
             loaded = [f"t{number}" for number in range(count)]
-        call = f'm.load_{space}(L, {base}, {at}, "{kind}", {count}, "{how}", {i.line})'
+        call = f'm.load_{space}(L, {base}, {at}, "{kind}", {count}, "{how}")'
         if len(loaded) == 1 and count == 2:
             self.lines.append(f"{loaded[0]} = {call}")
             return
@@ -52,9 +52,7 @@ class Writer(Arithmetic):
                 f"{a} + {self.constant(n, 'u4')}" for a, n in ((base, at), (barrier, past))
             )
             parts = [self.value(p, "u4") for p in split(i.args[1][1:-1])]
-            self.lines.append(
-                f"m.store_async(L, {base}, [{', '.join(parts)}], {barrier}, {i.line})"
-            )
+            self.lines.append(f"m.store_async(L, {base}, [{', '.join(parts)}], {barrier})")
             return
         kind, count = self.kind(i), self._vector(i)
         base, at = self.address(i.args[0])
@@ -65,7 +63,7 @@ class Writer(Arithmetic):
             kind, texts = "u8", [f"*{self.name(values[0])}"]
         else:
             texts = [self.value(v, kind) for v in values]
-        given = f'({", ".join(texts)},), "{kind}", "{how}", {i.line}'
+        given = f'({", ".join(texts)},), "{kind}", "{how}"'
         self.lines.append(f"m.store_{space}(L, {base}, {at}, {given})")
 
     def op_atom(self, i: Instruction) -> None:
@@ -73,7 +71,7 @@ class Writer(Arithmetic):
             raise Unknown(i.op)
         base, at = self.address(i.args[1])
         a, b = self.value(i.args[2], "u4"), self.value(i.args[3], "u4")
-        self.put(i.args[0], f"m.compare_and_swap(L, {base}, {at}, {a}, {b}, {i.line})", "u4")
+        self.put(i.args[0], f"m.compare_and_swap(L, {base}, {at}, {a}, {b})", "u4")
 
     def op_cp(self, i: Instruction) -> None:
         if i.op == "cp.async.commit_group":
@@ -85,7 +83,7 @@ class Writer(Arithmetic):
             size = int(i.args[2])
             if size not in ((16,) if "cg" in i.parts else (4, 8, 16)):
                 raise Unknown(f"{i.op} of {size} bytes")
-            self.lines.append(f"m.copy(L, {to}, {to_at}, {of}, {of_at}, {size}, {i.line})")
+            self.lines.append(f"m.copy(L, {to}, {to_at}, {of}, {of_at}, {size})")
         else:
             raise Unknown(i.op)
 
@@ -110,13 +108,13 @@ class Writer(Arithmetic):
         base, at = self.address(i.args[1] if i.parts[1] != "init" else i.args[0])
         base = f"{base} + {self.constant(at, 'u4')}"
         if i.op == "mbarrier.init.shared::cta.b64":
-            self.lines.append(f"m.barrier_init(L, {base}, {self.value(i.args[1], 'u4')}, {i.line})")
+            self.lines.append(f"m.barrier_init(L, {base}, {self.value(i.args[1], 'u4')})")
         elif i.op == "mbarrier.arrive.expect_tx.shared::cta.b64":
             count = self.value(i.args[2], "u4")
-            self.lines.append(f"m.barrier_arrive(L, {base}, {count}, {i.line})")
+            self.lines.append(f"m.barrier_arrive(L, {base}, {count})")
         elif i.op == "mbarrier.try_wait.parity.shared::cta.b64":
             odd = self.value(i.args[2], "u4")
-            self.put(i.args[0], f"m.barrier_try(L, {base}, {odd}, {i.line})", "p")
+            self.put(i.args[0], f"m.barrier_try(L, {base}, {odd})", "p")
         else:
             raise Unknown(i.op)
 

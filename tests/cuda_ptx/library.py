@@ -152,7 +152,7 @@ class Library(Entries):
         self.arena.protect(address, size, ASYNCHRONOUS)
 
     def empty(
-        self, *shape: int, dtype: torch.dtype = torch.float32, align: int = 256, name: str = ""
+        self, *shape: int, dtype: torch.dtype = torch.float32, align: int = 256
     ) -> torch.Tensor:
         """Device memory that holds NaNs; a multiple of `align` bytes and of no more."""
         count = 1
@@ -166,7 +166,7 @@ class Library(Entries):
         return torch.frombuffer(raw, dtype=dtype, count=count).view(shape)
 
     def tensor(
-        self, values: torch.Tensor, writable: bool = False, align: int = 256, name: str = ""
+        self, values: torch.Tensor, writable: bool = False, align: int = 256
     ) -> torch.Tensor:
         """A copy of `values` in device memory; writing to it is an error unless `writable`."""
         copy = self.empty(*values.shape, dtype=values.dtype, align=align)

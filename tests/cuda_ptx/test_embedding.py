@@ -24,7 +24,7 @@ def lib() -> Iterator[Library]:
 
 def error_record(lib: Library) -> Tensor:
     """IndexErrorRecord: (claimed, ready), position, value, bound."""
-    return lib.tensor(torch.zeros(4, dtype=torch.int64), writable=True, name="error record")
+    return lib.tensor(torch.zeros(4, dtype=torch.int64), writable=True)
 
 
 def gather(lib: Library, weight: Tensor, indices: Tensor, error: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class Warps:
     # ---- global memory
 
     def load_global(
-        self, L: Any, base: Any, offset: int, kind: str, count: int, how: str, line: int
+        self, L: Any, base: Any, offset: int, kind: str, count: int, how: str
     ) -> tuple[Any, ...]:
         size = KINDS[kind].itemsize
         place = self._global(L, base, offset, size * count, CONSTANT, "read")
@@ -84,7 +84,7 @@ class Warps:
         return np.broadcast_to(place, self.block[L].shape)
 
     def store_global(
-        self, L: Any, base: Any, offset: int, values: Any, kind: str, how: str, line: int
+        self, L: Any, base: Any, offset: int, values: Any, kind: str, how: str
     ) -> None:
         size = KINDS[kind].itemsize
         place = self._global(L, base, offset, size * len(values), WRITABLE, "write")
@@ -114,9 +114,7 @@ class Warps:
                 block = int(self.block[lane])
                 self.globals.release(block, lane, int(self.block_barrier.generation[block]))
 
-    def compare_and_swap(
-        self, L: Any, base: Any, offset: int, expected: Any, desired: Any, line: int
-    ) -> Any:
+    def compare_and_swap(self, L: Any, base: Any, offset: int, expected: Any, desired: Any) -> Any:
         place = self._global(L, base, offset, 4, WRITABLE, "atomic access")
         memory, old = self.globals.main.view(np.uint32), np.empty(len(place), np.uint32)
         expected, desired = (np.broadcast_to(x, place.shape) for x in (expected, desired))
@@ -133,7 +131,7 @@ class Warps:
         return self.shared.at(self.block[L], at, size, what)
 
     def load_shared(
-        self, L: Any, base: Any, offset: int, kind: str, count: int, how: str, line: int
+        self, L: Any, base: Any, offset: int, kind: str, count: int, how: str
     ) -> tuple[Any, ...]:
         size = KINDS[kind].itemsize
         place = self._shared(L, base, offset, size * count, "read")
@@ -141,7 +139,7 @@ class Warps:
         return tuple(self.shared.load(place + n * size, kind) for n in range(count))
 
     def store_shared(
-        self, L: Any, base: Any, offset: int, values: Any, kind: str, how: str, line: int
+        self, L: Any, base: Any, offset: int, values: Any, kind: str, how: str
     ) -> None:
         size = KINDS[kind].itemsize
         place = self._shared(L, base, offset, size * len(values), "write")
@@ -155,10 +153,10 @@ class Warps:
         raise Fault("a generic load from shared memory")
 
     def store_generic(
-        self, L: Any, base: Any, offset: int, values: Any, kind: str, how: str, line: int
+        self, L: Any, base: Any, offset: int, values: Any, kind: str, how: str
     ) -> None:
         if (np.asarray(base) < np.uint64(GENERIC)).all():
-            self.store_global(L, base, offset, values, kind, how, line)
+            self.store_global(L, base, offset, values, kind, how)
             return
         size = KINDS[kind].itemsize * len(values)
         block, at = self._peer(L, np.asarray(base) - np.uint64(GENERIC), offset)
@@ -172,7 +170,7 @@ class Warps:
 
     # ---- asynchronous copies and stores
 
-    def copy(self, L: Any, to: Any, to_at: int, of: Any, of_at: int, size: int, line: int) -> None:
+    def copy(self, L: Any, to: Any, to_at: int, of: Any, of_at: int, size: int) -> None:
         place = self._shared(L, to, to_at, size, "asynchronous write").copy()
         source = self._global(L, of, of_at, size, ASYNCHRONOUS, "asynchronous read").copy()
         # Until it is waited for, nobody may read what is there.
@@ -201,7 +199,7 @@ class Warps:
                 left.append([lanes[rest], group[rest], place[rest], source[rest], size])
         self.copies = left
 
-    def store_async(self, L: Any, base: Any, values: list[Any], barrier: Any, line: int) -> None:
+    def store_async(self, L: Any, base: Any, values: list[Any], barrier: Any) -> None:
         block, at = self._peer(L, base, 0)
         place = self.shared.at(block, at, 16, "asynchronous store")
         other, barrier_at = self._peer(L, barrier, 0)
@@ -218,7 +216,7 @@ class Warps:
 
     # ---- mbarriers: [parity of the phase, arrivals of a phase, arrivals left, bytes left, fenced]
 
-    def barrier_init(self, L: Any, base: Any, arrivals: Any, line: int) -> None:
+    def barrier_init(self, L: Any, base: Any, arrivals: Any) -> None:
         at = np.broadcast_to(base, self.block[L].shape)
         arrivals = np.broadcast_to(arrivals, at.shape)
         for block, offset, count in zip(
@@ -253,7 +251,7 @@ class Warps:
             self.released[block] += 1
         self.progress += 1
 
-    def barrier_arrive(self, L: Any, base: Any, expected: Any, line: int) -> None:
+    def barrier_arrive(self, L: Any, base: Any, expected: Any) -> None:
         lanes = self.number[L]
         at, expected = np.broadcast_to(base, lanes.shape), np.broadcast_to(expected, lanes.shape)
         for lane, offset, bytes_ in zip(
@@ -265,7 +263,7 @@ class Warps:
             self._barrier(block, offset)[3] += bytes_
             self.complete(block, offset, 1, 0)
 
-    def barrier_try(self, L: Any, base: Any, odd: Any, line: int) -> Any:
+    def barrier_try(self, L: Any, base: Any, odd: Any) -> Any:
         lanes = self.number[L]
         at, odd = np.broadcast_to(base, lanes.shape), np.broadcast_to(odd, lanes.shape)
         over = np.zeros(len(lanes), bool)

@@ -34,7 +34,7 @@ def sass(extra="FADD R22, R22, R23", arch="90", name="kernel"):
         f"        /*{16 * i:04x}*/                   {line} ;   /* 0x0 */\n"
         for i, line in enumerate(lines)
     )
-    return f"arch = sm_{arch}\nhost = linux\n\t\tFunction : {name}\n{code}"
+    return f"\tcode for sm_{arch}\n\t\tFunction : {name}\n{code}"
 
 
 def loop_of(extra="FADD R22, R22, R23"):
