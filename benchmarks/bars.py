@@ -17,10 +17,7 @@ GROWTH = 1.25  # of the cost per unit of work from one size to the next
 
 @dataclass(frozen=True)
 class Verdict:
-    """One bar. got is None where the run has no row for it; at_most turns the comparison round.
-
-    at_roof: what a kernel would get that ran every row at its roof: a bar above is out of reach.
-    """
+    """One bar. got is None where the run has no row for it; at_most turns the comparison round."""
 
     what: str
     needed: float
@@ -28,7 +25,6 @@ class Verdict:
     detail: str = ""
     unit: str = "x"
     at_most: bool = False
-    at_roof: float | None = None
 
     @property
     def held(self) -> bool | None:
@@ -65,7 +61,7 @@ def evaluate(result: Result) -> list[Verdict]:
         for mode in MODES
     }
     amx = "amx_bf16" in result.stamp["cpu_flags"]
-    verdicts = [*_speed(result, plain, sequences, amx), _memory(sequences["train"])]
+    verdicts = [*_speed(plain, sequences, amx), _memory(sequences["train"])]
     verdicts += _roof(result, sequences, amx)
     if any("bfloat16" in limits.flops for limits in result.roofs.values()):
         verdicts += _low_precision(result, amx)
@@ -73,41 +69,28 @@ def evaluate(result: Result) -> list[Verdict]:
 
 
 def _mean_and_worst(
-    what: str,
-    result: Result,
-    rows: Sequence[Row],
-    needs: tuple[float | None, float | None],
-    best: bool = False,
+    what: str, rows: Sequence[Row], needs: tuple[float | None, float | None], best: bool = False
 ) -> Iterator[Verdict]:
     """The geometric mean and the worst row of the speed-up over torch, or over each row's best."""
-    ratios, ceilings = [], []
+    ratios = []
     for row in rows:
         rival = row.best_rival(OURS) if best else TORCH
-        ratio = row.ratio(rival, OURS) if rival else None
-        if rival and ratio is not None:
+        if rival and (ratio := row.ratio(rival, OURS)) is not None:
             ratios.append((ratio, f"{row.case.name} ({rival})"))
-            if least := result.bound(row):
-                ceilings.append(row.seconds[rival]["median"] / least.seconds)
     whom = "the best rival" if best else TORCH
     mean = statistics.geometric_mean([ratio for ratio, _ in ratios]) if ratios else None
-    top = statistics.geometric_mean(ceilings) if ceilings else None
     if needs[0] is not None:
-        detail = f"{len(ratios)} rows"
-        yield Verdict(f"{what} over {whom}: mean", needs[0], mean, detail, at_roof=top)
-    least_ratio, where = min(ratios, default=(None, ""))
+        yield Verdict(f"{what} over {whom}: mean", needs[0], mean, f"{len(ratios)} rows")
     if needs[1] is not None:
-        top = min(ceilings, default=None)
-        yield Verdict(f"{what} over {whom}: worst row", needs[1], least_ratio, where, at_roof=top)
+        yield Verdict(f"{what} over {whom}: worst row", needs[1], *min(ratios, default=(None, "")))
 
 
-def _speed(
-    result: Result, plain: list[Row], sequences: dict[str, list[Row]], amx: bool
-) -> Iterator[Verdict]:
+def _speed(plain: list[Row], sequences: dict[str, list[Row]], amx: bool) -> Iterator[Verdict]:
     over_best = {"infer": 2.8, "train": 3.5} if amx else {"infer": 2.3, "train": 2.5}
     for mode, over_torch in (("infer", 5.0), ("train", 4.5)):
         rows = sequences[mode]
-        yield from _mean_and_worst(mode, result, rows, (over_torch, None))
-        yield from _mean_and_worst(mode, result, rows, (over_best[mode], 1.1), best=True)
+        yield from _mean_and_worst(mode, rows, (over_torch, None))
+        yield from _mean_and_worst(mode, rows, (over_best[mode], 1.1), best=True)
     kinds: tuple[tuple[str, Callable[[Case], bool], tuple[float | None, float]], ...] = (
         ("one call, T=1, RNN",
          lambda c: c.kind == "rnn" and c.T == 1 and c.mode == "infer", (2.5, 1.5)),
@@ -120,7 +103,7 @@ def _speed(
     )  # fmt: skip
     for what, wanted, needs in kinds:
         rows = [row for row in plain if wanted(row.case)]
-        yield from _mean_and_worst(what, result, rows, needs, best=needs[0] is None)
+        yield from _mean_and_worst(what, rows, needs, best=needs[0] is None)
 
 
 def _memory(rows: list[Row]) -> Verdict:
@@ -164,7 +147,7 @@ def _low_precision(result: Result, amx: bool) -> Iterator[Verdict]:
         for row in result.rows.values()
         if row.case.dtype == "bfloat16" or row.case.precision == "medium"
     ]
-    yield from _mean_and_worst(what, result, rows, (6.0, 1.5) if amx else (None, 1.1))
+    yield from _mean_and_worst(what, rows, (6.0, 1.5) if amx else (None, 1.1))
     ratios = {row.case: r for row in rows if (r := row.ratio(FLOAT32, OURS)) is not None}
     for mode, needed in (("infer", 5.0 if amx else 1.6), ("train", 4.0 if amx else 1.6)):
         large = {
@@ -196,21 +179,16 @@ def _growth(result: Result, sequences: dict[str, list[Row]]) -> Iterator[Verdict
 
 def table(verdicts: Sequence[Verdict]) -> Table:
     body = []
-    for verdict in verdicts:
-        unit, sign = verdict.unit, "<=" if verdict.at_most else ">="
-        got, top = (
-            "" if number is None else f"{number:.2f}{unit}"
-            for number in (verdict.got, verdict.at_roof)
-        )
-        needed = f"{sign} {verdict.needed:g}{unit}"
-        body.append([verdict.what, needed, got, verdict.word, top, verdict.detail])
-    return Table(["bar", "needed", "measured", "verdict", "at the roof", "where"], body)
+    for v in verdicts:
+        got = "" if v.got is None else f"{v.got:.2f}{v.unit}"
+        needed = f"{'<=' if v.at_most else '>='} {v.needed:g}{v.unit}"
+        body.append([v.what, needed, got, v.word, v.detail])
+    return Table(["bar", "needed", "measured", "verdict", "where"], body)
 
 
 def text(result: Result, verdicts: Sequence[Verdict]) -> str:
     words = [verdict.word for verdict in verdicts]
     lines = [describe(result), table(verdicts).text()]
-    lines.append("at the roof: what a kernel would get that ran every row at its roof")
     if not any("bfloat16" in limits.flops for limits in result.roofs.values()):
         lines.append("bfloat16 counts only where the CPU has a dot product of it")
     counts = (f"{words.count(word)} {word}" for word in ("held", "missed", "not measured"))

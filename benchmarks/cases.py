@@ -93,64 +93,39 @@ REPEATED_ROWS = 16
 
 # T, B, I, H of models people run: language model, signals, pixel-by-pixel digits, and so on.
 HEADLINE = (
-    (35, 20, 200, 200),
-    (100, 64, 3, 128),
-    (784, 64, 1, 128),
-    (256, 32, 256, 512),
-    (128, 64, 1024, 1024),
-    (100, 1, 64, 256),
-    (100, 1, 256, 1024),
-    (1000, 16, 16, 64),
+    (35, 20, 200, 200), (100, 64, 3, 128), (784, 64, 1, 128), (256, 32, 256, 512),
+    (128, 64, 1024, 1024), (100, 1, 64, 256), (100, 1, 256, 1024), (1000, 16, 16, 64),
     (100, 256, 64, 256),
-)
+)  # fmt: skip
 SWEEP_H = tuple((64, 32, 64, h) for h in (16, 32, 64, 128, 256, 512, 1024, 2048))
 SWEEP_B = tuple((100, b, 64, 256) for b in (1, 2, 4, 8, 16, 32, 64, 128, 256))
 SWEEP_T = tuple((t, 16, 16, 64) for t in (1, 3, 10, 30, 100, 300, 1000, 2000))
 OPTIONS: tuple[dict[str, Any], ...] = (
-    {"layers": 2},
-    {"bidirectional": True},
-    {"layers": 2, "bidirectional": True},
-    {"packed": True},
-    {"packed": True, "bidirectional": True},
-    {"nonlinearity": "relu"},
-)
+    {"layers": 2}, {"bidirectional": True}, {"layers": 2, "bidirectional": True}, {"packed": True},
+    {"packed": True, "bidirectional": True}, {"nonlinearity": "relu"},
+)  # fmt: skip
 PRECISIONS: tuple[dict[str, Any], ...] = (
-    {"dtype": "float64"},
-    {"dtype": "bfloat16"},
-    {"precision": "medium"},
-)
+    {"dtype": "float64"}, {"dtype": "bfloat16"}, {"precision": "medium"},
+)  # fmt: skip
 ONE_THREAD = ((35, 20, 200, 200), (100, 64, 3, 128), (256, 32, 256, 512), (100, 1, 64, 256))
 LATENCY = (8, 64, 256, 1024)
 TABLES = ((50_000, 256, 8192), (10_000, 64, 512), (250_000, 128, 32_768))
 DEMO: dict[str, Any] = {"T": 100, "B": 20, "I": 256, "H": 256, "V": 384}
 # What `--quick` runs: one or two cases of every kind.
 QUICK = frozenset(
-    f"{shape}-{mode}"
-    for mode in MODES
-    for shape in (
-        "rnn-T35-B20-I200-H200",
-        "rnn-T100-B64-I3-H128",
-        "rnn-T100-B64-I64-H256",
-        "rnn-T64-B32-I64-H512",
-        "rnn-T1000-B16-I16-H64",
-        "rnn-T100-B1-I64-H256",
-    )
-) | {
-    "rnn-T100-B32-I64-H256-infer-2layers-bidirectional",
-    "rnn-T100-B32-I64-H256-train-packed",
-    "rnn-T100-B64-I64-H256-infer-float64",
-    "rnn-T100-B64-I64-H256-infer-bfloat16",
-    "rnn-T35-B20-I200-H200-infer-1thread",
-    "rnn-T1-B1-I8-H8-infer",
-    "rnn-T1-B1-I256-H256-infer",
-    "cell-B1-I8-H8-infer",
-    "cell-B1-I256-H256-infer",
-    "step-B1-I256-H256-infer",
-    "demo-T100-B20-I256-H256-train",
-    "embedding-V50000-D256-N8192-uniform-gather",
-    "embedding-V50000-D256-N8192-uniform-dense",
-    "embedding-V50000-D256-N8192-zipf-sparse",
-}
+    """
+    rnn-T35-B20-I200-H200-infer rnn-T35-B20-I200-H200-train rnn-T35-B20-I200-H200-infer-1thread
+    rnn-T100-B64-I3-H128-infer rnn-T100-B64-I3-H128-train rnn-T1000-B16-I16-H64-infer
+    rnn-T100-B64-I64-H256-infer rnn-T100-B64-I64-H256-train rnn-T1000-B16-I16-H64-train
+    rnn-T100-B64-I64-H256-infer-float64 rnn-T100-B64-I64-H256-infer-bfloat16
+    rnn-T64-B32-I64-H512-infer rnn-T64-B32-I64-H512-train rnn-T100-B1-I64-H256-infer
+    rnn-T100-B1-I64-H256-train rnn-T100-B32-I64-H256-infer-2layers-bidirectional
+    rnn-T100-B32-I64-H256-train-packed rnn-T1-B1-I8-H8-infer rnn-T1-B1-I256-H256-infer
+    cell-B1-I8-H8-infer cell-B1-I256-H256-infer step-B1-I256-H256-infer
+    embedding-V50000-D256-N8192-uniform-gather embedding-V50000-D256-N8192-uniform-dense
+    embedding-V50000-D256-N8192-zipf-sparse demo-T100-B20-I256-H256-train
+""".split()
+)
 
 
 def _rnn(shape: tuple[int, int, int, int], mode: str, *tags: str, **options: Any) -> Case:
@@ -159,15 +134,10 @@ def _rnn(shape: tuple[int, int, int, int], mode: str, *tags: str, **options: Any
 
 
 def _all() -> Iterator[Case]:
+    plain = {"headline": HEADLINE, "sweep-H": SWEEP_H, "sweep-B": SWEEP_B, "sweep-T": SWEEP_T}
     for mode in MODES:
-        for shape in HEADLINE:
-            yield _rnn(shape, mode, "headline")
-        for shape in SWEEP_H:
-            yield _rnn(shape, mode, "sweep-H")
-        for shape in SWEEP_B:
-            yield _rnn(shape, mode, "sweep-B")
-        for shape in SWEEP_T:
-            yield _rnn(shape, mode, "sweep-T")
+        for tag, shapes in plain.items():
+            yield from (_rnn(shape, mode, tag) for shape in shapes)
         for option in OPTIONS:
             yield _rnn((100, 32, 64, 256), mode, "options", **option)
         for option in PRECISIONS:
@@ -177,16 +147,17 @@ def _all() -> Iterator[Case]:
             yield _rnn(shape, mode, "one-thread", threads=1)
     for h in (64, 256):
         yield _rnn((100, 1, h, h), "infer", "options", layers=2)
+    latency: Any = {"tags": frozenset({"latency"})}
     for h in LATENCY:
         yield _rnn((1, 1, h, h), "infer", "latency")
         for kind in ("cell", "step"):
-            yield Case(kind, "infer", 1, 1, h, h, tags=frozenset({"latency"}))
+            yield Case(kind, "infer", 1, 1, h, h, **latency)
     for h in (256, 512):
-        yield Case("cell", "infer", 1, 16, h, h, tags=frozenset({"latency"}))
+        yield Case("cell", "infer", 1, 16, h, h, **latency)
     for h in (256, 1024):
         for b in (1, 16):
-            yield Case("cell", "train", 1, b, h, h, tags=frozenset({"latency"}))
-    yield Case("step", "infer", 1, 16, 64, 256, tags=frozenset({"latency"}))
+            yield Case("cell", "train", 1, b, h, h, **latency)
+    yield Case("step", "infer", 1, 16, 64, 256, **latency)
     for v, d, n in TABLES:
         for indices in ("uniform", "zipf"):
             for mode, sparse in (("infer", False), ("train", False), ("train", True)):

@@ -3,16 +3,11 @@ first call, which compiles, and of those that follow."""
 
 from __future__ import annotations
 
-import functools
-import json
-import os
-import signal
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 import torch._inductor.config
@@ -20,7 +15,7 @@ from torch import Tensor, nn
 
 import rnnext
 
-from . import measure
+from . import runner
 from .compared import Comparison, Numbers, Row, Suite
 from .report import Table, duration
 
@@ -28,7 +23,6 @@ B, I, H = 20, 200, 200  # noqa: E741
 LENGTHS = (32, 512)
 MODES = ("inference", "training")
 ROUNDS = 15
-LIMIT = 600.0  # seconds for a row: the compiler may take hours over the loop
 
 
 class Loop(nn.Module):
@@ -54,29 +48,12 @@ def name(T: int, mode: str) -> str:
 def rows() -> Iterator[Row]:
     for T in LENGTHS:
         for mode in MODES:
-            yield Row(name(T, mode), functools.partial(_in_process, T, mode, LIMIT))
+            yield Row(name(T, mode), partial(_in_worker, T, mode))
 
 
-def _in_process(T: int, mode: str, limit: float) -> Numbers:
-    """Seconds "first" and "later", and the loop's unless the process had to be stopped before."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.compiled", str(T), mode]
-    with tempfile.TemporaryFile("w+") as out:
-        # With the compiler's own processes in a session that ends as one.
-        process = subprocess.Popen(command, stdout=out, start_new_session=True)
-        try:
-            process.wait(limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        else:
-            if process.returncode:
-                raise RuntimeError(f"{' '.join(command)} failed with {process.returncode}")
-        out.seek(0)
-        lines = out.read().splitlines()
-    if not lines:
-        raise RuntimeError(f"{name(T, mode)}: not even rnnext.RNN was compiled in {limit:g} s")
-    found: Numbers = json.loads(lines[-1])
-    return found
+def _in_worker(T: int, mode: str) -> Numbers:
+    [(_, found)] = runner.in_worker(_time, 0, T, mode == "training")
+    return dict(found)
 
 
 def _seconds(call: Callable[[], Tensor]) -> float:
@@ -85,10 +62,9 @@ def _seconds(call: Callable[[], Tensor]) -> float:
     return time.perf_counter() - begin
 
 
-def _time(T: int, mode: str) -> None:
-    """Print a row's seconds as far as they are known, a line a time. No cache of compiled code."""
-    measure.pin_threads(0)
-    train, x = mode == "training", torch.randn(T, B, I)
+def _time(send: Callable[[str, Any], None], threads: int, T: int, train: bool) -> None:
+    """Send seconds of the first call and of later ones, of both. No cache of compiled code."""
+    x = torch.randn(T, B, I)
 
     def step(model: Callable[[Tensor], tuple[Tensor, ...]]) -> Tensor:
         with torch.set_grad_enabled(train):
@@ -104,32 +80,22 @@ def _time(T: int, mode: str) -> None:
         # The compiler's own start takes seconds, once in a process, whatever is compiled.
         step(torch.compile(nn.Linear(I, H), fullgraph=True))
         compiled = (torch.compile(model, fullgraph=True) for model in models)
-        calls = [functools.partial(step, model) for model in compiled]
+        calls = [partial(step, model) for model in compiled]
         found = {"first": _seconds(calls[0])}
-        found["later"] = statistics.median(_seconds(calls[0]) for _ in range(ROUNDS))
-        print(json.dumps(found), flush=True)
         found["loop first"] = _seconds(calls[1])
     torch.testing.assert_close(calls[0](), calls[1](), rtol=1e-4, atol=1e-5)
     turns = [[_seconds(call) for call in calls] for _ in range(ROUNDS)]
     found["later"], found["loop later"] = map(statistics.median, zip(*turns, strict=True))
-    print(json.dumps(found), flush=True)
+    send("compiled", found)
 
 
 def table(run: Comparison) -> Table:
     head = ["", "first call", "of the loop", "later", "of the loop", "times as fast"]
     body = []
     for what, row in run.rows.items():
-        loop, faster = (f"> {run.stamp.get('limit', LIMIT):g} s", ""), ""
-        if "loop later" in row:
-            loop = duration(row["loop first"]), duration(row["loop later"])
-            faster = f"{row['loop later'] / row['later']:.1f}"
-        body.append(
-            [what, duration(row["first"]), loop[0], duration(row["later"]), loop[1], faster]
-        )
+        times = [duration(row[k]) for k in ("first", "loop first", "later", "loop later")]
+        body.append([what, *times, f"{row['loop later'] / row['later']:.1f}"])
     return Table(head, body)
 
 
 SUITE = Suite("compiled", rows, {"compiled": table})
-
-if __name__ == "__main__":
-    _time(int(sys.argv[1]), sys.argv[2])

@@ -1,11 +1,9 @@
 """Stored runs: kept, combined, compared, held against the bars."""
 
-import statistics
-
 import pytest
 
-from benchmarks import bars, compared, costs, edges, names, report, roof, store
-from helpers.runs import CASES, LIMITS, run_of
+from benchmarks import bars, compared, costs, edges, names, report, store
+from helpers.runs import CASES, run_of
 
 
 def test_store_round_trip_and_comparison(tmp_path, monkeypatch):
@@ -58,20 +56,6 @@ def test_bars_are_held_or_missed_by_their_numbers():
         assert low.got == pytest.approx(1.7)
         assert low.held
     assert held["bfloat16 and medium over torch.nn: worst row"].got == pytest.approx(10 / 1.9)
-    # What a kernel at the roof would get does not depend on how fast ours is.
-    bounds = [
-        roof.bound(case, LIMITS).seconds
-        for case in CASES
-        if case.kind == "rnn"
-        and case.mode == "infer"
-        and case.T > 1
-        and case.threads == 0
-        and case.dtype == "float32"
-        and case.precision == "highest"
-    ]
-    top = 10e-3 / statistics.geometric_mean(bounds)
-    for verdict in (held, missed):
-        assert verdict["infer over torch.nn: mean"].at_roof == pytest.approx(top)
 
 
 def test_worst_jump_counts_whole_vectors():
