@@ -112,8 +112,7 @@ LATENCY = (8, 64, 256, 1024)
 TABLES = ((50_000, 256, 8192), (10_000, 64, 512), (250_000, 128, 32_768))
 DEMO: dict[str, Any] = {"T": 100, "B": 20, "I": 256, "H": 256, "V": 384}
 # What `--quick` runs: one or two cases of every kind.
-QUICK = frozenset(
-    """
+_QUICK = """
     rnn-T35-B20-I200-H200-infer rnn-T35-B20-I200-H200-train rnn-T35-B20-I200-H200-infer-1thread
     rnn-T100-B64-I3-H128-infer rnn-T100-B64-I3-H128-train rnn-T1000-B16-I16-H64-infer
     rnn-T100-B64-I64-H256-infer rnn-T100-B64-I64-H256-train rnn-T1000-B16-I16-H64-train
@@ -124,8 +123,8 @@ QUICK = frozenset(
     cell-B1-I8-H8-infer cell-B1-I256-H256-infer step-B1-I256-H256-infer
     embedding-V50000-D256-N8192-uniform-gather embedding-V50000-D256-N8192-uniform-dense
     embedding-V50000-D256-N8192-zipf-sparse demo-T100-B20-I256-H256-train
-""".split()
-)
+"""
+QUICK = frozenset(_QUICK.split())
 
 
 def _rnn(shape: tuple[int, int, int, int], mode: str, *tags: str, **options: Any) -> Case:

@@ -90,8 +90,11 @@ class Suite:
     verdicts: Callable[[Comparison], list[Verdict]] = lambda run: []
 
     def run(self, patterns: Sequence[str] = ()) -> int:
-        """Time, print and keep the rows whose names match; 1 where a bar was missed, else 0."""
+        """Time, print and keep the rows, or those whose names match beside the ones kept before;
+        1 where a bar was missed, else 0."""
         run = Comparison(self.name, measure.stamp(measure.pin_threads(0)))
+        if patterns and (store.FOLDER / f"{self.name}.json").exists():
+            run.rows = load(self.name).rows
         groups: dict[str, dict[str, float]] = {}
         for row in self.rows():
             if patterns and not any(fnmatchcase(row.what, pattern) for pattern in patterns):
@@ -101,10 +104,7 @@ class Suite:
             if row.group:
                 groups.setdefault(row.group, {})[row.what] = run.ratio(row.what)
         print(f"{run.stamp['cpu']}, {run.stamp['threads']} threads")
-        if patterns:
-            print("\n".join(f"{what}: {numbers}" for what, numbers in run.rows.items()))
-            return 0
-        for table in self.tables.values():
+        for table in self.tables.values() if not patterns else ():
             print(table(run).markdown())
         print(f"kept in {run.save()}; into the documents: benchmarks publish --label {self.name}")
         verdicts = [_verdict(bar, groups.get(bar.group, {})) for bar in self.bars]
