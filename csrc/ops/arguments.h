@@ -46,8 +46,8 @@ inline bool given(const OptionalTensor& t) { return t.has_value() && t->defined(
   X(Tensor, output)                  \
   X(TensorList, saved)
 
-// X(type, name, argument) of each gradient that the backward op returns, and may be asked for:
-// which argument's it is. (Both biases have the same.)
+// X(type, name, argument) of each gradient that the backward op returns, and may be asked for, with
+// the argument whose gradient it is. (Both biases have the same.)
 #define RNNEXT_RECURRENCE_GRADIENTS(X) \
   X(Tensor, input, input)              \
   X(Tensor, hx, hx)                    \
@@ -57,8 +57,8 @@ inline bool given(const OptionalTensor& t) { return t.has_value() && t->defined(
   X(Tensor, reset_state, reset_state)  \
   X(TensorList, alpha, alpha)
 
-// What each of them is: as a call that is under way passes it, as it is kept after the call, and in
-// schemas.
+// The types of each of them: as a call under way passes it, as it is kept after the call, and as a
+// schema names it.
 template <class T>
 struct TypeOf;
 template <>
@@ -99,7 +99,7 @@ using Kept = typename TypeOf<T>::Kept;
 template <class>
 using Flag = bool;
 
-// What a field is that nobody names.
+// The value of a field that nobody gives.
 template <class T>
 T unset() {
   if constexpr (std::is_reference_v<T>) {
@@ -155,7 +155,7 @@ void each_gradient(const F& f, Arguments& a, Gradients&... g) {
 #undef RNNEXT_EACH
 }
 
-// Fields as a call passes them; what they are kept in must outlive the result.
+// The fields as a call passes them; the struct that keeps them must outlive the result.
 inline RecurrenceArguments passed(const KeptArguments& a) {
   return spread(a, [](const auto&... each) { return RecurrenceArguments{each...}; });
 }
@@ -185,7 +185,7 @@ inline std::span<Tensor> tensors_of(std::vector<Tensor>& list) { return list; }
 inline std::span<Tensor> tensors_of(std::string&) { return {}; }
 inline std::span<Tensor> tensors_of(c10::List<bool>&) { return {}; }
 
-// The fields with f(tensor) in the place of each tensor.
+// The fields with f(tensor) in place of each tensor.
 template <class Struct, class F>
 Struct with_each(Struct s, const F& f) {
   const auto replace = [&](auto& field) {
@@ -194,7 +194,7 @@ Struct with_each(Struct s, const F& f) {
   spread(s, [&](auto&... each) { (replace(each), ...); });
   return s;
 }
-// But for batch_sizes: sizes, no data.
+// All but batch_sizes, which are sizes and no data.
 template <class F>
 KeptArguments with_each(KeptArguments a, const F& f) {
   OptionalTensor batch_sizes = std::exchange(a.batch_sizes, std::nullopt);

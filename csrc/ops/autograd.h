@@ -14,9 +14,9 @@
 
 namespace rnnext {
 
-// A node whose backward pass is F::backward(context, gradients of the results); that gives one for
-// each edge. Function::apply would make one as well, but refuses calls under transforms of
-// torch.func, and keeps the sizes of all tensors, at half of what a small call takes to record.
+// A node whose backward pass is F::backward(context, gradients of the results), which returns one
+// for each edge. Function::apply would make one as well, but refuses calls under transforms of
+// torch.func, and keeps the sizes of all tensors, which is half of the cost of a small call.
 template <class F>
 struct Recorded : torch::autograd::CppNode<F> {
   torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {

@@ -5,10 +5,10 @@
 
 namespace rnnext {
 
-// What `reverse` is for one direction or two. (Made once: a list lives on the heap.)
+// The value of `reverse` for one direction or two, made once, since a list lives on the heap.
 const c10::List<bool>& directions(int64_t D);
 
-// [B,n] or [n] as the one step of [1,B,n], and back, as `like` is.
+// [B,n] or [n] as the one step of [1,B,n], and back to the shape of `like`.
 inline Tensor as_step(const Tensor& t) {
   return t.dim() == 1 ? t.view_symint({1, 1, t.sym_size(0)}) : t.unsqueeze(0);
 }
@@ -19,7 +19,7 @@ inline Tensor from_step(const Tensor& step, const Tensor& like) {
   return like.dim() == 1 ? step.view_symint({step.sym_size(2)}) : step.squeeze(0);
 }
 
-// The call of the recurrence that a step of an nn.RNNCell is. What it is made of must outlive it.
+// A step of an nn.RNNCell as a call of the recurrence. Its arguments must outlive it.
 class CellStep {
  public:
   CellStep(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
@@ -47,7 +47,7 @@ class CellStep {
   std::string_view nonlinearity_;
 };
 
-// The op rnn_cell made of it, where autograd records each operation by itself.
+// The op rnn_cell by such a call, where autograd records each operation by itself.
 RnnCellOp::Signature rnn_cell;
 
 }  // namespace rnnext

@@ -59,7 +59,7 @@ inline DType parse_dtype(const Tensor& t, const char* name) {
   }
 }
 
-// By torch.nn.functional.embedding's check, for its message.
+// Uses the check of torch.nn.functional.embedding, for the sake of its message.
 inline void check_indices(const Tensor& indices) {
   at::checkScalarTypes("embedding", {indices, "indices", 1}, {at::kLong, at::kInt});
 }
@@ -72,7 +72,7 @@ c10::ArrayRef<Int> sizes_of(const Tensor& t) {
     return t.sizes();
   }
 }
-// Symbols that are not known yet are so from now on.
+// The tracer assumes from now on that sizes it does not know yet are so.
 inline bool same(int64_t a, int64_t b) { return a == b; }
 inline bool same(const c10::SymInt& a, const c10::SymInt& b) {
   return a.sym_eq(b).expect_true(__FILE__, __LINE__);
@@ -83,7 +83,7 @@ bool same(c10::ArrayRef<Int> a, c10::ArrayRef<Int> b) {
                     [](const Int& i, const Int& j) { return same(i, j); });
 }
 
-// Same dtype and device as `like`, and this shape.
+// Checks that a tensor has this shape, and the dtype and device of `like`.
 template <class Int = int64_t>
 void check_like(const Tensor& t, const char* name, c10::ArrayRef<std::type_identity_t<Int>> shape,
                 const Tensor& like) {
@@ -114,8 +114,8 @@ inline void check_biases(const RecurrenceArguments& a) {
               " and ", a.bias_hh.size());
 }
 
-// The rows: of the index if there is one, else of the input. batch_of(rows): how many sequences
-// begin a packed batch.
+// The rows are those of the index if there is one, else of the input. batch_of(rows) says how many
+// sequences begin a packed batch.
 template <class Int, class BatchOf>
 void check_rows(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf& batch_of) {
   const Tensor& like = a.weight_hh[0];
@@ -224,10 +224,10 @@ void check_recurrence(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf
   for (const Tensor& alpha : a.alpha) check_like<Int>(alpha, "alpha", {s.H}, like);
   parse_dtype(like, "weight_hh");
   parse_nonlinearity(a.nonlinearity);
-  parse_form(a.form);  // which must be one, also without a leak
+  parse_form(a.form);  // checked without a leak, too
 }
 
-// What the backward op is given besides.
+// Checks what the backward op is given besides the arguments.
 template <class Int>
 void check_results(const RecurrenceResults& r, const RecurrenceArguments& a, const Sizes<Int>& s,
                    const Wanted& wanted) {
@@ -242,7 +242,7 @@ void check_results(const RecurrenceResults& r, const RecurrenceArguments& a, con
               "saved must be what the forward pass saved, got none");
 }
 
-// An ensemble: how many members it has, and whether a tensor is of as many.
+// For ensembles: how many members there are, and whether a tensor has as many.
 template <class Int>
 Int check_members(const RecurrenceArguments& a) {
   const TensorList weights = a.weight_hh;
@@ -257,7 +257,7 @@ void check_member(const Tensor& t, const Int& M) {
               M, " members, as weight_hh is, got shape ", t.sym_sizes());
 }
 
-// A stack: of the layers above the first, whose call is checked as one.
+// For a stack: the layers above the first, whose own call is checked as one.
 template <class Int>
 void check_stack(const RecurrenceArguments& a, bool save) {
   TORCH_CHECK(!save, "recurrence_stack saves nothing: it has no gradient");

@@ -73,7 +73,7 @@ Tensor derivative_of<Nonlinearity::identity>(const Tensor& h) {
   return at::ones_like(h);
 }
 
-// How many steps a loop takes, which is as long as it was when it was traced.
+// The number of steps of a loop; a trace keeps the number that it had when it was traced.
 int64_t steps_of(const Rectangle& call) { return call.T.guard_int(__FILE__, __LINE__); }
 
 // [T,B,n] -> [T*B,n]
@@ -88,8 +88,8 @@ Tensor gather_rows(const Rectangle& call, const Tensor& input, const Tensor& row
   return call.drop(rows);
 }
 
-// Of what is not a leak, from the output: neither the input nor the biases need be what the forward
-// pass was given, which those rely on that have no such pass (set_tangents, and vmap's rule).
+// The gradients of a call without a leak, from the output. Neither the input nor the biases need be
+// those of a forward pass: set_tangents and vmap's rule call this without one.
 RecurrenceGradients by_formulas(const RecurrenceResults& r, const RecurrenceArguments& a,
                                 const Wanted& wanted) {
   const Rectangle call(kept(a));
@@ -205,7 +205,7 @@ std::pair<Tensor, Tensor> loop(const KeptArguments& s) {
   return {call.drop(at::cat(outputs, -1)), at::stack(last)};
 }
 
-// Of a leak.
+// The same of a leak.
 RecurrenceGradients through_loop(const RecurrenceResults& r, const RecurrenceArguments& a,
                                  const Wanted& wanted) {
   const bool recorded = at::GradMode::is_enabled();
@@ -216,7 +216,7 @@ RecurrenceGradients through_loop(const RecurrenceResults& r, const RecurrenceArg
   // Both biases have one gradient.
   for (size_t d = 0; d < s.bias_hh.size(); ++d) s.bias_ih[d] = s.bias_ih[d] + s.bias_hh[d];
   s.bias_hh.clear();
-  // What has a gradient though it is not given.
+  // A gradient may be wanted of an argument that is not given.
   const auto states = [&] { return at::zeros_symint({call.D, call.B, call.H}, options); };
   if (wanted.bias && s.bias_ih.empty())
     s.bias_ih.assign(call.D, at::zeros_symint({call.H}, options));
@@ -267,8 +267,8 @@ Tensor derivative(Nonlinearity nonlinearity, const Tensor& h) {
 }
 
 Tensor Watched::operator()(const Tensor& t) {
-  // A view, since one of them may have come from another. Of a transform of torch.func that has
-  // ended, the view requires no gradient though the tensor does.
+  // A view, since one tensor may be derived from another. The view of a tensor of a transform of
+  // torch.func that has ended requires no gradient, though the tensor does.
   Tensor own = t.view_as(t);
   if (own.requires_grad()) {
     recorded = true;

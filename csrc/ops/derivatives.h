@@ -6,18 +6,18 @@
 
 namespace rnnext {
 
-// Tensors to differentiate by, while gradients are enabled: each as one of its own that requires a
-// gradient.
+// Tensors to differentiate by while gradients are enabled, each replaced by a new one that requires
+// a gradient.
 struct Watched {
   std::vector<Tensor> tensors;
-  // Whether one of them required a gradient before, so that what comes of them must be recorded.
+  // Whether one of them required a gradient before, so that results must be recorded.
   bool recorded = false;
 
   Tensor operator()(const Tensor& t);
 };
 
-// torch::autograd::grad by watched tensors, undefined where there is none; recorded where something
-// of them or of the cotangents was, and gradients were enabled before.
+// torch::autograd::grad by watched tensors, undefined where there is none. It is recorded if any of
+// them or of the cotangents was, and gradients were enabled before.
 std::vector<Tensor> gradients_of(const std::vector<Tensor>& results,
                                  const std::vector<Tensor>& cotangents, const Watched& watched,
                                  bool enabled);
@@ -25,11 +25,11 @@ std::vector<Tensor> gradients_of(const std::vector<Tensor>& results,
 // The recurrence, a step at a time.
 RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a);
 
-// recurrence_backward: by formulas, from the output; of a leak by autograd through the loop.
+// recurrence_backward: by formulas from the output or, with a leak, by autograd through the loop.
 RecurrenceGradients backward_loop(const RecurrenceResults& r, const RecurrenceArguments& a,
                                   const Wanted& wanted);
 
-// Gives the results of a call without a leak, some of whose arguments have tangents, theirs.
+// Sets the tangents of the results of a call without a leak, from those of its arguments.
 void set_tangents(const RecurrenceArguments& a, const Tensor& output, const Tensor& h_n);
 
 }  // namespace rnnext

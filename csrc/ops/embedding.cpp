@@ -32,7 +32,7 @@ struct EmbeddingFunction {
       rows = call_op<EmbeddingOp>(weight, indices, padding_idx, scale_grad_by_freq, sparse);
     }
     auto& data = node->ctx_.saved_data;
-    // The size, not the table: it may change in place before the backward pass, as in torch.
+    // The size, not the table, which may change in place before the backward pass, as in torch.
     data["num_weights"] = weight.sym_size(0);
     data["padding_idx"] = padding_idx;
     data["scale_grad_by_freq"] = scale_grad_by_freq;
@@ -164,7 +164,7 @@ Tensor mapped_embedding(const Tensor& weight, const Tensor& indices, int64_t pad
   }
   const c10::SymInt calls = table.sym_size(*of_table);
   const Tensor tables = table.movedim(*of_table, 0), each = at_place(rows, of_rows, calls, 0);
-  // The gradient is that of a part of a tensor, so it is not sparse.
+  // This is the gradient of a part of a tensor, so it is not sparse.
   Tensor result =
       call_op<EmbeddingOp>(tables.flatten(0, 1), shifted(each, calls, 0, tables.sym_size(1)),
                            /*padding_idx=*/-1, scale_grad_by_freq, /*sparse=*/false);

@@ -9,7 +9,7 @@
 
 namespace rnnext {
 
-// The parts of one tensor, for each member.
+// Each member's part of one tensor.
 inline std::vector<Tensor> parts(const Tensor& t, int64_t M) {
   check_member(t, M);
   return t.unbind(0);
@@ -32,7 +32,7 @@ std::vector<Struct> apart(const Struct& whole, int64_t M) {
   return members;
 }
 
-// The same tensor, or list, of each member's results, as one.
+// Joins the same tensor, or list, of all members' results.
 template <class Results, class Get>
 auto stack_of(const std::vector<Results>& each, const Get& get) {
   std::decay_t<decltype(get(each[0]))> all = get(each[0]);
@@ -49,7 +49,7 @@ auto stack_of(const std::vector<Results>& each, const Get& get) {
   return all;
 }
 
-// What each member's call is given.
+// The arguments of each member's call.
 inline std::vector<KeptArguments> members_of(const RecurrenceArguments& a) {
   return apart(kept(a), check_members<int64_t>(a));
 }
@@ -58,7 +58,7 @@ inline std::vector<KeptResults> members_of(const RecurrenceResults& r, int64_t M
   return apart(kept(r), M);
 }
 
-// What the call of all members returns, from what each one's returned.
+// The results of the call of all members, from those of each one's.
 inline RecurrenceOp::Results stacked(const std::vector<RecurrenceOp::Results>& each) {
   return {stack_of(each, [](const auto& results) { return std::get<0>(results); }),
           stack_of(each, [](const auto& results) { return std::get<1>(results); }),

@@ -7,7 +7,7 @@
 
 namespace rnnext::fake {
 
-// `batch`: how many sequences begin a packed batch, which only values say.
+// `batch`: how many sequences begin a packed batch; no shape tells.
 inline Sizes<c10::SymInt> sizes_of_call(const RecurrenceArguments& a, const c10::SymInt& batch) {
   Sizes<c10::SymInt> s;
   check_recurrence(a, s, [&](const Tensor&, const char*) { return batch; });
@@ -67,7 +67,7 @@ Struct first_of(const Struct& whole, const c10::SymInt& M) {
     return t.select(0, 0);
   });
 }
-// One member's results as all members'.
+// One member's results, repeated for all members.
 inline Tensor of_members(const Tensor& one, const c10::SymInt& M) {
   if (!one.defined()) return one;
   c10::SmallVector<c10::SymInt, 5> shape(one.sym_sizes().begin(), one.sym_sizes().end());

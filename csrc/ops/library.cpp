@@ -24,7 +24,7 @@ std::string listed(const std::vector<Item>& items, const std::string& prefix = "
 }  // namespace
 
 TORCH_LIBRARY(rnnext, m) {
-  // Arguments may have any strides: torch's compiler need not copy them to those it has traced.
+  // Arguments may have any strides, so that torch's compiler need not copy them.
   const auto define = [&](const std::string& schema) {
     m.def(schema.c_str(), {at::Tag::flexible_layout});
   };
@@ -84,7 +84,7 @@ TORCH_LIBRARY_IMPL(rnnext, CUDA, m) {
 }
 
 #ifndef RNNEXT_CUDA_ARCHS
-// What the ops say on a GPU where the CUDA half was not built.
+// The error of ops on a GPU where the CUDA half was not built.
 namespace {
 
 void refuse(const c10::OperatorHandle& op, torch::jit::Stack*) {

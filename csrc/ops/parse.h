@@ -8,12 +8,12 @@
 
 namespace rnnext {
 
-// Sizes of a call with data; step_row and row_lengths hold what a packed input implies.
+// The sizes of a call with data; step_row and row_lengths describe a packed input.
 struct RecurrenceSizes : Sizes<int64_t> {
   std::vector<int64_t> step_row;     // [T+1], packed input only
   std::vector<int64_t> row_lengths;  // [B], packed input only
 
-  // Nothing to compute. (Of units torch.nn.RNNCell may have none.)
+  // Whether there is nothing to compute. (H may be 0, as in torch.nn.RNNCell.)
   bool empty() const { return N == 0 || H == 0; }
 
   // Follows batch_sizes, T numbers, through N rows. Returns B.
@@ -37,7 +37,7 @@ struct RecurrenceSizes : Sizes<int64_t> {
   }
 };
 
-// What a call of the recurrence comes to: its sizes, its element type, and the tensors that its
+// A call of the recurrence after checks: its sizes, its element type, and the tensors that its
 // struct points into.
 struct ParsedCall {
   RecurrenceSizes s;
@@ -48,7 +48,7 @@ struct ParsedCall {
     alive.push_back(t.contiguous());
     return alive.back().const_data_ptr();
   }
-  // Of an argument, which outlives the call.
+  // As keep(), for an argument, which outlives the call.
   const void* read(const Tensor& t) { return t.is_contiguous() ? t.const_data_ptr() : keep(t); }
 };
 

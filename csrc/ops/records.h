@@ -29,7 +29,7 @@ bool records(const T&... arguments) {
   return at::GradMode::is_enabled() && (needs_grad(arguments) || ...);
 }
 
-// Whether forward mode has a tangent of it.
+// Whether a tensor has a tangent of forward mode.
 inline bool is_dual(const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); }
 inline bool is_dual(const OptionalTensor& t) { return given(t) && is_dual(*t); }
 inline bool is_dual(TensorList list) {

@@ -16,7 +16,7 @@
 namespace rnnext {
 
 Padding::Padding(const Tensor& batch_sizes, at::Device device) {
-  // By operations, not by data: a transform of torch.func may have wrapped the sizes.
+  // Operations do this, since a transform of torch.func may have wrapped the sizes.
   T = batch_sizes.size(0);
   B = T > 0 ? batch_sizes[0].item<int64_t>() : 0;
   const Tensor present = at::arange(B, at::kLong) < batch_sizes.unsqueeze(1);
@@ -69,7 +69,7 @@ Tensor Rectangle::input() const {
   Tensor x = a.input;
   if (given(a.index))
     x = x.index_select(0, a.index->reshape(-1)).view_symint({T, B, x.sym_size(1)});
-  // Whatever lies past a sequence's end, NaN too, has no part in any derivative.
+  // Values past a sequence's end, NaN included, must not reach any derivative.
   return active.defined() ? at::where(active, x, 0) : x;
 }
 
@@ -117,10 +117,10 @@ Tensor Rectangle::last(const Tensor& rows, const Tensor& start) const {
 
 static void add(Tensor& sum, const Tensor& term) { sum = sum.defined() ? sum + term : term; }
 
-// Tangents run through time as gradients do, the other way: a tangent of h is the slope of f times
-// W_hh the tangent before and what else moves the pre-activation, and a gradient of a
-// pre-activation is the slope times W_hh^T the gradient after and the output's. So the backward
-// kernel computes them, given W_hh transposed and the direction turned round.
+// Tangents run through time as gradients do, the other way. A tangent of h is f' times the sum of
+// W_hh (tangent before) and of the other changes of the pre-activation; a gradient of a
+// pre-activation is f' times the sum of W_hh^T (gradient after) and of the output's gradient. So
+// the backward kernel computes tangents, given W_hh transposed and the other direction.
 void set_tangents(const RecurrenceArguments& a, const Tensor& output, const Tensor& h_n) {
   const Rectangle call(with_each(kept(a), primal));
   const KeptArguments& s = call.a;
@@ -142,7 +142,7 @@ void set_tangents(const RecurrenceArguments& a, const Tensor& output, const Tens
   c10::List<bool> turned;
   for (int64_t d = 0; d < D; ++d) {
     const Tensor W = s.weight_hh[d].t(), anew = call.restarts(d);
-    // What moves the pre-activations beside the tangent of the state before: [T,B,H]
+    // The changes of the pre-activations but for those by the state before: [T,B,H]
     Tensor sum = at::zeros_symint({T, B, H}, options);
     if (a.weight_ih.empty()) {
       if (moved.defined()) add(sum, call.of(moved, d));
@@ -154,7 +154,7 @@ void set_tangents(const RecurrenceArguments& a, const Tensor& output, const Tens
       add(sum, call.output_before(h, d).matmul(t.t()));
     for (const TensorList& biases : {a.bias_ih, a.bias_hh})
       if (!biases.empty() && is_dual(biases[d])) add(sum, tangent(biases[d]));
-    // And that of the state which the direction begins with, or begins anew with.
+    // And the tangent of the state that the direction begins, or begins anew, with.
     Tensor first = of_hx.defined() ? of_hx[d].matmul(W) : at::zeros_symint({B, H}, options);
     if (anew.defined()) {
       if (T > 0 && !s.reverse[d]) first = at::where(anew[0], 0, first);

@@ -32,28 +32,28 @@ struct Rectangle {
   c10::SymInt H, T, B;
   Nonlinearity nonlinearity;
   Form form;
-  Tensor active;  // [T,B,1] which steps there are; undefined: all
+  Tensor active;  // [T,B,1] which steps exist; undefined: all
 
   explicit Rectangle(KeptArguments arguments);
-  // Rows of the call, as far as they are packed, and back.
+  // Pads the rows of a packed call, and drops the padding again.
   Tensor pad(const Tensor& rows) const { return padding_ ? padding_->add(rows) : rows; }
   Tensor drop(const Tensor& rows) const { return padding_ ? padding_->drop(rows) : rows; }
 
   // The input's rows, [T,B,I] or [T,B,D*H]; zeros past the end.
   Tensor input() const;
-  // Columns of direction d of rows [T,B,D*H].
+  // The columns of direction d, in rows [T,B,D*H].
   Tensor of(const Tensor& rows, int64_t d) const { return rows.narrow_symint(-1, H * d, H); }
   // [T,B,1] the steps before which direction d drops the state; undefined: none.
   Tensor restarts(int64_t d) const;
-  // [T,B,H] the output that W_hh of direction d is multiplied with at each step.
+  // [T,B,H] the output that W_hh of direction d multiplies at each step.
   Tensor output_before(const Tensor& output, int64_t d) const;
-  // [D,B,H] of rows [T,B,D*H] those of the last steps; `start` where there is no step.
+  // [D,B,H] the rows of the last steps, out of [T,B,D*H]; `start` where there is no step.
   Tensor last(const Tensor& rows, const Tensor& start) const;
 
  private:
   std::optional<Padding> padding_;
 
-  Tensor step() const;  // [T,1,1] of each step its number
+  Tensor step() const;  // [T,1,1] the number of each step
   Tensor ends() const;  // [T,B,1] which of them is a sequence's last
 };
 

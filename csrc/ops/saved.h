@@ -58,7 +58,7 @@ struct Restorer {
   }
 };
 
-// Structs' tensors one after the other, as autograd numbers them: an optional one counts.
+// The tensors of structs in the order in which autograd numbers them; absent ones count, too.
 struct Flattener {
   variable_list tensors;
 
@@ -69,7 +69,7 @@ struct Flattener {
   void operator()(std::string_view) {}
   void operator()(const c10::List<bool>&) {}
 };
-// How many of them a field has.
+// The number of tensors in a field.
 inline size_t slots_of(const Tensor&) { return 1; }
 inline size_t slots_of(const OptionalTensor&) { return 1; }
 inline size_t slots_of(const std::vector<Tensor>& list) { return list.size(); }

@@ -23,10 +23,10 @@ using ResultTypes = Types<void RNNEXT_RECURRENCE_RESULTS(RNNEXT_TYPE)>;
 using GradientTypes = Types<void RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_TYPE)>;
 #undef RNNEXT_TYPE
 
-// An empty list, while one of torch's modes traces a call: AOTInductor would pass nothing in the
-// place of an empty one, which then is no list. No tensor of a list has as many dimensions.
+// Whether this stands for an empty list, as it does while one of torch's modes traces a call, since
+// AOTInductor passes nothing in place of one. No real tensor of a list has as many dimensions.
 inline bool stands_for_none(TensorList list) { return list.size() == 1 && list[0].dim() == 6; }
-// f of a struct as a call passes it, in which this stands in the place of empty lists if one
+// f of a struct as a call passes it, with such a tensor in place of each empty list while a mode
 // traces.
 template <class Struct, class F>
 auto as_traced(const Struct& s, const Tensor& like, const F& f) {
@@ -102,7 +102,7 @@ struct RecurrenceOp {
 struct RecurrenceStackOp : RecurrenceOp {
   static constexpr const char* name = "rnnext::recurrence_stack";
 };
-// Calls of several members at once: each tensor has a first dimension more, but for batch_sizes.
+// Calls of several members at once: every tensor but batch_sizes has one more dimension in front.
 struct EnsembleBackwardOp : RecurrenceBackwardOp {
   static constexpr const char* name = "rnnext::recurrence_ensemble_backward";
 };

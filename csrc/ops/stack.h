@@ -20,7 +20,7 @@ inline RecurrenceArguments layer_of(const RecurrenceArguments& a, size_t l, cons
   });
 }
 
-// recurrence_stack, layer by layer: what can be differentiated and mapped.
+// recurrence_stack layer by layer, which can be differentiated and mapped.
 RecurrenceOp::Results layer_by_layer(const RecurrenceArguments& a, bool save);
 
 }  // namespace rnnext

@@ -3,7 +3,7 @@
 #include "ops/vmap.h"
 
 #include <ATen/functorch/BatchedTensorImpl.h>
-// After it, or its calls would find these functions, too, by their argument.
+// Included last, or its own calls would find these functions by their arguments.
 #include <ATen/LegacyBatchedTensorImpl.h>
 
 #include <ATen/TensorOperators.h>
@@ -26,7 +26,7 @@
 namespace rnnext {
 namespace py = pybind11;
 
-// Only torch's Python tells: the header that would needs another that torch does not ship.
+// Asked of torch's Python, since the C++ header needs another one that torch does not ship.
 int64_t FuncTorch::innermost() {
   const py::gil_scoped_acquire lock;
   // Never deleted: the interpreter may be gone before the library.
@@ -59,13 +59,13 @@ std::pair<Tensor, Dim> GradsBatched::take(const Tensor& t) const {
   int64_t dim = batched->bdims().back().dim();
   for (const at::BatchDim& each : batched->bdims().slice(0, batched->bdims().size() - 1)) {
     outer.push_back(each);
-    dim -= each.dim() < batched->bdims().back().dim();  // which the tensor below does not show
+    dim -= each.dim() < batched->bdims().back().dim();  // the tensor below lacks that dimension
   }
   return {outer.empty() ? batched->value() : at::makeBatched(batched->value(), outer), dim};
 }
 
 Tensor GradsBatched::give(const Tensor& t, int64_t dim) const {
-  // First in memory too, or torch could not lay a tangent out as what it belongs to.
+  // First in memory too, so that torch can lay a tangent out like the tensor that it belongs to.
   return at::addBatchDim(t.movedim(dim, 0).contiguous(), level_, 0);
 }
 
@@ -88,7 +88,7 @@ namespace {
 
 using Dims = std::vector<Dim>;  // of a list's tensors
 
-// What is mapped of an argument.
+// The mapped dimensions of an argument.
 template <class T>
 struct Mapped {
   using Type = std::monostate;
@@ -188,7 +188,7 @@ class MappedCalls {
   void take(const std::string&, std::monostate) {}
   void take(const c10::List<bool>&, std::monostate) {}
 
-  // The mapped dimension as that of an ensemble's members, or as the outer part of it.
+  // Makes the mapped dimension that of an ensemble's members, or the outer part of it.
   Tensor member(const Tensor& t, Dim dim) const {
     const Tensor first = at_place(t, dim, calls_, 0);
     return kLead > 0 ? first.flatten(0, 1) : first;
@@ -227,14 +227,14 @@ class MappedCalls {
     return list;
   }
 
-  // The mapped dimension as the inner part of another: [.., n, ..] to [.., n * calls, ..].
+  // Makes the mapped dimension the inner part of another: [.., n, ..] to [.., n * calls, ..].
   Tensor fold(const Tensor& t, Dim dim, int64_t place) const {
     return at_place(t, dim, calls_, place + 1).flatten(place, place + 1);
   }
   OptionalTensor fold(const OptionalTensor& t, Dim dim, int64_t place) const {
     return given(t) ? OptionalTensor(fold(*t, dim, place)) : t;
   }
-  // The inverse, and mapped. (A result of no calls does not say how large one is.)
+  // The inverse, for results. (Those of no calls do not say how large one is.)
   Tensor apart(const Tensor& t, int64_t place) const {
     const c10::SymInt one = calls_ == 0 ? one_ : t.sym_size(place) / calls_;
     return t.unflatten_symint(place, {one, calls_});
@@ -243,7 +243,7 @@ class MappedCalls {
     return level_.give(apart(t, place), place + 1);
   }
 
-  // The call with a batch of all calls'.
+  // One call with the batches of all calls.
   KeptArguments batch() const {
     KeptArguments own = call_;
     if (!given(call_.index)) {
@@ -291,7 +291,7 @@ class MappedCalls {
   RecurrenceGradients of_each(const KeptResults& r, const Wanted& wanted) const {
     const KeptArguments all = batch();
     KeptArguments ready = all;
-    ready.input = r.output;  // which is not read
+    ready.input = r.output;  // which the op does not read
     ready.weight_ih = {};
     Wanted of_rows;
     of_rows.input = true;

@@ -32,8 +32,8 @@ class FuncTorch {
   int64_t level_;
 };
 
-// That of torch.autograd.grad(is_grads_batched=True), which is another. Its level is the innermost
-// of the tensors'.
+// The other vmap, that of torch.autograd.grad(is_grads_batched=True). Its level is the innermost of
+// the tensors'.
 class GradsBatched {
  public:
   template <class... T>
@@ -58,10 +58,10 @@ class GradsBatched {
   int64_t level_ = 0;
 };
 
-// The tensor with the mapped dimension, of so many calls, at a place; expanded if it has none.
+// Moves the mapped dimension of a tensor to a place, or expands it there to so many calls.
 Tensor at_place(const Tensor& t, Dim dim, const c10::SymInt& calls, int64_t place);
 
-// Indices, mapped at a place, into tables of so many rows that lie one below the other.
+// Indices into tables of so many rows that lie one below the other, mapped at a place.
 Tensor shifted(const Tensor& indices, const c10::SymInt& calls, int64_t place,
                const c10::SymInt& rows);
 
