@@ -2,6 +2,7 @@
 // what differentiates that runs in ATen operations (derivatives.h).
 #include "ops/autograd.h"
 
+#include <ATen/ops/cat.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
@@ -204,6 +205,20 @@ struct BackwardFunction {
     }
   }
 };
+
+RecurrenceOp::Results layer_by_layer(const RecurrenceArguments& a, bool save) {
+  TORCH_CHECK(!save, "recurrence_stack saves nothing: it has no backward op");
+  Tensor x = a.input;
+  std::vector<Tensor> h_n;
+  for (size_t l = 0; l < a.weight_hh.size(); ++l) {
+    const OptionalTensor hx =
+        given(a.hx) ? OptionalTensor(a.hx->narrow(0, static_cast<int64_t>(l), 1)) : std::nullopt;
+    auto [output, h, saved] = call_forward<RecurrenceOp>(layer_of(a, l, x, hx));
+    x = std::move(output);
+    h_n.push_back(std::move(h));
+  }
+  return {x, at::cat(h_n), {}};
+}
 
 namespace {
 

@@ -332,20 +332,6 @@ Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& wei
   return as_result(from_step(std::get<1>(results), input));
 }
 
-RecurrenceOp::Results layer_by_layer(const RecurrenceArguments& a, bool save) {
-  TORCH_CHECK(!save, "recurrence_stack saves nothing: it has no backward op");
-  Tensor x = a.input;
-  std::vector<Tensor> h_n;
-  for (size_t l = 0; l < a.weight_hh.size(); ++l) {
-    const OptionalTensor hx =
-        given(a.hx) ? OptionalTensor(a.hx->narrow(0, static_cast<int64_t>(l), 1)) : std::nullopt;
-    auto [output, h, saved] = call_forward<RecurrenceOp>(layer_of(a, l, x, hx));
-    x = std::move(output);
-    h_n.push_back(std::move(h));
-  }
-  return {x, at::cat(h_n), {}};
-}
-
 TORCH_LIBRARY_IMPL(rnnext, CompositeImplicitAutograd, m) {
   m.impl("rnn", Rnn<>::composite);
   m.impl("rnn_cell", rnn_cell);
