@@ -9,12 +9,11 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from helpers import samples
 from helpers.cases import VARIANTS
-from helpers.common import assert_close, case_id, pairwise
+from helpers.common import assert_close, cover
 
 ops = torch.ops.rnnext
 N = 3
-FACTORS = {k: VARIANTS[k] for k in ("source", "reverse", "bias", "hx", "rows", "leak", "reset")}
-FACTORS["nonlinearity"] = ["tanh", "softplus"]  # the others' derivatives: tests/ops
+FACTORS = ("source", "reverse", "nonlinearity", "bias", "hx", "rows", "leak", "reset")
 MAPPED = [
     ["input", "index"], ["hx", "weight_ih"], ["weight_hh", "bias_ih"], ["alpha", "lengths"],
     ["reset"], ["reset_state", "bias_hh", "index"], list(vars(samples.make())),
@@ -63,10 +62,10 @@ def stacked(results):
 class Mapped:
     """N calls of which some arguments differ, and how vmap is given these."""
 
-    def __init__(self, case, requires_grad=False, **sizes):
+    def __init__(self, case):
         case = fit(case)
-        self.dim = case.get("dims", 0)
-        calls = [samples.make(**plain(case), **sizes) for _ in range(N)]
+        self.dim = case["dims"]
+        calls = [samples.make(**plain(case)) for _ in range(N)]
         self.one = calls[0]
         self.values = {
             name: joined([getattr(call, name) for call in calls], self.dim)
@@ -78,8 +77,6 @@ class Mapped:
             for tensor in tensors_of(value)
             if tensor.is_floating_point()
         ]
-        for tensor in self.tensors:
-            tensor.requires_grad_(requires_grad)
 
     def calls(self):
         """Each call by itself."""
@@ -93,25 +90,6 @@ class Mapped:
         return vmap(lambda given: function(replace(self.one, **given)), in_dims=self.dim)(
             self.values
         )
-
-
-CASES = pairwise(**FACTORS, mapped=MAPPED, dims=[0, 1])
-
-
-@pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_vmap_and_gradients_through_it(case):
-    given = Mapped(case, requires_grad=True)
-    result = given.vmap(lambda call: call.call(ops.recurrence))
-    expected = stacked([call.expected() for call in given.calls()])
-    assert_close(result, expected)
-    cotangents = [torch.rand_like(v) for v in result]
-    found, wanted = (
-        torch.autograd.grad(
-            of, given.tensors, cotangents, allow_unused=True, materialize_grads=True
-        )
-        for of in (result, expected)
-    )
-    assert_close(found, wanted)
 
 
 def loss_of(function, call):
@@ -132,32 +110,54 @@ def by_loop(call):
     return call.expected()
 
 
-@pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_gradients_of_each_call(case):
+ANY = {k: VARIANTS[k] for k in FACTORS}
+ANY |= {"reverse": [(True,), (False, True)], "reset": [None, "state"]}
+FEW = {**ANY, "nonlinearity": ["tanh", "softplus"]}
+
+
+@cover("case", **{**FEW, "leak": [None, "rate", "voltage"]}, mapped=MAPPED, dims=[0, 1])
+def test_vmap_gradients_through_it_and_gradients_of_each_call(case):
     given = Mapped(case)
 
-    def gradients(function):
+    def gradients(by):
         def of_call(call):
             tensors = call.float_tensors()
-            return grad(loss_of(function, call), tuple(range(len(tensors))))(*tensors)
+            return grad(loss_of(by, call), tuple(range(len(tensors))))(*tensors)
 
         return of_call
 
-    result = given.vmap(gradients(by_op))
     expected = stacked([gradients(by_loop)(call) for call in given.calls()])
+    assert_close(given.vmap(gradients(by_op)), expected)
+    for tensor in given.tensors:
+        tensor.requires_grad_()
+    result = given.vmap(by_op)
+    expected = stacked([call.expected() for call in given.calls()])
     assert_close(result, expected)
+    cotangents = [torch.rand_like(v) for v in result]
+    found, wanted = (
+        torch.autograd.grad(
+            of, given.tensors, cotangents, allow_unused=True, materialize_grads=True
+        )
+        for of in (result, expected)
+    )
+    assert_close(found, wanted)
 
 
 SMALL = {"T": 3, "B": 2, "I": 2, "H": 3, "vocabulary": 3}
-TRANSFORMED = [
-    {**case, "reset": None if case["rows"] == "packed" else case["reset"]}
-    for case in pairwise(**FACTORS)
-]
 
 
-@pytest.mark.parametrize("case", TRANSFORMED, ids=case_id)
-def test_tangents(case):
-    call = samples.make(**case)
+def unpacked_resets(case):
+    return case["rows"] != "packed" or case["reset"] is None
+
+
+@cover("case", unpacked_resets, **FEW)
+def test_tangents_jacobians_and_many_gradients_at_once(case):
+    check_tangents(samples.make(**case))
+    check_jacobians_and_hessians(samples.make(**SMALL, **case))
+    check_many_gradients_at_once(samples.make(**SMALL, **case, requires_grad=True))
+
+
+def check_tangents(call):
     tensors = tuple(call.float_tensors())
     tangents = tuple(torch.rand_like(t) for t in tensors)
     for function in (loss_of, lambda f, call: lambda *given: f(call.with_tensors(given))):
@@ -173,9 +173,7 @@ def test_tangents(case):
         assert_close(result, expected)
 
 
-@pytest.mark.parametrize("case", TRANSFORMED, ids=case_id)
-def test_jacobians_and_hessians(case):
-    call = samples.make(**SMALL, **case)
+def check_jacobians_and_hessians(call):
     tensors = tuple(call.float_tensors())
     numbers = tuple(range(len(tensors)))
     for transform in (jacrev, jacfwd):
@@ -190,6 +188,21 @@ def test_jacobians_and_hessians(case):
         assert_close(result, expected)
 
 
+def check_many_gradients_at_once(call):
+    tensors = call.float_tensors()
+    found, wanted = [], []
+    for by, list in ((by_op, found), (by_loop, wanted)):
+        output, _ = by(call)
+        many = torch.eye(output.numel(), dtype=output.dtype).view(-1, *output.shape)
+        list += torch.autograd.grad(
+            output, tensors, many, is_grads_batched=True, allow_unused=True, materialize_grads=True
+        )
+        list += torch.autograd.functional.jacobian(
+            lambda *given, by=by: by(call.with_tensors(given))[1], tuple(tensors), vectorize=True
+        )
+    assert_close(found, wanted)
+
+
 def test_hessian_of_every_argument():
     call = samples.make(**SMALL)
     tensors = tuple(call.float_tensors())
@@ -202,12 +215,9 @@ def test_hessian_of_every_argument():
 @pytest.mark.parametrize(
     ("order", "leak"),
     [
-        (["input", "weight_hh"], None),
-        (["weight_hh", "input"], None),
-        (["input"] * 2, None),
         (["input", "weight_hh"], "rate"),
         (["weight_hh", "input"], "voltage"),
-        (["input"] * 2, "blend"),
+        (["input", "input"], None),
     ],
 )
 def test_nested_vmap(order, leak):
@@ -279,25 +289,8 @@ def test_transforms_inside_transforms():
     assert_close(result, expected)
 
 
-@pytest.mark.parametrize("case", TRANSFORMED[:5], ids=case_id)
-def test_many_gradients_at_once(case):
-    call = samples.make(**SMALL, **case, requires_grad=True)
-    tensors = call.float_tensors()
-    found, wanted = [], []
-    for by, list in ((by_op, found), (by_loop, wanted)):
-        output, _ = by(call)
-        many = torch.eye(output.numel(), dtype=output.dtype).view(-1, *output.shape)
-        list += torch.autograd.grad(
-            output, tensors, many, is_grads_batched=True, allow_unused=True, materialize_grads=True
-        )
-        list += torch.autograd.functional.jacobian(
-            lambda *given, by=by: by(call.with_tensors(given))[1], tuple(tensors), vectorize=True
-        )
-    assert_close(found, wanted)
-
-
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's make_dual
-@pytest.mark.parametrize("case", TRANSFORMED, ids=case_id)
+@cover("case", unpacked_resets, **ANY)
 def test_gradcheck_in_every_mode(case):
     call = samples.make(**SMALL, **case, requires_grad=True)
     tensors = call.float_tensors()
