@@ -110,7 +110,7 @@ def extension(cuda: bool):
             macros.append(("RNNEXT_CUDA_TAGGED", None))
     kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
     # Without -march: the files under csrc/cpu/isa choose their own target.
-    cxx = ["-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]
+    cxx = ["-std=c++20", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]
     cxx.append("-falign-loops=64")  # a tile's loop: up to 12 % by where the linker puts it
     cxx.append("-Wno-psabi")  # vectors wider than the target's: the stand-in of AMX
     # Code that sanitizers watch takes minutes a file to optimize.
@@ -120,7 +120,7 @@ def extension(cuda: bool):
         sources,
         include_dirs=[str(root / "csrc")],
         define_macros=macros,
-        extra_compile_args={"cxx": cxx, "nvcc": ["-O3"]} if cuda else cxx,
+        extra_compile_args={"cxx": cxx, "nvcc": ["-std=c++20", "-O3"]} if cuda else cxx,
     )
 
 

@@ -23,7 +23,7 @@ def knows_torch(folders: tuple[str, ...]) -> bool:
 
 
 def command(header: Path) -> list[str]:
-    flags = ["-x", "c++", "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"]
+    flags = ["-x", "c++", "-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"]
     flags += ["-Wno-unused-function", "-Wno-unknown-pragmas", "-Wno-psabi"]
     folders = header.relative_to(CSRC).parts
     flags += [f"-I{CSRC}", f"-isystem{sysconfig.get_paths()['include']}"]
