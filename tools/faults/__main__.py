@@ -28,7 +28,7 @@ FIRST = {
     "csrc/cpu/binding/memory": ["tests/cpu/test_memory.py"],
     "csrc/cpu/binding/padding": ["tests/cpu/test_padding.py", "tests/cpu tests/ops"],
     "csrc/cpu/binding/stepper": ["tests/modules -k stepper"],
-    "csrc/cpu/binding/embedding": ["tests/ops/test_embedding.py"],
+    "csrc/cpu/binding/embedding": ["tests/ops/test_embedding.py", "tests/modules -k index"],
     "csrc/cpu/embedding": ["tests/ops/test_embedding.py"],
     "csrc/cpu/runtime": ["tests/cpu/test_threads.py"],
     "csrc/cpu": [
