@@ -3,8 +3,9 @@
 python -m tools.faults [WORD ...]   those whose file, kind or number has one of the words
 
 One build holds all faults of the C++ sources, each behind a switch that RNNEXT_FAULT turns on: a
-copy of this tree in build/faults, compiled there. Tests run there, first those that know most about
-the fault's file, then, if they pass, all of them.
+copy of this tree in build/faults, compiled there. CUDA's are written into the copy one at a time,
+for the tests compile it; without CUDA_HOME, or `make cuda-build`, they are left out. Tests run
+there, first those that know most about the fault's file, then, if they pass, all of them.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +22,11 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 COPY = ROOT / "build" / "faults"
+CUDA = "csrc/cuda"
+TOOLKIT = os.environ.get("CUDA_HOME", str(ROOT / "build/cuda-toolkit/nvidia/cu13"))
+HAS_NVCC = (Path(TOOLKIT) / "bin" / "nvcc").exists()
 AT_ONCE = 2
+ALONE = threading.Lock()  # of what changes the copy
 SECONDS = 1200  # a run of tests that takes longer hangs
 
 # The tests that come first, by the beginning of a file's name, then those that come next.
@@ -39,8 +45,8 @@ FIRST = {
     "csrc/recurrence": ["tests/cpu/test_paths.py", "tests/ops/test_recurrence.py"],
     "csrc/ops/layers": ["tests/modules"],
     "csrc/ops": ["tests/ops", "tests/transforms"],
-    "csrc/cuda/embedding": ["tests/cuda/test_embedding.py"],
-    "csrc/cuda": ["tests/cuda/test_recurrence.py", "tests/cuda"],
+    "csrc/cuda/embedding": ["tests/cuda_ptx/test_embedding.py"],
+    "csrc/cuda": ["tests/cuda_ptx/test_recurrence.py", "tests/cuda_ptx"],
     "rnnext": ["tests/modules", "tests/package"],
 }
 SWITCH = """#pragma once
@@ -125,7 +131,8 @@ def copy(tree: Path, faults: list[Fault]) -> None:
     listed = subprocess.check_output(["git", "ls-files"], cwd=tree, text=True).splitlines()
     for name in filter(lambda name: (tree / name).is_file(), listed):
         content = (tree / name).read_bytes()
-        if own := [fault for fault in faults if fault.file == name]:
+        own = [fault for fault in faults if fault.file == name]
+        if own and not name.startswith(CUDA):
             content = planted(content.decode(), own).encode()
         to = COPY / name
         if not to.exists() or to.read_bytes() != content:
@@ -149,12 +156,16 @@ def environment() -> dict[str, str]:
     if not compiler.exists() or compiler.read_text() != own:
         compiler.write_text(own)
         compiler.chmod(0o755)
-    return os.environ | {
-        "CXX": str(compiler),
-        "RNNEXT_CUDA": "0",
-        "RNNEXT_ISAS": "native,generic",
-        "PYTHONPATH": str(COPY),
-    }
+    return (
+        os.environ
+        | {
+            "CXX": str(compiler),
+            "RNNEXT_CUDA": "0",
+            "RNNEXT_ISAS": "native,generic",
+            "PYTHONPATH": str(COPY),
+        }
+        | ({"CUDA_HOME": TOOLKIT} if HAS_NVCC else {})
+    )
 
 
 def test(fault: int, arguments: list[str], env: dict[str, str]) -> str:
@@ -191,10 +202,18 @@ def first(file: str) -> list[str]:
 
 def find(fault: Fault, env: dict[str, str], rest: bool) -> str:
     """The test that finds the fault, or ""."""
-    for tests in [*first(fault.file), *(["tests"] if rest else [])]:
-        if by := test(fault.number, tests.split(), env):
-            return by
-    return ""
+    runs = [*first(fault.file), *(["tests"] if rest else [])]
+    if not fault.file.startswith(CUDA):
+        return next(filter(None, (test(fault.number, run.split(), env) for run in runs)), "")
+    path = COPY / fault.file
+    with ALONE:
+        source = path.read_text()
+        begin, end = fault.place(source)
+        path.write_text(source[:begin] + fault.instead + source[end:])
+        try:
+            return next(filter(None, (test(0, run.split(), env) for run in runs)), "")
+        finally:
+            path.write_text(source)
 
 
 def main() -> int:
@@ -213,6 +232,9 @@ def main() -> int:
         if not options.words
         or any(w == str(fault.number) or w in fault.file or w == fault.kind for w in options.words)
     ]
+    if not HAS_NVCC:
+        print("there is no nvcc: the faults of CUDA are left out")
+        chosen = [fault for fault in chosen if not fault.file.startswith(CUDA)]
     copy(options.tree.resolve(), faults)
     env = environment()
     for command in ["egg_info"], ["build_ext", "--inplace"]:
