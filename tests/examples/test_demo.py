@@ -125,14 +125,10 @@ def test_losses_that_disagree_fail_the_program(text, tmp_path, monkeypatch, caps
     assert demo(text, tmp_path, "--steps", "3") == 1
     assert "BEYOND" in capsys.readouterr().out
     assert json.loads((tmp_path / "results.json").read_text())["agree"] is False
-
-
-def test_the_difference_of_losses_is_relative_and_sees_nan():
     difference = text_report.largest_relative_difference
     assert difference([2.0, 4.0], [2.0, 4.004]) == pytest.approx(1e-3)
-    assert difference([2.0, 4.0], [2.0, 4.0]) == 0
-    assert not difference([2.0, float("nan")], [2.0, 4.0]) <= 1e-4
     assert not difference([2.0, 4.0], [2.0, float("nan")]) <= 1e-4
+    assert not difference([2.0, float("nan")], [2.0, 4.0]) <= 1e-4
 
 
 def test_a_text_of_ones_own_is_learned(tmp_path):
@@ -192,28 +188,15 @@ def test_bad_resumes_are_refused(tmp_path, capsys):
     assert "cannot read the checkpoint" in refused()
 
 
-def test_python_prose_is_english_without_repeats():
+def test_text_as_subwords_in_streams():
     paragraphs = text_data.python_prose().splitlines()
-    assert len(paragraphs) > 500
-    assert len(set(paragraphs)) == len(paragraphs)
-    words = re.findall(r"[a-z]+", " ".join(paragraphs).lower())
-    assert words.count("the") > len(words) / 30
-
-
-def test_subwords_give_back_the_text():
+    assert len(paragraphs) == len(set(paragraphs)) > 500
     for text in ("aaaa aaaaa b", "  two  spaces\n\ntab\tßé→_9 " * 3, "x"):
         for size in (20, 40):
             subwords = text_data.Subwords(text, set(text), size)
             assert subwords.decode(subwords.encode(text).tolist()) == text
             assert len(subwords.pieces) == len(set(subwords.pieces)) <= size
-
-
-def test_subwords_merge_the_most_frequent_pair_within_words():
     subwords = text_data.Subwords("the then they; the cat", set("the then they; the cat"), 13)
     # "th" and "he" occur four times each, " t" only three times: the first word has no space.
     assert subwords.pieces[-3:] == ["th", "the", " the"]
-    assert [subwords.pieces[code] for code in subwords.encode("the the")] == ["the", " the"]
-
-
-def test_streams_run_downwards():
     assert text_data.streams(torch.arange(11), 3).tolist() == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
