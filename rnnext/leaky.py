@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from rnnext.rnn import weights_of
 __all__ = ["LeakyRNN"]
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
+_PerLayer = float | Tensor | Sequence[float | Tensor]
 
 # What multiplies noise_std, given alpha.
 _NOISE_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -48,13 +49,13 @@ class LeakyRNN(nn.RNNBase):
         dropout: probability of zeroing an output of each layer but the last while training.
             Default: 0.
         bidirectional: whether each layer also reads its input from the end. Default: ``False``.
-        alpha: the leak in (0, 1], for all layers: a float, or a tensor ``[]``, or ``[H]`` for one
-            of each unit.
+        alpha: the leak in (0, 1]: a float, or a tensor ``[]``, or ``[H]`` for one of each unit; or
+            a list of these, one for each layer.
         dt: the length of a step, in the unit of ``tau``; given in place of ``alpha``.
-        tau: the time constant, a float, ``[]`` or ``[H]``, at least dt: alpha is ``dt / tau``.
+        tau: the time constant, at least dt, given as ``alpha``: that is then ``dt / tau``.
         learn_alpha: whether alpha is learned, by each layer and direction for itself: the parameter
             is its logit, and ``alpha = sigmoid(logit)``, in (0, 1]. One for each unit if ``alpha``
-            or ``tau`` is ``[H]``, else one for all units. Default: ``False``.
+            or ``tau`` has one for each, else one for all units. Default: ``False``.
         form: as above. Default: ``"rate"``.
         noise_std: standard deviation of the noise added to p_t while training, drawn anew for every
             step, sequence and unit from torch's generator. Default: 0.
@@ -66,7 +67,8 @@ class LeakyRNN(nn.RNNBase):
 
     Attributes:
         weight_ih_l[k]: as :class:`rnnext.RNN`'s, and so weight_hh_l[k], bias_ih_l[k], bias_hh_l[k].
-        alpha: ``[]`` or ``[H]``, a buffer, where it is not learned.
+        alpha: ``[]``, ``[H]`` or, of a list, ``[L, 1]`` or ``[L, H]``, a buffer, where it is not
+            learned.
         logit_alpha_l[k]: ``[]`` or ``[H]``, where it is; ``_reverse`` of the second direction.
 
     Raises:
@@ -97,9 +99,9 @@ class LeakyRNN(nn.RNNBase):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
-        alpha: float | Tensor | None = None,
+        alpha: _PerLayer | None = None,
         dt: float | None = None,
-        tau: float | Tensor | None = None,
+        tau: _PerLayer | None = None,
         learn_alpha: bool = False,
         form: str = "rate",
         noise_std: float = 0.0,
@@ -131,14 +133,14 @@ class LeakyRNN(nn.RNNBase):
         self.noise_std = noise_std
         self.noise_scale = noise_scale
         self.learn_alpha = learn_alpha
-        value = _leak(alpha, dt, tau, hidden_size, self.weight_hh_l0.dtype)
+        value = _leak(alpha, dt, tau, num_layers, hidden_size, self.weight_hh_l0.dtype)
         if not learn_alpha:
             self.register_buffer("alpha", value.to(self.weight_hh_l0.device))
             return
         if bool((value == 1).any()):
             raise ValueError("alpha must be less than 1 to be learned: its logit would be infinite")
-        value = value.to(self.weight_hh_l0.device)
-        for name in self._logit_names():
+        values = self._of_each(value.to(self.weight_hh_l0.device))
+        for name, value in zip(self._logit_names(), values, strict=True):
             self.register_parameter(name, nn.Parameter(value.logit()))
 
     @property
@@ -158,6 +160,13 @@ class LeakyRNN(nn.RNNBase):
         directions = ["", "_reverse"] if self.bidirectional else [""]
         return [f"logit_alpha_l{k}{d}" for k in range(self.num_layers) for d in directions]
 
+    def _of_each(self, alpha: Tensor) -> list[Tensor]:
+        """The alpha of each layer and, within it, direction."""
+        D = 2 if self.bidirectional else 1
+        if alpha.dim() < 2:
+            return [alpha] * (self.num_layers * D)
+        return [row for row in alpha.squeeze(1) for _ in range(D)]
+
     def reset_parameters(self) -> None:
         """Draw the weights and biases anew, as torch.nn.RNN; alpha stays."""
         bound = self.hidden_size**-0.5
@@ -172,9 +181,8 @@ class LeakyRNN(nn.RNNBase):
             logits = [getattr(self, name) for name in self._logit_names()]
             least = torch.finfo(logits[0].dtype).tiny  # sigmoid underflows to 0
             return [logit.sigmoid().clamp_min(least).expand(H) for logit in logits]
-        states = self.num_layers * (2 if self.bidirectional else 1)
         alpha = self._buffers.get("alpha")  # twice as fast as through nn.Module.__getattr__
-        return [(self.alpha if alpha is None else alpha).expand(H)] * states
+        return [each.expand(H) for each in self._of_each(self.alpha if alpha is None else alpha)]
 
     def forward(
         self,
@@ -255,27 +263,42 @@ def _one_of(name: str, value: str, known: list[str]) -> None:
 
 
 def _leak(
-    alpha: float | Tensor | None,
+    alpha: _PerLayer | None,
     dt: float | None,
-    tau: float | Tensor | None,
+    tau: _PerLayer | None,
+    L: int,
     H: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Alpha, [] or [H], on the CPU, from either way to give it."""
+    """Alpha, [] or [H], or, from a list for the layers, [L, 1] or [L, H], on the CPU."""
 
     def exact(name: str, number: float | Tensor) -> Tensor:
         _layers.refuse_no_number(name, number)
         return torch.as_tensor(number, dtype=torch.float64, device="cpu").detach()
 
+    def of_layers(name: str, given: _PerLayer) -> Tensor:
+        if not isinstance(given, (list, tuple)):
+            return exact(name, given)
+        if len(given) != L:
+            raise ValueError(
+                f"{name} must have one entry for each of {L} layers, got {len(given)}; for one of "
+                f"each unit give torch.tensor({name})"
+            )
+        rows = {f"{name}[{k}]": exact(f"{name}[{k}]", each) for k, each in enumerate(given)}
+        for each, row in rows.items():
+            _layers.refuse_shape(each, row, (), (H,))
+        return torch.stack(torch.broadcast_tensors(*rows.values())).view(L, -1)
+
     if alpha is None:
         if dt is None or tau is None:
             raise ValueError("alpha must be given, or dt and tau")
-        name, value = "alpha = dt / tau", exact("dt", dt) / exact("tau", tau)
+        name, value = "alpha = dt / tau", exact("dt", dt) / of_layers("tau", tau)
     else:
         if dt is not None or tau is not None:
             raise ValueError("alpha must not be given with dt and tau")
-        name, value = "alpha", exact("alpha", alpha).clone()
-    _layers.refuse_shape(name, value, (), (H,))
+        name, value = "alpha", of_layers("alpha", alpha).clone()
+    if value.dim() != 2:
+        _layers.refuse_shape(name, value, (), (H,))
     stored = value.to(dtype)
     if not bool(((stored > 0) & (value <= 1)).all()):
         low, high = value.min().item(), value.max().item()

@@ -71,6 +71,28 @@ def test_alpha_from_dt_and_tau():
     assert_close(rnn.alpha, torch.tensor([0.5, 0.1]).double())
 
 
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("last", [20.0, torch.linspace(20, 50, 6)])
+def test_each_layer_may_have_its_own_time_constant(last, learned):
+    options = {"bidirectional": True, "form": "voltage", "dt": 5}
+    both = rnnext.LeakyRNN(3, 6, 2, tau=[100.0, last], learn_alpha=learned, **options)
+    for alpha, tau in zip(both.alphas(), (100.0, 100.0, last, last), strict=True):
+        assert_close(alpha, torch.as_tensor(5 / tau).expand(6))
+    if learned:
+        assert both.logit_alpha_l1_reverse.shape == getattr(last, "shape", ())
+    x = torch.randn(7, 4, 3)
+    expected, layers = x, ((100.0, 3), (last, 12))
+    for k, (tau, size) in enumerate(layers):
+        layer = rnnext.LeakyRNN(size, 6, tau=tau, **options)
+        own = {n.replace(f"l{k}", "l0"): w for n, w in both.named_parameters() if f"l{k}" in n}
+        layer.load_state_dict({n: w for n, w in own.items() if "logit" not in n}, strict=False)
+        expected, _ = layer(expected)
+    assert_close(both(x)[0], expected)
+    same_again = rnnext.LeakyRNN(3, 6, 2, tau=[100.0, last], learn_alpha=learned, **options)
+    same_again.load_state_dict(both.state_dict())
+    assert torch.equal(same_again(x)[0], both(x)[0])
+
+
 def test_learned_alpha_stays_between_0_and_1_and_learns():
     torch.manual_seed(0)
     rnn = rnnext.LeakyRNN(2, 4, alpha=torch.full((4,), 0.5), learn_alpha=True, form="voltage")
@@ -197,7 +219,10 @@ def test_bad_arguments_are_named():
         ({"dt": 1.0, "tau": 0.0}, ValueError, r"dt / tau must be in \(0, 1\], got inf"),
         ({"alpha": 1e-9, "dtype": torch.float16}, ValueError, r"alpha must be in \(0, 1\]"),
         ({"alpha": "a"}, TypeError, "alpha"),
-        ({"dt": 1, "tau": [5.0, 6.0]}, TypeError, "tau must be .* got list: give torch.tensor"),
+        ({"dt": 1, "tau": [5.0, 6.0]}, ValueError, "each of 1 layers, got 2; .* torch.tensor.tau"),
+        ({"dt": [1.0], "tau": 3.0}, TypeError, "dt must be a number or a tensor, got list"),
+        ({"alpha": [[0.1]]}, TypeError, r"alpha\[0\] must be a number or a tensor, got list"),
+        ({"alpha": [torch.rand(5)]}, ValueError, r"alpha\[0\] must have shape \[\] or \[6\]"),
         ({"dt": 1, "tau": np.ones(4)}, TypeError, "tau must be .* got ndarray: give torch.from_nu"),
         ({"num_layers": 0.2}, TypeError, "num_layers must be an integer, got float; alpha is giv"),
     ):
