@@ -40,7 +40,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the notebook: calls this small wait f
 
 highlight_language = "none"  # of blocks that name no language
 autodoc_typehints = "none"  # the docstrings say more
-autodoc_mock_imports = ["onnxscript"]
+autodoc_mock_imports = ["onnxscript", "tensordict", "torchrl"]
 napoleon_use_ivar = True
 html_theme = "furo"
 html_static_path = ["site.css"]

@@ -270,49 +270,28 @@ def compare(policy: Policy, rollout: Rollout, seconds: float) -> tuple[dict[str,
     return times, show(title, times, error)
 
 
-def tensordict_module(policy: Policy) -> Any:
-    """The policy for torchrl: reads observation, state and is_init, writes scores, value and state.
-
-    As torchrl's own recurrent modules it goes one step in a collector, and over [..., T] under
-    `set_recurrent_mode(True)`.
-    """
-    from tensordict.nn import TensorDictModule
-    from torchrl.modules.tensordict_module.rnn import recurrent_mode
-
-    class Recurrent(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.policy = policy
-
-        def forward(self, seen: Tensor, state: Tensor, is_init: Tensor) -> tuple[Tensor, ...]:
-            if not recurrent_mode():
-                seen, state, is_init = (x.unsqueeze(-2) for x in (seen, state, is_init))
-            shape = seen.shape[:-1]  # [..., T]
-            seen, state = (x.reshape(-1, *x.shape[-2:]).transpose(0, 1) for x in (seen, state))
-            reset = is_init.reshape(-1, shape[-1]).t()
-            states = self.policy.rnn(seen, state[:1], reset=reset)[0]
-            scores, values = self.policy.actor(states), self.policy.critic(states)
-            rows = (x.transpose(0, 1).reshape(*shape, -1) for x in (scores, values, states))
-            return tuple(rows if recurrent_mode() else (x.squeeze(-2) for x in rows))
-
-    keys = ["observation", "state", "is_init"], ["logits", "state_value", ("next", "state")]
-    return TensorDictModule(Recurrent(), in_keys=keys[0], out_keys=keys[1])
-
-
 def torchrl_rollout(policy: Policy, steps: int, seed: int) -> tuple[Any, Any]:
-    """A rollout of one environment through torchrl, and the policy over all of it in one call."""
-    from tensordict.nn import ProbabilisticTensorDictModule, TensorDictSequential
-    from torchrl.data import Unbounded
-    from torchrl.envs import Compose, GymWrapper, InitTracker, TensorDictPrimer, TransformedEnv
-    from torchrl.modules.tensordict_module.rnn import set_recurrent_mode
+    """A rollout of one environment through torchrl, and the policy over all of it in one call.
 
-    hidden = policy.rnn.hidden_size
+    The policy reads observation, state and is_init, and writes scores, values and the new state.
+    """
+    from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictSequential
+    from torchrl.envs import Compose, GymWrapper, InitTracker, TransformedEnv
+    from torchrl.modules import set_recurrent_mode
+
+    from rnnext.torchrl import RNNModule
+
+    rnn = RNNModule(policy.rnn, ["observation", "state"], ["features", ("next", "state")])
+    module = TensorDictSequential(
+        rnn,
+        TensorDictModule(policy.actor, in_keys=["features"], out_keys=["logits"]),
+        TensorDictModule(policy.critic, in_keys=["features"], out_keys=["state_value"]),
+    )
     environment = TransformedEnv(
         GymWrapper(TMaze(), categorical_action_encoding=True),
-        Compose(InitTracker(), TensorDictPrimer({"state": Unbounded((hidden,))})),
+        Compose(InitTracker(), rnn.make_tensordict_primer()),
     )
     environment.set_seed(seed)
-    module = tensordict_module(policy)
     draw = ProbabilisticTensorDictModule(
         in_keys=["logits"],
         out_keys=["action"],

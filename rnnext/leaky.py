@@ -3,7 +3,7 @@
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -276,7 +276,7 @@ def _leak(
         _layers.refuse_no_number(name, number)
         return torch.as_tensor(number, dtype=torch.float64, device="cpu").detach()
 
-    def of_layers(name: str, given: _PerLayer) -> Tensor:
+    def of_layers(name: str, given: Any) -> Tensor:
         if not isinstance(given, (list, tuple)):
             return exact(name, given)
         if len(given) != L:
@@ -287,7 +287,8 @@ def _leak(
         rows = {f"{name}[{k}]": exact(f"{name}[{k}]", each) for k, each in enumerate(given)}
         for each, row in rows.items():
             _layers.refuse_shape(each, row, (), (H,))
-        return torch.stack(torch.broadcast_tensors(*rows.values())).view(L, -1)
+        units = max(row.numel() for row in rows.values())
+        return torch.stack([row.expand(units) for row in rows.values()])
 
     if alpha is None:
         if dt is None or tau is None:
