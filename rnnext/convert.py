@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rnnext import _C
 from rnnext._deploy import class_of, name_of
+from rnnext._layers import Lengths, as_lengths
 from rnnext.embedding import Embedding
 from rnnext.embedding_rnn import EmbeddingRNN
 from rnnext.rnn import RNN, RNNCell
@@ -19,7 +20,56 @@ _logger = logging.getLogger(__name__)
 _Model = TypeVar("_Model", bound=nn.Module)
 _Classes = Mapping[type[nn.Module], type[nn.Module]]
 
-_TO_RNNEXT: _Classes = {nn.RNN: RNN, nn.RNNCell: RNNCell, nn.Embedding: Embedding}
+
+class LengthsRNN(nn.RNN):
+    """A torch.nn.RNN that takes ``lengths``, by torch's operators alone: what ``revert`` leaves.
+
+    Past the end of a row steps are computed and thrown away.
+    """
+
+    def forward(  # type: ignore[override]
+        self, input: Tensor, hx: Tensor | None = None, lengths: Lengths | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`rnnext.RNN.forward`."""
+        if lengths is None:
+            output, h_n = super().forward(input, hx)
+            return output, h_n
+        x = input.transpose(0, 1) if self.batch_first else input
+        lengths = as_lengths(lengths, x.device)
+        steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
+        exists = (steps < lengths).unsqueeze(2)
+        last = (lengths - 1).clamp(min=0)
+        turned = torch.where(exists, (last - steps).unsqueeze(2), 0)  # each row from its own end
+        one_layer = torch._VF.rnn_tanh if self.nonlinearity == "tanh" else torch._VF.rnn_relu
+        directions = 2 if self.bidirectional else 1
+        states: list[Tensor] = []
+        while len(states) < directions * self.num_layers:
+            outputs = []
+            for turn in [False, True][:directions]:
+                weights: list[Any] = self.all_weights[len(states)]
+                own = x.gather(0, turned.expand_as(x)) if turn else x
+                zeros = x.new_zeros(x.shape[1], self.hidden_size)
+                start = zeros if hx is None else hx[len(states)]
+                output, _ = one_layer(
+                    own, start.unsqueeze(0), weights, self.bias, 1, 0.0, False, False, False
+                )
+                end = output.gather(0, last.view(1, -1, 1).expand(1, *start.shape))[0]
+                states.append(torch.where(lengths.unsqueeze(1) > 0, end, start))
+                if turn:
+                    output = output.gather(0, turned.expand_as(output))
+                outputs.append(torch.where(exists, output, 0))
+            x = torch.cat(outputs, 2)
+            if len(states) < directions * self.num_layers:
+                x = nn.functional.dropout(x, self.dropout, self.training)
+        return x.transpose(0, 1) if self.batch_first else x, torch.stack(states)
+
+
+_TO_RNNEXT: _Classes = {
+    LengthsRNN: RNN,
+    nn.RNN: RNN,
+    nn.RNNCell: RNNCell,
+    nn.Embedding: Embedding,
+}
 _TO_TORCH: _Classes = {ours: theirs for theirs, ours in _TO_RNNEXT.items()}
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -47,19 +97,21 @@ def convert(model: _Model, *, embedding: bool = True, dry_run: bool = False) -> 
     return _swap_classes(model, _to_rnnext(embedding))
 
 
-def revert(model: _Model) -> _Model:
+def revert(model: _Model, *, lengths: bool = False) -> _Model:
     """Undo :func:`convert`: every rnnext RNN, RNNCell and Embedding becomes torch.nn's, in place.
 
-    The two of an :class:`rnnext.EmbeddingRNN`, which torch.nn has no module for, stay. torch.nn's
-    modules take neither ``lengths`` nor ``reset``: a model that passes them must pack instead.
+    The two of an :class:`rnnext.EmbeddingRNN`, which torch.nn has no module for, stay. Nor has it
+    anything for ``reset``.
 
     Args:
         model: any module; it may itself be one of the three.
+        lengths: whether the model passes ``lengths``, which torch.nn.RNN does not take: RNNs then
+            become a subclass of it that does. Default: ``False``.
 
     Returns:
         The same model.
     """
-    return _swap_classes(model, _TO_TORCH)
+    return _swap_classes(model, {**_TO_TORCH, RNN: LengthsRNN} if lengths else _TO_TORCH)
 
 
 def summary(model: nn.Module, *, embedding: bool = True) -> str:

@@ -69,6 +69,30 @@ def test_results_stay_and_revert_undoes(model):
     assert isinstance(model.normed, nn.RNN)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_layers": 2, "bidirectional": True, "batch_first": True},
+        {"nonlinearity": "relu", "bias": False},
+    ],
+    ids=str,
+)
+def test_a_module_that_takes_lengths_is_left_on_request(options):
+    rnn, lengths = rnnext.RNN(3, 6, **options), torch.tensor([7, 0, 3, 1])
+    states = rnn.num_layers * (1 + rnn.bidirectional)
+    given = torch.randn(*((4, 7) if rnn.batch_first else (7, 4)), 3), torch.randn(states, 4, 6)
+    before = results(rnn, *given, lengths=lengths)
+    rnnext.revert(rnn, lengths=True)
+    assert isinstance(rnn, nn.RNN)
+    assert_close(results(rnn, *given, lengths=lengths), before)
+    assert_close(rnn(given[0], lengths=lengths.tolist())[0], rnn(given[0], None, lengths)[0])
+    assert_close(rnn(given[0])[0], rnnext.RNN.forward(rnn, given[0])[0])
+    program = torch.export.export(rnn, given, {"lengths": lengths}).run_decompositions()
+    assert not any("rnn" in str(node.target) for node in program.graph.nodes)
+    assert_close(program.module()(*given, lengths=lengths), rnn(*given, lengths))
+    assert type(rnnext.convert(rnn)) is rnnext.RNN
+
+
 @pytest.mark.parametrize("sample", OF_TORCH.values(), ids=OF_TORCH)
 def test_the_model_itself(sample):
     module = sample.make(nn)
