@@ -1,10 +1,10 @@
 """Runs a kernel's PTX on numpy: a lane is a thread, and a launch's blocks run interleaved.
 
-Warps are dealt to units at random. A unit runs all of its lanes that are at one place together, the
-lowest place first (or, `scattered`, any), so that lanes that have parted meet again; units run in
-turns of random length. A lane that waits (for a barrier, for others of its warp, in a loop around a
-strong load) lets the rest of its unit go on. Stores that may arrive later arrive when nobody can go
-on without them, or now and then, in random order.
+Warps, or blocks, are dealt to units at random, of which some begin late. A unit runs all of its
+lanes that are at one place together, the lowest place first (or, `scattered`, any), so that lanes
+that have parted meet again; units run in turns of random length. A lane that waits (for a barrier,
+for others of its warp, in a loop around a strong load) lets the rest of its unit go on. Stores that
+may arrive later arrive when nobody can go on without them, or now and then, in random order.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ class Machine(warp.Warps):
         self.cluster_size, count = cluster, len(blocks)
         warps_a_block = -(-threads // 32)
         units = rng.randint(1, min(4, count * warps_a_block)) if count * warps_a_block > 1 else 1
-        dealt = sorted((rng.randrange(units), w) for w in range(count * warps_a_block))
+        deal = [rng.randrange(units) for _ in range(count * warps_a_block)]
+        if rng.random() < 0.5:  # whole blocks
+            deal = [deal[w // warps_a_block] for w in range(count * warps_a_block)]
+        dealt = sorted((unit, w) for w, unit in enumerate(deal))
         lanes, unit_of = [], []
         for unit, w in dealt:
             first = w % warps_a_block * 32
@@ -123,8 +126,12 @@ class Machine(warp.Warps):
 
     def run(self) -> None:
         idle: list[tuple[int, int]] = []
+        late = [u for u in self.units if self.rng.random() < 0.3]  # to begin
         while True:
-            ready = [u for u in self.units if u.ready]
+            ready = [u for u in self.units if u.ready and u not in late]
+            if not ready and late:
+                late.clear()
+                continue
             if not ready:
                 waiting = [u for u in self.units if u.waiting]
                 if not waiting:
@@ -159,6 +166,7 @@ class Machine(warp.Warps):
         """Runs one basic block of the lanes at one place."""
         at = self.rng.choice(list(unit.ready)) if self.scattered else min(unit.ready)
         lanes = unit.ready.pop(at)
+        self.shared.begun[self.block[lanes]] = True
         block = self.kernel.blocks[at]
         first = block.together
         if first is not None and not (lanes := self._together(unit, at, lanes, first)).size:

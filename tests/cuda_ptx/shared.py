@@ -21,7 +21,7 @@ class Shared:
         self.size, self.stride, self.watch = size, -(-max(size, 16) // 16) * 16, watch
         self.bytes = np.full(blocks * self.stride, 255, np.uint8)
         words = blocks * self.stride // 2
-        self.ended = np.zeros(blocks, bool)
+        self.begun, self.ended = np.zeros(blocks, bool), np.zeros(blocks, bool)
         if watch:
             self.write_clock, self.read_clock = (np.full(words, -1, np.int32) for _ in range(2))
             self.writer, self.reader = (np.full(words, -1, np.int32) for _ in range(2))

@@ -21,6 +21,7 @@ NOTHING = "// nothing"
 ARRIVE = r"(mbarrier\.arrive\S+ _, \[%r\d+\]), %r\d+"
 INIT = r"(\n // begin inline asm\n mbarrier\.init)"
 A = r"(mma\S+ \{[^}]*\}, \{)(%r\d+), (%r\d+)"
+START = r"barrier\.cluster\.arrive\S+([\s\S]*?)barrier\.cluster\.wait\S+"
 LANE = r"(shfl\S+ \S+ \S+) (?:%r)?\d+,"
 # Paths, arithmetic; what is wrong, what is replaced by what, and which one of all (or all).
 FAULTS: dict[tuple[str, str], list[tuple[Any, ...]]] = {
@@ -52,6 +53,7 @@ FAULTS: dict[tuple[str, str], list[tuple[Any, ...]]] = {
         ("arrival without release", r"arrive\.release", "arrive.relaxed"),
         ("no wait", r"barrier\.cluster\.wait\.acquire\.aligned", NOTHING),
         ("no arrival", r"barrier\.cluster\.arrive\.release\.aligned", NOTHING, -1),
+        ("stores to a block that has not begun", START, r"// nothing\1", 0),
         ("a parted warp at the barrier", r"bar\.warp\.sync -1", NOTHING),
     ],
     ("cluster tagged", "bf16"): [

@@ -59,8 +59,8 @@ class Warps:
         whole = np.broadcast_to(np.asarray(address).astype(np.int64) + offset, self.block[L].shape)
         window, mine = whole // WINDOW, self.block[L]
         block = np.where(window == 0, mine, self.cluster[L] * self.cluster_size + window - 1)
-        if self.shared.ended[block].any():
-            raise Fault("an access to the shared memory of a block that has ended")
+        if self.shared.ended[block].any() or not self.shared.begun[block].all():
+            raise Fault("the shared memory of a block that has ended, or not begun")
         return block, whole % WINDOW
 
     # ---- global memory
