@@ -23,7 +23,6 @@ from pathlib import Path
 from tools import machine_code
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILD = ROOT / "build" / "cuda"
 TOOLKIT = ROOT / "build" / "cuda-toolkit"
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -150,23 +149,13 @@ print("imported with torch", torch.__version__, "- GPUs:", torch.cuda.device_cou
 
 def build_extension(variables: dict[str, str]) -> None:
     """Compiles, links and imports the whole extension beside a CUDA build of torch."""
-    venv, packages = ROOT / "build" / "cuda-venv", BUILD / "packages"
-    packages.mkdir(parents=True, exist_ok=True)
+    venv = ROOT / "build" / "cuda-venv"
     python = str(venv / "bin" / "python")
     if not venv.exists():
         run([sys.executable, "-m", "venv", str(venv)])
     install(TORCH, venv / "ready", [python, "-m", "pip", "install", "-q"])
-    # The linker wants libcudart.so; the package has libcudart.so.13 alone.
-    link = Path(variables["CUDA_HOME"]) / "lib" / "libcudart.so"
-    if not link.exists():
-        link.symlink_to("libcudart.so.13")
-    libraries = os.pathsep.join(filter(None, [str(link.parent), os.getenv("LIBRARY_PATH")]))
-    path = os.pathsep.join([str(venv / "bin"), variables["PATH"]])
-    variables = variables | {"RNNEXT_CUDA": "1", "LIBRARY_PATH": libraries, "PATH": path}
-    command = [python, "setup.py", "-q", "egg_info", "--egg-base", str(packages), "build"]
-    command += ["--build-base", str(BUILD), "--build-temp", str(BUILD / "objects")]
-    run([*command, "--build-lib", str(packages)], cwd=ROOT, env=variables)
-    run([python, "-c", IMPORT], cwd=packages, env=variables)
+    run([python, "-m", "tools.cuda_check.build"], cwd=ROOT, env=variables)
+    run([python, "-c", IMPORT], cwd=ROOT / "build" / "cuda-check" / "packages", env=variables)
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
-"""`python -m tools.cuda_check.build`: what the machine has, and rnnext built for its GPU.
+"""`python -m tools.cuda_check.build`: what the machine has, and rnnext built beside its torch.
 
 Each toolkit that is found is tried in turn; the last one is NVIDIA's compiler from PyPI, of the
-CUDA of this torch. `--preflight` says what there is and what does not fit; `--rehearse` compiles
-one source for two cards.
+CUDA of this torch. $TORCH_CUDA_ARCH_LIST says for which cards. `--preflight` says what there is and
+what does not fit; `--rehearse` compiles one source for two cards.
 """
 
 from __future__ import annotations
@@ -73,22 +73,25 @@ def toolkit_of_pypi() -> Path:
     return target / "nvidia" / f"cu{cuda.partition('.')[0]}"
 
 
-def environment(home: Path, archs: str) -> dict[str, str]:
-    """ninja lies beside the Python that runs, whose environment may not be activated; and PyPI's
-    packages have no libcudart.so, which the linker wants."""
+def environment(home: Path) -> dict[str, str]:
+    """ninja lies beside the Python that runs, whose environment may not be activated. PyPI's
+    packages of the compiler have no libcudart.so, which the linker wants, and no headers of the
+    libraries that torch's headers include: those come with torch's own packages."""
     links = BUILD / "libraries"
     links.mkdir(parents=True, exist_ok=True)
     for library in home.glob("lib*/libcudart.so.*"):
         (links / "libcudart.so").unlink(missing_ok=True)
         (links / "libcudart.so").symlink_to(library)
-    paths = [str(Path(sys.executable).parent), str(home / "bin"), os.environ.get("PATH", "")]
+    headers = Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/include")
+    first = {
+        "PATH": [Path(sys.executable).parent, home / "bin"],
+        "LIBRARY_PATH": [links],
+        "CPATH": headers,
+    }
     return os.environ | {
+        **{n: os.pathsep.join([*map(str, f), os.environ.get(n, "")]) for n, f in first.items()},
         "CUDA_HOME": str(home),
-        "PATH": os.pathsep.join(paths),
-        "LIBRARY_PATH": os.pathsep.join([str(links), os.environ.get("LIBRARY_PATH", "")]),
-        "TORCH_CUDA_ARCH_LIST": archs,
         "RNNEXT_CUDA": "1",  # without nvcc this must fail, not build the CPU half alone
-        "RNNEXT_CUDA_TAGGED": "1",  # both exchanges
         "MAX_JOBS": str(len(os.sched_getaffinity(0))),
     }
 
@@ -125,12 +128,12 @@ def preflight() -> list[str]:
     return wrong
 
 
-def build(home: Path, archs: str) -> bool:
+def build(home: Path) -> bool:
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(PACKAGES), "build"]
     command += ["--build-base", str(BUILD), "--build-temp", str(BUILD / "objects")]
     command += ["--build-lib", str(PACKAGES)]
     print(f"building with {home}", flush=True)
-    return subprocess.run(command, cwd=ROOT, env=environment(home, archs)).returncode == 0
+    return subprocess.run(command, cwd=ROOT, env=environment(home)).returncode == 0
 
 
 def compile_one(home: Path) -> bool:
@@ -138,7 +141,7 @@ def compile_one(home: Path) -> bool:
     command = [str(home / "bin" / "nvcc"), "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", "-c"]
     command += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 90)]
     command += [str(source), "-o", str(BUILD / "prepare.o")]
-    return subprocess.run(command, env=environment(home, "9.0")).returncode == 0
+    return subprocess.run(command, env=environment(home)).returncode == 0
 
 
 def main() -> int:
@@ -156,10 +159,7 @@ def main() -> int:
         if not homes:
             print("there is no nvcc: building was not rehearsed")
         return 0 if homes and compile_one(homes[0]) else 1
-    archs = os.environ["RNNEXT_CHECK_CAPABILITY"]
-    if any(build(home, archs) for home in homes):
-        return 0
-    return 0 if build(toolkit_of_pypi(), archs) else 1
+    return 0 if any(map(build, homes)) or build(toolkit_of_pypi()) else 1
 
 
 if __name__ == "__main__":
