@@ -177,8 +177,7 @@ def recurrence(
         weight_hh: W_hh, ``[H, H]``.
         bias_ih: b_ih, ``[H]``. Default: none.
         bias_hh: b_hh, ``[H]``. Default: none.
-        nonlinearity: f, ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` or ``"identity"``.
-            Default: ``"tanh"``.
+        nonlinearity: f, as :func:`rnn`'s. Default: ``"tanh"``.
         batch_first: whether the batch is the first dimension of ``input``, ``reset`` and the
             output. Default: ``False``.
         reverse: whether it runs from the end of each sequence. Default: ``False``.

@@ -85,8 +85,7 @@ def recurrence(
         reset_state: ``[D, B, H]``, the state before such a step. Default: zeros.
         alpha: D tensors ``[H]``, each in (0, 1], or none: no leak. Default: none.
         form: of the leak, ``"rate"``, ``"voltage"`` or ``"blend"``. Default: ``"rate"``.
-        nonlinearity: f, ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` or ``"identity"``.
-            Default: ``"tanh"``.
+        nonlinearity: f, as :func:`rnnext.functional.rnn`'s. Default: ``"tanh"``.
         reverse: for each direction, whether it runs from the end. Default: ``[False, True][:D]``.
         save: whether what the backward pass of a leak needs is returned. Default: ``False``.
 

@@ -67,7 +67,7 @@ def fit(case: dict) -> dict:
     case = dict(case)
     if case["sequence"] == "packed":
         case["reset"] = None
-    if case["compute"] == "tf32" and case["nonlinearity"] == "relu":
+    if case["compute"] == "tf32" and ACTIVATIONS[case["nonlinearity"]].kink:
         case["nonlinearity"] = "identity"
     return case
 

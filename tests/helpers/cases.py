@@ -3,6 +3,7 @@
 import torch
 
 from helpers.common import pairwise, supported_isas
+from reference.elman import ACTIVATIONS
 from rnnext import _C
 
 SHAPES = {
@@ -50,13 +51,12 @@ def cuda_cases(paths):
     is chosen). First plain calls, then those with leaks and resets among them."""
 
     def fitted(case):
-        """Of relu, where a rounded product may fall on the other side of the kink, smooth ones take
-        the place."""
+        """Where a rounded product may fall on the other side of a kink, smooth nonlinearities."""
         case = {name: value for name, value in case.items() if name != "again"}
         if case["rows"] == "packed":
             case["reset"] = None
         rounded = case["dtype"] in HALVES and (case["source"] == "features" or case["leak"])
-        if rounded and case["nonlinearity"] == "relu":
+        if rounded and ACTIVATIONS[case["nonlinearity"]].kink:
             case["nonlinearity"] = "softplus"
         return case
 

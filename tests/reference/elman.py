@@ -1,22 +1,32 @@
 """The recurrence in plain PyTorch: one time step at a time."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+
+class Activation(NamedTuple):
+    """A nonlinearity: the function, its derivative as a function of its value, and whether that
+    jumps, so that a rounded product may fall on the other side."""
+
+    function: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    kink: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
 ACTIVATIONS = {
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "sigmoid": torch.sigmoid,
-    "softplus": torch.nn.functional.softplus,
-    "identity": torch.clone,
-}
-# The derivative of each as a function of its value.
-SLOPES = {
-    "tanh": lambda h: 1 - h**2,
-    "relu": lambda h: (h > 0).to(h.dtype),
-    "sigmoid": lambda h: h * (1 - h),
-    "softplus": lambda h: torch.where(h > 20, 1, -torch.expm1(-h)),
-    "identity": torch.ones_like,
+    "tanh": Activation(torch.tanh, lambda h: 1 - h**2),
+    "relu": Activation(torch.relu, lambda h: (h > 0).to(h.dtype), kink=True),
+    "sigmoid": Activation(torch.sigmoid, lambda h: h * (1 - h)),
+    "softplus": Activation(
+        torch.nn.functional.softplus, lambda h: torch.where(h > 20, 1, -torch.expm1(-h))
+    ),
+    "identity": Activation(torch.clone, torch.ones_like),
 }
 
 
@@ -157,7 +167,7 @@ def recurrence_backward(
             inside = states[previous] if 0 <= previous < steps else torch.zeros_like(hx[d])
             before[t] = torch.where(first.unsqueeze(1), hx[d], inside)
             runs = (t < lengths).unsqueeze(1)
-            slope = SLOPES[nonlinearity](states[t])
+            slope = ACTIVATIONS[nonlinearity].slope(states[t])
             grad_pre[t] = torch.where(runs, (grads[t] + carried) * slope, 0)
             carried = torch.where(runs, grad_pre[t] @ weight, carried)
         grads_pre.append(grad_pre)
