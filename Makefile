@@ -6,7 +6,7 @@ READY := $(VENV)/.rnnext-ready
 TESTED := $(VENV)/.rnnext-tests-ready
 
 .PHONY: demo memory-policy perceptual-decision sample-text
-.PHONY: test faults bench docs lint weight build sdist wheel cuda-build cuda-check clang-build sanitize clean
+.PHONY: test fuzz faults bench docs lint weight build sdist wheel cuda-build cuda-check clang-build sanitize clean
 
 # What compiles the extension prints its commands here, and shows their end when it fails.
 LOG := build/build.log
@@ -32,6 +32,14 @@ sample-text: build
 test: export RNNEXT_ISAS ?= all,amx_stand_in
 test: $(TESTED) build
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+# 51,000 random calls against float64 and 30,600 of ops with arguments that may be wrong, planned for
+# three machines.
+fuzz: export RNNEXT_ISAS ?= all,amx_stand_in
+fuzz: $(TESTED) build
+	for machine in zen4 zen5 xeon-amx; do \
+	  RNNEXT_CPU_MACHINE=$$machine RNNEXT_FUZZ=3400 $(BIN)/python -m pytest -n 2 tests/fuzz $(ARGS) || exit 1; \
+	done
 
 faults: $(TESTED)
 	$(BIN)/python -m tools.faults $(ARGS)

@@ -20,7 +20,7 @@ def embedding_backward(
     """Each row's gradients added up in the order of the indices."""
     result = grad.new_zeros(num_weights, grad.size(-1))
     flat = indices.reshape(-1).tolist()
-    for index, row in zip(flat, grad.reshape(-1, grad.size(-1)), strict=True):
+    for index, row in zip(flat, grad.reshape(len(flat), grad.size(-1)), strict=True):
         if index != padding_idx:
             result[index] += row / flat.count(index) if scale_grad_by_freq else row
     return result
@@ -32,5 +32,6 @@ def embedding_sparse_backward(
     """The rows that the indices name, sorted, and their gradients."""
     rows = indices.long().unique()
     rows = rows[rows != padding_idx]
-    dense = embedding_backward(grad, indices, num_weights, padding_idx, scale_grad_by_freq)
+    last = int(indices.max()) + 1 if indices.numel() else 0
+    dense = embedding_backward(grad, indices, last, padding_idx, scale_grad_by_freq)
     return rows, dense[rows]

@@ -174,6 +174,7 @@ SortedIndices sort_indices(const Index* index, int64_t n, int64_t rows, int64_t 
 SortedIndices runs_of(const Tensor& grad, const Tensor& indices, int64_t rows,
                       int64_t padding_idx) {
   check_embedding_gradient(grad, indices);
+  TORCH_CHECK_VALUE(rows >= 0, "num_weights must not be negative, got ", rows);
   const Tensor index = indices.contiguous();
   const auto sort = [&](const auto* values) {
     const int64_t n = index.numel();

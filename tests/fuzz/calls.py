@@ -1,0 +1,318 @@
+"""Calls made from plain values, each compared with loops in float64; test_calls draws them."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import reference
+import rnnext
+from fuzz.guard import guarded
+from fuzz.rounding import UNITS, Expected
+from helpers import samples
+from helpers.common import same
+
+PAIRS = ("avx512_bf16", "amx", "amx_stand_in")  # the ISAs that float32 of lower precision is for
+
+
+def check(**case):
+    """Raise AssertionError where the call gives something wrong: what a failure prints."""
+    torch.manual_seed(case["seed"])
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision(case["precision"])
+    rnnext._C.set_cpu_isa(case["isa"])
+    CHECKS[case["call"]](case)
+
+
+def dtype_of(case):
+    return getattr(torch, case["dtype"])
+
+
+def stored_of(case):
+    """The narrower type that the reference rounds states to."""
+    return dtype_of(case) if case["dtype"] in ("float16", "bfloat16") else None
+
+
+def unit_of(case):
+    kind, precision = case["dtype"], case["precision"]
+    lower = {"highest": (), "high": PAIRS[1:], "medium": PAIRS}[precision]
+    return UNITS[precision if kind == "float32" and case["isa"] in lower else kind]
+
+
+def uniform(case, *shape, bound=1.0):
+    return ((torch.rand(shape, dtype=torch.float64) * 2 - 1) * bound).to(dtype_of(case))
+
+
+def arranged(tensor, layout):
+    """A tensor of this shape in another layout; "expanded" and "overlapping" repeat values."""
+    if tensor.dim() == 0 or not tensor.numel():
+        return tensor
+    if layout == "expanded":
+        return tensor[..., :1, :].expand_as(tensor) if tensor.dim() > 1 else tensor
+    if layout == "overlapping":
+        return tensor.flatten().as_strided(tensor.shape, (1,) * tensor.dim())
+    if layout == "strided":
+        return tensor.repeat_interleave(2, -1)[..., ::2]
+    if layout == "transposed":
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "misaligned":
+        return torch.cat([tensor.flatten()[:1], tensor.flatten()])[1:].view(tensor.shape)
+    return guarded(tensor) if layout == "guarded" else tensor
+
+
+def results(function, leaves, case, cotangents):
+    """The values, how many they are, and the gradients of the leaves that want one.
+
+    Cotangents are drawn for the first call, and are those of the next.
+    """
+    mode = case["mode"]
+    with torch.inference_mode(mode == "inference"), torch.set_grad_enabled(mode == "grad"):
+        values = function(*leaves)
+    cotangents.extend(torch.rand_like(v) * 2 - 1 for v in values[len(cotangents) :])
+    wanted = [i for i, v in enumerate(values) if v.requires_grad and case["wanted"] in ("both", i)]
+    learned = [leaf for leaf in leaves if leaf.requires_grad]
+    gradients = [None] * len(learned)
+    if wanted and learned:
+        gradients = torch.autograd.grad(
+            [values[i] for i in wanted],
+            learned,
+            [cotangents[i].to(values[i].dtype) for i in wanted],
+            allow_unused=True,
+        )
+        assert all(g is None or not g.is_sparse or g.is_coalesced() for g in gradients)
+        gradients = [g.to_dense() if g is not None and g.is_sparse else g for g in gradients]
+    return [*(v.detach() for v in values), *gradients]
+
+
+def compare(case, leaves, ours, theirs):
+    """Values and gradients against the reference's; and the bits of one thread and no graph."""
+    leaves = [t.detach().requires_grad_(not case["frozen"] >> i & 1) for i, t in enumerate(leaves)]
+    cotangents = []
+    torch.set_num_threads(case["threads"])
+    found = results(ours, leaves, case, cotangents)
+    torch.set_num_threads(1)
+    assert all(v is None or v.dtype == leaves[0].dtype for v in found)
+
+    def exact():
+        # (In inference mode `Rounding` would see products of tensors as they are written.)
+        mode = {"mode": "no_grad" if case["mode"] == "inference" else case["mode"]}
+        doubles = [t.detach().double().requires_grad_(t.requires_grad) for t in leaves]
+        return results(theirs, doubles, case | mode, cotangents)
+
+    Expected(exact, unit_of(case), len(cotangents)).check(found)
+    with torch.no_grad():
+        assert same(ours(*leaves), found[: len(cotangents)]), "one thread gives other bits"
+
+
+def check_recurrence(case):
+    """One layer by its op: features, precomputed inputs or a table; any directions and rows."""
+    names = ["T", "B", "I", "H", "source", "nonlinearity", "bias", "hx", "rows", "leak", "reset"]
+    made = samples.make(
+        **{name: case[name] for name in names},
+        reverse=tuple(map(bool, case["reverse"])),
+        dtype=dtype_of(case),
+        index_dtype=getattr(torch, case["index_dtype"]),
+    )
+
+    def ours(*tensors):
+        values = made.with_tensors(tensors).call(torch.ops.rnnext.recurrence)
+        assert all(v.is_contiguous() for v in values)
+        return values
+
+    def theirs(*tensors):
+        return made.with_tensors(tensors).expected(stored_of(case))
+
+    compare(case, [arranged(t, case["layout"]) for t in made.float_tensors()], ours, theirs)
+
+
+def module_of(case):
+    """An RNN, LeakyRNN or EmbeddingRNN."""
+    names = ["bias", "batch_first", "bidirectional", "nonlinearity"]
+    options = {name: case[name] for name in names}
+    options |= {"num_layers": case["layers"], "dtype": dtype_of(case)}
+    if case["module"] == "EmbeddingRNN":
+        return rnnext.EmbeddingRNN(case["vocabulary"], case["I"], case["H"], **options)
+    if case["module"] == "RNN":
+        return rnnext.RNN(case["I"], case["H"], **options)
+    alpha = torch.rand([case["H"]] if "unit" in case["alpha"] else []) * 0.8 + 0.1
+    options |= {"alpha": 1.0 if case["alpha"] == "one" else alpha, "form": case["form"]}
+    options["learn_alpha"] = "learned" in case["alpha"]
+    return rnnext.LeakyRNN(case["I"], case["H"], **options)
+
+
+def layers_by_reference(case, rnn, weights, x, lengths, reset, hx, reset_state):
+    """All layers with these weights, by name, over a sequence that has time first."""
+    D, states = 2 if case["bidirectional"] else 1, []
+    for k in range(case["layers"]):
+        suffixes = [f"_l{k}", f"_l{k}_reverse"][:D]
+        own = [
+            [weights[name + suffix] for suffix in suffixes if name + suffix in weights]
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "logit_alpha")
+        ]
+        alphas = [logit.sigmoid() for logit in own.pop()]
+        if case["module"] == "LeakyRNN" and not alphas:
+            alphas = [rnn.alpha.double()] * D
+        starts = [None if s is None else s[k * D : k * D + D] for s in (hx, reset_state)]
+        if starts[1] is not None and starts[1].dim() == 2:
+            starts[1] = starts[1].unsqueeze(1).expand(D, x.shape[1], case["H"])
+        x, h_n = reference.recurrence(
+            x, starts[0], *own, None, lengths, None, reset, starts[1],
+            [alpha.expand(case["H"]) for alpha in alphas], getattr(rnn, "form", "rate"),
+            case["nonlinearity"], [False, True][:D], stored_of(case),
+        )  # fmt: skip
+        states.append(h_n)
+    return x, torch.cat(states)
+
+
+def check_layers(case):
+    """A module on whole sequences: batched, one alone, shortened or packed."""
+    T, B, I, H = (case[letter] for letter in "TBIH")  # noqa: E741
+    module, rows, first = module_of(case), case["rows"], case["batch_first"]
+    S, of_tokens = case["layers"] * (2 if case["bidirectional"] else 1), "Emb" in case["module"]
+    lengths = torch.tensor([case["lengths"][b % len(case["lengths"])] % (T + 1) for b in range(B)])
+    lengths = lengths.long().clamp_min(int(rows == "packed"))
+    leaves = dict(module.named_parameters())
+    tokens = torch.randint(case["vocabulary"], (T, B)).to(getattr(torch, case["index_dtype"]))
+    if not of_tokens:
+        leaves["input"] = arranged(uniform(case, T, B, I), case["layout"])
+    if case["hx"]:
+        leaves["hx"] = arranged(uniform(case, S, B, H), case["layout"])
+    reset = torch.rand(T, B) < 0.3 if case["reset"] else None
+    if case["reset"] in ("shared", "each"):
+        leaves["reset_state"] = uniform(case, S, *([B] if case["reset"] == "each" else []), H)
+
+    def ours(*tensors):
+        given = dict(zip(leaves, tensors, strict=True))
+        own = {name: given.pop(name) for name, _ in module.named_parameters()}
+        x, given["reset"] = given.pop("input", tokens), reset
+        if rows == "single":
+            x, kept = x[:, 0], {"reset_state"} if case["reset"] == "shared" else set()
+            given = {k: v if v is None or k in kept else v[:, 0] for k, v in given.items()}
+        elif first:
+            x, given["reset"] = x.transpose(0, 1), None if reset is None else reset.t()
+        if rows == "packed":
+            x = pack_padded_sequence(x, lengths, first, enforce_sorted=False)
+        elif rows == "lengths":
+            given["lengths"] = lengths if case["seed"] % 2 else lengths.tolist()
+        output, h_n = torch.func.functional_call(module, own, (x,), given)
+        if rows == "packed":
+            return output.data, h_n
+        return output.transpose(0, 1) if first and rows != "single" else output, h_n
+
+    def theirs(*tensors):
+        named = {k.removeprefix("rnn."): v for k, v in zip(leaves, tensors, strict=True)}
+        x = F.embedding(tokens, named["embedding.weight"]) if of_tokens else named["input"]
+        until = lengths if rows in ("lengths", "packed") else None
+        states = named.get("hx"), named.get("reset_state")
+        output, h_n = layers_by_reference(case, module, named, x, until, reset, *states)
+        if rows == "packed":
+            return pack_padded_sequence(output, lengths, enforce_sorted=False).data, h_n
+        return (output[:, 0], h_n[:, 0]) if rows == "single" else (output, h_n)
+
+    compare(case, list(leaves.values()), ours, theirs)
+    if case["module"] == "RNN" and rows != "lengths" and reset is None and not stored_of(case):
+        check_reference(case, module, leaves, theirs, lengths)
+
+
+@torch.no_grad()
+def check_reference(case, module, leaves, theirs, lengths):
+    """What is called exact is what torch.nn computes in float64."""
+    doubles = {name: leaf.double() for name, leaf in leaves.items()}
+    twin, x, hx = rnnext.revert(module).double(), doubles["input"], doubles.get("hx")
+    assert type(twin) is nn.RNN
+    twin.batch_first = False
+    if case["rows"] == "single":
+        x, hx = x[:, 0], None if hx is None else hx[:, 0]
+    elif case["rows"] == "packed":
+        x = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    output, h_n = twin(x, hx)
+    expected = theirs(*doubles.values())
+    torch.testing.assert_close((getattr(output, "data", output), h_n), expected)
+
+
+def check_cell(case):
+    """One step of several rows or of one, with both biases, either or none."""
+    rows = [] if case["rows"] == "single" else [case["B"]]
+    I, H, bound = case["I"], case["H"], max(case["H"], 1) ** -0.5  # noqa: E741
+    leaves = {"input": uniform(case, *rows, I), "hx": uniform(case, *rows, H)}
+    leaves |= {"weight_ih": uniform(case, H, I, bound=bound)}
+    leaves |= {"weight_hh": uniform(case, H, H, bound=bound)}
+    leaves |= {name: uniform(case, H, bound=bound) for name in ("bias_ih", "bias_hh")}
+    absent = {name for name in ("bias_ih", "bias_hh") if case["bias"] not in (name, "both")}
+    absent |= set() if case["hx"] else {"hx"}
+    leaves = {name: arranged(t, case["layout"]) for name, t in leaves.items() if name not in absent}
+
+    def ours(*tensors):
+        named = {"hx": None} | dict(zip(leaves, tensors, strict=True))
+        return [rnnext.functional.rnn_cell(**named, nonlinearity=case["nonlinearity"])]
+
+    def theirs(*tensors):
+        named = dict(zip(leaves, tensors, strict=True))
+        pre = named["input"] @ named["weight_ih"].t()
+        pre = pre + named["hx"] @ named["weight_hh"].t() if case["hx"] else pre
+        for name in {"bias_ih", "bias_hh"} & named.keys():
+            pre = pre + named[name]
+        return [reference.elman.ACTIVATIONS[case["nonlinearity"]](pre)]
+
+    compare(case, list(leaves.values()), ours, theirs)
+
+
+def check_embedding(case):
+    """The gather, the gradient of its table, dense or sparse, and the norm that is bounded."""
+    indices = torch.randint(case["vocabulary"], (case["T"], case["B"]))
+    indices = arranged(indices.to(getattr(torch, case["index_dtype"])), case["layout"])
+    table = arranged(uniform(case, case["vocabulary"], case["I"]), case["layout"])
+    options = {"padding_idx": case["padding_idx"], "scale_grad_by_freq": case["by_freq"]}
+    if case["padding_idx"] is not None:
+        options["padding_idx"] = case["padding_idx"] % (2 * len(table)) - len(table)
+    bounded = {"max_norm": case["max_norm"], "norm_type": case["norm_type"]}
+    tables = table.contiguous().clone(), table.double().contiguous().clone()
+    rows = rnnext.functional.embedding(indices, tables[0], **bounded)
+    expected = F.embedding(indices.contiguous(), tables[1], **bounded)
+    tolerance = {"rtol": 64 * unit_of(case), "atol": 2**-24}
+    found = tables[0].double(), rows.double()
+    torch.testing.assert_close(found, (tables[1], expected), **tolerance)
+
+    def ours(weight):
+        return [rnnext.functional.embedding(indices, weight, **options, sparse=case["sparse"])]
+
+    def theirs(weight):
+        return [F.embedding(indices, weight, **options)]
+
+    compare(case, [table], ours, theirs)
+
+
+def check_stepper(case):
+    """Steps have the bits of the sequence, with resets of some rows to zeros or to states."""
+    case |= {"bidirectional": False, "batch_first": False}
+    T, B, I, H = (case[letter] for letter in "TBIH")  # noqa: E741
+    module = module_of(case).eval()
+    x = torch.randint(case["vocabulary"], (T, B)).to(getattr(torch, case["index_dtype"]))
+    x = arranged(x if "Emb" in case["module"] else uniform(case, T, B, I), case["layout"])
+    reset = torch.rand(T, B) < 0.3 if case["reset"] else None
+    shape = (case["layers"], *([B] if case["reset"] == "each" else []), H)
+    start = uniform(case, *shape) if case["reset"] in ("shared", "each") else None
+    torch.set_num_threads(case["threads"])
+    stepper = rnnext.Stepper(module, B)
+    if case["hx"]:
+        stepper.set_state(arranged(uniform(case, case["layers"], B, H), case["layout"]))
+    hx, found = stepper.get_state(), []
+    for t, x_t in enumerate(x):
+        if reset is not None:
+            stepper.reset(reset[t], start)
+        found.append(stepper(x_t))
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        if "Emb" in case["module"]:
+            module, x = module.rnn, module.embedding(x)
+        output, h_n = module(x, hx, reset=reset, reset_state=start)
+    assert same([torch.stack(found), stepper.get_state()], [output, h_n])
+
+
+CHECKS = {
+    "recurrence": check_recurrence,
+    "layers": check_layers,
+    "cell": check_cell,
+    "embedding": check_embedding,
+    "stepper": check_stepper,
+}

@@ -1,0 +1,132 @@
+"""Random calls of everything against loops in float64: `make fuzz` runs many, `make test` some.
+
+A failure is shrunk, and prints a program to paste; of a crash it is in build/fuzz-*.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
+
+from fuzz.calls import CHECKS, check
+from helpers.common import supported_isas
+from rnnext import _C
+
+# So many of each kind from a seed of the command line; or a few, always the same.
+CASES = int(os.environ.get("RNNEXT_FUZZ", "0"))
+PROFILE = settings(
+    max_examples=CASES or 200,
+    derandomize=not CASES,
+    database=None,
+    deadline=None,
+    print_blob=False,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+)
+LAST = Path(f"build/fuzz-{os.environ.get('PYTEST_XDIST_WORKER')}" if CASES else os.devnull)
+
+
+def tell(module, case):
+    """What to paste into a shell in the root of the repository."""
+    program = f'PYTHONPATH=tests python -c "from {module} import check; check(**{case!r})"'
+    note(program)
+    LAST.write_text(program)
+
+
+one_of = st.sampled_from
+flags = st.booleans()
+resets = one_of([None, "zeros", "shared", "each"])
+widths = one_of([1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40, 63, 64, 65, 96, 129, 200, 321])
+layouts = [
+    "contiguous",
+    "guarded",
+    "transposed",
+    "strided",
+    "expanded",
+    "overlapping",
+    "misaligned",
+]
+COMMON = {
+    "seed": st.integers(0, 10**6),
+    "T": one_of([1, 2, 3, 4, 5, 9, 17]),
+    "B": one_of([1, 2, 3, 0, 4, 7, 8, 9, 13, 16, 17, 33, 40]),
+    "I": widths,
+    "H": widths,
+    "dtype": one_of(["float32", "float64", "bfloat16", "float16"]),
+    "index_dtype": one_of(["int64", "int32"]),
+    "vocabulary": one_of([1, 2, 9, 300]),
+    "layout": one_of(layouts),
+    "nonlinearity": one_of(_C.nonlinearities()),
+    "hx": flags,
+    "mode": one_of(["grad", "grad", "grad", "no_grad", "inference"]),
+    "frozen": st.integers(0, 2**10 - 1) | st.just(0),  # a bit for each argument
+    "wanted": one_of(["both", 0, 1]),  # the results that get a gradient
+    "isa": one_of(supported_isas()[::-1]),
+    "threads": st.integers(1, 5),
+    "precision": one_of(["highest", "highest", "medium", "high"]),
+}
+LAYERS = {
+    "module": one_of(["RNN", "LeakyRNN", "EmbeddingRNN"]),
+    "layers": one_of([1, 2, 3]),
+    "bidirectional": flags,
+    "bias": flags,
+    "batch_first": flags,
+    "rows": one_of(["full", "lengths", "packed", "single"]),
+    "lengths": st.lists(st.integers(0, 17), min_size=1, max_size=5),
+    "reset": resets,
+    "alpha": one_of(["number", "unit", "learned", "learned unit", "one"]),
+    "form": one_of(_C.forms()),
+}
+OWN = {
+    "recurrence": {
+        "I": widths | st.just(0),
+        "H": widths | st.just(0),
+        "source": one_of(["features", "ready", "table"]),
+        "reverse": one_of([[0], [1], [0, 1], [1, 0], [1, 1], [0, 0]]),
+        "bias": flags,
+        "rows": one_of(["full", "lengths", "packed"]),
+        "leak": one_of([None, None, *_C.forms()]),
+        "reset": one_of([None, "zeros", "state"]),
+    },
+    "layers": LAYERS,
+    "cell": {
+        "I": widths | st.just(0),
+        "H": widths | st.just(0),
+        "bias": one_of(["both", "bias_ih", "bias_hh", None]),
+        "rows": one_of(["full", "single"]),
+    },
+    "embedding": {
+        "I": widths | st.just(0),
+        "padding_idx": st.none() | st.integers(0, 600),
+        "by_freq": flags,
+        "sparse": flags,
+        "max_norm": one_of([None, 0.5, 2.0]),
+        "norm_type": one_of([2.0, 1.0]),
+    },
+    "stepper": LAYERS,
+}
+
+
+def possible(case):
+    """The case without what a call of its kind cannot have."""
+    kind, rows = case["call"], case.get("rows")
+    if kind in ("layers", "stepper") and case["module"] != "LeakyRNN":
+        case["nonlinearity"] = "relu" if case["nonlinearity"] == "relu" else "tanh"
+    if kind == "stepper" or rows in ("packed", "single"):
+        case["B"] = max(case["B"], 1)
+    if rows == "packed" and kind != "stepper":
+        case["reset"] = None
+    return case
+
+
+@pytest.mark.parametrize("kind", CHECKS)
+def test_calls(kind):
+    @PROFILE
+    @given(st.fixed_dictionaries({"call": st.just(kind), **COMMON, **OWN[kind]}).map(possible))
+    def of_kind(case):
+        tell("fuzz.calls", case)
+        check(**case)
+
+    of_kind()

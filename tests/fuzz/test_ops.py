@@ -1,0 +1,213 @@
+"""Ops called with anything: they raise an error that says why, or are right; they never crash."""
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import reference
+import rnnext
+from fuzz.guard import guarded
+from fuzz.test_calls import PROFILE, one_of, tell
+from helpers import samples
+from helpers.common import assert_close, supported_isas
+
+ops = torch.ops.rnnext
+ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
+
+
+def backward_of(one):
+    output, h_n = one.call(ops.recurrence)
+    saved = one.save(ops.recurrence)
+    return vars(one.backward(output, torch.rand_like(output), torch.rand_like(h_n), saved=saved))
+
+
+def rnn_of(one):
+    """The arguments of the op that runs all layers."""
+    lists = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
+    given = {name: value for name, value in vars(one).items() if name not in (*lists, "reverse")}
+    weights = [weight for name in lists for weight in getattr(one, name)]
+    given |= {"weights": weights, "has_biases": True, "num_layers": 1, "bidirectional": False}
+    return given | {"noise": [], "batch_first": False, "dropout": 0.0, "training": False}
+
+
+def cell_of(one):
+    names = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
+    weights = {name: getattr(one, name)[0] for name in names}
+    return {"input": one.input[0], "hx": one.hx[0], **weights, "nonlinearity": one.nonlinearity}
+
+
+INDICES = torch.tensor([[0, 4], [4, 2]])
+ROWS = {"weight": torch.rand(5, 3), "indices": INDICES, "padding_idx": -1}
+GRAD = {"grad": torch.rand(2, 2, 3), "indices": INDICES, "num_weights": 5, "padding_idx": 4}
+# What is right for each op, of a sample of the recurrence's arguments.
+MADE = {
+    "recurrence": lambda one: {**vars(one), "save": False},
+    "recurrence_backward": backward_of,
+    "recurrence_stack": lambda one: {**vars(one), "save": False},
+    "recurrence_ensemble": lambda one: {**vars(one.stacked(one)), "save": False},
+    "rnn": rnn_of,
+    "rnn_cell": cell_of,
+    "occurring": lambda one: {"tokens": INDICES, "num_rows": 5, "most": 5},
+    "embedding": lambda one: {**ROWS, "scale_grad_by_freq": False, "sparse": False},
+    "embedding_backward": lambda one: {**GRAD, "scale_grad_by_freq": True},
+    "embedding_sparse_backward": lambda one: {**GRAD, "scale_grad_by_freq": False},
+}
+RIGHT = {
+    "recurrence": lambda save, **given: reference.recurrence(**given),
+    "embedding": reference.embedding,
+    "embedding_backward": reference.embedding_backward,
+    "embedding_sparse_backward": reference.embedding_sparse_backward,
+}
+
+BIG = 2**62
+# What is made of a right argument.
+OF_TENSORS = [
+    lambda t: None,
+    lambda t: 3,
+    lambda t: "x",
+    lambda t: t.float(),
+    lambda t: t.long(),
+    lambda t: t.int(),
+    lambda t: t.bool(),
+    lambda t: torch.complex(t.float(), t.float()),
+    lambda t: t.to(torch.bfloat16),
+    lambda t: t.to("meta"),
+    lambda t: t.to_sparse(),
+    lambda t: t[0],
+    lambda t: t[None],
+    lambda t: t.flatten()[0],
+    lambda t: t[1:],
+    lambda t: t[..., 1:],
+    lambda t: t[:0],
+    lambda t: t[..., :0],
+    lambda t: torch.cat([t, t]),
+    lambda t: torch.cat([t, t], -1),
+    lambda t: t[:1].expand(BIG, *t.shape[1:]),
+    lambda t: t[..., :1].expand(*t.shape[:-1], BIG),
+    lambda t: t.transpose(0, -1),
+    lambda t: t.repeat_interleave(3, -1)[..., ::3],
+    lambda t: t[:1].expand_as(t),
+    lambda t: -t,
+    lambda t: t * 1000,
+    lambda t: t * 1e300 if t.is_floating_point() else torch.full_like(t, BIG),
+    lambda t: t * float("nan"),
+    lambda t: t.detach().requires_grad_(),
+    lambda t: torch._neg_view(-t),
+    lambda t: torch._efficientzerotensor(t.shape, dtype=t.dtype),
+]
+OF_LISTS = [
+    lambda v: [],
+    lambda v: [*v, *v],
+    lambda v: v * 3,
+    lambda v: [*v, None],
+    lambda v: v[0],
+    lambda v: 3,
+    lambda v: None,
+]
+OF_OTHERS = [0, 1, -1, 2, 2**40, BIG, -BIG, 0.5, float("nan"), True, False, None, "", "relu", "x"]
+
+
+def spoiled(value, number):
+    if isinstance(value, Tensor):
+        return OF_TENSORS[number % len(OF_TENSORS)](value)
+    if isinstance(value, list) and value and number % 2:
+        return [spoiled(v, number) if i == number % len(value) else v for i, v in enumerate(value)]
+    if isinstance(value, list) and value:
+        return OF_LISTS[number // 2 % len(OF_LISTS)](value)
+    return OF_OTHERS[number % len(OF_OTHERS)]
+
+
+def own(value):
+    """The value in memory that ends at a page that nobody may touch."""
+    if isinstance(value, list):
+        return [own(v) for v in value]
+    plain = isinstance(value, Tensor) and value.is_cpu and value.layout == torch.strided
+    if not plain or value.numel() > 10**6 or value.is_neg() or value._is_zerotensor():
+        return value
+    return guarded(value).requires_grad_(value.requires_grad)
+
+
+def double(value):
+    """What the reference is called with."""
+    if isinstance(value, list):
+        return [double(v) for v in value]
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach().clone().resolve_neg()
+    return value.double() if value.is_floating_point() else value
+
+
+def check(op, case, wrong, seed, isa):
+    """Raise AssertionError where the op gives something wrong: what a failure prints."""
+    torch.manual_seed(seed)
+    rnnext._C.set_cpu_isa(isa)
+    case = case | {"dtype": getattr(torch, case["dtype"])}
+    one = samples.make_stack(2, **case) if op == "recurrence_stack" else samples.make(**case)
+    arguments = MADE[op](one)
+    for place, number in wrong:
+        name = list(arguments)[place % len(arguments)]
+        try:
+            arguments[name] = spoiled(arguments[name], number)
+        except ERRORS:
+            return  # there is no such tensor
+    arguments, refused = {name: own(value) for name, value in arguments.items()}, None
+    try:
+        found = getattr(ops, op)(**arguments)
+    except ERRORS as error:
+        refused = str(error)
+    assert wrong or refused is None, refused
+    assert "INTERNAL ASSERT" not in str(refused)
+    meta = any(isinstance(v, Tensor) and v.is_meta for v in arguments.values())
+    if op not in RIGHT or meta or refused is not None:
+        return
+    expected = RIGHT[op](**{name: double(value) for name, value in arguments.items()})
+    pairs = zip(found, expected, strict=False) if isinstance(found, tuple) else [(found, expected)]
+    for actual, wanted in pairs:
+        assert actual.shape == wanted.shape
+        if not wanted.is_floating_point():
+            assert torch.equal(actual, wanted)
+        elif wanted.isfinite().all() and wanted.abs().sum() < 1e30:
+            assert_close(actual.detach(), wanted)
+
+
+@st.composite
+def calls(draw):
+    """An op, what its arguments are made from, and what is wrong with some of them."""
+    op = draw(one_of(list(MADE)))
+    plain = op in ("recurrence_stack", "rnn", "rnn_cell")
+    case = {
+        "T": draw(one_of([1, 2, 5])),
+        "B": draw(one_of([1, 2, 3])),
+        "H": draw(one_of([1, 6, 17])),
+        "reverse": [False] if plain else draw(one_of([[False], [False, True]])),
+        "rows": "full" if op == "rnn_cell" else draw(one_of(["full", "lengths", "packed"])),
+        "leak": draw(one_of([None, "rate", "voltage", "blend"])),
+        "reset": draw(one_of([None, "zeros", "state"])),
+        "dtype": draw(one_of(["float64", "float32", "bfloat16"])),
+        "source": "features" if plain else draw(one_of(["features", "ready", "table"])),
+    }
+    if case["rows"] == "packed" or op == "recurrence_stack":
+        case["reset"] = None
+    wrong = draw(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 99)), max_size=3))
+    isa = draw(one_of(supported_isas()[::-1]))
+    return {"op": op, "case": case, "wrong": wrong, "seed": draw(st.integers(0, 999)), "isa": isa}
+
+
+FEWER_THAN_NO_ROWS = {
+    "op": "embedding_sparse_backward",
+    "case": {"dtype": "float64"},
+    "wrong": [(2, 6)],
+    "seed": 0,
+    "isa": "generic",
+}
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex")
+@settings(PROFILE, max_examples=3 * PROFILE.max_examples)
+@given(calls())
+@example(FEWER_THAN_NO_ROWS)
+def test_ops(call):
+    tell("fuzz.test_ops", call)
+    check(**call)
