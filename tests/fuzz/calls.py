@@ -11,6 +11,7 @@ from fuzz.guard import guarded
 from fuzz.rounding import UNITS, Expected
 from helpers import samples
 from helpers.common import same
+from rnnext import embedding_rnn, stepper
 
 PAIRS = ("avx512_bf16", "amx", "amx_stand_in")  # the ISAs that float32 of lower precision is for
 
@@ -125,15 +126,70 @@ def check_recurrence(case):
     compare(case, [arranged(t, case["layout"]) for t in made.float_tensors()], ours, theirs)
 
 
+def check_function(case):
+    """One layer and direction by its function, with what it takes in several forms."""
+    T, B, I, H = (case[letter] for letter in "TBIH")  # noqa: E741
+    bound, given = max(H, 1) ** -0.5, {name: case[name] for name in ("nonlinearity", "form")}
+    leaves = {"weight_hh": uniform(case, H, H, bound=bound)}
+    leaves["input"] = arranged(uniform(case, T, B, I if case["weight_ih"] else H), case["layout"])
+    if case["weight_ih"]:
+        leaves["weight_ih"] = arranged(uniform(case, H, I, bound=bound), case["layout"])
+    if case["hx"]:
+        leaves["hx"] = arranged(uniform(case, B, H), case["layout"])
+    for name in ("bias_ih", "bias_hh"):
+        if case["bias"] in (name, "both"):
+            leaves[name] = uniform(case, H, bound=bound)
+    alpha = {"scalar": [], "unit": [H]}.get(case["alpha"])
+    if alpha is not None:
+        leaves["alpha"] = uniform(case, *alpha, bound=0.4) + 0.5
+    reset = torch.rand(T, B) < 0.3 if case["reset"] else None
+    if case["reset"] in ("shared", "each"):
+        leaves["reset_state"] = uniform(case, *([B] if case["reset"] == "each" else []), H)
+    lengths = torch.randint(T + 1, (B,)) if case["lengths"] else None
+
+    def ours(*tensors):
+        own = {"hx": None, "weight_ih": None} | dict(zip(leaves, tensors, strict=True)) | given
+        own |= {"reverse": case["reverse"], "batch_first": case["batch_first"]}
+        own |= {"alpha": 0.25} if case["alpha"] == "number" else {}
+        turned = "input", "reset"
+        own |= {"lengths": lengths, "reset": reset}
+        if case["batch_first"]:
+            own |= {k: own[k].transpose(0, 1) for k in turned if own[k] is not None}
+        output, h_n = rnnext.functional.recurrence(**own)
+        return output.transpose(0, 1) if case["batch_first"] else output, h_n
+
+    def theirs(*tensors):
+        own = dict(zip(leaves, tensors, strict=True))
+        alphas = [own["alpha"].expand(H)] if "alpha" in own else []
+        alphas = [own["input"].new_full((H,), 0.25)] if case["alpha"] == "number" else alphas
+        biases = [own[name] for name in ("bias_ih", "bias_hh") if name in own]
+        biases = [[sum(biases)], [torch.zeros_like(biases[0])]] if biases else [[], []]
+        states = [own.get("hx"), own.get("reset_state")]
+        states = [None if s is None else s.expand(1, B, H) for s in states]
+        weights = [[own["weight_ih"]] if case["weight_ih"] else [], [own["weight_hh"]]]
+        output, h_n = reference.recurrence(
+            own["input"], states[0], *weights, *biases, None, lengths, None, reset, states[1],
+            alphas, given["form"], given["nonlinearity"], [case["reverse"]], stored_of(case),
+        )  # fmt: skip
+        return output, h_n[0]
+
+    compare(case, list(leaves.values()), ours, theirs)
+
+
 def module_of(case):
-    """An RNN, LeakyRNN or EmbeddingRNN."""
+    """An RNN, LeakyRNN or EmbeddingRNN; of functions, the RNN that has their weights."""
     names = ["bias", "batch_first", "bidirectional", "nonlinearity"]
     options = {name: case[name] for name in names}
     options |= {"num_layers": case["layers"], "dtype": dtype_of(case)}
+    embedding_rnn.COUNTED_WORK = 0 if case["counted"] else 5e6
+    stepper._PROJECTED_ROWS = 1024 if case["counted"] else -1
     if case["module"] == "EmbeddingRNN":
         return rnnext.EmbeddingRNN(case["vocabulary"], case["I"], case["H"], **options)
-    if case["module"] == "RNN":
-        return rnnext.RNN(case["I"], case["H"], **options)
+    if case["module"] in ("RNN", "functional"):
+        kind = options.pop("nonlinearity")
+        module = rnnext.RNN(case["I"], case["H"], **options)
+        module.mode, module.nonlinearity = "RNN_RELU" if kind == "relu" else "RNN_TANH", kind
+        return module
     alpha = torch.rand([case["H"]] if "unit" in case["alpha"] else []) * 0.8 + 0.1
     options |= {"alpha": 1.0 if case["alpha"] == "one" else alpha, "form": case["form"]}
     options["learn_alpha"] = "learned" in case["alpha"]
@@ -194,7 +250,14 @@ def check_layers(case):
             x = pack_padded_sequence(x, lengths, first, enforce_sorted=False)
         elif rows == "lengths":
             given["lengths"] = lengths if case["seed"] % 2 else lengths.tolist()
-        output, h_n = torch.func.functional_call(module, own, (x,), given)
+        if case["module"] == "functional":
+            options = {
+                name: case[name] for name in ("nonlinearity", "bidirectional", "batch_first")
+            }
+            given["hx"] = given.get("hx")
+            output, h_n = rnnext.functional.rnn(x, weights=own.values(), **given, **options)
+        else:
+            output, h_n = torch.func.functional_call(module, own, (x,), given)
         if rows == "packed":
             return output.data, h_n
         return output.transpose(0, 1) if first and rows != "single" else output, h_n
@@ -259,7 +322,8 @@ def check_cell(case):
 
 def check_embedding(case):
     """The gather, the gradient of its table, dense or sparse, and the norm that is bounded."""
-    indices = torch.randint(case["vocabulary"], (case["T"], case["B"]))
+    shape = (case["T"], case["B"], 2)[: case["rank"]]
+    indices = torch.randint(case["vocabulary"], shape)
     indices = arranged(indices.to(getattr(torch, case["index_dtype"])), case["layout"])
     table = arranged(uniform(case, case["vocabulary"], case["I"]), case["layout"])
     options = {"padding_idx": case["padding_idx"], "scale_grad_by_freq": case["by_freq"]}
@@ -293,24 +357,25 @@ def check_stepper(case):
     shape = (case["layers"], *([B] if case["reset"] == "each" else []), H)
     start = uniform(case, *shape) if case["reset"] in ("shared", "each") else None
     torch.set_num_threads(case["threads"])
-    stepper = rnnext.Stepper(module, B)
+    stepped = rnnext.Stepper(module, B)
     if case["hx"]:
-        stepper.set_state(arranged(uniform(case, case["layers"], B, H), case["layout"]))
-    hx, found = stepper.get_state(), []
+        stepped.set_state(arranged(uniform(case, case["layers"], B, H), case["layout"]))
+    hx, found = stepped.get_state(), []
     for t, x_t in enumerate(x):
         if reset is not None:
-            stepper.reset(reset[t], start)
-        found.append(stepper(x_t))
+            stepped.reset(reset[t], start)
+        found.append(stepped(x_t))
     torch.set_num_threads(1)
     with torch.no_grad():
         if "Emb" in case["module"]:
             module, x = module.rnn, module.embedding(x)
         output, h_n = module(x, hx, reset=reset, reset_state=start)
-    assert same([torch.stack(found), stepper.get_state()], [output, h_n])
+    assert same([torch.stack(found), stepped.get_state()], [output, h_n])
 
 
 CHECKS = {
     "recurrence": check_recurrence,
+    "function": check_function,
     "layers": check_layers,
     "cell": check_cell,
     "embedding": check_embedding,

@@ -68,7 +68,8 @@ COMMON = {
     "precision": one_of(["highest", "highest", "medium", "high"]),
 }
 LAYERS = {
-    "module": one_of(["RNN", "LeakyRNN", "EmbeddingRNN"]),
+    "module": one_of(["RNN", "LeakyRNN", "EmbeddingRNN", "functional"]),
+    "counted": flags,  # whether tables are multiplied with W_ih first
     "layers": one_of([1, 2, 3]),
     "bidirectional": flags,
     "bias": flags,
@@ -90,6 +91,18 @@ OWN = {
         "leak": one_of([None, None, *_C.forms()]),
         "reset": one_of([None, "zeros", "state"]),
     },
+    "function": {
+        "I": widths | st.just(0),
+        "H": widths | st.just(0),
+        "weight_ih": flags,
+        "bias": one_of(["both", "bias_ih", "bias_hh", None]),
+        "batch_first": flags,
+        "reverse": flags,
+        "lengths": flags,
+        "reset": resets,
+        "alpha": one_of([None, "number", "scalar", "unit"]),
+        "form": one_of(_C.forms()),
+    },
     "layers": LAYERS,
     "cell": {
         "I": widths | st.just(0),
@@ -99,6 +112,7 @@ OWN = {
     },
     "embedding": {
         "I": widths | st.just(0),
+        "rank": st.integers(0, 3),
         "padding_idx": st.none() | st.integers(0, 600),
         "by_freq": flags,
         "sparse": flags,
@@ -112,7 +126,9 @@ OWN = {
 def possible(case):
     """The case without what a call of its kind cannot have."""
     kind, rows = case["call"], case.get("rows")
-    if kind in ("layers", "stepper") and case["module"] != "LeakyRNN":
+    if kind == "stepper" and case["module"] == "functional":
+        case["module"] = "RNN"
+    if case.get("module") in ("RNN", "EmbeddingRNN"):
         case["nonlinearity"] = "relu" if case["nonlinearity"] == "relu" else "tanh"
     if kind == "stepper" or rows in ("packed", "single"):
         case["B"] = max(case["B"], 1)

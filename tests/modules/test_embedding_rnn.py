@@ -1,77 +1,14 @@
 """EmbeddingRNN: rnn(embedding(tokens)), whichever way it is computed."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import prune
-from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnext
-from helpers.cases import HALVES
-from helpers.common import assert_close, case_id, error_of, pairwise, same
+from helpers.common import assert_close, error_of, same
 from rnnext import embedding_rnn
-
-CASES = pairwise(
-    V=[3, 40, 500],
-    shape=[(1, 1), (30, 7), (200, 3)],
-    layers=[1, 2],
-    bidirectional=[False, True],
-    bias=[True, False],
-    batch_first=[False, True],
-    padding_idx=[None, 0, -1],
-    nonlinearity=["tanh", "relu"],
-    hx=[True, False],
-    rows=["full", "lengths", "packed", "one", "reset"],
-    dtype=[torch.float32, torch.float64, torch.bfloat16, torch.float16],
-    index_dtype=[torch.int64, torch.int32],
-)
-
-
-@pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_equals_the_two_modules_of_torch(case, monkeypatch):
-    monkeypatch.setattr(embedding_rnn, "COUNTED_WORK", 0)
-    torch.manual_seed(1)
-    T, B = case["shape"]
-    if case["dtype"] in HALVES:  # a product that is rounded may fall on the other side of a kink
-        case = case | {"nonlinearity": "tanh"}
-    module = rnnext.EmbeddingRNN(
-        case["V"], 5, 11, case["layers"], case["nonlinearity"], case["bias"], case["batch_first"],
-        bidirectional=case["bidirectional"], padding_idx=case["padding_idx"], dtype=case["dtype"],
-    )  # fmt: skip
-    exact = copy.deepcopy(module).double()
-    embedding, rnn = nn.Embedding(case["V"], 5, case["padding_idx"]).double(), exact.rnn
-    embedding.load_state_dict(exact.embedding.state_dict())
-    tokens = torch.randint(case["V"], (T, B), dtype=case["index_dtype"])
-    states = case["layers"] * (1 + case["bidirectional"])
-    hx = torch.randn(states, B, 11, dtype=case["dtype"]) if case["hx"] else None
-    options, given = {}, tokens
-    if case["rows"] == "one":
-        given, hx = tokens[:, 0], None if hx is None else hx[:, 0]
-    elif case["batch_first"]:
-        given = tokens.t()
-    if case["rows"] == "lengths":
-        options["lengths"] = torch.randint(0, T + 1, (B,))
-    elif case["rows"] == "reset":
-        options["reset"] = torch.rand(given.shape) < 0.2
-    embedded = embedding(given)
-    if case["rows"] == "packed":
-        lengths = torch.randint(1, T + 1, (B,))
-        first = {"batch_first": case["batch_first"], "enforce_sorted": False}
-        given = pack_padded_sequence(given, lengths, **first)
-        embedded = pack_padded_sequence(embedded, lengths, **first)
-    results = []
-    for output, h_n, table, weights in (
-        (*module(given, hx, **options), module.embedding, module.rnn),
-        (*rnn(embedded, None if hx is None else hx.double(), **options), embedding, rnn),
-    ):
-        output = output.data if case["rows"] == "packed" else output
-        (output.square().sum() + h_n.sum()).backward()
-        parameters = (*table.parameters(), *weights.parameters())
-        results.append([output, h_n, *(p.grad for p in parameters)])
-    assert_close(results[0], results[1])
 
 
 def test_no_sequence_of_features_is_made():

@@ -8,58 +8,13 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnext
-from helpers.common import assert_close, case_id, error_of, pairwise, same
-from helpers.modules import outputs, weights
-from reference.elman import ACTIVATIONS
+from helpers.common import error_of, same
+from helpers.modules import weights
 from rnnext import _C, functional
-
-CASES = pairwise(
-    I=[4, 6, 12],  # H is 6: widths that other layers read, too
-    bias=[True, False],
-    layers=[1, 2, 3, 4],
-    bidirectional=[False, True],
-    nonlinearity=["tanh", "relu"],
-    batch_first=[False, True],
-    dropout=[0.0, 0.5],
-    layout=["batched", "single", "packed"],
-    with_hx=[False, True],
-)
-
-
-@pytest.mark.filterwarnings("ignore:dropout option")
-@pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_rnn(case):
-    """Layers and biases follow from the weights."""
-    options = {k: case[k] for k in ("nonlinearity", "batch_first", "dropout")}
-    bidirectional, layers = case["bidirectional"], case["layers"]
-    module = nn.RNN(case["I"], 6, layers, bias=case["bias"], bidirectional=bidirectional, **options)
-    x, D = torch.randn(5, 3, case["I"]), 1 + bidirectional
-    hx = torch.randn(layers * D, 5 if case["batch_first"] else 3, 6) if case["with_hx"] else None
-    if case["layout"] == "single":
-        x, hx = x[:, 0], None if hx is None else hx[:, 0]
-    elif case["layout"] == "packed":
-        lengths = [2, 3, 1, 3, 3] if case["batch_first"] else [2, 5, 1]
-        x = pack_padded_sequence(x, lengths, case["batch_first"], enforce_sorted=False)
-    options["bidirectional"] = bidirectional
-    for training in (True, False):
-        module.train(training)
-        found = outputs(functional.rnn, x, hx, weights(module), training=training, **options)
-        assert_close(found, outputs(module, x, hx))
-
-
-@pytest.mark.parametrize("nonlinearity", sorted(ACTIVATIONS.keys() - {"tanh", "relu"}))
-def test_more_nonlinearities_than_the_modules(nonlinearity):
-    module, f = nn.RNN(4, 6), ACTIVATIONS[nonlinearity]
-    x, hx, (w_ih, w_hh, b_ih, b_hh) = torch.randn(1, 3, 4), torch.randn(1, 3, 6), weights(module)
-    expected = f(F.linear(x, w_ih, b_ih) + F.linear(hx, w_hh, b_hh))
-    output, h_n = functional.rnn(x, hx, weights(module), nonlinearity=nonlinearity)
-    cell = functional.rnn_cell(x[0], hx[0], *weights(module), nonlinearity)
-    assert_close([output, h_n, cell], [expected, expected, expected[0]])
 
 
 def test_rnn_refuses_what_are_no_weights():
@@ -110,18 +65,6 @@ def test_functions_refuse_what_does_not_fit():
             for e in (functional.embedding, F.embedding)
         )
         assert ours == theirs
-
-
-def test_embedding_takes_its_options_in_torchs_order():
-    indices, table = torch.tensor([[0, 4, 4], [3, 0, 4]]), torch.randn(5, 3)
-    for padding_idx in (None, 0, -1, -5):
-        found = []
-        for embedding in (F.embedding, functional.embedding):
-            weight = table.clone().requires_grad_()
-            rows = embedding(indices, weight, padding_idx, 1.0, 2.0, True)
-            rows.square().sum().backward()
-            found.append([rows, weight, weight.grad])
-        assert_close(found[1], found[0])
 
 
 def calls_of_each_function():

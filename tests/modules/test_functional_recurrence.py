@@ -29,42 +29,6 @@ def test_recurrence_follows_autocast():
     assert output.dtype == torch.bfloat16
 
 
-def test_recurrence_reads_features_or_precomputed_inputs():
-    sizes = ((6, 4), (6, 6), (6,), (6,))
-    w_ih, w_hh, b_ih, b_hh = (torch.randn(size).double() * 0.3 for size in sizes)
-    x, hx = torch.randn(5, 3, 4).double(), torch.randn(3, 6).double()
-    expected, h_n = functional.rnn(x, hx.unsqueeze(0), [w_ih, w_hh, b_ih, b_hh])
-    for input, weight in ((x, w_ih), (x @ w_ih.t(), None)):
-        for batch_first in (False, True):
-            given = input.transpose(0, 1) if batch_first else input
-            found = functional.recurrence(
-                given, hx, weight, w_hh, b_ih, b_hh, batch_first=batch_first
-            )
-            wanted = expected.transpose(0, 1) if batch_first else expected
-            assert_close(found, [wanted, h_n[0]])
-    assert_close(functional.recurrence(x, hx, w_ih, w_hh, None, b_ih + b_hh)[0], expected)
-
-
-@pytest.mark.parametrize("shape", [(6,), (3, 6)])
-def test_recurrence_resets_to_a_state(shape):
-    torch.manual_seed(0)
-    x, w = torch.randn(7, 3, 6).double(), torch.randn(6, 6).double() * 0.3
-    start = torch.randn(shape).double().requires_grad_()
-    reset = torch.rand(7, 3) < 0.4
-    output, _ = functional.recurrence(
-        x.transpose(0, 1), None, None, w, reset=reset.t(), reset_state=start, batch_first=True
-    )
-    state, expected = torch.zeros(3, 6).double(), []
-    for step, anew in zip(x, reset, strict=True):
-        state = torch.where(anew.unsqueeze(1), start, state)
-        state = torch.tanh(step + state @ w.t())
-        expected.append(state)
-    expected = torch.stack(expected, 1)
-    assert_close(output, expected)
-    grads = [torch.autograd.grad(v.square().sum(), start)[0] for v in (output, expected)]
-    assert_close(*grads)
-
-
 def test_gradients_of_a_scalar_alpha():
     alpha = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     x, w = torch.randn(4, 2, 3).double(), torch.randn(3, 3).double()

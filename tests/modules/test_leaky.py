@@ -1,54 +1,14 @@
 """LeakyRNN: against the loops that people write, and its arguments."""
 
-import functools
 import math
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnext
-from helpers.common import assert_close, case_id, pairwise, same
-from helpers.modules import by_loop, results
-from reference.elman import ACTIVATIONS
-
-FORMS = ["rate", "voltage", "blend"]
-
-
-CASES = pairwise(
-    form=FORMS,
-    nonlinearity=list(ACTIVATIONS),
-    learn_alpha=[False, True],
-    layers=[1, 2],
-    bias=[True, False],
-    batch_first=[False, True],
-    bidirectional=[False, True],
-    with_hx=[True, False],
-)
-
-
-@pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_against_the_loop(case):
-    options = {k: v for k, v in case.items() if k not in ("layers", "with_hx")}
-    options["alpha"] = torch.rand(30) * 0.8 + 0.1
-    rnn = rnnext.LeakyRNN(7, 30, case["layers"], **options)
-    states = case["layers"] * (1 + case["bidirectional"])
-    hx = [torch.randn(states, 12 if rnn.batch_first else 5, 30)] if case["with_hx"] else []
-    given, loop = (torch.randn(12, 5, 7), *hx), functools.partial(by_loop, rnn)
-    loop.parameters = rnn.parameters
-    assert_close(results(rnn, *given), results(loop, *given))
-
-
-def test_layouts_of_the_input():
-    rnn = rnnext.LeakyRNN(3, 8, 2, bidirectional=True, batch_first=True, alpha=0.3, form="voltage")
-    x, lengths = torch.randn(4, 6, 3), torch.tensor([6, 2, 4, 1])
-    assert_close(rnn(x[1])[0], rnn(x)[0][1])
-    output, h_n = rnn(x, lengths=lengths)
-    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-    unpacked, packed_h_n = rnn(packed)
-    assert_close([pad_packed_sequence(unpacked, batch_first=True)[0], packed_h_n], [output, h_n])
+from helpers.common import assert_close, same
 
 
 def test_alpha_of_one_is_the_rnn_to_the_bit():

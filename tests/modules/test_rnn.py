@@ -1,8 +1,6 @@
 """rnnext.RNN against torch.nn.RNN: values, gradients, lengths, resets, and its results' use."""
 
-import copy
 import inspect
-import itertools
 
 import pytest
 import torch
@@ -10,22 +8,7 @@ from torch import nn
 from torch.nn.utils import rnn as rnn_utils
 
 import rnnext
-from helpers.common import assert_close, case_id, error_of, pair, pairwise
-from helpers.modules import results
-
-CASES = pairwise(
-    nonlinearity=["tanh", "relu"],
-    bias=[True, False],
-    batch_first=[False, True],
-    num_layers=[1, 2, 3],
-    bidirectional=[False, True],
-    dropout=[0.0, 0.4],
-    training=[True, False],
-    frozen=[False, True],
-    layout=["batched", "single", "strided", "expanded", "empty", "packed", "packed_sorted"],
-    with_hx=[True, False],
-    dtype=[torch.float32, torch.float64],
-)
+from helpers.common import assert_close, error_of, pair
 
 
 def arranged(x, hx, batch_first, layout):
@@ -44,79 +27,6 @@ def arranged(x, hx, batch_first, layout):
         lengths = [5, 3, 1] if ordered else [1, 5, 3]
         return rnn_utils.pack_padded_sequence(x, lengths, enforce_sorted=ordered), hx
     return (x.transpose(0, 1) if batch_first else x), hx
-
-
-@pytest.mark.filterwarnings("ignore:dropout option")
-@pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_values_and_gradients(case):
-    others = ("training", "frozen", "layout", "with_hx")
-    options = {k: v for k, v in case.items() if k not in others}
-    theirs, ours = pair("RNN", 4, 6, **options)
-    states = ours.num_layers * (2 if ours.bidirectional else 1)
-    hx = torch.randn(states, 3, 6, dtype=case["dtype"]) if case["with_hx"] else None
-    x = torch.randn(5, 3, 4, dtype=case["dtype"])
-    given = arranged(x, hx, case["batch_first"], case["layout"])
-    for module in (theirs, ours):
-        module.train(case["training"])
-        module.weight_hh_l0.requires_grad_(not case["frozen"])
-        list(module.parameters())[-1].requires_grad_(not case["frozen"])
-    assert type(ours(*given)[0]) is type(theirs(*given)[0])
-    assert_close(results(ours, *given), results(theirs, *given))
-
-
-@pytest.mark.parametrize("layout", ["batched", "single", "packed", "lengths"])
-def test_layers_without_gradients_give_the_same_bits(layout):
-    for batch_first in (False, True):
-        rnn = rnnext.RNN(4, 64, 3, batch_first=batch_first, dropout=0.5).eval()
-        x, hx = torch.randn((2, 70, 4) if batch_first else (70, 2, 4)), torch.randn(3, 2, 64)
-        given = {"input": x, "hx": hx}
-        if layout == "single":
-            given = {"input": x.select(0 if batch_first else 1, 0), "hx": hx[:, 0]}
-        elif layout == "packed":
-            packed = rnn_utils.pack_padded_sequence(x, [50, 70], batch_first, enforce_sorted=False)
-            given["input"] = packed
-        elif layout == "lengths":
-            given["lengths"] = torch.tensor([0, 70])
-        expected = rnn(**given)
-        with torch.no_grad():
-            result = rnn(**given)
-        for a, b in zip(result, expected, strict=True):
-            assert torch.equal(getattr(a, "data", a), getattr(b, "data", b))
-
-
-def test_lengths_are_what_packing_gives():
-    rnn = rnnext.RNN(4, 6, 2, bidirectional=True, dtype=torch.float64)
-    x, lengths = torch.randn(5, 4, 4, dtype=torch.float64), torch.tensor([5, 1, 4, 2])
-    output, h_n = rnn(x, lengths=lengths)
-    packed = rnn_utils.pack_padded_sequence(x, lengths, enforce_sorted=False)
-    expected, expected_h_n = rnn(packed)
-    assert torch.equal(output, rnn_utils.pad_packed_sequence(expected)[0])
-    assert torch.equal(h_n, expected_h_n)
-    hx = torch.randn_like(h_n)
-    output, h_n = rnn(x, hx, lengths=torch.tensor([0, 5, 0, 0]))
-    assert torch.equal(h_n[:, [0, 2, 3]], hx[:, [0, 2, 3]])
-    assert not output[:, [0, 2, 3]].any()
-    assert output[:, 1].all()
-
-
-@pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("grad", [True, False])
-def test_a_row_of_episodes_equals_them_one_by_one(layers, grad):
-    for bidirectional in (False, True):
-        rnn = rnnext.RNN(4, 9, layers, bidirectional=bidirectional).requires_grad_(grad)
-        nn_rnn = rnnext.revert(copy.deepcopy(rnn))
-        x, reset = torch.randn(20, 3, 4), torch.rand(20, 3) < 0.2
-        output, _ = rnn(x, reset=reset)
-        reset[0] = True
-        expected = torch.zeros_like(output)
-        for b in range(3):
-            starts = [*reset[:, b].nonzero().flatten().tolist(), 20]
-            for start, end in itertools.pairwise(starts):
-                expected[start:end, b] = nn_rnn(x[start:end, b])[0]
-        assert_close(output, expected)
-        assert_close(rnn(x[:, 1], reset=reset[:, 1])[0], expected[:, 1])
-        rnn.batch_first = True
-        assert_close(rnn(x.transpose(0, 1), reset=reset.t())[0], expected.transpose(0, 1))
 
 
 def test_constructor_takes_the_documented_arguments():

@@ -7,62 +7,8 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations
 
 import rnnext
-from helpers.common import assert_close, case_id, pairwise, run_python, steps, supported_isas
-from helpers.modules import by_loop
+from helpers.common import assert_close, run_python, steps, supported_isas
 from helpers.prose import ROOT
-
-CASES = pairwise(
-    form=[None, "rate", "voltage", "blend"],  # of a leak
-    nonlinearity=rnnext._C.nonlinearities(),
-    alpha=["float", "unit", "learned", "one"],
-    H=[1, 17, 129, 260],
-    I=[1, 5, 250],
-    B=[1, 2, 5, 33],
-    layers=[1, 3],
-    bias=[True, False],
-    dtype=[torch.float32, torch.float64, torch.bfloat16, torch.float16],
-    precision=["highest", "medium"],
-    isa=supported_isas(),
-    threads=[1, 2, 3],
-)
-
-
-def made(case):
-    """An RNN, or a LeakyRNN whose noise is not for Steppers."""
-    sizes, options = (case["I"], case["H"], case["layers"]), {"bias": case["bias"]}
-    options["dtype"] = case["dtype"]
-    if case["form"] is None:  # which has two nonlinearities
-        name = "relu" if case["nonlinearity"] in ("relu", "softplus") else "tanh"
-        return rnnext.RNN(*sizes, name, **options)
-    alphas = {"float": 0.3, "unit": torch.linspace(0.1, 0.9, case["H"]), "learned": 0.3, "one": 1.0}
-    options |= {"alpha": alphas[case["alpha"]], "learn_alpha": case["alpha"] == "learned"}
-    return rnnext.LeakyRNN(
-        *sizes, case["nonlinearity"], form=case["form"], noise_std=0.5, **options
-    )
-
-
-@pytest.fixture
-def precision():
-    yield torch.set_float32_matmul_precision
-    torch.set_float32_matmul_precision("highest")
-
-
-@pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_steps_are_the_sequence(case, precision):
-    precision(case["precision"])
-    rnnext._C.set_cpu_isa(case["isa"])
-    torch.set_num_threads(case["threads"])
-    rnn = made(case)
-    x = torch.randn(7, case["B"], case["I"], dtype=case["dtype"])
-    stepper = rnnext.Stepper(rnn, case["B"])
-    stepped = steps(stepper, x)
-    with torch.no_grad():
-        output, h_n = rnn.eval()(x)
-        expected = by_loop(rnn, x)
-    assert torch.equal(stepped, output)
-    assert torch.equal(stepper.get_state(), h_n)
-    if case["dtype"] in (torch.float32, torch.float64) and case["precision"] == "highest":
-        assert_close([stepped, stepper.get_state()], list(expected))
 
 
 def test_modules_of_torch_can_be_stepped():

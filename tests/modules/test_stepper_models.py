@@ -5,52 +5,7 @@ import torch
 from torch import nn
 
 import rnnext
-from helpers.common import assert_close, case_id, pairwise, steps, supported_isas
-from helpers.modules import by_loop
-
-TOKEN_CASES = pairwise(
-    V=[1, 9, 300],
-    E=[1, 5, 130],
-    H=[1, 17, 129],
-    B=[1, 2, 33],
-    layers=[1, 3],
-    bias=[True, False],
-    nonlinearity=["tanh", "relu"],
-    dtype=[torch.float32, torch.float64, torch.bfloat16, torch.float16],
-    precision=["highest", "medium"],
-    tokens=[torch.int64, torch.int32],
-    ahead=[True, False],
-    isa=supported_isas(),
-    threads=[1, 3],
-)
-
-
-@pytest.fixture
-def precision():
-    yield torch.set_float32_matmul_precision
-    torch.set_float32_matmul_precision("highest")
-
-
-@pytest.mark.parametrize("case", TOKEN_CASES, ids=case_id)
-def test_steps_of_tokens_are_the_sequence(case, precision, monkeypatch):
-    if not case["ahead"]:
-        monkeypatch.setattr("rnnext.stepper._PROJECTED_ROWS", -1)
-    precision(case["precision"])
-    rnnext._C.set_cpu_isa(case["isa"])
-    torch.set_num_threads(case["threads"])
-    others = ("layers", "nonlinearity", "bias")
-    sizes, dtype = (case["V"], case["E"], case["H"]), case["dtype"]
-    model = rnnext.EmbeddingRNN(*sizes, *(case[name] for name in others), dtype=dtype)
-    tokens = torch.randint(case["V"], (7, case["B"])).to(case["tokens"])
-    stepper = rnnext.Stepper(model, case["B"])
-    stepped = steps(stepper, tokens)
-    with torch.no_grad():
-        output, h_n = model.rnn(model.embedding(tokens))
-        expected, _ = by_loop(model.rnn, model.embedding.weight[tokens])
-    assert torch.equal(stepped, output)
-    assert torch.equal(stepper.get_state(), h_n)
-    if case["precision"] == "highest":
-        assert_close(stepped, expected)
+from helpers.common import steps
 
 
 def test_only_a_small_table_is_multiplied_ahead(monkeypatch):

@@ -89,24 +89,6 @@ def test_refuses_a_wrong_state_or_mask():
     assert torch.equal(stepper.get_state(), before)
 
 
-@pytest.mark.parametrize("shape", [None, (6,), (5, 6)], ids=str)
-@pytest.mark.parametrize("kind", ["RNN", "leak", "tokens"])
-def test_a_reset_is_that_of_the_sequence(kind, shape):
-    """To zeros, or to a state for all rows or each."""
-    module = KINDS[kind]()
-    x, reset = inputs(module, 8, 5), (torch.rand(8, 5, 2) < 0.3)[..., 0]
-    start = None if shape is None else torch.randn(2, *shape, requires_grad=True)
-    stepper, found = rnnext.Stepper(module, 5), []
-    for x_t, anew in zip(x, reset, strict=True):
-        stepper.reset(anew, start)
-        found.append(stepper(x_t))
-    with torch.no_grad():
-        assert torch.equal(torch.stack(found), module(x, reset=reset, reset_state=start)[0])
-    stepper.reset(state=start)
-    states = torch.zeros(2, 1, 6) if shape is None else start.view(2, -1, 6)
-    assert torch.equal(stepper.get_state(), states.expand(2, 5, 6))
-
-
 def test_rows_of_a_bounded_norm_that_stay_do_not_count_as_changed():
     module, token = rnnext.EmbeddingRNN(9, 4, 6), torch.tensor([3])
     module.embedding.max_norm = 0.5

@@ -32,22 +32,23 @@ SECONDS = 1200  # a run of tests that takes longer hangs
 # The tests that come first, by the beginning of a file's name, then those that come next.
 FIRST = {
     "csrc/cpu/binding/memory": ["tests/cpu/test_memory.py"],
-    "csrc/cpu/binding/padding": ["tests/cpu/test_padding.py", "tests/cpu tests/ops"],
-    "csrc/cpu/binding/stepper": ["tests/modules -k stepper"],
-    "csrc/cpu/binding/embedding": ["tests/ops/test_embedding.py", "tests/modules -k index"],
-    "csrc/cpu/embedding": ["tests/ops/test_embedding.py"],
+    "csrc/cpu/binding/padding": ["tests/fuzz", "tests/cpu/test_padding.py", "tests/cpu tests/ops"],
+    "csrc/cpu/binding/stepper": ["tests/fuzz", "tests/modules -k stepper"],
+    "csrc/cpu/binding/embedding": ["tests/fuzz", "tests/ops/test_embedding.py", "tests/modules"],
+    "csrc/cpu/embedding": ["tests/fuzz", "tests/ops/test_embedding.py"],
     "csrc/cpu/runtime": ["tests/cpu/test_threads.py"],
     "csrc/cpu": [
+        "tests/fuzz",
         "tests/cpu/test_paths.py",
         "tests/ops/test_recurrence.py",
         "tests/cpu tests/ops",
     ],
-    "csrc/recurrence": ["tests/cpu/test_paths.py", "tests/ops/test_recurrence.py"],
-    "csrc/ops/layers": ["tests/modules"],
-    "csrc/ops": ["tests/ops", "tests/transforms"],
+    "csrc/recurrence": ["tests/fuzz", "tests/cpu/test_paths.py"],
+    "csrc/ops/layers": ["tests/fuzz", "tests/modules"],
+    "csrc/ops": ["tests/fuzz", "tests/ops", "tests/transforms"],
     "csrc/cuda/embedding": ["tests/cuda_ptx/test_embedding.py"],
     "csrc/cuda": ["tests/cuda_ptx/test_recurrence.py", "tests/cuda_ptx"],
-    "rnnext": ["tests/modules", "tests/package"],
+    "rnnext": ["tests/fuzz", "tests/modules", "tests/package"],
 }
 SWITCH = """#pragma once
 #include <cstdlib>
