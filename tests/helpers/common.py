@@ -96,6 +96,13 @@ def error_of(function: Callable[[], Any]) -> tuple[type[Exception], str]:
     raise AssertionError("no error was raised")
 
 
+def assert_refused(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+    """The call raises this error, whose message has this text."""
+    kind, found = error_of(call)
+    assert issubclass(kind, error), found
+    assert message in found, found
+
+
 def run_python(
     *arguments: str, cwd: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:

@@ -1,19 +1,35 @@
-"""What the modules refuse: torch.nn's errors, by type and, where they say enough, by message."""
+"""What modules and functions refuse: torch.nn's errors where it has them; else what names the
+argument, what was expected and what came."""
 
 import functools
+import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn, zeros
-from torch.nn.utils import rnn as rnn_utils
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rnnext
-from helpers.common import error_of
+from helpers.common import assert_refused, error_of
+from helpers.modules import weights
+from rnnext import functional
+from rnnext.functional import recurrence, rnn_cell
 
 SIZES = {"RNN": (4, 6), "RNNCell": (4, 6), "Embedding": (10, 3)}
 of_kinds = pytest.mark.parametrize("kind", SIZES)
 double, integer = (functools.partial(zeros, dtype=d) for d in (torch.float64, torch.int64))
 meta = functools.partial(zeros, device="meta")
+
+
+def outcome(call):
+    """The error of a call, or None."""
+    try:
+        call()
+    except Exception as error:
+        return type(error), str(error)
+    return None
 
 
 def both(kind, **options):
@@ -22,7 +38,7 @@ def both(kind, **options):
 
 
 def packed(size, batch_sizes):
-    return rnn_utils.PackedSequence(zeros(size), torch.tensor(batch_sizes))
+    return PackedSequence(zeros(size), torch.tensor(batch_sizes))
 
 
 CONSTRUCTORS = {
@@ -64,41 +80,18 @@ def test_constructors_refuse_what_torchs_refuse(kind):
         assert error_of(ours) == error_of(theirs), wrong
 
 
+SHAPES = [(), (4,), (5, 4), (5, 5), (5, 3, 4), (5, 3, 5), (0, 4), (0, 3, 4), (1, 5, 3, 4)]
+STATES = [(6,), (1, 6), (2, 6), (3, 6), (3, 5), (1, 3, 6), (1, 2, 6), (2, 3, 6), (1, 3, 5)]
 CALLS = {
     "RNN": [
-        (zeros(4),),
-        (zeros(1, 5, 3, 4),),
-        (zeros(5, 3, 5),),
-        (zeros(5, 5),),
         (double(5, 3, 4),),
         (integer(5, 3, 4),),
-        (zeros(5, 3, 4), zeros(3, 6)),
-        (zeros(5, 4), zeros(1, 3, 6)),
-        (zeros(5, 4), zeros(2, 6)),
-        (zeros(5, 4), zeros(6)),
-        (zeros(5, 3, 4), zeros(1, 2, 6)),
-        (zeros(5, 3, 4), zeros(2, 3, 6)),
-        (zeros(5, 3, 4), zeros(1, 3, 5)),
-        (zeros(0, 3, 4),),
-        (zeros(0, 4),),
         (packed((4, 5), [3, 1]),),
         (packed((4, 1, 4), [3, 1]),),
         (packed((4, 4), [3, 1]), zeros(1, 4, 6)),
         (packed((4, 4), [3, 1]), zeros(3, 6)),
     ],
-    "RNNCell": [
-        (zeros(1, 3, 4),),
-        (zeros(()),),
-        (zeros(3, 5),),
-        (zeros(5),),
-        (zeros(3, 4), zeros(2, 6)),
-        (zeros(3, 4), zeros(3, 5)),
-        (zeros(3, 4), zeros(1, 3, 6)),
-        (zeros(3, 4), zeros(6)),
-        (zeros(1, 4), zeros(6)),
-        (zeros(4), zeros(5)),
-        (zeros(4), zeros(1, 6)),
-    ],
+    "RNNCell": [],
     "Embedding": [
         *((torch.ones(2, dtype=d),) for d in (torch.float32, torch.int16, torch.uint8, torch.bool)),
         ([1, 2],),
@@ -112,10 +105,9 @@ CALLS_BY_TYPE = {
         (zeros(5, 3, 4), double(1, 3, 6)),
         (meta(5, 3, 4),),
         (zeros(5, 3, 4), meta(1, 3, 6)),
-        (packed((4, 4), [2, 3]),),
         (packed((4, 4), [1, 3]),),
         (packed((4, 4), [3, 1]), double(1, 3, 6)),
-        (rnn_utils.PackedSequence(zeros(4, 4), torch.tensor([3, 1], dtype=torch.int32)),),
+        (PackedSequence(zeros(4, 4), torch.tensor([3, 1], dtype=torch.int32)),),
     ],
     "RNNCell": [
         (double(3, 4),),
@@ -138,6 +130,11 @@ def test_calls_refuse_what_torchs_refuse(kind):
         error, message = error_of(lambda g=given: ours(*g))
         assert error is error_of(lambda g=given: theirs(*g))[0], given
         assert message
+    if kind != "Embedding":
+        for shape, state in itertools.product(SHAPES, [None, *STATES]):
+            given = (zeros(shape), None if state is None else zeros(state))
+            expected = outcome(functools.partial(theirs, *given))
+            assert outcome(functools.partial(ours, *given)) == expected, (shape, state)
 
 
 def test_what_was_set_wrong_afterwards_raises_torchs_error():
@@ -172,40 +169,227 @@ def test_an_index_out_of_range_is_named(max_norm):
         (torch.tensor(10), "indices = 10"),
         (torch.tensor([2**32]), f"indices[0] = {2**32}"),  # which is 0 in 32 bits
     ):
+        message = f"index out of range in self: {where}, expected 0 <= index < 10"
         for dtype in (torch.int64, torch.int32)[: 1 + (int(indices.max()) < 2**32)]:
-            kind, message = error_of(lambda i=indices, d=dtype: embedding(i.to(d)))
-            assert kind is IndexError
-            assert message.startswith(
-                f"index out of range in self: {where}, expected 0 <= index < 10"
-            )
+            assert_refused(lambda i=indices, d=dtype: embedding(i.to(d)), IndexError, message)
     assert torch.equal(embedding.weight, before)
 
 
-LENGTHS, RESETS = "lengths must have shape", "reset must have shape"
+X, TOKENS = torch.randn(5, 2, 3), torch.randint(7, (5, 2))
+ARRAY, LIST, BOOLS = np.zeros((5, 2, 3), dtype=np.float32), [[[0.0] * 3] * 2] * 5, zeros(5, 2) > 0
+PACKED = pack_sequence([X[:, 0], X[:2, 1]])
+RNN = rnnext.RNN(3, 4, batch_first=True)
+TWO = rnnext.RNN(3, 4, 2)
+NOISY = rnnext.LeakyRNN(3, 4, alpha=0.5, noise_std=1)
+TOKEN_RNN, OF_FEW = rnnext.EmbeddingRNN(7, 3, 4), rnnext.EmbeddingRNN(1, 3, 4)
+CELL, EMBEDDING = rnnext.RNNCell(3, 4), rnnext.Embedding(7, 3)
+WEIGHTS = W_IH, W_HH, B, _ = (CELL.weight_ih, CELL.weight_hh, CELL.bias_ih, CELL.bias_hh)
+STACKED = [w.expand(6, *w.shape) for w in WEIGHTS]
 
 
-def test_lengths_and_resets_that_do_not_fit_are_named():
-    rnn, x = rnnext.RNN(4, 6), zeros(5, 3, 4)
-    both_given = packed((4, 4), [3, 1])
-    for given, options, error, message in (
-        (x, {"lengths": torch.tensor([5, 6, 1])}, ValueError, "lengths[1] = 6"),
-        (x, {"lengths": torch.tensor([5, -1, 1])}, ValueError, "lengths[1] = -1"),
-        (x, {"lengths": torch.tensor([5, 5])}, ValueError, f"{LENGTHS} [3], got [2]"),
-        (x, {"lengths": torch.tensor([[5, 5, 5]])}, ValueError, f"{LENGTHS} [3], got [1, 3]"),
-        (x, {"lengths": zeros(3)}, TypeError, "lengths must be an int64 tensor, got float32"),
-        (x[:, 0], {"lengths": [5, 5, 5]}, ValueError, "lengths needs a 3-D input"),
-        (both_given, {"lengths": [5, 5, 5]}, ValueError, "lengths needs a 3-D input"),
-        (x, {"reset": zeros(3, 5) > 0}, ValueError, f"{RESETS} [5, 3], got [3, 5]"),
-        (x, {"reset": zeros(5) > 0}, ValueError, f"{RESETS} [5, 3], got [5]"),
-        (x, {"reset": zeros(5, 3)}, TypeError, "reset must be a bool tensor, got float32"),
-        (x[:, 0], {"reset": zeros(5, 3) > 0}, ValueError, f"{RESETS} [5], got [5, 3]"),
-        (both_given, {"reset": x[..., 0] > 0}, ValueError, "reset must not be given with a packed"),
+def test_what_is_no_tensor_is_named():
+    for call, name, kind in (
+        (lambda: RNN(ARRAY), "input", "ndarray"),
+        (lambda: RNN(LIST), "input", "list"),
+        (lambda: RNN(None), "input", "NoneType"),
+        (lambda: RNN(X, np.zeros(3)), "hx", "ndarray"),
+        (lambda: RNN(X, (X, X)), "hx", "a tuple of tensors"),  # an LSTM's
+        (lambda: RNN(PACKED, [0.0]), "hx", "list"),
+        (lambda: RNN(X, reset=[True]), "reset", "list"),
+        (lambda: TWO(X, reset=BOOLS, reset_state=[0.0]), "reset_state", "list"),
+        (lambda: NOISY(ARRAY), "input", "ndarray"),
+        (lambda: TOKEN_RNN(np.zeros((5, 2))), "tokens", "ndarray"),
+        (lambda: TOKEN_RNN([1, 2]), "tokens", "list"),
+        (lambda: TOKEN_RNN(TOKENS, LIST), "hx", "list"),
+        (lambda: CELL(ARRAY[0]), "input", "ndarray"),
+        (lambda: CELL(None), "input", "NoneType"),
+        (lambda: CELL(X[0], LIST), "hx", "list"),
+        (lambda: recurrence(ARRAY, None, *WEIGHTS), "input", "ndarray"),
+        (lambda: recurrence(X, None, np.zeros((4, 3)), W_HH), "weight_ih", "ndarray"),
+        (lambda: recurrence(X, None, None, None), "weight_hh", "NoneType"),
+        (lambda: rnn_cell(X[0], None, LIST, W_HH), "weight_ih", "list"),
+        (lambda: rnn_cell(X[0], None, W_IH, None), "weight_hh", "NoneType"),
+        (lambda: functional.rnn_ensemble(None, None, STACKED), "input", "NoneType"),
     ):
-        kind, text = error_of(lambda given=given, options=options: rnn(given, **options))
-        assert (kind, message in text) == (error, True), text
+        made = {"ndarray": "from_numpy", "list": "tensor"}.get(kind)
+        advice = f": give torch.{made}({name})" if made and name != "tokens" else ""
+        message = f"{name} must be a tensor, got {kind}{advice}"
+        assert error_of(call) == (TypeError, message)
 
 
-def test_an_unsupported_dtype_is_named():
-    rnn = rnnext.RNN(4, 6, dtype=torch.complex64)
-    with pytest.raises(RuntimeError, match=r"(?i)complex"):
-        rnn(zeros(5, 3, 4, dtype=torch.complex64))
+def test_a_function_of_embeddings_refuses_what_torchs_refuses():
+    table, one = zeros(5, 3), torch.tensor([1])
+    for given in (
+        (one, table, 5),
+        (one, table, -6),
+        (one, table[0]),
+        (one, table[None]),
+        ([1], table),
+        (one, None),
+    ):
+        calls = (functools.partial(e, *given) for e in (functional.embedding, F.embedding))
+        ours, theirs = map(error_of, calls)
+        assert ours == theirs
+    kind, message = error_of(lambda: EMBEDDING(np.zeros(3, dtype=np.int64)))
+    assert (kind, "must be Tensor, not ndarray" in message) == (TypeError, True)
+
+
+def functional_rnn(*weights, **options):
+    return functional.rnn(X, None, weights, **options)
+
+
+def recur(**changes):
+    return recurrence(**{"input": X, "hx": None, "weight_ih": W_IH, "weight_hh": W_HH} | changes)
+
+
+# In the caller's shapes.
+REFUSED = [
+    (lambda: RNN(X, lengths=[5, 6]), ValueError, "lengths must have shape [5], got [2]"),
+    (lambda: TWO(X, lengths=[5, 6]), ValueError, "lengths[1] = 6"),
+    (lambda: TWO(X, lengths=[5, -1]), ValueError, "lengths[1] = -1"),
+    (lambda: TWO(X, lengths=[[5, 5]]), ValueError, "lengths must have shape [2], got [1, 2]"),
+    (lambda: TWO(X, lengths=zeros(2)), TypeError, "lengths must be an int64 tensor, got float32"),
+    (lambda: TWO(X[:, 0], lengths=[5]), ValueError, "lengths needs a 3-D input"),
+    (lambda: TWO(PACKED, lengths=[5, 2]), ValueError, "lengths needs a 3-D input"),
+    (lambda: RNN(X, reset=BOOLS.t()), ValueError, "reset must have shape [5, 2], got [2, 5]"),
+    (lambda: TWO(X, reset=BOOLS[0]), ValueError, "reset must have shape [5, 2], got [2]"),
+    (lambda: TWO(X, reset=X[..., 0]), TypeError, "reset must be a bool tensor, got float32"),
+    (lambda: TWO(X[:, 0], reset=BOOLS), ValueError, "reset must have shape [5], got [5, 2]"),
+    (lambda: TWO(PACKED, reset=BOOLS), ValueError, "reset must not be given with a packed"),
+    (lambda: TWO(X, reset_state=zeros(2, 4)), ValueError, "reset_state needs a reset"),
+    (
+        lambda: TWO(X, reset=BOOLS, reset_state=zeros(1, 4)),
+        ValueError,
+        "reset_state must have shape [2, 4] or [2, 2, 4], got [1, 4]",
+    ),
+    (
+        lambda: TWO(X[:, 0], reset=BOOLS[:, 0], reset_state=zeros(2, 1, 4)),
+        ValueError,
+        "reset_state must have shape [2, 4], got [2, 1, 4]",
+    ),
+    (
+        lambda: OF_FEW(0 * TOKENS, zeros(1, 3, 4)),
+        RuntimeError,
+        "hx must have shape [1, 2, 4], got [1, 3, 4]",
+    ),
+    (
+        lambda: OF_FEW(0 * TOKENS[:, 0], zeros(1, 5)),
+        RuntimeError,
+        "hx must have shape [1, 4], got [1, 5]",
+    ),
+    (
+        lambda: functional.rnn_ensemble(X, zeros(6, 1, 3, 4), STACKED),
+        ValueError,
+        "hx must have shape [6, 1, 2, 4], got [6, 1, 3, 4]",
+    ),
+    (lambda: functional_rnn(), ValueError, "each of 1 directions, got 0 tensors"),
+    (lambda: functional_rnn(W_IH), ValueError, "got 1 tensors"),
+    (lambda: functional_rnn(W_IH, W_HH, B), ValueError, "got 3 tensors"),
+    (lambda: functional_rnn(W_IH, W_HH, bidirectional=True), ValueError, "2 directions, got 2"),
+    (lambda: functional_rnn(W_IH, None), TypeError, "got a NoneType among them"),
+    (lambda: functional_rnn([W_IH, W_HH]), TypeError, "one flat list of tensors, got a list"),
+    (lambda: functional_rnn(*WEIGHTS, nonlinearity="gelu"), ValueError, "got 'gelu'"),
+    (
+        lambda: functional_rnn(*weights(TWO), dropout=1.5, training=True),
+        RuntimeError,
+        "between 0 and 1",
+    ),
+    (lambda: rnn_cell(X[0], None, W_IH, zeros(4, 5)), RuntimeError, "weight_hh must have shape"),
+    (lambda: rnn_cell(X[0], None, W_IH, zeros(5, 5)), RuntimeError, "weight_ih must have shape"),
+    (lambda: rnn_cell(X[0], None, W_IH, W_HH, zeros(5), B), RuntimeError, "bias_ih must have"),
+    (lambda: rnn_cell(X[0], None, W_IH, W_HH, B, zeros(4, 1)), RuntimeError, "bias_hh must have"),
+    (lambda: rnn_cell(X[0], None, *(w.double() for w in WEIGHTS)), RuntimeError, "dtype"),
+    (lambda: rnn_cell(X[0], None, *WEIGHTS, "gelu"), ValueError, "nonlinearity must be one of"),
+    (lambda: recur(alpha=0.0), ValueError, "alpha must be in (0, 1], got 0.0"),
+    (lambda: recur(alpha="x"), TypeError, "alpha must be a number or a tensor, got str"),
+    (lambda: recur(alpha=True), TypeError, "alpha must be a number or a tensor, got bool"),
+    (lambda: recur(alpha=B[:3]), ValueError, "alpha must have shape [] or [4], got [3]"),
+    (lambda: recur(weight_hh=zeros(())), RuntimeError, "weight_hh must have shape [H, H]"),
+    (lambda: recur(form="x", alpha=0.5), ValueError, "form must be one of"),
+    (lambda: recur(nonlinearity="x"), ValueError, "nonlinearity must be one of"),
+    (lambda: recur(input=X[0]), ValueError, "input must have 3 dimensions, got 2"),
+    (lambda: recur(reset=X[..., 0]), TypeError, "reset must be a bool tensor"),
+    (lambda: recur(reset=BOOLS.t()), ValueError, "reset must have shape [5, 2], got [2, 5]"),
+    (
+        lambda: recur(reset=BOOLS, batch_first=True, input=X.transpose(0, 1)),
+        ValueError,
+        "reset must have shape [2, 5], got [5, 2]",
+    ),
+    (lambda: recur(reset_state=B), ValueError, "reset_state needs a reset"),
+    (
+        lambda: recur(reset=BOOLS, reset_state=zeros(3)),
+        ValueError,
+        "reset_state must have shape [4] or [2, 4], got [3]",
+    ),
+    (lambda: recur(hx=zeros(3, 4)), RuntimeError, "hx must have shape [2, 4], got [3, 4]"),
+    (lambda: recur(lengths=[4, 6]), ValueError, "lengths[1] = 6"),
+    (
+        lambda: rnnext.RNN(3, 4, dtype=torch.complex64)(X.to(torch.complex64)),
+        RuntimeError,
+        "complex",
+    ),
+]
+
+
+def test_what_does_not_fit_is_named():
+    for row in REFUSED:
+        assert_refused(*row)
+
+
+def far(tensor):
+    return tensor.to("meta")
+
+
+def test_a_tensor_on_another_device_is_named():
+    for call, name in (
+        (lambda: RNN(far(X)), "input"),
+        (lambda: RNN(X, meta(1, 5, 4)), "hx"),
+        (lambda: RNN(X, lengths=far(torch.tensor([2] * 5))), "lengths"),
+        (lambda: RNN(X, reset=far(BOOLS)), "reset"),
+        (lambda: RNN(far(X), reset=BOOLS), "input"),
+        (lambda: rnnext.LeakyRNN(3, 4, alpha=0.5).eval()(far(X)), "input"),
+        (lambda: CELL(far(X[0])), "input"),
+        (lambda: CELL(X[0], meta(2, 4)), "hx"),
+        (lambda: EMBEDDING(far(TOKENS)), "indices"),
+        (lambda: TOKEN_RNN(far(TOKENS)), "indices"),
+        (lambda: rnnext.RNN(3, 4, device="meta")(X), "input"),
+    ):
+        with pytest.raises(RuntimeError, match=rf"^{name} must be on (the device of |cpu)"):
+            call()
+
+
+def test_a_result_changed_in_place_says_what_to_do():
+    for module, given in ((TWO, X), (NOISY, X), (TOKEN_RNN, TOKENS)):
+        output, _ = module(given)
+        output *= 2
+        assert_refused(
+            output.sum().backward,
+            RuntimeError,
+            "the output of an rnnext RNN was changed in place before backward(), which computes "
+            "from it: write `y = y * 2` in place of `y *= 2`, or change `output.clone()`. (one of "
+            "the variables needed for gradient computation has been modified by an inplace",
+        )
+    output, _ = TWO(X)
+    with torch.no_grad():
+        TWO.weight_hh_l0.mul_(1)
+    with pytest.raises(RuntimeError, match=r"^one of the variables needed"):  # torch's own
+        output.sum().backward()
+
+
+INDICES = "to have one of the following scalar types: Long, Int; but got torch.FloatTensor"
+
+
+def test_compiled_code_names_the_argument():
+    for module, given, message in (
+        (RNN, (zeros(5, 2, 7),), "input must have 3 features, as many as weight_ih, got 7"),
+        (RNN, (far(X),), "input must be on the device of weight_hh, cpu, got meta"),
+        (RNN, (X.double(),), "input must have the dtype of weight_hh, float32, got float64"),
+        (RNN, (X, zeros(3, 5, 4)), "hx must have shape [1, 5, 4], got [3, 5, 4]"),
+        (RNN, (LIST,), "argument 'input'"),
+        (CELL, (zeros(2, 7),), "input must have 3 features, as many as weight_ih, got 7"),
+        (EMBEDDING, (X,), INDICES),
+        (TOKEN_RNN, (X[..., 0],), INDICES),
+    ):
+        torch.compiler.reset()
+        compiled = torch.compile(module, fullgraph=True, backend="eager")
+        assert_refused(functools.partial(compiled, *given), RuntimeError, message)

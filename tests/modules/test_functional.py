@@ -5,66 +5,13 @@ import threading
 
 import pytest
 import torch
-from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnext
-from helpers.common import error_of, same
-from helpers.modules import weights
+from helpers.common import same
 from rnnext import _C, functional
-
-
-def test_rnn_refuses_what_are_no_weights():
-    w_ih, w_hh, b = torch.zeros(6, 4), torch.zeros(6, 6), torch.zeros(6)
-    two = {"bidirectional": True}
-    for given, options, message in (
-        ([], {}, "each of 1 directions, got 0 tensors"),
-        ([w_ih], {}, "got 1 tensors"),
-        ([w_ih, w_hh, b], {}, "got 3 tensors"),
-        ([w_ih, w_hh], two, "2 directions, got 2"),
-        ([w_ih, None], {}, "got a NoneType among them"),
-        ([[w_ih, w_hh]], {}, "one flat list of tensors, got a list"),
-    ):
-        for hx in (None, torch.zeros(1, 3, 6)):
-            with pytest.raises((TypeError, ValueError), match=message):
-                functional.rnn(torch.zeros(5, 3, 4), hx, given, **options)
-
-
-def test_functions_refuse_what_does_not_fit():
-    x, table = torch.zeros(5, 3, 4), torch.zeros(5, 3)
-    layers, one = weights(nn.RNN(4, 6, 2)), weights(nn.RNN(4, 6))
-    w_ih, w_hh, b_ih, b_hh = one
-    wrong = {"nonlinearity": "gelu"}, {"lengths": [6, 1, 1]}, {"dropout": 1.5, "training": True}
-    for options in wrong:
-        with pytest.raises((RuntimeError, ValueError)):
-            functional.rnn(x, None, layers, **options)
-    for given in (
-        (w_ih, torch.zeros(6, 5)),
-        (w_ih, torch.zeros(5, 5)),
-        (w_ih, w_hh, torch.zeros(5), b_hh),
-        (w_ih, w_hh, b_ih, torch.zeros(6, 1)),
-        (w_ih.double(), w_hh.double(), b_ih.double(), b_hh.double()),
-    ):
-        with pytest.raises(RuntimeError):
-            functional.rnn_cell(x[0], None, *given)
-    with pytest.raises(ValueError, match=r"nonlinearity must be one of 'tanh', .* got 'gelu'"):
-        functional.rnn_cell(x[0], None, *one, "gelu")
-    indices = torch.tensor([1])
-    for given in (
-        (indices, table, 5),
-        (indices, table, -6),
-        (indices, table[0]),
-        (indices, table[None]),
-        ([1], table),
-    ):
-        ours, theirs = (
-            error_of(lambda e=e, given=given: e(*given))
-            for e in (functional.embedding, F.embedding)
-        )
-        assert ours == theirs
 
 
 def calls_of_each_function():

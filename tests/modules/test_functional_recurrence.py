@@ -1,6 +1,5 @@
 """functional.recurrence: its inputs, resets to a state, derivatives of alpha, and its errors."""
 
-import pytest
 import torch
 
 from helpers.common import assert_close
@@ -38,33 +37,6 @@ def test_gradients_of_a_scalar_alpha():
 
     assert torch.autograd.gradcheck(call, alpha)
     assert torch.autograd.gradgradcheck(call, alpha)
-
-
-def test_recurrence_names_what_does_not_fit():
-    given = {"input": torch.zeros(4, 2, 3), "hx": None, "weight_ih": None}
-    given["weight_hh"] = torch.zeros(3, 3)
-    for changes, error, message in (
-        ({"alpha": 0.0}, ValueError, r"alpha must be in \(0, 1\], got 0.0"),
-        ({"alpha": "x"}, TypeError, "alpha must be a number or a tensor, got str"),
-        ({"weight_hh": torch.tensor(1.0)}, RuntimeError, r"weight_hh must have shape \[H, H\]"),
-        ({"alpha": True}, TypeError, "alpha must be a number or a tensor, got bool"),
-        ({"alpha": torch.ones(4)}, ValueError, r"alpha must have shape \[\] or \[3\], got \[4\]"),
-        ({"form": "x", "alpha": 0.5}, ValueError, "form must be one of"),
-        ({"nonlinearity": "x"}, ValueError, "nonlinearity must be one of"),
-        ({"input": torch.zeros(4, 3)}, ValueError, "input must have 3 dimensions, got 2"),
-        ({"reset": torch.zeros(4, 2)}, TypeError, "reset must be a bool tensor"),
-        ({"reset": torch.zeros(2, 4) > 0}, ValueError, r"reset must have shape \[4, 2\]"),
-        ({"reset_state": torch.zeros(3)}, ValueError, "reset_state needs a reset"),
-        (
-            {"reset": torch.zeros(4, 2) > 0, "reset_state": torch.zeros(4)},
-            ValueError,
-            r"reset_state must have shape \[3\] or \[2, 3\], got \[4\]",
-        ),
-        ({"hx": torch.zeros(3, 3)}, RuntimeError, r"hx must have shape \[2, 3\]"),
-        ({"lengths": torch.tensor([4, 5])}, ValueError, r"lengths\[1\] = 5"),
-    ):
-        with pytest.raises(error, match=message):
-            functional.recurrence(**given | changes)
 
 
 def test_a_state_that_a_reset_drops_has_no_gradient():

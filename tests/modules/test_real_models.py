@@ -1,12 +1,10 @@
 """Models that others wrote: converted in one call, they train as before, loss for loss."""
 
 import copy
-import math
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import rnnext
 from helpers.common import assert_close
@@ -113,101 +111,3 @@ def test_a_spiking_network_of_snntorch():
         return nn.functional.cross_entropy(model(x).sum(0), labels)
 
     check_trains_the_same(make, loss)
-
-
-def test_a_recurrent_policy_of_torchrl():
-    pytest.importorskip("torchrl", reason="in the extra `test`")
-    from tensordict import TensorDict
-    from tensordict.nn import TensorDictModule as Module
-    from tensordict.nn import TensorDictSequential
-    from torchrl.modules import MLP, ProbabilisticActor, ValueOperator
-    from torchrl.objectives import ClipPPOLoss
-
-    def make(convert):
-        body = TensorDictSequential(
-            Module(nn.Embedding(9, 4), in_keys=["observation"], out_keys=["features"]),
-            Module(nn.RNN(4, 8, batch_first=True), in_keys=["features"], out_keys=["y", "_"]),
-        )
-        convert(body)  # before the loss, which keeps the network where no module is looked for
-        logits = Module(MLP(8, 3, num_cells=[16]), in_keys=["y"], out_keys=["logits"])
-        actor = ProbabilisticActor(
-            TensorDictSequential(body, logits),
-            in_keys=["logits"],
-            distribution_class=torch.distributions.Categorical,
-            return_log_prob=True,
-        )
-        critic = TensorDictSequential(body, ValueOperator(nn.Linear(8, 1), in_keys=["y"]))
-        return body, ClipPPOLoss(actor, critic)
-
-    T, B = 12, 5
-    done = torch.zeros(B, T, 1, dtype=torch.bool)
-    data = TensorDict({"observation": torch.randint(9, (B, T))}, [B, T])
-    data["next"] = {
-        "observation": torch.randint(9, (B, T)),
-        "reward": torch.randn(B, T, 1),
-        "done": done,
-        "terminated": done,
-    }
-    data["action"] = torch.randint(3, (B, T))
-    data["action_log_prob"] = torch.full((B, T), -math.log(3))
-    data["advantage"], data["value_target"] = torch.randn(2, B, T, 1)
-
-    def loss(model, step):
-        losses = model(data.clone())
-        return losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
-
-    check_trains_the_same(make, loss)
-
-
-class Classifier(nn.Module):
-    """opacus wants a tensor from each layer, so the RNN is of a class that gives one."""
-
-    def __init__(self, library):
-        super().__init__()
-
-        class Last(library.RNN):
-            def forward(self, x):
-                return super().forward(x)[0][:, -1]
-
-        self.embedding = library.Embedding(9, 4)
-        self.rnn = Last(4, 6, batch_first=True)
-        self.score = nn.Linear(6, 3)
-
-    def forward(self, tokens):
-        return self.score(self.rnn(self.embedding(tokens)))
-
-
-@pytest.mark.filterwarnings("ignore")  # opacus': no secure random numbers, no noise
-def test_private_training_by_opacus():
-    """Each sample's gradient clipped, without noise: as by torch.nn, sample after sample."""
-    opacus = pytest.importorskip("opacus", reason="in the extra `test`")
-    tokens, labels, largest = torch.randint(9, (8, 5)), torch.randint(3, (8,)), 0.5
-    theirs, ours = Classifier(nn), Classifier(rnnext)
-    ours.load_state_dict(theirs.state_dict())
-    loader = DataLoader(TensorDataset(tokens, labels), batch_size=8)
-    private, optimizer, loader = opacus.PrivacyEngine().make_private(
-        module=ours,
-        optimizer=torch.optim.SGD(ours.parameters(), lr=0.5),
-        data_loader=loader,
-        noise_multiplier=0.0,
-        max_grad_norm=largest,
-        poisson_sampling=False,
-        grad_sample_mode="functorch",
-    )
-    plain = torch.optim.SGD(theirs.parameters(), lr=0.5)
-    for _ in range(4):
-        for batch, wanted in loader:
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(private(batch), wanted).backward()
-            optimizer.step()
-        clipped = [torch.zeros_like(p) for p in theirs.parameters()]
-        for sample, label in zip(tokens, labels, strict=True):
-            loss = nn.functional.cross_entropy(theirs(sample[None]), label[None])
-            grads = torch.autograd.grad(loss, list(theirs.parameters()))
-            norm = torch.stack([g.norm() for g in grads]).norm()
-            for total, grad in zip(clipped, grads, strict=True):
-                total += grad * (largest / (norm + 1e-6)).clamp(max=1) / len(tokens)
-        for parameter, grad in zip(theirs.parameters(), clipped, strict=True):
-            parameter.grad = grad
-        plain.step()
-    assert_close(list(ours.parameters()), list(theirs.parameters()))
