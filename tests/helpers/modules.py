@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import rnnext
-from reference.elman import ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -96,38 +95,3 @@ def through_a_file(value: Any) -> Any:
     torch.save(value, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
-
-
-def by_loop(
-    rnn: Any, x: Tensor, hx: Tensor | None = None, weight_hh: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """What an RNN or LeakyRNN computes, in float64, a step at a time, as models are published.
-
-    ``weight_hh`` is taken in the place of each layer's.
-    """
-    f, form = ACTIVATIONS[rnn.nonlinearity], getattr(rnn, "form", "rate")
-    directions = [1, -1] if rnn.bidirectional else [1]
-    alphas = rnn.alphas() if hasattr(rnn, "alphas") else [torch.ones(())] * len(rnn.all_weights)
-    layer, h_n = (x.transpose(0, 1) if rnn.batch_first else x).double(), []
-    for _ in range(rnn.num_layers):
-        both = []
-        for direction in directions:
-            place = len(h_n)
-            a = alphas[place].double()
-            w_ih, w_hh, *biases = map(Tensor.double, rnn.all_weights[place])
-            w_hh = w_hh if weight_hh is None else weight_hh
-            drive = layer @ w_ih.t() + sum(biases)
-            state = torch.zeros_like(drive[0]) if hx is None else hx[place].double()
-            outputs = []
-            for d in list(drive)[::direction]:
-                if form == "rate":
-                    state = (1 - a) * state + a * f(d + state @ w_hh.t())
-                elif form == "voltage":
-                    state = (1 - a) * state + a * (d + f(state) @ w_hh.t())
-                else:
-                    state = f((1 - a) * state + a * (d + state @ w_hh.t()))
-                outputs.append(f(state) if form == "voltage" else state)
-            both.append(torch.stack(outputs[::direction]))
-            h_n.append(state)
-        layer = torch.cat(both, -1)
-    return layer.transpose(0, 1) if rnn.batch_first else layer, torch.stack(h_n)

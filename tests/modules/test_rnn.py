@@ -1,32 +1,15 @@
-"""rnnext.RNN against torch.nn.RNN: values, gradients, lengths, resets, and its results' use."""
+"""rnnext.RNN and RNNCell against torch.nn's: constructors, and what may be done with results."""
 
 import inspect
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import rnn as rnn_utils
+from torch.nn.utils.rnn import pack_sequence
 
 import rnnext
 from helpers.common import assert_close, error_of, pair
-
-
-def arranged(x, hx, batch_first, layout):
-    """An input [T, B, I] and a state in one of the layouts."""
-    if layout == "single":
-        return x[:, 0], None if hx is None else hx[:, 0]
-    if layout == "strided":
-        x = x.repeat_interleave(2, 2)[..., ::2]
-        hx = None if hx is None else hx.transpose(0, 2).contiguous().transpose(0, 2)
-    elif layout == "expanded":
-        x, hx = x[:, :1].expand_as(x), None if hx is None else hx[:, :1].expand_as(hx)
-    elif layout == "empty":
-        x, hx = x[:, :0], None if hx is None else hx[:, :0]
-    if layout.startswith("packed"):
-        ordered = layout == "packed_sorted"
-        lengths = [5, 3, 1] if ordered else [1, 5, 3]
-        return rnn_utils.pack_padded_sequence(x, lengths, enforce_sorted=ordered), hx
-    return (x.transpose(0, 1) if batch_first else x), hx
+from helpers.modules import results
 
 
 def test_constructor_takes_the_documented_arguments():
@@ -60,9 +43,11 @@ def test_what_may_be_done_in_place_to_results(layout, batch_first):
     """Not to the output before backward, unlike torch.nn's; to h_n, and detaching."""
     x, found = torch.randn(5, 3, 4), []
 
+    given = {"batched": x, "single": x[:, 0], "packed": pack_sequence([x[:3, 0], x[:, 1]], False)}
+
     def call(module):
-        output, h_n = module(*arranged(x, None, batch_first, layout))
-        return getattr(output, "data", output) if layout == "packed" else output, h_n
+        output, h_n = module(given[layout])
+        return output.data if layout == "packed" else output, h_n
 
     for module in pair("RNN", 4, 6, 2, batch_first=batch_first):
         (call(module)[1].mul_(2) ** 2).sum().backward()
@@ -81,3 +66,63 @@ def test_what_may_be_done_in_place_to_results(layout, batch_first):
                 assert result.requires_grad is grad_mode
                 assert not result._is_view()
                 assert not result.detach_().requires_grad
+
+
+@pytest.mark.parametrize("rows", [(3,), ()])
+def test_a_cell_without_units_compiles(rows):
+    torch.compiler.reset()
+    cell = rnnext.RNNCell(4, 0)
+    compiled = torch.compile(cell, fullgraph=True, backend="aot_eager")
+    compiled.parameters = cell.parameters
+    given = torch.randn(*rows, 4), torch.randn(*rows, 0)
+    assert_close(results(compiled, *given), results(cell, *given))
+
+
+def test_a_loop_of_steps_is_the_recurrence():
+    rnn, cell = rnnext.RNN(4, 6), rnnext.RNNCell(4, 6)
+    cell.load_state_dict({k.removesuffix("_l0"): v for k, v in rnn.state_dict().items()})
+    x = torch.randn(7, 3, 4)
+    state, states = None, []
+    for step in x:
+        state = cell(step, state)
+        states.append(state)
+    assert torch.equal(torch.stack(states), rnn(x)[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4,)])
+def test_a_step_is_one_node_and_does_not_read_its_result(shape):
+    x, found = torch.randn(shape), []
+    for cell in pair("RNNCell", 4, 5):
+        state = cell(x, cell(x))
+        doubled = state if type(cell) is rnnext.RNNCell else state.clone()
+        doubled *= 2
+        doubled.sum().backward()
+        found.append([p.grad for p in cell.parameters()])
+    names = [f.name() for f, _ in cell(x, cell(x)).grad_fn.next_functions if f]
+    assert names == ["RnnCellBackward"] + 4 * ["torch::autograd::AccumulateGrad"]
+    assert_close(found[1], found[0])
+
+
+def test_each_bias_has_a_gradient_of_its_own():
+    cell, x = rnnext.RNNCell(4, 6), torch.randn(3, 4)
+    first, second = torch.autograd.grad(cell(x).sum(), [cell.bias_ih, cell.bias_hh])
+    first.mul_(3)
+    assert_close(first, 3 * second)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4,)])
+def test_the_state_can_be_detached_in_place(shape):
+    """Truncated backpropagation through time: h.detach_() between pieces of a sequence."""
+    x, found = torch.randn(5, *shape), []
+    for cell in pair("RNNCell", 4, 6):
+        state, loss, own = None, 0.0, type(cell) is rnnext.RNNCell
+        for step, x_t in enumerate(x):
+            state = cell(x_t, state)
+            loss = loss + (state * (step + 1)).sum()
+            if step == 2:  # torch.nn keeps the state for backward, or gives a view of it
+                state = state.detach_() if own else state.detach()
+        loss.backward()
+        found.append([loss, *(p.grad for p in cell.parameters())])
+    assert_close(found[1], found[0])
+    with torch.no_grad():
+        assert not cell(x[0])._is_view()

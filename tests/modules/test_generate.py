@@ -1,64 +1,13 @@
-"""Steppers of tokens: to the bit the whole sequence, near torch.nn in float64; and sampling."""
+"""Stepper.generate: tokens drawn from the scores of the outputs."""
+
+import functools
 
 import pytest
 import torch
 from torch import nn
 
 import rnnext
-from helpers.common import steps
-
-
-def test_only_a_small_table_is_multiplied_ahead(monkeypatch):
-    calls, recurrence = [], rnnext.functional.recurrence
-    monkeypatch.setattr(
-        "rnnext.functional.recurrence", lambda *a, **k: calls.append(a) or recurrence(*a, **k)
-    )
-    for V, dtype, made in (
-        (1024, torch.float32, 1),
-        (1025, torch.float32, 0),
-        (1000, torch.float64, 1),
-        (1000, torch.bfloat16, 0),  # rounded it would have other bits
-    ):
-        calls.clear()
-        rnnext.Stepper(rnnext.EmbeddingRNN(V, 8, 64, dtype=dtype))
-        assert len(calls) == made
-
-
-def test_other_tables_tokens_and_autocast():
-    """A table of torch.nn's whose rows are scaled, one token without a dimension."""
-    model, tokens = rnnext.EmbeddingRNN(9, 5, 6, num_layers=2), torch.randint(9, (7,))
-    model.embedding = nn.Embedding(9, 5, max_norm=1.0)
-    for rnn in (rnnext.LeakyRNN(5, 6, 2, alpha=0.3), model.rnn):
-        model.rnn = rnn
-        with torch.no_grad():
-            expected = rnn(model.embedding(tokens))[0]
-        one = rnnext.Stepper(model)
-        assert torch.equal(steps(one, tokens), expected)
-    assert repr(one) == "Stepper(9, 6, num_layers=2, batch_size=1)"
-    with torch.autocast("cpu", torch.bfloat16):
-        stepper = rnnext.Stepper(model)
-        assert torch.equal(steps(stepper, tokens[:, None])[:, 0], expected)
-
-
-@pytest.mark.parametrize("ahead", [True, False])
-def test_refuses_wrong_tokens_and_keeps_its_state(ahead, monkeypatch):
-    if not ahead:
-        monkeypatch.setattr("rnnext.stepper._PROJECTED_ROWS", -1)
-    stepper = rnnext.Stepper(rnnext.EmbeddingRNN(9, 5, 6), 2)
-    stepper(torch.tensor([3, 8]))
-    before, far = stepper.get_state(), torch.zeros(2, dtype=torch.long, device="meta")
-    for wrong, error, message in (
-        (torch.tensor([0, 9]), IndexError, r"tokens\[1\] = 9 is out of range: .* 0 <= token < 9"),
-        (torch.tensor([-1, 0]).int(), IndexError, r"tokens\[0\] = -1 is out of range"),
-        (torch.tensor([0]), RuntimeError, r"tokens must have shape \[2\], got \[1\]"),
-        (torch.tensor(0), RuntimeError, r"tokens must have shape \[2\], got \[\]"),
-        (torch.zeros(2), TypeError, "tokens must be int32 or int64, got float32"),
-        (far, RuntimeError, "on the CPU, got meta"),
-        ([0, 0], TypeError, "tokens must be a tensor, got list"),
-    ):
-        with pytest.raises(error, match=message):
-            stepper(wrong)
-        assert torch.equal(stepper.get_state(), before)
+from helpers.common import assert_refused, steps
 
 
 def drawn(model, score, prompt, n, temperature, seed):
@@ -133,13 +82,14 @@ def test_generate_refuses():
     for arguments, error, message in (
         ({"n": 2.0}, TypeError, "n must be an integer, got float"),
         ({"n": -1}, ValueError, "n must not be negative, got -1"),
-        ({"temperature": -0.5}, ValueError, "temperature must be finite and not neg.*, got -0.5"),
-        ({"temperature": float("nan")}, ValueError, "temperature must be .*, got nan"),
+        ({"temperature": -0.5}, ValueError, "must be finite and not negative, got -0.5"),
+        ({"temperature": float("nan")}, ValueError, "must be finite and not negative, got nan"),
         ({"generator": 5}, TypeError, "generator must be a torch.Generator, got int"),
         ({"score": lambda h: [0.0]}, TypeError, "score must give a tensor, got list"),
-        ({"score": nn.Linear(6, 8)}, ValueError, r"score must give shape \[2, 9\], got \[2, 8\]"),
+        ({"score": nn.Linear(6, 8)}, ValueError, "score must give shape [2, 9], got [2, 8]"),
     ):
-        with pytest.raises(error, match=message):
-            stepper.generate(**({"score": score, "n": 3} | arguments))
-    with pytest.raises(TypeError, match="generate needs a Stepper of an EmbeddingRNN, not RNN"):
-        rnnext.Stepper(rnnext.RNN(4, 6)).generate(score, 3)
+        call = functools.partial(stepper.generate, **({"score": score, "n": 3} | arguments))
+        assert_refused(call, error, message)
+    other = rnnext.Stepper(rnnext.RNN(4, 6))
+    message = "generate needs a Stepper of an EmbeddingRNN, not RNN"
+    assert_refused(lambda: other.generate(score, 3), TypeError, message)
