@@ -124,28 +124,6 @@ def test_hooks_of_the_parts_are_called(register):
     assert any(part is not module for part in seen)
 
 
-def test_a_trace_holds_for_all_tokens(monkeypatch):
-    monkeypatch.setattr(embedding_rnn, "COUNTED_WORK", 0)
-    module = rnnext.EmbeddingRNN(50, 4, 3)
-    for example in (torch.randint(5, (20, 3)), torch.randint(50, (200, 3))):
-        traced = torch.jit.trace(module, example)
-        for tokens in (torch.randint(50, (7, 2)), torch.randint(50, (1, 1)), example):
-            assert_close(traced(tokens), module(tokens))
-
-
-@pytest.mark.parametrize("shape", [(4, 2), (35, 20)])
-def test_an_export_holds_for_all_sizes(shape, monkeypatch):
-    monkeypatch.setattr(embedding_rnn, "COUNTED_WORK", 0)
-    module = rnnext.EmbeddingRNN(50, 4, 3)
-    time, batch = torch.export.Dim("time"), torch.export.Dim("batch")
-    program = torch.export.export(
-        module, (torch.randint(50, shape),), dynamic_shapes=({0: time, 1: batch},)
-    ).module()
-    for size in ((1, 1), (1, 5), (9, 1), (35, 20), (200, 3)):
-        tokens = torch.randint(50, size)
-        assert_close(program(tokens), module(tokens))
-
-
 def test_a_token_out_of_range_is_named():
     for V, bad in ((4, -1), (4, 9), (100, -1), (100, 4000), (4000, -1), (4000, 4000)):
         module = rnnext.EmbeddingRNN(V, 4, 3, batch_first=V > 4 and bad < 0)
