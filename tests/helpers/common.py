@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
@@ -75,18 +75,6 @@ def pair(name: str, *args: Any, **kwargs: Any) -> tuple[nn.Module, nn.Module]:
     return theirs, getattr(rnnext, name)(*args, **kwargs)
 
 
-class NoGradient(torch.autograd.Function):
-    """A copy that hands no gradient on."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> None:
-        return None
-
-
 def error_of(function: Callable[[], Any]) -> tuple[type[Exception], str]:
     """The type and the message of the error that a call raises."""
     try:
@@ -116,16 +104,6 @@ def run_python(
         check=False,
         timeout=600,
     )
-
-
-def leave_group() -> NoReturn:
-    """Ends a process of a gloo group whose work is done, without Python's end.
-
-    DTensor's caches keep the group past its destruction, and a thread of gloo that still holds a
-    tensor when Python ends aborts the process (pytorch#179291).
-    """
-    torch.distributed.barrier()
-    os._exit(0)
 
 
 def pairwise(

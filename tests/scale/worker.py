@@ -13,7 +13,6 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import rnnext
-from helpers.common import leave_group
 
 
 class Model(nn.Module):
@@ -73,7 +72,10 @@ def main(out, *demo):
         results[name] = losses / processes
     if rank == 0:
         torch.save(results, Path(out) / "losses.pt")
-    leave_group()
+    # Without Python's end: DTensor's caches keep the group past its destruction, and a thread of
+    # gloo that still holds a tensor when Python ends aborts the process (pytorch#179291).
+    dist.barrier()
+    os._exit(0)
 
 
 if __name__ == "__main__":
