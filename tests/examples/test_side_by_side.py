@@ -184,26 +184,6 @@ def test_training_keeps_dales_law_and_learns():
     assert (weight.diagonal() == 0).all()
 
 
-def test_text_is_learned():
-    options = [*SMALL["sample_text"].split(), "--seconds=0", "--threads=1", "--out=out"]
-    options += ["--steps=150", "--temperature=0", "--tokens=40", "--hidden=32"]
-    assert sample_text.main(options) == 0
-    assert "say what you" in Path("out/sample.txt").read_text()[4:]
-
-
-@pytest.mark.parametrize("temperature", [0, 0.8])
-def test_the_loop_and_the_stepper_draw_from_the_same_scores(temperature):
-    """With the same random numbers, the same tokens."""
-    model = sample_text.Model(30, 24)
-    reference, prompt = sample_text.reference_of(model), torch.randint(30, (6,))
-    stepper = sample_text.prompted(model, prompt, batch=3)
-    torch.manual_seed(5)
-    ours = stepper.generate(model.score, 20, temperature)
-    torch.manual_seed(5)
-    theirs, _ = sample_text.looped(reference, prompt, 20, temperature, 3)
-    assert torch.equal(ours, theirs)
-
-
 def test_bad_options_are_refused(capsys):
     for options, message in (
         (["--text", "missing.txt"], "cannot read the text missing.txt"),

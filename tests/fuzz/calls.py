@@ -1,5 +1,7 @@
 """Calls made from plain values, each compared with loops in float64; test_calls draws them."""
 
+import copy
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -7,102 +9,10 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import reference
 import rnnext
-from fuzz.guard import guarded
-from fuzz.rounding import UNITS, Expected
+from fuzz.compare import arranged, compare, dtype_of, stored_of, uniform, unit_of
 from helpers import samples
 from helpers.common import same
 from rnnext import embedding_rnn, stepper
-
-PAIRS = ("avx512_bf16", "amx", "amx_stand_in")  # the ISAs that float32 of lower precision is for
-
-
-def check(**case):
-    """Raise AssertionError where the call gives something wrong: what a failure prints."""
-    torch.manual_seed(case["seed"])
-    torch.set_num_threads(1)
-    torch.set_float32_matmul_precision(case["precision"])
-    rnnext._C.set_cpu_isa(case["isa"])
-    CHECKS[case["call"]](case)
-
-
-def dtype_of(case):
-    return getattr(torch, case["dtype"])
-
-
-def stored_of(case):
-    """The narrower type that the reference rounds states to."""
-    return dtype_of(case) if case["dtype"] in ("float16", "bfloat16") else None
-
-
-def unit_of(case):
-    kind, precision = case["dtype"], case["precision"]
-    lower = {"highest": (), "high": PAIRS[1:], "medium": PAIRS}[precision]
-    return UNITS[precision if kind == "float32" and case["isa"] in lower else kind]
-
-
-def uniform(case, *shape, bound=1.0):
-    return ((torch.rand(shape, dtype=torch.float64) * 2 - 1) * bound).to(dtype_of(case))
-
-
-def arranged(tensor, layout):
-    """A tensor of this shape in another layout; "expanded" and "overlapping" repeat values."""
-    if tensor.dim() == 0 or not tensor.numel():
-        return tensor
-    if layout == "expanded":
-        return tensor[..., :1, :].expand_as(tensor) if tensor.dim() > 1 else tensor
-    if layout == "overlapping":
-        return tensor.flatten().as_strided(tensor.shape, (1,) * tensor.dim())
-    if layout == "strided":
-        return tensor.repeat_interleave(2, -1)[..., ::2]
-    if layout == "transposed":
-        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
-    if layout == "misaligned":
-        return torch.cat([tensor.flatten()[:1], tensor.flatten()])[1:].view(tensor.shape)
-    return guarded(tensor) if layout == "guarded" else tensor
-
-
-def results(function, leaves, case, cotangents):
-    """The values, how many they are, and the gradients of the leaves that want one.
-
-    Cotangents are drawn for the first call, and are those of the next.
-    """
-    mode = case["mode"]
-    with torch.inference_mode(mode == "inference"), torch.set_grad_enabled(mode == "grad"):
-        values = function(*leaves)
-    cotangents.extend(torch.rand_like(v) * 2 - 1 for v in values[len(cotangents) :])
-    wanted = [i for i, v in enumerate(values) if v.requires_grad and case["wanted"] in ("both", i)]
-    learned = [leaf for leaf in leaves if leaf.requires_grad]
-    gradients = [None] * len(learned)
-    if wanted and learned:
-        gradients = torch.autograd.grad(
-            [values[i] for i in wanted],
-            learned,
-            [cotangents[i].to(values[i].dtype) for i in wanted],
-            allow_unused=True,
-        )
-        assert all(g is None or not g.is_sparse or g.is_coalesced() for g in gradients)
-        gradients = [g.to_dense() if g is not None and g.is_sparse else g for g in gradients]
-    return [*(v.detach() for v in values), *gradients]
-
-
-def compare(case, leaves, ours, theirs):
-    """Values and gradients against the reference's; and the bits of one thread and no graph."""
-    leaves = [t.detach().requires_grad_(not case["frozen"] >> i & 1) for i, t in enumerate(leaves)]
-    cotangents = []
-    torch.set_num_threads(case["threads"])
-    found = results(ours, leaves, case, cotangents)
-    torch.set_num_threads(1)
-    assert all(v is None or v.dtype == leaves[0].dtype for v in found)
-
-    def exact():
-        # (In inference mode `Rounding` would see products of tensors as they are written.)
-        mode = {"mode": "no_grad" if case["mode"] == "inference" else case["mode"]}
-        doubles = [t.detach().double().requires_grad_(t.requires_grad) for t in leaves]
-        return results(theirs, doubles, case | mode, cotangents)
-
-    Expected(exact, unit_of(case), len(cotangents)).check(found)
-    with torch.no_grad():
-        assert same(ours(*leaves), found[: len(cotangents)]), "one thread gives other bits"
 
 
 def check_recurrence(case):
@@ -346,6 +256,22 @@ def check_embedding(case):
     compare(case, [table], ours, theirs)
 
 
+def stepped_in_any_way(stepper, x, way):
+    """A step from the Stepper's state or a caller's, or of a copy; and the Stepper that goes on."""
+    if way == "from":
+        before = stepper.get_state()
+        given = before.clone()
+        output, after = stepper.step(x, given)
+        assert same([given, stepper.get_state()], [before, before])
+        stepper.set_state(after)
+        return output, stepper
+    if way == "refresh":
+        stepper.refresh()
+    elif way in ("deepcopy", "copy"):
+        stepper = getattr(copy, way)(stepper)
+    return stepper(x), stepper
+
+
 def check_stepper(case):
     """Steps have the bits of the sequence, with resets of some rows to zeros or to states."""
     case |= {"bidirectional": False, "batch_first": False}
@@ -358,19 +284,24 @@ def check_stepper(case):
     start = uniform(case, *shape) if case["reset"] in ("shared", "each") else None
     torch.set_num_threads(case["threads"])
     stepped = rnnext.Stepper(module, B)
+    assert not stepped.get_state().any()
     if case["hx"]:
         stepped.set_state(arranged(uniform(case, case["layers"], B, H), case["layout"]))
     hx, found = stepped.get_state(), []
     for t, x_t in enumerate(x):
         if reset is not None:
             stepped.reset(reset[t], start)
-        found.append(stepped(x_t))
+        output, stepped = stepped_in_any_way(stepped, x_t, case["ways"][t % len(case["ways"])])
+        found.append(output)
     torch.set_num_threads(1)
     with torch.no_grad():
-        if "Emb" in case["module"]:
-            module, x = module.rnn, module.embedding(x)
-        output, h_n = module(x, hx, reset=reset, reset_state=start)
+        of = (module.rnn, module.embedding(x)) if "Emb" in case["module"] else (module, x)
+        output, h_n = of[0](of[1], hx, reset=reset, reset_state=start)
     assert same([torch.stack(found), stepped.get_state()], [output, h_n])
+    stepped.get_state().zero_()  # a copy
+    stepped.reset(state=start)
+    wanted = torch.zeros_like(hx) if start is None else start.view(case["layers"], -1, H)
+    assert torch.equal(stepped.get_state(), wanted.expand_as(hx))
 
 
 CHECKS = {
@@ -381,3 +312,12 @@ CHECKS = {
     "embedding": check_embedding,
     "stepper": check_stepper,
 }
+
+
+def check(**case):
+    """Raise AssertionError where the call gives something wrong: what a failure prints."""
+    torch.manual_seed(case["seed"])
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision(case["precision"])
+    rnnext._C.set_cpu_isa(case["isa"])
+    CHECKS[case["call"]](case)

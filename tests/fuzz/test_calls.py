@@ -67,6 +67,7 @@ COMMON = {
     "threads": st.integers(1, 5),
     "precision": one_of(["highest", "highest", "medium", "high"]),
 }
+WAYS = ["call", "from", "refresh", "copy", "deepcopy"]  # to go a step forward
 LAYERS = {
     "module": one_of(["RNN", "LeakyRNN", "EmbeddingRNN", "functional"]),
     "counted": flags,  # whether tables are multiplied with W_ih first
@@ -119,7 +120,7 @@ OWN = {
         "max_norm": one_of([None, 0.5, 2.0]),
         "norm_type": one_of([2.0, 1.0]),
     },
-    "stepper": LAYERS,
+    "stepper": LAYERS | {"ways": st.lists(one_of(WAYS), min_size=1, max_size=5)},
 }
 
 

@@ -77,18 +77,6 @@ def test_higher_derivatives(options):
     assert_close(results[1], results[0])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bits_count_an_index_that_comes_often(dtype):
-    weight = torch.ones(3, 2, dtype=dtype, requires_grad=True)
-    indices, n = torch.zeros(3000, dtype=torch.int64), 3000
-    rows = rnnext.functional.embedding(indices, weight, scale_grad_by_freq=True)
-    grad = torch.ones_like(rows, requires_grad=True)
-    (first,) = torch.autograd.grad(rows, weight, grad, create_graph=True)
-    assert_close(first[0], torch.ones(2))
-    (second,) = torch.autograd.grad(first.sum(), grad)
-    assert_close(second * n, torch.ones(n, 2))
-
-
 def test_tables_of_other_dtypes_are_read_and_a_complex_one_has_no_gradient():
     """torch refuses in forward, where the caller still sees the reason."""
     indices = torch.tensor([[1, 4], [4, 0]])

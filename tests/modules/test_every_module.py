@@ -75,22 +75,6 @@ def test_a_write_through_data_is_seen(sample):
     assert same(results(module, sample.given), results(other, sample.given))
 
 
-@of_all
-def test_without_gradients_there_is_no_graph_and_the_bits_are_the_same(sample):
-    module, given = sample.make(), sample.given
-    expected = outputs(module, given)
-    assert all(v.requires_grad for v in expected)
-    for guard in (torch.no_grad, torch.inference_mode):
-        with guard():
-            found = outputs(module, given)
-        assert not any(v.requires_grad for v in found)
-        assert same(found, expected)
-    module.requires_grad_(False)
-    assert all(v.grad_fn is None for v in outputs(module, given))
-    if given.is_floating_point():
-        assert all(v.requires_grad for v in outputs(module, given.clone().requires_grad_()))
-
-
 class NoGradient(torch.autograd.Function):
     """A copy that hands no gradient on."""
 
@@ -111,18 +95,6 @@ def test_a_result_without_a_gradient_gives_none(sample):
         given.requires_grad_(given.is_floating_point())
         NoGradient.apply(outputs(module, given)[0]).sum().backward()
         assert all(v.grad is None for v in (given, *module.parameters()))
-
-
-@of_all
-def test_conversion_to_another_dtype(sample):
-    module, given = sample.make().eval(), sample.given
-    for dtype in (torch.float64, torch.bfloat16, torch.float16):
-        converted = copy.deepcopy(module).to(dtype)
-        exact = copy.deepcopy(converted).double()
-        x = given.to(dtype) if given.is_floating_point() else given
-        found = results(converted, x)
-        assert {v.dtype for v in found} == {dtype}
-        assert_close(found, results(exact, x.double() if given.is_floating_point() else x))
 
 
 @of_all

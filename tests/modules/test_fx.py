@@ -30,15 +30,6 @@ def test_all_arguments_are_recorded():
     assert same(symbolic_trace(model)(*given), model(*given))
 
 
-def test_a_graph_takes_packed_sequences_and_can_be_reverted():
-    model = nn.Sequential(rnnext.RNN(3, 4))
-    graph, packed = symbolic_trace(model), nn.utils.rnn.pack_sequence([X[:, 0], X[:2, 1]])
-    assert same(graph(packed)[0][:2], model(packed)[0][:2])
-    rnnext.revert(graph)
-    assert type(graph.get_submodule("0")) is nn.RNN
-    torch.testing.assert_close(graph(X), model(X))
-
-
 class Doubled(rnnext.RNN):
     def forward(self, x):
         return 2 * super().forward(x)[0]
@@ -51,19 +42,3 @@ def test_what_a_leaf_would_do_twice_is_recorded_once(module):
     graph = symbolic_trace(nn.Sequential(module))
     assert ("call_function", torch.ops.rnnext.rnn.default) in called(graph)
     assert same(outputs(graph, X), outputs(module, X))
-
-
-def test_the_model_itself_and_functions_are_recorded_as_ops():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4, 4))
-
-        def forward(self, x, h):
-            return rnnext.functional.rnn_cell(x, h, self.a, self.b)
-
-    given = (X[0], torch.randn(2, 4))
-    for model in (rnnext.RNNCell(3, 4), Model()):
-        graph = symbolic_trace(model)
-        assert called(graph) == [("call_function", torch.ops.rnnext.rnn_cell.default)]
-        assert same(outputs(graph, *given), outputs(model, *given))

@@ -32,28 +32,6 @@ def inputs(module, T, B):
     return torch.randn(T, B, 4)
 
 
-def test_the_state_can_be_read_set_and_reset():
-    rnn = rnnext.RNN(4, 6, num_layers=2)
-    x = torch.randn(9, 2, 4)
-    with torch.no_grad():
-        before, h = rnn(x[:5])
-        after, h_n = rnn(x[5:], h)
-    stepper = rnnext.Stepper(rnn, 2)
-    assert torch.equal(stepper.get_state(), torch.zeros(2, 2, 6))
-    stepper.set_state(h)
-    assert torch.equal(stepper.get_state(), h)
-    assert torch.equal(steps(stepper, x[5:]), after)
-    assert torch.equal(stepper.get_state(), h_n)
-    stepper.get_state().zero_()  # a copy
-    assert torch.equal(stepper.get_state(), h_n)
-    stepper.reset()
-    assert torch.equal(steps(stepper, x[:5]), before)
-    stepper.set_state(h.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_())
-    assert torch.equal(steps(stepper, x[5:]), after)
-    with pytest.raises(AttributeError):
-        stepper.state = h
-
-
 def test_refuses_a_wrong_state_or_mask():
     stepper = rnnext.Stepper(rnnext.RNN(4, 6), 2)
     stepper(torch.randn(2, 4))
@@ -93,29 +71,6 @@ def test_rows_of_a_bounded_norm_that_stay_do_not_count_as_changed():
     expected = module(token[None])[0]
     rnnext.Stepper(module)
     assert torch.equal(stepper(token), expected[0])
-
-
-def test_a_step_from_a_state_of_the_callers(module):
-    """Which stays as it is; and no result is shared with the Stepper."""
-    x = inputs(module, 4, 3)
-    stepper = rnnext.Stepper(module, 3)
-    expected = steps(stepper, x)
-    before = stepper.get_state()
-    state = torch.zeros_like(before)
-    for x_t, wanted in zip(x, expected, strict=True):
-        given = state.clone()
-        output, after = stepper.step(x_t, state.transpose(0, 2).contiguous().transpose(0, 2))
-        assert torch.equal(output, wanted)
-        assert torch.equal(state, given)
-        state = after
-    assert torch.equal(state, before)
-    assert torch.equal(stepper.get_state(), before)
-    stepper.reset()
-    first = stepper(x[0])
-    kept = first.clone()
-    first.zero_()
-    assert torch.equal(stepper(x[1]), expected[1])
-    assert torch.equal(kept, expected[0])
 
 
 def test_a_step_has_no_gradient():
