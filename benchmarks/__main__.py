@@ -101,7 +101,7 @@ def report_command(options: Options) -> None:
 def bars_command(options: Options) -> int:
     """print each bar as held or missed"""
     result = store.load(options.label)
-    verdicts = bars.evaluate(result)
+    verdicts = list(bars.evaluate(result))
     print(bars.text(result, verdicts))
     return int(any(verdict.held is False for verdict in verdicts))
 
@@ -124,14 +124,13 @@ def publish_command(options: Options) -> None:
     documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     if options.label in compared.NAMES:
         found: Any = compared.load(options.label)
-        kept = found.save(store.KEPT)
-        figures = plots.draw_edges(found, folder) if found.name == "edges" else []
+        written = [found.save(store.KEPT)]
     else:
         found = store.load(options.label)
         name = f"cpu-{found.stamp['core'].lower().replace(' ', '')}"
         kept = replace(found, label=name).save(store.KEPT / f"{name}.json")
-        figures = plots.draw(found, folder)
-    for path in (kept, *tables.write(found, documents), *figures):
+        written = [kept, *plots.draw(found, folder)]
+    for path in (*written, *tables.write(found, documents)):
         print(f"wrote {path}")
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .cases import MODES, Case
-from .names import FLOAT32, OURS, TORCH
+from .cases import Case
+from .names import OURS, TORCH
 from .report import Table, describe
 from .store import Result, Row
 
-GROWTH = 1.25  # of the cost per unit of work from one size to the next
+BEST = "the best rival"
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,6 @@ class Verdict:
     needed: float
     got: float | None
     detail: str = ""
-    unit: str = "x"
     at_most: bool = False
 
     @property
@@ -37,73 +35,89 @@ class Verdict:
         return {True: "held", False: "missed", None: "not measured"}[self.held]
 
 
-def worst(
-    what: str, needed: float, values: Mapping[str, float], unit: str = "x", at_most: bool = False
-) -> Verdict:
+def worst(what: str, needed: float, values: Mapping[str, float], at_most: bool = False) -> Verdict:
     """The verdict on the worst of the values, named by case; its detail counts those that hold."""
     if not values:
-        return Verdict(what, needed, None, unit=unit, at_most=at_most)
+        return Verdict(what, needed, None, at_most=at_most)
     where = (max if at_most else min)(values, key=values.__getitem__)
     good = sum(v <= needed if at_most else v >= needed for v in values.values())
     detail = f"{where}; {good} of {len(values)} rows hold"
-    return Verdict(what, needed, values[where], detail, unit, at_most)
+    return Verdict(f"{what}: worst", needed, values[where], detail, at_most)
 
 
-def evaluate(result: Result) -> list[Verdict]:
-    """Of a run: float32 at full precision on all cores, unless a bar says otherwise."""
-    plain = [
-        row
-        for row in result.rows.values()
-        if row.case.dtype == "float32" and row.case.precision == "highest" and not row.case.threads
-    ]
-    sequences = {
-        mode: [r for r in plain if r.case.kind == "rnn" and r.case.T > 1 and r.case.mode == mode]
-        for mode in MODES
-    }
-    amx = "amx_bf16" in result.stamp["cpu_flags"]
-    verdicts = [*_speed(plain, sequences, amx), _memory(sequences["train"])]
-    verdicts += _roof(result, sequences, amx)
+def mean(what: str, needed: float, values: Mapping[str, float]) -> Verdict:
+    """The verdict on the geometric mean."""
+    got = statistics.geometric_mean(values.values()) if values else None
+    return Verdict(f"{what}: mean", needed, got, f"{len(values)} rows")
+
+
+def _layers(mode: str) -> Callable[[Case], bool]:
+    return lambda c: c.kind == "rnn" and c.T > 1 and c.mode == mode
+
+
+# Which calls, whom they are held against, and how many times as fast they must be: in the mean, and
+# each (0: as it comes). In float32 at full precision on all cores.
+SPEED: tuple[tuple[str, Callable[[Case], bool], str, float, float], ...] = (
+    ("infer", _layers("infer"), TORCH, 5.0, 0),
+    ("infer", _layers("infer"), BEST, 2.3, 1.1),
+    ("train", _layers("train"), TORCH, 4.5, 0),
+    ("train", _layers("train"), BEST, 2.5, 1.1),
+    ("one call, T=1, RNN",
+     lambda c: c.kind == "rnn" and c.T == 1 and c.mode == "infer", TORCH, 2.5, 1.5),
+    ("one call, RNNCell", lambda c: c.kind == "cell" and c.mode == "infer", TORCH, 1.8, 1.5),
+    ("one step of a stream", lambda c: c.kind == "step", BEST, 0, 1.1),
+    ("embedding gather",
+     lambda c: c.kind == "embedding" and c.mode == "infer", TORCH, 1.0, 0.95),
+    ("embedding + dense gradient",
+     lambda c: c.kind == "embedding" and c.mode == "train" and not c.sparse, TORCH, 1.6, 0.95),
+    ("embedding + sparse gradient", lambda c: c.sparse, TORCH, 2.5, 1.1),
+)  # fmt: skip
+# Which share of the machine's limit each of these layers must reach.
+ROOF: tuple[tuple[str, Callable[[Case], bool], float], ...] = (
+    ("H >= 256, B >= 16, infer", lambda c: c.H >= 256 and c.B >= 16 and c.mode == "infer", 0.84),
+    ("H >= 256, B >= 16, train", lambda c: c.H >= 256 and c.B >= 16 and c.mode == "train", 0.78),
+    # In few steps a call's fixed cost counts most.
+    ("H 64..255, B >= 16, T > 30", lambda c: 64 <= c.H < 256 and c.B >= 16 and c.T > 30, 0.75),
+    ("B = 1", lambda c: c.B == 1, 0.80),
+)
+
+
+def evaluate(result: Result) -> Iterator[Verdict]:
+    """The verdicts on a run."""
+    plain, lower = [], []
+    for row in result.rows.values():
+        if row.case.dtype == "bfloat16" or row.case.precision == "medium":
+            lower.append(row)
+        elif row.case.dtype == "float32" and not row.case.threads:
+            plain.append(row)
+    for what, wanted, rival, on_average, at_least in SPEED:
+        ratios = _over([row for row in plain if wanted(row.case)], rival)
+        if on_average:
+            yield mean(f"{what} over {rival}", on_average, ratios)
+        if at_least:
+            yield worst(f"{what} over {rival}", at_least, ratios)
     if any("bfloat16" in limits.flops for limits in result.roofs.values()):
-        verdicts += _low_precision(result, amx)
-    return [*verdicts, *_growth(result, sequences)]
+        yield worst(f"bfloat16 and medium over {TORCH}", 1.1, _over(lower, TORCH))
+    layers = [row for row in plain if row.case.kind == "rnn" and row.case.T > 1]
+    yield _memory([row for row in layers if row.case.mode == "train"])
+    for what, wanted, needed in ROOF:
+        shares = {}
+        for row in layers:
+            least = result.bound(row)
+            if wanted(row.case) and OURS in row.seconds and least:
+                name = f"{row.case.name} ({least.limit})"
+                shares[name] = least.seconds / row.seconds[OURS]["median"]
+        yield worst(f"share of the roof, {what}", needed, shares)
 
 
-def _mean_and_worst(
-    what: str, rows: Sequence[Row], needs: tuple[float | None, float | None], best: bool = False
-) -> Iterator[Verdict]:
-    """The geometric mean and the worst row of the speed-up over torch, or over each row's best."""
-    ratios = []
+def _over(rows: Sequence[Row], rival: str) -> dict[str, float]:
+    """The speed-up over a rival, or over the fastest of each row."""
+    ratios = {}
     for row in rows:
-        rival = row.best_rival(OURS) if best else TORCH
-        if rival and (ratio := row.ratio(rival, OURS)) is not None:
-            ratios.append((ratio, f"{row.case.name} ({rival})"))
-    whom = "the best rival" if best else TORCH
-    mean = statistics.geometric_mean([ratio for ratio, _ in ratios]) if ratios else None
-    if needs[0] is not None:
-        yield Verdict(f"{what} over {whom}: mean", needs[0], mean, f"{len(ratios)} rows")
-    if needs[1] is not None:
-        yield Verdict(f"{what} over {whom}: worst row", needs[1], *min(ratios, default=(None, "")))
-
-
-def _speed(plain: list[Row], sequences: dict[str, list[Row]], amx: bool) -> Iterator[Verdict]:
-    over_best = {"infer": 2.8, "train": 3.5} if amx else {"infer": 2.3, "train": 2.5}
-    for mode, over_torch in (("infer", 5.0), ("train", 4.5)):
-        rows = sequences[mode]
-        yield from _mean_and_worst(mode, rows, (over_torch, None))
-        yield from _mean_and_worst(mode, rows, (over_best[mode], 1.1), best=True)
-    kinds: tuple[tuple[str, Callable[[Case], bool], tuple[float | None, float]], ...] = (
-        ("one call, T=1, RNN",
-         lambda c: c.kind == "rnn" and c.T == 1 and c.mode == "infer", (2.5, 1.5)),
-        ("one call, RNNCell", lambda c: c.kind == "cell" and c.mode == "infer", (1.8, 1.5)),
-        ("one step of a stream", lambda c: c.kind == "step", (None, 1.1)),
-        ("embedding gather", lambda c: c.kind == "embedding" and c.mode == "infer", (1.0, 0.95)),
-        ("embedding + dense gradient",
-         lambda c: c.kind == "embedding" and c.mode == "train" and not c.sparse, (1.6, 0.95)),
-        ("embedding + sparse gradient", lambda c: c.sparse, (2.5, 1.1)),
-    )  # fmt: skip
-    for what, wanted, needs in kinds:
-        rows = [row for row in plain if wanted(row.case)]
-        yield from _mean_and_worst(what, rows, needs, best=needs[0] is None)
+        whom = row.best_rival(OURS) if rival == BEST else rival
+        if whom and (ratio := row.ratio(whom, OURS)) is not None:
+            ratios[f"{row.case.name} ({whom})"] = ratio
+    return ratios
 
 
 def _memory(rows: list[Row]) -> Verdict:
@@ -112,84 +126,18 @@ def _memory(rows: list[Row]) -> Verdict:
         for row in rows
         if {OURS, TORCH} <= row.saved_bytes.keys()
     }
-    return worst("output + saved bytes of torch.nn's: worst row", 0.5, shares, at_most=True)
-
-
-def _roof(result: Result, sequences: dict[str, list[Row]], amx: bool) -> Iterator[Verdict]:
-    def wide(c: Case) -> bool:
-        return c.H >= 256 and c.B >= 16
-
-    def middle(c: Case) -> bool:
-        return 64 <= c.H < 256 and c.B >= 16 and c.T > 30  # or a call's fixed cost counts most
-
-    infer, train = (75, 72) if amx else (84, 78)
-    for what, need, modes, sized in (
-        ("H >= 256, B >= 16, infer", infer, ("infer",), wide),
-        ("H >= 256, B >= 16, train", train, ("train",), wide),
-        ("H 64..255, B >= 16, T > 30", 75, MODES, middle),
-        ("B = 1", 80, MODES, lambda c: c.B == 1),
-    ):
-        shares = {}
-        for row in itertools.chain(*(sequences[mode] for mode in modes)):
-            least = result.bound(row)
-            if sized(row.case) and OURS in row.seconds and least:
-                share = 100 * least.seconds / row.seconds[OURS]["median"]
-                shares[f"{row.case.name} ({least.limit})"] = share
-        yield worst(f"share of the roof, {what}: worst row", need, shares, "%")
-
-
-def _low_precision(result: Result, amx: bool) -> Iterator[Verdict]:
-    """bfloat16 and "medium", where the CPU has an instruction for them: over torch.nn at the same
-    setting and over our own float32."""
-    what = "bfloat16 and medium"
-    rows = [
-        row
-        for row in result.rows.values()
-        if row.case.dtype == "bfloat16" or row.case.precision == "medium"
-    ]
-    yield from _mean_and_worst(what, rows, (6.0, 1.5) if amx else (None, 1.1))
-    ratios = {row.case: r for row in rows if (r := row.ratio(FLOAT32, OURS)) is not None}
-    for mode, needed in (("infer", 5.0 if amx else 1.6), ("train", 4.0 if amx else 1.6)):
-        large = {
-            case.name: ratio
-            for case, ratio in ratios.items()
-            if case.mode == mode and case.H >= 128 and case.B >= 16
-        }
-        yield worst(f"{what} over our float32, {mode}: worst row", needed, large)
-    every = {case.name: ratio for case, ratio in ratios.items()}
-    yield worst(f"{what} over our float32, any row: worst", 1.0, every)
-
-
-def _growth(result: Result, sequences: dict[str, list[Row]]) -> Iterator[Verdict]:
-    """Cost for each row and step must not rise along the sweeps of T and B."""
-    for letter in "TB":
-        rises = {}
-        for mode in MODES:
-            costs = sorted(
-                (size, row.seconds[OURS]["median"] / size, row.case.name)
-                for row in sequences[mode]
-                if f"sweep-{letter}" in row.case.tags and OURS in row.seconds
-                if (size := getattr(row.case, letter))
-            )
-            for (_, small, _), (_, large, name) in itertools.pairwise(costs):
-                rises[name] = large / small
-        what = f"cost per unit along {letter}: worst rise"
-        yield worst(what, GROWTH, rises, at_most=True)
+    return worst("output + saved bytes of torch.nn's", 0.5, shares, at_most=True)
 
 
 def table(verdicts: Sequence[Verdict]) -> Table:
     body = []
     for v in verdicts:
-        got = "" if v.got is None else f"{v.got:.2f}{v.unit}"
-        needed = f"{'<=' if v.at_most else '>='} {v.needed:g}{v.unit}"
-        body.append([v.what, needed, got, v.word, v.detail])
+        got = "" if v.got is None else f"{v.got:.2f}"
+        body.append([v.what, f"{'<=' if v.at_most else '>='} {v.needed:g}", got, v.word, v.detail])
     return Table(["bar", "needed", "measured", "verdict", "where"], body)
 
 
 def text(result: Result, verdicts: Sequence[Verdict]) -> str:
     words = [verdict.word for verdict in verdicts]
-    lines = [describe(result), table(verdicts).text()]
-    if not any("bfloat16" in limits.flops for limits in result.roofs.values()):
-        lines.append("bfloat16 counts only where the CPU has a dot product of it")
     counts = (f"{words.count(word)} {word}" for word in ("held", "missed", "not measured"))
-    return "\n".join([*lines, ", ".join(counts)])
+    return "\n".join([describe(result), table(verdicts).text(), ", ".join(counts)])

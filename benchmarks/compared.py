@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,8 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from . import measure, store
-from .bars import Verdict, worst
+from . import bars, measure, store
 from .report import Table, duration
 
 NAMES = ("features", "transforms", "compiled", "sharing", "models", "edges")
@@ -26,28 +24,57 @@ EFFORT = measure.Effort(seconds=0.5, min_rounds=5, max_rounds=25, warm_seconds=0
 TOLERANCE = 2e-4  # of the largest value: the two sides sum in different orders
 Call = Callable[[], list[Any]]  # tensors: a worker imports no torch before it is pinned to cores
 Numbers = dict[str, float]
+# A table: the cells of a row, by the head of their column. Rows that lack the numbers have none.
+Columns = Mapping[str, Callable[[Numbers], str]]
 
 
 @dataclass(frozen=True)
 class Row:
-    """measure() returns numbers by name, of which "ours" and "other" are seconds of the two sides,
-    and "scale" how much of the other's work ours had to do. group: what a bar is held against."""
+    """measure() returns numbers by name; of `turns`, "ours" and "other" are seconds of the two
+    sides, and "scale" is how much of the other's work ours had to do."""
 
     what: str
     measure: Callable[[], Numbers]
-    group: str = ""
+
+
+def ratio(row: Numbers, of: str = "") -> float:
+    """How many times as long the other takes, for the same work."""
+    return row[f"{of}other"] * row.get(f"{of}scale", 1.0) / row[f"{of}ours"]
+
+
+def seconds(name: str) -> Callable[[Numbers], str]:
+    return lambda row: duration(row[name])
+
+
+# Of two sides, as they were called, whatever the work of each.
+TWO_SIDES: Columns = {
+    "rnnext": seconds("ours"),
+    "the other": seconds("other"),
+    "times as fast": lambda row: f"{row['other'] / row['ours']:.2f}",
+}
 
 
 @dataclass(frozen=True)
 class Bar:
-    """How many times as fast the rows of a group must be (or, of at_most, how many times as long
-    ours may take): each of them, or their geometric mean."""
+    """What the rows whose names match must reach: each of them, or their geometric mean."""
 
     what: str
-    group: str
+    rows: str
     needed: float
+    value: Callable[[Numbers], float] = ratio
     at_most: bool = False
     mean: bool = False
+
+    def verdict(self, rows: Mapping[str, Numbers]) -> bars.Verdict:
+        values = {n: self.value(row) for n, row in rows.items() if fnmatchcase(n, self.rows)}
+        if self.mean:
+            return bars.mean(self.what, self.needed, values)
+        return bars.worst(self.what, self.needed, values, self.at_most)
+
+
+def at_most(what: str, rows: str, needed: float) -> Bar:
+    """A bar of how many times as long ours may take as the other."""
+    return Bar(what, rows, needed, lambda row: 1 / ratio(row), at_most=True)
 
 
 @dataclass
@@ -64,30 +91,22 @@ class Comparison:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
         return path
 
-    def ratio(self, what: str) -> float:
-        """How many times as long the other takes, for the same work."""
-        row = self.rows[what]
-        return row["other"] * row.get("scale", 1.0) / row["ours"]
-
-    def faster(self, what: str) -> str:
-        return f"{self.ratio(what):.2f}"
-
-    def table(self) -> Table:
-        """Every row of two sides, as they were called, whatever the work of each."""
-        body = [
-            [what, *map(duration, (row["ours"], row["other"])), f"{row['other'] / row['ours']:.2f}"]
-            for what, row in self.rows.items()
-        ]
-        return Table(["what", "rnnext", "the other", "times as fast"], body)
+    def table(self, columns: Columns) -> Table:
+        body = []
+        for what, row in self.rows.items():
+            try:
+                body.append([what, *(cell(row) for cell in columns.values())])
+            except KeyError:  # a row of another table
+                continue
+        return Table(["", *columns], body)
 
 
 @dataclass(frozen=True)
 class Suite:
     name: str
     rows: Callable[[], Iterator[Row]]
-    tables: Mapping[str, Callable[[Comparison], Table]]
+    tables: Mapping[str, Columns]
     bars: tuple[Bar, ...] = ()
-    verdicts: Callable[[Comparison], list[Verdict]] = lambda run: []
 
     def run(self, patterns: Sequence[str] = ()) -> int:
         """Time, print and keep the rows, or those whose names match beside the ones kept before;
@@ -95,32 +114,18 @@ class Suite:
         run = Comparison(self.name, measure.stamp(measure.pin_threads(0)))
         if patterns and (store.FOLDER / f"{self.name}.json").exists():
             run.rows = load(self.name).rows
-        groups: dict[str, dict[str, float]] = {}
         for row in self.rows():
             if patterns and not any(fnmatchcase(row.what, pattern) for pattern in patterns):
                 continue
             numbers = run.rows[row.what] = row.measure()
             print(row.what, {k: float(f"{v:.3g}") for k, v in numbers.items()}, file=sys.stderr)
-            if row.group:
-                groups.setdefault(row.group, {})[row.what] = run.ratio(row.what)
         print(f"{run.stamp['cpu']}, {run.stamp['threads']} threads")
-        for table in self.tables.values() if not patterns else ():
-            print(table(run).markdown())
+        for columns in self.tables.values() if not patterns else ():
+            print(run.table(columns).markdown())
         print(f"kept in {run.save()}; into the documents: benchmarks publish --label {self.name}")
-        verdicts = [_verdict(bar, groups.get(bar.group, {})) for bar in self.bars]
-        for found in (verdicts := [*verdicts, *self.verdicts(run)]):
-            got = "-" if found.got is None else f"{found.got:.2f}"
-            sign = "at most" if found.at_most else "at least"
-            print(f"{found.word:12} {found.what}: {got}, {sign} {found.needed:g} {found.detail}")
+        verdicts = [bar.verdict(run.rows) for bar in self.bars]
+        print(bars.table(verdicts).text())
         return int(any(found.held is False for found in verdicts))
-
-
-def _verdict(bar: Bar, ratios: dict[str, float]) -> Verdict:
-    if bar.mean:
-        got = statistics.geometric_mean(ratios.values()) if ratios else None
-        return Verdict(bar.what, bar.needed, got)
-    values = {what: 1 / ratio if bar.at_most else ratio for what, ratio in ratios.items()}
-    return worst(bar.what, bar.needed, values, at_most=bar.at_most)
 
 
 def suite(name: str) -> Suite:
@@ -148,3 +153,21 @@ def turns(ours: Call, other: Call, scale: float = 1.0, same: bool = True) -> Cal
         return {who: timing.median for who, timing in timings.items()} | {"scale": scale}
 
     return measure_both
+
+
+def call_of(
+    forward: Callable[..., Any], given: Sequence[Any], leaves: Sequence[Any], train: bool,
+    h_n: bool = True, **options: Any,
+) -> Call:  # fmt: skip
+    """The output and h_n of a call, and in training the gradients of the leaves."""
+    import torch
+
+    def call() -> list[Any]:
+        with torch.set_grad_enabled(train):
+            output, last = forward(*given, **options)
+        results = [output.detach(), *([last.detach()] if h_n else [])]
+        if not train:
+            return results
+        return [*results, *torch.autograd.grad(output, leaves, torch.ones_like(output))]
+
+    return call

@@ -16,12 +16,9 @@ from torch import Tensor, nn
 import rnnext
 
 from . import runner
-from .compared import Comparison, Numbers, Row, Suite
-from .report import Table, duration
+from .compared import Columns, Numbers, Row, Suite, seconds
 
 B, I, H = 20, 200, 200  # noqa: E741
-LENGTHS = (32, 512)
-MODES = ("inference", "training")
 ROUNDS = 15
 
 
@@ -41,18 +38,14 @@ class Loop(nn.Module):
         return (torch.stack(outputs),)
 
 
-def name(T: int, mode: str) -> str:
-    return f"T={T}, {mode}"
-
-
 def rows() -> Iterator[Row]:
-    for T in LENGTHS:
-        for mode in MODES:
-            yield Row(name(T, mode), partial(_in_worker, T, mode))
+    for T in (32, 512):
+        for mode in ("inference", "training"):
+            yield Row(f"T={T}, {mode}", partial(_in_worker, T, mode))
 
 
 def _in_worker(T: int, mode: str) -> Numbers:
-    [(_, found)] = runner.in_worker(_time, 0, T, mode == "training")
+    [(_, found)] = runner.in_workers(1, _time, 0, T, mode == "training")
     return dict(found)
 
 
@@ -89,13 +82,11 @@ def _time(send: Callable[[str, Any], None], threads: int, T: int, train: bool) -
     send("compiled", found)
 
 
-def table(run: Comparison) -> Table:
-    head = ["", "first call", "of the loop", "later", "of the loop", "times as fast"]
-    body = []
-    for what, row in run.rows.items():
-        times = [duration(row[k]) for k in ("first", "loop first", "later", "loop later")]
-        body.append([what, *times, f"{row['loop later'] / row['later']:.1f}"])
-    return Table(head, body)
-
-
-SUITE = Suite("compiled", rows, {"compiled": table})
+COLUMNS: Columns = {
+    "first call": seconds("first"),
+    "of the loop": seconds("loop first"),
+    "later": seconds("later"),
+    "later, of the loop": seconds("loop later"),
+    "times as fast": lambda row: f"{row['loop later'] / row['later']:.1f}",
+}
+SUITE = Suite("compiled", rows, {"compiled": COLUMNS})

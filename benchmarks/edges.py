@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from functools import partial
 
 from . import measure
-from .bars import GROWTH, Verdict
 from .cases import MODES, Case
-from .compared import Comparison, Numbers, Row, Suite
+from .compared import Bar, Columns, Numbers, Row, Suite
 from .costs import operations
 
 # One size is swept while the others stay at these.
@@ -34,44 +33,39 @@ def rows() -> Iterator[Row]:
         for letter, runs in SIZES.items():
             for sizes in runs:
                 name = f"{mode} {letter}={sizes[0]}..{sizes[-1]}"
-                yield Row(name, partial(_seconds, mode, letter, sizes))
+                yield Row(name, partial(_costs, mode, letter, sizes))
 
 
-def _seconds(mode: str, letter: str, sizes: range) -> Numbers:
-    """By size."""
+def _costs(mode: str, letter: str, sizes: range) -> Numbers:
+    """Seconds for each operation, by size; H counts in whole vectors of 16, so tails weigh
+    nothing."""
     from .rivals import ours
     from .rivals.contract import Data
 
     cases = {str(size): edge_case(mode, letter, size) for size in sizes}
     ready = {size: ours().prepare(case, Data(case), 0) for size, case in cases.items()}
-    return {size: t.median for size, t in measure.interleave(ready, EFFORT).items()}
+    timings = measure.interleave(ready, EFFORT)
+    return {size: timings[size].median / work(case, letter) for size, case in cases.items()}
 
 
-def unit_costs(name: str, seconds: Numbers) -> list[tuple[int, float]]:
-    """(size, seconds per operation); H counts in whole vectors of 16, so tails weigh nothing."""
-    mode, run = name.split(" ")
-    costs = []
-    for size in map(int, seconds):
-        work = operations(edge_case(mode, run[0], size))
-        if run[0] == "H":
-            work *= -(-size // 16) * 16 / size
-        costs.append((size, seconds[str(size)] / work))
-    return costs
+def work(case: Case, letter: str) -> float:
+    vectors = -(-case.H // 16) * 16 / case.H if letter == "H" else 1.0
+    return operations(case) * vectors
 
 
-def worst_jump(run: Comparison) -> tuple[float, str]:
-    """The largest growth of the cost per operation from one size to the next, and where."""
-    jumps = [(0.0, "")]
-    for name, seconds in run.rows.items():
-        for (_, before), (size, after) in itertools.pairwise(unit_costs(name, seconds)):
-            jumps.append((after / before, f"{name.partition('=')[0]}={size - 1} to {size}"))
-    return max(jumps)
+def worst_rise(costs: Numbers) -> tuple[float, str]:
+    """The largest growth of the cost from one size to the next, and the larger size."""
+    pairs = itertools.pairwise(costs.items())
+    return max((after / before, size) for (_, before), (size, after) in pairs)
 
 
-def verdicts(run: Comparison) -> list[Verdict]:
-    jump, where = worst_jump(run)
-    what = "cost per unit, one size to the next: worst rise"
-    return [Verdict(what, GROWTH, jump, where, at_most=True)]
-
-
-SUITE = Suite("edges", rows, {}, verdicts=verdicts)
+COLUMNS: Columns = {
+    "largest rise of the cost of a unit": lambda row: f"{worst_rise(row)[0]:.2f}",
+    "to": lambda row: worst_rise(row)[1],
+}
+SUITE = Suite(
+    "edges",
+    rows,
+    {"edges": COLUMNS},
+    (Bar("cost per unit, one size to the next", "*", 1.25, lambda r: worst_rise(r)[0], True),),
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,34 +13,25 @@ from torch import Tensor, nn
 import rnnext
 
 from .cases import MODES
-from .compared import Bar, Call, Comparison, Row, Suite, turns
+from .compared import TWO_SIDES, Bar, Call, Row, Suite, at_most, call_of, turns
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def call_of(
-    forward: Callable[..., Any], x: Tensor, parameters: Iterator[Tensor] | list[Tensor],
-    train: bool, h_n: bool = True, **options: Any,
+def gradients_of(
+    forward: Callable[..., Any], x: Tensor, parameters: Iterable[Tensor], train: bool,
+    **options: Any,
 ) -> Call:  # fmt: skip
-    """Output and h_n, and in training the gradients of the input and the parameters."""
+    """A call, and in training the gradients of the input and the parameters."""
     leaves = list(parameters)
     if x.is_floating_point():
         x = x.detach().requires_grad_(train)
         leaves.insert(0, x)
-
-    def call() -> list[Tensor]:
-        with torch.set_grad_enabled(train):
-            output, last = forward(x, **options)
-        results = [output.detach(), *([last.detach()] if h_n else [])]
-        if not train:
-            return results
-        return [*results, *torch.autograd.grad(output, leaves, torch.ones_like(output))]
-
-    return call
+    return call_of(forward, (x,), leaves, train, **options)
 
 
 def module_call(module: nn.Module, x: Tensor, train: bool, **options: Any) -> Call:
-    return call_of(module, x, module.parameters(), train, **options)
+    return gradients_of(module, x, module.parameters(), train, **options)
 
 
 def python_loop(leaky: rnnext.LeakyRNN, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,11 +83,11 @@ def rows() -> Iterator[Row]:
             rnn, train = rnnext.RNN(64, H), mode == "train"
             what = f"RNN with lengths (mean {mean:.0f} of 200) against padding, B=64 H={H}, {mode}"
             ours, padded = module_call(rnn, x, train, lengths=lengths), module_call(rnn, x, train)
-            yield Row(what, turns(ours, padded, mean.item() / 200, same=False), "lengths")
+            yield Row(what, turns(ours, padded, mean.item() / 200, same=False))
     x, leaky = torch.randn(300, 32, 3), rnnext.LeakyRNN(3, 100, alpha=0.2)
-    loop = call_of(functools.partial(python_loop, leaky), x, leaky.parameters(), True)
+    loop = gradients_of(functools.partial(python_loop, leaky), x, leaky.parameters(), True)
     what = "LeakyRNN against the Python loop, T=300 B=32 I=3 H=100, train"
-    yield Row(what, turns(module_call(leaky, x, True), loop), "leak, Python loop")
+    yield Row(what, turns(module_call(leaky, x, True), loop))
     yield from peers("T=300 B=32 I=3 H=100, train", train=True)
     for mode in MODES:
         yield from tokens(mode, mode == "train")
@@ -104,7 +95,7 @@ def rows() -> Iterator[Row]:
     leaky_stepper = rnnext.Stepper(rnnext.LeakyRNN(64, 64, alpha=0.2))
     stepper = rnnext.Stepper(rnnext.RNN(64, 64))
     both = turns(lambda: [leaky_stepper(step)], lambda: [stepper(step)], same=False)
-    yield Row("Stepper of a LeakyRNN against one of an RNN, H=64 B=1", both, "Stepper")
+    yield Row("Stepper of a LeakyRNN against one of an RNN, H=64 B=1", both)
 
 
 def leaks_and_resets(mode: str, train: bool) -> Iterator[Row]:
@@ -112,8 +103,7 @@ def leaks_and_resets(mode: str, train: bool) -> Iterator[Row]:
         x, size = torch.randn(100, 32, 64), f"T=100 B=32 I=64 H={H}, {mode}"
         ours = module_call(rnnext.LeakyRNN(64, H, alpha=0.2), x, train)
         plain = module_call(rnnext.RNN(64, H), x, train)
-        bar = "leak, H >= 256" if H >= 256 else "leak, H < 256"
-        yield Row(f"LeakyRNN against RNN, {size}", turns(ours, plain, same=False), bar)
+        yield Row(f"LeakyRNN against RNN, {size}", turns(ours, plain, same=False))
     x, size = torch.randn(300, 32, 3), f"T=300 B=32 I=3 H=100, {mode}"
     noisy, quiet = (rnnext.LeakyRNN(3, 100, alpha=0.2, noise_std=std) for std in (0.1, 0.0))
     both = module_call(noisy, x, train), module_call(quiet, x, train)
@@ -123,7 +113,7 @@ def leaks_and_resets(mode: str, train: bool) -> Iterator[Row]:
         rnn = rnnext.RNN(64, H)
         what = f"RNN with resets against without, T=100 B=32 I=64 H={H}, {mode}"
         ours, plain = module_call(rnn, x, train, reset=reset), module_call(rnn, x, train)
-        yield Row(what, turns(ours, plain, same=False), "reset")
+        yield Row(what, turns(ours, plain, same=False))
 
 
 def episodes() -> Row:
@@ -134,26 +124,26 @@ def episodes() -> Row:
     # Where an episode is a row of its own, h_n has more rows: it is left out.
     ours = module_call(rnn, x, True, h_n=False, reset=reset)
     split = functools.partial(split_and_pad, theirs, reset)
-    other = call_of(split, x, theirs.parameters(), True, h_n=False)
+    other = gradients_of(split, x, theirs.parameters(), True, h_n=False)
     size = f"T={T} B={B} H={H}, train"
     what = f"RNN with resets against nn.RNN over split and padded episodes, {size}"
-    return Row(what, turns(ours, other), "reset, episodes split")
+    return Row(what, turns(ours, other))
 
 
 def tokens(mode: str, train: bool) -> Iterator[Row]:
     for V in (384, 10_000):
         indices = zipf(V, (100, 32))
         module = rnnext.EmbeddingRNN(V, 128, 128)
-        for group, whose, layers in (
-            ("", "nn.RNN(nn.Embedding)", (nn.Embedding(V, 128), nn.RNN(128, 128))),
-            (", own", "RNN(Embedding)", (rnnext.Embedding(V, 128), rnnext.RNN(128, 128))),
+        for whose, layers in (
+            ("nn.RNN(nn.Embedding)", (nn.Embedding(V, 128), nn.RNN(128, 128))),
+            ("RNN(Embedding)", (rnnext.Embedding(V, 128), rnnext.RNN(128, 128))),
         ):
             two = nn.Sequential(*layers)
             for one, own in zip(two, (module.embedding, module.rnn), strict=True):
                 one.load_state_dict(own.state_dict())
             what = f"EmbeddingRNN against {whose}, T=100 B=32 E=H=128 V={V}, {mode}"
             ours, other = module_call(module, indices, train), module_call(two, indices, train)
-            yield Row(what, turns(ours, other), f"tokens{group}, {mode}")
+            yield Row(what, turns(ours, other))
 
 
 def peers(size: str, train: bool) -> Iterator[Row]:
@@ -195,7 +185,7 @@ def _peer(
         ours.data.copy_(theirs)
     x = torch.randn(300, 32, 3)
     own = module_call(leaky, x, train, h_n=False)
-    both = own, call_of(forward, x, parameters, train, h_n=False)
+    both = own, gradients_of(forward, x, parameters, train, h_n=False)
     return Row(f"LeakyRNN ({form}) against {what}", turns(*both))
 
 
@@ -210,27 +200,24 @@ def _ctrnn(model: Any, voltage: bool, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _token_bars() -> Iterator[Bar]:
     for mode, needed in (("infer", 4), ("train", 3.5)):
-        for against, group, mean, least in (
-            ("torch.nn", f"tokens, {mode}", needed, 1.5),
-            ("two modules", f"tokens, own, {mode}", 1.2, 1.0),
-        ):
-            what = f"tokens, against {against}, {mode}"
-            yield Bar(f"{what}, mean", group, mean, mean=True)
-            yield Bar(f"{what}, worst", group, least)
+        for whose, mean, least in (("nn.RNN(nn", needed, 1.5), ("RNN(Emb", 1.2, 1.0)):
+            rows = f"EmbeddingRNN against {whose}*, {mode}"
+            yield Bar(rows, rows, mean, mean=True)
+            yield Bar(rows, rows, least)
 
 
 SUITE = Suite(
     "features",
     rows,
-    {"features": Comparison.table},
+    {"features": TWO_SIDES},
     (
-        Bar("leak over none, H < 256", "leak, H < 256", 1.15, at_most=True),
-        Bar("leak over none, H >= 256", "leak, H >= 256", 1.05, at_most=True),
-        Bar("resets over none", "reset", 1.05, at_most=True),
-        Bar("resets, against split episodes", "reset, episodes split", 3),
-        Bar("lengths, time over valid steps", "lengths", 1.15, at_most=True),
-        Bar("leak, against the Python loop", "leak, Python loop", 20),
-        Bar("Stepper with a leak over without", "Stepper", 1.3, at_most=True),
+        at_most("leak over none, H < 256", "LeakyRNN against RNN, *H=64*", 1.15),
+        at_most("leak over none, H >= 256", "LeakyRNN against RNN, *H=256*", 1.05),
+        at_most("resets over none", "RNN with resets against without*", 1.05),
+        Bar("resets, against split episodes", "RNN with resets against nn.RNN*", 3),
+        at_most("lengths, time over valid steps", "RNN with lengths*", 1.15),
+        Bar("leak, against the Python loop", "LeakyRNN against the Python loop*", 20),
+        at_most("Stepper with a leak over without", "Stepper*", 1.3),
         *_token_bars(),
     ),
 )

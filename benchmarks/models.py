@@ -21,12 +21,12 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import rnnext
 
 from . import cases, runner
-from .compared import Comparison, Numbers, Row, Suite
+from .compared import TWO_SIDES, Columns, Numbers, Row, Suite, seconds
 from .names import OURS, TORCH
-from .report import Table, duration
 from .rivals.contract import Data
 from .rivals.torch_modules import TorchModules
 
+SIDES = {"ours": OURS, "other": TORCH}
 PROCESSES = 2  # of each library, one after the other's
 WARM_STEPS, SECONDS = 5, 2.0
 T, FEATURES, WORDS, VOCABULARY = 98, 40, 35, 10_000
@@ -131,14 +131,13 @@ def measure_steps(send: Callable[[str, Any], None], threads: int, name: str, lib
 
 def _row(name: str) -> Numbers:
     """Of both libraries, the medians over all processes."""
-    found: dict[str, list[Any]] = {TORCH: [], OURS: []}
+    found: dict[str, list[Any]] = {side: [] for side in SIDES}
     for _ in range(PROCESSES):
-        for library, results in found.items():
-            [(_, result)] = runner.in_worker(measure_steps, 0, name, library)
-            results.append(result)
+        for side, library in SIDES.items():
+            found[side] += runner.in_workers(1, measure_steps, 0, name, library)
     row: Numbers = {}
-    for library, side in ((OURS, "ours"), (TORCH, "other")):
-        times, faults, peaks = zip(*found[library], strict=True)
+    for side, results in found.items():
+        times, faults, peaks = zip(*(result for _, result in results), strict=True)
         row[side] = statistics.median(itertools.chain(*times))
         row[f"{side} faults"] = statistics.median(faults)
         row[f"{side} MiB"] = max(peaks)
@@ -150,15 +149,14 @@ def rows() -> Iterator[Row]:
         yield Row(name, functools.partial(_row, name))
 
 
-def table(run: Comparison) -> Table:
-    head = ["a training step", OURS, TORCH, "times as fast", "page faults", TORCH, "MiB", TORCH]
-    body = []
-    for name, row in run.rows.items():
-        line = [name, duration(row["ours"]), duration(row["other"]), run.faster(name)]
-        for what in ("faults", "MiB"):
-            line += [f"{row[f'{side} {what}']:.0f}" for side in ("ours", "other")]
-        body.append(line)
-    return Table(head, body)
+def count(name: str) -> Callable[[Numbers], str]:
+    return lambda row: f"{row[name]:.0f}"
 
 
-SUITE = Suite("models", rows, {"models": table})
+COLUMNS: Columns = {
+    **{library: seconds(side) for side, library in SIDES.items()},
+    "times as fast": TWO_SIDES["times as fast"],
+    **{f"page faults, {library}": count(f"{side} faults") for side, library in SIDES.items()},
+    **{f"MiB, {library}": count(f"{side} MiB") for side, library in SIDES.items()},
+}
+SUITE = Suite("models", rows, {"models": COLUMNS})

@@ -1,4 +1,4 @@
-"""Figures of a stored run: speed-ups, times along H, B and T, the roofline, sizes one apart."""
+"""Figures of a stored run: speed-ups, and times along H, B and T under the machine's limit."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from . import costs, edges
-from .bars import GROWTH
 from .cases import MODES
-from .compared import Comparison, Numbers
 from .names import COMPILED, OURS, RIVALS, TORCH
 from .store import Result, Row
 
@@ -35,12 +32,8 @@ GRAY = "#666666"
 
 def draw(result: Result, folder: Path) -> list[Path]:
     """Write every figure that the run has rows for; the paths written."""
-    figures = {"speedup": speedup(result), "sweeps": sweeps(result), "roofline": roofline(result)}
+    figures = {"speedup": speedup(result), "sweeps": sweeps(result)}
     return [_write(f, result.stamp, folder / f"{name}.png") for name, f in figures.items() if f]
-
-
-def draw_edges(run: Comparison, folder: Path) -> list[Path]:
-    return [_write(neighbours(run), run.stamp, folder / "edges.png")]
 
 
 def _write(figure: Any, stamp: dict[str, Any], path: Path) -> Path:
@@ -163,124 +156,3 @@ def _lines(axis: Any, result: Result, rows: list[Row], letter: str) -> None:
     axis.set_title(f"{rows[0].case.mode}, {text}", fontsize=10)
     _one_two_five(axis.xaxis, [getattr(row.case, letter) for row in rows], most=11)
     _one_two_five(axis.yaxis, every, most=18)
-
-
-def _reached(row: Row, who: str) -> tuple[float, float]:
-    """Operations for each byte that must move, and GFLOP/s."""
-    # A single row streams the weights each step; a batch reuses them.
-    streamed = costs.streamed_bytes(row.case) if row.case.B == 1 else 0.0
-    operations = costs.operations(row.case)
-    moved = max(costs.moved_bytes(row.case), streamed)
-    return operations / moved, operations / row.seconds[who]["median"] / 1e9
-
-
-def roofline(result: Result) -> Any:
-    """GFLOP/s of float32 sequences on all cores against operations a byte that must move, under the
-    measured limits."""
-    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for row in result.rows.values():
-        case = row.case
-        if (case.kind, case.dtype, case.precision, case.threads) != (
-            "rnn",
-            "float32",
-            "highest",
-            0,
-        ):
-            continue
-        for who in (OURS, TORCH) if case.T > 1 else ():
-            if who in row.seconds:
-                points.setdefault((who, case.mode), []).append(_reached(row, who))
-    limits = result.roofs.get(0)
-    if limits is None or not points:
-        return None
-    figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
-    for (who, mode), found in sorted(points.items()):
-        color, marker = STYLES[who]
-        fill = color if mode == "infer" else "none"
-        style: dict[str, Any] = {"facecolor": fill, "edgecolor": color, "marker": marker}
-        x, y = zip(*found, strict=True)
-        axis.scatter(x, y, 28, label=f"{who}, {mode}", **style)
-    peak = limits.flops["float32"] / 1e9
-    intensities, rates = zip(*(point for found in points.values() for point in found), strict=True)
-    low, high = min(intensities) / 3, max(intensities) * 1.5
-    note: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": GRAY}
-    slope: dict[str, Any] = {
-        "rotation": 45,
-        "rotation_mode": "anchor",
-        "transform_rotates_text": True,
-    }
-    for level, speed in limits.read.items():
-        speed /= 1e9
-        axis.plot([low, peak / speed, high], [low * speed, peak, peak], color=GRAY, linewidth=1)
-        # Along the slope, where it enters the figure; lines are a factor of two apart or more.
-        at = low * 1.1, low * 1.1 * speed
-        axis.annotate(f"{level}, {speed:.0f} GB/s", at, xytext=(-3, 4), **slope, **note)
-    text = f"multiply-adds, {peak:.0f} GFLOP/s"
-    axis.annotate(text, (high / 1.2, peak), xytext=(0, 3), ha="right", **note)
-    _one_two_five(axis.xaxis, [low * 1.15, high / 1.15], most=14)
-    _one_two_five(axis.yaxis, [*rates, peak * 1.2], most=14)
-    axis.set_ylabel("GFLOP/s reached")
-    axis.set_xlabel("floating-point operations for each byte that must move")
-    axis.set_title(
-        "Each point is a float32 sequence. The lines are what this machine can do: what moves "
-        "through\na memory level, and what the multiply-adds make of it; a point at its line "
-        "could not be faster.",
-        fontsize=10,
-        loc="left",
-    )
-    _legend(figure, axis)
-    return figure
-
-
-def neighbours(run: Comparison) -> Any:
-    """Cost of a unit of work at sizes one apart: a jump at a tile's edge would show as a step."""
-    figure, axes = plt.subplots(3, 1, figsize=(10, 9), layout="constrained")
-    for axis, letter in zip(axes, "HBT", strict=True):
-        _groups(axis, run.rows, letter)
-    axes[0].set_title(
-        "What one more hidden unit, sequence or step costs: each group of points is a run of sizes "
-        "one apart.\nA level line is good: one more costs its share. A step up of a line would be "
-        "a size that fills\nonly part of the kernel's last tile, but pays for all of it; the "
-        f"black bar is a step of {GROWTH - 1:.0%}.",
-        fontsize=10,
-        loc="left",
-    )
-    _legend(figure, axes[0])
-    return figure
-
-
-def _groups(axis: Any, runs: dict[str, Numbers], letter: str) -> None:
-    """The runs of one letter side by side, evenly spaced: on a log axis large sizes would merge."""
-    every: list[float] = []
-    ticks: dict[float, int] = {}
-    color, _ = STYLES[OURS]
-    for mode in MODES:
-        chosen = {k: v for k, v in runs.items() if k.startswith(f"{mode} {letter}=")}
-        costs_of_runs = [edges.unit_costs(key, times) for key, times in chosen.items()]
-        cheapest = min((cost for found in costs_of_runs for _, cost in found), default=1.0)
-        place, line, fill = 0.0, *(("-", color) if mode == "infer" else ("--", "white"))
-        for found in costs_of_runs:
-            x = [place + n for n in range(len(found))]
-            y = [cost / cheapest for _, cost in found]
-            style: dict[str, Any] = {
-                "marker": "o",
-                "markersize": 5,
-                "color": color,
-                "markerfacecolor": fill,
-            }
-            axis.plot(x, y, line, label=f"rnnext, {MODE_TITLES[mode]}", **style)
-            ticks |= {at: size for at, (size, _) in zip(x, found, strict=True)}
-            every += y
-            place = x[-1] + 2.5
-    if not every:
-        return
-    shown = list(ticks.items())[:: 2 if len(ticks) > 35 else 1]
-    last = max(ticks)
-    axis.plot([last + 2] * 2, [1, GROWTH], color="black", linewidth=3, solid_capstyle="butt")
-    axis.set_xticks([at for at, _ in shown], [str(size) for _, size in shown], fontsize=8)
-    axis.set_xlim(-1, last + 3)
-    _one_two_five(axis.yaxis, [*every, 2.0], most=8)
-    axis.set_ylabel("time / work\n(cheapest = 1)")
-    held = ", ".join(f"{k}={v}" for k, v in edges.BASE.items() if k != letter)
-    note = "; work counted in whole vectors of 16" if letter == "H" else ""
-    axis.set_xlabel(f"{LETTERS[letter]} ({held}, I={edges.INPUTS}{note})")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .measure import DISTURBED_CORES
-from .names import FLOAT32, OURS, RIVALS
+from .names import OURS, RIVALS
 from .store import Result, Row
 
 
@@ -55,7 +55,7 @@ def rate_and_share(result: Result, row: Row) -> tuple[str, str]:
 def table(result: Result, rows: Sequence[Row]) -> Table:
     """Our time, half the distance between its quartiles as a share of it, its rate and share of the
     roof, how many times as long the others take."""
-    others = [n for n in (*RIVALS, FLOAT32) if any(n in row.seconds for row in rows)]
+    others = [n for n in RIVALS if any(n in row.seconds for row in rows)]
     body = []
     for row in rows:
         line = [row.case.name + (" *" if row.bystanders > DISTURBED_CORES else ""), "failed", ""]

@@ -7,7 +7,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from . import measure, roof
@@ -30,26 +30,40 @@ def run(
     """
     for threads in sorted({case.threads for case in cases}):
         chosen = [case for case in cases if case.threads == threads]
-        yield from in_worker(_time_cases, threads, threads, chosen, effort, tuple(only))
+        yield from in_workers(1, _time_cases, threads, threads, chosen, effort, tuple(only))
 
 
-def in_worker(work: Callable[..., None], threads: int, *arguments: Any) -> Iterator[Event]:
-    """Run work(send, threads, *arguments) in a fresh process pinned to `threads` cores (0: all)."""
+def in_workers(
+    count: int, work: Callable[..., None], threads: int, *arguments: Any
+) -> Iterator[Event]:
+    """Run work(send, threads, *arguments) in fresh processes, all at once, pinned to `threads`
+    cores (0: all)."""
     context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_worker, args=(sender, work, threads, arguments))
-    process.start()
-    sender.close()
+    receivers, processes = [], []
+    for _ in range(count):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_worker, args=(sender, work, threads, arguments))
+        process.start()
+        sender.close()
+        receivers.append(receiver)
+        processes.append(process)
     try:
-        while True:
-            yield receiver.recv()
-    except EOFError:
-        process.join()
+        while receivers:
+            ready = wait(receivers)
+            for receiver in [each for each in receivers if each in ready]:
+                try:
+                    yield receiver.recv()
+                except EOFError:
+                    receivers.remove(receiver)
+        for process in processes:
+            process.join()
     finally:
-        if process.is_alive():
-            process.terminate()
-    if process.exitcode:
-        raise RuntimeError(f"benchmark worker ended with exit code {process.exitcode}")
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+    for process in processes:
+        if process.exitcode:
+            raise RuntimeError(f"benchmark worker ended with exit code {process.exitcode}")
 
 
 def _worker(

@@ -3,10 +3,10 @@ takes than its fair share."""
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
@@ -15,53 +15,43 @@ from torch import nn
 
 import rnnext
 
+from . import runner
 from .cases import MODES
-from .compared import Comparison, Numbers, Row, Suite
+from .compared import Columns, Numbers, Row, Suite, seconds
 from .names import OURS, TORCH
-from .report import Table, duration
 
 PROCESSES = 4
 SECONDS = 3.0
-BATCHES = (1, 16)
 T, I, H = 100, 128, 128  # noqa: E741
 CLASSES: dict[str, type[nn.Module]] = {OURS: rnnext.RNN, TORCH: nn.RNN}
 
 
-def name(library: str, B: int, mode: str) -> str:
-    return f"{library}, B={B}, {mode}"
-
-
 def rows() -> Iterator[Row]:
-    for B in BATCHES:
+    for B in (1, 16):
         for mode in MODES:
-            for library in CLASSES:
-                yield Row(name(library, B, mode), functools.partial(_row, library, B, mode))
+            yield Row(f"B={B}, {mode}", partial(_row, B, mode))
 
 
-def _row(library: str, B: int, mode: str) -> Numbers:
-    """Seconds a call: alone on the machine, and beside the other processes."""
+def _row(B: int, mode: str) -> Numbers:
+    """Seconds a call of each library: alone on the machine, and beside the other processes."""
     return {
-        how: _mean_seconds(count, library, B, mode == "train")
+        f"{library} {how}": _mean_seconds(count, library, B, mode == "train")
+        for library in CLASSES
         for how, count in (("alone", 1), ("shared", PROCESSES))
     }
 
 
 def _mean_seconds(processes: int, *work: Any) -> float:
-    context = multiprocessing.get_context("spawn")
-    start = context.Barrier(processes)
-    results: Any = context.Queue()
-    children = [
-        context.Process(target=_calls, args=(*work, start, results)) for _ in range(processes)
-    ]
-    for child in children:
-        child.start()
-    counts: list[int] = [results.get() for _ in children]
-    for child in children:
-        child.join()
+    start = multiprocessing.get_context("spawn").Barrier(processes)
+    counts: list[int] = [n for _, n in runner.in_workers(processes, _calls, 0, *work, start)]
     return SECONDS * processes / sum(counts)
 
 
-def _calls(library: str, B: int, train: bool, start: Barrier, results: Any) -> None:
+def _calls(
+    send: Callable[[str, Any], None], threads: int, library: str, B: int, train: bool,
+    start: Barrier,
+) -> None:  # fmt: skip
+    """Send how many calls SECONDS are enough for."""
     rnn, x, grad = CLASSES[library](I, H), torch.randn(T, B, I), torch.ones(T, B, H)
 
     def call() -> None:
@@ -76,23 +66,20 @@ def _calls(library: str, B: int, train: bool, start: Barrier, results: Any) -> N
     while time.perf_counter() < end:
         call()
         count += 1
-    results.put(count)
+    send("calls", count)
 
 
-def table(run: Comparison) -> Table:
-    head = [f"T={T} I=H={H}"]
-    for library in CLASSES:
-        head += [f"{library} alone", "shared", "over its share"]
-    body = []
-    for B in BATCHES:
-        for mode in MODES:
-            line = [f"B={B}, {mode}"]
-            for library in CLASSES:
-                row = run.rows[name(library, B, mode)]
-                over = row["shared"] / (row["alone"] * PROCESSES)
-                line += [duration(row["alone"]), duration(row["shared"]), f"{over:.2f}"]
-            body.append(line)
-    return Table(head, body)
+def _over_its_share(library: str, row: Numbers) -> str:
+    return f"{row[f'{library} shared'] / (row[f'{library} alone'] * PROCESSES):.2f}"
 
 
-SUITE = Suite("sharing", rows, {"sharing": table})
+COLUMNS: Columns = {
+    f"{library}, {what}": cell
+    for library in CLASSES
+    for what, cell in (
+        ("alone", seconds(f"{library} alone")),
+        (f"beside {PROCESSES - 1}", seconds(f"{library} shared")),
+        ("over its share", partial(_over_its_share, library)),
+    )
+}
+SUITE = Suite("sharing", rows, {"sharing": COLUMNS})

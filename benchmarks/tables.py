@@ -10,6 +10,7 @@ import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from . import compared, report, store
 from .cases import Case
@@ -133,7 +134,7 @@ def replaced(text: str, result: Result | Comparison) -> str:
     """The text with the result's tables made anew. ValueError for a name that no result has."""
     suites = {name: compared.suite(name).tables for name in compared.NAMES}
     known = set(TABLES).union(*suites.values())
-    own = set(suites[result.name] if isinstance(result, Comparison) else TABLES)
+    own: Any = suites[result.name] if isinstance(result, Comparison) else TABLES
 
     def block(match: re.Match[str]) -> str:
         begin, name, end = match.groups()
@@ -142,8 +143,8 @@ def replaced(text: str, result: Result | Comparison) -> str:
         if name not in own:
             return match.group()
         if isinstance(result, Comparison):
-            return begin + _captioned(result, suites[result.name][name](result)) + end
-        return begin + TABLES[name](result) + end
+            return begin + _captioned(result, result.table(own[name])) + end
+        return f"{begin}{own[name](result)}{end}"
 
     return BLOCK.sub(block, text)
 

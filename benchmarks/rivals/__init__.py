@@ -8,7 +8,7 @@ from .contract import Rival
 from .jax_scan import Jax
 from .onnx_runtime import OnnxRuntime
 from .openvino_runtime import OpenVino
-from .torch_modules import CompiledLoop, OwnFloat32, ours, theirs
+from .torch_modules import CompiledLoop, ours, theirs
 
 __all__ = ["installed", "ours", "theirs"]
 
@@ -21,7 +21,7 @@ _NEEDS: dict[type, tuple[str, ...]] = {
 
 def installed() -> list[Rival]:
     """All of them; ours comes first, since the results of the others are checked against it."""
-    found: list[Rival] = [ours(), theirs(), CompiledLoop(), OwnFloat32()]
+    found: list[Rival] = [ours(), theirs(), CompiledLoop()]
     for rival, packages in _NEEDS.items():
         if all(importlib.util.find_spec(package) for package in packages):
             found.append(rival())

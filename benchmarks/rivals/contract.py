@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -39,6 +40,30 @@ class Prepared(Contender):
     result: Callable[[], Arrays] = field(kw_only=True)
     holds: tuple[Any, ...] = ()
     lives: tuple[Tensor, ...] = ()
+
+
+def named(
+    call: Callable[[], Any],
+    names: Sequence[str],
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    convert: Callable[[str, Any], np.ndarray] | None = None,
+    restart: Callable[[], None] | None = None,
+    lives: tuple[Tensor, ...] = (),
+) -> Prepared:
+    """What is prepared where a call gives the values of these names; of a stream, its second call
+    after a restart does."""
+
+    def result() -> Arrays:
+        with context():
+            if restart:
+                restart()
+                call()
+            values = call()
+        values = values if isinstance(values, (tuple, list)) else [values]
+        convert_one = convert or (lambda name, value: array(value))
+        return {name: convert_one(name, v) for name, v in zip(names, values, strict=True)}
+
+    return Prepared(call, context, result=result, lives=lives)
 
 
 class Rival(Protocol):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..cases import MODES, Case
-from .contract import Arrays, Data, Prepared, Unsupported, array
+from .contract import Data, Prepared, Unsupported, array, named
 
 
 class Jax:
@@ -28,43 +28,29 @@ class Jax:
             return self._embedding(case, data)
         import jax.numpy as jnp
 
-        parameters, names = {}, {}
+        parameters = {}
         for name, value in data.state.items():
             # Flax keeps weights as [in, out], and the scan is faster with them so.
             values = array(value).T if name.startswith("weight") else array(value)
             parameters[name] = jnp.asarray(values, case.dtype)
-            names[name] = name
         x = jnp.asarray(array(data.input), case.dtype)
         if case.kind == "step":
             return self._stream(case, parameters, x[0])
         forward = self._forward(case)
         if case.mode == "infer":
             run = jax.jit(forward)
-
-            def infer() -> Arrays:
-                output, h_n = run(parameters, x)
-                return {"output": _numpy(output), "h_n": _numpy(h_n)}
-
-            return Prepared(lambda: jax.block_until_ready(run(parameters, x)), result=infer)
+            return _named(lambda: run(parameters, x), ("output", "h_n"))
         grad_output = jnp.asarray(array(data.grad_output), case.dtype)
 
         def step(parameters: Any, x: Any, grad_output: Any) -> Any:
             output, pullback = jax.vjp(lambda p, x: forward(p, x)[0], parameters, x)
-            return output, pullback(grad_output)
+            grads, grad_input = pullback(grad_output)
+            return output, grad_input, *grads.values()
 
         run = jax.jit(step)
-
-        def train() -> Arrays:
-            output, (grads, grad_input) = run(parameters, x, grad_output)
-            arrays = {"output": _numpy(output), "grad:input": _numpy(grad_input)}
-            for name, grad in grads.items():
-                values = _numpy(grad)
-                arrays[f"grad:{name}"] = values.T if name.startswith("weight") else values
-            return arrays
-
-        return Prepared(
-            lambda: jax.block_until_ready(run(parameters, x, grad_output)), result=train
-        )
+        # A dict's entries come back sorted.
+        names = ("output", "grad:input", *(f"grad:{name}" for name in sorted(parameters)))
+        return _named(lambda: run(parameters, x, grad_output), names)
 
     def _stream(self, case: Case, p: dict[str, Any], x: Any) -> Prepared:
         import jax.numpy as jnp
@@ -78,16 +64,14 @@ class Jax:
 
         def call() -> Any:
             nonlocal h
-            h = run(p, x, h).block_until_ready()
+            h = run(p, x, h)
             return h
 
-        def result() -> Arrays:
+        def restart() -> None:
             nonlocal h
             h = zeros
-            call()
-            return {"output": _numpy(call())}
 
-        return Prepared(call, result=result)
+        return _named(call, ("output",), restart)
 
     def _forward(self, case: Case) -> Callable[[Any, Any], Any]:
         import jax.numpy as jnp
@@ -130,18 +114,14 @@ class Jax:
 
         jax = _jax()
         table = jnp.asarray(array(data.state["weight"]))
-        sets = [jnp.asarray(array(indices)) for indices in data.indices]
-        indices = itertools.cycle(sets)
+        indices = itertools.cycle([jnp.asarray(array(indices)) for indices in data.indices])
 
         def gather(table: Any, chosen: Any) -> Any:
             return table.at[chosen].get(mode="promise_in_bounds")
 
         if case.mode == "infer":
             run = jax.jit(gather)
-            return Prepared(
-                lambda: run(table, next(indices)).block_until_ready(),
-                result=lambda: {"output": _numpy(run(table, sets[0]))},
-            )
+            return _named(lambda: run(table, next(indices)), ("output",))
         grad_output = jnp.asarray(array(data.grad_output))
 
         def step(table: Any, chosen: Any, grad_output: Any) -> Any:
@@ -149,14 +129,7 @@ class Jax:
             return output, *pullback(grad_output)
 
         run = jax.jit(step)
-
-        def result() -> Arrays:
-            output, grad = run(table, sets[0], grad_output)
-            return {"output": _numpy(output), "grad:weight": _numpy(grad)}
-
-        return Prepared(
-            lambda: jax.block_until_ready(run(table, next(indices), grad_output)), result=result
-        )
+        return _named(lambda: run(table, next(indices), grad_output), ("output", "grad:weight"))
 
 
 def _jax() -> Any:
@@ -165,6 +138,16 @@ def _jax() -> Any:
     return jax
 
 
-def _numpy(values: Any) -> np.ndarray:
+def _named(
+    call: Callable[[], Any], names: Sequence[str], restart: Callable[[], None] | None = None
+) -> Prepared:
+    """Calls that wait for their results."""
+    jax = _jax()
+    return named(lambda: jax.block_until_ready(call()), names, convert=_numpy, restart=restart)
+
+
+def _numpy(name: str, values: Any) -> np.ndarray:
+    """As torch has it: weights are [out, in]."""
     found: np.ndarray = np.asarray(values)
-    return found if found.dtype in (np.float32, np.float64) else found.astype(np.float32)
+    found = found if found.dtype in (np.float32, np.float64) else found.astype(np.float32)
+    return found.T if name.startswith("grad:weight_") else found

@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 import itertools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ..cases import Case
-from ..measure import matmul_precision
-from ..names import COMPILED, FLOAT32, OURS, TORCH
-from .contract import Arrays, Data, Prepared, Unsupported, array
+from ..names import COMPILED, OURS, TORCH
+from .contract import Arrays, Data, Prepared, Unsupported, array, named
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -58,30 +56,22 @@ class TorchModules:
 
 
 def _training(
-    forward: Callable[[], Tensor],
-    leaves: dict[str, Tensor],
-    grad_output: Tensor,
-    padded: Callable[[Tensor], np.ndarray] = array,
-) -> Prepared:
+    forward: Callable[[], Tensor], leaves: dict[str, Tensor], grad_output: Tensor,
+    convert: Callable[[str, Tensor], np.ndarray] | None = None,
+) -> Prepared:  # fmt: skip
     def step() -> tuple[Tensor, ...]:
         output = forward()
         return output, *torch.autograd.grad(output, tuple(leaves.values()), grad_output)
 
-    def result() -> Arrays:
-        names = ("output", *(f"grad:{name}" for name in leaves))
-        found = dict(zip(names, step(), strict=True))
-        rows = ("output", "grad:input")
-        return {name: (padded if name in rows else array)(value) for name, value in found.items()}
-
-    return Prepared(step, result=result, lives=tuple(leaves.values()))
+    names = ("output", *(f"grad:{name}" for name in leaves))
+    return named(step, names, convert=convert, lives=tuple(leaves.values()))
 
 
 def _cell(case: Case, module: nn.Module, data: Data) -> Prepared:
     x = data.input[0]
     h = torch.zeros(case.B, case.H, device=data.device, dtype=data.dtype)
     if case.mode == "infer":
-        result = lambda: {"output": array(module(x, h))}  # noqa: E731
-        return Prepared(lambda: module(x, h), torch.inference_mode, result=result)
+        return named(lambda: module(x, h), ("output",), torch.inference_mode)
     leaves = {"input": x.detach().requires_grad_(), "hx": h.requires_grad_()}
     call = lambda: module(*leaves.values())  # noqa: E731
     return _training(call, leaves | dict(module.named_parameters()), data.grad_output[0])
@@ -90,38 +80,27 @@ def _cell(case: Case, module: nn.Module, data: Data) -> Prepared:
 def _stream(case: Case, data: Data, ours: bool) -> Prepared:
     """rnnext.Stepper, or torch.nn's RNNCell, which is faster than its RNN, and its last state."""
     x = data.input[0]
-    restart: Callable[[], None]
-    step: Callable[[], Tensor]
     if ours:
         import rnnext
 
         rnn = nn.RNN(case.I, case.H, dtype=data.dtype)
         rnn.load_state_dict(data.state)
         stepper = rnnext.Stepper(rnn, case.B)
-        step, restart = lambda: stepper(x), stepper.reset
-    else:
-        cell = nn.RNNCell(case.I, case.H, dtype=data.dtype)
-        cell.load_state_dict({name.removesuffix("_l0"): w for name, w in data.state.items()})
-        h = zeros = torch.zeros(case.B, case.H, dtype=data.dtype)
+        return named(lambda: stepper(x), ("output",), torch.inference_mode, restart=stepper.reset)
+    cell = nn.RNNCell(case.I, case.H, dtype=data.dtype)
+    cell.load_state_dict({name.removesuffix("_l0"): w for name, w in data.state.items()})
+    h = zeros = torch.zeros(case.B, case.H, dtype=data.dtype)
 
-        def from_zeros() -> None:
-            nonlocal h
-            h = zeros
+    def restart() -> None:
+        nonlocal h
+        h = zeros
 
-        def next_state() -> Any:
-            nonlocal h
-            h = cell(x, h)
-            return h
+    def step() -> Any:
+        nonlocal h
+        h = cell(x, h)
+        return h
 
-        step, restart = next_state, from_zeros
-
-    def result() -> Arrays:
-        with torch.inference_mode():
-            restart()
-            step()
-            return {"output": array(step())}
-
-    return Prepared(step, torch.inference_mode, result=result)
+    return named(step, ("output",), torch.inference_mode, restart=restart)
 
 
 def _demo(case: Case, data: Data, package: str) -> Prepared:
@@ -148,33 +127,25 @@ def _demo(case: Case, data: Data, package: str) -> Prepared:
 def _embedding(case: Case, module: nn.Module, data: Data) -> Prepared:
     indices, grad = itertools.cycle(data.indices), data.grad_output
     if case.mode == "infer":
-        result = lambda: {"output": array(module(data.indices[0]))}  # noqa: E731
-        return Prepared(lambda: module(next(indices)), torch.inference_mode, result=result)
+        return named(lambda: module(next(indices)), ("output",), torch.inference_mode)
     weight = module.get_parameter("weight")
     if case.mode == "backward":
-        outputs = [module(chosen) for chosen in data.indices]
-        turns = itertools.cycle(outputs)
+        outputs = itertools.cycle([module(chosen) for chosen in data.indices])
+        return named(
+            lambda: torch.autograd.grad(next(outputs), weight, grad, retain_graph=True),
+            ("grad:weight",),
+        )
 
-        def backward(output: Tensor) -> Tensor:
-            return torch.autograd.grad(output, weight, grad, retain_graph=True)[0]
-
-        result = lambda: {"grad:weight": array(backward(outputs[0]))}  # noqa: E731
-        return Prepared(lambda: backward(next(turns)), result=result)
-
-    def step(chosen: Tensor) -> tuple[Tensor, Tensor]:
-        output = module(chosen)
+    def step() -> tuple[Tensor, ...]:
+        output = module(next(indices))
         (gradient,) = torch.autograd.grad(output, weight, grad)
-        return output, gradient.coalesce() if case.sparse else gradient
-
-    def trained() -> Arrays:
-        output, gradient = step(data.indices[0])
         if not case.sparse:
-            return {"output": array(output), "grad:weight": array(gradient)}
-        rows, values = gradient.indices()[0], gradient.values()
-        return {"output": array(output), "rows": array(rows), "grad:weight": array(values)}
+            return output, gradient
+        gradient = gradient.coalesce()
+        return output, gradient.indices()[0], gradient.values()
 
-    lives = (weight, *data.indices)
-    return Prepared(lambda: step(next(indices)), result=trained, lives=lives)
+    names = ("output", *(("rows",) if case.sparse else ()), "grad:weight")
+    return named(step, names, lives=(weight, *data.indices))
 
 
 def _rnn(case: Case, module: nn.Module, data: Data) -> Prepared:
@@ -185,19 +156,13 @@ def _rnn(case: Case, module: nn.Module, data: Data) -> Prepared:
         x = pack_padded_sequence(x, lengths)
         grad_output = pack_padded_sequence(grad_output, lengths).data
 
-    def padded(values: Tensor) -> np.ndarray:
-        if case.packed:
-            values, _ = pad_packed_sequence(PackedSequence(values, x.batch_sizes))
+    def padded(name: str, values: Any) -> np.ndarray:
+        if case.packed and name in ("output", "grad:input"):
+            values, _ = pad_packed_sequence(PackedSequence(_values(values), x.batch_sizes))
         return array(values)
 
     if case.mode == "infer":
-
-        def infer() -> Arrays:
-            with torch.inference_mode():
-                output, h_n = module(x)
-            return {"output": padded(_values(output)), "h_n": array(h_n)}
-
-        return Prepared(lambda: module(x), torch.inference_mode, result=infer)
+        return named(lambda: module(x), ("output", "h_n"), torch.inference_mode, padded)
     values = _values(x).detach().requires_grad_()
     x = PackedSequence(values, x.batch_sizes) if case.packed else values
     leaves = {"input": values} | dict(module.named_parameters())
@@ -206,32 +171,6 @@ def _rnn(case: Case, module: nn.Module, data: Data) -> Prepared:
 
 def _values(sequence: Any) -> Tensor:
     return sequence.data if isinstance(sequence, PackedSequence) else sequence
-
-
-class OwnFloat32:
-    """rnnext in float32 at full precision, beside a case that takes less of it."""
-
-    name = FLOAT32
-
-    def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
-        full = replace(case, dtype="float32", precision="highest")
-        if case == full or case.dtype not in ("float32", "bfloat16"):
-            raise Unsupported("beside bfloat16 and medium precision only")
-
-        @contextmanager
-        def highest() -> Iterator[None]:
-            with matmul_precision("highest"), prepared.context():
-                yield
-            torch.set_float32_matmul_precision(case.precision)
-
-        def result() -> Arrays:
-            with highest():
-                return prepared.result()
-
-        with matmul_precision("highest"):
-            prepared = ours().prepare(full, Data(full, data.seed), threads)
-        torch.set_float32_matmul_precision(case.precision)
-        return Prepared(prepared.call, highest, result=result)
 
 
 class CompiledLoop:

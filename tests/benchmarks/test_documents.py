@@ -1,12 +1,10 @@
 """The tables and figures of the documents."""
 
-from itertools import product
-
 import pytest
 
 import benchmarks.__main__ as main
-from benchmarks import compared, compiled, plots, report, sharing, store, tables, transforms
-from helpers.runs import run_of, scattered, scattered_edges
+from benchmarks import compared, plots, report, store, tables
+from helpers.runs import run_of, scattered
 
 DOCUMENT = """# Title
 <!-- benchmarks: readme -->
@@ -56,11 +54,11 @@ def test_a_published_run_is_kept_and_written_into_the_documents(tmp_path, monkey
     assert main.main(["publish"]) == 0
     assert (tmp_path / "README.md").read_text() == (tmp_path / "docs" / "page.md").read_text()
     drawn = {path.stem for path in (tmp_path / "docs" / "figures").iterdir()}
-    assert drawn == {"speedup", "sweeps", "roofline"}
+    assert drawn == {"speedup", "sweeps"}
     (kept,) = store.kept()
     assert kept.label.startswith("cpu-")
     assert kept.rows == store.load("latest").rows
-    assert len(capsys.readouterr().out.splitlines()) == 6
+    assert len(capsys.readouterr().out.splitlines()) == 5
 
 
 def test_the_tables_in_the_documents_are_those_of_the_newest_kept_run():
@@ -73,78 +71,43 @@ def test_the_tables_in_the_documents_are_those_of_the_newest_kept_run():
     assert written == tables.TABLES.keys()
 
 
-def made_up(name):
-    """A comparison with all rows of its table."""
-    stamp = run_of("made-up", 2.0).stamp
-    if name == "features":
-        seconds = {"ours": 2e-3, "other": 3e-3, "scale": 0.25}
-        return compared.Comparison(name, stamp, {"half the steps": seconds})
-    if name == "transforms":
-        rows = [row.what for row in transforms.rows()]
-        return compared.Comparison(
-            name, stamp, {row: {"ours": 2e-3, "other": 3e-3} for row in rows}
-        )
-    if name == "models":
-        row = {"ours": 2e-3, "other": 3e-3, "ours faults": 7.0, "other faults": 90.0}
-        row |= {"ours MiB": 300.0, "other MiB": 400.0}
-        return compared.Comparison(name, stamp, {"demo-B20-V384": row})
-    if name == "edges":
-        return scattered_edges()
-    if name == "sharing":
-        rows = [sharing.name(*row) for row in product(sharing.CLASSES, (1, 16), sharing.MODES)]
-        return compared.Comparison(
-            name, stamp, {row: {"alone": 1e-3, "shared": 5e-3} for row in rows}
-        )
-    both = {"first": 2.0, "later": 1e-3, "loop first": 50.0, "loop later": 3e-3}
-    rows = {compiled.name(T, mode): both for T in compiled.LENGTHS for mode in compiled.MODES}
-    return compared.Comparison(name, stamp, rows)
-
-
-COMPARED = """<!-- benchmarks: ensembles -->
-<!-- end -->
-<!-- benchmarks: per-sample -->
-<!-- end -->
-<!-- benchmarks: compiled -->
-<!-- end -->
-<!-- benchmarks: features -->
-<!-- end -->
-<!-- benchmarks: sharing -->
-<!-- end -->
-<!-- benchmarks: models -->
-<!-- end -->
-"""
+COMPARED = "".join(
+    f"<!-- benchmarks: {table} -->\n<!-- end -->\n"
+    for name in compared.NAMES
+    for table in compared.suite(name).tables
+)
 
 
 def test_published_comparisons_are_kept_and_written_into_the_documents(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "FOLDER", tmp_path / "results")
-    monkeypatch.setattr(store, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(main, "ROOT", tmp_path)
     page = tmp_path / "README.md"
     page.write_text(DOCUMENT + COMPARED)
     assert main.main(["publish", "--label", "compiled"]) == 2  # none was stored
-    for name in compared.NAMES:
-        run = made_up(name)
+    kept = {name: compared.load(name, store.KEPT) for name in compared.NAMES}
+    monkeypatch.setattr(store, "KEPT", tmp_path / "kept")
+    for name, run in kept.items():
         run.save()
         assert main.main(["publish", "--label", name]) == 0
         assert compared.load(name, tmp_path / "kept") == run
     text = page.read_text()
     assert text.startswith(DOCUMENT)  # the tables of another result stay
-    both = "1.50 / 1.50"
-    assert f"| B=4 I=H=64 | 16 | {both} | {both} | {both} | {both} |" in text
-    assert "| I=H=256 | 8 | 2 ms | 1.50 | 1.50 |" in text
-    assert "| T=512, inference | 2 s | 50 s | 1 ms | 3 ms | 3.0 |" in text
-    assert "| demo-B20-V384 | 2 ms | 3 ms | 1.50 | 7 | 90 | 300 | 400 |" in text
-    assert "| half the steps | 2 ms | 3 ms | 1.50 |" in text
-    assert "| B=16, train | 1 ms | 5 ms | 1.25 | 1 ms | 5 ms | 1.25 |" in text
+    for row in (
+        "| B=4 I=H=64, M=16 | 5.42 / 4.19 | 4.51 / 4.06 | 4.26 / 3.37 | 26.23 / 37.42 |",
+        "| I=H=256, N=8 | 3.22 ms | 10.85 | 1.17 |",
+        "| T=512, inference | 128 ms | 25.4 s | 5.59 ms | 21.6 ms | 3.9 |",
+        "| B=16, train | 1.59 ms | 7.9 ms | 1.25 | 12 ms | 308 ms | 6.38 |",
+        "| infer H=94..99 | 1.09 | 97 |",
+    ):
+        assert row in text
 
 
 def test_the_tables_in_the_documents_are_those_of_the_kept_comparisons():
     for name in compared.NAMES:
-        if (store.KEPT / f"{name}.json").exists():  # the others were not published yet
-            kept = compared.load(name, store.KEPT)
-            for page in (main.ROOT / "README.md", *(main.ROOT / "docs").glob("*.md")):
-                text = page.read_text()
-                assert tables.replaced(text, kept) == text, f"{page.name}: publish {name}"
+        kept = compared.load(name, store.KEPT)
+        for page in (main.ROOT / "README.md", *(main.ROOT / "docs").glob("*.md")):
+            text = page.read_text()
+            assert tables.replaced(text, kept) == text, f"{page.name}: publish {name}"
 
 
 def test_a_text_table_has_its_columns_under_each_other():
@@ -153,10 +116,9 @@ def test_a_text_table_has_its_columns_under_each_other():
     assert table.markdown() == "| case | x |\n| --- | ---: |\n| a | 1.0 |\n| long |  |"
 
 
-@pytest.mark.parametrize("name", ["speedup", "sweeps", "roofline", "neighbours"])
+@pytest.mark.parametrize("name", ["speedup", "sweeps"])
 def test_no_label_of_a_figure_covers_another(name):
-    run = scattered_edges() if name == "neighbours" else scattered("made-up")
-    figure = getattr(plots, name)(run)
+    figure = getattr(plots, name)(scattered("made-up"))
     figure.canvas.draw()
     assert figure.axes[0].get_xticklabels()
     for axes in figure.axes:

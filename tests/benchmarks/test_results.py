@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import bars, compared, costs, edges, names, report, store
+from benchmarks import bars, edges, names, report, store
 from helpers.runs import CASES, run_of
 
 
@@ -48,23 +48,14 @@ def test_bars_are_held_or_missed_by_their_numbers():
     assert held["infer over torch.nn: mean"].got == pytest.approx(10 / 1.9)
     assert held["infer over torch.nn: mean"].held
     assert not missed["infer over torch.nn: mean"].held
-    assert missed["one call, RNNCell over torch.nn: worst row"].held
-    assert held["output + saved bytes of torch.nn's: worst row"].held
+    assert missed["one call, RNNCell over torch.nn: worst"].held
+    assert held["output + saved bytes of torch.nn's: worst"].held
     assert held["infer over the best rival: mean"].got == pytest.approx(10 / 1.9)
-    for mode in ("infer", "train"):
-        low = held[f"bfloat16 and medium over our float32, {mode}: worst row"]
-        assert low.got == pytest.approx(1.7)
-        assert low.held
-    assert held["bfloat16 and medium over torch.nn: worst row"].got == pytest.approx(10 / 1.9)
+    assert held["bfloat16 and medium over torch.nn: worst"].got == pytest.approx(10 / 1.9)
 
 
-def test_worst_jump_counts_whole_vectors():
-    def jump(name, seconds):
-        return edges.worst_jump(compared.Comparison("edges", {}, {name: seconds}))
-
-    even = {str(n): float(costs.operations(edges.edge_case("infer", "B", n))) for n in (12, 13)}
-    assert jump("infer B=12..13", even)[0] == pytest.approx(1)
-    even["13"] *= 1.5
-    assert jump("infer B=12..13", even) == (pytest.approx(1.5), "infer B=12 to 13")
-    # 65 units take five vectors of 16, as 80 do: not a jump.
-    assert jump("infer H=64..65", {"64": 64.0 * 96, "65": 80.0 * 97})[0] == pytest.approx(1)
+def test_the_cost_of_one_more_counts_whole_vectors():
+    # 65 units take five vectors of 16, as 80 do.
+    work = {H: edges.work(edges.edge_case("infer", "H", H), "H") for H in (64, 65)}
+    assert work[65] / work[64] == pytest.approx(80 * (32 + 65) / (64 * (32 + 64)))
+    assert edges.worst_rise({"12": 1.0, "13": 1.5, "14": 1.4}) == (1.5, "13")

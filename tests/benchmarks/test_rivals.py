@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import cases, names, rivals
-from benchmarks.rivals import contract, torch_modules
+from benchmarks.rivals import contract
 
 SHAPE = {"T": 5, "B": 3, "I": 4, "H": 6}
 
@@ -48,27 +48,6 @@ def test_rivals_agree_about_a_stream_and_go_on_from_their_state(B):
         for _ in range(3):
             prepared.call()
         contract.compare(case, {"output": contract.array(second)}, prepared.result())
-
-
-@pytest.mark.parametrize(
-    ("mode", "lower"), [("infer", {"dtype": "bfloat16"}), ("train", {"precision": "medium"})]
-)
-def test_float32_runs_beside_less_precise_cases(mode, lower):
-    own = torch_modules.OwnFloat32()
-    with pytest.raises(contract.Unsupported):
-        own.prepare(cases.Case("rnn", mode, **SHAPE), contract.Data(cases.Case("rnn", mode)), 1)
-    case = cases.Case("rnn", mode, T=5, B=3, I=20, H=40, **lower)
-    torch.set_float32_matmul_precision(case.precision)
-    try:
-        prepared = own.prepare(case, contract.Data(case), 1)
-        with prepared.context():
-            assert torch.get_float32_matmul_precision() == "highest"
-            prepared.call()
-        assert torch.get_float32_matmul_precision() == case.precision
-        ours = rivals.ours().prepare(case, contract.Data(case), 1)
-        contract.compare(case, ours.result(), prepared.result())
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 def test_embedding_rivals_agree_and_indices_change():

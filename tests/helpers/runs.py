@@ -3,7 +3,7 @@
 import random
 from dataclasses import replace
 
-from benchmarks import cases, compared, costs, edges, measure, names, roof, store
+from benchmarks import cases, measure, names, roof, store
 
 CASES = cases.CASES
 LIMITS = roof.Roof(
@@ -19,8 +19,6 @@ def run_of(label, factor):
     result = store.Result(label, measure.stamp(2), {0: LIMITS, 1: replace(LIMITS, threads=1)})
     for case in CASES:
         row = store.Row(case)
-        if case.precision == "medium":
-            row.seconds[names.FLOAT32] = {"median": factor * 1.7e-3}
         for rival, ms in ((names.OURS, factor), (names.TORCH, 10.0)):
             row.seconds[rival] = {"q1": ms * 0.9e-3, "median": ms * 1e-3, "q3": ms * 1.2e-3}
         row.saved_bytes = {names.OURS: 100, names.TORCH: 200}
@@ -39,15 +37,3 @@ def scattered(label):
             median = ours * (1 if rival == names.OURS else draw.uniform(1.2, 40))
             row.seconds[rival] = {"q1": 0.9 * median, "median": median, "q3": 1.1 * median}
     return result
-
-
-def scattered_edges():
-    """What one more costs, made up: less and less."""
-    run = compared.Comparison("edges", measure.stamp(2))
-    for row in edges.rows():
-        mode, letter, sizes = row.measure.args
-        run.rows[row.what] = {
-            str(size): costs.operations(edges.edge_case(mode, letter, size)) * (1 + 5 / size)
-            for size in sizes
-        }
-    return run
