@@ -178,14 +178,6 @@ class RecurrenceBackward(Arguments):
     saved: list[Tensor]
     output_mask: list[bool]
 
-    def expected(self) -> tuple[Any, ...]:
-        """What the reference returns, which knows neither leak nor resets."""
-        assert self.reset is None
-        assert not self.alpha
-        unread = ["bias_ih", "bias_hh", "saved", "reset", "reset_state", "alpha", "form"]
-        read = {k: v for k, v in vars(self).items() if k not in unread}
-        return reference.recurrence_backward(**read)
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RecurrenceStack(Arguments):

@@ -12,7 +12,7 @@ from torch.library import opcheck
 import rnnext
 from helpers import samples
 from helpers.cases import SETTINGS, SHAPES, VARIANTS, fits
-from helpers.common import assert_close, cover, pairwise, same
+from helpers.common import assert_close, cover, same
 
 ops = torch.ops.rnnext
 SMALL = {"T": 3, "B": 2, "I": 2, "H": 3, "vocabulary": 3}
@@ -30,35 +30,28 @@ GRADIENT_CASES = {k: VARIANTS[k] for k in ("source", "reverse", "bias", "hx", "r
 
 @cover("case", **GRADIENT_CASES)
 def test_recurrence_backward(case):
-    arguments = samples.make(**case)
-    output, h_n = arguments.expected()
-    grad_output, grad_h_n = torch.rand_like(output), torch.rand_like(h_n)
-    for mask in [[True] * 7, *([i == j for j in range(7)] for i in range(5))]:
-        mask[1] &= case["hx"]
-        for given in (grad_output, grad_h_n), (grad_output, None), (None, grad_h_n), (None, None):
-            call = arguments.backward(output, *given, output_mask=mask)
-            assert_close(call.call(ops.recurrence_backward), call.expected())
-
-
-def test_the_references_agree():
-    for case in pairwise(**GRADIENT_CASES, nonlinearity=VARIANTS["nonlinearity"]):
-        arguments = samples.make(**case, requires_grad=True)
-        output, h_n = arguments.expected()
-        cotangents = [torch.rand_like(output), torch.rand_like(h_n)]
-        tensors = arguments.float_tensors()
-        expected = torch.autograd.grad([output, h_n], tensors, cotangents, allow_unused=True)
-        given = arguments.backward(output, *cotangents)
-        grad_input, grad_hx, weight_ih, weight_hh, bias, _, _ = given.expected()
-        found = replace(
-            arguments,
-            input=grad_input,
-            hx=grad_hx if case["hx"] else None,
-            weight_ih=weight_ih,
-            weight_hh=weight_hh,
-            bias_ih=bias if case["bias"] else [],
-            bias_hh=bias if case["bias"] else [],
+    """Of all gradients or of each alone, and of results that have none."""
+    arguments = samples.make(**case, requires_grad=True)
+    results = arguments.expected()
+    output, h_n = (v.detach() for v in results)
+    cotangents = torch.rand_like(output), torch.rand_like(h_n)
+    names = ["input", "hx", "weight_ih", "weight_hh", "bias_ih"]  # both biases have one gradient
+    leaves = [tensors_of(getattr(arguments, name)) for name in names]
+    for given in itertools.product(*((c, None) for c in cotangents)):
+        pairs = zip(results, given, strict=True)
+        exact = [torch.zeros_like(v) if c is None else c for v, c in pairs]
+        flat = [tensor for own in leaves for tensor in own]
+        grads = torch.autograd.grad(
+            results, flat, exact, retain_graph=True, materialize_grads=True, allow_unused=True
         )
-        assert_close(found.float_tensors(), expected)
+        of = dict(zip(map(id, flat), grads, strict=True))
+        for mask in [[True] * 7, *([i == j for j in range(7)] for i in range(5))]:
+            call = arguments.detach().backward(output, *given, output_mask=mask)
+            found = call.call(ops.recurrence_backward)
+            for wanted, own, gradients in zip(mask, leaves, found, strict=False):
+                expected = [of[id(tensor)] for tensor in own] if wanted else []
+                if own:  # (The sums are those of biases also where there are none.)
+                    assert_close([g for g in tensors_of(gradients) if g.numel()], expected)
 
 
 def tensors_of(value):

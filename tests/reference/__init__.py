@@ -4,7 +4,7 @@ What a test calls the right answer: computed in the dtype of the arguments (give
 oracle).
 """
 
-from reference.elman import recurrence, recurrence_backward
+from reference.elman import recurrence
 from reference.gather import embedding, embedding_backward, embedding_sparse_backward
 
 __all__ = [
@@ -12,5 +12,4 @@ __all__ = [
     "embedding_backward",
     "embedding_sparse_backward",
     "recurrence",
-    "recurrence_backward",
 ]

@@ -8,11 +8,10 @@ from torch import Tensor
 
 
 class Activation(NamedTuple):
-    """A nonlinearity: the function, its derivative as a function of its value, and whether that
-    jumps, so that a rounded product may fall on the other side."""
+    """A nonlinearity, and whether its derivative jumps, so that a rounded product may fall on the
+    other side."""
 
     function: Callable[[Tensor], Tensor]
-    slope: Callable[[Tensor], Tensor]
     kink: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -20,13 +19,11 @@ class Activation(NamedTuple):
 
 
 ACTIVATIONS = {
-    "tanh": Activation(torch.tanh, lambda h: 1 - h**2),
-    "relu": Activation(torch.relu, lambda h: (h > 0).to(h.dtype), kink=True),
-    "sigmoid": Activation(torch.sigmoid, lambda h: h * (1 - h)),
-    "softplus": Activation(
-        torch.nn.functional.softplus, lambda h: torch.where(h > 20, 1, -torch.expm1(-h))
-    ),
-    "identity": Activation(torch.clone, torch.ones_like),
+    "tanh": Activation(torch.tanh),
+    "relu": Activation(torch.relu, kink=True),
+    "sigmoid": Activation(torch.sigmoid),
+    "softplus": Activation(torch.nn.functional.softplus),
+    "identity": Activation(torch.clone),
 }
 
 
@@ -117,81 +114,3 @@ def unpack(batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
     rows = torch.zeros(present.shape, dtype=torch.long)
     rows[present] = torch.arange(int(batch_sizes.sum()))
     return present, rows
-
-
-def recurrence_backward(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    output: Tensor,
-    input: Tensor,
-    hx: Tensor | None,
-    weight_ih: list[Tensor],
-    weight_hh: list[Tensor],
-    index: Tensor | None,
-    lengths: Tensor | None,
-    batch_sizes: Tensor | None,
-    nonlinearity: str,
-    reverse: list[bool],
-    output_mask: list[bool],
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]:
-    """The gradients by hand, a step at a time, from nothing but the output; no leak, no resets."""
-    directions, hidden = len(weight_hh), weight_hh[0].size(0)
-    present = None
-    if batch_sizes is not None:
-        present, rows = unpack(batch_sizes)
-        lengths = present.sum(0)
-        if grad_output is not None:
-            grad_output = torch.where(present.unsqueeze(2), grad_output[rows], 0)
-        output = torch.where(present.unsqueeze(2), output[rows], 0)
-        if index is None:
-            input = torch.where(present.unsqueeze(2), input[rows], 0)
-        else:
-            index = index[rows]
-    steps, batch = output.shape[:2]
-    if grad_output is None:
-        grad_output = torch.zeros_like(output)
-    if hx is None:
-        hx = output.new_zeros(directions, batch, hidden)
-    if lengths is None:
-        lengths = torch.full((batch,), steps)
-    grads_pre, grads_w_ih, grads_w_hh, grads_bias, grads_hx = [], [], [], [], []
-    for d, weight in enumerate(weight_hh):
-        columns = slice(d * hidden, (d + 1) * hidden)
-        states, grads = output[..., columns], grad_output[..., columns]
-        carried = torch.zeros_like(hx[d]) if grad_h_n is None else grad_h_n[d]
-        grad_pre, before = torch.zeros_like(states), torch.zeros_like(states)
-        for t in range(steps) if reverse[d] else reversed(range(steps)):
-            # The state before t is hx at a row's first step; a reversed row starts at its length.
-            previous = t + 1 if reverse[d] else t - 1
-            first = lengths == t + 1 if reverse[d] else torch.full((batch,), t == 0)
-            inside = states[previous] if 0 <= previous < steps else torch.zeros_like(hx[d])
-            before[t] = torch.where(first.unsqueeze(1), hx[d], inside)
-            runs = (t < lengths).unsqueeze(1)
-            slope = ACTIVATIONS[nonlinearity].slope(states[t])
-            grad_pre[t] = torch.where(runs, (grads[t] + carried) * slope, 0)
-            carried = torch.where(runs, grad_pre[t] @ weight, carried)
-        grads_pre.append(grad_pre)
-        grads_hx.append(carried)
-        grads_w_hh.append(torch.einsum("tbi,tbj->ij", grad_pre, before))
-        grads_bias.append(grad_pre.sum((0, 1)))
-        if weight_ih:
-            grads_w_ih.append(torch.einsum("tbi,tbj->ij", grad_pre, input))
-    grad_input = torch.cat(grads_pre, 2)
-    if weight_ih:
-        grad_input = grad_input @ torch.cat(weight_ih)
-    if index is not None:
-        flat = grad_input.reshape(-1, directions * hidden)
-        grad_input = torch.zeros_like(input).index_add(0, index.reshape(-1).long(), flat)
-    elif present is not None:
-        grad_input = grad_input[present]
-    none = output.new_empty(0)
-    want_input, want_hx, want_ih, want_hh, want_bias, _, _ = output_mask
-    return (
-        grad_input if want_input else none,
-        torch.stack(grads_hx) if want_hx else none,
-        grads_w_ih if want_ih else [],
-        grads_w_hh if want_hh else [],
-        grads_bias if want_bias else [],
-        none,
-        [],
-    )
