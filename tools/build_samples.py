@@ -77,7 +77,7 @@ class Sample:
         return f"{self.kind}-{'-'.join(words)}-seed={self.seed}"
 
     def results(self, isa: str, threads: int) -> Results:
-        """Forward, gradients, second derivatives, by name."""
+        """Forward and gradients, by name."""
         from rnnext import _C
 
         _C.set_cpu_isa(isa)
@@ -141,24 +141,14 @@ class Maker:
         return module
 
 
-def _derivatives(make: Maker, outputs: Results, leaves: dict[str, Tensor], twice: bool) -> Results:
-    """The outputs, the leaves' gradients, and the gradients of those."""
+def _derivatives(make: Maker, outputs: Results, leaves: dict[str, Tensor]) -> Results:
+    """The outputs and the leaves' gradients."""
     values = [value for value in outputs.values() if value is not None and value.requires_grad]
     if not values or not leaves:
         return outputs
-    cotangents = [make(*value.shape).requires_grad_() for value in values]
-    grads = torch.autograd.grad(
-        values, list(leaves.values()), cotangents, create_graph=twice, allow_unused=True
-    )
-    results = outputs | {f"grad {n}": grad for n, grad in zip(leaves, grads, strict=True)}
-    curved = [grad for grad in grads if grad is not None and grad.requires_grad]
-    if not curved:
-        return results
-    inputs = leaves | {f"cotangent {n}": value for n, value in enumerate(cotangents)}
-    second = torch.autograd.grad(
-        curved, list(inputs.values()), [make(*g.shape) for g in curved], allow_unused=True
-    )
-    return results | {f"second {name}": grad for name, grad in zip(inputs, second, strict=True)}
+    cotangents = [make(*value.shape) for value in values]
+    grads = torch.autograd.grad(values, list(leaves.values()), cotangents, allow_unused=True)
+    return outputs | {f"grad {n}": grad for n, grad in zip(leaves, grads, strict=True)}
 
 
 def run_rnn(
@@ -197,7 +187,7 @@ def run_rnn(
     }
     leaves = dict(module.named_parameters()) | ({} if tokens else {"input": leaf})
     leaves |= {"hx": state} if state is not None else {}
-    return _derivatives(make, outputs, {n: v for n, v in leaves.items() if wanted in n}, True)
+    return _derivatives(make, outputs, {n: v for n, v in leaves.items() if wanted in n})
 
 
 def run_cell(
@@ -211,7 +201,7 @@ def run_cell(
         quiet = cell(x, state)
     leaves = dict(cell.named_parameters()) | {"input": x.requires_grad_()}
     leaves |= {"hx": state.requires_grad_()} if state is not None else {}
-    found = _derivatives(make, {"output": cell(x, state)}, leaves, True)
+    found = _derivatives(make, {"output": cell(x, state)}, leaves)
     return found | {"output without gradients": quiet}
 
 
@@ -244,7 +234,7 @@ def run_embedding(
     )
     chosen = make.integers(0, V, *indices).to(getattr(torch, index_dtype))
     output: Results = {"output": module(chosen)}
-    found = _derivatives(make, output, {"weight": module.weight}, twice=not sparse)
+    found = _derivatives(make, output, {"weight": module.weight})
     grad = found["grad weight"]
     if grad is not None and grad.layout == torch.sparse_coo:
         found |= {"grad rows": grad._indices(), "grad weight": grad._values()}

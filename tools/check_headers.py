@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,24 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
+CUDA = CSRC / "cuda"
+WITHOUT_CUDAS = [CUDA / "recurrence" / "choice.h", CUDA / "embedding" / "index_error.h"]
+
+
+def compile_all(commands: dict[str, list[str]], env: Mapping[str, str] = os.environ) -> int:
+    """Run the compiler's commands, say what fails and why; 1 if one does, else 0."""
+
+    def complaint(command: list[str]) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        return (done.stderr or "failed") if done.returncode else ""
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        complaints = dict(zip(commands, pool.map(complaint, commands.values()), strict=True))
+    failed = {name: text for name, text in complaints.items() if text}
+    for name, text in failed.items():
+        print(f"{name} does not compile:\n{text}")
+    print(f"{len(commands) - len(failed)} of {len(commands)} compile")
+    return int(bool(failed))
 
 
 def knows_torch(folders: tuple[str, ...]) -> bool:
@@ -25,31 +44,15 @@ def knows_torch(folders: tuple[str, ...]) -> bool:
 def command(header: Path) -> list[str]:
     flags = ["-x", "c++", "-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"]
     flags += ["-Wno-unused-function", "-Wno-unknown-pragmas", "-Wno-psabi"]
-    folders = header.relative_to(CSRC).parts
     flags += [f"-I{CSRC}", f"-isystem{sysconfig.get_paths()['include']}"]
-    if knows_torch(folders):
+    if knows_torch(header.relative_to(CSRC).parts):
         flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
     return [os.environ.get("CXX", "c++"), *flags, "-include", str(header), os.devnull]
 
 
-def check(header: Path) -> str:
-    """The compiler's complaints, empty if there are none."""
-    done = subprocess.run(command(header), capture_output=True, text=True)
-    return done.stderr if done.returncode else ""
-
-
 def main() -> int:
-    headers = sorted(CSRC.rglob("*.h"))
-    cuda = CSRC / "cuda"
-    plain = [cuda / "recurrence" / "choice.h", cuda / "embedding" / "index_error.h"]
-    headers = [path for path in headers if cuda not in path.parents or path in plain]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        complaints = dict(zip(headers, pool.map(check, headers), strict=True))
-    failed = [header for header in headers if complaints[header]]
-    for header in failed:
-        print(f"{header.relative_to(ROOT)} does not compile alone:\n{complaints[header]}")
-    print(f"{len(headers) - len(failed)} of {len(headers)} headers compile alone")
-    return 1 if failed else 0
+    headers = [h for h in CSRC.rglob("*.h") if CUDA not in h.parents or h in WITHOUT_CUDAS]
+    return compile_all({str(h.relative_to(ROOT)): command(h) for h in sorted(headers)})
 
 
 if __name__ == "__main__":

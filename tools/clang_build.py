@@ -11,12 +11,12 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from torch.utils import cpp_extension
 
-ROOT = Path(__file__).resolve().parents[1]
+from .check_headers import ROOT, compile_all
+
 BUILD = ROOT / "build" / "clang"
 COMPILER = "ziglang==0.17.*"
 TARGETS = ["aarch64-macos", "x86_64-macos", "x86_64-linux-gnu"]
@@ -32,8 +32,7 @@ def make_environment() -> Path:
     return python
 
 
-def compiled(python: Path, target: str, source: Path) -> str:
-    """The compiler's complaints, empty if there are none."""
+def command(python: Path, target: str, source: Path) -> list[str]:
     made = BUILD / target / source.relative_to(ROOT).with_suffix(".o")
     made.parent.mkdir(parents=True, exist_ok=True)
     flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
@@ -41,11 +40,8 @@ def compiled(python: Path, target: str, source: Path) -> str:
     flags += ['-DRNNEXT_TORCH_VERSION=""', f"-I{ROOT / 'csrc'}"]
     headers: list[str] = [*cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
     flags += [flag for path in headers for flag in ("-isystem", path)]
-    command = [str(python), "-m", "ziglang", "c++", "-target", target, *flags]
-    command += ["-c", str(source), "-o", str(made)]
-    cache = {f"ZIG_{whose}_CACHE_DIR": str(BUILD / "cache") for whose in ("GLOBAL", "LOCAL")}
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **cache})
-    return done.stderr if done.returncode else ""
+    compiler = [str(python), "-m", "ziglang", "c++", "-target", target]
+    return [*compiler, *flags, "-c", str(source), "-o", str(made)]
 
 
 def main() -> int:
@@ -54,17 +50,13 @@ def main() -> int:
     options = parser.parse_args()
     python = make_environment()
     sources = sorted(path for pattern in SOURCES for path in ROOT.glob(pattern))
-    jobs = [(target, source) for target in options.targets for source in sources]
-    failed = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        complaints = pool.map(lambda job: compiled(python, *job), jobs)
-        for (target, source), complaint in zip(jobs, complaints, strict=True):
-            print(f"{'failed' if complaint else 'ok':7} {target}: {source.relative_to(ROOT)}")
-            if complaint:
-                print(complaint)
-            failed += bool(complaint)
-    print(f"{len(jobs) - failed} of {len(jobs)} compiled")
-    return 1 if failed else 0
+    commands = {
+        f"{target}: {source.relative_to(ROOT)}": command(python, target, source)
+        for target in options.targets
+        for source in sources
+    }
+    cache = {f"ZIG_{whose}_CACHE_DIR": str(BUILD / "cache") for whose in ("GLOBAL", "LOCAL")}
+    return compile_all(commands, {**os.environ, **cache})
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ import multiprocessing
 import statistics
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,77 +25,46 @@ SLOWER = 1.03  # a row: beyond its own spread
 MEAN_SLOWER = 1.01  # of all rows
 
 
-class Worker:
-    """Runs functions in a process whose rnnext is `tree`'s; all other modules are this tree's.
+# Calls a function, with arguments, in the process that has a tree's rnnext.
+Worker = Callable[..., Any]
 
-    The process may use `threads` cores (0: all). RuntimeError when it dies or cannot import.
+
+def _import_rnnext(tree: Path, threads: int) -> None:
+    """Import rnnext from the tree, which then leaves the path: all other modules are this tree's.
+
+    The process may use `threads` cores (0: all).
     """
-
-    def __init__(self, tree: Path, threads: int = 0) -> None:
-        self.tree = tree
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, tree, threads), daemon=True)
-        self._process.start()
-        theirs.close()
-        self.isas: set[str] = self._result()
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What it returns there. RuntimeError, with its traceback, if it raises."""
-        self._connection.send((function, arguments))
-        return self._result()
-
-    def _result(self) -> Any:
-        try:
-            error, value = self._connection.recv()
-        except EOFError:
-            self._process.join()
-            code = self._process.exitcode
-            raise SystemExit(f"the worker of {self.tree} died, exit code {code}") from None
-        if error:
-            raise RuntimeError(f"in the worker of {self.tree}:\n{error}")
-        return value
-
-    def close(self) -> None:
-        self._connection.close()
-        self._process.join()
-
-
-def _serve(connection: Connection, tree: Path, threads: int) -> None:
-    function: Callable[..., Any] = _import_rnnext
-    arguments: tuple[Any, ...] = tree, measure.pin_threads(threads)  # before torch is imported
-    while True:
-        try:
-            connection.send(("", function(*arguments)))
-        except Exception:
-            connection.send((traceback.format_exc(), None))
-        try:
-            function, arguments = connection.recv()
-        except EOFError:
-            return
-
-
-def _import_rnnext(tree: Path, threads: int) -> set[str]:
-    """Import rnnext from the tree, which then leaves the path: benchmarks come from this one."""
+    count = measure.pin_threads(threads)  # before torch is imported
     sys.path.insert(0, str(tree))
     import torch
 
     import rnnext
-    from rnnext import _C
 
     sys.path.remove(str(tree))
     found = Path(rnnext.__file__).resolve().parents[1]
     if found != tree:
         raise RuntimeError(f"rnnext was imported from {found}: is {tree} built?")
-    torch.set_num_threads(threads)
+    torch.set_num_threads(count)
+
+
+def _isas() -> set[str]:
+    from rnnext import _C
+
     return set(_C.build_info()["isas_supported"])
 
 
 @contextmanager
 def workers(*trees: Path, threads: int = 0) -> Iterator[list[Worker]]:
-    first = Worker(trees[0], threads)
-    with closing(first), closing(Worker(trees[1], threads)) as second:
-        yield [first, second]
+    """A process for each tree. BrokenProcessPool when one dies or cannot import."""
+
+    def worker(tree: Path, stack: ExitStack) -> Worker:
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(1, spawn, _import_rnnext, (tree, threads))
+        stack.enter_context(pool)
+        return lambda function, *arguments: pool.submit(function, *arguments).result()
+
+    with ExitStack() as stack:
+        yield [worker(tree, stack) for tree in trees]
 
 
 def compare_bits(trees: list[Path], patterns: Sequence[str]) -> bool:
@@ -104,8 +73,9 @@ def compare_bits(trees: list[Path], patterns: Sequence[str]) -> bool:
 
     samples, wrong, runs = all_samples(patterns), 0, 0
     with workers(*trees) as pair:
-        print(f"in one build only: {sorted(pair[0].isas ^ pair[1].isas) or 'none'}")
-        for isa in sorted(pair[0].isas & pair[1].isas):
+        isas = [worker(_isas) for worker in pair]
+        print(f"in one build only: {sorted(isas[0] ^ isas[1]) or 'none'}")
+        for isa in sorted(isas[0] & isas[1]):
             for threads in THREADS:
                 start, before = time.monotonic(), wrong
                 for sample in samples:
@@ -124,13 +94,15 @@ def compare_bits(trees: list[Path], patterns: Sequence[str]) -> bool:
 def _difference(pair: list[Worker], sample: Any, isa: str, threads: int) -> str:
     """Empty if both have the same results; a sample that fails compares nothing, so that counts."""
     try:
-        a, b = (worker.call(sample.run, isa, threads) for worker in pair)
-    except RuntimeError as error:
-        return str(error).strip().split("\n")[-1]
+        a, b = (worker(sample.run, isa, threads) for worker in pair)
+    except BrokenProcessPool:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     names = [name for name in a | b if a.get(name) != b.get(name)]
     if not names:
         return ""
-    x, y = (worker.call(sample.results, isa, threads) for worker in pair)
+    x, y = (worker(sample.results, isa, threads) for worker in pair)
     words = []
     for name in names:
         apart = ""
@@ -176,7 +148,7 @@ def _time(trees: list[Path], chosen: Sequence[Case]) -> dict[str, tuple[float, f
 
 def _take_turns(case: Case, a: Worker, b: Worker) -> tuple[float, list[float]]:
     """A's seconds, and B's over A's in rounds of A B B A, where a steady drift cancels out."""
-    once = min(worker.call(prepare, case) for worker in (a, b))
+    once = min(worker(prepare, case) for worker in (a, b))
     calls = max(1, round(EFFORT.sample_seconds / once))
     fit = int(EFFORT.seconds / (2 * once * calls))
     rounds = spare = min(max(fit, EFFORT.min_rounds), EFFORT.max_rounds)
@@ -184,7 +156,7 @@ def _take_turns(case: Case, a: Worker, b: Worker) -> tuple[float, list[float]]:
     seconds: list[float] = []
     while len(ratios) < rounds:
         start, others = time.perf_counter(), measure.Bystanders()
-        turns = [worker.call(sample, calls) for worker in (a, b, b, a)]
+        turns = [worker(sample, calls) for worker in (a, b, b, a)]
         ours = sum(cpu_seconds for _, cpu_seconds in turns)
         if others.cores(time.perf_counter() - start, ours) > measure.DISTURBED_CORES and spare:
             spare -= 1
@@ -220,7 +192,7 @@ def sample(calls: int) -> tuple[float, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 equal, or no slower; 1 not, or a worker died; 2 wrong usage."""
+    """Exit code: 0 equal, or no slower; 1 not; 2 wrong usage, or a worker died."""
     parser = argparse.ArgumentParser(prog="python -m tools.compare_builds", description=__doc__)
     parser.add_argument("command", choices=("bits", "time"), help="results to the bit, or times")
     parser.add_argument("a", type=Path, metavar="A", help="the tree to compare with")
