@@ -212,7 +212,7 @@ std::tuple<Tensor, Tensor> mapped_sparse_backward(const Tensor& grad, const Tens
 }
 
 template <class Level>
-void implement(torch::Library& m) {
+void implement_embedding(torch::Library& m) {
   m.impl("embedding", mapped_embedding<Level>);
   m.impl("embedding_backward", mapped_backward<Level>);
   m.impl("embedding_sparse_backward", mapped_sparse_backward<Level>);
@@ -224,7 +224,7 @@ TORCH_LIBRARY_IMPL(rnnext, Autograd, m) {
   m.impl("embedding", embedding);
   m.impl("embedding_backward", embedding_backward);
 }
-TORCH_LIBRARY_IMPL(rnnext, FuncTorchBatched, m) { implement<FuncTorch>(m); }
-TORCH_LIBRARY_IMPL(rnnext, Batched, m) { implement<GradsBatched>(m); }
+TORCH_LIBRARY_IMPL(rnnext, FuncTorchBatched, m) { implement_embedding<FuncTorch>(m); }
+TORCH_LIBRARY_IMPL(rnnext, Batched, m) { implement_embedding<GradsBatched>(m); }
 
 }  // namespace rnnext

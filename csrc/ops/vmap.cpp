@@ -343,7 +343,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
 }
 
 template <class Level>
-void implement(torch::Library& m) {
+void implement_recurrence(torch::Library& m) {
   m.impl("recurrence", Recurrences::forward<recurrence<RecurrenceOp, Level>>);
   m.impl("recurrence_backward", Recurrences::backward<recurrence_backward<RecurrenceOp, Level>>);
   m.impl("recurrence_ensemble", Recurrences::forward<recurrence<EnsembleOp, Level>>);
@@ -353,7 +353,7 @@ void implement(torch::Library& m) {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(rnnext, FuncTorchBatched, m) { implement<FuncTorch>(m); }
-TORCH_LIBRARY_IMPL(rnnext, Batched, m) { implement<GradsBatched>(m); }
+TORCH_LIBRARY_IMPL(rnnext, FuncTorchBatched, m) { implement_recurrence<FuncTorch>(m); }
+TORCH_LIBRARY_IMPL(rnnext, Batched, m) { implement_recurrence<GradsBatched>(m); }
 
 }  // namespace rnnext

@@ -14,7 +14,7 @@
 namespace rnnext {
 
 // Copies that are worth a second thread. (Less, and the team costs more than it saves.)
-constexpr int64_t kBytesPerThread = 128 << 10;
+constexpr int64_t kCopiedPerThread = 128 << 10;
 
 std::optional<Packing> Packing::of(const Recurrence& p, const RecurrenceGradOut& out,
                                    const KernelShape& shape, const Machine& machine, int threads) {
@@ -77,7 +77,7 @@ Recurrence Packing::planned(Recurrence p) const {
 // f(part) for each part of n copies of so many bytes, shared out.
 template <class F>
 static void share_out(int64_t n, size_t bytes, const F& f) {
-  const int64_t threads = n * static_cast<int64_t>(bytes) / kBytesPerThread;
+  const int64_t threads = n * static_cast<int64_t>(bytes) / kCopiedPerThread;
   run_team(static_cast<int>(std::clamp<int64_t>(threads, 1, max_threads())),
            [&](Worker& worker) { f(part(n, worker.rank, worker.size)); });
 }
