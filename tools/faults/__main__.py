@@ -172,7 +172,9 @@ def environment() -> dict[str, str]:
 def test(fault: int, arguments: list[str], env: dict[str, str]) -> str:
     """The first test that fails, or "" if none does."""
     there = [a for a in arguments if not a.startswith("tests") or (COPY / a).exists()]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *there]
+    # (Inductor's own sources do not compile with the switch in front.)
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += ["--deselect=tests/ops/test_aoti.py", *there]
     process = subprocess.Popen(
         command,
         cwd=COPY,
