@@ -50,7 +50,7 @@ def compile_cuda(source: Path, arch: str = ARCH) -> Path:
     """The object of a .cu; its PTX lies beside it."""
     toolkit = home()
     assert toolkit, "no nvcc: set CUDA_HOME, or `make cuda-build`"
-    flags = ["-std=c++17", "-O3", f"-I{CSRC}", "-Xcompiler=-fPIC,-O0", "-c"]
+    flags = ["-std=c++20", "-O3", f"-I{CSRC}", "-Xcompiler=-fPIC,-O0", "-c"]
     flags.append("-DRNNEXT_CUDA_TAGGED")
     flags += ["-gencode", f"arch=compute_{arch},code=compute_{arch}"]
     folder = CACHE / f"{source.stem}-{_digest([source, *headers()], flags)}"
@@ -71,7 +71,7 @@ def compile_cuda(source: Path, arch: str = ARCH) -> Path:
 
 def compile_host(source: Path, flags: Sequence[str], depends: Sequence[Path]) -> Path:
     """The object of a C++ source."""
-    flags = ["-std=c++17", "-fPIC", "-g1", "-O1", "-Wall", "-Wextra", f"-I{CSRC}", *flags]
+    flags = ["-std=c++20", "-fPIC", "-g1", "-O1", "-Wall", "-Wextra", f"-I{CSRC}", *flags]
     if (toolkit := home()) is not None:
         flags.append(f"-isystem{toolkit / 'include'}")
     target = CACHE / f"{source.stem}-{_digest([source, *depends], flags)}.o"

@@ -5,14 +5,40 @@ As a script, prints the capacity table of docs/cuda.md.
 
 import ctypes
 import functools
+import re
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cuda_ptx import build
 from cuda_ptx.library import Entries
-from cuda_ptx.structs import Geometry, StepCost, address_of
+
+HEADER = build.CUDA / "recurrence" / "choice.h"
+TYPES = {
+    "int64_t": ctypes.c_int64, "int": ctypes.c_int, "unsigned": ctypes.c_uint,
+    "double": ctypes.c_double, "bool": ctypes.c_bool, "Path": ctypes.c_int,
+    "Exchange": ctypes.c_int, "Compute": ctypes.c_int,
+}  # fmt: skip
+
+
+def struct(name: str) -> Any:
+    """A struct of choice.h for ctypes; choice_library() compares the sizes."""
+    body = re.search(rf"struct {name} {{(.*?)\n}};", HEADER.read_text(), re.DOTALL)
+    assert body, f"no struct {name} in {HEADER}"
+    fields = []
+    for line in re.sub(r"//.*", "", body[1]).split(";"):
+        if not (found := re.match(r"\s*(\w+) ([^({]+(\{[\d, ]*\})?)$", line)):
+            continue  # a method
+        for each in re.sub(r"\{.*\}", "", found[2]).split(","):
+            field, count = re.fullmatch(r"\s*(\w+)(?:\[(\d)\])?.*", each).groups()  # type: ignore[union-attr]
+            kind: Any = TYPES[found[1]]
+            fields.append((field, kind * int(count) if count else kind))
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+Device, Problem, Geometry, StepCost = STRUCTS = [
+    struct(name) for name in ("Device", "Problem", "Geometry", "StepCost")
+]
 
 PATHS = {"step": 0, "block": 1, "cluster": 2, "grid": 3}
 EXCHANGES = ["fenced", "tagged"]  # in the order of the enum
@@ -39,15 +65,15 @@ DEVICES = {
 @functools.cache
 def choice_library() -> Entries:
     """choice.cpp alone: neither CUDA nor its headers are needed."""
-    sources = [build.CUDA / "recurrence" / "choice.cpp", build.HERE / "choice_entries.cpp"]
-    return Entries(build.link("choice", build.compile_all(sources)))
+    sources = [HEADER.with_suffix(".cpp"), build.HERE / "choice_entries.cpp"]
+    entries = Entries(build.link("choice", build.compile_all(sources)))
+    entries.run("rnn_check_sizes", torch.tensor([ctypes.sizeof(struct) for struct in STRUCTS]))
+    return entries
 
 
-def _problem(*sizes: Any) -> Tensor:
-    """T, B, H, D, compute, backward and exchange as choice_entries.cpp takes them."""
-    *numbers, compute, backward, exchange = sizes
-    words = [COMPUTES[compute], int(backward), EXCHANGES.index(exchange)]
-    return torch.tensor([*numbers, *words])
+def _device(card: tuple[int, ...]) -> Any:
+    capability, sm_count, shared_bytes, *clusters = card
+    return Device(capability, sm_count, shared_bytes, 65536, (ctypes.c_int * 4)(*clusters))
 
 
 def choose(
@@ -60,20 +86,12 @@ def choose(
     backward: bool = False,
     path: str | None = None,
     exchange: str = "fenced",
-) -> Geometry:
-    """The choice for a problem on a device; ValueError where it throws."""
+) -> Any:
+    """The choice for a problem on a device, a Geometry; ValueError where it throws."""
     geometry, message = Geometry(), ctypes.create_string_buffer(256)
-    problem = _problem(T, B, H, D, compute, backward, exchange)
-    word = ctypes.create_string_buffer(path.encode()) if path is not None else None
-    choice_library().run(
-        "rnn_choose",
-        problem,
-        torch.tensor(device),
-        None if word is None else ctypes.addressof(word),
-        address_of(geometry),
-        ctypes.addressof(message),
-        256,
-    )
+    problem = Problem(T, B, H, D, COMPUTES[compute], backward, EXCHANGES.index(exchange))
+    word = None if path is None else ctypes.create_string_buffer(path.encode())
+    choice_library().run("rnn_choose", problem, _device(device), word, geometry, message)
     if message.value:
         raise ValueError(message.value.decode())
     return geometry
@@ -87,19 +105,14 @@ def candidates(
     compute: str = "f32",
     backward: bool = False,
     exchange: str = "fenced",
-) -> list[tuple[Geometry, StepCost]]:
-    """What choose() compares, with the estimate of a step of each; the step path comes first."""
+) -> list[tuple[Any, Any]]:
+    """What choose() compares, with the StepCost of each; the step path comes first."""
     space = 4096
     geometries, costs = (Geometry * space)(), (StepCost * space)()
     count = torch.zeros(1, dtype=torch.int64)
+    problem = Problem(T, B, H, 1, COMPUTES[compute], backward, EXCHANGES.index(exchange))
     choice_library().run(
-        "rnn_candidates",
-        _problem(T, B, H, 1, compute, backward, exchange),
-        torch.tensor(device),
-        ctypes.addressof(geometries),
-        ctypes.addressof(costs),
-        space,
-        count,
+        "rnn_candidates", problem, _device(device), geometries, costs, space, count
     )
     return list(zip(geometries[: int(count)], costs[: int(count)], strict=True))
 
@@ -107,8 +120,7 @@ def candidates(
 def choices_made(device: tuple[int, ...], steps: int, B: int, H: int) -> int:
     """How often a memory of choices chooses, asked for T = 1 to `steps`."""
     made = torch.zeros(1, dtype=torch.int64)
-    problem = _problem(0, B, H, 1, "f32", False, "fenced")
-    choice_library().run("rnn_choices_made", problem, torch.tensor(device), steps, made)
+    choice_library().run("rnn_choices_made", Problem(0, B, H, 1), _device(device), steps, made)
     return int(made)
 
 
@@ -118,7 +130,7 @@ def capacity(
     """The largest H that a path holds on the chip."""
     result = torch.zeros(1, dtype=torch.int64)
     words = PATHS[path], COMPUTES[compute], int(backward), D
-    choice_library().run("rnn_capacity", *words, torch.tensor(device), result)
+    choice_library().run("rnn_capacity", *words, _device(device), result)
     return int(result)
 
 

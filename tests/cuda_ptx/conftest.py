@@ -9,9 +9,8 @@ collect_ignore_glob = [] if "CUDA_HOME" in os.environ else ["test_*.py"]
 
 @pytest.fixture
 def lib():
-    """The recurrence's kernels on an H100, which gives its memory back."""
-    from cuda_ptx.recurrence import kernels
+    """The kernels on an H100, which gives its memory back."""
+    from cuda_ptx.ops import kernels
 
-    lib = kernels()
-    yield lib
-    lib.reset()
+    yield kernels()
+    kernels().reset()

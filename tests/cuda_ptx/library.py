@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cuda_ptx import build, machine
-from cuda_ptx.memory import ASYNCHRONOUS, Anything, Arena, Fault
+from cuda_ptx import machine
+from cuda_ptx.memory import CONSTANT, Arena, Fault
 from cuda_ptx.parse import Kernel, entries, kernel_of
 
 
@@ -35,48 +33,58 @@ class Launch(ctypes.Structure):
     ]
 
 
-CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(Launch))
+LAUNCH = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(Launch))
+MEMORY = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)
 
 
 class Entries:
-    """Functions of a shared library: extern "C", of int64_t, double and pointers; 0: no error."""
+    """Functions of a shared library: extern "C", of int64_t and pointers; 0: no error."""
 
     def __init__(self, path: Path) -> None:
-        self._handle = ctypes.CDLL(str(path))
-        self._fault = ""
+        self.handle = ctypes.CDLL(str(path))
+        self.fault = ""
 
     def run(self, function: str, *arguments: Any) -> None:
         """Calls one; KernelError says what a kernel did wrong.
 
-        Tensors are passed by address, None as a null pointer, int as int64_t, float as double.
+        Tensors are passed by address, structs by reference, int as int64_t.
         """
-        self._fault = ""
-        if code := getattr(self._handle, function)(*map(_pass, arguments)):
-            raise KernelError(self._fault or f"error {code}")
+        self.fault = ""
+        if code := getattr(self.handle, function)(*map(_pass, arguments)):
+            raise KernelError(self.fault or f"error {code}")
+
+
+def _pass(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, (ctypes.Structure, ctypes.Array)):
+        return ctypes.byref(value)
+    return value if value is None else ctypes.c_int64(value)
 
 
 class Library(Entries):
     """The launchers of a shared library, the PTX of its kernels, and device memory."""
 
-    def __init__(self, path: Path, objects: Sequence[Path], checked: bool = True) -> None:
+    def __init__(self, path: Path, objects: Sequence[Path]) -> None:
         super().__init__(path)
         self.texts: dict[str, str] = {}
         for one in objects:
-            if (ptx := one.with_suffix(".ptx")).exists() and one.parent != build.CACHE:
+            if (ptx := one.with_suffix(".ptx")).exists():
                 self.texts.update(entries(ptx.read_text()))
-        self.arena: Any = Arena() if checked else Anything()
+        self.arena = Arena()
         self._kernels: dict[str, Kernel] = {}
-        self.seed, self.scattered, self.watch = 0, False, False
         self.ran: dict[str, int] = {}  # launches of each kernel
-        self.seconds = 0.0
-        self._callback = CALLBACK(self._launch)
-        self._handle.stand_in_callback(self._callback)
-        self._handle.stand_in_calls.restype = ctypes.c_int64
+        self.error: Exception | None = None  # of the last launch that failed
+        self._launched = LAUNCH(self._launch)
+        self._tensor_memory = MEMORY(self.arena.allocate)
+        self._host_memory = MEMORY(lambda size: self.arena.allocate(size, kept=True))
+        self.handle.stand_in_callbacks(self._launched, self._host_memory)
+        self.handle.stand_in_calls.restype = ctypes.c_int64
+        self.reset()
 
     def _launch(self, pointer: Any) -> int:
         launch = pointer.contents
         name = launch.name.decode()
-        started = time.perf_counter()
         try:
             if name not in self._kernels:
                 self._kernels[name] = kernel_of(self.texts[name])
@@ -91,26 +99,22 @@ class Library(Entries):
                 self.scattered, self.watch,
             )  # fmt: skip
         except Exception as error:  # nothing may pass through C++
-            self._fault = str(error) if isinstance(error, Fault) else f"{type(error)}: {error}"
+            self.fault = str(error) if isinstance(error, Fault) else f"{type(error)}: {error}"
             self.error = error
-            self._handle.stand_in_message(self._fault.encode())
+            self.handle.stand_in_message(self.fault.encode())
             return 1
-        finally:
-            self.seconds += time.perf_counter() - started
         return 0
 
     @contextlib.contextmanager
     def planted(self, name: str, text: str) -> Iterator[None]:
         """A kernel with other PTX, for a while."""
-        before = self.texts[name], self._kernels.pop(name, None)
-        self.texts[name] = text
+        before, self.texts[name] = self.texts[name], text
+        self._kernels.pop(name, None)
         try:
             yield
         finally:
-            self.texts[name] = before[0]
+            self.texts[name] = before
             self._kernels.pop(name, None)
-            if before[1]:
-                self._kernels[name] = before[1]
 
     def reset(self) -> None:
         """Takes back all device memory, and makes the device an H100 whose lanes run in step."""
@@ -137,60 +141,39 @@ class Library(Entries):
         ``granted``: on how many of its multiprocessors launches run; None: on all.
         """
         granted = multiprocessors if granted is None else granted
-        self._handle.stand_in_device(sm, multiprocessors, shared_per_block, granted)
+        self.handle.stand_in_device(sm, multiprocessors, shared_per_block, granted)
 
     def set_compiled(self, architecture: int = 1 << 10) -> None:
         """The architecture of the PTX that kernels were made of; 0: there is no code at all."""
-        self._handle.stand_in_compiled(architecture)
+        self.handle.stand_in_compiled(architecture)
 
     def attribute_calls(self) -> int:
         """How often the runtime was asked for, or told, an attribute."""
-        return int(self._handle.stand_in_calls())
+        return int(self.handle.stand_in_calls())
 
-    def asynchronous_only(self, address: int, size: int) -> None:
-        """From here on plain reads of this memory are errors; asynchronous copies may read it."""
-        self.arena.protect(address, size, ASYNCHRONOUS)
+    @contextlib.contextmanager
+    def tensors(self) -> Iterator[None]:
+        """Torch's new tensors lie in device memory, which holds NaNs, until reset() takes it."""
+        self.handle.stand_in_tensors(self._tensor_memory)
+        torch._C._set_mkldnn_enabled(False)  # whose caches stay
+        try:
+            yield
+        finally:
+            torch._C._set_mkldnn_enabled(True)
+            self.handle.stand_in_tensors(None)
 
-    def empty(
-        self, *shape: int, dtype: torch.dtype = torch.float32, align: int = 256
-    ) -> torch.Tensor:
-        """Device memory that holds NaNs; a multiple of `align` bytes and of no more."""
-        count = 1
-        for size in shape:
-            count *= size
-        bytes_ = max(count * dtype.itemsize, 1)
-        address = self.arena.allocate(bytes_, align)
-        raw = (ctypes.c_char * bytes_).from_address(address)
-        if count == 0:
-            return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(raw, dtype=dtype, count=count).view(shape)
+    def protect(self, tensor: torch.Tensor, access: int = CONSTANT) -> torch.Tensor:
+        """The tensor, to whose memory kernels have this access from here on."""
+        storage = tensor.untyped_storage()
+        self.arena.protect(storage.data_ptr(), storage.nbytes(), access)
+        return tensor
 
-    def tensor(
-        self, values: torch.Tensor, writable: bool = False, align: int = 256
-    ) -> torch.Tensor:
-        """A copy of `values` in device memory; writing to it is an error unless `writable`."""
-        copy = self.empty(*values.shape, dtype=values.dtype, align=align)
-        if copy.numel():
-            copy.copy_(values)
-            if not writable:
-                self.arena.protect(copy.data_ptr(), copy.numel() * copy.element_size())
-        return copy
-
-
-def _pass(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    if value is None:
-        return ctypes.c_void_p(None)
-    return ctypes.c_double(value) if isinstance(value, float) else ctypes.c_int64(int(value))
-
-
-@functools.cache
-def library(*sources: Path) -> Library:
-    """The library of kernels and entry points.
-
-    Entry points are extern "C" functions that return an error and take int64_t, double and
-    pointers.
-    """
-    objects = build.compile_all([*sources, build.HERE / "runtime.cpp"])
-    return Library(build.link(sources[-1].stem, objects), objects)
+    def put(self, values: torch.Tensor) -> torch.Tensor:
+        """A copy in device memory that lies there as before, and that kernels may not write."""
+        before = values.untyped_storage()
+        with self.tensors():
+            storage = torch.empty(before.nbytes(), dtype=torch.uint8).untyped_storage()
+        storage.copy_(before)
+        copy = torch.empty(0, dtype=values.dtype)
+        copy.set_(storage, values.storage_offset(), values.shape, values.stride())
+        return self.protect(copy)

@@ -8,12 +8,11 @@ released, or not acquired, is not seen. Strong (relaxed, acquire) loads see memo
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import numpy as np
 
-SIZE = 24 << 20
+SIZE = 256 << 20
 UNMAPPED, ASYNCHRONOUS, CONSTANT, WRITABLE = range(4)  # ASYNCHRONOUS: no plain load
 KINDS = {
     k: np.dtype(f"{k[0]}{k[1]}")
@@ -30,46 +29,41 @@ class Arena:
     """Device memory: what is given out is between unmapped bytes, and holds NaNs."""
 
     def __init__(self) -> None:
-        self._memory = ctypes.create_string_buffer(SIZE + 256)
-        self.base = -(-ctypes.addressof(self._memory) // 256) * 256
-        raw = (ctypes.c_ubyte * SIZE).from_address(self.base)
-        self.bytes = np.frombuffer(raw, np.uint8)
+        memory = np.zeros(SIZE + 256, np.uint8)
+        self.base = -(-memory.ctypes.data // 256) * 256
+        self.bytes = memory[self.base - memory.ctypes.data :][:SIZE]
         self.access = np.zeros(SIZE, np.uint8)
-        self.end = 256
+        self.begin = self.end = 256
 
     def clear(self) -> None:
-        self.access[: self.end] = UNMAPPED
-        self.end = 256
+        """Takes back what is not to be kept."""
+        self.access[self.begin : self.end] = UNMAPPED
+        self.end = self.begin
 
-    def allocate(self, size: int, align: int = 256) -> int:
-        """An address that is a multiple of `align` and no larger power of two."""
-        begin = -(-(self.end + 64) // 512) * 512 + (align if align < 256 else 256)
+    def allocate(self, size: int, kept: bool = False) -> int:
+        """An address that is a multiple of 256 and no larger power of two."""
+        begin = -(-(self.end + 64) // 512) * 512 + 256
         if begin + size + 64 > SIZE:
             raise MemoryError("the tests' device memory is full")
         self.end = begin + size
         self.bytes[begin : self.end] = 255
         self.access[begin : self.end] = WRITABLE
+        if kept:
+            self.begin = self.end
         return self.base + begin
+
+    def holds(self, address: int) -> bool:
+        return 0 <= address - self.base < SIZE
 
     def protect(self, address: int, size: int, access: int = CONSTANT) -> None:
         self.access[address - self.base : address - self.base + size] = access
 
 
-class Anything:
-    """All memory of this process, unchecked: for bindings, whose tensors torch allocates."""
-
-    def __init__(self) -> None:
-        self.base = 4096  # numpy makes new memory in the place of a null pointer
-        self._all = (ctypes.c_ubyte * ((1 << 47) - 4096)).from_address(self.base)
-        self.bytes = np.frombuffer(self._all, np.uint8)
-        self.access = None
-
-
 class Global:
     """The memory of one launch, of blocks that see each other's stores late or at once."""
 
-    def __init__(self, arena: Any, blocks: int, late: bool) -> None:
-        self.arena, self.late = arena, late and arena.access is not None
+    def __init__(self, arena: Arena, blocks: int, late: bool) -> None:
+        self.arena, self.late = arena, late
         self.main = arena.bytes
         self.version = 0
         if not self.late:
@@ -86,15 +80,14 @@ class Global:
         if (place & (size - 1)).any():
             raise Fault(f"misaligned {what} of {size} bytes")
         access = self.arena.access
-        if access is not None:
-            if place.min() < 0 or place.max() >= len(access):
-                raise Fault(f"{what} out of bounds: no memory at all")
-            allowed = np.minimum(access[place], access[place + (size - 1)]).min()
-            if allowed == UNMAPPED:
-                raise Fault(f"{what} out of bounds")
-            if allowed < needed:
-                asks = "constant memory" if needed == WRITABLE else "what only copies may wait for"
-                raise Fault(f"{what} of {asks}")
+        if place.min() < 0 or place.max() >= len(access):
+            raise Fault(f"{what} out of bounds: no memory at all")
+        allowed = np.minimum(access[place], access[place + (size - 1)]).min()
+        if allowed == UNMAPPED:
+            raise Fault(f"{what} out of bounds")
+        if allowed < needed:
+            asks = "constant memory" if needed == WRITABLE else "what only copies may wait for"
+            raise Fault(f"{what} of {asks}")
         return place
 
     def load(self, place: Any, block: Any, kind: str, strong: bool) -> Any:

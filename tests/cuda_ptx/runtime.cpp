@@ -29,7 +29,8 @@ int compiled = 1 << 10;  // the architecture of the PTX that kernels were made o
 int64_t calls = 0;       // of functions that ask for or set attributes
 cudaError_t pending = cudaSuccess;
 int (*callback)(const Launch*) = nullptr;
-std::string message;  // what a kernel did wrong
+void* (*host_memory)(size_t) = nullptr;  // which the device sees
+std::string message;                     // what a kernel did wrong
 
 std::map<const void*, std::string>& kernels() {
   static std::map<const void*, std::string> all;
@@ -94,7 +95,9 @@ extern "C" {
 
 // ---- what Python calls
 
-void stand_in_callback(int (*function)(const Launch*)) { callback = function; }
+void stand_in_callbacks(int (*launch)(const Launch*), void* (*memory)(size_t)) {
+  callback = launch, host_memory = memory;
+}
 void stand_in_device(int sm, int count, int shared, int grants) {
   static std::map<std::tuple<int, int, int>, int> ids{{{90, 132, 227 * 1024}, 0}};
   device_id = ids.insert({std::make_tuple(sm, count, shared), int(ids.size())}).first->second;
@@ -178,6 +181,14 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*,
                                            const cudaLaunchConfig_t* config) {
   ++calls;
   *clusters = clusters_at_once(config->attrs[0].val.clusterDim.x, config->dynamicSmemBytes);
+  return cudaSuccess;
+}
+cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
+  *memory = host_memory(bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaHostGetDevicePointer(void** seen, void* memory, unsigned) {
+  *seen = memory;
   return cudaSuccess;
 }
 cudaError_t cudaGetLastError() {

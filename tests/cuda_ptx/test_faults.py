@@ -5,17 +5,22 @@ launches without a fault have neither is what test_recurrence.py shows.
 """
 
 import re
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
-from cuda_ptx.library import KernelError, Library
+from cuda_ptx.choice import DEVICES
 from cuda_ptx.memory import Fault
-from cuda_ptx.recurrence import Case, Run
+from cuda_ptx.ops import forced, recurrence
+from helpers import samples
 from helpers.common import same
+from helpers.device import tf32_by
 
 TRIES = 8
+TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "tf32": torch.float32}
 
 NOTHING = "// nothing"
 ARRIVE = r"(mbarrier\.arrive\S+ _, \[%r\d+\]), %r\d+"
@@ -23,7 +28,7 @@ INIT = r"(\n // begin inline asm\n mbarrier\.init)"
 A = r"(mma\S+ \{[^}]*\}, \{)(%r\d+), (%r\d+)"
 START = r"barrier\.cluster\.arrive\S+([\s\S]*?)barrier\.cluster\.wait\S+"
 LANE = r"(shfl\S+ \S+ \S+) (?:%r)?\d+,"
-# Paths, arithmetic; what is wrong, what is replaced by what, and which one of all (or all).
+# Way, arithmetic; what is wrong, what is replaced by what, and which one of all (or all).
 FAULTS: dict[tuple[str, str], list[tuple[Any, ...]]] = {
     ("block", "bf16"): [
         ("no barrier between the product and the cell", r"bar\.sync 0", NOTHING, -1),
@@ -100,26 +105,28 @@ def edited(text: str, pattern: str, replacement: str, which: int | None = None) 
     return text
 
 
-def results(lib: Library, path: str, compute: str, H: int) -> list[Tensor]:
-    case = Case(compute, T=4, B=5, H=H, source="table", reverse=(False, True))
-    tensors = [t.clone() for t in Run(case, path, "small").forward()]
-    lib.arena.clear()
-    return tensors
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: ", ".join(case[:3]))
 def test_a_planted_fault_is_found(lib, case):
-    path, compute, what, *edit = case
-    sizes = path, compute, 20 if "H=20" in what else 70
+    path, dtype, what, *edit = case
+    lib.set_device(*DEVICES["small"][:3])
+    sizes = {"T": 4, "B": 5, "H": 20 if "H=20" in what else 70, "reverse": (False, True)}
+    arguments = samples.make(**sizes, source="table", dtype=TYPES[dtype])
+
+    def results() -> list[Tensor]:
+        with forced(path), tf32_by("allow_tf32") if dtype == "tf32" else nullcontext():
+            tensors = [t.clone() for t in arguments.call(recurrence)]
+        lib.arena.clear()
+        return tensors
+
     lib.ran.clear()
-    right = results(lib, *sizes)
+    right = results()
     (name,) = [n for n in lib.ran if "recurrence_kernel" in n]
 
     def found(seed: int) -> bool:
         lib.mode(seed)
         try:
-            return not same(results(lib, *sizes), right)
-        except KernelError:
+            return not same(results(), right)
+        except RuntimeError:
             return isinstance(lib.error, Fault)
 
     with lib.planted(name, edited(lib.texts[name], *edit)):

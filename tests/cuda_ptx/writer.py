@@ -13,9 +13,12 @@ from cuda_ptx.parse import TYPES, Instruction, Kernel, split
 
 COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<",
            "ls": "<=", "hi": ">", "hs": ">="}  # fmt: skip
-BITS = {"and": "&", "or": "|", "xor": "^"}
-
-
+FORMS = {
+    "abs": "np.abs({})", "and": "{} & {}", "brev": "reversed_bits({})",
+    "clz": "leading_zeros({}, 32)", "copysign": "np.copysign({1}, {0})", "ex2": "np.exp2({})",
+    "max": "np.fmax({}, {})", "min": "np.fmin({}, {})", "neg": "-{}", "or": "{} | {}",
+    "rem": "{0} - quotient({0}, {1}) * {1}", "xor": "{} ^ {}",
+}  # fmt: skip
 SPECIAL = {"%tid.x", "%tid.y", "%tid.z", "%ctaid.x", "%ctaid.y", "%ctaid.z", "%laneid",
            "%cluster_ctarank"}  # fmt: skip
 WHOLE = {"%ntid.x", "%ntid.y", "%ntid.z", "%nctaid.x", "%nctaid.y", "%nctaid.z",
@@ -116,137 +119,75 @@ class Arithmetic:
     def write(self, i: Instruction) -> None:
         if i.guard:
             raise Unknown(f"a guard before {i.op}")
-        name = i.parts[0]
-        method: Callable[[Instruction], None] | None = getattr(self, "op_" + name, None)
-        if method is None:
+        method: Callable[[Instruction], None] | None = getattr(self, "op_" + i.parts[0], None)
+        if method is not None:
+            method(i)
+        elif form := FORMS.get(i.parts[0]):
+            self.form(i, form)
+        else:
             raise Unknown(i.op)
-        method(i)
 
     # ---- arithmetic
 
     def kind(self, i: Instruction, at: int = -1) -> str:
         return TYPES[i.parts[at]]
 
-    def _two(self, i: Instruction, kind: str) -> tuple[str, str]:
-        return self.value(i.args[1], kind), self.value(i.args[2], kind)
-
-    def _binary(self, i: Instruction, sign: str) -> None:
-        kind = self.kind(i)
-        kind = kind.replace("i", "u")
-        a, b = self._two(i, kind)
-        if "rz" in i.parts:
-            self.put(i.args[0], f"toward_zero({a}, {b})", kind)
-        else:
-            self.put(i.args[0], f"{a} {sign} {b}", kind)
+    def form(self, i: Instruction, form: str, of: str | None = None, to: str | None = None) -> None:
+        """Writes a form over operands of one kind."""
+        of = of or self.kind(i)
+        values = [self.value(arg, of) for arg in i.args[1:]]
+        self.put(i.args[0], form.format(*values, kind=of), to or of)
 
     def op_add(self, i: Instruction) -> None:
-        self._binary(i, "+")
+        form = "toward_zero({}, {})" if "rz" in i.parts else "{} + {}"
+        self.form(i, form, self.kind(i).replace("i", "u"))
 
     def op_sub(self, i: Instruction) -> None:
-        self._binary(i, "-")
+        self.form(i, "{} - {}", self.kind(i).replace("i", "u"))
 
     def op_mul(self, i: Instruction) -> None:
         kind = self.kind(i)
+        wide = f"{kind[0]}{2 * SIZE[kind]}"
+        product = f"{{}}.astype({wide}) * {{}}.astype({wide})"
         if "wide" in i.parts:
-            wide = f"{kind[0]}{2 * SIZE[kind]}"
-            a, b = self._two(i, kind)
-            self.put(i.args[0], f"{a}.astype({wide}) * {b}.astype({wide})", wide)
+            self.form(i, product, kind, wide)
+        elif "hi" in i.parts and SIZE[kind] == 4:
+            self.form(i, f"(({product}) >> {self.constant(32, wide)}).astype({kind})")
         elif "hi" in i.parts:
-            a, b = self._two(i, kind)
-            if SIZE[kind] != 4:
-                raise Unknown(i.op)
-            wide = f"{kind[0]}8"
-            text = f"(({a}.astype({wide}) * {b}.astype({wide})) >> {self.constant(32, wide)})"
-            self.put(i.args[0], f"{text}.astype({kind})", kind)
+            raise Unknown(i.op)
         else:
-            self._binary(i, "*")
+            self.form(i, "{} * {}", kind.replace("i", "u"))
 
     def op_mad(self, i: Instruction) -> None:
         kind = self.kind(i)
         if "wide" in i.parts:
             wide = f"{kind[0]}{2 * SIZE[kind]}"
-            a, b = self._two(i, kind)
+            a, b = (self.value(arg, kind) for arg in i.args[1:3])
             c = self.value(i.args[3], wide)
             self.put(i.args[0], f"{a}.astype({wide}) * {b}.astype({wide}) + {c}", wide)
-            return
-        if "lo" not in i.parts:
+        elif "lo" in i.parts:
+            self.form(i, "{} * {} + {}", kind.replace("i", "u"))
+        else:
             raise Unknown(i.op)
-        kind = kind.replace("i", "u")
-        a, b = self._two(i, kind)
-        self.put(i.args[0], f"{a} * {b} + {self.value(i.args[3], kind)}", kind)
 
     def op_fma(self, i: Instruction) -> None:
-        kind = self.kind(i)
-        a, b = self._two(i, kind)
-        down = "_down" if "rm" in i.parts else ""
-        if not down and "rn" not in i.parts:
+        if not {"rm", "rn"} & set(i.parts):
             raise Unknown(i.op)
-        self.put(i.args[0], f"fma{down}_{kind}({a}, {b}, {self.value(i.args[3], kind)})", kind)
+        self.form(i, f"fma{'_down' if 'rm' in i.parts else ''}_{{kind}}({{}}, {{}}, {{}})")
 
     def op_div(self, i: Instruction) -> None:
-        kind = self.kind(i)
-        a, b = self._two(i, kind)
-        if kind[0] == "f":
-            self.put(i.args[0], f"{a} / {b}", kind)
-        else:
-            self.put(i.args[0], f"quotient({a}, {b})", kind)
-
-    def op_rem(self, i: Instruction) -> None:
-        kind = self.kind(i)
-        a, b = self._two(i, kind)
-        self.put(i.args[0], f"{a} - quotient({a}, {b}) * {b}", kind)
-
-    def op_min(self, i: Instruction) -> None:
-        self._extreme(i, "min")
-
-    def op_max(self, i: Instruction) -> None:
-        self._extreme(i, "max")
-
-    def _extreme(self, i: Instruction, which: str) -> None:
-        kind = self.kind(i)
-        a, b = self._two(i, kind)
-        self.put(i.args[0], f"np.f{which}({a}, {b})", kind)
-
-    def _one(self, i: Instruction, form: str, kind: str | None = None) -> None:
-        kind = kind or self.kind(i)
-        self.put(i.args[0], form.format(self.value(i.args[1], kind)), kind)
-
-    def op_neg(self, i: Instruction) -> None:
-        self._one(i, "-{}")
-
-    def op_abs(self, i: Instruction) -> None:
-        self._one(i, "np.abs({})")
+        self.form(i, "{} / {}" if self.kind(i)[0] == "f" else "quotient({}, {})")
 
     def op_not(self, i: Instruction) -> None:
-        self._one(i, "~({})" if self.kind(i) != "p" else "np.logical_not({})")
-
-    def op_ex2(self, i: Instruction) -> None:
-        self._one(i, "np.exp2({})")
+        self.form(i, "~({})" if self.kind(i) != "p" else "np.logical_not({})")
 
     def op_rcp(self, i: Instruction) -> None:
-        self._one(i, f"{self.constant(1, self.kind(i))} / {{}}")
-
-    def op_brev(self, i: Instruction) -> None:
-        self._one(i, "reversed_bits({})", "u4")
+        self.form(i, f"{self.constant(1, self.kind(i))} / {{}}")
 
     def op_bfind(self, i: Instruction) -> None:
         if i.op != "bfind.shiftamt.u32":
             raise Unknown(i.op)
-        self._one(i, "leading_zeros({})", "u4")
-
-    def op_clz(self, i: Instruction) -> None:
-        self._one(i, "leading_zeros({}, 32)", "u4")
-
-    def op_copysign(self, i: Instruction) -> None:
-        a, b = self._two(i, self.kind(i))
-        self.put(i.args[0], f"np.copysign({b}, {a})", self.kind(i))
-
-    def op_and(self, i: Instruction) -> None:
-        kind = self.kind(i)
-        a, b = self._two(i, kind)
-        self.put(i.args[0], f"{a} {BITS[i.parts[0]]} {b}", kind)
-
-    op_or = op_xor = op_and
+        self.form(i, "leading_zeros({})", "u4")
 
     def op_shl(self, i: Instruction) -> None:
         self._shift(i, "<<", self.kind(i).replace("i", "u"))
@@ -278,7 +219,7 @@ class Arithmetic:
 
     def op_setp(self, i: Instruction) -> None:
         kind, how = self.kind(i), i.parts[1]
-        a, b = self._two(i, kind)
+        a, b = (self.value(arg, kind) for arg in i.args[1:])
         if how.endswith("u") and how[:-1] in COMPARE:
             text = f"unordered({a}, {b}, {a} {COMPARE[how[:-1]]} {b})"
         elif how == "nan":
@@ -291,7 +232,7 @@ class Arithmetic:
 
     def op_selp(self, i: Instruction) -> None:
         kind = self.kind(i)
-        a, b = self._two(i, kind)
+        a, b = (self.value(arg, kind) for arg in i.args[1:3])
         self.put(i.args[0], f"np.where({self.value(i.args[3], 'p')}, {a}, {b})", kind)
 
     def op_cvt(self, i: Instruction) -> None:

@@ -46,9 +46,9 @@ def fits(case):
 CUDA_SHAPES = {"T": [1, 6], "B": [1, 5, 17], "I": [1, 4], "H": [0, 1, 6, 7, 40, 64]}
 
 
-def cuda_cases(paths):
+def cuda_cases(paths, **more):
     """What the CUDA half is tested on: every variant of the CPU's list, on every path (None: as it
-    is chosen). First plain calls, then those with leaks and resets among them."""
+    is chosen), and more factors. First plain calls, then those with leaks and resets among them."""
 
     def fitted(case):
         """Where a rounded product may fall on the other side of a kink, smooth nonlinearities."""
@@ -60,7 +60,7 @@ def cuda_cases(paths):
             case["nonlinearity"] = "softplus"
         return case
 
-    any_call = {"path": [None, *paths], **CUDA_SHAPES, **VARIANTS}
+    any_call = {"path": [None, *paths], **CUDA_SHAPES, **VARIANTS, **more}
     any_call["reverse"] = [*VARIANTS["reverse"], (True, True)]
     plain = {**any_call, "leak": [None], "reset": [None]}
     cases = [*pairwise(**plain), *pairwise(**any_call, again=[0, 1, 2, 3])]

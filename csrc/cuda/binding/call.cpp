@@ -29,19 +29,21 @@ Exchange wanted_exchange() {
 #endif
 }
 
-Geometry choice(const Problem& p, c10::DeviceIndex index) {
+// On the current device.
+Geometry choice(const Problem& p) {
   static std::mutex mutex;
-  static std::map<c10::DeviceIndex, Device> devices;
+  static std::map<int, Device> devices;
   static Choices choices;
+  int index = 0;
+  check_launch(cudaGetDevice(&index));
   const std::lock_guard<std::mutex> lock(mutex);
-  auto known = devices.find(index);
-  if (known == devices.end()) {
+  if (devices.count(index) == 0) {
     Device device;
     check_launch(describe(&device));
-    known = devices.emplace(index, device).first;
+    devices[index] = device;
   }
   try {
-    return choices.find(p, index, known->second, forced_path());
+    return choices.find(p, index, devices[index], forced_path());
   } catch (const std::invalid_argument& error) {
     TORCH_CHECK_VALUE(false, error.what());
   }
@@ -95,9 +97,8 @@ Call::Call(const RecurrenceArguments& a) {
   }
 }
 
-Geometry Call::choose_path(bool backward, const at::Device& device) {
-  const Problem problem{s.T, s.B, s.H, p.D, compute, backward, wanted_exchange()};
-  const Geometry g = choice(problem, device.index());
+Geometry Call::choose_path(bool backward) {
+  const Geometry g = choice({s.T, s.B, s.H, p.D, compute, backward, wanted_exchange()});
   reads_pairs = g.path != Path::step && element_size(compute) == 2;
   if (reads_pairs) p.source_step = s.H + s.H % 2;
   return g;

@@ -21,7 +21,7 @@ struct Call : ParsedCall {
   explicit Call(const RecurrenceArguments& a);
 
   // The path, and how the rows lie that its steps read (DeviceCall::source_step).
-  Geometry choose_path(bool backward, const at::Device& device);
+  Geometry choose_path(bool backward);
   // The rows of the forward pass: ready, picked by an index, or the product with W_ih.
   void set_input(const Tensor& input, const OptionalTensor& index, TensorList weight_ih);
   const void* keep_sources(const Tensor& rows) { return keep(sources(rows)); }

@@ -37,7 +37,7 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
     start_from_hx();
     return {output, h_n, saved};
   }
-  const Geometry geometry = call.choose_path(false, a.input.device());
+  const Geometry geometry = call.choose_path(false);
   call.set_input(a.input, a.index, a.weight_ih);
   p.output = output.data_ptr();
   p.h_n = h_n.data_ptr();
@@ -49,116 +49,138 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   return {output, h_n, saved};
 }
 
-// The gradient of W_hh: all rows of grad [N,H] (columns of a wider tensor) times the states before
-// them. Those are the neighbouring rows of `states`, and `start` at the ends.
-Tensor weight_gradient(const Tensor& grad, const Tensor& states, const OptionalTensor& start,
-                       int64_t batch, bool reverse) {
-  const int64_t rest = grad.size(0) - batch;
-  Tensor result = at::mm(grad.narrow(0, reverse ? 0 : batch, rest).t(),
-                         states.narrow(0, reverse ? batch : 0, rest));
-  if (given(start)) result.addmm_(grad.narrow(0, reverse ? rest : 0, batch).t(), *start);
-  return result;
-}
+// A backward pass: the kernels go through the steps and leave the gradients of the pre-activations,
+// of which products make all other gradients.
+class BackwardPass {
+ public:
+  BackwardPass(const RecurrenceResults& r, const RecurrenceArguments& a, const Wanted& wanted)
+      : r_(r), a_(a), wanted_(wanted), call_(a), width_(s_.D * s_.H), state_{s_.D, s_.B, s_.H} {
+    check_results<int64_t>(r, a, s_, wanted);
+  }
+
+  RecurrenceGradients gradients() {
+    pre_ = call_.empty(s_.output_shape());
+    rows_ = pre_.view({s_.N, width_});
+    outputs_ = r_.output.contiguous().view({s_.N, width_});
+    if (wanted_.hx) grad_.hx = call_.empty(state_);
+    if (wanted_.reset_state && given(a_.reset)) grad_.reset_state = call_.empty(state_);
+    if (leaks() && (wanted_.alpha || grad_.reset_state.defined())) mixed_ = call_.empty_rows();
+    if (s_.empty()) {
+      if (wanted_.hx) given(r_.grad_h_n) ? grad_.hx.copy_(*r_.grad_h_n) : grad_.hx.zero_();
+      if (grad_.reset_state.defined()) grad_.reset_state.zero_();
+    } else {
+      run_steps();
+      if (grad_.reset_state.defined()) of_reset_state();
+    }
+    if (wanted_.weight_ih && s_.features) features_ = a_.input.reshape({s_.N, s_.I});
+    for (int64_t d = 0; d < s_.D; ++d) of_weights(d);
+    if (wanted_.alpha && leaks()) of_alpha();
+    if (wanted_.input) of_input();
+    return std::move(grad_);
+  }
+
+ private:
+  bool leaks() const { return p_.form != Form::none; }
+  Tensor direction(const Tensor& rows, int64_t d) const { return rows.narrow(1, d * s_.H, s_.H); }
+
+  void run_steps() {
+    const Geometry geometry = call_.choose_path(true);
+    p_.output = const_cast<void*>(call_.keep_sources(r_.output));
+    if (!r_.saved.empty()) p_.saved = const_cast<void*>(call_.keep_sources(r_.saved[0]));
+    if (given(r_.grad_output)) p_.grad.grad_output = call_.keep_sources(*r_.grad_output);
+    if (given(r_.grad_h_n)) p_.grad.grad_h_n = call_.keep(*r_.grad_h_n);
+    p_.grad_out.pre = pre_.data_ptr();
+    if (wanted_.hx) p_.grad_out.hx = grad_.hx.data_ptr();
+    if (mixed_.defined()) p_.mixed = mixed_.data_ptr();
+    start_ = call_.enter();
+    if (!start_.defined() && given(a_.hx)) start_ = *a_.hx;
+    const Tensor carry =
+        at::zeros(leaks() ? state_ : std::array<int64_t, 3>{}, call_.accumulators());
+    p_.carry = carry.data_ptr();
+    if (call_.run_resident(geometry, a_.weight_hh, true)) return;
+    call_.run_steps(a_.weight_hh, call_.empty(state_), true);
+  }
+
+  void of_reset_state() {
+    const Tensor sums = call_.empty(state_);
+    check_launch(launch_reset_sums(p_, sums.data_ptr(), call_.compute, call_.stream));
+    const Tensor product = at::bmm(sums, at::stack(a_.weight_hh));
+    check_launch(launch_reset_gradient(p_, product.const_data_ptr(), grad_.reset_state.data_ptr(),
+                                       call_.compute, call_.stream));
+  }
+
+  // The output before each row's step, collected by a kernel.
+  const Tensor& outputs_before() {
+    if (before_.defined()) return before_;
+    before_ = call_.empty({s_.N, width_});
+    if (s_.empty()) return before_;
+    const States states{outputs_.const_data_ptr(), p_.hx, p_.reset_output};
+    check_launch(
+        launch_previous_state(p_, states, before_.data_ptr(), call_.compute, call_.stream));
+    return before_;
+  }
+
+  void of_weights(int64_t d) {
+    const Tensor rows = direction(rows_, d);
+    if (wanted_.bias) grad_.bias.push_back(rows.sum(0));
+    if (features_.defined()) grad_.weight_ih.push_back(at::mm(rows.t(), features_));
+    if (!wanted_.weight_hh) return;
+    if (s_.empty() || s_.packed || p_.reset || (given(a_.lengths) && start_.defined())) {
+      grad_.weight_hh.push_back(at::mm(rows.t(), direction(outputs_before(), d)));
+      return;
+    }
+    // All sequences start and end together: the outputs before are those of the neighbouring rows.
+    const int64_t rest = s_.N - s_.B;
+    const bool reverse = a_.reverse[d];
+    Tensor grad = at::mm(rows.narrow(0, reverse ? 0 : s_.B, rest).t(),
+                         direction(outputs_, d).narrow(0, reverse ? s_.B : 0, rest));
+    if (start_.defined()) {
+      grad.addmm_(rows.narrow(0, reverse ? rest : 0, s_.B).t(), start_[d]);
+    }
+    grad_.weight_hh.push_back(grad);
+  }
+
+  // Of (1 - a) s + a x, x - s: what was saved, or, of rate, which saved x, less the state before.
+  void of_alpha() {
+    Tensor rows = r_.saved[0].reshape({s_.N, width_}).to(call_.accumulators());
+    if (p_.form == Form::rate) rows = rows.sub(outputs_before());
+    const Tensor sums = rows.mul(mixed_.view({s_.N, width_})).sum(0).view({s_.D, s_.H});
+    for (int64_t d = 0; d < s_.D; ++d) grad_.alpha.push_back(sums[d].to(call_.options));
+  }
+
+  void of_input() {
+    if (s_.features) {
+      grad_.input = at::mm(direction(rows_, 0), a_.weight_ih[0]);
+      if (s_.D == 2) grad_.input.addmm_(direction(rows_, 1), a_.weight_ih[1]);
+      grad_.input = grad_.input.view(a_.input.sizes());
+    } else if (given(a_.index)) {  // a row of the table collects from every row that read it
+      grad_.input =
+          call_op<EmbeddingBackwardOp>(rows_, a_.index->flatten(), a_.input.size(0), -1, false);
+    } else {
+      grad_.input = pre_;
+    }
+  }
+
+  const RecurrenceResults& r_;
+  const RecurrenceArguments& a_;
+  const Wanted& wanted_;
+  Call call_;
+  DeviceCall& p_ = call_.p;
+  const RecurrenceSizes& s_ = call_.s;
+  const int64_t width_;
+  const std::array<int64_t, 3> state_;
+  RecurrenceGradients grad_;
+  Tensor pre_, rows_;        // gradients of the pre-activations, as output lies and [N, D*H]
+  Tensor outputs_, before_;  // [N, D*H]
+  Tensor features_;          // input, [N, I]
+  Tensor mixed_, start_;     // DeviceCall::mixed; what enters W_hh first
+};
 
 RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
                                         const Wanted& wanted) {
   const BelowAutograd below_autograd;
   const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
-  Call call(a);
-  const RecurrenceSizes& s = call.s;
-  DeviceCall& p = call.p;
-  check_results<int64_t>(r, a, s, wanted);
-  const bool leaks = p.form != Form::none, grad_of_reset = wanted.reset_state && given(a.reset);
-  const bool grad_of_alpha = wanted.alpha && leaks;
-  const bool empty = s.empty();
-
-  RecurrenceGradients grad;
-  const Tensor grad_pre = call.empty(s.output_shape());
-  const std::array<int64_t, 3> state{s.D, s.B, s.H};
-  Tensor mixed, first;
-  if (wanted.hx) grad.hx = call.empty(state);
-  if (grad_of_alpha || (grad_of_reset && leaks)) mixed = call.empty_rows();
-  if (!empty) {
-    const Geometry geometry = call.choose_path(true, a.input.device());
-    p.output = const_cast<void*>(call.keep_sources(r.output));
-    if (!r.saved.empty()) p.saved = const_cast<void*>(call.keep_sources(r.saved[0]));
-    if (given(r.grad_output)) p.grad.grad_output = call.keep_sources(*r.grad_output);
-    if (given(r.grad_h_n)) p.grad.grad_h_n = call.keep(*r.grad_h_n);
-    p.grad_out.pre = grad_pre.data_ptr();
-    if (wanted.hx) p.grad_out.hx = grad.hx.data_ptr();
-    if (mixed.defined()) p.mixed = mixed.data_ptr();
-    first = call.enter();
-    const Tensor carry = at::zeros(leaks ? state : std::array<int64_t, 3>{}, call.accumulators());
-    p.carry = carry.data_ptr();
-    if (!call.run_resident(geometry, a.weight_hh, true)) {
-      call.run_steps(a.weight_hh, call.empty(state), true);
-    }
-    if (grad_of_reset) {
-      grad.reset_state = call.empty(state);
-      const Tensor sums = call.empty(state);
-      check_launch(launch_reset_sums(p, sums.data_ptr(), call.compute, call.stream));
-      const Tensor product = at::bmm(sums, at::stack(a.weight_hh));
-      check_launch(launch_reset_gradient(p, product.const_data_ptr(), grad.reset_state.data_ptr(),
-                                         call.compute, call.stream));
-    }
-  } else {
-    if (wanted.hx) given(r.grad_h_n) ? grad.hx.copy_(*r.grad_h_n) : grad.hx.zero_();
-    if (grad_of_reset) grad.reset_state = at::zeros(state, call.options);
-  }
-
-  const int64_t width = s.D * s.H;
-  const Tensor grad_rows = grad_pre.view({s.N, width});
-  const auto direction = [&](const Tensor& t, int64_t d) { return t.narrow(1, d * s.H, s.H); };
-  const auto previous = [&](const States& from) {
-    const Tensor rows = call.empty({s.N, width});
-    if (!empty)
-      check_launch(launch_previous_state(p, from, rows.data_ptr(), call.compute, call.stream));
-    return rows;
-  };
-  const Tensor outputs = r.output.contiguous().view({s.N, width});
-  const States states{empty ? nullptr : outputs.const_data_ptr(), p.hx, p.reset_output};
-  Tensor outputs_before;
-  if (wanted.weight_ih || wanted.weight_hh) {
-    // Where sequences start or end at different steps, a kernel collects the outputs before them.
-    const OptionalTensor start = first.defined() ? OptionalTensor(first) : a.hx;
-    const bool collected = s.packed || p.reset || (given(a.lengths) && given(start));
-    if (collected) outputs_before = previous(states);
-    const Tensor features = s.features ? a.input.reshape({s.N, s.I}) : Tensor();
-    for (int64_t d = 0; d < s.D; ++d) {
-      const Tensor rows = direction(grad_rows, d);
-      if (wanted.weight_ih && s.features) grad.weight_ih.push_back(at::mm(rows.t(), features));
-      if (!wanted.weight_hh) continue;
-      grad.weight_hh.push_back(
-          empty       ? at::mm(rows.t(), direction(outputs, d))
-          : collected ? at::mm(rows.t(), direction(outputs_before, d))
-                      : weight_gradient(rows, direction(outputs, d),
-                                        given(start) ? OptionalTensor((*start)[d]) : std::nullopt,
-                                        s.B, a.reverse[d]));
-    }
-  }
-  if (wanted.bias) {
-    for (int64_t d = 0; d < s.D; ++d) grad.bias.push_back(direction(grad_rows, d).sum(0));
-  }
-  if (grad_of_alpha) {
-    // Of (1 - a) s + a x, x - s: what was saved, or, of rate, which saved x, less the state before.
-    Tensor rows = r.saved[0].reshape({s.N, width}).to(call.accumulators());
-    if (p.form == Form::rate)
-      rows = rows.sub(outputs_before.defined() ? outputs_before : previous(states));
-    const Tensor sums = rows.mul(mixed.view({s.N, width})).sum(0).view({s.D, s.H});
-    for (int64_t d = 0; d < s.D; ++d) grad.alpha.push_back(sums[d].to(call.options));
-  }
-  if (wanted.input && s.features) {
-    grad.input = at::mm(direction(grad_rows, 0), a.weight_ih[0]);
-    if (s.D == 2) grad.input.addmm_(direction(grad_rows, 1), a.weight_ih[1]);
-    grad.input = grad.input.view(a.input.sizes());
-  } else if (wanted.input && given(a.index)) {
-    // A row of the table collects from every row that read it.
-    grad.input =
-        call_op<EmbeddingBackwardOp>(grad_rows, a.index->flatten(), a.input.size(0), -1, false);
-  } else if (wanted.input) {
-    grad.input = grad_pre;
-  }
-  return grad;
+  return BackwardPass(r, a, wanted).gradients();
 }
 
 }  // namespace

@@ -7,6 +7,10 @@
 
 namespace c10::cuda {
 
+struct CUDAGuard {
+  explicit CUDAGuard(c10::DeviceIndex) {}
+  explicit CUDAGuard(c10::Device) {}
+};
 struct OptionalCUDAGuard {
   explicit OptionalCUDAGuard(std::optional<c10::Device>) {}
 };

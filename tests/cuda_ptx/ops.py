@@ -1,0 +1,154 @@
+"""The CUDA ops in the interpreter: real kernels, launchers and bindings, past the dispatcher."""
+
+import concurrent.futures
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import cpp_extension
+
+from cuda_ptx import build
+from cuda_ptx.choice import DEVICES
+from cuda_ptx.library import Library
+from cuda_ptx.memory import ASYNCHRONOUS
+from helpers import samples
+from helpers.cases import HALVES
+from helpers.common import TOLERANCE, assert_close
+from helpers.device import tf32_by
+
+KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
+WAYS = ["step", "block", "cluster", "cluster tagged", "grid", "grid tagged"]
+TF32_TOLERANCE = 2e-3  # 11 bits of the factors, as a part of the largest value
+
+
+@functools.cache
+def kernels() -> Library:
+    """All kernels with their bindings, and those of wrappers.cu."""
+    include = [f"-I{build.HERE / 'torch'}", "-Wno-unused-parameter", "-DRNNEXT_CUDA_TAGGED"]
+    include += [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    # For the cache: another torch in the same place is another build.
+    include += [f"-DTORCH_VERSION={torch.__version__.split('+')[0]}"]
+    depends = [*build.headers(), *(build.HERE / "torch").rglob("*.h"), *build.CSRC.glob("ops/*.h")]
+    depends += (build.CUDA / "binding").iterdir()
+    sources = [*build.CUDA.rglob("*.cu"), build.HERE / "wrappers.cu", build.HERE / "runtime.cpp"]
+    sources.append(build.CUDA / "recurrence" / "choice.cpp")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        binding = build.HERE / "bindings.cpp"
+        host = pool.submit(build.compile_host, binding, include, sorted(depends))
+        objects = [*build.compile_all(sorted(sources)), host.result()]
+    libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
+    path = build.link("kernels", objects, [*libraries, "-ltorch", "-ltorch_cpu", "-lc10"])
+    return Library(path, objects)
+
+
+def placed(value: Any) -> Any:
+    """An argument of an op, in device memory."""
+    if isinstance(value, list):
+        return [placed(each) for each in value]
+    if not isinstance(value, Tensor) or kernels().arena.holds(value.data_ptr()):
+        return value
+    return kernels().put(value.detach())
+
+
+def op(name: str) -> Callable[..., Any]:
+    """An op of the CUDA half, whose results and temporary tensors lie in device memory."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        arguments = tuple(map(placed, arguments))
+        named = {name: placed(value) for name, value in named.items()}
+        with kernels().tensors():
+            return getattr(torch.ops.rnnext, name).default.redispatch(KEYS, *arguments, **named)
+
+    return call
+
+
+recurrence, recurrence_backward = op("recurrence"), op("recurrence_backward")
+
+
+def copied_ahead(arguments: Any) -> Any:
+    """Arguments in device memory whose rows no kernel may wait for: steps read them, and their
+    copies are asynchronous."""
+    given = arguments.map(lambda t: kernels().put(t.detach()))
+    rows = [getattr(given, name, None) for name in ("input", "grad_output")]
+    for tensor in [*rows, *getattr(given, "saved", [])]:
+        if tensor is not None:
+            kernels().protect(tensor, ASYNCHRONOUS)
+    return given
+
+
+def by_mask(grads: Iterable[Any]) -> list[list[Tensor]]:
+    """The gradients that each entry of the output mask decides about."""
+    return [g if isinstance(g, list) else [g] for g in grads]
+
+
+def random_like(t: Tensor) -> Tensor:
+    return (torch.rand(t.shape, dtype=torch.float64) * 2 - 1).to(t.dtype)
+
+
+@contextlib.contextmanager
+def forced(way: str | None) -> Iterator[None]:
+    """A path, and the exchange where it has two; None: as it is chosen."""
+    path, _, exchange = (way or "").partition(" ")
+    before = dict(os.environ)
+    os.environ.update(RNNEXT_CUDA_PATH=path, RNNEXT_CUDA_EXCHANGE=exchange)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def check_call(
+    arguments: samples.Recurrence,
+    grads: Iterable[bool] = (True, True),
+    mask: Iterable[bool] = (True,) * 7,
+    tolerance: float | None = None,
+    place: Callable[[Any], Any] = lambda arguments: arguments,
+) -> list[Tensor]:
+    """Results and gradients of a call, compared with float64. The arguments need gradients.
+
+    ``grads``: which of both results has a gradient; ``mask``: which gradients are asked for.
+    """
+    exact, dtype = arguments.to_double(), arguments.weight_hh[0].dtype
+    tolerance = tolerance or TOLERANCE[dtype] * (4 if dtype in HALVES else 1)
+    here = place(arguments.detach())
+    *results, saved = recurrence(**vars(here), save=bool(here.alpha))
+    expected = exact.expected(stored=dtype)
+    assert_close(results, expected, tolerance=tolerance)
+    given = [random_like(t) if g else None for t, g in zip(results, grads, strict=True)]
+    used = [(e, g.double()) for e, g in zip(expected, given, strict=True) if g is not None]
+    torch.autograd.backward(*zip(*used, strict=True))
+    backward = here.backward(results[0], *given, output_mask=mask, saved=saved)
+    found = by_mask(place(backward).call(recurrence_backward))
+    names = ["input", "hx", "weight_ih", "weight_hh", "bias_ih", "reset_state", "alpha"]
+    for name, asked, gradients in zip(names, mask, found, strict=True):
+        leaves = getattr(exact, name)
+        if not asked:
+            assert all(g.numel() == 0 for g in gradients)
+            continue
+        leaves = leaves if isinstance(leaves, list) else [leaves]
+        for g, leaf in zip(gradients, leaves, strict=name != "bias_ih"):  # a bias has one always
+            if leaf is not None and leaf.grad is not None:
+                assert g.dtype == dtype
+                assert_close(g, leaf.grad, tolerance=tolerance)
+    return [*results, *(g for gradients in found for g in gradients)]
+
+
+def run(
+    path: str | None = None,
+    device: str = "small",
+    grads: Iterable[bool] = (True, True),
+    mask: Iterable[bool] = (True,) * 7,
+    tf32: bool = False,
+    **case: Any,
+) -> list[Tensor]:
+    """check_call() of what samples.make describes, on a way and a device."""
+    kernels().set_device(*DEVICES[device][:3])
+    arguments = samples.make(**case, requires_grad=True)
+    place = copied_ahead if path not in (None, "step") else lambda a: a.map(kernels().put)
+    with forced(path), tf32_by("allow_tf32") if tf32 else contextlib.nullcontext():
+        return check_call(arguments, grads, mask, TF32_TOLERANCE if tf32 else None, place)
