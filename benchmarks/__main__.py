@@ -48,7 +48,8 @@ def command(*arguments: Any) -> Callable[[Command], Command]:
 )  # fmt: skip
 def run_command(options: Options) -> int:
     """time cases, store them under a label, print the table"""
-    chosen = cases.select(cases.CASES, options.select, options.quick)
+    chosen = cases.select(cases.CASES, cases.QUICK if options.quick else ())
+    chosen = cases.select(chosen, options.select)
     result = store.Result(options.label)
     if options.resume and result.path.exists():
         result = store.load(options.label)
@@ -101,9 +102,9 @@ def report_command(options: Options) -> None:
 def bars_command(options: Options) -> int:
     """print each bar as held or missed"""
     result = store.load(options.label)
-    verdicts = list(bars.evaluate(result))
-    print(bars.text(result, verdicts))
-    return int(any(verdict.held is False for verdict in verdicts))
+    verdicts, none_missed = bars.text(result, bars.BARS)
+    print(report.describe(result), verdicts, sep="\n")
+    return int(not none_missed)
 
 
 @command(LABEL, argument("--out", type=Path, default=store.FOLDER / "figures", help="folder"))

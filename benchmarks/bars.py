@@ -3,52 +3,96 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .cases import Case
 from .names import OURS, TORCH
-from .report import Table, describe
+from .report import Table
 from .store import Result, Row
 
 BEST = "the best rival"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One bar. got is None where the run has no row for it; at_most turns the comparison round."""
+class Bar:
+    """What the values of a run, by row, must be: each of them, or their geometric mean; at least
+    that, or at most."""
 
     what: str
     needed: float
-    got: float | None
-    detail: str = ""
+    values: Callable[[Any], dict[str, float]]
+    mean: bool = False
     at_most: bool = False
 
-    @property
-    def held(self) -> bool | None:
-        if self.got is None:
-            return None
-        return self.got <= self.needed if self.at_most else self.got >= self.needed
-
-    @property
-    def word(self) -> str:
-        return {True: "held", False: "missed", None: "not measured"}[self.held]
-
-
-def worst(what: str, needed: float, values: Mapping[str, float], at_most: bool = False) -> Verdict:
-    """The verdict on the worst of the values, named by case; its detail counts those that hold."""
-    if not values:
-        return Verdict(what, needed, None, at_most=at_most)
-    where = (max if at_most else min)(values, key=values.__getitem__)
-    good = sum(v <= needed if at_most else v >= needed for v in values.values())
-    detail = f"{where}; {good} of {len(values)} rows hold"
-    return Verdict(f"{what}: worst", needed, values[where], detail, at_most)
+    def verdict(self, run: Any) -> tuple[str, str, str, str, str]:
+        """Its line of the table: held, missed, or of no row of the run."""
+        values, detail = self.values(run), ""
+        sign = "<=" if self.at_most else ">="
+        line = f"{self.what}: {'mean' if self.mean else 'worst'}", f"{sign} {self.needed:g}"
+        if not values:
+            return *line, "", "not measured", ""
+        if self.mean:
+            got, detail = statistics.geometric_mean(values.values()), f"{len(values)} rows"
+        else:
+            detail = (max if self.at_most else min)(values, key=values.__getitem__)
+            got = values[detail]
+        held = got <= self.needed if self.at_most else got >= self.needed
+        return *line, f"{got:.2f}", "held" if held else "missed", detail
 
 
-def mean(what: str, needed: float, values: Mapping[str, float]) -> Verdict:
-    """The verdict on the geometric mean."""
-    got = statistics.geometric_mean(values.values()) if values else None
-    return Verdict(f"{what}: mean", needed, got, f"{len(values)} rows")
+def text(run: Any, bars: Sequence[Bar]) -> tuple[str, bool]:
+    """The verdicts, and whether none is missed."""
+    lines = [bar.verdict(run) for bar in bars]
+    table = Table(["bar", "needed", "measured", "verdict", "where"], lines)
+    return table.text(), all(line[3] != "missed" for line in lines)
+
+
+def _plain(result: Result, wanted: Callable[[Case], bool]) -> list[Row]:
+    """In float32 at full precision on all cores."""
+    return [
+        row
+        for row in result.rows.values()
+        if row.case.dtype == "float32" and row.case.precision == "highest" and not row.case.threads
+        if OURS in row.seconds and wanted(row.case)
+    ]
+
+
+def _over(rival: str, wanted: Callable[[Case], bool]) -> Callable[[Result], dict[str, float]]:
+    """How many times as fast as a rival, or as the fastest of each row."""
+
+    def ratios(result: Result) -> dict[str, float]:
+        found = {}
+        for row in _plain(result, wanted):
+            whom = row.best_rival(OURS) if rival == BEST else rival
+            if whom and (ratio := row.ratio(whom, OURS)) is not None:
+                found[f"{row.case.name} ({whom})"] = ratio
+        return found
+
+    return ratios
+
+
+def _roof(wanted: Callable[[Case], bool]) -> Callable[[Result], dict[str, float]]:
+    """The share that layers reach of what the machine can do."""
+
+    def shares(result: Result) -> dict[str, float]:
+        found = {}
+        for row in _plain(result, lambda c: c.kind == "rnn" and c.T > 1 and wanted(c)):
+            if least := result.bound(row):
+                name = f"{row.case.name} ({least.limit})"
+                found[name] = least.seconds / row.seconds[OURS]["median"]
+        return found
+
+    return shares
+
+
+def _memory(result: Result) -> dict[str, float]:
+    return {
+        row.case.name: row.saved_bytes[OURS] / row.saved_bytes[TORCH]
+        for row in _plain(result, _layers("train"))
+        if {OURS, TORCH} <= row.saved_bytes.keys()
+    }
 
 
 def _layers(mode: str) -> Callable[[Case], bool]:
@@ -56,8 +100,8 @@ def _layers(mode: str) -> Callable[[Case], bool]:
 
 
 # Which calls, whom they are held against, and how many times as fast they must be: in the mean, and
-# each (0: as it comes). In float32 at full precision on all cores.
-SPEED: tuple[tuple[str, Callable[[Case], bool], str, float, float], ...] = (
+# each (0: as it comes).
+_SPEED: tuple[tuple[str, Callable[[Case], bool], str, float, float], ...] = (
     ("infer", _layers("infer"), TORCH, 5.0, 0),
     ("infer", _layers("infer"), BEST, 2.3, 1.1),
     ("train", _layers("train"), TORCH, 4.5, 0),
@@ -72,72 +116,17 @@ SPEED: tuple[tuple[str, Callable[[Case], bool], str, float, float], ...] = (
      lambda c: c.kind == "embedding" and c.mode == "train" and not c.sparse, TORCH, 1.6, 0.95),
     ("embedding + sparse gradient", lambda c: c.sparse, TORCH, 2.5, 1.1),
 )  # fmt: skip
-# Which share of the machine's limit each of these layers must reach.
-ROOF: tuple[tuple[str, Callable[[Case], bool], float], ...] = (
-    ("H >= 256, B >= 16, infer", lambda c: c.H >= 256 and c.B >= 16 and c.mode == "infer", 0.84),
-    ("H >= 256, B >= 16, train", lambda c: c.H >= 256 and c.B >= 16 and c.mode == "train", 0.78),
-    # In few steps a call's fixed cost counts most.
-    ("H 64..255, B >= 16, T > 30", lambda c: 64 <= c.H < 256 and c.B >= 16 and c.T > 30, 0.75),
-    ("B = 1", lambda c: c.B == 1, 0.80),
-)
-
-
-def evaluate(result: Result) -> Iterator[Verdict]:
-    """The verdicts on a run."""
-    plain, lower = [], []
-    for row in result.rows.values():
-        if row.case.dtype == "bfloat16" or row.case.precision == "medium":
-            lower.append(row)
-        elif row.case.dtype == "float32" and not row.case.threads:
-            plain.append(row)
-    for what, wanted, rival, on_average, at_least in SPEED:
-        ratios = _over([row for row in plain if wanted(row.case)], rival)
-        if on_average:
-            yield mean(f"{what} over {rival}", on_average, ratios)
-        if at_least:
-            yield worst(f"{what} over {rival}", at_least, ratios)
-    if any("bfloat16" in limits.flops for limits in result.roofs.values()):
-        yield worst(f"bfloat16 and medium over {TORCH}", 1.1, _over(lower, TORCH))
-    layers = [row for row in plain if row.case.kind == "rnn" and row.case.T > 1]
-    yield _memory([row for row in layers if row.case.mode == "train"])
-    for what, wanted, needed in ROOF:
-        shares = {}
-        for row in layers:
-            least = result.bound(row)
-            if wanted(row.case) and OURS in row.seconds and least:
-                name = f"{row.case.name} ({least.limit})"
-                shares[name] = least.seconds / row.seconds[OURS]["median"]
-        yield worst(f"share of the roof, {what}", needed, shares)
-
-
-def _over(rows: Sequence[Row], rival: str) -> dict[str, float]:
-    """The speed-up over a rival, or over the fastest of each row."""
-    ratios = {}
-    for row in rows:
-        whom = row.best_rival(OURS) if rival == BEST else rival
-        if whom and (ratio := row.ratio(whom, OURS)) is not None:
-            ratios[f"{row.case.name} ({whom})"] = ratio
-    return ratios
-
-
-def _memory(rows: list[Row]) -> Verdict:
-    shares = {
-        row.case.name: row.saved_bytes[OURS] / row.saved_bytes[TORCH]
-        for row in rows
-        if {OURS, TORCH} <= row.saved_bytes.keys()
-    }
-    return worst("output + saved bytes of torch.nn's", 0.5, shares, at_most=True)
-
-
-def table(verdicts: Sequence[Verdict]) -> Table:
-    body = []
-    for v in verdicts:
-        got = "" if v.got is None else f"{v.got:.2f}"
-        body.append([v.what, f"{'<=' if v.at_most else '>='} {v.needed:g}", got, v.word, v.detail])
-    return Table(["bar", "needed", "measured", "verdict", "where"], body)
-
-
-def text(result: Result, verdicts: Sequence[Verdict]) -> str:
-    words = [verdict.word for verdict in verdicts]
-    counts = (f"{words.count(word)} {word}" for word in ("held", "missed", "not measured"))
-    return "\n".join([describe(result), table(verdicts).text(), ", ".join(counts)])
+BARS = (
+    *(
+        Bar(f"{what} over {rival}", needed, _over(rival, wanted), mean)
+        for what, wanted, rival, on_average, at_least in _SPEED
+        for needed, mean in ((on_average, True), (at_least, False))
+        if needed
+    ),
+    Bar("output + saved bytes of torch.nn's", 0.5, _memory, at_most=True),
+    Bar("share of the roof, H >= 256, B >= 16, infer", 0.84,
+        _roof(lambda c: c.H >= 256 and c.B >= 16 and c.mode == "infer")),
+    Bar("share of the roof, H >= 256, B >= 16, train", 0.78,
+        _roof(lambda c: c.H >= 256 and c.B >= 16 and c.mode == "train")),
+    Bar("share of the roof, B = 1", 0.80, _roof(lambda c: c.B == 1)),
+)  # fmt: skip

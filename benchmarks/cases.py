@@ -111,20 +111,12 @@ ONE_THREAD = ((35, 20, 200, 200), (100, 64, 3, 128), (256, 32, 256, 512), (100, 
 LATENCY = (8, 64, 256, 1024)
 TABLES = ((50_000, 256, 8192), (10_000, 64, 512), (250_000, 128, 32_768))
 DEMO: dict[str, Any] = {"T": 100, "B": 20, "I": 256, "H": 256, "V": 384}
-# What `--quick` runs: one or two cases of every kind.
-_QUICK = """
-    rnn-T35-B20-I200-H200-infer rnn-T35-B20-I200-H200-train rnn-T35-B20-I200-H200-infer-1thread
-    rnn-T100-B64-I3-H128-infer rnn-T100-B64-I3-H128-train rnn-T1000-B16-I16-H64-infer
-    rnn-T100-B64-I64-H256-infer rnn-T100-B64-I64-H256-train rnn-T1000-B16-I16-H64-train
-    rnn-T100-B64-I64-H256-infer-float64 rnn-T100-B64-I64-H256-infer-bfloat16
-    rnn-T64-B32-I64-H512-infer rnn-T64-B32-I64-H512-train rnn-T100-B1-I64-H256-infer
-    rnn-T100-B1-I64-H256-train rnn-T100-B32-I64-H256-infer-2layers-bidirectional
-    rnn-T100-B32-I64-H256-train-packed rnn-T1-B1-I8-H8-infer rnn-T1-B1-I256-H256-infer
-    cell-B1-I8-H8-infer cell-B1-I256-H256-infer step-B1-I256-H256-infer
-    embedding-V50000-D256-N8192-uniform-gather embedding-V50000-D256-N8192-uniform-dense
-    embedding-V50000-D256-N8192-zipf-sparse demo-T100-B20-I256-H256-train
-"""
-QUICK = frozenset(_QUICK.split())
+# What `--quick` runs: a case or two of every kind.
+QUICK = (
+    "rnn-T35-B20-*", "rnn-T100-B64-I64-H256-*", "rnn-T64-B32-I64-H512-*", "rnn-T100-B1-I64-H256-*",
+    "rnn-T100-B32-*-train-packed", "rnn-T1-B1-*", "cell-B1-I256-*-infer", "step-B1-I256-*",
+    "embedding-V50000-*-uniform-*", "demo-*",
+)  # fmt: skip
 
 
 def _rnn(shape: tuple[int, int, int, int], mode: str, *tags: str, **options: Any) -> Case:
@@ -169,9 +161,7 @@ def _merge(cases: Iterable[Case]) -> tuple[Case, ...]:
     """One case per name: a shape listed for two figures carries both tags and is timed once."""
     merged: dict[str, Case] = {}
     for case in cases:
-        tags = case.tags | ({"quick"} if case.name in QUICK else set())
-        if case.name in merged:
-            tags |= merged[case.name].tags
+        tags = case.tags | (merged[case.name].tags if case.name in merged else set())
         merged[case.name] = replace(case, tags=tags)
     return tuple(merged.values())
 
@@ -179,13 +169,12 @@ def _merge(cases: Iterable[Case]) -> tuple[Case, ...]:
 CASES = _merge(_all())
 
 
-def select(among: Iterable[Case], patterns: Iterable[str] = (), quick: bool = False) -> list[Case]:
+def select(among: Iterable[Case], patterns: Iterable[str] = ()) -> list[Case]:
     """Cases whose name or one of whose tags matches a shell pattern (all if none is given).
 
     ValueError when a pattern matches nothing.
     """
-    cases = [case for case in among if not quick or "quick" in case.tags]
-    patterns = tuple(patterns)
+    cases, patterns = list(among), tuple(patterns)
     for pattern in patterns:
         if not any(_matches(case, pattern) for case in cases):
             raise ValueError(f"no case matches {pattern!r}; see `python -m benchmarks cases`")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import bars, measure, store
+from .bars import Bar
 from .report import Table, duration
 
 NAMES = ("features", "transforms", "compiled", "sharing", "models", "edges")
@@ -54,27 +55,21 @@ TWO_SIDES: Columns = {
 }
 
 
-@dataclass(frozen=True)
-class Bar:
-    """What the rows whose names match must reach: each of them, or their geometric mean."""
-
-    what: str
-    rows: str
-    needed: float
-    value: Callable[[Numbers], float] = ratio
-    at_most: bool = False
-    mean: bool = False
-
-    def verdict(self, rows: Mapping[str, Numbers]) -> bars.Verdict:
-        values = {n: self.value(row) for n, row in rows.items() if fnmatchcase(n, self.rows)}
-        if self.mean:
-            return bars.mean(self.what, self.needed, values)
-        return bars.worst(self.what, self.needed, values, self.at_most)
+def bar(
+    what: str, rows: str, needed: float, value: Callable[[Numbers], float] = ratio, **options: bool
+) -> Bar:
+    """Of the rows whose names match."""
+    return Bar(
+        what,
+        needed,
+        lambda run: {n: value(row) for n, row in run.rows.items() if fnmatchcase(n, rows)},
+        **options,
+    )
 
 
 def at_most(what: str, rows: str, needed: float) -> Bar:
     """A bar of how many times as long ours may take as the other."""
-    return Bar(what, rows, needed, lambda row: 1 / ratio(row), at_most=True)
+    return bar(what, rows, needed, lambda row: 1 / ratio(row), at_most=True)
 
 
 @dataclass
@@ -123,9 +118,9 @@ class Suite:
         for columns in self.tables.values() if not patterns else ():
             print(run.table(columns).markdown())
         print(f"kept in {run.save()}; into the documents: benchmarks publish --label {self.name}")
-        verdicts = [bar.verdict(run.rows) for bar in self.bars]
-        print(bars.table(verdicts).text())
-        return int(any(found.held is False for found in verdicts))
+        verdicts, none_missed = bars.text(run, self.bars)
+        print(verdicts)
+        return int(not none_missed)
 
 
 def suite(name: str) -> Suite:

@@ -8,8 +8,8 @@ from functools import partial
 
 from . import measure
 from .cases import MODES, Case
-from .compared import Bar, Columns, Numbers, Row, Suite
-from .costs import operations
+from .compared import Columns, Numbers, Row, Suite, bar
+from .roof import operations
 
 # One size is swept while the others stay at these.
 BASE = {"T": 64, "B": 32, "H": 128}
@@ -67,5 +67,13 @@ SUITE = Suite(
     "edges",
     rows,
     {"edges": COLUMNS},
-    (Bar("cost per unit, one size to the next", "*", 1.25, lambda r: worst_rise(r)[0], True),),
+    (
+        bar(
+            "cost per unit, one size to the next",
+            "*",
+            1.25,
+            lambda r: worst_rise(r)[0],
+            at_most=True,
+        ),
+    ),
 )

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import rnnext
 
+from .bars import Bar
 from .cases import MODES
-from .compared import TWO_SIDES, Bar, Call, Row, Suite, at_most, call_of, turns
+from .compared import TWO_SIDES, Call, Row, Suite, at_most, bar, call_of, turns
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -202,8 +203,8 @@ def _token_bars() -> Iterator[Bar]:
     for mode, needed in (("infer", 4), ("train", 3.5)):
         for whose, mean, least in (("nn.RNN(nn", needed, 1.5), ("RNN(Emb", 1.2, 1.0)):
             rows = f"EmbeddingRNN against {whose}*, {mode}"
-            yield Bar(rows, rows, mean, mean=True)
-            yield Bar(rows, rows, least)
+            yield bar(rows, rows, mean, mean=True)
+            yield bar(rows, rows, least)
 
 
 SUITE = Suite(
@@ -214,9 +215,9 @@ SUITE = Suite(
         at_most("leak over none, H < 256", "LeakyRNN against RNN, *H=64*", 1.15),
         at_most("leak over none, H >= 256", "LeakyRNN against RNN, *H=256*", 1.05),
         at_most("resets over none", "RNN with resets against without*", 1.05),
-        Bar("resets, against split episodes", "RNN with resets against nn.RNN*", 3),
+        bar("resets, against split episodes", "RNN with resets against nn.RNN*", 3),
         at_most("lengths, time over valid steps", "RNN with lengths*", 1.15),
-        Bar("leak, against the Python loop", "LeakyRNN against the Python loop*", 20),
+        bar("leak, against the Python loop", "LeakyRNN against the Python loop*", 20),
         at_most("Stepper with a leak over without", "Stepper*", 1.3),
         *_token_bars(),
     ),

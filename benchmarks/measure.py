@@ -57,21 +57,6 @@ class Contender:
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
-@dataclass
-class Probe:
-    """A rate of the machine, measured again in the rounds of a row; rates: of those that count."""
-
-    run: Callable[[], float]
-    rates: list[float] = field(default_factory=list)
-
-    def sample(self, warm_seconds: float) -> float:
-        """The rate, after warming up."""
-        deadline = time.perf_counter() + warm_seconds
-        while time.perf_counter() < deadline:
-            self.run()
-        return self.run()
-
-
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """First quartile, median, third quartile."""
     if len(values) == 1:
@@ -113,13 +98,12 @@ def interleave(
     contenders: Mapping[str, Contender],
     effort: Effort = FULL,
     synchronize: Callable[[], None] = _nothing,
-    probe: Probe | None = None,
 ) -> dict[str, Timing]:
     """Time every contender once a round, in a new random order each round.
 
-    The probe takes a sample once a round too. Each contender warms up outside the clock before its
-    sample, and synchronize() is called before each clock read. A round in which other processes
-    kept the cores busy is thrown away and done again, at most as often as there are rounds.
+    Each contender warms up outside the clock before its sample, and synchronize() is called before
+    each clock read. A round in which other processes kept the cores busy is thrown away and done
+    again, at most as often as there are rounds.
     """
     timings, once, per_round = {}, {}, 0.0
     for name, contender in contenders.items():
@@ -136,7 +120,6 @@ def interleave(
         while rounds:
             shuffle(order)
             start, others, samples = time.perf_counter(), Bystanders(), {}
-            rate = probe.sample(effort.warm_seconds) if probe else 0.0
             for name in order:
                 warm = effort.warm_seconds
                 if once[name] > LONG_SECONDS:
@@ -147,8 +130,6 @@ def interleave(
                 spare -= 1
                 continue
             rounds -= 1
-            if probe:
-                probe.rates.append(rate)
             for name, seconds in samples.items():
                 timings[name].samples.append(seconds)
     finally:

@@ -41,20 +41,17 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def rate_and_share(result: Result, row: Row) -> tuple[str, str]:
-    """("123 GFLOP/s", "88% FMA") of what bounds the row; empty where it was not timed."""
+def share(result: Result, row: Row) -> str:
+    """Of what bounds the row, "88% FMA"; empty where it was not timed."""
     bound = result.bound(row)
     if OURS not in row.seconds or bound is None:
-        return "", ""
-    seconds = row.seconds[OURS]["median"]
-    unit = "GFLOP/s" if bound.limit == "FMA" else "GB/s"
-    rate = f"{bound.amount / seconds / 1e9:.3g} {unit}"
-    return rate, f"{100 * bound.seconds / seconds:.0f}% {bound.limit}"
+        return ""
+    return f"{100 * bound.seconds / row.seconds[OURS]['median']:.0f}% {bound.limit}"
 
 
 def table(result: Result, rows: Sequence[Row]) -> Table:
-    """Our time, half the distance between its quartiles as a share of it, its rate and share of the
-    roof, how many times as long the others take."""
+    """Our time, half the distance between its quartiles as a share of it, its share of the roof,
+    how many times as long the others take."""
     others = [n for n in RIVALS if any(n in row.seconds for row in rows)]
     body = []
     for row in rows:
@@ -62,12 +59,12 @@ def table(result: Result, rows: Sequence[Row]) -> Table:
         if times := row.seconds.get(OURS):
             spread = 50 * (times["q3"] - times["q1"]) / times["median"]
             line[1:] = duration(times["median"]), f"±{spread:.0f}%"
-        line += rate_and_share(result, row)
+        line.append(share(result, row))
         for other in others:
             ratio = row.ratio(other, OURS)
             line.append("FAILED" if other in row.failed else f"{ratio:.2f}" if ratio else "")
         body.append(line)
-    header = ["case", OURS, "spread", "rate", "roof", *(f"{name} x" for name in others)]
+    header = ["case", OURS, "spread", "roof", *(f"{name} x" for name in others)]
     return Table(header, body)
 
 

@@ -8,19 +8,16 @@ import os
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from .cases import Case
-from .costs import ITEMSIZE, moved_bytes, operations, step_operations, streamed_bytes
-from .measure import Probe
+from .cases import REPEATED_ROWS, Case
 
 SOURCE = Path(__file__).with_name("roof.cpp")
+ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 DTYPES = ("float32", "float64", "bfloat16")
 REPEATS = 5
 STEPS = 3_000_000  # of multiply-adds: about 10 ms
-# Of one sample within a row's rounds.
-PROBE_SECONDS = 0.008
 
 
 @dataclass(frozen=True)
@@ -55,20 +52,10 @@ class Roof:
 
 @dataclass(frozen=True)
 class Bound:
-    """The least time a case can take: `seconds`, set by `limit` ("FMA" or a memory level).
-
-    amount: operations if the limit is FMA, else bytes that must cross it.
-    beside: seconds of `seconds` that the amount does not explain: multiply-adds beside a stream.
-    """
+    """The least time a case can take: `seconds`, set by `limit` ("FMA" or a memory level)."""
 
     limit: str
     seconds: float
-    amount: float
-    beside: float = 0.0
-
-    def at(self, rate: float) -> Bound:
-        """The same where the limit is another: operations or bytes a second."""
-        return replace(self, seconds=self.amount / rate + self.beside)
 
 
 def measure(threads: int) -> Roof:
@@ -93,19 +80,6 @@ def _span(level: str, size: dict[str, int], threads: int) -> int:
     if level == "DRAM":
         return 4 * size["L3"] // threads
     return size[level] // 2 // (threads if level == "L3" else 1)
-
-
-def probe(case: Case, roof: Roof) -> Probe:
-    """Of what bounds a case: a shared machine's limits change by the minute, and a row should meet
-    those of its own."""
-    library, limit, threads = _build(), bound(case, roof).limit, roof.threads
-    if limit == "FMA":
-        dtype = DTYPES.index(peak_dtype(case, roof))
-        # As many steps as in measure() take about 10 ms.
-        return Probe(functools.partial(library.roof_flops, dtype, threads, STEPS * 8 // 10))
-    span = _span(limit, roof.size, threads)
-    passes = max(1, round(PROBE_SECONDS * roof.read[limit] / (span * threads)))
-    return Probe(functools.partial(library.roof_read, span, threads, passes))
 
 
 @functools.cache
@@ -150,15 +124,77 @@ def bound(case: Case, roof: Roof) -> Bound:
     bounds = []
     if case.kind != "embedding":
         peak = roof.flops[peak_dtype(case, roof)]
-        bounds.append(Bound("FMA", operations(case) / peak, operations(case)))
+        bounds.append(Bound("FMA", operations(case) / peak))
         streamed = streamed_bytes(case)
         share = case.H * case.H * ITEMSIZE[case.dtype] / roof.threads
         level = roof.level(share)
         beside = (operations(case) - step_operations(case)) / peak
-        bounds.append(Bound(level, streamed / roof.read[level] + beside, streamed, beside))
+        bounds.append(Bound(level, streamed / roof.read[level] + beside))
     moved = moved_bytes(case)
     # Every call of an embedding reads other rows: what must fit is the whole table.
     table = case.V * case.D * ITEMSIZE[case.dtype]
     level = roof.level(max(moved, table) / max(1, roof.threads))
-    bounds.append(Bound(level, moved / roof.read[level], moved))
+    bounds.append(Bound(level, moved / roof.read[level]))
     return max(bounds, key=lambda b: b.seconds)
+
+
+def operations(case: Case) -> float:
+    """Multiplications and additions of the matrix products; training takes three forwards."""
+    if case.kind == "embedding":
+        return 0.0
+    rows = sum(case.lengths)
+    total = 2.0 * rows * case.directions * case.H * case.V  # the demo's scores
+    for layer in range(case.layers):
+        inputs = case.I if layer == 0 else case.directions * case.H
+        total += 2.0 * rows * case.directions * case.H * (inputs + case.H)
+    return total * (3 if case.mode == "train" else 1)
+
+
+def step_operations(case: Case) -> float:
+    """Those of them that wait for the step before: W_hh h, and W_hh^T times its gradient."""
+    passes = 2 if case.mode == "train" else 1
+    return 2.0 * passes * case.layers * sum(case.lengths) * case.directions * case.H**2
+
+
+def streamed_bytes(case: Case) -> float:
+    """Recurrent weights, once a step (twice in training), since each step waits for the last."""
+    if case.kind == "embedding":
+        return 0.0
+    passes = 2 if case.mode == "train" else 1
+    weights = case.layers * case.directions * case.H * case.H * ITEMSIZE[case.dtype]
+    return float(passes * case.T * weights)
+
+
+def moved_bytes(case: Case) -> float:
+    """What must be read or written at least once: inputs, outputs, weights and their gradients.
+
+    A table row that occurs twice is read once, and has one row in a sparse gradient; a write costs
+    as much as a read.
+    """
+    item = ITEMSIZE[case.dtype]
+    if case.kind == "embedding":
+        output, row = case.N * case.D * item, case.D * item
+        distinct = expected_distinct(case)
+        gather = distinct * row + output + 8 * case.N
+        gradient = distinct * (row + 8) if case.sparse else case.V * row
+        backward = output + gradient + 8 * case.N
+        return {"infer": gather, "train": gather + backward, "backward": backward}[case.mode]
+    rows = sum(case.lengths)
+    weights = 0
+    for layer in range(case.layers):
+        inputs = case.I if layer == 0 else case.directions * case.H
+        weights += case.directions * case.H * (inputs + case.H + 2)
+    features, output = rows * case.I, rows * case.directions * case.H
+    if case.mode == "infer":
+        return float(item * (features + output + weights))
+    # Each layer's output is written forward and read backward; the last one's gradient is read.
+    return float(item * (2 * features + (2 * case.layers + 1) * output + 2 * weights))
+
+
+def expected_distinct(case: Case) -> float:
+    """How many of the N indices are different, on average."""
+    if case.indices != "zipf":
+        rows = case.V if case.indices == "uniform" else REPEATED_ROWS
+        return rows * (1 - (1 - 1 / rows) ** case.N)
+    total = sum(1 / rank for rank in range(1, case.V + 1))
+    return sum(1 - (1 - 1 / (rank * total)) ** case.N for rank in range(1, case.V + 1))

@@ -23,21 +23,16 @@ class Row:
     """One case's outcome. Keys of the dicts are rivals' names.
 
     seconds: {"q1", "median", "q3"} a call, and "samples" and "calls" (a sample averages).
-    error: largest difference from ours, relative to the largest value.
-    unsupported, failed: why a rival was not timed; failed means a crash or a wrong result.
+    failed: why a rival was not timed: a crash, or a wrong result.
     saved_bytes: output and saved-for-backward bytes, training cases only.
     bystanders: cores that other processes kept busy meanwhile.
-    roof: what bounds the case, measured in the row's own rounds: operations or bytes a second.
     """
 
     case: Case
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
-    error: dict[str, float] = field(default_factory=dict)
-    unsupported: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     saved_bytes: dict[str, int] = field(default_factory=dict)
     bystanders: float = 0.0
-    roof: float | None = None
 
     def ratio(self, slower: str, faster: str) -> float | None:
         """How many times `faster` is as fast as `slower`; None where one was not timed."""
@@ -91,12 +86,9 @@ class Result:
         return path
 
     def bound(self, row: Row) -> Bound | None:
-        """The least time of a row, at the limits of its own rounds where they were measured."""
+        """The least time of a row."""
         limits = self.roofs.get(row.case.threads)
-        if limits is None:
-            return None
-        found = bound(row.case, limits)
-        return found.at(row.roof) if row.roof else found
+        return bound(row.case, limits) if limits else None
 
 
 def path_of(label: str) -> Path:
@@ -130,15 +122,14 @@ def kept() -> list[Result]:
 
 
 def _median(rows: Sequence[Row]) -> Row:
-    first, roofs = rows[0], [row.roof for row in rows if row.roof is not None]
+    first = rows[0]
     seconds = {
         who: {key: statistics.median(row.seconds[who][key] for row in rows) for key in times}
         for who, times in first.seconds.items()
         if all(who in row.seconds for row in rows)
     }
     bystanders = statistics.median(row.bystanders for row in rows)
-    roof = statistics.median(roofs) if len(roofs) == len(rows) else None
-    return replace(first, seconds=seconds, bystanders=bystanders, roof=roof)
+    return replace(first, seconds=seconds, bystanders=bystanders)
 
 
 def combine(label: str, results: Sequence[Result]) -> Result:

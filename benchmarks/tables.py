@@ -57,9 +57,8 @@ def calls(result: Result) -> str:
 
 
 def _brief(table: report.Table) -> report.Table:
-    """Without what the share of the roof says already."""
-    kept = [n for n, head in enumerate(table.header) if head not in ("spread", "rate")]
-    header, *body = [[line[n] for n in kept] for line in (table.header, *table.body)]
+    """Without the spread."""
+    header, *body = [[*line[:2], *line[3:]] for line in (table.header, *table.body)]
     return report.Table(header, body)
 
 

@@ -15,7 +15,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 import rnnext
 
 from .cases import MODES
-from .compared import Bar, Call, Columns, Numbers, Row, Suite, call_of, ratio, seconds, turns
+from .compared import Call, Columns, Numbers, Row, Suite, bar, call_of, ratio, seconds, turns
 
 T = 100
 ENSEMBLES = tuple(product(((1, 16), (4, 64), (4, 256)), (4, 16)))  # (B, H), members
@@ -123,12 +123,13 @@ SUITE = Suite(
     {"ensembles": ENSEMBLES_COLUMNS, "per-sample": SAMPLES_COLUMNS},
     (
         *(
-            Bar(f"{way} over the calls in a row", "B=4 I=H=64*", 1.2, partial(_slower, way), True)
+            bar(f"{way} over the calls in a row", "B=4 I=H=64*", 1.2, partial(_slower, way),
+                at_most=True)
             for way in WAYS
         ),
-        Bar("rnn_ensemble over the calls in a row, small", "B=1*", 1.0,
+        bar("rnn_ensemble over the calls in a row, small", "B=1*", 1.0,
             partial(_slower, WAYS[0]), at_most=True),
-        Bar("vmap(grad), against nn.RNN in a loop", "I=*", 1.0,
+        bar("vmap(grad), against nn.RNN in a loop", "I=*", 1.0,
             lambda row: ratio(row, "nn.RNN, ")),
     ),
 )  # fmt: skip

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..cases import MODES, Case
+from ..cases import Case
 from .contract import Data, Prepared, Unsupported, array, named
 
 
@@ -19,13 +18,9 @@ class Jax:
     name = "jax"
 
     def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
-        if case.kind in ("cell", "demo") or case.sparse or case.precision != "highest":
-            raise Unsupported("no sparse gradient, no single cell")
-        if case.device != "cpu" or case.mode not in MODES or case.dtype == "float16":
-            raise Unsupported("on the CPU only")
+        if case.kind not in ("rnn", "step") or case.device != "cpu" or case.precision != "highest":
+            raise Unsupported("sequences at full precision on the CPU only")
         jax = _jax()
-        if case.kind == "embedding":
-            return self._embedding(case, data)
         import jax.numpy as jnp
 
         parameters = {}
@@ -108,28 +103,6 @@ class Jax:
             return x, jnp.stack(last)
 
         return forward
-
-    def _embedding(self, case: Case, data: Data) -> Prepared:
-        import jax.numpy as jnp
-
-        jax = _jax()
-        table = jnp.asarray(array(data.state["weight"]))
-        indices = itertools.cycle([jnp.asarray(array(indices)) for indices in data.indices])
-
-        def gather(table: Any, chosen: Any) -> Any:
-            return table.at[chosen].get(mode="promise_in_bounds")
-
-        if case.mode == "infer":
-            run = jax.jit(gather)
-            return _named(lambda: run(table, next(indices)), ("output",))
-        grad_output = jnp.asarray(array(data.grad_output))
-
-        def step(table: Any, chosen: Any, grad_output: Any) -> Any:
-            output, pullback = jax.vjp(lambda t: gather(t, chosen), table)
-            return output, *pullback(grad_output)
-
-        run = jax.jit(step)
-        return _named(lambda: run(table, next(indices), grad_output), ("output", "grad:weight"))
 
 
 def _jax() -> Any:

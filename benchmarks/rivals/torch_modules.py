@@ -186,8 +186,8 @@ class CompiledLoop:
         self.steps: dict[str, Callable[..., Tensor]] = {}
 
     def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
-        if case.kind != "rnn" or case.packed or case.T == 1:
-            raise Unsupported("a dense sequence only")
+        if case.kind != "rnn" or case.packed or case.T == 1 or case.layers * case.directions > 1:
+            raise Unsupported("a dense sequence, one layer and direction only")
         if case.dtype != "float32" if case.device == "cpu" else "compiled" not in case.tags:
             raise Unsupported("float32 on the CPU and a few cases on a GPU only")
         if case.nonlinearity not in self.steps:
@@ -199,36 +199,25 @@ class CompiledLoop:
             # One compilation each for a batch of one, for a first step, for gradients on and off.
             torch._dynamo.config.recompile_limit = 64
             self.steps[case.nonlinearity] = torch.compile(step, dynamic=True)
-        module = nn.RNN(case.I, case.H, case.layers, bidirectional=case.bidirectional)
-        module.to(data.device, data.dtype).load_state_dict(data.state)
-        return _rnn(case, _Loop(case, module, self.steps[case.nonlinearity]), data)
+        module = nn.RNN(case.I, case.H).to(data.device, data.dtype)
+        module.load_state_dict(data.state)
+        return _rnn(case, _Loop(module, self.steps[case.nonlinearity]), data)
 
 
 class _Loop(nn.Module):
-    """The layers of `rnn` as Python loops over `step`; parameters keep nn.RNN's names."""
+    """The layer of `rnn` as a Python loop over `step`; parameters keep nn.RNN's names."""
 
-    def __init__(self, case: Case, rnn: nn.RNN, step: Callable[..., Tensor]) -> None:
+    def __init__(self, rnn: nn.RNN, step: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.case, self.step = case, step
+        self.step = step
         for name, parameter in rnn.named_parameters():
             self.register_parameter(name, parameter)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        last = []
-        for layer in range(self.case.layers):
-            directions = []
-            for suffix in ("", "_reverse")[: self.case.directions]:
-                w_ih, w_hh, b_ih, b_hh = (
-                    self.get_parameter(f"{kind}_l{layer}{suffix}")
-                    for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-                )
-                steps = nn.functional.linear(x, w_ih, b_ih + b_hh).unbind()
-                h = x.new_zeros(x.size(1), w_hh.size(0))
-                outputs = []
-                for pre in reversed(steps) if suffix else steps:
-                    h = self.step(pre, h, w_hh)
-                    outputs.append(h)
-                last.append(h)
-                directions.append(torch.stack(outputs[::-1] if suffix else outputs))
-            x = torch.cat(directions, dim=-1) if suffix else directions[0]
-        return x, torch.stack(last)
+        w_ih, w_hh, b_ih, b_hh = self.parameters()
+        h = x.new_zeros(x.size(1), w_hh.size(0))
+        outputs = []
+        for pre in nn.functional.linear(x, w_ih, b_ih + b_hh).unbind():
+            h = self.step(pre, h, w_hh)
+            outputs.append(h)
+        return torch.stack(outputs), h.unsqueeze(0)
