@@ -87,14 +87,6 @@ def _roof(wanted: Callable[[Case], bool]) -> Callable[[Result], dict[str, float]
     return shares
 
 
-def _memory(result: Result) -> dict[str, float]:
-    return {
-        row.case.name: row.saved_bytes[OURS] / row.saved_bytes[TORCH]
-        for row in _plain(result, _layers("train"))
-        if {OURS, TORCH} <= row.saved_bytes.keys()
-    }
-
-
 def _layers(mode: str) -> Callable[[Case], bool]:
     return lambda c: c.kind == "rnn" and c.T > 1 and c.mode == mode
 
@@ -123,7 +115,6 @@ BARS = (
         for needed, mean in ((on_average, True), (at_least, False))
         if needed
     ),
-    Bar("output + saved bytes of torch.nn's", 0.5, _memory, at_most=True),
     Bar("share of the roof, H >= 256, B >= 16, infer", 0.84,
         _roof(lambda c: c.H >= 256 and c.B >= 16 and c.mode == "infer")),
     Bar("share of the roof, H >= 256, B >= 16, train", 0.78,

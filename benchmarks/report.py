@@ -101,23 +101,16 @@ def describe(result: Result) -> str:
 
 def comparison(a: Result, b: Result, rival: str) -> str:
     """Rows that both runs have: times, and a/b with the range that the quartiles allow."""
-    header = ["case", a.label, b.label, f"{a.label}/{b.label}", "from", "to"]
     body, ratios = [], []
-    for name, row in a.rows.items():
-        x, y = (r.rows[name].seconds.get(rival) if name in r.rows else None for r in (a, b))
+    for name in a.rows.keys() & b.rows.keys():
+        x, y = (run.rows[name].seconds.get(rival) for run in (a, b))
         if x and y:
             ratios.append(x["median"] / y["median"])
+            span = f"{x['q1'] / y['q3']:.2f} to {x['q3'] / y['q1']:.2f}"
             times = [duration(times["median"]) for times in (x, y)]
-            spans = ratios[-1], x["q1"] / y["q3"], x["q3"] / y["q1"]
-            body.append([row.case.name, *times, *(f"{value:.2f}" for value in spans)])
+            body.append([name, *times, f"{ratios[-1]:.2f}", span])
     if not ratios:
         raise ValueError(f"{a.label} and {b.label} have no row of {rival} in common")
-    return "\n".join(
-        [
-            describe(a),
-            describe(b),
-            f"{rival}: over 1 means that {b.label} is faster",
-            Table(header, body).text(),
-            f"geometric mean of {len(ratios)} rows: {statistics.geometric_mean(ratios):.3f}",
-        ]
-    )
+    table = Table(["case", a.label, b.label, f"{a.label}/{b.label}", "range"], sorted(body))
+    mean = f"geometric mean of {len(ratios)} rows: {statistics.geometric_mean(ratios):.3f}"
+    return "\n".join([describe(a), describe(b), table.text(), mean])

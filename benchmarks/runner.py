@@ -116,7 +116,7 @@ def _prepare(
     case: Case, rivals: Sequence[Any], threads: int, row: Row
 ) -> dict[str, measure.Contender]:
     """The rivals whose results agree; why the others are missing goes into the row."""
-    from .rivals.contract import Data, Unsupported, compare, saved_bytes
+    from .rivals.contract import Data, Unsupported, compare
 
     data, expected, ready = Data(case), None, {}
     for rival in rivals:
@@ -125,8 +125,6 @@ def _prepare(
             result = prepared.result()
             expected = result if expected is None else expected
             compare(case, expected, result)
-            if case.mode == "train" and prepared.lives:
-                row.saved_bytes[rival.name] = saved_bytes(case, prepared)
             ready[rival.name] = prepared
         except Unsupported:
             continue

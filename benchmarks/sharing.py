@@ -17,7 +17,7 @@ import rnnext
 
 from . import runner
 from .cases import MODES
-from .compared import Columns, Numbers, Row, Suite, seconds
+from .compared import Columns, Numbers, Row, Suite, call_of, seconds
 from .names import OURS, TORCH
 
 PROCESSES = 4
@@ -52,14 +52,8 @@ def _calls(
     start: Barrier,
 ) -> None:  # fmt: skip
     """Send how many calls SECONDS are enough for."""
-    rnn, x, grad = CLASSES[library](I, H), torch.randn(T, B, I), torch.ones(T, B, H)
-
-    def call() -> None:
-        with torch.set_grad_enabled(train):
-            output, _ = rnn(x)
-        if train:
-            torch.autograd.backward(output, grad)
-
+    rnn = CLASSES[library](I, H)
+    call = call_of(rnn, (torch.randn(T, B, I),), [*rnn.parameters()], train)
     call()
     start.wait()
     count, end = 0, time.perf_counter() + SECONDS

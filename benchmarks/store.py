@@ -24,14 +24,12 @@ class Row:
 
     seconds: {"q1", "median", "q3"} a call, and "samples" and "calls" (a sample averages).
     failed: why a rival was not timed: a crash, or a wrong result.
-    saved_bytes: output and saved-for-backward bytes, training cases only.
     bystanders: cores that other processes kept busy meanwhile.
     """
 
     case: Case
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    saved_bytes: dict[str, int] = field(default_factory=dict)
     bystanders: float = 0.0
 
     def ratio(self, slower: str, faster: str) -> float | None:

@@ -34,12 +34,10 @@ class Prepared(Contender):
     input counts as parameter "input"; "rows" and "grad:weight" for a sparse gradient; "losses" of
     the first steps for the demo.
     holds: what must outlive the contender because a runtime keeps only its address.
-    lives: tensors that exist before and after a torch call: the input and the parameters.
     """
 
     result: Callable[[], Arrays] = field(kw_only=True)
     holds: tuple[Any, ...] = ()
-    lives: tuple[Tensor, ...] = ()
 
 
 def named(
@@ -48,7 +46,6 @@ def named(
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     convert: Callable[[str, Any], np.ndarray] | None = None,
     restart: Callable[[], None] | None = None,
-    lives: tuple[Tensor, ...] = (),
 ) -> Prepared:
     """What is prepared where a call gives the values of these names; of a stream, its second call
     after a restart does."""
@@ -63,7 +60,7 @@ def named(
         convert_one = convert or (lambda name, value: array(value))
         return {name: convert_one(name, v) for name, v in zip(names, values, strict=True)}
 
-    return Prepared(call, context, result=result, lives=lives)
+    return Prepared(call, context, result=result)
 
 
 class Rival(Protocol):
@@ -196,26 +193,6 @@ def compare(case: Case, expected: Arrays, actual: Arrays) -> float:
             raise ValueError(f"{name} is off by {relative:.1e} of its largest value")
         worst = max(worst, relative)
     return worst
-
-
-def saved_bytes(case: Case, prepared: Prepared) -> int:
-    """Bytes of the output and of all that a forward pass keeps for backward.
-
-    Counted once a storage; parameters and the input, which live anyway, are left out.
-    """
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output, *_ = prepared.call()
-    pack(output)
-    for tensor in prepared.lives:
-        kept.pop(tensor.untyped_storage().data_ptr(), None)
-    return sum(kept.values())
 
 
 def stacked(data: Data, kind: str, layer: int) -> np.ndarray:

@@ -64,7 +64,7 @@ def _training(
         return output, *torch.autograd.grad(output, tuple(leaves.values()), grad_output)
 
     names = ("output", *(f"grad:{name}" for name in leaves))
-    return named(step, names, convert=convert, lives=tuple(leaves.values()))
+    return named(step, names, convert=convert)
 
 
 def _cell(case: Case, module: nn.Module, data: Data) -> Prepared:
@@ -145,7 +145,7 @@ def _embedding(case: Case, module: nn.Module, data: Data) -> Prepared:
         return output, gradient.indices()[0], gradient.values()
 
     names = ("output", *(("rows",) if case.sparse else ()), "grad:weight")
-    return named(step, names, lives=(weight, *data.indices))
+    return named(step, names)
 
 
 def _rnn(case: Case, module: nn.Module, data: Data) -> Prepared:

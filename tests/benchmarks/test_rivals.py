@@ -57,7 +57,6 @@ def test_embedding_rivals_agree_and_indices_change():
         ours, torchs = (r.prepare(case, data, 1) for r in (rivals.ours(), rivals.theirs()))
         assert contract.compare(case, ours.result(), torchs.result()) < 1e-6
         assert len({tuple(indices.tolist()) for indices in data.indices}) == contract.INDEX_SETS
-        assert contract.saved_bytes(case, torchs) == 40 * 3 * 4  # the output; indices live anyway
     for indices in ("uniform", "repeated"):  # the gradient alone
         case = cases.Case("embedding", "backward", V=50, D=3, N=40, indices=indices)
         data = contract.Data(case)
@@ -77,11 +76,3 @@ def test_the_demo_takes_the_same_steps_with_both_libraries():
         if rival.name not in (names.OURS, names.TORCH):
             with pytest.raises(contract.Unsupported):
                 rival.prepare(case, data, 1)
-
-
-def test_saved_bytes_counts_output_and_kept_steps():
-    case = cases.Case("rnn", "train", T=7, B=2, I=3, H=8)
-    prepared = rivals.theirs().prepare(case, contract.Data(case), 1)
-    output = 7 * 2 * 8 * 4
-    initial_state = 2 * 8 * 4
-    assert contract.saved_bytes(case, prepared) == 2 * output + initial_state
