@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -21,30 +22,35 @@ using OptionalTensor = std::optional<Tensor>;
 
 inline bool given(const OptionalTensor& t) { return t.has_value() && t->defined(); }
 
-// X(type, name) of each argument of a call.
-#define RNNEXT_RECURRENCE_ARGUMENTS(X) \
-  X(Tensor, input)                     \
-  X(OptionalTensor, hx)                \
-  X(TensorList, weight_ih)             \
-  X(TensorList, weight_hh)             \
-  X(TensorList, bias_ih)               \
-  X(TensorList, bias_hh)               \
-  X(OptionalTensor, index)             \
-  X(OptionalTensor, lengths)           \
-  X(OptionalTensor, batch_sizes)       \
-  X(OptionalTensor, reset)             \
-  X(OptionalTensor, reset_state)       \
-  X(TensorList, alpha)                 \
-  X(std::string_view, form)            \
-  X(std::string_view, nonlinearity)    \
-  X(c10::List<bool>, reverse)
+// Where the batch of sequences lies in an argument or a result. rows: in the second dimension, or
+// the first if the rows are packed. states: in the second. first: in the first. shared: nowhere,
+// since all sequences share it.
+enum class Batch { rows, states, first, shared, none };
 
-// X(type, name) of what the backward op is given before these.
-#define RNNEXT_RECURRENCE_RESULTS(X) \
-  X(OptionalTensor, grad_output)     \
-  X(OptionalTensor, grad_h_n)        \
-  X(Tensor, output)                  \
-  X(TensorList, saved)
+// X(type, name, where its batch is) of each argument of a call.
+#define RNNEXT_RECURRENCE_ARGUMENTS(X)    \
+  X(Tensor, input, rows)                  \
+  X(OptionalTensor, hx, states)           \
+  X(TensorList, weight_ih, shared)        \
+  X(TensorList, weight_hh, shared)        \
+  X(TensorList, bias_ih, shared)          \
+  X(TensorList, bias_hh, shared)          \
+  X(OptionalTensor, index, rows)          \
+  X(OptionalTensor, lengths, first)       \
+  X(OptionalTensor, batch_sizes, none)    \
+  X(OptionalTensor, reset, states)        \
+  X(OptionalTensor, reset_state, states)  \
+  X(TensorList, alpha, shared)            \
+  X(std::string_view, form, none)         \
+  X(std::string_view, nonlinearity, none) \
+  X(c10::List<bool>, reverse, none)
+
+// X(type, name, where its batch is) of what the backward op is given before these.
+#define RNNEXT_RECURRENCE_RESULTS(X)   \
+  X(OptionalTensor, grad_output, rows) \
+  X(OptionalTensor, grad_h_n, states)  \
+  X(Tensor, output, rows)              \
+  X(TensorList, saved, rows)
 
 // X(type, name, argument) of each gradient that the backward op returns, and may be asked for, with
 // the argument whose gradient it is. (Both biases have the same.)
@@ -98,6 +104,8 @@ template <class T>
 using Kept = typename TypeOf<T>::Kept;
 template <class>
 using Flag = bool;
+template <class>
+using Place = Batch;
 
 // The value of a field that nobody gives.
 template <class T>
@@ -134,10 +142,20 @@ decltype(auto) spread(Struct& s, F&& f) {
   return Struct::spread(s, std::forward<F>(f));
 }
 
-// f(field, field of the other) of each item.
-template <class Struct, class Other, class F>
-void zip(Struct& s, Other& other, const F& f) {
-  spread(s, [&](auto&... a) { spread(other, [&](auto&... b) { (f(a, b), ...); }); });
+// f(field of each struct...) for each item of their list.
+template <class F, class First, class... Others>
+void zip(const F& f, First& first, Others&... others) {
+  const auto fields = [](auto& s) {
+    return spread(s, [](auto&... field) { return std::tie(field...); });
+  };
+  const auto item = [&]<size_t i>(std::integral_constant<size_t, i>) {
+    f(std::get<i>(fields(first)), std::get<i>(fields(others))...);
+  };
+  spread(first, [&]<class... Field>(Field&...) {
+    [&]<size_t... i>(std::index_sequence<i...>) {
+      (item(std::integral_constant<size_t, i>{}), ...);
+    }(std::index_sequence_for<Field...>{});
+  });
 }
 
 using RecurrenceArguments = Arguments<Passed>;  // of a call that is under way
@@ -147,12 +165,35 @@ using KeptResults = Results<Kept>;
 using RecurrenceGradients = Gradients<Kept>;
 using Wanted = Gradients<Flag>;
 
+#define RNNEXT_PLACE(type, name, place) Batch::place,
+inline const Arguments<Place> kArgumentPlaces{RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_PLACE)};
+inline const Results<Place> kResultPlaces{RNNEXT_RECURRENCE_RESULTS(RNNEXT_PLACE)};
+#undef RNNEXT_PLACE
+
 // f(argument, gradient...) of each gradient, in one or several structs of them.
-template <class Arguments, class F, class... Gradients>
+template <class F, class Arguments, class... Gradients>
 void each_gradient(const F& f, Arguments& a, Gradients&... g) {
 #define RNNEXT_EACH(type, name, argument) f(a.argument, g.name...);
   RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_EACH)
 #undef RNNEXT_EACH
+}
+
+// The tensors in a field of a call, or of a struct that keeps them, to read or to replace.
+template <class Field>
+auto tensors_of(Field& field) {
+  using Type = std::remove_const_t<Field>;
+  using Item = std::conditional_t<std::is_const_v<Field>, const Tensor, Tensor>;
+  if constexpr (std::is_same_v<Type, Tensor>) {
+    return std::span<Item>(&field, 1);
+  } else if constexpr (std::is_same_v<Type, OptionalTensor>) {
+    return given(field) ? std::span<Item>(&*field, 1) : std::span<Item>();
+  } else if constexpr (std::is_same_v<Type, TensorList>) {
+    return std::span<const Tensor>(field.data(), field.size());
+  } else if constexpr (std::is_same_v<Type, std::vector<Tensor>>) {
+    return std::span<Item>(field);
+  } else {
+    return std::span<Item>();
+  }
 }
 
 // The fields as a call passes them; the struct that keeps them must outlive the result.
@@ -160,30 +201,27 @@ inline RecurrenceArguments passed(const KeptArguments& a) {
   return spread(a, [](const auto&... each) { return RecurrenceArguments{each...}; });
 }
 inline const RecurrenceArguments& passed(const RecurrenceArguments& a) { return a; }
-inline const RecurrenceResults& passed(const RecurrenceResults& r) { return r; }
 inline RecurrenceResults passed(const KeptResults& r) {
   return spread(r, [](const auto&... each) { return RecurrenceResults{each...}; });
 }
-inline const Tensor& own(const Tensor& t) { return t; }
-inline const OptionalTensor& own(const OptionalTensor& t) { return t; }
-inline std::vector<Tensor> own(TensorList list) { return list.vec(); }
-inline std::string own(std::string_view text) { return std::string(text); }
-inline const c10::List<bool>& own(const c10::List<bool>& list) { return list; }
-inline KeptArguments kept(const RecurrenceArguments& a) {
-  return spread(a, [](const auto&... each) { return KeptArguments{own(each)...}; });
-}
-inline KeptResults kept(const RecurrenceResults& r) {
-  return spread(r, [](const auto&... each) { return KeptResults{own(each)...}; });
-}
+inline const RecurrenceResults& passed(const RecurrenceResults& r) { return r; }
 
-// The tensors in a field, to read or to replace.
-inline std::span<Tensor> tensors_of(Tensor& t) { return {&t, 1}; }
-inline std::span<Tensor> tensors_of(OptionalTensor& t) {
-  return given(t) ? tensors_of(*t) : std::span<Tensor>();
+template <class Struct, class PassedStruct>
+Struct kept_as(const PassedStruct& of) {
+  Struct s;
+  const auto keep = [](auto& to, const auto& from) {
+    const auto tensors = tensors_of(from);
+    if constexpr (std::is_same_v<decltype(to), std::vector<Tensor>&>) {
+      to.assign(tensors.begin(), tensors.end());
+    } else {
+      to = from;
+    }
+  };
+  zip(keep, s, of);
+  return s;
 }
-inline std::span<Tensor> tensors_of(std::vector<Tensor>& list) { return list; }
-inline std::span<Tensor> tensors_of(std::string&) { return {}; }
-inline std::span<Tensor> tensors_of(c10::List<bool>&) { return {}; }
+inline KeptArguments kept(const RecurrenceArguments& a) { return kept_as<KeptArguments>(a); }
+inline KeptResults kept(const RecurrenceResults& r) { return kept_as<KeptResults>(r); }
 
 // The fields with f(tensor) in place of each tensor.
 template <class Struct, class F>
@@ -191,7 +229,7 @@ Struct with_each(Struct s, const F& f) {
   const auto replace = [&](auto& field) {
     for (Tensor& t : tensors_of(field)) t = f(t);
   };
-  spread(s, [&](auto&... each) { (replace(each), ...); });
+  zip(replace, s);
   return s;
 }
 // All but batch_sizes, which are sizes and no data.

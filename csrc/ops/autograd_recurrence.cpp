@@ -77,12 +77,9 @@ struct ForwardFunction {
     RecurrenceArguments keep = whole;
     const std::vector<Tensor> unread(a.bias_ih.size());
     if (!runs_again(whole)) keep.bias_ih = keep.bias_hh = unread;
-    Saver saver;
-    saver(output);
-    saver(TensorList(saved));
-    saver.all(keep);
-    node->ctx_.saved_data["values"] = std::move(saver.values);
-    record(node, {output, h_n}, std::move(saver.tensors));
+    const RecurrenceResults results{.output = output, .saved = saved};
+    node->ctx_.saved_data["values"] = values_of(results, keep);
+    record(node, {output, h_n}, flattened(results, keep));
     if (!save) saved.clear();
     return {std::move(output), std::move(h_n), std::move(saved)};
   }
@@ -90,15 +87,13 @@ struct ForwardFunction {
   static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
     KeptResults r;
     KeptArguments s, grads;
-    Restorer restore{saved_variables(ctx), ctx->saved_data["values"].toListRef()};
-    restore(r.output);
-    restore(r.saved);
-    restore.all(s);
+    restore(saved_variables(ctx), ctx->saved_data["values"].toList(), r, s);
     Arguments<Flag> needs;
     size_t number = 0;  // autograd's of a tensor
-    zip(s, needs, [&](auto& field, bool& any) {
+    const auto ask = [&](const auto& field, bool& any) {
       for (size_t n = slots_of(field); n > 0; --n) any |= ctx->needs_input_grad(number++);
-    });
+    };
+    zip(ask, s, needs);
     if (!grad[0].defined() && !grad[1].defined()) return variable_list(number);
     r.grad_output = grad[0];
     r.grad_h_n = grad[1];
@@ -123,10 +118,11 @@ struct ForwardFunction {
     if (needs.bias_ih && needs.bias_hh)
       for (Tensor& bias : grads.bias_hh) bias = bias.clone();
     if (unread) s.bias_ih = s.bias_hh = std::vector<Tensor>(biases);
-    zip(s, grads, [](auto& field, auto& gradient) {
+    const auto fill_up = [](auto& gradient, const auto& field) {
       if constexpr (std::is_same_v<decltype(gradient), std::vector<Tensor>&>)
         gradient.resize(field.size());
-    });
+    };
+    zip(fill_up, grads, s);
     return flattened(grads);
   }
 };
@@ -147,12 +143,8 @@ struct BackwardFunction {
       at::AutoDispatchBelowADInplaceOrView guard;
       return call_backward<typename Op::Backward>(whole, a, wanted);
     }();
-    Saver save;
-    save.all(r);
-    save.all(a);
-    spread(wanted, [&](auto... want) { save(c10::List<bool>({want...})); });
-    node->ctx_.saved_data["values"] = std::move(save.values);
-    record(node, flattened(gradients), std::move(save.tensors));
+    node->ctx_.saved_data["values"] = values_of(r, a, wanted);
+    record(node, flattened(gradients), flattened(r, a));
     return gradients;
   }
 
@@ -160,12 +152,7 @@ struct BackwardFunction {
     KeptResults r;
     KeptArguments s;
     Wanted wanted;
-    Restorer restore{ctx->get_saved_variables(), ctx->saved_data["values"].toListRef()};
-    restore.all(r);
-    restore.all(s);
-    const c10::List<bool> mask = restore.value->toBoolList();
-    auto next_flag = mask.begin();
-    spread(wanted, [&](auto&... want) { ((want = *next_flag++), ...); });
+    restore(ctx->get_saved_variables(), ctx->saved_data["values"].toList(), r, s, wanted);
 
     const bool recorded = at::GradMode::is_enabled();
     const at::AutoGradMode enabled(true);

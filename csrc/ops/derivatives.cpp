@@ -27,51 +27,27 @@ namespace {
 
 using variable_list = std::vector<Tensor>;
 
-template <Nonlinearity>
-Tensor activation_of(const Tensor& x) = delete;
-template <>
-Tensor activation_of<Nonlinearity::tanh>(const Tensor& x) {
-  return at::tanh(x);
-}
-template <>
-Tensor activation_of<Nonlinearity::relu>(const Tensor& x) {
-  return at::relu(x);
-}
-template <>
-Tensor activation_of<Nonlinearity::sigmoid>(const Tensor& x) {
-  return at::sigmoid(x);
-}
-template <>
-Tensor activation_of<Nonlinearity::softplus>(const Tensor& x) {
-  return at::softplus(x);
-}
-template <>
-Tensor activation_of<Nonlinearity::identity>(const Tensor& x) {
-  return x;
-}
+// By name: one that lacks either does not compile.
+struct Activation {
+  const Tensor& x;
 
-template <Nonlinearity>
-Tensor derivative_of(const Tensor& h) = delete;
-template <>
-Tensor derivative_of<Nonlinearity::tanh>(const Tensor& h) {
-  return 1 - h * h;
-}
-template <>
-Tensor derivative_of<Nonlinearity::relu>(const Tensor& h) {
-  return (h > 0).to(h.scalar_type());
-}
-template <>
-Tensor derivative_of<Nonlinearity::sigmoid>(const Tensor& h) {
-  return h * (1 - h);
-}
-template <>
-Tensor derivative_of<Nonlinearity::softplus>(const Tensor& h) {
-  return at::where(h > 20, 1, -at::expm1(-h));  // torch's threshold: the identity from there on
-}
-template <>
-Tensor derivative_of<Nonlinearity::identity>(const Tensor& h) {
-  return at::ones_like(h);
-}
+  Tensor operator()(Named<Nonlinearity::tanh>) const { return at::tanh(x); }
+  Tensor operator()(Named<Nonlinearity::relu>) const { return at::relu(x); }
+  Tensor operator()(Named<Nonlinearity::sigmoid>) const { return at::sigmoid(x); }
+  Tensor operator()(Named<Nonlinearity::softplus>) const { return at::softplus(x); }
+  Tensor operator()(Named<Nonlinearity::identity>) const { return x; }
+};
+struct Derivative {
+  const Tensor& h;
+
+  Tensor operator()(Named<Nonlinearity::tanh>) const { return 1 - h * h; }
+  Tensor operator()(Named<Nonlinearity::relu>) const { return (h > 0).to(h.scalar_type()); }
+  Tensor operator()(Named<Nonlinearity::sigmoid>) const { return h * (1 - h); }
+  Tensor operator()(Named<Nonlinearity::softplus>) const {
+    return at::where(h > 20, 1, -at::expm1(-h));  // torch's threshold: the identity from there on
+  }
+  Tensor operator()(Named<Nonlinearity::identity>) const { return at::ones_like(h); }
+};
 
 // The number of steps of a loop; a trace keeps the number that it had when it was traced.
 int64_t steps_of(const Rectangle& call) { return call.T.guard_int(__FILE__, __LINE__); }
@@ -257,13 +233,11 @@ RecurrenceGradients through_loop(const RecurrenceResults& r, const RecurrenceArg
 }  // namespace
 
 Tensor activation(Nonlinearity nonlinearity, const Tensor& x) {
-  return with_nonlinearity(nonlinearity,
-                           [&](auto name) { return activation_of<decltype(name)::value>(x); });
+  return with_nonlinearity(nonlinearity, Activation{x});
 }
 
 Tensor derivative(Nonlinearity nonlinearity, const Tensor& h) {
-  return with_nonlinearity(nonlinearity,
-                           [&](auto name) { return derivative_of<decltype(name)::value>(h); });
+  return with_nonlinearity(nonlinearity, Derivative{h});
 }
 
 Tensor Watched::operator()(const Tensor& t) {

@@ -7,6 +7,7 @@
 
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "ops/arguments.h"
@@ -15,72 +16,62 @@ namespace rnnext {
 
 using variable_list = std::vector<Tensor>;
 
-// Puts the arguments that the backward pass needs into an autograd node, and takes them out.
-struct Saver {
-  variable_list tensors;
-  c10::impl::GenericList values{c10::AnyType::get()};  // which compiled autograd can look into
+// The number of tensors in a field as autograd numbers them: absent ones count, too.
+template <class Field>
+size_t slots_of(const Field& field) {
+  return std::is_same_v<Field, OptionalTensor> ? 1 : tensors_of(field).size();
+}
 
-  Saver() {
-    tensors.reserve(16);
-    values.reserve(8);
-  }
-  void operator()(const Tensor& t) { tensors.push_back(t); }
-  void operator()(const OptionalTensor& t) { tensors.push_back(t.value_or(Tensor())); }
-  void operator()(TensorList list) {
-    values.emplace_back(static_cast<int64_t>(list.size()));
-    tensors.insert(tensors.end(), list.begin(), list.end());
-  }
-  void operator()(std::string_view text) { values.emplace_back(std::string(text)); }
-  void operator()(const c10::List<bool>& list) { values.emplace_back(list); }
-  template <class Struct>
-  void all(const Struct& s) {
-    spread(s, [&](const auto&... each) { ((*this)(each), ...); });
-  }
-};
-struct Restorer {
-  variable_list tensors;
-  at::ArrayRef<c10::IValue> values;
-  variable_list::const_iterator tensor = tensors.begin();
-  const c10::IValue* value = values.begin();
-
-  void operator()(Tensor& t) { t = *tensor++; }
-  void operator()(OptionalTensor& t) { t = *tensor++; }
-  void operator()(std::vector<Tensor>& list) {
-    const int64_t n = (value++)->toInt();
-    list.assign(tensor, tensor + n);
-    tensor += n;
-  }
-  void operator()(std::string& text) { text = (value++)->toStringRef(); }
-  void operator()(c10::List<bool>& list) { list = (value++)->toBoolList(); }
-  template <class Struct>
-  void all(Struct& s) {
-    spread(s, [&](auto&... each) { ((*this)(each), ...); });
-  }
-};
-
-// The tensors of structs in the order in which autograd numbers them; absent ones count, too.
-struct Flattener {
-  variable_list tensors;
-
-  Flattener() { tensors.reserve(16); }
-  void operator()(const Tensor& t) { tensors.push_back(t); }
-  void operator()(const OptionalTensor& t) { tensors.push_back(t.value_or(Tensor())); }
-  void operator()(TensorList list) { tensors.insert(tensors.end(), list.begin(), list.end()); }
-  void operator()(std::string_view) {}
-  void operator()(const c10::List<bool>&) {}
-};
-// The number of tensors in a field.
-inline size_t slots_of(const Tensor&) { return 1; }
-inline size_t slots_of(const OptionalTensor&) { return 1; }
-inline size_t slots_of(const std::vector<Tensor>& list) { return list.size(); }
-inline size_t slots_of(const std::string&) { return 0; }
-inline size_t slots_of(const c10::List<bool>&) { return 0; }
-
+// The tensors of structs in that order.
 template <class... Struct>
 variable_list flattened(const Struct&... s) {
-  Flattener flat;
-  (spread(s, [&](const auto&... each) { (flat(each), ...); }), ...);
-  return std::move(flat.tensors);
+  variable_list flat;
+  flat.reserve(16);
+  const auto add = [&](const auto& field) {
+    const auto tensors = tensors_of(field);
+    flat.insert(flat.end(), tensors.begin(), tensors.end());
+    flat.resize(flat.size() + slots_of(field) - tensors.size());
+  };
+  (zip(add, s), ...);
+  return flat;
+}
+
+// What an autograd node keeps of structs besides these tensors: the sizes of lists, and what is no
+// tensor, as values that compiled autograd can look into.
+template <class... Struct>
+c10::impl::GenericList values_of(const Struct&... s) {
+  c10::impl::GenericList values{c10::AnyType::get()};
+  values.reserve(8);
+  const auto add = [&]<class Field>(const Field& field) {
+    if constexpr (std::is_same_v<Field, TensorList>) {
+      values.emplace_back(static_cast<int64_t>(field.size()));
+    } else if constexpr (std::is_same_v<Field, std::string_view>) {
+      values.emplace_back(std::string(field));
+    } else if constexpr (!std::is_same_v<Field, Tensor> && !std::is_same_v<Field, OptionalTensor>) {
+      values.emplace_back(field);
+    }
+  };
+  (zip(add, s), ...);
+  return values;
+}
+
+// Puts both back into structs of the same fields.
+template <class... Struct>
+void restore(const variable_list& tensors, const c10::List<c10::IValue>& values, Struct&... s) {
+  auto tensor = tensors.begin();
+  auto value = values.begin();
+  const auto fill = [&]<class Field>(Field& field) {
+    if constexpr (std::is_same_v<Field, Tensor> || std::is_same_v<Field, OptionalTensor>) {
+      field = *tensor++;
+    } else if constexpr (std::is_same_v<Field, std::vector<Tensor>>) {
+      const auto end = tensor + (*value++).get().toInt();
+      field.assign(tensor, end);
+      tensor = end;
+    } else {
+      field = (*value++).get().to<Field>();
+    }
+  };
+  (zip(fill, s), ...);
 }
 
 }  // namespace rnnext

@@ -11,6 +11,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/einsum.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/util/SmallVector.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/library.h>
@@ -18,7 +19,6 @@
 #include <algorithm>
 #include <type_traits>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "ops/signatures.h"
@@ -86,32 +86,9 @@ Tensor shifted(const Tensor& indices, const c10::SymInt& calls, int64_t place,
 
 namespace {
 
-using Dims = std::vector<Dim>;  // of a list's tensors
-
-// The mapped dimensions of an argument.
-template <class T>
-struct Mapped {
-  using Type = std::monostate;
-};
-template <>
-struct Mapped<Tensor> {
-  using Type = Dim;
-};
-template <>
-struct Mapped<OptionalTensor> {
-  using Type = Dim;
-};
-template <>
-struct Mapped<TensorList> {
-  using Type = Dims;
-};
-template <class T>
-using DimsOf = typename Mapped<T>::Type;
-
-bool maps(const Dim& dim) { return dim.has_value(); }
-bool maps(const Dims& dims) {
-  return std::any_of(dims.begin(), dims.end(), [](const Dim& dim) { return maps(dim); });
-}
+// The mapped dimensions of the tensors in a field.
+template <class>
+using Dims = c10::SmallVector<Dim, 2>;
 
 // Calls of one op and its backward op that are mapped at a level.
 template <class Op, class Level>
@@ -122,99 +99,104 @@ class MappedCalls {
     rows_ = kLead + !given(a.batch_sizes);
     const Tensor& rows = given(a.index) ? *a.index : a.input;
     if (rows.dim() > rows_) one_ = rows.sym_size(rows_);
-    zip(call_, dims_, [&](auto& value, auto& dims) { take(value, dims); });
+    take(call_, dims_);
+    const auto see = [&](const auto& dims, Batch place) {
+      maps_shared_ |= place == Batch::shared && std::ranges::any_of(dims, &Dim::has_value);
+    };
+    zip(see, dims_, kArgumentPlaces);
   }
 
   typename Op::Results forward(bool save) const {
     if (!mapped_) return call_forward<Op>(call_, save);
-    if (maps_weights()) {
+    if (maps_shared_) {
       auto [output, h_n, saved] = call_forward<EnsembleOp>(ensemble(), save);
-      return {back(output), back(h_n), back(saved)};
+      for (Tensor& each : saved) each = back(each);
+      return {back(output), back(h_n), std::move(saved)};
     }
     auto [output, h_n, saved] = call_forward<Op>(batch(), save);
-    for (Tensor& each : saved) each = unfold(each, rows_);
-    return {unfold(output, rows_), unfold(h_n, kStates), std::move(saved)};
+    for (Tensor& each : saved) each = unfold(each, Batch::rows);
+    return {unfold(output, Batch::rows), unfold(h_n, Batch::states), std::move(saved)};
   }
 
-  RecurrenceGradients backward(const RecurrenceResults& results, const Wanted& wanted) {
+  RecurrenceGradients backward(const RecurrenceResults& results, Wanted wanted) {
     KeptResults r = kept(results);
-    Results<DimsOf> dims;
-    zip(r, dims, [&](auto& value, auto& dim) { take(value, dim); });
+    Results<Dims> dims;
+    take(r, dims);
     using Backward = typename Op::Backward;
     if (!mapped_) return call_backward<Backward>(r, call_, wanted);
-    const bool leak = !call_.alpha.empty();
-    if (maps_weights() || wanted.weight_ih || wanted.weight_hh || wanted.bias ||
-        (wanted.alpha && leak) || (wanted.input && given(call_.index))) {
-      if (maps_weights() || kLead > 0 || leak || given(call_.lengths) || given(call_.batch_sizes) ||
-          given(call_.reset) || given(call_.index)) {
-        RecurrenceGradients g =
-            call_backward<EnsembleBackwardOp>(members(r, dims), ensemble(), wanted);
-        return spread(g, [&](auto&... each) { return RecurrenceGradients{back(each)...}; });
-      }
+    bool wants_shared = wanted.input && given(call_.index);
+    each_gradient([&](Batch place, bool want) { wants_shared |= want && place == Batch::shared; },
+                  kArgumentPlaces, wanted);
+    const bool plain = call_.alpha.empty() && !given(call_.index) && !given(call_.lengths) &&
+                       !given(call_.batch_sizes) && !given(call_.reset);
+    if (wants_shared && plain && !maps_shared_ && kLead == 0)
       return of_each(folded(r, dims), wanted);
+    if (wants_shared || maps_shared_) {
+      change(r, dims, kResultPlaces,
+             [&](const Tensor& t, Dim dim, Batch) { return member(t, dim); });
+      RecurrenceGradients g = call_backward<EnsembleBackwardOp>(r, ensemble(), wanted);
+      return with_each(std::move(g), [&](const Tensor& t) { return back(t); });
     }
-    const RecurrenceGradients g = call_backward<Backward>(folded(r, dims), batch(), wanted);
-    RecurrenceGradients own;
-    if (wanted.input) own.input = unfold(g.input, rows_);
-    if (wanted.hx) own.hx = unfold(g.hx, kStates);
-    if (wanted.reset_state && given(call_.reset)) own.reset_state = unfold(g.reset_state, kStates);
-    return own;
+    RecurrenceGradients g = call_backward<Backward>(folded(r, dims), batch(), wanted);
+    wanted.reset_state &= given(call_.reset);
+    each_gradient(
+        [&](Batch place, bool want, auto& gradient) {
+          for (Tensor& t : tensors_of(gradient)) t = want ? unfold(t, place) : Tensor();
+        },
+        kArgumentPlaces, wanted, g);
+    return g;
   }
 
  private:
   // How many dimensions the members take, where an ensemble is mapped.
   static constexpr int64_t kLead = std::is_same_v<Op, EnsembleOp>;
-  static constexpr int64_t kStates = kLead + 1;  // the batch's dimension in hx, h_n and reset
 
-  bool maps_weights() const {
-    return maps(dims_.weight_ih) || maps(dims_.weight_hh) || maps(dims_.bias_ih) ||
-           maps(dims_.bias_hh) || maps(dims_.alpha);
+  // The batch's dimension.
+  int64_t dim_of(Batch place) const {
+    return place == Batch::rows ? rows_ : place == Batch::states ? kLead + 1 : kLead;
   }
 
-  void take(Tensor& t, Dim& dim) {
-    if (!t.defined()) return;
-    std::tie(t, dim) = level_.take(t);
-    if (!dim) return;
-    mapped_ = true;
-    calls_ = t.sym_size(*dim);
+  template <class Struct, class DimsOfIt>
+  void take(Struct& s, DimsOfIt& dims) {
+    const auto take_each = [&](auto& field, auto& of) {
+      for (Tensor& t : tensors_of(field)) {
+        of.emplace_back();
+        if (!t.defined()) continue;
+        std::tie(t, of.back()) = level_.take(t);
+        if (!of.back()) continue;
+        mapped_ = true;
+        calls_ = t.sym_size(*of.back());
+      }
+    };
+    zip(take_each, s, dims);
   }
-  void take(OptionalTensor& t, Dim& dim) {
-    if (given(t)) take(*t, dim);
+
+  // f(tensor, its mapped dimension, where its batch is) in place of each tensor.
+  template <class Struct, class DimsOfIt, class Places, class F>
+  static void change(Struct& s, const DimsOfIt& dims, const Places& places, const F& f) {
+    const auto change_each = [&](auto& field, const auto& of, Batch place) {
+      const Dim* dim = of.begin();
+      for (Tensor& t : tensors_of(field)) {
+        if (t.defined()) t = f(t, *dim, place);
+        ++dim;
+      }
+    };
+    zip(change_each, s, dims, places);
   }
-  void take(std::vector<Tensor>& list, Dims& dims) {
-    dims.resize(list.size());
-    for (size_t i = 0; i < list.size(); ++i) take(list[i], dims[i]);
-  }
-  void take(const std::string&, std::monostate) {}
-  void take(const c10::List<bool>&, std::monostate) {}
 
   // Makes the mapped dimension that of an ensemble's members, or the outer part of it.
   Tensor member(const Tensor& t, Dim dim) const {
     const Tensor first = at_place(t, dim, calls_, 0);
     return kLead > 0 ? first.flatten(0, 1) : first;
   }
-  OptionalTensor member(const OptionalTensor& t, Dim dim) const {
-    return given(t) ? OptionalTensor(member(*t, dim)) : t;
-  }
-  std::vector<Tensor> member(std::vector<Tensor> list, const Dims& dims) const {
-    for (size_t i = 0; i < list.size(); ++i) list[i] = member(list[i], dims[i]);
-    return list;
-  }
-  template <class Other>
-  const Other& member(const Other& value, std::monostate) const {
-    return value;
-  }
-  template <class Struct, class DimsOfIt>
-  Struct members(const Struct& s, const DimsOfIt& of) const {
-    return spread(s, [&](const auto&... value) {
-      return spread(of, [&](const auto&... dims) { return Struct{member(value, dims)...}; });
-    });
-  }
   KeptArguments ensemble() const {
     TORCH_CHECK_VALUE(calls_ != 0,
                       "vmap must map a call at least where weights are mapped, or their gradients "
                       "are, of a leak, an index, lengths or resets");
-    KeptArguments own = members(call_, dims_);
+    KeptArguments own = call_;
+    own.batch_sizes.reset();  // which members share
+    change(own, dims_, kArgumentPlaces,
+           [&](const Tensor& t, Dim dim, Batch) { return member(t, dim); });
     own.batch_sizes = call_.batch_sizes;
     return own;
   }
@@ -222,56 +204,45 @@ class MappedCalls {
   Tensor back(const Tensor& t) const {
     return level_.give(kLead > 0 ? t.unflatten_symint(0, {calls_, t.sym_size(0) / calls_}) : t, 0);
   }
-  std::vector<Tensor> back(std::vector<Tensor> list) const {
-    for (Tensor& t : list) t = back(t);
-    return list;
-  }
 
-  // Makes the mapped dimension the inner part of another: [.., n, ..] to [.., n * calls, ..].
-  Tensor fold(const Tensor& t, Dim dim, int64_t place) const {
-    return at_place(t, dim, calls_, place + 1).flatten(place, place + 1);
-  }
-  OptionalTensor fold(const OptionalTensor& t, Dim dim, int64_t place) const {
-    return given(t) ? OptionalTensor(fold(*t, dim, place)) : t;
+  // Makes the mapped dimension the inner part of the batch: [.., n, ..] to [.., n * calls, ..].
+  Tensor fold(const Tensor& t, Dim dim, Batch place) const {
+    if (place == Batch::shared || place == Batch::none) return t;
+    const int64_t at = dim_of(place);
+    return at_place(t, dim, calls_, at + 1).flatten(at, at + 1);
   }
   // The inverse, for results. (Those of no calls do not say how large one is.)
-  Tensor apart(const Tensor& t, int64_t place) const {
-    const c10::SymInt one = calls_ == 0 ? one_ : t.sym_size(place) / calls_;
-    return t.unflatten_symint(place, {one, calls_});
+  Tensor apart(const Tensor& t, int64_t at) const {
+    const c10::SymInt one = calls_ == 0 ? one_ : t.sym_size(at) / calls_;
+    return t.unflatten_symint(at, {one, calls_});
   }
-  Tensor unfold(const Tensor& t, int64_t place) const {
-    return level_.give(apart(t, place), place + 1);
+  Tensor unfold(const Tensor& t, Batch place) const {
+    return level_.give(apart(t, dim_of(place)), dim_of(place) + 1);
   }
 
   // One call with the batches of all calls.
   KeptArguments batch() const {
     KeptArguments own = call_;
-    if (!given(call_.index)) {
-      own.input = fold(call_.input, dims_.input, rows_);
-    } else {
-      Tensor index = at_place(*call_.index, dims_.index, calls_, rows_ + 1);
-      if (dims_.input) {
-        const Tensor tables = call_.input.movedim(*dims_.input, kLead);
-        index = shifted(index, calls_, rows_ + 1, tables.sym_size(kLead + 1));
-        own.input = tables.flatten(kLead, kLead + 1);
-      }
+    Arguments<Place> places = kArgumentPlaces;
+    if (given(call_.index)) places.input = Batch::none;  // it is a table
+    const auto fold_it = [&](const Tensor& t, Dim dim, Batch place) { return fold(t, dim, place); };
+    change(own, dims_, places, fold_it);
+    if (given(call_.index) && dims_.input[0]) {
+      const Tensor tables = call_.input.movedim(*dims_.input[0], kLead);
+      const Tensor index =
+          shifted(apart(*own.index, rows_), calls_, rows_ + 1, tables.sym_size(kLead + 1));
       own.index = index.flatten(rows_, rows_ + 1);
+      own.input = tables.flatten(kLead, kLead + 1);
     }
-    own.hx = fold(call_.hx, dims_.hx, kStates);
-    own.lengths = fold(call_.lengths, dims_.lengths, kLead);
     if (given(call_.batch_sizes)) {
       TORCH_CHECK_VALUE(calls_ != 0, "vmap must map a call at least of a packed sequence");
       own.batch_sizes = call_.batch_sizes->mul(calls_);
     }
-    own.reset = fold(call_.reset, dims_.reset, kStates);
-    own.reset_state = fold(call_.reset_state, dims_.reset_state, kStates);
     return own;
   }
-  KeptResults folded(KeptResults r, const Results<DimsOf>& dims) const {
-    r.grad_output = fold(r.grad_output, dims.grad_output, rows_);
-    r.grad_h_n = fold(r.grad_h_n, dims.grad_h_n, kStates);
-    r.output = fold(r.output, dims.output, rows_);
-    for (size_t i = 0; i < r.saved.size(); ++i) r.saved[i] = fold(r.saved[i], dims.saved[i], rows_);
+  KeptResults folded(KeptResults r, const Results<Dims>& dims) const {
+    const auto fold_it = [&](const Tensor& t, Dim dim, Batch place) { return fold(t, dim, place); };
+    change(r, dims, kResultPlaces, fold_it);
     return r;
   }
 
@@ -301,9 +272,10 @@ class MappedCalls {
     RecurrenceGradients each;
     if (wanted.input) {
       const bool projected = !all.weight_ih.empty();
-      each.input = unfold(projected ? g.input.matmul(at::cat(all.weight_ih)) : g.input, 1);
+      each.input =
+          unfold(projected ? g.input.matmul(at::cat(all.weight_ih)) : g.input, Batch::rows);
     }
-    if (wanted.hx) each.hx = unfold(g.hx, 1);
+    if (wanted.hx) each.hx = unfold(g.hx, Batch::states);
     const auto product = [&](const Tensor& grad, const Tensor& rows) {
       return level_.give(at::einsum("tbni,tbnj->nij", {apart(grad, 1), apart(rows, 1)}), 0);
     };
@@ -321,8 +293,8 @@ class MappedCalls {
 
   const Level& level_;
   KeptArguments call_;
-  Arguments<DimsOf> dims_;
-  bool mapped_ = false;  // anything, at this level
+  Arguments<Dims> dims_;
+  bool mapped_ = false, maps_shared_ = false;  // anything at this level, and what is shared
   c10::SymInt calls_ = 0;
   int64_t rows_;         // the batch's dimension in input and output
   c10::SymInt one_ = 0;  // its size in one call

@@ -38,7 +38,10 @@ class GradsBatched {
  public:
   template <class... T>
   explicit GradsBatched(const T&... arguments) {
-    (see(arguments), ...);
+    const auto see_each = [&](const auto& argument) {
+      for (const Tensor& t : tensors_of(argument)) see(t);
+    };
+    (see_each(arguments), ...);
   }
 
   std::pair<Tensor, Dim> take(const Tensor& t) const;
@@ -46,14 +49,6 @@ class GradsBatched {
 
  private:
   void see(const Tensor& t);
-  void see(const OptionalTensor& t) {
-    if (given(t)) see(*t);
-  }
-  void see(TensorList list) {
-    for (const Tensor& t : list) see(t);
-  }
-  template <class Other>
-  void see(const Other&) {}
 
   int64_t level_ = 0;
 };
