@@ -119,10 +119,11 @@ TABLES: dict[str, Callable[[Result], str]] = {
 
 def _captioned(result: Result | Comparison, table: report.Table) -> str:
     stamp = result.stamp
+    rivals = TITLES if isinstance(result, Result) else {}
     versions = ", ".join(
-        f"{TITLES.get(package, package)} {version}"
+        f"{rivals.get(package, package)} {version}"
         for package, version in stamp["versions"].items()
-        if package not in (OURS, "numpy")
+        if package in ("torch", *rivals)
     )
     runs = f", the median of {stamp['runs']} runs" if "runs" in stamp else ""
     caption = f"{report.machine(stamp)}; {versions}; {stamp['time'][:10]}{runs}."
