@@ -50,6 +50,11 @@ def _how_many_occur(indices: Tensor, num_rows: Any) -> Any:
     return torch.library.get_ctx().new_dynamic_size()
 
 
+@torch.library.register_fake("rnnext::noise")
+def _noise(keys: Tensor, T: Any, B: Any, D: int, H: Any) -> Tensor:
+    return keys.new_empty((*keys.shape, T, B, D * H), dtype=torch.float32)
+
+
 @torch.library.register_fake("rnnext::occurring")
 def _occurring(tokens: Tensor, num_rows: int, most: int) -> tuple[Tensor, Tensor]:
     _C.check_index_dtype(tokens)

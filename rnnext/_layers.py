@@ -233,7 +233,7 @@ def run_ensemble(
         lists = [own[i::per_direction] if i < per_direction else [] for i in range(4)]
         start = None if hx is None else hx[:, first : first + D]
         x, h, _ = _ensemble(
-            x, start, *lists, None, lengths, None, reset, None, [], "rate", nonlinearity,
+            x, start, *lists, None, lengths, None, reset, None, [], "rate", [], None, nonlinearity,
             [False, True][:D], False,
         )  # fmt: skip
         h_n.append(h)

@@ -155,6 +155,8 @@ def recurrence(
     reset_state: Tensor | None = None,
     alpha: float | Tensor | None = None,
     form: str = "rate",
+    noise_std: float | Tensor | None = None,
+    noise_key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One layer and direction of an Elman RNN, with what loops over time are written for.
 
@@ -189,6 +191,11 @@ def recurrence(
         alpha: the leak, a float, ``[]`` or ``[H]``, in (0, 1]; 1 is no leak. ``dt / tau`` where the
             RNN is an equation in time. Default: none.
         form: of the leak. Default: ``"rate"``.
+        noise_std: standard deviation of the noise that is added to p_t (to what f takes, without a
+            leak), on the CPU: a float, ``[]`` or ``[H]``. Default: no noise.
+        noise_key: what the noise hangs on, int64 ``[]`` on the CPU: :func:`rnnext.ops.noise` gives
+            its numbers. ``torch.randint(2**63 - 1, (), generator=...)`` draws one. Default: drawn
+            from torch's generator.
 
     Returns:
         ``(output, h_n)``: the outputs, ``[T, B, H]`` in the layout of ``input``, and the state
@@ -233,6 +240,9 @@ def recurrence(
     if reset_state is not None:
         _layers.refuse_shape("reset_state", reset_state, (hidden,), state)
         reset_state = reset_state.expand(1, *state)
+    noise = [] if noise_std is None else [_of_units("noise_std", noise_std, weight_hh)]
+    if noise and noise_key is None:
+        noise_key = torch.randint(2**63 - 1, ())
     output, h_n, _ = _recurrence(
         x,
         None if hx is None else hx.unsqueeze(0),
@@ -247,6 +257,8 @@ def recurrence(
         reset_state,
         [] if alpha is None else [_alpha(alpha, weight_hh)],
         form,
+        noise,
+        noise_key,
         nonlinearity,
         [reverse],
         False,
@@ -256,14 +268,20 @@ def recurrence(
 
 def _alpha(alpha: float | Tensor, weight_hh: Tensor) -> Tensor:
     """The leak of each unit, ``[H]``."""
-    H = weight_hh.shape[0]
-    _layers.refuse_no_number("alpha", alpha)
-    if isinstance(alpha, Tensor):
-        _layers.refuse_shape("alpha", alpha, (), (H,))
-        return alpha.expand(H)
-    if not 0 < alpha <= 1:
+    value = _of_units("alpha", alpha, weight_hh)
+    if not isinstance(alpha, Tensor) and not 0 < alpha <= 1:
         raise ValueError(f"alpha must be in (0, 1], got {alpha}")
-    return weight_hh.new_full((H,), alpha)
+    return value
+
+
+def _of_units(name: str, value: float | Tensor, weight_hh: Tensor) -> Tensor:
+    """A number, ``[]`` or ``[H]``, as ``[H]``."""
+    H = weight_hh.shape[0]
+    _layers.refuse_no_number(name, value)
+    if isinstance(value, Tensor):
+        _layers.refuse_shape(name, value, (), (H,))
+        return value.expand(H)
+    return weight_hh.new_full((H,), value)
 
 
 def rnn_cell(

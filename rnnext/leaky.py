@@ -1,7 +1,6 @@
 """LeakyRNN: an Elman RNN whose state leaks, as continuous-time models of neurons do."""
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,11 +56,12 @@ class LeakyRNN(nn.RNNBase):
             is its logit, and ``alpha = sigmoid(logit)``, in (0, 1]. One for each unit if ``alpha``
             or ``tau`` has one for each, else one for all units. Default: ``False``.
         form: as above. Default: ``"rate"``.
-        noise_std: standard deviation of the noise added to p_t while training, drawn anew for every
-            step, sequence and unit from torch's generator. Default: 0.
+        noise_std: standard deviation of the noise added to p_t, drawn anew for every step, sequence
+            and unit from torch's generator: a float, or a tensor ``[H]``. Default: 0.
         noise_scale: what multiplies ``noise_std``: ``"sqrt_2_over_alpha"``, as Song et al. (2016)
             scale noise that alpha is to multiply, ``"sqrt_2_alpha"`` or ``"none"``.
             Default: ``"sqrt_2_over_alpha"``.
+        noise_in_eval: whether there is noise in ``eval()`` too. Default: ``False``.
         device: where the parameters are made. Default: torch's default device.
         dtype: of the parameters: float32, float64, bfloat16 or float16. Default: torch's default.
 
@@ -84,7 +84,7 @@ class LeakyRNN(nn.RNNBase):
 
     alpha: Tensor
     weight_hh_l0: Tensor
-    _noise_std: float
+    _noise_std: float | Tensor
     __prepare_scriptable__ = _deploy.refuse_script
     _slow_forward = _deploy.slow_forward
 
@@ -104,8 +104,9 @@ class LeakyRNN(nn.RNNBase):
         tau: _PerLayer | None = None,
         learn_alpha: bool = False,
         form: str = "rate",
-        noise_std: float = 0.0,
+        noise_std: float | Tensor = 0.0,
         noise_scale: str = "sqrt_2_over_alpha",
+        noise_in_eval: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -132,6 +133,7 @@ class LeakyRNN(nn.RNNBase):
         self.form = form
         self.noise_std = noise_std
         self.noise_scale = noise_scale
+        self.noise_in_eval = noise_in_eval
         self.learn_alpha = learn_alpha
         value = _leak(alpha, dt, tau, num_layers, hidden_size, self.weight_hh_l0.dtype)
         if not learn_alpha:
@@ -144,17 +146,27 @@ class LeakyRNN(nn.RNNBase):
             self.register_parameter(name, nn.Parameter(value.logit()))
 
     @property
-    def noise_std(self) -> float:
-        """Standard deviation of the noise."""
+    def noise_std(self) -> float | Tensor:
+        """Standard deviation of the noise, of all units or ``[H]``."""
         return self._noise_std
 
     @noise_std.setter
-    def noise_std(self, value: float) -> None:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(f"noise_std must be a number, got {type(value).__name__}")
-        if not 0 <= value < math.inf:
+    def noise_std(self, value: float | Tensor) -> None:
+        _layers.refuse_no_number("noise_std", value)
+        if isinstance(value, Tensor):
+            _layers.refuse_shape("noise_std", value, (), (self.hidden_size,))
+            fits = bool(((value >= 0) & (value < math.inf)).all())
+        else:
+            fits = 0 <= value < math.inf
+        if not fits:
             raise ValueError(f"noise_std must be finite and not negative, got {value}")
-        self._noise_std = float(value)
+        self.__dict__.pop("_noise_std", None)
+        self._buffers.pop("_noise_std", None)
+        if isinstance(value, Tensor):
+            own = value.detach().to(self.weight_hh_l0).clone()
+            self.register_buffer("_noise_std", own, persistent=False)
+        else:
+            self._noise_std = float(value)
 
     def _logit_names(self) -> list[str]:
         directions = ["", "_reverse"] if self.bidirectional else [""]
@@ -218,12 +230,14 @@ class LeakyRNN(nn.RNNBase):
             if node is not None:
                 return node
         alphas, noise = self.alphas(), []
-        if self.training and self.noise_std > 0:
-            if lengths is not None and isinstance(input, Tensor):
+        std = self._noise_std
+        noisy = self.training or self.noise_in_eval
+        if noisy and (isinstance(std, Tensor) or std > 0):
+            if lengths is not None and isinstance(input, Tensor) and not input.is_cpu:
                 lengths = _layers.as_lengths(lengths, input.device)
                 input = self._without_padding(input, lengths)
             scale = _NOISE_SCALES[self.noise_scale]
-            noise = [self.noise_std * scale(alpha.detach()) for alpha in alphas]
+            noise = [std * scale(alpha.detach()) for alpha in alphas]
         return _layers.run(
             self, weights_of(self, self._flat_weights_names), input, hx, lengths, reset,
             reset_state, self.nonlinearity, alphas, self.form, noise,
@@ -233,7 +247,8 @@ class LeakyRNN(nn.RNNBase):
         __call__ = forward
 
     def _without_padding(self, input: Tensor, lengths: Tensor) -> Tensor:
-        """The input with zeros past each row's end: padding must not reach the gradients of W_ih.
+        """The input with zeros past each row's end: padding must not reach the gradients of W_ih
+        where noise is added to products with it.
 
         Lengths that do not fit are left to the op to refuse.
         """
@@ -251,7 +266,7 @@ class LeakyRNN(nn.RNNBase):
             parts.append("learn_alpha=True")
         elif self.alpha.dim() == 0 and not self.alpha.is_meta:
             parts.append(f"alpha={self.alpha.item():g}")
-        if self.noise_std:
+        if isinstance(self.noise_std, Tensor) or self.noise_std:
             parts.append(f"noise_std={self.noise_std}")
         return ", ".join(parts)
 

@@ -163,11 +163,15 @@ def _listed(tensors: Sequence[Any]) -> Sequence[Any]:
 def _recurrence(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any, index: Any,
     lengths: Any, batch_sizes: Any, reset: Any, reset_state: Any, alpha: Any, form: Any,
-    nonlinearity: Any, reverse: Any, save: Any,
+    noise: Any, noise_key: Any, nonlinearity: Any, reverse: Any, save: Any,
 ) -> Any:  # fmt: skip
-    weight_ih, bias_ih, bias_hh, alpha = map(_listed, (weight_ih, bias_ih, bias_hh, alpha))
+    weight_ih, bias_ih, bias_hh, alpha, noise = map(
+        _listed, (weight_ih, bias_ih, bias_hh, alpha, noise)
+    )
     if alpha:
         _refuse("leak (alpha)")
+    if noise:
+        _refuse("noise")
     if reset is not None:
         _refuse("reset")
     if batch_sizes is not None:

@@ -32,6 +32,7 @@ __all__ = [
     "embedding",
     "embedding_backward",
     "embedding_sparse_backward",
+    "noise",
     "occurring",
     "recurrence",
 ]
@@ -52,6 +53,8 @@ def recurrence(
     reset_state: Tensor | None = None,
     alpha: Sequence[Tensor] = (),
     form: str = "rate",
+    noise: Sequence[Tensor] = (),
+    noise_key: Tensor | None = None,
     nonlinearity: str = "tanh",
     reverse: Sequence[bool] | None = None,
     save: bool = False,
@@ -85,6 +88,10 @@ def recurrence(
         reset_state: ``[D, B, H]``, the state before such a step. Default: zeros.
         alpha: D tensors ``[H]``, each in (0, 1], or none: no leak. Default: none.
         form: of the leak, ``"rate"``, ``"voltage"`` or ``"blend"``. Default: ``"rate"``.
+        noise: D tensors ``[H]``, the standard deviations of the noise that is added to what f, or
+            the leak, takes, on the CPU; no gradient reaches them. Default: no noise.
+        noise_key: int64 ``[]`` on the CPU, given exactly when ``noise`` is: :func:`noise` of it is
+            what ``noise`` multiplies. Default: none.
         nonlinearity: f, as :func:`rnnext.functional.rnn`'s. Default: ``"tanh"``.
         reverse: for each direction, whether it runs from the end. Default: ``[False, True][:D]``.
         save: whether what the backward pass of a leak needs is returned. Default: ``False``.
@@ -110,8 +117,32 @@ def recurrence(
         reverse = [False, True][: len(weight_hh)]
     result: tuple[Tensor, Tensor, list[Tensor]] = torch.ops.rnnext.recurrence(
         input, hx, weight_ih, weight_hh, bias_ih, bias_hh, index, lengths, batch_sizes,
-        reset, reset_state, alpha, form, nonlinearity, reverse, save,
+        reset, reset_state, alpha, form, noise, noise_key, nonlinearity, reverse, save,
     )  # fmt: skip
+    return result
+
+
+def noise(keys: Tensor, T: int, B: int, D: int, H: int) -> Tensor:
+    """The noise of :func:`recurrence`: standard normal numbers that hang on their place alone.
+
+    A number is the same on every CPU, on any number of threads and beside whatever other steps,
+    sequences and units: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2,
+    3", SC 2011) of the key and its place, and Box and Muller's transform.
+
+    Args:
+        keys: int64, any shape, on the CPU. A key for each layer's call.
+        T: the number of steps.
+        B: the number of sequences.
+        D: the number of directions.
+        H: the hidden size.
+
+    Returns:
+        float32 ``[*keys.shape, T, B, D * H]``.
+
+    Raises:
+        RuntimeError: the keys are not int64, or a size is negative.
+    """
+    result: Tensor = torch.ops.rnnext.noise(keys, T, B, D, H)
     return result
 
 

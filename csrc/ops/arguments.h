@@ -42,6 +42,8 @@ enum class Batch { rows, states, first, shared, none };
   X(OptionalTensor, reset_state, states)  \
   X(TensorList, alpha, shared)            \
   X(std::string_view, form, none)         \
+  X(TensorList, noise, shared)            \
+  X(OptionalTensor, noise_key, shared)    \
   X(std::string_view, nonlinearity, none) \
   X(c10::List<bool>, reverse, none)
 

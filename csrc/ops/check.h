@@ -181,6 +181,20 @@ void check_lengths(const RecurrenceArguments& a, const Sizes<Int>& s) {
               lengths.device());
 }
 
+template <class Int>
+void check_noise(const RecurrenceArguments& a, const Sizes<Int>& s) {
+  TORCH_CHECK(a.noise.empty() || a.noise.size() == a.weight_hh.size(), "noise must hold ", s.D,
+              " tensors or none, got ", a.noise.size());
+  for (const Tensor& noise : a.noise) check_like<Int>(noise, "noise", {s.H}, a.weight_hh[0]);
+  TORCH_CHECK(a.noise.empty() != given(a.noise_key),
+              "noise needs a noise_key, which needs a noise");
+  if (!given(a.noise_key)) return;
+  const Tensor& key = *a.noise_key;
+  TORCH_CHECK(key.dim() == 0 && key.scalar_type() == at::kLong && key.is_cpu(),
+              "noise_key must be an int64 tensor of shape [] on the CPU, got ", dtype_name(key),
+              " of shape ", key.sym_sizes(), " on ", key.device());
+}
+
 template <class Int, class BatchOf>
 void check_recurrence(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf& batch_of) {
   s.D = static_cast<int64_t>(a.weight_hh.size());
@@ -222,6 +236,7 @@ void check_recurrence(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf
   TORCH_CHECK(a.alpha.empty() || a.alpha.size() == a.weight_hh.size(), "alpha must hold ", s.D,
               " tensors or none, got ", a.alpha.size());
   for (const Tensor& alpha : a.alpha) check_like<Int>(alpha, "alpha", {s.H}, like);
+  check_noise(a, s);
   parse_dtype(like, "weight_hh");
   parse_nonlinearity(a.nonlinearity);
   parse_form(a.form);  // checked without a leak, too
@@ -261,6 +276,7 @@ void check_member(const Tensor& t, const Int& M) {
 template <class Int>
 void check_stack(const RecurrenceArguments& a, bool save) {
   TORCH_CHECK(!save, "recurrence_stack saves nothing: it has no gradient");
+  TORCH_CHECK(a.noise.empty(), "recurrence_stack adds no noise: call recurrence for each layer");
   const size_t L = a.weight_hh.size();
   TORCH_CHECK(L > 0, "weight_hh must hold a tensor for each layer, got none");
   TORCH_CHECK(a.weight_ih.size() == L, "weight_ih must hold ", L, " tensors, one a layer, got ",

@@ -168,12 +168,13 @@ std::pair<Tensor, Tensor> direction_loop(const Rectangle& call, int64_t d, const
 // Output and h_n. Where bias_hh is empty, bias_ih is the sum of both.
 std::pair<Tensor, Tensor> loop(const KeptArguments& s) {
   const Rectangle call(s);
-  const Tensor input = call.input();
+  const Tensor input = call.input(), noise = call.noise();
   variable_list outputs, last;
   for (int64_t d = 0; d < call.D; ++d) {
     Tensor x = s.weight_ih.empty() ? call.of(input, d) : input.matmul(s.weight_ih[d].t());
     if (!s.bias_ih.empty()) x = x + s.bias_ih[d];
     if (!s.bias_hh.empty()) x = x + s.bias_hh[d];
+    if (noise.defined()) x = x + call.of(noise, d);
     auto [output, h_n] = direction_loop(call, d, x);
     outputs.push_back(std::move(output));
     last.push_back(std::move(h_n));

@@ -6,12 +6,14 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/dropout.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/randint.h>
 #include <ATen/ops/randn_like.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <optional>
 
 #include "ops/autograd.h"
@@ -212,21 +214,30 @@ std::tuple<Tensor, Tensor> run_layers(const RnnArguments& a, Tensor x, const Opt
                                       const OptionalTensor& tokens, const OptionalTensor& resets) {
   const int64_t D = a.D();
   const OptionalTensor first_states = reset_states(a, resets);
+  // The noise of each layer hangs on a key of its own.
+  Tensor keys;
+  if (!a.noise.empty() && x.is_cpu())
+    keys = at::randint(std::numeric_limits<int64_t>::max(), {a.num_layers}, at::kLong);
   std::vector<Tensor> h_n;
   for (int64_t layer = 0; layer < a.num_layers; ++layer) {
     const LayerWeights weights(a.weights, a.has_biases, D, layer);
-    // A table is multiplied with W_ih once, whatever the number of its readers; and noise is added
-    // to pre-activations, which are made for it.
+    const auto of_layer_list = [&](TensorList all) {
+      return all.empty() ? all : all.slice(layer * D, D);
+    };
+    // A table is multiplied with W_ih once, whatever the number of its readers; and where the
+    // kernel draws no noise, it is added to pre-activations, which are made for it.
     const bool reads_table = given(tokens) && layer == 0;
-    const bool projects = reads_table || !a.noise.empty();
+    const TensorList noise = of_layer_list(a.noise);
+    const bool adds_noise = !noise.empty() && !x.is_cpu();
+    const bool projects = reads_table || adds_noise;
     if (projects) x = project(x, weights);
-    if (!a.noise.empty())
-      x = at::addcmul(x, at::randn_like(x), at::cat(a.noise.slice(layer * D, D)));
+    if (adds_noise) x = at::addcmul(x, at::randn_like(x), at::cat(noise));
+    OptionalTensor key;
+    if (!noise.empty() && !adds_noise) key = keys.select(0, layer);
     const auto unless_projected = [&](TensorList list) { return projects ? TensorList() : list; };
     const auto of_layer = [&](const OptionalTensor& all) {
       return given(all) && a.num_layers > 1 ? OptionalTensor(all->narrow(0, layer * D, D)) : all;
     };
-    const TensorList alphas = a.alpha.empty() ? a.alpha : a.alpha.slice(layer * D, D);
     const OptionalTensor hx = of_layer(state), first = of_layer(first_states),
                          index = reads_table ? tokens : std::nullopt;
     auto [output, h, saved] =
@@ -241,8 +252,10 @@ std::tuple<Tensor, Tensor> run_layers(const RnnArguments& a, Tensor x, const Opt
                                                        .batch_sizes = a.batch_sizes,
                                                        .reset = resets,
                                                        .reset_state = first,
-                                                       .alpha = alphas,
+                                                       .alpha = of_layer_list(a.alpha),
                                                        .form = a.form,
+                                                       .noise = adds_noise ? TensorList() : noise,
+                                                       .noise_key = key,
                                                        .nonlinearity = a.nonlinearity,
                                                        .reverse = directions(D)});
     x = std::move(output);

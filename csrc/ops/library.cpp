@@ -44,6 +44,7 @@ TORCH_LIBRARY(rnnext, m) {
   define("recurrence_backward" + backward);
   define("recurrence_ensemble_backward" + backward);
   define("occurring(Tensor tokens, int num_rows, int most) -> (Tensor rows, Tensor index)");
+  define("noise(Tensor keys, SymInt T, SymInt B, int D, SymInt H) -> Tensor");
   define(
       "embedding(Tensor weight, Tensor indices, int padding_idx=-1, "
       "bool scale_grad_by_freq=False, bool sparse=False) -> Tensor");

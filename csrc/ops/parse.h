@@ -69,10 +69,13 @@ inline void parse(const RecurrenceArguments& a, ParsedCall& call, Recurrence& p)
   for (int d = 0; d < p.D; ++d) {
     p.reverse[d] = a.reverse[d];
     if (!a.alpha.empty()) p.alpha[d] = call.read(a.alpha[d]);
+    if (!a.noise.empty()) p.noise[d] = call.read(a.noise[d]);
     if (a.bias_ih.empty()) continue;
     p.bias_ih[d] = call.read(a.bias_ih[d]);
     p.bias_hh[d] = call.read(a.bias_hh[d]);
   }
+  if (given(a.noise_key))
+    p.noise_keys = PhiloxKeys(static_cast<uint64_t>(a.noise_key->item<int64_t>()));
   if (given(a.hx)) p.hx = call.read(*a.hx);
   if (given(a.reset)) p.reset = static_cast<const bool*>(call.read(*a.reset));
   if (given(a.reset_state)) p.reset_state = call.read(*a.reset_state);

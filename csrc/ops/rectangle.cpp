@@ -73,6 +73,12 @@ Tensor Rectangle::input() const {
   return active.defined() ? at::where(active, x, 0) : x;
 }
 
+Tensor Rectangle::noise() const {
+  if (a.noise.empty()) return Tensor();
+  const Tensor scale = at::cat(a.noise);
+  return call_op<NoiseOp>(*a.noise_key, T, B, D, H).to(scale.scalar_type()) * scale;
+}
+
 Tensor Rectangle::restarts(int64_t d) const {
   if (!given(a.reset)) return Tensor();
   Tensor marks = a.reset->unsqueeze(2);

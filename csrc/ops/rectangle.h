@@ -41,6 +41,8 @@ struct Rectangle {
 
   // The input's rows, [T,B,I] or [T,B,D*H]; zeros past the end.
   Tensor input() const;
+  // [T,B,D*H] the noise that is added to the pre-activations; undefined: none.
+  Tensor noise() const;
   // The columns of direction d, in rows [T,B,D*H].
   Tensor of(const Tensor& rows, int64_t d) const { return rows.narrow_symint(-1, H * d, H); }
   // [T,B,1] the steps before which direction d drops the state; undefined: none.

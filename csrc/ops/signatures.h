@@ -118,6 +118,13 @@ struct OccurringOp {
   using Signature = std::tuple<Tensor, Tensor>(const Tensor& tokens, int64_t num_rows,
                                                int64_t most);
 };
+// Standard normal numbers, float32 [*keys.shape, T, B, D*H]: what the recurrence multiplies with
+// `noise` and adds.
+struct NoiseOp {
+  static constexpr const char* name = "rnnext::noise";
+  using Signature = Tensor(const Tensor& keys, c10::SymInt T, c10::SymInt B, int64_t D,
+                           c10::SymInt H);
+};
 struct EmbeddingOp {
   static constexpr const char* name = "rnnext::embedding";
   using Signature = Tensor(const Tensor& weight, const Tensor& indices, int64_t padding_idx,

@@ -100,6 +100,7 @@ class MappedCalls {
     const Tensor& rows = given(a.index) ? *a.index : a.input;
     if (rows.dim() > rows_) one_ = rows.sym_size(rows_);
     take(call_, dims_);
+    maps_shared_ = !call_.noise.empty();  // each call numbers its own sequences
     const auto see = [&](const auto& dims, Batch place) {
       maps_shared_ |= place == Batch::shared && std::ranges::any_of(dims, &Dim::has_value);
     };

@@ -9,6 +9,20 @@ namespace rnnext {
 
 enum class DType { f32, f64, bf16, f16 };
 
+// The keys of Philox's rounds: the first, of 32 and 32 bits, and what a constant makes of it.
+struct PhiloxKeys {
+  uint64_t of_round[10][2];
+
+  PhiloxKeys() = default;
+  explicit PhiloxKeys(uint64_t key) {
+    auto low = static_cast<uint32_t>(key), high = static_cast<uint32_t>(key >> 32);
+    for (auto& keys : of_round) {
+      keys[0] = low, keys[1] = high;
+      low += 0x9E3779B9, high += 0xBB67AE85;
+    }
+  }
+};
+
 // One layer, D directions side by side. Weights and biases are contiguous.
 struct Recurrence : Timeline {
   int64_t I = 0, H = 0;  // I > 0: the input is features, multiplied with weight_ih
@@ -24,7 +38,10 @@ struct Recurrence : Timeline {
   const void* bias_ih[kDirections] = {nullptr, nullptr};  // [H] or null, both or none
   const void* bias_hh[kDirections] = {nullptr, nullptr};  // [H]
   const void* alpha[kDirections] = {nullptr, nullptr};    // [H] of the leak, if there is one
-  const void* hx = nullptr;                               // [D,B,H] or null: zeros
+  // [H] what multiplies the noise that is added to the pre-activations, if there is any
+  const void* noise[kDirections] = {nullptr, nullptr};
+  PhiloxKeys noise_keys;              // and what draws it
+  const void* hx = nullptr;           // [D,B,H] or null: zeros
   const void* reset_state = nullptr;  // [D,B,H] the state before a reset, or null: zeros
 
   // Whether some step multiplies W_hh: one step from zeros does not.

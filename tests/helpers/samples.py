@@ -39,6 +39,8 @@ class Arguments:
     reset_state: Tensor | None = None
     alpha: list[Tensor] = field(default_factory=list)
     form: str = "rate"
+    noise: list[Tensor] = field(default_factory=list)
+    noise_key: Tensor | None = None
     nonlinearity: str = "tanh"
     reverse: list[bool] = field(default_factory=lambda: [False])
 
@@ -58,13 +60,16 @@ class Arguments:
 
     def float_tensors(self) -> list[Tensor]:
         """The tensors that can have a gradient, in the order of the fields."""
-        values = [v for value in vars(self).values() for v in _flat(value)]
+        fields = vars(replace(self, noise=[]))
+        values = [v for value in fields.values() for v in _flat(value)]
         return [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
 
     def with_tensors(self: _Arguments, tensors: Iterable[Tensor]) -> _Arguments:
         """The same arguments with these in the place of :meth:`float_tensors`."""
         following = iter(tensors)
-        return self.map(lambda t: next(following) if t.is_floating_point() else t)
+        quiet = replace(self, noise=[])
+        quiet = quiet.map(lambda t: next(following) if t.is_floating_point() else t)
+        return replace(quiet, noise=self.noise)
 
     def detach(self: _Arguments) -> _Arguments:
         """The same arguments, none of which needs a gradient."""
@@ -90,7 +95,7 @@ class Arguments:
             ).copy_(rows)
             return moved.expand(tensor.shape).requires_grad_(tensor.requires_grad)
 
-        return replace(self.map(move), batch_sizes=self.batch_sizes)
+        return replace(self.map(move), batch_sizes=self.batch_sizes, noise_key=self.noise_key)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -225,6 +230,7 @@ def make(
     vocabulary=9,
     leak=None,
     reset=None,
+    noise=False,
     requires_grad=False,
 ) -> Recurrence:
     """Random arguments of one layer.
@@ -284,6 +290,8 @@ def make(
         reset=torch.rand(T, B) < 1 / 3 if reset else None,
         reset_state=uniform(D, B, H) if reset == "state" else None,
         alpha=[uniform(H, bound=0.4) + 0.5 for _ in reverse] if leak else [],
+        noise=[uniform(H) for _ in reverse] if noise else [],
+        noise_key=torch.randint(2**63 - 1, ()) if noise else None,
         form=leak or "rate",
         nonlinearity=nonlinearity,
         reverse=list(reverse),

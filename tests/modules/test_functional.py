@@ -164,3 +164,20 @@ def test_a_state_that_a_reset_drops_has_no_gradient():
         (grad,) = torch.autograd.grad(output.sum(), hx)
         assert not grad[0].any()
         assert grad[1].all()
+
+
+@pytest.mark.parametrize("std", [0.5, torch.tensor(0.5), torch.linspace(0, 1, 6)])
+def test_noise_of_a_key(std):
+    x, weight = torch.randn(4, 3, 6), torch.zeros(6, 6)
+
+    def call(**options):
+        options = {"nonlinearity": "identity", **options}
+        return functional.recurrence(x, None, None, weight, **options)[0]
+
+    key = torch.randint(2**63 - 1, (), generator=torch.Generator().manual_seed(1))
+    noise = std * rnnext.ops.noise(key, 4, 3, 1, 6)
+    assert_close(call(noise_std=std, noise_key=key), x + noise)
+    assert not torch.equal(call(noise_std=std), call(noise_std=std))
+    for wrong in (torch.zeros(5), "1", [0.5]):
+        with pytest.raises((TypeError, ValueError), match=r"^noise_std must "):
+            call(noise_std=wrong)

@@ -99,12 +99,29 @@ def test_noise_has_the_same_bits_on_any_number_of_threads():
     assert all(torch.equal(output, outputs[0]) for output in outputs)
 
 
+def test_noise_is_that_of_the_op_whose_keys_the_generator_gives():
+    std = torch.linspace(0, 1, 70)
+    rnn = rnnext.LeakyRNN(
+        1, 70, 2, "identity", bias=False, bidirectional=True, alpha=1, noise_scale="none",
+        noise_std=std, noise_in_eval=True,
+    ).eval()  # fmt: skip
+    for weight in rnn.parameters():
+        torch.nn.init.zeros_(weight)
+    torch.manual_seed(1)
+    output, _ = rnn(torch.zeros(4, 3, 1))
+    torch.manual_seed(1)
+    keys = torch.randint(2**63 - 1, (2,))
+    assert torch.equal(output, rnnext.ops.noise(keys, 4, 3, 2, 70)[1] * std.repeat(2))
+    rnn.noise_in_eval = False
+    assert not rnn(torch.zeros(4, 3, 1))[0].any()
+
+
 def test_noise_that_is_none_is_refused_whenever_it_is_set():
     rnn = rnnext.LeakyRNN(2, 4, alpha=0.5, noise_std=0.1)
     for value in (-1, math.nan, math.inf, torch.tensor([0.1, 0.2]), "1", True):
-        with pytest.raises((TypeError, ValueError), match=r"^noise_std must be "):
+        with pytest.raises((TypeError, ValueError), match=r"^noise_std must "):
             rnnext.LeakyRNN(2, 4, alpha=0.5, noise_std=value)
-        with pytest.raises((TypeError, ValueError), match=r"^noise_std must be "):
+        with pytest.raises((TypeError, ValueError), match=r"^noise_std must "):
             rnn.noise_std = value
     assert rnn.noise_std == 0.1
 

@@ -180,10 +180,13 @@ def op_samples():
         saved = fixed.save(ops.recurrence)
         yield "recurrence_backward", (), vars(fixed.backward(output, output, h_n, saved=saved))
     yield "recurrence", (), {**vars(samples.make(hx=False, bias=False)), "save": False}
+    noisy = samples.make(leak="rate", noise=True, requires_grad=True)
+    yield "recurrence", (), {**vars(noisy), "save": False}
     stack = samples.make_stack(2, hx=False, bias=False, leak="rate", reset="zeros")
     yield "recurrence_stack", (), {**vars(stack), "save": False}
     weight = torch.rand(5, 3, requires_grad=True)
     indices = torch.tensor([[0, 4], [4, 2]])
+    yield "noise", (torch.tensor([1, -2]), 3, 2, 2, 5), {}
     yield "occurring", (indices, 5, 5), {}
     yield "occurring", (indices, 5, 1), {}
     yield "embedding", (weight, indices), {}
@@ -216,7 +219,8 @@ def test_every_op_has_samples():
 
 def test_every_op_is_documented_and_takes_its_arguments_in_one_order():
     order = ["input", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "index", "lengths"]
-    order += ["batch_sizes", "reset", "reset_state", "alpha", "form", "nonlinearity", "reverse"]
+    order += ["batch_sizes", "reset", "reset_state", "alpha", "form"]
+    order += ["noise", "noise_key", "nonlinearity", "reverse"]
     for name in {name for name, _, _ in op_samples()}:
         schema = [a.name for a in getattr(ops, name).default._schema.arguments]
         shared = [argument for argument in schema if argument in order]

@@ -6,10 +6,13 @@ oracle).
 
 from reference.elman import recurrence
 from reference.gather import embedding, embedding_backward, embedding_sparse_backward
+from reference.philox import normals, philox
 
 __all__ = [
     "embedding",
     "embedding_backward",
     "embedding_sparse_backward",
+    "normals",
+    "philox",
     "recurrence",
 ]

@@ -1,10 +1,12 @@
 """The recurrence in plain PyTorch: one time step at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from reference.philox import normals
 
 
 class Activation(NamedTuple):
@@ -44,6 +46,8 @@ def recurrence(
     nonlinearity: str,
     reverse: list[bool],
     stored: torch.dtype | None = None,
+    noise: Sequence[Tensor] = (),
+    noise_key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One layer: every direction on its own, padded, with the rows that are over kept still.
 
@@ -74,6 +78,8 @@ def recurrence(
                 pre = pre[index.long()]
         if bias_ih:
             pre = pre + bias_ih[d] + bias_hh[d]
+        if noise:
+            pre = pre + noise[d] * normals(int(noise_key), steps, batch, d, hidden)
         state = input.new_zeros(batch, hidden) if hx is None else hx[d]
         results = [state] * steps
         for t in reversed(range(steps)) if reverse[d] else range(steps):

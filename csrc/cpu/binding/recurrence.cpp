@@ -5,6 +5,8 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "cpu/binding/memory.h"
 #include "cpu/binding/padding.h"
 #include "cpu/binding/recurrence.h"
@@ -267,9 +269,35 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
   return call.finish(a);
 }
 
+Tensor noise(const Tensor& keys, c10::SymInt T, c10::SymInt B, int64_t D, c10::SymInt H) {
+  TORCH_CHECK(keys.scalar_type() == at::kLong, "keys must be int64, got ", dtype_name(keys));
+  at::DimVector shape(keys.sizes());
+  for (const auto& size : {T, B, c10::SymInt(D), H}) shape.push_back(size.expect_int());
+  const int64_t width = shape.back(), steps = shape[keys.dim()], batch = shape[keys.dim() + 1];
+  const Tensor numbers = at::empty(shape, at::kFloat);
+  const Tensor own = keys.contiguous();
+  const int64_t rows = width > 0 ? numbers.numel() / width : 0;
+  const Normals normals = kernels().normals_of();
+  run_team(rows * width < 4096 ? 1 : max_threads(), [&](const Worker& worker) {
+    const Range share = part(rows, worker.rank, worker.size);
+    PhiloxKeys keys;
+    for (int64_t row = share.begin, of = -1; row < share.end; ++row) {
+      const int64_t step = row / D / batch;
+      if (step / steps != of) {
+        of = step / steps;
+        keys = PhiloxKeys(static_cast<uint64_t>(own.const_data_ptr<int64_t>()[of]));
+      }
+      normals(keys, step % steps, row / D % batch, static_cast<int>(row % D), width,
+              numbers.mutable_data_ptr<float>() + row * width);
+    }
+  });
+  return numbers.flatten(-2);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rnnext, CPU, m) {
+  m.impl("noise", noise);
   m.impl("recurrence", Recurrences::forward<recurrence>);
   m.impl("recurrence_stack", Recurrences::forward<recurrence_stack>);
   m.impl("recurrence_backward", Recurrences::backward<recurrence_backward>);

@@ -23,7 +23,8 @@ constexpr KernelTable table(const char* name, bool (*supported)(), const KernelT
           {nullptr, nullptr, &kRnn<BFloat16, AmxEngine<1>>, nullptr},
           &kRnn<float, AmxEngine<1>>,
           &kRnn<float, AmxEngine<2>>,
-          {}};
+          {},
+          nullptr};
 }
 #elif defined(RNNEXT_BF16_DOT)
 constexpr KernelTable table(const char* name, bool (*supported)(), const KernelTable* below) {
@@ -33,7 +34,8 @@ constexpr KernelTable table(const char* name, bool (*supported)(), const KernelT
           {nullptr, nullptr, &kRnn<BFloat16, Bf16DotEngine>, nullptr},
           &kRnn<float, Bf16DotEngine>,
           nullptr,
-          {}};
+          {},
+          nullptr};
 }
 #else
 constexpr KernelTable table(const char* name, bool (*supported)()) {
@@ -43,7 +45,8 @@ constexpr KernelTable table(const char* name, bool (*supported)()) {
           {&kRnn<float>, &kRnn<double>, &kRnn<BFloat16>, &kRnn<Float16>},
           nullptr,
           nullptr,
-          {sum_runs<float>, sum_runs<double>, sum_runs<BFloat16>, sum_runs<Float16>}};
+          {sum_runs<float>, sum_runs<double>, sum_runs<BFloat16>, sum_runs<Float16>},
+          normals};
 }
 #endif
 

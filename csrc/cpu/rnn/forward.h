@@ -6,6 +6,7 @@
 #include "cpu/rnn/feature_rows.h"
 #include "cpu/rnn/one_step.h"
 #include "cpu/rnn/state_store.h"
+#include "cpu/simd/normal.h"
 
 namespace rnnext::RNNEXT_ISA {
 
@@ -111,7 +112,7 @@ struct ForwardLayout {
   }
 
   struct Scratch {  // of one worker
-    C *bias, *alpha, *pre;
+    C *bias, *alpha, *noise, *pre;
     F* features;
     F *ih, *hh;                // of the panels that are streamed
     int64_t *order, *present;  // of the unit, where sequences are sorted
@@ -120,8 +121,9 @@ struct ForwardLayout {
       Arena arena{base};
       bias = arena.take<C>(at.columns);
       alpha = arena.take<C>(at.p.form == Form::none ? 0 : at.columns);
-      pre =
-          arena.take<C>(at.plan.projects ? at.plan.chunk_rows * scratch_stride<C>(at.columns) : 0);
+      noise = arena.take<C>(at.p.noise[0] ? at.columns : 0);
+      pre = arena.take<C>(at.starts_from_rows() ? at.plan.chunk_rows * scratch_stride<C>(at.columns)
+                                                : 0);
       const int64_t rows = divide_up(at.plan.chunk_rows, E::kRowBlock) * E::kRowBlock;
       features = arena.take<F>(at.p.I > 0 ? rows * scratch_stride<F>(at.p.I) : 0);
       ih = arena.take<F>(at.plan.streams ? kStreamed<F> * at.weight_ih(0).panel_size() : 0);
@@ -136,6 +138,8 @@ struct ForwardLayout {
     return {*this, scratch + worker.rank * scratch_bytes};
   }
 
+  // Whether each step's sums start from rows of their own, and not from the bias.
+  bool starts_from_rows() const { return plan.projects || p.noise[0]; }
   int64_t copies() const {
     return p.packed || plan.streams ? 0 : plan.own_weights ? plan.units : p.D;
   }
@@ -210,6 +214,8 @@ struct Forward {
         store(s.alpha + j, alpha_of<S>(p, unit.d, first_column + j));
       step.leak.alpha = s.alpha - first_column;
     }
+    for (int64_t j = 0; p.noise[0] && j < at.columns; j += kLanes<C>)
+      store(s.noise + j, of_unit<S>(p, p.noise[unit.d], first_column + j));
     // Zeros need no product; but a weight that is not finite makes NaN of them.
     const bool starts_from_zeros =
         !p.hx && !p.reset_state && p.form != Form::voltage && at.is_finite(unit);
@@ -218,8 +224,11 @@ struct Forward {
       const Chunk chunk = next_chunk(p, unit, done, reverse, plan.projects ? plan.chunk_rows : 0);
       wavefront.await(done + chunk.n);
       if (p.I > 0) step.features = feature_rows<S, E>(p, unit, chunk, s.features);
+      if (p.noise[0]) draw_noise(unit, chunk, s, first_column);
       if (plan.projects) {
-        fill_pre(unit, chunk, step, s.bias - first_column, s.pre - first_column);
+        const C* const start = p.noise[0] ? s.pre : s.bias;
+        fill_pre(unit, chunk, step, start - first_column, p.noise[0] ? pre_stride : 0,
+                 s.pre - first_column);
       } else {
         step.I = factors_in<F>(p.I);
       }
@@ -229,7 +238,7 @@ struct Forward {
         const int64_t rows = sequences(p, unit, t);
         if (reverse) row -= rows;
         C* const pre = s.pre + row * pre_stride - first_column;
-        if (plan.projects) step.start_from(pre, pre_stride);
+        if (at.starts_from_rows()) step.start_from(pre, pre_stride);
         at.states.open(step, unit, t, done);
         if (plan.streams) {
           if (!plan.from_hx && p.multiplies_state())
@@ -264,25 +273,45 @@ struct Forward {
     }
   }
 
-  // Pre-activations of a chunk without the recurrent term; bias and pre begin with column 0.
+  // The biases and the noise of a chunk's rows: what else is added comes after them, whether the
+  // features are multiplied here or in the step.
+  void draw_noise(const Unit& unit, const Chunk& chunk,
+                  const typename ForwardLayout<S, E>::Scratch& s, int64_t first_column) const {
+    C* row = s.pre - first_column;
+    for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
+      for (int64_t i = 0, n = sequences(p, unit, t); i < n; ++i) {
+        add_noise<C>(p.noise_keys, t, unit.sequence(i), unit.d, s.noise - first_column,
+                     s.bias - first_column, row, first_column, unit.p1 * kPanel<C>);
+        row += scratch_stride<C>(at.columns);
+      }
+  }
+
+  // Pre-activations of a chunk without the recurrent term, from rows of which `start` is the first;
+  // start and pre begin with column 0.
   template <class Step>
-  void fill_pre(const Unit& unit, const Chunk& chunk, const Step& step, const C* bias,
-                C* pre) const {
+  void fill_pre(const Unit& unit, const Chunk& chunk, const Step& step, const C* start,
+                int64_t start_stride, C* pre) const {
     const int64_t stride = scratch_stride<C>(at.columns);
     if (p.I > 0) {
-      const Projection<E> project{
-          step.packed_ih, step.features, bias, 0, pre, stride, panels_in<C>(p.H) * kPanel<C>};
+      const Projection<E> project{step.packed_ih,
+                                  step.features,
+                                  start,
+                                  start_stride,
+                                  pre,
+                                  stride,
+                                  panels_in<C>(p.H) * kPanel<C>};
       return sweep(project, chunk.rows, unit.p0, unit.p1, p.H, factors_in<F>(p.I));
     }
     for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
-      for (int64_t i = 0, n = sequences(p, unit, t); i < n; ++i, pre += stride) {
+      for (int64_t i = 0, n = sequences(p, unit, t); i < n; ++i) {
         const S* const row =
             p.input.data ? input_row<S>(p, t, unit.sequence(i)) + unit.d * p.H : nullptr;
         for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
-          Vec<C> x = load(bias + j);
+          Vec<C> x = load(start + j);
           if (row) x += load_some(row + j, p.H - j);
           store(pre + j, x);
         }
+        start += start_stride, pre += stride;
       }
   }
 };

@@ -97,7 +97,8 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
                          int threads, bool stacked) {
   ForwardPlan plan{};
   const bool leaks = p.form != Form::none;
-  plan.one_step = p.T == 1 && p.B <= kOneStepRows && p.plain() && !leaks && !p.packed;
+  plan.one_step =
+      p.T == 1 && p.B <= kOneStepRows && p.plain() && !leaks && !p.noise[0] && !p.packed;
   if (plan.one_step) return plan;  // hidden units shared out evenly, and that is all
   const int64_t packed =
       p.packed ? 0 : shape.factors(p.I) + (p.multiplies_state() ? shape.factors(p.H) : 0);

@@ -124,19 +124,23 @@ const S* input_row(const Recurrence& p, int64_t t, int64_t b) {
   return static_cast<const S*>(p.input.data) + p.input.offset(p, t, b);
 }
 
+// The values [H] of hidden units j and up; past H zeros.
+template <class S>
+Vec<Compute<S>> of_unit(const Recurrence& p, const void* values, int64_t j) {
+  return load_some(static_cast<const S*>(values) + j, p.H - j);
+}
+
 // What the pre-activations of hidden units j and up start from; past H zeros.
 template <class S>
 Vec<Compute<S>> bias_of(const Recurrence& p, int d, int64_t j) {
   if (!p.bias_ih[0]) return Vec<Compute<S>>{};
-  return load_some(static_cast<const S*>(p.bias_ih[d]) + j, p.H - j) +
-         load_some(static_cast<const S*>(p.bias_hh[d]) + j, p.H - j);
+  return of_unit<S>(p, p.bias_ih[d], j) + of_unit<S>(p, p.bias_hh[d], j);
 }
 
 // alpha of hidden units j and up; past H ones.
 template <class S>
 Vec<Compute<S>> alpha_of(const Recurrence& p, int d, int64_t j) {
-  const S* const alpha = static_cast<const S*>(p.alpha[d]);
-  Vec<Compute<S>> a = load_some(alpha + j, p.H - j);
+  Vec<Compute<S>> a = of_unit<S>(p, p.alpha[d], j);
   for (int64_t i = max_of(0, p.H - j); i < kLanes<Compute<S>>; ++i) a[i] = 1;
   return a;
 }

@@ -37,6 +37,9 @@ struct RnnKernels {
 using SumRuns = void (*)(const Runs&, int64_t first, int64_t last, const void* grad, int64_t D,
                          bool by_frequency, bool scatter, void* out);
 
+// simd/normal.h has it.
+using Normals = void (*)(const PhiloxKeys&, int64_t t, int64_t b, int d, int64_t n, float* to);
+
 struct KernelTable {
   const char* name;
   bool (*supported)();
@@ -45,6 +48,7 @@ struct KernelTable {
   // float32 whose factors are rounded to bfloat16, or are sums of two; null: no faster on this ISA.
   const RnnKernels *rnn_medium, *rnn_high;
   SumRuns sum_runs[4];  // by DType
+  Normals normals;
 
   const RnnKernels& rnn_of(DType dtype) const {
     const RnnKernels* const own = rnn[static_cast<int>(dtype)];
@@ -54,6 +58,7 @@ struct KernelTable {
     const SumRuns own = sum_runs[static_cast<int>(dtype)];
     return own ? own : below->sum_runs_of(dtype);
   }
+  Normals normals_of() const { return normals ? normals : below->normals_of(); }
 };
 
 const KernelTable& kernels();

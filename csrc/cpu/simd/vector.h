@@ -137,6 +137,20 @@ RNNEXT_INLINE V at_least(V x, float limit) {
 #endif
 }
 
+// The square root of each float.
+RNNEXT_INLINE Vec<float> root(Vec<float> x) {
+#ifdef RNNEXT_AVX512
+  return (Vec<float>)_mm512_sqrt_ps((__m512)x);
+#elif RNNEXT_VECTOR_BYTES == 32
+  return (Vec<float>)_mm256_sqrt_ps((__m256)x);
+#elif defined(__aarch64__) && RNNEXT_VECTOR_BYTES == 16
+  return (Vec<float>)vsqrtq_f32((float32x4_t)x);
+#else
+  for (int i = 0; i < kLanes<float>; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
 // a * b + c, rounded once where the CPU can: GCC contracts such sums as it likes, here one way,
 // there another.
 template <class C>

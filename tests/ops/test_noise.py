@@ -1,0 +1,144 @@
+"""The noise of the recurrence: its numbers, where they go, and what does not change them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import reference
+import rnnext
+from helpers import samples
+from helpers.common import ISAS, assert_close, cover
+from rnnext import ops
+
+recurrence = torch.ops.rnnext.recurrence
+
+
+def test_the_oracle_gives_the_known_answers_of_philox():
+    """Those that come with Random123, its authors' library."""
+    known = {
+        ((0, 0, 0, 0), (0, 0)): "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+        ((2**32 - 1,) * 4, (2**32 - 1,) * 2): "408f276d 41c83b0e a20bc7c6 6d5451fd",
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+        ): "d16cfe09 94fdcceb 5001e420 24126ea1",
+    }
+    for given, words in known.items():
+        assert " ".join(f"{word:08x}" for word in reference.philox(*given)) == words
+
+
+def test_numbers_of_every_isa(isa):
+    """(Two groups of 64 numbers at once, one, and parts of one.)"""
+    keys = torch.tensor([0, -1, 0x299F31D0A4093822])
+    for H in (1, 33, 64, 100, 130, 256):
+        numbers = ops.noise(keys, 2, 3, 2, H)
+        for key, own in zip(keys.tolist(), numbers, strict=True):
+            both = [reference.normals(key % 2**64, 2, 3, d, H) for d in range(2)]
+            assert_close(own, torch.cat(both, 2), tolerance=1e-6)
+
+
+def test_numbers_are_the_same_bits_on_every_isa():
+    keys = torch.randint(2**63 - 1, (20,))
+    results = []
+    for name in ISAS:
+        rnnext._C.set_cpu_isa(name)
+        results.append(ops.noise(keys, 10, 20, 1, 130))
+    assert all(torch.equal(each, results[0]) for each in results)
+
+
+def test_ten_million_numbers_are_normal_and_do_not_hang_together():
+    numbers = ops.noise(torch.tensor(1), 1000, 100, 1, 100).double()
+    n = numbers.numel()
+    for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3), (6, 15)):
+        powers = numbers**power
+        assert abs(powers.mean().item() - moment) < 5 * powers.std().item() / n**0.5
+    # Kolmogorov and Smirnov's statistic, times sqrt(n): above 2.2 in one of 10,000 samples.
+    expected = torch.special.ndtr(numbers.flatten().sort()[0])
+    steps = torch.arange(n + 1, dtype=torch.float64) / n
+    distance = max((expected - steps[1:]).abs().max(), (expected - steps[:-1]).abs().max())
+    assert distance.item() * n**0.5 < 2.2
+    # Neighbours in time, batch and units, the two of a pair, and those of the next key.
+    others = [numbers.roll(1, dim) for dim in range(3)] + [numbers.roll(16, 2)]
+    others.append(ops.noise(torch.tensor(2), 1000, 100, 1, 100).double())
+    for other in others:
+        for f in (torch.clone, torch.square):
+            pairs = torch.stack([f(numbers).flatten(), f(other).flatten()])
+            assert abs(torch.corrcoef(pairs)[0, 1].item()) < 5 / n**0.5
+
+
+@cover(
+    "case",
+    T=[1, 2, 5],
+    B=[1, 3, 9],
+    I=[0, 1, 5],
+    H=[1, 16, 70, 130],
+    source=["features", "ready", "table"],
+    reverse=[(False,), (True,), (False, True)],
+    rows=["full", "lengths", "packed"],
+    leak=[None, "rate", "voltage", "blend"],
+    nonlinearity=["tanh", "sigmoid"],
+    reset=[None, "state"],
+    hx=[True, False],
+    dtype=samples.DTYPES,
+    threads=[1, 2, 3],
+    isa=ISAS,
+    valid=lambda case: case["rows"] != "packed" or not case["reset"],
+)
+def test_values_and_gradients(case, isa, threads):
+    """(The numbers themselves are those of float32.)"""
+    exactness = torch.float32 if case["dtype"] == torch.float64 else None
+    samples.check(samples.make(**case, noise=True, requires_grad=True), exactness)
+
+
+@cover("case", H=[33, 512], B=[1, 2, 12, 40], I=[3, 300], dtype=[torch.float32, torch.bfloat16])
+def test_bits_do_not_hang_on_threads_or_on_other_sequences(case):
+    of = samples.make(**case, T=4, leak="rate", noise=True)
+    output, _ = of.call(recurrence)
+    for threads in (1, 2, 3, 4):
+        torch.set_num_threads(threads)
+        assert torch.equal(of.call(recurrence)[0], output)
+    lengths = torch.full((case["B"],), 4)
+    ragged = replace(of, lengths=lengths - torch.arange(case["B"]) % 2)
+    assert torch.equal(ragged.call(recurrence)[0][:, ::2], output[:, ::2])
+
+
+@pytest.mark.parametrize("leak", [None, "rate", "voltage", "blend"])
+def test_derivatives_of_any_order(leak):
+    of = samples.make(T=3, B=2, I=2, H=3, leak=leak, noise=True, rows="lengths", reset="state")
+    tensors = [t.requires_grad_() for t in of.float_tensors()]
+
+    def call(*tensors):
+        return of.with_tensors(tensors).call(recurrence)
+
+    assert torch.autograd.gradcheck(call, tensors, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(call, tensors)
+
+
+def test_mapped_calls_have_the_noise_of_their_keys():
+    of = samples.make(T=4, B=3, leak="rate", noise=True)
+    keys, inputs = torch.arange(5), torch.randn(5, 4, 3, 4, dtype=torch.float64)
+
+    def call(key, input):
+        return replace(of, noise_key=key, input=input).call(recurrence)[0]
+
+    for dims in ((0, 0), (0, None), (None, 0)):
+        given = [x if dim == 0 else x[2] for x, dim in zip((keys, inputs), dims, strict=True)]
+        mapped = torch.func.vmap(call, in_dims=dims)(*given)
+        for i, own in enumerate(mapped):
+            one = [x[i] if dim == 0 else x for x, dim in zip(given, dims, strict=True)]
+            assert_close(own, call(*one))
+
+
+def test_errors():
+    of = samples.make(noise=True)
+    for change, message in (
+        ({"noise_key": None}, "noise needs a noise_key"),
+        ({"noise": []}, "noise needs a noise_key, which needs a noise"),
+        ({"noise": of.noise * 2}, "noise must hold 1 tensors or none, got 2"),
+        ({"noise": [of.noise[0][:2]]}, r"noise must have shape \[6\], got \[2\]"),
+        ({"noise_key": torch.zeros(1).long()}, r"noise_key must be an int64 .* of shape \[1\]"),
+        ({"noise_key": torch.tensor(1.0)}, "noise_key must be an int64 .* got float32"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            replace(of, **change).call(recurrence)
