@@ -196,6 +196,16 @@ class LeakyRNN(nn.RNNBase):
         alpha = self._buffers.get("alpha")  # twice as fast as through nn.Module.__getattr__
         return [each.expand(H) for each in self._of_each(self.alpha if alpha is None else alpha)]
 
+    def _noise_stds(self, alphas: Sequence[Tensor]) -> list[Tensor]:
+        """``noise_std`` times its scale, for the alpha of each layer and direction: ``[H]`` each.
+
+        Empty where ``noise_std`` is 0.
+        """
+        std, scale = self._noise_std, _NOISE_SCALES[self.noise_scale]
+        if not isinstance(std, Tensor) and std == 0:
+            return []
+        return [std * scale(alpha.detach()) for alpha in alphas]
+
     def forward(
         self,
         input: _Sequence,
@@ -230,14 +240,11 @@ class LeakyRNN(nn.RNNBase):
             if node is not None:
                 return node
         alphas, noise = self.alphas(), []
-        std = self._noise_std
-        noisy = self.training or self.noise_in_eval
-        if noisy and (isinstance(std, Tensor) or std > 0):
-            if lengths is not None and isinstance(input, Tensor) and not input.is_cpu:
+        if self.training or self.noise_in_eval:
+            noise = self._noise_stds(alphas)
+            if noise and lengths is not None and isinstance(input, Tensor) and not input.is_cpu:
                 lengths = _layers.as_lengths(lengths, input.device)
                 input = self._without_padding(input, lengths)
-            scale = _NOISE_SCALES[self.noise_scale]
-            noise = [std * scale(alpha.detach()) for alpha in alphas]
         return _layers.run(
             self, weights_of(self, self._flat_weights_names), input, hx, lengths, reset,
             reset_state, self.nonlinearity, alphas, self.form, noise,

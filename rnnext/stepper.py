@@ -35,8 +35,9 @@ class Stepper:
     What it is made from is read then: the weights, float32 matmul precision and the largest number
     of threads. A step raises RuntimeError if a parameter or buffer of the module has been written
     since, as by an optimizer; :meth:`refresh` reads the module anew. (torch does not count writes
-    through ``.data``, nor can a Stepper know that the module was given another tensor.) Dropout and
-    noise do not apply, as in ``eval()``, nor does autocast. Hooks are not called: a weight that one
+    through ``.data``, nor can a Stepper know that the module was given another tensor.) Dropout
+    does not apply, nor autocast; noise only where the module has ``noise_in_eval``: that of a call
+    of the module from the state that torch's generator had when the module was read. Hooks are not called: a weight that one
     of them computes, as torch's older ``spectral_norm`` does, is that of the module's last call.
 
     It is no module and has no place in compiled code. It can be copied and pickled: the copy reads
@@ -287,10 +288,10 @@ def _packed(module: _Module, batch_size: int) -> _C.Stepper:
     layers = _layers_of(rnn)
     if isinstance(module, EmbeddingRNN):
         table = _table_of(module.embedding)
+        weight_ih, weight_hh, bias_ih, bias_hh, *others = layers[0]
         if _projects(table):
-            weight_ih, weight_hh, bias_ih, bias_hh, alpha = layers[0]
             table = _projected(table, weight_ih, bias_ih, bias_hh)
-            layers[0] = [None, weight_hh, None, None, alpha]
+            layers[0] = [None, weight_hh, None, None, *others]
     leaks = isinstance(rnn, LeakyRNN)
     return _C.stepper(
         layers,
@@ -303,12 +304,12 @@ def _packed(module: _Module, batch_size: int) -> _C.Stepper:
 
 
 def _layers_of(rnn: Any) -> list[list[Any]]:
-    """W_ih, W_hh, b_ih, b_hh and alpha of each layer, None where there is none."""
+    """W_ih, W_hh, b_ih, b_hh, alpha, noise and its key of each layer, None where there is none."""
     if isinstance(rnn, nn.RNNCell):
         weight_ih, weight_hh, *biases = weights_of(rnn, CELL_WEIGHTS)
         if any(bias is not None for bias in biases):  # a cell takes one alone
             biases = [weight_hh.new_zeros(len(weight_hh)) if b is None else b for b in biases]
-        return [[weight_ih, weight_hh, *biases, None]]
+        return [[weight_ih, weight_hh, *biases, None, None, None]]
     names = rnn._flat_weights_names
     weights = weights_of(rnn, names)
     for name, weight in zip(names, weights, strict=True):
@@ -316,8 +317,16 @@ def _layers_of(rnn: Any) -> list[list[Any]]:
             raise TypeError(f"{name} must be a tensor, got {_name(weight)}")
     n = 4 if rnn.bias else 2
     none = [None] * (4 - n)
-    alphas = rnn.alphas() if isinstance(rnn, LeakyRNN) else [None] * rnn.num_layers
-    return [[*weights[n * k : n * k + n], *none, alpha] for k, alpha in enumerate(alphas)]
+    alphas: list[Any] = [None] * rnn.num_layers
+    noise = keys = alphas
+    if isinstance(rnn, LeakyRNN):
+        alphas = rnn.alphas()
+        if rnn.noise_in_eval and (stds := rnn._noise_stds(alphas)):
+            noise, keys = stds, list(torch.randint(2**63 - 1, (rnn.num_layers,)))
+    return [
+        [*weights[n * k : n * k + n], *none, *others]
+        for k, others in enumerate(zip(alphas, noise, keys, strict=True))
+    ]
 
 
 def _table_of(embedding: nn.Embedding) -> Tensor:

@@ -43,6 +43,7 @@ struct ParsedCall {
   RecurrenceSizes s;
   DType dtype;
   c10::SmallVector<Tensor, 8> alive;
+  PhiloxKeys noise_keys;
 
   const void* keep(const Tensor& t) {
     alive.push_back(t.contiguous());
@@ -74,8 +75,10 @@ inline void parse(const RecurrenceArguments& a, ParsedCall& call, Recurrence& p)
     p.bias_ih[d] = call.read(a.bias_ih[d]);
     p.bias_hh[d] = call.read(a.bias_hh[d]);
   }
-  if (given(a.noise_key))
-    p.noise_keys = PhiloxKeys(static_cast<uint64_t>(a.noise_key->item<int64_t>()));
+  if (given(a.noise_key)) {
+    call.noise_keys = PhiloxKeys(static_cast<uint64_t>(a.noise_key->item<int64_t>()));
+    p.noise_keys = &call.noise_keys;
+  }
   if (given(a.hx)) p.hx = call.read(*a.hx);
   if (given(a.reset)) p.reset = static_cast<const bool*>(call.read(*a.reset));
   if (given(a.reset_state)) p.reset_state = call.read(*a.reset_state);

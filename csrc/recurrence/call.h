@@ -40,9 +40,10 @@ struct Recurrence : Timeline {
   const void* alpha[kDirections] = {nullptr, nullptr};    // [H] of the leak, if there is one
   // [H] what multiplies the noise that is added to the pre-activations, if there is any
   const void* noise[kDirections] = {nullptr, nullptr};
-  PhiloxKeys noise_keys;              // and what draws it
-  const void* hx = nullptr;           // [D,B,H] or null: zeros
-  const void* reset_state = nullptr;  // [D,B,H] the state before a reset, or null: zeros
+  const PhiloxKeys* noise_keys = nullptr;  // and what draws it,
+  int64_t noise_from = 0;                  // as if so many steps had been before
+  const void* hx = nullptr;                // [D,B,H] or null: zeros
+  const void* reset_state = nullptr;       // [D,B,H] the state before a reset, or null: zeros
 
   // Whether some step multiplies W_hh: one step from zeros does not.
   RNNEXT_BOTH bool multiplies_state() const {

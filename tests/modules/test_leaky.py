@@ -112,6 +112,14 @@ def test_noise_is_that_of_the_op_whose_keys_the_generator_gives():
     torch.manual_seed(1)
     keys = torch.randint(2**63 - 1, (2,))
     assert torch.equal(output, rnnext.ops.noise(keys, 4, 3, 2, 70)[1] * std.repeat(2))
+    one_way = rnnext.LeakyRNN(3, 40, 2, alpha=0.3, noise_std=0.5, noise_in_eval=True).eval()
+    x = torch.randn(5, 2, 3)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        output, _ = one_way(x)
+    torch.manual_seed(1)
+    stepper = rnnext.Stepper(one_way, 2)
+    assert torch.equal(torch.stack([stepper(step) for step in x]), output)
     rnn.noise_in_eval = False
     assert not rnn(torch.zeros(4, 3, 1))[0].any()
 

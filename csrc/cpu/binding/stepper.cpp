@@ -108,6 +108,11 @@ void Stepper::add_layer(const Weights& weights, Nonlinearity nonlinearity, Form 
     call.alpha[0] = layer.alpha.const_data_ptr();
     check_alpha(call.alpha[0], H, layer.alpha.scalar_type());
   }
+  layer.noise = read(weights.noise, "noise", {H});
+  if (layer.noise.defined()) {
+    call.noise[0] = layer.noise.const_data_ptr();
+    layer.noise_keys = PhiloxKeys(static_cast<uint64_t>(weights.noise_key->item<int64_t>()));
+  }
   call.weight_ih[0] = call.I > 0 ? weight_ih.const_data_ptr() : nullptr;
   call.weight_hh[0] = weight_hh.const_data_ptr();
   layer.packed = empty_large({static_cast<int64_t>(kernels_->packed_bytes(call))}, at::kByte);
@@ -180,11 +185,14 @@ Tensor Stepper::advance(const Tensor& input, const char* from, char* to) {
     if (l == 0 && reads_table) call.input.index = tokens_.data();
     call.hx = from;
     call.h_n = to;
+    call.noise_keys = &layers_[l].noise_keys;
+    call.noise_from = steps_;
     call.output = l + 1 < layers_.size() ? inner + l % 2 * bytes : output.data_ptr();
     rows = call.output;
     run_team(std::min(threads_for(call, 1), threads_),
              [&](Worker& worker) { kernels_->forward(call, workspace, worker); });
   }
+  ++steps_;
   return output;
 }
 

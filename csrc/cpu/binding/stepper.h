@@ -22,6 +22,7 @@ class Stepper {
     OptionalTensor weight_hh;  // [H,H]
     OptionalTensor bias_ih, bias_hh;  // [H], both or none
     OptionalTensor alpha;             // [H] of the leak, if there is one
+    OptionalTensor noise, noise_key;  // [H] and [] as the op takes them, if there is noise
   };
   using Named = std::pair<std::string, Tensor>;
 
@@ -47,7 +48,8 @@ class Stepper {
  private:
   struct Layer {
     Recurrence call;
-    Tensor packed, biases, alpha;
+    Tensor packed, biases, alpha, noise;
+    PhiloxKeys noise_keys;
   };
   // A tensor as it was when the weights were read: torch counts what is written to it in place.
   struct Seen {
@@ -85,7 +87,8 @@ class Stepper {
   std::vector<int64_t> tokens_;  // [B] of the step at hand
   Tensor states_;                // [2][L,B,H]: the last step's and the one before
   int last_ = 0;
-  Tensor inner_;  // [2][B,H]: what layers but the last put out, in turns
+  int64_t steps_ = 0;  // taken so far, for the noise
+  Tensor inner_;       // [2][B,H]: what layers but the last put out, in turns
   Tensor workspace_;
   int threads_ = 1;  // that the workspace is for
 };

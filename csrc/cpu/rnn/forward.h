@@ -280,8 +280,9 @@ struct Forward {
     C* row = s.pre - first_column;
     for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
       for (int64_t i = 0, n = sequences(p, unit, t); i < n; ++i) {
-        add_noise<C>(p.noise_keys, t, unit.sequence(i), unit.d, s.noise - first_column,
-                     s.bias - first_column, row, first_column, unit.p1 * kPanel<C>);
+        add_noise<C>(*p.noise_keys, p.noise_from + t, unit.sequence(i), unit.d,
+                     s.noise - first_column, s.bias - first_column, row, first_column,
+                     unit.p1 * kPanel<C>);
         row += scratch_stride<C>(at.columns);
       }
   }
