@@ -37,8 +37,9 @@ class Stepper:
     since, as by an optimizer; :meth:`refresh` reads the module anew. (torch does not count writes
     through ``.data``, nor can a Stepper know that the module was given another tensor.) Dropout
     does not apply, nor autocast; noise only where the module has ``noise_in_eval``: that of a call
-    of the module from the state that torch's generator had when the module was read. Hooks are not called: a weight that one
-    of them computes, as torch's older ``spectral_norm`` does, is that of the module's last call.
+    of the module from the state that torch's generator had when the module was read. Hooks are not
+    called: a weight that one of them computes, as torch's older ``spectral_norm`` does, is that of
+    the module's last call.
 
     It is no module and has no place in compiled code. It can be copied and pickled: the copy reads
     the module, or its copy, as it is then, and goes on from the same states. A call keeps Python's
