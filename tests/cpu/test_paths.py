@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from helpers import samples
-from helpers.common import ISAS, cover, same
+from helpers.common import ISAS, cover, poison, same
 from rnnext import _C
 
 recurrence = torch.ops.rnnext.recurrence
@@ -147,6 +147,7 @@ def test_threads_write_several_steps_at_once(dtype, reverse, leak, isa, threads)
     T, B, I, H = SIZES["held steps"]  # noqa: E741
     assert _C.plan(T=T, B=B, I=I, H=H, dtype=dtype, threads=2)["held_steps"] > 1
     arguments = samples.make(T=T, B=B, I=I, H=H, dtype=dtype, reverse=reverse, leak=leak)
+    poison([torch.empty(T, B, H)], dtype)
     result = arguments.call(recurrence)
     torch.set_num_threads(1)
     assert same(arguments.call(recurrence), result)

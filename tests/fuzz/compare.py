@@ -4,7 +4,7 @@ import torch
 
 from fuzz.guard import guarded
 from fuzz.rounding import UNITS, Expected
-from helpers.common import same
+from helpers.common import poison, same
 
 PAIRS = ("avx512_bf16", "amx", "amx_stand_in")  # the ISAs that float32 of lower precision is for
 
@@ -53,7 +53,7 @@ def results(function, leaves, case, cotangents):
     mode = case["mode"]
     with torch.inference_mode(mode == "inference"), torch.set_grad_enabled(mode == "grad"):
         values = function(*leaves)
-    cotangents.extend(torch.rand_like(v) * 2 - 1 for v in values[len(cotangents) :])
+    cotangents.extend(uniform(case, *v.shape) for v in values[len(cotangents) :])
     wanted = [i for i, v in enumerate(values) if v.requires_grad and case["wanted"] in ("both", i)]
     learned = [leaf for leaf in leaves if leaf.requires_grad]
     gradients = [None] * len(learned)
@@ -73,10 +73,6 @@ def compare(case, leaves, ours, theirs):
     """Values and gradients against the reference's; and the bits of one thread and no graph."""
     leaves = [t.detach().requires_grad_(not case["frozen"] >> i & 1) for i, t in enumerate(leaves)]
     cotangents = []
-    torch.set_num_threads(case["threads"])
-    found = results(ours, leaves, case, cotangents)
-    torch.set_num_threads(1)
-    assert all(v is None or v.dtype == leaves[0].dtype for v in found)
 
     def exact():
         # (In inference mode `Rounding` would see products of tensors as they are written.)
@@ -84,6 +80,12 @@ def compare(case, leaves, ours, theirs):
         doubles = [t.detach().double().requires_grad_(t.requires_grad) for t in leaves]
         return results(theirs, doubles, case | mode, cotangents)
 
-    Expected(exact, unit_of(case), len(cotangents)).check(found)
+    expected = Expected(exact, unit_of(case))
+    poison(expected.exact, dtype_of(case))
+    torch.set_num_threads(case["threads"])
+    found = results(ours, leaves, case, cotangents)
+    torch.set_num_threads(1)
+    assert all(v is None or v.dtype == leaves[0].dtype for v in found)
+    expected.check(found, len(cotangents))
     with torch.no_grad():
         assert same(ours(*leaves), found[: len(cotangents)]), "one thread gives other bits"

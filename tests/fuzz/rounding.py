@@ -63,12 +63,12 @@ class Rounding(TorchDispatchMode):
 class Expected:
     """The exact results of a reference, and how far each may be missed.
 
-    ``run`` gives them from new leaves each time: first so many values, then gradients, None where a
-    result does not depend on a leaf.
+    ``run`` gives them from new leaves each time: first values, then gradients, None where a result
+    does not depend on a leaf.
     """
 
-    def __init__(self, run, unit, values):
-        self.exact, changed, self.kinked, self.values = run(), [], False, values
+    def __init__(self, run, unit):
+        self.exact, changed, self.kinked = run(), [], False
         for seed in range(RUNS):
             with Rounding(unit, seed) as mode:
                 changed.append(run())
@@ -85,17 +85,20 @@ class Expected:
         factor = FACTOR * (1 + 30 / exact.numel() ** 2)
         return factor * (largest + LEAST.get(unit, 0.0)) + 2 * unit * float(exact.abs().max())
 
-    def check(self, found):
-        """Raise AssertionError for a result that is too far off. (No gradient is one of zeros.)"""
+    def check(self, found, values):
+        """Raise AssertionError for a result that is too far off. (No gradient is one of zeros.)
+
+        So many of the results, the first, are values.
+        """
         for i, (actual, exact, bound) in enumerate(
             zip(found, self.exact, self.bounds, strict=True)
         ):
-            what = f"value {i}" if i < self.values else f"gradient {i - self.values}"
+            what = f"value {i}" if i < values else f"gradient {i - values}"
             if actual is None or exact is None:
                 assert all(v is None or not v.any() for v in (actual, exact)), f"{what} is missing"
                 continue
             assert actual.shape == exact.shape, f"{what} has shape {list(actual.shape)}"
-            if bound is None or (self.kinked and i >= self.values):
+            if bound is None or (self.kinked and i >= values):
                 continue
             error = float((actual.double() - exact).abs().max())
             assert error <= bound, f"{what} is off by {error}, more than {bound}"  # also of NaN

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import reference
-from helpers.common import assert_close
+from helpers.common import assert_close, poison
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -307,8 +307,9 @@ def check(arguments: Recurrence, exactness: torch.dtype | None = None) -> None:
     The arguments need gradients; ``exactness`` is a coarser type that products are rounded to.
     """
     wanted = arguments.to_double()
-    result = arguments.call(torch.ops.rnnext.recurrence)
     expected = wanted.expected(stored=arguments.weight_hh[0].dtype)
+    poison(expected, arguments.weight_hh[0].dtype)
+    result = arguments.call(torch.ops.rnnext.recurrence)
     assert_close(result, expected, exactness)
     assert all(value.is_contiguous() for value in result)
     cotangents = [torch.rand_like(value) for value in result]
