@@ -24,7 +24,7 @@
 #include "ops/fake.h"
 #include "recurrence/nonlinearity.h"
 #ifdef RNNEXT_CUDA_ARCHS
-#include "cuda/binding/index_check.h"
+#include "cuda/binding/errors.h"
 #endif
 
 namespace py = pybind11;

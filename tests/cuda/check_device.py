@@ -27,12 +27,6 @@ def test_recurrence(case, monkeypatch):
     check_recurrence(case)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("H", [200, 515])
-def test_larger_states(H, dtype):
-    check_recurrence({"T": 3, "B": 17, "I": 30, "H": H, "reverse": (False, True), "dtype": dtype})
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_long_sequence(dtype):
     arguments = samples.make(T=400, B=5, I=8, H=128, dtype=dtype)
@@ -91,7 +85,7 @@ def test_a_backward_pass_in_autocast_keeps_its_dtype():
     assert same(actual, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", samples.DTYPES)
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize(("V", "D", "N"), [(1, 1, 1), (10, 3, 40), (300, 64, 5000), (40, 129, 900)])
 def test_embedding(V, D, N, index_dtype, dtype):

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from cuda_ptx.arithmetic import NAMESPACE, SIZE
-from cuda_ptx.parse import Block, Instruction, Kernel, split
+from cuda_ptx.parse import STORES, Block, Instruction, Kernel, split
 from cuda_ptx.writer import SPECIAL, WHOLE, Arithmetic, Unknown
 
 MMA = ["m16n8k16.row.col.f32.bf16.bf16.f32", "m16n8k16.row.col.f32.f16.f16.f32",
        "m16n8k8.row.col.f32.tf32.tf32.f32"]  # fmt: skip
+# What lanes do each for itself, beside loads.
+EACH = (*STORES, "shfl", "vote", "atom", "mma", "mapa")
 
 
 class Writer(Arithmetic):
@@ -176,20 +178,8 @@ def same_for_all(kernel: Kernel) -> tuple[set[str], list[Instruction]]:
     known: set[str] = set()
     makers = []
     for i in everything:
-        if i.guard or i.parts[0] in (
-            "bra",
-            "bar",
-            "mbarrier",
-            "cp",
-            "shfl",
-            "vote",
-            "atom",
-            "mma",
-            "st",
-        ):
-            continue
         loads = i.parts[0] == "ld" and i.parts[1] != "param"
-        if loads or i.parts[0] in ("mapa", "barrier"):
+        if i.guard or loads or i.parts[0] in EACH:
             continue
         names = list(i.names())
         results = [n for n, writes in names if writes and kernel.type_of(n)]

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import functools
 import random
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cuda_ptx import warp
 from cuda_ptx.code import Program
-from cuda_ptx.memory import Fault, Global
+from cuda_ptx.memory import Arena, Fault, Global
 from cuda_ptx.parse import Kernel
 from cuda_ptx.shared import Shared
 from cuda_ptx.units import Barrier, Unit
@@ -25,27 +26,35 @@ from cuda_ptx.units import Barrier, Unit
 AT_ONCE = 16  # blocks of a plain grid that run side by side
 
 
+@dataclass
+class Launch:
+    """A kernel and how it is started; `params` holds its arguments."""
+
+    kernel: Kernel
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    cluster: int
+    cooperative: bool
+    shared_bytes: int
+    params: bytes
+
+
 class Machine(warp.Warps):
     """One wave of blocks of a launch."""
 
     def __init__(
         self,
-        kernel: Kernel,
+        launch: Launch,
         blocks: list[tuple[int, int, int]],
-        grid: tuple[int, int, int],
-        block: tuple[int, int, int],
-        cluster: int,
-        cooperative: bool,
-        shared_bytes: int,
-        params: bytes,
-        arena: Any,
+        arena: Arena,
         rng: random.Random,
-        scattered: bool = False,
-        watch: bool = False,
+        scattered: bool,
+        watch: bool,
     ) -> None:
+        kernel, block, cluster = launch.kernel, launch.block, launch.cluster
         self.kernel, self.rng, self.scattered = kernel, rng, scattered
         self.program = program(kernel)
-        self.params = params
+        self.params = launch.params
         threads = block[0] * block[1] * block[2]
         if threads > kernel.threads:
             raise Fault(f"{threads} threads in a block, at most {kernel.threads}")
@@ -81,11 +90,15 @@ class Machine(warp.Warps):
             "%ctaid.x": places[:, 0].copy(), "%ctaid.y": places[:, 1].copy(),
             "%ctaid.z": places[:, 2].copy(), "%cluster_ctarank": self.rank,
         }  # fmt: skip
-        self.whole = {f"%ntid.{a}": np.uint32(n) for a, n in zip("xyz", block, strict=True)}
-        self.whole |= {f"%nctaid.{a}": np.uint32(n) for a, n in zip("xyz", grid, strict=True)}
+        sizes = {"ntid": block, "nctaid": launch.grid}
+        self.whole = {
+            f"%{name}.{axis}": np.uint32(count)
+            for name, counts in sizes.items()
+            for axis, count in zip("xyz", counts, strict=True)
+        }
         self.whole["%cluster_nctarank"] = np.uint32(cluster)
-        self.globals = Global(arena, count, late=cooperative)
-        self.shared = Shared(count, shared_bytes + kernel.static_shared, watch)
+        self.globals = Global(arena, count, late=launch.cooperative)
+        self.shared = Shared(count, launch.shared_bytes + kernel.static_shared, watch)
         self.block_barrier, self.cluster_barrier = Barrier(count), Barrier(-(-count // cluster))
         self.block_barrier.members += threads
         self.cluster_barrier.members += threads * cluster
@@ -95,7 +108,7 @@ class Machine(warp.Warps):
         self.clock = np.zeros(self.size, np.int32)  # see shared.py
         self.stamp = np.zeros(self.size, np.int32)
         self.released = np.zeros(count, np.int32)
-        self.late_stores: list[tuple[Any, ...]] = []
+        self.late_stores: list[warp.Store] = []
         self.copies: list[list[Any]] = []
         self.committed = np.zeros(self.size, np.int64)
         self.barriers: dict[tuple[int, int], list[int]] = {}
@@ -307,8 +320,8 @@ class Machine(warp.Warps):
         blocks = np.repeat(over, self.cluster_size)[: len(self.released)]
         self.released[blocks] += 1
         # What was released before the arrival is there.
-        mine = [s for s in self.late_stores if s[0] == "peer" and s[1] and over[s[2]]]
-        for store in mine:
+        size = self.cluster_size
+        for store in [s for s in self.late_stores if s.released and over[s.block // size]]:
             self.late_stores.remove(store)
             self._arrive_store(store)
 
@@ -319,9 +332,8 @@ class Machine(warp.Warps):
             raise Fault("a second arrival at the cluster's barrier without a wait")
         if release:
             mine = set(lanes.tolist())
-            for number, store in enumerate(self.late_stores):
-                if store[0] == "peer" and store[3] in mine:
-                    self.late_stores[number] = (store[0], True, *store[2:])
+            for store in self.late_stores:
+                store.released |= store.to_peer and store.lane in mine
         self.cluster_arrival[lanes] = self.cluster_barrier.generation[self.cluster[lanes]]
         self.stamp[lanes] = self.released[self.block[lanes]] + 1
         self.cluster_barrier.arrive(self.cluster[lanes])
@@ -339,49 +351,32 @@ class Machine(warp.Warps):
             self.late_stores[at], self.late_stores[-1] = self.late_stores[-1], self.late_stores[at]
             self._arrive_store(self.late_stores.pop())
 
-    def _arrive_store(self, store: tuple[Any, ...]) -> None:
+    def _arrive_store(self, store: warp.Store) -> None:
         self.progress += 1
-        kind = store[0]
-        if kind == "global":
-            _, place, value = store
-            self.globals.publish(place, value)
+        if store.block is None:
+            self.globals.publish(store.place, store.value)
             return
-        _, _, _, _, block, place, value, barrier = store
-        if self.shared.ended[block]:
+        if self.shared.ended[store.block]:
             raise Fault("a store to the shared memory of a block that has ended")
-        raw = np.frombuffer(value, np.uint8)
-        self.shared.bytes[place : place + len(raw)] = raw
-        if barrier is not None:
-            self.complete(block, barrier, 0, -len(raw))
+        size = len(store.value)
+        self.shared.bytes[store.place : store.place + size] = np.frombuffer(store.value, np.uint8)
+        if store.barrier is not None:
+            self.complete(store.block, store.barrier, 0, -size)
 
 
 program = functools.cache(Program)
 
 
-def launch(
-    kernel: Kernel,
-    grid: tuple[int, int, int],
-    block: tuple[int, int, int],
-    cluster: int,
-    cooperative: bool,
-    shared_bytes: int,
-    params: bytes,
-    arena: Any,
-    seed: int,
-    scattered: bool = False,
-    watch: bool = False,
-) -> None:
+def run(launch: Launch, arena: Arena, seed: int, scattered: bool, watch: bool) -> None:
     """Runs a whole grid, some of its blocks at once and the others in random order."""
-    rng = random.Random(seed)
-    blocks = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
+    rng, cluster = random.Random(seed), launch.cluster
+    x, y, z = map(range, launch.grid)
+    blocks = [(i, j, k) for k in z for j in y for i in x]
     groups = [blocks[i : i + cluster] for i in range(0, len(blocks), cluster)]
-    if not cooperative:
+    if not launch.cooperative:
         rng.shuffle(groups)
-    at_once = len(groups) if cooperative else max(1, AT_ONCE // cluster)
+    at_once = len(groups) if launch.cooperative else max(1, AT_ONCE // cluster)
     with np.errstate(all="ignore"):
         for first in range(0, len(groups), at_once):
             wave = [b for group in groups[first : first + at_once] for b in group]
-            Machine(
-                kernel, wave, grid, block, cluster, cooperative, shared_bytes, params, arena, rng,
-                scattered, watch,
-            ).run()  # fmt: skip
+            Machine(launch, wave, arena, rng, scattered, watch).run()

@@ -14,8 +14,10 @@ TYPES = {
 # What a warp does together: a basic block begins where these do.
 TOGETHER = ("shfl", "mma", "bar.warp", "vote", "barrier.cluster")
 ENDS = ("bra", "ret", "exit", "trap", "bar.sync", "barrier.cluster", "nanosleep")
-# Loads that others' stores show up in: a loop around one waits.
+# What writes no register, whatever its first argument is.
+STORES = ("st", "cp", "mbarrier", "bar", "barrier", "nanosleep", "bra")
 BRACE = re.compile(r"[{}]")
+# Loads that others' stores show up in: a loop around one waits.
 STRONG = ("ld.acquire", "ld.relaxed", "ld.volatile", "mbarrier.try_wait")
 
 
@@ -32,17 +34,7 @@ class Instruction:
 
     def names(self) -> Iterator[tuple[str, bool]]:
         """Registers and symbols, and whether each is written."""
-        stores = self.parts[0] in (
-            "st",
-            "red",
-            "cp",
-            "mbarrier",
-            "bar",
-            "barrier",
-            "nanosleep",
-            "bra",
-        )
-        stores = stores and "try_wait" not in self.op
+        stores = self.parts[0] in STORES and "try_wait" not in self.op
         for number, arg in enumerate(self.args):
             for name in re.findall(r"(?<!\w)[%$A-Za-z_][\w%$.@]*", arg):
                 yield name, number == 0 and not stores and not arg.startswith("[")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,23 @@ def _mma_places() -> dict[str, Any]:
 
 
 PLACES = _mma_places()
+
+
+@dataclass(eq=False)
+class Store:
+    """A store under way: to a block's shared memory, or to global memory."""
+
+    place: int
+    value: bytes
+    block: Any = None
+    lane: int = -1  # that stored
+    barrier: int | None = None  # that counts its bytes
+    released: bool = False
+
+    @property
+    def to_peer(self) -> bool:
+        """Whether a barrier of the cluster brings it."""
+        return self.block is not None and self.barrier is None
 
 
 class Warps:
@@ -94,7 +112,7 @@ class Warps:
         if how != "plain" and self.globals.late:
             raw = np.stack([np.broadcast_to(v.view(f"u{size}"), place.shape) for v in values], 1)
             for at, value in zip(place.tolist(), raw, strict=True):
-                self.late_stores.append(("global", at, value.tobytes()))
+                self.late_stores.append(Store(at, value.tobytes()))
             if how == "release":
                 self.deliver_in_order(len(raw))
             return
@@ -161,12 +179,14 @@ class Warps:
         size = KINDS[kind].itemsize * len(values)
         block, at = self._peer(L, np.asarray(base) - np.uint64(GENERIC), offset)
         place = self.shared.at(block, at, size, "write")
+        self._send(L, block, place, values)
+
+    def _send(self, L: Any, block: Any, place: Any, values: Any, barrier: Any = None) -> None:
         raw = np.stack([np.broadcast_to(v, place.shape) for v in values], 1)
-        lanes = self.number[L].tolist()
-        for n, (one, to) in enumerate(zip(block.tolist(), place.tolist(), strict=True)):
-            cluster = one // self.cluster_size
-            value = np.ascontiguousarray(raw[n]).tobytes()
-            self.late_stores.append(("peer", False, cluster, lanes[n], one, to, value, None))
+        lanes, places = self.number[L].tolist(), place.tolist()
+        barriers = [None] * len(lanes) if barrier is None else barrier.tolist()
+        for n, (one, lane) in enumerate(zip(block.tolist(), lanes, strict=True)):
+            self.late_stores.append(Store(places[n], raw[n].tobytes(), one, lane, barriers[n]))
 
     # ---- asynchronous copies and stores
 
@@ -205,14 +225,7 @@ class Warps:
         other, barrier_at = self._peer(L, barrier, 0)
         if (other != block).any():
             raise Fault("an asynchronous store with the barrier of another block")
-        raw = np.stack([np.broadcast_to(v, place.shape) for v in values], 1)
-        lanes = self.number[L].tolist()
-        for n, (one, to, b) in enumerate(
-            zip(block.tolist(), place.tolist(), barrier_at.tolist(), strict=True)
-        ):
-            value = np.ascontiguousarray(raw[n]).tobytes()
-            cluster = one // self.cluster_size
-            self.late_stores.append(("async", False, cluster, lanes[n], one, to, value, b))
+        self._send(L, block, place, values, barrier_at)
 
     # ---- mbarriers: [parity of the phase, arrivals of a phase, arrivals left, bytes left, fenced]
 

@@ -9,8 +9,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/binding/check_launch.h"
-#include "cuda/binding/index_check.h"
+#include "cuda/binding/errors.h"
 
 namespace rnnext::cuda {
 namespace {

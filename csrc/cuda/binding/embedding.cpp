@@ -13,8 +13,7 @@
 #include <mutex>
 #include <vector>
 
-#include "cuda/binding/check_launch.h"
-#include "cuda/binding/index_check.h"
+#include "cuda/binding/errors.h"
 #include "cuda/embedding/kernel.h"
 #include "ops/check.h"
 

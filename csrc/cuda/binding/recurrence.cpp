@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "cuda/binding/call.h"
-#include "cuda/binding/check_launch.h"
+#include "cuda/binding/errors.h"
 #include "ops/signatures.h"
 
 namespace rnnext::cuda {

@@ -1,6 +1,5 @@
 // The gather: rows of a table, copied.
 #include "cuda/embedding/common.cuh"
-#include "cuda/embedding/index_check.cuh"
 
 namespace rnnext::cuda {
 namespace {

@@ -1,7 +1,7 @@
 // What comes before and beside the gradient's reduction: keys to be sorted, the heads of their
 // runs, and zeros in the rows between them.
 #include "cuda/embedding/common.cuh"
-#include "cuda/embedding/index_check.cuh"
+#include "cuda/recurrence/elements.cuh"
 
 namespace rnnext::cuda {
 namespace {
@@ -73,35 +73,25 @@ __global__ void __launch_bounds__(kEmbeddingThreads) zero_gaps(EmbeddingGaps p) 
   }
 }
 
-LaunchShape elementwise(int64_t count) {
-  LaunchShape shape;
-  shape.grid = dim3(unsigned(divide_up(count, kEmbeddingThreads)));
-  shape.block = dim3(kEmbeddingThreads);
-  return shape;
-}
-
 }  // namespace
 
 cudaError_t launch_embedding_keys(const EmbeddingKeys& p, cudaStream_t stream) {
-  if (p.indices.count == 0) return cudaSuccess;
-  return launch(make_keys, elementwise(p.indices.count), stream, p);
+  return launch(make_keys, elements(p.indices.count), stream, p);
 }
 
 cudaError_t launch_embedding_heads(const int32_t* keys, int64_t count, int64_t rows, int32_t* heads,
                                    cudaStream_t stream) {
-  if (count == 0) return cudaSuccess;
-  return launch(mark_heads, elementwise(count), stream, keys, count, rows, heads);
+  return launch(mark_heads, elements(count), stream, keys, count, rows, heads);
 }
 
 cudaError_t launch_embedding_rows(const int32_t* keys, const int32_t* slots, int64_t count,
                                   int64_t rows, int64_t* unique, cudaStream_t stream) {
-  if (count == 0) return cudaSuccess;
-  return launch(list_rows, elementwise(count), stream, keys, slots, count, rows, unique);
+  return launch(list_rows, elements(count), stream, keys, slots, count, rows, unique);
 }
 
 cudaError_t launch_embedding_gaps(const EmbeddingGaps& p, cudaStream_t stream) {
   if (p.rows == 0 || p.row_bytes == 0) return cudaSuccess;
-  return launch(zero_gaps, elementwise(p.rows), stream, p);
+  return launch(zero_gaps, elements(p.rows), stream, p);
 }
 
 }  // namespace rnnext::cuda

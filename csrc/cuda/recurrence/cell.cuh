@@ -11,68 +11,37 @@ namespace rnnext::cuda {
 // h = forward(pre), and backward(grad, h), the gradient of pre from the gradient of h and h alone.
 // NaN goes through all of them, as in torch.
 template <Nonlinearity name>
-struct Activation;
-
-template <>
-struct Activation<Nonlinearity::tanh> {
+struct Activation {
   template <typename A>
   __device__ static A forward(A pre) {
-    return ::tanh(pre);
+    if constexpr (name == Nonlinearity::tanh) {
+      return ::tanh(pre);
+    } else if constexpr (name == Nonlinearity::relu) {
+      return pre <= 0 ? A(0) : pre;  // NaN > 0 is false: the values that become 0 are asked for
+    } else if constexpr (name == Nonlinearity::sigmoid) {
+      const A e = ::exp(-::fabs(pre));
+      return (pre < 0 ? e : A(1)) / (1 + e);
+    } else if constexpr (name == Nonlinearity::softplus) {
+      return pre > 20 ? pre : ::log1p(::exp(pre));  // from 20 up as torch
+    } else {
+      static_assert(name == Nonlinearity::identity);
+      return pre;
+    }
   }
   template <typename A>
   __device__ static A backward(A grad, A h) {
-    return grad * (1 - h * h);
-  }
-};
-
-template <>
-struct Activation<Nonlinearity::relu> {
-  // NaN > 0 is false, so test for the values that become 0.
-  template <typename A>
-  __device__ static A forward(A pre) {
-    return pre <= 0 ? A(0) : pre;
-  }
-  template <typename A>
-  __device__ static A backward(A grad, A h) {
-    return h <= 0 ? A(0) : grad;
-  }
-};
-
-template <>
-struct Activation<Nonlinearity::sigmoid> {
-  template <typename A>
-  __device__ static A forward(A pre) {
-    const A e = ::exp(-::fabs(pre));
-    return (pre < 0 ? e : A(1)) / (1 + e);
-  }
-  template <typename A>
-  __device__ static A backward(A grad, A h) {
-    return grad * (h * (1 - h));
-  }
-};
-
-// From 20 up torch takes pre itself, and 1 for the derivative.
-template <>
-struct Activation<Nonlinearity::softplus> {
-  template <typename A>
-  __device__ static A forward(A pre) {
-    return pre > 20 ? pre : ::log1p(::exp(pre));
-  }
-  template <typename A>
-  __device__ static A backward(A grad, A h) {
-    return h > 20 ? grad : grad * -::expm1(-h);  // 1 - exp(-h) without cancellation
-  }
-};
-
-template <>
-struct Activation<Nonlinearity::identity> {
-  template <typename A>
-  __device__ static A forward(A pre) {
-    return pre;
-  }
-  template <typename A>
-  __device__ static A backward(A grad, A) {
-    return grad;
+    if constexpr (name == Nonlinearity::tanh) {
+      return grad * (1 - h * h);
+    } else if constexpr (name == Nonlinearity::relu) {
+      return h <= 0 ? A(0) : grad;
+    } else if constexpr (name == Nonlinearity::sigmoid) {
+      return grad * (h * (1 - h));
+    } else if constexpr (name == Nonlinearity::softplus) {
+      return h > 20 ? grad : grad * -::expm1(-h);  // 1 - exp(-h) without cancellation
+    } else {
+      static_assert(name == Nonlinearity::identity);
+      return grad;
+    }
   }
 };
 

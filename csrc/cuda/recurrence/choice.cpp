@@ -37,11 +37,11 @@ constexpr int64_t kMaxH = 16384;    // past any card's capacity
 constexpr int64_t kMaxB = 1 << 30;  // kernels count 2 B states, and B and a tile more, in an int
 constexpr size_t kRemembered = 1024;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+auto ceil_div(auto a, auto b) { return (a + b - 1) / b; }
+auto round_up(auto a, auto b) { return ceil_div(a, b) * b; }
 
 // What divide() takes for n > 1.
-unsigned divisor(int64_t n) { return static_cast<unsigned>(ceil_div(int64_t(1) << 32, n)); }
+unsigned divisor(int64_t n) { return static_cast<unsigned>(ceil_div(int64_t{1} << 32, n)); }
 
 bool tensor_cores(Compute c) { return c != Compute::f32 && c != Compute::f64; }
 
@@ -70,71 +70,62 @@ double rate(Compute compute, int capability) {
 }
 
 // Fills `g` for groups of `blocks` blocks and tiles of `rows` sequences; false if it does not fit.
-bool lay_out(const Problem& p, const Device& device, Path path, int64_t blocks, int64_t rows,
+bool lay_out(const Problem& p, const Device& device, Path path, int blocks, int64_t sequences,
              Geometry& g) {
   const bool matrix = tensor_cores(p.compute);
-  const int64_t element = element_size(p.compute);
-  const int64_t accumulator = p.compute == Compute::f64 ? 8 : 4;
+  const int element = element_size(p.compute), H = static_cast<int>(p.H);
+  const int accumulator = p.compute == Compute::f64 ? 8 : 4;
+  const int vectors = path == Path::grid ? 1 : 2;
+  if (vectors * sequences * H * element > device.shared_bytes) return false;
+  const int rows = static_cast<int>(sequences);
   // The grid's words go in eights (TaggedGridGroup).
-  const int64_t unit = matrix ? 16 : path == Path::grid ? 8 : 4;
-  const int64_t slice = round_up(ceil_div(p.H, blocks), unit);
-  int64_t unit_workers, k_workers, k_total, parts, part_stride, vector_stride;
+  const int unit = matrix ? 16 : path == Path::grid ? 8 : 4;
+  g = Geometry{.path = path, .exchange = p.exchange, .blocks = blocks, .rows = rows};
+  g.slice = round_up(ceil_div(H, blocks), unit);
+  int k_total;
   if (matrix) {
-    unit_workers = slice / 16;
-    if (unit_workers > kWarps) return false;
-    k_workers = kWarps / unit_workers;
-    k_total = ceil_div(p.H * element, 64);
-    parts = std::min(k_workers, k_total);
-    part_stride = slice + 4;  // the lanes of an mma's result fall into different banks
-    vector_stride = round_up(p.H * element, 64);
-    if (vector_stride % 128 == 0) vector_stride += 64;  // likewise for the vectors
+    g.unit_workers = g.slice / 16;
+    if (g.unit_workers > kWarps) return false;
+    g.k_workers = kWarps / g.unit_workers;
+    k_total = ceil_div(H * element, 64);
+    g.parts = std::min(g.k_workers, k_total);
+    g.part_stride = g.slice + 4;  // the lanes of an mma's result fall into different banks
+    g.vector_stride = round_up(H * element, 64);
+    if (g.vector_stride % 128 == 0) g.vector_stride += 64;  // likewise for the vectors
   } else {
-    unit_workers = slice / 2;
-    unit_workers = unit_workers <= 8 ? 8 : unit_workers <= 16 ? 16 : round_up(unit_workers, 32);
-    if (unit_workers > kThreads) return false;
-    k_workers = kThreads / unit_workers;
-    k_total = ceil_div(p.H * element, 16);
-    parts = std::min<int64_t>(k_workers, kWarps);
-    part_stride = 2 * unit_workers;
-    vector_stride = round_up(p.H * element, 16);
+    const int pairs = g.slice / 2;
+    g.unit_workers = pairs <= 8 ? 8 : pairs <= 16 ? 16 : round_up(pairs, 32);
+    if (g.unit_workers > kThreads) return false;
+    g.k_workers = kThreads / g.unit_workers;
+    k_total = ceil_div(H * element, 16);
+    g.parts = std::min(g.k_workers, kWarps);
+    g.part_stride = 2 * g.unit_workers;
+    g.vector_stride = round_up(H * element, 16);
   }
-  const int64_t k_blocks = ceil_div(k_total, k_workers);
-  int64_t at = (path == Path::grid ? 1 : 2) * rows * vector_stride;
+  g.k_blocks = ceil_div(k_total, g.k_workers);
+  int64_t at = vectors * int64_t(rows) * g.vector_stride;
   const auto take = [&at](int64_t bytes) {
     const int64_t begin = at;
     at += round_up(bytes, 16);
     return static_cast<int>(begin);
   };
-  if (at > device.shared_bytes || rows * part_stride > (1 << 20)) return false;
-  g = Geometry{};
-  g.path = path;
-  g.exchange = p.exchange;
-  g.blocks = static_cast<int>(blocks);
-  g.rows = static_cast<int>(rows);
-  g.slice = static_cast<int>(slice);
-  g.pairs = static_cast<int>(element == 2 ? slice / 2 : slice);
+  if (at > device.shared_bytes || rows * int64_t(g.part_stride) > (1 << 20)) return false;
+  g.pairs = element == 2 ? g.slice / 2 : g.slice;
   g.pair_divisor = divisor(g.pairs);
   g.row_step = kThreads / g.pairs;
   g.pair_step = kThreads % g.pairs;
-  g.unit_workers = static_cast<int>(unit_workers);
-  g.k_workers = static_cast<int>(k_workers);
-  g.k_blocks = static_cast<int>(k_blocks);
-  g.parts = static_cast<int>(parts);
-  g.part_stride = static_cast<int>(part_stride);
-  g.vector_stride = static_cast<int>(vector_stride);
-  g.active_blocks = static_cast<int>(ceil_div(p.H, slice));
-  g.row_bytes = static_cast<int>(round_up(p.H * element, 16));
+  g.active_blocks = ceil_div(H, g.slice);
+  g.row_bytes = round_up(H * element, 16);
   g.wide_words = p.compute == Compute::f64;
-  const int64_t words = g.wide_words ? round_up(p.H, 2) : ceil_div(p.H * element, 32) * 3;
-  g.row_words = static_cast<int>(words);
-  g.row_divisor = divisor(words);
-  g.part_offset = take(parts * rows * part_stride * accumulator);
-  g.input_offset = take(2 * (p.backward ? 2 : 1) * rows * slice * element);
-  g.bias_offset = take(slice * accumulator);
+  g.row_words = g.wide_words ? round_up(H, 2) : ceil_div(H * element, 32) * 3;
+  g.row_divisor = divisor(g.row_words);
+  g.part_offset = take(int64_t(g.parts) * rows * g.part_stride * accumulator);
+  g.input_offset = take(int64_t(2) * (p.backward ? 2 : 1) * rows * g.slice * element);
+  g.bias_offset = take(g.slice * accumulator);
   g.length_offset = take(3 * rows * 4);
   g.place_offset = take((4 + 2 * rows) * 8);
   if (path == Path::cluster) g.barrier_offset = take(16);
-  g.weight_offset = take(std::max<int64_t>(0, k_blocks - kRegisterBlocks) * kThreads * 32);
+  g.weight_offset = take(int64_t(std::max(0, g.k_blocks - kRegisterBlocks)) * kThreads * 32);
   g.shared_bytes = static_cast<int>(at);
   return at <= device.shared_bytes;
 }
@@ -147,17 +138,17 @@ int64_t concurrent(const Device& device, Path path, int64_t blocks) {
 }
 
 // Adds the geometries of one path and group size, of tiles of different sizes.
-void add(const Problem& p, const Device& device, Path path, int64_t blocks,
-         std::vector<Geometry>& found) {
+void add_tiles(const Problem& p, const Device& device, Path path, int blocks,
+               std::vector<Geometry>& found) {
   const int64_t at_once = concurrent(device, path, blocks);
   if (at_once < (path == Path::grid ? p.D : 1)) return;
   const int64_t per_direction = std::max<int64_t>(1, at_once / p.D);
   for (int64_t rows = ceil_div(p.B, per_direction);; rows = ceil_div(rows, 2)) {
     Geometry g;
     if (lay_out(p, device, path, blocks, rows, g)) {
-      const int64_t groups = std::min(per_direction, ceil_div(p.B, rows));
-      g.groups = static_cast<int>(groups * p.D);
-      g.tile_step = static_cast<int>(groups * g.rows);
+      const int groups = static_cast<int>(std::min(per_direction, ceil_div(p.B, rows)));
+      g.groups = groups * p.D;
+      g.tile_step = groups * g.rows;
       g.cycles = kStart + (path == Path::grid ? kZeros : 0) +
                  g.slice * double(p.H) * element_size(p.compute) / kL2Bytes +
                  p.T * step_cost(p, device, g).cycles();
@@ -167,23 +158,27 @@ void add(const Problem& p, const Device& device, Path path, int64_t blocks,
   }
 }
 
-// Adds the resident geometries of one path.
-void add(const Problem& p, const Device& device, Path path, std::vector<Geometry>& found) {
+// The resident geometries of one path.
+std::vector<Geometry> resident(const Problem& p, const Device& device, Path path) {
+  std::vector<Geometry> found;
   const int needed = path == Path::cluster ? 90 : 80;  // mma, cp.async
-  if (device.capability < needed || device.registers < kThreads * 128) return;
-  if (p.H > kMaxH || p.T > INT32_MAX || p.B >= kMaxB) return;
+  if (device.capability < needed || device.registers < kThreads * 128) return found;
+  if (p.H > kMaxH || p.T > INT32_MAX || p.B >= kMaxB) return found;
   if (path == Path::block) {
-    add(p, device, path, 1, found);
+    add_tiles(p, device, path, 1, found);
   } else if (path == Path::cluster) {
-    for (int blocks = 2; blocks <= kMaxCluster; blocks *= 2) add(p, device, path, blocks, found);
+    for (int blocks = 2; blocks <= kMaxCluster; blocks *= 2) {
+      add_tiles(p, device, path, blocks, found);
+    }
   } else {
-    const int64_t unit = tensor_cores(p.compute) ? 16 : 8;
-    for (int64_t slice = unit, last = 0; slice - unit < p.H; slice += unit) {
-      const int64_t blocks = ceil_div(p.H, slice);
-      if (blocks != last && blocks <= device.sm_count) add(p, device, path, blocks, found);
+    const int unit = tensor_cores(p.compute) ? 16 : 8;
+    for (int slice = unit, last = 0; slice - unit < p.H; slice += unit) {
+      const int blocks = static_cast<int>(ceil_div(p.H, slice));
+      if (blocks != last && blocks <= device.sm_count) add_tiles(p, device, path, blocks, found);
       last = blocks;
     }
   }
+  return found;
 }
 
 Geometry cheapest(const std::vector<Geometry>& of) {
@@ -194,8 +189,7 @@ Geometry cheapest(const std::vector<Geometry>& of) {
 
 // The best resident geometry of one path; path == step if there is none.
 Geometry best_of(const Problem& p, const Device& device, Path path) {
-  std::vector<Geometry> found;
-  add(p, device, path, found);
+  const std::vector<Geometry> found = resident(p, device, path);
   return found.empty() ? Geometry{} : cheapest(found);
 }
 
@@ -259,7 +253,10 @@ StepCost step_cost(const Problem& p, const Device& device, const Geometry& g) {
 
 std::vector<Geometry> candidates(const Problem& p, const Device& device) {
   std::vector<Geometry> found{step_path(p, device)};
-  for (Path path : kResident) add(p, device, path, found);
+  for (Path path : kResident) {
+    const std::vector<Geometry> more = resident(p, device, path);
+    found.insert(found.end(), more.begin(), more.end());
+  }
   return found;
 }
 
@@ -286,7 +283,7 @@ Geometry choose(const Problem& p, const Device& device, const char* forced) {
 const Geometry& Choices::find(Problem p, int index, const Device& device, const char* forced) {
   const int64_t steps = p.T;
   for (p.T = 1; p.T < steps;) p.T *= 2;
-  const Key key(index, p.T, p.B, p.H, p.D, p.compute, p.backward, p.exchange, forced ? forced : "");
+  const Key key(index, p, forced ? forced : "");
   if (const auto known = known_.find(key); known != known_.end()) return known->second;
   const Geometry chosen = choose(p, device, forced);
   ++made_;

@@ -2,6 +2,7 @@
 // no torch, no CUDA calls, so it is tested on machines without a GPU.
 #pragma once
 
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -40,6 +41,8 @@ struct Problem {
   Compute compute = Compute::f32;
   bool backward = false;
   Exchange exchange = Exchange::fenced;
+
+  auto operator<=>(const Problem&) const = default;
 };
 
 // How a resident kernel lays the problem out. A group of `blocks` blocks holds the matrix of one
@@ -119,7 +122,7 @@ class Choices {
   int64_t made() const { return made_; }  // how often choose() ran
 
  private:
-  using Key = std::tuple<int, int64_t, int64_t, int64_t, int, Compute, bool, Exchange, std::string>;
+  using Key = std::tuple<int, Problem, std::string>;
   std::map<Key, Geometry> known_;
   int64_t made_ = 0;
 };

@@ -1,4 +1,4 @@
-// Kernels of one thread an element, outside of the resident recurrence.
+// Kernels of one thread an element.
 #pragma once
 
 #include "cuda/device.h"
@@ -9,11 +9,9 @@ namespace rnnext::cuda {
 constexpr int kElementThreads = 256;
 
 // Of n elements in each of D directions: blockIdx.y is the direction.
-inline LaunchShape elements(int64_t n, int D) {
-  LaunchShape shape;
-  shape.grid = dim3(static_cast<unsigned>((n + kElementThreads - 1) / kElementThreads), D);
-  shape.block = dim3(kElementThreads);
-  return shape;
+inline LaunchShape elements(int64_t n, int D = 1) {
+  return {.grid = dim3(static_cast<unsigned>((n + kElementThreads - 1) / kElementThreads), D),
+          .block = dim3(kElementThreads)};
 }
 __device__ __forceinline__ int64_t element() {
   return int64_t(blockIdx.x) * kElementThreads + threadIdx.x;

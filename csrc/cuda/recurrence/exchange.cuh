@@ -4,7 +4,6 @@
 
 #include "cuda/mbarrier.h"
 #include "cuda/recurrence/group.cuh"
-#include "cuda/recurrence/word.cuh"
 
 namespace rnnext::cuda {
 

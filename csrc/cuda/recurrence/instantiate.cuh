@@ -28,12 +28,6 @@ Kernel kernel_of(Path path, Exchange exchange) {
   }
 }
 
-template <class Engine, class Forwards, class Backwards>
-Kernel kernel_of(Path path, Exchange exchange, bool backward) {
-  return backward ? kernel_of<Engine, Backwards>(path, exchange)
-                  : kernel_of<Engine, Forwards>(path, exchange);
-}
-
 template <class Engine>
 Kernel kernel_of(Path path, Exchange exchange, CellKind cell, bool backward) {
   using T = typename Engine::Storage;
@@ -41,13 +35,15 @@ Kernel kernel_of(Path path, Exchange exchange, CellKind cell, bool backward) {
   using Relu = Fixed<Nonlinearity::relu>;
   switch (cell) {
     case CellKind::tanh:
-      return kernel_of<Engine, Forward<T, Tanh>, Backward<T, Tanh>>(path, exchange, backward);
+      return backward ? kernel_of<Engine, Backward<T, Tanh>>(path, exchange)
+                      : kernel_of<Engine, Forward<T, Tanh>>(path, exchange);
     case CellKind::relu:
-      return kernel_of<Engine, Forward<T, Relu>, Backward<T, Relu>>(path, exchange, backward);
-    case CellKind::any:
-      return kernel_of<Engine, AnyForward<T>, AnyBackward<T>>(path, exchange, backward);
+      return backward ? kernel_of<Engine, Backward<T, Relu>>(path, exchange)
+                      : kernel_of<Engine, Forward<T, Relu>>(path, exchange);
+    default:
+      return backward ? kernel_of<Engine, AnyBackward<T>>(path, exchange)
+                      : kernel_of<Engine, AnyForward<T>>(path, exchange);
   }
-  return nullptr;
 }
 
 }  // namespace rnnext::cuda

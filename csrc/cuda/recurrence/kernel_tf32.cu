@@ -1,9 +1,5 @@
 #include "cuda/recurrence/instantiate.cuh"
 
 namespace rnnext::cuda {
-
-Kernel kernel_tf32(Path path, Exchange exchange, CellKind cell, bool backward) {
-  return kernel_of<MatrixEngine<Tf32, float>>(path, exchange, cell, backward);
+template Kernel kernel_of<MatrixEngine<Tf32, float>>(Path, Exchange, CellKind, bool);
 }
-
-}  // namespace rnnext::cuda

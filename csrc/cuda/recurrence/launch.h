@@ -57,15 +57,11 @@ struct Step {
 cudaError_t launch_resident(const DeviceCall& call, const Geometry& geometry, Compute compute,
                             bool backward, cudaStream_t stream);
 
+using Kernel = void (*)(DeviceCall, Geometry);
 // The cells that resident kernels are compiled for. tanh and relu alone have kernels of their own.
 // All other nonlinearities, every leak, and every call with resets share theirs, which branch at
 // run time.
 enum class CellKind { tanh, relu, any };
-CellKind cell_of(const DeviceCall& call);
-
-// The kernel that launch_resident launches; null for Path::step.
-using Kernel = void (*)(DeviceCall, Geometry);
-Kernel resident_kernel(Path path, Exchange exchange, Compute compute, CellKind cell, bool backward);
 
 // The step path's cell: one launch a step.
 cudaError_t launch_step(const DeviceCall& call, const Step& step, Compute compute, bool backward,

@@ -1,14 +1,13 @@
 // What the host tells the device before a call: which rows of a table to read, and constants.
-#include "cuda/embedding/index_check.cuh"
+#include "cuda/embedding/common.cuh"
+#include "cuda/recurrence/elements.cuh"
 #include "cuda/recurrence/launch.h"
 
 namespace rnnext::cuda {
 namespace {
 
-constexpr int kRowThreads = 256;
-
 __global__ void table_rows_kernel(const EmbeddingIndices indices, int64_t* rows) {
-  const int64_t i = int64_t(blockIdx.x) * kRowThreads + threadIdx.x;
+  const int64_t i = element();
   if (i >= indices.count) return;
   const int64_t row = checked_index(indices, i);
   rows[i] = row < 0 ? 0 : row;
@@ -26,17 +25,12 @@ __global__ void write_constants_kernel(int64_t* to, const Constants from, int n)
 }  // namespace
 
 cudaError_t launch_table_rows(const EmbeddingIndices& indices, int64_t* rows, cudaStream_t stream) {
-  LaunchShape shape;
-  shape.grid = dim3(static_cast<unsigned>((indices.count + kRowThreads - 1) / kRowThreads));
-  shape.block = dim3(kRowThreads);
-  return launch(table_rows_kernel, shape, stream, indices, rows);
+  return launch(table_rows_kernel, elements(indices.count), stream, indices, rows);
 }
 
 cudaError_t launch_write_constants(int64_t* destination, const int64_t* values, int64_t n,
                                    cudaStream_t stream) {
-  LaunchShape shape;
-  shape.grid = dim3(1);
-  shape.block = dim3(Constants::kSize);
+  const LaunchShape shape{.grid = dim3(1), .block = dim3(Constants::kSize)};
   for (int64_t i = 0; i < n; i += Constants::kSize) {
     Constants chunk = {};
     const int size = static_cast<int>(n - i < Constants::kSize ? n - i : Constants::kSize);

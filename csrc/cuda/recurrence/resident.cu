@@ -6,40 +6,40 @@
 
 namespace rnnext::cuda {
 
-Kernel kernel_f32(Path path, Exchange exchange, CellKind cell, bool backward);
-Kernel kernel_f64(Path path, Exchange exchange, CellKind cell, bool backward);
-Kernel kernel_bf16(Path path, Exchange exchange, CellKind cell, bool backward);
-Kernel kernel_f16(Path path, Exchange exchange, CellKind cell, bool backward);
-Kernel kernel_tf32(Path path, Exchange exchange, CellKind cell, bool backward);
+template <typename Format, typename Element>
+class MatrixEngine;
+template <typename Element>
+class ScalarEngine;
+template <class Engine>  // in kernel_<type>.cu
+Kernel kernel_of(Path path, Exchange exchange, CellKind cell, bool backward);
+
+namespace {
 
 Kernel resident_kernel(Path path, Exchange exchange, Compute compute, CellKind cell,
                        bool backward) {
   switch (compute) {
     case Compute::f32:
-      return kernel_f32(path, exchange, cell, backward);
+      return kernel_of<ScalarEngine<float>>(path, exchange, cell, backward);
     case Compute::f64:
-      return kernel_f64(path, exchange, cell, backward);
+      return kernel_of<ScalarEngine<double>>(path, exchange, cell, backward);
     case Compute::f16:
-      return kernel_f16(path, exchange, cell, backward);
+      return kernel_of<MatrixEngine<__half, __half>>(path, exchange, cell, backward);
     case Compute::bf16:
-      return kernel_bf16(path, exchange, cell, backward);
+      return kernel_of<MatrixEngine<__nv_bfloat16, __nv_bfloat16>>(path, exchange, cell, backward);
     case Compute::tf32:
-      return kernel_tf32(path, exchange, cell, backward);
+      return kernel_of<MatrixEngine<Tf32, float>>(path, exchange, cell, backward);
   }
   return nullptr;
 }
 
 CellKind cell_of(const DeviceCall& p) {
   if (p.reset || p.form != Form::none) return CellKind::any;
-  switch (p.nonlinearity) {
-    case Nonlinearity::tanh:
-      return CellKind::tanh;
-    case Nonlinearity::relu:
-      return CellKind::relu;
-    default:
-      return CellKind::any;
-  }
+  return p.nonlinearity == Nonlinearity::tanh   ? CellKind::tanh
+         : p.nonlinearity == Nonlinearity::relu ? CellKind::relu
+                                                : CellKind::any;
 }
+
+}  // namespace
 
 cudaError_t describe(Device* device) {
   const Kernel kernel =
@@ -63,17 +63,11 @@ cudaError_t describe(Device* device) {
   if (device->capability < 90) return cudaSuccess;
   raise_limits(function);
   for (int i = 0; i < 4; ++i) {
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = 2u << i;
-    attribute.val.clusterDim.y = 1;
-    attribute.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(2u << i);
-    config.blockDim = dim3(kThreads);
-    config.dynamicSmemBytes = static_cast<size_t>(device->shared_bytes);
-    config.attrs = &attribute;
-    config.numAttrs = 1;
+    const unsigned blocks = 2u << i;
+    const LaunchConfig config({.grid = dim3(blocks),
+                               .block = dim3(kThreads),
+                               .shared_bytes = static_cast<size_t>(device->shared_bytes),
+                               .cluster = blocks});
     if (cudaOccupancyMaxActiveClusters(&device->clusters[i], function, &config) != cudaSuccess) {
       device->clusters[i] = 0;
       cudaGetLastError();  // a size that this device does not have
@@ -87,12 +81,12 @@ cudaError_t launch_resident(const DeviceCall& p, const Geometry& geometry, Compu
   const Kernel kernel =
       resident_kernel(geometry.path, geometry.exchange, compute, cell_of(p), backward);
   if (!kernel) return cudaErrorInvalidValue;
-  LaunchShape shape;
-  shape.grid = dim3(geometry.groups * geometry.blocks);
-  shape.block = dim3(kThreads);
-  shape.shared_bytes = geometry.shared_bytes;
-  shape.cluster = geometry.path == Path::cluster ? geometry.blocks : 1;
-  shape.cooperative = geometry.path == Path::grid;
+  const LaunchShape shape{
+      .grid = dim3(geometry.groups * geometry.blocks),
+      .block = dim3(kThreads),
+      .shared_bytes = static_cast<size_t>(geometry.shared_bytes),
+      .cluster = geometry.path == Path::cluster ? static_cast<unsigned>(geometry.blocks) : 1,
+      .cooperative = geometry.path == Path::grid};
   return launch(kernel, shape, stream, p, geometry);
 }
 

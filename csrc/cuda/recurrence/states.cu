@@ -95,8 +95,7 @@ __global__ void previous_state_kernel(const DeviceCall p, const States from, T* 
 
 cudaError_t launch_enter(const DeviceCall& p, void* first, void* anew, Compute compute,
                          cudaStream_t stream) {
-  return with_type(compute, [&](auto zero) {
-    using T = decltype(zero);
+  return with_type(compute, [&]<class T>(T) {
     return launch(enter_kernel<T>, elements(p.B * p.H, p.D), stream, p, static_cast<T*>(first),
                   static_cast<T*>(anew));
   });
@@ -104,16 +103,14 @@ cudaError_t launch_enter(const DeviceCall& p, void* first, void* anew, Compute c
 
 cudaError_t launch_reset_sums(const DeviceCall& p, void* sums, Compute compute,
                               cudaStream_t stream) {
-  return with_type(compute, [&](auto zero) {
-    using T = decltype(zero);
+  return with_type(compute, [&]<class T>(T) {
     return launch(reset_sums_kernel<T>, elements(p.B * p.H, p.D), stream, p, static_cast<T*>(sums));
   });
 }
 
 cudaError_t launch_reset_gradient(const DeviceCall& p, const void* product, void* grad,
                                   Compute compute, cudaStream_t stream) {
-  return with_type(compute, [&](auto zero) {
-    using T = decltype(zero);
+  return with_type(compute, [&]<class T>(T) {
     return launch(reset_gradient_kernel<T>, elements(p.B * p.H, p.D), stream, p,
                   static_cast<const T*>(product), static_cast<T*>(grad));
   });
@@ -121,8 +118,7 @@ cudaError_t launch_reset_gradient(const DeviceCall& p, const void* product, void
 
 cudaError_t launch_previous_state(const DeviceCall& p, const States& states, void* previous,
                                   Compute compute, cudaStream_t stream) {
-  return with_type(compute, [&](auto zero) {
-    using T = decltype(zero);
+  return with_type(compute, [&]<class T>(T) {
     return launch(previous_state_kernel<T>, elements(p.T * p.B * p.H, p.D), stream, p, states,
                   static_cast<T*>(previous));
   });

@@ -54,8 +54,7 @@ __global__ void step_kernel(const DeviceCall p, const Step step) {
 // One kernel for every cell: it waits for memory, not for a branch.
 cudaError_t launch_step(const DeviceCall& p, const Step& step, Compute compute, bool backward,
                         cudaStream_t stream) {
-  return with_type(compute, [&](auto zero) {
-    using T = decltype(zero);
+  return with_type(compute, [&]<class T>(T) {
     return launch(backward ? step_kernel<AnyBackward<T>> : step_kernel<AnyForward<T>>,
                   elements(p.B * p.H, p.D), stream, p, step);
   });

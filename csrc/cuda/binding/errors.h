@@ -1,7 +1,11 @@
-// What a binding does about the error of a launch.
+// What a binding does about errors: of a launch, and of indices out of range (IndexErrorRecord says
+// how kernels report them).
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <c10/cuda/CUDAException.h>
+
+#include "cuda/embedding/kernel.h"
 
 #ifndef RNNEXT_CUDA_ARCHS
 #define RNNEXT_CUDA_ARCHS "unknown architectures"
@@ -24,5 +28,13 @@ inline void check_launch(cudaError_t error) {
   }
   C10_CUDA_CHECK(error);
 }
+
+// The device's record. Raises IndexError if an earlier call on the device met an index out of
+// range; does not wait for calls that still run.
+IndexErrorRecord* index_errors(c10::DeviceIndex device);
+
+// What the kernels need to know of `indices`, contiguous int32 or int64 on a CUDA device. Raises
+// what index_errors raises.
+EmbeddingIndices checked_indices(const at::Tensor& indices, int64_t rows);
 
 }  // namespace rnnext::cuda
