@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from . import bars, cases, compared, measure, report, roof, runner, store
 from .names import OURS
-from .runner import Event
 
 ROOT = Path(__file__).resolve().parents[1]
 Options = argparse.Namespace
@@ -56,21 +55,16 @@ def run_command(options: Options) -> int:
         quiet = [n for n, r in result.rows.items() if r.bystanders <= measure.DISTURBED_CORES]
         chosen = [case for case in chosen if case.name not in quiet]
     effort = measure.QUICK if options.quick else measure.FULL
-    _collect(result, runner.run(chosen, effort, options.only), len(chosen))
+    begun = 0
+    for kind, content in runner.run(chosen, effort, options.only):
+        if kind == "start":
+            begun += 1
+            print(f"{begun}/{len(chosen)} {content}", file=sys.stderr)
+        else:
+            result.take(kind, content)
     print(report.text(result, list(result.rows.values())))
     print(f"stored in {result.path}; see also: python -m benchmarks bars, plot")
     return int(any(row.failed for row in result.rows.values()))
-
-
-def _collect(result: store.Result, events: Iterator[Event], total: int) -> None:
-    """Store what workers send, and say what is being timed."""
-    begun = 0
-    for kind, content in events:
-        if kind == "start":
-            begun += 1
-            print(f"{begun}/{total} {content}", file=sys.stderr)
-        else:
-            result.take(kind, content)
 
 
 @command(LABEL, argument("runs", nargs="+", metavar="RUN", help="labels of runs on one machine"))
@@ -109,7 +103,7 @@ def bars_command(options: Options) -> int:
 
 @command(LABEL, argument("--out", type=Path, default=store.FOLDER / "figures", help="folder"))
 def plot_command(options: Options) -> None:
-    """draw a stored run's figures"""
+    """draw a stored run's figure"""
     from .plots import draw
 
     for path in draw(store.load(options.label), options.out):

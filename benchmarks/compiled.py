@@ -3,23 +3,20 @@ first call, which compiles, and of those that follow."""
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
+import torch._dynamo
 import torch._inductor.config
 from torch import Tensor, nn
 
 import rnnext
 
-from . import runner
-from .compared import Columns, Numbers, Row, Suite, seconds
+from .compared import Call, Columns, Numbers, Row, Suite, call_of, seconds, turns
 
 B, I, H = 20, 200, 200  # noqa: E741
-ROUNDS = 15
 
 
 class Loop(nn.Module):
@@ -29,57 +26,44 @@ class Loop(nn.Module):
         super().__init__()
         self.cell = nn.RNNCell(I, H)
 
-    def forward(self, x: Tensor) -> tuple[Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = x.new_zeros(x.shape[1], H)
         outputs = []
         for step in x.unbind(0):
             h = self.cell(step, h)
             outputs.append(h)
-        return (torch.stack(outputs),)
+        return torch.stack(outputs), h
 
 
 def rows() -> Iterator[Row]:
     for T in (32, 512):
         for mode in ("inference", "training"):
-            yield Row(f"T={T}, {mode}", partial(_in_worker, T, mode))
+            yield Row(f"T={T}, {mode}", partial(_measure, T, mode == "training"))
 
 
-def _in_worker(T: int, mode: str) -> Numbers:
-    [(_, found)] = runner.in_workers(1, _time, 0, T, mode == "training")
-    return dict(found)
-
-
-def _seconds(call: Callable[[], Tensor]) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
-
-
-def _time(send: Callable[[str, Any], None], threads: int, T: int, train: bool) -> None:
-    """Send seconds of the first call and of later ones, of both. No cache of compiled code."""
-    x = torch.randn(T, B, I)
-
-    def step(model: Callable[[Tensor], tuple[Tensor, ...]]) -> Tensor:
-        with torch.set_grad_enabled(train):
-            output = model(x)[0]
-        if train:
-            torch.autograd.backward(output.square().mean())
-        return output.detach()
-
+def _measure(T: int, train: bool) -> Numbers:
+    """Seconds of the first call and of later ones, of both. No cache of compiled code."""
+    torch._dynamo.reset()
     models = rnnext.RNN(I, H), Loop()
     for ours, theirs in zip(models[0].parameters(), models[1].parameters(), strict=True):
         ours.data.copy_(theirs.data)
+    x = torch.randn(T, B, I)
+    one, other = (
+        call_of(torch.compile(m, fullgraph=True), (x,), [*m.parameters()], train, h_n=False)
+        for m in models
+    )
     with torch._inductor.config.patch(force_disable_caches=True):
         # The compiler's own start takes seconds, once in a process, whatever is compiled.
-        step(torch.compile(nn.Linear(I, H), fullgraph=True))
-        compiled = (torch.compile(model, fullgraph=True) for model in models)
-        calls = [partial(step, model) for model in compiled]
-        found = {"first": _seconds(calls[0])}
-        found["loop first"] = _seconds(calls[1])
-    torch.testing.assert_close(calls[0](), calls[1](), rtol=1e-4, atol=1e-5)
-    turns = [[_seconds(call) for call in calls] for _ in range(ROUNDS)]
-    found["later"], found["loop later"] = map(statistics.median, zip(*turns, strict=True))
-    send("compiled", found)
+        torch.compile(nn.Linear(I, H), fullgraph=True)(x).sum().backward()
+        found = {"first": _seconds(one), "loop first": _seconds(other)}
+    later = turns(one, other)()
+    return found | {"later": later["ours"], "loop later": later["other"]}
+
+
+def _seconds(call: Call) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
 
 
 COLUMNS: Columns = {

@@ -47,19 +47,19 @@ TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "jax": "JAX"}
 
 
 def headline(result: Result) -> str:
-    rows = [row for row in result.rows.values() if "headline" in row.case.tags]
-    return _captioned(result, _brief(report.table(result, rows)))
+    names = [name for name, row in result.rows.items() if "headline" in row.case.tags]
+    return _of_cases(result, names)
 
 
 def calls(result: Result) -> str:
-    rows = [_row(result, name) for name in CALLS]
-    return _captioned(result, _brief(report.table(result, rows)))
+    return _of_cases(result, CALLS)
 
 
-def _brief(table: report.Table) -> report.Table:
-    """Without the spread."""
+def _of_cases(result: Result, names: Sequence[str]) -> str:
+    """All columns but the spread."""
+    table = report.table(result, [_row(result, name) for name in names])
     header, *body = [[*line[:2], *line[3:]] for line in (table.header, *table.body)]
-    return report.Table(header, body)
+    return _captioned(result, report.Table(header, body))
 
 
 def readme(result: Result) -> str:

@@ -53,12 +53,11 @@ def test_a_published_run_is_kept_and_written_into_the_documents(tmp_path, monkey
     scattered("latest").save()
     assert main.main(["publish"]) == 0
     assert (tmp_path / "README.md").read_text() == (tmp_path / "docs" / "page.md").read_text()
-    drawn = {path.stem for path in (tmp_path / "docs" / "figures").iterdir()}
-    assert drawn == {"speedup", "sweeps"}
+    assert (tmp_path / "docs" / "figures" / "speedup.png").stat().st_size > 1000
     (kept,) = store.kept()
     assert kept.label.startswith("cpu-")
     assert kept.rows == store.load("latest").rows
-    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert len(capsys.readouterr().out.splitlines()) == 4
 
 
 def test_the_tables_in_the_documents_are_those_of_the_newest_kept_run():
@@ -116,9 +115,8 @@ def test_a_text_table_has_its_columns_under_each_other():
     assert table.markdown() == "| case | x |\n| --- | ---: |\n| a | 1.0 |\n| long |  |"
 
 
-@pytest.mark.parametrize("name", ["speedup", "sweeps"])
-def test_no_label_of_a_figure_covers_another(name):
-    figure = getattr(plots, name)(scattered("made-up"))
+def test_no_label_of_a_figure_covers_another():
+    figure = plots.speedup(scattered("made-up"))
     figure.canvas.draw()
     assert figure.axes[0].get_xticklabels()
     for axes in figure.axes:
@@ -128,18 +126,4 @@ def test_no_label_of_a_figure_covers_another(name):
             for n, box in enumerate(boxes):
                 covered = [i for i in range(n) if box.overlaps(boxes[i])]
                 assert not covered, f"{labels[n].get_text()} covers {labels[covered[0]].get_text()}"
-    plots.plt.close(figure)
-
-
-def test_logarithmic_axes_count_1_2_5():
-    figure, axes = plots.plt.subplots()
-    for values, most, labels in (
-        ([1, 40], 8, "1 2 5 10 20"),
-        ([0.3, 3], 8, "0.5 1 2"),
-        ([16, 2048], 11, "20 50 100 200 500 1000 2000"),
-        ([0.001, 1000], 8, "0.001 0.01 0.1 1 10 100 1000"),
-    ):
-        plots._one_two_five(axes.xaxis, values, most)
-        figure.canvas.draw()
-        assert [label.get_text() for label in axes.get_xticklabels()] == labels.split()
     plots.plt.close(figure)
