@@ -85,7 +85,8 @@ class Sample:
         medium = self.factors["dtype"] == "medium"
         torch.set_float32_matmul_precision("medium" if medium else "highest")
         make = Maker(self.seed, "float32" if medium else self.factors["dtype"])
-        return RUN[self.kind](make, **{k: v for k, v in self.factors.items() if k != "dtype"})
+        found = RUN[self.kind](make, **{k: v for k, v in self.factors.items() if k != "dtype"})
+        return {name: value if value is None else value.detach() for name, value in found.items()}
 
     def run(self, isa: str, threads: int) -> dict[str, str]:
         """What each result hashes to."""
