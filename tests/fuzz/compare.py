@@ -56,6 +56,7 @@ def results(function, leaves, case, cotangents):
     cotangents.extend(uniform(case, *v.shape) for v in values[len(cotangents) :])
     wanted = [i for i, v in enumerate(values) if v.requires_grad and case["wanted"] in ("both", i)]
     learned = [leaf for leaf in leaves if leaf.requires_grad]
+    assert (learned and mode == "grad") or not any(v.requires_grad for v in values), "a graph"
     gradients = [None] * len(learned)
     if wanted and learned:
         gradients = torch.autograd.grad(
