@@ -17,7 +17,10 @@ from rnnext import embedding_rnn, stepper
 
 def check_recurrence(case):
     """One layer by its op: features, precomputed inputs or a table; any directions and rows."""
-    names = ["T", "B", "I", "H", "source", "nonlinearity", "bias", "hx", "rows", "leak", "reset"]
+    names = (
+        "T", "B", "I", "H", "source", "nonlinearity", "bias", "hx", "rows", "leak", "reset",
+        "noise",
+    )  # fmt: skip
     made = samples.make(
         **{name: case[name] for name in names},
         reverse=tuple(map(bool, case["reverse"])),

@@ -91,6 +91,7 @@ OWN = {
         "rows": one_of(["full", "lengths", "packed"]),
         "leak": one_of([None, None, *_C.forms()]),
         "reset": one_of([None, "zeros", "state"]),
+        "noise": one_of([False, False, True]),
     },
     "function": {
         "I": widths | st.just(0),

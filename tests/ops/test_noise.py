@@ -67,30 +67,6 @@ def test_ten_million_numbers_are_normal_and_do_not_hang_together():
             assert abs(torch.corrcoef(pairs)[0, 1].item()) < 5 / n**0.5
 
 
-@cover(
-    "case",
-    T=[1, 2, 5],
-    B=[1, 3, 9],
-    I=[0, 1, 5],
-    H=[1, 16, 70, 130],
-    source=["features", "ready", "table"],
-    reverse=[(False,), (True,), (False, True)],
-    rows=["full", "lengths", "packed"],
-    leak=[None, "rate", "voltage", "blend"],
-    nonlinearity=["tanh", "sigmoid"],
-    reset=[None, "state"],
-    hx=[True, False],
-    dtype=samples.DTYPES,
-    threads=[1, 2, 3],
-    isa=ISAS,
-    valid=lambda case: case["rows"] != "packed" or not case["reset"],
-)
-def test_values_and_gradients(case, isa, threads):
-    """(The numbers themselves are those of float32.)"""
-    exactness = torch.float32 if case["dtype"] == torch.float64 else None
-    samples.check(samples.make(**case, noise=True, requires_grad=True), exactness)
-
-
 @cover("case", H=[33, 512], B=[1, 2, 12, 40], I=[3, 300], dtype=[torch.float32, torch.bfloat16])
 def test_bits_do_not_hang_on_threads_or_on_other_sequences(case):
     of = samples.make(**case, T=4, leak="rate", noise=True)
