@@ -214,6 +214,8 @@ SUITE = Suite(
     (
         at_most("leak over none, H < 256", "LeakyRNN against RNN, *H=64*", 1.15),
         at_most("leak over none, H >= 256", "LeakyRNN against RNN, *H=256*", 1.05),
+        at_most("noise over none, infer", "LeakyRNN with noise against*infer", 1.35),
+        at_most("noise over none, train", "LeakyRNN with noise against*train", 1.15),
         at_most("resets over none", "RNN with resets against without*", 1.05),
         bar("resets, against split episodes", "RNN with resets against nn.RNN*", 3),
         at_most("lengths, time over valid steps", "RNN with lengths*", 1.15),
