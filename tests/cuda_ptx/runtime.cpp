@@ -157,25 +157,17 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   ++calls;
-  switch (attribute) {
-    case cudaDevAttrMultiProcessorCount:
-      *value = multiprocessors;
-      return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor:
-      *value = capability / 10;
-      return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMinor:
-      *value = capability % 10;
-      return cudaSuccess;
-    case cudaDevAttrMaxRegistersPerMultiprocessor:
-      *value = 65536;
-      return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = shared_a_block;
-      return cudaSuccess;
-    default:
-      return failed(cudaErrorInvalidValue);
-  }
+  const std::map<cudaDeviceAttr, int> known{
+      {cudaDevAttrMultiProcessorCount, multiprocessors},
+      {cudaDevAttrComputeCapabilityMajor, capability / 10},
+      {cudaDevAttrComputeCapabilityMinor, capability % 10},
+      {cudaDevAttrMaxRegistersPerMultiprocessor, 65536},
+      {cudaDevAttrMaxSharedMemoryPerBlockOptin, shared_a_block},
+  };
+  const auto found = known.find(attribute);
+  if (found == known.end()) return failed(cudaErrorInvalidValue);
+  *value = found->second;
+  return cudaSuccess;
 }
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*,
                                            const cudaLaunchConfig_t* config) {

@@ -148,3 +148,9 @@ def test_an_index_into_an_empty_table():
     arguments = replace(arguments, input=arguments.input[:0])
     with pytest.raises(IndexError, match="the table has no rows"):
         arguments.call(recurrence)
+
+
+def test_noise_is_refused():
+    noise = {"noise": [torch.ones(6, dtype=torch.float64)], "noise_key": torch.tensor(1)}
+    with pytest.raises(NotImplementedError, match="drawn on the CPU alone"):
+        recurrence(**vars(samples.make()) | noise, save=False)

@@ -138,7 +138,7 @@ def build(home: Path) -> bool:
 
 def compile_one(home: Path) -> bool:
     source = ROOT / "csrc" / "cuda" / "recurrence" / "prepare.cu"
-    command = [str(home / "bin" / "nvcc"), "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", "-c"]
+    command = [str(home / "bin" / "nvcc"), "-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-c"]
     command += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 90)]
     command += [str(source), "-o", str(BUILD / "prepare.o")]
     return subprocess.run(command, env=environment(home)).returncode == 0
