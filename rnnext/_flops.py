@@ -44,17 +44,9 @@ def _forward(
     ]
 )
 def _backward(
-    grad_output: Any,
-    grad_h_n: Any,
-    output: Any,
-    saved: Any,
-    input: Any,
-    hx: Any,
-    weight_ih: Any,
-    weight_hh: Any,
-    *others: Any,
-    out_shape: Any,
-) -> int:
+    grad_output: Any, grad_h_n: Any, output: Any, saved: Any, input: Any, hx: Any, weight_ih: Any,
+    weight_hh: Any, *others: Any, out_shape: Any,
+) -> int:  # fmt: skip
     want_input, _, want_ih, want_hh, *_ = others[-1]
     rows = math.prod(output[:-1])
     weight_hh = _state_weights(input, hx, weight_hh, others)

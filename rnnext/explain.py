@@ -1,6 +1,6 @@
 """How a call would run on this CPU, in words: what ``python -m rnnext explain`` prints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -39,26 +39,21 @@ def explain(
     hx: bool = False,
     lengths: Sequence[int] = (),
     threads: int | None = None,
-    machine: str | Mapping[str, float] | None = None,
+    machine: str | None = None,
 ) -> str:
     """Say how the CPU kernels would share out and run a call of an RNN of these sizes.
 
     Args:
-        T: steps.
-        B: sequences.
-        I: features of the input; 0 for precomputed pre-activations.
-        H: hidden units.
+        T, B, I, H: steps, sequences, features (0 for precomputed input), hidden units.
         num_layers: layers, for calls without gradients. Default: 1.
-        bidirectional: whether there are two directions. Default: ``False``.
-        dtype: float32, float64, bfloat16 or float16. Default: float32.
         train: explain the backward pass, all gradients wanted, instead of the forward pass.
             Default: ``False``.
         hx: whether first states are given. Default: ``False``.
         lengths: B lengths in 0..T. Default: all T.
         threads: the most threads. Default: ``torch.get_num_threads()``.
         machine: the processor to plan for, as ``RNNEXT_CPU_MACHINE`` names it: zen4, zen5 or
-            xeon-amx, numbers that differ from its, or both, as ``"zen5,far_rate=10,wait=900"``; or
-            a mapping of numbers. Default: this one, as calls do.
+            xeon-amx, numbers that differ from its, or both, as ``"zen5,far_rate=10,wait=900"``.
+            Default: this one, as calls do.
 
     Returns:
         A few sentences, one a line.
@@ -67,8 +62,6 @@ def explain(
         ValueError: a size below 1, lengths that do not fit, or a machine that is unknown.
         NotImplementedError: another dtype.
     """
-    if isinstance(machine, Mapping):
-        machine = ",".join(f"{name}={number}" for name, number in machine.items())
     D = 2 if bidirectional else 1
     plan = _C.plan(
         T=T,
