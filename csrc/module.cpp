@@ -268,18 +268,23 @@ py::dict build_info() {
   return info;
 }
 
-rnnext::Description plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t directions,
-                         int64_t layers, at::ScalarType dtype, int threads, bool train, bool hx,
+rnnext::Description plan(int64_t T, int64_t B, int64_t I, int64_t H, int D, int layers,
+                         at::ScalarType dtype, int threads, bool train, bool hx,
                          const std::vector<int64_t>& lengths,
                          const std::optional<std::string>& machine) {
-  rnnext::Question question;
-  question.T = T, question.B = B, question.I = I, question.H = H;
-  question.D = directions, question.layers = layers;
-  question.dtype = rnnext::parse_dtype(at::empty({0}, dtype), "dtype");
-  question.threads = threads;
-  question.train = train, question.hx = hx;
-  question.lengths = lengths;
-  return rnnext::describe_plan(question,
+  for (const int64_t size : {T, B, H, int64_t{D}, int64_t{layers}, int64_t{threads}})
+    TORCH_CHECK_VALUE(size > 0, "sizes must be positive, got ", size);
+  TORCH_CHECK_VALUE(I >= 0, "I must not be negative, got ", I);
+  TORCH_CHECK_VALUE(lengths.empty() || static_cast<int64_t>(lengths.size()) == B,
+                    "lengths must hold B = ", B, " numbers, got ", lengths.size());
+  for (const int64_t length : lengths)
+    TORCH_CHECK_VALUE(length >= 0 && length <= T, "lengths must be in 0..", T, ", got ", length);
+  rnnext::Recurrence p;
+  p.T = T, p.B = B, p.I = I, p.H = H, p.D = D;
+  if (hx) p.hx = &p;  // the plan asks no more than whether there are states
+  if (!lengths.empty()) p.lengths = lengths.data();
+  return rnnext::describe_plan(p, layers, rnnext::parse_dtype(at::empty({0}, dtype), "dtype"),
+                               threads, train,
                                machine ? rnnext::machine_of(*machine) : rnnext::this_machine());
 }
 
@@ -293,20 +298,13 @@ PYBIND11_MODULE(_C, m) {
       "The instruction set that the CPU kernels use.");
   m.def("set_cpu_isa", &rnnext::set_isa, py::arg("name"),
         "Use the CPU kernels of one instruction set. Raises ValueError if this CPU lacks it.");
-  m.def(
-      "nonlinearities",
-      [] {
-        return std::vector<std::string>(std::begin(rnnext::kNonlinearityNames),
-                                        std::end(rnnext::kNonlinearityNames));
-      },
-      "The names that the ops take.");
-  m.def(
-      "forms",
-      [] {
-        return std::vector<std::string>(std::begin(rnnext::kFormNames),
-                                        std::end(rnnext::kFormNames));
-      },
-      "The forms of a leak that the ops take.");
+  const auto define_names = [&](const char* name, const auto& names, const char* about) {
+    m.def(
+        name, [&names] { return std::vector<std::string>(std::begin(names), std::end(names)); },
+        about);
+  };
+  define_names("nonlinearities", rnnext::kNonlinearityNames, "The names that the ops take.");
+  define_names("forms", rnnext::kFormNames, "The forms of a leak that the ops take.");
   Eager<rnnext::RnnOp>::define(m);
   Eager<rnnext::RnnCellOp>::define(m);
   Eager<rnnext::EmbeddingOp>::define(m);

@@ -143,6 +143,15 @@ template <class Struct, class F>
 decltype(auto) spread(Struct& s, F&& f) {
   return Struct::spread(s, std::forward<F>(f));
 }
+// What an op returns as a tuple is spread, and goes through the functions below, as a struct is.
+template <class... T, class F>
+decltype(auto) spread(std::tuple<T...>& s, F&& f) {
+  return std::apply(std::forward<F>(f), s);
+}
+template <class... T, class F>
+decltype(auto) spread(const std::tuple<T...>& s, F&& f) {
+  return std::apply(std::forward<F>(f), s);
+}
 
 // f(field of each struct...) for each item of their list.
 template <class F, class First, class... Others>

@@ -1,18 +1,54 @@
-// How a call is recorded for autograd. (torch's headers for that include all of ATen.)
+// Whether a call must be recorded for autograd, whether it carries tangents, and how it is
+// recorded.
 #pragma once
 
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <type_traits>
 #include <utility>
 
-#include "ops/records.h"
+#include "ops/arguments.h"
 
 namespace rnnext {
+
+template <class Argument>
+bool needs_grad(const Argument& argument) {
+  return std::ranges::any_of(tensors_of(argument),
+                             [](const Tensor& t) { return t.requires_grad(); });
+}
+template <class... T>
+bool records(const T&... arguments) {
+  return at::GradMode::is_enabled() && (needs_grad(arguments) || ...);
+}
+
+// Whether a tensor has a tangent of forward mode.
+inline bool is_dual(const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); }
+template <class... T>
+bool any_dual(const T&... arguments) {
+  return (std::ranges::any_of(tensors_of(arguments), is_dual) || ...);
+}
+
+// The same of the tensors in structs.
+template <class... Struct>
+bool any_recorded(const Struct&... s) {
+  return (spread(s, [](const auto&... each) { return records(each...); }) || ...);
+}
+template <class... Struct>
+bool any_dual_in(const Struct&... s) {
+  return (spread(s, [](const auto&... each) { return any_dual(each...); }) || ...);
+}
+
+// A tensor without its tangent, and the tangent, undefined where there is none.
+inline Tensor primal(const Tensor& t) { return is_dual(t) ? t._fw_primal(0) : t; }
+inline Tensor tangent(const Tensor& t) { return t.defined() ? t._fw_grad(0) : t; }
+inline Tensor tangent(const OptionalTensor& t) { return given(t) ? tangent(*t) : Tensor(); }
 
 // A node whose backward pass is F::backward(context, gradients of the results), which returns one
 // for each edge. Function::apply would make one as well, but refuses calls under transforms of

@@ -13,7 +13,7 @@
 #include "ops/derivatives.h"
 #include "ops/ensemble.h"
 #include "ops/saved.h"
-#include "ops/stack.h"
+#include "ops/signatures.h"
 
 namespace rnnext {
 
@@ -53,7 +53,7 @@ constexpr bool kEnsemble = std::is_same_v<Op, EnsembleOp>;
 // Whether the loop must run forward again to differentiate the backward pass.
 template <class Arguments>
 bool runs_again(const Arguments& a) {
-  return !a.alpha.empty() || spread(a, [](const auto&... each) { return any_dual(each...); });
+  return !a.alpha.empty() || any_dual_in(a);
 }
 
 template <class Op>
@@ -98,8 +98,7 @@ struct ForwardFunction {
     r.grad_output = grad[0];
     r.grad_h_n = grad[1];
     // The output was saved without its tangent.
-    if (spread(s, [](const auto&... each) { return any_dual(each...); }))
-      r.output = std::get<0>(call_forward<Op>(s));
+    if (any_dual_in(s)) r.output = std::get<0>(call_forward<Op>(s));
     const bool unread = s.alpha.empty();
     const size_t biases = s.bias_ih.size();
     if (unread) s.bias_ih = s.bias_hh = {};
@@ -211,8 +210,7 @@ namespace {
 
 template <class Op>
 typename Op::Results recurrence(const RecurrenceArguments& a, bool save) {
-  const bool recorded = spread(a, [](const auto&... each) { return records(each...); });
-  const bool dual = spread(a, [](const auto&... each) { return any_dual(each...); });
+  const bool recorded = any_recorded(a), dual = any_dual_in(a);
   if (!recorded && !dual) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward<Op>(a, save);
@@ -238,12 +236,7 @@ typename Op::Results recurrence(const RecurrenceArguments& a, bool save) {
 template <class Op>
 RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
                                         const Wanted& wanted) {
-  const auto any = [&](const auto& of) {
-    return spread(r, [&](const auto&... result) {
-      return spread(a, [&](const auto&... each) { return of(result..., each...); });
-    });
-  };
-  if (any([](const auto&... each) { return any_dual(each...); })) {
+  if (any_dual_in(r, a)) {
     if constexpr (kEnsemble<Op>) {
       return member_by_member(
           r, a, wanted,
@@ -252,7 +245,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
       return backward_loop(r, a, wanted);
     }
   }
-  if (!any([](const auto&... each) { return records(each...); })) {
+  if (!any_recorded(r, a)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_backward<typename Op::Backward>(r, a, wanted);
   }
@@ -261,8 +254,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
 
 // Layer by layer where a gradient is wanted.
 RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) {
-  if (spread(a, [](const auto&... each) { return records(each...) || any_dual(each...); }))
-    return layer_by_layer(a, save);
+  if (any_recorded(a) || any_dual_in(a)) return layer_by_layer(a, save);
   at::AutoDispatchBelowADInplaceOrView guard;
   return call_forward<RecurrenceStackOp>(a, save);
 }

@@ -17,9 +17,8 @@
 #include <utility>
 #include <vector>
 
+#include "ops/autograd.h"
 #include "ops/check.h"
-#include "ops/records.h"
-#include "ops/rectangle.h"
 
 namespace rnnext {
 

@@ -74,26 +74,6 @@ struct EmbeddingFunction {
   }
 };
 
-Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t padding_idx,
-                 bool scale_grad_by_freq, bool sparse) {
-  const bool recorded = records(weight);
-  TORCH_CHECK(!(recorded && weight.is_complex()),
-              "embedding does not support automatic differentiation for outputs with complex "
-              "dtype.");
-  const auto rows_of = [&](const Tensor& table) {
-    if (recorded)
-      return EmbeddingFunction::forward(table, indices, padding_idx, scale_grad_by_freq, sparse);
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return call_op<EmbeddingOp>(table, indices, padding_idx, scale_grad_by_freq, sparse);
-  };
-  if (!is_dual(weight)) return rows_of(weight);
-  const Tensor rows = rows_of(primal(weight));
-  rows._set_fw_grad(
-      call_op<EmbeddingOp>(tangent(weight), indices, padding_idx, scale_grad_by_freq, sparse),
-      /*level=*/0, /*is_inplace_op=*/false);
-  return rows;
-}
-
 struct EmbeddingBackwardFunction {
   static constexpr const char* name = "EmbeddingBackwardBackward";
   static constexpr bool is_traceable = false;
@@ -131,23 +111,35 @@ struct EmbeddingBackwardFunction {
   }
 };
 
+// An op that is linear in its first argument, recorded by Function if need be: its tangent is the
+// op of the argument's.
+template <class Op, class Function, class... Rest>
+Tensor linear(const Tensor& of, const Rest&... rest) {
+  const bool recorded = records(of);
+  const auto call = [&](const Tensor& t) {
+    if (recorded) return Function::forward(t, rest...);
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call_op<Op>(t, rest...);
+  };
+  if (!is_dual(of)) return call(of);
+  const Tensor result = call(primal(of));
+  result._set_fw_grad(call_op<Op>(tangent(of), rest...), /*level=*/0, /*is_inplace_op=*/false);
+  return result;
+}
+
+Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t padding_idx,
+                 bool scale_grad_by_freq, bool sparse) {
+  TORCH_CHECK(!(records(weight) && weight.is_complex()),
+              "embedding does not support automatic differentiation for outputs with complex "
+              "dtype.");
+  return linear<EmbeddingOp, EmbeddingFunction>(weight, indices, padding_idx, scale_grad_by_freq,
+                                                sparse);
+}
+
 Tensor embedding_backward(const Tensor& grad, const Tensor& indices, c10::SymInt num_weights,
                           int64_t padding_idx, bool scale_grad_by_freq) {
-  const bool recorded = records(grad);
-  const auto sums_of = [&](const Tensor& rows) {
-    if (recorded)
-      return EmbeddingBackwardFunction::forward(rows, indices, num_weights, padding_idx,
-                                                scale_grad_by_freq);
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return call_op<EmbeddingBackwardOp>(rows, indices, num_weights, padding_idx,
-                                        scale_grad_by_freq);
-  };
-  if (!is_dual(grad)) return sums_of(grad);
-  const Tensor sums = sums_of(primal(grad));
-  sums._set_fw_grad(call_op<EmbeddingBackwardOp>(tangent(grad), indices, num_weights, padding_idx,
-                                                 scale_grad_by_freq),
-                    /*level=*/0, /*is_inplace_op=*/false);
-  return sums;
+  return linear<EmbeddingBackwardOp, EmbeddingBackwardFunction>(grad, indices, num_weights,
+                                                                padding_idx, scale_grad_by_freq);
 }
 
 // Under vmap. Tables lie one below the other, and each call's indices are moved to its own.

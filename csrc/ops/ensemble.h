@@ -9,18 +9,13 @@
 
 namespace rnnext {
 
-// Each member's part of one tensor.
-inline std::vector<Tensor> parts(const Tensor& t, int64_t M) {
-  check_member(t, M);
-  return t.unbind(0);
-}
-
-// The arguments, or the results, of each member.
+// The arguments, or the results, of each of M members.
 template <class Struct>
-std::vector<Struct> apart(const Struct& whole, int64_t M) {
+std::vector<Struct> members_of(const Struct& whole, int64_t M) {
   std::vector<std::vector<Tensor>> each;
   with_each(whole, [&](const Tensor& t) {
-    each.push_back(parts(t, M));
+    check_member(t, M);
+    each.push_back(t.unbind(0));
     return t;
   });
   std::vector<Struct> members;
@@ -31,44 +26,30 @@ std::vector<Struct> apart(const Struct& whole, int64_t M) {
   }
   return members;
 }
-
-// Joins the same tensor, or list, of all members' results.
-template <class Results, class Get>
-auto stack_of(const std::vector<Results>& each, const Get& get) {
-  std::decay_t<decltype(get(each[0]))> all = get(each[0]);
-  size_t i = 0;
-  for (Tensor& t : tensors_of(all)) {
-    std::vector<Tensor> tensors;
-    for (const Results& results : each) {
-      auto one = get(results);
-      tensors.push_back(tensors_of(one)[i]);
-    }
-    t = t.defined() ? at::stack(tensors) : t;
-    ++i;
-  }
-  return all;
-}
-
-// The arguments of each member's call.
 inline std::vector<KeptArguments> members_of(const RecurrenceArguments& a) {
-  return apart(kept(a), check_members<int64_t>(a));
+  return members_of(kept(a), check_members<int64_t>(a));
 }
-
 inline std::vector<KeptResults> members_of(const RecurrenceResults& r, int64_t M) {
-  return apart(kept(r), M);
+  return members_of(kept(r), M);
 }
 
-// The results of the call of all members, from those of each one's.
-inline RecurrenceOp::Results stacked(const std::vector<RecurrenceOp::Results>& each) {
-  return {stack_of(each, [](const auto& results) { return std::get<0>(results); }),
-          stack_of(each, [](const auto& results) { return std::get<1>(results); }),
-          stack_of(each, [](const auto& results) { return std::get<2>(results); })};
-}
-
-inline RecurrenceGradients stacked(const std::vector<RecurrenceGradients>& each) {
-#define RNNEXT_STACK(type, name, ...) stack_of(each, [](const auto& g) { return g.name; }),
-  return {RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_STACK)};
-#undef RNNEXT_STACK
+// What the call of all members returns, from what each one's does.
+template <class Struct>
+Struct stacked(const std::vector<Struct>& each) {
+  std::vector<std::vector<Tensor>> parts;  // of each tensor
+  for (const Struct& one : each) {
+    size_t i = 0;
+    with_each(one, [&](const Tensor& t) {
+      if (i == parts.size()) parts.emplace_back();
+      parts[i++].push_back(t);
+      return t;
+    });
+  }
+  size_t i = 0;
+  return with_each(each[0], [&](const Tensor& t) {
+    const std::vector<Tensor>& all = parts[i++];
+    return t.defined() ? at::stack(all) : t;
+  });
 }
 
 template <class Call>

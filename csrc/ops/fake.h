@@ -3,7 +3,7 @@
 #pragma once
 
 #include "ops/check.h"
-#include "ops/stack.h"
+#include "ops/signatures.h"
 
 namespace rnnext::fake {
 
@@ -67,34 +67,30 @@ Struct first_of(const Struct& whole, const c10::SymInt& M) {
     return t.select(0, 0);
   });
 }
-// One member's results, repeated for all members.
-inline Tensor of_members(const Tensor& one, const c10::SymInt& M) {
-  if (!one.defined()) return one;
-  c10::SmallVector<c10::SymInt, 5> shape(one.sym_sizes().begin(), one.sym_sizes().end());
-  shape.insert(shape.begin(), M);
-  return one.new_empty_symint(shape);
-}
-inline std::vector<Tensor> of_members(std::vector<Tensor> list, const c10::SymInt& M) {
-  for (Tensor& t : list) t = of_members(t, M);
-  return list;
+// What M members return, if the first returns this.
+template <class Struct>
+Struct of_members(Struct one, const c10::SymInt& M) {
+  return with_each(std::move(one), [&](const Tensor& t) {
+    if (!t.defined()) return t;
+    c10::SmallVector<c10::SymInt, 5> shape(t.sym_sizes().begin(), t.sym_sizes().end());
+    shape.insert(shape.begin(), M);
+    return t.new_empty_symint(shape);
+  });
 }
 
 inline RecurrenceOp::Results recurrence_ensemble(const RecurrenceArguments& a, bool save,
                                                  const c10::SymInt& batch) {
   const auto M = check_members<c10::SymInt>(a);
-  const auto one = recurrence(passed(first_of(kept(a), M)), save, batch);
-  return std::apply(
-      [&](const auto&... each) -> RecurrenceOp::Results { return {of_members(each, M)...}; }, one);
+  return of_members(recurrence(passed(first_of(kept(a), M)), save, batch), M);
 }
 inline RecurrenceGradients recurrence_ensemble_backward(const RecurrenceResults& r,
                                                         const RecurrenceArguments& a,
                                                         const Wanted& wanted,
                                                         const c10::SymInt& batch) {
   const auto M = check_members<c10::SymInt>(a);
-  const auto one = recurrence_backward(passed(first_of(kept(r), M)), passed(first_of(kept(a), M)),
-                                       wanted, batch);
-  return spread(one,
-                [&](const auto&... each) { return RecurrenceGradients{of_members(each, M)...}; });
+  return of_members(recurrence_backward(passed(first_of(kept(r), M)), passed(first_of(kept(a), M)),
+                                        wanted, batch),
+                    M);
 }
 
 }  // namespace rnnext::fake

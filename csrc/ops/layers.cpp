@@ -19,7 +19,6 @@
 #include "ops/autograd.h"
 #include "ops/cell.h"
 #include "ops/signatures.h"
-#include "ops/stack.h"
 #include "recurrence/nonlinearity.h"
 
 namespace rnnext {
@@ -365,47 +364,30 @@ namespace {
 // Casts floating tensors to the autocast dtype of one device type; weights come from autocast's
 // cache. All else passes as it is.
 template <c10::DeviceType device>
-struct Cast {
-  at::ScalarType dtype = at::autocast::get_lower_precision_fp_from_device_type(device);
-
-  Tensor operator()(const Tensor& t) const { return at::autocast::cached_cast(dtype, t, device); }
-  OptionalTensor operator()(const OptionalTensor& t) const {
-    return given(t) ? OptionalTensor((*this)(*t)) : std::nullopt;
+void cast_and_call(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const c10::impl::ExcludeDispatchKeyGuard guard(
+      at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  const auto dtype = at::autocast::get_lower_precision_fp_from_device_type(device);
+  const size_t n = op.schema().arguments().size();
+  for (c10::IValue* value = &*stack->end() - n; value != &*stack->end(); ++value) {
+    if (value->isTensor()) {
+      *value = at::autocast::cached_cast(dtype, value->toTensor(), device);
+    } else if (value->isTensorList()) {
+      *value = at::autocast::cached_cast(dtype, TensorList(value->toTensorVector()), device);
+    }
   }
-  std::vector<Tensor> operator()(TensorList list) const {
-    std::vector<Tensor> cast;
-    for (const Tensor& t : list) cast.push_back((*this)(t));
-    return cast;
-  }
-  template <class T>
-  const T& operator()(const T& other) const {
-    return other;
-  }
-};
-
-template <class Op, c10::DeviceType device, class Signature = typename Op::Signature>
-struct Autocast;
-template <class Op, c10::DeviceType device, class Result, class... P>
-struct Autocast<Op, device, Result(P...)> {
-  static Result call(P... arguments) {
-    const c10::impl::ExcludeDispatchKeyGuard guard(
-        at::autocast::get_autocast_dispatch_key_from_device_type(device));
-    const Cast<device> cast;
-    return call_op<Op>(cast(arguments)...);
-  }
-};
+  op.callBoxed(stack);
+}
 
 template <c10::DeviceType device>
-void define(torch::Library& m) {
-  m.impl("recurrence", Autocast<RecurrenceOp, device>::call);
-  m.impl("recurrence_ensemble", Autocast<EnsembleOp, device>::call);
-  m.impl("rnn", Autocast<RnnOp, device>::call);
-  m.impl("rnn_cell", Autocast<RnnCellOp, device>::call);
+void define_autocast(torch::Library& m) {
+  for (const char* const name : {"recurrence", "recurrence_ensemble", "rnn", "rnn_cell"})
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<cast_and_call<device>>());
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(rnnext, AutocastCPU, m) { define<c10::kCPU>(m); }
-TORCH_LIBRARY_IMPL(rnnext, AutocastCUDA, m) { define<c10::kCUDA>(m); }
+TORCH_LIBRARY_IMPL(rnnext, AutocastCPU, m) { define_autocast<c10::kCPU>(m); }
+TORCH_LIBRARY_IMPL(rnnext, AutocastCUDA, m) { define_autocast<c10::kCUDA>(m); }
 
 }  // namespace rnnext

@@ -1,4 +1,4 @@
-#include "ops/rectangle.h"
+#include "ops/derivatives.h"
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
@@ -9,9 +9,8 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
+#include "ops/autograd.h"
 #include "ops/check.h"
-#include "ops/derivatives.h"
-#include "ops/records.h"
 
 namespace rnnext {
 

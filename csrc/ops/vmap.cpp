@@ -109,11 +109,9 @@ class MappedCalls {
 
   typename Op::Results forward(bool save) const {
     if (!mapped_) return call_forward<Op>(call_, save);
-    if (maps_shared_) {
-      auto [output, h_n, saved] = call_forward<EnsembleOp>(ensemble(), save);
-      for (Tensor& each : saved) each = back(each);
-      return {back(output), back(h_n), std::move(saved)};
-    }
+    if (maps_shared_)
+      return with_each(call_forward<EnsembleOp>(ensemble(), save),
+                       [&](const Tensor& t) { return back(t); });
     auto [output, h_n, saved] = call_forward<Op>(batch(), save);
     for (Tensor& each : saved) each = unfold(each, Batch::rows);
     return {unfold(output, Batch::rows), unfold(h_n, Batch::states), std::move(saved)};

@@ -1,35 +1,10 @@
 #include "cpu/binding/describe.h"
 
-#include <stdexcept>
-
 #include "cpu/binding/padding.h"
 #include "cpu/binding/recurrence.h"
 
 namespace rnnext {
 namespace {
-
-// What a call has that gives or wants a tensor; the plan asks no more than whether.
-int something;
-
-Recurrence call_of(const Question& q) {
-  for (const int64_t size : {q.T, q.B, q.H, q.D, q.layers, static_cast<int64_t>(q.threads)})
-    if (size < 1)
-      throw std::invalid_argument("sizes must be positive, got " + std::to_string(size));
-  if (q.I < 0) throw std::invalid_argument("I must not be negative, got " + std::to_string(q.I));
-  if (!q.lengths.empty() && static_cast<int64_t>(q.lengths.size()) != q.B)
-    throw std::invalid_argument("lengths must hold B = " + std::to_string(q.B) + " numbers, got " +
-                                std::to_string(q.lengths.size()));
-  for (const int64_t length : q.lengths)
-    if (length < 0 || length > q.T)
-      throw std::invalid_argument("lengths must be in 0.." + std::to_string(q.T) + ", got " +
-                                  std::to_string(length));
-  Recurrence p;
-  p.T = q.T, p.B = q.B, p.I = q.I, p.H = q.H;
-  p.D = static_cast<int>(q.D);
-  if (q.hx) p.hx = &something;
-  if (!q.lengths.empty()) p.lengths = q.lengths.data();
-  return p;
-}
 
 void add(Description& to, const Plan& plan) {
   to["batch_parts"] = plan.batch_parts;
@@ -42,21 +17,13 @@ void add(Description& to, const Plan& plan) {
   to["cycles"] = plan.cycles;
 }
 
-const char* name_of(Home home) {
-  switch (home) {
-    case Home::scratch:
-      return "scratch";
-    case Home::rows:
-      return "rows";
-  }
-  __builtin_unreachable();
-}
+std::string name_of(Home home) { return home == Home::rows ? "rows" : "scratch"; }
 
 }  // namespace
 
-Description describe_plan(const Question& q, const Machine& machine) {
-  Recurrence p = call_of(q);
-  const KernelShape& shape = kernels_for(q.dtype).shape;
+Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_threads, bool train,
+                          const Machine& machine) {
+  const KernelShape& shape = kernels_for(dtype).shape;
   Description about;
   about["isa"] = std::string(kernels().name);
   about["machine"] = std::string(machine.name);
@@ -68,17 +35,18 @@ Description describe_plan(const Question& q, const Machine& machine) {
   about["amx"] = shape.tiles;
   about["weight_bytes"] = shape.packed_bytes(p.I, p.H) + shape.packed_bytes(p.H, p.H);
   about["wavefront"] = false;
-  if (q.train) {
+  if (train) {
     RecurrenceGradOut out;
-    for (int d = 0; d < p.D; ++d) out.weight_ih[d] = out.weight_hh[d] = out.bias[d] = &something;
-    out.input = &something;
-    if (q.hx) out.hx = &something;
-    int threads = plan_threads(p, 3, q.threads);
+    static int wanted;  // the plan asks no more than whether there is a place for a gradient
+    for (int d = 0; d < p.D; ++d) out.weight_ih[d] = out.weight_hh[d] = out.bias[d] = &wanted;
+    out.input = &wanted;
+    if (p.hx) out.hx = &wanted;
+    int threads = plan_threads(p, 3, most_threads);
     const std::optional<Packing> packing = Packing::of(p, out, shape, machine, threads);
     about["packed"] = packing.has_value();
     if (packing) {
       p = packing->planned(p);
-      threads = plan_threads(p, 3, q.threads);
+      threads = plan_threads(p, 3, most_threads);
     }
     const BackwardPlan plan = plan_backward(p, out, shape, machine, threads, threads);
     about["threads"] = int64_t{threads};
@@ -88,19 +56,19 @@ Description describe_plan(const Question& q, const Machine& machine) {
     about["direct_sums"] = plan.direct_sums;
     about["streams"] = plan.streams;
     about["chunk_rows"] = plan.chunk_rows;
-    about["state"] = std::string(name_of(plan.state));
+    about["state"] = name_of(plan.state);
     return about;
   }
-  std::vector<Recurrence> layers(q.layers, p);
-  for (int64_t l = 1; l < q.layers; ++l) layers[l].I = p.H * p.D;
-  const int n = static_cast<int>(q.layers);
-  int threads = plan_threads(layers.back(), p.D == 1 ? n : 1, q.threads);
-  if (n > 1 && p.D == 1 && plan_wavefront(layers.data(), n, shape, machine, threads)) {
+  std::vector<Recurrence> layers(layer_count, p);
+  for (int l = 1; l < layer_count; ++l) layers[l].I = p.H * p.D;
+  int threads = plan_threads(layers.back(), p.D == 1 ? layer_count : 1, most_threads);
+  if (layer_count > 1 && p.D == 1 &&
+      plan_wavefront(layers.data(), layer_count, shape, machine, threads)) {
     about["wavefront"] = true;
-    about["threads"] = int64_t{threads < n ? threads : n};
+    about["threads"] = int64_t{threads < layer_count ? threads : layer_count};
     threads = 1;
   } else {
-    threads = busy_threads(p, shape, machine, plan_threads(p, 1, q.threads));
+    threads = busy_threads(p, shape, machine, plan_threads(p, 1, most_threads));
     about["threads"] = int64_t{threads};
   }
   const bool wavefront = std::get<bool>(about["wavefront"]);
@@ -110,7 +78,7 @@ Description describe_plan(const Question& q, const Machine& machine) {
   about["streams"] = plan.streams;
   about["projects"] = plan.projects;
   about["chunk_rows"] = plan.chunk_rows;
-  about["state"] = std::string(name_of(plan.state));
+  about["state"] = name_of(plan.state);
   about["held_steps"] = plan.held_steps;
   about["from_hx"] = plan.from_hx;
   about["far"] = plan.far;

@@ -47,6 +47,13 @@ constexpr int64_t kAhead = 8;  // rows
   __builtin_unreachable();
 }
 
+// f(pointer to the indices), of either type.
+template <class F>
+auto with_data(const Tensor& indices, const F& f) {
+  return indices.scalar_type() == at::kLong ? f(indices.const_data_ptr<int64_t>())
+                                            : f(indices.const_data_ptr<int32_t>());
+}
+
 // Position of the first index outside [0, rows), or -1.
 template <class Index>
 int64_t first_outside(const Index* index, int64_t n, int64_t rows) {
@@ -63,8 +70,7 @@ void check_bounds(const Index* index, const Tensor& indices, int64_t rows) {
 }
 
 template <class Index>
-void gather(const Tensor& weight, const Tensor& indices, const Tensor& out) {
-  const Index* index = indices.const_data_ptr<Index>();
+void gather(const Index* index, const Tensor& weight, const Tensor& indices, const Tensor& out) {
   check_bounds(index, indices, weight.size(0));
   const int64_t n = indices.numel(), D = weight.size(1), size = weight.element_size();
   const int64_t row_stride = weight.stride(0) * size, column_stride = weight.stride(1) * size;
@@ -91,11 +97,7 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, boo
   shape.push_back(weight.size(1));
   const Tensor out = empty_large(shape, weight.options());
   const Tensor index = indices.contiguous();
-  if (index.scalar_type() == at::kLong) {
-    gather<int64_t>(weight, index, out);
-  } else {
-    gather<int32_t>(weight, index, out);
-  }
+  with_data(index, [&](const auto* data) { gather(data, weight, index, out); });
   return out;
 }
 
@@ -140,8 +142,7 @@ std::tuple<Tensor, Tensor> occurring(const Tensor& tokens, int64_t num_rows, int
     return number_rows(token, n, num_rows, most, rows.mutable_data_ptr<int64_t>(),
                        index.mutable_data_ptr<int64_t>());
   };
-  const int64_t count = from.scalar_type() == at::kLong ? run(from.const_data_ptr<int64_t>())
-                                                        : run(from.const_data_ptr<int32_t>());
+  const int64_t count = with_data(from, run);
   if (count < 0) return {at::empty({0}, index.options()), index.fill_(-1)};
   return {rows.narrow(0, 0, count).clone(), index};
 }
@@ -183,8 +184,7 @@ SortedIndices runs_of(const Tensor& grad, const Tensor& indices, int64_t rows,
                ? sort_indices<uint32_t>(values, n, rows, padding_idx)
                : sort_indices<uint64_t>(values, n, rows, padding_idx);
   };
-  return index.scalar_type() == at::kLong ? sort(index.const_data_ptr<int64_t>())
-                                          : sort(index.const_data_ptr<int32_t>());
+  return with_data(index, sort);
 }
 
 SumRuns sum_runs_of(const Tensor& grad) { return kernels().sum_runs_of(parse_dtype(grad, "grad")); }

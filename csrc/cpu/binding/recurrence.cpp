@@ -13,7 +13,6 @@
 #include "cpu/rnn/machine.h"
 #include "ops/parse.h"
 #include "ops/signatures.h"
-#include "ops/stack.h"
 
 namespace rnnext {
 

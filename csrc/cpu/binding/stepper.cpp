@@ -67,11 +67,9 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
     tokens_.resize(batch_size);
   }
   for (const auto& [name, tensor] : watched) {
-    const c10::TensorImpl* const impl = tensor.unsafeGetTensorImpl();
-    if (!impl->version_counter().enabled() || !tensor.has_storage()) continue;  // inference mode's
-    seen_.push_back(
-        {impl, tensor.storage().unsafeGetStorageImpl(), impl->version_counter().current_version()});
-    kept_.push_back({name, tensor, tensor.storage()});
+    const auto& counter = tensor.unsafeGetTensorImpl()->version_counter();
+    if (!counter.enabled() || !tensor.has_storage()) continue;  // inference mode's
+    seen_.push_back({name, tensor, tensor.storage(), counter.current_version()});
   }
 }
 
@@ -130,8 +128,8 @@ char* Stepper::state_of(int which) const {
 }
 
 void Stepper::check_fresh() const {
-  for (size_t i = 0; i < seen_.size(); ++i)
-    TORCH_CHECK(!seen_[i].changed(), kept_[i].name,
+  for (const Seen& seen : seen_)
+    TORCH_CHECK(!seen.changed(), seen.name,
                 " has changed since this Stepper read it: call refresh()");
 }
 

@@ -52,22 +52,19 @@ class Stepper {
     PhiloxKeys noise_keys;
   };
   // A tensor as it was when the weights were read: torch counts what is written to it in place.
+  // (The storage is kept, so that nothing else gets its address.)
   struct Seen {
-    const c10::TensorImpl* tensor;
-    const c10::StorageImpl* storage;
+    std::string name;
+    Tensor tensor;
+    c10::Storage storage;
     uint32_t version;
 
     // Whether it has been written, or given other memory.
     bool changed() const {
-      return tensor->version_counter().current_version() != version ||
-             tensor->unsafe_storage().unsafeGetStorageImpl() != storage;
+      const c10::TensorImpl* const now = tensor.unsafeGetTensorImpl();
+      return now->version_counter().current_version() != version ||
+             now->unsafe_storage().unsafeGetStorageImpl() != storage.unsafeGetStorageImpl();
     }
-  };
-
-  struct Watched {
-    std::string name;
-    Tensor tensor;
-    c10::Storage storage;
   };
 
   void add_layer(const Weights& weights, Nonlinearity nonlinearity, Form form);
@@ -80,8 +77,7 @@ class Stepper {
   char* state_of(int which) const;
 
   std::vector<Layer> layers_;
-  std::vector<Seen> seen_;     // of what is watched, but for tensors that torch does not count for
-  std::vector<Watched> kept_;  // the same: kept, so that nothing else gets their addresses
+  std::vector<Seen> seen_;  // of what is watched, but for tensors that torch does not count for
   const RnnKernels* kernels_;
   Tensor table_;                 // undefined: the input is features
   std::vector<int64_t> tokens_;  // [B] of the step at hand
