@@ -44,7 +44,7 @@ def test_what_is_chosen_fits_the_card_and_covers_the_problem(card, compute):
     resident = 0
     for H, B, D, backward, forced in sizes:
         try:
-            g = choose(DEVICES[card], 50, B, H, D, compute, backward, forced)
+            g = choose(DEVICES[card], 50, B, H, D, compute, backward, path=forced)
         except ValueError:
             assert forced in ("block", "cluster", "grid")
             continue
@@ -128,7 +128,7 @@ def test_batch_and_directions_spread_over_the_card():
 @pytest.mark.parametrize("card", CARDS)
 def test_the_choice_is_the_cheapest_candidate(card):
     for compute, H, B in itertools.product(("bf16", "f32"), (64, 200, 1024), (1, 8, 64)):
-        found = candidates(DEVICES[card], 100, B, H, compute)
+        found = candidates(DEVICES[card], 100, B, H, compute=compute)
         chosen = choose(DEVICES[card], 100, B, H, compute=compute)
         assert chosen.cycles == min(g.cycles for g, _ in found)
         assert NAMES[found[0][0].path] == "step"
@@ -141,7 +141,7 @@ def test_the_choice_is_the_cheapest_candidate(card):
 
 def test_a_peer_costs_more_than_its_bytes():
     # Small slices: what a step sends is little, and to whom is much.
-    found = [(g, cost) for g, cost in candidates(DEVICES["H100"], 100, 1, 256, "bf16")
+    found = [(g, cost) for g, cost in candidates(DEVICES["H100"], 100, 1, 256, compute="bf16")
              if NAMES[g.path] == "cluster"]  # fmt: skip
     exchange = {g.blocks: cost.exchange for g, cost in found}
     assert sorted(exchange) == [2, 4, 8, 16]
@@ -151,7 +151,7 @@ def test_a_peer_costs_more_than_its_bytes():
 
 
 def test_each_exchange_has_its_own_price():
-    sizes = DEVICES["H100"], 100, 8, 1024, "bf16"
+    sizes = DEVICES["H100"], 100, 8, 1024, 1, "bf16"
     fenced, tagged = (candidates(*sizes, exchange=word) for word in ("fenced", "tagged"))
     for (a, before), (b, after) in zip(fenced, tagged, strict=True):
         assert (a.path, a.blocks, a.rows) == (b.path, b.blocks, b.rows)
@@ -173,7 +173,7 @@ def test_hopper_multiplies_at_what_its_older_instruction_reaches():
     cards = {arch: (arch, *H100[1:]) for arch in (80, 90)}
     products = {}
     for arch, card in cards.items():
-        for g, cost in candidates(card, 100, 4096, 64, "bf16"):
+        for g, cost in candidates(card, 100, 4096, 64, compute="bf16"):
             if NAMES[g.path] == "block" and g.rows == 8:
                 products[arch] = cost.product
             if NAMES[g.path] == "step":
@@ -277,7 +277,9 @@ def test_the_choice_may_depend_on_the_number_of_steps_and_on_the_clusters_that_f
 def test_cards_of_later_kinds_have_rates(capability):
     card = (capability, *DEVICES["H100"][1:])
     large = 100, 8192, 512
-    bf16, f64 = (candidates(card, *large, compute)[0][1].product for compute in ("bf16", "f64"))
+    bf16, f64 = (
+        candidates(card, *large, compute=compute)[0][1].product for compute in ("bf16", "f64")
+    )
     multiply_adds = 8192 * 512**2 / card[1]
     assert multiply_adds / bf16 == (512 if capability in (100, 103) else 128)  # half of the peak
     assert multiply_adds / f64 == (32 if capability == 100 else 1)

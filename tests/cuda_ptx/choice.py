@@ -76,41 +76,35 @@ def _device(card: tuple[int, ...]) -> Any:
     return Device(capability, sm_count, shared_bytes, 65536, (ctypes.c_int * 4)(*clusters))
 
 
-def choose(
-    device: tuple[int, ...],
+def _problem(
     T: int,
     B: int,
     H: int,
     D: int = 1,
     compute: str = "f32",
     backward: bool = False,
-    path: str | None = None,
     exchange: str = "fenced",
 ) -> Any:
-    """The choice for a problem on a device, a Geometry; ValueError where it throws."""
+    return Problem(T, B, H, D, COMPUTES[compute], backward, EXCHANGES.index(exchange))
+
+
+def choose(device: tuple[int, ...], *sizes: Any, path: str | None = None, **options: Any) -> Any:
+    """The Geometry that is chosen for a problem on a device; ValueError where choose() throws."""
     geometry, message = Geometry(), ctypes.create_string_buffer(256)
-    problem = Problem(T, B, H, D, COMPUTES[compute], backward, EXCHANGES.index(exchange))
     word = None if path is None else ctypes.create_string_buffer(path.encode())
+    problem = _problem(*sizes, **options)
     choice_library().run("rnn_choose", problem, _device(device), word, geometry, message)
     if message.value:
         raise ValueError(message.value.decode())
     return geometry
 
 
-def candidates(
-    device: tuple[int, ...],
-    T: int,
-    B: int,
-    H: int,
-    compute: str = "f32",
-    backward: bool = False,
-    exchange: str = "fenced",
-) -> list[tuple[Any, Any]]:
+def candidates(device: tuple[int, ...], *sizes: Any, **options: Any) -> list[tuple[Any, Any]]:
     """What choose() compares, with the StepCost of each; the step path comes first."""
     space = 4096
     geometries, costs = (Geometry * space)(), (StepCost * space)()
     count = torch.zeros(1, dtype=torch.int64)
-    problem = Problem(T, B, H, 1, COMPUTES[compute], backward, EXCHANGES.index(exchange))
+    problem = _problem(*sizes, **options)
     choice_library().run(
         "rnn_candidates", problem, _device(device), geometries, costs, space, count
     )
@@ -120,7 +114,7 @@ def candidates(
 def choices_made(device: tuple[int, ...], steps: int, B: int, H: int) -> int:
     """How often a memory of choices chooses, asked for T = 1 to `steps`."""
     made = torch.zeros(1, dtype=torch.int64)
-    choice_library().run("rnn_choices_made", Problem(0, B, H, 1), _device(device), steps, made)
+    choice_library().run("rnn_choices_made", _problem(0, B, H), _device(device), steps, made)
     return int(made)
 
 
