@@ -135,8 +135,8 @@ def capacity_table() -> str:
     for card in cards:
         for path in ("block", "cluster", "grid"):
             sizes = [capacity(path, compute, DEVICES[card]) for compute in COMPUTES]
-            cells = [str(size) if size else "-" for size in sizes]
-            lines.append(f"| {card} | {path} | " + " | ".join(cells) + " |")
+            if any(sizes):
+                lines.append(f"| {card} | {path} | " + " | ".join(map(str, sizes)) + " |")
     return "\n".join(lines)
 
 
