@@ -1,6 +1,7 @@
 """Calls made from plain values, each compared with loops in float64; test_calls draws them."""
 
 import copy
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -94,8 +95,6 @@ def module_of(case):
     names = ["bias", "batch_first", "bidirectional", "nonlinearity"]
     options = {name: case[name] for name in names}
     options |= {"num_layers": case["layers"], "dtype": dtype_of(case)}
-    embedding_rnn.COUNTED_WORK = 0 if case["counted"] else 5e6
-    stepper._PROJECTED_ROWS = 1024 if case["counted"] else -1
     if case["module"] == "EmbeddingRNN":
         return rnnext.EmbeddingRNN(case["vocabulary"], case["I"], case["H"], **options)
     if case["module"] in ("RNN", "functional"):
@@ -323,4 +322,8 @@ def check(**case):
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision(case["precision"])
     rnnext._C.set_cpu_isa(case["isa"])
-    CHECKS[case["call"]](case)
+    counted = case.get("counted")  # whether tables are multiplied with W_ih first
+    work, ahead = (0, 1024) if counted else (embedding_rnn.COUNTED_WORK, -1)
+    of_work = patch.object(embedding_rnn, "COUNTED_WORK", work)
+    with of_work, patch.object(stepper, "_PROJECTED_ROWS", ahead):
+        CHECKS[case["call"]](case)
