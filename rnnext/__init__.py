@@ -22,7 +22,7 @@ if not f"{_torch.__version__}.".startswith(f"{_build.torch_version}."):
     )
 
 from rnnext import functional, ops
-from rnnext.convert import convert, revert, summary
+from rnnext.convert import LengthsRNN, convert, revert, summary
 from rnnext.embedding import Embedding
 from rnnext.embedding_rnn import EmbeddingRNN
 from rnnext.leaky import LeakyRNN
@@ -30,7 +30,9 @@ from rnnext.rnn import RNN, RNNCell
 from rnnext.stepper import Stepper
 
 # torch.load(weights_only=True) may then make these from a file: their state is data.
-_torch.serialization.add_safe_globals([RNN, RNNCell, LeakyRNN, Embedding, EmbeddingRNN, Stepper])
+_torch.serialization.add_safe_globals(
+    [RNN, LengthsRNN, RNNCell, LeakyRNN, Embedding, EmbeddingRNN, Stepper]
+)
 
 __all__ = [
     "RNN",

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import rnnext
 from helpers.common import assert_close, same
-from helpers.modules import OF_TORCH, results
+from helpers.modules import OF_TORCH, results, through_a_file
 
 PAIRS = {nn.RNN: rnnext.RNN, nn.RNNCell: rnnext.RNNCell, nn.Embedding: rnnext.Embedding}
 
@@ -85,6 +85,7 @@ def test_a_module_that_takes_lengths_is_left_on_request(options):
     rnnext.revert(rnn, lengths=True)
     assert isinstance(rnn, nn.RNN)
     assert_close(results(rnn, *given, lengths=lengths), before)
+    assert_close(through_a_file(rnn)(given[0], lengths=lengths)[0], rnn(given[0], None, lengths)[0])
     assert_close(rnn(given[0], lengths=lengths.tolist())[0], rnn(given[0], None, lengths)[0])
     assert_close(rnn(given[0])[0], rnnext.RNN.forward(rnn, given[0])[0])
     program = torch.export.export(rnn, given, {"lengths": lengths}).run_decompositions()
