@@ -164,8 +164,9 @@ def check(op, case, wrong, seed, isa):
         refused = str(error)
     assert wrong or refused is None, refused
     assert "INTERNAL ASSERT" not in str(refused)
-    meta = any(isinstance(v, Tensor) and v.is_meta for v in arguments.values())
-    if op not in RIGHT or meta or refused is not None:
+    tensors = [v for v in arguments.values() if isinstance(v, Tensor)]
+    no_data = any(t.is_meta or t.numel() > 10**6 for t in tensors)  # or too much of it, expanded
+    if op not in RIGHT or no_data or refused is not None:
         return
     expected = RIGHT[op](**{name: double(value) for name, value in arguments.items()})
     pairs = zip(found, expected, strict=False) if isinstance(found, tuple) else [(found, expected)]
@@ -209,12 +210,20 @@ FEWER_THAN_NO_ROWS = {
     "seed": 0,
     "isa": "generic",
 }
+TABLE_WITHOUT_END = {
+    "op": "recurrence",
+    "case": {"dtype": "float64", "source": "table"},
+    "wrong": [(0, 20)],
+    "seed": 0,
+    "isa": "generic",
+}
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex")
 @settings(PROFILE, max_examples=3 * PROFILE.max_examples)
 @given(calls())
 @example(FEWER_THAN_NO_ROWS)
+@example(TABLE_WITHOUT_END)
 def test_ops(call):
     tell("fuzz.test_ops", call)
     check(**call)
