@@ -33,7 +33,7 @@ test: export RNNEXT_ISAS ?= all,amx_stand_in
 test: $(TESTED) build
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
-# 51,000 random calls against float64 and 30,600 of ops with arguments that may be wrong, planned for
+# 61,200 random calls against float64 and 30,600 of ops with arguments that may be wrong, planned for
 # three machines.
 fuzz: export RNNEXT_ISAS ?= all,amx_stand_in
 fuzz: $(TESTED) build
