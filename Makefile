@@ -100,11 +100,13 @@ cuda-check:
 clang-build: $(TESTED)
 	$(BIN)/python -m tools.clang_build $(ARGS)
 
-# Random calls under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own. libstdc++
+# The kernels' threads under ThreadSanitizer, then random calls under AddressSanitizer and
+# UndefinedBehaviorSanitizer, in a build of their own. libstdc++
 # comes first too: AddressSanitizer looks for its __cxa_throw when the process starts. (-s: it ends the
 # process, and what it said must not be lost.)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 sanitize: $(TESTED)
+	$(BIN)/pytest -p no:cacheprovider tests/races/check_races.py
 	CFLAGS='$(SANITIZE)' LDFLAGS='$(SANITIZE)' $(BIN)/python setup.py -q build_py --build-lib build/sanitize/lib \
 	  build_ext --build-temp build/sanitize/temp --build-lib build/sanitize/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=build/sanitize/lib \
