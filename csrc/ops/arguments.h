@@ -65,40 +65,56 @@ enum class Batch { rows, states, first, shared, none };
   X(Tensor, reset_state, reset_state)  \
   X(TensorList, alpha, alpha)
 
+// X(type, name) of each argument of the op rnn, which is nn.RNN, and of rnn_cell, which is
+// nn.RNNCell.
+#define RNNEXT_RNN_ARGUMENTS(X)  \
+  X(Tensor, input)               \
+  X(OptionalTensor, hx)          \
+  X(TensorList, weights)         \
+  X(bool, has_biases)            \
+  X(int64_t, num_layers)         \
+  X(bool, bidirectional)         \
+  X(bool, batch_first)           \
+  X(double, dropout)             \
+  X(bool, training)              \
+  X(OptionalTensor, index)       \
+  X(OptionalTensor, lengths)     \
+  X(OptionalTensor, batch_sizes) \
+  X(OptionalTensor, reset)       \
+  X(OptionalTensor, reset_state) \
+  X(TensorList, alpha)           \
+  X(std::string_view, form)      \
+  X(TensorList, noise)           \
+  X(std::string_view, nonlinearity)
+#define RNNEXT_CELL_ARGUMENTS(X) \
+  X(Tensor, input)               \
+  X(OptionalTensor, hx)          \
+  X(Tensor, weight_ih)           \
+  X(Tensor, weight_hh)           \
+  X(OptionalTensor, bias_ih)     \
+  X(OptionalTensor, bias_hh)     \
+  X(std::string_view, nonlinearity)
+
 // The types of each of them: as a call under way passes it, as it is kept after the call, and as a
 // schema names it.
 template <class T>
 struct TypeOf;
-template <>
-struct TypeOf<Tensor> {
-  using Passed = const Tensor&;
-  using Kept = Tensor;
-  static constexpr const char* schema = "Tensor";
-};
-template <>
-struct TypeOf<OptionalTensor> {
-  using Passed = const OptionalTensor&;
-  using Kept = OptionalTensor;
-  static constexpr const char* schema = "Tensor?";
-};
-template <>
-struct TypeOf<TensorList> {
-  using Passed = TensorList;
-  using Kept = std::vector<Tensor>;
-  static constexpr const char* schema = "Tensor[]";
-};
-template <>
-struct TypeOf<std::string_view> {
-  using Passed = std::string_view;
-  using Kept = std::string;
-  static constexpr const char* schema = "str";
-};
-template <>
-struct TypeOf<c10::List<bool>> {
-  using Passed = const c10::List<bool>&;
-  using Kept = c10::List<bool>;
-  static constexpr const char* schema = "bool[]";
-};
+#define RNNEXT_TYPE_OF(type, passed, kept, name) \
+  template <>                                    \
+  struct TypeOf<type> {                          \
+    using Passed = passed;                       \
+    using Kept = kept;                           \
+    static constexpr const char* schema = name;  \
+  };
+RNNEXT_TYPE_OF(Tensor, const Tensor&, Tensor, "Tensor")
+RNNEXT_TYPE_OF(OptionalTensor, const OptionalTensor&, OptionalTensor, "Tensor?")
+RNNEXT_TYPE_OF(TensorList, TensorList, std::vector<Tensor>, "Tensor[]")
+RNNEXT_TYPE_OF(std::string_view, std::string_view, std::string, "str")
+RNNEXT_TYPE_OF(c10::List<bool>, const c10::List<bool>&, c10::List<bool>, "bool[]")
+RNNEXT_TYPE_OF(bool, bool, bool, "bool")
+RNNEXT_TYPE_OF(int64_t, int64_t, int64_t, "int")
+RNNEXT_TYPE_OF(double, double, double, "float")
+#undef RNNEXT_TYPE_OF
 
 template <class T>
 using Passed = typename TypeOf<T>::Passed;
@@ -135,6 +151,8 @@ T unset() {
 RNNEXT_STRUCT(Arguments, RNNEXT_RECURRENCE_ARGUMENTS)
 RNNEXT_STRUCT(Results, RNNEXT_RECURRENCE_RESULTS)
 RNNEXT_STRUCT(Gradients, RNNEXT_RECURRENCE_GRADIENTS)
+RNNEXT_STRUCT(RnnFields, RNNEXT_RNN_ARGUMENTS)
+RNNEXT_STRUCT(CellFields, RNNEXT_CELL_ARGUMENTS)
 #undef RNNEXT_STRUCT
 #undef RNNEXT_PASS
 #undef RNNEXT_FIELD
@@ -175,6 +193,8 @@ using RecurrenceResults = Results<Passed>;
 using KeptResults = Results<Kept>;
 using RecurrenceGradients = Gradients<Kept>;
 using Wanted = Gradients<Flag>;
+using RnnArguments = RnnFields<Passed>;
+using CellArguments = CellFields<Passed>;
 
 #define RNNEXT_PLACE(type, name, place) Batch::place,
 inline const Arguments<Place> kArgumentPlaces{RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_PLACE)};

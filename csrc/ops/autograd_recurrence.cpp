@@ -50,7 +50,7 @@ std::vector<Tensor> gradients_of(const std::vector<Tensor>& results,
 template <class Op>
 constexpr bool kEnsemble = std::is_same_v<Op, EnsembleOp>;
 
-// Whether the loop must run forward again to differentiate the backward pass.
+// Whether the derivative of the backward pass needs a loop that runs forward again.
 template <class Arguments>
 bool runs_again(const Arguments& a) {
   return !a.alpha.empty() || any_dual_in(a);
@@ -62,9 +62,9 @@ struct ForwardFunction {
       kEnsemble<Op> ? "RecurrenceEnsembleBackward" : "RecurrenceBackward";
   static constexpr bool is_traceable = false;
 
-  // whole: the arguments with their tangents, if they have any. save: whether the caller, a
-  // transform of torch.func further in, wants what it will read backward; no gradient goes through
-  // that.
+  // `whole` has the arguments with their tangents, if they have any. `save` says that the caller,
+  // an inner transform of torch.func, wants what it will read in its own backward pass; no gradient
+  // goes through that.
   static typename Op::Results forward(const RecurrenceArguments& a,
                                       const RecurrenceArguments& whole, bool save) {
     const auto node = node_of<ForwardFunction>(flattened(a));
@@ -126,7 +126,8 @@ struct ForwardFunction {
   }
 };
 
-// The backward op, differentiated: its gradients are ATen operations, through which autograd goes.
+// The derivative of the backward op: it is computed again in ATen operations, and autograd goes
+// through these.
 template <class Op>
 struct BackwardFunction {
   static constexpr const char* name =
@@ -252,38 +253,32 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
   return BackwardFunction<Op>::forward(r, a, wanted);
 }
 
-// Layer by layer where a gradient is wanted.
+// A stack runs layer by layer where a gradient is wanted.
 RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) {
   if (any_recorded(a) || any_dual_in(a)) return layer_by_layer(a, save);
   at::AutoDispatchBelowADInplaceOrView guard;
   return call_forward<RecurrenceStackOp>(a, save);
 }
 
-// One step as nn.RNNCell: one node for it and the views around it, which would cost more than the
-// step. Its backward pass is the recurrence's.
+// One step as nn.RNNCell. It is one node of autograd: nodes for the views around the step would
+// cost more than the step. Its backward pass is the recurrence's.
 struct CellFunction {
   static constexpr const char* name = "RnnCellBackward";
   static constexpr bool is_traceable = false;
 
-  static Tensor forward(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
-                        const Tensor& weight_hh, const OptionalTensor& bias_ih,
-                        const OptionalTensor& bias_hh, std::string_view nonlinearity) {
-    const Tensor state = hx.value_or(Tensor());
-    const auto node =
-        node_of<CellFunction>({input, state, weight_ih, weight_hh, bias_ih.value_or(Tensor()),
-                               bias_hh.value_or(Tensor())});
+  static Tensor forward(const CellArguments& a) {
+    const auto node = node_of<CellFunction>(flattened(a));
     Tensor output, h;
     {
       at::AutoDispatchBelowADInplaceOrView guard;
-      const CellStep step(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity);
-      auto results = call_forward<RecurrenceOp>(step.arguments());
+      auto results = call_forward<RecurrenceOp>(CellStep(a).arguments());
       output = std::move(std::get<0>(results));
-      h = from_step(std::get<1>(results), input);
+      h = from_step(std::get<1>(results), a.input);
     }
-    node->ctx_.saved_data["nonlinearity"] = std::string(nonlinearity);
-    // The output, which nobody else has: h may be changed in place before the backward pass.
-    // (The biases are not read.)
-    record(node, {h, output}, {input, state, weight_ih, weight_hh, output});
+    node->ctx_.saved_data["nonlinearity"] = std::string(a.nonlinearity);
+    // The output is kept rather than h, which may be changed in place before the backward pass:
+    // nobody else has it. The biases are not read.
+    record(node, {h, output}, {a.input, a.hx.value_or(Tensor()), a.weight_ih, a.weight_hh, output});
     return h;
   }
 
@@ -298,10 +293,14 @@ struct CellFunction {
     wanted.weight_ih = needs(2);
     wanted.weight_hh = needs(3);
     wanted.bias = needs(4) || needs(5);
-    const OptionalTensor hx = saved[1], none;
+    const OptionalTensor hx = saved[1];
     const OptionalTensor grad_output = grad[1], grad_h = grad[0], grad_h_n = as_step(grad_h);
-    const CellStep step(input, hx, saved[2], saved[3], none, none,
-                        ctx->saved_data["nonlinearity"].toStringRef());
+    const CellArguments a{.input = input,
+                          .hx = hx,
+                          .weight_ih = saved[2],
+                          .weight_hh = saved[3],
+                          .nonlinearity = ctx->saved_data["nonlinearity"].toStringRef()};
+    const CellStep step(a);
     const RecurrenceGradients g = call_backward<RecurrenceBackwardOp>(
         RecurrenceResults{.grad_output = grad_output, .grad_h_n = grad_h_n, .output = saved[4]},
         step.arguments(), wanted);
@@ -316,17 +315,11 @@ struct CellFunction {
   }
 };
 
-Tensor cell(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
-            const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
-            std::string_view nonlinearity) {
-  const auto call = [&](const auto& f) {
-    return f(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity);
-  };
-  if (call([](const auto&... each) { return any_dual(each...); })) return call(rnn_cell);
-  if (call([](const auto&... each) { return records(each...); }))
-    return call(CellFunction::forward);
+Tensor cell(const CellArguments& a) {
+  if (any_dual_in(a)) return rnn_cell(a);
+  if (any_recorded(a)) return CellFunction::forward(a);
   at::AutoDispatchBelowADInplaceOrView guard;
-  return call(rnn_cell);
+  return rnn_cell(a);
 }
 
 }  // namespace
@@ -339,7 +332,7 @@ TORCH_LIBRARY_IMPL(rnnext, Autograd, m) {
   m.impl("recurrence_stack", Recurrences::forward<recurrence_stack>);
 }
 // Not Autograd: the composite op has a kernel for that, and these come before it.
-TORCH_LIBRARY_IMPL(rnnext, AutogradCPU, m) { m.impl("rnn_cell", cell); }
-TORCH_LIBRARY_IMPL(rnnext, AutogradCUDA, m) { m.impl("rnn_cell", cell); }
+TORCH_LIBRARY_IMPL(rnnext, AutogradCPU, m) { m.impl("rnn_cell", RnnCellOp::call<cell>); }
+TORCH_LIBRARY_IMPL(rnnext, AutogradCUDA, m) { m.impl("rnn_cell", RnnCellOp::call<cell>); }
 
 }  // namespace rnnext

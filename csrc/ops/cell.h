@@ -22,32 +22,29 @@ inline Tensor from_step(const Tensor& step, const Tensor& like) {
 // A step of an nn.RNNCell as a call of the recurrence. Its arguments must outlive it.
 class CellStep {
  public:
-  CellStep(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
-           const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
-           std::string_view nonlinearity);
+  explicit CellStep(const CellArguments& a);
 
   RecurrenceArguments arguments() const {
     const size_t n = biases_[0].defined();
     return {.input = input_,
             .hx = hx_,
-            .weight_ih = weight_ih_,
-            .weight_hh = weight_hh_,
+            .weight_ih = a_.weight_ih,
+            .weight_hh = a_.weight_hh,
             .bias_ih = {&biases_[0], n},
             .bias_hh = {&biases_[1], n},
             .form = "rate",
-            .nonlinearity = nonlinearity_,
+            .nonlinearity = a_.nonlinearity,
             .reverse = directions(1)};
   }
 
  private:
+  const CellArguments& a_;
   Tensor input_;
   OptionalTensor hx_;
-  const Tensor &weight_ih_, &weight_hh_;
   Tensor biases_[2];  // both or none
-  std::string_view nonlinearity_;
 };
 
 // The op rnn_cell by such a call, where autograd records each operation by itself.
-RnnCellOp::Signature rnn_cell;
+Tensor rnn_cell(const CellArguments& a);
 
 }  // namespace rnnext

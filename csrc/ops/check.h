@@ -95,6 +95,21 @@ void check_like(const Tensor& t, const char* name, c10::ArrayRef<std::type_ident
               like.device(), ", got ", t.device());
 }
 
+template <class Int>
+void check_each(TensorList list, const char* name, c10::ArrayRef<std::type_identity_t<Int>> shape,
+                const Tensor& like) {
+  for (const Tensor& t : list) check_like<Int>(t, name, shape, like);
+}
+inline void check_count(TensorList list, const char* name, size_t n,
+                        const char* what = " tensors") {
+  TORCH_CHECK(list.empty() || list.size() == n, name, " must hold ", n, what, " or none, got ",
+              list.size());
+}
+inline void check_device(const Tensor& t, const char* name, const Tensor& like) {
+  TORCH_CHECK(t.device() == like.device(), name, " must be on ", like.device(), ", got ",
+              t.device());
+}
+
 // Sizes of a call of `recurrence`.
 template <class Int>
 struct Sizes {
@@ -118,7 +133,6 @@ inline void check_biases(const RecurrenceArguments& a) {
 // sequences begin a packed batch.
 template <class Int, class BatchOf>
 void check_rows(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf& batch_of) {
-  const Tensor& like = a.weight_hh[0];
   const bool table = given(a.index);
   const Tensor& rows = table ? *a.index : a.input;
   const char* const name = table ? "index" : "input";
@@ -146,13 +160,11 @@ void check_rows(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf& batc
   TORCH_CHECK(a.input.dim() == 2, "the table must have 2 dimensions, got ", a.input.dim());
   TORCH_CHECK(a.index->scalar_type() == at::kLong || a.index->scalar_type() == at::kInt,
               "index must be int32 or int64, got ", dtype_name(*a.index));
-  TORCH_CHECK(a.index->device() == like.device(), "index must be on ", like.device(), ", got ",
-              a.index->device());
+  check_device(*a.index, "index", a.weight_hh[0]);
 }
 
 template <class Int>
 void check_resets(const RecurrenceArguments& a, const Sizes<Int>& s) {
-  const Tensor& like = a.weight_hh[0];
   if (given(a.reset)) {
     const Tensor& reset = *a.reset;
     TORCH_CHECK_VALUE(!s.packed, "reset must not be given with a packed input");
@@ -160,32 +172,29 @@ void check_resets(const RecurrenceArguments& a, const Sizes<Int>& s) {
                      dtype_name(reset));
     TORCH_CHECK_VALUE(same(sizes_of<Int>(reset), c10::ArrayRef<Int>({s.T, s.B})),
                       "reset must have shape [", s.T, ", ", s.B, "], got ", reset.sym_sizes());
-    TORCH_CHECK(reset.device() == like.device(), "reset must be on ", like.device(), ", got ",
-                reset.device());
+    check_device(reset, "reset", a.weight_hh[0]);
   }
   if (given(a.reset_state)) {
     TORCH_CHECK_VALUE(given(a.reset), "reset_state needs a reset");
-    check_like<Int>(*a.reset_state, "reset_state", {Int(s.D), s.B, s.H}, like);
+    check_like<Int>(*a.reset_state, "reset_state", {Int(s.D), s.B, s.H}, a.weight_hh[0]);
   }
 }
 
 template <class Int>
 void check_lengths(const RecurrenceArguments& a, const Sizes<Int>& s) {
   if (!given(a.lengths)) return;
-  const Tensor &lengths = *a.lengths, &like = a.weight_hh[0];
+  const Tensor& lengths = *a.lengths;
   TORCH_CHECK_TYPE(lengths.scalar_type() == at::kLong, "lengths must be an int64 tensor, got ",
                    dtype_name(lengths));
   TORCH_CHECK_VALUE(same(sizes_of<Int>(lengths), c10::ArrayRef<Int>(s.B)),
                     "lengths must have shape [", s.B, "], got ", lengths.sym_sizes());
-  TORCH_CHECK(lengths.device() == like.device(), "lengths must be on ", like.device(), ", got ",
-              lengths.device());
+  check_device(lengths, "lengths", a.weight_hh[0]);
 }
 
 template <class Int>
 void check_noise(const RecurrenceArguments& a, const Sizes<Int>& s) {
-  TORCH_CHECK(a.noise.empty() || a.noise.size() == a.weight_hh.size(), "noise must hold ", s.D,
-              " tensors or none, got ", a.noise.size());
-  for (const Tensor& noise : a.noise) check_like<Int>(noise, "noise", {s.H}, a.weight_hh[0]);
+  check_count(a.noise, "noise", s.D);
+  check_each<Int>(a.noise, "noise", {s.H}, a.weight_hh[0]);
   TORCH_CHECK(a.noise.empty() != given(a.noise_key),
               "noise needs a noise_key, which needs a noise");
   if (!given(a.noise_key)) return;
@@ -206,8 +215,7 @@ void check_recurrence(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf
   TORCH_CHECK(like.dim() == 2, "weight_hh must have shape [H, H], got ", like.sym_sizes());
   s.H = sizes_of<Int>(like)[0];
   s.features = !a.weight_ih.empty();
-  TORCH_CHECK(!s.features || a.weight_ih.size() == a.weight_hh.size(), "weight_ih must hold ", s.D,
-              " tensors or none, got ", a.weight_ih.size());
+  check_count(a.weight_ih, "weight_ih", s.D);
   TORCH_CHECK(!(s.features && given(a.index)), "index needs a table: weight_ih must be empty");
   check_biases(a);
   check_rows(a, s, batch_of);
@@ -223,19 +231,15 @@ void check_recurrence(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf
     TORCH_CHECK(same(width, s.D * s.H), "the last dimension of input must be ", s.D * s.H, ", got ",
                 width);
   check_like<Int>(a.input, "input", sizes_of<Int>(a.input), like);
-  for (size_t d = 0; d < a.weight_hh.size(); ++d) {
-    check_like<Int>(a.weight_hh[d], "weight_hh", {s.H, s.H}, like);
-    if (s.features) check_like<Int>(a.weight_ih[d], "weight_ih", {s.H, s.I}, like);
-    if (a.bias_ih.empty()) continue;
-    check_like<Int>(a.bias_ih[d], "bias_ih", {s.H}, like);
-    check_like<Int>(a.bias_hh[d], "bias_hh", {s.H}, like);
-  }
+  check_each<Int>(a.weight_hh, "weight_hh", {s.H, s.H}, like);
+  check_each<Int>(a.weight_ih, "weight_ih", {s.H, s.I}, like);
+  check_each<Int>(a.bias_ih, "bias_ih", {s.H}, like);
+  check_each<Int>(a.bias_hh, "bias_hh", {s.H}, like);
   if (given(a.hx)) check_like<Int>(*a.hx, "hx", {Int(s.D), s.B, s.H}, like);
   check_lengths(a, s);
   check_resets(a, s);
-  TORCH_CHECK(a.alpha.empty() || a.alpha.size() == a.weight_hh.size(), "alpha must hold ", s.D,
-              " tensors or none, got ", a.alpha.size());
-  for (const Tensor& alpha : a.alpha) check_like<Int>(alpha, "alpha", {s.H}, like);
+  check_count(a.alpha, "alpha", s.D);
+  check_each<Int>(a.alpha, "alpha", {s.H}, like);
   check_noise(a, s);
   parse_dtype(like, "weight_hh");
   parse_nonlinearity(a.nonlinearity);
@@ -252,7 +256,7 @@ void check_results(const RecurrenceResults& r, const RecurrenceArguments& a, con
   if (given(r.grad_output)) check_like<Int>(*r.grad_output, "grad_output", shape, like);
   if (given(r.grad_h_n)) check_like<Int>(*r.grad_h_n, "grad_h_n", {Int(s.D), s.B, s.H}, like);
   TORCH_CHECK(r.saved.size() <= 1, "saved must hold a tensor or none, got ", r.saved.size());
-  for (const Tensor& saved : r.saved) check_like<Int>(saved, "saved", shape, like);
+  check_each<Int>(r.saved, "saved", shape, like);
   TORCH_CHECK(!reads_saved(form_of(a), wanted.alpha) || !r.saved.empty(),
               "saved must be what the forward pass saved, got none");
 }
@@ -282,20 +286,16 @@ void check_stack(const RecurrenceArguments& a, bool save) {
   TORCH_CHECK(a.weight_ih.size() == L, "weight_ih must hold ", L, " tensors, one a layer, got ",
               a.weight_ih.size());
   check_biases(a);
-  TORCH_CHECK(a.alpha.empty() || a.alpha.size() == L, "alpha must hold ", L,
-              " tensors, one a layer, or none, got ", a.alpha.size());
+  check_count(a.alpha, "alpha", L, " tensors, one a layer,");
   const Tensor& like = a.weight_hh[0];
   TORCH_CHECK(like.dim() == 2, "weight_hh must have shape [H, H], got ", like.sym_sizes());
   const Int H = sizes_of<Int>(like)[0];
-  for (size_t l = 1; l < L; ++l) {
-    check_like<Int>(a.weight_hh[l], "weight_hh", {H, H}, like);
-    check_like<Int>(a.weight_ih[l], "weight_ih", {H, H}, like);
-    if (!a.bias_ih.empty()) {
-      check_like<Int>(a.bias_ih[l], "bias_ih", {H}, like);
-      check_like<Int>(a.bias_hh[l], "bias_hh", {H}, like);
-    }
-    if (!a.alpha.empty()) check_like<Int>(a.alpha[l], "alpha", {H}, like);
-  }
+  const auto above = [](TensorList list) { return list.empty() ? list : list.slice(1); };
+  check_each<Int>(above(a.weight_hh), "weight_hh", {H, H}, like);
+  check_each<Int>(above(a.weight_ih), "weight_ih", {H, H}, like);
+  check_each<Int>(above(a.bias_ih), "bias_ih", {H}, like);
+  check_each<Int>(above(a.bias_hh), "bias_hh", {H}, like);
+  check_each<Int>(above(a.alpha), "alpha", {H}, like);
 }
 
 inline void check_embedding(const Tensor& weight, const Tensor& indices) {

@@ -24,7 +24,7 @@
 namespace rnnext {
 namespace {
 
-// Whether the op for a whole stack of layers takes it: it runs on the CPU and has no gradient.
+// Whether the op for a whole stack of layers, which is the CPU's and has no gradient, can take it.
 bool stackable(const Tensor& t) { return t.is_cpu() && !records(t) && !is_dual(t); }
 
 // Whether a transform of torch.func holds it.
@@ -65,7 +65,7 @@ class LayerWeights {
   std::array<Tensor, 2> both_[4];
 };
 
-// A layer's rows times W_ih and the biases, each direction beside the other: ready pre-activations.
+// A layer's rows times W_ih and the biases, each direction beside the other: its precomputed input.
 Tensor project(const Tensor& x, const LayerWeights& of) {
   const size_t D = of.hh.size();
   const bool has_biases = !of.bias_ih.empty();
@@ -74,8 +74,8 @@ Tensor project(const Tensor& x, const LayerWeights& of) {
       const Tensor rows = project(x.flatten(0, 1), of);
       return rows.view_symint({x.sym_size(0), x.sym_size(1), rows.sym_size(1)});
     }
-    // One step of as many sequences, from zeros: its sums are those that a step of the recurrence
-    // begins with, to the bit and on any number of threads. W_hh says no more than H.
+    // This is one step of as many sequences from a state of zeros. Its sums are those that a step
+    // of the recurrence begins with, to the bit and on any number of threads. W_hh only tells H.
     const Tensor unread[2] = {of.hh[0].detach(), D > 1 ? of.hh[1].detach() : Tensor()};
     const Tensor step = x.unsqueeze(0);
     const RecurrenceArguments a{.input = step,
@@ -113,32 +113,15 @@ struct Sequences {
   Tensor states_back(const Tensor& h) const { return unbatched ? as_result(h.squeeze(1)) : h; }
 };
 
-// The arguments of the op rnn.
-struct RnnArguments {
-  const Tensor& input;
-  const OptionalTensor& hx;
-  TensorList weights;
-  bool has_biases;
-  int64_t num_layers;
-  bool bidirectional, batch_first;
-  double dropout;
-  bool training;
-  const OptionalTensor &index, &lengths, &batch_sizes, &reset, &reset_state;
-  TensorList alpha;
-  std::string_view form;
-  TensorList noise;
-  std::string_view nonlinearity;
+int64_t directions_of(const RnnArguments& a) { return a.bidirectional ? 2 : 1; }
+bool drops(const RnnArguments& a) { return a.dropout > 0 && a.training; }
 
-  int64_t D() const { return bidirectional ? 2 : 1; }
-  bool drops() const { return dropout > 0 && training; }
-};
-
-// Of the states, named in the shapes that the caller gave; B is not known of packed sequences.
+// Checks the states, and names the shapes that the caller gave. B is not known of packed sequences.
 void check_states(const RnnArguments& a, const Sequences& sequences, std::optional<c10::SymInt> B) {
   const Tensor& like = a.weights[1];
   if (!like.defined() || like.dim() != 2) return;  // left to the op to refuse
   const c10::SymInt H = like.sym_size(0);
-  const int64_t states = a.num_layers * a.D();
+  const int64_t states = a.num_layers * directions_of(a);
   const auto fits = [&](const Tensor& t, bool batched) {
     const c10::SymIntArrayRef got = t.sym_sizes();
     return got.size() == (batched ? 3 : 2) && got[0] == states && got.back() == H &&
@@ -157,9 +140,9 @@ void check_states(const RnnArguments& a, const Sequences& sequences, std::option
                       batched ? " or " + shape(true) : "", ", got ", a.reset_state->sym_sizes());
 }
 
-// What the ops of one layer do not check, as they are given neither layers nor batch_first.
+// Checks what the ops of one layer cannot, as they are given neither layers nor batch_first.
 Sequences check(const RnnArguments& a) {
-  const int64_t D = a.D(), per_direction = a.has_biases ? 4 : 2;
+  const int64_t D = directions_of(a), per_direction = a.has_biases ? 4 : 2;
   const auto n = static_cast<int64_t>(a.weights.size());  // which the product below may not pass
   TORCH_CHECK(a.num_layers > 0 && a.num_layers <= n && n == a.num_layers * D * per_direction,
               "weights must hold ", per_direction, " tensors for each of ", a.num_layers,
@@ -194,7 +177,7 @@ Sequences check(const RnnArguments& a) {
 
 // Whether the op for a whole stack of layers takes it.
 bool stacks(const RnnArguments& a) {
-  return a.num_layers > 1 && !a.bidirectional && !a.drops() && !given(a.index) && a.noise.empty() &&
+  return a.num_layers > 1 && !a.bidirectional && !drops(a) && !given(a.index) && a.noise.empty() &&
          !given(a.reset_state) && stackable(a.input) && (!given(a.hx) || stackable(*a.hx)) &&
          std::all_of(a.weights.begin(), a.weights.end(), stackable) &&
          std::all_of(a.alpha.begin(), a.alpha.end(), stackable);
@@ -211,7 +194,7 @@ OptionalTensor reset_states(const RnnArguments& a, const OptionalTensor& resets)
 // Output and last states of the layers; x, state, tokens and resets are time first.
 std::tuple<Tensor, Tensor> run_layers(const RnnArguments& a, Tensor x, const OptionalTensor& state,
                                       const OptionalTensor& tokens, const OptionalTensor& resets) {
-  const int64_t D = a.D();
+  const int64_t D = directions_of(a);
   const OptionalTensor first_states = reset_states(a, resets);
   // The noise of each layer hangs on a key of its own.
   Tensor keys;
@@ -259,7 +242,7 @@ std::tuple<Tensor, Tensor> run_layers(const RnnArguments& a, Tensor x, const Opt
                                                        .reverse = directions(D)});
     x = std::move(output);
     h_n.push_back(std::move(h));
-    if (a.drops() && layer + 1 < a.num_layers) x = at::dropout(x, a.dropout, a.training);
+    if (drops(a) && layer + 1 < a.num_layers) x = at::dropout(x, a.dropout, a.training);
   }
   return {x, a.num_layers == 1 ? h_n[0] : at::cat(h_n)};
 }
@@ -299,18 +282,12 @@ std::tuple<Tensor, Tensor> run(const RnnArguments& a) {
   return {sequences.back(output), sequences.states_back(h)};
 }
 
-template <class Signature = RnnOp::Signature>
-struct Rnn;
-template <class Result, class... P>
-struct Rnn<Result(P...)> {
-  static Result composite(P... arguments) { return run({arguments...}); }
-  // Where nothing is recorded, no operation need ask again.
-  static Result under_autograd(P... arguments) {
-    std::optional<at::AutoDispatchBelowADInplaceOrView> below;
-    if (!records(arguments...) && !any_dual(arguments...)) below.emplace();
-    return composite(arguments...);
-  }
-};
+// Where nothing is recorded, none of the operations below needs to ask again.
+std::tuple<Tensor, Tensor> run_under_autograd(const RnnArguments& a) {
+  std::optional<at::AutoDispatchBelowADInplaceOrView> below;
+  if (!any_recorded(a) && !any_dual_in(a)) below.emplace();
+  return run(a);
+}
 
 }  // namespace
 
@@ -319,42 +296,36 @@ const c10::List<bool>& directions(int64_t D) {
   return D == 1 ? one : two;
 }
 
-CellStep::CellStep(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
-                   const Tensor& weight_hh, const OptionalTensor& bias_ih,
-                   const OptionalTensor& bias_hh, std::string_view nonlinearity)
-    : weight_ih_(weight_ih), weight_hh_(weight_hh), nonlinearity_(nonlinearity) {
-  TORCH_CHECK(input.dim() == 1 || input.dim() == 2, "input must have 1 or 2 dimensions, got ",
-              input.dim());
-  TORCH_CHECK(!given(hx) || hx->dim() == input.dim(), "hx must have as many dimensions as input, ",
-              input.dim(), ", got ", hx->dim());
-  input_ = as_step(input);
-  hx_ = as_step(hx);
-  if (given(bias_ih)) biases_[0] = *bias_ih;
-  if (given(bias_hh)) biases_[1] = *bias_hh;
+CellStep::CellStep(const CellArguments& a) : a_(a) {
+  TORCH_CHECK(a.input.dim() == 1 || a.input.dim() == 2, "input must have 1 or 2 dimensions, got ",
+              a.input.dim());
+  TORCH_CHECK(!given(a.hx) || a.hx->dim() == a.input.dim(),
+              "hx must have as many dimensions as input, ", a.input.dim(), ", got ", a.hx->dim());
+  input_ = as_step(a.input);
+  hx_ = as_step(a.hx);
+  if (given(a.bias_ih)) biases_[0] = *a.bias_ih;
+  if (given(a.bias_hh)) biases_[1] = *a.bias_hh;
   for (int i = 0; i < 2; ++i)  // one that is missing beside the other is zeros
     if (!biases_[i].defined() && biases_[1 - i].defined())
       biases_[i] = at::zeros_like(biases_[1 - i]);
 }
 
-Tensor rnn_cell(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
-                const Tensor& weight_hh, const OptionalTensor& bias_ih,
-                const OptionalTensor& bias_hh, std::string_view nonlinearity) {
-  const CellStep step(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity);
-  const auto results = call_forward<RecurrenceOp>(step.arguments());
-  return as_result(from_step(std::get<1>(results), input));
+Tensor rnn_cell(const CellArguments& a) {
+  const auto results = call_forward<RecurrenceOp>(CellStep(a).arguments());
+  return as_result(from_step(std::get<1>(results), a.input));
 }
 
 TORCH_LIBRARY_IMPL(rnnext, CompositeImplicitAutograd, m) {
-  m.impl("rnn", Rnn<>::composite);
-  m.impl("rnn_cell", rnn_cell);
+  m.impl("rnn", RnnOp::call<run>);
+  m.impl("rnn_cell", RnnCellOp::call<rnn_cell>);
 }
 // Not Autograd: the composite op has a kernel for that, and these come before it.
-TORCH_LIBRARY_IMPL(rnnext, AutogradCPU, m) { m.impl("rnn", Rnn<>::under_autograd); }
-TORCH_LIBRARY_IMPL(rnnext, AutogradCUDA, m) { m.impl("rnn", Rnn<>::under_autograd); }
+TORCH_LIBRARY_IMPL(rnnext, AutogradCPU, m) { m.impl("rnn", RnnOp::call<run_under_autograd>); }
+TORCH_LIBRARY_IMPL(rnnext, AutogradCUDA, m) { m.impl("rnn", RnnOp::call<run_under_autograd>); }
 // Under vmap too. (vmap.cpp has rules for the ops that these call.)
 TORCH_LIBRARY_IMPL(rnnext, FuncTorchBatchedDecomposition, m) {
-  m.impl("rnn", Rnn<>::composite);
-  m.impl("rnn_cell", rnn_cell);
+  m.impl("rnn", RnnOp::call<run>);
+  m.impl("rnn_cell", RnnCellOp::call<rnn_cell>);
   m.impl("recurrence_stack", Recurrences::forward<layer_by_layer>);
 }
 

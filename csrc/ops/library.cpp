@@ -31,7 +31,9 @@ TORCH_LIBRARY(rnnext, m) {
 #define RNNEXT_ITEM(type, name, ...) {TypeOf<type>::schema, #name},
   const std::string call = listed({RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_ITEM)}),
                     results = listed({RNNEXT_RECURRENCE_RESULTS(RNNEXT_ITEM)}),
-                    gradients = listed({RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_ITEM)}, "grad_");
+                    gradients = listed({RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_ITEM)}, "grad_"),
+                    rnn = listed({RNNEXT_RNN_ARGUMENTS(RNNEXT_ITEM)}),
+                    cell = listed({RNNEXT_CELL_ARGUMENTS(RNNEXT_ITEM)});
 #undef RNNEXT_ITEM
   const std::string forward =
       "(" + call + ", bool save) -> (Tensor output, Tensor h_n, Tensor[] saved)";
@@ -54,14 +56,8 @@ TORCH_LIBRARY(rnnext, m) {
   define(
       "embedding_sparse_backward(Tensor grad, Tensor indices, SymInt num_weights, "
       "int padding_idx, bool scale_grad_by_freq) -> (Tensor rows, Tensor values)");
-  define(
-      "rnn(Tensor input, Tensor? hx, Tensor[] weights, bool has_biases, int num_layers, "
-      "bool bidirectional, bool batch_first, float dropout, bool training, Tensor? index, "
-      "Tensor? lengths, Tensor? batch_sizes, Tensor? reset, Tensor? reset_state, Tensor[] alpha, "
-      "str form, Tensor[] noise, str nonlinearity) -> (Tensor output, Tensor h_n)");
-  define(
-      "rnn_cell(Tensor input, Tensor? hx, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
-      "Tensor? bias_hh, str nonlinearity) -> Tensor");
+  define("rnn(" + rnn + ") -> (Tensor output, Tensor h_n)");
+  define("rnn_cell(" + cell + ") -> Tensor");
 }
 
 // Ensembles on a GPU, member by member. (The CPU has kernels of its own: cpu/binding/ensemble.cpp.)

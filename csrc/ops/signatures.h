@@ -21,6 +21,8 @@ struct Types;
 using ArgumentTypes = Types<void RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_TYPE)>;
 using ResultTypes = Types<void RNNEXT_RECURRENCE_RESULTS(RNNEXT_TYPE)>;
 using GradientTypes = Types<void RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_TYPE)>;
+using RnnTypes = Types<void RNNEXT_RNN_ARGUMENTS(RNNEXT_TYPE)>;
+using CellTypes = Types<void RNNEXT_CELL_ARGUMENTS(RNNEXT_TYPE)>;
 #undef RNNEXT_TYPE
 
 // Whether this stands for an empty list, as it does while one of torch's modes traces a call, since
@@ -141,20 +143,25 @@ struct EmbeddingSparseBackwardOp {
                                                c10::SymInt num_weights, int64_t padding_idx,
                                                bool scale_grad_by_freq);
 };
-struct RnnOp {
-  static constexpr const char* name = "rnnext::rnn";
-  using Signature = std::tuple<Tensor, Tensor>(
-      const Tensor& input, const OptionalTensor& hx, TensorList weights, bool has_biases,
-      int64_t num_layers, bool bidirectional, bool batch_first, double dropout, bool training,
-      const OptionalTensor& index, const OptionalTensor& lengths, const OptionalTensor& batch_sizes,
-      const OptionalTensor& reset, const OptionalTensor& reset_state, TensorList alpha,
-      std::string_view form, TensorList noise, std::string_view nonlinearity);
+
+// An op whose arguments are a struct's fields.
+template <class Arguments, class Result, class Types>
+struct OpOf;
+template <class Arguments, class Result, class... T>
+struct OpOf<Arguments, Result, Types<void, T...>> {
+  using Signature = Result(Passed<T>...);
+
+  // What to register for a kernel that takes the struct.
+  template <auto kernel>
+  static Result call(Passed<T>... each) {
+    return kernel(Arguments{each...});
+  }
 };
-struct RnnCellOp {
+struct RnnOp : OpOf<RnnArguments, std::tuple<Tensor, Tensor>, RnnTypes> {
+  static constexpr const char* name = "rnnext::rnn";
+};
+struct RnnCellOp : OpOf<CellArguments, Tensor, CellTypes> {
   static constexpr const char* name = "rnnext::rnn_cell";
-  using Signature = Tensor(const Tensor& input, const OptionalTensor& hx, const Tensor& weight_ih,
-                           const Tensor& weight_hh, const OptionalTensor& bias_ih,
-                           const OptionalTensor& bias_hh, std::string_view nonlinearity);
 };
 
 template <class Op, class... T>

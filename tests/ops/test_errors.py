@@ -1,6 +1,5 @@
 """What ops refuse, and how they say so: with data as for fake, symbolic and meta tensors."""
 
-import copy
 import functools
 import itertools
 from dataclasses import replace
@@ -12,7 +11,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import rnnext
 from helpers import samples
-from helpers.common import cover, error_of
+from helpers.common import error_of
 
 ops = torch.ops.rnnext
 
@@ -233,28 +232,6 @@ def test_an_embedding_refuses_as_with_data(way):
             assert (error, "grad must be float32" in message) == (NotImplementedError, True)
 
 
-@cover(
-    rows=["full", "lengths", "packed"],
-    reverse=[(False,), (False, True)],
-    hx=[True, False],
-    way=["fake", "meta"],
-)
-def test_shapes_without_data(rows, reverse, hx, way):
-    arguments = samples.make(rows=rows, reverse=reverse, hx=hx)
-    expected = arguments.call(ops.recurrence)
-    results = without_data(arguments, way).call(ops.recurrence)
-    assert results[0].shape == expected[0].shape
-    if not (way == "fake" and rows == "packed" and not hx):  # B is then a value
-        assert results[1].shape == expected[1].shape
-    backward = arguments.backward(expected[0], *expected, [True, True, True, True, hx, True, True])
-    grads = without_data(backward, way).call(ops.recurrence_backward)
-    for got, wanted in zip(grads, backward.call(ops.recurrence_backward), strict=True):
-        if isinstance(wanted, list):
-            assert [g.shape for g in got] == [w.shape for w in wanted]
-        else:
-            assert got.shape == wanted.shape
-
-
 def test_meta_tensors_without_a_tracer():
     """Packed without hx, and a sparse gradient, whose rows are as many as there can be."""
     data = torch.empty(7, 3, device="meta")
@@ -269,18 +246,3 @@ def test_meta_tensors_without_a_tracer():
     embedding(torch.empty(5, dtype=torch.long, device="meta")).sum().backward()
     assert embedding.weight.grad.layout == torch.sparse_coo
     assert embedding.weight.grad.shape == (10, 4)
-
-
-def test_a_module_on_the_meta_device_refuses_as_with_data():
-    rnn = rnnext.RNN(4, 6, dtype=torch.float64)
-    meta = copy.deepcopy(rnn).to("meta")
-    for arguments in [
-        (zeros(5, 3, 5),),
-        (single(5, 3, 4),),
-        (zeros(5, 3, 4), zeros(1, 2, 6)),
-        (zeros(5, 3, 4), zeros(3, 6)),
-        (zeros(5, 3, 4), single(1, 3, 6)),
-        (zeros(0, 3, 4),),
-    ]:
-        expected = error_of(functools.partial(rnn, *arguments))
-        assert error_of(functools.partial(meta, *(t.to("meta") for t in arguments))) == expected

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, jvp, stack_module_state, vjp, vmap
+from torch.func import functional_call, grad, stack_module_state, vjp, vmap
 
-import reference
 import rnnext
 from helpers.common import assert_close, pair
 
@@ -179,28 +178,8 @@ def check_ensemble(theirs, ours, inputs, shared):
 
 
 @FORWARD
-def test_tangents_and_dual_numbers_in_eager_calls(module):
-    check_tangents_of_parameters(module)
-    for grad_mode in (True, False):
-        check_dual_numbers(module, grad_mode)
-
-
-def check_tangents_of_parameters(module):
-    theirs, ours, inputs = module
-    given = dict(ours.named_parameters())
-    primals = ({name: p.detach() for name, p in given.items()}, *[each[0] for each in inputs])
-    tangents = ({name: torch.rand_like(p) for name, p in given.items()},)
-    result = []
-    for module_ in (ours, theirs):
-        whole = jvp(
-            lambda p, m=module_: tuple(flat(functional_call(m, p, primals[1:]))),
-            primals[:1], tangents,
-        )  # fmt: skip
-        result.append([*whole[0], *whole[1]])
-    assert_close(*result)
-
-
-def check_dual_numbers(module, grad_mode):
+@pytest.mark.parametrize("grad_mode", [True, False])
+def test_dual_numbers_in_eager_calls(module, grad_mode):
     theirs, ours, inputs = module
     results = []
     torch.manual_seed(1)
@@ -219,71 +198,6 @@ def check_dual_numbers(module, grad_mode):
                 gradients = torch.autograd.grad(value, list(each.parameters()))
                 results[-1] += [forward_ad.unpack_dual(g).tangent for g in gradients]
     assert_close(*results)
-
-
-LEAKS = [
-    {"form": "rate", "alpha": 0.3},
-    {"form": "voltage", "alpha": torch.rand(6) * 0.5 + 0.2, "nonlinearity": "softplus"},
-    {"form": "blend", "alpha": 0.4, "learn_alpha": True, "num_layers": 2},
-]
-
-
-@pytest.mark.parametrize("arguments", LEAKS, ids=lambda a: a["form"])
-def test_leaky_modules(arguments):
-    ours = rnnext.LeakyRNN(4, 6, **arguments, dtype=torch.float64)
-    x, reset = features(N, 5, 2, 4), torch.rand(N, 5, 2) < 0.3
-
-    def loop(parameters, x, reset):
-        h_n = []
-        for layer, alpha in enumerate(functional_call(Alphas(ours), parameters_of(parameters))):
-            x, h = reference.recurrence(
-                x, None, *[[parameters[f"{name}_l{layer}"]] for name in NAMES], None, None, None,
-                reset, None, [alpha], ours.form, ours.nonlinearity, [False],
-            )  # fmt: skip
-            h_n.append(h)
-        return x, torch.cat(h_n)
-
-    def op(parameters, x, reset):
-        return functional_call(ours, parameters, (x, None, None, reset))
-
-    given = {k: v.detach() for k, v in [*ours.named_parameters(), *ours.named_buffers()]}
-    result = vmap(op, in_dims=(None, 0, 0))(given, x, reset)
-    expected = stacked([loop(given, *each) for each in zip(x, reset, strict=True)])
-    assert_close(result, expected)
-    results = []
-    for function in (op, loop):
-
-        def value(parameters, x, reset, function=function):
-            return sum(result.square().sum() for result in function(parameters, x, reset))
-
-        if function is op:
-            results.append(list(vmap(grad(value), in_dims=(None, 0, 0))(given, x, reset).values()))
-        else:
-            each = [grad(value)(given, *one).values() for one in zip(x, reset, strict=True)]
-            results.append(stacked(each))
-    assert_close(*results)
-    tangents = {k: torch.rand_like(v) for k, v in given.items()}
-    results = [jvp(lambda p, f=f: f(p, x[0], reset[0]), (given,), (tangents,)) for f in (op, loop)]
-    for found, wanted in zip(*results, strict=True):
-        assert_close(found, wanted)
-
-
-NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-
-
-class Alphas(nn.Module):
-    """What a LeakyRNN's alphas are, as a module whose parameters can be given."""
-
-    def __init__(self, leaky):
-        super().__init__()
-        self.leaky = leaky
-
-    def forward(self):
-        return self.leaky.alphas()
-
-
-def parameters_of(parameters):
-    return {f"leaky.{name}": value for name, value in parameters.items()}
 
 
 def test_noise_is_drawn_for_each_call_or_for_all():

@@ -51,7 +51,8 @@ def made(name):
     if name == "EmbeddingRNN":
         words = rnnext.EmbeddingRNN(5, 2, 3, **FLOAT64)
         return words, Rows(words), tokens
-    options = {"alpha": 0.4, "form": name, "nonlinearity": "softplus", **FLOAT64}
+    options = {"alpha": 0.4, "learn_alpha": True, "form": name, "nonlinearity": "softplus"}
+    options |= FLOAT64
     rnn = rnnext.RNN(2, 3, **FLOAT64) if name == "RNN" else rnnext.LeakyRNN(2, 3, **options)
     return rnn, Loop(rnn), x
 

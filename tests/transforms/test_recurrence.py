@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 from helpers import samples
 from helpers.cases import VARIANTS
@@ -151,10 +151,9 @@ def unpacked_resets(case):
 
 
 @cover("case", unpacked_resets, **FEW)
-def test_tangents_jacobians_and_many_gradients_at_once(case):
+def test_tangents_jacobians_and_hessians(case):
     check_tangents(samples.make(**case))
     check_jacobians_and_hessians(samples.make(**SMALL, **case))
-    check_many_gradients_at_once(samples.make(**SMALL, **case, requires_grad=True))
 
 
 def check_tangents(call):
@@ -186,30 +185,6 @@ def check_jacobians_and_hessians(call):
     for outer, inner in ((jacfwd, jacrev), (jacrev, jacfwd)):
         result, expected = (outer(inner(loss_of(by, call)))(*tensors) for by in (by_op, by_loop))
         assert_close(result, expected)
-
-
-def check_many_gradients_at_once(call):
-    tensors = call.float_tensors()
-    found, wanted = [], []
-    for by, list in ((by_op, found), (by_loop, wanted)):
-        output, _ = by(call)
-        many = torch.eye(output.numel(), dtype=output.dtype).view(-1, *output.shape)
-        list += torch.autograd.grad(
-            output, tensors, many, is_grads_batched=True, allow_unused=True, materialize_grads=True
-        )
-        list += torch.autograd.functional.jacobian(
-            lambda *given, by=by: by(call.with_tensors(given))[1], tuple(tensors), vectorize=True
-        )
-    assert_close(found, wanted)
-
-
-def test_hessian_of_every_argument():
-    call = samples.make(**SMALL)
-    tensors = tuple(call.float_tensors())
-    numbers = tuple(range(len(tensors)))
-    result, expected = (hessian(loss_of(by, call), numbers)(*tensors) for by in (by_op, by_loop))
-    for found, wanted in zip(result, expected, strict=True):
-        assert_close(found, wanted)
 
 
 @pytest.mark.parametrize(
@@ -266,27 +241,6 @@ def test_a_call_inside_a_vmap_that_maps_none_of_it():
         return gradient
 
     assert_close(vmap(of(by_op))(x), torch.stack([of(by_loop)(each) for each in x]))
-
-
-def test_transforms_inside_transforms():
-    call = samples.make(**SMALL, reset="state", rows="lengths")
-    tensors = tuple(call.float_tensors())
-    x = torch.stack([tensors[0], tensors[0].flip(0), -tensors[0]])
-
-    def per_sample(by):
-        def gradient(x):
-            return grad(lambda x: loss_of(by, call)(x, *tensors[1:]))(x)
-
-        return gradient
-
-    def penalty(by):
-        return lambda x: vmap(per_sample(by))(x).square().sum()
-
-    for transform in (grad, lambda f: lambda x: jvp(f, (x,), (x.cos(),)), jacfwd):
-        result, expected = (transform(penalty(by))(x) for by in (by_op, by_loop))
-        assert_close(result, expected)
-    result, expected = (vjp(grad(penalty(by)), x)[1](x.sin()) for by in (by_op, by_loop))
-    assert_close(result, expected)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's make_dual
