@@ -39,6 +39,21 @@ class Launch:
     params: bytes
 
 
+def deal(rng: random.Random, blocks: int, threads: int) -> Any:
+    """Unit, block and thread of each lane, in the order of the units."""
+    warps = -(-threads // 32)
+    units = rng.randint(1, min(4, blocks * warps))
+    unit_of = [rng.randrange(units) for _ in range(blocks * warps)]
+    if rng.random() < 0.5:  # whole blocks
+        unit_of = [unit_of[w // warps] for w in range(blocks * warps)]
+    lanes = [
+        (unit, w // warps, thread)
+        for unit, w in sorted((unit, w) for w, unit in enumerate(unit_of))
+        for thread in range(w % warps * 32, min(w % warps * 32 + 32, threads))
+    ]
+    return np.array(lanes, np.int64)
+
+
 class Machine(warp.Warps):
     """One wave of blocks of a launch."""
 
@@ -60,24 +75,11 @@ class Machine(warp.Warps):
             raise Fault(f"{threads} threads in a block, at most {kernel.threads}")
         self.cluster_size, count = cluster, len(blocks)
         warps_a_block = -(-threads // 32)
-        units = rng.randint(1, min(4, count * warps_a_block)) if count * warps_a_block > 1 else 1
-        deal = [rng.randrange(units) for _ in range(count * warps_a_block)]
-        if rng.random() < 0.5:  # whole blocks
-            deal = [deal[w // warps_a_block] for w in range(count * warps_a_block)]
-        dealt = sorted((unit, w) for w, unit in enumerate(deal))
-        lanes, unit_of = [], []
-        for unit, w in dealt:
-            first = w % warps_a_block * 32
-            lanes += [(w // warps_a_block, t) for t in range(first, min(first + 32, threads))]
-            unit_of += [unit] * (min(first + 32, threads) - first)
-        table = np.array(lanes, np.int64)
-        self.block, thread = table[:, 0].copy(), table[:, 1]
-        self.unit_of = np.array(unit_of)
-        self.size = len(table)
+        self.unit_of, self.block, thread = deal(rng, count, threads).T.copy()
+        self.size = len(thread)
         self.number = np.arange(self.size)
-        self.thread = thread
         self.warp = self.block * warps_a_block + thread // 32
-        self.in_warp = (thread % 32).astype(np.int64)
+        self.in_warp = thread % 32
         self.alive = np.ones(self.size, bool)
         places = np.array(blocks, np.uint32)[self.block]
         rank = (np.arange(count) % cluster).astype(np.uint32)
@@ -119,7 +121,7 @@ class Machine(warp.Warps):
         }
         self.uniform = self.program.start(self)
         self.units = []
-        for unit in sorted(set(unit_of)):
+        for unit in np.unique(self.unit_of):
             members = self.number[self.unit_of == unit]
             self.units.append(Unit(members, slice(int(members[0]), int(members[-1]) + 1)))
 
