@@ -217,6 +217,7 @@ TABLE_WITHOUT_END = {
     "seed": 0,
     "isa": "generic",
 }
+NO_STEPS = TABLE_WITHOUT_END | {"case": {"dtype": "float64", "T": 1}, "wrong": [(0, 14)]}
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex")
@@ -224,6 +225,7 @@ TABLE_WITHOUT_END = {
 @given(calls())
 @example(FEWER_THAN_NO_ROWS)
 @example(TABLE_WITHOUT_END)
+@example(NO_STEPS)
 def test_ops(call):
     tell("fuzz.test_ops", call)
     check(**call)

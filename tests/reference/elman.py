@@ -108,7 +108,7 @@ def recurrence(
                 runs = (t < lengths).unsqueeze(1)
                 state = torch.where(runs, new, state)
                 results[t] = torch.where(runs, result, 0)
-        outputs.append(torch.stack(results))
+        outputs.append(torch.stack(results) if results else pre)
         last.append(state)
     output = torch.cat(outputs, 2)
     return output if present is None else output[present], torch.stack(last)
