@@ -26,9 +26,7 @@ static variable_list saved_variables(AutogradContext* ctx) {
   } catch (const c10::Error& error) {
     const std::string_view text = error.what_without_backtrace();
     const auto says = [&](std::string_view part) { return text.find(part) != text.npos; };
-    // It names nodes without "Backward".
-    if (!says("inplace operation") || !(says(" of Recurrence,") || says(" of RecurrenceEnsemble,")))
-      throw;
+    if (!says("inplace operation") || !says(" of Recurrence")) throw;
     TORCH_CHECK(
         false,
         "the output of an rnnext RNN was changed in place before backward(), which computes "

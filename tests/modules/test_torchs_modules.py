@@ -63,10 +63,10 @@ def test_gradients_of_torchs_inputs(info):
 
 @of_infos
 def test_errors_of_torchs_inputs(info):
+    """(torch 2.11 has none for Embedding.)"""
     kind = getattr(rnnext, info.module_cls.__name__)
-    for each in info.module_error_inputs_func(
-        info, device="cpu", dtype=torch.float32, requires_grad=False, training=True
-    ):
+    of = info.module_error_inputs_func or (lambda *_, **__: [])
+    for each in of(info, device="cpu", dtype=torch.float32, requires_grad=False, training=True):
         inputs = each.module_error_input
         made, given = inputs.constructor_input, inputs.forward_input
 
