@@ -188,41 +188,35 @@ def check_jacobians_and_hessians(call):
 
 
 @pytest.mark.parametrize(
-    ("order", "leak"),
-    [
-        (["input", "weight_hh"], "rate"),
-        (["weight_hh", "input"], "voltage"),
-        (["input", "input"], None),
-    ],
+    ("outer", "inner", "leak"),
+    [("input", "weight_hh", "rate"), ("weight_hh", "input", "voltage"), ("input", "input", None)],
 )
-def test_nested_vmap(order, leak):
-    calls = [[samples.make(leak=leak) for _ in range(2)] for _ in range(N)]
-    outer, inner = order
-    x = torch.stack([torch.stack([call.input for call in row]) for row in calls])
-    W = torch.stack([torch.stack([call.weight_hh[0] for call in row]) for row in calls])
-    one = calls[0][0]
+def test_nested_vmap(outer, inner, leak):
+    one = samples.make(leak=leak)
+    x, W = (
+        torch.rand([2] * [outer, inner].count(name) + list(t.shape), dtype=t.dtype)
+        for name, t in (("input", one.input), ("weight_hh", one.weight_hh[0]))
+    )
 
     def each(by):
         def of(x, W):
-            tensors = replace(one, input=x, weight_hh=[W])
-            return (*by(tensors), *grad(loss_of(by, tensors), (0, 2))(*tensors.float_tensors()))
+            call = replace(one, input=x, weight_hh=[W])
+            return (*by(call), *grad(loss_of(by, call), (0, 2))(*call.float_tensors()))
 
         return of
 
-    if inner == outer:
-        result = vmap(vmap(each(by_op), (0, None)), (0, None))(x, W[0, 0])
-        expected = [stacked([each(by_loop)(x, W[0, 0]) for x in row]) for row in x]
-    else:
-        dims = [(0, None) if name == "input" else (None, 0) for name in order]
-        x, W = (x[:, 0], W[0]) if outer == "input" else (x[0], W[:, 0])
-        result = vmap(vmap(each(by_op), dims[1]), dims[0])(x, W)
-        rows = [(x[i], W) if outer == "input" else (x, W[i]) for i in range(N)]
-        expected = [
-            stacked([each(by_loop)(*((x, w) if outer == "input" else (w, W))) for w in many])
-            for x, W in rows
-            for many in [W if outer == "input" else x]
-        ]
-    assert_close(result, stacked(expected))
+    def mapped(function, name):
+        return vmap(function, (0, None) if name == "input" else (None, 0))
+
+    def looped(function, name):
+        def of(x, W):
+            pairs = [(x_, W) for x_ in x] if name == "input" else [(x, W_) for W_ in W]
+            return stacked([function(*pair) for pair in pairs])
+
+        return of
+
+    found = mapped(mapped(each(by_op), inner), outer)(x, W)
+    assert_close(found, looped(looped(each(by_loop), inner), outer)(x, W))
 
 
 def test_a_call_inside_a_vmap_that_maps_none_of_it():
