@@ -96,6 +96,7 @@ def module_of(case):
     options = {name: case[name] for name in names}
     options |= {"num_layers": case["layers"], "dtype": dtype_of(case)}
     if case["module"] == "EmbeddingRNN":
+        options["padding_idx"] = case["padding_idx"]
         return rnnext.EmbeddingRNN(case["vocabulary"], case["I"], case["H"], **options)
     if case["module"] in ("RNN", "functional"):
         kind = options.pop("nonlinearity")
@@ -176,7 +177,9 @@ def check_layers(case):
 
     def theirs(*tensors):
         named = {k.removeprefix("rnn."): v for k, v in zip(leaves, tensors, strict=True)}
-        x = F.embedding(tokens, named["embedding.weight"]) if of_tokens else named["input"]
+        x = named.get("input")
+        if of_tokens:
+            x = F.embedding(tokens, named["embedding.weight"], case["padding_idx"])
         until = lengths if rows in ("lengths", "packed") else None
         states = named.get("hx"), named.get("reset_state")
         output, h_n = layers_by_reference(case, module, named, x, until, reset, *states)
@@ -310,6 +313,7 @@ CHECKS = {
     "recurrence": check_recurrence,
     "function": check_function,
     "layers": check_layers,
+    "tokens": check_layers,
     "cell": check_cell,
     "embedding": check_embedding,
     "stepper": check_stepper,

@@ -69,8 +69,9 @@ COMMON = {
 }
 WAYS = ["call", "from", "refresh", "copy", "deepcopy"]  # to go a step forward
 LAYERS = {
-    "module": one_of(["RNN", "LeakyRNN", "EmbeddingRNN", "functional"]),
+    "module": one_of(["RNN", "LeakyRNN", "EmbeddingRNN"]),
     "counted": flags,  # whether tables are multiplied with W_ih first
+    "padding_idx": one_of([None, 0, -1]),
     "layers": one_of([1, 2, 3]),
     "bidirectional": flags,
     "bias": flags,
@@ -105,7 +106,8 @@ OWN = {
         "alpha": one_of([None, "number", "scalar", "unit"]),
         "form": one_of(_C.forms()),
     },
-    "layers": LAYERS,
+    "layers": LAYERS | {"module": one_of(["RNN", "LeakyRNN", "functional"])},
+    "tokens": LAYERS | {"module": st.just("EmbeddingRNN")},
     "cell": {
         "I": widths | st.just(0),
         "H": widths | st.just(0),
@@ -128,8 +130,6 @@ OWN = {
 def possible(case):
     """The case without what a call of its kind cannot have."""
     kind, rows = case["call"], case.get("rows")
-    if kind == "stepper" and case["module"] == "functional":
-        case["module"] = "RNN"
     if case.get("module") in ("RNN", "EmbeddingRNN"):
         case["nonlinearity"] = "relu" if case["nonlinearity"] == "relu" else "tanh"
     if kind == "stepper" or rows in ("packed", "single"):

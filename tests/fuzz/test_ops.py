@@ -221,7 +221,7 @@ NO_STEPS = TABLE_WITHOUT_END | {"case": {"dtype": "float64", "T": 1}, "wrong": [
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex")
-@settings(PROFILE, max_examples=3 * PROFILE.max_examples)
+@settings(PROFILE, max_examples=5 * PROFILE.max_examples)
 @given(calls())
 @example(FEWER_THAN_NO_ROWS)
 @example(TABLE_WITHOUT_END)
