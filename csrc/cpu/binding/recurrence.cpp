@@ -11,7 +11,7 @@
 #include "cpu/binding/padding.h"
 #include "cpu/binding/recurrence.h"
 #include "cpu/rnn/machine.h"
-#include "ops/parse.h"
+#include "ops/check.h"
 #include "ops/signatures.h"
 
 namespace rnnext {

@@ -7,7 +7,7 @@
 
 #include "cpu/binding/memory.h"
 #include "cpu/runtime/dispatch.h"
-#include "ops/parse.h"
+#include "ops/check.h"
 
 namespace rnnext {
 

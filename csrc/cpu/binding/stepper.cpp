@@ -11,7 +11,7 @@
 
 #include "cpu/binding/memory.h"
 #include "cpu/binding/recurrence.h"
-#include "ops/parse.h"
+#include "ops/check.h"
 
 namespace rnnext {
 namespace {

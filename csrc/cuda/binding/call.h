@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cuda/recurrence/launch.h"
-#include "ops/parse.h"
+#include "ops/check.h"
 
 namespace rnnext::cuda {
 
