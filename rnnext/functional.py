@@ -1,5 +1,6 @@
 """The operations as functions: parameters are arguments, nothing is kept between calls."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -203,10 +204,12 @@ def recurrence(
 
     Raises:
         ValueError: ``alpha`` outside (0, 1] (checked on the CPU, or where it is a float) or of
-            another shape, an unknown ``nonlinearity`` or ``form``, ``reset``, ``reset_state`` or
-            ``lengths`` of another shape, ``reset_state`` alone, or a length outside 0..T.
-        TypeError: ``reset`` is not bool, ``lengths`` are no integers, ``alpha`` is neither a number
-            nor a tensor, or another argument no tensor.
+            another shape, a float ``noise_std`` that is negative or not finite, one of another
+            shape, ``noise_key`` without it, an unknown ``nonlinearity`` or ``form``, ``reset``,
+            ``reset_state`` or ``lengths`` of another shape, ``reset_state`` alone, or a length
+            outside 0..T.
+        TypeError: ``reset`` is not bool, ``lengths`` are no integers, ``alpha`` or
+            ``noise_std`` is neither a number nor a tensor, or another argument no tensor.
         RuntimeError: sizes, dtypes or devices do not fit together.
 
     G. R. Yang et al., Nature Neuroscience 22, 2019; H. F. Song, G. R. Yang, X.-J. Wang, PLoS
@@ -220,6 +223,7 @@ def recurrence(
         bias_hh=bias_hh,
         reset=reset,
         reset_state=reset_state,
+        noise_key=noise_key,
     )
     if input.dim() != 3:
         raise ValueError(f"input must have 3 dimensions, got {input.dim()}")
@@ -240,9 +244,16 @@ def recurrence(
     if reset_state is not None:
         _layers.refuse_shape("reset_state", reset_state, (hidden,), state)
         reset_state = reset_state.expand(1, *state)
-    noise = [] if noise_std is None else [_of_units("noise_std", noise_std, weight_hh)]
+    alphas, noise = [], []
+    if alpha is not None:
+        alphas = [_of_units("alpha", alpha, weight_hh, lambda a: 0 < a <= 1, "in (0, 1]")]
+    if noise_std is not None:
+        must = "finite and not negative"
+        noise = [_of_units("noise_std", noise_std, weight_hh, lambda s: 0 <= s < math.inf, must)]
     if noise and noise_key is None:
         noise_key = torch.randint(2**63 - 1, ())
+    if noise_key is not None and not noise:
+        raise ValueError("noise_key must not be given without noise_std")
     output, h_n, _ = _recurrence(
         x,
         None if hx is None else hx.unsqueeze(0),
@@ -255,7 +266,7 @@ def recurrence(
         None,
         reset,
         reset_state,
-        [] if alpha is None else [_alpha(alpha, weight_hh)],
+        alphas,
         form,
         noise,
         noise_key,
@@ -266,21 +277,17 @@ def recurrence(
     return output.transpose(0, 1) if batch_first else output, h_n.squeeze(0)
 
 
-def _alpha(alpha: float | Tensor, weight_hh: Tensor) -> Tensor:
-    """The leak of each unit, ``[H]``."""
-    value = _of_units("alpha", alpha, weight_hh)
-    if not isinstance(alpha, Tensor) and not 0 < alpha <= 1:
-        raise ValueError(f"alpha must be in (0, 1], got {alpha}")
-    return value
-
-
-def _of_units(name: str, value: float | Tensor, weight_hh: Tensor) -> Tensor:
-    """A number, ``[]`` or ``[H]``, as ``[H]``."""
+def _of_units(
+    name: str, value: float | Tensor, weight_hh: Tensor, fits: Callable[[float], bool], must: str
+) -> Tensor:
+    """A number, ``[]`` or ``[H]``, as ``[H]``. Of a number, ValueError unless it fits."""
     H = weight_hh.shape[0]
     _layers.refuse_no_number(name, value)
     if isinstance(value, Tensor):
         _layers.refuse_shape(name, value, (), (H,))
         return value.expand(H)
+    if not fits(value):
+        raise ValueError(f"{name} must be {must}, got {value}")
     return weight_hh.new_full((H,), value)
 
 

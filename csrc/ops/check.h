@@ -199,7 +199,7 @@ void check_noise(const RecurrenceArguments& a, const Sizes<Int>& s) {
   check_count(a.noise, "noise", s.D);
   check_each<Int>(a.noise, "noise", {s.H}, a.weight_hh[0]);
   TORCH_CHECK(a.noise.empty() != given(a.noise_key),
-              "noise needs a noise_key, which needs a noise");
+              "noise and noise_key must both be given, or neither");
   if (!given(a.noise_key)) return;
   const Tensor& key = *a.noise_key;
   TORCH_CHECK(key.dim() == 0 && key.scalar_type() == at::kLong && key.is_cpu(),

@@ -178,6 +178,9 @@ def test_noise_of_a_key(std):
     noise = std * rnnext.ops.noise(key, 4, 3, 1, 6)
     assert_close(call(noise_std=std, noise_key=key), x + noise)
     assert not torch.equal(call(noise_std=std), call(noise_std=std))
-    for wrong in (torch.zeros(5), "1", [0.5]):
+    for wrong in (torch.zeros(5), "1", [0.5], -0.1, float("nan")):
         with pytest.raises((TypeError, ValueError), match=r"^noise_std must "):
             call(noise_std=wrong)
+    for wrong, error in (({"noise_key": key}, ValueError), ({"noise_key": 5}, TypeError)):
+        with pytest.raises(error, match=r"^noise_key must "):
+            call(**wrong)

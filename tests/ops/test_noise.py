@@ -109,8 +109,8 @@ def test_mapped_calls_have_the_noise_of_their_keys():
 def test_errors():
     of = samples.make(noise=True)
     for change, message in (
-        ({"noise_key": None}, "noise needs a noise_key"),
-        ({"noise": []}, "noise needs a noise_key, which needs a noise"),
+        ({"noise_key": None}, "noise and noise_key must both be given"),
+        ({"noise": []}, "noise and noise_key must both be given"),
         ({"noise": of.noise * 2}, "noise must hold 1 tensors or none, got 2"),
         ({"noise": [of.noise[0][:2]]}, r"noise must have shape \[6\], got \[2\]"),
         ({"noise_key": torch.zeros(1).long()}, r"noise_key must be an int64 .* of shape \[1\]"),
