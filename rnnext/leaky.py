@@ -197,10 +197,7 @@ class LeakyRNN(nn.RNNBase):
         return [each.expand(H) for each in self._of_each(self.alpha if alpha is None else alpha)]
 
     def _noise_stds(self, alphas: Sequence[Tensor]) -> list[Tensor]:
-        """``noise_std`` times its scale, for the alpha of each layer and direction: ``[H]`` each.
-
-        Empty where ``noise_std`` is 0.
-        """
+        """``noise_std`` scaled, ``[H]`` for each layer and direction; none where it is 0."""
         std, scale = self._noise_std, _NOISE_SCALES[self.noise_scale]
         if not isinstance(std, Tensor) and std == 0:
             return []
