@@ -55,7 +55,9 @@ def train(argv: Sequence[str] | None = None) -> list[float]:
         held_out = perplexity(learner, subwords.encode(text[cut:]).to(learner.streams.device))
         print(f"{processes} processes; held-out perplexity {held_out:.2f}")
         config.out.mkdir(parents=True, exist_ok=True)
-        (config.out / "losses.json").write_text(json.dumps(losses))
+        part = config.out / "losses.part"
+        part.write_text(json.dumps(losses))
+        part.replace(config.out / "losses.json")  # which is whole or not there
     return losses
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import math
 import os
 import shutil
@@ -149,14 +150,23 @@ def load(path: Path) -> dict[str, Any]:
         saved: dict[str, Any] = torch.load(path, weights_only=True)
     except Exception as error:  # torch.load raises many types on a damaged file
         raise Failure(f"cannot read the checkpoint {path}: {error}") from error
+    if not isinstance(saved, dict) or "learners" not in saved:
+        raise Failure(f"{path} is not a checkpoint of this program")
     return saved
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Writes a checkpoint so that the file is always whole, whenever the program is stopped."""
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
+    part, data = path.with_suffix(".part"), io.BytesIO()
+    torch.save(state, data)  # not to the file itself: on a full disk torch's error names no reason
+    try:
+        with part.open("wb") as file:
+            file.write(data.getbuffer())
+            os.fsync(file.fileno())  # or a machine that stops may keep the name without the bytes
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise Failure(f"cannot write the checkpoint {path}: {error.strerror}") from error
 
 
 @contextmanager
@@ -260,6 +270,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(argv)
     except Failure as failure:
         print(f"train_text: error: {failure}", file=sys.stderr)
+        return 2
+    except OSError as error:  # of the results; the checkpoint holds what was trained
+        print(f"train_text: error: cannot write the results: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before the first step or after the last
         return 130

@@ -20,6 +20,8 @@ import text_model  # noqa: E402
 import text_report  # noqa: E402
 import train_text  # noqa: E402
 
+from helpers.common import run_python  # noqa: E402
+
 SMALL = ["--hidden=24", "--vocab=120", "--length=12", "--batch=5", "--threads=1", "--rate=0.01"]
 
 
@@ -106,18 +108,20 @@ def test_the_default_text_is_all_of_pythons_prose(tmp_path, capsys):
     assert f"{len(text_data.python_prose())} characters" in capsys.readouterr().out
 
 
-def test_saving_replaces_the_checkpoint_only_once_it_is_whole(tmp_path, monkeypatch):
-    path = tmp_path / "checkpoint.pt"
-    train_text.save(path, {"step": 1})
+def test_killed_at_any_moment_it_goes_on_bit_for_bit(text, tmp_path):
+    """With more kills by hand: see docs/trust.md."""
+    program, place = Path(__file__).with_name("kill_demo.py"), ":".join(filter(None, sys.path))
+    run = run_python(str(program), text, str(tmp_path), "3", PYTHONPATH=place)
+    assert "killed 3 times" in run.stdout, run.stderr
 
-    def killed(state, part):
-        Path(part).write_bytes(b"half")
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train_text.save(path, {"step": 2})
-    assert train_text.load(path) == {"step": 1}
+def test_a_full_disk_leaves_the_checkpoint_before(text, tmp_path, capsys):
+    assert demo(text, tmp_path, "--steps", "4") == 0
+    (tmp_path / "checkpoint.part").symlink_to("/dev/full")
+    assert train_text.main(["--out", str(tmp_path), "--resume", "--steps", "8"]) == 2
+    error = capsys.readouterr().err
+    assert f"cannot write the checkpoint {tmp_path}/checkpoint.pt: No space left on" in error
+    assert checkpoint(tmp_path)["step"] == 4
 
 
 def test_losses_that_disagree_fail_the_program(text, tmp_path, monkeypatch, capsys):
@@ -184,8 +188,11 @@ def test_bad_resumes_are_refused(tmp_path, capsys):
     assert "--steps 3: the checkpoint is already at step 4" in refused("--steps", "3")
     own.write_text("One line of text, not two!\n" * 100)
     assert "the text is not the one that the checkpoint was trained on" in refused()
-    (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
+    whole = tmp_path / "checkpoint.pt"
+    whole.write_bytes(whole.read_bytes()[:-100])
     assert "cannot read the checkpoint" in refused()
+    torch.save({"weight": torch.ones(1)}, whole)
+    assert "checkpoint.pt is not a checkpoint of this program" in refused()
 
 
 def test_text_as_subwords_in_streams():

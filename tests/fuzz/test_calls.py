@@ -32,6 +32,7 @@ def tell(module, case):
     """What to paste into a shell in the root of the repository."""
     program = f'PYTHONPATH=tests python -c "from {module} import check; check(**{case!r})"'
     note(program)
+    LAST.parent.mkdir(exist_ok=True)  # where the package is built elsewhere
     LAST.write_text(program)
 
 

@@ -21,18 +21,22 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def torchrun(*command):
+    """Two processes that run this."""
+    return run_python(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command),
+        PYTHONPATH=":".join(filter(None, sys.path)),
+        OMP_NUM_THREADS="1",
+        GLOO_SOCKET_IFNAME="lo",  # or gloo looks the host's name up, which may hang
+    )
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """What two processes leave: the losses of each way to train, and of the demo."""
     folder = tmp_path_factory.mktemp("several")
     (folder / "text.txt").write_text(text_data.python_prose()[:12_000], encoding="utf-8")
-    run = run_python(
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-        *(str(HERE / "worker.py"), str(folder), *options(folder)),
-        PYTHONPATH=":".join(filter(None, sys.path)),
-        OMP_NUM_THREADS="1",
-        GLOO_SOCKET_IFNAME="lo",  # or gloo looks the host's name up, which may hang
-    )
+    run = torchrun(str(HERE / "worker.py"), str(folder), *options(folder))
     assert run.returncode == 0, run.stderr
     (folder / "shown").write_text(run.stdout)
     return folder
@@ -67,3 +71,23 @@ def test_the_demo_trains_with_the_loss_of_one_process(folder):
     learner.train(config.steps)
     assert learner.losses[-1] < 0.97 * learner.losses[0]
     assert_close(torch.tensor(losses), torch.tensor(learner.losses))
+
+
+def test_a_process_that_is_killed_ends_the_others(folder, tmp_path):
+    """And the results of the run before stay."""
+    (tmp_path / "losses.json").write_text("of the run before")
+    program = tmp_path / "killed.py"
+    program.write_text("""
+import os, signal, text_model, train_distributed
+train = text_model.Learner.train
+def killed(learner, steps):
+    if learner.step >= 4 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    train(learner, steps)
+text_model.Learner.train = killed
+train_distributed.main()
+""")
+    run = torchrun(str(program), *options(folder), f"--out={tmp_path}")
+    assert run.returncode != 0
+    assert "Signal 9 (SIGKILL)" in run.stderr
+    assert (tmp_path / "losses.json").read_text() == "of the run before"
