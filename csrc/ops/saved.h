@@ -26,11 +26,11 @@ size_t slots_of(const Field& field) {
 template <class... Struct>
 variable_list flattened(const Struct&... s) {
   variable_list flat;
-  flat.reserve(16);
+  flat.reserve(24);
   const auto add = [&](const auto& field) {
     const auto tensors = tensors_of(field);
-    flat.insert(flat.end(), tensors.begin(), tensors.end());
-    flat.resize(flat.size() + slots_of(field) - tensors.size());
+    for (const Tensor& t : tensors) flat.push_back(t);
+    if (tensors.size() < slots_of(field)) flat.emplace_back();
   };
   (zip(add, s), ...);
   return flat;
