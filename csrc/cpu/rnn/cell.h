@@ -146,45 +146,6 @@ struct Ending {
   }
 };
 
-// h = f(p) and nothing else, of any f.
-template <class S, class Step>
-RNNEXT_TILE void end_forward(const Step& step, Vec<typename Step::C>* x, int rows, int vectors,
-                             int64_t row, int64_t column) {
-  using C = typename Step::C;
-  using F = typename Step::F;
-  for_name(step.ending.name, ForwardVectors<S>{x, rows * vectors});
-  F* next = step.next + row * step.next_stride;
-  C* output = step.output ? step.output + row * step.output_stride : nullptr;
-  for (int r = 0; r < rows; ++r, next += step.next_stride) {
-    for (int64_t j = column; j < column + vectors * kLanes<C>; j += kLanes<C>, ++x) {
-      Factors<F>::store_some(next, j, *x, step.next_end - j);
-      if (output) store_some(output + j, *x, step.H - j);
-    }
-    if (output) output += step.output_stride;
-  }
-}
-template <class Step>
-RNNEXT_TILE void end_backward(const Step& step, Vec<typename Step::C>* x, int rows, int vectors,
-                              int64_t row, int64_t column) {
-  using C = typename Step::C;
-  using F = typename Step::F;
-  Vec<C> h[kTileVectors];
-  const C* values = step.values + row * step.values_stride + column;
-  for (int r = 0; r < rows; ++r, values += step.values_stride)
-    for (int v = 0; v < vectors; ++v)
-      h[r * vectors + v] = load_some(values + v * kLanes<C>, step.H - column - v * kLanes<C>);
-  for_name(step.ending.name, BackwardVectors<C>{x, h, rows * vectors});
-  C* grad_pre = step.grad_pre + row * step.grad_pre_stride;
-  F* next = step.next ? step.next + row * step.next_stride : nullptr;
-  for (int r = 0; r < rows; ++r, grad_pre += step.grad_pre_stride) {
-    for (int64_t j = column; j < column + vectors * kLanes<C>; j += kLanes<C>, ++x) {
-      store_some(grad_pre + j, *x, step.H - j);
-      if (next) Factors<F>::store(next, j, *x);
-    }
-    if (next) next += step.next_stride;
-  }
-}
-
 // What a leak (recurrence/nonlinearity.h has the forms) needs beside the sums: rows, each read or
 // written once.
 template <class C>
@@ -210,18 +171,18 @@ RNNEXT_INLINE Vec<C> mix(Vec<C> a, Vec<C> x, Vec<C> y) {
   return fused<C>(1 - a, x, a * y);
 }
 
-// leak.run<Activation, form>() for the form that it is at run time.
-template <class Activation, class Leak>
-RNNEXT_INLINE void run_form(const Leak& leak, Form form) {
+// end.run<Activation, form>() for the form that it is at run time.
+template <class Activation, class End>
+RNNEXT_INLINE void run_form(const End& end, Form form) {
   switch (form) {
-    case Form::rate:
-      return leak.template run<Activation, Form::rate>();
-    case Form::voltage:
-      return leak.template run<Activation, Form::voltage>();
-    case Form::blend:
-      return leak.template run<Activation, Form::blend>();
     case Form::none:
-      break;
+      return end.template run<Activation, Form::none>();
+    case Form::rate:
+      return end.template run<Activation, Form::rate>();
+    case Form::voltage:
+      return end.template run<Activation, Form::voltage>();
+    case Form::blend:
+      return end.template run<Activation, Form::blend>();
   }
   __builtin_unreachable();
 }
@@ -229,7 +190,7 @@ RNNEXT_INLINE void run_form(const Leak& leak, Form form) {
 // The end of a tile: x, its sums, and where in the step it lies. `Step` (forward.h) has the rows.
 // (Locals: the compiler cannot know that the stores leave the step as it is.)
 template <class S, class Step>
-struct ForwardLeak {
+struct ForwardEnd {
   using C = Compute<S>;
   using F = typename Step::F;
   const Step& step;
@@ -246,6 +207,7 @@ struct ForwardLeak {
     const LeakRows<C>& leak = step.leak;
     const int64_t stride = leak.stride, row_stride = leak.row_stride;
     const int64_t next_stride = step.next_stride, output_stride = step.output_stride;
+    const int64_t H = step.H, next_end = step.next_end;
     const int rows = this->rows, vectors = this->vectors;
     const Vec<C>* at = x;
     const C* before = leak.before + row * stride;
@@ -256,23 +218,28 @@ struct ForwardLeak {
     // Row by row: down a column the processor would prefetch on, into another thread's rows.
     for (int r = 0; r < rows; ++r, before += stride, next += next_stride) {
       for (int64_t j = column, end = column + vectors * kLanes<C>; j < end; j += kLanes<C>, ++at) {
-        const int64_t left = step.H - j;
-        const Vec<C> a = load(leak.alpha + j), s = load_some(before + j, left), pre = *at;
+        const int64_t left = H - j;
+        const Vec<C> pre = *at;
         Vec<C> state, out, kept;
-        if constexpr (form == Form::rate) {
-          kept = Activation::forward(pre);
-          out = state = as_stored<S>(mix<C>(a, s, kept));
-        } else if constexpr (form == Form::voltage) {
-          kept = pre - s;
-          state = as_stored<S>(mix<C>(a, s, pre));
-          out = Activation::forward(state);
+        if constexpr (form == Form::none) {
+          out = Activation::forward(pre);
         } else {
-          kept = pre - s;
-          out = state = as_stored<S>(Activation::forward(mix<C>(a, s, pre)));
+          const Vec<C> a = load(leak.alpha + j), s = load_some(before + j, left);
+          if constexpr (form == Form::rate) {
+            kept = Activation::forward(pre);
+            out = state = as_stored<S>(mix<C>(a, s, kept));
+          } else if constexpr (form == Form::voltage) {
+            kept = pre - s;
+            state = as_stored<S>(mix<C>(a, s, pre));
+            out = Activation::forward(state);
+          } else {
+            kept = pre - s;
+            out = state = as_stored<S>(Activation::forward(mix<C>(a, s, pre)));
+          }
+          if (carry) store(carry + j, state);
+          if (saved) store_some(saved + j, kept, left);
         }
-        if (carry) store(carry + j, state);
-        if (saved) store_some(saved + j, kept, left);
-        Factors<F>::store_some(next, j, out, step.next_end - j);
+        Factors<F>::store_some(next, j, out, next_end - j);
         if (output) store_some(output + j, out, left);
       }
       if (carry) carry += stride;
@@ -286,7 +253,7 @@ struct ForwardLeak {
 // gradient of alpha is the sum of q (c - s'). Voltage and blend saved c - s'. Of rate a step adds
 // its own q c and takes away, of the step after it, q s', whose s' is the state that this one left.
 template <class S, class Step>
-struct BackwardLeak {
+struct BackwardEnd {
   using C = Compute<S>;
   using F = typename Step::F;
   const Step& step;
@@ -307,35 +274,43 @@ struct BackwardLeak {
     const int rows = this->rows, vectors = this->vectors;
     for (int v = 0; v < vectors; ++v) {
       const int64_t j = column + v * kLanes<C>, left = step.H - j;
-      const Vec<C> a = load(leak.alpha + j), rest = 1 - a;
+      const auto first = [&](auto* rows, int64_t stride) {
+        return rows ? rows + row * stride + j : nullptr;
+      };
       const Vec<C>* at = x + v;
-      const C* values = step.values + row * values_stride + j;
-      C* carry = leak.carry + row * stride + j;
-      C* grad_pre = step.grad_pre + row * grad_pre_stride + j;
+      const C* values = first(step.values, values_stride);
+      C* carry = first(leak.carry, stride);
+      C* grad_pre = first(step.grad_pre, grad_pre_stride);
       F* next = step.next ? step.next + row * next_stride : nullptr;
       C* const alpha_grad = leak.alpha_grad ? leak.alpha_grad + j : nullptr;
-      C* mixed = leak.mixed + row * stride + j;
-      const S* saved = static_cast<const S*>(leak.saved) + (alpha_grad ? row * row_stride + j : 0);
-      const S* output = static_cast<const S*>(leak.output) + row * row_stride + j;
+      C* mixed = first(leak.mixed, stride);
+      const S* saved = first(static_cast<const S*>(leak.saved), row_stride);
+      const S* output = first(static_cast<const S*>(leak.output), row_stride);
+      const Vec<C> a = form == Form::none ? Vec<C>{} : load(leak.alpha + j), rest = 1 - a;
       Vec<C> sum = {};
       for (int r = 0; r < rows; ++r, at += vectors) {
-        const Vec<C> h = load_some(values, left), carried = load(carry), grad = *at;
+        const Vec<C> h = load_some(values, left), grad = *at;
         Vec<C> q, pre;
-        if constexpr (form == Form::rate) {
-          q = grad + carried;
-          pre = Activation::backward(a * q, h);
-        } else if constexpr (form == Form::voltage) {
-          q = Activation::backward(grad, h) + carried;
-          pre = a * q;
+        if constexpr (form == Form::none) {
+          pre = Activation::backward(grad, h);
         } else {
-          q = Activation::backward(grad + carried, h);
-          pre = a * q;
+          const Vec<C> carried = load(carry);
+          if constexpr (form == Form::rate) {
+            q = grad + carried;
+            pre = Activation::backward(a * q, h);
+          } else if constexpr (form == Form::voltage) {
+            q = Activation::backward(grad, h) + carried;
+            pre = a * q;
+          } else {
+            q = Activation::backward(grad + carried, h);
+            pre = a * q;
+          }
+          store(carry, rest * q);
         }
-        store(carry, rest * q);
         store_some(grad_pre, pre, left);
         if (next) Factors<F>::store(next, j, pre), next += next_stride;
         values += values_stride, carry += stride, grad_pre += grad_pre_stride;
-        if (!alpha_grad) continue;
+        if (form == Form::none || !alpha_grad) continue;
         if constexpr (form == Form::rate) {
           sum += q * h;
           sum -= load(mixed) * load_some(output, left);
@@ -351,10 +326,10 @@ struct BackwardLeak {
   }
 };
 
-template <template <class, class> class Leak, class S, class Step>
-void end_leak(const Step& step, Vec<typename Step::C>* x, int rows, int vectors, int64_t row,
+template <template <class, class> class End, class S, class Step>
+void end_tile(const Step& step, Vec<typename Step::C>* x, int rows, int vectors, int64_t row,
               int64_t column) {
-  for_name(step.ending.name, Leak<S, Step>{step, x, rows, vectors, row, column});
+  for_name(step.ending.name, End<S, Step>{step, x, rows, vectors, row, column});
 }
 
 // How tiles end in a call, its results stored as S.
@@ -363,17 +338,13 @@ Ending<Step, Compute<S>> forward_ending(const Recurrence& p) {
   const bool inlined =
       p.nonlinearity == Nonlinearity::relu || (p.nonlinearity == Nonlinearity::tanh && kNative<S>);
   return {p.nonlinearity, p.form,
-          p.form != Form::none ? end_leak<ForwardLeak, S, Step>
-          : inlined            ? nullptr
-                               : end_forward<S, Step>};
+          p.form == Form::none && inlined ? nullptr : end_tile<ForwardEnd, S, Step>};
 }
 template <class S, class Step>
 Ending<Step, Compute<S>> backward_ending(const Recurrence& p) {
   const bool inlined = p.nonlinearity == Nonlinearity::relu || p.nonlinearity == Nonlinearity::tanh;
   return {p.nonlinearity, p.form,
-          p.form != Form::none ? end_leak<BackwardLeak, S, Step>
-          : inlined            ? nullptr
-                               : end_backward<Step>};
+          p.form == Form::none && inlined ? nullptr : end_tile<BackwardEnd, S, Step>};
 }
 
 }  // namespace rnnext::RNNEXT_ISA
