@@ -1,117 +1,88 @@
-"""What compare_builds compares to the bit: samples described, made from a seed, and run."""
+"""What compare_builds compares to the bit: the random calls of tests/fuzz, without their checks."""
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from hypothesis import given, settings
+from torch import Tensor
 
-Factors = dict[str, Sequence[Any]]
-Results = dict[str, Tensor | None]
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
-DTYPES = ("float32", "float64", "bfloat16", "float16", "medium")
-ONE_STEP: Factors = {
-    "B": (1, 2, 3, 5, 13, 26),
-    "I": (1, 5, 33, 64),
-    "H": (1, 7, 8, 17, 64, 129, 200, 321),
-    "hx": (False, True),
-    "bias": (False, True),
-    "nonlinearity": ("tanh", "relu"),
-    "dtype": DTYPES,
-}
-SEQUENCES: Factors = ONE_STEP | {
-    "T": (1, 2, 9, 33),
-    "rows": ("full", "lengths", "packed", "reset"),
-    "form": (None, None, "rate", "voltage", "blend"),
-    "tokens": (0, 0, 9),
-    "layers": (1, 1, 2, 3),
-    "bidirectional": (False, False, True),
-    "batch_first": (False, True),
-    "train": (False, True, True),
-    "seen": ("both", "both", "output", "h_n"),
-    "wanted": ("", "", "weight", "input", "hx"),
-}
-# Drawn at random, so many of each kind that nearly all pairs of values occur together.
-KINDS: dict[str, tuple[int, Factors]] = {
-    "rnn": (400, SEQUENCES),
-    "cell": (40, ONE_STEP),
-    "stepper": (50, ONE_STEP | {"layers": (0, 1, 2, 3)}),  # 0: of an RNNCell
-    "embedding": (
-        60,
-        {
-            "V": (1, 3, 1000),
-            "E": (1, 7, 8, 17, 64, 129),
-            "indices": ((), (0, 2), (40,), (5, 7), (700,)),
-            "index_dtype": ("int64", "int32"),
-            "dtype": DTYPES[:-1],
-            "strided": (False, True),
-            "padding_idx": (None, 0),
-            "scale": (False, True),
-            "sparse": (False, True),
-        },
-    ),
-}
-# T, B, I, H past the grid: every memory level's weights, many rows, few rows, long sequences.
+Case = dict[str, Any]
+
+# So many calls of each kind, always the same. (An op may have other arguments in another tree.)
+COUNTS = {
+    "function": 100, "layers": 200, "tokens": 100, "cell": 40, "stepper": 50, "embedding": 60,
+}  # fmt: skip
+# T, B, I, H past those: every memory level's weights, many rows, few rows, long sequences.
 LARGE = (
     (3, 32, 64, 512), (2, 64, 256, 1024), (3, 1, 256, 1024), (3, 2, 64, 2048), (4, 20, 200, 200),
     (20, 64, 1, 128), (2, 600, 5, 17), (3, 256, 64, 256), (60, 16, 16, 64), (100, 1, 64, 256),
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Sample:
-    kind: str
-    seed: int
-    factors: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        words = (f"{k}={str(v).replace(' ', '')}" for k, v in self.factors.items())
-        return f"{self.kind}-{'-'.join(words)}-seed={self.seed}"
-
-    def results(self, isa: str, threads: int) -> Results:
-        """Forward and gradients, by name."""
-        from rnnext import _C
-
-        _C.set_cpu_isa(isa)
-        torch.set_num_threads(threads)
-        medium = self.factors["dtype"] == "medium"
-        torch.set_float32_matmul_precision("medium" if medium else "highest")
-        make = Maker(self.seed, "float32" if medium else self.factors["dtype"])
-        found = RUN[self.kind](make, **{k: v for k, v in self.factors.items() if k != "dtype"})
-        return {name: value if value is None else value.detach() for name, value in found.items()}
-
-    def run(self, isa: str, threads: int) -> dict[str, str]:
-        """What each result hashes to."""
-        return {name: _hash(value) for name, value in self.results(isa, threads).items()}
+def name(case: Case) -> str:
+    return "-".join(f"{key}={str(value).replace(' ', '')}" for key, value in case.items())
 
 
-def all_samples(patterns: Sequence[str]) -> list[Sample]:
+def drawn(kind: str, count: int) -> list[Case]:
+    from fuzz.test_calls import PROFILE, cases
+
+    found: list[Case] = []
+    draw = given(cases(kind))(lambda case: found.append(case))
+    settings(PROFILE, max_examples=count, derandomize=True)(draw)()  # type: ignore[no-untyped-call]
+    return found
+
+
+def all_cases(patterns: Sequence[str]) -> list[Case]:
     """Those whose name matches a shell pattern, all if none is given."""
-    samples = []
-    for kind, (count, factors) in KINDS.items():
-        for seed in range(count):
-            draw = random.Random(f"{kind} {seed}")
-            samples.append(Sample(kind, seed, {n: draw.choice(of) for n, of in factors.items()}))
-    plain = {name: values[-1] for name, values in SEQUENCES.items()}
-    plain |= {"form": None, "tokens": 0, "layers": 1, "seen": "both", "wanted": "", "bias": True}
-    for seed, shape in enumerate(LARGE):
-        for dtype in DTYPES:
-            for rows, both in (("full", False), ("lengths", True)):
-                own = {"dtype": dtype, "rows": rows, "bidirectional": both, "nonlinearity": "tanh"}
-                sizes = dict(zip("TBIH", shape, strict=True))
-                samples.append(Sample("rnn", 1000 + seed, plain | own | sizes))
-    chosen = [s for s in samples if any(fnmatch.fnmatchcase(s.name, p) for p in patterns or "*")]
+    cases = [case for kind, count in COUNTS.items() for case in drawn(kind, count)]
+    layers = [case for case in cases if case["call"] == "layers" and case["mode"] == "grad"]
+    for sizes, case in zip(LARGE * 4, layers, strict=False):
+        own = dict(zip("TBIH", sizes, strict=True)) | {"layers": 1, "rows": "full"}
+        cases.append(case | own)
+    chosen = [c for c in cases if any(fnmatch.fnmatchcase(name(c), p) for p in patterns or "*")]
     if not chosen:
         raise ValueError(f"no sample matches {' '.join(patterns)}")
     return chosen
+
+
+def results(case: Case, isa: str, threads: int) -> list[Tensor | None]:
+    """Values and gradients of a call, or the steps and the last state of a Stepper."""
+    from fuzz import calls, compare
+
+    found: list[Tensor | None] = []
+
+    def record(case: Case, leaves: list[Tensor], ours: Any, theirs: Any) -> None:
+        learned = enumerate(leaves)
+        leaves = [t.detach().requires_grad_(not case["frozen"] >> i & 1) for i, t in learned]
+        torch.set_num_threads(threads)
+        found.extend(compare.results(ours, leaves, case, []))
+
+    def record_steps(actual: list[Tensor], expected: list[Tensor]) -> bool:
+        found.extend(actual)
+        return True
+
+    with (
+        patch.object(calls, "compare", record),
+        patch.object(calls, "same", record_steps),
+        patch.object(calls, "check_reference", lambda *_: None),
+    ):
+        calls.check(**case | {"isa": isa, "threads": threads})
+    return found
+
+
+def hashes(case: Case, isa: str, threads: int) -> list[str]:
+    """What each result hashes to."""
+    return [_hash(value) for value in results(case, isa, threads)]
 
 
 def _hash(value: Tensor | None) -> str:
@@ -120,131 +91,3 @@ def _hash(value: Tensor | None) -> str:
     values = torch.empty(value.numel(), dtype=value.dtype).copy_(value.detach().reshape(-1))
     words = f"{value.dtype} {tuple(value.shape)} ".encode()
     return hashlib.sha256(words + values.view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-class Maker:
-    """Random tensors of one dtype from a seed."""
-
-    def __init__(self, seed: int, dtype: str) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.dtype: torch.dtype = getattr(torch, dtype)
-
-    def __call__(self, *shape: int, bound: float = 1.0) -> Tensor:
-        values = torch.rand(shape, dtype=torch.float64, generator=self.generator)
-        return ((values * 2 - 1) * bound).to(self.dtype)
-
-    def integers(self, low: int, high: int, *shape: int) -> Tensor:
-        return torch.randint(low, high, shape, generator=self.generator)
-
-    def filled(self, module: nn.Module, H: int) -> Any:
-        for parameter in module.parameters():
-            parameter.data.copy_(self(*parameter.shape, bound=H**-0.5))
-        return module
-
-
-def _derivatives(make: Maker, outputs: Results, leaves: dict[str, Tensor]) -> Results:
-    """The outputs and the leaves' gradients."""
-    values = [value for value in outputs.values() if value is not None and value.requires_grad]
-    if not values or not leaves:
-        return outputs
-    cotangents = [make(*value.shape) for value in values]
-    grads = torch.autograd.grad(values, list(leaves.values()), cotangents, allow_unused=True)
-    return outputs | {f"grad {n}": grad for n, grad in zip(leaves, grads, strict=True)}
-
-
-def run_rnn(
-    make: Maker, T: int, B: int, I: int, H: int, rows: str, hx: bool, bias: bool,  # noqa: E741
-    nonlinearity: str, form: str | None, tokens: int, layers: int, bidirectional: bool,
-    batch_first: bool, train: bool, seen: str, wanted: str,
-) -> Results:  # fmt: skip
-    """RNN, LeakyRNN where there is a form, EmbeddingRNN where there are tokens."""
-    import rnnext
-
-    sizes = (H, layers, nonlinearity, bias, batch_first, 0.0, bidirectional)
-    if tokens:
-        module: nn.Module = rnnext.EmbeddingRNN(tokens, I, *sizes, dtype=make.dtype)
-    elif form:
-        module = rnnext.LeakyRNN(I, *sizes, alpha=0.3, form=form, dtype=make.dtype)
-    else:
-        module = rnnext.RNN(I, *sizes, dtype=make.dtype)
-    module = make.filled(module, H).requires_grad_(train)
-    shape = (B, T) if batch_first else (T, B)
-    leaf = make.integers(0, tokens, *shape) if tokens else make(*shape, I).requires_grad_(train)
-    x, options = leaf, {}
-    steps = make.integers(1, T + 1, B)
-    if rows == "packed":
-        x = pack_padded_sequence(leaf, steps, batch_first, enforce_sorted=False)  # type: ignore[assignment]
-    elif rows == "lengths":
-        options["lengths"] = steps - make.integers(0, 2, B)  # some have none
-    elif rows == "reset":
-        options["reset"] = make.integers(0, 4, *shape) == 0
-    state = make(layers * (1 + bidirectional), B, H).requires_grad_(train) if hx else None
-    with torch.set_grad_enabled(train):
-        output, h_n = module(x, state, **options)
-    values = output.data if isinstance(output, PackedSequence) else output
-    outputs = {
-        name: value if seen in ("both", name) else value.detach()
-        for name, value in (("output", values), ("h_n", h_n))
-    }
-    leaves = dict(module.named_parameters()) | ({} if tokens else {"input": leaf})
-    leaves |= {"hx": state} if state is not None else {}
-    return _derivatives(make, outputs, {n: v for n, v in leaves.items() if wanted in n})
-
-
-def run_cell(
-    make: Maker, B: int, I: int, H: int, hx: bool, bias: bool, nonlinearity: str,  # noqa: E741
-) -> Results:  # fmt: skip
-    import rnnext
-
-    cell = make.filled(rnnext.RNNCell(I, H, bias, nonlinearity, dtype=make.dtype), H)
-    x, state = make(B, I), make(B, H) if hx else None
-    with torch.no_grad():
-        quiet = cell(x, state)
-    leaves = dict(cell.named_parameters()) | {"input": x.requires_grad_()}
-    leaves |= {"hx": state.requires_grad_()} if state is not None else {}
-    found = _derivatives(make, {"output": cell(x, state)}, leaves)
-    return found | {"output without gradients": quiet}
-
-
-def run_stepper(
-    make: Maker, B: int, I: int, H: int, hx: bool, bias: bool, nonlinearity: str,  # noqa: E741
-    layers: int,
-) -> Results:  # fmt: skip
-    import rnnext
-
-    if layers:
-        module: nn.Module = rnnext.RNN(I, H, layers, nonlinearity, bias, dtype=make.dtype)
-    else:
-        module = rnnext.RNNCell(I, H, bias, nonlinearity, dtype=make.dtype)
-    stepper = rnnext.Stepper(make.filled(module, H), B)
-    if hx:
-        stepper.set_state(make(max(layers, 1), B, H))
-    found: Results = {f"step {n}": stepper(make(B, I)) for n in range(3)}
-    return found | {"state": stepper.get_state()}
-
-
-def run_embedding(
-    make: Maker, V: int, E: int, indices: tuple[int, ...], index_dtype: str, strided: bool,
-    padding_idx: int | None, scale: bool, sparse: bool,
-) -> Results:  # fmt: skip
-    import rnnext
-
-    table = make(E, V).t() if strided else make(V, E)
-    module = rnnext.Embedding(
-        V, E, padding_idx, scale_grad_by_freq=scale, sparse=sparse, _weight=table
-    )
-    chosen = make.integers(0, V, *indices).to(getattr(torch, index_dtype))
-    output: Results = {"output": module(chosen)}
-    found = _derivatives(make, output, {"weight": module.weight})
-    grad = found["grad weight"]
-    if grad is not None and grad.layout == torch.sparse_coo:
-        found |= {"grad rows": grad._indices(), "grad weight": grad._values()}
-    return found
-
-
-RUN: dict[str, Callable[..., Results]] = {
-    "rnn": run_rnn,
-    "cell": run_cell,
-    "stepper": run_stepper,
-    "embedding": run_embedding,
-}

@@ -17,6 +17,8 @@ from typing import Any
 from benchmarks import cases, measure
 from benchmarks.cases import Case
 
+from . import build_samples
+
 THREADS = (1, 2, 3)
 MOST_SHOWN = 40
 # Seconds of timed calls a build and case, and the rounds A B B A that they may take.
@@ -69,10 +71,9 @@ def workers(*trees: Path, threads: int = 0) -> Iterator[list[Worker]]:
 
 def compare_bits(trees: list[Path], patterns: Sequence[str]) -> bool:
     """Print each sample that differs, and by how much; True if none does."""
-    from .build_samples import all_samples
-
-    samples, wrong, runs = all_samples(patterns), 0, 0
+    wrong, runs = 0, 0
     with workers(*trees) as pair:
+        samples = pair[0](build_samples.all_cases, patterns)
         isas = [worker(_isas) for worker in pair]
         print(f"in one build only: {sorted(isas[0] ^ isas[1]) or 'none'}")
         for isa in sorted(isas[0] & isas[1]):
@@ -84,7 +85,10 @@ def compare_bits(trees: list[Path], patterns: Sequence[str]) -> bool:
                     runs += 1
                     wrong += bool(problem)
                     if problem and wrong <= MOST_SHOWN:
-                        print(f"{sample.name}, {isa}, {threads} thread(s): {problem}", flush=True)
+                        print(
+                            f"{build_samples.name(sample)}, {isa}, {threads} thread(s): {problem}",
+                            flush=True,
+                        )
                 print(f"{isa}, {threads} thread(s): {wrong - before} of {len(samples)} differ, "
                       f"{time.monotonic() - start:.0f} s", flush=True)  # fmt: skip
     print(f"{runs - wrong} of {runs} runs equal to the bit")
@@ -94,22 +98,23 @@ def compare_bits(trees: list[Path], patterns: Sequence[str]) -> bool:
 def _difference(pair: list[Worker], sample: Any, isa: str, threads: int) -> str:
     """Empty if both have the same results; a sample that fails compares nothing, so that counts."""
     try:
-        a, b = (worker(sample.run, isa, threads) for worker in pair)
+        a, b = (worker(build_samples.hashes, sample, isa, threads) for worker in pair)
     except BrokenProcessPool:
         raise
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    names = [name for name in a | b if a.get(name) != b.get(name)]
-    if not names:
+    if a == b:
         return ""
-    x, y = (worker(sample.results, isa, threads) for worker in pair)
+    x, y = (worker(build_samples.results, sample, isa, threads) for worker in pair)
     words = []
-    for name in names:
+    for i, (one, other) in enumerate(zip(x, y, strict=True)):
+        if a[i] == b[i]:
+            continue
         apart = ""
-        if x.get(name) is not None and y.get(name) is not None and x[name].shape == y[name].shape:
-            most = (x[name].double() - y[name].double()).abs().max()
-            apart = f" by {most / x[name].double().abs().max():.1e} of the largest value"
-        words.append(f"{name} differs{apart}")
+        if one is not None and other is not None and one.shape == other.shape:
+            most = (one.double() - other.double()).abs().max()
+            apart = f" by {most / one.double().abs().max():.1e} of the largest value"
+        words.append(f"result {i} differs{apart}")
     return ", ".join(words)
 
 

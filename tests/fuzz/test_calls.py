@@ -140,10 +140,14 @@ def possible(case):
     return case
 
 
+def cases(kind):
+    return st.fixed_dictionaries({"call": st.just(kind), **COMMON, **OWN[kind]}).map(possible)
+
+
 @pytest.mark.parametrize("kind", CHECKS)
 def test_calls(kind):
     @PROFILE
-    @given(st.fixed_dictionaries({"call": st.just(kind), **COMMON, **OWN[kind]}).map(possible))
+    @given(cases(kind))
     def of_kind(case):
         tell("fuzz.calls", case)
         check(**case)
