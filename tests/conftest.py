@@ -1,5 +1,6 @@
 """Fixtures: the ISA of the kernels and the number of threads, put back after each test."""
 
+import ctypes
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,12 @@ import torch
 
 import rnnext
 from helpers.common import supported_isas
+
+# Memory that malloc hands out is filled with the byte 0xfe, lest what is never written be right
+# from an earlier call. (But for blocks below a KiB that it has just taken back.)
+M_PERTURB = -6
+if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+    mallopt(M_PERTURB, 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,16 +2,10 @@
 
 import torch
 
-from helpers.common import pairwise, supported_isas
+from helpers.common import pairwise
 from reference.elman import ACTIVATIONS
 from rnnext import _C
 
-SHAPES = {
-    "H": [0, 1, 7, 8, 17, 64, 129, 200],
-    "T": [1, 2, 33],
-    "B": [0, 1, 3, 12, 13],
-    "I": [0, 1, 5, 33],
-}
 VARIANTS = {
     "source": ["features", "ready", "table"],
     "reverse": [(False,), (True,), (False, True)],
@@ -25,7 +19,6 @@ VARIANTS = {
     "leak": [None, "rate", "voltage", "blend"],
     "reset": [None, "zeros", "state"],
 }
-SETTINGS = {"isa": supported_isas(), "threads": [1, 3]}
 
 
 def valid(case):
