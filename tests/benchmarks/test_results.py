@@ -1,22 +1,9 @@
-"""Stored runs: kept, combined, compared, held against the bars."""
+"""Stored runs: combined, held against the bars."""
 
 import pytest
 
 from benchmarks import bars, edges, names, report, store
-from helpers.runs import CASES, run_of
-
-
-def test_store_round_trip_and_comparison(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
-    slow, fast = run_of("slow", 4.0), run_of("fast", 2.0)
-    slow.save()
-    assert store.load("slow") == slow
-    assert store.load(str(tmp_path / "slow.json")) == slow
-    with pytest.raises(FileNotFoundError, match=r"stored: .*slow"):
-        store.load("missing")
-    printed = report.comparison(slow, fast, names.OURS)
-    assert f"geometric mean of {len(CASES)} rows: 2.000" in printed
-    assert "1.50" in printed  # 3.6 / 2.4: the low end of the range
+from helpers.runs import run_of
 
 
 def test_combined_runs_are_medians():

@@ -284,4 +284,6 @@ def test_explain_from_the_command_line(capsys):
     assert rnnext.__main__.main(["explain", "0", "64", "64", "256"]) == 2
     assert "sizes must be positive" in capsys.readouterr().err
     assert rnnext.__main__.main([]) == 0
-    assert "CPU ISA in use" in capsys.readouterr().out
+    shown = capsys.readouterr().out  # what a bug report needs
+    versions = rnnext.__version__, torch.__version__
+    assert all(part in shown for part in ("CPU ISA in use", "compiler", "CUDA archs", *versions))

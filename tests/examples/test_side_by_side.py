@@ -111,10 +111,6 @@ def test_the_maze_is_an_environment_of_gymnasium():
         assert seen.tolist() == [0, 0, 0, 1]
         _, gained, terminated, _, _ = maze.step(side if turn else LEFT + RIGHT - side)
         assert (gained, terminated) == (reward, True)
-    maze = TMaze((1, 2))
-    maze.reset(seed=0)
-    ends = [maze.step(LEFT if maze.way else FORWARD)[2:4] for _ in range(8)]
-    assert ends == [(False, False)] * 7 + [(False, True)]  # cut off
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
@@ -163,14 +159,9 @@ def test_the_policy_learns_the_way_of_short_corridors():
 def test_torchrl_collects_and_replays_the_same_scores(policy):
     pytest.importorskip("torchrl")
     collected, whole = memory_policy.torchrl_rollout(policy, steps=80, seed=0)
-    is_init = collected["is_init"].squeeze(-1)
-    assert is_init[0]
-    assert is_init.sum() > 2
-    # is_init is the mask of the ends, a step later.
-    assert torch.equal(is_init[1:], collected["next", "done"].squeeze(-1)[:-1])
+    assert collected["is_init"].sum() > 2
     for key in ("logits", "state_value"):
         torch.testing.assert_close(whole[key], collected[key])
-    torch.testing.assert_close(whole["next", "state"][-1], collected["next", "state"][-1])
 
 
 def test_training_keeps_dales_law_and_learns():

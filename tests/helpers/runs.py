@@ -1,6 +1,5 @@
 """Made-up runs of the benchmark, for what reads them."""
 
-import random
 from dataclasses import replace
 
 from benchmarks import cases, measure, names, roof, store
@@ -22,17 +21,4 @@ def run_of(label, factor):
         for rival, ms in ((names.OURS, factor), (names.TORCH, 10.0)):
             row.seconds[rival] = {"q1": ms * 0.9e-3, "median": ms * 1e-3, "q3": ms * 1.2e-3}
         result.rows[case.name] = row
-    return result
-
-
-def scattered(label):
-    """A made-up run with every case, and times as far apart as a real one's."""
-    draw = random.Random(0)
-    result = store.Result(label, measure.stamp(2), {0: LIMITS, 1: replace(LIMITS, threads=1)})
-    for case in CASES:
-        row = result.rows[case.name] = store.Row(case)
-        ours = result.bound(row).seconds * draw.uniform(1.05, 3) + 3e-6
-        for rival in (names.OURS, *names.RIVALS):
-            median = ours * (1 if rival == names.OURS else draw.uniform(1.2, 40))
-            row.seconds[rival] = {"q1": 0.9 * median, "median": median, "q3": 1.1 * median}
     return result

@@ -148,16 +148,11 @@ def test_parametrization_may_be_added_or_removed_afterwards():
 
 def test_changes_are_logged(model, caplog):
     with caplog.at_level(logging.INFO, logger="rnnext"):
-        rnnext.convert(model)
-    lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 4
-    assert "stack.rnn: torch.nn.RNN -> rnnext.RNN" in lines
-    caplog.clear()
-    with caplog.at_level(logging.INFO, logger="rnnext"):
-        rnnext.convert(model)
-        assert not caplog.records
-        rnnext.revert(model)
-    assert len(caplog.records) == 4
+        for change, count in ((rnnext.convert, 4), (rnnext.convert, 0), (rnnext.revert, 4)):
+            caplog.clear()
+            change(model)
+            assert len(caplog.records) == count
+    assert "stack.rnn: rnnext.RNN -> torch.nn.RNN" in caplog.messages
 
 
 def test_a_dry_run_prints_what_would_change_and_why_the_rest_stays(model, capsys):

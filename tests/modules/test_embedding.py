@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import rnnext
 from helpers import common
-from helpers.common import assert_close, error_of
+from helpers.common import error_of
 
 pair = functools.partial(common.pair, "Embedding")
 
@@ -59,22 +59,6 @@ def test_empty_table():
     with pytest.raises(IndexError, match=r"indices\[0\] = 0, expected 0 <= index < 0"):
         emb(torch.tensor([0]))
     assert rnnext.Embedding(3, 0)(torch.tensor([1])).shape == (1, 0)
-
-
-# Not with scale_grad_by_freq, which torch.nn leaves out of its second derivative.
-@pytest.mark.parametrize("options", [{}, {"padding_idx": 4}], ids=str)
-def test_higher_derivatives(options):
-    weight = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    grad = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
-    indices = torch.tensor([[0, 4, 4], [2, 0, 4]])
-    results = []
-    for embedding in (F.embedding, rnnext.functional.embedding):
-        rows = embedding(indices, weight, **options) ** 3
-        (first,) = torch.autograd.grad(rows, weight, grad, create_graph=True)
-        second = torch.autograd.grad(first.square().sum(), (weight, grad), create_graph=True)
-        third = torch.autograd.grad(second[0].sum(), (weight, grad))
-        results.append([first, *second, *third])
-    assert_close(results[1], results[0])
 
 
 def test_tables_of_other_dtypes_are_read_and_a_complex_one_has_no_gradient():

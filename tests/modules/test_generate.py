@@ -37,12 +37,17 @@ def test_generated_tokens_are_those_of_a_loop(temperature, B):
     steps(stepper, prompt)
     generator = torch.Generator().manual_seed(5)
     first = stepper.generate(score, 10, temperature, generator=generator)
+    assert stepper.generate(score, 0).shape == (0, B)
     rest = stepper.generate(score, 20, temperature, generator=generator)
     assert first.shape == (10, B)
     assert first.dtype == torch.int64
     assert not first.requires_grad
     assert torch.equal(torch.cat([first, rest]), expected)
     assert torch.equal(stepper.get_state(), h)
+    stepper.reset()
+    steps(stepper, prompt)
+    torch.manual_seed(5)  # torch's generator is the default
+    assert torch.equal(stepper.generate(score, 30, temperature), expected)
 
 
 def test_scores_that_are_no_numbers_are_refused():
@@ -59,15 +64,6 @@ def test_scores_that_are_no_numbers_are_refused():
     assert torch.equal(stepper.get_state(), torch.zeros(1, 2, 5))
     scores = torch.tensor([[-inf, -inf, 0.0, -inf]] * 2)
     assert (stepper.generate(lambda h: scores, 9) == 2).all()
-
-
-def test_torchs_generator_is_the_default():
-    model, score = rnnext.EmbeddingRNN(20, 8, 32), nn.Linear(32, 20)
-    torch.manual_seed(3)
-    expected = rnnext.Stepper(model, 2).generate(score, 8)
-    torch.manual_seed(3)
-    assert torch.equal(rnnext.Stepper(model, 2).generate(score, 8), expected)
-    assert rnnext.Stepper(model, 2).generate(score, 0).shape == (0, 2)
 
 
 def test_half_scores_are_divided_in_float32():

@@ -109,48 +109,32 @@ def test_noise_that_is_none_is_refused_whenever_it_is_set():
     assert rnn.noise_std == 0.1
 
 
-@pytest.mark.parametrize("scale", ["sqrt_2_over_alpha", "sqrt_2_alpha", "none"])
-def test_noise_has_its_deviation_and_comes_from_torchs_generator(scale):
-    alpha, std = 0.25, 0.5
-    factor = {"sqrt_2_over_alpha": (2 / alpha) ** 0.5, "sqrt_2_alpha": (2 * alpha) ** 0.5}
-    options = {"nonlinearity": "identity", "bias": False, "alpha": 0.9, "learn_alpha": True}
-    rnn = rnnext.LeakyRNN(1, 200, 2, **options, noise_std=std, noise_scale=scale)
-    with torch.no_grad():  # the second layer's own alpha counts, and nothing but its noise
+def test_noise_is_scaled_by_each_layers_own_alpha():
+    """(tests/modules/test_leaky_sources.py has the scales.)"""
+    alphas = torch.tensor([0.9, 0.25])
+    rnn = rnnext.LeakyRNN(1, 70, 2, "identity", dt=1, tau=list(1 / alphas), noise_std=0.5)
+    with torch.no_grad():  # so that the second layer has nothing but its noise
         for parameter in rnn.parameters():
             parameter.zero_()
-        rnn.logit_alpha_l1.fill_(math.log(alpha / (1 - alpha)))
-    x = torch.zeros(50, 20, 1)
     torch.manual_seed(1)
-    output, _ = rnn(x)
-    # With W = 0: h_t = (1 - a) h_{t-1} + a n_t.
-    noise = (output[1:] - (1 - alpha) * output[:-1]) / alpha
-    assert noise.std().item() == pytest.approx(std * factor.get(scale, 1.0), rel=0.02)
-    assert noise.mean().item() == pytest.approx(0, abs=0.02)
-    assert abs((noise[1:] * noise[:-1]).mean().item()) < 0.02
+    output, _ = rnn(torch.zeros(4, 3, 1))
     torch.manual_seed(1)
-    assert torch.equal(rnn(x)[0], output)
-    assert not torch.equal(rnn(x)[0], output)
-    assert not rnn.eval()(x)[0].any()
+    noise = rnnext.ops.noise(torch.randint(2**63 - 1, (2,)), 4, 3, 1, 70)[1]
+    state = torch.zeros(3, 70)
+    for result, drawn in zip(output, 0.5 * noise * (2 / 0.25) ** 0.5, strict=True):
+        state = 0.75 * state + 0.25 * drawn
+        assert_close(result, state)
 
 
-def test_noise_passes_gradients_and_other_arguments():
-    rnn = rnnext.LeakyRNN(3, 6, 2, bidirectional=True, alpha=0.4, noise_std=0.1, dropout=0.2)
-    x = torch.randn(5, 4, 3, requires_grad=True)
-    lengths, reset = torch.tensor([5, 3, 0, 4]), torch.rand(5, 4) < 0.3
-    output, _ = rnn(x, lengths=lengths, reset=reset)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_noise_leaves_out_what_lies_past_the_end(batch_first):
+    rnn = rnnext.LeakyRNN(3, 6, alpha=0.4, noise_std=0.1, batch_first=batch_first)
+    x, lengths = torch.randn(5, 2, 3), torch.tensor([5, 3])
+    x[3:, 1] = math.nan
+    output, _ = rnn(x.transpose(0, 1) if batch_first else x, lengths=lengths)
     output.sum().backward()
-    assert not output[3:, 1].any()
+    assert not output[1, 3:].any() if batch_first else not output[3:, 1].any()
     assert all(p.grad.isfinite().all() and p.grad.any() for p in rnn.parameters())
-    assert x.grad[:3, 1].any()
-    for batch_first in (False, True):  # what lies past the end stays out
-        rnn = rnnext.LeakyRNN(3, 6, alpha=0.4, noise_std=0.1, batch_first=batch_first)
-        x = torch.randn(5, 2, 3)
-        x[3:, 1] = math.nan
-        output, _ = rnn(x.transpose(0, 1) if batch_first else x, lengths=torch.tensor([5, 3]))
-        output.sum().backward()
-        assert all(p.grad.isfinite().all() for p in rnn.parameters())
-    with pytest.raises(ValueError, match=r"lengths must have shape \[.*\], got \[3\]"):
-        rnn(torch.zeros(2, 5, 3), lengths=torch.tensor([5, 3, 1]))
 
 
 def test_what_it_stores():

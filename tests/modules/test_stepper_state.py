@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import rnnext
-from helpers.common import assert_refused, same, steps
+from helpers.common import same, steps
 
 KINDS = {
     "RNN": lambda: rnnext.RNN(4, 6, num_layers=2),
@@ -32,38 +32,6 @@ def inputs(module, T, B):
     return torch.randn(T, B, 4)
 
 
-def test_refuses_a_wrong_state_or_mask():
-    stepper = rnnext.Stepper(rnnext.RNN(4, 6), 2)
-    stepper(torch.randn(2, 4))
-    before, mask = stepper.get_state(), torch.tensor([True, False])
-    for wrong, error, message in (
-        (torch.zeros(2, 6), RuntimeError, "state must have shape [1, 2, 6], got [2, 6]"),
-        (torch.zeros(1, 2, 6).double(), RuntimeError, "weights' dtype, float32, got float64"),
-        (torch.zeros(1, 2, 6, device="meta"), RuntimeError, "state must be on the CPU, got meta"),
-        ([0.0], TypeError, "state must be a tensor, got list"),
-    ):
-        assert_refused(lambda w=wrong: stepper.set_state(w), error, message)
-        assert_refused(lambda w=wrong: stepper.step(torch.zeros(2, 4), w), error, message)
-    for wrong, error, message in (
-        (torch.zeros(2), TypeError, "mask must be a bool tensor, got float32"),
-        ([True, False], TypeError, "mask must be a tensor, got list"),
-        (torch.tensor([True]), ValueError, "mask must have shape [2], got [1]"),
-        (torch.tensor(True), ValueError, "mask must have shape [2], got []"),
-        (mask.to("meta"), ValueError, "on the CPU, got meta"),
-    ):
-        assert_refused(lambda w=wrong: stepper.reset(w), error, message)
-    for given in (
-        (mask, torch.zeros(6)),
-        (mask, torch.zeros(1, 6, dtype=torch.float64)),
-        (mask, [0.0]),
-        (mask[:1], torch.zeros(1, 6)),
-        (mask.float(), torch.zeros(1, 6)),
-    ):
-        with pytest.raises((TypeError, ValueError, RuntimeError), match=r"^(state|mask) must"):
-            stepper.reset(*given)
-    assert torch.equal(stepper.get_state(), before)
-
-
 def test_rows_of_a_bounded_norm_that_stay_do_not_count_as_changed():
     module, token = rnnext.EmbeddingRNN(9, 4, 6), torch.tensor([3])
     module.embedding.max_norm = 0.5
@@ -71,16 +39,6 @@ def test_rows_of_a_bounded_norm_that_stay_do_not_count_as_changed():
     expected = module(token[None])[0]
     rnnext.Stepper(module)
     assert torch.equal(stepper(token), expected[0])
-
-
-def test_a_step_has_no_gradient():
-    stepper = rnnext.Stepper(rnnext.RNN(4, 6))
-    x, state = torch.randn(4, requires_grad=True), torch.zeros(1, 1, 6, requires_grad=True)
-    for call in (lambda: stepper(x), lambda: stepper.step(x.detach(), state)):
-        with pytest.raises(RuntimeError, match="has no gradient"):
-            call()
-    with torch.no_grad():
-        assert not any(v.requires_grad for v in (stepper(x), *stepper.step(x, state)))
 
 
 def write(module, how):

@@ -1,61 +1,19 @@
-"""The embedding's ops against the reference in float64: values, gradients, any table's size."""
+"""The embedding's ops beyond the calls of tests/fuzz: large tables, derivatives, what occurs."""
 
 import itertools
 
 import pytest
 import torch
 
-import reference
 import rnnext
-from helpers.cases import SETTINGS, VARIANTS
-from helpers.common import assert_close, cover, same
+from helpers.common import assert_close, same
+from helpers.samples import DTYPES
 from rnnext import _C
 
 ops = torch.ops.rnnext
 
 
-def embedding_case(V, width, indices, index_dtype, dtype, strided):
-    shape = {"scalar": (), "empty": (0, 2), "matrix": (5, 7)}[indices]
-    weight = torch.rand(width, V, dtype=torch.float64).t()
-    weight = weight.to(dtype) if strided else weight.to(dtype).contiguous()
-    return weight.requires_grad_(), torch.randint(V, shape).to(index_dtype)
-
-
-@cover(
-    "case",
-    V=[1, 3, 1000],
-    width=[1, 17, 129],
-    indices=["scalar", "empty", "matrix"],
-    index_dtype=[torch.int64, torch.int32],
-    dtype=VARIANTS["dtype"],
-    strided=[False, True],
-    padding_idx=[-1, 0],
-    scale_grad_by_freq=[False, True],
-    sparse=[False, True],
-    **SETTINGS,
-)
-def test_embedding_and_its_gradients(case, isa, threads):
-    sparse = case.pop("sparse")
-    options = {name: case.pop(name) for name in ("padding_idx", "scale_grad_by_freq")}
-    weight, indices = embedding_case(**case)
-    rows = ops.embedding(weight, indices, **options, sparse=sparse)
-    assert torch.equal(rows, reference.embedding(weight, indices))
-    grad = torch.rand_like(rows)
-    rows.backward(grad)
-    options = {"indices": indices, "num_weights": weight.size(0), **options}
-    if sparse:
-        assert weight.grad.is_coalesced()
-        found = [weight.grad.indices()[0], weight.grad.values()]
-        rows, values = reference.embedding_sparse_backward(grad.double(), **options)
-        assert torch.equal(found[0], rows)
-        assert_close(found[1], values)
-        assert_close(ops.embedding_sparse_backward(grad, **options)[1], found[1])
-    else:
-        assert_close(weight.grad, reference.embedding_backward(grad.double(), **options))
-        assert torch.equal(ops.embedding_backward(grad, **options), weight.grad)
-
-
-@pytest.mark.parametrize("dtype", VARIANTS["dtype"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_embedding_gradient_is_the_same_every_time(dtype):
     indices = torch.randint(50, (13_000,))
     grad = torch.randn(13_000, 20).to(dtype)
@@ -86,19 +44,17 @@ def test_sparse_gradient_of_tables_of_any_size(V):
         assert_close(values, sums.index_add(0, inverse, grad[kept].double()))
 
 
-def test_embedding_gradcheck():
-    weight = torch.rand(5, 3, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("padding_idx", [-1, 4])
+@pytest.mark.parametrize("by_frequency", [False, True])
+def test_derivatives_of_the_gradient(padding_idx, by_frequency):
     grad = torch.rand(4, 3, dtype=torch.float64, requires_grad=True)
     indices = torch.tensor([0, 4, 4, 2])
-    assert torch.autograd.gradcheck(lambda w: ops.embedding(w, indices), weight)
-    assert torch.autograd.gradgradcheck(lambda w: ops.embedding(w, indices), weight)
-    for options in [(-1, False), (4, False), (-1, True), (4, True)]:
 
-        def scatter(grad, options=options):
-            return ops.embedding_backward(grad, indices, 5, *options)
+    def scatter(grad):
+        return ops.embedding_backward(grad, indices, 5, padding_idx, by_frequency)
 
-        assert torch.autograd.gradcheck(scatter, grad)
-        assert torch.autograd.gradgradcheck(scatter, grad)
+    assert torch.autograd.gradcheck(scatter, grad)
+    assert torch.autograd.gradgradcheck(scatter, grad)
 
 
 def test_a_check_of_indices_waits_before_it_asks(monkeypatch):

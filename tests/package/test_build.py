@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import runpy
 import subprocess
 import sys
 import tarfile
@@ -17,7 +16,6 @@ from torch.utils import cpp_extension
 
 import rnnext
 from helpers.common import run_python
-from rnnext.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 RELEASE = ".".join(torch.__version__.split(".")[:2])
@@ -161,19 +159,6 @@ def test_a_build_without_torch_stops_with_the_commands(tmp_path: Path, build_too
         assert part in result.stderr
 
 
-def test_main_says_what_a_bug_report_needs(capsys):
-    assert main([]) == 0
-    shown = capsys.readouterr().out
-    for part in (
-        rnnext.__version__,
-        torch.__version__,
-        rnnext._C.cpu_isa(),
-        "compiler",
-        "CUDA archs",
-    ):
-        assert part in shown
-
-
 def test_the_source_distribution_holds_every_source(tmp_path: Path):
     result = run("setup.py", "-q", "sdist", "--dist-dir", str(tmp_path), RNNEXT_CUDA="0")
     assert result.returncode == 0, result.stderr
@@ -205,8 +190,3 @@ def test_the_version_is_in_one_place():
     files = [path for name in ("rnnext", "tools") for path in (ROOT / name).rglob("*.py")]
     files += [ROOT / name for name in ("setup.py", "docs/conf.py", "CITATION.cff")]
     assert [path.name for path in files if version in path.read_text(encoding="utf-8")] == []
-
-
-def test_the_smoke_test_of_wheels_refuses_the_sources():
-    with pytest.raises(SystemExit, match="was imported, not an installed rnnext"):
-        runpy.run_path(str(ROOT / "tools" / "smoke.py"), run_name="__main__")

@@ -60,27 +60,6 @@ def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path, capsys):
         CHECKS[page.name](names, capsys.readouterr().out)
 
 
-def test_blocks_are_run_in_order_and_left_out_where_a_reason_is_given(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(
-        "```python\na = 1\n```\n"
-        '<!-- skip: next "needs another package" -->\n'
-        "```python\na = b = 2\n```\n"
-        '<!-- skip: next if(a == 1, reason="needs a GPU, which is rare") -->\n'
-        "```python\na = c = 2\n```\n"
-        "```python\nd = a + 1\n```\n"
-    )
-    names = run_blocks(page)
-    assert (names["a"], names["d"]) == (1, 2)
-    assert not {"b", "c"} & names.keys()
-    assert skips_without_reason(page) == []
-    page.write_text("<!-- skip: next -->\n```python\n1 / 0\n```\n")
-    assert skips_without_reason(page) == ["<!-- skip: next -->"]
-    page.write_text("```python\n1 / 0\n```\n")
-    with pytest.raises(ZeroDivisionError):
-        run_blocks(page)
-
-
 def test_what_is_not_run_says_why():
     assert [skip for page in WITH_PYTHON for skip in skips_without_reason(page)] == []
 

@@ -25,110 +25,13 @@ def exported(model, given, dynamic=None):
     import rnnext.onnx
 
     table = rnnext.onnx.translation_table()
-    return torch.onnx.export(
-        model.eval(),
-        given,
-        dynamo=True,
-        custom_translation_table=table,
-        dynamic_shapes=dynamic,
-        verbose=False,
-    )
+    options = {"custom_translation_table": table, "dynamic_shapes": dynamic, "verbose": False}
+    return torch.onnx.export(model, given, dynamo=True, **options)
 
 
-def operators(program):
-    """How often the graph has each operator."""
-    types = [node.op_type for node in program.model.graph]
-    assert {node.domain for node in program.model.graph} <= {"", "ai.onnx"}
-    return {kind: types.count(kind) for kind in set(types)}
-
-
-def check(program, model, *calls):
-    """The program's results in onnxruntime are the model's, for each of the calls."""
-    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
-    names = [each.name for each in session.get_inputs()]
-    for given in calls:
-        flat = [t.numpy() for t in given if t is not None]
-        actual = session.run(None, dict(zip(names, flat, strict=True)))
-        with torch.no_grad():
-            expected = model(*given)
-        expected = expected if isinstance(expected, tuple) else (expected,)
-        assert_close([torch.from_numpy(a) for a in actual], expected)
-
-
-def features(time, batch, batch_first):
-    return torch.randn(batch, time, 3) if batch_first else torch.randn(time, batch, 3)
-
-
-@pytest.mark.parametrize(
-    ("layers", "bidirectional", "nonlinearity", "bias", "batch_first", "with_hx"),
-    [
-        (1, False, "tanh", True, False, False),
-        (1, True, "relu", True, False, True),
-        (2, False, "tanh", False, True, True),
-        (2, True, "relu", False, True, False),
-    ],
-)
-def test_rnn(layers, bidirectional, nonlinearity, bias, batch_first, with_hx):
-    rnn = rnnext.RNN(3, 4, layers, nonlinearity, bias, batch_first, 0.0, bidirectional)
-
-    def call(time, batch):
-        states = torch.randn(layers * (1 + bidirectional), batch, 4)
-        return (features(time, batch, batch_first), states if with_hx else None)
-
-    dynamic = ({0: B, 1: T} if batch_first else {0: T, 1: B}, {1: B} if with_hx else None)
-    program = exported(rnn, call(5, 2), dynamic)
-    assert operators(program)["RNN"] == layers
-    check(program, rnn, call(5, 2), call(11, 3), call(1, 1))
-
-
-def test_lengths_are_sequence_lens():
-    rnn = rnnext.RNN(3, 4, 2, bidirectional=True, batch_first=True)
-
-    def call(*lengths):
-        return (features(max(lengths), len(lengths), True), None, torch.tensor(lengths))
-
-    program = exported(rnn, call(5, 3, 1), ({0: B, 1: T}, None, {0: B}))
-    check(program, rnn, call(5, 3, 1), call(2, 7), call(1, 4, 6, 3))
-
-
-def test_one_sequence():
-    rnn = rnnext.RNN(3, 4, 2, bidirectional=True)
-
-    def call(time):
-        return (torch.randn(time, 3), torch.randn(4, 4))
-
-    check(exported(rnn, call(5), ({0: T}, None)), rnn, call(5), call(9))
-
-
-def test_cell():
-    cell = rnnext.RNNCell(3, 4, nonlinearity="relu")
-
-    def call(batch):
-        return torch.randn(batch, 3), torch.randn(batch, 4)
-
-    check(exported(cell, call(2), ({0: B}, {0: B})), cell, call(2), call(5))
-    cell, one = rnnext.RNNCell(3, 4, bias=False), (torch.randn(3), None)
-    check(exported(cell, one), cell, one)
-
-
-def test_embedding_is_gather():
-    model = nn.Sequential(rnnext.Embedding(9, 3, padding_idx=2), rnnext.RNN(3, 4))
-
-    def call(time, batch):
-        return (torch.randint(9, (time, batch), dtype=torch.int32),)
-
-    program = exported(model, call(5, 2), ({0: T, 1: B},))
-    assert operators(program)["Gather"] == operators(program)["RNN"] == 1
-    check(program, model, call(5, 2), call(7, 3))
-
-
-@pytest.mark.parametrize("time", [5, 50])
-def test_embedding_rnn(time):
-    """Few tokens, of which features are made, and many, for which the table is multiplied."""
-    model = rnnext.EmbeddingRNN(9, 3, 4, 2, batch_first=True, bidirectional=True)
-    program = exported(model, (torch.randint(9, (2, time)),), ({0: B, 1: T},))
-    assert operators(program)["Gather"] == 1
-    check(program, model, *((torch.randint(9, shape),) for shape in ((2, time), (3, 4), (5, 60))))
+def features(*shape, batch_first=False):
+    x = torch.randn(*shape, 3)
+    return x.transpose(0, 1) if batch_first else x
 
 
 class Functional(nn.Module):
@@ -147,63 +50,118 @@ class Functional(nn.Module):
         return found
 
 
-def test_functional_recurrence():
-    model = Functional()
-
-    def call(*lengths):
-        batch = len(lengths)
-        return torch.randn(6, batch, 4), torch.randn(batch, 4), torch.tensor(lengths)
-
-    program = exported(model, call(6, 2), ({1: B}, {0: B}, {0: B}))
-    check(program, model, call(6, 2), call(1, 3, 5), call(0, 4))
+def words(*shape):
+    return (torch.randint(9, shape),)
 
 
-class Packed(nn.Module):
-    def __init__(self):
+BOTH = rnnext.RNN(3, 4, 2, bidirectional=True)
+BATCH_FIRST = rnnext.RNN(3, 4, 2, "relu", batch_first=True, bidirectional=True)
+TOKENS = nn.Sequential(rnnext.Embedding(9, 3, padding_idx=2), rnnext.RNN(3, 4))
+# Few tokens, of which features are made, and many, for which the table is multiplied.
+WORDS = rnnext.EmbeddingRNN(9, 3, 4, 2, batch_first=True, bidirectional=True)
+NO_BIAS = rnnext.RNN(3, 4, 2, bias=False, batch_first=True)
+# A model, its dynamic sizes, how often it has an operator, and calls, of which the first is traced.
+CASES = {
+    "a layer": (
+        rnnext.RNN(3, 4), ({0: T, 1: B}, None), {"RNN": 1},
+        [(features(t, b), None) for t, b in ((5, 2), (11, 3), (1, 1))],
+    ),
+    "both directions": (
+        BOTH, ({0: T, 1: B}, {1: B}), {"RNN": 2},
+        [(features(t, b), torch.randn(4, b, 4)) for t, b in ((5, 2), (11, 3), (1, 1))],
+    ),
+    "no biases, batch first": (
+        NO_BIAS, ({0: B, 1: T}, {1: B}), {"RNN": 2},
+        [(features(t, b, batch_first=True), torch.randn(2, b, 4)) for t, b in ((5, 2), (11, 3))],
+    ),
+    "lengths": (
+        BATCH_FIRST, ({0: B, 1: T}, None, {0: B}), {"RNN": 2},
+        [
+            (features(max(n), len(n), batch_first=True), None, torch.tensor(n))
+            for n in ((5, 3, 1), (2, 7), (1, 4, 6, 3))
+        ],
+    ),
+    "one sequence": (
+        BOTH, ({0: T}, None), {"RNN": 2}, [(features(t), torch.randn(4, 4)) for t in (5, 9)],
+    ),
+    "cell": (
+        rnnext.RNNCell(3, 4, nonlinearity="relu"), ({0: B}, {0: B}), {},
+        [(features(b), torch.randn(b, 4)) for b in (2, 5)],
+    ),
+    "cell of one": (rnnext.RNNCell(3, 4, bias=False), None, {}, [(torch.randn(3), None)]),
+    "embedding": (
+        TOKENS, ({0: T, 1: B},), {"Gather": 1, "RNN": 1},
+        [(words(t, b)[0].int(),) for t, b in ((5, 2), (7, 3))],
+    ),
+    "few words": (
+        WORDS, ({0: B, 1: T},), {"Gather": 1}, [words(2, 5), words(3, 4), words(5, 60)],
+    ),
+    "many words": (
+        WORDS, ({0: B, 1: T},), {"Gather": 1}, [words(2, 50), words(3, 4), words(5, 60)],
+    ),
+    "functional": (
+        Functional(), ({1: B}, {0: B}, {0: B}), {},
+        [
+            (torch.randn(6, len(n), 4), torch.randn(len(n), 4), torch.tensor(n))
+            for n in ((6, 2), (1, 3, 5), (0, 4))
+        ],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_onnxruntime_computes_the_same(name):
+    model, dynamic, operators, calls = CASES[name]
+    program = exported(model.eval(), calls[0], dynamic)
+    assert {node.domain for node in program.model.graph} <= {"", "ai.onnx"}
+    types = [node.op_type for node in program.model.graph]
+    assert {kind: types.count(kind) for kind in operators} == operators
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    names = [each.name for each in session.get_inputs()]
+    for given in calls:
+        flat = [t.numpy() for t in given if t is not None]
+        actual = session.run(None, dict(zip(names, flat, strict=True)))
+        with torch.no_grad():
+            expected = model(*given)
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        assert_close([torch.from_numpy(a) for a in actual], expected)
+
+
+class Given(nn.Module):
+    """An RNN of a padded batch and something else."""
+
+    def __init__(self, call):
         super().__init__()
-        self.rnn = rnnext.RNN(3, 4)
+        self.rnn, self.call = rnnext.RNN(3, 4), call
 
-    def forward(self, x, lengths):
-        return self.rnn(nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False))[1]
+    def forward(self, x, other):
+        return self.call(self.rnn, x, other)
+
+
+PACKED = Given(lambda rnn, x, n: rnn(nn.utils.rnn.pack_padded_sequence(x, n))[1])
+RESET = Given(lambda rnn, x, reset: rnn(x, reset=reset))
 
 
 def test_a_packed_sequence_is_refused_with_what_to_do():
-    given = (torch.randn(5, 2, 3), torch.tensor([5, 3]))
+    given = (features(5, 2), torch.tensor([5, 3]))
     with pytest.raises(NotImplementedError, match="give the padded input, and lengths= beside it"):
-        torch.export.export(Packed(), given, strict=False)
+        torch.export.export(PACKED, given, strict=False)
 
 
-class Reset(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rnn = rnnext.RNN(3, 4)
-
-    def forward(self, x, reset):
-        return self.rnn(x, reset=reset)
+NONE = "ONNX's operator RNN has no "
 
 
 @pytest.mark.parametrize(
-    ("model", "given", "what"),
+    ("model", "given", "message"),
     [
-        (rnnext.LeakyRNN(3, 4, alpha=0.5), (torch.randn(5, 2, 3),), r"leak \(alpha\)"),
-        (Reset(), (torch.randn(5, 2, 3), torch.ones(5, 2, dtype=torch.bool)), "reset"),
-        (rnnext.RNN(3, 4).bfloat16(), (torch.randn(5, 2, 3).bfloat16(),), "bfloat16"),
+        (rnnext.LeakyRNN(3, 4, alpha=0.5).eval(), [], rf"{NONE}leak \(alpha\)"),
+        (RESET, [torch.ones(5, 2, dtype=torch.bool)], f"{NONE}reset"),
+        (rnnext.RNN(3, 4).bfloat16(), [], f"{NONE}bfloat16"),
+        (rnnext.RNN(3, 4, 2, dropout=0.5), [], r"call model\.eval\(\) first"),
     ],
-    ids=["leak", "reset", "bfloat16"],
+    ids=["leak", "reset", "bfloat16", "dropout"],
 )
-def test_what_onnx_cannot_say_is_named(model, given, what):
-    with pytest.raises(torch.onnx.OnnxExporterError, match=f"ONNX's operator RNN has no {what}"):
-        exported(model, given)
-
-
-def test_dropout_while_training_is_named():
-    import rnnext.onnx
-
-    with pytest.raises(torch.onnx.OnnxExporterError, match=r"call model\.eval\(\) first"):
-        torch.onnx.export(
-            rnnext.RNN(3, 4, 2, dropout=0.5),
-            (torch.randn(5, 2, 3),),
-            dynamo=True,
-            custom_translation_table=rnnext.onnx.translation_table(),
-            verbose=False,
-        )
+def test_what_onnx_cannot_say_is_named(model, given, message):
+    x = features(5, 2).to(next(model.parameters()).dtype)
+    with pytest.raises(torch.onnx.OnnxExporterError, match=message):
+        exported(model, (x, *given))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from torch.func import grad, jacfwd, jacrev, jvp, vmap
+from torch.func import grad, vmap
 
 from helpers import samples
 from helpers.cases import VARIANTS
@@ -148,43 +148,6 @@ SMALL = {"T": 3, "B": 2, "I": 2, "H": 3, "vocabulary": 3}
 
 def unpacked_resets(case):
     return case["rows"] != "packed" or case["reset"] is None
-
-
-@cover("case", unpacked_resets, **FEW)
-def test_tangents_jacobians_and_hessians(case):
-    check_tangents(samples.make(**case))
-    check_jacobians_and_hessians(samples.make(**SMALL, **case))
-
-
-def check_tangents(call):
-    tensors = tuple(call.float_tensors())
-    tangents = tuple(torch.rand_like(t) for t in tensors)
-    for function in (loss_of, lambda f, call: lambda *given: f(call.with_tensors(given))):
-        result, expected = (jvp(function(by, call), tensors, tangents) for by in (by_op, by_loop))
-        assert_close(result, expected)
-    # One tangent alone, the others unknown.
-    for i, tensor in enumerate(tensors):
-
-        def alone(by, i=i):
-            return lambda one: by(call.with_tensors((*tensors[:i], one, *tensors[i + 1 :])))
-
-        result, expected = (jvp(alone(by), (tensor,), (tangents[i],)) for by in (by_op, by_loop))
-        assert_close(result, expected)
-
-
-def check_jacobians_and_hessians(call):
-    tensors = tuple(call.float_tensors())
-    numbers = tuple(range(len(tensors)))
-    for transform in (jacrev, jacfwd):
-        result, expected = (
-            transform(lambda *given, by=by: by(call.with_tensors(given)), numbers)(*tensors)
-            for by in (by_op, by_loop)
-        )
-        for found, wanted in zip(result, expected, strict=True):
-            assert_close(found, wanted)
-    for outer, inner in ((jacfwd, jacrev), (jacrev, jacfwd)):
-        result, expected = (outer(inner(loss_of(by, call)))(*tensors) for by in (by_op, by_loop))
-        assert_close(result, expected)
 
 
 @pytest.mark.parametrize(
