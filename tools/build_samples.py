@@ -37,8 +37,13 @@ def drawn(kind: str, count: int) -> list[Case]:
     from fuzz.test_calls import PROFILE, cases
 
     found: list[Case] = []
-    draw = given(cases(kind))(lambda case: found.append(case))
-    settings(PROFILE, max_examples=count, derandomize=True)(draw)()  # type: ignore[no-untyped-call]
+
+    @settings(PROFILE, max_examples=count, derandomize=True)
+    @given(cases(kind))
+    def draw(case: Case) -> None:
+        found.append(case)
+
+    draw()
     return found
 
 
