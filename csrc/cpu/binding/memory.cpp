@@ -15,6 +15,7 @@ namespace rnnext {
 namespace {
 
 constexpr size_t kHugePage = 2 << 20;
+constexpr size_t kPooled = 4 << 20;   // from here on blocks come from the pool
 constexpr size_t kMapped = 32 << 20;  // from here on glibc maps and unmaps each block, always
 constexpr size_t kKept = 256 << 20;
 constexpr size_t kWarm = 64 << 20;
@@ -142,7 +143,7 @@ struct MappedAllocator final : c10::Allocator {
 at::Tensor empty_large(at::IntArrayRef shape, const at::TensorOptions& options) {
   adapt_thresholds();
   const size_t size = c10::multiply_integers(shape) * options.dtype().itemsize();
-  if (size < kMapped) return at::detail::empty_cpu(shape, options);  // past the dispatcher
+  if (size < kPooled) return at::detail::empty_cpu(shape, options);  // past the dispatcher
   static MappedAllocator allocator;
   return at::detail::empty_generic(shape, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
                                    c10::typeMetaToScalarType(options.dtype()), std::nullopt);
