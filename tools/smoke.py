@@ -41,11 +41,8 @@ def main() -> None:
         assert other.grad is not None
         check(f"gradient of {name}", one.grad, other.grad)
 
-    tokens = torch.randint(30, (12, 4))
-    table = rnnext.Embedding(30, 10)
-    check("Embedding", table(tokens), table.weight[tokens])
-    tokens_rnn = rnnext.EmbeddingRNN(30, 10, 16)
-    check("EmbeddingRNN", tokens_rnn(tokens)[0], tokens_rnn.rnn(tokens_rnn.embedding(tokens))[0])
+    tokens, model = torch.randint(30, (12, 4)), rnnext.EmbeddingRNN(30, 10, 16)
+    check("EmbeddingRNN", model(tokens)[0], model.rnn(model.embedding.weight[tokens])[0])
     leaky = rnnext.LeakyRNN(10, 16, alpha=0.2)
     stepper = rnnext.Stepper(leaky, batch_size=4)
     check("Stepper of a LeakyRNN", torch.stack([stepper(step) for step in x]), leaky(x)[0])
