@@ -184,16 +184,6 @@ class RecurrenceBackward(Arguments):
     output_mask: list[bool]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RecurrenceStack(Arguments):
-    """The arguments of ``torch.ops.rnnext.recurrence_stack``: a weight a layer, one direction."""
-
-    def call(self, op: Callable[..., Any]) -> tuple[Tensor, Tensor]:
-        """Output and h_n."""
-        output, h_n, _ = op(**vars(self), save=False)
-        return output, h_n
-
-
 def make(
     T=5,
     B=3,
@@ -303,23 +293,14 @@ def check(arguments: Recurrence, exactness: torch.dtype | None = None) -> None:
             assert_close(a.grad, e.grad, exactness)
 
 
-def make_stack(layers, **case) -> RecurrenceStack:
-    """Random arguments of several layers of one direction."""
+def make_stack(layers, **case) -> Recurrence:
+    """Random arguments of ``recurrence_stack``: several layers, of one direction each."""
     first = make(**case)
     deeper = {**case, "I": first.weight_hh[0].size(0), "layout": "contiguous"}
     each = [first, *(make(**deeper) for _ in range(layers - 1))]
-    return RecurrenceStack(
-        input=first.input,
-        hx=None if first.hx is None else torch.cat([layer.hx for layer in each]),
-        weight_ih=[weight for layer in each for weight in layer.weight_ih],
-        weight_hh=[weight for layer in each for weight in layer.weight_hh],
-        bias_ih=[bias for layer in each for bias in layer.bias_ih],
-        bias_hh=[bias for layer in each for bias in layer.bias_hh],
-        lengths=first.lengths,
-        batch_sizes=first.batch_sizes,
-        reset=first.reset,
-        alpha=[alpha for layer in each for alpha in layer.alpha],
-        form=first.form,
-        nonlinearity=first.nonlinearity,
-        reverse=first.reverse,
-    )
+    lists = {
+        name: [tensor for layer in each for tensor in getattr(layer, name)]
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "alpha")
+    }
+    hx = None if first.hx is None else torch.cat([layer.hx for layer in each])
+    return replace(first, hx=hx, **lists, reset_state=None, noise=[], noise_key=None)

@@ -139,23 +139,20 @@ def test_calls_refuse_what_torchs_refuse(kind):
 
 def test_what_was_set_wrong_afterwards_raises_torchs_error():
     x = zeros(5, 3, 4)
-    for name in ("weight_hh_l0", "bias_ih_l1", "bias_hh_l1"):
-        theirs, ours = both("RNN", num_layers=2)
-        setattr(theirs, name, None)
-        setattr(ours, name, None)
-        assert error_of(lambda m=ours: m(x)) == error_of(lambda m=theirs: m(x))
-    theirs, ours = both("RNNCell", nonlinearity="gelu")
-    assert error_of(lambda: ours(x[0])) == error_of(lambda: theirs(x[0]))
-    for kind in ("RNN", "RNNCell"):  # rnnext.functional has this one, the modules have torch's two
+    sigmoid = {"mode": "RNN_SIGMOID", "nonlinearity": "sigmoid"}  # rnnext.functional has that
+    for kind, edits in (
+        *(("RNN", {name: None}) for name in ("weight_hh_l0", "bias_ih_l0", "bias_hh_l0")),
+        ("RNN", sigmoid),
+        ("RNNCell", sigmoid),
+    ):
         theirs, ours = both(kind)
-        theirs.mode = theirs.nonlinearity = "RNN_SIGMOID"
-        ours.mode = ours.nonlinearity = "RNN_SIGMOID"
-        assert error_of(lambda m=ours: m(x[0])) == error_of(lambda m=theirs: m(x[0]))
-        with pytest.raises((AssertionError, RuntimeError)):
+        for module in (theirs, ours):
+            for name, value in edits.items():
+                setattr(module, name, value)
+        given = x[0] if kind == "RNNCell" else x
+        assert error_of(lambda m=ours, g=given: m(g)) == error_of(lambda m=theirs, g=given: m(g))
+        with pytest.raises((AssertionError, RuntimeError, TypeError)):
             rnnext.Stepper(ours)
-    theirs, ours = both("Embedding")
-    ours.max_norm = 1.0
-    assert error_of(lambda: ours(x)) == error_of(lambda: theirs(x))
 
 
 @pytest.mark.parametrize("max_norm", [None, 0.5])
@@ -243,7 +240,6 @@ def recur(**changes):
 REFUSED = [
     (lambda: RNN(X, lengths=[5, 6]), ValueError, "lengths must have shape [5], got [2]"),
     (lambda: TWO(X, lengths=[5, 6]), ValueError, "lengths[1] = 6"),
-    (lambda: TWO(X, lengths=[5, -1]), ValueError, "lengths[1] = -1"),
     (lambda: TWO(X[:, 0], lengths=[5]), ValueError, "lengths needs a 3-D input"),
     (lambda: TWO(PACKED, lengths=[5, 2]), ValueError, "lengths needs a 3-D input"),
     (lambda: RNN(X, reset=BOOLS.t()), ValueError, "reset must have shape [5, 2], got [2, 5]"),
@@ -267,17 +263,11 @@ REFUSED = [
         "hx must have shape [1, 2, 4], got [1, 3, 4]",
     ),
     (
-        lambda: OF_FEW(0 * TOKENS[:, 0], zeros(1, 5)),
-        RuntimeError,
-        "hx must have shape [1, 4], got [1, 5]",
-    ),
-    (
         lambda: functional.rnn_ensemble(X, zeros(6, 1, 3, 4), STACKED),
         ValueError,
         "hx must have shape [6, 1, 2, 4], got [6, 1, 3, 4]",
     ),
     (lambda: functional_rnn(), ValueError, "each of 1 directions, got 0 tensors"),
-    (lambda: functional_rnn(W_IH, W_HH, B), ValueError, "got 3 tensors"),
     (lambda: functional_rnn(W_IH, W_HH, bidirectional=True), ValueError, "2 directions, got 2"),
     (lambda: functional_rnn(W_IH, None), TypeError, "got a NoneType among them"),
     (lambda: functional_rnn([W_IH, W_HH]), TypeError, "one flat list of tensors, got a list"),
@@ -294,7 +284,6 @@ REFUSED = [
     (lambda: rnn_cell(X[0], None, *WEIGHTS, "gelu"), ValueError, "nonlinearity must be one of"),
     (lambda: recur(alpha=0.0), ValueError, "alpha must be in (0, 1], got 0.0"),
     (lambda: recur(alpha="x"), TypeError, "alpha must be a number or a tensor, got str"),
-    (lambda: recur(alpha=True), TypeError, "alpha must be a number or a tensor, got bool"),
     (lambda: recur(alpha=B[:3]), ValueError, "alpha must have shape [] or [4], got [3]"),
     (lambda: recur(form="x", alpha=0.5), ValueError, "form must be one of"),
     (
@@ -333,11 +322,9 @@ def test_a_tensor_on_another_device_is_named():
         (lambda: RNN(X, lengths=far(torch.tensor([2] * 5))), "lengths"),
         (lambda: RNN(X, reset=far(BOOLS)), "reset"),
         (lambda: RNN(far(X), reset=BOOLS), "input"),
-        (lambda: rnnext.LeakyRNN(3, 4, alpha=0.5).eval()(far(X)), "input"),
         (lambda: CELL(X[0], meta(2, 4)), "hx"),
         (lambda: EMBEDDING(far(TOKENS)), "indices"),
         (lambda: TOKEN_RNN(far(TOKENS)), "indices"),
-        (lambda: rnnext.RNN(3, 4, device="meta")(X), "input"),
     ):
         with pytest.raises(RuntimeError, match=rf"^{name} must be on (the device of |cpu)"):
             call()
@@ -367,10 +354,7 @@ INDICES = "to have one of the following scalar types: Long, Int; but got torch.F
 def test_compiled_code_names_the_argument():
     for module, given, message in (
         (RNN, (zeros(5, 2, 7),), "input must have 3 features, as many as weight_ih, got 7"),
-        (RNN, (far(X),), "input must be on the device of weight_hh, cpu, got meta"),
-        (RNN, (X.double(),), "input must have the dtype of weight_hh, float32, got float64"),
         (RNN, (X, zeros(3, 5, 4)), "hx must have shape [1, 5, 4], got [3, 5, 4]"),
-        (RNN, (LIST,), "argument 'input'"),
         (CELL, (zeros(2, 7),), "input must have 3 features, as many as weight_ih, got 7"),
         (EMBEDDING, (X,), INDICES),
         (TOKEN_RNN, (X[..., 0],), INDICES),

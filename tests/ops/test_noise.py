@@ -104,17 +104,3 @@ def test_mapped_calls_have_the_noise_of_their_keys():
         for i, own in enumerate(mapped):
             one = [x[i] if dim == 0 else x for x, dim in zip(given, dims, strict=True)]
             assert_close(own, call(*one))
-
-
-def test_errors():
-    of = samples.make(noise=True)
-    for change, message in (
-        ({"noise_key": None}, "noise and noise_key must both be given"),
-        ({"noise": []}, "noise and noise_key must both be given"),
-        ({"noise": of.noise * 2}, "noise must hold 1 tensors or none, got 2"),
-        ({"noise": [of.noise[0][:2]]}, r"noise must have shape \[6\], got \[2\]"),
-        ({"noise_key": torch.zeros(1).long()}, r"noise_key must be an int64 .* of shape \[1\]"),
-        ({"noise_key": torch.tensor(1.0)}, "noise_key must be an int64 .* got float32"),
-    ):
-        with pytest.raises(RuntimeError, match=message):
-            replace(of, **change).call(recurrence)
