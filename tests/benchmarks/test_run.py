@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import measure, store
+from benchmarks import cases, measure, store
 from benchmarks.__main__ import main
 
 
@@ -31,3 +31,5 @@ def test_a_small_run_end_to_end(tmp_path, monkeypatch, capsys):
     assert f"| {chosen[0]}" in bench("report", "--label", "small", "--markdown")[1]
     assert bench("plot", "--label", "small") == (0, "")  # no headline case
     assert "rnn-T784-B64-I1-H128-train" in bench("cases", "headline")[1]
+    names = [case.name for case in cases.CASES]
+    assert len(names) == len(set(names))

@@ -1,11 +1,10 @@
 """Large results take memory that earlier ones gave back: never memory that is still in use."""
 
-import subprocess
-import sys
 import threading
 
 import torch
 
+from helpers.common import run_python
 from rnnext.functional import embedding
 
 WEIGHT = torch.randn(1000, 256)
@@ -77,7 +76,7 @@ def test_what_is_kept_is_given_up_for_a_result_that_needs_it():
         "result = rnnext.functional.embedding(indices, weight)\n"
         "print('served', torch.equal(result[-1], weight[indices[-1]]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python("-c", code)
     assert done.stdout.splitlines() == ["refused True", "served True"], done.stderr
 
 
@@ -96,5 +95,5 @@ def test_other_tensors_of_a_model_are_not_faulted_in_at_each_step():
         "for _ in range(10): step()\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_python("-c", code)
     assert int(done.stdout) < 5_000, done.stderr  # of some 60,000 pages that a malloc gives back

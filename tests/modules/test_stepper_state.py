@@ -18,10 +18,11 @@ KINDS = {
     "leak": lambda: rnnext.LeakyRNN(4, 6, num_layers=2, alpha=0.3, form="voltage"),
     "learned": lambda: rnnext.LeakyRNN(4, 6, alpha=0.3, learn_alpha=True),
     "tokens": lambda: rnnext.EmbeddingRNN(9, 4, 6, num_layers=2),
+    "normed": lambda: parametrizations.weight_norm(rnnext.RNN(4, 6), "weight_hh_l0"),
 }
 
 
-@pytest.fixture(params=list(KINDS))
+@pytest.fixture(params=[kind for kind in KINDS if kind != "normed"])  # which torch cannot pickle
 def module(request):
     return KINDS[request.param]()
 
@@ -41,65 +42,67 @@ def test_rows_of_a_bounded_norm_that_stay_do_not_count_as_changed():
     assert torch.equal(stepper(token), expected[0])
 
 
-def write(module, how):
+def by_an_optimizer(module):
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.Adam(module.parameters()).step()
+
+
+@torch.no_grad()
+def without_gradients(module):
+    next(module.parameters()).mul_(2)
+
+
+@torch.inference_mode()
+def in_inference_mode(module):
+    next(module.parameters()).mul_(2)
+
+
+def from_a_state_dict(module):
+    module.load_state_dict({k: v / 2 for k, v in module.state_dict().items()})
+
+
+def as_other_data(module):
     first = next(module.parameters())
-    if how == "optimizer":
-        for parameter in module.parameters():
-            parameter.grad = torch.ones_like(parameter)
-        torch.optim.Adam(module.parameters()).step()
-    elif how == "no_grad":
-        with torch.no_grad():
-            first.mul_(2)
-    elif how == "inference":
-        with torch.inference_mode():
-            first.mul_(2)
-    elif how == "load":
-        module.load_state_dict({k: v / 2 for k, v in module.state_dict().items()})
-    else:
-        first.data = first.data * 2
+    first.data = first.data * 2
 
 
-WAYS = ["optimizer", "no_grad", "inference", "load", "data", "optimizer"]
+def in_a_buffer(module):
+    module.alpha.fill_(0.25)
 
 
-@pytest.mark.parametrize(("kind", "how"), list(zip(KINDS, WAYS, strict=True)))
-def test_a_stale_stepper_says_so_until_it_is_refreshed(kind, how):
-    module = KINDS[kind]()
+@torch.no_grad()
+def of_a_parametrization(module):
+    module.parametrizations.weight_hh_l0.original0.mul_(2)
+
+
+WRITES = {
+    "RNN": (by_an_optimizer, "weight_ih_l0"),
+    "torch": (without_gradients, "weight_ih_l0"),
+    "cell": (in_inference_mode, "weight_ih"),
+    "leak": (in_a_buffer, "alpha"),
+    "learned": (as_other_data, "weight_ih_l0"),
+    "tokens": (from_a_state_dict, "embedding.weight"),
+    "normed": (of_a_parametrization, "parametrizations.weight_hh_l0.original0"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stale_stepper_names_what_has_changed_until_it_is_refreshed(kind):
+    module, (write, name) = KINDS[kind](), WRITES[kind]
     x = inputs(module, 4, 3)
     stepper = rnnext.Stepper(module, 3)
     steps(stepper, x[:2])
     state = stepper.get_state()
-    write(module, how)
-    with pytest.raises(RuntimeError, match=r"\w has changed since .* call refresh\(\)"):
-        stepper(x[2])
-    with pytest.raises(RuntimeError, match="has changed"):
-        stepper.step(x[2], state)
+    write(module)
+    for call in (lambda: stepper(x[2]), lambda: stepper.step(x[2], state)):
+        with pytest.raises(RuntimeError, match=rf"^{name} has changed since .* call refresh\(\)"):
+            call()
     assert torch.equal(stepper.get_state(), state)
     stepper.refresh()
     fresh = rnnext.Stepper(module, 3)
     fresh.set_state(state)
     assert torch.equal(steps(stepper, x[2:]), steps(fresh, x[2:]))
-
-
-def test_a_stale_stepper_names_what_has_changed():
-    model = rnnext.EmbeddingRNN(9, 4, 6)
-    stepper = rnnext.Stepper(model)
-    with torch.no_grad():
-        model.rnn.bias_hh_l0.zero_()
-    with pytest.raises(RuntimeError, match=r"^rnn.bias_hh_l0 has changed"):
-        stepper(torch.tensor(3))
-    leak = rnnext.LeakyRNN(4, 6, alpha=0.5)
-    stepper = rnnext.Stepper(leak)
-    leak.alpha.fill_(0.25)
-    with pytest.raises(RuntimeError, match=r"^alpha has changed"):
-        stepper(torch.zeros(4))
-    rnn = parametrizations.weight_norm(rnnext.RNN(4, 6), "weight_hh_l0")
-    stepper = rnnext.Stepper(rnn)
-    stepper(torch.zeros(4))
-    with torch.no_grad():
-        rnn.parametrizations.weight_hh_l0.original0.mul_(2)
-    with pytest.raises(RuntimeError, match=r"^parametrizations\.weight_hh_l0\.original0 has"):
-        stepper(torch.zeros(4))
 
 
 def test_a_refresh_reads_other_parameters_in_the_place_of_the_old():
@@ -134,7 +137,7 @@ def test_a_copy_goes_on_from_the_same_state(module):
         assert torch.equal(steps(stepper, x[2:]), found)
         stepper.reset()
         assert not torch.equal(other.get_state(), stepper.get_state())
-        write(module, "no_grad")
+        without_gradients(module)
         if copied is copy.copy:
             with pytest.raises(RuntimeError, match="has changed"):
                 other(x[0])
@@ -147,7 +150,7 @@ def test_what_holds_both_is_copied_with_both():
     rnn = rnnext.RNN(4, 6)
     held = {"rnn": rnn, "stepper": rnnext.Stepper(rnn)}
     other = copy.deepcopy(held)
-    write(other["rnn"], "no_grad")
+    without_gradients(other["rnn"])
     held["stepper"](torch.zeros(4))
     other["stepper"].refresh()
     x = torch.randn(3, 1, 4)

@@ -18,7 +18,7 @@ def counted(call):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("mode", ["inference", "training", "weights alone", "input alone"])
+@pytest.mark.parametrize("mode", ["inference", "weights alone", "input alone"])
 def test_flops_are_those_of_the_loop(mode):
     bidirectional = mode != "inference"  # where layers of one direction are one op
 
@@ -40,13 +40,10 @@ def test_flops_are_those_of_the_loop(mode):
     assert counted(lambda: call(rnnext.RNN)) == expected
 
 
-def test_flops_of_cells_tables_and_packed_input(monkeypatch):
+def test_flops_of_cells_and_tables(monkeypatch):
     x, tokens = torch.randn(3, 5), torch.randint(9, (40, 3))
     cells = [counted(lambda kind=kind: kind(5, 4)(x)) for kind in (nn.RNNCell, rnnext.RNNCell)]
     assert cells[0] == cells[1] > 0
-    packed = nn.utils.rnn.pack_sequence([torch.randn(n, 5) for n in (7, 4, 4)])
-    rnns = [counted(lambda kind=kind: kind(5, 4)(packed)) for kind in (nn.RNN, rnnext.RNN)]
-    assert rnns[0] == rnns[1] > 0
     # W_ih times the 9 rows of the table, and W_hh times 120 states; but the counter hooks all
     # modules, and then EmbeddingRNN calls its parts, of which each of the 120 tokens is a row.
     model, states = rnnext.EmbeddingRNN(9, 5, 4), 2 * 120 * 4 * 4
