@@ -41,42 +41,26 @@ def packed(size, batch_sizes):
     return PackedSequence(zeros(size), torch.tensor(batch_sizes))
 
 
-CONSTRUCTORS = {
-    "RNN": [
-        {"nonlinearity": "gelu"},
-        {"nonlinearity": None},
-        *({"input_size": n} for n in (0, -1, 1.5)),
-        *({"hidden_size": n} for n in (0, -3, "6")),
-        *({"num_layers": n} for n in (0, -1)),
-        *({"dropout": p} for p in (1.5, -0.1, True)),
-        {"bias": 1},
-        {"batch_first": "yes"},
-        {"proj_size": 2},
-        {"dtype": torch.int64},
-        {"dtype": torch.float8_e4m3fn},
-    ],
-    "RNNCell": [
-        *({"input_size": n} for n in (-4, 1.5, "4")),
-        {"hidden_size": -6},
-    ],
-    "Embedding": [
-        {"padding_idx": 10},
-        {"padding_idx": -11},
-        {"num_embeddings": -1},
-        {"embedding_dim": -1},
-        {"_weight": zeros(2, 2)},
-        {"dtype": torch.int64},
-    ],
-}
-NAMES = {"Embedding": ("num_embeddings", "embedding_dim")}
+# (RNNCell and Embedding inherit torch.nn's constructors.)
+CONSTRUCTORS = [
+    {"nonlinearity": "gelu"},
+    {"nonlinearity": None},
+    *({"input_size": n} for n in (0, -1, 1.5)),
+    *({"hidden_size": n} for n in (0, -3, "6")),
+    *({"num_layers": n} for n in (0, -1)),
+    *({"dropout": p} for p in (1.5, -0.1, True)),
+    {"bias": 1},
+    {"batch_first": "yes"},
+    {"proj_size": 2},
+    {"dtype": torch.int64},
+    {"dtype": torch.float8_e4m3fn},
+]
 
 
-@of_kinds
-def test_constructors_refuse_what_torchs_refuse(kind):
-    names = NAMES.get(kind, ("input_size", "hidden_size"))
-    for wrong in CONSTRUCTORS[kind]:
-        arguments = dict(zip(names, SIZES[kind], strict=True)) | wrong
-        theirs, ours = (functools.partial(getattr(m, kind), **arguments) for m in (nn, rnnext))
+def test_the_constructor_refuses_what_torchs_refuses():
+    for wrong in CONSTRUCTORS:
+        arguments = {"input_size": 4, "hidden_size": 6} | wrong
+        theirs, ours = (functools.partial(library.RNN, **arguments) for library in (nn, rnnext))
         assert error_of(ours) == error_of(theirs), wrong
 
 
@@ -232,6 +216,10 @@ def functional_rnn(*weights, **options):
     return functional.rnn(X, None, weights, **options)
 
 
+def ensemble(**changes):
+    return functional.rnn_ensemble(**{"input": X, "hx": None, "weights": STACKED} | changes)
+
+
 def recur(**changes):
     return recurrence(**{"input": X, "hx": None, "weight_ih": W_IH, "weight_hh": W_HH} | changes)
 
@@ -262,11 +250,10 @@ REFUSED = [
         RuntimeError,
         "hx must have shape [1, 2, 4], got [1, 3, 4]",
     ),
-    (
-        lambda: functional.rnn_ensemble(X, zeros(6, 1, 3, 4), STACKED),
-        ValueError,
-        "hx must have shape [6, 1, 2, 4], got [6, 1, 3, 4]",
-    ),
+    (lambda: ensemble(hx=zeros(6, 1, 3, 4)), ValueError, "[6, 1, 2, 4], got [6, 1, 3, 4]"),
+    (lambda: ensemble(input=X[0]), ValueError, "input must have 3 or 4 dimensions, got 2"),
+    (lambda: ensemble(reset=BOOLS[0]), ValueError, "reset must have shape"),
+    (lambda: ensemble(weights=[W_IH]), ValueError, "weights must hold"),
     (lambda: functional_rnn(), ValueError, "each of 1 directions, got 0 tensors"),
     (lambda: functional_rnn(W_IH, W_HH, bidirectional=True), ValueError, "2 directions, got 2"),
     (lambda: functional_rnn(W_IH, None), TypeError, "got a NoneType among them"),

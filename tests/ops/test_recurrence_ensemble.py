@@ -110,19 +110,3 @@ def test_ensembles_follow_autocast():
     assert [result.dtype for result in results] == [torch.bfloat16] * 3
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"input": torch.zeros(5, 4)}, "input must have 3 or 4 dimensions, got 2"),
-        ({"hx": torch.zeros(1, 3, 6)}, "hx must have shape"),
-        ({"reset": torch.zeros(5, dtype=torch.bool)}, "reset must have shape"),
-        ({"weights": [torch.zeros(6, 4)]}, "weights must hold"),
-    ],
-)
-def test_rnn_ensemble_refuses_what_does_not_fit(changes, message):
-    weights = [torch.rand(2, *w.shape) for w in rnnext.RNN(4, 6).parameters()]
-    arguments = {"input": torch.zeros(5, 3, 4), "hx": None, "weights": weights, **changes}
-    with pytest.raises(ValueError, match=message):
-        rnnext.functional.rnn_ensemble(**arguments)
