@@ -134,6 +134,8 @@ def extension(cuda: bool):
         include_dirs=[str(root / "csrc")],
         define_macros=macros,
         extra_compile_args={"cxx": cxx, "nvcc": ["-std=c++20", "-O3"]} if cuda else cxx,
+        # Pointers to functions are resolved as it is loaded, and can then not be written to.
+        extra_link_args=[] if sys.platform == "darwin" else ["-Wl,-z,relro,-z,now,-z,noexecstack"],
     )
 
 

@@ -190,3 +190,15 @@ def test_the_version_is_in_one_place():
     files = [path for name in ("rnnext", "tools") for path in (ROOT / name).rglob("*.py")]
     files += [ROOT / name for name in ("setup.py", "docs/conf.py", "CITATION.cff")]
     assert [path.name for path in files if version in path.read_text(encoding="utf-8")] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the ELF file")
+def test_the_library_is_hardened():
+    """No memory is both written and run, and what the loader resolves is read-only from then on."""
+    command = ["readelf", "-lWd", rnnext._C.__file__]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"GNU_STACK .* RW +0x", shown)
+    assert "GNU_RELRO" in shown
+    assert "BIND_NOW" in shown
+    for bad in ("RWE", "TEXTREL", "RPATH", "RUNPATH"):
+        assert bad not in shown

@@ -72,6 +72,7 @@ void check_bounds(const Index* index, const Tensor& indices, int64_t rows) {
 template <class Index>
 void gather(const Index* index, const Tensor& weight, const Tensor& indices, const Tensor& out) {
   check_bounds(index, indices, weight.size(0));
+  if (out.numel() == 0) return;  // and may have no memory
   const int64_t n = indices.numel(), D = weight.size(1), size = weight.element_size();
   const int64_t row_stride = weight.stride(0) * size, column_stride = weight.stride(1) * size;
   const char* from = static_cast<const char*>(weight.const_data_ptr());
@@ -224,7 +225,7 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num
     int64_t u = first_run(v);
     while (v < end) {
       const int64_t picked = u < runs.count ? std::min(runs.row[u], end) : end;
-      std::memset(to + v * row_bytes, 0, (picked - v) * row_bytes);
+      std::fill_n(to + v * row_bytes, (picked - v) * row_bytes, char{0});
       if (picked == end) break;
       sum(runs, u, u + 1, rows.const_data_ptr(), D, scale_grad_by_freq, true, to);
       v = picked + 1;
