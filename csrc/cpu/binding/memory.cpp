@@ -2,6 +2,7 @@
 
 #include <ATen/EmptyTensor.h>
 #include <c10/core/CPUAllocator.h>
+#include <c10/util/safe_numerics.h>
 
 #include <cstdlib>
 #include <mutex>
@@ -142,8 +143,10 @@ struct MappedAllocator final : c10::Allocator {
 
 at::Tensor empty_large(at::IntArrayRef shape, const at::TensorOptions& options) {
   adapt_thresholds();
-  const size_t size = c10::multiply_integers(shape) * options.dtype().itemsize();
-  if (size < kPooled) return at::detail::empty_cpu(shape, options);  // past the dispatcher
+  uint64_t size = 0;
+  const bool overflows = c10::safe_multiplies_u64(shape, &size);  // torch raises the error
+  if (overflows || size * options.dtype().itemsize() < kPooled)
+    return at::detail::empty_cpu(shape, options);  // past the dispatcher
   static MappedAllocator allocator;
   return at::detail::empty_generic(shape, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
                                    c10::typeMetaToScalarType(options.dtype()), std::nullopt);
