@@ -93,11 +93,9 @@ class Library(Entries):
             for number, (_, at, size) in enumerate(kernel.params):
                 params[at : at + size] = ctypes.string_at(launch.arguments[number], size)
             self.ran[name] = self.ran.get(name, 0) + 1
-            started = machine.Launch(
-                kernel, tuple(launch.grid), tuple(launch.block), launch.cluster,
-                bool(launch.cooperative), launch.shared_bytes, bytes(params),
-            )  # fmt: skip
-            machine.run(started, self.arena, self.seed, self.scattered, self.watch)
+            machine.run(
+                kernel, launch, bytes(params), self.arena, self.seed, self.scattered, self.watch
+            )
         except Exception as error:  # nothing may pass through C++
             self.fault = str(error) if isinstance(error, Fault) else f"{type(error)}: {error}"
             self.error = error

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import functools
 import random
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cuda_ptx import warp
+from cuda_ptx.arithmetic import KINDS
 from cuda_ptx.code import Program
 from cuda_ptx.memory import Arena, Fault, Global
 from cuda_ptx.parse import Kernel
@@ -24,19 +24,8 @@ from cuda_ptx.shared import Shared
 from cuda_ptx.units import Barrier, Unit
 
 AT_ONCE = 16  # blocks of a plain grid that run side by side
-
-
-@dataclass
-class Launch:
-    """A kernel and how it is started; `params` holds its arguments."""
-
-    kernel: Kernel
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
-    cluster: int
-    cooperative: bool
-    shared_bytes: int
-    params: bytes
+IDLE = 5000  # turns of a kernel whose waits should end by themselves
+WAITS = ("bar.wait", "barrier.cluster.wait")
 
 
 def deal(rng: random.Random, blocks: int, threads: int) -> Any:
@@ -55,57 +44,48 @@ def deal(rng: random.Random, blocks: int, threads: int) -> Any:
 
 
 class Machine(warp.Warps):
-    """One wave of blocks of a launch."""
+    """One wave of blocks of a launch, which runtime.cpp describes."""
 
     def __init__(
         self,
-        launch: Launch,
+        kernel: Kernel,
+        launch: Any,
+        params: bytes,
         blocks: list[tuple[int, int, int]],
         arena: Arena,
         rng: random.Random,
         scattered: bool,
         watch: bool,
     ) -> None:
-        kernel, block, cluster = launch.kernel, launch.block, launch.cluster
-        self.kernel, self.rng, self.scattered = kernel, rng, scattered
+        self.kernel, self.params, self.rng, self.scattered = kernel, params, rng, scattered
         self.program = program(kernel)
-        self.params = launch.params
-        threads = block[0] * block[1] * block[2]
+        x, y, z = launch.block
+        threads = x * y * z
         if threads > kernel.threads:
             raise Fault(f"{threads} threads in a block, at most {kernel.threads}")
-        self.cluster_size, count = cluster, len(blocks)
+        self.cluster_size, count = launch.cluster, len(blocks)
         warps_a_block = -(-threads // 32)
-        self.unit_of, self.block, thread = deal(rng, count, threads).T.copy()
+        unit_of, self.block, thread = deal(rng, count, threads).T.copy()
         self.size = len(thread)
         self.number = np.arange(self.size)
         self.warp = self.block * warps_a_block + thread // 32
         self.in_warp = thread % 32
         self.alive = np.ones(self.size, bool)
-        places = np.array(blocks, np.uint32)[self.block]
-        rank = (np.arange(count) % cluster).astype(np.uint32)
-        self.rank, self.cluster = rank[self.block], self.block // cluster
-        t = thread.astype(np.uint32)
-        x, y = np.uint32(block[0]), np.uint32(block[1])
-        self.special = {
-            "%tid.x": t % x, "%tid.y": t // x % y, "%tid.z": t // (x * y),
-            "%laneid": t % np.uint32(32),
-            "%ctaid.x": places[:, 0].copy(), "%ctaid.y": places[:, 1].copy(),
-            "%ctaid.z": places[:, 2].copy(), "%cluster_ctarank": self.rank,
-        }  # fmt: skip
-        sizes = {"ntid": block, "nctaid": launch.grid}
-        self.whole = {
-            f"%{name}.{axis}": np.uint32(count)
-            for name, counts in sizes.items()
-            for axis, count in zip("xyz", counts, strict=True)
-        }
-        self.whole["%cluster_nctarank"] = np.uint32(cluster)
-        self.globals = Global(arena, count, late=launch.cooperative)
+        self.cluster = self.block // self.cluster_size
+        t, places = thread.astype(np.uint32), np.array(blocks, np.uint32)[self.block].T.copy()
+        self.special = {"%laneid": t % np.uint32(32)}
+        self.special["%cluster_ctarank"] = (self.block % self.cluster_size).astype(np.uint32)
+        self.special |= {f"%ctaid.{axis}": place for axis, place in zip("xyz", places, strict=True)}
+        self.special["%tid.x"], rest = t % np.uint32(x), t // np.uint32(x)
+        self.special["%tid.y"], self.special["%tid.z"] = rest % np.uint32(y), rest // np.uint32(y)
+        self.special["%clock64"] = np.zeros(self.size, np.uint64)
+        self.whole = {"%cluster_nctarank": np.uint32(self.cluster_size)}
+        for name, counts in (("ntid", launch.block), ("nctaid", launch.grid)):
+            for axis, number in zip("xyz", counts, strict=True):
+                self.whole[f"%{name}.{axis}"] = np.uint32(number)
+        self.globals = Global(arena, count, late=bool(launch.cooperative))
         self.shared = Shared(count, launch.shared_bytes + kernel.static_shared, watch)
-        self.block_barrier, self.cluster_barrier = Barrier(count), Barrier(-(-count // cluster))
-        self.block_barrier.members += threads
-        self.cluster_barrier.members += threads * cluster
-        self.waits_for = np.full(self.size, -1, np.int64)  # the generation that a lane arrived at
-        self.cluster_arrival = np.full(self.size, -1, np.int64)
+        self.of_blocks, self.of_clusters = Barrier(self.block), Barrier(self.cluster)
         self.split = np.zeros(count * warps_a_block, bool)
         self.clock = np.zeros(self.size, np.int32)  # see shared.py
         self.stamp = np.zeros(self.size, np.int32)
@@ -116,18 +96,10 @@ class Machine(warp.Warps):
         self.barriers: dict[tuple[int, int], list[int]] = {}
         self.progress = 0
         self.registers = {
-            name: np.zeros(self.size, bool if kind == "p" else kind)
-            for name, kind in self._kept().items()
+            name: np.zeros(self.size, KINDS[kind]) for name, kind in self.program.kept.items()
         }
         self.uniform = self.program.start(self)
-        self.units = []
-        for unit in np.unique(self.unit_of):
-            members = self.number[self.unit_of == unit]
-            self.units.append(Unit(members, slice(int(members[0]), int(members[-1]) + 1)))
-
-    def _kept(self) -> dict[str, str]:
-        names = set().union(*(b.live_in | b.live_out for b in self.kernel.blocks))
-        return {n: self.kernel.type_of(n) or "u8" for n in names - self.program.uniform}
+        self.units = [Unit(self.number[unit_of == unit]) for unit in np.unique(unit_of)]
 
     def param(self, base: Any, offset: int, kind: Any) -> Any:
         at = np.asarray(base).astype(np.int64) + offset
@@ -140,7 +112,7 @@ class Machine(warp.Warps):
     # ---- the schedule
 
     def run(self) -> None:
-        idle: list[tuple[int, int]] = []
+        before, idle = (0, 0), 0  # turns in which nothing has changed
         late = [u for u in self.units if self.rng.random() < 0.3]  # to begin
         while True:
             ready = [u for u in self.units if u.ready and u not in late]
@@ -153,8 +125,10 @@ class Machine(warp.Warps):
                     break
                 if self.late_stores:
                     self.deliver(self.rng.randint(1, len(self.late_stores)))
-                idle = [*idle[-3:], (self.progress, self.globals.version)]
-                if len(idle) == 4 and len(set(idle)) == 1:  # a turn of a loop may wait twice
+                now = self.progress, self.globals.version
+                before, idle = now, idle + 1 if now == before else 0
+                self.special["%clock64"] += np.uint64(1)
+                if idle == (IDLE if self.kernel.timed else 3):  # a turn of a loop may wait twice
                     raise Fault(self._deadlock())
                 for unit in waiting:
                     unit.wake()
@@ -183,41 +157,41 @@ class Machine(warp.Warps):
         lanes = unit.ready.pop(at)
         self.shared.begun[self.block[lanes]] = True
         block = self.kernel.blocks[at]
-        first = block.together
-        if first is not None and not (lanes := self._together(unit, at, lanes, first)).size:
+        first, last = block.first, block.last
+        if block.together and not (lanes := self._together(unit, at, lanes, first)).size:
             return
-        if first is not None and first.op.startswith("barrier.cluster"):
-            self._aligned(lanes)
-        if first is not None and "wait" in first.parts:
-            over = (
-                self.cluster_barrier.generation[self.cluster[lanes]] > self.cluster_arrival[lanes]
-            )
+        if first.op.endswith(".aligned") and self.split[self.warp[lanes]].any():
+            raise Fault("an aligned instruction after a branch that parted the warp")
+        if first.op.startswith(WAITS):
+            barrier = self.of_blocks if first.op == "bar.wait" else self.of_clusters
+            over = barrier.over(lanes)
             unit.wait(at, lanes[~over])
             lanes = lanes[over]
             if not lanes.size:
                 return
             self._passed(lanes)
+            if barrier is self.of_blocks:
+                self.split[self.warp[lanes]] = False
         where = unit.whole if len(lanes) == len(unit.lanes) else lanes
         try:
             taken = self.program.block(at)(self, self.registers, self.uniform, where)
         except Fault as fault:
-            raise Fault(f"{fault} (PTX line {block.instructions[0].line} and on)") from None
-        last = block.last
+            raise Fault(f"{fault} (PTX line {first.line} and on)") from None
         if last.op.startswith("bra"):
             self._branch(unit, at, lanes, last, taken)
         elif last.op in ("ret", "exit"):
             self._leave(lanes)
         elif last.op == "trap":
-            raise Fault("trap")
-        elif last.op == "bar.sync":
-            self._block_barrier(unit, at, lanes)
-        elif last.op.startswith("barrier.cluster.arrive"):
-            self._cluster_arrive(lanes, "release" in last.parts)
-            unit.go(at + 1, lanes)
+            raise Fault(f"trap in block {self.block[lanes[0]]}, PTX line {last.line}")
         elif last.op.startswith("nanosleep"):
             unit.wait(at + 1, lanes)
         else:
             unit.go(at + 1, lanes)
+            if last.op == "bar.arrive":
+                self.of_blocks.arrive(lanes)
+                self._pass_on()
+            elif last.op.startswith("barrier.cluster.arrive"):
+                self._cluster_arrive(lanes, "release" in last.parts)
 
     def _branch(self, unit: Unit, at: int, lanes: Any, last: Any, taken: Any) -> None:
         target = self.kernel.labels[last.args[0]]
@@ -265,82 +239,38 @@ class Machine(warp.Warps):
             self.split[self.warp[lanes[full]]] = False
         return lanes
 
-    def _aligned(self, lanes: Any) -> None:
-        if self.split[self.warp[lanes]].any():
-            raise Fault("an aligned instruction after a branch that parted the warp")
-
     def _leave(self, lanes: Any) -> None:
+        """Of a barrier, lanes that have left count as arrived."""
         self.alive[lanes] = False
-        self.block_barrier.members -= np.bincount(
-            self.block[lanes], minlength=len(self.block_barrier.members)
-        )
-        # (Of the cluster's barrier a thread that has left counts as arrived.)
-        self.cluster_barrier.members -= np.bincount(
-            self.cluster[lanes], minlength=len(self.cluster_barrier.members)
-        )
-        self.shared.ended[self.block_barrier.members == 0] = True
-        self.progress += 1
-        self._pass_blocks()
-        self._pass_clusters()
-
-    def _block_barrier(self, unit: Unit, at: int, lanes: Any) -> None:
-        self.waits_for[lanes] = self.block_barrier.generation[self.block[lanes]]
-        unit.wait_at_barrier(at + 1, lanes)
-        self.block_barrier.arrive(self.block[lanes])
-        self.progress += 1
-        self._pass_blocks()
-
-    def _release_waiting(self) -> None:
-        """Lanes whose barrier is passed go on."""
-        for unit in self.units:
-            for at in list(unit.at_barrier):
-                lanes = unit.at_barrier[at]
-                over = self.block_barrier.generation[self.block[lanes]] > self.waits_for[lanes]
-                if not over.any():
-                    continue
-                free, rest = lanes[over], lanes[~over]
-                self.waits_for[free] = -1
-                self._passed(free)
-                self.split[self.warp[free]] = False
-                if rest.size:
-                    unit.at_barrier[at] = rest
-                else:
-                    del unit.at_barrier[at]
-                unit.go(at, free)
-
-    def _pass_blocks(self) -> None:
-        over = self.block_barrier.pass_on()
-        if over.any():
-            self.released[over] += 1
-            self._release_waiting()
-
-    def _pass_clusters(self) -> None:
-        over = self.cluster_barrier.pass_on()
-        if not over.any():
-            return
-        self.progress += 1
-        blocks = np.repeat(over, self.cluster_size)[: len(self.released)]
-        self.released[blocks] += 1
-        # What was released before the arrival is there.
-        size = self.cluster_size
-        for store in [s for s in self.late_stores if s.released and over[s.block // size]]:
-            self.late_stores.remove(store)
-            self._arrive_store(store)
+        self.of_blocks.leave(lanes)
+        self.of_clusters.leave(lanes)
+        self.shared.ended[self.of_blocks.members == 0] = True
+        self._pass_on()
 
     def _cluster_arrive(self, lanes: Any, release: bool) -> None:
-        if (
-            self.cluster_arrival[lanes] == self.cluster_barrier.generation[self.cluster[lanes]]
-        ).any():
-            raise Fault("a second arrival at the cluster's barrier without a wait")
         if release:
             mine = set(lanes.tolist())
             for store in self.late_stores:
                 store.released |= store.to_peer and store.lane in mine
-        self.cluster_arrival[lanes] = self.cluster_barrier.generation[self.cluster[lanes]]
         self.stamp[lanes] = self.released[self.block[lanes]] + 1
-        self.cluster_barrier.arrive(self.cluster[lanes])
+        self.of_clusters.arrive(lanes)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Lets pass those barriers at which all have arrived."""
         self.progress += 1
-        self._pass_clusters()
+        blocks, clusters = self.of_blocks.pass_on(), self.of_clusters.pass_on()
+        if not blocks.any() and not clusters.any():
+            return
+        self.released[blocks] += 1
+        self.released[np.repeat(clusters, self.cluster_size)[: len(self.released)]] += 1
+        # What was released before the arrival is there.
+        for store in self.late_stores[:]:
+            if store.released and clusters[store.block // self.cluster_size]:
+                self.late_stores.remove(store)
+                self._arrive_store(store)
+        for unit in self.units:
+            unit.wake(lambda at: self.kernel.blocks[at].first.op.startswith(WAITS))
 
     def _passed(self, lanes: Any) -> None:
         self.clock[lanes] = self.stamp[lanes] = self.released[self.block[lanes]]
@@ -369,7 +299,15 @@ class Machine(warp.Warps):
 program = functools.cache(Program)
 
 
-def run(launch: Launch, arena: Arena, seed: int, scattered: bool, watch: bool) -> None:
+def run(
+    kernel: Kernel,
+    launch: Any,
+    params: bytes,
+    arena: Arena,
+    seed: int,
+    scattered: bool,
+    watch: bool,
+) -> None:
     """Runs a whole grid, some of its blocks at once and the others in random order."""
     rng, cluster = random.Random(seed), launch.cluster
     x, y, z = map(range, launch.grid)
@@ -381,4 +319,4 @@ def run(launch: Launch, arena: Arena, seed: int, scattered: bool, watch: bool) -
     with np.errstate(all="ignore"):
         for first in range(0, len(groups), at_once):
             wave = [b for group in groups[first : first + at_once] for b in group]
-            Machine(launch, wave, arena, rng, scattered, watch).run()
+            Machine(kernel, launch, params, wave, arena, rng, scattered, watch).run()

@@ -12,13 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from cuda_ptx.arithmetic import KINDS
+
 SIZE = 256 << 20
 UNMAPPED, ASYNCHRONOUS, CONSTANT, WRITABLE = range(4)  # ASYNCHRONOUS: no plain load
-KINDS = {
-    k: np.dtype(f"{k[0]}{k[1]}")
-    for k in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
-}
-KINDS["b2"] = KINDS["u2"]
 
 
 class Fault(Exception):

@@ -1,7 +1,9 @@
-"""PTX as text into kernels: instructions in basic blocks, with what is live between them."""
+"""PTX as text into kernels: instructions in basic blocks."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,12 +15,17 @@ TYPES = {
 }  # fmt: skip
 # What a warp does together: a basic block begins where these do.
 TOGETHER = ("shfl", "mma", "bar.warp", "vote", "barrier.cluster")
-ENDS = ("bra", "ret", "exit", "trap", "bar.sync", "barrier.cluster", "nanosleep")
+ENDS = ("bra", "ret", "exit", "trap", "bar.arrive", "barrier.cluster", "nanosleep")
 # What writes no register, whatever its first argument is.
 STORES = ("st", "cp", "mbarrier", "bar", "barrier", "nanosleep", "bra")
-BRACE = re.compile(r"[{}]")
 # Loads that others' stores show up in: a loop around one waits.
 STRONG = ("ld.acquire", "ld.relaxed", "ld.volatile", "mbarrier.try_wait")
+BRACE = re.compile(r"[{}]")
+# A scope of names: braces around statements. Those around the parts of a vector hold none.
+SCOPE = re.compile(r"\{((?:[^{}]|\{[^{};]*\})*;\s*)\}")
+# The call of a failed assertion, which prints and ends the kernel.
+ASSERTION = re.compile(r"\{ // callseq (\d+)[^}]*__assertfail[^}]*\} // callseq \1\b")
+WORD = r"(?<![\w$%])[%$A-Za-z_][\w$%.]*"
 
 
 @dataclass
@@ -28,7 +35,7 @@ class Instruction:
     guard: str = ""  # "p" or "!p"
     line: int = 0
 
-    @property
+    @functools.cached_property
     def parts(self) -> list[str]:
         return self.op.split(".")
 
@@ -36,7 +43,7 @@ class Instruction:
         """Registers and symbols, and whether each is written."""
         stores = self.parts[0] in STORES and "try_wait" not in self.op
         for number, arg in enumerate(self.args):
-            for name in re.findall(r"(?<!\w)[%$A-Za-z_][\w%$.@]*", arg):
+            for name in re.findall(WORD, arg):
                 yield name, number == 0 and not stores and not arg.startswith("[")
         if self.guard:
             yield self.guard.lstrip("!"), False
@@ -45,13 +52,23 @@ class Instruction:
 @dataclass
 class Block:
     instructions: list[Instruction] = field(default_factory=list)
-    live_in: set[str] = field(default_factory=set)
-    live_out: set[str] = field(default_factory=set)
-    following: list[int] = field(default_factory=list)
 
-    last: Instruction = field(default_factory=lambda: Instruction("ret", []))
-    together: Instruction | None = None  # the first one, where a warp executes it together
-    strong: bool = False  # whether it looks for what others store
+    @functools.cached_property
+    def first(self) -> Instruction:
+        return self.instructions[0]
+
+    @functools.cached_property
+    def last(self) -> Instruction:
+        return self.instructions[-1]
+
+    @functools.cached_property
+    def together(self) -> bool:
+        return self.first.op.startswith(TOGETHER)
+
+    @functools.cached_property
+    def strong(self) -> bool:
+        """Whether it looks for what others store."""
+        return any(i.op.startswith(STRONG) for i in self.instructions)
 
 
 @dataclass(eq=False)
@@ -62,6 +79,7 @@ class Kernel:
     shared: dict[str, int] = field(default_factory=dict)  # symbol: offset
     static_shared: int = 0
     threads: int = 1024  # at most
+    timed: bool = False  # it looks at the clock: its waits end by themselves
     blocks: list[Block] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
 
@@ -72,34 +90,29 @@ class Kernel:
             return self.registers.get(found[1])
         return None
 
+    def open_block(self) -> None:
+        """What follows is a block of its own."""
+        if not self.blocks or self.blocks[-1].instructions:
+            self.blocks.append(Block())
+
+    def add(self, instruction: Instruction) -> None:
+        """An instruction at the end of the last block, or of a new one."""
+        op, before = instruction.op, self.blocks[-1].instructions
+        if op.startswith(TOGETHER) and before:
+            last = before[-1]
+            shuffles = last.parts[0] == "shfl" and last.args[-1] == instruction.args[-1]
+            multiplies = last.parts[0] == instruction.parts[0] == "mma"
+            if not shuffles and not multiplies:
+                self.open_block()
+        self.blocks[-1].instructions.append(instruction)
+        if op.startswith(ENDS):
+            self.open_block()
+
 
 def split(text: str) -> list[str]:
     """Arguments, by the commas outside of braces and brackets."""
-    parts, depth = [""], 0
-    for c in text:
-        depth += (c in "{[") - (c in "}]")
-        if c == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += c
-    return [part.strip() for part in parts if part.strip()]
-
-
-def statements(text: str) -> Iterator[tuple[int, str]]:
-    """What ends in a semicolon, a colon or a brace, with its line."""
-    for number, line in enumerate(text.splitlines(), 1):
-        line = line.partition("//")[0].strip()
-        while line:
-            if line[0] in "{}" and not re.match(r"\{[^;]*\}\s*,", line):
-                yield number, line[0]
-                line = line[1:].strip()
-            elif found := re.match(r"([$\w]+):", line):
-                yield number, found[0]
-                line = line[found.end() :].strip()
-            else:
-                body, _, line = line.partition(";")
-                yield number, body.strip()
-                line = line.strip()
+    parts = re.findall(r"(?:[^,{}\[\]]|\{[^{}]*\}|\[[^\[\]]*\])+", text)
+    return [part.strip() for part in parts]
 
 
 def entries(ptx: str) -> dict[str, str]:
@@ -135,114 +148,45 @@ def kernel_of(text: str) -> Kernel:
         at += size
     if found := re.search(r"\.maxntid (\d+)", text[match.end() : begin]):
         kernel.threads = int(found[1])
-    _body(kernel, text[begin + 2 : text.rindex("\n}")], text[: begin + 2].count("\n"))
-    _flow(kernel)
+    kernel.timed = "%clock64" in text
+    body = text[begin + 2 : text.rindex("\n}")]
+    body = ASSERTION.sub(lambda call: "trap;" + "\n" * call[0].count("\n"), body)
+    body = re.sub("//.*", "", body)
+    numbers = itertools.count()
+    body = SCOPE.sub(lambda scope: _renamed(scope[1], next(numbers)), body)
+    kernel.open_block()
+    for number, line in enumerate(body.splitlines(), text[: begin + 2].count("\n") + 1):
+        for statement in re.findall(r"[$\w]+:(?!:)|[^\s;][^;]*;", line):
+            _add(kernel, statement.rstrip(";"), number)
+    if not kernel.blocks[-1].instructions:
+        kernel.add(Instruction("ret", []))
     return kernel
 
 
-def _body(kernel: Kernel, text: str, first_line: int) -> None:
-    """Fills blocks, labels and registers."""
-    scopes: list[dict[str, str]] = [{}]
-    number, block = 0, Block()
-    kernel.blocks.append(block)
-
-    def fresh() -> Block:
-        if kernel.blocks[-1].instructions:
-            kernel.blocks.append(Block())
-        return kernel.blocks[-1]
-
-    def renamed(word: str) -> str:
-        def one(found: re.Match[str]) -> str:
-            for scope in reversed(scopes[1:]):
-                if found[0] in scope:
-                    return scope[found[0]]
-            return found[0]
-
-        return re.sub(r"(?<!\w)[%$A-Za-z_][\w$]*", one, word) if len(scopes) > 1 else word
-
-    lines = list(statements(text))
-    for position, (line, statement) in enumerate(lines):
-        if statement == "{":
-            number += 1
-            scope: dict[str, str] = {}
-            depth = 0
-            for _, other in lines[position:]:  # labels may be used before they are there
-                depth += (other == "{") - (other == "}")
-                if depth == 0:
-                    break
-                if depth == 1 and other.endswith(":"):
-                    scope[other[:-1]] = f"{other[:-1]}@{number}"
-            scopes.append(scope)
-        elif statement == "}":
-            scopes.pop()
-        elif statement.endswith(":"):
-            block = fresh()
-            kernel.labels[renamed(statement[:-1])] = len(kernel.blocks) - 1
-        elif found := re.match(r"\.reg \.(\w+)\s+(.*)", statement):
-            for name in split(found[2]):
-                family = re.fullmatch(r"(%\w+)<\d+>", name)
-                plain = family[1] if family else name
-                if len(scopes) > 1:
-                    scopes[-1][plain] = f"{plain}@{number}"
-                    plain = f"{plain}@{number}"
-                kernel.registers[plain] = TYPES[found[1]]
-        elif found := re.match(r"\.shared \.align (\d+) \.b8 (\w+)\[(\d+)\]", statement):
-            at = -(-kernel.static_shared // int(found[1])) * int(found[1])
-            kernel.shared[found[2]] = at
-            kernel.static_shared = at + int(found[3])
-        elif statement and not statement.startswith("."):
-            found = re.match(r"(?:@(!?)([\w%$]+)\s+)?([a-z]\S*)\s*(.*)", statement)
-            assert found, statement
-            guard = (found[1] or "") + renamed(found[2]) if found[2] else ""
-            args = [renamed(arg) for arg in split(found[4])]
-            op = found[3]
-            instruction = Instruction(op, args, guard, first_line + line)
-            if instruction.op.startswith(TOGETHER):
-                last = block.instructions[-1] if block.instructions else None
-                shuffles = last and last.op.startswith("shfl") and last.args[-1] == args[-1]
-                multiplies = last and last.op.startswith("mma") and op.startswith("mma")
-                if last and not shuffles and not multiplies:
-                    block = fresh()
-            block = kernel.blocks[-1]
-            block.instructions.append(instruction)
-            if instruction.op.startswith(ENDS) and not instruction.op.startswith("bar.warp"):
-                block = fresh()
-    if not kernel.blocks[-1].instructions:
-        kernel.blocks[-1].instructions.append(Instruction("ret", []))
+def _renamed(scope: str, number: int) -> str:
+    """The statements of a scope, with names that are nobody else's."""
+    for name in re.findall(r"\.reg \.\w+\s+([\w%]+);|^\s*(\w+):", scope, re.MULTILINE):
+        word = "".join(name)
+        scope = re.sub(rf"(?<![\w%$.]){word}\b", f"{word}_in_{number}", scope)
+    return scope
 
 
-def _flow(kernel: Kernel) -> None:
-    """Successors, and liveness by iteration."""
-    used: list[set[str]] = []
-    defined: list[set[str]] = []
-    for number, block in enumerate(kernel.blocks):
-        last, first = block.instructions[-1], block.instructions[0]
-        block.last, block.together = last, first if first.op.startswith(TOGETHER) else None
-        block.strong = any(i.op.startswith(STRONG) for i in block.instructions)
-        next_one = [number + 1] if number + 1 < len(kernel.blocks) else []
-        if last.op.startswith("bra"):
-            target = kernel.labels[last.args[0]]
-            block.following = [target, *next_one] if last.guard else [target]
-        elif last.op in ("ret", "exit", "trap"):
-            block.following = next_one if last.guard else []
-        else:
-            block.following = next_one
-        uses: set[str] = set()
-        defs: set[str] = set()
-        for instruction in block.instructions:
-            names = [(n, w) for n, w in instruction.names() if kernel.type_of(n)]
-            uses |= {n for n, w in names if not w and n not in defs}
-            if instruction.guard and not instruction.op.startswith("bra"):
-                uses |= {n for n, w in names if w and n not in defs}
-            defs |= {n for n, w in names if w}
-        used.append(uses)
-        defined.append(defs)
-    changed = True
-    while changed:
-        changed = False
-        for number in range(len(kernel.blocks) - 1, -1, -1):
-            block = kernel.blocks[number]
-            out = set().union(*(kernel.blocks[f].live_in for f in block.following))
-            live = used[number] | (out - defined[number])
-            if live != block.live_in or out != block.live_out:
-                block.live_in, block.live_out, changed = live, out, True
+def _add(kernel: Kernel, statement: str, line: int) -> None:
+    if statement.endswith(":"):
+        kernel.open_block()
+        kernel.labels[statement[:-1]] = len(kernel.blocks) - 1
+    elif found := re.match(r"\.reg \.(\w+)\s+(.*)", statement):
+        for name in split(found[2]):
+            kernel.registers[name.partition("<")[0]] = TYPES[found[1]]
+    elif found := re.match(r"\.shared \.align (\d+) \.b8 (\w+)\[(\d+)\]", statement):
+        at = -(-kernel.static_shared // int(found[1])) * int(found[1])
+        kernel.shared[found[2]] = at
+        kernel.static_shared = at + int(found[3])
+    elif not statement.startswith("."):
+        found = re.match(r"(?:@(!?[\w%$]+)\s+)?([a-z]\S*)\s*(.*)", statement)
+        assert found, statement
+        guard, op, args = found[1] or "", found[2], split(found[3])
+        # A barrier of the block is an arrival, and a wait behind which a block begins.
+        ops = ["bar.arrive", "bar.wait"] if op == "bar.sync" else [op]
+        for one in ops:
+            kernel.add(Instruction(one, args, guard, line))

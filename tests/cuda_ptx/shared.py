@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cuda_ptx.memory import KINDS, Fault
+from cuda_ptx.arithmetic import KINDS
+from cuda_ptx.memory import Fault
 
 WINDOW = 1 << 24  # of a block, in addresses of its cluster: (1 + rank) * WINDOW + offset
 GENERIC = 1 << 56  # where that lies in generic addresses

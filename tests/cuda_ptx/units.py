@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from cuda_ptx.memory import Fault
+
 
 class Barrier:
-    """What some lanes wait for: a generation passes when all of them have arrived."""
+    """What the lanes of each group wait for: a generation passes when all have arrived."""
 
-    def __init__(self, groups: int) -> None:
-        self.generation = np.zeros(groups, np.int64)
-        self.arrived = np.zeros(groups, np.int64)
-        self.members = np.zeros(groups, np.int64)
+    def __init__(self, group_of: Any) -> None:
+        self.group_of = group_of
+        self.members = np.bincount(group_of)
+        self.generation, self.arrived = np.zeros((2, len(self.members)), np.int64)
+        self.waits_for = np.full(len(group_of), -1, np.int64)  # at which a lane arrived last
 
-    def arrive(self, group: Any) -> None:
-        self.arrived += np.bincount(group, minlength=len(self.arrived))
+    def arrive(self, lanes: Any) -> None:
+        now = self.generation[self.group_of[lanes]]
+        if (self.waits_for[lanes] == now).any():
+            raise Fault("a second arrival at a barrier without a wait")
+        self.waits_for[lanes] = now
+        self.arrived += np.bincount(self.group_of[lanes], minlength=len(self.members))
+
+    def leave(self, lanes: Any) -> None:
+        self.members -= np.bincount(self.group_of[lanes], minlength=len(self.members))
 
     def pass_on(self) -> Any:
         """Groups in which all that are left have arrived."""
@@ -25,35 +36,32 @@ class Barrier:
         self.arrived[over] = 0
         return over
 
+    def over(self, lanes: Any) -> Any:
+        """Whether what each lane waits for has passed."""
+        return self.generation[self.group_of[lanes]] > self.waits_for[lanes]
+
 
 class Unit:
     """Lanes that run in step: where those are that can go on, and those that wait."""
 
-    def __init__(self, lanes: Any, whole: slice) -> None:
-        self.lanes, self.whole = lanes, whole
+    def __init__(self, lanes: Any) -> None:
+        self.lanes = lanes
+        self.whole = slice(int(lanes[0]), int(lanes[-1]) + 1)
         self.ready: dict[int, Any] = {0: lanes}
         self.waiting: dict[int, Any] = {}
-        self.at_barrier: dict[int, Any] = {}
 
     def _add(self, to: dict[int, Any], at: int, lanes: Any) -> None:
-        if not lanes.size:
-            return
-        if at in to:
-            lanes = np.sort(np.concatenate([to[at], lanes]))
-        to[at] = lanes
+        if lanes.size:
+            to[at] = np.sort(np.concatenate([to[at], lanes])) if at in to else lanes
 
     def go(self, at: int, lanes: Any) -> None:
-        if at in self.waiting:  # together with those that wait for partners there
-            lanes = np.sort(np.concatenate([self.waiting.pop(at), lanes]))
         self._add(self.ready, at, lanes)
+        if at in self.waiting:  # together with those that wait for partners there
+            self._add(self.ready, at, self.waiting.pop(at))
 
     def wait(self, at: int, lanes: Any) -> None:
         self._add(self.waiting, at, lanes)
 
-    def wait_at_barrier(self, at: int, lanes: Any) -> None:
-        self._add(self.at_barrier, at, lanes)
-
-    def wake(self) -> None:
-        waiting, self.waiting = self.waiting, {}
-        for at, lanes in waiting.items():
-            self._add(self.ready, at, lanes)
+    def wake(self, where: Callable[[int], bool] = lambda at: True) -> None:
+        for at in [at for at in self.waiting if where(at)]:
+            self._add(self.ready, at, self.waiting.pop(at))

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cuda_ptx.memory import ASYNCHRONOUS, CONSTANT, KINDS, WRITABLE, Fault
+from cuda_ptx.arithmetic import KINDS, of_bf16
+from cuda_ptx.memory import ASYNCHRONOUS, CONSTANT, WRITABLE, Fault
 from cuda_ptx.shared import GENERIC, WINDOW
 
 
@@ -28,6 +30,14 @@ def _mma_places() -> dict[str, Any]:
 
 
 PLACES = _mma_places()
+# Of each form of mma, k and the numbers in its 32-bit words.
+FORMATS: dict[str, tuple[int, Callable[[Any], Any]]] = {
+    "m16n8k16.row.col.f32.f16.f16.f32": (16, lambda w: w.view(np.float16).astype(np.float32)),
+    "m16n8k16.row.col.f32.bf16.bf16.f32": (16, lambda w: of_bf16(w.view(np.uint16))),
+    "m16n8k8.row.col.f32.tf32.tf32.f32": (
+        8, lambda w: (w & np.uint32(0xFFFFE000)).view(np.float32)
+    ),
+}  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -53,10 +63,6 @@ class Warps:
     @staticmethod
     def generic(offset: Any) -> Any:
         return offset + np.uint64(GENERIC)
-
-    @staticmethod
-    def from_generic(address: Any) -> Any:
-        return address - np.uint64(GENERIC)
 
     def _rank(self, rank: Any) -> None:
         if (np.asarray(rank) >= self.cluster_size).any():
@@ -116,7 +122,7 @@ class Warps:
             if how == "release":
                 self.deliver_in_order(len(raw))
             return
-        epoch = self.block_barrier.generation[block]
+        epoch = self.of_blocks.generation[block]
         for n, value in enumerate(values):
             self.globals.store(place + n * size, block, lane, epoch, value, kind)
 
@@ -130,7 +136,7 @@ class Warps:
         if self.globals.late:
             for lane in self.number[L].tolist():
                 block = int(self.block[lane])
-                self.globals.release(block, lane, int(self.block_barrier.generation[block]))
+                self.globals.release(block, lane, int(self.of_blocks.generation[block]))
 
     def compare_and_swap(self, L: Any, base: Any, offset: int, expected: Any, desired: Any) -> Any:
         place = self._global(L, base, offset, 4, WRITABLE, "atomic access")
@@ -315,37 +321,18 @@ class Warps:
         np.add.at(total, self.warp[lanes], np.broadcast_to(bits, lanes.shape))
         return total[self.warp[lanes]].astype(np.uint32)
 
-    def _mma(self, L: Any, a: Any, b: Any, c: Any, k: int) -> tuple[Any, ...]:
-        """a, b: elements [lanes, elements of a lane] in float32."""
-        warps = a.shape[0] // 32
-        suffix = "16" if k == 16 else "8"
-        A, B, C = (np.zeros((warps, *s), np.float32) for s in ((16, k), (k, 8), (16, 8)))
-        for matrix, key, values in ((A, "a" + suffix, a), (B, "b" + suffix, b), (C, "c", c)):
-            row, column = PLACES[key]
-            matrix[:, row, column] = values.reshape(warps, 32, -1)
-        D = np.matmul(A, B) + C
-        row, column = PLACES["c"]
-        d = D[:, row, column].reshape(warps * 32, 4)
-        return d[:, 0], d[:, 1], d[:, 2], d[:, 3]
-
-    def _fragments(self, L: Any, registers: Any, dtype: Any) -> Any:
+    def mma(self, L: Any, form: str, *registers: Any) -> tuple[Any, ...]:
+        k, of_words = FORMATS[form]
         size = len(self.number[L])
-        words = np.stack([np.broadcast_to(r, (size,)) for r in registers], 1)
-        return np.ascontiguousarray(words).view(dtype)
-
-    def mma_m16n8k16_row_col_f32_f16_f16_f32(self, L: Any, *r: Any) -> tuple[Any, ...]:
-        a, b = (self._fragments(L, x, np.float16).astype(np.float32) for x in (r[:4], r[4:6]))
-        return self._mma(L, a, b, self._fragments(L, r[6:], np.float32), 16)
-
-    def mma_m16n8k16_row_col_f32_bf16_bf16_f32(self, L: Any, *r: Any) -> tuple[Any, ...]:
-        a, b = (
-            (self._fragments(L, x, np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
-            for x in (r[:4], r[4:6])
-        )
-        return self._mma(L, a, b, self._fragments(L, r[6:], np.float32), 16)
-
-    def mma_m16n8k8_row_col_f32_tf32_tf32_f32(self, L: Any, *r: Any) -> tuple[Any, ...]:
-        a, b = (self._fragments(L, x, np.uint32) & np.uint32(0xFFFFE000) for x in (r[:4], r[4:6]))
-        return self._mma(
-            L, a.view(np.float32), b.view(np.float32), self._fragments(L, r[6:], np.float32), 8
-        )
+        words = [np.broadcast_to(r, (size,)) for r in registers]
+        parts = [of_words(np.stack(words[n:m], 1)) for n, m in ((0, 4), (4, 6))]
+        matrices = [np.zeros((size // 32, *s), np.float32) for s in ((16, k), (k, 8), (16, 8))]
+        keys = f"a{k}", f"b{k}", "c"
+        for matrix, key, values in zip(
+            matrices, keys, [*parts, np.stack(words[6:], 1)], strict=True
+        ):
+            row, column = PLACES[key]
+            matrix[:, row, column] = values.reshape(size // 32, 32, -1)
+        a, b, c = matrices
+        row, column = PLACES["c"]
+        return tuple((np.matmul(a, b) + c)[:, row, column].reshape(size, 4).T)

@@ -1,5 +1,5 @@
-"""Arithmetic of PTX as lines of Python: a register is a numpy array with an element for each lane,
-or one number where all lanes have the same."""
+"""Instructions of PTX as lines of Python: a register is a numpy array with an element for each
+lane, or one number where all lanes have the same."""
 
 from __future__ import annotations
 
@@ -10,17 +10,53 @@ from typing import Any
 
 from cuda_ptx.arithmetic import KINDS, SIZE
 from cuda_ptx.parse import TYPES, Instruction, Kernel, split
+from cuda_ptx.warp import FORMATS
 
 COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<",
            "ls": "<=", "hi": ">", "hs": ">="}  # fmt: skip
+# What an operation is in Python; then the kinds of its operands, of which the last one repeats, and
+# of its result, if that is another than the first operand's. k: the instruction's type; u: the same
+# without a sign; w: twice as wide; 4: u32; p: a predicate.
 FORMS = {
-    "abs": "np.abs({})", "and": "{} & {}", "brev": "reversed_bits({})",
-    "clz": "leading_zeros({}, 32)", "copysign": "np.copysign({1}, {0})", "ex2": "np.exp2({})",
-    "max": "np.fmax({}, {})", "min": "np.fmin({}, {})", "neg": "-{}", "or": "{} | {}",
-    "rem": "{0} - quotient({0}, {1}) * {1}", "xor": "{} ^ {}",
+    "abs": ("np.abs({})", "k"),
+    "add": ("{} + {}", "u"),
+    "add.rz": ("toward_zero({}, {})", "k"),
+    "and": ("{} & {}", "k"),
+    "bfi": ("inserted({}, {}, {}, {})", "kk4"),
+    "bfind.shiftamt": ("leading_zeros({})", "k"),
+    "brev": ("reversed_bits({})", "k"),
+    "clz": ("leading_zeros({}, 32)", "k"),
+    "copysign": ("np.copysign({1}, {0})", "k"),
+    "div": ("quotient({}, {})", "k"),
+    "ex2": ("np.exp2({})", "k"),
+    "fma": ("fma_{kind}({}, {}, {})", "k"),
+    "fma.rm": ("fma_down_{kind}({}, {}, {})", "k"),
+    "mad": ("{} * {} + {}", "u"),
+    "mad.wide": ("wide({}, {}) + {}", "kkw", "w"),
+    "max": ("np.fmax({}, {})", "k"),
+    "min": ("np.fmin({}, {})", "k"),
+    "mul": ("{} * {}", "u"),
+    "mul.hi": ("high({}, {})", "k"),
+    "mul.wide": ("wide({}, {})", "k", "w"),
+    "neg": ("-{}", "k"),
+    "not": ("~({})", "k"),
+    "or": ("{} | {}", "k"),
+    "rcp": ("np.reciprocal({})", "k"),
+    "rem": ("{0} - quotient({0}, {1}) * {1}", "k"),
+    "selp": ("np.where({2}, {0}, {1})", "kkp"),
+    "shl": ("shifted({}, {}, True)", "u4"),
+    "shr": ("shifted({}, {}, False)", "k4"),
+    "sub": ("{} - {}", "u"),
+    "xor": ("{} ^ {}", "k"),
+}
+# The machine does these, or waits for them, before or behind a block.
+OF_THE_MACHINE = {
+    "bar.arrive", "bar.wait", "bar.warp.sync", "nanosleep.u32", "ret", "exit",
+    "barrier.cluster.arrive.release.aligned", "barrier.cluster.arrive.relaxed.aligned",
+    "barrier.cluster.wait.acquire.aligned",
 }  # fmt: skip
 SPECIAL = {"%tid.x", "%tid.y", "%tid.z", "%ctaid.x", "%ctaid.y", "%ctaid.z", "%laneid",
-           "%cluster_ctarank"}  # fmt: skip
+           "%cluster_ctarank", "%clock64"}  # fmt: skip
 WHOLE = {"%ntid.x", "%ntid.y", "%ntid.z", "%nctaid.x", "%nctaid.y", "%nctaid.z",
          "%cluster_nctarank"}  # fmt: skip
 
@@ -29,7 +65,20 @@ class Unknown(Exception):
     """An instruction that nobody has implemented."""
 
 
-class Arithmetic:
+def vector(i: Instruction) -> int:
+    return 4 if "v4" in i.parts else 2 if "v2" in i.parts else 1
+
+
+def space(i: Instruction) -> str:
+    return next((s for s in ("global", "shared") if s in i.op), "generic")
+
+
+def order(i: Instruction) -> str:
+    words = ("acquire", "release", "relaxed", "volatile")
+    return next((word for word in words if word in i.parts), "plain")
+
+
+class Writer:
     """The source of one block."""
 
     def __init__(self, kernel: Kernel, constants: dict[str, Any]) -> None:
@@ -37,15 +86,14 @@ class Arithmetic:
         self.lines: list[str] = []
         self.offsets = {name: at for name, at, _ in kernel.params}
 
+    # ---- operands
+
     def constant(self, value: Any, kind: str) -> str:
-        if kind == "p":
-            return str(bool(value))
-        if kind[0] != "f":
-            bits = 8 * SIZE[kind]
-            value &= (1 << bits) - 1
-            made = KINDS["u" + kind[1]](value).view(KINDS[kind])
+        if kind[0] in "ui":
+            value &= (1 << 8 * SIZE[kind]) - 1
+            made = KINDS["u" + kind[1]].type(value).view(KINDS[kind])
         else:
-            made = KINDS[kind](value)
+            made = KINDS[kind].type(value)
         name = f"K_{kind}_{bytes(made.tobytes()).hex()}"
         self.constants[name] = made
         return name
@@ -55,20 +103,14 @@ class Arithmetic:
 
     def value(self, arg: str, kind: str) -> str:
         """An operand as elements of a kind."""
-        negated = ""
-        if arg.startswith("!"):
-            arg, negated = arg[1:], "~"
         own = self.kernel.type_of(arg)
-        if own == "b16":
+        if own in (kind, "b16"):
             return self.name(arg)
+        if own and SIZE[own] == SIZE[kind]:
+            return f"{self.name(arg)}.view({kind})"
+        if own and kind[0] != "f" and own[0] != "f":  # the low part
+            return f"{self.name(arg)}.astype(u{kind[1]}).view({kind})"
         if own:
-            text = self.name(arg)
-            if own == kind:
-                return negated + text
-            if SIZE[own] == SIZE[kind]:
-                return f"{text}.view({kind})"
-            if kind[0] != "f" and own[0] != "f":  # the low part
-                return f"{text}.astype(u{kind[1]}).view({kind})"
             raise Unknown(f"{arg} of {own} as {kind}")
         if found := re.fullmatch(r"0[fF]([0-9A-Fa-f]{8})", arg):
             return self.constant(struct.unpack(">f", bytes.fromhex(found[1]))[0], kind)
@@ -76,18 +118,16 @@ class Arithmetic:
             return self.constant(struct.unpack(">d", bytes.fromhex(found[1]))[0], kind)
         if re.fullmatch(r"-?(0x[0-9A-Fa-f]+|\d+)U?", arg):
             return self.constant(int(arg.rstrip("U"), 0), kind)
-        if arg in self.offsets:
-            return self.constant(self.offsets[arg], kind)
-        if arg in self.kernel.shared:
-            return self.constant(self.kernel.shared[arg], kind)
-        if arg.startswith("%"):
-            return f'm.special["{arg}"][L]' if arg in SPECIAL else self._whole(arg)
+        for symbols in (self.offsets, self.kernel.shared):
+            if arg in symbols:
+                return self.constant(symbols[arg], kind)
+        if arg in SPECIAL:
+            return f'm.special["{arg}"][L]'
+        if arg in WHOLE:
+            return f'm.whole["{arg}"]'
+        if arg.startswith(("$str", "__unnamed")):  # what an assertion says
+            return self.constant(0, kind)
         raise Unknown(f"operand {arg}")
-
-    def _whole(self, arg: str) -> str:
-        if arg not in WHOLE:
-            raise Unknown(f"operand {arg}")
-        return f'm.whole["{arg}"]'
 
     def put(self, arg: str, expression: str, kind: str) -> None:
         """Writes an expression of a kind to a register."""
@@ -95,200 +135,234 @@ class Arithmetic:
             return
         own = self.kernel.type_of(arg)
         assert own, arg
-        if own == kind or own == "b16":
+        if own in (kind, "b16"):
             pass
         elif SIZE[own] == SIZE[kind]:
             expression = f"({expression}).view({own})"
-        elif kind[0] in "ui" and own[0] == "u" and SIZE[own] > SIZE[kind]:
-            # A narrow load or conversion fills the register.
-            wide = f"i{SIZE[own]}" if kind[0] == "i" else own
-            expression = f"({expression}).astype({wide}).view({own})"
         elif kind[0] in "ui" and own[0] == "u":
-            expression = f"({expression}).astype({own})"
+            # A narrow load or conversion fills the register, with its sign.
+            wide = f"{kind[0]}{SIZE[own]}"
+            expression = f"({expression}).astype({wide}).view({own})"
         else:
             raise Unknown(f"{kind} to {arg} of {own}")
         self.lines.append(f"{self.name(arg)} = {expression}")
 
     def address(self, arg: str) -> tuple[str, int]:
-        found = re.fullmatch(r"\[([\w%$.@]+)(?:\+(-?\d+))?\]", arg)
+        found = re.fullmatch(r"\[([\w%$.]+)(?:\+(-?\d+))?\]", arg)
         if not found:
             raise Unknown(f"address {arg}")
         own = self.kernel.type_of(found[1])
         return self.value(found[1], own or "u8"), int(found[2] or 0)
 
+    def sum(self, arg: str) -> str:
+        """An address of shared memory as one number."""
+        base, at = self.address(arg)
+        return f"{base} + {self.constant(at, 'u4')}"
+
+    # ---- instructions
+
     def write(self, i: Instruction) -> None:
         if i.guard:
             raise Unknown(f"a guard before {i.op}")
+        rounding = ("rn", "approx", "ftz", "lo")
+        operation = ".".join(p for p in i.parts if p not in TYPES and p not in rounding)
         method: Callable[[Instruction], None] | None = getattr(self, "op_" + i.parts[0], None)
         if method is not None:
             method(i)
-        elif form := FORMS.get(i.parts[0]):
-            self.form(i, form)
-        else:
+        elif form := FORMS.get(operation):
+            self.form(i, *form)
+        elif i.op not in OF_THE_MACHINE:
             raise Unknown(i.op)
-
-    # ---- arithmetic
+        elif i.parts[0] == "bar" and i.args not in (["0"], ["-1"]):
+            raise Unknown(f"{i.op} {i.args}")
 
     def kind(self, i: Instruction, at: int = -1) -> str:
         return TYPES[i.parts[at]]
 
-    def form(self, i: Instruction, form: str, of: str | None = None, to: str | None = None) -> None:
-        """Writes a form over operands of one kind."""
-        of = of or self.kind(i)
-        values = [self.value(arg, of) for arg in i.args[1:]]
-        self.put(i.args[0], form.format(*values, kind=of), to or of)
-
-    def op_add(self, i: Instruction) -> None:
-        form = "toward_zero({}, {})" if "rz" in i.parts else "{} + {}"
-        self.form(i, form, self.kind(i).replace("i", "u"))
-
-    def op_sub(self, i: Instruction) -> None:
-        self.form(i, "{} - {}", self.kind(i).replace("i", "u"))
-
-    def op_mul(self, i: Instruction) -> None:
-        kind = self.kind(i)
-        wide = f"{kind[0]}{2 * SIZE[kind]}"
-        product = f"{{}}.astype({wide}) * {{}}.astype({wide})"
-        if "wide" in i.parts:
-            self.form(i, product, kind, wide)
-        elif "hi" in i.parts and SIZE[kind] == 4:
-            self.form(i, f"(({product}) >> {self.constant(32, wide)}).astype({kind})")
-        elif "hi" in i.parts:
-            raise Unknown(i.op)
-        else:
-            self.form(i, "{} * {}", kind.replace("i", "u"))
-
-    def op_mad(self, i: Instruction) -> None:
-        kind = self.kind(i)
-        if "wide" in i.parts:
-            wide = f"{kind[0]}{2 * SIZE[kind]}"
-            a, b = (self.value(arg, kind) for arg in i.args[1:3])
-            c = self.value(i.args[3], wide)
-            self.put(i.args[0], f"{a}.astype({wide}) * {b}.astype({wide}) + {c}", wide)
-        elif "lo" in i.parts:
-            self.form(i, "{} * {} + {}", kind.replace("i", "u"))
-        else:
-            raise Unknown(i.op)
-
-    def op_fma(self, i: Instruction) -> None:
-        if not {"rm", "rn"} & set(i.parts):
-            raise Unknown(i.op)
-        self.form(i, f"fma{'_down' if 'rm' in i.parts else ''}_{{kind}}({{}}, {{}}, {{}})")
-
-    def op_div(self, i: Instruction) -> None:
-        self.form(i, "{} / {}" if self.kind(i)[0] == "f" else "quotient({}, {})")
-
-    def op_not(self, i: Instruction) -> None:
-        self.form(i, "~({})" if self.kind(i) != "p" else "np.logical_not({})")
-
-    def op_rcp(self, i: Instruction) -> None:
-        self.form(i, f"{self.constant(1, self.kind(i))} / {{}}")
-
-    def op_bfind(self, i: Instruction) -> None:
-        if i.op != "bfind.shiftamt.u32":
-            raise Unknown(i.op)
-        self.form(i, "leading_zeros({})", "u4")
-
-    def op_shl(self, i: Instruction) -> None:
-        self._shift(i, "<<", self.kind(i).replace("i", "u"))
-
-    def op_shr(self, i: Instruction) -> None:
-        self._shift(i, ">>", self.kind(i))
-
-    def _shift(self, i: Instruction, sign: str, kind: str) -> None:
-        a, bits = self.value(i.args[1], kind), 8 * SIZE[kind]
-        if re.fullmatch(r"\d+", i.args[2]):
-            if int(i.args[2]) >= bits:
-                raise Unknown(f"a shift by {i.args[2]}")
-            self.put(i.args[0], f"{a} {sign} {self.constant(int(i.args[2]), kind)}", kind)
-            return
-        by = f"np.minimum({self.value(i.args[2], 'u4')}, {self.constant(bits - 1, 'u4')})"
-        result = f"({a} {sign} {by}.astype({kind}))"
-        if kind[0] == "u":
-            past = f"{self.value(i.args[2], 'u4')} >= {self.constant(bits, 'u4')}"
-            result = f"np.where({past}, {self.constant(0, kind)}, {result})"
-        self.put(i.args[0], result, kind)
-
-    def op_bfi(self, i: Instruction) -> None:
-        kind = self.kind(i)
-        a, b = self.value(i.args[1], kind), self.value(i.args[2], kind)
-        at, size = int(i.args[3]), int(i.args[4])
-        mask = ((1 << size) - 1) << at
-        inside = f"(({a} << {self.constant(at, kind)}) & {self.constant(mask, kind)})"
-        self.put(i.args[0], f"({b} & {self.constant(~mask, kind)}) | {inside}", kind)
+    def form(self, i: Instruction, form: str, operands: str, result: str = "") -> None:
+        k = self.kind(i)
+        kinds = {"k": k, "u": k.replace("i", "u"), "4": "u4", "p": "p"}
+        kinds["w"] = f"{k[0]}{2 * SIZE[k]}"
+        given = i.args[1:]
+        letters = operands + operands[-1] * len(given)
+        values = [self.value(a, kinds[letter]) for a, letter in zip(given, letters, strict=False)]
+        self.put(i.args[0], form.format(*values, kind=k), kinds[result or operands[0]])
 
     def op_setp(self, i: Instruction) -> None:
         kind, how = self.kind(i), i.parts[1]
         a, b = (self.value(arg, kind) for arg in i.args[1:])
-        if how.endswith("u") and how[:-1] in COMPARE:
-            text = f"unordered({a}, {b}, {a} {COMPARE[how[:-1]]} {b})"
-        elif how == "nan":
-            text = f"np.isnan({a}) | np.isnan({b})"
+        either = f"np.isnan({a}) | np.isnan({b})"
+        if how == "nan":
+            text = either
+        elif how.endswith("u"):  # or unordered
+            text = f"{either} | ({a} {COMPARE[how[:-1]]} {b})"
         elif how == "ne" and kind[0] == "f":
-            text = f"({a} != {b}) & ({a} == {a}) & ({b} == {b})"
+            text = f"({a} != {b}) & ~({either})"
         else:
             text = f"{a} {COMPARE[how]} {b}"
         self.put(i.args[0], text, "p")
 
-    def op_selp(self, i: Instruction) -> None:
-        kind = self.kind(i)
-        a, b = (self.value(arg, kind) for arg in i.args[1:3])
-        self.put(i.args[0], f"np.where({self.value(i.args[3], 'p')}, {a}, {b})", kind)
-
     def op_cvt(self, i: Instruction) -> None:
         to, of = i.parts[-2], i.parts[-1]
-        arg = i.args[1]
         if to == "bf16":
-            self.put(i.args[0], f"to_bf16({self.value(arg, TYPES[of])})", "u2")
+            form, kinds = "to_bf16({})", ("f4", "u2")
         elif of == "bf16":
-            self.put(i.args[0], f"of_bf16({self.value(arg, 'u2')})", TYPES[to])
+            form, kinds = "of_bf16({})", ("u2", "f4")
         elif to == "tf32":
-            self.put(i.args[0], f"to_tf32({self.value(arg, 'f4')})", "u4")
+            form, kinds = "to_tf32({})", ("f4", "u4")
         elif "sat" in i.parts:
-            self.put(i.args[0], f"saturated({self.value(arg, 'f4')})", "f4")
+            form, kinds = "saturated({})", ("f4", "f4")
         elif "rni" in i.parts and to == of:
-            self.put(i.args[0], f"np.rint({self.value(arg, TYPES[of])})", TYPES[to])
+            form, kinds = "np.rint({})", (TYPES[of], TYPES[to])
         elif set(i.parts[1:-2]) - {"rn"}:
             raise Unknown(i.op)
         else:
-            a, b = TYPES[of], TYPES[to]
-            own = self.kernel.type_of(arg)
-            # Of a wider register the low part.
-            self.put(i.args[0], f"{self.value(arg, a)}.astype({b})", b)
-            assert own is None or SIZE[own] >= SIZE[a]
+            form, kinds = f"{{}}.astype({TYPES[to]})", (TYPES[of], TYPES[to])
+        self.put(i.args[0], form.format(self.value(i.args[1], kinds[0])), kinds[1])
 
     def op_cvta(self, i: Instruction) -> None:
-        if "shared" in i.parts:
-            to = "from_generic" if "to" in i.parts else "generic"
-            self.put(i.args[0], f"m.{to}({self.value(i.args[1], 'u8')})", "u8")
-        elif "global" in i.parts:
-            self.put(i.args[0], self.value(i.args[1], "u8"), "u8")
-        else:
+        form = "m.generic({})" if i.op == "cvta.shared.u64" else "{}"
+        if i.op == "cvta.to.shared.u64":
             raise Unknown(i.op)
+        self.put(i.args[0], form.format(self.value(i.args[1], "u8")), "u8")
 
     def op_mov(self, i: Instruction) -> None:
         to, of = i.args
         kind = self.kind(i)
-        if kind == "b16":  # of 128 bits: two numbers
-            if to.startswith("{"):
-                for number, part in enumerate(split(to[1:-1])):
-                    self.put(part, f"{self.name(of)}[{number}]", "u8")
-            else:
-                low, high = (self.value(part, "u8") for part in split(of[1:-1]))
-                self.lines.append(f"{self.name(to)} = ({low}, {high})")
+        if kind == "b16" and to.startswith("{"):  # of 128 bits: two numbers
+            for number, part in enumerate(split(to[1:-1])):
+                self.put(part, f"{self.name(of)}[{number}]", "u8")
+        elif kind == "b16":
+            low, high = (self.value(part, "u8") for part in split(of[1:-1]))
+            self.lines.append(f"{self.name(to)} = ({low}, {high})")
         elif to.startswith("{"):
             parts = split(to[1:-1])
-            bits = 8 * SIZE[kind] // len(parts)
+            size = SIZE[kind] // len(parts)
             for number, part in enumerate(parts):
-                if part != "_":
-                    shifted = f"({self.value(of, kind)} >> {self.constant(number * bits, kind)})"
-                    self.put(part, f"{shifted}.astype(u{bits // 8})", f"u{bits // 8}")
+                place = self.constant(8 * size * number, kind)
+                self.put(part, f"({self.value(of, kind)} >> {place}).astype(u{size})", f"u{size}")
         elif of.startswith("{"):
             parts = split(of[1:-1])
-            bits = 8 * SIZE[kind] // len(parts)
-            narrow = [f"{self.value(p, f'u{bits // 8}')}.astype({kind})" for p in parts]
-            places = [self.constant(n * bits, kind) for n in range(len(parts))]
-            each = [f"({x} << {at})" for x, at in zip(narrow, places, strict=True)]
+            size = SIZE[kind] // len(parts)
+            each = [
+                f"({self.value(p, f'u{size}')}.astype({kind}) << "
+                f"{self.constant(8 * size * n, kind)})"
+                for n, p in enumerate(parts)
+            ]
             self.put(to, " | ".join(each), kind)
         else:
             self.put(to, self.value(of, kind), kind)
+
+    # ---- memory
+
+    def op_ld(self, i: Instruction) -> None:
+        kind, count = self.kind(i), vector(i)
+        base, at = self.address(i.args[1])
+        to = split(i.args[0][1:-1]) if count > 1 else [i.args[0]]
+        if i.parts[1] == "param":
+            for number, register in enumerate(to):
+                offset = at + number * SIZE[kind]
+                self.put(register, f"m.param({base}, {offset}, {kind})", kind)
+            return
+        if order(i) != "plain" and space(i) != "global":
+            raise Unknown(i.op)
+        if kind == "b16":
+            call = f'm.load_global(L, {base}, {at}, "u8", 2, "{order(i)}")'
+            self.lines.append(f"{self.name(to[0])} = {call}")
+            return
+        loaded = [f"t{number}" for number in range(count)]
+        call = f'm.load_{space(i)}(L, {base}, {at}, "{kind}", {count}, "{order(i)}")'
+        self.lines.append(f"{', '.join(loaded)}, = {call}")
+        for register, text in zip(to, loaded, strict=True):
+            self.put(register, text, kind)
+
+    def op_st(self, i: Instruction) -> None:
+        if "async" in i.parts:
+            parts = ", ".join(self.value(p, "u4") for p in split(i.args[1][1:-1]))
+            to, barrier = self.sum(i.args[0]), self.sum(i.args[2])
+            self.lines.append(f"m.store_async(L, {to}, [{parts}], {barrier})")
+            return
+        kind = self.kind(i)
+        base, at = self.address(i.args[0])
+        values = split(i.args[1][1:-1]) if vector(i) > 1 else [i.args[1]]
+        if kind == "b16":
+            kind, texts = "u8", [f"*{self.name(values[0])}"]
+        else:
+            texts = [self.value(v, kind) for v in values]
+        given = f'({", ".join(texts)},), "{kind}", "{order(i)}"'
+        self.lines.append(f"m.store_{space(i)}(L, {base}, {at}, {given})")
+
+    def op_atom(self, i: Instruction) -> None:
+        if i.op != "atom.global.cas.b32":
+            raise Unknown(i.op)
+        base, at = self.address(i.args[1])
+        a, b = self.value(i.args[2], "u4"), self.value(i.args[3], "u4")
+        self.put(i.args[0], f"m.compare_and_swap(L, {base}, {at}, {a}, {b})", "u4")
+
+    def op_cp(self, i: Instruction) -> None:
+        if i.op == "cp.async.commit_group":
+            self.lines.append("m.commit(L)")
+        elif i.op == "cp.async.wait_group":
+            self.lines.append(f"m.wait_copies(L, {int(i.args[0])})")
+        elif i.op in ("cp.async.ca.shared.global", "cp.async.cg.shared.global"):
+            (to, to_at), (of, of_at) = self.address(i.args[0]), self.address(i.args[1])
+            size = int(i.args[2])
+            if size not in ((16,) if "cg" in i.parts else (4, 8, 16)):
+                raise Unknown(f"{i.op} of {size} bytes")
+            self.lines.append(f"m.copy(L, {to}, {to_at}, {of}, {of_at}, {size})")
+        else:
+            raise Unknown(i.op)
+
+    def op_mapa(self, i: Instruction) -> None:
+        forms = {"mapa.u64": "m.mapa_generic", "mapa.shared::cluster.u32": "m.mapa_shared"}
+        kind = self.kind(i)
+        a, rank = self.value(i.args[1], kind), self.value(i.args[2], "u4")
+        self.put(i.args[0], f"{forms[i.op]}({a}, {rank})", kind)
+
+    def op_membar(self, i: Instruction) -> None:
+        self.lines.append("m.release(L)")
+
+    def op_fence(self, i: Instruction) -> None:
+        if i.op != "fence.mbarrier_init.release.cluster":
+            raise Unknown(i.op)
+        self.lines.append("m.barrier_init_fence(L)")
+
+    def op_mbarrier(self, i: Instruction) -> None:
+        if i.op == "mbarrier.init.shared::cta.b64":
+            count = self.value(i.args[1], "u4")
+            self.lines.append(f"m.barrier_init(L, {self.sum(i.args[0])}, {count})")
+        elif i.op == "mbarrier.arrive.expect_tx.shared::cta.b64":
+            count = self.value(i.args[2], "u4")
+            self.lines.append(f"m.barrier_arrive(L, {self.sum(i.args[1])}, {count})")
+        elif i.op == "mbarrier.try_wait.parity.shared::cta.b64":
+            odd = self.value(i.args[2], "u4")
+            self.put(i.args[0], f"m.barrier_try(L, {self.sum(i.args[1])}, {odd})", "p")
+        else:
+            raise Unknown(i.op)
+
+    # ---- of a warp
+
+    def op_shfl(self, i: Instruction) -> None:
+        if i.parts[2] not in ("bfly", "idx"):
+            raise Unknown(i.op)
+        to, _, inside = i.args[0].partition("|")
+        a, b, c, mask = (self.value(arg, "u4") for arg in i.args[1:5])
+        self.lines.append(f'ts, ti = m.shuffle(L, "{i.parts[2]}", {a}, {b}, {c}, {mask})')
+        self.put(to, "ts", "u4")
+        if inside:
+            self.put(inside, "ti", "p")
+
+    def op_vote(self, i: Instruction) -> None:
+        if i.op != "vote.sync.ballot.b32":
+            raise Unknown(i.op)
+        self.put(i.args[0], f"m.ballot(L, {self.value(i.args[1], 'p')})", "u4")
+
+    def op_mma(self, i: Instruction) -> None:
+        d, a, b, c = (split(arg[1:-1]) for arg in i.args)
+        form = i.op.removeprefix("mma.sync.aligned.")
+        if form not in FORMATS:
+            raise Unknown(i.op)
+        texts = [self.value(x, "u4") for x in a + b] + [self.value(x, "f4") for x in c]
+        self.lines.append(f't0, t1, t2, t3 = m.mma(L, "{form}", {", ".join(texts)})')
+        for number, register in enumerate(d):
+            self.put(register, f"t{number}", "f4")
