@@ -8,6 +8,10 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#ifdef RNNEXT_CUDA_BOUNDED
+#undef NDEBUG  // without which there is no __assert_fail
+#include <cassert>
+#endif
 #include <cstdint>
 #include <mutex>
 #include <set>
@@ -260,6 +264,43 @@ __device__ __forceinline__ void store_relaxed(uint4* p, const uint4& x) {
       : "memory");
 }
 
-__device__ __forceinline__ void pause(unsigned nanoseconds) { __nanosleep(nanoseconds); }
+// In a loop that waits for other blocks, what counts its turns. Built with RNNEXT_CUDA_BOUNDED, the
+// cycles after which a wait is given up, the loop then says in which block it waited for what, and
+// ends the kernel: what would hang for ever has a name. (`make cuda-check` builds so.)
+class Patience {
+ public:
+#ifdef RNNEXT_CUDA_BOUNDED
+  __device__ Patience() { begin_ = clock64(); }
+  __device__ __forceinline__ void turn(const char* what) const {
+    if (clock64() - begin_ > RNNEXT_CUDA_BOUNDED) __assert_fail(what, __FILE__, __LINE__, __func__);
+  }
+
+ private:
+  long long begin_;
+#else
+  __device__ Patience() {}
+  __device__ __forceinline__ void turn(const char*) const {}
+#endif
+};
+
+// Returns once a flag that another block releases is at least n.
+__device__ __forceinline__ void await_flag(const unsigned* flag, unsigned n) {
+  const Patience patience;
+  while (load_acquire(flag) < n) {
+    patience.turn("a flag that another block releases");
+    __nanosleep(16);
+  }
+}
+
+// A word whose last part is n, once another block has stored it.
+__device__ __forceinline__ uint4 await_word(const uint4* p, unsigned n) {
+  const Patience patience;
+  uint4 x = load_relaxed(p);
+  while (x.w != n) {
+    patience.turn("a word that another block stores");
+    x = load_relaxed(p);
+  }
+  return x;
+}
 
 }  // namespace rnnext::cuda

@@ -35,6 +35,21 @@ __device__ __forceinline__ void barrier_arrive(uint64_t* barrier, int expected_b
 // add an invalidation of L1 (CCTL.IVALL) to every step and nothing else; what is read afterwards
 // lies in this block's shared memory, which has no cache before it.
 __device__ __forceinline__ void barrier_wait(uint64_t* barrier, bool odd) {
+#ifdef RNNEXT_CUDA_BOUNDED
+  const Patience patience;
+  for (unsigned over = 0; over == 0;) {
+    patience.turn("bytes or arrivals of an mbarrier");
+    asm volatile(
+        "{\n"
+        ".reg .pred over;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, over;\n"
+        "}\n"
+        : "=r"(over)
+        : "r"(shared_address(barrier)), "r"(unsigned(odd))
+        : "memory");
+  }
+#else
   asm volatile(
       "{\n"
       ".reg .pred over;\n"
@@ -44,6 +59,7 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, bool odd) {
       "}\n" ::"r"(shared_address(barrier)),
       "r"(unsigned(odd))
       : "memory");
+#endif
   __syncwarp();  // lanes may have left the loop at different turns
 }
 

@@ -1,7 +1,11 @@
 """Each wrapper of csrc/cuda/device.h and mbarrier.h alone, against what its comment says."""
 
+import re
+
 import pytest
 import torch
+
+from cuda_ptx.library import KernelError
 
 
 @pytest.fixture(autouse=True, params=range(4))
@@ -17,6 +21,24 @@ def numbers(*shape):
 
 def zeros(*shape):
     return torch.zeros(*shape, dtype=torch.int32)
+
+
+def test_a_division_by_multiplying(lib):
+    for n in (2, 3, 7, 12, 100, 65535):
+        x = torch.randint(0, 2**32 // n, (32,))
+        out = torch.zeros(32, dtype=torch.int64)
+        lib.run("run_divide", x, -(-(2**32) // n), out)
+        assert torch.equal(out, x // n)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_numbers_are_rounded_to_the_nearest_and_ties_to_even(lib, dtype):
+    values = torch.tensor([0, -0.0, 1e-40, 1e-7, 65519, 65520, 3e38, 3.4e38, torch.inf, -torch.inf])
+    step = torch.finfo(dtype).eps
+    given = torch.cat([values, 1 + step * torch.arange(-5.5, 5.5, 0.5)])
+    out = torch.zeros(32, dtype=dtype)
+    lib.run("run_round", int(dtype == torch.bfloat16), given, out)
+    assert torch.equal(out, given.to(dtype))
 
 
 @pytest.mark.parametrize("size", [4, 8, 16])
@@ -75,3 +97,19 @@ def test_a_word_brings_its_number_along(lib):
     given, out = numbers(32), zeros(32)
     lib.run("run_tagged", given, zeros(32, 4), out)
     assert torch.equal(out, 3 * given + 3)
+
+
+LOST = {
+    "run_flag": ([(32,), (32,), (1,), (32,)], "flag_kernel", r"st\.release\S+", "block 1"),
+    "run_tagged": ([(32,), (32, 4), (32,)], "tagged_kernel", r"st\.relaxed\S+", "block 1"),
+    "run_async": ([(3, 4, 32, 4)] * 2, "async_kernel", r"st\.async\S+", "block"),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_wait_for_what_never_comes_ends_and_says_so(lib, name):
+    shapes, kernel, lost, block = LOST[name]
+    (kernel,) = [each for each in lib.texts if kernel in each]
+    text = re.sub(rf"\n\s*{lost} ", "\n// lost ", lib.texts[kernel])
+    with lib.planted(kernel, text), pytest.raises(KernelError, match=f"trap in {block}"):
+        lib.run(name, *(zeros(*shape) for shape in shapes))

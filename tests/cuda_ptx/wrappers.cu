@@ -1,10 +1,21 @@
 // Each wrapper of device.h and mbarrier.h alone, for test_wrappers.py: kernels that do what the
-// wrapper's comment says and nothing else. One warp a block, unless a kernel says so.
+// wrapper's comment says and nothing else. One warp a block, unless a kernel says so. Their waits
+// are bounded, as those of cuda-check's build are.
+#define RNNEXT_CUDA_BOUNDED 500
 #include "cuda/mbarrier.h"
 
 using namespace rnnext::cuda;
 
 namespace {
+
+__global__ void divide_kernel(const int64_t* x, int64_t divisor, int64_t* out) {
+  out[threadIdx.x] = divide(x[threadIdx.x], divisor);
+}
+
+template <typename T>
+__global__ void round_kernel(const float* in, T* out) {
+  out[threadIdx.x] = from_float<T>(in[threadIdx.x]);
+}
 
 // out[i] = in[i], by copies of so many bytes.
 template <int Bytes>
@@ -83,7 +94,7 @@ __global__ void flag_kernel(const int* in, int* passed, unsigned* flag, int* out
     __syncthreads();
     if (threadIdx.x == 0) store_release(flag, 1);
   } else {
-    while (load_acquire(flag) < 1) pause(16);
+    await_flag(flag, 1);
     out[threadIdx.x] = passed[threadIdx.x];
   }
 }
@@ -93,8 +104,7 @@ __global__ void tagged_kernel(const int* in, uint4* passed, int* out) {
   if (blockIdx.x == 0) {
     store_relaxed(passed + threadIdx.x, make_uint4(x, x + 1, x + 2, 7));
   } else {
-    uint4 y = load_relaxed(passed + threadIdx.x);
-    while (y.w != 7) y = load_relaxed(passed + threadIdx.x);
+    const uint4 y = await_word(passed + threadIdx.x, 7);
     out[threadIdx.x] = y.x + y.y + y.z;
   }
 }
@@ -113,6 +123,14 @@ LaunchShape shape(int blocks, unsigned cluster = 1, bool cooperative = false) {
 
 extern "C" {
 
+cudaError_t run_divide(const int64_t* x, int64_t divisor, int64_t* out) {
+  return launch(divide_kernel, shape(1), nullptr, x, divisor, out);
+}
+cudaError_t run_round(int64_t bfloat16, const float* in, void* out) {
+  return bfloat16 ? launch(round_kernel<__nv_bfloat16>, shape(1), nullptr, in,
+                           static_cast<__nv_bfloat16*>(out))
+                  : launch(round_kernel<__half>, shape(1), nullptr, in, static_cast<__half*>(out));
+}
 cudaError_t run_copy(int64_t bytes, const unsigned char* in, unsigned char* out) {
   return launch(bytes == 4   ? copy_kernel<4>
                 : bytes == 8 ? copy_kernel<8>

@@ -145,7 +145,7 @@ class TaggedGridGroup {
   // Whoever goes on without the vectors of step n may not overwrite what others still wait for.
   __device__ void close(unsigned n, int rows) {
     const uint4* from = travelling(n);
-    for (int i = threadIdx.x; i < rows * row_words_; i += kThreads) await(from + i, n);
+    for (int i = threadIdx.x; i < rows * row_words_; i += kThreads) await_word(from + i, n);
     __syncthreads();
   }
 
@@ -154,11 +154,6 @@ class TaggedGridGroup {
 
   __device__ uint4* travelling(unsigned n) const {
     return exchange_ + int64_t(n % 2 * groups_ + group_) * (rows_ * row_words_);
-  }
-  __device__ static uint4 await(const uint4* p, unsigned n) {
-    uint4 x = load_relaxed(p);
-    while (x.w != n) x = load_relaxed(p);
-    return x;
   }
   __device__ void collect(unsigned n, int rows) {
     const uint4* from = travelling(n);
@@ -175,7 +170,7 @@ class TaggedGridGroup {
       for (int j = 0; j < kAtOnce; ++j) {
         const int i = first + j * kThreads;
         if (i >= words) break;
-        if (x[j].w != n) x[j] = await(from + i, n);
+        if (x[j].w != n) x[j] = await_word(from + i, n);
         put(i, x[j]);
       }
     }

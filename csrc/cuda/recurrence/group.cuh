@@ -99,7 +99,7 @@ class GridGroup {
   __device__ unsigned char* buffer(unsigned) const { return shared_; }
   __device__ void receive(unsigned n, bool first, int rows) {
     for (int block = threadIdx.x; block < blocks_; block += kThreads) {
-      while (load_acquire(flags_ + group_ * blocks_ + block) < n) pause(16);
+      await_flag(flags_ + group_ * blocks_ + block, n);
     }
     __syncthreads();
     if (first) return;
