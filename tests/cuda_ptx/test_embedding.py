@@ -1,13 +1,15 @@
-"""The compiled kernels of the embedding under their binding, against float64."""
+"""The compiled kernels of the embedding under their binding against float64."""
 
+import itertools
 import re
 
 import pytest
 import torch
 
 import reference
-from cuda_ptx.ops import op
+from cuda_ptx.ops import INTERPRETED, op
 from helpers.common import assert_close
+from helpers.device import DEVICE
 from helpers.samples import DTYPES
 
 embedding, embedding_backward = op("embedding"), op("embedding_backward")
@@ -36,20 +38,21 @@ def test_gather_from_a_strided_and_from_an_unaligned_table():
         assert torch.equal(embedding(weight, indices), weight[indices])
 
 
-# Rows of so many bytes, with gaps between them, from different first bytes on: heads, tails and
-# shifts of every length, with and without vectors between them.
-@pytest.mark.parametrize("align", [1, 2, 4, 8])
-@pytest.mark.parametrize("row", [128, 131, 136, 143, 159, 300, 1000])
-def test_gather_of_long_rows_without_alignment(row, align):
-    row = row // align * align
+@pytest.mark.parametrize("align", [1, 2, 4, 8, 16])
+def test_gather_of_rows_that_begin_at_any_address(align):
     indices = torch.tensor([3, 0, 8, 8, 1, 5, 2, 7])
-    for more in (0, 3 * align):
-        for begin in (0, 15 // align * align):
-            rows = torch.randint(0, 256, (9 * (row + more) + begin,), dtype=torch.uint8)
-            weight = rows[begin:].as_strided((9, row), (row + more, 1), begin)
-            assert torch.equal(embedding(weight, indices), weight[indices])
+    for row, gap, begin in itertools.product((128, 300), (0, 3 * align), (0, 15)):
+        row, begin = (size // align * align for size in (row, begin))
+        rows = torch.randint(0, 256, (9 * (row + gap) + begin,), dtype=torch.uint8)
+        weight = rows[begin:].as_strided((9, row), (row + gap, 1), begin)
+        assert torch.equal(embedding(weight, indices), weight[indices])
 
 
+# The CPU, on which a check of a GPU is rehearsed, names a wrong index at once.
+later = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="the CPU waits")
+
+
+@later
 @pytest.mark.parametrize("columns", [5, 129])
 @pytest.mark.parametrize("bad", [50, -1, 2**40, -(2**40)])
 def test_an_index_out_of_range_gives_zeros_and_is_named_by_the_next_call(bad, columns):
@@ -64,6 +67,7 @@ def test_an_index_out_of_range_gives_zeros_and_is_named_by_the_next_call(bad, co
     assert torch.equal(embedding(weight, indices[:5]), weight[indices[:5]])
 
 
+@later
 def test_one_of_several_errors_is_recorded_whole(lib):
     indices = torch.arange(-300, 300)
     for seed in range(4):
@@ -90,23 +94,10 @@ def check_backward(grad, indices, rows, padding_idx=-1, by_frequency=False):
     assert_close(values, expected[unique])
 
 
-GAPS = {
-    "no key": [],
-    "all rows": list(range(100)),
-    "the first": [0],
-    "the last": [99],
-    "at the borders of warps": [31, 32, 63, 64, 64, 96],
-    "every other": list(range(1, 100, 2)),
-    "a few": [5, 5, 5, 40, 41, 77],
-}
-
-
-@pytest.mark.parametrize("keys", GAPS.values(), ids=GAPS)
-@pytest.mark.parametrize(("columns", "dtype"), [(1, torch.bfloat16), (3, torch.float16),
-                                                (8, torch.float32), (129, torch.float32),
-                                                (20, torch.float64)])  # fmt: skip
+@pytest.mark.parametrize("keys", [[], [5, 5, 5, 40, 41, 77], list(range(100))])
+@pytest.mark.parametrize(("columns", "dtype"), [(1, torch.bfloat16), (8, torch.float32)])
 def test_rows_that_no_index_names_are_zeros(columns, dtype, keys):
-    grad = torch.randn(len(keys), columns, dtype=torch.float64).to(dtype)
+    grad = torch.randn(len(keys), columns).to(dtype)
     check_backward(grad, torch.tensor(keys, dtype=torch.int64), 100)
 
 

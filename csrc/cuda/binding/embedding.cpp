@@ -119,13 +119,7 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num
                           int64_t padding_idx, bool scale_grad_by_freq) {
   const c10::cuda::CUDAGuard guard(grad.device());
   const SortedIndices sorted = sort_indices(grad, indices, num_weights, padding_idx);
-  const Tensor output = at::empty({num_weights, grad.size(-1)}, grad.options());
-  const EmbeddingGaps gaps{.keys = sorted.keys(),
-                           .count = sorted.count,
-                           .rows = num_weights,
-                           .row_bytes = output.size(1) * output.element_size(),
-                           .output = output.data_ptr()};
-  check_launch(launch_embedding_gaps(gaps, at::cuda::getCurrentCUDAStream()));
+  const Tensor output = at::zeros({num_weights, grad.size(-1)}, grad.options());
   reduce(grad, sorted, nullptr, scale_grad_by_freq, output);
   return output;
 }
@@ -134,25 +128,15 @@ std::tuple<Tensor, Tensor> embedding_sparse_backward(const Tensor& grad, const T
                                                      int64_t num_weights, int64_t padding_idx,
                                                      bool scale_grad_by_freq) {
   const c10::cuda::CUDAGuard guard(grad.device());
-  const auto stream = at::cuda::getCurrentCUDAStream();
   const SortedIndices sorted = sort_indices(grad, indices, num_weights, padding_idx);
-  const int64_t count = sorted.count;
-  const Tensor heads = at::empty_like(sorted.key_tensor), slots = at::empty_like(heads);
-  int32_t *head = heads.mutable_data_ptr<int32_t>(), *slot = slots.mutable_data_ptr<int32_t>();
-  int64_t size = 0;
-  if (count > 0) {
-    check_launch(launch_embedding_heads(sorted.keys(), count, num_weights, head, stream));
-    at::cuda::cub::inclusive_sum(head, slot, count);
-    size = slots[count - 1].item<int32_t>();  // waits: the size of a sparse gradient is data
-  }
-  const Tensor rows = at::empty({size}, grad.options().dtype(at::kLong));
+  // Waits for the device: the size of a sparse gradient is data.
+  auto [rows, slots, _] = at::unique_consecutive(sorted.key_tensor, /*return_inverse=*/true);
+  int64_t size = rows.numel();
+  if (size > 0 && rows[size - 1].item<int32_t>() == num_weights) --size;  // keys without a gradient
   const Tensor values = at::empty({size, grad.size(-1)}, grad.options());
-  if (size > 0) {
-    check_launch(launch_embedding_rows(sorted.keys(), slot, count, num_weights,
-                                       rows.mutable_data_ptr<int64_t>(), stream));
-    reduce(grad, sorted, slot, scale_grad_by_freq, values);
-  }
-  return {rows, values};
+  const Tensor slot = slots.to(at::kInt);
+  reduce(grad, sorted, slot.const_data_ptr<int32_t>(), scale_grad_by_freq, values);
+  return {rows.narrow(0, 0, size).to(at::kLong), values};
 }
 
 }  // namespace

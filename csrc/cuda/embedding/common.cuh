@@ -17,11 +17,6 @@ inline unsigned lanes_for(int64_t vectors, unsigned limit) {
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Of a pointer, or bytes modulo 16.
-inline __device__ unsigned past_16(const void* p) {
-  return static_cast<unsigned>(reinterpret_cast<uintptr_t>(p) % 16);
-}
-
 // Indices out of range are reported (IndexErrorRecord) and skipped.
 __device__ __forceinline__ void report(const EmbeddingIndices& indices, int64_t i, int64_t value) {
   IndexErrorRecord* error = indices.error;

@@ -49,24 +49,6 @@ struct EmbeddingKeys {
 };
 cudaError_t launch_embedding_keys(const EmbeddingKeys& params, cudaStream_t stream);
 
-// Zeros in the rows of output that no sorted key names.
-struct EmbeddingGaps {
-  const int32_t* keys;  // [count] sorted
-  int64_t count, rows;
-  int64_t row_bytes;
-  void* output;  // [rows, row_bytes]
-};
-cudaError_t launch_embedding_gaps(const EmbeddingGaps& params, cudaStream_t stream);
-
-// heads[p] = 1 where a run of equal keys below `rows` begins, else 0. Its running sum numbers the
-// rows of a sparse gradient.
-cudaError_t launch_embedding_heads(const int32_t* keys, int64_t count, int64_t rows, int32_t* heads,
-                                   cudaStream_t stream);
-
-// unique[slots[p] - 1] = keys[p]; slots: the running sum of heads.
-cudaError_t launch_embedding_rows(const int32_t* keys, const int32_t* slots, int64_t count,
-                                  int64_t rows, int64_t* unique, cudaStream_t stream);
-
 // output[row] = the sum of grad[positions[p]] over the run of keys[p] == row, in the order of p;
 // divided by the length of the run if `by_frequency`. Rows without a run are not touched. The order
 // of summation depends on `count` and the keys alone.
@@ -74,7 +56,7 @@ struct EmbeddingReduce {
   DType dtype;
   const int32_t* keys;       // [count] sorted; rows or more: no gradient
   const int32_t* positions;  // [count]
-  const int32_t* slots;  // [count] or null: run p goes to output row slots[p] - 1, not to its key
+  const int32_t* slots;      // [count] or null: run p goes to output row slots[p], not to its key
   int64_t count, rows;
   int64_t columns;  // D
   bool by_frequency;

@@ -20,73 +20,41 @@ int64_t chunk_length(int64_t count) {
   return length;
 }
 
+// N neighbouring columns, which a thread reads and writes as one vector.
 template <typename T, int N>
 struct alignas(sizeof(T) * N) Pack {
   T element[N];
 };
 
-// The N columns of a thread. Packed: neighbours, one vector. Else, where rows are not aligned, one
-// in every `step`, so that lanes read and write neighbours, with as many bytes on their way.
-template <typename T, int N, bool Packed>
-struct Columns {
-  int64_t first;
-  int step, count;  // `count` of them exist
+// The first column of this thread.
+template <int N>
+__device__ int64_t first_column() {
+  return (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * N;
+}
 
-  __device__ explicit Columns(const EmbeddingReduce& p) {
-    first = int64_t(blockIdx.y) * blockDim.x * N + threadIdx.x * (Packed ? N : 1);
-    step = Packed ? 1 : int(blockDim.x);
-    const int64_t exist = (p.columns - first + step - 1) / step;
-    count = first >= p.columns ? 0 : int(min(exist, int64_t(N)));
-  }
-  __device__ bool has(int n) const { return Packed || n < count; }
-  __device__ int64_t at(int n) const { return first + int64_t(n) * step; }
-
-  __device__ Pack<T, N> read(const T* row) const {
-    Pack<T, N> pack;
-    if constexpr (Packed) {
-      pack = *reinterpret_cast<const Pack<T, N>*>(row + first);
-    } else {
-#pragma unroll
-      for (int n = 0; n < N; ++n) pack.element[n] = has(n) ? __ldg(row + at(n)) : from_float<T>(0);
-    }
-    return pack;
-  }
-  __device__ void write(T* row, const Pack<T, N>& pack) const {
-    if constexpr (Packed) {
-      *reinterpret_cast<Pack<T, N>*>(row + first) = pack;
-    } else {
-#pragma unroll
-      for (int n = 0; n < N; ++n) {
-        if (has(n)) row[at(n)] = pack.element[n];
-      }
-    }
-  }
-};
-
-template <class Columns, typename T, int N>
-__device__ __forceinline__ void write_row(const EmbeddingReduce& p, const Columns& columns,
-                                          int64_t position, int64_t length,
-                                          Accumulate<T> (&sum)[N]) {
-  const int64_t row = p.slots != nullptr ? p.slots[position] - 1 : p.keys[position];
+template <typename T, int N>
+__device__ __forceinline__ void write_row(const EmbeddingReduce& p, int64_t position,
+                                          int64_t length, const Accumulate<T> (&sum)[N]) {
+  const int64_t row = p.slots != nullptr ? p.slots[position] : p.keys[position];
   Pack<T, N> pack;
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     pack.element[n] = from_float<T>(p.by_frequency ? sum[n] / Accumulate<T>(length) : sum[n]);
   }
-  columns.write(static_cast<T*>(p.output) + row * p.columns, pack);
+  T* to = static_cast<T*>(p.output) + row * p.columns + first_column<N>();
+  *reinterpret_cast<Pack<T, N>*>(to) = pack;
 }
 
-template <typename T, int N, bool Packed>
+template <typename T, int N>
 __global__ void __launch_bounds__(kEmbeddingThreads)
     reduce_chunks(EmbeddingReduce p, int64_t chunk_size) {
   using Acc = Accumulate<T>;
   const int64_t chunk = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
-  const Columns<T, N, Packed> columns(p);
-  const int64_t begin = chunk * chunk_size;
-  if (begin >= p.count || columns.count == 0) return;
+  const int64_t column = first_column<N>(), begin = chunk * chunk_size;
+  if (begin >= p.count || column >= p.columns) return;
   const int64_t end = min(begin + chunk_size, p.count);
-  const T* grad = static_cast<const T*>(p.grad);
-  Acc* partial = static_cast<Acc*>(p.partial) + 2 * chunk * p.columns;
+  const T* grad = static_cast<const T*>(p.grad) + column;
+  Acc* partial = static_cast<Acc*>(p.partial) + 2 * chunk * p.columns + column;
 
   int32_t key = p.keys[begin];
   int64_t run_begin = begin;
@@ -101,7 +69,7 @@ __global__ void __launch_bounds__(kEmbeddingThreads)
       next[u] = i + 1 < p.count ? __ldg(p.keys + i + 1) : -1;
       if (i < end) {
         const int64_t row = __ldg(p.positions + i);
-        pack[u] = columns.read(grad + row * p.columns);
+        pack[u] = *reinterpret_cast<const Pack<T, N>*>(grad + row * p.columns);
       }
     }
 #pragma unroll
@@ -113,13 +81,11 @@ __global__ void __launch_bounds__(kEmbeddingThreads)
       if (next[u] == key && i + 1 < end) continue;
       if (key < p.rows) {
         if (!from_left && next[u] != key) {
-          write_row<Columns<T, N, Packed>, T>(p, columns, i, i + 1 - run_begin, sum);
+          write_row<T>(p, i, i + 1 - run_begin, sum);
         } else {
           Acc* part = partial + (from_left ? 0 : p.columns);
 #pragma unroll
-          for (int n = 0; n < N; ++n) {
-            if (columns.has(n)) part[columns.at(n)] = sum[n];
-          }
+          for (int n = 0; n < N; ++n) part[n] = sum[n];
         }
       }
 #pragma unroll
@@ -131,7 +97,7 @@ __global__ void __launch_bounds__(kEmbeddingThreads)
   }
 }
 
-template <typename T, int N, bool Packed>
+template <typename T, int N>
 __global__ void __launch_bounds__(kEmbeddingThreads)
     reduce_parts(EmbeddingReduce p, int64_t chunk_size) {
   using Acc = Accumulate<T>;
@@ -149,16 +115,14 @@ __global__ void __launch_bounds__(kEmbeddingThreads)
     (p.keys[middle] == key ? low : high) = middle;
   }
   const int64_t run_end = high;
-  const Columns<T, N, Packed> columns(p);
-  const Acc* partial = static_cast<const Acc*>(p.partial);
+  const int64_t column = first_column<N>();
+  const Acc* partial = static_cast<const Acc*>(p.partial) + column;
   Acc sum[N] = {};
   const auto add = [&](const Acc* row) {
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
-      if (columns.has(n)) sum[n] += row[columns.at(n)];
-    }
+    for (int n = 0; n < N; ++n) sum[n] += row[n];
   };
-  if (columns.count > 0) {
+  if (column < p.columns) {
     if (threadIdx.y == 0) add(partial + (2 * chunk + 1) * p.columns);
     for (int64_t c = chunk + 1 + threadIdx.y; c * chunk_size < run_end; c += kReducers) {
       add(partial + 2 * c * p.columns);
@@ -168,7 +132,7 @@ __global__ void __launch_bounds__(kEmbeddingThreads)
 #pragma unroll
   for (int n = 0; n < N; ++n) shared[(threadIdx.y * N + n) * blockDim.x + threadIdx.x] = sum[n];
   __syncthreads();
-  if (threadIdx.y != 0 || columns.count == 0) return;
+  if (threadIdx.y != 0 || column >= p.columns) return;
   for (int other = 1; other < kReducers; ++other) {
 #pragma unroll
     for (int n = 0; n < N; ++n) sum[n] += shared[(other * N + n) * blockDim.x + threadIdx.x];
@@ -182,32 +146,31 @@ __global__ void __launch_bounds__(kEmbeddingThreads)
     }
     run_begin = at;
   }
-  write_row<Columns<T, N, Packed>, T>(p, columns, next_chunk, run_end - run_begin, sum);
+  write_row<T>(p, next_chunk, run_end - run_begin, sum);
 }
 
-template <typename T, bool Packed>
+template <typename T, int N>
 cudaError_t launch_reduce(const EmbeddingReduce& p, cudaStream_t stream) {
-  constexpr int N = 16 / sizeof(T);
   const int64_t chunk_size = chunk_length(p.count), chunks = divide_up(p.count, chunk_size);
   const unsigned lanes = lanes_for(divide_up(p.columns, N), kLanes);
   const auto tiles = unsigned(divide_up(p.columns, int64_t(lanes) * N));
   LaunchShape shape;
   shape.block = dim3(lanes, kEmbeddingThreads / lanes);
   shape.grid = dim3(unsigned(divide_up(chunks, shape.block.y)), tiles);
-  cudaError_t error = launch(reduce_chunks<T, N, Packed>, shape, stream, p, chunk_size);
+  cudaError_t error = launch(reduce_chunks<T, N>, shape, stream, p, chunk_size);
   if (error != cudaSuccess || chunks == 1) return error;
   shape.block = dim3(lanes, kReducers);
   shape.grid = dim3(unsigned(chunks), tiles);
   shape.shared_bytes = sizeof(Accumulate<T>) * N * kReducers * lanes;
-  return launch(reduce_parts<T, N, Packed>, shape, stream, p, chunk_size);
+  return launch(reduce_parts<T, N>, shape, stream, p, chunk_size);
 }
 
 template <typename T>
 cudaError_t launch_reduce(const EmbeddingReduce& p, cudaStream_t stream) {
   const auto alignment = reinterpret_cast<uintptr_t>(p.grad) |
                          reinterpret_cast<uintptr_t>(p.output) | uintptr_t(p.columns * sizeof(T));
-  if (alignment % 16 == 0) return launch_reduce<T, true>(p, stream);
-  return launch_reduce<T, false>(p, stream);
+  return alignment % 16 == 0 ? launch_reduce<T, 16 / sizeof(T)>(p, stream)
+                             : launch_reduce<T, 1>(p, stream);
 }
 
 }  // namespace

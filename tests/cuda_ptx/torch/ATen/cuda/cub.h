@@ -27,9 +27,4 @@ void radix_sort_pairs(const Key* keys_in, Key* keys_out, const Value* values_in,
   }
 }
 
-template <typename Number>
-void inclusive_sum(const Number* from, Number* to, int64_t n) {
-  std::partial_sum(from, from + n, to);
-}
-
 }  // namespace at::cuda::cub
