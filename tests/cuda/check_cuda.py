@@ -1,4 +1,4 @@
-"""What only a GPU can show: each path, graphs, streams, errors of the device, several devices.
+"""What only a GPU can show: modules on it, graphs, streams, errors of the device, several devices.
 
 Not collected by `pytest tests`: `python -m tools.cuda_check` runs it where there is a GPU, and
 rehearses what it can on the CPU.
@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+from torch import nn
 
 import rnnext
 from helpers import samples
@@ -18,42 +19,54 @@ from helpers.device import (
     ON_GPU,
     TF32,
     Captured,
-    check_recurrence,
     device_paths,
     new_stream,
     synchronize,
     tf32_by,
-    with_gradients,
 )
 
 PATHS = device_paths()
 gpu = pytest.mark.skipif(not ON_GPU, reason="the CPU has nothing like it")
 
 
-@pytest.mark.parametrize("path", [p for p in PATHS if p not in ("step", "block")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_large_states(monkeypatch, path, dtype):
-    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
-    for H, B, reverse in [(72, 19, (True,)), (515, 17, (False, True)), (769, 8, (False,))]:
-        check_recurrence({"T": 5, "B": B, "I": 4, "H": H, "reverse": reverse, "dtype": dtype})
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_modules_match_torch(bidirectional, packed):
+    options = {"num_layers": 2, "bidirectional": bidirectional, "dtype": torch.float64}
+    theirs = nn.RNN(7, 33, **options)
+    ours = rnnext.RNN(7, 33, device=DEVICE, **options)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(6, 4, 7, dtype=torch.float64)
+    if packed:
+        x = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([6, 5, 5, 2]))
+    expected, last = theirs(x)
+    actual, our_last = ours(x.to(DEVICE))
+    if packed:
+        actual, expected = actual.data, expected.data
+    assert_close([actual.cpu(), our_last.cpu()], [expected, last])
+    expected.sum().backward()
+    actual.sum().backward()
+    assert_close([p.grad.cpu() for p in ours.parameters()], [p.grad for p in theirs.parameters()])
 
 
-@pytest.mark.parametrize("dtype", samples.DTYPES)
-@pytest.mark.parametrize("leak", [None, "rate", "voltage"])
-@pytest.mark.parametrize("path", [p for p in PATHS if p not in ("step", "block")])
-def test_both_exchanges_give_the_same_bits(monkeypatch, path, leak, dtype):
-    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
-    for H, B, rows in [(40, 1, "full"), (72, 19, "lengths"), (71, 5, "packed"), (512, 6, "full")]:
-        case = {"T": 11, "B": B, "I": 12, "H": H, "rows": rows, "leak": leak, "dtype": dtype}
-        case |= {"reverse": (False, True), "reset": None if rows == "packed" else "state"}
-        arguments = samples.make(**case, requires_grad=True)
-        results = []
-        for exchange in ("fenced", "tagged"):
-            monkeypatch.setenv("RNNEXT_CUDA_EXCHANGE", exchange)
-            moved = arguments.to_device(DEVICE)
-            found = with_gradients(*moved.call(torch.ops.rnnext.recurrence), moved.float_tensors())
-            results.append([t for t in found if t is not None])
-        assert same(*results)
+@pytest.mark.parametrize("leak", [None, "rate", "voltage", "blend"])
+def test_second_derivatives(leak):
+    options = {"leak": leak, "reset": leak and "state"}
+    arguments = samples.make(T=3, B=2, I=2, H=4, requires_grad=True, **options).to_device(DEVICE)
+    tensors = arguments.float_tensors()
+
+    def function(*tensors):
+        return arguments.with_tensors(tensors).call(torch.ops.rnnext.recurrence)
+
+    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradgradcheck(function, tensors)
+
+
+def test_autocast_runs_in_the_narrow_type():
+    rnn = rnnext.RNN(8, 32, device=DEVICE)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        output, _ = rnn(torch.randn(4, 2, 8, device=DEVICE))
+    assert output.dtype == torch.bfloat16
 
 
 @gpu

@@ -1,10 +1,14 @@
-"""Tests of the compiled kernels, which `make cuda-build` runs: without $CUDA_HOME they are not."""
+"""Tests of the compiled kernels: in the interpreter, which `make cuda-build` does and which needs
+$CUDA_HOME, or on a device, as `make cuda-check` does."""
 
 import os
+import re
+from collections import Counter, defaultdict
 
 import pytest
 
-collect_ignore_glob = [] if "CUDA_HOME" in os.environ else ["test_*.py"]
+runs = {"CUDA_HOME", "RNNEXT_CHECK_DEVICE"} & os.environ.keys()
+collect_ignore_glob = [] if runs else ["test_*.py"]
 
 
 @pytest.fixture
@@ -14,3 +18,51 @@ def lib():
 
     yield kernels()
     kernels().reset()
+
+
+# ---- the table of what ran in the interpreter: cases of each kernel and type, and planted faults
+
+TYPES = {"tf32": "Tf32", "bf16": "bfloat16", "f16": "__half", "f64": "Id", "f32": "If"}
+GROUPS = {"Block": "block", "Cluster": "cluster", "AsyncCluster": "cluster tagged", "Grid": "grid",
+          "TaggedGrid": "grid tagged"}  # fmt: skip
+OTHERS = ("step", "enter|reset|previous", "table_rows|constants", "gather", "keys", "reduce")
+
+
+def row_and_type(kernel: str) -> tuple[str, str]:
+    """The path of a resident kernel, of another its name; and its type, where it has one."""
+    if found := re.search(r"\d([A-Z][a-zA-Z]+)Group", kernel):
+        row = GROUPS[found[1]]
+    else:
+        row = next((n.replace("|", ", ") for n in OTHERS if re.search(n, kernel)), "")
+    return row, next((kind for kind, word in TYPES.items() if word in kernel), "")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    from cuda_ptx.ops import kernels
+
+    kernels().ran.clear()
+    yield
+    item.user_properties.append(("kernels", sorted(set(map(row_and_type, kernels().ran)))))
+
+
+def pytest_terminal_summary(terminalreporter):
+    table: dict[str, Counter] = defaultdict(Counter)
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            ran = [tuple(pair) for pair in dict(report.user_properties).get("kernels", [])]
+            rows = {row for row, _ in ran} - {""}
+            for row in rows:
+                planted = "planted_fault" in report.nodeid and row in GROUPS.values()
+                found = planted and outcome == "passed"
+                table[row] += Counter(
+                    cases=1, planted=planted, found=found, seconds=report.duration / len(rows)
+                )
+                table[row].update(kind for name, kind in ran if name == row)
+    columns = ["cases", *reversed(TYPES), "planted", "found", "seconds"]
+    lines = ["| kernel | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    for row, numbers in sorted(table.items()):
+        cells = (f"{numbers[column]:.0f}" for column in columns)
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    if table:
+        terminalreporter.write_line("\n".join(lines))

@@ -1,4 +1,8 @@
-"""The CUDA ops in the interpreter: real kernels, launchers and bindings, past the dispatcher."""
+"""The CUDA ops as tests call them: in the interpreter, with real kernels, launchers and bindings,
+past the dispatcher; or, where $RNNEXT_CHECK_DEVICE names one, on a device.
+
+Arguments and results lie on the CPU.
+"""
 
 import concurrent.futures
 import contextlib
@@ -6,10 +10,12 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from unittest.mock import MagicMock
 
 import torch
 from torch import Tensor
 from torch.utils import cpp_extension
+from torch.utils._pytree import tree_map
 
 from cuda_ptx import build
 from cuda_ptx.choice import DEVICES
@@ -18,8 +24,9 @@ from cuda_ptx.memory import ASYNCHRONOUS
 from helpers import samples
 from helpers.cases import HALVES
 from helpers.common import TOLERANCE, assert_close
-from helpers.device import tf32_by
+from helpers.device import DEVICE, device_paths, tf32_by
 
+INTERPRETED = "RNNEXT_CHECK_DEVICE" not in os.environ
 KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
 WAYS = ["step", "block", "cluster", "cluster tagged", "grid", "grid tagged"]
 TF32_TOLERANCE = 2e-3  # 11 bits of the factors, as a part of the largest value
@@ -27,7 +34,10 @@ TF32_TOLERANCE = 2e-3  # 11 bits of the factors, as a part of the largest value
 
 @functools.cache
 def kernels() -> Library:
-    """All kernels with their bindings, and those of wrappers.cu."""
+    """All kernels with their bindings, and those of wrappers.cu. A device has no schedules, and no
+    other devices, to choose from: there, what is said of them is nothing."""
+    if not INTERPRETED:
+        return MagicMock(spec=Library, ran={}, arena=MagicMock())
     include = [f"-I{build.HERE / 'torch'}", "-Wno-unused-parameter", "-DRNNEXT_CUDA_TAGGED"]
     include += [f"-isystem{path}" for path in cpp_extension.include_paths()]
     # For the cache: another torch in the same place is another build.
@@ -45,23 +55,34 @@ def kernels() -> Library:
     return Library(path, objects)
 
 
-def placed(value: Any) -> Any:
-    """An argument of an op, in device memory."""
-    if isinstance(value, list):
-        return [placed(each) for each in value]
-    if not isinstance(value, Tensor) or kernels().arena.holds(value.data_ptr()):
-        return value
-    return kernels().put(value.detach())
+def placed(values: Tensor) -> Tensor:
+    """A copy where kernels can read it, that lies there as before."""
+    if INTERPRETED:
+        held = kernels().arena.holds(values.data_ptr())
+        return values if held else kernels().put(values.detach())
+    storage = torch.empty(0, dtype=torch.uint8).set_(values.untyped_storage()).to(DEVICE)
+    copy = torch.empty(0, dtype=values.dtype, device=DEVICE)
+    place = values.storage_offset(), values.shape, values.stride()
+    return copy.set_(storage.untyped_storage(), *place)
 
 
 def op(name: str) -> Callable[..., Any]:
-    """An op of the CUDA half, whose results and temporary tensors lie in device memory."""
+    """An op of the CUDA half. In the interpreter its results and temporary tensors lie in device
+    memory."""
+    function = getattr(torch.ops.rnnext, name).default
+
+    def place(value: Any) -> Any:
+        return placed(value) if isinstance(value, Tensor) else value
 
     def call(*arguments: Any, **named: Any) -> Any:
-        arguments = tuple(map(placed, arguments))
-        named = {name: placed(value) for name, value in named.items()}
-        with kernels().tensors():
-            return getattr(torch.ops.rnnext, name).default.redispatch(KEYS, *arguments, **named)
+        on_host = {n: named.pop(n) for n in ("batch_sizes", "noise_key") if n in named}
+        arguments, named = tree_map(place, arguments), tree_map(place, named) | on_host
+        if INTERPRETED:
+            with kernels().tensors():
+                return function.redispatch(KEYS, *arguments, **named)
+        with torch.no_grad():
+            results = function(*arguments, **named)
+        return tree_map(lambda t: t.cpu() if isinstance(t, Tensor) else t, results)
 
     return call
 
@@ -93,6 +114,8 @@ def random_like(t: Tensor) -> Tensor:
 def forced(way: str | None) -> Iterator[None]:
     """A path, and the exchange where it has two; None: as it is chosen."""
     path, _, exchange = (way or "").partition(" ")
+    if not INTERPRETED and path not in device_paths():
+        path = ""
     before = dict(os.environ)
     os.environ.update(RNNEXT_CUDA_PATH=path, RNNEXT_CUDA_EXCHANGE=exchange)
     try:
@@ -149,6 +172,7 @@ def run(
     """check_call() of what samples.make describes, on a way and a device."""
     kernels().set_device(*DEVICES[device][:3])
     arguments = samples.make(**case, requires_grad=True)
-    place = copied_ahead if path not in (None, "step") else lambda a: a.map(kernels().put)
+    ahead = INTERPRETED and path not in (None, "step")
+    place = copied_ahead if ahead else lambda arguments: arguments
     with forced(path), tf32_by("allow_tf32") if tf32 else contextlib.nullcontext():
         return check_call(arguments, grads, mask, TF32_TOLERANCE if tf32 else None, place)

@@ -29,8 +29,8 @@ int compiled = 1 << 10;  // the architecture of the PTX that kernels were made o
 int64_t calls = 0;       // of functions that ask for or set attributes
 cudaError_t pending = cudaSuccess;
 int (*callback)(const Launch*) = nullptr;
-void* (*host_memory)(size_t) = nullptr;  // which the device sees
-std::string message;                     // what a kernel did wrong
+void* (*device_memory)(size_t) = nullptr;  // that is kept
+std::string message;                       // what a kernel did wrong
 
 std::map<const void*, std::string>& kernels() {
   static std::map<const void*, std::string> all;
@@ -96,7 +96,7 @@ extern "C" {
 // ---- what Python calls
 
 void stand_in_callbacks(int (*launch)(const Launch*), void* (*memory)(size_t)) {
-  callback = launch, host_memory = memory;
+  callback = launch, device_memory = memory;
 }
 void stand_in_device(int sm, int count, int shared, int grants) {
   static std::map<std::tuple<int, int, int>, int> ids{{{90, 132, 227 * 1024}, 0}};
@@ -175,10 +175,23 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*,
   *clusters = clusters_at_once(config->attrs[0].val.clusterDim.x, config->dynamicSmemBytes);
   return cudaSuccess;
 }
-cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
-  *memory = host_memory(bytes);
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  *memory = device_memory(bytes);
   return cudaSuccess;
 }
+cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
+  return cudaMalloc(memory, bytes);
+}
+cudaError_t cudaFree(void*) { return cudaSuccess; }
+cudaError_t cudaMemset(void* to, int byte, size_t bytes) {
+  std::memset(to, byte, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 cudaError_t cudaHostGetDevicePointer(void** seen, void* memory, unsigned) {
   *seen = memory;
   return cudaSuccess;

@@ -1,4 +1,4 @@
-"""The CUDA binding of the recurrence over compiled kernels: what is about neither path nor type."""
+"""The CUDA binding of the recurrence in the interpreter: what is about neither path nor type."""
 
 from dataclasses import replace
 
@@ -6,9 +6,18 @@ import pytest
 import torch
 
 from cuda_ptx.choice import DEVICES, PATHS, choose
-from cuda_ptx.ops import by_mask, check_call, random_like, recurrence, recurrence_backward
+from cuda_ptx.library import KernelError
+from cuda_ptx.ops import (
+    by_mask,
+    check_call,
+    forced,
+    random_like,
+    recurrence,
+    recurrence_backward,
+    run,
+)
 from helpers import samples
-from helpers.common import same
+from helpers.common import assert_close, same
 from helpers.device import TF32, check, tf32_by
 
 
@@ -154,3 +163,41 @@ def test_noise_is_refused():
     noise = {"noise": [torch.ones(6, dtype=torch.float64)], "noise_key": torch.tensor(1)}
     with pytest.raises(NotImplementedError, match="drawn on the CPU alone"):
         recurrence(**vars(samples.make()) | noise, save=False)
+
+
+@pytest.mark.parametrize("way", ["step", "block"])
+def test_an_index_out_of_range_is_read_as_the_first_row_and_named_by_the_next_call(lib, way):
+    arguments = samples.make(T=30, source="table", vocabulary=7)
+    expected = arguments.expected()
+    for bad in (-1, 7):
+        wrong = arguments.index.clone()
+        wrong[9, 1] = bad
+        zero = replace(arguments, index=wrong.where(wrong != bad, 0))
+        with forced(way):
+            found = replace(arguments, index=wrong).call(recurrence)
+            assert_close(found, zero.expected())
+            with pytest.raises(IndexError, match=rf"\[28\] = {bad}, expected 0 <= index < 7"):
+                arguments.call(recurrence)
+            assert_close(arguments.call(recurrence), expected)
+
+
+@pytest.mark.parametrize(("compiled", "capability"), [(75, 75), (86, 86), (90, 90), (100, 90)])
+def test_a_card_counts_as_what_its_code_was_compiled_for(lib, compiled, capability):
+    # Code for "8.0;8.6+PTX" on a card of 9.0 knows no clusters.
+    limits = torch.zeros(7, dtype=torch.int64)
+    lib.set_device()
+    lib.set_compiled(compiled)
+    lib.run("stand_in_describe", limits)
+    assert limits[0] == capability
+    assert (limits[3:] > 0).all() == (capability >= 90)
+    lib.set_compiled(0)
+    with pytest.raises(KernelError, match="error 209"):  # cudaErrorNoKernelImageForDevice
+        lib.run("stand_in_describe", limits)
+
+
+def test_a_kernel_is_told_its_limits_once(lib):
+    case = {"T": 1, "B": 1, "H": 200, "dtype": torch.float32}  # more than 48 KiB of shared memory
+    run("block", "H100", **case)
+    before = lib.attribute_calls()
+    run("block", "H100", **case)
+    assert lib.attribute_calls() == before

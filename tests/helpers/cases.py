@@ -1,5 +1,7 @@
 """The factors of the cases that several files of tests cross."""
 
+import random
+
 import torch
 
 from helpers.common import pairwise
@@ -39,9 +41,10 @@ def fits(case):
 CUDA_SHAPES = {"T": [1, 6], "B": [1, 5, 17], "I": [1, 4], "H": [0, 1, 6, 7, 40, 64]}
 
 
-def cuda_cases(paths, **more):
+def cuda_cases(paths, drawn=0, **more):
     """What the CUDA half is tested on: every variant of the CPU's list, on every path (None: as it
-    is chosen), and more factors. First plain calls, then those with leaks and resets among them."""
+    is chosen), and more factors. First plain calls, then those with leaks and resets among them;
+    then so many that are drawn at random."""
 
     def fitted(case):
         """Where a rounded product may fall on the other side of a kink, smooth nonlinearities."""
@@ -57,4 +60,7 @@ def cuda_cases(paths, **more):
     any_call["reverse"] = [*VARIANTS["reverse"], (True, True)]
     plain = {**any_call, "leak": [None], "reset": [None]}
     cases = [*pairwise(**plain), *pairwise(**any_call, again=[0, 1, 2, 3])]
+    for number in range(drawn):
+        choose = random.Random(number).choice
+        cases.append({name: choose(values) for name, values in any_call.items()})
     return [fitted(case) for case in cases]

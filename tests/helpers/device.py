@@ -8,7 +8,6 @@ import os
 
 import torch
 
-from helpers import samples
 from helpers.cases import HALVES
 from helpers.common import TOLERANCE, assert_close
 
@@ -104,25 +103,3 @@ def check(actual, expected, dtype):
     """Sums over time have more terms than a step: half types get four times the tolerance."""
     factor = 4 if dtype in HALVES else 1
     assert_close(actual, expected, tolerance=factor * TOLERANCE[dtype])
-
-
-def with_gradients(output, h_n, tensors):
-    """Both results, and the gradients of the tensors for fixed cotangents."""
-    grad_output = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape)
-    grad_h_n = torch.linspace(1, -1, h_n.numel(), dtype=torch.float64).view(h_n.shape)
-    torch.autograd.backward(
-        [output, h_n], [grad_output.to(output), grad_h_n.to(h_n)], inputs=tensors
-    )
-    return [output, h_n, *(t.grad for t in tensors)]
-
-
-def check_recurrence(case):
-    """Values and gradients of one description (see samples.make) on the device."""
-    arguments = samples.make(**case, requires_grad=True)
-    moved, wanted = arguments.to_device(DEVICE), arguments.to_double()
-    result = moved.call(torch.ops.rnnext.recurrence)
-    actual = with_gradients(*result, moved.float_tensors())
-    expected = with_gradients(*wanted.expected(stored=case["dtype"]), wanted.float_tensors())
-    for a, e in zip(actual, expected, strict=True):
-        if e is not None:  # the reference has none for a state that no step is reset to
-            check(a.cpu(), e, case["dtype"])
