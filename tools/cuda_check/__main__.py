@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import records
-from .build import PACKAGES, ROOT, toolkits
+from .build import BUILD, PACKAGES, ROOT, toolkits
 
-TESTS = ROOT / "tests" / "cuda"
+TESTS = ("cuda_ptx/test_recurrence.py", "cuda_ptx/test_embedding.py", "cuda/check_cuda.py")
 GPU = "import torch; print('%d.%d' % torch.cuda.get_device_capability())"
 
 
@@ -53,7 +53,7 @@ def tests() -> list[str]:
         command += ["-n", str(min(8, len(os.sched_getaffinity(0))))]
     except ImportError:
         pass
-    return [*command, *(str(TESTS / name) for name in ("check_device.py", "check_cuda.py"))]
+    return [*command, *(str(ROOT / "tests" / name) for name in TESTS)]
 
 
 def stages(out: Path, dry: bool) -> Iterator[Stage]:
@@ -64,23 +64,22 @@ def stages(out: Path, dry: bool) -> Iterator[Stage]:
         budget = f"{0.9 * seconds:.0f}"
         return Stage(name, seconds, module("work", name, str(out), "--budget", budget), "build")
 
-    yield Stage("preflight", 60, module("build", "--preflight"))
-    yield Stage("build", 420, module("build", *(["--rehearse"] if dry else [])))
+    yield Stage("preflight", 60, module("build", "preflight"))
+    yield Stage("build", 420, module("build", *(["rehearse"] if dry else [])))
     yield work("smoke", 60)
     yield Stage("tests", 900 if dry else 150, tests(), "build")
     yield work("bench", 120)
     yield work("paths", 120)
     yield work("stress", 90)
-    once = module("work", "once", str(out))
     folders = [os.environ.get("PATH", ""), *(str(home / "bin") for home in toolkits())]
-    wanted = {"ncu": ["--csv", "--page", "raw", "--set", "basic", "--kernel-name", "regex:rnnext",
-                      "--launch-count", "40"]}  # fmt: skip
-    for tool in ("memcheck", "racecheck", "synccheck"):
-        wanted[tool] = ["--tool", tool, "--error-exitcode", "9", "--kernel-regex", "kns=rnnext"]
-    for name, options in wanted.items():
+    for name in ("ncu", "memcheck", "racecheck", "synccheck"):
         program = "ncu" if name == "ncu" else "compute-sanitizer"
         found = shutil.which(program, path=os.pathsep.join(folders)) or ""
-        command = once if dry else [found, *options, *once]
+        command = [found, "--tool", name, "--error-exitcode", "9", str(BUILD / "driver")]
+        if name == "ncu":
+            command = module("build", "counters", "--ncu", found)
+        if dry:
+            command = module("build", "drive")
         lacks = "" if found or dry else f"{program} is not on this machine"
         yield Stage(name, 540 if dry else 90, command, "build", lacks)
 

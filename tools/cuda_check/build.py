@@ -1,13 +1,16 @@
 """`python -m tools.cuda_check.build`: what the machine has, and rnnext built beside its torch.
 
 Each toolkit that is found is tried in turn; the last one is NVIDIA's compiler from PyPI, of the
-CUDA of this torch. $TORCH_CUDA_ARCH_LIST says for which cards. `--preflight` says what there is and
-what does not fit; `--rehearse` compiles one source for two cards.
+CUDA of this torch. $TORCH_CUDA_ARCH_LIST says for which cards. Waits of the kernels are bounded.
+`preflight` says what there is and what does not fit; `rehearse` compiles the kernels and links the
+program that sanitizers watch; `drive` runs that in the interpreter of tests/cuda_ptx, `counters`
+under Nsight Compute.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.metadata
 import os
 import re
@@ -21,6 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "cuda-check"
 PACKAGES = BUILD / "packages"
+DRIVER = Path(__file__).with_name("driver.cpp")
+BOUND = 20_000_000_000  # cycles after which a wait is given up: some 10 s
 # The newest GCC that nvcc takes, from each version on.
 NEWEST_GCC = {(12, 0): 12, (12, 4): 13, (12, 8): 14, (13, 0): 15}
 
@@ -91,6 +96,7 @@ def environment(home: Path) -> dict[str, str]:
     return os.environ | {
         **{n: os.pathsep.join([*map(str, f), os.environ.get(n, "")]) for n, f in first.items()},
         "CUDA_HOME": str(home),
+        "NVCC_APPEND_FLAGS": f"-DRNNEXT_CUDA_BOUNDED={BOUND}",
         "RNNEXT_CUDA": "1",  # without nvcc this must fail, not build the CPU half alone
         "MAX_JOBS": str(len(os.sched_getaffinity(0))),
     }
@@ -133,32 +139,68 @@ def build(home: Path) -> bool:
     command += ["--build-base", str(BUILD), "--build-temp", str(BUILD / "objects")]
     command += ["--build-lib", str(PACKAGES)]
     print(f"building with {home}", flush=True)
-    return subprocess.run(command, cwd=ROOT, env=environment(home)).returncode == 0
+    made = subprocess.run(command, cwd=ROOT, env=environment(home)).returncode == 0
+    objects = (BUILD / "objects" / "csrc" / "cuda").rglob("*.o")
+    return made and link_driver(home, [o for o in objects if o.parent.name != "binding"])
 
 
-def compile_one(home: Path) -> bool:
-    source = ROOT / "csrc" / "cuda" / "recurrence" / "prepare.cu"
-    command = [str(home / "bin" / "nvcc"), "-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-c"]
-    command += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 90)]
-    command += [str(source), "-o", str(BUILD / "prepare.o")]
+def link_driver(home: Path, objects: list[Path]) -> bool:
+    command = [os.environ.get("CXX", "g++"), "-std=c++20", "-o", str(BUILD / "driver"), str(DRIVER)]
+    command += [f"-I{ROOT / 'csrc'}", f"-I{home / 'include'}", *map(str, objects), "-lcudart"]
+    command += [f"-Wl,-rpath,{home / folder}" for folder in ("lib", "lib64")]
     return subprocess.run(command, env=environment(home)).returncode == 0
+
+
+def interpreted() -> list[Path]:
+    """The objects of the kernels and of their choice, as the interpreter runs them."""
+    from cuda_ptx import build as ptx
+
+    sources = [*ptx.CUDA.rglob("*.cu"), ptx.CUDA / "recurrence" / "choice.cpp"]
+    objects: list[Path] = ptx.compile_all(sources)
+    return objects
+
+
+def drive() -> None:
+    from cuda_ptx import build as ptx
+    from cuda_ptx.library import Library
+
+    objects = [*interpreted(), *ptx.compile_all([ptx.HERE / "runtime.cpp", DRIVER])]
+    library = Library(ptx.link("driver", objects), objects)
+    library.run("run_kernels", 40, ctypes.create_string_buffer(b""))
+
+
+def counters(ncu: str) -> int:
+    """One call of ncu for each way of a recurrence, so that one that is stopped loses no other."""
+    failed = 0
+    for way in ("step", "block", "cluster", "cluster tagged", "grid", "grid tagged"):
+        command = [ncu, "--csv", "--page", "raw", "--set", "basic", str(BUILD / "driver")]
+        try:
+            failed += subprocess.run([*command, f"{way}, bf16"], timeout=40).returncode != 0
+        except subprocess.TimeoutExpired:
+            failed += 1
+    return int(failed > 0)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preflight", action="store_true")
-    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("step", nargs="?", choices=["preflight", "rehearse", "drive", "counters"])
+    parser.add_argument("--ncu", default="ncu", help="the program")
     options = parser.parse_args()
     PACKAGES.mkdir(parents=True, exist_ok=True)
-    if options.preflight:
+    homes = list(toolkits())
+    if options.step == "preflight":
         for sentence in preflight():
             print(sentence)
         return 0
-    homes = list(toolkits())
-    if options.rehearse:
+    if options.step == "drive":
+        drive()
+        return 0
+    if options.step == "counters":
+        return counters(options.ncu)
+    if options.step == "rehearse":
         if not homes:
             print("there is no nvcc: building was not rehearsed")
-        return 0 if homes and compile_one(homes[0]) else 1
+        return 0 if homes and link_driver(homes[0], interpreted()) else 1
     return 0 if any(map(build, homes)) or build(toolkit_of_pypi()) else 1
 
 
