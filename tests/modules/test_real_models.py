@@ -17,7 +17,7 @@ class WordModel(nn.Module):
         super().__init__()
         self.drop = nn.Dropout(0.2)
         self.encoder = nn.Embedding(tokens, size)
-        self.rnn = nn.RNN(size, size, layers, dropout=0.2)
+        self.rnn = nn.RNN(size, size, layers)  # no dropout: the masks would differ
         self.decoder = nn.Linear(size, tokens)
         self.decoder.weight = self.encoder.weight
         nn.init.uniform_(self.encoder.weight, -0.1, 0.1)

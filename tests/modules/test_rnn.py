@@ -36,6 +36,35 @@ def test_the_mode_decides_which_nonlinearity_as_in_torch():
     assert error_of(lambda: ours(x)) == error_of(lambda: theirs(x))
 
 
+@pytest.mark.parametrize("p", [0.01, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("packed", [False, True])
+def test_dropout_keeps_its_share_of_the_first_layers_outputs(p, packed):
+    """Layers that give ones, and what they are given: the output is what dropout makes of ones."""
+    rnn = rnnext.RNN(1, 50, 2, nonlinearity="relu", dropout=p)
+    for parameter in rnn.parameters():
+        nn.init.zeros_(parameter)
+    nn.init.ones_(rnn.bias_ih_l0)
+    nn.init.eye_(rnn.weight_ih_l1)
+    x = pack_sequence([torch.zeros(20, 1)] * 100) if packed else torch.zeros(20, 100, 1)
+
+    def call(seed, threads=2):
+        torch.set_num_threads(threads)
+        torch.manual_seed(seed)
+        output = rnn(x)[0]
+        return output.data if packed else output
+
+    output = call(1)
+    kept = output != 0
+    assert_close(output[kept], torch.full_like(output[kept], 1 / max(1 - p, 1e-9)))
+    n = output.numel()
+    assert abs(kept.sum() - n * (1 - p)) <= 5 * (n * p * (1 - p)) ** 0.5
+    assert torch.equal(output, call(1, threads=1))
+    assert p == 1 or not torch.equal(output, call(2))
+    (grad,) = torch.autograd.grad(output.sum(), rnn.bias_ih_l0)
+    assert torch.equal((grad * (1 - p)).round(), kept.flatten(0, -2).sum(0))
+    assert torch.equal(rnn.eval()(torch.zeros(2, 3, 1))[0], torch.ones(2, 3, 50))
+
+
 @pytest.mark.parametrize("layout", ["batched", "single", "packed"])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_what_may_be_done_in_place_to_results(layout, batch_first):
