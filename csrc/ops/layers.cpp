@@ -101,9 +101,9 @@ Tensor project(const Tensor& x, const LayerWeights& of) {
 
 // at::dropout while training. On the CPU it takes the kernels' normal numbers, of which it keeps
 // those above a quantile: torch's own generator draws one number at a time, which takes as long as
-// two layers.
+// two layers. (What is mapped has a rule of torch's.)
 Tensor dropped(const Tensor& x, double p) {
-  if (!x.is_cpu() || p == 1) return at::dropout(x, p, /*train=*/true);
+  if (!x.is_cpu() || transformed(x) || p == 1) return at::dropout(x, p, /*train=*/true);
   const Tensor key = at::randint(std::numeric_limits<int64_t>::max(), {}, at::kLong);
   const bool packed = x.dim() == 2;
   Tensor numbers =
