@@ -17,17 +17,16 @@ EACH = (*STORES, "shfl", "vote", "atom", "mma", "mapa")
 def same_for_all(kernel: Kernel) -> tuple[set[str], list[Instruction]]:
     """Registers that hold one number for all lanes, and the instructions that make them."""
     everything = [i for block in kernel.blocks for i in block.instructions]
-    written = Counter(name for i in everything for name, writes in i.names() if writes)
+    written = Counter(name for i in everything for name, writes in i.names if writes)
     known: set[str] = set()
     makers = []
     for i in everything:
         if i.guard or i.parts[0] in EACH or (i.parts[0] == "ld" and i.parts[1] != "param"):
             continue
-        names = list(i.names())
-        results = [n for n, writes in names if writes and kernel.type_of(n)]
+        results = [n for n, writes in i.names if writes and kernel.type_of(n)]
         steady = all(
             n in known or n in WHOLE or (kernel.type_of(n) is None and n not in SPECIAL)
-            for n, writes in names
+            for n, writes in i.names
             if not writes
         )
         wide = any(kernel.type_of(n) == "b16" for n in results)
@@ -42,9 +41,8 @@ def reads(block: Block) -> set[str]:
     found: set[str] = set()
     written: set[str] = set()
     for i in block.instructions:
-        names = list(i.names())
-        found |= {n for n, writes in names if not writes and n not in written}
-        written |= {n for n, writes in names if writes}
+        found |= {n for n, writes in i.names if not writes and n not in written}
+        written |= {n for n, writes in i.names if writes}
     return found
 
 
@@ -85,7 +83,7 @@ class Program:
         for i in block.instructions:
             if id(i) not in self.made and i.parts[0] not in ("bra", "trap"):
                 writer.write(i)
-        names = [each for i in block.instructions for each in i.names()]
+        names = [each for i in block.instructions for each in i.names]
         writes = {n for n, written in names if written} & self.kept.keys()
         body = []
         for n in sorted(reads(block) & self.kept.keys()):

@@ -77,8 +77,8 @@ class Library(Entries):
         self.error: Exception | None = None  # of the last launch that failed
         self._launched = LAUNCH(self._launch)
         self._tensor_memory = MEMORY(self.arena.allocate)
-        self._host_memory = MEMORY(lambda size: self.arena.allocate(size, kept=True))
-        self.handle.stand_in_callbacks(self._launched, self._host_memory)
+        self._kept_memory = MEMORY(lambda size: self.arena.allocate(size, kept=True))
+        self.handle.stand_in_callbacks(self._launched, self._kept_memory)
         self.handle.stand_in_calls.restype = ctypes.c_int64
         self.reset()
 

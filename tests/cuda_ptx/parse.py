@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 TYPES = {
@@ -25,7 +24,7 @@ BRACE = re.compile(r"[{}]")
 SCOPE = re.compile(r"\{((?:[^{}]|\{[^{};]*\})*;\s*)\}")
 # The call of a failed assertion, which prints and ends the kernel.
 ASSERTION = re.compile(r"\{ // callseq (\d+)[^}]*__assertfail[^}]*\} // callseq \1\b")
-WORD = r"(?<![\w$%])[%$A-Za-z_][\w$%.]*"
+WORD = re.compile(r"(?<![\w$%])[%$A-Za-z_][\w$%.]*")
 
 
 @dataclass
@@ -39,14 +38,15 @@ class Instruction:
     def parts(self) -> list[str]:
         return self.op.split(".")
 
-    def names(self) -> Iterator[tuple[str, bool]]:
+    @functools.cached_property
+    def names(self) -> list[tuple[str, bool]]:
         """Registers and symbols, and whether each is written."""
         stores = self.parts[0] in STORES and "try_wait" not in self.op
+        found = [(self.guard.lstrip("!"), False)] if self.guard else []
         for number, arg in enumerate(self.args):
-            for name in re.findall(WORD, arg):
-                yield name, number == 0 and not stores and not arg.startswith("[")
-        if self.guard:
-            yield self.guard.lstrip("!"), False
+            written = number == 0 and not stores and not arg.startswith("[")
+            found += [(name, written) for name in WORD.findall(arg)]
+        return found
 
 
 @dataclass

@@ -160,13 +160,14 @@ def interpreted() -> list[Path]:
     return objects
 
 
-def drive() -> None:
+def drive(only: list[str]) -> None:
     from cuda_ptx import build as ptx
     from cuda_ptx.library import Library
 
     objects = [*interpreted(), *ptx.compile_all([ptx.HERE / "runtime.cpp", DRIVER])]
     library = Library(ptx.link("driver", objects), objects)
-    library.run("run_kernels", 40, ctypes.create_string_buffer(b""))
+    for name in only or [""]:
+        library.run("run_kernels", 40, ctypes.create_string_buffer(name.encode()))
 
 
 def counters(ncu: str) -> int:
@@ -184,6 +185,7 @@ def counters(ncu: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("step", nargs="?", choices=["preflight", "rehearse", "drive", "counters"])
+    parser.add_argument("only", nargs="*", help="of drive: how the names of cases begin")
     parser.add_argument("--ncu", default="ncu", help="the program")
     options = parser.parse_args()
     PACKAGES.mkdir(parents=True, exist_ok=True)
@@ -193,7 +195,7 @@ def main() -> int:
             print(sentence)
         return 0
     if options.step == "drive":
-        drive()
+        drive(options.only)
         return 0
     if options.step == "counters":
         return counters(options.ncu)
