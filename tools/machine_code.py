@@ -111,36 +111,26 @@ def step_loop(code: list[Instruction]) -> list[Instruction]:
 
 
 def natural_loops(following: list[list[int]]) -> list[set[int]]:
-    """The loops of a flow graph whose entry is 0; those with one header are one."""
-    count = len(following)
-    before: list[list[int]] = [[] for _ in range(count)]
+    """The loops of a flow graph whose entry is 0; those with one header are one.
+
+    A jump makes a loop with its target if every way from the entry to the jump passes the target:
+    then a walk back from the jump that stops there never meets the entry.
+    """
+    before: list[list[int]] = [[] for _ in following]
     for block, to in enumerate(following):
         for other in to:
             before[other].append(block)
-    # Dominators, as bits, until nothing changes.
-    every = (1 << count) - 1
-    dominators = [1] + [every] * (count - 1)
-    changed = True
-    while changed:
-        changed = False
-        for block in range(1, count):
-            common = every
-            for other in before[block]:
-                common &= dominators[other]
-            common |= 1 << block
-            if common != dominators[block]:
-                dominators[block], changed = common, True
     loops: dict[int, set[int]] = {}
     for block, to in enumerate(following):
         for header in to:
-            if not dominators[block] >> header & 1 or dominators[block] == every:
-                continue
-            loop, rest = loops.setdefault(header, {header}), [block]
-            while rest:
+            loop, rest = {header}, [block]
+            while rest and (0 not in loop or header == 0):
                 at = rest.pop()
                 if at not in loop:
                     loop.add(at)
                     rest += before[at]
+            if 0 not in loop or header == 0:
+                loops.setdefault(header, set()).update(loop)
     return list(loops.values())
 
 
