@@ -1,10 +1,13 @@
 """Fixtures: the ISA of the kernels and the number of threads, put back after each test."""
 
 import ctypes
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+os.environ.setdefault("RNNEXT_CPU_TEAM", "whole")  # read when rnnext is imported
 
 import rnnext
 from helpers.common import supported_isas
