@@ -1,0 +1,111 @@
+"""Every module x way to compile or export it x dynamic sizes x dtype: the values of the eager call.
+
+``pytest tests/package/check_programs.py``; the compilers take minutes, so `make test` leaves it
+out. The cases hold each pair of values.
+"""
+
+import io
+import sys
+
+import pytest
+import torch
+from torch.export import Dim
+
+import rnnext.onnx
+from helpers.common import assert_close, pairwise, run_python
+from helpers.modules import SAMPLES, outputs, results
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+LOADED = """
+import sys, torch, rnnext
+program, calls = torch.export.load(sys.argv[1]).module(), torch.load(sys.argv[2])
+found = [program(x) for x in calls]
+torch.save([y if isinstance(y, tuple) else (y,) for y in found], sys.argv[2])
+"""
+
+
+def compiled(module, given, sizes, path):
+    """By inductor, with gradients."""
+    torch.compiler.reset()
+    program = torch.compile(module, fullgraph=True, dynamic=bool(sizes))
+    program.parameters = module.parameters
+    return lambda x: results(program, x)
+
+
+def traced(module, given, sizes, path):
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(module, (given,)), file)
+    file.seek(0)
+    program = torch.jit.load(file)
+    return lambda x: results(program, x)
+
+
+def exported(module, given, sizes, path):
+    """Run in a new process."""
+    torch.export.save(torch.export.export(module, (given,), dynamic_shapes=(sizes,)), path)
+
+    def call(x):
+        calls = path.with_suffix(".calls")
+        torch.save([x], calls)
+        search = ":".join(filter(None, sys.path))
+        run = run_python("-c", LOADED, str(path), str(calls), PYTHONPATH=search)
+        assert run.returncode == 0, run.stderr
+        return [*torch.load(calls)[0]]
+
+    return call
+
+
+def packaged(module, given, sizes, path):
+    """By AOTInductor."""
+    with torch.no_grad():
+        program = torch.export.export(module, (given,), dynamic_shapes=(sizes,))
+        options = {"aot_inductor.compile_wrapper_opt_level": "O0"}
+        package = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(path), inductor_configs=options
+        )
+    library = torch._inductor.aoti_load_package(package)
+    return lambda x: outputs(library, x)
+
+
+def of_onnx(module, given, sizes, path):
+    import onnxruntime
+
+    table = rnnext.onnx.translation_table()
+    program = torch.onnx.export(
+        module, (given,), dynamo=True, custom_translation_table=table, dynamic_shapes=(sizes,),
+        verbose=False,
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    (name,) = [each.name for each in session.get_inputs()]
+    return lambda x: [torch.from_numpy(y) for y in session.run(None, {name: x.numpy()})]
+
+
+WAYS = [compiled, traced, exported, packaged, of_onnx]
+TRAINED = [compiled, traced]
+
+
+def possible(case):
+    """ONNX's RNN has no leak, and onnxruntime's is of float32."""
+    leaks = SAMPLES[case["kind"]].kind == "LeakyRNN"
+    return case["way"] is not of_onnx or (case["dtype"] == torch.float32 and not leaks)
+
+
+CASES = pairwise(possible, kind=SAMPLES, way=WAYS, dynamic=[False, True], dtype=DTYPES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['kind']}-{c['way'].__name__}")
+@pytest.mark.filterwarnings("ignore")  # torch's own
+def test_values_are_those_of_the_eager_call(case, tmp_path):
+    sample, dtype = SAMPLES[case["kind"]], case["dtype"]
+    module = sample.make().to(dtype).eval()
+    if sample.kind == "Embedding":
+        module.max_norm = None  # which writes into the table
+    given, longer = (
+        x.to(dtype) if x.is_floating_point() else x for x in (sample.given, sample.longer)
+    )
+    axes = range(given.dim() - given.is_floating_point())
+    sizes = dict.fromkeys(axes, Dim.DYNAMIC) if case["dynamic"] else None
+    program = case["way"](module, given, sizes, tmp_path / "program.pt2")
+    for x in (given, longer) if case["dynamic"] else (given,):
+        expected = results(module, x) if case["way"] in TRAINED else outputs(module, x)
+        assert_close(program(x), [v.detach() for v in expected], dtype)
