@@ -47,8 +47,10 @@ bool any_dual_in(const Struct&... s) {
 
 // A tensor without its tangent, and the tangent, undefined where there is none.
 inline Tensor primal(const Tensor& t) { return is_dual(t) ? t._fw_primal(0) : t; }
-inline Tensor tangent(const Tensor& t) { return t.defined() ? t._fw_grad(0) : t; }
-inline Tensor tangent(const OptionalTensor& t) { return given(t) ? tangent(*t) : Tensor(); }
+inline Tensor tangent(const Tensor& t) { return t._fw_grad(0); }
+inline void set_tangent(const Tensor& t, const Tensor& tangent) {
+  if (tangent.defined()) t._set_fw_grad(tangent, /*level=*/0, /*is_inplace_op=*/false);
+}
 
 // A node whose backward pass is F::backward(context, gradients of the results), which returns one
 // for each edge. Function::apply would make one as well, but refuses calls under transforms of

@@ -224,10 +224,12 @@ typename Op::Results recurrence(const RecurrenceArguments& a, bool save) {
     return member_by_member(
         a, [&](const RecurrenceArguments& one) { return call_forward<RecurrenceOp>(one, save); });
   } else {
-    if (!a.alpha.empty()) return recurrence_loop(a);
+    // The results are the kernels', and their tangents those of the loop's results.
     const KeptArguments primals = with_each(kept(a), primal);
     typename Op::Results results = primal_call(passed(primals));
-    set_tangents(a, std::get<0>(results), std::get<1>(results));
+    const typename Op::Results by_loop = recurrence_loop(a);
+    set_tangent(std::get<0>(results), tangent(std::get<0>(by_loop)));
+    set_tangent(std::get<1>(results), tangent(std::get<1>(by_loop)));
     return results;
   }
 }

@@ -1,6 +1,9 @@
+// The call of the recurrence as a loop of ATen operations, which can be differentiated to any
+// order, in either mode.
 #include "ops/derivatives.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/expm1.h>
 #include <ATen/ops/ones_like.h>
@@ -26,7 +29,8 @@ namespace {
 
 using variable_list = std::vector<Tensor>;
 
-// By name: one that lacks either does not compile.
+// A nonlinearity, and its derivative as a function of its output h, by name: one that lacks either
+// does not compile.
 struct Activation {
   const Tensor& x;
 
@@ -48,8 +52,120 @@ struct Derivative {
   Tensor operator()(Named<Nonlinearity::identity>) const { return at::ones_like(h); }
 };
 
-// The number of steps of a loop; a trace keeps the number that it had when it was traced.
-int64_t steps_of(const Rectangle& call) { return call.T.guard_int(__FILE__, __LINE__); }
+// Where the rows of a packed sequence [N, ...] lie in a rectangle.
+struct Padding {
+  Tensor position;  // [N]: t * B + b of each row
+  int64_t T = 0, B = 0;
+
+  // Operations do this, since a transform of torch.func may have wrapped the sizes.
+  Padding(const Tensor& batch_sizes, at::Device device) {
+    T = batch_sizes.size(0);
+    B = T > 0 ? batch_sizes[0].item<int64_t>() : 0;
+    const Tensor present = at::arange(B, at::kLong) < batch_sizes.unsqueeze(1);
+    position = present.reshape(-1).nonzero().squeeze(1).to(device);
+  }
+  // Zeros where there is no row.
+  Tensor add(const Tensor& rows) const {
+    std::vector<int64_t> shape = rows.sizes().vec();
+    shape[0] = T * B;
+    const Tensor flat = at::zeros(shape, rows.options()).index_copy(0, position, rows);
+    shape[0] = B;
+    shape.insert(shape.begin(), T);
+    return flat.view(shape);
+  }
+  Tensor drop(const Tensor& padded) const {
+    return padded.reshape({T * B, -1}).index_select(0, position);
+  }
+  Tensor lengths() const { return add(at::ones_like(position)).sum(0); }
+};
+
+// A call over whole rectangles [T, B, ...]: packed rows are padded, and what each step has before
+// it is known.
+struct Rectangle {
+  KeptArguments a;  // lengths in the place of batch_sizes
+  int64_t D;
+  c10::SymInt H, T, B;
+  Nonlinearity nonlinearity;
+  Form form;
+  Tensor active;  // [T,B,1] which steps exist; undefined: all
+  std::optional<Padding> padding;
+
+  explicit Rectangle(KeptArguments arguments) : a(std::move(arguments)) {
+    D = static_cast<int64_t>(a.weight_hh.size());
+    H = a.weight_hh[0].sym_size(0);
+    nonlinearity = parse_nonlinearity(a.nonlinearity);
+    form = form_of(a);
+    if (given(a.batch_sizes)) {
+      padding.emplace(*a.batch_sizes, a.weight_hh[0].device());
+      if (given(a.index)) {
+        a.index = pad(*a.index);
+      } else {
+        a.input = pad(a.input);
+      }
+      a.lengths = padding->lengths();
+      a.batch_sizes.reset();
+    }
+    const Tensor& rows = given(a.index) ? *a.index : a.input;
+    T = rows.sym_size(0);
+    B = rows.sym_size(1);
+    if (given(a.lengths)) active = step() < a.lengths->view({1, -1, 1});
+  }
+  // Pads the rows of a packed call, and drops the padding again.
+  Tensor pad(const Tensor& rows) const { return padding ? padding->add(rows) : rows; }
+  Tensor drop(const Tensor& rows) const { return padding ? padding->drop(rows) : rows; }
+
+  // [T,1,1] the number of each step.
+  Tensor step() const {
+    return at::arange(T, a.weight_hh[0].options().dtype(at::kLong)).view({-1, 1, 1});
+  }
+  // How many there are; a trace keeps the number that it had when it was traced.
+  int64_t steps() const { return T.guard_int(__FILE__, __LINE__); }
+  // The input's rows, [T,B,I] or [T,B,D*H]. Values past a sequence's end, NaN included, must not
+  // reach any derivative, so they are zeros.
+  Tensor input() const {
+    Tensor x = a.input;
+    if (given(a.index))
+      x = x.index_select(0, a.index->reshape(-1)).view_symint({T, B, x.sym_size(1)});
+    return active.defined() ? at::where(active, x, 0) : x;
+  }
+  // [T,B,D*H] the noise that is added to the pre-activations; undefined: none.
+  Tensor noise() const {
+    if (a.noise.empty()) return Tensor();
+    const Tensor scale = at::cat(a.noise);
+    return call_op<NoiseOp>(*a.noise_key, T, B, D, H).to(scale.scalar_type()) * scale;
+  }
+  // The columns of direction d, in rows [T,B,D*H].
+  Tensor of(const Tensor& rows, int64_t d) const { return rows.narrow_symint(-1, H * d, H); }
+  Tensor zeros() const { return at::zeros_symint({B, H}, a.weight_hh[0].options()); }
+  // [B,H] of direction d's states hx or reset_state.
+  Tensor state(const OptionalTensor& states, int64_t d) const {
+    return given(states) ? (*states)[d] : zeros();
+  }
+  // [T,B,1] the steps before which direction d drops the state; undefined: none.
+  Tensor restarts(int64_t d) const {
+    if (!given(a.reset)) return Tensor();
+    Tensor marks = a.reset->unsqueeze(2);
+    if (active.defined()) marks = marks.logical_and(active);
+    if (!a.reverse[d] || T == 0) return marks;
+    return at::cat({marks.narrow_symint(0, 1, T - 1), at::zeros_like(marks.narrow(0, 0, 1))});
+  }
+  // [T,B,H] what W_hh of direction d multiplies at each step, without a leak.
+  Tensor output_before(const Tensor& output, int64_t d) const {
+    const Tensor h = of(output, d);
+    if (T == 0) return h;
+    const Tensor start = state(a.hx, d).unsqueeze(0);
+    Tensor before;
+    if (!a.reverse[d]) {
+      before = at::cat({start, h.narrow_symint(0, 0, T - 1)});
+    } else {
+      before = at::cat({h.narrow_symint(0, 1, T - 1), start});
+      if (given(a.lengths))
+        before = at::where(step() == a.lengths->view({1, -1, 1}) - 1, start, before);
+    }
+    const Tensor anew = restarts(d);
+    return anew.defined() ? at::where(anew, state(a.reset_state, d), before) : before;
+  }
+};
 
 // [T,B,n] -> [T*B,n]
 Tensor all_of(const Tensor& rows) {
@@ -64,25 +180,26 @@ Tensor gather_rows(const Rectangle& call, const Tensor& input, const Tensor& row
 }
 
 // The gradients of a call without a leak, from the output. Neither the input nor the biases need be
-// those of a forward pass: set_tangents and vmap's rule call this without one.
+// those of a forward pass: vmap's rule calls this without one.
 RecurrenceGradients by_formulas(const RecurrenceResults& r, const RecurrenceArguments& a,
                                 const Wanted& wanted) {
   const Rectangle call(kept(a));
   const KeptArguments& s = call.a;
-  const int64_t T = steps_of(call);
+  const int64_t T = call.steps();
   const Tensor output = call.pad(r.output), &active = call.active;
   Tensor grad_output;
   if (given(r.grad_output)) {
     grad_output = call.pad(*r.grad_output);
     if (active.defined()) grad_output = at::where(active, grad_output, 0);
   }
-  const Tensor zeros = at::zeros_symint({call.B, call.H}, s.weight_hh[0].options());
+  const Tensor zeros = call.zeros();
   const Tensor x = s.weight_ih.empty() ? Tensor() : call.input();
   RecurrenceGradients g;
   variable_list grad_hx, grad_start, pre;
   for (int64_t d = 0; d < call.D; ++d) {
     const Tensor& W = s.weight_hh[d];
-    const Tensor slope = derivative(call.nonlinearity, call.of(output, d));
+    const Tensor h = call.of(output, d);
+    const Tensor slope = with_nonlinearity(call.nonlinearity, Derivative{h});
     const Tensor anew = call.restarts(d);
     Tensor carry = given(r.grad_h_n) ? (*r.grad_h_n)[d] : zeros;
     Tensor start = zeros;
@@ -130,13 +247,14 @@ RecurrenceGradients by_formulas(const RecurrenceResults& r, const RecurrenceArgu
 // start from.
 std::pair<Tensor, Tensor> direction_loop(const Rectangle& call, int64_t d, const Tensor& x) {
   const KeptArguments& s = call.a;
-  const auto f = [&](const Tensor& pre) { return activation(call.nonlinearity, pre); };
+  const auto f = [&](const Tensor& pre) {
+    return with_nonlinearity(call.nonlinearity, Activation{pre});
+  };
   const Tensor W = s.weight_hh[d].t(), anew = call.restarts(d), &active = call.active;
   const Tensor a = call.form == Form::none ? Tensor() : s.alpha[d];
-  const Tensor zeros = at::zeros_symint({call.B, call.H}, W.options());
-  const int64_t T = steps_of(call);
-  const Tensor start = given(s.reset_state) ? (*s.reset_state)[d] : zeros;
-  Tensor state = given(s.hx) ? (*s.hx)[d] : zeros;
+  const int64_t T = call.steps();
+  const Tensor start = call.state(s.reset_state, d);
+  Tensor state = call.state(s.hx, d);
   variable_list outputs(T);
   for (int64_t i = 0; i < T; ++i) {
     const int64_t t = s.reverse[d] ? T - 1 - i : i;
@@ -231,14 +349,6 @@ RecurrenceGradients through_loop(const RecurrenceResults& r, const RecurrenceArg
 }
 
 }  // namespace
-
-Tensor activation(Nonlinearity nonlinearity, const Tensor& x) {
-  return with_nonlinearity(nonlinearity, Activation{x});
-}
-
-Tensor derivative(Nonlinearity nonlinearity, const Tensor& h) {
-  return with_nonlinearity(nonlinearity, Derivative{h});
-}
 
 Tensor Watched::operator()(const Tensor& t) {
   // A view, since one tensor may be derived from another. The view of a tensor of a transform of
