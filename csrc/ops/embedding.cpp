@@ -123,7 +123,7 @@ Tensor linear(const Tensor& of, const Rest&... rest) {
   };
   if (!is_dual(of)) return call(of);
   const Tensor result = call(primal(of));
-  result._set_fw_grad(call_op<Op>(tangent(of), rest...), /*level=*/0, /*is_inplace_op=*/false);
+  set_tangent(result, call_op<Op>(tangent(of), rest...));
   return result;
 }
 
@@ -171,21 +171,12 @@ Tensor mapped_backward(const Tensor& grad, const Tensor& indices, c10::SymInt nu
   const Level level(grad, indices);
   const auto [sums, of_sums] = level.take(grad);
   const auto [rows, of_rows] = level.take(indices);
-  const auto call = [&](const Tensor& of, const Tensor& to, const c10::SymInt& tables,
-                        int64_t padding) {
-    return call_op<EmbeddingBackwardOp>(of, to, num_weights * tables, padding, scale_grad_by_freq);
-  };
-  if (!of_rows) {
-    if (!of_sums) return call(sums, rows, 1, padding_idx);
-    // Rows as wide as all of them: the indices are followed once.
-    const c10::SymInt calls = sums.sym_size(*of_sums);
-    const Tensor wide = at_place(sums, of_sums, calls, sums.dim() - 2).flatten(-2);
-    const Tensor result = call(wide, rows, 1, padding_idx);
-    return level.give(result.unflatten_symint(1, {calls, grad.sym_size(-1)}), 1);
-  }
-  const c10::SymInt calls = rows.sym_size(*of_rows);
-  const Tensor own = shifted(rows.movedim(*of_rows, 0), calls, 0, num_weights);
-  Tensor result = call(at_place(sums, of_sums, calls, 0), own, calls, /*padding=*/-1)
+  if (!of_sums && !of_rows)
+    return call_op<EmbeddingBackwardOp>(sums, rows, num_weights, padding_idx, scale_grad_by_freq);
+  const c10::SymInt calls = of_rows ? rows.sym_size(*of_rows) : sums.sym_size(*of_sums);
+  const Tensor own = shifted(at_place(rows, of_rows, calls, 0), calls, 0, num_weights);
+  Tensor result = call_op<EmbeddingBackwardOp>(at_place(sums, of_sums, calls, 0), own,
+                                               num_weights * calls, -1, scale_grad_by_freq)
                       .unflatten_symint(0, {calls, num_weights});
   if (padding_idx >= 0) result = result.index_fill(1, at::full({1}, padding_idx, own.options()), 0);
   return level.give(result, 0);
