@@ -10,7 +10,6 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include <array>
 #include <map>
 #include <optional>
 #include <string_view>
@@ -207,16 +206,12 @@ void define_fakes(py::module_& m) {
 // Unlike the ops it keeps the interpreter lock: no two threads may step it at once.
 void define_stepper(py::module_& m) {
   using rnnext::Stepper;
-  using Weights = std::array<std::optional<at::Tensor>, 7>;
   m.def("stepper",
         torch::wrap_pybind_function(
-            [](const std::vector<Weights>& layers, const std::optional<at::Tensor>& table,
+            [](const std::vector<Stepper::Weights>& layers, const std::optional<at::Tensor>& table,
                const std::vector<Stepper::Named>& watched, std::string_view nonlinearity,
                std::string_view form, int64_t batch_size) {
-              std::vector<Stepper::Weights> named;
-              for (const auto& [weight_ih, weight_hh, bias_ih, bias_hh, alpha, noise, key] : layers)
-                named.push_back({weight_ih, weight_hh, bias_ih, bias_hh, alpha, noise, key});
-              return std::make_unique<Stepper>(named, table, watched, nonlinearity, form,
+              return std::make_unique<Stepper>(layers, table, watched, nonlinearity, form,
                                                batch_size);
             }),
         py::arg("layers"), py::arg("table"), py::arg("watched"), py::arg("nonlinearity"),

@@ -3,15 +3,12 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/binding/memory.h"
-#include "cpu/binding/recurrence.h"
-#include "ops/check.h"
+#include "ops/cell.h"
 
 namespace rnnext {
 namespace {
@@ -43,8 +40,9 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
                  std::string_view form, int64_t batch_size) {
   TORCH_CHECK(!layers.empty(), "layers must not be empty");
   TORCH_CHECK_VALUE(batch_size > 0, "batch_size must be positive, got ", batch_size);
-  TORCH_CHECK(given(layers[0].weight_hh), "weight_hh must be a tensor, got none");
-  const Tensor& like = *layers[0].weight_hh;
+  const OptionalTensor& first = std::get<1>(layers[0]);
+  TORCH_CHECK(given(first), "weight_hh must be a tensor, got none");
+  const Tensor& like = *first;
   TORCH_CHECK(like.device().is_cpu(), "a Stepper runs on the CPU: the weights are on ",
               like.device());
   kernels_ = &kernels_for(parse_dtype(like, "weight_hh"));
@@ -54,15 +52,13 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
   states_ = at::zeros({2, L, batch_size, like.size(0)}, like.options());
   inner_ = at::empty({2, batch_size, like.size(0)}, like.options());
   threads_ = max_threads();
-  const Nonlinearity name = parse_nonlinearity(nonlinearity);
-  for (const Weights& weights : layers)
-    add_layer(weights, name, given(weights.alpha) ? parse_form(form) : Form::none);
+  for (const Weights& weights : layers) add_layer(weights, nonlinearity, form);
   size_t workspace = 0;
   for (const Layer& layer : layers_)
-    workspace = std::max(workspace, kernels_->forward_workspace(layer.call, threads_));
+    workspace = std::max(workspace, kernels_->forward_workspace(layer.call.p, threads_));
   workspace_ = empty_large({static_cast<int64_t>(workspace)}, at::kByte);
   if (given(table)) {
-    check_like(*table, "table", {table->size(0), layers_.front().call.input.stride_b}, like);
+    check_like(*table, "table", {table->size(0), layers_.front().call.p.input.stride_b}, like);
     table_ = values_of(*table, "table");
     tokens_.resize(batch_size);
   }
@@ -73,51 +69,41 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
   }
 }
 
-void Stepper::add_layer(const Weights& weights, Nonlinearity nonlinearity, Form form) {
-  const int64_t H = states_.size(3);
-  Layer layer;
-  Recurrence& call = layer.call;
-  call.T = 1;
-  call.B = states_.size(2);
-  call.I = !given(weights.weight_ih) ? 0 : layers_.empty() ? weights.weight_ih->size(-1) : H;
-  call.H = H;
-  call.nonlinearity = nonlinearity;
-  call.form = form;
-  call.input.stride_b = given(weights.weight_ih) ? call.I : H;
-  // In memory's order, once checked; an undefined one where there is none.
-  const auto read = [&](const OptionalTensor& t, const char* name, at::IntArrayRef shape) {
-    if (!given(t)) return Tensor();
-    check_like(*t, name, shape, states_);
-    return values_of(*t, name);
+void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
+                        std::string_view form) {
+  const auto& [weight_ih, weight_hh, bias_ih, bias_hh, alpha, noise, noise_key] = weights;
+  const auto listed = [](const OptionalTensor& t, const char* name) {
+    std::vector<Tensor> list;
+    if (given(t)) list.push_back(values_of(*t, name));
+    return list;
   };
-  const Tensor weight_ih = read(weights.weight_ih, "weight_ih", {H, call.I});
-  const Tensor weight_hh = read(weights.weight_hh, "weight_hh", {H, H});
-  TORCH_CHECK(weight_hh.defined(), "weight_hh must be a tensor, got none");
-  const Tensor bias_ih = read(weights.bias_ih, "bias_ih", {H});
-  const Tensor bias_hh = read(weights.bias_hh, "bias_hh", {H});
-  TORCH_CHECK(bias_ih.defined() == bias_hh.defined(), "both biases must be tensors, or none");
-  if (bias_ih.defined()) {
-    layer.biases = at::stack({bias_ih, bias_hh});
-    call.bias_ih[0] = layer.biases.const_data_ptr();
-    call.bias_hh[0] = layer.biases[1].const_data_ptr();
-  }
-  if (form != Form::none) {
-    layer.alpha = read(weights.alpha, "alpha", {H}).clone();
-    call.alpha[0] = layer.alpha.const_data_ptr();
-    check_alpha(call.alpha[0], H, layer.alpha.scalar_type());
-  }
-  layer.noise = read(weights.noise, "noise", {H});
-  if (layer.noise.defined()) {
-    call.noise[0] = layer.noise.const_data_ptr();
-    layer.noise_keys = PhiloxKeys(static_cast<uint64_t>(weights.noise_key->item<int64_t>()));
-  }
-  call.weight_ih[0] = call.I > 0 ? weight_ih.const_data_ptr() : nullptr;
-  call.weight_hh[0] = weight_hh.const_data_ptr();
+  const auto copied = [&](const OptionalTensor& t, const char* name) {
+    std::vector<Tensor> list = listed(t, name);
+    for (Tensor& each : list) each = each.clone();
+    return list;
+  };
+  const int64_t B = states_.size(2), H = states_.size(3);
+  const int64_t width = given(weight_ih) && layers_.empty() ? weight_ih->size(-1) : H;
+  Layer layer;
+  layer.arguments = {.input = at::zeros({1, B, width}, states_.options()),  // a step has its own,
+                     .hx = states_[0].narrow(0, 0, 1),                      // of the same shape
+                     .weight_ih = listed(weight_ih, "weight_ih"),
+                     .weight_hh = listed(weight_hh, "weight_hh"),
+                     .bias_ih = copied(bias_ih, "bias_ih"),
+                     .bias_hh = copied(bias_hh, "bias_hh"),
+                     .alpha = copied(alpha, "alpha"),
+                     .form = std::string(form),
+                     .noise = copied(noise, "noise"),
+                     .noise_key = noise_key,
+                     .nonlinearity = std::string(nonlinearity),
+                     .reverse = directions(1)};
+  fill_call(layer.call, passed(layer.arguments));
+  Recurrence& call = layer.call.p;
   layer.packed = empty_large({static_cast<int64_t>(kernels_->packed_bytes(call))}, at::kByte);
   kernels_->pack(call, static_cast<char*>(layer.packed.data_ptr()));
   call.packed = layer.packed.const_data_ptr();
   call.weight_ih[0] = call.weight_hh[0] = nullptr;
-  call.hx = call.packed;  // any will do to ask for the workspace's size
+  layer.arguments.weight_ih = layer.arguments.weight_hh = {};
   layers_.push_back(std::move(layer));
 }
 
@@ -134,7 +120,7 @@ void Stepper::check_fresh() const {
 }
 
 Tensor Stepper::check_features(const Tensor& input) const {
-  const Recurrence& first = layers_.front().call;
+  const Recurrence& first = layers_.front().call.p;
   const int64_t B = first.B, I = first.I;
   TORCH_CHECK(input.dim() == 1 && B == 1
                   ? input.size(0) == I
@@ -146,7 +132,7 @@ Tensor Stepper::check_features(const Tensor& input) const {
 }
 
 void Stepper::read_tokens(const Tensor& input) {
-  const int64_t B = layers_.front().call.B, V = table_.size(0);
+  const int64_t B = layers_.front().call.p.B, V = table_.size(0);
   TORCH_CHECK_TYPE(input.scalar_type() == at::kLong || input.scalar_type() == at::kInt,
                    "tokens must be int32 or int64, got ", dtype_name(input));
   TORCH_CHECK(input.dim() == 0 ? B == 1 : input.dim() == 1 && input.size(0) == B,
@@ -178,12 +164,12 @@ Tensor Stepper::advance(const Tensor& input, const char* from, char* to) {
   const int64_t bytes = state_bytes();
   const void* rows = reads_table ? table_.const_data_ptr() : features.const_data_ptr();
   for (size_t l = 0; l < layers_.size(); ++l, from += bytes, to += bytes) {
-    Recurrence call = layers_[l].call;
+    Recurrence call = layers_[l].call.p;
     if (call.input.stride_b > 0) call.input.data = rows;
     if (l == 0 && reads_table) call.input.index = tokens_.data();
     call.hx = from;
     call.h_n = to;
-    call.noise_keys = &layers_[l].noise_keys;
+    call.noise_keys = &layers_[l].call.noise_keys;
     call.noise_from = steps_;
     call.output = l + 1 < layers_.size() ? inner + l % 2 * bytes : output.data_ptr();
     rows = call.output;

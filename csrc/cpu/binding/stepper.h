@@ -1,29 +1,21 @@
 // A stack of layers that is fed one step at a time: its weights are packed once, its state is kept.
 #pragma once
 
-#include <ATen/core/Generator.h>
-
-#include <optional>
+#include <array>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
-#include "cpu/runtime/dispatch.h"
-#include "ops/arguments.h"
+#include "cpu/binding/recurrence.h"
 
 namespace rnnext {
 
 class Stepper {
  public:
-  // Of one layer. They are copied.
-  struct Weights {
-    OptionalTensor weight_ih;  // [H,I]; not of a first layer whose table is of pre-activations
-    OptionalTensor weight_hh;  // [H,H]
-    OptionalTensor bias_ih, bias_hh;  // [H], both or none
-    OptionalTensor alpha;             // [H] of the leak, if there is one
-    OptionalTensor noise, noise_key;  // [H] and [] as the op takes them, if there is noise
-  };
+  // Of one layer: weight_ih [H,I], which a first layer lacks whose table is of pre-activations,
+  // weight_hh, bias_ih, bias_hh, alpha, noise and noise_key, as the op takes them. They are copied.
+  using Weights = std::array<OptionalTensor, 7>;
   using Named = std::pair<std::string, Tensor>;
 
   // table: rows of the first layer's input, [V,I] features or [V,H] pre-activations; a step is then
@@ -47,9 +39,9 @@ class Stepper {
 
  private:
   struct Layer {
-    Recurrence call;
-    Tensor packed, biases, alpha, noise;
-    PhiloxKeys noise_keys;
+    KeptArguments arguments;  // which the call refers to
+    Call call;
+    Tensor packed;
   };
   // A tensor as it was when the weights were read: torch counts what is written to it in place.
   // (The storage is kept, so that nothing else gets its address.)
@@ -67,7 +59,7 @@ class Stepper {
     }
   };
 
-  void add_layer(const Weights& weights, Nonlinearity nonlinearity, Form form);
+  void add_layer(const Weights& weights, std::string_view nonlinearity, std::string_view form);
   void check_fresh() const;
   Tensor check_state(const Tensor& state) const;
   Tensor check_features(const Tensor& input) const;
