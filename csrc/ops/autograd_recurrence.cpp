@@ -38,11 +38,17 @@ static variable_list saved_variables(AutogradContext* ctx) {
 std::vector<Tensor> gradients_of(const std::vector<Tensor>& results,
                                  const std::vector<Tensor>& cotangents, const Watched& watched,
                                  bool enabled) {
-  if (results.empty() || watched.tensors.empty()) return variable_list(watched.tensors.size());
+  variable_list of, by;
+  for (size_t i = 0; i < results.size(); ++i) {
+    if (!cotangents[i].defined() || !results[i].defined() || !results[i].requires_grad()) continue;
+    of.push_back(results[i]);
+    by.push_back(cotangents[i]);
+  }
+  if (of.empty() || watched.tensors.empty()) return variable_list(watched.tensors.size());
   const bool recorded =
-      enabled && (watched.recorded || torch::autograd::any_variable_requires_grad(cotangents));
-  return torch::autograd::grad(results, watched.tensors, cotangents, /*retain_graph=*/true,
-                               recorded, /*allow_unused=*/true);
+      enabled && (watched.recorded || torch::autograd::any_variable_requires_grad(by));
+  return torch::autograd::grad(of, watched.tensors, by, /*retain_graph=*/true, recorded,
+                               /*allow_unused=*/true);
 }
 
 template <class Op>
@@ -163,14 +169,7 @@ struct BackwardFunction {
     r = with_each(std::move(r), watch);
     s = with_each(std::move(s), watch);
     const variable_list results = flattened(differentiable(passed(r), passed(s), wanted));
-    variable_list of, by;
-    for (size_t i = 0; i < results.size(); ++i) {
-      if (!cotangents[i].defined() || !results[i].defined() || !results[i].requires_grad())
-        continue;
-      of.push_back(results[i]);
-      by.push_back(cotangents[i]);
-    }
-    const variable_list grads = gradients_of(of, by, watched, recorded);
+    const variable_list grads = gradients_of(results, cotangents, watched, recorded);
     auto next = grads.begin();
     auto was_watched = is_watched.begin();
     const auto take = [&](const Tensor&) { return *was_watched++ ? *next++ : Tensor(); };
@@ -221,8 +220,7 @@ typename Op::Results recurrence(const RecurrenceArguments& a, bool save) {
   };
   if (!dual) return primal_call(a);
   if constexpr (kEnsemble<Op>) {
-    return member_by_member(
-        a, [&](const RecurrenceArguments& one) { return call_forward<RecurrenceOp>(one, save); });
+    return ensemble_in_turn(a, save);
   } else {
     // The results are the kernels', and their tangents those of the loop's results.
     const KeptArguments primals = with_each(kept(a), primal);
@@ -239,9 +237,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
                                         const Wanted& wanted) {
   if (any_dual_in(r, a)) {
     if constexpr (kEnsemble<Op>) {
-      return member_by_member(
-          r, a, wanted,
-          call_backward<RecurrenceBackwardOp, RecurrenceResults, RecurrenceArguments>);
+      return ensemble_backward_in_turn(r, a, wanted);
     } else {
       return backward_loop(r, a, wanted);
     }

@@ -324,14 +324,9 @@ RecurrenceGradients through_loop(const RecurrenceResults& r, const RecurrenceArg
       s, wanted);
 
   const auto [output, h_n] = loop(s);
-  variable_list results, cotangents;
-  for (const auto& [result, grad] :
-       {std::pair(output, r.grad_output), std::pair(h_n, r.grad_h_n)}) {
-    if (!given(grad) || !result.requires_grad()) continue;
-    results.push_back(result);
-    cotangents.push_back(*grad);
-  }
-  const variable_list grads = gradients_of(results, cotangents, watched, recorded);
+  const variable_list grads =
+      gradients_of({output, h_n}, {r.grad_output.value_or(Tensor()), r.grad_h_n.value_or(Tensor())},
+                   watched, recorded);
   RecurrenceGradients g;
   size_t next = 0;
   each_gradient(

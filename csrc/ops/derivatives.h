@@ -18,8 +18,9 @@ struct Watched {
   Tensor operator()(const Tensor& t);
 };
 
-// torch::autograd::grad by watched tensors, undefined where there is none. It is recorded if any of
-// them or of the cotangents was, and gradients were enabled before.
+// torch::autograd::grad by watched tensors, undefined where there is none; results, or their
+// cotangents, may be undefined. It is recorded if any of these tensors or of the cotangents was,
+// and gradients were enabled before.
 std::vector<Tensor> gradients_of(const std::vector<Tensor>& results,
                                  const std::vector<Tensor>& cotangents, const Watched& watched,
                                  bool enabled);

@@ -69,4 +69,16 @@ RecurrenceGradients member_by_member(const RecurrenceResults& r, const Recurrenc
   return stacked(each);
 }
 
+// The ensemble's ops as the members' calls in a row.
+inline RecurrenceOp::Results ensemble_in_turn(const RecurrenceArguments& a, bool save) {
+  return member_by_member(
+      a, [&](const RecurrenceArguments& one) { return call_forward<RecurrenceOp>(one, save); });
+}
+inline RecurrenceGradients ensemble_backward_in_turn(const RecurrenceResults& r,
+                                                     const RecurrenceArguments& a,
+                                                     const Wanted& wanted) {
+  return member_by_member(
+      r, a, wanted, call_backward<RecurrenceBackwardOp, RecurrenceResults, RecurrenceArguments>);
+}
+
 }  // namespace rnnext

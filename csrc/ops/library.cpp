@@ -60,25 +60,15 @@ TORCH_LIBRARY(rnnext, m) {
   define("rnn_cell(" + cell + ") -> Tensor");
 }
 
-// Ensembles on a GPU, member by member. (The CPU has kernels of its own: cpu/binding/ensemble.cpp.)
-namespace {
-
-RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
-  return member_by_member(
-      a, [&](const RecurrenceArguments& one) { return call_forward<RecurrenceOp>(one, save); });
+// Ensembles run member by member on a GPU, and where vmap maps one. (The CPU has kernels of its
+// own: cpu/binding/ensemble.cpp.)
+static void implement_ensemble(torch::Library& m) {
+  m.impl("recurrence_ensemble", Recurrences::forward<ensemble_in_turn>);
+  m.impl("recurrence_ensemble_backward", Recurrences::backward<ensemble_backward_in_turn>);
 }
-RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
-                                      const Wanted& wanted) {
-  return member_by_member(
-      r, a, wanted, call_backward<RecurrenceBackwardOp, RecurrenceResults, RecurrenceArguments>);
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(rnnext, CUDA, m) {
-  m.impl("recurrence_ensemble", Recurrences::forward<ensemble>);
-  m.impl("recurrence_ensemble_backward", Recurrences::backward<ensemble_backward>);
-}
+TORCH_LIBRARY_IMPL(rnnext, CUDA, m) { implement_ensemble(m); }
+TORCH_LIBRARY_IMPL(rnnext, FuncTorchBatchedDecomposition, m) { implement_ensemble(m); }
+TORCH_LIBRARY_IMPL(rnnext, Batched, m) { implement_ensemble(m); }
 
 #ifndef RNNEXT_CUDA_ARCHS
 // The error of ops on a GPU where the CUDA half was not built.

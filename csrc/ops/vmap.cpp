@@ -1,5 +1,6 @@
 // The recurrence's ops under vmap. Where no weight is mapped, the mapped calls are more sequences:
-// the batch grows. Where weights are, they are an ensemble.
+// the batch grows. Where weights are, they are an ensemble. (One that is mapped itself runs member
+// by member: see library.cpp.)
 #include "ops/vmap.h"
 
 #include <ATen/functorch/BatchedTensorImpl.h>
@@ -90,13 +91,13 @@ namespace {
 template <class>
 using Dims = c10::SmallVector<Dim, 2>;
 
-// Calls of one op and its backward op that are mapped at a level.
-template <class Op, class Level>
+// Calls of the recurrence and its backward op that are mapped at a level.
+template <class Level>
 class MappedCalls {
  public:
   explicit MappedCalls(const Level& level, const RecurrenceArguments& a)
       : level_(level), call_(kept(a)) {
-    rows_ = kLead + !given(a.batch_sizes);
+    rows_ = !given(a.batch_sizes);
     const Tensor& rows = given(a.index) ? *a.index : a.input;
     if (rows.dim() > rows_) one_ = rows.sym_size(rows_);
     take(call_, dims_);
@@ -107,12 +108,12 @@ class MappedCalls {
     zip(see, dims_, kArgumentPlaces);
   }
 
-  typename Op::Results forward(bool save) const {
-    if (!mapped_) return call_forward<Op>(call_, save);
+  RecurrenceOp::Results forward(bool save) const {
+    if (!mapped_) return call_forward<RecurrenceOp>(call_, save);
     if (maps_shared_)
       return with_each(call_forward<EnsembleOp>(ensemble(), save),
-                       [&](const Tensor& t) { return back(t); });
-    auto [output, h_n, saved] = call_forward<Op>(batch(), save);
+                       [&](const Tensor& t) { return level_.give(t, 0); });
+    auto [output, h_n, saved] = call_forward<RecurrenceOp>(batch(), save);
     for (Tensor& each : saved) each = unfold(each, Batch::rows);
     return {unfold(output, Batch::rows), unfold(h_n, Batch::states), std::move(saved)};
   }
@@ -121,22 +122,20 @@ class MappedCalls {
     KeptResults r = kept(results);
     Results<Dims> dims;
     take(r, dims);
-    using Backward = typename Op::Backward;
-    if (!mapped_) return call_backward<Backward>(r, call_, wanted);
+    if (!mapped_) return call_backward<RecurrenceBackwardOp>(r, call_, wanted);
     bool wants_shared = wanted.input && given(call_.index);
     each_gradient([&](Batch place, bool want) { wants_shared |= want && place == Batch::shared; },
                   kArgumentPlaces, wanted);
     const bool plain = call_.alpha.empty() && !given(call_.index) && !given(call_.lengths) &&
                        !given(call_.batch_sizes) && !given(call_.reset);
-    if (wants_shared && plain && !maps_shared_ && kLead == 0)
-      return of_each(folded(r, dims), wanted);
+    if (wants_shared && plain && !maps_shared_) return of_each(folded(r, dims), wanted);
     if (wants_shared || maps_shared_) {
       change(r, dims, kResultPlaces,
-             [&](const Tensor& t, Dim dim, Batch) { return member(t, dim); });
+             [&](const Tensor& t, Dim dim, Batch) { return at_place(t, dim, calls_, 0); });
       RecurrenceGradients g = call_backward<EnsembleBackwardOp>(r, ensemble(), wanted);
-      return with_each(std::move(g), [&](const Tensor& t) { return back(t); });
+      return with_each(std::move(g), [&](const Tensor& t) { return level_.give(t, 0); });
     }
-    RecurrenceGradients g = call_backward<Backward>(folded(r, dims), batch(), wanted);
+    RecurrenceGradients g = call_backward<RecurrenceBackwardOp>(folded(r, dims), batch(), wanted);
     wanted.reset_state &= given(call_.reset);
     each_gradient(
         [&](Batch place, bool want, auto& gradient) {
@@ -147,12 +146,9 @@ class MappedCalls {
   }
 
  private:
-  // How many dimensions the members take, where an ensemble is mapped.
-  static constexpr int64_t kLead = std::is_same_v<Op, EnsembleOp>;
-
   // The batch's dimension.
   int64_t dim_of(Batch place) const {
-    return place == Batch::rows ? rows_ : place == Batch::states ? kLead + 1 : kLead;
+    return place == Batch::rows ? rows_ : place == Batch::states ? 1 : 0;
   }
 
   template <class Struct, class DimsOfIt>
@@ -183,11 +179,7 @@ class MappedCalls {
     zip(change_each, s, dims, places);
   }
 
-  // Makes the mapped dimension that of an ensemble's members, or the outer part of it.
-  Tensor member(const Tensor& t, Dim dim) const {
-    const Tensor first = at_place(t, dim, calls_, 0);
-    return kLead > 0 ? first.flatten(0, 1) : first;
-  }
+  // Makes the mapped dimension that of an ensemble's members.
   KeptArguments ensemble() const {
     TORCH_CHECK_VALUE(calls_ != 0,
                       "vmap must map a call at least where weights are mapped, or their gradients "
@@ -195,13 +187,9 @@ class MappedCalls {
     KeptArguments own = call_;
     own.batch_sizes.reset();  // which members share
     change(own, dims_, kArgumentPlaces,
-           [&](const Tensor& t, Dim dim, Batch) { return member(t, dim); });
+           [&](const Tensor& t, Dim dim, Batch) { return at_place(t, dim, calls_, 0); });
     own.batch_sizes = call_.batch_sizes;
     return own;
-  }
-  // A result of an ensemble, mapped.
-  Tensor back(const Tensor& t) const {
-    return level_.give(kLead > 0 ? t.unflatten_symint(0, {calls_, t.sym_size(0) / calls_}) : t, 0);
   }
 
   // Makes the mapped dimension the inner part of the batch: [.., n, ..] to [.., n * calls, ..].
@@ -227,11 +215,10 @@ class MappedCalls {
     const auto fold_it = [&](const Tensor& t, Dim dim, Batch place) { return fold(t, dim, place); };
     change(own, dims_, places, fold_it);
     if (given(call_.index) && dims_.input[0]) {
-      const Tensor tables = call_.input.movedim(*dims_.input[0], kLead);
-      const Tensor index =
-          shifted(apart(*own.index, rows_), calls_, rows_ + 1, tables.sym_size(kLead + 1));
+      const Tensor tables = call_.input.movedim(*dims_.input[0], 0);
+      const Tensor index = shifted(apart(*own.index, rows_), calls_, rows_ + 1, tables.sym_size(1));
       own.index = index.flatten(rows_, rows_ + 1);
-      own.input = tables.flatten(kLead, kLead + 1);
+      own.input = tables.flatten(0, 1);
     }
     if (given(call_.batch_sizes)) {
       TORCH_CHECK_VALUE(calls_ != 0, "vmap must map a call at least of a packed sequence");
@@ -299,27 +286,24 @@ class MappedCalls {
   c10::SymInt one_ = 0;  // its size in one call
 };
 
-template <class Op, class Level>
-typename Op::Results recurrence(const RecurrenceArguments& a, bool save) {
+template <class Level>
+RecurrenceOp::Results mapped_recurrence(const RecurrenceArguments& a, bool save) {
   const Level level = spread(a, [](const auto&... each) { return Level(each...); });
-  return MappedCalls<Op, Level>(level, a).forward(save);
+  return MappedCalls<Level>(level, a).forward(save);
 }
-template <class Op, class Level>
-RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
-                                        const Wanted& wanted) {
+template <class Level>
+RecurrenceGradients mapped_recurrence_backward(const RecurrenceResults& r,
+                                               const RecurrenceArguments& a, const Wanted& wanted) {
   const Level level = spread(r, [&](const auto&... result) {
     return spread(a, [&](const auto&... each) { return Level(result..., each...); });
   });
-  return MappedCalls<Op, Level>(level, a).backward(r, wanted);
+  return MappedCalls<Level>(level, a).backward(r, wanted);
 }
 
 template <class Level>
 void implement_recurrence(torch::Library& m) {
-  m.impl("recurrence", Recurrences::forward<recurrence<RecurrenceOp, Level>>);
-  m.impl("recurrence_backward", Recurrences::backward<recurrence_backward<RecurrenceOp, Level>>);
-  m.impl("recurrence_ensemble", Recurrences::forward<recurrence<EnsembleOp, Level>>);
-  m.impl("recurrence_ensemble_backward",
-         Recurrences::backward<recurrence_backward<EnsembleOp, Level>>);
+  m.impl("recurrence", Recurrences::forward<mapped_recurrence<Level>>);
+  m.impl("recurrence_backward", Recurrences::backward<mapped_recurrence_backward<Level>>);
 }
 
 }  // namespace
