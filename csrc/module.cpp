@@ -17,7 +17,6 @@
 
 #include "cpu/binding/describe.h"
 #include "cpu/binding/stepper.h"
-#include "cpu/rnn/machine.h"
 #include "cpu/runtime/dispatch.h"
 #include "ops/check.h"
 #include "ops/fake.h"

@@ -10,7 +10,6 @@
 #include "cpu/binding/memory.h"
 #include "cpu/binding/padding.h"
 #include "cpu/binding/recurrence.h"
-#include "cpu/rnn/machine.h"
 #include "ops/check.h"
 #include "ops/signatures.h"
 

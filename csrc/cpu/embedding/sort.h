@@ -4,8 +4,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "cpu/embedding/runs.h"
-#include "cpu/runtime/team.h"
+#include "cpu/runtime/dispatch.h"
 
 namespace rnnext {
 

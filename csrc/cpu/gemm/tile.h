@@ -9,8 +9,6 @@ namespace rnnext::RNNEXT_ISA {
 template <class C>
 constexpr int kPanel = 2 * kLanes<C>;  // columns of a panel
 
-constexpr int kTileVectors = 16;  // of sums, at most, in any tile
-
 template <class C>
 constexpr int64_t panels_in(int64_t columns) {
   return (columns + kPanel<C> - 1) / kPanel<C>;

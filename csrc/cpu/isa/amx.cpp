@@ -1,14 +1,9 @@
 #ifdef __x86_64__
 #include <cpuid.h>
-#include <immintrin.h>  // standard headers come before the target
 #ifdef __linux__
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
-
-#include <cstddef>
-#include <cstdint>
-#include <utility>
 
 #include "cpu/isa/pragma.h"
 #include "cpu/isa/tune_avx512.h"

@@ -1,10 +1,4 @@
 #ifdef __x86_64__
-#include <immintrin.h>  // standard headers come before the target
-
-#include <cstddef>
-#include <cstdint>
-#include <utility>
-
 #include "cpu/isa/pragma.h"
 #include "cpu/runtime/dispatch.h"
 

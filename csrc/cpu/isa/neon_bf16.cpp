@@ -1,12 +1,7 @@
 #include "cpu/runtime/dispatch.h"
 
 #ifdef RNNEXT_NEON_BF16
-#include <arm_neon.h>  // standard headers come before the target
 #include <sys/auxv.h>
-
-#include <cstddef>
-#include <cstdint>
-#include <utility>
 
 #include "cpu/isa/pragma.h"
 

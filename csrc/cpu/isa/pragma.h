@@ -1,5 +1,17 @@
-// The instruction set of the functions between RNNEXT_TARGET and RNNEXT_TARGET_END.
+// What comes before the kernels of an instruction set: the standard headers, and then the target of
+// the functions between RNNEXT_TARGET and RNNEXT_TARGET_END.
 #pragma once
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+#ifdef __aarch64__
+#include <arm_neon.h>
+#endif
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
 
 #define RNNEXT_PRAGMA(text) _Pragma(#text)
 #ifdef __clang__

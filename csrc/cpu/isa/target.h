@@ -1,22 +1,14 @@
-// The target that kernels are compiled for. Each isa/*.cpp includes the standard headers, sets its
-// target (pragma.h) and the macros below, and includes table.h; a kernel header on its own is read
-// as the generic build would read it.
+// The target that kernels are compiled for. Each isa/*.cpp sets its target (pragma.h) and the
+// macros below, and includes table.h; a kernel header on its own is read as the generic build would
+// read it.
 //
 // Every kernel header lives in namespace rnnext::RNNEXT_ISA: a function shared between ISAs could
 // be linked in its AVX-512 form and crash an older CPU. For the same reason kernels include no
-// standard header but those here, which come before the pragma, and use no standard containers.
+// standard header but those of pragma.h, which come before the target, and use no standard
+// containers.
 #pragma once
 
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
-#ifdef __aarch64__
-#include <arm_neon.h>
-#endif
-
-#include <cstddef>
-#include <cstdint>
-#include <utility>
+#include "cpu/isa/pragma.h"
 
 #ifndef RNNEXT_ISA
 #define RNNEXT_ISA generic      // the namespace

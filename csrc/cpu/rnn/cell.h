@@ -97,36 +97,31 @@ RNNEXT_TILE void for_name(Nonlinearity name, const Work& f) {
   RNNEXT_RETURN_FOR(name);
 }
 
-// The same of a block in registers, tanh or relu.
+// The same of a block in registers.
+template <class Activation, class V, int R, int NV>
+RNNEXT_INLINE void forward_all(V (&x)[R][NV]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) x[r][j] = Activation::forward(x[r][j]);
+}
+template <class Activation, class V, int R, int NV>
+RNNEXT_INLINE void backward_all(V (&x)[R][NV], const V (&h)[R][NV]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) x[r][j] = Activation::backward(x[r][j], h[r][j]);
+}
+// tanh or relu, those that tiles inline.
 template <class C, class V, int R, int NV>
 RNNEXT_INLINE void forward_block(Nonlinearity name, V (&x)[R][NV]) {
-  if (name == Nonlinearity::relu) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) x[r][j] = Activation<C, Nonlinearity::relu>::forward(x[r][j]);
-  } else {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) x[r][j] = Activation<C, Nonlinearity::tanh>::forward(x[r][j]);
-  }
+  if (name == Nonlinearity::relu) return forward_all<Activation<C, Nonlinearity::relu>>(x);
+  forward_all<Activation<C, Nonlinearity::tanh>>(x);
 }
 template <class C, class V, int R, int NV>
 RNNEXT_INLINE void backward_block(Nonlinearity name, V (&x)[R][NV], const V (&h)[R][NV]) {
-  if (name == Nonlinearity::relu) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j)
-        x[r][j] = Activation<C, Nonlinearity::relu>::backward(x[r][j], h[r][j]);
-  } else {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j)
-        x[r][j] = Activation<C, Nonlinearity::tanh>::backward(x[r][j], h[r][j]);
-  }
+  if (name == Nonlinearity::relu) return backward_all<Activation<C, Nonlinearity::relu>>(x, h);
+  backward_all<Activation<C, Nonlinearity::tanh>>(x, h);
 }
 
 // How the tiles of a step end. A tile that it has no code for calls `out_of_line` with its sums.

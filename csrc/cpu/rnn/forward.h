@@ -3,7 +3,6 @@
 #pragma once
 
 #include "cpu/rnn/cell.h"
-#include "cpu/rnn/feature_rows.h"
 #include "cpu/rnn/one_step.h"
 #include "cpu/rnn/state_store.h"
 #include "cpu/simd/normal.h"

@@ -1,4 +1,4 @@
-#include "cpu/rnn/machine.h"
+#include "cpu/rnn/tuning.h"
 
 #include <unistd.h>
 

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace rnnext {
 
@@ -56,6 +57,16 @@ constexpr Machine kMachines[] = {
     {"xeon-amx", 128, 32, kCacheShare * (48 << 10), 128, kCacheShare * (2 << 20), 50, 4, 700, 20,
      530},
 };
+
+// The one that calls are planned for: told by RNNEXT_CPU_MACHINE, or by the processor's maker,
+// family and features, and then with the cache sizes that the system tells. Nothing is measured:
+// the weights' gradients are summed as the plan shares them out, and must have the same bits in
+// every process of a machine.
+const Machine& this_machine();
+
+// A row of them by its name, numbers that differ from it, or, without a name, from `machine`:
+// "zen5", "zen5,far_rate=10", "wait=900,line=30". Throws std::invalid_argument.
+Machine machine_of(const std::string& text, const Machine& machine = this_machine());
 
 // Multiply-adds below which a second thread costs more than it saves. One step forward takes fewer,
 // since it reads every weight once, at the speed of memory; between these where the weights are

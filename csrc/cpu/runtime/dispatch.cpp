@@ -4,8 +4,6 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "cpu/rnn/machine.h"
-
 namespace rnnext {
 
 // The tables of this build, slowest first. A build may leave some out (RNNEXT_ISAS in setup.py):
