@@ -1,20 +1,16 @@
 #include "cpu/binding/padding.h"
 
+#include <ATen/ops/index_select.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 #include <vector>
 
 #include "cpu/binding/memory.h"
-#include "cpu/runtime/team.h"
 
 namespace rnnext {
-
-// Copies that are worth a second thread. (Less, and the team costs more than it saves.)
-constexpr int64_t kCopiedPerThread = 128 << 10;
 
 std::optional<Packing> Packing::of(const Recurrence& p, const RecurrenceGradOut& out,
                                    const KernelShape& shape, const Machine& machine, int threads) {
@@ -32,21 +28,21 @@ std::optional<Packing> Packing::of(const Recurrence& p, const RecurrenceGradOut&
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
                    [&](int64_t b, int64_t c) { return lengths[b] > lengths[c]; });
-  int64_t batch = p.B;
-  while (lengths[order[batch - 1]] == 0) --batch;
-  order.resize(batch);
   Packing packing;
-  for (const int64_t b : order) packing.lengths_.push_back(lengths[b]);
   packing.T_ = p.T, packing.B_ = p.B;
-  packing.order_ = at::tensor(order, at::kLong);
-  packing.first_ = {0};
-  std::vector<int64_t> sizes;
-  for (int64_t t = 0; t < lengths[order[0]]; ++t) {
-    while (lengths[order[batch - 1]] <= t) --batch;
-    sizes.push_back(batch);
-    packing.first_.push_back(packing.first_.back() + batch);
+  int64_t batch = p.B;
+  std::vector<int64_t> rows, sizes;
+  for (int64_t t = 0; t < p.T; ++t) {
+    packing.first_.push_back(static_cast<int64_t>(rows.size()));
+    while (batch > 0 && lengths[order[batch - 1]] <= t) --batch;
+    if (t == 0) order.resize(batch);
+    if (batch > 0) sizes.push_back(batch);
+    for (int64_t i = 0; i < batch; ++i) rows.push_back(t * p.B + order[i]);
   }
-  packing.first_.resize(p.T + 1, steps);
+  packing.first_.push_back(steps);
+  for (const int64_t b : order) packing.lengths_.push_back(lengths[b]);
+  packing.order_ = at::tensor(order, at::kLong);
+  packing.rows_ = at::tensor(rows, at::kLong);
   packing.batch_sizes_ = at::tensor(sizes, at::kLong);
   return packing;
 }
@@ -74,56 +70,19 @@ Recurrence Packing::planned(Recurrence p) const {
   return p;
 }
 
-// f(part) for each part of n copies of so many bytes, shared out.
-template <class F>
-static void share_out(int64_t n, size_t bytes, const F& f) {
-  const int64_t threads = n * static_cast<int64_t>(bytes) / kCopiedPerThread;
-  run_team(static_cast<int>(std::clamp<int64_t>(threads, 1, max_threads())),
-           [&](Worker& worker) { f(part(n, worker.rank, worker.size)); });
-}
-
 // The copies are as large as results, and as short-lived as workspaces: from the pool.
 Tensor Packing::pack(const Tensor& padded) const {
-  const bool direct = padded.dim() < 3 || padded.size(2) == 1 || padded.stride(2) == 1;
-  const Tensor rows = direct ? padded : padded.contiguous();
-  std::vector<int64_t> shape = rows.sizes().slice(1).vec();
+  const Tensor all = padded.flatten(0, 1);
+  std::vector<int64_t> shape = all.sizes().vec();
   shape[0] = first_.back();
-  Tensor packed = empty_large(shape, rows.options());
-  if (packed.numel() == 0) return packed;
-  const size_t bytes = packed.nbytes() / shape[0];
-  const auto item = static_cast<int64_t>(rows.element_size());
-  const int64_t stride_t = rows.stride(0) * item, stride_b = rows.stride(1) * item;
-  const char* const from = static_cast<const char*>(rows.const_data_ptr());
-  char* const to = static_cast<char*>(packed.data_ptr());
-  const int64_t* const order = order_.const_data_ptr<int64_t>();
-  share_out(first_.back(), bytes, [&](const Range& share) {
-    auto next = std::upper_bound(first_.begin(), first_.end(), share.begin);
-    for (int64_t n = share.begin; n < share.end; ++n) {
-      while (n >= *next) ++next;
-      const int64_t t = next - first_.begin() - 1, b = order[n - first_[t]];
-      std::memcpy(to + n * bytes, from + t * stride_t + b * stride_b, bytes);
-    }
-  });
+  Tensor packed = empty_large(shape, all.options());
+  at::index_select_out(packed, all, 0, rows_);
   return packed;
 }
 
-// Step by step: zeros, and into them, while they are in cache, the rows that there are.
 Tensor Packing::unpack(const Tensor& packed) const {
-  const Tensor padded = empty_large({T_, B_, packed.size(-1)}, packed.options());
-  if (padded.numel() == 0) return padded;
-  const size_t bytes = packed.size(-1) * packed.element_size();
-  const char* const from = static_cast<const char*>(packed.const_data_ptr());
-  char* const to = static_cast<char*>(padded.data_ptr());
-  const int64_t* const order = order_.const_data_ptr<int64_t>();
-  share_out(T_, B_ * bytes, [&](const Range& share) {
-    for (int64_t t = share.begin; t < share.end; ++t) {
-      char* const step = to + t * B_ * bytes;
-      std::memset(step, 0, B_ * bytes);
-      for (int64_t n = first_[t], i = 0; n < first_[t + 1]; ++n, ++i)
-        std::memcpy(step + order[i] * bytes, from + n * bytes, bytes);
-    }
-  });
-  return padded;
+  const Tensor padded = empty_large({T_ * B_, packed.size(-1)}, packed.options());
+  return padded.zero_().index_copy_(0, rows_, packed).view({T_, B_, packed.size(-1)});
 }
 
 Tensor Packing::pack_states(const Tensor& states) const { return states.index_select(1, order_); }

@@ -35,8 +35,8 @@ class Packing {
  private:
   int64_t T_ = 0, B_ = 0;
   std::vector<int64_t> first_;    // [T+1] the first packed row of each step, and their number
-  Tensor order_;                  // the sequences that have steps, longest first
-  std::vector<int64_t> lengths_;  // theirs
+  std::vector<int64_t> lengths_;  // of the sequences that have steps, longest first
+  Tensor order_, rows_;           // which these are; t * B + b of each packed row
   // What arguments() refers to.
   Tensor input_;
   OptionalTensor hx_, index_, batch_sizes_;
