@@ -229,7 +229,7 @@ def test_a_machine_with_tiles_is_planned_for_them():
         ({"T": 0}, "sizes must be positive, got 0"),
         ({"I": -1}, "I must not be negative, got -1"),
         ({"lengths": [1]}, "lengths must hold B = 2 numbers, got 1"),
-        ({"lengths": [1, 11]}, r"lengths must be in 0..10, got 11"),
+        ({"lengths": [1, 11]}, "lengths must be in 0..10, got 11"),
         ({"machine": "z80"}, "machine must be one of zen4, zen5, xeon-amx, got z80"),
         ({"machine": {"speed": 1.0}}, "a machine's numbers are multiply, .*, got speed"),
         ({"machine": {"far_rate": 0}}, "a machine's far_rate must be a positive number, got 0"),
