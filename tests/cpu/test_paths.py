@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from helpers import samples
@@ -99,6 +100,14 @@ def test_values_gradients_and_bits(case, isa, threads):
         assert same(given.call(recurrence), (output, h_n))
     if T == 1 and case["source"] == "features" and case["hx"]:
         check_parts_of_gradients(arguments, slice(B // 5, B // 2))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_plain_calls_of_every_size(size):
+    """Some ways need a call without anything else, which a cover of all factors may not have."""
+    for kind, threads in (("float32", 2), ("float64", 1), ("bfloat16", 2)):
+        torch.set_num_threads(threads)
+        samples.check(sized(size, kind))
 
 
 def check_parts_of_gradients(arguments, rows):
