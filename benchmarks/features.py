@@ -92,9 +92,9 @@ def rows() -> Iterator[Row]:
     yield from peers("T=300 B=32 I=3 H=100, train", train=True)
     drops, plain = (rnnext.RNN(3, 100, 2, dropout=p) for p in (0.2, 0.0))
     for what, other in (("itself without", plain), ("nn.RNN's", nn.RNN(3, 100, 2, dropout=0.2))):
-        both = module_call(drops, x, True), module_call(other, x, True)
+        calls = module_call(drops, x, True), module_call(other, x, True)
         row = f"Two layers with dropout against {what}, T=300 B=32 I=3 H=100, train"
-        yield Row(row, turns(*both, same=False))
+        yield Row(row, turns(*calls, same=False))
     for mode in MODES:
         yield from tokens(mode, mode == "train")
     step = torch.randn(1, 64)
