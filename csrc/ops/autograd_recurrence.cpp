@@ -132,10 +132,8 @@ struct ForwardFunction {
 
 // The derivative of the backward op: it is computed again in ATen operations, and autograd goes
 // through these.
-template <class Op>
 struct BackwardFunction {
-  static constexpr const char* name =
-      kEnsemble<Op> ? "RecurrenceEnsembleBackwardBackward" : "RecurrenceBackwardBackward";
+  static constexpr const char* name = "RecurrenceBackwardBackward";
   static constexpr bool is_traceable = false;
 
   static RecurrenceGradients forward(RecurrenceResults r, const RecurrenceArguments& a,
@@ -145,7 +143,7 @@ struct BackwardFunction {
     const auto node = node_of<BackwardFunction>(flattened(r, a));
     RecurrenceGradients gradients = [&] {
       at::AutoDispatchBelowADInplaceOrView guard;
-      return call_backward<typename Op::Backward>(whole, a, wanted);
+      return call_backward<RecurrenceBackwardOp>(whole, a, wanted);
     }();
     node->ctx_.saved_data["values"] = values_of(r, a, wanted);
     record(node, flattened(gradients), flattened(r, a));
@@ -168,7 +166,7 @@ struct BackwardFunction {
     };
     r = with_each(std::move(r), watch);
     s = with_each(std::move(s), watch);
-    const variable_list results = flattened(differentiable(passed(r), passed(s), wanted));
+    const variable_list results = flattened(backward_loop(passed(r), passed(s), wanted));
     const variable_list grads = gradients_of(results, cotangents, watched, recorded);
     auto next = grads.begin();
     auto was_watched = is_watched.begin();
@@ -177,16 +175,6 @@ struct BackwardFunction {
     s = with_each(std::move(s), take);
     s.batch_sizes.reset();
     return flattened(r, s);
-  }
-
- private:
-  static RecurrenceGradients differentiable(const RecurrenceResults& r,
-                                            const RecurrenceArguments& a, const Wanted& wanted) {
-    if constexpr (kEnsemble<Op>) {
-      return member_by_member(r, a, wanted, backward_loop);
-    } else {
-      return backward_loop(r, a, wanted);
-    }
   }
 };
 
@@ -235,18 +223,13 @@ typename Op::Results recurrence(const RecurrenceArguments& a, bool save) {
 template <class Op>
 RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
                                         const Wanted& wanted) {
-  if (any_dual_in(r, a)) {
-    if constexpr (kEnsemble<Op>) {
-      return ensemble_backward_in_turn(r, a, wanted);
-    } else {
-      return backward_loop(r, a, wanted);
-    }
-  }
-  if (!any_recorded(r, a)) {
+  const bool dual = any_dual_in(r, a);
+  if (!dual && !any_recorded(r, a)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_backward<typename Op::Backward>(r, a, wanted);
   }
-  return BackwardFunction<Op>::forward(r, a, wanted);
+  if constexpr (kEnsemble<Op>) return ensemble_backward_in_turn(r, a, wanted);
+  return dual ? backward_loop(r, a, wanted) : BackwardFunction::forward(r, a, wanted);
 }
 
 // A stack runs layer by layer where a gradient is wanted.

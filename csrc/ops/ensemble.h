@@ -52,33 +52,22 @@ Struct stacked(const std::vector<Struct>& each) {
   });
 }
 
-template <class Call>
-RecurrenceOp::Results member_by_member(const RecurrenceArguments& a, const Call& call) {
-  std::vector<RecurrenceOp::Results> each;
-  for (const KeptArguments& member : members_of(a)) each.push_back(call(passed(member)));
-  return stacked(each);
-}
-template <class Call>
-RecurrenceGradients member_by_member(const RecurrenceResults& r, const RecurrenceArguments& a,
-                                     const Wanted& wanted, const Call& call) {
-  const std::vector<KeptArguments> members = members_of(a);
-  const std::vector<KeptResults> results = members_of(r, static_cast<int64_t>(members.size()));
-  std::vector<RecurrenceGradients> each;
-  for (size_t m = 0; m < members.size(); ++m)
-    each.push_back(call(passed(results[m]), passed(members[m]), wanted));
-  return stacked(each);
-}
-
 // The ensemble's ops as the members' calls in a row.
 inline RecurrenceOp::Results ensemble_in_turn(const RecurrenceArguments& a, bool save) {
-  return member_by_member(
-      a, [&](const RecurrenceArguments& one) { return call_forward<RecurrenceOp>(one, save); });
+  std::vector<RecurrenceOp::Results> each;
+  for (const KeptArguments& member : members_of(a))
+    each.push_back(call_forward<RecurrenceOp>(member, save));
+  return stacked(each);
 }
 inline RecurrenceGradients ensemble_backward_in_turn(const RecurrenceResults& r,
                                                      const RecurrenceArguments& a,
                                                      const Wanted& wanted) {
-  return member_by_member(
-      r, a, wanted, call_backward<RecurrenceBackwardOp, RecurrenceResults, RecurrenceArguments>);
+  const std::vector<KeptArguments> members = members_of(a);
+  const std::vector<KeptResults> results = members_of(r, static_cast<int64_t>(members.size()));
+  std::vector<RecurrenceGradients> each;
+  for (size_t m = 0; m < members.size(); ++m)
+    each.push_back(call_backward<RecurrenceBackwardOp>(results[m], members[m], wanted));
+  return stacked(each);
 }
 
 }  // namespace rnnext
