@@ -63,7 +63,9 @@ class SequenceDropout(nn.Module):
 
 
 class TextModel(nn.Module):
-    """Embedding, RNN and score layer.
+    """Embedding, RNN and score layer, with dropout between the last two.
+
+    Not between layers of the RNN, where rnnext draws other masks than torch.nn from the same seed.
 
     Args:
         embedding_rnn: one of LIBRARIES, or a class with its arguments.
@@ -81,7 +83,6 @@ class TextModel(nn.Module):
             config.hidden,
             config.layers,
             nonlinearity=config.nonlinearity,
-            dropout=config.dropout if config.layers > 1 else 0.0,
             bidirectional=config.bidirectional,
         )
         self.dropout = SequenceDropout(config.dropout)

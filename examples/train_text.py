@@ -98,9 +98,7 @@ def options() -> argparse.ArgumentParser:
         "--length", type=positive, default=100, help="time steps of a training window"
     )
     parser.add_argument("--batch", type=positive, default=20, help="windows side by side")
-    parser.add_argument(
-        "--dropout", type=probability, default=0.2, help="of the outputs of every layer"
-    )
+    parser.add_argument("--dropout", type=probability, default=0.2, help="of the RNN's output")
     parser.add_argument(
         "--rate", type=positive_rate, default=3e-3, help="learning rate; halves every 400 steps"
     )
