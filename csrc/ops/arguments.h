@@ -24,7 +24,7 @@ inline bool given(const OptionalTensor& t) { return t.has_value() && t->defined(
 
 // Where the batch of sequences lies in an argument or a result. rows: in the second dimension, or
 // the first if the rows are packed. states: in the second. first: in the first. shared: nowhere,
-// since all sequences share it.
+// since all sequences share it. none: it has no data of sequences.
 enum class Batch { rows, states, first, shared, none };
 
 // X(type, name, where its batch is) of each argument of a call.

@@ -1,5 +1,5 @@
 // The nonlinearities and the forms of the leak, each in one list: whatever must know each of them
-// is generated from it, or is a template specialised for each, so that one that is missing
+// in C++ is generated from it, or is a template specialised for each, so that one that is missing
 // somewhere does not compile.
 #pragma once
 

@@ -7,7 +7,6 @@ from torch.export import Dim
 
 import rnnext
 from helpers.common import assert_close
-from reference.elman import ACTIVATIONS
 from rnnext import functional
 
 pytest.importorskip("onnxscript", reason="in the extra `test`")
@@ -43,7 +42,7 @@ class Functional(nn.Module):
 
     def forward(self, x, hx, lengths):
         found = ()
-        for n, name in enumerate(ACTIVATIONS):
+        for n, name in enumerate(rnnext.onnx._ACTIVATIONS):
             found += functional.recurrence(
                 x, hx, None, self.weight_hh, lengths=lengths, nonlinearity=name, reverse=n == 0
             )

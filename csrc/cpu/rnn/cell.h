@@ -9,8 +9,8 @@
 namespace rnnext::RNNEXT_ISA {
 
 // h = forward(pre), and backward(grad, h), the gradient of pre from the gradient of h and h alone.
-// NaN goes through all of them, as in torch. S: what h is stored as, which matters to tanh alone;
-// for the others all that is computed alike shares its tiles.
+// NaN goes through all of them, as in torch. S is the type that h is stored as, on which only
+// tanh depends.
 template <class S, Nonlinearity name>
 struct Activation;
 
