@@ -163,6 +163,7 @@ Sequences check(const RnnArguments& a) {
   TORCH_CHECK(a.num_layers > 0 && a.num_layers <= n && n == a.num_layers * D * per_direction,
               "weights must hold ", per_direction, " tensors for each of ", a.num_layers,
               " layers and ", D, " directions, got ", n);
+  TORCH_CHECK(a.dropout >= 0 && a.dropout <= 1, "dropout must be between 0 and 1, got ", a.dropout);
   for (const auto& [name, list] : {std::pair("alpha", a.alpha), std::pair("noise", a.noise)})
     TORCH_CHECK(list.empty() || static_cast<int64_t>(list.size()) == a.num_layers * D, name,
                 " must hold a tensor for each of ", a.num_layers, " layers and ", D,
