@@ -31,8 +31,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     Returns:
         For each of rnnext's ops a function that builds what it is in ONNX. What ONNX cannot say,
         they refuse with a NotImplementedError that names it: a leak, noise, resets, packed input,
-        bfloat16, an unknown activation, dropout while training. (The exporter shows it as the cause
-        of its own error.)
+        bfloat16, dropout while training. (The exporter shows it as the cause of its own error.)
 
     Example::
 
