@@ -110,7 +110,7 @@ Tensor dropped(const Tensor& x, double p) {
       call_op<NoiseOp>(key, packed ? 1 : x.sym_size(0), x.sym_size(-2), 1, x.sym_size(-1));
   if (packed) numbers = numbers.squeeze(0);
   const double quantile = std::sqrt(2) * calc_erfinv(2 * p - 1);
-  return x * numbers.gt_(quantile).mul_(1 / (1 - p)).to(x.scalar_type());
+  return x * numbers.gt_(quantile).to(x.scalar_type()).mul_(1 / (1 - p));
 }
 
 // The sequences of a call, time first, as the ops of one layer take them.

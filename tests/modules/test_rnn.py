@@ -40,12 +40,13 @@ def test_the_mode_decides_which_nonlinearity_as_in_torch():
 @pytest.mark.parametrize("packed", [False, True])
 def test_dropout_keeps_its_share_of_the_first_layers_outputs(p, packed):
     """Layers that give ones, and what they are given: the output is what dropout makes of ones."""
-    rnn = rnnext.RNN(1, 50, 2, nonlinearity="relu", dropout=p)
+    rnn = rnnext.RNN(1, 50, 2, nonlinearity="relu", dropout=p, dtype=torch.float64)
     for parameter in rnn.parameters():
         nn.init.zeros_(parameter)
     nn.init.ones_(rnn.bias_ih_l0)
     nn.init.eye_(rnn.weight_ih_l1)
-    x = pack_sequence([torch.zeros(20, 1)] * 100) if packed else torch.zeros(20, 100, 1)
+    x = torch.zeros(20, 100, 1, dtype=torch.float64)
+    x = pack_sequence(list(x.unbind(1))) if packed else x
 
     def call(seed, threads=2):
         torch.set_num_threads(threads)
@@ -62,7 +63,8 @@ def test_dropout_keeps_its_share_of_the_first_layers_outputs(p, packed):
     assert p == 1 or not torch.equal(output, call(2))
     (grad,) = torch.autograd.grad(output.sum(), rnn.bias_ih_l0)
     assert torch.equal((grad * (1 - p)).round(), kept.flatten(0, -2).sum(0))
-    assert torch.equal(rnn.eval()(torch.zeros(2, 3, 1))[0], torch.ones(2, 3, 50))
+    ones = torch.ones(20, 100, 50, dtype=torch.float64)
+    assert torch.equal(rnn.eval()(ones[..., :1] * 0)[0], ones)
 
 
 @pytest.mark.parametrize("layout", ["batched", "single", "packed"])
