@@ -27,10 +27,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 # torch 2.11 is built for CUDA 13.0, so the compiler is of 13.0.
 TORCH = ["torch==2.11.*", "setuptools>=77", "wheel", "ninja", "numpy", "pybind11"]
-COMPILER = [
-    f"nvidia-{name}==13.0.*"
-    for name in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-cccl", "cuda-runtime")
-]
+CUDA = "13.0"
+COMPILER = ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-cccl", "cuda-runtime")
 # They read machine code of any older compiler; there is none of 13.0 on PyPI.
 DISASSEMBLER = ["nvidia-cuda-cuobjdump==13.2.*", "nvidia-cuda-nvdisasm==13.2.*"]
 
@@ -48,11 +46,21 @@ def install(packages: list[str], ready: Path, options: list[str]) -> None:
         ready.write_text(recipe)
 
 
+def compiler(cuda: str) -> list[str]:
+    """The packages of a compiler, of CUDA 13 or later."""
+    return [f"nvidia-{name}=={cuda}.*" for name in COMPILER]
+
+
+def toolkit(packages: list[str]) -> Path:
+    """The folder in which packages of NVIDIA's are installed."""
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--upgrade", "--target"]
+    install(packages, TOOLKIT / "ready", [*pip, str(TOOLKIT)])
+    return next(TOOLKIT.glob("nvidia/cu*"))
+
+
 def environment() -> dict[str, str]:
     """Environment variables under which the compiler is found, which this installs."""
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--upgrade", "--target"]
-    install([*COMPILER, *DISASSEMBLER], TOOLKIT / "ready", [*pip, str(TOOLKIT)])
-    home = TOOLKIT / "nvidia" / "cu13"
+    home = toolkit([*compiler(CUDA), *DISASSEMBLER])
     path = os.pathsep.join([str(home / "bin"), os.environ["PATH"]])
     return os.environ | {"CUDA_HOME": str(home), "PATH": path}
 

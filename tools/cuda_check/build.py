@@ -1,81 +1,33 @@
-"""`python -m tools.cuda_check.build`: what the machine has, and rnnext built beside its torch.
+"""`python -m tools.cuda_check.build`: rnnext built beside the torch of this Python.
 
 Each toolkit that is found is tried in turn; the last one is NVIDIA's compiler from PyPI, of the
 CUDA of this torch. $TORCH_CUDA_ARCH_LIST says for which cards. Waits of the kernels are bounded.
-`preflight` says what there is and what does not fit; `rehearse` compiles the kernels and links the
-program that sanitizers watch; `drive` runs that in the interpreter of tests/cuda_ptx, `counters`
-under Nsight Compute.
+`rehearse` compiles the kernels alone, for the interpreter of tests/cuda_ptx.
 """
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import importlib.metadata
 import os
-import re
-import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tools.cuda_build import ROOT, TOOLKIT, compiler, toolkit
+
 BUILD = ROOT / "build" / "cuda-check"
 PACKAGES = BUILD / "packages"
-DRIVER = Path(__file__).with_name("driver.cpp")
 BOUND = 20_000_000_000  # cycles after which a wait is given up: some 10 s
-# The newest GCC that nvcc takes, from each version on.
-NEWEST_GCC = {(12, 0): 12, (12, 4): 13, (12, 8): 14, (13, 0): 15}
 
 
-def said(*command: str) -> str:
-    """What a command prints, empty where it is missing or fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout + done.stderr if done.returncode == 0 else ""
+def toolkits() -> list[Path]:
+    """Folders with bin/nvcc: the one that torch takes, and those of pip's packages."""
+    from torch.utils.cpp_extension import CUDA_HOME
 
-
-def version_in(text: str, before: str) -> tuple[int, ...]:
-    found = re.search(rf"{before}(\d+)\.(\d+)", text)
-    return tuple(map(int, found.groups())) if found else ()
-
-
-def torch_cuda() -> str:
-    import torch
-
-    return torch.version.cuda or ""
-
-
-def toolkits() -> Iterator[Path]:
-    """Folders with bin/nvcc: CUDA_HOME's, the one on the path, those of pip's packages."""
-    seen = set()
-    places = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
-    if on_path := shutil.which("nvcc"):
-        # On the path it may be a script elsewhere: nvcc says itself where its toolkit is.
-        text = said(on_path, "--dryrun", "-c", "-x", "cu", os.devnull)
-        top = re.search(r"^#\$ TOP=(.+)$", text, re.MULTILINE)
-        places.insert(1, top[1] if top else str(Path(on_path).resolve().parents[1]))
-    folders = [Path(place) for place in places if place]
-    packages = [Path(sysconfig.get_path("purelib")), ROOT / "build" / "cuda-toolkit"]
-    packages += (ROOT / "build").glob("cuda-venv/lib/python3*/site-packages")
-    folders += [found for place in packages for found in sorted(place.glob("nvidia/cu*"))]
-    for folder in map(Path.resolve, folders):
-        if (folder / "bin" / "nvcc").exists() and folder not in seen:
-            seen.add(folder)
-            yield folder
-
-
-def toolkit_of_pypi() -> Path:
-    target, cuda = ROOT / "build" / "cuda-toolkit", torch_cuda()
-    names = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl",
-             "nvidia-cuda-runtime")  # fmt: skip
-    command = [sys.executable, "-m", "pip", "install", "-q", "--target", str(target)]
-    subprocess.run([*command, *(f"{name}=={cuda}.*" for name in names)], check=True, timeout=120)
-    return target / "nvidia" / f"cu{cuda.partition('.')[0]}"
+    found = [Path(CUDA_HOME)] if CUDA_HOME else []
+    for packages in (Path(sysconfig.get_path("purelib")), TOOLKIT):
+        found += sorted(packages.glob("nvidia/cu*"))
+    return [home for home in dict.fromkeys(found) if (home / "bin" / "nvcc").exists()]
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -102,108 +54,26 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-def preflight() -> list[str]:
-    """Print what there is; a sentence for each thing that does not fit."""
-    import torch
-
-    cuda, homes = torch_cuda(), list(toolkits())
-    gcc = version_in(said("gcc", "-dumpfullversion"), "")
-    driver = version_in(said("nvidia-smi"), r"CUDA Version: ")
-    print(f"Python {sys.version.split()[0]}, torch {torch.__version__} for CUDA {cuda or 'none'}, "
-          f"gcc {gcc}, driver for CUDA {driver}")  # fmt: skip
-    wrong = []
-    if not cuda:
-        wrong.append(f"torch {torch.__version__} is not a CUDA build: install one from pytorch.org")
-    elif driver and driver < version_in(cuda, ""):
-        wrong.append(f"the driver runs CUDA up to {driver}, and torch is built for {cuda}")
-    for home in homes:
-        nvcc = version_in(said(str(home / "bin" / "nvcc"), "--version"), "release ")
-        print(f"nvcc {nvcc} in {home}")
-        newest = max((n for since, n in NEWEST_GCC.items() if nvcc >= since), default=0)
-        if gcc and gcc[0] > newest:
-            wrong.append(f"nvcc {nvcc} takes GCC up to {newest}, here is {gcc}: set NVCC_CCBIN")
-        if cuda and nvcc[:1] != version_in(cuda, "")[:1]:
-            wrong.append(f"nvcc {nvcc} is of another CUDA than torch's, {cuda}")
-    if not homes:
-        wrong.append("there is no nvcc; the build tries PyPI's, which needs the network")
-    for package in ("setuptools", "ninja", "pybind11", "numpy", "pytest", "pytest-xdist"):
-        try:
-            print(package, importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            wrong.append(f"{package} is missing: python -m pip install {package}")
-    return wrong
-
-
 def build(home: Path) -> bool:
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(PACKAGES), "build"]
     command += ["--build-base", str(BUILD), "--build-temp", str(BUILD / "objects")]
     command += ["--build-lib", str(PACKAGES)]
     print(f"building with {home}", flush=True)
-    made = subprocess.run(command, cwd=ROOT, env=environment(home)).returncode == 0
-    objects = (BUILD / "objects" / "csrc" / "cuda").rglob("*.o")
-    return made and link_driver(home, [o for o in objects if o.parent.name != "binding"])
-
-
-def link_driver(home: Path, objects: list[Path]) -> bool:
-    command = [os.environ.get("CXX", "g++"), "-std=c++20", "-o", str(BUILD / "driver"), str(DRIVER)]
-    command += [f"-I{ROOT / 'csrc'}", f"-I{home / 'include'}", *map(str, objects), "-lcudart"]
-    command += [f"-Wl,-rpath,{home / folder}" for folder in ("lib", "lib64")]
-    return subprocess.run(command, env=environment(home)).returncode == 0
-
-
-def interpreted() -> list[Path]:
-    """The objects of the kernels and of their choice, as the interpreter runs them."""
-    from cuda_ptx import build as ptx
-
-    sources = [*ptx.CUDA.rglob("*.cu"), ptx.CUDA / "recurrence" / "choice.cpp"]
-    objects: list[Path] = ptx.compile_all(sources)
-    return objects
-
-
-def drive(only: list[str]) -> None:
-    from cuda_ptx import build as ptx
-    from cuda_ptx.library import Library
-
-    objects = [*interpreted(), *ptx.compile_all([ptx.HERE / "runtime.cpp", DRIVER])]
-    library = Library(ptx.link("driver", objects), objects)
-    for name in only or [""]:
-        library.run("run_kernels", 40, ctypes.create_string_buffer(name.encode()))
-
-
-def counters(ncu: str) -> int:
-    """One call of ncu for each way of a recurrence, so that one that is stopped loses no other."""
-    failed = 0
-    for way in ("step", "block", "cluster", "cluster tagged", "grid", "grid tagged"):
-        command = [ncu, "--csv", "--page", "raw", "--set", "basic", str(BUILD / "driver")]
-        try:
-            failed += subprocess.run([*command, f"{way}, bf16"], timeout=40).returncode != 0
-        except subprocess.TimeoutExpired:
-            failed += 1
-    return int(failed > 0)
+    return subprocess.run(command, cwd=ROOT, env=environment(home)).returncode == 0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", nargs="?", choices=["preflight", "rehearse", "drive", "counters"])
-    parser.add_argument("only", nargs="*", help="of drive: how the names of cases begin")
-    parser.add_argument("--ncu", default="ncu", help="the program")
-    options = parser.parse_args()
+    if sys.argv[1:] == ["rehearse"]:
+        from cuda_ptx import build as ptx
+
+        ptx.compile_all(list(ptx.CUDA.rglob("*.cu")))
+        return 0
+    import torch
+
     PACKAGES.mkdir(parents=True, exist_ok=True)
-    homes = list(toolkits())
-    if options.step == "preflight":
-        for sentence in preflight():
-            print(sentence)
-        return 0
-    if options.step == "drive":
-        drive(options.only)
-        return 0
-    if options.step == "counters":
-        return counters(options.ncu)
-    if options.step == "rehearse":
-        if not homes:
-            print("there is no nvcc: building was not rehearsed")
-        return 0 if homes and link_driver(homes[0], interpreted()) else 1
-    return 0 if any(map(build, homes)) or build(toolkit_of_pypi()) else 1
+    subprocess.run([sys.executable, "-m", "torch.utils.collect_env"])  # what does not fit shows
+    built = any(map(build, toolkits())) or build(toolkit(compiler(torch.version.cuda or "13.0")))
+    return 0 if built else 1
 
 
 if __name__ == "__main__":
