@@ -10,11 +10,9 @@ from __future__ import annotations
 import dataclasses
 import re
 import subprocess
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 RESIDENT = "recurrence_kernel"  # the template of the kernels that keep W_hh on chip
 
 # What a step must not wait for, by how its operation begins. Integer division shows in the
@@ -166,19 +164,16 @@ def loop_faults(kernel: str, loop: list[Instruction]) -> list[str]:
 
 
 def readable(names: list[str]) -> list[str]:
-    """Names of kernels without argument lists, namespaces and numbers of an enum."""
-    header = (ROOT / "csrc" / "recurrence" / "nonlinearity.h").read_text()
-    nonlinearities = re.findall(r"X\((\w+)\)", header.partition("RNNEXT_NONLINEARITIES(X)")[2])
+    """Names of kernels with the arguments of their templates, without namespaces."""
     done = subprocess.run(
-        ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
+        ["c++filt", "--no-params"],
+        input="\n".join(names),
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    result = []
-    for name in done.stdout.splitlines():
-        name = name.replace("(anonymous namespace)::", "").removeprefix("void ")
-        name = re.sub(r"rnnext::(cuda::)?", "", name)
-        name = re.sub(r"\(Nonlinearity\)(\d+)", lambda found: nonlinearities[int(found[1])], name)
-        result.append(re.sub(r"\((?:[^()]|\([^()]*\))*\)$", "", name))
-    return result
+    spaces = re.compile(r"rnnext::(cuda::)?|\(anonymous namespace\)::")
+    return [spaces.sub("", name) for name in done.stdout.splitlines()]
 
 
 def runs(kernel: str, arch: str) -> bool:
@@ -192,14 +187,14 @@ def faults(cubin: Path) -> tuple[int, list[str]]:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = [f for f in functions(done.stdout) if RESIDENT in f[0]]
     names = readable([name for name, _, _ in found])
-    count, wrong = Counter[str](), []
+    count, wrong = 0, []
     for name, (_, arch, code) in zip(names, found, strict=True):
         loop = step_loop(code)
-        count[name] += bool(loop)
+        count += bool(loop)
         if loop:
             wrong += [
                 f"{name} on sm_{arch}: {what} in the step loop" for what in loop_faults(name, loop)
             ]
         elif runs(name, arch):
             wrong.append(f"{name} on sm_{arch}: no step loop found")
-    return count.total(), wrong
+    return count, wrong
