@@ -27,25 +27,32 @@ inline bool given(const OptionalTensor& t) { return t.has_value() && t->defined(
 // since all sequences share it. none: it has no data of sequences.
 enum class Batch { rows, states, first, shared, none };
 
-// X(type, name, where its batch is) of each argument of a call.
-#define RNNEXT_RECURRENCE_ARGUMENTS(X)    \
-  X(Tensor, input, rows)                  \
-  X(OptionalTensor, hx, states)           \
-  X(TensorList, weight_ih, shared)        \
-  X(TensorList, weight_hh, shared)        \
-  X(TensorList, bias_ih, shared)          \
-  X(TensorList, bias_hh, shared)          \
-  X(OptionalTensor, index, rows)          \
-  X(OptionalTensor, lengths, first)       \
-  X(OptionalTensor, batch_sizes, none)    \
-  X(OptionalTensor, reset, states)        \
-  X(OptionalTensor, reset_state, states)  \
-  X(TensorList, alpha, shared)            \
-  X(std::string_view, form, none)         \
-  X(TensorList, noise, shared)            \
-  X(OptionalTensor, noise_key, shared)    \
-  X(std::string_view, nonlinearity, none) \
-  X(c10::List<bool>, reverse, none)
+// The value of `reverse` for one direction or two, made once, since a list lives on the heap.
+inline const c10::List<bool>& directions(int64_t D) {
+  static const c10::List<bool> one({false}), two({false, true});
+  return D == 1 ? one : two;
+}
+
+// X(type, name, where its batch is, its default) of each argument of a call. A call that C++ makes
+// names the arguments that differ from their defaults; unset: none.
+#define RNNEXT_RECURRENCE_ARGUMENTS(X)            \
+  X(Tensor, input, rows, unset)                   \
+  X(OptionalTensor, hx, states, unset)            \
+  X(TensorList, weight_ih, shared, unset)         \
+  X(TensorList, weight_hh, shared, unset)         \
+  X(TensorList, bias_ih, shared, unset)           \
+  X(TensorList, bias_hh, shared, unset)           \
+  X(OptionalTensor, index, rows, unset)           \
+  X(OptionalTensor, lengths, first, unset)        \
+  X(OptionalTensor, batch_sizes, none, unset)     \
+  X(OptionalTensor, reset, states, unset)         \
+  X(OptionalTensor, reset_state, states, unset)   \
+  X(TensorList, alpha, shared, unset)             \
+  X(std::string_view, form, none, "rate")         \
+  X(TensorList, noise, shared, unset)             \
+  X(OptionalTensor, noise_key, shared, unset)     \
+  X(std::string_view, nonlinearity, none, "tanh") \
+  X(c10::List<bool>, reverse, none, directions(1))
 
 // X(type, name, where its batch is) of what the backward op is given before these.
 #define RNNEXT_RECURRENCE_RESULTS(X)   \
@@ -125,37 +132,49 @@ using Flag = bool;
 template <class>
 using Place = Batch;
 
-// The value of a field that nobody gives.
-template <class T>
-T unset() {
-  if constexpr (std::is_reference_v<T>) {
-    static const std::remove_cvref_t<T> none{};
+// The value of a field that nobody gives: its argument's default, if it holds an argument.
+inline constexpr struct Unset {
+} unset;
+template <template <class> class Field>
+constexpr bool kHoldsArguments = false;
+template <>
+inline constexpr bool kHoldsArguments<Passed> = true;
+template <>
+inline constexpr bool kHoldsArguments<Kept> = true;
+template <template <class> class Field, class Type, class Default = Unset>
+Field<Type> initial(const Default& value = unset) {
+  if constexpr (kHoldsArguments<Field> && !std::is_same_v<Default, Unset>) {
+    return value;
+  } else if constexpr (std::is_reference_v<Field<Type>>) {
+    static const std::remove_cvref_t<Field<Type>> none{};
     return none;
   } else {
-    return T{};
+    return Field<Type>{};
   }
 }
 
-#define RNNEXT_FIELD(type, name, ...) Field<type> name = unset<Field<type>>();
+#define RNNEXT_ARGUMENT(type, name, place, value) Field<type> name = initial<Field, type>(value);
+#define RNNEXT_FIELD(type, name, ...) Field<type> name = initial<Field, type>();
 #define RNNEXT_PASS(type, name, ...) , s.name
 // A struct with a field for each item of a list. spread(s, f): f(field, field...)
-#define RNNEXT_STRUCT(Name, LIST)                               \
+#define RNNEXT_STRUCT(Name, LIST, FIELD)                        \
   template <template <class> class Field>                       \
   struct Name {                                                 \
-    LIST(RNNEXT_FIELD)                                          \
+    LIST(FIELD)                                                 \
     template <class Self, class F>                              \
     static decltype(auto) spread(Self& s, F&& f) {              \
       return std::invoke(std::forward<F>(f) LIST(RNNEXT_PASS)); \
     }                                                           \
   };
-RNNEXT_STRUCT(Arguments, RNNEXT_RECURRENCE_ARGUMENTS)
-RNNEXT_STRUCT(Results, RNNEXT_RECURRENCE_RESULTS)
-RNNEXT_STRUCT(Gradients, RNNEXT_RECURRENCE_GRADIENTS)
-RNNEXT_STRUCT(RnnFields, RNNEXT_RNN_ARGUMENTS)
-RNNEXT_STRUCT(CellFields, RNNEXT_CELL_ARGUMENTS)
+RNNEXT_STRUCT(Arguments, RNNEXT_RECURRENCE_ARGUMENTS, RNNEXT_ARGUMENT)
+RNNEXT_STRUCT(Results, RNNEXT_RECURRENCE_RESULTS, RNNEXT_FIELD)
+RNNEXT_STRUCT(Gradients, RNNEXT_RECURRENCE_GRADIENTS, RNNEXT_FIELD)
+RNNEXT_STRUCT(RnnFields, RNNEXT_RNN_ARGUMENTS, RNNEXT_FIELD)
+RNNEXT_STRUCT(CellFields, RNNEXT_CELL_ARGUMENTS, RNNEXT_FIELD)
 #undef RNNEXT_STRUCT
 #undef RNNEXT_PASS
 #undef RNNEXT_FIELD
+#undef RNNEXT_ARGUMENT
 
 template <class Struct, class F>
 decltype(auto) spread(Struct& s, F&& f) {
@@ -196,7 +215,7 @@ using Wanted = Gradients<Flag>;
 using RnnArguments = RnnFields<Passed>;
 using CellArguments = CellFields<Passed>;
 
-#define RNNEXT_PLACE(type, name, place) Batch::place,
+#define RNNEXT_PLACE(type, name, place, ...) Batch::place,
 inline const Arguments<Place> kArgumentPlaces{RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_PLACE)};
 inline const Results<Place> kResultPlaces{RNNEXT_RECURRENCE_RESULTS(RNNEXT_PLACE)};
 #undef RNNEXT_PLACE

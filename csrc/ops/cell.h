@@ -5,9 +5,6 @@
 
 namespace rnnext {
 
-// The value of `reverse` for one direction or two, made once, since a list lives on the heap.
-const c10::List<bool>& directions(int64_t D);
-
 // [B,n] or [n] as the one step of [1,B,n], and back to the shape of `like`.
 inline Tensor as_step(const Tensor& t) {
   return t.dim() == 1 ? t.view_symint({1, 1, t.sym_size(0)}) : t.unsqueeze(0);
@@ -32,9 +29,7 @@ class CellStep {
             .weight_hh = a_.weight_hh,
             .bias_ih = {&biases_[0], n},
             .bias_hh = {&biases_[1], n},
-            .form = "rate",
-            .nonlinearity = a_.nonlinearity,
-            .reverse = directions(1)};
+            .nonlinearity = a_.nonlinearity};
   }
 
  private:

@@ -85,7 +85,6 @@ Tensor project(const Tensor& x, const LayerWeights& of) {
                                 .weight_hh = {unread, D},
                                 .bias_ih = of.bias_ih,
                                 .bias_hh = of.bias_hh,
-                                .form = "rate",
                                 .nonlinearity = "identity",
                                 .reverse = directions(static_cast<int64_t>(D))};
     return std::get<0>(call_forward<RecurrenceOp>(a)).squeeze(0);
@@ -281,8 +280,7 @@ std::tuple<Tensor, Tensor> run_stack(const RnnArguments& a, const Tensor& x,
                                                           .reset = resets,
                                                           .alpha = a.alpha,
                                                           .form = a.form,
-                                                          .nonlinearity = a.nonlinearity,
-                                                          .reverse = directions(1)});
+                                                          .nonlinearity = a.nonlinearity});
   return {std::move(output), std::move(h)};
 }
 
@@ -307,11 +305,6 @@ std::tuple<Tensor, Tensor> run_under_autograd(const RnnArguments& a) {
 }
 
 }  // namespace
-
-const c10::List<bool>& directions(int64_t D) {
-  static const c10::List<bool> one({false}), two({false, true});
-  return D == 1 ? one : two;
-}
 
 CellStep::CellStep(const CellArguments& a) : a_(a) {
   TORCH_CHECK(a.input.dim() == 1 || a.input.dim() == 2, "input must have 1 or 2 dimensions, got ",

@@ -48,19 +48,13 @@ std::optional<Packing> Packing::of(const Recurrence& p, const RecurrenceGradOut&
 }
 
 RecurrenceArguments Packing::arguments(const RecurrenceArguments& a) {
-  input_ = given(a.index) ? a.input : pack(a.input);
-  if (given(a.index)) index_ = pack(*a.index);
-  if (given(a.hx)) hx_ = pack_states(*a.hx);
-  return {.input = input_,
-          .hx = hx_,
-          .weight_ih = a.weight_ih,
-          .weight_hh = a.weight_hh,
-          .index = index_,
-          .batch_sizes = batch_sizes_,
-          .alpha = a.alpha,
-          .form = a.form,
-          .nonlinearity = a.nonlinearity,
-          .reverse = a.reverse};
+  arguments_ = kept(a);
+  Tensor& rows = given(a.index) ? *arguments_.index : arguments_.input;
+  rows = pack(rows);
+  if (given(a.hx)) arguments_.hx = pack_states(*a.hx);
+  arguments_.lengths.reset();
+  arguments_.batch_sizes = batch_sizes_;
+  return passed(arguments_);
 }
 
 Recurrence Packing::planned(Recurrence p) const {

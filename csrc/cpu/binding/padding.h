@@ -37,9 +37,8 @@ class Packing {
   std::vector<int64_t> first_;    // [T+1] the first packed row of each step, and their number
   std::vector<int64_t> lengths_;  // of the sequences that have steps, longest first
   Tensor order_, rows_;           // which these are; t * B + b of each packed row
-  // What arguments() refers to.
-  Tensor input_;
-  OptionalTensor hx_, index_, batch_sizes_;
+  Tensor batch_sizes_;
+  KeptArguments arguments_;  // what arguments() refers to
 };
 
 }  // namespace rnnext

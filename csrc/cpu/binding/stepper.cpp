@@ -8,8 +8,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "ops/cell.h"
-
 namespace rnnext {
 namespace {
 
@@ -95,8 +93,7 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
                      .form = std::string(form),
                      .noise = copied(noise, "noise"),
                      .noise_key = noise_key,
-                     .nonlinearity = std::string(nonlinearity),
-                     .reverse = directions(1)};
+                     .nonlinearity = std::string(nonlinearity)};
   fill_call(layer.call, passed(layer.arguments));
   Recurrence& call = layer.call.p;
   layer.packed = empty_large({static_cast<int64_t>(kernels_->packed_bytes(call))}, at::kByte);
