@@ -298,6 +298,8 @@ PYBIND11_MODULE(_C, m) {
         about);
   };
   define_names("nonlinearities", rnnext::kNonlinearityNames, "The names that the ops take.");
+  define_names("onnx_nonlinearities", rnnext::kOnnxNames,
+               "What ONNX calls each; empty: it cannot.");
   define_names("forms", rnnext::kFormNames, "The forms of a leak that the ops take.");
   Eager<rnnext::RnnOp>::define(m);
   Eager<rnnext::RnnCellOp>::define(m);

@@ -13,16 +13,11 @@ from onnxscript import ir
 from onnxscript import opset18 as op
 
 import rnnext.ops  # noqa: F401  registers the ops
+from rnnext import _C
 
 __all__ = ["translation_table"]
 
-_ACTIVATIONS = {
-    "tanh": "Tanh",
-    "relu": "Relu",
-    "sigmoid": "Sigmoid",
-    "softplus": "Softplus",
-    "identity": "Affine",
-}
+_ACTIVATIONS = dict(zip(_C.nonlinearities(), _C.onnx_nonlinearities(), strict=True))
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -86,7 +81,7 @@ def _layer(
         ]
         weight_ih = [op.Constant(value=eye) for eye in columns]
     steps: Any = None if lengths is None else op.Cast(lengths, to=ir.DataType.INT32)
-    if nonlinearity not in _ACTIVATIONS:
+    if not _ACTIVATIONS[nonlinearity]:
         _refuse(f"activation {nonlinearity}")
     bias = None
     if bias_ih:

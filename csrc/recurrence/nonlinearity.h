@@ -11,15 +11,21 @@
 
 namespace rnnext {
 
-#define RNNEXT_NONLINEARITIES(X) X(tanh) X(relu) X(sigmoid) X(softplus) X(identity)
+// The name that users write, and that of ONNX's operator RNN ("": it has none).
+#define RNNEXT_NONLINEARITIES(X) \
+  X(tanh, "Tanh")                \
+  X(relu, "Relu") X(sigmoid, "Sigmoid") X(softplus, "Softplus") X(identity, "Affine")
 
-#define RNNEXT_CASE(name) name,
+#define RNNEXT_CASE(name, onnx) name,
 enum class Nonlinearity { RNNEXT_NONLINEARITIES(RNNEXT_CASE) };
 #undef RNNEXT_CASE
 
-// As users write them, in the order of the enum.
-#define RNNEXT_CASE(name) #name,
+// Both names in the order of the enum.
+#define RNNEXT_CASE(name, onnx) #name,
 constexpr const char* kNonlinearityNames[] = {RNNEXT_NONLINEARITIES(RNNEXT_CASE)};
+#undef RNNEXT_CASE
+#define RNNEXT_CASE(name, onnx) onnx,
+constexpr const char* kOnnxNames[] = {RNNEXT_NONLINEARITIES(RNNEXT_CASE)};
 #undef RNNEXT_CASE
 
 // A nonlinearity as a type: what with_nonlinearity hands on.
@@ -33,8 +39,8 @@ struct Named {
 #define RNNEXT_RETURN_FOR(name)                                     \
   switch (name) { RNNEXT_NONLINEARITIES(RNNEXT_NONLINEARITY_CASE) } \
   __builtin_unreachable()
-#define RNNEXT_NONLINEARITY_CASE(name) \
-  case Nonlinearity::name:             \
+#define RNNEXT_NONLINEARITY_CASE(name, onnx) \
+  case Nonlinearity::name:                   \
     return f(Named<Nonlinearity::name>{});
 
 // How a state leaks, a being alpha and f the nonlinearity, from the state s before and the
