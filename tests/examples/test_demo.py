@@ -20,8 +20,6 @@ import text_model  # noqa: E402
 import text_report  # noqa: E402
 import train_text  # noqa: E402
 
-from helpers.common import run_python  # noqa: E402
-
 SMALL = ["--hidden=24", "--vocab=120", "--length=12", "--batch=5", "--threads=1", "--rate=0.01"]
 
 
@@ -106,13 +104,6 @@ def test_interrupt_leaves_a_checkpoint_and_resume_goes_on_bit_for_bit(
 def test_the_default_text_is_all_of_pythons_prose(tmp_path, capsys):
     assert train_text.main([*SMALL, "--steps", "1", "--out", str(tmp_path)]) == 0
     assert f"{len(text_data.python_prose())} characters" in capsys.readouterr().out
-
-
-def test_killed_at_any_moment_it_goes_on_bit_for_bit(text, tmp_path):
-    """With more kills by hand: see docs/trust.md."""
-    program, place = Path(__file__).with_name("kill_demo.py"), ":".join(filter(None, sys.path))
-    run = run_python(str(program), text, str(tmp_path), "3", PYTHONPATH=place)
-    assert "killed 3 times" in run.stdout, run.stderr
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(text, tmp_path, capsys):

@@ -195,3 +195,26 @@ def test_revert_leaves_an_embedding_rnn_whole():
     rnnext.revert(model)
     assert same([model(few)[0], model(many)[0]], expected)
     assert type(model[0].rnn) is rnnext.RNN
+
+
+def test_a_spiking_network_of_snntorch():
+    """Its losses are the same, step by step. (It is made twice: a copy has no hooks.)"""
+    snntorch = pytest.importorskip("snntorch", reason="in the extra `test`")
+    x, labels, losses = torch.rand(20, 8, 6) * 3, torch.randint(3, (8,)), []
+    for swap in (lambda network: network, rnnext.convert):
+        torch.manual_seed(7)
+        network = swap(nn.Sequential(
+            snntorch.LeakyParallel(6, 16, beta=0.5, learn_beta=True),
+            snntorch.LeakyParallel(16, 3, beta=0.9),
+        ))  # fmt: skip
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        for _ in range(8):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(network(x).sum(0), labels)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+    assert {type(m) for m in network.modules()} & {rnnext.RNN, rnnext.RNNCell}
+    expected, actual = torch.stack(losses).chunk(2)
+    assert expected[-1] < expected[0]
+    assert_close(actual, expected)

@@ -71,23 +71,3 @@ def test_the_demo_trains_with_the_loss_of_one_process(folder):
     learner.train(config.steps)
     assert learner.losses[-1] < 0.97 * learner.losses[0]
     assert_close(torch.tensor(losses), torch.tensor(learner.losses))
-
-
-def test_a_process_that_is_killed_ends_the_others(folder, tmp_path):
-    """And the results of the run before stay."""
-    (tmp_path / "losses.json").write_text("of the run before")
-    program = tmp_path / "killed.py"
-    program.write_text("""
-import os, signal, text_model, train_distributed
-train = text_model.Learner.train
-def killed(learner, steps):
-    if learner.step >= 4 and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-    train(learner, steps)
-text_model.Learner.train = killed
-train_distributed.main()
-""")
-    run = torchrun(str(program), *options(folder), f"--out={tmp_path}")
-    assert run.returncode != 0
-    assert "Signal 9 (SIGKILL)" in run.stderr
-    assert (tmp_path / "losses.json").read_text() == "of the run before"

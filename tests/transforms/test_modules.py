@@ -142,35 +142,26 @@ def test_gradients_of_each_call_without_steps():
     assert_close(found, [torch.zeros(N, 6, 6).double(), torch.full((N, 2, 6), 3).double()])
 
 
-def test_ensemble_of_modules(module):
-    check_ensemble(*module, shared=True)
-    check_ensemble(*module, shared=False)
-
-
-def check_ensemble(theirs, ours, inputs, shared):
-    members = []
-    for _ in range(N):
-        members.append(copy.deepcopy(theirs))
-        for parameter in members[-1].parameters():
+@pytest.mark.parametrize("shared", [True, False], ids=["one input", "inputs"])
+def test_ensemble_of_modules(module, shared):
+    theirs, ours, inputs = module
+    members = [copy.deepcopy(theirs) for _ in range(N)]
+    for member in members:
+        for parameter in member.parameters():
             nn.init.uniform_(parameter, -1, 1)
     parameters, buffers = stack_module_state(members)
-    inputs = tuple(each[0] for each in inputs) if shared else inputs
-    dims = (0, 0, *[None if shared else 0] * len(inputs))
+    own = [[each[0 if shared else m] for each in inputs] for m in range(N)]
+    given, dims = (own[0], None) if shared else (inputs, 0)
 
     def call(parameters, buffers, *inputs):
         return functional_call(ours, (parameters, buffers), inputs)
 
-    result = flat(vmap(call, in_dims=dims)(parameters, buffers, *inputs))
-    expected = stacked([
-        flat(member(*(inputs if shared else [each[m] for each in inputs])))
-        for m, member in enumerate(members)
-    ])  # fmt: skip
-    assert_close(result, expected)
+    in_dims = (0, 0, *[dims] * len(inputs))
+    result = flat(vmap(call, in_dims=in_dims)(parameters, buffers, *given))
+    pairs = list(zip(members, own, strict=True))
+    assert_close(result, stacked([flat(member(*each)) for member, each in pairs]))
     sum(each.square().sum() for each in result).backward()
-    gradients = stacked([
-        eager_gradients(member, inputs if shared else [each[m] for each in inputs])
-        for m, member in enumerate(members)
-    ])  # fmt: skip
+    gradients = stacked([eager_gradients(member, each) for member, each in pairs])
     assert_close([parameter.grad for parameter in parameters.values()], gradients)
 
 

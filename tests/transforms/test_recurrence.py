@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.utils._pytree import tree_leaves, tree_map
 
 from helpers import samples
 from helpers.cases import VARIANTS
@@ -20,40 +21,6 @@ MAPPED = [
 ]  # fmt: skip
 
 
-def fit(case):
-    """The case without resets where rows are packed, and of one argument at least."""
-    case = dict(case)
-    if case["rows"] == "packed":
-        case["reset"] = None
-    present = {
-        name for name, value in vars(samples.make(**plain(case))).items()
-        if name != "batch_sizes" and (isinstance(value, Tensor) or value) and tensors_of(value)
-    }  # fmt: skip
-    case["mapped"] = [name for name in case["mapped"] if name in present] or ["input"]
-    return case
-
-
-def plain(case):
-    return {k: v for k, v in case.items() if k not in ("mapped", "dims")}
-
-
-def tensors_of(value):
-    return [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, Tensor)]
-
-
-def joined(values, dim):
-    """Several arguments of one name as one with another dimension."""
-    if isinstance(values[0], list):
-        return [torch.stack(each, dim) for each in zip(*values, strict=True)]
-    return torch.stack(values, dim)
-
-
-def picked(value, dim, n):
-    if isinstance(value, list):
-        return [each.select(dim, n) for each in value]
-    return value.select(dim, n)
-
-
 def stacked(results):
     """The results of calls in a row as those of all of them."""
     return [torch.stack(each) for each in zip(*results, strict=True)]
@@ -62,26 +29,22 @@ def stacked(results):
 class Mapped:
     """N calls of which some arguments differ, and how vmap is given these."""
 
-    def __init__(self, case):
-        case = fit(case)
-        self.dim = case["dims"]
-        calls = [samples.make(**plain(case)) for _ in range(N)]
-        self.one = calls[0]
+    def __init__(self, mapped, dim, **case):
+        calls = [samples.make(**case) for _ in range(N)]
+        self.one, self.dim = calls[0], dim
+        given = {name: [vars(call)[name] for call in calls] for name in mapped}
+        present = {k: v for k, v in given.items() if tensors_of(v) and k != "batch_sizes"}
         self.values = {
-            name: joined([getattr(call, name) for call in calls], self.dim)
-            for name in case["mapped"]
+            name: tree_map(lambda *each: torch.stack(each, dim), *values)
+            for name, values in (present or {"input": [call.input for call in calls]}).items()
         }
-        self.tensors = [
-            tensor
-            for value in {**vars(self.one), **self.values}.values()
-            for tensor in tensors_of(value)
-            if tensor.is_floating_point()
-        ]
+        tensors = tensors_of({**vars(self.one), **self.values})
+        self.tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
 
     def calls(self):
         """Each call by itself."""
         return [
-            replace(self.one, **{k: picked(v, self.dim, n) for k, v in self.values.items()})
+            replace(self.one, **tree_map(lambda v, n=n: v.select(self.dim, n), self.values))
             for n in range(N)
         ]
 
@@ -90,6 +53,10 @@ class Mapped:
         return vmap(lambda given: function(replace(self.one, **given)), in_dims=self.dim)(
             self.values
         )
+
+
+def tensors_of(values):
+    return [v for v in tree_leaves(values) if isinstance(v, Tensor)]
 
 
 def loss_of(function, call):
@@ -110,14 +77,20 @@ def by_loop(call):
     return call.expected()
 
 
+def unpacked_resets(case):
+    return case["rows"] != "packed" or case["reset"] is None
+
+
 ANY = {k: VARIANTS[k] for k in FACTORS}
 ANY |= {"reverse": [(True,), (False, True)], "reset": [None, "state"]}
 FEW = {**ANY, "nonlinearity": ["tanh", "softplus"]}
 
 
-@cover("case", **{**FEW, "leak": [None, "rate", "voltage"]}, mapped=MAPPED, dims=[0, 1])
+@cover(
+    "case", unpacked_resets, **{**FEW, "leak": [None, "rate", "voltage"]}, mapped=MAPPED, dim=[0, 1]
+)
 def test_vmap_gradients_through_it_and_gradients_of_each_call(case):
-    given = Mapped(case)
+    given = Mapped(**case)
 
     def gradients(by):
         def of_call(call):
@@ -146,20 +119,11 @@ def test_vmap_gradients_through_it_and_gradients_of_each_call(case):
 SMALL = {"T": 3, "B": 2, "I": 2, "H": 3, "vocabulary": 3}
 
 
-def unpacked_resets(case):
-    return case["rows"] != "packed" or case["reset"] is None
-
-
-@pytest.mark.parametrize(
-    ("outer", "inner", "leak"),
-    [("input", "weight_hh", "rate"), ("weight_hh", "input", "voltage"), ("input", "input", None)],
-)
-def test_nested_vmap(outer, inner, leak):
+@pytest.mark.parametrize("leak", [None, "rate", "voltage"])
+def test_nested_vmap(leak):
+    """Of inputs around weights, and the other way round."""
     one = samples.make(leak=leak)
-    x, W = (
-        torch.rand([2] * [outer, inner].count(name) + list(t.shape), dtype=t.dtype)
-        for name, t in (("input", one.input), ("weight_hh", one.weight_hh[0]))
-    )
+    x, W = (torch.rand(2, *t.shape, dtype=t.dtype) for t in (one.input, one.weight_hh[0]))
 
     def each(by):
         def of(x, W):
@@ -168,18 +132,11 @@ def test_nested_vmap(outer, inner, leak):
 
         return of
 
-    def mapped(function, name):
-        return vmap(function, (0, None) if name == "input" else (None, 0))
-
-    def looped(function, name):
-        def of(x, W):
-            pairs = [(x_, W) for x_ in x] if name == "input" else [(x, W_) for W_ in W]
-            return stacked([function(*pair) for pair in pairs])
-
-        return of
-
-    found = mapped(mapped(each(by_op), inner), outer)(x, W)
-    assert_close(found, looped(looped(each(by_loop), inner), outer)(x, W))
+    inputs, weights = (0, None), (None, 0)
+    expected = stacked([stacked([each(by_loop)(x_, W_) for W_ in W]) for x_ in x])
+    assert_close(vmap(vmap(each(by_op), weights), inputs)(x, W), expected)
+    turned = vmap(vmap(each(by_op), inputs), weights)(x, W)
+    assert_close([t.transpose(0, 1) for t in turned], expected)
 
 
 def test_a_call_inside_a_vmap_that_maps_none_of_it():
@@ -201,7 +158,7 @@ def test_a_call_inside_a_vmap_that_maps_none_of_it():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's make_dual
-@cover("case", unpacked_resets, **ANY)
+@cover("case", unpacked_resets, **FEW)
 def test_gradcheck_in_every_mode(case):
     call = samples.make(**SMALL, **case, requires_grad=True)
     tensors = call.float_tensors()
