@@ -16,6 +16,9 @@ from rnnext import _C
 
 # So many of each kind from a seed of the command line; or a few, always the same.
 CASES = int(os.environ.get("RNNEXT_FUZZ", "0"))
+PHASES = [Phase.explicit, Phase.generate]
+if "RNNEXT_FAULT" not in os.environ:  # of a planted fault, that it is found is enough
+    PHASES.append(Phase.shrink)
 PROFILE = settings(
     max_examples=CASES or 200,
     derandomize=not CASES,
@@ -23,7 +26,7 @@ PROFILE = settings(
     deadline=None,
     print_blob=False,
     suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    phases=PHASES,
 )
 LAST = Path(f"build/fuzz-{os.environ.get('PYTEST_XDIST_WORKER')}" if CASES else os.devnull)
 
