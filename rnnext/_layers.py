@@ -48,7 +48,7 @@ def stack_of(
 
     ``members`` is the number of dimensions that an ensemble's have more.
     """
-    flat = list(weights)
+    flat = [weights] if weights is None else list(weights)
     for weight in flat:
         if not isinstance(weight, Tensor):
             kind = type(weight).__name__

@@ -106,7 +106,8 @@ def revert(model: _Model, *, lengths: bool = False) -> _Model:
     Args:
         model: any module; it may itself be one of the three.
         lengths: whether the model passes ``lengths``, which torch.nn.RNN does not take: RNNs then
-            become a subclass of it that does. Default: ``False``.
+            become a subclass of it that does, and that torch.jit.script cannot compile.
+            Default: ``False``.
 
     Returns:
         The same model.

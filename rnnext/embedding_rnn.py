@@ -114,6 +114,7 @@ class EmbeddingRNN(nn.Module):
 
         Raises:
             IndexError: a token is outside 0..V-1; the message names it and its position.
+            TypeError: tokens that are no integers.
             ValueError, TypeError, RuntimeError: as :meth:`rnnext.RNN.forward`.
         """
         options = {"lengths": lengths, "reset": reset, "reset_state": reset_state}
@@ -124,6 +125,10 @@ class EmbeddingRNN(nn.Module):
             if node is not None:
                 return node
             raise TypeError(f"tokens must be a tensor, got {type(data).__name__}")
+        if data.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"tokens must be int32 or int64, got {str(data.dtype)[6:]}")
+        if data.dim() not in (1, 2):
+            raise ValueError(f"tokens must have 1 or 2 dimensions, got {data.dim()}")
         table = self._table(data)
         if table is None:
             features: Any = self.embedding(data)

@@ -169,7 +169,7 @@ def recurrence(
       reset_state are v (Song et al. 2016);
     - ``"blend"``: ``h_t = f((1 - a) h_{t-1} + a p_t)``, output ``o_t = h_t`` (Masse et al. 2019).
 
-    Gradients reach every tensor but ``lengths`` and ``reset``, to any order.
+    Gradients reach every tensor but ``lengths``, ``reset`` and the noise's, to any order.
 
     Args:
         input: the features, ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``), or, without
@@ -193,7 +193,8 @@ def recurrence(
             RNN is an equation in time. Default: none.
         form: of the leak. Default: ``"rate"``.
         noise_std: standard deviation of the noise that is added to p_t (to what f takes, without a
-            leak), on the CPU: a float, ``[]`` or ``[H]``. Default: no noise.
+            leak), on the CPU: a float, or a tensor ``[]`` or ``[H]`` that requires no gradient.
+            Default: no noise.
         noise_key: what the noise hangs on, int64 ``[]`` on the CPU: :func:`rnnext.ops.noise` gives
             its numbers. ``torch.randint(2**63 - 1, (), generator=...)`` draws one. Default: drawn
             from torch's generator.
@@ -204,8 +205,8 @@ def recurrence(
 
     Raises:
         ValueError: ``alpha`` outside (0, 1] (checked on the CPU, or where it is a float) or of
-            another shape, a float ``noise_std`` that is negative or not finite, one of another
-            shape, ``noise_key`` without it, an unknown ``nonlinearity`` or ``form``, ``reset``,
+            another shape, ``noise_std`` negative, not finite, of another shape or requiring a
+            gradient, ``noise_key`` without it, an unknown ``nonlinearity`` or ``form``, ``reset``,
             ``reset_state`` or ``lengths`` of another shape, ``reset_state`` alone, or a length
             outside 0..T.
         TypeError: ``reset`` is not bool, ``lengths`` are no integers, ``alpha`` or
@@ -249,7 +250,10 @@ def recurrence(
         alphas = [_of_units("alpha", alpha, weight_hh, lambda a: 0 < a <= 1, "in (0, 1]")]
     if noise_std is not None:
         must = "finite and not negative"
-        noise = [_of_units("noise_std", noise_std, weight_hh, lambda s: 0 <= s < math.inf, must)]
+        std = _of_units("noise_std", noise_std, weight_hh, lambda s: 0 <= s < math.inf, must)
+        if std.requires_grad and torch.is_grad_enabled():
+            raise ValueError("noise_std must not require a gradient: none reaches it")
+        noise = [std.to(weight_hh)]
     if noise and noise_key is None:
         noise_key = torch.randint(2**63 - 1, ())
     if noise_key is not None and not noise:

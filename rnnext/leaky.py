@@ -1,6 +1,7 @@
 """LeakyRNN: an Elman RNN whose state leaks, as continuous-time models of neurons do."""
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -114,7 +115,8 @@ class LeakyRNN(nn.RNNBase):
         _one_of("form", form, _C.forms())
         _one_of("noise_scale", noise_scale, list(_NOISE_SCALES))
         if not isinstance(num_layers, int):
-            hint = "; alpha is given by name" if isinstance(num_layers, (float, Tensor)) else ""
+            numeric = isinstance(num_layers, (numbers.Real, Tensor))
+            hint = "; alpha is given by name" if numeric else ""
             kind = type(num_layers).__name__
             raise TypeError(f"num_layers must be an integer, got {kind}{hint}")
         super().__init__(
@@ -168,6 +170,12 @@ class LeakyRNN(nn.RNNBase):
         else:
             self._noise_std = float(value)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As torch.nn's, but that noise_std given as a Parameter is no parameter: it is read."""
+        if name == "noise_std" and isinstance(value, Tensor):
+            value = value.detach()
+        super().__setattr__(name, value)
+
     def _logit_names(self) -> list[str]:
         directions = ["", "_reverse"] if self.bidirectional else [""]
         return [f"logit_alpha_l{k}{d}" for k in range(self.num_layers) for d in directions]
@@ -198,9 +206,11 @@ class LeakyRNN(nn.RNNBase):
 
     def _noise_stds(self, alphas: Sequence[Tensor]) -> list[Tensor]:
         """``noise_std`` scaled, ``[H]`` for each layer and direction; none where it is 0."""
-        std, scale = self._noise_std, _NOISE_SCALES[self.noise_scale]
+        std = self._noise_std
         if not isinstance(std, Tensor) and std == 0:
             return []
+        _one_of("noise_scale", self.noise_scale, list(_NOISE_SCALES))
+        scale = _NOISE_SCALES[self.noise_scale]
         return [std * scale(alpha.detach()) for alpha in alphas]
 
     def forward(
@@ -312,6 +322,8 @@ def _leak(
     if alpha is None:
         if dt is None or tau is None:
             raise ValueError("alpha must be given, or dt and tau")
+        if not bool((exact("dt", dt) > 0).all()):
+            raise ValueError(f"dt must be positive, got {dt}")
         name, value = "alpha = dt / tau", exact("dt", dt) / of_layers("tau", tau)
     else:
         if dt is not None or tau is not None:

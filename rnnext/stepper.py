@@ -10,14 +10,17 @@ from torch import Tensor, nn
 
 from rnnext import _C, functional
 from rnnext._layers import refuse_others, refuse_shape
+from rnnext.convert import LengthsRNN
+from rnnext.embedding import Embedding
 from rnnext.embedding_rnn import EmbeddingRNN
 from rnnext.leaky import LeakyRNN
-from rnnext.rnn import CELL_WEIGHTS, RNN, nonlinearity_of, weights_of
+from rnnext.rnn import CELL_WEIGHTS, RNN, RNNCell, nonlinearity_of, weights_of
 
 __all__ = ["Stepper"]
 
 _Module = RNN | LeakyRNN | EmbeddingRNN | nn.RNN | nn.RNNCell
 _KINDS = (RNN, LeakyRNN, EmbeddingRNN, nn.RNN, nn.RNNCell)
+_FORWARDS = [kind.forward for kind in (*_KINDS, LengthsRNN, RNNCell, Embedding, nn.Embedding)]
 
 # A table of more rows is not multiplied with W_ih ahead of the steps: that takes about as long as
 # it saves in as many steps as there are rows. (Measured with one sequence.)
@@ -57,7 +60,8 @@ class Stepper:
         batch_size: B.
 
     Raises:
-        TypeError: ``module`` is something else or lacks a weight, or ``batch_size`` is no integer.
+        TypeError: ``module`` is something else, lacks a weight, or it or a part of it has a forward
+            of its own; ``batch_size`` is no integer.
         ValueError: the module has two directions, ``batch_size`` is less than 1, or a leak's alpha
             is outside (0, 1].
         RuntimeError: its weights are not on the CPU, or of a dtype that :class:`rnnext.RNN` lacks.
@@ -87,6 +91,13 @@ class Stepper:
                 f"got {type(module).__name__}"
             )
         rnn = _rnn_of(module)
+        parts = [module, rnn, module.embedding] if rnn is not module else [rnn]
+        for part in parts:
+            if type(part).forward not in _FORWARDS or "forward" in vars(part):
+                raise TypeError(
+                    f"module must not have a forward of its own, which no step would call: "
+                    f"{type(part).__name__} has"
+                )
         if getattr(rnn, "bidirectional", False):
             raise ValueError("module must have one direction: the other starts at the end")
         self.num_layers = getattr(rnn, "num_layers", 1)

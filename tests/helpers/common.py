@@ -50,11 +50,14 @@ def assert_close(
     if expected.numel() == 0:
         return
     expected = expected.double()
-    error = (actual.double() - expected).abs().max().item()
+    errors = (actual.double() - expected).abs()
+    error = errors.max().item()
     scale = max(1.0, expected.abs().max().item())
     if tolerance is None:
         tolerance = TOLERANCE[dtype or actual.dtype]
-    assert error <= tolerance * scale, f"error {error} at scale {scale}, allowed {tolerance}"
+    place = [int(i) for i in torch.unravel_index(errors.argmax(), errors.shape)]
+    where = f"at {place} of {list(errors.shape)}"
+    assert error <= tolerance * scale, f"error {error} {where}, scale {scale}, allowed {tolerance}"
 
 
 def poison(results: Iterable[Tensor | None], dtype: torch.dtype) -> None:

@@ -261,7 +261,7 @@ def make(
         reset=torch.rand(T, B) < 1 / 3 if reset else None,
         reset_state=uniform(D, B, H) if reset == "state" else None,
         alpha=[uniform(H, bound=0.4) + 0.5 for _ in reverse] if leak else [],
-        noise=[uniform(H) for _ in reverse] if noise else [],
+        noise=[uniform(H).abs() for _ in reverse] if noise else [],
         noise_key=torch.randint(2**63 - 1, ()) if noise else None,
         form=leak or "rate",
         nonlinearity=nonlinearity,

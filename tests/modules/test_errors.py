@@ -254,6 +254,8 @@ REFUSED = [
         RuntimeError,
         "hx must have shape [1, 2, 4], got [1, 3, 4]",
     ),
+    (lambda: TOKEN_RNN(TOKENS > 3), TypeError, "tokens must be int32 or int64, got bool"),
+    (lambda: OF_FEW(0 * TOKENS[None]), ValueError, "tokens must have 1 or 2 dimensions, got 3"),
     (lambda: ensemble(hx=zeros(6, 1, 3, 4)), ValueError, "[6, 1, 2, 4], got [6, 1, 3, 4]"),
     (lambda: ensemble(input=X[0]), ValueError, "input must have 3 or 4 dimensions, got 2"),
     (lambda: ensemble(reset=BOOLS[0]), ValueError, "reset must have shape"),
@@ -261,6 +263,7 @@ REFUSED = [
     (lambda: functional_rnn(), ValueError, "each of 1 directions, got 0 tensors"),
     (lambda: functional_rnn(W_IH, W_HH, bidirectional=True), ValueError, "2 directions, got 2"),
     (lambda: functional_rnn(W_IH, None), TypeError, "got a NoneType among them"),
+    (lambda: ensemble(weights=None), TypeError, "got a NoneType among them"),
     (lambda: functional_rnn([W_IH, W_HH]), TypeError, "one flat list of tensors, got a list"),
     (lambda: functional_rnn(*WEIGHTS, nonlinearity="gelu"), ValueError, "got 'gelu'"),
     (
@@ -276,6 +279,14 @@ REFUSED = [
     (lambda: recur(alpha=0.0), ValueError, "alpha must be in (0, 1], got 0.0"),
     (lambda: recur(alpha="x"), TypeError, "alpha must be a number or a tensor, got str"),
     (lambda: recur(alpha=B[:3]), ValueError, "alpha must have shape [] or [4], got [3]"),
+    (lambda: recur(noise_std=B[:3]), ValueError, "noise_std must have shape [] or [4], got [3]"),
+    (lambda: recur(noise_std=-1.0), ValueError, "noise_std must be finite and not negative"),
+    (
+        lambda: recur(noise_std=torch.tensor([1.0, 1, -1, 1])),
+        ValueError,
+        "noise_std must be finite and not negative, got -1 at 2",
+    ),
+    (lambda: recur(noise_std=B), ValueError, "noise_std must not require a gradient"),
     (lambda: recur(form="x", alpha=0.5), ValueError, "form must be one of"),
     (
         lambda: recur(reset=BOOLS, batch_first=True, input=X.transpose(0, 1)),
@@ -352,7 +363,7 @@ def test_compiled_code_names_the_argument():
         (RNN, (X, zeros(3, 5, 4)), states),
         (CELL, (zeros(2, 7),), features),
         (EMBEDDING, (X,), INDICES),
-        (TOKEN_RNN, (X[..., 0],), INDICES),
+        (TOKEN_RNN, (X[..., 0],), "tokens must be int32 or int64, got float32"),
     ):
         torch.compiler.reset()
         compiled = torch.compile(module, fullgraph=True, backend="eager")

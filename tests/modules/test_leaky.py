@@ -94,12 +94,19 @@ def test_noise_is_that_of_the_op_whose_keys_the_generator_gives():
 
 def test_noise_that_is_none_is_refused_whenever_it_is_set():
     rnn = rnnext.LeakyRNN(2, 4, alpha=0.5, noise_std=0.1)
-    for value in (-1, math.nan, math.inf, torch.tensor([0.1, 0.2]), "1", True):
+    negative = nn.Parameter(torch.tensor(-0.1))
+    for value in (-1, math.nan, math.inf, torch.tensor([0.1, 0.2]), negative, "1", True):
         with pytest.raises((TypeError, ValueError), match=r"^noise_std must "):
             rnnext.LeakyRNN(2, 4, alpha=0.5, noise_std=value)
         with pytest.raises((TypeError, ValueError), match=r"^noise_std must "):
             rnn.noise_std = value
     assert rnn.noise_std == 0.1
+    rnn.noise_std = nn.Parameter(torch.tensor(0.2))
+    assert "noise_std" not in dict(rnn.named_parameters())
+    assert torch.equal(rnn.noise_std, torch.tensor(0.2))
+    rnn.noise_scale = "alpha"
+    with pytest.raises(ValueError, match=r"^noise_scale must be one of .* got 'alpha'"):
+        rnn(torch.zeros(3, 2, 2))
 
 
 def test_noise_is_scaled_by_each_layers_own_alpha():
@@ -152,6 +159,7 @@ def test_bad_arguments_are_named():
         ({"alpha": 0.1, "form": "cubic"}, ValueError, "form must be one of 'rate', .* got 'cubic'"),
         ({"alpha": 0.1, "nonlinearity": "gelu"}, ValueError, "nonlinearity must be .*'gelu'"),
         ({"alpha": 0.1, "noise_std": -1.0}, ValueError, "noise_std must be .* got -1.0"),
+        ({"dt": -1, "tau": -20}, ValueError, "dt must be positive, got -1"),
         ({"alpha": 0.1, "noise_scale": "x"}, ValueError, "noise_scale must be one of .* got 'x'"),
         ({"dt": 1.0, "tau": 0.0}, ValueError, r"dt / tau must be in \(0, 1\], got inf"),
         ({"alpha": 1e-9, "dtype": torch.float16}, ValueError, r"alpha must be in \(0, 1\]"),

@@ -114,12 +114,20 @@ def test_a_step_has_no_gradient():
         assert not any(v.requires_grad for v in stepper.step(*learned))
 
 
+class OwnForward(rnnext.Embedding):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
 BOTH = {"bidirectional": True}
+OF_OWN = rnnext.EmbeddingRNN(9, 4, 6)
+OF_OWN.embedding = OwnForward(9, 4)
 OF_LEAK = rnnext.LeakyRNN(4, 6, alpha=0.5)
 OF_LEAK.alpha.fill_(1.5)
 MADE_OF = [
     ((nn.Linear(4, 6),), TypeError, "RNNCell, got Linear"),
     ((nn.LSTM(4, 6),), TypeError, "got LSTM"),
+    ((OF_OWN,), TypeError, "a forward of its own, which no step would call: OwnForward has"),
     ((rnnext.RNN(4, 6, **BOTH),), ValueError, "one direction"),
     ((rnnext.EmbeddingRNN(9, 4, 6, **BOTH),), ValueError, "one direction"),
     ((OF_LEAK,), ValueError, "alpha must be in (0, 1], got 1.5"),

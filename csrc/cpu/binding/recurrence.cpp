@@ -38,15 +38,22 @@ int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& m
   return static_cast<int>(min_of(threads, plan.units * plan.hidden_parts));
 }
 
-void check_alpha(const void* alpha, int64_t H, at::ScalarType type) {
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type, "alpha", [&] {
+namespace {
+
+// Raises ValueError unless all H values fit.
+template <class Fits>
+void check_units(const void* values, int64_t H, at::ScalarType type, const char* name,
+                 const char* must, const Fits& fits) {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, type, "rnnext", [&] {
     for (int64_t j = 0; j < H; ++j) {
-      const auto a = static_cast<double>(static_cast<const scalar_t*>(alpha)[j]);
-      TORCH_CHECK_VALUE(a > 0 && a <= 1, "alpha must be in (0, 1], got ", a,
+      const auto value = static_cast<double>(static_cast<const scalar_t*>(values)[j]);
+      TORCH_CHECK_VALUE(fits(value), name, " must be ", must, ", got ", value,
                         H > 1 ? c10::str(" at ", j) : "");
     }
   });
 }
+
+}  // namespace
 
 void fill_call(Call& call, const RecurrenceArguments& a) {
   Recurrence& p = call.p;
@@ -56,8 +63,15 @@ void fill_call(Call& call, const RecurrenceArguments& a) {
     p.weight_hh[d] = call.read(a.weight_hh[d]);
     if (s.features) p.weight_ih[d] = call.read(a.weight_ih[d]);
   }
-  for (int d = 0; p.form != Form::none && d < p.D; ++d)
-    check_alpha(p.alpha[d], p.H, a.weight_hh[0].scalar_type());
+  const at::ScalarType type = a.weight_hh[0].scalar_type();
+  for (int d = 0; d < p.D; ++d) {
+    if (p.form != Form::none)
+      check_units(p.alpha[d], p.H, type, "alpha", "in (0, 1]",
+                  [](double alpha) { return alpha > 0 && alpha <= 1; });
+    if (p.noise[d])
+      check_units(p.noise[d], p.H, type, "noise_std", "finite and not negative",
+                  [](double deviation) { return deviation >= 0 && deviation < INFINITY; });
+  }
   if (s.packed) {
     p.step_row = s.step_row.data();
     p.lengths = s.row_lengths.data();

@@ -21,9 +21,6 @@ int threads_for(const Recurrence& p, int products);
 int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& machine,
                  int threads);
 
-// Raises ValueError unless all H values are in (0, 1].
-void check_alpha(const void* alpha, int64_t H, at::ScalarType type);
-
 struct Call : ParsedCall {
   Recurrence p;
 };
