@@ -126,6 +126,7 @@ def extension(cuda: bool):
     cxx = ["-std=c++20", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]
     cxx.append("-falign-loops=64")  # a tile's loop: up to 12 % by where the linker puts it
     cxx.append("-Wno-psabi")  # vectors wider than the target's: the stand-in of AMX
+    cxx.append("-fstack-protector")  # for workspaces on the stack; "-strong" slows short calls
     # Code that sanitizers watch takes minutes a file to optimize.
     cxx.append("-O1" if "-fsanitize" in os.environ.get("CFLAGS", "") else "-O3")
     return kind(

@@ -194,11 +194,13 @@ def test_the_version_is_in_one_place():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the ELF file")
 def test_the_library_is_hardened():
-    """No memory is both written and run, and what the loader resolves is read-only from then on."""
-    command = ["readelf", "-lWd", rnnext._C.__file__]
+    """No memory is both written and run, what the loader resolves is read-only from then on, and
+    buffers on the stack are guarded."""
+    command = ["readelf", "-lWd", "--dyn-syms", rnnext._C.__file__]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert re.search(r"GNU_STACK .* RW +0x", shown)
     assert "GNU_RELRO" in shown
     assert "BIND_NOW" in shown
+    assert "__stack_chk_fail" in shown
     for bad in ("RWE", "TEXTREL", "RPATH", "RUNPATH"):
         assert bad not in shown
