@@ -111,9 +111,11 @@ def leaks_and_resets(mode: str, train: bool) -> Iterator[Row]:
         plain = module_call(rnnext.RNN(64, H), x, train)
         yield Row(f"LeakyRNN against RNN, {size}", turns(ours, plain, same=False))
     x, size = torch.randn(300, 32, 3), f"T=300 B=32 I=3 H=100, {mode}"
-    noisy, quiet = (rnnext.LeakyRNN(3, 100, alpha=0.2, noise_std=std) for std in (0.1, 0.0))
-    both = module_call(noisy, x, train), module_call(quiet, x, train)
-    yield Row(f"LeakyRNN with noise against without, {size}", turns(*both, same=False))
+    for f, form in (("tanh", "rate"), ("relu", "voltage")):
+        make = functools.partial(rnnext.LeakyRNN, 3, 100, nonlinearity=f, alpha=0.2, form=form)
+        noisy, quiet = (module_call(make(noise_std=std), x, train) for std in (0.1, 0.0))
+        what = f"LeakyRNN with noise against without, {f} {form}, {size}"
+        yield Row(what, turns(noisy, quiet, same=False))
     for H in (64, 256):
         x, reset = torch.randn(100, 32, 64), torch.rand(100, 32) < 0.03
         rnn = rnnext.RNN(64, H)
