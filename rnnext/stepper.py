@@ -91,12 +91,12 @@ class Stepper:
                 f"got {type(module).__name__}"
             )
         rnn = _rnn_of(module)
-        parts = [module, rnn, module.embedding] if rnn is not module else [rnn]
-        for part in parts:
+        parts = module.children() if isinstance(module, EmbeddingRNN) else []
+        for part in (module, *parts):
             if type(part).forward not in _FORWARDS or "forward" in vars(part):
+                whose = f"{_name(part)} has"
                 raise TypeError(
-                    f"module must not have a forward of its own, which no step would call: "
-                    f"{type(part).__name__} has"
+                    f"module must have no forward of its own, as no step calls it: {whose}"
                 )
         if getattr(rnn, "bidirectional", False):
             raise ValueError("module must have one direction: the other starts at the end")

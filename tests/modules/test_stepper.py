@@ -127,7 +127,7 @@ OF_LEAK.alpha.fill_(1.5)
 MADE_OF = [
     ((nn.Linear(4, 6),), TypeError, "RNNCell, got Linear"),
     ((nn.LSTM(4, 6),), TypeError, "got LSTM"),
-    ((OF_OWN,), TypeError, "a forward of its own, which no step would call: OwnForward has"),
+    ((OF_OWN,), TypeError, "no forward of its own, as no step calls it: OwnForward has"),
     ((rnnext.RNN(4, 6, **BOTH),), ValueError, "one direction"),
     ((rnnext.EmbeddingRNN(9, 4, 6, **BOTH),), ValueError, "one direction"),
     ((OF_LEAK,), ValueError, "alpha must be in (0, 1], got 1.5"),
