@@ -31,7 +31,7 @@ sample-text: build
 # With the stand-in of AMX, which tests need and the product does not.
 test: export RNNEXT_ISAS ?= all,amx_stand_in
 test: $(TESTED) build
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 # 50,400 random calls against float64 and 36,000 of ops with arguments that may be wrong, planned for
 # three machines. Memory of every tensor ends at a page that nobody may touch.

@@ -21,45 +21,36 @@ After.
 """
 
 
-def test_tables_replace_what_is_between_their_marks(tmp_path):
-    result = run_of("made-up", 2.0)
-    plain, document = tmp_path / "plain.md", tmp_path / "document.md"
-    plain.write_text("no table")
-    document.write_text(DOCUMENT)
-    assert tables.write(result, [plain, document]) == [document]
-    text = document.read_text()
-    assert text.startswith("# Title\n<!-- benchmarks: readme -->\n\n|")
-    (steps,) = (line for line in text.split("\n") if line.startswith("| one step of a stream"))
-    assert "| 5.0 (5.0 to 5.0) |  |" in steps  # beside columns of the kept runs
-    assert "\nold\n" not in text
-    assert "| rnn-T128-B64-I1024-H1024-train | 2 ms |" in text
-    assert "| cell-B1-I256-H256-infer | 2 ms |" in text
-    assert "Between." in text
-    assert text.endswith("<!-- end -->\nAfter.\n")
-    assert max(len(line) for line in text.split("\n") if not line.startswith("|")) <= 100
-    assert tables.write(result, [document]) == []
-    with pytest.raises(ValueError, match="no table is called 'nonsense'"):
-        tables.replaced("<!-- benchmarks: nonsense -->\n<!-- end -->", result)
-    del result.rows["demo-T100-B20-I256-H256-train"]
-    with pytest.raises(ValueError, match="no times of demo"):
-        tables.replaced(DOCUMENT, result)
-
-
 def test_a_published_run_is_kept_and_written_into_the_documents(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(store, "FOLDER", tmp_path / "results")
     monkeypatch.setattr(store, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(main, "ROOT", tmp_path)
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "README.md").write_text(DOCUMENT)
-    (tmp_path / "docs" / "page.md").write_text(DOCUMENT)
+    readme, page = tmp_path / "README.md", tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    for document in (readme, page):
+        document.write_text(DOCUMENT)
     run_of("latest", 2.0).save()
     assert main.main(["publish"]) == 0
-    assert (tmp_path / "README.md").read_text() == (tmp_path / "docs" / "page.md").read_text()
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    text = readme.read_text()
+    assert text == page.read_text()
+    assert text.startswith("# Title\n<!-- benchmarks: readme -->\n\n|")
+    (steps,) = (line for line in text.split("\n") if line.startswith("| one step of a stream"))
+    assert "| 5.0 (5.0 to 5.0) |" in steps
+    assert "\nold\n" not in text
+    assert "| rnn-T128-B64-I1024-H1024-train | 2 ms |" in text
+    assert "Between." in text
+    assert text.endswith("<!-- end -->\nAfter.\n")
     assert (tmp_path / "docs" / "figures" / "speedup.png").stat().st_size > 1000
     (kept,) = store.kept()
     assert kept.label.startswith("cpu-")
     assert kept.rows == store.load("latest").rows
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert tables.write(kept, [readme]) == []
+    with pytest.raises(ValueError, match="no table is called 'nonsense'"):
+        tables.replaced("<!-- benchmarks: nonsense -->\n<!-- end -->", kept)
+    del kept.rows["demo-T100-B20-I256-H256-train"]
+    with pytest.raises(ValueError, match="no times of demo"):
+        tables.replaced(DOCUMENT, kept)
 
 
 def test_the_tables_in_the_documents_are_those_of_the_newest_kept_run():

@@ -1,6 +1,6 @@
 """Large results take memory that earlier ones gave back: never memory that is still in use."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -27,20 +27,12 @@ def test_the_storage_is_as_large_as_the_tensor_and_grows():
 
 
 def test_threads_do_not_share_memory():
-    wrong = []
-
-    def work(shift):
+    def right(shift):
         indices = (INDICES + shift) % 1000
-        for _ in range(4):
-            if not torch.equal(embedding(indices, WEIGHT), WEIGHT[indices]):
-                wrong.append(shift)
+        return all(torch.equal(embedding(indices, WEIGHT), WEIGHT[indices]) for _ in range(4))
 
-    threads = [threading.Thread(target=work, args=(shift,)) for shift in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(right, range(4)))
 
 
 def test_results_that_need_more_than_is_kept():

@@ -44,10 +44,9 @@ with pytest.MonkeyPatch.context() as patch:
     import perceptual_decision
 
 import memory_policy  # noqa: E402
-import sample_text  # noqa: E402
 import side_by_side  # noqa: E402
 from gymnasium.vector import AutoresetMode  # noqa: E402
-from memory_policy import FORWARD, LEFT, RIGHT, Actor, Policy, TMaze  # noqa: E402
+from memory_policy import Actor, Policy  # noqa: E402
 
 SMALL = {
     "memory_policy": "--updates=3 --steps=24 --batch=4 --hidden=16",
@@ -93,24 +92,6 @@ def policy():
     policy = Policy(4, 3, 16)
     torch.nn.init.normal_(policy.actor.weight, std=0.1)  # so that memory shows in the scores
     return policy
-
-
-def test_the_maze_is_an_environment_of_gymnasium():
-    from gymnasium.utils.env_checker import check_env
-
-    check_env(TMaze(), skip_render_check=True)
-    for turn, reward in ((True, 1.0), (False, -1.0)):
-        maze = TMaze((2, 5))
-        seen, _ = maze.reset(seed=3)
-        side = LEFT if seen[0] else RIGHT  # only the first observation says so
-        for _ in range(maze.way):
-            assert seen[2] == 1
-            seen, gained, terminated, truncated, _ = maze.step(FORWARD)
-            assert not seen[:2].any()
-            assert (gained, terminated, truncated) == (0.0, False, False)
-        assert seen.tolist() == [0, 0, 0, 1]
-        _, gained, terminated, _, _ = maze.step(side if turn else LEFT + RIGHT - side)
-        assert (gained, terminated) == (reward, True)
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
@@ -173,14 +154,3 @@ def test_training_keeps_dales_law_and_learns():
     assert (weight[:, :32] >= 0).all()
     assert (weight[:, 32:] <= 0).all()
     assert (weight.diagonal() == 0).all()
-
-
-def test_bad_options_are_refused(capsys):
-    for options, message in (
-        (["--text", "missing.txt"], "cannot read the text missing.txt"),
-        (["--vocab", "5"], "a vocabulary of 5 is too small"),
-        (["--prompt", ""], "the prompt is empty"),
-        (["--batch", "100000"], "too short"),
-    ):
-        assert sample_text.main([*SMALL["sample_text"].split(), *options]) == 2
-        assert message in capsys.readouterr().err

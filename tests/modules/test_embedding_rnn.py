@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import prune
 
 import rnnext
@@ -130,14 +129,3 @@ def test_a_token_out_of_range_is_named():
         kind, message = error_of(lambda module=module, tokens=tokens: module(tokens))
         assert kind is IndexError
         assert f"[3, 1] = {bad}" in message
-
-
-@pytest.mark.parametrize("V", [4, 4000])
-def test_compiles(V, monkeypatch):
-    """Tokens whose values are not known yet are not counted."""
-    monkeypatch.setattr(embedding_rnn, "COUNTED_WORK", 0)
-    module, tokens = rnnext.EmbeddingRNN(V, 4, 3, 2), torch.randint(V, (30, 2))
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    assert_close(compiled(tokens), module(tokens))
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        assert module(mode.from_tensor(tokens))[0].shape == (30, 2, 3)

@@ -112,15 +112,6 @@ def test_other_threads_run_during_a_call():
     assert during > 0
 
 
-def test_the_package_offers_the_functions():
-    others = {"check_indices", "rnn_ensemble"}
-    assert set(functional.__all__) == {*calls_of_each_function(), *others}
-    for name in functional.__all__:
-        function = getattr(rnnext.functional, name)
-        assert "Args:" in function.__doc__
-        assert "Raises:" in function.__doc__
-
-
 def test_the_gradient_of_a_small_alpha():
     """The difference that alpha multiplies is not taken from states that hardly differ."""
     for form, dtype in zip(_C.forms(), (torch.float64, torch.float32, torch.bfloat16), strict=True):

@@ -126,17 +126,6 @@ def test_noise_is_scaled_by_each_layers_own_alpha():
         assert_close(result, state)
 
 
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_noise_leaves_out_what_lies_past_the_end(batch_first):
-    rnn = rnnext.LeakyRNN(3, 6, alpha=0.4, noise_std=0.1, batch_first=batch_first)
-    x, lengths = torch.randn(5, 2, 3), torch.tensor([5, 3])
-    x[3:, 1] = math.nan
-    output, _ = rnn(x.transpose(0, 1) if batch_first else x, lengths=lengths)
-    output.sum().backward()
-    assert not output[1, 3:].any() if batch_first else not output[3:, 1].any()
-    assert all(p.grad.isfinite().all() and p.grad.any() for p in rnn.parameters())
-
-
 def test_what_it_stores():
     stored, learned = (rnnext.LeakyRNN(3, 6, alpha=0.4, learn_alpha=each) for each in (False, True))
     weights = nn.RNN(3, 6).state_dict().keys()

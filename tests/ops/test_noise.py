@@ -2,13 +2,12 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
 
 import reference
 import rnnext
 from helpers import samples
-from helpers.common import ISAS, assert_close, cover
+from helpers.common import ISAS, assert_close
 from rnnext import ops
 
 recurrence = torch.ops.rnnext.recurrence
@@ -28,23 +27,18 @@ def test_the_oracle_gives_the_known_answers_of_philox():
         assert " ".join(f"{word:08x}" for word in reference.philox(*given)) == words
 
 
-def test_numbers_of_every_isa(isa):
+def test_numbers_of_every_isa():
     """(Two groups of 64 numbers at once, one, and parts of one.)"""
     keys = torch.tensor([0, -1, 0x299F31D0A4093822])
     for H in (1, 33, 64, 100, 130, 256):
-        numbers = ops.noise(keys, 2, 3, 2, H)
-        for key, own in zip(keys.tolist(), numbers, strict=True):
+        results = []
+        for name in ISAS:
+            rnnext._C.set_cpu_isa(name)
+            results.append(ops.noise(keys, 2, 3, 2, H))
+            assert torch.equal(results[-1], results[0])
+        for key, own in zip(keys.tolist(), results[0], strict=True):
             both = [reference.normals(key % 2**64, 2, 3, d, H) for d in range(2)]
             assert_close(own, torch.cat(both, 2), tolerance=1e-6)
-
-
-def test_numbers_are_the_same_bits_on_every_isa():
-    keys = torch.randint(2**63 - 1, (20,))
-    results = []
-    for name in ISAS:
-        rnnext._C.set_cpu_isa(name)
-        results.append(ops.noise(keys, 10, 20, 1, 130))
-    assert all(torch.equal(each, results[0]) for each in results)
 
 
 def test_ten_million_numbers_are_normal_and_do_not_hang_together():
@@ -59,36 +53,13 @@ def test_ten_million_numbers_are_normal_and_do_not_hang_together():
     distance = max((expected - steps[1:]).abs().max(), (expected - steps[:-1]).abs().max())
     assert distance.item() * n**0.5 < 2.2
     # Neighbours in time, batch and units, the two of a pair, and those of the next key.
+    numbers = numbers.float()
     others = [numbers.roll(1, dim) for dim in range(3)] + [numbers.roll(16, 2)]
-    others.append(ops.noise(torch.tensor(2), 1000, 100, 1, 100).double())
+    others.append(ops.noise(torch.tensor(2), 1000, 100, 1, 100))
     for other in others:
         for f in (torch.clone, torch.square):
             pairs = torch.stack([f(numbers).flatten(), f(other).flatten()])
             assert abs(torch.corrcoef(pairs)[0, 1].item()) < 5 / n**0.5
-
-
-@cover("case", H=[33, 512], B=[1, 2, 12, 40], I=[3, 300], dtype=[torch.float32, torch.bfloat16])
-def test_bits_do_not_hang_on_threads_or_on_other_sequences(case):
-    of = samples.make(**case, T=4, leak="rate", noise=True)
-    output, _ = of.call(recurrence)
-    for threads in (1, 2, 3, 4):
-        torch.set_num_threads(threads)
-        assert torch.equal(of.call(recurrence)[0], output)
-    lengths = torch.full((case["B"],), 4)
-    ragged = replace(of, lengths=lengths - torch.arange(case["B"]) % 2)
-    assert torch.equal(ragged.call(recurrence)[0][:, ::2], output[:, ::2])
-
-
-@pytest.mark.parametrize("leak", [None, "rate", "voltage", "blend"])
-def test_derivatives_of_any_order(leak):
-    of = samples.make(T=3, B=2, I=2, H=3, leak=leak, noise=True, rows="lengths", reset="state")
-    tensors = [t.requires_grad_() for t in of.float_tensors()]
-
-    def call(*tensors):
-        return of.with_tensors(tensors).call(recurrence)
-
-    assert torch.autograd.gradcheck(call, tensors, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(call, tensors)
 
 
 def test_mapped_calls_have_the_noise_of_their_keys():

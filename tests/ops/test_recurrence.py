@@ -107,13 +107,13 @@ def test_gradients_of_a_stack(rows, leak):
 @pytest.mark.parametrize("dtype", VARIANTS["dtype"])
 def test_the_same_bits_where_threads_run_layers_as_a_pipeline(dtype):
     """(With gradients a layer is computed after the other.)"""
-    for layers, B in itertools.product([2, 3, 4], [1, 2, 4]):
+    for layers, B in itertools.product([2, 3], [1, 2, 4]):
         rnn, x = rnnext.RNN(64, 64, layers, dtype=dtype), torch.randn(100, B, 64).to(dtype)
         torch.set_num_threads(1)
         expected = [v.detach() for v in rnn(x)]
         for threads in (2, 4):
             torch.set_num_threads(threads)
-            for _ in range(20):
+            for _ in range(8):
                 with torch.no_grad():
                     assert same(rnn(x), expected)
 
@@ -128,11 +128,11 @@ def op_samples():
         fixed = arguments.detach()
         output, h_n = fixed.expected()
         yield "recurrence_backward", (), vars(fixed.backward(output, output, h_n))
-        many = arguments.stacked(arguments)
-        yield "recurrence_ensemble", (), {**vars(many), "save": False}
-        given = many.detach().backward(*[torch.stack([each] * 2) for each in [output] * 2 + [h_n]])
-        yield "recurrence_ensemble_backward", (), vars(given)
-        yield "recurrence_stack", (), {**vars(samples.make_stack(3, rows=rows)), "save": False}
+    many = arguments.stacked(arguments)
+    yield "recurrence_ensemble", (), {**vars(many), "save": False}
+    given = many.detach().backward(*[torch.stack([each] * 2) for each in [output] * 2 + [h_n]])
+    yield "recurrence_ensemble_backward", (), vars(given)
+    yield "recurrence_stack", (), {**vars(samples.make_stack(3, rows=rows)), "save": False}
     for leak in ("rate", "voltage"):
         case = {"leak": leak, "reset": "state", "reverse": (False, True), "rows": "lengths"}
         arguments = samples.make(**case, requires_grad=True)

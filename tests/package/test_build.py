@@ -182,16 +182,6 @@ def test_the_source_distribution_holds_every_source(tmp_path: Path):
     assert "rnnext/_build.py" not in shipped  # says that an extension was built
 
 
-def test_the_version_is_in_one_place():
-    """That is in pyproject.toml: everything else asks the installed package."""
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    (version,) = re.findall(r'^version = "(.*)"$', text, re.MULTILINE)
-    assert rnnext.__version__.partition("+")[0] == version
-    files = [path for name in ("rnnext", "tools") for path in (ROOT / name).rglob("*.py")]
-    files += [ROOT / name for name in ("setup.py", "docs/conf.py", "CITATION.cff")]
-    assert [path.name for path in files if version in path.read_text(encoding="utf-8")] == []
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the ELF file")
 def test_the_library_is_hardened():
     """No memory is both written and run, what the loader resolves is read-only from then on, and

@@ -61,10 +61,6 @@ WORDS = rnnext.EmbeddingRNN(9, 3, 4, 2, batch_first=True, bidirectional=True)
 NO_BIAS = rnnext.RNN(3, 4, 2, bias=False, batch_first=True)
 # A model, its dynamic sizes, how often it has an operator, and calls, of which the first is traced.
 CASES = {
-    "a layer": (
-        rnnext.RNN(3, 4), ({0: T, 1: B}, None), {"RNN": 1},
-        [(features(t, b), None) for t, b in ((5, 2), (11, 3), (1, 1))],
-    ),
     "both directions": (
         BOTH, ({0: T, 1: B}, {1: B}), {"RNN": 2},
         [(features(t, b), torch.randn(4, b, 4)) for t, b in ((5, 2), (11, 3), (1, 1))],

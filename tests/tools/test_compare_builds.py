@@ -2,21 +2,13 @@
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import rnnext
+from helpers.common import run_python
 
 TREE = Path(rnnext.__file__).parents[1]
 ROOT = Path(__file__).parents[2]
-
-
-def compare(command, other, *patterns):
-    words = ["-m", "tools.compare_builds", command, str(TREE), str(other), *patterns]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
-    assert not done.stderr, done.stderr
-    return done.returncode, done.stdout
 
 
 def test_bits_of_a_build_that_rounds_otherwise(tmp_path):
@@ -28,14 +20,10 @@ def test_bits_of_a_build_that_rounds_otherwise(tmp_path):
     stepper.write_text(
         source.replace("self._stepper.step(input)", "self._stepper.step(input) * (1 + 2**-22)")
     )
-    patterns = "call=stepper*dtype=float32*", "call=cell*-H=1[67]-*"
-    code, text = compare("bits", tmp_path, *patterns)
-    assert code == 1, text
+    words = ["-m", "tools.compare_builds", "bits", str(TREE), str(tmp_path)]
+    patterns = ["call=stepper*dtype=float32*", "call=cell*-H=1[67]-*"]
+    done = run_python(*words, *patterns, cwd=ROOT)
+    assert done.returncode == 1, done.stderr
+    text = done.stdout
     assert re.search(r"result 0 differs by 2\.\de-07 of the largest value", text)
     assert "call=cell" not in text
-
-
-def test_times_of_a_build_and_itself():
-    code, text = compare("time", TREE, "step-B1-I8-H8-infer")
-    assert code in (0, 1), text
-    assert "geometric mean of 1 rows" in text

@@ -88,22 +88,3 @@ def test_a_cluster_meets_where_its_warps_are_whole():
     arrival, wait = faults("ClusterGroup", "BSSY")
     assert arrival == "UCGABAR_ARV where the warp may have parted"
     assert wait.startswith("UCGABAR_WAIT")
-
-
-def test_where_no_card_can_run_a_kernel_it_has_no_loop():
-    assert not machine_code.runs("k<E, BlockGroup>", "75")
-    assert not machine_code.runs("k<E, AsyncClusterGroup>", "89")
-    assert machine_code.runs("k<E, ClusterGroup>", "100a")
-    assert machine_code.runs("k<E, GridGroup>", "80")
-
-
-def test_kernels_have_names_to_read():
-    kernel = "_ZN6rnnext4cuda17recurrence_kernelINS0_10BlockGroupEEEvi"
-    assert machine_code.readable([kernel]) == ["recurrence_kernel<BlockGroup>"]
-
-
-def test_architectures_follow_their_headers():
-    text = sass(arch="80", name="a") + sass(arch="120a", name="b")
-    assert [(name, arch) for name, arch, _ in machine_code.functions(text)] == [
-        ("a", "80"), ("b", "120a"),
-    ]  # fmt: skip
