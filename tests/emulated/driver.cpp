@@ -13,8 +13,8 @@
 
 namespace rnnext {
 #ifdef __aarch64__
-extern const KernelTable kGenericTable, kNeonBf16Table, kAmxStandInTable;
-constexpr const KernelTable* kTables[] = {&kGenericTable, &kNeonBf16Table, &kAmxStandInTable};
+extern const KernelTable kGenericTable, kNeonBf16Table;
+constexpr const KernelTable* kTables[] = {&kGenericTable, &kNeonBf16Table};
 #else
 extern const KernelTable kAmxTable;
 constexpr const KernelTable* kTables[] = {&kAmxTable};

@@ -24,7 +24,7 @@ PRECISIONS = [None, "medium", "high"]
 def test_values_and_gradients(tmp_path):
     """Of bfloat16 tensors, and of float32 at lower precisions. (Each size at one of them: all but
     the instructions runs in the other tests, on their stand-in.)"""
-    sources = [*programs.COMMON, *programs.isa_sources("amx"), "tests/emulated/tiles.cpp"]
+    sources = [*programs.sources("amx"), "tests/emulated/tiles.cpp"]
     *objects, emulator = programs.build(COMPILER, sources, tmp_path, "-O1")
     driver, bare = tmp_path / "driver", tmp_path / "bare"
     for program, linked in ((driver, [*objects, emulator]), (bare, objects)):

@@ -1,6 +1,5 @@
 """The Python in the documents, run by sybil."""
 
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,6 @@ from unittest import SkipTest
 
 from sybil.document import Document
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
-
-from helpers.prose import text
 
 
 def run_blocks(page: Path) -> dict[str, Any]:
@@ -22,8 +19,3 @@ def run_blocks(page: Path) -> dict[str, Any]:
         with suppress(SkipTest):
             example.evaluate()
     return document.namespace
-
-
-def skips_without_reason(page: Path) -> list[str]:
-    skips = re.findall(r"<!-- *skip:.*?-->", text(page))
-    return [skip for skip in skips if not re.search(r"(if\(.+, reason=|next )\"[^\"]{10,}\"", skip)]

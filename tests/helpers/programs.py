@@ -33,11 +33,9 @@ CASES = pairwise(
 SMOOTH = [case for case in CASES if not ACTIVATIONS[case["nonlinearity"]].kink]
 
 
-def isa_sources(*names):
-    """The files of these ISAs, or of all."""
-    found = [f"csrc/cpu/isa/{name}.cpp" for name in names]
-    every = (ROOT / "csrc/cpu/isa").glob("*.cpp")
-    return found or sorted(str(path.relative_to(ROOT)) for path in every)
+def sources(*isas):
+    """The files of a program that has the kernels of these ISAs."""
+    return [*COMMON, *(f"csrc/cpu/isa/{name}.cpp" for name in isas)]
 
 
 def build(compiler, sources, folder, *flags):
