@@ -83,6 +83,8 @@ def small(way: str, dtype: str) -> Callable[[], list[Tensor]]:
 def smoke() -> Cases:
     """Each way against the plain computation in float64 on the CPU; then the same bits again and
     again on a busy GPU. And two grids that each fill the card at once."""
+    if not CUDA:  # or each case's process would import what replays() needs, for a second
+        import torch._inductor.config  # noqa: F401
     for way, dtype in itertools.product(ways(), TYPES):
         yield f"{way}, {dtype}", partial(try_out, way, dtype)
     for way in (way for way in ways() if way.startswith("grid")):
