@@ -79,10 +79,10 @@ class Machine(warp.Warps):
         self.special["%tid.x"], rest = t % np.uint32(x), t // np.uint32(x)
         self.special["%tid.y"], self.special["%tid.z"] = rest % np.uint32(y), rest // np.uint32(y)
         self.special["%clock64"] = np.zeros(self.size, np.uint64)
-        self.whole = {"%cluster_nctarank": np.uint32(self.cluster_size)}
+        self.special["%cluster_nctarank"] = np.full(self.size, self.cluster_size, np.uint32)
         for name, counts in (("ntid", launch.block), ("nctaid", launch.grid)):
             for axis, number in zip("xyz", counts, strict=True):
-                self.whole[f"%{name}.{axis}"] = np.uint32(number)
+                self.special[f"%{name}.{axis}"] = np.full(self.size, number, np.uint32)
         self.globals = Global(arena, count, late=bool(launch.cooperative))
         self.shared = Shared(count, launch.shared_bytes + kernel.static_shared, watch)
         self.of_blocks, self.of_clusters = Barrier(self.block), Barrier(self.cluster)
@@ -98,7 +98,6 @@ class Machine(warp.Warps):
         self.registers = {
             name: np.zeros(self.size, KINDS[kind]) for name, kind in self.program.kept.items()
         }
-        self.uniform = self.program.start(self)
         self.units = [Unit(self.number[unit_of == unit]) for unit in np.unique(unit_of)]
 
     def param(self, base: Any, offset: int, kind: Any) -> Any:
@@ -174,7 +173,7 @@ class Machine(warp.Warps):
                 self.split[self.warp[lanes]] = False
         where = unit.whole if len(lanes) == len(unit.lanes) else lanes
         try:
-            taken = self.program.block(at)(self, self.registers, self.uniform, where)
+            taken = self.program.block(at)(self, self.registers, where)
         except Fault as fault:
             raise Fault(f"{fault} (PTX line {first.line} and on)") from None
         if last.op.startswith("bra"):
@@ -226,8 +225,6 @@ class Machine(warp.Warps):
             arg = first.args[-1]
             if arg in self.registers:
                 needed = self.registers[arg][lanes].astype(np.int64)
-            elif arg in self.uniform:
-                needed = np.int64(self.uniform[arg])
             else:
                 needed = np.int64(int(arg, 0) & 0xFFFFFFFF)
         needed = needed & alive[self.warp[lanes]]

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,12 @@ class Store:
 
 
 class Warps:
+    def _each(self, L: Any, *values: Any) -> Iterator[tuple[int, ...]]:
+        """Of each lane its number, its block and its value of each kind."""
+        lanes = self.number[L]
+        lists = (np.broadcast_to(value, lanes.shape).tolist() for value in values)
+        return zip(lanes.tolist(), self.block[L].tolist(), *lists, strict=True)
+
     # ---- addresses
 
     @staticmethod
@@ -133,10 +139,8 @@ class Warps:
             self._arrive_store(store)
 
     def release(self, L: Any) -> None:
-        if self.globals.late:
-            for lane in self.number[L].tolist():
-                block = int(self.block[lane])
-                self.globals.release(block, lane, int(self.of_blocks.generation[block]))
+        for lane, block, epoch in self._each(L, self.of_blocks.generation[self.block[L]]):
+            self.globals.release(block, lane, epoch)
 
     def compare_and_swap(self, L: Any, base: Any, offset: int, expected: Any, desired: Any) -> Any:
         place = self._global(L, base, offset, 4, WRITABLE, "atomic access")
@@ -189,10 +193,10 @@ class Warps:
 
     def _send(self, L: Any, block: Any, place: Any, values: Any, barrier: Any = None) -> None:
         raw = np.stack([np.broadcast_to(v, place.shape) for v in values], 1)
-        lanes, places = self.number[L].tolist(), place.tolist()
-        barriers = [None] * len(lanes) if barrier is None else barrier.tolist()
-        for n, (one, lane) in enumerate(zip(block.tolist(), lanes, strict=True)):
-            self.late_stores.append(Store(places[n], raw[n].tobytes(), one, lane, barriers[n]))
+        for (lane, _, at, to, counts), value in zip(
+            self._each(L, place, block, barrier), raw, strict=True
+        ):
+            self.late_stores.append(Store(at, value.tobytes(), to, lane, counts))
 
     # ---- asynchronous copies and stores
 
@@ -236,11 +240,7 @@ class Warps:
     # ---- mbarriers: [parity of the phase, arrivals of a phase, arrivals left, bytes left, fenced]
 
     def barrier_init(self, L: Any, base: Any, arrivals: Any) -> None:
-        at = np.broadcast_to(base, self.block[L].shape)
-        arrivals = np.broadcast_to(arrivals, at.shape)
-        for block, offset, count in zip(
-            self.block[L].tolist(), at.tolist(), arrivals.tolist(), strict=True
-        ):
+        for _, block, offset, count in self._each(L, base, arrivals):
             if offset % 8 or offset + 8 > self.shared.size:
                 raise Fault("an mbarrier out of bounds or misaligned")
             self.barriers[block, offset] = [0, count, count, 0, 0]
@@ -271,30 +271,20 @@ class Warps:
         self.progress += 1
 
     def barrier_arrive(self, L: Any, base: Any, expected: Any) -> None:
-        lanes = self.number[L]
-        at, expected = np.broadcast_to(base, lanes.shape), np.broadcast_to(expected, lanes.shape)
-        for lane, offset, bytes_ in zip(
-            lanes.tolist(), at.tolist(), expected.tolist(), strict=True
-        ):
-            block = int(self.block[lane])
-            mine = self.warp == self.warp[lane]
-            self.stamp[mine] = self.released[block] + 1
+        for lane, block, offset, bytes_ in self._each(L, base, expected):
+            self.stamp[self.warp == self.warp[lane]] = self.released[block] + 1
             self._barrier(block, offset)[3] += bytes_
             self.complete(block, offset, 1, 0)
 
     def barrier_try(self, L: Any, base: Any, odd: Any) -> Any:
-        lanes = self.number[L]
-        at, odd = np.broadcast_to(base, lanes.shape), np.broadcast_to(odd, lanes.shape)
-        over = np.zeros(len(lanes), bool)
-        for key in set(zip(self.block[L].tolist(), at.tolist(), odd.tolist(), strict=True)):
-            if self._barrier(*key[:2])[0] != key[2]:
-                over |= (self.block[L] == key[0]) & (at == key[1]) & (odd == key[2])
-        self._passed(lanes[over])
+        each = self._each(L, base, odd)
+        over = np.array([self._barrier(block, at)[0] != parity for _, block, at, parity in each])
+        self._passed(self.number[L][over])
         return over
 
     # ---- of a warp
 
-    def shuffle(self, L: Any, how: str, value: Any, b: Any, c: Any, mask: Any) -> tuple[Any, Any]:
+    def shuffle(self, L: Any, how: str, value: Any, b: Any, c: Any, mask: Any) -> Any:
         lanes = self.number[L]
         value = np.broadcast_to(value, lanes.shape)
         lane = self.in_warp[L]
@@ -312,7 +302,7 @@ class Warps:
         place = table[self.warp[L], source]
         if (place < 0).any():
             raise Fault("a shuffle from a lane that is not there")
-        return value[place], inside
+        return value[place]
 
     def ballot(self, L: Any, predicate: Any) -> Any:
         lanes = self.number[L]

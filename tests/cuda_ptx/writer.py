@@ -12,28 +12,42 @@ from cuda_ptx.arithmetic import KINDS, SIZE
 from cuda_ptx.parse import TYPES, Instruction, Kernel, split
 from cuda_ptx.warp import FORMATS
 
-COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<",
-           "ls": "<=", "hi": ">", "hs": ">="}  # fmt: skip
 # What an operation is in Python; then the kinds of its operands, of which the last one repeats, and
-# of its result, if that is another than the first operand's. k: the instruction's type; u: the same
-# without a sign; w: twice as wide; 4: u32; p: a predicate.
+# of its result, if that is another than the first operand's, or "" if it has none. k: the
+# instruction's type; u: the same without a sign; w: twice as wide; 4: u32; p: a predicate;
+# A: an address and an offset; S: their sum, in shared memory; V: a vector of u32; =: as it stands.
 FORMS = {
     "abs": ("np.abs({})", "k"),
     "add": ("{} + {}", "u"),
     "add.rz": ("toward_zero({}, {})", "k"),
     "and": ("{} & {}", "k"),
+    "atom.global.cas": ("m.compare_and_swap(L, {}, {}, {})", "Ak", "k"),
     "bfi": ("inserted({}, {}, {}, {})", "kk4"),
     "bfind.shiftamt": ("leading_zeros({})", "k"),
     "brev": ("reversed_bits({})", "k"),
     "clz": ("leading_zeros({}, 32)", "k"),
     "copysign": ("np.copysign({1}, {0})", "k"),
+    "cp.async.ca.shared.global": ("m.copy(L, {}, {}, {})", "AA=", ""),
+    "cp.async.cg.shared.global": ("m.copy(L, {}, {}, {})", "AA=", ""),
+    "cp.async.commit_group": ("m.commit(L)", "=", ""),
+    "cp.async.wait_group": ("m.wait_copies(L, {})", "=", ""),
+    "cvta.global": ("{}", "k"),
+    "cvta.shared": ("m.generic({})", "k"),
+    "cvta.to.global": ("{}", "k"),
     "div": ("quotient({}, {})", "k"),
     "ex2": ("np.exp2({})", "k"),
+    "fence.mbarrier_init.release.cluster": ("m.barrier_init_fence(L)", "=", ""),
     "fma": ("fma_{kind}({}, {}, {})", "k"),
     "fma.rm": ("fma_down_{kind}({}, {}, {})", "k"),
     "mad": ("{} * {} + {}", "u"),
     "mad.wide": ("wide({}, {}) + {}", "kkw", "w"),
+    "mapa": ("m.mapa_generic({}, {})", "k4"),
+    "mapa.shared::cluster": ("m.mapa_shared({}, {})", "k4"),
     "max": ("np.fmax({}, {})", "k"),
+    "mbarrier.arrive.expect_tx.shared::cta": ("m.barrier_arrive(L, {1}, {2})", "=S4", ""),
+    "mbarrier.init.shared::cta": ("m.barrier_init(L, {}, {})", "S4", ""),
+    "mbarrier.try_wait.parity.shared::cta": ("m.barrier_try(L, {}, {})", "S4", "p"),
+    "membar.sys": ("m.release(L)", "=", ""),
     "min": ("np.fmin({}, {})", "k"),
     "mul": ("{} * {}", "u"),
     "mul.hi": ("high({}, {})", "k"),
@@ -44,21 +58,36 @@ FORMS = {
     "rcp": ("np.reciprocal({})", "k"),
     "rem": ("{0} - quotient({0}, {1}) * {1}", "k"),
     "selp": ("np.where({2}, {0}, {1})", "kkp"),
+    "setp.nan": ("np.isnan({}) | np.isnan({})", "k", "p"),
+    "shfl.sync.bfly": ('m.shuffle(L, "bfly", {}, {}, {}, {})', "k4"),
+    "shfl.sync.idx": ('m.shuffle(L, "idx", {}, {}, {}, {})', "k4"),
     "shl": ("shifted({}, {}, True)", "u4"),
     "shr": ("shifted({}, {}, False)", "k4"),
+    "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4": (
+        "m.store_async(L, {}, {}, {})", "SVS", ""
+    ),
     "sub": ("{} - {}", "u"),
+    "vote.sync.ballot": ("m.ballot(L, {})", "p=", "k"),
     "xor": ("{} ^ {}", "k"),
-}
+}  # fmt: skip
+# Comparisons; those with u also hold where a number is NaN, as their opposites do not.
+LESS_OR_GREATER = "({0} < {1}) | ({0} > {1})"
+for _name, _form, _opposite in (
+    ("eq", "{} == {}", LESS_OR_GREATER),
+    ("ne", LESS_OR_GREATER, "{} == {}"),
+    ("lt", "{} < {}", "{} >= {}"),
+    ("le", "{} <= {}", "{} > {}"),
+    ("gt", "{} > {}", "{} <= {}"),
+    ("ge", "{} >= {}", "{} < {}"),
+):
+    FORMS[f"setp.{_name}"] = (_form, "k", "p")
+    FORMS[f"setp.{_name}u"] = (f"~({_opposite})", "k", "p")
 # The machine does these, or waits for them, before or behind a block.
 OF_THE_MACHINE = {
     "bar.arrive", "bar.wait", "bar.warp.sync", "nanosleep.u32", "ret", "exit",
     "barrier.cluster.arrive.release.aligned", "barrier.cluster.arrive.relaxed.aligned",
     "barrier.cluster.wait.acquire.aligned",
 }  # fmt: skip
-SPECIAL = {"%tid.x", "%tid.y", "%tid.z", "%ctaid.x", "%ctaid.y", "%ctaid.z", "%laneid",
-           "%cluster_ctarank", "%clock64"}  # fmt: skip
-WHOLE = {"%ntid.x", "%ntid.y", "%ntid.z", "%nctaid.x", "%nctaid.y", "%nctaid.z",
-         "%cluster_nctarank"}  # fmt: skip
 
 
 class Unknown(Exception):
@@ -121,10 +150,8 @@ class Writer:
         for symbols in (self.offsets, self.kernel.shared):
             if arg in symbols:
                 return self.constant(symbols[arg], kind)
-        if arg in SPECIAL:
+        if arg.startswith("%"):
             return f'm.special["{arg}"][L]'
-        if arg in WHOLE:
-            return f'm.whole["{arg}"]'
         if arg.startswith(("$str", "__unnamed")):  # what an assertion says
             return self.constant(0, kind)
         raise Unknown(f"operand {arg}")
@@ -154,11 +181,6 @@ class Writer:
         own = self.kernel.type_of(found[1])
         return self.value(found[1], own or "u8"), int(found[2] or 0)
 
-    def sum(self, arg: str) -> str:
-        """An address of shared memory as one number."""
-        base, at = self.address(arg)
-        return f"{base} + {self.constant(at, 'u4')}"
-
     # ---- instructions
 
     def write(self, i: Instruction) -> None:
@@ -167,40 +189,37 @@ class Writer:
         rounding = ("rn", "approx", "ftz", "lo")
         operation = ".".join(p for p in i.parts if p not in TYPES and p not in rounding)
         method: Callable[[Instruction], None] | None = getattr(self, "op_" + i.parts[0], None)
-        if method is not None:
-            method(i)
-        elif form := FORMS.get(operation):
+        if form := FORMS.get(operation):
             self.form(i, *form)
+        elif method is not None:
+            method(i)
         elif i.op not in OF_THE_MACHINE:
             raise Unknown(i.op)
         elif i.parts[0] == "bar" and i.args not in (["0"], ["-1"]):
             raise Unknown(f"{i.op} {i.args}")
 
-    def kind(self, i: Instruction, at: int = -1) -> str:
-        return TYPES[i.parts[at]]
-
-    def form(self, i: Instruction, form: str, operands: str, result: str = "") -> None:
-        k = self.kind(i)
+    def form(self, i: Instruction, form: str, operands: str, result: str | None = None) -> None:
+        k = TYPES.get(i.parts[-1], "")
         kinds = {"k": k, "u": k.replace("i", "u"), "4": "u4", "p": "p"}
-        kinds["w"] = f"{k[0]}{2 * SIZE[k]}"
-        given = i.args[1:]
+        kinds["w"] = f"{k[:1]}{2 * SIZE.get(k, 0)}"
+        given = i.args if result == "" else i.args[1:]
         letters = operands + operands[-1] * len(given)
-        values = [self.value(a, kinds[letter]) for a, letter in zip(given, letters, strict=False)]
-        self.put(i.args[0], form.format(*values, kind=k), kinds[result or operands[0]])
-
-    def op_setp(self, i: Instruction) -> None:
-        kind, how = self.kind(i), i.parts[1]
-        a, b = (self.value(arg, kind) for arg in i.args[1:])
-        either = f"np.isnan({a}) | np.isnan({b})"
-        if how == "nan":
-            text = either
-        elif how.endswith("u"):  # or unordered
-            text = f"{either} | ({a} {COMPARE[how[:-1]]} {b})"
-        elif how == "ne" and kind[0] == "f":
-            text = f"({a} != {b}) & ~({either})"
+        values = [self.operand(a, kinds, letter) for a, letter in zip(given, letters, strict=False)]
+        text = form.format(*values, kind=k)
+        if result == "":
+            self.lines.append(text)
         else:
-            text = f"{a} {COMPARE[how]} {b}"
-        self.put(i.args[0], text, "p")
+            self.put(i.args[0].partition("|")[0], text, kinds[result or operands[0]])
+
+    def operand(self, arg: str, kinds: dict[str, str], letter: str) -> str:
+        if letter == "=":
+            return arg
+        if letter == "V":
+            return "[" + ", ".join(self.value(part, "u4") for part in split(arg[1:-1])) + "]"
+        if letter in "AS":
+            base, at = self.address(arg)
+            return f"{base}, {at}" if letter == "A" else f"{base} + {self.constant(at, 'u4')}"
+        return self.value(arg, kinds[letter])
 
     def op_cvt(self, i: Instruction) -> None:
         to, of = i.parts[-2], i.parts[-1]
@@ -220,15 +239,9 @@ class Writer:
             form, kinds = f"{{}}.astype({TYPES[to]})", (TYPES[of], TYPES[to])
         self.put(i.args[0], form.format(self.value(i.args[1], kinds[0])), kinds[1])
 
-    def op_cvta(self, i: Instruction) -> None:
-        form = "m.generic({})" if i.op == "cvta.shared.u64" else "{}"
-        if i.op == "cvta.to.shared.u64":
-            raise Unknown(i.op)
-        self.put(i.args[0], form.format(self.value(i.args[1], "u8")), "u8")
-
     def op_mov(self, i: Instruction) -> None:
         to, of = i.args
-        kind = self.kind(i)
+        kind = TYPES[i.parts[-1]]
         if kind == "b16" and to.startswith("{"):  # of 128 bits: two numbers
             for number, part in enumerate(split(to[1:-1])):
                 self.put(part, f"{self.name(of)}[{number}]", "u8")
@@ -256,7 +269,7 @@ class Writer:
     # ---- memory
 
     def op_ld(self, i: Instruction) -> None:
-        kind, count = self.kind(i), vector(i)
+        kind, count = TYPES[i.parts[-1]], vector(i)
         base, at = self.address(i.args[1])
         to = split(i.args[0][1:-1]) if count > 1 else [i.args[0]]
         if i.parts[1] == "param":
@@ -277,12 +290,7 @@ class Writer:
             self.put(register, text, kind)
 
     def op_st(self, i: Instruction) -> None:
-        if "async" in i.parts:
-            parts = ", ".join(self.value(p, "u4") for p in split(i.args[1][1:-1]))
-            to, barrier = self.sum(i.args[0]), self.sum(i.args[2])
-            self.lines.append(f"m.store_async(L, {to}, [{parts}], {barrier})")
-            return
-        kind = self.kind(i)
+        kind = TYPES[i.parts[-1]]
         base, at = self.address(i.args[0])
         values = split(i.args[1][1:-1]) if vector(i) > 1 else [i.args[1]]
         if kind == "b16":
@@ -291,71 +299,6 @@ class Writer:
             texts = [self.value(v, kind) for v in values]
         given = f'({", ".join(texts)},), "{kind}", "{order(i)}"'
         self.lines.append(f"m.store_{space(i)}(L, {base}, {at}, {given})")
-
-    def op_atom(self, i: Instruction) -> None:
-        if i.op != "atom.global.cas.b32":
-            raise Unknown(i.op)
-        base, at = self.address(i.args[1])
-        a, b = self.value(i.args[2], "u4"), self.value(i.args[3], "u4")
-        self.put(i.args[0], f"m.compare_and_swap(L, {base}, {at}, {a}, {b})", "u4")
-
-    def op_cp(self, i: Instruction) -> None:
-        if i.op == "cp.async.commit_group":
-            self.lines.append("m.commit(L)")
-        elif i.op == "cp.async.wait_group":
-            self.lines.append(f"m.wait_copies(L, {int(i.args[0])})")
-        elif i.op in ("cp.async.ca.shared.global", "cp.async.cg.shared.global"):
-            (to, to_at), (of, of_at) = self.address(i.args[0]), self.address(i.args[1])
-            size = int(i.args[2])
-            if size not in ((16,) if "cg" in i.parts else (4, 8, 16)):
-                raise Unknown(f"{i.op} of {size} bytes")
-            self.lines.append(f"m.copy(L, {to}, {to_at}, {of}, {of_at}, {size})")
-        else:
-            raise Unknown(i.op)
-
-    def op_mapa(self, i: Instruction) -> None:
-        forms = {"mapa.u64": "m.mapa_generic", "mapa.shared::cluster.u32": "m.mapa_shared"}
-        kind = self.kind(i)
-        a, rank = self.value(i.args[1], kind), self.value(i.args[2], "u4")
-        self.put(i.args[0], f"{forms[i.op]}({a}, {rank})", kind)
-
-    def op_membar(self, i: Instruction) -> None:
-        self.lines.append("m.release(L)")
-
-    def op_fence(self, i: Instruction) -> None:
-        if i.op != "fence.mbarrier_init.release.cluster":
-            raise Unknown(i.op)
-        self.lines.append("m.barrier_init_fence(L)")
-
-    def op_mbarrier(self, i: Instruction) -> None:
-        if i.op == "mbarrier.init.shared::cta.b64":
-            count = self.value(i.args[1], "u4")
-            self.lines.append(f"m.barrier_init(L, {self.sum(i.args[0])}, {count})")
-        elif i.op == "mbarrier.arrive.expect_tx.shared::cta.b64":
-            count = self.value(i.args[2], "u4")
-            self.lines.append(f"m.barrier_arrive(L, {self.sum(i.args[1])}, {count})")
-        elif i.op == "mbarrier.try_wait.parity.shared::cta.b64":
-            odd = self.value(i.args[2], "u4")
-            self.put(i.args[0], f"m.barrier_try(L, {self.sum(i.args[1])}, {odd})", "p")
-        else:
-            raise Unknown(i.op)
-
-    # ---- of a warp
-
-    def op_shfl(self, i: Instruction) -> None:
-        if i.parts[2] not in ("bfly", "idx"):
-            raise Unknown(i.op)
-        to, _, inside = i.args[0].partition("|")
-        a, b, c, mask = (self.value(arg, "u4") for arg in i.args[1:5])
-        self.lines.append(f'ts, ti = m.shuffle(L, "{i.parts[2]}", {a}, {b}, {c}, {mask})')
-        self.put(to, "ts", "u4")
-        if inside:
-            self.put(inside, "ti", "p")
-
-    def op_vote(self, i: Instruction) -> None:
-        if i.op != "vote.sync.ballot.b32":
-            raise Unknown(i.op)
-        self.put(i.args[0], f"m.ballot(L, {self.value(i.args[1], 'p')})", "u4")
 
     def op_mma(self, i: Instruction) -> None:
         d, a, b, c = (split(arg[1:-1]) for arg in i.args)
