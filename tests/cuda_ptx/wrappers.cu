@@ -2,14 +2,17 @@
 // wrapper's comment says and nothing else. One warp a block, unless a kernel says so. Their waits
 // are bounded, as those of cuda-check's build are.
 #define RNNEXT_CUDA_BOUNDED 500
+#include <string_view>
+
 #include "cuda/mbarrier.h"
 
 using namespace rnnext::cuda;
 
 namespace {
 
-__global__ void divide_kernel(const int64_t* x, int64_t divisor, int64_t* out) {
-  out[threadIdx.x] = divide(x[threadIdx.x], divisor);
+// The divisor comes behind the numbers.
+__global__ void divide_kernel(const int64_t* x, int64_t* out) {
+  out[threadIdx.x] = divide(x[threadIdx.x], x[32]);
 }
 
 template <typename T>
@@ -41,9 +44,11 @@ __global__ void two_copies_kernel(const int* in, int* out) {
 }
 
 // d [16, 8] = a [16, 16] b [16, 8] (TF32: a [16, 8], b [8, 8]), row-major, from 32-bit words of a's
-// rows and b's columns, as the manual hands them to lanes.
-template <typename T, int Words>
-__global__ void mma_kernel(const uint32_t* a, const uint32_t* b, float* d) {
+// rows and, behind them, b's columns, as the manual hands them to lanes.
+template <typename T>
+__global__ void mma_kernel(const uint32_t* a, float* d) {
+  constexpr int Words = 8;
+  const uint32_t* b = a + 16 * Words;
   const int g = threadIdx.x / 4, q = threadIdx.x % 4, k = Words / 2;
   const uint32_t of_a[4] = {a[g * Words + q], a[(g + 8) * Words + q], a[g * Words + q + k],
                             a[(g + 8) * Words + q + k]};
@@ -87,8 +92,11 @@ __global__ void async_kernel(const uint4* in, uint4* out) {
   }
 }
 
-// Block 0 hands 32 numbers to block 1 by a flag; and by words that bring their number along.
-__global__ void flag_kernel(const int* in, int* passed, unsigned* flag, int* out) {
+// Block 0 hands 32 numbers to block 1 by a flag; and by words that bring their number along. What
+// it passes on lies behind out.
+__global__ void flag_kernel(const int* in, int* out) {
+  int* passed = out + 32;
+  unsigned* flag = reinterpret_cast<unsigned*>(out + 64);
   if (blockIdx.x == 0) {
     passed[threadIdx.x] = in[threadIdx.x];
     __syncthreads();
@@ -99,7 +107,8 @@ __global__ void flag_kernel(const int* in, int* passed, unsigned* flag, int* out
   }
 }
 
-__global__ void tagged_kernel(const int* in, uint4* passed, int* out) {
+__global__ void tagged_kernel(const int* in, int* out) {
+  uint4* passed = reinterpret_cast<uint4*>(out + 32);
   const unsigned x = in[threadIdx.x];
   if (blockIdx.x == 0) {
     store_relaxed(passed + threadIdx.x, make_uint4(x, x + 1, x + 2, 7));
@@ -109,57 +118,33 @@ __global__ void tagged_kernel(const int* in, uint4* passed, int* out) {
   }
 }
 
-LaunchShape shape(int blocks, unsigned cluster = 1, bool cooperative = false) {
-  LaunchShape shape;
-  shape.grid = dim3(blocks);
-  shape.block = dim3(32);
-  shape.shared_bytes = 2048;
-  shape.cluster = cluster;
-  shape.cooperative = cooperative;
-  return shape;
-}
-
 }  // namespace
 
-extern "C" {
-
-cudaError_t run_divide(const int64_t* x, int64_t divisor, int64_t* out) {
-  return launch(divide_kernel, shape(1), nullptr, x, divisor, out);
+extern "C" cudaError_t run_wrapper(const char* name, const void* in, void* out) {
+  const auto run = [&]<typename In, typename Out>(void (*kernel)(const In*, Out*), int blocks = 1,
+                                                  unsigned cluster = 1, bool cooperative = false) {
+    const LaunchShape shape{.grid = dim3(blocks),
+                            .block = dim3(32),
+                            .shared_bytes = 2048,
+                            .cluster = cluster,
+                            .cooperative = cooperative};
+    return launch(kernel, shape, nullptr, static_cast<const In*>(in), static_cast<Out*>(out));
+  };
+  const std::string_view wanted(name);
+  if (wanted == "divide") return run(divide_kernel);
+  if (wanted == "round float16") return run(round_kernel<__half>);
+  if (wanted == "round bfloat16") return run(round_kernel<__nv_bfloat16>);
+  if (wanted == "round tf32") return run(tf32_kernel);
+  if (wanted == "copy 4") return run(copy_kernel<4>);
+  if (wanted == "copy 8") return run(copy_kernel<8>);
+  if (wanted == "copy 16") return run(copy_kernel<16>);
+  if (wanted == "two copies") return run(two_copies_kernel);
+  if (wanted == "mma float16") return run(mma_kernel<__half>);
+  if (wanted == "mma bfloat16") return run(mma_kernel<__nv_bfloat16>);
+  if (wanted == "mma tf32") return run(mma_kernel<Tf32>);
+  if (wanted == "neighbours") return run(neighbours_kernel, 8, 4);
+  if (wanted == "async") return run(async_kernel, 4, 4);
+  if (wanted == "flag") return run(flag_kernel, 2, 1, true);
+  if (wanted == "tagged") return run(tagged_kernel, 2, 1, true);
+  return cudaErrorInvalidValue;
 }
-cudaError_t run_round(int64_t bfloat16, const float* in, void* out) {
-  return bfloat16 ? launch(round_kernel<__nv_bfloat16>, shape(1), nullptr, in,
-                           static_cast<__nv_bfloat16*>(out))
-                  : launch(round_kernel<__half>, shape(1), nullptr, in, static_cast<__half*>(out));
-}
-cudaError_t run_copy(int64_t bytes, const unsigned char* in, unsigned char* out) {
-  return launch(bytes == 4   ? copy_kernel<4>
-                : bytes == 8 ? copy_kernel<8>
-                             : copy_kernel<16>,
-                shape(1), nullptr, in, out);
-}
-cudaError_t run_two_copies(const int* in, int* out) {
-  return launch(two_copies_kernel, shape(1), nullptr, in, out);
-}
-cudaError_t run_mma(int64_t type, const uint32_t* a, const uint32_t* b, float* d) {
-  return launch(type == 0   ? mma_kernel<__half, 8>
-                : type == 1 ? mma_kernel<__nv_bfloat16, 8>
-                            : mma_kernel<Tf32, 8>,
-                shape(1), nullptr, a, b, d);
-}
-cudaError_t run_tf32(const float* in, float* out) {
-  return launch(tf32_kernel, shape(1), nullptr, in, out);
-}
-cudaError_t run_neighbours(const int* in, int* out) {
-  return launch(neighbours_kernel, shape(8, 4), nullptr, in, out);
-}
-cudaError_t run_async(const uint4* in, uint4* out) {
-  return launch(async_kernel, shape(4, 4), nullptr, in, out);
-}
-cudaError_t run_flag(const int* in, int* passed, unsigned* flag, int* out) {
-  return launch(flag_kernel, shape(2, 1, true), nullptr, in, passed, flag, out);
-}
-cudaError_t run_tagged(const int* in, uint4* passed, int* out) {
-  return launch(tagged_kernel, shape(2, 1, true), nullptr, in, passed, out);
-}
-
-}  // extern "C"
