@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <mutex>
 #include <set>
+#include <type_traits>
 #include <utility>
 
 namespace rnnext::cuda {
@@ -29,15 +30,7 @@ constexpr int kArchitecture = 1 << 30;
 struct Tf32 {};  // names the format in mma<Tf32>; its values travel as uint32_t bits, of to_tf32()
 
 template <typename T>
-struct AccumulateType {
-  using type = float;
-};
-template <>
-struct AccumulateType<double> {
-  using type = double;
-};
-template <typename T>
-using Accumulate = typename AccumulateType<T>::type;
+using Accumulate = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ double to_float(double x) { return x; }
@@ -45,23 +38,21 @@ __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 template <typename T>
-__device__ __forceinline__ T from_float(Accumulate<T> x);
-template <>
-__device__ __forceinline__ float from_float<float>(float x) {
-  return x;
+__device__ __forceinline__ T from_float(Accumulate<T> x) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return __float2half_rn(x);
+  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __float2bfloat16_rn(x);
+  } else {
+    return x;
+  }
 }
-template <>
-__device__ __forceinline__ double from_float<double>(double x) {
-  return x;
-}
-template <>
-__device__ __forceinline__ __half from_float<__half>(float x) {
-  return __float2half_rn(x);
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
+
+// N neighbouring elements.
+template <typename T, int N>
+struct alignas(N * sizeof(T)) Word {
+  T x[N];
+};
 
 // x / n, where `divisor` is 2^32 / n rounded up, n > 1 and x n below 2^32.
 __device__ __forceinline__ int divide(unsigned x, unsigned divisor) { return __umulhi(x, divisor); }

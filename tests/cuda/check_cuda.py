@@ -17,12 +17,10 @@ from helpers.common import assert_close, same
 from helpers.device import (
     DEVICE,
     ON_GPU,
-    TF32,
     Captured,
     device_paths,
     new_stream,
     synchronize,
-    tf32_by,
 )
 
 PATHS = device_paths()
@@ -67,20 +65,6 @@ def test_autocast_runs_in_the_narrow_type():
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
         output, _ = rnn(torch.randn(4, 2, 8, device=DEVICE))
     assert output.dtype == torch.bfloat16
-
-
-@gpu
-@pytest.mark.parametrize("setting", TF32)
-@pytest.mark.parametrize("path", PATHS)
-def test_tf32(monkeypatch, path, setting):
-    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
-    arguments = samples.make(T=9, B=7, I=12, H=96, dtype=torch.float32).to_device(DEVICE)
-    exact, _ = arguments.call(torch.ops.rnnext.recurrence)
-    with tf32_by(setting):
-        output, _ = arguments.call(torch.ops.rnnext.recurrence)
-    assert not torch.equal(output, exact)
-    assert_close(output, exact, torch.float16)  # ten bits of mantissa, as TF32 has
-    assert torch.equal(arguments.call(torch.ops.rnnext.recurrence)[0], exact)
 
 
 def model(name):
@@ -173,21 +157,6 @@ def test_two_threads_and_two_streams(monkeypatch, path, two):
     for thread in threads:
         thread.join()
     assert (wrong, done) == ([], [50, 50])
-
-
-@pytest.mark.parametrize("path", PATHS)
-def test_two_streams_of_one_thread(monkeypatch, path, two):
-    monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
-    expected = [results(*pair) for pair in zip(*two, strict=True)]
-    synchronize()
-    streams, found = [new_stream(), new_stream()], []
-    for _ in range(20):
-        for stream, layer, x in zip(streams, *two, strict=True):
-            with stream:
-                found.append(results(layer, x))
-    synchronize()
-    for i, result in enumerate(found):
-        assert same(result, expected[i % 2])
 
 
 @gpu

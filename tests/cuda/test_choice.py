@@ -9,12 +9,8 @@ from cuda_ptx.choice import (
     COMPUTES,
     DEVICES,
     DTYPES,
-    EXCHANGES,
     PATHS,
-    candidates,
-    capacity,
     capacity_table,
-    choices_made,
     choose,
 )
 from helpers.device import cuda_paths
@@ -125,44 +121,6 @@ def test_batch_and_directions_spread_over_the_card():
     assert choose(DEVICES["H100"], 100, 1000, 64).groups <= 132
 
 
-@pytest.mark.parametrize("card", CARDS)
-def test_the_choice_is_the_cheapest_candidate(card):
-    for compute, H, B in itertools.product(("bf16", "f32"), (64, 200, 1024), (1, 8, 64)):
-        found = candidates(DEVICES[card], 100, B, H, compute=compute)
-        chosen = choose(DEVICES[card], 100, B, H, compute=compute)
-        assert chosen.cycles == min(g.cycles for g, _ in found)
-        assert NAMES[found[0][0].path] == "step"
-        for g, cost in found:
-            step = cost.waves * (cost.fixed + cost.product + cost.cell + cost.exchange)
-            assert 0 < 100 * step <= g.cycles  # and what a launch costs once
-        sizes = [(g.path, g.blocks, g.rows) for g, _ in found]
-        assert len(set(sizes)) == len(sizes)
-
-
-def test_each_exchange_has_its_own_price():
-    sizes = DEVICES["H100"], 100, 8, 1024, 1, "bf16"
-    fenced, tagged = (candidates(*sizes, exchange=word) for word in ("fenced", "tagged"))
-    for (a, before), (b, after) in zip(fenced, tagged, strict=True):
-        assert (a.path, a.blocks, a.rows) == (b.path, b.blocks, b.rows)
-        name = NAMES[a.path]
-        assert (before.product, before.cell) == (after.product, after.cell)
-        if name in ("step", "block"):  # nothing is exchanged
-            assert (before.fixed, before.exchange) == (after.fixed, after.exchange)
-            continue
-        assert before.fixed > after.fixed  # no fence
-        if name == "grid":  # 12 bytes of 16 are the state's
-            assert after.exchange / before.exchange == b.row_words * 16 / a.vector_stride
-        assert (EXCHANGES[a.exchange], EXCHANGES[b.exchange]) == ("fenced", "tagged")
-    paths = [path_of("H100", 100, 1, 1024, exchange=word) for word in EXCHANGES]
-    assert paths == ["cluster", "grid"]
-
-
-def test_lengths_of_a_class_are_chosen_for_once():
-    # Training on sentences would choose anew for nearly every batch.
-    assert choices_made(DEVICES["H100"], 1000, 20, 200) == 11  # 1, 2, 4 .. 1024
-    assert choices_made(DEVICES["H100"], 1, 20, 200) == 1
-
-
 def test_batches_past_what_kernels_count_take_the_step_path():
     for B in (2**30, 2**31 - 1, 2**31):
         assert path_of("H100", 10, B, 16) == "step"
@@ -192,48 +150,14 @@ def test_a_path_can_be_forced():
 def test_a_forced_path_that_cannot_run_says_why():
     with pytest.raises(ValueError, match="RNNEXT_CUDA_PATH=quick: expected step, block, cluster"):
         choose(DEVICES["H100"], 10, 4, 100, path="quick")
-    with pytest.raises(ValueError, match=r"=block: hidden size 1024 .* \(largest: 256\)"):
+    with pytest.raises(ValueError, match="=block: hidden size 1024 in this dtype does not fit"):
         choose(DEVICES["H100"], 10, 4, 1024, path="block")
-    with pytest.raises(ValueError, match=r"=cluster: hidden size 64 .* \(largest: 0\)"):
+    with pytest.raises(ValueError, match="=cluster: hidden size 64 in this dtype does not fit"):
         choose(DEVICES["A100"], 10, 4, 64, path="cluster")
-
-
-@pytest.mark.parametrize("path", ["block", "cluster", "grid"])
-@pytest.mark.parametrize("compute", list(COMPUTES))
-def test_capacity_is_the_largest_size_that_fits(path, compute):
-    largest = capacity(path, compute, DEVICES["H100"])
-    assert path_of("H100", 1, 1, largest, compute=compute, path=path) == path
-    with pytest.raises(ValueError, match=f"largest: {largest}"):
-        choose(DEVICES["H100"], 1, 1, largest + 1, compute=compute, path=path)
-
-
-def test_clusters_hold_what_the_targets_need():
-    assert capacity("cluster", "f32", DEVICES["H100"]) >= 1000
-    assert capacity("cluster", "bf16", DEVICES["H100"]) >= 1024
 
 
 def test_the_documented_capacities_are_these():
     assert capacity_table() in (ROOT / "docs" / "cuda.md").read_text()
-
-
-def test_two_directions_are_told_what_fits_of_two():
-    # Each direction has half of the grid.
-    device = DEVICES["H100"]
-    largest = capacity("grid", "f32", device, D=2)
-    assert largest < capacity("grid", "f32", device)
-    assert path_of("H100", 1, 1, largest, 2, path="grid") == "grid"
-    with pytest.raises(ValueError, match=rf"\(largest: {largest}, in two directions\)"):
-        choose(device, 1, 1, largest + 1, 2, path="grid")
-
-
-def test_the_step_path_waits_for_the_host():
-    # A step takes a GEMM and a launch: 10 us of the host, at 1.755 GHz.
-    for H in (16, 64, 512):
-        _, cost = candidates(DEVICES["H100"], 100, 1, H)[0]
-        assert cost.fixed + cost.product == pytest.approx(17500)
-    _, cost = candidates(DEVICES["H100"], 100, 4096, 8192)[0]
-    assert cost.product > 17500
-    assert cost.fixed == 9000  # the device is behind
 
 
 def test_the_choice_may_depend_on_the_number_of_steps_and_on_the_clusters_that_fit():
@@ -244,13 +168,7 @@ def test_the_choice_may_depend_on_the_number_of_steps_and_on_the_clusters_that_f
     assert [path_of("H100", T, 16, 1024) for T in (1, 100)] == ["step", "cluster"]
 
 
-@pytest.mark.parametrize("capability", [100, 103, 110, 120])
-def test_cards_of_later_kinds_have_rates(capability):
-    card = (capability, *DEVICES["H100"][1:])
-    large = 100, 8192, 512
-    bf16, f64 = (
-        candidates(card, *large, compute=compute)[0][1].product for compute in ("bf16", "f64")
-    )
-    multiply_adds = 8192 * 512**2 / card[1]
-    assert multiply_adds / bf16 == (512 if capability in (100, 103) else 128)  # half of the peak
-    assert multiply_adds / f64 == (32 if capability == 100 else 1)
+def test_the_step_path_waits_for_the_host():
+    # A step takes a GEMM and a launch: 10 us of the host, at 1.755 GHz.
+    for H in (16, 64, 512):
+        assert choose(DEVICES["H100"], 100, 1, H, path="step").cycles == pytest.approx(100 * 17500)

@@ -3,6 +3,7 @@
 As a script, prints the capacity table of docs/cuda.md.
 """
 
+import bisect
 import ctypes
 import functools
 import re
@@ -36,9 +37,7 @@ def struct(name: str) -> Any:
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-Device, Problem, Geometry, StepCost = STRUCTS = [
-    struct(name) for name in ("Device", "Problem", "Geometry", "StepCost")
-]
+Device, Problem, Geometry = STRUCTS = [struct(name) for name in ("Device", "Problem", "Geometry")]
 
 PATHS = {"step": 0, "block": 1, "cluster": 2, "grid": 3}
 EXCHANGES = ["fenced", "tagged"]  # in the order of the enum
@@ -73,7 +72,7 @@ def choice_library() -> Entries:
 
 def _device(card: tuple[int, ...]) -> Any:
     capability, sm_count, shared_bytes, *clusters = card
-    return Device(capability, sm_count, shared_bytes, 65536, (ctypes.c_int * 4)(*clusters))
+    return Device(capability, sm_count, shared_bytes, (ctypes.c_int * 4)(*clusters))
 
 
 def _problem(
@@ -99,33 +98,17 @@ def choose(device: tuple[int, ...], *sizes: Any, path: str | None = None, **opti
     return geometry
 
 
-def candidates(device: tuple[int, ...], *sizes: Any, **options: Any) -> list[tuple[Any, Any]]:
-    """What choose() compares, with the StepCost of each; the step path comes first."""
-    space = 4096
-    geometries, costs = (Geometry * space)(), (StepCost * space)()
-    count = torch.zeros(1, dtype=torch.int64)
-    problem = _problem(*sizes, **options)
-    choice_library().run(
-        "rnn_candidates", problem, _device(device), geometries, costs, space, count
-    )
-    return list(zip(geometries[: int(count)], costs[: int(count)], strict=True))
+def capacity(path: str, compute: str, device: tuple[int, ...]) -> int:
+    """The largest H that a path holds on the chip for one sequence."""
 
+    def too_large(H: int) -> bool:
+        try:
+            choose(device, 1, 1, H, compute=compute, path=path)
+        except ValueError:
+            return True
+        return False
 
-def choices_made(device: tuple[int, ...], steps: int, B: int, H: int) -> int:
-    """How often a memory of choices chooses, asked for T = 1 to `steps`."""
-    made = torch.zeros(1, dtype=torch.int64)
-    choice_library().run("rnn_choices_made", _problem(0, B, H), _device(device), steps, made)
-    return int(made)
-
-
-def capacity(
-    path: str, compute: str, device: tuple[int, ...], backward: bool = False, D: int = 1
-) -> int:
-    """The largest H that a path holds on the chip."""
-    result = torch.zeros(1, dtype=torch.int64)
-    words = PATHS[path], COMPUTES[compute], int(backward), D
-    choice_library().run("rnn_capacity", *words, _device(device), result)
-    return int(result)
+    return bisect.bisect_left(range(1, 16384), True, key=too_large)
 
 
 def capacity_table() -> str:

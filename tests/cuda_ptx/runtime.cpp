@@ -161,7 +161,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       {cudaDevAttrMultiProcessorCount, multiprocessors},
       {cudaDevAttrComputeCapabilityMajor, capability / 10},
       {cudaDevAttrComputeCapabilityMinor, capability % 10},
-      {cudaDevAttrMaxRegistersPerMultiprocessor, 65536},
       {cudaDevAttrMaxSharedMemoryPerBlockOptin, shared_a_block},
   };
   const auto found = known.find(attribute);

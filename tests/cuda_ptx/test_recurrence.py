@@ -4,7 +4,6 @@ In the interpreter each path runs on devices small enough that groups meet sever
 part of the matrix leaves the registers. How launches run is drawn from the case's number.
 """
 
-import itertools
 import os
 from dataclasses import replace
 
@@ -19,8 +18,7 @@ from reference.elman import ACTIVATIONS
 
 
 def listed() -> list[dict]:
-    """Pairs of all factors, and as many random cases as $RNNEXT_CUDA_CASES says; and what decides
-    how the gradient of W_hh is put together, in all combinations."""
+    """Pairs of all factors, and as many random cases as $RNNEXT_CUDA_CASES says."""
     cases = cuda_cases(
         WAYS,
         drawn=int(os.environ.get("RNNEXT_CUDA_CASES", "0")),
@@ -34,10 +32,6 @@ def listed() -> list[dict]:
         if case["tf32"]:  # no kink that it may miss
             kink = ACTIVATIONS[case["nonlinearity"]].kink
             case |= {"dtype": torch.float32} | ({"nonlinearity": "identity"} if kink else {})
-    rows, reverses = ("full", "lengths", "packed"), ((False,), (True,), (False, True))
-    paths = (("step", 4), ("block", 4), ("block", 1))
-    for (path, T), row, reverse, hx in itertools.product(paths, rows, reverses, (True, False)):
-        cases.append({"path": path, "T": T, "rows": row, "reverse": reverse, "hx": hx})
     return cases
 
 

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "cuda/binding/errors.h"
 
@@ -28,21 +29,29 @@ Exchange wanted_exchange() {
 #endif
 }
 
-// On the current device.
-Geometry choice(const Problem& p) {
+// On the current device, with a memory, since a call's shape mostly comes again. T counts by its
+// class, the next power of two, so that batches of sentences do not choose anew for each length.
+Geometry choice(Problem p) {
+  constexpr size_t kRemembered = 1024;
   static std::mutex mutex;
   static std::map<int, Device> devices;
-  static Choices choices;
+  static std::map<std::tuple<int, Problem, std::string>, Geometry> choices;
   int index = 0;
   check_launch(cudaGetDevice(&index));
+  const int64_t steps = p.T;
+  for (p.T = 1; p.T < steps;) p.T *= 2;
+  const char* const forced = forced_path();
   const std::lock_guard<std::mutex> lock(mutex);
   if (devices.count(index) == 0) {
     Device device;
     check_launch(describe(&device));
     devices[index] = device;
   }
+  const auto key = std::make_tuple(index, p, std::string(forced ? forced : ""));
+  if (const auto known = choices.find(key); known != choices.end()) return known->second;
+  if (choices.size() >= kRemembered) choices.clear();
   try {
-    return choices.find(p, index, devices[index], forced_path());
+    return choices.emplace(key, choose(p, devices[index], forced)).first->second;
   } catch (const std::invalid_argument& error) {
     TORCH_CHECK_VALUE(false, error.what());
   }
@@ -128,19 +137,14 @@ const int64_t* Call::constants(const std::vector<int64_t>& values) {
 void Call::set_input(const Tensor& input, const OptionalTensor& index, TensorList weight_ih) {
   Tensor rows = input;
   if (s.features) {
-    // A batch-first input is multiplied as it lies in memory, and read through strides.
-    const bool swapped =
-        input.dim() == 3 && !input.is_contiguous() && input.transpose(0, 1).is_contiguous();
-    const Tensor from = swapped ? input.transpose(0, 1) : input;
-    std::vector<int64_t> shape = from.sizes().vec();
+    std::vector<int64_t> shape = input.sizes().vec();
     shape.back() = s.D * p.source_step;
     rows = empty(shape);
-    const Tensor features = from.reshape({s.N, s.I});
+    const Tensor features = input.reshape({s.N, s.I});
     for (int64_t d = 0; d < s.D; ++d) {
       Tensor part = rows.view({s.N, shape.back()}).narrow(1, d * p.source_step, s.H);
       at::mm_out(part, features, weight_ih[d].t());
     }
-    if (swapped) rows = rows.transpose(0, 1);
   } else if (input.stride(-1) != 1) {
     rows = input.contiguous();
   }
@@ -221,30 +225,17 @@ bool Call::run_resident(const Geometry& g, TensorList weight_hh, bool backward) 
 void Call::run_steps(TensorList weight_hh, const Tensor& v, bool backward) {
   const Tensor weights = at::stack(weight_hh);
   const Tensor matrix = backward ? weights : weights.transpose(1, 2);
-  const Tensor product = empty(v.sizes());
+  Tensor product = empty(v.sizes());
   const int64_t steps = s.T + (backward && p.grad_out.hx != nullptr);
   Step step;
   step.v = v.data_ptr();
   for (; step.number < steps; ++step.number) {
     if (!backward || step.number > 0) {
-      const int64_t rows = backward ? s.B : batch(step.number);
-      Tensor part = product.narrow(1, 0, rows);
-      at::bmm_out(part, v.narrow(1, 0, rows), matrix);
+      at::bmm_out(product, v, matrix);
       step.product = product.const_data_ptr();
     }
     check_launch(launch_step(p, step, compute, backward, stream));
   }
-}
-
-// Sequences that some direction has at its step `number`.
-int64_t Call::batch(int64_t number) const {
-  if (!s.packed) return s.B;
-  int64_t most = 0;
-  for (int d = 0; d < p.D; ++d) {
-    const int64_t t = p.reverse[d] ? s.T - 1 - number : number;
-    most = std::max(most, s.step_row[t + 1] - s.step_row[t]);
-  }
-  return most;
 }
 
 }  // namespace rnnext::cuda

@@ -49,7 +49,6 @@ struct Call : ParsedCall {
   bool readable(const Tensor& rows) const;
   Tensor sources(const Tensor& rows) const;
   void set_matrix(TensorList weight_hh, bool transposed);
-  int64_t batch(int64_t number) const;
 };
 
 }  // namespace rnnext::cuda

@@ -81,13 +81,12 @@ SortedIndices sort_indices(const Tensor& grad, const Tensor& indices, int64_t ro
   const SortedIndices sorted{numbers(), numbers(), count, rows};
   if (count == 0) return sorted;
   const Tensor index = indices.contiguous(), keys = numbers(), positions = numbers();
-  const EmbeddingKeys params{.indices = checked_indices(index, rows),
-                             .padding_idx = padding_idx,
-                             .keys = keys.mutable_data_ptr<int32_t>(),
-                             .positions = positions.mutable_data_ptr<int32_t>()};
-  check_launch(launch_embedding_keys(params, at::cuda::getCurrentCUDAStream()));
+  auto* const key = keys.mutable_data_ptr<int32_t>();
+  auto* const position = positions.mutable_data_ptr<int32_t>();
+  check_launch(launch_embedding_keys(checked_indices(index, rows), padding_idx, key, position,
+                                     at::cuda::getCurrentCUDAStream()));
   at::cuda::cub::radix_sort_pairs<int32_t, int32_t>(
-      params.keys, sorted.key_tensor.mutable_data_ptr<int32_t>(), params.positions,
+      key, sorted.key_tensor.mutable_data_ptr<int32_t>(), position,
       sorted.position_tensor.mutable_data_ptr<int32_t>(), count,
       /*descending=*/false, /*begin_bit=*/0, at::cuda::cub::get_num_bits(uint64_t(rows)));
   return sorted;

@@ -92,8 +92,7 @@ class BackwardPass {
     p_.grad_out.pre = pre_.data_ptr();
     if (wanted_.hx) p_.grad_out.hx = grad_.hx.data_ptr();
     if (mixed_.defined()) p_.mixed = mixed_.data_ptr();
-    start_ = call_.enter();
-    if (!start_.defined() && given(a_.hx)) start_ = *a_.hx;
+    call_.enter();
     const Tensor carry =
         at::zeros(leaks() ? state_ : std::array<int64_t, 3>{}, call_.accumulators());
     p_.carry = carry.data_ptr();
@@ -114,9 +113,8 @@ class BackwardPass {
     if (before_.defined()) return before_;
     before_ = call_.empty({s_.N, width_});
     if (s_.empty()) return before_;
-    const States states{outputs_.const_data_ptr(), p_.hx, p_.reset_output};
-    check_launch(
-        launch_previous_state(p_, states, before_.data_ptr(), call_.compute, call_.stream));
+    check_launch(launch_previous_state(p_, outputs_.const_data_ptr(), before_.data_ptr(),
+                                       call_.compute, call_.stream));
     return before_;
   }
 
@@ -124,20 +122,9 @@ class BackwardPass {
     const Tensor rows = direction(rows_, d);
     if (wanted_.bias) grad_.bias.push_back(rows.sum(0));
     if (features_.defined()) grad_.weight_ih.push_back(at::mm(rows.t(), features_));
-    if (!wanted_.weight_hh) return;
-    if (s_.empty() || s_.packed || p_.reset || (given(a_.lengths) && start_.defined())) {
+    if (wanted_.weight_hh) {
       grad_.weight_hh.push_back(at::mm(rows.t(), direction(outputs_before(), d)));
-      return;
     }
-    // All sequences start and end together: the outputs before are those of the neighbouring rows.
-    const int64_t rest = s_.N - s_.B;
-    const bool reverse = a_.reverse[d];
-    Tensor grad = at::mm(rows.narrow(0, reverse ? 0 : s_.B, rest).t(),
-                         direction(outputs_, d).narrow(0, reverse ? s_.B : 0, rest));
-    if (start_.defined()) {
-      grad.addmm_(rows.narrow(0, reverse ? rest : 0, s_.B).t(), start_[d]);
-    }
-    grad_.weight_hh.push_back(grad);
   }
 
   // Of (1 - a) s + a x, x - s: what was saved, or, of rate, which saved x, less the state before.
@@ -173,7 +160,7 @@ class BackwardPass {
   Tensor pre_, rows_;        // gradients of the pre-activations, as output lies and [N, D*H]
   Tensor outputs_, before_;  // [N, D*H]
   Tensor features_;          // input, [N, I]
-  Tensor mixed_, start_;     // DeviceCall::mixed; what enters W_hh first
+  Tensor mixed_;             // DeviceCall::mixed
 };
 
 RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,

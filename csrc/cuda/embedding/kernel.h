@@ -39,15 +39,10 @@ struct EmbeddingGather {
 };
 cudaError_t launch_embedding_gather(const EmbeddingGather& params, cudaStream_t stream);
 
-// keys[i] = indices[i], or V where it is padding_idx or out of range; positions[i] = i. Sorting the
-// pairs by key (stably) prepares the reduction; count and V are at most 2^31 - 1.
-struct EmbeddingKeys {
-  EmbeddingIndices indices;
-  int64_t padding_idx;  // -1: none
-  int32_t* keys;
-  int32_t* positions;
-};
-cudaError_t launch_embedding_keys(const EmbeddingKeys& params, cudaStream_t stream);
+// keys[i] = indices[i], or V where it is padding_idx (-1: none) or out of range; positions[i] = i.
+// Sorting the pairs by key (stably) prepares the reduction; count and V are at most 2^31 - 1.
+cudaError_t launch_embedding_keys(const EmbeddingIndices& indices, int64_t padding_idx,
+                                  int32_t* keys, int32_t* positions, cudaStream_t stream);
 
 // output[row] = the sum of grad[positions[p]] over the run of keys[p] == row, in the order of p;
 // divided by the length of the run if `by_frequency`. Rows without a run are not touched. The order

@@ -20,12 +20,6 @@ int64_t chunk_length(int64_t count) {
   return length;
 }
 
-// N neighbouring columns, which a thread reads and writes as one vector.
-template <typename T, int N>
-struct alignas(sizeof(T) * N) Pack {
-  T element[N];
-};
-
 // The first column of this thread.
 template <int N>
 __device__ int64_t first_column() {
@@ -36,13 +30,13 @@ template <typename T, int N>
 __device__ __forceinline__ void write_row(const EmbeddingReduce& p, int64_t position,
                                           int64_t length, const Accumulate<T> (&sum)[N]) {
   const int64_t row = p.slots != nullptr ? p.slots[position] : p.keys[position];
-  Pack<T, N> pack;
+  Word<T, N> word;
 #pragma unroll
   for (int n = 0; n < N; ++n) {
-    pack.element[n] = from_float<T>(p.by_frequency ? sum[n] / Accumulate<T>(length) : sum[n]);
+    word.x[n] = from_float<T>(p.by_frequency ? sum[n] / Accumulate<T>(length) : sum[n]);
   }
   T* to = static_cast<T*>(p.output) + row * p.columns + first_column<N>();
-  *reinterpret_cast<Pack<T, N>*>(to) = pack;
+  *reinterpret_cast<Word<T, N>*>(to) = word;
 }
 
 template <typename T, int N>
@@ -61,7 +55,7 @@ __global__ void __launch_bounds__(kEmbeddingThreads)
   bool from_left = begin > 0 && p.keys[begin - 1] == key;
   Acc sum[N] = {};
   for (int64_t base = begin; base < end; base += kUnroll) {
-    Pack<T, N> pack[kUnroll];
+    Word<T, N> word[kUnroll];
     int32_t next[kUnroll];  // the key after each; -1 at the end
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
@@ -69,7 +63,7 @@ __global__ void __launch_bounds__(kEmbeddingThreads)
       next[u] = i + 1 < p.count ? __ldg(p.keys + i + 1) : -1;
       if (i < end) {
         const int64_t row = __ldg(p.positions + i);
-        pack[u] = *reinterpret_cast<const Pack<T, N>*>(grad + row * p.columns);
+        word[u] = *reinterpret_cast<const Word<T, N>*>(grad + row * p.columns);
       }
     }
 #pragma unroll
@@ -77,7 +71,7 @@ __global__ void __launch_bounds__(kEmbeddingThreads)
       const int64_t i = base + u;
       if (i >= end) break;
 #pragma unroll
-      for (int n = 0; n < N; ++n) sum[n] += to_float(pack[u].element[n]);
+      for (int n = 0; n < N; ++n) sum[n] += to_float(word[u].x[n]);
       if (next[u] == key && i + 1 < end) continue;
       if (key < p.rows) {
         if (!from_left && next[u] != key) {

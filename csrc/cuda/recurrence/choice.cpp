@@ -1,25 +1,22 @@
 #include "cuda/recurrence/choice.h"
 
 #include <algorithm>
-#include <cmath>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace rnnext::cuda {
 namespace {
 
 // Cycles of the SM. Estimates that order the choices: no GPU has confirmed them, and where there is
 // no source they come from counting instructions (docs/cuda.md, "The choice").
-// A step's fixed cost, by Exchange and Path.
-constexpr double kStepOverhead[2][4] = {{9000, 500, 1000, 2500}, {9000, 500, 800, 1500}};
+// Of the exchanges they know the fenced one, so that both run in the same geometries.
+constexpr double kStepOverhead[] = {9000, 500, 1000, 2500};  // of a step, fixed, by Path
 constexpr double kStart = 8000;        // of a resident kernel, beside reading the matrix
 constexpr double kZeros = 5000;        // of a launch that clears what the grid exchanges
 constexpr double kHost = 17500;        // 10 us in which the host issues a step of the step path
 constexpr double kElementCycles = 60;  // of the cell, for each element of a thread
 constexpr double kPeerCycles = 16;     // to issue a thread's store to one peer, 16 warps at once
-// Of tagged clusters: to gather a word of 16 bytes, 26 instructions of 16 warps on four schedulers;
-// and for each peer that a lane serves, 6.
-constexpr double kGatherCycles = 104, kServeCycles = 24;
 // Bytes a cycle. Shared memory: 32 banks of 4 bytes. Into a peer's: 2.65 TB/s over an H800's 114
 // SMs in clusters of 4 at 1.755 GHz (arXiv:2402.13499, figure 8). L2: five sixths of an SM's share
 // of the 5120 that NVIDIA's A100 white paper names (page 35), on 132 SMs.
@@ -31,11 +28,10 @@ constexpr double kL2Bytes = 32;
 constexpr double kHopperMma = 0.629;
 constexpr double kGemmEfficiency = 0.5;
 
-constexpr Path kResident[] = {Path::block, Path::cluster, Path::grid};
+constexpr Path kPaths[] = {Path::step, Path::block, Path::cluster, Path::grid};
 constexpr const char* kNames[] = {"step", "block", "cluster", "grid"};
 constexpr int64_t kMaxH = 16384;    // past any card's capacity
 constexpr int64_t kMaxB = 1 << 30;  // kernels count 2 B states, and B and a tile more, in an int
-constexpr size_t kRemembered = 1024;
 
 auto ceil_div(auto a, auto b) { return (a + b - 1) / b; }
 auto round_up(auto a, auto b) { return ceil_div(a, b) * b; }
@@ -137,6 +133,39 @@ int64_t concurrent(const Device& device, Path path, int64_t blocks) {
   return device.clusters[blocks == 2 ? 0 : blocks == 4 ? 1 : blocks == 8 ? 2 : 3];
 }
 
+// The model's estimate of a step in SM cycles (docs/cuda.md). A group runs `waves` tiles one after
+// another.
+double step_cycles(const Problem& p, const Device& device, const Geometry& g) {
+  const bool matrix = tensor_cores(p.compute);
+  const double element = element_size(p.compute);
+  const double fixed = kStepOverhead[static_cast<int>(g.path)];
+  if (g.path == Path::step) {
+    const double products = double(p.D) * p.B * p.H * p.H;
+    const double bytes = double(p.D) * p.H * p.H * element;
+    const double gemm = std::max(products / (peak(p.compute, device.capability) * kGemmEfficiency),
+                                 bytes / kL2Bytes) /
+                        std::max(1, device.sm_count);
+    return std::max(fixed + gemm, kHost);  // the device may wait for the host
+  }
+  const double passes = ceil_div(g.rows, matrix ? 8 : p.compute == Compute::f64 ? 2 : 4);
+  const double columns = g.k_blocks * g.k_workers * (matrix ? 64 : 16) / element;
+  const double units = g.unit_workers * (matrix ? 16 : 2);
+  const double products = units * columns * (matrix ? passes * 8 : g.rows);
+  const double spilled = std::max(0, g.k_blocks - kRegisterBlocks) * (kThreads * 32.0);
+  const double product =
+      std::max(products / rate(p.compute, device.capability), passes * spilled / kSharedBytes);
+  const double cell = ceil_div(g.rows * g.slice, kThreads) * kElementCycles;
+  double exchange = 0;
+  if (g.path == Path::cluster) {
+    const double words = ceil_div(int64_t(g.rows) * g.pairs, kThreads);  // of a thread
+    exchange = g.blocks * (words * kPeerCycles + double(g.rows) * g.slice * element / kPeerBytes);
+  }
+  if (g.path == Path::grid) exchange = g.rows * double(g.vector_stride) / kL2Bytes;
+  const int64_t tiles = ceil_div(p.B, g.rows), at_once = concurrent(device, g.path, g.blocks);
+  const double waves = double(ceil_div(tiles, g.groups / p.D)) * ceil_div(g.groups, at_once);
+  return waves * (fixed + product + cell + exchange);
+}
+
 // Adds the geometries of one path and group size, of tiles of different sizes.
 void add_tiles(const Problem& p, const Device& device, Path path, int blocks,
                std::vector<Geometry>& found) {
@@ -151,18 +180,22 @@ void add_tiles(const Problem& p, const Device& device, Path path, int blocks,
       g.tile_step = groups * g.rows;
       g.cycles = kStart + (path == Path::grid ? kZeros : 0) +
                  g.slice * double(p.H) * element_size(p.compute) / kL2Bytes +
-                 p.T * step_cost(p, device, g).cycles();
+                 p.T * step_cycles(p, device, g);
       found.push_back(g);
     }
     if (rows == 1) return;
   }
 }
 
-// The resident geometries of one path.
-std::vector<Geometry> resident(const Problem& p, const Device& device, Path path) {
+// The geometries of one path.
+std::vector<Geometry> geometries(const Problem& p, const Device& device, Path path) {
   std::vector<Geometry> found;
+  if (path == Path::step) {
+    found.emplace_back().cycles = p.T * step_cycles(p, device, Geometry{});
+    return found;
+  }
   const int needed = path == Path::cluster ? 90 : 80;  // mma, cp.async
-  if (device.capability < needed || device.registers < kThreads * 128) return found;
+  if (device.capability < needed) return found;
   if (p.H > kMaxH || p.T > INT32_MAX || p.B >= kMaxB) return found;
   if (path == Path::block) {
     add_tiles(p, device, path, 1, found);
@@ -187,18 +220,6 @@ Geometry cheapest(const std::vector<Geometry>& of) {
   });
 }
 
-// The best resident geometry of one path; path == step if there is none.
-Geometry best_of(const Problem& p, const Device& device, Path path) {
-  const std::vector<Geometry> found = resident(p, device, path);
-  return found.empty() ? Geometry{} : cheapest(found);
-}
-
-Geometry step_path(const Problem& p, const Device& device) {
-  Geometry g;
-  g.cycles = p.T * step_cost(p, device, g).cycles();
-  return g;
-}
-
 }  // namespace
 
 int element_size(Compute compute) {
@@ -213,94 +234,21 @@ int element_size(Compute compute) {
   }
 }
 
-StepCost step_cost(const Problem& p, const Device& device, const Geometry& g) {
-  StepCost cost;
-  const bool matrix = tensor_cores(p.compute);
-  const double element = element_size(p.compute);
-  const bool tagged = g.exchange == Exchange::tagged;
-  cost.fixed = kStepOverhead[tagged][static_cast<int>(g.path)];
-  if (g.path == Path::step) {
-    const double products = double(p.D) * p.B * p.H * p.H;
-    const double bytes = double(p.D) * p.H * p.H * element;
-    cost.product = std::max(products / (peak(p.compute, device.capability) * kGemmEfficiency),
-                            bytes / kL2Bytes) /
-                   std::max(1, device.sm_count);
-    cost.fixed = std::max(cost.fixed, kHost - cost.product);  // the device may wait for the host
-    return cost;
-  }
-  const double passes = ceil_div(g.rows, matrix ? 8 : p.compute == Compute::f64 ? 2 : 4);
-  const double columns = g.k_blocks * g.k_workers * (matrix ? 64 : 16) / element;
-  const double units = g.unit_workers * (matrix ? 16 : 2);
-  const double products = units * columns * (matrix ? passes * 8 : g.rows);
-  const double spilled = std::max(0, g.k_blocks - kRegisterBlocks) * (kThreads * 32.0);
-  cost.product =
-      std::max(products / rate(p.compute, device.capability), passes * spilled / kSharedBytes);
-  cost.cell = ceil_div(g.rows * g.slice, kThreads) * kElementCycles;
-  if (g.path == Path::cluster) {
-    const double words = ceil_div(int64_t(g.rows) * g.pairs, kThreads);  // of a thread
-    const int64_t lanes = p.compute == Compute::f64 ? 2 : 4;             // that share 16 bytes
-    cost.exchange = words * (tagged ? kGatherCycles + ceil_div(g.blocks, lanes) * kServeCycles
-                                    : g.blocks * kPeerCycles) +
-                    g.blocks * (double(g.rows) * g.slice * element / kPeerBytes);
-  }
-  if (g.path == Path::grid) {
-    cost.exchange = g.rows * (tagged ? 16.0 * g.row_words : g.vector_stride) / kL2Bytes;
-  }
-  const int64_t tiles = ceil_div(p.B, g.rows), at_once = concurrent(device, g.path, g.blocks);
-  cost.waves = double(ceil_div(tiles, g.groups / p.D)) * ceil_div(g.groups, at_once);
-  return cost;
-}
-
-std::vector<Geometry> candidates(const Problem& p, const Device& device) {
-  std::vector<Geometry> found{step_path(p, device)};
-  for (Path path : kResident) {
-    const std::vector<Geometry> more = resident(p, device, path);
-    found.insert(found.end(), more.begin(), more.end());
-  }
-  return found;
-}
-
 Geometry choose(const Problem& p, const Device& device, const char* forced) {
   const std::string word = forced ? forced : "";
-  if (word == "step") return step_path(p, device);
-  if (!word.empty()) {
-    for (Path path : kResident) {
-      if (word != kNames[static_cast<int>(path)]) continue;
-      const Geometry g = best_of(p, device, path);
-      if (g.path == path) return g;
-      throw std::invalid_argument(
-          "RNNEXT_CUDA_PATH=" + word + ": hidden size " + std::to_string(p.H) +
-          " in this dtype does not fit on this device (largest: " +
-          std::to_string(capacity(path, p.compute, p.backward, p.D, device)) +
-          (p.D > 1 ? ", in two directions)" : ")"));
-    }
-    throw std::invalid_argument("RNNEXT_CUDA_PATH=" + word +
-                                ": expected step, block, cluster or grid");
+  std::vector<Geometry> found;
+  bool known = false;
+  for (Path path : kPaths) {
+    if (!word.empty() && word != kNames[static_cast<int>(path)]) continue;
+    known = true;
+    const std::vector<Geometry> more = geometries(p, device, path);
+    found.insert(found.end(), more.begin(), more.end());
   }
-  return cheapest(candidates(p, device));
-}
-
-const Geometry& Choices::find(Problem p, int index, const Device& device, const char* forced) {
-  const int64_t steps = p.T;
-  for (p.T = 1; p.T < steps;) p.T *= 2;
-  const Key key(index, p, forced ? forced : "");
-  if (const auto known = known_.find(key); known != known_.end()) return known->second;
-  const Geometry chosen = choose(p, device, forced);
-  ++made_;
-  if (known_.size() >= kRemembered) known_.clear();
-  return known_[key] = chosen;
-}
-
-int64_t capacity(Path path, Compute compute, bool backward, int D, const Device& device) {
-  const int64_t blocks = path == Path::block     ? 1
-                         : path == Path::cluster ? kMaxCluster
-                                                 : device.sm_count;
-  const double bytes = double(blocks) * (device.shared_bytes + kRegisterBlocks * kThreads * 32);
-  Problem p{1, 1, 0, D, compute, backward};
-  for (p.H = int64_t(std::sqrt(bytes / element_size(compute))); p.H > 0; --p.H) {
-    if (best_of(p, device, path).path == path) return p.H;
-  }
-  return 0;
+  if (!found.empty()) return cheapest(found);
+  throw std::invalid_argument(
+      "RNNEXT_CUDA_PATH=" + word +
+      (known ? ": hidden size " + std::to_string(p.H) + " in this dtype does not fit on this device"
+             : ": expected step, block, cluster or grid"));
 }
 
 }  // namespace rnnext::cuda

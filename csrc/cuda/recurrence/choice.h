@@ -5,10 +5,6 @@
 #include <compare>
 #include <cstddef>
 #include <cstdint>
-#include <map>
-#include <string>
-#include <tuple>
-#include <vector>
 
 namespace rnnext::cuda {
 
@@ -29,8 +25,7 @@ constexpr int kMaxCluster = 16;
 struct Device {
   int capability = 0;  // 10 * major + minor
   int sm_count = 0;
-  int shared_bytes = 0;   // of one block, opted in
-  int registers = 65536;  // of one SM
+  int shared_bytes = 0;  // of one block, opted in
   // How many clusters of 2, 4, 8, 16 blocks with all that shared memory fit at once; 0: none.
   int clusters[4] = {0, 0, 0, 0};
 };
@@ -95,39 +90,9 @@ struct Geometry {
 
 int element_size(Compute compute);
 
-// The model's estimate of a step in SM cycles, by what it is made of (docs/cuda.md). A group runs
-// `waves` tiles one after another. Of Path::step, `product` is the GEMM's.
-struct StepCost {
-  double fixed = 0, product = 0, cell = 0, exchange = 0;
-  double waves = 1;
-
-  double cycles() const { return waves * (fixed + product + cell + exchange); }
-};
-StepCost step_cost(const Problem& problem, const Device& device, const Geometry& geometry);
-
-// Every geometry that choose() compares; the first is the step path.
-std::vector<Geometry> candidates(const Problem& problem, const Device& device);
-
 // The cheapest path by the model in docs/cuda.md; `forced` (null or empty: no) is one of "step",
 // "block", "cluster", "grid". Throws std::invalid_argument for another word, and for a path that
 // cannot run this problem on this device.
 Geometry choose(const Problem& problem, const Device& device, const char* forced);
-
-// choose() with a memory, since a call's shape mostly comes again. T counts by its class, the next
-// power of two, so that batches of sentences do not choose anew for each length.
-class Choices {
- public:
-  // `index`: the device's number. Not for two threads at once.
-  const Geometry& find(Problem problem, int index, const Device& device, const char* forced);
-  int64_t made() const { return made_; }  // how often choose() ran
-
- private:
-  using Key = std::tuple<int, Problem, std::string>;
-  std::map<Key, Geometry> known_;
-  int64_t made_ = 0;
-};
-
-// The largest H that `path` can hold on chip for one sequence in D directions, 0 if none.
-int64_t capacity(Path path, Compute compute, bool backward, int D, const Device& device);
 
 }  // namespace rnnext::cuda

@@ -81,13 +81,9 @@ cudaError_t launch_reset_sums(const DeviceCall& call, void* sums, Compute comput
 cudaError_t launch_reset_gradient(const DeviceCall& call, const void* product, void* grad,
                                   Compute compute, cudaStream_t stream);
 
-// What is known of states: those of steps, [N, D*H], before the first steps and after resets,
-// [D,B,H] or null: zeros.
-struct States {
-  const void *steps, *hx, *reset;
-};
-// previous[row, d*H + u] = the state before row's step.
-cudaError_t launch_previous_state(const DeviceCall& call, const States& states, void* previous,
+// previous[row, d*H + u] = the state before row's step: of `steps`, [N, D*H], or what hx and
+// reset_output hold (null: zeros).
+cudaError_t launch_previous_state(const DeviceCall& call, const void* steps, void* previous,
                                   Compute compute, cudaStream_t stream);
 
 // rows[i] = index i, or 0 where it is out of range, which is reported. count > 0.

@@ -22,15 +22,10 @@
 // passes here are those of h_t and dG_t as above; any_pass.cuh has those of all other calls.
 #pragma once
 
+#include "cuda/device.h"
 #include "cuda/recurrence/launch.h"
 
 namespace rnnext::cuda {
-
-// N neighbouring elements.
-template <typename T, int N>
-struct alignas(N * sizeof(T)) Word {
-  T x[N];
-};
 
 // As many as fill a word of at least 4 bytes, the least that cp.async copies.
 template <typename T>

@@ -55,7 +55,6 @@ cudaError_t describe(Device* device) {
   get(&minor, cudaDevAttrComputeCapabilityMinor);
   get(&device->sm_count, cudaDevAttrMultiProcessorCount);
   get(&device->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  get(&device->registers, cudaDevAttrMaxRegistersPerMultiprocessor);
   if (error == cudaSuccess) error = cudaFuncGetAttributes(&code, function);
   if (error != cudaSuccess) return error;
   // What the driver has made of PTX is of the device's version, and knows what the PTX knew.

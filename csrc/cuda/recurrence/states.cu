@@ -70,7 +70,7 @@ __global__ void reset_gradient_kernel(const DeviceCall p, const T* product, T* g
 
 // A thread is element (t, b, u).
 template <typename T>
-__global__ void previous_state_kernel(const DeviceCall p, const States from, T* previous) {
+__global__ void previous_state_kernel(const DeviceCall p, const T* steps, T* previous) {
   const int64_t i = element();
   const int d = blockIdx.y;
   const int64_t u = i % p.H, b = i / p.H % p.B, t = i / p.H / p.B;
@@ -80,12 +80,12 @@ __global__ void previous_state_kernel(const DeviceCall p, const States from, T* 
   T h = from_float<T>(Accumulate<T>(0));
   if (span.inside(t)) {
     if (p.restarts(span, b, t)) {
-      h = state_at<T>(from.reset, state);
+      h = state_at<T>(p.reset_output, state);
     } else if (span.starts(t)) {
-      h = state_at<T>(from.hx, state);
+      h = state_at<T>(p.hx, state);
     } else {
       const int64_t before = span.reverse ? t + 1 : t - 1;
-      h = static_cast<const T*>(from.steps)[p.row(before, b) * width + column];
+      h = steps[p.row(before, b) * width + column];
     }
   }
   if (span.inside(t) || !p.step_row) previous[p.row(t, b) * width + column] = h;
@@ -116,11 +116,11 @@ cudaError_t launch_reset_gradient(const DeviceCall& p, const void* product, void
   });
 }
 
-cudaError_t launch_previous_state(const DeviceCall& p, const States& states, void* previous,
+cudaError_t launch_previous_state(const DeviceCall& p, const void* steps, void* previous,
                                   Compute compute, cudaStream_t stream) {
   return with_type(compute, [&]<class T>(T) {
-    return launch(previous_state_kernel<T>, elements(p.T * p.B * p.H, p.D), stream, p, states,
-                  static_cast<T*>(previous));
+    return launch(previous_state_kernel<T>, elements(p.T * p.B * p.H, p.D), stream, p,
+                  static_cast<const T*>(steps), static_cast<T*>(previous));
   });
 }
 
