@@ -33,6 +33,9 @@ SECONDS = 1200  # a run of tests that takes longer hangs
 FIRST = {
     "csrc/cpu/binding/memory": ["tests/cpu"],
     "csrc/cpu/runtime": ["tests/cpu"],
+    "csrc/cpu/binding/stepper": ["tests/modules/test_stepper.py", "tests/modules", "tests/fuzz"],
+    "csrc/cpu/binding/embedding": ["tests/ops/test_embedding.py", "tests/modules", "tests/fuzz"],
+    "csrc/cpu/embedding": ["tests/ops/test_embedding.py", "tests/modules", "tests/fuzz"],
     "csrc/cpu": ["tests/fuzz", "tests/cpu", "tests/ops", "tests/modules"],
     "csrc/recurrence": ["tests/fuzz", "tests/cpu"],
     "csrc/ops": ["tests/fuzz", "tests/ops", "tests/transforms", "tests/modules"],
