@@ -78,17 +78,9 @@ class EmbeddingRNN(nn.Module):
             num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype
         )
         self.rnn = RNN(
-            embedding_dim,
-            hidden_size,
-            num_layers,
-            nonlinearity,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            device,
-            dtype,
-        )
+            embedding_dim, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout,
+            bidirectional, device, dtype,
+        )  # fmt: skip
 
     def forward(
         self,

@@ -64,19 +64,10 @@ def explain(
     """
     D = 2 if bidirectional else 1
     plan = _C.plan(
-        T=T,
-        B=B,
-        I=I,
-        H=H,
-        directions=D,
-        layers=num_layers,
-        dtype=dtype,
+        T=T, B=B, I=I, H=H, directions=D, layers=num_layers, dtype=dtype, train=train, hx=hx,
+        lengths=list(lengths), machine=machine,
         threads=torch.get_num_threads() if threads is None else threads,
-        train=train,
-        hx=hx,
-        lengths=list(lengths),
-        machine=machine,
-    )
+    )  # fmt: skip
     cycles = plan.pop("cycles")
     numbers = {name: value for name, value in plan.items() if isinstance(value, float)}
     shares = f"; {plan['hidden_parts']} part(s) of the hidden units of each wait for each other"

@@ -121,16 +121,9 @@ class LeakyRNN(nn.RNNBase):
             raise TypeError(f"num_layers must be an integer, got {kind}{hint}")
         super().__init__(
             "RNN_TANH",  # RNNBase takes the number of gates from it
-            input_size,
-            hidden_size,
-            num_layers=num_layers,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-            device=device,
-            dtype=dtype,
-        )
+            input_size, hidden_size, num_layers=num_layers, bias=bias, batch_first=batch_first,
+            dropout=dropout, bidirectional=bidirectional, device=device, dtype=dtype,
+        )  # fmt: skip
         self.nonlinearity = nonlinearity
         self.form = form
         self.noise_std = noise_std

@@ -65,7 +65,7 @@ def recurrence(
     one of three sources:
 
     - features: ``input [T, B, I]`` and ``weight_ih[d] [H, I]``: ``pre_t = weight_ih[d] x_t``;
-    - ready: ``input [T, B, D * H]`` and no ``weight_ih``: direction d reads its H columns;
+    - precomputed: ``input [T, B, D * H]`` and no ``weight_ih``: direction d reads its H columns;
     - table: ``input [V, D * H]`` and ``index [T, B]``: row ``index[t, b]``.
 
     With ``alpha`` the state leaks: :func:`rnnext.functional.recurrence` has the forms.

@@ -100,18 +100,10 @@ class RNN(nn.RNNBase):
             )
         self.nonlinearity = nonlinearity
         super().__init__(
-            f"RNN_{nonlinearity.upper()}",
-            input_size,
-            hidden_size,
-            num_layers=num_layers,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-            device=device,
-            dtype=dtype,
-            **kwargs,
-        )
+            f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers=num_layers,
+            bias=bias, batch_first=batch_first, dropout=dropout, bidirectional=bidirectional,
+            device=device, dtype=dtype, **kwargs,
+        )  # fmt: skip
 
     def forward(
         self,
