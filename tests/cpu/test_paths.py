@@ -151,20 +151,3 @@ def test_the_same_bits_on_every_isa_that_sums_alike(size, kind):
             other = order_of_sums(isa, kind) in ("tiles", "pairs")
             lower = results[order_of_sums(isa, kind)][0]
             assert same(arguments.call(recurrence), lower) != other
-
-
-@cover(
-    dtype=[torch.float32, torch.float64],
-    reverse=[(False,), (True,)],
-    leak=[None, "rate", "voltage"],
-    isa=ISAS,
-    threads=[2, 3],
-)
-def test_threads_write_several_steps_at_once(dtype, reverse, leak, isa, threads):
-    """Narrow rows beside each other, the last time fewer steps."""
-    T, B, I, H = SIZES["held steps"]  # noqa: E741
-    assert _C.plan(T=T, B=B, I=I, H=H, dtype=dtype, threads=2)["held_steps"] > 1
-    arguments = samples.make(T=T, B=B, I=I, H=H, dtype=dtype, reverse=reverse, leak=leak)
-    result = arguments.call(recurrence)
-    torch.set_num_threads(1)
-    assert same(arguments.call(recurrence), result)
