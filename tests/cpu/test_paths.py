@@ -108,6 +108,9 @@ def test_plain_calls_of_every_size(size):
     for kind, threads in (("float32", 2), ("float64", 1), ("bfloat16", 2)):
         torch.set_num_threads(threads)
         samples.check(sized(size, kind))
+    torch.set_num_threads(3)
+    noisy = sized(size, "float64", noise=True)
+    samples.check(noisy, torch.float32)  # as exact as numbers of the noise
 
 
 def check_parts_of_gradients(arguments, rows):
