@@ -157,12 +157,16 @@ def call_of(
     """The output and h_n of a call, and in training the gradients of the leaves."""
     import torch
 
+    ones: list[Any] = []  # made once: torch's fill waits for its threads where cores are shared
+
     def call() -> list[Any]:
         with torch.set_grad_enabled(train):
             output, last = forward(*given, **options)
         results = [output.detach(), *([last.detach()] if h_n else [])]
         if not train:
             return results
-        return [*results, *torch.autograd.grad(output, leaves, torch.ones_like(output))]
+        if not ones:
+            ones.append(torch.ones_like(output))
+        return [*results, *torch.autograd.grad(output, leaves, ones)]
 
     return call
