@@ -15,7 +15,6 @@
 #include <string_view>
 #include <tuple>
 
-#include "cpu/binding/describe.h"
 #include "cpu/binding/stepper.h"
 #include "cpu/runtime/dispatch.h"
 #include "ops/check.h"
@@ -32,24 +31,13 @@ namespace {
 // How an argument of an op comes from Python: whether it is of the op's type, and what the op is
 // given. (By hand, as pybind11's casters and overloads take their time for 17 arguments.)
 template <class T>
-struct FromPython;
-template <>
-struct FromPython<const at::Tensor&> {
-  at::Tensor value;
+struct FromPython {  // of a tensor, or an optional one
+  std::remove_cvref_t<T> value;
   // A tensor, or parameter, that has no __torch_function__ of its own.
   bool load(PyObject* object) {
     const bool plain = THPVariable_CheckExact(object);
     if (plain) value = THPVariable_Unpack(object);
-    return plain;
-  }
-};
-template <>
-struct FromPython<const std::optional<at::Tensor>&> {
-  std::optional<at::Tensor> value;
-  bool load(PyObject* object) {
-    const bool plain = THPVariable_CheckExact(object);
-    if (plain) value = THPVariable_Unpack(object);
-    return plain || object == Py_None;
+    return plain || (object == Py_None && !std::is_same_v<T, const at::Tensor&>);
   }
 };
 template <>

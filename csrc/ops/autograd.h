@@ -1,9 +1,11 @@
-// Whether a call must be recorded for autograd, whether it carries tangents, and how it is
-// recorded.
+// Whether a call must be recorded for autograd, whether it carries tangents, how it is recorded,
+// what a node saves of it, and the call as a loop that can be differentiated.
 #pragma once
 
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/List.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/core/ivalue.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 
@@ -11,12 +13,16 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
-#include "ops/arguments.h"
+#include "ops/signatures.h"
 
 namespace rnnext {
+
+using torch::autograd::variable_list;
 
 template <class Argument>
 bool needs_grad(const Argument& argument) {
@@ -57,7 +63,7 @@ inline void set_tangent(const Tensor& t, const Tensor& tangent) {
 // torch.func, and keeps the sizes of all tensors, which is half of the cost of a small call.
 template <class F>
 struct Recorded : torch::autograd::CppNode<F> {
-  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
+  variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(this->mutex_);
     return F::backward(&this->ctx_, grads);
   }
@@ -66,7 +72,7 @@ struct Recorded : torch::autograd::CppNode<F> {
 
 // A node with an edge to each of a call's tensors, also to those that are not defined.
 template <class F>
-auto node_of(const torch::autograd::variable_list& arguments) {
+auto node_of(const variable_list& arguments) {
   using Node = Recorded<F>;
   const auto node = [] {
     if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, Node>) {
@@ -84,11 +90,92 @@ auto node_of(const torch::autograd::variable_list& arguments) {
 
 // The node becomes the history of the call's results, and keeps what its backward pass needs.
 template <class Node>
-void record(const Node& node, const torch::autograd::variable_list& results,
-            torch::autograd::variable_list saved) {
+void record(const Node& node, const variable_list& results, variable_list saved) {
   torch::autograd::set_history(results, node);
   node->ctx_.save_for_backward(std::move(saved));
   node->save_variables_to_ctx();
 }
+
+// The number of tensors in a field as autograd numbers them: absent ones count, too.
+template <class Field>
+size_t slots_of(const Field& field) {
+  return std::is_same_v<Field, OptionalTensor> ? 1 : tensors_of(field).size();
+}
+
+// The tensors of structs in that order.
+template <class... Struct>
+variable_list flattened(const Struct&... s) {
+  variable_list flat;
+  flat.reserve(24);
+  const auto add = [&](const auto& field) {
+    const auto tensors = tensors_of(field);
+    for (const Tensor& t : tensors) flat.push_back(t);
+    if (tensors.size() < slots_of(field)) flat.emplace_back();
+  };
+  (zip(add, s), ...);
+  return flat;
+}
+
+// What an autograd node keeps of structs besides these tensors: the sizes of lists, and what is no
+// tensor, as values that compiled autograd can look into.
+template <class... Struct>
+c10::impl::GenericList values_of(const Struct&... s) {
+  c10::impl::GenericList values{c10::AnyType::get()};
+  values.reserve(8);
+  const auto add = [&]<class Field>(const Field& field) {
+    if constexpr (std::is_same_v<Field, TensorList>) {
+      values.emplace_back(static_cast<int64_t>(field.size()));
+    } else if constexpr (std::is_same_v<Field, std::string_view>) {
+      values.emplace_back(std::string(field));
+    } else if constexpr (!std::is_same_v<Field, Tensor> && !std::is_same_v<Field, OptionalTensor>) {
+      values.emplace_back(field);
+    }
+  };
+  (zip(add, s), ...);
+  return values;
+}
+
+// Puts both back into structs of the same fields.
+template <class... Struct>
+void restore(const variable_list& tensors, const c10::List<c10::IValue>& values, Struct&... s) {
+  auto tensor = tensors.begin();
+  auto value = values.begin();
+  const auto fill = [&]<class Field>(Field& field) {
+    if constexpr (std::is_same_v<Field, Tensor> || std::is_same_v<Field, OptionalTensor>) {
+      field = *tensor++;
+    } else if constexpr (std::is_same_v<Field, std::vector<Tensor>>) {
+      const auto end = tensor + (*value++).get().toInt();
+      field.assign(tensor, end);
+      tensor = end;
+    } else {
+      field = (*value++).get().to<Field>();
+    }
+  };
+  (zip(fill, s), ...);
+}
+
+// Tensors to differentiate by while gradients are enabled, each replaced by a new one that requires
+// a gradient.
+struct Watched {
+  std::vector<Tensor> tensors;
+  // Whether one of them required a gradient before, so that results must be recorded.
+  bool recorded = false;
+
+  Tensor operator()(const Tensor& t);
+};
+
+// torch::autograd::grad by watched tensors, undefined where there is none; results, or their
+// cotangents, may be undefined. It is recorded if any of these tensors or of the cotangents was,
+// and gradients were enabled before.
+std::vector<Tensor> gradients_of(const std::vector<Tensor>& results,
+                                 const std::vector<Tensor>& cotangents, const Watched& watched,
+                                 bool enabled);
+
+// The recurrence, a step at a time.
+RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a);
+
+// recurrence_backward: by formulas from the output or, with a leak, by autograd through the loop.
+RecurrenceGradients backward_loop(const RecurrenceResults& r, const RecurrenceArguments& a,
+                                  const Wanted& wanted);
 
 }  // namespace rnnext

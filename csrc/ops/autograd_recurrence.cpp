@@ -1,5 +1,5 @@
 // The Autograd key of the recurrence's ops. The backward pass is an op of its own, on the kernels;
-// what differentiates that runs in ATen operations (derivatives.h).
+// what differentiates that runs in ATen operations (derivatives.cpp).
 #include "ops/autograd.h"
 
 #include <ATen/ops/cat.h>
@@ -10,9 +10,7 @@
 
 #include "ops/cell.h"
 #include "ops/check.h"
-#include "ops/derivatives.h"
 #include "ops/ensemble.h"
-#include "ops/saved.h"
 #include "ops/signatures.h"
 
 namespace rnnext {

@@ -1,7 +1,5 @@
 // The call of the recurrence as a loop of ATen operations, which can be differentiated to any
 // order, in either mode.
-#include "ops/derivatives.h"
-
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
@@ -26,8 +24,6 @@
 namespace rnnext {
 
 namespace {
-
-using variable_list = std::vector<Tensor>;
 
 // A nonlinearity, and its derivative as a function of its output h, by name: one that lacks either
 // does not compile.

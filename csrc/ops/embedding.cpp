@@ -15,7 +15,6 @@
 
 namespace rnnext {
 using torch::autograd::AutogradContext;
-using variable_list = std::vector<Tensor>;
 
 namespace {
 

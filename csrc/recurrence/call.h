@@ -2,7 +2,6 @@
 #pragma once
 
 #include "recurrence/nonlinearity.h"
-#include "recurrence/row_source.h"
 #include "recurrence/timeline.h"
 
 namespace rnnext {
