@@ -83,9 +83,9 @@ def test_without_a_gpu_the_check_says_so_and_fails(tmp_path, capsys, monkeypatch
 
 
 def test_a_rehearsal_runs_every_case(tmp_path):
-    names = ["smoke", "paths", "ncu"]  # others need nvcc, or run more tests
+    names = ["preflight", "smoke", "paths", "stress"]  # others need nvcc, or run all tests
     assert check.main(["--dry-run", "--out", str(tmp_path), "--only", *names]) == 0
-    for name in ("smoke", "paths"):
+    for name in ("smoke", "paths", "stress"):
         found = records.read(tmp_path, name)
         assert found
         assert not [n for n, record in found.items() if "error" in record]

@@ -10,7 +10,6 @@ rehearses every stage on a machine without a GPU, and fails where it cannot.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import shutil
 import signal
@@ -24,7 +23,7 @@ from pathlib import Path
 from tools.cuda_build import ROOT
 
 from . import records
-from .build import PACKAGES, toolkits
+from .build import BUILD, PACKAGES, toolkits
 
 TESTS = ("cuda_ptx/test_recurrence.py", "cuda_ptx/test_embedding.py", "cuda/check_cuda.py")
 GPU = "import torch; print('%d.%d' % torch.cuda.get_device_capability())"
@@ -45,37 +44,18 @@ def module(name: str, *options: str) -> list[str]:
     return [sys.executable, "-m", f"tools.cuda_check.{name}", *options]
 
 
-def pytest(*options: str) -> list[str]:
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
-    command += ["-c", str(ROOT / "pyproject.toml"), "-o", "addopts=--import-mode=importlib"]
-    return [*command, "--rootdir", str(ROOT), *(str(ROOT / "tests" / name) for name in TESTS)]
-
-
-def isolated_tests() -> list[str]:
+def tests() -> list[str]:
     """Up to eight processes share a GPU; one, where pytest-xdist is missing."""
-    options = ["-q", "-p", "tools.cuda_check.isolate"]
-    if importlib.util.find_spec("xdist"):
-        options += ["-n", str(min(8, len(os.sched_getaffinity(0))))]
-    return pytest(*options)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-p", "tools.cuda_check.isolate", "--rootdir", str(ROOT)]
+    command += ["-c", str(ROOT / "pyproject.toml"), "-o", "addopts=--import-mode=importlib"]
+    try:
+        import xdist  # noqa: F401
 
-
-def watched(name: str, dry: bool) -> Stage:
-    """Some tests in one process under a tool of NVIDIA's; in a rehearsal, without it.
-
-    Each tensor is an allocation of its own, so that what lies beside it is out of bounds.
-    """
-    folders = [os.environ.get("PATH", ""), *(str(home / "bin") for home in toolkits())]
-    tool = "ncu" if name == "ncu" else "compute-sanitizer"
-    found = shutil.which(tool, path=os.pathsep.join(folders)) or ""
-    if name == "ncu":
-        prefix, tests = [found, "--set", "basic", "--kernel-name", "regex:kernel"], "long_sequences"
-    else:
-        prefix = [found, "--tool", name, "--error-exitcode", "9", "--kernel-name", "kns=rnnext"]
-        tests = "exchanges or long_sequences or test_gather or test_backward"
-    command = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", *([] if dry else prefix)]
-    lacks = "" if found or dry else f"{tool} is not on this machine"
-    command += pytest("-v", "-k", tests)
-    return Stage(name, 540 if dry else 120, command, "build", lacks)
+        command += ["-n", str(min(8, len(os.sched_getaffinity(0))))]
+    except ImportError:
+        pass
+    return [*command, *(str(ROOT / "tests" / name) for name in TESTS)]
 
 
 def stages(out: Path, dry: bool) -> Iterator[Stage]:
@@ -86,13 +66,27 @@ def stages(out: Path, dry: bool) -> Iterator[Stage]:
         budget = f"{0.9 * seconds:.0f}"
         return Stage(name, seconds, module("work", name, str(out), "--budget", budget), "build")
 
-    yield Stage("build", 480, module("build", *(["rehearse"] if dry else [])))
-    yield work("smoke", 120)
-    yield Stage("tests", 900 if dry else 150, isolated_tests(), "build")
+    yield Stage("preflight", 60, module("build", "preflight"))
+    yield Stage("build", 420, module("build", *(["rehearse"] if dry else [])))
+    yield work("smoke", 60)
+    yield Stage("tests", 900 if dry else 150, tests(), "build")
     yield work("bench", 120)
     yield work("paths", 120)
-    for name in ("ncu", "memcheck", "racecheck", "synccheck"):
-        yield watched(name, dry)
+    yield work("stress", 90)
+    folders = [os.environ.get("PATH", ""), *(str(home / "bin") for home in toolkits())]
+    # A rehearsal interprets the kernels, which takes minutes: each stage some of them.
+    parts = {"ncu": ["step", "embedding"], "memcheck": ["block"], "racecheck": ["cluster"],
+             "synccheck": ["grid"]}  # fmt: skip
+    for name, part in parts.items():
+        program = "ncu" if name == "ncu" else "compute-sanitizer"
+        found = shutil.which(program, path=os.pathsep.join(folders)) or ""
+        command = [found, "--tool", name, "--error-exitcode", "9", str(BUILD / "driver")]
+        if name == "ncu":
+            command = module("build", "counters", "--ncu", found)
+        if dry:
+            command = module("build", "drive", *part)
+        lacks = "" if found or dry else f"{program} is not on this machine"
+        yield Stage(name, 540 if dry else 90, command, "build", lacks)
 
 
 class Check:
@@ -157,6 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU, small")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "cuda-check")
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="these stages alone, again")
+    parser.add_argument("--fresh", action="store_true", help="forget what has passed before")
     parser.add_argument("--limit", type=float, default=1500, help="seconds for all stages")
     options = parser.parse_args(arguments)
     from . import report
@@ -179,6 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.dry_run:
         environment["OMP_NUM_THREADS"] = "1"  # nothing is measured: others may use the cores
     check = Check(options.out.resolve(), environment)
+    if options.fresh:
+        for name in (records.FIGURES, records.LOG, records.REPORT):
+            (check.out / name).unlink(missing_ok=True)
     end = time.monotonic() + options.limit
     for stage in stages(check.out, options.dry_run):
         if options.only and stage.name not in options.only:

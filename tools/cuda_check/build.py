@@ -1,13 +1,19 @@
-"""`python -m tools.cuda_check.build`: rnnext built beside the torch of this Python.
+"""`python -m tools.cuda_check.build`: what the machine has, and rnnext built beside its torch.
 
 Each toolkit that is found is tried in turn; the last one is NVIDIA's compiler from PyPI, of the
 CUDA of this torch. $TORCH_CUDA_ARCH_LIST says for which cards. Waits of the kernels are bounded.
-`rehearse` compiles the kernels alone, for the interpreter of tests/cuda_ptx.
+`preflight` says what there is and what does not fit; `rehearse` compiles the kernels and links the
+program that sanitizers watch; `drive` runs that in the interpreter of tests/cuda_ptx, `counters`
+under Nsight Compute.
 """
 
 from __future__ import annotations
 
+import argparse
+import ctypes
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -17,7 +23,30 @@ from tools.cuda_build import ROOT, TOOLKIT, compiler, toolkit
 
 BUILD = ROOT / "build" / "cuda-check"
 PACKAGES = BUILD / "packages"
+DRIVER = ROOT / "tests" / "cuda" / "driver.cpp"
 BOUND = 20_000_000_000  # cycles after which a wait is given up: some 10 s
+# The newest GCC that nvcc takes, from each version on.
+NEWEST_GCC = {(12, 0): 12, (12, 4): 13, (12, 8): 14, (13, 0): 15}
+
+
+def said(*command: str) -> str:
+    """What a command prints, empty where it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout + done.stderr if done.returncode == 0 else ""
+
+
+def version_in(text: str, before: str) -> tuple[int, ...]:
+    found = re.search(rf"{before}(\d+)\.(\d+)", text)
+    return tuple(map(int, found.groups())) if found else ()
+
+
+def torch_cuda() -> str:
+    import torch
+
+    return torch.version.cuda or ""
 
 
 def toolkits() -> list[Path]:
@@ -54,26 +83,108 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
+def preflight() -> list[str]:
+    """Print what there is; a sentence for each thing that does not fit."""
+    import torch
+
+    cuda, homes = torch_cuda(), toolkits()
+    gcc = version_in(said("gcc", "-dumpfullversion"), "")
+    driver = version_in(said("nvidia-smi"), r"CUDA Version: ")
+    print(f"Python {sys.version.split()[0]}, torch {torch.__version__} for CUDA {cuda or 'none'}, "
+          f"gcc {gcc}, driver for CUDA {driver}")  # fmt: skip
+    wrong = []
+    if not cuda:
+        wrong.append(f"torch {torch.__version__} is not a CUDA build: install one from pytorch.org")
+    elif driver and driver < version_in(cuda, ""):
+        wrong.append(f"the driver runs CUDA up to {driver}, and torch is built for {cuda}")
+    for home in homes:
+        nvcc = version_in(said(str(home / "bin" / "nvcc"), "--version"), "release ")
+        print(f"nvcc {nvcc} in {home}")
+        newest = max((n for since, n in NEWEST_GCC.items() if nvcc >= since), default=0)
+        if gcc and gcc[0] > newest:
+            wrong.append(f"nvcc {nvcc} takes GCC up to {newest}, here is {gcc}: set NVCC_CCBIN")
+        if cuda and nvcc[:1] != version_in(cuda, "")[:1]:
+            wrong.append(f"nvcc {nvcc} is of another CUDA than torch's, {cuda}")
+    if not homes:
+        wrong.append("there is no nvcc; the build tries PyPI's, which needs the network")
+    for package in ("setuptools", "ninja", "pybind11", "numpy", "pytest", "pytest-xdist"):
+        try:
+            print(package, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{package} is missing: python -m pip install {package}")
+    return wrong
+
+
 def build(home: Path) -> bool:
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(PACKAGES), "build"]
     command += ["--build-base", str(BUILD), "--build-temp", str(BUILD / "objects")]
     command += ["--build-lib", str(PACKAGES)]
     print(f"building with {home}", flush=True)
-    return subprocess.run(command, cwd=ROOT, env=environment(home)).returncode == 0
+    made = subprocess.run(command, cwd=ROOT, env=environment(home)).returncode == 0
+    objects = (BUILD / "objects" / "csrc" / "cuda").rglob("*.o")
+    return made and link_driver(home, [o for o in objects if o.parent.name != "binding"])
+
+
+def link_driver(home: Path, objects: list[Path]) -> bool:
+    command = [os.environ.get("CXX", "g++"), "-std=c++20", "-o", str(BUILD / "driver"), str(DRIVER)]
+    command += [f"-I{ROOT / 'csrc'}", f"-I{home / 'include'}", *map(str, objects), "-lcudart"]
+    command += [f"-Wl,-rpath,{home / folder}" for folder in ("lib", "lib64")]
+    return subprocess.run(command, env=environment(home)).returncode == 0
+
+
+def interpreted() -> list[Path]:
+    """The objects of the kernels and of their choice, as the interpreter runs them."""
+    from cuda_ptx import build as ptx
+
+    sources = [*ptx.CUDA.rglob("*.cu"), ptx.CUDA / "recurrence" / "choice.cpp"]
+    objects: list[Path] = ptx.compile_all(sources)
+    return objects
+
+
+def drive(only: list[str]) -> None:
+    from cuda_ptx import build as ptx
+    from cuda_ptx.library import Library
+
+    objects = [*interpreted(), *ptx.compile_all([ptx.HERE / "runtime.cpp", DRIVER])]
+    library = Library(ptx.link("driver", objects), objects)
+    for name in only or [""]:
+        library.run("run_kernels", 40, ctypes.create_string_buffer(name.encode()))
+
+
+def counters(ncu: str) -> int:
+    """One call of ncu for each way of a recurrence, so that one that is stopped loses no other."""
+    failed = 0
+    for way in ("step", "block", "cluster", "cluster tagged", "grid", "grid tagged"):
+        command = [ncu, "--csv", "--page", "raw", "--set", "basic", str(BUILD / "driver")]
+        try:
+            failed += subprocess.run([*command, f"{way}, bf16"], timeout=40).returncode != 0
+        except subprocess.TimeoutExpired:
+            failed += 1
+    return int(failed > 0)
 
 
 def main() -> int:
-    if sys.argv[1:] == ["rehearse"]:
-        from cuda_ptx import build as ptx
-
-        ptx.compile_all(list(ptx.CUDA.rglob("*.cu")))
-        return 0
-    import torch
-
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("step", nargs="?", choices=["preflight", "rehearse", "drive", "counters"])
+    parser.add_argument("only", nargs="*", help="of drive: how the names of cases begin")
+    parser.add_argument("--ncu", default="ncu", help="the program")
+    options = parser.parse_args()
     PACKAGES.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, "-m", "torch.utils.collect_env"])  # what does not fit shows
-    built = any(map(build, toolkits())) or build(toolkit(compiler(torch.version.cuda or "13.0")))
-    return 0 if built else 1
+    homes = toolkits()
+    if options.step == "preflight":
+        for sentence in preflight():
+            print(sentence)
+        return 0
+    if options.step == "drive":
+        drive(options.only)
+        return 0
+    if options.step == "counters":
+        return counters(options.ncu)
+    if options.step == "rehearse":
+        if not homes:
+            print("there is no nvcc: building was not rehearsed")
+        return 0 if homes and link_driver(homes[0], interpreted()) else 1
+    return 0 if any(map(build, homes)) or build(toolkit(compiler(torch_cuda()))) else 1
 
 
 if __name__ == "__main__":

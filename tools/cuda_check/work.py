@@ -81,18 +81,9 @@ def small(way: str, dtype: str) -> Callable[[], list[Tensor]]:
 
 
 def smoke() -> Cases:
-    """Each way against the plain computation in float64 on the CPU; then the same bits again and
-    again on a busy GPU. And two grids that each fill the card at once."""
-    if not CUDA:  # or each case's process would import what replays() needs, for a second
-        import torch._inductor.config  # noqa: F401
+    """Each way against the plain computation in float64 on the CPU."""
     for way, dtype in itertools.product(ways(), TYPES):
-        yield f"{way}, {dtype}", partial(try_out, way, dtype)
-    for way in (way for way in ways() if way.startswith("grid")):
-        yield f"two of {way} at once", partial(two_at_once, way)
-
-
-def try_out(way: str, dtype: str) -> dict[str, Any]:
-    return agree(way, dtype) | replays(way, dtype)
+        yield f"{way}, {dtype}", partial(agree, way, dtype)
 
 
 def agree(way: str, dtype: str) -> dict[str, Any]:
@@ -109,48 +100,6 @@ def agree(way: str, dtype: str) -> dict[str, Any]:
     if not worst < (0.1 if dtype == "bfloat16" else 1e-4):
         raise ValueError(f"off by {worst:.1e} of the largest value")
     return {"off by": worst}
-
-
-def replays(way: str, dtype: str) -> dict[str, Any]:
-    """In a CUDA graph, beside products on another stream; new memory is filled with NaN, so that
-    what a kernel leaves out shows."""
-    from helpers.device import Captured, new_stream
-
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic: Any = torch.utils.deterministic
-    deterministic.fill_uninitialized_memory = True
-    captured = Captured(small(way, dtype))
-    captured.replay()
-    first = [result.clone() for result in captured.results]
-    if not all(bool(result.isfinite().all()) for result in first):
-        raise ValueError("a result was not written, or is not finite")
-    noise, side = torch.randn(2048 if CUDA else 64, 2048 if CUDA else 64).to(DEVICE), new_stream()
-    wrong, count, end = 0, 0, time.monotonic() + (2.0 if CUDA else 0.1)
-    while time.monotonic() < end:
-        with side:
-            noise @ noise
-        captured.replay()
-        count += 1
-        wrong += not all(map(torch.equal, captured.results, first))
-    if wrong:
-        raise ValueError(f"other bits in {wrong} of {count} replays")
-    return {"replays": count}
-
-
-def two_at_once(way: str) -> dict[str, Any]:
-    """On streams of different priority: were both resident in part, they would wait for ever."""
-    call = passes(way, "float32", (200, 4, 1024) if CUDA else SHARED)
-    wanted, found = call(), []
-    synchronize()
-    for n in range(40 if CUDA else 2):
-        stream = torch.cuda.Stream(priority=-(n % 2)) if CUDA else None
-        with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
-            found.append(call())
-    synchronize()
-    wrong = sum(not all(map(torch.equal, wanted, results)) for results in found)
-    if wrong:
-        raise ValueError(f"other bits in {wrong} of {len(found)} calls")
-    return {"calls": len(found)}
 
 
 def bench() -> Cases:
@@ -205,7 +154,59 @@ def step_of(dtype: str, H: int, B: int, way: str) -> dict[str, Any]:
     return {"us": slope * 1e6, "bits": hashlib.sha256(bits).hexdigest()[:8]}
 
 
-STAGES = {"smoke": smoke, "bench": bench, "paths": paths}
+def stress() -> Cases:
+    """The same bits again and again on a busy GPU; two grids that each fill the card at once."""
+    if not CUDA:  # or each case's process would import what replays() needs, for a second
+        import torch._inductor.config  # noqa: F401
+    for way, dtype in itertools.product(ways(), TYPES):
+        yield f"replays of {way}, {dtype}", partial(replays, way, dtype)
+    for way in (way for way in ways() if way.startswith("grid")):
+        yield f"two of {way} at once", partial(two_at_once, way)
+
+
+def replays(way: str, dtype: str) -> dict[str, Any]:
+    """In a CUDA graph, beside products on another stream; new memory is filled with NaN, so that
+    what a kernel leaves out shows."""
+    from helpers.device import Captured, new_stream
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = True
+    captured = Captured(small(way, dtype))
+    captured.replay()
+    first = [result.clone() for result in captured.results]
+    if not all(bool(result.isfinite().all()) for result in first):
+        raise ValueError("a result was not written, or is not finite")
+    noise, side = torch.randn(2048 if CUDA else 64, 2048 if CUDA else 64).to(DEVICE), new_stream()
+    wrong, count, end = 0, 0, time.monotonic() + (2.0 if CUDA else 0.1)
+    while time.monotonic() < end:
+        with side:
+            noise @ noise
+        captured.replay()
+        count += 1
+        wrong += not all(map(torch.equal, captured.results, first))
+    if wrong:
+        raise ValueError(f"other bits in {wrong} of {count} replays")
+    return {"replays": count}
+
+
+def two_at_once(way: str) -> dict[str, Any]:
+    """On streams of different priority: were both resident in part, they would wait for ever."""
+    call = passes(way, "float32", (200, 4, 1024) if CUDA else SHARED)
+    wanted, found = call(), []
+    synchronize()
+    for n in range(40 if CUDA else 2):
+        stream = torch.cuda.Stream(priority=-(n % 2)) if CUDA else None
+        with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
+            found.append(call())
+    synchronize()
+    wrong = sum(not all(map(torch.equal, wanted, results)) for results in found)
+    if wrong:
+        raise ValueError(f"other bits in {wrong} of {len(found)} calls")
+    return {"calls": len(found)}
+
+
+STAGES = {"smoke": smoke, "bench": bench, "paths": paths, "stress": stress}
 
 
 def main() -> int:
