@@ -61,6 +61,8 @@ def test_dropout_keeps_its_share_of_the_first_layers_outputs(p, packed):
     assert abs(kept.sum() - n * (1 - p)) <= 5 * (n * p * (1 - p)) ** 0.5
     assert torch.equal(output, call(1, threads=1))
     assert p == 1 or not torch.equal(output, call(2))
+    first, second = kept.flatten(0, -2).chunk(2)
+    assert p == 1 or not torch.equal(first, second)  # each step has its own
     (grad,) = torch.autograd.grad(output.sum(), rnn.bias_ih_l0)
     assert torch.equal((grad * (1 - p)).round(), kept.flatten(0, -2).sum(0))
     ones = torch.ones(20, 100, 50, dtype=torch.float64)
