@@ -15,6 +15,7 @@
 #include <string_view>
 #include <tuple>
 
+#include "cpu/binding/describe.h"
 #include "cpu/binding/stepper.h"
 #include "cpu/runtime/dispatch.h"
 #include "ops/check.h"

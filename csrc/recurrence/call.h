@@ -2,6 +2,7 @@
 #pragma once
 
 #include "recurrence/nonlinearity.h"
+#include "recurrence/row_source.h"
 #include "recurrence/timeline.h"
 
 namespace rnnext {

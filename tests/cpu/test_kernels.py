@@ -136,7 +136,7 @@ def test_nan_stays_in_its_row(nonlinearity, dtype, H, isa):
     threads=[1, 3],
 )
 def test_a_diverged_weight_shows_in_the_first_step(size, dtype, broken, threads):
-    """Zeros times it are NaN, as in torch.nn."""
+    """Zeros times it are NaN, as in torch.nn, though a product with zeros is skipped."""
     B, H, T = size
     arguments = samples.make(T=T, B=B, I=4, H=H, hx=False, reverse=(False, True), dtype=dtype)
     finite = arguments.call(recurrence)[0]

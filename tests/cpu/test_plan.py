@@ -85,7 +85,7 @@ CHOICES = {
         for B in (1250, 1253)
     ],
     "one sequence of large weights is shared by hidden units": [
-        ((100, 1, 64, 256), {}, {"batch_parts": 1, "hidden_parts": 2}),
+        ((100, 1, 64, 256), {}, {"batch_parts": 1, "hidden_parts": 2, "pieces": 2}),
         ((100, 1, 64, 32), {"threads": 1}, {"hidden_parts": 1}),
         ((100, 1, 64, 256), {"machine": "zen4,wait=1e6"}, {"hidden_parts": 1}),
     ],
@@ -99,16 +99,16 @@ CHOICES = {
         ((100, 3, 64, 64), {"threads": 8}, {"threads": 3}),
         ((100, 1, 64, 64), {"directions": 2}, {"threads": 2}),
     ],
-    "the state lives in the output": [((9, 8, 16, 192), {}, {"state_in_output": True})],
+    "the state lives in the rows of the output": [((9, 8, 16, 192), {}, {"state": "rows"})],
     "but not": [
-        ((9, 8, 16, 192), {"lengths": [5] + [9] * 7}, {"state_in_output": False}),  # padding
-        ((9, 8, 16, 1024), {}, {"state_in_output": False}),  # they would meet in one cache set
-        ((9, 1, 16, 512), {}, {"state_in_output": False}),  # others write a part of them
-        ((9, 8, 16, 192), {"dtype": torch.bfloat16}, {"state_in_output": False}),  # rounded
-        ((9, 8, 16, 512), {"dtype": torch.float64}, {"state_in_output": False}),
+        ((9, 8, 16, 192), {"lengths": [5] + [9] * 7}, {"state": "scratch"}),  # zeros past an end
+        ((9, 8, 16, 1024), {}, {"state": "scratch"}),  # they would meet in one cache set
+        ((9, 1, 16, 512), {}, {"state": "scratch"}),  # others write a part of them
+        ((9, 8, 16, 192), {"dtype": torch.bfloat16}, {"state": "scratch"}),  # they are rounded
+        ((9, 8, 16, 512), {"dtype": torch.float64}, {"state": "scratch"}),
     ],
     "threads hold narrow steps that lie beside each other": [
-        ((100, 16, 16, 64), {}, {"state_in_output": False, "held_steps": 8}),  # 2 KiB of each step
+        ((100, 16, 16, 64), {}, {"state": "scratch", "held_steps": 8}),  # 2 KiB of each step
         ((6, 16, 64, 64), {}, {"held_steps": 6}),
         ((100, 8, 16, 32), {}, {"held_steps": 32}),
     ],
@@ -219,10 +219,10 @@ def test_a_machine_with_tiles_is_planned_for_them():
     # Rows are multiplied by sixteen, so fewer of them take as long.
     few = plan(100, 17, 256, 256, machine="xeon-amx", threads=1, dtype=torch.bfloat16)
     assert few["cycles"] == tiles["cycles"]
-    # The state is a row of factors where it fills blocks; else it is read from a buffer.
-    assert [plan(9, B, 16, H, dtype=torch.bfloat16)["state_in_output"] for B, H in [
+    # The state is a row of factors where it fills blocks; else it is read from scratch.
+    assert [plan(9, B, 16, H, dtype=torch.bfloat16)["state"] for B, H in [
         (64, 128), (64, 120), (60, 128)
-    ]] == [True, False, False]  # fmt: skip
+    ]] == ["rows", "scratch", "scratch"]  # fmt: skip
     text = explain(*size, machine="xeon-amx", dtype=torch.bfloat16, threads=2)
     assert "on amx_stand_in\n" in text
     assert "planned for xeon-amx, told by its name" in text

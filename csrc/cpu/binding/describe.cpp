@@ -1,3 +1,5 @@
+#include "cpu/binding/describe.h"
+
 #include "cpu/binding/padding.h"
 #include "cpu/binding/recurrence.h"
 
@@ -8,11 +10,14 @@ void add(Description& to, const Plan& plan) {
   to["batch_parts"] = plan.batch_parts;
   to["hidden_parts"] = plan.hidden_parts;
   to["units"] = plan.units;
+  to["pieces"] = plan.pieces;
   to["unit_rows"] = plan.unit_rows;
   to["own_weights"] = plan.own_weights;
   to["joined"] = plan.joined;
   to["cycles"] = plan.cycles;
 }
+
+std::string name_of(Home home) { return home == Home::rows ? "rows" : "scratch"; }
 
 }  // namespace
 
@@ -51,6 +56,7 @@ Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_t
     about["direct_sums"] = plan.direct_sums;
     about["streams"] = plan.streams;
     about["chunk_rows"] = plan.chunk_rows;
+    about["state"] = name_of(plan.state);
     return about;
   }
   std::vector<Recurrence> layers(layer_count, p);
@@ -72,7 +78,7 @@ Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_t
   about["streams"] = plan.streams;
   about["projects"] = plan.projects;
   about["chunk_rows"] = plan.chunk_rows;
-  about["state_in_output"] = plan.state_in_output;
+  about["state"] = name_of(plan.state);
   about["held_steps"] = plan.held_steps;
   about["from_hx"] = plan.from_hx;
   about["far"] = plan.far;

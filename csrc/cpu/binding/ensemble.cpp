@@ -1,58 +1,87 @@
 // Ensembles on the CPU: each member is a call of its own, a member a thread.
 #include "ops/ensemble.h"
 
-#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/DimVector.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <atomic>
-#include <exception>
 
 #include "cpu/binding/recurrence.h"
 
 namespace rnnext {
 namespace {
 
-// run(m) for each of M members, one of which takes `alone` threads if it runs by itself.
-template <class Run>
-void run_members(int64_t M, int alone, const Run& run) {
+// Calls run(m, workspace, worker) for each of M members, one of which takes `alone` threads if it
+// runs by itself. bytes(m, threads): of workspace.
+template <class Bytes, class Run>
+void run_members(int64_t M, int alone, const Bytes& bytes, const Run& run) {
   const int threads = max_threads();
   // Rounds in which each thread has a member of its own. Those that are left are a round as well,
   // or, where they are sooner done so, share all threads one after the other.
   int64_t apart = M / threads * threads;
   if (4 * (M - apart) > 3 * alone) apart = M;
-  std::atomic<int64_t> next{0};
-  std::vector<std::exception_ptr> errors(apart);  // which a team cannot throw
-  run_team(static_cast<int>(std::clamp<int64_t>(apart, 1, threads)), [&](const Worker&) {
-    const Alone without_team;
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    for (int64_t m = next++; m < apart; m = next++) {
-      try {
-        run(m);
-      } catch (...) {
-        errors[m] = std::current_exception();
+  if (apart > 0) {
+    size_t each = 0;
+    for (int64_t m = 0; m < apart; ++m) each = std::max(each, bytes(m, 1));
+    each = (each + 127) / 128 * 128;
+    const int team = static_cast<int>(std::min<int64_t>(threads, apart));
+    Workspace workspace(team * each);
+    std::atomic<int64_t> next{0};
+    run_team(team, [&](Worker& worker) {
+      for (int64_t m = next++; m < apart; m = next++) {
+        Count counts[2];
+        Worker own(counts, 0, 1, 1);
+        run(m, workspace.data() + worker.rank * each, own);
       }
-    }
-  });
-  for (const std::exception_ptr& error : errors)
-    if (error) std::rethrow_exception(error);
-  for (int64_t m = apart; m < M; ++m) run(m);
+    });
+  }
+  for (int64_t m = apart; m < M; ++m) {
+    Workspace workspace(bytes(m, alone));
+    run_team(alone, [&](Worker& worker) { run(m, workspace.data(), worker); });
+  }
+}
+
+at::DimVector of_members(int64_t M, at::IntArrayRef shape) {
+  at::DimVector all(shape.begin(), shape.end());
+  all.insert(all.begin(), M);
+  return all;
 }
 
 RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
   const std::vector<KeptArguments> members = members_of(a);
   const auto M = static_cast<int64_t>(members.size());
-  const RecurrenceArguments one = passed(members[0]);
-  const Call first(one);
-  const auto results = empty_results(first, one, save, M);
-  run_members(M, threads_for(first.p, 1), [&](int64_t m) {
-    const auto& [output, h_n, saved] = results;
-    const RecurrenceArguments own = passed(members[m]);
-    Call call(own);
-    run_call(call, own,
-             {output[m], h_n[m], saved.empty() ? saved : std::vector<Tensor>{saved[0][m]}});
-  });
-  return results;
+  std::vector<Call> calls(M);
+  for (int64_t m = 0; m < M; ++m) fill_call(calls[m], passed(members[m]));
+  const Call& first = calls[0];
+  const Recurrence& one = first.p;
+  const auto options = a.weight_hh[0].options();
+  const at::DimVector rows = of_members(M, first.s.output_shape());
+  const Tensor output = empty_large(rows, options);
+  const Tensor h_n = empty_large({M, one.D, one.B, one.H}, options);
+  std::vector<Tensor> saved;
+  if (save && one.form != Form::none) saved.push_back(empty_large(rows, options));
+  if (first.s.empty()) {
+    copy_hx(h_n, a.hx);
+    return {output, h_n, saved};
+  }
+  const auto part = [&](const Tensor& of, int64_t m) {
+    return static_cast<char*>(of.data_ptr()) + m * static_cast<int64_t>(of.nbytes()) / M;
+  };
+  for (int64_t m = 0; m < M; ++m) {
+    Recurrence& p = calls[m].p;
+    p.output = part(output, m);
+    p.h_n = part(h_n, m);
+    if (!saved.empty()) p.saved = part(saved[0], m);
+  }
+  const RnnKernels& kernel = kernels_for(first.dtype);
+  run_members(
+      M, threads_for(one, 1),
+      [&](int64_t m, int threads) { return kernel.forward_workspace(calls[m].p, threads); },
+      [&](int64_t m, char* workspace, Worker& worker) {
+        kernel.forward(calls[m].p, workspace, worker);
+      });
+  return {output, h_n, saved};
 }
 
 RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
@@ -60,10 +89,27 @@ RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const Recurren
   const std::vector<KeptArguments> members = members_of(a);
   const auto M = static_cast<int64_t>(members.size());
   const std::vector<KeptResults> results = members_of(r, M);
-  std::vector<RecurrenceGradients> gradients(M);
-  run_members(M, threads_for(Call(passed(members[0])).p, 3), [&](int64_t m) {
-    gradients[m] = recurrence_backward(passed(results[m]), passed(members[m]), wanted);
-  });
+  std::vector<BackwardCall> calls(M);
+  for (int64_t m = 0; m < M; ++m) {
+    const RecurrenceArguments own = passed(members[m]);
+    fill_call(calls[m], own);
+    check_results<int64_t>(passed(results[m]), own, calls[m].s, wanted);
+    calls[m].prepare(passed(results[m]), own, wanted);
+  }
+  const BackwardCall& first = calls[0];
+  if (!first.empty()) {
+    const RnnKernels& kernel = kernels_for(first.dtype);
+    run_members(
+        M, threads_for(first.p, 3),
+        [&](int64_t m, int threads) {
+          return kernel.backward_workspace(calls[m].p, calls[m].out, threads);
+        },
+        [&](int64_t m, char* workspace, Worker& worker) {
+          kernel.backward(calls[m].p, calls[m].g, calls[m].out, workspace, worker);
+        });
+  }
+  std::vector<RecurrenceGradients> gradients;
+  for (int64_t m = 0; m < M; ++m) gradients.push_back(calls[m].finish(passed(members[m])));
   return stacked(gradients);
 }
 

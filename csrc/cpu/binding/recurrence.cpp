@@ -55,11 +55,13 @@ void check_units(const void* values, int64_t H, at::ScalarType type, const char*
 
 }  // namespace
 
-Call::Call(const RecurrenceArguments& a) {
-  parse(a, *this, p);
+void fill_call(Call& call, const RecurrenceArguments& a) {
+  Recurrence& p = call.p;
+  parse(a, call, p);
+  const RecurrenceSizes& s = call.s;
   for (int d = 0; d < p.D; ++d) {
-    p.weight_hh[d] = read(a.weight_hh[d]);
-    if (s.features) p.weight_ih[d] = read(a.weight_ih[d]);
+    p.weight_hh[d] = call.read(a.weight_hh[d]);
+    if (s.features) p.weight_ih[d] = call.read(a.weight_ih[d]);
   }
   const at::ScalarType type = a.weight_hh[0].scalar_type();
   for (int d = 0; d < p.D; ++d) {
@@ -74,14 +76,14 @@ Call::Call(const RecurrenceArguments& a) {
     p.step_row = s.step_row.data();
     p.lengths = s.row_lengths.data();
   } else if (given(a.lengths)) {
-    p.lengths = static_cast<const int64_t*>(read(*a.lengths));
+    p.lengths = static_cast<const int64_t*>(call.read(*a.lengths));
     for (int64_t b = 0; b < s.B; ++b)
       TORCH_CHECK_VALUE(p.lengths[b] >= 0 && p.lengths[b] <= s.T, "lengths[", b,
                         "] = ", p.lengths[b], " is out of range: expected 0 <= length <= ", s.T);
   }
   if (given(a.index)) {
     const int64_t rows = a.input.size(0);
-    p.input.index = static_cast<const int64_t*>(keep(a.index->to(at::kLong)));
+    p.input.index = static_cast<const int64_t*>(call.keep(a.index->to(at::kLong)));
     for (int64_t n = 0; n < s.N; ++n)
       TORCH_CHECK_INDEX(p.input.index[n] >= 0 && p.input.index[n] < rows,
                         "index out of range in self: index (flattened)[", n,
@@ -90,15 +92,69 @@ Call::Call(const RecurrenceArguments& a) {
   if (s.features && s.I == 0) return;  // no input to read: the bias is all there is
   const bool direct = a.input.size(-1) == 1 || a.input.stride(-1) == 1;
   const Tensor rows = direct ? a.input : a.input.contiguous();
-  alive.push_back(rows);  // also of recurrence_stack, where no argument is a layer's input
+  call.alive.push_back(rows);  // also of recurrence_stack, where no argument is a layer's input
   p.input.data = rows.const_data_ptr();
   p.input.stride_b = rows.stride(-2);
   p.input.stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
 }
 
-namespace {
+void BackwardCall::prepare(const RecurrenceResults& r, const RecurrenceArguments& a,
+                           const Wanted& wanted) {
+  p.output = const_cast<void*>(read(r.output));
+  if (!r.saved.empty()) p.saved = const_cast<void*>(read(r.saved[0]));
+  if (given(r.grad_output)) g.grad_output = read(*r.grad_output);
+  if (given(r.grad_h_n)) g.grad_h_n = read(*r.grad_h_n);
 
-// What the last state is where there is no step.
+  const auto options = a.weight_hh[0].options();
+  const auto allocate = [&](at::IntArrayRef shape) {
+    return empty() ? at::zeros(shape, options) : empty_large(shape, options);
+  };
+  const auto add = [&](std::vector<Tensor>& list, at::IntArrayRef shape) {
+    list.push_back(allocate(shape));
+    return list.back().data_ptr();
+  };
+  for (int d = 0; d < p.D; ++d) {
+    if (wanted.weight_hh && p.multiplies_state()) {
+      out.weight_hh[d] = add(grad_.weight_hh, {s.H, s.H});
+    } else if (wanted.weight_hh) {
+      grad_.weight_hh.push_back(empty_large({s.H, s.H}, options).zero_());
+    }
+    if (wanted.weight_ih && s.features) out.weight_ih[d] = add(grad_.weight_ih, {s.H, s.I});
+    if (wanted.bias) out.bias[d] = add(grad_.bias, {s.H});
+    if (wanted.alpha && p.form != Form::none) out.alpha[d] = add(grad_.alpha, {s.H});
+  }
+  if (wanted.input && s.features) {
+    grad_.input = allocate(a.input.sizes());
+    if (s.I > 0) out.input = grad_.input.data_ptr();
+  } else if (wanted.input) {
+    const auto compute = dtype == DType::f64 ? at::kDouble : at::kFloat;
+    grad_pre_ = empty_large(s.output_shape(), options.dtype(compute));
+    out.pre = grad_pre_.data_ptr();
+  }
+  if (wanted.hx) {
+    grad_.hx = allocate({s.D, s.B, s.H});
+    out.hx = grad_.hx.data_ptr();
+    if (empty() && given(r.grad_h_n)) grad_.hx.copy_(*r.grad_h_n);
+  }
+  if (wanted.reset_state && given(a.reset)) {
+    grad_.reset_state = allocate({s.D, s.B, s.H});
+    out.reset_state = grad_.reset_state.data_ptr();
+  }
+}
+
+RecurrenceGradients BackwardCall::finish(const RecurrenceArguments& a) {
+  if (grad_pre_.defined()) {
+    grad_.input = grad_pre_;
+    if (given(a.index)) {
+      // A row of the table collects from every row that read it.
+      grad_.input = call_op<EmbeddingBackwardOp>(grad_pre_.flatten(0, -2), a.index->flatten(),
+                                                 a.input.size(0), -1, false);
+    }
+    grad_.input = grad_.input.to(a.weight_hh[0].options());
+  }
+  return std::move(grad_);
+}
+
 void copy_hx(const Tensor& h_n, const OptionalTensor& hx) {
   if (given(hx)) {
     h_n.copy_(*hx);
@@ -107,44 +163,32 @@ void copy_hx(const Tensor& h_n, const OptionalTensor& hx) {
   }
 }
 
+namespace {
+
 void run_forward(const Recurrence& p, const RnnKernels& kernel) {
   const int threads = busy_threads(p, kernel.shape, this_machine(), threads_for(p, 1));
   Workspace workspace(kernel.forward_workspace(p, threads));
   run_team(threads, [&](Worker& worker) { kernel.forward(p, workspace.data(), worker); });
 }
 
-}  // namespace
-
-RecurrenceOp::Results empty_results(const Call& call, const RecurrenceArguments& a, bool save,
-                                    at::IntArrayRef members) {
-  const auto options = a.weight_hh[0].options();
-  const auto allocate = [&](at::IntArrayRef shape) {
-    at::DimVector whole(members);
-    whole.append(shape.begin(), shape.end());
-    return empty_large(whole, options);
-  };
-  const auto rows = call.s.output_shape();
-  std::vector<Tensor> saved;
-  if (save && call.p.form != Form::none) saved.push_back(allocate(rows));
-  return {allocate(rows), allocate({call.s.D, call.s.B, call.s.H}), std::move(saved)};
-}
-
-void run_call(Call& call, const RecurrenceArguments& a, const RecurrenceOp::Results& results) {
-  const auto& [output, h_n, saved] = results;
-  if (call.s.empty()) return copy_hx(h_n, a.hx);
-  call.p.output = output.data_ptr();
-  call.p.h_n = h_n.data_ptr();
-  if (!saved.empty()) call.p.saved = saved[0].data_ptr();
-  run_forward(call.p, kernels_for(call.dtype));
-}
-
-namespace {
-
 RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
-  Call call(a);
-  auto results = empty_results(call, a, save);
-  run_call(call, a, results);
-  return results;
+  Call call;
+  fill_call(call, a);
+  Recurrence& p = call.p;
+  const auto options = a.weight_hh[0].options();
+  Tensor output = empty_large(call.s.output_shape(), options);
+  Tensor h_n = empty_large({p.D, p.B, p.H}, options);
+  std::vector<Tensor> saved;
+  if (save && p.form != Form::none) saved.push_back(empty_large(call.s.output_shape(), options));
+  if (call.s.empty()) {
+    copy_hx(h_n, a.hx);
+    return {output, h_n, saved};
+  }
+  p.output = output.data_ptr();
+  p.h_n = h_n.data_ptr();
+  if (!saved.empty()) p.saved = saved[0].data_ptr();
+  run_forward(p, kernels_for(call.dtype));
+  return {std::move(output), std::move(h_n), std::move(saved)};
 }
 
 // The lists of weights and biases hold a tensor for each layer.
@@ -152,10 +196,11 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   check_stack<int64_t>(a, save);
   const size_t L = a.weight_hh.size();
   const OptionalTensor none;
-  std::vector<Call> calls;
-  calls.reserve(L);  // none may move
-  const auto add = [&](const Tensor& x) { calls.emplace_back(layer_of(a, calls.size(), x, none)); };
-  add(a.input);
+  std::vector<Call> calls(L);
+  const auto fill = [&](size_t l, const Tensor& x) {
+    fill_call(calls[l], layer_of(a, l, x, none));
+  };
+  fill(0, a.input);
   const Recurrence& first = calls[0].p;
   const RecurrenceSizes& sizes = calls[0].s;
   const auto options = a.weight_hh[0].options();
@@ -177,7 +222,7 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   const size_t bytes = together ? kernel.stack_workspace(layers.data(), n, threads) : 0;
   Tensor outputs[2];
   for (size_t l = 0; l < L; ++l) {
-    if (l > 0) add(outputs[(l - 1) % 2]);
+    if (l > 0) fill(l, outputs[(l - 1) % 2]);
     Tensor& output = outputs[l % 2];
     if (bytes > 0 || l < 2) output = empty_large(sizes.output_shape(), options);
     layers[l] = calls[l].p;
@@ -198,6 +243,9 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   return {outputs[(L - 1) % 2], h_n, {}};
 }
 
+RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
+                                        const Wanted& wanted);
+
 RecurrenceGradients packed_backward(Packing& packing, const RecurrenceResults& r,
                                     const RecurrenceArguments& a, const Wanted& wanted) {
   const auto packed = [&](const OptionalTensor& rows) {
@@ -212,65 +260,13 @@ RecurrenceGradients packed_backward(Packing& packing, const RecurrenceResults& r
   return grad;
 }
 
-// A call of the backward pass, and memory for what it returns.
-struct BackwardCall : Call {
-  RecurrenceGrad g;
-  RecurrenceGradOut out;
-  RecurrenceGradients gradients;
-  Tensor grad_pre;  // where the input is pre-activations, and its gradient is wanted
-
-  BackwardCall(const RecurrenceResults& r, const RecurrenceArguments& a, const Wanted& wanted)
-      : Call(a) {
-    check_results<int64_t>(r, a, s, wanted);
-    p.output = const_cast<void*>(read(r.output));
-    if (!r.saved.empty()) p.saved = const_cast<void*>(read(r.saved[0]));
-    if (given(r.grad_output)) g.grad_output = read(*r.grad_output);
-    if (given(r.grad_h_n)) g.grad_h_n = read(*r.grad_h_n);
-
-    const auto options = a.weight_hh[0].options();
-    const auto allocate = [&](at::IntArrayRef shape) {
-      return s.empty() ? at::zeros(shape, options) : empty_large(shape, options);
-    };
-    const auto add = [&](std::vector<Tensor>& list, at::IntArrayRef shape) {
-      list.push_back(allocate(shape));
-      return list.back().data_ptr();
-    };
-    for (int d = 0; d < p.D; ++d) {
-      if (wanted.weight_hh && p.multiplies_state()) {
-        out.weight_hh[d] = add(gradients.weight_hh, {s.H, s.H});
-      } else if (wanted.weight_hh) {
-        gradients.weight_hh.push_back(empty_large({s.H, s.H}, options).zero_());
-      }
-      if (wanted.weight_ih && s.features) out.weight_ih[d] = add(gradients.weight_ih, {s.H, s.I});
-      if (wanted.bias) out.bias[d] = add(gradients.bias, {s.H});
-      if (wanted.alpha && p.form != Form::none) out.alpha[d] = add(gradients.alpha, {s.H});
-    }
-    if (wanted.input && s.features) {
-      gradients.input = allocate(a.input.sizes());
-      if (s.I > 0) out.input = gradients.input.data_ptr();
-    } else if (wanted.input) {
-      const auto compute = dtype == DType::f64 ? at::kDouble : at::kFloat;
-      grad_pre = empty_large(s.output_shape(), options.dtype(compute));
-      out.pre = grad_pre.data_ptr();
-    }
-    if (wanted.hx) {
-      gradients.hx = allocate({s.D, s.B, s.H});
-      out.hx = gradients.hx.data_ptr();
-      if (s.empty() && given(r.grad_h_n)) gradients.hx.copy_(*r.grad_h_n);
-    }
-    if (wanted.reset_state && given(a.reset)) {
-      gradients.reset_state = allocate({s.D, s.B, s.H});
-      out.reset_state = gradients.reset_state.data_ptr();
-    }
-  }
-};
-
-}  // namespace
-
 RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
                                         const Wanted& wanted) {
-  BackwardCall call(r, a, wanted);
-  if (!call.s.empty()) {
+  BackwardCall call;
+  fill_call(call, a);
+  check_results<int64_t>(r, a, call.s, wanted);
+  call.prepare(r, a, wanted);
+  if (!call.empty()) {
     const RnnKernels& kernel = kernels_for(call.dtype);
     const int threads = threads_for(call.p, 3);
     // (The plan asks what is wanted, so results are allocated before it, in vain perhaps.)
@@ -282,19 +278,8 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
       kernel.backward(call.p, call.g, call.out, workspace.data(), worker);
     });
   }
-  if (call.grad_pre.defined()) {
-    Tensor& input = call.gradients.input = call.grad_pre;
-    if (given(a.index)) {
-      // A row of the table collects from every row that read it.
-      input = call_op<EmbeddingBackwardOp>(input.flatten(0, -2), a.index->flatten(),
-                                           a.input.size(0), -1, false);
-    }
-    input = input.to(a.weight_hh[0].options());
-  }
-  return std::move(call.gradients);
+  return call.finish(a);
 }
-
-namespace {
 
 Tensor noise(const Tensor& keys, c10::SymInt T, c10::SymInt B, int64_t D, c10::SymInt H) {
   TORCH_CHECK(keys.scalar_type() == at::kLong, "keys must be int64, got ", dtype_name(keys));

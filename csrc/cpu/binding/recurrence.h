@@ -5,10 +5,6 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/ScalarType.h>
 
-#include <map>
-#include <string>
-#include <variant>
-
 #include "cpu/binding/memory.h"
 #include "cpu/runtime/dispatch.h"
 #include "ops/check.h"
@@ -27,23 +23,26 @@ int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& m
 
 struct Call : ParsedCall {
   Recurrence p;
-
-  Call() = default;
-  explicit Call(const RecurrenceArguments& a);
 };
-// Memory for the results of a call, or of as many members' calls.
-RecurrenceOp::Results empty_results(const Call& call, const RecurrenceArguments& a, bool save,
-                                    at::IntArrayRef members = {});
-void run_call(Call& call, const RecurrenceArguments& a, const RecurrenceOp::Results& results);
-// The backward op.
-RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
-                                        const Wanted& wanted);
+void fill_call(Call& call, const RecurrenceArguments& a);
 
-// The plan of a call that is never made, in words and numbers, for people and for tests: of the
-// kernels in use on this CPU, planned for `machine`; layer_count is for calls without gradients.
-using Description = std::map<std::string, std::variant<bool, int64_t, double, std::string>>;
-Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_threads, bool train,
-                          const Machine& machine);
+// A call of the backward pass: its kernel is to be run unless it is empty, then it is finished.
+struct BackwardCall : Call {
+  RecurrenceGrad g;
+  RecurrenceGradOut out;
+
+  bool empty() const { return s.empty(); }
+  // After fill_call and check_results.
+  void prepare(const RecurrenceResults& r, const RecurrenceArguments& a, const Wanted& wanted);
+  RecurrenceGradients finish(const RecurrenceArguments& a);
+
+ private:
+  RecurrenceGradients grad_;
+  Tensor grad_pre_;  // where the input is pre-activations, and its gradient is wanted
+};
+
+// What the last state is where there is no step.
+void copy_hx(const Tensor& h_n, const OptionalTensor& hx);
 
 // Memory for one call: small calls, one step at a time, take it from the stack.
 class Workspace {

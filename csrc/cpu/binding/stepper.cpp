@@ -94,7 +94,7 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
                      .noise = copied(noise, "noise"),
                      .noise_key = noise_key,
                      .nonlinearity = std::string(nonlinearity)};
-  layer.call = Call(passed(layer.arguments));
+  fill_call(layer.call, passed(layer.arguments));
   Recurrence& call = layer.call.p;
   layer.packed = empty_large({static_cast<int64_t>(kernels_->packed_bytes(call))}, at::kByte);
   kernels_->pack(call, static_cast<char*>(layer.packed.data_ptr()));

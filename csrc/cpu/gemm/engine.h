@@ -21,7 +21,8 @@
 namespace rnnext::RNNEXT_ISA {
 
 // Sums in vector registers. Every sum goes in the order of k, block by block, whatever the tile,
-// the vector width or the number of threads: the same bits always.
+// the vector width or the number of threads: the same bits always. A product that is taken up in
+// pieces is cut between blocks.
 template <class Engine, int R, int NV>
 struct RegisterTile {
   using F = typename Engine::Factor;

@@ -4,6 +4,7 @@
 #include "cpu/embedding/kernel.h"
 #include "cpu/rnn/backward.h"
 #include "cpu/rnn/forward.h"
+#include "cpu/rnn/stack.h"
 #include "cpu/runtime/dispatch.h"
 
 namespace rnnext::RNNEXT_ISA {

@@ -28,17 +28,26 @@ struct BackwardStep {
   Rows<F> state;
   C* grad_pre;
   int64_t grad_pre_stride;
-  F* next;
+  F* next;  // or null: it is grad_pre
   int64_t next_stride;
+  // What the next step will read as gradient and as values, both values_stride apart; or null.
+  const C *grad_ahead, *values_ahead;
 
   template <class Extent>
   RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels,
                         int64_t K) const {
+    const int64_t ahead = row * values_stride + column;
+    if (grad_ahead) extent.prefetch(grad_ahead + ahead, values_stride);
+    if (values_ahead) extent.prefetch(values_ahead + ahead, values_stride);
     typename Extent::template Tile<E> sums(extent);
     if (start) {
       sums.load(start + row * start_stride + column, start_stride, H - column);
     } else {
       sums.clear();
+    }
+    if (leak.carry) {  // the end needs two rows at once, that other panels pushed out
+      extent.prefetch(leak.carry + row * leak.stride + column, leak.stride);
+      extent.prefetch(values + ahead, values_stride);
     }
     sums.add(state.first + row * state.stride, state.stride, panels, K);
     sums.finish(*this, row, column);
@@ -50,8 +59,15 @@ struct BackwardStep {
     load_tile(h, values + row * values_stride + column, values_stride, H - column);
     backward_block<C>(ending.name, sums, h);
     store_tile(sums, grad_pre + row * grad_pre_stride + column, grad_pre_stride, H - column);
-    store_factors(sums, next + row * next_stride, next_stride, column, column + NV * kLanes<C>);
+    if (next)
+      store_factors(sums, next + row * next_stride, next_stride, column, column + NV * kLanes<C>);
   }
+
+  // The product with a piece of the state, added to the sums where they are.
+  Projection<E> adding(C* sums, int64_t stride) const {
+    return {packed, state, start, start_stride, sums, stride, H};
+  }
+  void start_from(const C* sums, int64_t stride) { start = sums, start_stride = stride; }
 };
 
 template <class S, class E>
@@ -81,6 +97,7 @@ struct Backward {
     LeakRows<C> leak = leak_rows(unit, alpha_grad);
     if (at.hh && plan.own_weights) at.pack_hh(unit.d, unit.group, unit.p0, unit.p1);
     const F* const packed = at.packed_hh(unit);
+    const StateWeights<S, E> weights{plan, at.weight_hh(0)};
     if (unit.members > 1) worker.advance();
     const FeatureGradients<S, E> features = at.features_of(worker);
     const bool writes_features = plan.own_rows && out.input;
@@ -89,6 +106,7 @@ struct Backward {
     const bool reverse = p.reverse[unit.d];
     const int64_t width = p.D * p.H;
     C* const chunk_grad = at.chunk_of(worker);
+    if (plan.own_rows) clear_tails(chunk_grad);
     for (int64_t done = 0; done < p.T;) {
       const int64_t limit = plan.own_sums || plan.own_rows ? plan.chunk_rows : p.rows();
       const Chunk chunk = next_chunk(p, unit, done, !reverse, limit);
@@ -98,7 +116,9 @@ struct Backward {
         const int64_t first = p.row(t, unit.b0) * width + unit.d * p.H;  // unless they are sorted
         const int64_t rows = sequences(p, unit, t);
         if (!reverse) row -= rows;
-        const StepRows in = step_rows(unit, t, done, rows, worker);
+        const int64_t t_next = reverse ? t + 1 : t - 1;
+        const int64_t ahead = done + 1 < p.T ? (p.first_row(t_next) - p.first_row(t)) * width : 0;
+        const StepRows in = step_rows(unit, t, done, rows, ahead, worker);
         if (at.states.leaks()) {
           leak.saved = p.saved ? static_cast<S*>(p.saved) + first : nullptr;
           leak.output = static_cast<const S*>(p.output) + first;
@@ -107,6 +127,8 @@ struct Backward {
             if (p.saved) leak.saved = gather(unit, t, rows, p.saved, at.step_rows_of(worker, 3));
           }
         }
+        // Copied rows are in cache; the others' next step is far in memory.
+        const bool prefetches = kNative<S> && in.grad_stride == width && done + 1 < p.T;
         BackwardStep<E> step{
             .ending = backward_ending<S, BackwardStep<E>>(p),
             .leak = leak,
@@ -120,10 +142,15 @@ struct Backward {
             .grad_pre = plan.own_rows ? chunk_grad + row * at.step_stride : at.grad_pre + first,
             .grad_pre_stride = plan.own_rows ? at.step_stride : width,
             .next = at.states.next(unit, done),
-            .next_stride = at.states.buffers.stride};
-        const int64_t K = done > 0 ? factors_in<F>(p.H) : 0;  // no step came before the first
-        if (K > 0) await_state(unit, done + 1, state, rows, K, worker);
-        sweep(step, rows, unit.p0, unit.p1, p.H, K);
+            .next_stride = at.states.buffers.stride,
+            .grad_ahead = prefetches && in.grad ? in.grad + ahead : nullptr,
+            .values_ahead = prefetches ? in.values + ahead : nullptr};
+        if (done > 0) {
+          weights.multiply(step, unit, packed, at.step_rows_of(worker, 0), at.step_stride, rows,
+                           done + 1, worker);
+        } else {
+          sweep(step, rows, unit.p0, unit.p1, p.H, 0);  // no step came before
+        }
         state = at.states.seal(unit, t, rows, step.next, step.grad_pre, step.grad_pre_stride);
         if (writes_features) features.write(unit, t, rows, state);
         at.states.cut(unit, t, rows, step.next, step.grad_pre, step.grad_pre_stride, alpha_grad);
@@ -135,6 +162,7 @@ struct Backward {
         sums.add(cursor, chunk.rows, plan.own_rows ? chunk_grad : at.grad_pre,
                  plan.own_rows ? at.step_stride : 0, done == chunk.n);
       }
+      if (plan.own_rows && done < p.T) state = at.states.keep(unit, state);
     }
     state_gradients(unit, packed, state, worker);
   }
@@ -167,6 +195,12 @@ struct Backward {
                advanced + 1, worker);
   }
 
+  // What vectors and tiles read past a row's end, of which they keep nothing: a line at most.
+  void clear_tails(C* rows) const {
+    for (int64_t row = 0; row < plan.chunk_rows; ++row, rows += at.step_stride)
+      __builtin_memset(rows + p.H, 0, 64);
+  }
+
   // What f gave, of all steps: the output, but of rate.
   const S* values() const {
     return static_cast<const S*>(p.form == Form::rate ? p.saved : p.output);
@@ -188,7 +222,8 @@ struct Backward {
     const C* values;
     int64_t values_stride;
   };
-  StepRows step_rows(const Unit& unit, int64_t t, int64_t done, int64_t rows,
+  // What the next step needs lies `ahead` of it.
+  StepRows step_rows(const Unit& unit, int64_t t, int64_t done, int64_t rows, int64_t ahead,
                      const Worker& worker) const {
     const int64_t first = p.row(t, unit.b0) * p.D * p.H + unit.d * p.H;
     const bool joins = g.grad_h_n && (p.ragged() || done == 0);
@@ -208,12 +243,19 @@ struct Backward {
       const int64_t place = (p.row(t, b) * p.D + unit.d) * p.H;
       const S* grad = g.grad_output ? static_cast<const S*>(g.grad_output) + place : nullptr;
       const S* values = this->values() + place;
+      if (plan.sorts)  // what the sums for the weights will read
+        for (int64_t j = 0; p.input.data && j < p.I; j += 64 / static_cast<int64_t>(sizeof(S)))
+          __builtin_prefetch(input_row<S>(p, t, b) + j);
       const S* grad_h_n = joins && p.ends(unit.d, b, t)
                               ? static_cast<const S*>(g.grad_h_n) + (unit.d * p.B + b) * p.H
                               : nullptr;
       const bool past = !p.inside(b, t);
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
         Vec<C> x = grad && !past ? load_some(grad + j, p.H - j) : Vec<C>{};
+        if (plan.sorts && ahead) {
+          if (grad) __builtin_prefetch(grad + ahead + j);
+          __builtin_prefetch(values + ahead + j);
+        }
         if (grad_h_n && p.form == Form::voltage) {  // h_n is the state, not the output
           C* const carry = at.states.sums.row(unit, at.states.kCarry, row) + j;
           store(carry, load(carry) + load_some(grad_h_n + j, p.H - j));
@@ -239,14 +281,18 @@ struct Backward {
   // buffers are free now, but for the slower members.
   void grad_state(const Unit& unit, const F* packed, const Rows<F>& first, int carry,
                   const S* output, void* grad, int64_t n, const Worker& worker) const {
+    const StateWeights<S, E> weights{plan, at.weight_hh(0)};
     C* const rows = at.step_rows_of(worker, 0);
-    const int64_t K = factors_in<F>(p.H);
-    await_state(unit, n, first, unit.size, K, worker);
-    const Projection<E> project{packed, first, nullptr, 0, rows, at.step_stride, p.H};
-    if (packed) {
-      sweep(project, unit.size, unit.p0, unit.p1, p.H, K);
-    } else {  // there is only one step
-      stream(project, at.weight_hh(unit.d), at.panels_of(worker), unit.size, unit.p0, unit.p1);
+    for (int64_t m = 0; m < plan.pieces; ++m) {
+      const auto piece = weights.await(unit, m, n, first, unit.size, worker);
+      Projection<E> project{
+          nullptr, piece.state, m > 0 ? rows : nullptr, at.step_stride, rows, at.step_stride, p.H};
+      if (packed) {
+        project.packed = packed + piece.packed_at;
+        sweep(project, unit.size, unit.p0, unit.p1, p.H, piece.K);
+      } else {  // there is only one step
+        stream(project, at.weight_hh(unit.d), at.panels_of(worker), unit.size, unit.p0, unit.p1);
+      }
     }
     for (int64_t i = 0; i < unit.size; ++i) {
       const int64_t b = unit.sequence(i);

@@ -81,8 +81,7 @@ struct BackwardLayout {
     return hh ? packed_hh(plan.own_weights ? unit.group : unit.d) : nullptr;
   }
   void pack_hh(int d, int64_t copy, int64_t q0, int64_t q1) const {
-    const Matrix<S, F> weight = weight_hh(d);
-    for (int64_t q = q0; q < q1; ++q) weight.pack(q, packed_hh(copy) + q * weight.panel_size());
+    StateWeights<S, E>{plan, weight_hh(d)}.pack(packed_hh(copy), q0, q1);
   }
 
   int64_t padded() const { return panels_in<C>(p.H) * kPanel<C>; }

@@ -276,7 +276,7 @@ struct BackwardEnd {
       const C* values = first(step.values, values_stride);
       C* carry = first(leak.carry, stride);
       C* grad_pre = first(step.grad_pre, grad_pre_stride);
-      F* next = step.next + row * next_stride;
+      F* next = step.next ? step.next + row * next_stride : nullptr;
       C* const alpha_grad = leak.alpha_grad ? leak.alpha_grad + j : nullptr;
       C* mixed = first(leak.mixed, stride);
       const S* saved = first(static_cast<const S*>(leak.saved), row_stride);
@@ -303,9 +303,8 @@ struct BackwardEnd {
           store(carry, rest * q);
         }
         store_some(grad_pre, pre, left);
-        Factors<F>::store(next, j, pre);
-        values += values_stride, carry += stride;
-        grad_pre += grad_pre_stride, next += next_stride;
+        if (next) Factors<F>::store(next, j, pre), next += next_stride;
+        values += values_stride, carry += stride, grad_pre += grad_pre_stride;
         if (form == Form::none || !alpha_grad) continue;
         if constexpr (form == Form::rate) {
           sum += q * h;

@@ -52,7 +52,8 @@ struct FeatureGradients {  // one worker's
     const int d = unit.d;
     S* const to = static_cast<S*>(out.input) + p.row(t, unit.b0) * p.I;
     if (!plan.sorts) {
-      multiply(d, rows, from, sums_for(to));
+      C* const sums = sums_for(to, rows);
+      multiply(d, rows, from, sums);
       return write_sums(to, rows);
     }
     const auto place = [&](int64_t i) {
@@ -80,7 +81,7 @@ struct FeatureGradients {  // one worker's
     for (int64_t n = begin; n < end; n += block_rows()) {
       const int64_t rows = min_of(block_rows(), end - n);
       S* const to = static_cast<S*>(out.input) + n * p.I;
-      C* const sums = sums_for(to);
+      C* const sums = sums_for(to, rows);
       for (int d = 0; d < p.D; ++d) multiply(d, rows, rows_of(grad_pre + n * width, d, rows), sums);
       write_sums(to, rows);
     }
@@ -93,8 +94,11 @@ struct FeatureGradients {  // one worker's
     const Projection<E> project{packed_of(d), from, d > 0 ? to : nullptr, p.I, to, p.I, p.I};
     sweep(project, rows, 0, panels_in<F>(p.I), p.I, factors_in<F>(p.H));
   }
-  // Where products for rows from `to` on are summed.
-  C* sums_for(S* to) const {
+  // Where products for rows from `to` on are summed. Lines are fetched ahead of the stores: see
+  // kFarBytes.
+  C* sums_for(S* to, int64_t rows) const {
+    for (int64_t i = 0; i < rows * p.I; i += 64 / static_cast<int64_t>(sizeof(S)))
+      __builtin_prefetch(to + i, 1, 3);
     if constexpr (kNative<S>) return to;
     return product;
   }

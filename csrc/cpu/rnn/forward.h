@@ -3,13 +3,13 @@
 #pragma once
 
 #include "cpu/rnn/cell.h"
+#include "cpu/rnn/one_step.h"
 #include "cpu/rnn/state_store.h"
-#include "cpu/rnn/unpacked.h"
 #include "cpu/simd/normal.h"
 
 namespace rnnext::RNNEXT_ISA {
 
-// A layer's place in a wavefront of layers (`stack`): it waits for the steps of the one below.
+// A layer's place in a wavefront of layers (stack.h): it waits for the steps of the one below.
 struct Wavefront {
   Worker* worker = nullptr;  // of the stack's team; null: there is no stack
   int below = 0;             // the rank of the worker that computes the layer below
@@ -71,6 +71,12 @@ struct ForwardStep {
     store_factors(sums, next + row * next_stride, next_stride, column, next_end);
     if (output) store_tile(sums, output + row * output_stride + column, output_stride, H - column);
   }
+
+  // The product with a piece of the state, added to the sums where they are.
+  Projection<E> adding(C* sums, int64_t stride) const {
+    return {packed, state, start, start_stride, sums, stride, panels_in<C>(H) * kPanel<C>};
+  }
+  void start_from(const C* sums, int64_t stride) { start = sums, start_stride = stride; }
 };
 
 // Where the weights, the states and each worker's scratch lie.
@@ -80,7 +86,8 @@ struct ForwardLayout {
   using C = Compute<S>;
   const Recurrence& p;
   const ForwardPlan& plan;
-  F *ih, *hh;  // packed weights: a copy for each unit or each direction
+  F *ih, *hh;    // packed weights: a copy for each unit or each direction
+  bool* finite;  // for each panel of each copy: whether W_hh is finite there
   ForwardStates<S, E> states;
   int64_t columns;  // of a worker's part of the hidden units
   char* scratch;    // [workers] of Scratch
@@ -91,6 +98,7 @@ struct ForwardLayout {
         plan(plan),
         ih(arena.take<F>(copies() * ih_size())),
         hh(arena.take<F>(copies() * hh_size())),
+        finite(arena.take<bool>(copies() * finite_size())),
         states(p, plan, arena),
         columns(plan.member_panels(panels_in<C>(p.H)) * kPanel<C>) {
     if (p.packed) {
@@ -144,6 +152,7 @@ struct ForwardLayout {
   // Elements of a copy of the packed weights, and of the gap before the next thread's copy.
   int64_t ih_size() const { return weight_ih(0).packed_size() + gap<F>(copies()); }
   int64_t hh_size() const { return weight_hh(0).packed_size() + gap<F>(copies()); }
+  int64_t finite_size() const { return panels_in<C>(p.H) + gap<bool>(copies()); }
   F* packed_ih(int64_t copy) const { return ih + copy * ih_size(); }
   F* packed_hh(int64_t copy) const { return hh + copy * hh_size(); }
 
@@ -152,8 +161,16 @@ struct ForwardLayout {
     const Matrix<S, F> weight = weight_ih(d);
     for (int64_t q = q0; q < q1; ++q) weight.pack(q, packed_ih(copy) + q * weight.panel_size());
     if (!p.multiplies_state()) return;
-    const Matrix<S, F> state = weight_hh(d);
-    for (int64_t q = q0; q < q1; ++q) state.pack(q, packed_hh(copy) + q * state.panel_size());
+    const StateWeights<S, E> state{plan, weight_hh(d)};
+    for (int64_t q = q0; q < q1; ++q)
+      finite[copy * finite_size() + q] = state.pack(packed_hh(copy), q, q + 1);
+  }
+  // Whether the unit's part of W_hh is finite.
+  bool is_finite(const Unit& unit) const {
+    const bool* of_copy = finite + copy_of(unit) * finite_size();
+    for (int64_t q = unit.p0; q < unit.p1 && copies() > 0 && p.multiplies_state(); ++q)
+      if (!of_copy[q]) return false;
+    return true;
   }
 };
 
@@ -182,6 +199,7 @@ struct Forward {
     if (plan.own_weights && !plan.streams) at.pack(unit.d, unit.group, unit.p0, unit.p1);
     for (int64_t j = 0; j < at.columns; j += kLanes<C>)
       store(s.bias + j, bias_of<S>(p, unit.d, first_column + j));
+    const StateWeights<S, E> weights{plan, at.weight_hh(0)};
     ForwardStep<E> step{.ending = forward_ending<S, ForwardStep<E>>(p),
                         .packed = at.packed_hh(copy),
                         .packed_ih = at.packed_ih(copy),
@@ -197,7 +215,9 @@ struct Forward {
     }
     for (int64_t j = 0; p.noise[0] && j < at.columns; j += kLanes<C>)
       store(s.noise + j, of_unit<S>(p, p.noise[unit.d], first_column + j));
-    const int64_t K = p.multiplies_state() ? factors_in<F>(p.H) : 0;
+    // Zeros need no product; but a weight that is not finite makes NaN of them.
+    const bool starts_from_zeros =
+        !p.hx && !p.reset_state && p.form != Form::voltage && at.is_finite(unit);
     const bool reverse = p.reverse[unit.d];
     for (int64_t done = 0; done < p.T;) {
       const Chunk chunk = next_chunk(p, unit, done, reverse, plan.projects ? plan.chunk_rows : 0);
@@ -216,16 +236,19 @@ struct Forward {
         const int64_t t = reverse ? p.T - 1 - done : done;
         const int64_t rows = sequences(p, unit, t);
         if (reverse) row -= rows;
-        if (at.starts_from_rows()) {
-          step.start = s.pre + row * pre_stride - first_column;
-          step.start_stride = pre_stride;
-        }
+        C* const pre = s.pre + row * pre_stride - first_column;
+        if (at.starts_from_rows()) step.start_from(pre, pre_stride);
         at.states.open(step, unit, t, done);
-        if (K > 0 && !plan.from_hx) await_state(unit, done + 1, step.state, rows, K, worker);
         if (plan.streams) {
-          stream(step, unit, s, rows, K);
+          if (!plan.from_hx && p.multiplies_state())
+            weights.await(unit, 0, done + 1, step.state, rows, worker);
+          stream(step, unit, s, rows);
+        } else if (done == 0 && (plan.from_hx || starts_from_zeros)) {
+          // Nobody waits for anybody.
+          step.packed = at.packed_hh(copy);
+          sweep(step, rows, unit.p0, unit.p1, p.H, plan.from_hx ? factors_in<F>(p.H) : 0);
         } else {
-          sweep(step, rows, unit.p0, unit.p1, p.H, K);
+          weights.multiply(step, unit, at.packed_hh(copy), pre, pre_stride, rows, done + 1, worker);
         }
         at.states.seal(step, unit, t, done, rows);
         if (!reverse) row += rows;
@@ -238,8 +261,9 @@ struct Forward {
   // The only step: panels are packed into one place, and multiplied with all rows from there.
   template <class Step>
   void stream(Step& step, const Unit& unit, const typename ForwardLayout<S, E>::Scratch& s,
-              int64_t rows, int64_t K) const {
+              int64_t rows) const {
     const Matrix<S, F> ih = at.weight_ih(unit.d), hh = at.weight_hh(unit.d);
+    const int64_t K = p.multiplies_state() ? factors_in<F>(p.H) : 0;
     for (int64_t q = unit.p0; q < unit.p1; q += kStreamed<F>) {
       const int64_t end = min_of(q + kStreamed<F>, unit.p1);
       step.packed_ih = ih.pack_panels(q, end, s.ih);
@@ -320,37 +344,7 @@ void forward(const Recurrence& p, char* workspace, Worker& worker) {
   run_units<Compute<S>>(kernel, plan, p, worker);
 }
 
-// Layers of one direction, each over the one before, as a wavefront: layer l runs some steps behind
-// layer l - 1, on another core. They wait for each other once a chunk of steps, where threads that
-// share a layer would wait at every step, and each core keeps one layer's weights in its caches.
-template <class S, class E>
-size_t stack_workspace(const Recurrence* layers, int n, int threads) {
-  if (!plan_wavefront(layers, n, kShape<S, E>, this_machine(), threads)) return 0;
-  size_t bytes = 0;
-  for (int l = 0; l < n; ++l) {
-    const ForwardPlan plan = plan_forward(layers[l], kShape<S, E>, this_machine(), 1, true);
-    bytes += ForwardLayout<S, E>(layers[l], plan, 1, Arena{nullptr}).bytes;
-  }
-  return bytes;
-}
-
-template <class S, class E>
-void stack(const Recurrence* layers, int n, char* workspace, Worker& worker) {
-  [[maybe_unused]] const typename E::Task task;
-  for (int l = 0; l < n; ++l) {
-    const Recurrence& p = layers[l];
-    const ForwardPlan plan = plan_forward(p, kShape<S, E>, this_machine(), 1, true);
-    const Forward<S, E> kernel{p, plan, {p, plan, 1, Arena{workspace}}};
-    workspace += kernel.at.bytes;
-    if (l % worker.size != worker.rank) continue;
-    const Wavefront wavefront{&worker, l == 0 ? worker.rank : (l - 1) % worker.size,
-                              l == 0 ? 0 : (l - 1) / worker.size * p.T};
-    Worker alone(nullptr, 0, 1, 1);
-    kernel.run(unit_of(plan, p, panels_in<Compute<S>>(p.H), 0, 0), alone, wavefront);
-  }
-}
-
-// W_ih, then W_hh, as a call packs them for itself.
+// W_ih, then W_hh, as a call with one piece of the state packs them for itself.
 template <class S, class E>
 size_t packed_bytes(const Recurrence& p) {
   return kShape<S, E>.packed_bytes(p.I, p.H) + kShape<S, E>.packed_bytes(p.H, p.H);

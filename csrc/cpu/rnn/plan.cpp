@@ -63,6 +63,12 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
     Plan plan{};
     plan.batch_parts = batch;
     plan.hidden_parts = hidden;
+    // More rows have work enough to wait for all of the state at once.
+    if (p.T > 1 && rows < kFewRows) {
+      plan.pieces = hidden;
+      plan.panel_group = max_of(1, shape.sum_block / shape.panel);
+      if (divide_up(panels, plan.panel_group) < hidden) continue;
+    }
     const int64_t columns = plan.member_panels(panels) * shape.panel;
     const double lines = static_cast<double>(rows * (p.H - columns)) * shape.factor_bytes / 64;
     // (Of one step, all members read the rows: its features, and the gradients that each wrote.)
@@ -103,19 +109,19 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   plan.streams = p.T == 1 && !p.packed;
   plan.sorts = p.ragged() && !p.step_row;
   plan.own_weights = !p.packed && (plan.streams || plan.batch_parts == 1 || small);
-  plan.projects = p.I == 0 || (p.T > 1 && (plan.unit_rows < kFewRows || !small));
+  plan.projects = p.I == 0 || (p.T > 1 && (plan.unit_rows < kFewRows || !small || plan.pieces > 1));
   const int64_t width = p.D * p.H * shape.storage_bytes;
   const bool whole_blocks =
       p.H % shape.grain == 0 && p.B % (plan.batch_parts * shape.row_block) == 0;
   if (shape.stored_as_factors && (shape.tiles ? whole_blocks : p.H % shape.depth == 0) &&
       p.plain()) {
-    plan.state_in_output = plan.hidden_parts == 1 && width < kSameSetBytes;
+    if (plan.hidden_parts == 1 && width < kSameSetBytes) plan.state = Home::rows;
     plan.from_hx = p.hx && p.T == 1 && !leaks;
   }
   const int64_t row_bytes = p.H * shape.storage_bytes, step_bytes = plan.unit_rows * row_bytes;
-  if (plan.state_in_output && shape.depth == 1 && plan.batch_parts > 1 && row_bytes > 64 &&
+  if (plan.state == Home::rows && shape.depth == 1 && plan.batch_parts > 1 && row_bytes > 64 &&
       step_bytes <= kNarrowBytes && p.T >= kHeldFrom && p.rows() * width < kFarBytes) {
-    plan.state_in_output = false;
+    plan.state = Home::scratch;
     plan.held_steps = min_of(p.T, kHeldBytes / step_bytes);
   }
   const int64_t columns = plan.member_panels(shape.panels(p.H)) * shape.panel;
@@ -126,7 +132,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   const int64_t fit = stacked ? kFewRows : kForwardChunkBytes / chunk_row;
   plan.chunk_rows = plan.projects ? max_of(plan.unit_rows, min_of(fit, p.T * p.B)) : plan.unit_rows;
   plan.far =
-      (plan.state_in_output || shape.native()) && !plan.sorts && p.rows() * width >= kFarBytes;
+      (plan.state == Home::rows || shape.native()) && !plan.sorts && p.rows() * width >= kFarBytes;
   return plan;
 }
 
@@ -155,6 +161,9 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   plan.own_features = small;
   plan.streams = streams && !plan.own_rows;
   plan.sorts = plan.own_rows && p.ragged() && !p.step_row;
+  if (shape.depth == 1 && p.plain() && plan.hidden_parts == 1 &&
+      (plan.own_rows || p.D * p.H * shape.compute_bytes < kSameSetBytes))
+    plan.state = Home::rows;
   plan.chunk_rows =
       max_of(plan.unit_rows, min_of(kBackwardChunkBytes / shape.sums_bytes(p.H), kGradientRows));
   plan.direct_sums = shape.native() && !shape.tiles && p.rows() <= kDirectSumRows &&
@@ -215,7 +224,7 @@ Split split_sequences(const Timeline& p, int64_t i, int64_t n) {
 
 Unit unit_of(const Plan& plan, const Recurrence& p, int64_t panels, int64_t u, int64_t slice) {
   const Range b = split_sequences(p, u % plan.batch_parts, plan.batch_parts).own;
-  const Range h = part(panels, slice, plan.hidden_parts);
+  const Range h = part(panels, slice, plan.hidden_parts, plan.panel_group);
   return {static_cast<int>(u / plan.batch_parts),
           b.begin,
           b.end - b.begin,

@@ -29,6 +29,7 @@ struct KernelShape {
   int factor_bytes, depth;           // of what the engine multiplies, and values along k in it
   int panel;                         // columns of a panel of packed weights
   int tile_rows;                     // of the engine's largest tile
+  int64_t sum_block;                 // values along k that it sums apart
   int grain;                         // values along k that a row of factors has a multiple of
   int row_block;                     // rows of factors are read in multiples of it
   bool tiles;                        // AMX tiles multiply
@@ -51,6 +52,8 @@ struct Plan {
   int64_t batch_parts;       // for each direction
   int64_t hidden_parts;      // members of a unit
   int64_t units;             // D * batch_parts
+  int64_t pieces = 1;        // of the state: products take up each when its writer is done
+  int64_t panel_group = 1;   // members take multiples of it: pieces are cut between blocks of sums
   double cycles = 0;         // of a step's product with the state, estimated
   int64_t unit_rows = 0;     // the most sequences of a unit
   bool own_weights = false;  // each unit packs its own
@@ -58,20 +61,27 @@ struct Plan {
   bool joined = false;       // one worker has all directions of a sequence, one after the other
 
   // The most panels of a member.
-  int64_t member_panels(int64_t panels) const { return divide_up(panels, hidden_parts); }
+  int64_t member_panels(int64_t panels) const {
+    return divide_up(divide_up(panels, panel_group), hidden_parts) * panel_group;
+  }
+};
+
+// Where the state lies that one step writes and the next one reads.
+enum class Home {
+  scratch,  // in buffers of its own, since the rows hold other numbers, or are written by others
+  rows,     // in the rows that are written anyway: of the output, or, backward, of the gradient of
+            // the pre-activations
 };
 
 struct ForwardPlan : Plan {
-  bool one_step = false;  // straight from the weights as they lie: rnn/unpacked.h
+  bool one_step = false;  // straight from the weights as they lie: rnn/one_step.h
   bool streams = false;   // the only step: each panel is packed when it is multiplied
   // Pre-activations come first, in one product for a chunk of steps: few rows would read W_ih from
   // far memory at every step.
   bool projects = false;
   int64_t chunk_rows = 0;
-  // The state that the next step reads lies in the output. (Else in buffers: the output has other
-  // numbers, or is written by others.)
-  bool state_in_output = false;
-  int64_t held_steps = 0;  // in buffers, and then written to the output at once; 0: each by itself
+  Home state = Home::scratch;
+  int64_t held_steps = 0;  // in scratch, and then written to the output at once; 0: each by itself
   bool from_hx = false;    // the only step reads hx where it lies
   bool far = false;        // the output is prefetched for writing
 };
@@ -87,6 +97,7 @@ struct BackwardPlan : Plan {
   // rows, which are few, and multiplies with W_ih as it lies (unpacked.h); else all pack for all.
   bool own_features = false, streams = false;
   int64_t chunk_rows = 0;
+  Home state = Home::scratch;
 };
 
 // `stacked`: the layer above waits for chunks, so they are as short as a product allows that is not
@@ -100,7 +111,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
                            const KernelShape& shape, const Machine& machine, int asked,
                            int threads);
 // Whether n layers, each over the one before, are better computed as a wavefront, a layer a thread
-// (`stack` in rnn/forward.h), than one after the other by all threads.
+// (rnn/stack.h), than one after the other by all threads.
 bool plan_wavefront(const Recurrence* layers, int n, const KernelShape& shape,
                     const Machine& machine, int threads);
 // Threads, of `most`, for a call of as many matrix products (forward: 1).

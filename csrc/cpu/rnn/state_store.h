@@ -1,5 +1,5 @@
 // Where the state of a step lives: read by the next step, written by this one, and made right where
-// a sequence does not take part in it. The plan chooses the place (plan.h); whatever depends on it,
+// a sequence does not take part in it. The plan chooses the home (plan.h); whatever depends on it,
 // or on sequences of different lengths, is here.
 #pragma once
 
@@ -54,7 +54,21 @@ Vec<Compute<S>> output_of(const Recurrence& p, Vec<Compute<S>> state) {
   return as_stored<S>(state);
 }
 
-// The states of the forward pass: in the output, or in two buffers that take turns, or as
+// Zeros in the unit's part of rows of step t, of those at least that are past the end.
+template <class S>
+void clear_rows(const Recurrence& p, const Unit& unit, int64_t t, int64_t present, void* rows) {
+  using C = Compute<S>;
+  const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
+  if (p.D == 1 && to - from == p.H) {
+    __builtin_memset(output_row<S>(p, rows, 0, t, unit.b0), 0, unit.size * p.H * sizeof(S));
+  } else if (present < unit.size) {
+    for (int64_t b = unit.b0; b < unit.b0 + unit.size; ++b)
+      if (!p.inside(b, t))
+        __builtin_memset(output_row<S>(p, rows, unit.d, t, b) + from, 0, (to - from) * sizeof(S));
+  }
+}
+
+// The states of the forward pass. Home::rows: the output. In scratch two buffers take turns, or as
 // many as steps are held, in the storage type's precision: a sequence cut into several calls gives
 // the same bits. Rows of sequences that are sorted lie here and there in memory, so that all of a
 // step go to scratch first.
@@ -106,7 +120,7 @@ struct ForwardStates {
   void open(Step& step, const Unit& unit, int64_t t, int64_t done) const {
     const int64_t width = p.D * p.H;
     S* const output = plan.sorts ? nullptr : output_row<S>(p, p.output, unit.d, t, unit.b0);
-    if (plan.state_in_output) {
+    if (plan.state == Home::rows) {
       step.next = reinterpret_cast<F*>(output);
       step.next_stride = width / kDepth<F>;
       step.next_end = p.H;
@@ -144,7 +158,7 @@ struct ForwardStates {
   // h_n of the sequences that end here.
   template <class Step>
   void seal(Step& step, const Unit& unit, int64_t t, int64_t done, int64_t rows) const {
-    if (!plan.state_in_output) {
+    if (plan.state == Home::scratch) {
       if (unit.last) clear_row_ends(step.next, rows, buffers.stride, p.H);
       if (plan.sorts) clear_padding(unit, t, rows);
       if (!kNative<S> || plan.sorts) hand_out(unit, t, rows, step.next);
@@ -193,14 +207,11 @@ struct ForwardStates {
           store_some(output + row * width + j, load(held + row * buffers.stride + j), p.H - j);
     }
   }
-  // Zeros past the ends of sequences.
+  // Zeros past the ends of sequences. Whole steps are fastest: the rows that there are follow while
+  // their lines are in cache.
   void clear_padding(const Unit& unit, int64_t t, int64_t rows) const {
-    const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
-    for (int64_t i = rows; i < unit.size; ++i)
-      for (void* const all : {p.output, p.saved})
-        if (all)
-          __builtin_memset(output_row<S>(p, all, unit.d, t, unit.sequence(i)) + from, 0,
-                           (to - from) * sizeof(S));
+    clear_rows<S>(p, unit, t, rows, p.output);
+    if (p.saved) clear_rows<S>(p, unit, t, rows, p.saved);
   }
   // What the tiles did not write to the output itself. 16-bit rows are rounded, of the state too.
   void hand_out(const Unit& unit, int64_t t, int64_t rows, F* next) const {
@@ -244,15 +255,16 @@ struct ForwardStates {
   }
 };
 
-// The states of the backward pass: gradients of pre-activations. Two buffers take turns. Two more
-// keep what W_hh is multiplied with at the end: the states of the sequences' first steps, for the
-// gradient of hx, and the sums over resets.
+// The states of the backward pass: gradients of pre-activations. Home::rows: the rows of grad_pre.
+// In scratch two buffers take turns. Two more keep what W_hh is multiplied with at the end: the
+// states of the sequences' first steps, for the gradient of hx, and the sums over resets.
 template <class S, class E>
 struct BackwardStates {
   using F = typename E::Factor;
   using C = Compute<S>;
   const Recurrence& p;
   const RecurrenceGradOut& out;
+  const BackwardPlan& plan;
   StateBuffers<F> buffers;
   enum Buffer { kEven, kOdd, kFirstSteps, kResets, kBuffers };
   // Rows of sums. What goes past W_hh to the state before a step: of the step at hand, of the
@@ -265,30 +277,33 @@ struct BackwardStates {
                  Arena& arena)
       : p(p),
         out(out),
+        plan(plan),
         buffers(p, plan, kBuffers, arena, E::kRowBlock),
         sums(p, plan, leaks() || out.reset_state ? kCount : 0, arena) {}
 
   bool leaks() const { return p.form != Form::none; }
 
-  // Zeros, which the unit's last steps read.
+  // Zeros, which the unit's last steps read, unless it has its state in rows that it writes first.
   Rows<F> begin(const Unit& unit) const {
+    const int cleared = plan.state == Home::rows ? kEven : kFirstSteps + 1;
     for (int64_t i = 0; i < unit.size; ++i)
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
-        for (int buffer = 0; buffer <= kFirstSteps; ++buffer)
+        for (int buffer = 0; buffer < cleared; ++buffer)
           Factors<F>::store(buffers.row(unit, buffer, i), j, Vec<C>{});
         for (int sum = 0; sum < sums.count; ++sum) store(sums.row(unit, sum, i) + j, Vec<C>{});
       }
     return buffers.all(unit, kFirstSteps);
   }
 
-  // Where the step after `done` others writes its state beside grad_pre.
+  // Where the step after `done` others writes its state beside grad_pre; null: nowhere.
   F* next(const Unit& unit, int64_t done) const {
-    return buffers.row(unit, done % 2 == 0 ? kOdd : kEven);
+    return plan.state == Home::rows ? nullptr : buffers.row(unit, done % 2 == 0 ? kOdd : kEven);
   }
 
   // Makes of what a step wrote the state that the next one reads.
   Rows<F> seal(const Unit& unit, int64_t t, int64_t rows, F* next, C* grad_pre,
                int64_t stride) const {
+    if (plan.state == Home::rows) return {reinterpret_cast<const F*>(grad_pre), stride};
     if (unit.last) clear_row_ends(next, rows, buffers.stride, p.H);
     if (p.ragged()) mend(unit, t, rows, next, grad_pre, stride);
     return {next, buffers.stride};
@@ -303,7 +318,8 @@ struct BackwardStates {
       const int64_t b = unit.sequence(row);
       const bool anew = p.restarts(unit.d, b, t);
       if (anew || p.starts(unit.d, b, t))
-        cut_row(unit, row, anew, next + row * buffers.stride, grad_pre + row * stride, alpha_grad);
+        cut_row(unit, row, anew, next ? next + row * buffers.stride : nullptr,
+                grad_pre + row * stride, alpha_grad);
     }
   }
 
@@ -314,6 +330,15 @@ struct BackwardStates {
         Factors<F>::store(buffers.row(unit, kResets, i), j, load(sums.row(unit, kResetPre, i) + j));
     if (unit.last) clear_row_ends(buffers.row(unit, kResets), unit.size, buffers.stride, p.H);
     return buffers.all(unit, kResets);
+  }
+
+  // A state whose rows are about to be overwritten, in a place of its own.
+  Rows<F> keep(const Unit& unit, const Rows<F>& state) const {
+    if (plan.state == Home::scratch) return state;
+    for (int64_t i = 0; i < unit.size; ++i)
+      for (int64_t j = 0; j < p.H; j += kLanes<C>)
+        copy_factors(buffers.row(unit, kEven, i), state.first + i * state.stride, j);
+    return buffers.all(unit, kEven);
   }
 
   // The states of the sequences' first steps, when the last step left `state`.
@@ -340,7 +365,7 @@ struct BackwardStates {
         store(mixed, Vec<C>{});
       }
       // The state of the last step of all stays: the gradient of hx reads it.
-      if (anew || p.ragged()) Factors<F>::store(next, j, Vec<C>{});
+      if (next && (anew || p.ragged())) Factors<F>::store(next, j, Vec<C>{});
     }
   }
   // Rows past their sequence's end have no gradient; a first step's is kept.

@@ -1,5 +1,5 @@
-// A unit at work: the state that its members wait for, its rows, and the memory that a layout hands
-// out.
+// A unit at work: the pieces of its state that members wait for, its weights and rows, and the
+// memory that a layout hands out.
 #pragma once
 
 #include "cpu/gemm/pack.h"
@@ -17,6 +17,7 @@ constexpr KernelShape kShape = {sizeof(S),
                                 kDepth<typename E::Factor>,
                                 kPanel<Compute<S>>,
                                 E::kTileRows,
+                                E::kSumBlock,
                                 kGrain<typename E::Factor>,
                                 E::kRowBlock,
                                 kTiled<typename E::Factor>,
@@ -41,20 +42,80 @@ constexpr int64_t gap(int64_t threads) {
   return threads > 1 ? kApart / static_cast<int64_t>(sizeof(T)) : 0;
 }
 
-// Waits until all members of a unit have advanced n times, and prefetches the state that they
-// wrote: K factors of so many rows.
-template <class F>
-void await_state(const Unit& unit, int64_t n, const Rows<F>& state, int64_t rows, int64_t K,
-                 const Worker& worker) {
-  if (unit.members == 1) return;
-  for (int member = 0; member < unit.members; ++member) {
-    const int other = unit.group * unit.members + member;
-    if (other != worker.rank) worker.wait_for(other, n);
-  }
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t i = 0; i < K; i += 64 / static_cast<int64_t>(sizeof(F)))
-      __builtin_prefetch(state.first + row * state.stride + i);
+// Piece m of the state: the values that a member writes, or all.
+template <class C>
+Range piece_of(const Plan& plan, int64_t H, int64_t m) {
+  const Range panels = part(panels_in<C>(H), m, plan.pieces, plan.panel_group);
+  return {panels.begin * kPanel<C>, min_of(panels.end * kPanel<C>, H)};
 }
+
+// W_hh, packed piece by piece of the state that it is multiplied with.
+template <class S, class E>
+struct StateWeights {
+  using F = typename E::Factor;
+  using C = Compute<S>;
+  const Plan& plan;
+  Matrix<S, F> weight;
+
+  // Panels [q0, q1); whether all values are finite.
+  bool pack(F* packed, int64_t q0, int64_t q1) const {
+    bool finite = true;
+    for (int64_t m = 0; m < plan.pieces; ++m) {
+      const Range k = piece_of<C>(plan, weight.K, m);
+      const Matrix<S, F> piece = weight.piece(k.begin, k.end);
+      for (int64_t q = q0; q < q1; ++q)
+        finite =
+            piece.pack(q, packed + weight.piece_at(k.begin) + q * piece.panel_size()) && finite;
+    }
+    return finite;
+  }
+
+  // A piece of the state, K factors of each row, and where its weights lie among the packed ones.
+  struct Piece {
+    Rows<F> state;
+    int64_t K, packed_at;
+  };
+  // Piece m of a unit's state, once those that write it have advanced n times; its lines are
+  // prefetched.
+  Piece await(const Unit& unit, int64_t m, int64_t n, const Rows<F>& state, int64_t rows,
+              const Worker& worker) const {
+    const Range k = piece_of<C>(plan, weight.K, m);
+    const Piece piece{{state.first + k.begin / kDepth<F>, state.stride},
+                      factors_in<F>(k.end - k.begin),
+                      weight.piece_at(k.begin)};
+    const int first = unit.group * unit.members + static_cast<int>(plan.pieces > 1 ? m : 0);
+    const int last = plan.pieces > 1 ? first + 1 : first + unit.members;
+    if (unit.members == 1 || (first == worker.rank && plan.pieces > 1)) return piece;
+    for (int other = first; other < last; ++other)
+      if (other != worker.rank) worker.wait_for(other, n);
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t i = 0; i < piece.K; i += 64 / static_cast<int64_t>(sizeof(F)))
+        __builtin_prefetch(piece.state.first + row * piece.state.stride + i);
+    return piece;
+  }
+
+  // `step` over a unit's panels and the product with the state before it. Where a unit is shared,
+  // the sums take up each member's piece when it is there, in the order of k, and meanwhile wait in
+  // `sums`, rows `stride` apart, the unit's first panel at their beginning. They begin from
+  // step.sums().
+  template <class Step>
+  void multiply(Step& step, const Unit& unit, const F* packed, C* sums, int64_t stride,
+                int64_t rows, int64_t n, const Worker& worker) const {
+    const Rows<F> state = step.state;
+    for (int64_t m = 0; m < plan.pieces; ++m) {
+      const Piece piece = await(unit, m, n, state, rows, worker);
+      step.packed = packed + piece.packed_at;
+      step.state = piece.state;
+      if (m + 1 == plan.pieces) {
+        sweep(step, rows, unit.p0, unit.p1, weight.columns, piece.K);
+      } else {
+        sweep(step.adding(sums, stride), rows, unit.p0, unit.p1, weight.columns, piece.K);
+        step.start_from(sums, stride);
+      }
+    }
+    step.state = state;
+  }
+};
 
 // The input row of sequence b at step t: features, or ready pre-activations.
 template <class S>

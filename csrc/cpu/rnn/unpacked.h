@@ -3,7 +3,6 @@
 // call.
 #pragma once
 
-#include "cpu/rnn/cell.h"
 #include "cpu/rnn/units.h"
 
 namespace rnnext::RNNEXT_ISA {
@@ -147,74 +146,5 @@ void stream(Projection<E> product, const Matrix<S, typename E::Factor>& weight,
     sweep(product, rows, q, end, weight.columns, K);
   }
 }
-
-// One step of few sequences.
-template <class S, class E>
-struct OneStep {
-  using F = typename E::Factor;
-  using C = Compute<S>;
-
-  const Recurrence& p;
-  F *x, *h;  // the worker's own rows of factors: [B] features, [D][B] states
-  int64_t x_stride, h_stride;
-  size_t bytes;
-
-  OneStep(const Recurrence& p, char* scratch)
-      : p(p), x_stride(scratch_stride<F>(p.I)), h_stride(scratch_stride<F>(p.H)) {
-    Arena arena{scratch};
-    x = arena.take<F>(p.B * x_stride);
-    h = arena.take<F>(p.D * p.B * h_stride);
-    bytes = arena.used;
-  }
-
-  void run(const Worker& worker) const {
-    for (int64_t b = 0; b < p.B; ++b)
-      for (int64_t i = 0; i < p.I; i += kLanes<C>)
-        Factors<F>::store(x + b * x_stride, i, load_some(input_row<S>(p, 0, b) + i, p.I - i));
-    for (int64_t row = 0; p.hx && row < p.D * p.B; ++row)
-      for (int64_t j = 0; j < p.H; j += kLanes<C>)
-        Factors<F>::store(h + row * h_stride, j,
-                          load_some(static_cast<const S*>(p.hx) + row * p.H + j, p.H - j));
-    const int64_t vectors = divide_up(p.H, kLanes<C>);
-    const Range share = part(p.D * vectors, worker.rank, worker.size);
-    for (int64_t v = share.begin; v < share.end; ++v)
-      rows<kOneStepRows>(static_cast<int>(v / vectors), v % vectors * kLanes<C>);
-  }
-  template <int R>
-  void rows(int d, int64_t j) const {
-    if (p.B == R) return units<R>(d, j);
-    if constexpr (R > 1) rows<R - 1>(d, j);
-  }
-
-  template <int R>
-  static RNNEXT_INLINE void add(Vec<C> (&sums)[R], const S* weight, int64_t columns, int64_t K,
-                                const F* a, int64_t stride) {
-    if constexpr (kTiled<F>) {
-      add_unpacked_tiled<R>(sums, weight, columns, K, a, stride);
-    } else {
-      add_unpacked<R, E>(sums, weight, columns, K, a, stride);
-    }
-  }
-
-  // A vector of hidden units from j up, for all R sequences.
-  template <int R>
-  void units(int d, int64_t j) const {
-    const int64_t left = p.H - j;
-    Vec<C> acc[R];
-    for (int64_t b = 0; b < R; ++b) {
-      acc[b] = bias_of<S>(p, d, j);
-      if (p.I == 0 && p.input.data) acc[b] += load_some(input_row<S>(p, 0, b) + d * p.H + j, left);
-    }
-    add(acc, static_cast<const S*>(p.weight_ih[d]) + j * p.I, left, p.I, x, x_stride);
-    if (p.hx)
-      add(acc, static_cast<const S*>(p.weight_hh[d]) + j * p.H, left, p.H, h + d * p.B * h_stride,
-          h_stride);
-    for_name(p.nonlinearity, ForwardVectors<S>{acc, R});
-    for (int64_t b = 0; b < R; ++b) {
-      store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, acc[b], left);
-      store_some(static_cast<S*>(p.h_n) + (d * p.B + b) * p.H + j, acc[b], left);
-    }
-  }
-};
 
 }  // namespace rnnext::RNNEXT_ISA

@@ -15,7 +15,10 @@ struct RowCursor {
   Unit unit;
   int64_t t, i = 0;
 
-  // To a row that there is, after another.
+  void next() {
+    ++i;
+    settle();
+  }
   void settle() {
     while (t < p.T && i >= sequences(p, unit, t)) ++t, i = 0;
   }
@@ -94,7 +97,7 @@ struct WeightGradients {
     if (begins) __builtin_memset(sum_lines, 0, lines * line_size * sizeof(C));
     for (; rows > 0 || begins; begins = false) {
       const int64_t n = min_of(kGradientRows, rows);
-      for (int64_t i = 0; i < n; ++i, ++cursor.i) {
+      for (int64_t i = 0; i < n; ++i, cursor.next()) {
         cursor.settle();
         grad_rows[i] = stride ? grad_pre + i * stride + begin
                               : grad_pre + (cursor.row() * p.D + d) * p.H + begin;
@@ -107,11 +110,13 @@ struct WeightGradients {
         if (out.weight_hh[d]) add_tiles(state_rows, n, p.H, sum_hh, begins);
         if (product_ih()) add_tiles(feature_rows, n, p.I, sum_ih, begins);
       } else {
-        pack_left(n);
+        const Tiles tiles = stride && kDepth<F> == 1
+                                ? Tiles{reinterpret_cast<const F*>(grad_pre + begin), 1, stride}
+                                : pack_left(n);
         if (out.weight_hh[d])
-          add_product(state_rows, n, p.H, sums_of(sum_hh, out.weight_hh[d], p.H), begins);
+          add_product(tiles, state_rows, n, p.H, sums_of(sum_hh, out.weight_hh[d], p.H), begins);
         if (product_ih())
-          add_product(feature_rows, n, p.I, sums_of(sum_ih, out.weight_ih[d], p.I), begins);
+          add_product(tiles, feature_rows, n, p.I, sums_of(sum_ih, out.weight_ih[d], p.I), begins);
       }
       rows -= n;
       grad_pre += n * stride;
@@ -211,8 +216,14 @@ struct WeightGradients {
       }
     store_tile(sums, line_sums(first) + h, line_size, NV * kLanes<C>);
   }
+  // The left factors of hidden unit h, as many as there are factors of rows, `stride` apart, begin
+  // at first + h * step.
+  struct Tiles {
+    const F* first;
+    int64_t step, stride;
+  };
   // grad_rows [rows, height] into tiles [height / kTileRows][factors of rows][kTileRows].
-  void pack_left(int64_t rows) const {
+  Tiles pack_left(int64_t rows) const {
     const int64_t tile_size = factors_in<F>(rows) * kTileRows;
     for (int64_t n = 0; n < rows; n += kDepth<F>) {
       const C* row = grad_rows[n];
@@ -231,23 +242,24 @@ struct WeightGradients {
       for (int r = 0; h < height && r < kTileRows; ++r)
         tile[r] = h + r < height ? factors[h + r] : F{};
     }
+    return {left, factors_in<F>(rows), kTileRows};
   }
 
-  void add_product(const S** right_rows, int64_t rows, int64_t columns, const Sums& sums,
-                   bool begins) const {
+  void add_product(const Tiles& tiles, const S** right_rows, int64_t rows, int64_t columns,
+                   const Sums& sums, bool begins) const {
     const int64_t K = factors_in<F>(rows);
     if (plan.direct_sums) {
       for (int64_t column = 0; column < columns; column += kPanel<C>)
         pack_right(right_rows, rows, column, columns, right + column * K);
       for (int64_t h = 0; h < height; h += kTileRows)
         for (int64_t column = 0; column < columns; column += kPanel<C>)
-          add_tile(right + column * K, K, h, column, columns, sums, begins);
+          add_tile(tiles, right + column * K, K, h, column, columns, sums, begins, kPanel<C>);
       return;
     }
     for (int64_t column = 0; column < columns; column += kPanel<C>) {
       pack_right(right_rows, rows, column, columns, right);
       for (int64_t h = 0; h < height; h += kTileRows)
-        add_tile(right, K, h, column, columns, sums, begins);
+        add_tile(tiles, right, K, h, column, columns, sums, begins, kTileRows * sums.stride);
     }
   }
   void pack_right(const S** right_rows, int64_t rows, int64_t column, int64_t columns,
@@ -262,17 +274,19 @@ struct WeightGradients {
       }
     }
   }
-  void add_tile(const F* panel, int64_t K, int64_t h, int64_t column, int64_t columns,
-                const Sums& sums, bool begins) const {
+  // The next tile's sums, `ahead` of these, may lie far away: they come while this one is
+  // multiplied.
+  void add_tile(const Tiles& tiles, const F* panel, int64_t K, int64_t h, int64_t column,
+                int64_t columns, const Sums& sums, bool begins, int64_t ahead) const {
     if (columns - column > kLanes<C>) {
-      add_tile<2>(panel, K, h, column, sums, begins);
+      add_tile<2>(tiles, panel, K, h, column, sums, begins, ahead);
     } else {
-      add_tile<1>(panel, K, h, column, sums, begins);
+      add_tile<1>(tiles, panel, K, h, column, sums, begins, ahead);
     }
   }
   template <int NV>
-  RNNEXT_TILE void add_tile(const F* panel, int64_t K, int64_t h, int64_t column, const Sums& sums,
-                            bool begins) const {
+  RNNEXT_TILE void add_tile(const Tiles& tiles, const F* panel, int64_t K, int64_t h,
+                            int64_t column, const Sums& sums, bool begins, int64_t ahead) const {
     typename E::template Tile<kTileRows, NV> tile(Extent<kTileRows, NV>{});
     C* const to = sums.first + h * sums.stride + column;
     if (begins) {
@@ -280,7 +294,8 @@ struct WeightGradients {
     } else {
       tile.load(to, sums.stride);
     }
-    tile.template add<true>(left + h * K, kTileRows, panel, K);
+    if (h + 2 * kTileRows <= height) prefetch_tile<kTileRows, NV>(to + ahead, sums.stride);
+    tile.template add<true>(tiles.first + h * tiles.step, tiles.stride, panel, K);
     tile.finish(sums, h, column);
   }
 

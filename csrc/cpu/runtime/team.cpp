@@ -92,7 +92,6 @@ class Company {
   std::atomic<int64_t> alone_until_{0}, pause_{kFirstPause};
 };
 Company company;
-thread_local bool alone = false;
 [[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] { company.forked(); });
 
 template <class Condition>
@@ -155,12 +154,8 @@ void Count::spin_for(int64_t n) const {
   spin_until([&] { return n_.load(std::memory_order_acquire) >= n; });
 }
 
-Alone::Alone() { alone = true; }
-Alone::~Alone() { alone = false; }
-
 int max_threads() {
   uint32_t n = 1;
-  if (alone) return 1;
   torch_get_num_threads(&n);
   return std::clamp(static_cast<int>(n), 1, kMaxWorkers);
 }

@@ -58,12 +58,6 @@ void run_team(int threads, Task task) {
   run_team(threads, [](void* task, Worker& worker) { (*static_cast<Task*>(task))(worker); }, &task);
 }
 
-// The threads of torch's pool, at most.
 int max_threads();
-// While it lives, max_threads() is 1 on this thread, which is a member of a team already.
-struct Alone {
-  Alone();
-  ~Alone();
-};
 
 }  // namespace rnnext

@@ -41,6 +41,37 @@ constexpr int64_t factors_in(int64_t k) {
   return (k + kGrain<F> - 1) / kGrain<F> * (kGrain<F> / kDepth<F>);
 }
 
+// The exponents' bits in a factor, and one in the last place of each: where an exponent has all
+// bits, the sum overflows into its sign, and nowhere else.
+template <class F>
+struct Exponents;
+template <>
+struct Exponents<float> {
+  static constexpr uint32_t bits = 0x7f800000, one = 0x00800000, signs = 0x80000000;
+};
+template <>
+struct Exponents<Pair> {
+  static constexpr uint32_t bits = 0x7f807f80, one = 0x00800080, signs = 0x80008000;
+};
+template <>
+struct Exponents<double> {
+  static constexpr uint64_t bits = 0x7ff0000000000000, one = 0x0010000000000000,
+                            signs = 0x8000000000000000;
+};
+// Whether all factors that it saw are finite. One step of its chain takes a cycle.
+template <class F>
+struct Finite {
+  using E = Exponents<F>;
+  typedef decltype(E::bits + 0) Bits __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  Bits seen = {};
+  RNNEXT_INLINE void see(Vec<F> x) { seen |= ((Bits)x & E::bits) + E::one; }
+  bool all() const {
+    for (int i = 0; i < kLanes<F>; ++i)
+      if (seen[i] & E::signs) return false;
+    return true;
+  }
+};
+
 template <class F>
 struct Factors {
   // kLanes factors of what lies at p along k: n values, then zeros.

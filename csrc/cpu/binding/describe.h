@@ -1,0 +1,19 @@
+// The plan of a call that is never made, in words and numbers, for people and for tests.
+#pragma once
+
+#include <map>
+#include <string>
+#include <variant>
+
+#include "cpu/rnn/plan.h"
+
+namespace rnnext {
+
+using Description = std::map<std::string, std::variant<bool, int64_t, double, std::string>>;
+
+// Of the kernels in use on this CPU, planned for `machine`; layer_count is for calls without
+// gradients.
+Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_threads, bool train,
+                          const Machine& machine);
+
+}  // namespace rnnext

@@ -1,0 +1,37 @@
+// Layers of one direction, each over the one before, as a wavefront: layer l runs some steps behind
+// layer l - 1, on another core. They wait for each other once a chunk of steps, where threads that
+// share a layer would wait at every step, and each core keeps one layer's weights in its caches.
+#pragma once
+
+#include "cpu/rnn/forward.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+template <class S, class E>
+size_t stack_workspace(const Recurrence* layers, int n, int threads) {
+  if (!plan_wavefront(layers, n, kShape<S, E>, this_machine(), threads)) return 0;
+  size_t bytes = 0;
+  for (int l = 0; l < n; ++l) {
+    const ForwardPlan plan = plan_forward(layers[l], kShape<S, E>, this_machine(), 1, true);
+    bytes += ForwardLayout<S, E>(layers[l], plan, 1, Arena{nullptr}).bytes;
+  }
+  return bytes;
+}
+
+template <class S, class E>
+void stack(const Recurrence* layers, int n, char* workspace, Worker& worker) {
+  [[maybe_unused]] const typename E::Task task;
+  for (int l = 0; l < n; ++l) {
+    const Recurrence& p = layers[l];
+    const ForwardPlan plan = plan_forward(p, kShape<S, E>, this_machine(), 1, true);
+    const Forward<S, E> kernel{p, plan, {p, plan, 1, Arena{workspace}}};
+    workspace += kernel.at.bytes;
+    if (l % worker.size != worker.rank) continue;
+    const Wavefront wavefront{&worker, l == 0 ? worker.rank : (l - 1) % worker.size,
+                              l == 0 ? 0 : (l - 1) / worker.size * p.T};
+    Worker alone(nullptr, 0, 1, 1);
+    kernel.run(unit_of(plan, p, panels_in<Compute<S>>(p.H), 0, 0), alone, wavefront);
+  }
+}
+
+}  // namespace rnnext::RNNEXT_ISA
