@@ -4,6 +4,7 @@
 out. The cases hold each pair of values.
 """
 
+import io
 import sys
 
 import pytest
@@ -28,6 +29,14 @@ def compiled(module, given, sizes, path):
     torch.compiler.reset()
     program = torch.compile(module, fullgraph=True, dynamic=bool(sizes))
     program.parameters = module.parameters
+    return lambda x: results(program, x)
+
+
+def traced(module, given, sizes, path):
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(module, (given,)), file)
+    file.seek(0)
+    program = torch.jit.load(file)
     return lambda x: results(program, x)
 
 
@@ -71,7 +80,8 @@ def of_onnx(module, given, sizes, path):
     return lambda x: [torch.from_numpy(y) for y in session.run(None, {name: x.numpy()})]
 
 
-WAYS = [compiled, exported, packaged, of_onnx]
+WAYS = [compiled, traced, exported, packaged, of_onnx]
+TRAINED = [compiled, traced]
 
 
 def possible(case):
@@ -97,5 +107,5 @@ def test_values_are_those_of_the_eager_call(case, tmp_path):
     sizes = dict.fromkeys(axes, Dim.DYNAMIC) if case["dynamic"] else None
     program = case["way"](module, given, sizes, tmp_path / "program.pt2")
     for x in (given, longer) if case["dynamic"] else (given,):
-        expected = results(module, x) if case["way"] is compiled else outputs(module, x)
+        expected = results(module, x) if case["way"] in TRAINED else outputs(module, x)
         assert_close(program(x), [v.detach() for v in expected], dtype)
