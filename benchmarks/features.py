@@ -106,22 +106,18 @@ def rows() -> Iterator[Row]:
 
 def leaks_and_resets(mode: str, train: bool) -> Iterator[Row]:
     for H in (64, 256):
-        x, size = torch.randn(100, 32, 64), f"T=100 B=32 I=64 H={H}, {mode}"
-        ours = module_call(rnnext.LeakyRNN(64, H, alpha=0.2), x, train)
-        plain = module_call(rnnext.RNN(64, H), x, train)
-        yield Row(f"LeakyRNN against RNN, {size}", turns(ours, plain, same=False))
+        x, reset = torch.randn(100, 32, 64), torch.rand(100, 32) < 0.03
+        rnn, size = rnnext.RNN(64, H), f"T=100 B=32 I=64 H={H}, {mode}"
+        leaky, plain = rnnext.LeakyRNN(64, H, alpha=0.2), module_call(rnn, x, train)
+        leaks, resets = module_call(leaky, x, train), module_call(rnn, x, train, reset=reset)
+        yield Row(f"LeakyRNN against RNN, {size}", turns(leaks, plain, same=False))
+        yield Row(f"RNN with resets against without, {size}", turns(resets, plain, same=False))
     x, size = torch.randn(300, 32, 3), f"T=300 B=32 I=3 H=100, {mode}"
     for f, form in (("tanh", "rate"), ("relu", "voltage")):
         make = functools.partial(rnnext.LeakyRNN, 3, 100, nonlinearity=f, alpha=0.2, form=form)
         noisy, quiet = (module_call(make(noise_std=std), x, train) for std in (0.1, 0.0))
         what = f"LeakyRNN with noise against without, {f} {form}, {size}"
         yield Row(what, turns(noisy, quiet, same=False))
-    for H in (64, 256):
-        x, reset = torch.randn(100, 32, 64), torch.rand(100, 32) < 0.03
-        rnn = rnnext.RNN(64, H)
-        what = f"RNN with resets against without, T=100 B=32 I=64 H={H}, {mode}"
-        ours, plain = module_call(rnn, x, train, reset=reset), module_call(rnn, x, train)
-        yield Row(what, turns(ours, plain, same=False))
 
 
 def episodes() -> Row:
@@ -183,9 +179,7 @@ def peers(size: str, train: bool) -> Iterator[Row]:
         yield _peer(what, "voltage", train, layer.input_layer, layer.hidden_layer, forward)
 
 
-def _peer(
-    what: str, form: str, train: bool, inputs: Any, hidden: Any, forward: Forward
-) -> Row:  # fmt: skip
+def _peer(what: str, form: str, train: bool, inputs: Any, hidden: Any, forward: Forward) -> Row:
     """inputs, hidden: what multiplies the input and the state, each with its weight and bias."""
     leaky = rnnext.LeakyRNN(3, hidden.weight.shape[0], alpha=0.2, form=form)
     parameters = [inputs.weight, hidden.weight, inputs.bias, hidden.bias]

@@ -21,6 +21,8 @@ from .compared import Columns, Numbers, Row, Suite, call_of, seconds
 from .names import OURS, TORCH
 
 PROCESSES = 4
+# How many processes, and the threads that each asks for; 0: as many as there are cores.
+WAYS = {"alone": (1, 0), "shared": (PROCESSES, 0), "crowded": (1, 16)}
 SECONDS = 3.0
 T, I, H = 100, 128, 128  # noqa: E741
 CLASSES: dict[str, type[nn.Module]] = {OURS: rnnext.RNN, TORCH: nn.RNN}
@@ -33,11 +35,11 @@ def rows() -> Iterator[Row]:
 
 
 def _row(B: int, mode: str) -> Numbers:
-    """Seconds a call of each library: alone on the machine, and beside the other processes."""
+    """Seconds a call of each library."""
     return {
-        f"{library} {how}": _mean_seconds(count, library, B, mode == "train")
+        f"{library} {way}": _mean_seconds(count, asked, library, B, mode == "train")
         for library in CLASSES
-        for how, count in (("alone", 1), ("shared", PROCESSES))
+        for way, (count, asked) in WAYS.items()
     }
 
 
@@ -48,10 +50,11 @@ def _mean_seconds(processes: int, *work: Any) -> float:
 
 
 def _calls(
-    send: Callable[[str, Any], None], threads: int, library: str, B: int, train: bool,
+    send: Callable[[str, Any], None], threads: int, asked: int, library: str, B: int, train: bool,
     start: Barrier,
 ) -> None:  # fmt: skip
     """Send how many calls SECONDS are enough for."""
+    torch.set_num_threads(asked or threads)
     rnn = CLASSES[library](I, H)
     call = call_of(rnn, (torch.randn(T, B, I),), [*rnn.parameters()], train)
     call()
@@ -74,6 +77,7 @@ COLUMNS: Columns = {
         ("alone", seconds(f"{library} alone")),
         (f"beside {PROCESSES - 1}", seconds(f"{library} shared")),
         ("over its share", partial(_over_its_share, library)),
+        ("16 threads", seconds(f"{library} crowded")),
     )
 }
 SUITE = Suite("sharing", rows, {"sharing": COLUMNS})
