@@ -31,7 +31,10 @@ def find_cuda() -> bool:
             "RNNEXT_CUDA=1 needs a CUDA build of torch and nvcc; "
             f"torch {torch.__version__} was built for CUDA {torch.version.cuda}, nvcc: {nvcc}"
         )
-    return have and want != "0"
+    # Else a lone nvcc on the path, without a toolkit's headers, would end a build for the CPU.
+    headers = [*Path(home or "").glob("include/cuda_runtime.h"),
+               *Path(home or "").glob("targets/*/include/cuda_runtime.h")]  # fmt: skip
+    return want == "1" or (want == "auto" and have and bool(headers))
 
 
 # The files of csrc/cpu/isa, and which ones each needs besides. The last is for tests.

@@ -102,6 +102,19 @@ def test_a_wrong_choice_of_cuda_is_an_error(monkeypatch, tmp_path: Path):
             script().find_cuda()
 
 
+def test_a_compiler_without_its_headers_does_not_end_a_build_for_the_cpu(
+    monkeypatch, tmp_path: Path
+):
+    monkeypatch.delenv("RNNEXT_CUDA", raising=False)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for name in ("bin/nvcc", "include/cuda_runtime.h"):
+        assert not script().find_cuda()
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch(0o755)
+    assert script().find_cuda()
+
+
 def test_a_wheel_names_its_torch_and_requires_it(tmp_path: Path):
     result = run("setup.py", "-q", "dist_info", "--output-dir", str(tmp_path), RNNEXT_CUDA="0")
     assert result.returncode == 0, result.stderr
