@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from benchmarks.cases import Case
 from . import build_samples
 
 THREADS = (1, 2, 3)
-MOST_SHOWN = 40
 # Seconds of timed calls a build and case, and the rounds A B B A that they may take.
 EFFORT = measure.Effort(seconds=0.5, min_rounds=5, max_rounds=20)
 SLOWER = 1.03  # a row: beyond its own spread
@@ -55,42 +54,30 @@ def _isas() -> set[str]:
     return set(_C.build_info()["isas_supported"])
 
 
-@contextmanager
-def workers(*trees: Path, threads: int = 0) -> Iterator[list[Worker]]:
-    """A process for each tree. BrokenProcessPool when one dies or cannot import."""
-
-    def worker(tree: Path, stack: ExitStack) -> Worker:
-        spawn = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(1, spawn, _import_rnnext, (tree, threads))
-        stack.enter_context(pool)
-        return lambda function, *arguments: pool.submit(function, *arguments).result()
-
-    with ExitStack() as stack:
-        yield [worker(tree, stack) for tree in trees]
+def worker_of(tree: Path, threads: int = 0) -> Worker:
+    """In a process of its own, which ends with it. BrokenProcessPool: it died, or cannot import."""
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(1, spawn, _import_rnnext, (tree, threads))
+    return lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
 def compare_bits(trees: list[Path], patterns: Sequence[str]) -> bool:
     """Print each sample that differs, and by how much; True if none does."""
-    wrong, runs = 0, 0
-    with workers(*trees) as pair:
-        samples = pair[0](build_samples.all_cases, patterns)
-        isas = [worker(_isas) for worker in pair]
-        print(f"in one build only: {sorted(isas[0] ^ isas[1]) or 'none'}")
-        for isa in sorted(isas[0] & isas[1]):
-            for threads in THREADS:
-                start, before = time.monotonic(), wrong
-                for sample in samples:
-                    # One after the other: threads that wait for each other spin on the same cores.
-                    problem = _difference(pair, sample, isa, threads)
-                    runs += 1
-                    wrong += bool(problem)
-                    if problem and wrong <= MOST_SHOWN:
-                        print(
-                            f"{build_samples.name(sample)}, {isa}, {threads} thread(s): {problem}",
-                            flush=True,
-                        )
-                print(f"{isa}, {threads} thread(s): {wrong - before} of {len(samples)} differ, "
-                      f"{time.monotonic() - start:.0f} s", flush=True)  # fmt: skip
+    wrong, runs, pair = 0, 0, [worker_of(tree) for tree in trees]
+    samples = pair[0](build_samples.all_cases, patterns)
+    isas = [worker(_isas) for worker in pair]
+    print(f"in one build only: {sorted(isas[0] ^ isas[1]) or 'none'}")
+    for isa, threads in itertools.product(sorted(isas[0] & isas[1]), THREADS):
+        start, before = time.monotonic(), wrong
+        for sample in samples:
+            # One after the other: threads that wait for each other spin on the same cores.
+            problem = _difference(pair, sample, isa, threads)
+            if problem:
+                print(f"{build_samples.name(sample)}, {isa}, {threads} thread(s): {problem}")
+            wrong += bool(problem)
+        runs += len(samples)
+        print(f"{isa}, {threads} thread(s): {wrong - before} of {len(samples)} differ, "
+              f"{time.monotonic() - start:.0f} s", flush=True)  # fmt: skip
     print(f"{runs - wrong} of {runs} runs equal to the bit")
     return not wrong
 
@@ -142,12 +129,12 @@ def _time(trees: list[Path], chosen: Sequence[Case]) -> dict[str, tuple[float, f
     found = {}
     # One pair of processes a thread setting, since a runtime fixes its pool when it starts.
     for threads in sorted({case.threads for case in chosen}):
-        with workers(*trees, threads=threads) as pair:
-            for case in (case for case in chosen if case.threads == threads):
-                seconds, ratios = _take_turns(case, *pair)
-                low, middle, high = found[case.name] = measure.quartiles(ratios)
-                print(f"{case.name:55} {seconds * 1e6:11.1f} us  B/A {middle:.3f} ({low:.3f} to "
-                      f"{high:.3f} in {len(ratios)} rounds)", flush=True)  # fmt: skip
+        a, b = (worker_of(tree, threads) for tree in trees)
+        for case in (case for case in chosen if case.threads == threads):
+            seconds, ratios = _take_turns(case, a, b)
+            low, middle, high = found[case.name] = measure.quartiles(ratios)
+            print(f"{case.name:55} {seconds * 1e6:11.1f} us  B/A {middle:.3f} ({low:.3f} to "
+                  f"{high:.3f} in {len(ratios)} rounds)", flush=True)  # fmt: skip
     return found
 
 

@@ -35,8 +35,6 @@ REQUIRED = {
 }
 
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,6})\*/\s+(@!?U?P[0-9T]\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
-# What ends a block of code. A call may also be the way out of a loop.
-JUMPS = ("BRA", "EXIT", "RET", "BRX", "CALL")
 
 
 @dataclasses.dataclass
@@ -54,6 +52,11 @@ class Instruction:
         """Where a branch or call goes."""
         found = re.search(r"0x([0-9a-f]+)\s*$", self.operands.strip())
         return int(found[1], 16) if found and self.name in ("BRA", "CALL") else None
+
+    def goes_on(self) -> bool:
+        """Whether the next instruction may follow. (A call may be the way out of a loop.)"""
+        sometimes = self.guard or re.match(r"\s*(U?!?U?P\d|!?P\d)", self.operands)
+        return bool(sometimes) or self.name not in ("BRA", "EXIT", "RET", "BRX")
 
 
 def functions(sass: str) -> Iterator[tuple[str, str, list[Instruction]]]:
@@ -74,62 +77,37 @@ def functions(sass: str) -> Iterator[tuple[str, str, list[Instruction]]]:
 def step_loop(code: list[Instruction]) -> list[Instruction]:
     """The instructions of the step loop, in the order of their addresses."""
     index = {instruction.at: i for i, instruction in enumerate(code)}
-    starts = {0}
+    before: list[list[int]] = [[] for _ in code]  # from where each is reached
     for i, instruction in enumerate(code):
         target = instruction.target()
         if target in index:
-            starts.add(index[target])
-        if instruction.name in JUMPS and i + 1 < len(code):
-            starts.add(i + 1)
-    order = sorted(starts)
-    block_of = {start: b for b, start in enumerate(order)}
-    ends = [*order[1:], len(code)]
-    following: list[list[int]] = []
-    for end in ends:
-        last = code[end - 1]
-        to = []
-        always = not last.guard and not re.match(r"\s*(U?!?U?P\d|!?P\d)", last.operands)
-        target = last.target()
-        if target in index:
-            to.append(block_of[index[target]])
-        if (last.name not in JUMPS or last.name == "CALL" or not always) and end < len(code):
-            to.append(block_of[end])
-        following.append(to)
-    loops = natural_loops(following)
-    holds = [
-        loop
-        for loop in loops
-        if any(code[i].name == "BAR" for b in loop for i in range(order[b], ends[b]))
-    ]
+            before[index[target]].append(i)
+        if instruction.goes_on() and i + 1 < len(code):
+            before[i + 1].append(i)
+    holds = [loop for loop in loops(before) if any(code[i].name == "BAR" for i in loop)]
     innermost = [a for a in holds if not any(b < a for b in holds)]
-    if not innermost:
-        return []
-    largest = max(innermost, key=lambda loop: sum(ends[b] - order[b] for b in loop))
-    return [code[i] for b in sorted(largest) for i in range(order[b], ends[b])]
+    largest: set[int] = max(innermost, key=len, default=set())
+    return [code[i] for i in sorted(largest)]
 
 
-def natural_loops(following: list[list[int]]) -> list[set[int]]:
-    """The loops of a flow graph whose entry is 0; those with one header are one.
+def loops(before: list[list[int]]) -> list[set[int]]:
+    """The natural loops of code that is entered at 0; those with one header are one.
 
-    A jump makes a loop with its target if every way from the entry to the jump passes the target:
-    then a walk back from the jump that stops there never meets the entry.
+    A jump back makes a loop with its target if every way from the entry to the jump passes the
+    target: then a walk back from the jump that stops there never meets the entry.
     """
-    before: list[list[int]] = [[] for _ in following]
-    for block, to in enumerate(following):
-        for other in to:
-            before[other].append(block)
-    loops: dict[int, set[int]] = {}
-    for block, to in enumerate(following):
-        for header in to:
-            loop, rest = {header}, [block]
-            while rest and (0 not in loop or header == 0):
+    found: dict[int, set[int]] = {}
+    for header, sources in enumerate(before):
+        for jump in (source for source in sources if source >= header):
+            loop, rest = {header}, [jump]
+            while rest and 0 not in loop:
                 at = rest.pop()
                 if at not in loop:
                     loop.add(at)
                     rest += before[at]
-            if 0 not in loop or header == 0:
-                loops.setdefault(header, set()).update(loop)
-    return list(loops.values())
+            if 0 not in loop:
+                found.setdefault(header, set()).update(loop)
+    return list(found.values())
 
 
 def group_of(kernel: str) -> str:
@@ -165,15 +143,9 @@ def loop_faults(kernel: str, loop: list[Instruction]) -> list[str]:
 
 def readable(names: list[str]) -> list[str]:
     """Names of kernels with the arguments of their templates, without namespaces."""
-    done = subprocess.run(
-        ["c++filt", "--no-params"],
-        input="\n".join(names),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    spaces = re.compile(r"rnnext::(cuda::)?|\(anonymous namespace\)::")
-    return [spaces.sub("", name) for name in done.stdout.splitlines()]
+    command = ["c++filt", "--no-params"]
+    shown = subprocess.check_output(command, input="\n".join(names), text=True)
+    return re.sub(r"rnnext::(cuda::)?|\(anonymous namespace\)::", "", shown).splitlines()
 
 
 def runs(kernel: str, arch: str) -> bool:

@@ -40,8 +40,8 @@ def stage(name, text, **options):
 def test_a_run_goes_on_with_what_has_not_passed(tmp_path):
     def run(*stages):
         for each in stages:
-            check.Check(tmp_path, dict(os.environ)).run(each, each.seconds)
-        return {n: r["outcome"] for n, r in records.read(tmp_path, "outcome").items()}
+            check.run(each, each.seconds, tmp_path, dict(os.environ))
+        return check.outcomes(tmp_path)
 
     good = stage("good", "open('ran', 'a').write('x')")
     late = check.Stage("late", 0.5, [sys.executable, "-c", "import time; time.sleep(60)"])

@@ -89,53 +89,41 @@ def stages(out: Path, dry: bool) -> Iterator[Stage]:
         yield Stage(name, 540 if dry else 90, command, "build", lacks)
 
 
-class Check:
-    """Runs stages, each with its output in the log, and keeps how they went."""
+def outcomes(out: Path) -> dict[str, str]:
+    return {n: r["outcome"] for n, r in records.read(out, "outcome").items()}
 
-    def __init__(self, out: Path, environment: dict[str, str]) -> None:
-        self.out, self.environment = out, environment
-        out.mkdir(parents=True, exist_ok=True)
 
-    def outcomes(self) -> dict[str, str]:
-        return {n: r["outcome"] for n, r in records.read(self.out, "outcome").items()}
+def run(stage: Stage, limit: float, out: Path, environment: dict[str, str]) -> None:
+    """A stage that has not passed, with its output in the log; keeps how it went."""
+    start, before = time.monotonic(), outcomes(out)
+    if before.get(stage.name) == "passed":
+        return
+    if stage.lacks:
+        outcome = f"absent: {stage.lacks}"
+    elif stage.needs and before.get(stage.needs) != "passed":
+        outcome = f"skipped: {stage.needs} did not pass"
+    else:
+        print(f"{stage.name}: at most {limit:.0f} s", flush=True)
+        outcome = execute(stage, limit, out / records.LOG, environment)
+    seconds = time.monotonic() - start
+    records.append(out, "outcome", stage.name, outcome=outcome, seconds=seconds)
+    print(f"{stage.name}: {outcome}, {seconds:.0f} s", flush=True)
 
-    def run(self, stage: Stage, limit: float) -> None:
-        start, before = time.monotonic(), self.outcomes()
-        if before.get(stage.name) == "passed":
-            return
-        if stage.lacks:
-            outcome = f"absent: {stage.lacks}"
-        elif stage.needs and before.get(stage.needs) != "passed":
-            outcome = f"skipped: {stage.needs} did not pass"
-        else:
-            print(f"{stage.name}: at most {limit:.0f} s", flush=True)
-            outcome = self.execute(stage, limit)
-        seconds = time.monotonic() - start
-        records.append(self.out, "outcome", stage.name, outcome=outcome, seconds=seconds)
-        print(f"{stage.name}: {outcome}, {seconds:.0f} s", flush=True)
 
-    def execute(self, stage: Stage, limit: float) -> str:
-        """The command and all that it starts, until the limit."""
-        log = self.out / records.LOG
-        with log.open("a") as file:
-            file.write(f"\n==== {stage.name}: {' '.join(stage.command)}\n")
-            file.flush()
-            process = subprocess.Popen(
-                stage.command, cwd=self.out, env=self.environment, stdout=file,
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-        try:
-            code = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                return f"failed: not done after {limit:.0f} s, and could not be ended"
-            return f"failed: not done after {limit:.0f} s"
-        if code:
-            print("\n".join(log.read_text(errors="replace").splitlines()[-25:]), flush=True)
-        return "passed" if code == 0 else f"failed: exit code {code}"
+def execute(stage: Stage, limit: float, log: Path, environment: dict[str, str]) -> str:
+    """The command and all that it starts, until the limit. `timeout` dies with what it kills: what
+    a driver does not let go of is not waited for."""
+    command = ["timeout", "--signal=KILL", str(limit), *stage.command]
+    with log.open("a") as file:
+        print(f"\n==== {stage.name}: {' '.join(stage.command)}", file=file, flush=True)
+        code = subprocess.run(
+            command, cwd=log.parent, env=environment, stdout=file, stderr=subprocess.STDOUT
+        ).returncode
+    if code == -signal.SIGKILL:
+        return f"failed: not done after {limit:.0f} s"
+    if code:
+        print("\n".join(log.read_text(errors="replace").splitlines()[-25:]), flush=True)
+    return f"failed: exit code {code}" if code else "passed"
 
 
 def capability() -> str:
@@ -151,7 +139,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="rehearse on the CPU, small")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "cuda-check")
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="these stages alone, again")
-    parser.add_argument("--fresh", action="store_true", help="forget what has passed before")
     parser.add_argument("--limit", type=float, default=1500, help="seconds for all stages")
     options = parser.parse_args(arguments)
     from . import report
@@ -173,25 +160,23 @@ def main(arguments: list[str] | None = None) -> int:
     }
     if options.dry_run:
         environment["OMP_NUM_THREADS"] = "1"  # nothing is measured: others may use the cores
-    check = Check(options.out.resolve(), environment)
-    if options.fresh:
-        for name in (records.FIGURES, records.LOG, records.REPORT):
-            (check.out / name).unlink(missing_ok=True)
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + options.limit
-    for stage in stages(check.out, options.dry_run):
+    for stage in stages(out, options.dry_run):
         if options.only and stage.name not in options.only:
             continue
         if options.only:
-            records.append(check.out, "outcome", stage.name, outcome="asked for again", seconds=0)
+            records.append(out, "outcome", stage.name, outcome="asked for again", seconds=0)
             stage.needs = ""
         limit = min(stage.seconds, end - time.monotonic())
         if limit <= 0:
             print(f"no time from {stage.name} on: run the same command again")
             break
-        check.run(stage, limit)
-        page = report.write(check.out)
-    print(f"\n{page}\nall of it is in {check.out}")
-    return int(any(outcome != "passed" for outcome in check.outcomes().values()))
+        run(stage, limit, out, environment)
+        page = report.write(out)
+    print(f"\n{page}\nall of it is in {out}")
+    return int(any(outcome != "passed" for outcome in outcomes(out).values()))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,8 @@ def append(out: Path, stage: str, name: str, **figures: Any) -> None:
 
 def read(out: Path, stage: str) -> dict[str, Record]:
     """The last record of each name; a line that was cut off is left out."""
-    path = out / FIGURES
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {r["name"]: r for r in _records(lines) if r["stage"] == stage}
-
-
-def _records(lines: list[str]) -> Iterator[Record]:
-    for line in lines:
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    path, records = out / FIGURES, []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return {r["name"]: r for r in records if r["stage"] == stage}

@@ -1,8 +1,7 @@
-"""`python -m tools.cuda_check.report FOLDER`: the figures of a check as one page of text."""
+"""The figures of a check as one page of text."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +42,8 @@ def paths(out: Path) -> str:
         regret = f"{us['chosen'] / min(us.values()):.2f}" if "chosen" in us else ""
         body.append([problem, *(f"{us[w]:.2f}" if w in us else "-" for w in ways), regret])
         for path in ("cluster", "grid"):
-            bits = {found[way].get("bits") for way in (path, f"{path} tagged") if way in found}
-            wrong += (
-                [f"{problem}: {path}: other bits by the tagged exchange"] if len(bits) > 1 else []
-            )
+            if len({found[w].get("bits") for w in (path, f"{path} tagged") if w in found}) > 1:
+                wrong.append(f"{problem}: {path}: other bits by the tagged exchange")
     table = Table(["us a step", *ways, "regret"], body).text()
     return "\n".join([table, *(wrong or ["both exchanges give the same bits everywhere"])])
 
@@ -68,7 +65,3 @@ def write(out: Path) -> str:
     text = "\n\n".join(f"{title}\n\n{part(out)}" for title, part in parts.items()) + "\n"
     (out / records.REPORT).write_text(text)
     return text
-
-
-if __name__ == "__main__":
-    print(write(Path(sys.argv[1])))

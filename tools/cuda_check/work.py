@@ -7,7 +7,6 @@ is not run again. On the CPU, a rehearsal, every case runs small.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import itertools
 import os
@@ -196,8 +195,7 @@ def two_at_once(way: str) -> dict[str, Any]:
     wanted, found = call(), []
     synchronize()
     for n in range(40 if CUDA else 2):
-        stream = torch.cuda.Stream(priority=-(n % 2)) if CUDA else None
-        with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
+        with torch.cuda.stream(torch.cuda.Stream(priority=-(n % 2)) if CUDA else None):
             found.append(call())
     synchronize()
     wrong = sum(not all(map(torch.equal, wanted, results)) for results in found)

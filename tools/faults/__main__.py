@@ -64,6 +64,9 @@ class Fault(NamedTuple):
     def __str__(self) -> str:
         return f"{self.number:3} {self.file} ({self.kind}): {self.text} → {self.instead}"
 
+    def has_one_of(self, words: list[str]) -> bool:
+        return any(w in (str(self.number), self.kind) or w in self.file for w in words)
+
     def place(self, source: str) -> tuple[int, int]:
         """Where the text is in the source; an error that names the fault if it is not, or twice."""
         parts = [r"\s*".join(map(re.escape, re.findall(r"\w+|\S", part))) for part in self[3:5]]
@@ -119,11 +122,11 @@ def planted(source: str, faults: list[Fault]) -> str:
     return source
 
 
-def copy(tree: Path, faults: list[Fault]) -> None:
-    """The tree with all faults; what is as it was keeps its time, and is not compiled again."""
-    listed = subprocess.check_output(["git", "ls-files"], cwd=tree, text=True).splitlines()
-    for name in filter(lambda name: (tree / name).is_file(), listed):
-        content = (tree / name).read_bytes()
+def copy(faults: list[Fault]) -> None:
+    """This tree with all faults; what is as it was keeps its time, and is not compiled again."""
+    listed = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
+    for name in filter(lambda name: (ROOT / name).is_file(), listed):
+        content = (ROOT / name).read_bytes()
         own = [fault for fault in faults if fault.file == name]
         if own and not name.startswith(CUDA):
             content = planted(content.decode(), own).encode()
@@ -149,45 +152,30 @@ def environment() -> dict[str, str]:
     if not compiler.exists() or compiler.read_text() != own:
         compiler.write_text(own)
         compiler.chmod(0o755)
-    return (
-        os.environ
-        | {
-            "CXX": str(compiler),
-            "RNNEXT_CUDA": "0",
-            "RNNEXT_ISAS": "native,generic",
-            "PYTHONPATH": str(COPY),
-        }
-        | ({"CUDA_HOME": TOOLKIT} if HAS_NVCC else {})
-    )
+    own_variables = {"CXX": str(compiler), "RNNEXT_CUDA": "0", "RNNEXT_ISAS": "native,generic"}
+    own_variables |= {"PYTHONPATH": str(COPY)} | ({"CUDA_HOME": TOOLKIT} if HAS_NVCC else {})
+    return os.environ | own_variables
 
 
 def test(fault: int, arguments: list[str], env: dict[str, str]) -> str:
     """The first test that fails, or "" if none does."""
-    there = [a for a in arguments if not a.startswith("tests") or (COPY / a).exists()]
     # (Inductor's own sources do not compile with the switch in front.)
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    command += ["--deselect=tests/ops/test_aoti.py", *there]
-    process = subprocess.Popen(
+    command = ["timeout", "--signal=KILL", str(SECONDS), sys.executable, "-m", "pytest", "-xq"]
+    command += ["-p", "no:cacheprovider", "--deselect=tests/ops/test_aoti.py", *arguments]
+    done = subprocess.run(
         command,
         cwd=COPY,
         env=env | {"RNNEXT_FAULT": str(fault)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
-    try:
-        output, _ = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return "a test that hangs"
-    if process.returncode in (0, 5):  # 5: there are no such tests
+    if done.returncode == 0:
         return ""
-    named = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.M)
-    if not named and process.returncode > 0:
-        return output.strip().splitlines()[-1]
-    return named[1] if named else f"a test that ends with signal {-process.returncode}"
+    if done.returncode == -signal.SIGKILL:
+        return "a test that hangs"
+    named = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
+    return named[1] if named else f"exit code {done.returncode}: {done.stdout.strip()[-200:]}"
 
 
 def first(file: str) -> list[str]:
@@ -217,20 +205,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("words", nargs="*", metavar="WORD")
-    parser.add_argument("--tree", type=Path, default=ROOT, help="another tree of this project")
     parser.add_argument("--first", action="store_true", help="run the first tests alone")
     options = parser.parse_args()
     faults = read(HERE / "list.txt")
-    chosen = [
-        fault
-        for fault in faults
-        if not options.words
-        or any(w == str(fault.number) or w in fault.file or w == fault.kind for w in options.words)
-    ]
+    chosen = [fault for fault in faults if not options.words or fault.has_one_of(options.words)]
     if not HAS_NVCC:
         print("there is no nvcc: the faults of CUDA are left out")
         chosen = [fault for fault in chosen if not fault.file.startswith(CUDA)]
-    copy(options.tree.resolve(), faults)
+    copy(faults)
     env = environment()
     for command in ["egg_info"], ["build_ext", "--inplace"]:
         subprocess.run([sys.executable, "setup.py", "-q", *command], cwd=COPY, env=env, check=True)
