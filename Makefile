@@ -101,10 +101,10 @@ cuda-check:
 clang-build: $(TESTED)
 	$(BIN)/python -m tools.clang_build $(ARGS)
 
-# The kernels' threads under ThreadSanitizer, then random calls under AddressSanitizer and
-# UndefinedBehaviorSanitizer, in a build of their own. libstdc++
-# comes first too: AddressSanitizer looks for its __cxa_throw when the process starts. (-s: it ends the
-# process, and what it said must not be lost.)
+# The kernels' threads and Python's under ThreadSanitizer, then random calls under AddressSanitizer
+# and UndefinedBehaviorSanitizer, in a build of their own. libstdc++ comes first too:
+# AddressSanitizer looks for its __cxa_throw when the process starts. (-s: it ends the process, and
+# what it said must not be lost.)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 sanitize: $(TESTED)
 	$(BIN)/pytest -p no:cacheprovider tests/races/check_races.py
