@@ -116,7 +116,7 @@ class EmbeddingRNN(nn.Module):
             node = _deploy.leaf(self, data, hx=hx, **options)
             if node is not None:
                 return node
-            raise TypeError(f"tokens must be a tensor, got {type(data).__name__}")
+            _layers.refuse_others({"tokens": data})
         if data.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"tokens must be int32 or int64, got {str(data.dtype)[6:]}")
         if data.dim() not in (1, 2):

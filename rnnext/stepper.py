@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnext import _C, functional
-from rnnext._layers import refuse_others, refuse_shape
+from rnnext._layers import refuse_no_number, refuse_others, refuse_shape
 from rnnext.convert import LengthsRNN
 from rnnext.embedding import Embedding
 from rnnext.embedding_rnn import EmbeddingRNN
@@ -40,7 +40,8 @@ class Stepper:
     since, as by an optimizer; :meth:`refresh` reads the module anew. (torch does not count writes
     through ``.data``, nor can a Stepper know that the module was given another tensor.) Dropout
     does not apply, nor autocast; noise only where the module has ``noise_in_eval``: that of a call
-    of the module from the state that torch's generator had when the module was read. Hooks are not
+    of the module from the state that torch's generator had when the module was read, whose next
+    step each step is, one from a state of the caller's too. Hooks are not
     called: a weight that one of them computes, as torch's older ``spectral_norm`` does, is that of
     the module's last call.
 
@@ -188,9 +189,9 @@ class Stepper:
         self.set_state(state)
 
     def refresh(self) -> None:
-        """Read the module's weights anew; the states stay."""
+        """Read the module's weights anew; the states stay, in the weights' dtype."""
         stepper = _packed(self._module, self.batch_size)
-        stepper.set_state(self.get_state())
+        stepper.set_state(stepper.get_state().copy_(self.get_state()))
         self._stepper = stepper
 
     @torch.no_grad()
@@ -219,8 +220,8 @@ class Stepper:
             The tokens, int64 ``[n, B]``.
 
         Raises:
-            TypeError: the Stepper is not of an EmbeddingRNN; ``n``, ``generator`` or what ``score``
-                gives is of another type.
+            TypeError: the Stepper is not of an EmbeddingRNN; an argument, or what ``score`` gives,
+                is of another type.
             ValueError: ``n`` or ``temperature`` is negative, or the scores' shape is another.
             RuntimeError: as a call; a score is NaN, or, with a temperature, infinite. (One of -inf
                 is that of a token that is never drawn.)
@@ -228,16 +229,21 @@ class Stepper:
         module = self._module
         if not isinstance(module, EmbeddingRNN):
             raise TypeError(f"generate needs a Stepper of an EmbeddingRNN, not {_name(module)}")
+        if not callable(score):
+            raise TypeError(f"score must be a function of the output, got {_name(score)}")
         n = _integer(n, "n")
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
         if generator is not None and not isinstance(generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator, got {_name(generator)}")
+        refuse_no_number("temperature", temperature)
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature must be finite and not negative, got {temperature}")
         shape = (self.batch_size, self.input_size)
         tokens: list[Tensor] = []
         output = self._stepper.get_state()[-1]
+        if isinstance(module.rnn, LeakyRNN) and module.rnn.form == "voltage":
+            output = _stateless(output, module.rnn.nonlinearity, None)
         for _ in range(n):
             scores = score(output)
             if not isinstance(scores, Tensor):
@@ -302,7 +308,7 @@ def _packed(module: _Module, batch_size: int) -> _C.Stepper:
         table = _table_of(module.embedding)
         weight_ih, weight_hh, bias_ih, bias_hh, *others = layers[0]
         if _projects(table):
-            table = _projected(table, weight_ih, bias_ih, bias_hh)
+            table = _stateless(table, "identity", weight_ih, bias_ih, bias_hh)
             layers[0] = [None, weight_hh, None, None, *others]
     leaks = isinstance(rnn, LeakyRNN)
     return _C.stepper(
@@ -353,12 +359,13 @@ def _projects(table: Tensor) -> bool:
     return table.dtype in (torch.float32, torch.float64) and len(table) <= _PROJECTED_ROWS
 
 
-def _projected(table: Tensor, weight_ih: Tensor, *biases: Tensor | None) -> Tensor:
-    """The table times W_ih, and the biases, as the kernels sum them: a step without a state."""
-    H = len(weight_ih)
+def _stateless(
+    rows: Tensor, nonlinearity: str, weight_ih: Tensor | None, *biases: Tensor | None
+) -> Tensor:
+    """What a step without a state makes of each row, in the kernels' arithmetic."""
+    H = rows.shape[-1] if weight_ih is None else len(weight_ih)
     with torch.autocast("cpu", enabled=False):
         output, _ = functional.recurrence(
-            table[None], None, weight_ih, weight_ih.new_zeros(H, H), *biases,
-            nonlinearity="identity",
-        )  # fmt: skip
+            rows[None], None, weight_ih, rows.new_zeros(H, H), *biases, nonlinearity=nonlinearity
+        )
     return output[0]

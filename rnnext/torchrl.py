@@ -113,6 +113,10 @@ class RNNModule(TensorDictModuleBase):
             if not shape:
                 raise ValueError("tensordict must have a last dimension, time, in recurrent mode")
             steps = shape[-1]
+        elif self.rnn.bidirectional:
+            raise ValueError(
+                "rnn must have one direction outside of recurrent mode: the other starts at the end"
+            )
         x, begins = tensordict[self.in_keys[0]], tensordict[self.in_keys[2]]
         x, begins = x.reshape(-1, steps, x.shape[-1]), begins.reshape(-1, steps)
         state = tensordict.get(self.in_keys[1], None)

@@ -27,10 +27,12 @@ def drawn(model, score, prompt, n, temperature, seed):
     return torch.stack(tokens), h
 
 
-@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize(("B", "form"), [(1, None), (3, None), (3, "voltage")])
 @pytest.mark.parametrize("temperature", [0, 0.7])
-def test_generated_tokens_are_those_of_a_loop(temperature, B):
+def test_generated_tokens_are_those_of_a_loop(temperature, B, form):
     model, score = rnnext.EmbeddingRNN(20, 8, 32, num_layers=2), nn.Linear(32, 20)
+    if form:  # whose state is not its output
+        model.rnn = rnnext.LeakyRNN(8, 32, 2, "softplus", alpha=0.3, form=form)
     prompt = torch.randint(20, (3, B))
     expected, h = drawn(model, score, prompt, 30, temperature, 5)
     stepper = rnnext.Stepper(model, B)
@@ -80,6 +82,8 @@ def test_generate_refuses():
         ({"n": -1}, ValueError, "n must not be negative, got -1"),
         ({"temperature": -0.5}, ValueError, "must be finite and not negative, got -0.5"),
         ({"temperature": float("nan")}, ValueError, "must be finite and not negative, got nan"),
+        ({"temperature": "1"}, TypeError, "temperature must be a number or a tensor, got str"),
+        ({"score": score.weight}, TypeError, "score must be a function of the output, got Parame"),
         ({"generator": 5}, TypeError, "generator must be a torch.Generator, got int"),
         ({"score": lambda h: [0.0]}, TypeError, "score must give a tensor, got list"),
         ({"score": nn.Linear(6, 8)}, ValueError, "score must give shape [2, 9], got [2, 8]"),

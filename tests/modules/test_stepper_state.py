@@ -113,6 +113,15 @@ def test_a_refresh_reads_other_parameters_in_the_place_of_the_old():
     assert torch.equal(steps(stepper, x), steps(rnnext.Stepper(other), x))
 
 
+def test_a_refresh_after_a_change_of_dtype_takes_the_states_along():
+    rnn, x = rnnext.RNN(4, 6), torch.randn(3, 1, 4)
+    stepper = rnnext.Stepper(rnn)
+    stepper(x[0])
+    expected = rnn.double()(x[1:].double(), stepper.get_state().double())[0]
+    stepper.refresh()
+    assert torch.equal(steps(stepper, x[1:].double()), expected)
+
+
 def test_reading_weights_and_gradients_do_not_make_it_stale():
     rnn, x = rnnext.RNN(4, 6), torch.randn(3, 1, 4)
     stepper = rnnext.Stepper(rnn)

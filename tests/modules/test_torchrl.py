@@ -96,3 +96,6 @@ def test_bad_arguments_are_named():
         module.make_tensordict_primer()
     with pytest.raises(ValueError, match="a last dimension, time"):
         module(TensorDict({"x": torch.zeros(4), "is_init": torch.zeros(1).bool()}))
+    both = RNNModule(rnnext.RNN(4, 5, bidirectional=True), ["x", "h"], ["y", "z"])
+    with pytest.raises(ValueError, match="one direction outside of recurrent mode"):
+        both(TensorDict({"x": torch.zeros(4), "is_init": torch.zeros(1).bool()}))
