@@ -109,12 +109,14 @@ def refuse_shape(
 
 
 def refuse_devices(weight: Tensor, **arguments: Tensor | None) -> None:
-    """Raise where a tensor is not on the weights' device; it may lack a kernel to say so."""
+    """Raise where a tensor is not on the weights' device, or sparse: no kernel may say so."""
     for name, value in arguments.items():
         if value is not None and value.device != weight.device:
             raise RuntimeError(
                 f"{name} must be on the device of the weights, {weight.device}, got {value.device}"
             ) from None
+        if value is not None and value.layout is not torch.strided:
+            raise RuntimeError(f"{name} must be a dense tensor, got {value.layout}") from None
 
 
 def run(

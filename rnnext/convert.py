@@ -90,6 +90,9 @@ def convert(model: _Model, *, embedding: bool = True, dry_run: bool = False) -> 
 
     Returns:
         The same model.
+
+    Raises:
+        TypeError: ``model`` is no module.
     """
     if dry_run:
         print(summary(model, embedding=embedding))
@@ -100,8 +103,8 @@ def convert(model: _Model, *, embedding: bool = True, dry_run: bool = False) -> 
 def revert(model: _Model, *, lengths: bool = False) -> _Model:
     """Undo :func:`convert`: every rnnext RNN, RNNCell and Embedding becomes torch.nn's, in place.
 
-    The two of an :class:`rnnext.EmbeddingRNN`, which torch.nn has no module for, stay. Nor has it
-    anything for ``reset``.
+    The two of an :class:`rnnext.EmbeddingRNN`, which torch.nn has no module for, stay, and so do
+    instances of subclasses. Nor has torch.nn anything for ``reset``.
 
     Args:
         model: any module; it may itself be one of the three.
@@ -155,6 +158,8 @@ class _Step(NamedTuple):
 
 
 def _steps(model: nn.Module, classes: _Classes) -> Iterator[_Step]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     parts = {
         id(part)
         for module in model.modules()

@@ -49,7 +49,12 @@ class Embedding(nn.Embedding):
 
         Returns:
             An embedding of ``linear.in_features`` rows of size ``linear.out_features``.
+
+        Raises:
+            TypeError: ``linear`` is no nn.Linear.
         """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
         table = linear.weight.detach().t().clone(memory_format=torch.contiguous_format)
         frozen = not linear.weight.requires_grad
         return cls(linear.in_features, linear.out_features, _weight=table, _freeze=frozen)

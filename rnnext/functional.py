@@ -353,7 +353,8 @@ def embedding(
     """Rows of a table by index: ``output[..., :] = weight[input[...], :]``.
 
     Args:
-        input: the indices, int32 or int64, any shape, each in 0..V-1.
+        input: the indices, int32 or int64, any shape, each in 0..V-1. torch.nn's own kernel looks up
+            those of a nested tensor.
         weight: the table, ``[V, E]``, any strides, any dtype; a gradient needs float32, float64,
             bfloat16 or float16.
         padding_idx: the row, in -V..V-1, that gets no gradient. Default: none.
@@ -372,7 +373,7 @@ def embedding(
         AssertionError: ``padding_idx`` is outside -V..V-1.
         IndexError: an index is outside 0..V-1; the message names it and its position. ``weight`` is
             then unchanged.
-        TypeError: ``input`` or ``weight`` is not a tensor.
+        TypeError: ``input`` or ``weight`` is not a tensor, or ``max_norm`` no number.
         RuntimeError: indices that are not int32 or int64, ``weight`` not 2-D, or mixed devices.
 
     The interface follows ``torch.nn.functional.embedding``.
@@ -387,6 +388,8 @@ def embedding(
             padding_idx += rows
     gather = _embedding if is_compiling() else _C.embedding
     try:
+        if isinstance(input, Tensor) and input.is_nested and max_norm is None:
+            return torch.embedding(weight, input, padding_idx, scale_grad_by_freq, sparse)
         if max_norm is not None:
             table = weight.detach()
             # Raises on a bad index before any row is written.
@@ -394,13 +397,15 @@ def embedding(
             if _may_exceed(found, max_norm, norm_type):
                 torch.embedding_renorm_(table, input.contiguous(), max_norm, norm_type)
         return gather(weight, input, padding_idx, scale_grad_by_freq, sparse)
-    except (AttributeError, RuntimeError):
+    except (AttributeError, RuntimeError, TypeError):
         for place, (name, value) in enumerate({"weight": weight, "indices": input}.items(), 1):
             if not isinstance(value, Tensor):
                 raise TypeError(
                     f"embedding(): argument '{name}' (position {place}) must be Tensor, not "
                     f"{type(value).__name__}"
                 ) from None
+        if max_norm is not None:
+            _layers.refuse_no_number("max_norm", max_norm)
         _layers.refuse_devices(weight, indices=input)
         raise
 

@@ -1,5 +1,7 @@
 """rnnext.Embedding against torch.nn.Embedding."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -21,6 +23,25 @@ def test_from_linear():
         with torch.no_grad():
             emb.weight.zero_()
         assert linear.weight.any()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # that nested tensors are a prototype
+def test_indices_in_a_nested_tensor():
+    nested = torch.nested.nested_tensor([[1, 2, 2], [5]], dtype=torch.int64, layout=torch.jagged)
+    ours = rnnext.Embedding(7, 3, padding_idx=-2, scale_grad_by_freq=True)
+    theirs = copy.deepcopy(ours)
+    theirs.__class__ = nn.Embedding
+    for call in (ours, torch.compile(ours, fullgraph=True, backend="eager")):
+        ours.zero_grad()
+        theirs.zero_grad()
+        found, expected = call(nested), theirs(nested)
+        assert torch.equal(found.values(), expected.values())
+        for rows in (found, expected):
+            rows.values().sum().backward()
+        assert torch.equal(ours.weight.grad, theirs.weight.grad)
+    ours.max_norm = 1.0
+    with pytest.raises(RuntimeError, match=r"^indices must be a dense tensor, got torch\.jagged"):
+        ours(nested)
 
 
 def test_empty_table():
