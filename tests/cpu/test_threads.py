@@ -1,5 +1,7 @@
 """Threads: how many come is the pool's and the machine's affair, and must not show in a result."""
 
+import ctypes
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -122,3 +124,46 @@ def test_the_number_of_threads_changes_at_run_time():
     for threads in (3, 1, 16, 2, 64, 100, 1):
         torch.set_num_threads(threads)
         assert torch.equal(rnn(x)[0], expected)
+
+
+def test_calls_inside_of_another_librarys_parallel_region():
+    """Each of its threads makes a call of its own; torch's pool gives none of them any company."""
+    torch.set_num_threads(3)
+    rnn, x, openmp = rnnext.RNN(24, 200), torch.randn(20, 16, 24), ctypes.CDLL("libgomp.so.1")
+    expected, found = rnn(x)[0], []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def region(_):
+        for _ in range(5):
+            found.append((openmp.omp_get_num_threads(), torch.equal(rnn(x)[0], expected)))
+
+    openmp.GOMP_parallel(region, None, 3, 0)
+    assert found == [(3, True)] * 15
+    assert torch.equal(rnn(x)[0], expected)
+
+
+def test_ctrl_c_during_a_long_call():
+    """It raises KeyboardInterrupt after the call, which leaves the next one right; or ends the
+    process. The timer's signal comes without a thread of Python's, and so in the middle."""
+    code = """
+torch.set_num_threads(2)
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+rnn = rnnext.RNN(24, 200)
+x, long = (torch.randn(T, 16, 24, requires_grad=True) for T in (20, 2000))
+expected = run(rnn, x)
+for call in (rnn, lambda long: run(rnn, long)):
+    signal.setitimer(signal.ITIMER_REAL, 0.03)
+    try:
+        while True:
+            call(long)
+    except KeyboardInterrupt:
+        print(run(rnn, x) == expected)
+sys.stdout.flush()
+signal.setitimer(signal.ITIMER_REAL, 0.03)
+while True:
+    rnn(long)
+"""
+    ended = run_python("-c", RUN + code)
+    assert ended.stdout.split() == ["True"] * 2
+    assert ended.stderr.rstrip().endswith("KeyboardInterrupt")
+    assert ended.returncode == -signal.SIGINT
