@@ -191,7 +191,7 @@ def recurrence(
         reset_state: ``[H]`` or ``[B, H]``. Default: zeros.
         alpha: the leak, a float, ``[]`` or ``[H]``, in (0, 1]; 1 is no leak. ``dt / tau`` where the
             RNN is an equation in time. Default: none.
-        form: of the leak. Default: ``"rate"``.
+        form: of the leak, given with ``alpha``. Default: ``"rate"``.
         noise_std: standard deviation of the noise that is added to p_t (to what f takes, without a
             leak), on the CPU: a float, or a tensor ``[]`` or ``[H]`` that requires no gradient.
             Default: no noise.
@@ -208,7 +208,7 @@ def recurrence(
             another shape, ``noise_std`` negative, not finite, of another shape or requiring a
             gradient, ``noise_key`` without it, an unknown ``nonlinearity`` or ``form``, ``reset``,
             ``reset_state`` or ``lengths`` of another shape, ``reset_state`` alone, or a length
-            outside 0..T.
+            outside 0..T, or a ``form`` without ``alpha``.
         TypeError: ``reset`` is not bool, ``lengths`` are no integers, ``alpha`` or
             ``noise_std`` is neither a number nor a tensor, or another argument no tensor.
         RuntimeError: sizes, dtypes or devices do not fit together.
@@ -248,12 +248,14 @@ def recurrence(
     alphas, noise = [], []
     if alpha is not None:
         alphas = [_of_units("alpha", alpha, weight_hh, lambda a: 0 < a <= 1, "in (0, 1]")]
+    elif form != "rate" and form in _C.forms():
+        raise ValueError(f"form must not be given without alpha, got {form!r}")
     if noise_std is not None:
         must = "finite and not negative"
         std = _of_units("noise_std", noise_std, weight_hh, lambda s: 0 <= s < math.inf, must)
         if std.requires_grad and torch.is_grad_enabled():
             raise ValueError("noise_std must not require a gradient: none reaches it")
-        noise = [std.to(weight_hh)]
+        noise = [std]
     if noise and noise_key is None:
         noise_key = torch.randint(2**63 - 1, ())
     if noise_key is not None and not noise:
@@ -284,12 +286,12 @@ def recurrence(
 def _of_units(
     name: str, value: float | Tensor, weight_hh: Tensor, fits: Callable[[float], bool], must: str
 ) -> Tensor:
-    """A number, ``[]`` or ``[H]``, as ``[H]``. Of a number, ValueError unless it fits."""
+    """A number, ``[]`` or ``[H]``, as W_hh's ``[H]``. Of a number, ValueError unless it fits."""
     H = weight_hh.shape[0]
     _layers.refuse_no_number(name, value)
     if isinstance(value, Tensor):
         _layers.refuse_shape(name, value, (), (H,))
-        return value.expand(H)
+        return value.to(weight_hh).expand(H)
     if not fits(value):
         raise ValueError(f"{name} must be {must}, got {value}")
     return weight_hh.new_full((H,), value)

@@ -1,7 +1,7 @@
 """LeakyRNN: an Elman RNN whose state leaks, as continuous-time models of neurons do."""
 
 import math
-import numbers
+import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -114,11 +114,13 @@ class LeakyRNN(nn.RNNBase):
         _one_of("nonlinearity", nonlinearity, _C.nonlinearities())
         _one_of("form", form, _C.forms())
         _one_of("noise_scale", noise_scale, list(_NOISE_SCALES))
-        if not isinstance(num_layers, int):
-            numeric = isinstance(num_layers, (numbers.Real, Tensor))
-            hint = "; alpha is given by name" if numeric else ""
+        try:
+            num_layers = operator.index(num_layers)
+        except TypeError:
             kind = type(num_layers).__name__
-            raise TypeError(f"num_layers must be an integer, got {kind}{hint}")
+            raise TypeError(
+                f"num_layers must be an integer, got {kind}; alpha is given by name"
+            ) from None
         super().__init__(
             "RNN_TANH",  # RNNBase takes the number of gates from it
             input_size, hidden_size, num_layers=num_layers, bias=bias, batch_first=batch_first,
@@ -131,8 +133,9 @@ class LeakyRNN(nn.RNNBase):
         self.noise_in_eval = noise_in_eval
         self.learn_alpha = learn_alpha
         value = _leak(alpha, dt, tau, num_layers, hidden_size, self.weight_hh_l0.dtype)
+        self._first_alpha = value
         if not learn_alpha:
-            self.register_buffer("alpha", value.to(self.weight_hh_l0.device))
+            self.register_buffer("alpha", value.to(self.weight_hh_l0.device, copy=True))
             return
         if bool((value == 1).any()):
             raise ValueError("alpha must be less than 1 to be learned: its logit would be infinite")
@@ -164,9 +167,14 @@ class LeakyRNN(nn.RNNBase):
             self._noise_std = float(value)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """As torch.nn's, but that noise_std given as a Parameter is no parameter: it is read."""
+        """As torch.nn's, but noise_std given as a Parameter is only read, and alpha must fit."""
         if name == "noise_std" and isinstance(value, Tensor):
             value = value.detach()
+        elif name == "alpha" and self.learn_alpha:
+            raise AttributeError("alpha is learned: set the parameters logit_alpha_l[k]")
+        elif name == "alpha" and isinstance(value, Tensor):
+            L, H = self.num_layers, self.hidden_size
+            _layers.refuse_shape("alpha", value, (), (H,), (L, 1), (L, H))
         super().__setattr__(name, value)
 
     def _logit_names(self) -> list[str]:
@@ -181,11 +189,20 @@ class LeakyRNN(nn.RNNBase):
         return [row for row in alpha.squeeze(1) for _ in range(D)]
 
     def reset_parameters(self) -> None:
-        """Draw the weights and biases anew, as torch.nn.RNN; alpha stays."""
+        """Draw the weights and biases anew, as torch.nn.RNN; alpha is again what was given."""
         bound = self.hidden_size**-0.5
         for name, parameter in self.named_parameters():  # of a parametrized weight, the originals
             if "logit_alpha_l" not in name:
                 nn.init.uniform_(parameter, -bound, bound)
+        first = self.__dict__.get("_first_alpha")  # none where torch.nn's constructor calls this
+        if first is None:
+            return
+        with torch.no_grad():
+            if not self.learn_alpha:
+                self.alpha.copy_(first)
+                return
+            for name, value in zip(self._logit_names(), self._of_each(first), strict=True):
+                getattr(self, name).copy_(value.logit())
 
     def alphas(self) -> list[Tensor]:
         """The leak of each layer and, within it, direction: ``[H]`` each."""
@@ -269,13 +286,21 @@ class LeakyRNN(nn.RNNBase):
     def extra_repr(self) -> str:
         """The arguments, as torch.nn's modules show them."""
         parts = [super().extra_repr(), f"nonlinearity={self.nonlinearity}", f"form={self.form}"]
+        parts.append(f"alpha={_range(torch.stack(self.alphas()))}")
         if self.learn_alpha:
             parts.append("learn_alpha=True")
-        elif self.alpha.dim() == 0 and not self.alpha.is_meta:
-            parts.append(f"alpha={self.alpha.item():g}")
         if isinstance(self.noise_std, Tensor) or self.noise_std:
-            parts.append(f"noise_std={self.noise_std}")
+            parts.append(f"noise_std={_range(self.noise_std)}, noise_scale={self.noise_scale}")
+            parts.append(f"noise_in_eval={self.noise_in_eval}")
         return ", ".join(parts)
+
+
+def _range(values: float | Tensor) -> str:
+    """The one value that they have, or the least and the largest."""
+    if isinstance(values, Tensor) and values.is_meta:
+        return "?"
+    low, high = (each.item() for each in torch.as_tensor(values).aminmax())
+    return f"{low:g} to {high:g}" if low < high else f"{low:g}"
 
 
 def _one_of(name: str, value: str, known: list[str]) -> None:
@@ -326,7 +351,5 @@ def _leak(
         _layers.refuse_shape(name, value, (), (H,))
     stored = value.to(dtype)
     if not bool(((stored > 0) & (value <= 1)).all()):
-        low, high = value.min().item(), value.max().item()
-        values = f"values from {low} to {high}" if low < high else f"{low}"
-        raise ValueError(f"{name} must be in (0, 1], got {values}")
+        raise ValueError(f"{name} must be in (0, 1], got {_range(value)}, as {dtype}")
     return stored

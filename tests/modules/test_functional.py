@@ -4,6 +4,7 @@ import functools
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -123,6 +124,19 @@ def test_the_gradient_of_a_small_alpha():
             output, _ = functional.recurrence(*given, alpha=a, form=form)
             found.append(torch.autograd.grad(output.sum(), a)[0])
         assert_close(*found)
+
+
+def test_a_form_needs_an_alpha_whose_dtype_may_be_another():
+    """(Without alpha there would be no leak, and no word about it.)"""
+    x, w = torch.randn(4, 2, 3), torch.randn(3, 3)
+    for form in ("voltage", "blend"):
+        with pytest.raises(ValueError, match=f"^form must not be given without alpha, got '{form}"):
+            functional.recurrence(x, None, None, w, form=form)
+    alpha = torch.from_numpy(1 / np.linspace(2, 9, 3)).requires_grad_()
+    output, _ = functional.recurrence(x, None, None, w, alpha=alpha)
+    assert same(output, functional.recurrence(x, None, None, w, alpha=alpha.float())[0])
+    output.sum().backward()
+    assert alpha.grad.dtype == torch.float64
 
 
 def test_recurrence_follows_autocast():

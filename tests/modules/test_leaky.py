@@ -64,7 +64,24 @@ def test_weights_under_a_parametrization_are_drawn_anew():
     rnn.reset_parameters()
     assert rnn.weight_hh_l0.abs().max() <= 40**-0.5
     assert rnn.weight_hh_l0.std() > 0
-    assert (rnn.logit_alpha_l1 == 9).all()
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_reset_parameters_gives_alpha_its_first_values(learned):
+    """So that runs from one module begin alike, and a module made without data is whole."""
+    tau = [torch.linspace(20, 50, 4), 30.0]
+    options = {"dt": 5, "tau": tau, "learn_alpha": learned, "bidirectional": True}
+    first = rnnext.LeakyRNN(2, 4, 2, **options)
+    with torch.device("meta"):
+        empty = rnnext.LeakyRNN(2, 4, 2, **options)
+    empty.to_empty(device="cpu")
+    trained = rnnext.LeakyRNN(2, 4, 2, **options)
+    for rnn in (trained, empty):
+        with torch.no_grad():
+            for each in (*rnn.parameters(), *rnn.buffers()):
+                each.fill_(0.75)
+        rnn.reset_parameters()
+        assert same(rnn.alphas(), first.alphas())
 
 
 def test_noise_is_that_of_the_op_whose_keys_the_generator_gives():
@@ -126,6 +143,10 @@ def test_noise_is_scaled_by_each_layers_own_alpha():
         assert_close(result, state)
 
 
+def test_the_number_of_layers_may_be_numpys():
+    assert rnnext.LeakyRNN(3, 6, np.int64(2), alpha=0.4).weight_hh_l1.shape == (6, 6)
+
+
 def test_what_it_stores():
     stored, learned = (rnnext.LeakyRNN(3, 6, alpha=0.4, learn_alpha=each) for each in (False, True))
     weights = nn.RNN(3, 6).state_dict().keys()
@@ -139,7 +160,7 @@ def test_bad_arguments_are_named():
         ({}, ValueError, "alpha must be given, or dt and tau"),
         ({"dt": 1.0}, ValueError, "alpha must be given, or dt and tau"),
         ({"alpha": 0.1, "tau": 3.0}, ValueError, "must not be given with dt and tau"),
-        ({"alpha": 0.0}, ValueError, r"alpha must be in \(0, 1\], got 0.0"),
+        ({"alpha": 0.0}, ValueError, r"alpha must be in \(0, 1\], got 0,"),
         ({"alpha": 1.5}, ValueError, r"alpha must be in \(0, 1\], got 1.5"),
         ({"alpha": math.nan}, ValueError, r"alpha must be in \(0, 1\], got nan"),
         ({"dt": 3.0, "tau": 2.0}, ValueError, r"dt / tau must be in \(0, 1\], got 1.5"),
@@ -151,7 +172,7 @@ def test_bad_arguments_are_named():
         ({"dt": -1, "tau": -20}, ValueError, "dt must be positive, got -1"),
         ({"alpha": 0.1, "noise_scale": "x"}, ValueError, "noise_scale must be one of .* got 'x'"),
         ({"dt": 1.0, "tau": 0.0}, ValueError, r"dt / tau must be in \(0, 1\], got inf"),
-        ({"alpha": 1e-9, "dtype": torch.float16}, ValueError, r"alpha must be in \(0, 1\]"),
+        ({"alpha": 1e-9, "dtype": torch.float16}, ValueError, r"got 1e-09, as torch.float16"),
         ({"alpha": "a"}, TypeError, "alpha"),
         ({"dt": 1, "tau": [5.0, 6.0]}, ValueError, "each of 1 layers, got 2; .* torch.tensor.tau"),
         ({"dt": [1.0], "tau": 3.0}, TypeError, "dt must be a number or a tensor, got list"),
@@ -170,7 +191,27 @@ def test_a_buffer_out_of_range_is_refused_when_it_is_used():
     with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\], got 2"):
         rnn(torch.zeros(2, 1, 3))
 
+    for shape in ((5,), (2, 6)):
+        with pytest.raises(ValueError, match=r"^alpha must have shape \[\] or \[6\] or .* got"):
+            rnn.alpha = torch.full(shape, 0.5)
+    rnn.alpha = torch.full((6,), 0.5)
+    assert torch.equal(rnn.alphas()[0], torch.full((6,), 0.5))
+
+
+def test_a_learned_alpha_is_not_set_beside_its_logit():
+    """As the other attribute that it would be, nobody would read it."""
+    rnn = rnnext.LeakyRNN(3, 6, alpha=0.4, learn_alpha=True)
+    with pytest.raises(AttributeError, match=r"^alpha is learned: set the parameters logit_alpha"):
+        rnn.alpha = torch.tensor(0.5)
+
 
 def test_repr_names_what_differs():
-    text = repr(rnnext.LeakyRNN(3, 6, alpha=0.25, form="blend", noise_std=0.1))
-    assert all(part in text for part in ("3, 6", "form=blend", "alpha=0.25", "noise_std=0.1"))
+    for options, parts in (
+        ({"alpha": 0.25, "form": "blend"}, ("3, 6", "form=blend", "alpha=0.25")),
+        ({"dt": 1, "tau": torch.arange(2.0, 8), "noise_std": torch.full((6,), 0.1)},
+         ("alpha=0.142857 to 0.5", "noise_std=0.1", "scale=sqrt_2_over_alpha", "eval=False")),
+        ({"alpha": 0.2, "learn_alpha": True}, ("alpha=0.2", "learn_alpha=True")),
+        ({"alpha": 0.2, "device": "meta"}, ("alpha=?",)),
+    ):  # fmt: skip
+        text = repr(rnnext.LeakyRNN(3, 6, **options))
+        assert [part for part in parts if part not in text] == []
