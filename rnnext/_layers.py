@@ -1,7 +1,7 @@
 """Calls of the op that runs all layers, and the errors of arguments that do not fit."""
 
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -48,7 +48,7 @@ def stack_of(
 
     ``members`` is the number of dimensions that an ensemble's have more.
     """
-    flat = [weights] if weights is None else list(weights)
+    flat = list(weights) if isinstance(weights, Iterable) else [weights]
     for weight in flat:
         if not isinstance(weight, Tensor):
             kind = type(weight).__name__

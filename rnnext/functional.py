@@ -355,8 +355,8 @@ def embedding(
     """Rows of a table by index: ``output[..., :] = weight[input[...], :]``.
 
     Args:
-        input: the indices, int32 or int64, any shape, each in 0..V-1. torch.nn's own kernel looks up
-            those of a nested tensor.
+        input: the indices, int32 or int64, any shape, each in 0..V-1. Those of a
+            nested tensor are looked up by torch's own kernel.
         weight: the table, ``[V, E]``, any strides, any dtype; a gradient needs float32, float64,
             bfloat16 or float16.
         padding_idx: the row, in -V..V-1, that gets no gradient. Default: none.
@@ -442,7 +442,7 @@ def check_indices(device: torch.device | str | int | None = None) -> None:
     if device is None and not torch.cuda.is_available():
         return
     index = torch.cuda._utils._get_device_index(device, optional=True, allow_cpu=True)
-    if index < 0:
+    if index is not None and index < 0:
         return
     torch.cuda.synchronize(index)
     _C.check_indices(index)

@@ -194,7 +194,7 @@ def test_what_is_no_tensor_is_named():
         (lambda: functional.rnn_ensemble(None, None, STACKED), "input", "NoneType"),
     ):
         made = {"ndarray": "from_numpy", "list": "tensor"}.get(kind)
-        advice = f": give torch.{made}({name})" if made and name != "tokens" else ""
+        advice = f": give torch.{made}({name})" if made else ""
         message = f"{name} must be a tensor, got {kind}{advice}"
         assert error_of(call) == (TypeError, message)
 
@@ -254,8 +254,9 @@ REFUSED = [
         RuntimeError,
         "hx must have shape [1, 2, 4], got [1, 3, 4]",
     ),
-    (lambda: RNN(X.to_sparse()), RuntimeError, "input must be a dense tensor, got torch.sparse_coo"),
-    (lambda: CELL(X[0].to_sparse()), RuntimeError, "input must be a dense tensor, got torch.sparse"),
+    (lambda: RNN(X.to_sparse()), RuntimeError, "input must be a dense tensor, got torch.sparse"),
+    (lambda: CELL(X[0].to_sparse()), RuntimeError, "input must be a dense tensor, got"),
+    (lambda: functional.rnn(X, None, 3), TypeError, "flat list of tensors, got a int"),
     (
         lambda: EMBEDDING(TOKENS.to_sparse()),
         RuntimeError,
