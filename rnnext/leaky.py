@@ -173,8 +173,7 @@ class LeakyRNN(nn.RNNBase):
         elif name == "alpha" and self.learn_alpha:
             raise AttributeError("alpha is learned: set the parameters logit_alpha_l[k]")
         elif name == "alpha" and isinstance(value, Tensor):
-            L, H = self.num_layers, self.hidden_size
-            _layers.refuse_shape("alpha", value, (), (H,), (L, 1), (L, H))
+            _refuse_shape("alpha", value, self.num_layers, self.hidden_size)
         super().__setattr__(name, value)
 
     def _logit_names(self) -> list[str]:
@@ -309,6 +308,11 @@ def _one_of(name: str, value: str, known: list[str]) -> None:
         raise ValueError(f"{name} must be one of {names}, got {value!r}")
 
 
+def _refuse_shape(name: str, value: Tensor, L: int, H: int) -> None:
+    shapes = ((L, 1), (L, H)) if value.dim() == 2 else ((), (H,))
+    _layers.refuse_shape(name, value, *shapes)
+
+
 def _leak(
     alpha: _PerLayer | None,
     dt: float | None,
@@ -325,7 +329,9 @@ def _leak(
 
     def of_layers(name: str, given: Any) -> Tensor:
         if not isinstance(given, (list, tuple)):
-            return exact(name, given)
+            value = exact(name, given)
+            _refuse_shape(name, value, L, H)
+            return value
         if len(given) != L:
             raise ValueError(
                 f"{name} must have one entry for each of {L} layers, got {len(given)}; for one of "
@@ -340,15 +346,15 @@ def _leak(
     if alpha is None:
         if dt is None or tau is None:
             raise ValueError("alpha must be given, or dt and tau")
-        if not bool((exact("dt", dt) > 0).all()):
+        step = exact("dt", dt)
+        _layers.refuse_shape("dt", step, ())
+        if not step > 0:
             raise ValueError(f"dt must be positive, got {dt}")
-        name, value = "alpha = dt / tau", exact("dt", dt) / of_layers("tau", tau)
+        name, value = "alpha = dt / tau", step / of_layers("tau", tau)
     else:
         if dt is not None or tau is not None:
             raise ValueError("alpha must not be given with dt and tau")
         name, value = "alpha", of_layers("alpha", alpha).clone()
-    if value.dim() != 2:
-        _layers.refuse_shape(name, value, (), (H,))
     stored = value.to(dtype)
     if not bool(((stored > 0) & (value <= 1)).all()):
         raise ValueError(f"{name} must be in (0, 1], got {_range(value)}, as {dtype}")
