@@ -390,7 +390,7 @@ def embedding(
             padding_idx += rows
     gather = _embedding if is_compiling() else _C.embedding
     try:
-        if isinstance(input, Tensor) and input.is_nested and max_norm is None:
+        if type(input) is not Tensor and input.is_nested and max_norm is None:
             return torch.embedding(weight, input, padding_idx, scale_grad_by_freq, sparse)
         if max_norm is not None:
             table = weight.detach()
