@@ -96,7 +96,7 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
                      .nonlinearity = std::string(nonlinearity)};
   fill_call(layer.call, passed(layer.arguments));
   Recurrence& call = layer.call.p;
-  layer.packed = empty_large({static_cast<int64_t>(kernels_->packed_bytes(call))}, at::kByte);
+  layer.packed = empty_large({kernels_->shape.weight_bytes(call.I, call.H)}, at::kByte);
   kernels_->pack(call, static_cast<char*>(layer.packed.data_ptr()));
   call.packed = layer.packed.const_data_ptr();
   call.weight_ih[0] = call.weight_hh[0] = nullptr;

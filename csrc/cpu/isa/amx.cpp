@@ -42,8 +42,6 @@ bool has_tiles() {
 
 }  // namespace
 
-extern const KernelTable kAvx512Bf16Table;
-extern const KernelTable kAmxTable;
 const KernelTable kAmxTable = amx::table(
     "amx", [] { return kAvx512Bf16Table.supported() && has_tiles() && may_use_tiles(); },
     &kAvx512Bf16Table);

@@ -14,8 +14,6 @@
 #include "cpu/isa/table.h"
 
 namespace rnnext {
-extern const KernelTable kGenericTable;
-extern const KernelTable kAmxStandInTable;
 const KernelTable kAmxStandInTable =
     amx_stand_in::table("amx_stand_in", [] { return true; }, &kGenericTable);
 }  // namespace rnnext

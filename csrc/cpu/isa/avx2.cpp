@@ -10,7 +10,6 @@ RNNEXT_TARGET("avx2,fma,f16c,prfchw")
 RNNEXT_TARGET_END
 
 namespace rnnext {
-extern const KernelTable kAvx2Table;
 const KernelTable kAvx2Table = avx2::table(
     "avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); });
 }  // namespace rnnext

@@ -12,7 +12,6 @@ RNNEXT_TARGET("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,prfchw")
 RNNEXT_TARGET_END
 
 namespace rnnext {
-extern const KernelTable kAvx512Table;
 const KernelTable kAvx512Table = avx512::table("avx512", [] {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&

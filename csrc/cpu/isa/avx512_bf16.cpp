@@ -13,8 +13,6 @@ RNNEXT_TARGET("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,avx512bf16,prfchw")
 RNNEXT_TARGET_END
 
 namespace rnnext {
-extern const KernelTable kAvx512Table;
-extern const KernelTable kAvx512Bf16Table;
 const KernelTable kAvx512Bf16Table = avx512_bf16::table(
     "avx512_bf16", [] { return kAvx512Table.supported() && __builtin_cpu_supports("avx512bf16"); },
     &kAvx512Table);

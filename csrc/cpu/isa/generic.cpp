@@ -15,6 +15,5 @@
 #include "cpu/isa/table.h"
 
 namespace rnnext {
-extern const KernelTable kGenericTable;
 const KernelTable kGenericTable = generic::table("generic", [] { return true; });
 }  // namespace rnnext

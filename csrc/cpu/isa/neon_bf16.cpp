@@ -14,8 +14,6 @@ RNNEXT_TARGET("+bf16")
 RNNEXT_TARGET_END
 
 namespace rnnext {
-extern const KernelTable kGenericTable;
-extern const KernelTable kNeonBf16Table;
 const KernelTable kNeonBf16Table = neon_bf16::table(
     "neon_bf16",
     [] {

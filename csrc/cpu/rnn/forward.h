@@ -346,10 +346,6 @@ void forward(const Recurrence& p, char* workspace, Worker& worker) {
 
 // W_ih, then W_hh, as a call with one piece of the state packs them for itself.
 template <class S, class E>
-size_t packed_bytes(const Recurrence& p) {
-  return kShape<S, E>.packed_bytes(p.I, p.H) + kShape<S, E>.packed_bytes(p.H, p.H);
-}
-template <class S, class E>
 void pack(const Recurrence& p, char* packed) {
   using F = typename E::Factor;
   F* to = reinterpret_cast<F*>(packed);

@@ -104,7 +104,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
       p.packed ? 0 : shape.factors(p.I) + (p.multiplies_state() ? shape.factors(p.H) : 0);
   static_cast<Plan&>(plan) = share_out(p, shape, machine, threads, false,
                                        pack_cycles(shape, packed) / static_cast<double>(p.T));
-  const int64_t weights = shape.packed_bytes(p.I, p.H) + shape.packed_bytes(p.H, p.H);
+  const int64_t weights = shape.weight_bytes(p.I, p.H);
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
   plan.streams = p.T == 1 && !p.packed;
   plan.sorts = p.ragged() && !p.step_row;

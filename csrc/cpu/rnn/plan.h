@@ -40,6 +40,10 @@ struct KernelShape {
   int64_t packed_bytes(int64_t K, int64_t columns) const {
     return panels(columns) * panel * factors(K) * factor_bytes;
   }
+  // Of W_ih and W_hh, packed for the forward pass.
+  int64_t weight_bytes(int64_t I, int64_t H) const {
+    return packed_bytes(I, H) + packed_bytes(H, H);
+  }
   // Of a row of scratch: see scratch_stride in gemm/tile.h.
   int64_t sums_bytes(int64_t columns) const { return panels(columns) * panel * compute_bytes + 64; }
   bool native() const { return storage_bytes == compute_bytes; }

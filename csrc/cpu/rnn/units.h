@@ -11,17 +11,17 @@ namespace rnnext::RNNEXT_ISA {
 
 // The shape of the kernels of storage type S and engine E, for the plan.
 template <class S, class E>
-constexpr KernelShape kShape = {sizeof(S),
-                                sizeof(Compute<S>),
-                                sizeof(typename E::Factor),
-                                kDepth<typename E::Factor>,
-                                kPanel<Compute<S>>,
-                                E::kTileRows,
-                                E::kSumBlock,
-                                kGrain<typename E::Factor>,
-                                E::kRowBlock,
-                                kTiled<typename E::Factor>,
-                                kStoredAsFactors<S, typename E::Factor>};
+constexpr KernelShape kShape = {.storage_bytes = sizeof(S),
+                                .compute_bytes = sizeof(Compute<S>),
+                                .factor_bytes = sizeof(typename E::Factor),
+                                .depth = kDepth<typename E::Factor>,
+                                .panel = kPanel<Compute<S>>,
+                                .tile_rows = E::kTileRows,
+                                .sum_block = E::kSumBlock,
+                                .grain = kGrain<typename E::Factor>,
+                                .row_block = E::kRowBlock,
+                                .tiles = kTiled<typename E::Factor>,
+                                .stored_as_factors = kStoredAsFactors<S, typename E::Factor>};
 
 // Hands out pieces of a workspace; with no base it only counts.
 struct Arena {
@@ -117,7 +117,7 @@ struct StateWeights {
   }
 };
 
-// The input row of sequence b at step t: features, or ready pre-activations.
+// The input row of sequence b at step t: features, or precomputed pre-activations.
 template <class S>
 const S* input_row(const Recurrence& p, int64_t t, int64_t b) {
   return static_cast<const S*>(p.input.data) + p.input.offset(p, t, b);

@@ -6,14 +6,9 @@
 
 namespace rnnext {
 
-// The tables of this build, slowest first. A build may leave some out (RNNEXT_ISAS in setup.py):
-// their addresses are null. The stand-in of AMX is for tests, and never the best.
-extern const KernelTable kAmxStandInTable [[gnu::weak]], kGenericTable [[gnu::weak]],
-    kAvx2Table [[gnu::weak]], kAvx512Table [[gnu::weak]], kAvx512Bf16Table [[gnu::weak]],
-    kAmxTable [[gnu::weak]], kNeonBf16Table [[gnu::weak]];
-
 namespace {
 
+// The tables of this build, slowest first. The stand-in of AMX is for tests, and never the best.
 const std::vector<const KernelTable*>& tables() {
   static const std::vector<const KernelTable*> built = [] {
     std::vector<const KernelTable*> found;

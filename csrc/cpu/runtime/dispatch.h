@@ -27,8 +27,7 @@ struct RnnKernels {
   // below. Bytes of workspace, or 0 where each layer is better shared by all `threads`.
   size_t (*stack_workspace)(const Recurrence* layers, int n, int threads);
   void (*stack)(const Recurrence* layers, int n, char* workspace, Worker&);
-  // The weights of one direction, for Recurrence::packed: bytes, and the packing.
-  size_t (*packed_bytes)(const Recurrence&);
+  // Packs the weights of one direction for Recurrence::packed: shape.weight_bytes(I, H) bytes.
   void (*pack)(const Recurrence&, char* packed);
 };
 
@@ -51,12 +50,13 @@ using Normals = void (*)(const PhiloxKeys&, int64_t t, int64_t b, int d, int64_t
 struct KernelTable {
   const char* name;
   bool (*supported)();
-  const KernelTable* below;  // has what is null here; or null
-  const RnnKernels* rnn[4];  // by DType
+  const KernelTable* below = nullptr;  // has what is null here
+  const RnnKernels* rnn[4] = {};       // by DType
   // float32 whose factors are rounded to bfloat16, or are sums of two; null: no faster on this ISA.
-  const RnnKernels *rnn_medium, *rnn_high;
-  SumRuns sum_runs[4];  // by DType
-  Normals normals;
+  const RnnKernels* rnn_medium = nullptr;
+  const RnnKernels* rnn_high = nullptr;
+  SumRuns sum_runs[4] = {};  // by DType
+  Normals normals = nullptr;
 
   const RnnKernels& rnn_of(DType dtype) const {
     const RnnKernels* const own = rnn[static_cast<int>(dtype)];
@@ -68,6 +68,12 @@ struct KernelTable {
   }
   Normals normals_of() const { return normals ? normals : below->normals_of(); }
 };
+
+// The table of each cpu/isa/*.cpp. A build may leave some out (RNNEXT_ISAS in setup.py): their
+// addresses are null.
+extern const KernelTable kAmxStandInTable [[gnu::weak]], kGenericTable [[gnu::weak]],
+    kAvx2Table [[gnu::weak]], kAvx512Table [[gnu::weak]], kAvx512Bf16Table [[gnu::weak]],
+    kAmxTable [[gnu::weak]], kNeonBf16Table [[gnu::weak]];
 
 const KernelTable& kernels();
 void set_isa(const std::string& name);  // throws std::invalid_argument
