@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <deque>
 
 #include "cpu/binding/recurrence.h"
 
@@ -51,8 +52,8 @@ at::DimVector of_members(int64_t M, at::IntArrayRef shape) {
 RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
   const std::vector<KeptArguments> members = members_of(a);
   const auto M = static_cast<int64_t>(members.size());
-  std::vector<Call> calls(M);
-  for (int64_t m = 0; m < M; ++m) fill_call(calls[m], passed(members[m]));
+  std::deque<Call> calls;  // they stay where they are made
+  for (const KeptArguments& member : members) calls.emplace_back(passed(member));
   const Call& first = calls[0];
   const Recurrence& one = first.p;
   const auto options = a.weight_hh[0].options();
@@ -89,15 +90,11 @@ RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const Recurren
   const std::vector<KeptArguments> members = members_of(a);
   const auto M = static_cast<int64_t>(members.size());
   const std::vector<KeptResults> results = members_of(r, M);
-  std::vector<BackwardCall> calls(M);
-  for (int64_t m = 0; m < M; ++m) {
-    const RecurrenceArguments own = passed(members[m]);
-    fill_call(calls[m], own);
-    check_results<int64_t>(passed(results[m]), own, calls[m].s, wanted);
-    calls[m].prepare(passed(results[m]), own, wanted);
-  }
+  std::deque<BackwardCall> calls;
+  for (int64_t m = 0; m < M; ++m)
+    calls.emplace_back(passed(results[m]), passed(members[m]), wanted);
   const BackwardCall& first = calls[0];
-  if (!first.empty()) {
+  if (!first.s.empty()) {
     const RnnKernels& kernel = kernels_for(first.dtype);
     run_members(
         M, threads_for(first.p, 3),
@@ -109,7 +106,7 @@ RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const Recurren
         });
   }
   std::vector<RecurrenceGradients> gradients;
-  for (int64_t m = 0; m < M; ++m) gradients.push_back(calls[m].finish(passed(members[m])));
+  for (int64_t m = 0; m < M; ++m) gradients.push_back(calls[m].gradients(passed(members[m])));
   return stacked(gradients);
 }
 

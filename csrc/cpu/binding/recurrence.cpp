@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <deque>
 
 #include "cpu/binding/memory.h"
 #include "cpu/binding/padding.h"
@@ -55,13 +56,11 @@ void check_units(const void* values, int64_t H, at::ScalarType type, const char*
 
 }  // namespace
 
-void fill_call(Call& call, const RecurrenceArguments& a) {
-  Recurrence& p = call.p;
-  parse(a, call, p);
-  const RecurrenceSizes& s = call.s;
+Call::Call(const RecurrenceArguments& a) {
+  parse(a, *this, p);
   for (int d = 0; d < p.D; ++d) {
-    p.weight_hh[d] = call.read(a.weight_hh[d]);
-    if (s.features) p.weight_ih[d] = call.read(a.weight_ih[d]);
+    p.weight_hh[d] = read(a.weight_hh[d]);
+    if (s.features) p.weight_ih[d] = read(a.weight_ih[d]);
   }
   const at::ScalarType type = a.weight_hh[0].scalar_type();
   for (int d = 0; d < p.D; ++d) {
@@ -76,14 +75,14 @@ void fill_call(Call& call, const RecurrenceArguments& a) {
     p.step_row = s.step_row.data();
     p.lengths = s.row_lengths.data();
   } else if (given(a.lengths)) {
-    p.lengths = static_cast<const int64_t*>(call.read(*a.lengths));
+    p.lengths = static_cast<const int64_t*>(read(*a.lengths));
     for (int64_t b = 0; b < s.B; ++b)
       TORCH_CHECK_VALUE(p.lengths[b] >= 0 && p.lengths[b] <= s.T, "lengths[", b,
                         "] = ", p.lengths[b], " is out of range: expected 0 <= length <= ", s.T);
   }
   if (given(a.index)) {
     const int64_t rows = a.input.size(0);
-    p.input.index = static_cast<const int64_t*>(call.keep(a.index->to(at::kLong)));
+    p.input.index = static_cast<const int64_t*>(keep(a.index->to(at::kLong)));
     for (int64_t n = 0; n < s.N; ++n)
       TORCH_CHECK_INDEX(p.input.index[n] >= 0 && p.input.index[n] < rows,
                         "index out of range in self: index (flattened)[", n,
@@ -92,14 +91,16 @@ void fill_call(Call& call, const RecurrenceArguments& a) {
   if (s.features && s.I == 0) return;  // no input to read: the bias is all there is
   const bool direct = a.input.size(-1) == 1 || a.input.stride(-1) == 1;
   const Tensor rows = direct ? a.input : a.input.contiguous();
-  call.alive.push_back(rows);  // also of recurrence_stack, where no argument is a layer's input
+  alive.push_back(rows);  // also of recurrence_stack, where no argument is a layer's input
   p.input.data = rows.const_data_ptr();
   p.input.stride_b = rows.stride(-2);
   p.input.stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
 }
 
-void BackwardCall::prepare(const RecurrenceResults& r, const RecurrenceArguments& a,
-                           const Wanted& wanted) {
+BackwardCall::BackwardCall(const RecurrenceResults& r, const RecurrenceArguments& a,
+                           const Wanted& wanted)
+    : Call(a) {
+  check_results<int64_t>(r, a, s, wanted);
   p.output = const_cast<void*>(read(r.output));
   if (!r.saved.empty()) p.saved = const_cast<void*>(read(r.saved[0]));
   if (given(r.grad_output)) g.grad_output = read(*r.grad_output);
@@ -107,7 +108,7 @@ void BackwardCall::prepare(const RecurrenceResults& r, const RecurrenceArguments
 
   const auto options = a.weight_hh[0].options();
   const auto allocate = [&](at::IntArrayRef shape) {
-    return empty() ? at::zeros(shape, options) : empty_large(shape, options);
+    return s.empty() ? at::zeros(shape, options) : empty_large(shape, options);
   };
   const auto add = [&](std::vector<Tensor>& list, at::IntArrayRef shape) {
     list.push_back(allocate(shape));
@@ -134,7 +135,7 @@ void BackwardCall::prepare(const RecurrenceResults& r, const RecurrenceArguments
   if (wanted.hx) {
     grad_.hx = allocate({s.D, s.B, s.H});
     out.hx = grad_.hx.data_ptr();
-    if (empty() && given(r.grad_h_n)) grad_.hx.copy_(*r.grad_h_n);
+    if (s.empty() && given(r.grad_h_n)) grad_.hx.copy_(*r.grad_h_n);
   }
   if (wanted.reset_state && given(a.reset)) {
     grad_.reset_state = allocate({s.D, s.B, s.H});
@@ -142,7 +143,7 @@ void BackwardCall::prepare(const RecurrenceResults& r, const RecurrenceArguments
   }
 }
 
-RecurrenceGradients BackwardCall::finish(const RecurrenceArguments& a) {
+RecurrenceGradients BackwardCall::gradients(const RecurrenceArguments& a) {
   if (grad_pre_.defined()) {
     grad_.input = grad_pre_;
     if (given(a.index)) {
@@ -172,8 +173,7 @@ void run_forward(const Recurrence& p, const RnnKernels& kernel) {
 }
 
 RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
-  Call call;
-  fill_call(call, a);
+  Call call(a);
   Recurrence& p = call.p;
   const auto options = a.weight_hh[0].options();
   Tensor output = empty_large(call.s.output_shape(), options);
@@ -196,11 +196,8 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   check_stack<int64_t>(a, save);
   const size_t L = a.weight_hh.size();
   const OptionalTensor none;
-  std::vector<Call> calls(L);
-  const auto fill = [&](size_t l, const Tensor& x) {
-    fill_call(calls[l], layer_of(a, l, x, none));
-  };
-  fill(0, a.input);
+  std::deque<Call> calls;  // they stay where they are made
+  calls.emplace_back(layer_of(a, 0, a.input, none));
   const Recurrence& first = calls[0].p;
   const RecurrenceSizes& sizes = calls[0].s;
   const auto options = a.weight_hh[0].options();
@@ -222,7 +219,7 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   const size_t bytes = together ? kernel.stack_workspace(layers.data(), n, threads) : 0;
   Tensor outputs[2];
   for (size_t l = 0; l < L; ++l) {
-    if (l > 0) fill(l, outputs[(l - 1) % 2]);
+    if (l > 0) calls.emplace_back(layer_of(a, l, outputs[(l - 1) % 2], none));
     Tensor& output = outputs[l % 2];
     if (bytes > 0 || l < 2) output = empty_large(sizes.output_shape(), options);
     layers[l] = calls[l].p;
@@ -262,11 +259,8 @@ RecurrenceGradients packed_backward(Packing& packing, const RecurrenceResults& r
 
 RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
                                         const Wanted& wanted) {
-  BackwardCall call;
-  fill_call(call, a);
-  check_results<int64_t>(r, a, call.s, wanted);
-  call.prepare(r, a, wanted);
-  if (!call.empty()) {
+  BackwardCall call(r, a, wanted);
+  if (!call.s.empty()) {
     const RnnKernels& kernel = kernels_for(call.dtype);
     const int threads = threads_for(call.p, 3);
     // (The plan asks what is wanted, so results are allocated before it, in vain perhaps.)
@@ -278,7 +272,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
       kernel.backward(call.p, call.g, call.out, workspace.data(), worker);
     });
   }
-  return call.finish(a);
+  return call.gradients(a);
 }
 
 Tensor noise(const Tensor& keys, c10::SymInt T, c10::SymInt B, int64_t D, c10::SymInt H) {

@@ -1,5 +1,5 @@
-// What every call of the recurrence on the CPU asks first: which kernels, how many threads, and
-// whether its leak is one; and a call as it is prepared before it runs.
+// What every call of the recurrence on the CPU asks first: which kernels, and how many threads; and
+// a call that has been checked and prepared.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,20 +21,21 @@ int threads_for(const Recurrence& p, int products);
 int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& machine,
                  int threads);
 
+// A call whose arguments have been checked, and the struct that its kernel takes.
 struct Call : ParsedCall {
   Recurrence p;
-};
-void fill_call(Call& call, const RecurrenceArguments& a);
 
-// A call of the backward pass: its kernel is to be run unless it is empty, then it is finished.
+  explicit Call(const RecurrenceArguments& a);
+};
+
+// A call of the backward pass, with memory for its results: its kernel is run unless the call is
+// empty, and gradients() is asked once, after that.
 struct BackwardCall : Call {
   RecurrenceGrad g;
   RecurrenceGradOut out;
 
-  bool empty() const { return s.empty(); }
-  // After fill_call and check_results.
-  void prepare(const RecurrenceResults& r, const RecurrenceArguments& a, const Wanted& wanted);
-  RecurrenceGradients finish(const RecurrenceArguments& a);
+  BackwardCall(const RecurrenceResults& r, const RecurrenceArguments& a, const Wanted& wanted);
+  RecurrenceGradients gradients(const RecurrenceArguments& a);
 
  private:
   RecurrenceGradients grad_;

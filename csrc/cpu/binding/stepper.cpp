@@ -82,26 +82,26 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
   };
   const int64_t B = states_.size(2), H = states_.size(3);
   const int64_t width = given(weight_ih) && layers_.empty() ? weight_ih->size(-1) : H;
-  Layer layer;
-  layer.arguments = {.input = at::zeros({1, B, width}, states_.options()),  // a step has its own,
-                     .hx = states_[0].narrow(0, 0, 1),                      // of the same shape
-                     .weight_ih = listed(weight_ih, "weight_ih"),
-                     .weight_hh = listed(weight_hh, "weight_hh"),
-                     .bias_ih = copied(bias_ih, "bias_ih"),
-                     .bias_hh = copied(bias_hh, "bias_hh"),
-                     .alpha = copied(alpha, "alpha"),
-                     .form = std::string(form),
-                     .noise = copied(noise, "noise"),
-                     .noise_key = noise_key,
-                     .nonlinearity = std::string(nonlinearity)};
-  fill_call(layer.call, passed(layer.arguments));
-  Recurrence& call = layer.call.p;
-  layer.packed = empty_large({kernels_->shape.weight_bytes(call.I, call.H)}, at::kByte);
-  kernels_->pack(call, static_cast<char*>(layer.packed.data_ptr()));
-  call.packed = layer.packed.const_data_ptr();
-  call.weight_ih[0] = call.weight_hh[0] = nullptr;
-  layer.arguments.weight_ih = layer.arguments.weight_hh = {};
-  layers_.push_back(std::move(layer));
+  // Each step brings an input and a state of its own, of these shapes.
+  KeptArguments arguments{.input = at::zeros({1, B, width}, states_.options()),
+                          .hx = states_[0].narrow(0, 0, 1),
+                          .weight_ih = listed(weight_ih, "weight_ih"),
+                          .weight_hh = listed(weight_hh, "weight_hh"),
+                          .bias_ih = copied(bias_ih, "bias_ih"),
+                          .bias_hh = copied(bias_hh, "bias_hh"),
+                          .alpha = copied(alpha, "alpha"),
+                          .form = std::string(form),
+                          .noise = copied(noise, "noise"),
+                          .noise_key = noise_key,
+                          .nonlinearity = std::string(nonlinearity)};
+  Call call(passed(arguments));
+  Recurrence& p = call.p;
+  Tensor packed = empty_large({kernels_->shape.weight_bytes(p.I, p.H)}, at::kByte);
+  kernels_->pack(p, static_cast<char*>(packed.data_ptr()));
+  p.packed = packed.const_data_ptr();
+  p.weight_ih[0] = p.weight_hh[0] = nullptr;
+  arguments.weight_ih = arguments.weight_hh = {};
+  layers_.push_back({std::move(arguments), std::move(call), std::move(packed)});
 }
 
 int64_t Stepper::state_bytes() const { return inner_.nbytes() / 2; }
