@@ -27,6 +27,16 @@
 
 namespace py = pybind11;
 
+// As `reverse` comes from Python.
+template <>
+struct py::detail::type_caster<c10::List<bool>> {
+  PYBIND11_TYPE_CASTER(c10::List<bool>, const_name("list[bool]"));
+  bool load(handle source, bool) {
+    for (const handle each : source) value.push_back(each.cast<bool>());
+    return true;
+  }
+};
+
 namespace {
 
 // How an argument of an op comes from Python: whether it is of the op's type, and what the op is
@@ -137,43 +147,26 @@ at::Tensor tensor_of(py::handle object, const char* name) {
 
 // What the ops return without data, for rnnext/_fake.py, as functions of an op's arguments and
 // `batch`.
-template <class T>
-using FromList =
-    std::conditional_t<std::is_same_v<T, c10::List<bool>>, std::vector<bool>, rnnext::Kept<T>>;
-template <class T>
-rnnext::Kept<T> kept(FromList<T>&& value) {
-  if constexpr (std::is_same_v<T, at::TensorList>) {
-    return rnnext::as_passed(at::TensorList(value)).vec();
-  } else if constexpr (std::is_same_v<T, c10::List<bool>>) {
-    c10::List<bool> list;
-    for (const bool each : value) list.push_back(each);
-    return list;
-  } else {
-    return std::move(value);
-  }
-}
 template <class, class, class>
 struct Fakes;
 template <class... A, class... R, class... G>
 struct Fakes<rnnext::Types<void, A...>, rnnext::Types<void, R...>, rnnext::Types<void, G...>> {
   static void forward(py::module_& m, const char* name, decltype(rnnext::fake::recurrence)* fake) {
-    m.def(name, torch::wrap_pybind_function(
-                    [fake](FromList<A>... each, bool save, std::optional<c10::SymInt> batch) {
-                      const rnnext::KeptArguments a{kept<A>(std::move(each))...};
-                      return fake(passed(a), save, batch.value_or(0));
-                    }));
+    m.def(name, torch::wrap_pybind_function([fake](rnnext::Kept<A>... each, bool save,
+                                                   const std::optional<c10::SymInt>& batch) {
+            return fake({rnnext::as_passed<A>(each)...}, save, batch.value_or(0));
+          }));
   }
   static void backward(py::module_& m, const char* name,
                        decltype(rnnext::fake::recurrence_backward)* fake) {
-    m.def(name, torch::wrap_pybind_function([fake](FromList<R>... results, FromList<A>... each,
-                                                   rnnext::Recurrences::Mask mask,
-                                                   std::optional<c10::SymInt> batch) {
-            const rnnext::KeptResults r{kept<R>(std::move(results))...};
-            const rnnext::KeptArguments a{kept<A>(std::move(each))...};
-            const auto wanted = rnnext::wanted(mask);
-            auto g = rnnext::filled(fake(passed(r), passed(a), wanted, batch.value_or(0)),
-                                    a.weight_hh[0]);
-            return spread(g, [](auto&... each) { return std::make_tuple(each...); });
+    m.def(name,
+          torch::wrap_pybind_function([fake](rnnext::Kept<R>... results, rnnext::Kept<A>... each,
+                                             rnnext::Recurrences::Mask mask,
+                                             const std::optional<c10::SymInt>& batch) {
+            const rnnext::RecurrenceArguments a{rnnext::as_passed<A>(each)...};
+            return rnnext::Recurrences::returned(fake({rnnext::as_passed<R>(results)...}, a,
+                                                      rnnext::wanted(mask), batch.value_or(0)),
+                                                 a.weight_hh[0]);
           }));
   }
 };

@@ -156,15 +156,22 @@ Field<Type> initial(const Default& value = unset) {
 #define RNNEXT_ARGUMENT(type, name, place, value) Field<type> name = initial<Field, type>(value);
 #define RNNEXT_FIELD(type, name, ...) Field<type> name = initial<Field, type>();
 #define RNNEXT_PASS(type, name, ...) , s.name
-// A struct with a field for each item of a list. spread(s, f): f(field, field...)
-#define RNNEXT_STRUCT(Name, LIST, FIELD)                        \
-  template <template <class> class Field>                       \
-  struct Name {                                                 \
-    LIST(FIELD)                                                 \
-    template <class Self, class F>                              \
-    static decltype(auto) spread(Self& s, F&& f) {              \
-      return std::invoke(std::forward<F>(f) LIST(RNNEXT_PASS)); \
-    }                                                           \
+// A struct with a field for each item of a list. spread(s, f): f(field, field...). One that keeps
+// its fields can be passed as one that passes them, and must outlive it.
+#define RNNEXT_STRUCT(Name, LIST, FIELD)                                               \
+  template <template <class> class Field>                                              \
+  struct Name {                                                                        \
+    using AsKept = Name<Kept>;                                                         \
+    LIST(FIELD)                                                                        \
+    template <class Self, class F>                                                     \
+    static decltype(auto) spread(Self& s, F&& f) {                                     \
+      return std::invoke(std::forward<F>(f) LIST(RNNEXT_PASS));                        \
+    }                                                                                  \
+    operator Name<Passed>() const                                                      \
+      requires std::is_same_v<Name, AsKept>                                            \
+    {                                                                                  \
+      return spread(*this, [](const auto&... each) { return Name<Passed>{each...}; }); \
+    }                                                                                  \
   };
 RNNEXT_STRUCT(Arguments, RNNEXT_RECURRENCE_ARGUMENTS, RNNEXT_ARGUMENT)
 RNNEXT_STRUCT(Results, RNNEXT_RECURRENCE_RESULTS, RNNEXT_FIELD)
@@ -246,23 +253,13 @@ auto tensors_of(Field& field) {
   }
 }
 
-// The fields as a call passes them; the struct that keeps them must outlive the result.
-inline RecurrenceArguments passed(const KeptArguments& a) {
-  return spread(a, [](const auto&... each) { return RecurrenceArguments{each...}; });
-}
-inline const RecurrenceArguments& passed(const RecurrenceArguments& a) { return a; }
-inline RecurrenceResults passed(const KeptResults& r) {
-  return spread(r, [](const auto&... each) { return RecurrenceResults{each...}; });
-}
-inline const RecurrenceResults& passed(const RecurrenceResults& r) { return r; }
-
-template <class Struct, class PassedStruct>
-Struct kept_as(const PassedStruct& of) {
-  Struct s;
+// The struct that keeps what another passes.
+template <class Struct>
+typename Struct::AsKept kept(const Struct& of) {
+  typename Struct::AsKept s;
   const auto keep = [](auto& to, const auto& from) {
-    const auto tensors = tensors_of(from);
     if constexpr (std::is_same_v<decltype(to), std::vector<Tensor>&>) {
-      to.assign(tensors.begin(), tensors.end());
+      to = from.vec();
     } else {
       to = from;
     }
@@ -270,8 +267,6 @@ Struct kept_as(const PassedStruct& of) {
   zip(keep, s, of);
   return s;
 }
-inline KeptArguments kept(const RecurrenceArguments& a) { return kept_as<KeptArguments>(a); }
-inline KeptResults kept(const RecurrenceResults& r) { return kept_as<KeptResults>(r); }
 
 // The fields with f(tensor) in place of each tensor.
 template <class Struct, class F>

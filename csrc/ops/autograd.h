@@ -24,31 +24,26 @@ namespace rnnext {
 
 using torch::autograd::variable_list;
 
-template <class Argument>
-bool needs_grad(const Argument& argument) {
-  return std::ranges::any_of(tensors_of(argument),
-                             [](const Tensor& t) { return t.requires_grad(); });
-}
-template <class... T>
-bool records(const T&... arguments) {
-  return at::GradMode::is_enabled() && (needs_grad(arguments) || ...);
-}
-
+inline bool needs_grad(const Tensor& t) { return t.requires_grad(); }
+// Whether autograd records what is made of a tensor.
+inline bool is_recorded(const Tensor& t) { return at::GradMode::is_enabled() && needs_grad(t); }
 // Whether a tensor has a tangent of forward mode.
 inline bool is_dual(const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); }
-template <class... T>
-bool any_dual(const T&... arguments) {
-  return (std::ranges::any_of(tensors_of(arguments), is_dual) || ...);
-}
 
-// The same of the tensors in structs.
+// Whether one of the tensors in a struct's fields is such.
+template <bool is_such(const Tensor&), class Struct>
+bool any_tensor(const Struct& s) {
+  return spread(s, [&](const auto&... each) {
+    return (std::ranges::any_of(tensors_of(each), is_such) || ...);
+  });
+}
 template <class... Struct>
 bool any_recorded(const Struct&... s) {
-  return (spread(s, [](const auto&... each) { return records(each...); }) || ...);
+  return at::GradMode::is_enabled() && (any_tensor<needs_grad>(s) || ...);
 }
 template <class... Struct>
-bool any_dual_in(const Struct&... s) {
-  return (spread(s, [](const auto&... each) { return any_dual(each...); }) || ...);
+bool any_dual(const Struct&... s) {
+  return (any_tensor<is_dual>(s) || ...);
 }
 
 // A tensor without its tangent, and the tangent, undefined where there is none.

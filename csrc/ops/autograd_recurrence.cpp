@@ -55,7 +55,7 @@ constexpr bool kEnsemble = std::is_same_v<Op, EnsembleOp>;
 // Whether the derivative of the backward pass needs a loop that runs forward again.
 template <class Arguments>
 bool runs_again(const Arguments& a) {
-  return !a.alpha.empty() || any_dual_in(a);
+  return !a.alpha.empty() || any_dual(a);
 }
 
 template <class Op>
@@ -70,7 +70,7 @@ struct ForwardFunction {
   static typename Op::Results forward(const RecurrenceArguments& a,
                                       const RecurrenceArguments& whole, bool save) {
     const auto node = node_of<ForwardFunction>(flattened(a));
-    const bool reads_more = reads_saved(form_of(a), needs_grad(a.alpha));
+    const bool reads_more = reads_saved(form_of(a), std::ranges::any_of(a.alpha, needs_grad));
     auto [output, h_n, saved] = [&] {
       at::AutoDispatchBelowADInplaceOrView guard;
       return call_forward<Op>(a, save || reads_more);
@@ -100,7 +100,7 @@ struct ForwardFunction {
     r.grad_output = grad[0];
     r.grad_h_n = grad[1];
     // The output was saved without its tangent.
-    if (any_dual_in(s)) r.output = std::get<0>(call_forward<Op>(s));
+    if (any_dual(s)) r.output = std::get<0>(call_forward<Op>(s));
     const bool unread = s.alpha.empty();
     const size_t biases = s.bias_ih.size();
     if (unread) s.bias_ih = s.bias_hh = {};
@@ -164,7 +164,7 @@ struct BackwardFunction {
     };
     r = with_each(std::move(r), watch);
     s = with_each(std::move(s), watch);
-    const variable_list results = flattened(backward_loop(passed(r), passed(s), wanted));
+    const variable_list results = flattened(backward_loop(r, s, wanted));
     const variable_list grads = gradients_of(results, cotangents, watched, recorded);
     auto next = grads.begin();
     auto was_watched = is_watched.begin();
@@ -194,7 +194,7 @@ namespace {
 
 template <class Op>
 typename Op::Results recurrence(const RecurrenceArguments& a, bool save) {
-  const bool recorded = any_recorded(a), dual = any_dual_in(a);
+  const bool recorded = any_recorded(a), dual = any_dual(a);
   if (!recorded && !dual) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward<Op>(a, save);
@@ -210,7 +210,7 @@ typename Op::Results recurrence(const RecurrenceArguments& a, bool save) {
   } else {
     // The results are the kernels', and their tangents those of the loop's results.
     const KeptArguments primals = with_each(kept(a), primal);
-    typename Op::Results results = primal_call(passed(primals));
+    typename Op::Results results = primal_call(primals);
     const typename Op::Results by_loop = recurrence_loop(a);
     set_tangent(std::get<0>(results), tangent(std::get<0>(by_loop)));
     set_tangent(std::get<1>(results), tangent(std::get<1>(by_loop)));
@@ -221,7 +221,7 @@ typename Op::Results recurrence(const RecurrenceArguments& a, bool save) {
 template <class Op>
 RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
                                         const Wanted& wanted) {
-  const bool dual = any_dual_in(r, a);
+  const bool dual = any_dual(r, a);
   if (!dual && !any_recorded(r, a)) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_backward<typename Op::Backward>(r, a, wanted);
@@ -232,7 +232,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
 
 // A stack runs layer by layer where a gradient is wanted.
 RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) {
-  if (any_recorded(a) || any_dual_in(a)) return layer_by_layer(a, save);
+  if (any_recorded(a) || any_dual(a)) return layer_by_layer(a, save);
   at::AutoDispatchBelowADInplaceOrView guard;
   return call_forward<RecurrenceStackOp>(a, save);
 }
@@ -293,7 +293,7 @@ struct CellFunction {
 };
 
 Tensor cell(const CellArguments& a) {
-  if (any_dual_in(a)) return rnn_cell(a);
+  if (any_dual(a)) return rnn_cell(a);
   if (any_recorded(a)) return CellFunction::forward(a);
   at::AutoDispatchBelowADInplaceOrView guard;
   return rnn_cell(a);

@@ -22,22 +22,13 @@ struct EmbeddingFunction {
   static constexpr const char* name = "EmbeddingBackward";
   static constexpr bool is_traceable = false;
 
-  static Tensor forward(const Tensor& weight, const Tensor& indices, int64_t padding_idx,
-                        bool scale_grad_by_freq, bool sparse) {
-    const auto node = node_of<EmbeddingFunction>({weight});
-    Tensor rows;
-    {
-      at::AutoDispatchBelowADInplaceOrView guard;
-      rows = call_op<EmbeddingOp>(weight, indices, padding_idx, scale_grad_by_freq, sparse);
-    }
-    auto& data = node->ctx_.saved_data;
+  static void save(AutogradContext& ctx, const Tensor& weight, int64_t padding_idx,
+                   bool scale_grad_by_freq, bool sparse) {
     // The size, not the table, which may change in place before the backward pass, as in torch.
-    data["num_weights"] = weight.sym_size(0);
-    data["padding_idx"] = padding_idx;
-    data["scale_grad_by_freq"] = scale_grad_by_freq;
-    data["sparse"] = sparse;
-    record(node, {rows}, {indices});
-    return rows;
+    ctx.saved_data["num_weights"] = weight.sym_size(0);
+    ctx.saved_data["padding_idx"] = padding_idx;
+    ctx.saved_data["scale_grad_by_freq"] = scale_grad_by_freq;
+    ctx.saved_data["sparse"] = sparse;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
@@ -77,19 +68,10 @@ struct EmbeddingBackwardFunction {
   static constexpr const char* name = "EmbeddingBackwardBackward";
   static constexpr bool is_traceable = false;
 
-  static Tensor forward(const Tensor& grad, const Tensor& indices, const c10::SymInt& num_weights,
-                        int64_t padding_idx, bool scale_grad_by_freq) {
-    const auto node = node_of<EmbeddingBackwardFunction>({grad});
-    Tensor sums;
-    {
-      at::AutoDispatchBelowADInplaceOrView guard;
-      sums =
-          call_op<EmbeddingBackwardOp>(grad, indices, num_weights, padding_idx, scale_grad_by_freq);
-    }
-    node->ctx_.saved_data["padding_idx"] = padding_idx;
-    node->ctx_.saved_data["scale_grad_by_freq"] = scale_grad_by_freq;
-    record(node, {sums}, {indices});
-    return sums;
+  static void save(AutogradContext& ctx, const Tensor&, const c10::SymInt&, int64_t padding_idx,
+                   bool scale_grad_by_freq) {
+    ctx.saved_data["padding_idx"] = padding_idx;
+    ctx.saved_data["scale_grad_by_freq"] = scale_grad_by_freq;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
@@ -110,25 +92,29 @@ struct EmbeddingBackwardFunction {
   }
 };
 
-// An op that is linear in its first argument, recorded by Function if need be: its tangent is the
-// op of the argument's.
+// An op that is linear in its first argument: its tangent is the op of the argument's. Where it is
+// to be recorded, it is as Function, which saves what its backward pass needs besides the indices.
 template <class Op, class Function, class... Rest>
-Tensor linear(const Tensor& of, const Rest&... rest) {
-  const bool recorded = records(of);
-  const auto call = [&](const Tensor& t) {
-    if (recorded) return Function::forward(t, rest...);
+Tensor linear(const Tensor& of, const Tensor& indices, const Rest&... rest) {
+  const Tensor plain = primal(of);
+  const bool recorded = is_recorded(of);
+  const auto node = recorded ? node_of<Function>({plain}) : nullptr;
+  Tensor result;
+  {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return call_op<Op>(t, rest...);
-  };
-  if (!is_dual(of)) return call(of);
-  const Tensor result = call(primal(of));
-  set_tangent(result, call_op<Op>(tangent(of), rest...));
+    result = call_op<Op>(plain, indices, rest...);
+  }
+  if (recorded) {
+    Function::save(node->ctx_, plain, rest...);
+    record(node, {result}, {indices});
+  }
+  if (is_dual(of)) set_tangent(result, call_op<Op>(tangent(of), indices, rest...));
   return result;
 }
 
 Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t padding_idx,
                  bool scale_grad_by_freq, bool sparse) {
-  TORCH_CHECK(!(records(weight) && weight.is_complex()),
+  TORCH_CHECK(!(is_recorded(weight) && weight.is_complex()),
               "embedding does not support automatic differentiation for outputs with complex "
               "dtype.");
   return linear<EmbeddingOp, EmbeddingFunction>(weight, indices, padding_idx, scale_grad_by_freq,

@@ -11,26 +11,21 @@ namespace rnnext {
 
 // The arguments, or the results, of each of M members.
 template <class Struct>
-std::vector<Struct> members_of(const Struct& whole, int64_t M) {
+std::vector<typename Struct::AsKept> members_of(const Struct& of, int64_t M) {
+  const auto whole = kept(of);
   std::vector<std::vector<Tensor>> each;
   with_each(whole, [&](const Tensor& t) {
     check_member(t, M);
     each.push_back(t.unbind(0));
     return t;
   });
-  std::vector<Struct> members;
+  std::vector<typename Struct::AsKept> members;
   members.reserve(M);
   for (int64_t m = 0; m < M; ++m) {
     size_t i = 0;
     members.push_back(with_each(whole, [&](const Tensor&) { return each[i++][m]; }));
   }
   return members;
-}
-inline std::vector<KeptArguments> members_of(const RecurrenceArguments& a) {
-  return members_of(kept(a), check_members<int64_t>(a));
-}
-inline std::vector<KeptResults> members_of(const RecurrenceResults& r, int64_t M) {
-  return members_of(kept(r), M);
 }
 
 // What the call of all members returns, from what each one's does.
@@ -55,17 +50,18 @@ Struct stacked(const std::vector<Struct>& each) {
 // The ensemble's ops as the members' calls in a row.
 inline RecurrenceOp::Results ensemble_in_turn(const RecurrenceArguments& a, bool save) {
   std::vector<RecurrenceOp::Results> each;
-  for (const KeptArguments& member : members_of(a))
+  for (const KeptArguments& member : members_of(a, check_members<int64_t>(a)))
     each.push_back(call_forward<RecurrenceOp>(member, save));
   return stacked(each);
 }
 inline RecurrenceGradients ensemble_backward_in_turn(const RecurrenceResults& r,
                                                      const RecurrenceArguments& a,
                                                      const Wanted& wanted) {
-  const std::vector<KeptArguments> members = members_of(a);
-  const std::vector<KeptResults> results = members_of(r, static_cast<int64_t>(members.size()));
+  const auto M = check_members<int64_t>(a);
+  const std::vector<KeptArguments> members = members_of(a, M);
+  const std::vector<KeptResults> results = members_of(r, M);
   std::vector<RecurrenceGradients> each;
-  for (size_t m = 0; m < members.size(); ++m)
+  for (int64_t m = 0; m < M; ++m)
     each.push_back(call_backward<RecurrenceBackwardOp>(results[m], members[m], wanted));
   return stacked(each);
 }

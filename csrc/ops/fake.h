@@ -61,8 +61,8 @@ inline RecurrenceGradients recurrence_backward(const RecurrenceResults& r,
 
 // The first member's part of an ensemble's arguments or results.
 template <class Struct>
-Struct first_of(const Struct& whole, const c10::SymInt& M) {
-  return with_each(whole, [&](const Tensor& t) {
+typename Struct::AsKept first_of(const Struct& whole, const c10::SymInt& M) {
+  return with_each(kept(whole), [&](const Tensor& t) {
     check_member(t, M);
     return t.select(0, 0);
   });
@@ -81,16 +81,14 @@ Struct of_members(Struct one, const c10::SymInt& M) {
 inline RecurrenceOp::Results recurrence_ensemble(const RecurrenceArguments& a, bool save,
                                                  const c10::SymInt& batch) {
   const auto M = check_members<c10::SymInt>(a);
-  return of_members(recurrence(passed(first_of(kept(a), M)), save, batch), M);
+  return of_members(recurrence(first_of(a, M), save, batch), M);
 }
 inline RecurrenceGradients recurrence_ensemble_backward(const RecurrenceResults& r,
                                                         const RecurrenceArguments& a,
                                                         const Wanted& wanted,
                                                         const c10::SymInt& batch) {
   const auto M = check_members<c10::SymInt>(a);
-  return of_members(recurrence_backward(passed(first_of(kept(r), M)), passed(first_of(kept(a), M)),
-                                        wanted, batch),
-                    M);
+  return of_members(recurrence_backward(first_of(r, M), first_of(a, M), wanted, batch), M);
 }
 
 }  // namespace rnnext::fake

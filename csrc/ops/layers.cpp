@@ -27,7 +27,7 @@ namespace rnnext {
 namespace {
 
 // Whether the op for a whole stack of layers, which is the CPU's and has no gradient, can take it.
-bool stackable(const Tensor& t) { return t.is_cpu() && !records(t) && !is_dual(t); }
+bool stackable(const Tensor& t) { return t.is_cpu() && !is_recorded(t) && !is_dual(t); }
 
 // Whether a transform of torch.func holds it.
 bool transformed(const Tensor& t) {
@@ -300,7 +300,7 @@ std::tuple<Tensor, Tensor> run(const RnnArguments& a) {
 // Where nothing is recorded, none of the operations below needs to ask again.
 std::tuple<Tensor, Tensor> run_under_autograd(const RnnArguments& a) {
   std::optional<at::AutoDispatchBelowADInplaceOrView> below;
-  if (!any_recorded(a) && !any_dual_in(a)) below.emplace();
+  if (!any_recorded(a) && !any_dual(a)) below.emplace();
   return run(a);
 }
 

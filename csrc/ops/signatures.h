@@ -34,44 +34,28 @@ inline bool stands_for_none(TensorList list) { return list.size() == 1 && list[0
 // traces.
 template <class Struct, class F>
 auto as_traced(const Struct& s, const Tensor& like, const F& f) {
-  auto shown = passed(s);
-  if (!c10::impl::TorchDispatchModeTLS::any_modes_set()) return f(shown);
+  if (!c10::impl::TorchDispatchModeTLS::any_modes_set()) return f(s);
+  Struct shown = s;
   const Tensor none = like.new_empty({0, 0, 0, 0, 0, 0});
   const auto show = [&](auto& field) {
     if constexpr (std::is_same_v<decltype(field), TensorList&>)
       if (field.empty()) field = none;
   };
-  spread(shown, [&](auto&... each) { (show(each), ...); });
+  zip(show, shown);
   return f(shown);
 }
 
+// An argument of type T as a kernel takes it.
 template <class T>
-const T& as_passed(const T& value) {
+Passed<T> as_passed(Passed<T> value) {
+  if constexpr (std::is_same_v<T, TensorList>)
+    if (stands_for_none(value)) return {};
   return value;
-}
-inline TensorList as_passed(const TensorList& list) {
-  return stands_for_none(list) ? TensorList() : list;
 }
 
 template <class Mask>
 Wanted wanted(const Mask& output_mask) {
   return std::apply([](auto... want) { return Wanted{want...}; }, output_mask);
-}
-
-// What a kernel leaves out, a gradient that is not wanted or not there, is returned as an empty
-// tensor. (A plain one on the CPU is made without the dispatcher, in a tenth of the time.)
-inline RecurrenceGradients filled(RecurrenceGradients g, const Tensor& like) {
-  const auto absent = [&] {
-    return like.is_cpu() && !at::isTensorSubclassLike(like)
-               ? Tensor(at::detail::empty_cpu({0}, like.scalar_type()))
-               : like.new_empty({0});
-  };
-  const auto fill = [&](auto& field) {
-    for (Tensor& t : tensors_of(field))
-      if (!t.defined()) t = absent();
-  };
-  zip(fill, g);
-  return g;
 }
 
 template <class, class, class>
@@ -86,18 +70,33 @@ struct RecurrenceTypes<Types<void, A...>, Types<void, R...>, Types<void, G...>> 
   using Mask = std::array<bool, sizeof...(G)>;
   using BackwardSignature = Backward(Passed<R>..., Passed<A>..., Mask output_mask);
 
+  // A kernel's gradients as an op returns them. One that is left out, since it is not wanted or not
+  // there, is an empty tensor. (A plain one on the CPU is made without the dispatcher, in a tenth
+  // of the time.)
+  static Backward returned(RecurrenceGradients g, const Tensor& like) {
+    const auto absent = [&] {
+      return like.is_cpu() && !at::isTensorSubclassLike(like)
+                 ? Tensor(at::detail::empty_cpu({0}, like.scalar_type()))
+                 : like.new_empty({0});
+    };
+    const auto fill = [&](auto& field) {
+      for (Tensor& t : tensors_of(field))
+        if (!t.defined()) t = absent();
+    };
+    zip(fill, g);
+    return spread(g, [](auto&... gradient) { return Backward{std::move(gradient)...}; });
+  }
+
   // What to register for kernels that take structs.
   template <auto kernel>
   static Forward forward(Passed<A>... each, bool save) {
-    return kernel(RecurrenceArguments{as_passed(each)...}, save);
+    return kernel(RecurrenceArguments{as_passed<A>(each)...}, save);
   }
   template <auto kernel>
   static Backward backward(Passed<R>... results, Passed<A>... each, Mask output_mask) {
-    const RecurrenceArguments a{as_passed(each)...};
-    RecurrenceGradients g =
-        kernel(RecurrenceResults{as_passed(results)...}, a, wanted(output_mask));
-    g = filled(std::move(g), a.weight_hh[0]);
-    return spread(g, [](auto&... gradient) { return Backward{std::move(gradient)...}; });
+    const RecurrenceArguments a{as_passed<A>(each)...};
+    return returned(kernel(RecurrenceResults{as_passed<R>(results)...}, a, wanted(output_mask)),
+                    a.weight_hh[0]);
   }
 };
 using Recurrences = RecurrenceTypes<ArgumentTypes, ResultTypes, GradientTypes>;
@@ -184,14 +183,15 @@ decltype(auto) call_op(const T&... arguments) {
   return op.call(arguments...);
 }
 
-template <class Op, class Arguments>
-typename Op::Results call_forward(const Arguments& a, bool save = false) {
+template <class Op>
+typename Op::Results call_forward(const RecurrenceArguments& a, bool save = false) {
   return as_traced(a, a.input, [&](const auto& shown) {
     return spread(shown, [&](const auto&... each) { return call_op<Op>(each..., save); });
   });
 }
-template <class Op, class Results, class Arguments>
-RecurrenceGradients call_backward(const Results& r, const Arguments& a, const Wanted& wanted) {
+template <class Op>
+RecurrenceGradients call_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
+                                  const Wanted& wanted) {
   const auto mask = spread(wanted, [](auto... want) { return Recurrences::Mask{want...}; });
   const auto call = [&](const auto& results, const auto& arguments) {
     return spread(results, [&](const auto&... result) {

@@ -50,10 +50,10 @@ at::DimVector of_members(int64_t M, at::IntArrayRef shape) {
 }
 
 RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
-  const std::vector<KeptArguments> members = members_of(a);
-  const auto M = static_cast<int64_t>(members.size());
+  const auto M = check_members<int64_t>(a);
+  const std::vector<KeptArguments> members = members_of(a, M);
   std::deque<Call> calls;  // they stay where they are made
-  for (const KeptArguments& member : members) calls.emplace_back(passed(member));
+  for (const KeptArguments& member : members) calls.emplace_back(member);
   const Call& first = calls[0];
   const Recurrence& one = first.p;
   const auto options = a.weight_hh[0].options();
@@ -87,12 +87,11 @@ RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
 
 RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
                                       const Wanted& wanted) {
-  const std::vector<KeptArguments> members = members_of(a);
-  const auto M = static_cast<int64_t>(members.size());
+  const auto M = check_members<int64_t>(a);
+  const std::vector<KeptArguments> members = members_of(a, M);
   const std::vector<KeptResults> results = members_of(r, M);
   std::deque<BackwardCall> calls;
-  for (int64_t m = 0; m < M; ++m)
-    calls.emplace_back(passed(results[m]), passed(members[m]), wanted);
+  for (int64_t m = 0; m < M; ++m) calls.emplace_back(results[m], members[m], wanted);
   const BackwardCall& first = calls[0];
   if (!first.s.empty()) {
     const RnnKernels& kernel = kernels_for(first.dtype);
@@ -106,7 +105,7 @@ RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const Recurren
         });
   }
   std::vector<RecurrenceGradients> gradients;
-  for (int64_t m = 0; m < M; ++m) gradients.push_back(calls[m].gradients(passed(members[m])));
+  for (int64_t m = 0; m < M; ++m) gradients.push_back(calls[m].gradients(members[m]));
   return stacked(gradients);
 }
 

@@ -47,14 +47,14 @@ std::optional<Packing> Packing::of(const Recurrence& p, const RecurrenceGradOut&
   return packing;
 }
 
-RecurrenceArguments Packing::arguments(const RecurrenceArguments& a) {
-  arguments_ = kept(a);
-  Tensor& rows = given(a.index) ? *arguments_.index : arguments_.input;
+KeptArguments Packing::arguments(const RecurrenceArguments& a) const {
+  KeptArguments packed = kept(a);
+  Tensor& rows = given(a.index) ? *packed.index : packed.input;
   rows = pack(rows);
-  if (given(a.hx)) arguments_.hx = pack_states(*a.hx);
-  arguments_.lengths.reset();
-  arguments_.batch_sizes = batch_sizes_;
-  return passed(arguments_);
+  if (given(a.hx)) packed.hx = pack_states(*a.hx);
+  packed.lengths.reset();
+  packed.batch_sizes = batch_sizes_;
+  return packed;
 }
 
 Recurrence Packing::planned(Recurrence p) const {

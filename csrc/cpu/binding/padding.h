@@ -19,8 +19,8 @@ class Packing {
   static std::optional<Packing> of(const Recurrence& p, const RecurrenceGradOut& out,
                                    const KernelShape& shape, const Machine& machine, int threads);
 
-  // The same call of the packed batch, and what a plan asks of it. They refer to this object.
-  RecurrenceArguments arguments(const RecurrenceArguments& a);
+  // The same call of the packed batch, and what a plan asks of it, which refers to this object.
+  KeptArguments arguments(const RecurrenceArguments& a) const;
   Recurrence planned(Recurrence p) const;
 
   // Rows [T,B,..] of the batch, packed: [N,..].
@@ -38,7 +38,6 @@ class Packing {
   std::vector<int64_t> lengths_;  // of the sequences that have steps, longest first
   Tensor order_, rows_;           // which these are; t * B + b of each packed row
   Tensor batch_sizes_;
-  KeptArguments arguments_;  // what arguments() refers to
 };
 
 }  // namespace rnnext

@@ -243,7 +243,7 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
 RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
                                         const Wanted& wanted);
 
-RecurrenceGradients packed_backward(Packing& packing, const RecurrenceResults& r,
+RecurrenceGradients packed_backward(const Packing& packing, const RecurrenceResults& r,
                                     const RecurrenceArguments& a, const Wanted& wanted) {
   const auto packed = [&](const OptionalTensor& rows) {
     return given(rows) ? OptionalTensor(packing.pack(*rows)) : std::nullopt;
@@ -251,7 +251,7 @@ RecurrenceGradients packed_backward(Packing& packing, const RecurrenceResults& r
   KeptResults own{.grad_output = packed(r.grad_output), .output = packing.pack(r.output)};
   if (given(r.grad_h_n)) own.grad_h_n = packing.pack_states(*r.grad_h_n);
   for (const Tensor& rows : r.saved) own.saved.push_back(packing.pack(rows));
-  RecurrenceGradients grad = recurrence_backward(passed(own), packing.arguments(a), wanted);
+  RecurrenceGradients grad = recurrence_backward(own, packing.arguments(a), wanted);
   if (wanted.input && !given(a.index)) grad.input = packing.unpack(grad.input);
   if (wanted.hx) grad.hx = packing.unpack_states(grad.hx, r.grad_h_n);  // without steps h_n is hx
   return grad;
@@ -264,7 +264,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
     const RnnKernels& kernel = kernels_for(call.dtype);
     const int threads = threads_for(call.p, 3);
     // (The plan asks what is wanted, so results are allocated before it, in vain perhaps.)
-    if (std::optional<Packing> packing =
+    if (const std::optional<Packing> packing =
             Packing::of(call.p, call.out, kernel.shape, this_machine(), threads))
       return packed_backward(*packing, r, a, wanted);
     Workspace workspace(kernel.backward_workspace(call.p, call.out, threads));

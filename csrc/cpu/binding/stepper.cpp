@@ -94,7 +94,7 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
                           .noise = copied(noise, "noise"),
                           .noise_key = noise_key,
                           .nonlinearity = std::string(nonlinearity)};
-  Call call(passed(arguments));
+  Call call(arguments);
   Recurrence& p = call.p;
   Tensor packed = empty_large({kernels_->shape.weight_bytes(p.I, p.H)}, at::kByte);
   kernels_->pack(p, static_cast<char*>(packed.data_ptr()));
