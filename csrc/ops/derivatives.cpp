@@ -278,24 +278,27 @@ std::pair<Tensor, Tensor> direction_loop(const Rectangle& call, int64_t d, const
   return {T > 0 ? at::stack(outputs) : x, state};
 }
 
-// Output and h_n. Where bias_hh is empty, bias_ih is the sum of both.
-std::pair<Tensor, Tensor> loop(const KeptArguments& s) {
-  const Rectangle call(s);
+}  // namespace
+
+RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a) {
+  const Rectangle call(kept(a));
   const Tensor input = call.input(), noise = call.noise();
   variable_list outputs, last;
   for (int64_t d = 0; d < call.D; ++d) {
-    Tensor x = s.weight_ih.empty() ? call.of(input, d) : input.matmul(s.weight_ih[d].t());
-    if (!s.bias_ih.empty()) x = x + s.bias_ih[d];
-    if (!s.bias_hh.empty()) x = x + s.bias_hh[d];
+    Tensor x = a.weight_ih.empty() ? call.of(input, d) : input.matmul(a.weight_ih[d].t());
+    if (!a.bias_ih.empty()) x = x + a.bias_ih[d];
+    if (!a.bias_hh.empty()) x = x + a.bias_hh[d];
     if (noise.defined()) x = x + call.of(noise, d);
     auto [output, h_n] = direction_loop(call, d, x);
     outputs.push_back(std::move(output));
     last.push_back(std::move(h_n));
   }
-  return {call.drop(at::cat(outputs, -1)), at::stack(last)};
+  return {call.drop(at::cat(outputs, -1)), at::stack(last), {}};
 }
 
-// The same of a leak.
+namespace {
+
+// The gradients of a call with a leak.
 RecurrenceGradients through_loop(const RecurrenceResults& r, const RecurrenceArguments& a,
                                  const Wanted& wanted) {
   const bool recorded = at::GradMode::is_enabled();
@@ -303,7 +306,7 @@ RecurrenceGradients through_loop(const RecurrenceResults& r, const RecurrenceArg
   KeptArguments s = kept(a);
   const Rectangle call(s);
   const auto options = s.weight_hh[0].options();
-  // Both biases have one gradient.
+  // Both biases have one gradient: that of their sum, in the place of the first.
   for (size_t d = 0; d < s.bias_hh.size(); ++d) s.bias_ih[d] = s.bias_ih[d] + s.bias_hh[d];
   s.bias_hh.clear();
   // A gradient may be wanted of an argument that is not given.
@@ -319,7 +322,7 @@ RecurrenceGradients through_loop(const RecurrenceResults& r, const RecurrenceArg
       },
       s, wanted);
 
-  const auto [output, h_n] = loop(s);
+  const auto [output, h_n, _] = recurrence_loop(s);
   const variable_list grads =
       gradients_of({output, h_n}, {r.grad_output.value_or(Tensor()), r.grad_h_n.value_or(Tensor())},
                    watched, recorded);
@@ -352,11 +355,6 @@ Tensor Watched::operator()(const Tensor& t) {
   }
   tensors.push_back(own);
   return own;
-}
-
-RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a) {
-  auto [output, h_n] = loop(kept(a));
-  return {std::move(output), std::move(h_n), {}};
 }
 
 RecurrenceGradients backward_loop(const RecurrenceResults& r, const RecurrenceArguments& a,

@@ -247,13 +247,13 @@ class MappedCalls {
   // own rows.
   RecurrenceGradients of_each(const KeptResults& r, const Wanted& wanted) const {
     const KeptArguments all = batch();
-    KeptArguments ready = all;
-    ready.input = r.output;  // which the op does not read
-    ready.weight_ih = {};
+    KeptArguments precomputed = all;
+    precomputed.input = r.output;  // any rows will do: the op does not read these
+    precomputed.weight_ih = {};
     Wanted of_rows;
     of_rows.input = true;
     of_rows.hx = wanted.hx;
-    const RecurrenceGradients g = call_backward<RecurrenceBackwardOp>(r, ready, of_rows);
+    const RecurrenceGradients g = call_backward<RecurrenceBackwardOp>(r, precomputed, of_rows);
 
     RecurrenceGradients each;
     if (wanted.input) {

@@ -54,19 +54,14 @@ auto with_data(const Tensor& indices, const F& f) {
                                             : f(indices.const_data_ptr<int32_t>());
 }
 
-// Position of the first index outside [0, rows), or -1.
-template <class Index>
-int64_t first_outside(const Index* index, int64_t n, int64_t rows) {
-  for (int64_t i = 0; i < n; ++i)
-    if (static_cast<uint64_t>(static_cast<int64_t>(index[i])) >= static_cast<uint64_t>(rows))
-      return i;
-  return -1;
-}
-
 template <class Index>
 void check_bounds(const Index* index, const Tensor& indices, int64_t rows) {
-  const int64_t at = first_outside(index, indices.numel(), rows);
-  if (at >= 0) throw_out_of_range(indices, at, index[at], rows);
+  for (int64_t i = 0, n = indices.numel(); i < n; ++i) {
+    const int64_t row = index[i];
+    // One comparison: what is negative is too large without its sign.
+    if (static_cast<uint64_t>(row) >= static_cast<uint64_t>(rows))
+      throw_out_of_range(indices, i, row, rows);
+  }
 }
 
 template <class Index>

@@ -1,7 +1,6 @@
 // Ensembles on the CPU: each member is a call of its own, a member a thread.
 #include "ops/ensemble.h"
 
-#include <ATen/core/DimVector.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -43,12 +42,6 @@ void run_members(int64_t M, int alone, const Bytes& bytes, const Run& run) {
   }
 }
 
-at::DimVector of_members(int64_t M, at::IntArrayRef shape) {
-  at::DimVector all(shape.begin(), shape.end());
-  all.insert(all.begin(), M);
-  return all;
-}
-
 RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
   const auto M = check_members<int64_t>(a);
   const std::vector<KeptArguments> members = members_of(a, M);
@@ -57,7 +50,8 @@ RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
   const Call& first = calls[0];
   const Recurrence& one = first.p;
   const auto options = a.weight_hh[0].options();
-  const at::DimVector rows = of_members(M, first.s.output_shape());
+  auto rows = first.s.output_shape();
+  rows.insert(rows.begin(), M);
   const Tensor output = empty_large(rows, options);
   const Tensor h_n = empty_large({M, one.D, one.B, one.H}, options);
   std::vector<Tensor> saved;
