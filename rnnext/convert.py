@@ -6,10 +6,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
+from torch.nn.utils.rnn import PackedSequence
 
-from rnnext import _C
+from rnnext import _C, _deploy
 from rnnext._deploy import class_of, name_of
-from rnnext._layers import Lengths, as_lengths
+from rnnext._layers import Lengths, as_lengths, refuse_shape
 from rnnext.embedding import Embedding
 from rnnext.embedding_rnn import EmbeddingRNN
 from rnnext.rnn import RNN, RNNCell
@@ -27,6 +29,8 @@ class LengthsRNN(nn.RNN):
     Past the end of a row steps are computed and thrown away.
     """
 
+    __prepare_scriptable__ = _deploy.refuse_script
+
     def forward(  # type: ignore[override]
         self, input: Tensor, hx: Tensor | None = None, lengths: Lengths | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -34,22 +38,28 @@ class LengthsRNN(nn.RNN):
         if lengths is None:
             output, h_n = super().forward(input, hx)
             return output, h_n
+        if isinstance(input, PackedSequence) or input.dim() != 3:
+            raise ValueError(
+                "lengths needs a 3-D input: one sequence or a packed input has its own"
+            )
         x = input.transpose(0, 1) if self.batch_first else input
-        lengths = as_lengths(lengths, x.device)
+        lengths = _checked(lengths, x)
+        directions = 2 if self.bidirectional else 1
+        if hx is None:
+            hx = x.new_zeros(directions * self.num_layers, x.shape[1], self.hidden_size)
+        self.check_forward_args(input, hx, None)
         steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
         exists = (steps < lengths).unsqueeze(2)
         last = (lengths - 1).clamp(min=0)
         turned = torch.where(exists, (last - steps).unsqueeze(2), 0)  # each row from its own end
         one_layer = torch._VF.rnn_tanh if self.nonlinearity == "tanh" else torch._VF.rnn_relu
-        directions = 2 if self.bidirectional else 1
         states: list[Tensor] = []
         while len(states) < directions * self.num_layers:
             outputs = []
             for turn in [False, True][:directions]:
                 weights: list[Any] = self.all_weights[len(states)]
                 own = x.gather(0, turned.expand_as(x)) if turn else x
-                zeros = x.new_zeros(x.shape[1], self.hidden_size)
-                start = zeros if hx is None else hx[len(states)]
+                start = hx[len(states)]
                 output, _ = one_layer(
                     own, start.unsqueeze(0), weights, self.bias, 1, 0.0, False, False, False
                 )
@@ -64,6 +74,22 @@ class LengthsRNN(nn.RNN):
         return x.transpose(0, 1) if self.batch_first else x, torch.stack(states)
 
 
+def _checked(lengths: Lengths, x: Tensor) -> Tensor:
+    """The lengths of x, ``[T, B, I]``, or what rnnext's op raises for them."""
+    lengths = as_lengths(lengths, x.device)
+    if lengths.dtype != torch.int64:
+        dtype = str(lengths.dtype).removeprefix("torch.")
+        raise TypeError(f"lengths must be an int64 tensor, got {dtype}")
+    refuse_shape("lengths", lengths, x.shape[1:2])
+    if not is_compiling():  # else it has no values
+        for row, length in enumerate(lengths.tolist()):
+            if not 0 <= length <= x.shape[0]:
+                raise ValueError(
+                    f"lengths[{row}] = {length} is out of range: expected 0 <= length <= {len(x)}"
+                )
+    return lengths
+
+
 _TO_RNNEXT: _Classes = {
     LengthsRNN: RNN,
     nn.RNN: RNN,
@@ -71,6 +97,7 @@ _TO_RNNEXT: _Classes = {
     nn.Embedding: Embedding,
 }
 _TO_TORCH: _Classes = {ours: theirs for theirs, ours in _TO_RNNEXT.items()}
+_TO_TORCH = {**_TO_TORCH, LengthsRNN: nn.RNN}
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -109,13 +136,14 @@ def revert(model: _Model, *, lengths: bool = False) -> _Model:
     Args:
         model: any module; it may itself be one of the three.
         lengths: whether the model passes ``lengths``, which torch.nn.RNN does not take: RNNs then
-            become a subclass of it that does, and that torch.jit.script cannot compile.
-            Default: ``False``.
+            become a subclass of it that does, and that torch.jit.script cannot compile; ``revert``
+            without it makes that torch.nn.RNN. Default: ``False``.
 
     Returns:
         The same model.
     """
-    return _swap_classes(model, {**_TO_TORCH, RNN: LengthsRNN} if lengths else _TO_TORCH)
+    of_lengths = {RNN: LengthsRNN, LengthsRNN: LengthsRNN}
+    return _swap_classes(model, {**_TO_TORCH, **of_lengths} if lengths else _TO_TORCH)
 
 
 def summary(model: nn.Module, *, embedding: bool = True) -> str:
@@ -208,7 +236,7 @@ def _has_cuda() -> bool:
 
 def _swap_classes(model: _Model, classes: _Classes) -> _Model:
     for step in list(_steps(model, classes)):
-        if step.new is None:
+        if step.new in (None, step.old):
             continue
         module, cls = step.module, type(step.module)
         if cls is step.old:

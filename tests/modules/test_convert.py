@@ -1,6 +1,7 @@
 """rnnext.convert and rnnext.revert."""
 
 import copy
+import functools
 import logging
 
 import pytest
@@ -10,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize
 
 import rnnext
-from helpers.common import assert_close, same
+from helpers.common import assert_close, error_of, same
 from helpers.modules import OF_TORCH, results, through_a_file
 
 PAIRS = {nn.RNN: rnnext.RNN, nn.RNNCell: rnnext.RNNCell, nn.Embedding: rnnext.Embedding}
@@ -91,7 +92,33 @@ def test_a_module_that_takes_lengths_is_left_on_request(options):
     program = torch.export.export(rnn, given, {"lengths": lengths}).run_decompositions()
     assert not any("rnn" in str(node.target) for node in program.graph.nodes)
     assert_close(program.module()(*given, lengths=lengths), rnn(*given, lengths))
+    with pytest.raises(NotImplementedError, match=r"torch\.jit\.script cannot compile"):
+        torch.jit.script(rnn)
+    assert type(rnnext.revert(rnn, lengths=True)) is not nn.RNN
     assert type(rnnext.convert(rnn)) is rnnext.RNN
+    assert type(rnnext.revert(rnnext.revert(rnn, lengths=True))) is nn.RNN
+
+
+def test_a_module_that_takes_lengths_refuses_what_rnnexts_refuses():
+    ours = rnnext.RNN(3, 4, batch_first=True)
+    left = rnnext.revert(copy.deepcopy(ours), lengths=True)
+    x = torch.randn(2, 5, 3)
+    packed = nn.utils.rnn.pack_padded_sequence(x, [5, 3], batch_first=True)
+    for input, hx, lengths in (
+        (x, None, [5]),
+        (x, None, [5, -1]),
+        (x, None, torch.tensor([6, 0])),
+        (x, None, [5.0, 1.0]),
+        (x, None, "x"),
+        (x, torch.zeros(1, 3, 4), [5, 1]),
+        (x.double(), None, [5, 1]),
+        (x[..., :2], None, [5, 1]),
+        (x[0], None, [5]),
+        (packed, None, [5, 3]),
+    ):
+        calls = (functools.partial(module, input, hx, lengths) for module in (ours, left))
+        expected, found = map(error_of, calls)
+        assert found == expected
 
 
 @pytest.mark.parametrize("sample", OF_TORCH.values(), ids=OF_TORCH)
