@@ -132,7 +132,7 @@ class LeakyRNN(nn.RNNBase):
         self.noise_scale = noise_scale
         self.noise_in_eval = noise_in_eval
         self.learn_alpha = learn_alpha
-        value = _leak(alpha, dt, tau, num_layers, hidden_size, self.weight_hh_l0.dtype)
+        value = _leak(alpha, dt, tau, learn_alpha, num_layers, hidden_size, self.weight_hh_l0.dtype)
         self._first_alpha = value
         if not learn_alpha:
             self.register_buffer("alpha", value.to(self.weight_hh_l0.device, copy=True))
@@ -317,6 +317,7 @@ def _leak(
     alpha: _PerLayer | None,
     dt: float | None,
     tau: _PerLayer | None,
+    learned: bool,
     L: int,
     H: int,
     dtype: torch.dtype,
@@ -325,6 +326,10 @@ def _leak(
 
     def exact(name: str, number: float | Tensor) -> Tensor:
         _layers.refuse_no_number(name, number)
+        if isinstance(number, Tensor) and number.requires_grad and not learned:
+            raise ValueError(
+                f"{name} must not require a gradient without learn_alpha=True: none reaches it"
+            )
         return torch.as_tensor(number, dtype=torch.float64, device="cpu").detach()
 
     def of_layers(name: str, given: Any) -> Tensor:

@@ -174,6 +174,7 @@ def test_bad_arguments_are_named():
         ({"dt": 1.0, "tau": 0.0}, ValueError, r"dt / tau must be in \(0, 1\], got inf"),
         ({"alpha": 1e-9, "dtype": torch.float16}, ValueError, r"got 1e-09, as torch.float16"),
         ({"alpha": "a"}, TypeError, "alpha"),
+        ({"alpha": nn.Parameter(torch.tensor(0.1))}, ValueError, "alpha must not require a gradie"),
         ({"alpha": torch.rand(3, 6)}, ValueError, r"shape \[1, 1\] or \[1, 6\], got \[3, 6\]"),
         ({"dt": 1, "tau": torch.rand(5)}, ValueError, r"^tau must have shape \[\] or \[6\], got"),
         ({"dt": torch.rand(5), "tau": 2.0}, ValueError, r"^dt must have shape \[\], got \[5\]"),
