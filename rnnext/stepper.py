@@ -78,6 +78,7 @@ class Stepper:
     __slots__ = (
         "__weakref__",
         "_module",
+        "_sent",
         "_stepper",
         "batch_size",
         "hidden_size",
@@ -255,8 +256,10 @@ class Stepper:
         return torch.stack(tokens) if tokens else torch.empty(0, shape[0], dtype=torch.int64)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The class, which torch.load(weights_only=True) knows, and then the state.
-        return type(self), (self._module, self.batch_size), self.get_state()
+        # The class, which torch.load(weights_only=True) knows, and then the state. That is kept,
+        # because torch hands the memory of tensors on when the process that they go to has started.
+        self._sent = self.get_state()
+        return type(self), (self._module, self.batch_size), self._sent
 
     __setstate__ = set_state
 
