@@ -257,7 +257,7 @@ def recurrence(
             raise ValueError("noise_std must not require a gradient: none reaches it")
         noise = [std]
     if noise and noise_key is None:
-        noise_key = torch.randint(2**63 - 1, ())
+        noise_key = torch.randint(2**63 - 1, (), device="cpu")
     if noise_key is not None and not noise:
         raise ValueError("noise_key must not be given without noise_std")
     output, h_n, _ = _recurrence(

@@ -133,15 +133,19 @@ class LeakyRNN(nn.RNNBase):
         self.noise_in_eval = noise_in_eval
         self.learn_alpha = learn_alpha
         value = _leak(alpha, dt, tau, learn_alpha, num_layers, hidden_size, self.weight_hh_l0.dtype)
-        self._first_alpha = value
-        if not learn_alpha:
-            self.register_buffer("alpha", value.to(self.weight_hh_l0.device, copy=True))
-            return
-        if bool((value == 1).any()):
-            raise ValueError("alpha must be less than 1 to be learned: its logit would be infinite")
-        values = self._of_each(value.to(self.weight_hh_l0.device))
-        for name, value in zip(self._logit_names(), values, strict=True):
-            self.register_parameter(name, nn.Parameter(value.logit()))
+        first = {"alpha": value}
+        if learn_alpha:
+            if bool((value == 1).any()):
+                raise ValueError("alpha must be less than 1 to be learned: its logit is infinite")
+            logits = [each.logit() for each in self._of_each(value)]
+            first = dict(zip(self._logit_names(), logits, strict=True))
+        for name, value in first.items():
+            own = value.to(self.weight_hh_l0.device, copy=True)
+            if learn_alpha:
+                self.register_parameter(name, nn.Parameter(own))
+            else:
+                self.register_buffer(name, own)
+        self._first_alpha = first
 
     @property
     def noise_std(self) -> float | Tensor:
@@ -173,7 +177,8 @@ class LeakyRNN(nn.RNNBase):
         elif name == "alpha" and self.learn_alpha:
             raise AttributeError("alpha is learned: set the parameters logit_alpha_l[k]")
         elif name == "alpha" and isinstance(value, Tensor):
-            _refuse_shape("alpha", value, self.num_layers, self.hidden_size)
+            L, H = self.num_layers, self.hidden_size
+            _layers.refuse_shape("alpha", value, (), (H,), (L, 1), (L, H))
         super().__setattr__(name, value)
 
     def _logit_names(self) -> list[str]:
@@ -193,15 +198,10 @@ class LeakyRNN(nn.RNNBase):
         for name, parameter in self.named_parameters():  # of a parametrized weight, the originals
             if "logit_alpha_l" not in name:
                 nn.init.uniform_(parameter, -bound, bound)
-        first = self.__dict__.get("_first_alpha")  # none where torch.nn's constructor calls this
-        if first is None:
-            return
+        first = self.__dict__.get("_first_alpha", {})  # not there when torch.nn's constructor calls
         with torch.no_grad():
-            if not self.learn_alpha:
-                self.alpha.copy_(first)
-                return
-            for name, value in zip(self._logit_names(), self._of_each(first), strict=True):
-                getattr(self, name).copy_(value.logit())
+            for name, value in first.items():
+                getattr(self, name).copy_(value)
 
     def alphas(self) -> list[Tensor]:
         """The leak of each layer and, within it, direction: ``[H]`` each."""
@@ -296,9 +296,11 @@ class LeakyRNN(nn.RNNBase):
 
 def _range(values: float | Tensor) -> str:
     """The one value that they have, or the least and the largest."""
-    if isinstance(values, Tensor) and values.is_meta:
+    if not isinstance(values, Tensor):
+        return f"{values:g}"
+    if values.is_meta:
         return "?"
-    low, high = (each.item() for each in torch.as_tensor(values).aminmax())
+    low, high = (each.item() for each in values.aminmax())
     return f"{low:g} to {high:g}" if low < high else f"{low:g}"
 
 
@@ -306,11 +308,6 @@ def _one_of(name: str, value: str, known: list[str]) -> None:
     if value not in known:
         names = ", ".join(map(repr, known))
         raise ValueError(f"{name} must be one of {names}, got {value!r}")
-
-
-def _refuse_shape(name: str, value: Tensor, L: int, H: int) -> None:
-    shapes = ((L, 1), (L, H)) if value.dim() == 2 else ((), (H,))
-    _layers.refuse_shape(name, value, *shapes)
 
 
 def _leak(
@@ -324,35 +321,32 @@ def _leak(
 ) -> Tensor:
     """Alpha, [] or [H], or, from a list for the layers, [L, 1] or [L, H], on the CPU."""
 
-    def exact(name: str, number: float | Tensor) -> Tensor:
+    def exact(name: str, number: float | Tensor, *shapes: tuple[int, ...]) -> Tensor:
         _layers.refuse_no_number(name, number)
         if isinstance(number, Tensor) and number.requires_grad and not learned:
             raise ValueError(
                 f"{name} must not require a gradient without learn_alpha=True: none reaches it"
             )
-        return torch.as_tensor(number, dtype=torch.float64, device="cpu").detach()
+        value = torch.as_tensor(number, dtype=torch.float64, device="cpu").detach()
+        _layers.refuse_shape(name, value, (), *shapes)
+        return value
 
     def of_layers(name: str, given: Any) -> Tensor:
         if not isinstance(given, (list, tuple)):
-            value = exact(name, given)
-            _refuse_shape(name, value, L, H)
-            return value
+            return exact(name, given, (H,), (L, 1), (L, H))
         if len(given) != L:
             raise ValueError(
                 f"{name} must have one entry for each of {L} layers, got {len(given)}; for one of "
                 f"each unit give torch.tensor({name})"
             )
-        rows = {f"{name}[{k}]": exact(f"{name}[{k}]", each) for k, each in enumerate(given)}
-        for each, row in rows.items():
-            _layers.refuse_shape(each, row, (), (H,))
-        units = max(row.numel() for row in rows.values())
-        return torch.stack([row.expand(units) for row in rows.values()])
+        rows = [exact(f"{name}[{k}]", each, (H,)) for k, each in enumerate(given)]
+        units = max(row.numel() for row in rows)
+        return torch.stack([row.expand(units) for row in rows])
 
     if alpha is None:
         if dt is None or tau is None:
             raise ValueError("alpha must be given, or dt and tau")
         step = exact("dt", dt)
-        _layers.refuse_shape("dt", step, ())
         if not step > 0:
             raise ValueError(f"dt must be positive, got {dt}")
         name, value = "alpha = dt / tau", step / of_layers("tau", tau)

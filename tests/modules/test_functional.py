@@ -126,6 +126,15 @@ def test_the_gradient_of_a_small_alpha():
         assert_close(*found)
 
 
+def test_noise_is_drawn_on_the_cpu_whatever_the_default_device():
+    rnn, x = rnnext.LeakyRNN(3, 3, alpha=0.5, noise_std=1, noise_in_eval=True), torch.randn(4, 2, 3)
+    weight, stepper = torch.randn(3, 3), rnnext.Stepper(rnn, 2)
+    with torch.device("meta"):
+        functional.recurrence(x, None, None, weight, noise_std=0.1)
+        stepper.refresh()
+        repr(rnn)
+
+
 def test_a_form_needs_an_alpha_whose_dtype_may_be_another():
     """(Without alpha there would be no leak, and no word about it.)"""
     x, w = torch.randn(4, 2, 3), torch.randn(3, 3)
