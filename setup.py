@@ -16,6 +16,7 @@ from setuptools import setup
 from torch.utils import cpp_extension
 
 OLDEST = "2.11"
+UNSAFE = {"-Ofast", "-ffast-math", "-ffinite-math-only", "-funsafe-math-optimizations"}
 
 
 def find_cuda() -> bool:
@@ -169,6 +170,12 @@ def main() -> None:
     if "sdist" in sys.argv:  # serves every torch
         setup(install_requires=[f"torch>={OLDEST}"])
         return
+    flags = f"{os.environ.get('CFLAGS', '')} {os.environ.get('CXXFLAGS', '')}".split()
+    for flag in UNSAFE.intersection(flags):
+        raise SystemExit(
+            f"{flag} in CFLAGS or CXXFLAGS gives up what every kernel promises: an order of sums, "
+            "NaN and infinities"
+        )
     cuda = find_cuda()
     release = ".".join(torch.__version__.split(".")[:2])
     label = f"+torch{release}" + (f".cu{torch.version.cuda.replace('.', '')}" if cuda else "")

@@ -102,6 +102,14 @@ def test_a_wrong_choice_of_cuda_is_an_error(monkeypatch, tmp_path: Path):
             script().find_cuda()
 
 
+@pytest.mark.parametrize("name", ["CFLAGS", "CXXFLAGS"])
+def test_flags_that_reorder_sums_are_refused(monkeypatch, name):
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--version"])
+    monkeypatch.setenv(name, "-O2 -ffast-math")
+    with pytest.raises(SystemExit, match="^-ffast-math in CFLAGS or CXXFLAGS gives up"):
+        script().main()
+
+
 def test_a_compiler_without_its_headers_does_not_end_a_build_for_the_cpu(
     monkeypatch, tmp_path: Path
 ):
