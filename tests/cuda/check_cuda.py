@@ -9,49 +9,21 @@ import threading
 
 import pytest
 import torch
-from torch import nn
 
 import rnnext
 from helpers import samples
 from helpers.common import assert_close, same
-from helpers.device import (
-    DEVICE,
-    ON_GPU,
-    Captured,
-    device_paths,
-    new_stream,
-    synchronize,
-)
+from helpers.device import DEVICE, ON_GPU, Captured, device_paths, new_stream, synchronize
 
 PATHS = device_paths()
 gpu = pytest.mark.skipif(not ON_GPU, reason="the CPU has nothing like it")
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("packed", [False, True])
-def test_modules_match_torch(bidirectional, packed):
-    options = {"num_layers": 2, "bidirectional": bidirectional, "dtype": torch.float64}
-    theirs = nn.RNN(7, 33, **options)
-    ours = rnnext.RNN(7, 33, device=DEVICE, **options)
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(6, 4, 7, dtype=torch.float64)
-    if packed:
-        x = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([6, 5, 5, 2]))
-    expected, last = theirs(x)
-    actual, our_last = ours(x.to(DEVICE))
-    if packed:
-        actual, expected = actual.data, expected.data
-    assert_close([actual.cpu(), our_last.cpu()], [expected, last])
-    expected.sum().backward()
-    actual.sum().backward()
-    assert_close([p.grad.cpu() for p in ours.parameters()], [p.grad for p in theirs.parameters()])
-
-
 @pytest.mark.parametrize("leak", [None, "rate", "voltage", "blend"])
 def test_second_derivatives(leak):
     options = {"leak": leak, "reset": leak and "state"}
-    arguments = samples.make(T=3, B=2, I=2, H=4, requires_grad=True, **options).to_device(DEVICE)
-    tensors = arguments.float_tensors()
+    arguments = samples.make(T=3, B=2, I=2, H=4, **options).map(lambda t: t.to(DEVICE))
+    tensors = [t.requires_grad_() for t in arguments.float_tensors()]
 
     def function(*tensors):
         return arguments.with_tensors(tensors).call(torch.ops.rnnext.recurrence)
@@ -184,24 +156,13 @@ def test_calls_follow_the_current_stream():
     assert torch.equal(output, rnn(torch.ones_like(x))[0])
 
 
-def test_every_device():
-    for i in range(torch.cuda.device_count()):
-        rnn = rnnext.RNN(8, 32, device=f"cuda:{i}")
-        table = rnnext.Embedding(5, 8, device=f"cuda:{i}")
-        output, _ = rnn(table(torch.tensor([[1], [4]], device=f"cuda:{i}")))
-        output.sum().backward()
-        assert output.device.index == i
-        assert table.weight.grad.device.index == i
-
-
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("path", PATHS)
 def test_two_devices_at_once(monkeypatch, path):
     # Neither is the current device of the other's thread or calls.
     monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
-    layer = rnnext.RNN(8, 64)
-    x = torch.randn(30, 5, 8)
-    pairs = [(copy.deepcopy(layer).to(f"cuda:{i}"), x.to(f"cuda:{i}")) for i in range(2)]
+    layer, tokens = rnnext.EmbeddingRNN(100, 8, 64), torch.randint(100, (30, 5))
+    pairs = [(copy.deepcopy(layer).to(f"cuda:{i}"), tokens.to(f"cuda:{i}")) for i in range(2)]
     found = [[results(*pair) for pair in pairs] for _ in range(10)]
     for on_first, on_second in found:
         assert_close([t.cpu() for t in on_second], [t.cpu() for t in on_first])

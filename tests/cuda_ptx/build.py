@@ -3,8 +3,6 @@
 nvcc comes from $CUDA_HOME, or is what `make cuda-build` has installed.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import functools
 import hashlib

@@ -7,7 +7,6 @@ import bisect
 import ctypes
 import functools
 import re
-from typing import Any
 
 import torch
 
@@ -22,7 +21,7 @@ TYPES = {
 }  # fmt: skip
 
 
-def struct(name: str) -> Any:
+def struct(name: str):
     """A struct of choice.h for ctypes; choice_library() compares the sizes."""
     body = re.search(rf"struct {name} {{(.*?)\n}};", HEADER.read_text(), re.DOTALL)
     assert body, f"no struct {name} in {HEADER}"
@@ -31,8 +30,8 @@ def struct(name: str) -> Any:
         if not (found := re.match(r"\s*(\w+) ([^({]+(\{[\d, ]*\})?)$", line)):
             continue  # a method
         for each in re.sub(r"\{.*\}", "", found[2]).split(","):
-            field, count = re.fullmatch(r"\s*(\w+)(?:\[(\d)\])?.*", each).groups()  # type: ignore[union-attr]
-            kind: Any = TYPES[found[1]]
+            field, count = re.fullmatch(r"\s*(\w+)(?:\[(\d)\])?.*", each).groups()
+            kind = TYPES[found[1]]
             fields.append((field, kind * int(count) if count else kind))
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
@@ -42,13 +41,6 @@ Device, Problem, Geometry = STRUCTS = [struct(name) for name in ("Device", "Prob
 PATHS = {"step": 0, "block": 1, "cluster": 2, "grid": 3}
 EXCHANGES = ["fenced", "tagged"]  # in the order of the enum
 COMPUTES = {"f32": 0, "f64": 1, "bf16": 2, "f16": 3, "tf32": 4}
-DTYPES = {
-    "f32": torch.float32,
-    "f64": torch.float64,
-    "bf16": torch.bfloat16,
-    "f16": torch.float16,
-    "tf32": torch.float32,
-}
 # capability, SMs, shared memory of a block, clusters of 2, 4, 8 and 16 blocks that fit at once
 # (where there are clusters: what the sizes of a GPU's SM groups allow, to be asked of the driver).
 DEVICES = {
@@ -70,29 +62,13 @@ def choice_library() -> Entries:
     return entries
 
 
-def _device(card: tuple[int, ...]) -> Any:
-    capability, sm_count, shared_bytes, *clusters = card
-    return Device(capability, sm_count, shared_bytes, (ctypes.c_int * 4)(*clusters))
-
-
-def _problem(
-    T: int,
-    B: int,
-    H: int,
-    D: int = 1,
-    compute: str = "f32",
-    backward: bool = False,
-    exchange: str = "fenced",
-) -> Any:
-    return Problem(T, B, H, D, COMPUTES[compute], backward, EXCHANGES.index(exchange))
-
-
-def choose(device: tuple[int, ...], *sizes: Any, path: str | None = None, **options: Any) -> Any:
+def choose(card, T, B, H, D=1, compute="f32", backward=False, exchange="fenced", path=None):
     """The Geometry that is chosen for a problem on a device; ValueError where choose() throws."""
+    device = Device(*card[:3], (ctypes.c_int * 4)(*card[3:]))
+    problem = Problem(T, B, H, D, COMPUTES[compute], backward, EXCHANGES.index(exchange))
     geometry, message = Geometry(), ctypes.create_string_buffer(256)
     word = None if path is None else ctypes.create_string_buffer(path.encode())
-    problem = _problem(*sizes, **options)
-    choice_library().run("rnn_choose", problem, _device(device), word, geometry, message)
+    choice_library().run("rnn_choose", problem, device, word, geometry, message)
     if message.value:
         raise ValueError(message.value.decode())
     return geometry

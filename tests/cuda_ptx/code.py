@@ -1,11 +1,9 @@
 """Basic blocks of PTX as Python functions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
-from cuda_ptx.arithmetic import NAMESPACE
+from cuda_ptx import arithmetic
 from cuda_ptx.parse import Block, Kernel
 from cuda_ptx.writer import Writer
 
@@ -28,7 +26,7 @@ class Program:
         # Registers that blocks hand on to others, with their types.
         handed = set().union(*map(reads, kernel.blocks))
         self.kept = {n: kind for n in handed if (kind := kernel.type_of(n))}
-        self.namespace: dict[str, Any] = dict(NAMESPACE)
+        self.namespace: dict[str, Any] = vars(arithmetic) | arithmetic.KINDS
         self.blocks: dict[int, Callable[..., Any]] = {}
 
     def block(self, number: int) -> Callable[..., Any]:

@@ -1,12 +1,9 @@
 """Kernels and their launchers in this process: launches run in the interpreter."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -44,7 +41,7 @@ class Entries:
         self.handle = ctypes.CDLL(str(path))
         self.fault = ""
 
-    def run(self, function: str, *arguments: Any) -> None:
+    def run(self, function: str, *arguments) -> None:
         """Calls one; KernelError says what a kernel did wrong.
 
         Tensors are passed by address, structs by reference, int as int64_t.
@@ -54,7 +51,7 @@ class Entries:
             raise KernelError(self.fault or f"error {code}")
 
 
-def _pass(value: Any) -> Any:
+def _pass(value):
     if isinstance(value, torch.Tensor):
         return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, (ctypes.Structure, ctypes.Array)):
@@ -82,7 +79,7 @@ class Library(Entries):
         self.handle.stand_in_calls.restype = ctypes.c_int64
         self.reset()
 
-    def _launch(self, pointer: Any) -> int:
+    def _launch(self, pointer) -> int:
         launch = pointer.contents
         name = launch.name.decode()
         try:
@@ -93,9 +90,7 @@ class Library(Entries):
             for number, (_, at, size) in enumerate(kernel.params):
                 params[at : at + size] = ctypes.string_at(launch.arguments[number], size)
             self.ran[name] = self.ran.get(name, 0) + 1
-            machine.run(
-                kernel, launch, bytes(params), self.arena, self.seed, self.scattered, self.watch
-            )
+            machine.run(kernel, launch, bytes(params), self.arena, self.seed)
         except Exception as error:  # nothing may pass through C++
             self.fault = str(error) if isinstance(error, Fault) else f"{type(error)}: {error}"
             self.error = error
@@ -121,11 +116,9 @@ class Library(Entries):
         self.set_compiled()
         self.mode(0)
 
-    def mode(self, seed: int, scattered: bool | None = None, watch: bool | None = None) -> None:
-        """How launches run from here on; by default, some of them scattered and some watched."""
+    def mode(self, seed: int) -> None:
+        """How launches run from here on: see machine.py."""
         self.seed = seed
-        self.scattered = seed % 4 == 3 if scattered is None else scattered
-        self.watch = seed % 2 == 1 if watch is None else watch
 
     def set_device(
         self,

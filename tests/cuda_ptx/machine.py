@@ -1,13 +1,12 @@
 """Runs a kernel's PTX on numpy: a lane is a thread, and a launch's blocks run interleaved.
 
 Warps, or blocks, are dealt to units at random, of which some begin late. A unit runs all of its
-lanes that are at one place together, the lowest place first (or, `scattered`, any), so that lanes
-that have parted meet again; units run in turns of random length. A lane that waits (for a barrier,
+lanes that are at one place together, the lowest place first (or, of one seed in four, any), so that
+lanes that have parted meet again; units run in turns of random length. One seed in two watches
+shared memory for races. A lane that waits (for a barrier,
 for others of its warp, in a loop around a strong load) lets the rest of its unit go on. Stores that
 may arrive later arrive when nobody can go on without them, or now and then, in random order.
 """
-
-from __future__ import annotations
 
 import functools
 import random
@@ -28,7 +27,7 @@ IDLE = 5000  # turns of a kernel whose waits should end by themselves
 WAITS = ("bar.wait", "barrier.cluster.wait")
 
 
-def deal(rng: random.Random, blocks: int, threads: int) -> Any:
+def deal(rng: random.Random, blocks: int, threads: int):
     """Unit, block and thread of each lane, in the order of the units."""
     warps = -(-threads // 32)
     units = rng.randint(1, min(4, blocks * warps))
@@ -46,18 +45,9 @@ def deal(rng: random.Random, blocks: int, threads: int) -> Any:
 class Machine(warp.Warps):
     """One wave of blocks of a launch, which runtime.cpp describes."""
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        launch: Any,
-        params: bytes,
-        blocks: list[tuple[int, int, int]],
-        arena: Arena,
-        rng: random.Random,
-        scattered: bool,
-        watch: bool,
-    ) -> None:
-        self.kernel, self.params, self.rng, self.scattered = kernel, params, rng, scattered
+    def __init__(self, kernel: Kernel, launch, params: bytes, blocks, arena: Arena, seed, rng):
+        self.kernel, self.params, self.rng = kernel, params, rng
+        self.scattered, watched = seed % 4 == 3, seed % 2 == 1
         self.program = program(kernel)
         x, y, z = launch.block
         threads = x * y * z
@@ -72,19 +62,19 @@ class Machine(warp.Warps):
         self.in_warp = thread % 32
         self.alive = np.ones(self.size, bool)
         self.cluster = self.block // self.cluster_size
-        t, places = thread.astype(np.uint32), np.array(blocks, np.uint32)[self.block].T.copy()
-        self.special = {"%laneid": t % np.uint32(32)}
-        self.special["%cluster_ctarank"] = (self.block % self.cluster_size).astype(np.uint32)
-        self.special |= {f"%ctaid.{axis}": place for axis, place in zip("xyz", places, strict=True)}
-        self.special["%tid.x"], rest = t % np.uint32(x), t // np.uint32(x)
-        self.special["%tid.y"], self.special["%tid.z"] = rest % np.uint32(y), rest // np.uint32(y)
-        self.special["%clock64"] = np.zeros(self.size, np.uint64)
-        self.special["%cluster_nctarank"] = np.full(self.size, self.cluster_size, np.uint32)
-        for name, counts in (("ntid", launch.block), ("nctaid", launch.grid)):
-            for axis, number in zip("xyz", counts, strict=True):
-                self.special[f"%{name}.{axis}"] = np.full(self.size, number, np.uint32)
+        self.special = {
+            "%laneid": self.in_warp.astype(np.uint32),
+            "%cluster_ctarank": (self.block % self.cluster_size).astype(np.uint32),
+            "%cluster_nctarank": np.full(self.size, self.cluster_size, np.uint32),
+            "%clock64": np.zeros(self.size, np.uint64),
+        }
+        places = {"tid": np.unravel_index(thread, (z, y, x))[::-1], "ntid": launch.block}
+        places |= {"ctaid": np.array(blocks)[self.block].T, "nctaid": launch.grid}
+        for name, axes in places.items():
+            for axis, value in zip("xyz", axes, strict=True):
+                self.special[f"%{name}.{axis}"] = np.full(self.size, value, np.uint32)
         self.globals = Global(arena, count, late=bool(launch.cooperative))
-        self.shared = Shared(count, launch.shared_bytes + kernel.static_shared, watch)
+        self.shared = Shared(count, launch.shared_bytes + kernel.static_shared, watched)
         self.of_blocks, self.of_clusters = Barrier(self.block), Barrier(self.cluster)
         self.split = np.zeros(count * warps_a_block, bool)
         self.clock = np.zeros(self.size, np.int32)  # see shared.py
@@ -100,7 +90,7 @@ class Machine(warp.Warps):
         }
         self.units = [Unit(self.number[unit_of == unit]) for unit in np.unique(unit_of)]
 
-    def param(self, base: Any, offset: int, kind: Any) -> Any:
+    def param(self, base, offset: int, kind):
         at = np.asarray(base).astype(np.int64) + offset
         size = np.dtype(kind).itemsize
         if at.ndim == 0:
@@ -192,7 +182,7 @@ class Machine(warp.Warps):
             elif last.op.startswith("barrier.cluster.arrive"):
                 self._cluster_arrive(lanes, "release" in last.parts)
 
-    def _branch(self, unit: Unit, at: int, lanes: Any, last: Any, taken: Any) -> None:
+    def _branch(self, unit: Unit, at: int, lanes, last, taken) -> None:
         target = self.kernel.labels[last.args[0]]
         block = self.kernel.blocks[at]
         to = unit.wait if block.strong and target <= at else unit.go
@@ -210,7 +200,7 @@ class Machine(warp.Warps):
         if no.size:
             unit.go(at + 1, no)
 
-    def _together(self, unit: Unit, at: int, lanes: Any, first: Any) -> Any:
+    def _together(self, unit: Unit, at: int, lanes, first):
         """Of lanes before an instruction of a warp, those whose partners are there; others wait."""
         if len(lanes) == len(unit.lanes):
             self.split[self.warp[lanes]] &= not first.op.startswith("bar.warp")
@@ -220,7 +210,7 @@ class Machine(warp.Warps):
         np.add.at(here, self.warp[lanes], bits[lanes])
         alive = np.zeros(len(self.split), np.int64)
         np.add.at(alive, self.warp[self.alive], bits[self.alive])
-        needed: Any = np.int64(0xFFFFFFFF)
+        needed = np.int64(0xFFFFFFFF)
         if first.op.startswith(("shfl", "vote", "bar.warp")):
             arg = first.args[-1]
             if arg in self.registers:
@@ -236,7 +226,7 @@ class Machine(warp.Warps):
             self.split[self.warp[lanes[full]]] = False
         return lanes
 
-    def _leave(self, lanes: Any) -> None:
+    def _leave(self, lanes) -> None:
         """Of a barrier, lanes that have left count as arrived."""
         self.alive[lanes] = False
         self.of_blocks.leave(lanes)
@@ -244,7 +234,7 @@ class Machine(warp.Warps):
         self.shared.ended[self.of_blocks.members == 0] = True
         self._pass_on()
 
-    def _cluster_arrive(self, lanes: Any, release: bool) -> None:
+    def _cluster_arrive(self, lanes, release: bool) -> None:
         if release:
             mine = set(lanes.tolist())
             for store in self.late_stores:
@@ -269,7 +259,7 @@ class Machine(warp.Warps):
         for unit in self.units:
             unit.wake(lambda at: self.kernel.blocks[at].first.op.startswith(WAITS))
 
-    def _passed(self, lanes: Any) -> None:
+    def _passed(self, lanes) -> None:
         self.clock[lanes] = self.stamp[lanes] = self.released[self.block[lanes]]
 
     # ---- stores that arrive late
@@ -296,15 +286,7 @@ class Machine(warp.Warps):
 program = functools.cache(Program)
 
 
-def run(
-    kernel: Kernel,
-    launch: Any,
-    params: bytes,
-    arena: Arena,
-    seed: int,
-    scattered: bool,
-    watch: bool,
-) -> None:
+def run(kernel: Kernel, launch, params: bytes, arena: Arena, seed: int) -> None:
     """Runs a whole grid, some of its blocks at once and the others in random order."""
     rng, cluster = random.Random(seed), launch.cluster
     x, y, z = map(range, launch.grid)
@@ -316,4 +298,4 @@ def run(
     with np.errstate(all="ignore"):
         for first in range(0, len(groups), at_once):
             wave = [b for group in groups[first : first + at_once] for b in group]
-            Machine(kernel, launch, params, wave, arena, rng, scattered, watch).run()
+            Machine(kernel, launch, params, wave, arena, seed, rng).run()

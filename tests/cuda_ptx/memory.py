@@ -6,10 +6,6 @@ asynchronous copy, see the view, which follows memory only when the block acquir
 released, or not acquired, is not seen. Strong (relaxed, acquire) loads see memory.
 """
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 
 from cuda_ptx.arithmetic import KINDS
@@ -71,7 +67,7 @@ class Global:
         self.writer = np.zeros((blocks, self.size), np.int32)
         self.seen = np.zeros(blocks, np.int64)
 
-    def at(self, address: Any, offset: int, size: int, needed: int, what: str) -> Any:
+    def at(self, address, offset: int, size: int, needed: int, what: str):
         """Places in memory of accesses, checked; `needed`: the least access that they need."""
         place = np.atleast_1d(address).astype(np.int64) + (offset - self.arena.base)
         if (place & (size - 1)).any():
@@ -87,14 +83,14 @@ class Global:
             raise Fault(f"{what} of {asks}")
         return place
 
-    def load(self, place: Any, block: Any, kind: str, strong: bool) -> Any:
+    def load(self, place, block, kind: str, strong: bool):
         item = KINDS[kind].itemsize
         if not self.late or strong:
             return self.main.view(KINDS[kind])[place // item]
         flat = self.views.reshape(-1).view(KINDS[kind])
         return flat[(block * self.size + place) // item]
 
-    def store(self, place: Any, block: Any, lane: Any, epoch: Any, value: Any, kind: str) -> None:
+    def store(self, place, block, lane, epoch, value, kind: str) -> None:
         item = KINDS[kind].itemsize
         if not self.late:
             self.main.view(KINDS[kind])[place // item] = value
@@ -105,7 +101,7 @@ class Global:
         self.dirty.reshape(-1)[each] = (epoch + 1)[:, None]
         self.writer.reshape(-1)[each] = lane[:, None]
 
-    def publish(self, place: Any, value: bytes) -> None:
+    def publish(self, place, value: bytes) -> None:
         """A strong store arrives: in memory, and in no view."""
         self.main[place : place + len(value)] = np.frombuffer(value, np.uint8)
         self.version += 1

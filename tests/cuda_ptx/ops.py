@@ -71,10 +71,10 @@ def op(name: str) -> Callable[..., Any]:
     memory."""
     function = getattr(torch.ops.rnnext, name).default
 
-    def place(value: Any) -> Any:
+    def place(value):
         return placed(value) if isinstance(value, Tensor) else value
 
-    def call(*arguments: Any, **named: Any) -> Any:
+    def call(*arguments, **named):
         on_host = {n: named.pop(n) for n in ("batch_sizes", "noise_key") if n in named}
         arguments, named = tree_map(place, arguments), tree_map(place, named) | on_host
         if INTERPRETED:
@@ -90,7 +90,7 @@ def op(name: str) -> Callable[..., Any]:
 recurrence, recurrence_backward = op("recurrence"), op("recurrence_backward")
 
 
-def copied_ahead(arguments: Any) -> Any:
+def copied_ahead(arguments):
     """Arguments in device memory whose rows no kernel may wait for: steps read them, and their
     copies are asynchronous."""
     given = arguments.map(lambda t: kernels().put(t.detach()))
@@ -167,7 +167,7 @@ def run(
     grads: Iterable[bool] = (True, True),
     mask: Iterable[bool] = (True,) * 7,
     tf32: bool = False,
-    **case: Any,
+    **case,
 ) -> list[Tensor]:
     """check_call() of what samples.make describes, on a way and a device."""
     kernels().set_device(*DEVICES[device][:3])

@@ -1,7 +1,5 @@
 """PTX as text into kernels: instructions in basic blocks."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import re
@@ -19,7 +17,6 @@ ENDS = ("bra", "ret", "exit", "trap", "bar.arrive", "barrier.cluster", "nanoslee
 STORES = ("st", "cp", "mbarrier", "bar", "barrier", "nanosleep", "bra")
 # Loads that others' stores show up in: a loop around one waits.
 STRONG = ("ld.acquire", "ld.relaxed", "ld.volatile", "mbarrier.try_wait")
-BRACE = re.compile(r"[{}]")
 # A scope of names: braces around statements. Those around the parts of a vector hold none.
 SCOPE = re.compile(r"\{((?:[^{}]|\{[^{};]*\})*;\s*)\}")
 # The call of a failed assertion, which prints and ends the kernel.
@@ -118,16 +115,8 @@ def split(text: str) -> list[str]:
 def entries(ptx: str) -> dict[str, str]:
     """The text of each kernel of a file, by name."""
     outer = "".join(re.findall(r"^\.extern \.shared .*\n", ptx, re.MULTILINE))
-    found = {}
-    for match in re.finditer(r"^(?:\.visible |\.weak )?\.entry (\w+)\(", ptx, re.MULTILINE):
-        at = depth = 0
-        for brace in BRACE.finditer(ptx, match.end()):
-            depth += 1 if brace[0] == "{" else -1
-            if depth == 0:
-                at = brace.end()
-                break
-        found[match[1]] = outer + ptx[match.start() : at]
-    return found
+    kernel = r"^(?:\.visible |\.weak )?\.entry (\w+)\([\s\S]*?\n\n}$"
+    return {match[1]: outer + match[0] for match in re.finditer(kernel, ptx, re.MULTILINE)}
 
 
 def kernel_of(text: str) -> Kernel:

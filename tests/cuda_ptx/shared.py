@@ -4,10 +4,6 @@ A race is found by clocks that count a block's barriers: a word that one thread 
 written by another only with a later clock, a word that one read be written by another likewise.
 """
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 
 from cuda_ptx.arithmetic import KINDS
@@ -27,7 +23,7 @@ class Shared:
             self.write_clock, self.read_clock = (np.full(words, -1, np.int32) for _ in range(2))
             self.writer, self.reader = (np.full(words, -1, np.int32) for _ in range(2))
 
-    def at(self, block: Any, offset: Any, size: int, what: str) -> Any:
+    def at(self, block, offset, size: int, what: str):
         place = np.atleast_1d(offset).astype(np.int64)
         if (place & (size - 1)).any():
             raise Fault(f"misaligned {what} of {size} bytes of shared memory")
@@ -35,13 +31,13 @@ class Shared:
             raise Fault(f"{what} out of bounds of shared memory")
         return place + block * self.stride
 
-    def load(self, place: Any, kind: str) -> Any:
+    def load(self, place, kind: str):
         return self.bytes.view(KINDS[kind])[place // KINDS[kind].itemsize]
 
-    def store(self, place: Any, value: Any, kind: str) -> None:
+    def store(self, place, value, kind: str) -> None:
         self.bytes.view(KINDS[kind])[place // KINDS[kind].itemsize] = value
 
-    def reads(self, place: Any, size: int, lane: Any, clock: Any) -> None:
+    def reads(self, place, size: int, lane, clock) -> None:
         if not self.watch:
             return
         for k in range(max(size // 2, 1)):
@@ -54,7 +50,7 @@ class Shared:
             self.reader[word] = np.where(newer, lane, np.where(self.reader[word] == lane, lane, -2))
             self.read_clock[word] = np.maximum(clock, self.read_clock[word])
 
-    def writes(self, place: Any, size: int, lane: Any, clock: Any, stamp: Any) -> None:
+    def writes(self, place, size: int, lane, clock, stamp) -> None:
         """`stamp`: the clock from which on others may read."""
         if not self.watch:
             return

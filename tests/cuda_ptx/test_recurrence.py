@@ -5,6 +5,7 @@ part of the matrix leaves the registers. How launches run is drawn from the case
 """
 
 import os
+import random
 from dataclasses import replace
 
 import pytest
@@ -12,27 +13,39 @@ import torch
 
 from cuda_ptx.ops import INTERPRETED, WAYS, forced, recurrence, recurrence_backward, run
 from helpers import samples
-from helpers.cases import CUDA_SHAPES, cuda_cases
-from helpers.common import case_id, same
+from helpers.cases import HALVES, VARIANTS
+from helpers.common import case_id, pairwise, same
 from reference.elman import ACTIVATIONS
 
 
+def fitted(case: dict) -> dict:
+    """A case that there is; where a product may be rounded to a kink's other side, a smooth one."""
+    case = {name: value for name, value in case.items() if name != "again"}
+    if case["rows"] == "packed":
+        case["reset"] = None
+    if case["tf32"]:
+        case["dtype"] = torch.float32
+    of_halves = case["dtype"] in HALVES and (case["source"] == "features" or case["leak"])
+    if (case["tf32"] or of_halves) and ACTIVATIONS[case["nonlinearity"]].kink:
+        case["nonlinearity"] = "softplus"
+    return case
+
+
 def listed() -> list[dict]:
-    """Pairs of all factors, and as many random cases as $RNNEXT_CUDA_CASES says."""
-    cases = cuda_cases(
-        WAYS,
-        drawn=int(os.environ.get("RNNEXT_CUDA_CASES", "0")),
-        B=[*CUDA_SHAPES["B"], 40],
-        H=[*CUDA_SHAPES["H"], 100],
-        device=["small", "H100"],
-        grads=[(True, True), (True, False), (False, True)],
-        tf32=[False, True],
-    )
-    for case in cases:
-        if case["tf32"]:  # no kink that it may miss
-            kink = ACTIVATIONS[case["nonlinearity"]].kink
-            case |= {"dtype": torch.float32} | ({"nonlinearity": "identity"} if kink else {})
-    return cases
+    """Pairs of all factors, first of plain calls, then with leaks and resets among them; and as
+    many random cases as $RNNEXT_CUDA_CASES says."""
+    factors = {
+        "path": [None, *WAYS], "T": [1, 6], "B": [1, 5, 17, 40], "I": [1, 4],
+        "H": [0, 1, 6, 7, 40, 64, 100], **VARIANTS, "device": ["small", "H100"],
+        "grads": [(True, True), (True, False), (False, True)], "tf32": [False, True],
+    }  # fmt: skip
+    factors["reverse"] = [*VARIANTS["reverse"], (True, True)]
+    plain = pairwise(**factors | {"leak": [None], "reset": [None]})
+    cases = [*plain, *pairwise(**factors, again=[0, 1, 2, 3])]
+    for number in range(int(os.environ.get("RNNEXT_CUDA_CASES", "0"))):
+        choose = random.Random(number).choice
+        cases.append({name: choose(values) for name, values in factors.items()})
+    return [fitted(case) for case in cases]
 
 
 CASES = listed()

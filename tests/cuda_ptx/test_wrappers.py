@@ -54,11 +54,6 @@ def test_a_copy_brings_its_bytes(run, size):
     assert torch.equal(run(f"copy {size}", given, 32 * size, dtype=torch.uint8), given)
 
 
-def test_a_wait_may_leave_the_newest_copies_under_way(run):
-    given = numbers(64)
-    assert torch.equal(run("two copies", given, 64), given)
-
-
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "tf32"])
 def test_mma_multiplies_and_adds(run, name):
     dtype, k = (torch.float32, 8) if name == "tf32" else (getattr(torch, name), 16)
@@ -75,24 +70,21 @@ def test_tf32_rounds_to_nearest_and_ties_away_from_zero(run):
         assert out[:5].tolist() == [sign * (1 + one * x) for x in (0, 1, 1, 2, 0)]
 
 
-def test_a_cluster_reads_what_neighbours_stored_before_its_barrier(run):
-    given = numbers(2, 4, 32)
-    assert torch.equal(run("neighbours", given, *given.shape), given.roll(1, 1))
+# By kernel: the shape of what it is given, how much it writes, and what the first of that must be.
+HANDED_ON = {
+    "two copies": ((64,), 64, lambda x: x),  # of which a wait may leave the newest under way
+    "neighbours": ((2, 4, 32), 256, lambda x: x.roll(1, 1)),  # stored before a cluster's barrier
+    "async": ((3, 4, 32, 4), 1536, lambda x: x.roll(1, 1)),  # counted by an mbarrier, by phases
+    "flag": ((32,), 65, lambda x: x),  # stored before the flag that is released and acquired
+    "tagged": ((32,), 160, lambda x: 3 * x + 3),  # in words that bring their number along
+}
 
 
-def test_an_mbarrier_counts_stores_of_other_blocks_in_every_phase(run):
-    given = numbers(3, 4, 32, 4)
-    assert torch.equal(run("async", given, *given.shape), given.roll(1, 1))
-
-
-def test_a_flag_that_is_released_and_acquired_brings_what_was_stored(run):
-    given = numbers(32)
-    assert torch.equal(run("flag", given, 65)[:32], given)
-
-
-def test_a_word_brings_its_number_along(run):
-    given = numbers(32)
-    assert torch.equal(run("tagged", given, 160)[:32], 3 * given + 3)
+@pytest.mark.parametrize("name", HANDED_ON)
+def test_what_is_handed_on_is_there(run, name):
+    shape, size, wanted = HANDED_ON[name]
+    given = numbers(*shape)
+    assert torch.equal(run(name, given, size)[: given.numel()], wanted(given).flatten())
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 `L` are the lanes that run: numbers in ascending order, or a slice of a unit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +56,7 @@ class Store:
 
 
 class Warps:
-    def _each(self, L: Any, *values: Any) -> Iterator[tuple[int, ...]]:
+    def _each(self, L, *values) -> Iterator[tuple[int, ...]]:
         """Of each lane its number, its block and its value of each kind."""
         lanes = self.number[L]
         lists = (np.broadcast_to(value, lanes.shape).tolist() for value in values)
@@ -67,24 +65,24 @@ class Warps:
     # ---- addresses
 
     @staticmethod
-    def generic(offset: Any) -> Any:
+    def generic(offset):
         return offset + np.uint64(GENERIC)
 
-    def _rank(self, rank: Any) -> None:
+    def _rank(self, rank) -> None:
         if (np.asarray(rank) >= self.cluster_size).any():
             raise Fault("an address in a block that the cluster does not have")
 
-    def mapa_shared(self, address: Any, rank: Any) -> Any:
+    def mapa_shared(self, address, rank):
         self._rank(rank)
         return address % np.uint32(WINDOW) + (rank + np.uint32(1)) * np.uint32(WINDOW)
 
-    def mapa_generic(self, address: Any, rank: Any) -> Any:
+    def mapa_generic(self, address, rank):
         self._rank(rank)
         offset = (address - np.uint64(GENERIC)) % np.uint64(WINDOW)
         wide = np.asarray(rank).astype(np.uint64) + np.uint64(1)
         return offset + wide * np.uint64(WINDOW) + np.uint64(GENERIC)
 
-    def _peer(self, L: Any, address: Any, offset: int) -> tuple[Any, Any]:
+    def _peer(self, L, address, offset: int):
         """The block and the offset in its shared memory of an address of the cluster."""
         whole = np.broadcast_to(np.asarray(address).astype(np.int64) + offset, self.block[L].shape)
         window, mine = whole // WINDOW, self.block[L]
@@ -95,9 +93,7 @@ class Warps:
 
     # ---- global memory
 
-    def load_global(
-        self, L: Any, base: Any, offset: int, kind: str, count: int, how: str
-    ) -> tuple[Any, ...]:
+    def load_global(self, L, base, offset: int, kind: str, count: int, how: str):
         size = KINDS[kind].itemsize
         place = self._global(L, base, offset, size * count, CONSTANT, "read")
         block = self.block[L]
@@ -109,13 +105,11 @@ class Warps:
                 self.globals.acquire(one)
         return loaded
 
-    def _global(self, L: Any, base: Any, offset: int, size: int, needed: int, what: str) -> Any:
+    def _global(self, L, base, offset: int, size: int, needed: int, what: str):
         place = self.globals.at(base, offset, size, needed, what)
         return np.broadcast_to(place, self.block[L].shape)
 
-    def store_global(
-        self, L: Any, base: Any, offset: int, values: Any, kind: str, how: str
-    ) -> None:
+    def store_global(self, L, base, offset: int, values, kind: str, how: str) -> None:
         size = KINDS[kind].itemsize
         place = self._global(L, base, offset, size * len(values), WRITABLE, "write")
         block, lane = self.block[L], self.number[L]
@@ -138,11 +132,11 @@ class Warps:
         for store in arriving:
             self._arrive_store(store)
 
-    def release(self, L: Any) -> None:
+    def release(self, L) -> None:
         for lane, block, epoch in self._each(L, self.of_blocks.generation[self.block[L]]):
             self.globals.release(block, lane, epoch)
 
-    def compare_and_swap(self, L: Any, base: Any, offset: int, expected: Any, desired: Any) -> Any:
+    def compare_and_swap(self, L, base, offset: int, expected, desired):
         place = self._global(L, base, offset, 4, WRITABLE, "atomic access")
         memory, old = self.globals.main.view(np.uint32), np.empty(len(place), np.uint32)
         expected, desired = (np.broadcast_to(x, place.shape) for x in (expected, desired))
@@ -154,35 +148,29 @@ class Warps:
 
     # ---- shared memory
 
-    def _shared(self, L: Any, base: Any, offset: int, size: int, what: str) -> Any:
+    def _shared(self, L, base, offset: int, size: int, what: str):
         at = np.broadcast_to(np.asarray(base).astype(np.int64) + offset, self.block[L].shape)
         return self.shared.at(self.block[L], at, size, what)
 
-    def load_shared(
-        self, L: Any, base: Any, offset: int, kind: str, count: int, how: str
-    ) -> tuple[Any, ...]:
+    def load_shared(self, L, base, offset: int, kind: str, count: int, how: str):
         size = KINDS[kind].itemsize
         place = self._shared(L, base, offset, size * count, "read")
         self.shared.reads(place, size * count, self.number[L], self.clock[L])
         return tuple(self.shared.load(place + n * size, kind) for n in range(count))
 
-    def store_shared(
-        self, L: Any, base: Any, offset: int, values: Any, kind: str, how: str
-    ) -> None:
+    def store_shared(self, L, base, offset: int, values, kind: str, how: str) -> None:
         size = KINDS[kind].itemsize
         place = self._shared(L, base, offset, size * len(values), "write")
         self.shared.writes(place, size * len(values), self.number[L], self.clock[L], self.stamp[L])
         for n, value in enumerate(values):
             self.shared.store(place + n * size, value, kind)
 
-    def load_generic(self, L: Any, base: Any, *rest: Any) -> tuple[Any, ...]:
+    def load_generic(self, L, base, *rest):
         if (np.asarray(base) < np.uint64(GENERIC)).all():
             return self.load_global(L, base, *rest)
         raise Fault("a generic load from shared memory")
 
-    def store_generic(
-        self, L: Any, base: Any, offset: int, values: Any, kind: str, how: str
-    ) -> None:
+    def store_generic(self, L, base, offset: int, values, kind: str, how: str) -> None:
         if (np.asarray(base) < np.uint64(GENERIC)).all():
             self.store_global(L, base, offset, values, kind, how)
             return
@@ -191,7 +179,7 @@ class Warps:
         place = self.shared.at(block, at, size, "write")
         self._send(L, block, place, values)
 
-    def _send(self, L: Any, block: Any, place: Any, values: Any, barrier: Any = None) -> None:
+    def _send(self, L, block, place, values, barrier=None) -> None:
         raw = np.stack([np.broadcast_to(v, place.shape) for v in values], 1)
         for (lane, _, at, to, counts), value in zip(
             self._each(L, place, block, barrier), raw, strict=True
@@ -200,7 +188,7 @@ class Warps:
 
     # ---- asynchronous copies and stores
 
-    def copy(self, L: Any, to: Any, to_at: int, of: Any, of_at: int, size: int) -> None:
+    def copy(self, L, to, to_at: int, of, of_at: int, size: int) -> None:
         place = self._shared(L, to, to_at, size, "asynchronous write").copy()
         source = self._global(L, of, of_at, size, ASYNCHRONOUS, "asynchronous read").copy()
         # Until it is waited for, nobody may read what is there.
@@ -209,10 +197,10 @@ class Warps:
             self.shared.store(place + n, np.uint32(0xFFFFFFFF), "u4")
         self.copies.append([self.number[L].copy(), self.committed[L].copy(), place, source, size])
 
-    def commit(self, L: Any) -> None:
+    def commit(self, L) -> None:
         self.committed[L] += 1
 
-    def wait_copies(self, L: Any, pending: int) -> None:
+    def wait_copies(self, L, pending: int) -> None:
         waits = np.zeros(self.size, bool)
         waits[L] = True
         left = []
@@ -229,7 +217,7 @@ class Warps:
                 left.append([lanes[rest], group[rest], place[rest], source[rest], size])
         self.copies = left
 
-    def store_async(self, L: Any, base: Any, values: list[Any], barrier: Any) -> None:
+    def store_async(self, L, base, values, barrier) -> None:
         block, at = self._peer(L, base, 0)
         place = self.shared.at(block, at, 16, "asynchronous store")
         other, barrier_at = self._peer(L, barrier, 0)
@@ -239,13 +227,13 @@ class Warps:
 
     # ---- mbarriers: [parity of the phase, arrivals of a phase, arrivals left, bytes left, fenced]
 
-    def barrier_init(self, L: Any, base: Any, arrivals: Any) -> None:
+    def barrier_init(self, L, base, arrivals) -> None:
         for _, block, offset, count in self._each(L, base, arrivals):
             if offset % 8 or offset + 8 > self.shared.size:
                 raise Fault("an mbarrier out of bounds or misaligned")
             self.barriers[block, offset] = [0, count, count, 0, 0]
 
-    def barrier_init_fence(self, L: Any) -> None:
+    def barrier_init_fence(self, L) -> None:
         for block in set(self.block[L].tolist()):
             for (one, _), state in self.barriers.items():
                 if one == block:
@@ -270,13 +258,13 @@ class Warps:
             self.released[block] += 1
         self.progress += 1
 
-    def barrier_arrive(self, L: Any, base: Any, expected: Any) -> None:
+    def barrier_arrive(self, L, base, expected) -> None:
         for lane, block, offset, bytes_ in self._each(L, base, expected):
             self.stamp[self.warp == self.warp[lane]] = self.released[block] + 1
             self._barrier(block, offset)[3] += bytes_
             self.complete(block, offset, 1, 0)
 
-    def barrier_try(self, L: Any, base: Any, odd: Any) -> Any:
+    def barrier_try(self, L, base, odd):
         each = self._each(L, base, odd)
         over = np.array([self._barrier(block, at)[0] != parity for _, block, at, parity in each])
         self._passed(self.number[L][over])
@@ -284,7 +272,7 @@ class Warps:
 
     # ---- of a warp
 
-    def shuffle(self, L: Any, how: str, value: Any, b: Any, c: Any, mask: Any) -> Any:
+    def shuffle(self, L, how: str, value, b, c, mask):
         lanes = self.number[L]
         value = np.broadcast_to(value, lanes.shape)
         lane = self.in_warp[L]
@@ -304,14 +292,14 @@ class Warps:
             raise Fault("a shuffle from a lane that is not there")
         return value[place]
 
-    def ballot(self, L: Any, predicate: Any) -> Any:
+    def ballot(self, L, predicate):
         lanes = self.number[L]
         bits = np.where(predicate, np.int64(1) << self.in_warp[L], 0)
         total = np.zeros(len(self.split), np.int64)
         np.add.at(total, self.warp[lanes], np.broadcast_to(bits, lanes.shape))
         return total[self.warp[lanes]].astype(np.uint32)
 
-    def mma(self, L: Any, form: str, *registers: Any) -> tuple[Any, ...]:
+    def mma(self, L, form: str, *registers):
         k, of_words = FORMATS[form]
         size = len(self.number[L])
         words = [np.broadcast_to(r, (size,)) for r in registers]

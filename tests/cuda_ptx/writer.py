@@ -1,8 +1,6 @@
 """Instructions of PTX as lines of Python: a register is a numpy array with an element for each
 lane, or one number where all lanes have the same."""
 
-from __future__ import annotations
-
 import re
 import struct
 from collections.abc import Callable
@@ -117,7 +115,7 @@ class Writer:
 
     # ---- operands
 
-    def constant(self, value: Any, kind: str) -> str:
+    def constant(self, value, kind: str) -> str:
         if kind[0] in "ui":
             value &= (1 << 8 * SIZE[kind]) - 1
             made = KINDS["u" + kind[1]].type(value).view(KINDS[kind])

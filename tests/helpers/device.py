@@ -8,9 +8,6 @@ import os
 
 import torch
 
-from helpers.cases import HALVES
-from helpers.common import TOLERANCE, assert_close
-
 DEVICE = os.environ.get("RNNEXT_CHECK_DEVICE", "cuda")
 ON_GPU = DEVICE != "cpu"
 
@@ -97,9 +94,3 @@ class Captured:
             return
         for old, new in zip(self.results, self._call(), strict=True):
             old.copy_(new)
-
-
-def check(actual, expected, dtype):
-    """Sums over time have more terms than a step: half types get four times the tolerance."""
-    factor = 4 if dtype in HALVES else 1
-    assert_close(actual, expected, tolerance=factor * TOLERANCE[dtype])

@@ -8,15 +8,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 import reference
 from helpers.common import assert_close
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-
-
-def _flat(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 _Arguments = TypeVar("_Arguments", bound="Arguments")
@@ -50,18 +47,11 @@ class Arguments:
 
     def map(self: _Arguments, function: Callable[[Tensor], Tensor]) -> _Arguments:
         """The same arguments with the function applied to every tensor."""
-
-        def mapped(value: Any) -> Any:
-            if isinstance(value, list):
-                return [mapped(v) for v in value]
-            return function(value) if isinstance(value, Tensor) else value
-
-        return replace(self, **{name: mapped(value) for name, value in vars(self).items()})
+        return replace(self, **tree_map_only(Tensor, function, vars(self)))
 
     def float_tensors(self) -> list[Tensor]:
         """The tensors that can have a gradient, in the order of the fields."""
-        fields = vars(replace(self, noise=[]))
-        values = [v for value in fields.values() for v in _flat(value)]
+        values = tree_leaves(vars(replace(self, noise=[])))
         return [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
 
     def with_tensors(self: _Arguments, tensors: Iterable[Tensor]) -> _Arguments:
@@ -82,20 +72,6 @@ class Arguments:
             return tensor.detach().double().requires_grad_(tensor.requires_grad)
 
         return self.map(lambda t: double(t) if t.is_floating_point() else t)
-
-    def to_device(self: _Arguments, device: str) -> _Arguments:
-        """The same arguments on a device, as new leaves; batch_sizes stays where it belongs."""
-
-        def move(tensor: Tensor) -> Tensor:
-            rows = tensor.detach()
-            for dim, stride in enumerate(tensor.stride()):
-                rows = rows.narrow(dim, 0, 1) if stride == 0 and rows.numel() else rows
-            moved = torch.empty_strided(
-                rows.shape, rows.stride(), dtype=tensor.dtype, device=device
-            ).copy_(rows)
-            return moved.expand(tensor.shape).requires_grad_(tensor.requires_grad)
-
-        return replace(self.map(move), batch_sizes=self.batch_sizes, noise_key=self.noise_key)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,23 +114,13 @@ class Recurrence(Arguments):
     def stacked(self, *others: Recurrence) -> Recurrence:
         """The arguments of an ensemble whose members these calls are, as new leaves."""
 
-        def joined(values: tuple[Any, ...]) -> Any:
-            if isinstance(values[0], list):
-                return [joined(each) for each in zip(*values, strict=True)]
+        def joined(*values: Any) -> Any:
             if not isinstance(values[0], Tensor):
                 return values[0]
-            stack = torch.stack(values).detach()
-            return stack.requires_grad_(values[0].requires_grad)
+            return torch.stack(values).detach().requires_grad_(values[0].requires_grad)
 
-        members = (self, *others)
-        fields = {name: tuple(getattr(each, name) for each in members) for name in vars(self)}
-        return replace(
-            self,
-            **{
-                name: values[0] if name == "batch_sizes" else joined(values)
-                for name, values in fields.items()
-            },
-        )
+        fields = tree_map(joined, *map(vars, (self, *others)))
+        return replace(self, **fields | {"batch_sizes": self.batch_sizes})
 
     def sequences(self, rows: slice) -> Recurrence:
         """The call for some of the sequences of an unpacked batch alone."""

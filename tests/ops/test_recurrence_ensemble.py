@@ -5,10 +5,18 @@ import torch
 
 import rnnext
 from helpers import samples
-from helpers.cases import VARIANTS, fits
+from helpers.cases import HALVES, VARIANTS
 from helpers.common import assert_close, cover, same
 
 ops = torch.ops.rnnext
+
+
+def fits(case):
+    """A packed sequence has no resets; and gradients of an alpha, which sum changes of the state
+    over steps and sequences, say nothing where 16 bits round these."""
+    packed_reset = case["rows"] == "packed" and case["reset"]
+    summed = case["leak"] and case["dtype"] in HALVES and case["T"] * case["B"] > 30
+    return not (packed_reset or summed)
 
 
 @cover(
