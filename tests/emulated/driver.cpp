@@ -1,9 +1,10 @@
 // The CPU kernels of an ISA without torch, on one thread: reads calls from a file, writes what they
 // give. `driver ISA calls results`
 //
-// A call is nine int64 (T, B, I, H, D, dtype, nonlinearity, bit 0 of `has`: hx, bit 1: lengths; and
-// a bit for each direction that is reversed), then its arrays in the order of `run`. After the
-// dtypes come float32 at "medium" and at "high". The results follow each other the same way.
+// A call is eight int64 (T, B, I, H, D, dtype, nonlinearity, and a bit for each direction that is
+// reversed), then its arrays in the order of `run`, each behind its number of bytes. After the
+// dtypes come float32 at "medium" and at "high". The results follow each other without those
+// numbers.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -32,12 +33,13 @@ using Array = std::vector<char>;
 
 struct Files {
   std::FILE *in, *out;
-  int64_t item = 0;  // bytes of a number
 
   bool read(void* to, size_t bytes) { return std::fread(to, 1, bytes, in) == bytes; }
-  Array numbers(int64_t n) {
-    Array array(n * item);
-    if (!read(array.data(), array.size())) std::abort();
+  Array read() {
+    int64_t bytes;
+    if (!read(&bytes, sizeof bytes)) std::abort();
+    Array array(bytes);
+    if (!read(array.data(), bytes)) std::abort();
     return array;
   }
   void write(const Array& array) {
@@ -54,29 +56,24 @@ void with_workspace(size_t bytes, const Run& run) {
   std::free(workspace);
 }
 
-void run(const rnnext::KernelTable& table, Files& files, const int64_t (&sizes)[9]) {
-  const auto [T, B, I, H, D, dtype, nonlinearity, has, reverse] = sizes;
-  constexpr int64_t kItems[] = {4, 8, 2, 2, 4, 4};
-  files.item = kItems[dtype];
+void run(const rnnext::KernelTable& table, Files& files, const int64_t (&sizes)[8]) {
+  const auto [T, B, I, H, D, dtype, nonlinearity, reverse] = sizes;
   Recurrence p;
   p.T = T, p.B = B, p.I = I, p.H = H;
   p.D = static_cast<int>(D);
   p.nonlinearity = static_cast<rnnext::Nonlinearity>(nonlinearity);
-  const Array input = files.numbers(T * B * I);
-  const Array hx = files.numbers(has & 1 ? D * B * H : 0);
+  const Array input = files.read(), hx = files.read(), lengths = files.read();
   std::vector<Array> weights;
   for (int d = 0; d < D; ++d) {
     p.reverse[d] = reverse >> d & 1;
-    for (const int64_t n : {H * I, H * H, H, H}) weights.push_back(files.numbers(n));
+    for (int i = 0; i < 4; ++i) weights.push_back(files.read());
     p.weight_ih[d] = weights[4 * d].data(), p.weight_hh[d] = weights[4 * d + 1].data();
     p.bias_ih[d] = weights[4 * d + 2].data(), p.bias_hh[d] = weights[4 * d + 3].data();
   }
-  std::vector<int64_t> lengths(has & 2 ? B : 0);
-  if (!files.read(lengths.data(), 8 * lengths.size())) std::abort();
-  if (has & 2) p.lengths = lengths.data();
-  if (has & 1) p.hx = hx.data();
+  if (!lengths.empty()) p.lengths = reinterpret_cast<const int64_t*>(lengths.data());
+  if (!hx.empty()) p.hx = hx.data();
   p.input = {input.data(), B * I, I, nullptr};
-  const Array grad_output = files.numbers(T * B * D * H), grad_h_n = files.numbers(D * B * H);
+  const Array grad_output = files.read(), grad_h_n = files.read();
 
   Array output(grad_output.size()), h_n(grad_h_n.size());
   p.output = output.data(), p.h_n = h_n.data();
@@ -91,7 +88,7 @@ void run(const rnnext::KernelTable& table, Files& files, const int64_t (&sizes)[
   Array grad_input(input.size()), grad_hx(grad_h_n.size());
   std::vector<Array> grads;
   for (int d = 0; d < D; ++d)
-    for (const int64_t n : {H * I, H * H, H}) grads.emplace_back(n * files.item);
+    for (int i = 0; i < 3; ++i) grads.emplace_back(weights[4 * d + i].size());
   out.input = grad_input.data(), out.hx = grad_hx.data();
   for (int d = 0; d < D; ++d) {
     out.weight_ih[d] = grads[3 * d].data(), out.weight_hh[d] = grads[3 * d + 1].data();
@@ -117,6 +114,6 @@ int main(int, char** arguments) {
   if (!table->supported() && std::strcmp(table->name, "amx") != 0) return 1;
   Files files{std::fopen(arguments[2], "rb"), std::fopen(arguments[3], "wb")};
   if (!files.in || !files.out) return 1;
-  for (int64_t sizes[9]; files.read(sizes, sizeof sizes);) run(*table, files, sizes);
+  for (int64_t sizes[8]; files.read(sizes, sizeof sizes);) run(*table, files, sizes);
   return std::fclose(files.out);
 }

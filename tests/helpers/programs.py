@@ -2,6 +2,7 @@
 to a file, and what it computes is read from another. `tests/emulated/driver.cpp` is the other end.
 """
 
+import math
 import struct
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +12,11 @@ import torch
 
 import rnnext
 from helpers import samples
-from helpers.common import assert_close, pairwise
+from helpers.common import ROOT, assert_close, pairwise
 from reference.elman import ACTIVATIONS
 
-ROOT = Path(__file__).resolve().parents[2]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 PRECISIONS = ["medium", "high"]  # of float32, after the dtypes
 COMMON = ["tests/emulated/driver.cpp", "csrc/cpu/rnn/plan.cpp", "csrc/cpu/rnn/machine.cpp"]
 CASES = pairwise(
@@ -55,36 +56,26 @@ def raw(tensor):
     return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
 
 
+def read(file, shape, dtype):
+    data = bytearray(file.read(math.prod(shape) * dtype.itemsize))
+    return torch.frombuffer(data, dtype=dtype).view(shape)
+
+
 def packed(arguments, cotangents, precision=None):
     """A call as the driver reads it."""
     T, B, I = arguments.input.shape  # noqa: E741
     H, D = arguments.weight_hh[0].shape[0], len(arguments.weight_hh)
-    given = (arguments.hx is not None) + 2 * (arguments.lengths is not None)
     reverse = sum(backwards << d for d, backwards in enumerate(arguments.reverse))
     nonlinearity = rnnext._C.nonlinearities().index(arguments.nonlinearity)
     dtype = DTYPES.index(arguments.input.dtype)
     if precision is not None:
         dtype = len(DTYPES) + PRECISIONS.index(precision)
-    tensors = [arguments.input]
-    if arguments.hx is not None:
-        tensors.append(arguments.hx)
-    for d in range(D):
-        tensors += [arguments.weight_ih[d], arguments.weight_hh[d]]
-        tensors += [arguments.bias_ih[d], arguments.bias_hh[d]]
-    if arguments.lengths is not None:
-        tensors.append(arguments.lengths)
-    header = struct.pack("<9q", T, B, I, H, D, dtype, nonlinearity, given, reverse)
-    return header + b"".join(map(raw, [*tensors, *cotangents]))
-
-
-def unpacked(data, shapes, dtype):
-    """Tensors of the driver's results, and what is left of them."""
-    tensors = []
-    for shape in shapes:
-        size = torch.Size(shape).numel() * dtype.itemsize
-        tensors.append(torch.frombuffer(bytearray(data[:size]), dtype=dtype).view(shape))
-        data = data[size:]
-    return tensors, data
+    tensors = [arguments.input, arguments.hx, arguments.lengths]
+    for of_direction in zip(*(getattr(arguments, name) for name in WEIGHTS), strict=True):
+        tensors += of_direction
+    arrays = [b"" if t is None else raw(t) for t in [*tensors, *cotangents]]
+    header = struct.pack("<8q", T, B, I, H, D, dtype, nonlinearity, reverse)
+    return header + b"".join(struct.pack("<q", len(array)) + array for array in arrays)
 
 
 def run(program, isa, path, calls, precision=None):
@@ -92,15 +83,14 @@ def run(program, isa, path, calls, precision=None):
     (path / "calls").write_bytes(b"".join(packed(*call, precision) for call in calls))
     command = [*program, isa, path / "calls", path / "results"]
     subprocess.run(command, check=True, timeout=1800)
-    data = (path / "results").read_bytes()
-    for arguments, _ in calls:
-        T, B, I = arguments.input.shape  # noqa: E741
-        H, D = arguments.weight_hh[0].shape[0], len(arguments.weight_hh)
-        shapes = [(T, B, D * H), (D, B, H), (T, B, I), (D, B, H)]
-        shapes += D * [(H, I), (H, H), (H,)]
-        results, data = unpacked(data, shapes, arguments.input.dtype)
-        yield results
-    assert not data
+    with (path / "results").open("rb") as file:
+        for arguments, _ in calls:
+            T, B, I = arguments.input.shape  # noqa: E741
+            H, D = arguments.weight_hh[0].shape[0], len(arguments.weight_hh)
+            shapes = [(T, B, D * H), (D, B, H), (T, B, I), (D, B, H)]
+            shapes += D * [(H, I), (H, H), (H,)]
+            yield [read(file, shape, arguments.input.dtype) for shape in shapes]
+        assert not file.read()
 
 
 def made(cases):

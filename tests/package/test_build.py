@@ -15,9 +15,8 @@ from torch.torch_version import TorchVersion
 from torch.utils import cpp_extension
 
 import rnnext
-from helpers.common import run_python
+from helpers.common import ROOT, run_python
 
-ROOT = Path(__file__).parents[2]
 RELEASE = ".".join(torch.__version__.split(".")[:2])
 
 

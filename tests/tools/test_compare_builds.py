@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 
 import rnnext
-from helpers.common import run_python
+from helpers.common import ROOT, run_python
 
 TREE = Path(rnnext.__file__).parents[1]
-ROOT = Path(__file__).parents[2]
 
 
 def test_bits_of_a_build_that_rounds_otherwise(tmp_path):
