@@ -19,17 +19,6 @@ if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
     mallopt(M_PERTURB, 1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The stand-in of AMX has kernels of its own for bfloat16 alone; else it is generic again."""
-
-    def repeats(item: pytest.Item) -> bool:
-        given = item.callspec.params if hasattr(item, "callspec") else {}
-        dtype = given.get("dtype", torch.bfloat16)
-        return given.get("isa") == "amx_stand_in" and dtype != torch.bfloat16
-
-    items[:] = [item for item in items if not repeats(item)]
-
-
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

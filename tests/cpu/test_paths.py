@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.autograd.profiler import profile
 
+import rnnext
 from helpers import samples
 from helpers.common import ISAS, cover, same
 from rnnext import _C
+from rnnext.explain import explain
 
 recurrence = torch.ops.rnnext.recurrence
 # T, B, I, H.
@@ -154,3 +157,38 @@ def test_the_same_bits_on_every_isa_that_sums_alike(size, kind):
             other = order_of_sums(isa, kind) in ("tiles", "pairs")
             lower = results[order_of_sums(isa, kind)][0]
             assert same(arguments.call(recurrence), lower) != other
+
+
+def test_features_of_no_width_without_padding():
+    arguments = sized("padding left out", "float64", rows="lengths").detach()
+    arguments = replace(arguments, input=torch.zeros(100, len(SKEWED), 0).double())
+    arguments = replace(arguments, weight_ih=[torch.zeros(65, 0).double()], hx=None)
+    arguments.input.requires_grad_()
+    output, _ = arguments.call(recurrence)
+    assert torch.autograd.grad(output.sum(), arguments.input)[0].shape == arguments.input.shape
+
+
+def test_nothing_but_padding():
+    arguments = sized("padding left out", "float64", rows="lengths").detach()
+    arguments = replace(arguments, lengths=torch.zeros(len(SKEWED), dtype=torch.long))
+    output, h_n = arguments.call(recurrence)
+    assert not output.any()
+    assert torch.equal(h_n, arguments.hx)
+
+
+@pytest.mark.parametrize(("H", "B"), [(16, 6), (65, 24), (700, 6)])
+def test_explain_knows_what_is_packed(H, B):
+    torch.set_num_threads(2)
+    rnn = rnnext.RNN(33, H)
+    hx = torch.zeros(1, B, H, requires_grad=True)
+    output, _ = rnn(torch.rand(100, B, 33), hx, lengths=SKEWED[:B])
+    with profile() as profiler:
+        output.sum().backward()
+    packed = any(event.name == "aten::index_copy_" for event in profiler.function_events)
+    sizes = {"T": 100, "I": 33, "H": H, "dtype": torch.float32, "train": True, "threads": 2}
+    plan = _C.plan(B=B, lengths=SKEWED[:B], hx=True, **sizes)
+    assert plan["packed"] == packed
+    text = explain(100, B, 33, H, lengths=SKEWED[:B], hx=True, train=True, threads=2)
+    assert ("padding is left out" in text) == packed
+    if packed:  # it is the plan of the sequences that are there
+        assert plan["unit_rows"] <= sum(length > 0 for length in SKEWED[:B])

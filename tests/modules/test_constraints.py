@@ -6,8 +6,7 @@ from torch.nn.utils import parametrize
 
 import rnnext
 from helpers.blocks import run_blocks
-from helpers.common import assert_close, steps
-from helpers.prose import ROOT
+from helpers.common import ROOT, assert_close, steps
 
 T, B, FEATURES, H = 9, 4, 3, 20
 SIGN = torch.ones(H)

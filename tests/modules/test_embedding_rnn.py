@@ -20,21 +20,6 @@ def test_no_sequence_of_features_is_made():
     assert [v.shape for v in floats if v.numel() >= T * B * H] == [output.shape]
 
 
-def test_the_way_is_chosen_by_how_many_tokens_occur(monkeypatch):
-    few, many = torch.arange(200).view(40, 5) % 5, torch.arange(160)
-    for V in (10, 300, 50_000):
-        monkeypatch.setattr(embedding_rnn, "COUNTED_WORK", 0)
-        module = rnnext.EmbeddingRNN(V, 4, 3)
-        assert len(module._table(few)[0]) == (10 if V == 10 else 5)
-        assert (module._table(many % V) is None) == (V > 10)
-        assert len(module._table(few[:2])[0]) == 5
-        with monkeypatch.context() as patch:
-            patch.setattr(embedding_rnn, "COUNTED_ROWS", 400)
-            assert (module._table(few) is None) == (V == 50_000)
-        monkeypatch.setattr(embedding_rnn, "COUNTED_WORK", 1e6)  # more than these calls'
-        assert (module._table(few) is None) == (V > 10)
-
-
 def test_both_ways_give_the_same_bits(monkeypatch):
     monkeypatch.setattr(embedding_rnn, "COUNTED_WORK", 0)
     module = rnnext.EmbeddingRNN(200, 70, 50, num_layers=2, bidirectional=True)

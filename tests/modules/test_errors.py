@@ -287,6 +287,8 @@ REFUSED = [
     (lambda: ensemble(weights=None), TypeError, "got a NoneType among them"),
     (lambda: functional_rnn([W_IH, W_HH]), TypeError, "one flat list of tensors, got a list"),
     (lambda: functional_rnn(*WEIGHTS, nonlinearity="gelu"), ValueError, "got 'gelu'"),
+    (lambda: functional_rnn(*WEIGHTS, nonlinearity=3), RuntimeError, "argument 'nonlinearity'"),
+    (lambda: functional_rnn(*WEIGHTS, nonlinearity="\udc00"), RuntimeError, "'nonlinearity'"),
     (
         lambda: functional_rnn(*weights(TWO), dropout=1.5, training=True),
         RuntimeError,

@@ -11,8 +11,8 @@ from torch.fx import symbolic_trace
 from torch.nn.utils import parametrizations
 
 import rnnext
-from helpers.common import assert_close, same
-from helpers.modules import OF_TORCH, SAMPLES, X, outputs, results, through_a_file
+from helpers.common import assert_close, same, steps
+from helpers.modules import OF_TORCH, SAMPLES, TOKENS, X, outputs, results, through_a_file
 from rnnext import embedding_rnn
 
 of_all = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
@@ -265,3 +265,43 @@ def test_what_cannot_be_scripted_or_exported_says_what_to_do(sample):
         match = rf"cannot export {advice} .*rnnext\.onnx\.translation_table\(\)"
         with pytest.raises(NotImplementedError, match=match):
             torch.onnx.export(model, (sample.given,), io.BytesIO(), dynamo=False)
+
+
+@pytest.mark.parametrize("where", ["_forward_hooks", "_backward_hooks", "_state_dict_hooks"])
+def test_code_in_the_state_of_a_module_is_refused(where):
+    module = rnnext.RNN(3, 4)
+    getattr(module, where)[0] = print  # what a hostile file would have in its place
+    with pytest.raises(pickle.UnpicklingError, match=r"builtins\.print|print"):
+        through_a_file(module)
+
+
+def test_a_stepper_goes_on_where_it_was():
+    stepper = rnnext.Stepper(rnnext.RNN(3, 4, 2), batch_size=2)
+    steps(stepper, X)
+    twin = through_a_file(stepper)
+    assert torch.equal(twin.get_state(), stepper.get_state())
+    assert torch.equal(steps(twin, X), steps(stepper, X))
+
+
+def model():
+    return nn.Sequential(nn.Embedding(7, 3), nn.RNN(3, 4, 2, bidirectional=True))
+
+
+def test_torch_reads_the_weights_from_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch", reason="in the extra `test`")
+    ours, theirs = rnnext.convert(model()), model()
+    safetensors.save_model(ours, tmp_path / "model")
+    assert safetensors.load_model(theirs, tmp_path / "model") == (set(), [])
+    assert_close(ours(TOKENS), theirs(TOKENS))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_after_revert_it_scripts_and_is_quantized():
+    scripted = torch.jit.script(rnnext.revert(rnnext.convert(model())))
+    assert scripted(TOKENS)[0].shape == (5, 2, 8)
+    cell, kinds = nn.Sequential(rnnext.RNNCell(3, 4)), []
+    for each in (cell, rnnext.revert(copy.deepcopy(cell))):
+        quantized = torch.ao.quantization.quantize_dynamic(each)
+        assert quantized(X[0]).shape == (2, 4)
+        kinds.append(type(quantized[0]))
+    assert kinds == [rnnext.RNNCell, torch.ao.nn.quantized.dynamic.RNNCell]

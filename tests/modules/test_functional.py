@@ -64,30 +64,6 @@ def test_whoever_overrides_torch_sees_the_op(name):
     assert torch.equal(graph(), expected)
 
 
-def test_the_short_way_takes_what_torch_ops_take():
-    own, x = [torch.randn(6, 4), torch.randn(6, 6)], torch.randn(5, 3, 4)
-    given = {
-        "input": x, "hx": None, "weights": own, "has_biases": False, "num_layers": 1,
-        "bidirectional": False, "batch_first": False, "dropout": 0.0, "training": False,
-        "index": None, "lengths": None, "batch_sizes": None, "reset": None,
-        "reset_state": None, "alpha": (),
-        "form": "rate", "noise": [], "nonlinearity": "relu",
-    }  # fmt: skip
-    expected = functional.rnn(x, None, own, nonlinearity="relu")
-    others = {"weights": tuple(own), "dropout": 0, "training": 1}
-    for name, value in others.items():
-        assert same(_C.rnn(*(given | {name: value}).values()), expected)
-    refused = {"weights": [1, 2], "num_layers": "1", "form": 3, "nonlinearity": "\udc00", "hx": 0}
-    for name, value in refused.items():
-        with pytest.raises((RuntimeError, TypeError, ValueError)):
-            _C.rnn(*(given | {name: value}).values())
-    with pytest.raises(RuntimeError, match="missing value"):
-        _C.rnn(x)
-    for layers in (2**61, 2**62, 2**70):  # times the number of tensors of each: 0, or too much
-        with pytest.raises((RuntimeError, OverflowError, TypeError)):
-            _C.rnn(*(given | {"weights": [], "num_layers": layers, "bidirectional": True}).values())
-
-
 def test_other_threads_run_during_a_call():
     """The interpreter lock is free while a kernel runs, though no thread is asked to give it up."""
     module, x = rnnext.RNN(64, 256), torch.randn(2000, 16, 64)

@@ -9,8 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
 import rnnext
-from helpers.common import assert_close, assert_refused, run_python, same, steps, supported_isas
-from helpers.prose import ROOT
+from helpers.common import ISAS, ROOT, assert_close, assert_refused, run_python, same, steps
 from rnnext import Stepper
 
 
@@ -74,12 +73,12 @@ def test_threads_and_isa_may_change_after_it_was_made():
         torch.set_num_threads(made_with)
         stepper = Stepper(rnn, 2)
         for isa, threads, x_t, wanted in zip(
-            ["generic", *supported_isas()], [3, 1, 2, 3], x, expected, strict=False
+            ["generic", *ISAS], [3, 1, 2, 3], x, expected, strict=False
         ):
             rnnext._C.set_cpu_isa(isa)
             torch.set_num_threads(threads)
             assert torch.equal(stepper(x_t), wanted)
-        rnnext._C.set_cpu_isa(supported_isas()[-1])
+        rnnext._C.set_cpu_isa(ISAS[-1])
 
 
 def test_refuses_tensors_without_memory():
@@ -207,22 +206,6 @@ for make in (_C.Stepper.__new__, object.__new__, lambda kind: copy.copy(made)):
         print("refused")
 """
     assert run_python("-c", code, cwd=ROOT).stdout.split() == ["refused"] * 3
-
-
-def test_only_a_small_table_is_multiplied_ahead(monkeypatch):
-    calls, recurrence = [], rnnext.functional.recurrence
-    monkeypatch.setattr(
-        "rnnext.functional.recurrence", lambda *a, **k: calls.append(a) or recurrence(*a, **k)
-    )
-    for V, dtype, made in (
-        (1024, torch.float32, 1),
-        (1025, torch.float32, 0),
-        (1000, torch.float64, 1),
-        (1000, torch.bfloat16, 0),  # rounded it would have other bits
-    ):
-        calls.clear()
-        Stepper(rnnext.EmbeddingRNN(V, 8, 64, dtype=dtype))
-        assert len(calls) == made
 
 
 def test_other_tables_tokens_and_autocast():

@@ -48,42 +48,29 @@ def by_an_optimizer(module):
     torch.optim.Adam(module.parameters()).step()
 
 
-@torch.no_grad()
-def without_gradients(module):
-    next(module.parameters()).mul_(2)
-
-
-@torch.inference_mode()
-def in_inference_mode(module):
-    next(module.parameters()).mul_(2)
-
-
-def from_a_state_dict(module):
-    module.load_state_dict({k: v / 2 for k, v in module.state_dict().items()})
-
-
-def as_other_data(module):
-    first = next(module.parameters())
-    first.data = first.data * 2
-
-
-def in_a_buffer(module):
-    module.alpha.fill_(0.25)
+def first(module):
+    return next(module.parameters())
 
 
 @torch.no_grad()
-def of_a_parametrization(module):
-    module.parametrizations.weight_hh_l0.original0.mul_(2)
+def doubled(parameter):
+    parameter.mul_(2)
 
 
 WRITES = {
     "RNN": (by_an_optimizer, "weight_ih_l0"),
-    "torch": (without_gradients, "weight_ih_l0"),
-    "cell": (in_inference_mode, "weight_ih"),
-    "leak": (in_a_buffer, "alpha"),
-    "learned": (as_other_data, "weight_ih_l0"),
-    "tokens": (from_a_state_dict, "embedding.weight"),
-    "normed": (of_a_parametrization, "parametrizations.weight_hh_l0.original0"),
+    "torch": (lambda m: doubled(first(m)), "weight_ih_l0"),
+    "cell": (torch.inference_mode()(lambda m: doubled(first(m))), "weight_ih"),
+    "leak": (lambda m: m.alpha.fill_(0.25), "alpha"),
+    "learned": (lambda m: setattr(first(m), "data", first(m).data * 2), "weight_ih_l0"),
+    "tokens": (
+        lambda m: m.load_state_dict({k: v / 2 for k, v in m.state_dict().items()}),
+        "embedding.weight",
+    ),
+    "normed": (
+        lambda m: doubled(m.parametrizations.weight_hh_l0.original0),
+        "parametrizations.weight_hh_l0.original0",
+    ),
 }
 
 
@@ -146,7 +133,7 @@ def test_a_copy_goes_on_from_the_same_state(module):
         assert torch.equal(steps(stepper, x[2:]), found)
         stepper.reset()
         assert not torch.equal(other.get_state(), stepper.get_state())
-        without_gradients(module)
+        doubled(first(module))
         if copied is copy.copy:
             with pytest.raises(RuntimeError, match="has changed"):
                 other(x[0])
@@ -159,7 +146,7 @@ def test_what_holds_both_is_copied_with_both():
     rnn = rnnext.RNN(4, 6)
     held = {"rnn": rnn, "stepper": rnnext.Stepper(rnn)}
     other = copy.deepcopy(held)
-    without_gradients(other["rnn"])
+    doubled(first(other["rnn"]))
     held["stepper"](torch.zeros(4))
     other["stepper"].refresh()
     x = torch.randn(3, 1, 4)

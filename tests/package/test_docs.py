@@ -8,7 +8,12 @@ import pytest
 
 import rnnext
 from helpers.blocks import run_blocks
-from helpers.prose import ROOT, text
+from helpers.common import ROOT
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))

@@ -4,14 +4,12 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from benchmarks.names import OURS, TORCH
+from helpers.common import ROOT
 from tools.cuda_check import __main__ as check
 from tools.cuda_check import records, report
 from tools.cuda_check.isolate import isolated
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_a_case_that_hangs_or_dies_says_so():

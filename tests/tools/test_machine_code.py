@@ -1,8 +1,8 @@
-"""The reader of machine code finds the step loop, refuses what it must not hold."""
+"""The gates of the CUDA half's build find the step loop, and refuse what it must not hold."""
 
 import pytest
 
-from tools import machine_code
+from tools import cuda_build, machine_code
 
 # A tile loop around a step loop, which holds a spin loop; and a way out by a call.
 CODE = """\
@@ -88,3 +88,20 @@ def test_a_cluster_meets_where_its_warps_are_whole():
     arrival, wait = faults("ClusterGroup", "BSSY")
     assert arrival == "UCGABAR_ARV where the warp may have parted"
     assert wait.startswith("UCGABAR_WAIT")
+
+
+REPORT = """\
+ptxas info    : Compiling entry function '_ZN6rnnext4cuda17recurrence_kernelIfEEvi' for 'sm_80'
+ptxas info    : Function properties for _ZN6rnnext4cuda17recurrence_kernelIfEEvi
+    {stack} bytes stack frame, {stores} bytes spill stores, {loads} bytes spill loads
+ptxas info    : Used 96 registers, used 1 barriers, 1024 bytes smem, 424 bytes cmem[0]
+ptxas info    : Function properties for _ZN6rnnext4cuda4stepEv
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+"""
+
+
+@pytest.mark.parametrize("what", ["", "stack", "stores", "loads"])
+def test_the_gate_refuses_kernels_that_keep_something_in_memory(what):
+    found = cuda_build.faults(REPORT.format(**{"stack": 0, "stores": 0, "loads": 0} | {what: 8}))
+    wrong = ["recurrence_kernel<float> on sm_80: registers spilled"]
+    assert found == (wrong if what else [])

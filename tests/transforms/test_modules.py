@@ -207,3 +207,36 @@ def test_compiled_transforms():
         x = features(samples, 5, 4)
         result = torch.compile(each, fullgraph=True, backend="aot_eager")(parameters, x)
         assert_close(list(result.values()), list(each(parameters, x).values()))
+
+
+def outputs_of(base):
+    """opacus wants a tensor from each layer."""
+
+    class Outputs(base):
+        def forward(self, x):
+            return super().forward(x)[0]
+
+    return Outputs
+
+
+def private_model(library):
+    torch.manual_seed(0)
+    rnn = outputs_of(library.RNN)(4, 6, num_layers=2, batch_first=True)
+    layers = (library.Embedding(9, 4, padding_idx=1), rnn, nn.Linear(6, 2))
+    return nn.Sequential(*layers).double()
+
+
+@pytest.mark.filterwarnings("ignore")  # opacus' own: backward hooks, and what it will change
+def test_per_sample_gradients_by_opacus():
+    opacus = pytest.importorskip("opacus", reason="in the extra `test`")
+    theirs, ours = private_model(nn), private_model(rnnext)
+    sampled = opacus.GradSampleModule(ours, force_functorch=True, loss_reduction="sum")
+    samples = tokens(3, 5)
+    sampled(samples).square().sum().backward()
+    for n, sample in enumerate(samples):
+        theirs.zero_grad()
+        theirs(sample.unsqueeze(0)).square().sum().backward()
+        assert_close(
+            [parameter.grad_sample[n] for parameter in ours.parameters()],
+            [parameter.grad for parameter in theirs.parameters()],
+        )

@@ -10,6 +10,7 @@ rehearses every stage on a machine without a GPU, and fails where it cannot.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
 import signal
@@ -49,12 +50,8 @@ def tests() -> list[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command += ["-p", "tools.cuda_check.isolate", "--rootdir", str(ROOT)]
     command += ["-c", str(ROOT / "pyproject.toml"), "-o", "addopts=--import-mode=importlib"]
-    try:
-        import xdist  # noqa: F401
-
+    if importlib.util.find_spec("xdist"):
         command += ["-n", str(min(8, len(os.sched_getaffinity(0))))]
-    except ImportError:
-        pass
     return [*command, *(str(ROOT / "tests" / name) for name in TESTS)]
 
 
