@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from rnnext import _C, _deploy
 from rnnext._deploy import class_of, name_of
@@ -106,8 +107,9 @@ def convert(model: _Model, *, embedding: bool = True, dry_run: bool = False) -> 
 
     The modules stay the same objects and change their class, so Parameters, buffers, hooks,
     training flags, devices, parametrizations and references to them stay as they are. Left alone
-    are instances of other subclasses, which may override what rnnext replaces, and modules whose
-    dtype or device rnnext has no kernels for: :func:`summary` says which. Each change is logged at
+    are instances of other subclasses, which may override what rnnext replaces, modules whose
+    forward has been replaced, and those whose dtype, device or kind of tensor rnnext has no kernels
+    for: :func:`summary` says which. Each change is logged at
     level INFO.
 
     Args:
@@ -219,11 +221,15 @@ def _no_counterpart(cls: type[nn.Module], classes: _Classes) -> str:
 
 def _no_kernel(module: nn.Module) -> str:
     """Why rnnext cannot compute a module of torch.nn, if so."""
+    if "forward" in vars(module):
+        return "its forward has been replaced"
     for name, weight in module.named_parameters():
         inert = isinstance(module, nn.Embedding) and not weight.requires_grad
         if weight.dtype not in _FLOATS and not inert:
             dtype = str(weight.dtype).removeprefix("torch.")
             return f"{name} is {dtype}; rnnext has float32, float64, bfloat16 and float16"
+        if is_traceable_wrapper_subclass(weight):  # a DTensor, say, or quantized
+            return f"{name} is a {type(weight).__name__}, for which rnnext has no kernels"
         device = weight.device.type
         if device not in ("cpu", "meta") and not (device == "cuda" and _has_cuda()):
             return f"{name} is on {weight.device}, for which this build of rnnext has no kernels"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize
+from torch.testing._internal.two_tensor import TwoTensor
 
 import rnnext
 from helpers.common import assert_close, error_of, same
@@ -184,6 +185,10 @@ def test_a_dry_run_prints_what_would_change_and_why_the_rest_stays(model, capsys
     model.far = nn.RNN(3, 4, bias=False, device="meta")
     with FakeTensorMode():
         model.far.weight_hh_l0 = nn.Parameter(torch.empty(4, 4, device="xpu"))
+    model.wrapped = nn.RNNCell(3, 4)
+    model.wrapped.forward = model.wrapped.forward
+    model.pair = nn.Embedding(3, 4)
+    model.pair.weight = nn.Parameter(TwoTensor(torch.zeros(3, 4), torch.zeros(3, 4)))
     classes = [type(m) for m in model.modules()]
     assert rnnext.convert(model, dry_run=True) is model
     assert [type(m) for m in model.modules()] == classes
@@ -203,6 +208,8 @@ def test_a_dry_run_prints_what_would_change_and_why_the_rest_stays(model, capsys
         "tokens.rnn: rnnext.RNN stays: it is rnnext's",
         "far: torch.nn.RNN stays: weight_hh_l0 is on xpu:0, for which this build of rnnext has no "
         "kernels",
+        "wrapped: torch.nn.RNNCell stays: its forward has been replaced",
+        "pair: torch.nn.Embedding stays: weight is a TwoTensor, for which rnnext has no kernels",
     ]
     rnnext.convert(model)
     changed = [a is not type(m) for a, m in zip(classes, model.modules(), strict=True)]

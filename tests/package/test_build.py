@@ -105,7 +105,7 @@ def test_a_wrong_choice_of_cuda_is_an_error(monkeypatch, tmp_path: Path):
 def test_flags_that_reorder_sums_are_refused(monkeypatch, name):
     monkeypatch.setattr(sys, "argv", ["setup.py", "--version"])
     monkeypatch.setenv(name, "-O2 -ffast-math")
-    with pytest.raises(SystemExit, match="^-ffast-math in CFLAGS or CXXFLAGS gives up"):
+    with pytest.raises(SystemExit, match=r"^-ffast-math in CFLAGS or CXXFLAGS gives up"):
         script().main()
 
 
