@@ -163,7 +163,8 @@ class LeakyRNN(nn.RNNBase):
         if not fits:
             raise ValueError(f"noise_std must be finite and not negative, got {value}")
         self.__dict__.pop("_noise_std", None)
-        self._buffers.pop("_noise_std", None)
+        # (A new dict: a copy.copy of the module has the old one, and keeps its noise.)
+        self._buffers = {name: b for name, b in self._buffers.items() if name != "_noise_std"}
         if isinstance(value, Tensor):
             own = value.detach().to(self.weight_hh_l0).clone()
             self.register_buffer("_noise_std", own, persistent=False)

@@ -1,5 +1,6 @@
 """LeakyRNN: against the loops that people write, and its arguments."""
 
+import copy
 import math
 
 import numpy as np
@@ -120,6 +121,9 @@ def test_noise_that_is_none_is_refused_whenever_it_is_set():
     assert rnn.noise_std == 0.1
     rnn.noise_std = nn.Parameter(torch.tensor(0.2))
     assert "noise_std" not in dict(rnn.named_parameters())
+    assert torch.equal(rnn.noise_std, torch.tensor(0.2))
+    quiet = copy.copy(rnn)  # with the same weights
+    quiet.noise_std = 0
     assert torch.equal(rnn.noise_std, torch.tensor(0.2))
     rnn.noise_scale = "alpha"
     with pytest.raises(ValueError, match=r"^noise_scale must be one of .* got 'alpha'"):
