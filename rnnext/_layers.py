@@ -31,10 +31,6 @@ class Stack(NamedTuple):
     dropout: float
     training: bool
 
-    @property
-    def directions(self) -> int:
-        return 2 if self.bidirectional else 1
-
 
 def stack_of(
     weights: Sequence[Any],
@@ -207,7 +203,7 @@ def run_ensemble(
 ) -> tuple[Tensor, Tensor]:
     """:func:`rnnext.functional.rnn_ensemble` where all that it infers is known."""
     refuse_others({"input": input}, hx=hx, reset=reset)
-    M, H, D = weights[1].shape[0], weights[1].shape[-1], of.directions
+    M, H, D = weights[1].shape[0], weights[1].shape[-1], 2 if of.bidirectional else 1
     if input.dim() not in (3, 4):
         raise ValueError(f"input must have 3 or 4 dimensions, got {input.dim()}")
     if hx is not None:

@@ -97,8 +97,7 @@ _TO_RNNEXT: _Classes = {
     nn.RNNCell: RNNCell,
     nn.Embedding: Embedding,
 }
-_TO_TORCH: _Classes = {ours: theirs for theirs, ours in _TO_RNNEXT.items()}
-_TO_TORCH = {**_TO_TORCH, LengthsRNN: nn.RNN}
+_TO_TORCH: _Classes = {ours: theirs for theirs, ours in _TO_RNNEXT.items()} | {LengthsRNN: nn.RNN}
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -230,14 +229,10 @@ def _no_kernel(module: nn.Module) -> str:
             return f"{name} is {dtype}; rnnext has float32, float64, bfloat16 and float16"
         if is_traceable_wrapper_subclass(weight):  # a DTensor, say, or quantized
             return f"{name} is a {type(weight).__name__}, for which rnnext has no kernels"
-        device = weight.device.type
-        if device not in ("cpu", "meta") and not (device == "cuda" and _has_cuda()):
+        devices = ["cpu", "meta", "cuda"] if _C.build_info()["cuda_archs"] else ["cpu", "meta"]
+        if weight.device.type not in devices:
             return f"{name} is on {weight.device}, for which this build of rnnext has no kernels"
     return ""
-
-
-def _has_cuda() -> bool:
-    return bool(_C.build_info()["cuda_archs"])
 
 
 def _swap_classes(model: _Model, classes: _Classes) -> _Model:

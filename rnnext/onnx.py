@@ -49,6 +49,17 @@ def _refuse(what: str) -> NoReturn:
     raise NotImplementedError(f"ONNX's operator RNN has no {what}")
 
 
+def _refuse_extras(alpha: Any, noise: Any, reset: Any, batch_sizes: Any) -> None:
+    for is_given, what in (
+        (bool(alpha), "leak (alpha)"),
+        (bool(noise), "noise"),
+        (reset is not None, "reset"),
+        (batch_sizes is not None, "packed input: pad it, and give lengths"),
+    ):
+        if is_given:
+            _refuse(what)
+
+
 def _constant(*values: int) -> Any:
     return op.Constant(value_ints=list(values))
 
@@ -112,14 +123,7 @@ def _rnn(
     batch_first: Any, dropout: Any, training: Any, index: Any, lengths: Any, batch_sizes: Any,
     reset: Any, reset_state: Any, alpha: Any, form: Any, noise: Any, nonlinearity: Any,
 ) -> Any:  # fmt: skip
-    if alpha:
-        _refuse("leak (alpha)")
-    if noise:
-        _refuse("noise")
-    if reset is not None:
-        _refuse("reset")
-    if batch_sizes is not None:
-        _refuse("packed input: pad it, and give lengths")
+    _refuse_extras(alpha, noise, reset, batch_sizes)
     if training and dropout > 0 and num_layers > 1:
         _refuse("dropout between layers: call model.eval() first")
     x = input if index is None else op.Gather(input, index)
@@ -163,14 +167,7 @@ def _recurrence(
     weight_ih, bias_ih, bias_hh, alpha, noise = map(
         _listed, (weight_ih, bias_ih, bias_hh, alpha, noise)
     )
-    if alpha:
-        _refuse("leak (alpha)")
-    if noise:
-        _refuse("noise")
-    if reset is not None:
-        _refuse("reset")
-    if batch_sizes is not None:
-        _refuse("packed input: pad it, and give lengths")
+    _refuse_extras(alpha, noise, reset, batch_sizes)
     directions = {(False,): "forward", (True,): "reverse", (False, True): "bidirectional"}
     if tuple(reverse) not in directions:
         _refuse(f"directions such as reverse={list(reverse)}")
