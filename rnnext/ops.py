@@ -3,7 +3,7 @@
 :mod:`rnnext.functional` and the modules are built on top. Below, T is the number of steps, B the
 batch size, I the input size, H the hidden size and D, 1 or 2, the number of directions.
 
-Four ops have no function here, as they take what :func:`recurrence` takes, in the same order:
+The other ops have no function here. Four take what :func:`recurrence` takes, in the same order:
 
 - ``torch.ops.rnnext.recurrence_backward(grad_output, grad_h_n, output, saved, ..., output_mask)``
   returns the gradients of ``input``, ``hx``, each ``weight_ih``, each ``weight_hh``, the biases of
@@ -18,6 +18,18 @@ Four ops have no function here, as they take what :func:`recurrence` takes, in t
 - ``recurrence_stack`` is L layers of one direction, on the CPU, each over the output of the one
   before: the lists hold a tensor for each layer, and ``hx`` is ``[L, B, H]``. It is one call where
   no gradient is wanted, and else one of ``recurrence`` for each layer.
+
+The rest is what :func:`rnnext.functional.embedding` and EmbeddingRNN call. A ``padding_idx`` of -1
+is none, and an index out of range raises an IndexError that names it:
+
+- ``embedding(weight, indices, padding_idx, scale_grad_by_freq, sparse)``: ``weight[indices]``.
+- ``embedding_backward(grad, indices, num_weights, padding_idx, scale_grad_by_freq)``: the gradient
+  ``[num_weights, E]`` of the table, of the gradient ``[*indices.shape, E]`` of its rows.
+- ``embedding_sparse_backward``, of the same arguments: ``(rows, values)``, the numbers of the rows
+  that were read, int64, ascending, each once, and their gradients ``[len(rows), E]``.
+- ``occurring(tokens, num_rows, most)``, on the CPU: ``(rows, index)``, the rows of a table that
+  occur among the tokens, as above, and each token's position among them. If more than ``most``
+  occur, there are no rows, and -1 for each token.
 """
 
 from collections.abc import Sequence
@@ -28,14 +40,7 @@ from torch import Tensor
 import rnnext._fake
 import rnnext._flops  # noqa: F401  the two register: results without data, costs
 
-__all__ = [
-    "embedding",
-    "embedding_backward",
-    "embedding_sparse_backward",
-    "noise",
-    "occurring",
-    "recurrence",
-]
+__all__ = ["noise", "recurrence"]
 
 
 def recurrence(
@@ -143,117 +148,4 @@ def noise(keys: Tensor, T: int, B: int, D: int, H: int) -> Tensor:
         RuntimeError: the keys are not int64, or a size is negative.
     """
     result: Tensor = torch.ops.rnnext.noise(keys, T, B, D, H)
-    return result
-
-
-def occurring(tokens: Tensor, num_rows: int, most: int) -> tuple[Tensor, Tensor]:
-    """The rows of a table that occur among tokens, each once, on the CPU.
-
-    It takes ``num_rows / 8`` bytes and looks at all of them.
-
-    Args:
-        tokens: int32 or int64, any shape, values in 0..num_rows-1.
-        num_rows: how many rows the table has.
-        most: how many are worth counting.
-
-    Returns:
-        ``(rows, index)``: the rows that occur, ascending, int64, and for each token the position of
-        its row among them: ``rows[index]`` is ``tokens``. If more than ``most`` occur: no rows, and
-        -1 for each token.
-
-    Raises:
-        IndexError: a token is out of range; the message names it, its position and the range.
-        ValueError: ``num_rows`` is negative or 2^31 - 1 and more, or ``most`` is negative.
-        RuntimeError: ``tokens`` is not int32 or int64.
-    """
-    result: tuple[Tensor, Tensor] = torch.ops.rnnext.occurring(tokens, num_rows, most)
-    return result
-
-
-def embedding(
-    weight: Tensor,
-    indices: Tensor,
-    padding_idx: int = -1,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Tensor:
-    """Rows of a table: ``weight[indices]``, any dtype in, the gradient summed deterministically.
-
-    Args:
-        weight: ``[V, E]``, any strides.
-        indices: int32 or int64, any shape, values in 0..V-1.
-        padding_idx: a row that gets no gradient; -1: none. Default: -1.
-        scale_grad_by_freq: whether each row's gradient is divided by how often it was picked.
-            Default: ``False``.
-        sparse: whether the gradient is a coalesced sparse COO tensor. Default: ``False``.
-
-    Returns:
-        ``[*indices.shape, E]``.
-
-    Raises:
-        IndexError: an index is out of range; the message names it, its position and the range.
-        RuntimeError: wrong rank, index dtype or device, or a complex table that needs a gradient.
-    """
-    result: Tensor = torch.ops.rnnext.embedding(
-        weight, indices, padding_idx, scale_grad_by_freq, sparse
-    )
-    return result
-
-
-def embedding_backward(
-    grad: Tensor,
-    indices: Tensor,
-    num_weights: int,
-    padding_idx: int = -1,
-    scale_grad_by_freq: bool = False,
-) -> Tensor:
-    """The gradient of :func:`embedding`'s table: each row sums those of the rows it was read as.
-
-    Args:
-        grad: gradient of the rows, ``[*indices.shape, E]``.
-        indices: as :func:`embedding`'s.
-        num_weights: V.
-        padding_idx: as :func:`embedding`'s. Default: -1.
-        scale_grad_by_freq: as :func:`embedding`'s. Default: ``False``.
-
-    Returns:
-        ``[V, E]``.
-
-    Raises:
-        IndexError: an index is out of range.
-        NotImplementedError: ``grad`` is of an unsupported dtype.
-        RuntimeError: shapes that do not fit together, or a wrong index dtype.
-    """
-    result: Tensor = torch.ops.rnnext.embedding_backward(
-        grad, indices, num_weights, padding_idx, scale_grad_by_freq
-    )
-    return result
-
-
-def embedding_sparse_backward(
-    grad: Tensor,
-    indices: Tensor,
-    num_weights: int,
-    padding_idx: int = -1,
-    scale_grad_by_freq: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """:func:`embedding_backward`, of the rows that were read alone.
-
-    Args:
-        grad: as :func:`embedding_backward`'s, and so are all arguments.
-        indices: the indices.
-        num_weights: V.
-        padding_idx: a row without a gradient. Default: -1.
-        scale_grad_by_freq: whether to divide by frequency. Default: ``False``.
-
-    Returns:
-        ``(rows, values)``: the numbers of the rows, int64, ascending, each once; their gradients
-        ``[len(rows), E]``.
-
-    Raises:
-        IndexError, NotImplementedError, RuntimeError: as :func:`embedding_backward`.
-    """
-    result: tuple[Tensor, Tensor] = torch.ops.rnnext.embedding_sparse_backward(
-        grad, indices, num_weights, padding_idx, scale_grad_by_freq
-    )
     return result

@@ -40,7 +40,7 @@ assert_type(rnnext.summary(model), str)
 weights: list[Tensor] = list(rnn.parameters())
 assert_type(functional.rnn(x, None, weights, lengths=[5, 3]), tuple[Tensor, Tensor])
 assert_type(functional.recurrence(x, None, None, weights[1], alpha=0.5), tuple[Tensor, Tensor])
-assert_type(ops.embedding(weights[0], tokens), Tensor)
+assert_type(ops.noise(torch.tensor(5), 3, 2, 1, 4), Tensor)
 
 # An ignore of what is no error is itself an error.
 rnnext.RNN("3", 4)  # type: ignore[arg-type]
