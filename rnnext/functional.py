@@ -218,14 +218,9 @@ def recurrence(
     """
     _layers.refuse_others(
         {"input": input, "weight_hh": weight_hh},
-        hx=hx,
-        weight_ih=weight_ih,
-        bias_ih=bias_ih,
-        bias_hh=bias_hh,
-        reset=reset,
-        reset_state=reset_state,
-        noise_key=noise_key,
-    )
+        hx=hx, weight_ih=weight_ih, bias_ih=bias_ih, bias_hh=bias_hh,
+        reset=reset, reset_state=reset_state, noise_key=noise_key,
+    )  # fmt: skip
     if input.dim() != 3:
         raise ValueError(f"input must have 3 dimensions, got {input.dim()}")
     if weight_hh.dim() != 2:
@@ -260,26 +255,14 @@ def recurrence(
         noise_key = torch.randint(2**63 - 1, (), device="cpu")
     if noise_key is not None and not noise:
         raise ValueError("noise_key must not be given without noise_std")
+    if lengths is not None:
+        lengths = _layers.as_lengths(lengths, weight_hh.device)
     output, h_n, _ = _recurrence(
-        x,
-        None if hx is None else hx.unsqueeze(0),
-        [] if weight_ih is None else [weight_ih],
-        [weight_hh],
-        [] if bias_ih is None else [bias_ih],
-        [] if bias_hh is None else [bias_hh],
-        None,
-        None if lengths is None else _layers.as_lengths(lengths, weight_hh.device),
-        None,
-        reset,
-        reset_state,
-        alphas,
-        form,
-        noise,
-        noise_key,
-        nonlinearity,
-        [reverse],
-        False,
-    )
+        x, None if hx is None else hx.unsqueeze(0),
+        *([] if each is None else [each] for each in (weight_ih, weight_hh, bias_ih, bias_hh)),
+        None, lengths, None, reset, reset_state,
+        alphas, form, noise, noise_key, nonlinearity, [reverse], False,
+    )  # fmt: skip
     return output.transpose(0, 1) if batch_first else output, h_n.squeeze(0)
 
 

@@ -157,10 +157,8 @@ class LeakyRNN(nn.RNNBase):
         _layers.refuse_no_number("noise_std", value)
         if isinstance(value, Tensor):
             _layers.refuse_shape("noise_std", value, (), (self.hidden_size,))
-            fits = bool(((value >= 0) & (value < math.inf)).all())
-        else:
-            fits = 0 <= value < math.inf
-        if not fits:
+        fits = (value >= 0) & (value < math.inf)
+        if not (fits.all() if isinstance(fits, Tensor) else fits):
             raise ValueError(f"noise_std must be finite and not negative, got {value}")
         self.__dict__.pop("_noise_std", None)
         # (A new dict: a copy.copy of the module has the old one, and keeps its noise.)
@@ -202,7 +200,12 @@ class LeakyRNN(nn.RNNBase):
         first = self.__dict__.get("_first_alpha", {})  # not there when torch.nn's constructor calls
         with torch.no_grad():
             for name, value in first.items():
-                getattr(self, name).copy_(value)
+                own = getattr(self, name)
+                if hasattr(own, "placements"):  # a DTensor, of FSDP2
+                    from torch.distributed.tensor import distribute_tensor
+
+                    value = distribute_tensor(value, own.device_mesh, own.placements)
+                own.copy_(value)
 
     def alphas(self) -> list[Tensor]:
         """The leak of each layer and, within it, direction: ``[H]`` each."""

@@ -70,6 +70,10 @@ def main(out, *demo):
         losses = train(spread(copy.deepcopy(model)), batches.chunk(processes, dim=2)[rank])
         dist.all_reduce(losses)
         results[name] = losses / processes
+    leaky = sharded(copy.deepcopy(model)).leaky
+    torch.nn.init.ones_(leaky.logit_alpha_l0)
+    leaky.reset_parameters()
+    results["logits"] = leaky.logit_alpha_l0.full_tensor()
     if rank == 0:
         torch.save(results, Path(out) / "losses.pt")
     # Without Python's end: DTensor's caches keep the group past its destruction, and a thread of
