@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rnnext._layers import refuse_shape
+from rnnext._layers import refuse_others, refuse_shape
 from rnnext.leaky import LeakyRNN
 from rnnext.rnn import RNN
 
@@ -82,6 +82,7 @@ class RNNModule(TensorDictModuleBase):
         self.out_keys = out_keys
         self.rnn = rnn
         self._shape = (rnn.num_layers * (2 if rnn.bidirectional else 1), rnn.hidden_size)
+        refuse_others({}, reset_state=reset_state)
         if reset_state is not None:
             refuse_shape("reset_state", reset_state, self._shape)
         if isinstance(reset_state, nn.Parameter):
@@ -108,20 +109,24 @@ class RNNModule(TensorDictModuleBase):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> Any:
         """Write the output and the new state into the tensordict, and return it."""
-        shape, steps = tensordict.shape, 1
+        shape = tensordict.shape
+        batch, steps = shape, 1
         if self.recurrent_mode:
             if not shape:
                 raise ValueError("tensordict must have a last dimension, time, in recurrent mode")
-            steps = shape[-1]
+            batch, steps = shape[:-1], shape[-1]
         elif self.rnn.bidirectional:
             raise ValueError(
                 "rnn must have one direction outside of recurrent mode: the other starts at the end"
             )
         x, begins = tensordict[self.in_keys[0]], tensordict[self.in_keys[2]]
-        x, begins = x.reshape(-1, steps, x.shape[-1]), begins.reshape(-1, steps)
+        refuse_shape(str(self.in_keys[0]), x, (*shape, self.rnn.input_size))
+        rows = batch.numel()
+        x, begins = x.reshape(rows, steps, x.shape[-1]), begins.reshape(rows, steps)
         state = tensordict.get(self.in_keys[1], None)
         if state is not None:
-            state = state.reshape(-1, steps, *self._shape)[:, 0].transpose(0, 1)
+            refuse_shape(str(self.in_keys[1]), state, (*shape, *self._shape))
+            state = state.reshape(rows, steps, *self._shape)[:, 0].transpose(0, 1)
         if not self.rnn.batch_first:
             x, begins = x.transpose(0, 1), begins.transpose(0, 1)
         output, h_n = self.rnn(x, state, reset=begins, reset_state=self.reset_state)

@@ -88,6 +88,7 @@ def test_bad_arguments_are_named():
         ((rnn, ["x"], ["y", "z"]), ValueError, r"in_keys must be .*, got \['x'\]"),
         ((rnn, ["x", "h"], ["y"]), ValueError, r"out_keys must be .*, got \['y'\]"),
         ((rnn, ["x", "h"], ["y", "z"], torch.zeros(5)), ValueError, "reset_state must have shape"),
+        ((rnn, ["x", "h"], ["y", "z"], [0.0]), TypeError, "reset_state must be a tensor, got list"),
     ):
         with pytest.raises(error, match=message):
             RNNModule(*arguments)
@@ -96,6 +97,14 @@ def test_bad_arguments_are_named():
         module.make_tensordict_primer()
     with pytest.raises(ValueError, match="a last dimension, time"):
         module(TensorDict({"x": torch.zeros(4), "is_init": torch.zeros(1).bool()}))
+    marks = torch.zeros(4, 1).bool()
+    for key, wrong, message in (
+        ("x", torch.zeros(4, 2, 4), r"^x must have shape \[4, 4\], got \[4, 2, 4\]"),
+        ("h", torch.zeros(4, 2, 5), r"^h must have shape \[4, 1, 5\], got \[4, 2, 5\]"),
+    ):
+        given = TensorDict({"x": torch.zeros(4, 4), "is_init": marks, key: wrong}, 4)
+        with pytest.raises(ValueError, match=message), set_recurrent_mode(False):
+            module(given)
     both = RNNModule(rnnext.RNN(4, 5, bidirectional=True), ["x", "h"], ["y", "z"])
     with pytest.raises(ValueError, match="one direction outside of recurrent mode"):
         both(TensorDict({"x": torch.zeros(4), "is_init": torch.zeros(1).bool()}))
