@@ -133,6 +133,6 @@ class RNNModule(TensorDictModuleBase):
         if not self.rnn.batch_first:
             output = output.transpose(0, 1)
         states = nn.functional.pad(h_n.transpose(0, 1).unsqueeze(1), (0, 0, 0, 0, steps - 1, 0))
-        tensordict.set(self.out_keys[0], output.reshape(*shape, -1))
+        tensordict.set(self.out_keys[0], output.reshape(*shape, output.shape[-1]))
         tensordict.set(self.out_keys[1], states.reshape(*shape, *self._shape))
         return tensordict

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.blocks import run_blocks
+from helpers.common import ROOT
+
 pytest.importorskip("gymnasium")
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
@@ -43,6 +46,7 @@ with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, name, ModuleType(name))
     import perceptual_decision
 
+import gymnasium  # noqa: E402
 import memory_policy  # noqa: E402
 import side_by_side  # noqa: E402
 from gymnasium.vector import AutoresetMode  # noqa: E402
@@ -111,6 +115,18 @@ def test_the_learner_computes_the_states_of_the_actor(policy, mode):
             looped = memory_policy.looped(policy.rnn, rollout.seen, rollout.state, rollout.reset)
         assert torch.equal(actor.stepper.get_state(), last)
         torch.testing.assert_close(states, looped[:-1])
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_the_page_marks_first_observations(mode, monkeypatch):
+    mazes = [lambda: memory_policy.TMaze((1, 1))] * 3
+    made = gymnasium.vector.SyncVectorEnv(mazes, autoreset_mode=mode)
+    made.action_space.seed(0)
+    monkeypatch.setattr(gymnasium, "make_vec", lambda *_, **__: made)
+    rows = run_blocks(ROOT / "docs" / "episodes.md")["rows"]
+    x, reset = map(torch.stack, zip(*rows, strict=True))
+    assert reset[1:].any()
+    assert torch.equal(reset, x[..., :2].any(-1))  # where the cue is seen
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))

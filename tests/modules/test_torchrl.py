@@ -81,6 +81,15 @@ def test_a_collector_and_a_loss_compute_the_same_values(learned):
         assert parameter.grad is not None, name
 
 
+def test_an_empty_batch():
+    module = RNNModule(rnnext.RNN(4, 5, 2), **KEYS)
+    marks = torch.zeros(0, 7, 1, dtype=torch.bool)
+    data = TensorDict({"observation": torch.zeros(0, 7, 4), "is_init": marks}, (0, 7))
+    for recurrent in (False, True):
+        with set_recurrent_mode(recurrent):
+            assert module(data.clone())["features"].shape == (0, 7, 5)
+
+
 def test_bad_arguments_are_named():
     rnn = rnnext.RNN(4, 5)
     for arguments, error, message in (
