@@ -145,7 +145,7 @@ class LeakyRNN(nn.RNNBase):
                 self.register_parameter(name, nn.Parameter(own))
             else:
                 self.register_buffer(name, own)
-        self._first_alpha = first
+        self._first_alpha = first  # by name, for reset_parameters
 
     @property
     def noise_std(self) -> float | Tensor:
