@@ -52,6 +52,7 @@ class LengthsRNN(nn.RNN):
         steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
         exists = (steps < lengths).unsqueeze(2)
         last = (lengths - 1).clamp(min=0)
+        x = torch.where(exists, x, 0)  # NaN there would be one in the gradients of the weights
         turned = torch.where(exists, (last - steps).unsqueeze(2), 0)  # each row from its own end
         one_layer = torch._VF.rnn_tanh if self.nonlinearity == "tanh" else torch._VF.rnn_relu
         states: list[Tensor] = []
@@ -65,7 +66,7 @@ class LengthsRNN(nn.RNN):
                     own, start.unsqueeze(0), weights, self.bias, 1, 0.0, False, False, False
                 )
                 end = output.gather(0, last.view(1, -1, 1).expand(1, *start.shape))[0]
-                states.append(torch.where(lengths.unsqueeze(1) > 0, end, start))
+                states.append(torch.where(lengths.unsqueeze(1) > 0, end, start.to(end.dtype)))
                 if turn:
                     output = output.gather(0, turned.expand_as(output))
                 outputs.append(torch.where(exists, output, 0))

@@ -83,13 +83,18 @@ def test_a_module_that_takes_lengths_is_left_on_request(options):
     rnn, lengths = rnnext.RNN(3, 6, **options), torch.tensor([7, 0, 3, 1])
     states = rnn.num_layers * (1 + rnn.bidirectional)
     given = torch.randn(*((4, 7) if rnn.batch_first else (7, 4)), 3), torch.randn(states, 4, 6)
+    padding = torch.arange(7) >= lengths.unsqueeze(1)
+    given[0][padding if rnn.batch_first else padding.t()] = torch.nan
     before = results(rnn, *given, lengths=lengths)
     rnnext.revert(rnn, lengths=True)
     assert isinstance(rnn, nn.RNN)
     assert_close(results(rnn, *given, lengths=lengths), before)
     assert_close(through_a_file(rnn)(given[0], lengths=lengths)[0], rnn(given[0], None, lengths)[0])
     assert_close(rnn(given[0], lengths=lengths.tolist())[0], rnn(given[0], None, lengths)[0])
-    assert_close(rnn(given[0])[0], rnnext.RNN.forward(rnn, given[0])[0])
+    x = given[0].nan_to_num()
+    assert_close(rnn(x)[0], rnnext.RNN.forward(rnn, x)[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {y.dtype for y in rnn(*given, lengths)} == {torch.bfloat16}
     program = torch.export.export(rnn, given, {"lengths": lengths}).run_decompositions()
     assert not any("rnn" in str(node.target) for node in program.graph.nodes)
     assert_close(program.module()(*given, lengths=lengths), rnn(*given, lengths))
