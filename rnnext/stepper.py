@@ -38,7 +38,8 @@ class Stepper:
     What it is made from is read then: the weights, float32 matmul precision and the largest number
     of threads. A step raises RuntimeError if a parameter or buffer of the module has been written
     since, as by an optimizer; :meth:`refresh` reads the module anew. (torch does not count writes
-    through ``.data``, nor can a Stepper know that the module was given another tensor.) Dropout
+    through ``.data`` or by a fused optimizer: of those a Stepper sees what changes the value in the
+    middle of a tensor. It does not see that the module was given another tensor.) Dropout
     does not apply, nor autocast; noise only where the module has ``noise_in_eval``: that of a call
     of the module from the state that torch's generator had when the module was read, whose next
     step each step is, one from a state of the caller's too. Hooks are not

@@ -92,6 +92,31 @@ def test_a_stale_stepper_names_what_has_changed_until_it_is_refreshed(kind):
     assert torch.equal(steps(stepper, x[2:]), steps(fresh, x[2:]))
 
 
+def by_a_fused_optimizer(rnn):
+    rnn(torch.ones(3, 1, 4))[0].sum().backward()
+    torch.optim.Adam(rnn.parameters(), fused=True).step()
+
+
+def through_data(rnn):
+    rnn.weight_hh_l0.data.mul_(2)
+
+
+def in_shared_memory(rnn):
+    rnn.bias_ih_l0.detach().numpy().fill(3)
+
+
+@pytest.mark.parametrize("write", [by_a_fused_optimizer, through_data, in_shared_memory])
+def test_writes_that_torch_does_not_count_are_noticed(write):
+    rnn, x = rnnext.RNN(4, 6), torch.randn(4)
+    stepper = rnnext.Stepper(rnn)
+    stepper(x)
+    write(rnn)
+    with pytest.raises(RuntimeError, match="has changed"):
+        stepper(x)
+    stepper.refresh()
+    stepper(x)
+
+
 def test_a_refresh_reads_other_parameters_in_the_place_of_the_old():
     rnn, other, x = rnnext.RNN(4, 6), rnnext.RNN(4, 6), torch.randn(3, 1, 4)
     stepper = rnnext.Stepper(rnn)

@@ -63,7 +63,8 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
   for (const auto& [name, tensor] : watched) {
     const auto& counter = tensor.unsafeGetTensorImpl()->version_counter();
     if (!counter.enabled() || !tensor.has_storage()) continue;  // inference mode's
-    seen_.push_back({name, tensor, tensor.storage(), counter.current_version()});
+    seen_.push_back(
+        {name, tensor, tensor.storage(), counter.current_version(), Seen::sample_of(tensor)});
   }
 }
 
@@ -108,6 +109,17 @@ int64_t Stepper::state_bytes() const { return inner_.nbytes() / 2; }
 
 char* Stepper::state_of(int which) const {
   return static_cast<char*>(states_.data_ptr()) + which * (states_.nbytes() / 2);
+}
+
+uint64_t Stepper::Seen::sample_of(const Tensor& tensor) {
+  const c10::TensorImpl& t = *tensor.unsafeGetTensorImpl();
+  const c10::Storage& storage = t.unsafe_storage();
+  const size_t size = t.itemsize(), place = (t.storage_offset() + t.numel() / 2) * size;
+  uint64_t sample = 0;
+  if (tensor.is_cpu() && storage.data() && place + size <= storage.nbytes())
+    std::memcpy(&sample, static_cast<const char*>(storage.data()) + place,
+                std::min(size, sizeof sample));
+  return sample;
 }
 
 void Stepper::check_fresh() const {

@@ -44,19 +44,24 @@ class Stepper {
     Tensor packed;
   };
   // A tensor as it was when the weights were read: torch counts what is written to it in place.
-  // (The storage is kept, so that nothing else gets its address.)
+  // What it does not count (by a fused optimizer, through .data, by another process) mostly changes
+  // all values, so one is compared. (The storage is kept, so that nothing else gets its address.)
   struct Seen {
     std::string name;
     Tensor tensor;
     c10::Storage storage;
     uint32_t version;
+    uint64_t sample;
 
     // Whether it has been written, or given other memory.
     bool changed() const {
       const c10::TensorImpl* const now = tensor.unsafeGetTensorImpl();
       return now->version_counter().current_version() != version ||
-             now->unsafe_storage().unsafeGetStorageImpl() != storage.unsafeGetStorageImpl();
+             now->unsafe_storage().unsafeGetStorageImpl() != storage.unsafeGetStorageImpl() ||
+             sample_of(tensor) != sample;
     }
+    // The bits of a value in the middle, where it lies in this machine's memory.
+    static uint64_t sample_of(const Tensor& tensor);
   };
 
   void add_layer(const Weights& weights, std::string_view nonlinearity, std::string_view form);
