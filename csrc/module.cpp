@@ -39,70 +39,52 @@ struct py::detail::type_caster<c10::List<bool>> {
 
 namespace {
 
-// How an argument of an op comes from Python: whether it is of the op's type, and what the op is
-// given. (By hand, as pybind11's casters and overloads take their time for 17 arguments.)
-template <class T>
-struct FromPython {  // of a tensor, or an optional one
-  std::remove_cvref_t<T> value;
+// What an argument is held as while an op runs: a list may change meanwhile.
+template <class P>
+using Held = std::conditional_t<std::is_same_v<P, at::TensorList>, c10::SmallVector<at::Tensor, 8>,
+                                std::remove_cvref_t<P>>;
+
+// Whether an object is of an argument's type, and then the argument. (By hand, as pybind11's
+// casters and overloads take their time for 17 arguments.)
+bool load(PyObject* object, at::Tensor& value) {
   // A tensor, or parameter, that has no __torch_function__ of its own.
-  bool load(PyObject* object) {
-    const bool plain = THPVariable_CheckExact(object);
-    if (plain) value = THPVariable_Unpack(object);
-    return plain || (object == Py_None && !std::is_same_v<T, const at::Tensor&>);
-  }
-};
-template <>
-struct FromPython<at::TensorList> {
-  c10::SmallVector<at::Tensor, 8> value;  // a list may change while the op runs
-  bool load(PyObject* object) {
-    if (!PyList_Check(object) && !PyTuple_Check(object)) return false;
-    PyObject* const* const items = PySequence_Fast_ITEMS(object);
-    const Py_ssize_t n = PySequence_Fast_GET_SIZE(object);
-    value.reserve(n);
-    for (Py_ssize_t i = 0; i < n; ++i) {
-      if (!THPVariable_CheckExact(items[i])) return false;
-      value.push_back(THPVariable_Unpack(items[i]));
-    }
-    return true;
-  }
-};
-template <>
-struct FromPython<bool> {
-  bool value;
-  bool load(PyObject* object) {
-    value = object == Py_True;
-    return PyBool_Check(object);
-  }
-};
-template <>
-struct FromPython<int64_t> {
-  int64_t value;
-  bool load(PyObject* object) {
-    int overflow = 0;
-    if (PyLong_Check(object)) value = PyLong_AsLongLongAndOverflow(object, &overflow);
-    return PyLong_Check(object) && !overflow;
-  }
-};
-template <>
-struct FromPython<double> {
-  double value;
-  bool load(PyObject* object) {
-    if (PyFloat_Check(object)) value = PyFloat_AS_DOUBLE(object);
-    return PyFloat_Check(object);
-  }
-};
-template <>
-struct FromPython<std::string_view> {
-  std::string_view value;
-  bool load(PyObject* object) {
-    Py_ssize_t size = 0;
-    const char* const text =
-        PyUnicode_Check(object) ? PyUnicode_AsUTF8AndSize(object, &size) : nullptr;
-    if (!text) return PyErr_Clear(), false;
-    value = {text, static_cast<size_t>(size)};
-    return true;
-  }
-};
+  const bool plain = THPVariable_CheckExact(object);
+  if (plain) value = THPVariable_Unpack(object);
+  return plain;
+}
+bool load(PyObject* object, std::optional<at::Tensor>& value) {
+  return object == Py_None || load(object, value.emplace());
+}
+bool load(PyObject* object, Held<at::TensorList>& value) {
+  if (!PyList_Check(object) && !PyTuple_Check(object)) return false;
+  PyObject* const* const items = PySequence_Fast_ITEMS(object);
+  const Py_ssize_t n = PySequence_Fast_GET_SIZE(object);
+  value.reserve(n);
+  for (Py_ssize_t i = 0; i < n; ++i)
+    if (!load(items[i], value.emplace_back())) return false;
+  return true;
+}
+bool load(PyObject* object, bool& value) {
+  value = object == Py_True;
+  return PyBool_Check(object);
+}
+bool load(PyObject* object, int64_t& value) {
+  int overflow = 0;
+  if (PyLong_Check(object)) value = PyLong_AsLongLongAndOverflow(object, &overflow);
+  return PyLong_Check(object) && !overflow;
+}
+bool load(PyObject* object, double& value) {
+  if (PyFloat_Check(object)) value = PyFloat_AS_DOUBLE(object);
+  return PyFloat_Check(object);
+}
+bool load(PyObject* object, std::string_view& value) {
+  Py_ssize_t size = 0;
+  const char* const text =
+      PyUnicode_Check(object) ? PyUnicode_AsUTF8AndSize(object, &size) : nullptr;
+  if (!text) return PyErr_Clear(), false;
+  value = {text, static_cast<size_t>(size)};
+  return true;
+}
 
 // An op that modules call at every step; where an argument is not plain or not of its type, or a
 // mode is to be asked first, torch.ops.rnnext's.
@@ -114,14 +96,14 @@ struct Eager<Op, Result(P...)> {
 
   static PyObject* call(PyObject*, PyObject* const* objects, Py_ssize_t n) {
     HANDLE_TH_ERRORS
-    std::tuple<FromPython<P>...> arguments;
+    std::tuple<Held<P>...> arguments;
     PyObject* const* next = objects;
-    const auto load = [&](auto&... each) { return (each.load(*next++) && ...); };
+    const auto load_all = [&](auto&... each) { return (load(*next++, each) && ...); };
     if (n == sizeof...(P) && !at::impl::torch_function_mode_enabled() &&
-        std::apply(load, arguments)) {
+        std::apply(load_all, arguments)) {
       const auto run = [](const auto&... each) {
         const py::gil_scoped_release no_gil;
-        return rnnext::call_op<Op>(each.value...);
+        return rnnext::call_op<Op>(each...);
       };
       return py::cast(std::apply(run, arguments)).release().ptr();
     }
