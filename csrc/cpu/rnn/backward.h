@@ -65,7 +65,13 @@ struct BackwardStep {
 
   // The product with a piece of the state, added to the sums where they are.
   Projection<E> adding(C* sums, int64_t stride) const {
-    return {packed, state, start, start_stride, sums, stride, H};
+    return {.packed = packed,
+            .a = state,
+            .start = start,
+            .start_stride = start_stride,
+            .out = sums,
+            .out_stride = stride,
+            .end = H};
   }
   void start_from(const C* sums, int64_t stride) { start = sums, start_stride = stride; }
 };
@@ -123,8 +129,9 @@ struct Backward {
           leak.saved = p.saved ? static_cast<S*>(p.saved) + first : nullptr;
           leak.output = static_cast<const S*>(p.output) + first;
           if (plan.sorts) {
-            leak.output = gather(unit, t, rows, p.output, at.step_rows_of(worker, 2));
-            if (p.saved) leak.saved = gather(unit, t, rows, p.saved, at.step_rows_of(worker, 3));
+            leak.output = gather(unit, t, rows, p.output, at.step_rows_of(worker, at.kOutput));
+            if (p.saved)
+              leak.saved = gather(unit, t, rows, p.saved, at.step_rows_of(worker, at.kSaved));
           }
         }
         // Copied rows are in cache; the others' next step is far in memory.
@@ -146,8 +153,8 @@ struct Backward {
             .grad_ahead = prefetches && in.grad ? in.grad + ahead : nullptr,
             .values_ahead = prefetches ? in.values + ahead : nullptr};
         if (done > 0) {
-          weights.multiply(step, unit, packed, at.step_rows_of(worker, 0), at.step_stride, rows,
-                           done + 1, worker);
+          weights.multiply(step, unit, packed, at.step_rows_of(worker, at.kGrad), at.step_stride,
+                           rows, done + 1, worker);
         } else {
           sweep(step, rows, unit.p0, unit.p1, p.H, 0);  // no step came before
         }
@@ -236,8 +243,8 @@ struct Backward {
       in.values = reads || !in.grad ? values() + first : in.grad;
       if (!plan.sorts && !joins && !(p.ragged() && at.states.leaks())) return in;
     }
-    C* const rows_of_grad = at.step_rows_of(worker, 0);
-    C* const rows_of_values = at.step_rows_of(worker, 1);
+    C* const rows_of_grad = at.step_rows_of(worker, at.kGrad);
+    C* const rows_of_values = at.step_rows_of(worker, at.kValues);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t b = unit.sequence(row);
       const int64_t place = (p.row(t, b) * p.D + unit.d) * p.H;
@@ -282,11 +289,16 @@ struct Backward {
   void grad_state(const Unit& unit, const F* packed, const Rows<F>& first, int carry,
                   const S* output, void* grad, int64_t n, const Worker& worker) const {
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
-    C* const rows = at.step_rows_of(worker, 0);
+    C* const rows = at.step_rows_of(worker, at.kGrad);
     for (int64_t m = 0; m < plan.pieces; ++m) {
       const auto piece = weights.await(unit, m, n, first, unit.size, worker);
-      Projection<E> project{
-          nullptr, piece.state, m > 0 ? rows : nullptr, at.step_stride, rows, at.step_stride, p.H};
+      Projection<E> project{.packed = nullptr,
+                            .a = piece.state,
+                            .start = m > 0 ? rows : nullptr,
+                            .start_stride = at.step_stride,
+                            .out = rows,
+                            .out_stride = at.step_stride,
+                            .end = p.H};
       if (packed) {
         project.packed = packed + piece.packed_at;
         sweep(project, unit.size, unit.p0, unit.p1, p.H, piece.K);

@@ -22,7 +22,7 @@ struct BackwardLayout {
   int64_t step_stride;
   C* grad_pre;     // [N, D*H], or null: own_rows
   C* chunk_grad;   // [workers][chunk_rows][step_stride], the rows of grad_pre
-  C* step_rows;    // [workers] of [step_arrays()][unit_rows][step_stride]
+  C* step_rows;    // [workers] of StepArray, each [unit_rows][step_stride]
   char* features;  // [workers] of FeatureGradients
   size_t features_bytes;
   char* sums;  // [units or workers] of WeightGradients
@@ -125,13 +125,14 @@ struct BackwardLayout {
   C* chunk_of(const Worker& worker) const {
     return chunk_grad + worker.rank * plan.chunk_rows * step_stride;
   }
-  // Of a step's rows in scratch: the gradient of the output and what f gave; of a leak over sorted
+  // A step's rows in scratch: the gradient of the output and what f gave; of a leak over sorted
   // sequences also the output and what is saved.
-  int64_t step_arrays() const { return plan.sorts && states.leaks() ? 4 : 2; }
+  enum StepArray { kGrad, kValues, kOutput, kSaved, kStepArrays };
   int64_t step_rows_size() const {
-    return step_arrays() * plan.unit_rows * step_stride + kApart / sizeof(C);
+    const int64_t arrays = plan.sorts && states.leaks() ? kStepArrays : kOutput;
+    return arrays * plan.unit_rows * step_stride + kApart / sizeof(C);
   }
-  C* step_rows_of(const Worker& worker, int which) const {
+  C* step_rows_of(const Worker& worker, StepArray which) const {
     return step_rows + worker.rank * step_rows_size() + which * plan.unit_rows * step_stride;
   }
   FeatureGradients<S, E> features_of(const Worker& worker) const {

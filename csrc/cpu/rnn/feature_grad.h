@@ -71,8 +71,8 @@ struct FeatureGradients {  // one worker's
       const Matrix<S, F> weight = this->weight(p, d);
       const Range share = part(weight.panels(), i, n);
       const Rows<F> from = rows_of(grad_pre, d, p.rows());
-      const Projection<E> project{nullptr, from, d > 0 ? to : nullptr, p.I, to, p.I, p.I};
-      RNNEXT_ISA::stream(project, weight, packed, p.rows(), share.begin, share.end);
+      RNNEXT_ISA::stream(product_of(d, nullptr, from, to), weight, packed, p.rows(), share.begin,
+                         share.end);
     }
   }
   // Rows [begin, end) of the whole grad_pre.
@@ -89,10 +89,19 @@ struct FeatureGradients {  // one worker's
 
  private:
   F* packed_of(int d) const { return packed + d * weight(p, d).packed_size(); }
-  // Adds direction d's product; the first one's begins the sums.
+  // Rows of factors times W_ih of direction d, added to `to`; the first direction begins the sums.
+  Projection<E> product_of(int d, const F* packed, const Rows<F>& from, C* to) const {
+    return {.packed = packed,
+            .a = from,
+            .start = d > 0 ? to : nullptr,
+            .start_stride = p.I,
+            .out = to,
+            .out_stride = p.I,
+            .end = p.I};
+  }
   void multiply(int d, int64_t rows, const Rows<F>& from, C* to) const {
-    const Projection<E> project{packed_of(d), from, d > 0 ? to : nullptr, p.I, to, p.I, p.I};
-    sweep(project, rows, 0, panels_in<F>(p.I), p.I, factors_in<F>(p.H));
+    sweep(product_of(d, packed_of(d), from, to), rows, 0, panels_in<F>(p.I), p.I,
+          factors_in<F>(p.H));
   }
   // Where products for rows from `to` on are summed. Lines are fetched ahead of the stores: see
   // kFarBytes.
@@ -120,8 +129,7 @@ struct FeatureGradients {  // one worker's
       return {as_factors(from, rows), stride};
     }
   }
-  // A vector may reach into the row that follows, which is
-  // written after it.
+  // A vector may reach into the row that follows, which is written after it.
   const F* as_factors(const C* from, int64_t rows) const {
     F* to = factors;
     for (int64_t row = 0; row < rows; ++row, from += p.D * p.H, to += stride)

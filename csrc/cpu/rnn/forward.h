@@ -74,7 +74,13 @@ struct ForwardStep {
 
   // The product with a piece of the state, added to the sums where they are.
   Projection<E> adding(C* sums, int64_t stride) const {
-    return {packed, state, start, start_stride, sums, stride, panels_in<C>(H) * kPanel<C>};
+    return {.packed = packed,
+            .a = state,
+            .start = start,
+            .start_stride = start_stride,
+            .out = sums,
+            .out_stride = stride,
+            .end = panels_in<C>(H) * kPanel<C>};
   }
   void start_from(const C* sums, int64_t stride) { start = sums, start_stride = stride; }
 };
@@ -293,13 +299,13 @@ struct Forward {
                 int64_t start_stride, C* pre) const {
     const int64_t stride = scratch_stride<C>(at.columns);
     if (p.I > 0) {
-      const Projection<E> project{step.packed_ih,
-                                  step.features,
-                                  start,
-                                  start_stride,
-                                  pre,
-                                  stride,
-                                  panels_in<C>(p.H) * kPanel<C>};
+      const Projection<E> project{.packed = step.packed_ih,
+                                  .a = step.features,
+                                  .start = start,
+                                  .start_stride = start_stride,
+                                  .out = pre,
+                                  .out_stride = stride,
+                                  .end = panels_in<C>(p.H) * kPanel<C>};
       return sweep(project, chunk.rows, unit.p0, unit.p1, p.H, factors_in<F>(p.I));
     }
     for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)

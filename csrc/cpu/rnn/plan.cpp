@@ -225,14 +225,14 @@ Split split_sequences(const Timeline& p, int64_t i, int64_t n) {
 Unit unit_of(const Plan& plan, const Recurrence& p, int64_t panels, int64_t u, int64_t slice) {
   const Range b = split_sequences(p, u % plan.batch_parts, plan.batch_parts).own;
   const Range h = part(panels, slice, plan.hidden_parts, plan.panel_group);
-  return {static_cast<int>(u / plan.batch_parts),
-          b.begin,
-          b.end - b.begin,
-          h.begin,
-          h.end,
-          static_cast<int>(u),
-          static_cast<int>(plan.hidden_parts),
-          h.end == panels};
+  return {.d = static_cast<int>(u / plan.batch_parts),
+          .b0 = b.begin,
+          .size = b.end - b.begin,
+          .p0 = h.begin,
+          .p1 = h.end,
+          .group = static_cast<int>(u),
+          .members = static_cast<int>(plan.hidden_parts),
+          .last = h.end == panels};
 }
 
 Unit sorted(const Unit& unit, const Timeline& p, int64_t* order, int64_t* present) {

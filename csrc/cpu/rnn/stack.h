@@ -27,8 +27,9 @@ void stack(const Recurrence* layers, int n, char* workspace, Worker& worker) {
     const Forward<S, E> kernel{p, plan, {p, plan, 1, Arena{workspace}}};
     workspace += kernel.at.bytes;
     if (l % worker.size != worker.rank) continue;
-    const Wavefront wavefront{&worker, l == 0 ? worker.rank : (l - 1) % worker.size,
-                              l == 0 ? 0 : (l - 1) / worker.size * p.T};
+    const Wavefront wavefront{.worker = &worker,
+                              .below = l == 0 ? worker.rank : (l - 1) % worker.size,
+                              .steps_before = l == 0 ? 0 : (l - 1) / worker.size * p.T};
     Worker alone(nullptr, 0, 1, 1);
     kernel.run(unit_of(plan, p, panels_in<Compute<S>>(p.H), 0, 0), alone, wavefront);
   }
