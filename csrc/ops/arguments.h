@@ -135,15 +135,11 @@ using Place = Batch;
 // The value of a field that nobody gives: its argument's default, if it holds an argument.
 inline constexpr struct Unset {
 } unset;
-template <template <class> class Field>
-constexpr bool kHoldsArguments = false;
-template <>
-inline constexpr bool kHoldsArguments<Passed> = true;
-template <>
-inline constexpr bool kHoldsArguments<Kept> = true;
 template <template <class> class Field, class Type, class Default = Unset>
 Field<Type> initial(const Default& value = unset) {
-  if constexpr (kHoldsArguments<Field> && !std::is_same_v<Default, Unset>) {
+  constexpr bool holds_argument =
+      std::is_same_v<Field<Type>, Passed<Type>> || std::is_same_v<Field<Type>, Kept<Type>>;
+  if constexpr (holds_argument && !std::is_same_v<Default, Unset>) {
     return value;
   } else if constexpr (std::is_reference_v<Field<Type>>) {
     static const std::remove_cvref_t<Field<Type>> none{};

@@ -101,25 +101,9 @@ struct FmaEngine {
   template <int R, int NV>
   using Tile = RegisterTile<FmaEngine, R, NV>;
 
-  // Rounded once where the CPU can, always: left to contract `acc += x * b`, GCC takes two
-  // roundings in some loops, and the same sum would have other bits in another tile.
+  // (x less zeros is x in every lane. Zeros plus x would make 0 of -0, in an instruction more.)
   static RNNEXT_INLINE void multiply_add(Vec<C>& acc, C x, Vec<C> b) {
-#ifdef RNNEXT_AVX512
-    if constexpr (sizeof(C) == 4)
-      acc = (Vec<C>)_mm512_fmadd_ps(_mm512_set1_ps(x), (__m512)b, (__m512)acc);
-    if constexpr (sizeof(C) == 8)
-      acc = (Vec<C>)_mm512_fmadd_pd(_mm512_set1_pd(x), (__m512d)b, (__m512d)acc);
-#elif RNNEXT_VECTOR_BYTES == 32
-    if constexpr (sizeof(C) == 4)
-      acc = (Vec<C>)_mm256_fmadd_ps(_mm256_set1_ps(x), (__m256)b, (__m256)acc);
-    if constexpr (sizeof(C) == 8)
-      acc = (Vec<C>)_mm256_fmadd_pd(_mm256_set1_pd(x), (__m256d)b, (__m256d)acc);
-#elif defined(__aarch64__) && RNNEXT_VECTOR_BYTES == 16
-    if constexpr (sizeof(C) == 4) acc = (Vec<C>)vfmaq_n_f32((float32x4_t)acc, (float32x4_t)b, x);
-    if constexpr (sizeof(C) == 8) acc = (Vec<C>)vfmaq_n_f64((float64x2_t)acc, (float64x2_t)b, x);
-#else
-    acc += x * b;
-#endif
+    acc = fused<C>(x - Vec<C>{}, b, acc);
   }
 };
 

@@ -95,9 +95,8 @@ struct StateWeights {
   }
 
   // `step` over a unit's panels and the product with the state before it. Where a unit is shared,
-  // the sums take up each member's piece when it is there, in the order of k, and meanwhile wait in
-  // `sums`, rows `stride` apart, the unit's first panel at their beginning. They begin from
-  // step.sums().
+  // the sums take up each member's piece when it is there, in the order of k. They begin from the
+  // step's own start, and meanwhile wait in `sums`: rows `stride` apart, from column 0 on.
   template <class Step>
   void multiply(Step& step, const Unit& unit, const F* packed, C* sums, int64_t stride,
                 int64_t rows, int64_t n, const Worker& worker) const {

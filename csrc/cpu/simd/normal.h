@@ -16,9 +16,9 @@ RNNEXT_INLINE Vec<float> fused_once(Vec<float> a, Vec<float> b, Vec<float> c) {
   return c;
 #endif
 }
-// The polynomial with these coefficients, the highest power first.
+// The polynomial with these coefficients, that of the highest power first.
 template <class... Coefficients>
-RNNEXT_INLINE Vec<float> polynomial(Vec<float> x, float first, Coefficients... others) {
+RNNEXT_INLINE Vec<float> polynomial_once(Vec<float> x, float first, Coefficients... others) {
   Vec<float> sum = Vec<float>{} + first;
   ((sum = fused_once(sum, x, Vec<float>{} + others)), ...);
   return sum;
@@ -65,17 +65,17 @@ RNNEXT_INLINE void box_muller(FloatBits radius, FloatBits angle, Vec<float>* fir
   // relative error 1.1e-6.
   const Ints n = ((Ints)u - 0x3f3504f3) >> 23;
   const V x = (V)((Ints)u - (n << 23)) - 1;
-  const V log_m = x * polynomial(x, -0.23792203994763234f, 0.373357052838632f, -0.4099265942029115f,
-                                 0.49819488811520696f, -0.66629017809524f, 1.0000222576199571f,
-                                 -2.000001949646334f);
+  const V log_m = x * polynomial_once(x, -0.23792203994763234f, 0.373357052838632f,
+                                      -0.4099265942029115f, 0.49819488811520696f,
+                                      -0.66629017809524f, 1.0000222576199571f, -2.000001949646334f);
   const V r = root(fused_once(__builtin_convertvector(n, V), V{} - 1.3862943611198906f, log_m));
   // The two highest bits choose a quarter of the circle, the others an angle of at most pi/4 from
   // its middle: cosine within 3.3e-8, sine within 3.2e-9.
   const V y = __builtin_convertvector((Ints)(angle << 2), V) * 0x1p-31f, z = y * y;
   const V sine =
-      y * polynomial(z, -3.59504522e-05f, 2.49000102e-03f, -8.07454325e-02f, 7.85398161e-01f);
+      y * polynomial_once(z, -3.59504522e-05f, 2.49000102e-03f, -8.07454325e-02f, 7.85398161e-01f);
   const V cosine =
-      polynomial(z, -3.18727840e-04f, 1.58496842e-02f, -3.08424166e-01f, 9.99999967e-01f);
+      polynomial_once(z, -3.18727840e-04f, 1.58496842e-02f, -3.08424166e-01f, 9.99999967e-01f);
   const V signed_cosine = (V)((Ints)cosine ^ (Ints)((angle << 1) & 0x80000000));
   const Ints swaps = (Ints)angle < 0;
   *first = r * (swaps ? sine : signed_cosine);

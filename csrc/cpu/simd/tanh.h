@@ -30,7 +30,7 @@ struct TanhConstants<float> {
   static constexpr float kOffset = 66.0f / 256.0f;
   template <class V>
   [[gnu::always_inline]] static V p(V z) {
-    return (-0.0512641864306781655f * z + 0.13322998673079231f) * z - 0.33333220422636201f;
+    return polynomial(z, -0.0512641864306781655f, 0.13322998673079231f, -0.33333220422636201f);
   }
 };
 
@@ -45,12 +45,9 @@ struct TanhConstants<double> {
   static constexpr double kOffset = 66.0 / 256.0;
   template <class V>
   [[gnu::always_inline]] static V p(V z) {
-    V p = -0.00130926555617539039 * z + 0.00357675506815506899;
-    p = p * z - 0.00886239100410529249;
-    p = p * z + 0.0218694629330717519;
-    p = p * z - 0.0539682535523071359;
-    p = p * z + 0.133333333330126303;
-    return p * z - 0.333333333333324966;
+    return polynomial(z, -0.00130926555617539039, 0.00357675506815506899, -0.00886239100410529249,
+                      0.0218694629330717519, -0.0539682535523071359, 0.133333333330126303,
+                      -0.333333333333324966);
   }
 };
 

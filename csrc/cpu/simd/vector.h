@@ -151,8 +151,8 @@ RNNEXT_INLINE Vec<float> root(Vec<float> x) {
 #endif
 }
 
-// a * b + c, rounded once where the CPU can: GCC contracts such sums as it likes, here one way,
-// there another.
+// a * b + c, rounded once where the CPU can, always: GCC contracts such sums as it likes, here one
+// way, there another, and the same sum would have other bits in another tile.
 template <class C>
 RNNEXT_INLINE Vec<C> fused(Vec<C> a, Vec<C> b, Vec<C> c) {
 #ifdef RNNEXT_AVX512
@@ -169,6 +169,14 @@ RNNEXT_INLINE Vec<C> fused(Vec<C> a, Vec<C> b, Vec<C> c) {
 #else
   return a * b + c;
 #endif
+}
+
+// The polynomial in x with these coefficients, that of the highest power first.
+template <class V, class C, class... Others>
+RNNEXT_INLINE V polynomial(V x, C first, C second, Others... others) {
+  V sum = first * x + second;
+  ((sum = sum * x + others), ...);
+  return sum;
 }
 
 template <class C>
