@@ -86,14 +86,3 @@ def to_tf32(x):
 
 def saturated(x):
     return np.where(np.isnan(x), np.float32(0), np.clip(x, np.float32(0), np.float32(1)))
-
-
-def reversed_bits(x):
-    for shift, mask in ((1, 0x55555555), (2, 0x33333333), (4, 0x0F0F0F0F)):
-        s, m = np.uint32(shift), np.uint32(mask)
-        x = ((x >> s) & m) | ((x & m) << s)
-    return np.asarray(x).byteswap()
-
-
-def leading_zeros(x, of_none: int = 0xFFFFFFFF):
-    return np.where(x == 0, of_none, 31 - np.frexp(x.astype(np.float64))[1] + 1).astype(np.uint32)

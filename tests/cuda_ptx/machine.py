@@ -62,14 +62,9 @@ class Machine(warp.Warps):
         self.in_warp = thread % 32
         self.alive = np.ones(self.size, bool)
         self.cluster = self.block // self.cluster_size
-        self.special = {
-            "%laneid": self.in_warp.astype(np.uint32),
-            "%cluster_ctarank": (self.block % self.cluster_size).astype(np.uint32),
-            "%cluster_nctarank": np.full(self.size, self.cluster_size, np.uint32),
-            "%clock64": np.zeros(self.size, np.uint64),
-        }
+        self.special = {"%clock64": np.zeros(self.size, np.uint64)}
         places = {"tid": np.unravel_index(thread, (z, y, x))[::-1], "ntid": launch.block}
-        places |= {"ctaid": np.array(blocks)[self.block].T, "nctaid": launch.grid}
+        places["ctaid"] = np.array(blocks)[self.block].T
         for name, axes in places.items():
             for axis, value in zip("xyz", axes, strict=True):
                 self.special[f"%{name}.{axis}"] = np.full(self.size, value, np.uint32)
@@ -211,7 +206,7 @@ class Machine(warp.Warps):
         alive = np.zeros(len(self.split), np.int64)
         np.add.at(alive, self.warp[self.alive], bits[self.alive])
         needed = np.int64(0xFFFFFFFF)
-        if first.op.startswith(("shfl", "vote", "bar.warp")):
+        if first.op.startswith(("shfl", "bar.warp")):
             arg = first.args[-1]
             if arg in self.registers:
                 needed = self.registers[arg][lanes].astype(np.int64)

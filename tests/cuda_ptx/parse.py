@@ -11,7 +11,7 @@ TYPES = {
     "f64": "f8", "b128": "b16", "f16": "f2",
 }  # fmt: skip
 # What a warp does together: a basic block begins where these do.
-TOGETHER = ("shfl", "mma", "bar.warp", "vote", "barrier.cluster")
+TOGETHER = ("shfl", "mma", "bar.warp", "barrier.cluster")
 ENDS = ("bra", "ret", "exit", "trap", "bar.arrive", "barrier.cluster", "nanosleep")
 # What writes no register, whatever its first argument is.
 STORES = ("st", "cp", "mbarrier", "bar", "barrier", "nanosleep", "bra")

@@ -165,11 +165,6 @@ class Warps:
         for n, value in enumerate(values):
             self.shared.store(place + n * size, value, kind)
 
-    def load_generic(self, L, base, *rest):
-        if (np.asarray(base) < np.uint64(GENERIC)).all():
-            return self.load_global(L, base, *rest)
-        raise Fault("a generic load from shared memory")
-
     def store_generic(self, L, base, offset: int, values, kind: str, how: str) -> None:
         if (np.asarray(base) < np.uint64(GENERIC)).all():
             self.store_global(L, base, offset, values, kind, how)
@@ -291,13 +286,6 @@ class Warps:
         if (place < 0).any():
             raise Fault("a shuffle from a lane that is not there")
         return value[place]
-
-    def ballot(self, L, predicate):
-        lanes = self.number[L]
-        bits = np.where(predicate, np.int64(1) << self.in_warp[L], 0)
-        total = np.zeros(len(self.split), np.int64)
-        np.add.at(total, self.warp[lanes], np.broadcast_to(bits, lanes.shape))
-        return total[self.warp[lanes]].astype(np.uint32)
 
     def mma(self, L, form: str, *registers):
         k, of_words = FORMATS[form]

@@ -21,9 +21,6 @@ FORMS = {
     "and": ("{} & {}", "k"),
     "atom.global.cas": ("m.compare_and_swap(L, {}, {}, {})", "Ak", "k"),
     "bfi": ("inserted({}, {}, {}, {})", "kk4"),
-    "bfind.shiftamt": ("leading_zeros({})", "k"),
-    "brev": ("reversed_bits({})", "k"),
-    "clz": ("leading_zeros({}, 32)", "k"),
     "copysign": ("np.copysign({1}, {0})", "k"),
     "cp.async.ca.shared.global": ("m.copy(L, {}, {}, {})", "AA=", ""),
     "cp.async.cg.shared.global": ("m.copy(L, {}, {}, {})", "AA=", ""),
@@ -38,7 +35,6 @@ FORMS = {
     "fma": ("fma_{kind}({}, {}, {})", "k"),
     "fma.rm": ("fma_down_{kind}({}, {}, {})", "k"),
     "mad": ("{} * {} + {}", "u"),
-    "mad.wide": ("wide({}, {}) + {}", "kkw", "w"),
     "mapa": ("m.mapa_generic({}, {})", "k4"),
     "mapa.shared::cluster": ("m.mapa_shared({}, {})", "k4"),
     "max": ("np.fmax({}, {})", "k"),
@@ -56,7 +52,6 @@ FORMS = {
     "rcp": ("np.reciprocal({})", "k"),
     "rem": ("{0} - quotient({0}, {1}) * {1}", "k"),
     "selp": ("np.where({2}, {0}, {1})", "kkp"),
-    "setp.nan": ("np.isnan({}) | np.isnan({})", "k", "p"),
     "shfl.sync.bfly": ('m.shuffle(L, "bfly", {}, {}, {}, {})', "k4"),
     "shfl.sync.idx": ('m.shuffle(L, "idx", {}, {}, {}, {})', "k4"),
     "shl": ("shifted({}, {}, True)", "u4"),
@@ -65,7 +60,6 @@ FORMS = {
         "m.store_async(L, {}, {}, {})", "SVS", ""
     ),
     "sub": ("{} - {}", "u"),
-    "vote.sync.ballot": ("m.ballot(L, {})", "p=", "k"),
     "xor": ("{} ^ {}", "k"),
 }  # fmt: skip
 # Comparisons; those with u also hold where a number is NaN, as their opposites do not.
