@@ -192,9 +192,9 @@ class Stepper:
 
     def refresh(self) -> None:
         """Read the module's weights anew; the states stay, in the weights' dtype."""
-        stepper = _packed(self._module, self.batch_size)
-        stepper.set_state(stepper.get_state().copy_(self.get_state()))
-        self._stepper = stepper
+        fresh = Stepper(self._module, self.batch_size)
+        fresh.set_state(self.get_state().to(fresh.get_state().dtype))
+        self._stepper, self.input_size = fresh._stepper, fresh.input_size
 
     @torch.no_grad()
     def generate(

@@ -72,7 +72,8 @@ class RNNModule(TensorDictModuleBase):
     ) -> None:
         super().__init__()
         if not isinstance(rnn, (RNN, LeakyRNN)):
-            raise TypeError(f"rnn must be an rnnext.RNN or LeakyRNN, got {type(rnn).__name__}")
+            kind = f"{type(rnn).__module__}.{type(rnn).__name__}"
+            raise TypeError(f"rnn must be an rnnext.RNN or LeakyRNN, got {kind}")
         in_keys, out_keys = unravel_key_list(list(in_keys)), unravel_key_list(list(out_keys))
         if len(in_keys) not in (2, 3):
             raise ValueError(f"in_keys must be of features, state and is_init, got {in_keys}")

@@ -134,6 +134,20 @@ def test_a_refresh_after_a_change_of_dtype_takes_the_states_along():
     assert torch.equal(steps(stepper, x[1:].double()), expected)
 
 
+def test_a_refresh_after_a_change_of_size():
+    """A table may grow; a state of another size does not fit, and the Stepper stays as it was."""
+    module, score = rnnext.EmbeddingRNN(9, 4, 6), nn.Linear(6, 12)
+    stepper = rnnext.Stepper(module)
+    module.embedding = rnnext.Embedding(12, 4)
+    stepper.refresh()
+    stepper(torch.tensor(11))
+    assert stepper.generate(score, 2).shape == (2, 1)
+    module.rnn = rnnext.RNN(4, 7)
+    with pytest.raises(RuntimeError, match=r"state must have shape \[1, 1, 7\], got \[1, 1, 6\]"):
+        stepper.refresh()
+    stepper(torch.tensor(11))
+
+
 def test_reading_weights_and_gradients_do_not_make_it_stale():
     rnn, x = rnnext.RNN(4, 6), torch.randn(3, 1, 4)
     stepper = rnnext.Stepper(rnn)

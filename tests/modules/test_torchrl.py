@@ -93,7 +93,11 @@ def test_an_empty_batch():
 def test_bad_arguments_are_named():
     rnn = rnnext.RNN(4, 5)
     for arguments, error, message in (
-        ((nn.RNN(4, 5), ["x", "h"], ["y", "z"]), TypeError, "rnn must be an rnnext.RNN .*got RNN"),
+        (
+            (nn.RNN(4, 5), ["x", "h"], ["y", "z"]),
+            TypeError,
+            "rnn must be an rnnext.RNN .*got torch.nn.*RNN",
+        ),
         ((rnn, ["x"], ["y", "z"]), ValueError, r"in_keys must be .*, got \['x'\]"),
         ((rnn, ["x", "h"], ["y"]), ValueError, r"out_keys must be .*, got \['y'\]"),
         ((rnn, ["x", "h"], ["y", "z"], torch.zeros(5)), ValueError, "reset_state must have shape"),
