@@ -249,6 +249,11 @@ def test_questions_that_make_no_sense(wrong, message):
         plan(**({"T": 10, "B": 2, "I": 3, "H": 5} | wrong))
 
 
+def test_an_unknown_instruction_set_names_the_variable():
+    with pytest.raises(ValueError, match=r"RNNEXT_CPU_ISA must be one of .*generic, .*, got sse9"):
+        _C.set_cpu_isa("sse9")
+
+
 def test_explain_says_it_in_words():
     for size, options, words in [
         ((100, 1, 64, 256), {}, "2 part(s) of the hidden units"),

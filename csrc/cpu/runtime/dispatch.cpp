@@ -25,12 +25,12 @@ const KernelTable* find(const std::string& name) {
   for (const KernelTable* table : tables()) {
     if (name == table->name) {
       if (!table->supported())
-        throw std::invalid_argument("CPU ISA '" + name + "' is not supported by this CPU");
+        throw std::invalid_argument("RNNEXT_CPU_ISA must be one that this CPU has, got " + name);
       return table;
     }
     known += std::string(known.empty() ? "" : ", ") + table->name;
   }
-  throw std::invalid_argument("unknown CPU ISA '" + name + "', expected one of: " + known);
+  throw std::invalid_argument("RNNEXT_CPU_ISA must be one of " + known + ", got " + name);
 }
 
 const KernelTable* best() {
