@@ -136,8 +136,6 @@ def possible(case):
     kind, rows = case["call"], case.get("rows")
     if case.get("module") in ("RNN", "EmbeddingRNN"):
         case["nonlinearity"] = "relu" if case["nonlinearity"] == "relu" else "tanh"
-    if kind == "function" and case["alpha"] is None:
-        case["form"] = "rate"  # others need an alpha
     if kind == "stepper" or rows in ("packed", "single"):
         case["B"] = max(case["B"], 1)
     if rows == "packed" and kind != "stepper":
