@@ -242,19 +242,19 @@ class Stepper:
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature must be finite and not negative, got {temperature}")
         shape = (self.batch_size, self.input_size)
-        tokens: list[Tensor] = []
+        tokens = torch.empty(n, self.batch_size, dtype=torch.int64, device="cpu")
         output = self._stepper.get_state()[-1]
         if isinstance(module.rnn, LeakyRNN) and module.rnn.form == "voltage":
             output = _stateless(output, module.rnn.nonlinearity, None)
-        for _ in range(n):
+        for token in tokens:
             scores = score(output)
             if not isinstance(scores, Tensor):
                 raise TypeError(f"score must give a tensor, got {_name(scores)}")
             if scores.shape != shape:
                 raise ValueError(f"score must give shape {list(shape)}, got {list(scores.shape)}")
-            tokens.append(_draw(scores, temperature, generator))
-            output = self._stepper.step(tokens[-1])
-        return torch.stack(tokens) if tokens else torch.empty(0, shape[0], dtype=torch.int64)
+            token.copy_(_draw(scores, temperature, generator))
+            output = self._stepper.step(token)
+        return tokens
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class, which torch.load(weights_only=True) knows, and then the state. That is kept,
@@ -354,7 +354,8 @@ def _layers_of(rnn: Any) -> list[list[Any]]:
 def _table_of(embedding: nn.Embedding) -> Tensor:
     if embedding.max_norm is None:
         return embedding.weight.detach()
-    rows: Tensor = embedding(torch.arange(embedding.num_embeddings))  # max_norm scales them
+    every = torch.arange(embedding.num_embeddings, device="cpu")
+    rows: Tensor = embedding(every)  # max_norm scales them
     return rows
 
 
