@@ -215,7 +215,7 @@ def loss_of(policy: Policy, rollout: Rollout, entropy: float) -> Tensor:
     for t in reversed(range(len(errors))):
         advantages[t] = ahead = errors[t] + DISCOUNT * TRACE * goes_on[t] * ahead
     choice = Categorical(logits=scores[:-1])
-    gain = choice.log_prob(rollout.actions) * (advantages / (advantages.std() + 1e-3))
+    gain = choice.log_prob(rollout.actions) * (advantages / (advantages.std(correction=0) + 1e-3))
     squares = (values[:-1] - (known[:-1] + advantages)).square()
     return (0.5 * squares - gain - entropy * choice.entropy())[rollout.acts].mean()
 
