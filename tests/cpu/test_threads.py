@@ -32,6 +32,9 @@ for T, B, I, H in [(35, 20, 24, 200), (35, 40, 24, 200), (9, 2, 24, 321), (3, 16
     for both in (False, True):
         x = torch.randn(T, B, I, requires_grad=True)
         print(*run(rnnext.RNN(I, H, bidirectional=both), x))
+for B, H in [(3, 129), (6, 256)]:
+    x = torch.randn(20, B, H, requires_grad=True)
+    print(*run(rnnext.LeakyRNN(H, H, alpha=torch.full((H,), 0.5), learn_alpha=True), x))
 table, tokens = torch.randn(3000, 8, requires_grad=True), torch.arange(20_000) * 7 % 3000
 for sparse in (False, True):
     rows = rnnext.functional.embedding(tokens, table, sparse=sparse)
@@ -39,7 +42,7 @@ for sparse in (False, True):
     print(digest(gradient.to_dense()))
 """
     expected = run_python("-c", RUN + code).stdout
-    assert len(expected.split()) == 4 * (7 + 11) + 2
+    assert len(expected.split()) == 4 * (7 + 11) + 2 * 8 + 2
     for limit in ("1", "3"):
         limits = {"OMP_THREAD_LIMIT": limit, "RNNEXT_CPU_TEAM": ""}
         assert run_python("-c", RUN + code, **limits).stdout == expected

@@ -149,7 +149,11 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
                              : 0;
   BackwardPlan plan{share_out(p, shape, machine, asked, joined, packing)};
   const bool shares = plan.hidden_parts > 1;
-  if (shares) static_cast<Plan&>(plan) = share_out(p, shape, machine, threads, false, packing);
+  if (shares && threads < asked) {
+    // As many members of each unit as came. The units stay: they sum the gradient of alpha.
+    plan.hidden_parts = max_of(1, threads / plan.units);
+    if (plan.pieces > 1) plan.pieces = plan.hidden_parts;
+  }
   plan.own_weights = small || plan.batch_parts == 1;
   const bool own = small && !shares;
   // Few rows travel faster from one core to another than the sums over them.
