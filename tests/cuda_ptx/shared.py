@@ -56,10 +56,8 @@ class Shared:
             return
         for k in range(max(size // 2, 1)):
             word = place // 2 + k
-            bad = (self.write_clock[word] >= clock) & (self.writer[word] != lane)
-            if size > 1 and bad.any():
-                raise Fault("race: a write over what another thread wrote since the last barrier")
-            bad = (self.read_clock[word] >= clock) & (self.reader[word] != lane)
-            if size > 1 and bad.any():
-                raise Fault("race: a write over what another thread read since the last barrier")
+            wrote = (self.write_clock[word] >= clock) & (self.writer[word] != lane)
+            read = (self.read_clock[word] >= clock) & (self.reader[word] != lane)
+            if size > 1 and (wrote | read).any():
+                raise Fault("race: a write over what another thread used since the last barrier")
             self.writer[word], self.write_clock[word] = lane, stamp

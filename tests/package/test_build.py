@@ -46,12 +46,8 @@ def test_another_torch_is_refused_with_both_versions_and_the_mend(monkeypatch, v
     say(monkeypatch, version)
     with pytest.raises(ImportError) as raised:
         import_again(monkeypatch)
-    for part in (
-        f"built for torch {rnnext._build.torch_version},",
-        f"torch {version} is installed",
-        "wheel",
-        "pip install",
-    ):
+    both = f"built for torch {rnnext._build.torch_version},", f"torch {version} is installed"
+    for part in (*both, "wheel", "pip install"):
         assert part in str(raised.value)
 
 
@@ -65,11 +61,8 @@ def test_unbuilt_sources_are_named_with_both_ways_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "rnnext._build", None)  # as in a clone that was never built
     with pytest.raises(ImportError) as raised:
         import_again(monkeypatch)
-    for part in (
-        f"Python found the unbuilt sources in {Path(rnnext.__file__).parents[1]} ",
-        "change directory",
-        "pip install -e .",
-    ):
+    found = f"Python found the unbuilt sources in {Path(rnnext.__file__).parents[1]} "
+    for part in (found, "change directory", "pip install -e ."):
         assert part in str(raised.value)
 
 

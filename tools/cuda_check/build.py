@@ -172,8 +172,7 @@ def main() -> int:
     PACKAGES.mkdir(parents=True, exist_ok=True)
     homes = toolkits()
     if options.step == "preflight":
-        for sentence in preflight():
-            print(sentence)
+        print("\n".join(preflight()))
         return 0
     if options.step == "drive":
         drive(options.only)
