@@ -1,9 +1,9 @@
 """`python -m tools.weight`: whether the tree has grown heavier than tools/weight.json records.
 
-After a build. Lines, words, test cases and the extension's bytes may each grow by a tenth, the
-compiler's seconds by half. A change that needs more runs `python -m tools.weight --record`, and its
-commit says why. Seconds, summed over files, count only on the kind of core that they were recorded
-on.
+After a build. Lines, words, test cases and the extension's bytes may each grow by a tenth. The
+compiler's seconds, summed over files, may double: they vary with the machine's other tenants, and
+count only on the kind of core that they were recorded on. A change that needs more runs `python -m
+tools.weight --record`, and its commit says why.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RECORD = Path(__file__).with_suffix(".json")
 FOLDERS = ("csrc", "tests", "tools", "benchmarks", "rnnext")
 SOURCES = (".py", ".pyi", ".cpp", ".h", ".cu", ".cuh")
 MAY_GROW = 1.1
-SECONDS_MAY_GROW = 1.5  # they vary with what else runs
+SECONDS_MAY_GROW = 2
 
 
 def output_of(*command: str) -> str:
