@@ -122,8 +122,11 @@ struct Eager<Op, Result(P...)> {
 
 // What an argument must be, and pybind11's own error would not say.
 at::Tensor tensor_of(py::handle object, const char* name) {
-  TORCH_CHECK_TYPE(THPVariable_Check(object.ptr()), name, " must be a tensor, got ",
-                   Py_TYPE(object.ptr())->tp_name);
+  if (!THPVariable_Check(object.ptr())) {
+    py::dict argument;
+    argument[name] = object;
+    py::module_::import("rnnext._layers").attr("refuse_others")(argument);  // raises
+  }
   return THPVariable_Unpack(object.ptr());
 }
 
@@ -230,8 +233,10 @@ rnnext::Description plan(int64_t T, int64_t B, int64_t I, int64_t H, int D, int 
                          at::ScalarType dtype, int threads, bool train, bool hx,
                          const std::vector<int64_t>& lengths,
                          const std::optional<std::string>& machine) {
-  for (const int64_t size : {T, B, H, int64_t{D}, int64_t{layers}, int64_t{threads}})
-    TORCH_CHECK_VALUE(size > 0, "sizes must be positive, got ", size);
+  const std::pair<const char*, int64_t> sizes[] = {
+      {"T", T}, {"B", B}, {"H", H}, {"num_layers", layers}, {"threads", threads}};
+  for (const auto& [name, size] : sizes)
+    TORCH_CHECK_VALUE(size > 0, name, " must be positive, got ", size);
   TORCH_CHECK_VALUE(I >= 0, "I must not be negative, got ", I);
   TORCH_CHECK_VALUE(lengths.empty() || static_cast<int64_t>(lengths.size()) == B,
                     "lengths must hold B = ", B, " numbers, got ", lengths.size());

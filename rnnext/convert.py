@@ -133,7 +133,8 @@ def revert(model: _Model, *, lengths: bool = False) -> _Model:
     """Undo :func:`convert`: every rnnext RNN, RNNCell and Embedding becomes torch.nn's, in place.
 
     The two of an :class:`rnnext.EmbeddingRNN`, which torch.nn has no module for, stay, and so do
-    instances of subclasses. Nor has torch.nn anything for ``reset``.
+    instances of subclasses and modules whose forward has been replaced. Nor has torch.nn anything
+    for ``reset``.
 
     Args:
         model: any module; it may itself be one of the three.
@@ -201,6 +202,8 @@ def _steps(model: nn.Module, classes: _Classes) -> Iterator[_Step]:
         new = classes.get(old)
         if new is None:
             reason = _no_counterpart(old, classes)
+        elif "forward" in vars(module):
+            reason = "its forward has been replaced"
         elif new in _TO_RNNEXT:
             reason = "it is part of an EmbeddingRNN" if id(module) in parts else ""
         else:
@@ -221,8 +224,6 @@ def _no_counterpart(cls: type[nn.Module], classes: _Classes) -> str:
 
 def _no_kernel(module: nn.Module) -> str:
     """Why rnnext cannot compute a module of torch.nn, if so."""
-    if "forward" in vars(module):
-        return "its forward has been replaced"
     for name, weight in module.named_parameters():
         inert = isinstance(module, nn.Embedding) and not weight.requires_grad
         if weight.dtype not in _FLOATS and not inert:

@@ -121,6 +121,7 @@ class LeakyRNN(nn.RNNBase):
             raise TypeError(
                 f"num_layers must be an integer, got {kind}; alpha is given by name"
             ) from None
+        self._first: dict[str, Tensor] = {}  # what reset_parameters gives back, by name
         super().__init__(
             "RNN_TANH",  # RNNBase takes the number of gates from it
             input_size, hidden_size, num_layers=num_layers, bias=bias, batch_first=batch_first,
@@ -145,7 +146,7 @@ class LeakyRNN(nn.RNNBase):
                 self.register_parameter(name, nn.Parameter(own))
             else:
                 self.register_buffer(name, own)
-        self._first_alpha = first  # by name, for reset_parameters
+        self._first |= first
 
     @property
     def noise_std(self) -> float | Tensor:
@@ -161,11 +162,13 @@ class LeakyRNN(nn.RNNBase):
         if not (fits.all() if isinstance(fits, Tensor) else fits):
             raise ValueError(f"noise_std must be finite and not negative, got {value}")
         self.__dict__.pop("_noise_std", None)
-        # (A new dict: a copy.copy of the module has the old one, and keeps its noise.)
+        # (New dicts: a copy.copy of the module has the old ones, and keeps its noise.)
         self._buffers = {name: b for name, b in self._buffers.items() if name != "_noise_std"}
+        self._first = {name: t for name, t in self._first.items() if name != "_noise_std"}
         if isinstance(value, Tensor):
             own = value.detach().to(self.weight_hh_l0).clone()
             self.register_buffer("_noise_std", own, persistent=False)
+            self._first["_noise_std"] = value.detach().clone()
         else:
             self._noise_std = float(value)
 
@@ -178,6 +181,7 @@ class LeakyRNN(nn.RNNBase):
         elif name == "alpha" and isinstance(value, Tensor):
             L, H = self.num_layers, self.hidden_size
             _layers.refuse_shape("alpha", value, (), (H,), (L, 1), (L, H))
+            self._first = self._first | {"alpha": value.detach().clone()}
         super().__setattr__(name, value)
 
     def _logit_names(self) -> list[str]:
@@ -192,14 +196,13 @@ class LeakyRNN(nn.RNNBase):
         return [row for row in alpha.squeeze(1) for _ in range(D)]
 
     def reset_parameters(self) -> None:
-        """Draw the weights and biases anew, as torch.nn.RNN; alpha is again what was given."""
+        """Draw weights and biases anew, as torch.nn.RNN; alpha and noise are those last given."""
         bound = self.hidden_size**-0.5
         for name, parameter in self.named_parameters():  # of a parametrized weight, the originals
             if "logit_alpha_l" not in name:
                 nn.init.uniform_(parameter, -bound, bound)
-        first = self.__dict__.get("_first_alpha", {})  # not there when torch.nn's constructor calls
         with torch.no_grad():
-            for name, value in first.items():
+            for name, value in self._first.items():
                 own = getattr(self, name)
                 if hasattr(own, "placements"):  # a DTensor, of FSDP2
                     from torch.distributed.tensor import distribute_tensor
@@ -302,7 +305,7 @@ def _range(values: float | Tensor) -> str:
     """The one value that they have, or the least and the largest."""
     if not isinstance(values, Tensor):
         return f"{values:g}"
-    if values.is_meta:
+    if values.is_meta or type(values) is not Tensor:  # a fake one, say, which has no values
         return "?"
     low, high = (each.item() for each in values.aminmax())
     return f"{low:g} to {high:g}" if low < high else f"{low:g}"

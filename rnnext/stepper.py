@@ -39,7 +39,7 @@ class Stepper:
     of threads. A step raises RuntimeError if a parameter or buffer of the module has been written
     since, as by an optimizer; :meth:`refresh` reads the module anew. (torch does not count writes
     through ``.data`` or by a fused optimizer: of those a Stepper sees what changes the value in the
-    middle of a tensor. It does not see that the module was given another tensor.) Dropout
+    middle of a tensor. It does not see that the module was given another tensor or form.) Dropout
     does not apply, nor autocast; noise only where the module has ``noise_in_eval``: that of a call
     of the module from the state that torch's generator had when the module was read, whose next
     step each step is, one from a state of the caller's too. Hooks are not
@@ -78,10 +78,10 @@ class Stepper:
     # So that `stepper.state = h` is refused, which would change nothing.
     __slots__ = (
         "__weakref__",
+        "_batch_size",
         "_module",
         "_sent",
         "_stepper",
-        "batch_size",
         "hidden_size",
         "input_size",
         "num_layers",
@@ -109,9 +109,14 @@ class Stepper:
         else:
             self.input_size = rnn.input_size
         self.hidden_size = rnn.hidden_size
-        self.batch_size = _integer(batch_size, "batch_size")
+        self._batch_size = _integer(batch_size, "batch_size")
         self._module = module
         self._stepper = _packed(module, self.batch_size)
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return self._batch_size
 
     def __call__(self, input: Tensor) -> Tensor:
         """Go one step forward.
@@ -239,6 +244,8 @@ class Stepper:
         if generator is not None and not isinstance(generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator, got {_name(generator)}")
         refuse_no_number("temperature", temperature)
+        if isinstance(temperature, Tensor):
+            refuse_shape("temperature", temperature, (), (1,))
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature must be finite and not negative, got {temperature}")
         shape = (self.batch_size, self.input_size)

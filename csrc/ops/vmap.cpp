@@ -44,8 +44,8 @@ std::pair<Tensor, Dim> FuncTorch::take(const Tensor& t) const {
   return {batched->value(), batched->bdim()};
 }
 
-Tensor FuncTorch::give(Tensor t, int64_t dim) const {
-  return at::functorch::makeBatched(std::move(t), dim, level_);
+Tensor FuncTorch::give(const Tensor& t, int64_t dim) const {
+  return at::functorch::makeBatched(t.movedim(dim, 0), 0, level_);
 }
 
 void GradsBatched::see(const Tensor& t) {

@@ -23,7 +23,7 @@ class FuncTorch {
   explicit FuncTorch(const T&...) : level_(innermost()) {}
 
   std::pair<Tensor, Dim> take(const Tensor& t) const;
-  Tensor give(Tensor t, int64_t dim) const;
+  Tensor give(const Tensor& t, int64_t dim) const;
 
  private:
   static int64_t innermost();

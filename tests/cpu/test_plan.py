@@ -233,7 +233,7 @@ def test_a_machine_with_tiles_is_planned_for_them():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"T": 0}, "sizes must be positive, got 0"),
+        ({"T": 0}, "T must be positive, got 0"),
         ({"I": -1}, "I must not be negative, got -1"),
         ({"lengths": [1]}, "lengths must hold B = 2 numbers, got 1"),
         ({"lengths": [1, 11]}, "lengths must be in 0..10, got 11"),
@@ -276,7 +276,7 @@ def test_explain_from_the_command_line(capsys):
     assert rnnext.__main__.main(["explain", "100", "64", "64", "256", "--threads", "2"]) == 0
     assert "2 part(s) of the batch" in capsys.readouterr().out
     assert rnnext.__main__.main(["explain", "0", "64", "64", "256"]) == 2
-    assert "sizes must be positive" in capsys.readouterr().err
+    assert "T must be positive, got 0" in capsys.readouterr().err
     assert rnnext.__main__.main([]) == 0
     shown = capsys.readouterr().out  # what a bug report needs
     versions = rnnext.__version__, torch.__version__

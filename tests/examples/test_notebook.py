@@ -19,13 +19,13 @@ def test_every_cell_runs_and_agrees_with_torch():
     """In one fresh namespace, as in a kernel; the checks inside compare with torch.nn."""
     torch.set_num_threads(1)  # calls this small wait for each other on a busy machine
     plt.switch_backend("Agg")
+    plt.close("all")  # what other tests left
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for number, cell in enumerate(CODE, 1):
         exec(compile("".join(cell["source"]), f"code cell {number}", "exec"), namespace)
     assert len(plt.get_fignums()) == FIGURES
     for number in plt.get_fignums():
         plt.figure(number).canvas.draw()
-    plt.close("all")
 
 
 def test_saved_as_run():

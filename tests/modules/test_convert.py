@@ -192,6 +192,8 @@ def test_a_dry_run_prints_what_would_change_and_why_the_rest_stays(model, capsys
         model.far.weight_hh_l0 = nn.Parameter(torch.empty(4, 4, device="xpu"))
     model.wrapped = nn.RNNCell(3, 4)
     model.wrapped.forward = model.wrapped.forward
+    model.own_way = rnnext.RNN(3, 4)
+    model.own_way.forward = model.own_way.forward
     model.pair = nn.Embedding(3, 4)
     model.pair.weight = nn.Parameter(TwoTensor(torch.zeros(3, 4), torch.zeros(3, 4)))
     classes = [type(m) for m in model.modules()]
@@ -214,6 +216,7 @@ def test_a_dry_run_prints_what_would_change_and_why_the_rest_stays(model, capsys
         "far: torch.nn.RNN stays: weight_hh_l0 is on xpu:0, for which this build of rnnext has no "
         "kernels",
         "wrapped: torch.nn.RNNCell stays: its forward has been replaced",
+        "own_way: rnnext.RNN stays: it is rnnext's",
         "pair: torch.nn.Embedding stays: weight is a TwoTensor, for which rnnext has no kernels",
     ]
     rnnext.convert(model)
@@ -221,6 +224,7 @@ def test_a_dry_run_prints_what_would_change_and_why_the_rest_stays(model, capsys
     assert sum(changed) == printed.count(" -> ")
     assert type(model.cell) is nn.RNNCell
     without = rnnext.summary(rnnext.revert(model), embedding=False)
+    assert type(model.own_way) is rnnext.RNN
     assert "embedding: torch.nn.Embedding stays: embedding=False" in without.splitlines()
     assert type(rnnext.convert(model, embedding=False).embedding) is nn.Embedding
     assert type(model.stack["rnn"]) is rnnext.RNN

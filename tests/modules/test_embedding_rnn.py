@@ -113,4 +113,4 @@ def test_a_token_out_of_range_is_named():
         tokens[3, 1] = bad
         kind, message = error_of(lambda module=module, tokens=tokens: module(tokens))
         assert kind is IndexError
-        assert f"[3, 1] = {bad}" in message
+        assert f"in self: {bad} at [3, 1]," in message

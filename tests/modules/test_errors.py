@@ -148,11 +148,11 @@ def test_an_index_out_of_range_is_named(max_norm):
     embedding = rnnext.Embedding(10, 3, max_norm=max_norm)
     before = embedding.weight.detach().clone()
     for indices, where in (
-        (torch.tensor([1, 7, 10]), "indices[2] = 10"),
-        (torch.tensor([0, -1]), "indices[1] = -1"),
-        (torch.tensor([[1, 2], [2**31 - 1, 3]]), f"indices[1, 0] = {2**31 - 1}"),
-        (torch.tensor(10), "indices = 10"),
-        (torch.tensor([2**32]), f"indices[0] = {2**32}"),  # which is 0 in 32 bits
+        (torch.tensor([1, 7, 10]), "10 at [2]"),
+        (torch.tensor([0, -1]), "-1 at [1]"),
+        (torch.tensor([[1, 2], [2**31 - 1, 3]]), f"{2**31 - 1} at [1, 0]"),
+        (torch.tensor(10), "10"),
+        (torch.tensor([2**32]), f"{2**32} at [0]"),  # which is 0 in 32 bits
     ):
         message = f"index out of range in self: {where}, expected 0 <= index < 10"
         for dtype in (torch.int64, torch.int32)[: 1 + (int(indices.max()) < 2**32)]:

@@ -84,6 +84,7 @@ def test_generate_refuses():
         ({"n": -1}, ValueError, "n must not be negative, got -1"),
         ({"temperature": -0.5}, ValueError, "must be finite and not negative, got -0.5"),
         ({"temperature": float("nan")}, ValueError, "must be finite and not negative, got nan"),
+        ({"temperature": torch.ones(2)}, ValueError, "temperature must have shape [] or [1], got"),
         ({"temperature": "1"}, TypeError, "temperature must be a number or a tensor, got str"),
         ({"score": score.weight}, TypeError, "score must be a function of the output, got Parame"),
         ({"generator": 5}, TypeError, "generator must be a torch.Generator, got int"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rnnext
 from helpers.common import assert_close, same
@@ -68,10 +69,11 @@ def test_weights_under_a_parametrization_are_drawn_anew():
 
 
 @pytest.mark.parametrize("learned", [False, True])
-def test_reset_parameters_gives_alpha_its_first_values(learned):
+def test_reset_parameters_gives_alpha_and_noise_their_first_values(learned):
     """So that runs from one module begin alike, and a module made without data is whole."""
     tau = [torch.linspace(20, 50, 4), 30.0]
     options = {"dt": 5, "tau": tau, "learn_alpha": learned, "bidirectional": True}
+    options["noise_std"] = torch.linspace(0, 1, 4)
     first = rnnext.LeakyRNN(2, 4, 2, **options)
     with torch.device("meta"):
         empty = rnnext.LeakyRNN(2, 4, 2, **options)
@@ -82,7 +84,7 @@ def test_reset_parameters_gives_alpha_its_first_values(learned):
             for each in (*rnn.parameters(), *rnn.buffers()):
                 each.fill_(0.75)
         rnn.reset_parameters()
-        assert same(rnn.alphas(), first.alphas())
+        assert same([*rnn.alphas(), rnn.noise_std], [*first.alphas(), first.noise_std])
 
 
 def test_noise_is_that_of_the_op_whose_keys_the_generator_gives():
@@ -203,6 +205,7 @@ def test_a_buffer_out_of_range_is_refused_when_it_is_used():
         with pytest.raises(ValueError, match=r"^alpha must have shape .* or \[.*6\], got"):
             rnn.alpha = torch.full(shape, 0.5)
     rnn.alpha = torch.full((6,), 0.5)
+    rnn.reset_parameters()
     assert torch.equal(rnn.alphas()[0], torch.full((6,), 0.5))
 
 
@@ -223,3 +226,5 @@ def test_repr_names_what_differs():
     ):  # fmt: skip
         text = repr(rnnext.LeakyRNN(3, 6, **options))
         assert [part for part in parts if part not in text] == []
+    with FakeTensorMode():
+        assert "alpha=?" in repr(rnnext.LeakyRNN(3, 6, alpha=0.2))

@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -141,7 +142,7 @@ FEATURES = [
     (torch.zeros(4), RuntimeError, "input must have shape [2, 4], got [4]"),
     (ZEROS.double(), RuntimeError, "weights' dtype, float32, got float64"),
     (ZEROS.to("meta"), RuntimeError, "input must be on the CPU, got meta"),
-    ([0.0], TypeError, "input must be a tensor, got list"),
+    ([0.0], TypeError, "input must be a tensor, got list: give torch.tensor(input)"),
 ]
 TOKENS = [
     (torch.tensor([0, 9]), IndexError, "tokens[1] = 9 is out of range: expected 0 <= token < 9"),
@@ -149,7 +150,7 @@ TOKENS = [
     (torch.tensor([0]), RuntimeError, "tokens must have shape [2], got [1]"),
     (torch.zeros(2), TypeError, "tokens must be int32 or int64, got float32"),
     (torch.tensor([0, 0], device="meta"), RuntimeError, "on the CPU, got meta"),
-    ([0, 0], TypeError, "tokens must be a tensor, got list"),
+    (np.zeros(2), TypeError, "tokens must be a tensor, got ndarray: give torch.from_numpy(tokens)"),
 ]
 SET_STATE = [
     (torch.zeros(2, 6), RuntimeError, "state must have shape [1, 2, 6], got [2, 6]"),
@@ -191,6 +192,8 @@ def test_refuses_what_does_not_fit_and_keeps_its_state(ahead, monkeypatch):
     assert same([of_features.get_state(), of_tokens.get_state()], states)
     one, message = Stepper(rnnext.RNN(4, 6)), "input must have shape [1, 4] or [4], got [5]"
     assert_refused(lambda: one(torch.zeros(5)), RuntimeError, message)
+    with pytest.raises(AttributeError, match="batch_size"):
+        one.batch_size = 2
 
 
 def test_nothing_comes_of_an_instance_that_was_never_made():

@@ -165,6 +165,19 @@ def test_ensemble_of_modules(module, shared):
     assert_close([parameter.grad for parameter in parameters.values()], gradients)
 
 
+def test_a_mapped_call_can_be_exported():
+    class Mapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = rnnext.RNN(4, 6, 2)
+
+        def forward(self, x):
+            return vmap(self.rnn)(x)
+
+    model, x = Mapped(), torch.rand(N, 5, 2, 4)
+    assert_close(torch.export.export(model, (x,)).module()(x), model(x))
+
+
 def test_noise_is_drawn_for_each_call_or_for_all():
     leaky = rnnext.LeakyRNN(4, 6, alpha=0.5, noise_std=1.0)
     x = torch.rand(5, 2, 4).expand(N, -1, -1, -1)

@@ -41,9 +41,9 @@ constexpr int64_t kAhead = 8;  // rows
     at[d] = position % indices.size(d);
     position /= indices.size(d);
   }
-  const std::string where = at.empty() ? "" : c10::str("[", c10::Join(", ", at), "]");
-  TORCH_CHECK_INDEX(false, "index out of range in self: indices", where, " = ", value,
-                    ", expected 0 <= index < ", rows);
+  const std::string where = at.empty() ? "" : c10::str(" at [", c10::Join(", ", at), "]");
+  TORCH_CHECK_INDEX(false, "index out of range in self: ", value, where, ", expected 0 <= index < ",
+                    rows);
   __builtin_unreachable();
 }
 
