@@ -12,7 +12,7 @@ __all__ = ["explain"]
 _SAID = {
     "wavefront": "layers: a wavefront, each thread a layer, some steps behind the one below",
     "one_step": "one step: multiplied with the weights as they lie, nothing is packed",
-    "packed": "padding is left out: rows are copied, the longest sequences first in a step",
+    "unpadded": "padding is left out: rows are copied, the longest sequences first in a step",
     "joined": "a thread takes both directions of its sequences, one after the other",
     "own_weights": "each part packs the weights for itself",
     "streams": "weights are packed, or read as they lie, by who multiplies with them",

@@ -34,7 +34,7 @@ struct Recurrence : Timeline {
   const void* weight_ih[kDirections] = {nullptr, nullptr};  // [H,I]
   const void* weight_hh[kDirections] = {nullptr, nullptr};  // [H,H]
   // Both weights as RnnKernels::pack leaves them, or null; only a call of one step may have them.
-  const void* packed = nullptr;
+  const void* packed_weights = nullptr;
   const void* bias_ih[kDirections] = {nullptr, nullptr};  // [H] or null, both or none
   const void* bias_hh[kDirections] = {nullptr, nullptr};  // [H]
   const void* alpha[kDirections] = {nullptr, nullptr};    // [H] of the leak, if there is one

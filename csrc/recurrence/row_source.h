@@ -8,8 +8,8 @@ namespace rnnext {
 // Rows of features, of precomputed pre-activations, or of a table. Strides count elements.
 struct RowSource {
   const void* data = nullptr;      // null: zeros
-  int64_t stride_t = 0;            // not used for packed rows and tables
-  int64_t stride_b = 0;            // for packed rows and tables: from row to row
+  int64_t stride_t = 0;            // not used for PackedSequences and tables
+  int64_t stride_b = 0;            // for PackedSequences and tables: from row to row
   const int64_t* index = nullptr;  // [N] the table's row of each row; null: no table
 
   // Elements before the row of sequence b at step t; `row` is its number, time.row(t, b).

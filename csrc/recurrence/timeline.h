@@ -25,14 +25,14 @@ struct Span {
 };
 
 // T steps of B sequences. A "row" is one step of one sequence; row (t, b) is number t * B + b, or,
-// packed, step_row[t] + b.
+// in a PackedSequence, step_row[t] + b.
 struct Timeline {
   int64_t T = 0, B = 0;
   bool reverse[kDirections] = {false, false};
-  const int64_t* step_row = nullptr;  // [T+1] packed: the first row of step t
-  const int64_t* lengths = nullptr;   // [B] steps of each sequence (packed too); null: all T
+  const int64_t* step_row = nullptr;  // [T+1] of a PackedSequence: step t's first row
+  const int64_t* lengths = nullptr;   // [B] steps of each sequence; null: all T
   // [T,B] whether an episode begins with a step: the pass that comes there from the step before, in
-  // its own time, starts anew. Packed rows have none.
+  // its own time, starts anew. A PackedSequence has none.
   const bool* reset = nullptr;
 
   RNNEXT_BOTH int64_t first_row(int64_t t) const { return step_row ? step_row[t] : t * B; }

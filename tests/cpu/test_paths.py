@@ -177,18 +177,18 @@ def test_nothing_but_padding():
 
 
 @pytest.mark.parametrize(("H", "B"), [(16, 6), (65, 24), (700, 6)])
-def test_explain_knows_what_is_packed(H, B):
+def test_explain_knows_when_padding_is_left_out(H, B):
     torch.set_num_threads(2)
     rnn = rnnext.RNN(33, H)
     hx = torch.zeros(1, B, H, requires_grad=True)
     output, _ = rnn(torch.rand(100, B, 33), hx, lengths=SKEWED[:B])
     with profile() as profiler:
         output.sum().backward()
-    packed = any(event.name == "aten::index_copy_" for event in profiler.function_events)
+    unpadded = any(event.name == "aten::index_copy_" for event in profiler.function_events)
     sizes = {"T": 100, "I": 33, "H": H, "dtype": torch.float32, "train": True, "threads": 2}
     plan = _C.plan(B=B, lengths=SKEWED[:B], hx=True, **sizes)
-    assert plan["packed"] == packed
+    assert plan["unpadded"] == unpadded
     text = explain(100, B, 33, H, lengths=SKEWED[:B], hx=True, train=True, threads=2)
-    assert ("padding is left out" in text) == packed
-    if packed:  # it is the plan of the sequences that are there
+    assert ("padding is left out" in text) == unpadded
+    if unpadded:  # it is the plan of the sequences that are there
         assert plan["unit_rows"] <= sum(length > 0 for length in SKEWED[:B])

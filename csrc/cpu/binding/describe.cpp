@@ -42,10 +42,10 @@ Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_t
     out.input = &wanted;
     if (p.hx) out.hx = &wanted;
     int threads = plan_threads(p, 3, most_threads);
-    const std::optional<Packing> packing = Packing::of(p, out, shape, machine, threads);
-    about["packed"] = packing.has_value();
-    if (packing) {
-      p = packing->planned(p);
+    const std::optional<Unpadded> unpadded = Unpadded::of(p, out, shape, machine, threads);
+    about["unpadded"] = unpadded.has_value();
+    if (unpadded) {
+      p = unpadded->planned(p);
       threads = plan_threads(p, 3, most_threads);
     }
     const BackwardPlan plan = plan_backward(p, out, shape, machine, threads, threads);

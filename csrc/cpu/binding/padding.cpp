@@ -12,8 +12,9 @@
 
 namespace rnnext {
 
-std::optional<Packing> Packing::of(const Recurrence& p, const RecurrenceGradOut& out,
-                                   const KernelShape& shape, const Machine& machine, int threads) {
+std::optional<Unpadded> Unpadded::of(const Recurrence& p, const RecurrenceGradOut& out,
+                                     const KernelShape& shape, const Machine& machine,
+                                     int threads) {
   if (!p.ragged() || p.step_row || p.reset ||
       plan_backward(p, out, shape, machine, threads, threads).sorts)
     return std::nullopt;
@@ -21,43 +22,43 @@ std::optional<Packing> Packing::of(const Recurrence& p, const RecurrenceGradOut&
   const int64_t steps = std::accumulate(lengths, lengths + p.B, int64_t{0});
   const double spared =
       static_cast<double>(p.T * p.B - steps) * p.D * p.H * static_cast<double>(p.H + p.I) * 3;
-  if (steps == 0 || steps > kPackedShare * static_cast<double>(p.T * p.B) || spared < kPackedWork)
+  if (steps == 0 || steps > kUnpadShare * static_cast<double>(p.T * p.B) || spared < kUnpadWork)
     return std::nullopt;
 
   std::vector<int64_t> order(p.B);
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
                    [&](int64_t b, int64_t c) { return lengths[b] > lengths[c]; });
-  Packing packing;
-  packing.T_ = p.T, packing.B_ = p.B;
+  Unpadded unpadded;
+  unpadded.T_ = p.T, unpadded.B_ = p.B;
   int64_t batch = p.B;
   std::vector<int64_t> rows, sizes;
   for (int64_t t = 0; t < p.T; ++t) {
-    packing.first_.push_back(static_cast<int64_t>(rows.size()));
+    unpadded.first_.push_back(static_cast<int64_t>(rows.size()));
     while (batch > 0 && lengths[order[batch - 1]] <= t) --batch;
     if (t == 0) order.resize(batch);
     if (batch > 0) sizes.push_back(batch);
     for (int64_t i = 0; i < batch; ++i) rows.push_back(t * p.B + order[i]);
   }
-  packing.first_.push_back(steps);
-  for (const int64_t b : order) packing.lengths_.push_back(lengths[b]);
-  packing.order_ = at::tensor(order, at::kLong);
-  packing.rows_ = at::tensor(rows, at::kLong);
-  packing.batch_sizes_ = at::tensor(sizes, at::kLong);
-  return packing;
+  unpadded.first_.push_back(steps);
+  for (const int64_t b : order) unpadded.lengths_.push_back(lengths[b]);
+  unpadded.order_ = at::tensor(order, at::kLong);
+  unpadded.rows_ = at::tensor(rows, at::kLong);
+  unpadded.batch_sizes_ = at::tensor(sizes, at::kLong);
+  return unpadded;
 }
 
-KeptArguments Packing::arguments(const RecurrenceArguments& a) const {
-  KeptArguments packed = kept(a);
-  Tensor& rows = given(a.index) ? *packed.index : packed.input;
-  rows = pack(rows);
-  if (given(a.hx)) packed.hx = pack_states(*a.hx);
-  packed.lengths.reset();
-  packed.batch_sizes = batch_sizes_;
-  return packed;
+KeptArguments Unpadded::arguments(const RecurrenceArguments& a) const {
+  KeptArguments own = kept(a);
+  Tensor& rows = given(a.index) ? *own.index : own.input;
+  rows = unpad(rows);
+  if (given(a.hx)) own.hx = unpad_states(*a.hx);
+  own.lengths.reset();
+  own.batch_sizes = batch_sizes_;
+  return own;
 }
 
-Recurrence Packing::planned(Recurrence p) const {
+Recurrence Unpadded::planned(Recurrence p) const {
   p.T = lengths_.front(), p.B = static_cast<int64_t>(lengths_.size());
   p.step_row = first_.data();
   p.lengths = lengths_.data();
@@ -65,27 +66,27 @@ Recurrence Packing::planned(Recurrence p) const {
 }
 
 // The copies are as large as results, and as short-lived as workspaces: from the pool.
-Tensor Packing::pack(const Tensor& padded) const {
+Tensor Unpadded::unpad(const Tensor& padded) const {
   const Tensor all = padded.flatten(0, 1);
   std::vector<int64_t> shape = all.sizes().vec();
   shape[0] = first_.back();
-  Tensor packed = empty_large(shape, all.options());
-  at::index_select_out(packed, all, 0, rows_);
-  return packed;
+  Tensor rows = empty_large(shape, all.options());
+  at::index_select_out(rows, all, 0, rows_);
+  return rows;
 }
 
-Tensor Packing::unpack(const Tensor& packed) const {
-  const Tensor padded = empty_large({T_ * B_, packed.size(-1)}, packed.options());
-  return padded.zero_().index_copy_(0, rows_, packed).view({T_, B_, packed.size(-1)});
+Tensor Unpadded::pad(const Tensor& rows) const {
+  const Tensor padded = empty_large({T_ * B_, rows.size(-1)}, rows.options());
+  return padded.zero_().index_copy_(0, rows_, rows).view({T_, B_, rows.size(-1)});
 }
 
-Tensor Packing::pack_states(const Tensor& states) const { return states.index_select(1, order_); }
+Tensor Unpadded::unpad_states(const Tensor& states) const { return states.index_select(1, order_); }
 
-Tensor Packing::unpack_states(const Tensor& packed, const OptionalTensor& rest) const {
-  const int64_t shape[] = {packed.size(0), B_, packed.size(2)};
-  Tensor states =
-      given(rest) ? rest->clone(at::MemoryFormat::Contiguous) : at::zeros(shape, packed.options());
-  return states.index_copy_(1, order_, packed);
+Tensor Unpadded::pad_states(const Tensor& states, const OptionalTensor& rest) const {
+  const int64_t shape[] = {states.size(0), B_, states.size(2)};
+  Tensor padded =
+      given(rest) ? rest->clone(at::MemoryFormat::Contiguous) : at::zeros(shape, states.options());
+  return padded.index_copy_(1, order_, states);
 }
 
 }  // namespace rnnext

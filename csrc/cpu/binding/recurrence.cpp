@@ -243,17 +243,18 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
 RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
                                         const Wanted& wanted);
 
-RecurrenceGradients packed_backward(const Packing& packing, const RecurrenceResults& r,
-                                    const RecurrenceArguments& a, const Wanted& wanted) {
-  const auto packed = [&](const OptionalTensor& rows) {
-    return given(rows) ? OptionalTensor(packing.pack(*rows)) : std::nullopt;
+RecurrenceGradients unpadded_backward(const Unpadded& unpadded, const RecurrenceResults& r,
+                                      const RecurrenceArguments& a, const Wanted& wanted) {
+  const auto without_padding = [&](const OptionalTensor& rows) {
+    return given(rows) ? OptionalTensor(unpadded.unpad(*rows)) : std::nullopt;
   };
-  KeptResults own{.grad_output = packed(r.grad_output), .output = packing.pack(r.output)};
-  if (given(r.grad_h_n)) own.grad_h_n = packing.pack_states(*r.grad_h_n);
-  for (const Tensor& rows : r.saved) own.saved.push_back(packing.pack(rows));
-  RecurrenceGradients grad = recurrence_backward(own, packing.arguments(a), wanted);
-  if (wanted.input && !given(a.index)) grad.input = packing.unpack(grad.input);
-  if (wanted.hx) grad.hx = packing.unpack_states(grad.hx, r.grad_h_n);  // without steps h_n is hx
+  KeptResults own{.grad_output = without_padding(r.grad_output),
+                  .output = unpadded.unpad(r.output)};
+  if (given(r.grad_h_n)) own.grad_h_n = unpadded.unpad_states(*r.grad_h_n);
+  for (const Tensor& rows : r.saved) own.saved.push_back(unpadded.unpad(rows));
+  RecurrenceGradients grad = recurrence_backward(own, unpadded.arguments(a), wanted);
+  if (wanted.input && !given(a.index)) grad.input = unpadded.pad(grad.input);
+  if (wanted.hx) grad.hx = unpadded.pad_states(grad.hx, r.grad_h_n);  // without steps h_n is hx
   return grad;
 }
 
@@ -264,9 +265,9 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
     const RnnKernels& kernel = kernels_for(call.dtype);
     const int threads = threads_for(call.p, 3);
     // (The plan asks what is wanted, so results are allocated before it, in vain perhaps.)
-    if (const std::optional<Packing> packing =
-            Packing::of(call.p, call.out, kernel.shape, this_machine(), threads))
-      return packed_backward(*packing, r, a, wanted);
+    if (const std::optional<Unpadded> unpadded =
+            Unpadded::of(call.p, call.out, kernel.shape, this_machine(), threads))
+      return unpadded_backward(*unpadded, r, a, wanted);
     Workspace workspace(kernel.backward_workspace(call.p, call.out, threads));
     run_team(threads, [&](Worker& worker) {
       kernel.backward(call.p, call.g, call.out, workspace.data(), worker);

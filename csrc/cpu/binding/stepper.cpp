@@ -99,7 +99,7 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
   Recurrence& p = call.p;
   Tensor packed = empty_large({kernels_->shape.weight_bytes(p.I, p.H)}, at::kByte);
   kernels_->pack(p, static_cast<char*>(packed.data_ptr()));
-  p.packed = packed.const_data_ptr();
+  p.packed_weights = packed.const_data_ptr();
   p.weight_ih[0] = p.weight_hh[0] = nullptr;
   arguments.weight_ih = arguments.weight_hh = {};
   layers_.push_back({std::move(arguments), std::move(call), std::move(packed)});

@@ -99,29 +99,29 @@ struct TileExtent {
   }
 };
 
-// R rows times NV vectors of sums at a time through the epilogue.
-template <int R, int NV, class Epilogue>
-RNNEXT_INLINE void finish_block(const Epilogue& epilogue, const float* from, int64_t stride,
-                                int64_t row, int64_t column) {
+// R rows times NV vectors of sums at a time through the work.
+template <int R, int NV, class Work>
+RNNEXT_INLINE void finish_block(const Work& work, const float* from, int64_t stride, int64_t row,
+                                int64_t column) {
   Vec<float> sums[R][NV];
   load_tile(sums, from, stride, NV * kLanes<float>);
-  epilogue.finish(sums, row, column);
+  work.finish(sums, row, column);
 }
-template <int NV, class Epilogue>
-RNNEXT_INLINE void finish_columns(const Epilogue& epilogue, const float* from, int64_t stride,
-                                  int rows, int64_t row, int64_t column) {
+template <int NV, class Work>
+RNNEXT_INLINE void finish_columns(const Work& work, const float* from, int64_t stride, int rows,
+                                  int64_t row, int64_t column) {
   constexpr int kAtOnce = 4;
   int r = 0;
   for (; r + kAtOnce <= rows; r += kAtOnce)
-    finish_block<kAtOnce, NV>(epilogue, from + r * stride, stride, row + r, column);
-  for (; r < rows; ++r) finish_block<1, NV>(epilogue, from + r * stride, stride, row + r, column);
+    finish_block<kAtOnce, NV>(work, from + r * stride, stride, row + r, column);
+  for (; r < rows; ++r) finish_block<1, NV>(work, from + r * stride, stride, row + r, column);
 }
-template <class Epilogue>
-RNNEXT_TILE void finish_rows(const Epilogue& epilogue, const float* from, int64_t stride, int rows,
+template <class Work>
+RNNEXT_TILE void finish_rows(const Work& work, const float* from, int64_t stride, int rows,
                              int vectors, int64_t row, int64_t column) {
   for (; vectors >= 2; vectors -= 2, from += 2 * kLanes<float>, column += 2 * kLanes<float>)
-    finish_columns<2>(epilogue, from, stride, rows, row, column);
-  if (vectors > 0) finish_columns<1>(epilogue, from, stride, rows, row, column);
+    finish_columns<2>(work, from, stride, rows, row, column);
+  if (vectors > 0) finish_columns<1>(work, from, stride, rows, row, column);
 }
 
 // Sums in tiles 0 to 3, factors in tiles 4 to 7. Of the left factors whole tiles of rows are read,
@@ -210,10 +210,10 @@ struct TileSums {
     }
   }
 
-  template <class Epilogue>
-  RNNEXT_INLINE void finish(const Epilogue& epilogue, int64_t row, int64_t column) {
+  template <class Work>
+  RNNEXT_INLINE void finish(const Work& work, int64_t row, int64_t column) {
     store(staged[0], kColumns);
-    finish_rows(epilogue, staged[0], kColumns, extent.rows, extent.vectors, row, column);
+    finish_rows(work, staged[0], kColumns, extent.rows, extent.vectors, row, column);
   }
 
  private:

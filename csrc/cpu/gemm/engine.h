@@ -10,7 +10,7 @@
 //   Tile<R, NV>               the sums of R rows times NV vectors of columns:
 //     clear(), load(...)        what they start from
 //     add(...)                  a product, k outermost and ascending
-//     finish(epilogue, ...)     hands them to epilogue.finish<R, NV>(sums, row, column), as
+//     finish(work, ...)     hands them to work.finish<R, NV>(sums, row, column), as
 //                               vectors
 //
 // The tile is the engine's own, so sums may live elsewhere than in vector registers.
@@ -63,9 +63,9 @@ struct RegisterTile {
       }
     }
   }
-  template <class Epilogue>
-  RNNEXT_INLINE void finish(const Epilogue& epilogue, int64_t row, int64_t column) {
-    epilogue.finish(sums, row, column);
+  template <class Work>
+  RNNEXT_INLINE void finish(const Work& work, int64_t row, int64_t column) {
+    work.finish(sums, row, column);
   }
 
  private:

@@ -6,18 +6,18 @@
 #pragma once
 
 #include "cpu/rnn/backward_layout.h"
-#include "cpu/rnn/cell.h"
+#include "cpu/rnn/epilogue.h"
 
 namespace rnnext::RNNEXT_ISA {
 
-// One step of one unit, as if every sequence had a step t: BackwardStates::seal mends the others.
-// Work for sweep.
+// One step of one unit, as if every sequence had a step t: BackwardStates::finish_step mends the
+// others. Work for sweep.
 template <class E>
 struct BackwardStep {
   using Engine = E;
   using F = typename E::Factor;
   using C = Compute<F>;
-  Ending<BackwardStep, C> ending;
+  Epilogue<BackwardStep, C> epilogue;
   LeakRows<C> leak;
   const F* packed;  // W_hh; null: there is only one step
   int64_t H;
@@ -54,10 +54,10 @@ struct BackwardStep {
   }
   template <int R, int NV>
   RNNEXT_INLINE void finish(Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
-    if (ending.out_of_line) return ending.call(*this, sums, row, column);
+    if (epilogue.out_of_line) return epilogue.call(*this, sums, row, column);
     Vec<C> h[R][NV];
     load_tile(h, values + row * values_stride + column, values_stride, H - column);
-    backward_block<C>(ending.name, sums, h);
+    backward_block<C>(epilogue.name, sums, h);
     store_tile(sums, grad_pre + row * grad_pre_stride + column, grad_pre_stride, H - column);
     if (next)
       store_factors(sums, next + row * next_stride, next_stride, column, column + NV * kLanes<C>);
@@ -98,7 +98,7 @@ struct Backward {
   }
 
   void steps(const Unit& unit, Worker& worker) const {
-    Rows<F> state = at.states.begin(unit);
+    Rows<F> state = at.states.initial_state(unit);
     C* const alpha_grad = at.alpha_sums_of(unit.group);
     LeakRows<C> leak = leak_rows(unit, alpha_grad);
     if (at.hh && plan.own_weights) at.pack_hh(unit.d, unit.group, unit.p0, unit.p1);
@@ -137,7 +137,7 @@ struct Backward {
         // Copied rows are in cache; the others' next step is far in memory.
         const bool prefetches = kNative<S> && in.grad_stride == width && done + 1 < p.T;
         BackwardStep<E> step{
-            .ending = backward_ending<S, BackwardStep<E>>(p),
+            .epilogue = backward_epilogue<S, BackwardStep<E>>(p),
             .leak = leak,
             .packed = packed,
             .H = p.H,
@@ -148,7 +148,7 @@ struct Backward {
             .state = state,
             .grad_pre = plan.own_rows ? chunk_grad + row * at.step_stride : at.grad_pre + first,
             .grad_pre_stride = plan.own_rows ? at.step_stride : width,
-            .next = at.states.next(unit, done),
+            .next = at.states.next_buffer(unit, done),
             .next_stride = at.states.buffers.stride,
             .grad_ahead = prefetches && in.grad ? in.grad + ahead : nullptr,
             .values_ahead = prefetches ? in.values + ahead : nullptr};
@@ -158,9 +158,11 @@ struct Backward {
         } else {
           sweep(step, rows, unit.p0, unit.p1, p.H, 0);  // no step came before
         }
-        state = at.states.seal(unit, t, rows, step.next, step.grad_pre, step.grad_pre_stride);
+        state =
+            at.states.finish_step(unit, t, rows, step.next, step.grad_pre, step.grad_pre_stride);
         if (writes_features) features.write(unit, t, rows, state);
-        at.states.cut(unit, t, rows, step.next, step.grad_pre, step.grad_pre_stride, alpha_grad);
+        at.states.stop_at_starts(unit, t, rows, step.next, step.grad_pre, step.grad_pre_stride,
+                                 alpha_grad);
         if (reverse) row += rows;
         if (unit.members > 1) worker.advance();
       }
@@ -169,7 +171,7 @@ struct Backward {
         sums.add(cursor, chunk.rows, plan.own_rows ? chunk_grad : at.grad_pre,
                  plan.own_rows ? at.step_stride : 0, done == chunk.n);
       }
-      if (plan.own_rows && done < p.T) state = at.states.keep(unit, state);
+      if (plan.own_rows && done < p.T) state = at.states.copied(unit, state);
     }
     state_gradients(unit, packed, state, worker);
   }
@@ -193,10 +195,10 @@ struct Backward {
                        Worker& worker) const {
     const int64_t advanced = 1 + p.T;
     if (out.hx)
-      grad_state(unit, packed, at.states.first(unit, state), at.states.kFirst, at.starts(), out.hx,
-                 advanced, worker);
+      grad_state(unit, packed, at.states.first_steps(unit, state), at.states.kFirst, at.starts(),
+                 out.hx, advanced, worker);
     if (!out.reset_state) return;
-    const Rows<F> resets = at.states.resets(unit);
+    const Rows<F> resets = at.states.reset_sums(unit);
     if (unit.members > 1) worker.advance();
     grad_state(unit, packed, resets, at.states.kResetCarry, at.resets(), out.reset_state,
                advanced + 1, worker);

@@ -2,7 +2,7 @@
 // cell. Where the plan projects, W_ih x of a chunk of steps comes first, into scratch.
 #pragma once
 
-#include "cpu/rnn/cell.h"
+#include "cpu/rnn/epilogue.h"
 #include "cpu/rnn/one_step.h"
 #include "cpu/rnn/state_store.h"
 #include "cpu/simd/normal.h"
@@ -23,14 +23,14 @@ struct Wavefront {
   }
 };
 
-// One step of one unit, as if every sequence had a step t: ForwardStates::seal mends the others.
-// Work for sweep.
+// One step of one unit, as if every sequence had a step t: ForwardStates::finish_step mends the
+// others. Work for sweep.
 template <class E>
 struct ForwardStep {
   using Engine = E;
   using F = typename E::Factor;
   using C = Compute<F>;
-  Ending<ForwardStep, C> ending;
+  Epilogue<ForwardStep, C> epilogue;
   const F* packed;  // W_hh
   const F* packed_ih;
   int64_t H;
@@ -42,7 +42,7 @@ struct ForwardStep {
   Rows<F> features = {};
   int64_t I = 0;  // factors of the features
   F* next = nullptr;
-  C* output = nullptr;  // null: it is `next`, or ForwardStates::seal writes it
+  C* output = nullptr;  // null: it is `next`, or ForwardStates::finish_step writes it
   bool far = false;     // the output's lines come from far memory
   LeakRows<C> leak = {};
   C* far_saved = nullptr;  // leak.saved, where its lines come from far memory too
@@ -66,8 +66,8 @@ struct ForwardStep {
   }
   template <int R, int NV>
   RNNEXT_INLINE void finish(Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
-    if (ending.out_of_line) return ending.call(*this, sums, row, column);
-    forward_block<C>(ending.name, sums);
+    if (epilogue.out_of_line) return epilogue.call(*this, sums, row, column);
+    forward_block<C>(epilogue.name, sums);
     store_factors(sums, next + row * next_stride, next_stride, column, next_end);
     if (output) store_tile(sums, output + row * output_stride + column, output_stride, H - column);
   }
@@ -107,8 +107,8 @@ struct ForwardLayout {
         finite(arena.take<bool>(copies() * finite_size())),
         states(p, plan, arena),
         columns(plan.member_panels(panels_in<C>(p.H)) * kPanel<C>) {
-    if (p.packed) {
-      ih = static_cast<F*>(const_cast<void*>(p.packed));
+    if (p.packed_weights) {
+      ih = static_cast<F*>(const_cast<void*>(p.packed_weights));
       hh = ih + weight_ih(0).packed_size();
     }
     scratch_bytes = Scratch(*this, nullptr).bytes;
@@ -146,7 +146,7 @@ struct ForwardLayout {
   // Whether each step's sums start from rows of their own, and not from the bias.
   bool starts_from_rows() const { return plan.projects || p.noise[0]; }
   int64_t copies() const {
-    return p.packed || plan.streams ? 0 : plan.own_weights ? plan.units : p.D;
+    return p.packed_weights || plan.streams ? 0 : plan.own_weights ? plan.units : p.D;
   }
   int64_t copy_of(const Unit& unit) const { return plan.own_weights ? unit.group : unit.d; }
   Matrix<S, F> weight_ih(int d) const {
@@ -206,12 +206,12 @@ struct Forward {
     for (int64_t j = 0; j < at.columns; j += kLanes<C>)
       store(s.bias + j, bias_of<S>(p, unit.d, first_column + j));
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
-    ForwardStep<E> step{.ending = forward_ending<S, ForwardStep<E>>(p),
+    ForwardStep<E> step{.epilogue = forward_epilogue<S, ForwardStep<E>>(p),
                         .packed = at.packed_hh(copy),
                         .packed_ih = at.packed_ih(copy),
                         .H = p.H,
                         .start = s.bias - first_column,
-                        .state = at.states.begin(unit)};
+                        .state = at.states.initial_state(unit)};
     if (unit.members > 1) worker.advance();
     step.far = plan.far;
     if (p.form != Form::none) {
@@ -244,7 +244,7 @@ struct Forward {
         if (reverse) row -= rows;
         C* const pre = s.pre + row * pre_stride - first_column;
         if (at.starts_from_rows()) step.start_from(pre, pre_stride);
-        at.states.open(step, unit, t, done);
+        at.states.set_destinations(step, unit, t, done);
         if (plan.streams) {
           if (!plan.from_hx && p.multiplies_state())
             weights.await(unit, 0, done + 1, step.state, rows, worker);
@@ -256,7 +256,7 @@ struct Forward {
         } else {
           weights.multiply(step, unit, at.packed_hh(copy), pre, pre_stride, rows, done + 1, worker);
         }
-        at.states.seal(step, unit, t, done, rows);
+        at.states.finish_step(step, unit, t, done, rows);
         if (!reverse) row += rows;
         if (unit.members > 1) worker.advance();
       }
@@ -343,7 +343,7 @@ void forward(const Recurrence& p, char* workspace, Worker& worker) {
   }
   [[maybe_unused]] const typename E::Task task;
   const Forward<S, E> kernel{p, plan, {p, plan, worker.size, Arena{workspace}}};
-  if (!plan.own_weights && !p.packed) {
+  if (!plan.own_weights && !p.packed_weights) {
     kernel.pack_share(worker);
     worker.wait();
   }

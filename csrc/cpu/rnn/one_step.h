@@ -1,7 +1,7 @@
 // One step of few sequences, straight from the weights as they lie.
 #pragma once
 
-#include "cpu/rnn/cell.h"
+#include "cpu/rnn/epilogue.h"
 #include "cpu/rnn/unpacked.h"
 
 namespace rnnext::RNNEXT_ISA {

@@ -98,17 +98,17 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   ForwardPlan plan{};
   const bool leaks = p.form != Form::none;
   plan.one_step =
-      p.T == 1 && p.B <= kOneStepRows && p.plain() && !leaks && !p.noise[0] && !p.packed;
+      p.T == 1 && p.B <= kOneStepRows && p.plain() && !leaks && !p.noise[0] && !p.packed_weights;
   if (plan.one_step) return plan;  // hidden units shared out evenly, and that is all
   const int64_t packed =
-      p.packed ? 0 : shape.factors(p.I) + (p.multiplies_state() ? shape.factors(p.H) : 0);
+      p.packed_weights ? 0 : shape.factors(p.I) + (p.multiplies_state() ? shape.factors(p.H) : 0);
   static_cast<Plan&>(plan) = share_out(p, shape, machine, threads, false,
                                        pack_cycles(shape, packed) / static_cast<double>(p.T));
   const int64_t weights = shape.weight_bytes(p.I, p.H);
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
-  plan.streams = p.T == 1 && !p.packed;
+  plan.streams = p.T == 1 && !p.packed_weights;
   plan.sorts = p.ragged() && !p.step_row;
-  plan.own_weights = !p.packed && (plan.streams || plan.batch_parts == 1 || small);
+  plan.own_weights = !p.packed_weights && (plan.streams || plan.batch_parts == 1 || small);
   plan.projects = p.I == 0 || (p.T > 1 && (plan.unit_rows < kFewRows || !small || plan.pieces > 1));
   const int64_t width = p.D * p.H * shape.storage_bytes;
   const bool whole_blocks =
@@ -195,9 +195,9 @@ bool plan_wavefront(const Recurrence* layers, int n, const KernelShape& shape,
 int plan_threads(const Recurrence& p, int products, int most) {
   const double work = static_cast<double>(steps_of(p)) * p.D * p.H * (p.H + p.I) * products;
   const bool one_step = p.T == 1 && products == 1;
-  const double share = !one_step  ? kThreadWork
-                       : p.packed ? kThreadWorkPackedStep
-                                  : kThreadWorkOneStep;
+  const double share = !one_step          ? kThreadWork
+                       : p.packed_weights ? kThreadWorkPackedStep
+                                          : kThreadWorkOneStep;
   return static_cast<int>(std::clamp(work / share, 1.0, static_cast<double>(most)));
 }
 

@@ -3,7 +3,7 @@
 // or on sequences of different lengths, is here.
 #pragma once
 
-#include "cpu/rnn/cell.h"
+#include "cpu/rnn/epilogue.h"
 #include "cpu/rnn/units.h"
 
 namespace rnnext::RNNEXT_ISA {
@@ -97,7 +97,7 @@ struct ForwardStates {
 
   // What the unit's first step reads: hx, or zeros. Both buffers start from it, since a sequence
   // that begins late finds it in either; one that never does ends with it.
-  Rows<F> begin(const Unit& unit) const {
+  Rows<F> initial_state(const Unit& unit) const {
     if (plan.from_hx)
       return {reinterpret_cast<const F*>(state_row<S>(p, p.hx, unit.d, unit.b0)), p.H / kDepth<F>};
     const int64_t t = p.reverse[unit.d] ? p.T - 1 : 0;
@@ -108,7 +108,8 @@ struct ForwardStates {
       const S* start = anew ? state_row<S>(p, p.reset_state, unit.d, b) : hx;
       S* h_n = static_cast<S*>(p.h_n) + (unit.d * p.B + b) * p.H;
       const bool empty = p.length(b) == 0;
-      for (int buffer = 0; buffer < 2; ++buffer) put(unit, i, start, buffers.row(unit, buffer, i));
+      for (int buffer = 0; buffer < 2; ++buffer)
+        store_state(unit, i, start, buffers.row(unit, buffer, i));
       for (int64_t j = unit.p0 * kPanel<C>; empty && j < unit.p1 * kPanel<C>; j += kLanes<C>)
         store_some(h_n + j, load_state(hx, j, p.H - j), p.H - j);
     }
@@ -117,7 +118,7 @@ struct ForwardStates {
 
   // Where step t writes, after `done` others.
   template <class Step>
-  void open(Step& step, const Unit& unit, int64_t t, int64_t done) const {
+  void set_destinations(Step& step, const Unit& unit, int64_t t, int64_t done) const {
     const int64_t width = p.D * p.H;
     S* const output = plan.sorts ? nullptr : output_row<S>(p, p.output, unit.d, t, unit.b0);
     if (plan.state == Home::rows) {
@@ -137,11 +138,11 @@ struct ForwardStates {
         }
       }
     }
-    if (p.form != Form::none) open_leak(step, unit, t);
+    if (p.form != Form::none) set_leak_rows(step, unit, t);
   }
 
   template <class Step>
-  void open_leak(Step& step, const Unit& unit, int64_t t) const {
+  void set_leak_rows(Step& step, const Unit& unit, int64_t t) const {
     step.leak.row_stride = plan.sorts ? apart.stride : p.D * p.H;
     if (p.saved && plan.sorts) step.leak.saved = apart.row(unit, kSaved);
     if (p.saved && !plan.sorts) {
@@ -157,23 +158,24 @@ struct ForwardStates {
   // Makes of what the step wrote the state that the next one reads, hands out its rows, and writes
   // h_n of the sequences that end here.
   template <class Step>
-  void seal(Step& step, const Unit& unit, int64_t t, int64_t done, int64_t rows) const {
+  void finish_step(Step& step, const Unit& unit, int64_t t, int64_t done, int64_t rows) const {
     if (plan.state == Home::scratch) {
       if (unit.last) clear_row_ends(step.next, rows, buffers.stride, p.H);
       if (plan.sorts) clear_padding(unit, t, rows);
-      if (!kNative<S> || plan.sorts) hand_out(unit, t, rows, step.next);
+      if (!kNative<S> || plan.sorts) write_output(unit, t, rows, step.next);
     }
     if constexpr (std::is_same_v<S, F>) {
       if (plan.held_steps > 0 && ((done + 1) % plan.held_steps == 0 || done + 1 == p.T))
         write_held(unit, done - done % plan.held_steps, done + 1);
     }
-    if (p.ragged() || done + 1 == p.T) end(unit, t, rows);
+    if (p.ragged() || done + 1 == p.T) write_h_n(unit, t, rows);
     if (p.reset && done + 1 < p.T) {
       const int64_t next = p.reverse[unit.d] ? t - 1 : t + 1;
       for (int64_t i = 0; i < unit.size; ++i) {
         const int64_t b = unit.sequence(i);
         if (p.restarts(unit.d, b, next))
-          put(unit, i, state_row<S>(p, p.reset_state, unit.d, b), step.next + i * buffers.stride);
+          store_state(unit, i, state_row<S>(p, p.reset_state, unit.d, b),
+                      step.next + i * buffers.stride);
       }
     }
     step.state = {step.next, step.next_stride};
@@ -181,7 +183,7 @@ struct ForwardStates {
 
  private:
   // Makes this the state of the i-th sequence, which the next step reads from the row `next`.
-  void put(const Unit& unit, int64_t i, const S* state, F* next) const {
+  void store_state(const Unit& unit, int64_t i, const S* state, F* next) const {
     for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
       const Vec<C> x = load_state(state, j, p.H - j);
       if (carry.count) store(carry.row(unit, 0, i) + j, x);
@@ -214,7 +216,7 @@ struct ForwardStates {
     if (p.saved) clear_rows<S>(p, unit, t, rows, p.saved);
   }
   // What the tiles did not write to the output itself. 16-bit rows are rounded, of the state too.
-  void hand_out(const Unit& unit, int64_t t, int64_t rows, F* next) const {
+  void write_output(const Unit& unit, int64_t t, int64_t rows, F* next) const {
     const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
     for (int64_t i = 0; i < rows; ++i, next += buffers.stride) {
       const int64_t b = unit.sequence(i);
@@ -238,7 +240,7 @@ struct ForwardStates {
                        (to - from) * sizeof(S));
     }
   }
-  void end(const Unit& unit, int64_t t, int64_t rows) const {
+  void write_h_n(const Unit& unit, int64_t t, int64_t rows) const {
     const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t b = unit.sequence(i);
@@ -284,7 +286,7 @@ struct BackwardStates {
   bool leaks() const { return p.form != Form::none; }
 
   // Zeros, which the unit's last steps read, unless it has its state in rows that it writes first.
-  Rows<F> begin(const Unit& unit) const {
+  Rows<F> initial_state(const Unit& unit) const {
     const int cleared = plan.state == Home::rows ? kEven : kFirstSteps + 1;
     for (int64_t i = 0; i < unit.size; ++i)
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
@@ -296,35 +298,35 @@ struct BackwardStates {
   }
 
   // Where the step after `done` others writes its state beside grad_pre; null: nowhere.
-  F* next(const Unit& unit, int64_t done) const {
+  F* next_buffer(const Unit& unit, int64_t done) const {
     return plan.state == Home::rows ? nullptr : buffers.row(unit, done % 2 == 0 ? kOdd : kEven);
   }
 
   // Makes of what a step wrote the state that the next one reads.
-  Rows<F> seal(const Unit& unit, int64_t t, int64_t rows, F* next, C* grad_pre,
-               int64_t stride) const {
+  Rows<F> finish_step(const Unit& unit, int64_t t, int64_t rows, F* next, C* grad_pre,
+                      int64_t stride) const {
     if (plan.state == Home::rows) return {reinterpret_cast<const F*>(grad_pre), stride};
     if (unit.last) clear_row_ends(next, rows, buffers.stride, p.H);
-    if (p.ragged()) mend(unit, t, rows, next, grad_pre, stride);
+    if (p.ragged()) mask_ragged_rows(unit, t, rows, next, grad_pre, stride);
     return {next, buffers.stride};
   }
 
   // Where a pass through a sequence, or through an episode of it, begins with step t, nothing goes
   // on to the step before; hx and reset_state get it. alpha_grad: LeakRows::alpha_grad.
-  void cut(const Unit& unit, int64_t t, int64_t rows, F* next, const C* grad_pre, int64_t stride,
-           C* alpha_grad) const {
+  void stop_at_starts(const Unit& unit, int64_t t, int64_t rows, F* next, const C* grad_pre,
+                      int64_t stride, C* alpha_grad) const {
     if (!p.reset && !leaks()) return;
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t b = unit.sequence(row);
       const bool anew = p.restarts(unit.d, b, t);
       if (anew || p.starts(unit.d, b, t))
-        cut_row(unit, row, anew, next ? next + row * buffers.stride : nullptr,
-                grad_pre + row * stride, alpha_grad);
+        stop_row(unit, row, anew, next ? next + row * buffers.stride : nullptr,
+                 grad_pre + row * stride, alpha_grad);
     }
   }
 
   // The sums over resets as rows of factors.
-  Rows<F> resets(const Unit& unit) const {
+  Rows<F> reset_sums(const Unit& unit) const {
     for (int64_t i = 0; i < unit.size; ++i)
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
         Factors<F>::store(buffers.row(unit, kResets, i), j, load(sums.row(unit, kResetPre, i) + j));
@@ -333,7 +335,7 @@ struct BackwardStates {
   }
 
   // A state whose rows are about to be overwritten, in a place of its own.
-  Rows<F> keep(const Unit& unit, const Rows<F>& state) const {
+  Rows<F> copied(const Unit& unit, const Rows<F>& state) const {
     if (plan.state == Home::scratch) return state;
     for (int64_t i = 0; i < unit.size; ++i)
       for (int64_t j = 0; j < p.H; j += kLanes<C>)
@@ -342,14 +344,14 @@ struct BackwardStates {
   }
 
   // The states of the sequences' first steps, when the last step left `state`.
-  Rows<F> first(const Unit& unit, const Rows<F>& state) const {
+  Rows<F> first_steps(const Unit& unit, const Rows<F>& state) const {
     return p.ragged() ? buffers.all(unit, kFirstSteps) : state;
   }
 
  private:
   static void add(C* to, Vec<C> x) { store(to, load(to) + x); }
-  void cut_row(const Unit& unit, int64_t i, bool anew, F* next, const C* grad_pre,
-               C* alpha_grad) const {
+  void stop_row(const Unit& unit, int64_t i, bool anew, F* next, const C* grad_pre,
+                C* alpha_grad) const {
     const int64_t b = unit.sequence(i);
     const S* const before = state_row<S>(p, anew ? p.reset_state : p.hx, unit.d, b);
     for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
@@ -369,7 +371,8 @@ struct BackwardStates {
     }
   }
   // Rows past their sequence's end have no gradient; a first step's is kept.
-  void mend(const Unit& unit, int64_t t, int64_t rows, F* next, C* grad_pre, int64_t stride) const {
+  void mask_ragged_rows(const Unit& unit, int64_t t, int64_t rows, F* next, C* grad_pre,
+                        int64_t stride) const {
     for (int64_t row = 0; row < rows; ++row, next += buffers.stride, grad_pre += stride) {
       const int64_t b = unit.sequence(row);
       const bool past = !p.inside(b, t);

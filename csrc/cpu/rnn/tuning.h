@@ -73,15 +73,14 @@ Machine machine_of(const std::string& text, const Machine& machine = this_machin
 // packed, since what fits the second cache of one core is read at its speed. (Measured.)
 constexpr double kThreadWork = 3e5, kThreadWorkOneStep = 5e4, kThreadWorkPackedStep = 1e5;
 
-// Backward, where the plan does not sort, padding is left out by copies of the rows to a packed
-// batch where no more than this share of the steps exist and so many multiply-adds are spared.
-// (Zen 5.)
-constexpr double kPackedShare = 0.8, kPackedWork = 4e6;
+// The backward pass of a plan that does not sort leaves padding out by copying the rows, where at
+// most this share of the steps exist and so many multiply-adds are spared. (Measured on Zen 5.)
+constexpr double kUnpadShare = 0.8, kUnpadWork = 4e6;
 
 // With fewer rows a step is bound by reading the weights. (Measured.)
 constexpr int64_t kFewRows = 4;
 // One step of as few sequences multiplies with the weights as they lie. (Measured: with more,
-// packing pays.)
+// unpadded pays.)
 constexpr int64_t kOneStepRows = 7;
 
 // Bytes of weights that a core packs a cycle. (Measured: 12 numbers a nanosecond.)

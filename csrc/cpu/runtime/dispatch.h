@@ -27,7 +27,8 @@ struct RnnKernels {
   // below. Bytes of workspace, or 0 where each layer is better shared by all `threads`.
   size_t (*stack_workspace)(const Recurrence* layers, int n, int threads);
   void (*stack)(const Recurrence* layers, int n, char* workspace, Worker&);
-  // Packs the weights of one direction for Recurrence::packed: shape.weight_bytes(I, H) bytes.
+  // Packs the weights of one direction for Recurrence::packed_weights: shape.weight_bytes(I, H)
+  // bytes.
   void (*pack)(const Recurrence&, char* packed);
 };
 

@@ -67,7 +67,7 @@ struct Activation<S, Nonlinearity::identity> {
 };
 
 // A tile of R rows times NV vectors ends with the activation and the stores. Tiles inline tanh and
-// relu of numbers that are stored as they are computed; every other ending is a function of its
+// relu of numbers that are stored as they are computed; every other epilogue is a function of its
 // own, which takes the tile's sums from memory. The tiles are what the compiler works on longest:
 // so there is one set of them for each engine, whatever f, the leak and the storage type are.
 
@@ -126,7 +126,7 @@ RNNEXT_INLINE void backward_block(Nonlinearity name, V (&x)[R][NV], const V (&h)
 
 // How the tiles of a step end. A tile that it has no code for calls `out_of_line` with its sums.
 template <class Step, class C>
-struct Ending {
+struct Epilogue {
   Nonlinearity name;
   Form form;
   void (*out_of_line)(const Step&, Vec<C>* sums, int rows, int vectors, int64_t row,
@@ -185,7 +185,7 @@ RNNEXT_INLINE void run_form(const End& end, Form form) {
 // The end of a tile: x, its sums, and where in the step it lies. `Step` (forward.h) has the rows.
 // (Locals: the compiler cannot know that the stores leave the step as it is.)
 template <class S, class Step>
-struct ForwardEnd {
+struct ForwardEpilogue {
   using C = Compute<S>;
   using F = typename Step::F;
   const Step& step;
@@ -195,7 +195,7 @@ struct ForwardEnd {
 
   template <Nonlinearity name>
   RNNEXT_INLINE void operator()(Named<name>) const {
-    run_form<Activation<S, name>>(*this, step.ending.form);
+    run_form<Activation<S, name>>(*this, step.epilogue.form);
   }
   template <class Activation, Form form>
   RNNEXT_INLINE void run() const {
@@ -248,7 +248,7 @@ struct ForwardEnd {
 // gradient of alpha is the sum of q (c - s'). Voltage and blend saved c - s'. Of rate a step adds
 // its own q c and takes away, of the step after it, q s', whose s' is the state that this one left.
 template <class S, class Step>
-struct BackwardEnd {
+struct BackwardEpilogue {
   using C = Compute<S>;
   using F = typename Step::F;
   const Step& step;
@@ -258,7 +258,7 @@ struct BackwardEnd {
 
   template <Nonlinearity name>
   RNNEXT_INLINE void operator()(Named<name>) const {
-    run_form<Activation<C, name>>(*this, step.ending.form);
+    run_form<Activation<C, name>>(*this, step.epilogue.form);
   }
   template <class Activation, Form form>
   RNNEXT_INLINE void run() const {
@@ -322,24 +322,24 @@ struct BackwardEnd {
 };
 
 template <template <class, class> class End, class S, class Step>
-void end_tile(const Step& step, Vec<typename Step::C>* x, int rows, int vectors, int64_t row,
-              int64_t column) {
-  for_name(step.ending.name, End<S, Step>{step, x, rows, vectors, row, column});
+void run_epilogue(const Step& step, Vec<typename Step::C>* x, int rows, int vectors, int64_t row,
+                  int64_t column) {
+  for_name(step.epilogue.name, End<S, Step>{step, x, rows, vectors, row, column});
 }
 
 // How tiles end in a call, its results stored as S.
 template <class S, class Step>
-Ending<Step, Compute<S>> forward_ending(const Recurrence& p) {
+Epilogue<Step, Compute<S>> forward_epilogue(const Recurrence& p) {
   const bool inlined =
       p.nonlinearity == Nonlinearity::relu || (p.nonlinearity == Nonlinearity::tanh && kNative<S>);
   return {p.nonlinearity, p.form,
-          p.form == Form::none && inlined ? nullptr : end_tile<ForwardEnd, S, Step>};
+          p.form == Form::none && inlined ? nullptr : run_epilogue<ForwardEpilogue, S, Step>};
 }
 template <class S, class Step>
-Ending<Step, Compute<S>> backward_ending(const Recurrence& p) {
+Epilogue<Step, Compute<S>> backward_epilogue(const Recurrence& p) {
   const bool inlined = p.nonlinearity == Nonlinearity::relu || p.nonlinearity == Nonlinearity::tanh;
   return {p.nonlinearity, p.form,
-          p.form == Form::none && inlined ? nullptr : end_tile<BackwardEnd, S, Step>};
+          p.form == Form::none && inlined ? nullptr : run_epilogue<BackwardEpilogue, S, Step>};
 }
 
 }  // namespace rnnext::RNNEXT_ISA
