@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
+import random
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -99,6 +102,34 @@ def test_interrupt_leaves_a_checkpoint_and_resume_goes_on_bit_for_bit(
     assert train_text.main(["--out", str(out), "--resume", steps]) == 0
     assert demo(text, tmp_path / "uninterrupted", steps, *options) == 0
     assert_same_training(checkpoint(out), checkpoint(tmp_path / "uninterrupted"))
+
+
+def test_a_run_that_is_killed_again_and_again_trains_to_the_same_bits(text, tmp_path, monkeypatch):
+    """At random moments, as soon as it has written a checkpoint; it writes one a step."""
+    never = 10**6  # steps
+    monkeypatch.setattr(train_text, "SAVES_AND_EVALUATIONS", never)
+    monkeypatch.setattr(train_text, "report", lambda *_: 0)  # which takes longer than all steps
+    killed, whole, saved = (
+        tmp_path / "killed",
+        tmp_path / "whole",
+        tmp_path / "killed/checkpoint.pt",
+    )
+    assert demo(text, killed, "--steps=1") == 0
+    for _ in range(8):
+        step, written = checkpoint(killed)["step"], saved.stat().st_mtime_ns
+        arguments = text, killed, "--resume", f"--steps={never}"
+        child = multiprocessing.get_context("fork").Process(target=demo, args=arguments)
+        child.start()
+        while child.is_alive() and saved.stat().st_mtime_ns == written:
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 0.1))
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+        assert checkpoint(killed)["step"] > step
+    steps = f"--steps={checkpoint(killed)['step'] + 3}"
+    assert demo(text, killed, "--resume", steps) == demo(text, whole, steps) == 0
+    assert_same_training(checkpoint(killed), checkpoint(whole))
 
 
 def test_the_default_text_is_all_of_pythons_prose(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The prose: the Python in it runs, links lead somewhere, lines end at column 100."""
+"""The prose: the Python in it runs, lines end at column 100. (`make docs` follows its links.)"""
 
 import importlib.util
 import re
@@ -19,10 +19,6 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 
-def readme(names, output):
-    assert names["h_n"].shape == (2, 20, 200)
-
-
 def numerics(names, output):
     """The error is measured as the page says."""
     name, _, rms, largest = output.split("\n")[1].split()
@@ -38,17 +34,7 @@ def streaming(names, output):
     assert names["sampled"].shape == (60, 1)
 
 
-def deploy(names, output):
-    files = {"weights.pt", "rnn.pt", "stepper.pt", "model.pt", "model.pt2", "model.onnx"}
-    assert files <= {file.name for file in Path.cwd().iterdir()}
-
-
-CHECKS = {
-    "README.md": readme,
-    "numerics.md": numerics,
-    "streaming.md": streaming,
-    "deploy.md": deploy,
-}
+CHECKS = {"numerics.md": numerics, "streaming.md": streaming}
 WITH_PYTHON = [page for page in PAGES if "```python" in text(page)]
 
 
@@ -80,20 +66,6 @@ def test_the_api_page_has_every_public_name():
     page = text(ROOT / "docs" / "api.md")
     listed = re.findall(r"auto(?:class|function|module):: rnnext\.(\w+)", page)
     assert set(listed) == {*rnnext.__all__, "onnx", "torchrl"}
-
-
-def anchors(page: Path) -> set[str]:
-    """The names under which GitHub links to the page's headings."""
-    titles = re.findall(r"^#+ (.*)$", text(page), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-
-
-def test_links_lead_somewhere():
-    for page in PAGES:
-        for name, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text(page)):
-            target = (page.parent / name).resolve() if name else page
-            assert target.is_file(), f"{page.name}: {name}"
-            assert not anchor or anchor in anchors(target), f"{page.name}: {name}#{anchor}"
 
 
 def test_lines_end_at_column_100():
