@@ -1,6 +1,7 @@
 """Calls of the op that runs all layers, and the errors of arguments that do not fit."""
 
 import numbers
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,8 +15,6 @@ from rnnext import _C
 
 # The same op twice: torch.compile puts this into its graph, eager calls take _C's short way.
 _rnn: Callable[..., tuple[Tensor, Tensor]] = torch.ops.rnnext.rnn.default
-_ensemble: Callable[..., tuple[Tensor, Tensor, list[Tensor]]]
-_ensemble = torch.ops.rnnext.recurrence_ensemble.default
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 Lengths = Tensor | Sequence[int]
@@ -68,6 +67,15 @@ def as_lengths(lengths: Lengths, device: torch.device) -> Tensor:
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"lengths must be integers, got {lengths!r}: {error}") from None
     return lengths.long() if lengths.dtype == torch.int32 or lengths.numel() == 0 else lengths
+
+
+def as_integer(name: str, value: Any, advice: str = "") -> int:
+    """The value of this argument as Python's int, or TypeError."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be an integer, got {kind}{advice}") from None
 
 
 def refuse_others(required: Mapping[str, Any], **optional: Any) -> None:
@@ -190,55 +198,6 @@ def run(
     if unsorted_indices is not None:
         h_n = h_n.index_select(1, unsorted_indices)
     return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
-
-
-def run_ensemble(
-    of: Stack,
-    weights: Sequence[Tensor],
-    input: Tensor,
-    hx: Tensor | None,
-    lengths: Lengths | None,
-    reset: Tensor | None,
-    nonlinearity: str,
-) -> tuple[Tensor, Tensor]:
-    """:func:`rnnext.functional.rnn_ensemble` where all that it infers is known."""
-    refuse_others({"input": input}, hx=hx, reset=reset)
-    M, H, D = weights[1].shape[0], weights[1].shape[-1], 2 if of.bidirectional else 1
-    if input.dim() not in (3, 4):
-        raise ValueError(f"input must have 3 or 4 dimensions, got {input.dim()}")
-    if hx is not None:
-        refuse_shape("hx", hx, (M, of.num_layers * D, input.shape[-3 if of.batch_first else -2], H))
-    if reset is not None:
-        refuse_shape("reset", reset, input.shape[-3:-1], (M, *input.shape[-3:-1]))
-
-    def of_each(tensor: Tensor, dims: int) -> Tensor:
-        return tensor.expand(M, *tensor.shape) if tensor.dim() < dims else tensor
-
-    x = of_each(input, 4)
-    if lengths is not None:
-        lengths = of_each(as_lengths(lengths, weights[0].device), 2)
-    if reset is not None:
-        reset = of_each(reset, 3)
-    if of.batch_first:
-        x = x.transpose(1, 2)
-        reset = None if reset is None else reset.transpose(1, 2)
-    if x.shape[1] == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    per_direction = 4 if of.bias else 2
-    h_n = []
-    for first in range(0, of.num_layers * D, D):
-        own = weights[first * per_direction : (first + D) * per_direction]
-        lists = [own[i::per_direction] if i < per_direction else [] for i in range(4)]
-        start = None if hx is None else hx[:, first : first + D]
-        x, h, _ = _ensemble(
-            x, start, *lists, None, lengths, None, reset, None, [], "rate", [], None, nonlinearity,
-            [False, True][:D], False,
-        )  # fmt: skip
-        h_n.append(h)
-        if of.dropout > 0 and of.training and first + D < of.num_layers * D:
-            x = torch.dropout(x, of.dropout, of.training)
-    states = h_n[0] if of.num_layers == 1 else torch.cat(h_n, 1)
-    return x.transpose(1, 2) if of.batch_first else x, states
 
 
 def _raise_torchs(

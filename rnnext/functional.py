@@ -16,8 +16,9 @@ __all__ = ["check_indices", "embedding", "recurrence", "rnn", "rnn_cell", "rnn_e
 # The same ops twice: torch.compile puts these into its graph, eager calls take _C's short way.
 _rnn_cell: Callable[..., Tensor] = torch.ops.rnnext.rnn_cell.default
 _embedding: Callable[..., Tensor] = torch.ops.rnnext.embedding.default
-_recurrence: Callable[..., tuple[Tensor, Tensor, list[Tensor]]]
-_recurrence = torch.ops.rnnext.recurrence.default
+_Recurrence = Callable[..., tuple[Tensor, Tensor, list[Tensor]]]
+_recurrence: _Recurrence = torch.ops.rnnext.recurrence.default
+_ensemble: _Recurrence = torch.ops.rnnext.recurrence_ensemble.default
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 
@@ -137,7 +138,44 @@ def rnn_ensemble(
             is not of M members.
     """
     of, flat = _layers.stack_of(weights, bidirectional, batch_first, dropout, training, members=1)
-    return _layers.run_ensemble(of, flat, input, hx, lengths, reset, nonlinearity)
+    _layers.refuse_others({"input": input}, hx=hx, reset=reset)
+    M, H, D = flat[1].shape[0], flat[1].shape[-1], 2 if bidirectional else 1
+    if input.dim() not in (3, 4):
+        raise ValueError(f"input must have 3 or 4 dimensions, got {input.dim()}")
+    if hx is not None:
+        batch = input.shape[-3 if batch_first else -2]
+        _layers.refuse_shape("hx", hx, (M, of.num_layers * D, batch, H))
+    if reset is not None:
+        _layers.refuse_shape("reset", reset, input.shape[-3:-1], (M, *input.shape[-3:-1]))
+
+    def of_each(tensor: Tensor, dims: int) -> Tensor:
+        return tensor.expand(M, *tensor.shape) if tensor.dim() < dims else tensor
+
+    x = of_each(input, 4)
+    if lengths is not None:
+        lengths = of_each(_layers.as_lengths(lengths, flat[0].device), 2)
+    if reset is not None:
+        reset = of_each(reset, 3)
+    if batch_first:
+        x = x.transpose(1, 2)
+        reset = None if reset is None else reset.transpose(1, 2)
+    if x.shape[1] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    per_direction = 4 if of.bias else 2
+    h_n = []
+    for first in range(0, of.num_layers * D, D):
+        own = flat[first * per_direction : (first + D) * per_direction]
+        lists = [own[i::per_direction] if i < per_direction else [] for i in range(4)]
+        start = None if hx is None else hx[:, first : first + D]
+        x, h, _ = _ensemble(
+            x, start, *lists, None, lengths, None, reset, None, [], "rate", [], None, nonlinearity,
+            [False, True][:D], False,
+        )  # fmt: skip
+        h_n.append(h)
+        if dropout > 0 and training and first + D < of.num_layers * D:
+            x = torch.dropout(x, dropout, training)
+    states = h_n[0] if of.num_layers == 1 else torch.cat(h_n, 1)
+    return x.transpose(1, 2) if batch_first else x, states
 
 
 def recurrence(

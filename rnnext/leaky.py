@@ -1,7 +1,6 @@
 """LeakyRNN: an Elman RNN whose state leaks, as continuous-time models of neurons do."""
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -114,13 +113,7 @@ class LeakyRNN(nn.RNNBase):
         _one_of("nonlinearity", nonlinearity, _C.nonlinearities())
         _one_of("form", form, _C.forms())
         _one_of("noise_scale", noise_scale, list(_NOISE_SCALES))
-        try:
-            num_layers = operator.index(num_layers)
-        except TypeError:
-            kind = type(num_layers).__name__
-            raise TypeError(
-                f"num_layers must be an integer, got {kind}; alpha is given by name"
-            ) from None
+        num_layers = _layers.as_integer("num_layers", num_layers, "; alpha is given by name")
         self._first: dict[str, Tensor] = {}  # what reset_parameters gives back, by name
         super().__init__(
             "RNN_TANH",  # RNNBase takes the number of gates from it

@@ -1,7 +1,6 @@
 """Stepper: an RNN that is fed one step at a time."""
 
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnext import _C, functional
-from rnnext._layers import refuse_no_number, refuse_others, refuse_shape
+from rnnext._layers import as_integer, refuse_no_number, refuse_others, refuse_shape
 from rnnext.convert import LengthsRNN
 from rnnext.embedding import Embedding
 from rnnext.embedding_rnn import EmbeddingRNN
@@ -109,7 +108,7 @@ class Stepper:
         else:
             self.input_size = rnn.input_size
         self.hidden_size = rnn.hidden_size
-        self._batch_size = _integer(batch_size, "batch_size")
+        self._batch_size = as_integer("batch_size", batch_size)
         self._module = module
         self._stepper = _packed(module, self.batch_size)
 
@@ -238,7 +237,7 @@ class Stepper:
             raise TypeError(f"generate needs a Stepper of an EmbeddingRNN, not {_name(module)}")
         if not callable(score):
             raise TypeError(f"score must be a function of the output, got {_name(score)}")
-        n = _integer(n, "n")
+        n = as_integer("n", n)
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
         if generator is not None and not isinstance(generator, torch.Generator):
@@ -300,13 +299,6 @@ def _draw(scores: Tensor, temperature: float, generator: torch.Generator | None)
     return tokens.squeeze(-1)
 
 
-def _integer(value: Any, name: str) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {_name(value)}") from None
-
-
 def _rnn_of(module: _Module) -> Any:
     return module.rnn if isinstance(module, EmbeddingRNN) else module
 
@@ -318,7 +310,8 @@ def _packed(module: _Module, batch_size: int) -> _C.Stepper:
     if isinstance(module, EmbeddingRNN):
         table = _table_of(module.embedding)
         weight_ih, weight_hh, bias_ih, bias_hh, *others = layers[0]
-        if _projects(table):
+        # Multiplies W_ih ahead where that keeps the bits of the sum and saves time.
+        if table.dtype in (torch.float32, torch.float64) and len(table) <= _PROJECTED_ROWS:
             table = _stateless(table, "identity", weight_ih, bias_ih, bias_hh)
             layers[0] = [None, weight_hh, None, None, *others]
     leaks = isinstance(rnn, LeakyRNN)
@@ -364,11 +357,6 @@ def _table_of(embedding: nn.Embedding) -> Tensor:
     every = torch.arange(embedding.num_embeddings, device="cpu")
     rows: Tensor = embedding(every)  # max_norm scales them
     return rows
-
-
-def _projects(table: Tensor) -> bool:
-    """Whether to multiply W_ih ahead: where that keeps the bits of the sum and saves time."""
-    return table.dtype in (torch.float32, torch.float64) and len(table) <= _PROJECTED_ROWS
 
 
 def _stateless(
