@@ -130,43 +130,22 @@ at::Tensor tensor_of(py::handle object, const char* name) {
   return THPVariable_Unpack(object.ptr());
 }
 
-// What the ops return without data, for rnnext/_fake.py, as functions of an op's arguments and
-// `batch`.
-template <class, class, class>
-struct Fakes;
-template <class... A, class... R, class... G>
-struct Fakes<rnnext::Types<void, A...>, rnnext::Types<void, R...>, rnnext::Types<void, G...>> {
-  static void forward(py::module_& m, const char* name, decltype(rnnext::fake::recurrence)* fake) {
-    m.def(name, torch::wrap_pybind_function([fake](rnnext::Kept<A>... each, bool save,
-                                                   const std::optional<c10::SymInt>& batch) {
-            return fake({rnnext::as_passed<A>(each)...}, save, batch.value_or(0));
-          }));
-  }
-  static void backward(py::module_& m, const char* name,
-                       decltype(rnnext::fake::recurrence_backward)* fake) {
-    m.def(name,
-          torch::wrap_pybind_function([fake](rnnext::Kept<R>... results, rnnext::Kept<A>... each,
-                                             rnnext::Recurrences::Mask mask,
-                                             const std::optional<c10::SymInt>& batch) {
-            const rnnext::RecurrenceArguments a{rnnext::as_passed<A>(each)...};
-            return rnnext::Recurrences::returned(fake({rnnext::as_passed<R>(results)...}, a,
-                                                      rnnext::wanted(mask), batch.value_or(0)),
-                                                 a.weight_hh[0]);
-          }));
-  }
-};
-
+// What the ops return without data, for rnnext/_fake.py, as functions of an op's arguments and of
+// how many sequences begin a packed batch; and the other ops' checks.
 void define_fakes(py::module_& m) {
-  using Of = Fakes<rnnext::ArgumentTypes, rnnext::ResultTypes, rnnext::GradientTypes>;
+  using Fakes = rnnext::RecurrencesOf<rnnext::Kept, c10::SymInt>;
   namespace fake = rnnext::fake;
-  Of::forward(m, "fake_recurrence", fake::recurrence);
-  Of::forward(m, "fake_recurrence_stack", fake::recurrence_stack);
-  Of::forward(m, "fake_recurrence_ensemble", fake::recurrence_ensemble);
-  Of::backward(m, "fake_recurrence_backward", fake::recurrence_backward);
-  Of::backward(m, "fake_recurrence_ensemble_backward", fake::recurrence_ensemble_backward);
-  m.def("check_embedding", torch::wrap_pybind_function(rnnext::check_embedding));
-  m.def("check_embedding_gradient", torch::wrap_pybind_function(rnnext::check_embedding_gradient));
-  m.def("check_index_dtype", torch::wrap_pybind_function(rnnext::check_indices));
+  const auto define = [&](const char* name, auto& function) {
+    m.def(name, torch::wrap_pybind_function(function));
+  };
+  define("fake_recurrence", Fakes::forward<fake::recurrence>);
+  define("fake_recurrence_stack", Fakes::forward<fake::recurrence_stack>);
+  define("fake_recurrence_ensemble", Fakes::forward<fake::recurrence_ensemble>);
+  define("fake_recurrence_backward", Fakes::backward<fake::recurrence_backward>);
+  define("fake_recurrence_ensemble_backward", Fakes::backward<fake::recurrence_ensemble_backward>);
+  define("check_embedding", rnnext::check_embedding);
+  define("check_embedding_gradient", rnnext::check_embedding_gradient);
+  define("check_index_dtype", rnnext::check_indices);
 }
 
 // Unlike the ops it keeps the interpreter lock: no two threads may step it at once.

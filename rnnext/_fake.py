@@ -17,7 +17,7 @@ def _batch(arguments: dict[str, Any]) -> Any:
     """How many sequences a packed batch begins with: states tell it, or a value of batch_sizes."""
     sizes = arguments["batch_sizes"]
     if sizes is None:
-        return None
+        return 0
     for states in (arguments["hx"], arguments.get("grad_h_n")):
         if states is not None:
             return states.shape[-2] if states.dim() > 1 else 0

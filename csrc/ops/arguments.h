@@ -4,7 +4,6 @@
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 
-#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -33,26 +32,25 @@ inline const c10::List<bool>& directions(int64_t D) {
   return D == 1 ? one : two;
 }
 
-// X(type, name, where its batch is, its default) of each argument of a call. A call that C++ makes
-// names the arguments that differ from their defaults; unset: none.
-#define RNNEXT_RECURRENCE_ARGUMENTS(X)            \
-  X(Tensor, input, rows, unset)                   \
-  X(OptionalTensor, hx, states, unset)            \
-  X(TensorList, weight_ih, shared, unset)         \
-  X(TensorList, weight_hh, shared, unset)         \
-  X(TensorList, bias_ih, shared, unset)           \
-  X(TensorList, bias_hh, shared, unset)           \
-  X(OptionalTensor, index, rows, unset)           \
-  X(OptionalTensor, lengths, first, unset)        \
-  X(OptionalTensor, batch_sizes, none, unset)     \
-  X(OptionalTensor, reset, states, unset)         \
-  X(OptionalTensor, reset_state, states, unset)   \
-  X(TensorList, alpha, shared, unset)             \
-  X(std::string_view, form, none, "rate")         \
-  X(TensorList, noise, shared, unset)             \
-  X(OptionalTensor, noise_key, shared, unset)     \
-  X(std::string_view, nonlinearity, none, "tanh") \
-  X(c10::List<bool>, reverse, none, directions(1))
+// X(type, name, where its batch is) of each argument of a call.
+#define RNNEXT_RECURRENCE_ARGUMENTS(X)    \
+  X(Tensor, input, rows)                  \
+  X(OptionalTensor, hx, states)           \
+  X(TensorList, weight_ih, shared)        \
+  X(TensorList, weight_hh, shared)        \
+  X(TensorList, bias_ih, shared)          \
+  X(TensorList, bias_hh, shared)          \
+  X(OptionalTensor, index, rows)          \
+  X(OptionalTensor, lengths, first)       \
+  X(OptionalTensor, batch_sizes, none)    \
+  X(OptionalTensor, reset, states)        \
+  X(OptionalTensor, reset_state, states)  \
+  X(TensorList, alpha, shared)            \
+  X(std::string_view, form, none)         \
+  X(TensorList, noise, shared)            \
+  X(OptionalTensor, noise_key, shared)    \
+  X(std::string_view, nonlinearity, none) \
+  X(c10::List<bool>, reverse, none)
 
 // X(type, name, where its batch is) of what the backward op is given before these.
 #define RNNEXT_RECURRENCE_RESULTS(X)   \
@@ -132,81 +130,55 @@ using Flag = bool;
 template <class>
 using Place = Batch;
 
-// The value of a field that nobody gives: its argument's default, if it holds an argument.
-inline constexpr struct Unset {
-} unset;
-template <template <class> class Field, class Type, class Default = Unset>
-Field<Type> initial(const Default& value = unset) {
-  constexpr bool holds_argument =
-      std::is_same_v<Field<Type>, Passed<Type>> || std::is_same_v<Field<Type>, Kept<Type>>;
-  if constexpr (holds_argument && !std::is_same_v<Default, Unset>) {
-    return value;
-  } else if constexpr (std::is_reference_v<Field<Type>>) {
-    static const std::remove_cvref_t<Field<Type>> none{};
-    return none;
-  } else {
-    return Field<Type>{};
-  }
-}
+// What a field holds that nobody gives.
+template <class Field>
+inline const std::remove_cvref_t<Field> absent{};
 
-#define RNNEXT_ARGUMENT(type, name, place, value) Field<type> name = initial<Field, type>(value);
-#define RNNEXT_FIELD(type, name, ...) Field<type> name = initial<Field, type>();
-#define RNNEXT_PASS(type, name, ...) , s.name
-// A struct with a field for each item of a list. spread(s, f): f(field, field...). One that keeps
-// its fields can be passed as one that passes them, and must outlive it.
-#define RNNEXT_STRUCT(Name, LIST, FIELD)                                               \
-  template <template <class> class Field>                                              \
-  struct Name {                                                                        \
-    using AsKept = Name<Kept>;                                                         \
-    LIST(FIELD)                                                                        \
-    template <class Self, class F>                                                     \
-    static decltype(auto) spread(Self& s, F&& f) {                                     \
-      return std::invoke(std::forward<F>(f) LIST(RNNEXT_PASS));                        \
-    }                                                                                  \
-    operator Name<Passed>() const                                                      \
-      requires std::is_same_v<Name, AsKept>                                            \
-    {                                                                                  \
-      return spread(*this, [](const auto&... each) { return Name<Passed>{each...}; }); \
-    }                                                                                  \
+template <class...>
+struct Types;
+
+// A struct with a field for each item of a list. Its zip(f, s...) is f(field of each struct...)
+// item by item. One that keeps its fields can be passed as one that passes them, and must outlive
+// it.
+#define RNNEXT_FIELD(type, name, ...) Field<type> name = absent<Field<type>>;
+#define RNNEXT_TYPE(type, ...) , type
+#define RNNEXT_NAME(type, name, ...) name,
+#define RNNEXT_VISIT(type, name, ...) f(s.name...);
+#define RNNEXT_STRUCT(Name, LIST)                 \
+  template <template <class> class Field>         \
+  struct Name {                                   \
+    using AsKept = Name<Kept>;                    \
+    using Fields = Types<void LIST(RNNEXT_TYPE)>; \
+    LIST(RNNEXT_FIELD)                            \
+    template <class F, class... Struct>           \
+    static void zip(const F& f, Struct&... s) {   \
+      LIST(RNNEXT_VISIT)                          \
+    }                                             \
+    operator Name<Passed>() const                 \
+      requires std::is_same_v<Name, AsKept>       \
+    {                                             \
+      return {LIST(RNNEXT_NAME)};                 \
+    }                                             \
   };
-RNNEXT_STRUCT(Arguments, RNNEXT_RECURRENCE_ARGUMENTS, RNNEXT_ARGUMENT)
-RNNEXT_STRUCT(Results, RNNEXT_RECURRENCE_RESULTS, RNNEXT_FIELD)
-RNNEXT_STRUCT(Gradients, RNNEXT_RECURRENCE_GRADIENTS, RNNEXT_FIELD)
-RNNEXT_STRUCT(RnnFields, RNNEXT_RNN_ARGUMENTS, RNNEXT_FIELD)
-RNNEXT_STRUCT(CellFields, RNNEXT_CELL_ARGUMENTS, RNNEXT_FIELD)
+RNNEXT_STRUCT(Arguments, RNNEXT_RECURRENCE_ARGUMENTS)
+RNNEXT_STRUCT(Results, RNNEXT_RECURRENCE_RESULTS)
+RNNEXT_STRUCT(Gradients, RNNEXT_RECURRENCE_GRADIENTS)
+RNNEXT_STRUCT(RnnFields, RNNEXT_RNN_ARGUMENTS)
+RNNEXT_STRUCT(CellFields, RNNEXT_CELL_ARGUMENTS)
 #undef RNNEXT_STRUCT
-#undef RNNEXT_PASS
+#undef RNNEXT_VISIT
+#undef RNNEXT_NAME
+#undef RNNEXT_TYPE
 #undef RNNEXT_FIELD
-#undef RNNEXT_ARGUMENT
 
-template <class Struct, class F>
-decltype(auto) spread(Struct& s, F&& f) {
-  return Struct::spread(s, std::forward<F>(f));
+// f(field of each struct...) for each item of their list, or f(field) of what an op returns.
+template <class F, class Struct, class... Others>
+void zip(const F& f, Struct& s, Others&... others) {
+  Struct::zip(f, s, others...);
 }
-// What an op returns as a tuple is spread, and goes through the functions below, as a struct is.
-template <class... T, class F>
-decltype(auto) spread(std::tuple<T...>& s, F&& f) {
-  return std::apply(std::forward<F>(f), s);
-}
-template <class... T, class F>
-decltype(auto) spread(const std::tuple<T...>& s, F&& f) {
-  return std::apply(std::forward<F>(f), s);
-}
-
-// f(field of each struct...) for each item of their list.
-template <class F, class First, class... Others>
-void zip(const F& f, First& first, Others&... others) {
-  const auto fields = [](auto& s) {
-    return spread(s, [](auto&... field) { return std::tie(field...); });
-  };
-  const auto item = [&]<size_t i>(std::integral_constant<size_t, i>) {
-    f(std::get<i>(fields(first)), std::get<i>(fields(others))...);
-  };
-  spread(first, [&]<class... Field>(Field&...) {
-    [&]<size_t... i>(std::index_sequence<i...>) {
-      (item(std::integral_constant<size_t, i>{}), ...);
-    }(std::index_sequence_for<Field...>{});
-  });
+template <class F, class... T>
+void zip(const F& f, std::tuple<T...>& results) {
+  std::apply([&](auto&... field) { (f(field), ...); }, results);
 }
 
 using RecurrenceArguments = Arguments<Passed>;  // of a call that is under way

@@ -33,9 +33,9 @@ inline bool is_dual(const Tensor& t) { return t.defined() && t._fw_grad(/*level=
 // Whether one of the tensors in a struct's fields is such.
 template <bool is_such(const Tensor&), class Struct>
 bool any_tensor(const Struct& s) {
-  return spread(s, [&](const auto&... each) {
-    return (std::ranges::any_of(tensors_of(each), is_such) || ...);
-  });
+  bool any = false;
+  zip([&](const auto& field) { any = any || std::ranges::any_of(tensors_of(field), is_such); }, s);
+  return any;
 }
 template <class... Struct>
 bool any_recorded(const Struct&... s) {
@@ -165,6 +165,9 @@ struct Watched {
 std::vector<Tensor> gradients_of(const std::vector<Tensor>& results,
                                  const std::vector<Tensor>& cotangents, const Watched& watched,
                                  bool enabled);
+
+// What W_hh of direction d multiplies at each step of a call without a leak: the output before.
+Tensor output_before(const RecurrenceArguments& a, const Tensor& output, int64_t d);
 
 // The recurrence, a step at a time.
 RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a);

@@ -29,7 +29,9 @@ class CellStep {
             .weight_hh = a_.weight_hh,
             .bias_ih = {&biases_[0], n},
             .bias_hh = {&biases_[1], n},
-            .nonlinearity = a_.nonlinearity};
+            .form = "rate",
+            .nonlinearity = a_.nonlinearity,
+            .reverse = directions(1)};
   }
 
  private:

@@ -145,7 +145,6 @@ struct Rectangle {
     if (!a.reverse[d] || T == 0) return marks;
     return at::cat({marks.narrow_symint(0, 1, T - 1), at::zeros_like(marks.narrow(0, 0, 1))});
   }
-  // [T,B,H] what W_hh of direction d multiplies at each step, without a leak.
   Tensor output_before(const Tensor& output, int64_t d) const {
     const Tensor h = of(output, d);
     if (T == 0) return h;
@@ -355,6 +354,10 @@ Tensor Watched::operator()(const Tensor& t) {
   }
   tensors.push_back(own);
   return own;
+}
+
+Tensor output_before(const RecurrenceArguments& a, const Tensor& output, int64_t d) {
+  return Rectangle(kept(a)).output_before(output, d);
 }
 
 RecurrenceGradients backward_loop(const RecurrenceResults& r, const RecurrenceArguments& a,

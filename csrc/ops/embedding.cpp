@@ -131,7 +131,7 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, c10::SymInt
 template <class Level>
 Tensor mapped_embedding(const Tensor& weight, const Tensor& indices, int64_t padding_idx,
                         bool scale_grad_by_freq, bool sparse) {
-  const Level level(weight, indices);
+  const Level level({weight, indices});
   const auto [table, of_table] = level.take(weight);
   const auto [rows, of_rows] = level.take(indices);
   if (!of_table) {
@@ -153,7 +153,7 @@ Tensor mapped_embedding(const Tensor& weight, const Tensor& indices, int64_t pad
 template <class Level>
 Tensor mapped_backward(const Tensor& grad, const Tensor& indices, c10::SymInt num_weights,
                        int64_t padding_idx, bool scale_grad_by_freq) {
-  const Level level(grad, indices);
+  const Level level({grad, indices});
   const auto [sums, of_sums] = level.take(grad);
   const auto [rows, of_rows] = level.take(indices);
   if (!of_sums && !of_rows)
@@ -167,23 +167,17 @@ Tensor mapped_backward(const Tensor& grad, const Tensor& indices, c10::SymInt nu
   return level.give(result, 0);
 }
 
-template <class Level>
-std::tuple<Tensor, Tensor> mapped_sparse_backward(const Tensor& grad, const Tensor& indices,
-                                                  c10::SymInt num_weights, int64_t padding_idx,
-                                                  bool scale_grad_by_freq) {
-  const Level level(grad, indices);
-  TORCH_CHECK_NOT_IMPLEMENTED(!level.take(grad).second && !level.take(indices).second,
+std::tuple<Tensor, Tensor> refuse_mapped(const Tensor&, const Tensor&, c10::SymInt, int64_t, bool) {
+  TORCH_CHECK_NOT_IMPLEMENTED(false,
                               "vmap cannot map a sparse embedding gradient, which has as many rows "
                               "as occur: use sparse=False");
-  return call_op<EmbeddingSparseBackwardOp>(grad, indices, num_weights, padding_idx,
-                                            scale_grad_by_freq);
 }
 
 template <class Level>
 void implement_embedding(torch::Library& m) {
   m.impl("embedding", mapped_embedding<Level>);
   m.impl("embedding_backward", mapped_backward<Level>);
-  m.impl("embedding_sparse_backward", mapped_sparse_backward<Level>);
+  m.impl("embedding_sparse_backward", refuse_mapped);
 }
 
 }  // namespace

@@ -10,10 +10,10 @@
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randn_like.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/util/SmallVector.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -46,29 +46,30 @@ Tensor as_result(const Tensor& view) {
   return result;
 }
 
-// The tensors of one layer, each list by direction. `weights` must outlive it.
-class LayerWeights {
+// The weights of n directions from the first on, be they of one layer or of several: each list in
+// their order. `weights` must outlive it.
+class Weights {
  public:
-  LayerWeights(TensorList weights, bool has_biases, int64_t D, int64_t layer) {
+  Weights(TensorList weights, bool has_biases, int64_t first, int64_t n) {
     TensorList* const lists[] = {&ih, &hh, &bias_ih, &bias_hh};
-    const size_t n = has_biases ? 4 : 2, first = layer * D * n;
-    for (size_t i = 0; i < n; ++i) {
-      *lists[i] = weights.slice(first + i, 1);
-      if (D == 1) continue;
-      both_[i] = {weights[first + i], weights[first + n + i]};
-      *lists[i] = both_[i];
+    const size_t each = has_biases ? 4 : 2;
+    for (size_t i = 0; i < each; ++i) {
+      *lists[i] = weights.slice(first * each + i, 1);
+      if (n == 1) continue;
+      for (int64_t d = first; d < first + n; ++d) own_[i].push_back(weights[d * each + i]);
+      *lists[i] = own_[i];
     }
   }
-  LayerWeights(const LayerWeights&) = delete;
+  Weights(const Weights&) = delete;
 
   TensorList ih, hh, bias_ih, bias_hh;
 
  private:
-  std::array<Tensor, 2> both_[4];
+  c10::SmallVector<Tensor, 2> own_[4];
 };
 
 // A layer's rows times W_ih and the biases, each direction beside the other: its precomputed input.
-Tensor project(const Tensor& x, const LayerWeights& of) {
+Tensor project(const Tensor& x, const Weights& of) {
   const size_t D = of.hh.size();
   const bool has_biases = !of.bias_ih.empty();
   if (x.is_cpu()) {
@@ -85,6 +86,7 @@ Tensor project(const Tensor& x, const LayerWeights& of) {
                                 .weight_hh = {unread, D},
                                 .bias_ih = of.bias_ih,
                                 .bias_hh = of.bias_hh,
+                                .form = "rate",
                                 .nonlinearity = "identity",
                                 .reverse = directions(static_cast<int64_t>(D))};
     return std::get<0>(call_forward<RecurrenceOp>(a)).squeeze(0);
@@ -216,11 +218,13 @@ std::tuple<Tensor, Tensor> run_layers(const RnnArguments& a, Tensor x, const Opt
   Tensor keys;
   if (!a.noise.empty() && x.is_cpu())
     keys = at::randint(std::numeric_limits<int64_t>::max(), {a.num_layers}, at::kLong);
+  const int64_t together = stacks(a) ? a.num_layers : 1;  // layers a call
+  const int64_t n = together * D;
   std::vector<Tensor> h_n;
-  for (int64_t layer = 0; layer < a.num_layers; ++layer) {
-    const LayerWeights weights(a.weights, a.has_biases, D, layer);
+  for (int64_t layer = 0; layer < a.num_layers; layer += together) {
+    const Weights weights(a.weights, a.has_biases, layer * D, n);
     const auto of_layer_list = [&](TensorList all) {
-      return all.empty() ? all : all.slice(layer * D, D);
+      return all.empty() ? all : all.slice(layer * D, n);
     };
     // A table is multiplied with W_ih once, whatever the number of its readers; and where the
     // kernel draws no noise, it is added to pre-activations, which are made for it.
@@ -234,54 +238,35 @@ std::tuple<Tensor, Tensor> run_layers(const RnnArguments& a, Tensor x, const Opt
     if (!noise.empty() && !adds_noise) key = keys.select(0, layer);
     const auto unless_projected = [&](TensorList list) { return projects ? TensorList() : list; };
     const auto of_layer = [&](const OptionalTensor& all) {
-      return given(all) && a.num_layers > 1 ? OptionalTensor(all->narrow(0, layer * D, D)) : all;
+      return given(all) && a.num_layers > together ? OptionalTensor(all->narrow(0, layer * D, n))
+                                                   : all;
     };
     const OptionalTensor hx = of_layer(state), first = of_layer(first_states),
                          index = reads_table ? tokens : std::nullopt;
+    const RecurrenceArguments call{.input = x,
+                                   .hx = hx,
+                                   .weight_ih = unless_projected(weights.ih),
+                                   .weight_hh = weights.hh,
+                                   .bias_ih = unless_projected(weights.bias_ih),
+                                   .bias_hh = unless_projected(weights.bias_hh),
+                                   .index = index,
+                                   .lengths = a.lengths,
+                                   .batch_sizes = a.batch_sizes,
+                                   .reset = resets,
+                                   .reset_state = first,
+                                   .alpha = of_layer_list(a.alpha),
+                                   .form = a.form,
+                                   .noise = adds_noise ? TensorList() : noise,
+                                   .noise_key = key,
+                                   .nonlinearity = a.nonlinearity,
+                                   .reverse = directions(D)};
     auto [output, h, saved] =
-        call_forward<RecurrenceOp>(RecurrenceArguments{.input = x,
-                                                       .hx = hx,
-                                                       .weight_ih = unless_projected(weights.ih),
-                                                       .weight_hh = weights.hh,
-                                                       .bias_ih = unless_projected(weights.bias_ih),
-                                                       .bias_hh = unless_projected(weights.bias_hh),
-                                                       .index = index,
-                                                       .lengths = a.lengths,
-                                                       .batch_sizes = a.batch_sizes,
-                                                       .reset = resets,
-                                                       .reset_state = first,
-                                                       .alpha = of_layer_list(a.alpha),
-                                                       .form = a.form,
-                                                       .noise = adds_noise ? TensorList() : noise,
-                                                       .noise_key = key,
-                                                       .nonlinearity = a.nonlinearity,
-                                                       .reverse = directions(D)});
+        together > 1 ? call_forward<RecurrenceStackOp>(call) : call_forward<RecurrenceOp>(call);
     x = std::move(output);
     h_n.push_back(std::move(h));
     if (drops(a) && layer + 1 < a.num_layers) x = dropped(x, a.dropout);
   }
-  return {x, a.num_layers == 1 ? h_n[0] : at::cat(h_n)};
-}
-
-std::tuple<Tensor, Tensor> run_stack(const RnnArguments& a, const Tensor& x,
-                                     const OptionalTensor& state, const OptionalTensor& resets) {
-  std::vector<Tensor> lists[4];
-  const size_t per_layer = a.has_biases ? 4 : 2;
-  for (size_t i = 0; i < a.weights.size(); ++i) lists[i % per_layer].push_back(a.weights[i]);
-  auto [output, h, saved] =
-      call_forward<RecurrenceStackOp>(RecurrenceArguments{.input = x,
-                                                          .hx = state,
-                                                          .weight_ih = lists[0],
-                                                          .weight_hh = lists[1],
-                                                          .bias_ih = lists[2],
-                                                          .bias_hh = lists[3],
-                                                          .lengths = a.lengths,
-                                                          .batch_sizes = a.batch_sizes,
-                                                          .reset = resets,
-                                                          .alpha = a.alpha,
-                                                          .form = a.form,
-                                                          .nonlinearity = a.nonlinearity});
-  return {std::move(output), std::move(h)};
+  return {x, h_n.size() == 1 ? h_n[0] : at::cat(h_n)};
 }
 
 std::tuple<Tensor, Tensor> run(const RnnArguments& a) {
@@ -292,8 +277,7 @@ std::tuple<Tensor, Tensor> run(const RnnArguments& a) {
   const Tensor x = table ? a.input : sequences.time_first(a.input);
   const OptionalTensor state =
       given(a.hx) && sequences.unbatched ? OptionalTensor(a.hx->unsqueeze(1)) : a.hx;
-  const auto [output, h] =
-      stacks(a) ? run_stack(a, x, state, resets) : run_layers(a, x, state, tokens, resets);
+  const auto [output, h] = run_layers(a, x, state, tokens, resets);
   return {sequences.back(output), sequences.states_back(h)};
 }
 

@@ -15,34 +15,22 @@
 
 namespace rnnext {
 
-// The ops of the recurrence: what they return and their signatures, from the lists of types of
-// arguments, results and gradients.
-template <class... T>
-struct Types;
-#define RNNEXT_TYPE(type, ...) , type
-using ArgumentTypes = Types<void RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_TYPE)>;
-using ResultTypes = Types<void RNNEXT_RECURRENCE_RESULTS(RNNEXT_TYPE)>;
-using GradientTypes = Types<void RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_TYPE)>;
-using RnnTypes = Types<void RNNEXT_RNN_ARGUMENTS(RNNEXT_TYPE)>;
-using CellTypes = Types<void RNNEXT_CELL_ARGUMENTS(RNNEXT_TYPE)>;
-#undef RNNEXT_TYPE
-
 // Whether this stands for an empty list, as it does while one of torch's modes traces a call, since
 // AOTInductor passes nothing in place of one. No real tensor of a list has as many dimensions.
 inline bool stands_for_none(TensorList list) { return list.size() == 1 && list[0].dim() == 6; }
-// f of a struct as a call passes it, with such a tensor in place of each empty list while a mode
-// traces.
-template <class Struct, class F>
-auto as_traced(const Struct& s, const Tensor& like, const F& f) {
-  if (!c10::impl::TorchDispatchModeTLS::any_modes_set()) return f(s);
-  Struct shown = s;
-  const Tensor none = like.new_empty({0, 0, 0, 0, 0, 0});
+// Such a tensor, undefined unless a mode traces; and a struct with it in place of each empty list.
+inline Tensor stand_in(const Tensor& like) {
+  const bool traces = c10::impl::TorchDispatchModeTLS::any_modes_set();
+  return traces ? like.new_empty({0, 0, 0, 0, 0, 0}) : Tensor();
+}
+template <class Struct>
+Struct as_traced(Struct s, const Tensor& none) {
   const auto show = [&](auto& field) {
     if constexpr (std::is_same_v<decltype(field), TensorList&>)
       if (field.empty()) field = none;
   };
-  zip(show, shown);
-  return f(shown);
+  if (none.defined()) zip(show, s);
+  return s;
 }
 
 // An argument of type T as a kernel takes it.
@@ -53,15 +41,15 @@ Passed<T> as_passed(Passed<T> value) {
   return value;
 }
 
-template <class Mask>
-Wanted wanted(const Mask& output_mask) {
-  return std::apply([](auto... want) { return Wanted{want...}; }, output_mask);
-}
-
-template <class, class, class>
+// The ops of the recurrence: what they return, their signatures, and functions to register for
+// kernels that take structs. (These functions may have parameters of other types, and one more: see
+// fake.h.)
+template <template <class> class Parameter, class Arguments, class Results, class Gradients,
+          class... More>
 struct RecurrenceTypes;
-template <class... A, class... R, class... G>
-struct RecurrenceTypes<Types<void, A...>, Types<void, R...>, Types<void, G...>> {
+template <template <class> class Parameter, class... A, class... R, class... G, class... More>
+struct RecurrenceTypes<Parameter, Types<void, A...>, Types<void, R...>, Types<void, G...>,
+                       More...> {
   // output, h_n, and, if `save` and there is a leak, what its backward pass reads besides the
   // output
   using Forward = std::tuple<Tensor, Tensor, std::vector<Tensor>>;
@@ -70,6 +58,20 @@ struct RecurrenceTypes<Types<void, A...>, Types<void, R...>, Types<void, G...>> 
   using Mask = std::array<bool, sizeof...(G)>;
   using BackwardSignature = Backward(Passed<R>..., Passed<A>..., Mask output_mask);
 
+  template <auto kernel>
+  static Forward forward(Parameter<A>... each, bool save, More... more) {
+    return kernel(RecurrenceArguments{as_passed<A>(each)...}, save, more...);
+  }
+  template <auto kernel>
+  static Backward backward(Parameter<R>... results, Parameter<A>... each, Mask output_mask,
+                           More... more) {
+    const RecurrenceArguments a{as_passed<A>(each)...};
+    const Wanted wanted = std::apply([](auto... want) { return Wanted{want...}; }, output_mask);
+    return returned(kernel(RecurrenceResults{as_passed<R>(results)...}, a, wanted, more...),
+                    a.weight_hh[0]);
+  }
+
+ private:
   // A kernel's gradients as an op returns them. One that is left out, since it is not wanted or not
   // there, is an empty tensor. (A plain one on the CPU is made without the dispatcher, in a tenth
   // of the time.)
@@ -84,22 +86,16 @@ struct RecurrenceTypes<Types<void, A...>, Types<void, R...>, Types<void, G...>> 
         if (!t.defined()) t = absent();
     };
     zip(fill, g);
-    return spread(g, [](auto&... gradient) { return Backward{std::move(gradient)...}; });
-  }
-
-  // What to register for kernels that take structs.
-  template <auto kernel>
-  static Forward forward(Passed<A>... each, bool save) {
-    return kernel(RecurrenceArguments{as_passed<A>(each)...}, save);
-  }
-  template <auto kernel>
-  static Backward backward(Passed<R>... results, Passed<A>... each, Mask output_mask) {
-    const RecurrenceArguments a{as_passed<A>(each)...};
-    return returned(kernel(RecurrenceResults{as_passed<R>(results)...}, a, wanted(output_mask)),
-                    a.weight_hh[0]);
+#define RNNEXT_MOVED(type, name, ...) std::move(g.name),
+    return {RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_MOVED)};
+#undef RNNEXT_MOVED
   }
 };
-using Recurrences = RecurrenceTypes<ArgumentTypes, ResultTypes, GradientTypes>;
+template <template <class> class Parameter, class... More>
+using RecurrencesOf =
+    RecurrenceTypes<Parameter, RecurrenceArguments::Fields, RecurrenceResults::Fields,
+                    RecurrenceGradients::Fields, More...>;
+using Recurrences = RecurrencesOf<Passed>;
 
 struct RecurrenceBackwardOp {
   static constexpr const char* name = "rnnext::recurrence_backward";
@@ -156,7 +152,7 @@ struct EmbeddingSparseBackwardOp {
 };
 
 // An op whose arguments are a struct's fields.
-template <class Arguments, class Result, class Types>
+template <class Arguments, class Result, class Types = typename Arguments::Fields>
 struct OpOf;
 template <class Arguments, class Result, class... T>
 struct OpOf<Arguments, Result, Types<void, T...>> {
@@ -168,10 +164,10 @@ struct OpOf<Arguments, Result, Types<void, T...>> {
     return kernel(Arguments{each...});
   }
 };
-struct RnnOp : OpOf<RnnArguments, std::tuple<Tensor, Tensor>, RnnTypes> {
+struct RnnOp : OpOf<RnnArguments, std::tuple<Tensor, Tensor>> {
   static constexpr const char* name = "rnnext::rnn";
 };
-struct RnnCellOp : OpOf<CellArguments, Tensor, CellTypes> {
+struct RnnCellOp : OpOf<CellArguments, Tensor> {
   static constexpr const char* name = "rnnext::rnn_cell";
 };
 
@@ -183,42 +179,48 @@ decltype(auto) call_op(const T&... arguments) {
   return op.call(arguments...);
 }
 
+#define RNNEXT_ARGUMENT(type, name, ...) a.name,
+#define RNNEXT_RESULT(type, name, ...) r.name,
+#define RNNEXT_WANTED(type, name, ...) wanted.name,
 template <class Op>
-typename Op::Results call_forward(const RecurrenceArguments& a, bool save = false) {
-  return as_traced(a, a.input, [&](const auto& shown) {
-    return spread(shown, [&](const auto&... each) { return call_op<Op>(each..., save); });
-  });
+typename Op::Results call_forward(const RecurrenceArguments& arguments, bool save = false) {
+  const Tensor none = stand_in(arguments.input);
+  const RecurrenceArguments a = as_traced(arguments, none);
+  return call_op<Op>(RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_ARGUMENT) save);
 }
 template <class Op>
-RecurrenceGradients call_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
-                                  const Wanted& wanted) {
-  const auto mask = spread(wanted, [](auto... want) { return Recurrences::Mask{want...}; });
-  const auto call = [&](const auto& results, const auto& arguments) {
-    return spread(results, [&](const auto&... result) {
-      return spread(arguments,
-                    [&](const auto&... each) { return call_op<Op>(result..., each..., mask); });
-    });
-  };
-  auto gradients = as_traced(r, a.input, [&](const auto& results) {
-    return as_traced(a, a.input, [&](const auto& arguments) { return call(results, arguments); });
-  });
+RecurrenceGradients call_backward(const RecurrenceResults& results,
+                                  const RecurrenceArguments& arguments, const Wanted& wanted) {
+  const Tensor none = stand_in(arguments.input);
+  const RecurrenceResults r = as_traced(results, none);
+  const RecurrenceArguments a = as_traced(arguments, none);
+  const Recurrences::Mask mask{RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_WANTED)};
+  auto gradients = call_op<Op>(RNNEXT_RECURRENCE_RESULTS(RNNEXT_RESULT)
+                                   RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_ARGUMENT) mask);
   return std::apply([](auto&... gradient) { return RecurrenceGradients{std::move(gradient)...}; },
                     gradients);
 }
+#undef RNNEXT_WANTED
+#undef RNNEXT_RESULT
+#undef RNNEXT_ARGUMENT
 
 // Layer l of a stack, over x.
 inline RecurrenceArguments layer_of(const RecurrenceArguments& a, size_t l, const Tensor& x,
                                     const OptionalTensor& hx) {
-  const auto own = [&](const auto& field) -> decltype(auto) {
-    if constexpr (std::is_same_v<decltype(field), const TensorList&>) {
+  const auto own = [&]<class Field>(const Field& field) -> decltype(auto) {
+    if constexpr (std::is_same_v<Field, Tensor>) {
+      return (x);  // the input
+    } else if constexpr (std::is_same_v<Field, OptionalTensor>) {
+      return &field == &a.hx ? hx : field;
+    } else if constexpr (std::is_same_v<Field, TensorList>) {
       return field.empty() ? field : field.slice(l, 1);
     } else {
-      return field;
+      return (field);
     }
   };
-  return spread(a, [&](const Tensor&, const OptionalTensor&, const auto&... rest) {
-    return RecurrenceArguments{x, hx, own(rest)...};
-  });
+#define RNNEXT_OWN(type, name, ...) own(a.name),
+  return {RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_OWN)};
+#undef RNNEXT_OWN
 }
 
 // recurrence_stack layer by layer, which can be differentiated and mapped.

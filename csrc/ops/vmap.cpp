@@ -11,7 +11,6 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/einsum.h>
-#include <ATen/ops/zeros_like.h>
 #include <c10/util/SmallVector.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -22,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "ops/autograd.h"
 #include "ops/signatures.h"
 
 namespace rnnext {
@@ -48,9 +48,10 @@ Tensor FuncTorch::give(const Tensor& t, int64_t dim) const {
   return at::functorch::makeBatched(t.movedim(dim, 0), 0, level_);
 }
 
-void GradsBatched::see(const Tensor& t) {
-  if (const auto* const batched = at::maybeGetBatchedImpl(t))
-    level_ = std::max(level_, batched->bdims().back().level());
+GradsBatched::GradsBatched(const std::vector<Tensor>& tensors) {
+  for (const Tensor& t : tensors)
+    if (const auto* const batched = at::maybeGetBatchedImpl(t))
+      level_ = std::max(level_, batched->bdims().back().level());
 }
 
 std::pair<Tensor, Dim> GradsBatched::take(const Tensor& t) const {
@@ -232,16 +233,6 @@ class MappedCalls {
     return r;
   }
 
-  // The states before the steps of a direction whose outputs are h.
-  static Tensor before(const KeptArguments& all, const Tensor& h, int64_t d) {
-    if (h.sym_size(0) == 0) return h;
-    const Tensor start =
-        given(all.hx) ? all.hx->narrow(0, d, 1) : at::zeros_like(h.narrow(0, 0, 1));
-    const c10::SymInt others = h.sym_size(0) - 1;
-    return all.reverse[d] ? at::cat({h.narrow_symint(0, 1, others), start})
-                          : at::cat({start, h.narrow_symint(0, 0, others)});
-  }
-
   // The gradients of weights that all calls share, for each call: those of all pre-activations
   // come from one call of the backward op, and those of the weights from products over each call's
   // own rows.
@@ -267,8 +258,9 @@ class MappedCalls {
     };
     const int64_t D = static_cast<int64_t>(all.weight_hh.size());
     for (int64_t d = 0; d < D; ++d) {
-      const Tensor grad = g.input.chunk(D, -1)[d], h = r.output.chunk(D, -1)[d];
-      if (wanted.weight_hh) each.weight_hh.push_back(product(grad, before(all, h, d)));
+      const Tensor grad = g.input.chunk(D, -1)[d];
+      if (wanted.weight_hh)
+        each.weight_hh.push_back(product(grad, output_before(all, r.output, d)));
       if (wanted.weight_ih && !all.weight_ih.empty())
         each.weight_ih.push_back(product(grad, all.input));
       if (wanted.bias)
@@ -288,15 +280,13 @@ class MappedCalls {
 
 template <class Level>
 RecurrenceOp::Results mapped_recurrence(const RecurrenceArguments& a, bool save) {
-  const Level level = spread(a, [](const auto&... each) { return Level(each...); });
+  const Level level(flattened(a));
   return MappedCalls<Level>(level, a).forward(save);
 }
 template <class Level>
 RecurrenceGradients mapped_recurrence_backward(const RecurrenceResults& r,
                                                const RecurrenceArguments& a, const Wanted& wanted) {
-  const Level level = spread(r, [&](const auto&... result) {
-    return spread(a, [&](const auto&... each) { return Level(result..., each...); });
-  });
+  const Level level(flattened(r, a));
   return MappedCalls<Level>(level, a).backward(r, wanted);
 }
 

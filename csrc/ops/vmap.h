@@ -19,8 +19,7 @@ using Dim = std::optional<int64_t>;
 // The innermost vmap of torch.func; while it lives, calls of ops are those of what is below.
 class FuncTorch {
  public:
-  template <class... T>
-  explicit FuncTorch(const T&...) : level_(innermost()) {}
+  explicit FuncTorch(const std::vector<Tensor>&) : level_(innermost()) {}
 
   std::pair<Tensor, Dim> take(const Tensor& t) const;
   Tensor give(const Tensor& t, int64_t dim) const;
@@ -33,23 +32,15 @@ class FuncTorch {
 };
 
 // The other vmap, that of torch.autograd.grad(is_grads_batched=True). Its level is the innermost of
-// the tensors'.
+// a call's tensors.
 class GradsBatched {
  public:
-  template <class... T>
-  explicit GradsBatched(const T&... arguments) {
-    const auto see_each = [&](const auto& argument) {
-      for (const Tensor& t : tensors_of(argument)) see(t);
-    };
-    (see_each(arguments), ...);
-  }
+  explicit GradsBatched(const std::vector<Tensor>& tensors);
 
   std::pair<Tensor, Dim> take(const Tensor& t) const;
   Tensor give(const Tensor& t, int64_t dim) const;
 
  private:
-  void see(const Tensor& t);
-
   int64_t level_ = 0;
 };
 

@@ -94,7 +94,8 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
                           .form = std::string(form),
                           .noise = copied(noise, "noise"),
                           .noise_key = noise_key,
-                          .nonlinearity = std::string(nonlinearity)};
+                          .nonlinearity = std::string(nonlinearity),
+                          .reverse = directions(1)};
   Call call(arguments);
   Recurrence& p = call.p;
   Tensor packed = empty_large({kernels_->shape.weight_bytes(p.I, p.H)}, at::kByte);
