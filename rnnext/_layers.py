@@ -155,7 +155,8 @@ def run(
             )
         if hx is not None and sorted_indices is not None:
             refuse_others({"input": data}, hx=hx)
-            hx = hx.index_select(1, sorted_indices)
+            if hx.shape[1:2] == sorted_indices.shape:  # else the op refuses it
+                hx = hx.index_select(1, sorted_indices)
     else:
         data = input
     if lengths is not None:

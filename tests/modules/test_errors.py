@@ -163,6 +163,7 @@ def test_an_index_out_of_range_is_named(max_norm):
 X, TOKENS = torch.randn(5, 2, 3), torch.randint(7, (5, 2))
 ARRAY, LIST, BOOLS = np.zeros((5, 2, 3), dtype=np.float32), [[[0.0] * 3] * 2] * 5, zeros(5, 2) > 0
 PACKED = pack_sequence([X[:, 0], X[:2, 1]])
+UNSORTED = pack_sequence([X[:2, 1], X[:, 0]], enforce_sorted=False)
 RNN = rnnext.RNN(3, 4, batch_first=True)
 TWO = rnnext.RNN(3, 4, 2)
 NOISY = rnnext.LeakyRNN(3, 4, alpha=0.5, noise_std=1)
@@ -237,6 +238,7 @@ REFUSED = [
     (lambda: RNN(X, reset=BOOLS.t()), ValueError, "reset must have shape [5, 2], got [2, 5]"),
     (lambda: TWO(X, reset=X[..., 0]), TypeError, "reset must be a bool tensor, got float32"),
     (lambda: TWO(X[:, 0], reset=BOOLS), ValueError, "reset must have shape [5], got [5, 2]"),
+    (lambda: TWO(UNSORTED, zeros(2, 3, 4)), RuntimeError, "Expected hidden size (2, 2, 4), got"),
     (lambda: TWO(PACKED, reset=BOOLS), ValueError, "reset must not be given with a packed"),
     (lambda: TWO(X, reset_state=zeros(2, 4)), ValueError, "reset_state needs a reset"),
     (
