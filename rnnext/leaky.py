@@ -38,16 +38,10 @@ class LeakyRNN(nn.RNNBase):
     :class:`rnnext.RNN`, to the bit. (0 times an infinite state is NaN.)
 
     Args:
-        input_size: I, the number of features of x_t.
-        hidden_size: H, the number of features of h_t.
-        num_layers: L. Default: 1.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
+            dtype: as :class:`rnnext.RNN`'s.
         nonlinearity: f, ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` or ``"identity"``.
             Default: ``"tanh"``.
-        bias: whether there are b_ih and b_hh. Default: ``True``.
-        batch_first: whether input and output are ``[B, T, features]``. Default: ``False``.
-        dropout: probability of zeroing an output of each layer but the last while training.
-            Default: 0.
-        bidirectional: whether each layer also reads its input from the end. Default: ``False``.
         alpha: the leak in (0, 1]: a float, or a tensor ``[]``, or ``[H]`` for one of each unit; or
             a list of these, one for each layer.
         dt: the length of a step, in the unit of ``tau``; given in place of ``alpha``.
@@ -62,8 +56,6 @@ class LeakyRNN(nn.RNNBase):
             scale noise that alpha is to multiply, ``"sqrt_2_alpha"`` or ``"none"``.
             Default: ``"sqrt_2_over_alpha"``.
         noise_in_eval: whether there is noise in ``eval()`` too. Default: ``False``.
-        device: where the parameters are made. Default: torch's default device.
-        dtype: of the parameters: float32, float64, bfloat16 or float16. Default: torch's default.
 
     Attributes:
         weight_ih_l[k]: as :class:`rnnext.RNN`'s, and so weight_hh_l[k], bias_ih_l[k], bias_hh_l[k].
@@ -230,20 +222,9 @@ class LeakyRNN(nn.RNNBase):
         reset: Tensor | None = None,
         reset_state: Tensor | None = None,
     ) -> tuple[_Sequence, Tensor]:
-        """Run the layers over whole sequences.
+        """Run the layers over whole sequences: :meth:`rnnext.RNN.forward`, with a leak.
 
-        Args:
-            input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or packed.
-            hx: the first states, ``[L * D, B, H]``, or ``[L * D, H]`` for a 2-D input.
-                Default: zeros.
-            lengths: the number of steps of each row, as :meth:`rnnext.RNN.forward`'s.
-            reset: where a new episode begins, as :meth:`rnnext.RNN.forward`'s.
-            reset_state: the states that it begins with, as :meth:`rnnext.RNN.forward`'s; v of the
-                form ``"voltage"``.
-
-        Returns:
-            ``(output, h_n)``: the last layer's outputs, laid out as ``input`` with ``D * H``
-            features, and the last states, of the shape of ``hx``.
+        Of the form ``"voltage"``, the states ``hx``, ``reset_state`` and ``h_n`` are v.
 
         Raises:
             ValueError, TypeError, RuntimeError: as :func:`rnnext.functional.rnn`, and ValueError
