@@ -15,7 +15,7 @@ from cuda_ptx.ops import INTERPRETED, WAYS, forced, recurrence, recurrence_backw
 from helpers import samples
 from helpers.cases import HALVES, VARIANTS
 from helpers.common import case_id, pairwise, same
-from reference.elman import ACTIVATIONS
+from reference.elman import ACTIVATIONS, KINKED
 
 
 def fitted(case: dict) -> dict:
@@ -26,7 +26,7 @@ def fitted(case: dict) -> dict:
     if case["tf32"]:
         case["dtype"] = torch.float32
     of_halves = case["dtype"] in HALVES and (case["source"] == "features" or case["leak"])
-    if (case["tf32"] or of_halves) and ACTIVATIONS[case["nonlinearity"]].kink:
+    if (case["tf32"] or of_halves) and case["nonlinearity"] in KINKED:
         case["nonlinearity"] = "softplus"
     return case
 

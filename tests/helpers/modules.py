@@ -67,11 +67,6 @@ SAMPLES = {
 OF_TORCH = {name: sample for name, sample in SAMPLES.items() if sample.of_torch}
 
 
-def weights(module: Any) -> list[Tensor]:
-    """An RNN's weights in one list, as functional.rnn takes them."""
-    return [weight for each in module.all_weights for weight in each]
-
-
 def outputs(module: Any, *given: Any, **options: Any) -> list[Tensor]:
     """The tensors that a call gives; dropout and noise are drawn from one seed."""
     torch.manual_seed(3)

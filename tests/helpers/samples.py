@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +16,9 @@ from helpers.common import assert_close
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-_Arguments = TypeVar("_Arguments", bound="Arguments")
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Arguments:
-    """What the ops of the recurrence have in common, by the names of their schemas."""
+class Recurrence:
+    """The arguments of ``torch.ops.rnnext.recurrence``, by the names of its schema."""
 
     input: Tensor
     hx: Tensor | None = None
@@ -42,43 +39,6 @@ class Arguments:
     reverse: list[bool] = field(default_factory=lambda: [False])
 
     def call(self, op: Callable[..., Any]) -> Any:
-        """What the op returns for these arguments."""
-        return op(**vars(self))
-
-    def map(self: _Arguments, function: Callable[[Tensor], Tensor]) -> _Arguments:
-        """The same arguments with the function applied to every tensor."""
-        return replace(self, **tree_map_only(Tensor, function, vars(self)))
-
-    def float_tensors(self) -> list[Tensor]:
-        """The tensors that can have a gradient, in the order of the fields."""
-        values = tree_leaves(vars(replace(self, noise=[])))
-        return [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
-
-    def with_tensors(self: _Arguments, tensors: Iterable[Tensor]) -> _Arguments:
-        """The same arguments with these in the place of :meth:`float_tensors`."""
-        following = iter(tensors)
-        quiet = replace(self, noise=[])
-        quiet = quiet.map(lambda t: next(following) if t.is_floating_point() else t)
-        return replace(quiet, noise=self.noise)
-
-    def detach(self: _Arguments) -> _Arguments:
-        """The same arguments, none of which needs a gradient."""
-        return self.map(Tensor.detach)
-
-    def to_double(self: _Arguments) -> _Arguments:
-        """The same arguments in float64; new leaves where they need gradients."""
-
-        def double(tensor: Tensor) -> Tensor:
-            return tensor.detach().double().requires_grad_(tensor.requires_grad)
-
-        return self.map(lambda t: double(t) if t.is_floating_point() else t)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Recurrence(Arguments):
-    """The arguments of ``torch.ops.rnnext.recurrence``."""
-
-    def call(self, op: Callable[..., Any]) -> tuple[Tensor, Tensor]:
         """Output and h_n."""
         output, h_n, saved = op(**vars(self), save=False)
         assert saved == []
@@ -92,6 +52,34 @@ class Recurrence(Arguments):
     def expected(self, stored: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """What the reference returns."""
         return reference.recurrence(**vars(self), stored=stored)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Recurrence:
+        """The same arguments with the function applied to every tensor."""
+        return replace(self, **tree_map_only(Tensor, function, vars(self)))
+
+    def float_tensors(self) -> list[Tensor]:
+        """The tensors that can have a gradient, in the order of the fields."""
+        values = tree_leaves(vars(replace(self, noise=[])))
+        return [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+
+    def with_tensors(self, tensors: Iterable[Tensor]) -> Recurrence:
+        """The same arguments with these in the place of :meth:`float_tensors`."""
+        following = iter(tensors)
+        quiet = replace(self, noise=[])
+        quiet = quiet.map(lambda t: next(following) if t.is_floating_point() else t)
+        return replace(quiet, noise=self.noise)
+
+    def detach(self) -> Recurrence:
+        """The same arguments, none of which needs a gradient."""
+        return self.map(Tensor.detach)
+
+    def to_double(self) -> Recurrence:
+        """The same arguments in float64; new leaves where they need gradients."""
+
+        def double(tensor: Tensor) -> Tensor:
+            return tensor.detach().double().requires_grad_(tensor.requires_grad)
+
+        return self.map(lambda t: double(t) if t.is_floating_point() else t)
 
     def backward(
         self,
@@ -124,23 +112,17 @@ class Recurrence(Arguments):
 
     def sequences(self, rows: slice) -> Recurrence:
         """The call for some of the sequences of an unpacked batch alone."""
-
-        def picked(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[:, rows]
-
-        return replace(
-            self,
-            input=self.input if self.index is not None else self.input[:, rows],
-            index=picked(self.index),
-            hx=picked(self.hx),
-            lengths=None if self.lengths is None else self.lengths[rows],
-            reset=picked(self.reset),
-            reset_state=picked(self.reset_state),
-        )
+        names = ["hx", "index", "reset", "reset_state"]
+        if self.index is None:
+            names.append("input")
+        given = {name: t for name in names if (t := getattr(self, name)) is not None}
+        picked = {name: t[:, rows] for name, t in given.items()}
+        lengths = None if self.lengths is None else self.lengths[rows]
+        return replace(self, **picked, lengths=lengths)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RecurrenceBackward(Arguments):
+class RecurrenceBackward(Recurrence):
     """The arguments of ``torch.ops.rnnext.recurrence_backward``."""
 
     grad_output: Tensor | None
@@ -148,6 +130,10 @@ class RecurrenceBackward(Arguments):
     output: Tensor
     saved: list[Tensor]
     output_mask: list[bool]
+
+    def call(self, op: Callable[..., Any]) -> Any:
+        """The gradients."""
+        return op(**vars(self))
 
 
 def make(

@@ -48,6 +48,8 @@ def parametrized(module):
         nn.utils.parametrize.register_parametrization(part, name, Halved())
 
 
+# What changes the results of either module, or their gradients. (All modules' hooks are in
+# tests/package/test_tools_of_torch.py.)
 ATTACHED = {
     "max_norm": lambda m: setattr(m.embedding, "max_norm", 0.1),
     "parametrizations": parametrized,
@@ -60,6 +62,14 @@ ATTACHED = {
     "torch.nn's RNN": lambda m: setattr(m, "rnn", nn.RNN(4, 3)),
     "an embedding of a user's": lambda m: setattr(m, "embedding", Doubled(5, 4)),
     "another forward": patch,
+    "a hook": lambda m: m.rnn.register_forward_hook(lambda _, x, y: (2 * y[0], y[1])),
+    "a hook before": lambda m: m.embedding.register_forward_pre_hook(lambda _, x: (x[0] // 2,)),
+    "a backward hook": lambda m: m.rnn.register_full_backward_hook(
+        lambda _, x, y: (2 * x[0], *x[1:])
+    ),
+    "a backward hook before": lambda m: m.embedding.register_full_backward_pre_hook(
+        lambda _, y: (2 * y[0],)
+    ),
 }
 
 
@@ -80,30 +90,6 @@ def test_what_is_attached_to_a_part_holds(attach):
             optimizer.step()
         results.append([output, *module.parameters()])
     assert_close(*results)
-
-
-HOOKS = {
-    "embedding's": lambda m, hook: m.embedding.register_forward_hook(hook),
-    "rnn's": lambda m, hook: m.rnn.register_forward_hook(hook),
-    "before rnn": lambda m, hook: m.rnn.register_forward_pre_hook(hook),
-    "rnn's backward": lambda m, hook: m.rnn.register_full_backward_hook(hook),
-    "before rnn's backward": lambda m, hook: m.rnn.register_full_backward_pre_hook(hook),
-    "embedding's backward": lambda m, hook: m.embedding.register_full_backward_hook(hook),
-    "all modules'": lambda m, hook: nn.modules.module.register_module_forward_hook(hook),
-}
-
-
-@pytest.mark.parametrize("register", HOOKS.values(), ids=HOOKS)
-def test_hooks_of_the_parts_are_called(register):
-    module, seen = rnnext.EmbeddingRNN(5, 4, 3), []
-
-    def hook(part, *_):
-        seen.append(part)
-
-    handle = register(module, hook)
-    module(torch.randint(5, (20, 3)))[0].sum().backward()
-    handle.remove()
-    assert any(part is not module for part in seen)
 
 
 def test_a_token_out_of_range_is_named():

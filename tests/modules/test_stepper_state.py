@@ -1,4 +1,4 @@
-"""A Stepper between its steps: states, sequences that end, weights that change, copies."""
+"""A Stepper whose weights change, and copies of it. (tests/fuzz has states and resets.)"""
 
 import copy
 import pickle
@@ -9,44 +9,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import rnnext
-from helpers.common import same, steps
-
-KINDS = {
-    "RNN": lambda: rnnext.RNN(4, 6, num_layers=2),
-    "torch": lambda: nn.RNN(4, 6, num_layers=2),
-    "cell": lambda: rnnext.RNNCell(4, 6),
-    "leak": lambda: rnnext.LeakyRNN(4, 6, num_layers=2, alpha=0.3, form="voltage"),
-    "learned": lambda: rnnext.LeakyRNN(4, 6, alpha=0.3, learn_alpha=True),
-    "tokens": lambda: rnnext.EmbeddingRNN(9, 4, 6, num_layers=2),
-    "normed": lambda: parametrizations.weight_norm(rnnext.RNN(4, 6), "weight_hh_l0"),
-}
-
-
-@pytest.fixture(params=[kind for kind in KINDS if kind != "normed"])  # which torch cannot pickle
-def module(request):
-    return KINDS[request.param]()
-
-
-def inputs(module, T, B):
-    if isinstance(module, rnnext.EmbeddingRNN):
-        return torch.randint(9, (T, B))
-    return torch.randn(T, B, 4)
-
-
-def test_rows_of_a_bounded_norm_that_stay_do_not_count_as_changed():
-    module, token = rnnext.EmbeddingRNN(9, 4, 6), torch.tensor([3])
-    module.embedding.max_norm = 0.5
-    with torch.device("meta"):  # has no say: the module is on the CPU
-        stepper = rnnext.Stepper(module)
-    expected = module(token[None])[0]
-    rnnext.Stepper(module)
-    assert torch.equal(stepper(token), expected[0])
-
-
-def by_an_optimizer(module):
-    for parameter in module.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    torch.optim.Adam(module.parameters()).step()
+from helpers.common import steps
+from helpers.modules import through_a_file
 
 
 def first(module):
@@ -58,27 +22,55 @@ def doubled(parameter):
     parameter.mul_(2)
 
 
+def by_an_optimizer(module, **options):
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.Adam(module.parameters(), **options).step()
+
+
+# Modules, how each is written to, and what has changed then; torch does not count the last three.
 WRITES = {
-    "RNN": (by_an_optimizer, "weight_ih_l0"),
-    "torch": (lambda m: doubled(first(m)), "weight_ih_l0"),
-    "cell": (torch.inference_mode()(lambda m: doubled(first(m))), "weight_ih"),
-    "leak": (lambda m: m.alpha.fill_(0.25), "alpha"),
-    "learned": (lambda m: setattr(first(m), "data", first(m).data * 2), "weight_ih_l0"),
+    "torch.nn's": (nn.RNN(4, 6, 2), lambda m: doubled(first(m)), "weight_ih_l0"),
+    "a cell": (
+        rnnext.RNNCell(4, 6),
+        torch.inference_mode()(lambda m: doubled(first(m))),
+        "weight_ih",
+    ),
+    "a leak": (
+        rnnext.LeakyRNN(4, 6, 2, alpha=0.3, form="voltage"),
+        lambda m: m.alpha.fill_(0.25),
+        "alpha",
+    ),
+    "a learned leak": (
+        rnnext.LeakyRNN(4, 6, alpha=0.3, learn_alpha=True),
+        lambda m: setattr(first(m), "data", first(m).data * 2),
+        "weight_ih_l0",
+    ),
     "tokens": (
+        rnnext.EmbeddingRNN(9, 4, 6, 2),
         lambda m: m.load_state_dict({k: v / 2 for k, v in m.state_dict().items()}),
         "embedding.weight",
     ),
-    "normed": (
+    "a parametrization": (
+        parametrizations.weight_norm(rnnext.RNN(4, 6), "weight_hh_l0"),
         lambda m: doubled(m.parametrizations.weight_hh_l0.original0),
         "parametrizations.weight_hh_l0.original0",
+    ),
+    "an optimizer": (rnnext.RNN(4, 6, 2), by_an_optimizer, "weight_ih_l0"),
+    "a fused one": (rnnext.RNN(4, 6), lambda m: by_an_optimizer(m, fused=True), "weight_ih_l0"),
+    "data": (rnnext.RNN(4, 6), lambda m: m.weight_hh_l0.data.mul_(2), "weight_hh_l0"),
+    "shared memory": (
+        rnnext.RNN(4, 6),
+        lambda m: m.bias_ih_l0.detach().numpy().fill(3),
+        "bias_ih_l0",
     ),
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_stale_stepper_names_what_has_changed_until_it_is_refreshed(kind):
-    module, (write, name) = KINDS[kind](), WRITES[kind]
-    x = inputs(module, 4, 3)
+@pytest.mark.parametrize(("module", "write", "name"), WRITES.values(), ids=WRITES)
+def test_a_stale_stepper_names_what_has_changed_until_it_is_refreshed(module, write, name):
+    of_tokens = isinstance(module, rnnext.EmbeddingRNN)
+    x = torch.randint(9, (4, 3)) if of_tokens else torch.randn(4, 3, 4)
     stepper = rnnext.Stepper(module, 3)
     steps(stepper, x[:2])
     state = stepper.get_state()
@@ -93,44 +85,35 @@ def test_a_stale_stepper_names_what_has_changed_until_it_is_refreshed(kind):
     assert torch.equal(steps(stepper, x[2:]), steps(fresh, x[2:]))
 
 
-def by_a_fused_optimizer(rnn):
-    rnn(torch.ones(3, 1, 4))[0].sum().backward()
-    torch.optim.Adam(rnn.parameters(), fused=True).step()
+def test_rows_of_a_bounded_norm_that_stay_do_not_count_as_changed():
+    module, token = rnnext.EmbeddingRNN(9, 4, 6), torch.tensor([3])
+    module.embedding.max_norm = 0.5
+    with torch.device("meta"):  # has no say: the module is on the CPU
+        stepper = rnnext.Stepper(module)
+    expected = module(token[None])[0]
+    rnnext.Stepper(module)
+    assert torch.equal(stepper(token), expected[0])
 
 
-def through_data(rnn):
-    rnn.weight_hh_l0.data.mul_(2)
-
-
-def in_shared_memory(rnn):
-    rnn.bias_ih_l0.detach().numpy().fill(3)
-
-
-@pytest.mark.parametrize("write", [by_a_fused_optimizer, through_data, in_shared_memory])
-def test_writes_that_torch_does_not_count_are_noticed(write):
-    rnn, x = rnnext.RNN(4, 6), torch.randn(4)
-    stepper = rnnext.Stepper(rnn)
-    stepper(x)
-    write(rnn)
-    with pytest.raises(RuntimeError, match="has changed"):
-        stepper(x)
-    stepper.refresh()
-    stepper(x)
-
-
-def test_a_refresh_reads_other_parameters_in_the_place_of_the_old():
-    rnn, other, x = rnnext.RNN(4, 6), rnnext.RNN(4, 6), torch.randn(3, 1, 4)
-    stepper = rnnext.Stepper(rnn)
-    rnn.load_state_dict(other.state_dict(), assign=True)  # which nothing tells it
-    stepper.refresh()
-    assert torch.equal(steps(stepper, x), steps(rnnext.Stepper(other), x))
-
-
-def test_a_refresh_after_a_change_of_dtype_takes_the_states_along():
+def test_reading_weights_and_gradients_do_not_make_it_stale():
     rnn, x = rnnext.RNN(4, 6), torch.randn(3, 1, 4)
     stepper = rnnext.Stepper(rnn)
+    rnn(x)[0].sum().backward()
+    rnn.zero_grad()
+    copy.deepcopy(rnn.state_dict())
     stepper(x[0])
-    expected = rnn.double()(x[1:].double(), stepper.get_state().double())[0]
+    with torch.inference_mode():  # whose tensors have no versions
+        inside = rnnext.RNN(4, 6)
+        rnnext.Stepper(inside)(x[0])
+
+
+def test_a_refresh_reads_other_parameters_and_takes_the_states_along():
+    """Of another dtype, in the place of the old, which nothing tells it."""
+    rnn, other, x = rnnext.RNN(4, 6), rnnext.RNN(4, 6).double(), torch.randn(3, 1, 4)
+    stepper = rnnext.Stepper(rnn)
+    stepper(x[0])
+    expected = other(x[1:].double(), stepper.get_state().double())[0]
+    rnn.load_state_dict(other.state_dict(), assign=True)
     stepper.refresh()
     assert torch.equal(steps(stepper, x[1:].double()), expected)
 
@@ -149,48 +132,23 @@ def test_a_refresh_after_a_change_of_size():
     stepper(torch.tensor(11))
 
 
-def test_reading_weights_and_gradients_do_not_make_it_stale():
-    rnn, x = rnnext.RNN(4, 6), torch.randn(3, 1, 4)
-    stepper = rnnext.Stepper(rnn)
-    rnn(x)[0].sum().backward()
-    rnn.zero_grad()
-    copy.deepcopy(rnn.state_dict())
-    stepper(x[0])
-    with torch.inference_mode():  # whose tensors have no versions
-        inside = rnnext.RNN(4, 6)
-        stepper = rnnext.Stepper(inside)
-        stepper(x[0])
+def pickled(value):
+    return pickle.loads(pickle.dumps(value))
 
 
-def test_a_copy_goes_on_from_the_same_state(module):
-    x = inputs(module, 5, 3)
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled, through_a_file])
+def test_a_copy_goes_on_from_the_same_state(copied):
+    """With the module, or, if that is copied too, with its copy."""
+    module, x = rnnext.RNN(4, 6, num_layers=2), torch.randn(5, 3, 4)
     stepper = rnnext.Stepper(module, batch_size=3)
-    for copied in (lambda s: pickle.loads(pickle.dumps(s)), copy.deepcopy, copy.copy):
-        steps(stepper, x[:2])
-        other = copied(stepper)
-        assert repr(other) == repr(stepper)
-        found = steps(other, x[2:])
-        assert torch.equal(steps(stepper, x[2:]), found)
-        stepper.reset()
-        assert not torch.equal(other.get_state(), stepper.get_state())
-        doubled(first(module))
-        if copied is copy.copy:
-            with pytest.raises(RuntimeError, match="has changed"):
-                other(x[0])
-        else:  # its module is its own
-            other(x[0])
-        stepper.refresh()
-
-
-def test_what_holds_both_is_copied_with_both():
-    rnn = rnnext.RNN(4, 6)
-    held = {"rnn": rnn, "stepper": rnnext.Stepper(rnn)}
-    other = copy.deepcopy(held)
-    doubled(first(other["rnn"]))
-    held["stepper"](torch.zeros(4))
-    other["stepper"].refresh()
-    x = torch.randn(3, 1, 4)
-    with torch.no_grad():
-        expected = [each["rnn"](x)[0] for each in (held, other)]
-    held["stepper"].reset()
-    assert same([steps(each["stepper"], x) for each in (held, other)], expected)
+    steps(stepper, x[:2])
+    own, other = (module, copied(stepper)) if copied is copy.copy else copied([module, stepper])
+    assert repr(other) == repr(stepper)
+    assert torch.equal(steps(other, x[2:]), steps(stepper, x[2:]))
+    stepper.reset()
+    assert other.get_state().any()
+    doubled(first(own))
+    with pytest.raises(RuntimeError, match="has changed"):
+        other(x[0])
+    if own is not module:
+        stepper(x[0])

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import rnnext
+from helpers.common import assert_refused
 
 pytest.importorskip("torchrl", reason="in the extra `test`")
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -51,26 +52,20 @@ def test_as_torchrls_own_module(batch, recurrent):
     assert spec == other
 
 
-def policy_of(module, actions=2):
-    value = TensorDictModule(nn.Linear(6, actions), ["features"], ["action_value"])
-    return TensorDictSequential(
-        module,
-        value,
-        QValueActor(nn.Identity(), in_keys=["action_value"], action_space="categorical"),
-    )
-
-
 @pytest.mark.parametrize("learned", [False, True])
 def test_a_collector_and_a_loss_compute_the_same_values(learned):
     start = nn.Parameter(torch.randn(2, 6)) if learned else None
     rnn = rnnext.LeakyRNN(4, 6, 2, alpha=0.3, learn_alpha=True, form="voltage")
     module = RNNModule(rnn, **KEYS, reset_state=start)
-    policy = policy_of(module)
+    policy = TensorDictSequential(
+        module,
+        TensorDictModule(nn.Linear(6, 2), ["features"], ["action_value"]),
+        QValueActor(nn.Identity(), in_keys=["action_value"], action_space="categorical"),
+    )
     environment = TransformedEnv(
         GymWrapper(CartPoleEnv(), categorical_action_encoding=True), InitTracker()
     ).append_transform(module.make_tensordict_primer())
-    collector = Collector(environment, policy, frames_per_batch=60, total_frames=60)
-    (data,) = collector
+    (data,) = Collector(environment, policy, frames_per_batch=60, total_frames=60)
     assert data["is_init"].sum() > 1
     loss = DQNLoss(policy, action_space="categorical", delay_value=True)
     with set_recurrent_mode(True):
@@ -90,34 +85,30 @@ def test_an_empty_batch():
             assert module(data.clone())["features"].shape == (0, 7, 5)
 
 
+RNN, OF_X = rnnext.RNN(4, 5), (["x", "h"], ["y", "z"])
+STEPS, WHOLE = RNNModule(RNN, *OF_X), RNNModule(RNN, *OF_X, default_recurrent_mode=True)
+BOTH = RNNModule(rnnext.RNN(4, 5, bidirectional=True), *OF_X)
+
+
+def data(*batch, **tensors):
+    marks = torch.zeros(*batch, 1, dtype=torch.bool)
+    return TensorDict({"x": torch.zeros(*batch, 4), "is_init": marks} | tensors, batch)
+
+
+REFUSED = [
+    (lambda: RNNModule(nn.RNN(4, 5), *OF_X), TypeError, "rnn must be an rnnext.RNN or LeakyRNN"),
+    (lambda: RNNModule(RNN, ["x"], ["y", "z"]), ValueError, "in_keys must be of features, state"),
+    (lambda: RNNModule(RNN, ["x", "h"], ["y"]), ValueError, "out_keys must be of the output and"),
+    (lambda: RNNModule(RNN, *OF_X, torch.zeros(5)), ValueError, "reset_state must have shape [1"),
+    (lambda: RNNModule(RNN, *OF_X, [0.0]), TypeError, "reset_state must be a tensor, got list"),
+    (WHOLE.make_tensordict_primer, ValueError, "state's key must be ('next', 'h'), got z"),
+    (lambda: WHOLE(data()), ValueError, "tensordict must have a last dimension, time"),
+    (lambda: STEPS(data(4, x=torch.zeros(4, 2, 4))), ValueError, "x must have shape [4, 4], got"),
+    (lambda: STEPS(data(4, h=torch.zeros(4, 2, 5))), ValueError, "h must have shape [4, 1, 5]"),
+    (lambda: BOTH(data()), ValueError, "rnn must have one direction outside of recurrent mode"),
+]  # fmt: skip
+
+
 def test_bad_arguments_are_named():
-    rnn = rnnext.RNN(4, 5)
-    for arguments, error, message in (
-        (
-            (nn.RNN(4, 5), ["x", "h"], ["y", "z"]),
-            TypeError,
-            "rnn must be an rnnext.RNN .*got torch.nn.*RNN",
-        ),
-        ((rnn, ["x"], ["y", "z"]), ValueError, r"in_keys must be .*, got \['x'\]"),
-        ((rnn, ["x", "h"], ["y"]), ValueError, r"out_keys must be .*, got \['y'\]"),
-        ((rnn, ["x", "h"], ["y", "z"], torch.zeros(5)), ValueError, "reset_state must have shape"),
-        ((rnn, ["x", "h"], ["y", "z"], [0.0]), TypeError, "reset_state must be a tensor, got list"),
-    ):
-        with pytest.raises(error, match=message):
-            RNNModule(*arguments)
-    module = RNNModule(rnn, ["x", "h"], ["y", "z"], default_recurrent_mode=True)
-    with pytest.raises(ValueError, match=r"state's key must be \('next', 'h'\), got z"):
-        module.make_tensordict_primer()
-    with pytest.raises(ValueError, match="a last dimension, time"):
-        module(TensorDict({"x": torch.zeros(4), "is_init": torch.zeros(1).bool()}))
-    marks = torch.zeros(4, 1).bool()
-    for key, wrong, message in (
-        ("x", torch.zeros(4, 2, 4), r"^x must have shape \[4, 4\], got \[4, 2, 4\]"),
-        ("h", torch.zeros(4, 2, 5), r"^h must have shape \[4, 1, 5\], got \[4, 2, 5\]"),
-    ):
-        given = TensorDict({"x": torch.zeros(4, 4), "is_init": marks, key: wrong}, 4)
-        with pytest.raises(ValueError, match=message), set_recurrent_mode(False):
-            module(given)
-    both = RNNModule(rnnext.RNN(4, 5, bidirectional=True), ["x", "h"], ["y", "z"])
-    with pytest.raises(ValueError, match="one direction outside of recurrent mode"):
-        both(TensorDict({"x": torch.zeros(4), "is_init": torch.zeros(1).bool()}))
+    for row in REFUSED:
+        assert_refused(*row)

@@ -15,12 +15,10 @@ with pytest.MonkeyPatch.context() as patch:
     from torch.testing._internal import common_modules
 
 INFOS = [i for i in common_modules.module_db if i.module_cls in (nn.RNN, nn.RNNCell, nn.Embedding)]
-of_infos = pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
 
 
 def cases(info, dtype, training):
     """torch's module, ours with its weights, and what to call them with."""
-    torch.manual_seed(0)
     kind = getattr(rnnext, info.module_cls.__name__)
     for each in info.module_inputs_func(
         info, device="cpu", dtype=dtype, requires_grad=True, training=training
@@ -38,26 +36,10 @@ def spread(x):
     return x.detach().repeat_interleave(2, -1)[..., ::2].requires_grad_(x.requires_grad)
 
 
-@of_infos
+@pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
 @pytest.mark.parametrize(("dtype", "training"), [(torch.float64, True), (torch.float32, False)])
 def test_results_of_torchs_inputs(info, dtype, training):
     for theirs, ours, given in cases(info, dtype, training):
         expected = results(theirs, *given)
         assert_close(results(ours, *given), expected)
         assert_close(results(ours, *tree_map(spread, given)), expected)
-
-
-@of_infos
-def test_errors_of_torchs_inputs(info):
-    """(torch 2.11 has none for Embedding.)"""
-    kind = getattr(rnnext, info.module_cls.__name__)
-    of = info.module_error_inputs_func or (lambda *_, **__: [])
-    for each in of(info, device="cpu", dtype=torch.float32, requires_grad=False, training=True):
-        inputs = each.module_error_input
-        made, given = inputs.constructor_input, inputs.forward_input
-
-        def call(made=made, given=given):
-            kind(*made.args, **made.kwargs)(*given.args, **given.kwargs)
-
-        with pytest.raises(each.error_type, match=each.error_regex):
-            call()

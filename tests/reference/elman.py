@@ -1,32 +1,20 @@
 """The recurrence in plain PyTorch: one time step at a time."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from reference.philox import normals
 
-
-class Activation(NamedTuple):
-    """A nonlinearity, and whether its derivative jumps, so that a rounded product may fall on the
-    other side."""
-
-    function: Callable[[Tensor], Tensor]
-    kink: bool = False
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
 ACTIVATIONS = {
-    "tanh": Activation(torch.tanh),
-    "relu": Activation(torch.relu, kink=True),
-    "sigmoid": Activation(torch.sigmoid),
-    "softplus": Activation(torch.nn.functional.softplus),
-    "identity": Activation(torch.clone),
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "softplus": torch.nn.functional.softplus,
+    "identity": torch.clone,
 }
+KINKED = {"relu"}  # whose derivative jumps, so that a rounded product may fall on the other side
 
 
 def recurrence(
