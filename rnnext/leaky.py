@@ -38,8 +38,8 @@ class LeakyRNN(nn.RNNBase):
     :class:`rnnext.RNN`, to the bit. (0 times an infinite state is NaN.)
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
-            dtype: as :class:`rnnext.RNN`'s.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as
+            :class:`rnnext.RNN`'s.
         nonlinearity: f, ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"softplus"`` or ``"identity"``.
             Default: ``"tanh"``.
         alpha: the leak in (0, 1]: a float, or a tensor ``[]``, or ``[H]`` for one of each unit; or
@@ -56,6 +56,7 @@ class LeakyRNN(nn.RNNBase):
             scale noise that alpha is to multiply, ``"sqrt_2_alpha"`` or ``"none"``.
             Default: ``"sqrt_2_over_alpha"``.
         noise_in_eval: whether there is noise in ``eval()`` too. Default: ``False``.
+        device, dtype: as :class:`rnnext.RNN`'s.
 
     Attributes:
         weight_ih_l[k]: as :class:`rnnext.RNN`'s, and so weight_hh_l[k], bias_ih_l[k], bias_hh_l[k].
