@@ -8,10 +8,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#ifdef RNNEXT_CUDA_BOUNDED
 #undef NDEBUG  // without which there is no __assert_fail
 #include <cassert>
-#endif
 #include <cstdint>
 #include <mutex>
 #include <set>
@@ -97,26 +95,19 @@ inline cudaError_t raise_limits(const void* kernel) {
 // A shape as the runtime takes it.
 struct LaunchConfig : cudaLaunchConfig_t {
   explicit LaunchConfig(const LaunchShape& shape, cudaStream_t on = nullptr)
-      : cudaLaunchConfig_t{} {
-    gridDim = shape.grid;
-    blockDim = shape.block;
-    dynamicSmemBytes = shape.shared_bytes;
-    stream = on;
-    attrs = attributes_;
+      : cudaLaunchConfig_t{shape.grid, shape.block, shape.shared_bytes, on, attributes_, 0} {
     if (shape.cluster > 1) {
-      cudaLaunchAttribute& attribute = attributes_[numAttrs++];
-      attribute.id = cudaLaunchAttributeClusterDimension;
-      attribute.val.clusterDim = {shape.cluster, 1, 1};
+      add(cudaLaunchAttributeClusterDimension).clusterDim = {shape.cluster, 1, 1};
     }
-    if (shape.cooperative) {
-      cudaLaunchAttribute& attribute = attributes_[numAttrs++];
-      attribute.id = cudaLaunchAttributeCooperative;
-      attribute.val.cooperative = 1;
-    }
+    if (shape.cooperative) add(cudaLaunchAttributeCooperative).cooperative = 1;
   }
   LaunchConfig(const LaunchConfig&) = delete;  // it points into itself
 
  private:
+  cudaLaunchAttributeValue& add(cudaLaunchAttributeID id) {
+    attributes_[numAttrs].id = id;
+    return attributes_[numAttrs++].val;
+  }
   cudaLaunchAttribute attributes_[2] = {};
 };
 
@@ -169,16 +160,15 @@ __device__ __forceinline__ void copy_async_wait() {
 
 // d += a b by one warp, in PTX's layouts of fragments: m16n8k16, of TF32 m16n8k8.
 template <typename T>
-__device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+__device__ __forceinline__ void mma(float (&d)[4], const uint4& a, const uint2& b);
 
-#define RNNEXT_MMA(type, shape_and_types)                                             \
-  template <>                                                                         \
-  __device__ __forceinline__ void mma<type>(float (&d)[4], const uint32_t (&a)[4],    \
-                                            const uint32_t (&b)[2]) {                 \
-    asm volatile("mma.sync.aligned." shape_and_types                                  \
-                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"   \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                     \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])); \
+#define RNNEXT_MMA(type, shape_and_types)                                                    \
+  template <>                                                                                \
+  __device__ __forceinline__ void mma<type>(float (&d)[4], const uint4& a, const uint2& b) { \
+    asm volatile("mma.sync.aligned." shape_and_types                                         \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"          \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                            \
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));              \
   }
 RNNEXT_MMA(__half, "m16n8k16.row.col.f32.f16.f16.f32")
 RNNEXT_MMA(__nv_bfloat16, "m16n8k16.row.col.f32.bf16.bf16.f32")
@@ -255,42 +245,40 @@ __device__ __forceinline__ void store_relaxed(uint4* p, const uint4& x) {
       : "memory");
 }
 
-// In a loop that waits for other blocks, what counts its turns. Built with RNNEXT_CUDA_BOUNDED, the
-// cycles after which a wait is given up, the loop then says in which block it waited for what, and
-// ends the kernel: what would hang for ever has a name. (`make cuda-check` builds so.)
-class Patience {
- public:
-#ifdef RNNEXT_CUDA_BOUNDED
-  __device__ Patience() { begin_ = clock64(); }
-  __device__ __forceinline__ void turn(const char* what) const {
-    if (clock64() - begin_ > RNNEXT_CUDA_BOUNDED) __assert_fail(what, __FILE__, __LINE__, __func__);
-  }
-
- private:
-  long long begin_;
-#else
-  __device__ Patience() {}
-  __device__ __forceinline__ void turn(const char*) const {}
+// Cycles after which a wait for other blocks is given up: it says in which block it waited for
+// what, and ends the kernel, so that what would hang for ever has a name. 0: never. (`make
+// cuda-check` builds with a bound.)
+#ifndef RNNEXT_CUDA_BOUNDED
+#define RNNEXT_CUDA_BOUNDED 0
 #endif
-};
+
+template <class Done>
+__device__ __forceinline__ void await(const char* what, const Done& done) {
+  constexpr long long kBound = RNNEXT_CUDA_BOUNDED;
+  const long long begin = kBound > 0 ? clock64() : 0;
+  while (!done()) {
+    if (kBound > 0 && clock64() - begin > kBound) {
+      __assert_fail(what, __FILE__, __LINE__, __func__);
+    }
+  }
+}
 
 // Returns once a flag that another block releases is at least n.
 __device__ __forceinline__ void await_flag(const unsigned* flag, unsigned n) {
-  const Patience patience;
-  while (load_acquire(flag) < n) {
-    patience.turn("a flag that another block releases");
-    __nanosleep(16);
-  }
+  await("a flag that another block releases", [&] {
+    const bool released = load_acquire(flag) >= n;
+    if (!released) __nanosleep(16);
+    return released;
+  });
 }
 
 // A word whose last part is n, once another block has stored it.
 __device__ __forceinline__ uint4 await_word(const uint4* p, unsigned n) {
-  const Patience patience;
-  uint4 x = load_relaxed(p);
-  while (x.w != n) {
-    patience.turn("a word that another block stores");
+  uint4 x;
+  await("a word that another block stores", [&] {
     x = load_relaxed(p);
-  }
+    return x.w == n;
+  });
   return x;
 }
 

@@ -35,10 +35,8 @@ __device__ __forceinline__ void barrier_arrive(uint64_t* barrier, int expected_b
 // add an invalidation of L1 (CCTL.IVALL) to every step and nothing else; what is read afterwards
 // lies in this block's shared memory, which has no cache before it.
 __device__ __forceinline__ void barrier_wait(uint64_t* barrier, bool odd) {
-#ifdef RNNEXT_CUDA_BOUNDED
-  const Patience patience;
-  for (unsigned over = 0; over == 0;) {
-    patience.turn("bytes or arrivals of an mbarrier");
+  await("bytes or arrivals of an mbarrier", [&] {
+    unsigned over;
     asm volatile(
         "{\n"
         ".reg .pred over;\n"
@@ -48,18 +46,8 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, bool odd) {
         : "=r"(over)
         : "r"(shared_address(barrier)), "r"(unsigned(odd))
         : "memory");
-  }
-#else
-  asm volatile(
-      "{\n"
-      ".reg .pred over;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 over, [%0], %1;\n"
-      "@!over bra again;\n"
-      "}\n" ::"r"(shared_address(barrier)),
-      "r"(unsigned(odd))
-      : "memory");
-#endif
+    return over == 1;
+  });
   __syncwarp();  // lanes may have left the loop at different turns
 }
 

@@ -1,17 +1,13 @@
 // Each wrapper of device.h and mbarrier.h alone, for test_wrappers.py: kernels that do what the
-// wrapper's comment says and nothing else. One warp a block, unless a kernel says so. Their waits
-// are bounded, as those of cuda-check's build are.
+// wrapper's comment says and nothing else. One warp a block. Their waits are bounded,
+// as those of cuda-check's build are.
 #define RNNEXT_CUDA_BOUNDED 500
-#include <string_view>
-
 #include "cuda/mbarrier.h"
 
 using namespace rnnext::cuda;
 
-namespace {
-
 // The divisor comes behind the numbers.
-__global__ void divide_kernel(const int64_t* x, int64_t* out) {
+extern "C" __global__ void divide_kernel(const int64_t* x, int64_t* out) {
   out[threadIdx.x] = divide(x[threadIdx.x], x[32]);
 }
 
@@ -31,7 +27,7 @@ __global__ void copy_kernel(const unsigned char* in, unsigned char* out) {
 }
 
 // Two copies, of which the first must be there after a wait for all but one.
-__global__ void two_copies_kernel(const int* in, int* out) {
+extern "C" __global__ void two_copies_kernel(const int* in, int* out) {
   int* mine = reinterpret_cast<int*>(shared_memory()) + 2 * threadIdx.x;
   copy_async<4>(mine, in + threadIdx.x);
   copy_async_commit();
@@ -50,21 +46,21 @@ __global__ void mma_kernel(const uint32_t* a, float* d) {
   constexpr int Words = 8;
   const uint32_t* b = a + 16 * Words;
   const int g = threadIdx.x / 4, q = threadIdx.x % 4, k = Words / 2;
-  const uint32_t of_a[4] = {a[g * Words + q], a[(g + 8) * Words + q], a[g * Words + q + k],
-                            a[(g + 8) * Words + q + k]};
-  const uint32_t of_b[2] = {b[g * Words + q], b[g * Words + q + k]};
+  const uint4 of_a = {a[g * Words + q], a[(g + 8) * Words + q], a[g * Words + q + k],
+                      a[(g + 8) * Words + q + k]};
+  const uint2 of_b = {b[g * Words + q], b[g * Words + q + k]};
   float sums[4] = {1, 1, 1, 1};
   mma<T>(sums, of_a, of_b);
   for (int i = 0; i < 4; ++i) d[(g + i / 2 * 8) * 8 + q * 2 + i % 2] = sums[i];
 }
 
-__global__ void tf32_kernel(const float* in, float* out) {
+extern "C" __global__ void tf32_kernel(const float* in, float* out) {
   out[threadIdx.x] = __uint_as_float(to_tf32(in[threadIdx.x]));
 }
 
 // Each block reads what its neighbour in the cluster of 4 wrote: after stores to it and a barrier;
 // and by asynchronous stores that an mbarrier counts.
-__global__ void neighbours_kernel(const int* in, int* out) {
+extern "C" __global__ void neighbours_kernel(const int* in, int* out) {
   int* here = reinterpret_cast<int*>(shared_memory());
   cluster_sync();
   here[64 + threadIdx.x] = 0;
@@ -74,7 +70,7 @@ __global__ void neighbours_kernel(const int* in, int* out) {
   cluster_sync();
 }
 
-__global__ void async_kernel(const uint4* in, uint4* out) {
+extern "C" __global__ void async_kernel(const uint4* in, uint4* out) {
   uint4* here = reinterpret_cast<uint4*>(shared_memory());
   uint64_t* barrier = reinterpret_cast<uint64_t*>(here + 64);
   if (threadIdx.x == 0) barrier_init(barrier, 1);
@@ -94,7 +90,7 @@ __global__ void async_kernel(const uint4* in, uint4* out) {
 
 // Block 0 hands 32 numbers to block 1 by a flag; and by words that bring their number along. What
 // it passes on lies behind out.
-__global__ void flag_kernel(const int* in, int* out) {
+extern "C" __global__ void flag_kernel(const int* in, int* out) {
   int* passed = out + 32;
   unsigned* flag = reinterpret_cast<unsigned*>(out + 64);
   if (blockIdx.x == 0) {
@@ -107,7 +103,7 @@ __global__ void flag_kernel(const int* in, int* out) {
   }
 }
 
-__global__ void tagged_kernel(const int* in, int* out) {
+extern "C" __global__ void tagged_kernel(const int* in, int* out) {
   uint4* passed = reinterpret_cast<uint4*>(out + 32);
   const unsigned x = in[threadIdx.x];
   if (blockIdx.x == 0) {
@@ -118,33 +114,11 @@ __global__ void tagged_kernel(const int* in, int* out) {
   }
 }
 
-}  // namespace
-
-extern "C" cudaError_t run_wrapper(const char* name, const void* in, void* out) {
-  const auto run = [&]<typename In, typename Out>(void (*kernel)(const In*, Out*), int blocks = 1,
-                                                  unsigned cluster = 1, bool cooperative = false) {
-    const LaunchShape shape{.grid = dim3(blocks),
-                            .block = dim3(32),
-                            .shared_bytes = 2048,
-                            .cluster = cluster,
-                            .cooperative = cooperative};
-    return launch(kernel, shape, nullptr, static_cast<const In*>(in), static_cast<Out*>(out));
-  };
-  const std::string_view wanted(name);
-  if (wanted == "divide") return run(divide_kernel);
-  if (wanted == "round float16") return run(round_kernel<__half>);
-  if (wanted == "round bfloat16") return run(round_kernel<__nv_bfloat16>);
-  if (wanted == "round tf32") return run(tf32_kernel);
-  if (wanted == "copy 4") return run(copy_kernel<4>);
-  if (wanted == "copy 8") return run(copy_kernel<8>);
-  if (wanted == "copy 16") return run(copy_kernel<16>);
-  if (wanted == "two copies") return run(two_copies_kernel);
-  if (wanted == "mma float16") return run(mma_kernel<__half>);
-  if (wanted == "mma bfloat16") return run(mma_kernel<__nv_bfloat16>);
-  if (wanted == "mma tf32") return run(mma_kernel<Tf32>);
-  if (wanted == "neighbours") return run(neighbours_kernel, 8, 4);
-  if (wanted == "async") return run(async_kernel, 4, 4);
-  if (wanted == "flag") return run(flag_kernel, 2, 1, true);
-  if (wanted == "tagged") return run(tagged_kernel, 2, 1, true);
-  return cudaErrorInvalidValue;
-}
+template __global__ void round_kernel<__half>(const float*, __half*);
+template __global__ void round_kernel<__nv_bfloat16>(const float*, __nv_bfloat16*);
+template __global__ void copy_kernel<4>(const unsigned char*, unsigned char*);
+template __global__ void copy_kernel<8>(const unsigned char*, unsigned char*);
+template __global__ void copy_kernel<16>(const unsigned char*, unsigned char*);
+template __global__ void mma_kernel<__half>(const uint32_t*, float*);
+template __global__ void mma_kernel<__nv_bfloat16>(const uint32_t*, float*);
+template __global__ void mma_kernel<Tf32>(const uint32_t*, float*);

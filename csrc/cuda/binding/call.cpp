@@ -57,22 +57,13 @@ Geometry choice(Problem p) {
   }
 }
 
+// TF32 where the GEMMs beside the recurrence take it. (allowTF32CuBLAS() throws once a user has set
+// fp32_precision.)
 Compute compute_of(DType dtype) {
-  switch (dtype) {
-    case DType::f64:
-      return Compute::f64;
-    case DType::bf16:
-      return Compute::bf16;
-    case DType::f16:
-      return Compute::f16;
-    default: {
-      // What the GEMMs beside the recurrence do. (allowTF32CuBLAS() throws once a user has set
-      // fp32_precision.)
-      const auto precision =
-          at::globalContext().float32Precision(at::str2backend("cuda"), at::str2op("matmul"));
-      return precision == at::Float32Precision::TF32 ? Compute::tf32 : Compute::f32;
-    }
-  }
+  if (dtype != DType::f32) return static_cast<Compute>(dtype);
+  const auto precision =
+      at::globalContext().float32Precision(at::str2backend("cuda"), at::str2op("matmul"));
+  return precision == at::Float32Precision::TF32 ? Compute::tf32 : Compute::f32;
 }
 
 // Whether pairs of 16-bit elements lie at multiples of 4 bytes in all rows.
@@ -119,12 +110,8 @@ bool Call::readable(const Tensor& rows) const { return !reads_pairs || (p.paired
 
 Tensor Call::sources(const Tensor& rows) const {
   if (readable(rows)) return rows;
-  std::vector<int64_t> shape = rows.sizes().vec();
-  shape.back() = s.D;
-  shape.push_back(p.source_step);
-  const Tensor copy = empty(shape);
-  copy.narrow(-1, 0, s.H).copy_(rows.unflatten(-1, {s.D, s.H}));
-  return copy.flatten(-2);
+  const Tensor each = rows.unflatten(-1, {s.D, s.H});
+  return at::constant_pad_nd(each, {0, p.source_step - s.H}).contiguous().flatten(-2);
 }
 
 const int64_t* Call::constants(const std::vector<int64_t>& values) {
@@ -170,14 +157,18 @@ void Call::set_input(const Tensor& input, const OptionalTensor& index, TensorLis
 Tensor Call::enter() {
   if (!p.reset && p.form == Form::none) return {};
   const Tensor first = empty({s.D, s.B, s.H});
-  void* anew = nullptr;
   if (p.reset) {
     alive.push_back(empty(first.sizes()));
-    p.reset_output = anew = alive.back().data_ptr();
+    p.reset_output = alive.back().data_ptr();
   }
-  check_launch(launch_enter(p, first.data_ptr(), anew, compute, stream));
+  launch_around(Around::enter, {}, first);
   p.hx = keep(first);
   return first;
+}
+
+void Call::launch_around(Around what, const Tensor& from, const Tensor& to) const {
+  check_launch(cuda::launch_around(what, p, from.defined() ? from.const_data_ptr() : nullptr,
+                                   to.data_ptr(), compute, stream));
 }
 
 Tensor Call::empty_rows() const {
@@ -190,11 +181,7 @@ void Call::set_matrix(TensorList weight_hh, bool transposed) {
   p.matrix_stride = (s.H + block - 1) / block * block;
   for (int d = 0; d < p.D; ++d) {
     Tensor matrix = transposed ? weight_hh[d].t() : weight_hh[d];
-    if (p.matrix_stride != s.H) {
-      Tensor padded = at::zeros({s.H, p.matrix_stride}, options);
-      padded.narrow(1, 0, s.H).copy_(matrix);
-      matrix = padded;
-    }
+    if (p.matrix_stride != s.H) matrix = at::constant_pad_nd(matrix, {0, p.matrix_stride - s.H});
     matrix = matrix.contiguous();
     if (reinterpret_cast<uintptr_t>(matrix.const_data_ptr()) % 16) matrix = matrix.clone();
     p.matrix[d] = keep(matrix);

@@ -25,8 +25,9 @@ struct Call : ParsedCall {
   // The rows of the forward pass: ready, picked by an index, or the product with W_ih.
   void set_input(const Tensor& input, const OptionalTensor& index, TensorList weight_ih);
   const void* keep_sources(const Tensor& rows) { return keep(sources(rows)); }
-  // With a leak or resets: what enters W_hh first, as launch_enter says, and h_n.
+  // With a leak or resets: what enters W_hh first, as Around::enter says, and h_n.
   Tensor enter();
+  void launch_around(Around what, const Tensor& from, const Tensor& to) const;
 
   Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, options); }
   // Rows of output that kernels write where a sequence has the step: zeros elsewhere.

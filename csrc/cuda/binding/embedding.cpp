@@ -20,26 +20,6 @@
 namespace rnnext::cuda {
 namespace {
 
-// One record a device, in host memory that the device sees; kept until the process ends.
-struct ErrorRecord {
-  IndexErrorRecord *host, *device;
-};
-
-ErrorRecord record_of(c10::DeviceIndex device) {
-  static std::mutex mutex;
-  static std::map<c10::DeviceIndex, ErrorRecord> records;
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (const auto known = records.find(device); known != records.end()) return known->second;
-  const c10::cuda::CUDAGuard guard(device);
-  // Allowed while a stream is captured: nothing is enqueued.
-  c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
-  void *host = nullptr, *seen = nullptr;
-  check_launch(
-      cudaHostAlloc(&host, sizeof(IndexErrorRecord), cudaHostAllocMapped | cudaHostAllocPortable));
-  check_launch(cudaHostGetDevicePointer(&seen, host, 0));
-  return records[device] = {new (host) IndexErrorRecord{}, static_cast<IndexErrorRecord*>(seen)};
-}
-
 Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, bool) {
   check_embedding(weight, indices);
   const c10::cuda::CUDAGuard guard(weight.device());
@@ -60,11 +40,8 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, boo
 
 // Keys in ascending order and, for each, its position in the indices; equal keys keep their order.
 struct SortedIndices {
-  Tensor key_tensor, position_tensor;  // int32 [count]
+  Tensor keys, positions;  // int32 [count]
   int64_t count, rows;
-
-  const int32_t* keys() const { return key_tensor.const_data_ptr<int32_t>(); }
-  const int32_t* positions() const { return position_tensor.const_data_ptr<int32_t>(); }
 };
 
 SortedIndices sort_indices(const Tensor& grad, const Tensor& indices, int64_t rows,
@@ -86,8 +63,8 @@ SortedIndices sort_indices(const Tensor& grad, const Tensor& indices, int64_t ro
   check_launch(launch_embedding_keys(checked_indices(index, rows), padding_idx, key, position,
                                      at::cuda::getCurrentCUDAStream()));
   at::cuda::cub::radix_sort_pairs<int32_t, int32_t>(
-      key, sorted.key_tensor.mutable_data_ptr<int32_t>(), position,
-      sorted.position_tensor.mutable_data_ptr<int32_t>(), count,
+      key, sorted.keys.mutable_data_ptr<int32_t>(), position,
+      sorted.positions.mutable_data_ptr<int32_t>(), count,
       /*descending=*/false, /*begin_bit=*/0, at::cuda::cub::get_num_bits(uint64_t(rows)));
   return sorted;
 }
@@ -101,8 +78,8 @@ void reduce(const Tensor& grad, const SortedIndices& sorted, const int32_t* slot
   const Tensor partial = at::empty({embedding_partial_bytes(sorted.count, columns, dtype)},
                                    grad.options().dtype(at::kByte));
   const EmbeddingReduce params{.dtype = dtype,
-                               .keys = sorted.keys(),
-                               .positions = sorted.positions(),
+                               .keys = sorted.keys.const_data_ptr<int32_t>(),
+                               .positions = sorted.positions.const_data_ptr<int32_t>(),
                                .slots = slots,
                                .count = sorted.count,
                                .rows = sorted.rows,
@@ -129,7 +106,7 @@ std::tuple<Tensor, Tensor> embedding_sparse_backward(const Tensor& grad, const T
   const c10::cuda::CUDAGuard guard(grad.device());
   const SortedIndices sorted = sort_indices(grad, indices, num_weights, padding_idx);
   // Waits for the device: the size of a sparse gradient is data.
-  auto [rows, slots, _] = at::unique_consecutive(sorted.key_tensor, /*return_inverse=*/true);
+  auto [rows, slots, _] = at::unique_consecutive(sorted.keys, /*return_inverse=*/true);
   int64_t size = rows.numel();
   if (size > 0 && rows[size - 1].item<int32_t>() == num_weights) --size;  // keys without a gradient
   const Tensor values = at::empty({size, grad.size(-1)}, grad.options());
@@ -141,17 +118,28 @@ std::tuple<Tensor, Tensor> embedding_sparse_backward(const Tensor& grad, const T
 }  // namespace
 
 IndexErrorRecord* index_errors(c10::DeviceIndex device) {
-  const ErrorRecord record = record_of(device);
-  IndexErrorRecord* const host = record.host;
-  if (__atomic_load_n(&host->ready, __ATOMIC_ACQUIRE) != 0) {
-    const IndexErrorRecord error = *host;
-    host->ready = 0;
-    __atomic_store_n(&host->claimed, 0, __ATOMIC_RELEASE);
+  // In host memory that has the same address on the device; kept until the process ends.
+  static std::mutex mutex;
+  static std::map<c10::DeviceIndex, IndexErrorRecord*> records;
+  const std::lock_guard<std::mutex> lock(mutex);
+  IndexErrorRecord*& record = records[device];
+  if (record == nullptr) {
+    const c10::cuda::CUDAGuard guard(device);
+    // Allowed while a stream is captured: nothing is enqueued.
+    c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
+    void* host = nullptr;
+    check_launch(cudaHostAlloc(&host, sizeof(IndexErrorRecord), cudaHostAllocMapped));
+    record = new (host) IndexErrorRecord{};
+  }
+  if (__atomic_load_n(&record->ready, __ATOMIC_ACQUIRE) != 0) {
+    const IndexErrorRecord error = *record;
+    record->ready = 0;
+    __atomic_store_n(&record->claimed, 0, __ATOMIC_RELEASE);
     TORCH_CHECK_INDEX(false, "index out of range in self: indices.flatten()[", error.position,
                       "] = ", error.value, ", expected 0 <= index < ", error.bound,
                       " (in an earlier call on cuda:", int(device), ")");
   }
-  return record.device;
+  return record;
 }
 
 EmbeddingIndices checked_indices(const Tensor& indices, int64_t rows) {

@@ -102,19 +102,16 @@ class BackwardPass {
 
   void of_reset_state() {
     const Tensor sums = call_.empty(state_);
-    check_launch(launch_reset_sums(p_, sums.data_ptr(), call_.compute, call_.stream));
+    call_.launch_around(Around::reset_sums, {}, sums);
     const Tensor product = at::bmm(sums, at::stack(a_.weight_hh));
-    check_launch(launch_reset_gradient(p_, product.const_data_ptr(), grad_.reset_state.data_ptr(),
-                                       call_.compute, call_.stream));
+    call_.launch_around(Around::reset_gradient, product, grad_.reset_state);
   }
 
   // The output before each row's step, collected by a kernel.
   const Tensor& outputs_before() {
     if (before_.defined()) return before_;
     before_ = call_.empty({s_.N, width_});
-    if (s_.empty()) return before_;
-    check_launch(launch_previous_state(p_, outputs_.const_data_ptr(), before_.data_ptr(),
-                                       call_.compute, call_.stream));
+    if (!s_.empty()) call_.launch_around(Around::previous_state, outputs_, before_);
     return before_;
   }
 

@@ -1,5 +1,8 @@
 // The gather: rows of a table, copied.
-#include "cuda/embedding/common.cuh"
+#include <algorithm>
+#include <bit>
+
+#include "cuda/elements.cuh"
 
 namespace rnnext::cuda {
 namespace {
@@ -22,7 +25,7 @@ __device__ __forceinline__ void find_rows(const EmbeddingGather& p, int64_t firs
 // Rows are whole vectors, of the most bytes to which all are aligned. They pass L1 by, which has no
 // use for them, and are the first to leave L2.
 template <typename Vector>
-__global__ void __launch_bounds__(kEmbeddingThreads) gather(EmbeddingGather p) {
+__global__ void __launch_bounds__(kElementThreads) gather(EmbeddingGather p) {
   const int64_t first = int64_t(blockIdx.x) * blockDim.y * kRows + threadIdx.y;
   const int64_t vectors = p.row_bytes / int64_t(sizeof(Vector));
   const unsigned char* from[kRows];
@@ -46,9 +49,10 @@ __global__ void __launch_bounds__(kEmbeddingThreads) gather(EmbeddingGather p) {
 
 template <typename Vector>
 cudaError_t launch_gather(const EmbeddingGather& p, cudaStream_t stream) {
-  const unsigned lanes = lanes_for(p.row_bytes / int64_t(sizeof(Vector)), kEmbeddingThreads);
+  const auto vectors = uint64_t(p.row_bytes) / sizeof(Vector);
+  const auto lanes = unsigned(std::min<uint64_t>(std::bit_ceil(vectors), kElementThreads));
   LaunchShape shape;
-  shape.block = dim3(lanes, kEmbeddingThreads / lanes);
+  shape.block = dim3(lanes, kElementThreads / lanes);
   shape.grid = dim3(unsigned(divide_up(p.indices.count, int64_t(shape.block.y) * kRows)));
   return launch(gather<Vector>, shape, stream, p);
 }

@@ -1,5 +1,8 @@
 // The gradient of the table, by runs of equal keys.
-#include "cuda/embedding/common.cuh"
+#include <algorithm>
+#include <bit>
+
+#include "cuda/elements.cuh"
 
 namespace rnnext::cuda {
 namespace {
@@ -12,7 +15,7 @@ namespace {
 
 constexpr int kUnroll = 4;       // gradients loaded before the first is added
 constexpr int kReducers = 8;     // threads that share the parts of one run
-constexpr unsigned kLanes = 32;  // vectors of columns in a block
+constexpr uint64_t kLanes = 32;  // vectors of columns in a block, at most
 
 int64_t chunk_length(int64_t count) {
   int64_t length = 16;  // long enough that the parts are a small share of the traffic
@@ -40,7 +43,7 @@ __device__ __forceinline__ void write_row(const EmbeddingReduce& p, int64_t posi
 }
 
 template <typename T, int N>
-__global__ void __launch_bounds__(kEmbeddingThreads)
+__global__ void __launch_bounds__(kElementThreads)
     reduce_chunks(EmbeddingReduce p, int64_t chunk_size) {
   using Acc = Accumulate<T>;
   const int64_t chunk = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
@@ -92,7 +95,7 @@ __global__ void __launch_bounds__(kEmbeddingThreads)
 }
 
 template <typename T, int N>
-__global__ void __launch_bounds__(kEmbeddingThreads)
+__global__ void __launch_bounds__(kElementThreads)
     reduce_parts(EmbeddingReduce p, int64_t chunk_size) {
   using Acc = Accumulate<T>;
   const int64_t chunk = blockIdx.x;
@@ -146,10 +149,11 @@ __global__ void __launch_bounds__(kEmbeddingThreads)
 template <typename T, int N>
 cudaError_t launch_reduce(const EmbeddingReduce& p, cudaStream_t stream) {
   const int64_t chunk_size = chunk_length(p.count), chunks = divide_up(p.count, chunk_size);
-  const unsigned lanes = lanes_for(divide_up(p.columns, N), kLanes);
+  const auto vectors = uint64_t(divide_up(p.columns, N));
+  const auto lanes = unsigned(std::min(std::bit_ceil(vectors), kLanes));
   const auto tiles = unsigned(divide_up(p.columns, int64_t(lanes) * N));
   LaunchShape shape;
-  shape.block = dim3(lanes, kEmbeddingThreads / lanes);
+  shape.block = dim3(lanes, kElementThreads / lanes);
   shape.grid = dim3(unsigned(divide_up(chunks, shape.block.y)), tiles);
   cudaError_t error = launch(reduce_chunks<T, N>, shape, stream, p, chunk_size);
   if (error != cudaSuccess || chunks == 1) return error;
@@ -175,17 +179,7 @@ int64_t embedding_partial_bytes(int64_t count, int64_t columns, DType dtype) {
 
 cudaError_t launch_embedding_reduce(const EmbeddingReduce& p, cudaStream_t stream) {
   if (p.count == 0 || p.columns == 0 || p.rows == 0) return cudaSuccess;
-  switch (p.dtype) {
-    case DType::f32:
-      return launch_reduce<float>(p, stream);
-    case DType::f64:
-      return launch_reduce<double>(p, stream);
-    case DType::bf16:
-      return launch_reduce<__nv_bfloat16>(p, stream);
-    case DType::f16:
-      return launch_reduce<__half>(p, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_type(p.dtype, [&]<class T>(T) { return launch_reduce<T>(p, stream); });
 }
 
 }  // namespace rnnext::cuda

@@ -45,7 +45,7 @@ struct AnyForward : Forward<T, Any> {
   using Base::Base;
 
   __device__ void skip(int64_t state, T h) const {
-    if (p.form == Form::none) Base::skip(state, h);  // launch_enter did
+    if (p.form == Form::none) Base::skip(state, h);  // Around::enter did
   }
 
   template <int N>

@@ -1,9 +1,10 @@
 #include "cuda/recurrence/choice.h"
 
 #include <algorithm>
+#include <iterator>
+#include <optional>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 namespace rnnext::cuda {
 namespace {
@@ -28,9 +29,8 @@ constexpr double kL2Bytes = 32;
 constexpr double kHopperMma = 0.629;
 constexpr double kGemmEfficiency = 0.5;
 
-constexpr Path kPaths[] = {Path::step, Path::block, Path::cluster, Path::grid};
-constexpr const char* kNames[] = {"step", "block", "cluster", "grid"};
-constexpr int64_t kMaxH = 16384;    // past any card's capacity
+constexpr const char* kNames[] = {"step", "block", "cluster", "grid"};  // in the order of Path
+constexpr int64_t kMaxH = 16384;                                        // past any card's capacity
 constexpr int64_t kMaxB = 1 << 30;  // kernels count 2 B states, and B and a tile more, in an int
 
 auto ceil_div(auto a, auto b) { return (a + b - 1) / b; }
@@ -166,9 +166,13 @@ double step_cycles(const Problem& p, const Device& device, const Geometry& g) {
   return waves * (fixed + product + cell + exchange);
 }
 
-// Adds the geometries of one path and group size, of tiles of different sizes.
-void add_tiles(const Problem& p, const Device& device, Path path, int blocks,
-               std::vector<Geometry>& found) {
+void consider(const Geometry& g, std::optional<Geometry>& best) {
+  if (!best || g.cycles < best->cycles) best = g;
+}
+
+// Considers one path and group size, with tiles of different sizes.
+void consider(const Problem& p, const Device& device, Path path, int blocks,
+              std::optional<Geometry>& best) {
   const int64_t at_once = concurrent(device, path, blocks);
   if (at_once < (path == Path::grid ? p.D : 1)) return;
   const int64_t per_direction = std::max<int64_t>(1, at_once / p.D);
@@ -181,43 +185,34 @@ void add_tiles(const Problem& p, const Device& device, Path path, int blocks,
       g.cycles = kStart + (path == Path::grid ? kZeros : 0) +
                  g.slice * double(p.H) * element_size(p.compute) / kL2Bytes +
                  p.T * step_cycles(p, device, g);
-      found.push_back(g);
+      consider(g, best);
     }
     if (rows == 1) return;
   }
 }
 
-// The geometries of one path.
-std::vector<Geometry> geometries(const Problem& p, const Device& device, Path path) {
-  std::vector<Geometry> found;
+// Considers one path.
+void consider(const Problem& p, const Device& device, Path path, std::optional<Geometry>& best) {
   if (path == Path::step) {
-    found.emplace_back().cycles = p.T * step_cycles(p, device, Geometry{});
-    return found;
+    return consider(Geometry{.cycles = p.T * step_cycles(p, device, Geometry{})}, best);
   }
   const int needed = path == Path::cluster ? 90 : 80;  // mma, cp.async
-  if (device.capability < needed) return found;
-  if (p.H > kMaxH || p.T > INT32_MAX || p.B >= kMaxB) return found;
+  if (device.capability < needed) return;
+  if (p.H > kMaxH || p.T > INT32_MAX || p.B >= kMaxB) return;
   if (path == Path::block) {
-    add_tiles(p, device, path, 1, found);
+    consider(p, device, path, 1, best);
   } else if (path == Path::cluster) {
     for (int blocks = 2; blocks <= kMaxCluster; blocks *= 2) {
-      add_tiles(p, device, path, blocks, found);
+      consider(p, device, path, blocks, best);
     }
   } else {
     const int unit = tensor_cores(p.compute) ? 16 : 8;
     for (int slice = unit, last = 0; slice - unit < p.H; slice += unit) {
       const int blocks = static_cast<int>(ceil_div(p.H, slice));
-      if (blocks != last && blocks <= device.sm_count) add_tiles(p, device, path, blocks, found);
+      if (blocks != last && blocks <= device.sm_count) consider(p, device, path, blocks, best);
       last = blocks;
     }
   }
-  return found;
-}
-
-Geometry cheapest(const std::vector<Geometry>& of) {
-  return *std::min_element(of.begin(), of.end(), [](const Geometry& a, const Geometry& b) {
-    return a.cycles < b.cycles;
-  });
 }
 
 }  // namespace
@@ -236,15 +231,14 @@ int element_size(Compute compute) {
 
 Geometry choose(const Problem& p, const Device& device, const char* forced) {
   const std::string word = forced ? forced : "";
-  std::vector<Geometry> found;
+  std::optional<Geometry> best;
   bool known = false;
-  for (Path path : kPaths) {
-    if (!word.empty() && word != kNames[static_cast<int>(path)]) continue;
+  for (int path = 0; path < int(std::size(kNames)); ++path) {
+    if (!word.empty() && word != kNames[path]) continue;
     known = true;
-    const std::vector<Geometry> more = geometries(p, device, path);
-    found.insert(found.end(), more.begin(), more.end());
+    consider(p, device, Path(path), best);
   }
-  if (!found.empty()) return cheapest(found);
+  if (best) return *best;
   throw std::invalid_argument(
       "RNNEXT_CUDA_PATH=" + word +
       (known ? ": hidden size " + std::to_string(p.H) + " in this dtype does not fit on this device"

@@ -10,7 +10,7 @@ namespace rnnext::cuda {
 
 // Who shares the state: nobody (a GEMM and a cell kernel a step), one block, a cluster, the grid.
 enum class Path { step, block, cluster, grid };
-// The arithmetic: element type, or float32 elements multiplied as TF32.
+// The arithmetic: the element type, in the order of DType, or float32 elements multiplied as TF32.
 enum class Compute { f32, f64, bf16, f16, tf32 };
 
 // How a cluster or the grid passes a step's vector on: with fences (group.cuh), or by stores that

@@ -31,26 +31,17 @@ __device__ __forceinline__ uint2 bits_of(const Word& x) {
 // to every block, itself included. So a block that has all of buffer(n) knows that every thread of
 // the group is done with buffer(n - 1): the words of step n were stored after the product, and
 // after the reads, of step n - 1.
-class AsyncClusterGroup {
+class AsyncClusterGroup : public GroupBase {
  public:
+  using GroupBase::GroupBase;
   static constexpr int kArchitecture = 900;
   static constexpr bool kGathers = true;
 
-  __device__ AsyncClusterGroup(const DeviceCall&, const Geometry& g, int, int,
-                               unsigned char* shared)
-      : shared_(shared),
-        barriers_(reinterpret_cast<uint64_t*>(shared + g.barrier_offset)),
-        stride_(g.vector_stride),
-        bytes_(g.rows * g.vector_stride),
-        row_bytes_(g.row_bytes),
-        blocks_(g.active_blocks) {}
-
   __device__ void start() {
-    if (threadIdx.x < 2) barrier_init(barriers_ + threadIdx.x, kWarps);
+    if (threadIdx.x < 2) barrier_init(barrier(threadIdx.x), kWarps);
     barrier_init_fence();
     cluster_sync();
   }
-  __device__ unsigned char* buffer(unsigned n) const { return shared_ + n % 2 * bytes_; }
   __device__ void receive(unsigned n, bool first, int) {
     if (first) {
       __syncthreads();
@@ -70,51 +61,39 @@ class AsyncClusterGroup {
       all = make_uint4(from_lane<2>(mine.x, 0), from_lane<2>(mine.y, 0), from_lane<2>(mine.x, 1),
                        from_lane<2>(mine.y, 1));
     }
-    if (to.at / 16 * 16 >= row_bytes_) return;  // past the vector's end
-    const int offset = to.row * stride_ + to.at / 16 * 16;
+    if (to.at / 16 * 16 >= g.row_bytes) return;  // past the vector's end
+    const int offset = to.row * g.vector_stride + to.at / 16 * 16;
 #pragma unroll 1
-    for (int peer = threadIdx.x % kLanes; peer < blocks_; peer += kLanes) {
+    for (int peer = threadIdx.x % kLanes; peer < g.active_blocks; peer += kLanes) {
       store_async(peer_address(buffer(n + 1) + offset, peer), all,
-                  peer_address(barriers_ + (n + 1) % 2, peer));
+                  peer_address(barrier(n + 1), peer));
     }
   }
   __device__ void finish(unsigned n, int rows) {
     __syncwarp();
     if (threadIdx.x % 32 > 0) return;
-    barrier_arrive(barriers_ + (n + 1) % 2, threadIdx.x == 0 ? rows * row_bytes_ : 0);
+    barrier_arrive(barrier(n + 1), threadIdx.x == 0 ? rows * g.row_bytes : 0);
   }
   __device__ void close(unsigned n, int) { wait(n); }
 
  private:
-  // For the vectors of step n >= 1: the phases of its barrier are steps n, n + 2, ...
-  __device__ void wait(unsigned n) { barrier_wait(barriers_ + n % 2, (n - 1) / 2 % 2 == 1); }
-
-  unsigned char* shared_;
-  uint64_t* barriers_;
-  int stride_, bytes_, row_bytes_, blocks_;
+  // For the vectors of step n.
+  __device__ uint64_t* barrier(unsigned n) const {
+    return reinterpret_cast<uint64_t*>(shared + g.barrier_offset) + n % 2;
+  }
+  // The phases of step n's barrier, n >= 1, are steps n, n + 2, ...
+  __device__ void wait(unsigned n) { barrier_wait(barrier(n), (n - 1) / 2 % 2 == 1); }
 };
 
 // Through L2 in words of 16 bytes: 12 of a vector, and the number of the step as a tag. A word is
 // stored and loaded in one access, so whoever sees the tag has the 12 bytes: nothing else needs an
 // order. Two buffers, for step n + 1 is published by those alone who have seen all of step n.
-class TaggedGridGroup {
+class TaggedGridGroup : public GroupBase {
  public:
-  static constexpr int kArchitecture = 800;
+  using GroupBase::GroupBase;
   static constexpr bool kGathers = true;
 
-  __device__ TaggedGridGroup(const DeviceCall& p, const Geometry& g, int group, int,
-                             unsigned char* shared)
-      : exchange_(reinterpret_cast<uint4*>(p.exchange)),
-        shared_(shared),
-        group_(group),
-        groups_(g.groups),
-        rows_(g.rows),
-        row_words_(g.row_words),
-        divisor_(g.row_divisor),
-        stride_(g.vector_stride),
-        wide_(g.wide_words) {}
-  __device__ void start() {}
-  __device__ unsigned char* buffer(unsigned) const { return shared_; }
+  __device__ unsigned char* buffer(unsigned) const { return shared; }
   __device__ void receive(unsigned n, bool first, int rows) {
     if (!first) {
       __syncthreads();  // finish() reads the states that wait, of the vector before
@@ -125,10 +104,10 @@ class TaggedGridGroup {
   template <typename Word>
   __device__ void publish(unsigned n, const Destination& to, const Word& x) {
     const uint2 mine = bits_of(x);
-    uint4* row = travelling(n + 1) + to.row * row_words_;
+    uint4* row = travelling(n + 1) + to.row * g.row_words;
     if constexpr (sizeof(Word) == 8) {
       const int word = to.at / 8;
-      if (word < row_words_) store_relaxed(row + word, make_uint4(mine.x, mine.y, 0, n + 1));
+      if (word < g.row_words) store_relaxed(row + word, make_uint4(mine.x, mine.y, 0, n + 1));
     } else {
       // Words 3 k, 3 k + 1, 3 k + 2 of eight, for lanes k = 0, 1, 2.
       const int lane = threadIdx.x % 8, from = 3 * min(lane, 2);
@@ -138,14 +117,13 @@ class TaggedGridGroup {
       all.z = from_lane<8>(mine.x, min(from + 2, 7));
       all.w = n + 1;
       const int word = to.at / 32 * 3 + lane;
-      if (lane < 3 && word < row_words_) store_relaxed(row + word, all);
+      if (lane < 3 && word < g.row_words) store_relaxed(row + word, all);
     }
   }
-  __device__ void finish(unsigned, int) {}
   // Whoever goes on without the vectors of step n may not overwrite what others still wait for.
   __device__ void close(unsigned n, int rows) {
     const uint4* from = travelling(n);
-    for (int i = threadIdx.x; i < rows * row_words_; i += kThreads) await_word(from + i, n);
+    for (int i = threadIdx.x; i < rows * g.row_words; i += kThreads) await_word(from + i, n);
     __syncthreads();
   }
 
@@ -153,11 +131,12 @@ class TaggedGridGroup {
   static constexpr int kAtOnce = 2;  // loads under way
 
   __device__ uint4* travelling(unsigned n) const {
-    return exchange_ + int64_t(n % 2 * groups_ + group_) * (rows_ * row_words_);
+    return reinterpret_cast<uint4*>(p.exchange) +
+           int64_t(n % 2 * g.groups + index) * (g.rows * g.row_words);
   }
   __device__ void collect(unsigned n, int rows) {
     const uint4* from = travelling(n);
-    const int words = rows * row_words_;
+    const int words = rows * g.row_words;
 #pragma unroll 1
     for (int first = threadIdx.x; first < words; first += kThreads * kAtOnce) {
       uint4 x[kAtOnce];
@@ -177,25 +156,18 @@ class TaggedGridGroup {
   }
   // Word i of all rows, to the vectors.
   __device__ void put(int i, const uint4& x) {
-    const int row = divide(i, divisor_), word = i - row * row_words_;
-    unsigned char* to = shared_ + row * stride_;
-    if (wide_) {
+    const int row = divide(i, g.row_divisor), word = i - row * g.row_words;
+    unsigned char* to = shared + row * g.vector_stride;
+    if (g.wide_words) {
       *reinterpret_cast<uint2*>(to + word * 8) = make_uint2(x.x, x.y);
       return;
     }
     const int at = word / 3 * 32 + word % 3 * 12;
     unsigned* at_words = reinterpret_cast<unsigned*>(to + at);
-    if (at < stride_) at_words[0] = x.x;  // the last words may end past the vector
-    if (at + 4 < stride_) at_words[1] = x.y;
-    if (at + 8 < stride_ && word % 3 < 2) at_words[2] = x.z;
+    if (at < g.vector_stride) at_words[0] = x.x;  // the last words may end past the vector
+    if (at + 4 < g.vector_stride) at_words[1] = x.y;
+    if (at + 8 < g.vector_stride && word % 3 < 2) at_words[2] = x.z;
   }
-
-  uint4* exchange_;
-  unsigned char* shared_;
-  int group_, groups_, rows_, row_words_;
-  unsigned divisor_;
-  int stride_;
-  bool wide_;
 };
 
 }  // namespace rnnext::cuda

@@ -24,40 +24,48 @@ struct Destination {
   int row, at;  // the sequence, and bytes into its vector
 };
 
-class BlockGroup {
+// What the groups have in common: their place in the launch, and two buffers of vectors, with which
+// this block's shared memory begins.
+class GroupBase {
  public:
   static constexpr int kArchitecture = 800;
   static constexpr bool kGathers = false;
-  __device__ BlockGroup(const DeviceCall&, const Geometry& g, int, int, unsigned char* shared)
-      : shared_(shared), stride_(g.vector_stride), bytes_(g.rows * g.vector_stride) {}
+  __device__ GroupBase(const DeviceCall& p, const Geometry& g, int index, unsigned char* shared)
+      : p(p), g(g), index(index), shared(shared) {}
   __device__ void start() {}
-  __device__ unsigned char* buffer(unsigned n) const { return shared_ + n % 2 * bytes_; }
-  __device__ void receive(unsigned, bool, int) { __syncthreads(); }
-  template <typename Word>
-  __device__ void publish(unsigned n, const Destination& to, const Word& x) {
-    *reinterpret_cast<Word*>(buffer(n + 1) + to.row * stride_ + to.at) = x;
+  __device__ unsigned char* buffer(unsigned n) const {
+    return shared + n % 2 * (g.rows * g.vector_stride);
   }
   __device__ void finish(unsigned, int) {}
   __device__ void close(unsigned, int) {}
 
- private:
-  unsigned char* shared_;
-  int stride_, bytes_;
+ protected:
+  template <typename Word>
+  __device__ Word* word(unsigned char* vectors, const Destination& to) const {
+    return reinterpret_cast<Word*>(vectors + to.row * g.vector_stride + to.at);
+  }
+
+  const DeviceCall& p;
+  const Geometry& g;
+  const int index;  // of the group
+  unsigned char* const shared;
 };
 
-// Two buffers in every block: a peer writes buffer(n + 1) while this block still reads buffer(n),
-// and nobody gets to step n + 1 before all have arrived at the end of step n.
-class ClusterGroup {
- public:
+struct BlockGroup : GroupBase {
+  using GroupBase::GroupBase;
+  __device__ void receive(unsigned, bool, int) { __syncthreads(); }
+  template <typename Word>
+  __device__ void publish(unsigned n, const Destination& to, const Word& x) {
+    *word<Word>(buffer(n + 1), to) = x;
+  }
+};
+
+// A peer writes buffer(n + 1) while this block still reads buffer(n), and nobody gets to step n + 1
+// before all have arrived at the end of step n.
+struct ClusterGroup : GroupBase {
+  using GroupBase::GroupBase;
   static constexpr int kArchitecture = 900;
-  static constexpr bool kGathers = false;
-  __device__ ClusterGroup(const DeviceCall&, const Geometry& g, int, int, unsigned char* shared)
-      : shared_(shared),
-        stride_(g.vector_stride),
-        bytes_(g.rows * g.vector_stride),
-        blocks_(g.blocks) {}
   __device__ void start() { cluster_sync(); }  // no write to a block that has not begun
-  __device__ unsigned char* buffer(unsigned n) const { return shared_ + n % 2 * bytes_; }
   __device__ void receive(unsigned, bool first, int) {
     if (first) {
       __syncthreads();
@@ -67,45 +75,29 @@ class ClusterGroup {
   }
   template <typename Word>
   __device__ void publish(unsigned n, const Destination& to, const Word& x) {
-    Word* mine = reinterpret_cast<Word*>(buffer(n + 1) + to.row * stride_ + to.at);
-    for (int peer = 0; peer < blocks_; ++peer) *peer_shared(mine, peer) = x;
+    Word* mine = word<Word>(buffer(n + 1), to);
+    for (int peer = 0; peer < g.blocks; ++peer) *peer_shared(mine, peer) = x;
   }
   __device__ void finish(unsigned, int) { cluster_arrive(); }
   __device__ void close(unsigned, int) { cluster_wait(); }  // nor to one that has ended
-
- private:
-  unsigned char* shared_;
-  int stride_, bytes_, blocks_;
 };
 
 // Through L2: two buffers in global memory, copied into one in shared memory, and a flag per block
 // that counts the steps it has published. A block that publishes for step n + 1 has seen every flag
 // at n, so all blocks have copied what that buffer held before.
-class GridGroup {
+class GridGroup : public GroupBase {
  public:
-  static constexpr int kArchitecture = 800;
-  static constexpr bool kGathers = false;
-  __device__ GridGroup(const DeviceCall& p, const Geometry& g, int group, int,
-                       unsigned char* shared)
-      : flags_(p.flags),
-        exchange_(p.exchange),
-        shared_(shared),
-        group_(group),
-        blocks_(g.blocks),
-        groups_(g.groups),
-        rows_(g.rows),
-        vector_stride_(g.vector_stride) {}
-  __device__ void start() {}
-  __device__ unsigned char* buffer(unsigned) const { return shared_; }
+  using GroupBase::GroupBase;
+  __device__ unsigned char* buffer(unsigned) const { return shared; }
   __device__ void receive(unsigned n, bool first, int rows) {
-    for (int block = threadIdx.x; block < blocks_; block += kThreads) {
-      await_flag(flags_ + group_ * blocks_ + block, n);
+    for (int block = threadIdx.x; block < g.blocks; block += kThreads) {
+      await_flag(p.flags + index * g.blocks + block, n);
     }
     __syncthreads();
     if (first) return;
     const unsigned char* from = travelling(n);
-    for (int i = threadIdx.x * 16; i < rows * vector_stride_; i += kThreads * 16) {
-      copy_async<16>(shared_ + i, from + i);  // past L1, which may hold what lay there before
+    for (int i = threadIdx.x * 16; i < rows * g.vector_stride; i += kThreads * 16) {
+      copy_async<16>(shared + i, from + i);  // past L1, which may hold what lay there before
     }
     copy_async_commit();
     copy_async_wait<0>();
@@ -113,24 +105,18 @@ class GridGroup {
   }
   template <typename Word>
   __device__ void publish(unsigned n, const Destination& to, const Word& x) {
-    *reinterpret_cast<Word*>(travelling(n + 1) + to.row * vector_stride_ + to.at) = x;
+    *word<Word>(travelling(n + 1), to) = x;
   }
   __device__ void finish(unsigned n, int) {
     __syncthreads();
-    if (threadIdx.x == 0) store_release(flags_ + blockIdx.x, n + 1);
+    if (threadIdx.x == 0) store_release(p.flags + blockIdx.x, n + 1);
   }
-  __device__ void close(unsigned, int) {}
 
  private:
   // This group's vectors of step n in global memory.
   __device__ unsigned char* travelling(unsigned n) const {
-    return exchange_ + int64_t(n % 2 * groups_ + group_) * (rows_ * vector_stride_);
+    return p.exchange + int64_t(n % 2 * g.groups + index) * (g.rows * g.vector_stride);
   }
-
-  unsigned* flags_;
-  unsigned char* exchange_;
-  unsigned char* shared_;
-  int group_, blocks_, groups_, rows_, vector_stride_;
 };
 
 }  // namespace rnnext::cuda

@@ -55,7 +55,7 @@ struct Resident {
         rank(blockIdx.x % g.blocks),
         first_unit(rank * g.slice),
         pass(p),
-        group(p, g, group_index, rank, shared) {}
+        group(p, g, group_index, shared) {}
 
   __device__ void run() {
     load();
@@ -92,7 +92,7 @@ struct Resident {
     for (int i = threadIdx.x * 16; i < g.part_offset; i += kThreads * 16) {
       *reinterpret_cast<uint4*>(shared + i) = make_uint4(0, 0, 0, 0);
     }
-    engine.load(of_direction(p.matrix, d()), p.matrix_stride, first_unit, units(), g, shared);
+    engine.load(of_direction(p.matrix, d()), p.matrix_stride, first_unit, units(), g);
     __syncthreads();
   }
 
@@ -275,6 +275,45 @@ __global__ void __launch_bounds__(kThreads, 1)
     Resident<Engine, Pass, Group>(p, g, shared_memory()).run();
   } else {
     __trap();  // compiled_for() keeps older code from being launched
+  }
+}
+
+// The tagged exchange is compiled where both are to be compared, until a GPU has decided.
+template <class Engine, class Pass>
+Kernel kernel_with(const Geometry& g) {
+#ifdef RNNEXT_CUDA_TAGGED
+  if (g.exchange == Exchange::tagged) {
+    if (g.path == Path::cluster) return recurrence_kernel<Engine, Pass, AsyncClusterGroup>;
+    if (g.path == Path::grid) return recurrence_kernel<Engine, Pass, TaggedGridGroup>;
+  }
+#endif
+  switch (g.path) {
+    case Path::block:
+      return recurrence_kernel<Engine, Pass, BlockGroup>;
+    case Path::cluster:
+      return recurrence_kernel<Engine, Pass, ClusterGroup>;
+    case Path::grid:
+      return recurrence_kernel<Engine, Pass, GridGroup>;
+    default:
+      return nullptr;
+  }
+}
+
+template <class Engine>
+Kernel kernel_of(const Geometry& g, CellKind cell, bool backward) {
+  using T = typename Engine::Storage;
+  using Tanh = Fixed<Nonlinearity::tanh>;
+  using Relu = Fixed<Nonlinearity::relu>;
+  switch (cell) {
+    case CellKind::tanh:
+      return backward ? kernel_with<Engine, Backward<T, Tanh>>(g)
+                      : kernel_with<Engine, Forward<T, Tanh>>(g);
+    case CellKind::relu:
+      return backward ? kernel_with<Engine, Backward<T, Relu>>(g)
+                      : kernel_with<Engine, Forward<T, Relu>>(g);
+    default:
+      return backward ? kernel_with<Engine, AnyBackward<T>>(g)
+                      : kernel_with<Engine, AnyForward<T>>(g);
   }
 }
 

@@ -1,6 +1,6 @@
-#include "cuda/recurrence/instantiate.cuh"
+#include "cuda/recurrence/kernel.cuh"
 
 namespace rnnext::cuda {
-template Kernel kernel_of<MatrixEngine<__nv_bfloat16, __nv_bfloat16>>(Path, Exchange, CellKind,
+template Kernel kernel_of<MatrixEngine<__nv_bfloat16, __nv_bfloat16>>(const Geometry&, CellKind,
                                                                       bool);
 }

@@ -1,5 +1,5 @@
-#include "cuda/recurrence/instantiate.cuh"
+#include "cuda/recurrence/kernel.cuh"
 
 namespace rnnext::cuda {
-template Kernel kernel_of<ScalarEngine<double>>(Path, Exchange, CellKind, bool);
+template Kernel kernel_of<ScalarEngine<double>>(const Geometry&, CellKind, bool);
 }

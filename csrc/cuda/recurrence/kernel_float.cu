@@ -1,5 +1,5 @@
-#include "cuda/recurrence/instantiate.cuh"
+#include "cuda/recurrence/kernel.cuh"
 
 namespace rnnext::cuda {
-template Kernel kernel_of<ScalarEngine<float>>(Path, Exchange, CellKind, bool);
+template Kernel kernel_of<ScalarEngine<float>>(const Geometry&, CellKind, bool);
 }

@@ -17,7 +17,7 @@ namespace rnnext::cuda {
 // are GEMMs outside of the kernels: `input` is ready pre-activations or a table of them, weight_ih
 // and weight_hh are not read, and of `grad_out` the kernels write `pre`, in T, and `hx`.
 //
-// With resets or a leak, launch_enter() comes first, and `hx` is what it wrote. alpha[0] is the
+// With resets or a leak, Around::enter comes first, and `hx` is what it wrote. alpha[0] is the
 // whole of [D*H].
 struct DeviceCall : Recurrence {
   RecurrenceGrad grad;
@@ -28,8 +28,8 @@ struct DeviceCall : Recurrence {
   // read 16-bit types, H rounded up to even. Their words of 4 bytes are all aligned.
   int64_t source_step = 0;
 
-  const int* marks = nullptr;          // [T,B] reset, in words that cp.async can copy
-  const void* reset_output = nullptr;  // [D,B,H] what enters W_hh after a reset
+  const int* marks = nullptr;    // [T,B] reset, in words that cp.async can copy
+  void* reset_output = nullptr;  // [D,B,H] what enters W_hh after a reset
   // Of the backward pass of a leak. What goes past W_hh to the state before a step: [D,B,H] in
   // Accumulate<T>, zeroed by the caller. And the gradient of what is mixed, [N, D*H], or null: not
   // wanted. (Of it, and of `saved`, rows past a sequence's end are left alone.)
@@ -62,29 +62,30 @@ using Kernel = void (*)(DeviceCall, Geometry);
 // All other nonlinearities, every leak, and every call with resets share theirs, which branch at
 // run time.
 enum class CellKind { tanh, relu, any };
+// Each engine (engine.cuh) has a kernel_<type>.cu, so that they compile side by side.
+template <class Engine>
+Kernel kernel_of(const Geometry& geometry, CellKind cell, bool backward);
 
 // The step path's cell: one launch a step.
 cudaError_t launch_step(const DeviceCall& call, const Step& step, Compute compute, bool backward,
                         cudaStream_t stream);
 
-// What the first step of each sequence multiplies with W_hh, and what does a step after a reset:
-// the outputs of hx or of reset_state, each [D,B,H]. And call.h_n, unless it is null: the states
-// before the first steps. `anew` may be null.
-cudaError_t launch_enter(const DeviceCall& call, void* first, void* anew, Compute compute,
-                         cudaStream_t stream);
-
-// The gradient of reset_state, in two parts. First the sums over resets of the gradients of the
-// pre-activations, [D,B,H]; then the gradient itself, from their product with W_hh. With a leak
-// `mixed` is read.
-cudaError_t launch_reset_sums(const DeviceCall& call, void* sums, Compute compute,
-                              cudaStream_t stream);
-cudaError_t launch_reset_gradient(const DeviceCall& call, const void* product, void* grad,
-                                  Compute compute, cudaStream_t stream);
-
-// previous[row, d*H + u] = the state before row's step: of `steps`, [N, D*H], or what hx and
-// reset_output hold (null: zeros).
-cudaError_t launch_previous_state(const DeviceCall& call, const void* steps, void* previous,
-                                  Compute compute, cudaStream_t stream);
+// What surrounds the steps, `from` something `to` something. All but previous_state are of [D,B,H].
+enum class Around {
+  // Writes what the first step of each sequence multiplies with W_hh: the output of hx. What a step
+  // after a reset does, to call.reset_output; and the states before the first steps, to call.h_n.
+  // Either may be null.
+  enter,
+  // The gradient of reset_state, in two parts: the sums over resets of the gradients of the
+  // pre-activations; and, from their product with W_hh, itself. With a leak `mixed` is read.
+  reset_sums,
+  reset_gradient,
+  // The state before each row's step, [N, D*H]: of those steps, or what hx and reset_output hold
+  // (null: zeros).
+  previous_state,
+};
+cudaError_t launch_around(Around what, const DeviceCall& call, const void* from, void* to,
+                          Compute compute, cudaStream_t stream);
 
 // rows[i] = index i, or 0 where it is out of range, which is reported. count > 0.
 cudaError_t launch_table_rows(const EmbeddingIndices& indices, int64_t* rows, cudaStream_t stream);

@@ -60,7 +60,7 @@ __device__ Int time_of(bool reverse, Int T, Int s) {
 
 // What a pass hands on from its step t is replaced if there is a mark at the step that this
 // returns: forward, because the next step begins an episode; backward, because t does. (No forward
-// pass has a step before a mark at 0: what begins with it is up to launch_enter.)
+// pass has a step before a mark at 0: what begins with it is up to Around::enter.)
 template <class Pass, class Int>
 __device__ Int mark_of(bool reverse, Int t) {
   return t + (reverse == Pass::kBackward);

@@ -1,36 +1,11 @@
 // The resident kernels: which one runs a call, how many of its clusters fit, and its launch.
 #include <algorithm>
 
-#include "cuda/device.h"
+#include "cuda/recurrence/engine.cuh"
 #include "cuda/recurrence/launch.h"
 
 namespace rnnext::cuda {
-
-template <typename Format, typename Element>
-class MatrixEngine;
-template <typename Element>
-class ScalarEngine;
-template <class Engine>  // in kernel_<type>.cu
-Kernel kernel_of(Path path, Exchange exchange, CellKind cell, bool backward);
-
 namespace {
-
-Kernel resident_kernel(Path path, Exchange exchange, Compute compute, CellKind cell,
-                       bool backward) {
-  switch (compute) {
-    case Compute::f32:
-      return kernel_of<ScalarEngine<float>>(path, exchange, cell, backward);
-    case Compute::f64:
-      return kernel_of<ScalarEngine<double>>(path, exchange, cell, backward);
-    case Compute::f16:
-      return kernel_of<MatrixEngine<__half, __half>>(path, exchange, cell, backward);
-    case Compute::bf16:
-      return kernel_of<MatrixEngine<__nv_bfloat16, __nv_bfloat16>>(path, exchange, cell, backward);
-    case Compute::tf32:
-      return kernel_of<MatrixEngine<Tf32, float>>(path, exchange, cell, backward);
-  }
-  return nullptr;
-}
 
 CellKind cell_of(const DeviceCall& p) {
   if (p.reset || p.form != Form::none) return CellKind::any;
@@ -43,7 +18,7 @@ CellKind cell_of(const DeviceCall& p) {
 
 cudaError_t describe(Device* device) {
   const Kernel kernel =
-      resident_kernel(Path::cluster, Exchange::fenced, Compute::f32, CellKind::tanh, true);
+      kernel_of<ScalarEngine<float>>({.path = Path::cluster}, CellKind::tanh, true);
   const void* function = reinterpret_cast<const void*>(kernel);
   int index = 0, major = 0, minor = 0;
   cudaFuncAttributes code = {};
@@ -77,8 +52,12 @@ cudaError_t describe(Device* device) {
 
 cudaError_t launch_resident(const DeviceCall& p, const Geometry& geometry, Compute compute,
                             bool backward, cudaStream_t stream) {
-  const Kernel kernel =
-      resident_kernel(geometry.path, geometry.exchange, compute, cell_of(p), backward);
+  // In the order of Compute.
+  constexpr decltype(&kernel_of<ScalarEngine<float>>) kKernels[] = {
+      kernel_of<ScalarEngine<float>>, kernel_of<ScalarEngine<double>>,
+      kernel_of<MatrixEngine<__nv_bfloat16, __nv_bfloat16>>,
+      kernel_of<MatrixEngine<__half, __half>>, kernel_of<MatrixEngine<Tf32, float>>};
+  const Kernel kernel = kKernels[static_cast<int>(compute)](geometry, cell_of(p), backward);
   if (!kernel) return cudaErrorInvalidValue;
   const LaunchShape shape{
       .grid = dim3(geometry.groups * geometry.blocks),

@@ -1,10 +1,54 @@
-// What surrounds the loop over the steps: what enters W_hh first and after resets, the gradient of
-// reset_state, and the states before each row, with which the gradients of W_hh and alpha are made.
+// The kernels of one thread an element of the state: what the step path does beside a GEMM a step;
+// and what surrounds the loop over the steps on every path (Around).
+#include "cuda/elements.cuh"
 #include "cuda/recurrence/any_pass.cuh"
-#include "cuda/recurrence/elements.cuh"
 
 namespace rnnext::cuda {
 namespace {
+
+// One step of every sequence and direction; a thread is element (b, u).
+template <class Pass>
+__global__ void step_kernel(const DeviceCall p, const Step step) {
+  using Element = typename Pass::Element;
+  using A = Accumulate<Element>;
+  using One = Word<Element, 1>;
+  const int64_t i = element();
+  const int d = blockIdx.y;
+  const int64_t b = i / p.H, u = i % p.H;
+  if (b >= p.B) return;
+  const Pass pass(p);
+  const bool reverse = of_direction(p.reverse, d);
+  const int64_t t = time_of<Pass>(reverse, p.T, step.number), length = p.length(b);
+  Place at;
+  at.row = step.number < p.T ? p.row(t, b) : 0;
+  at.column = static_cast<int>(d * p.H + u);
+  at.state = (d * p.B + b) * p.H + u;
+  at.units = 1;
+  set_step(at, p, Span<int64_t>{length, reverse}, t);
+  const One* read[Pass::kSources];
+#pragma unroll
+  for (int k = 0; k < Pass::kSources; ++k) {
+    const bool reads = at.inside && pass.given(k);
+    if (!reads) {
+      read[k] = nullptr;
+      continue;
+    }
+    const int64_t* picked = p.input.index ? p.input.index + at.row : nullptr;
+    const Element* row = pass.source(k, t, b, at.row, picked);
+    read[k] = reinterpret_cast<const One*>(row + d * p.source_step + u);
+  }
+  const bool reads = step.product && (at.inside || at.precedes);
+  const A product[1] = {reads ? to_float(static_cast<const Element*>(step.product)[at.state])
+                              : A(0)};
+  const A bias = pass.bias(d, u);
+  One* v = static_cast<One*>(step.v) + at.state;
+  const One next = pass.step(at, product, read, &bias, *v);
+  if (step.number == p.T) return;
+  const int64_t mark = mark_of<Pass>(reverse, t);
+  const bool restarts = p.reset && replaces<Pass>(mark, length) && p.reset[mark * p.B + b];
+  *v = restarts ? pass.template restart<1>(at) : next;
+  pass.store(at, next);
+}
 
 template <typename T>
 __device__ T state_at(const void* states, int64_t i) {
@@ -13,7 +57,7 @@ __device__ T state_at(const void* states, int64_t i) {
 
 // A thread is element (b, u).
 template <typename T>
-__global__ void enter_kernel(const DeviceCall p, T* first, T* anew) {
+__global__ void enter_kernel(const DeviceCall p, const T*, T* first) {
   const int64_t b = element() / p.H;
   if (b >= p.B) return;
   const int d = blockIdx.y;
@@ -28,7 +72,7 @@ __global__ void enter_kernel(const DeviceCall p, T* first, T* anew) {
   const T state = restarts ? reset : state_at<T>(p.hx, i);
   if (p.h_n) static_cast<T*>(p.h_n)[i] = state;
   first[i] = output(state);
-  if (anew) anew[i] = output(reset);
+  if (p.reset_output) static_cast<T*>(p.reset_output)[i] = output(reset);
 }
 
 // The sum of element (b, u) of rows [N, D*H] over the steps that begin an episode.
@@ -47,7 +91,7 @@ __device__ Accumulate<T> sum_over_resets(const DeviceCall& p, const void* rows) 
 
 // A thread is element (b, u), as below.
 template <typename T>
-__global__ void reset_sums_kernel(const DeviceCall p, T* sums) {
+__global__ void reset_sums_kernel(const DeviceCall p, const T*, T* sums) {
   if (element() >= p.B * p.H) return;
   const auto sum = sum_over_resets<T>(p, p.grad_out.pre);
   sums[blockIdx.y * p.B * p.H + element()] = from_float<T>(sum);
@@ -93,34 +137,23 @@ __global__ void previous_state_kernel(const DeviceCall p, const T* steps, T* pre
 
 }  // namespace
 
-cudaError_t launch_enter(const DeviceCall& p, void* first, void* anew, Compute compute,
-                         cudaStream_t stream) {
+// One kernel for every cell: it waits for memory, not for a branch.
+cudaError_t launch_step(const DeviceCall& p, const Step& step, Compute compute, bool backward,
+                        cudaStream_t stream) {
   return with_type(compute, [&]<class T>(T) {
-    return launch(enter_kernel<T>, elements(p.B * p.H, p.D), stream, p, static_cast<T*>(first),
-                  static_cast<T*>(anew));
+    return launch(backward ? step_kernel<AnyBackward<T>> : step_kernel<AnyForward<T>>,
+                  elements(p.B * p.H, p.D), stream, p, step);
   });
 }
 
-cudaError_t launch_reset_sums(const DeviceCall& p, void* sums, Compute compute,
-                              cudaStream_t stream) {
+cudaError_t launch_around(Around what, const DeviceCall& p, const void* from, void* to,
+                          Compute compute, cudaStream_t stream) {
+  const int64_t steps = what == Around::previous_state ? p.T : 1;
   return with_type(compute, [&]<class T>(T) {
-    return launch(reset_sums_kernel<T>, elements(p.B * p.H, p.D), stream, p, static_cast<T*>(sums));
-  });
-}
-
-cudaError_t launch_reset_gradient(const DeviceCall& p, const void* product, void* grad,
-                                  Compute compute, cudaStream_t stream) {
-  return with_type(compute, [&]<class T>(T) {
-    return launch(reset_gradient_kernel<T>, elements(p.B * p.H, p.D), stream, p,
-                  static_cast<const T*>(product), static_cast<T*>(grad));
-  });
-}
-
-cudaError_t launch_previous_state(const DeviceCall& p, const void* steps, void* previous,
-                                  Compute compute, cudaStream_t stream) {
-  return with_type(compute, [&]<class T>(T) {
-    return launch(previous_state_kernel<T>, elements(p.T * p.B * p.H, p.D), stream, p,
-                  static_cast<const T*>(steps), static_cast<T*>(previous));
+    constexpr void (*kKernels[])(DeviceCall, const T*, T*) = {
+        enter_kernel<T>, reset_sums_kernel<T>, reset_gradient_kernel<T>, previous_state_kernel<T>};
+    return launch(kKernels[static_cast<int>(what)], elements(steps * p.B * p.H, p.D), stream, p,
+                  static_cast<const T*>(from), static_cast<T*>(to));
   });
 }
 

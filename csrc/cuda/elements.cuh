@@ -1,4 +1,4 @@
-// What the embedding's kernels share.
+// Kernels of one thread an element, of their types, and of the indices of a table.
 #pragma once
 
 #include "cuda/device.h"
@@ -6,16 +6,33 @@
 
 namespace rnnext::cuda {
 
-constexpr int kEmbeddingThreads = 256;
-
-// Lanes along a row of `vectors` items: the power of two that covers it, up to a limit.
-inline unsigned lanes_for(int64_t vectors, unsigned limit) {
-  unsigned lanes = 1;
-  while (lanes < vectors && lanes < limit) lanes *= 2;
-  return lanes;
-}
+constexpr int kElementThreads = 256;
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Of n elements in each of D directions: blockIdx.y is the direction.
+inline LaunchShape elements(int64_t n, int D = 1) {
+  return {.grid = dim3(static_cast<unsigned>(divide_up(n, kElementThreads)), D),
+          .block = dim3(kElementThreads)};
+}
+__device__ __forceinline__ int64_t element() {
+  return int64_t(blockIdx.x) * kElementThreads + threadIdx.x;
+}
+
+// Calls f(T{}) for the element type that a DType or a Compute names.
+template <class Kind, class F>
+cudaError_t with_type(Kind kind, F f) {
+  switch (kind) {
+    case Kind::f64:
+      return f(double{});
+    case Kind::f16:
+      return f(__half{});
+    case Kind::bf16:
+      return f(__nv_bfloat16{});
+    default:
+      return f(float{});
+  }
+}
 
 // Indices out of range are reported (IndexErrorRecord) and skipped.
 __device__ __forceinline__ void report(const EmbeddingIndices& indices, int64_t i, int64_t value) {
