@@ -69,7 +69,7 @@ def assemble(source: Path, arch: str) -> tuple[Path, str]:
     """The machine code of a source for one architecture, and what ptxas reports."""
     from cuda_ptx import build
 
-    ptx = build.compile_cuda(source, arch).with_suffix(".ptx")
+    ptx = build.compiled(source, arch).with_suffix(".ptx")
     cubin = ptx.with_suffix(".cubin")
     command = ["ptxas", f"-arch=sm_{arch}", "-v", str(ptx), "-o", str(cubin)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -9,8 +9,12 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -18,6 +22,7 @@ CSRC = ROOT / "csrc"
 CUDA = CSRC / "cuda"
 CACHE = ROOT / "build" / "cuda_ptx"
 ARCH = "90"
+CXX = os.environ.get("CXX", "g++")
 
 
 @functools.cache
@@ -27,78 +32,54 @@ def home() -> Path | None:
     return next((Path(f) for f in folders if f and (Path(f) / "bin" / "nvcc").exists()), None)
 
 
-def _digest(paths: Sequence[Path], flags: Sequence[str]) -> str:
-    digest = hashlib.sha256(" ".join(flags).encode())
-    for path in paths:
+def _made(name: str, command: Sequence[str], depends: Iterable[Path] = ()) -> Path:
+    """The file of this name that a command makes of files of this content, unless it is there."""
+    digest = hashlib.sha256(" ".join(command).encode())
+    for path in sorted(depends):
         digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-
-
-def headers() -> list[Path]:
-    return sorted([*CUDA.rglob("*.h"), *CUDA.rglob("*.cuh"), *CSRC.glob("recurrence/*.h")])
-
-
-def compile_cuda(source: Path, arch: str = ARCH) -> Path:
-    """The object of a .cu; its PTX lies beside it."""
-    toolkit = home()
-    assert toolkit, "no nvcc: set CUDA_HOME, or `make cuda-build`"
-    flags = ["-std=c++20", "-O3", f"-I{CSRC}", "-Xcompiler=-fPIC,-O0", "-c"]
-    flags.append("-DRNNEXT_CUDA_TAGGED")
-    flags += ["-gencode", f"arch=compute_{arch},code=compute_{arch}"]
-    folder = CACHE / f"{source.stem}-{_digest([source, *headers()], flags)}"
-    target = folder / f"{source.stem}.o"
-    if not target.exists():
-        partial = folder.with_name(f"{folder.name}.{os.getpid()}")
-        partial.mkdir(parents=True)
-        command = [str(toolkit / "bin" / "nvcc"), *flags, "--keep", "--keep-dir", str(partial)]
-        path = os.pathsep.join([str(toolkit / "bin"), os.environ["PATH"]])
-        _run([*command, "-o", str(partial / target.name), str(source)], os.environ | {"PATH": path})
-        for path_ in partial.iterdir():
-            if path_.suffix not in (".o", ".ptx"):
-                path_.unlink()
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    return target
-
-
-def compile_host(source: Path, flags: Sequence[str], depends: Sequence[Path]) -> Path:
-    """The object of a C++ source."""
-    flags = ["-std=c++20", "-fPIC", "-g1", "-O1", "-Wall", "-Wextra", f"-I{CSRC}", *flags]
-    if (toolkit := home()) is not None:
-        flags.append(f"-isystem{toolkit / 'include'}")
-    target = CACHE / f"{source.stem}-{_digest([source, *depends], flags)}.o"
-    if not target.exists():
+    folder = CACHE / f"{Path(name).stem}-{digest.hexdigest()[:16]}"
+    if not folder.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.{os.getpid()}")
-        _run([os.environ.get("CXX", "g++"), *flags, "-c", str(source), "-o", str(partial)])
-        partial.rename(target)
-    return target
+        partial = Path(tempfile.mkdtemp(dir=CACHE))
+        done = subprocess.run([*command, "-o", name], cwd=partial, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        for path in partial.iterdir():
+            if path.suffix not in (".o", ".ptx", ".so"):
+                path.unlink()
+        try:
+            partial.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(partial)
+    return folder / name
+
+
+def compiled(source: Path, arch: str = ARCH) -> Path:
+    """The object of a source in CUDA, beside which its PTX lies, or in C++."""
+    depends = [source, *CUDA.rglob("*.h"), *CUDA.rglob("*.cuh"), *CSRC.glob("recurrence/*.h")]
+    flags = ["-std=c++20", f"-I{CSRC}", "-DRNNEXT_CUDA_TAGGED", "-c", str(source)]
+    toolkit = home()
+    if source.suffix == ".cu":
+        assert toolkit, "no nvcc: set CUDA_HOME, or `make cuda-build`"
+        flags += ["-O3", "-Xcompiler=-fPIC,-O0", "--keep"]
+        flags += ["-gencode", f"arch=compute_{arch},code=compute_{arch}"]
+        return _made(f"{source.stem}.o", [str(toolkit / "bin" / "nvcc"), *flags], depends)
+    depends += [*(HERE / "torch").rglob("*.h"), *CSRC.glob("ops/*.h"), *CUDA.glob("binding/*.cpp")]
+    flags += ["-fPIC", "-g1", "-O1", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+    flags.append(f"-I{HERE / 'torch'}")
+    includes = [*cpp_extension.include_paths(), *([toolkit / "include"] if toolkit else [])]
+    flags += [f"-isystem{path}" for path in includes]
+    # For the cache: another torch in the same place is another build.
+    flags.append(f"-DTORCH_VERSION={torch.__version__.split('+')[0]}")
+    return _made(f"{source.stem}.o", [CXX, *flags], depends)
 
 
 def link(name: str, objects: Sequence[Path], libraries: Sequence[str] = ()) -> Path:
-    digest = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:16]
-    target = CACHE / f"{name}-{digest}.so"
-    if not target.exists():
-        partial = target.with_name(f"{target.name}.{os.getpid()}")
-        command = [os.environ.get("CXX", "g++"), "-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs"]
-        _run([*command, *map(str, objects), *libraries, "-o", str(partial)])
-        partial.rename(target)
-    return target
+    command = [CXX, "-shared", "-Wl,-Bsymbolic", "-Wl,-z,defs", *map(str, objects), *libraries]
+    return _made(f"{name}.so", command)
 
 
 def compile_all(sources: Sequence[Path]) -> list[Path]:
-    """Objects of sources in CUDA and C++, as many at once as there are cores."""
-
-    def one(source: Path) -> Path:
-        if source.suffix == ".cu":
-            return compile_cuda(source)
-        return compile_host(source, [], headers())
-
+    """Objects of sources, as many at once as there are cores."""
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(one, sources))
+        return list(pool.map(compiled, sources))

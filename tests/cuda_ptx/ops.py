@@ -4,7 +4,6 @@ past the dispatcher; or, where $RNNEXT_CHECK_DEVICE names one, on a device.
 Arguments and results lie on the CPU.
 """
 
-import concurrent.futures
 import contextlib
 import functools
 import os
@@ -38,18 +37,9 @@ def kernels() -> Library:
     other devices, to choose from: there, what is said of them is nothing."""
     if not INTERPRETED:
         return MagicMock(spec=Library, ran={}, arena=MagicMock())
-    include = [f"-I{build.HERE / 'torch'}", "-Wno-unused-parameter", "-DRNNEXT_CUDA_TAGGED"]
-    include += [f"-isystem{path}" for path in cpp_extension.include_paths()]
-    # For the cache: another torch in the same place is another build.
-    include += [f"-DTORCH_VERSION={torch.__version__.split('+')[0]}"]
-    depends = [*build.headers(), *(build.HERE / "torch").rglob("*.h"), *build.CSRC.glob("ops/*.h")]
-    depends += (build.CUDA / "binding").iterdir()
-    sources = [*build.CUDA.rglob("*.cu"), build.HERE / "wrappers.cu", build.HERE / "runtime.cpp"]
-    sources.append(build.CUDA / "recurrence" / "choice.cpp")
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        binding = build.HERE / "bindings.cpp"
-        host = pool.submit(build.compile_host, binding, include, sorted(depends))
-        objects = [*build.compile_all(sorted(sources)), host.result()]
+    ours = [build.HERE / name for name in ("bindings.cpp", "runtime.cpp", "wrappers.cu")]
+    choice = build.CUDA / "recurrence" / "choice.cpp"
+    objects = build.compile_all([*ours, choice, *sorted(build.CUDA.rglob("*.cu"))])
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
     path = build.link("kernels", objects, [*libraries, "-ltorch", "-ltorch_cpu", "-lc10"])
     return Library(path, objects)
