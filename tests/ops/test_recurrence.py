@@ -1,5 +1,6 @@
 """What ops promise beside right values, which tests/fuzz checks; torch's own checks of every op."""
 
+import functools
 import inspect
 import itertools
 import re
@@ -11,12 +12,12 @@ from torch.library import opcheck
 
 import rnnext
 from cpu.test_paths import SKEWED
+from fuzz.test_ops import MADE
 from helpers import samples
 from helpers.cases import VARIANTS
 from helpers.common import assert_close, cover, same
 
 ops = torch.ops.rnnext
-SMALL = {"T": 3, "B": 2, "I": 2, "H": 3, "vocabulary": 3}
 
 
 @pytest.mark.parametrize("leak", VARIANTS["leak"])
@@ -30,33 +31,6 @@ def test_of_the_results_only_the_output_is_kept_and_of_a_rate_the_activations(le
     own = [v for v in kept if v.data_ptr() not in given]
     assert output.data_ptr() in [v.data_ptr() for v in own]
     assert [v.numel() for v in own] == [output.numel()] * (2 if leak == "rate" else 1)
-
-
-def test_third_derivative():
-    for nonlinearity in VARIANTS["nonlinearity"]:
-        arguments = samples.make(**SMALL, nonlinearity=nonlinearity, requires_grad=True)
-        wanted = arguments.to_double()
-        results = []
-        for given, outputs in [
-            (arguments, arguments.call(ops.recurrence)),
-            (wanted, wanted.expected()),
-        ]:
-            value = sum(v.square().sum() for v in outputs)
-            for _ in range(3):
-                grads = torch.autograd.grad(value, given.float_tensors(), create_graph=True)
-                value = sum(g.square().sum() for g in grads)
-            results.append([value, *grads])
-        assert_close(*results)
-
-
-def test_backward_twice():
-    arguments = samples.make(requires_grad=True)
-    output, h_n = arguments.call(ops.recurrence)
-    tensors = arguments.float_tensors()
-    value = output.sum() + h_n.square().sum()
-    first = torch.autograd.grad(value, tensors, retain_graph=True)
-    second = torch.autograd.grad(value, tensors, retain_graph=True)
-    assert same(first, second)
 
 
 @cover(
@@ -119,73 +93,62 @@ def test_the_same_bits_where_threads_run_layers_as_a_pipeline(dtype):
                     assert same(rnn(x), expected)
 
 
-def op_samples():
-    """For each op, by name: positional and keyword arguments of one call or more."""
-    for rows, source in (("full", "ready"), ("lengths", "features"), ("packed", "table")):
-        arguments = samples.make(
-            source=source, rows=rows, reverse=(False, True), requires_grad=True
-        )
-        yield "recurrence", (), {**vars(arguments), "save": False}
-        fixed = arguments.detach()
-        output, h_n = fixed.expected()
-        yield "recurrence_backward", (), vars(fixed.backward(output, output, h_n))
-    many = arguments.stacked(arguments)
-    yield "recurrence_ensemble", (), {**vars(many), "save": False}
-    given = many.detach().backward(*[torch.stack([each] * 2) for each in [output] * 2 + [h_n]])
-    yield "recurrence_ensemble_backward", (), vars(given)
-    yield "recurrence_stack", (), {**vars(samples.make_stack(3, rows=rows)), "save": False}
-    for leak in ("rate", "voltage"):
-        case = {"leak": leak, "reset": "state", "reverse": (False, True), "rows": "lengths"}
-        arguments = samples.make(**case, requires_grad=True)
-        yield "recurrence", (), {**vars(arguments), "save": False}
-        fixed = arguments.detach()
-        yield "recurrence", (), {**vars(fixed), "save": True}
-        output, h_n = fixed.expected()
-        saved = fixed.save(ops.recurrence)
-        yield "recurrence_backward", (), vars(fixed.backward(output, output, h_n, saved=saved))
-    yield "recurrence", (), {**vars(samples.make(hx=False, bias=False)), "save": False}
-    noisy = samples.make(leak="rate", noise=True, requires_grad=True)
-    yield "recurrence", (), {**vars(noisy), "save": False}
-    stack = samples.make_stack(2, hx=False, bias=False, leak="rate", reset="zeros")
-    yield "recurrence_stack", (), {**vars(stack), "save": False}
-    weight = torch.rand(5, 3, requires_grad=True)
-    indices = torch.tensor([[0, 4], [4, 2]])
-    yield "noise", (torch.tensor([1, -2]), 3, 2, 2, 5), {}
-    yield "occurring", (indices, 5, 5), {}
-    yield "occurring", (indices, 5, 1), {}
-    yield "embedding", (weight, indices), {}
-    yield "embedding", (weight.detach(), indices.int(), 4, True, True), {}
-    grad = torch.rand(2, 2, 3, requires_grad=True)
-    yield "embedding_backward", (grad, indices, 5, -1, True), {}
-    yield "embedding_sparse_backward", (grad.detach(), indices, 5, 4, False), {}
-    w_ih, w_hh, b = (torch.rand(s, requires_grad=True) for s in ((6, 4), (6, 6), (6,)))
-    x, hx = torch.rand(5, 3, 4, requires_grad=True), torch.rand(1, 3, 6, requires_grad=True)
-    options = {"dropout": 0.0, "training": False, "lengths": None, "batch_sizes": None}
-    options |= {"num_layers": 1, "bidirectional": False, "index": None}
-    options |= {"reset": None, "reset_state": None}
-    options |= {"alpha": [], "form": "rate", "noise": []}
-    tanh = {"has_biases": True, "batch_first": False, "nonlinearity": "tanh", **options}
-    relu = {"has_biases": False, "batch_first": True, "nonlinearity": "relu", **options}
-    yield "rnn", (x, hx, [w_ih, w_hh, b, b]), tanh
-    yield "rnn", (x, None, [w_ih, w_hh]), relu
-    yield "rnn_cell", (x[0], hx[0], w_ih, w_hh, b, b, "tanh"), {}
-    yield "rnn_cell", (x[0, 0], None, w_ih, w_hh, None, None, "relu"), {}
+# What calls of the recurrence's ops are made of; and arguments of the ops beside it.
+LEAKY = {"reset": "state", "reverse": (False, True), "rows": "lengths"}
+CASES = [
+    {"source": "ready", "reverse": (False, True)},
+    {"source": "features", "rows": "lengths", "reverse": (False, True)},
+    {"source": "table", "rows": "packed", "reverse": (False, True)},
+    {"leak": "rate", **LEAKY},
+    {"leak": "voltage", **LEAKY},
+    {"hx": False, "bias": False, "reset": "zeros"},
+    {"leak": "rate", "noise": True},
+]
+TABLE, TOKENS = torch.rand(5, 3), torch.tensor([[0, 4], [4, 2]])
+OF_OTHERS = {
+    "noise": [(torch.tensor([1, -2]), 3, 2, 2, 5)],
+    "occurring": [(TOKENS, 5, 5), (TOKENS, 5, 1)],
+    "embedding": [
+        (TABLE.clone().requires_grad_(), TOKENS, -1, False, False),
+        (TABLE, TOKENS.int(), 4, True, True),
+    ],
+    "embedding_backward": [(torch.rand(2, 2, 3, requires_grad=True), TOKENS, 5, -1, True)],
+    "embedding_sparse_backward": [(torch.rand(2, 2, 3), TOKENS, 5, 4, False)],
+}
+OPS = [*MADE, "recurrence_ensemble_backward"]
+
+
+def op_samples(op):
+    """Positional and keyword arguments of a few calls of an op."""
+    if op in OF_OTHERS:
+        yield from ((arguments, {}) for arguments in OF_OTHERS[op])
+        return
+    modules = op in ("rnn", "rnn_cell", "recurrence_stack")
+    for case in CASES[:1] if op == "rnn_cell" else CASES:
+        if modules:
+            case = {**case, "source": "features", "reverse": (False,), "bias": True, "hx": True}
+            case["noise"] = False
+        make = functools.partial(samples.make_stack, 3) if op.endswith("stack") else samples.make
+        one = make(**case, requires_grad="backward" not in op)
+        if op == "recurrence_ensemble_backward":
+            many, ensemble = one.stacked(one), ops.recurrence_ensemble
+            output, h_n = many.call(ensemble)
+            yield (), vars(many.backward(output, output, h_n, saved=many.save(ensemble)))
+        else:
+            yield (), MADE[op](one)
 
 
 def test_every_op_has_samples():
-    defined = {
-        name.split("::")[1].split(".")[0]
-        for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith("rnnext::")
-    }
-    assert {name for name, _, _ in op_samples()} == defined
+    names = torch._C._dispatch_get_all_op_names()
+    defined = {name.removeprefix("rnnext::") for name in names if name.startswith("rnnext::")}
+    assert set(OPS) == defined
 
 
 def test_every_op_is_documented_and_takes_its_arguments_in_one_order():
     order = ["input", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "index", "lengths"]
     order += ["batch_sizes", "reset", "reset_state", "alpha", "form"]
     order += ["noise", "noise_key", "nonlinearity", "reverse"]
-    for name in {name for name, _, _ in op_samples()}:
+    for name in OPS:
         schema = [a.name for a in getattr(ops, name).default._schema.arguments]
         shared = [argument for argument in schema if argument in order]
         assert shared == [argument for argument in order if argument in shared]
@@ -203,11 +166,10 @@ def test_every_op_is_documented_and_takes_its_arguments_in_one_order():
         assert "Raises:" in function.__doc__
 
 
-@pytest.mark.parametrize("op", sorted({name for name, _, _ in op_samples()}))
+@pytest.mark.parametrize("op", OPS)
 def test_opcheck(op):
-    for name, arguments, keywords in op_samples():
-        if name == op:
-            opcheck(getattr(ops, name).default, arguments, keywords)
+    for arguments, keywords in op_samples(op):
+        opcheck(getattr(ops, op).default, arguments, keywords)
 
 
 def test_sizes_past_31_bits():

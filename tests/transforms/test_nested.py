@@ -1,5 +1,7 @@
 """Every transform of torch.func inside every other, against torch.nn or a loop."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -29,19 +31,6 @@ class Loop(nn.Module):
         )  # fmt: skip
 
 
-class Rows(nn.Module):
-    """An EmbeddingRNN as its parts."""
-
-    def __init__(self, words):
-        super().__init__()
-        self.embedding = nn.Embedding(5, 2, **FLOAT64)
-        self.embedding.weight = words.embedding.weight
-        self.rnn = Loop(words.rnn)
-
-    def forward(self, tokens):
-        return self.rnn(self.embedding(tokens))
-
-
 def made(name):
     """A module of ours, one of the same parameters that is not, and an input."""
     tokens, x = torch.tensor([[1, 0], [4, 1], [1, 3]]), torch.rand(3, 2, 2, **FLOAT64)
@@ -50,7 +39,8 @@ def made(name):
         return ours, theirs, tokens if name == "Embedding" else x[0]
     if name == "EmbeddingRNN":
         words = rnnext.EmbeddingRNN(5, 2, 3, **FLOAT64)
-        return words, Rows(words), tokens
+        table = nn.Embedding.from_pretrained(words.embedding.weight.detach(), freeze=False)
+        return words, nn.Sequential(OrderedDict(embedding=table, rnn=Loop(words.rnn))), tokens
     options = {"alpha": 0.4, "learn_alpha": True, "form": name, "nonlinearity": "softplus"}
     options |= FLOAT64
     rnn = rnnext.RNN(2, 3, **FLOAT64) if name == "RNN" else rnnext.LeakyRNN(2, 3, **options)

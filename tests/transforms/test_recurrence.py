@@ -158,7 +158,7 @@ def test_a_call_inside_a_vmap_that_maps_none_of_it():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's make_dual
-@cover("case", unpacked_resets, **FEW, noise=[False, True])
+@cover("case", unpacked_resets, **ANY, noise=[False, True])
 def test_gradcheck_in_every_mode(case):
     call = samples.make(**SMALL, **case, requires_grad=True)
     tensors = call.float_tensors()
