@@ -1,4 +1,4 @@
-"""RNNModule: against torchrl's own GRUModule, in a collector, and in a loss."""
+"""RNNModule: against torchrl's own GRUModule, by steps and by sequences."""
 
 import pytest
 import torch
@@ -8,13 +8,8 @@ import rnnext
 from helpers.common import assert_refused
 
 pytest.importorskip("torchrl", reason="in the extra `test`")
-from gymnasium.envs.classic_control import CartPoleEnv
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule, TensorDictSequential
-from torchrl.collectors import Collector
-from torchrl.envs import GymWrapper, InitTracker, TransformedEnv
-from torchrl.modules import GRUModule, QValueActor, set_recurrent_mode
-from torchrl.objectives import DQNLoss
+from torchrl.modules import GRUModule, set_recurrent_mode
 
 from rnnext.torchrl import RNNModule
 
@@ -52,28 +47,24 @@ def test_as_torchrls_own_module(batch, recurrent):
     assert spec == other
 
 
-@pytest.mark.parametrize("learned", [False, True])
-def test_a_collector_and_a_loss_compute_the_same_values(learned):
-    start = nn.Parameter(torch.randn(2, 6)) if learned else None
-    rnn = rnnext.LeakyRNN(4, 6, 2, alpha=0.3, learn_alpha=True, form="voltage")
+def test_steps_are_those_of_the_sequence_whose_episodes_begin_with_a_learned_state():
+    """(tests/examples has a collector.)"""
+    start = nn.Parameter(torch.randn(2, 5))
+    rnn = rnnext.LeakyRNN(4, 5, 2, alpha=0.3, learn_alpha=True, form="voltage")
     module = RNNModule(rnn, **KEYS, reset_state=start)
-    policy = TensorDictSequential(
-        module,
-        TensorDictModule(nn.Linear(6, 2), ["features"], ["action_value"]),
-        QValueActor(nn.Identity(), in_keys=["action_value"], action_space="categorical"),
-    )
-    environment = TransformedEnv(
-        GymWrapper(CartPoleEnv(), categorical_action_encoding=True), InitTracker()
-    ).append_transform(module.make_tensordict_primer())
-    (data,) = Collector(environment, policy, frames_per_batch=60, total_frames=60)
-    assert data["is_init"].sum() > 1
-    loss = DQNLoss(policy, action_space="categorical", delay_value=True)
+    begins = torch.rand(3, 7, 1) < 0.3
+    data = TensorDict({"observation": torch.randn(3, 7, 4), "is_init": begins}, (3, 7))
     with set_recurrent_mode(True):
-        again = policy(data.select("observation", "state", "is_init"))
-    torch.testing.assert_close(again["action_value"], data["action_value"])
-    loss(data)["loss"].backward()
-    for name, parameter in loss.value_network_params.items(True, True):
-        assert parameter.grad is not None, name
+        whole = module(data.clone())
+    state = torch.zeros(3, 2, 5)
+    for t in range(7):
+        step = module(data[:, t].set("state", state))
+        torch.testing.assert_close(step["features"], whole["features"][:, t])
+        state = step["next", "state"]
+    torch.testing.assert_close(state, whole["next", "state"][:, -1])
+    whole["features"].sum().backward()
+    assert {name for name, p in module.named_parameters() if p.grad is None} == set()
+    assert start.grad.any()
 
 
 def test_an_empty_batch():

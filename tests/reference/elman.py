@@ -1,7 +1,5 @@
 """The recurrence in plain PyTorch: one time step at a time."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -18,25 +16,9 @@ KINKED = {"relu"}  # whose derivative jumps, so that a rounded product may fall 
 
 
 def recurrence(
-    input: Tensor,
-    hx: Tensor | None,
-    weight_ih: list[Tensor],
-    weight_hh: list[Tensor],
-    bias_ih: list[Tensor],
-    bias_hh: list[Tensor],
-    index: Tensor | None,
-    lengths: Tensor | None,
-    batch_sizes: Tensor | None,
-    reset: Tensor | None,
-    reset_state: Tensor | None,
-    alpha: list[Tensor],
-    form: str,
-    nonlinearity: str,
-    reverse: list[bool],
-    stored: torch.dtype | None = None,
-    noise: Sequence[Tensor] = (),
-    noise_key: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    input, hx, weight_ih, weight_hh, bias_ih, bias_hh, index, lengths, batch_sizes, reset,
+    reset_state, alpha, form, nonlinearity, reverse, stored=None, noise=(), noise_key=None,
+):  # fmt: skip
     """One layer: every direction on its own, padded, with the rows that are over kept still.
 
     ``stored`` is a narrower type that each state is rounded to; gradients pass the rounding.
