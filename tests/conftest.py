@@ -10,7 +10,7 @@ import torch
 os.environ.setdefault("RNNEXT_CPU_TEAM", "whole")  # read when rnnext is imported
 
 import rnnext
-from helpers.common import supported_isas
+from helpers.common import ISAS
 
 # Memory that malloc hands out is filled with the byte 0xfe, lest what is never written be right
 # from an earlier call. (But for blocks below a KiB that it has just taken back.)
@@ -35,7 +35,7 @@ def _settings() -> Iterator[None]:
     torch.backends.cuda.matmul.fp32_precision = "none"  # as a process begins
 
 
-@pytest.fixture(params=supported_isas())
+@pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> str:
     """The ISA that a cover names (see helpers.common); else each that this CPU has, one by one."""
     rnnext._C.set_cpu_isa(request.param)

@@ -21,9 +21,9 @@ from cuda_ptx.choice import DEVICES
 from cuda_ptx.library import Library
 from cuda_ptx.memory import ASYNCHRONOUS
 from helpers import samples
-from helpers.cases import HALVES
 from helpers.common import TOLERANCE, assert_close
 from helpers.device import DEVICE, device_paths, tf32_by
+from helpers.samples import HALVES
 
 INTERPRETED = "RNNEXT_CHECK_DEVICE" not in os.environ
 KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)

@@ -13,8 +13,8 @@ import torch
 
 from cuda_ptx.ops import INTERPRETED, WAYS, forced, recurrence, recurrence_backward, run
 from helpers import samples
-from helpers.cases import HALVES, VARIANTS
 from helpers.common import case_id, pairwise, same
+from helpers.samples import HALVES, VARIANTS
 from reference.elman import ACTIVATIONS, KINKED
 
 

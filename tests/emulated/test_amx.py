@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers import programs
-from helpers.common import supported_isas
+from helpers.common import ISAS
 from helpers.programs import SMOOTH, check, made, run
 
 COMPILER = shutil.which("c++")
@@ -18,7 +18,7 @@ PRECISIONS = [None, "medium", "high"]
 
 
 @pytest.mark.skipif(
-    platform.machine() != "x86_64" or "avx512_bf16" not in supported_isas(),
+    platform.machine() != "x86_64" or "avx512_bf16" not in ISAS,
     reason="all but the tile instructions runs on a CPU with AVX512_BF16",
 )
 def test_values_and_gradients(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 from fuzz.calls import CHECKS, check
-from helpers.common import supported_isas
+from helpers.common import ISAS
 from rnnext import _C
 
 # So many of each kind from a seed of the command line; or a few, always the same.
@@ -67,7 +67,7 @@ COMMON = {
     "mode": one_of(["grad", "grad", "grad", "no_grad", "inference"]),
     "frozen": st.integers(0, 2**10 - 1) | st.just(0),  # a bit for each argument
     "wanted": one_of(["both", 0, 1]),  # the results that get a gradient
-    "isa": one_of(supported_isas()[::-1]),
+    "isa": one_of(ISAS[::-1]),
     "threads": st.integers(1, 5),
     "precision": one_of(["highest", "highest", "medium", "high"]),
 }

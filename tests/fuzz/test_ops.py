@@ -11,7 +11,7 @@ import rnnext
 from fuzz.guard import guarded
 from fuzz.test_calls import PROFILE, one_of, tell
 from helpers import samples
-from helpers.common import assert_close, supported_isas
+from helpers.common import ISAS, assert_close
 
 ops = torch.ops.rnnext
 ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
@@ -199,7 +199,7 @@ def calls(draw):
     if case["rows"] == "packed" or op == "recurrence_stack":
         case["reset"] = None
     wrong = draw(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 99)), max_size=3))
-    isa = draw(one_of(supported_isas()[::-1]))
+    isa = draw(one_of(ISAS[::-1]))
     return {"op": op, "case": case, "wrong": wrong, "seed": draw(st.integers(0, 999)), "isa": isa}
 
 

@@ -187,9 +187,5 @@ def case_id(case: dict[str, Any]) -> str:
     return "-".join(f"{k}={str(v).removeprefix('torch.')}" for k, v in case.items())
 
 
-def supported_isas() -> list[str]:
-    """The ISAs that are built and that this CPU has, slowest first."""
-    return list(rnnext._C.build_info()["isas_supported"])
-
-
-ISAS = supported_isas()
+# The ISAs that are built and that this CPU has, slowest first.
+ISAS = list(rnnext._C.build_info()["isas_supported"])

@@ -12,8 +12,24 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 import reference
 from helpers.common import assert_close
+from rnnext import _C
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+HALVES = (torch.float16, torch.bfloat16)
+# The factors of the cases that several files of tests cross: arguments of `make`.
+VARIANTS = {
+    "source": ["features", "ready", "table"],
+    "reverse": [(False,), (True,), (False, True)],
+    "nonlinearity": _C.nonlinearities(),
+    "bias": [True, False],
+    "hx": [True, False],
+    "layout": ["contiguous", "batch_first", "strided", "expanded"],
+    "rows": ["full", "lengths", "packed"],
+    "dtype": DTYPES,
+    "index_dtype": [torch.int64, torch.int32],
+    "leak": [None, "rate", "voltage", "blend"],
+    "reset": [None, "zeros", "state"],
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

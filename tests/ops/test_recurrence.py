@@ -14,8 +14,8 @@ import rnnext
 from cpu.test_paths import SKEWED
 from fuzz.test_ops import MADE
 from helpers import samples
-from helpers.cases import VARIANTS
 from helpers.common import assert_close, cover, same
+from helpers.samples import VARIANTS
 
 ops = torch.ops.rnnext
 

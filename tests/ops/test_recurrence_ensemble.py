@@ -5,8 +5,8 @@ import torch
 
 import rnnext
 from helpers import samples
-from helpers.cases import HALVES, VARIANTS
 from helpers.common import assert_close, cover, same
+from helpers.samples import HALVES, VARIANTS
 
 ops = torch.ops.rnnext
 

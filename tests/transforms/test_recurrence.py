@@ -9,8 +9,8 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from helpers import samples
-from helpers.cases import VARIANTS
 from helpers.common import assert_close, cover
+from helpers.samples import VARIANTS
 
 ops = torch.ops.rnnext
 N = 3
