@@ -98,12 +98,7 @@ class Recurrence:
         return self.map(lambda t: double(t) if t.is_floating_point() else t)
 
     def backward(
-        self,
-        output: Tensor,
-        grad_output: Tensor | None,
-        grad_h_n: Tensor | None,
-        output_mask: Iterable[bool] = (True,) * 7,
-        saved: Iterable[Tensor] = (),
+        self, output, grad_output, grad_h_n, output_mask=(True,) * 7, saved=()
     ) -> RecurrenceBackward:
         """The arguments of the backward op for this call; it reads no biases."""
         return RecurrenceBackward(

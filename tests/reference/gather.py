@@ -1,22 +1,12 @@
 """The gather of rows in plain PyTorch."""
 
-from torch import Tensor
 
-
-def embedding(
-    weight: Tensor,
-    indices: Tensor,
-    padding_idx: int = -1,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Tensor:
+def embedding(weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
     """The rows; the options only concern the gradient, see :func:`embedding_backward`."""
     return weight[indices.long()]
 
 
-def embedding_backward(
-    grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
-) -> Tensor:
+def embedding_backward(grad, indices, num_weights, padding_idx, scale_grad_by_freq):
     """Each row's gradients added up in the order of the indices."""
     result = grad.new_zeros(num_weights, grad.size(-1))
     flat = indices.reshape(-1).tolist()
@@ -26,9 +16,7 @@ def embedding_backward(
     return result
 
 
-def embedding_sparse_backward(
-    grad: Tensor, indices: Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
-) -> tuple[Tensor, Tensor]:
+def embedding_sparse_backward(grad, indices, num_weights, padding_idx, scale_grad_by_freq):
     """The rows that the indices name, sorted, and their gradients."""
     rows = indices.long().unique()
     rows = rows[rows != padding_idx]
