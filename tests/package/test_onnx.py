@@ -65,10 +65,6 @@ CASES = {
         BOTH, ({0: T, 1: B}, {1: B}), {"RNN": 2},
         [(features(t, b), torch.randn(4, b, 4)) for t, b in ((5, 2), (11, 3), (1, 1))],
     ),
-    "no biases, batch first": (
-        NO_BIAS, ({0: B, 1: T}, {1: B}), {"RNN": 2},
-        [(features(t, b, batch_first=True), torch.randn(2, b, 4)) for t, b in ((5, 2), (11, 3))],
-    ),
     "lengths": (
         BATCH_FIRST, ({0: B, 1: T}, None, {0: B}), {"RNN": 2},
         [
@@ -76,8 +72,8 @@ CASES = {
             for n in ((5, 3, 1), (2, 7), (1, 4, 6, 3))
         ],
     ),
-    "one sequence": (
-        BOTH, ({0: T}, None), {"RNN": 2}, [(features(t), torch.randn(4, 4)) for t in (5, 9)],
+    "one sequence, no biases": (
+        NO_BIAS, ({0: T}, None), {"RNN": 2}, [(features(t), torch.randn(2, 4)) for t in (5, 9)],
     ),
     "cell": (
         rnnext.RNNCell(3, 4, nonlinearity="relu"), ({0: B}, {0: B}), {},
@@ -122,25 +118,19 @@ def test_onnxruntime_computes_the_same(name):
         assert_close([torch.from_numpy(a) for a in actual], expected)
 
 
-class Given(nn.Module):
-    """An RNN of a padded batch and something else."""
-
-    def __init__(self, call):
+class Packing(nn.Module):
+    def __init__(self):
         super().__init__()
-        self.rnn, self.call = rnnext.RNN(3, 4), call
+        self.rnn = rnnext.RNN(3, 4)
 
-    def forward(self, x, other):
-        return self.call(self.rnn, x, other)
-
-
-PACKED = Given(lambda rnn, x, n: rnn(nn.utils.rnn.pack_padded_sequence(x, n))[1])
-RESET = Given(lambda rnn, x, reset: rnn(x, reset=reset))
+    def forward(self, x, lengths):
+        return self.rnn(nn.utils.rnn.pack_padded_sequence(x, lengths))[1]
 
 
 def test_a_packed_sequence_is_refused_with_what_to_do():
     given = (features(5, 2), torch.tensor([5, 3]))
     with pytest.raises(NotImplementedError, match="give the padded input, and lengths= beside it"):
-        torch.export.export(PACKED, given, strict=False)
+        torch.export.export(Packing(), given, strict=False)
 
 
 NONE = "ONNX's operator RNN has no "
@@ -150,7 +140,7 @@ NONE = "ONNX's operator RNN has no "
     ("model", "given", "message"),
     [
         (rnnext.LeakyRNN(3, 4, alpha=0.5).eval(), [], rf"{NONE}leak \(alpha\)"),
-        (RESET, [torch.ones(5, 2, dtype=torch.bool)], f"{NONE}reset"),
+        (rnnext.RNN(3, 4), [None, None, torch.ones(5, 2) > 0], f"{NONE}reset"),
         (rnnext.RNN(3, 4).bfloat16(), [], f"{NONE}bfloat16"),
         (rnnext.RNN(3, 4, 2, dropout=0.5), [], r"call model\.eval\(\) first"),
     ],
