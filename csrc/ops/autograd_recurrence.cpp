@@ -88,44 +88,46 @@ struct ForwardFunction {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
     KeptResults r;
-    KeptArguments s, grads;
+    KeptArguments s;
     restore(saved_variables(ctx), ctx->saved_data["values"].toList(), r, s);
-    Arguments<Flag> needs;
+    Arguments<Slots> slots;
     size_t number = 0;  // autograd's of a tensor
-    const auto ask = [&](const auto& field, bool& any) {
-      for (size_t n = slots_of(field); n > 0; --n) any |= ctx->needs_input_grad(number++);
+    const auto ask = [&](const auto& field, Slot& slot) {
+      slot.first = number;
+      for (size_t n = slots_of(field); n > 0; --n) slot.needed |= ctx->needs_input_grad(number++);
     };
-    zip(ask, s, needs);
+    zip(ask, s, slots);
     if (!grad[0].defined() && !grad[1].defined()) return variable_list(number);
     r.grad_output = grad[0];
     r.grad_h_n = grad[1];
     // The output was saved without its tangent.
     if (any_dual(s)) r.output = std::get<0>(call_forward<Op>(s));
-    const bool unread = s.alpha.empty();
-    const size_t biases = s.bias_ih.size();
-    if (unread) s.bias_ih = s.bias_hh = {};
+    if (s.alpha.empty()) s.bias_ih = s.bias_hh = {};  // they are not read
     Wanted wanted;
-    each_gradient([](bool needed, bool& want) { want = needed; }, needs, wanted);
-    wanted.bias |= needs.bias_hh;
+    each_gradient([](const Slot& slot, bool& want) { want = slot.needed; }, slots, wanted);
+    wanted.bias |= slots.bias_hh.needed;
     RecurrenceGradients g = call_backward<typename Op::Backward>(r, s, wanted);
 
-    each_gradient(
-        [](auto& slot, bool want, auto& gradient) {
-          if (want) slot = std::move(gradient);
-        },
-        grads, wanted, g);
-    // A tensor of its own, or work in place on one gradient would reach the other.
-    grads.bias_hh = grads.bias_ih;
-    if (needs.bias_ih && needs.bias_hh)
-      for (Tensor& bias : grads.bias_hh) bias = bias.clone();
-    if (unread) s.bias_ih = s.bias_hh = std::vector<Tensor>(biases);
-    const auto fill_up = [](auto& gradient, const auto& field) {
-      if constexpr (std::is_same_v<decltype(gradient), std::vector<Tensor>&>)
-        gradient.resize(field.size());
+    variable_list grads(number);
+    const auto put = [&](const Slot& slot, bool want, auto& gradient) {
+      if (want) std::ranges::copy(tensors_of(gradient), grads.begin() + slot.first);
     };
-    zip(fill_up, grads, s);
-    return flattened(grads);
+    each_gradient(put, slots, wanted, g);
+    // A tensor of its own, or work in place on one gradient would reach the other.
+    if (slots.bias_ih.needed && slots.bias_hh.needed)
+      for (Tensor& bias : g.bias) bias = bias.clone();
+    if (wanted.bias) std::ranges::copy(g.bias, grads.begin() + slots.bias_hh.first);
+    return grads;
   }
+
+ private:
+  // The numbers of an argument's tensors begin with the first; whether one needs a gradient.
+  struct Slot {
+    size_t first = 0;
+    bool needed = false;
+  };
+  template <class>
+  using Slots = Slot;
 };
 
 // The derivative of the backward op: it is computed again in ATen operations, and autograd goes
@@ -149,30 +151,25 @@ struct BackwardFunction {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& cotangents) {
-    KeptResults r;
-    KeptArguments s;
-    Wanted wanted;
-    restore(ctx->get_saved_variables(), ctx->saved_data["values"].toList(), r, s, wanted);
-
+    variable_list tensors = ctx->get_saved_variables();
     const bool recorded = at::GradMode::is_enabled();
     const at::AutoGradMode enabled(true);
     Watched watched;
-    std::vector<bool> is_watched;
-    const auto watch = [&](const Tensor& t) {
-      is_watched.push_back(t.defined() && t.requires_grad());
-      return is_watched.back() ? watched(t) : t;
-    };
-    r = with_each(std::move(r), watch);
-    s = with_each(std::move(s), watch);
+    std::vector<size_t> places;  // of what is watched
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      if (!tensors[i].defined() || !tensors[i].requires_grad()) continue;
+      tensors[i] = watched(tensors[i]);
+      places.push_back(i);
+    }
+    KeptResults r;
+    KeptArguments s;
+    Wanted wanted;
+    restore(tensors, ctx->saved_data["values"].toList(), r, s, wanted);
     const variable_list results = flattened(backward_loop(r, s, wanted));
-    const variable_list grads = gradients_of(results, cotangents, watched, recorded);
-    auto next = grads.begin();
-    auto was_watched = is_watched.begin();
-    const auto take = [&](const Tensor&) { return *was_watched++ ? *next++ : Tensor(); };
-    r = with_each(std::move(r), take);
-    s = with_each(std::move(s), take);
-    s.batch_sizes.reset();
-    return flattened(r, s);
+    const variable_list found = gradients_of(results, cotangents, watched, recorded);
+    variable_list grads(tensors.size());
+    for (size_t i = 0; i < places.size(); ++i) grads[places[i]] = found[i];
+    return grads;
   }
 };
 

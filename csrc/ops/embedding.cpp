@@ -37,30 +37,26 @@ struct EmbeddingFunction {
     const c10::SymInt num_weights = ctx->saved_data["num_weights"].toSymInt();
     const int64_t padding_idx = ctx->saved_data["padding_idx"].toInt();
     const bool scale = ctx->saved_data["scale_grad_by_freq"].toBool();
-    Tensor result;
-    if (ctx->saved_data["sparse"].toBool()) {
-      TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && grad[0].requires_grad()),
-                                  "a sparse embedding gradient has no second derivative: use "
-                                  "sparse=False with create_graph=True");
-      TORCH_CHECK_NOT_IMPLEMENTED(!is_dual(grad[0]),
-                                  "a sparse embedding gradient has no forward-mode derivative: use "
-                                  "sparse=False");
-      at::AutoDispatchBelowADInplaceOrView guard;
-      const auto [rows, values] =
-          call_op<EmbeddingSparseBackwardOp>(grad[0], indices, num_weights, padding_idx, scale);
-      // A strided row of indices: torch's AccumulateGrad then clones the gradient, which keeps it
-      // marked as coalesced; a contiguous one it takes apart and puts together without the mark.
-      Tensor strided = rows.unsqueeze(0);
-      if (rows.sym_stride(0) == 1)
-        strided =
-            at::empty_strided_symint({1, rows.sym_size(0)}, {1, 2}, rows.options()).copy_(strided);
-      result = at::_sparse_coo_tensor_unsafe_symint(
-          strided, values, {num_weights, values.sym_size(1)}, values.scalar_type(), at::kSparse,
-          values.device(), std::nullopt, /*is_coalesced=*/true);
-    } else {
-      result = call_op<EmbeddingBackwardOp>(grad[0], indices, num_weights, padding_idx, scale);
-    }
-    return {result};
+    if (!ctx->saved_data["sparse"].toBool())
+      return {call_op<EmbeddingBackwardOp>(grad[0], indices, num_weights, padding_idx, scale)};
+    TORCH_CHECK_NOT_IMPLEMENTED(!is_recorded(grad[0]),
+                                "a sparse embedding gradient has no second derivative: use "
+                                "sparse=False with create_graph=True");
+    TORCH_CHECK_NOT_IMPLEMENTED(!is_dual(grad[0]),
+                                "a sparse embedding gradient has no forward-mode derivative: use "
+                                "sparse=False");
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [rows, values] =
+        call_op<EmbeddingSparseBackwardOp>(grad[0], indices, num_weights, padding_idx, scale);
+    // A strided row of indices: torch's AccumulateGrad then clones the gradient, which keeps it
+    // marked as coalesced; a contiguous one it takes apart and puts together without the mark.
+    Tensor strided = rows.unsqueeze(0);
+    if (rows.sym_stride(0) == 1)
+      strided =
+          at::empty_strided_symint({1, rows.sym_size(0)}, {1, 2}, rows.options()).copy_(strided);
+    return {at::_sparse_coo_tensor_unsafe_symint(strided, values, {num_weights, values.sym_size(1)},
+                                                 values.scalar_type(), at::kSparse, values.device(),
+                                                 std::nullopt, /*is_coalesced=*/true)};
   }
 };
 

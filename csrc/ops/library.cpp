@@ -7,42 +7,30 @@
 namespace rnnext {
 
 // What each argument means is documented in rnnext/ops.py.
-namespace {
-
-struct Item {
-  std::string type, name;
-};
-
-// As the schema of an op lists arguments, or results.
-std::string listed(const std::vector<Item>& items, const std::string& prefix = "") {
-  std::string text;
-  for (const auto& [type, name] : items)
-    text += (text.empty() ? "" : ", ") + type + " " + prefix + name;
-  return text;
-}
-
-}  // namespace
-
 TORCH_LIBRARY(rnnext, m) {
   // Arguments may have any strides, so that torch's compiler need not copy them.
   const auto define = [&](const std::string& schema) {
     m.def(schema.c_str(), {at::Tag::flexible_layout});
   };
-#define RNNEXT_ITEM(type, name, ...) {TypeOf<type>::schema, #name},
-  const std::string call = listed({RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_ITEM)}),
-                    results = listed({RNNEXT_RECURRENCE_RESULTS(RNNEXT_ITEM)}),
-                    gradients = listed({RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_ITEM)}, "grad_"),
-                    rnn = listed({RNNEXT_RNN_ARGUMENTS(RNNEXT_ITEM)}),
-                    cell = listed({RNNEXT_CELL_ARGUMENTS(RNNEXT_ITEM)});
+  // A list's items as the schema of an op has them, each after a comma.
+#define RNNEXT_ITEM(type, name, ...) +", " + TypeOf<type>::schema + " " #name
+#define RNNEXT_GRADIENT(type, name, ...) +", " + TypeOf<type>::schema + " grad_" #name
+  const std::string none, call = none RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_ITEM),
+                          results = none RNNEXT_RECURRENCE_RESULTS(RNNEXT_ITEM),
+                          gradients = none RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_GRADIENT),
+                          rnn = none RNNEXT_RNN_ARGUMENTS(RNNEXT_ITEM),
+                          cell = none RNNEXT_CELL_ARGUMENTS(RNNEXT_ITEM);
+#undef RNNEXT_GRADIENT
 #undef RNNEXT_ITEM
+  const auto list = [](const std::string& items) { return "(" + items.substr(2) + ")"; };
   const std::string forward =
-      "(" + call + ", bool save) -> (Tensor output, Tensor h_n, Tensor[] saved)";
+      list(call + ", bool save") + " -> (Tensor output, Tensor h_n, Tensor[] saved)";
   define("recurrence" + forward);
   define("recurrence_stack" + forward);
   define("recurrence_ensemble" + forward);
   const std::string mask = std::to_string(std::tuple_size_v<Recurrences::Mask>);
   const std::string backward =
-      "(" + results + ", " + call + ", bool[" + mask + "] output_mask) -> (" + gradients + ")";
+      list(results + call + ", bool[" + mask + "] output_mask") + " -> " + list(gradients);
   define("recurrence_backward" + backward);
   define("recurrence_ensemble_backward" + backward);
   define("occurring(Tensor tokens, int num_rows, int most) -> (Tensor rows, Tensor index)");
@@ -56,8 +44,8 @@ TORCH_LIBRARY(rnnext, m) {
   define(
       "embedding_sparse_backward(Tensor grad, Tensor indices, SymInt num_weights, "
       "int padding_idx, bool scale_grad_by_freq) -> (Tensor rows, Tensor values)");
-  define("rnn(" + rnn + ") -> (Tensor output, Tensor h_n)");
-  define("rnn_cell(" + cell + ") -> Tensor");
+  define("rnn" + list(rnn) + " -> (Tensor output, Tensor h_n)");
+  define("rnn_cell" + list(cell) + " -> Tensor");
 }
 
 // Ensembles run member by member on a GPU, and where vmap maps one. (The CPU has kernels of its

@@ -131,8 +131,7 @@ class MappedCalls {
                        !given(call_.batch_sizes) && !given(call_.reset);
     if (wants_shared && plain && !maps_shared_) return of_each(folded(r, dims), wanted);
     if (wants_shared || maps_shared_) {
-      change(r, dims, kResultPlaces,
-             [&](const Tensor& t, Dim dim, Batch) { return at_place(t, dim, calls_, 0); });
+      change(r, dims, kResultPlaces, &MappedCalls::part_of_members);
       RecurrenceGradients g = call_backward<EnsembleBackwardOp>(r, ensemble(), wanted);
       return with_each(std::move(g), [&](const Tensor& t) { return level_.give(t, 0); });
     }
@@ -167,13 +166,14 @@ class MappedCalls {
     zip(take_each, s, dims);
   }
 
-  // f(tensor, its mapped dimension, where its batch is) in place of each tensor.
-  template <class Struct, class DimsOfIt, class Places, class F>
-  static void change(Struct& s, const DimsOfIt& dims, const Places& places, const F& f) {
+  // how(tensor, its mapped dimension, where its batch is) in place of each tensor.
+  template <class Struct, class DimsOfIt, class Places>
+  void change(Struct& s, const DimsOfIt& dims, const Places& places,
+              Tensor (MappedCalls::*how)(const Tensor&, Dim, Batch) const) const {
     const auto change_each = [&](auto& field, const auto& of, Batch place) {
       const Dim* dim = of.begin();
       for (Tensor& t : tensors_of(field)) {
-        if (t.defined()) t = f(t, *dim, place);
+        if (t.defined()) t = (this->*how)(t, *dim, place);
         ++dim;
       }
     };
@@ -181,14 +181,16 @@ class MappedCalls {
   }
 
   // Makes the mapped dimension that of an ensemble's members.
+  Tensor part_of_members(const Tensor& t, Dim dim, Batch) const {
+    return at_place(t, dim, calls_, 0);
+  }
   KeptArguments ensemble() const {
     TORCH_CHECK_VALUE(calls_ != 0,
                       "vmap must map a call at least where weights are mapped, or their gradients "
                       "are, of a leak, an index, lengths or resets");
     KeptArguments own = call_;
     own.batch_sizes.reset();  // which members share
-    change(own, dims_, kArgumentPlaces,
-           [&](const Tensor& t, Dim dim, Batch) { return at_place(t, dim, calls_, 0); });
+    change(own, dims_, kArgumentPlaces, &MappedCalls::part_of_members);
     own.batch_sizes = call_.batch_sizes;
     return own;
   }
@@ -213,8 +215,7 @@ class MappedCalls {
     KeptArguments own = call_;
     Arguments<Place> places = kArgumentPlaces;
     if (given(call_.index)) places.input = Batch::none;  // it is a table
-    const auto fold_it = [&](const Tensor& t, Dim dim, Batch place) { return fold(t, dim, place); };
-    change(own, dims_, places, fold_it);
+    change(own, dims_, places, &MappedCalls::fold);
     if (given(call_.index) && dims_.input[0]) {
       const Tensor tables = call_.input.movedim(*dims_.input[0], 0);
       const Tensor index = shifted(apart(*own.index, rows_), calls_, rows_ + 1, tables.sym_size(1));
@@ -228,8 +229,7 @@ class MappedCalls {
     return own;
   }
   KeptResults folded(KeptResults r, const Results<Dims>& dims) const {
-    const auto fold_it = [&](const Tensor& t, Dim dim, Batch place) { return fold(t, dim, place); };
-    change(r, dims, kResultPlaces, fold_it);
+    change(r, dims, kResultPlaces, &MappedCalls::fold);
     return r;
   }
 

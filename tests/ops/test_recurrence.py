@@ -57,13 +57,14 @@ def test_what_lies_past_the_end_has_no_part_in_any_derivative(source, reverse, l
             cotangent[past] = filling
             if reset:
                 arguments.reset[past] = filling != 0
-        for create_graph in (False, True):
+        for create_graph in (False,) if skewed else (False, True):
             output, _ = arguments.call(ops.recurrence)
             grads = torch.autograd.grad(output, tensors, cotangent, create_graph=create_graph)
             expected = expected or grads
             assert_close(grads, expected)
-        second = torch.autograd.grad(sum(g.square().sum() for g in grads), tensors)
-        assert all(g.isfinite().all() for g in second)
+            if create_graph:
+                second = torch.autograd.grad(sum(g.square().sum() for g in grads), tensors)
+                assert all(g.isfinite().all() for g in second)
 
 
 @pytest.mark.parametrize(
