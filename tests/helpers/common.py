@@ -11,9 +11,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -33,12 +31,7 @@ TOLERANCE = {
 }
 
 
-def assert_close(
-    actual: Any,
-    expected: Any,
-    dtype: torch.dtype | None = None,
-    tolerance: float | None = None,
-) -> None:
+def assert_close(actual, expected, dtype=None, tolerance=None):
     """Compare tensors, or lists and tuples of them, within the tolerance of the actual dtype.
 
     ``dtype`` names a coarser type that the computation went through; ``tolerance`` overrides the
@@ -56,24 +49,24 @@ def assert_close(
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=tolerance * scale)
 
 
-def poison(results: Iterable[Tensor | None], dtype: torch.dtype) -> None:
+def poison(results, dtype):
     """Leave memory of these sizes behind that is NaN, lest what is never written be right from an
     earlier call."""
     sizes = [v.shape for v in results if v is not None] * 4
     _ = [torch.full(size, float("nan"), dtype=dtype) for size in sizes]
 
 
-def same(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> bool:
+def same(actual, expected):
     """Whether the tensors are equal one by one, not merely close."""
     return all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
 
 
-def steps(stepper: rnnext.Stepper, inputs: Tensor) -> Tensor:
+def steps(stepper, inputs):
     """What a Stepper gives for the inputs of a sequence, one after the other."""
     return torch.stack([stepper(x) for x in inputs])
 
 
-def pair(name: str, *args: Any, **kwargs: Any) -> tuple[nn.Module, nn.Module]:
+def pair(name, *args, **kwargs):
     """torch.nn's module of this name and rnnext's, made from the same seed."""
     torch.manual_seed(7)
     theirs = getattr(nn, name)(*args, **kwargs)
@@ -81,7 +74,7 @@ def pair(name: str, *args: Any, **kwargs: Any) -> tuple[nn.Module, nn.Module]:
     return theirs, getattr(rnnext, name)(*args, **kwargs)
 
 
-def error_of(function: Callable[[], Any]) -> tuple[type[Exception], str]:
+def error_of(function):
     """The type and the message of the error that a call raises."""
     try:
         function()
@@ -90,16 +83,14 @@ def error_of(function: Callable[[], Any]) -> tuple[type[Exception], str]:
     raise AssertionError("no error was raised")
 
 
-def assert_refused(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+def assert_refused(call, error, message):
     """The call raises this error, whose message has this text."""
     kind, found = error_of(call)
     assert issubclass(kind, error), found
     assert message in found, found
 
 
-def run_python(
-    *arguments: str, cwd: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def run_python(*arguments, cwd=None, **environment):
     """Python with these command line arguments and additions to the environment."""
     return subprocess.run(
         [sys.executable, *arguments],
@@ -112,9 +103,7 @@ def run_python(
     )
 
 
-def pairwise(
-    valid: Callable[[dict[str, Any]], bool] = lambda case: True, **factors: Iterable[Any]
-) -> list[dict[str, Any]]:
+def pairwise(valid=lambda case: True, **factors):
     """Few cases in which every pair of values of two factors occurs that a valid case can have.
 
     Pairs of earlier values come first, and each is filled up from a seed of its own: a value that
@@ -123,13 +112,13 @@ def pairwise(
     values = {name: list(given) for name, given in factors.items()}
     couples = list(itertools.combinations(values, 2))
 
-    def pairs(case: dict[str, int]) -> set[tuple[str, int, str, int]]:
+    def pairs(case):
         return {(a, case[a], b, case[b]) for a, b in couples}
 
-    def named(case: dict[str, int]) -> dict[str, Any]:
+    def named(case):
         return {name: values[name][i] for name, i in case.items()}
 
-    def filled(a: str, x: int, b: str, y: int, last: int) -> list[dict[str, int]]:
+    def filled(a, x, b, y, last):
         """Valid cases that have this pair, and of other factors values as far as the last."""
         draw = random.Random(f"{a} {x} {b} {y}")
         counts = {name: min(last + 1, len(values[name])) for name in values}
@@ -141,8 +130,7 @@ def pairwise(
 
     ranges = ((a, range(len(values[a])), b, range(len(values[b]))) for a, b in couples)
     wanted = [(a, x, b, y) for a, xs, b, ys in ranges for x in xs for y in ys]
-    covered: set[tuple[str, int, str, int]] = set()
-    cases = []
+    covered, cases = set(), []
     for a, x, b, y in sorted(wanted, key=lambda pair: max(pair[1], pair[3])):
         if (a, x, b, y) in covered:
             continue
@@ -154,18 +142,14 @@ def pairwise(
     return cases
 
 
-def cover(
-    argument: str | None = None,
-    valid: Callable[[dict[str, Any]], bool] = lambda case: True,
-    **factors: Iterable[Any],
-) -> pytest.MarkDecorator:
+def cover(argument=None, valid=lambda case: True, **factors):
     """Parametrizes a test with a pairwise cover: ``@cover(T=[1, 9], dtype=DTYPES, isa=ISAS)``.
 
     The test has the factors as arguments; with ``@cover("case", ...)`` those that are not fixtures
     come as one dictionary. ``isa`` and ``threads`` are fixtures, which set what they name.
     """
 
-    def possible(case: dict[str, Any]) -> bool:
+    def possible(case):
         """The stand-in of AMX has kernels of its own for bfloat16 alone; else it is generic."""
         other = case.get("dtype", torch.bfloat16) != torch.bfloat16
         return not (other and case.get("isa") == "amx_stand_in") and valid(case)
@@ -182,7 +166,7 @@ def cover(
     return pytest.mark.parametrize(names, rows, indirect=fixtures)
 
 
-def case_id(case: dict[str, Any]) -> str:
+def case_id(case):
     """A short test id: name=value for every factor."""
     return "-".join(f"{k}={str(v).removeprefix('torch.')}" for k, v in case.items())
 
