@@ -60,15 +60,15 @@ def test_a_run_goes_on_with_what_has_not_passed(tmp_path):
 def test_the_report_names_slow_choices_and_other_bits(tmp_path):
     for way, us, bits in (("chosen", 3.0, "a"), ("grid", 3.0, "a"), ("grid tagged", 2.0, "b")):
         records.append(tmp_path, "paths", f"f32 H=1 B=1: {way}", us=us, bits=bits)
-    records.append(tmp_path, "stress", "grid, float32", error="other bits")
+    records.append(tmp_path, "smoke", "grid, float32", error="off by 1.0e+00")
     for T, us in ((128, 1000.0), (1024, 2000.0)):
         records.append(tmp_path, "bench", f"rnn-T{T}-B1", us={OURS: us, TORCH: 3 * us})
     with (tmp_path / records.FIGURES).open("a") as file:
-        file.write('{"stage": "stress", "na')  # cut off
+        file.write('{"stage": "smoke", "na')  # cut off
     page = report.write(tmp_path)
     assert "f32 H=1 B=1    3.00  3.00         2.00    1.50" in page
     assert "f32 H=1 B=1: grid: other bits by the tagged exchange" in page
-    assert "grid, float32: other bits" in page
+    assert "grid, float32: off by 1.0e+00" in page
     assert ["rnn-T1024-B1", "2000", "6000", "3.00", "1.12"] in [
         row.split() for row in page.splitlines()
     ]
@@ -81,9 +81,9 @@ def test_without_a_gpu_the_check_says_so_and_fails(tmp_path, capsys, monkeypatch
 
 
 def test_a_rehearsal_runs_every_case(tmp_path):
-    names = ["preflight", "paths", "stress"]  # others need nvcc, or run all tests
+    names = ["preflight", "smoke", "paths", "stress"]  # others need nvcc, or run all tests
     assert check.main(["--dry-run", "--out", str(tmp_path), "--only", *names]) == 0
-    for name in ("paths", "stress"):
+    for name in ("smoke", "paths", "stress"):
         found = records.read(tmp_path, name)
         assert found
         assert not [n for n, record in found.items() if "error" in record]

@@ -24,18 +24,9 @@ from pathlib import Path
 from tools.cuda_build import ROOT
 
 from . import records
-from .build import PACKAGES, toolkits
+from .build import BUILD, PACKAGES, toolkits
 
 TESTS = ("cuda_ptx/test_recurrence.py", "cuda_ptx/test_embedding.py", "cuda/check_cuda.py")
-# What watches which tests, all in one process. Those of the sanitizers run every kernel.
-KERNELS = "registers or exchanges or long or constants or dtypes or strided"
-SANITIZER = "compute-sanitizer --error-exitcode 9 --tool"
-WATCHED = {
-    "ncu": ("ncu --csv --page raw --set basic -k regex:recurrence_kernel", "registers"),
-    "memcheck": (f"{SANITIZER} memcheck", KERNELS),
-    "racecheck": (f"{SANITIZER} racecheck", KERNELS),
-    "synccheck": (f"{SANITIZER} synccheck", KERNELS),
-}
 GPU = "import torch; print('%d.%d' % torch.cuda.get_device_capability())"
 
 
@@ -54,19 +45,14 @@ def module(name: str, *options: str) -> list[str]:
     return [sys.executable, "-m", f"tools.cuda_check.{name}", *options]
 
 
-def tests(*options: str) -> list[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
-    command += ["--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
-    command += ["-o", "addopts=--import-mode=importlib"]
+def tests() -> list[str]:
+    """Up to eight processes share a GPU; one, where pytest-xdist is missing."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-p", "tools.cuda_check.isolate", "--rootdir", str(ROOT)]
+    command += ["-c", str(ROOT / "pyproject.toml"), "-o", "addopts=--import-mode=importlib"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", str(min(8, len(os.sched_getaffinity(0))))]
     return [*command, *(str(ROOT / "tests" / name) for name in TESTS)]
-
-
-def isolated() -> list[str]:
-    """Options of tests(): each in a process of its own. Up to eight run side by side, one where
-    pytest-xdist is missing."""
-    count = str(min(8, len(os.sched_getaffinity(0))))
-    beside = ["-n", count] if importlib.util.find_spec("xdist") else []
-    return ["-p", "tools.cuda_check.isolate", *beside]
 
 
 def stages(out: Path, dry: bool) -> Iterator[Stage]:
@@ -79,18 +65,23 @@ def stages(out: Path, dry: bool) -> Iterator[Stage]:
 
     yield Stage("preflight", 60, module("build", "preflight"))
     yield Stage("build", 420, module("build", *(["rehearse"] if dry else [])))
-    yield Stage("smoke", 60, tests("-k", "registers", *isolated()), "build")
-    yield Stage("tests", 900 if dry else 150, tests(*isolated()), "build")
+    yield work("smoke", 60)
+    yield Stage("tests", 900 if dry else 150, tests(), "build")
     yield work("bench", 120)
     yield work("paths", 120)
     yield work("stress", 90)
     folders = [os.environ.get("PATH", ""), *(str(home / "bin") for home in toolkits())]
-    for name, (watch, cases) in WATCHED.items():
-        program, *options = watch.split()
+    # A rehearsal interprets the kernels, which takes minutes: each stage some of them.
+    parts = {"ncu": ["step", "embedding"], "memcheck": ["block"], "racecheck": ["cluster"],
+             "synccheck": ["grid"]}  # fmt: skip
+    for name, part in parts.items():
+        program = "ncu" if name == "ncu" else "compute-sanitizer"
         found = shutil.which(program, path=os.pathsep.join(folders)) or ""
-        # Each tensor is an allocation of its own: what lies beside it is out of bounds.
-        watching = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", found, *options]
-        command = [*([] if dry else watching), *tests("-k", cases)]
+        command = [found, "--tool", name, "--error-exitcode", "9", str(BUILD / "driver")]
+        if name == "ncu":
+            command = module("build", "counters", "--ncu", found)
+        if dry:
+            command = module("build", "drive", *part)
         lacks = "" if found or dry else f"{program} is not on this machine"
         yield Stage(name, 540 if dry else 90, command, "build", lacks)
 

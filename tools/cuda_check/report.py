@@ -51,7 +51,7 @@ def paths(out: Path) -> str:
 def others(out: Path) -> str:
     """What has no table: what failed, by stage."""
     lines = []
-    for stage in ("bench", "paths", "stress"):
+    for stage in ("smoke", "bench", "paths", "stress"):
         found = records.read(out, stage)
         failed = {name: r["error"] for name, r in found.items() if "error" in r}
         lines.append(f"{stage}: {len(found) - len(failed)} of {len(found)} cases passed")

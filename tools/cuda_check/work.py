@@ -75,6 +75,32 @@ SMALL = {"block": (40, 5, 96), "step": (12, 3, 64)}  # T, B, H; of the others:
 SHARED = (40, 3, 200)
 
 
+def small(way: str, dtype: str) -> Callable[[], list[Tensor]]:
+    return passes(way, dtype, SMALL.get(way, SHARED))
+
+
+def smoke() -> Cases:
+    """Each way against the plain computation in float64 on the CPU."""
+    for way, dtype in itertools.product(ways(), TYPES):
+        yield f"{way}, {dtype}", partial(agree, way, dtype)
+
+
+def agree(way: str, dtype: str) -> dict[str, Any]:
+    T, B, H = SMALL.get(way, SHARED)
+    found = small(way, dtype)()
+    torch.manual_seed(0)
+    rnn = torch.nn.RNN(16, H).to(getattr(torch, dtype)).double()
+    x = torch.randn(T, B, 16).to(getattr(torch, dtype)).double().requires_grad_()
+    output, _ = rnn(x)
+    wanted = [output, *torch.autograd.grad(output, [x, *rnn.parameters()], torch.ones_like(output))]
+    worst = 0.0
+    for a, b in zip(found, wanted, strict=True):
+        worst = max(worst, ((a.cpu().double() - b).abs().max() / b.abs().max()).item())
+    if not worst < (0.1 if dtype == "bfloat16" else 1e-4):
+        raise ValueError(f"off by {worst:.1e} of the largest value")
+    return {"off by": worst}
+
+
 def bench() -> Cases:
     """rnnext beside torch.nn, which runs on cuDNN there; what matters most first."""
     hidden, batches = ((256, 1024, 512, 2048, 64), (1, 8, 64)) if CUDA else ((32,), (2,))
@@ -145,7 +171,7 @@ def replays(way: str, dtype: str) -> dict[str, Any]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     deterministic: Any = torch.utils.deterministic
     deterministic.fill_uninitialized_memory = True
-    captured = Captured(passes(way, dtype, SMALL.get(way, SHARED)))
+    captured = Captured(small(way, dtype))
     captured.replay()
     first = [result.clone() for result in captured.results]
     if not all(bool(result.isfinite().all()) for result in first):
@@ -178,7 +204,7 @@ def two_at_once(way: str) -> dict[str, Any]:
     return {"calls": len(found)}
 
 
-STAGES = {"bench": bench, "paths": paths, "stress": stress}
+STAGES = {"smoke": smoke, "bench": bench, "paths": paths, "stress": stress}
 
 
 def main() -> int:
