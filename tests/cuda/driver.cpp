@@ -108,9 +108,8 @@ void recurrence(const Device& device, const Way& way, Compute compute, bool back
   if (!backward) p.output = memory.results(rows, size), p.h_n = memory.results(state, size);
   if (any) {
     v = memory.results(state, size);
-    void* const anew = memory.results(state, size);
-    p.reset_output = anew;
-    check(launch_enter(p, v, anew, compute, nullptr));
+    p.reset_output = memory.results(state, size);
+    check(launch_around(Around::enter, p, nullptr, v, compute, nullptr));
     p.hx = v;
   }
   if (g.path != Path::step) {
@@ -123,9 +122,10 @@ void recurrence(const Device& device, const Way& way, Compute compute, bool back
   }
   if (backward && any) {
     void *sums = memory.results(state, size), *grad = memory.results(state, size);
-    check(launch_previous_state(p, p.output, memory.results(rows, size), compute, nullptr));
-    check(launch_reset_sums(p, sums, compute, nullptr));
-    check(launch_reset_gradient(p, sums, grad, compute, nullptr));
+    void* const before = memory.results(rows, size);
+    check(launch_around(Around::previous_state, p, p.output, before, compute, nullptr));
+    check(launch_around(Around::reset_sums, p, nullptr, sums, compute, nullptr));
+    check(launch_around(Around::reset_gradient, p, sums, grad, compute, nullptr));
   }
   check(cudaDeviceSynchronize());
   memory.check_results();

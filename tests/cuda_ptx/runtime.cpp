@@ -174,10 +174,23 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*,
   *clusters = clusters_at_once(config->attrs[0].val.clusterDim.x, config->dynamicSmemBytes);
   return cudaSuccess;
 }
-cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
   *memory = device_memory(bytes);
   return cudaSuccess;
 }
+cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
+  return cudaMalloc(memory, bytes);
+}
+cudaError_t cudaFree(void*) { return cudaSuccess; }
+cudaError_t cudaMemset(void* to, int byte, size_t bytes) {
+  std::memset(to, byte, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 cudaError_t cudaGetLastError() {
   const cudaError_t error = pending;
   pending = cudaSuccess;
