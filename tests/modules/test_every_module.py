@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 import rnnext
 from helpers.common import assert_close, assert_refused, same
-from helpers.modules import OF_TORCH, SAMPLES, X, outputs, results, through_a_file
+from helpers.modules import OF_TORCH, SAMPLES, TOKENS, X, outputs, results, through_a_file
 from rnnext import embedding_rnn
 
 of_all = pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
@@ -201,18 +201,23 @@ def test_torch_fx_records_a_leaf(sample):
 
 def test_torch_fx_records_all_arguments():
     class Model(nn.Module):
-        def __init__(self):
+        def __init__(self, rnn):
             super().__init__()
-            self.rnn, self.cell = rnnext.RNN(3, 4), rnnext.RNNCell(3, 4)
+            self.rnn, self.cell = rnn, rnnext.RNNCell(4, 4)
 
-        def forward(self, x, hx, reset, lengths):
-            output, h_n = self.rnn(x, hx, lengths, reset)
-            return output, self.cell(x[0], h_n[0])
+        def forward(self, x, hx, lengths, reset, reset_state):
+            output, h_n = self.rnn(x, hx, lengths, reset, reset_state)
+            return output, self.cell(output[0], h_n[0])
 
-    model = Model()
-    hx, reset, lengths = torch.randn(1, 2, 4), torch.rand(5, 2) < 0.5, torch.tensor([5, 3])
-    given = (X, hx, reset, lengths)
-    assert same(symbolic_trace(model)(*given), model(*given))
+    hx, start, lengths = torch.randn(1, 2, 4), torch.randn(1, 4), torch.tensor([5, 3])
+    reset = torch.tensor([[False, True]] * 5)
+    for rnn, x in (
+        (rnnext.RNN(3, 4), X),
+        (rnnext.LeakyRNN(3, 4, alpha=0.5), X),
+        (rnnext.EmbeddingRNN(7, 3, 4), TOKENS),
+    ):
+        model, given = Model(rnn), (x, hx, lengths, reset, start)
+        assert same(symbolic_trace(model)(*given), model(*given))
 
 
 class Doubled(rnnext.RNN):

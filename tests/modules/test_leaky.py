@@ -65,6 +65,7 @@ def test_reset_parameters_draws_weights_and_gives_others_their_first_values(lear
     with torch.device("meta"):
         empty = rnnext.LeakyRNN(2, 4, 2, **options)
     empty.to_empty(device="cpu")
+    options["noise_std"].fill_(0.75)  # each has its own
     for rnn in (trained, empty):
         with torch.no_grad():
             for each in (*rnn.parameters(), *rnn.buffers()):
@@ -115,7 +116,9 @@ def test_noise_that_is_none_is_refused_whenever_it_is_set():
             with pytest.raises((TypeError, ValueError), match=r"^noise_std must "):
                 refused()
     assert rnn.noise_std == 0.1
-    rnn.noise_std = nn.Parameter(torch.tensor(0.2))
+    std = nn.Parameter(torch.tensor(0.2))
+    rnn.noise_std = std  # is only read
+    std.data.fill_(3)
     assert "noise_std" not in dict(rnn.named_parameters())
     quiet = copy.copy(rnn)  # with the same weights
     quiet.noise_std = 0
@@ -190,7 +193,8 @@ def test_an_alpha_that_does_not_fit_is_refused_when_it_is_set_or_used():
 
 def test_repr_names_what_differs():
     for options, parts in (
-        ({"alpha": 0.25, "form": "blend"}, ("3, 6", "form=blend", "alpha=0.25")),
+        ({"num_layers": 2, "dropout": 0.5, "alpha": 0.25, "form": "blend"},
+         ("3, 6, num_layers=2", "dropout=0.5", "form=blend", "alpha=0.25")),
         ({"dt": 1, "tau": torch.arange(2.0, 8), "noise_std": torch.full((6,), 0.1)},
          ("alpha=0.142857 to 0.5", "noise_std=0.1", "scale=sqrt_2_over_alpha", "eval=False")),
         ({"alpha": 0.2, "learn_alpha": True}, ("alpha=0.2", "learn_alpha=True")),

@@ -51,18 +51,18 @@ def test_steps_are_those_of_the_sequence_whose_episodes_begin_with_a_learned_sta
     """(tests/examples has a collector.)"""
     start = nn.Parameter(torch.randn(2, 5))
     rnn = rnnext.LeakyRNN(4, 5, 2, alpha=0.3, learn_alpha=True, form="voltage")
-    module = RNNModule(rnn, **KEYS, reset_state=start)
+    module = RNNModule(rnn, ["x", "h", "begins"], ["y", ("next", "h")], reset_state=start)
     begins = torch.rand(3, 7, 1) < 0.3
-    data = TensorDict({"observation": torch.randn(3, 7, 4), "is_init": begins}, (3, 7))
+    data = TensorDict({"x": torch.randn(3, 7, 4), "begins": begins}, (3, 7))
     with set_recurrent_mode(True):
         whole = module(data.clone())
     state = torch.zeros(3, 2, 5)
     for t in range(7):
-        step = module(data[:, t].set("state", state))
-        torch.testing.assert_close(step["features"], whole["features"][:, t])
-        state = step["next", "state"]
-    torch.testing.assert_close(state, whole["next", "state"][:, -1])
-    whole["features"].sum().backward()
+        step = module(data[:, t].set("h", state))
+        torch.testing.assert_close(step["y"], whole["y"][:, t])
+        state = step["next", "h"]
+    torch.testing.assert_close(state, whole["next", "h"][:, -1])
+    whole["y"].sum().backward()
     assert {name for name, p in module.named_parameters() if p.grad is None} == set()
     assert start.grad.any()
 
