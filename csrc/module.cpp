@@ -184,20 +184,14 @@ void define_stepper(py::module_& m) {
            }));
 }
 
-std::string compiler() {
-#if defined(__clang__)
-  return "clang " __clang_version__;
-#elif defined(__GNUC__)
-  return "gcc " __VERSION__;
-#else
-  return "unknown";
-#endif
-}
-
 py::dict build_info() {
   py::dict info;
   info["torch"] = RNNEXT_TORCH_VERSION;
-  info["compiler"] = compiler();
+#ifdef __clang__
+  info["compiler"] = "clang " __clang_version__;
+#else
+  info["compiler"] = "gcc " __VERSION__;
+#endif
   info["isas"] = rnnext::isas_built();
   info["isas_supported"] = rnnext::isas_supported();
 #ifdef RNNEXT_CUDA_ARCHS

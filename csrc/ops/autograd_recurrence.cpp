@@ -261,12 +261,11 @@ struct CellFunction {
     const variable_list saved = ctx->get_saved_variables();
     const Tensor& input = saved[0];
     const auto needs = [&](size_t i) { return ctx->needs_input_grad(i); };
-    Wanted wanted;
-    wanted.input = needs(0);
-    wanted.hx = needs(1);
-    wanted.weight_ih = needs(2);
-    wanted.weight_hh = needs(3);
-    wanted.bias = needs(4) || needs(5);
+    const Wanted wanted{.input = needs(0),
+                        .hx = needs(1),
+                        .weight_ih = needs(2),
+                        .weight_hh = needs(3),
+                        .bias = needs(4) || needs(5)};
     const OptionalTensor hx = saved[1];
     const OptionalTensor grad_output = grad[1], grad_h = grad[0], grad_h_n = as_step(grad_h);
     const CellArguments a{.input = input,

@@ -26,9 +26,6 @@
 namespace rnnext {
 namespace {
 
-// Whether the op for a whole stack of layers, which is the CPU's and has no gradient, can take it.
-bool stackable(const Tensor& t) { return t.is_cpu() && !is_recorded(t) && !is_dual(t); }
-
 // Whether a transform of torch.func holds it.
 bool transformed(const Tensor& t) {
   constexpr c10::DispatchKeySet wrappers(
@@ -193,12 +190,12 @@ Sequences check(const RnnArguments& a) {
   return sequences;
 }
 
-// Whether the op for a whole stack of layers takes it.
+bool is_elsewhere(const Tensor& t) { return !t.is_cpu(); }
+
+// Whether the op for a whole stack of layers, which is the CPU's and has no gradient, takes it.
 bool stacks(const RnnArguments& a) {
   return a.num_layers > 1 && !a.bidirectional && !drops(a) && !given(a.index) && a.noise.empty() &&
-         !given(a.reset_state) && stackable(a.input) && (!given(a.hx) || stackable(*a.hx)) &&
-         std::all_of(a.weights.begin(), a.weights.end(), stackable) &&
-         std::all_of(a.alpha.begin(), a.alpha.end(), stackable);
+         !given(a.reset_state) && !any_tensor<is_elsewhere>(a) && !any_recorded(a) && !any_dual(a);
 }
 
 // The state that episodes begin with, [L * D, B, H], if there are resets.

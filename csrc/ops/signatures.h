@@ -8,6 +8,7 @@
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include <array>
+#include <bit>
 #include <tuple>
 #include <vector>
 
@@ -66,7 +67,7 @@ struct RecurrenceTypes<Parameter, Types<void, A...>, Types<void, R...>, Types<vo
   static Backward backward(Parameter<R>... results, Parameter<A>... each, Mask output_mask,
                            More... more) {
     const RecurrenceArguments a{as_passed<A>(each)...};
-    const Wanted wanted = std::apply([](auto... want) { return Wanted{want...}; }, output_mask);
+    const auto wanted = std::bit_cast<Wanted>(output_mask);
     return returned(kernel(RecurrenceResults{as_passed<R>(results)...}, a, wanted, more...),
                     a.weight_hh[0]);
   }
@@ -181,7 +182,6 @@ decltype(auto) call_op(const T&... arguments) {
 
 #define RNNEXT_ARGUMENT(type, name, ...) a.name,
 #define RNNEXT_RESULT(type, name, ...) r.name,
-#define RNNEXT_WANTED(type, name, ...) wanted.name,
 template <class Op>
 typename Op::Results call_forward(const RecurrenceArguments& arguments, bool save = false) {
   const Tensor none = stand_in(arguments.input);
@@ -194,13 +194,12 @@ RecurrenceGradients call_backward(const RecurrenceResults& results,
   const Tensor none = stand_in(arguments.input);
   const RecurrenceResults r = as_traced(results, none);
   const RecurrenceArguments a = as_traced(arguments, none);
-  const Recurrences::Mask mask{RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_WANTED)};
+  const auto mask = std::bit_cast<Recurrences::Mask>(wanted);
   auto gradients = call_op<Op>(RNNEXT_RECURRENCE_RESULTS(RNNEXT_RESULT)
                                    RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_ARGUMENT) mask);
   return std::apply([](auto&... gradient) { return RecurrenceGradients{std::move(gradient)...}; },
                     gradients);
 }
-#undef RNNEXT_WANTED
 #undef RNNEXT_RESULT
 #undef RNNEXT_ARGUMENT
 
