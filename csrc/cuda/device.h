@@ -252,6 +252,7 @@ __device__ __forceinline__ void store_relaxed(uint4* p, const uint4& x) {
 #define RNNEXT_CUDA_BOUNDED 0
 #endif
 
+// Asks done() again and again until it says so; `what` is waited for.
 template <class Done>
 __device__ __forceinline__ void await(const char* what, const Done& done) {
   constexpr long long kBound = RNNEXT_CUDA_BOUNDED;

@@ -43,7 +43,7 @@ void stand_in_tensors(void* (*hand_out)(size_t)) {
 }
 
 // The current device: capability, SMs, shared memory of a block, clusters of 2, 4, 8 and 16 blocks.
-int64_t stand_in_describe(int64_t* limits) {
+int stand_in_describe(int64_t* limits) {
   rnnext::cuda::Device device;
   const cudaError_t error = describe(&device);
   limits[0] = device.capability, limits[1] = device.sm_count, limits[2] = device.shared_bytes;

@@ -8,10 +8,7 @@ import ctypes
 import functools
 import re
 
-import torch
-
 from cuda_ptx import build
-from cuda_ptx.library import Entries
 
 HEADER = build.CUDA / "recurrence" / "choice.h"
 TYPES = {
@@ -54,21 +51,22 @@ DEVICES = {
 
 
 @functools.cache
-def choice_library() -> Entries:
+def choice_library() -> ctypes.CDLL:
     """choice.cpp alone: neither CUDA nor its headers are needed."""
     sources = [HEADER.with_suffix(".cpp"), build.HERE / "choice_entries.cpp"]
-    entries = Entries(build.link("choice", build.compile_all(sources)))
-    entries.run("rnn_check_sizes", torch.tensor([ctypes.sizeof(struct) for struct in STRUCTS]))
-    return entries
+    library = ctypes.CDLL(str(build.link("choice", build.compile_all(sources))))
+    assert library.rnn_same_sizes(*map(ctypes.sizeof, STRUCTS))
+    return library
 
 
 def choose(card, T, B, H, D=1, compute="f32", backward=False, exchange="fenced", path=None):
     """The Geometry that is chosen for a problem on a device; ValueError where choose() throws."""
-    device = Device(*card[:3], (ctypes.c_int * 4)(*card[3:]))
+    device = Device(*card[:3], card[3:])
     problem = Problem(T, B, H, D, COMPUTES[compute], backward, EXCHANGES.index(exchange))
     geometry, message = Geometry(), ctypes.create_string_buffer(256)
-    word = None if path is None else ctypes.create_string_buffer(path.encode())
-    choice_library().run("rnn_choose", problem, device, word, geometry, message)
+    word = None if path is None else path.encode()
+    structs = map(ctypes.byref, (problem, device, geometry))
+    choice_library().rnn_choose(*structs, word, message)
     if message.value:
         raise ValueError(message.value.decode())
     return geometry

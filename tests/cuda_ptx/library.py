@@ -8,12 +8,9 @@ from pathlib import Path
 import torch
 
 from cuda_ptx import machine
+from cuda_ptx.choice import DEVICES
 from cuda_ptx.memory import CONSTANT, Arena, Fault
 from cuda_ptx.parse import Kernel, entries, kernel_of
-
-
-class KernelError(RuntimeError):
-    """A launch failed: what a kernel did wrong, or why a device would refuse it."""
 
 
 class Launch(ctypes.Structure):
@@ -34,36 +31,13 @@ LAUNCH = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(Launch))
 MEMORY = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)
 
 
-class Entries:
-    """Functions of a shared library: extern "C", of int64_t and pointers; 0: no error."""
-
-    def __init__(self, path: Path) -> None:
-        self.handle = ctypes.CDLL(str(path))
-        self.fault = ""
-
-    def run(self, function: str, *arguments) -> None:
-        """Calls one; KernelError says what a kernel did wrong.
-
-        Tensors are passed by address, structs by reference, int as int64_t.
-        """
-        self.fault = ""
-        if code := getattr(self.handle, function)(*map(_pass, arguments)):
-            raise KernelError(self.fault or f"error {code}")
-
-
-def _pass(value):
-    if isinstance(value, torch.Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, (ctypes.Structure, ctypes.Array)):
-        return ctypes.byref(value)
-    return value if value is None else ctypes.c_int64(value)
-
-
-class Library(Entries):
+class Library:
     """The launchers of a shared library, the PTX of its kernels, and device memory."""
 
+    seed = 0  # how launches run: see machine.py
+
     def __init__(self, path: Path, objects: Sequence[Path]) -> None:
-        super().__init__(path)
+        self.handle = ctypes.CDLL(str(path))
         self.texts: dict[str, str] = {}
         for one in objects:
             if (ptx := one.with_suffix(".ptx")).exists():
@@ -76,7 +50,6 @@ class Library(Entries):
         self._tensor_memory = MEMORY(self.arena.allocate)
         self._kept_memory = MEMORY(lambda size: self.arena.allocate(size, kept=True))
         self.handle.stand_in_callbacks(self._launched, self._kept_memory)
-        self.handle.stand_in_calls.restype = ctypes.c_int64
         self.reset()
 
     def _launch(self, pointer) -> int:
@@ -92,9 +65,9 @@ class Library(Entries):
             self.ran[name] = self.ran.get(name, 0) + 1
             machine.run(kernel, launch, bytes(params), self.arena, self.seed)
         except Exception as error:  # nothing may pass through C++
-            self.fault = str(error) if isinstance(error, Fault) else f"{type(error)}: {error}"
+            message = str(error) if isinstance(error, Fault) else f"{type(error)}: {error}"
             self.error = error
-            self.handle.stand_in_message(self.fault.encode())
+            self.handle.stand_in_message(message.encode())
             return 1
         return 0
 
@@ -113,34 +86,17 @@ class Library(Entries):
         """Takes back all device memory, and makes the device an H100 whose lanes run in step."""
         self.arena.clear()
         self.set_device()
-        self.set_compiled()
-        self.mode(0)
-
-    def mode(self, seed: int) -> None:
-        """How launches run from here on: see machine.py."""
-        self.seed = seed
+        self.seed = 0
 
     def set_device(
-        self,
-        sm: int = 90,
-        multiprocessors: int = 132,
-        shared_per_block: int = 227 * 1024,
-        granted: int | None = None,
+        self, name: str = "H100", granted: int | None = None, compiled: int = 1 << 10
     ) -> None:
-        """The device whose limits launches and queries see; an H100 until this is called.
-
-        ``granted``: on how many of its multiprocessors launches run; None: on all.
-        """
+        """The device whose limits launches and queries see. Launches run on so many of its
+        multiprocessors, or all, and kernels were made of PTX of this architecture; 0: there is no
+        code at all."""
+        sm, multiprocessors, shared_bytes = DEVICES[name][:3]
         granted = multiprocessors if granted is None else granted
-        self.handle.stand_in_device(sm, multiprocessors, shared_per_block, granted)
-
-    def set_compiled(self, architecture: int = 1 << 10) -> None:
-        """The architecture of the PTX that kernels were made of; 0: there is no code at all."""
-        self.handle.stand_in_compiled(architecture)
-
-    def attribute_calls(self) -> int:
-        """How often the runtime was asked for, or told, an attribute."""
-        return int(self.handle.stand_in_calls())
+        self.handle.stand_in_device(sm, multiprocessors, shared_bytes, granted, compiled)
 
     @contextlib.contextmanager
     def tensors(self) -> Iterator[None]:

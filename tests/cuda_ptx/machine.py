@@ -69,7 +69,7 @@ class Machine(warp.Warps):
             for axis, value in zip("xyz", axes, strict=True):
                 self.special[f"%{name}.{axis}"] = np.full(self.size, value, np.uint32)
         self.globals = Global(arena, count, late=bool(launch.cooperative))
-        self.shared = Shared(count, launch.shared_bytes + kernel.static_shared, watched)
+        self.shared = Shared(count, launch.shared_bytes, watched)
         self.of_blocks, self.of_clusters = Barrier(self.block), Barrier(self.cluster)
         self.split = np.zeros(count * warps_a_block, bool)
         self.clock = np.zeros(self.size, np.int32)  # see shared.py
@@ -86,12 +86,9 @@ class Machine(warp.Warps):
         self.units = [Unit(self.number[unit_of == unit]) for unit in np.unique(unit_of)]
 
     def param(self, base, offset: int, kind):
-        at = np.asarray(base).astype(np.int64) + offset
-        size = np.dtype(kind).itemsize
-        if at.ndim == 0:
-            return np.frombuffer(self.params, kind, 1, int(at))[0]
         raw = np.frombuffer(self.params, np.uint8)
-        return raw[at[:, None] + np.arange(size)].reshape(-1).view(kind)
+        at = np.atleast_1d(base).astype(np.int64) + offset
+        return raw[at[:, None] + np.arange(kind.itemsize)].reshape(-1).view(kind)
 
     # ---- the schedule
 

@@ -17,7 +17,6 @@ from torch.utils import cpp_extension
 from torch.utils._pytree import tree_map
 
 from cuda_ptx import build
-from cuda_ptx.choice import DEVICES
 from cuda_ptx.library import Library
 from cuda_ptx.memory import ASYNCHRONOUS
 from helpers import samples
@@ -160,7 +159,7 @@ def run(
     **case,
 ) -> list[Tensor]:
     """check_call() of what samples.make describes, on a way and a device."""
-    kernels().set_device(*DEVICES[device][:3])
+    kernels().set_device(device)
     arguments = samples.make(**case, requires_grad=True)
     ahead = INTERPRETED and path not in (None, "step")
     place = copied_ahead if ahead else lambda arguments: arguments

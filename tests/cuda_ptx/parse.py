@@ -73,8 +73,7 @@ class Kernel:
     name: str
     params: list[tuple[str, int, int]] = field(default_factory=list)  # name, offset, size
     registers: dict[str, str] = field(default_factory=dict)  # name: type
-    shared: dict[str, int] = field(default_factory=dict)  # symbol: offset
-    static_shared: int = 0
+    shared: list[str] = field(default_factory=list)  # symbols of the memory that a launch gives
     threads: int = 1024  # at most
     timed: bool = False  # it looks at the clock: its waits end by themselves
     blocks: list[Block] = field(default_factory=list)
@@ -125,8 +124,7 @@ def kernel_of(text: str) -> Kernel:
     assert match
     begin = text.index("\n{", match.end())
     kernel, at = Kernel(match[1]), 0
-    for one in re.finditer(r"\.extern \.shared \.align \d+ \.b8 (\w+)\[\]", text):
-        kernel.shared[one[1]] = 0
+    kernel.shared = re.findall(r"\.extern \.shared \.align \d+ \.b8 (\w+)\[\]", text)
     for one in re.finditer(
         r"\.param (?:\.align (\d+) )?\.(\w+) (\w+)(?:\[(\d+)\])?", text[match.end() : begin]
     ):
@@ -167,10 +165,6 @@ def _add(kernel: Kernel, statement: str, line: int) -> None:
     elif found := re.match(r"\.reg \.(\w+)\s+(.*)", statement):
         for name in split(found[2]):
             kernel.registers[name.partition("<")[0]] = TYPES[found[1]]
-    elif found := re.match(r"\.shared \.align (\d+) \.b8 (\w+)\[(\d+)\]", statement):
-        at = -(-kernel.static_shared // int(found[1])) * int(found[1])
-        kernel.shared[found[2]] = at
-        kernel.static_shared = at + int(found[3])
     elif not statement.startswith("."):
         found = re.match(r"(?:@(!?[\w%$]+)\s+)?([a-z]\S*)\s*(.*)", statement)
         assert found, statement

@@ -22,11 +22,11 @@ struct Launch {
   void** arguments;
 };
 
-// The device: an H100 until Python says otherwise. Each set of numbers has an id of its own.
-int device_id = 0, capability = 90, multiprocessors = 132, shared_a_block = 227 * 1024;
-int granted = 132;       // multiprocessors that launches get: fewer in a green context
-int compiled = 1 << 10;  // the architecture of the PTX that kernels were made of; 0: no code
-int64_t calls = 0;       // of functions that ask for or set attributes
+// The device, which Python describes. Each set of numbers has an id of its own.
+int device_id, capability, multiprocessors, shared_a_block;
+int granted;    // multiprocessors that launches get: fewer in a green context
+int compiled;   // the architecture of the PTX that kernels were made of; 0: no code
+int calls = 0;  // of functions that ask for or set attributes
 cudaError_t pending = cudaSuccess;
 int (*callback)(const Launch*) = nullptr;
 void* (*device_memory)(size_t) = nullptr;  // that is kept
@@ -98,14 +98,14 @@ extern "C" {
 void stand_in_callbacks(int (*launch)(const Launch*), void* (*memory)(size_t)) {
   callback = launch, device_memory = memory;
 }
-void stand_in_device(int sm, int count, int shared, int grants) {
-  static std::map<std::tuple<int, int, int>, int> ids{{{90, 132, 227 * 1024}, 0}};
+void stand_in_device(int sm, int count, int shared, int grants, int architecture) {
+  static std::map<std::tuple<int, int, int>, int> ids;
   device_id = ids.insert({std::make_tuple(sm, count, shared), int(ids.size())}).first->second;
   capability = sm, multiprocessors = count, shared_a_block = shared, granted = grants;
+  compiled = architecture;
 }
 void stand_in_message(const char* text) { message = text; }
-void stand_in_compiled(int architecture) { compiled = architecture; }
-int64_t stand_in_calls() { return calls; }
+int stand_in_calls() { return calls; }
 
 // ---- what nvcc's host code calls
 

@@ -1,12 +1,12 @@
 """The CUDA binding of the recurrence in the interpreter: what is about neither path nor type."""
 
+import ctypes
 from dataclasses import replace
 
 import pytest
 import torch
 
 from cuda_ptx.choice import DEVICES, PATHS, choose
-from cuda_ptx.library import KernelError
 from cuda_ptx.ops import (
     by_mask,
     check_call,
@@ -17,14 +17,14 @@ from cuda_ptx.ops import (
     run,
 )
 from helpers import samples
-from helpers.common import assert_close, same
+from helpers.common import assert_close, case_id, same
 from helpers.device import TF32, tf32_by
 
 
 @pytest.fixture(autouse=True)
 def small(lib):
     """A small device."""
-    lib.set_device(*DEVICES["small"][:3])
+    lib.set_device("small")
     return lib
 
 
@@ -65,26 +65,10 @@ def test_lengths_out_of_range_are_the_nearest_that_exist(path, monkeypatch):
     assert same(*results)
 
 
-@pytest.mark.parametrize(("T", "B"), [(0, 3), (4, 0)])
-def test_nothing_to_do(T, B):
-    arguments = samples.make(T=T, B=B, reverse=(False, True))
-    output, h_n = arguments.call(recurrence)
-    assert output.shape == (T, B, 12)
-    assert torch.equal(h_n, arguments.hx)
-    grad = random_like(h_n)
-    given = arguments.backward(output, grad_output=None, grad_h_n=grad)
-    grad_input, grad_hx, weight_ih, weight_hh, bias, _, _ = given.call(recurrence_backward)
-    assert grad_input.shape == arguments.input.shape
-    assert all(g.eq(0).all() for g in weight_ih + weight_hh + bias)
-    assert [g.shape for g in weight_ih] == [w.shape for w in arguments.weight_ih]
-    assert torch.equal(grad_hx, grad)
-    arguments = samples.make(T=T, B=B, reverse=(False, True), leak="voltage", reset="state")
-    output, h_n = arguments.call(recurrence)
-    assert torch.equal(h_n, arguments.hx)
-    given = arguments.backward(output, None, grad, saved=arguments.save(recurrence))
-    *_, reset_state, alpha = given.call(recurrence_backward)
-    assert torch.equal(reset_state, torch.zeros_like(arguments.reset_state))
-    assert [a.tolist() for a in alpha] == [[0] * 6] * 2
+@pytest.mark.parametrize("sizes", [{"T": 0}, {"B": 0}], ids=case_id)
+@pytest.mark.parametrize("options", [{}, {"leak": "voltage", "reset": "state"}], ids=case_id)
+def test_nothing_to_do(sizes, options):
+    run(**sizes, **options, reverse=(False, True))
 
 
 @pytest.mark.parametrize("setting", TF32)
@@ -122,7 +106,7 @@ def test_a_device_that_runs_fewer_blocks_than_it_has_takes_the_step_path(small, 
     arguments = samples.make(T=6, B=1, I=1, H=300, dtype=torch.float32, requires_grad=True)
     for backward in (False, True):
         assert choose(DEVICES["small"], 8, 1, 300, backward=backward).path == PATHS["cluster"]
-    small.set_device(*DEVICES["small"][:3], granted=1)
+    small.set_device("small", granted=1)
     check_call(arguments)
     for path in ("cluster", "grid"):
         monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
@@ -185,19 +169,18 @@ def test_an_index_out_of_range_is_read_as_the_first_row_and_named_by_the_next_ca
 def test_a_card_counts_as_what_its_code_was_compiled_for(lib, compiled, capability):
     # Code for "8.0;8.6+PTX" on a card of 9.0 knows no clusters.
     limits = torch.zeros(7, dtype=torch.int64)
-    lib.set_device()
-    lib.set_compiled(compiled)
-    lib.run("stand_in_describe", limits)
+    lib.set_device(compiled=compiled)
+    describe = lib.handle.stand_in_describe
+    assert describe(ctypes.c_void_p(limits.data_ptr())) == 0
     assert limits[0] == capability
     assert (limits[3:] > 0).all() == (capability >= 90)
-    lib.set_compiled(0)
-    with pytest.raises(KernelError, match="error 209"):  # cudaErrorNoKernelImageForDevice
-        lib.run("stand_in_describe", limits)
+    lib.set_device(compiled=0)
+    assert describe(ctypes.c_void_p(limits.data_ptr())) == 209  # cudaErrorNoKernelImageForDevice
 
 
 def test_a_kernel_is_told_its_limits_once(lib):
     case = {"T": 1, "B": 1, "H": 200, "dtype": torch.float32}  # more than 48 KiB of shared memory
     run("block", "H100", **case)
-    before = lib.attribute_calls()
+    before = lib.handle.stand_in_calls()
     run("block", "H100", **case)
-    assert lib.attribute_calls() == before
+    assert lib.handle.stand_in_calls() == before

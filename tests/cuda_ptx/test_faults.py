@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from cuda_ptx.choice import DEVICES
 from cuda_ptx.memory import Fault
 from cuda_ptx.ops import forced, recurrence
 from helpers import samples
@@ -107,7 +106,7 @@ def edited(text: str, pattern: str, replacement: str, which: int | None = None) 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: ", ".join(case[:3]))
 def test_a_planted_fault_is_found(lib, case):
     path, dtype, what, *edit = case
-    lib.set_device(*DEVICES["small"][:3])
+    lib.set_device("small")
     sizes = {"T": 4, "B": 5, "H": 20 if "H=20" in what else 70, "reverse": (False, True)}
     arguments = samples.make(**sizes, source="table", dtype=TYPES[dtype])
 
@@ -122,7 +121,7 @@ def test_a_planted_fault_is_found(lib, case):
     (name,) = [n for n in lib.ran if "recurrence_kernel" in n]
 
     def found(seed: int) -> bool:
-        lib.mode(seed)
+        lib.seed = seed
         try:
             return not same(results(), right)
         except RuntimeError:

@@ -53,7 +53,7 @@ CASES = listed()
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: case_id(CASES[n]))
 def test_values_and_gradients(lib, number):
-    lib.mode(number)
+    lib.seed = number
     run(mask=[bool(number >> bit & 1) or number % 3 > 0 for bit in range(7)], **CASES[number])
 
 
@@ -67,7 +67,7 @@ def test_both_exchanges_and_every_schedule_give_the_same_bits(lib, path, dtype):
         case |= {"leak": "voltage", "reset": "state"}
     results = []
     for seed, way in enumerate([path, path, path + " tagged", path + " tagged"]):
-        lib.mode(seed)
+        lib.seed = seed
         torch.manual_seed(0)
         lib.ran.clear()
         found = run(way, "tight", dtype=dtype, **case)
@@ -104,7 +104,7 @@ def test_matrices_past_the_registers(lib, path, dtype, H):
 
 @pytest.mark.parametrize("path", WAYS)
 def test_long_sequences(lib, path):
-    lib.mode(1)
+    lib.seed = 1
     case = {"T": 33, "H": 30, "reverse": (True, False), "rows": "lengths", "dtype": torch.float32}
     run(path, leak="blend", reset="zeros", **case)
 

@@ -14,7 +14,7 @@ from cuda_ptx.parse import kernel_of
 
 @pytest.fixture(autouse=True, params=range(4))
 def lib(lib, request):
-    lib.mode(request.param)
+    lib.seed = request.param
     with lib.tensors():
         yield lib
 

@@ -74,6 +74,14 @@ for _name, _form, _opposite in (
 ):
     FORMS[f"setp.{_name}"] = (_form, "k", "p")
     FORMS[f"setp.{_name}u"] = (f"~({_opposite})", "k", "p")
+# Conversions that numpy's astype() does not do, with the kinds of what they take and give.
+CONVERSIONS = {
+    "cvt.rn.bf16.f32": ("to_bf16", "f4", "u2"),
+    "cvt.f32.bf16": ("of_bf16", "u2", "f4"),
+    "cvt.rna.tf32.f32": ("to_tf32", "f4", "u4"),
+    "cvt.sat.f32.f32": ("saturated", "f4", "f4"),
+    "cvt.rni.f32.f32": ("np.rint", "f4", "f4"),
+}
 # The machine does these, or waits for them, before or behind a block.
 OF_THE_MACHINE = {
     "bar.arrive", "bar.wait", "bar.warp.sync", "nanosleep.u32", "ret", "exit",
@@ -105,7 +113,8 @@ class Writer:
     def __init__(self, kernel: Kernel, constants: dict[str, Any]) -> None:
         self.kernel, self.constants = kernel, constants
         self.lines: list[str] = []
-        self.offsets = {name: at for name, at, _ in kernel.params}
+        # Of parameters, and in shared memory.
+        self.offsets = {name: at for name, at, _ in kernel.params} | dict.fromkeys(kernel.shared, 0)
 
     # ---- operands
 
@@ -139,9 +148,8 @@ class Writer:
             return self.constant(struct.unpack(">d", bytes.fromhex(found[1]))[0], kind)
         if re.fullmatch(r"-?(0x[0-9A-Fa-f]+|\d+)U?", arg):
             return self.constant(int(arg.rstrip("U"), 0), kind)
-        for symbols in (self.offsets, self.kernel.shared):
-            if arg in symbols:
-                return self.constant(symbols[arg], kind)
+        if arg in self.offsets:
+            return self.constant(self.offsets[arg], kind)
         if arg.startswith("%"):
             return f'm.special["{arg}"][L]'
         if arg.startswith(("$str", "__unnamed")):  # what an assertion says
@@ -214,22 +222,16 @@ class Writer:
         return self.value(arg, kinds[letter])
 
     def op_cvt(self, i: Instruction) -> None:
-        to, of = i.parts[-2], i.parts[-1]
-        if to == "bf16":
-            form, kinds = "to_bf16({})", ("f4", "u2")
-        elif of == "bf16":
-            form, kinds = "of_bf16({})", ("u2", "f4")
-        elif to == "tf32":
-            form, kinds = "to_tf32({})", ("f4", "u4")
-        elif "sat" in i.parts:
-            form, kinds = "saturated({})", ("f4", "f4")
-        elif "rni" in i.parts and to == of:
-            form, kinds = "np.rint({})", (TYPES[of], TYPES[to])
+        to, of = i.parts[-2:]
+        if i.op in CONVERSIONS:
+            function, of, to = CONVERSIONS[i.op]
+            form = f"{function}({{}})"
         elif set(i.parts[1:-2]) - {"rn"}:
             raise Unknown(i.op)
         else:
-            form, kinds = f"{{}}.astype({TYPES[to]})", (TYPES[of], TYPES[to])
-        self.put(i.args[0], form.format(self.value(i.args[1], kinds[0])), kinds[1])
+            of, to = TYPES[of], TYPES[to]
+            form = f"{{}}.astype({to})"
+        self.put(i.args[0], form.format(self.value(i.args[1], of)), to)
 
     def op_mov(self, i: Instruction) -> None:
         to, of = i.args

@@ -12,6 +12,7 @@ namespace rnnext::cuda {
 // NaN goes through all of them, as in torch.
 template <Nonlinearity name>
 struct Activation {
+  __device__ explicit Activation(Nonlinearity) {}  // as a cell
   template <typename A>
   __device__ static A forward(A pre) {
     if constexpr (name == Nonlinearity::tanh) {
@@ -45,14 +46,9 @@ struct Activation {
   }
 };
 
-// A cell with one activation, and a cell with all of them: it jumps, with all threads, at every
-// element. Kernels of their own for each would be 150 instead of 90: 22 MB of machine code instead
-// of 14, and 1.6 times the time to compile.
-template <Nonlinearity name>
-struct Fixed : Activation<name> {
-  __device__ explicit Fixed(Nonlinearity) {}
-};
-
+// The cell of all activations: it jumps, with all threads, at every element. Kernels of their own
+// for each would be 150 instead of 90: 22 MB of machine code instead of 14, and 1.6 times the time
+// to compile.
 class Any {
  public:
   __device__ explicit Any(Nonlinearity name) : name_(name) {}

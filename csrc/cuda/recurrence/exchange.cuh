@@ -17,11 +17,7 @@ __device__ __forceinline__ unsigned from_lane(unsigned x, int lane) {
 template <typename Word>
 __device__ __forceinline__ uint2 bits_of(const Word& x) {
   uint2 bits = {0, 0};
-  if constexpr (sizeof(Word) == 4) {
-    bits.x = *reinterpret_cast<const unsigned*>(&x);
-  } else {
-    bits = *reinterpret_cast<const uint2*>(&x);
-  }
+  memcpy(&bits, &x, sizeof(Word));
   return bits;
 }
 
@@ -53,14 +49,11 @@ class AsyncClusterGroup : public GroupBase {
   __device__ void publish(unsigned n, const Destination& to, const Word& x) {
     constexpr int kLanes = 16 / sizeof(Word);
     const uint2 mine = bits_of(x);
-    uint4 all;
-    if constexpr (kLanes == 4) {
-      all = make_uint4(from_lane<4>(mine.x, 0), from_lane<4>(mine.x, 1), from_lane<4>(mine.x, 2),
-                       from_lane<4>(mine.x, 3));
-    } else {
-      all = make_uint4(from_lane<2>(mine.x, 0), from_lane<2>(mine.y, 0), from_lane<2>(mine.x, 1),
-                       from_lane<2>(mine.y, 1));
-    }
+    // Part k of the lanes' 16 bytes.
+    const auto part = [&](int k) {
+      return from_lane<kLanes>(k % (4 / kLanes) == 0 ? mine.x : mine.y, k * kLanes / 4);
+    };
+    const uint4 all = {part(0), part(1), part(2), part(3)};
     if (to.at / 16 * 16 >= g.row_bytes) return;  // past the vector's end
     const int offset = to.row * g.vector_stride + to.at / 16 * 16;
 #pragma unroll 1

@@ -302,8 +302,8 @@ Kernel kernel_with(const Geometry& g) {
 template <class Engine>
 Kernel kernel_of(const Geometry& g, CellKind cell, bool backward) {
   using T = typename Engine::Storage;
-  using Tanh = Fixed<Nonlinearity::tanh>;
-  using Relu = Fixed<Nonlinearity::relu>;
+  using Tanh = Activation<Nonlinearity::tanh>;
+  using Relu = Activation<Nonlinearity::relu>;
   switch (cell) {
     case CellKind::tanh:
       return backward ? kernel_with<Engine, Backward<T, Tanh>>(g)

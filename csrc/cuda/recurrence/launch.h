@@ -70,17 +70,19 @@ Kernel kernel_of(const Geometry& geometry, CellKind cell, bool backward);
 cudaError_t launch_step(const DeviceCall& call, const Step& step, Compute compute, bool backward,
                         cudaStream_t stream);
 
-// What surrounds the steps, `from` something `to` something. All but previous_state are of [D,B,H].
+// What surrounds the steps: each writes `to`, [D,B,H] where nothing else is said, and some read
+// `from`, of the same shape.
 enum class Around {
-  // Writes what the first step of each sequence multiplies with W_hh: the output of hx. What a step
-  // after a reset does, to call.reset_output; and the states before the first steps, to call.h_n.
-  // Either may be null.
+  // What the first step of each sequence multiplies with W_hh, the output of hx. Also, unless they
+  // are null, call.reset_output, which a step after a reset multiplies, and call.h_n, the states
+  // before the first steps.
   enter,
-  // The gradient of reset_state, in two parts: the sums over resets of the gradients of the
-  // pre-activations; and, from their product with W_hh, itself. With a leak `mixed` is read.
+  // The sums over resets of the gradients of the pre-activations.
   reset_sums,
+  // The gradient of reset_state, from the product of those sums with W_hh. With a leak, `mixed` is
+  // read.
   reset_gradient,
-  // The state before each row's step, [N, D*H]: of those steps, or what hx and reset_output hold
+  // [N, D*H] the state before each row's step: a row of `from`, or what hx and reset_output hold
   // (null: zeros).
   previous_state,
 };
