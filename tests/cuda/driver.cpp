@@ -155,7 +155,7 @@ void embedding(int64_t columns) {
 
 // Recurrences of so many hidden units, then embeddings, of which those whose name begins so are
 // run; 0: no error.
-extern "C" int64_t run_kernels(int64_t H, const char* only) {
+extern "C" int run_kernels(int64_t H, const char* only) {
   std::string running;
   const auto begins = [&](const std::string& name) {
     if (name.rfind(only, 0) != 0) return false;
@@ -190,4 +190,4 @@ extern "C" int64_t run_kernels(int64_t H, const char* only) {
   return 0;
 }
 
-int main(int count, char** words) { return int(run_kernels(200, count > 1 ? words[1] : "")); }
+int main(int count, char** words) { return run_kernels(200, count > 1 ? words[1] : ""); }

@@ -79,7 +79,7 @@ def stages(out: Path, dry: bool) -> Iterator[Stage]:
         found = shutil.which(program, path=os.pathsep.join(folders)) or ""
         command = [found, "--tool", name, "--error-exitcode", "9", str(BUILD / "driver")]
         if name == "ncu":
-            command = module("build", "counters", "--ncu", found)
+            command = module("build", "counters", found)
         if dry:
             command = module("build", "drive", *part)
         lacks = "" if found or dry else f"{program} is not on this machine"

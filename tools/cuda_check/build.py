@@ -81,8 +81,8 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-def preflight() -> list[str]:
-    """Print what there is; a sentence for each thing that does not fit."""
+def preflight() -> bool:
+    """Print what there is, and a sentence for each thing that does not fit."""
     import torch
 
     cuda, homes = torch_cuda(), toolkits()
@@ -106,10 +106,15 @@ def preflight() -> list[str]:
             print(package, importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
             wrong.append(f"{package} is missing: python -m pip install {package}")
-    return wrong
+    print("\n".join(wrong))
+    return True
 
 
-def build(home: Path) -> bool:
+def build() -> bool:
+    return any(map(build_with, toolkits())) or build_with(toolkit(compiler(torch_cuda())))
+
+
+def build_with(home: Path) -> bool:
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(PACKAGES), "build"]
     command += ["--build-base", str(BUILD), "--build-temp", str(BUILD / "objects")]
     command += ["--build-lib", str(PACKAGES)]
@@ -135,17 +140,24 @@ def interpreted() -> list[Path]:
     return objects
 
 
-def drive(only: list[str]) -> None:
+def rehearse() -> bool:
+    homes = toolkits()
+    if not homes:
+        print("there is no nvcc: building was not rehearsed")
+    return bool(homes) and link_driver(homes[0], interpreted())
+
+
+def drive(*only: str) -> bool:
+    """The cases whose names begin so, which the program names."""
     from cuda_ptx import build as ptx
     from cuda_ptx.library import Library
 
     objects = [*interpreted(), *ptx.compile_all([ptx.HERE / "runtime.cpp", DRIVER])]
     library = Library(ptx.link("driver", objects), objects)
-    for name in only or [""]:
-        library.run("run_kernels", 40, ctypes.create_string_buffer(name.encode()))
+    return all(library.handle.run_kernels(ctypes.c_int64(40), n.encode()) == 0 for n in only)
 
 
-def counters(ncu: str) -> int:
+def counters(ncu: str) -> bool:
     """One call of ncu for each way of a recurrence, so that one that is stopped loses no other."""
     failed = 0
     for way in ("step", "block", "cluster", "cluster tagged", "grid", "grid tagged"):
@@ -154,30 +166,19 @@ def counters(ncu: str) -> int:
             failed += subprocess.run([*command, f"{way}, bf16"], timeout=40).returncode != 0
         except subprocess.TimeoutExpired:
             failed += 1
-    return int(failed > 0)
+    return failed == 0
+
+
+STEPS = {each.__name__: each for each in (build, preflight, rehearse, drive, counters)}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", nargs="?", choices=["preflight", "rehearse", "drive", "counters"])
-    parser.add_argument("only", nargs="*", help="of drive: how the names of cases begin")
-    parser.add_argument("--ncu", default="ncu", help="the program")
+    parser.add_argument("step", nargs="?", choices=STEPS, default="build")
+    parser.add_argument("words", nargs="*", help="of drive: names of cases; of counters: ncu")
     options = parser.parse_args()
     PACKAGES.mkdir(parents=True, exist_ok=True)
-    homes = toolkits()
-    if options.step == "preflight":
-        print("\n".join(preflight()))
-        return 0
-    if options.step == "drive":
-        drive(options.only)
-        return 0
-    if options.step == "counters":
-        return counters(options.ncu)
-    if options.step == "rehearse":
-        if not homes:
-            print("there is no nvcc: building was not rehearsed")
-        return 0 if homes and link_driver(homes[0], interpreted()) else 1
-    return 0 if any(map(build, homes)) or build(toolkit(compiler(torch_cuda()))) else 1
+    return int(not STEPS[options.step](*options.words))
 
 
 if __name__ == "__main__":
