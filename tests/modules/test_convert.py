@@ -80,8 +80,8 @@ def test_results_and_all_of_the_modules_stay_and_revert_undoes(model, caplog):
 
 def test_a_module_that_takes_lengths_is_left_on_request():
     rnn = rnnext.RNN(3, 6, 2, nonlinearity="relu", batch_first=True, bidirectional=True)
-    given, lengths = (torch.randn(4, 7, 3), torch.randn(4, 4, 6)), torch.tensor([7, 0, 3, 1])
-    given[0][torch.arange(7) >= lengths.unsqueeze(1)] = torch.nan
+    given, lengths = (torch.randn(4, 4, 3), torch.randn(4, 4, 6)), torch.tensor([4, 0, 3, 1])
+    given[0][torch.arange(4) >= lengths.unsqueeze(1)] = torch.nan
     before = results(rnn, *given, lengths=lengths)
     rnnext.revert(rnn, lengths=True)
     assert isinstance(rnn, nn.RNN)
