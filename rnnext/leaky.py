@@ -78,6 +78,7 @@ class LeakyRNN(nn.RNNBase):
     alpha: Tensor
     weight_hh_l0: Tensor
     _noise_std: float | Tensor
+    _first: dict[str, Tensor] = {}  # noqa: RUF012  replaced, by what reset_parameters gives back
     __prepare_scriptable__ = _deploy.refuse_script
     _slow_forward = _deploy.slow_forward
 
@@ -107,7 +108,6 @@ class LeakyRNN(nn.RNNBase):
         _one_of("form", form, _C.forms())
         _one_of("noise_scale", noise_scale, list(_NOISE_SCALES))
         num_layers = _layers.as_integer("num_layers", num_layers, "; alpha is given by name")
-        self._first: dict[str, Tensor] = {}  # what reset_parameters gives back, by name
         super().__init__(
             "RNN_TANH",  # RNNBase takes the number of gates from it
             input_size, hidden_size, num_layers=num_layers, bias=bias, batch_first=batch_first,
@@ -132,7 +132,7 @@ class LeakyRNN(nn.RNNBase):
                 self.register_parameter(name, nn.Parameter(own))
             else:
                 self.register_buffer(name, own)
-        self._first |= first
+        self._first = self._first | first
 
     @property
     def noise_std(self) -> float | Tensor:
