@@ -30,20 +30,20 @@ class Stepper:
     """An RNN fed one step at a time: its weights are packed once, its states are kept.
 
     ``y_t = stepper(x_t)`` gives what the module gives for the whole sequence, to the bit, without
-    gradients, in 2.6 to 10 times less time than torch.nn.RNNCell takes (H=8 to 1024).
-    A Stepper of an :class:`rnnext.EmbeddingRNN` takes tokens, and gives, to the bit, what
-    ``rnn(embedding(tokens))`` gives.
+    gradients, several times as fast as torch.nn.RNNCell (docs/performance.md). A Stepper of an
+    :class:`rnnext.EmbeddingRNN` takes tokens, and gives, to the bit, what ``rnn(embedding(tokens))``
+    gives.
 
     What it is made from is read then: the weights, float32 matmul precision and the largest number
     of threads. A step raises RuntimeError if a parameter or buffer of the module has been written
     since, as by an optimizer; :meth:`refresh` reads the module anew. (torch does not count writes
     through ``.data`` or by a fused optimizer: of those a Stepper sees what changes the value in the
-    middle of a tensor. It does not see that the module was given another tensor or form.) Dropout
-    does not apply, nor autocast; noise only where the module has ``noise_in_eval``: that of a call
-    of the module from the state that torch's generator had when the module was read, whose next
-    step each step is, one from a state of the caller's too. Hooks are not
-    called: a weight that one of them computes, as torch's older ``spectral_norm`` does, is that of
-    the module's last call.
+    middle of a tensor. It does not see that the module was given another tensor or form.)
+
+    Dropout, autocast and hooks do not apply: a weight that a hook computes, as torch's older
+    ``spectral_norm`` does, is that of the module's last call. There is noise only where the module
+    has ``noise_in_eval``. It is the noise of one call of the module, seeded when the module was
+    read, and each step, also one from a state of the caller's, takes that of the next step.
 
     It is no module and has no place in compiled code. It can be copied and pickled: the copy reads
     the module, or its copy, as it is then, and goes on from the same states. A call keeps Python's
