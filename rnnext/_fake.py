@@ -1,7 +1,7 @@
 """What the ops return without data, for meta tensors and for tracing: the fake kernels.
 
 The checks are the kernels' own, in C++ (``csrc/ops/check.h``), which take symbols for sizes. Here
-is what hangs on values.
+is what depends on values.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ _register("recurrence_ensemble_backward")
 
 
 def _how_many_occur(indices: Tensor, num_rows: Any) -> Any:
-    """Of so many rows; of meta tensors, which no tracer follows, as many as can."""
+    """A size that a tracer learns later, or, of meta tensors, the most that there can be."""
     if type(indices) is Tensor:
         return min(indices.numel(), num_rows)
     return torch.library.get_ctx().new_dynamic_size()

@@ -233,8 +233,8 @@ def recurrence(
         noise_std: standard deviation of the noise that is added to p_t (to what f takes, without a
             leak), on the CPU: a float, or a tensor ``[]`` or ``[H]`` that requires no gradient.
             Default: no noise.
-        noise_key: what the noise hangs on, int64 ``[]`` on the CPU: :func:`rnnext.ops.noise` gives
-            its numbers. ``torch.randint(2**63 - 1, (), generator=...)`` draws one. Default: drawn
+        noise_key: the key of the noise, int64 ``[]`` on the CPU: :func:`rnnext.ops.noise` gives its
+            numbers. ``torch.randint(2**63 - 1, (), generator=...)`` draws one. Default: drawn
             from torch's generator.
 
     Returns:
@@ -307,7 +307,7 @@ def recurrence(
 def _of_units(
     name: str, value: float | Tensor, weight_hh: Tensor, fits: Callable[[float], bool], must: str
 ) -> Tensor:
-    """A number, ``[]`` or ``[H]``, as W_hh's ``[H]``. Of a number, ValueError unless it fits."""
+    """A number, ``[]`` or ``[H]``, as W_hh's ``[H]``; ValueError for a number that does not fit."""
     H = weight_hh.shape[0]
     _layers.refuse_no_number(name, value)
     if isinstance(value, Tensor):

@@ -225,7 +225,7 @@ class LeakyRNN(nn.RNNBase):
     ) -> tuple[_Sequence, Tensor]:
         """Run the layers over whole sequences: :meth:`rnnext.RNN.forward`, with a leak.
 
-        Of the form ``"voltage"``, the states ``hx``, ``reset_state`` and ``h_n`` are v.
+        With ``form="voltage"`` the states ``hx``, ``reset_state`` and ``h_n`` are v.
 
         Raises:
             ValueError, TypeError, RuntimeError: as :func:`rnnext.functional.rnn`, and ValueError
