@@ -133,8 +133,8 @@ def revert(model: _Model, *, lengths: bool = False) -> _Model:
     """Undo :func:`convert`: every rnnext RNN, RNNCell and Embedding becomes torch.nn's, in place.
 
     The two of an :class:`rnnext.EmbeddingRNN`, which torch.nn has no module for, stay, and so do
-    instances of subclasses and modules whose forward has been replaced. Nor has torch.nn anything
-    for ``reset``.
+    instances of subclasses and modules whose forward has been replaced. torch.nn has nothing for
+    ``reset`` either.
 
     Args:
         model: any module; it may itself be one of the three.

@@ -9,8 +9,7 @@ The other ops have no function here. Four take what :func:`recurrence` takes, in
   returns the gradients of ``input``, ``hx``, each ``weight_ih``, each ``weight_hh``, the biases of
   each direction (both have the same), ``reset_state`` and each ``alpha``; the mask says which are
   wanted, and the others are empty. A gradient of None is zeros; ``saved`` is what the forward op
-  saved of a leak. Only derivatives of these gradients read the biases, and only of a
-  leak.
+  saved of a leak. The biases are read only where these gradients of a leak are differentiated.
 - ``recurrence_ensemble`` and ``recurrence_ensemble_backward`` are calls of M members at once, each
   with weights of its own: every tensor but ``batch_sizes`` has a first dimension more, M. What
   members share is best expanded, which copies nothing. On the CPU each member runs on one thread,
