@@ -30,14 +30,6 @@ def bools(*shape):
     return zeros(*shape, dtype=torch.bool)
 
 
-def far(tensor):
-    return tensor.to("meta")
-
-
-def single(*shape):
-    return zeros(*shape, dtype=torch.float32)
-
-
 # What a call is made of, what in it is wrong, what the message says, the error if no RuntimeError.
 OF_A_RECURRENCE = [
     ({}, {"input": zeros(5, 3, 5)}, "input must have 4 features, as many as weight_ih, got 5"),
@@ -56,7 +48,7 @@ OF_A_RECURRENCE = [
     ({}, {"lengths": longs(3).int()}, "lengths must be an int64 tensor, got int32", TypeError),
     ({}, {"batch_sizes": longs(5)}, "input of a packed sequence must have 2 dimensions, got 3"),
     ({"rows": "lengths"}, {"batch_sizes": longs(5)}, "lengths and batch_sizes must not both be"),
-    ({"rows": "packed"}, {"batch_sizes": single(1)}, "batch_sizes must be a 1-D int64 tensor on"),
+    ({"rows": "packed"}, {"batch_sizes": zeros(1)}, "batch_sizes must be a 1-D int64 tensor on"),
     ({"rows": "packed"}, {"batch_sizes": longs(1, 1)}, "got int64 of shape [1, 1] on cpu"),
     ({"source": "ready"}, {"input": zeros(5, 3, 5)}, "last dimension of input must be 6, got 5"),
     ({"source": "table"}, {"input": zeros(9, 3, 6)}, "the table must have 2 dimensions, got 3"),
@@ -224,8 +216,8 @@ def test_an_embedding_refuses_as_with_data():
     for op, tensors, options in OF_AN_EMBEDDING:
         expected = error_of(functools.partial(op, *tensors, *options))
         mode = FakeTensorMode()
-        for lacking in (map(far, tensors), map(mode.from_tensor, tensors)):
-            error, message = error_of(functools.partial(op, *lacking, *options))
+        for convert in (lambda tensor: tensor.to("meta"), mode.from_tensor):
+            error, message = error_of(functools.partial(op, *map(convert, tensors), *options))
             assert error is expected[0]
             assert message.split("; but got")[0] == expected[1].split("; but got")[0]
 
