@@ -49,12 +49,12 @@ class Pool {
   // The smallest block that fits and wastes little, of these the last to be freed; or null.
   Block take(size_t size) {
     const std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock) return {nullptr, 0};
     auto best = blocks_.end();
-    if (lock)
-      for (auto b = blocks_.begin(); b != blocks_.end(); ++b)
-        if (b->size >= size && b->size <= size + size / 4 &&
-            (best == blocks_.end() || b->size <= best->size))
-          best = b;
+    for (auto b = blocks_.begin(); b != blocks_.end(); ++b)
+      if (b->size >= size && b->size <= size + size / 4 &&
+          (best == blocks_.end() || b->size <= best->size))
+        best = b;
     if (best == blocks_.end()) return {nullptr, 0};
     const Block block{best->data, best->size};
     blocks_.erase(best);
