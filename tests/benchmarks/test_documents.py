@@ -3,7 +3,7 @@
 import pytest
 
 import benchmarks.__main__ as main
-from benchmarks import compared, report, store, tables
+from benchmarks import compared, store, tables
 from helpers.runs import run_of
 
 ROOT = main.ROOT
@@ -80,9 +80,3 @@ def test_the_tables_of_comparisons_are_those_of_the_kept_ones(tmp_path, monkeypa
         assert main.main(["publish", "--label", name]) == 0
         assert compared.load(name, tmp_path / "kept") == run
     assert [copy.read_text() for copy in copies] == [page.read_text() for page in pages]
-
-
-def test_a_text_table_has_its_columns_under_each_other():
-    table = report.Table(["case", "x"], [["a", "1.0"], ["long", ""]])
-    assert table.text() == "case    x\na     1.0\nlong"
-    assert table.markdown() == "| case | x |\n| --- | ---: |\n| a | 1.0 |\n| long |  |"

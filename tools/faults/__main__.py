@@ -11,7 +11,6 @@ there, first those that know most about the fault's file, then, if they pass, al
 import argparse
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -29,17 +28,13 @@ AT_ONCE = 2
 ALONE = threading.Lock()  # of what changes the copy
 SECONDS = 1200  # a run of tests that takes longer hangs
 
-# The tests that come first, by the beginning of a file's name.
+# The tests that come first, by how the name of a file begins.
 FIRST = {
+    "csrc/cuda": ["tests/cuda_ptx"],
     "csrc/cpu/binding/memory": ["tests/cpu"],
     "csrc/cpu/runtime": ["tests/cpu"],
-    "csrc/cpu/binding/stepper": ["tests/modules/test_stepper.py", "tests/modules", "tests/fuzz"],
-    "csrc/cpu/binding/embedding": ["tests/ops/test_embedding.py", "tests/modules", "tests/fuzz"],
-    "csrc/cpu/embedding": ["tests/ops/test_embedding.py", "tests/modules", "tests/fuzz"],
-    "csrc/cpu": ["tests/fuzz", "tests/cpu", "tests/ops", "tests/modules"],
-    "csrc/recurrence": ["tests/fuzz", "tests/cpu"],
-    "csrc/ops": ["tests/fuzz", "tests/ops", "tests/transforms", "tests/modules"],
-    "csrc/cuda": ["tests/cuda_ptx"],
+    "csrc/cpu/binding/stepper": ["tests/modules/test_stepper.py", "tests/fuzz"],
+    "csrc": ["tests/fuzz", "tests/ops", "tests/cpu", "tests/modules"],
     "rnnext": ["tests/fuzz", "tests/modules", "tests/package"],
 }
 SWITCH = """#pragma once
@@ -69,9 +64,9 @@ class Fault(NamedTuple):
 
     def place(self, source: str) -> tuple[int, int]:
         """Where the text is in the source; an error that names the fault if it is not, or twice."""
-        parts = [r"\s*".join(map(re.escape, re.findall(r"\w+|\S", part))) for part in self[3:5]]
-        after = r"\s*".join(map(re.escape, re.findall(r"\w+|\S", self.after)))
-        found = list(re.finditer(rf"{parts[0]}\s*({parts[1]})\s*{after}", source))
+        parts = (self.before, self.text, self.after)
+        before, text, after = (r"\s*".join(map(re.escape, re.findall(r"\w+|\S", p))) for p in parts)
+        found = list(re.finditer(rf"{before}\s*({text})\s*{after}", source))
         if len(found) != 1:
             raise SystemExit(f"the text occurs {len(found)} times, which must be once: {self}")
         return found[0].span(1)
@@ -122,18 +117,22 @@ def planted(source: str, faults: list[Fault]) -> str:
     return source
 
 
+def write(path: Path, content: bytes) -> None:
+    """What is as it was keeps its time, and is not compiled again."""
+    if not path.exists() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
 def copy(faults: list[Fault]) -> None:
-    """This tree with all faults; what is as it was keeps its time, and is not compiled again."""
+    """This tree with all faults but CUDA's."""
     listed = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
     for name in filter(lambda name: (ROOT / name).is_file(), listed):
         content = (ROOT / name).read_bytes()
         own = [fault for fault in faults if fault.file == name]
         if own and not name.startswith(CUDA):
             content = planted(content.decode(), own).encode()
-        to = COPY / name
-        if not to.exists() or to.read_bytes() != content:
-            to.parent.mkdir(parents=True, exist_ok=True)
-            to.write_bytes(content)
+        write(COPY / name, content)
     for path in [p for folder in ("csrc", "rnnext", "tests") for p in (COPY / folder).rglob("*.*")]:
         made = path.suffix in (".so", ".pyc") or path.name == "_build.py" or path.is_dir()
         if not made and str(path.relative_to(COPY)) not in listed:
@@ -146,12 +145,10 @@ def environment() -> dict[str, str]:
     It hardly optimizes: the build takes half the time, and faults are found as well.
     """
     switch, compiler = COPY / "switch.h", COPY / "c++"
-    if not switch.exists():
-        switch.write_text(SWITCH)
+    write(switch, SWITCH.encode())
     own = f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} -include {switch} "$@" -O1\n'
-    if not compiler.exists() or compiler.read_text() != own:
-        compiler.write_text(own)
-        compiler.chmod(0o755)
+    write(compiler, own.encode())
+    compiler.chmod(0o755)
     own_variables = {"CXX": str(compiler), "RNNEXT_CUDA": "0", "RNNEXT_ISAS": "native,generic"}
     own_variables |= {"PYTHONPATH": str(COPY)} | ({"CUDA_HOME": TOOLKIT} if HAS_NVCC else {})
     return os.environ | own_variables
@@ -161,21 +158,17 @@ def test(fault: int, arguments: list[str], env: dict[str, str]) -> str:
     """The first test that fails, or "" if none does."""
     # (Inductor's own sources do not compile with the switch in front, and those of another
     # processor not without it.)
-    command = ["timeout", "--signal=KILL", str(SECONDS), sys.executable, "-m", "pytest", "-xq"]
-    command += ["-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", *arguments]
     command += ["--ignore=tests/ops/test_aoti.py", "--ignore=tests/emulated"]
-    done = subprocess.run(
-        command,
-        cwd=COPY,
-        env=env | {"RNNEXT_FAULT": str(fault)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    given = env | {"RNNEXT_FAULT": str(fault)}
+    try:
+        done = subprocess.run(
+            command, cwd=COPY, env=given, capture_output=True, text=True, timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return "a test that hangs"
     if done.returncode == 0:
         return ""
-    if done.returncode == -signal.SIGKILL:
-        return "a test that hangs"
     named = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
     return named[1] if named else f"exit code {done.returncode}: {done.stdout.strip()[-200:]}"
 
