@@ -8,21 +8,22 @@ from rnnext import _C
 
 __all__ = ["explain"]
 
-# What is said where a field of the plan is not 0, with the plan's other fields in braces.
+# What is said where a field of the plan is not 0, or has this value, with the plan's other fields in
+# braces.
 _SAID = {
     "wavefront": "layers: a wavefront, each thread a layer, some steps behind the one below",
-    "one_step": "one step: multiplied with the weights as they lie, nothing is packed",
+    "weights=unpacked": "one step: multiplied with the weights as they lie, nothing is packed",
     "unpadded": "padding is left out: rows are copied, the longest sequences first in a step",
     "joined": "a thread takes both directions of its sequences, one after the other",
-    "own_weights": "each part packs the weights for itself",
-    "streams": "weights are packed, or read as they lie, by who multiplies with them",
+    "weights=own": "each part packs the weights for itself",
+    "weights=streamed": "weights are packed, or read as they lie, by who multiplies with them",
     "from_hx": "the step reads the state before it from hx",
     "projects": "W_ih x comes first, in chunks of up to {chunk_rows} rows",
     "held_steps": "{held_steps} steps of the output are written together",
     "far": "the output is prefetched before it is written",
     "own_sums": "gradients of the weights are summed by each part over its own rows",
     "direct_sums": "gradients of the weights are summed where they are returned",
-    "own_rows": "gradients of the weights are summed in chunks of up to {chunk_rows} rows",
+    "features=by_step": "gradients of the weights are summed in chunks of up to {chunk_rows} rows",
 }
 
 
@@ -72,7 +73,9 @@ def explain(
     numbers = {name: value for name, value in plan.items() if isinstance(value, float)}
     shares = f"; {plan['hidden_parts']} part(s) of the hidden units of each wait for each other"
     shares = shares if plan["hidden_parts"] > 1 else ""
-    said = [text.format(**plan) for field, text in _SAID.items() if plan.get(field)]
+    holds = {field for field, value in plan.items() if value}
+    holds |= {f"{field}={value}" for field, value in plan.items()}
+    said = [text.format(**plan) for field, text in _SAID.items() if field in holds]
     return "\n".join(
         [
             f"{'backward' if train else 'forward'}, T={T} B={B} I={I} H={H}, {D} direction(s), "

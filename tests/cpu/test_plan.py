@@ -81,7 +81,7 @@ CHOICES = {
         ((100, 64, 64, 256), {"threads": 3}, {"batch_parts": 3, "unit_rows": 22}),
     ],
     "one step of many is not shared by hidden units, though rows divide less evenly": [
-        ((1, B, 128, 128), {"train": True}, {"batch_parts": 2, "hidden_parts": 1, "own_rows": True})
+        ((1, B, 128, 128), {"train": True}, {"batch_parts": 2, "hidden_parts": 1, "features": "by_step"})
         for B in (1250, 1253)
     ],
     "one sequence of large weights is shared by hidden units": [
@@ -128,11 +128,11 @@ CHOICES = {
         ((2, 8, 16, 64), {"hx": True}, {"from_hx": False}),
     ],
     "one step of few sequences packs nothing; of some, its own hidden units": [
-        ((1, 7, 16, 64), {}, {"one_step": True}),
-        ((1, 8, 16, 64), {}, {"one_step": False}),
-        ((2, 1, 16, 64), {}, {"one_step": False}),
-        ((1, 16, 512, 512), {"hx": True}, {"streams": True, "hidden_parts": 2}),
-        ((2, 16, 512, 512), {}, {"streams": False, "hidden_parts": 2}),
+        ((1, 7, 16, 64), {}, {"weights": "unpacked"}),
+        ((1, 8, 16, 64), {}, {"weights": "streamed"}),
+        ((2, 1, 16, 64), {}, {"weights": "own"}),
+        ((1, 16, 512, 512), {"hx": True}, {"weights": "streamed", "hidden_parts": 2}),
+        ((2, 16, 512, 512), {}, {"weights": "own", "hidden_parts": 2}),
         ((200, 64, 512, 512), {}, {"hidden_parts": 1}),
     ],
     "few rows sum the gradients of weights where they are returned": [
@@ -143,8 +143,8 @@ CHOICES = {
         ((1, 16, 99, 99), {"train": True, "dtype": torch.bfloat16}, {"direct_sums": False}),
     ],
     "one step backward packs nothing": [
-        ((1, 16, 256, 256), {"train": True, "threads": 1}, {"streams": True, "own_rows": False}),
-        ((3, 16, 256, 256), {"train": True, "threads": 1}, {"streams": False, "own_rows": True}),
+        ((1, 16, 256, 256), {"train": True, "threads": 1}, {"features": "streamed"}),
+        ((3, 16, 256, 256), {"train": True, "threads": 1}, {"features": "by_step"}),
     ],
     "few rows and large weights project ahead": [
         ((100, 2, 64, 64), {"threads": 1}, {"projects": True}),
@@ -153,12 +153,12 @@ CHOICES = {
         ((100, 32, 0, 64), {}, {"projects": True}),
     ],
     "units sum gradients over their own rows, unless there are fewer than hidden units": [
-        ((100, 16, 16, 64), {"train": True}, {"own_sums": True, "own_rows": True}),
+        ((100, 16, 16, 64), {"train": True}, {"own_sums": True, "features": "by_step"}),
         ((1, 16, 256, 256), {"train": True}, {"own_sums": False}),
     ],
     "a thread takes both directions where it has a tile of sequences": [
-        ((100, 12, 16, 64), BOTH, {"joined": True, "own_rows": True, "batch_parts": 2}),
-        ((100, 3, 16, 64), BOTH, {"joined": False, "own_rows": False}),
+        ((100, 12, 16, 64), BOTH, {"joined": True, "features": "by_step", "batch_parts": 2}),
+        ((100, 3, 16, 64), BOTH, {"joined": False, "features": "own"}),
         ((100, 32, 1024, 256), BOTH, {"joined": False}),
         ((1, 32, 16, 64), BOTH, {"joined": False}),
         ((100, 16, 0, 64), BOTH, {"joined": False}),

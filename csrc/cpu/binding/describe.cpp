@@ -6,18 +6,22 @@
 namespace rnnext {
 namespace {
 
-void add(Description& to, const Plan& plan) {
-  to["batch_parts"] = plan.batch_parts;
-  to["hidden_parts"] = plan.hidden_parts;
-  to["units"] = plan.units;
-  to["pieces"] = plan.pieces;
-  to["unit_rows"] = plan.unit_rows;
-  to["own_weights"] = plan.own_weights;
-  to["joined"] = plan.joined;
-  to["cycles"] = plan.cycles;
+// The name of an enum's value.
+template <class Enum>
+std::string name_of(Enum value, const char* const* names) {
+  return names[static_cast<int>(value)];
 }
 
-std::string name_of(Home home) { return home == Home::rows ? "rows" : "scratch"; }
+Description fields_of(const Plan& plan) {
+  return {{"batch_parts", plan.batch_parts},
+          {"hidden_parts", plan.hidden_parts},
+          {"units", plan.units},
+          {"pieces", plan.pieces},
+          {"unit_rows", plan.unit_rows},
+          {"weights", name_of(plan.weights, kWeightsNames)},
+          {"joined", plan.joined},
+          {"cycles", plan.cycles}};
+}
 
 }  // namespace
 
@@ -50,13 +54,12 @@ Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_t
     }
     const BackwardPlan plan = plan_backward(p, out, shape, machine, threads, threads);
     about["threads"] = int64_t{threads};
-    add(about, plan);
-    about["own_sums"] = plan.own_sums;
-    about["own_rows"] = plan.own_rows;
-    about["direct_sums"] = plan.direct_sums;
-    about["streams"] = plan.streams;
-    about["chunk_rows"] = plan.chunk_rows;
-    about["state"] = name_of(plan.state);
+    about.merge(fields_of(plan));
+    about.merge(Description{{"own_sums", plan.own_sums},
+                            {"direct_sums", plan.direct_sums},
+                            {"features", name_of(plan.features, kFeatureGradientNames)},
+                            {"chunk_rows", plan.chunk_rows},
+                            {"state", name_of(plan.state, kHomeNames)}});
     return about;
   }
   std::vector<Recurrence> layers(layer_count, p);
@@ -73,15 +76,13 @@ Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_t
   }
   const bool wavefront = std::get<bool>(about["wavefront"]);
   const ForwardPlan plan = plan_forward(p, shape, machine, threads, wavefront);
-  add(about, plan);
-  about["one_step"] = plan.one_step;
-  about["streams"] = plan.streams;
-  about["projects"] = plan.projects;
-  about["chunk_rows"] = plan.chunk_rows;
-  about["state"] = name_of(plan.state);
-  about["held_steps"] = plan.held_steps;
-  about["from_hx"] = plan.from_hx;
-  about["far"] = plan.far;
+  about.merge(fields_of(plan));
+  about.merge(Description{{"projects", plan.projects},
+                          {"chunk_rows", plan.chunk_rows},
+                          {"state", name_of(plan.state, kHomeNames)},
+                          {"held_steps", plan.held_steps},
+                          {"from_hx", plan.from_hx},
+                          {"far", plan.far}});
   return about;
 }
 

@@ -35,7 +35,7 @@ int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& m
                  int threads) {
   if (threads == 1) return 1;
   const ForwardPlan plan = plan_forward(p, shape, machine, threads);
-  if (plan.one_step) return threads;
+  if (plan.weights == Weights::unpacked) return threads;
   return static_cast<int>(min_of(threads, plan.units * plan.hidden_parts));
 }
 

@@ -1,9 +1,9 @@
 // The engine of AMX tiles: bfloat16 products, or, with two parts, products of floats as sums of two
 // bfloat16 each: high times high, low times high and high times low.
 //
-// Every sum takes up k in blocks of 32 values, in the order of the tile instruction
-// (gemm/tile_unit.h), a block's products of parts one after the other; so its bits are the same in
-// any tile, and on vectors.
+// Every sum adds blocks of 32 values of k, in the order of the tile instruction (gemm/tile_unit.h),
+// and a block's products of parts one after the other, so its bits are the same in any tile, and on
+// vectors.
 #pragma once
 
 #include "cpu/gemm/engine.h"
@@ -41,7 +41,7 @@ RNNEXT_INLINE void for_parts(Products& f) {
   }
 }
 
-// A row or a few: sums in vector registers.
+// A tile of one or a few rows, whose sums are in vector registers.
 template <class Engine, int R, int NV>
 struct VectorTile : RegisterTile<Engine, R, NV> {
   using F = typename Engine::Factor;
@@ -82,8 +82,8 @@ struct VectorTile : RegisterTile<Engine, R, NV> {
 
 template <class Engine, int MT, int NT>
 struct TileSums;
-// Up to 16 * MT rows times 16 * NT columns, of which `rows` and `vectors` are there: 2 x 2, 1 x 4
-// or 1 x 2 tiles.
+// Up to 16 * MT rows times 16 * NT columns, of which `rows` and `vectors` exist: 2 x 2, 1 x 4 or
+// 1 x 2 AMX tiles.
 template <int MT, int NT>
 struct TileExtent {
   int rows, vectors;
@@ -124,8 +124,8 @@ RNNEXT_TILE void finish_rows(const Work& work, const float* from, int64_t stride
   if (vectors > 0) finish_columns<1>(work, from, stride, rows, row, column);
 }
 
-// Sums in tiles 0 to 3, factors in tiles 4 to 7. Of the left factors whole tiles of rows are read,
-// as many as `extent` has at most: what the others contain goes into sums that nobody reads.
+// Sums are in tiles 0 to 3, factors in tiles 4 to 7. Left factors are always read as whole tiles:
+// rows that do not exist go into sums that nobody reads.
 template <class Engine, int MT, int NT>
 struct TileSums {
   using F = typename Engine::Factor;

@@ -6,14 +6,14 @@
 //                             round less. 1: it adds each to the sum
 //   kRowBlock                 rows of factors are read in multiples of it
 //   Task                      what a thread holds while it works on a call
-//   multiply_add(acc, x, b)   on vectors, for work that is no tile
+//   multiply_add(acc, x, b)   on vectors, for what is no tile
 //   Tile<R, NV>               the sums of R rows times NV vectors of columns:
 //     clear(), load(...)        what they start from
 //     add(...)                  a product, k outermost and ascending
 //     finish(work, ...)     hands them to work.finish<R, NV>(sums, row, column), as
 //                               vectors
 //
-// The tile is the engine's own, so sums may live elsewhere than in vector registers.
+// The tile is the engine's own, so sums need not be in vector registers.
 #pragma once
 
 #include "cpu/gemm/tile.h"
@@ -21,8 +21,8 @@
 namespace rnnext::RNNEXT_ISA {
 
 // Sums in vector registers. Every sum goes in the order of k, block by block, whatever the tile,
-// the vector width or the number of threads: the same bits always. A product that is taken up in
-// pieces is cut between blocks.
+// the vector width or the number of threads, so it always has the same bits. A product that is
+// added in pieces is cut between blocks.
 template <class Engine, int R, int NV>
 struct RegisterTile {
   using F = typename Engine::Factor;
@@ -34,18 +34,15 @@ struct RegisterTile {
   // Not `= {}`: GCC clears an array of this size with `rep stos`, which costs more than a short
   // product.
   RNNEXT_INLINE void clear() {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) sums[r][j] = Vec<C>{};
+    for_block<R, NV>([&](int r, int j) { sums[r][j] = Vec<C>{}; });
   }
-  // From rows `stride` apart, of which `left` columns are there.
+  // Loads rows `stride` apart, of which `left` columns exist.
   RNNEXT_INLINE void load(const C* from, int64_t stride, int64_t left = NV * kLanes<C>) {
     load_tile(sums, from, stride, left);
   }
-  // a: [R, K], or, when interleaved, [K, R], its rows `stride` apart. panels: of [K, kPanel], NV
-  // vectors of them. K counts factors.
-  // (Interleaved rows are those of a weight's gradient: one chain.)
+  // Adds a times NV vectors of panels [K, kPanel]. a: [R, K], or, when interleaved, [K, R], its
+  // rows `stride` apart. K counts factors. (Interleaved rows are those of a weight's gradient,
+  // whose sums are single chains.)
   template <bool interleaved = false>
   RNNEXT_INLINE void add(const F* a, int64_t stride, const F* panels, int64_t K) {
     if constexpr (interleaved || Engine::kSumBlock == 1) {
@@ -56,10 +53,7 @@ struct RegisterTile {
         part.clear();
         chain<interleaved>(part.sums, a, stride, panels, K, k,
                            K - k < Engine::kSumBlock ? K : k + Engine::kSumBlock);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-          for (int j = 0; j < NV; ++j) sums[r][j] += part.sums[r][j];
+        for_block<R, NV>([&](int r, int j) { sums[r][j] += part.sums[r][j]; });
       }
     }
   }
@@ -69,7 +63,7 @@ struct RegisterTile {
   }
 
  private:
-  // acc takes up steps [begin, end) of k.
+  // Adds steps [begin, end) of k to acc.
   template <bool interleaved>
   static RNNEXT_INLINE void chain(Vec<C> (&acc)[R][NV], const F* a, int64_t stride, const F* panels,
                                   int64_t K, int64_t begin, int64_t end) {
@@ -90,7 +84,7 @@ struct RegisterTile {
   }
 };
 
-// Numbers of the compute type C = float or double.
+// Multiplies numbers of the compute type C = float or double.
 template <class C>
 struct FmaEngine {
   using Factor = C;
@@ -101,15 +95,15 @@ struct FmaEngine {
   template <int R, int NV>
   using Tile = RegisterTile<FmaEngine, R, NV>;
 
-  // (x less zeros is x in every lane. Zeros plus x would make 0 of -0, in an instruction more.)
+  // (x - zeros is x in every lane. Zeros + x would turn -0 into 0, with one more instruction.)
   static RNNEXT_INLINE void multiply_add(Vec<C>& acc, C x, Vec<C> b) {
     acc = fused<C>(x - Vec<C>{}, b, acc);
   }
 };
 
 #ifdef RNNEXT_BF16_DOT
-// Pairs of bfloat16 and the dot product of AVX512_BF16 or of Arm's FEAT_BF16: two steps of k at
-// once.
+// Multiplies pairs of bfloat16 with the dot product of AVX512_BF16 or Arm's FEAT_BF16: two steps of
+// k at once.
 struct Bf16DotEngine {
   using Factor = Pair;
   struct Task {};

@@ -11,9 +11,9 @@ RNNEXT_INLINE void exchange(Vec<C>& a, Vec<C>& b, std::integer_sequence<int, L..
   b = __builtin_shufflevector(a, b, ((L & S) ? kLanes<C> + L : L + S)...);
   a = lo;
 }
-// Up to blocks of `end` x `end`.
+// Transposes blocks of `end` x `end` lanes.
 #if RNNEXT_VECTOR_BYTES == 64 && !defined(RNNEXT_AVX512)
-// Of vectors that are no registers, number by number.
+// These vectors are no registers, so it goes number by number.
 template <class C>
 RNNEXT_TILE void transpose(Vec<C> (&x)[kLanes<C>]) {
   for (int i = 0; i < kLanes<C>; ++i)
@@ -29,7 +29,7 @@ RNNEXT_INLINE void transpose(Vec<C> (&x)[kLanes<C>]) {
   if constexpr (S < end) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<C>; ++i)
-      if (!(i & S)) exchange<C, S>(x[i], x[i + S], std::make_integer_sequence<int, kLanes<C> >());
+      if (!(i & S)) exchange<C, S>(x[i], x[i + S], std::make_integer_sequence<int, kLanes<C>>());
     transpose<C, end, 2 * S>(x);
   }
 }
@@ -43,8 +43,8 @@ RNNEXT_INLINE __m512i load_halves(const void* low, const void* high) {
 }
 #endif
 
-// A block of a stored matrix [.., stride], at most `rows` rows and n values of each, transposed:
-// x[k] has the factors at k, a row in each lane; the rest is zero.
+// Loads a block of a stored matrix [.., stride], at most `rows` rows and n values of each, and
+// transposes it: x[k] has the factors at k, a row in each lane; the rest is zero.
 template <class F, class S>
 RNNEXT_INLINE void load_block(Vec<F> (&x)[kLanes<F>], const S* from, int64_t rows, int64_t stride,
                               int64_t n) {
@@ -72,7 +72,7 @@ RNNEXT_INLINE void load_block(Vec<F> (&x)[kLanes<F>], const S* from, int64_t row
   transpose<F>(x);
 }
 
-// The same of the pairs of one part of tile factors; of the low part, where `part` is 1.
+// The same for one part of tile factors; part 1 is the low one.
 template <int part, class S>
 RNNEXT_INLINE void load_pairs(Vec<Pair> (&x)[kLanes<Pair>], const S* from, int64_t rows,
                               int64_t stride, int64_t n) {
@@ -82,12 +82,37 @@ RNNEXT_INLINE void load_pairs(Vec<Pair> (&x)[kLanes<Pair>], const S* from, int64
   transpose<Pair>(x);
 }
 
-// Panels that are packed and multiplied at once, where each is used by one product only.
+// Factors at k of a matrix [K, columns], a column in each lane from `column` on; row(k) is where
+// its row k begins, or null: zeros. Of tile factors, one part.
+template <class F, int part = 0, class RowAt>
+RNNEXT_INLINE auto across(const RowAt& row, int64_t K, int64_t k, int64_t column, int64_t columns) {
+  const auto from = [&](int64_t k) {
+    const auto* const first = k < K ? row(k) : nullptr;
+    return first ? first + column : nullptr;
+  };
+  const auto* const next = kDepth<F> > 1 ? from(k + 1) : nullptr;
+  if constexpr (part > 0) return Factors<Lane<F>>::rest_across(from(k), next, columns - column);
+  if constexpr (part == 0) return Factors<Lane<F>>::across(from(k), next, columns - column);
+}
+
+// Packs such a matrix's panel [factors of K, kPanel] from `column` on; columns past it are 0.
+template <class F, int part = 0, class RowAt>
+RNNEXT_TILE void pack_rows(RowAt row, int64_t K, int64_t column, int64_t columns, F* to) {
+  constexpr int64_t kBlock = kGrain<F> / kDepth<F> * kPanel<F>;
+  Lane<F>* block = reinterpret_cast<Lane<F>*>(to) + part * kBlock;
+  for (int64_t k = 0; k < K; k += kGrain<F>, block += kBlock * sizeof(F) / sizeof(Lane<F>))
+    for (int64_t i = 0; i < kBlock; i += kLanes<F>)
+      store(block + i, across<F, part>(row, K, k + i / kPanel<F> * kDepth<F>,
+                                       column + i % kPanel<F>, columns));
+  if constexpr (part + 1 < kParts<F>) pack_rows<F, part + 1>(row, K, column, columns, to);
+}
+
+// How many panels are packed and multiplied at once, if only one product reads them.
 template <class F>
 constexpr int64_t kStreamed = kTiled<F> ? 2 : 1;
 
-// A stored matrix seen as K x columns panels: weight [columns, K] (transposed) or [K, columns], its
-// stored rows `stride` apart.
+// A stored matrix that is packed as panels of [K, columns]: weight [columns, K] (transposed) or
+// [K, columns], its stored rows `stride` apart.
 template <class S, class F>
 struct Matrix {
   const S* weight;
@@ -95,8 +120,8 @@ struct Matrix {
   bool transposed;
   int64_t stride = transposed ? K : columns;
 
-  // Values [begin, end) of K alone; where these are a product's pieces, each piece is packed for
-  // itself, at piece_at(begin) of the whole.
+  // Values [begin, end) of K. A product's pieces are packed one by one, this one at
+  // piece_at(begin).
   Matrix piece(int64_t begin, int64_t end) const {
     return {weight + (transposed ? begin : begin * stride), end - begin, columns, transposed,
             stride};
@@ -107,34 +132,28 @@ struct Matrix {
   int64_t panel_size() const { return factors_in<F>(K) * kPanel<F>; }
   int64_t packed_size() const { return panels() * panel_size(); }
 
-  // Panel p into dst [factors of K, kPanel]; columns past the matrix are 0. Returns whether all
-  // values are finite (of a transposed matrix; of others nobody asks).
+  // Packs panel p to dst [factors of K, kPanel]; columns past the matrix are 0. Returns whether all
+  // values are finite, if the matrix is transposed (nobody asks about others).
   bool pack(int64_t p, F* dst) const {
     const int64_t column = p * kPanel<F>;
+    if (!transposed) {
+      pack_rows<F>([from = weight, apart = stride](int64_t k) { return from + k * apart; }, K,
+                   column, columns, dst);
+      return true;
+    }
     if constexpr (kTiled<F>) {
       const bool finite = pack_part<0>(column, reinterpret_cast<Pair*>(dst));
       if constexpr (kParts<F> > 1) pack_part<1>(column, reinterpret_cast<Pair*>(dst));
       return finite;
-    } else if (transposed) {
+    } else {
       const bool first = pack_transposed(column, dst);
       return pack_transposed(column + kLanes<F>, dst + kLanes<F>) && first;
-    } else {
-      pack_rows(column, dst);
-      return true;
     }
   }
-  // Panels [q, end) to dst on; where panel 0 would lie.
+  // Packs panels [q, end) to dst; returns where panel 0 would be.
   const F* pack_panels(int64_t q, int64_t end, F* dst) const {
     for (int64_t r = q; r < end; ++r) pack(r, dst + (r - q) * panel_size());
     return dst - q * panel_size();
-  }
-  void pack_rows(int64_t column, F* dst) const {
-    for (int64_t k = 0; k < K; k += kDepth<F>, dst += kPanel<F>)
-      for (int64_t j = 0; j < kPanel<F>; j += kLanes<F>) {
-        const S* row = weight + k * stride + column + j;
-        const S* next = k + 1 < K ? row + stride : nullptr;
-        store(dst + j, Factors<F>::across(row, next, columns - column - j));
-      }
   }
   // A part of a panel of tile factors: blocks of 16 pairs along k, that part of each.
   template <int part>
@@ -143,26 +162,15 @@ struct Matrix {
     dst += part * 16 * kPanel<F>;
     for (int64_t k = 0; k < K; k += kGrain<F>, dst += 16 * kParts<F> * kPanel<F>)
       for (int64_t j = 0; j < kPanel<F>; j += kLanes<F>) {
-        const int64_t left = columns - column - j;
         Vec<Pair> x[kLanes<Pair>];
-        if (transposed) {
-          load_pairs<part>(x, weight + (column + j) * stride + k, left, stride, K - k);
-        } else {
-          for (int i = 0; i < 16; ++i) x[i] = pairs_across<part>(k + 2 * i, column + j, left);
-        }
+        load_pairs<part>(x, weight + (column + j) * stride + k, columns - column - j, stride,
+                         K - k);
         for (int i = 0; i < 16; ++i) {
           store(dst + i * kPanel<F> + j, x[i]);
           finite.see(x[i]);
         }
       }
-    return !transposed || finite.all();
-  }
-  template <int part>
-  Vec<Pair> pairs_across(int64_t k, int64_t column, int64_t n) const {
-    const S* const row = k < K ? weight + k * stride + column : nullptr;
-    const S* const next = k + 1 < K ? row + stride : nullptr;
-    if constexpr (part == 0) return Factors<Pair>::across(row, next, n);
-    return Factors<Pair>::rest_across(row, next, n);
+    return finite.all();
   }
   bool pack_transposed(int64_t column, F* dst) const {
     constexpr int kSteps = kLanes<F> * kDepth<F>;

@@ -1,22 +1,22 @@
-// A product, tile by tile: what an engine's tiles are swept over.
+// Goes through a product tile by tile.
 #pragma once
 
 #include "cpu/gemm/amx.h"
 
 namespace rnnext::RNNEXT_ISA {
 
-// Panels that a tile of `rows` rows takes at once: few rows need more columns to hide the latency
-// of the multiply-add.
+// How many panels a tile of `rows` rows takes at once: few rows need more columns to hide the
+// latency of the multiply-add.
 template <class Engine>
 constexpr int panels_at_once(int rows) {
   const int n = Engine::kTileRows / rows;
   return n >= 4 ? 4 : n >= 2 ? 2 : 1;
 }
 
-// Runs work.tile(Extent<R, NV>, row, column, panels, K) over rows [0, rows) and those of `columns`
-// that panels [p0, p1) hold. Panels are outermost, so that each comes from far memory once; they
-// lie at work.packed. (Blocks of K that stay in the first cache were tried: no faster at H = 1024,
-// slower below.)
+// Calls work.tile(Extent<R, NV>, row, column, panels, K) for rows [0, rows) and those of `columns`
+// that are in panels [p0, p1) of work.packed. Panels are outermost, so that each is read from far
+// memory once. (Blocks of K that stay in the first cache were no faster at H = 1024, and slower
+// below.)
 template <int R, class Work>
 RNNEXT_INLINE void tiles_of_row(const Work& work, int64_t row, int64_t v, int64_t end,
                                 const typename Work::F* panels, int64_t K) {

@@ -1,5 +1,5 @@
-// Panels of columns, rows of scratch, and blocks of R rows times NV vectors: loaded, stored and
-// prefetched, unrolled, so that they stay in registers and the CPU overlaps them.
+// Panels of columns, rows of scratch, and blocks of R rows times NV vectors. What loads, stores and
+// prefetches blocks is unrolled, so that they stay in registers and the CPU overlaps it.
 #pragma once
 
 #include "cpu/simd/factor.h"
@@ -20,24 +20,27 @@ constexpr int64_t scratch_stride(int64_t columns) {
   return panels_in<F>(columns) * kPanel<F> / kDepth<F> + 64 / static_cast<int64_t>(sizeof(F));
 }
 
-// For what takes a block's vectors one after the other: a block whose own address is known would be
-// in memory from its first sum on.
-template <class V, int R, int NV>
-RNNEXT_INLINE void copy_block(V (&to)[R][NV], const V (&from)[R][NV]) {
+// Calls f(r, j) for each vector of a block, unrolled: its vectors are registers.
+template <int R, int NV, class F>
+RNNEXT_INLINE void for_block(const F& f) {
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) to[r][j] = from[r][j];
+    for (int j = 0; j < NV; ++j) f(r, j);
 }
 
-// As many of the block's columns as there are left, of rows `stride` apart.
+// Copies a block for code that takes its vectors one after the other: a block whose address is
+// taken would be in memory from its first sum on.
+template <class V, int R, int NV>
+RNNEXT_INLINE void copy_block(V (&to)[R][NV], const V (&from)[R][NV]) {
+  for_block<R, NV>([&](int r, int j) { to[r][j] = from[r][j]; });
+}
+
+// Load and store as many of the block's columns as are left, of rows `stride` apart.
 template <class C, class V, int R, int NV>
 RNNEXT_INLINE void load_tile(V (&block)[R][NV], const C* from, int64_t stride, int64_t left) {
   if (left >= NV * kLanes<C>) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) block[r][j] = load(from + r * stride + j * kLanes<C>);
+    for_block<R, NV>([&](int r, int j) { block[r][j] = load(from + r * stride + j * kLanes<C>); });
   } else {
     V memory[R][NV];
     for (int r = 0; r < R; ++r)
@@ -49,10 +52,7 @@ RNNEXT_INLINE void load_tile(V (&block)[R][NV], const C* from, int64_t stride, i
 template <class C, class V, int R, int NV>
 RNNEXT_INLINE void store_tile(const V (&block)[R][NV], C* to, int64_t stride, int64_t left) {
   if (left >= NV * kLanes<C>) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) store(to + r * stride + j * kLanes<C>, block[r][j]);
+    for_block<R, NV>([&](int r, int j) { store(to + r * stride + j * kLanes<C>, block[r][j]); });
   } else {
     V memory[R][NV];
     copy_block(memory, block);
@@ -61,17 +61,15 @@ RNNEXT_INLINE void store_tile(const V (&block)[R][NV], C* to, int64_t stride, in
         store_some(to + r * stride + j * kLanes<C>, memory[r][j], left - j * kLanes<C>);
   }
 }
-// The block as factors: values `column` and up, as many as there are before `end`, of rows that are
-// `stride` factors apart.
+// Stores the block as factors, values `column` and up, as many as there are before `end`, of rows
+// that are `stride` factors apart.
 template <class F, class V, int R, int NV>
 RNNEXT_INLINE void store_factors(const V (&block)[R][NV], F* to, int64_t stride, int64_t column,
                                  int64_t end) {
   if (column + NV * kLanes<F> <= end) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j)
-        Factors<F>::store(to + r * stride, column + j * kLanes<F>, block[r][j]);
+    for_block<R, NV>([&](int r, int j) {
+      Factors<F>::store(to + r * stride, column + j * kLanes<F>, block[r][j]);
+    });
   } else {
     V memory[R][NV];
     copy_block(memory, block);
@@ -81,8 +79,8 @@ RNNEXT_INLINE void store_factors(const V (&block)[R][NV], F* to, int64_t stride,
                                end - column - j * kLanes<F>);
   }
 }
-// Prefetches what a later tile will load, its rows in no order that the CPU could foresee, or what
-// this one will store: lines that a store has to wait for hold up those behind it.
+// Prefetches what a later tile will load, since the CPU cannot foresee the order of its rows, or
+// what this tile will store, since lines that a store waits for hold up those behind it.
 template <int R, int NV, bool to_write = false, class C>
 RNNEXT_INLINE void prefetch_tile(const C* from, int64_t stride) {
   constexpr int kVectorBytes = kLanes<C> * sizeof(C),
@@ -93,7 +91,7 @@ RNNEXT_INLINE void prefetch_tile(const C* from, int64_t stride) {
     for (int j = 0; j < NV; j += kStep)
       __builtin_prefetch(from + r * stride + j * kLanes<C>, to_write);
 }
-// What a tile covers, as a value.
+// How much a tile covers, as a value.
 template <int R, int NV>
 struct Extent {
   template <class E>

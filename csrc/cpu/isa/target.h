@@ -20,6 +20,13 @@
 // RNNEXT_AMX: by the CPU's own instructions
 #endif
 
+// The intrinsic of AVX-512 or AVX2 with this name.
+#ifdef RNNEXT_AVX512
+#define RNNEXT_X86(name) _mm512_##name
+#elif RNNEXT_VECTOR_BYTES == 32
+#define RNNEXT_X86(name) _mm256_##name
+#endif
+
 #define RNNEXT_INLINE inline __attribute__((always_inline))
 // Tiles stay functions of their own: inlined into their callers they take minutes to compile.
 #define RNNEXT_TILE __attribute__((noinline))

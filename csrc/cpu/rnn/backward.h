@@ -1,8 +1,8 @@
-// The recurrence, backward: the forward's twin. The state is the gradient of the pre-activations:
-// the sums start from the gradient of the output, add W_hh^T times that state and are multiplied by
-// the cell's derivative. The gradients of the features and of the weights are products over all
-// rows: step by step and chunk by chunk while these are in cache, where the plan says so; else when
-// all is done.
+// The backward pass, the forward's twin. Its state is the gradient of the pre-activations: the sums
+// start from the gradient of the output, add W_hh^T times that state, and are multiplied by the
+// derivative of f. The gradients of the features and of the weights are products over all rows. The
+// plan says whether they are computed step by step and chunk by chunk, while rows are in cache, or
+// when all steps are done.
 #pragma once
 
 #include "cpu/rnn/backward_layout.h"
@@ -30,7 +30,7 @@ struct BackwardStep {
   int64_t grad_pre_stride;
   F* next;  // or null: it is grad_pre
   int64_t next_stride;
-  // What the next step will read as gradient and as values, both values_stride apart; or null.
+  // The gradient and the values that the next step will read, both values_stride apart; or null.
   const C *grad_ahead, *values_ahead;
 
   template <class Extent>
@@ -45,7 +45,7 @@ struct BackwardStep {
     } else {
       sums.clear();
     }
-    if (leak.carry) {  // the end needs two rows at once, that other panels pushed out
+    if (leak.carry) {  // the epilogue reads two rows, which other panels pushed out of the cache
       extent.prefetch(leak.carry + row * leak.stride + column, leak.stride);
       extent.prefetch(values + ahead, values_stride);
     }
@@ -57,23 +57,15 @@ struct BackwardStep {
     if (epilogue.out_of_line) return epilogue.call(*this, sums, row, column);
     Vec<C> h[R][NV];
     load_tile(h, values + row * values_stride + column, values_stride, H - column);
-    backward_block<C>(epilogue.name, sums, h);
+    for_inlined(epilogue.name, [&](auto name) {
+      for_block<R, NV>([&](int r, int j) {
+        sums[r][j] = Activation<C, decltype(name)::value>::backward(sums[r][j], h[r][j]);
+      });
+    });
     store_tile(sums, grad_pre + row * grad_pre_stride + column, grad_pre_stride, H - column);
     if (next)
       store_factors(sums, next + row * next_stride, next_stride, column, column + NV * kLanes<C>);
   }
-
-  // The product with a piece of the state, added to the sums where they are.
-  Projection<E> adding(C* sums, int64_t stride) const {
-    return {.packed = packed,
-            .a = state,
-            .start = start,
-            .start_stride = start_stride,
-            .out = sums,
-            .out_stride = stride,
-            .end = H};
-  }
-  void start_from(const C* sums, int64_t stride) { start = sums, start_stride = stride; }
 };
 
 template <class S, class E>
@@ -89,32 +81,34 @@ struct Backward {
   void pack_share(const Worker& worker) const {
     for (int d = 0; at.ih && d < p.D; ++d) at.features_of(worker).pack(d, worker.rank, worker.size);
     const Range share = part(panels_in<F>(p.H), worker.rank, worker.size);
-    for (int d = 0; at.hh && !plan.own_weights && d < p.D; ++d)
+    for (int d = 0; plan.weights == Weights::shared && d < p.D; ++d)
       at.pack_hh(d, d, share.begin, share.end);
   }
 
   void run(const Unit& unit, Worker& worker) const {
-    steps(plan.sorts ? sorted(unit, p, at.order_of(worker), at.present_of(worker)) : unit, worker);
+    steps(plan.sorts ? sorted(unit, p, at.order[worker.rank], at.present[worker.rank]) : unit,
+          worker);
   }
 
   void steps(const Unit& unit, Worker& worker) const {
     Rows<F> state = at.states.initial_state(unit);
-    C* const alpha_grad = at.alpha_sums_of(unit.group);
+    C* const alpha_grad = at.alpha_sums[unit.group];
     LeakRows<C> leak = leak_rows(unit, alpha_grad);
-    if (at.hh && plan.own_weights) at.pack_hh(unit.d, unit.group, unit.p0, unit.p1);
-    const F* const packed = at.packed_hh(unit);
+    const bool own = plan.weights == Weights::own;
+    if (own) at.pack_hh(unit.d, unit.group, unit.p0, unit.p1);
+    const F* const packed = at.hh[own ? unit.group : unit.d];
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
     if (unit.members > 1) worker.advance();
     const FeatureGradients<S, E> features = at.features_of(worker);
-    const bool writes_features = plan.own_rows && out.input;
+    const bool writes_features = plan.by_step() && out.input;
     if (writes_features) features.pack(unit.d, 0, 1);
     const WeightGradients<S, E> sums = at.sums_of(unit.group);
     const bool reverse = p.reverse[unit.d];
     const int64_t width = p.D * p.H;
-    C* const chunk_grad = at.chunk_of(worker);
-    if (plan.own_rows) clear_tails(chunk_grad);
+    C* const chunk_grad = at.chunk_grad[worker.rank];
+    if (plan.by_step()) clear_tails(chunk_grad);
     for (int64_t done = 0; done < p.T;) {
-      const int64_t limit = plan.own_sums || plan.own_rows ? plan.chunk_rows : p.rows();
+      const int64_t limit = plan.own_sums || plan.by_step() ? plan.chunk_rows : p.rows();
       const Chunk chunk = next_chunk(p, unit, done, !reverse, limit);
       int64_t row = reverse ? 0 : chunk.rows;
       for (int64_t i = 0; i < chunk.n; ++i, ++done) {
@@ -134,7 +128,7 @@ struct Backward {
               leak.saved = gather(unit, t, rows, p.saved, at.step_rows_of(worker, at.kSaved));
           }
         }
-        // Copied rows are in cache; the others' next step is far in memory.
+        // The next step's rows are far in memory, unless they are copied, and so in cache.
         const bool prefetches = kNative<S> && in.grad_stride == width && done + 1 < p.T;
         BackwardStep<E> step{
             .epilogue = backward_epilogue<S, BackwardStep<E>>(p),
@@ -146,8 +140,8 @@ struct Backward {
             .values = in.values,
             .values_stride = in.values_stride,
             .state = state,
-            .grad_pre = plan.own_rows ? chunk_grad + row * at.step_stride : at.grad_pre + first,
-            .grad_pre_stride = plan.own_rows ? at.step_stride : width,
+            .grad_pre = plan.by_step() ? chunk_grad + row * at.step_stride : at.grad_pre + first,
+            .grad_pre_stride = plan.by_step() ? at.step_stride : width,
             .next = at.states.next_buffer(unit, done),
             .next_stride = at.states.buffers.stride,
             .grad_ahead = prefetches && in.grad ? in.grad + ahead : nullptr,
@@ -156,7 +150,7 @@ struct Backward {
           weights.multiply(step, unit, packed, at.step_rows_of(worker, at.kGrad), at.step_stride,
                            rows, done + 1, worker);
         } else {
-          sweep(step, rows, unit.p0, unit.p1, p.H, 0);  // no step came before
+          sweep(step, rows, unit.p0, unit.p1, p.H, 0);  // there is no state before it
         }
         state =
             at.states.finish_step(unit, t, rows, step.next, step.grad_pre, step.grad_pre_stride);
@@ -168,20 +162,20 @@ struct Backward {
       }
       if (plan.own_sums) {
         RowCursor<S> cursor = at.cursor(unit, chunk.t);
-        sums.add(cursor, chunk.rows, plan.own_rows ? chunk_grad : at.grad_pre,
-                 plan.own_rows ? at.step_stride : 0, done == chunk.n);
+        sums.add(cursor, chunk.rows, plan.by_step() ? chunk_grad : at.grad_pre,
+                 plan.by_step() ? at.step_stride : 0, done == chunk.n);
       }
-      if (plan.own_rows && done < p.T) state = at.states.copied(unit, state);
+      if (plan.by_step() && done < p.T) state = at.states.copied(unit, state);
     }
     state_gradients(unit, packed, state, worker);
   }
 
-  // The unit's rows of a leak, but for those of each step.
+  // The unit's rows of a leak, without those of a step.
   LeakRows<C> leak_rows(const Unit& unit, C* alpha_grad) const {
     LeakRows<C> leak;
     if (!at.states.leaks()) return leak;
     at.begin_leak(unit);
-    leak.alpha = at.alpha_of_unit(unit);
+    leak.alpha = at.alpha[unit.group];
     leak.stride = at.states.sums.stride;
     leak.carry = at.states.sums.row(unit, at.states.kCarry);
     leak.mixed = at.states.sums.row(unit, at.states.kMixed);
@@ -190,7 +184,8 @@ struct Backward {
     return leak;
   }
 
-  // When all steps are done. A member has advanced once before them and once with each.
+  // The gradients of hx and reset_state, when all steps are done. A member has advanced once before
+  // the steps and once with each.
   void state_gradients(const Unit& unit, const F* packed, const Rows<F>& state,
                        Worker& worker) const {
     const int64_t advanced = 1 + p.T;
@@ -204,17 +199,18 @@ struct Backward {
                advanced + 1, worker);
   }
 
-  // What vectors and tiles read past a row's end, of which they keep nothing: a line at most.
+  // Clears what vectors and tiles read past a row's end, at most a cache line. They use none of it,
+  // but it must not be NaN.
   void clear_tails(C* rows) const {
     for (int64_t row = 0; row < plan.chunk_rows; ++row, rows += at.step_stride)
       __builtin_memset(rows + p.H, 0, 64);
   }
 
-  // What f gave, of all steps: the output, but of rate.
+  // What f gave in all steps: the output, but with rate what is saved.
   const S* values() const {
     return static_cast<const S*>(p.form == Form::rate ? p.saved : p.output);
   }
-  // Rows of step t of the output, or of what has its shape, as they are, step_stride apart.
+  // Copies rows of step t of the output, or of what has its shape, to rows step_stride apart.
   S* gather(const Unit& unit, int64_t t, int64_t rows, void* from, C* scratch) const {
     S* const to = reinterpret_cast<S*>(scratch);
     for (int64_t i = 0; i < rows; ++i)
@@ -222,16 +218,16 @@ struct Backward {
                        p.H * sizeof(S));
     return to;
   }
-  // Where a step finds these and the output's gradient: in the tensors, or in scratch where they
-  // are stored in 16 bits or sorted, or grad_h_n joins in. What lies past a sequence's end must not
-  // reach a leak.
+  // Where a step reads the output's gradient and what f gave: in the tensors, or in scratch if they
+  // are stored in 16 bits or sorted, or grad_h_n is added, or a leak must not see what lies past a
+  // sequence's end.
   struct StepRows {
     const C* grad;
     int64_t grad_stride;
     const C* values;
     int64_t values_stride;
   };
-  // What the next step needs lies `ahead` of it.
+  // The rows of the next step lie `ahead` of this one's.
   StepRows step_rows(const Unit& unit, int64_t t, int64_t done, int64_t rows, int64_t ahead,
                      const Worker& worker) const {
     const int64_t first = p.row(t, unit.b0) * p.D * p.H + unit.d * p.H;
@@ -240,7 +236,7 @@ struct Backward {
     StepRows in{nullptr, width, nullptr, width};
     if constexpr (kNative<S>) {
       in.grad = g.grad_output ? static_cast<const S*>(g.grad_output) + first : nullptr;
-      // (The identity's derivative reads none: any rows will do.)
+      // (The derivative of the identity reads no values: any rows will do.)
       const bool reads = p.nonlinearity != Nonlinearity::identity || p.form != Form::none;
       in.values = reads || !in.grad ? values() + first : in.grad;
       if (!plan.sorts && !joins && !(p.ragged() && at.states.leaks())) return in;
@@ -252,7 +248,7 @@ struct Backward {
       const int64_t place = (p.row(t, b) * p.D + unit.d) * p.H;
       const S* grad = g.grad_output ? static_cast<const S*>(g.grad_output) + place : nullptr;
       const S* values = this->values() + place;
-      if (plan.sorts)  // what the sums for the weights will read
+      if (plan.sorts)  // the sums of the weights' gradients will read these
         for (int64_t j = 0; p.input.data && j < p.I; j += 64 / static_cast<int64_t>(sizeof(S)))
           __builtin_prefetch(input_row<S>(p, t, b) + j);
       const S* grad_h_n = joins && p.ends(unit.d, b, t)
@@ -285,9 +281,8 @@ struct Backward {
     return in;
   }
 
-  // The gradient of hx or of reset_state: W_hh^T times rows of the gradient of pre-activations, and
-  // what a leak adds past W_hh. output: what entered W_hh. In the compute type first: the states'
-  // buffers are free now, but for the slower members.
+  // Writes the gradient of hx or of reset_state: W_hh^T times rows of the gradient of
+  // pre-activations, and what a leak adds past W_hh. output: what W_hh was multiplied with.
   void grad_state(const Unit& unit, const F* packed, const Rows<F>& first, int carry,
                   const S* output, void* grad, int64_t n, const Worker& worker) const {
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
@@ -305,7 +300,7 @@ struct Backward {
         project.packed = packed + piece.packed_at;
         sweep(project, unit.size, unit.p0, unit.p1, p.H, piece.K);
       } else {  // there is only one step
-        stream(project, at.weight_hh(unit.d), at.panels_of(worker), unit.size, unit.p0, unit.p1);
+        stream(project, at.weight_hh(unit.d), at.panels[worker.rank], unit.size, unit.p0, unit.p1);
       }
     }
     for (int64_t i = 0; i < unit.size; ++i) {
@@ -326,17 +321,19 @@ struct Backward {
     }
   }
 
-  // All rows, shared out, when grad_pre is complete.
+  // This worker's share of the features' gradient, when grad_pre is complete.
   void feature_gradients(const Worker& worker) const {
     const FeatureGradients<S, E> features = at.features_of(worker);
     if constexpr (kNative<S>)
-      if (plan.streams) return features.stream(at.grad_pre, worker.rank, worker.size);
-    for (int d = 0; plan.own_features && d < p.D; ++d) features.pack(d, 0, 1);
+      if (plan.features == FeatureGradient::streamed)
+        return features.stream(at.grad_pre, worker.rank, worker.size);
+    for (int d = 0; plan.features == FeatureGradient::own && d < p.D; ++d) features.pack(d, 0, 1);
     const Range share = part(p.rows(), worker.rank, worker.size, E::kTileRows);
     features.write_all(at.grad_pre, share.begin, share.end);
   }
 
-  // This worker's share of the hidden units: its sums over all rows, or all units' sums.
+  // The weights' gradients of this worker's share of the hidden units: it sums over all rows, or
+  // adds the units' own sums.
   void weight_gradients(const Worker& worker) const {
     const Range share = part(p.H, worker.rank, worker.size, E::kTileRows);
     for (int d = 0; d < p.D; ++d) {
@@ -346,8 +343,7 @@ struct Backward {
           sums.add(at.sums_of(d * plan.batch_parts + part), share.begin, share.end);
         sums.write(d, share.begin, share.end);
       } else {
-        const WeightGradients<S, E> sums(p, out, plan, share,
-                                         at.sums + worker.rank * at.sums_bytes);
+        const WeightGradients<S, E> sums(p, out, plan, share, at.sums[worker.rank]);
         Unit all{};
         all.d = d, all.size = p.B;
         RowCursor<S> cursor = at.cursor(all, 0);
@@ -376,13 +372,13 @@ void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGrad
       plan_backward(p, out, kShape<S, E>, this_machine(), worker.asked, worker.size);
   [[maybe_unused]] const typename E::Task task;
   const Backward<S, E> kernel{p, g, out, plan, {p, out, plan, worker.size, Arena{workspace}}};
-  if (kernel.at.ih || (kernel.at.hh && !plan.own_weights)) {
+  if (kernel.at.ih || plan.weights == Weights::shared) {
     kernel.pack_share(worker);
     worker.wait();
   }
   run_units<Compute<S>>(kernel, plan, p, worker);
   worker.wait();
-  if (out.input && !plan.own_rows) kernel.feature_gradients(worker);
+  if (out.input && !plan.by_step()) kernel.feature_gradients(worker);
   if (wants_weights(out)) kernel.weight_gradients(worker);
   if (out.alpha[0] && worker.rank == 0) alpha_gradients(kernel.at);
 }

@@ -1,4 +1,4 @@
-// The cells: what happens to an accumulated pre-activation.
+// Epilogues: what happens to the sums of a step, forward and backward.
 #pragma once
 
 #include "cpu/gemm/tile.h"
@@ -8,9 +8,9 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// h = forward(pre), and backward(grad, h), the gradient of pre from the gradient of h and h alone.
-// NaN goes through all of them, as in torch. S is the type that h is stored as, on which only
-// tanh depends.
+// h = forward(pre), and backward(grad, h), which makes the gradient of pre of that of h and of h
+// alone. NaN goes through all of them, as in torch. S is the type that h is stored as; only tanh
+// depends on it.
 template <class S, Nonlinearity name>
 struct Activation;
 
@@ -67,11 +67,11 @@ struct Activation<S, Nonlinearity::identity> {
 };
 
 // A tile of R rows times NV vectors ends with the activation and the stores. Tiles inline tanh and
-// relu of numbers that are stored as they are computed; every other epilogue is a function of its
-// own, which takes the tile's sums from memory. The tiles are what the compiler works on longest:
-// so there is one set of them for each engine, whatever f, the leak and the storage type are.
+// relu of numbers that are stored as they are computed. Every other epilogue is a function of its
+// own, which reads the tile's sums from memory: tiles take most of the compiler's time, so each
+// engine has one set of them, whatever f, the leak and the storage type are.
 
-// f of all vectors at x.
+// Replaces n vectors at x by f of them.
 template <class S>
 struct ForwardVectors {
   Vec<Compute<S>>* x;
@@ -81,7 +81,7 @@ struct ForwardVectors {
     for (int i = 0; i < n; ++i) x[i] = Activation<S, name>::forward(x[i]);
   }
 };
-// The gradients of the pre-activations in place of those of f's values h.
+// Replaces the gradients of f's values h by those of the pre-activations.
 template <class C>
 struct BackwardVectors {
   Vec<C>* x;
@@ -97,34 +97,14 @@ RNNEXT_TILE void for_name(Nonlinearity name, const Work& f) {
   RNNEXT_RETURN_FOR(name);
 }
 
-// The same of a block in registers.
-template <class Activation, class V, int R, int NV>
-RNNEXT_INLINE void forward_all(V (&x)[R][NV]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) x[r][j] = Activation::forward(x[r][j]);
-}
-template <class Activation, class V, int R, int NV>
-RNNEXT_INLINE void backward_all(V (&x)[R][NV], const V (&h)[R][NV]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; ++j) x[r][j] = Activation::backward(x[r][j], h[r][j]);
-}
-// tanh or relu, those that tiles inline.
-template <class C, class V, int R, int NV>
-RNNEXT_INLINE void forward_block(Nonlinearity name, V (&x)[R][NV]) {
-  if (name == Nonlinearity::relu) return forward_all<Activation<C, Nonlinearity::relu>>(x);
-  forward_all<Activation<C, Nonlinearity::tanh>>(x);
-}
-template <class C, class V, int R, int NV>
-RNNEXT_INLINE void backward_block(Nonlinearity name, V (&x)[R][NV], const V (&h)[R][NV]) {
-  if (name == Nonlinearity::relu) return backward_all<Activation<C, Nonlinearity::relu>>(x, h);
-  backward_all<Activation<C, Nonlinearity::tanh>>(x, h);
+// Calls f(Named<n>{}) for tanh or relu, the nonlinearities that tiles inline.
+template <class F>
+RNNEXT_INLINE void for_inlined(Nonlinearity name, const F& f) {
+  if (name == Nonlinearity::relu) return f(Named<Nonlinearity::relu>{});
+  f(Named<Nonlinearity::tanh>{});
 }
 
-// How the tiles of a step end. A tile that it has no code for calls `out_of_line` with its sums.
+// How the tiles of a step end. If `out_of_line` is not null, they call it with their sums.
 template <class Step, class C>
 struct Epilogue {
   Nonlinearity name;
@@ -141,19 +121,20 @@ struct Epilogue {
   }
 };
 
-// What a leak (recurrence/nonlinearity.h has the forms) needs beside the sums: rows, each read or
-// written once.
+// The rows that a leak (recurrence/nonlinearity.h has its forms) needs beside the sums. Each is
+// read or written once.
 template <class C>
 struct LeakRows {
   const C* alpha = nullptr;  // [H] and more, to whole panels
-  // Rows `stride` apart. Forward, before: the state before; carry: the same rows, if the state goes
-  // there. Backward, carry: the gradient of the state before, but for what comes through W_hh, read
-  // and then written; mixed: of rate, the gradient of what the leak mixes.
+  // Rows `stride` apart. Forward, `before` is the state before, and `carry`, if it is not null, the
+  // same rows, to which the new state is written. Backward, `carry` is read and then written: it is
+  // the gradient of the state before without what comes through W_hh. `mixed` is, for rate, the
+  // gradient of what the leak mixes.
   const C* before = nullptr;
   C *carry = nullptr, *mixed = nullptr;
   int64_t stride = 0;
-  // The step's rows of Recurrence::saved, or null, and, backward, of the output, as they are
-  // stored.
+  // The step's rows of Recurrence::saved, or null, and, in the backward pass, of the output, as
+  // they are stored.
   void* saved = nullptr;
   const void* output = nullptr;
   int64_t row_stride = 0;
@@ -166,7 +147,7 @@ RNNEXT_INLINE Vec<C> mix(Vec<C> a, Vec<C> x, Vec<C> y) {
   return fused<C>(1 - a, x, a * y);
 }
 
-// end.run<Activation, form>() for the form that it is at run time.
+// Calls end.run<Activation, form>() for the form that a call has.
 template <class Activation, class End>
 RNNEXT_INLINE void run_form(const End& end, Form form) {
   switch (form) {
@@ -182,8 +163,9 @@ RNNEXT_INLINE void run_form(const End& end, Form form) {
   __builtin_unreachable();
 }
 
-// The end of a tile: x, its sums, and where in the step it lies. `Step` (forward.h) has the rows.
-// (Locals: the compiler cannot know that the stores leave the step as it is.)
+// The end of a tile: its sums x, and where in the step it lies. `Step` (forward.h) has the rows.
+// (Its members are copied to locals, since the compiler cannot know that stores leave them as they
+// are.)
 template <class S, class Step>
 struct ForwardEpilogue {
   using C = Compute<S>;
@@ -245,8 +227,9 @@ struct ForwardEpilogue {
 };
 
 // With q the gradient of what the leak mixes, s' the state before and c what is mixed with it, the
-// gradient of alpha is the sum of q (c - s'). Voltage and blend saved c - s'. Of rate a step adds
-// its own q c and takes away, of the step after it, q s', whose s' is the state that this one left.
+// gradient of alpha is the sum of q (c - s'). For voltage and blend the forward pass saved c - s'.
+// For rate a step adds its own q c and subtracts q s' of the step after it, whose s' is the state
+// that this step left.
 template <class S, class Step>
 struct BackwardEpilogue {
   using C = Compute<S>;

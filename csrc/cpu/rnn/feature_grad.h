@@ -1,5 +1,5 @@
 // The gradient of the features: rows of the gradient of the pre-activations times W_ih, summed over
-// directions, the first one's product first.
+// the directions in their order.
 #pragma once
 
 #include "cpu/rnn/unpacked.h"
@@ -14,20 +14,22 @@ struct FeatureGradients {  // one worker's
   const Recurrence& p;
   const RecurrenceGradOut& out;
   const BackwardPlan& plan;
-  F* packed;   // [D] of W_ih; or, streamed, some panels
-  F* factors;  // [block_rows][stride], where rows of grad_pre are no rows of factors
+  F* packed;   // W_ih of all directions, or some panels, if it is streamed
+  F* factors;  // [block_rows][stride], if rows of grad_pre are no rows of factors
   int64_t stride;
-  C* product;  // [most rows][I], where these are converted, or of sorted sequences
+  C* product;  // [rows][I], if they are converted, or sequences are sorted
   size_t bytes;
 
-  // shared: where all pack W_ih for all, unless each packs it for itself.
+  // shared: the W_ih that all workers pack once, if they do.
   FeatureGradients(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
                    F* shared, char* scratch)
       : p(p), out(out), plan(plan), stride(factors_in<F>(p.H) + kLanes<F>) {
     Arena arena{scratch};
-    packed = plan.streams        ? arena.take<F>(kStreamed<F> * weight(p, 0).panel_size())
-             : plan.own_features ? arena.take<F>(packed_size(p))
-                                 : shared;
+    const bool streamed = plan.features == FeatureGradient::streamed;
+    packed =
+        plan.features == FeatureGradient::shared
+            ? shared
+            : arena.take<F>(streamed ? kStreamed<F> * weight(p, 0).panel_size() : packed_size(p));
     factors = arena.take<F>(kDepth<F> > 1 ? block_rows() * stride : 0);
     const int64_t most = kNative<S> ? 0 : max_of(block_rows(), plan.unit_rows);
     product = arena.take<C>(max_of(most, plan.sorts ? plan.unit_rows : 0) * p.I);
@@ -39,7 +41,7 @@ struct FeatureGradients {  // one worker's
     return {static_cast<const S*>(p.weight_ih[d]), p.H, p.I, false};
   }
   static int64_t packed_size(const Recurrence& p) { return p.D * weight(p, 0).packed_size(); }
-  // Share i of n of the panels of direction d.
+  // Packs share i of n of the panels of direction d.
   void pack(int d, int64_t i, int64_t n) const {
     const Matrix<S, F> weight = this->weight(p, d);
     const Range share = part(weight.panels(), i, n);
@@ -47,7 +49,7 @@ struct FeatureGradients {  // one worker's
       weight.pack(q, packed_of(d) + q * weight.panel_size());
   }
 
-  // The unit's rows of step t, from as many rows of factors of its direction.
+  // Writes the unit's rows of step t, from as many rows of factors of its direction.
   void write(const Unit& unit, int64_t t, int64_t rows, const Rows<F>& from) const {
     const int d = unit.d;
     S* const to = static_cast<S*>(out.input) + p.row(t, unit.b0) * p.I;
@@ -64,7 +66,7 @@ struct FeatureGradients {  // one worker's
     multiply(d, rows, from, product);
     for (int64_t i = 0; i < rows; ++i) copy(product + i * p.I, place(i), p.I);
   }
-  // Of all rows of the whole grad_pre share i of n of the features.
+  // Writes share i of n of the features, of all rows, from the whole grad_pre.
   void stream(const C* grad_pre, int64_t i, int64_t n) const {
     C* const to = static_cast<C*>(out.input);
     for (int d = 0; d < p.D; ++d) {
@@ -75,7 +77,7 @@ struct FeatureGradients {  // one worker's
                          share.end);
     }
   }
-  // Rows [begin, end) of the whole grad_pre.
+  // Writes rows [begin, end) from the whole grad_pre.
   void write_all(const C* grad_pre, int64_t begin, int64_t end) const {
     const int64_t width = p.D * p.H;
     for (int64_t n = begin; n < end; n += block_rows()) {
@@ -103,8 +105,8 @@ struct FeatureGradients {  // one worker's
     sweep(product_of(d, packed_of(d), from, to), rows, 0, panels_in<F>(p.I), p.I,
           factors_in<F>(p.H));
   }
-  // Where products for rows from `to` on are summed. Lines are fetched ahead of the stores: see
-  // kFarBytes.
+  // Where the products for the rows at `to` are summed. Their lines are prefetched for the stores:
+  // see kFarBytes.
   C* sums_for(S* to, int64_t rows) const {
     for (int64_t i = 0; i < rows * p.I; i += 64 / static_cast<int64_t>(sizeof(S)))
       __builtin_prefetch(to + i, 1, 3);
@@ -120,7 +122,7 @@ struct FeatureGradients {  // one worker's
       store_some(to + i, load_some(from + i, n - i), n - i);
   }
   int64_t block_rows() const { return feature_block(p, kShape<S, E>); }
-  // Rows of grad_pre, of direction d, as factors.
+  // Rows of grad_pre of direction d, as factors.
   Rows<F> rows_of(const C* grad_pre, int d, int64_t rows) const {
     const C* const from = grad_pre + d * p.H;
     if constexpr (kDepth<F> == 1) {

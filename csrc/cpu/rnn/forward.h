@@ -1,5 +1,5 @@
-// The recurrence, forward. The sums start from the bias, add W_ih x and W_hh h and go through the
-// cell. Where the plan projects, W_ih x of a chunk of steps comes first, into scratch.
+// The forward pass. The sums start from the bias, add W_ih x and W_hh h, and go through the
+// epilogue. If the plan projects, W_ih x of a chunk of steps is computed first, into scratch.
 #pragma once
 
 #include "cpu/rnn/epilogue.h"
@@ -43,9 +43,9 @@ struct ForwardStep {
   int64_t I = 0;  // factors of the features
   F* next = nullptr;
   C* output = nullptr;  // null: it is `next`, or ForwardStates::finish_step writes it
-  bool far = false;     // the output's lines come from far memory
+  bool far = false;     // whether the output's lines come from far memory
   LeakRows<C> leak = {};
-  C* far_saved = nullptr;  // leak.saved, where its lines come from far memory too
+  C* far_saved = nullptr;  // leak.saved, if its lines may come from far memory too
 
   template <class Extent>
   RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels,
@@ -67,22 +67,14 @@ struct ForwardStep {
   template <int R, int NV>
   RNNEXT_INLINE void finish(Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
     if (epilogue.out_of_line) return epilogue.call(*this, sums, row, column);
-    forward_block<C>(epilogue.name, sums);
+    for_inlined(epilogue.name, [&](auto name) {
+      for_block<R, NV>([&](int r, int j) {
+        sums[r][j] = Activation<C, decltype(name)::value>::forward(sums[r][j]);
+      });
+    });
     store_factors(sums, next + row * next_stride, next_stride, column, next_end);
     if (output) store_tile(sums, output + row * output_stride + column, output_stride, H - column);
   }
-
-  // The product with a piece of the state, added to the sums where they are.
-  Projection<E> adding(C* sums, int64_t stride) const {
-    return {.packed = packed,
-            .a = state,
-            .start = start,
-            .start_stride = start_stride,
-            .out = sums,
-            .out_stride = stride,
-            .end = panels_in<C>(H) * kPanel<C>};
-  }
-  void start_from(const C* sums, int64_t stride) { start = sums, start_stride = stride; }
 };
 
 // Where the weights, the states and each worker's scratch lie.
@@ -92,35 +84,34 @@ struct ForwardLayout {
   using C = Compute<S>;
   const Recurrence& p;
   const ForwardPlan& plan;
-  F *ih, *hh;    // packed weights: a copy for each unit or each direction
-  bool* finite;  // for each panel of each copy: whether W_hh is finite there
+  Arrays<F> ih, hh;     // packed weights: a copy for each unit or each direction
+  Arrays<bool> finite;  // for each panel of each copy: whether W_hh is finite there
   ForwardStates<S, E> states;
-  int64_t columns;  // of a worker's part of the hidden units
-  char* scratch;    // [workers] of Scratch
-  size_t scratch_bytes, bytes;
+  int64_t columns;       // of a worker's part of the hidden units
+  Arrays<char> scratch;  // [workers] of Scratch
+  size_t bytes;
 
   ForwardLayout(const Recurrence& p, const ForwardPlan& plan, int workers, Arena arena)
       : p(p),
         plan(plan),
-        ih(arena.take<F>(copies() * ih_size())),
-        hh(arena.take<F>(copies() * hh_size())),
-        finite(arena.take<bool>(copies() * finite_size())),
+        ih(arena.take<F>(copies(), weight_ih(0).packed_size() + gap<F>(copies()))),
+        hh(arena.take<F>(copies(), weight_hh(0).packed_size() + gap<F>(copies()))),
+        finite(arena.take<bool>(copies(), panels_in<C>(p.H) + gap<bool>(copies()))),
         states(p, plan, arena),
         columns(plan.member_panels(panels_in<C>(p.H)) * kPanel<C>) {
-    if (p.packed_weights) {
-      ih = static_cast<F*>(const_cast<void*>(p.packed_weights));
-      hh = ih + weight_ih(0).packed_size();
+    if (plan.weights == Weights::given) {
+      ih.first = static_cast<F*>(const_cast<void*>(p.packed_weights));
+      hh.first = ih.first + weight_ih(0).packed_size();
     }
-    scratch_bytes = Scratch(*this, nullptr).bytes;
-    scratch = arena.take<char>(workers * static_cast<int64_t>(scratch_bytes));
+    scratch = arena.take<char>(workers, Scratch(*this, nullptr).bytes);
     bytes = arena.used;
   }
 
   struct Scratch {  // of one worker
     C *bias, *alpha, *noise, *pre;
     F* features;
-    F *ih, *hh;                // of the panels that are streamed
-    int64_t *order, *present;  // of the unit, where sequences are sorted
+    F *ih, *hh;                // the panels that are streamed
+    int64_t *order, *present;  // the unit's, if sequences are sorted
     size_t bytes;
     Scratch(const ForwardLayout& at, char* base) {
       Arena arena{base};
@@ -131,50 +122,44 @@ struct ForwardLayout {
                                                 : 0);
       const int64_t rows = divide_up(at.plan.chunk_rows, E::kRowBlock) * E::kRowBlock;
       features = arena.take<F>(at.p.I > 0 ? rows * scratch_stride<F>(at.p.I) : 0);
-      ih = arena.take<F>(at.plan.streams ? kStreamed<F> * at.weight_ih(0).panel_size() : 0);
-      hh = arena.take<F>(at.plan.streams ? kStreamed<F> * at.weight_hh(0).panel_size() : 0);
+      const int64_t panels = at.plan.weights == Weights::streamed ? kStreamed<F> : 0;
+      ih = arena.take<F>(panels * at.weight_ih(0).panel_size());
+      hh = arena.take<F>(panels * at.weight_hh(0).panel_size());
       order = arena.take<int64_t>(at.plan.sorts ? at.plan.unit_rows : 0);
       present = arena.take<int64_t>(at.plan.sorts ? at.p.T : 0);
       arena.take<char>(kApart);
       bytes = arena.used;
     }
   };
-  Scratch scratch_of(const Worker& worker) const {
-    return {*this, scratch + worker.rank * scratch_bytes};
-  }
+  Scratch scratch_of(const Worker& worker) const { return {*this, scratch[worker.rank]}; }
 
-  // Whether each step's sums start from rows of their own, and not from the bias.
+  // Whether each step's sums start from rows of scratch instead of the bias.
   bool starts_from_rows() const { return plan.projects || p.noise[0]; }
   int64_t copies() const {
-    return p.packed_weights || plan.streams ? 0 : plan.own_weights ? plan.units : p.D;
+    return plan.weights == Weights::own ? plan.units : plan.weights == Weights::shared ? p.D : 0;
   }
-  int64_t copy_of(const Unit& unit) const { return plan.own_weights ? unit.group : unit.d; }
+  int64_t copy_of(const Unit& unit) const {
+    return plan.weights == Weights::own ? unit.group : unit.d;
+  }
   Matrix<S, F> weight_ih(int d) const {
     return {static_cast<const S*>(p.weight_ih[d]), p.I, p.H, true};
   }
   Matrix<S, F> weight_hh(int d) const {
     return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, true};
   }
-  // Elements of a copy of the packed weights, and of the gap before the next thread's copy.
-  int64_t ih_size() const { return weight_ih(0).packed_size() + gap<F>(copies()); }
-  int64_t hh_size() const { return weight_hh(0).packed_size() + gap<F>(copies()); }
-  int64_t finite_size() const { return panels_in<C>(p.H) + gap<bool>(copies()); }
-  F* packed_ih(int64_t copy) const { return ih + copy * ih_size(); }
-  F* packed_hh(int64_t copy) const { return hh + copy * hh_size(); }
 
-  // Panels [q0, q1) of direction d into a copy.
+  // Packs panels [q0, q1) of direction d into a copy.
   void pack(int d, int64_t copy, int64_t q0, int64_t q1) const {
     const Matrix<S, F> weight = weight_ih(d);
-    for (int64_t q = q0; q < q1; ++q) weight.pack(q, packed_ih(copy) + q * weight.panel_size());
+    for (int64_t q = q0; q < q1; ++q) weight.pack(q, ih[copy] + q * weight.panel_size());
     if (!p.multiplies_state()) return;
     const StateWeights<S, E> state{plan, weight_hh(d)};
-    for (int64_t q = q0; q < q1; ++q)
-      finite[copy * finite_size() + q] = state.pack(packed_hh(copy), q, q + 1);
+    for (int64_t q = q0; q < q1; ++q) finite[copy][q] = state.pack(hh[copy], q, q + 1);
   }
   // Whether the unit's part of W_hh is finite.
   bool is_finite(const Unit& unit) const {
-    const bool* of_copy = finite + copy_of(unit) * finite_size();
-    for (int64_t q = unit.p0; q < unit.p1 && copies() > 0 && p.multiplies_state(); ++q)
+    const bool* const of_copy = finite[copy_of(unit)];
+    for (int64_t q = unit.p0; q < unit.p1 && of_copy && p.multiplies_state(); ++q)
       if (!of_copy[q]) return false;
     return true;
   }
@@ -202,13 +187,13 @@ struct Forward {
     const auto s = at.scratch_of(worker);
     const int64_t pre_stride = scratch_stride<C>(at.columns);
     const int64_t first_column = unit.p0 * kPanel<C>, copy = at.copy_of(unit);
-    if (plan.own_weights && !plan.streams) at.pack(unit.d, unit.group, unit.p0, unit.p1);
+    if (plan.weights == Weights::own) at.pack(unit.d, unit.group, unit.p0, unit.p1);
     for (int64_t j = 0; j < at.columns; j += kLanes<C>)
       store(s.bias + j, bias_of<S>(p, unit.d, first_column + j));
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
     ForwardStep<E> step{.epilogue = forward_epilogue<S, ForwardStep<E>>(p),
-                        .packed = at.packed_hh(copy),
-                        .packed_ih = at.packed_ih(copy),
+                        .packed = at.hh[copy],
+                        .packed_ih = at.ih[copy],
                         .H = p.H,
                         .start = s.bias - first_column,
                         .state = at.states.initial_state(unit)};
@@ -221,7 +206,7 @@ struct Forward {
     }
     for (int64_t j = 0; p.noise[0] && j < at.columns; j += kLanes<C>)
       store(s.noise + j, of_unit<S>(p, p.noise[unit.d], first_column + j));
-    // Zeros need no product; but a weight that is not finite makes NaN of them.
+    // A state of zeros needs no product, unless a weight that is not finite turns zeros into NaN.
     const bool starts_from_zeros =
         !p.hx && !p.reset_state && p.form != Form::voltage && at.is_finite(unit);
     const bool reverse = p.reverse[unit.d];
@@ -243,18 +228,18 @@ struct Forward {
         const int64_t rows = sequences(p, unit, t);
         if (reverse) row -= rows;
         C* const pre = s.pre + row * pre_stride - first_column;
-        if (at.starts_from_rows()) step.start_from(pre, pre_stride);
+        if (at.starts_from_rows()) step.start = pre, step.start_stride = pre_stride;
         at.states.set_destinations(step, unit, t, done);
-        if (plan.streams) {
+        if (plan.weights == Weights::streamed) {
           if (!plan.from_hx && p.multiplies_state())
             weights.await(unit, 0, done + 1, step.state, rows, worker);
           stream(step, unit, s, rows);
         } else if (done == 0 && (plan.from_hx || starts_from_zeros)) {
-          // Nobody waits for anybody.
-          step.packed = at.packed_hh(copy);
+          // The members need not wait for each other.
+          step.packed = at.hh[copy];
           sweep(step, rows, unit.p0, unit.p1, p.H, plan.from_hx ? factors_in<F>(p.H) : 0);
         } else {
-          weights.multiply(step, unit, at.packed_hh(copy), pre, pre_stride, rows, done + 1, worker);
+          weights.multiply(step, unit, at.hh[copy], pre, pre_stride, rows, done + 1, worker);
         }
         at.states.finish_step(step, unit, t, done, rows);
         if (!reverse) row += rows;
@@ -264,7 +249,8 @@ struct Forward {
     }
   }
 
-  // The only step: panels are packed into one place, and multiplied with all rows from there.
+  // Computes a single step: some panels at a time are packed to one place and multiplied with all
+  // rows from there.
   template <class Step>
   void stream(Step& step, const Unit& unit, const typename ForwardLayout<S, E>::Scratch& s,
               int64_t rows) const {
@@ -278,8 +264,7 @@ struct Forward {
     }
   }
 
-  // The biases and the noise of a chunk's rows: what else is added comes after them, whether the
-  // features are multiplied here or in the step.
+  // Fills a chunk's rows with the biases and the noise, from which all other sums start.
   void draw_noise(const Unit& unit, const Chunk& chunk,
                   const typename ForwardLayout<S, E>::Scratch& s, int64_t first_column) const {
     C* row = s.pre - first_column;
@@ -292,8 +277,8 @@ struct Forward {
       }
   }
 
-  // Pre-activations of a chunk without the recurrent term, from rows of which `start` is the first;
-  // start and pre begin with column 0.
+  // Fills `pre` with a chunk's pre-activations without the recurrent term, which start from the
+  // rows at `start`. Both begin with column 0.
   template <class Step>
   void fill_pre(const Unit& unit, const Chunk& chunk, const Step& step, const C* start,
                 int64_t start_stride, C* pre) const {
@@ -324,11 +309,12 @@ struct Forward {
 
 template <class S, class E>
 size_t forward_workspace(const Recurrence& p, int threads) {
-  size_t bytes = 0;  // the team may be smaller than asked for
+  size_t bytes = 0;  // the most of all teams, which may be smaller than asked for
   for (int size = 1; size <= threads; ++size) {
     const ForwardPlan plan = plan_forward(p, kShape<S, E>, this_machine(), size);
-    const size_t needed = plan.one_step ? size * OneStep<S, E>(p, nullptr).bytes
-                                        : ForwardLayout<S, E>(p, plan, size, Arena{nullptr}).bytes;
+    const size_t needed = plan.weights == Weights::unpacked
+                              ? size * OneStep<S, E>(p, nullptr).bytes
+                              : ForwardLayout<S, E>(p, plan, size, Arena{nullptr}).bytes;
     if (needed > bytes) bytes = needed;
   }
   return bytes;
@@ -337,20 +323,20 @@ size_t forward_workspace(const Recurrence& p, int threads) {
 template <class S, class E>
 void forward(const Recurrence& p, char* workspace, Worker& worker) {
   const ForwardPlan plan = plan_forward(p, kShape<S, E>, this_machine(), worker.size);
-  if (plan.one_step) {
+  if (plan.weights == Weights::unpacked) {
     const size_t bytes = OneStep<S, E>(p, nullptr).bytes;
     return OneStep<S, E>(p, workspace + worker.rank * bytes).run(worker);
   }
   [[maybe_unused]] const typename E::Task task;
   const Forward<S, E> kernel{p, plan, {p, plan, worker.size, Arena{workspace}}};
-  if (!plan.own_weights && !p.packed_weights) {
+  if (plan.weights == Weights::shared) {
     kernel.pack_share(worker);
     worker.wait();
   }
   run_units<Compute<S>>(kernel, plan, p, worker);
 }
 
-// W_ih, then W_hh, as a call with one piece of the state packs them for itself.
+// Packs W_ih, then W_hh, as a call whose state is one piece packs them for itself.
 template <class S, class E>
 void pack(const Recurrence& p, char* packed) {
   using F = typename E::Factor;

@@ -1,4 +1,4 @@
-// One step of few sequences, straight from the weights as they lie.
+// A single step of few sequences, which reads the weights as they lie.
 #pragma once
 
 #include "cpu/rnn/epilogue.h"
@@ -53,7 +53,7 @@ struct OneStep {
     }
   }
 
-  // A vector of hidden units from j up, for all R sequences.
+  // Computes the hidden units j and up that one vector holds, for all R sequences.
   template <int R>
   void units(int d, int64_t j) const {
     const int64_t left = p.H - j;

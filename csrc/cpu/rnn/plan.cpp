@@ -12,7 +12,7 @@ int64_t steps_of(const Timeline& p) {
   return std::accumulate(p.lengths, p.lengths + p.B, int64_t{0});
 }
 
-// Estimated cycles of multiplying `rows` rows with packed weights of so many bytes.
+// Estimated cycles for multiplying `rows` rows by packed weights of so many bytes.
 double multiply_cycles(const KernelShape& shape, const Machine& machine, int64_t rows,
                        double bytes) {
   if (!shape.tiles || machine.tiles == 0)
@@ -23,8 +23,8 @@ double multiply_cycles(const KernelShape& shape, const Machine& machine, int64_t
   return whole * bytes * products / machine.tiles;
 }
 
-// Estimated cycles of one step over `rows` sequences and `columns` hidden units, K factors each:
-// bound by the multiply-adds, or by the memory that holds the weights.
+// Estimated cycles for one step of `rows` sequences and `columns` hidden units of K factors each.
+// It is bound by the multiply-adds or by reading the weights.
 double step_cycles(const KernelShape& shape, const Machine& machine, int64_t rows, int64_t columns,
                    int64_t K) {
   const double bytes = static_cast<double>(columns) * K * shape.factor_bytes;
@@ -38,13 +38,14 @@ double step_cycles(const KernelShape& shape, const Machine& machine, int64_t row
   return std::max(multiply, read);
 }
 
-// Estimated cycles of packing as many factors.
+// Estimated cycles for packing so many factors.
 double pack_cycles(const KernelShape& shape, int64_t factors) {
   return static_cast<double>(factors) * shape.factor_bytes / kPackRate;
 }
 
-// `joined`: one worker has all directions of a sequence. `packing`: cycles a step for each hidden
-// unit whose weights a worker packs.
+// Shares out the sequences, and the hidden units if that is estimated to be faster. `joined`: one
+// worker has all directions of a sequence. `packing`: cycles a step for each hidden unit whose
+// weights a worker packs.
 Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& machine, int threads,
                bool joined = false, double packing = 0) {
   const int64_t K = shape.factors(p.H), panels = shape.panels(p.H);
@@ -63,7 +64,7 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
     Plan plan{};
     plan.batch_parts = batch;
     plan.hidden_parts = hidden;
-    // More rows have work enough to wait for all of the state at once.
+    // With more rows there is enough work to wait for the whole state at once.
     if (p.T > 1 && rows < kFewRows) {
       plan.pieces = hidden;
       plan.panel_group = max_of(1, shape.sum_block / shape.panel);
@@ -71,7 +72,7 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
     }
     const int64_t columns = plan.member_panels(panels) * shape.panel;
     const double lines = static_cast<double>(rows * (p.H - columns)) * shape.factor_bytes / 64;
-    // (Of one step, all members read the rows: its features, and the gradients that each wrote.)
+    // (In a single step all members read the features, and the gradients that each of them wrote.)
     plan.cycles = step_cycles(shape, machine, rows, columns, K) +
                   packing * static_cast<double>(columns) + (p.T > 1 ? machine.wait : 0) +
                   machine.line * lines;
@@ -82,7 +83,7 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
   return best;
 }
 
-// Estimated cycles of a step of one layer, shared out by `plan`.
+// Estimated cycles for a step of one layer, shared out by `plan`.
 double layer_cycles(const Recurrence& p, const KernelShape& shape, const Machine& machine,
                     const Plan& plan) {
   const double bytes =
@@ -97,18 +98,21 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
                          int threads, bool stacked) {
   ForwardPlan plan{};
   const bool leaks = p.form != Form::none;
-  plan.one_step =
-      p.T == 1 && p.B <= kOneStepRows && p.plain() && !leaks && !p.noise[0] && !p.packed_weights;
-  if (plan.one_step) return plan;  // hidden units shared out evenly, and that is all
+  if (p.T == 1 && p.B <= kOneStepRows && p.plain() && !leaks && !p.noise[0] && !p.packed_weights) {
+    plan.weights = Weights::unpacked;
+    return plan;  // the hidden units are shared out evenly, and that is all
+  }
   const int64_t packed =
       p.packed_weights ? 0 : shape.factors(p.I) + (p.multiplies_state() ? shape.factors(p.H) : 0);
   static_cast<Plan&>(plan) = share_out(p, shape, machine, threads, false,
                                        pack_cycles(shape, packed) / static_cast<double>(p.T));
   const int64_t weights = shape.weight_bytes(p.I, p.H);
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
-  plan.streams = p.T == 1 && !p.packed_weights;
+  plan.weights = p.packed_weights                 ? Weights::given
+                 : p.T == 1                       ? Weights::streamed
+                 : small || plan.batch_parts == 1 ? Weights::own
+                                                  : Weights::shared;
   plan.sorts = p.ragged() && !p.step_row;
-  plan.own_weights = !p.packed_weights && (plan.streams || plan.batch_parts == 1 || small);
   plan.projects = p.I == 0 || (p.T > 1 && (plan.unit_rows < kFewRows || !small || plan.pieces > 1));
   const int64_t width = p.D * p.H * shape.storage_bytes;
   const bool whole_blocks =
@@ -143,30 +147,34 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
   const bool joined = p.D > 1 && p.I > 0 && small && shape.native() &&
                       p.B >= int64_t{asked} * shape.tile_rows && p.rows() >= p.H;
-  // (The only step multiplies with W_hh as it lies, which takes as long to read as to pack.)
+  // (A single step reads W_hh as it lies, which takes as long as packing it.)
   const double packing = p.T > 1 || out.hx || out.reset_state
                              ? pack_cycles(shape, shape.factors(p.H)) / static_cast<double>(p.T)
                              : 0;
   BackwardPlan plan{share_out(p, shape, machine, asked, joined, packing)};
   const bool shares = plan.hidden_parts > 1;
   if (shares && threads < asked) {
-    // As many members of each unit as came. The units stay: they sum the gradient of alpha.
+    // Each unit has fewer members then. The units stay, since they sum the gradient of alpha.
     plan.hidden_parts = max_of(1, threads / plan.units);
     if (plan.pieces > 1) plan.pieces = plan.hidden_parts;
   }
-  plan.own_weights = small || plan.batch_parts == 1;
+  plan.weights = p.T == 1                         ? Weights::streamed
+                 : small || plan.batch_parts == 1 ? Weights::own
+                                                  : Weights::shared;
   const bool own = small && !shares;
-  // Few rows travel faster from one core to another than the sums over them.
+  // Few rows travel faster from one core to another than sums over them.
   plan.own_sums = own && wants_weights(out) && (plan.batch_parts == 1 || p.rows() >= p.H);
   const bool streams =
       shape.native() && p.rows() <= feature_block(p, shape) && shape.panels(p.I) >= threads;
-  plan.own_rows = own && (p.T > 1 || !streams) && (p.D == 1 || joined) && p.I > 0 &&
-                  plan.own_sums == wants_weights(out);
-  plan.own_features = small;
-  plan.streams = streams && !plan.own_rows;
-  plan.sorts = plan.own_rows && p.ragged() && !p.step_row;
+  const bool by_step = own && (p.T > 1 || !streams) && (p.D == 1 || joined) && p.I > 0 &&
+                       plan.own_sums == wants_weights(out);
+  plan.features = by_step   ? FeatureGradient::by_step
+                  : streams ? FeatureGradient::streamed
+                  : small   ? FeatureGradient::own
+                            : FeatureGradient::shared;
+  plan.sorts = by_step && p.ragged() && !p.step_row;
   if (shape.depth == 1 && p.plain() && plan.hidden_parts == 1 &&
-      (plan.own_rows || p.D * p.H * shape.compute_bytes < kSameSetBytes))
+      (by_step || p.D * p.H * shape.compute_bytes < kSameSetBytes))
     plan.state = Home::rows;
   plan.chunk_rows =
       max_of(plan.unit_rows, min_of(kBackwardChunkBytes / shape.sums_bytes(p.H), kGradientRows));

@@ -1,6 +1,6 @@
-// Layers of one direction, each over the one before, as a wavefront: layer l runs some steps behind
-// layer l - 1, on another core. They wait for each other once a chunk of steps, where threads that
-// share a layer would wait at every step, and each core keeps one layer's weights in its caches.
+// A wavefront: layers of one direction, of which layer l runs some steps behind layer l - 1, on
+// another core. They wait for each other once a chunk of steps, whereas threads that share a layer
+// would wait at every step, and each core keeps the weights of its own layers in its caches.
 #pragma once
 
 #include "cpu/rnn/forward.h"

@@ -1,6 +1,6 @@
-// Where the state of a step lives: read by the next step, written by this one, and made right where
-// a sequence does not take part in it. The plan chooses the home (plan.h); whatever depends on it,
-// or on sequences of different lengths, is here.
+// Where the state lies that one step writes and the next one reads, and what becomes of it where a
+// sequence lacks the step. The plan chooses the home (plan.h); everything that depends on it, or on
+// sequences having different lengths, is here.
 #pragma once
 
 #include "cpu/rnn/epilogue.h"
@@ -8,14 +8,14 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// Buffers of rows of T for the states of each unit.
+// Each unit's buffers of rows of T, for its states.
 template <class T>
 struct StateBuffers {
   int64_t stride, rows;  // of a unit
   int count;
   T* first = nullptr;
 
-  // Rows to whole blocks of row_block.
+  // A unit's rows are rounded up to whole blocks of row_block.
   StateBuffers(const Recurrence& p, const Plan& plan, int count, Arena& arena,
                int64_t row_block = 1)
       : stride(scratch_stride<T>(p.H)),
@@ -24,7 +24,7 @@ struct StateBuffers {
     if (count > 0) first = arena.take<T>(plan.units * unit_size());
   }
   int64_t unit_size() const { return count * rows * stride + kApart / sizeof(T); }
-  // Of the unit's i-th sequence.
+  // The row of the unit's i-th sequence.
   T* row(const Unit& unit, int buffer, int64_t i = 0) const {
     return first + unit.group * unit_size() + (buffer * rows + i) * stride;
   }
@@ -46,7 +46,7 @@ Vec<Compute<S>> load_state(const S* state, int64_t j, int64_t n) {
   return state ? load_some(state + j, n) : Vec<Compute<S>>{};
 }
 
-// What enters W_hh of a state: the output that it stands for.
+// What W_hh multiplies: the output that belongs to a state.
 template <class S>
 Vec<Compute<S>> output_of(const Recurrence& p, Vec<Compute<S>> state) {
   if (p.form != Form::voltage) return state;
@@ -54,7 +54,7 @@ Vec<Compute<S>> output_of(const Recurrence& p, Vec<Compute<S>> state) {
   return as_stored<S>(state);
 }
 
-// Zeros in the unit's part of rows of step t, of those at least that are past the end.
+// Clears the unit's part of the rows of step t, at least of those past their sequence's end.
 template <class S>
 void clear_rows(const Recurrence& p, const Unit& unit, int64_t t, int64_t present, void* rows) {
   using C = Compute<S>;
@@ -68,10 +68,10 @@ void clear_rows(const Recurrence& p, const Unit& unit, int64_t t, int64_t presen
   }
 }
 
-// The states of the forward pass. Home::rows: the output. In scratch two buffers take turns, or as
-// many as steps are held, in the storage type's precision: a sequence cut into several calls gives
-// the same bits. Rows of sequences that are sorted lie here and there in memory, so that all of a
-// step go to scratch first.
+// The states of the forward pass. With Home::rows they are the output. In scratch two buffers take
+// turns, or as many as steps are held. They have the storage type's precision, so that a sequence
+// which is cut into several calls gives the same bits. Where sequences are sorted, the rows of a
+// step do not follow each other in the output, so they are written to scratch first.
 template <class S, class E>
 struct ForwardStates {
   using F = typename E::Factor;
@@ -79,9 +79,9 @@ struct ForwardStates {
   const Recurrence& p;
   const ForwardPlan& plan;
   StateBuffers<F> buffers;
-  StateBuffers<C> carry;  // a leak's states, where what enters W_hh is rounded, or another number
-  // Of a step of sorted sequences: its output, where that is not made of the state, and what is
-  // saved.
+  StateBuffers<C> carry;  // a leak's states, where W_hh multiplies them rounded, or another number
+  // What a step of sorted sequences writes beside the state: the output, where the state does not
+  // give it, and what is saved.
   enum Apart { kOutput, kSaved, kCount };
   StateBuffers<C> apart;
 
@@ -95,8 +95,8 @@ struct ForwardStates {
   // Whether a step's tiles write its output beside the state: neither can be made of the other.
   static constexpr bool has_output() { return kNative<S> && !kStoredAsFactors<S, F>; }
 
-  // What the unit's first step reads: hx, or zeros. Both buffers start from it, since a sequence
-  // that begins late finds it in either; one that never does ends with it.
+  // The state that the unit's first step reads: hx, or zeros. It is written to both buffers, since
+  // a sequence that begins late may find it in either. A sequence without steps ends with it.
   Rows<F> initial_state(const Unit& unit) const {
     if (plan.from_hx)
       return {reinterpret_cast<const F*>(state_row<S>(p, p.hx, unit.d, unit.b0)), p.H / kDepth<F>};
@@ -116,7 +116,7 @@ struct ForwardStates {
     return buffers.all(unit, 0);
   }
 
-  // Where step t writes, after `done` others.
+  // Tells step t, which follows `done` others, where it writes.
   template <class Step>
   void set_destinations(Step& step, const Unit& unit, int64_t t, int64_t done) const {
     const int64_t width = p.D * p.H;
@@ -155,8 +155,8 @@ struct ForwardStates {
     step.leak.stride = carry.count ? carry.stride : step.state.stride;
   }
 
-  // Makes of what the step wrote the state that the next one reads, hands out its rows, and writes
-  // h_n of the sequences that end here.
+  // Turns what the step wrote into the state that the next one reads, completes its output, and
+  // writes h_n of the sequences that end here.
   template <class Step>
   void finish_step(Step& step, const Unit& unit, int64_t t, int64_t done, int64_t rows) const {
     if (plan.state == Home::scratch) {
@@ -182,7 +182,7 @@ struct ForwardStates {
   }
 
  private:
-  // Makes this the state of the i-th sequence, which the next step reads from the row `next`.
+  // Makes `state` that of the i-th sequence, which the next step reads from the row `next`.
   void store_state(const Unit& unit, int64_t i, const S* state, F* next) const {
     for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
       const Vec<C> x = load_state(state, j, p.H - j);
@@ -190,11 +190,11 @@ struct ForwardStates {
       Factors<F>::store(next, j, output_of<S>(p, x));
     }
   }
-  // Where the step after `done` others leaves its state.
+  // The buffer where the step after `done` others leaves its state.
   int buffer_after(int64_t done) const { return static_cast<int>((done + 1) % buffers.count); }
-  // The output of steps [begin, end), counted as the unit takes them. The upper half of a step's
-  // rows is written downwards, then the lower half upwards: the processor prefetches lines ahead of
-  // stores, and so comes to the middle of these rows, not to another thread's.
+  // Writes the output of steps [begin, end), counted as the unit takes them. The upper half of a
+  // step's rows is written downwards, then the lower half upwards: the processor prefetches lines
+  // ahead of stores, and so ends in the middle of these rows, not in another thread's.
   RNNEXT_TILE void write_held(const Unit& unit, int64_t begin, int64_t end) const {
     const int64_t width = p.D * p.H, rows = unit.size;
     for (int64_t done = begin; done < end; ++done) {
@@ -209,13 +209,14 @@ struct ForwardStates {
           store_some(output + row * width + j, load(held + row * buffers.stride + j), p.H - j);
     }
   }
-  // Zeros past the ends of sequences. Whole steps are fastest: the rows that there are follow while
-  // their lines are in cache.
+  // Clears the rows past the ends of sequences. Clearing whole steps is fastest, though the rows
+  // that exist are written afterwards: their lines are then in cache.
   void clear_padding(const Unit& unit, int64_t t, int64_t rows) const {
     clear_rows<S>(p, unit, t, rows, p.output);
     if (p.saved) clear_rows<S>(p, unit, t, rows, p.saved);
   }
-  // What the tiles did not write to the output itself. 16-bit rows are rounded, of the state too.
+  // Writes the output, and what is saved, where the tiles did not. The state is rounded to 16 bits
+  // with its output.
   void write_output(const Unit& unit, int64_t t, int64_t rows, F* next) const {
     const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
     for (int64_t i = 0; i < rows; ++i, next += buffers.stride) {
@@ -257,9 +258,10 @@ struct ForwardStates {
   }
 };
 
-// The states of the backward pass: gradients of pre-activations. Home::rows: the rows of grad_pre.
-// In scratch two buffers take turns. Two more keep what W_hh is multiplied with at the end: the
-// states of the sequences' first steps, for the gradient of hx, and the sums over resets.
+// The states of the backward pass: gradients of pre-activations. With Home::rows they are the rows
+// of grad_pre. In scratch two buffers take turns. Two more keep what W_hh is multiplied with when
+// all steps are done: the states of the sequences' first steps, for the gradient of hx, and the
+// sums over resets.
 template <class S, class E>
 struct BackwardStates {
   using F = typename E::Factor;
@@ -269,9 +271,10 @@ struct BackwardStates {
   const BackwardPlan& plan;
   StateBuffers<F> buffers;
   enum Buffer { kEven, kOdd, kFirstSteps, kResets, kBuffers };
-  // Rows of sums. What goes past W_hh to the state before a step: of the step at hand, of the
-  // sequences' first steps, summed over resets. The gradient of what the leak mixes. And that of
-  // the pre-activations, summed over resets.
+  // Rows of sums. The first three are the gradient that reaches the state before a step past W_hh:
+  // that of the current step, that of the sequences' first steps, and its sum over resets. kMixed
+  // is the gradient of what the leak mixes, kResetPre that of the pre-activations, summed over
+  // resets.
   enum Sums { kCarry, kFirst, kResetCarry, kMixed, kResetPre, kCount };
   StateBuffers<C> sums;
 
@@ -285,7 +288,7 @@ struct BackwardStates {
 
   bool leaks() const { return p.form != Form::none; }
 
-  // Zeros, which the unit's last steps read, unless it has its state in rows that it writes first.
+  // The state that the unit's last steps read: zeros. With Home::rows they are not read.
   Rows<F> initial_state(const Unit& unit) const {
     const int cleared = plan.state == Home::rows ? kEven : kFirstSteps + 1;
     for (int64_t i = 0; i < unit.size; ++i)
@@ -297,12 +300,12 @@ struct BackwardStates {
     return buffers.all(unit, kFirstSteps);
   }
 
-  // Where the step after `done` others writes its state beside grad_pre; null: nowhere.
+  // Where the step after `done` others writes its state beside grad_pre; null: grad_pre is enough.
   F* next_buffer(const Unit& unit, int64_t done) const {
     return plan.state == Home::rows ? nullptr : buffers.row(unit, done % 2 == 0 ? kOdd : kEven);
   }
 
-  // Makes of what a step wrote the state that the next one reads.
+  // Turns what a step wrote into the state that the next one reads.
   Rows<F> finish_step(const Unit& unit, int64_t t, int64_t rows, F* next, C* grad_pre,
                       int64_t stride) const {
     if (plan.state == Home::rows) return {reinterpret_cast<const F*>(grad_pre), stride};
@@ -311,8 +314,8 @@ struct BackwardStates {
     return {next, buffers.stride};
   }
 
-  // Where a pass through a sequence, or through an episode of it, begins with step t, nothing goes
-  // on to the step before; hx and reset_state get it. alpha_grad: LeakRows::alpha_grad.
+  // Stops the gradient where a sequence, or an episode of it, begins with step t: it goes to hx or
+  // reset_state, and not to the step before. alpha_grad: LeakRows::alpha_grad.
   void stop_at_starts(const Unit& unit, int64_t t, int64_t rows, F* next, const C* grad_pre,
                       int64_t stride, C* alpha_grad) const {
     if (!p.reset && !leaks()) return;
@@ -325,7 +328,7 @@ struct BackwardStates {
     }
   }
 
-  // The sums over resets as rows of factors.
+  // The sums of the pre-activations' gradient over resets, as rows of factors.
   Rows<F> reset_sums(const Unit& unit) const {
     for (int64_t i = 0; i < unit.size; ++i)
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
@@ -334,7 +337,7 @@ struct BackwardStates {
     return buffers.all(unit, kResets);
   }
 
-  // A state whose rows are about to be overwritten, in a place of its own.
+  // A copy of a state whose rows are about to be overwritten.
   Rows<F> copied(const Unit& unit, const Rows<F>& state) const {
     if (plan.state == Home::scratch) return state;
     for (int64_t i = 0; i < unit.size; ++i)
@@ -343,7 +346,7 @@ struct BackwardStates {
     return buffers.all(unit, kEven);
   }
 
-  // The states of the sequences' first steps, when the last step left `state`.
+  // The states of the sequences' first steps, after the last step left `state`.
   Rows<F> first_steps(const Unit& unit, const Rows<F>& state) const {
     return p.ragged() ? buffers.all(unit, kFirstSteps) : state;
   }
@@ -366,11 +369,11 @@ struct BackwardStates {
         store(carry, Vec<C>{});
         store(mixed, Vec<C>{});
       }
-      // The state of the last step of all stays: the gradient of hx reads it.
+      // Without lengths the state of the first step stays: the gradient of hx reads it.
       if (next && (anew || p.ragged())) Factors<F>::store(next, j, Vec<C>{});
     }
   }
-  // Rows past their sequence's end have no gradient; a first step's is kept.
+  // Clears the gradient of rows past their sequence's end, and keeps that of a first step.
   void mask_ragged_rows(const Unit& unit, int64_t t, int64_t rows, F* next, C* grad_pre,
                         int64_t stride) const {
     for (int64_t row = 0; row < rows; ++row, next += buffers.stride, grad_pre += stride) {

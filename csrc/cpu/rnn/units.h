@@ -1,5 +1,5 @@
-// A unit at work: the pieces of its state that members wait for, its weights and rows, and the
-// memory that a layout hands out.
+// What both passes need for a unit: the pieces of its state that members wait for, its weights and
+// rows, and the memory that a layout hands out.
 #pragma once
 
 #include "cpu/gemm/pack.h"
@@ -23,7 +23,16 @@ constexpr KernelShape kShape = {.storage_bytes = sizeof(S),
                                 .tiles = kTiled<typename E::Factor>,
                                 .stored_as_factors = kStoredAsFactors<S, typename E::Factor>};
 
-// Hands out pieces of a workspace; with no base it only counts.
+// Arrays of one size; null where there are none.
+template <class T>
+struct Arrays {
+  T* first = nullptr;
+  int64_t size = 0;
+
+  T* operator[](int64_t i) const { return first ? first + i * size : nullptr; }
+};
+
+// Hands out pieces of a workspace; without a base it only counts their bytes.
 struct Arena {
   char* base;
   size_t used = 0;
@@ -34,15 +43,20 @@ struct Arena {
     used += (static_cast<size_t>(n) * sizeof(T) + 63) / 64 * 64;
     return at;
   }
+  template <class T>
+  Arrays<T> take(int64_t count, size_t size) {
+    T* const first = take<T>(count * static_cast<int64_t>(size));
+    return {count > 0 ? first : nullptr, static_cast<int64_t>(size)};
+  }
 };
 
-// Elements between what is one thread's and what is the next one's, of so many threads.
+// Elements of the gap between the memory of one thread and that of the next, if there are several.
 template <class T>
 constexpr int64_t gap(int64_t threads) {
   return threads > 1 ? kApart / static_cast<int64_t>(sizeof(T)) : 0;
 }
 
-// Piece m of the state: the values that a member writes, or all.
+// Piece m of the state: the values that one member writes, or all values.
 template <class C>
 Range piece_of(const Plan& plan, int64_t H, int64_t m) {
   const Range panels = part(panels_in<C>(H), m, plan.pieces, plan.panel_group);
@@ -57,7 +71,7 @@ struct StateWeights {
   const Plan& plan;
   Matrix<S, F> weight;
 
-  // Panels [q0, q1); whether all values are finite.
+  // Packs panels [q0, q1); returns whether all values are finite.
   bool pack(F* packed, int64_t q0, int64_t q1) const {
     bool finite = true;
     for (int64_t m = 0; m < plan.pieces; ++m) {
@@ -75,8 +89,7 @@ struct StateWeights {
     Rows<F> state;
     int64_t K, packed_at;
   };
-  // Piece m of a unit's state, once those that write it have advanced n times; its lines are
-  // prefetched.
+  // Waits until those who write piece m of a unit's state have advanced n times, and prefetches it.
   Piece await(const Unit& unit, int64_t m, int64_t n, const Rows<F>& state, int64_t rows,
               const Worker& worker) const {
     const Range k = piece_of<C>(plan, weight.K, m);
@@ -94,9 +107,9 @@ struct StateWeights {
     return piece;
   }
 
-  // `step` over a unit's panels and the product with the state before it. Where a unit is shared,
-  // the sums take up each member's piece when it is there, in the order of k. They begin from the
-  // step's own start, and meanwhile wait in `sums`: rows `stride` apart, from column 0 on.
+  // Computes `step` for a unit's panels, with the product of W_hh and the state. If the state has
+  // pieces, the product of each is added when the piece is there, in the order of k: the sums begin
+  // from the step's own start, and wait in `sums`, rows `stride` apart whose first column is 0.
   template <class Step>
   void multiply(Step& step, const Unit& unit, const F* packed, C* sums, int64_t stride,
                 int64_t rows, int64_t n, const Worker& worker) const {
@@ -108,8 +121,15 @@ struct StateWeights {
       if (m + 1 == plan.pieces) {
         sweep(step, rows, unit.p0, unit.p1, weight.columns, piece.K);
       } else {
-        sweep(step.adding(sums, stride), rows, unit.p0, unit.p1, weight.columns, piece.K);
-        step.start_from(sums, stride);
+        const Projection<E> add{.packed = step.packed,
+                                .a = step.state,
+                                .start = step.start,
+                                .start_stride = step.start_stride,
+                                .out = sums,
+                                .out_stride = stride,
+                                .end = step.H};
+        sweep(add, rows, unit.p0, unit.p1, weight.columns, piece.K);
+        step.start = sums, step.start_stride = stride;
       }
     }
     step.state = state;
@@ -122,7 +142,7 @@ const S* input_row(const Recurrence& p, int64_t t, int64_t b) {
   return static_cast<const S*>(p.input.data) + p.input.offset(p, t, b);
 }
 
-// Rows of features of a chunk, in memory's order: where they lie, or copied to scratch.
+// A chunk's rows of features in the order of memory: where they lie, or copied to scratch.
 template <class S, class E, class F = typename E::Factor>
 Rows<F> feature_rows(const Recurrence& p, const Unit& unit, const Chunk& chunk, F* scratch) {
   const bool sorted = unit.order != nullptr;
@@ -132,7 +152,7 @@ Rows<F> feature_rows(const Recurrence& p, const Unit& unit, const Chunk& chunk, 
       apart % kDepth<F> == 0 && chunk.rows % E::kRowBlock == 0)
     return {reinterpret_cast<const F*>(input_row<S>(p, chunk.t, unit.b0)), apart / kDepth<F>};
   const Rows<F> rows{scratch, scratch_stride<F>(p.I)};
-  // Rows of sequences that are sorted lie here and there.
+  // The rows of sorted sequences do not follow each other, so the next chunk's are prefetched.
   const int64_t ahead = sorted && !p.input.index ? p.input.stride_t : 0;
   for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t) {
     const int64_t later = p.reverse[unit.d] ? t - chunk.n : t + chunk.n;
@@ -149,20 +169,20 @@ Rows<F> feature_rows(const Recurrence& p, const Unit& unit, const Chunk& chunk, 
   return rows;
 }
 
-// The values [H] of hidden units j and up; past H zeros.
+// The values, of [H], for hidden units j and up; zeros past H.
 template <class S>
 Vec<Compute<S>> of_unit(const Recurrence& p, const void* values, int64_t j) {
   return load_some(static_cast<const S*>(values) + j, p.H - j);
 }
 
-// What the pre-activations of hidden units j and up start from; past H zeros.
+// The sum of the biases of hidden units j and up; zeros past H.
 template <class S>
 Vec<Compute<S>> bias_of(const Recurrence& p, int d, int64_t j) {
   if (!p.bias_ih[0]) return Vec<Compute<S>>{};
   return of_unit<S>(p, p.bias_ih[d], j) + of_unit<S>(p, p.bias_hh[d], j);
 }
 
-// alpha of hidden units j and up; past H ones.
+// alpha of hidden units j and up; ones past H.
 template <class S>
 Vec<Compute<S>> alpha_of(const Recurrence& p, int d, int64_t j) {
   Vec<Compute<S>> a = of_unit<S>(p, p.alpha[d], j);
@@ -170,7 +190,7 @@ Vec<Compute<S>> alpha_of(const Recurrence& p, int d, int64_t j) {
   return a;
 }
 
-// Calls kernel.run(unit, worker) for what is `worker`'s share.
+// Calls kernel.run(unit, worker) for `worker`'s share of the units.
 template <class C, class Kernel>
 void run_units(const Kernel& kernel, const Plan& plan, const Recurrence& p, Worker& worker) {
   const int64_t panels = panels_in<C>(p.H);

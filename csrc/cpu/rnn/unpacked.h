@@ -1,14 +1,13 @@
-// Products with weights that a call uses once, taken as they lie: packing would touch every weight
-// twice. Sums run in the order of k and in its blocks, as everywhere: the same bits as any other
-// call.
+// Products with weights that a call reads once, as they lie: packing them would touch each twice.
+// Sums run in the order of k and in its blocks, so they have the same bits as in any other call.
 #pragma once
 
 #include "cpu/rnn/units.h"
 
 namespace rnnext::RNNEXT_ISA {
 
-// sums[r] += row r of a times `columns` rows of the weight [.., K], one for each lane. Every row is
-// a stream that the CPU must learn anew: meanwhile the first lines of the rows that come next are
+// sums[r] += row r of a times `columns` rows of the weight [.., K], one in each lane. The CPU needs
+// some lines to recognize each row as a stream, so the first lines of the rows that come next are
 // prefetched, one with each block.
 template <int R, class E, class S, class F = typename E::Factor>
 RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64_t columns,
@@ -77,9 +76,9 @@ RNNEXT_TILE void add_unpacked_tiled(Vec<float> (&sums)[R], const S* weight, int6
   }
 }
 
-// Work for sweep: values [begin, end) of k, a block, of a product of rows with a weight [K,
-// columns] of the numbers that are multiplied. Its rows come from far memory, so those of the next
-// block are prefetched meanwhile.
+// Work for sweep: the block [begin, end) of k of a product with a weight [K, columns], whose
+// numbers are factors as they are. They come from far memory, so the next block's rows are
+// prefetched.
 template <class E>
 struct UnpackedBlock {
   using Engine = E;
@@ -115,18 +114,15 @@ struct UnpackedBlock {
           E::multiply_add(block.sums[r][j], a.first[(row + r) * a.stride + k], b);
       }
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) sums.sums[r][j] += block.sums[r][j];
+    for_block<R, NV>([&](int r, int j) { sums.sums[r][j] += block.sums[r][j]; });
     sums.finish(product, row, column);
   }
 };
 
-// product, which names no packed weights, of `rows` rows with panels [p0, p1) of a weight
-// [K, columns]. Only a last panel that is not whole, and a weight that is not stored as the numbers
-// that are multiplied, is packed, just before it is multiplied, and always to `panels`, which stays
-// in cache.
+// Computes `product`, which names no packed weights, for `rows` rows and panels [p0, p1) of a
+// weight [K, columns]. Panels are packed only if the weight's numbers are not factors as they are,
+// or the last panel is not whole: just before they are multiplied, and always to `panels`, which
+// stays in cache.
 template <class S, class E>
 void stream(Projection<E> product, const Matrix<S, typename E::Factor>& weight,
             typename E::Factor* panels, int64_t rows, int64_t p0, int64_t p1) {

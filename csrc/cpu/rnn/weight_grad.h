@@ -6,12 +6,12 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// Goes through a unit's rows, from step t on, step by step.
+// Goes through a unit's rows step by step, from step t on.
 template <class S>
 struct RowCursor {
   const Recurrence& p;
-  const S *starts,
-      *resets;  // [D,B,H] what enters W_hh before the first step, after a reset; or null
+  // [D,B,H] what W_hh multiplies before the first step, and after a reset; null: zeros
+  const S *starts, *resets;
   Unit unit;
   int64_t t, i = 0;
 
@@ -23,7 +23,7 @@ struct RowCursor {
     while (t < p.T && i >= sequences(p, unit, t)) ++t, i = 0;
   }
   int64_t row() const { return p.row(t, unit.sequence(i)); }
-  // What the row was multiplied with, W_hh and W_ih; null: zeros.
+  // What W_hh and W_ih were multiplied with in the row; null: zeros.
   const S* state() const {
     const int64_t b = unit.sequence(i);
     const int d = unit.d;
@@ -46,23 +46,23 @@ struct WeightGradients {
   using C = Compute<S>;
   static constexpr int kTileRows = E::kTileRows;
   static constexpr int64_t kLeftStride = scratch_stride<F>(kGradientRows);
-  // So many lines are summed at once, of two vectors each.
-  static constexpr int kLines = 4;
+  // So many columns are summed at once, two vectors of each.
+  static constexpr int kColumns = 4;
 
   const Recurrence& p;
   const RecurrenceGradOut& out;
   const BackwardPlan& plan;
   int64_t begin, height;
-  F* left;      // [factors of kGradientRows, height] in tiles; of AMX tiles [height, kLeftStride]
-  F* left_row;  // [height], where grad_pre is no row of factors
+  F* left;      // [factors of kGradientRows, height] in tiles; for AMX [height, kLeftStride]
+  F* left_row;  // [height], if rows of grad_pre are no rows of factors
   F* right;  // [factors of kGradientRows, kPanel]; direct_sums: [panels][factors of rows, kPanel]
-  // sum_lines: [lines][line_size], hidden units in the lanes: the bias, and each of few features,
-  // which would leave most lanes of a product's columns empty. Of more, sum_ih. (direct_sums:
-  // without sum_hh and sum_ih.)
-  C *sum_hh, *sum_ih, *sum_lines;
+  // Sums for W_hh and for W_ih (null with direct_sums). sum_columns, [column_count][column_size],
+  // has the bias and, instead of sum_ih, each column of a W_ih of few features: hidden units are in
+  // its lanes, most of which would be empty in a product of so few columns.
+  C *sum_hh, *sum_ih, *sum_columns;
   bool few_features;
-  int64_t lines, line_size;
-  const C** grad_rows;  // [kGradientRows] of each, as the cursor gave them
+  int64_t column_count, column_size;
+  const C** grad_rows;  // [kGradientRows] of each, as the cursor goes through them
   const S **state_rows, **feature_rows;
   size_t bytes;
 
@@ -79,9 +79,9 @@ struct WeightGradients {
     sum_hh = arena.take<C>(plan.direct_sums ? 0 : rows * scratch_stride<C>(p.H));
     few_features = kNative<S> && out.weight_ih[0] && p.I <= kLanes<C> / 2;
     sum_ih = arena.take<C>(product_ih() && !plan.direct_sums ? rows * scratch_stride<C>(p.I) : 0);
-    lines = 1 + (few_features ? p.I : 0);
-    line_size = divide_up(height, kLanes<C>) * kLanes<C>;
-    sum_lines = arena.take<C>(lines * line_size);
+    column_count = 1 + (few_features ? p.I : 0);
+    column_size = divide_up(height, kLanes<C>) * kLanes<C>;
+    sum_columns = arena.take<C>(column_count * column_size);
     grad_rows = arena.take<const C*>(kGradientRows);
     state_rows = arena.take<const S*>(kGradientRows);
     feature_rows = arena.take<const S*>(kGradientRows);
@@ -89,12 +89,13 @@ struct WeightGradients {
     bytes = arena.used;
   }
 
-  // The next `rows` rows of the cursor; the first ones, none perhaps, begin the sums. grad_pre: row
-  // 0 of theirs, `stride` apart, or, stride 0, of the whole tensor [N, D*H].
+  // Adds the next `rows` rows of the cursor. If `begins`, the sums begin with these, even if there
+  // are none. grad_pre: the first of their rows, `stride` apart, or, if that is 0, the whole tensor
+  // [N, D*H].
   void add(RowCursor<S>& cursor, int64_t rows, const C* grad_pre, int64_t stride,
            bool begins) const {
     const int d = cursor.unit.d;
-    if (begins) __builtin_memset(sum_lines, 0, lines * line_size * sizeof(C));
+    if (begins) __builtin_memset(sum_columns, 0, column_count * column_size * sizeof(C));
     for (; rows > 0 || begins; begins = false) {
       const int64_t n = min_of(kGradientRows, rows);
       for (int64_t i = 0; i < n; ++i, cursor.next()) {
@@ -104,20 +105,14 @@ struct WeightGradients {
         state_rows[i] = cursor.state();
         feature_rows[i] = cursor.features();
       }
-      add_lines<kLines>(0, n);
-      if constexpr (kTiled<F>) {
-        pack_left_tiles(n);
-        if (out.weight_hh[d]) add_tiles(state_rows, n, p.H, sum_hh, begins);
-        if (product_ih()) add_tiles(feature_rows, n, p.I, sum_ih, begins);
-      } else {
-        const Tiles tiles = stride && kDepth<F> == 1
-                                ? Tiles{reinterpret_cast<const F*>(grad_pre + begin), 1, stride}
-                                : pack_left(n);
-        if (out.weight_hh[d])
-          add_product(tiles, state_rows, n, p.H, sums_of(sum_hh, out.weight_hh[d], p.H), begins);
-        if (product_ih())
-          add_product(tiles, feature_rows, n, p.I, sums_of(sum_ih, out.weight_ih[d], p.I), begins);
-      }
+      add_columns<kColumns>(0, n);
+      const Tiles tiles = stride && kDepth<F> == 1
+                              ? Tiles{reinterpret_cast<const F*>(grad_pre + begin), 1, stride}
+                              : pack_left(n);
+      if (out.weight_hh[d])
+        add_product(tiles, state_rows, n, p.H, sums_of(sum_hh, out.weight_hh[d], p.H), begins);
+      if (product_ih())
+        add_product(tiles, feature_rows, n, p.I, sums_of(sum_ih, out.weight_ih[d], p.I), begins);
       rows -= n;
       grad_pre += n * stride;
     }
@@ -127,8 +122,8 @@ struct WeightGradients {
   void add(const WeightGradients& other, int64_t h0, int64_t h1) const {
     if (out.weight_hh[0]) add(other.sum_hh, sum_hh, h0, h1, p.H);
     if (product_ih()) add(other.sum_ih, sum_ih, h0, h1, p.I);
-    for (int64_t line = 0; line < lines; ++line)
-      for (int64_t h = h0; h < h1; ++h) line_sums(line)[h] += other.line_sums(line)[h];
+    for (int64_t column = 0; column < column_count; ++column)
+      for (int64_t h = h0; h < h1; ++h) column_sums(column)[h] += other.column_sums(column)[h];
   }
   static void add(const C* from, C* to, int64_t h0, int64_t h1, int64_t columns) {
     const int64_t stride = scratch_stride<C>(columns);
@@ -137,17 +132,18 @@ struct WeightGradients {
         store(to + j, load(to + j) + load(from + j));
   }
 
-  // Hidden units [h0, h1) into the gradients of direction d.
+  // Writes hidden units [h0, h1) of the gradients of direction d.
   void write(int d, int64_t h0, int64_t h1) const {
     if (out.weight_hh[d] && !plan.direct_sums) write_rows(sum_hh, p.H, out.weight_hh[d], h0, h1);
     if (product_ih() && !plan.direct_sums) write_rows(sum_ih, p.I, out.weight_ih[d], h0, h1);
     if constexpr (kNative<S>)
-      for (int64_t line = 1; line < lines; ++line)
+      for (int64_t column = 1; column < column_count; ++column)
         for (int64_t h = h0; h < h1; ++h)
-          static_cast<S*>(out.weight_ih[d])[(begin + h) * p.I + line - 1] = line_sums(line)[h];
+          static_cast<S*>(out.weight_ih[d])[(begin + h) * p.I + column - 1] =
+              column_sums(column)[h];
     if (out.bias[d])
       for (int64_t h = h0; h < h1; h += kLanes<C>)
-        store_some(static_cast<S*>(out.bias[d]) + begin + h, load_some(line_sums(0) + h, h1 - h),
+        store_some(static_cast<S*>(out.bias[d]) + begin + h, load_some(column_sums(0) + h, h1 - h),
                    h1 - h);
   }
   void write_rows(const C* sum, int64_t columns, void* gradient, int64_t h0, int64_t h1) const {
@@ -160,7 +156,8 @@ struct WeightGradients {
   }
 
  private:
-  // Where a tile's sums are kept, and what there is room for: whole tiles, or just the gradient.
+  // Where tiles keep their sums, and how many rows and columns there is room for: whole tiles, or
+  // just the gradient.
   struct Sums {
     C* first;
     int64_t stride, rows, columns;
@@ -183,28 +180,28 @@ struct WeightGradients {
   }
 
   bool product_ih() const { return out.weight_ih[0] && p.I > 0 && !few_features; }
-  C* line_sums(int64_t line) const { return sum_lines + line * line_size; }
-  // Of line `line` the factor of row n.
-  C factor(int64_t line, int64_t n) const {
+  C* column_sums(int64_t column) const { return sum_columns + column * column_size; }
+  // What row n's gradient is multiplied by for this column.
+  C factor(int64_t column, int64_t n) const {
     if constexpr (kNative<S>)
-      if (line > 0) return feature_rows[n] ? feature_rows[n][line - 1] : 0;
+      if (column > 0) return feature_rows[n] ? feature_rows[n][column - 1] : 0;
     return 1;
   }
-  // Lines `first` and up, N at once, but the last ones.
+  // Adds to columns `first` and up, N at once, then to the rest.
   template <int N>
-  void add_lines(int64_t first, int64_t rows) const {
+  void add_columns(int64_t first, int64_t rows) const {
     constexpr int NV = N == 1 ? 4 : 2;
-    for (; lines - first >= N; first += N) {
+    for (; column_count - first >= N; first += N) {
       int64_t h = 0;
-      for (; h + NV * kLanes<C> <= height; h += NV * kLanes<C>) add_lines<N, NV>(first, rows, h);
-      for (; h < height; h += kLanes<C>) add_lines<N, 1>(first, rows, h);
+      for (; h + NV * kLanes<C> <= height; h += NV * kLanes<C>) add_columns<N, NV>(first, rows, h);
+      for (; h < height; h += kLanes<C>) add_columns<N, 1>(first, rows, h);
     }
-    if constexpr (N > 1) add_lines<N - 1>(first, rows);
+    if constexpr (N > 1) add_columns<N - 1>(first, rows);
   }
   template <int N, int NV>
-  RNNEXT_TILE void add_lines(int64_t first, int64_t rows, int64_t h) const {
+  RNNEXT_TILE void add_columns(int64_t first, int64_t rows, int64_t h) const {
     Vec<C> sums[N][NV];
-    load_tile(sums, line_sums(first) + h, line_size, NV * kLanes<C>);
+    load_tile(sums, column_sums(first) + h, column_size, NV * kLanes<C>);
     for (int64_t n = 0; n < rows; ++n)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
@@ -214,71 +211,68 @@ struct WeightGradients {
         for (int i = 0; i < N; ++i)
           FmaEngine<C>::multiply_add(sums[i][v], factor(first + i, n), grad);
       }
-    store_tile(sums, line_sums(first) + h, line_size, NV * kLanes<C>);
+    store_tile(sums, column_sums(first) + h, column_size, NV * kLanes<C>);
   }
-  // The left factors of hidden unit h, as many as there are factors of rows, `stride` apart, begin
-  // at first + h * step.
+  // Left factors: those of hidden unit h begin at first + h * step. There are as many as rows make
+  // factors, `stride` apart.
   struct Tiles {
     const F* first;
     int64_t step, stride;
   };
-  // grad_rows [rows, height] into tiles [height / kTileRows][factors of rows][kTileRows].
+  // Packs grad_rows [rows, height] into tiles [height / kTileRows][factors of rows][kTileRows].
   Tiles pack_left(int64_t rows) const {
-    const int64_t tile_size = factors_in<F>(rows) * kTileRows;
-    for (int64_t n = 0; n < rows; n += kDepth<F>) {
-      const C* row = grad_rows[n];
-      const C* next = kDepth<F> > 1 && n + 1 < rows ? grad_rows[n + 1] : nullptr;
-      const F* factors = left_row;
-      if constexpr (kDepth<F> == 1) {
-        factors = row;
-      } else {
-        for (int64_t h = 0; h < height; h += kLanes<F>)
-          store(left_row + h, Factors<F>::across(row + h, next ? next + h : nullptr, height - h));
+    if constexpr (kTiled<F>) {
+      return pack_left_tiles(rows);
+    } else {
+      const int64_t tile_size = factors_in<F>(rows) * kTileRows;
+      for (int64_t n = 0; n < rows; n += kDepth<F>) {
+        const C* row = grad_rows[n];
+        const C* next = kDepth<F> > 1 && n + 1 < rows ? grad_rows[n + 1] : nullptr;
+        const F* factors = left_row;
+        if constexpr (kDepth<F> == 1) {
+          factors = row;
+        } else {
+          for (int64_t h = 0; h < height; h += kLanes<F>)
+            store(left_row + h, Factors<F>::across(row + h, next ? next + h : nullptr, height - h));
+        }
+        F* tile = left + n / kDepth<F> * kTileRows;
+        int64_t h = 0;
+        for (; h + kTileRows <= height; h += kTileRows, tile += tile_size)
+          __builtin_memcpy(tile, factors + h, kTileRows * sizeof(F));
+        for (int r = 0; h < height && r < kTileRows; ++r)
+          tile[r] = h + r < height ? factors[h + r] : F{};
       }
-      F* tile = left + n / kDepth<F> * kTileRows;
-      int64_t h = 0;
-      for (; h + kTileRows <= height; h += kTileRows, tile += tile_size)
-        __builtin_memcpy(tile, factors + h, kTileRows * sizeof(F));
-      for (int r = 0; h < height && r < kTileRows; ++r)
-        tile[r] = h + r < height ? factors[h + r] : F{};
+      return {left, factors_in<F>(rows), kTileRows};
     }
-    return {left, factors_in<F>(rows), kTileRows};
   }
 
   void add_product(const Tiles& tiles, const S** right_rows, int64_t rows, int64_t columns,
                    const Sums& sums, bool begins) const {
     const int64_t K = factors_in<F>(rows);
+    const auto pack_right = [&](int64_t column, F* to) {
+      pack_rows<F>([right_rows](int64_t n) { return right_rows[n]; }, rows, column, columns, to);
+    };
     if (plan.direct_sums) {
       for (int64_t column = 0; column < columns; column += kPanel<C>)
-        pack_right(right_rows, rows, column, columns, right + column * K);
+        pack_right(column, right + column * K);
       for (int64_t h = 0; h < height; h += kTileRows)
         for (int64_t column = 0; column < columns; column += kPanel<C>)
           add_tile(tiles, right + column * K, K, h, column, columns, sums, begins, kPanel<C>);
       return;
     }
     for (int64_t column = 0; column < columns; column += kPanel<C>) {
-      pack_right(right_rows, rows, column, columns, right);
+      pack_right(column, right);
       for (int64_t h = 0; h < height; h += kTileRows)
         add_tile(tiles, right, K, h, column, columns, sums, begins, kTileRows * sums.stride);
     }
   }
-  void pack_right(const S** right_rows, int64_t rows, int64_t column, int64_t columns,
-                  F* to) const {
-    for (int64_t n = 0; n < rows; n += kDepth<F>, to += kPanel<F>) {
-      const S* row = right_rows[n];
-      const S* next = n + 1 < rows ? right_rows[n + 1] : nullptr;
-      for (int64_t v = 0; v < 2; ++v) {
-        const int64_t j = column + v * kLanes<F>;
-        store(to + v * kLanes<F>,
-              Factors<F>::across(row ? row + j : nullptr, next ? next + j : nullptr, columns - j));
-      }
-    }
-  }
-  // The next tile's sums, `ahead` of these, may lie far away: they come while this one is
-  // multiplied.
+  // The next tile's sums, `ahead` of these, may be far in memory: they are prefetched meanwhile.
   void add_tile(const Tiles& tiles, const F* panel, int64_t K, int64_t h, int64_t column,
                 int64_t columns, const Sums& sums, bool begins, int64_t ahead) const {
-    if (columns - column > kLanes<C>) {
+    if constexpr (kTiled<F>) {
+      add_amx_tiles(tiles.first + h * tiles.step, panel, K, sums.first + h * sums.stride + column,
+                    sums.stride, begins);
+    } else if (columns - column > kLanes<C>) {
       add_tile<2>(tiles, panel, K, h, column, sums, begins, ahead);
     } else {
       add_tile<1>(tiles, panel, K, h, column, sums, begins, ahead);
@@ -299,61 +293,33 @@ struct WeightGradients {
     tile.finish(sums, h, column);
   }
 
-  // AMX tiles: hidden units in rows, as the left factors of a product lie.
-  void pack_left_tiles(int64_t rows) const {
+  // For AMX tiles hidden units are rows, as the left factors of any product are.
+  Tiles pack_left_tiles(int64_t rows) const {
     for (int64_t h = 0; h < divide_up(height, kTileRows) * kTileRows; h += kLanes<C>)
       for (int64_t n = 0; n < rows; n += kGrain<F>) pack_left_part<0>(rows, h, n);
+    return {left, kLeftStride, kLeftStride};
   }
   template <int part>
   RNNEXT_TILE void pack_left_part(int64_t rows, int64_t h, int64_t n) const {
     Vec<Pair> x[kLanes<Pair>];
     for (int i = 0; i < kLanes<Pair>; ++i)
-      x[i] = pairs_across<part>(grad_rows, rows, n + 2 * i, h, height - h);
+      x[i] =
+          across<F, part>([&](int64_t row) { return grad_rows[row]; }, rows, n + 2 * i, h, height);
     transpose<Pair>(x);
     for (int i = 0; i < kLanes<Pair>; ++i)
       store(Factors<F>::block(left + (h + i) * kLeftStride, n, part), x[i]);
     if constexpr (part + 1 < kParts<F>) pack_left_part<part + 1>(rows, h, n);
   }
-  // Rows n and n + 1 from column j on, of which `left` are there.
-  template <int part, class T>
-  static RNNEXT_INLINE Vec<Pair> pairs_across(const T* const* from, int64_t rows, int64_t n,
-                                              int64_t j, int64_t left) {
-    const T* row = n < rows ? from[n] : nullptr;
-    const T* next = n + 1 < rows ? from[n + 1] : nullptr;
-    if (row) row += j;
-    if (next) next += j;
-    if constexpr (part == 0) return Factors<Pair>::across(row, next, left);
-    return Factors<Pair>::rest_across(row, next, left);
-  }
-  void add_tiles(const S** right_rows, int64_t rows, int64_t columns, C* sum, bool begins) const {
-    const int64_t K = factors_in<F>(rows), stride = scratch_stride<C>(columns);
-    for (int64_t column = 0; column < columns; column += kPanel<F>) {
-      pack_right_part<0>(right_rows, rows, column, columns);
-      for (int64_t h = 0; h < height; h += kTileRows)
-        add_tile(left + h * kLeftStride, K, sum + h * stride + column, stride, begins);
-    }
-  }
-  RNNEXT_TILE void add_tile(const F* a, int64_t K, C* to, int64_t stride, bool begins) const {
+  static RNNEXT_TILE void add_amx_tiles(const F* a, const F* panel, int64_t K, C* to,
+                                        int64_t stride, bool begins) {
     typename TileExtent<2, 2>::template Tile<E> tile(TileExtent<2, 2>{kTileRows, 2});
     if (begins) {
       tile.clear();
     } else {
       tile.load(to, stride);
     }
-    tile.add(a, kLeftStride, right, K);
+    tile.add(a, kLeftStride, panel, K);
     tile.store(to, stride);
-  }
-  template <int part>
-  RNNEXT_TILE void pack_right_part(const S** right_rows, int64_t rows, int64_t column,
-                                   int64_t columns) const {
-    Pair* to = reinterpret_cast<Pair*>(right) + part * 16 * kPanel<F>;
-    for (int64_t n = 0; n < rows; n += kGrain<F>, to += kParts<F> * 16 * kPanel<F>)
-      for (int i = 0; i < 16; ++i)
-        for (int64_t j = 0; j < kPanel<F>; j += kLanes<F>)
-          store(to + i * kPanel<F> + j,
-                pairs_across<part>(right_rows, rows, n + 2 * i, column + j, columns - column - j));
-    if constexpr (part + 1 < kParts<F>)
-      pack_right_part<part + 1>(right_rows, rows, column, columns);
   }
 };
 

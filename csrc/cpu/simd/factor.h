@@ -1,7 +1,7 @@
-// What a multiply-add takes: factors. A factor is a number of the compute type, or, where the CPU
-// has bfloat16 dot products, a Pair of bfloat16 that follow each other along k: its
-// multiply-add takes two steps of k at once, at twice the speed and from half the memory. AMX tiles
-// take blocks of such pairs.
+// Factors: what a multiply-add takes. A factor is a number of the compute type, or, if the CPU has
+// bfloat16 dot products, a Pair of bfloat16 that follow each other along k: its multiply-add takes
+// two steps of k at once, at twice the speed and from half the memory. AMX tiles take blocks of
+// such pairs.
 #pragma once
 
 #include "cpu/simd/vector.h"
@@ -18,7 +18,7 @@ struct [[gnu::packed, gnu::aligned(2), gnu::may_alias]] TileFactor {
 template <int parts>
 constexpr int kLanes<TileFactor<parts>> = kLanes<float>;
 
-// Bfloat16 that a number becomes; 0: it stays a number.
+// How many bfloat16 a number becomes; 0: it stays a number.
 template <class F>
 constexpr int kParts = 0;
 template <>
@@ -28,21 +28,24 @@ constexpr int kParts<TileFactor<parts>> = parts;
 // Steps of k in one factor.
 template <class F>
 constexpr int kDepth = kParts<F> > 0 ? 2 : 1;
-// Steps of k that a row has a multiple of: zeros follow the last.
+// A row has a multiple of so many steps of k; zeros follow the last.
 template <class F>
 constexpr int kGrain = kDepth<F>;
 template <int parts>
 constexpr int kGrain<TileFactor<parts>> = 32;
 template <class F>
 constexpr bool kTiled = (kGrain<F> > kDepth<F>);
+// What a lane of a vector of factors holds.
+template <class F>
+using Lane = std::conditional_t<kTiled<F>, Pair, F>;
 
 template <class F>
 constexpr int64_t factors_in(int64_t k) {
   return (k + kGrain<F> - 1) / kGrain<F> * (kGrain<F> / kDepth<F>);
 }
 
-// The exponents' bits in a factor, and one in the last place of each: where an exponent has all
-// bits, the sum overflows into its sign, and nowhere else.
+// The bits of the exponents in a factor, and a one in the last place of each: their sum overflows
+// into the sign exactly where an exponent has all bits.
 template <class F>
 struct Exponents;
 template <>
@@ -74,7 +77,7 @@ struct Finite {
 
 template <class F>
 struct Factors {
-  // kLanes factors of what lies at p along k: n values, then zeros.
+  // kLanes factors from p on along k: n values, then zeros.
   template <class S>
   static RNNEXT_INLINE Vec<F> along(const S* p, int64_t n) {
     return load_some(p, n);
@@ -84,7 +87,8 @@ struct Factors {
   static RNNEXT_INLINE Vec<F> across(const S* row, const S*, int64_t n) {
     return row ? load_some(row, n) : Vec<F>{};
   }
-  // x as values column, column + 1, .. of a row of factors; column is a multiple of the lanes.
+  // Stores x as values column, column + 1, .. of a row of factors; column is a multiple of the
+  // lanes.
   static RNNEXT_INLINE void store(F* row, int64_t column, Vec<Compute<F>> x) {
     RNNEXT_ISA::store(row + column, x);
   }
@@ -194,7 +198,7 @@ struct Rows {
   int64_t stride;
 };
 
-// Values column, .., column + kLanes - 1 of a row of factors, as they are.
+// Copies values column, .., column + kLanes - 1 of a row of factors.
 template <class F>
 RNNEXT_INLINE void copy_factors(F* to, const F* from, int64_t column) {
   __builtin_memcpy(to + column / kDepth<F>, from + column / kDepth<F>,
@@ -210,8 +214,8 @@ RNNEXT_INLINE void copy_factors(TileFactor<parts>* to, const TileFactor<parts>* 
                      kLanes<float> * sizeof(BFloat16));
 }
 
-// A row of an odd number of values ends in half a pair, and one of tiles in part of a block, which
-// meets weights of zero: it must not be NaN, as the product of zeros with an infinite state is.
+// Clears what follows the last value of rows of factors: half a pair, or part of a block. It meets
+// weights of zero, and so must not be infinite or NaN.
 template <class F>
 RNNEXT_INLINE void clear_row_ends(F* rows, int64_t n, int64_t stride, int64_t values) {
   if constexpr (kTiled<F>) {

@@ -1,5 +1,5 @@
-// Normally distributed numbers that hang on their place alone: which thread computes them, in which
-// order and on which ISA makes no difference to a bit.
+// Normally distributed numbers that depend only on their place: neither the thread that computes
+// them, nor their order, nor the ISA changes a bit.
 #pragma once
 
 #include "cpu/simd/vector.h"
@@ -7,9 +7,9 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// Rounded once on every CPU: without an instruction for it libm computes it, slowly.
+// a * b + c, rounded once on every CPU: without an instruction for it libm computes it, slowly.
 RNNEXT_INLINE Vec<float> fused_once(Vec<float> a, Vec<float> b, Vec<float> c) {
-#if defined(RNNEXT_AVX512) || RNNEXT_VECTOR_BYTES == 32 || defined(__aarch64__)
+#if defined(RNNEXT_X86) || defined(__aarch64__)
   return fused<float>(a, b, c);
 #else
   for (int i = 0; i < kLanes<float>; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
@@ -34,10 +34,9 @@ struct Philox {
   Lanes64 x[4];
 
   static RNNEXT_INLINE Lanes64 product(Lanes64 x, uint32_t by) {
-#ifdef RNNEXT_AVX512
-    return (Lanes64)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi64(by));
-#elif RNNEXT_VECTOR_BYTES == 32
-    return (Lanes64)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi64x(by));
+#ifdef RNNEXT_X86
+    typedef long long Register __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+    return (Lanes64)RNNEXT_X86(mul_epu32)((Register)x, Register{} + by);
 #elif defined(__aarch64__) && RNNEXT_VECTOR_BYTES == 16
     return (Lanes64)vmull_u32(vmovn_u64((uint64x2_t)x), vdup_n_u32(by));
 #else

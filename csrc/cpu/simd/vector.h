@@ -71,9 +71,10 @@ RNNEXT_INLINE void store(C* p, Vec<C> x) {
   *reinterpret_cast<typename VecOf<C>::unaligned*>(p) = x;
 }
 
-// The 16-bit types: converted as they are loaded and stored.
+// The 16-bit types are converted as they are loaded and stored.
 typedef uint16_t HalfBits
     __attribute__((vector_size(RNNEXT_VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef long long HalfRegister __attribute__((vector_size(RNNEXT_VECTOR_BYTES / 2)));
 typedef uint32_t FloatBits __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
 
 RNNEXT_INLINE Vec<float> load(const BFloat16* p) {
@@ -91,10 +92,8 @@ RNNEXT_INLINE void store(BFloat16* p, Vec<float> x) {
   *reinterpret_cast<HalfBits*>(p) = __builtin_convertvector(rounded_bits(x), HalfBits);
 }
 RNNEXT_INLINE Vec<float> load(const Float16* p) {
-#ifdef RNNEXT_AVX512
-  return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(p)));
-#elif RNNEXT_VECTOR_BYTES == 32
-  return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p)));
+#ifdef RNNEXT_X86
+  return RNNEXT_X86(cvtph_ps)((HalfRegister) * reinterpret_cast<const HalfBits*>(p));
 #else
   Vec<float> x = {};
   for (int i = 0; i < kLanes<float>; ++i) x[i] = static_cast<float>(p[i].value);
@@ -102,10 +101,8 @@ RNNEXT_INLINE Vec<float> load(const Float16* p) {
 #endif
 }
 RNNEXT_INLINE void store(Float16* p, Vec<float> x) {
-#ifdef RNNEXT_AVX512
-  _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(p), _mm512_cvtps_ph((__m512)x, 0));
-#elif RNNEXT_VECTOR_BYTES == 32
-  _mm_storeu_si128(reinterpret_cast<__m128i_u*>(p), _mm256_cvtps_ph((__m256)x, 0));
+#ifdef RNNEXT_X86
+  *reinterpret_cast<HalfBits*>(p) = (HalfBits)RNNEXT_X86(cvtps_ph)(x, 0);
 #else
   for (int i = 0; i < kLanes<float>; ++i) p[i].value = static_cast<_Float16>(x[i]);
 #endif
@@ -114,35 +111,30 @@ RNNEXT_INLINE void store(Float16* p, Vec<float> x) {
 // x, but at most `limit`; NaN stays. One instruction where GCC makes three of the comparison.
 template <class V, class C>
 RNNEXT_INLINE V at_most(V x, C limit) {
-#ifdef RNNEXT_AVX512
-  if constexpr (sizeof(C) == 4) return (V)_mm512_min_ps(_mm512_set1_ps(limit), (__m512)x);
-  if constexpr (sizeof(C) == 8) return (V)_mm512_min_pd(_mm512_set1_pd(limit), (__m512d)x);
-#elif RNNEXT_VECTOR_BYTES == 32
-  if constexpr (sizeof(C) == 4) return (V)_mm256_min_ps(_mm256_set1_ps(limit), (__m256)x);
-  if constexpr (sizeof(C) == 8) return (V)_mm256_min_pd(_mm256_set1_pd(limit), (__m256d)x);
+  const V limits = V{} + limit;
+#ifdef RNNEXT_X86
+  if constexpr (sizeof(C) == 4) return RNNEXT_X86(min_ps)(limits, x);
+  if constexpr (sizeof(C) == 8) return RNNEXT_X86(min_pd)(limits, x);
 #else
-  return x > V{} + limit ? V{} + limit : x;
+  return x > limits ? limits : x;
 #endif
 }
 
 // The same, but at least `limit`, of floats.
 template <class V>
 RNNEXT_INLINE V at_least(V x, float limit) {
-#ifdef RNNEXT_AVX512
-  return (V)_mm512_max_ps(_mm512_set1_ps(limit), (__m512)x);
-#elif RNNEXT_VECTOR_BYTES == 32
-  return (V)_mm256_max_ps(_mm256_set1_ps(limit), (__m256)x);
+  const V limits = V{} + limit;
+#ifdef RNNEXT_X86
+  return RNNEXT_X86(max_ps)(limits, x);
 #else
-  return x < V{} + limit ? V{} + limit : x;
+  return x < limits ? limits : x;
 #endif
 }
 
 // The square root of each float.
 RNNEXT_INLINE Vec<float> root(Vec<float> x) {
-#ifdef RNNEXT_AVX512
-  return (Vec<float>)_mm512_sqrt_ps((__m512)x);
-#elif RNNEXT_VECTOR_BYTES == 32
-  return (Vec<float>)_mm256_sqrt_ps((__m256)x);
+#ifdef RNNEXT_X86
+  return RNNEXT_X86(sqrt_ps)(x);
 #elif defined(__aarch64__) && RNNEXT_VECTOR_BYTES == 16
   return (Vec<float>)vsqrtq_f32((float32x4_t)x);
 #else
@@ -151,16 +143,13 @@ RNNEXT_INLINE Vec<float> root(Vec<float> x) {
 #endif
 }
 
-// a * b + c, rounded once where the CPU can, always: GCC contracts such sums as it likes, here one
-// way, there another, and the same sum would have other bits in another tile.
+// a * b + c, always rounded once if the CPU can. GCC contracts such sums in some places and not in
+// others, so the same sum would have other bits in another tile.
 template <class C>
 RNNEXT_INLINE Vec<C> fused(Vec<C> a, Vec<C> b, Vec<C> c) {
-#ifdef RNNEXT_AVX512
-  if constexpr (sizeof(C) == 4) return (Vec<C>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-  if constexpr (sizeof(C) == 8) return (Vec<C>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
-#elif RNNEXT_VECTOR_BYTES == 32
-  if constexpr (sizeof(C) == 4) return (Vec<C>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-  if constexpr (sizeof(C) == 8) return (Vec<C>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#ifdef RNNEXT_X86
+  if constexpr (sizeof(C) == 4) return RNNEXT_X86(fmadd_ps)(a, b, c);
+  if constexpr (sizeof(C) == 8) return RNNEXT_X86(fmadd_pd)(a, b, c);
 #elif defined(__aarch64__) && RNNEXT_VECTOR_BYTES == 16
   if constexpr (sizeof(C) == 4)
     return (Vec<C>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
@@ -205,7 +194,7 @@ RNNEXT_INLINE Vec<Compute<S>> as_stored(Vec<Compute<S>> x) {
   return load(lanes);
 }
 
-// The first n lanes: tails. Out of line, but where the CPU can mask a vector.
+// Load and store the first n lanes. Out of line, unless the CPU can mask a vector.
 #ifdef RNNEXT_AVX512
 template <class C>
 RNNEXT_INLINE unsigned first_lanes(int64_t n) {
