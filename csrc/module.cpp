@@ -192,8 +192,8 @@ py::dict build_info() {
 #else
   info["compiler"] = "gcc " __VERSION__;
 #endif
-  info["isas"] = rnnext::isas_built();
-  info["isas_supported"] = rnnext::isas_supported();
+  info["isas"] = rnnext::isas(/*supported=*/false);
+  info["isas_supported"] = rnnext::isas(/*supported=*/true);
 #ifdef RNNEXT_CUDA_ARCHS
   info["cuda_archs"] = RNNEXT_CUDA_ARCHS;
 #else

@@ -161,9 +161,3 @@ def test_infinite_states_of_odd_rows_stay_infinite(dtype, isa):
         ).call(recurrence)
         assert output[0].isfinite().all()
         assert output[1:].isinf().all()
-
-
-def test_an_unknown_isa_is_refused():
-    for name in ("avx1024", "AVX2"):
-        with pytest.raises(ValueError, match=name):
-            rnnext._C.set_cpu_isa(name)

@@ -159,21 +159,15 @@ def test_the_same_bits_on_every_isa_that_sums_alike(size, kind):
             assert same(arguments.call(recurrence), lower) != other
 
 
-def test_features_of_no_width_without_padding():
-    arguments = sized("padding left out", "float64", rows="lengths").detach()
-    arguments = replace(arguments, input=torch.zeros(100, len(SKEWED), 0).double())
-    arguments = replace(arguments, weight_ih=[torch.zeros(65, 0).double()], hx=None)
-    arguments.input.requires_grad_()
-    output, _ = arguments.call(recurrence)
-    assert torch.autograd.grad(output.sum(), arguments.input)[0].shape == arguments.input.shape
-
-
-def test_nothing_but_padding():
-    arguments = sized("padding left out", "float64", rows="lengths").detach()
-    arguments = replace(arguments, lengths=torch.zeros(len(SKEWED), dtype=torch.long))
-    output, h_n = arguments.call(recurrence)
+def test_no_features_and_nothing_but_padding():
+    given = sized("padding left out", "float64", rows="lengths").detach()
+    input = torch.zeros(100, len(SKEWED), 0, dtype=torch.float64, requires_grad=True)
+    empty = replace(given, input=input, weight_ih=[torch.zeros(65, 0).double()], hx=None)
+    (gradient,) = torch.autograd.grad(empty.call(recurrence)[0].sum(), input)
+    assert gradient.shape == input.shape
+    output, h_n = replace(given, lengths=torch.zeros_like(given.lengths)).call(recurrence)
     assert not output.any()
-    assert torch.equal(h_n, arguments.hx)
+    assert torch.equal(h_n, given.hx)
 
 
 @pytest.mark.parametrize(("H", "B"), [(16, 6), (65, 24), (700, 6)])

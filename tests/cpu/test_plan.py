@@ -11,8 +11,6 @@ from helpers.common import ISAS, cover, run_python
 from rnnext import _C
 from rnnext.explain import explain
 
-NUMBERS = ["multiply", "pairs", "first_bytes", "first_rate", "second_bytes", "second_rate"]
-NUMBERS += ["far_rate", "wait", "line", "tiles"]
 BOTH = {"train": True, "directions": 2}
 
 
@@ -30,9 +28,9 @@ def _isa() -> None:
 def test_a_machine_by_its_name_or_by_its_numbers():
     for size in [(100, 1, 64, 256), (64, 32, 64, 1024), (35, 20, 200, 200)]:
         named = plan(*size, machine="zen4")
-        described = plan(*size, machine=",".join(f"{name}={named[name]}" for name in NUMBERS))
-        assert named.pop("machine") == "zen4"
-        assert named.pop("origin") == "its name"
+        numbers = [f"{k}={v}" for k, v in named.items() if isinstance(v, float) and k != "cycles"]
+        described = plan(*size, machine=",".join(numbers))
+        assert (named.pop("machine"), named.pop("origin")) == ("zen4", "its name")
         assert described.pop("origin") == "numbers that were given"
         del described["machine"]  # the row that the numbers changed
         assert named == described
@@ -50,13 +48,9 @@ def planned(**environment):
 
 
 def test_the_environment_names_the_machine_and_lowers_the_isa():
-    assert any(
-        f"planned for {name}" in explain(9, 2, 3, 5) for name in ("zen4", "zen5", "xeon-amx")
-    )
-    named, changed = (
-        planned(RNNEXT_CPU_MACHINE="zen4"),
-        planned(RNNEXT_CPU_MACHINE="zen4,far_rate=4", RNNEXT_CPU_ISA="generic"),
-    )
+    assert explain(9, 2, 3, 5).split("planned for ")[1].startswith(("zen4", "zen5", "xeon-amx"))
+    named = planned(RNNEXT_CPU_MACHINE="zen4")
+    changed = planned(RNNEXT_CPU_MACHINE="zen4,far_rate=4", RNNEXT_CPU_ISA="generic")
     assert "planned for zen4, told by RNNEXT_CPU_MACHINE" in named
     assert "2 part(s) of the batch" in named
     assert changed.startswith("generic")
@@ -65,13 +59,10 @@ def test_the_environment_names_the_machine_and_lowers_the_isa():
     if ISAS[-1] == "avx512_bf16":  # pairs are multiplied where that is faster
         assert named.startswith("avx512_bf16")
         assert planned(RNNEXT_CPU_MACHINE="xeon-amx").startswith("avx512 ")
-
-
-@pytest.mark.parametrize("name", ["RNNEXT_CPU_MACHINE", "RNNEXT_CPU_ISA"])
-def test_a_wrong_environment_is_refused(name):
-    wrong = run_python("-c", "import rnnext", **{name: "z80"})
-    assert wrong.returncode != 0
-    assert "z80" in wrong.stderr
+    for name in ("RNNEXT_CPU_MACHINE", "RNNEXT_CPU_ISA"):
+        wrong = run_python("-c", "import rnnext", **{name: "z80"})
+        assert wrong.returncode != 0
+        assert "z80" in wrong.stderr
 
 
 # What is chosen of calls of T, B, I, H, and options.
@@ -81,7 +72,7 @@ CHOICES = {
         ((100, 64, 64, 256), {"threads": 3}, {"batch_parts": 3, "unit_rows": 22}),
     ],
     "one step of many is not shared by hidden units, though rows divide less evenly": [
-        ((1, B, 128, 128), {"train": True}, {"batch_parts": 2, "hidden_parts": 1, "features": "by_step"})
+        ((1, B, 128, 128), {"train": True}, {"hidden_parts": 1, "features": "by_step"})
         for B in (1250, 1253)
     ],
     "one sequence of large weights is shared by hidden units": [
@@ -255,21 +246,16 @@ def test_an_unknown_instruction_set_names_the_variable():
 
 
 def test_explain_says_it_in_words():
-    for size, options, words in [
-        ((100, 1, 64, 256), {}, "2 part(s) of the hidden units"),
-        ((100, 1, 64, 256), {}, "W_ih x comes first"),
-        ((100, 1, 64, 256), {}, "planned for zen4"),
+    for size, options, *words in [
+        ((100, 1, 64, 256), {}, "2 part(s) of the hidden", "W_ih x comes", "planned for zen4"),
         ((1, 1, 8, 8), {}, "nothing is packed"),
         ((100, 1, 64, 64), {"num_layers": 2}, "a wavefront"),
-        ((100, 16, 16, 64), {"train": True}, "summed by each part over its own"),
-        ((100, 16, 16, 64), {}, "8 steps of the output are written together"),
-        (
-            (1, 16, 512, 512),
-            {"train": True},
-            "gradients of the weights are summed where they are returned",
-        ),
+        ((100, 16, 16, 64), {"train": True}, "summed by each part over its own", "in chunks of"),
+        ((100, 16, 16, 64), {}, "8 steps of the output", "each part packs the weights"),
+        ((1, 16, 512, 512), {"train": True}, "summed where they are returned", "read as they lie"),
     ]:
-        assert words in explain(*size, threads=2, machine="zen4", **options)
+        text = explain(*size, threads=2, machine="zen4", **options)
+        assert all(part in text for part in words), text
 
 
 def test_explain_from_the_command_line(capsys):

@@ -156,14 +156,6 @@ RecurrenceGradients BackwardCall::gradients(const RecurrenceArguments& a) {
   return std::move(grad_);
 }
 
-void copy_hx(const Tensor& h_n, const OptionalTensor& hx) {
-  if (given(hx)) {
-    h_n.copy_(*hx);
-  } else {
-    h_n.zero_();
-  }
-}
-
 namespace {
 
 void run_forward(const Recurrence& p, const RnnKernels& kernel) {

@@ -42,8 +42,10 @@ struct BackwardCall : Call {
   Tensor grad_pre_;  // where the input is pre-activations, and its gradient is wanted
 };
 
-// What the last state is where there is no step.
-void copy_hx(const Tensor& h_n, const OptionalTensor& hx);
+// Makes hx, or zeros, the last state of a call that has no step.
+inline void copy_hx(const Tensor& h_n, const OptionalTensor& hx) {
+  given(hx) ? h_n.copy_(*hx) : h_n.zero_();
+}
 
 // Memory for one call: small calls, one step at a time, take it from the stack.
 class Workspace {

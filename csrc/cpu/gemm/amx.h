@@ -138,12 +138,7 @@ struct TileSums {
   explicit TileSums(const TileExtent<MT, NT>& extent) : extent(extent) {}
 
   RNNEXT_INLINE void clear() {
-    tile_unit::zero<0>();
-    tile_unit::zero<1>();
-    if constexpr (MT * NT > 2) {
-      tile_unit::zero<2>();
-      tile_unit::zero<3>();
-    }
+    for_tiles([]<int tile>(int64_t, int64_t) { tile_unit::zero<tile>(); });
   }
   RNNEXT_INLINE void load(const float* from, int64_t stride, int64_t left = kColumns) {
     const bool direct = stride == 0 || extent.rows == 16 * MT;
@@ -155,13 +150,9 @@ struct TileSums {
   }
   // To rows that have room for whole tiles.
   RNNEXT_INLINE void store(float* to, int64_t stride) const {
-    tile_unit::store<0>(to, stride * 4);
-    tile_unit::store<1>(to + 16, stride * 4);
-    if constexpr (MT * NT > 2) {
-      float* const second = MT == 2 ? to + 16 * stride : to + 32;
-      tile_unit::store<2>(second, stride * 4);
-      tile_unit::store<3>(second + 16, stride * 4);
-    }
+    for_tiles([&]<int tile>(int64_t row, int64_t column) {
+      tile_unit::store<tile>(to + row * stride + column, stride * 4);
+    });
   }
 
   struct Products {
@@ -218,12 +209,18 @@ struct TileSums {
 
  private:
   RNNEXT_INLINE void load_sums(const float* from, int64_t stride) {
-    tile_unit::load<0>(from, stride * 4);
-    tile_unit::load<1>(from + 16, stride * 4);
+    for_tiles([&]<int tile>(int64_t row, int64_t column) {
+      tile_unit::load<tile>(from + row * stride + column, stride * 4);
+    });
+  }
+  // Calls f<tile>(row, column) for each tile of sums and its place.
+  template <class F>
+  static RNNEXT_INLINE void for_tiles(const F& f) {
+    f.template operator()<0>(0, 0);
+    f.template operator()<1>(0, 16);
     if constexpr (MT * NT > 2) {
-      const float* const second = MT == 2 ? from + 16 * stride : from + 32;
-      tile_unit::load<2>(second, stride * 4);
-      tile_unit::load<3>(second + 16, stride * 4);
+      f.template operator()<2>(MT == 2 ? 16 : 0, MT == 2 ? 0 : 32);
+      f.template operator()<3>(MT == 2 ? 16 : 0, MT == 2 ? 16 : 48);
     }
   }
 };

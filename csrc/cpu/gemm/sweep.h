@@ -122,11 +122,9 @@ struct Projection {
   using F = typename E::Factor;
   using C = Compute<F>;
   const F* packed;
-  Rows<F> a;
-  const C* start;  // or null: zeros
-  int64_t start_stride;
-  C* out;
-  int64_t out_stride;
+  Rows<const F> a;
+  Rows<const C> start;  // or none: zeros
+  Rows<C> out;
   int64_t end;  // where a row of start and of out ends
 
   template <class Extent>
@@ -134,16 +132,16 @@ struct Projection {
                         int64_t K) const {
     typename Extent::template Tile<E> sums(extent);
     if (start) {
-      sums.load(start + row * start_stride + column, start_stride, end - column);
+      sums.load(start[row] + column, start.stride, end - column);
     } else {
       sums.clear();
     }
-    sums.add(a.first + row * a.stride, a.stride, panels, K);
+    sums.add(a[row], a.stride, panels, K);
     sums.finish(*this, row, column);
   }
   template <int R, int NV>
   RNNEXT_INLINE void finish(const Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
-    store_tile(sums, out + row * out_stride + column, out_stride, end - column);
+    store_tile(sums, out[row] + column, out.stride, end - column);
   }
 };
 

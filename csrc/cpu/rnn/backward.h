@@ -21,50 +21,46 @@ struct BackwardStep {
   LeakRows<C> leak;
   const F* packed;  // W_hh; null: there is only one step
   int64_t H;
-  const C* start;  // the gradient of the output, first row; or null: zeros
-  int64_t start_stride;
-  const C* values;  // that f gave
-  int64_t values_stride;
-  Rows<F> state;
-  C* grad_pre;
-  int64_t grad_pre_stride;
-  F* next;  // or null: it is grad_pre
-  int64_t next_stride;
-  // The gradient and the values that the next step will read, both values_stride apart; or null.
+  Rows<const C> start;   // the gradient of the output; or none: zeros
+  Rows<const C> values;  // that f gave
+  Rows<const F> state;
+  Rows<C> grad_pre;
+  Rows<F> next;  // or none: it is grad_pre
+  // The gradient and the values that the next step will read, both as far apart as `values`; or
+  // null.
   const C *grad_ahead, *values_ahead;
 
   template <class Extent>
   RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels,
                         int64_t K) const {
-    const int64_t ahead = row * values_stride + column;
-    if (grad_ahead) extent.prefetch(grad_ahead + ahead, values_stride);
-    if (values_ahead) extent.prefetch(values_ahead + ahead, values_stride);
+    const int64_t ahead = row * values.stride + column;
+    if (grad_ahead) extent.prefetch(grad_ahead + ahead, values.stride);
+    if (values_ahead) extent.prefetch(values_ahead + ahead, values.stride);
     typename Extent::template Tile<E> sums(extent);
     if (start) {
-      sums.load(start + row * start_stride + column, start_stride, H - column);
+      sums.load(start[row] + column, start.stride, H - column);
     } else {
       sums.clear();
     }
     if (leak.carry) {  // the epilogue reads two rows, which other panels pushed out of the cache
-      extent.prefetch(leak.carry + row * leak.stride + column, leak.stride);
-      extent.prefetch(values + ahead, values_stride);
+      extent.prefetch(leak.carry[row] + column, leak.carry.stride);
+      extent.prefetch(values[row] + column, values.stride);
     }
-    sums.add(state.first + row * state.stride, state.stride, panels, K);
+    sums.add(state[row], state.stride, panels, K);
     sums.finish(*this, row, column);
   }
   template <int R, int NV>
   RNNEXT_INLINE void finish(Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
     if (epilogue.out_of_line) return epilogue.call(*this, sums, row, column);
     Vec<C> h[R][NV];
-    load_tile(h, values + row * values_stride + column, values_stride, H - column);
+    load_tile(h, values[row] + column, values.stride, H - column);
     for_inlined(epilogue.name, [&](auto name) {
       for_block<R, NV>([&](int r, int j) {
         sums[r][j] = Activation<C, decltype(name)::value>::backward(sums[r][j], h[r][j]);
       });
     });
-    store_tile(sums, grad_pre + row * grad_pre_stride + column, grad_pre_stride, H - column);
-    if (next)
-      store_factors(sums, next + row * next_stride, next_stride, column, column + NV * kLanes<C>);
+    store_tile(sums, grad_pre[row] + column, grad_pre.stride, H - column);
+    if (next) store_factors(sums, next[row], next.stride, column, column + NV * kLanes<C>);
   }
 };
 
@@ -91,7 +87,7 @@ struct Backward {
   }
 
   void steps(const Unit& unit, Worker& worker) const {
-    Rows<F> state = at.states.initial_state(unit);
+    Rows<const F> state = at.states.initial_state(unit);
     C* const alpha_grad = at.alpha_sums[unit.group];
     LeakRows<C> leak = leak_rows(unit, alpha_grad);
     const bool own = plan.weights == Weights::own;
@@ -105,7 +101,7 @@ struct Backward {
     const WeightGradients<S, E> sums = at.sums_of(unit.group);
     const bool reverse = p.reverse[unit.d];
     const int64_t width = p.D * p.H;
-    C* const chunk_grad = at.chunk_grad[worker.rank];
+    const Rows<C> chunk_grad{at.chunk_grad[worker.rank], at.step_stride};
     if (plan.by_step()) clear_tails(chunk_grad);
     for (int64_t done = 0; done < p.T;) {
       const int64_t limit = plan.own_sums || plan.by_step() ? plan.chunk_rows : p.rows();
@@ -129,41 +125,35 @@ struct Backward {
           }
         }
         // The next step's rows are far in memory, unless they are copied, and so in cache.
-        const bool prefetches = kNative<S> && in.grad_stride == width && done + 1 < p.T;
-        BackwardStep<E> step{
-            .epilogue = backward_epilogue<S, BackwardStep<E>>(p),
-            .leak = leak,
-            .packed = packed,
-            .H = p.H,
-            .start = in.grad,
-            .start_stride = in.grad_stride,
-            .values = in.values,
-            .values_stride = in.values_stride,
-            .state = state,
-            .grad_pre = plan.by_step() ? chunk_grad + row * at.step_stride : at.grad_pre + first,
-            .grad_pre_stride = plan.by_step() ? at.step_stride : width,
-            .next = at.states.next_buffer(unit, done),
-            .next_stride = at.states.buffers.stride,
-            .grad_ahead = prefetches && in.grad ? in.grad + ahead : nullptr,
-            .values_ahead = prefetches ? in.values + ahead : nullptr};
+        const bool prefetches = kNative<S> && in.grad.stride == width && done + 1 < p.T;
+        BackwardStep<E> step{.epilogue = backward_epilogue<S, BackwardStep<E>>(p),
+                             .leak = leak,
+                             .packed = packed,
+                             .H = p.H,
+                             .start = in.grad,
+                             .values = in.values,
+                             .state = state,
+                             .grad_pre = plan.by_step() ? Rows<C>{chunk_grad[row], at.step_stride}
+                                                        : Rows<C>{at.grad_pre + first, width},
+                             .next = at.states.next_buffer(unit, done),
+                             .grad_ahead = prefetches && in.grad ? in.grad.first + ahead : nullptr,
+                             .values_ahead = prefetches ? in.values.first + ahead : nullptr};
         if (done > 0) {
-          weights.multiply(step, unit, packed, at.step_rows_of(worker, at.kGrad), at.step_stride,
-                           rows, done + 1, worker);
+          weights.multiply(step, unit, packed, at.step_rows_of(worker, at.kGrad), rows, done + 1,
+                           worker);
         } else {
           sweep(step, rows, unit.p0, unit.p1, p.H, 0);  // there is no state before it
         }
-        state =
-            at.states.finish_step(unit, t, rows, step.next, step.grad_pre, step.grad_pre_stride);
+        state = at.states.finish_step(unit, t, rows, step.next, step.grad_pre);
         if (writes_features) features.write(unit, t, rows, state);
-        at.states.stop_at_starts(unit, t, rows, step.next, step.grad_pre, step.grad_pre_stride,
-                                 alpha_grad);
+        at.states.stop_at_starts(unit, t, rows, step.next, step.grad_pre, alpha_grad);
         if (reverse) row += rows;
         if (unit.members > 1) worker.advance();
       }
       if (plan.own_sums) {
         RowCursor<S> cursor = at.cursor(unit, chunk.t);
-        sums.add(cursor, chunk.rows, plan.by_step() ? chunk_grad : at.grad_pre,
-                 plan.by_step() ? at.step_stride : 0, done == chunk.n);
+        sums.add(cursor, chunk.rows, plan.by_step() ? chunk_grad : Rows<C>{at.grad_pre, 0},
+                 done == chunk.n);
       }
       if (plan.by_step() && done < p.T) state = at.states.copied(unit, state);
     }
@@ -176,9 +166,8 @@ struct Backward {
     if (!at.states.leaks()) return leak;
     at.begin_leak(unit);
     leak.alpha = at.alpha[unit.group];
-    leak.stride = at.states.sums.stride;
-    leak.carry = at.states.sums.row(unit, at.states.kCarry);
-    leak.mixed = at.states.sums.row(unit, at.states.kMixed);
+    leak.carry = at.states.sums.all(unit, at.states.kCarry);
+    leak.mixed = at.states.sums.all(unit, at.states.kMixed);
     leak.alpha_grad = alpha_grad;
     leak.row_stride = plan.sorts ? at.step_stride : p.D * p.H;
     return leak;
@@ -186,14 +175,14 @@ struct Backward {
 
   // The gradients of hx and reset_state, when all steps are done. A member has advanced once before
   // the steps and once with each.
-  void state_gradients(const Unit& unit, const F* packed, const Rows<F>& state,
+  void state_gradients(const Unit& unit, const F* packed, const Rows<const F>& state,
                        Worker& worker) const {
     const int64_t advanced = 1 + p.T;
     if (out.hx)
       grad_state(unit, packed, at.states.first_steps(unit, state), at.states.kFirst, at.starts(),
                  out.hx, advanced, worker);
     if (!out.reset_state) return;
-    const Rows<F> resets = at.states.reset_sums(unit);
+    const Rows<const F> resets = at.states.reset_sums(unit);
     if (unit.members > 1) worker.advance();
     grad_state(unit, packed, resets, at.states.kResetCarry, at.resets(), out.reset_state,
                advanced + 1, worker);
@@ -201,9 +190,8 @@ struct Backward {
 
   // Clears what vectors and tiles read past a row's end, at most a cache line. They use none of it,
   // but it must not be NaN.
-  void clear_tails(C* rows) const {
-    for (int64_t row = 0; row < plan.chunk_rows; ++row, rows += at.step_stride)
-      __builtin_memset(rows + p.H, 0, 64);
+  void clear_tails(const Rows<C>& rows) const {
+    for (int64_t row = 0; row < plan.chunk_rows; ++row) __builtin_memset(rows[row] + p.H, 0, 64);
   }
 
   // What f gave in all steps: the output, but with rate what is saved.
@@ -211,8 +199,8 @@ struct Backward {
     return static_cast<const S*>(p.form == Form::rate ? p.saved : p.output);
   }
   // Copies rows of step t of the output, or of what has its shape, to rows step_stride apart.
-  S* gather(const Unit& unit, int64_t t, int64_t rows, void* from, C* scratch) const {
-    S* const to = reinterpret_cast<S*>(scratch);
+  S* gather(const Unit& unit, int64_t t, int64_t rows, void* from, const Rows<C>& scratch) const {
+    S* const to = reinterpret_cast<S*>(scratch.first);
     for (int64_t i = 0; i < rows; ++i)
       __builtin_memcpy(to + i * at.step_stride, output_row<S>(p, from, unit.d, t, unit.sequence(i)),
                        p.H * sizeof(S));
@@ -222,10 +210,7 @@ struct Backward {
   // are stored in 16 bits or sorted, or grad_h_n is added, or a leak must not see what lies past a
   // sequence's end.
   struct StepRows {
-    const C* grad;
-    int64_t grad_stride;
-    const C* values;
-    int64_t values_stride;
+    Rows<const C> grad, values;
   };
   // The rows of the next step lie `ahead` of this one's.
   StepRows step_rows(const Unit& unit, int64_t t, int64_t done, int64_t rows, int64_t ahead,
@@ -233,16 +218,16 @@ struct Backward {
     const int64_t first = p.row(t, unit.b0) * p.D * p.H + unit.d * p.H;
     const bool joins = g.grad_h_n && (p.ragged() || done == 0);
     const int64_t width = p.D * p.H;
-    StepRows in{nullptr, width, nullptr, width};
+    StepRows in{{nullptr, width}, {nullptr, width}};
     if constexpr (kNative<S>) {
-      in.grad = g.grad_output ? static_cast<const S*>(g.grad_output) + first : nullptr;
+      if (g.grad_output) in.grad.first = static_cast<const S*>(g.grad_output) + first;
       // (The derivative of the identity reads no values: any rows will do.)
       const bool reads = p.nonlinearity != Nonlinearity::identity || p.form != Form::none;
-      in.values = reads || !in.grad ? values() + first : in.grad;
+      in.values.first = reads || !in.grad ? values() + first : in.grad.first;
       if (!plan.sorts && !joins && !(p.ragged() && at.states.leaks())) return in;
     }
-    C* const rows_of_grad = at.step_rows_of(worker, at.kGrad);
-    C* const rows_of_values = at.step_rows_of(worker, at.kValues);
+    const Rows<C> rows_of_grad = at.step_rows_of(worker, at.kGrad);
+    const Rows<C> rows_of_values = at.step_rows_of(worker, at.kValues);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t b = unit.sequence(row);
       const int64_t place = (p.row(t, b) * p.D + unit.d) * p.H;
@@ -267,34 +252,28 @@ struct Backward {
         } else if (grad_h_n) {
           x += load_some(grad_h_n + j, p.H - j);
         }
-        store(rows_of_grad + row * at.step_stride + j, x);
+        store(rows_of_grad[row] + j, x);
         if (!kNative<S> || plan.sorts)
-          store(rows_of_values + row * at.step_stride + j, load_some(values + j, p.H - j));
+          store(rows_of_values[row] + j, load_some(values + j, p.H - j));
       }
     }
     in.grad = rows_of_grad;
-    in.grad_stride = at.step_stride;
-    if (!kNative<S> || plan.sorts) {
-      in.values = rows_of_values;
-      in.values_stride = at.step_stride;
-    }
+    if (!kNative<S> || plan.sorts) in.values = rows_of_values;
     return in;
   }
 
   // Writes the gradient of hx or of reset_state: W_hh^T times rows of the gradient of
   // pre-activations, and what a leak adds past W_hh. output: what W_hh was multiplied with.
-  void grad_state(const Unit& unit, const F* packed, const Rows<F>& first, int carry,
+  void grad_state(const Unit& unit, const F* packed, const Rows<const F>& first, int carry,
                   const S* output, void* grad, int64_t n, const Worker& worker) const {
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
-    C* const rows = at.step_rows_of(worker, at.kGrad);
+    const Rows<C> rows = at.step_rows_of(worker, at.kGrad);
     for (int64_t m = 0; m < plan.pieces; ++m) {
       const auto piece = weights.await(unit, m, n, first, unit.size, worker);
       Projection<E> project{.packed = nullptr,
                             .a = piece.state,
-                            .start = m > 0 ? rows : nullptr,
-                            .start_stride = at.step_stride,
+                            .start = {m > 0 ? rows.first : nullptr, rows.stride},
                             .out = rows,
-                            .out_stride = at.step_stride,
                             .end = p.H};
       if (packed) {
         project.packed = packed + piece.packed_at;
@@ -310,7 +289,7 @@ struct Backward {
       const S* grad_h_n = static_cast<const S*>(g.grad_h_n) + row;
       const bool hand_on = g.grad_h_n && grad == out.hx && p.length(b) == 0;  // h_n was hx
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
-        Vec<C> x = load(rows + i * at.step_stride + j);
+        Vec<C> x = load(rows[i] + j);
         if (p.form == Form::voltage) {
           const Vec<C> h = load_some(output + row + j, p.H - j);
           for_name(p.nonlinearity, BackwardVectors<C>{&x, &h, 1});
@@ -347,7 +326,7 @@ struct Backward {
         Unit all{};
         all.d = d, all.size = p.B;
         RowCursor<S> cursor = at.cursor(all, 0);
-        sums.add(cursor, p.rows(), at.grad_pre, 0, true);
+        sums.add(cursor, p.rows(), {at.grad_pre, 0}, true);
         sums.write(d, 0, share.end - share.begin);
       }
     }

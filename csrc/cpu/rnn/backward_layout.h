@@ -40,9 +40,9 @@ struct BackwardLayout {
         ih(out.input && plan.features == FeatureGradient::shared
                ? arena.take<F>(FeatureGradients<S, E>::packed_size(p))
                : nullptr),
-        hh(arena.take<F>(copies(), weight_hh(0).packed_size() + gap<F>(copies()))),
-        panels(arena.take<F>(plan.weights == Weights::streamed ? workers : 0,
-                             kStreamed<F> * weight_hh(0).panel_size() + gap<F>(2))),
+        hh(arena.take_apart<F>(plan.copies(p.D), weight_hh(0).packed_size())),
+        panels(arena.take_apart<F>(plan.weights == Weights::streamed ? workers : 0,
+                                   kStreamed<F> * weight_hh(0).panel_size())),
         states(p, out, plan, arena),
         step_stride(scratch_stride<C>(p.H)) {
     grad_pre = static_cast<C*>(out.pre);
@@ -67,9 +67,6 @@ struct BackwardLayout {
     bytes = arena.used;
   }
 
-  int64_t copies() const {
-    return plan.weights == Weights::own ? plan.units : plan.weights == Weights::shared ? p.D : 0;
-  }
   Matrix<S, F> weight_hh(int d) const {
     return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, false};
   }
@@ -114,8 +111,8 @@ struct BackwardLayout {
   // sorted sequences, the output and what is saved.
   enum StepArray { kGrad, kValues, kOutput, kSaved, kStepArrays };
   int64_t step_array_size() const { return plan.unit_rows * step_stride; }
-  C* step_rows_of(const Worker& worker, StepArray which) const {
-    return step_rows[worker.rank] + which * step_array_size();
+  Rows<C> step_rows_of(const Worker& worker, StepArray which) const {
+    return {step_rows[worker.rank] + which * step_array_size(), step_stride};
   }
   FeatureGradients<S, E> features_of(const Worker& worker) const {
     return {p, out, plan, ih, features[worker.rank]};

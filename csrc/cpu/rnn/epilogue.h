@@ -126,13 +126,12 @@ struct Epilogue {
 template <class C>
 struct LeakRows {
   const C* alpha = nullptr;  // [H] and more, to whole panels
-  // Rows `stride` apart. Forward, `before` is the state before, and `carry`, if it is not null, the
+  // Forward, `before` is the state before, and `carry`, if it is not null, the
   // same rows, to which the new state is written. Backward, `carry` is read and then written: it is
   // the gradient of the state before without what comes through W_hh. `mixed` is, for rate, the
   // gradient of what the leak mixes.
-  const C* before = nullptr;
-  C *carry = nullptr, *mixed = nullptr;
-  int64_t stride = 0;
+  Rows<const C> before;
+  Rows<C> carry, mixed;
   // The step's rows of Recurrence::saved, or null, and, in the backward pass, of the output, as
   // they are stored.
   void* saved = nullptr;
@@ -182,18 +181,16 @@ struct ForwardEpilogue {
   template <class Activation, Form form>
   RNNEXT_INLINE void run() const {
     const LeakRows<C>& leak = step.leak;
-    const int64_t stride = leak.stride, row_stride = leak.row_stride;
-    const int64_t next_stride = step.next_stride, output_stride = step.output_stride;
     const int64_t H = step.H, next_end = step.next_end;
     const int rows = this->rows, vectors = this->vectors;
     const Vec<C>* at = x;
-    const C* before = leak.before + row * stride;
-    C* carry = leak.carry ? leak.carry + row * stride : nullptr;
-    S* saved = leak.saved ? static_cast<S*>(leak.saved) + row * row_stride : nullptr;
-    F* next = step.next + row * next_stride;
-    C* output = step.output ? step.output + row * output_stride : nullptr;
     // Row by row: down a column the processor would prefetch on, into another thread's rows.
-    for (int r = 0; r < rows; ++r, before += stride, next += next_stride) {
+    for (int64_t r = row; r < row + rows; ++r) {
+      const C* const before = leak.before[r];
+      C* const carry = leak.carry ? leak.carry[r] : nullptr;
+      S* const saved = leak.saved ? static_cast<S*>(leak.saved) + r * leak.row_stride : nullptr;
+      F* const next = step.next[r];
+      C* const output = step.output ? step.output[r] : nullptr;
       for (int64_t j = column, end = column + vectors * kLanes<C>; j < end; j += kLanes<C>, ++at) {
         const int64_t left = H - j;
         const Vec<C> pre = *at;
@@ -219,9 +216,6 @@ struct ForwardEpilogue {
         Factors<F>::store_some(next, j, out, next_end - j);
         if (output) store_some(output + j, out, left);
       }
-      if (carry) carry += stride;
-      if (saved) saved += row_stride;
-      if (output) output += output_stride;
     }
   }
 };
@@ -246,33 +240,25 @@ struct BackwardEpilogue {
   template <class Activation, Form form>
   RNNEXT_INLINE void run() const {
     const LeakRows<C>& leak = step.leak;
-    const int64_t stride = leak.stride, values_stride = step.values_stride;
-    const int64_t grad_pre_stride = step.grad_pre_stride, next_stride = step.next_stride;
-    const int64_t row_stride = leak.row_stride;
+    const Rows<const C> values = step.values;
+    const Rows<C> grad_pre = step.grad_pre, carry = leak.carry, mixed = leak.mixed;
+    const Rows<F> next = step.next;
+    const Rows<const S> saved{static_cast<const S*>(leak.saved), leak.row_stride};
+    const Rows<const S> output{static_cast<const S*>(leak.output), leak.row_stride};
     const int rows = this->rows, vectors = this->vectors;
     for (int v = 0; v < vectors; ++v) {
       const int64_t j = column + v * kLanes<C>, left = step.H - j;
-      const auto first = [&](auto* rows, int64_t stride) {
-        return rows ? rows + row * stride + j : nullptr;
-      };
       const Vec<C>* at = x + v;
-      const C* values = first(step.values, values_stride);
-      C* carry = first(leak.carry, stride);
-      C* grad_pre = first(step.grad_pre, grad_pre_stride);
-      F* next = step.next ? step.next + row * next_stride : nullptr;
       C* const alpha_grad = leak.alpha_grad ? leak.alpha_grad + j : nullptr;
-      C* mixed = first(leak.mixed, stride);
-      const S* saved = first(static_cast<const S*>(leak.saved), row_stride);
-      const S* output = first(static_cast<const S*>(leak.output), row_stride);
       const Vec<C> a = form == Form::none ? Vec<C>{} : load(leak.alpha + j), rest = 1 - a;
       Vec<C> sum = {};
-      for (int r = 0; r < rows; ++r, at += vectors) {
-        const Vec<C> h = load_some(values, left), grad = *at;
+      for (int64_t r = row; r < row + rows; ++r, at += vectors) {
+        const Vec<C> h = load_some(values[r] + j, left), grad = *at;
         Vec<C> q, pre;
         if constexpr (form == Form::none) {
           pre = Activation::backward(grad, h);
         } else {
-          const Vec<C> carried = load(carry);
+          const Vec<C> carried = load(carry[r] + j);
           if constexpr (form == Form::rate) {
             q = grad + carried;
             pre = Activation::backward(a * q, h);
@@ -283,20 +269,17 @@ struct BackwardEpilogue {
             q = Activation::backward(grad + carried, h);
             pre = a * q;
           }
-          store(carry, rest * q);
+          store(carry[r] + j, rest * q);
         }
-        store_some(grad_pre, pre, left);
-        if (next) Factors<F>::store(next, j, pre), next += next_stride;
-        values += values_stride, carry += stride, grad_pre += grad_pre_stride;
+        store_some(grad_pre[r] + j, pre, left);
+        if (next) Factors<F>::store(next[r], j, pre);
         if (form == Form::none || !alpha_grad) continue;
         if constexpr (form == Form::rate) {
           sum += q * h;
-          sum -= load(mixed) * load_some(output, left);
-          store(mixed, q);
-          mixed += stride, output += row_stride;
+          sum -= load(mixed[r] + j) * load_some(output[r] + j, left);
+          store(mixed[r] + j, q);
         } else {
-          sum += q * load_some(saved, left);
-          saved += row_stride;
+          sum += q * load_some(saved[r] + j, left);
         }
       }
       if (alpha_grad) store(alpha_grad, load(alpha_grad) + sum);

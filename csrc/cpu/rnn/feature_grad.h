@@ -50,7 +50,7 @@ struct FeatureGradients {  // one worker's
   }
 
   // Writes the unit's rows of step t, from as many rows of factors of its direction.
-  void write(const Unit& unit, int64_t t, int64_t rows, const Rows<F>& from) const {
+  void write(const Unit& unit, int64_t t, int64_t rows, const Rows<const F>& from) const {
     const int d = unit.d;
     S* const to = static_cast<S*>(out.input) + p.row(t, unit.b0) * p.I;
     if (!plan.sorts) {
@@ -72,7 +72,7 @@ struct FeatureGradients {  // one worker's
     for (int d = 0; d < p.D; ++d) {
       const Matrix<S, F> weight = this->weight(p, d);
       const Range share = part(weight.panels(), i, n);
-      const Rows<F> from = rows_of(grad_pre, d, p.rows());
+      const Rows<const F> from = rows_of(grad_pre, d, p.rows());
       RNNEXT_ISA::stream(product_of(d, nullptr, from, to), weight, packed, p.rows(), share.begin,
                          share.end);
     }
@@ -92,16 +92,14 @@ struct FeatureGradients {  // one worker's
  private:
   F* packed_of(int d) const { return packed + d * weight(p, d).packed_size(); }
   // Rows of factors times W_ih of direction d, added to `to`; the first direction begins the sums.
-  Projection<E> product_of(int d, const F* packed, const Rows<F>& from, C* to) const {
+  Projection<E> product_of(int d, const F* packed, const Rows<const F>& from, C* to) const {
     return {.packed = packed,
             .a = from,
-            .start = d > 0 ? to : nullptr,
-            .start_stride = p.I,
-            .out = to,
-            .out_stride = p.I,
+            .start = {d > 0 ? to : nullptr, p.I},
+            .out = {to, p.I},
             .end = p.I};
   }
-  void multiply(int d, int64_t rows, const Rows<F>& from, C* to) const {
+  void multiply(int d, int64_t rows, const Rows<const F>& from, C* to) const {
     sweep(product_of(d, packed_of(d), from, to), rows, 0, panels_in<F>(p.I), p.I,
           factors_in<F>(p.H));
   }
@@ -123,7 +121,7 @@ struct FeatureGradients {  // one worker's
   }
   int64_t block_rows() const { return feature_block(p, kShape<S, E>); }
   // Rows of grad_pre of direction d, as factors.
-  Rows<F> rows_of(const C* grad_pre, int d, int64_t rows) const {
+  Rows<const F> rows_of(const C* grad_pre, int d, int64_t rows) const {
     const C* const from = grad_pre + d * p.H;
     if constexpr (kDepth<F> == 1) {
       return {from, p.D * p.H};

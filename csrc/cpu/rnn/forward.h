@@ -34,16 +34,14 @@ struct ForwardStep {
   const F* packed;  // W_hh
   const F* packed_ih;
   int64_t H;
-  const C* start;  // the bias, or, start_stride apart, rows of pre-activations; column 0
-  Rows<F> state;
-  int64_t output_stride = 0;
-  int64_t next_stride = 0, next_end = 0;  // row stride, and where a row of `next` ends
-  int64_t start_stride = 0;
-  Rows<F> features = {};
+  Rows<const C> start;  // the bias, or rows of pre-activations; column 0
+  Rows<const F> state;
+  Rows<const F> features = {};
   int64_t I = 0;  // factors of the features
-  F* next = nullptr;
-  C* output = nullptr;  // null: it is `next`, or ForwardStates::finish_step writes it
-  bool far = false;     // whether the output's lines come from far memory
+  Rows<F> next = {};
+  int64_t next_end = 0;  // where a row of `next` ends
+  Rows<C> output = {};   // none: it is `next`, or ForwardStates::finish_step writes it
+  bool far = false;      // whether the output's lines come from far memory
   LeakRows<C> leak = {};
   C* far_saved = nullptr;  // leak.saved, if its lines may come from far memory too
 
@@ -51,17 +49,16 @@ struct ForwardStep {
   RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels,
                         int64_t K) const {
     if (far) {
-      F* const to = next + row * next_stride + column / kDepth<F>;
-      if (output)
-        extent.template prefetch<true>(output + row * output_stride + column, output_stride);
-      if (!output) extent.template prefetch<true, kDepth<F>>(to, next_stride);
+      F* const to = next[row] + column / kDepth<F>;
+      if (output) extent.template prefetch<true>(output[row] + column, output.stride);
+      if (!output) extent.template prefetch<true, kDepth<F>>(to, next.stride);
       if (far_saved)
         extent.template prefetch<true>(far_saved + row * leak.row_stride + column, leak.row_stride);
     }
     typename Extent::template Tile<E> sums(extent);
-    sums.load(start + row * start_stride + column, start_stride);
-    sums.add(features.first + row * features.stride, features.stride, packed_ih + column * I, I);
-    sums.add(state.first + row * state.stride, state.stride, panels, K);
+    sums.load(start[row] + column, start.stride);
+    sums.add(features[row], features.stride, packed_ih + column * I, I);
+    sums.add(state[row], state.stride, panels, K);
     sums.finish(*this, row, column);
   }
   template <int R, int NV>
@@ -72,8 +69,8 @@ struct ForwardStep {
         sums[r][j] = Activation<C, decltype(name)::value>::forward(sums[r][j]);
       });
     });
-    store_factors(sums, next + row * next_stride, next_stride, column, next_end);
-    if (output) store_tile(sums, output + row * output_stride + column, output_stride, H - column);
+    store_factors(sums, next[row], next.stride, column, next_end);
+    if (output) store_tile(sums, output[row] + column, output.stride, H - column);
   }
 };
 
@@ -94,9 +91,9 @@ struct ForwardLayout {
   ForwardLayout(const Recurrence& p, const ForwardPlan& plan, int workers, Arena arena)
       : p(p),
         plan(plan),
-        ih(arena.take<F>(copies(), weight_ih(0).packed_size() + gap<F>(copies()))),
-        hh(arena.take<F>(copies(), weight_hh(0).packed_size() + gap<F>(copies()))),
-        finite(arena.take<bool>(copies(), panels_in<C>(p.H) + gap<bool>(copies()))),
+        ih(arena.take_apart<F>(plan.copies(p.D), weight_ih(0).packed_size())),
+        hh(arena.take_apart<F>(plan.copies(p.D), weight_hh(0).packed_size())),
+        finite(arena.take_apart<bool>(plan.copies(p.D), panels_in<C>(p.H))),
         states(p, plan, arena),
         columns(plan.member_panels(panels_in<C>(p.H)) * kPanel<C>) {
     if (plan.weights == Weights::given) {
@@ -135,9 +132,6 @@ struct ForwardLayout {
 
   // Whether each step's sums start from rows of scratch instead of the bias.
   bool starts_from_rows() const { return plan.projects || p.noise[0]; }
-  int64_t copies() const {
-    return plan.weights == Weights::own ? plan.units : plan.weights == Weights::shared ? p.D : 0;
-  }
   int64_t copy_of(const Unit& unit) const {
     return plan.weights == Weights::own ? unit.group : unit.d;
   }
@@ -185,27 +179,27 @@ struct Forward {
 
   void steps(const Unit& unit, Worker& worker, const Wavefront& wavefront) const {
     const auto s = at.scratch_of(worker);
-    const int64_t pre_stride = scratch_stride<C>(at.columns);
     const int64_t first_column = unit.p0 * kPanel<C>, copy = at.copy_of(unit);
+    const Rows<C> pre{s.pre - first_column, scratch_stride<C>(at.columns)};
     if (plan.weights == Weights::own) at.pack(unit.d, unit.group, unit.p0, unit.p1);
-    for (int64_t j = 0; j < at.columns; j += kLanes<C>)
-      store(s.bias + j, bias_of<S>(p, unit.d, first_column + j));
+    const auto fill = [&](C* values, const auto& of) {
+      for (int64_t j = 0; j < at.columns; j += kLanes<C>) store(values + j, of(first_column + j));
+    };
+    fill(s.bias, [&](int64_t j) { return bias_of<S>(p, unit.d, j); });
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
     ForwardStep<E> step{.epilogue = forward_epilogue<S, ForwardStep<E>>(p),
                         .packed = at.hh[copy],
                         .packed_ih = at.ih[copy],
                         .H = p.H,
-                        .start = s.bias - first_column,
+                        .start = {s.bias - first_column, 0},
                         .state = at.states.initial_state(unit)};
     if (unit.members > 1) worker.advance();
     step.far = plan.far;
     if (p.form != Form::none) {
-      for (int64_t j = 0; j < at.columns; j += kLanes<C>)
-        store(s.alpha + j, alpha_of<S>(p, unit.d, first_column + j));
+      fill(s.alpha, [&](int64_t j) { return alpha_of<S>(p, unit.d, j); });
       step.leak.alpha = s.alpha - first_column;
     }
-    for (int64_t j = 0; p.noise[0] && j < at.columns; j += kLanes<C>)
-      store(s.noise + j, of_unit<S>(p, p.noise[unit.d], first_column + j));
+    if (p.noise[0]) fill(s.noise, [&](int64_t j) { return of_unit<S>(p, p.noise[unit.d], j); });
     // A state of zeros needs no product, unless a weight that is not finite turns zeros into NaN.
     const bool starts_from_zeros =
         !p.hx && !p.reset_state && p.form != Form::voltage && at.is_finite(unit);
@@ -216,9 +210,8 @@ struct Forward {
       if (p.I > 0) step.features = feature_rows<S, E>(p, unit, chunk, s.features);
       if (p.noise[0]) draw_noise(unit, chunk, s, first_column);
       if (plan.projects) {
-        const C* const start = p.noise[0] ? s.pre : s.bias;
-        fill_pre(unit, chunk, step, start - first_column, p.noise[0] ? pre_stride : 0,
-                 s.pre - first_column);
+        const Rows<const C> bias{s.bias - first_column, 0};
+        fill_pre(unit, chunk, step, p.noise[0] ? pre : bias, pre);
       } else {
         step.I = factors_in<F>(p.I);
       }
@@ -227,8 +220,8 @@ struct Forward {
         const int64_t t = reverse ? p.T - 1 - done : done;
         const int64_t rows = sequences(p, unit, t);
         if (reverse) row -= rows;
-        C* const pre = s.pre + row * pre_stride - first_column;
-        if (at.starts_from_rows()) step.start = pre, step.start_stride = pre_stride;
+        const Rows<C> own{pre[row], pre.stride};
+        if (at.starts_from_rows()) step.start = own;
         at.states.set_destinations(step, unit, t, done);
         if (plan.weights == Weights::streamed) {
           if (!plan.from_hx && p.multiplies_state())
@@ -239,7 +232,7 @@ struct Forward {
           step.packed = at.hh[copy];
           sweep(step, rows, unit.p0, unit.p1, p.H, plan.from_hx ? factors_in<F>(p.H) : 0);
         } else {
-          weights.multiply(step, unit, at.hh[copy], pre, pre_stride, rows, done + 1, worker);
+          weights.multiply(step, unit, at.hh[copy], own, rows, done + 1, worker);
         }
         at.states.finish_step(step, unit, t, done, rows);
         if (!reverse) row += rows;
@@ -280,29 +273,26 @@ struct Forward {
   // Fills `pre` with a chunk's pre-activations without the recurrent term, which start from the
   // rows at `start`. Both begin with column 0.
   template <class Step>
-  void fill_pre(const Unit& unit, const Chunk& chunk, const Step& step, const C* start,
-                int64_t start_stride, C* pre) const {
-    const int64_t stride = scratch_stride<C>(at.columns);
+  void fill_pre(const Unit& unit, const Chunk& chunk, const Step& step, const Rows<const C>& start,
+                const Rows<C>& pre) const {
     if (p.I > 0) {
       const Projection<E> project{.packed = step.packed_ih,
                                   .a = step.features,
                                   .start = start,
-                                  .start_stride = start_stride,
                                   .out = pre,
-                                  .out_stride = stride,
                                   .end = panels_in<C>(p.H) * kPanel<C>};
       return sweep(project, chunk.rows, unit.p0, unit.p1, p.H, factors_in<F>(p.I));
     }
+    int64_t to = 0;
     for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
-      for (int64_t i = 0, n = sequences(p, unit, t); i < n; ++i) {
+      for (int64_t i = 0, n = sequences(p, unit, t); i < n; ++i, ++to) {
         const S* const row =
             p.input.data ? input_row<S>(p, t, unit.sequence(i)) + unit.d * p.H : nullptr;
         for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
-          Vec<C> x = load(start + j);
+          Vec<C> x = load(start[to] + j);
           if (row) x += load_some(row + j, p.H - j);
-          store(pre + j, x);
+          store(pre[to] + j, x);
         }
-        start += start_stride, pre += stride;
       }
   }
 };

@@ -12,25 +12,24 @@ struct OneStep {
   using C = Compute<S>;
 
   const Recurrence& p;
-  F *x, *h;  // the worker's own rows of factors: [B] features, [D][B] states
-  int64_t x_stride, h_stride;
+  Rows<F> x, h;  // the worker's own rows of factors: [B] features, [D][B] states
   size_t bytes;
 
   OneStep(const Recurrence& p, char* scratch)
-      : p(p), x_stride(scratch_stride<F>(p.I)), h_stride(scratch_stride<F>(p.H)) {
+      : p(p), x{nullptr, scratch_stride<F>(p.I)}, h{nullptr, scratch_stride<F>(p.H)} {
     Arena arena{scratch};
-    x = arena.take<F>(p.B * x_stride);
-    h = arena.take<F>(p.D * p.B * h_stride);
+    x.first = arena.take<F>(p.B * x.stride);
+    h.first = arena.take<F>(p.D * p.B * h.stride);
     bytes = arena.used;
   }
 
   void run(const Worker& worker) const {
     for (int64_t b = 0; b < p.B; ++b)
       for (int64_t i = 0; i < p.I; i += kLanes<C>)
-        Factors<F>::store(x + b * x_stride, i, load_some(input_row<S>(p, 0, b) + i, p.I - i));
+        Factors<F>::store(x[b], i, load_some(input_row<S>(p, 0, b) + i, p.I - i));
     for (int64_t row = 0; p.hx && row < p.D * p.B; ++row)
       for (int64_t j = 0; j < p.H; j += kLanes<C>)
-        Factors<F>::store(h + row * h_stride, j,
+        Factors<F>::store(h[row], j,
                           load_some(static_cast<const S*>(p.hx) + row * p.H + j, p.H - j));
     const int64_t vectors = divide_up(p.H, kLanes<C>);
     const Range share = part(p.D * vectors, worker.rank, worker.size);
@@ -62,10 +61,9 @@ struct OneStep {
       acc[b] = bias_of<S>(p, d, j);
       if (p.I == 0 && p.input.data) acc[b] += load_some(input_row<S>(p, 0, b) + d * p.H + j, left);
     }
-    add(acc, static_cast<const S*>(p.weight_ih[d]) + j * p.I, left, p.I, x, x_stride);
+    add(acc, static_cast<const S*>(p.weight_ih[d]) + j * p.I, left, p.I, x.first, x.stride);
     if (p.hx)
-      add(acc, static_cast<const S*>(p.weight_hh[d]) + j * p.H, left, p.H, h + d * p.B * h_stride,
-          h_stride);
+      add(acc, static_cast<const S*>(p.weight_hh[d]) + j * p.H, left, p.H, h[d * p.B], h.stride);
     for_name(p.nonlinearity, ForwardVectors<S>{acc, R});
     for (int64_t b = 0; b < R; ++b) {
       store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, acc[b], left);

@@ -75,6 +75,10 @@ struct Plan {
   bool sorts = false;   // each unit takes its longest sequences first, and leaves padding out
   bool joined = false;  // one worker has all directions of a sequence, one after the other
 
+  // How many copies of packed weights there are.
+  int64_t copies(int directions) const {
+    return weights == Weights::own ? units : weights == Weights::shared ? directions : 0;
+  }
   // The most panels of a member.
   int64_t member_panels(int64_t panels) const {
     return divide_up(divide_up(panels, panel_group), hidden_parts) * panel_group;

@@ -97,7 +97,7 @@ struct ForwardStates {
 
   // The state that the unit's first step reads: hx, or zeros. It is written to both buffers, since
   // a sequence that begins late may find it in either. A sequence without steps ends with it.
-  Rows<F> initial_state(const Unit& unit) const {
+  Rows<const F> initial_state(const Unit& unit) const {
     if (plan.from_hx)
       return {reinterpret_cast<const F*>(state_row<S>(p, p.hx, unit.d, unit.b0)), p.H / kDepth<F>};
     const int64_t t = p.reverse[unit.d] ? p.T - 1 : 0;
@@ -122,20 +122,14 @@ struct ForwardStates {
     const int64_t width = p.D * p.H;
     S* const output = plan.sorts ? nullptr : output_row<S>(p, p.output, unit.d, t, unit.b0);
     if (plan.state == Home::rows) {
-      step.next = reinterpret_cast<F*>(output);
-      step.next_stride = width / kDepth<F>;
+      step.next = {reinterpret_cast<F*>(output), width / kDepth<F>};
       step.next_end = p.H;
     } else {
-      step.next = buffers.row(unit, buffer_after(done));
-      step.next_stride = buffers.stride;
+      step.next = buffers.all(unit, buffer_after(done));
       step.next_end = panels_in<C>(p.H) * kPanel<C>;
       if constexpr (kNative<S>) {
-        step.output = plan.held_steps > 0 ? nullptr : output;
-        step.output_stride = width;
-        if (plan.sorts && has_output()) {
-          step.output = apart.row(unit, kOutput);
-          step.output_stride = apart.stride;
-        }
+        step.output = {plan.held_steps > 0 ? nullptr : output, width};
+        if (plan.sorts && has_output()) step.output = apart.all(unit, kOutput);
       }
     }
     if (p.form != Form::none) set_leak_rows(step, unit, t);
@@ -150,9 +144,9 @@ struct ForwardStates {
       step.leak.saved = saved;
       if constexpr (kNative<S>) step.far_saved = saved;
     }
-    if (carry.count) step.leak.carry = carry.row(unit, 0);
-    step.leak.before = carry.count ? step.leak.carry : reinterpret_cast<const C*>(step.state.first);
-    step.leak.stride = carry.count ? carry.stride : step.state.stride;
+    if (carry.count) step.leak.carry = carry.all(unit, 0);
+    step.leak.before = {reinterpret_cast<const C*>(step.state.first), step.state.stride};
+    if (carry.count) step.leak.before = step.leak.carry;
   }
 
   // Turns what the step wrote into the state that the next one reads, completes its output, and
@@ -160,7 +154,7 @@ struct ForwardStates {
   template <class Step>
   void finish_step(Step& step, const Unit& unit, int64_t t, int64_t done, int64_t rows) const {
     if (plan.state == Home::scratch) {
-      if (unit.last) clear_row_ends(step.next, rows, buffers.stride, p.H);
+      if (unit.last) clear_row_ends(step.next.first, rows, buffers.stride, p.H);
       if (plan.sorts) clear_padding(unit, t, rows);
       if (!kNative<S> || plan.sorts) write_output(unit, t, rows, step.next);
     }
@@ -174,11 +168,10 @@ struct ForwardStates {
       for (int64_t i = 0; i < unit.size; ++i) {
         const int64_t b = unit.sequence(i);
         if (p.restarts(unit.d, b, next))
-          store_state(unit, i, state_row<S>(p, p.reset_state, unit.d, b),
-                      step.next + i * buffers.stride);
+          store_state(unit, i, state_row<S>(p, p.reset_state, unit.d, b), step.next[i]);
       }
     }
-    step.state = {step.next, step.next_stride};
+    step.state = step.next;
   }
 
  private:
@@ -217,10 +210,11 @@ struct ForwardStates {
   }
   // Writes the output, and what is saved, where the tiles did not. The state is rounded to 16 bits
   // with its output.
-  void write_output(const Unit& unit, int64_t t, int64_t rows, F* next) const {
+  void write_output(const Unit& unit, int64_t t, int64_t rows, const Rows<F>& states) const {
     const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
-    for (int64_t i = 0; i < rows; ++i, next += buffers.stride) {
+    for (int64_t i = 0; i < rows; ++i) {
       const int64_t b = unit.sequence(i);
+      F* const next = states[i];
       S* const output = output_row<S>(p, p.output, unit.d, t, b);
       for (int64_t j = from; j < to; j += kLanes<C>) {
         if constexpr (has_output()) {
@@ -289,7 +283,7 @@ struct BackwardStates {
   bool leaks() const { return p.form != Form::none; }
 
   // The state that the unit's last steps read: zeros. With Home::rows they are not read.
-  Rows<F> initial_state(const Unit& unit) const {
+  Rows<const F> initial_state(const Unit& unit) const {
     const int cleared = plan.state == Home::rows ? kEven : kFirstSteps + 1;
     for (int64_t i = 0; i < unit.size; ++i)
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
@@ -301,35 +295,36 @@ struct BackwardStates {
   }
 
   // Where the step after `done` others writes its state beside grad_pre; null: grad_pre is enough.
-  F* next_buffer(const Unit& unit, int64_t done) const {
-    return plan.state == Home::rows ? nullptr : buffers.row(unit, done % 2 == 0 ? kOdd : kEven);
+  Rows<F> next_buffer(const Unit& unit, int64_t done) const {
+    if (plan.state == Home::rows) return {};
+    return buffers.all(unit, done % 2 == 0 ? kOdd : kEven);
   }
 
   // Turns what a step wrote into the state that the next one reads.
-  Rows<F> finish_step(const Unit& unit, int64_t t, int64_t rows, F* next, C* grad_pre,
-                      int64_t stride) const {
-    if (plan.state == Home::rows) return {reinterpret_cast<const F*>(grad_pre), stride};
-    if (unit.last) clear_row_ends(next, rows, buffers.stride, p.H);
-    if (p.ragged()) mask_ragged_rows(unit, t, rows, next, grad_pre, stride);
-    return {next, buffers.stride};
+  Rows<const F> finish_step(const Unit& unit, int64_t t, int64_t rows, const Rows<F>& next,
+                            const Rows<C>& grad_pre) const {
+    if (plan.state == Home::rows)
+      return {reinterpret_cast<const F*>(grad_pre.first), grad_pre.stride};
+    if (unit.last) clear_row_ends(next.first, rows, next.stride, p.H);
+    if (p.ragged()) mask_ragged_rows(unit, t, rows, next, grad_pre);
+    return next;
   }
 
   // Stops the gradient where a sequence, or an episode of it, begins with step t: it goes to hx or
   // reset_state, and not to the step before. alpha_grad: LeakRows::alpha_grad.
-  void stop_at_starts(const Unit& unit, int64_t t, int64_t rows, F* next, const C* grad_pre,
-                      int64_t stride, C* alpha_grad) const {
+  void stop_at_starts(const Unit& unit, int64_t t, int64_t rows, const Rows<F>& next,
+                      const Rows<C>& grad_pre, C* alpha_grad) const {
     if (!p.reset && !leaks()) return;
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t b = unit.sequence(row);
       const bool anew = p.restarts(unit.d, b, t);
       if (anew || p.starts(unit.d, b, t))
-        stop_row(unit, row, anew, next ? next + row * buffers.stride : nullptr,
-                 grad_pre + row * stride, alpha_grad);
+        stop_row(unit, row, anew, next ? next[row] : nullptr, grad_pre[row], alpha_grad);
     }
   }
 
   // The sums of the pre-activations' gradient over resets, as rows of factors.
-  Rows<F> reset_sums(const Unit& unit) const {
+  Rows<const F> reset_sums(const Unit& unit) const {
     for (int64_t i = 0; i < unit.size; ++i)
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
         Factors<F>::store(buffers.row(unit, kResets, i), j, load(sums.row(unit, kResetPre, i) + j));
@@ -338,16 +333,16 @@ struct BackwardStates {
   }
 
   // A copy of a state whose rows are about to be overwritten.
-  Rows<F> copied(const Unit& unit, const Rows<F>& state) const {
+  Rows<const F> copied(const Unit& unit, const Rows<const F>& state) const {
     if (plan.state == Home::scratch) return state;
     for (int64_t i = 0; i < unit.size; ++i)
       for (int64_t j = 0; j < p.H; j += kLanes<C>)
-        copy_factors(buffers.row(unit, kEven, i), state.first + i * state.stride, j);
+        copy_factors(buffers.row(unit, kEven, i), state[i], j);
     return buffers.all(unit, kEven);
   }
 
   // The states of the sequences' first steps, after the last step left `state`.
-  Rows<F> first_steps(const Unit& unit, const Rows<F>& state) const {
+  Rows<const F> first_steps(const Unit& unit, const Rows<const F>& state) const {
     return p.ragged() ? buffers.all(unit, kFirstSteps) : state;
   }
 
@@ -374,19 +369,19 @@ struct BackwardStates {
     }
   }
   // Clears the gradient of rows past their sequence's end, and keeps that of a first step.
-  void mask_ragged_rows(const Unit& unit, int64_t t, int64_t rows, F* next, C* grad_pre,
-                        int64_t stride) const {
-    for (int64_t row = 0; row < rows; ++row, next += buffers.stride, grad_pre += stride) {
+  void mask_ragged_rows(const Unit& unit, int64_t t, int64_t rows, const Rows<F>& next,
+                        const Rows<C>& grad_pre) const {
+    for (int64_t row = 0; row < rows; ++row) {
       const int64_t b = unit.sequence(row);
       const bool past = !p.inside(b, t);
       const bool starts = p.starts(unit.d, b, t) && !p.restarts(unit.d, b, t);
       if (!past && !starts) continue;
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
         if (past) {
-          Factors<F>::store(next, j, Vec<C>{});
-          store_some(grad_pre + j, Vec<C>{}, p.H - j);
+          Factors<F>::store(next[row], j, Vec<C>{});
+          store_some(grad_pre[row] + j, Vec<C>{}, p.H - j);
         } else {
-          copy_factors(buffers.row(unit, kFirstSteps, row), next, j);
+          copy_factors(buffers.row(unit, kFirstSteps, row), next[row], j);
         }
       }
     }

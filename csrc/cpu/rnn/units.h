@@ -48,13 +48,12 @@ struct Arena {
     T* const first = take<T>(count * static_cast<int64_t>(size));
     return {count > 0 ? first : nullptr, static_cast<int64_t>(size)};
   }
+  // The same, with a gap after each array, which another thread writes, if there are several.
+  template <class T>
+  Arrays<T> take_apart(int64_t count, int64_t size) {
+    return take<T>(count, size + (count > 1 ? kApart / sizeof(T) : 0));
+  }
 };
-
-// Elements of the gap between the memory of one thread and that of the next, if there are several.
-template <class T>
-constexpr int64_t gap(int64_t threads) {
-  return threads > 1 ? kApart / static_cast<int64_t>(sizeof(T)) : 0;
-}
 
 // Piece m of the state: the values that one member writes, or all values.
 template <class C>
@@ -86,11 +85,11 @@ struct StateWeights {
 
   // A piece of the state, K factors of each row, and where its weights lie among the packed ones.
   struct Piece {
-    Rows<F> state;
+    Rows<const F> state;
     int64_t K, packed_at;
   };
   // Waits until those who write piece m of a unit's state have advanced n times, and prefetches it.
-  Piece await(const Unit& unit, int64_t m, int64_t n, const Rows<F>& state, int64_t rows,
+  Piece await(const Unit& unit, int64_t m, int64_t n, const Rows<const F>& state, int64_t rows,
               const Worker& worker) const {
     const Range k = piece_of<C>(plan, weight.K, m);
     const Piece piece{{state.first + k.begin / kDepth<F>, state.stride},
@@ -103,17 +102,17 @@ struct StateWeights {
       if (other != worker.rank) worker.wait_for(other, n);
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t i = 0; i < piece.K; i += 64 / static_cast<int64_t>(sizeof(F)))
-        __builtin_prefetch(piece.state.first + row * piece.state.stride + i);
+        __builtin_prefetch(piece.state[row] + i);
     return piece;
   }
 
   // Computes `step` for a unit's panels, with the product of W_hh and the state. If the state has
   // pieces, the product of each is added when the piece is there, in the order of k: the sums begin
-  // from the step's own start, and wait in `sums`, rows `stride` apart whose first column is 0.
+  // from the step's own start, and wait in `sums`, whose first column is 0.
   template <class Step>
-  void multiply(Step& step, const Unit& unit, const F* packed, C* sums, int64_t stride,
-                int64_t rows, int64_t n, const Worker& worker) const {
-    const Rows<F> state = step.state;
+  void multiply(Step& step, const Unit& unit, const F* packed, const Rows<C>& sums, int64_t rows,
+                int64_t n, const Worker& worker) const {
+    const Rows<const F> state = step.state;
     for (int64_t m = 0; m < plan.pieces; ++m) {
       const Piece piece = await(unit, m, n, state, rows, worker);
       step.packed = packed + piece.packed_at;
@@ -124,12 +123,10 @@ struct StateWeights {
         const Projection<E> add{.packed = step.packed,
                                 .a = step.state,
                                 .start = step.start,
-                                .start_stride = step.start_stride,
                                 .out = sums,
-                                .out_stride = stride,
                                 .end = step.H};
         sweep(add, rows, unit.p0, unit.p1, weight.columns, piece.K);
-        step.start = sums, step.start_stride = stride;
+        step.start = sums;
       }
     }
     step.state = state;
@@ -144,14 +141,14 @@ const S* input_row(const Recurrence& p, int64_t t, int64_t b) {
 
 // A chunk's rows of features in the order of memory: where they lie, or copied to scratch.
 template <class S, class E, class F = typename E::Factor>
-Rows<F> feature_rows(const Recurrence& p, const Unit& unit, const Chunk& chunk, F* scratch) {
+Rows<const F> feature_rows(const Recurrence& p, const Unit& unit, const Chunk& chunk, F* scratch) {
   const bool sorted = unit.order != nullptr;
   int64_t apart = 0;
   if (kStoredAsFactors<S, F> && !sorted &&
       p.input.direct(p, chunk.n, unit.b0, unit.b0 + unit.size, &apart) && p.I % kGrain<F> == 0 &&
       apart % kDepth<F> == 0 && chunk.rows % E::kRowBlock == 0)
     return {reinterpret_cast<const F*>(input_row<S>(p, chunk.t, unit.b0)), apart / kDepth<F>};
-  const Rows<F> rows{scratch, scratch_stride<F>(p.I)};
+  const Rows<const F> rows{scratch, scratch_stride<F>(p.I)};
   // The rows of sorted sequences do not follow each other, so the next chunk's are prefetched.
   const int64_t ahead = sorted && !p.input.index ? p.input.stride_t : 0;
   for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t) {

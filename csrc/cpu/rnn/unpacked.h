@@ -93,12 +93,12 @@ struct UnpackedBlock {
   RNNEXT_TILE void tile(Extent<R, NV> extent, int64_t row, int64_t column, const F*,
                         int64_t) const {
     RegisterTile<E, R, NV> sums(extent), block(extent);
-    const Rows<F>& a = product.a;
-    F* const out = product.out + row * product.out_stride + column;
+    const Rows<const F>& a = product.a;
+    F* const out = product.out[row] + column;
     if (begin > 0) {
-      sums.load(out, product.out_stride);
+      sums.load(out, product.out.stride);
     } else if (product.start) {
-      sums.load(product.start + row * product.start_stride + column, product.start_stride);
+      sums.load(product.start[row] + column, product.start.stride);
     } else {
       sums.clear();
     }
@@ -110,8 +110,7 @@ struct UnpackedBlock {
       for (int j = 0; j < NV; ++j) {
         const Vec<F> b = load(from + j * kLanes<F>);
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r)
-          E::multiply_add(block.sums[r][j], a.first[(row + r) * a.stride + k], b);
+        for (int r = 0; r < R; ++r) E::multiply_add(block.sums[r][j], a[row + r][k], b);
       }
     }
     for_block<R, NV>([&](int r, int j) { sums.sums[r][j] += block.sums[r][j]; });

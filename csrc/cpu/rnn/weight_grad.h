@@ -90,31 +90,30 @@ struct WeightGradients {
   }
 
   // Adds the next `rows` rows of the cursor. If `begins`, the sums begin with these, even if there
-  // are none. grad_pre: the first of their rows, `stride` apart, or, if that is 0, the whole tensor
-  // [N, D*H].
-  void add(RowCursor<S>& cursor, int64_t rows, const C* grad_pre, int64_t stride,
-           bool begins) const {
+  // are none. grad_pre: their rows, or, if its stride is 0, the whole tensor [N, D*H].
+  void add(RowCursor<S>& cursor, int64_t rows, Rows<C> grad_pre, bool begins) const {
     const int d = cursor.unit.d;
     if (begins) __builtin_memset(sum_columns, 0, column_count * column_size * sizeof(C));
     for (; rows > 0 || begins; begins = false) {
       const int64_t n = min_of(kGradientRows, rows);
       for (int64_t i = 0; i < n; ++i, cursor.next()) {
         cursor.settle();
-        grad_rows[i] = stride ? grad_pre + i * stride + begin
-                              : grad_pre + (cursor.row() * p.D + d) * p.H + begin;
+        const int64_t row = grad_pre.stride ? 0 : (cursor.row() * p.D + d) * p.H;
+        grad_rows[i] = grad_pre[i] + row + begin;
         state_rows[i] = cursor.state();
         feature_rows[i] = cursor.features();
       }
       add_columns<kColumns>(0, n);
-      const Tiles tiles = stride && kDepth<F> == 1
-                              ? Tiles{reinterpret_cast<const F*>(grad_pre + begin), 1, stride}
-                              : pack_left(n);
+      const Tiles tiles =
+          grad_pre.stride && kDepth<F> == 1
+              ? Tiles{reinterpret_cast<const F*>(grad_pre.first + begin), 1, grad_pre.stride}
+              : pack_left(n);
       if (out.weight_hh[d])
         add_product(tiles, state_rows, n, p.H, sums_of(sum_hh, out.weight_hh[d], p.H), begins);
       if (product_ih())
         add_product(tiles, feature_rows, n, p.I, sums_of(sum_ih, out.weight_ih[d], p.I), begins);
       rows -= n;
-      grad_pre += n * stride;
+      grad_pre.first = grad_pre[n];
     }
   }
 
@@ -159,24 +158,24 @@ struct WeightGradients {
   // Where tiles keep their sums, and how many rows and columns there is room for: whole tiles, or
   // just the gradient.
   struct Sums {
-    C* first;
-    int64_t stride, rows, columns;
+    Rows<C> at;
+    int64_t rows, columns;
     template <int R, int NV>
     RNNEXT_INLINE void finish(const Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
-      C* const to = first + row * stride + column;
-      if (row + R <= rows) return store_tile(sums, to, stride, columns - column);
+      C* const to = at[row] + column;
+      if (row + R <= rows) return store_tile(sums, to, at.stride, columns - column);
       Vec<C> memory[R][NV];
       copy_block(memory, sums);
       for (int64_t r = 0; r < rows - row; ++r)
         for (int j = 0; j < NV; ++j)
-          store_some(to + r * stride + j * kLanes<C>, memory[r][j],
+          store_some(to + r * at.stride + j * kLanes<C>, memory[r][j],
                      columns - column - j * kLanes<C>);
     }
   };
   Sums sums_of(C* sum, void* gradient, int64_t columns) const {
     if (plan.direct_sums)
-      return {static_cast<C*>(gradient) + begin * columns, columns, height, columns};
-    return {sum, scratch_stride<C>(columns), height + kTileRows, columns + kPanel<C>};
+      return {{static_cast<C*>(gradient) + begin * columns, columns}, height, columns};
+    return {{sum, scratch_stride<C>(columns)}, height + kTileRows, columns + kPanel<C>};
   }
 
   bool product_ih() const { return out.weight_ih[0] && p.I > 0 && !few_features; }
@@ -263,15 +262,15 @@ struct WeightGradients {
     for (int64_t column = 0; column < columns; column += kPanel<C>) {
       pack_right(column, right);
       for (int64_t h = 0; h < height; h += kTileRows)
-        add_tile(tiles, right, K, h, column, columns, sums, begins, kTileRows * sums.stride);
+        add_tile(tiles, right, K, h, column, columns, sums, begins, kTileRows * sums.at.stride);
     }
   }
   // The next tile's sums, `ahead` of these, may be far in memory: they are prefetched meanwhile.
   void add_tile(const Tiles& tiles, const F* panel, int64_t K, int64_t h, int64_t column,
                 int64_t columns, const Sums& sums, bool begins, int64_t ahead) const {
     if constexpr (kTiled<F>) {
-      add_amx_tiles(tiles.first + h * tiles.step, panel, K, sums.first + h * sums.stride + column,
-                    sums.stride, begins);
+      add_amx_tiles(tiles.first + h * tiles.step, panel, K, sums.at[h] + column, sums.at.stride,
+                    begins);
     } else if (columns - column > kLanes<C>) {
       add_tile<2>(tiles, panel, K, h, column, sums, begins, ahead);
     } else {
@@ -282,13 +281,13 @@ struct WeightGradients {
   RNNEXT_TILE void add_tile(const Tiles& tiles, const F* panel, int64_t K, int64_t h,
                             int64_t column, const Sums& sums, bool begins, int64_t ahead) const {
     typename E::template Tile<kTileRows, NV> tile(Extent<kTileRows, NV>{});
-    C* const to = sums.first + h * sums.stride + column;
+    C* const to = sums.at[h] + column;
     if (begins) {
       tile.clear();
     } else {
-      tile.load(to, sums.stride);
+      tile.load(to, sums.at.stride);
     }
-    if (h + 2 * kTileRows <= height) prefetch_tile<kTileRows, NV>(to + ahead, sums.stride);
+    if (h + 2 * kTileRows <= height) prefetch_tile<kTileRows, NV>(to + ahead, sums.at.stride);
     tile.template add<true>(tiles.first + h * tiles.step, tiles.stride, panel, K);
     tile.finish(sums, h, column);
   }

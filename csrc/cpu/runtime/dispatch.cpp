@@ -58,16 +58,10 @@ const KernelTable& kernels() {
 
 void set_isa(const std::string& name) { current.store(find(name)); }
 
-std::vector<std::string> isas_built() {
-  std::vector<std::string> names;
-  for (const KernelTable* table : tables()) names.push_back(table->name);
-  return names;
-}
-
-std::vector<std::string> isas_supported() {
+std::vector<std::string> isas(bool supported) {
   std::vector<std::string> names;
   for (const KernelTable* table : tables())
-    if (table->supported()) names.push_back(table->name);
+    if (!supported || table->supported()) names.push_back(table->name);
   return names;
 }
 

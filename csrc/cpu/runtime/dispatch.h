@@ -78,7 +78,7 @@ extern const KernelTable kAmxStandInTable [[gnu::weak]], kGenericTable [[gnu::we
 
 const KernelTable& kernels();
 void set_isa(const std::string& name);  // throws std::invalid_argument
-std::vector<std::string> isas_built();  // slowest first
-std::vector<std::string> isas_supported();
+// Those of this build, or those that this CPU has too; slowest first.
+std::vector<std::string> isas(bool supported);
 
 }  // namespace rnnext

@@ -191,11 +191,19 @@ struct Factors<TileFactor<parts>> {
   }
 };
 
-// The first of some rows of factors, and how far apart they are.
-template <class F>
+// Rows `stride` apart.
+template <class T>
 struct Rows {
-  const F* first;
-  int64_t stride;
+  T* first = nullptr;  // null: there are none
+  int64_t stride = 0;
+
+  explicit operator bool() const { return first != nullptr; }
+  operator Rows<const T>() const
+    requires(!std::is_const_v<T>)
+  {
+    return {first, stride};
+  }
+  T* operator[](int64_t row) const { return first + row * stride; }
 };
 
 // Copies values column, .., column + kLanes - 1 of a row of factors.
