@@ -149,7 +149,7 @@ CHOICES = {
     ],
     "a thread takes both directions where it has a tile of sequences": [
         ((100, 12, 16, 64), BOTH, {"joined": True, "features": "by_step", "batch_parts": 2}),
-        ((100, 3, 16, 64), BOTH, {"joined": False, "features": "own"}),
+        ((100, 3, 16, 64), BOTH, {"joined": False, "features": "streamed"}),
         ((100, 32, 1024, 256), BOTH, {"joined": False}),
         ((1, 32, 16, 64), BOTH, {"joined": False}),
         ((100, 16, 0, 64), BOTH, {"joined": False}),

@@ -41,7 +41,7 @@ Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_t
   about["wavefront"] = false;
   if (train) {
     RecurrenceGradOut out;
-    static int wanted;  // the plan asks no more than whether there is a place for a gradient
+    static int wanted;  // the plan asks only whether there is a place for a gradient
     for (int d = 0; d < p.D; ++d) out.weight_ih[d] = out.weight_hh[d] = out.bias[d] = &wanted;
     out.input = &wanted;
     if (p.hx) out.hx = &wanted;

@@ -1,4 +1,4 @@
-// The plan of a call that is never made, in words and numbers, for people and for tests.
+// The plan of a call that is never made, as names and values, for people and for tests.
 #pragma once
 
 #include <map>
@@ -11,7 +11,7 @@ namespace rnnext {
 
 using Description = std::map<std::string, std::variant<bool, int64_t, double, std::string>>;
 
-// Of the kernels in use on this CPU, planned for `machine`; layer_count is for calls without
+// Plans for `machine`, with the kernels in use on this CPU. layer_count is for calls without
 // gradients.
 Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_threads, bool train,
                           const Machine& machine);

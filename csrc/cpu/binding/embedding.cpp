@@ -27,7 +27,7 @@ void parallel(int64_t bytes, const F& f) {
   run_team(threads, [&](Worker& worker) { f(worker.rank, worker.size); });
 }
 
-// Rows are read in no order that the CPU could foresee: asks for one ahead of its turn.
+// Prefetches a row before its turn, since the CPU cannot foresee the order in which they are read.
 inline void prefetch_row(const char* row, int64_t bytes) {
 #pragma GCC unroll 1
   for (int64_t i = 0; i < std::min<int64_t>(bytes, 1024); i += 64) __builtin_prefetch(row + i);
@@ -47,7 +47,7 @@ constexpr int64_t kAhead = 8;  // rows
   __builtin_unreachable();
 }
 
-// f(pointer to the indices), of either type.
+// Calls f with the pointer to the indices, of either type.
 template <class F>
 auto with_data(const Tensor& indices, const F& f) {
   return indices.scalar_type() == at::kLong ? f(indices.const_data_ptr<int64_t>())
@@ -58,7 +58,7 @@ template <class Index>
 void check_bounds(const Index* index, const Tensor& indices, int64_t rows) {
   for (int64_t i = 0, n = indices.numel(); i < n; ++i) {
     const int64_t row = index[i];
-    // One comparison: what is negative is too large without its sign.
+    // A single comparison: without its sign a negative number is too large.
     if (static_cast<uint64_t>(row) >= static_cast<uint64_t>(rows))
       throw_out_of_range(indices, i, row, rows);
   }
@@ -97,9 +97,10 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, boo
   return out;
 }
 
-// Numbers the rows of a table that occur among n tokens, in their own order, into rows [most], and
-// says which each token is. How many occur, or -1 if more than `most`. (Marks come first: whether a
-// row is a new one cannot be foreseen, and to branch on it takes twice as long.)
+// Writes the rows of a table that occur among n tokens, in their own order, to rows [most], and for
+// each token which of these it is to index [n]. Returns how many occur, or -1 if they are more than
+// `most`. (Rows are marked first: branching on whether a row is new, which no CPU can foresee,
+// takes twice as long.)
 template <class Index>
 int64_t number_rows(const Index* token, int64_t n, int64_t num_rows, int64_t most, int64_t* rows,
                     int64_t* index) {

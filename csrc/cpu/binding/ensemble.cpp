@@ -1,4 +1,4 @@
-// Ensembles on the CPU: each member is a call of its own, a member a thread.
+// Ensembles on the CPU: each member is a call of its own, and takes one thread.
 #include "ops/ensemble.h"
 
 #include <torch/library.h>
@@ -12,13 +12,13 @@
 namespace rnnext {
 namespace {
 
-// Calls run(m, workspace, worker) for each of M members, one of which takes `alone` threads if it
-// runs by itself. bytes(m, threads): of workspace.
+// Calls run(m, workspace, worker) for each of M members. A member that runs by itself takes `alone`
+// threads. bytes(m, threads) is the size of its workspace.
 template <class Bytes, class Run>
 void run_members(int64_t M, int alone, const Bytes& bytes, const Run& run) {
   const int threads = max_threads();
-  // Rounds in which each thread has a member of its own. Those that are left are a round as well,
-  // or, where they are sooner done so, share all threads one after the other.
+  // In a round each thread has a member of its own. Those that are left over are a round too, or,
+  // if that is faster, share all threads one after the other.
   int64_t apart = M / threads * threads;
   if (4 * (M - apart) > 3 * alone) apart = M;
   if (apart > 0) {

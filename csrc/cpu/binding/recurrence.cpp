@@ -1,4 +1,5 @@
-// The recurrence on the CPU: check, allocate, fill the params, run the kernel on a team of threads.
+// The recurrence on the CPU: checks, allocates, fills the structs, and runs the kernel on a team of
+// threads.
 #include <ATen/Context.h>
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
@@ -206,7 +207,7 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   for (size_t l = 1; l < L; ++l) layers[l].I = first.H;
   const RnnKernels& kernel = kernels_for(calls[0].dtype);
   const int threads = threads_for(layers.back(), n);
-  // 0: one layer after the other, whose outputs take turns in two places.
+  // With 0 bytes the layers run one after the other, and their outputs take turns in two places.
   const bool together = !sizes.empty() && !first.reverse[0];
   const size_t bytes = together ? kernel.stack_workspace(layers.data(), n, threads) : 0;
   Tensor outputs[2];
@@ -256,7 +257,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
   if (!call.s.empty()) {
     const RnnKernels& kernel = kernels_for(call.dtype);
     const int threads = threads_for(call.p, 3);
-    // (The plan asks what is wanted, so results are allocated before it, in vain perhaps.)
+    // (The plan asks what is wanted, so the results are allocated before it, perhaps in vain.)
     if (const std::optional<Unpadded> unpadded =
             Unpadded::of(call.p, call.out, kernel.shape, this_machine(), threads))
       return unpadded_backward(*unpadded, r, a, wanted);

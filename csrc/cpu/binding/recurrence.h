@@ -1,5 +1,5 @@
-// What every call of the recurrence on the CPU asks first: which kernels, and how many threads; and
-// a call that has been checked and prepared.
+// What every call of the recurrence on the CPU begins with: the choice of its kernels and threads,
+// and the checked call.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,8 +16,7 @@ const RnnKernels& kernels_for(DType dtype);
 
 // products: matrix products of the call, 1 forward.
 int threads_for(const Recurrence& p, int products);
-// As many of these threads as the plan of a forward call has work for: one that finds none is not
-// called.
+// How many of these threads the plan of a forward call has work for: the others are not called.
 int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& machine,
                  int threads);
 
@@ -28,8 +27,8 @@ struct Call : ParsedCall {
   explicit Call(const RecurrenceArguments& a);
 };
 
-// A call of the backward pass, with memory for its results: its kernel is run unless the call is
-// empty, and gradients() is asked once, after that.
+// A call of the backward pass with memory for its results. Run its kernel, unless the call is
+// empty, and then ask once for gradients().
 struct BackwardCall : Call {
   RecurrenceGrad g;
   RecurrenceGradOut out;
@@ -39,7 +38,7 @@ struct BackwardCall : Call {
 
  private:
   RecurrenceGradients grad_;
-  Tensor grad_pre_;  // where the input is pre-activations, and its gradient is wanted
+  Tensor grad_pre_;  // defined if the input is pre-activations, and its gradient is wanted
 };
 
 // Makes hx, or zeros, the last state of a call that has no step.
@@ -47,7 +46,7 @@ inline void copy_hx(const Tensor& h_n, const OptionalTensor& hx) {
   given(hx) ? h_n.copy_(*hx) : h_n.zero_();
 }
 
-// Memory for one call: small calls, one step at a time, take it from the stack.
+// Memory for one call. Small calls, such as one step, take it from the stack.
 class Workspace {
  public:
   explicit Workspace(size_t bytes) {

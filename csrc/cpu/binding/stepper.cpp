@@ -11,7 +11,8 @@
 namespace rnnext {
 namespace {
 
-// Its values in memory's order. The kernels read them past torch's dispatcher.
+// A tensor with the same values in the order of memory. The kernels read them past torch's
+// dispatcher.
 Tensor values_of(const Tensor& t, const char* name) {
   const bool plain = !t.key_set().has(c10::DispatchKey::Python) && t.has_storage() &&
                      (t.numel() == 0 || t.unsafeGetTensorImpl()->unsafe_storage().data());

@@ -13,23 +13,24 @@ namespace rnnext {
 
 class Stepper {
  public:
-  // Of one layer: weight_ih [H,I], which a first layer lacks whose table is of pre-activations,
-  // weight_hh, bias_ih, bias_hh, alpha, noise and noise_key, as the op takes them. They are copied.
+  // One layer's weight_ih [H,I], weight_hh, bias_ih, bias_hh, alpha, noise and noise_key, as the op
+  // takes them. They are copied. A first layer whose table has pre-activations has no weight_ih.
   using Weights = std::array<OptionalTensor, 7>;
   using Named = std::pair<std::string, Tensor>;
 
-  // table: rows of the first layer's input, [V,I] features or [V,H] pre-activations; a step is then
-  // fed with their numbers. It is read where it lies. watched: what the weights were made from; a
-  // step refuses to go on once they have changed.
+  // table: rows of the first layer's input, [V,I] features or [V,H] pre-activations; steps are then
+  // fed with their numbers. The table is read where it lies. watched: what the weights were made
+  // from; once these have changed, steps are refused.
   Stepper(const std::vector<Weights>& layers, const OptionalTensor& table,
           const std::vector<Named>& watched, std::string_view nonlinearity, std::string_view form,
           int64_t batch_size);
 
   const char* input_name() const { return table_.defined() ? "tokens" : "input"; }
-  // input [B,I], or [I] if B is 1; of a table, tokens [B], or [] -> the last layer's output, [B,H]
-  // or [H].
+  // Takes input [B,I], or [I] if B is 1, or, with a table, tokens [B] or []. Returns the last
+  // layer's output, [B,H] or [H].
   Tensor step(const Tensor& input);
-  // From a state [L,B,H] of the caller's, which stays as it is -> the output and the next state.
+  // The same from a state [L,B,H] of the caller's, which stays as it is; also returns the next
+  // state.
   std::pair<Tensor, Tensor> step_from(const Tensor& input, const Tensor& state);
 
   Tensor get_state() const;  // a copy, [L,B,H]
@@ -43,9 +44,9 @@ class Stepper {
     Call call;
     Tensor packed;
   };
-  // A tensor as it was when the weights were read: torch counts what is written to it in place.
-  // What it does not count (by a fused optimizer, through .data, by another process) mostly changes
-  // all values, so one is compared. (The storage is kept, so that nothing else gets its address.)
+  // A tensor as it was when the weights were read. torch counts writes to it in place. Those that
+  // it does not count (by a fused optimizer, through .data, by another process) mostly change all
+  // values, so one value is compared. (The storage is kept, so that nothing else gets its address.)
   struct Seen {
     std::string name;
     Tensor tensor;
@@ -74,14 +75,14 @@ class Stepper {
   char* state_of(int which) const;
 
   std::vector<Layer> layers_;
-  std::vector<Seen> seen_;  // of what is watched, but for tensors that torch does not count for
+  std::vector<Seen> seen_;  // what is watched, except tensors whose writes torch does not count
   const RnnKernels* kernels_;
   Tensor table_;                 // undefined: the input is features
   std::vector<int64_t> tokens_;  // [B] of the step at hand
   Tensor states_;                // [2][L,B,H]: the last step's and the one before
   int last_ = 0;
   int64_t steps_ = 0;  // taken so far, for the noise
-  Tensor inner_;       // [2][B,H]: what layers but the last put out, in turns
+  Tensor inner_;       // [2][B,H]: outputs of all layers but the last, in turns
   Tensor workspace_;
   int threads_ = 1;  // that the workspace is for
 };

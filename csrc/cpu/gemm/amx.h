@@ -99,29 +99,23 @@ struct TileExtent {
   }
 };
 
-// R rows times NV vectors of sums at a time through the work.
+// Hands a tile's sums to work.finish, R rows times NV vectors at a time.
 template <int R, int NV, class Work>
-RNNEXT_INLINE void finish_block(const Work& work, const float* from, int64_t stride, int64_t row,
-                                int64_t column) {
-  Vec<float> sums[R][NV];
-  load_tile(sums, from, stride, NV * kLanes<float>);
-  work.finish(sums, row, column);
-}
-template <int NV, class Work>
 RNNEXT_INLINE void finish_columns(const Work& work, const float* from, int64_t stride, int rows,
                                   int64_t row, int64_t column) {
-  constexpr int kAtOnce = 4;
-  int r = 0;
-  for (; r + kAtOnce <= rows; r += kAtOnce)
-    finish_block<kAtOnce, NV>(work, from + r * stride, stride, row + r, column);
-  for (; r < rows; ++r) finish_block<1, NV>(work, from + r * stride, stride, row + r, column);
+  for (; rows >= R; rows -= R, row += R, from += R * stride) {
+    Vec<float> sums[R][NV];
+    load_tile(sums, from, stride, NV * kLanes<float>);
+    work.finish(sums, row, column);
+  }
+  if constexpr (R > 1) finish_columns<1, NV>(work, from, stride, rows, row, column);
 }
 template <class Work>
 RNNEXT_TILE void finish_rows(const Work& work, const float* from, int64_t stride, int rows,
                              int vectors, int64_t row, int64_t column) {
   for (; vectors >= 2; vectors -= 2, from += 2 * kLanes<float>, column += 2 * kLanes<float>)
-    finish_columns<2>(work, from, stride, rows, row, column);
-  if (vectors > 0) finish_columns<1>(work, from, stride, rows, row, column);
+    finish_columns<4, 2>(work, from, stride, rows, row, column);
+  if (vectors > 0) finish_columns<4, 1>(work, from, stride, rows, row, column);
 }
 
 // Sums are in tiles 0 to 3, factors in tiles 4 to 7. Left factors are always read as whole tiles:

@@ -84,14 +84,19 @@ struct RegisterTile {
   }
 };
 
-// Multiplies numbers of the compute type C = float or double.
-template <class C>
-struct FmaEngine {
-  using Factor = C;
+// What the engines of vectors have in common.
+template <class F, int64_t sum_block>
+struct VectorEngine {
+  using Factor = F;
   struct Task {};
   static constexpr int kRowBlock = 1;
   static constexpr int kTileRows = RNNEXT_TILE_ROWS;
-  static constexpr int64_t kSumBlock = 64;
+  static constexpr int64_t kSumBlock = sum_block;
+};
+
+// Multiplies numbers of the compute type C = float or double.
+template <class C>
+struct FmaEngine : VectorEngine<C, 64> {
   template <int R, int NV>
   using Tile = RegisterTile<FmaEngine, R, NV>;
 
@@ -104,12 +109,7 @@ struct FmaEngine {
 #ifdef RNNEXT_BF16_DOT
 // Multiplies pairs of bfloat16 with the dot product of AVX512_BF16 or Arm's FEAT_BF16: two steps of
 // k at once.
-struct Bf16DotEngine {
-  using Factor = Pair;
-  struct Task {};
-  static constexpr int kRowBlock = 1;
-  static constexpr int kTileRows = RNNEXT_TILE_ROWS;
-  static constexpr int64_t kSumBlock = 1;
+struct Bf16DotEngine : VectorEngine<Pair, 1> {
   template <int R, int NV>
   using Tile = RegisterTile<Bf16DotEngine, R, NV>;
 

@@ -172,7 +172,7 @@ struct Matrix {
       }
     return finite.all();
   }
-  bool pack_transposed(int64_t column, F* dst) const {
+  RNNEXT_TILE bool pack_transposed(int64_t column, F* dst) const {
     constexpr int kSteps = kLanes<F> * kDepth<F>;
     Finite<F> finite;
     for (int64_t k = 0; k < K; k += kSteps, dst += kLanes<F> * kPanel<F>) {

@@ -17,32 +17,19 @@ constexpr int panels_at_once(int rows) {
 // that are in panels [p0, p1) of work.packed. Panels are outermost, so that each is read from far
 // memory once. (Blocks of K that stay in the first cache were no faster at H = 1024, and slower
 // below.)
-template <int R, class Work>
+template <int R, int NV, class Work>
 RNNEXT_INLINE void tiles_of_row(const Work& work, int64_t row, int64_t v, int64_t end,
                                 const typename Work::F* panels, int64_t K) {
   using F = typename Work::F;
-  constexpr int NV = 2 * panels_at_once<typename Work::Engine>(R);
-  while (v < end) {
-    const int64_t n = end - v, column = v * kLanes<F>;
-    if (NV >= 8 && n >= 8) {
-      work.tile(Extent<R, NV >= 8 ? 8 : 1>{}, row, column, panels, K);
-      v += 8, panels += 4 * K * kPanel<F>;
-    } else if (NV >= 4 && n >= 4) {
-      work.tile(Extent<R, NV >= 4 ? 4 : 1>{}, row, column, panels, K);
-      v += 4, panels += 2 * K * kPanel<F>;
-    } else if (n >= 2) {
-      work.tile(Extent<R, 2>{}, row, column, panels, K);
-      v += 2, panels += K * kPanel<F>;
-    } else {
-      work.tile(Extent<R, 1>{}, row, column, panels, K);
-      v += 1;
-    }
-  }
+  for (; end - v >= NV; v += NV, panels += NV / 2 * K * kPanel<F>)
+    work.tile(Extent<R, NV>{}, row, v * kLanes<F>, panels, K);
+  if constexpr (NV > 1) tiles_of_row<R, NV / 2>(work, row, v, end, panels, K);
 }
 template <int R, class Work>
 RNNEXT_INLINE void tiles_of_rows(const Work& work, int rows, int64_t row, int64_t v, int64_t end,
                                  const typename Work::F* panels, int64_t K) {
-  if (rows == R) return tiles_of_row<R>(work, row, v, end, panels, K);
+  constexpr int NV = 2 * panels_at_once<typename Work::Engine>(R);
+  if (rows == R) return tiles_of_row<R, NV>(work, row, v, end, panels, K);
   if constexpr (R > 1) tiles_of_rows<R - 1>(work, rows, row, v, end, panels, K);
 }
 

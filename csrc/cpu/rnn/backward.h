@@ -86,7 +86,7 @@ struct Backward {
           worker);
   }
 
-  void steps(const Unit& unit, Worker& worker) const {
+  RNNEXT_TILE void steps(const Unit& unit, Worker& worker) const {
     Rows<const F> state = at.states.initial_state(unit);
     C* const alpha_grad = at.alpha_sums[unit.group];
     LeakRows<C> leak = leak_rows(unit, alpha_grad);
@@ -126,7 +126,7 @@ struct Backward {
         }
         // The next step's rows are far in memory, unless they are copied, and so in cache.
         const bool prefetches = kNative<S> && in.grad.stride == width && done + 1 < p.T;
-        BackwardStep<E> step{.epilogue = backward_epilogue<S, BackwardStep<E>>(p),
+        BackwardStep<E> step{.epilogue = epilogue_of<BackwardEpilogue, S, BackwardStep<E>>(p, true),
                              .leak = leak,
                              .packed = packed,
                              .H = p.H,

@@ -293,19 +293,13 @@ void run_epilogue(const Step& step, Vec<typename Step::C>* x, int rows, int vect
   for_name(step.epilogue.name, End<S, Step>{step, x, rows, vectors, row, column});
 }
 
-// How tiles end in a call, its results stored as S.
-template <class S, class Step>
-Epilogue<Step, Compute<S>> forward_epilogue(const Recurrence& p) {
-  const bool inlined =
-      p.nonlinearity == Nonlinearity::relu || (p.nonlinearity == Nonlinearity::tanh && kNative<S>);
+// How tiles end in a call, its results stored as S: by `End`, unless they inline the nonlinearity.
+template <template <class, class> class End, class S, class Step>
+Epilogue<Step, Compute<S>> epilogue_of(const Recurrence& p, bool inlines_tanh) {
+  const bool inlined = p.nonlinearity == Nonlinearity::relu ||
+                       (p.nonlinearity == Nonlinearity::tanh && inlines_tanh);
   return {p.nonlinearity, p.form,
-          p.form == Form::none && inlined ? nullptr : run_epilogue<ForwardEpilogue, S, Step>};
-}
-template <class S, class Step>
-Epilogue<Step, Compute<S>> backward_epilogue(const Recurrence& p) {
-  const bool inlined = p.nonlinearity == Nonlinearity::relu || p.nonlinearity == Nonlinearity::tanh;
-  return {p.nonlinearity, p.form,
-          p.form == Form::none && inlined ? nullptr : run_epilogue<BackwardEpilogue, S, Step>};
+          p.form == Form::none && inlined ? nullptr : run_epilogue<End, S, Step>};
 }
 
 }  // namespace rnnext::RNNEXT_ISA

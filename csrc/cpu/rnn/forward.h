@@ -177,7 +177,7 @@ struct Forward {
     steps(plan.sorts ? sorted(unit, p, s.order, s.present) : unit, worker, wavefront);
   }
 
-  void steps(const Unit& unit, Worker& worker, const Wavefront& wavefront) const {
+  RNNEXT_TILE void steps(const Unit& unit, Worker& worker, const Wavefront& wavefront) const {
     const auto s = at.scratch_of(worker);
     const int64_t first_column = unit.p0 * kPanel<C>, copy = at.copy_of(unit);
     const Rows<C> pre{s.pre - first_column, scratch_stride<C>(at.columns)};
@@ -187,7 +187,7 @@ struct Forward {
     };
     fill(s.bias, [&](int64_t j) { return bias_of<S>(p, unit.d, j); });
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
-    ForwardStep<E> step{.epilogue = forward_epilogue<S, ForwardStep<E>>(p),
+    ForwardStep<E> step{.epilogue = epilogue_of<ForwardEpilogue, S, ForwardStep<E>>(p, kNative<S>),
                         .packed = at.hh[copy],
                         .packed_ih = at.ih[copy],
                         .H = p.H,

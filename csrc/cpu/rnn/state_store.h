@@ -11,22 +11,20 @@ namespace rnnext::RNNEXT_ISA {
 // Each unit's buffers of rows of T, for its states.
 template <class T>
 struct StateBuffers {
-  int64_t stride, rows;  // of a unit
+  int64_t stride, rows;  // of a unit, whose rows are rounded up to whole blocks of row_block
   int count;
-  T* first = nullptr;
+  Arrays<T> units;
 
-  // A unit's rows are rounded up to whole blocks of row_block.
   StateBuffers(const Recurrence& p, const Plan& plan, int count, Arena& arena,
                int64_t row_block = 1)
       : stride(scratch_stride<T>(p.H)),
         rows(divide_up(plan.unit_rows, row_block) * row_block),
-        count(count) {
-    if (count > 0) first = arena.take<T>(plan.units * unit_size());
-  }
-  int64_t unit_size() const { return count * rows * stride + kApart / sizeof(T); }
+        count(count),
+        units(arena.take<T>(count > 0 ? plan.units : 0,
+                            count * rows * stride + kApart / sizeof(T))) {}
   // The row of the unit's i-th sequence.
   T* row(const Unit& unit, int buffer, int64_t i = 0) const {
-    return first + unit.group * unit_size() + (buffer * rows + i) * stride;
+    return units[unit.group] + (buffer * rows + i) * stride;
   }
   Rows<T> all(const Unit& unit, int buffer) const { return {row(unit, buffer), stride}; }
 };

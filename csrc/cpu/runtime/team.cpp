@@ -26,8 +26,8 @@ int64_t now() {  // nanoseconds
 }
 constexpr int64_t kMicrosecond = 1000, kMillisecond = 1000 * kMicrosecond;
 
-// What threads of one team wait for each other takes microseconds, unless one of them has lost its
-// core to somebody else: it gets one back sooner when the others sleep.
+// Threads of one team wait for each other for microseconds, unless one of them has lost its core to
+// another process: it gets one back sooner when the others sleep.
 constexpr int64_t kSpin = 100 * kMicrosecond, kSleep = 50 * kMicrosecond;
 void nap() {
   const timespec sleep{0, kSleep};
@@ -36,31 +36,31 @@ void nap() {
 
 // How long a team waits for the pool's threads, which may be asleep.
 constexpr int64_t kGateOpen = 200 * kMicrosecond;
-// RNNEXT_CPU_TEAM=whole: however busy the machine is, calls wait for all of their threads. Tests
-// ask for it, because a fault hides where threads come too late.
+// RNNEXT_CPU_TEAM=whole: calls wait for all of their threads, however busy the machine is. Tests
+// ask for it, because faults hide when threads come too late.
 const bool kWhole = [] {
   const char* const team = std::getenv("RNNEXT_CPU_TEAM");
   return team && std::string_view(team) == "whole";
 }();
 
-// Whether the other threads of the pool come when they are called. On cores that other processes
-// use too they come milliseconds late, and the pool waits for them: one thread alone is then
-// faster. So a process that has lost much time this way calls nobody for a while, then tries again.
+// Whether the other threads of the pool come when they are called. If other processes use the same
+// cores, threads come milliseconds late, and the pool waits for them: one thread alone is then
+// faster. A process that has lost much time this way calls no others for a while, then tries again.
 class Company {
  public:
   bool expected() const {
     const int64_t until = alone_until_.load();
     return !forked_.load() && (kWhole || until == 0 || now() >= until);
   }
-  // Of a call on so many threads, whose caller was busy so long, then waited so long for the
-  // others.
+  // Takes note of a call on so many threads, whose caller was busy for one time and then waited for
+  // the others for another.
   void judge(int threads, int64_t busy, int64_t waited) {
     if (waited < kLate) waited = 0;  // parts of a call are not all as long
     if (stalled_.load() > 0) {
       const int64_t stalled = stalled_.exchange(0);
       busy -= stalled, waited += stalled;
     }
-    // Alone a call takes `threads` times as long, or less; that much is no loss.
+    // Alone, a call takes up to `threads` times as long; waiting up to that long is no loss.
     const int64_t before = lost_.load();
     const int64_t lost =
         std::max<int64_t>(before + waited - threads * std::max<int64_t>(busy, 0), 0);
@@ -75,7 +75,7 @@ class Company {
       alone_until_.store(now() + pause);
     }
   }
-  // A member waited for another for so long in the middle of a call.
+  // Takes note that a member waited so long for another in the middle of a call.
   void stalled(int64_t time) {
     if (time >= kLate) stalled_.fetch_add(time);
   }
@@ -87,7 +87,7 @@ class Company {
   static constexpr int64_t kFirstPause = 32 * kMillisecond, kLongestPause = 1024 * kMillisecond;
 
   std::atomic<bool> forked_{false};
-  // Times lost to waiting, less what was gained by company since.
+  // Time lost to waiting, less the time that company has saved since.
   std::atomic<int64_t> lost_{0}, stalled_{0};
   std::atomic<int64_t> alone_until_{0}, pause_{kFirstPause};
 };
@@ -108,10 +108,10 @@ void spin_until(Condition condition) {
   if (end > begin) company.stalled(end - begin);
 }
 
-// A pool may give fewer threads than asked for, or run two tasks on one thread after another. So
-// the team is whoever is at the gate when it closes; whoever comes later finds nothing to do. Ranks
-// follow the pool's own order: from call to call a thread then works on the same rows, which its
-// core's caches still hold.
+// A pool may give fewer threads than it was asked for, or run two tasks on one thread after
+// another. So the team is whoever is at the gate when it closes; those who come later find nothing
+// to do. Ranks follow the pool's own order, so that a thread works on the same rows from call to
+// call, which its core's caches still hold.
 struct Gate {
   void (*task)(void*, Worker&);
   void* context;
