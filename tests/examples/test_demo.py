@@ -8,20 +8,15 @@ import multiprocessing
 import random
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import text_data
+import text_model
+import text_report
 import torch
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import text_data  # noqa: E402
-import text_model  # noqa: E402
-import text_report  # noqa: E402
-import train_text  # noqa: E402
+import train_text
 
 SMALL = ["--hidden=24", "--vocab=120", "--length=12", "--batch=5", "--threads=1", "--rate=0.01"]
 

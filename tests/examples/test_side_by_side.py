@@ -13,7 +13,6 @@ from helpers.blocks import run_blocks
 from helpers.common import ROOT
 
 pytest.importorskip("gymnasium")
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 
 class PerceptualDecisionMaking:

@@ -5,30 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import text_data
+import text_model
 import torch
+import train_text
 
 from helpers.common import assert_close, run_python
-
-HERE, EXAMPLES = Path(__file__).parent, Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import text_data  # noqa: E402
-import text_model  # noqa: E402
-import train_text  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_gloo_available(), reason="torch has no gloo"
 )
-
-
-def torchrun(*command):
-    """Two processes that run this."""
-    return run_python(
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command),
-        PYTHONPATH=":".join(filter(None, sys.path)),
-        OMP_NUM_THREADS="1",
-        GLOO_SOCKET_IFNAME="lo",  # or gloo looks the host's name up, which may hang
-    )
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +22,13 @@ def folder(tmp_path_factory):
     """What two processes leave: the losses of each way to train, and of the demo."""
     folder = tmp_path_factory.mktemp("several")
     (folder / "text.txt").write_text(text_data.python_prose()[:12_000], encoding="utf-8")
-    run = torchrun(str(HERE / "worker.py"), str(folder), *options(folder))
+    torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"
+    run = run_python(
+        *torchrun, str(Path(__file__).with_name("worker.py")), str(folder), *options(folder),
+        PYTHONPATH=":".join(filter(None, sys.path)),
+        OMP_NUM_THREADS="1",
+        GLOO_SOCKET_IFNAME="lo",  # or gloo looks the host's name up, which may hang
+    )  # fmt: skip
     assert run.returncode == 0, run.stderr
     (folder / "shown").write_text(run.stdout)
     return folder
