@@ -42,16 +42,13 @@ Geometry choice(Problem p) {
   for (p.T = 1; p.T < steps;) p.T *= 2;
   const char* const forced = forced_path();
   const std::lock_guard<std::mutex> lock(mutex);
-  if (devices.count(index) == 0) {
-    Device device;
-    check_launch(describe(&device));
-    devices[index] = device;
-  }
+  Device& device = devices[index];
+  if (device.capability == 0) check_launch(describe(&device));
   const auto key = std::make_tuple(index, p, std::string(forced ? forced : ""));
   if (const auto known = choices.find(key); known != choices.end()) return known->second;
   if (choices.size() >= kRemembered) choices.clear();
   try {
-    return choices.emplace(key, choose(p, devices[index], forced)).first->second;
+    return choices.emplace(key, choose(p, device, forced)).first->second;
   } catch (const std::invalid_argument& error) {
     TORCH_CHECK_VALUE(false, error.what());
   }
@@ -115,8 +112,8 @@ Tensor Call::sources(const Tensor& rows) const {
 }
 
 const int64_t* Call::constants(const std::vector<int64_t>& values) {
-  alive.push_back(at::empty({static_cast<int64_t>(values.size())}, options.dtype(at::kLong)));
-  int64_t* to = alive.back().mutable_data_ptr<int64_t>();
+  const auto count = static_cast<int64_t>(values.size());
+  auto* to = static_cast<int64_t*>(take(at::empty({count}, options.dtype(at::kLong))));
   check_launch(launch_write_constants(to, values.data(), values.size(), stream));
   return to;
 }
@@ -157,10 +154,7 @@ void Call::set_input(const Tensor& input, const OptionalTensor& index, TensorLis
 Tensor Call::enter() {
   if (!p.reset && p.form == Form::none) return {};
   const Tensor first = empty({s.D, s.B, s.H});
-  if (p.reset) {
-    alive.push_back(empty(first.sizes()));
-    p.reset_output = alive.back().data_ptr();
-  }
+  if (p.reset) p.reset_output = take(empty(first.sizes()));
   launch_around(Around::enter, {}, first);
   p.hx = keep(first);
   return first;
@@ -193,10 +187,9 @@ bool Call::run_resident(const Geometry& g, TensorList weight_hh, bool backward) 
   set_matrix(weight_hh, backward);
   if (g.path == Path::grid) {
     const int64_t flags = (g.flag_count() * 4 + 15) / 16 * 16;
-    alive.push_back(at::zeros({flags + g.exchange_bytes()}, options.dtype(at::kByte)));
-    unsigned char* memory = alive.back().mutable_data_ptr<uint8_t>();
-    p.flags = reinterpret_cast<unsigned*>(memory);
-    p.exchange = memory + flags;
+    void* memory = take(at::zeros({flags + g.exchange_bytes()}, options.dtype(at::kByte)));
+    p.flags = static_cast<unsigned*>(memory);
+    p.exchange = static_cast<unsigned char*>(memory) + flags;
   }
   const cudaError_t error = launch_resident(p, g, compute, backward, stream);
   const bool too_many =

@@ -29,6 +29,8 @@ struct Call : ParsedCall {
   Tensor enter();
   void launch_around(Around what, const Tensor& from, const Tensor& to) const;
 
+  // New memory, that lives as long as the call.
+  void* take(const Tensor& fresh) { return const_cast<void*>(keep(fresh)); }
   Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, options); }
   // Rows of output that kernels write where a sequence has the step: zeros elsewhere.
   Tensor empty_rows() const;

@@ -51,67 +51,66 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
 
 // A backward pass: the kernels go through the steps and leave the gradients of the pre-activations,
 // of which products make all other gradients.
-class BackwardPass {
+class BackwardPass : Call {
  public:
   BackwardPass(const RecurrenceResults& r, const RecurrenceArguments& a, const Wanted& wanted)
-      : r_(r), a_(a), wanted_(wanted), call_(a), width_(s_.D * s_.H), state_{s_.D, s_.B, s_.H} {
-    check_results<int64_t>(r, a, s_, wanted);
+      : Call(a), r_(r), a_(a), wanted_(wanted), width_(s.D * s.H), state_{s.D, s.B, s.H} {
+    check_results<int64_t>(r, a, s, wanted);
   }
 
   RecurrenceGradients gradients() {
-    pre_ = call_.empty(s_.output_shape());
-    rows_ = pre_.view({s_.N, width_});
-    outputs_ = r_.output.contiguous().view({s_.N, width_});
-    if (wanted_.hx) grad_.hx = call_.empty(state_);
-    if (wanted_.reset_state && given(a_.reset)) grad_.reset_state = call_.empty(state_);
-    if (leaks() && (wanted_.alpha || grad_.reset_state.defined())) mixed_ = call_.empty_rows();
-    if (s_.empty()) {
+    pre_ = empty(s.output_shape());
+    rows_ = pre_.view({s.N, width_});
+    outputs_ = r_.output.contiguous().view({s.N, width_});
+    if (wanted_.hx) grad_.hx = empty(state_);
+    if (wanted_.reset_state && given(a_.reset)) grad_.reset_state = empty(state_);
+    if (leaks() && (wanted_.alpha || grad_.reset_state.defined())) mixed_ = empty_rows();
+    if (s.empty()) {
       if (wanted_.hx) given(r_.grad_h_n) ? grad_.hx.copy_(*r_.grad_h_n) : grad_.hx.zero_();
       if (grad_.reset_state.defined()) grad_.reset_state.zero_();
     } else {
-      run_steps();
+      run();
       if (grad_.reset_state.defined()) of_reset_state();
     }
-    if (wanted_.weight_ih && s_.features) features_ = a_.input.reshape({s_.N, s_.I});
-    for (int64_t d = 0; d < s_.D; ++d) of_weights(d);
+    if (wanted_.weight_ih && s.features) features_ = a_.input.reshape({s.N, s.I});
+    for (int64_t d = 0; d < s.D; ++d) of_weights(d);
     if (wanted_.alpha && leaks()) of_alpha();
     if (wanted_.input) of_input();
     return std::move(grad_);
   }
 
  private:
-  bool leaks() const { return p_.form != Form::none; }
-  Tensor direction(const Tensor& rows, int64_t d) const { return rows.narrow(1, d * s_.H, s_.H); }
+  bool leaks() const { return p.form != Form::none; }
+  Tensor direction(const Tensor& rows, int64_t d) const { return rows.narrow(1, d * s.H, s.H); }
 
-  void run_steps() {
-    const Geometry geometry = call_.choose_path(true);
-    p_.output = const_cast<void*>(call_.keep_sources(r_.output));
-    if (!r_.saved.empty()) p_.saved = const_cast<void*>(call_.keep_sources(r_.saved[0]));
-    if (given(r_.grad_output)) p_.grad.grad_output = call_.keep_sources(*r_.grad_output);
-    if (given(r_.grad_h_n)) p_.grad.grad_h_n = call_.keep(*r_.grad_h_n);
-    p_.grad_out.pre = pre_.data_ptr();
-    if (wanted_.hx) p_.grad_out.hx = grad_.hx.data_ptr();
-    if (mixed_.defined()) p_.mixed = mixed_.data_ptr();
-    call_.enter();
-    const Tensor carry =
-        at::zeros(leaks() ? state_ : std::array<int64_t, 3>{}, call_.accumulators());
-    p_.carry = carry.data_ptr();
-    if (call_.run_resident(geometry, a_.weight_hh, true)) return;
-    call_.run_steps(a_.weight_hh, call_.empty(state_), true);
+  void run() {
+    const Geometry geometry = choose_path(true);
+    p.output = const_cast<void*>(keep_sources(r_.output));
+    if (!r_.saved.empty()) p.saved = const_cast<void*>(keep_sources(r_.saved[0]));
+    if (given(r_.grad_output)) p.grad.grad_output = keep_sources(*r_.grad_output);
+    if (given(r_.grad_h_n)) p.grad.grad_h_n = keep(*r_.grad_h_n);
+    p.grad_out.pre = pre_.data_ptr();
+    if (wanted_.hx) p.grad_out.hx = grad_.hx.data_ptr();
+    if (mixed_.defined()) p.mixed = mixed_.data_ptr();
+    enter();
+    const Tensor carry = at::zeros(leaks() ? state_ : std::array<int64_t, 3>{}, accumulators());
+    p.carry = carry.data_ptr();
+    if (run_resident(geometry, a_.weight_hh, true)) return;
+    run_steps(a_.weight_hh, empty(state_), true);
   }
 
   void of_reset_state() {
-    const Tensor sums = call_.empty(state_);
-    call_.launch_around(Around::reset_sums, {}, sums);
+    const Tensor sums = empty(state_);
+    launch_around(Around::reset_sums, {}, sums);
     const Tensor product = at::bmm(sums, at::stack(a_.weight_hh));
-    call_.launch_around(Around::reset_gradient, product, grad_.reset_state);
+    launch_around(Around::reset_gradient, product, grad_.reset_state);
   }
 
   // The output before each row's step, collected by a kernel.
   const Tensor& outputs_before() {
     if (before_.defined()) return before_;
-    before_ = call_.empty({s_.N, width_});
-    if (!s_.empty()) call_.launch_around(Around::previous_state, outputs_, before_);
+    before_ = empty({s.N, width_});
+    if (!s.empty()) launch_around(Around::previous_state, outputs_, before_);
     return before_;
   }
 
@@ -126,16 +125,16 @@ class BackwardPass {
 
   // Of (1 - a) s + a x, x - s: what was saved, or, of rate, which saved x, less the state before.
   void of_alpha() {
-    Tensor rows = r_.saved[0].reshape({s_.N, width_}).to(call_.accumulators());
-    if (p_.form == Form::rate) rows = rows.sub(outputs_before());
-    const Tensor sums = rows.mul(mixed_.view({s_.N, width_})).sum(0).view({s_.D, s_.H});
-    for (int64_t d = 0; d < s_.D; ++d) grad_.alpha.push_back(sums[d].to(call_.options));
+    Tensor rows = r_.saved[0].reshape({s.N, width_}).to(accumulators());
+    if (p.form == Form::rate) rows = rows.sub(outputs_before());
+    const Tensor sums = rows.mul(mixed_.view({s.N, width_})).sum(0).view({s.D, s.H});
+    for (int64_t d = 0; d < s.D; ++d) grad_.alpha.push_back(sums[d].to(options));
   }
 
   void of_input() {
-    if (s_.features) {
+    if (s.features) {
       grad_.input = at::mm(direction(rows_, 0), a_.weight_ih[0]);
-      if (s_.D == 2) grad_.input.addmm_(direction(rows_, 1), a_.weight_ih[1]);
+      if (s.D == 2) grad_.input.addmm_(direction(rows_, 1), a_.weight_ih[1]);
       grad_.input = grad_.input.view(a_.input.sizes());
     } else if (given(a_.index)) {  // a row of the table collects from every row that read it
       grad_.input =
@@ -148,9 +147,6 @@ class BackwardPass {
   const RecurrenceResults& r_;
   const RecurrenceArguments& a_;
   const Wanted& wanted_;
-  Call call_;
-  DeviceCall& p_ = call_.p;
-  const RecurrenceSizes& s_ = call_.s;
   const int64_t width_;
   const std::array<int64_t, 3> state_;
   RecurrenceGradients grad_;
