@@ -142,7 +142,7 @@ struct TileSums {
         RNNEXT_ISA::store(staged[r] + j, load_some(from + r * stride + j, left - j));
     load_sums(staged[0], kColumns);
   }
-  // To rows that have room for whole tiles.
+  // Stores to rows that have room for whole tiles.
   RNNEXT_INLINE void store(float* to, int64_t stride) const {
     for_tiles([&]<int tile>(int64_t row, int64_t column) {
       tile_unit::store<tile>(to + row * stride + column, stride * 4);

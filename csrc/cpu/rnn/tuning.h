@@ -9,7 +9,7 @@
 namespace rnnext {
 
 // What the plan knows of a processor. Rates are bytes a cycle of one core; a rate of multiply-adds
-// is told in bytes of weights, each used for one row.
+// counts bytes of weights, each of which is used for one row.
 struct Machine {
   const char* name;
   double multiply;      // multiply-adds of float32 or float64
@@ -39,7 +39,7 @@ constexpr MachineNumber kMachineNumbers[] = {
     {"line", &Machine::line, true},           {"tiles", &Machine::tiles, true},
 };
 
-// Of a cache, weights may fill this share: the rest is for what else a step reads and writes.
+// Weights may fill this share of a cache: the rest is for what else a step reads and writes.
 constexpr double kCacheShare = 0.8;
 
 constexpr Machine kMachines[] = {
@@ -79,8 +79,8 @@ constexpr double kUnpadShare = 0.8, kUnpadWork = 4e6;
 
 // With fewer rows a step is bound by reading the weights. (Measured.)
 constexpr int64_t kFewRows = 4;
-// One step of as few sequences multiplies with the weights as they lie. (Measured: with more,
-// unpadded pays.)
+// A single step of so few sequences reads the weights as they lie. (Measured: with more sequences,
+// packing pays.)
 constexpr int64_t kOneStepRows = 7;
 
 // Bytes of weights that a core packs a cycle. (Measured: 12 numbers a nanosecond.)
@@ -91,8 +91,8 @@ constexpr double kPackRate = 13;
 constexpr int64_t kForwardChunkBytes = 96 << 10, kBackwardChunkBytes = 128 << 10;
 // Rows that enter the gradients of the weights at once. (Measured: 512 are slower.)
 constexpr int64_t kGradientRows = 256;
-// Of as few rows tiles write the gradients of the weights themselves. (Measured: of 160 and more
-// the sums pass through scratch as fast, or faster.)
+// With so few rows tiles write the gradients of the weights where they are returned. (Measured:
+// with 160 rows and more, sums that pass through scratch are as fast, or faster.)
 constexpr int64_t kDirectSumRows = 64;
 // Rows of the gradient of the pre-activations that stay in the second cache while W_ih passes.
 constexpr int64_t kFeatureBlockBytes = 256 << 10;
@@ -100,8 +100,8 @@ constexpr int64_t kFeatureBlockBytes = 256 << 10;
 // Packed weights up to this size are packed by each thread for itself: lines that one core wrote
 // travel slowly to another that shares no cache with it. (Measured.)
 constexpr size_t kOwnWeightBytes = 512 << 10;
-// What one thread writes lies this far from what another does: nearer, a prefetch would take lines
-// from the other's core.
+// The memory that one thread writes is this far from another's: if it were nearer, a prefetch would
+// take lines from the other's core.
 constexpr int64_t kApart = 4096;
 // The lines of an output this large come from far memory when they are written, or from another
 // core, whose prefetches take them along with those of its own rows beside them. (Measured.)
