@@ -104,7 +104,7 @@ class MappedCalls {
     take(call_, dims_);
     maps_shared_ = !call_.noise.empty();  // each call numbers its own sequences
     const auto see = [&](const auto& dims, Batch place) {
-      maps_shared_ |= place == Batch::shared && std::ranges::any_of(dims, &Dim::has_value);
+      for (const Dim& dim : dims) maps_shared_ |= place == Batch::shared && dim;
     };
     zip(see, dims_, kArgumentPlaces);
   }
