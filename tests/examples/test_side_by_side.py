@@ -57,11 +57,6 @@ SMALL = {
     "sample_text": "--steps=5 --hidden=16 --vocab=60 --length=10 --batch=4 --tokens=12 --timed=5 "
     "--prompt=say --rate=0.01 --text=text.txt",
 }
-LOOPS = {
-    "memory_policy": "a loop of cells",
-    "perceptual_decision": "a loop over time",
-    "sample_text": "torch.nn in a loop",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +73,7 @@ def test_runs_and_agrees_with_the_loop_or_fails(name, monkeypatch, capsys):
     given = [*SMALL[name].split(), "--seconds=0", "--threads=1", "--out=out"]
     assert program.main(given) == 0
     shown = capsys.readouterr().out
-    assert f"times as fast as {LOOPS[name]}" in shown
+    assert "times as fast as" in shown
     assert "within 1e-4" in shown
     assert Path(f"out/{name}.png").read_bytes().startswith(b"\x89PNG\r\n")
     if name == "sample_text":
