@@ -17,18 +17,22 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def torchrun(*command):
+    """Two processes that run this."""
+    return run_python(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command),
+        PYTHONPATH=":".join(filter(None, sys.path)),
+        OMP_NUM_THREADS="1",
+        GLOO_SOCKET_IFNAME="lo",  # or gloo looks the host's name up, which may hang
+    )
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """What two processes leave: the losses of each way to train, and of the demo."""
     folder = tmp_path_factory.mktemp("several")
     (folder / "text.txt").write_text(text_data.python_prose()[:12_000], encoding="utf-8")
-    torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"
-    run = run_python(
-        *torchrun, str(Path(__file__).with_name("worker.py")), str(folder), *options(folder),
-        PYTHONPATH=":".join(filter(None, sys.path)),
-        OMP_NUM_THREADS="1",
-        GLOO_SOCKET_IFNAME="lo",  # or gloo looks the host's name up, which may hang
-    )  # fmt: skip
+    run = torchrun(str(Path(__file__).with_name("worker.py")), str(folder), *options(folder))
     assert run.returncode == 0, run.stderr
     (folder / "shown").write_text(run.stdout)
     return folder

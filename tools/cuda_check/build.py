@@ -25,6 +25,8 @@ BUILD = ROOT / "build" / "cuda-check"
 PACKAGES = BUILD / "packages"
 DRIVER = ROOT / "tests" / "cuda" / "driver.cpp"
 BOUND = 20_000_000_000  # cycles after which a wait is given up: some 10 s
+# The newest GCC that nvcc takes, from each version on.
+NEWEST_GCC = {(12, 0): 12, (12, 4): 13, (12, 8): 14, (13, 0): 15}
 
 
 def said(*command: str) -> str:
@@ -86,9 +88,10 @@ def preflight() -> bool:
     import torch
 
     cuda, homes = torch_cuda(), toolkits()
+    gcc = version_in(said("gcc", "-dumpfullversion"), "")
     driver = version_in(said("nvidia-smi"), r"CUDA Version: ")
     print(f"Python {sys.version.split()[0]}, torch {torch.__version__} for CUDA {cuda or 'none'}, "
-          f"gcc {said('gcc', '-dumpfullversion').strip()}, driver for CUDA {driver}")  # fmt: skip
+          f"gcc {gcc}, driver for CUDA {driver}")  # fmt: skip
     wrong = []
     if not cuda:
         wrong.append(f"torch {torch.__version__} is not a CUDA build: install one from pytorch.org")
@@ -97,6 +100,9 @@ def preflight() -> bool:
     for home in homes:
         nvcc = version_in(said(str(home / "bin" / "nvcc"), "--version"), "release ")
         print(f"nvcc {nvcc} in {home}")
+        newest = max((n for since, n in NEWEST_GCC.items() if nvcc >= since), default=0)
+        if gcc and gcc[0] > newest:
+            wrong.append(f"nvcc {nvcc} takes GCC up to {newest}, here is {gcc}: set NVCC_CCBIN")
         if cuda and nvcc[:1] != version_in(cuda, "")[:1]:
             wrong.append(f"nvcc {nvcc} is of another CUDA than torch's, {cuda}")
     if not homes:
