@@ -174,6 +174,13 @@ def test_exports_with_dynamic_sizes(sample):
             assert_close(outputs(program.module(), x), outputs(module, x))
 
 
+def test_code_in_the_state_of_a_module_is_refused():
+    module = rnnext.RNN(3, 4)
+    module._forward_hooks[0] = print  # what a hostile file would have in its place
+    with pytest.raises(pickle.UnpicklingError, match="print"):
+        through_a_file(module)
+
+
 @of_all
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_a_trace_is_the_module_for_any_batch_and_length(sample):

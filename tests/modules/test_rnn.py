@@ -45,11 +45,15 @@ def test_dropout_keeps_its_share_of_the_first_layers_outputs(p, packed):
     x = torch.zeros(20, 100, 1, dtype=torch.float64)
     x = pack_sequence(list(x.unbind(1))) if packed else x
 
-    def call():
+    def call(threads=2):
+        torch.set_num_threads(threads)
         output, _ = rnn(x)
         return output.data if packed else output
 
+    torch.manual_seed(1)
     outputs = call(), call()
+    torch.manual_seed(1)
+    assert torch.equal(call(threads=1), outputs[0])
     kept = outputs[0] != 0
     n = kept.numel()
     assert abs(kept.sum() - n * (1 - p)) <= 5 * (n * p * (1 - p)) ** 0.5

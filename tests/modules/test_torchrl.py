@@ -1,4 +1,4 @@
-"""RNNModule: against torchrl's own GRUModule, by steps and by sequences."""
+"""RNNModule: against torchrl's own GRUModule, by steps and by sequences, and in a collector."""
 
 import pytest
 import torch
@@ -8,8 +8,13 @@ import rnnext
 from helpers.common import assert_refused
 
 pytest.importorskip("torchrl", reason="in the extra `test`")
+from gymnasium.envs.classic_control import CartPoleEnv
 from tensordict import TensorDict
-from torchrl.modules import GRUModule, set_recurrent_mode
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torchrl.collectors import Collector
+from torchrl.envs import GymWrapper, InitTracker, TransformedEnv
+from torchrl.modules import GRUModule, QValueActor, set_recurrent_mode
+from torchrl.objectives import DQNLoss
 
 from rnnext.torchrl import RNNModule
 
@@ -48,7 +53,6 @@ def test_as_torchrls_own_module(batch, recurrent):
 
 
 def test_steps_are_those_of_the_sequence_whose_episodes_begin_with_a_learned_state():
-    """(tests/examples has a collector.)"""
     start = nn.Parameter(torch.randn(2, 5))
     rnn = rnnext.LeakyRNN(4, 5, 2, alpha=0.3, learn_alpha=True, form="voltage")
     module = RNNModule(rnn, ["x", "h", "begins"], ["y", ("next", "h")], reset_state=start)
@@ -65,6 +69,26 @@ def test_steps_are_those_of_the_sequence_whose_episodes_begin_with_a_learned_sta
     whole["y"].sum().backward()
     assert {name for name, p in module.named_parameters() if p.grad is None} == set()
     assert start.grad.any()
+
+
+def test_a_collector_and_a_loss_compute_the_same_values():
+    module = RNNModule(rnnext.RNN(4, 6, 2), **KEYS)
+    policy = TensorDictSequential(
+        module,
+        TensorDictModule(nn.Linear(6, 2), ["features"], ["action_value"]),
+        QValueActor(nn.Identity(), in_keys=["action_value"], action_space="categorical"),
+    )
+    environment = TransformedEnv(
+        GymWrapper(CartPoleEnv(), categorical_action_encoding=True), InitTracker()
+    ).append_transform(module.make_tensordict_primer())
+    (data,) = Collector(environment, policy, frames_per_batch=60, total_frames=60)
+    assert data["is_init"].sum() > 1
+    loss = DQNLoss(policy, action_space="categorical", delay_value=True)
+    with set_recurrent_mode(True):
+        again = policy(data.select("observation", "state", "is_init"))
+    torch.testing.assert_close(again["action_value"], data["action_value"])
+    loss(data)["loss"].backward()
+    assert all(p.grad is not None for p in loss.value_network_params.values(True, True))
 
 
 def test_an_empty_batch():

@@ -33,6 +33,23 @@ def test_of_the_results_only_the_output_is_kept_and_of_a_rate_the_activations(le
     assert [v.numel() for v in own] == [output.numel()] * (2 if leak == "rate" else 1)
 
 
+def test_third_derivative():
+    for nonlinearity in VARIANTS["nonlinearity"]:
+        arguments = samples.make(T=3, B=2, I=2, H=3, nonlinearity=nonlinearity, requires_grad=True)
+        wanted = arguments.to_double()
+        results = []
+        for given, outputs in (
+            (arguments, arguments.call(ops.recurrence)),
+            (wanted, wanted.expected()),
+        ):
+            value = sum(v.square().sum() for v in outputs)
+            for _ in range(3):
+                grads = torch.autograd.grad(value, given.float_tensors(), create_graph=True)
+                value = sum(g.square().sum() for g in grads)
+            results.append([value, *grads])
+        assert_close(*results)
+
+
 @cover(
     source=["features", "ready"],
     reverse=[(False,), (False, True)],

@@ -41,10 +41,22 @@ def test_grad_scaler_and_autocast():
     assert_close(trained[1], trained[0], dtype=torch.bfloat16)
 
 
+class Encoder:
+    """A model, and a Stepper over what it gives."""
+
+    def __init__(self):
+        self.model = rnnext.convert(Classifier()).requires_grad_(False)
+        self.stepper = rnnext.Stepper(rnnext.RNNCell(4, 4), batch_size=8)
+
+    def __call__(self, tokens):
+        self.stepper.reset()
+        return self.stepper(self.model(tokens))
+
+
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_data_loader_workers(start):
     """Also in children of a process whose threads have run."""
-    encode = rnnext.convert(Classifier()).requires_grad_(False)
+    encode = Encoder()
     expected = [encode(tokens) for tokens in TOKENS]
     options = {"num_workers": 2, "multiprocessing_context": start, "timeout": 300}
     assert same(DataLoader(TOKENS, None, collate_fn=encode, **options), expected)
