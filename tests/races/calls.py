@@ -1,5 +1,6 @@
 """Random calls by Python threads at once, some of one module, each on a team of its own threads."""
 
+import ctypes
 import random
 from concurrent.futures import ThreadPoolExecutor
 
@@ -71,3 +72,4 @@ torch.set_num_threads(1)  # of torch's own loops
 with ThreadPoolExecutor(3) as pool:
     list(pool.map(calls, range(3)))
     list(pool.map(pooled, range(200)))
+assert ctypes.CDLL(None).teams_made() > 100  # or nothing was watched
