@@ -1,4 +1,4 @@
-// Kernels of one thread an element, of their types, and of the indices of a table.
+// What kernels of one thread an element share: launch shapes, element types, checked indices.
 #pragma once
 
 #include "cuda/device.h"

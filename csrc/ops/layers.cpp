@@ -45,9 +45,9 @@ Tensor as_result(const Tensor& view) {
 
 // The weights of n directions from the first on, be they of one layer or of several: each list in
 // their order. `weights` must outlive it.
-class Weights {
+class DirectionWeights {
  public:
-  Weights(TensorList weights, bool has_biases, int64_t first, int64_t n) {
+  DirectionWeights(TensorList weights, bool has_biases, int64_t first, int64_t n) {
     TensorList* const lists[] = {&ih, &hh, &bias_ih, &bias_hh};
     const size_t each = has_biases ? 4 : 2;
     for (size_t i = 0; i < each; ++i) {
@@ -57,7 +57,7 @@ class Weights {
       *lists[i] = own_[i];
     }
   }
-  Weights(const Weights&) = delete;
+  DirectionWeights(const DirectionWeights&) = delete;
 
   TensorList ih, hh, bias_ih, bias_hh;
 
@@ -66,7 +66,7 @@ class Weights {
 };
 
 // A layer's rows times W_ih and the biases, each direction beside the other: its precomputed input.
-Tensor project(const Tensor& x, const Weights& of) {
+Tensor project(const Tensor& x, const DirectionWeights& of) {
   const size_t D = of.hh.size();
   const bool has_biases = !of.bias_ih.empty();
   if (x.is_cpu()) {
@@ -211,7 +211,7 @@ std::tuple<Tensor, Tensor> run_layers(const RnnArguments& a, Tensor x, const Opt
                                       const OptionalTensor& tokens, const OptionalTensor& resets) {
   const int64_t D = directions_of(a);
   const OptionalTensor first_states = reset_states(a, resets);
-  // The noise of each layer hangs on a key of its own.
+  // The noise of each layer depends on a key of its own.
   Tensor keys;
   if (!a.noise.empty() && x.is_cpu())
     keys = at::randint(std::numeric_limits<int64_t>::max(), {a.num_layers}, at::kLong);
@@ -219,7 +219,7 @@ std::tuple<Tensor, Tensor> run_layers(const RnnArguments& a, Tensor x, const Opt
   const int64_t n = together * D;
   std::vector<Tensor> h_n;
   for (int64_t layer = 0; layer < a.num_layers; layer += together) {
-    const Weights weights(a.weights, a.has_biases, layer * D, n);
+    const DirectionWeights weights(a.weights, a.has_biases, layer * D, n);
     const auto of_layer_list = [&](TensorList all) {
       return all.empty() ? all : all.slice(layer * D, n);
     };

@@ -206,18 +206,18 @@ RecurrenceGradients call_backward(const RecurrenceResults& results,
 // Layer l of a stack, over x.
 inline RecurrenceArguments layer_of(const RecurrenceArguments& a, size_t l, const Tensor& x,
                                     const OptionalTensor& hx) {
-  const auto own = [&]<class Field>(const Field& field) -> decltype(auto) {
+  const auto own = [&]<class Field>(std::string_view name, const Field& field) -> decltype(auto) {
     if constexpr (std::is_same_v<Field, Tensor>) {
       return (x);  // the input
     } else if constexpr (std::is_same_v<Field, OptionalTensor>) {
-      return &field == &a.hx ? hx : field;
+      return name == "hx" ? hx : field;
     } else if constexpr (std::is_same_v<Field, TensorList>) {
       return field.empty() ? field : field.slice(l, 1);
     } else {
       return (field);
     }
   };
-#define RNNEXT_OWN(type, name, ...) own(a.name),
+#define RNNEXT_OWN(type, name, ...) own(#name, a.name),
   return {RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_OWN)};
 #undef RNNEXT_OWN
 }

@@ -73,7 +73,7 @@ def test_what_is_kept_is_given_up_for_a_result_that_needs_it():
 
 
 def test_other_tensors_of_a_model_are_not_faulted_in_at_each_step():
-    """In a process of its own: what malloc keeps hangs on all that was freed before."""
+    """In a process of its own: what malloc keeps depends on all that was freed before."""
     code = (
         "import resource, torch, rnnext\n"
         "norm, rnn = torch.nn.LayerNorm(40), rnnext.RNN(40, 128, 2, bidirectional=True)\n"

@@ -163,8 +163,8 @@ RNNEXT_INLINE void run_form(const End& end, Form form) {
 }
 
 // The end of a tile: its sums x, and where in the step it lies. `Step` (forward.h) has the rows.
-// (Its members are copied to locals, since the compiler cannot know that stores leave them as they
-// are.)
+// (What loops use of it is copied to locals where that is faster, since the compiler cannot know
+// that stores leave it as it is.)
 template <class S, class Step>
 struct ForwardEpilogue {
   using C = Compute<S>;

@@ -56,9 +56,10 @@ struct WeightGradients {
   F* left;      // [factors of kGradientRows, height] in tiles; for AMX [height, kLeftStride]
   F* left_row;  // [height], if rows of grad_pre are no rows of factors
   F* right;  // [factors of kGradientRows, kPanel]; direct_sums: [panels][factors of rows, kPanel]
-  // Sums for W_hh and for W_ih (null with direct_sums). sum_columns, [column_count][column_size],
-  // has the bias and, instead of sum_ih, each column of a W_ih of few features: hidden units are in
-  // its lanes, most of which would be empty in a product of so few columns.
+  // Sums for W_hh and for W_ih (of no size with direct_sums). sum_columns,
+  // [column_count][column_size], has the bias and, instead of sum_ih, each column of a W_ih of few
+  // features: hidden units are in its lanes, most of which would be empty in a product of so few
+  // columns.
   C *sum_hh, *sum_ih, *sum_columns;
   bool few_features;
   int64_t column_count, column_size;

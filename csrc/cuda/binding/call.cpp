@@ -57,6 +57,8 @@ Geometry choice(Problem p) {
 // TF32 where the GEMMs beside the recurrence take it. (allowTF32CuBLAS() throws once a user has set
 // fp32_precision.)
 Compute compute_of(DType dtype) {
+  static_assert(int(Compute::f64) == int(DType::f64) && int(Compute::bf16) == int(DType::bf16) &&
+                int(Compute::f16) == int(DType::f16));
   if (dtype != DType::f32) return static_cast<Compute>(dtype);
   const auto precision =
       at::globalContext().float32Precision(at::str2backend("cuda"), at::str2op("matmul"));
@@ -108,7 +110,11 @@ bool Call::readable(const Tensor& rows) const { return !reads_pairs || (p.paired
 Tensor Call::sources(const Tensor& rows) const {
   if (readable(rows)) return rows;
   const Tensor each = rows.unflatten(-1, {s.D, s.H});
-  return at::constant_pad_nd(each, {0, p.source_step - s.H}).contiguous().flatten(-2);
+  std::vector<int64_t> shape = each.sizes().vec();
+  shape.back() = p.source_step;
+  const Tensor copy = empty(shape);
+  copy.narrow(-1, 0, s.H).copy_(each);
+  return copy.flatten(-2);
 }
 
 const int64_t* Call::constants(const std::vector<int64_t>& values) {
