@@ -10,8 +10,7 @@
 //   Tile<R, NV>               the sums of R rows times NV vectors of columns:
 //     clear(), load(...)        what they start from
 //     add(...)                  a product, k outermost and ascending
-//     finish(work, ...)     hands them to work.finish<R, NV>(sums, row, column), as
-//                               vectors
+//     finish(work, ...)         hands them to work.finish<R, NV>(sums, row, column), as vectors
 //
 // The tile is the engine's own, so sums need not be in vector registers.
 #pragma once

@@ -126,10 +126,10 @@ struct Epilogue {
 template <class C>
 struct LeakRows {
   const C* alpha = nullptr;  // [H] and more, to whole panels
-  // Forward, `before` is the state before, and `carry`, if it is not null, the
-  // same rows, to which the new state is written. Backward, `carry` is read and then written: it is
-  // the gradient of the state before without what comes through W_hh. `mixed` is, for rate, the
-  // gradient of what the leak mixes.
+  // Forward, `before` is the state before, and `carry`, if it is not null, the same rows, to which
+  // the new state is written. Backward, `carry` is read and then written: it is the gradient of the
+  // state before without what comes through W_hh. `mixed` is, for rate, the gradient of what the
+  // leak mixes.
   Rows<const C> before;
   Rows<C> carry, mixed;
   // The step's rows of Recurrence::saved, or null, and, in the backward pass, of the output, as

@@ -52,8 +52,8 @@ class Company {
     const int64_t until = alone_until_.load();
     return !forked_.load() && (kWhole || until == 0 || now() >= until);
   }
-  // Takes note of a call on so many threads, whose caller was busy for one time and then waited for
-  // the others for another.
+  // Takes note of a call on so many threads: how long its caller was busy with its own parts, and
+  // how long it then waited for the others.
   void judge(int threads, int64_t busy, int64_t waited) {
     if (waited < kLate) waited = 0;  // parts of a call are not all as long
     if (stalled_.load() > 0) {

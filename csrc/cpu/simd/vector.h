@@ -93,7 +93,8 @@ RNNEXT_INLINE void store(BFloat16* p, Vec<float> x) {
 }
 RNNEXT_INLINE Vec<float> load(const Float16* p) {
 #ifdef RNNEXT_X86
-  return RNNEXT_X86(cvtph_ps)((HalfRegister) * reinterpret_cast<const HalfBits*>(p));
+  const HalfBits bits = *reinterpret_cast<const HalfBits*>(p);
+  return RNNEXT_X86(cvtph_ps)((HalfRegister)bits);
 #else
   Vec<float> x = {};
   for (int i = 0; i < kLanes<float>; ++i) x[i] = static_cast<float>(p[i].value);

@@ -30,7 +30,8 @@ constexpr double kHopperMma = 0.629;
 constexpr double kGemmEfficiency = 0.5;
 
 constexpr const char* kNames[] = {"step", "block", "cluster", "grid"};  // in the order of Path
-constexpr int64_t kMaxH = 16384;                                        // past any card's capacity
+
+constexpr int64_t kMaxH = 16384;    // past any card's capacity
 constexpr int64_t kMaxB = 1 << 30;  // kernels count 2 B states, and B and a tile more, in an int
 
 auto ceil_div(auto a, auto b) { return (a + b - 1) / b; }
