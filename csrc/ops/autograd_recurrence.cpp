@@ -70,7 +70,7 @@ struct ForwardFunction {
   static typename Op::Results forward(const RecurrenceArguments& a,
                                       const RecurrenceArguments& whole, bool save) {
     const auto node = node_of<ForwardFunction>(flattened(a));
-    const bool reads_more = reads_saved(form_of(a), std::ranges::any_of(a.alpha, needs_grad));
+    const bool reads_more = reads_saved(cell_of(a), std::ranges::any_of(a.alpha, needs_grad));
     auto [output, h_n, saved] = [&] {
       at::AutoDispatchBelowADInplaceOrView guard;
       return call_forward<Op>(a, save || reads_more);

@@ -34,16 +34,16 @@ int parse_name(const char* argument, const char* const (&known)[N], std::string_
 inline Nonlinearity parse_nonlinearity(std::string_view name) {
   return static_cast<Nonlinearity>(parse_name("nonlinearity", kNonlinearityNames, name));
 }
-inline Form parse_form(std::string_view name) {
-  return static_cast<Form>(1 + parse_name("form", kFormNames, name));  // after Form::none
+inline Cell parse_form(std::string_view name) {
+  return static_cast<Cell>(1 + parse_name("form", kFormNames, name));  // after Cell::elman
 }
 template <class Arguments>
-Form form_of(const Arguments& a) {
-  return a.alpha.empty() ? Form::none : parse_form(a.form);
+Cell cell_of(const Arguments& a) {
+  return a.alpha.empty() ? Cell::elman : parse_form(a.form);
 }
 // Whether the backward pass reads what the forward pass saved of a leak.
-inline bool reads_saved(Form form, bool want_alpha) {
-  return saves_more(form) || (form != Form::none && want_alpha);
+inline bool reads_saved(Cell cell, bool want_alpha) {
+  return saves_more(cell) || (cell != Cell::elman && want_alpha);
 }
 
 inline DType parse_dtype(const Tensor& t, const char* name) {
@@ -260,7 +260,7 @@ void check_results(const RecurrenceResults& r, const RecurrenceArguments& a, con
   if (given(r.grad_h_n)) check_like<Int>(*r.grad_h_n, "grad_h_n", {Int(s.D), s.B, s.H}, like);
   TORCH_CHECK(r.saved.size() <= 1, "saved must hold a tensor or none, got ", r.saved.size());
   check_each<Int>(r.saved, "saved", shape, like);
-  TORCH_CHECK(!reads_saved(form_of(a), wanted.alpha) || !r.saved.empty(),
+  TORCH_CHECK(!reads_saved(cell_of(a), wanted.alpha) || !r.saved.empty(),
               "saved must be what the forward pass saved, got none");
 }
 
@@ -374,7 +374,7 @@ inline void parse(const RecurrenceArguments& a, ParsedCall& call, Recurrence& p)
   p.H = s.H;
   p.D = static_cast<int>(s.D);
   p.nonlinearity = parse_nonlinearity(a.nonlinearity);
-  p.form = form_of(a);
+  p.cell = cell_of(a);
   for (int d = 0; d < p.D; ++d) {
     p.reverse[d] = a.reverse[d];
     if (!a.alpha.empty()) p.alpha[d] = call.read(a.alpha[d]);

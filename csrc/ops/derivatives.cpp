@@ -82,7 +82,7 @@ struct Rectangle {
   int64_t D;
   c10::SymInt H, T, B;
   Nonlinearity nonlinearity;
-  Form form;
+  Cell cell;
   Tensor active;  // [T,B,1] which steps exist; undefined: all
   std::optional<Padding> padding;
 
@@ -90,7 +90,7 @@ struct Rectangle {
     D = static_cast<int64_t>(a.weight_hh.size());
     H = a.weight_hh[0].sym_size(0);
     nonlinearity = parse_nonlinearity(a.nonlinearity);
-    form = form_of(a);
+    cell = cell_of(a);
     if (given(a.batch_sizes)) {
       padding.emplace(*a.batch_sizes, a.weight_hh[0].device());
       if (given(a.index)) {
@@ -246,7 +246,7 @@ std::pair<Tensor, Tensor> direction_loop(const Rectangle& call, int64_t d, const
     return with_nonlinearity(call.nonlinearity, Activation{pre});
   };
   const Tensor W = s.weight_hh[d].t(), anew = call.restarts(d), &active = call.active;
-  const Tensor a = call.form == Form::none ? Tensor() : s.alpha[d];
+  const Tensor a = call.cell == Cell::elman ? Tensor() : s.alpha[d];
   const int64_t T = call.steps();
   const Tensor start = call.state(s.reset_state, d);
   Tensor state = call.state(s.hx, d);
@@ -254,24 +254,27 @@ std::pair<Tensor, Tensor> direction_loop(const Rectangle& call, int64_t d, const
   for (int64_t i = 0; i < T; ++i) {
     const int64_t t = s.reverse[d] ? T - 1 - i : i;
     if (anew.defined()) state = at::where(anew[t], start, state);
-    const Tensor pre = x[t] + (call.form == Form::voltage ? f(state) : state).matmul(W);
+    const Tensor pre = x[t] + (call.cell == Cell::voltage ? f(state) : state).matmul(W);
     Tensor next;
-    switch (call.form) {
-      case Form::none:
+    switch (call.cell) {
+      case Cell::elman:
         next = f(pre);
         break;
-      case Form::rate:
+      case Cell::rate:
         next = (1 - a) * state + a * f(pre);
         break;
-      case Form::voltage:
+      case Cell::voltage:
         next = (1 - a) * state + a * pre;
         break;
-      case Form::blend:
+      case Cell::blend:
         next = f((1 - a) * state + a * pre);
         break;
+      case Cell::gru:
+      case Cell::lstm:
+        TORCH_INTERNAL_ASSERT(false);
     }
     state = active.defined() ? at::where(active[t], next, state) : next;
-    outputs[t] = call.form == Form::voltage ? f(next) : next;
+    outputs[t] = call.cell == Cell::voltage ? f(next) : next;
     if (active.defined()) outputs[t] = at::where(active[t], outputs[t], 0);
   }
   return {T > 0 ? at::stack(outputs) : x, state};

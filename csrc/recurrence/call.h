@@ -1,6 +1,7 @@
 // Plain structs of sizes and pointers: the whole contract between the bindings and the kernels.
 #pragma once
 
+#include "recurrence/cell.h"
 #include "recurrence/nonlinearity.h"
 #include "recurrence/row_source.h"
 #include "recurrence/timeline.h"
@@ -28,7 +29,7 @@ struct Recurrence : Timeline {
   int64_t I = 0, H = 0;  // I > 0: the input is features, multiplied with weight_ih
   int D = 1;
   Nonlinearity nonlinearity = Nonlinearity::tanh;
-  Form form = Form::none;
+  Cell cell = Cell::elman;
   RowSource input;  // rows of I features, or of D*H precomputed pre-activations
 
   const void* weight_ih[kDirections] = {nullptr, nullptr};  // [H,I]
@@ -47,7 +48,7 @@ struct Recurrence : Timeline {
 
   // Whether some step multiplies W_hh: one step from zeros does not.
   RNNEXT_BOTH bool multiplies_state() const {
-    return T > 1 || hx || reset_state || form == Form::voltage;
+    return T > 1 || hx || reset_state || cell == Cell::voltage;
   }
 
   void* output = nullptr;  // [N, D*H]

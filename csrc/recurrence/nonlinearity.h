@@ -1,6 +1,5 @@
-// The nonlinearities and the forms of the leak, each in one list: whatever must know each of them
-// in C++ is generated from it, or is a template specialised for each, so that one that is missing
-// somewhere does not compile.
+// The nonlinearities in one list: whatever must know each of them in C++ is generated from it, or
+// is a template specialised for each, so that one that is missing somewhere does not compile.
 #pragma once
 
 #ifdef __CUDACC__
@@ -42,17 +41,6 @@ struct Named {
 #define RNNEXT_NONLINEARITY_CASE(name, onnx) \
   case Nonlinearity::name:                   \
     return f(Named<Nonlinearity::name>{});
-
-// How a state leaks, a being alpha and f the nonlinearity, from the state s before and the
-// pre-activation p = W_hh o' + W_ih x + biases, o' the output before:
-//   none     s = f(p), the output
-//   rate     s = (1 - a) s' + a f(p), the output
-//   voltage  s = (1 - a) s' + a p, and the output is f(s)
-//   blend    s = f((1 - a) s' + a p), the output
-enum class Form { none, rate, voltage, blend };
-constexpr const char* kFormNames[] = {"rate", "voltage", "blend"};  // of those after none
-// Whether the gradient of the pre-activation needs more than the output: f(p).
-constexpr bool saves_more(Form form) { return form == Form::rate; }
 
 template <class F>
 auto with_nonlinearity(Nonlinearity name, const F& f) -> decltype(f(Named<Nonlinearity::tanh>{})) {

@@ -96,7 +96,7 @@ void recurrence(const Device& device, const Way& way, Compute compute, bool back
   }
   void* v = memory.numbers(state, size);
   if (any) {
-    p.form = Form::rate;
+    p.cell = Cell::rate;
     p.alpha[0] = memory.numbers(D * H, size);
     p.reset = static_cast<const bool*>(memory.take(T * B, 1, 1));
     p.marks = static_cast<const int*>(memory.take(T * B, 4, 1));

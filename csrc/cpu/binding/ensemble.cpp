@@ -55,7 +55,7 @@ RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
   const Tensor output = empty_large(rows, options);
   const Tensor h_n = empty_large({M, one.D, one.B, one.H}, options);
   std::vector<Tensor> saved;
-  if (save && one.form != Form::none) saved.push_back(empty_large(rows, options));
+  if (save && one.cell != Cell::elman) saved.push_back(empty_large(rows, options));
   if (first.s.empty()) {
     copy_hx(h_n, a.hx);
     return {output, h_n, saved};

@@ -65,7 +65,7 @@ Call::Call(const RecurrenceArguments& a) {
   }
   const at::ScalarType type = a.weight_hh[0].scalar_type();
   for (int d = 0; d < p.D; ++d) {
-    if (p.form != Form::none)
+    if (p.cell != Cell::elman)
       check_units(p.alpha[d], p.H, type, "alpha", "in (0, 1]",
                   [](double alpha) { return alpha > 0 && alpha <= 1; });
     if (p.noise[d])
@@ -123,7 +123,7 @@ BackwardCall::BackwardCall(const RecurrenceResults& r, const RecurrenceArguments
     }
     if (wanted.weight_ih && s.features) out.weight_ih[d] = add(grad_.weight_ih, {s.H, s.I});
     if (wanted.bias) out.bias[d] = add(grad_.bias, {s.H});
-    if (wanted.alpha && p.form != Form::none) out.alpha[d] = add(grad_.alpha, {s.H});
+    if (wanted.alpha && p.cell != Cell::elman) out.alpha[d] = add(grad_.alpha, {s.H});
   }
   if (wanted.input && s.features) {
     grad_.input = allocate(a.input.sizes());
@@ -172,7 +172,7 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   Tensor output = empty_large(call.s.output_shape(), options);
   Tensor h_n = empty_large({p.D, p.B, p.H}, options);
   std::vector<Tensor> saved;
-  if (save && p.form != Form::none) saved.push_back(empty_large(call.s.output_shape(), options));
+  if (save && p.cell != Cell::elman) saved.push_back(empty_large(call.s.output_shape(), options));
   if (call.s.empty()) {
     copy_hx(h_n, a.hx);
     return {output, h_n, saved};

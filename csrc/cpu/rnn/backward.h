@@ -196,7 +196,7 @@ struct Backward {
 
   // What f gave in all steps: the output, but with rate what is saved.
   const S* values() const {
-    return static_cast<const S*>(p.form == Form::rate ? p.saved : p.output);
+    return static_cast<const S*>(p.cell == Cell::rate ? p.saved : p.output);
   }
   // Copies rows of step t of the output, or of what has its shape, to rows step_stride apart.
   S* gather(const Unit& unit, int64_t t, int64_t rows, void* from, const Rows<C>& scratch) const {
@@ -222,7 +222,7 @@ struct Backward {
     if constexpr (kNative<S>) {
       if (g.grad_output) in.grad.first = static_cast<const S*>(g.grad_output) + first;
       // (The derivative of the identity reads no values: any rows will do.)
-      const bool reads = p.nonlinearity != Nonlinearity::identity || p.form != Form::none;
+      const bool reads = p.nonlinearity != Nonlinearity::identity || p.cell != Cell::elman;
       in.values.first = reads || !in.grad ? values() + first : in.grad.first;
       if (!plan.sorts && !joins && !(p.ragged() && at.states.leaks())) return in;
     }
@@ -246,7 +246,7 @@ struct Backward {
           if (grad) __builtin_prefetch(grad + ahead + j);
           __builtin_prefetch(values + ahead + j);
         }
-        if (grad_h_n && p.form == Form::voltage) {  // h_n is the state, not the output
+        if (grad_h_n && p.cell == Cell::voltage) {  // h_n is the state, not the output
           C* const carry = at.states.sums.row(unit, at.states.kCarry, row) + j;
           store(carry, load(carry) + load_some(grad_h_n + j, p.H - j));
         } else if (grad_h_n) {
@@ -290,7 +290,7 @@ struct Backward {
       const bool hand_on = g.grad_h_n && grad == out.hx && p.length(b) == 0;  // h_n was hx
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
         Vec<C> x = load(rows[i] + j);
-        if (p.form == Form::voltage) {
+        if (p.cell == Cell::voltage) {
           const Vec<C> h = load_some(output + row + j, p.H - j);
           for_name(p.nonlinearity, BackwardVectors<C>{&x, &h, 1});
         }

@@ -59,7 +59,7 @@ struct BackwardLayout {
     const int64_t width = panels_in<C>(p.H) * kPanel<C>;
     alpha = arena.take<C>(states.leaks() ? plan.units : 0, width);
     alpha_sums = arena.take<C>(out.alpha[0] ? plan.units : 0, width);
-    const int64_t state_size = p.form == Form::voltage ? p.D * p.B * p.H : 0;
+    const int64_t state_size = p.cell == Cell::voltage ? p.D * p.B * p.H : 0;
     start_output = arena.take<S>(state_size);
     reset_output = arena.take<S>(p.reset ? state_size : 0);
     order = arena.take<int64_t>(plan.sorts ? workers : 0, plan.unit_rows);
@@ -76,10 +76,10 @@ struct BackwardLayout {
 
   // What W_hh multiplies before the first step, or after a reset; null: zeros.
   const S* starts() const {
-    return p.form == Form::voltage ? start_output : static_cast<const S*>(p.hx);
+    return p.cell == Cell::voltage ? start_output : static_cast<const S*>(p.hx);
   }
   const S* resets() const {
-    return p.form == Form::voltage ? reset_output : static_cast<const S*>(p.reset_state);
+    return p.cell == Cell::voltage ? reset_output : static_cast<const S*>(p.reset_state);
   }
   RowCursor<S> cursor(const Unit& unit, int64_t t) const {
     return {p, starts(), resets(), unit, t};
@@ -93,7 +93,7 @@ struct BackwardLayout {
       store(alpha[unit.group] + j, alpha_of<S>(p, unit.d, j));
       if (out.alpha[0]) store(alpha_sums[unit.group] + j, Vec<C>{});
     }
-    for (int64_t i = 0; i < unit.size && p.form == Form::voltage; ++i) {
+    for (int64_t i = 0; i < unit.size && p.cell == Cell::voltage; ++i) {
       const int64_t b = unit.sequence(i);
       const void* const start = p.restarts(unit.d, b, first) ? nullptr : p.hx;
       for (int64_t j = from; j < to; j += kLanes<C>) {

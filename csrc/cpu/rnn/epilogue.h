@@ -108,7 +108,7 @@ RNNEXT_INLINE void for_inlined(Nonlinearity name, const F& f) {
 template <class Step, class C>
 struct Epilogue {
   Nonlinearity name;
-  Form form;
+  Cell cell;
   void (*out_of_line)(const Step&, Vec<C>* sums, int rows, int vectors, int64_t row,
                       int64_t column) = nullptr;
 
@@ -121,7 +121,7 @@ struct Epilogue {
   }
 };
 
-// The rows that a leak (recurrence/nonlinearity.h has its forms) needs beside the sums. Each is
+// The rows that a leak (recurrence/cell.h) needs beside the sums. Each is
 // read or written once.
 template <class C>
 struct LeakRows {
@@ -146,18 +146,21 @@ RNNEXT_INLINE Vec<C> mix(Vec<C> a, Vec<C> x, Vec<C> y) {
   return fused<C>(1 - a, x, a * y);
 }
 
-// Calls end.run<Activation, form>() for the form that a call has.
+// Calls end.run<Activation, cell>() for the cell that a call has. (Gated ones end no tile.)
 template <class Activation, class End>
-RNNEXT_INLINE void run_form(const End& end, Form form) {
-  switch (form) {
-    case Form::none:
-      return end.template run<Activation, Form::none>();
-    case Form::rate:
-      return end.template run<Activation, Form::rate>();
-    case Form::voltage:
-      return end.template run<Activation, Form::voltage>();
-    case Form::blend:
-      return end.template run<Activation, Form::blend>();
+RNNEXT_INLINE void run_cell(const End& end, Cell cell) {
+  switch (cell) {
+    case Cell::elman:
+      return end.template run<Activation, Cell::elman>();
+    case Cell::rate:
+      return end.template run<Activation, Cell::rate>();
+    case Cell::voltage:
+      return end.template run<Activation, Cell::voltage>();
+    case Cell::blend:
+      return end.template run<Activation, Cell::blend>();
+    case Cell::gru:
+    case Cell::lstm:
+      break;
   }
   __builtin_unreachable();
 }
@@ -176,9 +179,9 @@ struct ForwardEpilogue {
 
   template <Nonlinearity name>
   RNNEXT_INLINE void operator()(Named<name>) const {
-    run_form<Activation<S, name>>(*this, step.epilogue.form);
+    run_cell<Activation<S, name>>(*this, step.epilogue.cell);
   }
-  template <class Activation, Form form>
+  template <class Activation, Cell cell>
   RNNEXT_INLINE void run() const {
     const LeakRows<C>& leak = step.leak;
     const int64_t H = step.H, next_end = step.next_end;
@@ -195,14 +198,14 @@ struct ForwardEpilogue {
         const int64_t left = H - j;
         const Vec<C> pre = *at;
         Vec<C> state, out, kept;
-        if constexpr (form == Form::none) {
+        if constexpr (cell == Cell::elman) {
           out = Activation::forward(pre);
         } else {
           const Vec<C> a = load(leak.alpha + j), s = load_some(before + j, left);
-          if constexpr (form == Form::rate) {
+          if constexpr (cell == Cell::rate) {
             kept = Activation::forward(pre);
             out = state = as_stored<S>(mix<C>(a, s, kept));
-          } else if constexpr (form == Form::voltage) {
+          } else if constexpr (cell == Cell::voltage) {
             kept = pre - s;
             state = as_stored<S>(mix<C>(a, s, pre));
             out = Activation::forward(state);
@@ -235,9 +238,9 @@ struct BackwardEpilogue {
 
   template <Nonlinearity name>
   RNNEXT_INLINE void operator()(Named<name>) const {
-    run_form<Activation<C, name>>(*this, step.epilogue.form);
+    run_cell<Activation<C, name>>(*this, step.epilogue.cell);
   }
-  template <class Activation, Form form>
+  template <class Activation, Cell cell>
   RNNEXT_INLINE void run() const {
     const LeakRows<C>& leak = step.leak;
     const Rows<const C> values = step.values;
@@ -250,19 +253,19 @@ struct BackwardEpilogue {
       const int64_t j = column + v * kLanes<C>, left = step.H - j;
       const Vec<C>* at = x + v;
       C* const alpha_grad = leak.alpha_grad ? leak.alpha_grad + j : nullptr;
-      const Vec<C> a = form == Form::none ? Vec<C>{} : load(leak.alpha + j), rest = 1 - a;
+      const Vec<C> a = cell == Cell::elman ? Vec<C>{} : load(leak.alpha + j), rest = 1 - a;
       Vec<C> sum = {};
       for (int64_t r = row; r < row + rows; ++r, at += vectors) {
         const Vec<C> h = load_some(values[r] + j, left), grad = *at;
         Vec<C> q, pre;
-        if constexpr (form == Form::none) {
+        if constexpr (cell == Cell::elman) {
           pre = Activation::backward(grad, h);
         } else {
           const Vec<C> carried = load(carry[r] + j);
-          if constexpr (form == Form::rate) {
+          if constexpr (cell == Cell::rate) {
             q = grad + carried;
             pre = Activation::backward(a * q, h);
-          } else if constexpr (form == Form::voltage) {
+          } else if constexpr (cell == Cell::voltage) {
             q = Activation::backward(grad, h) + carried;
             pre = a * q;
           } else {
@@ -273,8 +276,8 @@ struct BackwardEpilogue {
         }
         store_some(grad_pre[r] + j, pre, left);
         if (next) Factors<F>::store(next[r], j, pre);
-        if (form == Form::none || !alpha_grad) continue;
-        if constexpr (form == Form::rate) {
+        if (cell == Cell::elman || !alpha_grad) continue;
+        if constexpr (cell == Cell::rate) {
           sum += q * h;
           sum -= load(mixed[r] + j) * load_some(output[r] + j, left);
           store(mixed[r] + j, q);
@@ -298,8 +301,8 @@ template <template <class, class> class End, class S, class Step>
 Epilogue<Step, Compute<S>> epilogue_of(const Recurrence& p, bool inlines_tanh) {
   const bool inlined = p.nonlinearity == Nonlinearity::relu ||
                        (p.nonlinearity == Nonlinearity::tanh && inlines_tanh);
-  return {p.nonlinearity, p.form,
-          p.form == Form::none && inlined ? nullptr : run_epilogue<End, S, Step>};
+  return {p.nonlinearity, p.cell,
+          p.cell == Cell::elman && inlined ? nullptr : run_epilogue<End, S, Step>};
 }
 
 }  // namespace rnnext::RNNEXT_ISA

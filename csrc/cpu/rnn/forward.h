@@ -113,7 +113,7 @@ struct ForwardLayout {
     Scratch(const ForwardLayout& at, char* base) {
       Arena arena{base};
       bias = arena.take<C>(at.columns);
-      alpha = arena.take<C>(at.p.form == Form::none ? 0 : at.columns);
+      alpha = arena.take<C>(at.p.cell == Cell::elman ? 0 : at.columns);
       noise = arena.take<C>(at.p.noise[0] ? at.columns : 0);
       pre = arena.take<C>(at.starts_from_rows() ? at.plan.chunk_rows * scratch_stride<C>(at.columns)
                                                 : 0);
@@ -195,14 +195,14 @@ struct Forward {
                         .state = at.states.initial_state(unit)};
     if (unit.members > 1) worker.advance();
     step.far = plan.far;
-    if (p.form != Form::none) {
+    if (p.cell != Cell::elman) {
       fill(s.alpha, [&](int64_t j) { return alpha_of<S>(p, unit.d, j); });
       step.leak.alpha = s.alpha - first_column;
     }
     if (p.noise[0]) fill(s.noise, [&](int64_t j) { return of_unit<S>(p, p.noise[unit.d], j); });
     // A state of zeros needs no product, unless a weight that is not finite turns zeros into NaN.
     const bool starts_from_zeros =
-        !p.hx && !p.reset_state && p.form != Form::voltage && at.is_finite(unit);
+        !p.hx && !p.reset_state && p.cell != Cell::voltage && at.is_finite(unit);
     const bool reverse = p.reverse[unit.d];
     for (int64_t done = 0; done < p.T;) {
       const Chunk chunk = next_chunk(p, unit, done, reverse, plan.projects ? plan.chunk_rows : 0);

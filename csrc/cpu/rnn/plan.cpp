@@ -97,7 +97,7 @@ double layer_cycles(const Recurrence& p, const KernelShape& shape, const Machine
 ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Machine& machine,
                          int threads, bool stacked) {
   ForwardPlan plan{};
-  const bool leaks = p.form != Form::none;
+  const bool leaks = p.cell != Cell::elman;
   if (p.T == 1 && p.B <= kOneStepRows && p.plain() && !leaks && !p.noise[0] && !p.packed_weights) {
     plan.weights = Weights::unpacked;
     return plan;  // the hidden units are shared out evenly, and that is all

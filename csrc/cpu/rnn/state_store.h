@@ -47,7 +47,7 @@ Vec<Compute<S>> load_state(const S* state, int64_t j, int64_t n) {
 // What W_hh multiplies: the output that belongs to a state.
 template <class S>
 Vec<Compute<S>> output_of(const Recurrence& p, Vec<Compute<S>> state) {
-  if (p.form != Form::voltage) return state;
+  if (p.cell != Cell::voltage) return state;
   for_name(p.nonlinearity, ForwardVectors<S>{&state, 1});
   return as_stored<S>(state);
 }
@@ -87,7 +87,7 @@ struct ForwardStates {
       : p(p),
         plan(plan),
         buffers(p, plan, static_cast<int>(max_of(2, plan.held_steps)), arena, E::kRowBlock),
-        carry(p, plan, p.form == Form::voltage || (p.form != Form::none && kParts<F> > 0), arena),
+        carry(p, plan, p.cell == Cell::voltage || (p.cell != Cell::elman && kParts<F> > 0), arena),
         apart(p, plan, plan.sorts && (p.saved || has_output()) ? kCount : 0, arena) {}
 
   // Whether a step's tiles write its output beside the state: neither can be made of the other.
@@ -130,7 +130,7 @@ struct ForwardStates {
         if (plan.sorts && has_output()) step.output = apart.all(unit, kOutput);
       }
     }
-    if (p.form != Form::none) set_leak_rows(step, unit, t);
+    if (p.cell != Cell::elman) set_leak_rows(step, unit, t);
   }
 
   template <class Step>
@@ -239,7 +239,7 @@ struct ForwardStates {
       const int64_t b = unit.sequence(i);
       if (!p.ends(unit.d, b, t)) continue;
       S* const h_n = static_cast<S*>(p.h_n) + (unit.d * p.B + b) * p.H;
-      if (p.form != Form::voltage) {
+      if (p.cell != Cell::voltage) {
         const S* const output = output_row<S>(p, p.output, unit.d, t, b);
         __builtin_memcpy(h_n + from, output + from, (to - from) * sizeof(S));
       } else {
@@ -278,7 +278,7 @@ struct BackwardStates {
         buffers(p, plan, kBuffers, arena, E::kRowBlock),
         sums(p, plan, leaks() || out.reset_state ? kCount : 0, arena) {}
 
-  bool leaks() const { return p.form != Form::none; }
+  bool leaks() const { return p.cell != Cell::elman; }
 
   // The state that the unit's last steps read: zeros. With Home::rows they are not read.
   Rows<const F> initial_state(const Unit& unit) const {
@@ -357,7 +357,7 @@ struct BackwardStates {
         C* const carry = sums.row(unit, kCarry, i) + j;
         C* const mixed = sums.row(unit, kMixed, i) + j;
         add(sums.row(unit, anew ? kResetCarry : kFirst, i) + j, load(carry));
-        if (alpha_grad && before && p.form == Form::rate)
+        if (alpha_grad && before && p.cell == Cell::rate)
           add(alpha_grad + j, -load(mixed) * load_some(before + j, p.H - j));
         store(carry, Vec<C>{});
         store(mixed, Vec<C>{});

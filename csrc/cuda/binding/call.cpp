@@ -87,7 +87,7 @@ Call::Call(const RecurrenceArguments& a) {
   options = a.weight_hh[0].options();
   if (s.empty()) return;
   // (Values of alpha are on the device: nobody waits to check them.)
-  if (p.form != Form::none && s.D > 1) p.alpha[0] = keep(at::cat(a.alpha));
+  if (p.cell != Cell::elman && s.D > 1) p.alpha[0] = keep(at::cat(a.alpha));
   if (p.reset) p.marks = static_cast<const int*>(keep(a.reset->to(at::kInt)));
   if (s.packed) {
     p.step_row = constants(s.step_row);
@@ -158,7 +158,7 @@ void Call::set_input(const Tensor& input, const OptionalTensor& index, TensorLis
 }
 
 Tensor Call::enter() {
-  if (!p.reset && p.form == Form::none) return {};
+  if (!p.reset && p.cell == Cell::elman) return {};
   const Tensor first = empty({s.D, s.B, s.H});
   if (p.reset) p.reset_output = take(empty(first.sizes()));
   launch_around(Around::enter, {}, first);

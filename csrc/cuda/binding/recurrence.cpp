@@ -31,7 +31,7 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   const Tensor output = call.empty(s.output_shape());
   const Tensor h_n = call.empty({s.D, s.B, s.H});
   std::vector<Tensor> saved;
-  if (save && p.form != Form::none) saved.push_back(call.empty_rows());
+  if (save && p.cell != Cell::elman) saved.push_back(call.empty_rows());
   const auto start_from_hx = [&] { given(a.hx) ? h_n.copy_(*a.hx) : h_n.zero_(); };
   if (s.empty()) {
     start_from_hx();
@@ -80,7 +80,7 @@ class BackwardPass : Call {
   }
 
  private:
-  bool leaks() const { return p.form != Form::none; }
+  bool leaks() const { return p.cell != Cell::elman; }
   Tensor direction(const Tensor& rows, int64_t d) const { return rows.narrow(1, d * s.H, s.H); }
 
   void run() {
@@ -126,7 +126,7 @@ class BackwardPass : Call {
   // Of (1 - a) s + a x, x - s: what was saved, or, of rate, which saved x, less the state before.
   void of_alpha() {
     Tensor rows = r_.saved[0].reshape({s.N, width_}).to(accumulators());
-    if (p.form == Form::rate) rows = rows.sub(outputs_before());
+    if (p.cell == Cell::rate) rows = rows.sub(outputs_before());
     const Tensor sums = rows.mul(mixed_.view({s.N, width_})).sum(0).view({s.D, s.H});
     for (int64_t d = 0; d < s.D; ++d) grad_.alpha.push_back(sums[d].to(options));
   }

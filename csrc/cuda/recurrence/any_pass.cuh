@@ -45,7 +45,7 @@ struct AnyForward : Forward<T, Any> {
   using Base::Base;
 
   __device__ void skip(int64_t state, T h) const {
-    if (p.form == Form::none) Base::skip(state, h);  // Around::enter did
+    if (p.cell == Cell::elman) Base::skip(state, h);  // Around::enter did
   }
 
   template <int N>
@@ -76,7 +76,7 @@ struct AnyForward : Forward<T, Any> {
       if (j > 0 && j >= at.units) continue;
       const int64_t i = at.state + j;
       v.x[j] = static_cast<const T*>(p.reset_output)[i];
-      if (p.form == Form::none) continue;
+      if (p.cell == Cell::elman) continue;
       static_cast<T*>(p.h_n)[i] =
           p.reset_state ? static_cast<const T*>(p.reset_state)[i] : from_float<T>(A(0));
     }
@@ -86,21 +86,21 @@ struct AnyForward : Forward<T, Any> {
  private:
   // The output of element j of a word, from its pre-activation; and the state, to h_n.
   __device__ T output(const Place& at, int j, A pre) const {
-    const Form form = p.form;
+    const Cell kind = p.cell;
     T* const state = static_cast<T*>(p.h_n) + at.state + j;
     A a = 1, s = 0, x = pre;
-    if (form != Form::none) {
+    if (kind != Cell::elman) {
       a = to_float(static_cast<const T*>(p.alpha[0])[at.column + j]);
       s = to_float(*state);
     }
-    if (form == Form::voltage || form == Form::blend) x = mix(a, s, pre);
-    if (form == Form::voltage) x = to_float(from_float<T>(x));
+    if (kind == Cell::voltage || kind == Cell::blend) x = mix(a, s, pre);
+    if (kind == Cell::voltage) x = to_float(from_float<T>(x));
     const A y = cell.forward(x);
-    const T h = from_float<T>(form == Form::rate ? mix(a, s, y) : y);
-    if (form != Form::none || at.ends) *state = form == Form::voltage ? from_float<T>(x) : h;
+    const T h = from_float<T>(kind == Cell::rate ? mix(a, s, y) : y);
+    if (kind != Cell::elman || at.ends) *state = kind == Cell::voltage ? from_float<T>(x) : h;
     if (p.saved) {
       static_cast<T*>(p.saved)[at.row * width(p) + at.column + j] =
-          from_float<T>(form == Form::rate ? y : pre - s);
+          from_float<T>(kind == Cell::rate ? y : pre - s);
     }
     return h;
   }
@@ -119,7 +119,7 @@ struct AnyBackward : Backward<T, Any> {
 
   __device__ const T* source(int i, int64_t t, int64_t b, int64_t row,
                              const int64_t* picked) const {
-    if (i == 0 && p.form == Form::rate) {
+    if (i == 0 && p.cell == Cell::rate) {
       return static_cast<const T*>(p.saved) + row * source_width(p);
     }
     return Base::source(i, t, b, row, picked);
@@ -145,7 +145,7 @@ struct AnyBackward : Backward<T, Any> {
   template <int N>
   __device__ Word<T, N> restart(const Place& at) const {
 #pragma unroll
-    for (int j = 0; j < N && p.form != Form::none; ++j) {
+    for (int j = 0; j < N && p.cell != Cell::elman; ++j) {
       if (j == 0 || j < at.units) static_cast<A*>(p.carry)[at.state + j] = 0;
     }
     return {};
@@ -155,31 +155,31 @@ struct AnyBackward : Backward<T, Any> {
   // The gradient of the pre-activation of element j of a word. Or, where the step before the first
   // is at hand, of hx, which is written. grad: of the output; h: what its derivative comes from.
   __device__ A gradient(const Place& at, int j, A grad, A h, bool leaves) const {
-    const Form form = p.form;
+    const Cell kind = p.cell;
     const int64_t i = at.state + j;
     A a = 1, past = 0;  // past: the gradient of the state
-    if (form != Form::none) {
+    if (kind != Cell::elman) {
       a = to_float(static_cast<const T*>(p.alpha[0])[at.column + j]);
       past = static_cast<A*>(p.carry)[i];
     }
     if (at.ends && p.grad.grad_h_n) past += to_float(static_cast<const T*>(p.grad.grad_h_n)[i]);
-    if (form == Form::voltage) {
+    if (kind == Cell::voltage) {
       if (leaves) h = to_float(static_cast<const T*>(p.hx)[i]);
     } else {
       grad += past;
     }
-    const A y = cell.backward(form == Form::rate ? a * grad : grad, h);
+    const A y = cell.backward(kind == Cell::rate ? a * grad : grad, h);
     if (leaves) {
-      static_cast<T*>(p.grad_out.hx)[i] = from_float<T>(form == Form::voltage ? y + past : grad);
+      static_cast<T*>(p.grad_out.hx)[i] = from_float<T>(kind == Cell::voltage ? y + past : grad);
       return 0;
     }
-    if (form == Form::none) return y;
-    const A q = form == Form::rate ? grad : form == Form::voltage ? y + past : y;
+    if (kind == Cell::elman) return y;
+    const A q = kind == Cell::rate ? grad : kind == Cell::voltage ? y + past : y;
     static_cast<A*>(p.carry)[i] = (1 - a) * q;
     if (p.mixed) {
       static_cast<T*>(p.mixed)[at.row * width(p) + at.column + j] = from_float<T>(q);
     }
-    return form == Form::rate ? y : a * q;
+    return kind == Cell::rate ? y : a * q;
   }
 };
 

@@ -8,7 +8,7 @@ namespace rnnext::cuda {
 namespace {
 
 CellKind cell_of(const DeviceCall& p) {
-  if (p.reset || p.form != Form::none) return CellKind::any;
+  if (p.reset || p.cell != Cell::elman) return CellKind::any;
   return p.nonlinearity == Nonlinearity::tanh   ? CellKind::tanh
          : p.nonlinearity == Nonlinearity::relu ? CellKind::relu
                                                 : CellKind::any;

@@ -64,7 +64,7 @@ __global__ void enter_kernel(const DeviceCall p, const T*, T* first) {
   const int64_t i = d * p.B * p.H + element();
   const Any cell(p.nonlinearity);
   const auto output = [&](T state) {
-    return p.form == Form::voltage ? from_float<T>(cell.forward(to_float(state))) : state;
+    return p.cell == Cell::voltage ? from_float<T>(cell.forward(to_float(state))) : state;
   };
   const Span<int64_t> span{p.length(b), of_direction(p.reverse, d)};
   const bool restarts = p.restarts(span, b, span.reverse ? p.T - 1 : 0);
@@ -102,10 +102,10 @@ __global__ void reset_gradient_kernel(const DeviceCall p, const T* product, T* g
   if (element() >= p.B * p.H) return;
   const int64_t i = blockIdx.y * p.B * p.H + element();
   Accumulate<T> x = to_float(product[i]);
-  if (p.form == Form::voltage) {
+  if (p.cell == Cell::voltage) {
     x = Any(p.nonlinearity).backward(x, to_float(static_cast<const T*>(p.reset_output)[i]));
   }
-  if (p.form != Form::none) {
+  if (p.cell != Cell::elman) {
     const auto a = static_cast<const T*>(p.alpha[0])[blockIdx.y * p.H + element() % p.H];
     x += (1 - to_float(a)) * sum_over_resets<T>(p, p.mixed);
   }

@@ -1,0 +1,44 @@
+// The cells: what a step makes of the pre-activations and of the state before, each in one list.
+// Whatever must know each of them in C++ is a template specialised for each, or a switch without a
+// default, so that a cell that is missing somewhere does not compile.
+#pragma once
+
+namespace rnnext {
+
+// From the state s before and the pre-activations p = W_hh o' + W_ih x + biases, o' the output
+// before, a being alpha and f the nonlinearity:
+//   elman    s = f(p), the output
+//   rate     s = (1 - a) s' + a f(p), the output
+//   voltage  s = (1 - a) s' + a p, and the output is f(s)
+//   blend    s = f((1 - a) s' + a p), the output
+//   gru      r, z = sigmoid(p_r, p_z), n = tanh(x_n + r h_n), s = (1 - z) n + z s', the output; x_n
+//            and h_n are the parts of p_n that come from the input and from the state
+//   lstm     i, f, o = sigmoid(p_i, p_f, p_o), g = tanh(p_g), c = f c' + i g, and the output is
+//            h = o tanh(c); the state is h and c
+enum class Cell { elman, rate, voltage, blend, gru, lstm };
+
+struct CellTraits {
+  const char* name;
+  int gates;   // pre-activations of a hidden unit: weights and biases have gates * H rows
+  int grads;   // the parts of their gradient, each of H
+  int states;  // of [B,H], that one step hands to the next
+  int saved;   // rows of H that the backward pass may read besides the output
+};
+constexpr CellTraits kCells[] = {
+    {"elman", 1, 1, 1, 0},    //
+    {"rate", 1, 1, 1, 1},     // saved: f(p)
+    {"voltage", 1, 1, 1, 1},  // p - s'
+    {"blend", 1, 1, 1, 1},    // p - s'
+    {"gru", 3, 4, 1, 4},      // r, z, h_n, s' - n
+    {"lstm", 4, 4, 2, 5},     // i, f, g, o, f c'
+};
+constexpr const CellTraits& traits_of(Cell cell) { return kCells[static_cast<int>(cell)]; }
+
+constexpr bool is_gated(Cell cell) { return traits_of(cell).gates > 1; }
+// Whether alpha says how much of a state stays; these are the forms of the leak.
+constexpr bool is_leaky(Cell cell) { return cell != Cell::elman && !is_gated(cell); }
+constexpr const char* kFormNames[] = {"rate", "voltage", "blend"};
+// Whether the gradient of the pre-activations needs more than the output.
+constexpr bool saves_more(Cell cell) { return cell == Cell::rate || is_gated(cell); }
+
+}  // namespace rnnext
