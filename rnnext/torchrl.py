@@ -6,6 +6,7 @@ Needs torchrl, which ``import rnnext`` alone does not.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rnnext._layers import refuse_others, refuse_shape
@@ -31,8 +32,9 @@ class RNNModule(TensorDictModuleBase):
 
     In a collector, every element of the tensordict is one step, and the state goes from step to
     step through the tensordict. Under ``torchrl.modules.set_recurrent_mode(True)``, as in losses,
-    the last dimension of the tensordict is time, and all steps are one call. In both, the state
-    before a step that ``is_init`` marks is ``reset_state``, whatever the tensordict holds.
+    the last dimension of the tensordict is time, and all steps are one call. What ``is_init`` means
+    is torchrl's: a step that it marks starts from ``reset_state``, but in recurrent mode from the
+    state that the tensordict holds for it, unless that is none or zeros, as the primer's are.
 
     Args:
         rnn: the RNN, of either ``batch_first``.
@@ -45,8 +47,10 @@ class RNNModule(TensorDictModuleBase):
             Default: zeros.
         default_recurrent_mode: the mode outside of ``set_recurrent_mode``. Default: ``False``.
 
-    In recurrent mode the state of the first step alone is read, zeros if there is none, and the new
-    state is that after the last step; the steps before it have zeros in its place.
+    In recurrent mode no state is read but that of the first step and of marked ones, zeros if there
+    is none, and the new state is that after the last step; the steps before it have zeros in its
+    place. (``GAE`` marks the first of ``next``'s steps; it needs ``deactivate_vmap=True``, as with
+    torchrl's modules.)
 
     Acting, too, calls the RNN: 3.6 us of the module's 28 (H=64, one thread, a Zen 5). A Stepper
     would take 2.0, and a :meth:`rnnext.Stepper.refresh` after each update.
@@ -127,13 +131,39 @@ class RNNModule(TensorDictModuleBase):
         state = tensordict.get(self.in_keys[1], None)
         if state is not None:
             refuse_shape(str(self.in_keys[1]), state, (*shape, *self._shape))
-            state = state.reshape(rows, steps, *self._shape)[:, 0].transpose(0, 1)
-        if not self.rnn.batch_first:
-            x, begins = x.transpose(0, 1), begins.transpose(0, 1)
-        output, h_n = self.rnn(x, state, reset=begins, reset_state=self.reset_state)
-        if not self.rnn.batch_first:
-            output = output.transpose(0, 1)
+            state = state.reshape(rows, steps, *self._shape)
+        if state is not None and self.recurrent_mode and state[begins].any():
+            output, h_n = self._by_segment(x, begins, state)
+        else:
+            start = None if state is None else state[:, 0].transpose(0, 1)
+            marks = begins if self.rnn.batch_first else begins.t()
+            output, h_n = self._call(x, start, reset=marks, reset_state=self.reset_state)
         states = nn.functional.pad(h_n.transpose(0, 1).unsqueeze(1), (0, 0, 0, 0, steps - 1, 0))
         tensordict.set(self.out_keys[0], output.reshape(*shape, output.shape[-1]))
         tensordict.set(self.out_keys[1], states.reshape(*shape, *self._shape))
         return tensordict
+
+    def _call(self, x: Tensor, hx: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:
+        """The RNN, of x ``[B, T, I]`` whatever its ``batch_first``."""
+        if self.rnn.batch_first:
+            return self.rnn(x, hx, **options)
+        output, h_n = self.rnn(x.transpose(0, 1), hx, **options)
+        return output.transpose(0, 1), h_n
+
+    def _by_segment(self, x: Tensor, begins: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The RNN, where a row is cut at marked steps and each part starts from its own state."""
+        rows, steps = begins.shape
+        marked, begins = begins.flatten(), begins.clone()
+        begins[:, 0] = True
+        first = begins.flatten().nonzero().squeeze(1)
+        number = begins.flatten().cumsum(0) - 1  # of the segment that a step is in
+        step = torch.arange(rows * steps, device=x.device)
+        lengths = torch.cat([first[1:], first.new_full((1,), rows * steps)]) - first
+        segments = x.new_zeros(len(first), int(lengths.max()), x.shape[-1])
+        segments[number, step - first[number]] = x.flatten(0, 1)
+        start = state.flatten(0, 1)[first]
+        if self.reset_state is not None:
+            anew = marked[first] & ~start.flatten(1).any(1)
+            start = torch.where(anew.view(-1, 1, 1), self.reset_state, start)
+        output, h_n = self._call(segments, start.transpose(0, 1), lengths=lengths)
+        return output[number, step - first[number]], h_n[:, number[steps - 1 :: steps]]

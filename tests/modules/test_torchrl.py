@@ -12,9 +12,10 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.collectors import Collector
-from torchrl.envs import GymWrapper, InitTracker, TransformedEnv
+from torchrl.envs import GymWrapper, InitTracker, StepCounter, TransformedEnv
 from torchrl.modules import GRUModule, QValueActor, set_recurrent_mode
 from torchrl.objectives import DQNLoss
+from torchrl.objectives.value import GAE
 
 from rnnext.torchrl import RNNModule
 
@@ -38,9 +39,10 @@ def test_as_torchrls_own_module(batch, recurrent):
     assert (ours.in_keys, ours.out_keys) == (theirs.in_keys, theirs.out_keys)
     shape = (*batch, 7) if recurrent else batch
     begins = torch.rand(*shape, 1) < 0.3
-    state = torch.randn(*shape, 2, 5) * ~begins[..., None]  # the primer's zeros where it begins
+    state = torch.randn(*shape, 2, 5)
     data = TensorDict({"observation": torch.randn(*shape, 4), "is_init": begins}, shape)
-    for given in (data, data.clone().set("state", state)):
+    primed = data.clone().set("state", state * ~begins[..., None])
+    for given in (data, primed, data.clone().set("state", state)):
         with set_recurrent_mode(recurrent):
             expected, found = theirs(given.clone()), ours(given.clone())
         torch.testing.assert_close(found["features"], expected["features"])
@@ -50,6 +52,32 @@ def test_as_torchrls_own_module(batch, recurrent):
         torch.testing.assert_close(new[last], expected["next", "state"][last])
     spec, other = (m.make_tensordict_primer().primers["state"] for m in (ours, theirs))
     assert spec == other
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_marked_steps_start_from_the_stored_state_or_where_it_is_zeros_from_the_learned_one(
+    batch_first,
+):
+    start, state = nn.Parameter(torch.randn(1, 5)), torch.randn(2, 6, 1, 5)
+    module = RNNModule(
+        rnnext.RNN(4, 5, batch_first=batch_first), **KEYS, reset_state=start,
+        default_recurrent_mode=True,
+    )  # fmt: skip
+    begins = torch.tensor([[1, 0, 1, 0, 1, 0], [0, 0, 0, 1, 0, 1]], dtype=torch.bool).unsqueeze(-1)
+    state[0, 2] = state[1, 5] = 0
+    data = TensorDict(
+        {"observation": torch.randn(2, 6, 4), "is_init": begins, "state": state}, (2, 6)
+    )
+    found, h = module(data.clone()), [None, None]
+    for row in range(2):
+        for t in range(6):
+            if t == 0 or begins[row, t]:
+                h[row] = state[row, t] if state[row, t].any() else start
+            y, h[row] = module.rnn(data["observation"][row, t : t + 1], h[row])
+            torch.testing.assert_close(found["features"][row, t], y[0])
+    torch.testing.assert_close(found["next", "state"][:, -1], torch.stack(h))
+    found["features"].sum().backward()
+    assert start.grad.any()
 
 
 def test_steps_are_those_of_the_sequence_whose_episodes_begin_with_a_learned_state():
@@ -89,6 +117,33 @@ def test_a_collector_and_a_loss_compute_the_same_values():
     torch.testing.assert_close(again["action_value"], data["action_value"])
     loss(data)["loss"].backward()
     assert all(p.grad is not None for p in loss.value_network_params.values(True, True))
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_advantages_are_those_with_torchrls_own_module(shifted):
+    """``GAE`` marks the first of the next steps, whose state is not that of a first one."""
+    theirs = GRUModule(gru=AsTheirs(4, 6, batch_first=True), **KEYS)
+    ours = RNNModule(rnnext.RNN(4, 6), **KEYS)
+    ours.rnn.load_state_dict(theirs.gru.state_dict())
+    environment = TransformedEnv(
+        GymWrapper(CartPoleEnv(), categorical_action_encoding=True), InitTracker()
+    ).append_transform(theirs.make_tensordict_primer())
+    environment = environment.append_transform(StepCounter(max_steps=8))
+    head = nn.Linear(6, 1)
+    act = TensorDictModule(lambda y: (y[..., 0] > 0).long(), ["features"], ["action"])
+    policy = TensorDictSequential(theirs, act)
+    (data,) = Collector(environment, policy, frames_per_batch=60, total_frames=60)
+    assert (data["next", "done"] & ~data["next", "terminated"]).sum() > 2
+    found = []
+    for module in (theirs, ours):
+        value = TensorDictSequential(module, TensorDictModule(head, ["features"], ["state_value"]))
+        advantage = GAE(
+            gamma=0.9, lmbda=0.9, value_network=value, shifted=shifted, deactivate_vmap=True
+        )
+        with set_recurrent_mode(True):
+            found.append(advantage(data.clone()))
+    for key in ("advantage", "state_value", ("next", "state_value")):
+        torch.testing.assert_close(found[1][key], found[0][key], rtol=0, atol=1e-6)
 
 
 def test_an_empty_batch():
