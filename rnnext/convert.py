@@ -247,5 +247,7 @@ def _swap_classes(model: _Model, classes: _Classes) -> _Model:
         else:  # parametrized: derive the class of its own from the new one
             members = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
             module.__class__ = type(cls.__name__, (step.new,), members)
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()  # torch.nn's kind needs them, ours none
         _logger.info("%s", step)
     return model

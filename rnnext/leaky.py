@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _C, _deploy, _layers
-from rnnext.rnn import weights_of
+from rnnext.rnn import drop_flat_weights, weights_of
 
 __all__ = ["LeakyRNN"]
 
@@ -81,6 +81,7 @@ class LeakyRNN(nn.RNNBase):
     _first: dict[str, Tensor] = {}  # noqa: RUF012  replaced, by what reset_parameters gives back
     __prepare_scriptable__ = _deploy.refuse_script
     _slow_forward = _deploy.slow_forward
+    _init_flat_weights = _update_flat_weights = drop_flat_weights
 
     def __init__(
         self,

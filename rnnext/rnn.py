@@ -30,6 +30,15 @@ def weights_of(module: nn.Module, names: Sequence[str]) -> list[Any]:
         return [getattr(module, name) for name in names]
 
 
+def drop_flat_weights(module: Any) -> None:
+    """Empty the list of weights that torch.nn's own forward reads.
+
+    Of a parametrized weight it would hold a result with a graph, which cannot be copied.
+    """
+    module._flat_weights = [None] * len(module._flat_weights_names)
+    module._flat_weight_refs = list(module._flat_weights)
+
+
 def nonlinearity_of(module: nn.RNNBase | nn.RNNCell) -> str:
     """One of torch.nn's two: an RNN obeys its ``mode``, as torch.nn.RNN; a cell its attribute."""
     if isinstance(module, nn.RNNCell):
@@ -77,6 +86,7 @@ class RNN(nn.RNNBase):
     nonlinearity: str
     __prepare_scriptable__ = _deploy.refuse_script
     _slow_forward = _deploy.slow_forward
+    _init_flat_weights = _update_flat_weights = drop_flat_weights
 
     def __init__(
         self,

@@ -78,6 +78,22 @@ def test_results_and_all_of_the_modules_stay_and_revert_undoes(model, caplog):
     assert type(model.normed) is nn.RNN
 
 
+def test_a_parametrized_rnn_is_copied_whatever_ran_before_and_reverts_to_its_present_weights():
+    """(torch.nn lists all weights at ``.to()`` and in ``forward``, also those with a graph.)"""
+    x = torch.randn(4, 2, 3)
+    for prepare in (lambda m: m.to(torch.float32), lambda m: m(x), rnnext.convert):
+        theirs = parametrizations.weight_norm(nn.RNN(3, 4, 2), "weight_hh_l0")
+        prepare(theirs)
+        ours = rnnext.convert(theirs).to(torch.float32)
+        with torch.no_grad():
+            ours.bias_ih_l1 = nn.Parameter(torch.ones(4))
+            ours.parametrizations.weight_hh_l0.original1.mul_(0.5)
+        before, averaged = ours(x), torch.optim.swa_utils.AveragedModel(ours)
+        assert same(averaged(x), before)
+        assert same(copy.deepcopy(ours)(x), before)
+        assert_close(rnnext.revert(ours)(x), before)
+
+
 def test_a_module_that_takes_lengths_is_left_on_request():
     rnn = rnnext.RNN(3, 6, 2, nonlinearity="relu", batch_first=True, bidirectional=True)
     given, lengths = (torch.randn(4, 4, 3), torch.randn(4, 4, 6)), torch.tensor([4, 0, 3, 1])
