@@ -233,6 +233,7 @@ struct AmxEngine {
 
   // What a thread holds while it works on a call.
   struct Task {
+    tile_unit::Flushing flushing;
     Task() { tile_unit::configure(tile_unit::kWholeTiles); }
     ~Task() { tile_unit::release(); }
     Task(const Task&) = delete;

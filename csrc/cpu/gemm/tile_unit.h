@@ -7,6 +7,18 @@
 
 namespace rnnext::RNNEXT_ISA::tile_unit {
 
+// While it lives, a thread's vectors take numbers below 2^-126 as zeros, as tiles do. (On Arm,
+// which has no such tiles, those of the stand-in keep them.)
+class Flushing {
+#ifdef __x86_64__
+  const unsigned before_ = _mm_getcsr();
+
+ public:
+  Flushing() { _mm_setcsr(before_ | 0x8040); }  // of results and of operands
+  ~Flushing() { _mm_setcsr(before_); }
+#endif
+};
+
 constexpr int kRows = 16;      // of a tile
 constexpr int kRowBytes = 64;  // 16 sums, or 32 bfloat16
 

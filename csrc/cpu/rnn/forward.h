@@ -312,12 +312,12 @@ size_t forward_workspace(const Recurrence& p, int threads) {
 
 template <class S, class E>
 void forward(const Recurrence& p, char* workspace, Worker& worker) {
+  [[maybe_unused]] const typename E::Task task;
   const ForwardPlan plan = plan_forward(p, kShape<S, E>, this_machine(), worker.size);
   if (plan.weights == Weights::unpacked) {
     const size_t bytes = OneStep<S, E>(p, nullptr).bytes;
     return OneStep<S, E>(p, workspace + worker.rank * bytes).run(worker);
   }
-  [[maybe_unused]] const typename E::Task task;
   const Forward<S, E> kernel{p, plan, {p, plan, worker.size, Arena{workspace}}};
   if (plan.weights == Weights::shared) {
     kernel.pack_share(worker);
@@ -330,6 +330,7 @@ void forward(const Recurrence& p, char* workspace, Worker& worker) {
 template <class S, class E>
 void pack(const Recurrence& p, char* packed) {
   using F = typename E::Factor;
+  [[maybe_unused]] const typename E::Task task;
   F* to = reinterpret_cast<F*>(packed);
   for (const Matrix<S, F>& weight :
        {Matrix<S, F>{static_cast<const S*>(p.weight_ih[0]), p.I, p.H, true},
