@@ -16,9 +16,9 @@ __all__ = ["LeakyRNN"]
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 _PerLayer = float | Tensor | Sequence[float | Tensor]
 
-# What multiplies noise_std, given alpha.
+# What multiplies noise_std, given alpha. (2 / alpha would overflow in float16.)
 _NOISE_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
-    "sqrt_2_over_alpha": lambda alpha: (2 / alpha).sqrt(),
+    "sqrt_2_over_alpha": lambda alpha: math.sqrt(2) * alpha.rsqrt(),
     "sqrt_2_alpha": lambda alpha: (2 * alpha).sqrt(),
     "none": torch.ones_like,
 }

@@ -286,9 +286,9 @@ def _draw(scores: Tensor, temperature: float, generator: torch.Generator | None)
     highest, tokens = scores.max(-1, keepdim=True)
     bad = highest.isnan()
     if temperature > 0:
-        chances = ((scores - highest) / temperature).softmax(
-            -1, dtype=torch.promote_types(scores.dtype, torch.float32)
-        )
+        dtype = torch.promote_types(scores.dtype, torch.float32)
+        divisor = max(temperature, torch.finfo(dtype).tiny)  # less would become 0
+        chances = ((scores - highest) / divisor).softmax(-1, dtype=dtype)
         bad = chances.isnan().any(-1)
     if bad.any():
         row = int(bad.flatten().nonzero()[0])

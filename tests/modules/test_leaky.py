@@ -95,6 +95,14 @@ def test_noise_is_that_of_the_op_whose_keys_the_generator_gives():
     assert not rnn(torch.zeros(4, 3, 1))[0].any()
 
 
+def test_noise_of_a_small_alpha_in_half_precision():
+    rnn = rnnext.LeakyRNN(
+        1, 8, nonlinearity="identity", bias=False, alpha=2e-5, noise_std=0.1, dtype=torch.half
+    )
+    output, _ = rnn(torch.zeros(1, 2000, 1, dtype=torch.half))
+    assert output.std().item() == pytest.approx(0.1 * math.sqrt(2 * rnn.alpha), rel=0.05)
+
+
 def test_a_stepper_has_the_noise_of_one_call():
     rnn = rnnext.LeakyRNN(3, 40, 2, alpha=0.3, noise_std=0.5, noise_in_eval=True).eval()
     x = torch.randn(5, 2, 3)

@@ -84,6 +84,22 @@ def test_what_lies_past_the_end_has_no_part_in_any_derivative(source, reverse, l
                 assert all(g.isfinite().all() for g in second)
 
 
+@pytest.mark.parametrize("leak", VARIANTS["leak"])
+def test_states_that_no_step_reads_have_no_part_in_any_gradient(leak):
+    arguments = samples.make(rows="lengths", leak=leak, reset="state", requires_grad=True)
+    arguments.reset[:, 0], arguments.reset[0, 2] = False, True
+    cotangent = torch.rand_like(arguments.call(ops.recurrence)[0])
+    expected = []
+    for filling in (0.0, float("nan"), float("inf")):
+        with torch.no_grad():
+            arguments.reset_state[:, 0] = filling
+            arguments.hx[:, 1:] = filling
+        output, _ = arguments.call(ops.recurrence)
+        grads = torch.autograd.grad(output, arguments.float_tensors(), cotangent)
+        expected = expected or grads
+        assert same(grads, expected)
+
+
 @pytest.mark.parametrize(
     ("rows", "leak"), [("full", None), ("lengths", "voltage"), ("packed", "rate")]
 )

@@ -291,8 +291,9 @@ struct Backward {
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
         Vec<C> x = load(rows[i] + j);
         if (p.cell == Cell::voltage) {
-          const Vec<C> h = load_some(output + row + j, p.H - j);
+          const Vec<C> sum = x, h = load_some(output + row + j, p.H - j);
           for_name(p.nonlinearity, BackwardVectors<C>{&x, &h, 1});
+          x = sum == 0 ? sum : x;  // a row that no step read may hold NaN
         }
         if (at.states.leaks()) x += load(at.states.sums.row(unit, carry, i) + j);
         store_some(to + j, hand_on ? load_some(grad_h_n + j, p.H - j) : x, p.H - j);

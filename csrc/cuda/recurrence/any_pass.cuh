@@ -164,7 +164,7 @@ struct AnyBackward : Backward<T, Any> {
     }
     if (at.ends && p.grad.grad_h_n) past += to_float(static_cast<const T*>(p.grad.grad_h_n)[i]);
     if (kind == Cell::voltage) {
-      if (leaves) h = to_float(static_cast<const T*>(p.hx)[i]);
+      if (leaves && grad != 0) h = to_float(static_cast<const T*>(p.hx)[i]);
     } else {
       grad += past;
     }

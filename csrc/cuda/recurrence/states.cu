@@ -102,7 +102,7 @@ __global__ void reset_gradient_kernel(const DeviceCall p, const T* product, T* g
   if (element() >= p.B * p.H) return;
   const int64_t i = blockIdx.y * p.B * p.H + element();
   Accumulate<T> x = to_float(product[i]);
-  if (p.cell == Cell::voltage) {
+  if (p.cell == Cell::voltage && x != 0) {  // a row that no step read may hold NaN
     x = Any(p.nonlinearity).backward(x, to_float(static_cast<const T*>(p.reset_output)[i]));
   }
   if (p.cell != Cell::elman) {
