@@ -52,7 +52,7 @@ def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path, capsys):
 
 
 def test_commands_exist():
-    """Targets of make, and modules of this project that are run."""
+    """Targets of make, modules of this project that are run, and files of tests."""
     targets = re.findall(r"^([a-z-]+):", text(ROOT / "Makefile"), re.MULTILINE)
     for page in PAGES:
         code = "\n".join(re.findall(r"```\n.*?```|`[^`\n]+`", text(page), re.DOTALL))
@@ -60,6 +60,9 @@ def test_commands_exist():
             assert target in targets, f"{page.name}: {target}"
         for module in re.findall(r"python -m ((?:rnnext|benchmarks|tools)[\w.]*)", code):
             assert importlib.util.find_spec(module), f"{page.name}: {module}"
+        for path in re.findall(r"\btests/[\w./]+", code):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
+    assert "| `make test` |" not in text(ROOT / "docs" / "trust.md")  # it names the tests
 
 
 def test_the_api_page_has_every_public_name():
