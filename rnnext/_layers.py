@@ -112,6 +112,13 @@ def refuse_shape(
         raise error(f"{name} must have shape {expected}, got {list(tensor.shape)}")
 
 
+def refuse_word(name: str, value: str, known: Sequence[str]) -> None:
+    """Raise ValueError unless the argument is one of these."""
+    if value not in known:
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"{name} must be one of {names}, got {value!r}")
+
+
 def refuse_devices(weight: Tensor, **arguments: Tensor | None) -> None:
     """Raise where a tensor is not on the weights' device, or sparse: no kernel may say so."""
     for name, value in arguments.items():

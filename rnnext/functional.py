@@ -22,6 +22,13 @@ _ensemble: _Recurrence = torch.ops.rnnext.recurrence_ensemble.default
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 
+# What multiplies noise_std, given alpha. (2 / alpha would overflow in float16.)
+NOISE_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sqrt_2_over_alpha": lambda alpha: math.sqrt(2) * alpha.rsqrt(),
+    "sqrt_2_alpha": lambda alpha: (2 * alpha).sqrt(),
+    "none": torch.ones_like,
+}
+
 
 def rnn(
     input: _Sequence,
@@ -195,6 +202,7 @@ def recurrence(
     alpha: float | Tensor | None = None,
     form: str = "rate",
     noise_std: float | Tensor | None = None,
+    noise_scale: str | None = None,
     noise_key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One layer and direction of an Elman RNN, with what loops over time are written for.
@@ -231,8 +239,10 @@ def recurrence(
             RNN is an equation in time. Default: none.
         form: of the leak, given with ``alpha``. Default: ``"rate"``.
         noise_std: standard deviation of the noise that is added to p_t (to what f takes, without a
-            leak), on the CPU: a float, or a tensor ``[]`` or ``[H]`` that requires no gradient.
-            Default: no noise.
+            leak), before it is scaled, on the CPU: a float, or a tensor ``[]`` or ``[H]`` that
+            requires no gradient. Default: no noise.
+        noise_scale: what multiplies ``noise_std`` where there is an ``alpha``, as
+            :class:`rnnext.LeakyRNN`'s. Default: ``"sqrt_2_over_alpha"``, and 1 without ``alpha``.
         noise_key: the key of the noise, int64 ``[]`` on the CPU: :func:`rnnext.ops.noise` gives its
             numbers. ``torch.randint(2**63 - 1, (), generator=...)`` draws one. Default: drawn
             from torch's generator.
@@ -246,7 +256,7 @@ def recurrence(
             another shape, ``noise_std`` negative, not finite, of another shape or requiring a
             gradient, ``noise_key`` without it, an unknown ``nonlinearity`` or ``form``, ``reset``,
             ``reset_state`` or ``lengths`` of another shape, ``reset_state`` alone, or a length
-            outside 0..T, or a ``form`` without ``alpha``.
+            outside 0..T, or a ``form`` or ``noise_scale`` without ``alpha``.
         TypeError: ``reset`` is not bool, ``lengths`` are no integers, ``alpha`` or
             ``noise_std`` is neither a number nor a tensor, or another argument no tensor.
         RuntimeError: sizes, dtypes or devices do not fit together.
@@ -283,12 +293,14 @@ def recurrence(
         alphas = [_of_units("alpha", alpha, weight_hh, lambda a: 0 < a <= 1, "in (0, 1]")]
     elif form != "rate" and form in _C.forms():
         raise ValueError(f"form must not be given without alpha, got {form!r}")
+    if noise_scale is not None and (alpha is None or noise_std is None):
+        raise ValueError(f"noise_scale must be given with alpha and noise_std, got {noise_scale!r}")
     if noise_std is not None:
         must = "finite and not negative"
         std = _of_units("noise_std", noise_std, weight_hh, lambda s: 0 <= s < math.inf, must)
         if std.requires_grad and torch.is_grad_enabled():
             raise ValueError("noise_std must not require a gradient: none reaches it")
-        noise = [std]
+        noise = [scaled_noise(std, alphas[0], noise_scale)] if alphas else [std]
     if noise and noise_key is None:
         noise_key = torch.randint(2**63 - 1, (), device="cpu")
     if noise_key is not None and not noise:
@@ -316,6 +328,13 @@ def _of_units(
     if not fits(value):
         raise ValueError(f"{name} must be {must}, got {value}")
     return weight_hh.new_full((H,), value)
+
+
+def scaled_noise(std: float | Tensor, alpha: Tensor, scale: str | None = None) -> Tensor:
+    """The deviation of what is added to p_t; alpha counts as a constant."""
+    scale = "sqrt_2_over_alpha" if scale is None else scale
+    _layers.refuse_word("noise_scale", scale, list(NOISE_SCALES))
+    return std * NOISE_SCALES[scale](alpha.detach())
 
 
 def rnn_cell(

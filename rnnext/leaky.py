@@ -1,7 +1,7 @@
 """LeakyRNN: an Elman RNN whose state leaks, as continuous-time models of neurons do."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _C, _deploy, _layers
+from rnnext.functional import NOISE_SCALES, scaled_noise
 from rnnext.rnn import drop_flat_weights, weights_of
 
 __all__ = ["LeakyRNN"]
@@ -16,12 +17,15 @@ __all__ = ["LeakyRNN"]
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 _PerLayer = float | Tensor | Sequence[float | Tensor]
 
-# What multiplies noise_std, given alpha. (2 / alpha would overflow in float16.)
-_NOISE_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
-    "sqrt_2_over_alpha": lambda alpha: math.sqrt(2) * alpha.rsqrt(),
-    "sqrt_2_alpha": lambda alpha: (2 * alpha).sqrt(),
-    "none": torch.ones_like,
-}
+
+def _word(name: str, known: Sequence[str]) -> Any:
+    """A property that is one of these words, checked when it is set."""
+
+    def assign(self: nn.Module, value: str) -> None:
+        _layers.refuse_word(name, value, known)
+        self.__dict__[name] = value
+
+    return property(lambda self: self.__dict__[name], assign)
 
 
 class LeakyRNN(nn.RNNBase):
@@ -60,13 +64,22 @@ class LeakyRNN(nn.RNNBase):
 
     Attributes:
         weight_ih_l[k]: as :class:`rnnext.RNN`'s, and so weight_hh_l[k], bias_ih_l[k], bias_hh_l[k].
-        alpha: ``[]``, ``[H]`` or, of a list, ``[L, 1]`` or ``[L, H]``, a buffer, where it is not
-            learned.
+        alpha: the leak, ``[]``, ``[H]`` or, of a list, ``[L, 1]`` or ``[L, H]``; where it is
+            learned, that of each layer and direction, ``[L * D, H]``. It can be set where it was
+            given and is not learned.
+        dt: a float; None where alpha was given, else it can be set: tau stays, and alpha changes.
+        tau: ``dt / alpha``, or None; it can be set where it was given and is not learned.
         logit_alpha_l[k]: ``[]`` or ``[H]``, where it is; ``_reverse`` of the second direction.
+        nonlinearity, form, noise_std, noise_scale, noise_in_eval: as given; they can be set.
+
+    The state dict holds weights and biases, and of the leak ``_alpha``, or ``_tau`` and ``_dt``, or
+    logits and ``_dt``; form and noise are not in it. A module keeps its own dt when it loads tau,
+    and so gets an alpha of its own; logits of another dt are refused.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or outside its range; neither ``alpha``
             nor ``dt`` and ``tau``, or both; ``alpha`` 1 that is to be learned.
+        AttributeError: alpha, dt or tau is set where it cannot be.
 
     G. R. Yang et al., "Task representations in neural networks trained to perform many cognitive
     tasks", Nature Neuroscience 22, 2019 (rate). H. F. Song, G. R. Yang, X.-J. Wang, "Training
@@ -75,8 +88,12 @@ class LeakyRNN(nn.RNNBase):
     manipulation of information in working memory", Nature Neuroscience 22, 2019 (blend).
     """
 
-    alpha: Tensor
+    nonlinearity: str = _word("nonlinearity", _C.nonlinearities())
+    form: str = _word("form", _C.forms())
+    noise_scale: str = _word("noise_scale", list(NOISE_SCALES))
     weight_hh_l0: Tensor
+    _step: float | None
+    _dt: Tensor
     _noise_std: float | Tensor
     _first: dict[str, Tensor] = {}  # noqa: RUF012  replaced, by what reset_parameters gives back
     __prepare_scriptable__ = _deploy.refuse_script
@@ -105,9 +122,6 @@ class LeakyRNN(nn.RNNBase):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _one_of("nonlinearity", nonlinearity, _C.nonlinearities())
-        _one_of("form", form, _C.forms())
-        _one_of("noise_scale", noise_scale, list(_NOISE_SCALES))
         num_layers = _layers.as_integer("num_layers", num_layers, "; alpha is given by name")
         super().__init__(
             "RNN_TANH",  # RNNBase takes the number of gates from it
@@ -116,24 +130,120 @@ class LeakyRNN(nn.RNNBase):
         )  # fmt: skip
         self.nonlinearity = nonlinearity
         self.form = form
-        self.noise_std = noise_std
+        self._set_noise_std(noise_std)
         self.noise_scale = noise_scale
         self.noise_in_eval = noise_in_eval
         self.learn_alpha = learn_alpha
-        value = _leak(alpha, dt, tau, learn_alpha, num_layers, hidden_size, self.weight_hh_l0.dtype)
-        first = {"alpha": value}
-        if learn_alpha:
-            if bool((value == 1).any()):
-                raise ValueError("alpha must be less than 1 to be learned: its logit is infinite")
-            logits = [each.logit() for each in self._of_each(value)]
-            first = dict(zip(self._logit_names(), logits, strict=True))
-        for name, value in first.items():
-            own = value.to(self.weight_hh_l0.device, copy=True)
-            if learn_alpha:
-                self.register_parameter(name, nn.Parameter(own))
-            else:
-                self.register_buffer(name, own)
+        if not learn_alpha:
+            self._set_leak(alpha, dt, tau)
+            return
+        self._step, value = self._leak(alpha, dt, tau)
+        value = value if self._step is None else self._step / value
+        if bool((value == 1).any()):
+            raise ValueError("alpha must be less than 1 to be learned: its logit is infinite")
+        logits = [each.logit() for each in self._of_each(value)]
+        first = dict(zip(self._logit_names(), logits, strict=True))
+        for name, logit in first.items():
+            own = logit.to(self.weight_hh_l0.device, copy=True)
+            self.register_parameter(name, nn.Parameter(own))
         self._first = self._first | first
+        self._keep_dt()
+
+    def _keep(self, name: str, value: Tensor, persistent: bool = True) -> None:
+        """Hold a copy in a buffer; the value is what reset_parameters gives back."""
+        # New dicts: a copy.copy of the module has the old ones, and keeps its own.
+        self._buffers, self._first = dict(self._buffers), self._first | {name: value}
+        own = value.to(self.weight_hh_l0, copy=True)
+        self.register_buffer(name, own, persistent=persistent)
+
+    def _keep_dt(self) -> None:
+        if self._step is not None:
+            self._keep("_dt", torch.tensor(self._step, dtype=torch.float64, device="cpu"))
+
+    def _set_leak(self, alpha: _PerLayer | None, dt: float | None, tau: _PerLayer | None) -> None:
+        self._step, value = self._leak(alpha, dt, tau)
+        self._keep("_alpha" if self._step is None else "_tau", value)
+        self._keep_dt()
+
+    def _leak(
+        self, alpha: _PerLayer | None, dt: float | None, tau: _PerLayer | None
+    ) -> tuple[float | None, Tensor]:
+        return _leak(
+            alpha, dt, tau, self.learn_alpha, self.num_layers, self.hidden_size,
+            self.weight_hh_l0.dtype,
+        )  # fmt: skip
+
+    @property
+    def alpha(self) -> Tensor:
+        """The leak of all layers."""
+        buffers: dict[str, Any] = self._buffers  # twice as fast as nn.Module.__getattr__
+        alpha: Tensor | None = buffers.get("_alpha")
+        if alpha is not None:
+            return alpha
+        if (tau := buffers.get("_tau")) is not None:
+            return torch.div(buffers["_dt"], tau)  # a third of the time of a number's
+        return torch.stack(self.alphas())
+
+    @alpha.setter
+    def alpha(self, value: _PerLayer) -> None:
+        self._refuse_learned("alpha")
+        if self._step is not None:
+            raise AttributeError("alpha is dt / tau: set these")
+        self._set_leak(value, None, None)
+
+    @property
+    def dt(self) -> float | None:
+        """The length of a step, if it was given."""
+        return self._step
+
+    @dt.setter
+    def dt(self, value: float) -> None:
+        if self._step is None:
+            raise AttributeError("dt must be given with tau, in the place of alpha, to be set")
+        if not self.learn_alpha:
+            self._set_leak(None, value, self.tau)
+            return
+        dt = _length(value)
+        names = self._logit_names()
+        logits = [getattr(self, name) for name in names] + [self._first[name] for name in names]
+        with torch.no_grad():
+            alphas = [logit.double().sigmoid() * (dt / self._step) for logit in logits]
+            if any(bool((alpha >= 1).any()) for alpha in alphas):
+                raise ValueError(f"dt must be less than the learned tau, got {value}")
+            for logit, alpha in zip(logits, alphas, strict=True):
+                logit.copy_(alpha.logit())
+        self._step = dt
+        self._keep_dt()
+
+    @property
+    def tau(self) -> Tensor | None:
+        """The time constant of all layers, if dt was given."""
+        if self._step is None or not self.learn_alpha:
+            return self._buffers.get("_tau")
+        return self._step / self.alpha
+
+    @tau.setter
+    def tau(self, value: _PerLayer) -> None:
+        self._refuse_learned("tau")
+        if self._step is None:
+            raise AttributeError("tau must be given with dt, in the place of alpha, to be set")
+        self._set_leak(None, self._step, value)
+
+    def _refuse_learned(self, name: str) -> None:
+        if self.learn_alpha:
+            raise AttributeError(f"{name} is learned: set the parameters logit_alpha_l[k]")
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        dt, own = state_dict.get(prefix + "_dt"), self._step
+        if dt is not None and own is not None:
+            far = not dt.is_meta and not math.isclose(dt, own, rel_tol=0.01)  # of a bfloat16
+            if far and self.learn_alpha:
+                raise RuntimeError(
+                    f"{prefix}logit_alpha_l[k] were learned at dt = {dt:g}, and this module has "
+                    f"{own:g}: load them at theirs, then set dt"
+                )
+            state_dict[prefix + "_dt"] = torch.full_like(dt, own)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def noise_std(self) -> float | Tensor:
@@ -142,34 +252,24 @@ class LeakyRNN(nn.RNNBase):
 
     @noise_std.setter
     def noise_std(self, value: float | Tensor) -> None:
+        self._set_noise_std(value)
+
+    def _set_noise_std(self, value: float | Tensor) -> None:
         _layers.refuse_no_number("noise_std", value)
         if isinstance(value, Tensor):
             _layers.refuse_shape("noise_std", value, (), (self.hidden_size,))
+            if value.requires_grad:
+                raise ValueError("noise_std must not require a gradient: none reaches it")
         fits = (value >= 0) & (value < math.inf)
         if not (fits.all() if isinstance(fits, Tensor) else fits):
             raise ValueError(f"noise_std must be finite and not negative, got {value}")
         self.__dict__.pop("_noise_std", None)
-        # (New dicts: a copy.copy of the module has the old ones, and keeps its noise.)
         self._buffers = {name: b for name, b in self._buffers.items() if name != "_noise_std"}
         self._first = {name: t for name, t in self._first.items() if name != "_noise_std"}
         if isinstance(value, Tensor):
-            own = value.detach().to(self.weight_hh_l0).clone()
-            self.register_buffer("_noise_std", own, persistent=False)
-            self._first["_noise_std"] = value.detach().clone()
+            self._keep("_noise_std", value.clone(), persistent=False)
         else:
             self._noise_std = float(value)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """As torch.nn's, but noise_std given as a Parameter is only read, and alpha must fit."""
-        if name == "noise_std" and isinstance(value, Tensor):
-            value = value.detach()
-        elif name == "alpha" and self.learn_alpha:
-            raise AttributeError("alpha is learned: set the parameters logit_alpha_l[k]")
-        elif name == "alpha" and isinstance(value, Tensor):
-            L, H = self.num_layers, self.hidden_size
-            _layers.refuse_shape("alpha", value, (), (H,), (L, 1), (L, H))
-            self._first = self._first | {"alpha": value.detach().clone()}
-        super().__setattr__(name, value)
 
     def _logit_names(self) -> list[str]:
         directions = ["", "_reverse"] if self.bidirectional else [""]
@@ -204,17 +304,14 @@ class LeakyRNN(nn.RNNBase):
             logits = [getattr(self, name) for name in self._logit_names()]
             least = torch.finfo(logits[0].dtype).tiny  # sigmoid underflows to 0
             return [logit.sigmoid().clamp_min(least).expand(H) for logit in logits]
-        alpha = self._buffers.get("alpha")  # twice as fast as through nn.Module.__getattr__
-        return [each.expand(H) for each in self._of_each(self.alpha if alpha is None else alpha)]
+        return [each.expand(H) for each in self._of_each(self.alpha)]
 
     def _noise_stds(self, alphas: Sequence[Tensor]) -> list[Tensor]:
         """``noise_std`` scaled, ``[H]`` for each layer and direction; none where it is 0."""
         std = self._noise_std
         if not isinstance(std, Tensor) and std == 0:
             return []
-        _one_of("noise_scale", self.noise_scale, list(_NOISE_SCALES))
-        scale = _NOISE_SCALES[self.noise_scale]
-        return [std * scale(alpha.detach()) for alpha in alphas]
+        return [scaled_noise(std, alpha, self.noise_scale) for alpha in alphas]
 
     def forward(
         self,
@@ -269,6 +366,8 @@ class LeakyRNN(nn.RNNBase):
         """The arguments, as torch.nn's modules show them."""
         parts = [super().extra_repr(), f"nonlinearity={self.nonlinearity}", f"form={self.form}"]
         parts.append(f"alpha={_range(torch.stack(self.alphas()))}")
+        if self._step is not None:
+            parts.append(f"dt={self._step:g}")
         if self.learn_alpha:
             parts.append("learn_alpha=True")
         if isinstance(self.noise_std, Tensor) or self.noise_std:
@@ -287,10 +386,13 @@ def _range(values: float | Tensor) -> str:
     return f"{low:g} to {high:g}" if low < high else f"{low:g}"
 
 
-def _one_of(name: str, value: str, known: list[str]) -> None:
-    if value not in known:
-        names = ", ".join(map(repr, known))
-        raise ValueError(f"{name} must be one of {names}, got {value!r}")
+def _length(dt: Any) -> float:
+    _layers.refuse_no_number("dt", dt)
+    if isinstance(dt, Tensor):
+        _layers.refuse_shape("dt", dt, ())
+    if not dt > 0:
+        raise ValueError(f"dt must be positive, got {dt}")
+    return float(dt)
 
 
 def _leak(
@@ -301,8 +403,11 @@ def _leak(
     L: int,
     H: int,
     dtype: torch.dtype,
-) -> Tensor:
-    """Alpha, [] or [H], or, from a list for the layers, [L, 1] or [L, H], on the CPU."""
+) -> tuple[float | None, Tensor]:
+    """Dt, if it is given, and alpha or else tau, on the CPU.
+
+    That is [] or [H], or, from a list for the layers, [L, 1] or [L, H].
+    """
 
     def exact(name: str, number: float | Tensor, *shapes: tuple[int, ...]) -> Tensor:
         _layers.refuse_no_number(name, number)
@@ -326,18 +431,18 @@ def _leak(
         units = max(row.numel() for row in rows)
         return torch.stack([row.expand(units) for row in rows])
 
-    if alpha is None:
-        if dt is None or tau is None:
-            raise ValueError("alpha must be given, or dt and tau")
-        step = exact("dt", dt)
-        if not step > 0:
-            raise ValueError(f"dt must be positive, got {dt}")
-        name, value = "alpha = dt / tau", step / of_layers("tau", tau)
-    else:
+    step = None
+    if alpha is not None:
         if dt is not None or tau is not None:
             raise ValueError("alpha must not be given with dt and tau")
-        name, value = "alpha", of_layers("alpha", alpha).clone()
-    stored = value.to(dtype)
-    if not bool(((stored > 0) & (value <= 1)).all()):
+        name, given = "alpha", of_layers("alpha", alpha)
+    elif dt is None or tau is None:
+        raise ValueError("alpha must be given, or dt and tau")
+    else:
+        step = _length(dt)
+        name, given = "alpha = dt / tau", of_layers("tau", tau)
+    stored = given.to(dtype, copy=True)
+    value, used = (each if step is None else step / each for each in (given, stored))
+    if not bool(((used > 0) & (value <= 1)).all()):
         raise ValueError(f"{name} must be in (0, 1], got {_range(value)}, as {dtype}")
-    return stored
+    return step, stored

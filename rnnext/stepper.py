@@ -37,7 +37,7 @@ class Stepper:
     of threads. A step raises RuntimeError if a parameter or buffer of the module has been written
     since, as by an optimizer; :meth:`refresh` reads the module anew. (torch does not count writes
     through ``.data`` or by a fused optimizer: of those a Stepper sees what changes the value in the
-    middle of a tensor. It does not see that the module was given another tensor or form.)
+    middle of a tensor. It does not see that the module was given another tensor, form or dt.)
 
     Dropout, autocast and hooks do not apply: a weight that a hook computes, as torch's older
     ``spectral_norm`` does, is that of the module's last call. There is noise only where the module

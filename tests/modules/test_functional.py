@@ -135,3 +135,13 @@ def test_noise_of_a_key(std):
     noise = std * rnnext.ops.noise(key, 4, 3, 1, 6)
     assert_close(call(noise_std=std, noise_key=key)[0], x + noise)
     assert not torch.equal(call(noise_std=std)[0], call(noise_std=std)[0])
+    for scale in (None, "sqrt_2_over_alpha", "sqrt_2_alpha", "none"):
+        options = {"alpha": 0.1, "noise_std": std} | ({"noise_scale": scale} if scale else {})
+        rnn = rnnext.LeakyRNN(6, 6, bias=False, **options)
+        torch.manual_seed(1)
+        expected = rnn(x)[0]
+        torch.manual_seed(1)
+        key = torch.randint(2**63 - 1, (1,))[0]
+        weights = rnn.weight_ih_l0, rnn.weight_hh_l0
+        found = functional.recurrence(x, None, *weights, noise_key=key, **options)[0]
+        assert torch.equal(found, expected)

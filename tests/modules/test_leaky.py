@@ -18,7 +18,7 @@ def test_alpha_of_one_is_the_rnn_to_the_bit():
     for form in ("rate", "blend"):
         leaky = rnnext.LeakyRNN(5, 20, alpha=1.0, form=form)
         rnn, x = rnnext.RNN(5, 20), torch.randn(8, 3, 5)
-        rnn.load_state_dict({k: v for k, v in leaky.state_dict().items() if k != "alpha"})
+        rnn.load_state_dict({k: v for k, v in leaky.state_dict().items() if k != "_alpha"})
         assert same(leaky(x), rnn(x))
 
 
@@ -115,8 +115,8 @@ def test_a_stepper_has_the_noise_of_one_call():
 
 def test_noise_that_is_none_is_refused_whenever_it_is_set():
     rnn = rnnext.LeakyRNN(2, 4, alpha=0.5, noise_std=0.1)
-    negative = nn.Parameter(torch.tensor(-0.1))
-    for value in (-1, math.nan, math.inf, torch.tensor([0.1, 0.2]), negative, "1", True):
+    learned = torch.tensor(0.2, requires_grad=True)
+    for value in (-1, math.nan, math.inf, torch.tensor([0.1, 0.2]), learned, "1", True):
         for refused in (
             lambda v=value: rnnext.LeakyRNN(2, 4, alpha=0.5, noise_std=v),
             lambda v=value: setattr(rnn, "noise_std", v),
@@ -124,16 +124,27 @@ def test_noise_that_is_none_is_refused_whenever_it_is_set():
             with pytest.raises((TypeError, ValueError), match=r"^noise_std must "):
                 refused()
     assert rnn.noise_std == 0.1
-    std = nn.Parameter(torch.tensor(0.2))
-    rnn.noise_std = std  # is only read
-    std.data.fill_(3)
-    assert "noise_std" not in dict(rnn.named_parameters())
+    with pytest.raises(KeyError, match="noise_std"):
+        rnn.noise_std = nn.Parameter(torch.tensor(0.2))
+    rnn.noise_std = std = torch.tensor(0.2)
+    std.fill_(3)
     quiet = copy.copy(rnn)  # with the same weights
     quiet.noise_std = 0
     assert torch.equal(rnn.noise_std, torch.tensor(0.2))
-    rnn.noise_scale = "alpha"
-    message = "noise_scale must be one of 'sqrt_2_over_alpha', 'sqrt_2_alpha', 'none', got 'alpha'"
-    assert_refused(lambda: rnn(torch.zeros(3, 2, 2)), ValueError, message)
+
+
+def test_words_are_refused_when_they_are_set_and_take_effect():
+    rnn, x = rnnext.LeakyRNN(2, 4, alpha=0.5, noise_std=0.1), torch.randn(5, 3, 2)
+    for name in ("form", "nonlinearity", "noise_scale"):
+        with pytest.raises(ValueError, match=rf"^{name} must be one of .*, got 'elu'"):
+            setattr(rnn, name, "elu")
+    assert "elu" not in repr(rnn)
+    compiled = torch.compile(rnn.eval(), backend="eager")
+    for rnn.form, rnn.nonlinearity in (("rate", "tanh"), ("blend", "relu"), ("voltage", "relu")):
+        twin = rnnext.LeakyRNN(2, 4, alpha=0.5, form=rnn.form, nonlinearity=rnn.nonlinearity)
+        twin.load_state_dict(rnn.state_dict())
+        for module in (rnn, compiled, copy.deepcopy(rnn)):
+            assert same(module(x), twin(x))
 
 
 def test_the_number_of_layers_may_be_numpys():
@@ -141,11 +152,66 @@ def test_the_number_of_layers_may_be_numpys():
 
 
 def test_what_it_stores():
-    stored, learned = (rnnext.LeakyRNN(3, 6, alpha=0.4, learn_alpha=each) for each in (False, True))
     weights = nn.RNN(3, 6).state_dict().keys()
-    assert stored.state_dict().keys() == weights | {"alpha"}
-    assert learned.state_dict().keys() == weights | {"logit_alpha_l0"}
-    assert stored.double().alpha.dtype == torch.float64
+    for options, stored in (
+        ({"alpha": 0.4}, {"_alpha"}),
+        ({"dt": 4, "tau": 10}, {"_tau", "_dt"}),
+        ({"alpha": 0.4, "learn_alpha": True, "noise_std": torch.tensor(0.1)}, {"logit_alpha_l0"}),
+        ({"dt": 4, "tau": 10, "learn_alpha": True}, {"logit_alpha_l0", "_dt"}),
+    ):
+        rnn = rnnext.LeakyRNN(3, 6, **options)
+        assert rnn.state_dict().keys() == weights | stored
+        assert_close(torch.stack(rnn.alphas()), torch.full((1, 6), 0.4))
+        assert rnn.double().alpha.dtype == torch.float64
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("tau", [100.0, torch.linspace(30, 500, 6), [50.0, 30.0]])
+def test_what_was_trained_at_one_dt_runs_at_another(tau, learned):
+    options, x = {"tau": tau, "learn_alpha": learned, "bidirectional": True}, torch.randn(7, 4, 3)
+    trained, finer, twin = (rnnext.LeakyRNN(3, 6, 2, dt=dt, **options) for dt in (20, 5, 5))
+    if learned:
+        message = r"logit_alpha_l\[k\] were learned at dt = 20, and this module has 5"
+        with pytest.raises(RuntimeError, match=message):
+            finer.load_state_dict(trained.state_dict())
+        finer.dt = 20
+    finer.load_state_dict(trained.state_dict())
+    finer.dt = 5
+    weights = {k: v for k, v in trained.state_dict().items() if k.startswith(("weight", "bias"))}
+    twin.load_state_dict(weights, strict=False)
+    assert_close(finer(x), twin(x))
+    finer.reset_parameters()
+    assert_close(finer.alpha, twin.alpha)
+    assert "dt=5" in repr(finer)
+
+
+def test_dt_tau_and_alpha_are_set_where_they_were_given():
+    fixed, given = rnnext.LeakyRNN(3, 6, dt=10, tau=100), rnnext.LeakyRNN(3, 6, alpha=0.5)
+    learned = rnnext.LeakyRNN(3, 6, dt=10, tau=100, learn_alpha=True)
+    fixed.tau = torch.linspace(20, 50, 6)
+    assert_close(fixed.alpha, 10 / torch.linspace(20, 50, 6))
+    fixed.dt, fixed.tau = 20, [40.0]
+    assert_close(fixed.alphas()[0], torch.full((6,), 0.5))
+    given.alpha = 0.25
+    assert_close(given.alphas()[0], torch.full((6,), 0.25))
+    assert (given.dt, given.tau) == (None, None)
+    assert_close(learned.tau, torch.full((1, 6), 100.0))
+    for module, name, value, error, message in (
+        (fixed, "dt", 41, ValueError, "alpha = dt / tau must be in (0, 1], got 1.025"),
+        (fixed, "dt", -1, ValueError, "dt must be positive, got -1"),
+        (fixed, "tau", 19, ValueError, "alpha = dt / tau must be in (0, 1], got 1.05"),
+        (fixed, "tau", torch.ones(5), ValueError, "tau must have shape [] or [6]"),
+        (fixed, "alpha", 0.1, AttributeError, "alpha is dt / tau: set these"),
+        (given, "alpha", 2, ValueError, "alpha must be in (0, 1], got 2"),
+        (given, "dt", 5, AttributeError, "dt must be given with tau, in the place of alpha"),
+        (given, "tau", 5, AttributeError, "tau must be given with dt, in the place of alpha"),
+        (learned, "alpha", 0.5, AttributeError, "alpha is learned: set the parameters logit"),
+        (learned, "tau", 50, AttributeError, "tau is learned: set the parameters logit_alpha"),
+        (learned, "dt", 101, ValueError, "dt must be less than the learned tau, got 101"),
+    ):
+        assert_refused(functools.partial(setattr, module, name, value), error, message)
+    assert (fixed.dt, float(fixed.tau), learned.dt) == (20, 40, 10)
+    assert_close(learned.tau, torch.full((1, 6), 100.0))
 
 
 PARAMETER = nn.Parameter(torch.tensor(0.1))
@@ -194,9 +260,6 @@ def test_an_alpha_that_does_not_fit_is_refused_when_it_is_set_or_used():
     rnn.alpha = torch.full((6,), 0.5)
     rnn.reset_parameters()
     assert torch.equal(rnn.alphas()[0], torch.full((6,), 0.5))
-    learned = rnnext.LeakyRNN(3, 6, alpha=0.4, learn_alpha=True)
-    with pytest.raises(AttributeError, match=r"^alpha is learned: set the parameters logit_alpha"):
-        learned.alpha = torch.tensor(0.5)  # which nobody would read
 
 
 def test_repr_names_what_differs():

@@ -39,7 +39,7 @@ WRITES = {
     "a leak": (
         rnnext.LeakyRNN(4, 6, 2, alpha=0.3, form="voltage"),
         lambda m: m.alpha.fill_(0.25),
-        "alpha",
+        "_alpha",
     ),
     "a learned leak": (
         rnnext.LeakyRNN(4, 6, alpha=0.3, learn_alpha=True),
