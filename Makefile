@@ -6,7 +6,7 @@ READY := $(VENV)/.rnnext-ready
 TESTED := $(VENV)/.rnnext-tests-ready
 
 .PHONY: demo memory-policy perceptual-decision sample-text
-.PHONY: test fuzz faults bench docs lint weight build sdist wheel cuda-build cuda-check clang-build sanitize clean
+.PHONY: test quick fuzz faults bench docs lint weight build sdist wheel cuda-build cuda-check clang-build sanitize clean
 
 # What compiles the extension prints its commands here, and shows their end when it fails.
 LOG := build/build.log
@@ -32,6 +32,12 @@ sample-text: build
 test: export RNNEXT_ISAS ?= all,amx_stand_in
 test: $(TESTED) build
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# This machine's kernels alone, and tests of about a minute that find most of what breaks.
+QUICK ?= tests/fuzz tests/modules/test_rnn.py tests/modules/test_leaky.py tests/modules/test_stepper.py
+quick: export RNNEXT_ISAS ?= native
+quick: $(TESTED) build
+	$(BIN)/python -m pytest -n 2 $(QUICK) $(ARGS)
 
 # 50,400 random calls against float64 and 36,000 of ops with arguments that may be wrong, planned for
 # three machines. Memory of every tensor ends at a page that nobody may touch.

@@ -22,6 +22,8 @@ def plan(T, B, I, H, **options):  # noqa: E741 - the field's letter
 @pytest.fixture(autouse=True)
 def _isa() -> None:
     """One shape of kernels, so that what is expected is the same on every machine."""
+    if "generic" not in ISAS:
+        pytest.skip("the plans are those of the generic build, which is left out")
     _C.set_cpu_isa("generic")
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from helpers.blocks import run_blocks
-from helpers.common import ROOT
+from helpers.common import ROOT, run_python
 
-pytest.importorskip("gymnasium")
+pytest.importorskip("gymnasium", "1.1")  # else the examples stop, and with them the collection
 
 
 class PerceptualDecisionMaking:
@@ -153,6 +153,14 @@ def test_torchrl_collects_and_replays_the_same_scores(policy):
     assert collected["is_init"].sum() > 2
     for key in ("logits", "state_value"):
         torch.testing.assert_close(whole[key], collected[key])
+
+
+def test_an_older_gymnasium_skips_this_file_alone(tmp_path):
+    (tmp_path / "gymnasium.py").write_text('__version__ = "1.0.0"')
+    options = ["-rs", "-p", "no:cacheprovider", __file__]
+    found = run_python("-m", "pytest", *options, PYTHONPATH=f"{tmp_path}:{ROOT}").stdout
+    assert "1 skipped" in found, found
+    assert "has __version__ '1.0.0', required is: '1.1'" in found
 
 
 def test_training_keeps_dales_law_and_learns():

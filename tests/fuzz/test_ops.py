@@ -197,7 +197,7 @@ def calls(draw):
 def once_wrong(op, wrong, **case):
     """The example of a call that one argument is spoiled of."""
     case["dtype"] = "float64"
-    return example({"op": op, "case": case, "wrong": [wrong], "seed": 0, "isa": "generic"})
+    return example({"op": op, "case": case, "wrong": [wrong], "seed": 0, "isa": ISAS[0]})
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex")
