@@ -1,10 +1,13 @@
 """Compiles every header under csrc/ on its own: each includes what it needs, in whatever order.
 
 What kernels may include is read without torch's headers: see the rules of docs/architecture.md.
-Headers that include CUDA's are left to nvcc (`make cuda-build`).
+Headers that include CUDA's are left to nvcc (`make cuda-build`). The folders of csrc/cuda include
+each other in no circle.
 """
 
+import graphlib
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -17,7 +20,7 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 CUDA = CSRC / "cuda"
-WITHOUT_CUDAS = [CUDA / "recurrence" / "choice.h", CUDA / "embedding" / "index_error.h"]
+WITHOUT_CUDAS = {CUDA / "recurrence" / "choice.h", CUDA / "indices.h"}
 
 
 def compile_all(commands: dict[str, list[str]], env: Mapping[str, str] = os.environ) -> int:
@@ -50,9 +53,26 @@ def command(header: Path) -> list[str]:
     return [os.environ.get("CXX", "c++"), *flags, "-include", str(header), os.devnull]
 
 
+def circle(root: Path) -> list[Path]:
+    """Folders below `root` that include each other in a circle, if there are some."""
+    includes: dict[Path, set[Path]] = {}
+    for source in (path for path in root.rglob("*") if path.is_file()):
+        names = re.findall(r'^#include "(.*)"', source.read_text(), re.MULTILINE)
+        others = {(CSRC / name).parent for name in names} - {source.parent}
+        includes.setdefault(source.parent, set()).update(others)
+    try:
+        graphlib.TopologicalSorter(includes).prepare()
+    except graphlib.CycleError as error:
+        return [folder.relative_to(ROOT) for folder in error.args[1]]
+    return []
+
+
 def main() -> int:
-    headers = [h for h in CSRC.rglob("*.h") if CUDA not in h.parents or h in WITHOUT_CUDAS]
-    return compile_all({str(h.relative_to(ROOT)): command(h) for h in sorted(headers)})
+    headers = {h for h in CSRC.rglob("*.h") if CUDA not in h.parents} | WITHOUT_CUDAS
+    failed = compile_all({str(h.relative_to(ROOT)): command(h) for h in sorted(headers)})
+    if found := circle(CUDA):
+        print("folders include each other in a circle:", *found)
+    return int(failed or bool(found))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/device.h"
-#include "cuda/embedding/kernel.h"
+#include "cuda/indices.h"
 
 namespace rnnext::cuda {
 
@@ -35,7 +35,7 @@ cudaError_t with_type(Kind kind, F f) {
 }
 
 // Indices out of range are reported (IndexErrorRecord) and skipped.
-__device__ __forceinline__ void report(const EmbeddingIndices& indices, int64_t i, int64_t value) {
+__device__ __forceinline__ void report(const TableIndices& indices, int64_t i, int64_t value) {
   IndexErrorRecord* error = indices.error;
   if (error == nullptr || atomicCAS(&error->claimed, 0u, 1u) != 0u) return;
   error->position = i;
@@ -46,7 +46,7 @@ __device__ __forceinline__ void report(const EmbeddingIndices& indices, int64_t 
 }
 
 // Index i, or -1 where it is out of range.
-__device__ __forceinline__ int64_t checked_index(const EmbeddingIndices& indices, int64_t i) {
+__device__ __forceinline__ int64_t checked_index(const TableIndices& indices, int64_t i) {
   int64_t index = indices.is_int64 ? __ldg(static_cast<const long long*>(indices.data) + i)
                                    : __ldg(static_cast<const int*>(indices.data) + i);
   if (index >= 0 && index < indices.rows) return index;

@@ -135,7 +135,7 @@ void recurrence(const Device& device, const Way& way, Compute compute, bool back
 void embedding(int64_t columns) {
   constexpr int64_t count = 300, rows = 50;
   Memory memory;
-  const EmbeddingIndices indices{memory.zeros(count, 8), true, count, rows, nullptr};
+  const TableIndices indices{memory.zeros(count, 8), true, count, rows, nullptr};
   void* const gathered = memory.results(count * columns, 4);
   const void* const table = memory.numbers(rows * columns, 4);
   check(launch_embedding_gather({indices, table, columns * 4, columns * 4, gathered}, nullptr));

@@ -142,7 +142,7 @@ IndexErrorRecord* index_errors(c10::DeviceIndex device) {
   return record;
 }
 
-EmbeddingIndices checked_indices(const Tensor& indices, int64_t rows) {
+TableIndices checked_indices(const Tensor& indices, int64_t rows) {
   return {.data = indices.const_data_ptr(),
           .is_int64 = indices.scalar_type() == at::kLong,
           .count = indices.numel(),

@@ -5,7 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/cuda/CUDAException.h>
 
-#include "cuda/embedding/kernel.h"
+#include "cuda/indices.h"
 
 #ifndef RNNEXT_CUDA_ARCHS
 #define RNNEXT_CUDA_ARCHS "unknown architectures"
@@ -35,6 +35,6 @@ IndexErrorRecord* index_errors(c10::DeviceIndex device);
 
 // What the kernels need to know of `indices`, contiguous int32 or int64 on a CUDA device. Raises
 // what index_errors raises.
-EmbeddingIndices checked_indices(const at::Tensor& indices, int64_t rows);
+TableIndices checked_indices(const at::Tensor& indices, int64_t rows);
 
 }  // namespace rnnext::cuda

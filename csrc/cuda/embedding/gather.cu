@@ -3,6 +3,7 @@
 #include <bit>
 
 #include "cuda/elements.cuh"
+#include "cuda/embedding/kernel.h"
 
 namespace rnnext::cuda {
 namespace {

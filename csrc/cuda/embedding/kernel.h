@@ -6,32 +6,14 @@
 
 #include <cstdint>
 
+#include "cuda/indices.h"
 #include "recurrence/call.h"
 
 namespace rnnext::cuda {
 
-// How a kernel reports an index out of range without stopping the context: it writes one record in
-// host memory that the device sees, and goes on as if the row were absent. The host reads the
-// record at its next call on that device, without waiting for the device.
-struct IndexErrorRecord {
-  unsigned claimed;  // by the first thread that found an error
-  unsigned ready;    // set last
-  int64_t position;  // in the flattened indices
-  int64_t value;
-  int64_t bound;  // 0 <= index < bound was expected
-};
-
-struct EmbeddingIndices {
-  const void* data;  // [count] int64 or int32
-  bool is_int64;
-  int64_t count;
-  int64_t rows;             // V: valid are 0 <= index < rows
-  IndexErrorRecord* error;  // or null: not reported
-};
-
 // output[i] = weight[indices[i]]; zeros where the index is out of range.
 struct EmbeddingGather {
-  EmbeddingIndices indices;
+  TableIndices indices;
   const void* weight;  // [V, row_bytes]
   int64_t weight_stride_bytes;
   int64_t row_bytes;
@@ -41,8 +23,8 @@ cudaError_t launch_embedding_gather(const EmbeddingGather& params, cudaStream_t 
 
 // keys[i] = indices[i], or V where it is padding_idx (-1: none) or out of range; positions[i] = i.
 // Sorting the pairs by key (stably) prepares the reduction; count and V are at most 2^31 - 1.
-cudaError_t launch_embedding_keys(const EmbeddingIndices& indices, int64_t padding_idx,
-                                  int32_t* keys, int32_t* positions, cudaStream_t stream);
+cudaError_t launch_embedding_keys(const TableIndices& indices, int64_t padding_idx, int32_t* keys,
+                                  int32_t* positions, cudaStream_t stream);
 
 // output[row] = the sum of grad[positions[p]] over the run of keys[p] == row, in the order of p;
 // divided by the length of the run if `by_frequency`. Rows without a run are not touched. The order

@@ -1,11 +1,21 @@
-// The gradient of the table, by runs of equal keys.
+// The gradient of the table: indices as keys to be sorted, and sums over runs of equal keys.
 #include <algorithm>
 #include <bit>
 
 #include "cuda/elements.cuh"
+#include "cuda/embedding/kernel.h"
 
 namespace rnnext::cuda {
 namespace {
+
+__global__ void make_keys(const TableIndices indices, int64_t padding_idx, int32_t* keys,
+                          int32_t* positions) {
+  const int64_t i = element();
+  if (i >= indices.count) return;
+  const int64_t index = checked_index(indices, i);
+  keys[i] = int32_t(index < 0 || index == padding_idx ? indices.rows : index);
+  positions[i] = int32_t(i);
+}
 
 // The sorted positions are cut into chunks of equal length. In the first kernel a thread sums the
 // runs of one chunk, for one vector of columns: a run that lies within the chunk goes to the
@@ -172,6 +182,11 @@ cudaError_t launch_reduce(const EmbeddingReduce& p, cudaStream_t stream) {
 }
 
 }  // namespace
+
+cudaError_t launch_embedding_keys(const TableIndices& indices, int64_t padding_idx, int32_t* keys,
+                                  int32_t* positions, cudaStream_t stream) {
+  return launch(make_keys, elements(indices.count), stream, indices, padding_idx, keys, positions);
+}
 
 int64_t embedding_partial_bytes(int64_t count, int64_t columns, DType dtype) {
   return 2 * divide_up(count, chunk_length(count)) * columns * (dtype == DType::f64 ? 8 : 4);

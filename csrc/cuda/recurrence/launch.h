@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "cuda/embedding/kernel.h"
+#include "cuda/indices.h"
 #include "cuda/recurrence/choice.h"
 #include "recurrence/call.h"
 
@@ -90,7 +90,7 @@ cudaError_t launch_around(Around what, const DeviceCall& call, const void* from,
                           Compute compute, cudaStream_t stream);
 
 // rows[i] = index i, or 0 where it is out of range, which is reported. count > 0.
-cudaError_t launch_table_rows(const EmbeddingIndices& indices, int64_t* rows, cudaStream_t stream);
+cudaError_t launch_table_rows(const TableIndices& indices, int64_t* rows, cudaStream_t stream);
 
 // The current device for choose(). Its capability is at most that of the code which it runs: that
 // is older where PTX, or code of the same major version, was all that had been built.

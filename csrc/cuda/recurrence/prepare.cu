@@ -1,25 +1,16 @@
-// What is there before other kernels of a call: indices, checked, as rows of a table or as keys to
-// be sorted, and constants of the host.
+// What is there before other kernels of a call: checked indices as rows of a table, and constants
+// of the host.
 #include "cuda/elements.cuh"
 #include "cuda/recurrence/launch.h"
 
 namespace rnnext::cuda {
 namespace {
 
-__global__ void table_rows_kernel(const EmbeddingIndices indices, int64_t* rows) {
+__global__ void table_rows_kernel(const TableIndices indices, int64_t* rows) {
   const int64_t i = element();
   if (i >= indices.count) return;
   const int64_t row = checked_index(indices, i);
   rows[i] = row < 0 ? 0 : row;
-}
-
-__global__ void make_keys(const EmbeddingIndices indices, int64_t padding_idx, int32_t* keys,
-                          int32_t* positions) {
-  const int64_t i = element();
-  if (i >= indices.count) return;
-  const int64_t index = checked_index(indices, i);
-  keys[i] = int32_t(index < 0 || index == padding_idx ? indices.rows : index);
-  positions[i] = int32_t(i);
 }
 
 struct Constants {
@@ -33,13 +24,8 @@ __global__ void write_constants_kernel(int64_t* to, const Constants from, int n)
 
 }  // namespace
 
-cudaError_t launch_table_rows(const EmbeddingIndices& indices, int64_t* rows, cudaStream_t stream) {
+cudaError_t launch_table_rows(const TableIndices& indices, int64_t* rows, cudaStream_t stream) {
   return launch(table_rows_kernel, elements(indices.count), stream, indices, rows);
-}
-
-cudaError_t launch_embedding_keys(const EmbeddingIndices& indices, int64_t padding_idx,
-                                  int32_t* keys, int32_t* positions, cudaStream_t stream) {
-  return launch(make_keys, elements(indices.count), stream, indices, padding_idx, keys, positions);
 }
 
 cudaError_t launch_write_constants(int64_t* destination, const int64_t* values, int64_t n,
