@@ -123,8 +123,6 @@ def extension(cuda: bool):
         )
         archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"7.5;8.0;{newest}+PTX")
         macros.append(("RNNEXT_CUDA_ARCHS", f'"{archs}"'))
-        if os.environ.get("RNNEXT_CUDA_TAGGED") == "1":  # both exchanges, to compare them
-            macros.append(("RNNEXT_CUDA_TAGGED", None))
     kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
     # Without -march: the files under csrc/cpu/isa choose their own target.
     cxx = ["-std=c++20", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"]

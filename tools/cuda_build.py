@@ -1,7 +1,7 @@
 """Compiles the CUDA half and tests it on a machine with no GPU and no toolkit.
 
-NVIDIA's compiler comes from PyPI (350 MB). Every kernel is compiled for each of ``--archs``, with
-both exchanges. The command fails if a kernel spills registers or has a stack frame, or if the step
+NVIDIA's compiler comes from PyPI (350 MB). Every kernel is compiled for each of ``--archs``. The
+command fails if a kernel spills registers or has a stack frame, or if the step
 loop of a resident one holds what it must not, or lacks what it must hold (machine_code.py). Then
 tests/cuda_ptx runs the PTX of sm_90.
 

@@ -24,14 +24,12 @@ FORBIDDEN = {
     "local memory": ("LDL", "STL"),
     "integer division": ("I2F.RP", "I2F.U32.RP", "I2F.U64.RP"),
 }
-# What the groups hold that others must not, and what each must hold: a word of 16 bytes that is
-# stored and loaded in one access, a store that an mbarrier counts, a flag with its fence.
+# What the groups hold that others must not, and what each must hold: a barrier of the cluster, or a
+# flag with its fence.
 ALLOWED = {"ClusterGroup": ("fence", "L1 invalidation"), "GridGroup": ("fence", "L1 invalidation")}
 REQUIRED = {
     "ClusterGroup": ("UCGABAR_ARV", "UCGABAR_WAIT", "MEMBAR"),
     "GridGroup": ("LDG.E.STRONG.GPU", "STG.E.STRONG.GPU", "MEMBAR"),
-    "AsyncClusterGroup": ("STAS.128", "SYNCS.ARRIVE", "SYNCS.PHASECHK"),
-    "TaggedGridGroup": ("LDG.E.128.STRONG.GPU", "STG.E.128.STRONG.GPU"),
 }
 
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,6})\*/\s+(@!?U?P[0-9T]\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")

@@ -1,7 +1,7 @@
-// The CUDA vocabulary of the kernels: what C++ cannot spell is wrapped here, and, of clusters'
-// mbarriers, in mbarrier.h. What an architecture does not have is compiled for no kernel of it: the
-// groups of the recurrence say what they need. tests/cuda_ptx runs the PTX that these become; it
-// knows the instructions that occur, and refuses others.
+// The CUDA vocabulary of the kernels: what C++ cannot spell is wrapped here. What an architecture
+// does not have is compiled for no kernel of it: the groups of the recurrence say what they need.
+// tests/cuda_ptx runs the PTX that these become; it knows the instructions that occur, and refuses
+// others.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -217,34 +217,6 @@ __device__ __forceinline__ void store_release(unsigned* flag, unsigned value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 
-// 16 bytes as one access, in no order with others, need the type b128: of vectors only each element
-// is one access.
-__device__ __forceinline__ uint4 load_relaxed(const uint4* p) {
-  uint64_t low, high;
-  asm volatile(
-      "{\n"
-      ".reg .b128 x;\n"
-      "ld.relaxed.gpu.global.b128 x, [%2];\n"
-      "mov.b128 {%0, %1}, x;\n"
-      "}\n"
-      : "=l"(low), "=l"(high)
-      : "l"(p)
-      : "memory");
-  return make_uint4(static_cast<unsigned>(low), static_cast<unsigned>(low >> 32),
-                    static_cast<unsigned>(high), static_cast<unsigned>(high >> 32));
-}
-
-__device__ __forceinline__ void store_relaxed(uint4* p, const uint4& x) {
-  asm volatile(
-      "{\n"
-      ".reg .b128 x;\n"
-      "mov.b128 x, {%1, %2};\n"
-      "st.relaxed.gpu.global.b128 [%0], x;\n"
-      "}\n" ::"l"(p),
-      "l"(x.x | uint64_t(x.y) << 32), "l"(x.z | uint64_t(x.w) << 32)
-      : "memory");
-}
-
 // Cycles after which a wait for other blocks is given up: it says in which block it waited for
 // what, and ends the kernel, so that what would hang for ever has a name. 0: never. (`make
 // cuda-check` builds with a bound.)
@@ -252,35 +224,16 @@ __device__ __forceinline__ void store_relaxed(uint4* p, const uint4& x) {
 #define RNNEXT_CUDA_BOUNDED 0
 #endif
 
-// Asks done() again and again until it says so; `what` is waited for.
-template <class Done>
-__device__ __forceinline__ void await(const char* what, const Done& done) {
-  constexpr long long kBound = RNNEXT_CUDA_BOUNDED;
-  const long long begin = kBound > 0 ? clock64() : 0;
-  while (!done()) {
-    if (kBound > 0 && clock64() - begin > kBound) {
-      __assert_fail(what, __FILE__, __LINE__, __func__);
-    }
-  }
-}
-
 // Returns once a flag that another block releases is at least n.
 __device__ __forceinline__ void await_flag(const unsigned* flag, unsigned n) {
-  await("a flag that another block releases", [&] {
-    const bool released = load_acquire(flag) >= n;
-    if (!released) __nanosleep(16);
-    return released;
-  });
-}
-
-// A word whose last part is n, once another block has stored it.
-__device__ __forceinline__ uint4 await_word(const uint4* p, unsigned n) {
-  uint4 x;
-  await("a word that another block stores", [&] {
-    x = load_relaxed(p);
-    return x.w == n;
-  });
-  return x;
+  constexpr long long kBound = RNNEXT_CUDA_BOUNDED;
+  const long long begin = kBound > 0 ? clock64() : 0;
+  while (load_acquire(flag) < n) {
+    __nanosleep(16);
+    if (kBound > 0 && clock64() - begin > kBound) {
+      __assert_fail("a flag that another block releases", __FILE__, __LINE__, __func__);
+    }
+  }
 }
 
 }  // namespace rnnext::cuda

@@ -59,20 +59,14 @@ class Memory {
   std::vector<Tensor> all_, results_;
 };
 
-struct Way {
-  const char* path;
-  Exchange exchange;
-};
-constexpr Way kWays[] = {{"step", Exchange::fenced},    {"block", Exchange::fenced},
-                         {"cluster", Exchange::fenced}, {"cluster", Exchange::tagged},
-                         {"grid", Exchange::fenced},    {"grid", Exchange::tagged}};
+constexpr const char* kPaths[] = {"step", "block", "cluster", "grid"};
 constexpr const char* kComputes[] = {"f32", "f64", "bf16", "f16", "tf32"};
 
 // A pass in two directions; `any`: with a leak, and with a reset before every step.
-void recurrence(const Device& device, const Way& way, Compute compute, bool backward, bool any,
+void recurrence(const Device& device, const char* path, Compute compute, bool backward, bool any,
                 int64_t H) {
-  const Problem problem{5, 3, H, 2, compute, backward, way.exchange};
-  const Geometry g = choose(problem, device, way.path);
+  const Problem problem{5, 3, H, 2, compute, backward};
+  const Geometry g = choose(problem, device, path);
   const int64_t T = problem.T, B = problem.B, D = problem.D, rows = T * B * D * H,
                 state = D * B * H;
   const int size = element_size(compute), wide = compute == Compute::f64 ? 8 : 4;
@@ -167,16 +161,14 @@ extern "C" int run_kernels(int64_t H, const char* only) {
   try {
     Device device;
     check(describe(&device));
-    for (const Way& way : kWays) {
-      const std::string path = way.path;
+    for (const std::string path : kPaths) {
       if (device.capability < (path == "cluster" ? 90 : 80) && path != "step") continue;
       for (int number = 0; number < 5 * 2 * 2; ++number) {
         const int compute = number / 4;
         const bool backward = number & 2, any = number & 1;
-        if (begins(path + (way.exchange == Exchange::tagged ? " tagged, " : ", ") +
-                   kComputes[compute] + (backward ? ", backward" : ", forward") +
+        if (begins(path + ", " + kComputes[compute] + (backward ? ", backward" : ", forward") +
                    (any ? ", any" : ""))) {
-          recurrence(device, way, Compute(compute), backward, any, H);
+          recurrence(device, path.c_str(), Compute(compute), backward, any, H);
         }
       }
     }

@@ -62,16 +62,6 @@ def test_what_is_chosen_fits_the_card_and_covers_the_problem(card, compute):
         assert g.vector_stride % 16 == 0
         # A multiplication divides the numbers of all words that threads begin with.
         assert all(slot * g.pair_divisor >> 32 == slot // g.pairs for slot in range(THREADS))
-        some = range(0, g.rows * g.row_words, max(1, g.rows * g.row_words // 97))
-        assert all(i * g.row_divisor >> 32 == i // g.row_words for i in some)
-        assert g.rows * g.row_words**2 < 2**32
-        # Pieces of 16 bytes, and the grid's of 32, lie in one slice; all of H travels.
-        if NAMES[g.path] != "block":
-            piece = 16 if NAMES[g.path] == "cluster" or compute == "f64" else 32
-            assert g.slice * element % piece == 0
-            assert (g.active_blocks - 1) * g.slice < H <= g.active_blocks * g.slice
-            assert g.row_bytes >= H * element
-            assert g.row_words * (8 if compute == "f64" else 12) >= H * element
         # The parts of shared memory follow each other, aligned, each large enough.
         words = g.rows * g.pairs * (8 if compute == "f64" else 4)
         accumulator = 8 if compute == "f64" else 4
@@ -82,7 +72,6 @@ def test_what_is_chosen_fits_the_card_and_covers_the_problem(card, compute):
             (g.bias_offset, g.slice * accumulator),
             (g.length_offset, 3 * g.rows * 4),
             (g.place_offset, (4 + 2 * g.rows) * 8),
-            *([(g.barrier_offset, 16)] if NAMES[g.path] == "cluster" else []),
             (g.weight_offset, max(0, g.k_blocks - REGISTER_BLOCKS) * THREADS * 32),
         ]
         ends = [offset for offset, _ in parts[1:]] + [g.shared_bytes]

@@ -8,7 +8,7 @@ import numpy as np
 # The dtype of each kind of element; "p": a predicate.
 NUMBERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
 KINDS = {kind: np.dtype(kind) for kind in NUMBERS} | {"p": np.dtype("?")}
-SIZE = {"b16": 16} | {kind: dtype.itemsize for kind, dtype in KINDS.items()}
+SIZE = {kind: dtype.itemsize for kind, dtype in KINDS.items()}
 
 
 def fma_f4(a, b, c):

@@ -14,7 +14,7 @@ HEADER = build.CUDA / "recurrence" / "choice.h"
 TYPES = {
     "int64_t": ctypes.c_int64, "int": ctypes.c_int, "unsigned": ctypes.c_uint,
     "double": ctypes.c_double, "bool": ctypes.c_bool, "Path": ctypes.c_int,
-    "Exchange": ctypes.c_int, "Compute": ctypes.c_int,
+    "Compute": ctypes.c_int,
 }  # fmt: skip
 
 
@@ -36,7 +36,6 @@ def struct(name: str):
 Device, Problem, Geometry = STRUCTS = [struct(name) for name in ("Device", "Problem", "Geometry")]
 
 PATHS = {"step": 0, "block": 1, "cluster": 2, "grid": 3}
-EXCHANGES = ["fenced", "tagged"]  # in the order of the enum
 COMPUTES = {"f32": 0, "f64": 1, "bf16": 2, "f16": 3, "tf32": 4}
 # capability, SMs, shared memory of a block, clusters of 2, 4, 8 and 16 blocks that fit at once
 # (where there are clusters: what the sizes of a GPU's SM groups allow, to be asked of the driver).
@@ -59,10 +58,10 @@ def choice_library() -> ctypes.CDLL:
     return library
 
 
-def choose(card, T, B, H, D=1, compute="f32", backward=False, exchange="fenced", path=None):
+def choose(card, T, B, H, D=1, compute="f32", backward=False, path=None):
     """The Geometry that is chosen for a problem on a device; ValueError where choose() throws."""
     device = Device(*card[:3], card[3:])
-    problem = Problem(T, B, H, D, COMPUTES[compute], backward, EXCHANGES.index(exchange))
+    problem = Problem(T, B, H, D, COMPUTES[compute], backward)
     geometry, message = Geometry(), ctypes.create_string_buffer(256)
     word = None if path is None else path.encode()
     structs = map(ctypes.byref, (problem, device, geometry))

@@ -78,7 +78,6 @@ class Machine(warp.Warps):
         self.late_stores: list[warp.Store] = []
         self.copies: list[list[Any]] = []
         self.committed = np.zeros(self.size, np.int64)
-        self.barriers: dict[tuple[int, int], list[int]] = {}
         self.progress = 0
         self.registers = {
             name: np.zeros(self.size, KINDS[kind]) for name, kind in self.program.kept.items()
@@ -230,7 +229,7 @@ class Machine(warp.Warps):
         if release:
             mine = set(lanes.tolist())
             for store in self.late_stores:
-                store.released |= store.to_peer and store.lane in mine
+                store.released |= store.block is not None and store.lane in mine
         self.stamp[lanes] = self.released[self.block[lanes]] + 1
         self.of_clusters.arrive(lanes)
         self._pass_on()
@@ -271,8 +270,6 @@ class Machine(warp.Warps):
             raise Fault("a store to the shared memory of a block that has ended")
         size = len(store.value)
         self.shared.bytes[store.place : store.place + size] = np.frombuffer(store.value, np.uint8)
-        if store.barrier is not None:
-            self.complete(store.block, store.barrier, 0, -size)
 
 
 program = functools.cache(Program)

@@ -26,7 +26,6 @@ from helpers.samples import HALVES
 
 INTERPRETED = "RNNEXT_CHECK_DEVICE" not in os.environ
 KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.PrivateUse1)
-WAYS = ["step", "block", "cluster", "cluster tagged", "grid", "grid tagged"]
 TF32_TOLERANCE = 2e-3  # 11 bits of the factors, as a part of the largest value
 
 
@@ -100,13 +99,12 @@ def random_like(t: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def forced(way: str | None) -> Iterator[None]:
-    """A path, and the exchange where it has two; None: as it is chosen."""
-    path, _, exchange = (way or "").partition(" ")
+def forced(path: str | None) -> Iterator[None]:
+    """A path; None: as it is chosen."""
     if not INTERPRETED and path not in device_paths():
-        path = ""
+        path = None
     before = dict(os.environ)
-    os.environ.update(RNNEXT_CUDA_PATH=path, RNNEXT_CUDA_EXCHANGE=exchange)
+    os.environ["RNNEXT_CUDA_PATH"] = path or ""
     try:
         yield
     finally:
@@ -158,7 +156,7 @@ def run(
     tf32: bool = False,
     **case,
 ) -> list[Tensor]:
-    """check_call() of what samples.make describes, on a way and a device."""
+    """check_call() of what samples.make describes, on a path and a device."""
     kernels().set_device(device)
     arguments = samples.make(**case, requires_grad=True)
     ahead = INTERPRETED and path not in (None, "step")

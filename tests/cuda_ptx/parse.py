@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 TYPES = {
     "pred": "p", "b8": "u1", "u8": "u1", "s8": "i1", "b16": "u2", "u16": "u2", "s16": "i2",
     "b32": "u4", "u32": "u4", "s32": "i4", "f32": "f4", "b64": "u8", "u64": "u8", "s64": "i8",
-    "f64": "f8", "b128": "b16", "f16": "f2",
+    "f64": "f8", "f16": "f2",
 }  # fmt: skip
 # What a warp does together: a basic block begins where these do.
 TOGETHER = ("shfl", "mma", "bar.warp", "barrier.cluster")
 ENDS = ("bra", "ret", "exit", "trap", "bar.arrive", "barrier.cluster", "nanosleep")
 # What writes no register, whatever its first argument is.
-STORES = ("st", "cp", "mbarrier", "bar", "barrier", "nanosleep", "bra")
+STORES = ("st", "cp", "bar", "barrier", "nanosleep", "bra")
 # Loads that others' stores show up in: a loop around one waits.
-STRONG = ("ld.acquire", "ld.relaxed", "ld.volatile", "mbarrier.try_wait")
+STRONG = ("ld.acquire", "ld.relaxed", "ld.volatile")
 # A scope of names: braces around statements. Those around the parts of a vector hold none.
 SCOPE = re.compile(r"\{((?:[^{}]|\{[^{};]*\})*;\s*)\}")
 # The call of a failed assertion, which prints and ends the kernel.
@@ -38,7 +38,7 @@ class Instruction:
     @functools.cached_property
     def names(self) -> list[tuple[str, bool]]:
         """Registers and symbols, and whether each is written."""
-        stores = self.parts[0] in STORES and "try_wait" not in self.op
+        stores = self.parts[0] in STORES
         found = [(self.guard.lstrip("!"), False)] if self.guard else []
         for number, arg in enumerate(self.args):
             written = number == 0 and not stores and not arg.startswith("[")

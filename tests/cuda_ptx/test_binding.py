@@ -28,20 +28,6 @@ def small(lib):
     return lib
 
 
-def test_the_environment_chooses_the_exchange(small, monkeypatch):
-    monkeypatch.setenv("RNNEXT_CUDA_PATH", "cluster")
-    arguments = samples.make(H=40)
-    for word, tagged in ((None, False), ("fenced", False), ("tagged", True)):
-        if word is not None:
-            monkeypatch.setenv("RNNEXT_CUDA_EXCHANGE", word)
-        small.ran.clear()
-        arguments.call(recurrence)
-        assert any("Async" in name for name in small.ran) == tagged
-    monkeypatch.setenv("RNNEXT_CUDA_EXCHANGE", "both")
-    with pytest.raises(ValueError, match="RNNEXT_CUDA_EXCHANGE=both: expected fenced or tagged"):
-        arguments.call(recurrence)
-
-
 def test_a_leak_saves_only_where_it_is_told_to():
     arguments = samples.make(leak="rate")
     assert len(arguments.save(recurrence)) == 1

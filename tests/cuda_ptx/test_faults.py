@@ -22,12 +22,10 @@ TRIES = 8
 TYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "tf32": torch.float32}
 
 NOTHING = "// nothing"
-ARRIVE = r"(mbarrier\.arrive\S+ _, \[%r\d+\]), %r\d+"
-INIT = r"(\n // begin inline asm\n mbarrier\.init)"
 A = r"(mma\S+ \{[^}]*\}, \{)(%r\d+), (%r\d+)"
 START = r"barrier\.cluster\.arrive\S+([\s\S]*?)barrier\.cluster\.wait\S+"
 LANE = r"(shfl\S+ \S+ \S+) (?:%r)?\d+,"
-# Way, arithmetic; what is wrong, what is replaced by what, and which one of all (or all).
+# Path, arithmetic; what is wrong, what is replaced by what, and which one of all (or all).
 FAULTS: dict[tuple[str, str], list[tuple[Any, ...]]] = {
     ("block", "bf16"): [
         ("no barrier between the product and the cell", r"bar\.sync 0", NOTHING, -1),
@@ -60,35 +58,12 @@ FAULTS: dict[tuple[str, str], list[tuple[Any, ...]]] = {
         ("stores to a block that has not begun", START, r"// nothing\1", 0),
         ("a parted warp at the barrier", r"bar\.warp\.sync -1", NOTHING),
     ],
-    ("cluster tagged", "bf16"): [
-        ("an arrival too few", "16;" + INIT, r"15;\1"),
-        ("an arrival too many", "16;" + INIT, r"17;\1"),
-        ("bytes that are not counted", ARRIVE, r"\1, 0"),
-        ("16 bytes too many", ARRIVE, r"\1, 16"),
-        ("one parity for all phases", r"(mbarrier\.try_wait.*), %r\d+", r"\1, 0"),
-        ("no wait for a phase", r"selp\.u32 (%r\d+), 1, 0, over", r"mov.u32 \1, 1"),
-        ("no fence behind the barrier's initialisation", r"fence\.mbarrier_init\S+", NOTHING),
-        ("words in another order", r"(st\.async.*\{)(%r\d+), (%r\d+)", r"\1\3, \2"),
-        ("a store beside its place", r"(st\.async\S+ \[%r\d+)\]", r"\1+16]"),
-        ("all to one block", r"(mapa\.shared.*), %r\d+", r"\1, 0"),
-        ("another lane of a shuffle", LANE, r"\1 3,", 0),
-    ],
     ("grid", "bf16"): [
         ("a flag without release", r"st\.release", "st.relaxed"),
         ("a flag read without acquire", r"ld\.acquire", "ld.relaxed"),
         ("no wait for flags", r"(ld\.acquire\S+ (%r\d+), .*;)", r"\1\nmov.u32 \2, 99;"),
         ("a flag before the data", r"bar\.sync 0;((?:\n.*){1,7}\n st\.release)", NOTHING + r"\1"),
         ("a copy nobody waits for", r"cp\.async\.wait_group \d", NOTHING),
-    ],
-    ("grid tagged", "bf16"): [
-        ("a torn word",
-         r"mov\.b128 x, \{(\S+), (\S+)\};\n\s*(st\.relaxed\.gpu\.global)\.b128 \[(\S+)\], x",
-         r"\3.b64 [\4], \1;\n\3.b64 [\4+8], \2"),
-        ("one more look at the tag and no other",
-         r"(cvt\.u32\.u64 (%r\d+), %rd\d+;\n setp\.ne\.s32 (%p\d+), %r\d+, \2;\n )@\3 bra [^;]+",
-         r"\1" + NOTHING),
-        ("the tag in another word", r"(mov\.b128 x, \{)(%rd\d+), (%rd\d+)", r"\1\3, \2"),
-        ("another lane of a shuffle", LANE, r"\1 0,"),
     ],
 }  # fmt: skip
 CASES = [(*key, *fault) for key, faults in FAULTS.items() for fault in faults]

@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cuda_ptx.ops import INTERPRETED, WAYS, forced, recurrence, recurrence_backward, run
+from cuda_ptx.choice import PATHS
+from cuda_ptx.ops import forced, recurrence, recurrence_backward, run
 from helpers import samples
 from helpers.common import case_id, pairwise, same
 from helpers.samples import HALVES, VARIANTS
@@ -35,7 +36,7 @@ def listed() -> list[dict]:
     """Pairs of all factors, first of plain calls, then with leaks and resets among them; and as
     many random cases as $RNNEXT_CUDA_CASES says."""
     factors = {
-        "path": [None, *WAYS], "T": [1, 6], "B": [1, 5, 17, 40], "I": [1, 4],
+        "path": [None, *PATHS], "T": [1, 6], "B": [1, 5, 17, 40], "I": [1, 4],
         "H": [0, 1, 6, 7, 40, 64, 100], **VARIANTS, "device": ["small", "H100"],
         "grads": [(True, True), (True, False), (False, True)], "tf32": [False, True],
     }  # fmt: skip
@@ -59,21 +60,17 @@ def test_values_and_gradients(lib, number):
 
 @pytest.mark.parametrize("dtype", [*samples.DTYPES, "tf32"])
 @pytest.mark.parametrize("path", ["cluster", "grid"])
-def test_both_exchanges_and_every_schedule_give_the_same_bits(lib, path, dtype):
+def test_every_schedule_gives_the_same_bits(lib, path, dtype):
     case = {"T": 4, "B": 5, "H": 50, "reverse": (False, True), "rows": "lengths"}
     if dtype == "tf32":
         case["tf32"], dtype = True, torch.float32
     if dtype not in (torch.float64, torch.float16):
         case |= {"leak": "voltage", "reset": "state"}
     results = []
-    for seed, way in enumerate([path, path, path + " tagged", path + " tagged"]):
+    for seed in range(4):
         lib.seed = seed
         torch.manual_seed(0)
-        lib.ran.clear()
-        found = run(way, "tight", dtype=dtype, **case)
-        if INTERPRETED:
-            assert any("Tagged" in name or "Async" in name for name in lib.ran) == ("tagged" in way)
-        results.append([t.clone() for t in found])
+        results.append([t.clone() for t in run(path, "tight", dtype=dtype, **case)])
         lib.arena.clear()
     assert all(same(other, results[0]) for other in results[1:])
 
@@ -87,12 +84,12 @@ LARGE = [
     ("block", "tf32", 200),
     ("cluster", torch.float32, 516),
     ("cluster", torch.bfloat16, 516),
-    ("cluster tagged", torch.float64, 501),
-    ("cluster tagged", torch.float16, 516),
+    ("cluster", torch.float64, 501),
+    ("cluster", torch.float16, 516),
     ("grid", "tf32", 516),
     ("grid", torch.float32, 516),
-    ("grid tagged", torch.bfloat16, 516),
-    ("grid tagged", torch.float64, 516),
+    ("grid", torch.bfloat16, 516),
+    ("grid", torch.float64, 516),
 ]
 
 
@@ -102,7 +99,7 @@ def test_matrices_past_the_registers(lib, path, dtype, H):
     run(path, T=2, B=2, H=H, source="table", **case)
 
 
-@pytest.mark.parametrize("path", WAYS)
+@pytest.mark.parametrize("path", PATHS)
 def test_long_sequences(lib, path):
     lib.seed = 1
     case = {"T": 33, "H": 30, "reverse": (True, False), "rows": "lengths", "dtype": torch.float32}

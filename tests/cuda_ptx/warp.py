@@ -46,13 +46,7 @@ class Store:
     value: bytes
     block: Any = None
     lane: int = -1  # that stored
-    barrier: int | None = None  # that counts its bytes
-    released: bool = False
-
-    @property
-    def to_peer(self) -> bool:
-        """Whether a barrier of the cluster brings it."""
-        return self.block is not None and self.barrier is None
+    released: bool = False  # by an arrival at the cluster's barrier, which brings it
 
 
 class Warps:
@@ -68,16 +62,9 @@ class Warps:
     def generic(offset):
         return offset + np.uint64(GENERIC)
 
-    def _rank(self, rank) -> None:
+    def mapa(self, address, rank):
         if (np.asarray(rank) >= self.cluster_size).any():
             raise Fault("an address in a block that the cluster does not have")
-
-    def mapa_shared(self, address, rank):
-        self._rank(rank)
-        return address % np.uint32(WINDOW) + (rank + np.uint32(1)) * np.uint32(WINDOW)
-
-    def mapa_generic(self, address, rank):
-        self._rank(rank)
         offset = (address - np.uint64(GENERIC)) % np.uint64(WINDOW)
         wide = np.asarray(rank).astype(np.uint64) + np.uint64(1)
         return offset + wide * np.uint64(WINDOW) + np.uint64(GENERIC)
@@ -172,16 +159,11 @@ class Warps:
         size = KINDS[kind].itemsize * len(values)
         block, at = self._peer(L, np.asarray(base) - np.uint64(GENERIC), offset)
         place = self.shared.at(block, at, size, "write")
-        self._send(L, block, place, values)
-
-    def _send(self, L, block, place, values, barrier=None) -> None:
         raw = np.stack([np.broadcast_to(v, place.shape) for v in values], 1)
-        for (lane, _, at, to, counts), value in zip(
-            self._each(L, place, block, barrier), raw, strict=True
-        ):
-            self.late_stores.append(Store(at, value.tobytes(), to, lane, counts))
+        for (lane, _, at, to), value in zip(self._each(L, place, block), raw, strict=True):
+            self.late_stores.append(Store(at, value.tobytes(), to, lane))
 
-    # ---- asynchronous copies and stores
+    # ---- asynchronous copies
 
     def copy(self, L, to, to_at: int, of, of_at: int, size: int) -> None:
         place = self._shared(L, to, to_at, size, "asynchronous write").copy()
@@ -212,72 +194,17 @@ class Warps:
                 left.append([lanes[rest], group[rest], place[rest], source[rest], size])
         self.copies = left
 
-    def store_async(self, L, base, values, barrier) -> None:
-        block, at = self._peer(L, base, 0)
-        place = self.shared.at(block, at, 16, "asynchronous store")
-        other, barrier_at = self._peer(L, barrier, 0)
-        if (other != block).any():
-            raise Fault("an asynchronous store with the barrier of another block")
-        self._send(L, block, place, values, barrier_at)
-
-    # ---- mbarriers: [parity of the phase, arrivals of a phase, arrivals left, bytes left, fenced]
-
-    def barrier_init(self, L, base, arrivals) -> None:
-        for _, block, offset, count in self._each(L, base, arrivals):
-            if offset % 8 or offset + 8 > self.shared.size:
-                raise Fault("an mbarrier out of bounds or misaligned")
-            self.barriers[block, offset] = [0, count, count, 0, 0]
-
-    def barrier_init_fence(self, L) -> None:
-        for block in set(self.block[L].tolist()):
-            for (one, _), state in self.barriers.items():
-                if one == block:
-                    state[4] = 1
-
-    def _barrier(self, block: int, offset: int) -> list[int]:
-        if (block, offset) not in self.barriers:
-            raise Fault("an mbarrier that is not initialised")
-        return self.barriers[block, offset]
-
-    def complete(self, block: int, offset: int, arrivals: int, bytes_: int) -> None:
-        state = self._barrier(block, offset)
-        if not state[4]:
-            raise Fault("an mbarrier used by others without a fence behind its initialisation")
-        state[2] -= arrivals
-        state[3] += bytes_
-        if state[2] < 0:
-            raise Fault("more arrivals at an mbarrier than its phase expects")
-        if state[2] == 0 and state[3] == 0:
-            state[0] ^= 1
-            state[2] = state[1]
-            self.released[block] += 1
-        self.progress += 1
-
-    def barrier_arrive(self, L, base, expected) -> None:
-        for lane, block, offset, bytes_ in self._each(L, base, expected):
-            self.stamp[self.warp == self.warp[lane]] = self.released[block] + 1
-            self._barrier(block, offset)[3] += bytes_
-            self.complete(block, offset, 1, 0)
-
-    def barrier_try(self, L, base, odd):
-        each = self._each(L, base, odd)
-        over = np.array([self._barrier(block, at)[0] != parity for _, block, at, parity in each])
-        self._passed(self.number[L][over])
-        return over
-
     # ---- of a warp
 
-    def shuffle(self, L, how: str, value, b, c, mask):
+    def shuffle(self, L, value, b, c, mask):
+        """The value of lane ^ b."""
         lanes = self.number[L]
-        value = np.broadcast_to(value, lanes.shape)
+        value, b, c, mask = (np.broadcast_to(x, lanes.shape) for x in (value, b, c, mask))
+        if (c != 31).any():
+            raise Fault("a shuffle in less than a warp")
         lane = self.in_warp[L]
-        b, c, mask = (np.broadcast_to(x, lanes.shape).astype(np.int64) for x in (b, c, mask))
-        segment = (c >> 8) & 31
-        least = lane & segment
-        most = least | (c & 31 & ~segment)
-        source = (lane ^ (b & 31)) if how == "bfly" else least | (b & 31 & ~segment)
-        inside = source <= most
-        source = np.where(inside, source, lane)
+        source = lane ^ (b.astype(np.int64) & 31)
+        mask = mask.astype(np.int64)
         if (((mask >> lane) & 1) == 0).any() or (((mask >> source) & 1) == 0).any():
             raise Fault("a shuffle with a lane outside of its mask")
         table = np.full((len(self.split), 32), -1, np.int64)

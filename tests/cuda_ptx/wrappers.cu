@@ -1,8 +1,8 @@
-// Each wrapper of device.h and mbarrier.h alone, for test_wrappers.py: kernels that do what the
-// wrapper's comment says and nothing else. One warp a block. Their waits are bounded,
-// as those of cuda-check's build are.
+// Each wrapper of device.h alone, for test_wrappers.py: kernels that do what the wrapper's comment
+// says and nothing else. One warp a block. Their waits are bounded, as those of cuda-check's build
+// are.
 #define RNNEXT_CUDA_BOUNDED 500
-#include "cuda/mbarrier.h"
+#include "cuda/device.h"
 
 using namespace rnnext::cuda;
 
@@ -58,38 +58,17 @@ extern "C" __global__ void tf32_kernel(const float* in, float* out) {
   out[threadIdx.x] = __uint_as_float(to_tf32(in[threadIdx.x]));
 }
 
-// Each block reads what its neighbour in the cluster of 4 wrote: after stores to it and a barrier;
-// and by asynchronous stores that an mbarrier counts.
+// Each block reads what its neighbour in the cluster of 4 wrote, after a barrier.
 extern "C" __global__ void neighbours_kernel(const int* in, int* out) {
   int* here = reinterpret_cast<int*>(shared_memory());
   cluster_sync();
-  here[64 + threadIdx.x] = 0;
   peer_shared(here, (blockIdx.x + 1) % 4)[threadIdx.x] = in[blockIdx.x * 32 + threadIdx.x];
   cluster_sync();
   out[blockIdx.x * 32 + threadIdx.x] = here[threadIdx.x];
   cluster_sync();
 }
 
-extern "C" __global__ void async_kernel(const uint4* in, uint4* out) {
-  uint4* here = reinterpret_cast<uint4*>(shared_memory());
-  uint64_t* barrier = reinterpret_cast<uint64_t*>(here + 64);
-  if (threadIdx.x == 0) barrier_init(barrier, 1);
-  barrier_init_fence();
-  cluster_sync();
-  for (int phase = 0; phase < 3; ++phase) {
-    const unsigned next = (blockIdx.x + 1) % 4;
-    const uint4 x = in[(phase * 4 + blockIdx.x) * 32 + threadIdx.x];
-    store_async(peer_address(here + phase % 2 * 32 + threadIdx.x, next), x,
-                peer_address(barrier, next));
-    if (threadIdx.x == 0) barrier_arrive(barrier, 32 * 16);
-    barrier_wait(barrier, phase % 2 == 1);
-    out[(phase * 4 + blockIdx.x) * 32 + threadIdx.x] = here[phase % 2 * 32 + threadIdx.x];
-    cluster_sync();
-  }
-}
-
-// Block 0 hands 32 numbers to block 1 by a flag; and by words that bring their number along. What
-// it passes on lies behind out.
+// Block 0 hands 32 numbers to block 1 by a flag. What it passes on lies behind out.
 extern "C" __global__ void flag_kernel(const int* in, int* out) {
   int* passed = out + 32;
   unsigned* flag = reinterpret_cast<unsigned*>(out + 64);
@@ -100,17 +79,6 @@ extern "C" __global__ void flag_kernel(const int* in, int* out) {
   } else {
     await_flag(flag, 1);
     out[threadIdx.x] = passed[threadIdx.x];
-  }
-}
-
-extern "C" __global__ void tagged_kernel(const int* in, int* out) {
-  uint4* passed = reinterpret_cast<uint4*>(out + 32);
-  const unsigned x = in[threadIdx.x];
-  if (blockIdx.x == 0) {
-    store_relaxed(passed + threadIdx.x, make_uint4(x, x + 1, x + 2, 7));
-  } else {
-    const uint4 y = await_word(passed + threadIdx.x, 7);
-    out[threadIdx.x] = y.x + y.y + y.z;
   }
 }
 

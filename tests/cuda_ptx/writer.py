@@ -13,7 +13,7 @@ from cuda_ptx.warp import FORMATS
 # What an operation is in Python; then the kinds of its operands, of which the last one repeats, and
 # of its result, if that is another than the first operand's, or "" if it has none. k: the
 # instruction's type; u: the same without a sign; w: twice as wide; 4: u32; p: a predicate;
-# A: an address and an offset; S: their sum, in shared memory; V: a vector of u32; =: as it stands.
+# A: an address and an offset; =: as it stands.
 FORMS = {
     "abs": ("np.abs({})", "k"),
     "add": ("{} + {}", "u"),
@@ -31,16 +31,11 @@ FORMS = {
     "cvta.to.global": ("{}", "k"),
     "div": ("quotient({}, {})", "k"),
     "ex2": ("np.exp2({})", "k"),
-    "fence.mbarrier_init.release.cluster": ("m.barrier_init_fence(L)", "=", ""),
     "fma": ("fma_{kind}({}, {}, {})", "k"),
     "fma.rm": ("fma_down_{kind}({}, {}, {})", "k"),
     "mad": ("{} * {} + {}", "u"),
-    "mapa": ("m.mapa_generic({}, {})", "k4"),
-    "mapa.shared::cluster": ("m.mapa_shared({}, {})", "k4"),
+    "mapa": ("m.mapa({}, {})", "k4"),
     "max": ("np.fmax({}, {})", "k"),
-    "mbarrier.arrive.expect_tx.shared::cta": ("m.barrier_arrive(L, {1}, {2})", "=S4", ""),
-    "mbarrier.init.shared::cta": ("m.barrier_init(L, {}, {})", "S4", ""),
-    "mbarrier.try_wait.parity.shared::cta": ("m.barrier_try(L, {}, {})", "S4", "p"),
     "membar.sys": ("m.release(L)", "=", ""),
     "min": ("np.fmin({}, {})", "k"),
     "mul": ("{} * {}", "u"),
@@ -52,13 +47,9 @@ FORMS = {
     "rcp": ("np.reciprocal({})", "k"),
     "rem": ("{0} - quotient({0}, {1}) * {1}", "k"),
     "selp": ("np.where({2}, {0}, {1})", "kkp"),
-    "shfl.sync.bfly": ('m.shuffle(L, "bfly", {}, {}, {}, {})', "k4"),
-    "shfl.sync.idx": ('m.shuffle(L, "idx", {}, {}, {}, {})', "k4"),
+    "shfl.sync.bfly": ('m.shuffle(L, {}, {}, {}, {})', "k4"),
     "shl": ("shifted({}, {}, True)", "u4"),
     "shr": ("shifted({}, {}, False)", "k4"),
-    "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4": (
-        "m.store_async(L, {}, {}, {})", "SVS", ""
-    ),
     "sub": ("{} - {}", "u"),
     "xor": ("{} ^ {}", "k"),
 }  # fmt: skip
@@ -134,7 +125,7 @@ class Writer:
     def value(self, arg: str, kind: str) -> str:
         """An operand as elements of a kind."""
         own = self.kernel.type_of(arg)
-        if own in (kind, "b16"):
+        if own == kind:
             return self.name(arg)
         if own and SIZE[own] == SIZE[kind]:
             return f"{self.name(arg)}.view({kind})"
@@ -162,7 +153,7 @@ class Writer:
             return
         own = self.kernel.type_of(arg)
         assert own, arg
-        if own in (kind, "b16"):
+        if own == kind:
             pass
         elif SIZE[own] == SIZE[kind]:
             expression = f"({expression}).view({own})"
@@ -214,11 +205,9 @@ class Writer:
     def operand(self, arg: str, kinds: dict[str, str], letter: str) -> str:
         if letter == "=":
             return arg
-        if letter == "V":
-            return "[" + ", ".join(self.value(part, "u4") for part in split(arg[1:-1])) + "]"
-        if letter in "AS":
+        if letter == "A":
             base, at = self.address(arg)
-            return f"{base}, {at}" if letter == "A" else f"{base} + {self.constant(at, 'u4')}"
+            return f"{base}, {at}"
         return self.value(arg, kinds[letter])
 
     def op_cvt(self, i: Instruction) -> None:
@@ -236,13 +225,7 @@ class Writer:
     def op_mov(self, i: Instruction) -> None:
         to, of = i.args
         kind = TYPES[i.parts[-1]]
-        if kind == "b16" and to.startswith("{"):  # of 128 bits: two numbers
-            for number, part in enumerate(split(to[1:-1])):
-                self.put(part, f"{self.name(of)}[{number}]", "u8")
-        elif kind == "b16":
-            low, high = (self.value(part, "u8") for part in split(of[1:-1]))
-            self.lines.append(f"{self.name(to)} = ({low}, {high})")
-        elif to.startswith("{"):
+        if to.startswith("{"):
             parts = split(to[1:-1])
             size = SIZE[kind] // len(parts)
             for number, part in enumerate(parts):
@@ -273,10 +256,6 @@ class Writer:
             return
         if order(i) != "plain" and space(i) != "global":
             raise Unknown(i.op)
-        if kind == "b16":
-            call = f'm.load_global(L, {base}, {at}, "u8", 2, "{order(i)}")'
-            self.lines.append(f"{self.name(to[0])} = {call}")
-            return
         loaded = [f"t{number}" for number in range(count)]
         call = f'm.load_{space(i)}(L, {base}, {at}, "{kind}", {count}, "{order(i)}")'
         self.lines.append(f"{', '.join(loaded)}, = {call}")
@@ -287,10 +266,7 @@ class Writer:
         kind = TYPES[i.parts[-1]]
         base, at = self.address(i.args[0])
         values = split(i.args[1][1:-1]) if vector(i) > 1 else [i.args[1]]
-        if kind == "b16":
-            kind, texts = "u8", [f"*{self.name(values[0])}"]
-        else:
-            texts = [self.value(v, kind) for v in values]
+        texts = [self.value(v, kind) for v in values]
         given = f'({", ".join(texts)},), "{kind}", "{order(i)}"'
         self.lines.append(f"m.store_{space(i)}(L, {base}, {at}, {given})")
 

@@ -57,17 +57,16 @@ def test_a_run_goes_on_with_what_has_not_passed(tmp_path):
     assert (tmp_path / "ran").read_text() == "x"
 
 
-def test_the_report_names_slow_choices_and_other_bits(tmp_path):
-    for way, us, bits in (("chosen", 3.0, "a"), ("grid", 3.0, "a"), ("grid tagged", 2.0, "b")):
-        records.append(tmp_path, "paths", f"f32 H=1 B=1: {way}", us=us, bits=bits)
+def test_the_report_names_slow_choices_and_what_failed(tmp_path):
+    for path, us in (("chosen", 3.0), ("cluster", 3.0), ("grid", 2.0)):
+        records.append(tmp_path, "paths", f"f32 H=1 B=1: {path}", us=us)
     records.append(tmp_path, "smoke", "grid, float32", error="off by 1.0e+00")
     for T, us in ((128, 1000.0), (1024, 2000.0)):
         records.append(tmp_path, "bench", f"rnn-T{T}-B1", us={OURS: us, TORCH: 3 * us})
     with (tmp_path / records.FIGURES).open("a") as file:
         file.write('{"stage": "smoke", "na')  # cut off
     page = report.write(tmp_path)
-    assert "f32 H=1 B=1    3.00  3.00         2.00    1.50" in page
-    assert "f32 H=1 B=1: grid: other bits by the tagged exchange" in page
+    assert "f32 H=1 B=1    3.00     3.00  2.00    1.50" in page
     assert "grid, float32: off by 1.0e+00" in page
     assert ["rnn-T1024-B1", "2000", "6000", "3.00", "1.12"] in [
         row.split() for row in page.splitlines()

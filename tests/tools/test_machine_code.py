@@ -60,7 +60,7 @@ def test_what_a_loop_must_not_hold_is_a_fault():
         ("I2F.U32.RP R30, R31", "integer division"),
         ("I2F R30, R31", None),
     ):
-        for group in ("BlockGroup", "AsyncClusterGroup", "TaggedGridGroup", *FENCING):
+        for group in ("BlockGroup", *FENCING):
             allowed = None, *(("fence", "L1 invalidation") if group in FENCING else ())
             found = faults(group, operation, *machine_code.REQUIRED.get(group, ()))
             assert found == ([] if what in allowed else [what])

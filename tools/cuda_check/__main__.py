@@ -151,7 +151,6 @@ def main(arguments: list[str] | None = None) -> int:
         "RNNEXT_CHECK_DEVICE": "cpu" if options.dry_run else "cuda",
         "RNNEXT_CHECK_CAPABILITY": card,
         "TORCH_CUDA_ARCH_LIST": card,
-        "RNNEXT_CUDA_TAGGED": "1",  # both exchanges
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # counting GPUs must not start CUDA: cases fork
         "PYTHONUNBUFFERED": "1",
     }

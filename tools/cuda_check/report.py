@@ -30,22 +30,18 @@ def bench(out: Path) -> str:
 
 
 def paths(out: Path) -> str:
-    """A line a problem; its regret is the time of the choice over that of the best way."""
+    """A line a problem; its regret is the time of the choice over that of the best path."""
     problems: dict[str, dict[str, Any]] = {}
     for name, record in records.read(out, "paths").items():
-        problem, _, way = name.partition(": ")
-        problems.setdefault(problem, {})[way] = record
-    ways = list(dict.fromkeys(way for found in problems.values() for way in found))
-    body, wrong = [], []
+        problem, _, path = name.partition(": ")
+        problems.setdefault(problem, {})[path] = record
+    columns = list(dict.fromkeys(path for found in problems.values() for path in found))
+    body = []
     for problem, found in problems.items():
-        us = {way: r["us"] for way, r in found.items() if r.get("us", 0) > 0}
+        us = {path: r["us"] for path, r in found.items() if r.get("us", 0) > 0}
         regret = f"{us['chosen'] / min(us.values()):.2f}" if "chosen" in us else ""
-        body.append([problem, *(f"{us[w]:.2f}" if w in us else "-" for w in ways), regret])
-        for path in ("cluster", "grid"):
-            if len({found[w].get("bits") for w in (path, f"{path} tagged") if w in found}) > 1:
-                wrong.append(f"{problem}: {path}: other bits by the tagged exchange")
-    table = Table(["us a step", *ways, "regret"], body).text()
-    return "\n".join([table, *(wrong or ["both exchanges give the same bits everywhere"])])
+        body.append([problem, *(f"{us[p]:.2f}" if p in us else "-" for p in columns), regret])
+    return Table(["us a step", *columns, "regret"], body).text()
 
 
 def others(out: Path) -> str:
@@ -61,7 +57,7 @@ def others(out: Path) -> str:
 
 def write(out: Path) -> str:
     """Make the page, keep it, and return it."""
-    parts = {"Stages": outcomes, "Cases": others, "Beside cuDNN": bench, "Ways": paths}
+    parts = {"Stages": outcomes, "Cases": others, "Beside cuDNN": bench, "Paths": paths}
     text = "\n\n".join(f"{title}\n\n{part(out)}" for title, part in parts.items()) + "\n"
     (out / records.REPORT).write_text(text)
     return text

@@ -7,7 +7,6 @@ is not run again. On the CPU, a rehearsal, every case runs small.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import os
 import sys
@@ -25,6 +24,7 @@ from benchmarks import measure, rivals
 from benchmarks.cases import MODES, Case
 from benchmarks.names import OURS, TORCH
 from benchmarks.rivals.contract import Data, compare
+from helpers.device import Captured, device_paths, new_stream
 
 from . import records
 from .isolate import isolated
@@ -38,25 +38,17 @@ LENGTHS = (128, 1024) if CUDA else (4, 12)  # what a step takes is the slope bet
 TYPES = ("bfloat16", "float32")
 
 
-def ways() -> list[str]:
-    """How a recurrence may run here: a path, and the exchange where it has two."""
-    sm_90 = float(os.environ.get("RNNEXT_CHECK_CAPABILITY", "9.0")) >= 9.0
-    shared = ["cluster", "cluster tagged"] if sm_90 else []
-    return ["step", "block", *shared, "grid", "grid tagged"]
-
-
-def force(way: str) -> None:
-    path, _, exchange = way.partition(" ")
-    os.environ.update(RNNEXT_CUDA_PATH=path, RNNEXT_CUDA_EXCHANGE=exchange)
+def force(path: str) -> None:
+    os.environ["RNNEXT_CUDA_PATH"] = path
 
 
 def synchronize() -> None:
     measure.synchronizer(DEVICE)()
 
 
-def passes(way: str, dtype: str, sizes: tuple[int, int, int]) -> Callable[[], list[Tensor]]:
-    """A forward and backward pass on a way: the output and all gradients."""
-    force(way)
+def passes(path: str, dtype: str, sizes: tuple[int, int, int]) -> Callable[[], list[Tensor]]:
+    """A forward and backward pass on a path: the output and all gradients."""
+    force(path)
     T, B, H = sizes
     torch.manual_seed(0)
     place: dict[str, Any] = {"device": DEVICE, "dtype": getattr(torch, dtype)}
@@ -75,19 +67,19 @@ SMALL = {"block": (40, 5, 96), "step": (12, 3, 64)}  # T, B, H; of the others:
 SHARED = (40, 3, 200)
 
 
-def small(way: str, dtype: str) -> Callable[[], list[Tensor]]:
-    return passes(way, dtype, SMALL.get(way, SHARED))
+def small(path: str, dtype: str) -> Callable[[], list[Tensor]]:
+    return passes(path, dtype, SMALL.get(path, SHARED))
 
 
 def smoke() -> Cases:
-    """Each way against the plain computation in float64 on the CPU."""
-    for way, dtype in itertools.product(ways(), TYPES):
-        yield f"{way}, {dtype}", partial(agree, way, dtype)
+    """Each path against the plain computation in float64 on the CPU."""
+    for path, dtype in itertools.product(device_paths(), TYPES):
+        yield f"{path}, {dtype}", partial(agree, path, dtype)
 
 
-def agree(way: str, dtype: str) -> dict[str, Any]:
-    T, B, H = SMALL.get(way, SHARED)
-    found = small(way, dtype)()
+def agree(path: str, dtype: str) -> dict[str, Any]:
+    T, B, H = SMALL.get(path, SHARED)
+    found = small(path, dtype)()
     torch.manual_seed(0)
     rnn = torch.nn.RNN(16, H).to(getattr(torch, dtype)).double()
     x = torch.randn(T, B, 16).to(getattr(torch, dtype)).double().requires_grad_()
@@ -128,14 +120,14 @@ def beside_torch(case: Case) -> dict[str, Any]:
 
 
 def paths() -> Cases:
-    """What a step takes as rnnext chooses, and on every way that can be forced; and its bits."""
+    """What a step takes as rnnext chooses, and on every path that can be forced."""
     sizes = ((1024, 1), (256, 1), (1024, 8), (256, 8), (512, 32), (2048, 1)) if CUDA else ((40, 2),)
-    for (H, B), dtype, way in itertools.product(sizes, TYPES, ["", *ways()]):
-        yield f"{dtype} H={H} B={B}: {way or 'chosen'}", partial(step_of, dtype, H, B, way)
+    for (H, B), dtype, path in itertools.product(sizes, TYPES, ["", *device_paths()]):
+        yield f"{dtype} H={H} B={B}: {path or 'chosen'}", partial(step_of, dtype, H, B, path)
 
 
-def step_of(dtype: str, H: int, B: int, way: str) -> dict[str, Any]:
-    force(way)
+def step_of(dtype: str, H: int, B: int, path: str) -> dict[str, Any]:
+    force(path)
     torch.manual_seed(0)
     rnn = rnnext.RNN(H, H).to(DEVICE, getattr(torch, dtype))
     seconds = []
@@ -143,35 +135,32 @@ def step_of(dtype: str, H: int, B: int, way: str) -> dict[str, Any]:
         x = torch.randn(T, B, H).to(DEVICE, getattr(torch, dtype))
         with torch.no_grad():
             try:
-                output, _ = rnn(x)
+                rnn(x)
             except ValueError as error:  # too large for the path
                 return {"unfit": str(error)}
             call = measure.Contender(partial(rnn, x))
             seconds.append(min(measure.sample(call, 1, 0.01, synchronize) for _ in range(5)))
-    bits = output.cpu().view(torch.uint8).numpy().tobytes()
     slope = (seconds[1] - seconds[0]) / (LENGTHS[1] - LENGTHS[0])
-    return {"us": slope * 1e6, "bits": hashlib.sha256(bits).hexdigest()[:8]}
+    return {"us": slope * 1e6}
 
 
 def stress() -> Cases:
     """The same bits again and again on a busy GPU; two grids that each fill the card at once."""
     if not CUDA:  # or each case's process would import what replays() needs, for a second
         import torch._inductor.config  # noqa: F401
-    for way, dtype in itertools.product(ways(), TYPES):
-        yield f"replays of {way}, {dtype}", partial(replays, way, dtype)
-    for way in (way for way in ways() if way.startswith("grid")):
-        yield f"two of {way} at once", partial(two_at_once, way)
+    for path, dtype in itertools.product(device_paths(), TYPES):
+        yield f"replays of {path}, {dtype}", partial(replays, path, dtype)
+    if "grid" in device_paths():
+        yield "two grids at once", two_at_once
 
 
-def replays(way: str, dtype: str) -> dict[str, Any]:
+def replays(path: str, dtype: str) -> dict[str, Any]:
     """In a CUDA graph, beside products on another stream; new memory is filled with NaN, so that
     what a kernel leaves out shows."""
-    from helpers.device import Captured, new_stream
-
     torch.use_deterministic_algorithms(True, warn_only=True)
     deterministic: Any = torch.utils.deterministic
     deterministic.fill_uninitialized_memory = True
-    captured = Captured(small(way, dtype))
+    captured = Captured(small(path, dtype))
     captured.replay()
     first = [result.clone() for result in captured.results]
     if not all(bool(result.isfinite().all()) for result in first):
@@ -189,9 +178,9 @@ def replays(way: str, dtype: str) -> dict[str, Any]:
     return {"replays": count}
 
 
-def two_at_once(way: str) -> dict[str, Any]:
+def two_at_once() -> dict[str, Any]:
     """On streams of different priority: were both resident in part, they would wait for ever."""
-    call = passes(way, "float32", (200, 4, 1024) if CUDA else SHARED)
+    call = passes("grid", "float32", (200, 4, 1024) if CUDA else SHARED)
     wanted, found = call(), []
     synchronize()
     for n in range(40 if CUDA else 2):

@@ -17,18 +17,6 @@ namespace {
 
 const char* forced_path() { return std::getenv("RNNEXT_CUDA_PATH"); }
 
-Exchange wanted_exchange() {
-#ifndef RNNEXT_CUDA_TAGGED
-  return Exchange::fenced;  // no other is compiled
-#else
-  const char* const word = std::getenv("RNNEXT_CUDA_EXCHANGE");
-  const std::string name = word ? word : "";
-  TORCH_CHECK_VALUE(name.empty() || name == "fenced" || name == "tagged",
-                    "RNNEXT_CUDA_EXCHANGE=", name, ": expected fenced or tagged");
-  return name == "tagged" ? Exchange::tagged : Exchange::fenced;
-#endif
-}
-
 // On the current device, with a memory, since a call's shape mostly comes again. T counts by its
 // class, the next power of two, so that batches of sentences do not choose anew for each length.
 Geometry choice(Problem p) {
@@ -99,7 +87,7 @@ Call::Call(const RecurrenceArguments& a) {
 }
 
 Geometry Call::choose_path(bool backward) {
-  const Geometry g = choice({s.T, s.B, s.H, p.D, compute, backward, wanted_exchange()});
+  const Geometry g = choice({s.T, s.B, s.H, p.D, compute, backward});
   reads_pairs = g.path != Path::step && element_size(compute) == 2;
   if (reads_pairs) p.source_step = s.H + s.H % 2;
   return g;

@@ -11,7 +11,6 @@ namespace {
 
 // Cycles of the SM. Estimates that order the choices: no GPU has confirmed them, and where there is
 // no source they come from counting instructions (docs/cuda.md, "The choice").
-// Of the exchanges they know the fenced one, so that both run in the same geometries.
 constexpr double kStepOverhead[] = {9000, 500, 1000, 2500};  // of a step, fixed, by Path
 constexpr double kStart = 8000;        // of a resident kernel, beside reading the matrix
 constexpr double kZeros = 5000;        // of a launch that clears what the grid exchanges
@@ -41,6 +40,8 @@ auto round_up(auto a, auto b) { return ceil_div(a, b) * b; }
 unsigned divisor(int64_t n) { return static_cast<unsigned>(ceil_div(int64_t{1} << 32, n)); }
 
 bool tensor_cores(Compute c) { return c != Compute::f32 && c != Compute::f64; }
+// Hidden units of a block are a multiple of this.
+int slice_unit(Compute c) { return tensor_cores(c) ? 16 : 4; }
 
 // Multiply-adds a cycle of one SM at its peak. FMA: the programming guide's table of throughput.
 // Tensor cores: data sheets over SMs and boost clock, dense, with float32 sums.
@@ -75,10 +76,8 @@ bool lay_out(const Problem& p, const Device& device, Path path, int blocks, int6
   const int vectors = path == Path::grid ? 1 : 2;
   if (vectors * sequences * H * element > device.shared_bytes) return false;
   const int rows = static_cast<int>(sequences);
-  // The grid's words go in eights (TaggedGridGroup).
-  const int unit = matrix ? 16 : path == Path::grid ? 8 : 4;
-  g = Geometry{.path = path, .exchange = p.exchange, .blocks = blocks, .rows = rows};
-  g.slice = round_up(ceil_div(H, blocks), unit);
+  g = Geometry{.path = path, .blocks = blocks, .rows = rows};
+  g.slice = round_up(ceil_div(H, blocks), slice_unit(p.compute));
   int k_total;
   if (matrix) {
     g.unit_workers = g.slice / 16;
@@ -111,17 +110,11 @@ bool lay_out(const Problem& p, const Device& device, Path path, int blocks, int6
   g.pair_divisor = divisor(g.pairs);
   g.row_step = kThreads / g.pairs;
   g.pair_step = kThreads % g.pairs;
-  g.active_blocks = ceil_div(H, g.slice);
-  g.row_bytes = round_up(H * element, 16);
-  g.wide_words = p.compute == Compute::f64;
-  g.row_words = g.wide_words ? round_up(H, 2) : ceil_div(H * element, 32) * 3;
-  g.row_divisor = divisor(g.row_words);
   g.part_offset = take(int64_t(g.parts) * rows * g.part_stride * accumulator);
   g.input_offset = take(int64_t(2) * (p.backward ? 2 : 1) * rows * g.slice * element);
   g.bias_offset = take(g.slice * accumulator);
   g.length_offset = take(3 * rows * 4);
   g.place_offset = take((4 + 2 * rows) * 8);
-  if (path == Path::cluster) g.barrier_offset = take(16);
   g.weight_offset = take(int64_t(std::max(0, g.k_blocks - kRegisterBlocks)) * kThreads * 32);
   g.shared_bytes = static_cast<int>(at);
   return at <= device.shared_bytes;
@@ -207,7 +200,7 @@ void consider(const Problem& p, const Device& device, Path path, std::optional<G
       consider(p, device, path, blocks, best);
     }
   } else {
-    const int unit = tensor_cores(p.compute) ? 16 : 8;
+    const int unit = slice_unit(p.compute);
     for (int slice = unit, last = 0; slice - unit < p.H; slice += unit) {
       const int blocks = static_cast<int>(ceil_div(p.H, slice));
       if (blocks != last && blocks <= device.sm_count) consider(p, device, path, blocks, best);

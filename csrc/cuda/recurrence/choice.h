@@ -13,10 +13,6 @@ enum class Path { step, block, cluster, grid };
 // The arithmetic: the element type, in the order of DType, or float32 elements multiplied as TF32.
 enum class Compute { f32, f64, bf16, f16, tf32 };
 
-// How a cluster or the grid passes a step's vector on: with fences (group.cuh), or by stores that
-// say themselves when they are there (exchange.cuh).
-enum class Exchange { fenced, tagged };
-
 constexpr int kThreads = 512;  // of every block of a resident kernel
 constexpr int kWarps = kThreads / 32;
 constexpr int kRegisterBlocks = 8;  // k-blocks of the matrix that a worker keeps in registers
@@ -35,7 +31,6 @@ struct Problem {
   int D = 1;
   Compute compute = Compute::f32;
   bool backward = false;
-  Exchange exchange = Exchange::fenced;
 
   auto operator<=>(const Problem&) const = default;
 };
@@ -47,7 +42,6 @@ struct Problem {
 // kRegisterBlocks of a worker's k-blocks stay in registers, the others in shared memory.
 struct Geometry {
   Path path = Path::step;
-  Exchange exchange = Exchange::fenced;
   int blocks = 0;                   // in a group
   int groups = 0;                   // launched; a multiple of D
   int rows = 0;                     // sequences in a tile
@@ -62,30 +56,18 @@ struct Geometry {
   int parts = 0;          // partial sums per output element that meet in shared memory
   int part_stride = 0;    // elements between rows of the partial sums
   int vector_stride = 0;  // bytes between the sequences' vectors
-  // Of the tagged exchange. Blocks of a group that have units; bytes of a vector that travel, in
-  // pieces of 16; and, on the grid, the words of 16 bytes that carry them, how to divide by that,
-  // and whether such a word carries one float64 rather than 12 bytes.
-  int active_blocks = 0;
-  int row_bytes = 0;
-  int row_words = 0;
-  unsigned row_divisor = 0;  // of divide()
-  bool wide_words = false;
   // Offsets in shared memory, in bytes. The vectors begin at 0.
-  int part_offset = 0;     // [parts, rows, part_stride] accumulators
-  int input_offset = 0;    // [2, 1 forward or 2 backward, rows * slice] prefetched elements
-  int bias_offset = 0;     // [slice] accumulators
-  int length_offset = 0;   // [3, rows] int: lengths, and the marks of resets of two steps
-  int place_offset = 0;    // int64_t: [4] first rows of steps; [2, rows] rows of the table
-  int barrier_offset = 0;  // two mbarriers, of clusters
-  int weight_offset = 0;   // 16 KiB for each k-block past kRegisterBlocks
+  int part_offset = 0;    // [parts, rows, part_stride] accumulators
+  int input_offset = 0;   // [2, 1 forward or 2 backward, rows * slice] prefetched elements
+  int bias_offset = 0;    // [slice] accumulators
+  int length_offset = 0;  // [3, rows] int: lengths, and the marks of resets of two steps
+  int place_offset = 0;   // int64_t: [4] first rows of steps; [2, rows] rows of the table
+  int weight_offset = 0;  // 16 KiB for each k-block past kRegisterBlocks
   int shared_bytes = 0;
   double cycles = 0;  // the model's estimate for the whole pass, for comparing choices only
 
   int flag_count() const { return groups * blocks; }
-  int64_t exchange_bytes() const {
-    const int row = exchange == Exchange::tagged ? 16 * row_words : vector_stride;
-    return int64_t(2) * groups * rows * row;
-  }
+  int64_t exchange_bytes() const { return int64_t(2) * groups * rows * vector_stride; }
 };
 
 int element_size(Compute compute);

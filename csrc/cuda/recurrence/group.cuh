@@ -1,17 +1,16 @@
 // Who shares the state of the resident recurrence, and how a step's vector goes around. A group is
 // used so, with n counting the steps of the whole launch:
 //
-//   start()            once, after this block has zeroed its buffers
-//   buffer(n)          where the vectors of step n lie in this block's shared memory
-//   receive(n, first)  returns when buffer(n) is complete; `first`: the block filled it by itself
-//   publish(n, to, x)  makes x part of every block's buffer(n + 1), at `to`
-//   finish(n, rows)    after the last publish of step n
-//   close(n, rows)     where no receive(n) follows finish(n - 1)
+//   start()                  once, after this block has zeroed its buffers
+//   buffer(n)                where the vectors of step n lie in this block's shared memory
+//   receive(n, first, rows)  returns when buffer(n) is complete; `first`: the block filled it by
+//                            itself
+//   publish(n, to, x)        makes x part of every block's buffer(n + 1), at `to`
+//   finish(n)                after the last publish of step n
+//   close()                  where no receive(n) follows finish(n - 1)
 //
-// receive() is also the barrier that lets the threads reuse the partial sums. From kArchitecture on
-// a card has what the group needs. With kGathers, lanes publish together: those of words that do
-// not exist too, and a block without units has no part. exchange.cuh has the groups that need no
-// fence.
+// receive() is also the barrier that lets the threads reuse the partial sums of the step before.
+// From kArchitecture on a card has what the group needs.
 #pragma once
 
 #include "cuda/device.h"
@@ -29,15 +28,14 @@ struct Destination {
 class GroupBase {
  public:
   static constexpr int kArchitecture = 800;
-  static constexpr bool kGathers = false;
   __device__ GroupBase(const DeviceCall& p, const Geometry& g, int index, unsigned char* shared)
       : p(p), g(g), index(index), shared(shared) {}
   __device__ void start() {}
   __device__ unsigned char* buffer(unsigned n) const {
     return shared + n % 2 * (g.rows * g.vector_stride);
   }
-  __device__ void finish(unsigned, int) {}
-  __device__ void close(unsigned, int) {}
+  __device__ void finish(unsigned) {}
+  __device__ void close() {}
 
  protected:
   template <typename Word>
@@ -78,8 +76,8 @@ struct ClusterGroup : GroupBase {
     Word* mine = word<Word>(buffer(n + 1), to);
     for (int peer = 0; peer < g.blocks; ++peer) *peer_shared(mine, peer) = x;
   }
-  __device__ void finish(unsigned, int) { cluster_arrive(); }
-  __device__ void close(unsigned, int) { cluster_wait(); }  // nor to one that has ended
+  __device__ void finish(unsigned) { cluster_arrive(); }
+  __device__ void close() { cluster_wait(); }  // nor to one that has ended
 };
 
 // Through L2: two buffers in global memory, copied into one in shared memory, and a flag per block
@@ -107,7 +105,7 @@ class GridGroup : public GroupBase {
   __device__ void publish(unsigned n, const Destination& to, const Word& x) {
     *word<Word>(travelling(n + 1), to) = x;
   }
-  __device__ void finish(unsigned n, int) {
+  __device__ void finish(unsigned n) {
     __syncthreads();
     if (threadIdx.x == 0) store_release(p.flags + blockIdx.x, n + 1);
   }

@@ -5,7 +5,7 @@
 
 #include "cuda/recurrence/any_pass.cuh"
 #include "cuda/recurrence/engine.cuh"
-#include "cuda/recurrence/exchange.cuh"
+#include "cuda/recurrence/group.cuh"
 
 namespace rnnext::cuda {
 
@@ -60,7 +60,6 @@ struct Resident {
   __device__ void run() {
     load();
     group.start();
-    if (Group::kGathers && units() == 0) return;
     for (b0 = group_index / p.D * g.rows; b0 < B; b0 += g.tile_step) {
       begin_tile();
       const int steps = T + pass.further();
@@ -73,13 +72,13 @@ struct Resident {
           copy_async_wait<0>();  // before the barrier: some copies are for all threads
           __syncthreads();
           finish(s);
-          if (s < T) group.finish(n++, rows);
+          if (s < T) group.finish(n++);
         }
         s = unknown(s + 1);  // one register, not two
         prefetch(s);
       }
       copy_async_wait<0>();
-      if (steps == T) group.close(n, rows);
+      if (steps == T) group.close();
     }
   }
 
@@ -176,26 +175,20 @@ struct Resident {
 #pragma unroll 1
     for (Share e(g); e.row < rows; e.next(g)) {
       const int u = e.word * kPer;
-      const bool exists = u < units();
-      if (!Group::kGathers && !exists) continue;
-      Place at;
-      Words next = {}, operand = {};
-      if (exists) {
-        A product[kPer];
-        sum_parts(e.row, u, product);
-        at = place(e, s);
-        next = step(e, at, s, product);
-        operand = next;
-        if constexpr (Pass::kRestarts) {
-          if (s < T && restarts(s, e.row)) operand = pass.template restart<kPer>(at);
-        }
-#pragma unroll
-        for (int j = 0; j < kPer; ++j) operand.x[j] = Engine::operand(operand.x[j]);
-      }
+      if (u >= units()) continue;
+      A product[kPer];
+      sum_parts(e.row, u, product);
+      const Place at = place(e, s);
+      const Words next = step(e, at, s, product);
       if (s == T) continue;
+      Words operand = next;
+      if constexpr (Pass::kRestarts) {
+        if (restarts(s, e.row)) operand = pass.template restart<kPer>(at);
+      }
+#pragma unroll
+      for (int j = 0; j < kPer; ++j) operand.x[j] = Engine::operand(operand.x[j]);
       group.publish(n, Destination{e.row, (first_unit + u) * int(sizeof(Element))}, operand);
-      // What gathers has no registers to keep `at` in.
-      if (exists) pass.store(Group::kGathers ? place(e, unknown(s)) : at, next);
+      pass.store(at, next);
     }
   }
 
@@ -278,15 +271,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// The tagged exchange is compiled where both are to be compared, until a GPU has decided.
 template <class Engine, class Pass>
 Kernel kernel_with(const Geometry& g) {
-#ifdef RNNEXT_CUDA_TAGGED
-  if (g.exchange == Exchange::tagged) {
-    if (g.path == Path::cluster) return recurrence_kernel<Engine, Pass, AsyncClusterGroup>;
-    if (g.path == Path::grid) return recurrence_kernel<Engine, Pass, TaggedGridGroup>;
-  }
-#endif
   switch (g.path) {
     case Path::block:
       return recurrence_kernel<Engine, Pass, BlockGroup>;
