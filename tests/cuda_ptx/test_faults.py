@@ -5,6 +5,7 @@ launches without a fault have neither is what test_recurrence.py shows.
 """
 
 import re
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cuda_ptx.memory import Fault
-from cuda_ptx.ops import forced, recurrence
+from cuda_ptx.ops import by_mask, forced, recurrence, recurrence_backward
 from helpers import samples
 from helpers.common import same
 from helpers.device import tf32_by
@@ -28,14 +29,11 @@ LANE = r"(shfl\S+ \S+ \S+) (?:%r)?\d+,"
 # Path, arithmetic; what is wrong, what is replaced by what, and which one of all (or all).
 FAULTS: dict[tuple[str, str], list[tuple[Any, ...]]] = {
     ("block", "bf16"): [
-        ("no barrier between the product and the cell", r"bar\.sync 0", NOTHING, -1),
-        ("no barrier before the product", r"bar\.sync 0", NOTHING, -2),
         ("operands of mma swapped", A, r"\1\3, \2"),
         ("vectors of mma swapped", r"(mma.*\{)(%r\d+), (%r\d+)(\}, \{%f)", r"\1\3, \2\4"),
         ("results of mma swapped", r"(mma\S+ \{)(%f\d+), (%f\d+)", r"\1\3, \2", 0),
     ],
     ("block", "f32"): [
-        ("no barrier at all", r"bar\.sync 0", NOTHING),
         ("copies nobody waits for", r"cp\.async\.wait_group \d", NOTHING),
         ("copies never committed", r"cp\.async\.commit_group", NOTHING),
         ("a copy from the next word", r"(cp\.async\.ca\S+ \S+ \[%rd\d+)\], 4", r"\1+4], 4"),
@@ -61,8 +59,9 @@ FAULTS: dict[tuple[str, str], list[tuple[Any, ...]]] = {
     ("grid", "bf16"): [
         ("a flag without release", r"st\.release", "st.relaxed"),
         ("a flag read without acquire", r"ld\.acquire", "ld.relaxed"),
+        ("a flag that the block alone sees", r"st\.release\.gpu", "st.release.cta"),
+        ("a flag of the block's own", r"ld\.acquire\.gpu", "ld.acquire.cta"),
         ("no wait for flags", r"(ld\.acquire\S+ (%r\d+), .*;)", r"\1\nmov.u32 \2, 99;"),
-        ("a flag before the data", r"bar\.sync 0;((?:\n.*){1,7}\n st\.release)", NOTHING + r"\1"),
         ("a copy nobody waits for", r"cp\.async\.wait_group \d", NOTHING),
     ],
 }  # fmt: skip
@@ -78,29 +77,62 @@ def edited(text: str, pattern: str, replacement: str, which: int | None = None) 
     return text
 
 
+@pytest.fixture
+def planted(lib):
+    """Whether a pass that runs PTX with a fault, in some schedule, raises or gives other bits."""
+
+    def found(path: str, dtype: str, edit: Callable[[str], str], **case: Any) -> bool:
+        backward, device = case.pop("backward", False), case.pop("device", "small")
+        lib.set_device(device)
+        sizes = {"T": 4, "B": 5, "reverse": (False, True), "source": "table"}
+        arguments = samples.make(**sizes | case, dtype=TYPES[dtype])
+
+        def results() -> list[Tensor]:
+            with forced(path), tf32_by("allow_tf32") if dtype == "tf32" else nullcontext():
+                tensors = arguments.call(recurrence)
+                if backward:
+                    lib.ran.clear()
+                    grads = arguments.backward(tensors[0], *tensors).call(recurrence_backward)
+                    tensors = [t for each in by_mask(grads) for t in each]
+            tensors = [t.clone() for t in tensors]
+            lib.arena.clear()
+            return tensors
+
+        def differs(seed: int) -> bool:
+            lib.seed = seed
+            try:
+                return not same(results(), right)
+            except RuntimeError:
+                return isinstance(lib.error, Fault)
+
+        lib.ran.clear()
+        right = results()
+        (name,) = [n for n in lib.ran if "recurrence_kernel" in n]
+        with lib.planted(name, edit(lib.texts[name])):
+            return any(differs(seed) for seed in range(TRIES))
+
+    return found
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: ", ".join(case[:3]))
-def test_a_planted_fault_is_found(lib, case):
+def test_a_planted_fault_is_found(planted, case):
     path, dtype, what, *edit = case
-    lib.set_device("small")
-    sizes = {"T": 4, "B": 5, "H": 20 if "H=20" in what else 70, "reverse": (False, True)}
-    arguments = samples.make(**sizes, source="table", dtype=TYPES[dtype])
+    H = 20 if "H=20" in what else 70
+    assert planted(path, dtype, lambda text: edited(text, *edit), H=H)
 
-    def results() -> list[Tensor]:
-        with forced(path), tf32_by("allow_tf32") if dtype == "tf32" else nullcontext():
-            tensors = [t.clone() for t in arguments.call(recurrence)]
-        lib.arena.clear()
-        return tensors
 
-    lib.ran.clear()
-    right = results()
-    (name,) = [n for n in lib.ran if "recurrence_kernel" in n]
+# Of each path the barriers of its kernel, and sequences enough that a cluster meets a second tile.
+BARRIERS = {"block": (4, 5), "cluster": (3, 100), "grid": (6, 5)}
 
-    def found(seed: int) -> bool:
-        lib.seed = seed
-        try:
-            return not same(results(), right)
-        except RuntimeError:
-            return isinstance(lib.error, Fault)
 
-    with lib.planted(name, edited(lib.texts[name], *edit)):
-        assert any(found(seed) for seed in range(TRIES))
+@pytest.mark.parametrize(
+    ("path", "which"), [(path, k) for path, (n, _) in BARRIERS.items() for k in range(n)]
+)
+def test_a_planted_fault_is_found_where_any_barrier_is_missing(planted, path, which):
+    count, B = BARRIERS[path]
+
+    def edit(text: str) -> str:
+        assert len(re.findall(r"bar\.sync\s+0", text)) == count
+        return edited(text, r"bar\.sync 0", NOTHING, which)
+
+    assert planted(path, "bf16", edit, T=2, B=B, H=70, backward=True, device="tight")

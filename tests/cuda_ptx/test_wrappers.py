@@ -106,3 +106,24 @@ def test_a_wait_for_what_never_comes_ends_and_says_so(run):
 
     with pytest.raises(Fault, match="trap in block"):
         run("flag_kernel", numbers(32), 65, blocks=2, edit=edit)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "message"),
+    [
+        (r"ld\.acquire\.gpu", "ld.acquire.cta", "other blocks are outside its scope"),
+        (r"st\.release\.gpu", "st.release.cta", "other blocks are outside its scope"),
+        (r"ld\.acquire\.gpu", "ld.relaxed.cta", "other blocks are outside its scope"),
+        (r"st\.release\.gpu", "st.relaxed.cluster", "other blocks are outside its scope"),
+        (r"(st\.release\.gpu\.global)\.u32 (\S+), (%r\d+)", r"\1.v2.u32 \2, {\3, \3}",
+         "a vector is several accesses"),
+    ],
+)  # fmt: skip
+def test_a_flag_is_one_number_that_the_whole_gpu_sees(run, pattern, replacement, message):
+    def edit(text):
+        text, count = re.subn(pattern, replacement, text)
+        assert count
+        return text
+
+    with pytest.raises(Fault, match=message):
+        run("flag_kernel", numbers(32), 66, blocks=2, edit=edit)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cuda_ptx.arithmetic import KINDS, SIZE
+from cuda_ptx.memory import Fault
 from cuda_ptx.parse import TYPES, Instruction, Kernel, split
 from cuda_ptx.warp import FORMATS
 
@@ -95,7 +96,13 @@ def space(i: Instruction) -> str:
 
 def order(i: Instruction) -> str:
     words = ("acquire", "release", "relaxed", "volatile")
-    return next((word for word in words if word in i.parts), "plain")
+    found = next((word for word in words if word in i.parts), "plain")
+    if found in ("acquire", "release", "relaxed"):  # blocks of the grid meet by these alone
+        if not {"gpu", "sys"} & set(i.parts):
+            raise Fault(f"{i.op}: other blocks are outside its scope")
+        if vector(i) > 1:
+            raise Fault(f"{i.op}: a vector is several accesses, in no order")
+    return found
 
 
 class Writer:

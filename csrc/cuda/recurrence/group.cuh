@@ -4,7 +4,7 @@
 //   start()                  once, after this block has zeroed its buffers
 //   buffer(n)                where the vectors of step n lie in this block's shared memory
 //   receive(n, first, rows)  returns when buffer(n) is complete; `first`: the block filled it by
-//                            itself
+//                            itself, and a barrier has followed
 //   publish(n, to, x)        makes x part of every block's buffer(n + 1), at `to`
 //   finish(n)                after the last publish of step n
 //   close()                  where no receive(n) follows finish(n - 1)
@@ -65,11 +65,7 @@ struct ClusterGroup : GroupBase {
   static constexpr int kArchitecture = 900;
   __device__ void start() { cluster_sync(); }  // no write to a block that has not begun
   __device__ void receive(unsigned, bool first, int) {
-    if (first) {
-      __syncthreads();
-    } else {
-      cluster_wait();
-    }
+    if (!first) cluster_wait();
   }
   template <typename Word>
   __device__ void publish(unsigned n, const Destination& to, const Word& x) {
@@ -91,8 +87,8 @@ class GridGroup : public GroupBase {
     for (int block = threadIdx.x; block < g.blocks; block += kThreads) {
       await_flag(p.flags + index * g.blocks + block, n);
     }
+    if (first) return;  // a barrier follows before this block publishes
     __syncthreads();
-    if (first) return;
     const unsigned char* from = travelling(n);
     for (int i = threadIdx.x * 16; i < rows * g.vector_stride; i += kThreads * 16) {
       copy_async<16>(shared + i, from + i);  // past L1, which may hold what lay there before

@@ -77,12 +77,12 @@ struct Resident {
         s = unknown(s + 1);  // one register, not two
         prefetch(s);
       }
-      copy_async_wait<0>();
       if (steps == T) group.close();
     }
   }
 
-  // What stays: the matrix and the bias. And zeros, for the vectors' padding.
+  // What stays: the matrix and the bias. And zeros, for the vectors' padding. A tile begins with a
+  // barrier.
   __device__ void load() {
 #pragma unroll 1
     for (int u = threadIdx.x; u < units(); u += kThreads)
@@ -92,13 +92,12 @@ struct Resident {
       *reinterpret_cast<uint4*>(shared + i) = make_uint4(0, 0, 0, 0);
     }
     engine.load(of_direction(p.matrix, d()), p.matrix_stride, first_unit, units(), g);
-    __syncthreads();
   }
 
   // The tile's lengths and v_0, whole in every block.
   __device__ void begin_tile() {
     rows = min(g.rows, B - b0);
-    __syncthreads();  // the last tile's reads
+    __syncthreads();  // behind load(), or the last tile's reads
     if (p.step_row && threadIdx.x < 2 && int(threadIdx.x) < T) {
       first_rows()[threadIdx.x] = p.step_row[time_of<Pass>(reverse(), T, int(threadIdx.x))];
     }
