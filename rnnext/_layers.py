@@ -14,7 +14,7 @@ import rnnext.ops  # noqa: F401  registers the fake kernels
 from rnnext import _C
 
 # The same op twice: torch.compile puts this into its graph, eager calls take _C's short way.
-_rnn: Callable[..., tuple[Tensor, Tensor]] = torch.ops.rnnext.rnn.default
+_rnn: Callable[..., tuple[Tensor, list[Tensor]]] = torch.ops.rnnext.rnn.default
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 Lengths = Tensor | Sequence[int]
@@ -140,7 +140,7 @@ def run(
     reset_state: Tensor | None,
     nonlinearity: str,
     alpha: Sequence[Tensor] = (),
-    form: str = "rate",
+    cell: str = "elman",
     noise: Sequence[Tensor] = (),
     table: Tensor | None = None,
 ) -> tuple[_Sequence, Tensor]:
@@ -169,9 +169,9 @@ def run(
     if lengths is not None:
         lengths = as_lengths(lengths, weights[0].device)
     try:
-        output, h_n = (_rnn if is_compiling() else _C.rnn)(
+        output, (h_n,) = (_rnn if is_compiling() else _C.rnn)(
             data if table is None else table,
-            hx,
+            [] if hx is None else [hx],
             weights,
             of.bias,
             of.num_layers,
@@ -183,9 +183,9 @@ def run(
             lengths,
             batch_sizes,
             reset,
-            reset_state,
+            [] if reset_state is None else [reset_state],
             alpha,
-            form,
+            cell,
             noise,
             nonlinearity,
         )

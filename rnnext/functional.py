@@ -14,7 +14,7 @@ from rnnext import _C, _layers
 __all__ = ["check_indices", "embedding", "recurrence", "rnn", "rnn_cell", "rnn_ensemble"]
 
 # The same ops twice: torch.compile puts these into its graph, eager calls take _C's short way.
-_rnn_cell: Callable[..., Tensor] = torch.ops.rnnext.rnn_cell.default
+_rnn_cell: Callable[..., list[Tensor]] = torch.ops.rnnext.rnn_cell.default
 _embedding: Callable[..., Tensor] = torch.ops.rnnext.embedding.default
 _Recurrence = Callable[..., tuple[Tensor, Tensor, list[Tensor]]]
 _recurrence: _Recurrence = torch.ops.rnnext.recurrence.default
@@ -175,7 +175,7 @@ def rnn_ensemble(
         lists = [own[i::per_direction] if i < per_direction else [] for i in range(4)]
         start = None if hx is None else hx[:, first : first + D]
         x, h, _ = _ensemble(
-            x, start, *lists, None, lengths, None, reset, None, [], "rate", [], None, nonlinearity,
+            x, start, *lists, None, lengths, None, reset, None, [], "elman", [], None, nonlinearity,
             [False, True][:D], False,
         )  # fmt: skip
         h_n.append(h)
@@ -289,9 +289,10 @@ def recurrence(
         _layers.refuse_shape("reset_state", reset_state, (hidden,), state)
         reset_state = reset_state.expand(1, *state)
     alphas, noise = [], []
+    _layers.refuse_word("form", form, _C.forms())
     if alpha is not None:
         alphas = [_of_units("alpha", alpha, weight_hh, lambda a: 0 < a <= 1, "in (0, 1]")]
-    elif form != "rate" and form in _C.forms():
+    elif form != "rate":
         raise ValueError(f"form must not be given without alpha, got {form!r}")
     if noise_scale is not None and (alpha is None or noise_std is None):
         raise ValueError(f"noise_scale must be given with alpha and noise_std, got {noise_scale!r}")
@@ -311,7 +312,7 @@ def recurrence(
         x, None if hx is None else hx.unsqueeze(0),
         *([] if each is None else [each] for each in (weight_ih, weight_hh, bias_ih, bias_hh)),
         None, lengths, None, reset, reset_state,
-        alphas, form, noise, noise_key, nonlinearity, [reverse], False,
+        alphas, form if alphas else "elman", noise, noise_key, nonlinearity, [reverse], False,
     )  # fmt: skip
     return output.transpose(0, 1) if batch_first else output, h_n.squeeze(0)
 
@@ -371,7 +372,9 @@ def rnn_cell(
     """
     cell = _rnn_cell if is_compiling() else _C.rnn_cell
     try:
-        return cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+        states = [] if hx is None else [hx]
+        (h,) = cell(input, states, weight_ih, weight_hh, bias_ih, bias_hh, "elman", nonlinearity)
+        return h
     except (RuntimeError, ValueError):
         _layers.refuse_others(
             {"input": input, "weight_ih": weight_ih, "weight_hh": weight_hh},

@@ -49,9 +49,10 @@ def _refuse(what: str) -> NoReturn:
     raise NotImplementedError(f"ONNX's operator RNN has no {what}")
 
 
-def _refuse_extras(alpha: Any, noise: Any, reset: Any, batch_sizes: Any) -> None:
+def _refuse_extras(cell: Any, noise: Any, reset: Any, batch_sizes: Any) -> None:
     for is_given, what in (
-        (bool(alpha), "leak (alpha)"),
+        (cell in _C.forms(), "leak (alpha)"),
+        (cell in ("gru", "lstm"), f"cell {cell}"),
         (bool(noise), "noise"),
         (reset is not None, "reset"),
         (batch_sizes is not None, "packed input: pad it, and give lengths"),
@@ -121,9 +122,10 @@ def _layer(
 def _rnn(
     input: Any, hx: Any, weights: Any, has_biases: Any, num_layers: Any, bidirectional: Any,
     batch_first: Any, dropout: Any, training: Any, index: Any, lengths: Any, batch_sizes: Any,
-    reset: Any, reset_state: Any, alpha: Any, form: Any, noise: Any, nonlinearity: Any,
+    reset: Any, reset_state: Any, alpha: Any, cell: Any, noise: Any, nonlinearity: Any,
 ) -> Any:  # fmt: skip
-    _refuse_extras(alpha, noise, reset, batch_sizes)
+    hx = hx[0] if hx else None
+    _refuse_extras(cell, noise, reset, batch_sizes)
     if training and dropout > 0 and num_layers > 1:
         _refuse("dropout between layers: call model.eval() first")
     x = input if index is None else op.Gather(input, index)
@@ -150,8 +152,8 @@ def _rnn(
         states.append(h)
     h_n = op.Concat(*states, axis=0) if num_layers > 1 else states[0]
     if unbatched:
-        return op.Squeeze(x, _constant(1)), op.Squeeze(h_n, _constant(1))
-    return op.Transpose(x, perm=[1, 0, 2]) if batch_first else x, h_n
+        return op.Squeeze(x, _constant(1)), [op.Squeeze(h_n, _constant(1))]
+    return op.Transpose(x, perm=[1, 0, 2]) if batch_first else x, [h_n]
 
 
 def _listed(tensors: Sequence[Any]) -> Sequence[Any]:
@@ -161,13 +163,11 @@ def _listed(tensors: Sequence[Any]) -> Sequence[Any]:
 
 def _recurrence(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any, index: Any,
-    lengths: Any, batch_sizes: Any, reset: Any, reset_state: Any, alpha: Any, form: Any,
+    lengths: Any, batch_sizes: Any, reset: Any, reset_state: Any, alpha: Any, cell: Any,
     noise: Any, noise_key: Any, nonlinearity: Any, reverse: Any, save: Any,
 ) -> Any:  # fmt: skip
-    weight_ih, bias_ih, bias_hh, alpha, noise = map(
-        _listed, (weight_ih, bias_ih, bias_hh, alpha, noise)
-    )
-    _refuse_extras(alpha, noise, reset, batch_sizes)
+    weight_ih, bias_ih, bias_hh, noise = map(_listed, (weight_ih, bias_ih, bias_hh, noise))
+    _refuse_extras(cell, noise, reset, batch_sizes)
     directions = {(False,): "forward", (True,): "reverse", (False, True): "bidirectional"}
     if tuple(reverse) not in directions:
         _refuse(f"directions such as reverse={list(reverse)}")
@@ -181,8 +181,9 @@ def _recurrence(
 
 def _rnn_cell(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any,
-    nonlinearity: Any,
+    cell: Any, nonlinearity: Any,
 ) -> Any:  # fmt: skip
+    _refuse_extras(cell, noise=None, reset=None, batch_sizes=None)
     lead = (0,) if len(input.shape) == 2 else (0, 1)
     if bias_ih is None and bias_hh is not None:  # one that is missing beside the other is zeros
         bias_ih = op.Sub(bias_hh, bias_hh)
@@ -190,7 +191,7 @@ def _rnn_cell(
         bias_hh = op.Sub(bias_ih, bias_ih)
     _, h = _layer(
         op.Unsqueeze(input, _constant(*lead)),
-        None if hx is None else op.Unsqueeze(hx, _constant(*lead)),
+        op.Unsqueeze(hx[0], _constant(*lead)) if hx else None,
         [weight_ih],
         [weight_hh],
         [] if bias_ih is None else [bias_ih],
@@ -199,7 +200,7 @@ def _rnn_cell(
         nonlinearity,
         "forward",
     )
-    return op.Squeeze(h, _constant(*lead))
+    return [op.Squeeze(h, _constant(*lead))]
 
 
 def _embedding(

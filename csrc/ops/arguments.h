@@ -46,7 +46,7 @@ inline const c10::List<bool>& directions(int64_t D) {
   X(OptionalTensor, reset, states)        \
   X(OptionalTensor, reset_state, states)  \
   X(TensorList, alpha, shared)            \
-  X(std::string_view, form, none)         \
+  X(std::string_view, cell, none)         \
   X(TensorList, noise, shared)            \
   X(OptionalTensor, noise_key, shared)    \
   X(std::string_view, nonlinearity, none) \
@@ -60,21 +60,22 @@ inline const c10::List<bool>& directions(int64_t D) {
   X(TensorList, saved, rows)
 
 // X(type, name, argument) of each gradient that the backward op returns, and may be asked for, with
-// the argument whose gradient it is. (Both biases have the same.)
+// the argument whose gradient it is.
 #define RNNEXT_RECURRENCE_GRADIENTS(X) \
   X(Tensor, input, input)              \
   X(Tensor, hx, hx)                    \
   X(TensorList, weight_ih, weight_ih)  \
   X(TensorList, weight_hh, weight_hh)  \
-  X(TensorList, bias, bias_ih)         \
+  X(TensorList, bias_ih, bias_ih)      \
+  X(TensorList, bias_hh, bias_hh)      \
   X(Tensor, reset_state, reset_state)  \
   X(TensorList, alpha, alpha)
 
-// X(type, name) of each argument of the op rnn, which is nn.RNN, and of rnn_cell, which is
-// nn.RNNCell.
+// X(type, name) of each argument of the op rnn, which is nn.RNN, nn.GRU or nn.LSTM, and of
+// rnn_cell, which is a step as torch's cells. States are lists: (h,) or (h, c), or none for zeros.
 #define RNNEXT_RNN_ARGUMENTS(X)  \
   X(Tensor, input)               \
-  X(OptionalTensor, hx)          \
+  X(TensorList, hx)              \
   X(TensorList, weights)         \
   X(bool, has_biases)            \
   X(int64_t, num_layers)         \
@@ -86,18 +87,19 @@ inline const c10::List<bool>& directions(int64_t D) {
   X(OptionalTensor, lengths)     \
   X(OptionalTensor, batch_sizes) \
   X(OptionalTensor, reset)       \
-  X(OptionalTensor, reset_state) \
+  X(TensorList, reset_state)     \
   X(TensorList, alpha)           \
-  X(std::string_view, form)      \
+  X(std::string_view, cell)      \
   X(TensorList, noise)           \
   X(std::string_view, nonlinearity)
 #define RNNEXT_CELL_ARGUMENTS(X) \
   X(Tensor, input)               \
-  X(OptionalTensor, hx)          \
+  X(TensorList, hx)              \
   X(Tensor, weight_ih)           \
   X(Tensor, weight_hh)           \
   X(OptionalTensor, bias_ih)     \
   X(OptionalTensor, bias_hh)     \
+  X(std::string_view, cell)      \
   X(std::string_view, nonlinearity)
 
 // The types of each of them: as a call under way passes it, as it is kept after the call, and as a

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "ops/signatures.h"
+#include "recurrence/cell.h"
 
 namespace rnnext {
 
@@ -166,14 +167,21 @@ std::vector<Tensor> gradients_of(const std::vector<Tensor>& results,
                                  const std::vector<Tensor>& cotangents, const Watched& watched,
                                  bool enabled);
 
-// What W_hh of direction d multiplies at each step of a call without a leak: the output before.
+// What W_hh of direction d multiplies at each step of an Elman cell's call: the output before.
 Tensor output_before(const RecurrenceArguments& a, const Tensor& output, int64_t d);
 
-// The recurrence, a step at a time.
-RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a);
+// The recurrence, a step at a time; `save`: also what a gated cell saves.
+RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a, bool save = false);
 
-// recurrence_backward: by formulas from the output or, with a leak, by autograd through the loop.
+// recurrence_backward: by formulas from the output or, for other cells than Elman's, by autograd
+// through the loop.
 RecurrenceGradients backward_loop(const RecurrenceResults& r, const RecurrenceArguments& a,
                                   const Wanted& wanted);
+
+// Whether devices lack kernels for a cell: those of the ops are then these two loops.
+inline bool needs_loop(Cell cell) { return is_gated(cell); }
+RecurrenceOp::Results loop_as_kernel(const RecurrenceArguments& a, bool save);
+RecurrenceGradients loop_as_kernel(const RecurrenceResults& r, const RecurrenceArguments& a,
+                                   const Wanted& wanted);
 
 }  // namespace rnnext

@@ -2,7 +2,7 @@
 // what differentiates that runs in ATen operations (derivatives.cpp).
 #include "ops/autograd.h"
 
-#include <ATen/ops/cat.h>
+#include <ATen/ops/stack.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
@@ -55,7 +55,7 @@ constexpr bool kEnsemble = std::is_same_v<Op, EnsembleOp>;
 // Whether the derivative of the backward pass needs a loop that runs forward again.
 template <class Arguments>
 bool runs_again(const Arguments& a) {
-  return !a.alpha.empty() || any_dual(a);
+  return parse_cell(a.cell) != Cell::elman || any_dual(a);
 }
 
 template <class Op>
@@ -70,7 +70,8 @@ struct ForwardFunction {
   static typename Op::Results forward(const RecurrenceArguments& a,
                                       const RecurrenceArguments& whole, bool save) {
     const auto node = node_of<ForwardFunction>(flattened(a));
-    const bool reads_more = reads_saved(cell_of(a), std::ranges::any_of(a.alpha, needs_grad));
+    const bool reads_more =
+        reads_saved(parse_cell(a.cell), std::ranges::any_of(a.alpha, needs_grad));
     auto [output, h_n, saved] = [&] {
       at::AutoDispatchBelowADInplaceOrView guard;
       return call_forward<Op>(a, save || reads_more);
@@ -102,10 +103,9 @@ struct ForwardFunction {
     r.grad_h_n = grad[1];
     // The output was saved without its tangent.
     if (any_dual(s)) r.output = std::get<0>(call_forward<Op>(s));
-    if (s.alpha.empty()) s.bias_ih = s.bias_hh = {};  // they are not read
+    if (parse_cell(s.cell) == Cell::elman) s.bias_ih = s.bias_hh = {};  // they are not read
     Wanted wanted;
     each_gradient([](const Slot& slot, bool& want) { want = slot.needed; }, slots, wanted);
-    wanted.bias |= slots.bias_hh.needed;
     RecurrenceGradients g = call_backward<typename Op::Backward>(r, s, wanted);
 
     variable_list grads(number);
@@ -113,10 +113,6 @@ struct ForwardFunction {
       if (want) std::ranges::copy(tensors_of(gradient), grads.begin() + slot.first);
     };
     each_gradient(put, slots, wanted, g);
-    // A tensor of its own, or work in place on one gradient would reach the other.
-    if (slots.bias_ih.needed && slots.bias_hh.needed)
-      for (Tensor& bias : g.bias) bias = bias.clone();
-    if (wanted.bias) std::ranges::copy(g.bias, grads.begin() + slots.bias_hh.first);
     return grads;
   }
 
@@ -175,16 +171,17 @@ struct BackwardFunction {
 
 RecurrenceOp::Results layer_by_layer(const RecurrenceArguments& a, bool save) {
   TORCH_CHECK(!save, "recurrence_stack saves nothing: it has no backward op");
+  const auto L = static_cast<int64_t>(a.weight_hh.size());
+  const OptionalTensor first = given(a.hx) ? OptionalTensor(a.hx->unflatten(0, {-1, L})) : a.hx;
   Tensor x = a.input;
   std::vector<Tensor> h_n;
-  for (size_t l = 0; l < a.weight_hh.size(); ++l) {
-    const OptionalTensor hx =
-        given(a.hx) ? OptionalTensor(a.hx->narrow(0, static_cast<int64_t>(l), 1)) : std::nullopt;
+  for (int64_t l = 0; l < L; ++l) {
+    const OptionalTensor hx = given(first) ? OptionalTensor(first->select(1, l)) : first;
     auto [output, h, saved] = call_forward<RecurrenceOp>(layer_of(a, l, x, hx));
     x = std::move(output);
     h_n.push_back(std::move(h));
   }
-  return {x, at::cat(h_n), {}};
+  return {x, at::stack(h_n, 1).flatten(0, 1), {}};
 }
 
 namespace {
@@ -240,55 +237,67 @@ struct CellFunction {
   static constexpr const char* name = "RnnCellBackward";
   static constexpr bool is_traceable = false;
 
-  static Tensor forward(const CellArguments& a) {
+  static std::vector<Tensor> forward(const CellArguments& a) {
     const auto node = node_of<CellFunction>(flattened(a));
-    Tensor output, h;
+    RecurrenceOp::Results results;
+    std::vector<Tensor> states;
     {
       at::AutoDispatchBelowADInplaceOrView guard;
-      auto results = call_forward<RecurrenceOp>(CellStep(a).arguments());
-      output = std::move(std::get<0>(results));
-      h = from_step(std::get<1>(results), a.input);
+      const CellStep step(a);
+      results = call_forward<RecurrenceOp>(step.arguments(), saves_more(parse_cell(a.cell)));
+      states = step.states_of(std::get<1>(results));
     }
-    node->ctx_.saved_data["nonlinearity"] = std::string(a.nonlinearity);
+    const auto& [output, h_n, saved] = results;
+    const bool gated = is_gated(parse_cell(a.cell));  // else the biases are not read
+    const OptionalTensor none;
+    const CellArguments keep{.input = a.input,
+                             .hx = a.hx,
+                             .weight_ih = a.weight_ih,
+                             .weight_hh = a.weight_hh,
+                             .bias_ih = gated ? a.bias_ih : none,
+                             .bias_hh = gated ? a.bias_hh : none,
+                             .cell = a.cell,
+                             .nonlinearity = a.nonlinearity};
+    const RecurrenceResults kept{.output = output, .saved = saved};
+    node->ctx_.saved_data["values"] = values_of(kept, keep);
     // The output is kept rather than h, which may be changed in place before the backward pass:
-    // nobody else has it. The biases are not read.
-    record(node, {h, output}, {a.input, a.hx.value_or(Tensor()), a.weight_ih, a.weight_hh, output});
-    return h;
+    // nobody else has it.
+    variable_list recorded = states;
+    recorded.push_back(output);
+    record(node, recorded, flattened(kept, keep));
+    return states;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
-    if (!grad[0].defined() && !grad[1].defined()) return variable_list(6);
-    const variable_list saved = ctx->get_saved_variables();
-    const Tensor& input = saved[0];
+    KeptResults r;
+    CellFields<Kept> a;
+    restore(ctx->get_saved_variables(), ctx->saved_data["values"].toList(), r, a);
+    const size_t S = grad.size() - 1, hx = a.hx.size();
+    variable_list grads(hx + 5);
+    if (std::ranges::none_of(grad, &Tensor::defined)) return grads;
     const auto needs = [&](size_t i) { return ctx->needs_input_grad(i); };
-    const Wanted wanted{.input = needs(0),
-                        .hx = needs(1),
-                        .weight_ih = needs(2),
-                        .weight_hh = needs(3),
-                        .bias = needs(4) || needs(5)};
-    const OptionalTensor hx = saved[1];
-    const OptionalTensor grad_output = grad[1], grad_h = grad[0], grad_h_n = as_step(grad_h);
-    const CellArguments a{.input = input,
-                          .hx = hx,
-                          .weight_ih = saved[2],
-                          .weight_hh = saved[3],
-                          .nonlinearity = ctx->saved_data["nonlinearity"].toStringRef()};
-    const CellStep step(a);
-    const RecurrenceGradients g = call_backward<RecurrenceBackwardOp>(
-        RecurrenceResults{.grad_output = grad_output, .grad_h_n = grad_h_n, .output = saved[4]},
-        step.arguments(), wanted);
-    variable_list grads(6);
-    if (wanted.input) grads[0] = from_step(g.input, input);
-    if (wanted.hx) grads[1] = from_step(g.hx, input);
-    if (wanted.weight_ih) grads[2] = g.weight_ih[0];
-    if (wanted.weight_hh) grads[3] = g.weight_hh[0];
-    if (needs(4)) grads[4] = g.bias[0];
-    if (needs(5)) grads[5] = needs(4) ? g.bias[0].clone() : g.bias[0];
+    Wanted wanted{.input = needs(0),
+                  .weight_ih = needs(hx + 1),
+                  .weight_hh = needs(hx + 2),
+                  .bias_ih = needs(hx + 3),
+                  .bias_hh = needs(hx + 4)};
+    for (size_t s = 0; s < hx; ++s) wanted.hx |= needs(1 + s);
+    const CellArguments passed = a;
+    const CellStep step(passed);
+    r.grad_output = grad[S];
+    r.grad_h_n = step.stacked(TensorList(grad).slice(0, S));
+    const RecurrenceGradients g = call_backward<RecurrenceBackwardOp>(r, step.arguments(), wanted);
+    if (wanted.input) grads[0] = from_step(g.input, a.input);
+    if (wanted.hx) std::ranges::copy(step.states_of(g.hx), grads.begin() + 1);
+    if (wanted.weight_ih) grads[hx + 1] = g.weight_ih[0];
+    if (wanted.weight_hh) grads[hx + 2] = g.weight_hh[0];
+    if (wanted.bias_ih) grads[hx + 3] = g.bias_ih[0];
+    if (wanted.bias_hh) grads[hx + 4] = g.bias_hh[0];
     return grads;
   }
 };
 
-Tensor cell(const CellArguments& a) {
+std::vector<Tensor> cell(const CellArguments& a) {
   if (any_dual(a)) return rnn_cell(a);
   if (any_recorded(a)) return CellFunction::forward(a);
   at::AutoDispatchBelowADInplaceOrView guard;

@@ -1,4 +1,4 @@
-// One step of the recurrence as nn.RNNCell.
+// One step of the recurrence as nn.RNNCell, nn.GRUCell or nn.LSTMCell.
 #pragma once
 
 #include "ops/signatures.h"
@@ -9,14 +9,11 @@ namespace rnnext {
 inline Tensor as_step(const Tensor& t) {
   return t.dim() == 1 ? t.view_symint({1, 1, t.sym_size(0)}) : t.unsqueeze(0);
 }
-inline OptionalTensor as_step(const OptionalTensor& t) {
-  return given(t) ? OptionalTensor(as_step(*t)) : std::nullopt;
-}
 inline Tensor from_step(const Tensor& step, const Tensor& like) {
   return like.dim() == 1 ? step.view_symint({step.sym_size(2)}) : step.squeeze(0);
 }
 
-// A step of an nn.RNNCell as a call of the recurrence. Its arguments must outlive it.
+// A step of one of torch's cells as a call of the recurrence. Its arguments must outlive it.
 class CellStep {
  public:
   explicit CellStep(const CellArguments& a);
@@ -29,10 +26,14 @@ class CellStep {
             .weight_hh = a_.weight_hh,
             .bias_ih = {&biases_[0], n},
             .bias_hh = {&biases_[1], n},
-            .form = "rate",
+            .cell = a_.cell,
             .nonlinearity = a_.nonlinearity,
             .reverse = directions(1)};
   }
+
+  // States as those of the recurrence, none where none is defined; and back, each by itself.
+  OptionalTensor stacked(TensorList states) const;
+  std::vector<Tensor> states_of(const Tensor& h_n) const;
 
  private:
   const CellArguments& a_;
@@ -42,6 +43,6 @@ class CellStep {
 };
 
 // The op rnn_cell by such a call, where autograd records each operation by itself.
-Tensor rnn_cell(const CellArguments& a);
+std::vector<Tensor> rnn_cell(const CellArguments& a);
 
 }  // namespace rnnext

@@ -24,26 +24,24 @@ namespace rnnext {
 inline auto dtype_name(const Tensor& t) { return c10::getDtypeNames(t.scalar_type()).first; }
 
 // Which of the known names it is.
-template <size_t N>
-int parse_name(const char* argument, const char* const (&known)[N], std::string_view name) {
-  for (size_t i = 0; i < N; ++i)
-    if (name == known[i]) return static_cast<int>(i);
-  TORCH_CHECK_VALUE(false, argument, " must be one of '",
-                    c10::Join("', '", c10::ArrayRef<const char*>(known)), "', got '", name, "'");
+inline int parse_name(const char* argument, c10::ArrayRef<const char*> known,
+                      std::string_view name) {
+  const auto* const place = std::ranges::find(known, name);
+  TORCH_CHECK_VALUE(place != known.end(), argument, " must be one of '", c10::Join("', '", known),
+                    "', got '", name, "'");
+  return static_cast<int>(place - known.begin());
 }
 inline Nonlinearity parse_nonlinearity(std::string_view name) {
   return static_cast<Nonlinearity>(parse_name("nonlinearity", kNonlinearityNames, name));
 }
-inline Cell parse_form(std::string_view name) {
-  return static_cast<Cell>(1 + parse_name("form", kFormNames, name));  // after Cell::elman
+inline Cell parse_cell(std::string_view name) {
+  const char* names[std::size(kCells)];
+  for (size_t i = 0; i < std::size(kCells); ++i) names[i] = kCells[i].name;
+  return static_cast<Cell>(parse_name("cell", names, name));
 }
-template <class Arguments>
-Cell cell_of(const Arguments& a) {
-  return a.alpha.empty() ? Cell::elman : parse_form(a.form);
-}
-// Whether the backward pass reads what the forward pass saved of a leak.
+// Whether the backward pass reads what the forward pass saved.
 inline bool reads_saved(Cell cell, bool want_alpha) {
-  return saves_more(cell) || (cell != Cell::elman && want_alpha);
+  return saves_more(cell) || (is_leaky(cell) && want_alpha);
 }
 
 inline DType parse_dtype(const Tensor& t, const char* name) {
@@ -116,13 +114,23 @@ inline void check_device(const Tensor& t, const char* name, const Tensor& like) 
 // Sizes of a call of `recurrence`.
 template <class Int>
 struct Sizes {
+  using Shape = c10::SmallVector<Int, 5>;
+
   Int T, B, I, H, N;
   int64_t D;
   bool features, packed;
+  CellTraits cell;
 
-  c10::SmallVector<Int, 5> output_shape() const {
-    return packed ? c10::SmallVector<Int, 5>{N, D * H} : c10::SmallVector<Int, 5>{T, B, D * H};
+  // Of rows that have `parts` times H numbers for each direction.
+  Shape rows_shape(int64_t parts) const {
+    return packed ? Shape{N, D * parts * H} : Shape{T, B, D * parts * H};
   }
+  Shape output_shape() const { return rows_shape(1); }
+  Shape pre_shape() const { return rows_shape(cell.gates); }
+  Shape saved_shape() const { return rows_shape(cell.saved); }
+  // Of the states before the first step, or after the last: h of each direction, then c.
+  Shape states_shape() const { return {Int(cell.states * D), B, H}; }
+  Int gate_rows() const { return cell.gates * H; }  // of weights and biases
 };
 
 inline void check_biases(const RecurrenceArguments& a) {
@@ -179,7 +187,7 @@ void check_resets(const RecurrenceArguments& a, const Sizes<Int>& s) {
   }
   if (given(a.reset_state)) {
     TORCH_CHECK_VALUE(given(a.reset), "reset_state needs a reset");
-    check_like<Int>(*a.reset_state, "reset_state", {Int(s.D), s.B, s.H}, a.weight_hh[0]);
+    check_like<Int>(*a.reset_state, "reset_state", s.states_shape(), a.weight_hh[0]);
   }
 }
 
@@ -207,6 +215,23 @@ void check_noise(const RecurrenceArguments& a, const Sizes<Int>& s) {
               " of shape ", key.sym_sizes(), " on ", key.device());
 }
 
+inline void check_matrix(const Tensor& weight_hh, Cell cell) {
+  const int gates = traits_of(cell).gates;
+  TORCH_CHECK(weight_hh.dim() == 2, "weight_hh must have shape [",
+              gates == 1 ? "" : c10::str(gates, " * "), "H, H], got ", weight_hh.sym_sizes());
+}
+
+// What the arguments besides tensors' shapes must be for a cell.
+inline void check_cell(const RecurrenceArguments& a, Cell cell) {
+  const auto nonlinearity = parse_nonlinearity(a.nonlinearity);
+  TORCH_CHECK_VALUE(a.alpha.empty() != is_leaky(cell), "alpha must ", is_leaky(cell) ? "" : "not ",
+                    "be given with cell='", a.cell, "'");
+  if (!is_gated(cell)) return;
+  TORCH_CHECK_VALUE(nonlinearity == Nonlinearity::tanh, "nonlinearity must be 'tanh' with cell='",
+                    a.cell, "', got '", a.nonlinearity, "'");
+  TORCH_CHECK_VALUE(a.noise.empty(), "noise must not be given with cell='", a.cell, "'");
+}
+
 template <class Int, class BatchOf>
 void check_recurrence(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf& batch_of) {
   s.D = static_cast<int64_t>(a.weight_hh.size());
@@ -215,8 +240,10 @@ void check_recurrence(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf
   TORCH_CHECK(a.reverse.size() == a.weight_hh.size(), "reverse must hold one bool a direction, ",
               s.D, ", got ", a.reverse.size());
   const Tensor& like = a.weight_hh[0];
-  TORCH_CHECK(like.dim() == 2, "weight_hh must have shape [H, H], got ", like.sym_sizes());
-  s.H = sizes_of<Int>(like)[0];
+  const Cell cell = parse_cell(a.cell);
+  s.cell = traits_of(cell);
+  check_matrix(like, cell);
+  s.H = sizes_of<Int>(like)[1];
   s.features = !a.weight_ih.empty();
   check_count(a.weight_ih, "weight_ih", s.D);
   TORCH_CHECK(!(s.features && given(a.index)), "index needs a table: weight_ih must be empty");
@@ -231,22 +258,21 @@ void check_recurrence(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf
                 " features, as many as weight_ih, got ", width);
   }
   if (!s.features)
-    TORCH_CHECK(same(width, s.D * s.H), "the last dimension of input must be ", s.D * s.H, ", got ",
-                width);
+    TORCH_CHECK(same(width, s.D * s.gate_rows()), "the last dimension of input must be ",
+                s.D * s.gate_rows(), ", got ", width);
   check_like<Int>(a.input, "input", sizes_of<Int>(a.input), like);
-  check_each<Int>(a.weight_hh, "weight_hh", {s.H, s.H}, like);
-  check_each<Int>(a.weight_ih, "weight_ih", {s.H, s.I}, like);
-  check_each<Int>(a.bias_ih, "bias_ih", {s.H}, like);
-  check_each<Int>(a.bias_hh, "bias_hh", {s.H}, like);
-  if (given(a.hx)) check_like<Int>(*a.hx, "hx", {Int(s.D), s.B, s.H}, like);
+  check_each<Int>(a.weight_hh, "weight_hh", {s.gate_rows(), s.H}, like);
+  check_each<Int>(a.weight_ih, "weight_ih", {s.gate_rows(), s.I}, like);
+  check_each<Int>(a.bias_ih, "bias_ih", {s.gate_rows()}, like);
+  check_each<Int>(a.bias_hh, "bias_hh", {s.gate_rows()}, like);
+  if (given(a.hx)) check_like<Int>(*a.hx, "hx", s.states_shape(), like);
   check_lengths(a, s);
   check_resets(a, s);
   check_count(a.alpha, "alpha", s.D);
   check_each<Int>(a.alpha, "alpha", {s.H}, like);
+  check_cell(a, cell);
   check_noise(a, s);
   parse_dtype(like, "weight_hh");
-  parse_nonlinearity(a.nonlinearity);
-  parse_form(a.form);  // checked without a leak, too
 }
 
 // Checks what the backward op is given besides the arguments.
@@ -257,10 +283,10 @@ void check_results(const RecurrenceResults& r, const RecurrenceArguments& a, con
   const auto shape = s.output_shape();
   check_like<Int>(r.output, "output", shape, like);
   if (given(r.grad_output)) check_like<Int>(*r.grad_output, "grad_output", shape, like);
-  if (given(r.grad_h_n)) check_like<Int>(*r.grad_h_n, "grad_h_n", {Int(s.D), s.B, s.H}, like);
+  if (given(r.grad_h_n)) check_like<Int>(*r.grad_h_n, "grad_h_n", s.states_shape(), like);
   TORCH_CHECK(r.saved.size() <= 1, "saved must hold a tensor or none, got ", r.saved.size());
-  check_each<Int>(r.saved, "saved", shape, like);
-  TORCH_CHECK(!reads_saved(cell_of(a), wanted.alpha) || !r.saved.empty(),
+  check_each<Int>(r.saved, "saved", s.saved_shape(), like);
+  TORCH_CHECK(!reads_saved(parse_cell(a.cell), wanted.alpha) || !r.saved.empty(),
               "saved must be what the forward pass saved, got none");
 }
 
@@ -269,7 +295,7 @@ template <class Int>
 Int check_members(const RecurrenceArguments& a) {
   const TensorList weights = a.weight_hh;
   TORCH_CHECK(!weights.empty() && weights[0].dim() == 3 && sizes_of<Int>(weights[0])[0] > 0,
-              "weight_hh of an ensemble must hold tensors of shape [M, H, H] with M > 0, got ",
+              "weight_hh of an ensemble must hold tensors of 3 dimensions, the first M > 0, got ",
               weights.empty() ? std::string("none") : c10::str("shape ", weights[0].sym_sizes()));
   return sizes_of<Int>(weights[0])[0];
 }
@@ -291,13 +317,14 @@ void check_stack(const RecurrenceArguments& a, bool save) {
   check_biases(a);
   check_count(a.alpha, "alpha", L, " tensors, one a layer,");
   const Tensor& like = a.weight_hh[0];
-  TORCH_CHECK(like.dim() == 2, "weight_hh must have shape [H, H], got ", like.sym_sizes());
-  const Int H = sizes_of<Int>(like)[0];
+  const Cell cell = parse_cell(a.cell);
+  check_matrix(like, cell);
+  const Int H = sizes_of<Int>(like)[1], rows = traits_of(cell).gates * H;
   const auto above = [](TensorList list) { return list.empty() ? list : list.slice(1); };
-  check_each<Int>(above(a.weight_hh), "weight_hh", {H, H}, like);
-  check_each<Int>(above(a.weight_ih), "weight_ih", {H, H}, like);
-  check_each<Int>(above(a.bias_ih), "bias_ih", {H}, like);
-  check_each<Int>(above(a.bias_hh), "bias_hh", {H}, like);
+  check_each<Int>(above(a.weight_hh), "weight_hh", {rows, H}, like);
+  check_each<Int>(above(a.weight_ih), "weight_ih", {rows, H}, like);
+  check_each<Int>(above(a.bias_ih), "bias_ih", {rows}, like);
+  check_each<Int>(above(a.bias_hh), "bias_hh", {rows}, like);
   check_each<Int>(above(a.alpha), "alpha", {H}, like);
 }
 
@@ -374,7 +401,7 @@ inline void parse(const RecurrenceArguments& a, ParsedCall& call, Recurrence& p)
   p.H = s.H;
   p.D = static_cast<int>(s.D);
   p.nonlinearity = parse_nonlinearity(a.nonlinearity);
-  p.cell = cell_of(a);
+  p.cell = parse_cell(a.cell);
   for (int d = 0; d < p.D; ++d) {
     p.reverse[d] = a.reverse[d];
     if (!a.alpha.empty()) p.alpha[d] = call.read(a.alpha[d]);

@@ -83,14 +83,16 @@ struct Rectangle {
   c10::SymInt H, T, B;
   Nonlinearity nonlinearity;
   Cell cell;
+  int states;
   Tensor active;  // [T,B,1] which steps exist; undefined: all
   std::optional<Padding> padding;
 
   explicit Rectangle(KeptArguments arguments) : a(std::move(arguments)) {
     D = static_cast<int64_t>(a.weight_hh.size());
-    H = a.weight_hh[0].sym_size(0);
+    H = a.weight_hh[0].sym_size(1);
     nonlinearity = parse_nonlinearity(a.nonlinearity);
-    cell = cell_of(a);
+    cell = parse_cell(a.cell);
+    states = traits_of(cell).states;
     if (given(a.batch_sizes)) {
       padding.emplace(*a.batch_sizes, a.weight_hh[0].device());
       if (given(a.index)) {
@@ -116,7 +118,7 @@ struct Rectangle {
   }
   // How many there are; a trace keeps the number that it had when it was traced.
   int64_t steps() const { return T.guard_int(__FILE__, __LINE__); }
-  // The input's rows, [T,B,I] or [T,B,D*H]. Values past a sequence's end, NaN included, must not
+  // The input's rows, [T,B,I] or [T,B,D*G*H]. Values past a sequence's end, NaN included, must not
   // reach any derivative, so they are zeros.
   Tensor input() const {
     Tensor x = a.input;
@@ -130,12 +132,17 @@ struct Rectangle {
     const Tensor scale = at::cat(a.noise);
     return call_op<NoiseOp>(*a.noise_key, T, B, D, H).to(scale.scalar_type()) * scale;
   }
-  // The columns of direction d, in rows [T,B,D*H].
-  Tensor of(const Tensor& rows, int64_t d) const { return rows.narrow_symint(-1, H * d, H); }
+  // The columns of direction d, in rows of D parts.
+  Tensor of(const Tensor& rows, int64_t d) const { return rows.chunk(D, -1)[d]; }
   Tensor zeros() const { return at::zeros_symint({B, H}, a.weight_hh[0].options()); }
-  // [B,H] of direction d's states hx or reset_state.
-  Tensor state(const OptionalTensor& states, int64_t d) const {
-    return given(states) ? (*states)[d] : zeros();
+  // [B,H] of direction d's states hx or reset_state, the first or another one.
+  Tensor state(const OptionalTensor& all, int64_t d, int64_t which = 0) const {
+    return given(all) ? (*all)[which * D + d] : zeros();
+  }
+  variable_list each_state(const OptionalTensor& all, int64_t d) const {
+    variable_list own;
+    for (int64_t s = 0; s < states; ++s) own.push_back(state(all, d, s));
+    return own;
   }
   // [T,B,1] the steps before which direction d drops the state; undefined: none.
   Tensor restarts(int64_t d) const {
@@ -174,7 +181,7 @@ Tensor gather_rows(const Rectangle& call, const Tensor& input, const Tensor& row
   return call.drop(rows);
 }
 
-// The gradients of a call without a leak, from the output. Neither the input nor the biases need be
+// The gradients of an Elman cell's call, from the output. Neither the input nor the biases need be
 // those of a forward pass: vmap's rule calls this without one.
 RecurrenceGradients by_formulas(const RecurrenceResults& r, const RecurrenceArguments& a,
                                 const Wanted& wanted) {
@@ -216,7 +223,8 @@ RecurrenceGradients by_formulas(const RecurrenceResults& r, const RecurrenceArgu
     const Tensor grad_pre = T > 0 ? at::stack(steps) : zeros.unsqueeze(0).narrow(0, 0, 0);
     const Tensor flat = all_of(grad_pre).t();
     g.weight_hh.push_back(flat.matmul(all_of(call.output_before(output, d))));
-    g.bias.push_back(flat.sum(1));
+    g.bias_ih.push_back(flat.sum(1));
+    g.bias_hh.push_back(g.bias_ih[d].clone());
     if (x.defined()) {
       g.weight_ih.push_back(flat.matmul(all_of(x)));
       const Tensor part = grad_pre.matmul(s.weight_ih[d]);
@@ -238,69 +246,113 @@ RecurrenceGradients by_formulas(const RecurrenceResults& r, const RecurrenceArgu
   return g;
 }
 
-// Direction d, a step at a time: output [T,B,H] and h_n [B,H]. x [T,B,H]: what the pre-activations
-// start from.
-std::pair<Tensor, Tensor> direction_loop(const Rectangle& call, int64_t d, const Tensor& x) {
+// What a step makes: the next states, the output, and what a gated cell saves.
+struct Step {
+  variable_list states;
+  Tensor output, saved;
+};
+
+// A step of direction d. x: W_ih x and the biases that are added to it; W: W_hh^T.
+Step cell_step(const Rectangle& call, int64_t d, const Tensor& x, const variable_list& states,
+               const Tensor& W) {
   const KeptArguments& s = call.a;
+  const Tensor& h = states[0];
   const auto f = [&](const Tensor& pre) {
     return with_nonlinearity(call.nonlinearity, Activation{pre});
   };
+  const auto gates_of = [](const Tensor& pre, int64_t n) { return pre.chunk(n, -1); };
+  Tensor product = (call.cell == Cell::voltage ? f(h) : h).matmul(W);
+  if (is_gated(call.cell) && !s.bias_hh.empty()) product = product + s.bias_hh[d];
+  const Tensor a = is_leaky(call.cell) ? s.alpha[d] : Tensor();
+  switch (call.cell) {
+    case Cell::elman: {
+      const Tensor next = f(x + product);
+      return {{next}, next, {}};
+    }
+    case Cell::rate: {
+      const Tensor next = (1 - a) * h + a * f(x + product);
+      return {{next}, next, {}};
+    }
+    case Cell::voltage: {
+      const Tensor next = (1 - a) * h + a * (x + product);
+      return {{next}, f(next), {}};
+    }
+    case Cell::blend: {
+      const Tensor next = f((1 - a) * h + a * (x + product));
+      return {{next}, next, {}};
+    }
+    case Cell::gru: {
+      const auto of_x = gates_of(x, 3), of_h = gates_of(product, 3);
+      const Tensor r = at::sigmoid(of_x[0] + of_h[0]), z = at::sigmoid(of_x[1] + of_h[1]);
+      const Tensor n = at::tanh(of_x[2] + r * of_h[2]), q = h - n, next = n + z * q;
+      return {{next}, next, at::stack({r, z, of_h[2], q}, 1)};
+    }
+    case Cell::lstm: {
+      const auto pre = gates_of(x + product, 4);
+      const Tensor i = at::sigmoid(pre[0]), f = at::sigmoid(pre[1]), g = at::tanh(pre[2]),
+                   o = at::sigmoid(pre[3]), e = f * states[1], c = i * g + e;
+      const Tensor next = o * at::tanh(c);
+      return {{next, c}, next, at::stack({i, f, g, o, e}, 1)};
+    }
+  }
+  __builtin_unreachable();
+}
+
+// Direction d, a step at a time: output [T,B,H], the last states [B,H], and, if `save`, what the
+// cell saves, [T,B,K*H]. x [T,B,G*H]: what the pre-activations start from.
+Step direction_loop(const Rectangle& call, int64_t d, const Tensor& x, bool save) {
+  const KeptArguments& s = call.a;
   const Tensor W = s.weight_hh[d].t(), anew = call.restarts(d), &active = call.active;
-  const Tensor a = call.cell == Cell::elman ? Tensor() : s.alpha[d];
   const int64_t T = call.steps();
-  const Tensor start = call.state(s.reset_state, d);
-  Tensor state = call.state(s.hx, d);
-  variable_list outputs(T);
+  const variable_list start = call.each_state(s.reset_state, d);
+  variable_list states = call.each_state(s.hx, d), outputs(T), saved(T);
   for (int64_t i = 0; i < T; ++i) {
     const int64_t t = s.reverse[d] ? T - 1 - i : i;
-    if (anew.defined()) state = at::where(anew[t], start, state);
-    const Tensor pre = x[t] + (call.cell == Cell::voltage ? f(state) : state).matmul(W);
-    Tensor next;
-    switch (call.cell) {
-      case Cell::elman:
-        next = f(pre);
-        break;
-      case Cell::rate:
-        next = (1 - a) * state + a * f(pre);
-        break;
-      case Cell::voltage:
-        next = (1 - a) * state + a * pre;
-        break;
-      case Cell::blend:
-        next = f((1 - a) * state + a * pre);
-        break;
-      case Cell::gru:
-      case Cell::lstm:
-        TORCH_INTERNAL_ASSERT(false);
-    }
-    state = active.defined() ? at::where(active[t], next, state) : next;
-    outputs[t] = call.cell == Cell::voltage ? f(next) : next;
-    if (active.defined()) outputs[t] = at::where(active[t], outputs[t], 0);
+    if (anew.defined())
+      for (int k = 0; k < call.states; ++k) states[k] = at::where(anew[t], start[k], states[k]);
+    Step step = cell_step(call, d, x[t], states, W);
+    for (int k = 0; k < call.states; ++k)
+      states[k] =
+          active.defined() ? at::where(active[t], step.states[k], states[k]) : step.states[k];
+    outputs[t] = active.defined() ? at::where(active[t], step.output, 0) : step.output;
+    if (save) saved[t] = step.saved.flatten(1);
   }
-  return {T > 0 ? at::stack(outputs) : x, state};
+  // Without steps there are rows of the input's alone.
+  const int parts = traits_of(call.cell).saved;
+  const Tensor none = x.narrow_symint(-1, 0, call.H);
+  return {states, T > 0 ? at::stack(outputs) : none,
+          !save   ? Tensor()
+          : T > 0 ? at::stack(saved)
+                  : none.repeat({1, 1, parts})};
 }
 
 }  // namespace
 
-RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a) {
+RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a, bool save) {
   const Rectangle call(kept(a));
+  save = save && is_gated(call.cell);
   const Tensor input = call.input(), noise = call.noise();
-  variable_list outputs, last;
+  variable_list outputs, saved, last(call.states * call.D);
   for (int64_t d = 0; d < call.D; ++d) {
     Tensor x = a.weight_ih.empty() ? call.of(input, d) : input.matmul(a.weight_ih[d].t());
     if (!a.bias_ih.empty()) x = x + a.bias_ih[d];
-    if (!a.bias_hh.empty()) x = x + a.bias_hh[d];
+    // A gated cell's belongs to the product with the state.
+    if (!a.bias_hh.empty() && !is_gated(call.cell)) x = x + a.bias_hh[d];
     if (noise.defined()) x = x + call.of(noise, d);
-    auto [output, h_n] = direction_loop(call, d, x);
-    outputs.push_back(std::move(output));
-    last.push_back(std::move(h_n));
+    Step all = direction_loop(call, d, x, save);
+    outputs.push_back(std::move(all.output));
+    saved.push_back(std::move(all.saved));
+    for (int k = 0; k < call.states; ++k) last[k * call.D + d] = all.states[k];
   }
-  return {call.drop(at::cat(outputs, -1)), at::stack(last), {}};
+  const auto rows = [&](const variable_list& each) { return call.drop(at::cat(each, -1)); };
+  RecurrenceOp::Results results{rows(outputs), at::stack(last), {}};
+  if (save) std::get<2>(results).push_back(rows(saved));
+  return results;
 }
 
 namespace {
 
-// The gradients of a call with a leak.
+// The gradients of a call of any cell, by autograd.
 RecurrenceGradients through_loop(const RecurrenceResults& r, const RecurrenceArguments& a,
                                  const Wanted& wanted) {
   const bool recorded = at::GradMode::is_enabled();
@@ -308,13 +360,14 @@ RecurrenceGradients through_loop(const RecurrenceResults& r, const RecurrenceArg
   KeptArguments s = kept(a);
   const Rectangle call(s);
   const auto options = s.weight_hh[0].options();
-  // Both biases have one gradient: that of their sum, in the place of the first.
-  for (size_t d = 0; d < s.bias_hh.size(); ++d) s.bias_ih[d] = s.bias_ih[d] + s.bias_hh[d];
-  s.bias_hh.clear();
   // A gradient may be wanted of an argument that is not given.
-  const auto states = [&] { return at::zeros_symint({call.D, call.B, call.H}, options); };
-  if (wanted.bias && s.bias_ih.empty())
-    s.bias_ih.assign(call.D, at::zeros_symint({call.H}, options));
+  const auto states = [&] {
+    return at::zeros_symint({call.states * call.D, call.B, call.H}, options);
+  };
+  if ((wanted.bias_ih || wanted.bias_hh) && s.bias_ih.empty()) {
+    s.bias_ih.assign(call.D, at::zeros_symint({s.weight_hh[0].sym_size(0)}, options));
+    s.bias_hh = s.bias_ih;
+  }
   if (wanted.hx && !given(s.hx)) s.hx = states();
   if (wanted.reset_state && given(s.reset) && !given(s.reset_state)) s.reset_state = states();
   Watched watched;
@@ -365,7 +418,31 @@ Tensor output_before(const RecurrenceArguments& a, const Tensor& output, int64_t
 
 RecurrenceGradients backward_loop(const RecurrenceResults& r, const RecurrenceArguments& a,
                                   const Wanted& wanted) {
-  return a.alpha.empty() ? by_formulas(r, a, wanted) : through_loop(r, a, wanted);
+  return parse_cell(a.cell) == Cell::elman ? by_formulas(r, a, wanted) : through_loop(r, a, wanted);
+}
+
+namespace {
+
+// Lets autograd see the operations of an op's kernel, and autocast leave them alone.
+struct AboveAutograd {
+  c10::impl::LocalDispatchKeySet now = c10::impl::tls_local_dispatch_key_set();
+  c10::impl::ForceDispatchKeyGuard guard{
+      now.included_, (now.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView) |
+                         c10::autocast_dispatch_keyset};
+};
+
+}  // namespace
+
+RecurrenceOp::Results loop_as_kernel(const RecurrenceArguments& a, bool save) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  return recurrence_loop(a, save);
+}
+
+RecurrenceGradients loop_as_kernel(const RecurrenceResults& r, const RecurrenceArguments& a,
+                                   const Wanted& wanted) {
+  const AboveAutograd above;
+  const at::NoGradGuard unrecorded;
+  return backward_loop(r, a, wanted);
 }
 
 }  // namespace rnnext

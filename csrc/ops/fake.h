@@ -18,10 +18,9 @@ inline RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save,
                                         const c10::SymInt& batch) {
   const Sizes<c10::SymInt> s = sizes_of_call(a, batch);
   const Tensor& like = a.weight_hh[0];
-  const auto rows = s.output_shape();
   std::vector<Tensor> saved;
-  if (save && !a.alpha.empty()) saved.push_back(like.new_empty_symint(rows));
-  return {like.new_empty_symint(rows), like.new_empty_symint({s.D, s.B, s.H}), saved};
+  if (save && s.cell.saved > 0) saved.push_back(like.new_empty_symint(s.saved_shape()));
+  return {like.new_empty_symint(s.output_shape()), like.new_empty_symint(s.states_shape()), saved};
 }
 
 inline RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save,
@@ -29,8 +28,8 @@ inline RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool
   check_stack<c10::SymInt>(a, save);
   const OptionalTensor none;
   auto [output, h_n, _] = recurrence(layer_of(a, 0, a.input, none), save, batch);
-  const c10::SymInt states[] = {static_cast<int64_t>(a.weight_hh.size()), h_n.sym_size(1),
-                                h_n.sym_size(2)};
+  const c10::SymInt states[] = {h_n.sym_size(0) * static_cast<int64_t>(a.weight_hh.size()),
+                                h_n.sym_size(1), h_n.sym_size(2)};
   if (given(a.hx)) check_like<c10::SymInt>(*a.hx, "hx", states, a.weight_hh[0]);
   return {output, h_n.new_empty_symint(states), {}};
 }
@@ -42,7 +41,7 @@ inline RecurrenceGradients recurrence_backward(const RecurrenceResults& r,
   check_results(r, a, s, wanted);
   const Tensor& like = a.weight_hh[0];
   const auto state = [&](bool wanted) {
-    return wanted ? like.new_empty_symint({s.D, s.B, s.H}) : Tensor();
+    return wanted ? like.new_empty_symint(s.states_shape()) : Tensor();
   };
   const auto each = [&](TensorList list, bool wanted, int64_t dims) {
     std::vector<Tensor> gradients;
@@ -54,7 +53,8 @@ inline RecurrenceGradients recurrence_backward(const RecurrenceResults& r,
           .hx = state(wanted.hx),
           .weight_ih = each(a.weight_ih, wanted.weight_ih, 2),
           .weight_hh = each(a.weight_hh, wanted.weight_hh, 2),
-          .bias = each(a.weight_hh, wanted.bias, 1),
+          .bias_ih = each(a.weight_hh, wanted.bias_ih, 1),
+          .bias_hh = each(a.weight_hh, wanted.bias_hh, 1),
           .reset_state = state(wanted.reset_state && given(a.reset)),
           .alpha = each(a.alpha, wanted.alpha, 1)};
 }

@@ -1,5 +1,5 @@
-// Compositions of the recurrence op: a stack of layers as nn.RNN, one step as nn.RNNCell; and
-// Autocast, which is for these.
+// Compositions of the recurrence op: a stack of layers as nn.RNN, nn.GRU or nn.LSTM, one step as
+// their cells; and Autocast, which is for these.
 #include <ATen/TensorOperators.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/native/Math.h>
@@ -9,6 +9,7 @@
 #include <ATen/ops/linear.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randn_like.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/util/SmallVector.h>
 #include <torch/library.h>
@@ -20,6 +21,7 @@
 
 #include "ops/autograd.h"
 #include "ops/cell.h"
+#include "ops/check.h"
 #include "ops/signatures.h"
 #include "recurrence/nonlinearity.h"
 
@@ -65,33 +67,56 @@ class DirectionWeights {
   c10::SmallVector<Tensor, 2> own_[4];
 };
 
-// A layer's rows times W_ih and the biases, each direction beside the other: its precomputed input.
-Tensor project(const Tensor& x, const DirectionWeights& of) {
+// Rows times W_ih and the biases on the CPU, each direction beside the other. This is one step of
+// as many sequences from a state of zeros. Its sums are those that a step of the recurrence begins
+// with, to the bit and on any number of threads. W_hh only tells H.
+Tensor project_step(const Tensor& x, TensorList ih, TensorList hh, TensorList bias_ih,
+                    TensorList bias_hh) {
+  const size_t D = hh.size();
+  const Tensor unread[2] = {hh[0].detach(), D > 1 ? hh[1].detach() : Tensor()};
+  const Tensor step = x.unsqueeze(0);
+  const RecurrenceArguments a{.input = step,
+                              .weight_ih = ih,
+                              .weight_hh = {unread, D},
+                              .bias_ih = bias_ih,
+                              .bias_hh = bias_hh,
+                              .cell = "elman",
+                              .nonlinearity = "identity",
+                              .reverse = directions(static_cast<int64_t>(D))};
+  return std::get<0>(call_forward<RecurrenceOp>(a)).squeeze(0);
+}
+
+// A layer's precomputed input: its rows times W_ih and the biases, or, for a gated cell, b_ih.
+Tensor project(const Tensor& x, const DirectionWeights& of, Cell cell) {
   const size_t D = of.hh.size();
-  const bool has_biases = !of.bias_ih.empty();
+  const bool has_biases = !of.bias_ih.empty(), gated = is_gated(cell);
   if (x.is_cpu()) {
     if (x.dim() == 3) {
-      const Tensor rows = project(x.flatten(0, 1), of);
+      const Tensor rows = project(x.flatten(0, 1), of, cell);
       return rows.view_symint({x.sym_size(0), x.sym_size(1), rows.sym_size(1)});
     }
-    // This is one step of as many sequences from a state of zeros. Its sums are those that a step
-    // of the recurrence begins with, to the bit and on any number of threads. W_hh only tells H.
-    const Tensor unread[2] = {of.hh[0].detach(), D > 1 ? of.hh[1].detach() : Tensor()};
-    const Tensor step = x.unsqueeze(0);
-    const RecurrenceArguments a{.input = step,
-                                .weight_ih = of.ih,
-                                .weight_hh = {unread, D},
-                                .bias_ih = of.bias_ih,
-                                .bias_hh = of.bias_hh,
-                                .form = "rate",
-                                .nonlinearity = "identity",
-                                .reverse = directions(static_cast<int64_t>(D))};
-    return std::get<0>(call_forward<RecurrenceOp>(a)).squeeze(0);
+    if (!gated) return project_step(x, of.ih, of.hh, of.bias_ih, of.bias_hh);
+    std::vector<Tensor> gates;
+    const int64_t G = traits_of(cell).gates;
+    for (int64_t g = 0; g < G; ++g) {
+      const auto gate = [&](TensorList all) {
+        std::vector<Tensor> own;
+        for (const Tensor& t : all) own.push_back(t.chunk(G)[g]);
+        return own;
+      };
+      const std::vector<Tensor> bias = gate(of.bias_ih);
+      std::vector<Tensor> none;
+      for (const Tensor& t : bias) none.push_back(at::zeros_like(t));
+      const Tensor rows = project_step(x, gate(of.ih), gate(of.hh), bias, none);
+      gates.push_back(rows.unflatten(-1, {static_cast<int64_t>(D), -1}));
+    }
+    return at::stack(gates, -2).flatten(1);
   }
   Tensor parts[2];
   for (size_t d = 0; d < D; ++d) {
-    const OptionalTensor bias =
-        has_biases ? OptionalTensor(of.bias_ih[d] + of.bias_hh[d]) : OptionalTensor();
+    const OptionalTensor bias = !has_biases ? OptionalTensor()
+                                : gated     ? of.bias_ih[d]
+                                            : OptionalTensor(of.bias_ih[d] + of.bias_hh[d]);
     parts[d] = at::linear(x, of.ih[d], bias);
   }
   return D == 1 ? parts[0] : at::cat({parts[0], parts[1]}, -1);
@@ -131,10 +156,14 @@ int64_t directions_of(const RnnArguments& a) { return a.bidirectional ? 2 : 1; }
 bool drops(const RnnArguments& a) { return a.dropout > 0 && a.training; }
 
 // Checks the states, and names the shapes that the caller gave. B is not known of packed sequences.
+// (Those of an LSTM are pairs.)
 void check_states(const RnnArguments& a, const Sequences& sequences, std::optional<c10::SymInt> B) {
+  const size_t each = traits_of(parse_cell(a.cell)).states;
+  check_count(a.hx, "hx", each);
+  check_count(a.reset_state, "reset_state", each);
   const Tensor& like = a.weights[1];
   if (!like.defined() || like.dim() != 2) return;  // left to the op to refuse
-  const c10::SymInt H = like.sym_size(0);
+  const c10::SymInt H = like.sym_size(1);
   const int64_t states = a.num_layers * directions_of(a);
   const auto fits = [&](const Tensor& t, bool batched) {
     const c10::SymIntArrayRef got = t.sym_sizes();
@@ -145,13 +174,16 @@ void check_states(const RnnArguments& a, const Sequences& sequences, std::option
     return c10::str("[", states, !batched ? "" : B ? c10::str(", ", *B) : ", B", ", ", H, "]");
   };
   const bool batched = !sequences.unbatched;
-  if (given(a.hx))
-    TORCH_CHECK(fits(*a.hx, batched), "hx must have shape ", shape(batched), ", got ",
-                a.hx->sym_sizes());
-  if (given(a.reset_state))
-    TORCH_CHECK_VALUE(fits(*a.reset_state, false) || (batched && fits(*a.reset_state, true)),
-                      "reset_state must have shape ", shape(false),
-                      batched ? " or " + shape(true) : "", ", got ", a.reset_state->sym_sizes());
+  const auto place = [&](size_t s) { return each > 1 ? c10::str("[", s, "]") : ""; };
+  for (size_t s = 0; s < a.hx.size(); ++s)
+    TORCH_CHECK(fits(a.hx[s], batched), "hx", place(s), " must have shape ", shape(batched),
+                ", got ", a.hx[s].sym_sizes());
+  for (size_t s = 0; s < a.reset_state.size(); ++s) {
+    const Tensor& start = a.reset_state[s];
+    TORCH_CHECK_VALUE(fits(start, false) || (batched && fits(start, true)), "reset_state", place(s),
+                      " must have shape ", shape(false), batched ? " or " + shape(true) : "",
+                      ", got ", start.sym_sizes());
+  }
 }
 
 // Checks what the ops of one layer cannot, as they are given neither layers nor batch_first.
@@ -195,29 +227,35 @@ bool is_elsewhere(const Tensor& t) { return !t.is_cpu(); }
 // Whether the op for a whole stack of layers, which is the CPU's and has no gradient, takes it.
 bool stacks(const RnnArguments& a) {
   return a.num_layers > 1 && !a.bidirectional && !drops(a) && !given(a.index) && a.noise.empty() &&
-         !given(a.reset_state) && !any_tensor<is_elsewhere>(a) && !any_recorded(a) && !any_dual(a);
+         a.reset_state.empty() && !needs_loop(parse_cell(a.cell)) && !any_tensor<is_elsewhere>(a) &&
+         !any_recorded(a) && !any_dual(a);
 }
 
-// The state that episodes begin with, [L * D, B, H], if there are resets.
-OptionalTensor reset_states(const RnnArguments& a, const OptionalTensor& resets) {
-  if (!given(a.reset_state) || !given(resets) || a.reset_state->dim() == 3) return a.reset_state;
-  const Tensor& start = *a.reset_state;
-  return start.unsqueeze(1).expand_symint(
-      {start.sym_size(0), resets->sym_size(1), start.sym_size(1)});
+// The states that episodes begin with, [L * D, B, H] each, if there are resets.
+std::vector<Tensor> reset_states(const RnnArguments& a, const OptionalTensor& resets) {
+  std::vector<Tensor> states = a.reset_state.vec();
+  for (Tensor& start : states)
+    if (given(resets) && start.dim() == 2)
+      start = start.unsqueeze(1).expand_symint(
+          {start.sym_size(0), resets->sym_size(1), start.sym_size(1)});
+  return states;
 }
 
 // Output and last states of the layers; x, state, tokens and resets are time first.
-std::tuple<Tensor, Tensor> run_layers(const RnnArguments& a, Tensor x, const OptionalTensor& state,
-                                      const OptionalTensor& tokens, const OptionalTensor& resets) {
+std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor x,
+                                                   TensorList state, const OptionalTensor& tokens,
+                                                   const OptionalTensor& resets) {
   const int64_t D = directions_of(a);
-  const OptionalTensor first_states = reset_states(a, resets);
+  const Cell cell = parse_cell(a.cell);
+  const std::vector<Tensor> first_states = reset_states(a, resets);
   // The noise of each layer depends on a key of its own.
   Tensor keys;
   if (!a.noise.empty() && x.is_cpu())
     keys = at::randint(std::numeric_limits<int64_t>::max(), {a.num_layers}, at::kLong);
   const int64_t together = stacks(a) ? a.num_layers : 1;  // layers a call
   const int64_t n = together * D;
-  std::vector<Tensor> h_n;
+  const bool whole = a.num_layers == together;
+  std::vector<std::vector<Tensor>> last(traits_of(cell).states);  // of each layer
   for (int64_t layer = 0; layer < a.num_layers; layer += together) {
     const DirectionWeights weights(a.weights, a.has_biases, layer * D, n);
     const auto of_layer_list = [&](TensorList all) {
@@ -229,57 +267,70 @@ std::tuple<Tensor, Tensor> run_layers(const RnnArguments& a, Tensor x, const Opt
     const TensorList noise = of_layer_list(a.noise);
     const bool adds_noise = !noise.empty() && !x.is_cpu();
     const bool projects = reads_table || adds_noise;
-    if (projects) x = project(x, weights);
+    if (projects) x = project(x, weights, cell);
     if (adds_noise) x = at::addcmul(x, at::randn_like(x), at::cat(noise));
     OptionalTensor key;
     if (!noise.empty() && !adds_noise) key = keys.select(0, layer);
+    // A gated cell's b_hh is no part of the projection.
+    const bool keeps_bias = projects && is_gated(cell) && a.has_biases;
+    std::vector<Tensor> added;
+    if (keeps_bias)
+      for (const Tensor& bias : weights.bias_ih) added.push_back(at::zeros_like(bias));
     const auto unless_projected = [&](TensorList list) { return projects ? TensorList() : list; };
-    const auto of_layer = [&](const OptionalTensor& all) {
-      return given(all) && a.num_layers > together ? OptionalTensor(all->narrow(0, layer * D, n))
-                                                   : all;
+    const auto of_layer = [&](TensorList all) {
+      std::vector<Tensor> own;
+      for (const Tensor& t : all) own.push_back(whole ? t : t.narrow(0, layer * D, n));
+      return own.empty() ? std::nullopt : OptionalTensor(own.size() == 1 ? own[0] : at::cat(own));
     };
     const OptionalTensor hx = of_layer(state), first = of_layer(first_states),
                          index = reads_table ? tokens : std::nullopt;
-    const RecurrenceArguments call{.input = x,
-                                   .hx = hx,
-                                   .weight_ih = unless_projected(weights.ih),
-                                   .weight_hh = weights.hh,
-                                   .bias_ih = unless_projected(weights.bias_ih),
-                                   .bias_hh = unless_projected(weights.bias_hh),
-                                   .index = index,
-                                   .lengths = a.lengths,
-                                   .batch_sizes = a.batch_sizes,
-                                   .reset = resets,
-                                   .reset_state = first,
-                                   .alpha = of_layer_list(a.alpha),
-                                   .form = a.form,
-                                   .noise = adds_noise ? TensorList() : noise,
-                                   .noise_key = key,
-                                   .nonlinearity = a.nonlinearity,
-                                   .reverse = directions(D)};
+    const RecurrenceArguments call{
+        .input = x,
+        .hx = hx,
+        .weight_ih = unless_projected(weights.ih),
+        .weight_hh = weights.hh,
+        .bias_ih = keeps_bias ? TensorList(added) : unless_projected(weights.bias_ih),
+        .bias_hh = keeps_bias ? weights.bias_hh : unless_projected(weights.bias_hh),
+        .index = index,
+        .lengths = a.lengths,
+        .batch_sizes = a.batch_sizes,
+        .reset = resets,
+        .reset_state = first,
+        .alpha = of_layer_list(a.alpha),
+        .cell = a.cell,
+        .noise = adds_noise ? TensorList() : noise,
+        .noise_key = key,
+        .nonlinearity = a.nonlinearity,
+        .reverse = directions(D)};
     auto [output, h, saved] =
         together > 1 ? call_forward<RecurrenceStackOp>(call) : call_forward<RecurrenceOp>(call);
     x = std::move(output);
-    h_n.push_back(std::move(h));
+    for (size_t s = 0; s < last.size(); ++s)
+      last[s].push_back(last.size() == 1 ? h : h.narrow(0, static_cast<int64_t>(s) * n, n));
     if (drops(a) && layer + 1 < a.num_layers) x = dropped(x, a.dropout);
   }
-  return {x, h_n.size() == 1 ? h_n[0] : at::cat(h_n)};
+  std::vector<Tensor> states;
+  for (const std::vector<Tensor>& each : last)
+    states.push_back(each.size() == 1 ? as_result(each[0]) : at::cat(each));
+  return {x, states};
 }
 
-std::tuple<Tensor, Tensor> run(const RnnArguments& a) {
+std::tuple<Tensor, std::vector<Tensor>> run(const RnnArguments& a) {
   const Sequences sequences = check(a);
   const bool table = given(a.index);
   const OptionalTensor resets = sequences.time_first(a.reset);
   const OptionalTensor tokens = sequences.time_first(a.index);
   const Tensor x = table ? a.input : sequences.time_first(a.input);
-  const OptionalTensor state =
-      given(a.hx) && sequences.unbatched ? OptionalTensor(a.hx->unsqueeze(1)) : a.hx;
-  const auto [output, h] = run_layers(a, x, state, tokens, resets);
-  return {sequences.back(output), sequences.states_back(h)};
+  std::vector<Tensor> state = a.hx.vec();
+  if (sequences.unbatched)
+    for (Tensor& h : state) h = h.unsqueeze(1);
+  auto [output, states] = run_layers(a, x, state, tokens, resets);
+  for (Tensor& h : states) h = sequences.states_back(h);
+  return {sequences.back(output), std::move(states)};
 }
 
 // Where nothing is recorded, none of the operations below needs to ask again.
-std::tuple<Tensor, Tensor> run_under_autograd(const RnnArguments& a) {
+std::tuple<Tensor, std::vector<Tensor>> run_under_autograd(const RnnArguments& a) {
   std::optional<at::AutoDispatchBelowADInplaceOrView> below;
   if (!any_recorded(a) && !any_dual(a)) below.emplace();
   return run(a);
@@ -290,10 +341,12 @@ std::tuple<Tensor, Tensor> run_under_autograd(const RnnArguments& a) {
 CellStep::CellStep(const CellArguments& a) : a_(a) {
   TORCH_CHECK(a.input.dim() == 1 || a.input.dim() == 2, "input must have 1 or 2 dimensions, got ",
               a.input.dim());
-  TORCH_CHECK(!given(a.hx) || a.hx->dim() == a.input.dim(),
-              "hx must have as many dimensions as input, ", a.input.dim(), ", got ", a.hx->dim());
+  check_count(a.hx, "hx", traits_of(parse_cell(a.cell)).states);
+  for (const Tensor& h : a.hx)
+    TORCH_CHECK(h.dim() == a.input.dim(), "hx must have as many dimensions as input, ",
+                a.input.dim(), ", got ", h.dim());
   input_ = as_step(a.input);
-  hx_ = as_step(a.hx);
+  hx_ = stacked(a.hx);
   if (given(a.bias_ih)) biases_[0] = *a.bias_ih;
   if (given(a.bias_hh)) biases_[1] = *a.bias_hh;
   for (int i = 0; i < 2; ++i)  // one that is missing beside the other is zeros
@@ -301,9 +354,30 @@ CellStep::CellStep(const CellArguments& a) : a_(a) {
       biases_[i] = at::zeros_like(biases_[1 - i]);
 }
 
-Tensor rnn_cell(const CellArguments& a) {
-  const auto results = call_forward<RecurrenceOp>(CellStep(a).arguments());
-  return as_result(from_step(std::get<1>(results), a.input));
+OptionalTensor CellStep::stacked(TensorList states) const {
+  if (states.size() == 1)
+    return states[0].defined() ? OptionalTensor(as_step(states[0])) : std::nullopt;
+  const auto* const one = std::ranges::find_if(states, &Tensor::defined);
+  if (one == states.end()) return std::nullopt;
+  std::vector<Tensor> each;
+  for (const Tensor& t : states) each.push_back(as_step(t.defined() ? t : at::zeros_like(*one)));
+  return at::cat(each);
+}
+
+std::vector<Tensor> CellStep::states_of(const Tensor& h_n) const {
+  const int64_t S = traits_of(parse_cell(a_.cell)).states;
+  if (S == 1) return {from_step(h_n, a_.input)};
+  std::vector<Tensor> states;
+  for (int64_t s = 0; s < S; ++s) states.push_back(from_step(h_n.narrow(0, s, 1), a_.input));
+  return states;
+}
+
+std::vector<Tensor> rnn_cell(const CellArguments& a) {
+  const CellStep step(a);
+  const auto results = call_forward<RecurrenceOp>(step.arguments());
+  std::vector<Tensor> states = step.states_of(std::get<1>(results));
+  for (Tensor& h : states) h = as_result(h);
+  return states;
 }
 
 TORCH_LIBRARY_IMPL(rnnext, CompositeImplicitAutograd, m) {

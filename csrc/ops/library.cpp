@@ -44,8 +44,8 @@ TORCH_LIBRARY(rnnext, m) {
   define(
       "embedding_sparse_backward(Tensor grad, Tensor indices, SymInt num_weights, "
       "int padding_idx, bool scale_grad_by_freq) -> (Tensor rows, Tensor values)");
-  define("rnn" + list(rnn) + " -> (Tensor output, Tensor h_n)");
-  define("rnn_cell" + list(cell) + " -> Tensor");
+  define("rnn" + list(rnn) + " -> (Tensor output, Tensor[] states)");
+  define("rnn_cell" + list(cell) + " -> Tensor[]");
 }
 
 // Ensembles run member by member on a GPU, and where vmap maps one. (The CPU has kernels of its

@@ -51,8 +51,8 @@ struct RecurrenceTypes;
 template <template <class> class Parameter, class... A, class... R, class... G, class... More>
 struct RecurrenceTypes<Parameter, Types<void, A...>, Types<void, R...>, Types<void, G...>,
                        More...> {
-  // output, h_n, and, if `save` and there is a leak, what its backward pass reads besides the
-  // output
+  // output, the last states, and, if `save` and the cell saves, what its backward pass reads
+  // besides the output
   using Forward = std::tuple<Tensor, Tensor, std::vector<Tensor>>;
   using ForwardSignature = Forward(Passed<A>..., bool save);
   using Backward = std::tuple<Kept<G>...>;
@@ -165,10 +165,10 @@ struct OpOf<Arguments, Result, Types<void, T...>> {
     return kernel(Arguments{each...});
   }
 };
-struct RnnOp : OpOf<RnnArguments, std::tuple<Tensor, Tensor>> {
+struct RnnOp : OpOf<RnnArguments, std::tuple<Tensor, std::vector<Tensor>>> {
   static constexpr const char* name = "rnnext::rnn";
 };
-struct RnnCellOp : OpOf<CellArguments, Tensor> {
+struct RnnCellOp : OpOf<CellArguments, std::vector<Tensor>> {
   static constexpr const char* name = "rnnext::rnn_cell";
 };
 

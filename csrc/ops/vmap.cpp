@@ -127,7 +127,7 @@ class MappedCalls {
     bool wants_shared = wanted.input && given(call_.index);
     each_gradient([&](Batch place, bool want) { wants_shared |= want && place == Batch::shared; },
                   kArgumentPlaces, wanted);
-    const bool plain = call_.alpha.empty() && !given(call_.index) && !given(call_.lengths) &&
+    const bool plain = call_.cell == "elman" && !given(call_.index) && !given(call_.lengths) &&
                        !given(call_.batch_sizes) && !given(call_.reset);
     if (wants_shared && plain && !maps_shared_) return of_each(folded(r, dims), wanted);
     if (wants_shared || maps_shared_) {
@@ -187,7 +187,7 @@ class MappedCalls {
   KeptArguments ensemble() const {
     TORCH_CHECK_VALUE(calls_ != 0,
                       "vmap must map a call at least where weights are mapped, or their gradients "
-                      "are, of a leak, an index, lengths or resets");
+                      "are, of a cell but Elman's, an index, lengths or resets");
     KeptArguments own = call_;
     own.batch_sizes.reset();  // which members share
     change(own, dims_, kArgumentPlaces, &MappedCalls::part_of_members);
@@ -263,8 +263,9 @@ class MappedCalls {
         each.weight_hh.push_back(product(grad, output_before(all, r.output, d)));
       if (wanted.weight_ih && !all.weight_ih.empty())
         each.weight_ih.push_back(product(grad, all.input));
-      if (wanted.bias)
-        each.bias.push_back(level_.give(apart(grad, 1).sum(at::IntArrayRef{0, 1}), 0));
+      const auto sum = [&] { return level_.give(apart(grad, 1).sum(at::IntArrayRef{0, 1}), 0); };
+      if (wanted.bias_ih) each.bias_ih.push_back(sum());
+      if (wanted.bias_hh) each.bias_hh.push_back(sum());
     }
     return each;
   }

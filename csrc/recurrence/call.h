@@ -24,27 +24,28 @@ struct PhiloxKeys {
   }
 };
 
-// One layer, D directions side by side. Weights and biases are contiguous.
+// One layer, D directions side by side. Weights and biases are contiguous. G, S and K are the
+// cell's gates, states and saved rows; states are those of each direction, h before c.
 struct Recurrence : Timeline {
   int64_t I = 0, H = 0;  // I > 0: the input is features, multiplied with weight_ih
   int D = 1;
   Nonlinearity nonlinearity = Nonlinearity::tanh;
   Cell cell = Cell::elman;
-  RowSource input;  // rows of I features, or of D*H precomputed pre-activations
+  RowSource input;  // rows of I features, or of D*G*H precomputed: W_ih x + b_ih
 
-  const void* weight_ih[kDirections] = {nullptr, nullptr};  // [H,I]
-  const void* weight_hh[kDirections] = {nullptr, nullptr};  // [H,H]
+  const void* weight_ih[kDirections] = {nullptr, nullptr};  // [G*H,I]
+  const void* weight_hh[kDirections] = {nullptr, nullptr};  // [G*H,H]
   // Both weights as RnnKernels::pack leaves them, or null; only a call of one step may have them.
   const void* packed_weights = nullptr;
-  const void* bias_ih[kDirections] = {nullptr, nullptr};  // [H] or null, both or none
-  const void* bias_hh[kDirections] = {nullptr, nullptr};  // [H]
+  const void* bias_ih[kDirections] = {nullptr, nullptr};  // [G*H] or null, both or none
+  const void* bias_hh[kDirections] = {nullptr, nullptr};  // [G*H]
   const void* alpha[kDirections] = {nullptr, nullptr};    // [H] of the leak, if there is one
   // [H] what multiplies the noise that is added to the pre-activations, if there is any
   const void* noise[kDirections] = {nullptr, nullptr};
   const PhiloxKeys* noise_keys = nullptr;  // and what draws it,
   int64_t noise_from = 0;                  // as if so many steps had been before
-  const void* hx = nullptr;                // [D,B,H] or null: zeros
-  const void* reset_state = nullptr;       // [D,B,H] the state before a reset, or null: zeros
+  const void* hx = nullptr;                // [S*D,B,H] or null: zeros
+  const void* reset_state = nullptr;       // [S*D,B,H] the states before a reset, or null: zeros
 
   // Whether some step multiplies W_hh: one step from zeros does not.
   RNNEXT_BOTH bool multiplies_state() const {
@@ -52,29 +53,29 @@ struct Recurrence : Timeline {
   }
 
   void* output = nullptr;  // [N, D*H]
-  void* h_n = nullptr;     // [D,B,H]
-  // [N, D*H] what the backward pass of a leak reads besides the output; null: not wanted. Rate:
-  // f(p). Voltage and blend: p - s'.
+  void* h_n = nullptr;     // [S*D,B,H]
+  // [N, D*K*H] what the backward pass reads besides the output, as kCells says; null: not wanted.
   void* saved = nullptr;
 };
 
 // What the backward pass adds to the forward's struct.
 struct RecurrenceGrad {
   const void* grad_output = nullptr;  // [N, D*H] or null: zeros
-  const void* grad_h_n = nullptr;     // [D,B,H] or null: zeros
+  const void* grad_h_n = nullptr;     // [S*D,B,H] or null: zeros
 };
 
 // What the backward kernel writes; null: not wanted. All are contiguous and, except `pre`, in the
 // storage type.
 struct RecurrenceGradOut {
-  void* pre = nullptr;    // [N, D*H] of the pre-activations, float (double for f64)
+  void* pre = nullptr;    // [N, D*G*H] of precomputed input, float (double for f64)
   void* input = nullptr;  // [N, I] (features only)
-  void* weight_ih[kDirections] = {nullptr, nullptr};  // [H,I]
-  void* weight_hh[kDirections] = {nullptr, nullptr};  // [H,H]
-  void* bias[kDirections] = {nullptr, nullptr};       // [H]
+  void* weight_ih[kDirections] = {nullptr, nullptr};  // [G*H,I]
+  void* weight_hh[kDirections] = {nullptr, nullptr};  // [G*H,H]
+  void* bias_ih[kDirections] = {nullptr, nullptr};    // [G*H]
+  void* bias_hh[kDirections] = {nullptr, nullptr};    // [G*H]
   void* alpha[kDirections] = {nullptr, nullptr};      // [H]
-  void* hx = nullptr;                                 // [D,B,H]
-  void* reset_state = nullptr;                        // [D,B,H]
+  void* hx = nullptr;                                 // [S*D,B,H]
+  void* reset_state = nullptr;                        // [S*D,B,H]
 };
 
 }  // namespace rnnext

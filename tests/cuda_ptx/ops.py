@@ -115,7 +115,7 @@ def forced(path: str | None) -> Iterator[None]:
 def check_call(
     arguments: samples.Recurrence,
     grads: Iterable[bool] = (True, True),
-    mask: Iterable[bool] = (True,) * 7,
+    mask: Iterable[bool] = (True,) * samples.GRADIENTS,
     tolerance: float | None = None,
     place: Callable[[Any], Any] = lambda arguments: arguments,
 ) -> list[Tensor]:
@@ -134,14 +134,16 @@ def check_call(
     torch.autograd.backward(*zip(*used, strict=True))
     backward = here.backward(results[0], *given, output_mask=mask, saved=saved)
     found = by_mask(place(backward).call(recurrence_backward))
-    names = ["input", "hx", "weight_ih", "weight_hh", "bias_ih", "reset_state", "alpha"]
+    names = [
+        "input", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "reset_state", "alpha",
+    ]  # fmt: skip
     for name, asked, gradients in zip(names, mask, found, strict=True):
         leaves = getattr(exact, name)
         if not asked:
             assert all(g.numel() == 0 for g in gradients)
             continue
         leaves = leaves if isinstance(leaves, list) else [leaves]
-        for g, leaf in zip(gradients, leaves, strict=name != "bias_ih"):  # a bias has one always
+        for g, leaf in zip(gradients, leaves, strict="bias" not in name):  # a bias has one always
             if leaf is not None and leaf.grad is not None:
                 assert g.dtype == dtype
                 assert_close(g, leaf.grad, tolerance=tolerance)
@@ -152,7 +154,7 @@ def run(
     path: str | None = None,
     device: str = "small",
     grads: Iterable[bool] = (True, True),
-    mask: Iterable[bool] = (True,) * 7,
+    mask: Iterable[bool] = (True,) * samples.GRADIENTS,
     tf32: bool = False,
     **case,
 ) -> list[Tensor]:

@@ -55,7 +55,10 @@ CASES = listed()
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: case_id(CASES[n]))
 def test_values_and_gradients(lib, number):
     lib.seed = number
-    run(mask=[bool(number >> bit & 1) or number % 3 > 0 for bit in range(7)], **CASES[number])
+    run(
+        mask=[bool(number >> bit & 1) or number % 3 > 0 for bit in range(samples.GRADIENTS)],
+        **CASES[number],
+    )
 
 
 @pytest.mark.parametrize("dtype", [*samples.DTYPES, "tf32"])

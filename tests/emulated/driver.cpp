@@ -92,7 +92,7 @@ void run(const rnnext::KernelTable& table, Files& files, const int64_t (&sizes)[
   out.input = grad_input.data(), out.hx = grad_hx.data();
   for (int d = 0; d < D; ++d) {
     out.weight_ih[d] = grads[3 * d].data(), out.weight_hh[d] = grads[3 * d + 1].data();
-    out.bias[d] = grads[3 * d + 2].data();
+    out.bias_ih[d] = grads[3 * d + 2].data();
   }
   const rnnext::RecurrenceGrad grad{grad_output.data(), grad_h_n.data()};
   with_workspace(kernels.backward_workspace(p, out, 1),

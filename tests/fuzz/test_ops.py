@@ -30,13 +30,16 @@ def rnn_of(one):
     given = dict(vars(one))
     given["weights"] = [weight for name in WEIGHTS for weight in given.pop(name)]
     del given["reverse"], given["noise_key"]
+    for name in ("hx", "reset_state"):
+        given[name] = [] if given[name] is None else [given[name]]
     given |= {"has_biases": True, "num_layers": 1, "bidirectional": False, "batch_first": False}
     return given | {"dropout": 0.0, "training": False}
 
 
 def cell_of(one):
     weights = {name: getattr(one, name)[0] for name in WEIGHTS}
-    return {"input": one.input[0], "hx": one.hx[0], **weights, "nonlinearity": one.nonlinearity}
+    given = {"input": one.input[0], "hx": [one.hx[0]], **weights}
+    return given | {"cell": "elman", "nonlinearity": one.nonlinearity}
 
 
 INDICES = torch.tensor([[0, 4], [4, 2]])

@@ -16,6 +16,8 @@ from rnnext import _C
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 HALVES = (torch.float16, torch.bfloat16)
+# How many gradients the backward op returns.
+GRADIENTS = len(torch.ops.rnnext.recurrence_backward.default._schema.returns)
 # The factors of the cases that several files of tests cross: arguments of `make`.
 VARIANTS = {
     "source": ["features", "ready", "table"],
@@ -48,7 +50,7 @@ class Recurrence:
     reset: Tensor | None = None
     reset_state: Tensor | None = None
     alpha: list[Tensor] = field(default_factory=list)
-    form: str = "rate"
+    cell: str = "elman"
     noise: list[Tensor] = field(default_factory=list)
     noise_key: Tensor | None = None
     nonlinearity: str = "tanh"
@@ -98,7 +100,7 @@ class Recurrence:
         return self.map(lambda t: double(t) if t.is_floating_point() else t)
 
     def backward(
-        self, output, grad_output, grad_h_n, output_mask=(True,) * 7, saved=()
+        self, output, grad_output, grad_h_n, output_mask=(True,) * GRADIENTS, saved=()
     ) -> RecurrenceBackward:
         """The arguments of the backward op for this call; it reads no biases."""
         return RecurrenceBackward(
@@ -226,7 +228,7 @@ def make(
         alpha=[uniform(H, bound=0.4) + 0.5 for _ in reverse] if leak else [],
         noise=[uniform(H).abs() for _ in reverse] if noise else [],
         noise_key=torch.randint(2**63 - 1, ()) if noise else None,
-        form=leak or "rate",
+        cell=leak or "elman",
         nonlinearity=nonlinearity,
         reverse=list(reverse),
     )

@@ -266,7 +266,7 @@ REFUSED = [
     (lambda: rnnext.summary(nn.RNN), TypeError, "model must be a torch.nn.Module, got type"),
     (lambda: CELL(X[0], meta(2, 4)), RuntimeError, "hx must be on the device of the weights"),
     (lambda: CELL(X[0].to_sparse()), RuntimeError, "input must be a dense tensor, got torch"),
-    (lambda: cell(W_IH, zeros(4, 5)), RuntimeError, "weight_hh must have shape [4, 4], got [4, 5]"),
+    (lambda: cell(W_IH, zeros(4, 5)), RuntimeError, "weight_hh must have shape [5, 5], got [4, 5]"),
     (lambda: cell(W_IH, W_HH, zeros(5), B), RuntimeError, "bias_ih must have shape [4], got [5]"),
     (lambda: cell(W_IH, W_HH, B, zeros(4, 1)), RuntimeError, "bias_hh must have shape [4], got"),
     (lambda: cell(*(w.double() for w in WEIGHTS)), RuntimeError, "input must have the dtype of"),

@@ -30,6 +30,7 @@ def bools(*shape):
     return zeros(*shape, dtype=torch.bool)
 
 
+ZEROS, GRU = {"H": 0, "hx": False}, {"cell": "gru"}  # any cell fits weights of no unit
 # What a call is made of, what in it is wrong, what the message says, the error if no RuntimeError.
 OF_A_RECURRENCE = [
     ({}, {"input": zeros(5, 3, 5)}, "input must have 4 features, as many as weight_ih, got 5"),
@@ -38,7 +39,7 @@ OF_A_RECURRENCE = [
     ({}, {"weight_ih": []}, "the last dimension of input must be 6, got 4"),
     ({}, {"weight_ih": [zeros(6, 4)] * 2}, "weight_ih must hold 1 tensors or none, got 2"),
     ({}, {"weight_hh": []}, "weight_hh must hold 1 or 2 tensors, one a direction, got 0"),
-    ({}, {"weight_hh": [zeros(6, 5)]}, "weight_hh must have shape [6, 6], got [6, 5]"),
+    ({}, {"weight_hh": [zeros(6, 5)]}, "weight_hh must have shape [5, 5], got [6, 5]"),
     ({}, {"weight_hh": [zeros(6)]}, "weight_hh must have shape [H, H], got [6]"),
     ({}, {"weight_hh": [zeros(0, 0)]}, "weight_ih must have shape [0, 4], got [6, 4]"),
     ({}, {"weight_hh": [zeros(6, 6)] * 3}, "weight_hh must hold 1 or 2 tensors, one a direction"),
@@ -58,7 +59,14 @@ OF_A_RECURRENCE = [
     ({}, {"nonlinearity": "gelu"}, "nonlinearity must be one of 'tanh', 'relu'", ValueError),
     ({"dtype": torch.complex64}, {}, "weight_hh must be float32, float64, bfloat16 or float16, got"
      " complex64", NotImplementedError),
-    ({}, {"form": "cubic"}, "one of 'rate', 'voltage', 'blend', got 'cubic'", ValueError),
+    ({}, {"cell": "cubic"}, "one of 'elman', 'rate', 'voltage', 'blend', 'gru',", ValueError),
+    ({}, {"alpha": [zeros(6)]}, "alpha must not be given with cell='elman'", ValueError),
+    ({"leak": "rate"}, {"alpha": []}, "alpha must be given with cell='rate'", ValueError),
+    ({}, {"cell": "gru"}, "weight_hh must have shape [18, 6], got [6, 6]"),
+    ({"source": "ready"}, {"cell": "lstm"}, "the last dimension of input must be 24, got 6"),
+    (ZEROS, {**GRU, "hx": zeros(2, 3, 0)}, "hx must have shape [1, 3, 0], got [2, 3, 0]"),
+    (ZEROS, {**GRU, "nonlinearity": "relu"}, "be 'tanh' with cell='gru', got 'relu'", ValueError),
+    ({**ZEROS, "noise": True}, GRU, "noise must not be given with cell='gru'", ValueError),
     ({}, {"alpha": [zeros(6)] * 2}, "alpha must hold 1 tensors or none, got 2"),
     ({}, {"reset": zeros(5, 3)}, "reset must be a bool tensor, got float64", TypeError),
     ({}, {"reset": bools(3, 5)}, "reset must have shape [5, 3], got [3, 5]", ValueError),
@@ -75,8 +83,8 @@ OF_A_STACK = [
     ({}, {"noise": [zeros(6)]}, "recurrence_stack adds no noise"),
 ]
 OF_AN_ENSEMBLE = [
-    ({}, {"weight_hh": [zeros(6, 6)]}, "[M, H, H] with M > 0, got shape [6, 6]"),
-    ({}, {"weight_hh": []}, "[M, H, H] with M > 0, got none"),
+    ({}, {"weight_hh": [zeros(6, 6)]}, "of 3 dimensions, the first M > 0, got shape [6, 6]"),
+    ({}, {"weight_hh": []}, "of 3 dimensions, the first M > 0, got none"),
     ({}, {"input": zeros(3, 5, 3, 4)}, "of 2 members, as weight_hh is, got shape [3, 5, 3, 4]"),
 ]
 
@@ -167,7 +175,12 @@ BAD_VALUES = [
     ({}, {"lengths": torch.tensor([5, 6, 5])}, "lengths[1] = 6", ValueError),
     ({}, {"lengths": torch.tensor([5, -1, 5])}, "lengths[1] = -1", ValueError),
     *[
-        ({}, {"alpha": [torch.tensor([1, 1, 1, 1, bad, 1]).double()]}, " at 4", ValueError)
+        (
+            {"leak": "rate"},
+            {"alpha": [torch.tensor([1, 1, 1, 1, bad, 1]).double()]},
+            " at 4",
+            ValueError,
+        )
         for bad in (0.0, 1.0001, float("nan"))
     ],
     *[

@@ -17,7 +17,7 @@ KINKED = {"relu"}  # whose derivative jumps, so that a rounded product may fall 
 
 def recurrence(
     input, hx, weight_ih, weight_hh, bias_ih, bias_hh, index, lengths, batch_sizes, reset,
-    reset_state, alpha, form, nonlinearity, reverse, stored=None, noise=(), noise_key=None,
+    reset_state, alpha, cell, nonlinearity, reverse, stored=None, noise=(), noise_key=None,
 ):  # fmt: skip
     """One layer: every direction on its own, padded, with the rows that are over kept still.
 
@@ -62,10 +62,10 @@ def recurrence(
                     state = torch.where(anew.unsqueeze(1), start, state)
             if not alpha:
                 result = new = store(f(pre[t] + state @ weight.t()))
-            elif form == "rate":
+            elif cell == "rate":
                 drive = f(pre[t] + state @ weight.t())
                 result = new = store((1 - alpha[d]) * state + alpha[d] * drive)
-            elif form == "voltage":
+            elif cell == "voltage":
                 drive = pre[t] + store(f(state)) @ weight.t()
                 new = store((1 - alpha[d]) * state + alpha[d] * drive)
                 result = store(f(new))

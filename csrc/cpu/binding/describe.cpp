@@ -42,7 +42,7 @@ Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_t
   if (train) {
     RecurrenceGradOut out;
     static int wanted;  // the plan asks only whether there is a place for a gradient
-    for (int d = 0; d < p.D; ++d) out.weight_ih[d] = out.weight_hh[d] = out.bias[d] = &wanted;
+    for (int d = 0; d < p.D; ++d) out.weight_ih[d] = out.weight_hh[d] = out.bias_ih[d] = &wanted;
     out.input = &wanted;
     if (p.hx) out.hx = &wanted;
     int threads = plan_threads(p, 3, most_threads);

@@ -8,6 +8,7 @@
 #include <deque>
 
 #include "cpu/binding/recurrence.h"
+#include "ops/autograd.h"
 
 namespace rnnext {
 namespace {
@@ -43,6 +44,7 @@ void run_members(int64_t M, int alone, const Bytes& bytes, const Run& run) {
 }
 
 RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
+  if (needs_loop(parse_cell(a.cell))) return ensemble_in_turn(a, save);
   const auto M = check_members<int64_t>(a);
   const std::vector<KeptArguments> members = members_of(a, M);
   std::deque<Call> calls;  // they stay where they are made
@@ -50,12 +52,15 @@ RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
   const Call& first = calls[0];
   const Recurrence& one = first.p;
   const auto options = a.weight_hh[0].options();
-  auto rows = first.s.output_shape();
-  rows.insert(rows.begin(), M);
-  const Tensor output = empty_large(rows, options);
-  const Tensor h_n = empty_large({M, one.D, one.B, one.H}, options);
+  const auto of_members = [&](auto shape) {
+    shape.insert(shape.begin(), M);
+    return shape;
+  };
+  const Tensor output = empty_large(of_members(first.s.output_shape()), options);
+  const Tensor h_n = empty_large(of_members(first.s.states_shape()), options);
   std::vector<Tensor> saved;
-  if (save && one.cell != Cell::elman) saved.push_back(empty_large(rows, options));
+  if (save && first.s.cell.saved > 0)
+    saved.push_back(empty_large(of_members(first.s.saved_shape()), options));
   if (first.s.empty()) {
     copy_hx(h_n, a.hx);
     return {output, h_n, saved};
@@ -81,6 +86,7 @@ RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
 
 RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
                                       const Wanted& wanted) {
+  if (needs_loop(parse_cell(a.cell))) return ensemble_backward_in_turn(r, a, wanted);
   const auto M = check_members<int64_t>(a);
   const std::vector<KeptArguments> members = members_of(a, M);
   const std::vector<KeptResults> results = members_of(r, M);

@@ -20,8 +20,8 @@ std::optional<Unpadded> Unpadded::of(const Recurrence& p, const RecurrenceGradOu
     return std::nullopt;
   const int64_t* const lengths = p.lengths;
   const int64_t steps = std::accumulate(lengths, lengths + p.B, int64_t{0});
-  const double spared =
-      static_cast<double>(p.T * p.B - steps) * p.D * p.H * static_cast<double>(p.H + p.I) * 3;
+  const double spared = static_cast<double>(p.T * p.B - steps) * p.D * traits_of(p.cell).gates *
+                        p.H * static_cast<double>(p.H + p.I) * 3;
   if (steps == 0 || steps > kUnpadShare * static_cast<double>(p.T * p.B) || spared < kUnpadWork)
     return std::nullopt;
 

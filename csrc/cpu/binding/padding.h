@@ -27,7 +27,7 @@ class Unpadded {
   Tensor unpad(const Tensor& padded) const;
   // And back, with zeros where there is no step.
   Tensor pad(const Tensor& rows) const;
-  // States [D,B,H] of the sequences that have steps, longest first, and back: those of the others
+  // States [S*D,B,H] of the sequences that have steps, longest first, and back: those of the others
   // are `rest`, or zeros.
   Tensor unpad_states(const Tensor& states) const;
   Tensor pad_states(const Tensor& states, const OptionalTensor& rest) const;

@@ -12,6 +12,7 @@
 #include "cpu/binding/memory.h"
 #include "cpu/binding/padding.h"
 #include "cpu/binding/recurrence.h"
+#include "ops/autograd.h"
 #include "ops/check.h"
 #include "ops/signatures.h"
 
@@ -65,7 +66,7 @@ Call::Call(const RecurrenceArguments& a) {
   }
   const at::ScalarType type = a.weight_hh[0].scalar_type();
   for (int d = 0; d < p.D; ++d) {
-    if (p.cell != Cell::elman)
+    if (is_leaky(p.cell))
       check_units(p.alpha[d], p.H, type, "alpha", "in (0, 1]",
                   [](double alpha) { return alpha > 0 && alpha <= 1; });
     if (p.noise[d])
@@ -117,29 +118,31 @@ BackwardCall::BackwardCall(const RecurrenceResults& r, const RecurrenceArguments
   };
   for (int d = 0; d < p.D; ++d) {
     if (wanted.weight_hh && p.multiplies_state()) {
-      out.weight_hh[d] = add(grad_.weight_hh, {s.H, s.H});
+      out.weight_hh[d] = add(grad_.weight_hh, {s.gate_rows(), s.H});
     } else if (wanted.weight_hh) {
-      grad_.weight_hh.push_back(empty_large({s.H, s.H}, options).zero_());
+      grad_.weight_hh.push_back(empty_large({s.gate_rows(), s.H}, options).zero_());
     }
-    if (wanted.weight_ih && s.features) out.weight_ih[d] = add(grad_.weight_ih, {s.H, s.I});
-    if (wanted.bias) out.bias[d] = add(grad_.bias, {s.H});
-    if (wanted.alpha && p.cell != Cell::elman) out.alpha[d] = add(grad_.alpha, {s.H});
+    if (wanted.weight_ih && s.features)
+      out.weight_ih[d] = add(grad_.weight_ih, {s.gate_rows(), s.I});
+    if (wanted.bias_ih) out.bias_ih[d] = add(grad_.bias_ih, {s.gate_rows()});
+    if (wanted.bias_hh) out.bias_hh[d] = add(grad_.bias_hh, {s.gate_rows()});
+    if (wanted.alpha && is_leaky(p.cell)) out.alpha[d] = add(grad_.alpha, {s.H});
   }
   if (wanted.input && s.features) {
     grad_.input = allocate(a.input.sizes());
     if (s.I > 0) out.input = grad_.input.data_ptr();
   } else if (wanted.input) {
     const auto compute = dtype == DType::f64 ? at::kDouble : at::kFloat;
-    grad_pre_ = empty_large(s.output_shape(), options.dtype(compute));
+    grad_pre_ = empty_large(s.pre_shape(), options.dtype(compute));
     out.pre = grad_pre_.data_ptr();
   }
   if (wanted.hx) {
-    grad_.hx = allocate({s.D, s.B, s.H});
+    grad_.hx = allocate(s.states_shape());
     out.hx = grad_.hx.data_ptr();
     if (s.empty() && given(r.grad_h_n)) grad_.hx.copy_(*r.grad_h_n);
   }
   if (wanted.reset_state && given(a.reset)) {
-    grad_.reset_state = allocate({s.D, s.B, s.H});
+    grad_.reset_state = allocate(s.states_shape());
     out.reset_state = grad_.reset_state.data_ptr();
   }
 }
@@ -168,11 +171,12 @@ void run_forward(const Recurrence& p, const RnnKernels& kernel) {
 RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   Call call(a);
   Recurrence& p = call.p;
+  if (needs_loop(p.cell)) return loop_as_kernel(a, save);
   const auto options = a.weight_hh[0].options();
   Tensor output = empty_large(call.s.output_shape(), options);
-  Tensor h_n = empty_large({p.D, p.B, p.H}, options);
+  Tensor h_n = empty_large(call.s.states_shape(), options);
   std::vector<Tensor> saved;
-  if (save && p.cell != Cell::elman) saved.push_back(empty_large(call.s.output_shape(), options));
+  if (save && call.s.cell.saved > 0) saved.push_back(empty_large(call.s.saved_shape(), options));
   if (call.s.empty()) {
     copy_hx(h_n, a.hx);
     return {output, h_n, saved};
@@ -187,6 +191,7 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
 // The lists of weights and biases hold a tensor for each layer.
 RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) {
   check_stack<int64_t>(a, save);
+  if (needs_loop(parse_cell(a.cell))) return layer_by_layer(a, save);
   const size_t L = a.weight_hh.size();
   const OptionalTensor none;
   std::deque<Call> calls;  // they stay where they are made
@@ -195,13 +200,13 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   const RecurrenceSizes& sizes = calls[0].s;
   const auto options = a.weight_hh[0].options();
   const int n = static_cast<int>(L);
-  const int64_t states[] = {n, first.B, first.H};
-  Tensor start;
+  const int64_t S = sizes.cell.states, states[] = {S * n, first.B, first.H};
+  Tensor start;  // [L, S, B, H]: the states of a layer together
   if (given(a.hx)) {
     check_like(*a.hx, "hx", states, a.weight_hh[0]);
-    start = a.hx->contiguous();
+    start = a.hx->unflatten(0, {S, n}).transpose(0, 1).contiguous();
   }
-  const Tensor h_n = at::empty(states, options);
+  const Tensor last = at::empty({n, S, first.B, first.H}, options);
 
   std::vector<Recurrence> layers(L, first);
   for (size_t l = 1; l < L; ++l) layers[l].I = first.H;
@@ -216,13 +221,13 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
     Tensor& output = outputs[l % 2];
     if (bytes > 0 || l < 2) output = empty_large(sizes.output_shape(), options);
     layers[l] = calls[l].p;
-    const int64_t state = static_cast<int64_t>(l * h_n.nbytes() / L);
+    const int64_t state = static_cast<int64_t>(l * last.nbytes() / L);
     if (given(a.hx)) layers[l].hx = static_cast<const char*>(start.const_data_ptr()) + state;
-    layers[l].h_n = static_cast<char*>(h_n.data_ptr()) + state;
+    layers[l].h_n = static_cast<char*>(last.data_ptr()) + state;
     layers[l].output = output.data_ptr();
   }
   if (sizes.empty()) {
-    copy_hx(h_n, a.hx);
+    copy_hx(last, start);
   } else if (bytes == 0) {
     for (const Recurrence& layer : layers) run_forward(layer, kernel);
   } else {
@@ -230,7 +235,7 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
     run_team(std::min(threads, n),
              [&](Worker& worker) { kernel.stack(layers.data(), n, workspace.data(), worker); });
   }
-  return {outputs[(L - 1) % 2], h_n, {}};
+  return {outputs[(L - 1) % 2], last.transpose(0, 1).reshape(states), {}};
 }
 
 RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
@@ -254,6 +259,7 @@ RecurrenceGradients unpadded_backward(const Unpadded& unpadded, const Recurrence
 RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
                                         const Wanted& wanted) {
   BackwardCall call(r, a, wanted);
+  if (needs_loop(call.p.cell)) return loop_as_kernel(r, a, wanted);
   if (!call.s.empty()) {
     const RnnKernels& kernel = kernels_for(call.dtype);
     const int threads = threads_for(call.p, 3);

@@ -155,7 +155,7 @@ inline int64_t feature_block(const Recurrence& p, const KernelShape& shape) {
 }
 
 inline bool wants_weights(const RecurrenceGradOut& out) {
-  return out.weight_hh[0] || out.weight_ih[0] || out.bias[0];
+  return out.weight_hh[0] || out.weight_ih[0] || out.bias_ih[0] || out.bias_hh[0];
 }
 
 // The sequences in n parts, which have equal numbers of sequences, or, where lengths differ, about

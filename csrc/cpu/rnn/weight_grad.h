@@ -141,9 +141,9 @@ struct WeightGradients {
         for (int64_t h = h0; h < h1; ++h)
           static_cast<S*>(out.weight_ih[d])[(begin + h) * p.I + column - 1] =
               column_sums(column)[h];
-    if (out.bias[d])
-      for (int64_t h = h0; h < h1; h += kLanes<C>)
-        store_some(static_cast<S*>(out.bias[d]) + begin + h, load_some(column_sums(0) + h, h1 - h),
+    for (void* const bias : {out.bias_ih[d], out.bias_hh[d]})
+      for (int64_t h = h0; bias && h < h1; h += kLanes<C>)
+        store_some(static_cast<S*>(bias) + begin + h, load_some(column_sums(0) + h, h1 - h),
                    h1 - h);
   }
   void write_rows(const C* sum, int64_t columns, void* gradient, int64_t h0, int64_t h1) const {

@@ -73,7 +73,7 @@ Call::Call(const RecurrenceArguments& a) {
   compute = compute_of(dtype);
   stream = at::cuda::getCurrentCUDAStream();
   options = a.weight_hh[0].options();
-  if (s.empty()) return;
+  if (s.empty() || is_gated(p.cell)) return;
   // (Values of alpha are on the device: nobody waits to check them.)
   if (p.cell != Cell::elman && s.D > 1) p.alpha[0] = keep(at::cat(a.alpha));
   if (p.reset) p.marks = static_cast<const int*>(keep(a.reset->to(at::kInt)));

@@ -11,6 +11,7 @@
 
 #include "cuda/binding/call.h"
 #include "cuda/binding/errors.h"
+#include "ops/autograd.h"
 #include "ops/signatures.h"
 
 namespace rnnext::cuda {
@@ -26,12 +27,13 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   const BelowAutograd below_autograd;
   const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
   Call call(a);
+  if (needs_loop(call.p.cell)) return loop_as_kernel(a, save);
   const RecurrenceSizes& s = call.s;
   DeviceCall& p = call.p;
   const Tensor output = call.empty(s.output_shape());
   const Tensor h_n = call.empty({s.D, s.B, s.H});
   std::vector<Tensor> saved;
-  if (save && p.cell != Cell::elman) saved.push_back(call.empty_rows());
+  if (save && s.cell.saved > 0) saved.push_back(call.empty_rows());
   const auto start_from_hx = [&] { given(a.hx) ? h_n.copy_(*a.hx) : h_n.zero_(); };
   if (s.empty()) {
     start_from_hx();
@@ -80,7 +82,7 @@ class BackwardPass : Call {
   }
 
  private:
-  bool leaks() const { return p.cell != Cell::elman; }
+  bool leaks() const { return is_leaky(p.cell); }
   Tensor direction(const Tensor& rows, int64_t d) const { return rows.narrow(1, d * s.H, s.H); }
 
   void run() {
@@ -116,7 +118,9 @@ class BackwardPass : Call {
 
   void of_weights(int64_t d) {
     const Tensor rows = direction(rows_, d);
-    if (wanted_.bias) grad_.bias.push_back(rows.sum(0));
+    if (wanted_.bias_ih) grad_.bias_ih.push_back(rows.sum(0));
+    if (wanted_.bias_hh)
+      grad_.bias_hh.push_back(wanted_.bias_ih ? grad_.bias_ih.back().clone() : rows.sum(0));
     if (features_.defined()) grad_.weight_ih.push_back(at::mm(rows.t(), features_));
     if (wanted_.weight_hh) {
       grad_.weight_hh.push_back(at::mm(rows.t(), direction(outputs_before(), d)));
@@ -160,6 +164,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
                                         const Wanted& wanted) {
   const BelowAutograd below_autograd;
   const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
+  if (needs_loop(parse_cell(a.cell))) return loop_as_kernel(r, a, wanted);
   return BackwardPass(r, a, wanted).gradients();
 }
 
