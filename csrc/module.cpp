@@ -155,12 +155,12 @@ void define_stepper(py::module_& m) {
         torch::wrap_pybind_function(
             [](const std::vector<Stepper::Weights>& layers, const std::optional<at::Tensor>& table,
                const std::vector<Stepper::Named>& watched, std::string_view nonlinearity,
-               std::string_view form, int64_t batch_size) {
-              return std::make_unique<Stepper>(layers, table, watched, nonlinearity, form,
+               std::string_view cell, int64_t batch_size) {
+              return std::make_unique<Stepper>(layers, table, watched, nonlinearity, cell,
                                                batch_size);
             }),
         py::arg("layers"), py::arg("table"), py::arg("watched"), py::arg("nonlinearity"),
-        py::arg("form"), py::arg("batch_size"));
+        py::arg("cell"), py::arg("batch_size"));
   py::class_<Stepper>(m, "Stepper")
       // pybind11's own would give an instance without a Stepper in it.
       .def_static("__new__",

@@ -319,7 +319,7 @@ def _packed(module: _Module, batch_size: int) -> _C.Stepper:
         table,
         [*module.named_parameters(), *module.named_buffers()],
         rnn.nonlinearity if leaks else nonlinearity_of(rnn),
-        rnn.form if leaks else "rate",
+        rnn.form if leaks else "elman",
         batch_size,
     )
 

@@ -47,6 +47,8 @@ struct Recurrence : Timeline {
   const void* hx = nullptr;                // [S*D,B,H] or null: zeros
   const void* reset_state = nullptr;       // [S*D,B,H] the states before a reset, or null: zeros
 
+  int gates() const { return traits_of(cell).gates; }
+  int64_t state_size() const { return D * B * H; }
   // Whether some step multiplies W_hh: one step from zeros does not.
   RNNEXT_BOTH bool multiplies_state() const {
     return T > 1 || hx || reset_state || cell == Cell::voltage;

@@ -37,6 +37,8 @@ constexpr const CellTraits& traits_of(Cell cell) { return kCells[static_cast<int
 constexpr bool is_gated(Cell cell) { return traits_of(cell).gates > 1; }
 // Whether alpha says how much of a state stays; these are the forms of the leak.
 constexpr bool is_leaky(Cell cell) { return cell != Cell::elman && !is_gated(cell); }
+// Whether the output is the state, or its first half, as it is stored: v and c are kept beside it.
+constexpr bool keeps_beside(Cell cell) { return cell == Cell::voltage || cell == Cell::lstm; }
 constexpr const char* kFormNames[] = {"rate", "voltage", "blend"};
 // Whether the gradient of the pre-activations needs more than the output.
 constexpr bool saves_more(Cell cell) { return cell == Cell::rate || is_gated(cell); }

@@ -37,7 +37,7 @@ Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_t
   about["panel"] = int64_t{shape.panel};
   about["depth"] = int64_t{shape.depth};
   about["amx"] = shape.tiles;
-  about["weight_bytes"] = shape.weight_bytes(p.I, p.H);
+  about["weight_bytes"] = shape.weight_bytes(p.I, p.H, p.gates());
   about["wavefront"] = false;
   if (train) {
     RecurrenceGradOut out;

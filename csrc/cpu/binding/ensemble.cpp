@@ -44,7 +44,6 @@ void run_members(int64_t M, int alone, const Bytes& bytes, const Run& run) {
 }
 
 RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
-  if (needs_loop(parse_cell(a.cell))) return ensemble_in_turn(a, save);
   const auto M = check_members<int64_t>(a);
   const std::vector<KeptArguments> members = members_of(a, M);
   std::deque<Call> calls;  // they stay where they are made
@@ -86,7 +85,6 @@ RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
 
 RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
                                       const Wanted& wanted) {
-  if (needs_loop(parse_cell(a.cell))) return ensemble_backward_in_turn(r, a, wanted);
   const auto M = check_members<int64_t>(a);
   const std::vector<KeptArguments> members = members_of(a, M);
   const std::vector<KeptResults> results = members_of(r, M);

@@ -171,7 +171,6 @@ void run_forward(const Recurrence& p, const RnnKernels& kernel) {
 RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   Call call(a);
   Recurrence& p = call.p;
-  if (needs_loop(p.cell)) return loop_as_kernel(a, save);
   const auto options = a.weight_hh[0].options();
   Tensor output = empty_large(call.s.output_shape(), options);
   Tensor h_n = empty_large(call.s.states_shape(), options);
@@ -191,7 +190,6 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
 // The lists of weights and biases hold a tensor for each layer.
 RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) {
   check_stack<int64_t>(a, save);
-  if (needs_loop(parse_cell(a.cell))) return layer_by_layer(a, save);
   const size_t L = a.weight_hh.size();
   const OptionalTensor none;
   std::deque<Call> calls;  // they stay where they are made
@@ -259,7 +257,6 @@ RecurrenceGradients unpadded_backward(const Unpadded& unpadded, const Recurrence
 RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
                                         const Wanted& wanted) {
   BackwardCall call(r, a, wanted);
-  if (needs_loop(call.p.cell)) return loop_as_kernel(r, a, wanted);
   if (!call.s.empty()) {
     const RnnKernels& kernel = kernels_for(call.dtype);
     const int threads = threads_for(call.p, 3);

@@ -36,7 +36,7 @@ void check_values(const Tensor& t, const char* name, const Tensor& like) {
 
 Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table,
                  const std::vector<Named>& watched, std::string_view nonlinearity,
-                 std::string_view form, int64_t batch_size) {
+                 std::string_view cell, int64_t batch_size) {
   TORCH_CHECK(!layers.empty(), "layers must not be empty");
   TORCH_CHECK_VALUE(batch_size > 0, "batch_size must be positive, got ", batch_size);
   const OptionalTensor& first = std::get<1>(layers[0]);
@@ -45,13 +45,16 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
   TORCH_CHECK(like.device().is_cpu(), "a Stepper runs on the CPU: the weights are on ",
               like.device());
   kernels_ = &kernels_for(parse_dtype(like, "weight_hh"));
-  TORCH_CHECK(like.dim() == 2 && like.size(0) > 0,
-              "weight_hh must have shape [H, H] with H > 0, got ", like.sizes());
+  const int64_t gates = traits_of(parse_cell(cell)).gates;
+  TORCH_CHECK(like.dim() == 2 && like.size(1) > 0 && like.size(0) == gates * like.size(1),
+              "weight_hh must have shape [", gates > 1 ? c10::str(gates, " * ") : "",
+              "H, H] with H > 0, got ", like.sizes());
   const auto L = static_cast<int64_t>(layers.size());
-  states_ = at::zeros({2, L, batch_size, like.size(0)}, like.options());
-  inner_ = at::empty({2, batch_size, like.size(0)}, like.options());
+  const int64_t S = traits_of(parse_cell(cell)).states;
+  states_ = at::zeros({2, L, S, batch_size, like.size(1)}, like.options());
+  inner_ = at::empty({2, batch_size, like.size(1)}, like.options());
   threads_ = max_threads();
-  for (const Weights& weights : layers) add_layer(weights, nonlinearity, form);
+  for (const Weights& weights : layers) add_layer(weights, nonlinearity, cell);
   size_t workspace = 0;
   for (const Layer& layer : layers_)
     workspace = std::max(workspace, kernels_->forward_workspace(layer.call.p, threads_));
@@ -70,7 +73,7 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
 }
 
 void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
-                        std::string_view form) {
+                        std::string_view cell) {
   const auto& [weight_ih, weight_hh, bias_ih, bias_hh, alpha, noise, noise_key] = weights;
   const auto listed = [](const OptionalTensor& t, const char* name) {
     std::vector<Tensor> list;
@@ -82,24 +85,26 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
     for (Tensor& each : list) each = each.clone();
     return list;
   };
-  const int64_t B = states_.size(2), H = states_.size(3);
-  const int64_t width = given(weight_ih) && layers_.empty() ? weight_ih->size(-1) : H;
+  const int64_t B = states_.size(3), H = states_.size(4);
+  const int64_t width = !given(weight_ih)  ? traits_of(parse_cell(cell)).gates * H
+                        : layers_.empty() ? weight_ih->size(-1)
+                                          : H;
   // Each step brings an input and a state of its own, of these shapes.
   KeptArguments arguments{.input = at::zeros({1, B, width}, states_.options()),
-                          .hx = states_[0].narrow(0, 0, 1),
+                          .hx = states_[0][0],
                           .weight_ih = listed(weight_ih, "weight_ih"),
                           .weight_hh = listed(weight_hh, "weight_hh"),
                           .bias_ih = copied(bias_ih, "bias_ih"),
                           .bias_hh = copied(bias_hh, "bias_hh"),
                           .alpha = copied(alpha, "alpha"),
-                          .cell = given(alpha) ? std::string(form) : "elman",
+                          .cell = std::string(cell),
                           .noise = copied(noise, "noise"),
                           .noise_key = noise_key,
                           .nonlinearity = std::string(nonlinearity),
                           .reverse = directions(1)};
   Call call(arguments);
   Recurrence& p = call.p;
-  Tensor packed = empty_large({kernels_->shape.weight_bytes(p.I, p.H)}, at::kByte);
+  Tensor packed = empty_large({kernels_->shape.weight_bytes(p.I, p.H, p.gates())}, at::kByte);
   kernels_->pack(p, static_cast<char*>(packed.data_ptr()));
   p.packed_weights = packed.const_data_ptr();
   p.weight_ih[0] = p.weight_hh[0] = nullptr;
@@ -167,14 +172,14 @@ Tensor Stepper::advance(const Tensor& input, const char* from, char* to) {
   const bool reads_table = table_.defined(), one_row = input.dim() == (reads_table ? 0 : 1);
   if (reads_table) read_tokens(input);
   const Tensor features = reads_table ? Tensor() : check_features(input);
-  const int64_t shape[2] = {states_.size(2), states_.size(3)};
+  const int64_t shape[2] = {states_.size(3), states_.size(4)};
   Tensor output =
       at::detail::empty_cpu(at::IntArrayRef(shape + one_row, shape + 2), states_.scalar_type());
   char* const inner = static_cast<char*>(inner_.data_ptr());
   char* const workspace = static_cast<char*>(workspace_.data_ptr());
-  const int64_t bytes = state_bytes();
+  const int64_t bytes = state_bytes(), of_layer = states_.size(2) * bytes;
   const void* rows = reads_table ? table_.const_data_ptr() : features.const_data_ptr();
-  for (size_t l = 0; l < layers_.size(); ++l, from += bytes, to += bytes) {
+  for (size_t l = 0; l < layers_.size(); ++l, from += of_layer, to += of_layer) {
     Recurrence call = layers_[l].call.p;
     if (call.input.stride_b > 0) call.input.data = rows;
     if (l == 0 && reads_table) call.input.index = tokens_.data();
@@ -202,21 +207,28 @@ std::pair<Tensor, Tensor> Stepper::step_from(const Tensor& input, const Tensor& 
   const Tensor to = at::empty(states_.sizes().slice(1), states_.scalar_type());
   Tensor output = advance(input, static_cast<const char*>(from.const_data_ptr()),
                           static_cast<char*>(to.data_ptr()));
-  return {std::move(output), to};
+  return {std::move(output), for_caller(to)};
 }
 
+// The order of a caller's states is [S,L,B,H], as of a module's.
+Tensor Stepper::for_caller(const Tensor& states) {
+  return (states.size(1) > 1 ? states.transpose(0, 1).contiguous() : states).flatten(0, 1);
+}
 Tensor Stepper::check_state(const Tensor& state) const {
-  const auto shape = states_.sizes().slice(1);
-  TORCH_CHECK(state.sizes() == shape, "state must have shape ", shape, ", got ", state.sizes());
+  const int64_t L = states_.size(1), S = states_.size(2);
+  const int64_t shape[] = {S * L, states_.size(3), states_.size(4)};
+  TORCH_CHECK(state.sizes() == shape, "state must have shape ", at::IntArrayRef(shape), ", got ",
+              state.sizes());
   check_values(state, "state", states_);
-  return values_of(state, "state");
+  const Tensor values = values_of(state, "state");
+  return S > 1 ? values.unflatten(0, {S, L}).transpose(0, 1).contiguous() : values;
 }
 
 // Copies of bytes, not of tensors: a Stepper made in inference mode may be used outside of it.
 Tensor Stepper::get_state() const {
   const Tensor state = at::empty(states_.sizes().slice(1), states_.scalar_type());
   std::memcpy(state.data_ptr(), state_of(last_), state.nbytes());
-  return state;
+  return for_caller(state);
 }
 
 void Stepper::set_state(const Tensor& state) {
@@ -228,7 +240,7 @@ void Stepper::set_state(const Tensor& state) {
 void Stepper::reset() { std::memset(state_of(last_), 0, states_.nbytes() / 2); }
 
 void Stepper::reset(const Tensor& mask) {
-  const int64_t L = states_.size(1), B = states_.size(2), bytes = state_bytes() / B;
+  const int64_t B = states_.size(3), bytes = state_bytes() / B;
   TORCH_CHECK_TYPE(mask.scalar_type() == at::kBool, "mask must be a bool tensor, got ",
                    dtype_name(mask));
   TORCH_CHECK_VALUE(mask.dim() == 1 && mask.size(0) == B, "mask must have shape [", B, "], got ",
@@ -237,7 +249,7 @@ void Stepper::reset(const Tensor& mask) {
   const Tensor values = values_of(mask, "mask");
   const bool* const ended = values.const_data_ptr<bool>();
   char* row = state_of(last_);
-  for (int64_t i = 0; i < L * B; ++i, row += bytes)
+  for (int64_t i = 0; i < states_.size(1) * states_.size(2) * B; ++i, row += bytes)
     if (ended[i % B]) std::memset(row, 0, bytes);
 }
 

@@ -19,21 +19,22 @@ class Stepper {
   using Named = std::pair<std::string, Tensor>;
 
   // table: rows of the first layer's input, [V,I] features or [V,H] pre-activations; steps are then
-  // fed with their numbers. The table is read where it lies. watched: what the weights were made
+  // fed with their numbers. (A gated cell's pre-activations are those of the input alone.) The table
+  // is read where it lies. watched: what the weights were made
   // from; once these have changed, steps are refused.
   Stepper(const std::vector<Weights>& layers, const OptionalTensor& table,
-          const std::vector<Named>& watched, std::string_view nonlinearity, std::string_view form,
+          const std::vector<Named>& watched, std::string_view nonlinearity, std::string_view cell,
           int64_t batch_size);
 
   const char* input_name() const { return table_.defined() ? "tokens" : "input"; }
   // Takes input [B,I], or [I] if B is 1, or, with a table, tokens [B] or []. Returns the last
   // layer's output, [B,H] or [H].
   Tensor step(const Tensor& input);
-  // The same from a state [L,B,H] of the caller's, which stays as it is; also returns the next
-  // state.
+  // The same from a state [S*L,B,H] of the caller's, which stays as it is; also returns the next
+  // state. Of an LSTM, each layer's h comes before each layer's c.
   std::pair<Tensor, Tensor> step_from(const Tensor& input, const Tensor& state);
 
-  Tensor get_state() const;  // a copy, [L,B,H]
+  Tensor get_state() const;  // a copy, [S*L,B,H]
   void set_state(const Tensor& state);
   void reset();                    // to zeros
   void reset(const Tensor& mask);  // of the sequences that a bool [B] marks
@@ -65,13 +66,14 @@ class Stepper {
     static uint64_t sample_of(const Tensor& tensor);
   };
 
-  void add_layer(const Weights& weights, std::string_view nonlinearity, std::string_view form);
+  void add_layer(const Weights& weights, std::string_view nonlinearity, std::string_view cell);
   void check_fresh() const;
-  Tensor check_state(const Tensor& state) const;
+  static Tensor for_caller(const Tensor& states);
+  Tensor check_state(const Tensor& state) const;  // in the order of states_
   Tensor check_features(const Tensor& input) const;
   void read_tokens(const Tensor& input);
   Tensor advance(const Tensor& input, const char* from, char* to);
-  int64_t state_bytes() const;  // of one layer
+  int64_t state_bytes() const;  // of one state of a layer
   char* state_of(int which) const;
 
   std::vector<Layer> layers_;
@@ -79,7 +81,7 @@ class Stepper {
   const RnnKernels* kernels_;
   Tensor table_;                 // undefined: the input is features
   std::vector<int64_t> tokens_;  // [B] of the step at hand
-  Tensor states_;                // [2][L,B,H]: the last step's and the one before
+  Tensor states_;                // [2][L,S,B,H]: the last step's and the one before
   int last_ = 0;
   int64_t steps_ = 0;  // taken so far, for the noise
   Tensor inner_;       // [2][B,H]: outputs of all layers but the last, in turns

@@ -111,43 +111,68 @@ RNNEXT_TILE void pack_rows(RowAt row, int64_t K, int64_t column, int64_t columns
 template <class F>
 constexpr int64_t kStreamed = kTiled<F> ? 2 : 1;
 
+// How many hidden units a gate's part of a row has room for in rows of factors.
+template <class F>
+constexpr int64_t gate_width(int64_t H) {
+  return (H + kGrain<F> - 1) / kGrain<F> * kGrain<F>;
+}
+
 // A stored matrix that is packed as panels of [K, columns]: weight [columns, K] (transposed) or
 // [K, columns], its stored rows `stride` apart.
+//
+// The weight of a gated cell has gates * H stored rows. Transposed, `columns` is H, and a panel of
+// hidden units is followed by that of the next gate (GateColumns has the order). Else a row of
+// factors has the gates one after the other, gate_width apart, beginning with first_gate, and
+// K = gates * gate_width.
 template <class S, class F>
 struct Matrix {
   const S* weight;
   int64_t K, columns;
   bool transposed;
   int64_t stride = transposed ? K : columns;
+  int gates = 1;
+  int64_t H = 0;  // of a gated cell's weight that is not transposed
+  int first_gate = 0;
 
   // Values [begin, end) of K. A product's pieces are packed one by one, this one at
   // piece_at(begin).
   Matrix piece(int64_t begin, int64_t end) const {
-    return {weight + (transposed ? begin : begin * stride), end - begin, columns, transposed,
-            stride};
+    Matrix piece = *this;
+    piece.weight += transposed ? begin : begin * stride;
+    piece.K = end - begin;
+    return piece;
   }
   int64_t piece_at(int64_t begin) const { return panels() * kPanel<F> * factors_in<F>(begin); }
 
-  int64_t panels() const { return panels_in<F>(columns); }
+  int64_t panels() const {
+    return transposed ? GateColumns<F>{columns, gates}.panels() : panels_in<F>(columns);
+  }
   int64_t panel_size() const { return factors_in<F>(K) * kPanel<F>; }
   int64_t packed_size() const { return panels() * panel_size(); }
+
+  // The stored row of row k of a matrix that is not transposed; null: zeros.
+  const S* row(int64_t k) const {
+    if (gates == 1) return weight + k * stride;
+    const int64_t width = K / gates, gate = (k / width + first_gate) % gates, unit = k % width;
+    return unit < H ? weight + (gate * H + unit) * stride : nullptr;
+  }
 
   // Packs panel p to dst [factors of K, kPanel]; columns past the matrix are 0. Returns whether all
   // values are finite, if the matrix is transposed (nobody asks about others).
   bool pack(int64_t p, F* dst) const {
-    const int64_t column = p * kPanel<F>;
     if (!transposed) {
-      pack_rows<F>([from = weight, apart = stride](int64_t k) { return from + k * apart; }, K,
-                   column, columns, dst);
+      pack_rows<F>([&](int64_t k) { return row(k); }, K, p * kPanel<F>, columns, dst);
       return true;
     }
+    const GateColumns<F> order{columns, gates};
+    const Lanes lanes[2] = {lanes_at(order.vector(2 * p)), lanes_at(order.vector(2 * p + 1))};
     if constexpr (kTiled<F>) {
-      const bool finite = pack_part<0>(column, reinterpret_cast<Pair*>(dst));
-      if constexpr (kParts<F> > 1) pack_part<1>(column, reinterpret_cast<Pair*>(dst));
+      const bool finite = pack_part<0>(lanes, reinterpret_cast<Pair*>(dst));
+      if constexpr (kParts<F> > 1) pack_part<1>(lanes, reinterpret_cast<Pair*>(dst));
       return finite;
     } else {
-      const bool first = pack_transposed(column, dst);
-      return pack_transposed(column + kLanes<F>, dst + kLanes<F>) && first;
+      const bool first = pack_transposed(lanes[0], dst);
+      return pack_transposed(lanes[1], dst + kLanes<F>) && first;
     }
   }
   // Packs panels [q, end) to dst; returns where panel 0 would be.
@@ -155,16 +180,27 @@ struct Matrix {
     for (int64_t r = q; r < end; ++r) pack(r, dst + (r - q) * panel_size());
     return dst - q * panel_size();
   }
+
+ private:
+  // The stored rows that a vector of columns is made of, and how many there are.
+  struct Lanes {
+    const S* from;
+    int64_t left;
+  };
+  Lanes lanes_at(const typename GateColumns<F>::Place& at) const {
+    return {weight + (at.gate * columns + at.unit) * stride,
+            at.gate < gates ? columns - at.unit : 0};
+  }
   // A part of a panel of tile factors: blocks of 16 pairs along k, that part of each.
   template <int part>
-  RNNEXT_TILE bool pack_part(int64_t column, Pair* dst) const {
+  RNNEXT_TILE bool pack_part(const Lanes (&lanes)[2], Pair* dst) const {
     Finite<Pair> finite;
     dst += part * 16 * kPanel<F>;
     for (int64_t k = 0; k < K; k += kGrain<F>, dst += 16 * kParts<F> * kPanel<F>)
       for (int64_t j = 0; j < kPanel<F>; j += kLanes<F>) {
+        const Lanes& of = lanes[j / kLanes<F>];
         Vec<Pair> x[kLanes<Pair>];
-        load_pairs<part>(x, weight + (column + j) * stride + k, columns - column - j, stride,
-                         K - k);
+        load_pairs<part>(x, of.from + k, of.left, stride, K - k);
         for (int i = 0; i < 16; ++i) {
           store(dst + i * kPanel<F> + j, x[i]);
           finite.see(x[i]);
@@ -172,12 +208,12 @@ struct Matrix {
       }
     return finite.all();
   }
-  RNNEXT_TILE bool pack_transposed(int64_t column, F* dst) const {
+  RNNEXT_TILE bool pack_transposed(const Lanes& of, F* dst) const {
     constexpr int kSteps = kLanes<F> * kDepth<F>;
     Finite<F> finite;
     for (int64_t k = 0; k < K; k += kSteps, dst += kLanes<F> * kPanel<F>) {
       Vec<F> x[kLanes<F>];
-      load_block<F>(x, weight + column * stride + k, columns - column, stride, K - k);
+      load_block<F>(x, of.from + k, of.left, stride, K - k);
       for (int i = 0; i < kLanes<F> && k + i * kDepth<F> < K; ++i) {
         store(dst + i * kPanel<F>, x[i]);
         finite.see(x[i]);

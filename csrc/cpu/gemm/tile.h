@@ -14,6 +14,34 @@ constexpr int64_t panels_in(int64_t columns) {
   return (columns + kPanel<C> - 1) / kPanel<C>;
 }
 
+// The order of the columns of a product with the weights of all gates: the panels of some hidden
+// units gate by gate, then those of the next units, so that one thread has all gates of a unit.
+// Where the last units fill no more than a vector, each gate has one there instead of a panel.
+template <class C>
+struct GateColumns {
+  int64_t H;
+  int gates;
+
+  // Columns of each gate in the u-th panel of units, and where they begin. `u` may be the end.
+  int64_t width(int64_t u) const { return H - u * kPanel<C> <= kLanes<C> ? kLanes<C> : kPanel<C>; }
+  int64_t begin(int64_t u) const {
+    if (u < panels_in<C>(H) || u == 0) return u * gates * kPanel<C>;
+    return (u - 1) * gates * kPanel<C> + gates * width(u - 1);
+  }
+  // How many panels these columns are in.
+  int64_t panels(int64_t u) const { return panels_in<C>(begin(u)); }
+  int64_t panels() const { return panels(panels_in<C>(H)); }
+
+  // What the n-th vector of columns holds: a gate, and hidden units from one on.
+  struct Place {
+    int64_t gate, unit;
+  };
+  Place vector(int64_t n) const {
+    const int64_t u = n / (2 * gates), rest = n % (2 * gates), vectors = width(u) / kLanes<C>;
+    return {rest / vectors, u * kPanel<C> + rest % vectors * kLanes<C>};
+  }
+};
+
 // Rows of scratch start on different cache sets: a power-of-two stride would map them to one.
 template <class F>
 constexpr int64_t scratch_stride(int64_t columns) {

@@ -7,6 +7,7 @@
 
 #include "cpu/rnn/backward_layout.h"
 #include "cpu/rnn/epilogue.h"
+#include "cpu/rnn/gates.h"
 
 namespace rnnext::RNNEXT_ISA {
 
@@ -98,10 +99,9 @@ struct Backward {
     const FeatureGradients<S, E> features = at.features_of(worker);
     const bool writes_features = plan.by_step() && out.input;
     if (writes_features) features.pack(unit.d, 0, 1);
-    const WeightGradients<S, E> sums = at.sums_of(unit.group);
     const bool reverse = p.reverse[unit.d];
     const int64_t width = p.D * p.H;
-    const Rows<C> chunk_grad{at.chunk_grad[worker.rank], at.step_stride};
+    const Rows<C> chunk_grad{at.chunk_grad[worker.rank], at.grad_stride};
     if (plan.by_step()) clear_tails(chunk_grad);
     for (int64_t done = 0; done < p.T;) {
       const int64_t limit = plan.own_sums || plan.by_step() ? plan.chunk_rows : p.rows();
@@ -115,26 +115,27 @@ struct Backward {
         const int64_t t_next = reverse ? t + 1 : t - 1;
         const int64_t ahead = done + 1 < p.T ? (p.first_row(t_next) - p.first_row(t)) * width : 0;
         const StepRows in = step_rows(unit, t, done, rows, ahead, worker);
-        if (at.states.leaks()) {
-          leak.saved = p.saved ? static_cast<S*>(p.saved) + first : nullptr;
+        if (at.states.carries()) {
+          leak.saved = p.saved ? saved_row<S>(p, unit.d, t, unit.b0) : nullptr;
           leak.output = static_cast<const S*>(p.output) + first;
           if (plan.sorts) {
             leak.output = gather(unit, t, rows, p.output, at.step_rows_of(worker, at.kOutput));
             if (p.saved)
-              leak.saved = gather(unit, t, rows, p.saved, at.step_rows_of(worker, at.kSaved));
+              leak.saved = gather(unit, t, rows, p.saved, at.step_rows_of(worker, at.kSaved),
+                                  traits_of(p.cell).saved);
           }
         }
         // The next step's rows are far in memory, unless they are copied, and so in cache.
         const bool prefetches = kNative<S> && in.grad.stride == width && done + 1 < p.T;
-        BackwardStep<E> step{.epilogue = epilogue_of<BackwardEpilogue, S, BackwardStep<E>>(p, true),
+        BackwardStep<E> step{.epilogue = end_of_step(),
                              .leak = leak,
                              .packed = packed,
                              .H = p.H,
                              .start = in.grad,
                              .values = in.values,
-                             .state = state,
-                             .grad_pre = plan.by_step() ? Rows<C>{chunk_grad[row], at.step_stride}
-                                                        : Rows<C>{at.grad_pre + first, width},
+                             .state = at.states.times_hh(state),
+                             .grad_pre = plan.by_step() ? Rows<C>{chunk_grad[row], at.grad_stride}
+                                                        : grad_pre_rows(unit, t),
                              .next = at.states.next_buffer(unit, done),
                              .grad_ahead = prefetches && in.grad ? in.grad.first + ahead : nullptr,
                              .values_ahead = prefetches ? in.values.first + ahead : nullptr};
@@ -150,9 +151,10 @@ struct Backward {
         if (reverse) row += rows;
         if (unit.members > 1) worker.advance();
       }
-      if (plan.own_sums) {
+      for (int k = 0; plan.own_sums && k < at.states.parts; ++k) {
         RowCursor<S> cursor = at.cursor(unit, chunk.t);
-        sums.add(cursor, chunk.rows, plan.by_step() ? chunk_grad : Rows<C>{at.grad_pre, 0},
+        at.sums_of(unit.group, k, {0, p.H})
+            .add(cursor, chunk.rows, plan.by_step() ? chunk_grad : Rows<C>{at.grad_pre, 0},
                  done == chunk.n);
       }
       if (plan.by_step() && done < p.T) state = at.states.copied(unit, state);
@@ -160,16 +162,29 @@ struct Backward {
     state_gradients(unit, packed, state, worker);
   }
 
+  Epilogue<BackwardStep<E>, C> end_of_step() const {
+    if (!is_gated(p.cell)) return epilogue_of<BackwardEpilogue, S, BackwardStep<E>>(p, true);
+    return with_gates<S>(p.cell, [&]<class Gates>(Gates) {
+      return Epilogue<BackwardStep<E>, C>{p.nonlinearity, p.cell,
+                                          backward_gates<Gates, S, BackwardStep<E>>};
+    });
+  }
+  // Rows of the whole grad_pre, of a unit whose sequences are not sorted.
+  Rows<C> grad_pre_rows(const Unit& unit, int64_t t) const {
+    return {at.grad_pre + (p.row(t, unit.b0) * p.D + unit.d) * at.grad_width, p.D * at.grad_width};
+  }
   // The unit's rows of a leak, without those of a step.
   LeakRows<C> leak_rows(const Unit& unit, C* alpha_grad) const {
     LeakRows<C> leak;
-    if (!at.states.leaks()) return leak;
+    if (!at.states.carries()) return leak;
     at.begin_leak(unit);
     leak.alpha = at.alpha[unit.group];
     leak.carry = at.states.sums.all(unit, at.states.kCarry);
     leak.mixed = at.states.sums.all(unit, at.states.kMixed);
     leak.alpha_grad = alpha_grad;
-    leak.row_stride = plan.sorts ? at.step_stride : p.D * p.H;
+    // (What gates save is wider; they do not read `output`.)
+    leak.row_stride = p.D * traits_of(p.cell).saved * p.H;
+    if (plan.sorts) leak.row_stride = is_gated(p.cell) ? at.saved_stride() : at.step_stride;
     return leak;
   }
 
@@ -179,10 +194,10 @@ struct Backward {
                        Worker& worker) const {
     const int64_t advanced = 1 + p.T;
     if (out.hx)
-      grad_state(unit, packed, at.states.first_steps(unit, state), at.states.kFirst, at.starts(),
-                 out.hx, advanced, worker);
+      grad_state(unit, packed, at.states.times_hh(at.states.first_steps(unit, state)),
+                 at.states.kFirst, at.starts(), out.hx, advanced, worker);
     if (!out.reset_state) return;
-    const Rows<const F> resets = at.states.reset_sums(unit);
+    const Rows<const F> resets = at.states.times_hh(at.states.reset_sums(unit));
     if (unit.members > 1) worker.advance();
     grad_state(unit, packed, resets, at.states.kResetCarry, at.resets(), out.reset_state,
                advanced + 1, worker);
@@ -191,19 +206,24 @@ struct Backward {
   // Clears what vectors and tiles read past a row's end, at most a cache line. They use none of it,
   // but it must not be NaN.
   void clear_tails(const Rows<C>& rows) const {
-    for (int64_t row = 0; row < plan.chunk_rows; ++row) __builtin_memset(rows[row] + p.H, 0, 64);
+    for (int64_t row = 0; row < plan.chunk_rows; ++row)
+      __builtin_memset(rows[row] + at.grad_width, 0, 64);
   }
 
   // What f gave in all steps: the output, but with rate what is saved.
   const S* values() const {
     return static_cast<const S*>(p.cell == Cell::rate ? p.saved : p.output);
   }
-  // Copies rows of step t of the output, or of what has its shape, to rows step_stride apart.
-  S* gather(const Unit& unit, int64_t t, int64_t rows, void* from, const Rows<C>& scratch) const {
+  // Copies rows of step t of the output, or of so many parts of its width, to scratch.
+  S* gather(const Unit& unit, int64_t t, int64_t rows, const void* from, const Rows<C>& scratch,
+            int parts = 1) const {
     S* const to = reinterpret_cast<S*>(scratch.first);
+    const int64_t width = parts * p.H;
+    const auto* const all = static_cast<const S*>(from);
     for (int64_t i = 0; i < rows; ++i)
-      __builtin_memcpy(to + i * at.step_stride, output_row<S>(p, from, unit.d, t, unit.sequence(i)),
-                       p.H * sizeof(S));
+      __builtin_memcpy(to + i * (parts > 1 ? at.saved_stride() : at.step_stride),
+                       all + (p.row(t, unit.sequence(i)) * p.D + unit.d) * width,
+                       width * sizeof(S));
     return to;
   }
   // Where a step reads the output's gradient and what f gave: in the tensors, or in scratch if they
@@ -222,9 +242,9 @@ struct Backward {
     if constexpr (kNative<S>) {
       if (g.grad_output) in.grad.first = static_cast<const S*>(g.grad_output) + first;
       // (The derivative of the identity reads no values: any rows will do.)
-      const bool reads = p.nonlinearity != Nonlinearity::identity || p.cell != Cell::elman;
+      const bool reads = p.nonlinearity != Nonlinearity::identity || at.states.carries();
       in.values.first = reads || !in.grad ? values() + first : in.grad.first;
-      if (!plan.sorts && !joins && !(p.ragged() && at.states.leaks())) return in;
+      if (!plan.sorts && !joins && !(p.ragged() && at.states.carries())) return in;
     }
     const Rows<C> rows_of_grad = at.step_rows_of(worker, at.kGrad);
     const Rows<C> rows_of_values = at.step_rows_of(worker, at.kValues);
@@ -236,9 +256,13 @@ struct Backward {
       if (plan.sorts)  // the sums of the weights' gradients will read these
         for (int64_t j = 0; p.input.data && j < p.I; j += 64 / static_cast<int64_t>(sizeof(S)))
           __builtin_prefetch(input_row<S>(p, t, b) + j);
-      const S* grad_h_n = joins && p.ends(unit.d, b, t)
-                              ? static_cast<const S*>(g.grad_h_n) + (unit.d * p.B + b) * p.H
-                              : nullptr;
+      const void* const ends = joins && p.ends(unit.d, b, t) ? g.grad_h_n : nullptr;
+      const S* const grad_h_n =
+          p.cell == Cell::voltage ? nullptr : state_row<S>(p, ends, unit.d, b);
+      // The gradient of a state that is kept beside the output does not come through it.
+      const S* const grad_beside =
+          keeps_beside(p.cell) ? state_row<S>(p, ends, unit.d, b, traits_of(p.cell).states - 1)
+                               : nullptr;
       const bool past = !p.inside(b, t);
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
         Vec<C> x = grad && !past ? load_some(grad + j, p.H - j) : Vec<C>{};
@@ -246,12 +270,11 @@ struct Backward {
           if (grad) __builtin_prefetch(grad + ahead + j);
           __builtin_prefetch(values + ahead + j);
         }
-        if (grad_h_n && p.cell == Cell::voltage) {  // h_n is the state, not the output
+        if (grad_beside) {
           C* const carry = at.states.sums.row(unit, at.states.kCarry, row) + j;
-          store(carry, load(carry) + load_some(grad_h_n + j, p.H - j));
-        } else if (grad_h_n) {
-          x += load_some(grad_h_n + j, p.H - j);
+          store(carry, load(carry) + load_some(grad_beside + j, p.H - j));
         }
+        if (grad_h_n) x += load_some(grad_h_n + j, p.H - j);
         store(rows_of_grad[row] + j, x);
         if (!kNative<S> || plan.sorts)
           store(rows_of_values[row] + j, load_some(values + j, p.H - j));
@@ -288,6 +311,7 @@ struct Backward {
       S* to = static_cast<S*>(grad) + row;
       const S* grad_h_n = static_cast<const S*>(g.grad_h_n) + row;
       const bool hand_on = g.grad_h_n && grad == out.hx && p.length(b) == 0;  // h_n was hx
+      const bool apart = traits_of(p.cell).states > 1;  // c's gradient is what came past W_hh
       for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
         Vec<C> x = load(rows[i] + j);
         if (p.cell == Cell::voltage) {
@@ -295,8 +319,14 @@ struct Backward {
           for_name(p.nonlinearity, BackwardVectors<C>{&x, &h, 1});
           x = sum == 0 ? sum : x;  // a row that no step read may hold NaN
         }
-        if (at.states.leaks()) x += load(at.states.sums.row(unit, carry, i) + j);
-        store_some(to + j, hand_on ? load_some(grad_h_n + j, p.H - j) : x, p.H - j);
+        Vec<C> past = {};
+        if (at.states.carries()) past = load(at.states.sums.row(unit, carry, i) + j);
+        if (!apart) x += past;
+        if (hand_on) x = load_some(grad_h_n + j, p.H - j);
+        store_some(to + j, x, p.H - j);
+        if (!apart) continue;
+        if (hand_on) past = load_some(grad_h_n + p.state_size() + j, p.H - j);
+        store_some(to + p.state_size() + j, past, p.H - j);
       }
     }
   }
@@ -315,22 +345,34 @@ struct Backward {
   // The weights' gradients of this worker's share of the hidden units: it sums over all rows, or
   // adds the units' own sums.
   void weight_gradients(const Worker& worker) const {
-    const Range share = part(p.H, worker.rank, worker.size, E::kTileRows);
-    for (int d = 0; d < p.D; ++d) {
-      if (plan.own_sums) {
-        const WeightGradients<S, E> sums = at.sums_of(d * plan.batch_parts);
-        for (int64_t part = 1; part < plan.batch_parts; ++part)
-          sums.add(at.sums_of(d * plan.batch_parts + part), share.begin, share.end);
-        sums.write(d, share.begin, share.end);
-      } else {
-        const WeightGradients<S, E> sums(p, out, plan, share, at.sums[worker.rank]);
-        Unit all{};
-        all.d = d, all.size = p.B;
-        RowCursor<S> cursor = at.cursor(all, 0);
-        sums.add(cursor, p.rows(), {at.grad_pre, 0}, true);
-        sums.write(d, 0, share.end - share.begin);
-      }
+    for (int d = 0; d < p.D; ++d)
+      for (int k = 0; k < at.states.parts; ++k) weight_gradients(worker, d, k);
+  }
+  // The same of one direction and part of the gradient of the pre-activations.
+  void weight_gradients(const Worker& worker, int d, int k) const {
+    const Range share = part(p.H, worker.rank, worker.size, E::kTileRows), all_units{0, p.H};
+    if (plan.own_sums) {
+      const int64_t first = d * plan.batch_parts;
+      const WeightGradients<S, E> sums = at.sums_of(first, k, all_units);
+      for (int64_t part = 1; part < plan.batch_parts; ++part)
+        sums.add(at.sums_of(first + part, k, all_units), share.begin, share.end);
+      sums.write(d, share.begin, share.end);
+    } else {
+      const WeightGradients<S, E> sums = at.sums_of(worker.rank, k, share);
+      Unit all{};
+      all.d = d, all.size = p.B;
+      RowCursor<S> cursor = at.cursor(all, 0);
+      sums.add(cursor, p.rows(), {at.grad_pre, 0}, true);
+      sums.write(d, 0, share.end - share.begin);
     }
+  }
+  // Copies this worker's rows of a GRU's gradient of precomputed input, whose order is torch's.
+  void copy_grad_pre(const Worker& worker) const {
+    const Range share = part(p.rows() * p.D, worker.rank, worker.size);
+    for (int64_t row = share.begin; row < share.end; ++row)
+      for (int k = 0; k < p.gates(); ++k)
+        __builtin_memcpy(static_cast<C*>(out.pre) + (row * p.gates() + gate_of(p, k).ih) * p.H,
+                         at.grad_pre + row * at.grad_width + k * p.H, p.H * sizeof(C));
   }
 };
 
@@ -360,6 +402,7 @@ void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGrad
   worker.wait();
   if (out.input && !plan.by_step()) kernel.feature_gradients(worker);
   if (wants_weights(out)) kernel.weight_gradients(worker);
+  if (out.pre && out.pre != kernel.at.grad_pre) kernel.copy_grad_pre(worker);
   if (out.alpha[0] && worker.rank == 0) alpha_gradients(kernel.at);
 }
 

@@ -19,10 +19,10 @@ struct BackwardLayout {
   Arrays<F> hh;      // packed W_hh: a copy for each unit or each direction; null: it is streamed
   Arrays<F> panels;  // [workers] of some panels of W_hh, where it is streamed
   BackwardStates<S, E> states;
-  int64_t step_stride;
-  C* grad_pre;            // [N, D*H], or null: it is kept for a chunk only, in
-  Arrays<C> chunk_grad;   // [workers] of [chunk_rows][step_stride]
-  Arrays<C> step_rows;    // [workers] of StepArray, each [unit_rows][step_stride]
+  int64_t step_stride, grad_width, grad_stride;
+  C* grad_pre;            // [N, D*grad_width], or null: it is kept for a chunk only, in
+  Arrays<C> chunk_grad;   // [workers] of [chunk_rows][grad_stride]
+  Arrays<C> step_rows;    // [workers] of StepArray, each [unit_rows][step_stride], the last wider
   Arrays<char> features;  // [workers] of FeatureGradients
   Arrays<char> sums;      // [units or workers] of WeightGradients
   // A leak's alpha, and the sums of its gradient: [units] of [H], in whole panels.
@@ -44,20 +44,24 @@ struct BackwardLayout {
         panels(arena.take_apart<F>(plan.weights == Weights::streamed ? workers : 0,
                                    kStreamed<F> * weight_hh(0).panel_size())),
         states(p, out, plan, arena),
-        step_stride(scratch_stride<C>(p.H)) {
-    grad_pre = static_cast<C*>(out.pre);
-    if (!grad_pre && !plan.by_step()) grad_pre = arena.take<C>(p.rows() * p.D * p.H);
-    chunk_grad = arena.take<C>(plan.by_step() ? workers : 0, plan.chunk_rows * step_stride);
-    const int64_t arrays = plan.sorts && states.leaks() ? kStepArrays : kOutput;
-    step_rows = arena.take<C>(workers, arrays * step_array_size() + kApart / sizeof(C));
+        step_stride(scratch_stride<C>(p.H)),
+        grad_width(states.parts * p.H),
+        grad_stride(scratch_stride<C>(grad_width)) {
+    // (What a caller wants of a GRU lacks the last part.)
+    grad_pre = states.parts == p.gates() ? static_cast<C*>(out.pre) : nullptr;
+    if (!grad_pre && !plan.by_step()) grad_pre = arena.take<C>(p.rows() * p.D * grad_width);
+    chunk_grad = arena.take<C>(plan.by_step() ? workers : 0, plan.chunk_rows * grad_stride);
+    const int64_t arrays = plan.sorts && states.carries() ? kSaved : kOutput;
+    const int64_t saved = plan.sorts && states.carries() ? plan.unit_rows * saved_stride() : 0;
+    step_rows = arena.take<C>(workers, arrays * step_array_size() + saved + kApart / sizeof(C));
     features = arena.take<char>(out.input ? workers : 0,
                                 FeatureGradients<S, E>(p, out, plan, ih, nullptr).bytes);
     const int64_t parts = plan.own_sums ? 1 : workers;
     const int64_t most = divide_up(divide_up(p.H, E::kTileRows), parts) * E::kTileRows;
-    sums = arena.take<char>(plan.own_sums ? plan.units : workers,
-                            WeightGradients<S, E>(p, out, plan, {0, most}, nullptr).bytes);
+    sums = arena.take<char>((plan.own_sums ? plan.units : workers) * states.parts,
+                            WeightGradients<S, E>(p, out, plan, {0, most}, 0, nullptr).bytes);
     const int64_t width = panels_in<C>(p.H) * kPanel<C>;
-    alpha = arena.take<C>(states.leaks() ? plan.units : 0, width);
+    alpha = arena.take<C>(is_leaky(p.cell) ? plan.units : 0, width);
     alpha_sums = arena.take<C>(out.alpha[0] ? plan.units : 0, width);
     const int64_t state_size = p.cell == Cell::voltage ? p.D * p.B * p.H : 0;
     start_output = arena.take<S>(state_size);
@@ -68,7 +72,12 @@ struct BackwardLayout {
   }
 
   Matrix<S, F> weight_hh(int d) const {
-    return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, false};
+    return {.weight = static_cast<const S*>(p.weight_hh[d]),
+            .K = p.gates() > 1 ? p.gates() * gate_width<F>(p.H) : p.H,
+            .columns = p.H,
+            .transposed = false,
+            .gates = p.gates(),
+            .H = p.H};
   }
   void pack_hh(int d, int64_t copy, int64_t q0, int64_t q1) const {
     StateWeights<S, E>{plan, weight_hh(d)}.pack(hh[copy], q0, q1);
@@ -89,7 +98,7 @@ struct BackwardLayout {
   void begin_leak(const Unit& unit) const {
     const int64_t from = unit.p0 * kPanel<C>, to = unit.p1 * kPanel<C>;
     const int64_t first = p.reverse[unit.d] ? p.T - 1 : 0;
-    for (int64_t j = from; j < to; j += kLanes<C>) {
+    for (int64_t j = from; is_leaky(p.cell) && j < to; j += kLanes<C>) {
       store(alpha[unit.group] + j, alpha_of<S>(p, unit.d, j));
       if (out.alpha[0]) store(alpha_sums[unit.group] + j, Vec<C>{});
     }
@@ -107,9 +116,10 @@ struct BackwardLayout {
     }
   }
 
-  // A step's rows in scratch: the gradient of the output and what f gave, and, for a leak over
-  // sorted sequences, the output and what is saved.
-  enum StepArray { kGrad, kValues, kOutput, kSaved, kStepArrays };
+  // A step's rows in scratch: the gradient of the output and what f gave, and, for a leak or gates
+  // over sorted sequences, the output and what is saved.
+  enum StepArray { kGrad, kValues, kOutput, kSaved };
+  int64_t saved_stride() const { return scratch_stride<C>(traits_of(p.cell).saved * p.H); }
   int64_t step_array_size() const { return plan.unit_rows * step_stride; }
   Rows<C> step_rows_of(const Worker& worker, StepArray which) const {
     return {step_rows[worker.rank] + which * step_array_size(), step_stride};
@@ -117,7 +127,10 @@ struct BackwardLayout {
   FeatureGradients<S, E> features_of(const Worker& worker) const {
     return {p, out, plan, ih, features[worker.rank]};
   }
-  WeightGradients<S, E> sums_of(int64_t unit) const { return {p, out, plan, {0, p.H}, sums[unit]}; }
+  // Those of a unit, or a worker, for a part of the gradient of the pre-activations.
+  WeightGradients<S, E> sums_of(int64_t unit, int k, const Range& units) const {
+    return {p, out, plan, units, k, sums[unit * states.parts + k]};
+  }
 };
 
 // Writes the gradient of alpha: adds the units' sums, one after the other.

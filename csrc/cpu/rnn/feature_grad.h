@@ -23,7 +23,7 @@ struct FeatureGradients {  // one worker's
   // shared: the W_ih that all workers pack once, if they do.
   FeatureGradients(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
                    F* shared, char* scratch)
-      : p(p), out(out), plan(plan), stride(factors_in<F>(p.H) + kLanes<F>) {
+      : p(p), out(out), plan(plan), stride(factors_in<F>(weight(p, 0).K) + kLanes<F>) {
     Arena arena{scratch};
     const bool streamed = plan.features == FeatureGradient::streamed;
     packed =
@@ -38,7 +38,13 @@ struct FeatureGradients {  // one worker's
   }
 
   static Matrix<S, F> weight(const Recurrence& p, int d) {
-    return {static_cast<const S*>(p.weight_ih[d]), p.H, p.I, false};
+    return {.weight = static_cast<const S*>(p.weight_ih[d]),
+            .K = p.gates() > 1 ? p.gates() * gate_width<F>(p.H) : p.H,
+            .columns = p.I,
+            .transposed = false,
+            .gates = p.gates(),
+            .H = p.H,
+            .first_gate = gate_of(p, 0).ih};
   }
   static int64_t packed_size(const Recurrence& p) { return p.D * weight(p, 0).packed_size(); }
   // Packs share i of n of the panels of direction d.
@@ -79,7 +85,7 @@ struct FeatureGradients {  // one worker's
   }
   // Writes rows [begin, end) from the whole grad_pre.
   void write_all(const C* grad_pre, int64_t begin, int64_t end) const {
-    const int64_t width = p.D * p.H;
+    const int64_t width = p.D * grad_width();
     for (int64_t n = begin; n < end; n += block_rows()) {
       const int64_t rows = min_of(block_rows(), end - n);
       S* const to = static_cast<S*>(out.input) + n * p.I;
@@ -101,7 +107,7 @@ struct FeatureGradients {  // one worker's
   }
   void multiply(int d, int64_t rows, const Rows<const F>& from, C* to) const {
     sweep(product_of(d, packed_of(d), from, to), rows, 0, panels_in<F>(p.I), p.I,
-          factors_in<F>(p.H));
+          factors_in<F>(weight(p, d).K));
   }
   // Where the products for the rows at `to` are summed. Their lines are prefetched for the stores:
   // see kFarBytes.
@@ -119,12 +125,14 @@ struct FeatureGradients {  // one worker's
     for (int64_t i = 0; i < n; i += kLanes<C>)
       store_some(to + i, load_some(from + i, n - i), n - i);
   }
+  // Of a direction in a row of grad_pre, which begins with what W_ih is multiplied with.
+  int64_t grad_width() const { return traits_of(p.cell).grads * p.H; }
   int64_t block_rows() const { return feature_block(p, kShape<S, E>); }
   // Rows of grad_pre of direction d, as factors.
   Rows<const F> rows_of(const C* grad_pre, int d, int64_t rows) const {
-    const C* const from = grad_pre + d * p.H;
+    const C* const from = grad_pre + d * grad_width();
     if constexpr (kDepth<F> == 1) {
-      return {from, p.D * p.H};
+      return {from, p.D * grad_width()};
     } else {
       return {as_factors(from, rows), stride};
     }
@@ -132,14 +140,16 @@ struct FeatureGradients {  // one worker's
   // A vector may reach into the row that follows, which is written after it.
   const F* as_factors(const C* from, int64_t rows) const {
     F* to = factors;
-    for (int64_t row = 0; row < rows; ++row, from += p.D * p.H, to += stride)
-      if constexpr (kTiled<F>) {
-        for (int64_t j = 0; j < factors_in<F>(p.H) * kDepth<F>; j += kLanes<C>)
-          Factors<F>::store(to, j, load_some(from + j, p.H - j));
-      } else {
-        for (int64_t j = 0; j < p.H; j += kLanes<F> * kDepth<F>)
-          store(to + j / kDepth<F>, Factors<F>::along(from + j, p.H - j));
-      }
+    const int64_t width = gate_width<F>(p.H);
+    for (int64_t row = 0; row < rows; ++row, from += p.D * grad_width(), to += stride)
+      for (int k = 0; k < p.gates(); ++k)
+        if constexpr (kTiled<F>) {
+          for (int64_t j = 0; j < width; j += kLanes<C>)
+            Factors<F>::store(to, k * width + j, load_some(from + k * p.H + j, p.H - j));
+        } else {
+          for (int64_t j = 0; j < p.H; j += kLanes<F> * kDepth<F>)
+            store(to + (k * width + j) / kDepth<F>, Factors<F>::along(from + k * p.H + j, p.H - j));
+        }
     return factors;
   }
 };

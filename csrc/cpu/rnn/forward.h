@@ -1,8 +1,11 @@
 // The forward pass. The sums start from the bias, add W_ih x and W_hh h, and go through the
-// epilogue. If the plan projects, W_ih x of a chunk of steps is computed first, into scratch.
+// epilogue. If the plan projects, W_ih x of a chunk of steps is computed first, into scratch; for a
+// gated cell it always does, and the product with the state goes to scratch too, where its gates
+// read both.
 #pragma once
 
 #include "cpu/rnn/epilogue.h"
+#include "cpu/rnn/gates.h"
 #include "cpu/rnn/one_step.h"
 #include "cpu/rnn/state_store.h"
 #include "cpu/simd/normal.h"
@@ -84,7 +87,8 @@ struct ForwardLayout {
   Arrays<F> ih, hh;     // packed weights: a copy for each unit or each direction
   Arrays<bool> finite;  // for each panel of each copy: whether W_hh is finite there
   ForwardStates<S, E> states;
-  int64_t columns;       // of a worker's part of the hidden units
+  GateColumns<C> order;  // of the columns of a product
+  int64_t columns;       // of a worker's part of the hidden units, of all gates
   Arrays<char> scratch;  // [workers] of Scratch
   size_t bytes;
 
@@ -93,9 +97,10 @@ struct ForwardLayout {
         plan(plan),
         ih(arena.take_apart<F>(plan.copies(p.D), weight_ih(0).packed_size())),
         hh(arena.take_apart<F>(plan.copies(p.D), weight_hh(0).packed_size())),
-        finite(arena.take_apart<bool>(plan.copies(p.D), panels_in<C>(p.H))),
+        finite(arena.take_apart<bool>(plan.copies(p.D), weight_hh(0).panels())),
         states(p, plan, arena),
-        columns(plan.member_panels(panels_in<C>(p.H)) * kPanel<C>) {
+        order{p.H, p.gates()},
+        columns(plan.member_panels(panels_in<C>(p.H)) * p.gates() * kPanel<C>) {
     if (plan.weights == Weights::given) {
       ih.first = static_cast<F*>(const_cast<void*>(p.packed_weights));
       hh.first = ih.first + weight_ih(0).packed_size();
@@ -106,6 +111,8 @@ struct ForwardLayout {
 
   struct Scratch {  // of one worker
     C *bias, *alpha, *noise, *pre;
+    C *bias_hh,
+        *hidden;  // of a gated cell, where `bias` is bias_ih alone: [hidden_rows] of columns
     F* features;
     F *ih, *hh;                // the panels that are streamed
     int64_t *order, *present;  // the unit's, if sequences are sorted
@@ -113,7 +120,10 @@ struct ForwardLayout {
     Scratch(const ForwardLayout& at, char* base) {
       Arena arena{base};
       bias = arena.take<C>(at.columns);
-      alpha = arena.take<C>(at.p.cell == Cell::elman ? 0 : at.columns);
+      alpha = arena.take<C>(is_leaky(at.p.cell) ? at.columns : 0);
+      const bool gated = is_gated(at.p.cell);
+      bias_hh = arena.take<C>(gated ? at.columns : 0);
+      hidden = arena.take<C>(gated ? at.plan.unit_rows * at.hidden_stride() : 0);
       noise = arena.take<C>(at.p.noise[0] ? at.columns : 0);
       pre = arena.take<C>(at.starts_from_rows() ? at.plan.chunk_rows * scratch_stride<C>(at.columns)
                                                 : 0);
@@ -130,20 +140,32 @@ struct ForwardLayout {
   };
   Scratch scratch_of(const Worker& worker) const { return {*this, scratch[worker.rank]}; }
 
+  // How many panels of units are multiplied with the state before their gates follow: as many as
+  // leave the products of a step in the first cache, or all if a product comes in pieces.
+  int64_t hidden_panels() const {
+    const int64_t all = plan.member_panels(panels_in<C>(p.H));
+    if (plan.pieces > 1) return all;
+    const int64_t bytes = plan.unit_rows * p.gates() * kPanel<C> * static_cast<int64_t>(sizeof(C));
+    return min_of(all, max_of(1, kGateBytes / bytes));
+  }
+  int64_t hidden_stride() const {
+    return scratch_stride<C>(hidden_panels() * p.gates() * kPanel<C>);
+  }
   // Whether each step's sums start from rows of scratch instead of the bias.
   bool starts_from_rows() const { return plan.projects || p.noise[0]; }
   int64_t copy_of(const Unit& unit) const {
     return plan.weights == Weights::own ? unit.group : unit.d;
   }
   Matrix<S, F> weight_ih(int d) const {
-    return {static_cast<const S*>(p.weight_ih[d]), p.I, p.H, true};
+    return {static_cast<const S*>(p.weight_ih[d]), p.I, p.H, true, p.I, p.gates()};
   }
   Matrix<S, F> weight_hh(int d) const {
-    return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, true};
+    return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, true, p.H, p.gates()};
   }
 
-  // Packs panels [q0, q1) of direction d into a copy.
-  void pack(int d, int64_t copy, int64_t q0, int64_t q1) const {
+  // Packs panels [u0, u1) of units of direction d into a copy.
+  void pack(int d, int64_t copy, int64_t u0, int64_t u1) const {
+    const int64_t q0 = order.panels(u0), q1 = order.panels(u1);
     const Matrix<S, F> weight = weight_ih(d);
     for (int64_t q = q0; q < q1; ++q) weight.pack(q, ih[copy] + q * weight.panel_size());
     if (!p.multiplies_state()) return;
@@ -153,7 +175,8 @@ struct ForwardLayout {
   // Whether the unit's part of W_hh is finite.
   bool is_finite(const Unit& unit) const {
     const bool* const of_copy = finite[copy_of(unit)];
-    for (int64_t q = unit.p0; q < unit.p1 && of_copy && p.multiplies_state(); ++q)
+    for (int64_t q = order.panels(unit.p0), end = order.panels(unit.p1);
+         q < end && of_copy && p.multiplies_state(); ++q)
       if (!of_copy[q]) return false;
     return true;
   }
@@ -179,13 +202,24 @@ struct Forward {
 
   RNNEXT_TILE void steps(const Unit& unit, Worker& worker, const Wavefront& wavefront) const {
     const auto s = at.scratch_of(worker);
-    const int64_t first_column = unit.p0 * kPanel<C>, copy = at.copy_of(unit);
+    const int64_t first_column = at.order.begin(unit.p0), copy = at.copy_of(unit);
+    const bool gated = is_gated(p.cell);
     const Rows<C> pre{s.pre - first_column, scratch_stride<C>(at.columns)};
     if (plan.weights == Weights::own) at.pack(unit.d, unit.group, unit.p0, unit.p1);
     const auto fill = [&](C* values, const auto& of) {
       for (int64_t j = 0; j < at.columns; j += kLanes<C>) store(values + j, of(first_column + j));
     };
-    fill(s.bias, [&](int64_t j) { return bias_of<S>(p, unit.d, j); });
+    const auto of_gates = [&](const void* biases) {
+      return [&, biases](int64_t j) {
+        return biases ? RNNEXT_ISA::of_gates<S>(p, biases, j / kLanes<C>) : Vec<C>{};
+      };
+    };
+    if (gated) {
+      fill(s.bias, of_gates(p.bias_ih[unit.d]));
+      fill(s.bias_hh, of_gates(p.bias_hh[unit.d]));
+    } else {
+      fill(s.bias, [&](int64_t j) { return bias_of<S>(p, unit.d, j); });
+    }
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
     ForwardStep<E> step{.epilogue = epilogue_of<ForwardEpilogue, S, ForwardStep<E>>(p, kNative<S>),
                         .packed = at.hh[copy],
@@ -195,7 +229,7 @@ struct Forward {
                         .state = at.states.initial_state(unit)};
     if (unit.members > 1) worker.advance();
     step.far = plan.far;
-    if (p.cell != Cell::elman) {
+    if (is_leaky(p.cell)) {
       fill(s.alpha, [&](int64_t j) { return alpha_of<S>(p, unit.d, j); });
       step.leak.alpha = s.alpha - first_column;
     }
@@ -223,11 +257,14 @@ struct Forward {
         const Rows<C> own{pre[row], pre.stride};
         if (at.starts_from_rows()) step.start = own;
         at.states.set_destinations(step, unit, t, done);
-        if (plan.weights == Weights::streamed) {
+        const bool from_zeros = done == 0 && starts_from_zeros;
+        if (gated) {
+          gated_step(step, unit, s, own, rows, done + 1, from_zeros, worker);
+        } else if (plan.weights == Weights::streamed) {
           if (!plan.from_hx && p.multiplies_state())
             weights.await(unit, 0, done + 1, step.state, rows, worker);
           stream(step, unit, s, rows);
-        } else if (done == 0 && (plan.from_hx || starts_from_zeros)) {
+        } else if (from_zeros || (done == 0 && plan.from_hx)) {
           // The members need not wait for each other.
           step.packed = at.hh[copy];
           sweep(step, rows, unit.p0, unit.p1, p.H, plan.from_hx ? factors_in<F>(p.H) : 0);
@@ -239,6 +276,37 @@ struct Forward {
         if (unit.members > 1) worker.advance();
       }
       wavefront.advance(chunk.n);
+    }
+  }
+
+  // Computes a step of a gated cell, whose pre-activations from the input are at `x`: the product
+  // with the state, some panels of units at a time, and their gates. n: as StateWeights::multiply.
+  template <class Step>
+  void gated_step(Step& step, const Unit& unit, const typename ForwardLayout<S, E>::Scratch& s,
+                  const Rows<C>& x, int64_t rows, int64_t n, bool from_zeros,
+                  const Worker& worker) const {
+    const StateWeights<S, E> weights{plan, at.weight_hh(0)};
+    const GateColumns<C>& order = at.order;
+    const int64_t first = order.begin(unit.p0), some = at.hidden_panels();
+    const Rows<const F> state = step.state;
+    for (int64_t m = 0; m < plan.pieces; ++m) {
+      typename StateWeights<S, E>::Piece piece{state, 0, 0};
+      if (!from_zeros) piece = weights.await(unit, m, n, state, rows, worker);
+      for (int64_t u0 = unit.p0; u0 < unit.p1; u0 += some) {
+        const int64_t u1 = min_of(u0 + some, unit.p1), begin = order.begin(u0);
+        const Rows<C> hidden{s.hidden - begin, at.hidden_stride()};
+        const Projection<E> product{
+            .packed = at.hh[at.copy_of(unit)] + piece.packed_at,
+            .a = piece.state,
+            .start = m == 0 ? Rows<const C>{s.bias_hh - first, 0} : Rows<const C>(hidden),
+            .out = hidden,
+            .end = order.begin(u1)};
+        sweep(product, rows, order.panels(u0), order.panels(u1), order.begin(u1), piece.K);
+        if (m + 1 < plan.pieces) continue;
+        with_gates<S>(p.cell, [&]<class Gates>(Gates) {
+          forward_gates<Gates, S>(step, Rows<const C>(x), Rows<const C>(hidden), rows, u0, u1);
+        });
+      }
     }
   }
 
@@ -280,17 +348,19 @@ struct Forward {
                                   .a = step.features,
                                   .start = start,
                                   .out = pre,
-                                  .end = panels_in<C>(p.H) * kPanel<C>};
-      return sweep(project, chunk.rows, unit.p0, unit.p1, p.H, factors_in<F>(p.I));
+                                  .end = at.order.panels() * kPanel<C>};
+      return sweep(project, chunk.rows, at.order.panels(unit.p0), at.order.panels(unit.p1),
+                   at.order.begin(unit.p1), factors_in<F>(p.I));
     }
     int64_t to = 0;
     for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
       for (int64_t i = 0, n = sequences(p, unit, t); i < n; ++i, ++to) {
-        const S* const row =
-            p.input.data ? input_row<S>(p, t, unit.sequence(i)) + unit.d * p.H : nullptr;
-        for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
+        const S* const row = p.input.data
+                                 ? input_row<S>(p, t, unit.sequence(i)) + unit.d * p.gates() * p.H
+                                 : nullptr;
+        for (int64_t j = at.order.begin(unit.p0); j < at.order.begin(unit.p1); j += kLanes<C>) {
           Vec<C> x = load(start[to] + j);
-          if (row) x += load_some(row + j, p.H - j);
+          if (row) x += of_gates<S>(p, row, j / kLanes<C>);
           store(pre[to] + j, x);
         }
       }
@@ -332,12 +402,13 @@ void pack(const Recurrence& p, char* packed) {
   using F = typename E::Factor;
   [[maybe_unused]] const typename E::Task task;
   F* to = reinterpret_cast<F*>(packed);
-  for (const Matrix<S, F>& weight :
-       {Matrix<S, F>{static_cast<const S*>(p.weight_ih[0]), p.I, p.H, true},
-        Matrix<S, F>{static_cast<const S*>(p.weight_hh[0]), p.H, p.H, true}}) {
+  const auto pack_all = [&](const void* values, int64_t K) {
+    const Matrix<S, F> weight{static_cast<const S*>(values), K, p.H, true, K, p.gates()};
     for (int64_t q = 0; q < weight.panels(); ++q) weight.pack(q, to + q * weight.panel_size());
     to += weight.packed_size();
-  }
+  };
+  pack_all(p.weight_ih[0], p.I);
+  pack_all(p.weight_hh[0], p.H);
 }
 
 }  // namespace rnnext::RNNEXT_ISA

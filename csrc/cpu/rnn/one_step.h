@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/rnn/epilogue.h"
+#include "cpu/rnn/gates.h"
 #include "cpu/rnn/unpacked.h"
 
 namespace rnnext::RNNEXT_ISA {
@@ -38,6 +39,8 @@ struct OneStep {
   }
   template <int R>
   void rows(int d, int64_t j) const {
+    if (p.B == R && is_gated(p.cell))
+      return with_gates<S>(p.cell, [&]<class Gates>(Gates) { gated_units<Gates, R>(d, j); });
     if (p.B == R) return units<R>(d, j);
     if constexpr (R > 1) rows<R - 1>(d, j);
   }
@@ -68,6 +71,40 @@ struct OneStep {
     for (int64_t b = 0; b < R; ++b) {
       store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, acc[b], left);
       store_some(static_cast<S*>(p.h_n) + (d * p.B + b) * p.H + j, acc[b], left);
+    }
+  }
+  // The same of a gated cell.
+  template <class Gates, int R>
+  void gated_units(int d, int64_t j) const {
+    constexpr CellTraits kTraits = Gates::kTraits;
+    const int64_t left = p.H - j;
+    Vec<C> of_x[kTraits.gates][R], of_h[kTraits.gates][R];
+    for (int k = 0; k < kTraits.gates; ++k) {
+      const int64_t first = k * p.H + j;  // row of the weights
+      for (int64_t b = 0; b < R; ++b) {
+        of_x[k][b] = of_h[k][b] = Vec<C>{};
+        if (p.bias_ih[0]) of_x[k][b] = load_some(static_cast<const S*>(p.bias_ih[d]) + first, left);
+        if (p.bias_hh[0]) of_h[k][b] = load_some(static_cast<const S*>(p.bias_hh[d]) + first, left);
+        if (p.I == 0 && p.input.data)
+          of_x[k][b] += load_some(input_row<S>(p, 0, b) + d * kTraits.gates * p.H + first, left);
+      }
+      add(of_x[k], static_cast<const S*>(p.weight_ih[d]) + first * p.I, left, p.I, x.first,
+          x.stride);
+      if (p.hx)
+        add(of_h[k], static_cast<const S*>(p.weight_hh[d]) + first * p.H, left, p.H, h[d * p.B],
+            h.stride);
+    }
+    for (int64_t b = 0; b < R; ++b) {
+      Vec<C> x_of_row[kTraits.gates], h_of_row[kTraits.gates], saved[kTraits.saved];
+      for (int k = 0; k < kTraits.gates; ++k) x_of_row[k] = of_x[k][b], h_of_row[k] = of_h[k][b];
+      Vec<C> state = load_state(state_row<S>(p, p.hx, d, b, kTraits.states - 1), j, left);
+      const Vec<C> out = Gates::forward(x_of_row, h_of_row, state, saved);
+      store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, out, left);
+      S* const h_n = const_cast<S*>(state_row<S>(p, p.h_n, d, b));
+      store_some(h_n + j, out, left);
+      if (kTraits.states > 1) store_some(h_n + p.state_size() + j, state, left);
+      for (int k = 0; p.saved && k < kTraits.saved; ++k)
+        store_some(saved_row<S>(p, d, 0, b) + k * p.H + j, saved[k], left);
     }
   }
 };

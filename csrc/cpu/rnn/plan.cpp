@@ -44,18 +44,18 @@ double pack_cycles(const KernelShape& shape, int64_t factors) {
 }
 
 // Shares out the sequences, and the hidden units if that is estimated to be faster. `joined`: one
-// worker has all directions of a sequence. `packing`: cycles a step for each hidden unit whose
-// weights a worker packs.
+// worker has all directions of a sequence. `packing`: cycles a step for each column of a product
+// whose weights a worker packs. `pieces`: whether the state may be read piece by piece.
 Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& machine, int threads,
-               bool joined = false, double packing = 0) {
-  const int64_t K = shape.factors(p.H), panels = shape.panels(p.H);
+               bool joined = false, double packing = 0, bool pieces = true) {
+  const int64_t K = shape.factors(p.H), panels = shape.panels(p.H), gates = p.gates();
   const int64_t per_direction = threads % p.D == 0 && !joined ? threads / p.D : threads;
   Plan best{};
   best.joined = joined;
   best.batch_parts = min_of(per_direction, p.B);
   best.hidden_parts = 1;
-  best.cycles = (step_cycles(shape, machine, divide_up(p.B, best.batch_parts), p.H, K) +
-                 packing * static_cast<double>(p.H)) *
+  best.cycles = (step_cycles(shape, machine, divide_up(p.B, best.batch_parts), gates * p.H, K) +
+                 packing * static_cast<double>(gates * p.H)) *
                 static_cast<double>(divide_up(p.D * best.batch_parts, threads));
   const int64_t workers = joined ? 1 : threads / p.D;
   for (int64_t hidden = 2; hidden <= min_of(workers, panels); ++hidden) {
@@ -65,7 +65,7 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
     plan.batch_parts = batch;
     plan.hidden_parts = hidden;
     // With more rows there is enough work to wait for the whole state at once.
-    if (p.T > 1 && rows < kFewRows) {
+    if (p.T > 1 && rows < kFewRows && pieces) {
       plan.pieces = hidden;
       plan.panel_group = max_of(1, shape.sum_block / shape.panel);
       if (divide_up(panels, plan.panel_group) < hidden) continue;
@@ -73,8 +73,8 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
     const int64_t columns = plan.member_panels(panels) * shape.panel;
     const double lines = static_cast<double>(rows * (p.H - columns)) * shape.factor_bytes / 64;
     // (In a single step all members read the features, and the gradients that each of them wrote.)
-    plan.cycles = step_cycles(shape, machine, rows, columns, K) +
-                  packing * static_cast<double>(columns) + (p.T > 1 ? machine.wait : 0) +
+    plan.cycles = step_cycles(shape, machine, rows, gates * columns, K) +
+                  packing * static_cast<double>(gates * columns) + (p.T > 1 ? machine.wait : 0) +
                   machine.line * lines;
     if (plan.cycles < best.cycles) best = plan;
   }
@@ -86,8 +86,8 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
 // Estimated cycles for a step of one layer, shared out by `plan`.
 double layer_cycles(const Recurrence& p, const KernelShape& shape, const Machine& machine,
                     const Plan& plan) {
-  const double bytes =
-      static_cast<double>(p.H) * static_cast<double>(shape.factors(p.I)) * shape.factor_bytes;
+  const double bytes = static_cast<double>(p.gates() * p.H) *
+                       static_cast<double>(shape.factors(p.I)) * shape.factor_bytes;
   const double features = multiply_cycles(shape, machine, p.B, bytes);
   return plan.cycles + features / static_cast<double>(plan.batch_parts * plan.hidden_parts);
 }
@@ -97,8 +97,9 @@ double layer_cycles(const Recurrence& p, const KernelShape& shape, const Machine
 ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Machine& machine,
                          int threads, bool stacked) {
   ForwardPlan plan{};
-  const bool leaks = p.cell != Cell::elman;
-  if (p.T == 1 && p.B <= kOneStepRows && p.plain() && !leaks && !p.noise[0] && !p.packed_weights) {
+  const bool plain = p.cell == Cell::elman, gated = is_gated(p.cell);
+  if (p.T == 1 && p.B <= kOneStepRows && p.plain() && !is_leaky(p.cell) && !p.noise[0] &&
+      !p.packed_weights) {
     plan.weights = Weights::unpacked;
     return plan;  // the hidden units are shared out evenly, and that is all
   }
@@ -106,21 +107,22 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
       p.packed_weights ? 0 : shape.factors(p.I) + (p.multiplies_state() ? shape.factors(p.H) : 0);
   static_cast<Plan&>(plan) = share_out(p, shape, machine, threads, false,
                                        pack_cycles(shape, packed) / static_cast<double>(p.T));
-  const int64_t weights = shape.weight_bytes(p.I, p.H);
+  const int64_t weights = shape.weight_bytes(p.I, p.H, p.gates());
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
   plan.weights = p.packed_weights                 ? Weights::given
-                 : p.T == 1                       ? Weights::streamed
+                 : p.T == 1 && !gated             ? Weights::streamed
                  : small || plan.batch_parts == 1 ? Weights::own
                                                   : Weights::shared;
   plan.sorts = p.ragged() && !p.step_row;
-  plan.projects = p.I == 0 || (p.T > 1 && (plan.unit_rows < kFewRows || !small || plan.pieces > 1));
+  plan.projects =
+      p.I == 0 || gated || (p.T > 1 && (plan.unit_rows < kFewRows || !small || plan.pieces > 1));
   const int64_t width = p.D * p.H * shape.storage_bytes;
   const bool whole_blocks =
       p.H % shape.grain == 0 && p.B % (plan.batch_parts * shape.row_block) == 0;
   if (shape.stored_as_factors && (shape.tiles ? whole_blocks : p.H % shape.depth == 0) &&
       p.plain()) {
     if (plan.hidden_parts == 1 && width < kSameSetBytes) plan.state = Home::rows;
-    plan.from_hx = p.hx && p.T == 1 && !leaks;
+    plan.from_hx = p.hx && p.T == 1 && plain;
   }
   const int64_t row_bytes = p.H * shape.storage_bytes, step_bytes = plan.unit_rows * row_bytes;
   if (plan.state == Home::rows && shape.depth == 1 && plan.batch_parts > 1 && row_bytes > 64 &&
@@ -128,7 +130,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
     plan.state = Home::scratch;
     plan.held_steps = min_of(p.T, kHeldBytes / step_bytes);
   }
-  const int64_t columns = plan.member_panels(shape.panels(p.H)) * shape.panel;
+  const int64_t columns = plan.member_panels(shape.panels(p.H)) * shape.panel * p.gates();
   const int64_t features =
       (shape.panels(p.I) * shape.panel / shape.depth + 64 / shape.factor_bytes) *
       shape.factor_bytes;
@@ -143,7 +145,9 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
 BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
                            const KernelShape& shape, const Machine& machine, int asked,
                            int threads) {
-  const int64_t weights = shape.packed_bytes(p.H, p.I) + shape.packed_bytes(p.H, p.H);
+  const int64_t K = p.gates() * p.H;  // of both products
+  const int64_t grads = traits_of(p.cell).grads;
+  const int64_t weights = shape.packed_bytes(K, p.I) + shape.packed_bytes(K, p.H);
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
   const bool joined = p.D > 1 && p.I > 0 && small && shape.native() &&
                       p.B >= int64_t{asked} * shape.tile_rows && p.rows() >= p.H;
@@ -151,7 +155,8 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   const double packing = p.T > 1 || out.hx || out.reset_state
                              ? pack_cycles(shape, shape.factors(p.H)) / static_cast<double>(p.T)
                              : 0;
-  BackwardPlan plan{share_out(p, shape, machine, asked, joined, packing)};
+  // (The gates of a piece of the state do not follow each other.)
+  BackwardPlan plan{share_out(p, shape, machine, asked, joined, packing, !is_gated(p.cell))};
   const bool shares = plan.hidden_parts > 1;
   if (shares && threads < asked) {
     // Each unit has fewer members then. The units stay, since they sum the gradient of alpha.
@@ -165,7 +170,8 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   // Few rows travel faster from one core to another than sums over them.
   plan.own_sums = own && wants_weights(out) && (plan.batch_parts == 1 || p.rows() >= p.H);
   const bool streams =
-      shape.native() && p.rows() <= feature_block(p, shape) && shape.panels(p.I) >= threads;
+      shape.native() && p.rows() <= feature_block(p, shape) && shape.panels(p.I) >= threads &&
+      p.cell != Cell::gru;  // the order of its gates' gradients is not that of W_ih
   const bool by_step = own && (p.T > 1 || !streams) && (p.D == 1 || joined) && p.I > 0 &&
                        plan.own_sums == wants_weights(out);
   plan.features = by_step   ? FeatureGradient::by_step
@@ -174,10 +180,10 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
                             : FeatureGradient::shared;
   plan.sorts = by_step && p.ragged() && !p.step_row;
   if (shape.depth == 1 && p.plain() && plan.hidden_parts == 1 &&
-      (by_step || p.D * p.H * shape.compute_bytes < kSameSetBytes))
+      (by_step || p.D * grads * p.H * shape.compute_bytes < kSameSetBytes))
     plan.state = Home::rows;
-  plan.chunk_rows =
-      max_of(plan.unit_rows, min_of(kBackwardChunkBytes / shape.sums_bytes(p.H), kGradientRows));
+  plan.chunk_rows = max_of(
+      plan.unit_rows, min_of(kBackwardChunkBytes / shape.sums_bytes(grads * p.H), kGradientRows));
   plan.direct_sums = shape.native() && !shape.tiles && p.rows() <= kDirectSumRows &&
                      (!plan.own_sums || (plan.batch_parts == 1 && p.rows() <= plan.chunk_rows));
   return plan;
@@ -201,7 +207,8 @@ bool plan_wavefront(const Recurrence* layers, int n, const KernelShape& shape,
 }
 
 int plan_threads(const Recurrence& p, int products, int most) {
-  const double work = static_cast<double>(steps_of(p)) * p.D * p.H * (p.H + p.I) * products;
+  const double work =
+      static_cast<double>(steps_of(p)) * p.D * p.gates() * p.H * (p.H + p.I) * products;
   const bool one_step = p.T == 1 && products == 1;
   const double share = !one_step          ? kThreadWork
                        : p.packed_weights ? kThreadWorkPackedStep

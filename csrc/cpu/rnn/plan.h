@@ -41,9 +41,16 @@ struct KernelShape {
   int64_t packed_bytes(int64_t K, int64_t columns) const {
     return panels(columns) * panel * factors(K) * factor_bytes;
   }
+  // Columns of H units' gates, in whole panels: see GateColumns in gemm/tile.h.
+  int64_t gate_columns(int64_t H, int gates) const {
+    const int64_t lanes = panel / 2, rest = H % panel;
+    const int64_t last = rest > lanes ? panel : rest > 0 ? lanes : 0;
+    return panels((H / panel * panel + last) * gates) * panel;
+  }
   // Bytes of W_ih and W_hh together, packed for the forward pass.
-  int64_t weight_bytes(int64_t I, int64_t H) const {
-    return packed_bytes(I, H) + packed_bytes(H, H);
+  int64_t weight_bytes(int64_t I, int64_t H, int gates) const {
+    const int64_t columns = gate_columns(H, gates);
+    return packed_bytes(I, columns) + packed_bytes(H, columns);
   }
   // Bytes of a row of scratch: see scratch_stride in gemm/tile.h.
   int64_t sums_bytes(int64_t columns) const { return panels(columns) * panel * compute_bytes + 64; }
@@ -150,7 +157,7 @@ int plan_threads(const Recurrence& p, int products, int most);
 // How many rows of the gradients of the pre-activations and of the features stay in cache while
 // W_ih is read once.
 inline int64_t feature_block(const Recurrence& p, const KernelShape& shape) {
-  const int64_t row_bytes = max_of(p.D * p.H, p.I) * shape.compute_bytes;
+  const int64_t row_bytes = max_of(p.D * traits_of(p.cell).grads * p.H, p.I) * shape.compute_bytes;
   return max_of(1, kFeatureBlockBytes / (row_bytes * shape.tile_rows)) * shape.tile_rows;
 }
 

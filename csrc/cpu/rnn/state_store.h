@@ -15,9 +15,8 @@ struct StateBuffers {
   int count;
   Arrays<T> units;
 
-  StateBuffers(const Recurrence& p, const Plan& plan, int count, Arena& arena,
-               int64_t row_block = 1)
-      : stride(scratch_stride<T>(p.H)),
+  StateBuffers(const Plan& plan, int64_t width, int count, Arena& arena, int64_t row_block = 1)
+      : stride(scratch_stride<T>(width)),
         rows(divide_up(plan.unit_rows, row_block) * row_block),
         count(count),
         units(arena.take<T>(count > 0 ? plan.units : 0,
@@ -29,21 +28,6 @@ struct StateBuffers {
   Rows<T> all(const Unit& unit, int buffer) const { return {row(unit, buffer), stride}; }
 };
 
-// Row (t, b) of direction d of the output, or of what has its shape.
-template <class S>
-S* output_row(const Recurrence& p, void* rows, int d, int64_t t, int64_t b) {
-  return static_cast<S*>(rows) + (p.row(t, b) * p.D + d) * p.H;
-}
-// The part of row b of direction d of hx, or of what has its shape.
-template <class S>
-const S* state_row(const Recurrence& p, const void* states, int d, int64_t b) {
-  return states ? static_cast<const S*>(states) + (d * p.B + b) * p.H : nullptr;
-}
-template <class S>
-Vec<Compute<S>> load_state(const S* state, int64_t j, int64_t n) {
-  return state ? load_some(state + j, n) : Vec<Compute<S>>{};
-}
-
 // What W_hh multiplies: the output that belongs to a state.
 template <class S>
 Vec<Compute<S>> output_of(const Recurrence& p, Vec<Compute<S>> state) {
@@ -52,17 +36,23 @@ Vec<Compute<S>> output_of(const Recurrence& p, Vec<Compute<S>> state) {
   return as_stored<S>(state);
 }
 
-// Clears the unit's part of the rows of step t, at least of those past their sequence's end.
+// Clears the unit's part of the rows of step t, at least of those past their sequence's end. Each
+// row has so many parts of H.
 template <class S>
-void clear_rows(const Recurrence& p, const Unit& unit, int64_t t, int64_t present, void* rows) {
+void clear_rows(const Recurrence& p, const Unit& unit, int64_t t, int64_t present, void* rows,
+                int parts = 1) {
   using C = Compute<S>;
   const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
+  const int64_t width = parts * p.H;
+  const auto row = [&](int64_t b) {
+    return static_cast<S*>(rows) + (p.row(t, b) * p.D + unit.d) * width;
+  };
   if (p.D == 1 && to - from == p.H) {
-    __builtin_memset(output_row<S>(p, rows, 0, t, unit.b0), 0, unit.size * p.H * sizeof(S));
+    __builtin_memset(row(unit.b0), 0, unit.size * width * sizeof(S));
   } else if (present < unit.size) {
     for (int64_t b = unit.b0; b < unit.b0 + unit.size; ++b)
-      if (!p.inside(b, t))
-        __builtin_memset(output_row<S>(p, rows, unit.d, t, b) + from, 0, (to - from) * sizeof(S));
+      for (int k = 0; !p.inside(b, t) && k < parts; ++k)
+        __builtin_memset(row(b) + k * p.H + from, 0, (to - from) * sizeof(S));
   }
 }
 
@@ -77,18 +67,20 @@ struct ForwardStates {
   const Recurrence& p;
   const ForwardPlan& plan;
   StateBuffers<F> buffers;
-  StateBuffers<C> carry;  // a leak's states, where W_hh multiplies them rounded, or another number
+  // The states that the next step reads past W_hh, where that multiplies them rounded, or another
+  // number.
+  StateBuffers<C> carry;
   // What a step of sorted sequences writes beside the state: the output, where the state does not
   // give it, and what is saved.
-  enum Apart { kOutput, kSaved, kCount };
-  StateBuffers<C> apart;
+  StateBuffers<C> apart_output, apart_saved;
 
   ForwardStates(const Recurrence& p, const ForwardPlan& plan, Arena& arena)
       : p(p),
         plan(plan),
-        buffers(p, plan, static_cast<int>(max_of(2, plan.held_steps)), arena, E::kRowBlock),
-        carry(p, plan, p.cell == Cell::voltage || (p.cell != Cell::elman && kParts<F> > 0), arena),
-        apart(p, plan, plan.sorts && (p.saved || has_output()) ? kCount : 0, arena) {}
+        buffers(plan, p.H, static_cast<int>(max_of(2, plan.held_steps)), arena, E::kRowBlock),
+        carry(plan, p.H, keeps_beside(p.cell) || (p.cell != Cell::elman && kParts<F> > 0), arena),
+        apart_output(plan, p.H, plan.sorts && has_output(), arena),
+        apart_saved(plan, traits_of(p.cell).saved * p.H, plan.sorts && p.saved, arena) {}
 
   // Whether a step's tiles write its output beside the state: neither can be made of the other.
   static constexpr bool has_output() { return kNative<S> && !kStoredAsFactors<S, F>; }
@@ -101,15 +93,14 @@ struct ForwardStates {
     const int64_t t = p.reverse[unit.d] ? p.T - 1 : 0;
     for (int64_t i = 0; i < unit.size; ++i) {
       const int64_t b = unit.sequence(i);
-      const S* hx = state_row<S>(p, p.hx, unit.d, b);
-      const bool anew = p.restarts(unit.d, b, t);
-      const S* start = anew ? state_row<S>(p, p.reset_state, unit.d, b) : hx;
-      S* h_n = static_cast<S*>(p.h_n) + (unit.d * p.B + b) * p.H;
-      const bool empty = p.length(b) == 0;
+      const void* const start = p.restarts(unit.d, b, t) ? p.reset_state : p.hx;
       for (int buffer = 0; buffer < 2; ++buffer)
         store_state(unit, i, start, buffers.row(unit, buffer, i));
-      for (int64_t j = unit.p0 * kPanel<C>; empty && j < unit.p1 * kPanel<C>; j += kLanes<C>)
-        store_some(h_n + j, load_state(hx, j, p.H - j), p.H - j);
+      const int states = p.length(b) == 0 ? traits_of(p.cell).states : 0;
+      for (int which = 0; which < states; ++which)
+        for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
+          store_some(h_n_row(unit, b, which) + j,
+                     load_state(state_row<S>(p, p.hx, unit.d, b, which), j, p.H - j), p.H - j);
     }
     return buffers.all(unit, 0);
   }
@@ -127,7 +118,7 @@ struct ForwardStates {
       step.next_end = panels_in<C>(p.H) * kPanel<C>;
       if constexpr (kNative<S>) {
         step.output = {plan.held_steps > 0 ? nullptr : output, width};
-        if (plan.sorts && has_output()) step.output = apart.all(unit, kOutput);
+        if (plan.sorts && has_output()) step.output = apart_output.all(unit, 0);
       }
     }
     if (p.cell != Cell::elman) set_leak_rows(step, unit, t);
@@ -135,10 +126,10 @@ struct ForwardStates {
 
   template <class Step>
   void set_leak_rows(Step& step, const Unit& unit, int64_t t) const {
-    step.leak.row_stride = plan.sorts ? apart.stride : p.D * p.H;
-    if (p.saved && plan.sorts) step.leak.saved = apart.row(unit, kSaved);
+    step.leak.row_stride = plan.sorts ? apart_saved.stride : p.D * traits_of(p.cell).saved * p.H;
+    if (p.saved && plan.sorts) step.leak.saved = apart_saved.row(unit, 0);
     if (p.saved && !plan.sorts) {
-      S* const saved = output_row<S>(p, p.saved, unit.d, t, unit.b0);
+      S* const saved = saved_row<S>(p, unit.d, t, unit.b0);
       step.leak.saved = saved;
       if constexpr (kNative<S>) step.far_saved = saved;
     }
@@ -165,19 +156,25 @@ struct ForwardStates {
       const int64_t next = p.reverse[unit.d] ? t - 1 : t + 1;
       for (int64_t i = 0; i < unit.size; ++i) {
         const int64_t b = unit.sequence(i);
-        if (p.restarts(unit.d, b, next))
-          store_state(unit, i, state_row<S>(p, p.reset_state, unit.d, b), step.next[i]);
+        if (p.restarts(unit.d, b, next)) store_state(unit, i, p.reset_state, step.next[i]);
       }
     }
     step.state = step.next;
   }
 
  private:
-  // Makes `state` that of the i-th sequence, which the next step reads from the row `next`.
-  void store_state(const Unit& unit, int64_t i, const S* state, F* next) const {
+  S* h_n_row(const Unit& unit, int64_t b, int which = 0) const {
+    return const_cast<S*>(state_row<S>(p, p.h_n, unit.d, b, which));
+  }
+  // Makes that of `states` the state of the i-th sequence, which the next step reads from the row
+  // `next`.
+  void store_state(const Unit& unit, int64_t i, const void* states, F* next) const {
+    const int64_t b = unit.sequence(i);
+    const S* const state = state_row<S>(p, states, unit.d, b);
+    const S* const beside = state_row<S>(p, states, unit.d, b, traits_of(p.cell).states - 1);
     for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
       const Vec<C> x = load_state(state, j, p.H - j);
-      if (carry.count) store(carry.row(unit, 0, i) + j, x);
+      if (carry.count) store(carry.row(unit, 0, i) + j, load_state(beside, j, p.H - j));
       Factors<F>::store(next, j, output_of<S>(p, x));
     }
   }
@@ -204,7 +201,7 @@ struct ForwardStates {
   // that exist are written afterwards: their lines are then in cache.
   void clear_padding(const Unit& unit, int64_t t, int64_t rows) const {
     clear_rows<S>(p, unit, t, rows, p.output);
-    if (p.saved) clear_rows<S>(p, unit, t, rows, p.saved);
+    if (p.saved) clear_rows<S>(p, unit, t, rows, p.saved, traits_of(p.cell).saved);
   }
   // Writes the output, and what is saved, where the tiles did not. The state is rounded to 16 bits
   // with its output.
@@ -216,7 +213,7 @@ struct ForwardStates {
       S* const output = output_row<S>(p, p.output, unit.d, t, b);
       for (int64_t j = from; j < to; j += kLanes<C>) {
         if constexpr (has_output()) {
-          store_some(output + j, load(apart.row(unit, kOutput, i) + j), p.H - j);
+          store_some(output + j, load(apart_output.row(unit, 0, i) + j), p.H - j);
         } else if constexpr (kNative<S>) {
           store_some(output + j, load(next + j), p.H - j);
         } else if constexpr (kStoredAsFactors<S, F>) {
@@ -228,9 +225,11 @@ struct ForwardStates {
         }
       }
       if (!plan.sorts || !p.saved) continue;
-      const S* const saved = reinterpret_cast<const S*>(apart.row(unit, kSaved)) + i * apart.stride;
-      __builtin_memcpy(output_row<S>(p, p.saved, unit.d, t, b) + from, saved + from,
-                       (to - from) * sizeof(S));
+      const S* const saved =
+          reinterpret_cast<const S*>(apart_saved.row(unit, 0)) + i * apart_saved.stride;
+      for (int64_t k = 0; k < traits_of(p.cell).saved * p.H; k += p.H)
+        __builtin_memcpy(saved_row<S>(p, unit.d, t, b) + k + from, saved + k + from,
+                         (to - from) * sizeof(S));
     }
   }
   void write_h_n(const Unit& unit, int64_t t, int64_t rows) const {
@@ -238,14 +237,14 @@ struct ForwardStates {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t b = unit.sequence(i);
       if (!p.ends(unit.d, b, t)) continue;
-      S* const h_n = static_cast<S*>(p.h_n) + (unit.d * p.B + b) * p.H;
       if (p.cell != Cell::voltage) {
         const S* const output = output_row<S>(p, p.output, unit.d, t, b);
-        __builtin_memcpy(h_n + from, output + from, (to - from) * sizeof(S));
-      } else {
-        for (int64_t j = from; j < to; j += kLanes<C>)
-          store_some(h_n + j, load(carry.row(unit, 0, i) + j), p.H - j);
+        __builtin_memcpy(h_n_row(unit, b) + from, output + from, (to - from) * sizeof(S));
       }
+      if (!keeps_beside(p.cell)) continue;
+      S* const beside = h_n_row(unit, b, traits_of(p.cell).states - 1);
+      for (int64_t j = from; j < to; j += kLanes<C>)
+        store_some(beside + j, load(carry.row(unit, 0, i) + j), p.H - j);
     }
   }
 };
@@ -265,30 +264,47 @@ struct BackwardStates {
   enum Buffer { kEven, kOdd, kFirstSteps, kResets, kBuffers };
   // Rows of sums. The first three are the gradient that reaches the state before a step past W_hh:
   // that of the current step, that of the sequences' first steps, and its sum over resets. kMixed
-  // is the gradient of what the leak mixes, kResetPre that of the pre-activations, summed over
-  // resets.
-  enum Sums { kCarry, kFirst, kResetCarry, kMixed, kResetPre, kCount };
+  // is the gradient of what the leak mixes.
+  enum Sums { kCarry, kFirst, kResetCarry, kMixed, kCount };
   StateBuffers<C> sums;
+  StateBuffers<C> reset_pre;  // the gradients of the pre-activations, summed over resets
+  int parts;                  // of a row: the gradients of each pre-activation of a unit
+  int64_t width;              // of a part in a row of factors
 
   BackwardStates(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
                  Arena& arena)
       : p(p),
         out(out),
         plan(plan),
-        buffers(p, plan, kBuffers, arena, E::kRowBlock),
-        sums(p, plan, leaks() || out.reset_state ? kCount : 0, arena) {}
+        buffers(plan, traits_of(p.cell).grads * gate_width<F>(p.H), kBuffers, arena, E::kRowBlock),
+        sums(plan, p.H, carries() ? kCount : 0, arena),
+        reset_pre(plan, traits_of(p.cell).grads * p.H, out.reset_state != nullptr, arena),
+        parts(traits_of(p.cell).grads),
+        width(gate_width<F>(p.H)) {}
 
-  bool leaks() const { return p.cell != Cell::elman; }
+  // Whether a part of the state's gradient comes past W_hh.
+  bool carries() const { return p.cell != Cell::elman; }
+  // What W_hh is multiplied with in a row of factors: all its parts, but of a GRU's n only that of
+  // the state.
+  Rows<const F> times_hh(const Rows<const F>& rows) const {
+    return {rows.first + factors_in<F>((parts - p.gates()) * width), rows.stride};
+  }
 
   // The state that the unit's last steps read: zeros. With Home::rows they are not read.
   Rows<const F> initial_state(const Unit& unit) const {
-    const int cleared = plan.state == Home::rows ? kEven : kFirstSteps + 1;
-    for (int64_t i = 0; i < unit.size; ++i)
-      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
-        for (int buffer = 0; buffer < cleared; ++buffer)
-          Factors<F>::store(buffers.row(unit, buffer, i), j, Vec<C>{});
+    const int cleared = plan.state == Home::rows ? kEven : kBuffers;
+    const int64_t end = unit.last ? width : unit.p1 * kPanel<C>;
+    for (int64_t i = 0; i < unit.size; ++i) {
+      for (int k = 0; k < parts; ++k)
+        for (int64_t j = unit.p0 * kPanel<C>; j < end; j += kLanes<C>) {
+          for (int buffer = 0; buffer < cleared; ++buffer)
+            store_part(buffers.row(unit, buffer, i), k, j, Vec<C>{}, width);
+          if (reset_pre.count)
+            store_some(reset_pre.row(unit, 0, i) + k * p.H + j, Vec<C>{}, p.H - j);
+        }
+      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
         for (int sum = 0; sum < sums.count; ++sum) store(sums.row(unit, sum, i) + j, Vec<C>{});
-      }
+    }
     return buffers.all(unit, kFirstSteps);
   }
 
@@ -303,7 +319,7 @@ struct BackwardStates {
                             const Rows<C>& grad_pre) const {
     if (plan.state == Home::rows)
       return {reinterpret_cast<const F*>(grad_pre.first), grad_pre.stride};
-    if (unit.last) clear_row_ends(next.first, rows, next.stride, p.H);
+    if (unit.last && parts == 1) clear_row_ends(next.first, rows, next.stride, p.H);
     if (p.ragged()) mask_ragged_rows(unit, t, rows, next, grad_pre);
     return next;
   }
@@ -312,7 +328,7 @@ struct BackwardStates {
   // reset_state, and not to the step before. alpha_grad: LeakRows::alpha_grad.
   void stop_at_starts(const Unit& unit, int64_t t, int64_t rows, const Rows<F>& next,
                       const Rows<C>& grad_pre, C* alpha_grad) const {
-    if (!p.reset && !leaks()) return;
+    if (!p.reset && !carries()) return;
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t b = unit.sequence(row);
       const bool anew = p.restarts(unit.d, b, t);
@@ -324,9 +340,10 @@ struct BackwardStates {
   // The sums of the pre-activations' gradient over resets, as rows of factors.
   Rows<const F> reset_sums(const Unit& unit) const {
     for (int64_t i = 0; i < unit.size; ++i)
-      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
-        Factors<F>::store(buffers.row(unit, kResets, i), j, load(sums.row(unit, kResetPre, i) + j));
-    if (unit.last) clear_row_ends(buffers.row(unit, kResets), unit.size, buffers.stride, p.H);
+      for_parts(unit, [&](int k, int64_t j) {
+        store_part(buffers.row(unit, kResets, i), k, j,
+                   load_some(reset_pre.row(unit, 0, i) + k * p.H + j, p.H - j), p.H);
+      });
     return buffers.all(unit, kResets);
   }
 
@@ -334,7 +351,7 @@ struct BackwardStates {
   Rows<const F> copied(const Unit& unit, const Rows<const F>& state) const {
     if (plan.state == Home::scratch) return state;
     for (int64_t i = 0; i < unit.size; ++i)
-      for (int64_t j = 0; j < p.H; j += kLanes<C>)
+      for (int64_t j = 0; j < parts * width; j += kLanes<C>)
         copy_factors(buffers.row(unit, kEven, i), state[i], j);
     return buffers.all(unit, kEven);
   }
@@ -346,24 +363,45 @@ struct BackwardStates {
 
  private:
   static void add(C* to, Vec<C> x) { store(to, load(to) + x); }
+  // f(part, column in it) for each vector of the unit's own columns.
+  template <class Work>
+  void for_parts(const Unit& unit, const Work& f) const {
+    for (int k = 0; k < parts; ++k)
+      for (int64_t j = unit.p0 * kPanel<C>; j < min_of(unit.p1 * kPanel<C>, p.H); j += kLanes<C>)
+        f(k, j);
+  }
+  // Stores a vector of a part in a row of factors, where the part ends at `end`.
+  void store_part(F* row, int k, int64_t j, Vec<C> x, int64_t end) const {
+    Factors<F>::store_some(row, k * width + j, x, end - j);
+  }
+  void copy_part(F* to, const F* from, int k, int64_t j) const {
+    const int64_t column = k * width + j;
+    if (kTiled<F> || width - j >= kLanes<C>) return copy_factors(to, from, column);
+    __builtin_memcpy(to + column / kDepth<F>, from + column / kDepth<F>,
+                     (width - j) / kDepth<F> * sizeof(F));
+  }
   void stop_row(const Unit& unit, int64_t i, bool anew, F* next, const C* grad_pre,
                 C* alpha_grad) const {
     const int64_t b = unit.sequence(i);
     const S* const before = state_row<S>(p, anew ? p.reset_state : p.hx, unit.d, b);
-    for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
-      if (anew && out.reset_state)
-        add(sums.row(unit, kResetPre, i) + j, load_some(grad_pre + j, p.H - j));
-      if (leaks()) {
-        C* const carry = sums.row(unit, kCarry, i) + j;
-        C* const mixed = sums.row(unit, kMixed, i) + j;
-        add(sums.row(unit, anew ? kResetCarry : kFirst, i) + j, load(carry));
-        if (alpha_grad && before && p.cell == Cell::rate)
-          add(alpha_grad + j, -load(mixed) * load_some(before + j, p.H - j));
-        store(carry, Vec<C>{});
-        store(mixed, Vec<C>{});
+    for_parts(unit, [&](int k, int64_t j) {
+      if (anew && out.reset_state) {
+        C* const sum = reset_pre.row(unit, 0, i) + k * p.H + j;
+        const C* const grad = grad_pre + k * p.H + j;
+        store_some(sum, load_some(sum, p.H - j) + load_some(grad, p.H - j), p.H - j);
       }
       // Without lengths the state of the first step stays: the gradient of hx reads it.
-      if (next && (anew || p.ragged())) Factors<F>::store(next, j, Vec<C>{});
+      if (next && (anew || p.ragged())) store_part(next, k, j, Vec<C>{}, p.H);
+    });
+    if (!carries()) return;
+    for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
+      C* const carry = sums.row(unit, kCarry, i) + j;
+      C* const mixed = sums.row(unit, kMixed, i) + j;
+      add(sums.row(unit, anew ? kResetCarry : kFirst, i) + j, load(carry));
+      if (alpha_grad && before && p.cell == Cell::rate)
+        add(alpha_grad + j, -load(mixed) * load_some(before + j, p.H - j));
+      store(carry, Vec<C>{});
+      store(mixed, Vec<C>{});
     }
   }
   // Clears the gradient of rows past their sequence's end, and keeps that of a first step.
@@ -374,14 +412,14 @@ struct BackwardStates {
       const bool past = !p.inside(b, t);
       const bool starts = p.starts(unit.d, b, t) && !p.restarts(unit.d, b, t);
       if (!past && !starts) continue;
-      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
+      for_parts(unit, [&](int k, int64_t j) {
         if (past) {
-          Factors<F>::store(next[row], j, Vec<C>{});
-          store_some(grad_pre[row] + j, Vec<C>{}, p.H - j);
+          store_part(next[row], k, j, Vec<C>{}, p.H);
+          store_some(grad_pre[row] + k * p.H + j, Vec<C>{}, p.H - j);
         } else {
-          copy_factors(buffers.row(unit, kFirstSteps, row), next[row], j);
+          copy_part(buffers.row(unit, kFirstSteps, row), next[row], k, j);
         }
-      }
+      });
     }
   }
 };

@@ -89,6 +89,8 @@ constexpr double kPackRate = 13;
 // that are kept until they are summed, stay in the second cache beside the weights. (Measured: 192
 // to 384 KiB gain nothing.)
 constexpr int64_t kForwardChunkBytes = 96 << 10, kBackwardChunkBytes = 128 << 10;
+// Products of gates with the state that wait for their gates in the first cache.
+constexpr int64_t kGateBytes = 16 << 10;
 // Rows that enter the gradients of the weights at once. (Measured: 512 are slower.)
 constexpr int64_t kGradientRows = 256;
 // With so few rows tiles write the gradients of the weights where they are returned. (Measured:

@@ -166,10 +166,50 @@ Rows<const F> feature_rows(const Recurrence& p, const Unit& unit, const Chunk& c
   return rows;
 }
 
+// Row (t, b) of direction d of the output, or of what has its shape.
+template <class S>
+S* output_row(const Recurrence& p, void* rows, int d, int64_t t, int64_t b) {
+  return static_cast<S*>(rows) + (p.row(t, b) * p.D + d) * p.H;
+}
+// The same of the parts that a cell saves, each [H].
+template <class S>
+S* saved_row(const Recurrence& p, int d, int64_t t, int64_t b) {
+  return static_cast<S*>(p.saved) + (p.row(t, b) * p.D + d) * traits_of(p.cell).saved * p.H;
+}
+// The part of row b of direction d of hx, or of what has its shape; `which`: 1 for an LSTM's c.
+template <class S>
+const S* state_row(const Recurrence& p, const void* states, int d, int64_t b, int which = 0) {
+  return states ? static_cast<const S*>(states) + which * p.state_size() + (d * p.B + b) * p.H
+                : nullptr;
+}
+template <class S>
+Vec<Compute<S>> load_state(const S* state, int64_t j, int64_t n) {
+  return state ? load_some(state + j, n) : Vec<Compute<S>>{};
+}
+
 // The values, of [H], for hidden units j and up; zeros past H.
 template <class S>
 Vec<Compute<S>> of_unit(const Recurrence& p, const void* values, int64_t j) {
   return load_some(static_cast<const S*>(values) + j, p.H - j);
+}
+
+// What lies in the n-th vector of columns in the order of the packed weights, of [gates * H].
+template <class S>
+Vec<Compute<S>> of_gates(const Recurrence& p, const void* values, int64_t n) {
+  const auto [gate, unit] = GateColumns<Compute<S>>{p.H, p.gates()}.vector(n);
+  return gate < p.gates() ? load_some(static_cast<const S*>(values) + gate * p.H + unit, p.H - unit)
+                          : Vec<Compute<S>>{};
+}
+
+// Which gate's weights a part of the gradient of the pre-activations belongs to, of W_ih and of
+// W_hh; -1: none. A GRU has its n first for W_ih and last for W_hh, so that both have all of their
+// gates side by side.
+struct GateOfPart {
+  int ih, hh;
+};
+inline GateOfPart gate_of(const Recurrence& p, int part) {
+  if (p.cell != Cell::gru) return {part, part};
+  return {part == 3 ? -1 : (part + 2) % 3, part - 1};
 }
 
 // The sum of the biases of hidden units j and up; zeros past H.

@@ -39,7 +39,8 @@ struct RowCursor {
   }
 };
 
-// Sums for hidden units [begin, begin + height) of one direction.
+// Sums for hidden units [begin, begin + height) of one direction, and one part of the gradient of
+// the pre-activations.
 template <class S, class E>
 struct WeightGradients {
   using F = typename E::Factor;
@@ -53,6 +54,8 @@ struct WeightGradients {
   const RecurrenceGradOut& out;
   const BackwardPlan& plan;
   int64_t begin, height;
+  int part;
+  GateOfPart gate;
   F* left;      // [factors of kGradientRows, height] in tiles; for AMX [height, kLeftStride]
   F* left_row;  // [height], if rows of grad_pre are no rows of factors
   F* right;  // [factors of kGradientRows, kPanel]; direct_sums: [panels][factors of rows, kPanel]
@@ -68,8 +71,14 @@ struct WeightGradients {
   size_t bytes;
 
   WeightGradients(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
-                  const Range& units, char* scratch)
-      : p(p), out(out), plan(plan), begin(units.begin), height(units.end - units.begin) {
+                  const Range& units, int part, char* scratch)
+      : p(p),
+        out(out),
+        plan(plan),
+        begin(units.begin),
+        height(units.end - units.begin),
+        part(part),
+        gate(gate_of(p, part)) {
     Arena arena{scratch};
     const int64_t rows = divide_up(height, kTileRows) * kTileRows;  // of whole tiles
     left = arena.take<F>(kTiled<F> ? rows * kLeftStride : factors_in<F>(kGradientRows) * rows);
@@ -78,7 +87,7 @@ struct WeightGradients {
                               ? factors_in<F>(p.rows()) * panels_in<F>(max_of(p.H, p.I)) * kPanel<F>
                               : factors_in<F>(kGradientRows) * kPanel<F>);
     sum_hh = arena.take<C>(plan.direct_sums ? 0 : rows * scratch_stride<C>(p.H));
-    few_features = kNative<S> && out.weight_ih[0] && p.I <= kLanes<C> / 2;
+    few_features = kNative<S> && weight_ih(0) && p.I <= kLanes<C> / 2;
     sum_ih = arena.take<C>(product_ih() && !plan.direct_sums ? rows * scratch_stride<C>(p.I) : 0);
     column_count = 1 + (few_features ? p.I : 0);
     column_size = divide_up(height, kLanes<C>) * kLanes<C>;
@@ -95,24 +104,25 @@ struct WeightGradients {
   void add(RowCursor<S>& cursor, int64_t rows, Rows<C> grad_pre, bool begins) const {
     const int d = cursor.unit.d;
     if (begins) __builtin_memset(sum_columns, 0, column_count * column_size * sizeof(C));
+    const int64_t column = part * p.H + begin, width = traits_of(p.cell).grads * p.H;
     for (; rows > 0 || begins; begins = false) {
       const int64_t n = min_of(kGradientRows, rows);
       for (int64_t i = 0; i < n; ++i, cursor.next()) {
         cursor.settle();
-        const int64_t row = grad_pre.stride ? 0 : (cursor.row() * p.D + d) * p.H;
-        grad_rows[i] = grad_pre[i] + row + begin;
+        const int64_t row = grad_pre.stride ? 0 : (cursor.row() * p.D + d) * width;
+        grad_rows[i] = grad_pre[i] + row + column;
         state_rows[i] = cursor.state();
         feature_rows[i] = cursor.features();
       }
       add_columns<kColumns>(0, n);
       const Tiles tiles =
           grad_pre.stride && kDepth<F> == 1
-              ? Tiles{reinterpret_cast<const F*>(grad_pre.first + begin), 1, grad_pre.stride}
+              ? Tiles{reinterpret_cast<const F*>(grad_pre.first + column), 1, grad_pre.stride}
               : pack_left(n);
-      if (out.weight_hh[d])
-        add_product(tiles, state_rows, n, p.H, sums_of(sum_hh, out.weight_hh[d], p.H), begins);
+      if (weight_hh(d))
+        add_product(tiles, state_rows, n, p.H, sums_of(sum_hh, weight_hh(d), p.H), begins);
       if (product_ih())
-        add_product(tiles, feature_rows, n, p.I, sums_of(sum_ih, out.weight_ih[d], p.I), begins);
+        add_product(tiles, feature_rows, n, p.I, sums_of(sum_ih, weight_ih(d), p.I), begins);
       rows -= n;
       grad_pre.first = grad_pre[n];
     }
@@ -120,7 +130,7 @@ struct WeightGradients {
 
   // Adds hidden units [h0, h1) of another's sums.
   void add(const WeightGradients& other, int64_t h0, int64_t h1) const {
-    if (out.weight_hh[0]) add(other.sum_hh, sum_hh, h0, h1, p.H);
+    if (weight_hh(0)) add(other.sum_hh, sum_hh, h0, h1, p.H);
     if (product_ih()) add(other.sum_ih, sum_ih, h0, h1, p.I);
     for (int64_t column = 0; column < column_count; ++column)
       for (int64_t h = h0; h < h1; ++h) column_sums(column)[h] += other.column_sums(column)[h];
@@ -134,22 +144,20 @@ struct WeightGradients {
 
   // Writes hidden units [h0, h1) of the gradients of direction d.
   void write(int d, int64_t h0, int64_t h1) const {
-    if (out.weight_hh[d] && !plan.direct_sums) write_rows(sum_hh, p.H, out.weight_hh[d], h0, h1);
-    if (product_ih() && !plan.direct_sums) write_rows(sum_ih, p.I, out.weight_ih[d], h0, h1);
+    if (weight_hh(d) && !plan.direct_sums) write_rows(sum_hh, p.H, weight_hh(d), h0, h1);
+    if (product_ih() && !plan.direct_sums) write_rows(sum_ih, p.I, weight_ih(d), h0, h1);
     if constexpr (kNative<S>)
       for (int64_t column = 1; column < column_count; ++column)
         for (int64_t h = h0; h < h1; ++h)
-          static_cast<S*>(out.weight_ih[d])[(begin + h) * p.I + column - 1] =
-              column_sums(column)[h];
-    for (void* const bias : {out.bias_ih[d], out.bias_hh[d]})
+          weight_ih(d)[(begin + h) * p.I + column - 1] = column_sums(column)[h];
+    for (S* const bias : {of_gate(out.bias_ih[d], gate.ih, 1), of_gate(out.bias_hh[d], gate.hh, 1)})
       for (int64_t h = h0; bias && h < h1; h += kLanes<C>)
-        store_some(static_cast<S*>(bias) + begin + h, load_some(column_sums(0) + h, h1 - h),
-                   h1 - h);
+        store_some(bias + begin + h, load_some(column_sums(0) + h, h1 - h), h1 - h);
   }
-  void write_rows(const C* sum, int64_t columns, void* gradient, int64_t h0, int64_t h1) const {
+  void write_rows(const C* sum, int64_t columns, S* gradient, int64_t h0, int64_t h1) const {
     for (int64_t h = h0; h < h1; ++h) {
       const C* from = sum + h * scratch_stride<C>(columns);
-      S* to = static_cast<S*>(gradient) + (begin + h) * columns;
+      S* to = gradient + (begin + h) * columns;
       for (int64_t j = 0; j < columns; j += kLanes<C>)
         store_some(to + j, load_some(from + j, columns - j), columns - j);
     }
@@ -173,13 +181,19 @@ struct WeightGradients {
                      columns - column - j * kLanes<C>);
     }
   };
-  Sums sums_of(C* sum, void* gradient, int64_t columns) const {
+  Sums sums_of(C* sum, S* gradient, int64_t columns) const {
     if (plan.direct_sums)
-      return {{static_cast<C*>(gradient) + begin * columns, columns}, height, columns};
+      return {{reinterpret_cast<C*>(gradient) + begin * columns, columns}, height, columns};
     return {{sum, scratch_stride<C>(columns)}, height + kTileRows, columns + kPanel<C>};
   }
 
-  bool product_ih() const { return out.weight_ih[0] && p.I > 0 && !few_features; }
+  // The part's rows of a gradient [gates * H, columns]; null: not wanted, or none of its own.
+  S* of_gate(void* gradient, int gate, int64_t columns) const {
+    return gradient && gate >= 0 ? static_cast<S*>(gradient) + gate * p.H * columns : nullptr;
+  }
+  S* weight_ih(int d) const { return of_gate(out.weight_ih[d], gate.ih, p.I); }
+  S* weight_hh(int d) const { return of_gate(out.weight_hh[d], gate.hh, p.H); }
+  bool product_ih() const { return weight_ih(0) && p.I > 0 && !few_features; }
   C* column_sums(int64_t column) const { return sum_columns + column * column_size; }
   // What row n's gradient is multiplied by for this column.
   C factor(int64_t column, int64_t n) const {

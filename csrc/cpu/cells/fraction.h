@@ -1,0 +1,44 @@
+// The functions of gates as fractions, so that several share one division, which takes as long as
+// ten multiplications.
+#pragma once
+
+#include "cpu/simd/exp.h"
+#include "cpu/simd/tanh.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+// 1 / (1 + exp(-x)): exp_minus's argument is not negative, so below is in 1..2.
+template <class V>
+RNNEXT_INLINE Fraction<V> sigmoid_fraction(V x) {
+  const V e = exp_minus(magnitude(x));
+  return {x < 0 ? e : V{} + 1, e + 1};
+}
+
+// above / below, given 1 / below within some units in the last place: as good as a division, and so
+// 1 where both are equal, without which a state that a gate keeps would fade or grow.
+template <class V>
+RNNEXT_INLINE V quotient(const Fraction<V>& f, V inverse) {
+  using C = decltype(inverse[0] + inverse[0]);
+  const V x = f.above * inverse;
+  return fused<C>(fused<C>(-x, f.below, f.above), inverse, x);
+}
+
+// The values of two fractions, and of four, by one division. (The product of the denominators must
+// not overflow; a sigmoid's is at most 2, and a tanh's of float below 2^26.)
+template <class V>
+RNNEXT_INLINE void divide(const Fraction<V>& a, const Fraction<V>& b, V& x, V& y) {
+  const V inverse = 1 / (a.below * b.below);
+  x = quotient(a, b.below * inverse);
+  y = quotient(b, a.below * inverse);
+}
+template <class V>
+RNNEXT_INLINE void divide(const Fraction<V> (&f)[4], V (&x)[4]) {
+  const V first = f[0].below * f[1].below, second = f[2].below * f[3].below;
+  const V inverse = 1 / (first * second), of_first = second * inverse, of_second = first * inverse;
+  x[0] = quotient(f[0], f[1].below * of_first);
+  x[1] = quotient(f[1], f[0].below * of_first);
+  x[2] = quotient(f[2], f[3].below * of_second);
+  x[3] = quotient(f[3], f[2].below * of_second);
+}
+
+}  // namespace rnnext::RNNEXT_ISA
