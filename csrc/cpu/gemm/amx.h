@@ -72,7 +72,8 @@ struct VectorTile : RegisterTile<Engine, R, NV> {
         for (int j = 0; j < NV; ++j) tile.sums[r][j] += block[r][j].sum();
     }
   };
-  RNNEXT_INLINE void add(const F* a, int64_t stride, const F* panels, int64_t K) {
+  RNNEXT_INLINE void add(const F* a, int64_t stride, const F* panels, int64_t K,
+                         const Ahead* = nullptr) {
     for (int64_t k = 0; k < K; k += 16) {
       Products products{*this, a, panels, stride, K, k};
       for_parts<kParts<F>>(products);
@@ -184,7 +185,8 @@ struct TileSums {
       }
     }
   };
-  RNNEXT_INLINE void add(const F* a, int64_t stride, const F* panels, int64_t K) {
+  RNNEXT_INLINE void add(const F* a, int64_t stride, const F* panels, int64_t K,
+                         const Ahead* = nullptr) {
     constexpr int64_t kBytes = sizeof(F);
     Products products{reinterpret_cast<const char*>(a), reinterpret_cast<const char*>(panels),
                       stride * kBytes, 16 * stride * kBytes, K * kPanel<F> * kBytes};

@@ -43,15 +43,16 @@ struct RegisterTile {
   // rows `stride` apart. K counts factors. (Interleaved rows are those of a weight's gradient,
   // whose sums are single chains.)
   template <bool interleaved = false>
-  RNNEXT_INLINE void add(const F* a, int64_t stride, const F* panels, int64_t K) {
+  RNNEXT_INLINE void add(const F* a, int64_t stride, const F* panels, int64_t K,
+                         const Ahead* ahead = nullptr) {
     if constexpr (interleaved || Engine::kSumBlock == 1) {
       chain<interleaved>(sums, a, stride, panels, K, 0, K);
     } else {
       for (int64_t k = 0; k < K; k += Engine::kSumBlock) {
         RegisterTile part(Extent<R, NV>{});
         part.clear();
-        chain<interleaved>(part.sums, a, stride, panels, K, k,
-                           K - k < Engine::kSumBlock ? K : k + Engine::kSumBlock);
+        part.add_block(a, stride, panels, K, k,
+                       K - k < Engine::kSumBlock ? K : k + Engine::kSumBlock, ahead);
         for_block<R, NV>([&](int r, int j) { sums[r][j] += part.sums[r][j]; });
       }
     }
@@ -62,6 +63,21 @@ struct RegisterTile {
   }
 
  private:
+  // Adds steps [begin, end) of k, a block of sums. A tile of few rows, which waits for its own
+  // panels, fetches none ahead.
+  RNNEXT_INLINE void add_block(const F* a, int64_t stride, const F* panels, int64_t K,
+                               int64_t begin, int64_t end, const Ahead* ahead) {
+    if constexpr (R < 4) {
+      chain<false>(sums, a, stride, panels, K, begin, end);
+    } else {
+      const int64_t steps = ahead ? 16 : Engine::kSumBlock;
+      for (int64_t k = begin; k < end; k += steps) {
+        for (int64_t at = 0; ahead && at < steps * ahead->step; at += 64)
+          __builtin_prefetch(ahead->first + k * ahead->step + at, 0, 2);
+        chain<false>(sums, a, stride, panels, K, k, end - k < steps ? end : k + steps);
+      }
+    }
+  }
   // Adds steps [begin, end) of k to acc.
   template <bool interleaved>
   static RNNEXT_INLINE void chain(Vec<C> (&acc)[R][NV], const F* a, int64_t stride, const F* panels,

@@ -119,6 +119,13 @@ RNNEXT_INLINE void prefetch_tile(const C* from, int64_t stride) {
     for (int j = 0; j < NV; j += kStep)
       __builtin_prefetch(from + r * stride + j * kLanes<C>, to_write);
 }
+// What a tile fetches to the second cache while it multiplies, so many bytes with each k: its share
+// of the panels that are read next, where they lie beyond that cache.
+struct Ahead {
+  const char* first;
+  int64_t step;
+};
+
 // How much a tile covers, as a value.
 template <int R, int NV>
 struct Extent {

@@ -32,11 +32,11 @@ struct BackwardStep {
   const C *grad_ahead, *values_ahead;
 
   template <class Extent>
-  RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels,
-                        int64_t K) const {
-    const int64_t ahead = row * values.stride + column;
-    if (grad_ahead) extent.prefetch(grad_ahead + ahead, values.stride);
-    if (values_ahead) extent.prefetch(values_ahead + ahead, values.stride);
+  RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
+                        const Ahead* ahead) const {
+    const int64_t next_row = row * values.stride + column;
+    if (grad_ahead) extent.prefetch(grad_ahead + next_row, values.stride);
+    if (values_ahead) extent.prefetch(values_ahead + next_row, values.stride);
     typename Extent::template Tile<E> sums(extent);
     if (start) {
       sums.load(start[row] + column, start.stride, H - column);
@@ -47,7 +47,7 @@ struct BackwardStep {
       extent.prefetch(leak.carry[row] + column, leak.carry.stride);
       extent.prefetch(values[row] + column, values.stride);
     }
-    sums.add(state[row], state.stride, panels, K);
+    sums.add(state[row], state.stride, panels, K, ahead);
     sums.finish(*this, row, column);
   }
   template <int R, int NV>

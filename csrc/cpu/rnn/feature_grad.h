@@ -107,7 +107,7 @@ struct FeatureGradients {  // one worker's
   }
   void multiply(int d, int64_t rows, const Rows<const F>& from, C* to) const {
     sweep(product_of(d, packed_of(d), from, to), rows, 0, panels_in<F>(p.I), p.I,
-          factors_in<F>(weight(p, d).K));
+          factors_in<F>(weight(p, d).K), plan.fetches ? 0 : -1);
   }
   // Where the products for the rows at `to` are summed. Their lines are prefetched for the stores:
   // see kFarBytes.

@@ -49,8 +49,8 @@ struct ForwardStep {
   C* far_saved = nullptr;  // leak.saved, if its lines may come from far memory too
 
   template <class Extent>
-  RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels,
-                        int64_t K) const {
+  RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
+                        const Ahead* ahead) const {
     if (far) {
       F* const to = next[row] + column / kDepth<F>;
       if (output) extent.template prefetch<true>(output[row] + column, output.stride);
@@ -61,7 +61,7 @@ struct ForwardStep {
     typename Extent::template Tile<E> sums(extent);
     sums.load(start[row] + column, start.stride);
     sums.add(features[row], features.stride, packed_ih + column * I, I);
-    sums.add(state[row], state.stride, panels, K);
+    sums.add(state[row], state.stride, panels, K, ahead);
     sums.finish(*this, row, column);
   }
   template <int R, int NV>
@@ -301,7 +301,9 @@ struct Forward {
             .start = m == 0 ? Rows<const C>{s.bias_hh - first, 0} : Rows<const C>(hidden),
             .out = hidden,
             .end = order.begin(u1)};
-        sweep(product, rows, order.panels(u0), order.panels(u1), order.begin(u1), piece.K);
+        const int64_t then = u1 < unit.p1 ? order.panels(u1) : order.panels(unit.p0);
+        sweep(product, rows, order.panels(u0), order.panels(u1), order.begin(u1), piece.K,
+              plan.fetches ? then : -1);
         if (m + 1 < plan.pieces) continue;
         with_gates<S>(p.cell, [&]<class Gates>(Gates) {
           forward_gates<Gates, S>(step, Rows<const C>(x), Rows<const C>(hidden), rows, u0, u1);
@@ -350,7 +352,8 @@ struct Forward {
                                   .out = pre,
                                   .end = at.order.panels() * kPanel<C>};
       return sweep(project, chunk.rows, at.order.panels(unit.p0), at.order.panels(unit.p1),
-                   at.order.begin(unit.p1), factors_in<F>(p.I));
+                   at.order.begin(unit.p1), factors_in<F>(p.I),
+                   plan.fetches ? at.order.panels(unit.p0) : -1);
     }
     int64_t to = 0;
     for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)

@@ -38,6 +38,10 @@ double step_cycles(const KernelShape& shape, const Machine& machine, int64_t row
   return std::max(multiply, read);
 }
 
+bool leaves_second_cache(int64_t bytes, const KernelShape& shape, const Machine& machine) {
+  return !shape.tiles && static_cast<double>(bytes) >= machine.second_bytes;
+}
+
 // Estimated cycles for packing so many factors.
 double pack_cycles(const KernelShape& shape, int64_t factors) {
   return static_cast<double>(factors) * shape.factor_bytes / kPackRate;
@@ -108,6 +112,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   static_cast<Plan&>(plan) = share_out(p, shape, machine, threads, false,
                                        pack_cycles(shape, packed) / static_cast<double>(p.T));
   const int64_t weights = shape.weight_bytes(p.I, p.H, p.gates());
+  plan.fetches = leaves_second_cache(weights / plan.hidden_parts, shape, machine);
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
   plan.weights = p.packed_weights                 ? Weights::given
                  : p.T == 1 && !gated             ? Weights::streamed
@@ -158,6 +163,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   // (The gates of a piece of the state do not follow each other.)
   BackwardPlan plan{share_out(p, shape, machine, asked, joined, packing, !is_gated(p.cell))};
   const bool shares = plan.hidden_parts > 1;
+  plan.fetches = leaves_second_cache(weights / plan.hidden_parts, shape, machine);
   if (shares && threads < asked) {
     // Each unit has fewer members then. The units stay, since they sum the gradient of alpha.
     plan.hidden_parts = max_of(1, threads / plan.units);

@@ -79,7 +79,10 @@ struct Plan {
   double cycles = 0;        // estimated, of a step's product with the state
   int64_t unit_rows = 0;    // the most sequences of a unit
   Weights weights = Weights::shared;  // of W_hh alone in the backward pass
-  bool sorts = false;   // each unit takes its longest sequences first, and leaves padding out
+  bool sorts = false;  // each unit takes its longest sequences first, and leaves padding out
+  // Each panel of weights is fetched while the one before is multiplied: a member's leave the
+  // second cache.
+  bool fetches = false;
   bool joined = false;  // one worker has all directions of a sequence, one after the other
 
   // How many copies of packed weights there are.

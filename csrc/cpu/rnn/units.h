@@ -118,7 +118,7 @@ struct StateWeights {
       step.packed = packed + piece.packed_at;
       step.state = piece.state;
       if (m + 1 == plan.pieces) {
-        sweep(step, rows, unit.p0, unit.p1, weight.columns, piece.K);
+        sweep(step, rows, unit.p0, unit.p1, weight.columns, piece.K, plan.fetches ? unit.p0 : -1);
       } else {
         const Projection<E> add{.packed = step.packed,
                                 .a = step.state,

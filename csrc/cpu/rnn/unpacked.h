@@ -90,8 +90,8 @@ struct UnpackedBlock {
   const F* packed = nullptr;
 
   template <int R, int NV>
-  RNNEXT_TILE void tile(Extent<R, NV> extent, int64_t row, int64_t column, const F*,
-                        int64_t) const {
+  RNNEXT_TILE void tile(Extent<R, NV> extent, int64_t row, int64_t column, const F*, int64_t,
+                        const Ahead*) const {
     RegisterTile<E, R, NV> sums(extent), block(extent);
     const Rows<const F>& a = product.a;
     F* const out = product.out[row] + column;
