@@ -67,6 +67,7 @@ lint: $(TESTED)
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 	$(BIN)/mypy
+	$(BIN)/codespell $$(git ls-files ':!*.ipynb')
 	$(BIN)/python tools/check_headers.py
 
 # torch comes first: the extension is built against the torch that it will run beside.
@@ -82,7 +83,7 @@ $(TESTED): $(READY)
 	@$(BIN)/python -m pip install -q -e '.[test,dev]' --no-build-isolation $(LOGGED)
 	touch $@
 
-# Whether the tree has grown by more than a tenth over what tools/weight.json records.
+# How much the tree has grown since tools/weight.json was recorded: a note, no gate.
 weight: $(TESTED) build
 	$(BIN)/python -m tools.weight $(ARGS)
 
