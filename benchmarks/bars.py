@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from .cases import Case
+from .cases import GATED, Case
 from .names import OURS, TORCH
 from .report import Table
 from .store import Result, Row
 
-BEST = "the best rival"
+BEST, CELL = "the best rival", "the cell of torch.nn"
+Wanted = Callable[[Case], bool]
 
 
 @dataclass(frozen=True)
@@ -49,36 +50,42 @@ def text(run: Any, bars: Sequence[Bar]) -> tuple[str, bool]:
     return table.text(), all(line[3] != "missed" for line in lines)
 
 
-def _plain(result: Result, wanted: Callable[[Case], bool]) -> list[Row]:
-    """In float32 at full precision on all cores."""
+def _plain(result: Result, wanted: Wanted, dtype: str = "float32") -> list[Row]:
+    """In float32, or bfloat16 where the CPU multiplies it, at full precision on all cores."""
+    if dtype == "bfloat16" and not {"avx512_bf16", "amx_bf16"} & {*result.stamp["cpu_flags"]}:
+        return []
     return [
         row
         for row in result.rows.values()
-        if row.case.dtype == "float32" and row.case.precision == "highest" and not row.case.threads
+        if row.case.dtype == dtype and row.case.precision == "highest" and not row.case.threads
         if OURS in row.seconds and wanted(row.case)
     ]
 
 
-def _over(rival: str, wanted: Callable[[Case], bool]) -> Callable[[Result], dict[str, float]]:
-    """How many times as fast as a rival, or as the fastest of each row."""
+def _over(rival: str, wanted: Wanted, dtype: str) -> Callable[[Result], dict[str, float]]:
+    """How many times as fast as a rival, as torch.nn's cell, or as the fastest of each row."""
 
     def ratios(result: Result) -> dict[str, float]:
         found = {}
-        for row in _plain(result, wanted):
-            whom = row.best_rival(OURS) if rival == BEST else rival
-            if whom and (ratio := row.ratio(whom, OURS)) is not None:
+        for row in _plain(result, wanted, dtype):
+            other: Row | None = row
+            if rival == CELL and row.case.kind == "rnn":
+                other = result.rows.get(replace(row.case, kind="cell").name)
+            whom = {BEST: row.best_rival(OURS), CELL: TORCH}.get(rival, rival)
+            if other and whom in other.seconds:
+                ratio = other.seconds[whom]["median"] / row.seconds[OURS]["median"]
                 found[f"{row.case.name} ({whom})"] = ratio
         return found
 
     return ratios
 
 
-def _roof(wanted: Callable[[Case], bool]) -> Callable[[Result], dict[str, float]]:
-    """The share that layers reach of what the machine can do."""
+def _roof(wanted: Wanted, *cells: str) -> Callable[[Result], dict[str, float]]:
+    """The share that layers, by default the RNN, reach of what the machine can do."""
 
     def shares(result: Result) -> dict[str, float]:
         found = {}
-        for row in _plain(result, lambda c: c.kind == "rnn" and c.T > 1 and wanted(c)):
+        for row in _plain(result, lambda c: _layer(c, *cells) and wanted(c)):
             if least := result.bound(row):
                 name = f"{row.case.name} ({least.limit})"
                 found[name] = least.seconds / row.seconds[OURS]["median"]
@@ -87,31 +94,76 @@ def _roof(wanted: Callable[[Case], bool]) -> Callable[[Result], dict[str, float]
     return shares
 
 
-def _layers(mode: str) -> Callable[[Case], bool]:
-    return lambda c: c.kind == "rnn" and c.T > 1 and c.mode == mode
+def _behind(wanted: Wanted) -> Callable[[Result], dict[str, float]]:
+    """How many points of the roof layers with gates are behind the RNN of their size."""
+
+    def size(name: str) -> str:
+        return name.split()[0].partition("-")[2]
+
+    def points(result: Result) -> dict[str, float]:
+        rnn = {size(name): share for name, share in _roof(wanted)(result).items()}
+        gated = _roof(wanted, *GATED)(result)
+        return {n: 100 * (rnn[size(n)] - share) for n, share in gated.items() if size(n) in rnn}
+
+    return points
 
 
+def _layer(c: Case, *cells: str) -> bool:
+    return c.kind == "rnn" and c.T > 1 and c.cell in (cells or ("rnn",))
+
+
+def _layers(mode: str, *cells: str) -> Wanted:
+    return lambda c: _layer(c, *cells) and c.mode == mode
+
+
+def _one(kind: str, *cells: str) -> Wanted:
+    """One step by a layer ("rnn"), a cell or a Stepper."""
+    return lambda c: c.kind == kind and c.T == 1 and c.mode == "infer" and c.cell in cells
+
+
+Speed = tuple[str, Wanted, str, float, float]
 # Which calls, whom they are held against, and how many times as fast they must be: in the mean, and
 # each (0: as it comes).
-_SPEED: tuple[tuple[str, Callable[[Case], bool], str, float, float], ...] = (
+_SPEED: tuple[Speed, ...] = (
     ("infer", _layers("infer"), TORCH, 5.0, 0),
     ("infer", _layers("infer"), BEST, 2.3, 1.1),
     ("train", _layers("train"), TORCH, 4.5, 0),
     ("train", _layers("train"), BEST, 2.5, 1.1),
-    ("one call, T=1, RNN",
-     lambda c: c.kind == "rnn" and c.T == 1 and c.mode == "infer", TORCH, 2.5, 1.5),
-    ("one call, RNNCell", lambda c: c.kind == "cell" and c.mode == "infer", TORCH, 1.8, 1.5),
-    ("one step of a stream", lambda c: c.kind == "step", BEST, 0, 1.1),
+    ("one call, T=1, RNN", _one("rnn", "rnn"), TORCH, 2.5, 1.5),
+    ("one call, RNNCell", _one("cell", "rnn"), TORCH, 1.8, 1.5),
+    ("one step of a stream", _one("step", "rnn"), BEST, 0, 1.1),
+    ("GRU infer", _layers("infer", "gru"), TORCH, 4.0, 0),
+    ("GRU infer", _layers("infer", "gru"), BEST, 1.6, 1.0),
+    ("GRU train", _layers("train", "gru"), TORCH, 4.0, 0),
+    ("GRU train", _layers("train", "gru"), BEST, 2.5, 1.2),
+    ("LSTM infer", _layers("infer", "lstm"), TORCH, 2.0, 0),
+    ("LSTM infer", _layers("infer", "lstm"), BEST, 1.35, 0.97),
+    ("LSTM train", _layers("train", "lstm"), TORCH, 1.5, 0),
+    ("LSTM train", _layers("train", "lstm"), BEST, 1.5, 1.0),
+    ("packed GRU, LSTM", lambda c: c.packed and _layer(c, *GATED), TORCH, 4.0, 0),
+    ("packed GRU, LSTM", lambda c: c.packed and _layer(c, *GATED), BEST, 0, 2.0),
+    ("one call, T=1, GRU, LSTM", _one("rnn", *GATED), CELL, 2.0, 0),
+    ("one call, T=1, GRU, LSTM", _one("rnn", *GATED), BEST, 0, 1.2),
+    ("one call, GRUCell, LSTMCell", _one("cell", *GATED), CELL, 1.5, 1.2),
+    ("one step of a stream, GRU, LSTM", _one("step", *GATED), CELL, 5.0, 0),
+    ("one step of a stream, GRU, LSTM", _one("step", *GATED), BEST, 0, 1.2),
     ("embedding gather",
      lambda c: c.kind == "embedding" and c.mode == "infer", TORCH, 1.0, 0.95),
     ("embedding + dense gradient",
      lambda c: c.kind == "embedding" and c.mode == "train" and not c.sparse, TORCH, 1.6, 0.95),
     ("embedding + sparse gradient", lambda c: c.sparse, TORCH, 2.5, 1.1),
 )  # fmt: skip
+# In bfloat16, where the CPU multiplies it.
+_BFLOAT16: tuple[Speed, ...] = (
+    ("GRU in bfloat16", lambda c: _layer(c, "gru"), TORCH, 4.0, 0),
+    ("LSTM in bfloat16", lambda c: _layer(c, "lstm"), TORCH, 1.3, 0),
+    ("GRU, LSTM in bfloat16", lambda c: _layer(c, *GATED), BEST, 0, 1.0),
+)
 BARS = (
     *(
-        Bar(f"{what} over {rival}", needed, _over(rival, wanted), mean)
-        for what, wanted, rival, on_average, at_least in _SPEED
+        Bar(f"{what} over {rival}", needed, _over(rival, wanted, dtype), mean)
+        for dtype, speed in (("float32", _SPEED), ("bfloat16", _BFLOAT16))
+        for what, wanted, rival, on_average, at_least in speed
         for needed, mean in ((on_average, True), (at_least, False))
         if needed
     ),
@@ -120,4 +172,8 @@ BARS = (
     Bar("share of the roof, H >= 256, B >= 16, train", 0.78,
         _roof(lambda c: c.H >= 256 and c.B >= 16 and c.mode == "train")),
     Bar("share of the roof, B = 1", 0.80, _roof(lambda c: c.B == 1)),
+    Bar("points of the roof behind the RNN, H >= 256, B >= 16", 4,
+        _behind(lambda c: c.H >= 256 and c.B >= 16), at_most=True),
+    Bar("points of the roof behind the RNN, H = 128, B >= 16", 8,
+        _behind(lambda c: c.H == 128 and c.B >= 16), at_most=True),
 )  # fmt: skip

@@ -15,6 +15,7 @@ class Case:
     kind: "rnn" (a call over a sequence), "cell" (one step), "step" (one step of a stream: weights
         prepared once, each call goes on from the state of the last), "embedding", or "demo" (a
         whole training step of examples/train_text.py, with V pieces of text).
+    cell: "rnn" (Elman's), "gru" or "lstm": of all kinds but embeddings and the demo.
     mode: "infer" (no autograd) or "train" (forward and the gradients of the input and of every
         parameter); for embeddings "infer" is the gather, "train" the gather and its gradient,
         "backward" the gradient alone.
@@ -35,6 +36,7 @@ class Case:
     layers: int = 1
     bidirectional: bool = False
     packed: bool = False
+    cell: str = "rnn"
     nonlinearity: str = "tanh"
     dtype: str = "float32"
     precision: str = "highest"
@@ -54,10 +56,11 @@ class Case:
             grad = "sparse" if self.sparse else "dense"
             what = {"infer": "gather", "train": grad, "backward": f"{grad}-backward"}[self.mode]
             parts = [f"embedding-V{self.V}-D{self.D}-N{self.N}", self.indices, what]
-        elif self.kind in ("cell", "step"):
-            parts = [f"{self.kind}-B{self.B}-I{self.I}-H{self.H}", self.mode]
         else:
-            parts = [f"{self.kind}-T{self.T}-B{self.B}-I{self.I}-H{self.H}", self.mode]
+            steps = f"T{self.T}-" if self.kind in ("rnn", "demo") else ""
+            parts = [f"{self.kind}-{steps}B{self.B}-I{self.I}-H{self.H}", self.mode]
+            if self.cell != "rnn":
+                parts[0] = f"{self.cell}-{parts[0].removeprefix('rnn-')}"
         parts += [f"{self.layers}layers"] if self.layers > 1 else []
         parts += ["bidirectional"] if self.bidirectional else []
         parts += ["packed"] if self.packed else []
@@ -67,6 +70,15 @@ class Case:
         parts += [f"{self.threads}thread"] if self.threads else []
         parts += [self.device] if self.device != "cpu" else []
         return "-".join(parts)
+
+    @property
+    def gates(self) -> int:
+        return {"rnn": 1, "gru": 3, "lstm": 4}[self.cell]
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The names of the last ones."""
+        return ("h_n", "c_n") if self.cell == "lstm" else ("h_n",)
 
     @property
     def directions(self) -> int:
@@ -89,6 +101,7 @@ class Case:
 
 
 MODES = ("infer", "train")
+GATED = ("gru", "lstm")
 REPEATED_ROWS = 16
 
 # T, B, I, H of models people run: language model, signals, pixel-by-pixel digits, and so on.
@@ -113,6 +126,8 @@ TABLES = ((50_000, 256, 8192), (10_000, 64, 512), (250_000, 128, 32_768))
 DEMO: dict[str, Any] = {"T": 100, "B": 20, "I": 256, "H": 256, "V": 384}
 # What `--quick` runs: a case or two of every kind.
 QUICK = (
+    *(f"{cell}-{what}" for cell in GATED
+      for what in ("T35-B20-*-infer", "T100-B32-*-train-packed", "step-B1-I256-*")),
     "rnn-T35-B20-*", "rnn-T100-B64-I64-H256-*", "rnn-T64-B32-I64-H512-*", "rnn-T100-B1-I64-H256-*",
     "rnn-T100-B32-*-train-packed", "rnn-T1-B1-*", "cell-B1-I256-*-infer", "step-B1-I256-*",
     "embedding-V50000-*-uniform-*", "demo-*",
@@ -124,7 +139,7 @@ def _rnn(shape: tuple[int, int, int, int], mode: str, *tags: str, **options: Any
     return Case("rnn", mode, t, b, i, h, tags=frozenset(tags), **options)
 
 
-def _all() -> Iterator[Case]:
+def _recurrent() -> Iterator[Case]:
     plain = {"headline": HEADLINE, "sweep-H": SWEEP_H, "sweep-B": SWEEP_B, "sweep-T": SWEEP_T}
     for mode in MODES:
         for tag, shapes in plain.items():
@@ -149,6 +164,9 @@ def _all() -> Iterator[Case]:
         for b in (1, 16):
             yield Case("cell", "train", 1, b, h, h, **latency)
     yield Case("step", "infer", 1, 16, 64, 256, **latency)
+
+
+def _others() -> Iterator[Case]:
     for v, d, n in TABLES:
         for indices in ("uniform", "zipf"):
             for mode, sparse in (("infer", False), ("train", False), ("train", True)):
@@ -166,7 +184,15 @@ def _merge(cases: Iterable[Case]) -> tuple[Case, ...]:
     return tuple(merged.values())
 
 
-CASES = _merge(_all())
+def _gated(cases: Iterable[Case]) -> Iterator[Case]:
+    """Those of the RNN with the other cells, whose nonlinearities are given."""
+    for cell in GATED:
+        for case in (case for case in cases if case.nonlinearity == "tanh"):
+            yield replace(case, cell=cell, tags=case.tags | {cell})
+
+
+_ELMAN = _merge(_recurrent())
+CASES = (*_ELMAN, *_gated(_ELMAN), *_others())
 
 
 def select(among: Iterable[Case], patterns: Iterable[str] = ()) -> list[Case]:

@@ -43,7 +43,8 @@ def draw(result: Result, folder: Path) -> list[Path]:
 
 def speedup(result: Result) -> Any:
     """Headline cases: how many times as long each rival takes, as points on a log axis."""
-    headline = [row for row in result.rows.values() if "headline" in row.case.tags]
+    rows = [row for row in result.rows.values() if "headline" in row.case.tags]
+    headline = [row for row in rows if row.case.cell == "rnn"]
     panels = {m: rows for m in MODES if (rows := [r for r in headline if r.case.mode == m])}
     if not panels:
         return None

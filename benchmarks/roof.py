@@ -126,7 +126,7 @@ def bound(case: Case, roof: Roof) -> Bound:
         peak = roof.flops[peak_dtype(case, roof)]
         bounds.append(Bound("FMA", operations(case) / peak))
         streamed = streamed_bytes(case)
-        share = case.H * case.H * ITEMSIZE[case.dtype] / roof.threads
+        share = case.gates * case.H * case.H * ITEMSIZE[case.dtype] / roof.threads
         level = roof.level(share)
         beside = (operations(case) - step_operations(case)) / peak
         bounds.append(Bound(level, streamed / roof.read[level] + beside))
@@ -146,14 +146,15 @@ def operations(case: Case) -> float:
     total = 2.0 * rows * case.directions * case.H * case.V  # the demo's scores
     for layer in range(case.layers):
         inputs = case.I if layer == 0 else case.directions * case.H
-        total += 2.0 * rows * case.directions * case.H * (inputs + case.H)
+        total += 2.0 * rows * case.directions * case.gates * case.H * (inputs + case.H)
     return total * (3 if case.mode == "train" else 1)
 
 
 def step_operations(case: Case) -> float:
     """Those of them that wait for the step before: W_hh h, and W_hh^T times its gradient."""
     passes = 2 if case.mode == "train" else 1
-    return 2.0 * passes * case.layers * sum(case.lengths) * case.directions * case.H**2
+    weights = case.layers * case.directions * case.gates * case.H**2
+    return 2.0 * passes * sum(case.lengths) * weights
 
 
 def streamed_bytes(case: Case) -> float:
@@ -161,7 +162,7 @@ def streamed_bytes(case: Case) -> float:
     if case.kind == "embedding":
         return 0.0
     passes = 2 if case.mode == "train" else 1
-    weights = case.layers * case.directions * case.H * case.H * ITEMSIZE[case.dtype]
+    weights = case.layers * case.directions * case.gates * case.H**2 * ITEMSIZE[case.dtype]
     return float(passes * case.T * weights)
 
 
@@ -183,7 +184,7 @@ def moved_bytes(case: Case) -> float:
     weights = 0
     for layer in range(case.layers):
         inputs = case.I if layer == 0 else case.directions * case.H
-        weights += case.directions * case.H * (inputs + case.H + 2)
+        weights += case.directions * case.gates * case.H * (inputs + case.H + 2)
     features, output = rows * case.I, rows * case.directions * case.H
     if case.mode == "infer":
         return float(item * (features + output + weights))

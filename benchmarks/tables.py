@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import compared, report, store
-from .cases import Case
+from .cases import GATED, Case
 from .compared import Comparison
 from .names import OURS, TORCH
 from .store import Result, Row
@@ -25,7 +25,12 @@ README_ROWS: tuple[tuple[str, Callable[[Case], bool]], ...] = (
     ("training, fewer or smaller", lambda c: _layer(c, "train") and not _batch(c)),
     ("inference, 16 sequences and 128 units or more", lambda c: _layer(c, "infer") and _batch(c)),
     ("inference, fewer or smaller", lambda c: _layer(c, "infer") and not _batch(c)),
-    ("one step of a stream by `Stepper`", lambda c: c.kind == "step"),
+    ("one step of a stream by `Stepper`", lambda c: c.kind == "step" and c.cell == "rnn"),
+    ("GRU, training", lambda c: _layer(c, "train", "gru")),
+    ("GRU, inference", lambda c: _layer(c, "infer", "gru")),
+    ("LSTM, training", lambda c: _layer(c, "train", "lstm")),
+    ("LSTM, inference", lambda c: _layer(c, "infer", "lstm")),
+    ("one step of their streams", lambda c: c.kind == "step" and c.cell in GATED),
     ("the demo's whole training step", lambda c: c.kind == "demo"),
 )
 # Beside the headline cases.
@@ -47,7 +52,8 @@ TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "jax": "JAX"}
 
 
 def headline(result: Result) -> str:
-    names = [name for name, row in result.rows.items() if "headline" in row.case.tags]
+    cases = [row.case for row in result.rows.values()]
+    names = [c.name for c in cases if "headline" in c.tags and c.cell == "rnn"]
     return _of_cases(result, names)
 
 
@@ -74,7 +80,8 @@ def readme(result: Result) -> str:
             others = [row for row in rows if row.best_rival(OURS) not in (None, TORCH)]
             ratios = [row.ratio(row.best_rival(OURS) or TORCH, OURS) for row in others]
             line.append(_mean_and_range(ratios))
-        body.append([f"{what} ({len(rows)} sizes)" if len(rows) > 1 else what, *line[1:]])
+        sizes = f"{what} ({len(rows)} sizes)" if len(rows) > 1 else what
+        body += [[sizes, *line[1:]]] if any(line[1:]) else []
     header = [
         f"{core}, {whom}"
         for core in sorted(runs)
@@ -88,8 +95,8 @@ def _full(case: Case) -> bool:
     return case.dtype == "float32" and case.precision == "highest" and case.threads == 0
 
 
-def _layer(case: Case, mode: str) -> bool:
-    return case.kind == "rnn" and case.mode == mode and case.T > 1
+def _layer(case: Case, mode: str, cell: str = "rnn") -> bool:
+    return case.kind == "rnn" and case.mode == mode and case.T > 1 and case.cell == cell
 
 
 def _batch(case: Case) -> bool:

@@ -113,7 +113,7 @@ def compare_times(trees: list[Path], patterns: Sequence[str]) -> bool:
     """
     chosen = cases.select(cases.CASES, patterns)
     found = _time(trees, chosen)
-    again = [case for case in chosen if found[case.name][0] > SLOWER]
+    again = [case for case in chosen if case.name in found and found[case.name][0] > SLOWER]
     for name, row in _time(trees, again).items():
         found[name] = min(found[name], row, key=lambda row: row[1])
     mean = statistics.geometric_mean(middle for _, middle, _ in found.values())
@@ -131,7 +131,11 @@ def _time(trees: list[Path], chosen: Sequence[Case]) -> dict[str, tuple[float, f
     for threads in sorted({case.threads for case in chosen}):
         a, b = (worker_of(tree, threads) for tree in trees)
         for case in (case for case in chosen if case.threads == threads):
-            seconds, ratios = _take_turns(case, a, b)
+            try:
+                seconds, ratios = _take_turns(case, a, b)
+            except AttributeError as error:
+                print(f"{case.name}: not in both builds: {error}", flush=True)
+                continue
             low, middle, high = found[case.name] = measure.quartiles(ratios)
             print(f"{case.name:55} {seconds * 1e6:11.1f} us  B/A {middle:.3f} ({low:.3f} to "
                   f"{high:.3f} in {len(ratios)} rounds)", flush=True)  # fmt: skip

@@ -29,8 +29,8 @@ class Unsupported(Exception):
 class Prepared(Contender):
     """A contender and result(), which runs it once: named arrays, padded, in torch's layout.
 
-    Names: "output" and "h_n" for infer ("output" alone for one step, the second from zeros of a
-    stream); "output" and "grad:<parameter>" for train, where the RNN's
+    Names: "output", "h_n" and an LSTM's "c_n" for infer ("output" alone for one step, the second
+    from zeros of a stream); "output" and "grad:<parameter>" for train, where the layer's
     input counts as parameter "input"; "rows" and "grad:weight" for a sparse gradient; "losses" of
     the first steps for the demo.
     holds: what must outlive the contender because a runtime keeps only its address.
@@ -55,12 +55,29 @@ def named(
             if restart:
                 restart()
                 call()
-            values = call()
-        values = values if isinstance(values, (tuple, list)) else [values]
+            values = flat(call())
         convert_one = convert or (lambda name, value: array(value))
         return {name: convert_one(name, v) for name, v in zip(names, values, strict=True)}
 
     return Prepared(call, context, result=result)
+
+
+def flat(values: Any) -> list[Any]:
+    """Tuples and lists laid open; a PackedSequence, which is a tuple too, stays whole."""
+    if type(values) not in (tuple, list):
+        return [values]
+    return [leaf for value in values for leaf in flat(value)]
+
+
+def layer_of(modules: Any, case: Case, **options: Any) -> Any:
+    """The case's layer or cell of a package: its RNN, GRU, LSTM, RNNCell, ..."""
+    name = case.cell.upper()
+    if case.kind == "cell":
+        return getattr(modules, f"{name}Cell")(case.I, case.H, **options)
+    if name == "RNN":
+        options["nonlinearity"] = case.nonlinearity
+    layer = getattr(modules, name)
+    return layer(case.I, case.H, case.layers, bidirectional=case.bidirectional, **options)
 
 
 class Rival(Protocol):
@@ -119,11 +136,7 @@ class Data:
             return {"weight": self._normal(2, case.V, case.D)}
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            module: nn.Module
-            if case.kind == "cell":
-                module = nn.RNNCell(case.I, case.H)
-            else:
-                module = nn.RNN(case.I, case.H, case.layers, bidirectional=case.bidirectional)
+            module = layer_of(nn, case)
         state = module.state_dict()
         return {name: value.to(self.device, self.dtype) for name, value in state.items()}
 
@@ -180,7 +193,7 @@ def compare(case: Case, expected: Arrays, actual: Arrays) -> float:
     ValueError, naming the array, where it passes the tolerance or shapes or names differ.
     """
     if case.mode != "infer" or "h_n" not in actual:
-        expected = {name: values for name, values in expected.items() if name != "h_n"}
+        expected = {name: values for name, values in expected.items() if name not in case.states}
     if expected.keys() != actual.keys():
         raise ValueError(f"results {sorted(actual)}, expected {sorted(expected)}")
     allowed, worst = tolerance(case), 0.0
@@ -195,10 +208,11 @@ def compare(case: Case, expected: Arrays, actual: Arrays) -> float:
     return worst
 
 
-def stacked(data: Data, kind: str, layer: int) -> np.ndarray:
-    """Parameter `kind` of one layer, its directions stacked: [D, ...]."""
+def stacked(data: Data, kind: str, layer: int, gates: Sequence[int]) -> np.ndarray:
+    """Parameter `kind` of one layer, its gates in that order, its directions stacked: [D, ...]."""
     suffixes = ("", "_reverse")[: data.case.directions]
-    return np.stack([array(data.state[f"{kind}_l{layer}{suffix}"]) for suffix in suffixes])
+    values = [array(data.state[f"{kind}_l{layer}{suffix}"]) for suffix in suffixes]
+    return np.stack([np.concatenate([np.split(v, len(gates))[g] for g in gates]) for v in values])
 
 
 def sequences_only(case: Case, dtypes: tuple[str, ...]) -> None:

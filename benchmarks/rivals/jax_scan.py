@@ -34,7 +34,7 @@ class Jax:
         forward = self._forward(case)
         if case.mode == "infer":
             run = jax.jit(forward)
-            return _named(lambda: run(parameters, x), ("output", "h_n"))
+            return _named(lambda: run(parameters, x), ("output", *case.states))
         grad_output = jnp.asarray(array(data.grad_output), case.dtype)
 
         def step(parameters: Any, x: Any, grad_output: Any) -> Any:
@@ -48,61 +48,91 @@ class Jax:
         return _named(lambda: run(parameters, x, grad_output), names)
 
     def _stream(self, case: Case, p: dict[str, Any], x: Any) -> Prepared:
-        import jax.numpy as jnp
-
-        def step(p: dict[str, Any], x: Any, h: Any) -> Any:
-            bias = p["bias_ih_l0"] + p["bias_hh_l0"]
-            return jnp.tanh(x @ p["weight_ih_l0"] + bias + h @ p["weight_hh_l0"])
-
-        run = _jax().jit(step)
-        h = zeros = jnp.zeros((case.B, case.H), x.dtype)
+        run = _jax().jit(
+            lambda p, x, state: _step(case, p, "l0")(_projected(case, p, x, "l0"), state)
+        )
+        state = zeros = _zeros(case, x)
 
         def call() -> Any:
-            nonlocal h
-            h = run(p, x, h)
-            return h
+            nonlocal state
+            state = run(p, x, state)
+            return state[0]
 
         def restart() -> None:
-            nonlocal h
-            h = zeros
+            nonlocal state
+            state = zeros
 
         return _named(call, ("output",), restart)
 
     def _forward(self, case: Case) -> Callable[[Any, Any], Any]:
         import jax.numpy as jnp
-        from jax import lax, nn
+        from jax import lax
 
-        function = {"tanh": jnp.tanh, "relu": nn.relu}[case.nonlinearity]
         lengths = jnp.asarray(case.lengths)[:, None] if case.packed else None
 
         def direction(p: Any, x: Any, suffix: str) -> Any:
-            weight = p[f"weight_hh_{suffix}"]
-            bias = p[f"bias_ih_{suffix}"] + p[f"bias_hh_{suffix}"]
-            pre = x @ p[f"weight_ih_{suffix}"] + bias
-            zero = jnp.zeros((case.B, case.H), x.dtype)
+            advance = _step(case, p, suffix)
 
-            def step(h: Any, inputs: Any) -> Any:
+            def step(state: Any, inputs: Any) -> Any:
                 t, pre_t = inputs
-                new = function(pre_t + h @ weight)
+                new = advance(pre_t, state)
                 if lengths is None:
-                    return new, new
+                    return new, new[0]
                 alive = t < lengths
-                return jnp.where(alive, new, h), jnp.where(alive, new, 0)
+                kept = [jnp.where(alive, *both) for both in zip(new, state, strict=True)]
+                return tuple(kept), jnp.where(alive, new[0], 0)
 
-            return lax.scan(
-                step, zero, (jnp.arange(case.T), pre), reverse=suffix.endswith("reverse")
-            )
+            steps = jnp.arange(case.T), _projected(case, p, x, suffix)
+            return lax.scan(step, _zeros(case, x), steps, reverse=suffix.endswith("reverse"))
 
         def forward(p: Any, x: Any) -> Any:
             last: list[Any] = []
             for layer in range(case.layers):
                 suffixes = (f"l{layer}", f"l{layer}_reverse")[: case.directions]
-                h_n, outputs = zip(*(direction(p, x, suffix) for suffix in suffixes), strict=True)
+                states, outputs = zip(*(direction(p, x, s) for s in suffixes), strict=True)
                 x = jnp.concatenate(outputs, axis=-1) if case.bidirectional else outputs[0]
-                last += h_n
-            return x, jnp.stack(last)
+                last += states
+            return x, *map(jnp.stack, zip(*last, strict=True))
 
         return forward
+
+
+def _zeros(case: Case, x: Any) -> tuple[Any, ...]:
+    import jax.numpy as jnp
+
+    return tuple(jnp.zeros((case.B, case.H), x.dtype) for _ in case.states)
+
+
+def _projected(case: Case, p: Any, x: Any, suffix: str) -> Any:
+    """What the input gives to the gates; a GRU's second bias is not added to it."""
+    bias = p[f"bias_ih_{suffix}"] + (0 if case.cell == "gru" else p[f"bias_hh_{suffix}"])
+    return x @ p[f"weight_ih_{suffix}"] + bias
+
+
+def _step(case: Case, p: Any, suffix: str) -> Callable[[Any, Any], Any]:
+    """From what the input gives to the gates and the states before to those after."""
+    import jax.numpy as jnp
+    from jax import nn
+
+    function = {"tanh": jnp.tanh, "relu": nn.relu}[case.nonlinearity]
+    weight, bias = (p[f"{kind}_hh_{suffix}"] for kind in ("weight", "bias"))
+
+    def elman(pre: Any, state: Any) -> Any:
+        return (function(pre + state[0] @ weight),)
+
+    def gru(pre: Any, state: Any) -> Any:
+        pre_r, pre_z, pre_n = jnp.split(pre, 3, axis=-1)
+        hidden_r, hidden_z, hidden_n = jnp.split(state[0] @ weight + bias, 3, axis=-1)
+        z = nn.sigmoid(pre_z + hidden_z)
+        n = jnp.tanh(pre_n + nn.sigmoid(pre_r + hidden_r) * hidden_n)
+        return (n + z * (state[0] - n),)
+
+    def lstm(pre: Any, state: Any) -> Any:
+        i, f, g, o = jnp.split(pre + state[0] @ weight, 4, axis=-1)
+        c = nn.sigmoid(f) * state[1] + nn.sigmoid(i) * jnp.tanh(g)
+        return nn.sigmoid(o) * jnp.tanh(c), c
+
+    return {"rnn": elman, "gru": gru, "lstm": lstm}[case.cell]
 
 
 def _jax() -> Any:

@@ -10,9 +10,12 @@ import numpy as np
 from ..cases import Case
 from .contract import Arrays, Data, Prepared, array, sequences_only, stacked
 
+# ONNX's order of torch's gates: a GRU's z r h of r z n, an LSTM's i o f c of i f g o.
+ORDERS = {"rnn": (0,), "gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}
+
 
 class OnnxRuntime:
-    """A chain of ONNX RNN nodes; inputs and outputs bound once, so that a run copies nothing."""
+    """A chain of ONNX nodes; inputs and outputs bound once, so that a run copies nothing."""
 
     name = "onnxruntime"
 
@@ -32,14 +35,12 @@ class OnnxRuntime:
         bindings = [session.io_binding() for _ in range(2)]
         own = ort.OrtValue.ortvalue_from_numpy
         tensors = {name: own(values) for name, values in feeds(case, data).items()}
-        states: list[Any] = []
-        if case.kind == "step":
-            zeros = np.zeros((1, case.B, case.H), np.float32)
-            # Each of an array of its own, whose memory it shares.
-            states = [own(zeros.copy()) for _ in bindings]
-        shapes: dict[str, tuple[int, ...]] = {
-            f"H{layer}": (case.directions, case.B, case.H) for layer in range(case.layers)
-        }
+        zeros, carried = np.zeros((1, case.B, case.H), np.float32), carried_states(case)
+        # Each of an array of its own, whose memory it shares.
+        states = [{name: own(zeros.copy()) for name in carried} for _ in bindings]
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
+            itertools.chain(*last_states(case)), (case.directions, case.B, case.H)
+        )
         one_way = (case.T, 1, case.B, case.H)
         shapes["Y"] = one_way if case.directions == 1 else (case.T, case.B, 2 * case.H)
         outputs = {
@@ -47,10 +48,10 @@ class OnnxRuntime:
             for name, shape in shapes.items()
         }
         for n, binding in enumerate(bindings):
-            inputs = tensors | ({"H": states[n]} if states else {})
-            for name, value in inputs.items():
+            for name, value in (tensors | states[n]).items():
                 binding.bind_ortvalue_input(name, value)
-            for name, value in (outputs | ({"H0": states[1 - n]} if states else {})).items():
+            goes_on = {f"{name}0": value for name, value in states[1 - n].items()}
+            for name, value in (outputs | goes_on).items():
                 binding.bind_ortvalue_output(name, value)
         turns = itertools.cycle(bindings)
 
@@ -58,15 +59,11 @@ class OnnxRuntime:
             session.run_with_iobinding(next(turns))
 
         def result() -> Arrays:
-            if not states:
-                call()
-                last = [outputs[f"H{layer}"].numpy() for layer in range(case.layers)]
-                output = outputs["Y"].numpy().reshape(case.T, case.B, -1)
-                return {"output": output.copy(), "h_n": np.concatenate(last)}
-            states[0].update_inplace(zeros)
+            for value in states[0].values():
+                value.update_inplace(zeros)
             for binding in bindings:
                 session.run_with_iobinding(binding)
-            return {"output": outputs["Y"].numpy()[0, 0].copy()}
+            return results(case, {name: value.numpy() for name, value in outputs.items()})
 
         return Prepared(call, result=result, holds=(tensors, states, outputs))
 
@@ -76,8 +73,28 @@ def feeds(case: Case, data: Data) -> dict[str, np.ndarray]:
     return {"X": array(data.input), **lengths}
 
 
+def last_states(case: Case) -> list[list[str]]:
+    """The model's names of each state's last values, a layer at a time: H0, H1, ..., C0, ..."""
+    return [[f"{name[0].upper()}{n}" for n in range(case.layers)] for name in case.states]
+
+
+def carried_states(case: Case) -> list[str]:
+    """Those that a stream hands on, as inputs."""
+    return [name[0].upper() for name in case.states] if case.kind == "step" else []
+
+
+def results(case: Case, outputs: dict[str, np.ndarray]) -> Arrays:
+    """Copies of the model's outputs under the names of a Prepared's."""
+    output = outputs["Y"].reshape(case.T, case.B, -1).copy()
+    if case.kind == "step":
+        return {"output": output[0]}
+    last = [np.concatenate([outputs[name] for name in names]) for names in last_states(case)]
+    return {"output": output, **dict(zip(case.states, last, strict=True))}
+
+
 def model_of(case: Case, data: Data) -> bytes:
-    """Inputs X, and lengths or the state H where the case has them; outputs H0, H1, ... and Y."""
+    """Inputs X, and lengths or a stream's states where the case has them; outputs the last states
+    and Y."""
     from onnx import TensorProto, helper, numpy_helper
 
     nodes, weights, x = [], [], "X"
@@ -86,15 +103,16 @@ def model_of(case: Case, data: Data) -> bytes:
         weights.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
+    last_of, order = last_states(case), ORDERS[case.cell]
     for layer in range(case.layers):
-        bias = [stacked(data, f"bias_{kind}", layer) for kind in ("ih", "hh")]
+        bias = [stacked(data, f"bias_{kind}", layer, order) for kind in ("ih", "hh")]
         inputs = [
             x,
-            constant(f"W{layer}", stacked(data, "weight_ih", layer)),
-            constant(f"R{layer}", stacked(data, "weight_hh", layer)),
+            constant(f"W{layer}", stacked(data, "weight_ih", layer, order)),
+            constant(f"R{layer}", stacked(data, "weight_hh", layer, order)),
             constant(f"B{layer}", np.concatenate(bias, axis=1)),
             "lengths" if case.packed else "",
-            *(["H"] if case.kind == "step" else []),
+            *carried_states(case),
         ]
         # The last output of one direction stays [T, 1, B, H]: the same bytes as [T, B, H].
         last = layer == case.layers - 1
@@ -102,9 +120,13 @@ def model_of(case: Case, data: Data) -> bytes:
         options: dict[str, Any] = {
             "hidden_size": case.H,
             "direction": "bidirectional" if case.bidirectional else "forward",
-            "activations": [case.nonlinearity.capitalize()] * case.directions,
         }
-        nodes.append(helper.make_node("RNN", inputs, [x, f"H{layer}"], **options))
+        if case.cell == "rnn":
+            options["activations"] = [case.nonlinearity.capitalize()] * case.directions
+        if case.cell == "gru":
+            options["linear_before_reset"] = 1
+        last_names = [names[layer] for names in last_of]
+        nodes.append(helper.make_node(case.cell.upper(), inputs, [x, *last_names], **options))
         if case.directions > 1:
             nodes.append(helper.make_node("Transpose", [x], [f"t{layer}"], perm=[0, 2, 1, 3]))
             x = f"t{layer}"
@@ -115,11 +137,11 @@ def model_of(case: Case, data: Data) -> bytes:
             x = target
     info, states = helper.make_tensor_value_info, [case.directions, case.B, case.H]
     wide = [case.T, case.B, 2 * case.H]
-    values = {f"H{layer}": states for layer in range(case.layers)}
+    values = dict.fromkeys(itertools.chain(*last_of), states)
     values["Y"] = wide if case.directions > 1 else [case.T, 1, case.B, case.H]
     given = [info("X", TensorProto.FLOAT, [case.T, case.B, case.I])]
     given += [info("lengths", TensorProto.INT32, [case.B])] if case.packed else []
-    given += [info("H", TensorProto.FLOAT, states)] if case.kind == "step" else []
+    given += [info(name, TensorProto.FLOAT, states) for name in carried_states(case)]
     wanted = [info(name, TensorProto.FLOAT, shape) for name, shape in values.items()]
     graph = helper.make_graph(nodes, "rnn", given, wanted, weights)
     opset = [helper.make_opsetid("", 22)]

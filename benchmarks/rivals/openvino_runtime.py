@@ -9,11 +9,11 @@ import numpy as np
 
 from ..cases import Case
 from .contract import Arrays, Data, Prepared, sequences_only
-from .onnx_runtime import feeds, model_of
+from .onnx_runtime import carried_states, feeds, last_states, model_of, results
 
 
 class OpenVino:
-    """Its RNNSequence nodes with the latency hint, inputs and outputs in memory that is shared."""
+    """Its sequence nodes with the latency hint, inputs and outputs in memory that is shared."""
 
     name = "openvino"
 
@@ -33,23 +33,21 @@ class OpenVino:
         requests = [compiled.create_infer_request() for _ in range(2)]
         inputs: dict[str, Any] = {name: ov.Tensor(x, True) for name, x in feeds(case, data).items()}
         zeros = np.zeros((1, case.B, case.H), np.float32)
-        states = [ov.Tensor(zeros.copy()) for _ in requests] if case.kind == "step" else []
+        states = [
+            {name: ov.Tensor(zeros.copy()) for name in carried_states(case)} for _ in requests
+        ]
         for n, request in enumerate(requests):
-            for name, tensor in (inputs | ({"H": states[n]} if states else {})).items():
+            goes_on = {f"{name}0": tensor for name, tensor in states[1 - n].items()}
+            for name, tensor in (inputs | states[n] | goes_on).items():
                 request.set_tensor(name, tensor)
-            if states:
-                request.set_tensor("H0", states[1 - n])
         turns = itertools.cycle(requests)
 
         def result() -> Arrays:
-            if states:
-                states[0].data[:] = zeros
+            for tensor in states[0].values():
+                tensor.data[:] = zeros
             for request in requests:
                 request.infer()
-            output = requests[1].get_tensor("Y").data.reshape(case.T, case.B, -1).copy()
-            if states:
-                return {"output": output[0]}
-            last = [requests[1].get_tensor(f"H{layer}").data for layer in range(case.layers)]
-            return {"output": output, "h_n": np.concatenate(last)}
+            names = itertools.chain(["Y"], *last_states(case))
+            return results(case, {name: requests[1].get_tensor(name).data for name in names})
 
         return Prepared(lambda: next(turns).infer(), result=result, holds=(inputs, states))

@@ -6,7 +6,7 @@ import importlib
 import itertools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ..cases import Case
 from ..names import COMPILED, OURS, TORCH
-from .contract import Arrays, Data, Prepared, Unsupported, array, named
+from .contract import Arrays, Data, Prepared, Unsupported, array, flat, layer_of, named
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -32,7 +32,7 @@ def theirs() -> TorchModules:
 
 @dataclass(frozen=True)
 class TorchModules:
-    """nn.RNN, nn.RNNCell and nn.Embedding, or another package's modules of those names."""
+    """torch.nn's recurrent layers, cells and Embedding, or another package's of those names."""
 
     name: str
     package: str
@@ -46,11 +46,8 @@ class TorchModules:
             return _stream(case, data, self.package == OURS)
         if case.kind == "embedding":
             module = modules.Embedding(case.V, case.D, sparse=case.sparse, **place)
-        elif case.kind == "cell":
-            module = modules.RNNCell(case.I, case.H, **place)
         else:
-            options = {"nonlinearity": case.nonlinearity, "bidirectional": case.bidirectional}
-            module = modules.RNN(case.I, case.H, case.layers, **options, **place)
+            module = layer_of(modules, case, **place)
         module.load_state_dict(data.state)
         return {"embedding": _embedding, "cell": _cell, "rnn": _rnn}[case.kind](case, module, data)
 
@@ -68,37 +65,48 @@ def _training(
 
 
 def _cell(case: Case, module: nn.Module, data: Data) -> Prepared:
-    x = data.input[0]
-    h = torch.zeros(case.B, case.H, device=data.device, dtype=data.dtype)
+    x, hx = data.input[0], _zeros(case, data)
     if case.mode == "infer":
-        return named(lambda: module(x, h), ("output",), torch.inference_mode)
-    leaves = {"input": x.detach().requires_grad_(), "hx": h.requires_grad_()}
-    call = lambda: module(*leaves.values())  # noqa: E731
+        return named(lambda: _output(module(x, hx)), ("output",), torch.inference_mode)
+    leaves = {"input": x.detach().requires_grad_()}
+    leaves |= {name: h.requires_grad_() for name, h in zip(("hx", "cx"), flat(hx), strict=False)}
+    call = lambda: _output(module(leaves["input"], hx))  # noqa: E731
     return _training(call, leaves | dict(module.named_parameters()), data.grad_output[0])
 
 
+def _zeros(case: Case, data: Data) -> Any:
+    """A first state: a tensor, or an LSTM's pair."""
+    zeros = [data.input.new_zeros(case.B, case.H) for _ in case.states]
+    return tuple(zeros) if case.cell == "lstm" else zeros[0]
+
+
+def _output(state: Any) -> Any:
+    """h, of an LSTM's pair too."""
+    return state[0] if type(state) is tuple else state
+
+
 def _stream(case: Case, data: Data, ours: bool) -> Prepared:
-    """rnnext.Stepper, or torch.nn's RNNCell, which is faster than its RNN, and its last state."""
+    """rnnext.Stepper, or torch.nn's cell, which is faster than its layer, and its last state."""
     x = data.input[0]
     if ours:
         import rnnext
 
-        rnn = nn.RNN(case.I, case.H, dtype=data.dtype)
-        rnn.load_state_dict(data.state)
-        stepper = rnnext.Stepper(rnn, case.B)
+        layer = layer_of(rnnext, case, dtype=data.dtype)
+        layer.load_state_dict(data.state)
+        stepper = rnnext.Stepper(layer, case.B)
         return named(lambda: stepper(x), ("output",), torch.inference_mode, restart=stepper.reset)
-    cell = nn.RNNCell(case.I, case.H, dtype=data.dtype)
+    cell = layer_of(nn, replace(case, kind="cell"), dtype=data.dtype)
     cell.load_state_dict({name.removesuffix("_l0"): w for name, w in data.state.items()})
-    h = zeros = torch.zeros(case.B, case.H, dtype=data.dtype)
+    state = zeros = _zeros(case, data)
 
     def restart() -> None:
-        nonlocal h
-        h = zeros
+        nonlocal state
+        state = zeros
 
     def step() -> Any:
-        nonlocal h
-        h = cell(x, h)
-        return h
+        nonlocal state
+        state = cell(x, state)
+        return _output(state)
 
     return named(step, ("output",), torch.inference_mode, restart=restart)
 
@@ -162,7 +170,7 @@ def _rnn(case: Case, module: nn.Module, data: Data) -> Prepared:
         return array(values)
 
     if case.mode == "infer":
-        return named(lambda: module(x), ("output", "h_n"), torch.inference_mode, padded)
+        return named(lambda: module(x), ("output", *case.states), torch.inference_mode, padded)
     values = _values(x).detach().requires_grad_()
     x = PackedSequence(values, x.batch_sizes) if case.packed else values
     leaves = {"input": values} | dict(module.named_parameters())
@@ -188,6 +196,8 @@ class CompiledLoop:
     def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
         if case.kind != "rnn" or case.packed or case.T == 1 or case.layers * case.directions > 1:
             raise Unsupported("a dense sequence, one layer and direction only")
+        if case.cell != "rnn":
+            raise Unsupported("Elman's cell only")
         if case.dtype != "float32" if case.device == "cpu" else "compiled" not in case.tags:
             raise Unsupported("float32 on the CPU and a few cases on a GPU only")
         if case.nonlinearity not in self.steps:

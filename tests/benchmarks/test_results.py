@@ -36,6 +36,20 @@ def test_bars_are_held_or_missed_by_their_numbers():
     assert held["infer over the best rival: mean"][2:4] == ("5.26", "held")
     assert missed["infer over torch.nn: mean"][3] == "missed"
     assert missed["one call, RNNCell over torch.nn: worst"][3] == "held"
+    assert held["GRU infer over torch.nn: mean"][3] == "held"
+    run = run_of("slower gates", 1.9)
+    for row in run.rows.values():  # three times the work in more than three times the time
+        row.seconds[names.OURS]["median"] *= 3.1 if row.case.cell == "gru" else 1
+    run.rows["gru-cell-B1-I64-H64-infer"].seconds[names.TORCH]["median"] *= 4
+    lines = {line[0]: line for line in (bar.verdict(run) for bar in bars.BARS)}
+    behind = "points of the roof behind the RNN, H = 128, B >= 16: worst"
+    assert (held[behind][3], lines[behind][3]) == ("held", "missed")
+    (one_step,) = (
+        b for b in bars.BARS if b.what == "one call, T=1, GRU, LSTM over the cell of torch.nn"
+    )
+    found = one_step.values(run)
+    assert found["gru-T1-B1-I64-H64-infer (torch.nn)"] == pytest.approx(40 / (3.1 * 1.9))
+    assert found["lstm-T1-B1-I64-H64-infer (torch.nn)"] == pytest.approx(10 / 1.9)
     run = run_of("empty", 1.9)
     run.rows.clear()
     text, none_missed = bars.text(run, bars.BARS)
@@ -53,6 +67,9 @@ def test_the_cost_of_one_more_counts_whole_vectors():
 def test_bound_names_the_roof_that_a_case_meets_first():
     wide = cases.Case("rnn", "infer", T=64, B=64, I=256, H=256)
     assert roof.bound(wide, LIMITS) == roof.Bound("FMA", 64 * 64 * 512 * 512 / 1e11)
+    for cell, gates in (("gru", 3), ("lstm", 4)):
+        times = roof.bound(replace(wide, cell=cell), LIMITS).seconds
+        assert times == pytest.approx(gates * 64 * 64 * 512 * 512 / 1e11)
     single = cases.Case("rnn", "infer", T=100, B=1, I=8, H=256)
     assert roof.bound(single, LIMITS).limit == "L2"
     streamed = 100 * 4 * 256**2 / 1.5e11

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import rnnext
 from benchmarks import cases, measure, names, rivals, runner
 from benchmarks.rivals import contract
 
+GATED = [cell for cell in cases.GATED if hasattr(rnnext, cell.upper())]
 LAYER = {"T": 5, "B": 3, "I": 4, "H": 6}
 TABLE = {"V": 50, "D": 3, "N": 40}
 CASES = [
@@ -18,6 +20,11 @@ CASES = [
         cases.Case("rnn", mode, **LAYER, **options)
         for mode, options in zip(itertools.cycle(cases.MODES[::-1]), cases.OPTIONS, strict=False)
     ),
+    *(
+        cases.Case("rnn", mode, **LAYER, **cases.OPTIONS[2], packed=True, cell=cell)
+        for cell, mode in itertools.product(GATED, cases.MODES)
+    ),
+    *(cases.Case("cell", "train", **LAYER, cell=cell) for cell in ("rnn", *GATED)),
     *(cases.Case("embedding", "train", **TABLE, indices="zipf", sparse=s) for s in (False, True)),
     *(cases.Case("embedding", "backward", **TABLE, indices=i) for i in ("uniform", "repeated")),
     cases.Case("demo", "train", T=7, B=2, I=12, H=12, V=20),
@@ -44,11 +51,12 @@ def test_a_rival_that_is_wrong_is_not_timed():
     assert "output is off by" in row.failed["wrong"]
 
 
+@pytest.mark.parametrize("cell", ["rnn", *GATED])
 @pytest.mark.parametrize("B", [1, 3])
-def test_rivals_agree_about_a_stream_and_go_on_from_their_state(B):
-    case = cases.Case("step", "infer", B=B, I=4, H=6)
+def test_rivals_agree_about_a_stream_and_go_on_from_their_state(B, cell):
+    case = cases.Case("step", "infer", B=B, I=4, H=6, cell=cell)
     data = contract.Data(case)
-    rnn = torch.nn.RNN(4, 6)
+    rnn = contract.layer_of(torch.nn, case)
     rnn.load_state_dict(data.state)
     with torch.no_grad():
         second = rnn(data.input.expand(2, B, 4))[0][1]
