@@ -66,6 +66,20 @@ def split_and_pad(rnn: nn.Module, reset: Tensor, x: Tensor) -> tuple[Tensor, Ten
     return rows.view(B, T, -1).transpose(0, 1), h_n
 
 
+def step_by_step(layer: nn.Module, done: Tensor, x: Tensor) -> tuple[Tensor, Any]:
+    """As CleanRL's get_states: a call for every step, states zeroed before it where an episode
+    ended."""
+    state, outputs = None, []
+    for step, d in zip(x, done, strict=True):
+        if isinstance(state, tuple):
+            state = tuple((1.0 - d).view(1, -1, 1) * s for s in state)
+        elif state is not None:
+            state = (1.0 - d).view(1, -1, 1) * state
+        output, state = layer(step.unsqueeze(0), state)
+        outputs.append(output)
+    return torch.cat(outputs), state
+
+
 def zipf(V: int, shape: tuple[int, int]) -> Tensor:
     weights = 1 / torch.arange(1, V + 1, dtype=torch.float64)
     return torch.multinomial(weights, shape[0] * shape[1], replacement=True).view(shape)
@@ -77,6 +91,7 @@ def rows() -> Iterator[Row]:
     for mode in MODES:
         yield from leaks_and_resets(mode, mode == "train")
     yield episodes()
+    yield from learners()
     lengths = (200 * torch.rand(64, generator=torch.Generator().manual_seed(0)) ** 3).long() + 1
     x, mean = torch.randn(200, 64, 64), lengths.double().mean()
     for H in (64, 256):
@@ -132,6 +147,20 @@ def episodes() -> Row:
     size = f"T={T} B={B} H={H}, train"
     what = f"RNN with resets against nn.RNN over split and padded episodes, {size}"
     return Row(what, turns(ours, other))
+
+
+def learners() -> Iterator[Row]:
+    """Recurrent layers in a learner as CleanRL's: few rows, and episodes that end inside."""
+    T, B, I, H = 128, 4, 64, 128  # noqa: E741
+    x, reset = torch.randn(T, B, I), torch.rand(T, B) < 0.03
+    for name in ("RNN", "GRU", "LSTM"):
+        ours, theirs = (getattr(modules, name)(I, H) for modules in (rnnext, nn))
+        theirs.load_state_dict(ours.state_dict())
+        loop = functools.partial(step_by_step, theirs, reset.float())
+        own = module_call(ours, x, True, h_n=False, reset=reset)
+        other = gradients_of(loop, x, theirs.parameters(), True, h_n=False)
+        what = f"{name} with resets against CleanRL's loop over nn.{name}"
+        yield Row(f"{what}, T={T} B={B} I={I} H={H}, train", turns(own, other))
 
 
 def tokens(mode: str, train: bool) -> Iterator[Row]:
@@ -219,6 +248,7 @@ SUITE = Suite(
         at_most("noise over none, train", "LeakyRNN with noise against*train", 1.15),
         at_most("dropout over none", "Two layers with dropout against itself*", 1.15),
         at_most("resets over none", "RNN with resets against without*", 1.05),
+        bar("resets, against CleanRL's loop", "*CleanRL*", 8),
         bar("resets, against split episodes", "RNN with resets against nn.RNN*", 3),
         at_most("lengths, time over valid steps", "RNN with lengths*", 1.15),
         bar("leak, against the Python loop", "LeakyRNN against the Python loop*", 20),

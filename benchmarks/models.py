@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import rnnext
 
 from . import cases, runner
-from .compared import TWO_SIDES, Columns, Numbers, Row, Suite, seconds
+from .compared import TWO_SIDES, Columns, Numbers, Row, Suite, bar, seconds
 from .names import OURS, TORCH
 from .rivals.contract import Data
 from .rivals.torch_modules import TorchModules
@@ -33,6 +33,7 @@ T, FEATURES, WORDS, VOCABULARY = 98, 40, 35, 10_000
 FORMS = ("packed", "lengths", "plain")
 NAMES = (
     *(f"spotter-B{B}-{form}" for form in FORMS for B in (32, 64, 128)),
+    *(f"{cell}-spotter-B64-{form}" for cell in cases.GATED for form in ("packed", "plain")),
     "language-B20-V10000",
     "demo-B20-V384",
 )
@@ -45,11 +46,11 @@ class Spotter(nn.Module):
     different lengths are packed, and the plain form takes all for full.
     """
 
-    def __init__(self, form: str) -> None:
+    def __init__(self, form: str, layers: Callable[..., Any] = nn.RNN) -> None:
         super().__init__()
         self.form = form
         self.norm = nn.LayerNorm(FEATURES)
-        self.rnn = nn.RNN(FEATURES, 128, num_layers=2, bidirectional=True, dropout=0.2)
+        self.rnn = layers(FEATURES, 128, num_layers=2, bidirectional=True, dropout=0.2)
         self.dropout = nn.Dropout(0.2)
         self.score = nn.Linear(256, WORDS)
 
@@ -85,7 +86,7 @@ class LanguageModel(nn.Module):
 def training_step(name: str, library: str) -> Callable[[], None]:
     """One step of the model of that name with the library's modules, on data of its own."""
     torch.manual_seed(0)
-    kind, batch, form = name.split("-")
+    *cell, kind, batch, form = name.split("-")
     B = int(batch[1:])
     if kind == "demo":
         (case,) = cases.select(cases.CASES, ["demo"])
@@ -95,7 +96,7 @@ def training_step(name: str, library: str) -> Callable[[], None]:
         inputs: tuple[Tensor, ...] = (torch.randint(0, VOCABULARY, (35, B)),)
         target = torch.randint(0, VOCABULARY, (35 * B,))
     else:
-        model = Spotter(form)
+        model = Spotter(form, getattr(nn, "".join(cell or ["rnn"]).upper()))
         lengths = torch.randint(T // 3, T + 1, (B,))
         lengths[0] = T
         inputs = (torch.randn(T, B, FEATURES), torch.full((B,), T) if form == "plain" else lengths)
@@ -159,4 +160,8 @@ COLUMNS: Columns = {
     **{f"page faults, {library}": count(f"{side} faults") for side, library in SIDES.items()},
     **{f"MiB, {library}": count(f"{side} MiB") for side, library in SIDES.items()},
 }
-SUITE = Suite("models", rows, {"models": COLUMNS})
+SUITE = Suite("models", rows, {"models": COLUMNS}, (
+    bar("spotters with GRU or LSTM, over torch.nn's", "*-spotter-*", 2),
+    bar("their page faults over torch.nn's", "*-spotter-*", 1, at_most=True,
+        value=lambda row: row["ours faults"] / row["other faults"]),
+))  # fmt: skip
