@@ -1,4 +1,4 @@
-"""Elman RNN recurrence and embedding gather as fused, hand-written kernels for PyTorch."""
+"""RNN, GRU, LSTM and embedding gather as fused, hand-written kernels for PyTorch."""
 
 from importlib.metadata import version as _version
 from pathlib import Path as _Path
@@ -22,22 +22,40 @@ if not f"{_torch.__version__}.".startswith(f"{_build.torch_version}."):
     )
 
 from rnnext import functional, ops
-from rnnext.convert import LengthsRNN, convert, revert, summary
+from rnnext.convert import (
+    LengthsGRU,
+    LengthsLSTM,
+    LengthsRNN,
+    TorchGRU,
+    TorchLSTM,
+    TorchRNN,
+    convert,
+    revert,
+    summary,
+)
 from rnnext.embedding import Embedding
 from rnnext.embedding_rnn import EmbeddingRNN
+from rnnext.gated import GRU, LSTM, GRUCell, LSTMCell
 from rnnext.leaky import LeakyRNN
 from rnnext.rnn import RNN, RNNCell
 from rnnext.stepper import Stepper
 
 # torch.load(weights_only=True) may then make these from a file: their state is data.
 _torch.serialization.add_safe_globals(
-    [RNN, LengthsRNN, RNNCell, LeakyRNN, Embedding, EmbeddingRNN, Stepper]
+    [
+        *(RNN, GRU, LSTM, RNNCell, GRUCell, LSTMCell, LeakyRNN, Embedding, EmbeddingRNN, Stepper),
+        *(LengthsRNN, LengthsGRU, LengthsLSTM, TorchRNN, TorchGRU, TorchLSTM),
+    ]
 )
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "RNN",
     "Embedding",
     "EmbeddingRNN",
+    "GRUCell",
+    "LSTMCell",
     "LeakyRNN",
     "RNNCell",
     "Stepper",

@@ -65,7 +65,7 @@ def name_of(cls: type) -> str:
 
 def _cannot(what: str, module: nn.Module, instead: str) -> NotImplementedError:
     name = name_of(class_of(module))
-    theirs = name.replace("rnnext.", "torch.nn.")
+    theirs = name.replace("rnnext.", "torch.nn.").replace("nn.Torch", "nn.")  # TorchRNN, say
     if not hasattr(nn, theirs.removeprefix("torch.nn.")):
         return NotImplementedError(f"{what} {name}; torch.nn has no such module: use {instead}")
     return NotImplementedError(

@@ -1,4 +1,4 @@
-"""Calls of the op that runs all layers, and the errors of arguments that do not fit."""
+"""Calls of the ops that run layers or a step, and the errors of arguments that do not fit."""
 
 import numbers
 import operator
@@ -13,11 +13,15 @@ from torch.nn.utils.rnn import PackedSequence
 import rnnext.ops  # noqa: F401  registers the fake kernels
 from rnnext import _C
 
-# The same op twice: torch.compile puts this into its graph, eager calls take _C's short way.
+# The same ops twice: torch.compile puts these into its graph, eager calls take _C's short way.
 _rnn: Callable[..., tuple[Tensor, list[Tensor]]] = torch.ops.rnnext.rnn.default
+_rnn_cell: Callable[..., list[Tensor]] = torch.ops.rnnext.rnn_cell.default
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 Lengths = Tensor | Sequence[int]
+Pair = tuple[Tensor, Tensor]
+_NAMES = {"gru": "GRU", "lstm": "LSTM"}  # of all others torch's errors say RNN
+_CELLS = {"rnn": "elman", "gru": "gru", "lstm": "lstm"}  # as users name them
 
 
 class Stack(NamedTuple):
@@ -85,6 +89,37 @@ def refuse_others(required: Mapping[str, Any], **optional: Any) -> None:
             raise TypeError(f"{name} must be a tensor, got {_kind_of(name, value)}") from None
 
 
+def cell_named(cell: str) -> str:
+    """What the ops call the cell that a user gives."""
+    if cell not in _CELLS:
+        raise ValueError(f"cell must be one of 'rnn', 'gru', 'lstm', got {cell!r}")
+    return _CELLS[cell]
+
+
+def as_states(name: str, cell: str, state: Any) -> tuple[Tensor, ...]:
+    """The tensors that a state of this cell is made of: one, or (h, c) of an LSTM; of None none."""
+    if state is None:
+        return ()
+    if cell != "lstm":
+        return (state,)
+    if isinstance(state, (tuple, list)) and len(state) == 2:
+        return tuple(state)
+    found = f"{len(state)} of them" if isinstance(state, (tuple, list)) else _kind_of(name, state)
+    raise TypeError(f"{name} must be a pair of tensors, (h, c), got {found}")
+
+
+def as_given(cell: str, states: Any) -> Any:
+    """The state of this cell that these tensors make: the one, or a pair."""
+    return (states[0], states[1]) if cell == "lstm" else states[0]
+
+
+def by_name(name: str, states: Sequence[Tensor]) -> dict[str, Tensor]:
+    """These tensors of a state as errors call them."""
+    if len(states) == 1:
+        return {name: states[0]}
+    return {f"{name}[{place}]": state for place, state in enumerate(states)}
+
+
 def refuse_no_number(name: str, value: object) -> None:
     """Raise TypeError unless the value of this argument is a number or a tensor."""
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, Tensor)):
@@ -134,25 +169,26 @@ def run(
     of: Stack | nn.RNNBase,
     weights: Sequence[Tensor],
     input: _Sequence,
-    hx: Tensor | None,
+    hx: Any,
     lengths: Lengths | None,
     reset: Tensor | None,
-    reset_state: Tensor | None,
-    nonlinearity: str,
+    reset_state: Any,
+    cell: str,
+    nonlinearity: str = "tanh",
     alpha: Sequence[Tensor] = (),
-    cell: str = "elman",
     noise: Sequence[Tensor] = (),
     table: Tensor | None = None,
-) -> tuple[_Sequence, Tensor]:
+) -> tuple[_Sequence, Any]:
     """:func:`rnnext.functional.rnn` where all that it infers is known; the weights are flat.
 
-    alpha and noise: ``[H]`` for each layer and direction, or none. table: ``[V, I]``; input then
-    says which of its rows each step reads.
+    cell: as the ops call it; of an LSTM, states are pairs. alpha and noise: ``[H]`` for each layer
+    and direction, or none. table: ``[V, I]``; input then says which of its rows each step reads.
 
     Nothing is checked here: the op refuses what is wrong, and only then is the input examined
     again, to raise the error that torch.nn raises for it.
     """
     batch_sizes = None
+    states, starts = as_states("hx", cell, hx), as_states("reset_state", cell, reset_state)
     if type(input) is not Tensor and isinstance(input, PackedSequence):  # the slower of the two
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if is_exporting():
@@ -160,18 +196,18 @@ def run(
                 "torch.export cannot follow a PackedSequence, whose sizes are data: give the "
                 "padded input, and lengths= beside it"
             )
-        if hx is not None and sorted_indices is not None:
-            refuse_others({"input": data}, hx=hx)
-            if hx.shape[1:2] == sorted_indices.shape:  # else the op refuses it
-                hx = hx.index_select(1, sorted_indices)
+        if states and sorted_indices is not None:
+            refuse_others({"input": data, **by_name("hx", states)})
+            if all(h.shape[1:2] == sorted_indices.shape for h in states):  # else the op refuses it
+                states = tuple(h.index_select(1, sorted_indices) for h in states)
     else:
         data = input
     if lengths is not None:
         lengths = as_lengths(lengths, weights[0].device)
     try:
-        output, (h_n,) = (_rnn if is_compiling() else _C.rnn)(
+        output, h_n = (_rnn if is_compiling() else _C.rnn)(
             data if table is None else table,
-            [] if hx is None else [hx],
+            states,
             weights,
             of.bias,
             of.num_layers,
@@ -183,17 +219,19 @@ def run(
             lengths,
             batch_sizes,
             reset,
-            [] if reset_state is None else [reset_state],
+            starts,
             alpha,
             cell,
             noise,
             nonlinearity,
         )
     except (RuntimeError, ValueError):
-        refuse_others({"input": data}, hx=hx, reset=reset, reset_state=reset_state)
-        states = of.num_layers * (2 if of.bidirectional else 1)
+        given = by_name("hx", states) | by_name("reset_state", starts)
+        refuse_others({"input": data, **given}, reset=reset)
         if table is None:
-            _raise_torchs(data, hx, weights, batch_sizes, states, of.batch_first)
+            directions = 2 if of.bidirectional else 1
+            n = of.num_layers * directions
+            _raise_torchs(cell, data, states, weights, batch_sizes, n, of.batch_first)
         for place, weight in enumerate(weights):
             if not isinstance(weight, Tensor):
                 raise TypeError(
@@ -202,61 +240,129 @@ def run(
                 ) from None
         raise
     if batch_sizes is None:
-        return output, h_n
+        return output, as_given(cell, h_n)
     if unsorted_indices is not None:
-        h_n = h_n.index_select(1, unsorted_indices)
-    return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
+        h_n = [h.index_select(1, unsorted_indices) for h in h_n]
+    packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+    return packed, as_given(cell, h_n)
 
 
 def _raise_torchs(
+    cell: str,
     data: Tensor,
-    hx: Tensor | None,
+    hx: Sequence[Tensor],
     weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
     states: int,
     batch_first: bool,
 ) -> None:
-    """Raise torch.nn.RNN's error for these arguments of the op, or return if it has none for them.
+    """Raise torch.nn's error for these arguments of the op, or return if it has none for them.
 
     ``states`` is layers times directions.
     """
+    dims, module = data.dim(), _NAMES.get(cell, "RNN")
     if batch_sizes is None:
-        if data.dim() not in (2, 3):
+        if dims not in (2, 3):
+            found = f"{dims}D" if cell in _NAMES else f"{dims}D tensor"
             raise ValueError(
-                f"RNN: Expected input to be 2D or 3D, got {data.dim()}D tensor instead"
+                f"{module}: Expected input to be 2D or 3D, got {found} instead"
             ) from None
-        if hx is not None and hx.dim() != data.dim():
-            kind = "unbatched 2-D" if data.dim() == 2 else "batched 3-D"
+        if any(h.dim() != dims for h in hx):
+            kind = "unbatched 2-D" if dims == 2 else "batched 3-D"
+            which, found = "hx", f"{hx[0].dim()}-D tensor"
+            if len(hx) == 2:
+                which, found = "hx and cx", f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
             raise RuntimeError(
-                f"For {kind} input, hx should also be {data.dim()}-D but got {hx.dim()}-D tensor"
+                f"For {kind} input, {which} should also be {dims}-D but got {found}"
             ) from None
     if len(weights) < 2 or any(not isinstance(w, Tensor) or w.dim() != 2 for w in weights[:2]):
         return
-    refuse_devices(weights[0], input=data, hx=hx)
+    refuse_devices(weights[0], input=data, **by_name("hx", hx))
     dtype = weights[0].dtype
     if data.dtype != dtype and not torch._C._is_any_autocast_enabled():
         raise ValueError(
             f"RNN input dtype ({data.dtype}) does not match weight dtype ({dtype}). "
             f"Convert input: input.to({dtype}), or convert model: model.to({data.dtype})"
         ) from None
-    if batch_sizes is not None and data.dim() != 2:
-        raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}") from None
+    if batch_sizes is not None and dims != 2:
+        raise RuntimeError(f"input must have 2 dimensions, got {dims}") from None
     if data.size(-1) != weights[0].size(-1):
         raise RuntimeError(
             "input.size(-1) must be equal to input_size. "
             f"Expected {weights[0].size(-1)}, got {data.size(-1)}"
         ) from None
-    if hx is not None:
-        got = list(hx.size())
+    for name, h in by_name("hidden", hx).items():
+        got = list(h.size())
         if batch_sizes is not None:
             batch = int(batch_sizes[0])
-        elif data.dim() == 2:
+        elif dims == 2:
             batch = 1
             got.insert(1, 1)
         else:
             batch = data.size(0 if batch_first else 1)
         expected = (states, batch, weights[1].size(-1))
         if got != list(expected):
-            raise RuntimeError(f"Expected hidden size {expected}, got {got}") from None
-    if batch_sizes is None and data.size(1 if batch_first and data.dim() == 3 else 0) == 0:
+            raise RuntimeError(f"Expected {name} size {expected}, got {got}") from None
+    if batch_sizes is None and data.size(1 if batch_first and dims == 3 else 0) == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN") from None
+
+
+def step(
+    cell: str,
+    input: Tensor,
+    hx: Any,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    nonlinearity: str = "tanh",
+) -> Any:
+    """:func:`rnnext.functional.rnn_cell` of any cell; of an LSTM, states are pairs."""
+    states = as_states("hx", cell, hx)
+    try:
+        found = (_rnn_cell if is_compiling() else _C.rnn_cell)(
+            input, states, weight_ih, weight_hh, bias_ih, bias_hh, cell, nonlinearity
+        )
+    except (RuntimeError, ValueError):
+        refuse_others(
+            {"input": input, "weight_ih": weight_ih, "weight_hh": weight_hh}
+            | by_name("hx", states),
+            bias_ih=bias_ih,
+            bias_hh=bias_hh,
+        )
+        _raise_torchs_of_a_cell(cell, input, states, weight_ih, weight_hh)
+        raise
+    return as_given(cell, found)
+
+
+def _raise_torchs_of_a_cell(
+    cell: str, input: Tensor, hx: Sequence[Tensor], weight_ih: Tensor, weight_hh: Tensor
+) -> None:
+    """Raise the error of torch.nn's cell for these arguments, or return if it has none for them."""
+    refuse_devices(weight_hh, input=input, **by_name("hx", hx))
+    module = f"{_NAMES.get(cell, 'RNN')}Cell"
+    if input.dim() not in (1, 2):
+        raise ValueError(
+            f"{module}: Expected input to be 1D or 2D, got {input.dim()}D instead"
+        ) from None
+    for name, h in by_name("hx" if len(hx) == 2 else "hidden", hx).items():
+        if h.dim() not in (1, 2):
+            raise ValueError(
+                f"{module}: Expected {name} to be 1D or 2D, got {h.dim()}D instead"
+            ) from None
+    if input.size(-1) != weight_ih.size(-1):
+        raise RuntimeError(
+            f"input has inconsistent input_size: got {input.size(-1)} expected {weight_ih.size(-1)}"
+        ) from None
+    rows = input.size(0) if input.dim() == 2 else 1
+    for place, h in enumerate(hx):
+        batch = h if input.dim() == 2 else h.unsqueeze(0)
+        if batch.size(0) != rows:
+            raise RuntimeError(
+                f"Input batch size {rows} doesn't match hidden{place} batch size {batch.size(0)}"
+            ) from None
+        if batch.size(1) != weight_hh.size(-1):
+            raise RuntimeError(
+                f"hidden{place} has inconsistent hidden_size: got {batch.size(1)}, expected "
+                f"{weight_hh.size(-1)}"
+            ) from None

@@ -12,10 +12,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from rnnext import _C, _deploy
 from rnnext._deploy import class_of, name_of
-from rnnext._layers import Lengths, as_lengths, refuse_shape
+from rnnext._layers import Lengths, as_given, as_lengths, as_states, refuse_shape
 from rnnext.embedding import Embedding
 from rnnext.embedding_rnn import EmbeddingRNN
-from rnnext.rnn import RNN, RNNCell
+from rnnext.gated import GRU, LSTM, GRUCell, LSTMCell
+from rnnext.rnn import RNN, RNNCell, cell_of
 
 __all__ = ["convert", "revert", "summary"]
 
@@ -24,56 +25,98 @@ _Model = TypeVar("_Model", bound=nn.Module)
 _Classes = Mapping[type[nn.Module], type[nn.Module]]
 
 
-class LengthsRNN(nn.RNN):
-    """A torch.nn.RNN that takes ``lengths``, by torch's operators alone: what ``revert`` leaves.
+class _TakesLengths(nn.RNNBase):
+    """A layer of torch.nn that takes ``lengths``, by torch's operators alone: what ``revert``
+    leaves.
 
     Past the end of a row steps are computed and thrown away.
     """
 
     __prepare_scriptable__ = _deploy.refuse_script
 
-    def forward(  # type: ignore[override]
-        self, input: Tensor, hx: Tensor | None = None, lengths: Lengths | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, input: Tensor, hx: Any = None, lengths: Lengths | None = None) -> Any:
         """As :meth:`rnnext.RNN.forward`."""
         if lengths is None:
-            output, h_n = super().forward(input, hx)
-            return output, h_n
+            return super().forward(input, hx)
         if isinstance(input, PackedSequence) or input.dim() != 3:
             raise ValueError(
                 "lengths needs a 3-D input: one sequence or a packed input has its own"
             )
         x = input.transpose(0, 1) if self.batch_first else input
         lengths = _checked(lengths, x)
-        directions = 2 if self.bidirectional else 1
+        directions, cell = 2 if self.bidirectional else 1, cell_of(self)
         if hx is None:
-            hx = x.new_zeros(directions * self.num_layers, x.shape[1], self.hidden_size)
+            zeros = x.new_zeros(directions * self.num_layers, x.shape[1], self.hidden_size)
+            hx = (zeros, zeros) if cell == "lstm" else zeros
+        starts = as_states("hx", cell, hx)
         self.check_forward_args(input, hx, None)
         steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
         exists = (steps < lengths).unsqueeze(2)
         last = (lengths - 1).clamp(min=0)
         x = torch.where(exists, x, 0)  # NaN there would be one in the gradients of the weights
         turned = torch.where(exists, (last - steps).unsqueeze(2), 0)  # each row from its own end
-        one_layer = torch._VF.rnn_tanh if self.nonlinearity == "tanh" else torch._VF.rnn_relu
-        states: list[Tensor] = []
+        states: list[list[Tensor]] = []
         while len(states) < directions * self.num_layers:
             outputs = []
             for turn in [False, True][:directions]:
                 weights: list[Any] = self.all_weights[len(states)]
                 own = x.gather(0, turned.expand_as(x)) if turn else x
-                start = hx[len(states)]
-                output, _ = one_layer(
-                    own, start.unsqueeze(0), weights, self.bias, 1, 0.0, False, False, False
-                )
-                end = output.gather(0, last.view(1, -1, 1).expand(1, *start.shape))[0]
-                states.append(torch.where(lengths.unsqueeze(1) > 0, end, start.to(end.dtype)))
+                start = [h[len(states)] for h in starts]
+                output, *c = self._one_layer(own, start, weights, exists)
+                end = [output.gather(0, last.view(1, -1, 1).expand(1, *start[0].shape))[0], *c]
+                some = (lengths > 0).unsqueeze(1)
+                pairs = zip(end, start, strict=True)
+                states.append([torch.where(some, e, s.to(e.dtype)) for e, s in pairs])
                 if turn:
                     output = output.gather(0, turned.expand_as(output))
                 outputs.append(torch.where(exists, output, 0))
             x = torch.cat(outputs, 2)
             if len(states) < directions * self.num_layers:
                 x = nn.functional.dropout(x, self.dropout, self.training)
-        return x.transpose(0, 1) if self.batch_first else x, torch.stack(states)
+        h_n = as_given(cell, [torch.stack(each) for each in zip(*states, strict=True)])
+        return x.transpose(0, 1) if self.batch_first else x, h_n
+
+    def _one_layer(
+        self, x: Tensor, start: list[Tensor], weights: list[Any], exists: Tensor
+    ) -> list[Tensor]:
+        """The output of a layer and direction and, of an LSTM, each row's last c."""
+        hx: Any = [h.unsqueeze(0) for h in start]
+        options = (self.bias, 1, 0.0, False, False, False)
+        if len(hx) == 2:
+            # Past the end of a row a feature is 1 that makes f 1 and i 0, so that c stays.
+            past = torch.where(exists, 0, 1).to(x.dtype).expand(*x.shape[:2], 1)
+            gates = x.new_tensor([-1e4, 1e4, 0, 0]).repeat_interleave(self.hidden_size)
+            widened = torch.cat([weights[0], gates.unsqueeze(1).to(weights[0].dtype)], 1)
+            x, weights = torch.cat([x, past], 2), [widened, *weights[1:]]
+            output, _, c = torch._VF.lstm(x, hx, weights, *options)
+            return [output, c[0]]
+        kinds = {"GRU": torch._VF.gru, "RNN_RELU": torch._VF.rnn_relu}
+        output, _ = kinds.get(self.mode, torch._VF.rnn_tanh)(x, hx[0], weights, *options)
+        return [output]
+
+
+class LengthsRNN(_TakesLengths, nn.RNN):  # type: ignore[misc]
+    """A torch.nn.RNN that takes ``lengths``."""
+
+
+class LengthsGRU(_TakesLengths, nn.GRU):  # type: ignore[misc]
+    """A torch.nn.GRU that takes ``lengths``."""
+
+
+class LengthsLSTM(_TakesLengths, nn.LSTM):  # type: ignore[misc]
+    """A torch.nn.LSTM that takes ``lengths``."""
+
+
+class TorchRNN(RNN, nn.RNN):
+    """An rnnext.RNN for who asks for a torch.nn.RNN, which torch.compile puts into no graph."""
+
+
+class TorchGRU(GRU, nn.GRU):
+    """An rnnext.GRU for who asks for a torch.nn.GRU, which torch.compile puts into no graph."""
+
+
+class TorchLSTM(LSTM, nn.LSTM):
+    """An rnnext.LSTM for who asks for a torch.nn.LSTM, which torch.compile puts into no graph."""
 
 
 def _checked(lengths: Lengths, x: Tensor) -> Tensor:
@@ -92,29 +135,33 @@ def _checked(lengths: Lengths, x: Tensor) -> Tensor:
     return lengths
 
 
-_TO_RNNEXT: _Classes = {
-    LengthsRNN: RNN,
-    nn.RNN: RNN,
-    nn.RNNCell: RNNCell,
-    nn.Embedding: Embedding,
+# torch.nn's layers: rnnext's, that as a subclass of torch.nn's, and what takes lengths.
+_LAYERS = {
+    nn.RNN: (RNN, TorchRNN, LengthsRNN),
+    nn.GRU: (GRU, TorchGRU, LengthsGRU),
+    nn.LSTM: (LSTM, TorchLSTM, LengthsLSTM),
 }
-_TO_TORCH: _Classes = {ours: theirs for theirs, ours in _TO_RNNEXT.items()} | {LengthsRNN: nn.RNN}
+_CELLS: _Classes = {nn.RNNCell: RNNCell, nn.GRUCell: GRUCell, nn.LSTMCell: LSTMCell}
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def convert(model: _Model, *, embedding: bool = True, dry_run: bool = False) -> _Model:
-    """Turn every torch.nn RNN, RNNCell and Embedding of a model into rnnext's, in place.
+def convert(
+    model: _Model, *, embedding: bool = True, subclass: bool = False, dry_run: bool = False
+) -> _Model:
+    """Turn every torch.nn RNN, GRU, LSTM, cell and Embedding of a model into rnnext's, in place.
 
     The modules stay the same objects and change their class, so Parameters, buffers, hooks,
     training flags, devices, parametrizations and references to them stay as they are. Left alone
     are instances of other subclasses, which may override what rnnext replaces, modules whose
-    forward has been replaced, and those whose dtype, device or kind of tensor rnnext has no kernels
-    for: :func:`summary` says which. Each change is logged at
+    forward has been replaced, LSTMs with ``proj_size``, and those whose dtype, device or kind of
+    tensor rnnext has no kernels for: :func:`summary` says which. Each change is logged at
     level INFO.
 
     Args:
-        model: any module; it may itself be one of the three.
+        model: any module; it may itself be one of them.
         embedding: whether Embeddings are among them. Default: ``True``.
+        subclass: whether layers stay instances of ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM``, for
+            libraries that ask; torch.compile then breaks its graph at them. Default: ``False``.
         dry_run: whether to change nothing, and print :func:`summary`. Default: ``False``.
 
     Returns:
@@ -124,52 +171,62 @@ def convert(model: _Model, *, embedding: bool = True, dry_run: bool = False) -> 
         TypeError: ``model`` is no module.
     """
     if dry_run:
-        print(summary(model, embedding=embedding))
+        print(summary(model, embedding=embedding, subclass=subclass))
         return model
-    return _swap_classes(model, _to_rnnext(embedding))
+    return _swap_classes(model, _to_rnnext(embedding, subclass))
 
 
 def revert(model: _Model, *, lengths: bool = False) -> _Model:
-    """Undo :func:`convert`: every rnnext RNN, RNNCell and Embedding becomes torch.nn's, in place.
+    """Undo :func:`convert`: rnnext's RNNs, GRUs, LSTMs, cells and Embeddings become torch.nn's.
 
     The two of an :class:`rnnext.EmbeddingRNN`, which torch.nn has no module for, stay, and so do
     instances of subclasses and modules whose forward has been replaced. torch.nn has nothing for
     ``reset`` either.
 
     Args:
-        model: any module; it may itself be one of the three.
-        lengths: whether the model passes ``lengths``, which torch.nn.RNN does not take: RNNs then
-            become a subclass of it that does, and that torch.jit.script cannot compile; ``revert``
-            without it makes that torch.nn.RNN. Default: ``False``.
+        model: any module; it may itself be one of them.
+        lengths: whether the model passes ``lengths``, which torch.nn's layers do not take: they
+            then become subclasses that do, and that torch.jit.script cannot compile; ``revert``
+            without it makes those torch.nn's. Default: ``False``.
 
     Returns:
         The same model.
     """
-    of_lengths = {RNN: LengthsRNN, LengthsRNN: LengthsRNN}
-    return _swap_classes(model, {**_TO_TORCH, **of_lengths} if lengths else _TO_TORCH)
+    return _swap_classes(model, _to_torch(lengths))
 
 
-def summary(model: nn.Module, *, embedding: bool = True) -> str:
+def summary(model: nn.Module, *, embedding: bool = True, subclass: bool = False) -> str:
     """What :func:`convert` would do with a model, a line for each module it may be about.
 
     Args:
         model: any module.
-        embedding: as :func:`convert`'s.
+        embedding, subclass: as :func:`convert`'s.
 
     Returns:
-        Lines such as ``encoder.rnn: torch.nn.RNN -> rnnext.RNN``, or, for an RNN, a cell or an
-        Embedding that is left alone, why.
+        Lines such as ``encoder.rnn: torch.nn.RNN -> rnnext.RNN``, or, for a recurrent layer, a cell
+        or an Embedding that is left alone, why.
     """
     of_interest = (nn.RNNBase, nn.RNNCellBase, nn.Embedding)
     return "\n".join(
         str(step)
-        for step in _steps(model, _to_rnnext(embedding))
+        for step in _steps(model, _to_rnnext(embedding, subclass))
         if isinstance(step.module, of_interest)
     )
 
 
-def _to_rnnext(embedding: bool) -> _Classes:
-    return {k: v for k, v in _TO_RNNEXT.items() if embedding or k is not nn.Embedding}
+def _to_rnnext(embedding: bool = True, subclass: bool = False) -> _Classes:
+    classes = {**_CELLS, nn.Embedding: Embedding} if embedding else dict(_CELLS)
+    for theirs, (ours, of_theirs, of_lengths) in _LAYERS.items():
+        classes |= dict.fromkeys((theirs, of_lengths), of_theirs if subclass else ours)
+    return classes
+
+
+def _to_torch(lengths: bool) -> _Classes:
+    classes: dict[type[nn.Module], type[nn.Module]] = {v: k for k, v in _CELLS.items()}
+    classes[Embedding] = nn.Embedding
+    for theirs, others in _LAYERS.items():
+        classes |= dict.fromkeys(others, others[-1] if lengths else theirs)
+    return classes
 
 
 class _Step(NamedTuple):
@@ -204,7 +261,7 @@ def _steps(model: nn.Module, classes: _Classes) -> Iterator[_Step]:
             reason = _no_counterpart(old, classes)
         elif "forward" in vars(module):
             reason = "its forward has been replaced"
-        elif new in _TO_RNNEXT:
+        elif new in _to_rnnext():
             reason = "it is part of an EmbeddingRNN" if id(module) in parts else ""
         else:
             reason = _no_kernel(module)
@@ -214,7 +271,7 @@ def _steps(model: nn.Module, classes: _Classes) -> Iterator[_Step]:
 def _no_counterpart(cls: type[nn.Module], classes: _Classes) -> str:
     if any(base.__module__.startswith("rnnext.") for base in cls.__mro__):
         return "it is rnnext's"
-    if cls in _TO_RNNEXT:
+    if cls is nn.Embedding:
         return "embedding=False"
     for base in classes:
         if issubclass(cls, base):
@@ -224,6 +281,8 @@ def _no_counterpart(cls: type[nn.Module], classes: _Classes) -> str:
 
 def _no_kernel(module: nn.Module) -> str:
     """Why rnnext cannot compute a module of torch.nn, if so."""
+    if getattr(module, "proj_size", 0):
+        return f"proj_size is {module.proj_size}; rnnext has no projections"
     for name, weight in module.named_parameters():
         inert = isinstance(module, nn.Embedding) and not weight.requires_grad
         if weight.dtype not in _FLOATS and not inert:

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _C, _deploy, _layers
 from rnnext.embedding import Embedding
+from rnnext.gated import GRU, LSTM
 from rnnext.rnn import RNN, nonlinearity_of, weights_of
 
 __all__ = ["EmbeddingRNN"]
@@ -23,7 +24,7 @@ _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 
 
 class EmbeddingRNN(nn.Module):
-    """An embedding and an Elman RNN over it: ``rnn(embedding(tokens))``, computed another way.
+    """An embedding and an RNN, GRU or LSTM over it: ``rnn(embedding(tokens))``, in another way.
 
     The rows of the table that occur are multiplied with the first layer's W_ih once, however often
     they occur, and each step picks its product by token: neither the embedded sequence
@@ -35,7 +36,8 @@ class EmbeddingRNN(nn.Module):
         embedding_dim: E, the size of a row of the table.
         hidden_size: H.
         num_layers: L. Default: 1.
-        nonlinearity: ``"tanh"`` or ``"relu"``. Default: ``"tanh"``.
+        nonlinearity: ``"tanh"`` or ``"relu"``; of a GRU or an LSTM ``"tanh"``.
+            Default: ``"tanh"``.
         bias: whether the RNN has biases. Default: ``True``.
         batch_first: whether tokens are ``[B, T]`` and the output ``[B, T, D * H]``.
             Default: ``False``.
@@ -44,17 +46,18 @@ class EmbeddingRNN(nn.Module):
         padding_idx: the row, in -V..V-1, that starts as zeros and gets no gradient. Default: none.
         device: where the parameters are made. Default: torch's default device.
         dtype: of the parameters. Default: torch's default.
+        cell: ``"rnn"``, ``"gru"`` or ``"lstm"``. Default: ``"rnn"``.
 
     Attributes:
         embedding: the :class:`rnnext.Embedding`.
-        rnn: the :class:`rnnext.RNN`.
+        rnn: the :class:`rnnext.RNN`, :class:`rnnext.GRU` or :class:`rnnext.LSTM`.
 
     Raises:
         TypeError, ValueError, AssertionError: as the two modules'.
     """
 
     embedding: Embedding
-    rnn: RNN
+    rnn: Any
     __prepare_scriptable__ = _deploy.refuse_script
     _slow_forward = _deploy.slow_forward
 
@@ -72,31 +75,38 @@ class EmbeddingRNN(nn.Module):
         padding_idx: int | None = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        cell: str = "rnn",
     ) -> None:
         super().__init__()
+        of_rnn = _layers.cell_named(cell) == "elman"
+        if not of_rnn and nonlinearity != "tanh":
+            raise ValueError(f"nonlinearity must be 'tanh' of a {cell}, got {nonlinearity!r}")
         self.embedding = Embedding(
             num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype
         )
-        self.rnn = RNN(
-            embedding_dim, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout,
-            bidirectional, device, dtype,
+        kind: Any = {"rnn": RNN, "gru": GRU, "lstm": LSTM}[cell]
+        self.rnn = kind(
+            embedding_dim, hidden_size, num_layers, bias=bias, batch_first=batch_first,
+            dropout=dropout, bidirectional=bidirectional, device=device, dtype=dtype,
+            **({"nonlinearity": nonlinearity} if of_rnn else {}),
         )  # fmt: skip
 
     def forward(
         self,
         tokens: _Sequence,
-        hx: Tensor | None = None,
+        hx: Any = None,
         lengths: _layers.Lengths | None = None,
         reset: Tensor | None = None,
-        reset_state: Tensor | None = None,
-    ) -> tuple[_Sequence, Tensor]:
+        reset_state: Any = None,
+    ) -> tuple[_Sequence, Any]:
         """Run over whole sequences of tokens.
 
         Args:
             tokens: int32 or int64, each in 0..V-1: ``[T, B]``, ``[B, T]`` with ``batch_first``,
                 ``[T]`` for one sequence, or a packed sequence of ``[N]`` data.
-            hx: the first states, ``[L * D, B, H]``, or ``[L * D, H]`` for one sequence.
-                Default: zeros.
+            hx: the first states, ``[L * D, B, H]``, or ``[L * D, H]`` for one sequence; of an LSTM
+                two of these, ``(h, c)``. Default: zeros.
             lengths: the number of steps of each row, as :meth:`rnnext.RNN.forward`'s.
             reset: where a new episode begins, as :meth:`rnnext.RNN.forward`'s.
             reset_state: the states that it begins with, as :meth:`rnnext.RNN.forward`'s.
@@ -112,7 +122,7 @@ class EmbeddingRNN(nn.Module):
         options = {"lengths": lengths, "reset": reset, "reset_state": reset_state}
         data = tokens.data if isinstance(tokens, PackedSequence) else tokens
         if not isinstance(data, Tensor):
-            node: tuple[_Sequence, Tensor] | None
+            node: tuple[_Sequence, Any] | None
             node = _deploy.leaf(self, data, hx=hx, **options)
             if node is not None:
                 return node
@@ -127,7 +137,7 @@ class EmbeddingRNN(nn.Module):
             if isinstance(tokens, PackedSequence):
                 features = tokens._replace(data=features)
             given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
-            result: tuple[_Sequence, Tensor] = self.rnn(features, hx, **given)
+            result: tuple[_Sequence, Any] = self.rnn(features, hx, **given)
             return result
         rnn = self.rnn
         rows, index = table
@@ -135,7 +145,7 @@ class EmbeddingRNN(nn.Module):
         try:
             return _layers.run(
                 rnn, weights_of(rnn, rnn._flat_weights_names), batch, hx, lengths, reset,
-                reset_state, nonlinearity_of(rnn), table=rows,
+                reset_state, rnn._cell, nonlinearity_of(rnn), table=rows,
             )  # fmt: skip
         except IndexError:
             self.embedding(data)  # names the token's place in the layout that was given
@@ -154,7 +164,7 @@ class EmbeddingRNN(nn.Module):
         """
         modules: dict[str, Any] = self._modules  # faster than through nn.Module.__getattr__
         embedding, rnn = modules["embedding"], modules["rnn"]
-        if not (_is_plain(embedding, Embedding) and _is_plain(rnn, RNN)):
+        if not (_is_plain(embedding, Embedding) and _is_plain(rnn, RNN, GRU, LSTM)):
             return None
         if _has_any_global_hook():  # type: ignore[no-untyped-call]
             return None
@@ -182,13 +192,14 @@ class EmbeddingRNN(nn.Module):
         return (embedding(rows), index) if len(rows) else None
 
 
-def _is_plain(module: nn.Module | None, cls: type[nn.Module]) -> bool:
-    """Whether calling a module runs this class's forward, on its parameters, and nothing else.
+def _is_plain(module: Any, *classes: type[nn.Module]) -> bool:
+    """Whether calling a module runs the forward of its class, one of these, on its parameters, and
+    nothing else.
 
     A parametrization gives a module a class of its own; torch's older spectral_norm, weight_norm
     and prune are hooks.
     """
-    return type(module) is cls and not (
+    return type(module) in classes and not (
         module._forward_pre_hooks
         or module._forward_hooks
         or module._backward_pre_hooks

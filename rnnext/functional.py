@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,10 +11,20 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _C, _layers
 
-__all__ = ["check_indices", "embedding", "recurrence", "rnn", "rnn_cell", "rnn_ensemble"]
+__all__ = [
+    "check_indices",
+    "embedding",
+    "gru",
+    "gru_cell",
+    "lstm",
+    "lstm_cell",
+    "recurrence",
+    "rnn",
+    "rnn_cell",
+    "rnn_ensemble",
+]
 
 # The same ops twice: torch.compile puts these into its graph, eager calls take _C's short way.
-_rnn_cell: Callable[..., list[Tensor]] = torch.ops.rnnext.rnn_cell.default
 _embedding: Callable[..., Tensor] = torch.ops.rnnext.embedding.default
 _Recurrence = Callable[..., tuple[Tensor, Tensor, list[Tensor]]]
 _recurrence: _Recurrence = torch.ops.rnnext.recurrence.default
@@ -99,14 +109,59 @@ def rnn(
     ``torch.nn.RNN`` and its ``torch._VF.rnn_tanh``.
     """
     of, flat = _layers.stack_of(weights, bidirectional, batch_first, dropout, training)
-    return _layers.run(of, flat, input, hx, lengths, reset, reset_state, nonlinearity)
+    return _layers.run(of, flat, input, hx, lengths, reset, reset_state, "elman", nonlinearity)
+
+
+def gru(
+    input: _Sequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    lengths: _layers.Lengths | None = None,
+    reset: Tensor | None = None,
+    reset_state: Tensor | None = None,
+) -> tuple[_Sequence, Tensor]:
+    """GRU over whole sequences, as :class:`torch.nn.GRU` computes it: :class:`rnnext.GRU`.
+
+    Arguments, results and errors are :func:`rnn`'s, but weights and biases have 3 H rows, of the
+    gates r, z and n.
+    """
+    of, flat = _layers.stack_of(weights, bidirectional, batch_first, dropout, training)
+    return _layers.run(of, flat, input, hx, lengths, reset, reset_state, "gru")
+
+
+def lstm(
+    input: _Sequence,
+    hx: _layers.Pair | None,
+    weights: Sequence[Tensor],
+    *,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    lengths: _layers.Lengths | None = None,
+    reset: Tensor | None = None,
+    reset_state: _layers.Pair | None = None,
+) -> tuple[_Sequence, _layers.Pair]:
+    """LSTM over whole sequences, as :class:`torch.nn.LSTM` computes it: :class:`rnnext.LSTM`.
+
+    Arguments, results and errors are :func:`rnn`'s, but weights and biases have 4 H rows, of the
+    gates i, f, g and o, and ``hx``, ``reset_state`` and the last states are pairs ``(h, c)``.
+    """
+    of, flat = _layers.stack_of(weights, bidirectional, batch_first, dropout, training)
+    return _layers.run(of, flat, input, hx, lengths, reset, reset_state, "lstm")
 
 
 def rnn_ensemble(
     input: Tensor,
-    hx: Tensor | None,
+    hx: Any,
     weights: Sequence[Tensor],
     *,
+    cell: str = "rnn",
     nonlinearity: str = "tanh",
     batch_first: bool = False,
     dropout: float = 0.0,
@@ -114,7 +169,7 @@ def rnn_ensemble(
     bidirectional: bool = False,
     lengths: _layers.Lengths | None = None,
     reset: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Any]:
     """:func:`rnn` of M members, each with weights of its own, one call a layer.
 
     Results and gradients are those of :func:`rnn` for each member. On the CPU as many members run
@@ -123,8 +178,10 @@ def rnn_ensemble(
     Args:
         input: the features of each member, ``[M, T, B, I]`` (``[M, B, T, I]`` with
             ``batch_first``), or, one dimension less, of all of them.
-        hx: the states before the first step, ``[M, L * D, B, H]``, or ``None`` for zeros.
+        hx: the states before the first step, ``[M, L * D, B, H]``, or ``None`` for zeros; of an
+            LSTM a pair of these.
         weights: as :func:`rnn`'s, each tensor with one more dimension in front, M.
+        cell: ``"rnn"``, ``"gru"`` or ``"lstm"``: whose members, and weights. Default: ``"rnn"``.
         nonlinearity: as :func:`rnn`'s. Default: ``"tanh"``.
         batch_first: whether the batch comes before the time. Default: ``False``.
         dropout: as :func:`rnn`'s, drawn for each member. Default: 0.
@@ -144,14 +201,16 @@ def rnn_ensemble(
             number of dimensions, or ``hx`` or ``reset`` another shape, RuntimeError where a tensor
             is not of M members.
     """
+    cell = _layers.cell_named(cell)
     of, flat = _layers.stack_of(weights, bidirectional, batch_first, dropout, training, members=1)
-    _layers.refuse_others({"input": input}, hx=hx, reset=reset)
+    states = _layers.by_name("hx", _layers.as_states("hx", cell, hx))
+    _layers.refuse_others({"input": input, **states}, reset=reset)
     M, H, D = flat[1].shape[0], flat[1].shape[-1], 2 if bidirectional else 1
     if input.dim() not in (3, 4):
         raise ValueError(f"input must have 3 or 4 dimensions, got {input.dim()}")
-    if hx is not None:
-        batch = input.shape[-3 if batch_first else -2]
-        _layers.refuse_shape("hx", hx, (M, of.num_layers * D, batch, H))
+    batch = input.shape[-3 if batch_first else -2]
+    for name, state in states.items():
+        _layers.refuse_shape(name, state, (M, of.num_layers * D, batch, H))
     if reset is not None:
         _layers.refuse_shape("reset", reset, input.shape[-3:-1], (M, *input.shape[-3:-1]))
 
@@ -173,16 +232,16 @@ def rnn_ensemble(
     for first in range(0, of.num_layers * D, D):
         own = flat[first * per_direction : (first + D) * per_direction]
         lists = [own[i::per_direction] if i < per_direction else [] for i in range(4)]
-        start = None if hx is None else hx[:, first : first + D]
+        starts = [state[:, first : first + D] for state in states.values()]
         x, h, _ = _ensemble(
-            x, start, *lists, None, lengths, None, reset, None, [], "elman", [], None, nonlinearity,
-            [False, True][:D], False,
+            x, torch.cat(starts, 1) if starts else None, *lists, None, lengths, None, reset, None,
+            [], cell, [], None, nonlinearity, [False, True][:D], False,
         )  # fmt: skip
-        h_n.append(h)
+        h_n.append(torch.split(h, D, 1))
         if dropout > 0 and training and first + D < of.num_layers * D:
             x = torch.dropout(x, dropout, training)
-    states = h_n[0] if of.num_layers == 1 else torch.cat(h_n, 1)
-    return x.transpose(1, 2) if batch_first else x, states
+    last = _layers.as_given(cell, [torch.cat(each, 1) for each in zip(*h_n, strict=True)])
+    return x.transpose(1, 2) if batch_first else x, last
 
 
 def recurrence(
@@ -370,20 +429,37 @@ def rnn_cell(
     J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990. The interface follows
     ``torch.rnn_tanh_cell``.
     """
-    cell = _rnn_cell if is_compiling() else _C.rnn_cell
-    try:
-        states = [] if hx is None else [hx]
-        (h,) = cell(input, states, weight_ih, weight_hh, bias_ih, bias_hh, "elman", nonlinearity)
-        return h
-    except (RuntimeError, ValueError):
-        _layers.refuse_others(
-            {"input": input, "weight_ih": weight_ih, "weight_hh": weight_hh},
-            hx=hx,
-            bias_ih=bias_ih,
-            bias_hh=bias_hh,
-        )
-        _raise_for_rnn_cell(input, hx, weight_ih, weight_hh)
-        raise
+    result: Tensor = _layers.step(
+        "elman", input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity
+    )
+    return result
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+) -> Tensor:
+    """One step of a GRU, as torch.nn.GRUCell: :func:`rnn_cell` of weights of 3 H rows."""
+    result: Tensor = _layers.step("gru", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    return result
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: _layers.Pair | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+) -> _layers.Pair:
+    """One step of an LSTM, as torch.nn.LSTMCell: :func:`rnn_cell` of weights of 4 H rows and of
+    states ``(h, c)``."""
+    result: _layers.Pair = _layers.step("lstm", input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    return result
 
 
 def embedding(
@@ -489,37 +565,3 @@ def check_indices(device: torch.device | str | int | None = None) -> None:
         return
     torch.cuda.synchronize(index)
     _C.check_indices(index)
-
-
-def _raise_for_rnn_cell(
-    input: Tensor,
-    hx: Tensor | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-) -> None:
-    """Raise torch.nn.RNNCell's error for these arguments, or return if it has none for them."""
-    _layers.refuse_devices(weight_hh, input=input, hx=hx)
-    if input.dim() not in (1, 2):
-        raise ValueError(
-            f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead"
-        ) from None
-    if hx is not None and hx.dim() not in (1, 2):
-        raise ValueError(
-            f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead"
-        ) from None
-    if input.size(-1) != weight_ih.size(-1):
-        raise RuntimeError(
-            f"input has inconsistent input_size: got {input.size(-1)} expected {weight_ih.size(-1)}"
-        ) from None
-    if hx is None:
-        return
-    if input.dim() == 1:
-        input, hx = input.unsqueeze(0), hx.unsqueeze(0)
-    if hx.size(0) != input.size(0):
-        raise RuntimeError(
-            f"Input batch size {input.size(0)} doesn't match hidden0 batch size {hx.size(0)}"
-        ) from None
-    if hx.size(1) != weight_hh.size(-1):
-        raise RuntimeError(
-            f"hidden0 has inconsistent hidden_size: got {hx.size(1)}, expected {weight_hh.size(-1)}"
-        ) from None

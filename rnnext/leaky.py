@@ -343,7 +343,7 @@ class LeakyRNN(nn.RNNBase):
                 input = self._without_padding(input, lengths)
         return _layers.run(
             self, weights_of(self, self._flat_weights_names), input, hx, lengths, reset,
-            reset_state, self.nonlinearity, alphas, self.form, noise,
+            reset_state, self.form, self.nonlinearity, alphas, noise,
         )  # fmt: skip
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything

@@ -1,7 +1,7 @@
 """rnnext's ops in ONNX's standard operators, for ``torch.onnx.export(..., dynamo=True)``.
 
-The recurrence becomes the operator RNN, one a layer, and the embedding Gather. Needs onnxscript, as
-that exporter does.
+The recurrence becomes the operator RNN, GRU or LSTM, one a layer, and the embedding Gather. Needs
+onnxscript, as that exporter does.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +18,12 @@ from rnnext import _C
 __all__ = ["translation_table"]
 
 _ACTIVATIONS = dict(zip(_C.nonlinearities(), _C.onnx_nonlinearities(), strict=True))
+# A cell's operator, and the places of its gates among torch's: z r h of r z n, i o f c of i f g o.
+_OPERATORS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "elman": (op.RNN, (0,)),
+    "gru": (op.GRU, (1, 0, 2)),
+    "lstm": (op.LSTM, (0, 3, 1, 2)),
+}
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -46,13 +52,12 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def _refuse(what: str) -> NoReturn:
-    raise NotImplementedError(f"ONNX's operator RNN has no {what}")
+    raise NotImplementedError(f"ONNX's operators RNN, GRU and LSTM have no {what}")
 
 
 def _refuse_extras(cell: Any, noise: Any, reset: Any, batch_sizes: Any) -> None:
     for is_given, what in (
         (cell in _C.forms(), "leak (alpha)"),
-        (cell in ("gru", "lstm"), f"cell {cell}"),
         (bool(noise), "noise"),
         (reset is not None, "reset"),
         (batch_sizes is not None, "packed input: pad it, and give lengths"),
@@ -73,50 +78,65 @@ def _stacked(tensors: Sequence[Any]) -> Any:
 
 def _layer(
     x: Any,
-    hx: Any,
+    hx: Sequence[Any],
     weight_ih: Sequence[Any],
     weight_hh: Sequence[Any],
     bias_ih: Sequence[Any],
     bias_hh: Sequence[Any],
     lengths: Any,
+    cell: str,
     nonlinearity: str,
     direction: str,
-) -> tuple[Any, Any]:
-    """One layer: ``x [T, B, I]`` to ``[T, B, D * H]``, and the last states ``[D, B, H]``."""
-    D, H = len(weight_hh), weight_hh[0].shape[0]
+) -> tuple[Any, list[Any]]:
+    """One layer: ``x [T, B, I]`` to ``[T, B, D * H]``, and the last states, each ``[D, B, H]``."""
+    D, (rows, H) = len(weight_hh), weight_hh[0].shape
     dtype = weight_hh[0].dtype
+    operator, order = _OPERATORS[cell]
     if dtype == ir.DataType.BFLOAT16:
         _refuse("bfloat16")
-    if not weight_ih:  # precomputed input: direction d reads its H columns
+    if not weight_ih:  # precomputed input: direction d reads its columns
         columns: list[Any] = [
-            ir.tensor(np.eye(H, D * H, k=d * H, dtype=dtype.numpy())) for d in range(D)
+            ir.tensor(np.eye(rows, D * rows, k=d * rows, dtype=dtype.numpy())) for d in range(D)
         ]
         weight_ih = [op.Constant(value=eye) for eye in columns]
     steps: Any = None if lengths is None else op.Cast(lengths, to=ir.DataType.INT32)
-    if not _ACTIVATIONS[nonlinearity]:
-        _refuse(f"activation {nonlinearity}")
+    options: dict[str, Any] = {"direction": direction, "hidden_size": H}
+    if cell == "elman":
+        if not _ACTIVATIONS[nonlinearity]:
+            _refuse(f"activation {nonlinearity}")
+        options["activations"] = [_ACTIVATIONS[nonlinearity]] * D
+        if nonlinearity == "identity":
+            options |= {"activation_alpha": [1.0] * D, "activation_beta": [0.0] * D}
+    elif cell == "gru":
+        options["linear_before_reset"] = 1
+    gates = np.concatenate([np.arange(gate * H, (gate + 1) * H) for gate in order])
+
+    def in_order(weights: Sequence[Any]) -> list[Any]:
+        if len(order) == 1:
+            return list(weights)
+        return [op.Gather(w, _constant(*gates.tolist()), axis=0) for w in weights]
+
     bias = None
     if bias_ih:
-        bias = _stacked([op.Concat(*pair, axis=0) for pair in zip(bias_ih, bias_hh, strict=True)])
-    output, h_n = op.RNN(
-        x,
-        _stacked(weight_ih),
-        _stacked(weight_hh),
-        bias,
-        steps,
-        hx,
-        activations=[_ACTIVATIONS[nonlinearity]] * D,
-        activation_alpha=[1.0] * D if nonlinearity == "identity" else None,
-        activation_beta=[0.0] * D if nonlinearity == "identity" else None,
-        direction=direction,
-        hidden_size=H,
+        pairs = zip(in_order(bias_ih), in_order(bias_hh), strict=True)
+        bias = _stacked([op.Concat(*pair, axis=0) for pair in pairs])
+    output, *h_n = operator(
+        x, _stacked(in_order(weight_ih)), _stacked(in_order(weight_hh)), bias, steps, *hx, **options
     )  # output: [T, D, B, H]
-    if hx is not None and lengths is not None:  # onnxruntime gives zeros for a row without steps
-        no_steps = op.Equal(lengths, _constant(0))
-        h_n = op.Where(op.Unsqueeze(no_steps, _constant(0, 2)), hx, h_n)
+    if hx and lengths is not None:  # onnxruntime gives zeros for a row without steps
+        no_steps = op.Unsqueeze(op.Equal(lengths, _constant(0)), _constant(0, 2))
+        h_n = [op.Where(no_steps, *pair) for pair in zip(hx, h_n, strict=True)]
     if D == 1:
         return op.Squeeze(output, _constant(1)), h_n
     return op.Reshape(op.Transpose(output, perm=[0, 2, 1, 3]), _constant(0, 0, D * H)), h_n
+
+
+def _unsqueezed(tensors: Sequence[Any], *places: int) -> list[Any]:
+    return [op.Unsqueeze(tensor, _constant(*places)) for tensor in tensors]
+
+
+def _squeezed(tensors: Sequence[Any], *places: int) -> list[Any]:
+    return [op.Squeeze(tensor, _constant(*places)) for tensor in tensors]
 
 
 def _rnn(
@@ -124,15 +144,14 @@ def _rnn(
     batch_first: Any, dropout: Any, training: Any, index: Any, lengths: Any, batch_sizes: Any,
     reset: Any, reset_state: Any, alpha: Any, cell: Any, noise: Any, nonlinearity: Any,
 ) -> Any:  # fmt: skip
-    hx = hx[0] if hx else None
+    hx = hx or []  # an empty list comes as None
     _refuse_extras(cell, noise, reset, batch_sizes)
     if training and dropout > 0 and num_layers > 1:
         _refuse("dropout between layers: call model.eval() first")
     x = input if index is None else op.Gather(input, index)
     unbatched = len(x.shape if index is None else index.shape) == 2 - (index is not None)
     if unbatched:
-        x = op.Unsqueeze(x, _constant(1))
-        hx = None if hx is None else op.Unsqueeze(hx, _constant(1))
+        x, hx = op.Unsqueeze(x, _constant(1)), _unsqueezed(hx, 1)
     elif batch_first:
         x = op.Transpose(x, perm=[1, 0, 2])
     D, size = 2 if bidirectional else 1, 4 if has_biases else 2
@@ -142,18 +161,23 @@ def _rnn(
         weight_ih, weight_hh, bias_ih, bias_hh = (
             [each[k] for each in sets if k < size] for k in range(4)
         )
-        start = hx
-        if hx is not None and num_layers > 1:
-            start = op.Slice(hx, _constant(layer * D), _constant((layer + 1) * D), _constant(0))
+        starts = hx
+        if num_layers > 1:
+            ends = _constant(layer * D), _constant((layer + 1) * D)
+            starts = [op.Slice(state, *ends, _constant(0)) for state in hx]
         direction = "bidirectional" if bidirectional else "forward"
         x, h = _layer(
-            x, start, weight_ih, weight_hh, bias_ih, bias_hh, lengths, nonlinearity, direction
-        )
+            x, starts, weight_ih, weight_hh, bias_ih, bias_hh, lengths, cell, nonlinearity,
+            direction,
+        )  # fmt: skip
         states.append(h)
-    h_n = op.Concat(*states, axis=0) if num_layers > 1 else states[0]
+    last = [
+        op.Concat(*each, axis=0) if num_layers > 1 else each[0]
+        for each in zip(*states, strict=True)
+    ]
     if unbatched:
-        return op.Squeeze(x, _constant(1)), [op.Squeeze(h_n, _constant(1))]
-    return op.Transpose(x, perm=[1, 0, 2]) if batch_first else x, [h_n]
+        return op.Squeeze(x, _constant(1)), op.SequenceConstruct(*_squeezed(last, 1))
+    return op.Transpose(x, perm=[1, 0, 2]) if batch_first else x, op.SequenceConstruct(*last)
 
 
 def _listed(tensors: Sequence[Any]) -> Sequence[Any]:
@@ -172,16 +196,21 @@ def _recurrence(
     if tuple(reverse) not in directions:
         _refuse(f"directions such as reverse={list(reverse)}")
     x = input if index is None else op.Gather(input, index)
-    direction = directions[tuple(reverse)]
+    direction, D = directions[tuple(reverse)], len(reverse)
+    starts = [] if hx is None else [hx]
+    if starts and cell == "lstm":  # (h of each direction, c of each)
+        ends = _constant(0), _constant(D), _constant(2 * D)
+        starts = [op.Slice(hx, ends[k], ends[k + 1], _constant(0)) for k in range(2)]
     output, h_n = _layer(
-        x, hx, weight_ih, weight_hh, bias_ih, bias_hh, lengths, nonlinearity, direction
+        x, starts, weight_ih, weight_hh, bias_ih, bias_hh, lengths, cell, nonlinearity, direction
     )
-    return output, h_n, op.Identity(h_n)  # for the empty list `saved`
+    last = op.Concat(*h_n, axis=0) if len(h_n) > 1 else h_n[0]
+    return output, last, op.Identity(last)  # for the empty list `saved`
 
 
 def _rnn_cell(
-    input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any,
-    cell: Any, nonlinearity: Any,
+    input: Any, hx: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any, cell: Any,
+    nonlinearity: Any,
 ) -> Any:  # fmt: skip
     _refuse_extras(cell, noise=None, reset=None, batch_sizes=None)
     lead = (0,) if len(input.shape) == 2 else (0, 1)
@@ -191,16 +220,17 @@ def _rnn_cell(
         bias_hh = op.Sub(bias_ih, bias_ih)
     _, h = _layer(
         op.Unsqueeze(input, _constant(*lead)),
-        op.Unsqueeze(hx[0], _constant(*lead)) if hx else None,
+        _unsqueezed(hx or [], *lead),
         [weight_ih],
         [weight_hh],
         [] if bias_ih is None else [bias_ih],
         [] if bias_hh is None else [bias_hh],
         None,
+        cell,
         nonlinearity,
         "forward",
     )
-    return [op.Squeeze(h, _constant(*lead))]
+    return _squeezed(h, *lead)
 
 
 def _embedding(

@@ -1,17 +1,18 @@
-"""RNN and RNNCell: torch.nn's modules, computed by rnnext's ops."""
+"""RNN and RNNCell, and what they share with GRU and LSTM: the call of rnnext's ops."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnext import _deploy, _layers, functional
+from rnnext import _deploy, _layers
 
 __all__ = ["RNN", "RNNCell"]
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
+_State = TypeVar("_State", Tensor, _layers.Pair)
 _OF_MODE = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
 _OF_CELL = ("tanh", "relu")
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -39,19 +40,126 @@ def drop_flat_weights(module: Any) -> None:
     module._flat_weight_refs = list(module._flat_weights)
 
 
-def nonlinearity_of(module: nn.RNNBase | nn.RNNCell) -> str:
+def cell_of(module: nn.Module) -> str:
+    """What the ops call the cell of one of torch.nn's modules, or of rnnext's beside it."""
+    if isinstance(module, (Layers, Cell)):
+        return module._cell
+    gated = {"gru": (nn.GRU, nn.GRUCell), "lstm": (nn.LSTM, nn.LSTMCell)}
+    return next((cell for cell, kinds in gated.items() if isinstance(module, kinds)), "elman")
+
+
+def nonlinearity_of(module: nn.RNNBase | nn.RNNCellBase) -> str:
     """One of torch.nn's two: an RNN obeys its ``mode``, as torch.nn.RNN; a cell its attribute."""
+    if cell_of(module) != "elman":
+        return "tanh"
     if isinstance(module, nn.RNNCell):
         if module.nonlinearity not in _OF_CELL:
             raise RuntimeError(f"Unknown nonlinearity: {module.nonlinearity}")
         return module.nonlinearity
-    if module.mode not in _OF_MODE:
-        raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {module.mode}")
-    return _OF_MODE[module.mode]
+    mode: Any = module.mode
+    if mode not in _OF_MODE:
+        raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {mode}")
+    return _OF_MODE[mode]
 
 
-# Not an nn.RNN: torch.compile(fullgraph=True) refuses those, subclasses too.
-class RNN(nn.RNNBase):
+# Not an nn.RNN, nn.GRU or nn.LSTM: torch.compile(fullgraph=True) refuses those, subclasses too.
+class Layers(nn.RNNBase, Generic[_State]):
+    """What RNN, GRU and LSTM share. Of an LSTM, each state is a pair ``(h, c)``."""
+
+    _cell: str
+    __prepare_scriptable__ = _deploy.refuse_script
+    _slow_forward = _deploy.slow_forward
+    _init_flat_weights = _update_flat_weights = drop_flat_weights
+
+    def forward(
+        self,
+        input: _Sequence,
+        hx: _State | None = None,
+        lengths: _layers.Lengths | None = None,
+        reset: Tensor | None = None,
+        reset_state: _State | None = None,
+    ) -> tuple[_Sequence, _State]:
+        """Run the layers over whole sequences.
+
+        Args:
+            input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or packed.
+            hx: the first states, ``[L * D, B, H]``, or ``[L * D, H]`` for a 2-D input; of an LSTM
+                two of these, ``(h, c)``. Default: zeros.
+            lengths: the number of steps of each row, ``[B]``, int64, int32 or a list of integers;
+                see :func:`rnnext.functional.rnn`. Default: every row has T steps.
+            reset: bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]`` for a 2-D input), where
+                a new episode begins: every layer's state before that step is ``reset_state``; see
+                :func:`rnnext.functional.rnn`. Default: nowhere.
+            reset_state: ``[L * D, H]`` or ``[L * D, B, H]``, the states that episodes begin with,
+                which may be learned; of an LSTM two of these. Default: zeros.
+
+        Returns:
+            ``(output, h_n)``: the last layer's states, laid out as ``input`` with ``D * H``
+            features, and the last states, of the shape of ``hx``; of an LSTM
+            ``(output, (h_n, c_n))``.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as :func:`rnnext.functional.rnn`.
+        """
+        if type(input) is not Tensor:
+            node: tuple[_Sequence, _State] | None
+            options = {"lengths": lengths, "reset": reset, "reset_state": reset_state}
+            node = _deploy.leaf(self, input, hx=hx, **options)
+            if node is not None:
+                return node
+        weights = weights_of(self, self._flat_weights_names)
+        cell = self._cell
+        nonlinearity = "tanh"
+        if cell == "elman":
+            nonlinearity = _OF_MODE.get(self.mode) or nonlinearity_of(self)  # a call less
+        return _layers.run(
+            self, weights, input, hx, lengths, reset, reset_state, cell, nonlinearity
+        )
+
+    if TYPE_CHECKING:  # nn.Module's takes and gives anything
+        __call__ = forward
+
+
+class Cell(nn.RNNCellBase, Generic[_State]):
+    """What RNNCell, GRUCell and LSTMCell share. Of an LSTM, each state is a pair ``(h, c)``."""
+
+    _cell: str
+    __prepare_scriptable__ = _deploy.refuse_script
+    _slow_forward = _deploy.slow_forward
+
+    def forward(self, input: Tensor, hx: _State | None = None) -> _State:
+        """Compute the next state.
+
+        Args:
+            input: x, ``[B, I]`` or ``[I]``.
+            hx: h, ``[B, H]`` or ``[H]``; of an LSTM two of these, ``(h, c)``. Default: zeros.
+
+        Returns:
+            h', ``[B, H]`` or ``[H]``; of an LSTM ``(h', c')``.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as :func:`rnnext.functional.rnn_cell`.
+        """
+        if type(input) is not Tensor:
+            node: _State | None = _deploy.leaf(self, input, hx=hx)
+            if node is not None:
+                return node
+        weight_ih, weight_hh, bias_ih, bias_hh = weights_of(self, CELL_WEIGHTS)
+        nonlinearity: Any = "tanh"
+        if self._cell == "elman":
+            nonlinearity = self.nonlinearity
+            if nonlinearity not in _OF_CELL:
+                nonlinearity_of(self)  # raises
+        result: _State = _layers.step(
+            self._cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity
+        )
+        return result
+
+    if TYPE_CHECKING:  # nn.Module's takes and gives anything
+        __call__ = forward
+
+
+class RNN(Layers[Tensor]):
     """Multi-layer Elman RNN, a drop-in for :class:`torch.nn.RNN`.
 
     Each layer computes ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``. Arguments, attributes,
@@ -84,9 +192,7 @@ class RNN(nn.RNNBase):
     """
 
     nonlinearity: str
-    __prepare_scriptable__ = _deploy.refuse_script
-    _slow_forward = _deploy.slow_forward
-    _init_flat_weights = _update_flat_weights = drop_flat_weights
+    _cell = "elman"
 
     def __init__(
         self,
@@ -109,56 +215,14 @@ class RNN(nn.RNNBase):
                 f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
             )
         self.nonlinearity = nonlinearity
-        super().__init__(
-            f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers=num_layers,
+        nn.RNNBase.__init__(  # not of a subclass that is an nn.RNN, too
+            self, f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers=num_layers,
             bias=bias, batch_first=batch_first, dropout=dropout, bidirectional=bidirectional,
             device=device, dtype=dtype, **kwargs,
         )  # fmt: skip
 
-    def forward(
-        self,
-        input: _Sequence,
-        hx: Tensor | None = None,
-        lengths: _layers.Lengths | None = None,
-        reset: Tensor | None = None,
-        reset_state: Tensor | None = None,
-    ) -> tuple[_Sequence, Tensor]:
-        """Run the layers over whole sequences.
 
-        Args:
-            input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or packed.
-            hx: the first states, ``[L * D, B, H]``, or ``[L * D, H]`` for a 2-D input.
-                Default: zeros.
-            lengths: the number of steps of each row, ``[B]``, int64, int32 or a list of integers;
-                see :func:`rnnext.functional.rnn`. Default: every row has T steps.
-            reset: bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]`` for a 2-D input), where
-                a new episode begins: every layer's state before that step is ``reset_state``; see
-                :func:`rnnext.functional.rnn`. Default: nowhere.
-            reset_state: ``[L * D, H]`` or ``[L * D, B, H]``, the states that episodes begin with,
-                which may be learned. Default: zeros.
-
-        Returns:
-            ``(output, h_n)``: the last layer's states, laid out as ``input`` with ``D * H``
-            features, and the last states, of the shape of ``hx``.
-
-        Raises:
-            ValueError, TypeError, RuntimeError: as :func:`rnnext.functional.rnn`.
-        """
-        if type(input) is not Tensor:
-            node: tuple[_Sequence, Tensor] | None
-            options = {"lengths": lengths, "reset": reset, "reset_state": reset_state}
-            node = _deploy.leaf(self, input, hx=hx, **options)
-            if node is not None:
-                return node
-        weights = weights_of(self, self._flat_weights_names)
-        nonlinearity = _OF_MODE.get(self.mode) or nonlinearity_of(self)  # a call less
-        return _layers.run(self, weights, input, hx, lengths, reset, reset_state, nonlinearity)
-
-    if TYPE_CHECKING:  # nn.Module's takes and gives anything
-        __call__ = forward
-
-
-class RNNCell(nn.RNNCell):
+class RNNCell(Cell[Tensor], nn.RNNCell):
     """One step of an Elman RNN, a drop-in for (and a kind of) :class:`torch.nn.RNNCell`.
 
     Computes ``h' = f(W_ih x + b_ih + W_hh h + b_hh)``.
@@ -178,31 +242,4 @@ class RNNCell(nn.RNNCell):
         bias_hh: ``[H]``, or ``None``.
     """
 
-    __prepare_scriptable__ = _deploy.refuse_script
-    _slow_forward = _deploy.slow_forward
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """Compute the next state.
-
-        Args:
-            input: x, ``[B, I]`` or ``[I]``.
-            hx: h, ``[B, H]`` or ``[H]``. Default: zeros.
-
-        Returns:
-            h', ``[B, H]`` or ``[H]``.
-
-        Raises:
-            ValueError, RuntimeError: as :func:`rnnext.functional.rnn_cell`.
-        """
-        if type(input) is not Tensor:
-            node: Tensor | None = _deploy.leaf(self, input, hx=hx)
-            if node is not None:
-                return node
-        weight_ih, weight_hh, bias_ih, bias_hh = weights_of(self, CELL_WEIGHTS)
-        nonlinearity = self.nonlinearity
-        if nonlinearity not in _OF_CELL:
-            nonlinearity_of(self)  # raises
-        return functional.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
-
-    if TYPE_CHECKING:  # nn.Module's takes and gives anything
-        __call__ = forward
+    _cell = "elman"

@@ -2,24 +2,32 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from rnnext import _C, functional
-from rnnext._layers import as_integer, refuse_no_number, refuse_others, refuse_shape
+from rnnext._layers import (
+    as_integer,
+    as_states,
+    by_name,
+    refuse_no_number,
+    refuse_others,
+    refuse_shape,
+)
 from rnnext.convert import LengthsRNN
 from rnnext.embedding import Embedding
 from rnnext.embedding_rnn import EmbeddingRNN
 from rnnext.leaky import LeakyRNN
-from rnnext.rnn import CELL_WEIGHTS, RNN, RNNCell, nonlinearity_of, weights_of
+from rnnext.rnn import CELL_WEIGHTS, Cell, Layers, cell_of, nonlinearity_of, weights_of
 
 __all__ = ["Stepper"]
 
-_Module = RNN | LeakyRNN | EmbeddingRNN | nn.RNN | nn.RNNCell
-_KINDS = (RNN, LeakyRNN, EmbeddingRNN, nn.RNN, nn.RNNCell)
-_FORWARDS = [kind.forward for kind in (*_KINDS, LengthsRNN, RNNCell, Embedding, nn.Embedding)]
+_Cells = nn.RNNCell | nn.GRUCell | nn.LSTMCell
+_Module = Layers[Any] | LeakyRNN | EmbeddingRNN | nn.RNN | nn.GRU | nn.LSTM | _Cells
+_KINDS = (Layers, LeakyRNN, EmbeddingRNN, nn.RNN, nn.GRU, nn.LSTM, *get_args(_Cells))
+_FORWARDS = [kind.forward for kind in (*_KINDS, LengthsRNN, Cell, Embedding, nn.Embedding)]
 
 # A table of more rows is not multiplied with W_ih ahead of the steps: that takes about as long as
 # it saves in as many steps as there are rows. (Measured with one sequence.)
@@ -49,8 +57,8 @@ class Stepper:
     lock, so threads may share it if they take turns.
 
     Args:
-        module: an RNN, LeakyRNN or EmbeddingRNN of one direction, or an RNNCell, of rnnext or of
-            torch.nn, on the CPU.
+        module: an RNN, GRU, LSTM, LeakyRNN or EmbeddingRNN of one direction, or a cell, of rnnext
+            or of torch.nn, on the CPU.
         batch_size: B, the number of sequences that go forward together. Default: 1.
 
     Attributes:
@@ -77,6 +85,7 @@ class Stepper:
     __slots__ = (
         "__weakref__",
         "_batch_size",
+        "_cell",
         "_module",
         "_sent",
         "_stepper",
@@ -88,7 +97,7 @@ class Stepper:
     def __init__(self, module: _Module, batch_size: int = 1) -> None:
         if not isinstance(module, _KINDS):
             raise TypeError(
-                "module must be an RNN, LeakyRNN, EmbeddingRNN or RNNCell, "
+                "module must be an RNN, GRU, LSTM, LeakyRNN, EmbeddingRNN or a cell, "
                 f"got {type(module).__name__}"
             )
         rnn = _rnn_of(module)
@@ -101,6 +110,8 @@ class Stepper:
                 )
         if getattr(rnn, "bidirectional", False):
             raise ValueError("module must have one direction: the other starts at the end")
+        if getattr(rnn, "proj_size", 0):
+            raise ValueError(f"module must have proj_size 0, got {rnn.proj_size}")
         self.num_layers = getattr(rnn, "num_layers", 1)
         if isinstance(module, EmbeddingRNN):
             self.input_size = module.embedding.num_embeddings
@@ -108,7 +119,7 @@ class Stepper:
             self.input_size = rnn.input_size
         self.hidden_size = rnn.hidden_size
         self._batch_size = as_integer("batch_size", batch_size)
-        self._module = module
+        self._module, self._cell = module, cell_of(rnn)
         self._stepper = _packed(module, self.batch_size)
 
     @property
@@ -135,12 +146,13 @@ class Stepper:
         """
         return self._stepper.step(input)
 
-    def step(self, input: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, input: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Go one step forward from a state of the caller's; the Stepper's own stays as it is.
 
         Args:
             input: as of a call.
-            state: each layer's state, ``[L, B, H]``; it stays as it is, too.
+            state: each layer's state, ``[L, B, H]``; of an LSTM two of these, ``(h, c)``, here and
+                below. It stays as it is, too.
 
         Returns:
             ``(output, state)``: the output as of a call, and the new state, ``[L, B, H]``.
@@ -148,13 +160,28 @@ class Stepper:
         Raises:
             IndexError, TypeError, RuntimeError: as a call, and for the state as :meth:`set_state`.
         """
-        return self._stepper.step_from(input, state)
+        if self._cell != "lstm":
+            return self._stepper.step_from(input, state)
+        output, new = self._stepper.step_from(input, self._joined(state))
+        return output, tuple(new.chunk(2))
 
-    def get_state(self) -> Tensor:
+    def _joined(self, state: Any, *shapes: tuple[int, ...]) -> Tensor:
+        """A state as the kernels' ``[S * L, B, H]``, h before c."""
+        L, B, H = self.num_layers, self.batch_size, self.hidden_size
+        parts = by_name("state", as_states("state", self._cell, state))
+        refuse_others(parts)
+        for name, part in parts.items():
+            error = ValueError if shapes else RuntimeError
+            refuse_shape(name, part, *shapes, (L, B, H), error=error)
+        rows = [part if part.dim() == 3 else part.unsqueeze(1) for part in parts.values()]
+        return torch.cat([row.expand(L, B, H) for row in rows])
+
+    def get_state(self) -> Any:
         """A copy of each layer's last state, ``[L, B, H]``: ``h_n`` of the module. First zeros."""
-        return self._stepper.get_state()
+        state = self._stepper.get_state()
+        return tuple(state.chunk(2)) if self._cell == "lstm" else state
 
-    def set_state(self, state: Tensor) -> None:
+    def set_state(self, state: Any) -> None:
         """Go on from these states, say from the ``h_n`` of a sequence that went before.
 
         Args:
@@ -164,9 +191,9 @@ class Stepper:
             TypeError: not a tensor.
             RuntimeError: another shape, dtype or device.
         """
-        self._stepper.set_state(state)
+        self._stepper.set_state(self._joined(state) if self._cell == "lstm" else state)
 
-    def reset(self, mask: Tensor | None = None, state: Tensor | None = None) -> None:
+    def reset(self, mask: Tensor | None = None, state: Any = None) -> None:
         """Begin anew: all sequences, or those that have ended.
 
         Args:
@@ -181,22 +208,20 @@ class Stepper:
         if state is None:
             self._stepper.reset(mask)
             return
-        refuse_others({"state": state}, mask=mask)
-        L, B, H = self.num_layers, self.batch_size, self.hidden_size
-        refuse_shape("state", state, (L, H), (L, B, H))
-        state = state.detach()
-        state = state if state.dim() == 3 else state.unsqueeze(1).expand(L, B, H)
+        refuse_others({}, mask=mask)
+        joined = self._joined(state, (self.num_layers, self.hidden_size)).detach()
         if mask is not None:
             if mask.dtype != torch.bool:
                 raise TypeError(f"mask must be a bool tensor, got {str(mask.dtype)[6:]}")
-            refuse_shape("mask", mask, (B,))
-            state = torch.where(mask.unsqueeze(1), state, self.get_state())
-        self.set_state(state)
+            refuse_shape("mask", mask, (self.batch_size,))
+            joined = torch.where(mask.unsqueeze(1), joined, self._stepper.get_state())
+        self._stepper.set_state(joined)
 
     def refresh(self) -> None:
         """Read the module's weights anew; the states stay, in the weights' dtype."""
         fresh = Stepper(self._module, self.batch_size)
-        fresh.set_state(self.get_state().to(fresh.get_state().dtype))
+        state, dtype = self._stepper.get_state(), fresh._stepper.get_state().dtype
+        fresh._stepper.set_state(state.to(dtype))
         self._stepper, self.input_size = fresh._stepper, fresh.input_size
 
     @torch.no_grad()
@@ -248,7 +273,7 @@ class Stepper:
             raise ValueError(f"temperature must be finite and not negative, got {temperature}")
         shape = (self.batch_size, self.input_size)
         tokens = torch.empty(n, self.batch_size, dtype=torch.int64, device="cpu")
-        output = self._stepper.get_state()[-1]
+        output = self._stepper.get_state()[self.num_layers - 1]
         if isinstance(module.rnn, LeakyRNN) and module.rnn.form == "voltage":
             output = _stateless(output, module.rnn.nonlinearity, None)
         for token in tokens:
@@ -311,22 +336,31 @@ def _packed(module: _Module, batch_size: int) -> _C.Stepper:
         weight_ih, weight_hh, bias_ih, bias_hh, *others = layers[0]
         # Multiplies W_ih ahead where that keeps the bits of the sum and saves time.
         if table.dtype in (torch.float32, torch.float64) and len(table) <= _PROJECTED_ROWS:
-            table = _stateless(table, "identity", weight_ih, bias_ih, bias_hh)
-            layers[0] = [None, weight_hh, None, None, *others]
+            gates = len(weight_hh) // weight_hh.shape[1]
+            left: list[Any] = [None, None]
+            if gates > 1 and bias_ih is not None:  # b_hh joins W_hh h before that joins W_ih x
+                left, bias_hh = [torch.zeros_like(bias_ih), bias_hh], torch.zeros_like(bias_ih)
+            parts = [
+                [None] * gates if each is None else each.chunk(gates)
+                for each in (weight_ih, bias_ih, bias_hh)
+            ]
+            rows = [_stateless(table, "identity", *part) for part in zip(*parts, strict=True)]
+            table = torch.cat(rows, 1)
+            layers[0] = [None, weight_hh, *left, *others]
     leaks = isinstance(rnn, LeakyRNN)
     return _C.stepper(
         layers,
         table,
         [*module.named_parameters(), *module.named_buffers()],
         rnn.nonlinearity if leaks else nonlinearity_of(rnn),
-        rnn.form if leaks else "elman",
+        rnn.form if leaks else cell_of(rnn),
         batch_size,
     )
 
 
 def _layers_of(rnn: Any) -> list[list[Any]]:
     """W_ih, W_hh, b_ih, b_hh, alpha, noise and its key of each layer, None where there is none."""
-    if isinstance(rnn, nn.RNNCell):
+    if isinstance(rnn, nn.RNNCellBase):
         weight_ih, weight_hh, *biases = weights_of(rnn, CELL_WEIGHTS)
         if any(bias is not None for bias in biases):  # a cell takes one alone
             biases = [weight_hh.new_zeros(len(weight_hh)) if b is None else b for b in biases]

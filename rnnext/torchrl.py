@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rnnext._layers import refuse_others, refuse_shape
+from rnnext._layers import as_states, by_name, refuse_others, refuse_shape
 from rnnext.leaky import LeakyRNN
-from rnnext.rnn import RNN
+from rnnext.rnn import Layers, cell_of
 
 try:
     from tensordict import TensorDictBase, unravel_key_list
@@ -28,7 +28,7 @@ _Key = str | tuple[str, ...]
 
 
 class RNNModule(TensorDictModuleBase):
-    """An :class:`rnnext.RNN` or :class:`rnnext.LeakyRNN` for torchrl, beside its own ``GRUModule``.
+    """An rnnext RNN, GRU, LSTM or LeakyRNN for torchrl, as its ``GRUModule`` and ``LSTMModule``.
 
     In a collector, every element of the tensordict is one step, and the state goes from step to
     step through the tensordict. Under ``torchrl.modules.set_recurrent_mode(True)``, as in losses,
@@ -40,11 +40,11 @@ class RNNModule(TensorDictModuleBase):
         rnn: the RNN, of either ``batch_first``.
         in_keys: the keys of the features ``[..., I]`` and of the state ``[..., L * D, H]``, and,
             unless it is ``"is_init"``, that of the mark ``[..., 1]`` which torchrl's
-            ``InitTracker`` makes.
+            ``InitTracker`` makes. An LSTM has two states, h and c, and a key for each.
         out_keys: the keys of the output ``[..., D * H]`` and of the new state. That is
             ``("next", key)`` of the state's key, for torchrl to hand it on.
-        reset_state: what episodes begin with, ``[L * D, H]``; a Parameter is learned.
-            Default: zeros.
+        reset_state: what episodes begin with, ``[L * D, H]``, of an LSTM ``(h, c)``; a Parameter
+            is learned. Default: zeros.
         default_recurrent_mode: the mode outside of ``set_recurrent_mode``. Default: ``False``.
 
     In recurrent mode no state is read but that of the first step and of marked ones, zeros if there
@@ -68,32 +68,38 @@ class RNNModule(TensorDictModuleBase):
 
     def __init__(
         self,
-        rnn: RNN | LeakyRNN,
+        rnn: Layers[Any] | LeakyRNN,
         in_keys: Sequence[_Key],
         out_keys: Sequence[_Key],
-        reset_state: Tensor | None = None,
+        reset_state: Any = None,
         default_recurrent_mode: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(rnn, (RNN, LeakyRNN)):
+        if not isinstance(rnn, (Layers, LeakyRNN)):
             kind = f"{type(rnn).__module__}.{type(rnn).__name__}"
-            raise TypeError(f"rnn must be an rnnext.RNN or LeakyRNN, got {kind}")
+            raise TypeError(f"rnn must be an rnnext.RNN, GRU, LSTM or LeakyRNN, got {kind}")
         in_keys, out_keys = unravel_key_list(list(in_keys)), unravel_key_list(list(out_keys))
-        if len(in_keys) not in (2, 3):
-            raise ValueError(f"in_keys must be of features, state and is_init, got {in_keys}")
-        if len(out_keys) != 2:
-            raise ValueError(f"out_keys must be of the output and the new state, got {out_keys}")
-        self.in_keys = in_keys if len(in_keys) == 3 else [*in_keys, "is_init"]
+        kind = cell_of(rnn)
+        n, which = (2, "h, c") if kind == "lstm" else (1, "state")
+        if len(in_keys) not in (n + 1, n + 2):
+            raise ValueError(f"in_keys must be of features, {which} and is_init, got {in_keys}")
+        if len(out_keys) != n + 1:
+            raise ValueError(f"out_keys must be of the output and the new {which}, got {out_keys}")
+        self.in_keys = in_keys if len(in_keys) == n + 2 else [*in_keys, "is_init"]
         self.out_keys = out_keys
         self.rnn = rnn
         self._shape = (rnn.num_layers * (2 if rnn.bidirectional else 1), rnn.hidden_size)
-        refuse_others({}, reset_state=reset_state)
-        if reset_state is not None:
-            refuse_shape("reset_state", reset_state, self._shape)
-        if isinstance(reset_state, nn.Parameter):
-            self.reset_state: Tensor | None = reset_state
-        else:
-            self.register_buffer("reset_state", reset_state)
+        starts = by_name("reset_state", as_states("reset_state", kind, reset_state))
+        refuse_others(starts)
+        for name, start in starts.items():
+            refuse_shape(name, start, self._shape)
+        self._starts = ["reset_state_h", "reset_state_c"] if n == 2 else ["reset_state"]
+        given: list[Any] = list(starts.values()) or [None] * n
+        for name, start in zip(self._starts, given, strict=True):
+            if isinstance(start, nn.Parameter):
+                self.register_parameter(name, start)
+            else:
+                self.register_buffer(name, start)
         self._default_recurrent_mode = default_recurrent_mode
 
     @property
@@ -104,12 +110,14 @@ class RNNModule(TensorDictModuleBase):
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The transform by which an environment's tensordicts have the state, first zeros."""
-        state, (_, new) = self.in_keys[1], self.out_keys
-        key = state if isinstance(state, tuple) else (state,)
-        if new != ("next", *key):
-            raise ValueError(f"the new state's key must be {('next', *key)}, got {new}")
-        dtype = self.rnn.weight_hh_l0.dtype
-        return TensorDictPrimer({state: Unbounded(self._shape, dtype=dtype)}, expand_specs=True)
+        states = self.in_keys[1:-1]
+        for state, new in zip(states, self.out_keys[1:], strict=True):
+            key = state if isinstance(state, tuple) else (state,)
+            if new != ("next", *key):
+                raise ValueError(f"the new state's key must be {('next', *key)}, got {new}")
+        dtype: Any = self.rnn.weight_hh_l0.dtype
+        specs = {state: Unbounded(self._shape, dtype=dtype) for state in states}
+        return TensorDictPrimer(specs, expand_specs=True)
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> Any:
@@ -124,33 +132,46 @@ class RNNModule(TensorDictModuleBase):
             raise ValueError(
                 "rnn must have one direction outside of recurrent mode: the other starts at the end"
             )
-        x, begins = tensordict[self.in_keys[0]], tensordict[self.in_keys[2]]
+        x, begins = tensordict[self.in_keys[0]], tensordict[self.in_keys[-1]]
         refuse_shape(str(self.in_keys[0]), x, (*shape, self.rnn.input_size))
-        rows = batch.numel()
+        rows, n = batch.numel(), len(self._starts)
         x, begins = x.reshape(rows, steps, x.shape[-1]), begins.reshape(rows, steps)
-        state = tensordict.get(self.in_keys[1], None)
-        if state is not None:
-            refuse_shape(str(self.in_keys[1]), state, (*shape, *self._shape))
-            state = state.reshape(rows, steps, *self._shape)
+        given = {key: tensordict.get(key, None) for key in self.in_keys[1:-1]}
+        state = None
+        if all(each is not None for each in given.values()):
+            for key, each in given.items():
+                refuse_shape(str(key), each, (*shape, *self._shape))
+            # (An LSTM's c stands below its h.)
+            state = torch.cat([v.reshape(rows, steps, *self._shape) for v in given.values()], 2)
+        starts = [each for name in self._starts if (each := getattr(self, name)) is not None]
+        anew = torch.cat(starts) if starts else None
         if state is not None and self.recurrent_mode and state[begins].any():
-            output, h_n = self._by_segment(x, begins, state)
+            output, h_n = self._by_segment(x, begins, state, anew)
         else:
             start = None if state is None else state[:, 0].transpose(0, 1)
             marks = begins if self.rnn.batch_first else begins.t()
-            output, h_n = self._call(x, start, reset=marks, reset_state=self.reset_state)
+            output, h_n = self._call(x, start, reset=marks, reset_state=self._cut(anew))
         states = nn.functional.pad(h_n.transpose(0, 1).unsqueeze(1), (0, 0, 0, 0, steps - 1, 0))
         tensordict.set(self.out_keys[0], output.reshape(*shape, output.shape[-1]))
-        tensordict.set(self.out_keys[1], states.reshape(*shape, *self._shape))
+        for key, each in zip(self.out_keys[1:], states.chunk(n, 2), strict=True):
+            tensordict.set(key, each.reshape(*shape, *self._shape))
         return tensordict
+
+    def _cut(self, state: Tensor | None) -> Any:
+        """A state as the RNN takes it."""
+        n = len(self._starts)
+        return state if state is None or n == 1 else tuple(state.chunk(n))
 
     def _call(self, x: Tensor, hx: Tensor | None, **options: Any) -> tuple[Tensor, Tensor]:
         """The RNN, of x ``[B, T, I]`` whatever its ``batch_first``."""
-        if self.rnn.batch_first:
-            return self.rnn(x, hx, **options)
-        output, h_n = self.rnn(x.transpose(0, 1), hx, **options)
-        return output.transpose(0, 1), h_n
+        x = x if self.rnn.batch_first else x.transpose(0, 1)
+        output, h_n = self.rnn(x, self._cut(hx), **options)
+        output = output if self.rnn.batch_first else output.transpose(0, 1)
+        return output, torch.cat(h_n) if isinstance(h_n, tuple) else h_n
 
-    def _by_segment(self, x: Tensor, begins: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def _by_segment(
+        self, x: Tensor, begins: Tensor, state: Tensor, anew: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The RNN, where a row is cut at marked steps and each part starts from its own state."""
         rows, steps = begins.shape
         marked, begins = begins.flatten(), begins.clone()
@@ -162,8 +183,8 @@ class RNNModule(TensorDictModuleBase):
         segments = x.new_zeros(len(first), int(lengths.max()), x.shape[-1])
         segments[number, step - first[number]] = x.flatten(0, 1)
         start = state.flatten(0, 1)[first]
-        if self.reset_state is not None:
-            anew = marked[first] & ~start.flatten(1).any(1)
-            start = torch.where(anew.view(-1, 1, 1), self.reset_state, start)
+        if anew is not None:
+            begun = marked[first] & ~start.flatten(1).any(1)
+            start = torch.where(begun.view(-1, 1, 1), anew, start)
         output, h_n = self._call(segments, start.transpose(0, 1), lengths=lengths)
         return output[number, step - first[number]], h_n[:, number[steps - 1 :: steps]]

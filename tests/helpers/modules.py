@@ -28,6 +28,17 @@ class Sample:
         return hasattr(nn, self.kind)
 
     @property
+    def weight(self) -> str:
+        """The name of one of its weights."""
+        other = {"Embedding": "weight", "EmbeddingRNN": "embedding.weight"}
+        return other.get(self.kind, "weight_ih" if self.kind.endswith("Cell") else "weight_hh_l0")
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it takes whole sequences of features or tokens, with lengths and resets."""
+        return self.kind.endswith(("RNN", "GRU", "LSTM"))
+
+    @property
     def longer(self) -> Tensor:
         """Three times as long, with other tokens."""
         both = self.given, self.given if self.given.is_floating_point() else 6 - self.given
@@ -53,7 +64,11 @@ SAMPLES = {
     "RNN": Sample(
         "RNN", (3, 4, 2), X, {"nonlinearity": "relu", "dropout": 0.5, "bidirectional": True}
     ),
+    "GRU": Sample("GRU", (3, 4), X, {"bidirectional": True}),
+    "LSTM": Sample("LSTM", (3, 4, 2), X, {"dropout": 0.5}),
     "RNNCell": Sample("RNNCell", (3, 4), X[0]),
+    "GRUCell": Sample("GRUCell", (3, 4), X[0]),
+    "LSTMCell": Sample("LSTMCell", (3, 4), X[0]),
     "Embedding": Sample("Embedding", (7, 4), TOKENS, {"padding_idx": 1, "max_norm": 0.5}),
     "LeakyRNN": Sample(
         "LeakyRNN",
@@ -63,6 +78,7 @@ SAMPLES = {
     ),
     "learned alpha": Sample("LeakyRNN", (3, 4), X, {"alpha": 0.5, "learn_alpha": True}),
     "EmbeddingRNN": Sample("EmbeddingRNN", (9, 3, 4), TOKENS % 3),
+    "EmbeddingRNN of an LSTM": Sample("EmbeddingRNN", (9, 3, 4), TOKENS % 3, {"cell": "lstm"}),
 }
 OF_TORCH = {name: sample for name, sample in SAMPLES.items() if sample.of_torch}
 

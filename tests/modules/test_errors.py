@@ -16,7 +16,8 @@ from helpers.common import assert_refused, error_of
 from rnnext import functional
 from rnnext.functional import recurrence, rnn_cell
 
-SIZES = {"RNN": (4, 6), "RNNCell": (4, 6), "Embedding": (10, 3)}
+LAYERS, CELLS = ("RNN", "GRU", "LSTM"), ("RNNCell", "GRUCell", "LSTMCell")
+SIZES = dict.fromkeys((*LAYERS, *CELLS), (4, 6)) | {"Embedding": (10, 3)}
 double, integer = (functools.partial(zeros, dtype=d) for d in (torch.float64, torch.int64))
 meta = functools.partial(zeros, device="meta")
 
@@ -39,7 +40,7 @@ def packed(size, batch_sizes):
     return PackedSequence(zeros(size), torch.tensor(batch_sizes))
 
 
-# (RNNCell and Embedding inherit torch.nn's constructors, RNN all other checks of its arguments.)
+# (Cells and Embedding inherit torch.nn's constructors, layers all other checks of their arguments.)
 CONSTRUCTORS = [
     {"nonlinearity": "gelu"},
     {"nonlinearity": None},
@@ -52,20 +53,37 @@ CONSTRUCTORS = [
 
 
 def test_the_constructor_refuses_what_torchs_refuses():
-    for wrong in CONSTRUCTORS:
+    of_lstm = [{"proj_size": size} for size in (-1, 6)]
+    for kind, wrong in (
+        *(("RNN", wrong) for wrong in CONSTRUCTORS),
+        *(("GRU", wrong) for wrong in CONSTRUCTORS[2:]),
+        *(("LSTM", wrong) for wrong in (*CONSTRUCTORS[3:], *of_lstm)),
+    ):
         arguments = {"input_size": 4, "hidden_size": 6} | wrong
-        theirs, ours = (functools.partial(library.RNN, **arguments) for library in (nn, rnnext))
-        assert error_of(ours) == error_of(theirs), wrong
+        theirs, ours = (
+            functools.partial(getattr(library, kind), **arguments) for library in (nn, rnnext)
+        )
+        assert error_of(ours) == error_of(theirs), (kind, wrong)
 
 
 TABLE, ONE = zeros(5, 3), torch.tensor([1])
+
+
+def states(kind, *given):
+    """The state that a module of this kind takes, each of its tensors this one."""
+    return [(h, h) if kind.startswith("LSTM") else h for h in given]
+
+
 CALLS = [
-    ("RNN", double(5, 3, 4)),
-    ("RNN", integer(5, 3, 4)),
-    ("RNN", packed((4, 5), [3, 1])),
-    ("RNN", packed((4, 1, 4), [3, 1])),
-    ("RNN", packed((4, 4), [3, 1]), zeros(1, 4, 6)),
-    ("RNN", packed((4, 4), [3, 1]), zeros(3, 6)),
+    *((kind, double(5, 3, 4)) for kind in LAYERS),
+    *((kind, integer(5, 3, 4)) for kind in LAYERS),
+    *((kind, packed((4, 5), [3, 1])) for kind in ("RNN", "GRU")),
+    *((kind, packed((4, 1, 4), [3, 1])) for kind in ("RNN", "GRU")),
+    *((kind, packed((4, 4), [3, 1]), zeros(1, 4, 6)) for kind in ("RNN", "GRU")),
+    *((kind, packed((4, 4), [3, 1]), zeros(3, 6)) for kind in ("RNN", "GRU")),
+    ("LSTM", zeros(5, 3, 4), (zeros(1, 3, 6), zeros(1, 3, 5))),
+    ("LSTM", zeros(5, 3, 4), (zeros(1, 3, 6), zeros(3, 6))),
+    ("LSTMCell", zeros(3, 4), (zeros(3, 6), zeros(3, 6, 1))),
     ("Embedding", torch.ones(2)),
     ("Embedding", torch.ones(2, dtype=torch.int16)),
     ("Embedding", torch.ones(2, dtype=torch.bool)),
@@ -80,18 +98,27 @@ CALLS = [
 ]
 # The errors of these are torch's own internals', or say less than ours.
 CALLS_BY_TYPE = [
-    ("RNN", zeros(5, 3, 4), double(1, 3, 6)),
-    ("RNN", meta(5, 3, 4)),
-    ("RNN", zeros(5, 3, 4), meta(1, 3, 6)),
-    ("RNN", packed((4, 4), [1, 3])),
-    ("RNN", packed((4, 4), [3, 1]), double(1, 3, 6)),
-    ("RNN", PackedSequence(zeros(4, 4), torch.tensor([3, 1], dtype=torch.int32))),
-    ("RNNCell", double(3, 4)),
-    ("RNNCell", integer(3, 4)),
-    ("RNNCell", zeros(3, 4), double(3, 6)),
-    ("RNNCell", meta(3, 4)),
-    ("RNNCell", zeros(3, 4), meta(3, 6)),
-    ("RNNCell", zeros(4), zeros(6, 1)),
+    (kind, *given)
+    for kind in LAYERS
+    for given in (
+        (zeros(5, 3, 4), *states(kind, double(1, 3, 6))),
+        (meta(5, 3, 4),),
+        (zeros(5, 3, 4), *states(kind, meta(1, 3, 6))),
+        (packed((4, 4), [1, 3]),),
+        (packed((4, 4), [3, 1]), *states(kind, double(1, 3, 6))),
+        (PackedSequence(zeros(4, 4), torch.tensor([3, 1], dtype=torch.int32)),),
+    )
+] + [
+    (kind, *given)
+    for kind in CELLS
+    for given in (
+        (double(3, 4),),
+        (integer(3, 4),),
+        (zeros(3, 4), *states(kind, double(3, 6))),
+        (meta(3, 4),),
+        (zeros(3, 4), *states(kind, meta(3, 6))),
+        (zeros(4), *states(kind, zeros(6, 1))),
+    )
 ]
 
 
@@ -114,15 +141,15 @@ SHAPES = [(), (4,), (5, 4), (5, 5), (5, 3, 4), (5, 3, 5), (0, 4), (0, 3, 4), (1,
 STATES = [(6,), (1, 6), (2, 6), (3, 6), (3, 5), (1, 3, 6), (1, 2, 6), (2, 3, 6), (1, 3, 5)]
 
 
-@pytest.mark.parametrize("kind", ["RNN", "RNNCell"])
+@pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
 def test_shapes_are_refused_that_torch_refuses(kind):
     theirs, ours = both(kind)
     for shape, state in itertools.product(SHAPES, [None, *STATES]):
-        given = (zeros(shape), None if state is None else zeros(state))
+        given = (zeros(shape), *([] if state is None else states(kind, zeros(state))))
         expected = outcome(functools.partial(theirs, *given))
         found = outcome(functools.partial(ours, *given))
         newer = torch.__version__ >= (2, 15)  # which has a text of its own for this
-        if newer and kind == "RNNCell" and len(shape) != len(state or shape):
+        if newer and kind in CELLS and len(shape) != len(state or shape):
             expected, found = expected[0], found[0]
         assert found == expected, (shape, state)
 
@@ -132,6 +159,7 @@ def test_what_was_set_wrong_afterwards_raises_torchs_error():
     sigmoid = {"mode": "RNN_SIGMOID", "nonlinearity": "sigmoid"}  # rnnext.functional has that
     for kind, edits in (
         *(("RNN", {name: None}) for name in ("weight_hh_l0", "bias_ih_l0", "bias_hh_l0")),
+        ("GRU", {"weight_hh_l0": None}),
         ("RNN", sigmoid),
         ("RNNCell", sigmoid),
     ):
@@ -168,6 +196,7 @@ PACKED = pack_sequence([X[:, 0], X[:2, 1]])
 UNSORTED = pack_sequence([X[:2, 1], X[:, 0]], enforce_sorted=False)
 RNN = rnnext.RNN(3, 4, batch_first=True)
 TWO = rnnext.RNN(3, 4, 2)
+LSTM, LSTM_CELL, GRU = rnnext.LSTM(3, 4), rnnext.LSTMCell(3, 4), rnnext.GRU(3, 4)
 NOISY = rnnext.LeakyRNN(3, 4, alpha=0.5, noise_std=1)
 TOKEN_RNN, OF_FEW = rnnext.EmbeddingRNN(7, 3, 4), rnnext.EmbeddingRNN(1, 3, 4)
 CELL, EMBEDDING = rnnext.RNNCell(3, 4), rnnext.Embedding(7, 3)
@@ -200,6 +229,9 @@ NO_TENSORS = [
     (lambda: RNN(None), "input", "NoneType"),
     (lambda: RNN(X, np.zeros(3)), "hx", "ndarray"),
     (lambda: RNN(X, (X, X)), "hx", "a tuple of tensors"),  # an LSTM's
+    (lambda: LSTM(X, (zeros(1, 2, 4), None)), "hx[1]", "NoneType"),
+    (lambda: LSTM(X, reset=BOOLS, reset_state=(zeros(1, 4), [0.0])), "reset_state[1]", "list"),
+    (lambda: LSTM_CELL(X[0], (LIST, zeros(2, 4))), "hx[0]", "list"),
     (lambda: RNN(PACKED, [0.0]), "hx", "list"),
     (lambda: RNN(X, reset=[True]), "reset", "list"),
     (lambda: TWO(X, reset=BOOLS, reset_state=[0.0]), "reset_state", "list"),
@@ -244,6 +276,21 @@ REFUSED = [
      "reset_state must have shape [2, 4] or [2, 2, 4], got [1, 4]"),
     (lambda: TWO(X[:, 0], reset=BOOLS[:, 0], reset_state=zeros(2, 1, 4)), ValueError,
      "reset_state must have shape [2, 4], got [2, 1, 4]"),
+    (lambda: LSTM(X, zeros(1, 2, 4)), TypeError,
+     "hx must be a pair of tensors, (h, c), got Tensor"),
+    (lambda: LSTM(X, [X]), TypeError, "hx must be a pair of tensors, (h, c), got 1 of them"),
+    (lambda: LSTM_CELL(X[0], X), TypeError, "hx must be a pair of tensors, (h, c), got Tensor"),
+    (lambda: LSTM(X, reset=BOOLS, reset_state=zeros(1, 4)), TypeError,
+     "reset_state must be a pair of tensors, (h, c), got Tensor"),
+    (lambda: LSTM(X, reset=BOOLS, reset_state=(zeros(1, 4), zeros(2, 4))), ValueError,
+     "reset_state[1] must have shape [1, 4] or [1, 2, 4], got [2, 4]"),
+    (lambda: functional.gru(X, None, WEIGHTS), RuntimeError, "weight_hh must have shape [12, 4]"),
+    (lambda: functional.lstm(X, None, list(GRU.parameters())), RuntimeError,
+     "weight_hh must have shape [16, 4], got [12, 4]"),
+    (lambda: ensemble(cell="elman"), ValueError, "cell must be one of 'rnn', 'gru', 'lstm', got"),
+    (lambda: rnnext.EmbeddingRNN(7, 3, 4, cell="GRU"), ValueError, "'gru', 'lstm', got 'GRU'"),
+    (lambda: rnnext.EmbeddingRNN(7, 3, 4, nonlinearity="relu", cell="gru"), ValueError,
+     "nonlinearity must be 'tanh' of a gru, got 'relu'"),
     (lambda: RNN(X.to_sparse()), RuntimeError, "input must be a dense tensor, got torch.sparse"),
     (lambda: RNN(far(X), reset=BOOLS), RuntimeError, "input must be on the device of the weights"),
     (lambda: RNN(X, meta(1, 5, 4)), RuntimeError, "hx must be on the device of the weights"),
@@ -316,7 +363,7 @@ def test_what_does_not_fit_is_named():
 
 
 def test_a_result_changed_in_place_says_what_to_do():
-    for module, given in ((TWO, X), (NOISY, X), (TOKEN_RNN, TOKENS)):
+    for module, given in ((TWO, X), (GRU, X), (LSTM, X), (NOISY, X), (TOKEN_RNN, TOKENS)):
         output, _ = module(given)
         output *= 2
         assert_refused(

@@ -18,11 +18,16 @@ from rnnext import _C, functional
 def calls_of_each_function():
     """For each function's name: a call of it, which hands its first tensor to a function."""
     w_ih, w_hh, b = torch.randn(6, 4), torch.randn(6, 6), torch.randn(6)
+    gru, lstm = ([torch.cat([w] * G) for w in (w_ih, w_hh, b, b)] for G in (3, 4))
     x, table, index = torch.randn(5, 3, 4), torch.randn(9, 4), torch.tensor([8, 0, 3])
     return {
         "rnn": lambda make: functional.rnn(make(x), None, [w_ih, w_hh, b, b])[0],
         "recurrence": lambda make: functional.recurrence(make(x), None, w_ih, w_hh, alpha=0.5)[0],
         "rnn_cell": lambda make: functional.rnn_cell(make(x[0]), None, w_ih, w_hh, b, b),
+        "gru": lambda make: functional.gru(make(x), None, gru)[0],
+        "lstm": lambda make: functional.lstm(make(x), None, lstm)[0],
+        "gru_cell": lambda make: functional.gru_cell(make(x[0]), None, *gru),
+        "lstm_cell": lambda make: functional.lstm_cell(make(x[0]), None, *lstm)[0],
         "embedding": lambda make: functional.embedding(make(index), table),
     }
 
@@ -31,7 +36,8 @@ def calls_of_each_function():
 def test_whoever_overrides_torch_sees_the_op(name):
     """Its functions, by a subclass or a mode, its dispatcher, and make_fx."""
     call, seen = calls_of_each_function()[name], []
-    op, expected = getattr(torch.ops.rnnext, name).default, call(lambda tensor: tensor)
+    op_name = name.replace("gru", "rnn").replace("lstm", "rnn")
+    op, expected = getattr(torch.ops.rnnext, op_name).default, call(lambda tensor: tensor)
 
     class Own(torch.Tensor):
         @classmethod

@@ -1,4 +1,5 @@
-"""rnnext.RNN and RNNCell against torch.nn's: constructors, lengths, what may be done to results."""
+"""Recurrent layers and cells against torch.nn's: constructors, lengths, what may be done to
+results."""
 
 import functools
 import inspect
@@ -8,16 +9,31 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils._pytree import tree_leaves
 
 import rnnext
 from helpers.common import assert_close, pair, same
 from rnnext import functional
 
+of_layers = pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+of_cells = pytest.mark.parametrize("kind", ["RNNCell", "GRUCell", "LSTMCell"])
 
-def test_constructor_takes_the_documented_arguments():
-    names = list(inspect.signature(rnnext.RNN).parameters)
-    documented = nn.RNN.__doc__.split("(", 1)[1].split(")", 1)[0].split(",")
-    assert names[:-1] == [part.split("=")[0] for part in documented]
+
+def total(state):
+    """The sum of a state, which of an LSTM is a pair."""
+    return sum(h.sum() for h in tree_leaves(state))
+
+
+@of_layers
+def test_constructor_takes_the_documented_arguments(kind):
+    names = list(inspect.signature(getattr(rnnext, kind)).parameters)
+    documented = getattr(nn, kind).__doc__.split("(", 1)[1].split(")", 1)[0].split(",")
+    assert [name for name in names if name != "kwargs"] == [p.split("=")[0] for p in documented]
+
+
+def test_a_projection_is_refused_by_name():
+    with pytest.raises(NotImplementedError, match="proj_size must be 0, got 2"):
+        rnnext.LSTM(3, 4, proj_size=2)
 
 
 def test_the_mode_decides_which_nonlinearity_as_in_torch():
@@ -68,57 +84,73 @@ def test_dropout_keeps_its_share_of_the_first_layers_outputs(p, packed):
     assert (call() == 1).all()
 
 
+@of_layers
 @pytest.mark.parametrize("layout", ["batched", "single", "packed"])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_results_may_be_detached_in_place_and_h_n_changed(layout, batch_first):
+def test_results_may_be_detached_in_place_and_states_changed(kind, layout, batch_first):
     """(Of the output, tests/modules/test_errors.py has what is said.)"""
     x, found = torch.randn(5, 3, 4), []
     packed = pack_sequence([x[:3, 0], x[:, 1]], False)
     given = {"batched": x, "single": x[:, 0], "packed": packed}[layout]
-    for module in pair("RNN", 4, 6, 2, batch_first=batch_first):
-        (module(given)[1].mul_(2) ** 2).sum().backward()
+    for module in pair(kind, 4, 6, 2, batch_first=batch_first):
+        states = tree_leaves(module(given)[1])
+        if isinstance(module, nn.LSTM):  # whose c is a view
+            states = [h.clone() for h in states]
+        sum((h.mul_(2) ** 2).sum() for h in states).backward()
         found.append([p.grad for p in module.parameters()])
     assert_close(found[1], found[0])
     for grad_mode in (True, False):
         with torch.set_grad_enabled(grad_mode):
-            output, h_n = module(given)
-        for result in (output.data if layout == "packed" else output, h_n):
+            output, state = module(given)
+        for result in (output.data if layout == "packed" else output, *tree_leaves(state)):
             assert result.requires_grad is grad_mode
             assert not result._is_view()  # or torch would refuse:
             assert not result.detach_().requires_grad
-    output, h_n = module(given)
+    output, state = module(given)
     (output.data if layout == "packed" else output).detach_().zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        h_n.sum().backward()
+        total(state).backward()
 
 
-def test_a_loop_of_steps_is_the_recurrence():
-    rnn, cell = rnnext.RNN(4, 6), rnnext.RNNCell(4, 6)
+@of_layers
+def test_a_loop_of_steps_is_the_recurrence(kind):
+    rnn, cell = getattr(rnnext, kind)(4, 6), getattr(rnnext, f"{kind}Cell")(4, 6)
     cell.load_state_dict({k.removesuffix("_l0"): v for k, v in rnn.state_dict().items()})
-    x, state = torch.randn(7, 3, 4), None
-    for step, output in zip(x, rnn(x)[0], strict=True):
+    x, state, steps = torch.randn(7, 3, 4), None, []
+    for step in x:
         state = cell(step, state)
-        assert torch.equal(state, output)
+        steps.append(tree_leaves(state)[0])
+    outputs, last = rnn(x)
+    found = [torch.stack(steps), *tree_leaves(state)]
+    expected = [outputs, *(h[0] for h in tree_leaves(last))]
+    assert_close(found, expected)
+    assert kind != "RNN" or same(found, expected)
 
 
+@of_cells
 @pytest.mark.parametrize("shape", [(3, 4), (4,)])
-def test_a_step_is_one_node_and_its_result_may_be_changed_or_detached(shape):
+def test_a_step_is_one_node_and_its_result_may_be_changed_or_detached(kind, shape):
     x, found = torch.randn(shape), []
-    for cell in pair("RNNCell", 4, 5):
-        state = cell(x, cell(x))
-        doubled = state if type(cell) is rnnext.RNNCell else state.clone()
-        doubled *= 2
-        doubled.sum().backward()
+    for cell in pair(kind, 4, 5):
+        states = tree_leaves(cell(x, cell(x)))
+        if not type(cell).__module__.startswith("rnnext"):
+            states = [h.clone() for h in states]
+        for h in states:
+            h *= 2
+        total(states).backward()
         found.append([p.grad for p in cell.parameters()])
     assert_close(found[1], found[0])
     biases = [cell.bias_ih, cell.bias_hh]
-    own = torch.autograd.grad(cell(x).sum(), biases)
+    own = torch.autograd.grad(total(cell(x)), biases)
+    before = own[1].clone()
     own[0].mul_(3)
-    assert_close(own[0], 3 * own[1])  # each is a tensor of its own
-    state = cell(x, cell(x))
-    names = [f.name() for f, _ in state.grad_fn.next_functions if f]
-    assert names == ["RnnCellBackward"] + 4 * ["torch::autograd::AccumulateGrad"]
-    assert not state.detach_().requires_grad  # as before each piece of a sequence
+    assert torch.equal(own[1], before)  # each is a tensor of its own
+    states = tree_leaves(cell(x, cell(x)))
+    if kind == "RNNCell":
+        names = [f.name() for f, _ in states[0].grad_fn.next_functions if f]
+        assert names == ["RnnCellBackward"] + 4 * ["torch::autograd::AccumulateGrad"]
+    for h in states:
+        assert not h.detach_().requires_grad  # as before each piece of a sequence
 
 
 LENGTHS = [
@@ -138,9 +170,10 @@ REFUSED = [
 
 
 def test_lengths_are_any_integers():
-    rnn, x = rnnext.RNN(3, 4), torch.randn(5, 2, 3)
+    rnn, gru, x = rnnext.RNN(3, 4), rnnext.GRU(3, 4), torch.randn(5, 2, 3)
     for call in (
         functools.partial(rnn, x),
+        functools.partial(gru, x),
         functools.partial(functional.recurrence, x, None, *rnn.all_weights[0]),
     ):
         expected = call(lengths=torch.tensor([5, 3]))

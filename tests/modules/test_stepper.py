@@ -119,7 +119,8 @@ OF_OWN.embedding = OwnForward(9, 4)
 OF_LEAK = rnnext.LeakyRNN(4, 6, alpha=0.5)
 OF_LEAK.alpha.fill_(1.5)
 MADE_OF = [
-    ((nn.LSTM(4, 6),), TypeError, "RNNCell, got LSTM"),
+    ((nn.Linear(4, 6),), TypeError, "or a cell, got Linear"),
+    ((nn.LSTM(4, 6, proj_size=2),), ValueError, "module must have proj_size 0, got 2"),
     ((OF_OWN,), TypeError, "no forward of its own, as no step calls it: OwnForward has"),
     ((rnnext.EmbeddingRNN(9, 4, 6, bidirectional=True),), ValueError, "one direction"),
     ((OF_LEAK,), ValueError, "alpha must be in (0, 1], got 1.5"),

@@ -13,13 +13,17 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.collectors import Collector
 from torchrl.envs import GymWrapper, InitTracker, StepCounter, TransformedEnv
-from torchrl.modules import GRUModule, QValueActor, set_recurrent_mode
+from torchrl.modules import GRUModule, LSTMModule, QValueActor, set_recurrent_mode
 from torchrl.objectives import DQNLoss
 from torchrl.objectives.value import GAE
 
 from rnnext.torchrl import RNNModule
 
 KEYS = {"in_keys": ["observation", "state"], "out_keys": ["features", ("next", "state")]}
+PAIR = {
+    "in_keys": ["observation", "h", "c"],
+    "out_keys": ["features", ("next", "h"), ("next", "c")],
+}
 
 
 class AsTheirs(rnnext.RNN):
@@ -29,29 +33,46 @@ class AsTheirs(rnnext.RNN):
         return super().forward(x, hx, lengths=None if mask is None else mask.sum(1))
 
 
+def modules(kind, batch_first):
+    """torchrl's own module, ours with its weights, and the names of its states."""
+    if kind == "LSTM":
+        theirs = LSTMModule(4, 5, 2, python_based=True, **PAIR)
+        own, keys = theirs.lstm, PAIR
+    elif kind == "GRU":
+        theirs = GRUModule(4, 5, 2, python_based=True, **KEYS)
+        own, keys = theirs.gru, KEYS
+    else:
+        theirs = GRUModule(gru=AsTheirs(4, 5, 2, batch_first=True), **KEYS)
+        own, keys = theirs.gru, KEYS
+    rnn = getattr(rnnext, kind)(4, 5, 2, batch_first=batch_first)
+    rnn.load_state_dict(own.state_dict())
+    return theirs, RNNModule(rnn, **keys), keys["in_keys"][1:]
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
 @pytest.mark.parametrize("recurrent", [False, True])
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
-def test_as_torchrls_own_module(batch, recurrent):
-    theirs = GRUModule(gru=AsTheirs(4, 5, 2, batch_first=True), **KEYS)
-    rnn = rnnext.RNN(4, 5, 2, batch_first=bool(batch))
-    rnn.load_state_dict(theirs.gru.state_dict())
-    ours = RNNModule(rnn, **KEYS)
+def test_as_torchrls_own_module(batch, recurrent, kind):
+    theirs, ours, names = modules(kind, batch_first=bool(batch))
     assert (ours.in_keys, ours.out_keys) == (theirs.in_keys, theirs.out_keys)
     shape = (*batch, 7) if recurrent else batch
     begins = torch.rand(*shape, 1) < 0.3
-    state = torch.randn(*shape, 2, 5)
     data = TensorDict({"observation": torch.randn(*shape, 4), "is_init": begins}, shape)
-    primed = data.clone().set("state", state * ~begins[..., None])
-    for given in (data, primed, data.clone().set("state", state)):
+    whole = data.clone()
+    for name in names:  # the primer's zeros where it begins
+        whole[name] = torch.randn(*shape, 2, 5) * ~begins[..., None]
+    for given in (data, whole):
         with set_recurrent_mode(recurrent):
             expected, found = theirs(given.clone()), ours(given.clone())
         torch.testing.assert_close(found["features"], expected["features"])
         last = (..., -1, slice(None), slice(None)) if recurrent else ...
-        new = found["next", "state"]
-        assert new.shape == expected["next", "state"].shape
-        torch.testing.assert_close(new[last], expected["next", "state"][last])
-    spec, other = (m.make_tensordict_primer().primers["state"] for m in (ours, theirs))
-    assert spec == other
+        for name in names:
+            new = found["next", name]
+            assert new.shape == expected["next", name].shape
+            torch.testing.assert_close(new[last], expected["next", name][last])
+    for name in names:
+        spec, other = (m.make_tensordict_primer().primers[name] for m in (ours, theirs))
+        assert spec == other
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -166,7 +187,7 @@ def data(*batch, **tensors):
 
 
 REFUSED = [
-    (lambda: RNNModule(nn.RNN(4, 5), *OF_X), TypeError, "rnn must be an rnnext.RNN or LeakyRNN"),
+    (lambda: RNNModule(nn.RNN(4, 5), *OF_X), TypeError, "rnn must be an rnnext.RNN, GRU, LSTM or"),
     (lambda: RNNModule(RNN, ["x"], ["y", "z"]), ValueError, "in_keys must be of features, state"),
     (lambda: RNNModule(RNN, ["x", "h"], ["y"]), ValueError, "out_keys must be of the output and"),
     (lambda: RNNModule(RNN, *OF_X, torch.zeros(5)), ValueError, "reset_state must have shape [1"),

@@ -1,11 +1,11 @@
-"""The inputs of torch's own tests of nn.RNN, nn.RNNCell and nn.Embedding, given to rnnext's."""
+"""The inputs of torch's own tests of its modules, right and wrong, given to rnnext's."""
 
 import pytest
 import torch
 from torch import nn
 
 import rnnext
-from helpers.common import assert_close
+from helpers.common import assert_close, error_of
 from helpers.modules import results
 
 with pytest.MonkeyPatch.context() as patch:
@@ -13,7 +13,8 @@ with pytest.MonkeyPatch.context() as patch:
     patch.setattr(torch.backends, "disable_global_flags", lambda: None)
     from torch.testing._internal import common_modules
 
-INFOS = [i for i in common_modules.module_db if i.module_cls in (nn.RNN, nn.RNNCell, nn.Embedding)]
+LAYERS, CELLS = (nn.RNN, nn.GRU, nn.LSTM), (nn.RNNCell, nn.GRUCell, nn.LSTMCell)
+INFOS = [i for i in common_modules.module_db if i.module_cls in (*LAYERS, *CELLS, nn.Embedding)]
 
 
 def cases(info, dtype, training):
@@ -23,6 +24,8 @@ def cases(info, dtype, training):
         info, device="cpu", dtype=dtype, requires_grad=True, training=training
     ):
         made = each.constructor_input
+        if made.kwargs.get("proj_size"):  # which rnnext refuses
+            continue
         theirs = info.module_cls(*made.args, **made.kwargs).to(dtype).train(training)
         ours = kind(*made.args, **made.kwargs).to(dtype).train(training)
         ours.load_state_dict(theirs.state_dict())
@@ -35,3 +38,24 @@ def cases(info, dtype, training):
 def test_results_of_torchs_inputs(info, dtype, training):
     for theirs, ours, given in cases(info, dtype, training):
         assert_close(results(ours, *given), results(theirs, *given))
+
+
+@pytest.mark.parametrize("info", [i for i in INFOS if i.module_cls is not nn.Embedding])
+def test_errors_of_torchs_wrong_inputs(info):
+    """(Constructor and call, whichever raises.)"""
+    options = {"device": "cpu", "dtype": torch.float32, "requires_grad": False, "training": True}
+    for each in info.module_error_inputs_func(info, **options):
+        made, given = (
+            each.module_error_input.constructor_input,
+            each.module_error_input.forward_input,
+        )
+
+        def call(kind, made=made, given=given):
+            module = kind(*made.args, **made.kwargs)
+            module(*given.args, **given.kwargs)
+
+        found, expected = (
+            error_of(lambda kind=kind: call(kind))
+            for kind in (getattr(rnnext, info.module_cls.__name__), info.module_cls)
+        )
+        assert found == expected

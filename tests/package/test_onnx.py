@@ -1,9 +1,11 @@
-"""torch.onnx.export(dynamo=True) gives ONNX's RNN and Gather; onnxruntime computes the same."""
+"""torch.onnx.export(dynamo=True) gives ONNX's RNN, GRU, LSTM and Gather; onnxruntime computes the
+same."""
 
 import pytest
 import torch
 from torch import nn
 from torch.export import Dim
+from torch.utils._pytree import tree_leaves
 
 import rnnext
 from helpers.common import assert_close
@@ -53,6 +55,10 @@ def words(*shape):
     return (torch.randint(9, shape),)
 
 
+def pair_of(batch):
+    return torch.randn(2, batch, 4), torch.randn(2, batch, 4)
+
+
 BOTH = rnnext.RNN(3, 4, 2, bidirectional=True)
 BATCH_FIRST = rnnext.RNN(3, 4, 2, "relu", batch_first=True, bidirectional=True)
 TOKENS = nn.Sequential(rnnext.Embedding(9, 3, padding_idx=2), rnnext.RNN(3, 4))
@@ -78,6 +84,34 @@ CASES = {
     "cell": (
         rnnext.RNNCell(3, 4, nonlinearity="relu"), ({0: B}, {0: B}), {},
         [(features(b), torch.randn(b, 4)) for b in (2, 5)],
+    ),
+    "GRU": (
+        rnnext.GRU(3, 4, 2, bidirectional=True), ({0: T, 1: B}, {1: B}), {"GRU": 2},
+        [(features(t, b), torch.randn(4, b, 4)) for t, b in ((5, 2), (11, 3))],
+    ),
+    "LSTM with lengths": (
+        rnnext.LSTM(3, 4, 2, batch_first=True, bias=False),
+        ({0: B, 1: T}, ({1: B}, {1: B}), {0: B}), {"LSTM": 2},
+        [
+            (features(max(n), len(n), batch_first=True), pair_of(len(n)), torch.tensor(n))
+            for n in ((5, 0, 1), (2, 7), (1, 4, 0, 3))
+        ],
+    ),
+    "LSTM of one sequence": (
+        rnnext.LSTM(3, 4, bidirectional=True), ({0: T},), {"LSTM": 1},
+        [(features(t),) for t in (5, 9)],
+    ),
+    "GRU cell": (
+        rnnext.GRUCell(3, 4), ({0: B}, {0: B}), {},
+        [(features(b), torch.randn(b, 4)) for b in (2, 5)],
+    ),
+    "LSTM cell": (
+        rnnext.LSTMCell(3, 4), ({0: B}, ({0: B}, {0: B})), {},
+        [(features(b), (torch.randn(b, 4), torch.randn(b, 4))) for b in (2, 5)],
+    ),
+    "words of a GRU": (
+        rnnext.EmbeddingRNN(9, 3, 4, cell="gru"), ({0: T, 1: B},), {"Gather": 1, "GRU": 1},
+        [words(5, 2), words(4, 3)],
     ),
     "cell of one": (rnnext.RNNCell(3, 4, bias=False), None, {}, [(torch.randn(3), None)]),
     "embedding": (
@@ -110,11 +144,10 @@ def test_onnxruntime_computes_the_same(name):
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     names = [each.name for each in session.get_inputs()]
     for given in calls:
-        flat = [t.numpy() for t in given if t is not None]
+        flat = [t.numpy() for t in tree_leaves(given) if t is not None]
         actual = session.run(None, dict(zip(names, flat, strict=True)))
         with torch.no_grad():
-            expected = model(*given)
-        expected = expected if isinstance(expected, tuple) else (expected,)
+            expected = tree_leaves(model(*given))
         assert_close([torch.from_numpy(a) for a in actual], expected)
 
 
@@ -133,7 +166,7 @@ def test_a_packed_sequence_is_refused_with_what_to_do():
         torch.export.export(Packing(), given, strict=False)
 
 
-NONE = "ONNX's operator RNN has no "
+NONE = "ONNX's operators RNN, GRU and LSTM have no "
 
 
 @pytest.mark.parametrize(
