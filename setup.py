@@ -109,7 +109,7 @@ def as_one(folder: str) -> str:
 def extension(cuda: bool):
     root = Path(__file__).resolve().parent
     sources = [as_one("ops"), *isa_sources(), "csrc/module.cpp", as_one("cpu/binding")]
-    sources += [as_one("cpu/rnn"), as_one("cpu/runtime")]
+    sources += [as_one("cpu/rnn"), as_one("cpu/runtime"), "csrc/cpu/isa/dispatch.cpp"]
     macros = [("RNNEXT_TORCH_VERSION", f'"{torch.__version__}"')]
     macros.append(("AT_PER_OPERATOR_HEADERS", None))  # what is included, not all of ATen
     if cuda:

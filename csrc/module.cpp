@@ -17,7 +17,7 @@
 
 #include "cpu/binding/describe.h"
 #include "cpu/binding/stepper.h"
-#include "cpu/runtime/dispatch.h"
+#include "cpu/isa/dispatch.h"
 #include "ops/check.h"
 #include "ops/fake.h"
 #include "recurrence/nonlinearity.h"

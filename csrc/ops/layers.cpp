@@ -227,8 +227,7 @@ bool is_elsewhere(const Tensor& t) { return !t.is_cpu(); }
 // Whether the op for a whole stack of layers, which is the CPU's and has no gradient, takes it.
 bool stacks(const RnnArguments& a) {
   return a.num_layers > 1 && !a.bidirectional && !drops(a) && !given(a.index) && a.noise.empty() &&
-         a.reset_state.empty() && !any_tensor<is_elsewhere>(a) &&
-         !any_recorded(a) && !any_dual(a);
+         a.reset_state.empty() && !any_tensor<is_elsewhere>(a) && !any_recorded(a) && !any_dual(a);
 }
 
 // The states that episodes begin with, [L * D, B, H] each, if there are resets.

@@ -10,7 +10,7 @@
 #include <cstring>
 #include <vector>
 
-#include "cpu/runtime/dispatch.h"
+#include "cpu/isa/dispatch.h"
 
 namespace rnnext {
 #ifdef __aarch64__

@@ -12,7 +12,7 @@
 
 #include "cpu/binding/memory.h"
 #include "cpu/embedding/sort.h"
-#include "cpu/runtime/dispatch.h"
+#include "cpu/isa/dispatch.h"
 #include "ops/check.h"
 
 namespace rnnext {

@@ -6,7 +6,7 @@
 #include <c10/core/ScalarType.h>
 
 #include "cpu/binding/memory.h"
-#include "cpu/runtime/dispatch.h"
+#include "cpu/isa/dispatch.h"
 #include "ops/check.h"
 
 namespace rnnext {

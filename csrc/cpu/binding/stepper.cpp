@@ -86,7 +86,7 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
     return list;
   };
   const int64_t B = states_.size(3), H = states_.size(4);
-  const int64_t width = !given(weight_ih)  ? traits_of(parse_cell(cell)).gates * H
+  const int64_t width = !given(weight_ih) ? traits_of(parse_cell(cell)).gates * H
                         : layers_.empty() ? weight_ih->size(-1)
                                           : H;
   // Each step brings an input and a state of its own, of these shapes.

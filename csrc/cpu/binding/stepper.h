@@ -19,9 +19,9 @@ class Stepper {
   using Named = std::pair<std::string, Tensor>;
 
   // table: rows of the first layer's input, [V,I] features or [V,H] pre-activations; steps are then
-  // fed with their numbers. (A gated cell's pre-activations are those of the input alone.) The table
-  // is read where it lies. watched: what the weights were made
-  // from; once these have changed, steps are refused.
+  // fed with their numbers. (A gated cell's pre-activations are those of the input alone.) The
+  // table is read where it lies. watched: what the weights were made from; once these have changed,
+  // steps are refused.
   Stepper(const std::vector<Weights>& layers, const OptionalTensor& table,
           const std::vector<Named>& watched, std::string_view nonlinearity, std::string_view cell,
           int64_t batch_size);

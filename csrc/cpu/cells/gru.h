@@ -9,6 +9,8 @@ namespace rnnext::RNNEXT_ISA {
 template <class S>
 struct Gru {
   static constexpr CellTraits kTraits = traits_of(Cell::gru);
+  static_assert(kTraits.gates == 3 && kTraits.grads == 4 && kTraits.states == 1 &&
+                kTraits.saved == 4);
   using C = Compute<S>;
   using V = Vec<C>;
 

@@ -9,6 +9,8 @@ namespace rnnext::RNNEXT_ISA {
 template <class S>
 struct Lstm {
   static constexpr CellTraits kTraits = traits_of(Cell::lstm);
+  static_assert(kTraits.gates == 4 && kTraits.grads == 4 && kTraits.states == 2 &&
+                kTraits.saved == 5);
   using C = Compute<S>;
   using V = Vec<C>;
 

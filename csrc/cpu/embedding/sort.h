@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "cpu/runtime/dispatch.h"
+#include "cpu/isa/dispatch.h"
 
 namespace rnnext {
 

@@ -1,7 +1,7 @@
 // The kernels of AMX tiles over a stand-in of the tile instructions, on the compiler's default
 // target: for tests.
 
-#include "cpu/runtime/dispatch.h"
+#include "cpu/isa/dispatch.h"
 
 #ifndef __clang__
 // More would only take longer to compile.

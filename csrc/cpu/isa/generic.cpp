@@ -1,6 +1,6 @@
 // The compiler's default target: SSE2 on x86-64, NEON on Arm.
 
-#include "cpu/runtime/dispatch.h"
+#include "cpu/isa/dispatch.h"
 
 #define RNNEXT_ISA generic
 #define RNNEXT_VECTOR_BYTES 16

@@ -1,4 +1,4 @@
-#include "cpu/runtime/dispatch.h"
+#include "cpu/isa/dispatch.h"
 
 #ifdef RNNEXT_NEON_BF16
 #include <sys/auxv.h>

@@ -2,10 +2,10 @@
 #pragma once
 
 #include "cpu/embedding/kernel.h"
+#include "cpu/isa/dispatch.h"
 #include "cpu/rnn/backward.h"
 #include "cpu/rnn/forward.h"
 #include "cpu/rnn/stack.h"
-#include "cpu/runtime/dispatch.h"
 
 namespace rnnext::RNNEXT_ISA {
 

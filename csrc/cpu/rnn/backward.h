@@ -5,9 +5,9 @@
 // when all steps are done.
 #pragma once
 
-#include "cpu/rnn/backward_layout.h"
 #include "cpu/rnn/epilogue.h"
 #include "cpu/rnn/gates.h"
+#include "cpu/rnn/step_inputs.h"
 
 namespace rnnext::RNNEXT_ISA {
 
@@ -101,6 +101,7 @@ struct Backward {
     if (writes_features) features.pack(unit.d, 0, 1);
     const bool reverse = p.reverse[unit.d];
     const int64_t width = p.D * p.H;
+    const StepInputs<S, E> inputs{p, g, plan, at, worker.rank};
     const Rows<C> chunk_grad{at.chunk_grad[worker.rank], at.grad_stride};
     if (plan.by_step()) clear_tails(chunk_grad);
     for (int64_t done = 0; done < p.T;) {
@@ -109,22 +110,12 @@ struct Backward {
       int64_t row = reverse ? 0 : chunk.rows;
       for (int64_t i = 0; i < chunk.n; ++i, ++done) {
         const int64_t t = reverse ? done : p.T - 1 - done;
-        const int64_t first = p.row(t, unit.b0) * width + unit.d * p.H;  // unless they are sorted
         const int64_t rows = sequences(p, unit, t);
         if (!reverse) row -= rows;
         const int64_t t_next = reverse ? t + 1 : t - 1;
         const int64_t ahead = done + 1 < p.T ? (p.first_row(t_next) - p.first_row(t)) * width : 0;
-        const StepRows in = step_rows(unit, t, done, rows, ahead, worker);
-        if (at.states.carries()) {
-          leak.saved = p.saved ? saved_row<S>(p, unit.d, t, unit.b0) : nullptr;
-          leak.output = static_cast<const S*>(p.output) + first;
-          if (plan.sorts) {
-            leak.output = gather(unit, t, rows, p.output, at.step_rows_of(worker, at.kOutput));
-            if (p.saved)
-              leak.saved = gather(unit, t, rows, p.saved, at.step_rows_of(worker, at.kSaved),
-                                  traits_of(p.cell).saved);
-          }
-        }
+        const auto in = inputs.rows_of(unit, t, done, rows, ahead);
+        if (at.states.carries()) inputs.add_leak(leak, unit, t, rows);
         // The next step's rows are far in memory, unless they are copied, and so in cache.
         const bool prefetches = kNative<S> && in.grad.stride == width && done + 1 < p.T;
         BackwardStep<E> step{.epilogue = end_of_step(),
@@ -140,8 +131,8 @@ struct Backward {
                              .grad_ahead = prefetches && in.grad ? in.grad.first + ahead : nullptr,
                              .values_ahead = prefetches ? in.values.first + ahead : nullptr};
         if (done > 0) {
-          weights.multiply(step, unit, packed, at.step_rows_of(worker, at.kGrad), rows, done + 1,
-                           worker);
+          weights.multiply(step, unit, packed, at.step_rows_of(worker.rank, at.kGrad), rows,
+                           done + 1, worker);
         } else {
           sweep(step, rows, unit.p0, unit.p1, p.H, 0);  // there is no state before it
         }
@@ -210,87 +201,12 @@ struct Backward {
       __builtin_memset(rows[row] + at.grad_width, 0, 64);
   }
 
-  // What f gave in all steps: the output, but with rate what is saved.
-  const S* values() const {
-    return static_cast<const S*>(p.cell == Cell::rate ? p.saved : p.output);
-  }
-  // Copies rows of step t of the output, or of so many parts of its width, to scratch.
-  S* gather(const Unit& unit, int64_t t, int64_t rows, const void* from, const Rows<C>& scratch,
-            int parts = 1) const {
-    S* const to = reinterpret_cast<S*>(scratch.first);
-    const int64_t width = parts * p.H;
-    const auto* const all = static_cast<const S*>(from);
-    for (int64_t i = 0; i < rows; ++i)
-      __builtin_memcpy(to + i * (parts > 1 ? at.saved_stride() : at.step_stride),
-                       all + (p.row(t, unit.sequence(i)) * p.D + unit.d) * width,
-                       width * sizeof(S));
-    return to;
-  }
-  // Where a step reads the output's gradient and what f gave: in the tensors, or in scratch if they
-  // are stored in 16 bits or sorted, or grad_h_n is added, or a leak must not see what lies past a
-  // sequence's end.
-  struct StepRows {
-    Rows<const C> grad, values;
-  };
-  // The rows of the next step lie `ahead` of this one's.
-  StepRows step_rows(const Unit& unit, int64_t t, int64_t done, int64_t rows, int64_t ahead,
-                     const Worker& worker) const {
-    const int64_t first = p.row(t, unit.b0) * p.D * p.H + unit.d * p.H;
-    const bool joins = g.grad_h_n && (p.ragged() || done == 0);
-    const int64_t width = p.D * p.H;
-    StepRows in{{nullptr, width}, {nullptr, width}};
-    if constexpr (kNative<S>) {
-      if (g.grad_output) in.grad.first = static_cast<const S*>(g.grad_output) + first;
-      // (The derivative of the identity reads no values: any rows will do.)
-      const bool reads = p.nonlinearity != Nonlinearity::identity || at.states.carries();
-      in.values.first = reads || !in.grad ? values() + first : in.grad.first;
-      if (!plan.sorts && !joins && !(p.ragged() && at.states.carries())) return in;
-    }
-    const Rows<C> rows_of_grad = at.step_rows_of(worker, at.kGrad);
-    const Rows<C> rows_of_values = at.step_rows_of(worker, at.kValues);
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t b = unit.sequence(row);
-      const int64_t place = (p.row(t, b) * p.D + unit.d) * p.H;
-      const S* grad = g.grad_output ? static_cast<const S*>(g.grad_output) + place : nullptr;
-      const S* values = this->values() + place;
-      if (plan.sorts)  // the sums of the weights' gradients will read these
-        for (int64_t j = 0; p.input.data && j < p.I; j += 64 / static_cast<int64_t>(sizeof(S)))
-          __builtin_prefetch(input_row<S>(p, t, b) + j);
-      const void* const ends = joins && p.ends(unit.d, b, t) ? g.grad_h_n : nullptr;
-      const S* const grad_h_n =
-          p.cell == Cell::voltage ? nullptr : state_row<S>(p, ends, unit.d, b);
-      // The gradient of a state that is kept beside the output does not come through it.
-      const S* const grad_beside =
-          keeps_beside(p.cell) ? state_row<S>(p, ends, unit.d, b, traits_of(p.cell).states - 1)
-                               : nullptr;
-      const bool past = !p.inside(b, t);
-      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
-        Vec<C> x = grad && !past ? load_some(grad + j, p.H - j) : Vec<C>{};
-        if (plan.sorts && ahead) {
-          if (grad) __builtin_prefetch(grad + ahead + j);
-          __builtin_prefetch(values + ahead + j);
-        }
-        if (grad_beside) {
-          C* const carry = at.states.sums.row(unit, at.states.kCarry, row) + j;
-          store(carry, load(carry) + load_some(grad_beside + j, p.H - j));
-        }
-        if (grad_h_n) x += load_some(grad_h_n + j, p.H - j);
-        store(rows_of_grad[row] + j, x);
-        if (!kNative<S> || plan.sorts)
-          store(rows_of_values[row] + j, load_some(values + j, p.H - j));
-      }
-    }
-    in.grad = rows_of_grad;
-    if (!kNative<S> || plan.sorts) in.values = rows_of_values;
-    return in;
-  }
-
   // Writes the gradient of hx or of reset_state: W_hh^T times rows of the gradient of
   // pre-activations, and what a leak adds past W_hh. output: what W_hh was multiplied with.
   void grad_state(const Unit& unit, const F* packed, const Rows<const F>& first, int carry,
                   const S* output, void* grad, int64_t n, const Worker& worker) const {
     const StateWeights<S, E> weights{plan, at.weight_hh(0)};
-    const Rows<C> rows = at.step_rows_of(worker, at.kGrad);
+    const Rows<C> rows = at.step_rows_of(worker.rank, at.kGrad);
     for (int64_t m = 0; m < plan.pieces; ++m) {
       const auto piece = weights.await(unit, m, n, first, unit.size, worker);
       Projection<E> project{.packed = nullptr,

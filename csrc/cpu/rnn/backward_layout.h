@@ -1,8 +1,8 @@
 // What lies where in the workspace of a backward pass.
 #pragma once
 
+#include "cpu/rnn/backward_states.h"
 #include "cpu/rnn/feature_grad.h"
-#include "cpu/rnn/state_store.h"
 #include "cpu/rnn/weight_grad.h"
 
 namespace rnnext::RNNEXT_ISA {
@@ -121,8 +121,8 @@ struct BackwardLayout {
   enum StepArray { kGrad, kValues, kOutput, kSaved };
   int64_t saved_stride() const { return scratch_stride<C>(traits_of(p.cell).saved * p.H); }
   int64_t step_array_size() const { return plan.unit_rows * step_stride; }
-  Rows<C> step_rows_of(const Worker& worker, StepArray which) const {
-    return {step_rows[worker.rank] + which * step_array_size(), step_stride};
+  Rows<C> step_rows_of(int worker, StepArray which) const {
+    return {step_rows[worker] + which * step_array_size(), step_stride};
   }
   FeatureGradients<S, E> features_of(const Worker& worker) const {
     return {p, out, plan, ih, features[worker.rank]};

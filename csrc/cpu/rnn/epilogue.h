@@ -1,70 +1,11 @@
 // Epilogues: what happens to the sums of a step, forward and backward.
 #pragma once
 
+#include "cpu/cells/leaky.h"
 #include "cpu/gemm/tile.h"
-#include "cpu/simd/exp.h"
-#include "cpu/simd/tanh.h"
 #include "recurrence/call.h"
 
 namespace rnnext::RNNEXT_ISA {
-
-// h = forward(pre), and backward(grad, h), which makes the gradient of pre of that of h and of h
-// alone. NaN goes through all of them, as in torch. S is the type that h is stored as; only tanh
-// depends on it.
-template <class S, Nonlinearity name>
-struct Activation;
-
-template <class S>
-struct Activation<S, Nonlinearity::tanh> {
-  using V = Vec<Compute<S>>;
-  static RNNEXT_INLINE V forward(V pre) {
-    if constexpr (kNative<S>) {
-      return tanh(pre);
-    } else {
-      return rounded_tanh<S>(pre);
-    }
-  }
-  static RNNEXT_INLINE V backward(V grad, V h) { return grad * (1 - h * h); }
-};
-
-template <class S>
-struct Activation<S, Nonlinearity::relu> {
-  using V = Vec<Compute<S>>;
-  // NaN > 0 is false, so test for the values that become 0.
-  static RNNEXT_INLINE V forward(V pre) { return pre <= 0 ? V{} : pre; }
-  static RNNEXT_INLINE V backward(V grad, V h) { return h <= 0 ? V{} : grad; }
-};
-
-template <class S>
-struct Activation<S, Nonlinearity::sigmoid> {
-  using V = Vec<Compute<S>>;
-  static RNNEXT_INLINE V forward(V pre) {
-    const V e = exp_minus(magnitude(pre));
-    return (pre < 0 ? e : V{} + 1) / (1 + e);
-  }
-  static RNNEXT_INLINE V backward(V grad, V h) { return grad * (h * (1 - h)); }
-};
-
-// From 20 up torch takes pre itself, and 1 for the derivative.
-template <class S>
-struct Activation<S, Nonlinearity::softplus> {
-  using V = Vec<Compute<S>>;
-  static RNNEXT_INLINE V forward(V pre) {
-    const V h = (pre <= 0 ? V{} : pre) + log_one_plus(exp_minus(magnitude(pre)));
-    return pre > 20 ? pre : h;
-  }
-  static RNNEXT_INLINE V backward(V grad, V h) {
-    const V t = tanh(h * Compute<S>(0.5));  // 1 - exp(-h) = 2 t / (1 + t), without cancellation
-    return h > 20 ? grad : grad * ((t + t) / (1 + t));
-  }
-};
-
-template <class S>
-struct Activation<S, Nonlinearity::identity> {
-  using V = Vec<Compute<S>>;
-  static RNNEXT_INLINE V forward(V pre) { return pre; }
-  static RNNEXT_INLINE V backward(V grad, V) { return grad; }
-};
 
 // A tile of R rows times NV vectors ends with the activation and the stores. Tiles inline tanh and
 // relu of numbers that are stored as they are computed. Every other epilogue is a function of its
@@ -140,12 +81,6 @@ struct LeakRows {
   C* alpha_grad = nullptr;  // [H] and more: its sums, or null where alpha needs no gradient
 };
 
-// (1 - a) x + a y: y itself where a is 1.
-template <class C>
-RNNEXT_INLINE Vec<C> mix(Vec<C> a, Vec<C> x, Vec<C> y) {
-  return fused<C>(1 - a, x, a * y);
-}
-
 // Calls end.run<Activation, cell>() for the cell that a call has. (Gated ones end no tile.)
 template <class Activation, class End>
 RNNEXT_INLINE void run_cell(const End& end, Cell cell) {
@@ -199,20 +134,10 @@ struct ForwardEpilogue {
         const Vec<C> pre = *at;
         Vec<C> state, out, kept;
         if constexpr (cell == Cell::elman) {
-          out = Activation::forward(pre);
+          out = Elman<Activation>::forward(pre);
         } else {
-          const Vec<C> a = load(leak.alpha + j), s = load_some(before + j, left);
-          if constexpr (cell == Cell::rate) {
-            kept = Activation::forward(pre);
-            out = state = as_stored<S>(mix<C>(a, s, kept));
-          } else if constexpr (cell == Cell::voltage) {
-            kept = pre - s;
-            state = as_stored<S>(mix<C>(a, s, pre));
-            out = Activation::forward(state);
-          } else {
-            kept = pre - s;
-            out = state = as_stored<S>(Activation::forward(mix<C>(a, s, pre)));
-          }
+          out = Leaky<S, Activation, cell>::forward(pre, load(leak.alpha + j),
+                                                    load_some(before + j, left), state, kept);
           if (carry) store(carry + j, state);
           if (saved) store_some(saved + j, kept, left);
         }
@@ -259,19 +184,9 @@ struct BackwardEpilogue {
         const Vec<C> h = load_some(values[r] + j, left), grad = *at;
         Vec<C> q, pre;
         if constexpr (cell == Cell::elman) {
-          pre = Activation::backward(grad, h);
+          pre = Elman<Activation>::backward(grad, h);
         } else {
-          const Vec<C> carried = load(carry[r] + j);
-          if constexpr (cell == Cell::rate) {
-            q = grad + carried;
-            pre = Activation::backward(a * q, h);
-          } else if constexpr (cell == Cell::voltage) {
-            q = Activation::backward(grad, h) + carried;
-            pre = a * q;
-          } else {
-            q = Activation::backward(grad + carried, h);
-            pre = a * q;
-          }
+          pre = Leaky<S, Activation, cell>::backward(grad, h, a, load(carry[r] + j), q);
           store(carry[r] + j, rest * q);
         }
         store_some(grad_pre[r] + j, pre, left);

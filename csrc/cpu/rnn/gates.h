@@ -4,7 +4,7 @@
 
 #include "cpu/cells/gru.h"
 #include "cpu/cells/lstm.h"
-#include "cpu/gemm/tile.h"
+#include "cpu/gemm/pack.h"
 #include "recurrence/call.h"
 
 namespace rnnext::RNNEXT_ISA {

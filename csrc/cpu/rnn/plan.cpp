@@ -115,7 +115,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   plan.fetches = leaves_second_cache(weights / plan.hidden_parts, shape, machine);
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
   plan.weights = p.packed_weights                 ? Weights::given
-                 : p.T == 1 && !gated             ? Weights::streamed
+                 : p.T == 1                       ? Weights::streamed
                  : small || plan.batch_parts == 1 ? Weights::own
                                                   : Weights::shared;
   plan.sorts = p.ragged() && !p.step_row;

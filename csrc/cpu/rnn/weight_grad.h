@@ -2,7 +2,7 @@
 // times the state, or the features, that the row started from.
 #pragma once
 
-#include "cpu/rnn/state_store.h"
+#include "cpu/rnn/units.h"
 
 namespace rnnext::RNNEXT_ISA {
 

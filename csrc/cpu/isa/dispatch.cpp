@@ -1,4 +1,4 @@
-#include "cpu/runtime/dispatch.h"
+#include "cpu/isa/dispatch.h"
 
 #include <atomic>
 #include <cstdlib>

@@ -1,0 +1,66 @@
+// The forms of the leak. s is the state before, a is alpha and f the nonlinearity; what a form
+// keeps is saved for the backward pass.
+#pragma once
+
+#include "cpu/cells/elman.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+// (1 - a) x + a y: y itself where a is 1.
+template <class C>
+RNNEXT_INLINE Vec<C> mix(Vec<C> a, Vec<C> x, Vec<C> y) {
+  return fused<C>(1 - a, x, a * y);
+}
+
+// forward: makes the new state, as it is stored, and what is saved, and returns the output.
+//
+// backward: from the gradient of the output, the output or what f gave, and the gradient of the
+// state that comes past W_hh, makes that of what the leak mixes, q, and returns that of the
+// pre-activation.
+template <class S, class Activation, Cell cell>
+struct Leaky;
+
+template <class S, class Activation>
+struct Leaky<S, Activation, Cell::rate> {
+  using C = Compute<S>;
+  using V = Vec<C>;
+  static RNNEXT_INLINE V forward(V pre, V a, V s, V& state, V& saved) {
+    saved = Activation::forward(pre);
+    return state = as_stored<S>(mix<C>(a, s, saved));
+  }
+  static RNNEXT_INLINE V backward(V grad, V h, V a, V carried, V& q) {
+    q = grad + carried;
+    return Activation::backward(a * q, h);
+  }
+};
+
+template <class S, class Activation>
+struct Leaky<S, Activation, Cell::voltage> {
+  using C = Compute<S>;
+  using V = Vec<C>;
+  static RNNEXT_INLINE V forward(V pre, V a, V s, V& state, V& saved) {
+    saved = pre - s;
+    state = as_stored<S>(mix<C>(a, s, pre));
+    return Activation::forward(state);
+  }
+  static RNNEXT_INLINE V backward(V grad, V h, V a, V carried, V& q) {
+    q = Activation::backward(grad, h) + carried;
+    return a * q;
+  }
+};
+
+template <class S, class Activation>
+struct Leaky<S, Activation, Cell::blend> {
+  using C = Compute<S>;
+  using V = Vec<C>;
+  static RNNEXT_INLINE V forward(V pre, V a, V s, V& state, V& saved) {
+    saved = pre - s;
+    return state = as_stored<S>(Activation::forward(mix<C>(a, s, pre)));
+  }
+  static RNNEXT_INLINE V backward(V grad, V h, V a, V carried, V& q) {
+    q = Activation::backward(grad + carried, h);
+    return a * q;
+  }
+};
+
+}  // namespace rnnext::RNNEXT_ISA

@@ -1,0 +1,183 @@
+// The same of the backward pass, whose state is the gradient of the pre-activations.
+#pragma once
+
+#include "cpu/rnn/state_buffers.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+// The states of the backward pass: gradients of pre-activations. With Home::rows they are the rows
+// of grad_pre. In scratch two buffers take turns. Two more keep what W_hh is multiplied with when
+// all steps are done: the states of the sequences' first steps, for the gradient of hx, and the
+// sums over resets.
+template <class S, class E>
+struct BackwardStates {
+  using F = typename E::Factor;
+  using C = Compute<S>;
+  const Recurrence& p;
+  const RecurrenceGradOut& out;
+  const BackwardPlan& plan;
+  StateBuffers<F> buffers;
+  enum Buffer { kEven, kOdd, kFirstSteps, kResets, kBuffers };
+  // Rows of sums. The first three are the gradient that reaches the state before a step past W_hh:
+  // that of the current step, that of the sequences' first steps, and its sum over resets. kMixed
+  // is the gradient of what the leak mixes.
+  enum Sums { kCarry, kFirst, kResetCarry, kMixed, kCount };
+  StateBuffers<C> sums;
+  StateBuffers<C> reset_pre;  // the gradients of the pre-activations, summed over resets
+  int parts;                  // of a row: the gradients of each pre-activation of a unit
+  int64_t width;              // of a part in a row of factors
+
+  BackwardStates(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
+                 Arena& arena)
+      : p(p),
+        out(out),
+        plan(plan),
+        buffers(plan, traits_of(p.cell).grads * gate_width<F>(p.H), kBuffers, arena, E::kRowBlock),
+        sums(plan, p.H, carries() ? kCount : 0, arena),
+        reset_pre(plan, traits_of(p.cell).grads * p.H, out.reset_state != nullptr, arena),
+        parts(traits_of(p.cell).grads),
+        width(gate_width<F>(p.H)) {}
+
+  // Whether a part of the state's gradient comes past W_hh.
+  bool carries() const { return p.cell != Cell::elman; }
+  // What W_hh is multiplied with in a row of factors: all its parts, but of a GRU's n only that of
+  // the state.
+  Rows<const F> times_hh(const Rows<const F>& rows) const {
+    return {rows.first + factors_in<F>((parts - p.gates()) * width), rows.stride};
+  }
+
+  // The state that the unit's last steps read: zeros. With Home::rows they are not read.
+  Rows<const F> initial_state(const Unit& unit) const {
+    const int cleared = plan.state == Home::rows ? kEven : kBuffers;
+    const int64_t end = unit.last ? width : unit.p1 * kPanel<C>;
+    for (int64_t i = 0; i < unit.size; ++i) {
+      for (int k = 0; k < parts; ++k)
+        for (int64_t j = unit.p0 * kPanel<C>; j < end; j += kLanes<C>) {
+          for (int buffer = 0; buffer < cleared; ++buffer)
+            store_part(buffers.row(unit, buffer, i), k, j, Vec<C>{}, width);
+          if (reset_pre.count)
+            store_some(reset_pre.row(unit, 0, i) + k * p.H + j, Vec<C>{}, p.H - j);
+        }
+      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
+        for (int sum = 0; sum < sums.count; ++sum) store(sums.row(unit, sum, i) + j, Vec<C>{});
+    }
+    return buffers.all(unit, kFirstSteps);
+  }
+
+  // Where the step after `done` others writes its state beside grad_pre; null: grad_pre is enough.
+  Rows<F> next_buffer(const Unit& unit, int64_t done) const {
+    if (plan.state == Home::rows) return {};
+    return buffers.all(unit, done % 2 == 0 ? kOdd : kEven);
+  }
+
+  // Turns what a step wrote into the state that the next one reads.
+  Rows<const F> finish_step(const Unit& unit, int64_t t, int64_t rows, const Rows<F>& next,
+                            const Rows<C>& grad_pre) const {
+    if (plan.state == Home::rows)
+      return {reinterpret_cast<const F*>(grad_pre.first), grad_pre.stride};
+    if (unit.last && parts == 1) clear_row_ends(next.first, rows, next.stride, p.H);
+    if (p.ragged()) mask_ragged_rows(unit, t, rows, next, grad_pre);
+    return next;
+  }
+
+  // Stops the gradient where a sequence, or an episode of it, begins with step t: it goes to hx or
+  // reset_state, and not to the step before. alpha_grad: LeakRows::alpha_grad.
+  void stop_at_starts(const Unit& unit, int64_t t, int64_t rows, const Rows<F>& next,
+                      const Rows<C>& grad_pre, C* alpha_grad) const {
+    if (!p.reset && !carries()) return;
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t b = unit.sequence(row);
+      const bool anew = p.restarts(unit.d, b, t);
+      if (anew || p.starts(unit.d, b, t))
+        stop_row(unit, row, anew, next ? next[row] : nullptr, grad_pre[row], alpha_grad);
+    }
+  }
+
+  // The sums of the pre-activations' gradient over resets, as rows of factors.
+  Rows<const F> reset_sums(const Unit& unit) const {
+    for (int64_t i = 0; i < unit.size; ++i)
+      for_parts(unit, [&](int k, int64_t j) {
+        store_part(buffers.row(unit, kResets, i), k, j,
+                   load_some(reset_pre.row(unit, 0, i) + k * p.H + j, p.H - j), p.H);
+      });
+    return buffers.all(unit, kResets);
+  }
+
+  // A copy of a state whose rows are about to be overwritten.
+  Rows<const F> copied(const Unit& unit, const Rows<const F>& state) const {
+    if (plan.state == Home::scratch) return state;
+    for (int64_t i = 0; i < unit.size; ++i)
+      for (int64_t j = 0; j < parts * width; j += kLanes<C>)
+        copy_factors(buffers.row(unit, kEven, i), state[i], j);
+    return buffers.all(unit, kEven);
+  }
+
+  // The states of the sequences' first steps, after the last step left `state`.
+  Rows<const F> first_steps(const Unit& unit, const Rows<const F>& state) const {
+    return p.ragged() ? buffers.all(unit, kFirstSteps) : state;
+  }
+
+ private:
+  static void add(C* to, Vec<C> x) { store(to, load(to) + x); }
+  // f(part, column in it) for each vector of the unit's own columns.
+  template <class Work>
+  void for_parts(const Unit& unit, const Work& f) const {
+    for (int k = 0; k < parts; ++k)
+      for (int64_t j = unit.p0 * kPanel<C>; j < min_of(unit.p1 * kPanel<C>, p.H); j += kLanes<C>)
+        f(k, j);
+  }
+  // Stores a vector of a part in a row of factors, where the part ends at `end`.
+  void store_part(F* row, int k, int64_t j, Vec<C> x, int64_t end) const {
+    Factors<F>::store_some(row, k * width + j, x, end - j);
+  }
+  void copy_part(F* to, const F* from, int k, int64_t j) const {
+    const int64_t column = k * width + j;
+    if (kTiled<F> || width - j >= kLanes<C>) return copy_factors(to, from, column);
+    __builtin_memcpy(to + column / kDepth<F>, from + column / kDepth<F>,
+                     (width - j) / kDepth<F> * sizeof(F));
+  }
+  void stop_row(const Unit& unit, int64_t i, bool anew, F* next, const C* grad_pre,
+                C* alpha_grad) const {
+    const int64_t b = unit.sequence(i);
+    const S* const before = state_row<S>(p, anew ? p.reset_state : p.hx, unit.d, b);
+    for_parts(unit, [&](int k, int64_t j) {
+      if (anew && out.reset_state) {
+        C* const sum = reset_pre.row(unit, 0, i) + k * p.H + j;
+        const C* const grad = grad_pre + k * p.H + j;
+        store_some(sum, load_some(sum, p.H - j) + load_some(grad, p.H - j), p.H - j);
+      }
+      // Without lengths the state of the first step stays: the gradient of hx reads it.
+      if (next && (anew || p.ragged())) store_part(next, k, j, Vec<C>{}, p.H);
+    });
+    if (!carries()) return;
+    for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
+      C* const carry = sums.row(unit, kCarry, i) + j;
+      C* const mixed = sums.row(unit, kMixed, i) + j;
+      add(sums.row(unit, anew ? kResetCarry : kFirst, i) + j, load(carry));
+      if (alpha_grad && before && p.cell == Cell::rate)
+        add(alpha_grad + j, -load(mixed) * load_some(before + j, p.H - j));
+      store(carry, Vec<C>{});
+      store(mixed, Vec<C>{});
+    }
+  }
+  // Clears the gradient of rows past their sequence's end, and keeps that of a first step.
+  void mask_ragged_rows(const Unit& unit, int64_t t, int64_t rows, const Rows<F>& next,
+                        const Rows<C>& grad_pre) const {
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t b = unit.sequence(row);
+      const bool past = !p.inside(b, t);
+      const bool starts = p.starts(unit.d, b, t) && !p.restarts(unit.d, b, t);
+      if (!past && !starts) continue;
+      for_parts(unit, [&](int k, int64_t j) {
+        if (past) {
+          store_part(next[row], k, j, Vec<C>{}, p.H);
+          store_some(grad_pre[row] + k * p.H + j, Vec<C>{}, p.H - j);
+        } else {
+          copy_part(buffers.row(unit, kFirstSteps, row), next[row], k, j);
+        }
+      });
+    }
+  }
+};
+
+}  // namespace rnnext::RNNEXT_ISA

@@ -1,0 +1,116 @@
+// What lies where in the workspace of a forward pass.
+#pragma once
+
+#include "cpu/rnn/forward_states.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+// Where the weights, the states and each worker's scratch lie.
+template <class S, class E>
+struct ForwardLayout {
+  using F = typename E::Factor;
+  using C = Compute<S>;
+  const Recurrence& p;
+  const ForwardPlan& plan;
+  Arrays<F> ih, hh;     // packed weights: a copy for each unit or each direction
+  Arrays<bool> finite;  // for each panel of each copy: whether W_hh is finite there
+  ForwardStates<S, E> states;
+  GateColumns<C> order;  // of the columns of a product
+  int64_t columns;       // of a worker's part of the hidden units, of all gates
+  Arrays<char> scratch;  // [workers] of Scratch
+  size_t bytes;
+
+  ForwardLayout(const Recurrence& p, const ForwardPlan& plan, int workers, Arena arena)
+      : p(p),
+        plan(plan),
+        ih(arena.take_apart<F>(plan.copies(p.D), weight_ih(0).packed_size())),
+        hh(arena.take_apart<F>(plan.copies(p.D), weight_hh(0).packed_size())),
+        finite(arena.take_apart<bool>(plan.copies(p.D), weight_hh(0).panels())),
+        states(p, plan, arena),
+        order{p.H, p.gates()},
+        columns(plan.member_panels(panels_in<C>(p.H)) * p.gates() * kPanel<C>) {
+    if (plan.weights == Weights::given) {
+      ih.first = static_cast<F*>(const_cast<void*>(p.packed_weights));
+      hh.first = ih.first + weight_ih(0).packed_size();
+    }
+    scratch = arena.take<char>(workers, Scratch(*this, nullptr).bytes);
+    bytes = arena.used;
+  }
+
+  struct Scratch {  // of one worker
+    C *bias, *alpha, *noise, *pre;
+    C *bias_hh,
+        *hidden;  // of a gated cell, where `bias` is bias_ih alone: [hidden_rows] of columns
+    F* features;
+    F *ih, *hh;                // the panels that are streamed
+    int64_t *order, *present;  // the unit's, if sequences are sorted
+    size_t bytes;
+    Scratch(const ForwardLayout& at, char* base) {
+      Arena arena{base};
+      bias = arena.take<C>(at.columns);
+      alpha = arena.take<C>(is_leaky(at.p.cell) ? at.columns : 0);
+      const bool gated = is_gated(at.p.cell);
+      bias_hh = arena.take<C>(gated ? at.columns : 0);
+      hidden = arena.take<C>(gated ? at.plan.unit_rows * at.hidden_stride() : 0);
+      noise = arena.take<C>(at.p.noise[0] ? at.columns : 0);
+      pre = arena.take<C>(at.starts_from_rows() ? at.plan.chunk_rows * scratch_stride<C>(at.columns)
+                                                : 0);
+      const int64_t rows = divide_up(at.plan.chunk_rows, E::kRowBlock) * E::kRowBlock;
+      features = arena.take<F>(at.p.I > 0 ? rows * scratch_stride<F>(at.p.I) : 0);
+      const int64_t panels = at.plan.weights != Weights::streamed ? 0
+                             : gated                              ? at.p.gates()
+                                                                  : kStreamed<F>;
+      ih = arena.take<F>(panels * at.weight_ih(0).panel_size());
+      hh = arena.take<F>(panels * at.weight_hh(0).panel_size());
+      order = arena.take<int64_t>(at.plan.sorts ? at.plan.unit_rows : 0);
+      present = arena.take<int64_t>(at.plan.sorts ? at.p.T : 0);
+      arena.take<char>(kApart);
+      bytes = arena.used;
+    }
+  };
+  Scratch scratch_of(const Worker& worker) const { return {*this, scratch[worker.rank]}; }
+
+  // How many panels of units are multiplied with the state before their gates follow: as many as
+  // leave the products of a step in the first cache, or all if a product comes in pieces.
+  int64_t hidden_panels() const {
+    const int64_t all = plan.member_panels(panels_in<C>(p.H));
+    if (plan.weights == Weights::streamed) return 1;
+    if (plan.pieces > 1) return all;
+    const int64_t bytes = plan.unit_rows * p.gates() * kPanel<C> * static_cast<int64_t>(sizeof(C));
+    return min_of(all, max_of(1, kGateBytes / bytes));
+  }
+  int64_t hidden_stride() const {
+    return scratch_stride<C>(hidden_panels() * p.gates() * kPanel<C>);
+  }
+  // Whether each step's sums start from rows of scratch instead of the bias.
+  bool starts_from_rows() const { return plan.projects || p.noise[0]; }
+  int64_t copy_of(const Unit& unit) const {
+    return plan.weights == Weights::own ? unit.group : unit.d;
+  }
+  Matrix<S, F> weight_ih(int d) const {
+    return {static_cast<const S*>(p.weight_ih[d]), p.I, p.H, true, p.I, p.gates()};
+  }
+  Matrix<S, F> weight_hh(int d) const {
+    return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, true, p.H, p.gates()};
+  }
+
+  // Packs panels [u0, u1) of units of direction d into a copy.
+  void pack(int d, int64_t copy, int64_t u0, int64_t u1) const {
+    const int64_t q0 = order.panels(u0), q1 = order.panels(u1);
+    const Matrix<S, F> weight = weight_ih(d);
+    for (int64_t q = q0; q < q1; ++q) weight.pack(q, ih[copy] + q * weight.panel_size());
+    if (!p.multiplies_state()) return;
+    const StateWeights<S, E> state{plan, weight_hh(d)};
+    for (int64_t q = q0; q < q1; ++q) finite[copy][q] = state.pack(hh[copy], q, q + 1);
+  }
+  // Whether the unit's part of W_hh is finite.
+  bool is_finite(const Unit& unit) const {
+    const bool* const of_copy = finite[copy_of(unit)];
+    for (int64_t q = order.panels(unit.p0), end = order.panels(unit.p1);
+         q < end && of_copy && p.multiplies_state(); ++q)
+      if (!of_copy[q]) return false;
+    return true;
+  }
+};
+
+}  // namespace rnnext::RNNEXT_ISA
