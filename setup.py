@@ -6,8 +6,11 @@ All other metadata lives in pyproject.toml.
 import os
 import platform
 import re
+import shlex
 import shutil
+import subprocess
 import sys
+import sysconfig
 from glob import glob
 from pathlib import Path
 
@@ -36,6 +39,29 @@ def find_cuda() -> bool:
     headers = [*Path(home or "").glob("include/cuda_runtime.h"),
                *Path(home or "").glob("targets/*/include/cuda_runtime.h")]  # fmt: skip
     return want == "1" or (want == "auto" and have and bool(headers))
+
+
+def check_compiler() -> None:
+    """Raise SystemExit where nothing could be compiled, before minutes go into it."""
+    compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
+    command = [*shlex.split(compiler), "-dM", "-E", "-x", "c++", os.devnull]
+    needs = "rnnext is compiled when it is installed, with GCC >= 12 or clang >= 15"
+    try:
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        raise SystemExit(
+            f"{needs}, and {compiler} does not run: apt-get install g++, or name another in CXX"
+        ) from None
+    versions = dict(re.findall(r"#define (__GNUC__|__clang_major__) (\d+)", text))
+    clang = versions.get("__clang_major__")
+    name, version = ("clang", int(clang)) if clang else ("GCC", int(versions["__GNUC__"]))
+    if version < (15 if clang else 12):
+        raise SystemExit(
+            f"{needs}, and {compiler} is {name} {version}: install a newer one, and name it in CXX"
+        )
+    headers = sysconfig.get_path("include")
+    if not Path(headers, "Python.h").is_file():
+        raise SystemExit(f"{headers} has no Python.h: install Python's headers (python3-dev)")
 
 
 # The files of csrc/cpu/isa, and which ones each needs besides. The last is for tests.
@@ -155,6 +181,7 @@ def fitting(cuda: bool) -> str:
 class BuildExtension(cpp_extension.BuildExtension):
     def run(self) -> None:
         """Build, and leave the fitting torch where an import can read it before linking."""
+        check_compiler()
         if self.editable_mode:  # where `build_ext --inplace` looks, not a folder that pip deletes
             self.build_temp = f"build/temp.{self.plat_name}-{sys.implementation.cache_tag}"
         super().run()

@@ -89,6 +89,33 @@ def test_what_cannot_be_built_is_refused_before_anything_is_compiled(monkeypatch
         refused(rf"needs torch >= 2\.11, found torch {version}")
 
 
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        (None, "and .*/c\\+\\+ does not run: apt-get install g\\+\\+, or name another in CXX"),
+        ("exit 1", "and .*/c\\+\\+ does not run"),
+        (
+            "echo '#define __GNUC__ 11'",
+            "GCC >= 12 or clang >= 15, and .* is GCC 11: install a newer",
+        ),
+        ("echo '#define __GNUC__ 4'; echo '#define __clang_major__ 14'", "is clang 14: install"),
+        ("echo '#define __GNUC__ 12'", "/nowhere has no Python.h: install Python's headers"),
+        ("echo '#define __GNUC__ 4'; echo '#define __clang_major__ 15'", "has no Python.h"),
+    ],
+)
+def test_what_cannot_compile_is_refused_before_the_build(
+    monkeypatch, tmp_path: Path, script, says, message
+):
+    compiler = tmp_path / "c++"
+    if says:
+        compiler.write_text(f"#!/bin/sh\n{says}\n")
+        compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(script.sysconfig, "get_path", lambda name: "/nowhere")
+    with pytest.raises(SystemExit, match=message):
+        script.BuildExtension.run(None)  # it stops before it looks at the command
+
+
 def test_a_compiler_without_its_headers_does_not_end_a_build_for_the_cpu(
     monkeypatch, tmp_path: Path, script
 ):
