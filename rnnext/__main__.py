@@ -16,6 +16,7 @@ from rnnext import _C
 from rnnext.explain import explain
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
+PRECISIONS = ("highest", "high", "medium")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explains.add_argument("--bidirectional", action="store_true")
     explains.add_argument("--hx", action="store_true", help="first states are given")
     explains.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
+    explains.add_argument(
+        "--precision", choices=PRECISIONS, default="highest", help="of float32 (default: highest)"
+    )
     explains.add_argument("--threads", type=int, help="default: torch's")
     explains.add_argument(
         "--machine", help="zen4, zen5 or xeon-amx, NAME=NUMBER,.. or both (default: this one)"
@@ -63,8 +67,13 @@ def print_build() -> None:
         print(f"{name:22}{value}")
 
 
-def print_plan(dtype: str, **options: Any) -> None:
-    print(explain(dtype=DTYPES[dtype], **options))
+def print_plan(dtype: str, precision: str, **options: Any) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        print(explain(dtype=DTYPES[dtype], **options))
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ def explain(
 ) -> str:
     """Say how the CPU kernels would share out and run a call of an RNN of these sizes.
 
+    Float32 is planned at the precision that ``torch.set_float32_matmul_precision`` has set.
+
     Args:
         T, B, I, H: steps, sequences, features (0 for precomputed input), hidden units.
         num_layers: layers, for calls without gradients. Default: 1.
@@ -69,6 +71,7 @@ def explain(
         lengths=list(lengths), machine=machine,
         threads=torch.get_num_threads() if threads is None else threads,
     )  # fmt: skip
+    precision = f" ({torch.get_float32_matmul_precision()})" if dtype == torch.float32 else ""
     cycles = plan.pop("cycles")
     numbers = {name: value for name, value in plan.items() if isinstance(value, float)}
     shares = f"; {plan['hidden_parts']} part(s) of the hidden units of each wait for each other"
@@ -79,7 +82,7 @@ def explain(
     return "\n".join(
         [
             f"{'backward' if train else 'forward'}, T={T} B={B} I={I} H={H}, {D} direction(s), "
-            f"{str(dtype)[6:]}, on {plan['isa']}",
+            f"{str(dtype)[6:]}{precision}, on {plan['isa']}",
             f"planned for {plan['machine']}, told by {plan['origin']}: "
             + ",".join(f"{name}={value:g}" for name, value in numbers.items()),
             f"weights of a direction, packed: {plan['weight_bytes'] / 1024:.0f} KiB in panels of "

@@ -263,6 +263,10 @@ def test_explain_says_it_in_words():
 def test_explain_from_the_command_line(capsys):
     assert rnnext.__main__.main(["explain", "100", "64", "64", "256", "--threads", "2"]) == 0
     assert "2 part(s) of the batch" in capsys.readouterr().out
+    options = ["--precision", "medium"]
+    assert rnnext.__main__.main(["explain", "100", "64", "64", "256", *options]) == 0
+    assert "float32 (medium), on" in capsys.readouterr().out
+    assert torch.get_float32_matmul_precision() == "highest"
     assert rnnext.__main__.main(["explain", "0", "64", "64", "256"]) == 2
     assert "T must be positive, got 0" in capsys.readouterr().err
     assert rnnext.__main__.main([]) == 0
