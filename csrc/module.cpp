@@ -205,7 +205,7 @@ py::dict build_info() {
 rnnext::Description plan(int64_t T, int64_t B, int64_t I, int64_t H, int D, int layers,
                          at::ScalarType dtype, int threads, bool train, bool hx,
                          const std::vector<int64_t>& lengths,
-                         const std::optional<std::string>& machine) {
+                         const std::optional<std::string>& machine, std::string_view cell) {
   const std::pair<const char*, int64_t> sizes[] = {
       {"T", T}, {"B", B}, {"H", H}, {"num_layers", layers}, {"threads", threads}};
   for (const auto& [name, size] : sizes)
@@ -218,6 +218,7 @@ rnnext::Description plan(int64_t T, int64_t B, int64_t I, int64_t H, int D, int 
     TORCH_CHECK_VALUE(length >= 0 && length <= T, "lengths must be in 0..", T, ", got ", length);
   rnnext::Recurrence p;
   p.T = T, p.B = B, p.I = I, p.H = H, p.D = D;
+  p.cell = rnnext::parse_cell(cell);
   if (hx) p.hx = &p;  // the plan asks no more than whether there are states
   if (!lengths.empty()) p.lengths = lengths.data();
   return rnnext::describe_plan(p, layers, rnnext::parse_dtype(at::empty({0}, dtype), "dtype"),
@@ -261,6 +262,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("directions") = 1, py::arg("layers") = 1, py::arg("dtype"), py::arg("threads"),
         py::arg("train") = false, py::arg("hx") = false,
         py::arg("lengths") = std::vector<int64_t>{}, py::arg("machine") = std::nullopt,
+        py::arg("cell") = "elman",
         "How the CPU kernels in use would share out a call: see rnnext.explain.");
   m.def("build_info", &build_info, "What this build is: torch, compiler, instruction sets, CUDA.");
 }

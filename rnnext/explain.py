@@ -19,6 +19,7 @@ _SAID = {
     "from_hx": "the step reads the state before it from hx",
     "projects": "W_ih x comes first, in chunks of up to {chunk_rows} rows",
     "held_steps": "{held_steps} steps of the output are written together",
+    "fetches": "each panel of weights is fetched while the one before it is multiplied",
     "far": "the output is prefetched before it is written",
     "own_sums": "gradients of the weights are summed by each part over its own rows",
     "direct_sums": "gradients of the weights are summed where they are returned",
@@ -41,6 +42,7 @@ def explain(
     lengths: Sequence[int] = (),
     threads: int | None = None,
     machine: str | None = None,
+    cell: str = "elman",
 ) -> str:
     """Say how the CPU kernels would share out and run a call of an RNN of these sizes.
 
@@ -57,18 +59,19 @@ def explain(
         machine: the processor to plan for, as ``RNNEXT_CPU_MACHINE`` names it: zen4, zen5 or
             xeon-amx, numbers that differ from its, or both, as ``"zen5,far_rate=10,wait=900"``.
             Default: this one, as calls do.
+        cell: ``"elman"``, a form of the leak, ``"gru"`` or ``"lstm"``. Default: ``"elman"``.
 
     Returns:
         A few sentences, one a line.
 
     Raises:
-        ValueError: a size below 1, lengths that do not fit, or a machine that is unknown.
+        ValueError: a size below 1, lengths that do not fit, or a machine or cell that is unknown.
         NotImplementedError: another dtype.
     """
     D = 2 if bidirectional else 1
     plan = _C.plan(
         T=T, B=B, I=I, H=H, directions=D, layers=num_layers, dtype=dtype, train=train, hx=hx,
-        lengths=list(lengths), machine=machine,
+        lengths=list(lengths), machine=machine, cell=cell,
         threads=torch.get_num_threads() if threads is None else threads,
     )  # fmt: skip
     precision = f" ({torch.get_float32_matmul_precision()})" if dtype == torch.float32 else ""
@@ -82,7 +85,7 @@ def explain(
     return "\n".join(
         [
             f"{'backward' if train else 'forward'}, T={T} B={B} I={I} H={H}, {D} direction(s), "
-            f"{str(dtype)[6:]}{precision}, on {plan['isa']}",
+            f"{cell}, {str(dtype)[6:]}{precision}, on {plan['isa']}",
             f"planned for {plan['machine']}, told by {plan['origin']}: "
             + ",".join(f"{name}={value:g}" for name, value in numbers.items()),
             f"weights of a direction, packed: {plan['weight_bytes'] / 1024:.0f} KiB in panels of "

@@ -255,6 +255,7 @@ def test_explain_says_it_in_words():
         ((100, 16, 16, 64), {"train": True}, "summed by each part over its own", "in chunks of"),
         ((100, 16, 16, 64), {}, "8 steps of the output", "each part packs the weights"),
         ((1, 16, 512, 512), {"train": True}, "summed where they are returned", "read as they lie"),
+        ((64, 32, 64, 512), {"cell": "lstm"}, "lstm, float32 (highest)", "W_ih x comes first", "is fetched"),
     ]:
         text = explain(*size, threads=2, machine="zen4", **options)
         assert all(part in text for part in words), text

@@ -20,6 +20,7 @@ Description fields_of(const Plan& plan) {
           {"unit_rows", plan.unit_rows},
           {"weights", name_of(plan.weights, kWeightsNames)},
           {"joined", plan.joined},
+          {"fetches", plan.fetches},
           {"cycles", plan.cycles}};
 }
 
