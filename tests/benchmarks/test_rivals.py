@@ -7,11 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import rnnext
 from benchmarks import cases, measure, names, rivals, runner
 from benchmarks.rivals import contract
 
-GATED = [cell for cell in cases.GATED if hasattr(rnnext, cell.upper())]
 LAYER = {"T": 5, "B": 3, "I": 4, "H": 6}
 TABLE = {"V": 50, "D": 3, "N": 40}
 CASES = [
@@ -22,9 +20,9 @@ CASES = [
     ),
     *(
         cases.Case("rnn", mode, **LAYER, **cases.OPTIONS[2], packed=True, cell=cell)
-        for cell, mode in itertools.product(GATED, cases.MODES)
+        for cell, mode in itertools.product(cases.GATED, cases.MODES)
     ),
-    *(cases.Case("cell", "train", **LAYER, cell=cell) for cell in ("rnn", *GATED)),
+    *(cases.Case("cell", "train", **LAYER, cell=cell) for cell in ("rnn", *cases.GATED)),
     *(cases.Case("embedding", "train", **TABLE, indices="zipf", sparse=s) for s in (False, True)),
     *(cases.Case("embedding", "backward", **TABLE, indices=i) for i in ("uniform", "repeated")),
     cases.Case("demo", "train", T=7, B=2, I=12, H=12, V=20),
@@ -51,7 +49,7 @@ def test_a_rival_that_is_wrong_is_not_timed():
     assert "output is off by" in row.failed["wrong"]
 
 
-@pytest.mark.parametrize("cell", ["rnn", *GATED])
+@pytest.mark.parametrize("cell", ["rnn", *cases.GATED])
 @pytest.mark.parametrize("B", [1, 3])
 def test_rivals_agree_about_a_stream_and_go_on_from_their_state(B, cell):
     case = cases.Case("step", "infer", B=B, I=4, H=6, cell=cell)
