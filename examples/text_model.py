@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils._pytree import tree_map
 
 import rnnext
 
@@ -26,13 +27,15 @@ class TorchEmbeddingRNN(nn.Module):
     """torch.nn's modules as rnnext.EmbeddingRNN holds rnnext's: the same names and arguments."""
 
     def __init__(
-        self, pieces: int, features: int, hidden: int, layers: int, **options: Any
+        self, pieces: int, features: int, hidden: int, layers: int, cell: str, **options: Any
     ) -> None:
         super().__init__()
+        if cell != "rnn":
+            del options["nonlinearity"]  # which is tanh
         self.embedding = nn.Embedding(pieces, features)
-        self.rnn = nn.RNN(features, hidden, layers, **options)
+        self.rnn = getattr(nn, cell.upper())(features, hidden, layers, **options)
 
-    def forward(self, tokens: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         output, state = self.rnn(self.embedding(tokens), state)
         return output, state
 
@@ -70,7 +73,7 @@ class TextModel(nn.Module):
     Args:
         embedding_rnn: one of LIBRARIES, or a class with its arguments.
         pieces: how many tokens there are; a bidirectional model reads one more, the blank.
-        config: hidden, layers, nonlinearity, dropout, bidirectional.
+        config: cell, hidden, layers, nonlinearity, dropout, bidirectional.
     """
 
     def __init__(
@@ -82,16 +85,17 @@ class TextModel(nn.Module):
             config.hidden,
             config.hidden,
             config.layers,
+            cell=config.cell,
             nonlinearity=config.nonlinearity,
             bidirectional=config.bidirectional,
         )
         self.dropout = SequenceDropout(config.dropout)
         self.score = nn.Linear(config.hidden * (1 + config.bidirectional), pieces)
 
-    def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Scores [T, B, pieces] and the new state for tokens [T, B] (int64).
 
-        The state is [layers * directions, B, hidden]; None stands for zeros.
+        The state is [layers * directions, B, hidden], of an LSTM two of these; None is zeros.
         """
         output, state = self.rnn(tokens, state)
         return self.score(self.dropout(output)), state
@@ -118,7 +122,7 @@ class Learner:
         torch.manual_seed(config.seed)
         self.model = TextModel(LIBRARIES[name], pieces, config).to(getattr(torch, config.dtype))
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.rate)
-        self.state: Tensor | None = None
+        self.state: Any = None
         self.losses: list[float] = []  # of each step
         self.seconds: list[float] = []  # of each step
         self.held_out: list[tuple[int, float]] = []  # step and perplexity
@@ -156,7 +160,7 @@ class Learner:
             self.optimizer.step()
             value = loss.item()
             self.seconds.append(perf_counter() - start)
-            self.state = state.detach()
+            self.state = tree_map(Tensor.detach, state)
             self.losses.append(value)
 
     def task(self, window: Tensor, seed: int) -> tuple[Tensor, Tensor]:

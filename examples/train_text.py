@@ -83,6 +83,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--hidden", type=positive, default=256, help="size of embedding and hidden state"
     )
+    parser.add_argument("--cell", choices=("rnn", "gru", "lstm"), default="rnn", help="of the RNN")
     parser.add_argument("--layers", type=positive, default=1, help="layers of the RNN")
     parser.add_argument(
         "--nonlinearity", choices=("tanh", "relu"), default="tanh", help="of the RNN"
@@ -186,6 +187,8 @@ def interrupts() -> Iterator[list[int]]:
 
 def run(argv: Sequence[str] | None) -> int:
     config, saved = parse(argv)
+    if config.cell != "rnn" and config.nonlinearity != "tanh":
+        raise Failure(f"--nonlinearity {config.nonlinearity} is for --cell rnn alone")
     torch.set_num_threads(config.threads)
     try:
         text = read_text(config.text)

@@ -54,6 +54,8 @@ def assert_same_training(a: dict, b: dict) -> None:
         ("--layers 2 --nonlinearity relu --seed 7 --dropout 0", 1e-4),
         ("--bidirectional --dtype float64", 1e-9),
         ("--dtype bfloat16", 5e-2),
+        ("--cell gru --layers 2", 1e-4),
+        ("--cell lstm", 1e-4),
     ],
 )
 def test_losses_agree_and_results_are_written(options, bound, text, tmp_path, capsys):
@@ -164,6 +166,10 @@ def test_bad_options_are_refused(tmp_path, monkeypatch, capsys):
         (["--length", "x"], "invalid positive value: 'x'"),
         (["--rate", "nan"], "nan is not a positive number"),
         (["--dropout", "1"], r"1.0 is not in \[0, 1\)"),
+        (
+            ["--cell", "gru", "--nonlinearity", "relu"],
+            "--nonlinearity relu is for --cell rnn alone",
+        ),
         (["--vocab", "20"], r"a vocabulary of 20 is too small"),
         (["--batch", "100000"], "the text is too short"),
         (["--text", "missing.txt"], "cannot read the text .*missing.txt: No such file"),
