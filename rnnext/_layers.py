@@ -188,7 +188,8 @@ def run(
     again, to raise the error that torch.nn raises for it.
     """
     batch_sizes = None
-    states, starts = as_states("hx", cell, hx), as_states("reset_state", cell, reset_state)
+    states = () if hx is None else as_states("hx", cell, hx)
+    starts = () if reset_state is None else as_states("reset_state", cell, reset_state)
     if type(input) is not Tensor and isinstance(input, PackedSequence):  # the slower of the two
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if is_exporting():
@@ -318,7 +319,7 @@ def step(
     nonlinearity: str = "tanh",
 ) -> Any:
     """:func:`rnnext.functional.rnn_cell` of any cell; of an LSTM, states are pairs."""
-    states = as_states("hx", cell, hx)
+    states = () if hx is None else as_states("hx", cell, hx)
     try:
         found = (_rnn_cell if is_compiling() else _C.rnn_cell)(
             input, states, weight_ih, weight_hh, bias_ih, bias_hh, cell, nonlinearity

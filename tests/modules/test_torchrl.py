@@ -101,23 +101,28 @@ def test_marked_steps_start_from_the_stored_state_or_where_it_is_zeros_from_the_
     assert start.grad.any()
 
 
-def test_steps_are_those_of_the_sequence_whose_episodes_begin_with_a_learned_state():
-    start = nn.Parameter(torch.randn(2, 5))
-    rnn = rnnext.LeakyRNN(4, 5, 2, alpha=0.3, learn_alpha=True, form="voltage")
-    module = RNNModule(rnn, ["x", "h", "begins"], ["y", ("next", "h")], reset_state=start)
+@pytest.mark.parametrize("names", ["h", "hc"])
+def test_steps_are_those_of_the_sequence_whose_episodes_begin_with_a_learned_state(names):
+    starts = [nn.Parameter(torch.randn(2, 5)) for _ in names]
+    rnn = rnnext.LSTM(4, 5, 2)
+    if names == "h":
+        rnn = rnnext.LeakyRNN(4, 5, 2, alpha=0.3, learn_alpha=True, form="voltage")
+    new, start = [("next", name) for name in names], starts if names == "hc" else starts[0]
+    module = RNNModule(rnn, ["x", *names, "begins"], ["y", *new], reset_state=start)
     begins = torch.rand(3, 7, 1) < 0.3
     data = TensorDict({"x": torch.randn(3, 7, 4), "begins": begins}, (3, 7))
     with set_recurrent_mode(True):
         whole = module(data.clone())
-    state = torch.zeros(3, 2, 5)
+    state = dict.fromkeys(names, torch.zeros(3, 2, 5))
     for t in range(7):
-        step = module(data[:, t].set("h", state))
+        step = module(data[:, t].update(state))
         torch.testing.assert_close(step["y"], whole["y"][:, t])
-        state = step["next", "h"]
-    torch.testing.assert_close(state, whole["next", "h"][:, -1])
+        state = {name: step["next", name] for name in names}
+    for name in names:
+        torch.testing.assert_close(state[name], whole["next", name][:, -1])
     whole["y"].sum().backward()
     assert {name for name, p in module.named_parameters() if p.grad is None} == set()
-    assert start.grad.any()
+    assert all(start.grad.any() for start in starts)
 
 
 def test_a_collector_and_a_loss_compute_the_same_values():

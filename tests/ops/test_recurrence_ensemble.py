@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 import rnnext
 from helpers import samples
@@ -70,17 +71,25 @@ def test_what_members_share_is_not_copied():
 
 @pytest.mark.parametrize(
     "options",
-    [{"num_layers": 3, "nonlinearity": "relu"}, {"bidirectional": True, "batch_first": True}],
+    [
+        {"num_layers": 3, "nonlinearity": "relu"},
+        {"bidirectional": True, "batch_first": True},
+        {"cell": "gru", "bidirectional": True},
+        {"cell": "lstm", "num_layers": 2},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("shared", [True, False])
 def test_rnn_ensemble_is_an_rnn_for_each_member(options, shared):
     """Of one input, lengths and resets, or of each its own."""
-    members = [rnnext.RNN(4, 6, **options) for _ in range(2)]
+    cell = options.get("cell", "rnn")
+    layers = {name: value for name, value in options.items() if name != "cell"}
+    members = [getattr(rnnext, cell.upper())(4, 6, **layers) for _ in range(2)]
     weights = [torch.stack(each) for each in zip(*(m.parameters() for m in members), strict=True)]
     x, reset = torch.rand(2, 5, 3, 4), torch.rand(2, 5, 3) < 0.3
     lengths = torch.tensor([[5, 3, 0], [2, 5, 1]])
     hx = torch.rand(2, members[0].num_layers * (1 + members[0].bidirectional), 3, 6)
+    hx = (hx, hx + 1) if cell == "lstm" else hx
     if members[0].batch_first:
         x, reset = x.transpose(1, 2), reset.transpose(1, 2)
     given = x, lengths, reset
@@ -89,7 +98,10 @@ def test_rnn_ensemble_is_an_rnn_for_each_member(options, shared):
     named = {name: value for name, value in options.items() if name != "num_layers"}
     result = rnnext.functional.rnn_ensemble(x, hx, weights, lengths=lengths, reset=reset, **named)
     for m, member in enumerate(members):
-        assert same([each[m] for each in result], member(own[m][0], hx[m], *own[m][1:]))
+        expected = tree_leaves(member(own[m][0], tree_map(lambda h, m=m: h[m], hx), *own[m][1:]))
+        found = [each[m] for each in tree_leaves(result)]
+        assert_close(found, expected)
+        assert cell != "rnn" or same(found, expected)
 
 
 def test_rnn_ensemble_draws_dropout_for_each_member():
