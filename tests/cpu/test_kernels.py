@@ -108,6 +108,29 @@ def test_tanh_of_16_bits_is_within_055_units_in_the_last_place(dtype, isa):
         assert h.abs().max() == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "exact", "bound", "extremes"),
+    [
+        ("sigmoid", lambda x: 1 / (1 + np.exp(-x)), 2.4, [0, 0, 1, 1]),
+        ("softplus", lambda x: np.where(x > 20, x, np.logaddexp(0, x)), 2.6, [0, 0, 1e30, np.inf]),
+    ],
+    ids=["sigmoid", "softplus"],
+)
+def test_the_errors_of_sigmoid_and_softplus(name, exact, bound, extremes, isa):
+    """In ULP, as docs/numerics.md has them."""
+
+    def of(x):
+        weight = torch.zeros(x.numel(), x.numel())
+        call = samples.Recurrence(input=x.view(1, 1, -1), weight_hh=[weight], nonlinearity=name)
+        return call.call(recurrence)[0].flatten().numpy()
+
+    for x in np.split(np.linspace(-103, 103, 2**14).astype(np.float32), 8):
+        wanted = exact(x.astype(np.float64))
+        error = np.abs(of(torch.from_numpy(x)) - wanted) / np.spacing(wanted.astype(np.float32))
+        assert error.max() <= bound
+    assert of(torch.tensor([-np.inf, -1e30, 1e30, np.inf])).tolist() == pytest.approx(extremes)
+
+
 def test_tanh_is_odd_and_exact_where_it_must_be(isa):
     for dtype in DTYPES:
         x = torch.cat([torch.rand(4000, dtype=dtype) * 30, torch.rand(4000, dtype=dtype) * 1e-3])

@@ -33,6 +33,7 @@ SIZES = {
     "one step of large weights": (1, 26, 130, 300),
     "one step of many": (1, 270, 21, 70),
     "padding left out": (100, 24, 33, 65),
+    "more rows than a chunk": (2, 180, 130, 300),
 }
 # A quarter of the batch exists, which is large enough for its padding to be left out.
 SKEWED = [100, 0, 3, 40, 7, 1, 60, 22, 5, 0, 12, 9, 33, 2, 4, 50, 8, 1, 17, 6, 3, 2, 90, 11]
@@ -114,6 +115,19 @@ def test_plain_calls_of_every_size(size):
     torch.set_num_threads(3)
     noisy = sized(size, "float64", noise=True)
     samples.check(noisy, torch.float32)  # as exact as numbers of the noise
+
+
+# Gradients of weights take 256 rows at once; narrow steps are held where two threads share them.
+@cover(rows=[(1, 255), (16, 16), (257, 1), (1, 257), (7, 73), (40, 16)], H=[31, 32, 33], isa=ISAS)
+def test_sizes_around_whole_vectors_and_whole_sums(rows, H, isa):
+    (T, B), single = rows, torch.float32
+    for threads, dtype in (1, single), (2, single), (2, torch.float64), (1, torch.bfloat16):
+        torch.set_num_threads(threads)
+        samples.check(samples.make(T=T, B=B, I=20, H=H, dtype=dtype, requires_grad=True))
+    frozen = samples.make(T=T, B=B, I=20, H=H, bias=False, dtype=single, requires_grad=True)
+    for weight in frozen.weight_ih + frozen.weight_hh:
+        weight.requires_grad_(False)
+    samples.check(frozen)
 
 
 def check_parts_of_gradients(arguments, rows):

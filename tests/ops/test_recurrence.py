@@ -116,15 +116,15 @@ def test_gradients_of_a_stack(rows, leak):
 @pytest.mark.parametrize("dtype", VARIANTS["dtype"])
 def test_the_same_bits_where_threads_run_layers_as_a_pipeline(dtype):
     """(With gradients a layer is computed after the other.)"""
-    for layers, B in itertools.product([2, 3], [1, 2, 4]):
-        rnn, x = rnnext.RNN(64, 64, layers, dtype=dtype), torch.randn(100, B, 64).to(dtype)
+    for layers, B in itertools.product([2, 3, 5], [1, 2, 4]):
+        rnn, inputs = rnnext.RNN(64, 64, layers, dtype=dtype), torch.randn(2, 100, B, 64).to(dtype)
         torch.set_num_threads(1)
-        expected = [v.detach() for v in rnn(x)]
+        expected = [[v.detach() for v in rnn(x)] for x in inputs]
         for threads in (2, 4):
             torch.set_num_threads(threads)
-            for _ in range(8):
+            for i in range(8):  # what the call before left in memory is wrong for this one
                 with torch.no_grad():
-                    assert same(rnn(x), expected)
+                    assert same(rnn(inputs[i % 2]), expected[i % 2])
 
 
 # What calls of the recurrence's ops are made of; and arguments of the ops beside it.
