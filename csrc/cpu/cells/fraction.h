@@ -1,26 +1,31 @@
 // The functions of gates as fractions, so that several share one division, which takes as long as
-// ten multiplications.
+// ten multiplications. V: Several vectors.
 #pragma once
 
 #include "cpu/simd/exp.h"
+#include "cpu/simd/several.h"
 #include "cpu/simd/tanh.h"
 
 namespace rnnext::RNNEXT_ISA {
 
-// 1 / (1 + exp(-x)): exp_minus's argument is not negative, so below is in 1..2.
+// 1 / (1 + exp(-x)), as the exponential of a number that is not positive: below is in 1..2.
 template <class V>
-RNNEXT_INLINE Fraction<V> sigmoid_fraction(V x) {
+RNNEXT_INLINE Fraction<V> sigmoid_fraction(const V& x) {
   const V e = exp_minus(magnitude(x));
-  return {x < 0 ? e : V{} + 1, e + 1};
+  return {select(x < 0, e, V{} + 1), e + 1};
+}
+
+template <int N, class V, int M>
+RNNEXT_INLINE Fraction<Several<V, N>> part_of(const Fraction<Several<V, M>>& all, int k) {
+  return {part_of<N>(all.above, k), part_of<N>(all.below, k)};
 }
 
 // above / below, given 1 / below within some units in the last place: as good as a division, and so
 // 1 where both are equal, without which a state that a gate keeps would fade or grow.
 template <class V>
-RNNEXT_INLINE V quotient(const Fraction<V>& f, V inverse) {
-  using C = decltype(inverse[0] + inverse[0]);
+RNNEXT_INLINE V quotient(const Fraction<V>& f, const V& inverse) {
   const V x = f.above * inverse;
-  return fused<C>(fused<C>(-x, f.below, f.above), inverse, x);
+  return fused(fused(-x, f.below, f.above), inverse, x);
 }
 
 // The values of two fractions, and of four, by one division. (The product of the denominators must

@@ -6,36 +6,38 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-template <class S>
+// N vectors of units at once.
+template <class S, int N = 1>
 struct Gru {
   static constexpr CellTraits kTraits = traits_of(Cell::gru);
   static_assert(kTraits.gates == 3 && kTraits.grads == 4 && kTraits.states == 1 &&
                 kTraits.saved == 4);
   using C = Compute<S>;
-  using V = Vec<C>;
+  using V = Several<Vec<C>, N>;
 
   // From the pre-activations of the input and of the state: makes the state before the new one,
   // which is also the output. What is saved: r, z, n's part of the state, and s' - n.
   static RNNEXT_INLINE V forward(const V (&x)[3], const V (&h)[3], V& state, V (&saved)[4]) {
     V& r = saved[0];
     V& z = saved[1];
-    divide(sigmoid_fraction(x[0] + h[0]), sigmoid_fraction(x[1] + h[1]), r, z);
+    const auto gates = sigmoid_fraction(join(x[0] + h[0], x[1] + h[1]));
+    divide(part_of<N>(gates, 0), part_of<N>(gates, 1), r, z);
     saved[2] = h[2];
-    const V n = tanh(fused<C>(r, h[2], x[2]));
+    const V n = tanh(fused(r, h[2], x[2]));
     saved[3] = state - n;
-    return state = as_stored<S>(fused<C>(z, saved[3], n));
+    return state = as_stored<S>(fused(z, saved[3], n));
   }
 
   // From the gradient of the output: the gradients of the pre-activations, n's from the input
   // first and that from the state last, and the part of the gradient of the state before that
   // comes past W_hh, which replaces `carry`, that of this state.
-  static RNNEXT_INLINE void backward(V grad, V output, V& carry, const V (&saved)[4],
+  static RNNEXT_INLINE void backward(V grad, const V& output, V& carry, const V (&saved)[4],
                                      V (&grads)[4]) {
     const V r = saved[0], z = saved[1], rest = 1 - z;
     const V n = output - z * saved[3];
     V slope = 1 - n * n;
-    slope = slope < 0 ? V{} : slope;  // in 16 bits, n of rounded numbers may exceed 1
-    grad += carry;
+    slope = select(slope < 0, V{}, slope);  // in 16 bits, n of rounded numbers may exceed 1
+    grad = grad + carry;
     grads[0] = grad * (rest * slope);
     grads[1] = grads[0] * (saved[2] * (r * (1 - r)));
     grads[2] = grad * (saved[3] * (z * rest));

@@ -6,33 +6,36 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-template <class S>
+// N vectors of units at once.
+template <class S, int N = 1>
 struct Lstm {
   static constexpr CellTraits kTraits = traits_of(Cell::lstm);
   static_assert(kTraits.gates == 4 && kTraits.grads == 4 && kTraits.states == 2 &&
                 kTraits.saved == 5);
   using C = Compute<S>;
-  using V = Vec<C>;
+  using V = Several<Vec<C>, N>;
 
   // From the pre-activations of the input and of the state: makes c before the new one, as it is
   // stored, and returns h. What is saved: i, f, g, o, and f c'.
   static RNNEXT_INLINE V forward(const V (&x)[4], const V (&h)[4], V& c, V (&saved)[5]) {
-    const Fraction<V> gates[] = {sigmoid_fraction(x[0] + h[0]), sigmoid_fraction(x[1] + h[1]),
-                                 tanh_fraction(x[2] + h[2]), sigmoid_fraction(x[3] + h[3])};
+    const auto ifo = sigmoid_fraction(join(x[0] + h[0], x[1] + h[1], x[3] + h[3]));
+    const Fraction<V> gates[] = {part_of<N>(ifo, 0), part_of<N>(ifo, 1), tanh_fraction(x[2] + h[2]),
+                                 part_of<N>(ifo, 2)};
     V value[4];
     divide(gates, value);
     for (int k = 0; k < 4; ++k) saved[k] = value[k];
     saved[4] = value[1] * c;
-    c = as_stored<S>(fused<C>(value[0], value[2], saved[4]));
+    c = as_stored<S>(fused(value[0], value[2], saved[4]));
     return value[3] * tanh(c);
   }
 
   // From the gradient of h: the gradients of the pre-activations, and that of c before, which
   // replaces `carry`, that of c.
-  static RNNEXT_INLINE void backward(V grad, V, V& carry, const V (&saved)[5], V (&grads)[4]) {
+  static RNNEXT_INLINE void backward(const V& grad, const V&, V& carry, const V (&saved)[5],
+                                     V (&grads)[4]) {
     const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];
-    const V t = tanh(as_stored<S>(fused<C>(i, g, saved[4])));
-    const V dc = fused<C>(grad * o, 1 - t * t, carry);
+    const V t = tanh(as_stored<S>(fused(i, g, saved[4])));
+    const V dc = fused(grad * o, 1 - t * t, carry);
     grads[0] = dc * (g * (i * (1 - i)));
     grads[1] = dc * (saved[4] * (1 - f));
     grads[2] = dc * (i * (1 - g * g));

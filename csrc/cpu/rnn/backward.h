@@ -155,7 +155,7 @@ struct Backward {
 
   Epilogue<BackwardStep<E>, C> end_of_step() const {
     if (!is_gated(p.cell)) return epilogue_of<BackwardEpilogue, S, BackwardStep<E>>(p, true);
-    return with_gates<S>(p.cell, [&]<class Gates>(Gates) {
+    return with_gates(p.cell, [&]<class Gates>(Gates) {
       return Epilogue<BackwardStep<E>, C>{p.nonlinearity, p.cell,
                                           backward_gates<Gates, S, BackwardStep<E>>};
     });

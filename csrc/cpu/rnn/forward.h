@@ -203,7 +203,7 @@ struct Forward {
               : u1 == unit.p1 ? order.panels(unit.p0)
                               : q1);
         if (m + 1 < plan.pieces) continue;
-        with_gates<S>(p.cell, [&]<class Gates>(Gates) {
+        with_gates(p.cell, [&]<class Gates>(Gates) {
           forward_gates<Gates, S>(step, Rows<const C>(x), Rows<const C>(hidden), rows, u0, u1);
         });
       }

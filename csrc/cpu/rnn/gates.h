@@ -9,53 +9,73 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// f(Gates<S>{}) for the gated cell that a call has.
-template <class S, class F>
+// A cell's code as a type: `Gates::Of<S, N>` is that for N vectors of units, stored as S.
+struct GruGates {
+  template <class S, int N = 1>
+  using Of = Gru<S, N>;
+};
+struct LstmGates {
+  template <class S, int N = 1>
+  using Of = Lstm<S, N>;
+};
+// f(Gates{}) for the gated cell that a call has.
+template <class F>
 RNNEXT_INLINE auto with_gates(Cell cell, const F& f) {
-  if (cell == Cell::gru) return f(Gru<S>{});
-  return f(Lstm<S>{});
+  if (cell == Cell::gru) return f(GruGates{});
+  return f(LstmGates{});
 }
 
-// Makes the states and outputs of panels [u0, u1) of units from rows of both products, whose
-// columns are in the order of GateColumns. `Step` (forward.h) has the other rows.
+// Makes the states and outputs of units j and up, N vectors, of a row; a gate's columns are `width`
+// apart. `Step` (forward.h) has the other rows.
+template <class Gates, class S, int N, class Step, class C = Compute<S>>
+RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64_t width,
+                                 const C* x, const C* h) {
+  using F = typename Step::F;
+  using Cell = typename Gates::template Of<S, N>;
+  using V = typename Cell::V;
+  constexpr CellTraits kTraits = Cell::kTraits;
+  const LeakRows<C>& leak = step.leak;
+  const int64_t left = step.H - j;
+  const auto all = [](const C* from) {
+    return V::of([&](int i) { return load(from + i * kLanes<C>); });
+  };
+  V of_x[kTraits.gates], of_h[kTraits.gates], kept[kTraits.saved];
+  for (int k = 0; k < kTraits.gates; ++k) {
+    of_x[k] = all(x + k * width);
+    of_h[k] = all(h + k * width);
+  }
+  V state = V::of(
+      [&](int i) { return load_some(leak.before[row] + j + i * kLanes<C>, left - i * kLanes<C>); });
+  const V out = Cell::forward(of_x, of_h, state, kept);
+  S* const saved = leak.saved ? static_cast<S*>(leak.saved) + row * leak.row_stride + j : nullptr;
+  for (int i = 0; i < N; ++i) {
+    const int64_t at = i * kLanes<C>;
+    if (leak.carry) store(leak.carry[row] + j + at, state.v[i]);
+    for (int k = 0; saved && k < kTraits.saved; ++k)
+      store_some(saved + k * step.H + at, kept[k].v[i], left - at);
+    Factors<F>::store_some(step.next[row], j + at, out.v[i], step.next_end - j - at);
+    if (step.output) store_some(step.output[row] + j + at, out.v[i], left - at);
+  }
+}
+
+// The same of panels [u0, u1) of units, from rows of both products, whose columns are in the order
+// of GateColumns; row by row, as ForwardEpilogue.
 template <class Gates, class S, class Step, class C = Compute<S>>
 RNNEXT_TILE void forward_gates(const Step& step, const Rows<const C>& x, const Rows<const C>& h,
                                int64_t rows, int64_t u0, int64_t u1) {
-  using F = typename Step::F;
-  constexpr CellTraits kTraits = Gates::kTraits;
-  const GateColumns<C> columns{step.H, kTraits.gates};
-  const int64_t H = step.H, next_end = step.next_end;
-  // Row by row, as ForwardEpilogue.
-  for (int64_t row = 0; row < rows; ++row) {
-    const C* const before = step.leak.before[row];
-    C* const carry = step.leak.carry ? step.leak.carry[row] : nullptr;
-    S* const saved =
-        step.leak.saved ? static_cast<S*>(step.leak.saved) + row * step.leak.row_stride : nullptr;
-    F* const next = step.next[row];
-    C* const output = step.output ? step.output[row] : nullptr;
+  const Step own = step;  // which stores leave as it is
+  const GateColumns<C> order{own.H, Gates::template Of<S>::kTraits.gates};
+  for (int64_t row = 0; row < rows; ++row)
     for (int64_t u = u0; u < u1; ++u) {
-      const int64_t width = columns.width(u);
-      const C* from_x = x[row] + columns.begin(u);
-      const C* from_h = h[row] + columns.begin(u);
-      for (int64_t j = u * kPanel<C>, end = j + width; j < end;
-           j += kLanes<C>, from_x += kLanes<C>, from_h += kLanes<C>) {
-        const int64_t left = H - j;
-        if (left <= 0) break;
-        Vec<C> of_x[kTraits.gates], of_h[kTraits.gates], kept[kTraits.saved];
-        for (int k = 0; k < kTraits.gates; ++k) {
-          of_x[k] = load(from_x + k * width);
-          of_h[k] = load(from_h + k * width);
-        }
-        Vec<C> state = load_some(before + j, left);
-        const Vec<C> out = Gates::forward(of_x, of_h, state, kept);
-        if (carry) store(carry + j, state);
-        for (int k = 0; saved && k < kTraits.saved; ++k)
-          store_some(saved + k * H + j, kept[k], left);
-        Factors<F>::store_some(next, j, out, next_end - j);
-        if (output) store_some(output + j, out, left);
+      const int64_t j = u * kPanel<C>, width = order.width(u);
+      const C* const of_x = x[row] + order.begin(u);
+      const C* const of_h = h[row] + order.begin(u);
+      if (width == kPanel<C>) {
+        forward_units<Gates, S, 2>(own, row, j, width, of_x, of_h);
+      } else {
+        forward_units<Gates, S, 1>(own, row, j, width, of_x, of_h);
       }
     }
-  }
 }
 
 // The end of a tile in the backward pass: the gradients of the gates' pre-activations from that of
@@ -64,7 +84,9 @@ template <class Gates, class S, class Step, class C = Compute<S>>
 RNNEXT_TILE void backward_gates(const Step& step, Vec<C>* x, int rows, int vectors, int64_t row,
                                 int64_t column) {
   using F = typename Step::F;
-  constexpr CellTraits kTraits = Gates::kTraits;
+  using Cell = typename Gates::template Of<S>;
+  using V = typename Cell::V;
+  constexpr CellTraits kTraits = Cell::kTraits;
   const int64_t H = step.H, width = gate_width<F>(H);
   for (int64_t r = row; r < row + rows; ++r) {
     const C* const values = step.values[r];
@@ -75,13 +97,13 @@ RNNEXT_TILE void backward_gates(const Step& step, Vec<C>* x, int rows, int vecto
     for (int64_t j = column, end = column + vectors * kLanes<C>; j < end; j += kLanes<C>, ++x) {
       const int64_t left = H - j;
       if (left <= 0) continue;
-      Vec<C> kept[kTraits.saved], grads[kTraits.grads], carried = load(carry + j);
-      for (int k = 0; k < kTraits.saved; ++k) kept[k] = load_some(saved + k * H + j, left);
-      Gates::backward(*x, load_some(values + j, left), carried, kept, grads);
-      store(carry + j, carried);
+      V kept[kTraits.saved], grads[kTraits.grads], carried{load(carry + j)};
+      for (int k = 0; k < kTraits.saved; ++k) kept[k] = {load_some(saved + k * H + j, left)};
+      Cell::backward(V{*x}, V{load_some(values + j, left)}, carried, kept, grads);
+      store(carry + j, carried.v[0]);
       for (int k = 0; k < kTraits.grads; ++k) {
-        store_some(grad_pre + k * H + j, grads[k], left);
-        if (next) Factors<F>::store_some(next, k * width + j, grads[k], left);
+        store_some(grad_pre + k * H + j, grads[k].v[0], left);
+        if (next) Factors<F>::store_some(next, k * width + j, grads[k].v[0], left);
       }
     }
   }

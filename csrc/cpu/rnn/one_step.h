@@ -40,7 +40,7 @@ struct OneStep {
   template <int R>
   void rows(int d, int64_t j) const {
     if (p.B == R && is_gated(p.cell))
-      return with_gates<S>(p.cell, [&]<class Gates>(Gates) { gated_units<Gates, R>(d, j); });
+      return with_gates(p.cell, [&]<class Gates>(Gates) { gated_units<Gates, R>(d, j); });
     if (p.B == R) return units<R>(d, j);
     if constexpr (R > 1) rows<R - 1>(d, j);
   }
@@ -76,7 +76,9 @@ struct OneStep {
   // The same of a gated cell.
   template <class Gates, int R>
   void gated_units(int d, int64_t j) const {
-    constexpr CellTraits kTraits = Gates::kTraits;
+    using Cell = typename Gates::template Of<S>;
+    using V = typename Cell::V;
+    constexpr CellTraits kTraits = Cell::kTraits;
     const int64_t left = p.H - j;
     Vec<C> of_x[kTraits.gates][R], of_h[kTraits.gates][R];
     for (int k = 0; k < kTraits.gates; ++k) {
@@ -95,16 +97,17 @@ struct OneStep {
             h.stride);
     }
     for (int64_t b = 0; b < R; ++b) {
-      Vec<C> x_of_row[kTraits.gates], h_of_row[kTraits.gates], saved[kTraits.saved];
-      for (int k = 0; k < kTraits.gates; ++k) x_of_row[k] = of_x[k][b], h_of_row[k] = of_h[k][b];
-      Vec<C> state = load_state(state_row<S>(p, p.hx, d, b, kTraits.states - 1), j, left);
-      const Vec<C> out = Gates::forward(x_of_row, h_of_row, state, saved);
+      V x_of_row[kTraits.gates], h_of_row[kTraits.gates], saved[kTraits.saved];
+      for (int k = 0; k < kTraits.gates; ++k)
+        x_of_row[k] = {of_x[k][b]}, h_of_row[k] = {of_h[k][b]};
+      V state{load_state(state_row<S>(p, p.hx, d, b, kTraits.states - 1), j, left)};
+      const Vec<C> out = Cell::forward(x_of_row, h_of_row, state, saved).v[0];
       store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, out, left);
       S* const h_n = const_cast<S*>(state_row<S>(p, p.h_n, d, b));
       store_some(h_n + j, out, left);
-      if (kTraits.states > 1) store_some(h_n + p.state_size() + j, state, left);
+      if (kTraits.states > 1) store_some(h_n + p.state_size() + j, state.v[0], left);
       for (int k = 0; p.saved && k < kTraits.saved; ++k)
-        store_some(saved_row<S>(p, d, 0, b) + k * p.H + j, saved[k], left);
+        store_some(saved_row<S>(p, d, 0, b) + k * p.H + j, saved[k].v[0], left);
     }
   }
 };
