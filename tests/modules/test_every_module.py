@@ -145,8 +145,6 @@ def test_compiled_into_one_graph(sample):
 
 @of_torch
 def test_compiled_autograd(sample):
-    if sample.kind.startswith(("GRU", "LSTM")):
-        pytest.skip("the backward pass is a loop of torch operations, which holds Python's lock")
     module, found = sample.make(), []
 
     def train():
