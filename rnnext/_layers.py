@@ -188,8 +188,10 @@ def run(
     again, to raise the error that torch.nn raises for it.
     """
     batch_sizes = None
-    states = () if hx is None else as_states("hx", cell, hx)
-    starts = () if reset_state is None else as_states("reset_state", cell, reset_state)
+    states: tuple[Tensor, ...] = () if hx is None else (hx,)
+    starts: tuple[Tensor, ...] = () if reset_state is None else (reset_state,)
+    if cell == "lstm":
+        states, starts = as_states("hx", cell, hx), as_states("reset_state", cell, reset_state)
     if type(input) is not Tensor and isinstance(input, PackedSequence):  # the slower of the two
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if is_exporting():
@@ -241,7 +243,7 @@ def run(
                 ) from None
         raise
     if batch_sizes is None:
-        return output, as_given(cell, h_n)
+        return output, h_n[0] if cell != "lstm" else as_given(cell, h_n)  # a call less
     if unsorted_indices is not None:
         h_n = [h.index_select(1, unsorted_indices) for h in h_n]
     packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
