@@ -123,8 +123,7 @@ def test_a_loop_of_steps_is_the_recurrence(kind):
     outputs, last = rnn(x)
     found = [torch.stack(steps), *tree_leaves(state)]
     expected = [outputs, *(h[0] for h in tree_leaves(last))]
-    assert_close(found, expected)
-    assert kind != "RNN" or same(found, expected)
+    assert same(found, expected)
 
 
 @of_cells

@@ -8,18 +8,20 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
 import rnnext
 from helpers.common import ISAS, ROOT, assert_close, assert_refused, run_python, same, steps
 from rnnext import Stepper
 
 
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
 @torch.no_grad()
-def test_modules_of_torch_and_cells_give_the_bits_of_rnnexts_rnn():
+def test_modules_of_torch_and_cells_give_the_bits_of_rnnexts_layer(kind):
     """(tests/fuzz has the others.)"""
-    x = torch.randn(6, 3, 5)
-    for kind in (nn.RNN, nn.RNNCell, rnnext.RNNCell):
-        module, rnn = kind(5, 40), rnnext.RNN(5, 40)
+    x, cell = torch.randn(6, 3, 5), f"{kind}Cell"
+    for made in (getattr(nn, kind), getattr(nn, cell), getattr(rnnext, cell)):
+        module, rnn = made(5, 40), getattr(rnnext, kind)(5, 40)
         for parameter, own in zip(rnn.parameters(), module.parameters(), strict=True):
             parameter.copy_(own)
         stepper, expected = Stepper(module, batch_size=3), rnn(x)[0]
@@ -28,6 +30,39 @@ def test_modules_of_torch_and_cells_give_the_bits_of_rnnexts_rnn():
         stepper.reset()
         assert torch.equal(steps(stepper, torch._neg_view(-x)), expected)
         assert repr(stepper) == "Stepper(5, 40, num_layers=1, batch_size=3)"
+
+
+@torch.no_grad()
+def test_states_of_an_lstm_are_pairs():
+    lstm, x, marks = rnnext.LSTM(5, 7, 2), torch.randn(4, 3, 5), torch.tensor([True, False, True])
+    hx = torch.randn(2, 3, 7), torch.randn(2, 3, 7)
+    stepper, expected = Stepper(lstm, 3), lstm(x, hx)
+    stepper.set_state(hx)
+    assert torch.equal(steps(stepper, x), expected[0])
+    assert same(stepper.get_state(), expected[1])
+    output, state = stepper.step(x[0], hx)
+    assert torch.equal(output, expected[0][0])
+    assert same(state, lstm(x[:1], hx)[1])
+    assert same(stepper.get_state(), expected[1])
+    start = torch.randn(2, 7), torch.randn(2, 3, 7)
+    stepper.reset(marks, start)
+    for found, begun, before in zip(stepper.get_state(), start, expected[1], strict=True):
+        begun = begun if begun.dim() == 3 else begun.unsqueeze(1)
+        assert torch.equal(found, torch.where(marks.unsqueeze(1), begun, before))
+    lstm.double()
+    stepper.refresh()
+    assert {part.dtype for part in stepper.get_state()} == {torch.float64}
+    stepper.reset()
+    assert not any(part.any() for part in stepper.get_state())
+    one = "must be a pair of tensors, (h, c), got Tensor"
+    for wrong, error, message in (
+        (hx[0], TypeError, f"state {one}"),
+        ((hx[0], hx[1][:1]), RuntimeError, "state[1] must have shape [2, 3, 7], got [1, 3, 7]"),
+        (hx, RuntimeError, "state must have the weights' dtype, float64, got float32"),
+        ((hx[0], [0.0]), TypeError, "state[1] must be a tensor, got list"),
+    ):
+        assert_refused(functools.partial(stepper.set_state, wrong), error, message)
+        assert_refused(functools.partial(stepper.step, x[0].double(), wrong), error, message)
 
 
 @torch.no_grad()
@@ -241,12 +276,13 @@ def drawn(model, score, prompt, n, temperature, seed):
     return torch.stack(tokens), h
 
 
-@pytest.mark.parametrize(("B", "form"), [(1, None), (3, "voltage")])
+@pytest.mark.parametrize(("B", "cell"), [(1, "rnn"), (3, "voltage"), (2, "gru"), (1, "lstm")])
 @pytest.mark.parametrize("temperature", [0, 0.7])
-def test_generated_tokens_are_those_of_a_loop(temperature, B, form):
-    model, score = rnnext.EmbeddingRNN(20, 8, 32, num_layers=2), nn.Linear(32, 20)
-    if form:  # whose state is not its output
-        model.rnn = rnnext.LeakyRNN(8, 32, 2, "softplus", alpha=0.3, form=form)
+def test_generated_tokens_are_those_of_a_loop(temperature, B, cell):
+    score, leaks = nn.Linear(32, 20), cell == "voltage"  # whose state is not its output
+    model = rnnext.EmbeddingRNN(20, 8, 32, num_layers=2, cell="rnn" if leaks else cell)
+    if leaks:
+        model.rnn = rnnext.LeakyRNN(8, 32, 2, "softplus", alpha=0.3, form=cell)
     prompt = torch.randint(20, (3, B))
     expected, h = drawn(model, score, prompt, 30, temperature, 5)
     stepper = rnnext.Stepper(model, B)
@@ -254,7 +290,7 @@ def test_generated_tokens_are_those_of_a_loop(temperature, B, form):
     generator = torch.Generator().manual_seed(5)
     pieces = [stepper.generate(score, n, temperature, generator=generator) for n in (10, 20)]
     assert torch.equal(torch.cat(pieces), expected)
-    assert torch.equal(stepper.get_state(), h)
+    assert same(tree_leaves(stepper.get_state()), tree_leaves(h))
     with torch.device("meta"):
         none = stepper.generate(score, 0)
     assert (none.shape, none.device.type) == ((0, B), "cpu")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.utils._pytree import tree_leaves
 
 import rnnext
 from helpers.common import steps
@@ -136,17 +137,18 @@ def pickled(value):
     return pickle.loads(pickle.dumps(value))
 
 
+@pytest.mark.parametrize("kind", [rnnext.RNN, rnnext.LSTM])
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled, through_a_file])
-def test_a_copy_goes_on_from_the_same_state(copied):
+def test_a_copy_goes_on_from_the_same_state(copied, kind):
     """With the module, or, if that is copied too, with its copy."""
-    module, x = rnnext.RNN(4, 6, num_layers=2), torch.randn(5, 3, 4)
+    module, x = kind(4, 6, num_layers=2), torch.randn(5, 3, 4)
     stepper = rnnext.Stepper(module, batch_size=3)
     steps(stepper, x[:2])
     own, other = (module, copied(stepper)) if copied is copy.copy else copied([module, stepper])
     assert repr(other) == repr(stepper)
     assert torch.equal(steps(other, x[2:]), steps(stepper, x[2:]))
     stepper.reset()
-    assert other.get_state().any()
+    assert all(part.any() for part in tree_leaves(other.get_state()))
     doubled(first(own))
     with pytest.raises(RuntimeError, match="has changed"):
         other(x[0])
