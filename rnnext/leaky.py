@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnext import _C, _deploy, _layers
-from rnnext.functional import NOISE_SCALES, scaled_noise
+from rnnext import _C, _deploy, _layers, ops
+from rnnext.functional import NOISE_SCALES, recurrence, scaled_noise
 from rnnext.rnn import drop_flat_weights, weights_of
 
 __all__ = ["LeakyRNN"]
@@ -348,6 +348,56 @@ class LeakyRNN(nn.RNNBase):
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
         __call__ = forward
+
+    def potentials(
+        self, input: Tensor, hx: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run the layer of the form ``"voltage"``, and say what its potentials are at each step.
+
+        A call gives the rates f(v), and of v the last. Here gradients flow through both, and the
+        noise is that of a call from the same seed.
+
+        Args:
+            input: ``[T, B, I]``, or ``[B, T, I]`` with ``batch_first``.
+            hx: the first potentials, ``[1, B, H]``. Default: zeros.
+
+        Returns:
+            ``(v, (output, h_n))``: the potentials, laid out as ``output``, and what a call returns.
+
+        Raises:
+            ValueError: another form, several layers, two directions, or an input that is not 3-D.
+        """
+        if self.form != "voltage" or self.num_layers > 1 or self.bidirectional:
+            raise ValueError(
+                'potentials are of one layer and direction of form="voltage", got '
+                f"num_layers={self.num_layers}, bidirectional={self.bidirectional}, "
+                f"form={self.form!r}"
+            )
+        _layers.refuse_others({"input": input}, hx=hx)
+        x = input.transpose(0, 1) if self.batch_first and input.dim() == 3 else input
+        (alpha,), noise = self.alphas(), None
+        own: dict[str, Any] = {"nonlinearity": self.nonlinearity}
+        if (self.training or self.noise_in_eval) and (stds := self._noise_stds([alpha])):
+            keys = torch.randint(2**63 - 1, (1,), device="cpu")
+            own |= {"noise_std": stds[0], "noise_scale": "none", "noise_key": keys[0]}
+            numbers = ops.noise(keys, x.shape[0], x.shape[1], 1, self.hidden_size)
+            noise = stds[0] * numbers[0].to(stds[0])
+        weight_ih, weight_hh, *biases = weights_of(self, self._flat_weights_names)
+        start = weight_hh.new_zeros(x.shape[-2], len(weight_hh)) if hx is None else hx.squeeze(0)
+        output, h_n = recurrence(
+            x, start, weight_ih, weight_hh, *biases, alpha=alpha, form=self.form, **own
+        )
+        zeros = torch.zeros_like(weight_hh)
+        first, _ = recurrence(start[None], None, None, zeros, nonlinearity=self.nonlinearity)
+        bias_ih, bias_hh = biases or (None, None)
+        before = torch.cat([first, output[:-1]])
+        p = nn.functional.linear(x, weight_ih, bias_ih)
+        p = p + nn.functional.linear(before, weight_hh, bias_hh)
+        p = p if noise is None else p + noise
+        v, _ = recurrence(p, start, None, zeros, nonlinearity="identity", alpha=alpha)
+        if self.batch_first:
+            v, output = v.transpose(0, 1), output.transpose(0, 1)
+        return v, (output, h_n.unsqueeze(0))
 
     def _without_padding(self, input: Tensor, lengths: Tensor) -> Tensor:
         """The input with zeros past each row's end: padding must not reach the gradients of W_ih

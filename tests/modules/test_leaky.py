@@ -103,6 +103,38 @@ def test_noise_of_a_small_alpha_in_half_precision():
     assert output.std().item() == pytest.approx(0.1 * math.sqrt(2 * rnn.alpha), rel=0.05)
 
 
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu", "softplus"])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("noise_std", [0.0, 0.3])
+def test_potentials_are_those_of_the_loop(nonlinearity, batch_first, noise_std):
+    rnn = rnnext.LeakyRNN(
+        3, 5, nonlinearity=nonlinearity, batch_first=batch_first, bias=batch_first, form="voltage",
+        dt=2, tau=torch.linspace(4, 9, 5), noise_std=noise_std,
+    )  # fmt: skip
+    x, f = torch.randn(6, 4, 3), getattr(torch.nn.functional, nonlinearity)
+    for hx in (None, torch.randn(1, 4, 5)):
+        given = x.transpose(0, 1) if batch_first else x
+        torch.manual_seed(1)
+        expected = rnn(given, hx)
+        torch.manual_seed(1)
+        found, results = rnn.potentials(given, hx)
+        assert same(results, expected)
+        assert_close(f(found), expected[0])
+        assert_close(found.select(int(batch_first), -1), expected[1][0])
+    torch.manual_seed(1)
+    noise = rnnext.ops.noise(torch.randint(2**63 - 1, (1,)), 6, 4, 1, 5)[0] * noise_std
+    v, a = hx[0], rnn.alpha
+    for t in range(6):
+        p = x[t] @ rnn.weight_ih_l0.T + f(v) @ rnn.weight_hh_l0.T + noise[t] * (2 / a).sqrt()
+        v = (1 - a) * v + a * (p + rnn.bias_ih_l0 + rnn.bias_hh_l0 if batch_first else p)
+        assert_close(found.select(int(batch_first), t), v)
+    found.sum().backward()
+    assert all(p.grad.any() for p in rnn.parameters())
+    rnn.form = "rate"
+    with pytest.raises(ValueError, match=r'^potentials are of .* form="voltage", got .*\'rate\'$'):
+        rnn.potentials(x)
+
+
 def test_a_stepper_has_the_noise_of_one_call():
     rnn = rnnext.LeakyRNN(3, 40, 2, alpha=0.3, noise_std=0.5, noise_in_eval=True).eval()
     x = torch.randn(5, 2, 3)
