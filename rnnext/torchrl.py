@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rnnext._layers import as_states, by_name, refuse_others, refuse_shape
 from rnnext.leaky import LeakyRNN
-from rnnext.rnn import Layers, cell_of
+from rnnext.rnn import RNN, Layers, cell_of
 
 try:
     from tensordict import TensorDictBase, unravel_key_list
@@ -25,6 +25,15 @@ except ImportError as error:
 __all__ = ["RNNModule"]
 
 _Key = str | tuple[str, ...]
+
+
+def _keys(
+    name: str, key: _Key | None, keys: Sequence[_Key] | None, others: Sequence[_Key]
+) -> list[Any]:
+    """Those given, or the one and these."""
+    if (key is None) == (keys is None):
+        raise ValueError(f"{name}s must be given, or {name}, and not both")
+    return list(unravel_key_list([key, *others] if keys is None else list(keys)))
 
 
 class RNNModule(TensorDictModuleBase):
@@ -46,6 +55,10 @@ class RNNModule(TensorDictModuleBase):
         reset_state: what episodes begin with, ``[L * D, H]``, of an LSTM ``(h, c)``; a Parameter
             is learned. Default: zeros.
         default_recurrent_mode: the mode outside of ``set_recurrent_mode``. Default: ``False``.
+        in_key, out_key: given in place of ``in_keys`` and ``out_keys``: the states' keys are then
+            those of torchrl's modules, ``"recurrent_state"`` or ``"recurrent_state_h"``, ``..._c``.
+        options: ``input_size``, ``hidden_size`` and others of :class:`rnnext.RNN`, in place of
+            ``rnn``.
 
     In recurrent mode no state is read but that of the first step and of marked ones, zeros if there
     is none, and the new state is that after the last step; the steps before it have zeros in its
@@ -60,27 +73,36 @@ class RNNModule(TensorDictModuleBase):
 
     Example::
 
-        rnn = rnnext.RNN(4, 64)
-        module = RNNModule(rnn, ["observation", "state"], ["features", ("next", "state")])
+        module = RNNModule(rnnext.GRU(4, 64), in_key="observation", out_key="features")
         env = env.append_transform(InitTracker()).append_transform(module.make_tensordict_primer())
         policy = TensorDictSequential(module, head)
     """
 
     def __init__(
         self,
-        rnn: Layers[Any] | LeakyRNN,
-        in_keys: Sequence[_Key],
-        out_keys: Sequence[_Key],
+        rnn: Layers[Any] | LeakyRNN | None = None,
+        in_keys: Sequence[_Key] | None = None,
+        out_keys: Sequence[_Key] | None = None,
         reset_state: Any = None,
         default_recurrent_mode: bool = False,
+        *,
+        in_key: _Key | None = None,
+        out_key: _Key | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
+        if rnn is None:
+            rnn = RNN(**{"batch_first": True} | options)
+        elif options:
+            raise TypeError(f"{next(iter(options))} must not be given with rnn")
         if not isinstance(rnn, (Layers, LeakyRNN)):
             kind = f"{type(rnn).__module__}.{type(rnn).__name__}"
             raise TypeError(f"rnn must be an rnnext.RNN, GRU, LSTM or LeakyRNN, got {kind}")
-        in_keys, out_keys = unravel_key_list(list(in_keys)), unravel_key_list(list(out_keys))
         kind = cell_of(rnn)
         n, which = (2, "h, c") if kind == "lstm" else (1, "state")
+        states = [f"recurrent_state_{each}" for each in "hc"] if n == 2 else ["recurrent_state"]
+        in_keys = _keys("in_key", in_key, in_keys, states)
+        out_keys = _keys("out_key", out_key, out_keys, [("next", state) for state in states])
         if len(in_keys) not in (n + 1, n + 2):
             raise ValueError(f"in_keys must be of features, {which} and is_init, got {in_keys}")
         if len(out_keys) != n + 1:

@@ -58,10 +58,11 @@ def test_as_torchrls_own_module(batch, recurrent, kind):
     shape = (*batch, 7) if recurrent else batch
     begins = torch.rand(*shape, 1) < 0.3
     data = TensorDict({"observation": torch.randn(*shape, 4), "is_init": begins}, shape)
-    whole = data.clone()
-    for name in names:  # the primer's zeros where it begins
-        whole[name] = torch.randn(*shape, 2, 5) * ~begins[..., None]
-    for given in (data, whole):
+    primed, stored = data.clone(), data.clone()
+    for name in names:  # the primer's zeros where it begins, or states
+        stored[name] = torch.randn(*shape, 2, 5)
+        primed[name] = stored[name] * ~begins[..., None]
+    for given in (data, primed, stored):
         with set_recurrent_mode(recurrent):
             expected, found = theirs(given.clone()), ours(given.clone())
         torch.testing.assert_close(found["features"], expected["features"])
@@ -73,6 +74,16 @@ def test_as_torchrls_own_module(batch, recurrent, kind):
     for name in names:
         spec, other = (m.make_tensordict_primer().primers[name] for m in (ours, theirs))
         assert spec == other
+
+
+def test_it_is_made_as_torchrls_own_module():
+    """By sizes, and by one key: the states' are torchrl's."""
+    for made, own in ((GRUModule, {}), (LSTMModule, {"rnn": rnnext.LSTM(4, 5)})):
+        of_sizes = {"input_size": 4, "hidden_size": 5}
+        theirs = made(**of_sizes, in_key="x", out_key="y")
+        ours = RNNModule(**own or of_sizes, in_key="x", out_key="y")
+        assert (ours.in_keys, ours.out_keys) == (theirs.in_keys, theirs.out_keys)
+        assert (ours.rnn.input_size, ours.rnn.hidden_size) == (4, 5)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -197,6 +208,9 @@ REFUSED = [
     (lambda: RNNModule(RNN, ["x", "h"], ["y"]), ValueError, "out_keys must be of the output and"),
     (lambda: RNNModule(RNN, *OF_X, torch.zeros(5)), ValueError, "reset_state must have shape [1"),
     (lambda: RNNModule(RNN, *OF_X, [0.0]), TypeError, "reset_state must be a tensor, got list"),
+    (lambda: RNNModule(RNN, *OF_X, in_key="x"), ValueError, "in_keys must be given, or in_key, an"),
+    (lambda: RNNModule(RNN, in_key="x"), ValueError, "out_keys must be given, or out_key, and not"),
+    (lambda: RNNModule(RNN, *OF_X, hidden_size=5), TypeError, "hidden_size must not be given with"),
     (WHOLE.make_tensordict_primer, ValueError, "state's key must be ('next', 'h'), got z"),
     (lambda: WHOLE(data()), ValueError, "tensordict must have a last dimension, time"),
     (lambda: STEPS(data(4, x=torch.zeros(4, 2, 4))), ValueError, "x must have shape [4, 4], got"),
