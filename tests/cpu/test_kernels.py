@@ -10,6 +10,7 @@ import torch
 import rnnext
 from helpers import samples
 from helpers.common import ISAS, cover, same
+from reference import GATES
 
 recurrence = torch.ops.rnnext.recurrence
 DTYPES = samples.DTYPES
@@ -28,25 +29,38 @@ def test_float32_is_about_as_exact_as_torch(T, B, H):
     assert errors[0] <= 1.5 * errors[1]
 
 
-@cover(dtype=DTYPES, H=[33, 129], leak=[None, "rate", "voltage", "blend"], isa=ISAS)
-def test_the_same_bits_step_by_step_backwards_shortened_and_packed(dtype, H, leak, isa):
-    arguments = samples.make(T=9, B=26, I=19, H=H, dtype=dtype, leak=leak, reset="state")
+def cut(arguments, steps):
+    """Output and h_n of a sequence in parts of so many steps: states go from one to the next."""
+    state, outputs = arguments.hx, []
+    for t in range(0, len(arguments.input), steps):
+        given = {"input": arguments.input, "reset": arguments.reset}
+        part = {name: v[t : t + steps] for name, v in given.items() if v is not None}
+        output, state = replace(arguments, **part, hx=state).call(recurrence)
+        outputs.append(output)
+    return torch.cat(outputs), state
+
+
+@cover(
+    dtype=DTYPES,
+    H=[33, 129, 1, 7, 8, 9, 15, 16, 17, 31, 32, 65, 100],  # around lanes and panels
+    cell=samples.VARIANTS["cell"],
+    isa=ISAS,
+)
+def test_the_same_bits_step_by_step_backwards_shortened_and_packed(dtype, H, cell, isa):
+    arguments = samples.make(T=9, B=26, I=19, H=H, dtype=dtype, cell=cell, reset="state")
     output, h_n = arguments.call(recurrence)
-    state = arguments.hx
-    for t in range(9):
-        step = {name: getattr(arguments, name)[t : t + 1] for name in ("input", "reset")}
-        one, state = replace(arguments, **step, hx=state).call(recurrence)
-        assert torch.equal(one[0], output[t])
-    assert torch.equal(state, h_n)
-    arguments = samples.make(T=9, B=3, I=19, H=H, dtype=dtype, leak=leak)
+    for steps in (1, 4):
+        assert same(cut(arguments, steps), (output, h_n))
+    arguments = samples.make(T=9, B=3, I=19, H=H, dtype=dtype, cell=cell)
     input, (output, h_n) = arguments.input, arguments.call(recurrence)
+    assert same(cut(arguments, 1), (output, h_n))  # with weights as they lie
     turned = replace(arguments, input=input.flip(0), reverse=[True]).call(recurrence)
     assert same((turned[0].flip(0), turned[1]), (output, h_n))
     lengths, batch_sizes = torch.tensor([9, 9, 4]), torch.tensor([3] * 4 + [2] * 5)
     present = torch.arange(9).unsqueeze(1) < lengths
     shortened = replace(arguments, lengths=lengths).call(recurrence)
     assert torch.equal(shortened[0][present], output[present])
-    if leak != "voltage":  # whose output is not the state
+    if cell != "voltage":  # whose output is not the state
         assert torch.equal(shortened[1][0], output[lengths - 1, torch.arange(3)])
     packed = replace(arguments, input=input[present], batch_sizes=batch_sizes).call(recurrence)
     assert same(packed, (shortened[0][present], shortened[1]))
@@ -142,9 +156,29 @@ def test_tanh_is_odd_and_exact_where_it_must_be(isa):
         assert tanh(torch.full((8,), float("nan"), dtype=dtype)).isnan().all()
 
 
-@cover(nonlinearity=["tanh", "relu"], dtype=[torch.float32, torch.bfloat16], H=[7, 33], isa=ISAS)
-def test_nan_stays_in_its_row(nonlinearity, dtype, H, isa):
-    arguments = samples.make(T=4, B=19, H=H, nonlinearity=nonlinearity, dtype=dtype)
+@cover(cell=list(GATES), dtype=DTYPES, T=[1, 9], B=[3, 19], isa=ISAS)
+def test_a_gate_that_is_full_keeps_the_state_as_it_is(cell, dtype, T, B, isa):
+    """Gates are fractions that share a division, which must make 1 of equal parts."""
+    arguments = samples.make(T=T, B=B, H=33, source="ready", bias=False, cell=cell, dtype=dtype)
+    for weight in arguments.weight_hh:
+        weight.zero_()
+    # z of a GRU, whose n is 0; f of an LSTM, whose i is 0.
+    gates = torch.tensor({"gru": [0.3, 60, 0], "lstm": [-700, 60, 0.3, 0.3]}[cell], dtype=dtype)
+    input = gates.repeat_interleave(33).expand_as(arguments.input)
+    _, h_n = replace(arguments, input=input).call(recurrence)
+    assert torch.equal(h_n[-1], arguments.hx[-1])
+
+
+@cover(
+    valid=samples.possible,
+    nonlinearity=["tanh", "relu"],
+    dtype=[torch.float32, torch.bfloat16],
+    H=[7, 33],
+    cell=["elman", *GATES],
+    isa=ISAS,
+)
+def test_nan_stays_in_its_row(nonlinearity, dtype, H, cell, isa):
+    arguments = samples.make(T=4, B=19, H=H, nonlinearity=nonlinearity, dtype=dtype, cell=cell)
     arguments.input[1, 17] = float("nan")
     output, _ = arguments.call(recurrence)
     assert output[1:, 17].isnan().all()
@@ -156,15 +190,16 @@ def test_nan_stays_in_its_row(nonlinearity, dtype, H, isa):
     size=[(1, 200, 3), (13, 17, 3), (2, 321, 3), (5, 64, 2)],
     dtype=DTYPES,
     broken=[float("nan"), float("inf"), float("-inf")],
+    cell=["elman", *GATES],
     threads=[1, 3],
 )
-def test_a_diverged_weight_shows_in_the_first_step(size, dtype, broken, threads):
+def test_a_diverged_weight_shows_in_the_first_step(size, dtype, broken, cell, threads):
     """Zeros times it are NaN, as in torch.nn, though a product with zeros is skipped."""
-    B, H, T = size
-    arguments = samples.make(T=T, B=B, I=4, H=H, hx=False, reverse=(False, True), dtype=dtype)
+    (B, H, T), both = size, (False, True)
+    arguments = samples.make(T=T, B=B, I=4, H=H, hx=False, reverse=both, dtype=dtype, cell=cell)
     finite = arguments.call(recurrence)[0]
     unit = H // 2
-    arguments.weight_hh[1][unit, H - 1] = broken
+    arguments.weight_hh[1][unit - H, H - 1] = broken  # of the last gate
     output = arguments.call(recurrence)[0]
     first = output[T - 1, :, H:]
     assert first[:, unit].isnan().all()

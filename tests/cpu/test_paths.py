@@ -56,16 +56,17 @@ def sized(size, kind, **case):
 
 
 def valid(case):
-    """Packed rows have no resets; the stand-in of AMX has kernels of its own for few kinds. Where
-    the gradients of an alpha sum many changes of the state, which 16 bits round, nothing can be
-    said of them."""
+    """The stand-in of AMX has kernels of its own for few kinds. Where the gradients of an alpha sum
+    many changes of the state, which 16 bits round, nothing can be said of them."""
     own = case["isa"] != "amx_stand_in" or case["kind"] in ("bfloat16", "medium", "high")
     T, B, _, _ = SIZES[case["size"]]
-    if case["rows"] == "packed" and case["reset"]:
+    if not samples.possible(case):
         return False
     if case["size"] == "padding left out" and case["rows"] != "lengths":
         return False
-    return own and not (case["leak"] and KINDS[case["kind"]][1] in HALVES and T * B > 30)
+    return own and not (
+        case["cell"] in _C.forms() and KINDS[case["kind"]][1] in HALVES and T * B > 30
+    )
 
 
 @cover(
@@ -79,16 +80,16 @@ def valid(case):
     hx=[True, False],
     rows=["full", "lengths", "packed"],
     layout=["contiguous", "strided"],
-    leak=[None, "rate", "voltage"],
+    cell=["elman", "rate", "voltage", "gru", "lstm"],
     reset=[None, "zeros", "state"],
     isa=ISAS,
     threads=[1, 2, 3, 6],
 )
 def test_values_gradients_and_bits(case, isa, threads):
     arguments = sized(**case)
-    samples.check(arguments, KINDS[case["kind"]][1])
+    output, h_n = samples.check(arguments, KINDS[case["kind"]][1])
     fixed = arguments.detach()
-    output, h_n = fixed.call(recurrence)
+    assert same(fixed.call(recurrence), (output, h_n))  # as nothing is saved
     torch.set_num_threads(1)
     assert same(fixed.call(recurrence), (output, h_n))
     torch.set_num_threads(threads)
@@ -109,9 +110,10 @@ def test_values_gradients_and_bits(case, isa, threads):
 @pytest.mark.parametrize("size", SIZES)
 def test_plain_calls_of_every_size(size):
     """Some ways need a call without anything else, which a cover of all factors may not have."""
-    for kind, threads in (("float32", 2), ("float64", 1), ("bfloat16", 2)):
-        torch.set_num_threads(threads)
-        samples.check(sized(size, kind))
+    for cell in ("elman", "gru", "lstm"):
+        for kind, threads in (("float32", 2), ("float64", 1), ("bfloat16", 2)):
+            torch.set_num_threads(threads)
+            samples.check(sized(size, kind, cell=cell))
     torch.set_num_threads(3)
     noisy = sized(size, "float64", noise=True)
     samples.check(noisy, torch.float32)  # as exact as numbers of the noise
@@ -157,10 +159,15 @@ def order_of_sums(isa, kind, nonlinearity="tanh"):
 
 
 @cover(
-    size=["any", "no state in the output", "one step"], kind=KINDS, nonlinearity=["tanh", "relu"]
+    valid=samples.possible,
+    size=["any", "no state in the output", "one step"],
+    kind=KINDS,
+    nonlinearity=["tanh", "relu"],
+    cell=["elman", "gru", "lstm"],
 )
-def test_the_same_bits_on_every_isa_that_sums_alike(size, kind, nonlinearity):
-    arguments = sized(size, kind, reverse=(False, True), nonlinearity=nonlinearity).detach()
+def test_the_same_bits_on_every_isa_that_sums_alike(size, kind, nonlinearity, cell):
+    options = {"reverse": (False, True), "nonlinearity": nonlinearity, "cell": cell}
+    arguments = sized(size, kind, **options).detach()
     results = {}
     for isa in ISAS:
         _C.set_cpu_isa(isa)

@@ -8,6 +8,7 @@ import torch
 import rnnext.__main__
 from helpers import samples
 from helpers.common import ISAS, cover, run_python
+from reference import GATES
 from rnnext import _C
 from rnnext.explain import explain
 
@@ -157,6 +158,33 @@ CHOICES = {
         ((100, 16, 0, 64), BOTH, {"joined": False}),
         ((100, 32, 16, 64), BOTH | {"dtype": torch.bfloat16}, {"joined": False}),
     ],
+    "gated cells project always": [
+        ((100, 32, 64, 64), {"threads": 1, "cell": cell}, {"projects": True, "state": "rows"})
+        for cell in GATES
+    ],
+    "the gradients of a gated cell come in one piece, as gates of a part do not lie together": [
+        *[((100, 1, 64, 256), {"cell": cell}, {"hidden_parts": 2, "pieces": 2}) for cell in GATES],
+        *[
+            ((100, 1, 64, 256), {"cell": cell, "train": True}, {"hidden_parts": 2, "pieces": 1})
+            for cell in GATES
+        ],
+    ],
+    "gradients of a GRU's features are not multiplied with the weights as they lie": [
+        ((3, 16, 256, 256), {"train": True, "cell": cell}, {"features": features})
+        for cell, features in (("gru", "shared"), ("lstm", "streamed"))
+    ],
+    "panels are fetched ahead where weights leave the second cache": [
+        ((64, 64, 300, 300), {"threads": 1}, {"fetches": False}),
+        ((64, 64, 300, 300), {"threads": 1, "cell": "gru"}, {"fetches": True}),
+        ((64, 64, 300, 300), {"threads": 1, "cell": "gru", "train": True}, {"fetches": True}),
+        ((64, 64, 150, 150), {"threads": 1, "cell": "gru"}, {"fetches": False}),
+        ((64, 64, 200, 200), {"threads": 1, "cell": "lstm"}, {"fetches": True}),
+        (
+            (64, 64, 300, 300),
+            {"cell": "gru", "machine": "zen4,second_bytes=4e6"},
+            {"fetches": False},
+        ),
+    ],
     "layers of few sequences run as a wavefront": [
         ((100, 1, 64, 64), {"layers": 2}, {"wavefront": True}),
         ((100, 64, 64, 256), {"layers": 2}, {"wavefront": False}),
@@ -255,7 +283,13 @@ def test_explain_says_it_in_words():
         ((100, 16, 16, 64), {"train": True}, "summed by each part over its own", "in chunks of"),
         ((100, 16, 16, 64), {}, "8 steps of the output", "each part packs the weights"),
         ((1, 16, 512, 512), {"train": True}, "summed where they are returned", "read as they lie"),
-        ((64, 32, 64, 512), {"cell": "lstm"}, "lstm, float32 (highest)", "W_ih x comes first", "is fetched"),
+        (
+            (64, 32, 64, 512),
+            {"cell": "lstm"},
+            "lstm, float32 (highest)",
+            "W_ih x comes first",
+            "is fetched",
+        ),
     ]:
         text = explain(*size, threads=2, machine="zen4", **options)
         assert all(part in text for part in words), text

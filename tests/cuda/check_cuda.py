@@ -19,9 +19,9 @@ PATHS = device_paths()
 gpu = pytest.mark.skipif(not ON_GPU, reason="the CPU has nothing like it")
 
 
-@pytest.mark.parametrize("leak", [None, "rate", "voltage", "blend"])
-def test_second_derivatives(leak):
-    options = {"leak": leak, "reset": leak and "state"}
+@pytest.mark.parametrize("cell", samples.VARIANTS["cell"])
+def test_second_derivatives(cell):
+    options = {"cell": cell, "reset": None if cell == "elman" else "state"}
     arguments = samples.make(T=3, B=2, I=2, H=4, **options).map(lambda t: t.to(DEVICE))
     tensors = [t.requires_grad_() for t in arguments.float_tensors()]
 

@@ -29,7 +29,7 @@ def small(lib):
 
 
 def test_a_leak_saves_only_where_it_is_told_to():
-    arguments = samples.make(leak="rate")
+    arguments = samples.make(cell="rate")
     assert len(arguments.save(recurrence)) == 1
     arguments.call(recurrence)  # asserts that nothing is saved
     assert samples.make(reset="state").save(recurrence) == []
@@ -52,7 +52,7 @@ def test_lengths_out_of_range_are_the_nearest_that_exist(path, monkeypatch):
 
 
 @pytest.mark.parametrize("sizes", [{"T": 0}, {"B": 0}], ids=case_id)
-@pytest.mark.parametrize("options", [{}, {"leak": "voltage", "reset": "state"}], ids=case_id)
+@pytest.mark.parametrize("options", [{}, {"cell": "voltage", "reset": "state"}], ids=case_id)
 def test_nothing_to_do(sizes, options):
     run(**sizes, **options, reverse=(False, True))
 

@@ -16,7 +16,8 @@ from cuda_ptx.ops import forced, recurrence, recurrence_backward, run
 from helpers import samples
 from helpers.common import case_id, pairwise, same
 from helpers.samples import HALVES, VARIANTS
-from reference.elman import ACTIVATIONS, KINKED
+from reference.cells import ACTIVATIONS, KINKED
+from rnnext import _C
 
 
 def fitted(case: dict) -> dict:
@@ -26,7 +27,9 @@ def fitted(case: dict) -> dict:
         case["reset"] = None
     if case["tf32"]:
         case["dtype"] = torch.float32
-    of_halves = case["dtype"] in HALVES and (case["source"] == "features" or case["leak"])
+    of_halves = case["dtype"] in HALVES and (
+        case["source"] == "features" or case["cell"] != "elman"
+    )
     if (case["tf32"] or of_halves) and case["nonlinearity"] in KINKED:
         case["nonlinearity"] = "softplus"
     return case
@@ -41,7 +44,8 @@ def listed() -> list[dict]:
         "grads": [(True, True), (True, False), (False, True)], "tf32": [False, True],
     }  # fmt: skip
     factors["reverse"] = [*VARIANTS["reverse"], (True, True)]
-    plain = pairwise(**factors | {"leak": [None], "reset": [None]})
+    factors["cell"] = ["elman", *_C.forms()]  # gated ones have no kernels there
+    plain = pairwise(**factors | {"cell": ["elman"], "reset": [None]})
     cases = [*plain, *pairwise(**factors, again=[0, 1, 2, 3])]
     for number in range(int(os.environ.get("RNNEXT_CUDA_CASES", "0"))):
         choose = random.Random(number).choice
@@ -68,7 +72,7 @@ def test_every_schedule_gives_the_same_bits(lib, path, dtype):
     if dtype == "tf32":
         case["tf32"], dtype = True, torch.float32
     if dtype not in (torch.float64, torch.float16):
-        case |= {"leak": "voltage", "reset": "state"}
+        case |= {"cell": "voltage", "reset": "state"}
     results = []
     for seed in range(4):
         lib.seed = seed
@@ -106,7 +110,7 @@ def test_matrices_past_the_registers(lib, path, dtype, H):
 def test_long_sequences(lib, path):
     lib.seed = 1
     case = {"T": 33, "H": 30, "reverse": (True, False), "rows": "lengths", "dtype": torch.float32}
-    run(path, leak="blend", reset="zeros", **case)
+    run(path, cell="blend", reset="zeros", **case)
 
 
 # Where an activation or its derivative bends, saturates or overflows.

@@ -1,8 +1,8 @@
 // The CPU kernels of an ISA without torch, on one thread: reads calls from a file, writes what they
 // give. `driver ISA calls results`
 //
-// A call is eight int64 (T, B, I, H, D, dtype, nonlinearity, and a bit for each direction that is
-// reversed), then its arrays in the order of `run`, each behind its number of bytes. After the
+// A call is nine int64 (T, B, I, H, D, dtype, nonlinearity, cell, and a bit for each direction that
+// is reversed), then its arrays in the order of `run`, each behind its number of bytes. After the
 // dtypes come float32 at "medium" and at "high". The results follow each other without those
 // numbers.
 #include <cstdio>
@@ -56,12 +56,13 @@ void with_workspace(size_t bytes, const Run& run) {
   std::free(workspace);
 }
 
-void run(const rnnext::KernelTable& table, Files& files, const int64_t (&sizes)[8]) {
-  const auto [T, B, I, H, D, dtype, nonlinearity, reverse] = sizes;
+void run(const rnnext::KernelTable& table, Files& files, const int64_t (&sizes)[9]) {
+  const auto [T, B, I, H, D, dtype, nonlinearity, cell, reverse] = sizes;
   Recurrence p;
   p.T = T, p.B = B, p.I = I, p.H = H;
   p.D = static_cast<int>(D);
   p.nonlinearity = static_cast<rnnext::Nonlinearity>(nonlinearity);
+  p.cell = static_cast<rnnext::Cell>(cell);
   const Array input = files.read(), hx = files.read(), lengths = files.read();
   std::vector<Array> weights;
   for (int d = 0; d < D; ++d) {
@@ -76,7 +77,8 @@ void run(const rnnext::KernelTable& table, Files& files, const int64_t (&sizes)[
   const Array grad_output = files.read(), grad_h_n = files.read();
 
   Array output(grad_output.size()), h_n(grad_h_n.size());
-  p.output = output.data(), p.h_n = h_n.data();
+  Array saved(output.size() * rnnext::traits_of(p.cell).saved);
+  p.output = output.data(), p.h_n = h_n.data(), p.saved = saved.data();
   const rnnext::RnnKernels& kernels = dtype == 5   ? *table.rnn_high
                                       : dtype == 4 ? *table.rnn_medium
                                                    : *table.rnn[dtype];
@@ -88,11 +90,11 @@ void run(const rnnext::KernelTable& table, Files& files, const int64_t (&sizes)[
   Array grad_input(input.size()), grad_hx(grad_h_n.size());
   std::vector<Array> grads;
   for (int d = 0; d < D; ++d)
-    for (int i = 0; i < 3; ++i) grads.emplace_back(weights[4 * d + i].size());
+    for (int i = 0; i < 4; ++i) grads.emplace_back(weights[4 * d + i].size());
   out.input = grad_input.data(), out.hx = grad_hx.data();
   for (int d = 0; d < D; ++d) {
-    out.weight_ih[d] = grads[3 * d].data(), out.weight_hh[d] = grads[3 * d + 1].data();
-    out.bias_ih[d] = grads[3 * d + 2].data();
+    out.weight_ih[d] = grads[4 * d].data(), out.weight_hh[d] = grads[4 * d + 1].data();
+    out.bias_ih[d] = grads[4 * d + 2].data(), out.bias_hh[d] = grads[4 * d + 3].data();
   }
   const rnnext::RecurrenceGrad grad{grad_output.data(), grad_h_n.data()};
   with_workspace(kernels.backward_workspace(p, out, 1),
@@ -114,6 +116,6 @@ int main(int, char** arguments) {
   if (!table->supported() && std::strcmp(table->name, "amx") != 0) return 1;
   Files files{std::fopen(arguments[2], "rb"), std::fopen(arguments[3], "wb")};
   if (!files.in || !files.out) return 1;
-  for (int64_t sizes[8]; files.read(sizes, sizeof sizes);) run(*table, files, sizes);
+  for (int64_t sizes[9]; files.read(sizes, sizeof sizes);) run(*table, files, sizes);
   return std::fclose(files.out);
 }

@@ -15,11 +15,13 @@ from helpers import samples
 from helpers.common import same
 from rnnext import embedding_rnn, stepper
 
+NAMES = {"elman": "rnn", "gru": "gru", "lstm": "lstm"}  # of modules and functions
+
 
 def check_recurrence(case):
     """One layer by its op: features, precomputed inputs or a table; any directions and rows."""
     names = (
-        "T", "B", "I", "H", "source", "nonlinearity", "bias", "hx", "rows", "leak", "reset",
+        "T", "B", "I", "H", "source", "nonlinearity", "bias", "hx", "rows", "cell", "reset",
         "noise",
     )  # fmt: skip
     made = samples.make(
@@ -93,16 +95,18 @@ def check_function(case):
 
 
 def module_of(case):
-    """An RNN, LeakyRNN or EmbeddingRNN; of functions, the RNN that has their weights."""
+    """An RNN of any cell, LeakyRNN or EmbeddingRNN; of functions, the RNN with their weights."""
     names = ["bias", "batch_first", "bidirectional", "nonlinearity"]
     options = {name: case[name] for name in names}
     options |= {"num_layers": case["layers"], "dtype": dtype_of(case)}
     if case["module"] == "EmbeddingRNN":
-        options["padding_idx"] = case["padding_idx"]
+        options |= {"padding_idx": case["padding_idx"], "cell": NAMES[case["cell"]]}
         return rnnext.EmbeddingRNN(case["vocabulary"], case["I"], case["H"], **options)
     if case["module"] in ("RNN", "functional"):
         kind = options.pop("nonlinearity")
-        module = rnnext.RNN(case["I"], case["H"], **options)
+        module = getattr(rnnext, NAMES[case["cell"]].upper())(case["I"], case["H"], **options)
+        if case["cell"] in reference.GATES:
+            return module
         module.mode, module.nonlinearity = "RNN_RELU" if kind == "relu" else "RNN_TANH", kind
         return module
     alpha = torch.rand([case["H"]] if "unit" in case["alpha"] else []) * 0.8 + 0.1
@@ -111,9 +115,23 @@ def module_of(case):
     return rnnext.LeakyRNN(case["I"], case["H"], **options)
 
 
+def paired(case, states):
+    """The states of all layers as modules take them: of an LSTM a pair."""
+    return tuple(states.chunk(2)) if case["cell"] == "lstm" and states is not None else states
+
+
+def joined(states):
+    """States as one tensor."""
+    return torch.cat(states) if isinstance(states, tuple) else states
+
+
 def layers_by_reference(case, rnn, weights, x, lengths, reset, hx, reset_state):
     """All layers with these weights, by name, over a sequence that has time first."""
     D, states = 2 if case["bidirectional"] else 1, []
+    parts = reference.STATES.get(case["cell"], 1)
+    hx, reset_state = (
+        None if s is None else s.unflatten(0, (parts, -1)) for s in (hx, reset_state)
+    )
     for k in range(case["layers"]):
         suffixes = [f"_l{k}", f"_l{k}_reverse"][:D]
         own = [
@@ -123,16 +141,17 @@ def layers_by_reference(case, rnn, weights, x, lengths, reset, hx, reset_state):
         alphas = [logit.sigmoid() for logit in own.pop()]
         if case["module"] == "LeakyRNN" and not alphas:
             alphas = [rnn.alpha.double()] * D
-        starts = [None if s is None else s[k * D : k * D + D] for s in (hx, reset_state)]
+        layer = slice(k * D, k * D + D)
+        starts = [None if s is None else s[:, layer].flatten(0, 1) for s in (hx, reset_state)]
         if starts[1] is not None and starts[1].dim() == 2:
-            starts[1] = starts[1].unsqueeze(1).expand(D, x.shape[1], case["H"])
+            starts[1] = starts[1].unsqueeze(1).expand(parts * D, x.shape[1], case["H"])
         x, h_n = reference.recurrence(
             x, starts[0], *own, None, lengths, None, reset, starts[1],
-            [alpha.expand(case["H"]) for alpha in alphas], getattr(rnn, "form", "rate"),
+            [alpha.expand(case["H"]) for alpha in alphas], getattr(rnn, "form", case["cell"]),
             case["nonlinearity"], [False, True][:D], stored_of(case),
         )  # fmt: skip
-        states.append(h_n)
-    return x, torch.cat(states)
+        states.append(h_n.unflatten(0, (parts, -1)))
+    return x, torch.cat(states, 1).flatten(0, 1)
 
 
 def check_layers(case):
@@ -140,6 +159,7 @@ def check_layers(case):
     T, B, I, H = (case[letter] for letter in "TBIH")  # noqa: E741
     module, rows, first = module_of(case), case["rows"], case["batch_first"]
     S, of_tokens = case["layers"] * (2 if case["bidirectional"] else 1), "Emb" in case["module"]
+    S *= reference.STATES.get(case["cell"], 1)
     lengths = torch.tensor([case["lengths"][b % len(case["lengths"])] % (T + 1) for b in range(B)])
     lengths = lengths.long().clamp_min(int(rows == "packed"))
     leaves = dict(module.named_parameters())
@@ -161,18 +181,20 @@ def check_layers(case):
             given = {k: v if v is None or k in kept else v[:, 0] for k, v in given.items()}
         elif first:
             x, given["reset"] = x.transpose(0, 1), None if reset is None else reset.t()
+        given |= {name: paired(case, given.get(name)) for name in ("hx", "reset_state")}
         if rows == "packed":
             x = pack_padded_sequence(x, lengths, first, enforce_sorted=False)
         elif rows == "lengths":
             given["lengths"] = lengths if case["seed"] % 2 else lengths.tolist()
         if case["module"] == "functional":
-            options = {
-                name: case[name] for name in ("nonlinearity", "bidirectional", "batch_first")
-            }
-            given["hx"] = given.get("hx")
-            output, h_n = rnnext.functional.rnn(x, weights=own.values(), **given, **options)
+            function = getattr(rnnext.functional, NAMES[case["cell"]])
+            options = {name: case[name] for name in ("bidirectional", "batch_first")}
+            if case["cell"] == "elman":
+                options["nonlinearity"] = case["nonlinearity"]
+            output, h_n = function(x, weights=own.values(), **given, **options)
         else:
             output, h_n = torch.func.functional_call(module, own, (x,), given)
+        h_n = joined(h_n)
         if rows == "packed":
             return output.data, h_n
         return output.transpose(0, 1) if first and rows != "single" else output, h_n
@@ -199,40 +221,50 @@ def check_reference(case, module, leaves, theirs, lengths):
     """What is called exact is what torch.nn computes in float64."""
     doubles = {name: leaf.double() for name, leaf in leaves.items()}
     twin, x, hx = rnnext.revert(module).double(), doubles["input"], doubles.get("hx")
-    assert type(twin) is nn.RNN
+    assert type(twin) is getattr(nn, NAMES[case["cell"]].upper())
     twin.batch_first = False
     if case["rows"] == "single":
         x, hx = x[:, 0], None if hx is None else hx[:, 0]
     elif case["rows"] == "packed":
         x = pack_padded_sequence(x, lengths, enforce_sorted=False)
-    output, h_n = twin(x, hx)
+    output, h_n = twin(x, paired(case, hx))
     expected = theirs(*doubles.values())
-    torch.testing.assert_close((getattr(output, "data", output), h_n), expected)
+    torch.testing.assert_close((getattr(output, "data", output), joined(h_n)), expected)
 
 
 def check_cell(case):
     """One step of several rows or of one, with both biases, either or none."""
-    rows = [] if case["rows"] == "single" else [case["B"]]
+    rows, cell = [] if case["rows"] == "single" else [case["B"]], case["cell"]
     I, H, bound = case["I"], case["H"], max(case["H"], 1) ** -0.5  # noqa: E741
-    leaves = {"input": uniform(case, *rows, I), "hx": uniform(case, *rows, H)}
-    leaves |= {"weight_ih": uniform(case, H, I, bound=bound)}
-    leaves |= {"weight_hh": uniform(case, H, H, bound=bound)}
-    leaves |= {name: uniform(case, H, bound=bound) for name in ("bias_ih", "bias_hh")}
+    n, K = rows[0] if rows else 1, reference.GATES.get(cell, 1) * H
+    states = reference.STATES.get(cell, 1)
+    leaves = {"input": uniform(case, *rows, I), "hx": uniform(case, states, *rows, H)}
+    leaves |= {"weight_ih": uniform(case, K, I, bound=bound)}
+    leaves |= {"weight_hh": uniform(case, K, H, bound=bound)}
+    leaves |= {name: uniform(case, K, bound=bound) for name in ("bias_ih", "bias_hh")}
     absent = {name for name in ("bias_ih", "bias_hh") if case["bias"] not in (name, "both")}
     absent |= set() if case["hx"] else {"hx"}
     leaves = {name: arranged(t, case["layout"]) for name, t in leaves.items() if name not in absent}
 
     def ours(*tensors):
         named = {"hx": None} | dict(zip(leaves, tensors, strict=True))
-        return [rnnext.functional.rnn_cell(**named, nonlinearity=case["nonlinearity"])]
+        if case["hx"]:
+            named["hx"] = tuple(named["hx"]) if cell == "lstm" else named["hx"][0]
+        if cell == "elman":
+            named["nonlinearity"] = case["nonlinearity"]
+        after = getattr(rnnext.functional, f"{NAMES[cell]}_cell")(**named)
+        return list(after) if cell == "lstm" else [after]
 
     def theirs(*tensors):
         named = dict(zip(leaves, tensors, strict=True))
-        pre = named["input"] @ named["weight_ih"].t()
-        pre = pre + named["hx"] @ named["weight_hh"].t() if case["hx"] else pre
-        for name in {"bias_ih", "bias_hh"} & named.keys():
-            pre = pre + named[name]
-        return [reference.elman.ACTIVATIONS[case["nonlinearity"]](pre)]
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        lists = [[named[name]] if name in named else [] for name in names]
+        hx = named["hx"].reshape(states, n, H) if case["hx"] else None
+        _, after = reference.recurrence(
+            named["input"].reshape(1, n, I), hx, *lists, None, None, None, None, None, [], cell,
+            case["nonlinearity"], [False], stored_of(case),
+        )  # fmt: skip
+        return [state.reshape(*rows, H) for state in after]
 
     compare(case, list(leaves.values()), ours, theirs)
 

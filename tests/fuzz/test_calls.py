@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from fuzz.calls import CHECKS, check
 from helpers.common import ISAS
+from helpers.samples import VARIANTS
+from reference import GATES
 from rnnext import _C
 
 # So many of each kind from a seed of the command line; or a few, always the same.
@@ -85,6 +87,7 @@ LAYERS = {
     "reset": resets,
     "alpha": one_of(["number", "unit", "learned", "learned unit", "one"]),
     "form": one_of(_C.forms()),
+    "cell": one_of(["elman", *GATES]),
 }
 OWN = {
     "recurrence": {
@@ -94,7 +97,7 @@ OWN = {
         "reverse": one_of([[0], [1], [0, 1], [1, 0], [1, 1], [0, 0]]),
         "bias": flags,
         "rows": one_of(["full", "lengths", "packed"]),
-        "leak": one_of([None, None, *_C.forms()]),
+        "cell": one_of(["elman", *VARIANTS["cell"]]),
         "reset": one_of([None, "zeros", "state"]),
         "noise": one_of([False, False, True]),
     },
@@ -117,6 +120,7 @@ OWN = {
         "H": widths | st.just(0),
         "bias": one_of(["both", "bias_ih", "bias_hh", None]),
         "rows": one_of(["full", "single"]),
+        "cell": one_of(["elman", *GATES]),
     },
     "embedding": {
         "I": widths | st.just(0),
@@ -140,6 +144,12 @@ def possible(case):
         case["B"] = max(case["B"], 1)
     if rows == "packed" and kind != "stepper":
         case["reset"] = None
+    if case.get("module") == "LeakyRNN":
+        case["cell"] = "elman"
+    if kind == "stepper" and case["cell"] == "lstm":
+        case["cell"] = "gru"
+    if case.get("cell") in GATES:
+        case |= {"nonlinearity": "tanh", "noise": False}
     return case
 
 

@@ -31,15 +31,15 @@ def rnn_of(one):
     given["weights"] = [weight for name in WEIGHTS for weight in given.pop(name)]
     del given["reverse"], given["noise_key"]
     for name in ("hx", "reset_state"):
-        given[name] = [] if given[name] is None else [given[name]]
+        given[name] = [] if given[name] is None else list(given[name].split(1))
     given |= {"has_biases": True, "num_layers": 1, "bidirectional": False, "batch_first": False}
     return given | {"dropout": 0.0, "training": False}
 
 
 def cell_of(one):
     weights = {name: getattr(one, name)[0] for name in WEIGHTS}
-    given = {"input": one.input[0], "hx": [one.hx[0]], **weights}
-    return given | {"cell": "elman", "nonlinearity": one.nonlinearity}
+    given = {"input": one.input[0], "hx": list(one.hx), **weights}
+    return given | {"cell": one.cell, "nonlinearity": one.nonlinearity}
 
 
 INDICES = torch.tensor([[0, 4], [4, 2]])
@@ -184,7 +184,7 @@ def calls(draw):
         "H": draw(one_of([1, 6, 17])),
         "reverse": [False] if plain else draw(one_of([[False], [False, True]])),
         "rows": "full" if op == "rnn_cell" else draw(one_of(["full", "lengths", "packed"])),
-        "leak": draw(one_of([None, "rate", "voltage", "blend"])),
+        "cell": draw(one_of(samples.VARIANTS["cell"])),
         "reset": draw(one_of([None, "zeros", "state"])),
         "noise": op in ("recurrence", "recurrence_backward") and draw(st.booleans()),
         "dtype": draw(one_of(["float64", "float32", "bfloat16"])),
@@ -192,6 +192,9 @@ def calls(draw):
     }
     if case["rows"] == "packed" or op == "recurrence_stack":
         case["reset"] = None
+    if op == "rnn_cell" and case["cell"] in rnnext._C.forms():
+        case["cell"] = "elman"
+    case["noise"] = samples.possible(case) and case["noise"]
     wrong = draw(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 99)), max_size=3))
     isa = draw(one_of(ISAS[::-1]))
     return {"op": op, "case": case, "wrong": wrong, "seed": draw(st.integers(0, 999)), "isa": isa}

@@ -13,13 +13,15 @@ import torch
 import rnnext
 from helpers import samples
 from helpers.common import ROOT, assert_close, pairwise
-from reference.elman import KINKED
+from reference import GATES, STATES
+from reference.cells import KINKED
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 PRECISIONS = ["medium", "high"]  # of float32, after the dtypes
 COMMON = ["tests/emulated/driver.cpp", "csrc/cpu/rnn/plan.cpp", "csrc/cpu/rnn/machine.cpp"]
 CASES = pairwise(
+    samples.possible,
     T=[1, 2, 9],
     B=[1, 3, 7, 13],
     I=[1, 5, 70],
@@ -29,6 +31,7 @@ CASES = pairwise(
     hx=[True, False],
     rows=["full", "lengths"],
     dtype=DTYPES,
+    cell=["elman", *GATES],
 )
 # Those of which something can be said where a rounded product may fall on a kink's other side.
 SMOOTH = [case for case in CASES if case["nonlinearity"] not in KINKED]
@@ -61,34 +64,38 @@ def read(file, shape, dtype):
     return torch.frombuffer(data, dtype=dtype).view(shape)
 
 
+def of_directions(arguments):
+    """The weights and biases of one direction, then of the other."""
+    each = zip(*(getattr(arguments, name) for name in WEIGHTS), strict=True)
+    return [tensor for of_direction in each for tensor in of_direction]
+
+
 def packed(arguments, cotangents, precision=None):
     """A call as the driver reads it."""
     T, B, I = arguments.input.shape  # noqa: E741
-    H, D = arguments.weight_hh[0].shape[0], len(arguments.weight_hh)
+    H, D = arguments.weight_hh[0].shape[1], len(arguments.weight_hh)
+    cell = samples.VARIANTS["cell"].index(arguments.cell)
     reverse = sum(backwards << d for d, backwards in enumerate(arguments.reverse))
     nonlinearity = rnnext._C.nonlinearities().index(arguments.nonlinearity)
     dtype = DTYPES.index(arguments.input.dtype)
     if precision is not None:
         dtype = len(DTYPES) + PRECISIONS.index(precision)
     tensors = [arguments.input, arguments.hx, arguments.lengths]
-    for of_direction in zip(*(getattr(arguments, name) for name in WEIGHTS), strict=True):
-        tensors += of_direction
+    tensors += of_directions(arguments)
     arrays = [b"" if t is None else raw(t) for t in [*tensors, *cotangents]]
-    header = struct.pack("<8q", T, B, I, H, D, dtype, nonlinearity, reverse)
+    header = struct.pack("<9q", T, B, I, H, D, dtype, nonlinearity, cell, reverse)
     return header + b"".join(struct.pack("<q", len(array)) + array for array in arrays)
 
 
 def run(program, isa, path, calls, precision=None):
-    """Each call's output, h_n, gradients of input and hx, and of a direction's weights and bias."""
+    """Each call's output, h_n, gradients of input and hx, and of each direction's WEIGHTS."""
     (path / "calls").write_bytes(b"".join(packed(*call, precision) for call in calls))
     command = [*program, isa, path / "calls", path / "results"]
     subprocess.run(command, check=True, timeout=1800)
     with (path / "results").open("rb") as file:
-        for arguments, _ in calls:
-            T, B, I = arguments.input.shape  # noqa: E741
-            H, D = arguments.weight_hh[0].shape[0], len(arguments.weight_hh)
-            shapes = [(T, B, D * H), (D, B, H), (T, B, I), (D, B, H)]
-            shapes += D * [(H, I), (H, H), (H,)]
+        for arguments, cotangents in calls:
+            (output, h_n), input = cotangents, arguments.input
+            shapes = [v.shape for v in (output, h_n, input, h_n, *of_directions(arguments))]
             yield [read(file, shape, arguments.input.dtype) for shape in shapes]
         assert not file.read()
 
@@ -99,7 +106,8 @@ def made(cases):
         arguments = samples.make(**case)
         T, B, _ = arguments.input.shape
         D, H, dtype = len(case["reverse"]), case["H"], case["dtype"]
-        cotangents = [torch.rand(T, B, D * H).to(dtype), torch.rand(D, B, H).to(dtype)]
+        states = D * STATES.get(case["cell"], 1)
+        cotangents = [torch.rand(T, B, D * H).to(dtype), torch.rand(states, B, H).to(dtype)]
         yield arguments, cotangents
 
 
@@ -108,9 +116,7 @@ def check(results, arguments, cotangents, dtype, tolerance=None):
     wanted = arguments.to_double().map(lambda t: t.requires_grad_() if t.is_floating_point() else t)
     expected = wanted.expected(stored=arguments.input.dtype)
     torch.autograd.backward(expected, [c.double() for c in cotangents])
-    leaves = [wanted.input, wanted.hx]
-    for d in range(len(arguments.weight_hh)):
-        leaves += [wanted.weight_ih[d], wanted.weight_hh[d], wanted.bias_ih[d]]
+    leaves = [wanted.input, wanted.hx, *of_directions(wanted)]
     assert_close(results[:2], list(expected), dtype, tolerance)
     for found, leaf in zip(results[2:], leaves, strict=True):
         if leaf is not None:

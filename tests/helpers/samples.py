@@ -29,7 +29,7 @@ VARIANTS = {
     "rows": ["full", "lengths", "packed"],
     "dtype": DTYPES,
     "index_dtype": [torch.int64, torch.int32],
-    "leak": [None, "rate", "voltage", "blend"],
+    "cell": ["elman", *_C.forms(), *reference.GATES],
     "reset": [None, "zeros", "state"],
 }
 
@@ -149,6 +149,15 @@ class RecurrenceBackward(Recurrence):
         return op(**vars(self))
 
 
+def possible(case: dict[str, Any]) -> bool:
+    """Packed rows have no resets; gated cells have no noise and no nonlinearity but their own."""
+    if case.get("rows") == "packed" and case.get("reset"):
+        return False
+    if case["cell"] in reference.GATES:
+        return case.get("nonlinearity", "tanh") == "tanh" and not case.get("noise")
+    return True
+
+
 def make(
     T=5,
     B=3,
@@ -164,7 +173,7 @@ def make(
     dtype=torch.float64,
     index_dtype=torch.int64,
     vocabulary=9,
-    leak=None,
+    cell="elman",
     reset=None,
     noise=False,
     requires_grad=False,
@@ -173,12 +182,12 @@ def make(
 
     ``rows`` is how long the sequences are: "full", "lengths" (0 among them), or "packed".
     ``layout`` is how the input lies in memory: "contiguous", "batch_first", "strided" (no unit
-    stride) or "expanded" (every sequence reads the same memory). ``leak`` is a form of the leak, or
-    None. ``reset`` is where the state starts from where a new episode begins, at a step in three:
-    "zeros" or "state"; or None.
+    stride) or "expanded" (every sequence reads the same memory). ``reset`` is where the state
+    starts from where a new episode begins, at a step in three: "zeros" or "state"; or None.
     """
-    D = len(reverse)
-    width = I if source == "features" else D * H
+    D, gates = len(reverse), reference.GATES.get(cell, 1)
+    states = D * reference.STATES.get(cell, 1)
+    width = I if source == "features" else D * gates * H
     scale = max(H, 1) ** -0.5
 
     def uniform(*shape, bound=1.0):
@@ -203,16 +212,17 @@ def make(
         input = uniform(*shape[:-1], 1, width).expand(*shape, width)
     else:
         input = uniform(*shape, width)
-    weight_ih = [uniform(H, I, bound=scale) for _ in reverse] if source == "features" else []
-    weight_hh = [uniform(H, H, bound=scale) for _ in reverse]
-    bias_ih = [uniform(H, bound=scale) for _ in reverse] if bias else []
-    bias_hh = [uniform(H, bound=scale) for _ in reverse] if bias else []
+    K = gates * H
+    weight_ih = [uniform(K, I, bound=scale) for _ in reverse] if source == "features" else []
+    weight_hh = [uniform(K, H, bound=scale) for _ in reverse]
+    bias_ih = [uniform(K, bound=scale) for _ in reverse] if bias else []
+    bias_hh = [uniform(K, bound=scale) for _ in reverse] if bias else []
     if layout == "strided":
-        weight_hh = [w.t() for w in weight_hh]
+        weight_hh = [w.t().contiguous().t() for w in weight_hh]
         weight_ih = [torch.cat([w, w], 1)[:, ::2] for w in weight_ih]
-    state = uniform(D, B, H) if hx else None
+    state = uniform(states, B, H) if hx else None
     if hx and layout == "expanded":
-        state = uniform(D, 1, H).expand(D, B, H)
+        state = uniform(states, 1, H).expand(states, B, H)
     arguments = Recurrence(
         input=input,
         hx=state,
@@ -224,11 +234,11 @@ def make(
         lengths=lengths,
         batch_sizes=batch_sizes,
         reset=torch.rand(T, B) < 1 / 3 if reset else None,
-        reset_state=uniform(D, B, H) if reset == "state" else None,
-        alpha=[uniform(H, bound=0.4) + 0.5 for _ in reverse] if leak else [],
+        reset_state=uniform(states, B, H) if reset == "state" else None,
+        alpha=[uniform(H, bound=0.4) + 0.5 for _ in reverse] if cell in _C.forms() else [],
         noise=[uniform(H).abs() for _ in reverse] if noise else [],
         noise_key=torch.randint(2**63 - 1, ()) if noise else None,
-        cell=leak or "elman",
+        cell=cell,
         nonlinearity=nonlinearity,
         reverse=list(reverse),
     )
@@ -237,8 +247,9 @@ def make(
     return arguments
 
 
-def check(arguments: Recurrence, exactness: torch.dtype | None = None) -> None:
-    """Values, and gradients of random cotangents, against the reference in float64.
+def check(arguments: Recurrence, exactness: torch.dtype | None = None) -> list[Tensor]:
+    """Values, which are returned, and gradients of random cotangents, against the reference in
+    float64.
 
     The arguments need gradients; ``exactness`` is a coarser type that products are rounded to.
     """
@@ -256,16 +267,19 @@ def check(arguments: Recurrence, exactness: torch.dtype | None = None) -> None:
         else:
             assert a.grad.dtype == a.dtype
             assert_close(a.grad, e.grad, exactness)
+    return [value.detach() for value in result]
 
 
 def make_stack(layers, **case) -> Recurrence:
     """Random arguments of ``recurrence_stack``: several layers, of one direction each."""
     first = make(**case)
-    deeper = {**case, "I": first.weight_hh[0].size(0), "layout": "contiguous"}
+    deeper = {**case, "I": first.weight_hh[0].size(1), "layout": "contiguous"}
     each = [first, *(make(**deeper) for _ in range(layers - 1))]
     lists = {
         name: [tensor for layer in each for tensor in getattr(layer, name)]
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "alpha")
     }
-    hx = None if first.hx is None else torch.cat([layer.hx for layer in each])
+    hx = None
+    if first.hx is not None:
+        hx = torch.stack([layer.hx for layer in each], 1).flatten(0, 1)
     return replace(first, hx=hx, **lists, reset_state=None, noise=[], noise_key=None)

@@ -61,7 +61,7 @@ OF_A_RECURRENCE = [
      " complex64", NotImplementedError),
     ({}, {"cell": "cubic"}, "one of 'elman', 'rate', 'voltage', 'blend', 'gru',", ValueError),
     ({}, {"alpha": [zeros(6)]}, "alpha must not be given with cell='elman'", ValueError),
-    ({"leak": "rate"}, {"alpha": []}, "alpha must be given with cell='rate'", ValueError),
+    ({"cell": "rate"}, {"alpha": []}, "alpha must be given with cell='rate'", ValueError),
     ({}, {"cell": "gru"}, "weight_hh must have shape [18, 6], got [6, 6]"),
     ({"source": "ready"}, {"cell": "lstm"}, "the last dimension of input must be 24, got 6"),
     (ZEROS, {**GRU, "hx": zeros(2, 3, 0)}, "hx must have shape [1, 3, 0], got [2, 3, 0]"),
@@ -152,7 +152,7 @@ FIRST = ["weight_ih", "bias_ih", "bias_hh", "hx", "alpha"]
 )
 def test_every_tensor_has_the_shape_and_the_dtype_of_the_call(op, make, names):
     noise = {"noise": True} if "noise" in names else {}
-    right = make(leak="rate", reset="state", **noise)
+    right = make(cell="rate", reset="state", **noise)
     for name in names:
         value = getattr(right, name)
         for how, message in (
@@ -176,7 +176,7 @@ BAD_VALUES = [
     ({}, {"lengths": torch.tensor([5, -1, 5])}, "lengths[1] = -1", ValueError),
     *[
         (
-            {"leak": "rate"},
+            {"cell": "rate"},
             {"alpha": [torch.tensor([1, 1, 1, 1, bad, 1]).double()]},
             " at 4",
             ValueError,

@@ -63,7 +63,7 @@ def test_ten_million_numbers_are_normal_and_do_not_hang_together():
 
 
 def test_mapped_calls_have_the_noise_of_their_keys():
-    of = samples.make(T=4, B=3, leak="rate", noise=True)
+    of = samples.make(T=4, B=3, cell="rate", noise=True)
     keys, inputs = torch.arange(5), torch.randn(5, 4, 3, 4, dtype=torch.float64)
 
     def call(key, input):

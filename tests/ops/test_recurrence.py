@@ -20,9 +20,9 @@ from helpers.samples import VARIANTS
 ops = torch.ops.rnnext
 
 
-@pytest.mark.parametrize("leak", VARIANTS["leak"])
-def test_of_the_results_only_the_output_is_kept_and_of_a_rate_the_activations(leak):
-    arguments = samples.make(B=40, leak=leak, reverse=(False, True), requires_grad=leak is None)
+@pytest.mark.parametrize("cell", VARIANTS["cell"])
+def test_what_is_kept_for_the_backward_pass_are_the_output_and_the_saved_rows(cell):
+    arguments = samples.make(B=40, cell=cell, reverse=(False, True), requires_grad=cell == "elman")
     arguments.input.requires_grad_()
     given = {v.data_ptr() for v in arguments.float_tensors()}
     kept = []
@@ -30,7 +30,8 @@ def test_of_the_results_only_the_output_is_kept_and_of_a_rate_the_activations(le
         output, _ = arguments.call(ops.recurrence)
     own = [v for v in kept if v.data_ptr() not in given]
     assert output.data_ptr() in [v.data_ptr() for v in own]
-    assert [v.numel() for v in own] == [output.numel()] * (2 if leak == "rate" else 1)
+    rows = {"rate": [1], "gru": [4], "lstm": [5]}.get(cell, [])
+    assert [v.numel() / output.numel() for v in own] == [1, *rows]
 
 
 def test_third_derivative():
@@ -53,13 +54,13 @@ def test_third_derivative():
 @cover(
     source=["features", "ready"],
     reverse=[(False,), (False, True)],
-    leak=VARIANTS["leak"],
+    cell=VARIANTS["cell"],
     reset=[None, "state"],
     skewed=[False, True],
 )
-def test_what_lies_past_the_end_has_no_part_in_any_derivative(source, reverse, leak, reset, skewed):
+def test_what_lies_past_the_end_has_no_part_in_any_derivative(source, reverse, cell, reset, skewed):
     """Also of batches whose padding is left out."""
-    options = {"source": source, "reverse": reverse, "leak": leak, "reset": reset}
+    options = {"source": source, "reverse": reverse, "cell": cell, "reset": reset}
     sizes = {"T": 100, "B": len(SKEWED), "I": 33, "H": 65} if skewed else {}
     arguments = samples.make(rows="lengths", requires_grad=True, **options, **sizes)
     if skewed:
@@ -84,9 +85,9 @@ def test_what_lies_past_the_end_has_no_part_in_any_derivative(source, reverse, l
                 assert all(g.isfinite().all() for g in second)
 
 
-@pytest.mark.parametrize("leak", VARIANTS["leak"])
-def test_states_that_no_step_reads_have_no_part_in_any_gradient(leak):
-    arguments = samples.make(rows="lengths", leak=leak, reset="state", requires_grad=True)
+@pytest.mark.parametrize("cell", VARIANTS["cell"])
+def test_states_that_no_step_reads_have_no_part_in_any_gradient(cell):
+    arguments = samples.make(rows="lengths", cell=cell, reset="state", requires_grad=True)
     arguments.reset[:, 0], arguments.reset[0, 2] = False, True
     cotangent = torch.rand_like(arguments.call(ops.recurrence)[0])
     expected = []
@@ -101,10 +102,12 @@ def test_states_that_no_step_reads_have_no_part_in_any_gradient(leak):
 
 
 @pytest.mark.parametrize(
-    ("rows", "leak"), [("full", None), ("lengths", "voltage"), ("packed", "rate")]
-)
-def test_gradients_of_a_stack(rows, leak):
-    stack = samples.make_stack(3, T=3, B=2, I=2, H=3, rows=rows, leak=leak)
+    ("rows", "cell"),
+    [("full", "elman"), ("lengths", "voltage"), ("packed", "rate"), ("full", "gru"),
+     ("packed", "lstm")],
+)  # fmt: skip
+def test_gradients_of_a_stack(rows, cell):
+    stack = samples.make_stack(3, T=3, B=2, I=2, H=3, rows=rows, cell=cell)
     tensors = [tensor.requires_grad_() for tensor in stack.float_tensors()]
 
     def call(*tensors):
@@ -133,10 +136,9 @@ CASES = [
     {"source": "ready", "reverse": (False, True)},
     {"source": "features", "rows": "lengths", "reverse": (False, True)},
     {"source": "table", "rows": "packed", "reverse": (False, True)},
-    {"leak": "rate", **LEAKY},
-    {"leak": "voltage", **LEAKY},
+    *({"cell": cell, **LEAKY} for cell in ("rate", "voltage", "gru", "lstm")),
     {"hx": False, "bias": False, "reset": "zeros"},
-    {"leak": "rate", "noise": True},
+    {"cell": "rate", "noise": True},
 ]
 TABLE, TOKENS = torch.rand(5, 3), torch.tensor([[0, 4], [4, 2]])
 OF_OTHERS = {

@@ -18,7 +18,7 @@ CALLS = {
     "reverse": [(False,), (True,), (False, True)],
     "hx": [True, False],
     "rows": ["full", "lengths"],
-    "leak": [None, *rnnext._C.forms()],
+    "cell": samples.VARIANTS["cell"],
     "reset": [None, "zeros", "state"],
     "noise": [False, False, True],
 }

@@ -4,11 +4,13 @@ What a test calls the right answer: computed in the dtype of the arguments (give
 oracle).
 """
 
-from reference.elman import recurrence
+from reference.cells import GATES, STATES, recurrence
 from reference.gather import embedding, embedding_backward, embedding_sparse_backward
 from reference.philox import normals, philox
 
 __all__ = [
+    "GATES",
+    "STATES",
     "embedding",
     "embedding_backward",
     "embedding_sparse_backward",

@@ -27,7 +27,7 @@ class Loop(nn.Module):
         weights = [rnn.weight_ih_l0], [rnn.weight_hh_l0], [rnn.bias_ih_l0], [rnn.bias_hh_l0]
         return reference.recurrence(
             x, None, *weights, None, None, None, None, None, rnn.alphas() if leaks else [],
-            rnn.form if leaks else "rate", rnn.nonlinearity, [False],
+            rnn.form if leaks else "elman", rnn.nonlinearity, [False],
         )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from helpers.samples import VARIANTS
 
 ops = torch.ops.rnnext
 N = 3
-FACTORS = ("source", "reverse", "nonlinearity", "bias", "hx", "rows", "leak", "reset")
+FACTORS = ("source", "reverse", "nonlinearity", "bias", "hx", "rows", "cell", "reset")
 MAPPED = [
     ["input", "index"], ["hx", "weight_ih"], ["weight_hh", "bias_ih"], ["alpha", "lengths"],
     ["reset"], ["reset_state", "bias_hh", "index"], list(vars(samples.make())),
@@ -77,18 +77,13 @@ def by_loop(call):
     return call.expected()
 
 
-def unpacked_resets(case):
-    return case["rows"] != "packed" or case["reset"] is None
-
-
 ANY = {k: VARIANTS[k] for k in FACTORS}
 ANY |= {"reverse": [(True,), (False, True)], "reset": [None, "state"]}
 FEW = {**ANY, "nonlinearity": ["tanh", "softplus"]}
+FEW |= {"cell": ["elman", "rate", "voltage", "gru", "lstm"]}
 
 
-@cover(
-    "case", unpacked_resets, **{**FEW, "leak": [None, "rate", "voltage"]}, mapped=MAPPED, dim=[0, 1]
-)
+@cover("case", samples.possible, **FEW, mapped=MAPPED, dim=[0, 1])
 def test_vmap_gradients_through_it_and_gradients_of_each_call(case):
     given = Mapped(**case)
 
@@ -119,10 +114,10 @@ def test_vmap_gradients_through_it_and_gradients_of_each_call(case):
 SMALL = {"T": 3, "B": 2, "I": 2, "H": 3, "vocabulary": 3}
 
 
-@pytest.mark.parametrize("leak", [None, "rate", "voltage"])
-def test_nested_vmap(leak):
+@pytest.mark.parametrize("cell", FEW["cell"])
+def test_nested_vmap(cell):
     """Of inputs around weights, and the other way round."""
-    one = samples.make(leak=leak)
+    one = samples.make(cell=cell)
     x, W = (torch.rand(2, *t.shape, dtype=t.dtype) for t in (one.input, one.weight_hh[0]))
 
     def each(by):
@@ -158,7 +153,7 @@ def test_a_call_inside_a_vmap_that_maps_none_of_it():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's make_dual
-@cover("case", unpacked_resets, **ANY, noise=[False, True])
+@cover("case", samples.possible, **ANY, noise=[False, True])
 def test_gradcheck_in_every_mode(case):
     call = samples.make(**SMALL, **case, requires_grad=True)
     tensors = call.float_tensors()
