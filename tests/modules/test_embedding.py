@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import register_parametrization
+from torch.utils._pytree import tree_leaves
 
 import rnnext
 from helpers.common import assert_close, error_of, same
@@ -80,12 +81,19 @@ def test_no_sequence_of_features_is_made():
     assert [v.shape for v in floats if v.numel() >= T * B * H] == [output.shape]
 
 
-def test_both_ways_give_the_same_bits(monkeypatch):
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_both_ways_give_the_same_bits(monkeypatch, cell):
     monkeypatch.setattr(embedding_rnn, "COUNTED_WORK", 0)
-    module = rnnext.EmbeddingRNN(200, 70, 50, num_layers=2, bidirectional=True)
+    module = rnnext.EmbeddingRNN(200, 70, 50, num_layers=2, bidirectional=True, cell=cell)
     for tokens in (torch.randint(200, (30, 12)), torch.randint(5, (30, 12))):
         assert module._table(tokens) is not None
-        assert same(module(tokens), module.rnn(module.embedding(tokens)))
+        found, expected = module(tokens), module.rnn(module.embedding(tokens))
+        assert same(tree_leaves(found), tree_leaves(expected))
+        gradients = [
+            torch.autograd.grad(output.square().sum(), module.parameters())
+            for output, _ in (found, expected)
+        ]
+        assert_close(*gradients)
 
 
 class Doubled(rnnext.Embedding):
