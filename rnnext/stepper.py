@@ -127,12 +127,16 @@ class Stepper:
         """B."""
         return self._batch_size
 
-    def __call__(self, input: Tensor) -> Tensor:
+    def __call__(
+        self, input: Tensor, reset: Tensor | None = None, reset_state: Any = None
+    ) -> Tensor:
         """Go one step forward.
 
         Args:
             input: x_t, ``[B, I]``, or ``[I]`` if B is 1; of the weights' dtype, on the CPU. Of an
                 EmbeddingRNN, the tokens, int32 or int64 ``[B]``, or ``[]`` if B is 1.
+            reset: bool ``[B]``, which sequences begin anew with this step. Default: none.
+            reset_state: what these begin with, ``[L, H]`` or ``[L, B, H]``. Default: zeros.
 
         Returns:
             The last layer's new output, ``[B, H]`` or ``[H]``. (It is the new state, but for a leak
@@ -140,19 +144,34 @@ class Stepper:
 
         Raises:
             IndexError: a token is outside 0..V-1; the message names it and its position.
-            TypeError: not a tensor, or tokens that are not integers.
+            TypeError: not a tensor, tokens that are not integers, or a mask that is not bool.
+            ValueError: ``reset`` or ``reset_state`` of another shape, or the second alone.
             RuntimeError: another shape, dtype or device, an input that requires a gradient while
-                gradients are enabled, or weights that have changed.
+                gradients are enabled, or weights that have changed. The states stay as they were.
         """
-        return self._stepper.step(input)
+        before = None
+        if reset is not None:
+            before = self._stepper.get_state()
+            self._stepper.set_state(self._anew(before, reset, reset_state))
+        elif reset_state is not None:
+            raise ValueError("reset_state must not be given without reset")
+        try:
+            return self._stepper.step(input)
+        except Exception:
+            if before is not None:
+                self._stepper.set_state(before)
+            raise
 
-    def step(self, input: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(
+        self, input: Tensor, state: Any, reset: Tensor | None = None, reset_state: Any = None
+    ) -> tuple[Tensor, Any]:
         """Go one step forward from a state of the caller's; the Stepper's own stays as it is.
 
         Args:
-            input: as of a call.
+            input: as of a call; B may be less than the Stepper's here.
             state: each layer's state, ``[L, B, H]``; of an LSTM two of these, ``(h, c)``, here and
                 below. It stays as it is, too.
+            reset, reset_state: as of a call.
 
         Returns:
             ``(output, state)``: the output as of a call, and the new state, ``[L, B, H]``.
@@ -160,21 +179,48 @@ class Stepper:
         Raises:
             IndexError, TypeError, RuntimeError: as a call, and for the state as :meth:`set_state`.
         """
-        if self._cell != "lstm":
+        if self._cell != "lstm" and reset is None and reset_state is None:
             return self._stepper.step_from(input, state)
-        output, new = self._stepper.step_from(input, self._joined(state))
-        return output, tuple(new.chunk(2))
+        first = state[0] if isinstance(state, (list, tuple)) and state else state
+        rows = first.shape[1] if isinstance(first, Tensor) and first.dim() == 3 else self.batch_size
+        joined = self._joined("state", state, min(max(rows, 1), self.batch_size))
+        if reset is not None:
+            joined = self._anew(joined, reset, reset_state)
+        elif reset_state is not None:
+            raise ValueError("reset_state must not be given without reset")
+        output, new = self._stepper.step_from(input, joined)
+        return output, tuple(new.chunk(2)) if self._cell == "lstm" else new
 
-    def _joined(self, state: Any, *shapes: tuple[int, ...]) -> Tensor:
-        """A state as the kernels' ``[S * L, B, H]``, h before c."""
-        L, B, H = self.num_layers, self.batch_size, self.hidden_size
-        parts = by_name("state", as_states("state", self._cell, state))
-        refuse_others(parts)
+    def _joined(self, name: str, state: Any, B: int, *shapes: tuple[int, ...]) -> Tensor:
+        """A state of B sequences as the kernels' ``[S * L, B, H]``, h before c."""
+        L, H = self.num_layers, self.hidden_size
+        parts = by_name(name, as_states(name, self._cell, state))
+        refuse_others(parts or {name: state})
         for name, part in parts.items():
             error = ValueError if shapes else RuntimeError
             refuse_shape(name, part, *shapes, (L, B, H), error=error)
         rows = [part if part.dim() == 3 else part.unsqueeze(1) for part in parts.values()]
         return torch.cat([row.expand(L, B, H) for row in rows])
+
+    def _anew(
+        self,
+        before: Tensor,
+        mask: Tensor | None,
+        state: Any,
+        names: tuple[str, str] = ("reset", "reset_state"),
+    ) -> Tensor:
+        """The kernels' states, with another, or zeros, where the mask marks a sequence."""
+        refuse_others({}, **{names[0]: mask})
+        begin = before.new_zeros(())
+        if state is not None:
+            shared = (self.num_layers, self.hidden_size)
+            begin = self._joined(names[1], state, before.shape[1], shared).detach()
+        if mask is None:
+            return begin
+        if mask.dtype != torch.bool:
+            raise TypeError(f"{names[0]} must be a bool tensor, got {str(mask.dtype)[6:]}")
+        refuse_shape(names[0], mask, before.shape[1:2])
+        return torch.where(mask.unsqueeze(1), begin, before)
 
     def get_state(self) -> Any:
         """A copy of each layer's last state, ``[L, B, H]``: ``h_n`` of the module. First zeros."""
@@ -191,7 +237,9 @@ class Stepper:
             TypeError: not a tensor.
             RuntimeError: another shape, dtype or device.
         """
-        self._stepper.set_state(self._joined(state) if self._cell == "lstm" else state)
+        self._stepper.set_state(
+            self._joined("state", state, self.batch_size) if self._cell == "lstm" else state
+        )
 
     def reset(self, mask: Tensor | None = None, state: Any = None) -> None:
         """Begin anew: all sequences, or those that have ended.
@@ -208,14 +256,8 @@ class Stepper:
         if state is None:
             self._stepper.reset(mask)
             return
-        refuse_others({}, mask=mask)
-        joined = self._joined(state, (self.num_layers, self.hidden_size)).detach()
-        if mask is not None:
-            if mask.dtype != torch.bool:
-                raise TypeError(f"mask must be a bool tensor, got {str(mask.dtype)[6:]}")
-            refuse_shape("mask", mask, (self.batch_size,))
-            joined = torch.where(mask.unsqueeze(1), joined, self._stepper.get_state())
-        self._stepper.set_state(joined)
+        before = self._stepper.get_state()
+        self._stepper.set_state(self._anew(before, mask, state, ("mask", "state")))
 
     def refresh(self) -> None:
         """Read the module's weights anew; the states stay, in the weights' dtype."""

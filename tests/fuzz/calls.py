@@ -295,15 +295,27 @@ def check_embedding(case):
     compare(case, [table], ours, theirs)
 
 
-def stepped_in_any_way(stepper, x, way):
+def stepped_in_any_way(stepper, x, way, reset, start):
     """A step from the Stepper's state or a caller's, or of a copy; and the Stepper that goes on."""
-    if way == "from":
+    if way in ("from", "parts"):
         before = stepper.get_state()
-        given = before.clone()
-        output, after = stepper.step(x, given)
+        given, first = before.clone(), len(x) // 2 if way == "parts" else 0
+        found = []
+        for rows in (slice(first), slice(first, None)):
+            own = {}
+            if reset is not None:
+                each = start is not None and start.dim() == 3
+                own = {"reset": reset[rows], "reset_state": start[:, rows] if each else start}
+            if x[rows].shape[0]:
+                found.append(stepper.step(x[rows], given[:, rows], **own))
+        output, after = (torch.cat(each, i) for i, each in enumerate(zip(*found, strict=True)))
         assert same([given, stepper.get_state()], [before, before])
         stepper.set_state(after)
         return output, stepper
+    if way == "call" and reset is not None:
+        return stepper(x, reset, start), stepper
+    if reset is not None:
+        stepper.reset(reset, start)
     if way == "refresh":
         stepper.refresh()
     elif way in ("deepcopy", "copy"):
@@ -328,9 +340,9 @@ def check_stepper(case):
         stepped.set_state(arranged(uniform(case, case["layers"], B, H), case["layout"]))
     hx, found = stepped.get_state(), []
     for t, x_t in enumerate(x):
-        if reset is not None:
-            stepped.reset(reset[t], start)
-        output, stepped = stepped_in_any_way(stepped, x_t, case["ways"][t % len(case["ways"])])
+        marks = None if reset is None else reset[t]
+        way = case["ways"][t % len(case["ways"])]
+        output, stepped = stepped_in_any_way(stepped, x_t, way, marks, start)
         found.append(output)
     torch.set_num_threads(1)
     with torch.no_grad():

@@ -73,7 +73,7 @@ COMMON = {
     "threads": st.integers(1, 5),
     "precision": one_of(["highest", "highest", "medium", "high"]),
 }
-WAYS = ["call", "from", "refresh", "copy", "deepcopy"]  # to go a step forward
+WAYS = ["call", "from", "parts", "refresh", "copy", "deepcopy"]  # to go a step forward
 LAYERS = {
     "module": one_of(["RNN", "LeakyRNN", "EmbeddingRNN"]),
     "counted": flags,  # whether tables are multiplied with W_ih first

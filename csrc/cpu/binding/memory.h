@@ -12,4 +12,7 @@ namespace rnnext {
 // but 64 MiB of them marked for the system to take back if it runs short.
 at::Tensor empty_large(at::IntArrayRef shape, const at::TensorOptions& options);
 
+// For a dense tensor that nobody writes to any more: an equal one that someone holds, or itself.
+at::Tensor shared(at::Tensor tensor);
+
 }  // namespace rnnext

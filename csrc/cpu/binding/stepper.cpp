@@ -55,13 +55,12 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
   inner_ = at::empty({2, batch_size, like.size(1)}, like.options());
   threads_ = max_threads();
   for (const Weights& weights : layers) add_layer(weights, nonlinearity, cell);
-  size_t workspace = 0;
-  for (const Layer& layer : layers_)
-    workspace = std::max(workspace, kernels_->forward_workspace(layer.call.p, threads_));
-  workspace_ = empty_large({static_cast<int64_t>(workspace)}, at::kByte);
+  for (const Layer& layer : layers_) reserve(layer.call.p);
   if (given(table)) {
     check_like(*table, "table", {table->size(0), layers_.front().call.p.input.stride_b}, like);
     table_ = values_of(*table, "table");
+    if (!given(std::get<0>(layers[0])))
+      table_ = shared(std::move(table_));  // it was made for this Stepper
     tokens_.resize(batch_size);
   }
   for (const auto& [name, tensor] : watched) {
@@ -106,10 +105,18 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
   Recurrence& p = call.p;
   Tensor packed = empty_large({kernels_->shape.weight_bytes(p.I, p.H, p.gates())}, at::kByte);
   kernels_->pack(p, static_cast<char*>(packed.data_ptr()));
+  packed = shared(std::move(packed));
   p.packed_weights = packed.const_data_ptr();
   p.weight_ih[0] = p.weight_hh[0] = nullptr;
   arguments.weight_ih = arguments.weight_hh = {};
   layers_.push_back({std::move(arguments), std::move(call), std::move(packed)});
+}
+
+// Memory for the call.
+void Stepper::reserve(const Recurrence& call) {
+  const auto size = static_cast<int64_t>(kernels_->forward_workspace(call, threads_));
+  if (!workspace_.defined() || workspace_.numel() < size)
+    workspace_ = empty_large({size}, at::kByte);
 }
 
 int64_t Stepper::state_bytes() const { return inner_.nbytes() / 2; }
@@ -135,9 +142,8 @@ void Stepper::check_fresh() const {
                 " has changed since this Stepper read it: call refresh()");
 }
 
-Tensor Stepper::check_features(const Tensor& input) const {
-  const Recurrence& first = layers_.front().call.p;
-  const int64_t B = first.B, I = first.I;
+Tensor Stepper::check_features(const Tensor& input, int64_t B) const {
+  const int64_t I = layers_.front().call.p.I;
   TORCH_CHECK(input.dim() == 1 && B == 1
                   ? input.size(0) == I
                   : input.dim() == 2 && input.size(0) == B && input.size(1) == I,
@@ -147,8 +153,8 @@ Tensor Stepper::check_features(const Tensor& input) const {
   return values_of(input, "input");
 }
 
-void Stepper::read_tokens(const Tensor& input) {
-  const int64_t B = layers_.front().call.p.B, V = table_.size(0);
+void Stepper::read_tokens(const Tensor& input, int64_t B) {
+  const int64_t V = table_.size(0);
   TORCH_CHECK_TYPE(input.scalar_type() == at::kLong || input.scalar_type() == at::kInt,
                    "tokens must be int32 or int64, got ", dtype_name(input));
   TORCH_CHECK(input.dim() == 0 ? B == 1 : input.dim() == 1 && input.size(0) == B,
@@ -166,21 +172,22 @@ void Stepper::read_tokens(const Tensor& input) {
   }
 }
 
-// One step of all layers, from the states at `from` to those at `to`; they must not overlap.
-Tensor Stepper::advance(const Tensor& input, const char* from, char* to) {
+// One step of all layers and of B sequences, from the states at `from` to those at `to`; they must
+// not overlap.
+Tensor Stepper::advance(const Tensor& input, int64_t B, const char* from, char* to) {
   check_fresh();
   const bool reads_table = table_.defined(), one_row = input.dim() == (reads_table ? 0 : 1);
-  if (reads_table) read_tokens(input);
-  const Tensor features = reads_table ? Tensor() : check_features(input);
-  const int64_t shape[2] = {states_.size(3), states_.size(4)};
+  if (reads_table) read_tokens(input, B);
+  const Tensor features = reads_table ? Tensor() : check_features(input, B);
+  const int64_t shape[2] = {B, states_.size(4)};
   Tensor output =
       at::detail::empty_cpu(at::IntArrayRef(shape + one_row, shape + 2), states_.scalar_type());
   char* const inner = static_cast<char*>(inner_.data_ptr());
-  char* const workspace = static_cast<char*>(workspace_.data_ptr());
-  const int64_t bytes = state_bytes(), of_layer = states_.size(2) * bytes;
+  const int64_t bytes = state_bytes() / batch() * B, of_layer = states_.size(2) * bytes;
   const void* rows = reads_table ? table_.const_data_ptr() : features.const_data_ptr();
   for (size_t l = 0; l < layers_.size(); ++l, from += of_layer, to += of_layer) {
     Recurrence call = layers_[l].call.p;
+    call.B = B;
     if (call.input.stride_b > 0) call.input.data = rows;
     if (l == 0 && reads_table) call.input.index = tokens_.data();
     call.hx = from;
@@ -189,6 +196,8 @@ Tensor Stepper::advance(const Tensor& input, const char* from, char* to) {
     call.noise_from = steps_;
     call.output = l + 1 < layers_.size() ? inner + l % 2 * bytes : output.data_ptr();
     rows = call.output;
+    if (B < batch()) reserve(call);
+    char* const workspace = static_cast<char*>(workspace_.data_ptr());
     run_team(std::min(threads_for(call, 1), threads_),
              [&](Worker& worker) { kernels_->forward(call, workspace, worker); });
   }
@@ -197,15 +206,17 @@ Tensor Stepper::advance(const Tensor& input, const char* from, char* to) {
 }
 
 Tensor Stepper::step(const Tensor& input) {
-  Tensor output = advance(input, state_of(last_), state_of(1 - last_));
+  Tensor output = advance(input, batch(), state_of(last_), state_of(1 - last_));
   last_ = 1 - last_;
   return output;
 }
 
 std::pair<Tensor, Tensor> Stepper::step_from(const Tensor& input, const Tensor& state) {
-  const Tensor from = check_state(state);
-  const Tensor to = at::empty(states_.sizes().slice(1), states_.scalar_type());
-  Tensor output = advance(input, static_cast<const char*>(from.const_data_ptr()),
+  const int64_t B = state.dim() == 3 ? std::clamp<int64_t>(state.size(1), 1, batch()) : batch();
+  const Tensor from = check_state(state, B);
+  const Tensor to =
+      at::empty({states_.size(1), states_.size(2), B, states_.size(4)}, states_.scalar_type());
+  Tensor output = advance(input, B, static_cast<const char*>(from.const_data_ptr()),
                           static_cast<char*>(to.data_ptr()));
   return {std::move(output), for_caller(to)};
 }
@@ -214,9 +225,9 @@ std::pair<Tensor, Tensor> Stepper::step_from(const Tensor& input, const Tensor& 
 Tensor Stepper::for_caller(const Tensor& states) {
   return (states.size(1) > 1 ? states.transpose(0, 1).contiguous() : states).flatten(0, 1);
 }
-Tensor Stepper::check_state(const Tensor& state) const {
+Tensor Stepper::check_state(const Tensor& state, int64_t B) const {
   const int64_t L = states_.size(1), S = states_.size(2);
-  const int64_t shape[] = {S * L, states_.size(3), states_.size(4)};
+  const int64_t shape[] = {S * L, B, states_.size(4)};
   TORCH_CHECK(state.sizes() == shape, "state must have shape ", at::IntArrayRef(shape), ", got ",
               state.sizes());
   check_values(state, "state", states_);
@@ -233,7 +244,7 @@ Tensor Stepper::get_state() const {
 
 void Stepper::set_state(const Tensor& state) {
   const at::NoGradGuard no_grad;  // the values of one that requires a gradient are as good
-  const Tensor values = check_state(state);
+  const Tensor values = check_state(state, batch());
   std::memcpy(state_of(last_), values.const_data_ptr(), values.nbytes());
 }
 

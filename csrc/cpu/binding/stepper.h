@@ -31,7 +31,7 @@ class Stepper {
   // layer's output, [B,H] or [H].
   Tensor step(const Tensor& input);
   // The same from a state [S*L,B,H] of the caller's, which stays as it is; also returns the next
-  // state. Of an LSTM, each layer's h comes before each layer's c.
+  // state. Of an LSTM, each layer's h comes before each layer's c. B may be less here.
   std::pair<Tensor, Tensor> step_from(const Tensor& input, const Tensor& state);
 
   Tensor get_state() const;  // a copy, [S*L,B,H]
@@ -68,11 +68,13 @@ class Stepper {
 
   void add_layer(const Weights& weights, std::string_view nonlinearity, std::string_view cell);
   void check_fresh() const;
+  void reserve(const Recurrence& call);
   static Tensor for_caller(const Tensor& states);
-  Tensor check_state(const Tensor& state) const;  // in the order of states_
-  Tensor check_features(const Tensor& input) const;
-  void read_tokens(const Tensor& input);
-  Tensor advance(const Tensor& input, const char* from, char* to);
+  Tensor check_state(const Tensor& state, int64_t B) const;  // in the order of states_
+  Tensor check_features(const Tensor& input, int64_t B) const;
+  void read_tokens(const Tensor& input, int64_t B);
+  Tensor advance(const Tensor& input, int64_t B, const char* from, char* to);
+  int64_t batch() const { return layers_.front().call.p.B; }
   int64_t state_bytes() const;  // of one state of a layer
   char* state_of(int which) const;
 
