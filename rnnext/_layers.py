@@ -306,8 +306,6 @@ def _raise_torchs(
         expected = (states, batch, weights[1].size(-1))
         if got != list(expected):
             raise RuntimeError(f"Expected {name} size {expected}, got {got}") from None
-    if batch_sizes is None and data.size(1 if batch_first and dims == 3 else 0) == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN") from None
 
 
 def step(

@@ -1,4 +1,13 @@
 // What the ops of the recurrence are given and return: each list once, and what follows from it.
+//
+// One argument, alpha, on its way: its row below makes it a parameter of the schemas (library.cpp)
+// and signatures (signatures.h), and a field of Arguments. Python's list arrives as a TensorList,
+// in RecurrenceArguments; what outlives the call, such as a node of autograd, has KeptArguments,
+// where it is a vector. check.h says what it must be, in parse.h it becomes pointers of the
+// kernels' struct, and loop.cpp computes with it in torch's operations. zip() meets it wherever all
+// arguments are treated alike: autograd saves and restores it, vmap looks for mapped dimensions in
+// it, and ensembles take it apart. As it has a row among the gradients, too, autograd knows which
+// result of the backward op is its gradient, and Wanted has a flag that asks for that.
 #pragma once
 
 #include <ATen/core/List.h>

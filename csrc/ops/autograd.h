@@ -178,7 +178,7 @@ RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a, bool save = 
 RecurrenceGradients backward_loop(const RecurrenceResults& r, const RecurrenceArguments& a,
                                   const Wanted& wanted);
 
-// Whether devices lack kernels for a cell: those of the ops are then these two loops.
+// Whether GPUs lack kernels for a cell: those of the ops are then these two loops.
 inline bool needs_loop(Cell cell) { return is_gated(cell); }
 RecurrenceOp::Results loop_as_kernel(const RecurrenceArguments& a, bool save);
 RecurrenceGradients loop_as_kernel(const RecurrenceResults& r, const RecurrenceArguments& a,

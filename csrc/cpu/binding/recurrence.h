@@ -7,7 +7,7 @@
 
 #include "cpu/binding/memory.h"
 #include "cpu/isa/dispatch.h"
-#include "ops/check.h"
+#include "ops/parse.h"
 
 namespace rnnext {
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cuda/recurrence/launch.h"
-#include "ops/check.h"
+#include "ops/parse.h"
 
 namespace rnnext::cuda {
 

@@ -1,0 +1,79 @@
+// What the composite ops are made of: the weights of a layer, its projected input, dropout, and the
+// layout of sequences.
+#pragma once
+
+#include <c10/util/SmallVector.h>
+
+#include "ops/autograd.h"
+#include "ops/signatures.h"
+
+namespace rnnext {
+
+// Whether a transform of torch.func holds it.
+inline bool transformed(const Tensor& t) {
+  constexpr c10::DispatchKeySet wrappers(
+      {c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper});
+  return t.key_set().has_any(wrappers);
+}
+
+// A view as a result of its own, of the same memory, version and history: autograd refuses to
+// detach a view in place, which is how pieces of a long sequence are cut off (`h.detach_()`).
+inline Tensor as_result(const Tensor& view) {
+  if (!view.is_view() || transformed(view) || is_dual(view)) return view;
+  Tensor result(view.tensor_data());
+  if (view.requires_grad())
+    torch::autograd::impl::set_gradient_edge(result, torch::autograd::impl::gradient_edge(view));
+  return result;
+}
+
+// The weights of n directions from the first on, be they of one layer or of several: each list in
+// their order. `weights` must outlive it.
+class DirectionWeights {
+ public:
+  DirectionWeights(TensorList weights, bool has_biases, int64_t first, int64_t n) {
+    TensorList* const lists[] = {&ih, &hh, &bias_ih, &bias_hh};
+    const size_t each = has_biases ? 4 : 2;
+    for (size_t i = 0; i < each; ++i) {
+      *lists[i] = weights.slice(first * each + i, 1);
+      if (n == 1) continue;
+      for (int64_t d = first; d < first + n; ++d) own_[i].push_back(weights[d * each + i]);
+      *lists[i] = own_[i];
+    }
+  }
+  DirectionWeights(const DirectionWeights&) = delete;
+
+  TensorList ih, hh, bias_ih, bias_hh;
+
+ private:
+  c10::SmallVector<Tensor, 2> own_[4];
+};
+
+// A layer's precomputed input: its rows times W_ih and the biases, or, for a gated cell, b_ih.
+Tensor project(const Tensor& x, const DirectionWeights& of, Cell cell);
+
+// at::dropout while training.
+Tensor dropped(const Tensor& x, double p);
+
+// The sequences of a call, time first, as the ops of one layer take them.
+struct Sequences {
+  bool unbatched, batch_first;
+
+  Tensor time_first(const Tensor& t) const {
+    return unbatched ? t.unsqueeze(1) : batch_first ? t.transpose(0, 1) : t;
+  }
+  OptionalTensor time_first(const OptionalTensor& t) const {
+    return given(t) ? OptionalTensor(time_first(*t)) : t;
+  }
+  Tensor back(const Tensor& t) const {
+    return unbatched ? as_result(t.squeeze(1)) : batch_first ? as_result(t.transpose(0, 1)) : t;
+  }
+  Tensor states_back(const Tensor& h) const { return unbatched ? as_result(h.squeeze(1)) : h; }
+};
+
+inline int64_t directions_of(const RnnArguments& a) { return a.bidirectional ? 2 : 1; }
+inline bool drops(const RnnArguments& a) { return a.dropout > 0 && a.training; }
+
+// Checks what the ops of one layer cannot, as they are given neither layers nor batch_first.
+Sequences check_layers(const RnnArguments& a);
+
+}  // namespace rnnext

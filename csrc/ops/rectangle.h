@@ -1,0 +1,143 @@
+// A call's rows and states as torch's operations see them: every step of every sequence, and what
+// each has before it.
+#pragma once
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "ops/autograd.h"
+#include "ops/check.h"
+
+namespace rnnext {
+
+// Where the rows of a packed sequence [N, ...] lie in a rectangle.
+struct Padding {
+  Tensor position;  // [N]: t * B + b of each row
+  int64_t T = 0, B = 0;
+
+  // Operations do this, since a transform of torch.func may have wrapped the sizes.
+  Padding(const Tensor& batch_sizes, at::Device device) {
+    T = batch_sizes.size(0);
+    B = T > 0 ? batch_sizes[0].item<int64_t>() : 0;
+    const Tensor present = at::arange(B, at::kLong) < batch_sizes.unsqueeze(1);
+    position = present.reshape(-1).nonzero().squeeze(1).to(device);
+  }
+  // Zeros where there is no row.
+  Tensor add(const Tensor& rows) const {
+    std::vector<int64_t> shape = rows.sizes().vec();
+    shape[0] = T * B;
+    const Tensor flat = at::zeros(shape, rows.options()).index_copy(0, position, rows);
+    shape[0] = B;
+    shape.insert(shape.begin(), T);
+    return flat.view(shape);
+  }
+  Tensor drop(const Tensor& padded) const {
+    return padded.reshape({T * B, -1}).index_select(0, position);
+  }
+  Tensor lengths() const { return add(at::ones_like(position)).sum(0); }
+};
+
+// A call over whole rectangles [T, B, ...]: packed rows are padded, and what each step has before
+// it is known.
+struct Rectangle {
+  KeptArguments a;  // lengths in the place of batch_sizes
+  int64_t D;
+  c10::SymInt H, T, B;
+  Nonlinearity nonlinearity;
+  Cell cell;
+  int states;
+  Tensor active;  // [T,B,1] which steps exist; undefined: all
+  std::optional<Padding> padding;
+
+  explicit Rectangle(KeptArguments arguments) : a(std::move(arguments)) {
+    D = static_cast<int64_t>(a.weight_hh.size());
+    H = a.weight_hh[0].sym_size(1);
+    nonlinearity = parse_nonlinearity(a.nonlinearity);
+    cell = parse_cell(a.cell);
+    states = traits_of(cell).states;
+    if (given(a.batch_sizes)) {
+      padding.emplace(*a.batch_sizes, a.weight_hh[0].device());
+      if (given(a.index)) {
+        a.index = pad(*a.index);
+      } else {
+        a.input = pad(a.input);
+      }
+      a.lengths = padding->lengths();
+      a.batch_sizes.reset();
+    }
+    const Tensor& rows = given(a.index) ? *a.index : a.input;
+    T = rows.sym_size(0);
+    B = rows.sym_size(1);
+    if (given(a.lengths)) active = step() < a.lengths->view({1, -1, 1});
+  }
+  // Pads the rows of a packed call, and drops the padding again.
+  Tensor pad(const Tensor& rows) const { return padding ? padding->add(rows) : rows; }
+  Tensor drop(const Tensor& rows) const { return padding ? padding->drop(rows) : rows; }
+
+  // [T,1,1] the number of each step.
+  Tensor step() const {
+    return at::arange(T, a.weight_hh[0].options().dtype(at::kLong)).view({-1, 1, 1});
+  }
+  // How many there are; a trace keeps the number that it had when it was traced.
+  int64_t steps() const { return T.guard_int(__FILE__, __LINE__); }
+  // The input's rows, [T,B,I] or [T,B,D*G*H]. Values past a sequence's end, NaN included, must not
+  // reach any derivative, so they are zeros.
+  Tensor input() const {
+    Tensor x = a.input;
+    if (given(a.index))
+      x = x.index_select(0, a.index->reshape(-1)).view_symint({T, B, x.sym_size(1)});
+    return active.defined() ? at::where(active, x, 0) : x;
+  }
+  // [T,B,D*H] the noise that is added to the pre-activations; undefined: none.
+  Tensor noise() const {
+    if (a.noise.empty()) return Tensor();
+    const Tensor scale = at::cat(a.noise);
+    return call_op<NoiseOp>(*a.noise_key, T, B, D, H).to(scale.scalar_type()) * scale;
+  }
+  // The columns of direction d, in rows of D parts.
+  Tensor of(const Tensor& rows, int64_t d) const { return rows.chunk(D, -1)[d]; }
+  Tensor zeros() const { return at::zeros_symint({B, H}, a.weight_hh[0].options()); }
+  // [B,H] of direction d's states hx or reset_state, the first or another one.
+  Tensor state(const OptionalTensor& all, int64_t d, int64_t which = 0) const {
+    return given(all) ? (*all)[which * D + d] : zeros();
+  }
+  variable_list each_state(const OptionalTensor& all, int64_t d) const {
+    variable_list own;
+    for (int64_t s = 0; s < states; ++s) own.push_back(state(all, d, s));
+    return own;
+  }
+  // [T,B,1] the steps before which direction d drops the state; undefined: none.
+  Tensor restarts(int64_t d) const {
+    if (!given(a.reset)) return Tensor();
+    Tensor marks = a.reset->unsqueeze(2);
+    if (active.defined()) marks = marks.logical_and(active);
+    if (!a.reverse[d] || T == 0) return marks;
+    return at::cat({marks.narrow_symint(0, 1, T - 1), at::zeros_like(marks.narrow(0, 0, 1))});
+  }
+  Tensor output_before(const Tensor& output, int64_t d) const {
+    const Tensor h = of(output, d);
+    if (T == 0) return h;
+    const Tensor start = state(a.hx, d).unsqueeze(0);
+    Tensor before;
+    if (!a.reverse[d]) {
+      before = at::cat({start, h.narrow_symint(0, 0, T - 1)});
+    } else {
+      before = at::cat({h.narrow_symint(0, 1, T - 1), start});
+      if (given(a.lengths))
+        before = at::where(step() == a.lengths->view({1, -1, 1}) - 1, start, before);
+    }
+    const Tensor anew = restarts(d);
+    return anew.defined() ? at::where(anew, state(a.reset_state, d), before) : before;
+  }
+};
+
+}  // namespace rnnext
