@@ -5,7 +5,7 @@
 #include "cpu/cells/gru.h"
 #include "cpu/cells/lstm.h"
 #include "cpu/gemm/pack.h"
-#include "recurrence/call.h"
+#include "cpu/rnn/epilogue.h"
 
 namespace rnnext::RNNEXT_ISA {
 
