@@ -54,6 +54,8 @@ layouts = [
     "overlapping",
     "misaligned",
 ]
+# Of T and B: sums of gradients take 256 rows at once; two threads hold narrow steps.
+EDGES = [(1, 255), (16, 16), (257, 1), (1, 257), (40, 16)]
 COMMON = {
     "seed": st.integers(0, 10**6),
     "T": one_of([1, 2, 3, 4, 5, 9, 17]),
@@ -137,7 +139,9 @@ OWN = {
 
 def possible(case):
     """The case without what a call of its kind cannot have."""
-    kind, rows = case["call"], case.get("rows")
+    kind, rows, edge = case["call"], case.get("rows"), case.pop("edge", None)
+    if edge:
+        case["T"], case["B"] = edge
     if case.get("module") in ("RNN", "EmbeddingRNN"):
         case["nonlinearity"] = "relu" if case["nonlinearity"] == "relu" else "tanh"
     if kind == "stepper" or rows in ("packed", "single"):
@@ -154,7 +158,9 @@ def possible(case):
 
 
 def cases(kind):
-    return st.fixed_dictionaries({"call": st.just(kind), **COMMON, **OWN[kind]}).map(possible)
+    edge = {"edge": one_of([None] * 15 + EDGES)} if kind in ("recurrence", "function") else {}
+    drawn = {"call": st.just(kind), **edge, **COMMON, **OWN[kind]}
+    return st.fixed_dictionaries(drawn).map(possible)
 
 
 @pytest.mark.parametrize("kind", CHECKS)
