@@ -19,6 +19,9 @@
 namespace rnnext {
 namespace {
 
+// One tensor for each of a cell's states. (A list on the heap costs a step of a small RNN 2 %.)
+using States = c10::SmallVector<Tensor, 2>;
+
 bool is_elsewhere(const Tensor& t) { return !t.is_cpu(); }
 
 // Whether the op for a whole stack of layers, which is the CPU's and has no gradient, takes it.
@@ -51,7 +54,7 @@ std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor
   const int64_t together = stacks(a) ? a.num_layers : 1;  // layers a call
   const int64_t n = together * D;
   const bool whole = a.num_layers == together;
-  std::vector<std::vector<Tensor>> last(traits_of(cell).states);  // of each layer
+  c10::SmallVector<c10::SmallVector<Tensor, 4>, 2> last(traits_of(cell).states);  // of each layer
   for (int64_t layer = 0; layer < a.num_layers; layer += together) {
     const DirectionWeights weights(a.weights, a.has_biases, layer * D, n);
     const auto of_layer_list = [&](TensorList all) {
@@ -74,7 +77,7 @@ std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor
       for (const Tensor& bias : weights.bias_ih) added.push_back(at::zeros_like(bias));
     const auto unless_projected = [&](TensorList list) { return projects ? TensorList() : list; };
     const auto of_layer = [&](TensorList all) {
-      std::vector<Tensor> own;
+      c10::SmallVector<Tensor, 2> own;
       for (const Tensor& t : all) own.push_back(whole ? t : t.narrow(0, layer * D, n));
       return own.empty() ? std::nullopt : OptionalTensor(own.size() == 1 ? own[0] : at::cat(own));
     };
@@ -106,9 +109,10 @@ std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor
     if (drops(a) && layer + 1 < a.num_layers) x = dropped(x, a.dropout);
   }
   std::vector<Tensor> states;
-  for (const std::vector<Tensor>& each : last)
+  states.reserve(last.size());
+  for (const auto& each : last)
     states.push_back(each.size() == 1 ? as_result(each[0]) : at::cat(each));
-  return {x, states};
+  return {std::move(x), std::move(states)};
 }
 
 // Whether torch's own op, which is cuDNN's, takes a call of a cell that has no kernels on a GPU.
@@ -118,7 +122,7 @@ bool calls_torch(const RnnArguments& a) {
 }
 
 std::tuple<Tensor, std::vector<Tensor>> by_torch(const RnnArguments& a, const Tensor& x,
-                                                 std::vector<Tensor> states) {
+                                                 States states) {
   const Cell cell = parse_cell(a.cell);
   check_cell(a, cell);
   const bool packed = given(a.batch_sizes);
@@ -148,7 +152,7 @@ std::tuple<Tensor, std::vector<Tensor>> run(const RnnArguments& a) {
   const OptionalTensor resets = sequences.time_first(a.reset);
   const OptionalTensor tokens = sequences.time_first(a.index);
   const Tensor x = table ? a.input : sequences.time_first(a.input);
-  std::vector<Tensor> state = a.hx.vec();
+  States state(a.hx.begin(), a.hx.end());
   if (sequences.unbatched)
     for (Tensor& h : state) h = h.unsqueeze(1);
   auto [output, states] =
