@@ -1,8 +1,8 @@
 """Compiles every header under csrc/ on its own: each includes what it needs, in whatever order.
 
 What kernels may include is read without torch's headers: see the rules of docs/architecture.md.
-Headers that include CUDA's are left to nvcc (`make cuda-build`). The folders of csrc/cuda include
-each other in no circle.
+Headers that include CUDA's are left to nvcc (`make cuda-build`). The folders include each other in
+no circle.
 """
 
 import graphlib
@@ -20,6 +20,7 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 CUDA = CSRC / "cuda"
+MEMORY = CSRC / "cpu" / "runtime" / "memory.h"  # of tensors
 WITHOUT_CUDAS = {CUDA / "recurrence" / "choice.h", CUDA / "indices.h"}
 
 
@@ -39,24 +40,25 @@ def compile_all(commands: dict[str, list[str]], env: Mapping[str, str] = os.envi
     return int(bool(failed))
 
 
-def knows_torch(folders: tuple[str, ...]) -> bool:
-    """Whether a header in these folders of csrc/ may include torch's."""
-    return folders[0] not in ("recurrence", "cpu", "cuda") or folders[1] == "binding"
+def knows_torch(header: Path) -> bool:
+    """Whether a header may include torch's."""
+    device, folder = header.relative_to(CSRC).parts[0], header.parent.name
+    return device not in ("recurrence", "cpu", "cuda") or folder == "binding" or header == MEMORY
 
 
 def command(header: Path) -> list[str]:
     flags = ["-x", "c++", "-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"]
     flags += ["-Wno-unused-function", "-Wno-unknown-pragmas", "-Wno-psabi"]
     flags += [f"-I{CSRC}", f"-isystem{sysconfig.get_paths()['include']}"]
-    if knows_torch(header.relative_to(CSRC).parts):
+    if knows_torch(header):
         flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
     return [os.environ.get("CXX", "c++"), *flags, "-include", str(header), os.devnull]
 
 
-def circle(root: Path) -> list[Path]:
-    """Folders below `root` that include each other in a circle, if there are some."""
+def circle() -> list[Path]:
+    """Folders that include each other in a circle, if there are some."""
     includes: dict[Path, set[Path]] = {}
-    for source in (path for path in root.rglob("*") if path.is_file()):
+    for source in (path for path in CSRC.rglob("*") if path.is_file()):
         names = re.findall(r'^#include "(.*)"', source.read_text(), re.MULTILINE)
         others = {(CSRC / name).parent for name in names} - {source.parent}
         includes.setdefault(source.parent, set()).update(others)
@@ -70,7 +72,7 @@ def circle(root: Path) -> list[Path]:
 def main() -> int:
     headers = {h for h in CSRC.rglob("*.h") if CUDA not in h.parents} | WITHOUT_CUDAS
     failed = compile_all({str(h.relative_to(ROOT)): command(h) for h in sorted(headers)})
-    if found := circle(CUDA):
+    if found := circle():
         print("folders include each other in a circle:", *found)
     return int(failed or bool(found))
 

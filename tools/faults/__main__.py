@@ -31,7 +31,6 @@ SECONDS = 1200  # a run of tests that takes longer hangs
 # The tests that come first, by how the name of a file begins.
 FIRST = {
     "csrc/cuda": ["tests/cuda_ptx"],
-    "csrc/cpu/binding/memory": ["tests/cpu"],
     "csrc/cpu/runtime": ["tests/cpu"],
     "csrc/cpu/binding/stepper": ["tests/modules/test_stepper.py", "tests/fuzz"],
     "csrc": ["tests/fuzz", "tests/ops", "tests/cpu", "tests/modules"],

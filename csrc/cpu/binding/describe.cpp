@@ -1,5 +1,7 @@
 #include "cpu/binding/describe.h"
 
+#include <optional>
+
 #include "cpu/binding/padding.h"
 #include "cpu/binding/recurrence.h"
 
@@ -47,13 +49,13 @@ Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_t
     out.input = &wanted;
     if (p.hx) out.hx = &wanted;
     int threads = plan_threads(p, 3, most_threads);
-    const std::optional<Unpadded> unpadded = Unpadded::of(p, out, shape, machine, threads);
-    about["unpadded"] = unpadded.has_value();
-    if (unpadded) {
-      p = unpadded->planned(p);
+    std::optional<Unpadded> unpadded;  // `p` will refer to it
+    if (plan_unpadded(p, out, shape, machine, threads)) {
+      p = unpadded.emplace(p).planned(p);
       threads = plan_threads(p, 3, most_threads);
     }
     const BackwardPlan plan = plan_backward(p, out, shape, machine, threads, threads);
+    about["unpadded"] = unpadded.has_value();
     about["threads"] = int64_t{threads};
     about.merge(fields_of(plan));
     about.merge(Description{{"own_sums", plan.own_sums},

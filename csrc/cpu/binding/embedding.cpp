@@ -10,9 +10,9 @@
 #include <cstring>
 #include <limits>
 
-#include "cpu/binding/memory.h"
 #include "cpu/embedding/sort.h"
 #include "cpu/isa/dispatch.h"
+#include "cpu/runtime/memory.h"
 #include "ops/check.h"
 
 namespace rnnext {

@@ -8,44 +8,30 @@
 #include <numeric>
 #include <vector>
 
-#include "cpu/binding/memory.h"
+#include "cpu/runtime/memory.h"
 
 namespace rnnext {
 
-std::optional<Unpadded> Unpadded::of(const Recurrence& p, const RecurrenceGradOut& out,
-                                     const KernelShape& shape, const Machine& machine,
-                                     int threads) {
-  if (!p.ragged() || p.step_row || p.reset ||
-      plan_backward(p, out, shape, machine, threads, threads).sorts)
-    return std::nullopt;
+Unpadded::Unpadded(const Recurrence& p) : T_(p.T), B_(p.B) {
   const int64_t* const lengths = p.lengths;
-  const int64_t steps = std::accumulate(lengths, lengths + p.B, int64_t{0});
-  const double spared = static_cast<double>(p.T * p.B - steps) * p.D * traits_of(p.cell).gates *
-                        p.H * static_cast<double>(p.H + p.I) * 3;
-  if (steps == 0 || steps > kUnpadShare * static_cast<double>(p.T * p.B) || spared < kUnpadWork)
-    return std::nullopt;
-
   std::vector<int64_t> order(p.B);
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
                    [&](int64_t b, int64_t c) { return lengths[b] > lengths[c]; });
-  Unpadded unpadded;
-  unpadded.T_ = p.T, unpadded.B_ = p.B;
   int64_t batch = p.B;
   std::vector<int64_t> rows, sizes;
   for (int64_t t = 0; t < p.T; ++t) {
-    unpadded.first_.push_back(static_cast<int64_t>(rows.size()));
+    first_.push_back(static_cast<int64_t>(rows.size()));
     while (batch > 0 && lengths[order[batch - 1]] <= t) --batch;
     if (t == 0) order.resize(batch);
     if (batch > 0) sizes.push_back(batch);
     for (int64_t i = 0; i < batch; ++i) rows.push_back(t * p.B + order[i]);
   }
-  unpadded.first_.push_back(steps);
-  for (const int64_t b : order) unpadded.lengths_.push_back(lengths[b]);
-  unpadded.order_ = at::tensor(order, at::kLong);
-  unpadded.rows_ = at::tensor(rows, at::kLong);
-  unpadded.batch_sizes_ = at::tensor(sizes, at::kLong);
-  return unpadded;
+  first_.push_back(static_cast<int64_t>(rows.size()));
+  for (const int64_t b : order) lengths_.push_back(lengths[b]);
+  order_ = at::tensor(order, at::kLong);
+  rows_ = at::tensor(rows, at::kLong);
+  batch_sizes_ = at::tensor(sizes, at::kLong);
 }
 
 KeptArguments Unpadded::arguments(const RecurrenceArguments& a) const {

@@ -1,23 +1,20 @@
-// A backward pass whose padding is worth leaving out, and whose kernel does not by itself (`sorts`
-// in rnn/plan.h): its sequences as a PackedSequence, longest first, so that a step works on
-// those that have it and no others. It costs copies of the rows.
+// A call without its padding, where plan_unpadded() (rnn/plan.h) says so: its sequences as a
+// PackedSequence, longest first, so that a step works on those that have it and no others. It costs
+// copies of the rows.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
 #include <vector>
 
-#include "cpu/rnn/plan.h"
 #include "ops/signatures.h"
+#include "recurrence/call.h"
 
 namespace rnnext {
 
 class Unpadded {
  public:
-  // For a backward pass of so many threads; none where it does not pay.
-  static std::optional<Unpadded> of(const Recurrence& p, const RecurrenceGradOut& out,
-                                    const KernelShape& shape, const Machine& machine, int threads);
+  explicit Unpadded(const Recurrence& p);
 
   // The same call without padding, and what a plan asks of it, which refers to this object.
   KeptArguments arguments(const RecurrenceArguments& a) const;
@@ -33,7 +30,7 @@ class Unpadded {
   Tensor pad_states(const Tensor& states, const OptionalTensor& rest) const;
 
  private:
-  int64_t T_ = 0, B_ = 0;
+  int64_t T_, B_;
   std::vector<int64_t> first_;    // [T+1] the first row of each step, and how many there are
   std::vector<int64_t> lengths_;  // of the sequences that have steps, longest first
   Tensor order_, rows_;           // which these are; t * B + b of each row

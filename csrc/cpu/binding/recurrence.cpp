@@ -9,9 +9,9 @@
 #include <algorithm>
 #include <deque>
 
-#include "cpu/binding/memory.h"
 #include "cpu/binding/padding.h"
 #include "cpu/binding/recurrence.h"
+#include "cpu/runtime/memory.h"
 #include "ops/autograd.h"
 #include "ops/check.h"
 #include "ops/signatures.h"
@@ -261,9 +261,8 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
     const RnnKernels& kernel = kernels_for(call.dtype);
     const int threads = threads_for(call.p, 3);
     // (The plan asks what is wanted, so the results are allocated before it, perhaps in vain.)
-    if (const std::optional<Unpadded> unpadded =
-            Unpadded::of(call.p, call.out, kernel.shape, this_machine(), threads))
-      return unpadded_backward(*unpadded, r, a, wanted);
+    if (plan_unpadded(call.p, call.out, kernel.shape, this_machine(), threads))
+      return unpadded_backward(Unpadded(call.p), r, a, wanted);
     Workspace workspace(kernel.backward_workspace(call.p, call.out, threads));
     run_team(threads, [&](Worker& worker) {
       kernel.backward(call.p, call.g, call.out, workspace.data(), worker);

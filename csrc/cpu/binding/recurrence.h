@@ -5,8 +5,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/ScalarType.h>
 
-#include "cpu/binding/memory.h"
 #include "cpu/isa/dispatch.h"
+#include "cpu/runtime/memory.h"
 #include "ops/parse.h"
 
 namespace rnnext {

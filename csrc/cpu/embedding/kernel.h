@@ -1,7 +1,7 @@
 // The gather's gradient: rows of `grad` that picked the same table row are summed.
 #pragma once
 
-#include "cpu/isa/dispatch.h"
+#include "cpu/embedding/runs.h"
 #include "cpu/simd/vector.h"
 
 namespace rnnext::RNNEXT_ISA {

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <utility>
 
-#include "cpu/isa/dispatch.h"
+#include "cpu/embedding/runs.h"
+#include "cpu/rnn/plan.h"
+#include "cpu/runtime/team.h"
 
 namespace rnnext {
 

@@ -6,8 +6,8 @@
 #endif
 
 #include "cpu/isa/dispatch.h"
-#include "cpu/isa/pragma.h"
 #include "cpu/isa/tune_avx512.h"
+#include "cpu/simd/pragma.h"
 
 RNNEXT_TARGET("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,avx512bf16,prfchw")
 #define RNNEXT_ISA amx

@@ -1,6 +1,6 @@
 #ifdef __x86_64__
 #include "cpu/isa/dispatch.h"
-#include "cpu/isa/pragma.h"
+#include "cpu/simd/pragma.h"
 
 RNNEXT_TARGET("avx2,fma,f16c,prfchw")
 #define RNNEXT_ISA avx2

@@ -1,7 +1,7 @@
 #ifdef __x86_64__
 #include "cpu/isa/dispatch.h"
-#include "cpu/isa/pragma.h"
 #include "cpu/isa/tune_avx512.h"
+#include "cpu/simd/pragma.h"
 
 RNNEXT_TARGET("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,prfchw")
 #define RNNEXT_ISA avx512

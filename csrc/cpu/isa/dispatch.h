@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/embedding/runs.h"
 #include "cpu/rnn/plan.h"
 #include "cpu/runtime/team.h"
 
@@ -30,15 +31,6 @@ struct RnnKernels {
   // Packs the weights of one direction for Recurrence::packed_weights: shape.weight_bytes(I, H)
   // bytes.
   void (*pack)(const Recurrence&, char* packed);
-};
-
-// An embedding's indices in the order of their values, so that each row of its gradient is a sum
-// over one run.
-struct Runs {
-  int64_t* order;  // [length] positions of the indices, equal ones in their own order
-  int64_t* row;    // [count] what the indices of a run are
-  int64_t* begin;  // [count+1] of a run in `order`
-  int64_t count = 0, length = 0;
 };
 
 // embedding/kernel.h has it.

@@ -3,7 +3,7 @@
 #ifdef RNNEXT_NEON_BF16
 #include <sys/auxv.h>
 
-#include "cpu/isa/pragma.h"
+#include "cpu/simd/pragma.h"
 
 RNNEXT_TARGET("+bf16")
 #define RNNEXT_ISA neon_bf16

@@ -247,6 +247,17 @@ Split split_sequences(const Timeline& p, int64_t i, int64_t n) {
   return split;
 }
 
+bool plan_unpadded(const Recurrence& p, const RecurrenceGradOut& out, const KernelShape& shape,
+                   const Machine& machine, int threads) {
+  if (!p.ragged() || p.step_row || p.reset ||
+      plan_backward(p, out, shape, machine, threads, threads).sorts)
+    return false;
+  const int64_t steps = std::accumulate(p.lengths, p.lengths + p.B, int64_t{0});
+  const double spared = static_cast<double>(p.T * p.B - steps) * p.D * traits_of(p.cell).gates *
+                        p.H * static_cast<double>(p.H + p.I) * 3;
+  return steps > 0 && steps <= kUnpadShare * static_cast<double>(p.T * p.B) && spared >= kUnpadWork;
+}
+
 Unit unit_of(const Plan& plan, const Recurrence& p, int64_t panels, int64_t u, int64_t slice) {
   const Range b = split_sequences(p, u % plan.batch_parts, plan.batch_parts).own;
   const Range h = part(panels, slice, plan.hidden_parts, plan.panel_group);

@@ -149,6 +149,10 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
 BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
                            const KernelShape& shape, const Machine& machine, int asked,
                            int threads);
+// Whether a backward pass of so many threads should run over a copy without padding, since its
+// units do not sort.
+bool plan_unpadded(const Recurrence& p, const RecurrenceGradOut& out, const KernelShape& shape,
+                   const Machine& machine, int threads);
 // Whether n layers, each over the one before, are better computed as a wavefront, a layer a thread
 // (rnn/stack.h), than one after the other by all threads.
 bool plan_wavefront(const Recurrence* layers, int n, const KernelShape& shape,

@@ -1,7 +1,7 @@
 // Fixed-width vectors on the compilers' vector extensions, and the storage types of tensors.
 #pragma once
 
-#include "cpu/isa/target.h"
+#include "cpu/simd/target.h"
 
 namespace rnnext::RNNEXT_ISA {
 

@@ -1,4 +1,4 @@
-#include "cpu/binding/memory.h"
+#include "cpu/runtime/memory.h"
 
 #include <ATen/EmptyTensor.h>
 #include <c10/core/CPUAllocator.h>

@@ -8,7 +8,7 @@
 // containers.
 #pragma once
 
-#include "cpu/isa/pragma.h"
+#include "cpu/simd/pragma.h"
 
 #ifndef RNNEXT_ISA
 #define RNNEXT_ISA generic      // the namespace
