@@ -55,6 +55,11 @@ def _noise(keys: Tensor, T: Any, B: Any, D: int, H: Any) -> Tensor:
     return keys.new_empty((*keys.shape, T, B, D * H), dtype=torch.float32)
 
 
+@torch.library.register_fake("rnnext::dropout_mask")
+def _dropout_mask(key: Tensor, T: Any, B: Any, H: Any, p: float, dtype: torch.dtype) -> Tensor:
+    return key.new_empty((T, B, H), dtype=dtype)
+
+
 @torch.library.register_fake("rnnext::occurring")
 def _occurring(tokens: Tensor, num_rows: int, most: int) -> tuple[Tensor, Tensor]:
     _C.check_index_dtype(tokens)

@@ -36,6 +36,9 @@ TORCH_LIBRARY(rnnext, m) {
   define("occurring(Tensor tokens, int num_rows, int most) -> (Tensor rows, Tensor index)");
   define("noise(Tensor keys, SymInt T, SymInt B, int D, SymInt H) -> Tensor");
   define(
+      "dropout_mask(Tensor key, SymInt T, SymInt B, SymInt H, float p, ScalarType dtype) -> "
+      "Tensor");
+  define(
       "embedding(Tensor weight, Tensor indices, int padding_idx=-1, "
       "bool scale_grad_by_freq=False, bool sparse=False) -> Tensor");
   define(

@@ -135,6 +135,12 @@ struct NoiseOp {
   using Signature = Tensor(const Tensor& keys, c10::SymInt T, c10::SymInt B, int64_t D,
                            c10::SymInt H);
 };
+// What dropout multiplies with, [T, B, H]: 0 with probability p, else 1 / (1 - p).
+struct DropoutMaskOp {
+  static constexpr const char* name = "rnnext::dropout_mask";
+  using Signature = Tensor(const Tensor& key, c10::SymInt T, c10::SymInt B, c10::SymInt H, double p,
+                           at::ScalarType dtype);
+};
 struct EmbeddingOp {
   static constexpr const char* name = "rnnext::embedding";
   using Signature = Tensor(const Tensor& weight, const Tensor& indices, int64_t padding_idx,

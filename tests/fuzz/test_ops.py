@@ -54,11 +54,14 @@ MADE = {
     "rnn": rnn_of,
     "rnn_cell": cell_of,
     "noise": lambda one: {"keys": torch.tensor([1, -1]), "T": 2, "B": 3, "D": 2, "H": 70},
+    "dropout_mask": lambda one: {
+        "key": torch.tensor(-1), "T": 2, "B": 3, "H": 70, "p": 0.5, "dtype": torch.float64
+    },
     "occurring": lambda one: {"tokens": INDICES, "num_rows": 5, "most": 5},
     "embedding": lambda one: {**ROWS, "scale_grad_by_freq": False, "sparse": False},
     "embedding_backward": lambda one: {**GRAD, "scale_grad_by_freq": True},
     "embedding_sparse_backward": lambda one: {**GRAD, "scale_grad_by_freq": False},
-}
+}  # fmt: skip
 RIGHT = {
     "recurrence": lambda save, **given: reference.recurrence(**given),
     "embedding": reference.embedding,

@@ -1,7 +1,9 @@
-"""The noise of the recurrence: its numbers, where they go, and what does not change them."""
+"""The noise of the recurrence: its numbers, where they go, and what does not change them. And the
+masks of dropout, which are of the same random words."""
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 import reference
@@ -27,18 +29,21 @@ def test_the_oracle_gives_the_known_answers_of_philox():
         assert " ".join(f"{word:08x}" for word in reference.philox(*given)) == words
 
 
-def test_numbers_of_every_isa():
+@pytest.mark.parametrize("H", [1, 33, 64, 100, 130, 256])
+def test_numbers_of_every_isa(H):
     """(Two groups of 64 numbers at once, one, and parts of one.)"""
     keys = torch.tensor([0, -1, 0x299F31D0A4093822])
-    for H in (1, 33, 64, 100, 130, 256):
-        results = []
-        for name in ISAS:
-            rnnext._C.set_cpu_isa(name)
-            results.append(ops.noise(keys, 2, 3, 2, H))
-            assert torch.equal(results[-1], results[0])
-        for key, own in zip(keys.tolist(), results[0], strict=True):
-            both = [reference.normals(key % 2**64, 2, 3, d, H) for d in range(2)]
-            assert_close(own, torch.cat(both, 2), tolerance=1e-6)
+    results = []
+    for name in ISAS:
+        rnnext._C.set_cpu_isa(name)
+        results.append(ops.noise(keys, 2, 3, 2, H))
+        assert torch.equal(results[-1], results[0])
+        for key, p in zip(keys, (0.0, 0.3, 0.999), strict=True):
+            mask = torch.ops.rnnext.dropout_mask(key, 2, 3, H, p, torch.float64)
+            assert torch.equal(mask, reference.dropout_mask(key.item() % 2**64, 2, 3, H, p))
+    for key, own in zip(keys.tolist(), results[0], strict=True):
+        both = [reference.normals(key % 2**64, 2, 3, d, H) for d in range(2)]
+        assert_close(own, torch.cat(both, 2), tolerance=1e-6)
 
 
 def test_ten_million_numbers_are_normal_and_do_not_hang_together():

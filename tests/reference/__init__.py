@@ -6,11 +6,12 @@ oracle).
 
 from reference.cells import GATES, STATES, recurrence
 from reference.gather import embedding, embedding_backward, embedding_sparse_backward
-from reference.philox import normals, philox
+from reference.philox import dropout_mask, normals, philox
 
 __all__ = [
     "GATES",
     "STATES",
+    "dropout_mask",
     "embedding",
     "embedding_backward",
     "embedding_sparse_backward",

@@ -1,4 +1,4 @@
-"""The noise of the recurrence, number by number: Philox and Box and Muller's transform."""
+"""The random numbers of the kernels, one by one: Philox, and Box and Muller's transform."""
 
 import math
 
@@ -18,23 +18,33 @@ def philox(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int, ...]:
     return a, b, c, d
 
 
+def words(key: int, t: int, b: int, d: int, H: int) -> list[int]:
+    """What a step of a sequence draws in one direction: at least H words."""
+    drawn = [0] * ((H + 63) // 64 * 64)
+    for block in range(len(drawn) // 4):
+        place = block // 16 * 64 + block % 16
+        drawn[place : place + 64 : 16] = philox((block, t, b, d), (key & WORD, key >> 32 & WORD))
+    return drawn
+
+
 def normals(key: int, T: int, B: int, d: int, H: int) -> Tensor:
     """``[T, B, H]`` in float64: the numbers of one direction."""
-    rows = [[_row(key, t, b, d, H) for b in range(B)] for t in range(T)]
+    rows = [[_row(words(key, t, b, d, H))[:H] for b in range(B)] for t in range(T)]
     return torch.tensor(rows, dtype=torch.float64).reshape(T, B, H)
 
 
-def _row(key: int, t: int, b: int, d: int, H: int) -> list[float]:
-    numbers = [0.0] * (H + 63)
-    halves = key & WORD, key >> 32 & WORD
-    for block in range((H + 63) // 64 * 16):
-        words = philox((block, t, b, d), halves)
-        place = block // 16 * 64 + block % 16
-        for pair in (0, 2):
-            for i, number in enumerate(_pair(*words[pair : pair + 2])):
-                if place + 16 * (pair + i) < H:
-                    numbers[place + 16 * (pair + i)] = number
-    return numbers[:H]
+def dropout_mask(key: int, T: int, B: int, H: int, p: float) -> Tensor:
+    """``[T, B, H]`` in float64: 0 where a word is less than p of all that there are."""
+    rows = [[words(key, t, b, 0, H)[:H] for b in range(B)] for t in range(T)]
+    return (torch.tensor(rows) >= int(p * 2**32)).double() / (1 - p)
+
+
+def _row(drawn: list[int]) -> list[float]:
+    numbers = [0.0] * len(drawn)
+    for place in range(len(drawn)):
+        if place % 32 < 16:
+            numbers[place : place + 17 : 16] = _pair(drawn[place], drawn[place + 16])
+    return numbers
 
 
 def _pair(radius: int, angle: int) -> tuple[float, float]:

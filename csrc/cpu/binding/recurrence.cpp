@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <vector>
 
 #include "cpu/binding/padding.h"
 #include "cpu/binding/recurrence.h"
@@ -296,10 +297,37 @@ Tensor noise(const Tensor& keys, c10::SymInt T, c10::SymInt B, int64_t D, c10::S
   return numbers.flatten(-2);
 }
 
+Tensor dropout_mask(const Tensor& key, c10::SymInt T, c10::SymInt B, c10::SymInt H, double p,
+                    at::ScalarType dtype) {
+  TORCH_CHECK(key.scalar_type() == at::kLong && key.numel() == 1, "key must be one int64, got ",
+              dtype_name(key), " of shape ", key.sizes());
+  TORCH_CHECK(p >= 0 && p < 1, "p must be at least 0 and less than 1, got ", p);
+  const int64_t steps = T.expect_int(), batch = B.expect_int(), width = H.expect_int();
+  const Tensor mask = empty_large({steps, batch, width}, key.options().dtype(dtype));
+  const PhiloxKeys keys(static_cast<uint64_t>(key.item<int64_t>()));
+  const RandomWords random_words = kernels().random_words_of();
+  const auto dropped = static_cast<uint32_t>(p * 0x1p32);  // words below it
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dtype, "dropout_mask", [&] {
+    auto* const to = mask.mutable_data_ptr<scalar_t>();
+    const auto kept = static_cast<scalar_t>(1 / (1 - p));
+    run_team(mask.numel() < 4096 ? 1 : max_threads(), [&](const Worker& worker) {
+      const Range share = part(steps * batch, worker.rank, worker.size);
+      std::vector<uint32_t> words(width);
+      for (int64_t row = share.begin; row < share.end; ++row) {
+        random_words(keys, row / batch, row % batch, width, words.data());
+        for (int64_t j = 0; j < width; ++j)
+          to[row * width + j] = words[j] < dropped ? scalar_t(0) : kept;
+      }
+    });
+  });
+  return mask;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rnnext, CPU, m) {
   m.impl("noise", noise);
+  m.impl("dropout_mask", dropout_mask);
   m.impl("recurrence", Recurrences::forward<recurrence>);
   m.impl("recurrence_stack", Recurrences::forward<recurrence_stack>);
   m.impl("recurrence_backward", Recurrences::backward<recurrence_backward>);

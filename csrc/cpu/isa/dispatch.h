@@ -39,6 +39,7 @@ using SumRuns = void (*)(const Runs&, int64_t first, int64_t last, const void* g
 
 // simd/normal.h has it.
 using Normals = void (*)(const PhiloxKeys&, int64_t t, int64_t b, int d, int64_t n, float* to);
+using RandomWords = void (*)(const PhiloxKeys&, int64_t t, int64_t b, int64_t n, uint32_t* to);
 
 struct KernelTable {
   const char* name;
@@ -50,6 +51,7 @@ struct KernelTable {
   const RnnKernels* rnn_high = nullptr;
   SumRuns sum_runs[4] = {};  // by DType
   Normals normals = nullptr;
+  RandomWords random_words = nullptr;
 
   const RnnKernels& rnn_of(DType dtype) const {
     const RnnKernels* const own = rnn[static_cast<int>(dtype)];
@@ -60,6 +62,9 @@ struct KernelTable {
     return own ? own : below->sum_runs_of(dtype);
   }
   Normals normals_of() const { return normals ? normals : below->normals_of(); }
+  RandomWords random_words_of() const {
+    return random_words ? random_words : below->random_words_of();
+  }
 };
 
 // The table of each cpu/isa/*.cpp. A build may leave some out (RNNEXT_ISAS in setup.py): their

@@ -37,6 +37,7 @@ constexpr KernelTable table(const char* name, bool (*supported)(),
       .rnn = {&kRnn<float>, &kRnn<double>, &kRnn<BFloat16>, &kRnn<Float16>},
       .sum_runs = {sum_runs<float>, sum_runs<double>, sum_runs<BFloat16>, sum_runs<Float16>},
       .normals = normals,
+      .random_words = random_words,
 #endif
   };
 }

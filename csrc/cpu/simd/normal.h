@@ -81,10 +81,10 @@ RNNEXT_INLINE void box_muller(FloatBits radius, FloatBits angle, Vec<float>* fir
   *second = r * (swaps ? signed_cosine : sine);
 }
 
-// Hands numbers [64 * group, 64 * (group + N)) of a step of a sequence to take(j, vector), where j
-// is the first one's number and less than `end`. Philox's counter is made of block, time, sequence
-// and direction. Block i of a group's 16 has its numbers i, i + 16, i + 32 and i + 48, so that
-// vectors of up to 16 lanes need no shuffling.
+// Hands words [64 * group, 64 * (group + N)) of a step of a sequence to take(j, words, others),
+// where `words` begin at word j, which is less than `end`, and `others` at word j + 16. Philox's
+// counter is made of block, time, sequence and direction. Block i of a group's 16 has its words i,
+// i + 16, i + 32 and i + 48, so that vectors of up to 16 lanes need no shuffling.
 template <int N, class Take>
 RNNEXT_INLINE void draw_groups(const PhiloxKeys& keys, int64_t t, int64_t b, int d, int64_t group,
                                int64_t end, const Take& take) {
@@ -107,24 +107,43 @@ RNNEXT_INLINE void draw_groups(const PhiloxKeys& keys, int64_t t, int64_t b, int
         const auto word = [&](int which) {
           return (FloatBits)((of[2 * n].x[which] & 0xffffffff) | (of[2 * n + 1].x[which] << 32));
         };
-        Vec<float> x[2];
-        box_muller(word(i), word(i + 1), &x[0], &x[1]);
-        take(j, x[0]);
-        if (j + 16 < end) take(j + 16, x[1]);
+        take(j, word(i), word(i + 1));
       }
   }
 }
 
-// The same of numbers [0, end). Two groups at once, where registers hold them: Philox's rounds wait
-// for each other.
+// The same of words [begin, end) and some around them. Two groups at once, where registers hold
+// them: Philox's rounds wait for each other.
 template <class Take>
-RNNEXT_INLINE void draw(const PhiloxKeys& keys, int64_t t, int64_t b, int d, int64_t begin,
-                        int64_t end, const Take& take) {
+RNNEXT_INLINE void draw_words(const PhiloxKeys& keys, int64_t t, int64_t b, int d, int64_t begin,
+                              int64_t end, const Take& take) {
   constexpr int kGroups = RNNEXT_VECTOR_BYTES == 64 ? 2 : 1;
   int64_t group = begin / 64;
   for (; 64 * (group + kGroups - 1) < end; group += kGroups)
     draw_groups<kGroups>(keys, t, b, d, group, end, take);
   if (kGroups > 1 && 64 * group < end) draw_groups<1>(keys, t, b, d, group, end, take);
+}
+
+// Hands normal numbers to take(j, vector), where j is the first one's number and less than `end`.
+template <class Take>
+RNNEXT_INLINE void draw(const PhiloxKeys& keys, int64_t t, int64_t b, int d, int64_t begin,
+                        int64_t end, const Take& take) {
+  draw_words(keys, t, b, d, begin, end, [&](int64_t j, FloatBits radius, FloatBits angle) {
+    Vec<float> x[2];
+    box_muller(radius, angle, &x[0], &x[1]);
+    take(j, x[0]);
+    if (j + 16 < end) take(j + 16, x[1]);
+  });
+}
+
+// Words [0, n) into `to`.
+RNNEXT_TILE void random_words(const PhiloxKeys& keys, int64_t t, int64_t b, int64_t n,
+                              uint32_t* to) {
+  float* const words = reinterpret_cast<float*>(to);
+  draw_words(keys, t, b, 0, 0, n, [&](int64_t j, FloatBits x, FloatBits y) {
+    store_some(words + j, (Vec<float>)x, n - j);
+    if (j + 16 < n) store_some(words + j + 16, (Vec<float>)y, n - j - 16);
+  });
 }
 
 // Numbers [0, n) into `to`.
