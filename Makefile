@@ -6,7 +6,7 @@ READY := $(VENV)/.rnnext-ready
 TESTED := $(VENV)/.rnnext-tests-ready
 
 .PHONY: demo memory-policy perceptual-decision sample-text
-.PHONY: test quick fuzz faults bench docs lint weight build sdist wheel cuda-build cuda-check clang-build sanitize clean
+.PHONY: test quick fuzz coverage faults bench docs lint weight build sdist wheel cuda-build cuda-check clang-build sanitize clean
 
 # What compiles the extension prints its commands here, and shows their end when it fails.
 LOG := build/build.log
@@ -47,6 +47,11 @@ fuzz: $(TESTED) build
 	for machine in zen4 zen5 xeon-amx; do \
 	  LD_PRELOAD=$(CURDIR)/build/ends.so RNNEXT_CPU_MACHINE=$$machine RNNEXT_FUZZ=2400 $(BIN)/python -m pytest -n 2 tests/fuzz $(ARGS) || exit 1; \
 	done
+
+# The share of Python's lines that the tests run. (What they notice in C++ `make faults` tells.)
+coverage: $(TESTED) build
+	$(BIN)/python -m pip install -q pytest-cov
+	$(BIN)/python -m pytest -n 2 --cov=rnnext --cov-report=term $(ARGS)
 
 faults: $(TESTED)
 	$(BIN)/python -m tools.faults $(ARGS)
