@@ -31,6 +31,9 @@ is none, and an index out of range raises an IndexError that names it:
 - ``occurring(tokens, num_rows, most)``, on the CPU: ``(rows, index)``, the rows of a table that
   occur among the tokens, as above, and each token's position among them. If more than ``most``
   occur, there are no rows, and -1 for each token.
+
+``dropout_mask(key, T, B, H, p, dtype)``, on the CPU, is what dropout between layers multiplies
+with: 0 with probability p, else 1 / (1 - p), each from the key and its place.
 """
 
 from collections.abc import Sequence

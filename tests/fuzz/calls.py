@@ -87,7 +87,8 @@ def check_function(case):
         weights = [[own["weight_ih"]] if case["weight_ih"] else [], [own["weight_hh"]]]
         output, h_n = reference.recurrence(
             own["input"], states[0], *weights, *biases, None, lengths, None, reset, states[1],
-            alphas, given["form"], given["nonlinearity"], [case["reverse"]], stored_of(case),
+            alphas, given["form"] if alphas else "elman", given["nonlinearity"], [case["reverse"]],
+            stored_of(case),
         )  # fmt: skip
         return output, h_n[0]
 
