@@ -25,9 +25,12 @@ class GRU(Layers[Tensor]):
     ``nn.GRU``, only an ``nn.RNNBase``, and an output changed in place before ``backward()`` makes
     that raise.
 
+    K. Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical
+    machine translation", EMNLP 2014.
+
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
-            dtype: as :class:`rnnext.RNN`'s.
+        input_size, hidden_size, num_layers, bias, batch_first: as :class:`rnnext.RNN`'s.
+        dropout, bidirectional, device, dtype: likewise.
 
     Attributes:
         weight_ih_l[k]: W_ir, W_iz and W_in, one below the other, ``[3 * H, I]``, for k > 0
@@ -38,9 +41,6 @@ class GRU(Layers[Tensor]):
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or outside its range.
-
-    K. Cho et al., "Learning phrase representations using RNN encoder-decoder for statistical
-    machine translation", EMNLP 2014.
     """
 
     _cell = "gru"
@@ -83,9 +83,12 @@ class LSTM(Layers[Pair]):
     ``nn.LSTM``, only an ``nn.RNNBase``, and an output changed in place before ``backward()`` makes
     that raise. Its states, ``reset_state`` too, are pairs ``(h, c)``.
 
+    S. Hochreiter, J. Schmidhuber, "Long short-term memory", Neural Computation 9(8), 1997; F. A.
+    Gers, J. Schmidhuber, F. Cummins, "Learning to forget", Neural Computation 12(10), 2000.
+
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
-            dtype: as :class:`rnnext.RNN`'s.
+        input_size, hidden_size, num_layers, bias, batch_first: as :class:`rnnext.RNN`'s.
+        dropout, bidirectional, device, dtype: likewise.
         proj_size: 0; rnnext has no projections.
 
     Attributes:
@@ -98,9 +101,6 @@ class LSTM(Layers[Pair]):
     Raises:
         TypeError, ValueError: an argument of the wrong type or outside its range.
         NotImplementedError: a ``proj_size`` that torch.nn.LSTM would take.
-
-    S. Hochreiter, J. Schmidhuber, "Long short-term memory", Neural Computation 9(8), 1997; F. A.
-    Gers, J. Schmidhuber, F. Cummins, "Learning to forget", Neural Computation 12(10), 2000.
     """
 
     _cell = "lstm"

@@ -15,6 +15,16 @@
 #include "cuda/binding/recurrence.cpp"
 #undef CUDA
 
+// Gated cells have no kernels here, and no test calls them: the loop of torch operations is left
+// out.
+namespace rnnext {
+RecurrenceOp::Results loop_as_kernel(const RecurrenceArguments&, bool) { TORCH_CHECK(false); }
+RecurrenceGradients loop_as_kernel(const RecurrenceResults&, const RecurrenceArguments&,
+                                   const Wanted&) {
+  TORCH_CHECK(false);
+}
+}  // namespace rnnext
+
 namespace {
 
 // Where torch's new tensors lie while this is its allocator.
