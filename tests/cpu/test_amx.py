@@ -66,7 +66,6 @@ def test_the_error_of_each_precision(K, tiles):
     assert 1e-3 < errors["medium"] < 2.5e-3
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="vectors of the stand-in do not flush")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_row_alone_takes_tiny_numbers_as_zeros_too(dtype, tiles):
     """A state that shrinks to nothing, in a batch, alone, step by step and in a Stepper."""

@@ -22,13 +22,19 @@ struct BlockSum {
   Vec<float> even = {}, odd = {};
 
   RNNEXT_INLINE void add(int32_t x, Vec<Pair> b) {
-    even = fused<float>(of_bits(x << 16), (Vec<float>)(b << 16), even);
-    odd = fused<float>(of_bits(x & ~0xffff), (Vec<float>)(b & ~0xffff), odd);
+    even = next(even, Vec<Pair>{} + (x << 16), b << 16);
+    odd = next(odd, Vec<Pair>{} + (x & ~0xffff), b & ~0xffff);
   }
-  RNNEXT_INLINE Vec<float> sum() const { return even + odd; }
+  RNNEXT_INLINE void add_to(Vec<float>& sum) const {
+    using tile_unit::flushed;
+    sum = flushed(flushed(sum) + flushed(even + odd));
+  }
 
  private:
-  static RNNEXT_INLINE Vec<float> of_bits(int32_t x) { return (Vec<float>)(Vec<Pair>{} + x); }
+  static RNNEXT_INLINE Vec<float> next(Vec<float> chain, Vec<Pair> a, Vec<Pair> b) {
+    using tile_unit::flushed;
+    return flushed(fused<float>(flushed((Vec<float>)a), flushed((Vec<float>)b), chain));
+  }
 };
 
 // Calls f.add<left part, right part>() for each product of parts, in their order.
@@ -69,7 +75,7 @@ struct VectorTile : RegisterTile<Engine, R, NV> {
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j) tile.sums[r][j] += block[r][j].sum();
+        for (int j = 0; j < NV; ++j) block[r][j].add_to(tile.sums[r][j]);
     }
   };
   RNNEXT_INLINE void add(const F* a, int64_t stride, const F* panels, int64_t K,

@@ -7,18 +7,6 @@
 
 namespace rnnext::RNNEXT_ISA::tile_unit {
 
-// While it lives, a thread's vectors take numbers below 2^-126 as zeros, as tiles do. (On Arm,
-// which has no such tiles, those of the stand-in keep them.)
-class Flushing {
-#ifdef __x86_64__
-  const unsigned before_ = _mm_getcsr();
-
- public:
-  Flushing() { _mm_setcsr(before_ | 0x8040); }  // of results and of operands
-  ~Flushing() { _mm_setcsr(before_); }
-#endif
-};
-
 constexpr int kRows = 16;      // of a tile
 constexpr int kRowBytes = 64;  // 16 sums, or 32 bfloat16
 
@@ -33,6 +21,16 @@ inline constexpr Config kWholeTiles = {
     1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
 #ifdef RNNEXT_AMX
+
+// While it lives, a thread's vectors take numbers below 2^-126 as zeros, as tiles do.
+class Flushing {
+  const unsigned before_ = _mm_getcsr();
+
+ public:
+  Flushing() { _mm_setcsr(before_ | 0x8040); }  // of results and of operands
+  ~Flushing() { _mm_setcsr(before_); }
+};
+RNNEXT_INLINE Vec<float> flushed(Vec<float> x) { return x; }
 
 // In assembly, since the compilers' intrinsics are macros that take a tile's number as a literal.
 RNNEXT_INLINE void configure(const Config& config) {
@@ -59,6 +57,14 @@ RNNEXT_INLINE void dot() {
 }
 
 #else
+
+// What TDPBF16PS makes of numbers below 2^-126: zeros, of operands, sums and results alike. (Only
+// products: without fused multiply-adds, other arithmetic would lose products that the CPU keeps.)
+struct Flushing {};
+RNNEXT_INLINE Vec<float> flushed(Vec<float> x) {
+  const Vec<Pair> normal = ((Vec<Pair>)x & 0x7f800000) != 0;
+  return (Vec<float>)((Vec<Pair>)x & (normal | SignBit<float>::value));
+}
 
 // The registers of a thread. Using tiles that are not configured traps, as on the CPU.
 struct Registers {
@@ -97,35 +103,27 @@ inline void store(void* to, int64_t stride) {
                      registers.row_bytes(tile));
 }
 
-// A row of a tile, and what TDPBF16PS makes of numbers below 2^-126: zeros, of factors, sums and
-// results alike.
-typedef float Row __attribute__((vector_size(kRowBytes)));
-typedef int32_t RowBits __attribute__((vector_size(kRowBytes)));
-RNNEXT_INLINE Row flushed(Row x) {
-  const RowBits normal = ((RowBits)x & 0x7f800000) != 0;
-  return (Row)((RowBits)x & (normal | SignBit<float>::value));
-}
 // As Intel's manual has it: of each sum, the products of even and of odd values along k in a chain
 // of multiply-adds each, from zero; both chains are added, then that to the sum. (The product of
 // two bfloat16 is a float, so rounding it does not matter.)
 template <int sums, int a, int b>
 __attribute__((noinline)) void dot() {
   Registers& r = registers;
-  Row even_b[kRows], odd_b[kRows];
+  Vec<float> even_b[kRows], odd_b[kRows];
   for (int k = 0; k < r.rows(b); ++k) {
-    RowBits pairs;
+    Vec<Pair> pairs;
     __builtin_memcpy(&pairs, r.tiles[b][k], sizeof pairs);
-    even_b[k] = flushed((Row)(pairs << 16));
-    odd_b[k] = flushed((Row)(pairs & ~0xffff));
+    even_b[k] = flushed((Vec<float>)(pairs << 16));
+    odd_b[k] = flushed((Vec<float>)(pairs & ~0xffff));
   }
   for (int row = 0; row < r.rows(sums); ++row) {
-    Row even = {}, odd = {};
+    Vec<float> even = {}, odd = {};
     for (int k = 0; k < r.row_bytes(a) / 4; ++k) {
-      const RowBits pair = RowBits{} + r.tiles[a][row][k];
-      even = flushed(even + flushed((Row)(pair << 16)) * even_b[k]);
-      odd = flushed(odd + flushed((Row)(pair & ~0xffff)) * odd_b[k]);
+      const Vec<Pair> pair = Vec<Pair>{} + r.tiles[a][row][k];
+      even = flushed(even + flushed((Vec<float>)(pair << 16)) * even_b[k]);
+      odd = flushed(odd + flushed((Vec<float>)(pair & ~0xffff)) * odd_b[k]);
     }
-    Row sum;
+    Vec<float> sum;
     __builtin_memcpy(&sum, r.tiles[sums][row], sizeof sum);
     sum = flushed(flushed(sum) + flushed(even + odd));
     __builtin_memcpy(r.tiles[sums][row], &sum, sizeof sum);

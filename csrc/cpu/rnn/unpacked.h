@@ -59,7 +59,7 @@ struct UnpackedProducts {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r)
         block_sums[r].add(a[r * stride + left * 16 + i].bits, block[right][i]);
-    for (int r = 0; r < R; ++r) sums[r] += block_sums[r].sum();
+    for (int r = 0; r < R; ++r) block_sums[r].add_to(sums[r]);
   }
 };
 template <int R, class S, class F>
