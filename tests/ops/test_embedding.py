@@ -57,6 +57,13 @@ def test_derivatives_of_the_gradient(padding_idx, by_frequency):
     assert torch.autograd.gradgradcheck(scatter, grad)
 
 
+@pytest.mark.parametrize(("V", "rows"), [(10, 7), (3, 3)])
+def test_without_data_a_sparse_gradient_has_the_most_rows_that_it_may(V, rows):
+    grad, indices = torch.empty(7, 2, device="meta"), torch.empty(7, dtype=int, device="meta")
+    found = ops.embedding_sparse_backward(grad, indices, V, -1, False)
+    assert [len(part) for part in found] == [rows, rows]
+
+
 def test_a_check_of_indices_waits_before_it_asks(monkeypatch):
     calls = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda i: calls.append(("wait", i)))
