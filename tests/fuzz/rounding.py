@@ -22,6 +22,7 @@ LEAST = {2.0**-11: 2.0**-24}  # what float16 cannot hold, which gradients may fa
 RUNS, OF_FEW = 2, 8  # runs, and where a result has few numbers, whose changes may all cancel in two
 FEW = 3
 FACTOR = 12.0  # of the largest change in those runs; rounding came to a third of that
+SPREAD = 3**0.5  # of changes in units, so that their mean square is that of whole ones
 NEAR = 4.0  # units, times the largest value: so near zero rounding may take a relu across its kink
 
 ELEMENTWISE = {
@@ -57,8 +58,8 @@ class Rounding(TorchDispatchMode):
             magnitude = result.abs()
         else:
             return result
-        signs = torch.randint(2, result.shape, generator=self.numbers) * 2 - 1
-        return result.add_(magnitude * signs, alpha=self.unit)
+        change = torch.empty_like(result).uniform_(-SPREAD, SPREAD, generator=self.numbers)
+        return result.addcmul_(magnitude, change, value=self.unit)
 
 
 class Expected:
