@@ -11,7 +11,7 @@
 
 namespace rnnext {
 
-// torch.set_float32_matmul_precision("medium") lets products of float32 take bfloat16 factors.
+// torch.set_float32_matmul_precision("medium") lets products of float32 take bfloat16 operands.
 const RnnKernels& kernels_for(DType dtype);
 
 // products: matrix products of the call, 1 forward.

@@ -12,7 +12,7 @@
 namespace rnnext::RNNEXT_ISA {
 
 template <int parts>
-struct ComputeOf<TileFactor<parts>> {
+struct ComputeOf<TileOperand<parts>> {
   using type = float;
 };
 
@@ -50,7 +50,7 @@ RNNEXT_INLINE void for_parts(Products& f) {
 // A tile of one or a few rows, whose sums are in vector registers.
 template <class Engine, int R, int NV>
 struct VectorTile : RegisterTile<Engine, R, NV> {
-  using F = typename Engine::Factor;
+  using F = typename Engine::Operand;
   using RegisterTile<Engine, R, NV>::RegisterTile;
 
   struct Products {
@@ -125,11 +125,11 @@ RNNEXT_TILE void finish_rows(const Work& work, const float* from, int64_t stride
   if (vectors > 0) finish_columns<4, 1>(work, from, stride, rows, row, column);
 }
 
-// Sums are in tiles 0 to 3, factors in tiles 4 to 7. Left factors are always read as whole tiles:
+// Sums are in tiles 0 to 3, operands in tiles 4 to 7. Left operands are always read as whole tiles:
 // rows that do not exist go into sums that nobody reads.
 template <class Engine, int MT, int NT>
 struct TileSums {
-  using F = typename Engine::Factor;
+  using F = typename Engine::Operand;
   static_assert(kLanes<float> == tile_unit::kRows && (MT == 1 || NT == 2));
   static constexpr int kColumns = 16 * NT;
 
@@ -162,7 +162,7 @@ struct TileSums {
 
     template <int left, int right>
     RNNEXT_INLINE void add() {
-      constexpr int kRowBytes = kPanel<F> * 4;  // of the right factors
+      constexpr int kRowBytes = kPanel<F> * 4;  // of the right operands
       const char* const x = a + left * tile_unit::kRowBytes;
       const char* const y = b + right * 16 * kRowBytes;
       if constexpr (MT == 2) {
@@ -229,7 +229,7 @@ struct TileSums {
 
 template <int parts>
 struct AmxEngine {
-  using Factor = TileFactor<parts>;
+  using Operand = TileOperand<parts>;
   static constexpr int kTileRows = 32, kRowBlock = 16;
   static constexpr int64_t kSumBlock = 32;
   // A row alone goes through vectors: two multiply-adds and two shifts for 32 weights take as long

@@ -1,10 +1,10 @@
 // The engines: how a tile of sums takes up products. An engine has
 //
-//   Factor                    what it multiplies (simd/factor.h)
+//   Operand                    what it multiplies (simd/operand.h)
 //   kTileRows                 rows of its largest tile
 //   kSumBlock                 values along k that are summed apart, then added: shorter chains
 //                             round less. 1: it adds each to the sum
-//   kRowBlock                 rows of factors are read in multiples of it
+//   kRowBlock                 rows of operands are read in multiples of it
 //   Task                      what a thread holds while it works on a call
 //   multiply_add(acc, x, b)   on vectors, for what is no tile
 //   Tile<R, NV>               the sums of R rows times NV vectors of columns:
@@ -24,7 +24,7 @@ namespace rnnext::RNNEXT_ISA {
 // added in pieces is cut between blocks.
 template <class Engine, int R, int NV>
 struct RegisterTile {
-  using F = typename Engine::Factor;
+  using F = typename Engine::Operand;
   using C = Compute<F>;
 
   Vec<C> sums[R][NV];
@@ -40,7 +40,7 @@ struct RegisterTile {
     load_tile(sums, from, stride, left);
   }
   // Adds a times NV vectors of panels [K, kPanel]. a: [R, K], or, when interleaved, [K, R], its
-  // rows `stride` apart. K counts factors. (Interleaved rows are those of a weight's gradient,
+  // rows `stride` apart. K counts operands. (Interleaved rows are those of a weight's gradient,
   // whose sums are single chains.)
   template <bool interleaved = false>
   RNNEXT_INLINE void add(const F* a, int64_t stride, const F* panels, int64_t K,
@@ -102,7 +102,7 @@ struct RegisterTile {
 // What the engines of vectors have in common.
 template <class F, int64_t sum_block>
 struct VectorEngine {
-  using Factor = F;
+  using Operand = F;
   struct Task {};
   static constexpr int kRowBlock = 1;
   static constexpr int kTileRows = RNNEXT_TILE_ROWS;

@@ -1,4 +1,4 @@
-// Weights as the engines read them: panels of [K, kPanel] factors.
+// Weights as the engines read them: panels of [K, kPanel] operands.
 #pragma once
 
 #include "cpu/gemm/tile.h"
@@ -44,7 +44,7 @@ RNNEXT_INLINE __m512i load_halves(const void* low, const void* high) {
 #endif
 
 // Loads a block of a stored matrix [.., stride], at most `rows` rows and n values of each, and
-// transposes it: x[k] has the factors at k, a row in each lane; the rest is zero.
+// transposes it: x[k] has the operands at k, a row in each lane; the rest is zero.
 template <class F, class S>
 RNNEXT_INLINE void load_block(Vec<F> (&x)[kLanes<F>], const S* from, int64_t rows, int64_t stride,
                               int64_t n) {
@@ -52,7 +52,7 @@ RNNEXT_INLINE void load_block(Vec<F> (&x)[kLanes<F>], const S* from, int64_t row
   if (rows >= kLanes<F> && n >= kSteps) {
 #ifdef RNNEXT_AVX512
     // Halves of rows are put together as they are loaded, which spares a quarter of the shuffles.
-    if constexpr (kStoredAsFactors<S, F>) {
+    if constexpr (kStoredAsOperands<S, F>) {
       constexpr int kHalf = kLanes<F> / 2;
       const int64_t apart = kHalf * stride;
 #pragma GCC unroll 8
@@ -64,26 +64,26 @@ RNNEXT_INLINE void load_block(Vec<F> (&x)[kLanes<F>], const S* from, int64_t row
     }
 #endif
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes<F>; ++i, from += stride) x[i] = Factors<F>::along(from, kSteps);
+    for (int i = 0; i < kLanes<F>; ++i, from += stride) x[i] = Operands<F>::along(from, kSteps);
   } else {
     for (int i = 0; i < kLanes<F>; ++i, from += stride)
-      x[i] = i < rows ? Factors<F>::along(from, n) : Vec<F>{};
+      x[i] = i < rows ? Operands<F>::along(from, n) : Vec<F>{};
   }
   transpose<F>(x);
 }
 
-// The same for one part of tile factors; part 1 is the low one.
+// The same for one part of tile operands; part 1 is the low one.
 template <int part, class S>
 RNNEXT_INLINE void load_pairs(Vec<Pair> (&x)[kLanes<Pair>], const S* from, int64_t rows,
                               int64_t stride, int64_t n) {
   if constexpr (part == 0) return load_block<Pair>(x, from, rows, stride, n);
   for (int i = 0; i < kLanes<Pair>; ++i, from += stride)
-    x[i] = i < rows ? Factors<Pair>::rest_along(from, n) : Vec<Pair>{};
+    x[i] = i < rows ? Operands<Pair>::rest_along(from, n) : Vec<Pair>{};
   transpose<Pair>(x);
 }
 
-// Factors at k of a matrix [K, columns], a column in each lane from `column` on; row(k) is where
-// its row k begins, or null: zeros. Of tile factors, one part.
+// Operands at k of a matrix [K, columns], a column in each lane from `column` on; row(k) is where
+// its row k begins, or null: zeros. Of tile operands, one part.
 template <class F, int part = 0, class RowAt>
 RNNEXT_INLINE auto across(const RowAt& row, int64_t K, int64_t k, int64_t column, int64_t columns) {
   const auto from = [&](int64_t k) {
@@ -91,11 +91,11 @@ RNNEXT_INLINE auto across(const RowAt& row, int64_t K, int64_t k, int64_t column
     return first ? first + column : nullptr;
   };
   const auto* const next = kDepth<F> > 1 ? from(k + 1) : nullptr;
-  if constexpr (part > 0) return Factors<Lane<F>>::rest_across(from(k), next, columns - column);
-  if constexpr (part == 0) return Factors<Lane<F>>::across(from(k), next, columns - column);
+  if constexpr (part > 0) return Operands<Lane<F>>::rest_across(from(k), next, columns - column);
+  if constexpr (part == 0) return Operands<Lane<F>>::across(from(k), next, columns - column);
 }
 
-// Packs such a matrix's panel [factors of K, kPanel] from `column` on; columns past it are 0.
+// Packs such a matrix's panel [operands of K, kPanel] from `column` on; columns past it are 0.
 template <class F, int part = 0, class RowAt>
 RNNEXT_TILE void pack_rows(RowAt row, int64_t K, int64_t column, int64_t columns, F* to) {
   constexpr int64_t kBlock = kGrain<F> / kDepth<F> * kPanel<F>;
@@ -111,7 +111,7 @@ RNNEXT_TILE void pack_rows(RowAt row, int64_t K, int64_t column, int64_t columns
 template <class F>
 constexpr int64_t kStreamed = kTiled<F> ? 2 : 1;
 
-// How many hidden units a gate's part of a row has room for in rows of factors.
+// How many hidden units a gate's part of a row has room for in rows of operands.
 template <class F>
 constexpr int64_t gate_width(int64_t H) {
   return (H + kGrain<F> - 1) / kGrain<F> * kGrain<F>;
@@ -122,7 +122,7 @@ constexpr int64_t gate_width(int64_t H) {
 //
 // The weight of a gated cell has gates * H stored rows. Transposed, `columns` is H, and a panel of
 // hidden units is followed by that of the next gate (GateColumns has the order). Else a row of
-// factors has the gates one after the other, gate_width apart, beginning with first_gate, and
+// operands has the gates one after the other, gate_width apart, beginning with first_gate, and
 // K = gates * gate_width.
 template <class S, class F>
 struct Matrix {
@@ -142,12 +142,12 @@ struct Matrix {
     piece.K = end - begin;
     return piece;
   }
-  int64_t piece_at(int64_t begin) const { return panels() * kPanel<F> * factors_in<F>(begin); }
+  int64_t piece_at(int64_t begin) const { return panels() * kPanel<F> * operands_in<F>(begin); }
 
   int64_t panels() const {
     return transposed ? GateColumns<F>{columns, gates}.panels() : panels_in<F>(columns);
   }
-  int64_t panel_size() const { return factors_in<F>(K) * kPanel<F>; }
+  int64_t panel_size() const { return operands_in<F>(K) * kPanel<F>; }
   int64_t packed_size() const { return panels() * panel_size(); }
 
   // The stored row of row k of a matrix that is not transposed; null: zeros.
@@ -157,8 +157,8 @@ struct Matrix {
     return unit < H ? weight + (gate * H + unit) * stride : nullptr;
   }
 
-  // Packs panel p to dst [factors of K, kPanel]; columns past the matrix are 0. Returns whether all
-  // values are finite, if the matrix is transposed (nobody asks about others).
+  // Packs panel p to dst [operands of K, kPanel]; columns past the matrix are 0. Returns whether
+  // all values are finite, if the matrix is transposed (nobody asks about others).
   bool pack(int64_t p, F* dst) const {
     if (!transposed) {
       pack_rows<F>([&](int64_t k) { return row(k); }, K, p * kPanel<F>, columns, dst);
@@ -191,7 +191,7 @@ struct Matrix {
     return {weight + (at.gate * columns + at.unit) * stride,
             at.gate < gates ? columns - at.unit : 0};
   }
-  // A part of a panel of tile factors: blocks of 16 pairs along k, that part of each.
+  // A part of a panel of tile operands: blocks of 16 pairs along k, that part of each.
   template <int part>
   RNNEXT_TILE bool pack_part(const Lanes (&lanes)[2], Pair* dst) const {
     Finite<Pair> finite;

@@ -113,7 +113,7 @@ void sweep(const Work& work, int64_t rows, int64_t p0, int64_t p1, int64_t colum
 template <class E>
 struct Projection {
   using Engine = E;
-  using F = typename E::Factor;
+  using F = typename E::Operand;
   using C = Compute<F>;
   const F* packed;
   Rows<const F> a;

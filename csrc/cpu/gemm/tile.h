@@ -2,7 +2,7 @@
 // prefetches blocks is unrolled, so that they stay in registers and the CPU overlaps it.
 #pragma once
 
-#include "cpu/simd/factor.h"
+#include "cpu/simd/operand.h"
 
 namespace rnnext::RNNEXT_ISA {
 
@@ -89,22 +89,22 @@ RNNEXT_INLINE void store_tile(const V (&block)[R][NV], C* to, int64_t stride, in
         store_some(to + r * stride + j * kLanes<C>, memory[r][j], left - j * kLanes<C>);
   }
 }
-// Stores the block as factors, values `column` and up, as many as there are before `end`, of rows
-// that are `stride` factors apart.
+// Stores the block as operands, values `column` and up, as many as there are before `end`, of rows
+// that are `stride` operands apart.
 template <class F, class V, int R, int NV>
-RNNEXT_INLINE void store_factors(const V (&block)[R][NV], F* to, int64_t stride, int64_t column,
-                                 int64_t end) {
+RNNEXT_INLINE void store_operands(const V (&block)[R][NV], F* to, int64_t stride, int64_t column,
+                                  int64_t end) {
   if (column + NV * kLanes<F> <= end) {
     for_block<R, NV>([&](int r, int j) {
-      Factors<F>::store(to + r * stride, column + j * kLanes<F>, block[r][j]);
+      Operands<F>::store(to + r * stride, column + j * kLanes<F>, block[r][j]);
     });
   } else {
     V memory[R][NV];
     copy_block(memory, block);
     for (int r = 0; r < R; ++r)
       for (int j = 0; j < NV; ++j)
-        Factors<F>::store_some(to + r * stride, column + j * kLanes<F>, memory[r][j],
-                               end - column - j * kLanes<F>);
+        Operands<F>::store_some(to + r * stride, column + j * kLanes<F>, memory[r][j],
+                                end - column - j * kLanes<F>);
   }
 }
 // Prefetches what a later tile will load, since the CPU cannot foresee the order of its rows, or

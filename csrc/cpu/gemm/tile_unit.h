@@ -3,7 +3,7 @@
 // the kernels over them run, and are tested, on every machine.
 #pragma once
 
-#include "cpu/simd/factor.h"
+#include "cpu/simd/operand.h"
 
 namespace rnnext::RNNEXT_ISA::tile_unit {
 

@@ -46,7 +46,8 @@ struct KernelTable {
   bool (*supported)();
   const KernelTable* below = nullptr;  // has what is null here
   const RnnKernels* rnn[4] = {};       // by DType
-  // float32 whose factors are rounded to bfloat16, or are sums of two; null: no faster on this ISA.
+  // float32 whose operands are rounded to bfloat16, or are sums of two; null: no faster on this
+  // ISA.
   const RnnKernels* rnn_medium = nullptr;
   const RnnKernels* rnn_high = nullptr;
   SumRuns sum_runs[4] = {};  // by DType

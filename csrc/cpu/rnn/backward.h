@@ -16,7 +16,7 @@ namespace rnnext::RNNEXT_ISA {
 template <class E>
 struct BackwardStep {
   using Engine = E;
-  using F = typename E::Factor;
+  using F = typename E::Operand;
   using C = Compute<F>;
   Epilogue<BackwardStep, C> epilogue;
   LeakRows<C> leak;
@@ -61,13 +61,13 @@ struct BackwardStep {
       });
     });
     store_tile(sums, grad_pre[row] + column, grad_pre.stride, H - column);
-    if (next) store_factors(sums, next[row], next.stride, column, column + NV * kLanes<C>);
+    if (next) store_operands(sums, next[row], next.stride, column, column + NV * kLanes<C>);
   }
 };
 
 template <class S, class E>
 struct Backward {
-  using F = typename E::Factor;
+  using F = typename E::Operand;
   using C = Compute<S>;
   const Recurrence& p;
   const RecurrenceGrad& g;

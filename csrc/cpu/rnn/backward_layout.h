@@ -10,7 +10,7 @@ namespace rnnext::RNNEXT_ISA {
 // Where the weights, the states, the gradient of the pre-activations and each worker's scratch lie.
 template <class S, class E>
 struct BackwardLayout {
-  using F = typename E::Factor;
+  using F = typename E::Operand;
   using C = Compute<S>;
   const Recurrence& p;
   const RecurrenceGradOut& out;

@@ -11,7 +11,7 @@ namespace rnnext::RNNEXT_ISA {
 // sums over resets.
 template <class S, class E>
 struct BackwardStates {
-  using F = typename E::Factor;
+  using F = typename E::Operand;
   using C = Compute<S>;
   const Recurrence& p;
   const RecurrenceGradOut& out;
@@ -25,7 +25,7 @@ struct BackwardStates {
   StateBuffers<C> sums;
   StateBuffers<C> reset_pre;  // the gradients of the pre-activations, summed over resets
   int parts;                  // of a row: the gradients of each pre-activation of a unit
-  int64_t width;              // of a part in a row of factors
+  int64_t width;              // of a part in a row of operands
 
   BackwardStates(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
                  Arena& arena)
@@ -40,10 +40,10 @@ struct BackwardStates {
 
   // Whether a part of the state's gradient comes past W_hh.
   bool carries() const { return p.cell != Cell::elman; }
-  // What W_hh is multiplied with in a row of factors: all its parts, but of a GRU's n only that of
+  // What W_hh is multiplied with in a row of operands: all its parts, but of a GRU's n only that of
   // the state.
   Rows<const F> times_hh(const Rows<const F>& rows) const {
-    return {rows.first + factors_in<F>((parts - p.gates()) * width), rows.stride};
+    return {rows.first + operands_in<F>((parts - p.gates()) * width), rows.stride};
   }
 
   // The state that the unit's last steps read: zeros. With Home::rows they are not read.
@@ -93,7 +93,7 @@ struct BackwardStates {
     }
   }
 
-  // The sums of the pre-activations' gradient over resets, as rows of factors.
+  // The sums of the pre-activations' gradient over resets, as rows of operands.
   Rows<const F> reset_sums(const Unit& unit) const {
     for (int64_t i = 0; i < unit.size; ++i)
       for_parts(unit, [&](int k, int64_t j) {
@@ -108,7 +108,7 @@ struct BackwardStates {
     if (plan.state == Home::scratch) return state;
     for (int64_t i = 0; i < unit.size; ++i)
       for (int64_t j = 0; j < parts * width; j += kLanes<C>)
-        copy_factors(buffers.row(unit, kEven, i), state[i], j);
+        copy_operands(buffers.row(unit, kEven, i), state[i], j);
     return buffers.all(unit, kEven);
   }
 
@@ -126,13 +126,13 @@ struct BackwardStates {
       for (int64_t j = unit.p0 * kPanel<C>; j < min_of(unit.p1 * kPanel<C>, p.H); j += kLanes<C>)
         f(k, j);
   }
-  // Stores a vector of a part in a row of factors, where the part ends at `end`.
+  // Stores a vector of a part in a row of operands, where the part ends at `end`.
   void store_part(F* row, int k, int64_t j, Vec<C> x, int64_t end) const {
-    Factors<F>::store_some(row, k * width + j, x, end - j);
+    Operands<F>::store_some(row, k * width + j, x, end - j);
   }
   void copy_part(F* to, const F* from, int k, int64_t j) const {
     const int64_t column = k * width + j;
-    if (kTiled<F> || width - j >= kLanes<C>) return copy_factors(to, from, column);
+    if (kTiled<F> || width - j >= kLanes<C>) return copy_operands(to, from, column);
     __builtin_memcpy(to + column / kDepth<F>, from + column / kDepth<F>,
                      (width - j) / kDepth<F> * sizeof(F));
   }

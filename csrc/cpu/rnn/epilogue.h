@@ -141,7 +141,7 @@ struct ForwardEpilogue {
           if (carry) store(carry + j, state);
           if (saved) store_some(saved + j, kept, left);
         }
-        Factors<F>::store_some(next, j, out, next_end - j);
+        Operands<F>::store_some(next, j, out, next_end - j);
         if (output) store_some(output + j, out, left);
       }
     }
@@ -190,7 +190,7 @@ struct BackwardEpilogue {
           store(carry[r] + j, rest * q);
         }
         store_some(grad_pre[r] + j, pre, left);
-        if (next) Factors<F>::store(next[r], j, pre);
+        if (next) Operands<F>::store(next[r], j, pre);
         if (cell == Cell::elman || !alpha_grad) continue;
         if constexpr (cell == Cell::rate) {
           sum += q * h;

@@ -8,14 +8,14 @@ namespace rnnext::RNNEXT_ISA {
 
 template <class S, class E>
 struct FeatureGradients {  // one worker's
-  using F = typename E::Factor;
+  using F = typename E::Operand;
   using C = Compute<S>;
 
   const Recurrence& p;
   const RecurrenceGradOut& out;
   const BackwardPlan& plan;
-  F* packed;   // W_ih of all directions, or some panels, if it is streamed
-  F* factors;  // [block_rows][stride], if rows of grad_pre are no rows of factors
+  F* packed;    // W_ih of all directions, or some panels, if it is streamed
+  F* operands;  // [block_rows][stride], if rows of grad_pre are no rows of operands
   int64_t stride;
   C* product;  // [rows][I], if they are converted, or sequences are sorted
   size_t bytes;
@@ -23,14 +23,14 @@ struct FeatureGradients {  // one worker's
   // shared: the W_ih that all workers pack once, if they do.
   FeatureGradients(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
                    F* shared, char* scratch)
-      : p(p), out(out), plan(plan), stride(factors_in<F>(weight(p, 0).K) + kLanes<F>) {
+      : p(p), out(out), plan(plan), stride(operands_in<F>(weight(p, 0).K) + kLanes<F>) {
     Arena arena{scratch};
     const bool streamed = plan.features == FeatureGradient::streamed;
     packed =
         plan.features == FeatureGradient::shared
             ? shared
             : arena.take<F>(streamed ? kStreamed<F> * weight(p, 0).panel_size() : packed_size(p));
-    factors = arena.take<F>(kDepth<F> > 1 ? block_rows() * stride : 0);
+    operands = arena.take<F>(kDepth<F> > 1 ? block_rows() * stride : 0);
     const int64_t most = kNative<S> ? 0 : max_of(block_rows(), plan.unit_rows);
     product = arena.take<C>(max_of(most, plan.sorts ? plan.unit_rows : 0) * p.I);
     arena.take<char>(kApart);
@@ -55,7 +55,7 @@ struct FeatureGradients {  // one worker's
       weight.pack(q, packed_of(d) + q * weight.panel_size());
   }
 
-  // Writes the unit's rows of step t, from as many rows of factors of its direction.
+  // Writes the unit's rows of step t, from as many rows of operands of its direction.
   void write(const Unit& unit, int64_t t, int64_t rows, const Rows<const F>& from) const {
     const int d = unit.d;
     S* const to = static_cast<S*>(out.input) + p.row(t, unit.b0) * p.I;
@@ -97,7 +97,7 @@ struct FeatureGradients {  // one worker's
 
  private:
   F* packed_of(int d) const { return packed + d * weight(p, d).packed_size(); }
-  // Rows of factors times W_ih of direction d, added to `to`; the first direction begins the sums.
+  // Rows of operands times W_ih of direction d, added to `to`; the first direction begins the sums.
   Projection<E> product_of(int d, const F* packed, const Rows<const F>& from, C* to) const {
     return {.packed = packed,
             .a = from,
@@ -107,7 +107,7 @@ struct FeatureGradients {  // one worker's
   }
   void multiply(int d, int64_t rows, const Rows<const F>& from, C* to) const {
     sweep(product_of(d, packed_of(d), from, to), rows, 0, panels_in<F>(p.I), p.I,
-          factors_in<F>(weight(p, d).K), plan.fetches ? 0 : -1);
+          operands_in<F>(weight(p, d).K), plan.fetches ? 0 : -1);
   }
   // Where the products for the rows at `to` are summed. Their lines are prefetched for the stores:
   // see kFarBytes.
@@ -128,29 +128,30 @@ struct FeatureGradients {  // one worker's
   // Of a direction in a row of grad_pre, which begins with what W_ih is multiplied with.
   int64_t grad_width() const { return traits_of(p.cell).grads * p.H; }
   int64_t block_rows() const { return feature_block(p, kShape<S, E>); }
-  // Rows of grad_pre of direction d, as factors.
+  // Rows of grad_pre of direction d, as operands.
   Rows<const F> rows_of(const C* grad_pre, int d, int64_t rows) const {
     const C* const from = grad_pre + d * grad_width();
     if constexpr (kDepth<F> == 1) {
       return {from, p.D * grad_width()};
     } else {
-      return {as_factors(from, rows), stride};
+      return {as_operands(from, rows), stride};
     }
   }
   // A vector may reach into the row that follows, which is written after it.
-  const F* as_factors(const C* from, int64_t rows) const {
-    F* to = factors;
+  const F* as_operands(const C* from, int64_t rows) const {
+    F* to = operands;
     const int64_t width = gate_width<F>(p.H);
     for (int64_t row = 0; row < rows; ++row, from += p.D * grad_width(), to += stride)
       for (int k = 0; k < p.gates(); ++k)
         if constexpr (kTiled<F>) {
           for (int64_t j = 0; j < width; j += kLanes<C>)
-            Factors<F>::store(to, k * width + j, load_some(from + k * p.H + j, p.H - j));
+            Operands<F>::store(to, k * width + j, load_some(from + k * p.H + j, p.H - j));
         } else {
           for (int64_t j = 0; j < p.H; j += kLanes<F> * kDepth<F>)
-            store(to + (k * width + j) / kDepth<F>, Factors<F>::along(from + k * p.H + j, p.H - j));
+            store(to + (k * width + j) / kDepth<F>,
+                  Operands<F>::along(from + k * p.H + j, p.H - j));
         }
-    return factors;
+    return operands;
   }
 };
 

@@ -30,7 +30,7 @@ struct Wavefront {
 template <class E>
 struct ForwardStep {
   using Engine = E;
-  using F = typename E::Factor;
+  using F = typename E::Operand;
   using C = Compute<F>;
   Epilogue<ForwardStep, C> epilogue;
   const F* packed;  // W_hh
@@ -39,7 +39,7 @@ struct ForwardStep {
   Rows<const C> start;  // the bias, or rows of pre-activations; column 0
   Rows<const F> state;
   Rows<const F> features = {};
-  int64_t I = 0;  // factors of the features
+  int64_t I = 0;  // operands of the features
   Rows<F> next = {};
   int64_t next_end = 0;  // where a row of `next` ends
   Rows<C> output = {};   // none: it is `next`, or ForwardStates::finish_step writes it
@@ -71,14 +71,14 @@ struct ForwardStep {
         sums[r][j] = Activation<C, decltype(name)::value>::forward(sums[r][j]);
       });
     });
-    store_factors(sums, next[row], next.stride, column, next_end);
+    store_operands(sums, next[row], next.stride, column, next_end);
     if (output) store_tile(sums, output[row] + column, output.stride, H - column);
   }
 };
 
 template <class S, class E>
 struct Forward {
-  using F = typename E::Factor;
+  using F = typename E::Operand;
   using C = Compute<S>;
   const Recurrence& p;
   const ForwardPlan& plan;
@@ -141,7 +141,7 @@ struct Forward {
         const Rows<const C> bias{s.bias - first_column, 0};
         fill_pre(unit, chunk, step, p.noise[0] ? pre : bias, pre, s.ih);
       } else {
-        step.I = factors_in<F>(p.I);
+        step.I = operands_in<F>(p.I);
       }
       int64_t row = reverse ? chunk.rows : 0;
       for (int64_t i = 0; i < chunk.n; ++i, ++done) {
@@ -161,7 +161,7 @@ struct Forward {
         } else if (from_zeros || (done == 0 && plan.from_hx)) {
           // The members need not wait for each other.
           step.packed = at.hh[copy];
-          sweep(step, rows, unit.p0, unit.p1, p.H, plan.from_hx ? factors_in<F>(p.H) : 0);
+          sweep(step, rows, unit.p0, unit.p1, p.H, plan.from_hx ? operands_in<F>(p.H) : 0);
         } else {
           weights.multiply(step, unit, at.hh[copy], own, rows, done + 1, worker);
         }
@@ -216,7 +216,7 @@ struct Forward {
   void stream(Step& step, const Unit& unit, const typename ForwardLayout<S, E>::Scratch& s,
               int64_t rows) const {
     const Matrix<S, F> ih = at.weight_ih(unit.d), hh = at.weight_hh(unit.d);
-    const int64_t K = p.multiplies_state() ? factors_in<F>(p.H) : 0;
+    const int64_t K = p.multiplies_state() ? operands_in<F>(p.H) : 0;
     for (int64_t q = unit.p0; q < unit.p1; q += kStreamed<F>) {
       const int64_t end = min_of(q + kStreamed<F>, unit.p1);
       step.packed_ih = ih.pack_panels(q, end, s.ih);
@@ -251,7 +251,7 @@ struct Forward {
                             .start = start,
                             .out = pre,
                             .end = order.panels() * kPanel<C>};
-      const int64_t K = factors_in<F>(p.I), first = order.panels(unit.p0);
+      const int64_t K = operands_in<F>(p.I), first = order.panels(unit.p0);
       if (plan.weights != Weights::streamed)
         return sweep(project, chunk.rows, first, order.panels(unit.p1), order.begin(unit.p1), K,
                      plan.fetches ? first : -1);
@@ -309,7 +309,7 @@ void forward(const Recurrence& p, char* workspace, Worker& worker) {
 // Packs W_ih, then W_hh, as a call whose state is one piece packs them for itself.
 template <class S, class E>
 void pack(const Recurrence& p, char* packed) {
-  using F = typename E::Factor;
+  using F = typename E::Operand;
   [[maybe_unused]] const typename E::Task task;
   F* to = reinterpret_cast<F*>(packed);
   const auto pack_all = [&](const void* values, int64_t K) {

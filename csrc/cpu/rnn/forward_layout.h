@@ -8,7 +8,7 @@ namespace rnnext::RNNEXT_ISA {
 // Where the weights, the states and each worker's scratch lie.
 template <class S, class E>
 struct ForwardLayout {
-  using F = typename E::Factor;
+  using F = typename E::Operand;
   using C = Compute<S>;
   const Recurrence& p;
   const ForwardPlan& plan;

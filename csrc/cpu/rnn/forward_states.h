@@ -13,7 +13,7 @@ namespace rnnext::RNNEXT_ISA {
 // step do not follow each other in the output, so they are written to scratch first.
 template <class S, class E>
 struct ForwardStates {
-  using F = typename E::Factor;
+  using F = typename E::Operand;
   using C = Compute<S>;
   const Recurrence& p;
   const ForwardPlan& plan;
@@ -34,7 +34,7 @@ struct ForwardStates {
         apart_saved(plan, traits_of(p.cell).saved * p.H, plan.sorts && p.saved, arena) {}
 
   // Whether a step's tiles write its output beside the state: neither can be made of the other.
-  static constexpr bool has_output() { return kNative<S> && !kStoredAsFactors<S, F>; }
+  static constexpr bool has_output() { return kNative<S> && !kStoredAsOperands<S, F>; }
 
   // The state that the unit's first step reads: hx, or zeros. It is written to both buffers, since
   // a sequence that begins late may find it in either. A sequence without steps ends with it.
@@ -126,7 +126,7 @@ struct ForwardStates {
     for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
       const Vec<C> x = load_state(state, j, p.H - j);
       if (carry.count) store(carry.row(unit, 0, i) + j, load_state(beside, j, p.H - j));
-      Factors<F>::store(next, j, output_of<S>(p, x));
+      Operands<F>::store(next, j, output_of<S>(p, x));
     }
   }
   // The buffer where the step after `done` others leaves its state.
@@ -167,7 +167,7 @@ struct ForwardStates {
           store_some(output + j, load(apart_output.row(unit, 0, i) + j), p.H - j);
         } else if constexpr (kNative<S>) {
           store_some(output + j, load(next + j), p.H - j);
-        } else if constexpr (kStoredAsFactors<S, F>) {
+        } else if constexpr (kStoredAsOperands<S, F>) {
           __builtin_memcpy(output + j, next + j / kDepth<F>,
                            min_of(kLanes<C>, p.H - j) * sizeof(S));
         } else {

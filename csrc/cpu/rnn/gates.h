@@ -53,7 +53,7 @@ RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64
     if (leak.carry) store(leak.carry[row] + j + at, state.v[i]);
     for (int k = 0; saved && k < kTraits.saved; ++k)
       store_some(saved + k * step.H + at, kept[k].v[i], left - at);
-    Factors<F>::store_some(step.next[row], j + at, out.v[i], step.next_end - j - at);
+    Operands<F>::store_some(step.next[row], j + at, out.v[i], step.next_end - j - at);
     if (step.output) store_some(step.output[row] + j + at, out.v[i], left - at);
   }
 }
@@ -79,7 +79,7 @@ RNNEXT_TILE void forward_gates(const Step& step, const Rows<const C>& x, const R
 }
 
 // The end of a tile in the backward pass: the gradients of the gates' pre-activations from that of
-// the output. In a row of factors the gates are gate_width apart.
+// the output. In a row of operands the gates are gate_width apart.
 template <class Gates, class S, class Step, class C = Compute<S>>
 RNNEXT_TILE void backward_gates(const Step& step, Vec<C>* x, int rows, int vectors, int64_t row,
                                 int64_t column) {
@@ -103,7 +103,7 @@ RNNEXT_TILE void backward_gates(const Step& step, Vec<C>* x, int rows, int vecto
       store(carry + j, carried.v[0]);
       for (int k = 0; k < kTraits.grads; ++k) {
         store_some(grad_pre + k * H + j, grads[k].v[0], left);
-        if (next) Factors<F>::store_some(next, k * width + j, grads[k].v[0], left);
+        if (next) Operands<F>::store_some(next, k * width + j, grads[k].v[0], left);
       }
     }
   }

@@ -9,11 +9,11 @@ namespace rnnext::RNNEXT_ISA {
 
 template <class S, class E>
 struct OneStep {
-  using F = typename E::Factor;
+  using F = typename E::Operand;
   using C = Compute<S>;
 
   const Recurrence& p;
-  Rows<F> x, h;  // the worker's own rows of factors: [B] features, [D][B] states
+  Rows<F> x, h;  // the worker's own rows of operands: [B] features, [D][B] states
   size_t bytes;
 
   OneStep(const Recurrence& p, char* scratch)
@@ -27,11 +27,11 @@ struct OneStep {
   void run(const Worker& worker) const {
     for (int64_t b = 0; b < p.B; ++b)
       for (int64_t i = 0; i < p.I; i += kLanes<C>)
-        Factors<F>::store(x[b], i, load_some(input_row<S>(p, 0, b) + i, p.I - i));
+        Operands<F>::store(x[b], i, load_some(input_row<S>(p, 0, b) + i, p.I - i));
     for (int64_t row = 0; p.hx && row < p.D * p.B; ++row)
       for (int64_t j = 0; j < p.H; j += kLanes<C>)
-        Factors<F>::store(h[row], j,
-                          load_some(static_cast<const S*>(p.hx) + row * p.H + j, p.H - j));
+        Operands<F>::store(h[row], j,
+                           load_some(static_cast<const S*>(p.hx) + row * p.H + j, p.H - j));
     const int64_t vectors = divide_up(p.H, kLanes<C>);
     const Range share = part(p.D * vectors, worker.rank, worker.size);
     for (int64_t v = share.begin; v < share.end; ++v)

@@ -18,16 +18,16 @@ double multiply_cycles(const KernelShape& shape, const Machine& machine, int64_t
   if (!shape.tiles || machine.tiles == 0)
     return static_cast<double>(rows) * bytes / (shape.depth > 1 ? machine.pairs : machine.multiply);
   // With two parts, a pair of twice the bytes takes three products.
-  const double products = shape.factor_bytes > 4 ? 1.5 : 1;
+  const double products = shape.operand_bytes > 4 ? 1.5 : 1;
   const auto whole = static_cast<double>(divide_up(rows, shape.row_block) * shape.row_block);
   return whole * bytes * products / machine.tiles;
 }
 
-// Estimated cycles for one step of `rows` sequences and `columns` hidden units of K factors each.
+// Estimated cycles for one step of `rows` sequences and `columns` hidden units of K operands each.
 // It is bound by the multiply-adds or by reading the weights.
 double step_cycles(const KernelShape& shape, const Machine& machine, int64_t rows, int64_t columns,
                    int64_t K) {
-  const double bytes = static_cast<double>(columns) * K * shape.factor_bytes;
+  const double bytes = static_cast<double>(columns) * K * shape.operand_bytes;
   const double rate = bytes < machine.first_bytes    ? machine.first_rate
                       : bytes < machine.second_bytes ? machine.second_rate
                                                      : machine.far_rate;
@@ -42,9 +42,9 @@ bool leaves_second_cache(int64_t bytes, const KernelShape& shape, const Machine&
   return !shape.tiles && static_cast<double>(bytes) >= machine.second_bytes;
 }
 
-// Estimated cycles for packing so many factors.
-double pack_cycles(const KernelShape& shape, int64_t factors) {
-  return static_cast<double>(factors) * shape.factor_bytes / kPackRate;
+// Estimated cycles for packing so many operands.
+double pack_cycles(const KernelShape& shape, int64_t operands) {
+  return static_cast<double>(operands) * shape.operand_bytes / kPackRate;
 }
 
 // Shares out the sequences, and the hidden units if that is estimated to be faster. `joined`: one
@@ -52,7 +52,7 @@ double pack_cycles(const KernelShape& shape, int64_t factors) {
 // whose weights a worker packs. `pieces`: whether the state may be read piece by piece.
 Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& machine, int threads,
                bool joined = false, double packing = 0, bool pieces = true) {
-  const int64_t K = shape.factors(p.H), panels = shape.panels(p.H), gates = p.gates();
+  const int64_t K = shape.operands(p.H), panels = shape.panels(p.H), gates = p.gates();
   const int64_t per_direction = threads % p.D == 0 && !joined ? threads / p.D : threads;
   Plan best{};
   best.joined = joined;
@@ -75,7 +75,7 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
       if (divide_up(panels, plan.panel_group) < hidden) continue;
     }
     const int64_t columns = plan.member_panels(panels) * shape.panel;
-    const double lines = static_cast<double>(rows * (p.H - columns)) * shape.factor_bytes / 64;
+    const double lines = static_cast<double>(rows * (p.H - columns)) * shape.operand_bytes / 64;
     // (In a single step all members read the features, and the gradients that each of them wrote.)
     plan.cycles = step_cycles(shape, machine, rows, gates * columns, K) +
                   packing * static_cast<double>(gates * columns) + (p.T > 1 ? machine.wait : 0) +
@@ -91,7 +91,7 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
 double layer_cycles(const Recurrence& p, const KernelShape& shape, const Machine& machine,
                     const Plan& plan) {
   const double bytes = static_cast<double>(p.gates() * p.H) *
-                       static_cast<double>(shape.factors(p.I)) * shape.factor_bytes;
+                       static_cast<double>(shape.operands(p.I)) * shape.operand_bytes;
   const double features = multiply_cycles(shape, machine, p.B, bytes);
   return plan.cycles + features / static_cast<double>(plan.batch_parts * plan.hidden_parts);
 }
@@ -108,7 +108,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
     return plan;  // the hidden units are shared out evenly, and that is all
   }
   const int64_t packed =
-      p.packed_weights ? 0 : shape.factors(p.I) + (p.multiplies_state() ? shape.factors(p.H) : 0);
+      p.packed_weights ? 0 : shape.operands(p.I) + (p.multiplies_state() ? shape.operands(p.H) : 0);
   static_cast<Plan&>(plan) = share_out(p, shape, machine, threads, false,
                                        pack_cycles(shape, packed) / static_cast<double>(p.T));
   const int64_t weights = shape.weight_bytes(p.I, p.H, p.gates());
@@ -124,7 +124,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   const int64_t width = p.D * p.H * shape.storage_bytes;
   const bool whole_blocks =
       p.H % shape.grain == 0 && p.B % (plan.batch_parts * shape.row_block) == 0;
-  if (shape.stored_as_factors && (shape.tiles ? whole_blocks : p.H % shape.depth == 0) &&
+  if (shape.stored_as_operands && (shape.tiles ? whole_blocks : p.H % shape.depth == 0) &&
       p.plain()) {
     if (plan.hidden_parts == 1 && width < kSameSetBytes) plan.state = Home::rows;
     plan.from_hx = p.hx && p.T == 1 && plain;
@@ -137,8 +137,8 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   }
   const int64_t columns = plan.member_panels(shape.panels(p.H)) * shape.panel * p.gates();
   const int64_t features =
-      (shape.panels(p.I) * shape.panel / shape.depth + 64 / shape.factor_bytes) *
-      shape.factor_bytes;
+      (shape.panels(p.I) * shape.panel / shape.depth + 64 / shape.operand_bytes) *
+      shape.operand_bytes;
   const int64_t chunk_row = max_of(shape.sums_bytes(columns), features);
   const int64_t fit = stacked ? kFewRows : kForwardChunkBytes / chunk_row;
   plan.chunk_rows = plan.projects ? max_of(plan.unit_rows, min_of(fit, p.T * p.B)) : plan.unit_rows;
@@ -158,7 +158,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
                       p.B >= int64_t{asked} * shape.tile_rows && p.rows() >= p.H;
   // (A single step reads W_hh as it lies, which takes as long as packing it.)
   const double packing = p.T > 1 || out.hx || out.reset_state
-                             ? pack_cycles(shape, shape.factors(p.H)) / static_cast<double>(p.T)
+                             ? pack_cycles(shape, shape.operands(p.H)) / static_cast<double>(p.T)
                              : 0;
   // (The gates of a piece of the state do not follow each other.)
   BackwardPlan plan{share_out(p, shape, machine, asked, joined, packing, !is_gated(p.cell))};

@@ -13,15 +13,15 @@ namespace rnnext::RNNEXT_ISA {
 template <class S, class E>
 constexpr KernelShape kShape = {.storage_bytes = sizeof(S),
                                 .compute_bytes = sizeof(Compute<S>),
-                                .factor_bytes = sizeof(typename E::Factor),
-                                .depth = kDepth<typename E::Factor>,
+                                .operand_bytes = sizeof(typename E::Operand),
+                                .depth = kDepth<typename E::Operand>,
                                 .panel = kPanel<Compute<S>>,
                                 .tile_rows = E::kTileRows,
                                 .sum_block = E::kSumBlock,
-                                .grain = kGrain<typename E::Factor>,
+                                .grain = kGrain<typename E::Operand>,
                                 .row_block = E::kRowBlock,
-                                .tiles = kTiled<typename E::Factor>,
-                                .stored_as_factors = kStoredAsFactors<S, typename E::Factor>};
+                                .tiles = kTiled<typename E::Operand>,
+                                .stored_as_operands = kStoredAsOperands<S, typename E::Operand>};
 
 // Arrays of one size; null where there are none.
 template <class T>
@@ -65,7 +65,7 @@ Range piece_of(const Plan& plan, int64_t H, int64_t m) {
 // W_hh, packed piece by piece of the state that it is multiplied with.
 template <class S, class E>
 struct StateWeights {
-  using F = typename E::Factor;
+  using F = typename E::Operand;
   using C = Compute<S>;
   const Plan& plan;
   Matrix<S, F> weight;
@@ -83,7 +83,7 @@ struct StateWeights {
     return finite;
   }
 
-  // A piece of the state, K factors of each row, and where its weights lie among the packed ones.
+  // A piece of the state, K operands of each row, and where its weights lie among the packed ones.
   struct Piece {
     Rows<const F> state;
     int64_t K, packed_at;
@@ -93,7 +93,7 @@ struct StateWeights {
               const Worker& worker) const {
     const Range k = piece_of<C>(plan, weight.K, m);
     const Piece piece{{state.first + k.begin / kDepth<F>, state.stride},
-                      factors_in<F>(k.end - k.begin),
+                      operands_in<F>(k.end - k.begin),
                       weight.piece_at(k.begin)};
     const int first = unit.group * unit.members + static_cast<int>(plan.pieces > 1 ? m : 0);
     const int last = plan.pieces > 1 ? first + 1 : first + unit.members;
@@ -140,11 +140,11 @@ const S* input_row(const Recurrence& p, int64_t t, int64_t b) {
 }
 
 // A chunk's rows of features in the order of memory: where they lie, or copied to scratch.
-template <class S, class E, class F = typename E::Factor>
+template <class S, class E, class F = typename E::Operand>
 Rows<const F> feature_rows(const Recurrence& p, const Unit& unit, const Chunk& chunk, F* scratch) {
   const bool sorted = unit.order != nullptr;
   int64_t apart = 0;
-  if (kStoredAsFactors<S, F> && !sorted &&
+  if (kStoredAsOperands<S, F> && !sorted &&
       p.input.direct(p, chunk.n, unit.b0, unit.b0 + unit.size, &apart) && p.I % kGrain<F> == 0 &&
       apart % kDepth<F> == 0 && chunk.rows % E::kRowBlock == 0)
     return {reinterpret_cast<const F*>(input_row<S>(p, chunk.t, unit.b0)), apart / kDepth<F>};
@@ -157,9 +157,9 @@ Rows<const F> feature_rows(const Recurrence& p, const Unit& unit, const Chunk& c
     for (int64_t i = 0, n = sequences(p, unit, t); i < n; ++i, scratch += rows.stride) {
       const S* const row = input_row<S>(p, t, unit.sequence(i));
       const S* const next = row + (later - t) * ahead;
-      for (int64_t j = 0; j < factors_in<F>(p.I) * kDepth<F>; j += kLanes<Compute<S>>) {
+      for (int64_t j = 0; j < operands_in<F>(p.I) * kDepth<F>; j += kLanes<Compute<S>>) {
         if (fetches) __builtin_prefetch(next + j);
-        Factors<F>::store(scratch, j, load_some(row + j, p.I - j));
+        Operands<F>::store(scratch, j, load_some(row + j, p.I - j));
       }
     }
   }

@@ -9,7 +9,7 @@ namespace rnnext::RNNEXT_ISA {
 // sums[r] += row r of a times `columns` rows of the weight [.., K], one in each lane. The CPU needs
 // some lines to recognize each row as a stream, so the first lines of the rows that come next are
 // prefetched, one with each block.
-template <int R, class E, class S, class F = typename E::Factor>
+template <int R, class E, class S, class F = typename E::Operand>
 RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64_t columns,
                               int64_t K, const F* a, int64_t stride) {
   constexpr int kSteps = kLanes<F> * kDepth<F>;
@@ -77,12 +77,12 @@ RNNEXT_TILE void add_unpacked_tiled(Vec<float> (&sums)[R], const S* weight, int6
 }
 
 // Work for sweep: the block [begin, end) of k of a product with a weight [K, columns], whose
-// numbers are factors as they are. They come from far memory, so the next block's rows are
+// numbers are operands as they are. They come from far memory, so the next block's rows are
 // prefetched.
 template <class E>
 struct UnpackedBlock {
   using Engine = E;
-  using F = typename E::Factor;
+  using F = typename E::Operand;
   static constexpr int64_t kBlock = E::kSumBlock;
   const Projection<E>& product;
   const Matrix<F, F>& weight;
@@ -119,14 +119,14 @@ struct UnpackedBlock {
 };
 
 // Computes `product`, which names no packed weights, for `rows` rows and panels [p0, p1) of a
-// weight [K, columns]. Panels are packed only if the weight's numbers are not factors as they are,
+// weight [K, columns]. Panels are packed only if the weight's numbers are not operands as they are,
 // or the last panel is not whole: just before they are multiplied, and always to `panels`, which
 // stays in cache.
 template <class S, class E>
-void stream(Projection<E> product, const Matrix<S, typename E::Factor>& weight,
-            typename E::Factor* panels, int64_t rows, int64_t p0, int64_t p1) {
-  using F = typename E::Factor;
-  const int64_t K = factors_in<F>(weight.K);
+void stream(Projection<E> product, const Matrix<S, typename E::Operand>& weight,
+            typename E::Operand* panels, int64_t rows, int64_t p0, int64_t p1) {
+  using F = typename E::Operand;
+  const int64_t K = operands_in<F>(weight.K);
   if constexpr (std::is_same_v<S, F>) {
     using Block = UnpackedBlock<E>;
     const int64_t whole = min_of(p1, weight.columns / kPanel<F>);

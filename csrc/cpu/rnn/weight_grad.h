@@ -43,7 +43,7 @@ struct RowCursor {
 // the pre-activations.
 template <class S, class E>
 struct WeightGradients {
-  using F = typename E::Factor;
+  using F = typename E::Operand;
   using C = Compute<S>;
   static constexpr int kTileRows = E::kTileRows;
   static constexpr int64_t kLeftStride = scratch_stride<F>(kGradientRows);
@@ -56,9 +56,9 @@ struct WeightGradients {
   int64_t begin, height;
   int part;
   GateOfPart gate;
-  F* left;      // [factors of kGradientRows, height] in tiles; for AMX [height, kLeftStride]
-  F* left_row;  // [height], if rows of grad_pre are no rows of factors
-  F* right;  // [factors of kGradientRows, kPanel]; direct_sums: [panels][factors of rows, kPanel]
+  F* left;      // [operands of kGradientRows, height] in tiles; for AMX [height, kLeftStride]
+  F* left_row;  // [height], if rows of grad_pre are no rows of operands
+  F* right;  // [operands of kGradientRows, kPanel]; direct_sums: [panels][operands of rows, kPanel]
   // Sums for W_hh and for W_ih (of no size with direct_sums). sum_columns,
   // [column_count][column_size], has the bias and, instead of sum_ih, each column of a W_ih of few
   // features: hidden units are in its lanes, most of which would be empty in a product of so few
@@ -81,11 +81,11 @@ struct WeightGradients {
         gate(gate_of(p, part)) {
     Arena arena{scratch};
     const int64_t rows = divide_up(height, kTileRows) * kTileRows;  // of whole tiles
-    left = arena.take<F>(kTiled<F> ? rows * kLeftStride : factors_in<F>(kGradientRows) * rows);
+    left = arena.take<F>(kTiled<F> ? rows * kLeftStride : operands_in<F>(kGradientRows) * rows);
     left_row = arena.take<F>(kDepth<F> > 1 && !kTiled<F> ? height + kLanes<F> : 0);
-    right = arena.take<F>(plan.direct_sums
-                              ? factors_in<F>(p.rows()) * panels_in<F>(max_of(p.H, p.I)) * kPanel<F>
-                              : factors_in<F>(kGradientRows) * kPanel<F>);
+    right = arena.take<F>(plan.direct_sums ? operands_in<F>(p.rows()) *
+                                                 panels_in<F>(max_of(p.H, p.I)) * kPanel<F>
+                                           : operands_in<F>(kGradientRows) * kPanel<F>);
     sum_hh = arena.take<C>(plan.direct_sums ? 0 : rows * scratch_stride<C>(p.H));
     few_features = kNative<S> && weight_ih(0) && p.I <= kLanes<C> / 2;
     sum_ih = arena.take<C>(product_ih() && !plan.direct_sums ? rows * scratch_stride<C>(p.I) : 0);
@@ -196,7 +196,7 @@ struct WeightGradients {
   bool product_ih() const { return weight_ih(0) && p.I > 0 && !few_features; }
   C* column_sums(int64_t column) const { return sum_columns + column * column_size; }
   // What row n's gradient is multiplied by for this column.
-  C factor(int64_t column, int64_t n) const {
+  C multiplier(int64_t column, int64_t n) const {
     if constexpr (kNative<S>)
       if (column > 0) return feature_rows[n] ? feature_rows[n][column - 1] : 0;
     return 1;
@@ -223,46 +223,47 @@ struct WeightGradients {
         const Vec<C> grad = NV > 1 ? load(from) : load_some(from, height - h);
 #pragma GCC unroll 4
         for (int i = 0; i < N; ++i)
-          FmaEngine<C>::multiply_add(sums[i][v], factor(first + i, n), grad);
+          FmaEngine<C>::multiply_add(sums[i][v], multiplier(first + i, n), grad);
       }
     store_tile(sums, column_sums(first) + h, column_size, NV * kLanes<C>);
   }
-  // Left factors: those of hidden unit h begin at first + h * step. There are as many as rows make
-  // factors, `stride` apart.
+  // Left operands: those of hidden unit h begin at first + h * step. There are as many as rows make
+  // operands, `stride` apart.
   struct Tiles {
     const F* first;
     int64_t step, stride;
   };
-  // Packs grad_rows [rows, height] into tiles [height / kTileRows][factors of rows][kTileRows].
+  // Packs grad_rows [rows, height] into tiles [height / kTileRows][operands of rows][kTileRows].
   Tiles pack_left(int64_t rows) const {
     if constexpr (kTiled<F>) {
       return pack_left_tiles(rows);
     } else {
-      const int64_t tile_size = factors_in<F>(rows) * kTileRows;
+      const int64_t tile_size = operands_in<F>(rows) * kTileRows;
       for (int64_t n = 0; n < rows; n += kDepth<F>) {
         const C* row = grad_rows[n];
         const C* next = kDepth<F> > 1 && n + 1 < rows ? grad_rows[n + 1] : nullptr;
-        const F* factors = left_row;
+        const F* operands = left_row;
         if constexpr (kDepth<F> == 1) {
-          factors = row;
+          operands = row;
         } else {
           for (int64_t h = 0; h < height; h += kLanes<F>)
-            store(left_row + h, Factors<F>::across(row + h, next ? next + h : nullptr, height - h));
+            store(left_row + h,
+                  Operands<F>::across(row + h, next ? next + h : nullptr, height - h));
         }
         F* tile = left + n / kDepth<F> * kTileRows;
         int64_t h = 0;
         for (; h + kTileRows <= height; h += kTileRows, tile += tile_size)
-          __builtin_memcpy(tile, factors + h, kTileRows * sizeof(F));
+          __builtin_memcpy(tile, operands + h, kTileRows * sizeof(F));
         for (int r = 0; h < height && r < kTileRows; ++r)
-          tile[r] = h + r < height ? factors[h + r] : F{};
+          tile[r] = h + r < height ? operands[h + r] : F{};
       }
-      return {left, factors_in<F>(rows), kTileRows};
+      return {left, operands_in<F>(rows), kTileRows};
     }
   }
 
   void add_product(const Tiles& tiles, const S** right_rows, int64_t rows, int64_t columns,
                    const Sums& sums, bool begins) const {
-    const int64_t K = factors_in<F>(rows);
+    const int64_t K = operands_in<F>(rows);
     const auto pack_right = [&](int64_t column, F* to) {
       pack_rows<F>([right_rows](int64_t n) { return right_rows[n]; }, rows, column, columns, to);
     };
@@ -307,7 +308,7 @@ struct WeightGradients {
     tile.finish(sums, h, column);
   }
 
-  // For AMX tiles hidden units are rows, as the left factors of any product are.
+  // For AMX tiles hidden units are rows, as the left operands of any product are.
   Tiles pack_left_tiles(int64_t rows) const {
     for (int64_t h = 0; h < divide_up(height, kTileRows) * kTileRows; h += kLanes<C>)
       for (int64_t n = 0; n < rows; n += kGrain<F>) pack_left_part<0>(rows, h, n);
@@ -321,7 +322,7 @@ struct WeightGradients {
           across<F, part>([&](int64_t row) { return grad_rows[row]; }, rows, n + 2 * i, h, height);
     transpose<Pair>(x);
     for (int i = 0; i < kLanes<Pair>; ++i)
-      store(Factors<F>::block(left + (h + i) * kLeftStride, n, part), x[i]);
+      store(Operands<F>::block(left + (h + i) * kLeftStride, n, part), x[i]);
     if constexpr (part + 1 < kParts<F>) pack_left_part<part + 1>(rows, h, n);
   }
   static RNNEXT_TILE void add_amx_tiles(const F* a, const F* panel, int64_t K, C* to,

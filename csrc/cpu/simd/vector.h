@@ -18,7 +18,7 @@ struct VecOf<double> {
   typedef double type __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
   typedef double unaligned __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(8), may_alias));
 };
-// Two bfloat16 side by side: one factor of a bfloat16 dot product. See factor.h.
+// Two bfloat16 side by side: one operand of a bfloat16 dot product. See operand.h.
 struct [[gnu::packed, gnu::aligned(2), gnu::may_alias]] Pair {
   int32_t bits;
 };

@@ -1,7 +1,7 @@
-// Factors: what a multiply-add takes. A factor is a number of the compute type, or, if the CPU has
-// bfloat16 dot products, a Pair of bfloat16 that follow each other along k: its multiply-add takes
-// two steps of k at once, at twice the speed and from half the memory. AMX tiles take blocks of
-// such pairs.
+// Operands: what a multiply-add takes. F, for format, is the type of one: a number of the compute
+// type, or, if the CPU has bfloat16 dot products, a Pair of bfloat16 that follow each other along k:
+// its multiply-add takes two steps of k at once, at twice the speed and from half the memory. AMX
+// tiles take blocks of such pairs.
 #pragma once
 
 #include "cpu/simd/vector.h"
@@ -10,13 +10,13 @@ namespace rnnext::RNNEXT_ISA {
 
 // A Pair in a row of AMX tiles. With two parts, a number is the sum of two bfloat16, the high and
 // the low part: about 16 bits of it. A row consists of blocks of 32 values along k, the high parts
-// of a block before its low ones; so no factor lies in one piece.
+// of a block before its low ones; so no operand lies in one piece.
 template <int parts>
-struct [[gnu::packed, gnu::aligned(2), gnu::may_alias]] TileFactor {
+struct [[gnu::packed, gnu::aligned(2), gnu::may_alias]] TileOperand {
   int32_t bits[parts];
 };
 template <int parts>
-constexpr int kLanes<TileFactor<parts>> = kLanes<float>;
+constexpr int kLanes<TileOperand<parts>> = kLanes<float>;
 
 // How many bfloat16 a number becomes; 0: it stays a number.
 template <class F>
@@ -24,27 +24,27 @@ constexpr int kParts = 0;
 template <>
 constexpr int kParts<Pair> = 1;
 template <int parts>
-constexpr int kParts<TileFactor<parts>> = parts;
-// Steps of k in one factor.
+constexpr int kParts<TileOperand<parts>> = parts;
+// Steps of k in one operand.
 template <class F>
 constexpr int kDepth = kParts<F> > 0 ? 2 : 1;
 // A row has a multiple of so many steps of k; zeros follow the last.
 template <class F>
 constexpr int kGrain = kDepth<F>;
 template <int parts>
-constexpr int kGrain<TileFactor<parts>> = 32;
+constexpr int kGrain<TileOperand<parts>> = 32;
 template <class F>
 constexpr bool kTiled = (kGrain<F> > kDepth<F>);
-// What a lane of a vector of factors holds.
+// What a lane of a vector of operands holds.
 template <class F>
 using Lane = std::conditional_t<kTiled<F>, Pair, F>;
 
 template <class F>
-constexpr int64_t factors_in(int64_t k) {
+constexpr int64_t operands_in(int64_t k) {
   return (k + kGrain<F> - 1) / kGrain<F> * (kGrain<F> / kDepth<F>);
 }
 
-// The bits of the exponents in a factor, and a one in the last place of each: their sum overflows
+// The bits of the exponents in an operand, and a one in the last place of each: their sum overflows
 // into the sign exactly where an exponent has all bits.
 template <class F>
 struct Exponents;
@@ -61,7 +61,7 @@ struct Exponents<double> {
   static constexpr uint64_t bits = 0x7ff0000000000000, one = 0x0010000000000000,
                             signs = 0x8000000000000000;
 };
-// Whether all factors that it saw are finite. One step of its chain takes a cycle.
+// Whether all operands that it saw are finite. One step of its chain takes a cycle.
 template <class F>
 struct Finite {
   using E = Exponents<F>;
@@ -76,18 +76,18 @@ struct Finite {
 };
 
 template <class F>
-struct Factors {
-  // kLanes factors from p on along k: n values, then zeros.
+struct Operands {
+  // kLanes operands from p on along k: n values, then zeros.
   template <class S>
   static RNNEXT_INLINE Vec<F> along(const S* p, int64_t n) {
     return load_some(p, n);
   }
-  // A factor in each lane, from rows at k and k + 1 (null: zeros) of n values, then zeros.
+  // An operand in each lane, from rows at k and k + 1 (null: zeros) of n values, then zeros.
   template <class S>
   static RNNEXT_INLINE Vec<F> across(const S* row, const S*, int64_t n) {
     return row ? load_some(row, n) : Vec<F>{};
   }
-  // Stores x as values column, column + 1, .. of a row of factors; column is a multiple of the
+  // Stores x as values column, column + 1, .. of a row of operands; column is a multiple of the
   // lanes.
   static RNNEXT_INLINE void store(F* row, int64_t column, Vec<Compute<F>> x) {
     RNNEXT_ISA::store(row + column, x);
@@ -108,7 +108,7 @@ RNNEXT_INLINE Vec<float> rest_of(Vec<float> x) {
 }
 
 template <>
-struct Factors<Pair> {
+struct Operands<Pair> {
   template <class S>
   static RNNEXT_INLINE Vec<Pair> along(const S* p, int64_t n) {
     return rounded(load_some(p, n), load_some(p + kLanes<float>, n - kLanes<float>));
@@ -175,19 +175,19 @@ struct Factors<Pair> {
 };
 
 template <int parts>
-struct Factors<TileFactor<parts>> {
-  using F = TileFactor<parts>;
+struct Operands<TileOperand<parts>> {
+  using F = TileOperand<parts>;
   // The pairs of the part of the block that value `column` of a row is in.
   static RNNEXT_INLINE Pair* block(F* row, int64_t column, int part) {
     return reinterpret_cast<Pair*>(row) + (column / 32 * parts + part) * 16;
   }
   static RNNEXT_INLINE void store(F* row, int64_t column, Vec<float> x) {
     for (int part = 0; part < parts; ++part, x = rest_of(x))
-      Factors<Pair>::store(block(row, column, part), column % 32, x);
+      Operands<Pair>::store(block(row, column, part), column % 32, x);
   }
   static RNNEXT_INLINE void store_some(F* row, int64_t column, Vec<float> x, int64_t n) {
     for (int part = 0; part < parts; ++part, x = rest_of(x))
-      Factors<Pair>::store_some(block(row, column, part), column % 32, x, n);
+      Operands<Pair>::store_some(block(row, column, part), column % 32, x, n);
   }
 };
 
@@ -206,23 +206,24 @@ struct Rows {
   T* operator[](int64_t row) const { return first + row * stride; }
 };
 
-// Copies values column, .., column + kLanes - 1 of a row of factors.
+// Copies values column, .., column + kLanes - 1 of a row of operands.
 template <class F>
-RNNEXT_INLINE void copy_factors(F* to, const F* from, int64_t column) {
+RNNEXT_INLINE void copy_operands(F* to, const F* from, int64_t column) {
   __builtin_memcpy(to + column / kDepth<F>, from + column / kDepth<F>,
                    kLanes<F> / kDepth<F> * sizeof(F));
 }
 template <int parts>
-RNNEXT_INLINE void copy_factors(TileFactor<parts>* to, const TileFactor<parts>* from,
-                                int64_t column) {
-  using T = Factors<TileFactor<parts>>;
+RNNEXT_INLINE void copy_operands(TileOperand<parts>* to, const TileOperand<parts>* from,
+                                 int64_t column) {
+  using T = Operands<TileOperand<parts>>;
   for (int part = 0; part < parts; ++part)
-    __builtin_memcpy(T::block(to, column, part) + column % 32 / 2,
-                     T::block(const_cast<TileFactor<parts>*>(from), column, part) + column % 32 / 2,
-                     kLanes<float> * sizeof(BFloat16));
+    __builtin_memcpy(
+        T::block(to, column, part) + column % 32 / 2,
+        T::block(const_cast<TileOperand<parts>*>(from), column, part) + column % 32 / 2,
+        kLanes<float> * sizeof(BFloat16));
 }
 
-// Clears what follows the last value of rows of factors: half a pair, or part of a block. It meets
+// Clears what follows the last value of rows of operands: half a pair, or part of a block. It meets
 // weights of zero, and so must not be infinite or NaN.
 template <class F>
 RNNEXT_INLINE void clear_row_ends(F* rows, int64_t n, int64_t stride, int64_t values) {
@@ -230,7 +231,7 @@ RNNEXT_INLINE void clear_row_ends(F* rows, int64_t n, int64_t stride, int64_t va
     for (int64_t i = 0; values % 32 && i < n; ++i)
       for (int part = 0; part < kParts<F>; ++part)
         __builtin_memset(
-            reinterpret_cast<BFloat16*>(Factors<F>::block(rows + i * stride, values, part)) +
+            reinterpret_cast<BFloat16*>(Operands<F>::block(rows + i * stride, values, part)) +
                 values % 32,
             0, (32 - values % 32) * sizeof(BFloat16));
   } else if constexpr (kDepth<F> > 1) {
@@ -238,9 +239,9 @@ RNNEXT_INLINE void clear_row_ends(F* rows, int64_t n, int64_t stride, int64_t va
   }
 }
 
-// Whether a row of the storage type is a row of factors.
+// Whether a row of the storage type is a row of operands.
 template <class S, class F>
-constexpr bool kStoredAsFactors =
+constexpr bool kStoredAsOperands =
     kParts<F> == 0 ? sizeof(S) == sizeof(F) : kParts<F> == 1 && sizeof(S) == sizeof(BFloat16);
 
 }  // namespace rnnext::RNNEXT_ISA
