@@ -223,7 +223,7 @@ def test_kernels_tell_their_shape(isa, dtype):
     vector = 16 if narrow else 32 if isa == "avx2" else 64
     assert found["panel"] == 2 * vector // (8 if dtype == torch.float64 else 4)
     pairs = tiles or (isa == "avx512_bf16" and dtype == torch.bfloat16)
-    assert found["depth"] == (2 if pairs else 1)
+    assert found["k_pack"] == (2 if pairs else 1)
     assert found["amx"] == tiles
     small = 2 if platform.machine() == "x86_64" else 6
     assert found["tile_rows"] == (32 if tiles else small if narrow else 6 if isa == "avx2" else 8)

@@ -38,7 +38,7 @@ Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_t
   for (const MachineNumber& number : kMachineNumbers) about[number.name] = machine.*number.at;
   about["tile_rows"] = int64_t{shape.tile_rows};
   about["panel"] = int64_t{shape.panel};
-  about["depth"] = int64_t{shape.depth};
+  about["k_pack"] = int64_t{shape.k_pack};
   about["amx"] = shape.tiles;
   about["weight_bytes"] = shape.weight_bytes(p.I, p.H, p.gates());
   about["wavefront"] = false;

@@ -48,7 +48,7 @@ RNNEXT_INLINE __m512i load_halves(const void* low, const void* high) {
 template <class F, class S>
 RNNEXT_INLINE void load_block(Vec<F> (&x)[kLanes<F>], const S* from, int64_t rows, int64_t stride,
                               int64_t n) {
-  constexpr int kSteps = kLanes<F> * kDepth<F>;
+  constexpr int kSteps = kLanes<F> * kKPack<F>;
   if (rows >= kLanes<F> && n >= kSteps) {
 #ifdef RNNEXT_AVX512
     // Halves of rows are put together as they are loaded, which spares a quarter of the shuffles.
@@ -90,7 +90,7 @@ RNNEXT_INLINE auto across(const RowAt& row, int64_t K, int64_t k, int64_t column
     const auto* const first = k < K ? row(k) : nullptr;
     return first ? first + column : nullptr;
   };
-  const auto* const next = kDepth<F> > 1 ? from(k + 1) : nullptr;
+  const auto* const next = kKPack<F> > 1 ? from(k + 1) : nullptr;
   if constexpr (part > 0) return Operands<Lane<F>>::rest_across(from(k), next, columns - column);
   if constexpr (part == 0) return Operands<Lane<F>>::across(from(k), next, columns - column);
 }
@@ -98,11 +98,11 @@ RNNEXT_INLINE auto across(const RowAt& row, int64_t K, int64_t k, int64_t column
 // Packs such a matrix's panel [operands of K, kPanel] from `column` on; columns past it are 0.
 template <class F, int part = 0, class RowAt>
 RNNEXT_TILE void pack_rows(RowAt row, int64_t K, int64_t column, int64_t columns, F* to) {
-  constexpr int64_t kBlock = kGrain<F> / kDepth<F> * kPanel<F>;
+  constexpr int64_t kBlock = kKAlign<F> / kKPack<F> * kPanel<F>;
   Lane<F>* block = reinterpret_cast<Lane<F>*>(to) + part * kBlock;
-  for (int64_t k = 0; k < K; k += kGrain<F>, block += kBlock * sizeof(F) / sizeof(Lane<F>))
+  for (int64_t k = 0; k < K; k += kKAlign<F>, block += kBlock * sizeof(F) / sizeof(Lane<F>))
     for (int64_t i = 0; i < kBlock; i += kLanes<F>)
-      store(block + i, across<F, part>(row, K, k + i / kPanel<F> * kDepth<F>,
+      store(block + i, across<F, part>(row, K, k + i / kPanel<F> * kKPack<F>,
                                        column + i % kPanel<F>, columns));
   if constexpr (part + 1 < kParts<F>) pack_rows<F, part + 1>(row, K, column, columns, to);
 }
@@ -114,7 +114,7 @@ constexpr int64_t kStreamed = kTiled<F> ? 2 : 1;
 // How many hidden units a gate's part of a row has room for in rows of operands.
 template <class F>
 constexpr int64_t gate_width(int64_t H) {
-  return (H + kGrain<F> - 1) / kGrain<F> * kGrain<F>;
+  return (H + kKAlign<F> - 1) / kKAlign<F> * kKAlign<F>;
 }
 
 // A stored matrix that is packed as panels of [K, columns]: weight [columns, K] (transposed) or
@@ -196,7 +196,7 @@ struct Matrix {
   RNNEXT_TILE bool pack_part(const Lanes (&lanes)[2], Pair* dst) const {
     Finite<Pair> finite;
     dst += part * 16 * kPanel<F>;
-    for (int64_t k = 0; k < K; k += kGrain<F>, dst += 16 * kParts<F> * kPanel<F>)
+    for (int64_t k = 0; k < K; k += kKAlign<F>, dst += 16 * kParts<F> * kPanel<F>)
       for (int64_t j = 0; j < kPanel<F>; j += kLanes<F>) {
         const Lanes& of = lanes[j / kLanes<F>];
         Vec<Pair> x[kLanes<Pair>];
@@ -209,12 +209,12 @@ struct Matrix {
     return finite.all();
   }
   RNNEXT_TILE bool pack_transposed(const Lanes& of, F* dst) const {
-    constexpr int kSteps = kLanes<F> * kDepth<F>;
+    constexpr int kSteps = kLanes<F> * kKPack<F>;
     Finite<F> finite;
     for (int64_t k = 0; k < K; k += kSteps, dst += kLanes<F> * kPanel<F>) {
       Vec<F> x[kLanes<F>];
       load_block<F>(x, of.from + k, of.left, stride, K - k);
-      for (int i = 0; i < kLanes<F> && k + i * kDepth<F> < K; ++i) {
+      for (int i = 0; i < kLanes<F> && k + i * kKPack<F> < K; ++i) {
         store(dst + i * kPanel<F>, x[i]);
         finite.see(x[i]);
       }

@@ -45,7 +45,7 @@ struct GateColumns {
 // Rows of scratch start on different cache sets: a power-of-two stride would map them to one.
 template <class F>
 constexpr int64_t scratch_stride(int64_t columns) {
-  return panels_in<F>(columns) * kPanel<F> / kDepth<F> + 64 / static_cast<int64_t>(sizeof(F));
+  return panels_in<F>(columns) * kPanel<F> / kKPack<F> + 64 / static_cast<int64_t>(sizeof(F));
 }
 
 // Calls f(r, j) for each vector of a block, unrolled: its vectors are registers.

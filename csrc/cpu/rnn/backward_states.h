@@ -133,8 +133,8 @@ struct BackwardStates {
   void copy_part(F* to, const F* from, int k, int64_t j) const {
     const int64_t column = k * width + j;
     if (kTiled<F> || width - j >= kLanes<C>) return copy_operands(to, from, column);
-    __builtin_memcpy(to + column / kDepth<F>, from + column / kDepth<F>,
-                     (width - j) / kDepth<F> * sizeof(F));
+    __builtin_memcpy(to + column / kKPack<F>, from + column / kKPack<F>,
+                     (width - j) / kKPack<F> * sizeof(F));
   }
   void stop_row(const Unit& unit, int64_t i, bool anew, F* next, const C* grad_pre,
                 C* alpha_grad) const {

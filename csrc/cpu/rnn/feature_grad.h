@@ -30,7 +30,7 @@ struct FeatureGradients {  // one worker's
         plan.features == FeatureGradient::shared
             ? shared
             : arena.take<F>(streamed ? kStreamed<F> * weight(p, 0).panel_size() : packed_size(p));
-    operands = arena.take<F>(kDepth<F> > 1 ? block_rows() * stride : 0);
+    operands = arena.take<F>(kKPack<F> > 1 ? block_rows() * stride : 0);
     const int64_t most = kNative<S> ? 0 : max_of(block_rows(), plan.unit_rows);
     product = arena.take<C>(max_of(most, plan.sorts ? plan.unit_rows : 0) * p.I);
     arena.take<char>(kApart);
@@ -131,7 +131,7 @@ struct FeatureGradients {  // one worker's
   // Rows of grad_pre of direction d, as operands.
   Rows<const F> rows_of(const C* grad_pre, int d, int64_t rows) const {
     const C* const from = grad_pre + d * grad_width();
-    if constexpr (kDepth<F> == 1) {
+    if constexpr (kKPack<F> == 1) {
       return {from, p.D * grad_width()};
     } else {
       return {as_operands(from, rows), stride};
@@ -147,8 +147,8 @@ struct FeatureGradients {  // one worker's
           for (int64_t j = 0; j < width; j += kLanes<C>)
             Operands<F>::store(to, k * width + j, load_some(from + k * p.H + j, p.H - j));
         } else {
-          for (int64_t j = 0; j < p.H; j += kLanes<F> * kDepth<F>)
-            store(to + (k * width + j) / kDepth<F>,
+          for (int64_t j = 0; j < p.H; j += kLanes<F> * kKPack<F>)
+            store(to + (k * width + j) / kKPack<F>,
                   Operands<F>::along(from + k * p.H + j, p.H - j));
         }
     return operands;

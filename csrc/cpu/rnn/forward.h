@@ -51,9 +51,9 @@ struct ForwardStep {
   RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
                         const Ahead* ahead) const {
     if (far) {
-      F* const to = next[row] + column / kDepth<F>;
+      F* const to = next[row] + column / kKPack<F>;
       if (output) extent.template prefetch<true>(output[row] + column, output.stride);
-      if (!output) extent.template prefetch<true, kDepth<F>>(to, next.stride);
+      if (!output) extent.template prefetch<true, kKPack<F>>(to, next.stride);
       if (far_saved)
         extent.template prefetch<true>(far_saved + row * leak.row_stride + column, leak.row_stride);
     }

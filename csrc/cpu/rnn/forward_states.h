@@ -40,7 +40,7 @@ struct ForwardStates {
   // a sequence that begins late may find it in either. A sequence without steps ends with it.
   Rows<const F> initial_state(const Unit& unit) const {
     if (plan.from_hx)
-      return {reinterpret_cast<const F*>(state_row<S>(p, p.hx, unit.d, unit.b0)), p.H / kDepth<F>};
+      return {reinterpret_cast<const F*>(state_row<S>(p, p.hx, unit.d, unit.b0)), p.H / kKPack<F>};
     const int64_t t = p.reverse[unit.d] ? p.T - 1 : 0;
     for (int64_t i = 0; i < unit.size; ++i) {
       const int64_t b = unit.sequence(i);
@@ -62,7 +62,7 @@ struct ForwardStates {
     const int64_t width = p.D * p.H;
     S* const output = plan.sorts ? nullptr : output_row<S>(p, p.output, unit.d, t, unit.b0);
     if (plan.state == Home::rows) {
-      step.next = {reinterpret_cast<F*>(output), width / kDepth<F>};
+      step.next = {reinterpret_cast<F*>(output), width / kKPack<F>};
       step.next_end = p.H;
     } else {
       step.next = buffers.all(unit, buffer_after(done));
@@ -168,7 +168,7 @@ struct ForwardStates {
         } else if constexpr (kNative<S>) {
           store_some(output + j, load(next + j), p.H - j);
         } else if constexpr (kStoredAsOperands<S, F>) {
-          __builtin_memcpy(output + j, next + j / kDepth<F>,
+          __builtin_memcpy(output + j, next + j / kKPack<F>,
                            min_of(kLanes<C>, p.H - j) * sizeof(S));
         } else {
           store_some(output + j, load(next + j), p.H - j);

@@ -16,7 +16,8 @@ int64_t steps_of(const Timeline& p) {
 double multiply_cycles(const KernelShape& shape, const Machine& machine, int64_t rows,
                        double bytes) {
   if (!shape.tiles || machine.tiles == 0)
-    return static_cast<double>(rows) * bytes / (shape.depth > 1 ? machine.pairs : machine.multiply);
+    return static_cast<double>(rows) * bytes /
+           (shape.k_pack > 1 ? machine.pairs : machine.multiply);
   // With two parts, a pair of twice the bytes takes three products.
   const double products = shape.operand_bytes > 4 ? 1.5 : 1;
   const auto whole = static_cast<double>(divide_up(rows, shape.row_block) * shape.row_block);
@@ -123,21 +124,21 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
       p.I == 0 || gated || (p.T > 1 && (plan.unit_rows < kFewRows || !small || plan.pieces > 1));
   const int64_t width = p.D * p.H * shape.storage_bytes;
   const bool whole_blocks =
-      p.H % shape.grain == 0 && p.B % (plan.batch_parts * shape.row_block) == 0;
-  if (shape.stored_as_operands && (shape.tiles ? whole_blocks : p.H % shape.depth == 0) &&
+      p.H % shape.k_align == 0 && p.B % (plan.batch_parts * shape.row_block) == 0;
+  if (shape.stored_as_operands && (shape.tiles ? whole_blocks : p.H % shape.k_pack == 0) &&
       p.plain()) {
     if (plan.hidden_parts == 1 && width < kSameSetBytes) plan.state = Home::rows;
     plan.from_hx = p.hx && p.T == 1 && plain;
   }
   const int64_t row_bytes = p.H * shape.storage_bytes, step_bytes = plan.unit_rows * row_bytes;
-  if (plan.state == Home::rows && shape.depth == 1 && plan.batch_parts > 1 && row_bytes > 64 &&
+  if (plan.state == Home::rows && shape.k_pack == 1 && plan.batch_parts > 1 && row_bytes > 64 &&
       step_bytes <= kNarrowBytes && p.T >= kHeldFrom && p.rows() * width < kFarBytes) {
     plan.state = Home::scratch;
     plan.held_steps = min_of(p.T, kHeldBytes / step_bytes);
   }
   const int64_t columns = plan.member_panels(shape.panels(p.H)) * shape.panel * p.gates();
   const int64_t features =
-      (shape.panels(p.I) * shape.panel / shape.depth + 64 / shape.operand_bytes) *
+      (shape.panels(p.I) * shape.panel / shape.k_pack + 64 / shape.operand_bytes) *
       shape.operand_bytes;
   const int64_t chunk_row = max_of(shape.sums_bytes(columns), features);
   const int64_t fit = stacked ? kFewRows : kForwardChunkBytes / chunk_row;
@@ -185,7 +186,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
                   : small   ? FeatureGradient::own
                             : FeatureGradient::shared;
   plan.sorts = by_step && p.ragged() && !p.step_row;
-  if (shape.depth == 1 && p.plain() && plan.hidden_parts == 1 &&
+  if (shape.k_pack == 1 && p.plain() && plan.hidden_parts == 1 &&
       (by_step || p.D * grads * p.H * shape.compute_bytes < kSameSetBytes))
     plan.state = Home::rows;
   plan.chunk_rows = max_of(

@@ -27,16 +27,16 @@ inline Range part(int64_t total, int64_t i, int64_t n, int64_t unit = 1) {
 // What the plan must know about the kernels of one ISA, storage type and engine.
 struct KernelShape {
   int storage_bytes, compute_bytes;  // of a stored value, and of a sum
-  int operand_bytes, depth;  // of an operand, which the engine multiplies; its values along k
-  int panel;                 // columns of a panel of packed weights
-  int tile_rows;             // of the engine's largest tile
-  int64_t sum_block;         // values along k that the engine sums apart
-  int grain;                 // a row of operands has a multiple of so many values along k
-  int row_block;             // the engine reads rows of operands in multiples of this
-  bool tiles;                // whether AMX tiles multiply
-  bool stored_as_operands;   // whether a stored row is a row of operands as it is
+  int operand_bytes, k_pack;  // of an operand, which the engine multiplies; its values along k
+  int panel;                  // columns of a panel of packed weights
+  int tile_rows;              // of the engine's largest tile
+  int64_t sum_block;          // values along k that the engine sums apart
+  int k_align;                // a row of operands has a multiple of so many values along k
+  int row_block;              // the engine reads rows of operands in multiples of this
+  bool tiles;                 // whether AMX tiles multiply
+  bool stored_as_operands;    // whether a stored row is a row of operands as it is
 
-  int64_t operands(int64_t k) const { return divide_up(k, grain) * (grain / depth); }
+  int64_t operands(int64_t k) const { return divide_up(k, k_align) * (k_align / k_pack); }
   int64_t panels(int64_t columns) const { return divide_up(columns, panel); }
   int64_t packed_bytes(int64_t K, int64_t columns) const {
     return panels(columns) * panel * operands(K) * operand_bytes;

@@ -14,11 +14,11 @@ template <class S, class E>
 constexpr KernelShape kShape = {.storage_bytes = sizeof(S),
                                 .compute_bytes = sizeof(Compute<S>),
                                 .operand_bytes = sizeof(typename E::Operand),
-                                .depth = kDepth<typename E::Operand>,
+                                .k_pack = kKPack<typename E::Operand>,
                                 .panel = kPanel<Compute<S>>,
                                 .tile_rows = E::kTileRows,
                                 .sum_block = E::kSumBlock,
-                                .grain = kGrain<typename E::Operand>,
+                                .k_align = kKAlign<typename E::Operand>,
                                 .row_block = E::kRowBlock,
                                 .tiles = kTiled<typename E::Operand>,
                                 .stored_as_operands = kStoredAsOperands<S, typename E::Operand>};
@@ -92,7 +92,7 @@ struct StateWeights {
   Piece await(const Unit& unit, int64_t m, int64_t n, const Rows<const F>& state, int64_t rows,
               const Worker& worker) const {
     const Range k = piece_of<C>(plan, weight.K, m);
-    const Piece piece{{state.first + k.begin / kDepth<F>, state.stride},
+    const Piece piece{{state.first + k.begin / kKPack<F>, state.stride},
                       operands_in<F>(k.end - k.begin),
                       weight.piece_at(k.begin)};
     const int first = unit.group * unit.members + static_cast<int>(plan.pieces > 1 ? m : 0);
@@ -145,9 +145,9 @@ Rows<const F> feature_rows(const Recurrence& p, const Unit& unit, const Chunk& c
   const bool sorted = unit.order != nullptr;
   int64_t apart = 0;
   if (kStoredAsOperands<S, F> && !sorted &&
-      p.input.direct(p, chunk.n, unit.b0, unit.b0 + unit.size, &apart) && p.I % kGrain<F> == 0 &&
-      apart % kDepth<F> == 0 && chunk.rows % E::kRowBlock == 0)
-    return {reinterpret_cast<const F*>(input_row<S>(p, chunk.t, unit.b0)), apart / kDepth<F>};
+      p.input.direct(p, chunk.n, unit.b0, unit.b0 + unit.size, &apart) && p.I % kKAlign<F> == 0 &&
+      apart % kKPack<F> == 0 && chunk.rows % E::kRowBlock == 0)
+    return {reinterpret_cast<const F*>(input_row<S>(p, chunk.t, unit.b0)), apart / kKPack<F>};
   const Rows<const F> rows{scratch, scratch_stride<F>(p.I)};
   // The rows of sorted sequences do not follow each other, so the next chunk's are prefetched.
   const int64_t ahead = sorted && !p.input.index ? p.input.stride_t : 0;
@@ -157,7 +157,7 @@ Rows<const F> feature_rows(const Recurrence& p, const Unit& unit, const Chunk& c
     for (int64_t i = 0, n = sequences(p, unit, t); i < n; ++i, scratch += rows.stride) {
       const S* const row = input_row<S>(p, t, unit.sequence(i));
       const S* const next = row + (later - t) * ahead;
-      for (int64_t j = 0; j < operands_in<F>(p.I) * kDepth<F>; j += kLanes<Compute<S>>) {
+      for (int64_t j = 0; j < operands_in<F>(p.I) * kKPack<F>; j += kLanes<Compute<S>>) {
         if (fetches) __builtin_prefetch(next + j);
         Operands<F>::store(scratch, j, load_some(row + j, p.I - j));
       }

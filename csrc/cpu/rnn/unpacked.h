@@ -12,7 +12,7 @@ namespace rnnext::RNNEXT_ISA {
 template <int R, class E, class S, class F = typename E::Operand>
 RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64_t columns,
                               int64_t K, const F* a, int64_t stride) {
-  constexpr int kSteps = kLanes<F> * kDepth<F>;
+  constexpr int kSteps = kLanes<F> * kKPack<F>;
   static_assert(E::kSumBlock == 1 || E::kSumBlock % kSteps == 0);
   Vec<Compute<F>> acc[R];
   for (int r = 0; r < R; ++r) acc[r] = E::kSumBlock == 1 ? sums[r] : Vec<Compute<F>>{};
@@ -29,7 +29,7 @@ RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64
         for (int r = 0; r < R; ++r) E::multiply_add(acc[r], a[r * stride + i], block[i]);
     } else {
       load_block<F>(block, weight + k, columns, K, K - k);
-      for (int i = 0; i < kLanes<F> && k + i * kDepth<F> < K; ++i)
+      for (int i = 0; i < kLanes<F> && k + i * kKPack<F> < K; ++i)
         for (int r = 0; r < R; ++r) E::multiply_add(acc[r], a[r * stride + i], block[i]);
     }
     if (E::kSumBlock > 1 && ((k + kSteps) % E::kSumBlock == 0 || k + kSteps >= K))
@@ -67,7 +67,7 @@ RNNEXT_TILE void add_unpacked_tiled(Vec<float> (&sums)[R], const S* weight, int6
                                     int64_t K, const F* a, int64_t stride) {
   UnpackedProducts<F, S, R> products{
       sums, {}, reinterpret_cast<const Pair*>(a), stride * kParts<F>, 16};
-  for (int64_t k = 0; k < K; k += kGrain<F>, products.a += 16 * kParts<F>) {
+  for (int64_t k = 0; k < K; k += kKAlign<F>, products.a += 16 * kParts<F>) {
     load_pairs<0>(products.block[0], weight + k, columns, K, K - k);
     if constexpr (kParts<F> > 1)
       load_pairs<1>(products.block[kParts<F> - 1], weight + k, columns, K, K - k);

@@ -82,7 +82,7 @@ struct WeightGradients {
     Arena arena{scratch};
     const int64_t rows = divide_up(height, kTileRows) * kTileRows;  // of whole tiles
     left = arena.take<F>(kTiled<F> ? rows * kLeftStride : operands_in<F>(kGradientRows) * rows);
-    left_row = arena.take<F>(kDepth<F> > 1 && !kTiled<F> ? height + kLanes<F> : 0);
+    left_row = arena.take<F>(kKPack<F> > 1 && !kTiled<F> ? height + kLanes<F> : 0);
     right = arena.take<F>(plan.direct_sums ? operands_in<F>(p.rows()) *
                                                  panels_in<F>(max_of(p.H, p.I)) * kPanel<F>
                                            : operands_in<F>(kGradientRows) * kPanel<F>);
@@ -116,7 +116,7 @@ struct WeightGradients {
       }
       add_columns<kColumns>(0, n);
       const Tiles tiles =
-          grad_pre.stride && kDepth<F> == 1
+          grad_pre.stride && kKPack<F> == 1
               ? Tiles{reinterpret_cast<const F*>(grad_pre.first + column), 1, grad_pre.stride}
               : pack_left(n);
       if (weight_hh(d))
@@ -239,18 +239,18 @@ struct WeightGradients {
       return pack_left_tiles(rows);
     } else {
       const int64_t tile_size = operands_in<F>(rows) * kTileRows;
-      for (int64_t n = 0; n < rows; n += kDepth<F>) {
+      for (int64_t n = 0; n < rows; n += kKPack<F>) {
         const C* row = grad_rows[n];
-        const C* next = kDepth<F> > 1 && n + 1 < rows ? grad_rows[n + 1] : nullptr;
+        const C* next = kKPack<F> > 1 && n + 1 < rows ? grad_rows[n + 1] : nullptr;
         const F* operands = left_row;
-        if constexpr (kDepth<F> == 1) {
+        if constexpr (kKPack<F> == 1) {
           operands = row;
         } else {
           for (int64_t h = 0; h < height; h += kLanes<F>)
             store(left_row + h,
                   Operands<F>::across(row + h, next ? next + h : nullptr, height - h));
         }
-        F* tile = left + n / kDepth<F> * kTileRows;
+        F* tile = left + n / kKPack<F> * kTileRows;
         int64_t h = 0;
         for (; h + kTileRows <= height; h += kTileRows, tile += tile_size)
           __builtin_memcpy(tile, operands + h, kTileRows * sizeof(F));
@@ -311,7 +311,7 @@ struct WeightGradients {
   // For AMX tiles hidden units are rows, as the left operands of any product are.
   Tiles pack_left_tiles(int64_t rows) const {
     for (int64_t h = 0; h < divide_up(height, kTileRows) * kTileRows; h += kLanes<C>)
-      for (int64_t n = 0; n < rows; n += kGrain<F>) pack_left_part<0>(rows, h, n);
+      for (int64_t n = 0; n < rows; n += kKAlign<F>) pack_left_part<0>(rows, h, n);
     return {left, kLeftStride, kLeftStride};
   }
   template <int part>

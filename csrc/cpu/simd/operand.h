@@ -1,7 +1,7 @@
 // Operands: what a multiply-add takes. F, for format, is the type of one: a number of the compute
-// type, or, if the CPU has bfloat16 dot products, a Pair of bfloat16 that follow each other along k:
-// its multiply-add takes two steps of k at once, at twice the speed and from half the memory. AMX
-// tiles take blocks of such pairs.
+// type, or, if the CPU has bfloat16 dot products, a Pair of bfloat16 that follow each other along
+// k: its multiply-add takes two steps of k at once, at twice the speed and from half the memory.
+// AMX tiles take blocks of such pairs.
 #pragma once
 
 #include "cpu/simd/vector.h"
@@ -27,21 +27,21 @@ template <int parts>
 constexpr int kParts<TileOperand<parts>> = parts;
 // Steps of k in one operand.
 template <class F>
-constexpr int kDepth = kParts<F> > 0 ? 2 : 1;
+constexpr int kKPack = kParts<F> > 0 ? 2 : 1;
 // A row has a multiple of so many steps of k; zeros follow the last.
 template <class F>
-constexpr int kGrain = kDepth<F>;
+constexpr int kKAlign = kKPack<F>;
 template <int parts>
-constexpr int kGrain<TileOperand<parts>> = 32;
+constexpr int kKAlign<TileOperand<parts>> = 32;
 template <class F>
-constexpr bool kTiled = (kGrain<F> > kDepth<F>);
+constexpr bool kTiled = (kKAlign<F> > kKPack<F>);
 // What a lane of a vector of operands holds.
 template <class F>
 using Lane = std::conditional_t<kTiled<F>, Pair, F>;
 
 template <class F>
 constexpr int64_t operands_in(int64_t k) {
-  return (k + kGrain<F> - 1) / kGrain<F> * (kGrain<F> / kDepth<F>);
+  return (k + kKAlign<F> - 1) / kKAlign<F> * (kKAlign<F> / kKPack<F>);
 }
 
 // The bits of the exponents in an operand, and a one in the last place of each: their sum overflows
@@ -209,8 +209,8 @@ struct Rows {
 // Copies values column, .., column + kLanes - 1 of a row of operands.
 template <class F>
 RNNEXT_INLINE void copy_operands(F* to, const F* from, int64_t column) {
-  __builtin_memcpy(to + column / kDepth<F>, from + column / kDepth<F>,
-                   kLanes<F> / kDepth<F> * sizeof(F));
+  __builtin_memcpy(to + column / kKPack<F>, from + column / kKPack<F>,
+                   kLanes<F> / kKPack<F> * sizeof(F));
 }
 template <int parts>
 RNNEXT_INLINE void copy_operands(TileOperand<parts>* to, const TileOperand<parts>* from,
@@ -234,7 +234,7 @@ RNNEXT_INLINE void clear_row_ends(F* rows, int64_t n, int64_t stride, int64_t va
             reinterpret_cast<BFloat16*>(Operands<F>::block(rows + i * stride, values, part)) +
                 values % 32,
             0, (32 - values % 32) * sizeof(BFloat16));
-  } else if constexpr (kDepth<F> > 1) {
+  } else if constexpr (kKPack<F> > 1) {
     for (int64_t i = 0; values % 2 && i < n; ++i) rows[i * stride + values / 2].bits &= 0xffff;
   }
 }
