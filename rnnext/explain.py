@@ -90,7 +90,7 @@ def explain(
             + ",".join(f"{name}={value:g}" for name, value in numbers.items()),
             f"weights of a direction, packed: {plan['weight_bytes'] / 1024:.0f} KiB in panels of "
             f"{plan['panel']} columns; {'AMX ' if plan['amx'] else ''}tiles of up to "
-            f"{plan['tile_rows']} rows",
+            f"{plan['mr']} rows",
             f"{plan['threads']} thread(s): {plan['batch_parts']} part(s) of the batch a direction, "
             f"of {plan['unit_rows']} sequence(s) at most{shares}",
             *said,

@@ -226,7 +226,7 @@ def test_kernels_tell_their_shape(isa, dtype):
     assert found["k_pack"] == (2 if pairs else 1)
     assert found["amx"] == tiles
     small = 2 if platform.machine() == "x86_64" else 6
-    assert found["tile_rows"] == (32 if tiles else small if narrow else 6 if isa == "avx2" else 8)
+    assert found["mr"] == (32 if tiles else small if narrow else 6 if isa == "avx2" else 8)
 
 
 @pytest.mark.skipif("amx_stand_in" not in ISAS, reason="it is not built")

@@ -36,7 +36,7 @@ Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_t
   about["machine"] = std::string(machine.name);
   about["origin"] = std::string(machine.origin);
   for (const MachineNumber& number : kMachineNumbers) about[number.name] = machine.*number.at;
-  about["tile_rows"] = int64_t{shape.tile_rows};
+  about["mr"] = int64_t{shape.mr};
   about["panel"] = int64_t{shape.panel};
   about["k_pack"] = int64_t{shape.k_pack};
   about["amx"] = shape.tiles;

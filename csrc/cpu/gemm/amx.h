@@ -1,12 +1,12 @@
-// The engine of AMX tiles: bfloat16 products, or, with two parts, products of floats as sums of two
-// bfloat16 each: high times high, low times high and high times low.
+// The micro-kernel of AMX tiles: bfloat16 products, or, with two parts, products of floats as sums
+// of two bfloat16 each: high times high, low times high and high times low.
 //
 // Every sum adds blocks of 32 values of k, in the order of the tile instruction (gemm/tile_unit.h),
 // and a block's products of parts one after the other, so its bits are the same in any tile, and on
 // vectors.
 #pragma once
 
-#include "cpu/gemm/engine.h"
+#include "cpu/gemm/micro_kernel.h"
 #include "cpu/gemm/tile_unit.h"
 
 namespace rnnext::RNNEXT_ISA {
@@ -48,10 +48,10 @@ RNNEXT_INLINE void for_parts(Products& f) {
 }
 
 // A tile of one or a few rows, whose sums are in vector registers.
-template <class Engine, int R, int NV>
-struct VectorTile : RegisterTile<Engine, R, NV> {
-  using F = typename Engine::Operand;
-  using RegisterTile<Engine, R, NV>::RegisterTile;
+template <class MK, int R, int NV>
+struct VectorTile : RegisterTile<MK, R, NV> {
+  using F = typename MK::Operand;
+  using RegisterTile<MK, R, NV>::RegisterTile;
 
   struct Products {
     VectorTile& tile;
@@ -87,7 +87,7 @@ struct VectorTile : RegisterTile<Engine, R, NV> {
   }
 };
 
-template <class Engine, int MT, int NT>
+template <class MK, int MT, int NT>
 struct TileSums;
 // Up to 16 * MT rows times 16 * NT columns, of which `rows` and `vectors` exist: 2 x 2, 1 x 4 or
 // 1 x 2 AMX tiles.
@@ -95,8 +95,8 @@ template <int MT, int NT>
 struct TileExtent {
   int rows, vectors;
 
-  template <class E>
-  using Tile = TileSums<E, MT, NT>;
+  template <class MK>
+  using Tile = TileSums<MK, MT, NT>;
 
   template <bool to_write = false, int by = 1, class C>
   RNNEXT_INLINE void prefetch(const C* from, int64_t stride) const {
@@ -106,30 +106,30 @@ struct TileExtent {
   }
 };
 
-// Hands a tile's sums to work.finish, R rows times NV vectors at a time.
-template <int R, int NV, class Work>
-RNNEXT_INLINE void finish_columns(const Work& work, const float* from, int64_t stride, int rows,
-                                  int64_t row, int64_t column) {
+// Hands a tile's sums to product.finish, R rows times NV vectors at a time.
+template <int R, int NV, class Product>
+RNNEXT_INLINE void finish_columns(const Product& product, const float* from, int64_t stride,
+                                  int rows, int64_t row, int64_t column) {
   for (; rows >= R; rows -= R, row += R, from += R * stride) {
     Vec<float> sums[R][NV];
     load_tile(sums, from, stride, NV * kLanes<float>);
-    work.finish(sums, row, column);
+    product.finish(sums, row, column);
   }
-  if constexpr (R > 1) finish_columns<1, NV>(work, from, stride, rows, row, column);
+  if constexpr (R > 1) finish_columns<1, NV>(product, from, stride, rows, row, column);
 }
-template <class Work>
-RNNEXT_TILE void finish_rows(const Work& work, const float* from, int64_t stride, int rows,
+template <class Product>
+RNNEXT_TILE void finish_rows(const Product& product, const float* from, int64_t stride, int rows,
                              int vectors, int64_t row, int64_t column) {
   for (; vectors >= 2; vectors -= 2, from += 2 * kLanes<float>, column += 2 * kLanes<float>)
-    finish_columns<4, 2>(work, from, stride, rows, row, column);
-  if (vectors > 0) finish_columns<4, 1>(work, from, stride, rows, row, column);
+    finish_columns<4, 2>(product, from, stride, rows, row, column);
+  if (vectors > 0) finish_columns<4, 1>(product, from, stride, rows, row, column);
 }
 
 // Sums are in tiles 0 to 3, operands in tiles 4 to 7. Left operands are always read as whole tiles:
 // rows that do not exist go into sums that nobody reads.
-template <class Engine, int MT, int NT>
+template <class MK, int MT, int NT>
 struct TileSums {
-  using F = typename Engine::Operand;
+  using F = typename MK::Operand;
   static_assert(kLanes<float> == tile_unit::kRows && (MT == 1 || NT == 2));
   static constexpr int kColumns = 16 * NT;
 
@@ -203,10 +203,10 @@ struct TileSums {
     }
   }
 
-  template <class Work>
-  RNNEXT_INLINE void finish(const Work& work, int64_t row, int64_t column) {
+  template <class Product>
+  RNNEXT_INLINE void finish(const Product& product, int64_t row, int64_t column) {
     store(staged[0], kColumns);
-    finish_rows(work, staged[0], kColumns, extent.rows, extent.vectors, row, column);
+    finish_rows(product, staged[0], kColumns, extent.rows, extent.vectors, row, column);
   }
 
  private:
@@ -228,16 +228,16 @@ struct TileSums {
 };
 
 template <int parts>
-struct AmxEngine {
+struct AmxMicroKernel {
   using Operand = TileOperand<parts>;
-  static constexpr int kTileRows = 32, kRowBlock = 16;
+  static constexpr int kMR = 32, kRowBlock = 16;
   static constexpr int64_t kSumBlock = 32;
   // A row alone goes through vectors: two multiply-adds and two shifts for 32 weights take as long
   // as reading them from the second cache, and there is no way through tiles and back to wait for.
   // From two rows on, or with three products, tiles need fewer cycles, empty as they are.
   static constexpr bool kRowOnVectors = parts == 1;
   template <int R, int NV>
-  using Tile = VectorTile<AmxEngine, R, NV>;
+  using Tile = VectorTile<AmxMicroKernel, R, NV>;
 
   // What a thread holds while it works on a call.
   struct Task {

@@ -1,4 +1,4 @@
-// Weights as the engines read them: panels of [K, kPanel] operands.
+// Weights as the micro-kernels read them: panels of [K, kPanel] operands.
 #pragma once
 
 #include "cpu/gemm/tile.h"

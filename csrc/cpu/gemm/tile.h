@@ -129,8 +129,8 @@ struct Ahead {
 // How much a tile covers, as a value.
 template <int R, int NV>
 struct Extent {
-  template <class E>
-  using Tile = typename E::template Tile<R, NV>;
+  template <class MK>
+  using Tile = typename MK::template Tile<R, NV>;
 
   // `by` columns lie in one element.
   template <bool to_write = false, int by = 1, class C>

@@ -13,7 +13,7 @@ RNNEXT_TARGET("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,avx512bf16,prfchw")
 #define RNNEXT_ISA amx
 #define RNNEXT_VECTOR_BYTES 64
 #define RNNEXT_AVX512
-#define RNNEXT_TILE_ROWS 8
+#define RNNEXT_MR 8
 #define RNNEXT_BF16_DOT
 #define RNNEXT_TILES
 #define RNNEXT_AMX

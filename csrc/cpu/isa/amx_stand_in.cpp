@@ -9,7 +9,7 @@
 #endif
 #define RNNEXT_ISA amx_stand_in
 #define RNNEXT_VECTOR_BYTES 64
-#define RNNEXT_TILE_ROWS 8
+#define RNNEXT_MR 8
 #define RNNEXT_TILES
 #include "cpu/isa/table.h"
 

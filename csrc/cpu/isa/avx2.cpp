@@ -5,7 +5,7 @@
 RNNEXT_TARGET("avx2,fma,f16c,prfchw")
 #define RNNEXT_ISA avx2
 #define RNNEXT_VECTOR_BYTES 32
-#define RNNEXT_TILE_ROWS 6
+#define RNNEXT_MR 6
 #include "cpu/isa/table.h"
 RNNEXT_TARGET_END
 

@@ -7,7 +7,7 @@ RNNEXT_TARGET("avx512f,avx512vl,avx512bw,avx512dq,fma,f16c,prfchw")
 #define RNNEXT_ISA avx512
 #define RNNEXT_VECTOR_BYTES 64
 #define RNNEXT_AVX512
-#define RNNEXT_TILE_ROWS 8
+#define RNNEXT_MR 8
 #include "cpu/isa/table.h"
 RNNEXT_TARGET_END
 

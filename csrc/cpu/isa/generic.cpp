@@ -5,12 +5,12 @@
 #define RNNEXT_ISA generic
 #define RNNEXT_VECTOR_BYTES 16
 #ifdef __x86_64__
-#define RNNEXT_TILE_ROWS 2  // for processors before AVX2: small, and quick to compile
+#define RNNEXT_MR 2  // for processors before AVX2: small, and quick to compile
 #ifndef __clang__
 #pragma GCC optimize("O2")
 #endif
 #else
-#define RNNEXT_TILE_ROWS 6
+#define RNNEXT_MR 6
 #endif
 #include "cpu/isa/table.h"
 

@@ -8,7 +8,7 @@
 RNNEXT_TARGET("+bf16")
 #define RNNEXT_ISA neon_bf16
 #define RNNEXT_VECTOR_BYTES 16
-#define RNNEXT_TILE_ROWS 6
+#define RNNEXT_MR 6
 #define RNNEXT_BF16_DOT
 #include "cpu/isa/table.h"
 RNNEXT_TARGET_END

@@ -9,15 +9,15 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-template <class S, class E = FmaEngine<Compute<S>>>
-constexpr RnnKernels kRnn = {.shape = kShape<S, E>,
-                             .forward_workspace = forward_workspace<S, E>,
-                             .backward_workspace = backward_workspace<S, E>,
-                             .forward = forward<S, E>,
-                             .backward = backward<S, E>,
-                             .stack_workspace = stack_workspace<S, E>,
-                             .stack = stack<S, E>,
-                             .pack = pack<S, E>};
+template <class S, class MK = FmaMicroKernel<Compute<S>>>
+constexpr RnnKernels kRnn = {.shape = kShape<S, MK>,
+                             .forward_workspace = forward_workspace<S, MK>,
+                             .backward_workspace = backward_workspace<S, MK>,
+                             .forward = forward<S, MK>,
+                             .backward = backward<S, MK>,
+                             .stack_workspace = stack_workspace<S, MK>,
+                             .stack = stack<S, MK>,
+                             .pack = pack<S, MK>};
 
 // A table lists what its ISA computes better than the one below it, which has the rest.
 constexpr KernelTable table(const char* name, bool (*supported)(),
@@ -27,12 +27,12 @@ constexpr KernelTable table(const char* name, bool (*supported)(),
       .supported = supported,
       .below = below,
 #if defined(RNNEXT_TILES)
-      .rnn = {nullptr, nullptr, &kRnn<BFloat16, AmxEngine<1>>, nullptr},
-      .rnn_medium = &kRnn<float, AmxEngine<1>>,
-      .rnn_high = &kRnn<float, AmxEngine<2>>,
+      .rnn = {nullptr, nullptr, &kRnn<BFloat16, AmxMicroKernel<1>>, nullptr},
+      .rnn_medium = &kRnn<float, AmxMicroKernel<1>>,
+      .rnn_high = &kRnn<float, AmxMicroKernel<2>>,
 #elif defined(RNNEXT_BF16_DOT)
-      .rnn = {nullptr, nullptr, &kRnn<BFloat16, Bf16DotEngine>, nullptr},
-      .rnn_medium = &kRnn<float, Bf16DotEngine>,
+      .rnn = {nullptr, nullptr, &kRnn<BFloat16, Bf16DotMicroKernel>, nullptr},
+      .rnn_medium = &kRnn<float, Bf16DotMicroKernel>,
 #else
       .rnn = {&kRnn<float>, &kRnn<double>, &kRnn<BFloat16>, &kRnn<Float16>},
       .sum_runs = {sum_runs<float>, sum_runs<double>, sum_runs<BFloat16>, sum_runs<Float16>},

@@ -12,11 +12,11 @@
 namespace rnnext::RNNEXT_ISA {
 
 // One step of one unit, as if every sequence had a step t: BackwardStates::finish_step mends the
-// others. Work for sweep.
-template <class E>
+// others. A product for macro_kernel().
+template <class MK>
 struct BackwardStep {
-  using Engine = E;
-  using F = typename E::Operand;
+  using MicroKernel = MK;
+  using F = typename MK::Operand;
   using C = Compute<F>;
   Epilogue<BackwardStep, C> epilogue;
   LeakRows<C> leak;
@@ -37,7 +37,7 @@ struct BackwardStep {
     const int64_t next_row = row * values.stride + column;
     if (grad_ahead) extent.prefetch(grad_ahead + next_row, values.stride);
     if (values_ahead) extent.prefetch(values_ahead + next_row, values.stride);
-    typename Extent::template Tile<E> sums(extent);
+    typename Extent::template Tile<MK> sums(extent);
     if (start) {
       sums.load(start[row] + column, start.stride, H - column);
     } else {
@@ -65,15 +65,15 @@ struct BackwardStep {
   }
 };
 
-template <class S, class E>
+template <class S, class MK>
 struct Backward {
-  using F = typename E::Operand;
+  using F = typename MK::Operand;
   using C = Compute<S>;
   const Recurrence& p;
   const RecurrenceGrad& g;
   const RecurrenceGradOut& out;
   const BackwardPlan& plan;
-  BackwardLayout<S, E> at;
+  BackwardLayout<S, MK> at;
 
   void pack_share(const Worker& worker) const {
     for (int d = 0; at.ih && d < p.D; ++d) at.features_of(worker).pack(d, worker.rank, worker.size);
@@ -94,14 +94,14 @@ struct Backward {
     const bool own = plan.weights == Weights::own;
     if (own) at.pack_hh(unit.d, unit.group, unit.p0, unit.p1);
     const F* const packed = at.hh[own ? unit.group : unit.d];
-    const StateWeights<S, E> weights{plan, at.weight_hh(0)};
+    const StateWeights<S, MK> weights{plan, at.weight_hh(0)};
     if (unit.members > 1) worker.advance();
-    const FeatureGradients<S, E> features = at.features_of(worker);
+    const FeatureGradients<S, MK> features = at.features_of(worker);
     const bool writes_features = plan.by_step() && out.input;
     if (writes_features) features.pack(unit.d, 0, 1);
     const bool reverse = p.reverse[unit.d];
     const int64_t width = p.D * p.H;
-    const StepInputs<S, E> inputs{p, g, plan, at, worker.rank};
+    const StepInputs<S, MK> inputs{p, g, plan, at, worker.rank};
     const Rows<C> chunk_grad{at.chunk_grad[worker.rank], at.grad_stride};
     if (plan.by_step()) clear_tails(chunk_grad);
     for (int64_t done = 0; done < p.T;) {
@@ -118,23 +118,23 @@ struct Backward {
         if (at.states.carries()) inputs.add_leak(leak, unit, t, rows);
         // The next step's rows are far in memory, unless they are copied, and so in cache.
         const bool prefetches = kNative<S> && in.grad.stride == width && done + 1 < p.T;
-        BackwardStep<E> step{.epilogue = end_of_step(),
-                             .leak = leak,
-                             .packed = packed,
-                             .H = p.H,
-                             .start = in.grad,
-                             .values = in.values,
-                             .state = at.states.times_hh(state),
-                             .grad_pre = plan.by_step() ? Rows<C>{chunk_grad[row], at.grad_stride}
-                                                        : grad_pre_rows(unit, t),
-                             .next = at.states.next_buffer(unit, done),
-                             .grad_ahead = prefetches && in.grad ? in.grad.first + ahead : nullptr,
-                             .values_ahead = prefetches ? in.values.first + ahead : nullptr};
+        BackwardStep<MK> step{.epilogue = end_of_step(),
+                              .leak = leak,
+                              .packed = packed,
+                              .H = p.H,
+                              .start = in.grad,
+                              .values = in.values,
+                              .state = at.states.times_hh(state),
+                              .grad_pre = plan.by_step() ? Rows<C>{chunk_grad[row], at.grad_stride}
+                                                         : grad_pre_rows(unit, t),
+                              .next = at.states.next_buffer(unit, done),
+                              .grad_ahead = prefetches && in.grad ? in.grad.first + ahead : nullptr,
+                              .values_ahead = prefetches ? in.values.first + ahead : nullptr};
         if (done > 0) {
           weights.multiply(step, unit, packed, at.step_rows_of(worker.rank, at.kGrad), rows,
                            done + 1, worker);
         } else {
-          sweep(step, rows, unit.p0, unit.p1, p.H, 0);  // there is no state before it
+          macro_kernel(step, rows, unit.p0, unit.p1, p.H, 0);  // there is no state before it
         }
         state = at.states.finish_step(unit, t, rows, step.next, step.grad_pre);
         if (writes_features) features.write(unit, t, rows, state);
@@ -153,11 +153,11 @@ struct Backward {
     state_gradients(unit, packed, state, worker);
   }
 
-  Epilogue<BackwardStep<E>, C> end_of_step() const {
-    if (!is_gated(p.cell)) return epilogue_of<BackwardEpilogue, S, BackwardStep<E>>(p, true);
+  Epilogue<BackwardStep<MK>, C> end_of_step() const {
+    if (!is_gated(p.cell)) return epilogue_of<BackwardEpilogue, S, BackwardStep<MK>>(p, true);
     return with_gates(p.cell, [&]<class Gates>(Gates) {
-      return Epilogue<BackwardStep<E>, C>{p.nonlinearity, p.cell,
-                                          backward_gates<Gates, S, BackwardStep<E>>};
+      return Epilogue<BackwardStep<MK>, C>{p.nonlinearity, p.cell,
+                                           backward_gates<Gates, S, BackwardStep<MK>>};
     });
   }
   // Rows of the whole grad_pre, of a unit whose sequences are not sorted.
@@ -205,18 +205,18 @@ struct Backward {
   // pre-activations, and what a leak adds past W_hh. output: what W_hh was multiplied with.
   void grad_state(const Unit& unit, const F* packed, const Rows<const F>& first, int carry,
                   const S* output, void* grad, int64_t n, const Worker& worker) const {
-    const StateWeights<S, E> weights{plan, at.weight_hh(0)};
+    const StateWeights<S, MK> weights{plan, at.weight_hh(0)};
     const Rows<C> rows = at.step_rows_of(worker.rank, at.kGrad);
     for (int64_t m = 0; m < plan.pieces; ++m) {
       const auto piece = weights.await(unit, m, n, first, unit.size, worker);
-      Projection<E> project{.packed = nullptr,
-                            .a = piece.state,
-                            .start = {m > 0 ? rows.first : nullptr, rows.stride},
-                            .out = rows,
-                            .end = p.H};
+      Projection<MK> project{.packed = nullptr,
+                             .a = piece.state,
+                             .start = {m > 0 ? rows.first : nullptr, rows.stride},
+                             .out = rows,
+                             .end = p.H};
       if (packed) {
         project.packed = packed + piece.packed_at;
-        sweep(project, unit.size, unit.p0, unit.p1, p.H, piece.K);
+        macro_kernel(project, unit.size, unit.p0, unit.p1, p.H, piece.K);
       } else {  // there is only one step
         stream(project, at.weight_hh(unit.d), at.panels[worker.rank], unit.size, unit.p0, unit.p1);
       }
@@ -249,12 +249,12 @@ struct Backward {
 
   // This worker's share of the features' gradient, when grad_pre is complete.
   void feature_gradients(const Worker& worker) const {
-    const FeatureGradients<S, E> features = at.features_of(worker);
+    const FeatureGradients<S, MK> features = at.features_of(worker);
     if constexpr (kNative<S>)
       if (plan.features == FeatureGradient::streamed)
         return features.stream(at.grad_pre, worker.rank, worker.size);
     for (int d = 0; plan.features == FeatureGradient::own && d < p.D; ++d) features.pack(d, 0, 1);
-    const Range share = part(p.rows(), worker.rank, worker.size, E::kTileRows);
+    const Range share = part(p.rows(), worker.rank, worker.size, MK::kMR);
     features.write_all(at.grad_pre, share.begin, share.end);
   }
 
@@ -266,15 +266,15 @@ struct Backward {
   }
   // The same of one direction and part of the gradient of the pre-activations.
   void weight_gradients(const Worker& worker, int d, int k) const {
-    const Range share = part(p.H, worker.rank, worker.size, E::kTileRows), all_units{0, p.H};
+    const Range share = part(p.H, worker.rank, worker.size, MK::kMR), all_units{0, p.H};
     if (plan.own_sums) {
       const int64_t first = d * plan.batch_parts;
-      const WeightGradients<S, E> sums = at.sums_of(first, k, all_units);
+      const WeightGradients<S, MK> sums = at.sums_of(first, k, all_units);
       for (int64_t part = 1; part < plan.batch_parts; ++part)
         sums.add(at.sums_of(first + part, k, all_units), share.begin, share.end);
       sums.write(d, share.begin, share.end);
     } else {
-      const WeightGradients<S, E> sums = at.sums_of(worker.rank, k, share);
+      const WeightGradients<S, MK> sums = at.sums_of(worker.rank, k, share);
       Unit all{};
       all.d = d, all.size = p.B;
       RowCursor<S> cursor = at.cursor(all, 0);
@@ -292,24 +292,24 @@ struct Backward {
   }
 };
 
-template <class S, class E>
+template <class S, class MK>
 size_t backward_workspace(const Recurrence& p, const RecurrenceGradOut& out, int threads) {
   size_t bytes = 0;
   for (int size = 1; size <= threads; ++size) {
-    const BackwardPlan plan = plan_backward(p, out, kShape<S, E>, this_machine(), threads, size);
-    const size_t needed = BackwardLayout<S, E>(p, out, plan, size, Arena{nullptr}).bytes;
+    const BackwardPlan plan = plan_backward(p, out, kShape<S, MK>, this_machine(), threads, size);
+    const size_t needed = BackwardLayout<S, MK>(p, out, plan, size, Arena{nullptr}).bytes;
     if (needed > bytes) bytes = needed;
   }
   return bytes;
 }
 
-template <class S, class E>
+template <class S, class MK>
 void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGradOut& out,
               char* workspace, Worker& worker) {
   const BackwardPlan plan =
-      plan_backward(p, out, kShape<S, E>, this_machine(), worker.asked, worker.size);
-  [[maybe_unused]] const typename E::Task task;
-  const Backward<S, E> kernel{p, g, out, plan, {p, out, plan, worker.size, Arena{workspace}}};
+      plan_backward(p, out, kShape<S, MK>, this_machine(), worker.asked, worker.size);
+  [[maybe_unused]] const typename MK::Task task;
+  const Backward<S, MK> kernel{p, g, out, plan, {p, out, plan, worker.size, Arena{workspace}}};
   if (kernel.at.ih || plan.weights == Weights::shared) {
     kernel.pack_share(worker);
     worker.wait();

@@ -8,9 +8,9 @@
 namespace rnnext::RNNEXT_ISA {
 
 // Where the weights, the states, the gradient of the pre-activations and each worker's scratch lie.
-template <class S, class E>
+template <class S, class MK>
 struct BackwardLayout {
-  using F = typename E::Operand;
+  using F = typename MK::Operand;
   using C = Compute<S>;
   const Recurrence& p;
   const RecurrenceGradOut& out;
@@ -18,7 +18,7 @@ struct BackwardLayout {
   F* ih;             // packed W_ih of all directions, or null: nobody packs it for all
   Arrays<F> hh;      // packed W_hh: a copy for each unit or each direction; null: it is streamed
   Arrays<F> panels;  // [workers] of some panels of W_hh, where it is streamed
-  BackwardStates<S, E> states;
+  BackwardStates<S, MK> states;
   int64_t step_stride, grad_width, grad_stride;
   C* grad_pre;            // [N, D*grad_width], or null: it is kept for a chunk only, in
   Arrays<C> chunk_grad;   // [workers] of [chunk_rows][grad_stride]
@@ -38,7 +38,7 @@ struct BackwardLayout {
         out(out),
         plan(plan),
         ih(out.input && plan.features == FeatureGradient::shared
-               ? arena.take<F>(FeatureGradients<S, E>::packed_size(p))
+               ? arena.take<F>(FeatureGradients<S, MK>::packed_size(p))
                : nullptr),
         hh(arena.take_apart<F>(plan.copies(p.D), weight_hh(0).packed_size())),
         panels(arena.take_apart<F>(plan.weights == Weights::streamed ? workers : 0,
@@ -55,11 +55,11 @@ struct BackwardLayout {
     const int64_t saved = plan.sorts && states.carries() ? plan.unit_rows * saved_stride() : 0;
     step_rows = arena.take<C>(workers, arrays * step_array_size() + saved + kApart / sizeof(C));
     features = arena.take<char>(out.input ? workers : 0,
-                                FeatureGradients<S, E>(p, out, plan, ih, nullptr).bytes);
+                                FeatureGradients<S, MK>(p, out, plan, ih, nullptr).bytes);
     const int64_t parts = plan.own_sums ? 1 : workers;
-    const int64_t most = divide_up(divide_up(p.H, E::kTileRows), parts) * E::kTileRows;
+    const int64_t most = divide_up(divide_up(p.H, MK::kMR), parts) * MK::kMR;
     sums = arena.take<char>((plan.own_sums ? plan.units : workers) * states.parts,
-                            WeightGradients<S, E>(p, out, plan, {0, most}, 0, nullptr).bytes);
+                            WeightGradients<S, MK>(p, out, plan, {0, most}, 0, nullptr).bytes);
     const int64_t width = panels_in<C>(p.H) * kPanel<C>;
     alpha = arena.take<C>(is_leaky(p.cell) ? plan.units : 0, width);
     alpha_sums = arena.take<C>(out.alpha[0] ? plan.units : 0, width);
@@ -80,7 +80,7 @@ struct BackwardLayout {
             .H = p.H};
   }
   void pack_hh(int d, int64_t copy, int64_t q0, int64_t q1) const {
-    StateWeights<S, E>{plan, weight_hh(d)}.pack(hh[copy], q0, q1);
+    StateWeights<S, MK>{plan, weight_hh(d)}.pack(hh[copy], q0, q1);
   }
 
   // What W_hh multiplies before the first step, or after a reset; null: zeros.
@@ -124,18 +124,18 @@ struct BackwardLayout {
   Rows<C> step_rows_of(int worker, StepArray which) const {
     return {step_rows[worker] + which * step_array_size(), step_stride};
   }
-  FeatureGradients<S, E> features_of(const Worker& worker) const {
+  FeatureGradients<S, MK> features_of(const Worker& worker) const {
     return {p, out, plan, ih, features[worker.rank]};
   }
   // Those of a unit, or a worker, for a part of the gradient of the pre-activations.
-  WeightGradients<S, E> sums_of(int64_t unit, int k, const Range& units) const {
+  WeightGradients<S, MK> sums_of(int64_t unit, int k, const Range& units) const {
     return {p, out, plan, units, k, sums[unit * states.parts + k]};
   }
 };
 
 // Writes the gradient of alpha: adds the units' sums, one after the other.
-template <class S, class E>
-void alpha_gradients(const BackwardLayout<S, E>& at) {
+template <class S, class MK>
+void alpha_gradients(const BackwardLayout<S, MK>& at) {
   using C = Compute<S>;
   const Recurrence& p = at.p;
   for (int d = 0; d < p.D; ++d)

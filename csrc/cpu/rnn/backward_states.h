@@ -9,9 +9,9 @@ namespace rnnext::RNNEXT_ISA {
 // of grad_pre. In scratch two buffers take turns. Two more keep what W_hh is multiplied with when
 // all steps are done: the states of the sequences' first steps, for the gradient of hx, and the
 // sums over resets.
-template <class S, class E>
+template <class S, class MK>
 struct BackwardStates {
-  using F = typename E::Operand;
+  using F = typename MK::Operand;
   using C = Compute<S>;
   const Recurrence& p;
   const RecurrenceGradOut& out;
@@ -32,7 +32,7 @@ struct BackwardStates {
       : p(p),
         out(out),
         plan(plan),
-        buffers(plan, traits_of(p.cell).grads * gate_width<F>(p.H), kBuffers, arena, E::kRowBlock),
+        buffers(plan, traits_of(p.cell).grads * gate_width<F>(p.H), kBuffers, arena, MK::kRowBlock),
         sums(plan, p.H, carries() ? kCount : 0, arena),
         reset_pre(plan, traits_of(p.cell).grads * p.H, out.reset_state != nullptr, arena),
         parts(traits_of(p.cell).grads),
@@ -120,8 +120,8 @@ struct BackwardStates {
  private:
   static void add(C* to, Vec<C> x) { store(to, load(to) + x); }
   // f(part, column in it) for each vector of the unit's own columns.
-  template <class Work>
-  void for_parts(const Unit& unit, const Work& f) const {
+  template <class Body>
+  void for_parts(const Unit& unit, const Body& f) const {
     for (int k = 0; k < parts; ++k)
       for (int64_t j = unit.p0 * kPanel<C>; j < min_of(unit.p1 * kPanel<C>, p.H); j += kLanes<C>)
         f(k, j);

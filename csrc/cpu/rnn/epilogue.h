@@ -10,7 +10,7 @@ namespace rnnext::RNNEXT_ISA {
 // A tile of R rows times NV vectors ends with the activation and the stores. Tiles inline tanh and
 // relu of numbers that are stored as they are computed. Every other epilogue is a function of its
 // own, which reads the tile's sums from memory: tiles take most of the compiler's time, so each
-// engine has one set of them, whatever f, the leak and the storage type are.
+// micro-kernel has one set of them, whatever f, the leak and the storage type are.
 
 // Replaces n vectors at x by f of them.
 template <class S>
@@ -33,8 +33,8 @@ struct BackwardVectors {
     for (int i = 0; i < n; ++i) x[i] = Activation<C, name>::backward(x[i], h[i]);
   }
 };
-template <class Work>
-RNNEXT_TILE void for_name(Nonlinearity name, const Work& f) {
+template <class Body>
+RNNEXT_TILE void for_name(Nonlinearity name, const Body& f) {
   RNNEXT_RETURN_FOR(name);
 }
 

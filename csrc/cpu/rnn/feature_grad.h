@@ -6,9 +6,9 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-template <class S, class E>
+template <class S, class MK>
 struct FeatureGradients {  // one worker's
-  using F = typename E::Operand;
+  using F = typename MK::Operand;
   using C = Compute<S>;
 
   const Recurrence& p;
@@ -98,7 +98,7 @@ struct FeatureGradients {  // one worker's
  private:
   F* packed_of(int d) const { return packed + d * weight(p, d).packed_size(); }
   // Rows of operands times W_ih of direction d, added to `to`; the first direction begins the sums.
-  Projection<E> product_of(int d, const F* packed, const Rows<const F>& from, C* to) const {
+  Projection<MK> product_of(int d, const F* packed, const Rows<const F>& from, C* to) const {
     return {.packed = packed,
             .a = from,
             .start = {d > 0 ? to : nullptr, p.I},
@@ -106,8 +106,8 @@ struct FeatureGradients {  // one worker's
             .end = p.I};
   }
   void multiply(int d, int64_t rows, const Rows<const F>& from, C* to) const {
-    sweep(product_of(d, packed_of(d), from, to), rows, 0, panels_in<F>(p.I), p.I,
-          operands_in<F>(weight(p, d).K), plan.fetches ? 0 : -1);
+    macro_kernel(product_of(d, packed_of(d), from, to), rows, 0, panels_in<F>(p.I), p.I,
+                 operands_in<F>(weight(p, d).K), plan.fetches ? 0 : -1);
   }
   // Where the products for the rows at `to` are summed. Their lines are prefetched for the stores:
   // see kFarBytes.
@@ -127,7 +127,7 @@ struct FeatureGradients {  // one worker's
   }
   // Of a direction in a row of grad_pre, which begins with what W_ih is multiplied with.
   int64_t grad_width() const { return traits_of(p.cell).grads * p.H; }
-  int64_t block_rows() const { return feature_block(p, kShape<S, E>); }
+  int64_t block_rows() const { return feature_block(p, kShape<S, MK>); }
   // Rows of grad_pre of direction d, as operands.
   Rows<const F> rows_of(const C* grad_pre, int d, int64_t rows) const {
     const C* const from = grad_pre + d * grad_width();

@@ -26,11 +26,11 @@ struct Wavefront {
 };
 
 // One step of one unit, as if every sequence had a step t: ForwardStates::finish_step mends the
-// others. Work for sweep.
-template <class E>
+// others. A product for macro_kernel().
+template <class MK>
 struct ForwardStep {
-  using Engine = E;
-  using F = typename E::Operand;
+  using MicroKernel = MK;
+  using F = typename MK::Operand;
   using C = Compute<F>;
   Epilogue<ForwardStep, C> epilogue;
   const F* packed;  // W_hh
@@ -57,7 +57,7 @@ struct ForwardStep {
       if (far_saved)
         extent.template prefetch<true>(far_saved + row * leak.row_stride + column, leak.row_stride);
     }
-    typename Extent::template Tile<E> sums(extent);
+    typename Extent::template Tile<MK> sums(extent);
     sums.load(start[row] + column, start.stride);
     sums.add(features[row], features.stride, packed_ih + column * I, I);
     sums.add(state[row], state.stride, panels, K, ahead);
@@ -76,13 +76,13 @@ struct ForwardStep {
   }
 };
 
-template <class S, class E>
+template <class S, class MK>
 struct Forward {
-  using F = typename E::Operand;
+  using F = typename MK::Operand;
   using C = Compute<S>;
   const Recurrence& p;
   const ForwardPlan& plan;
-  ForwardLayout<S, E> at;
+  ForwardLayout<S, MK> at;
 
   void pack_share(const Worker& worker) const {
     const Range share = part(panels_in<F>(p.H), worker.rank, worker.size);
@@ -114,13 +114,14 @@ struct Forward {
     } else {
       fill(s.bias, [&](int64_t j) { return bias_of<S>(p, unit.d, j); });
     }
-    const StateWeights<S, E> weights{plan, at.weight_hh(0)};
-    ForwardStep<E> step{.epilogue = epilogue_of<ForwardEpilogue, S, ForwardStep<E>>(p, kNative<S>),
-                        .packed = at.hh[copy],
-                        .packed_ih = at.ih[copy],
-                        .H = p.H,
-                        .start = {s.bias - first_column, 0},
-                        .state = at.states.initial_state(unit)};
+    const StateWeights<S, MK> weights{plan, at.weight_hh(0)};
+    ForwardStep<MK> step{
+        .epilogue = epilogue_of<ForwardEpilogue, S, ForwardStep<MK>>(p, kNative<S>),
+        .packed = at.hh[copy],
+        .packed_ih = at.ih[copy],
+        .H = p.H,
+        .start = {s.bias - first_column, 0},
+        .state = at.states.initial_state(unit)};
     if (unit.members > 1) worker.advance();
     step.far = plan.far;
     if (is_leaky(p.cell)) {
@@ -135,7 +136,7 @@ struct Forward {
     for (int64_t done = 0; done < p.T;) {
       const Chunk chunk = next_chunk(p, unit, done, reverse, plan.projects ? plan.chunk_rows : 0);
       wavefront.await(done + chunk.n);
-      if (p.I > 0) step.features = feature_rows<S, E>(p, unit, chunk, s.features);
+      if (p.I > 0) step.features = feature_rows<S, MK>(p, unit, chunk, s.features);
       if (p.noise[0]) draw_noise(unit, chunk, s, first_column);
       if (plan.projects) {
         const Rows<const C> bias{s.bias - first_column, 0};
@@ -161,7 +162,7 @@ struct Forward {
         } else if (from_zeros || (done == 0 && plan.from_hx)) {
           // The members need not wait for each other.
           step.packed = at.hh[copy];
-          sweep(step, rows, unit.p0, unit.p1, p.H, plan.from_hx ? operands_in<F>(p.H) : 0);
+          macro_kernel(step, rows, unit.p0, unit.p1, p.H, plan.from_hx ? operands_in<F>(p.H) : 0);
         } else {
           weights.multiply(step, unit, at.hh[copy], own, rows, done + 1, worker);
         }
@@ -176,32 +177,32 @@ struct Forward {
   // Computes a step of a gated cell, whose pre-activations from the input are at `x`: the product
   // with the state, some panels of units at a time, and their gates. n: as StateWeights::multiply.
   template <class Step>
-  void gated_step(Step& step, const Unit& unit, const typename ForwardLayout<S, E>::Scratch& s,
+  void gated_step(Step& step, const Unit& unit, const typename ForwardLayout<S, MK>::Scratch& s,
                   const Rows<C>& x, int64_t rows, int64_t n, bool from_zeros,
                   const Worker& worker) const {
-    const StateWeights<S, E> weights{plan, at.weight_hh(0)};
+    const StateWeights<S, MK> weights{plan, at.weight_hh(0)};
     const GateColumns<C>& order = at.order;
     const int64_t first = order.begin(unit.p0), some = at.hidden_panels();
     const Rows<const F> state = step.state;
     for (int64_t m = 0; m < plan.pieces; ++m) {
-      typename StateWeights<S, E>::Piece piece{state, 0, 0};
+      typename StateWeights<S, MK>::Piece piece{state, 0, 0};
       if (!from_zeros) piece = weights.await(unit, m, n, state, rows, worker);
       for (int64_t u0 = unit.p0; u0 < unit.p1; u0 += some) {
         const int64_t u1 = min_of(u0 + some, unit.p1), begin = order.begin(u0);
         const Rows<C> hidden{s.hidden - begin, at.hidden_stride()};
         const int64_t q0 = order.panels(u0), q1 = order.panels(u1);
         const bool streams = plan.weights == Weights::streamed && piece.K > 0;
-        const Projection<E> product{
+        const Projection<MK> product{
             .packed = streams ? at.weight_hh(unit.d).pack_panels(q0, q1, s.hh)
                               : at.hh[at.copy_of(unit)] + piece.packed_at,
             .a = piece.state,
             .start = m == 0 ? Rows<const C>{s.bias_hh - first, 0} : Rows<const C>(hidden),
             .out = hidden,
             .end = order.begin(u1)};
-        sweep(product, rows, q0, q1, order.begin(u1), piece.K,
-              !plan.fetches   ? -1
-              : u1 == unit.p1 ? order.panels(unit.p0)
-                              : q1);
+        macro_kernel(product, rows, q0, q1, order.begin(u1), piece.K,
+                     !plan.fetches   ? -1
+                     : u1 == unit.p1 ? order.panels(unit.p0)
+                                     : q1);
         if (m + 1 < plan.pieces) continue;
         with_gates(p.cell, [&]<class Gates>(Gates) {
           forward_gates<Gates, S>(step, Rows<const C>(x), Rows<const C>(hidden), rows, u0, u1);
@@ -213,7 +214,7 @@ struct Forward {
   // Computes a single step: some panels at a time are packed to one place and multiplied with all
   // rows from there.
   template <class Step>
-  void stream(Step& step, const Unit& unit, const typename ForwardLayout<S, E>::Scratch& s,
+  void stream(Step& step, const Unit& unit, const typename ForwardLayout<S, MK>::Scratch& s,
               int64_t rows) const {
     const Matrix<S, F> ih = at.weight_ih(unit.d), hh = at.weight_hh(unit.d);
     const int64_t K = p.multiplies_state() ? operands_in<F>(p.H) : 0;
@@ -221,13 +222,13 @@ struct Forward {
       const int64_t end = min_of(q + kStreamed<F>, unit.p1);
       step.packed_ih = ih.pack_panels(q, end, s.ih);
       if (K > 0) step.packed = hh.pack_panels(q, end, s.hh);
-      sweep(step, rows, q, end, p.H, K);
+      macro_kernel(step, rows, q, end, p.H, K);
     }
   }
 
   // Fills a chunk's rows with the biases and the noise, from which all other sums start.
   void draw_noise(const Unit& unit, const Chunk& chunk,
-                  const typename ForwardLayout<S, E>::Scratch& s, int64_t first_column) const {
+                  const typename ForwardLayout<S, MK>::Scratch& s, int64_t first_column) const {
     C* row = s.pre - first_column;
     for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
       for (int64_t i = 0, n = sequences(p, unit, t); i < n; ++i) {
@@ -246,19 +247,19 @@ struct Forward {
                 const Rows<C>& pre, F* panels) const {
     const GateColumns<C>& order = at.order;
     if (p.I > 0) {
-      Projection<E> project{.packed = step.packed_ih,
-                            .a = step.features,
-                            .start = start,
-                            .out = pre,
-                            .end = order.panels() * kPanel<C>};
+      Projection<MK> project{.packed = step.packed_ih,
+                             .a = step.features,
+                             .start = start,
+                             .out = pre,
+                             .end = order.panels() * kPanel<C>};
       const int64_t K = operands_in<F>(p.I), first = order.panels(unit.p0);
       if (plan.weights != Weights::streamed)
-        return sweep(project, chunk.rows, first, order.panels(unit.p1), order.begin(unit.p1), K,
-                     plan.fetches ? first : -1);
+        return macro_kernel(project, chunk.rows, first, order.panels(unit.p1), order.begin(unit.p1),
+                            K, plan.fetches ? first : -1);
       for (int64_t u = unit.p0; u < unit.p1; ++u) {
         const int64_t q0 = order.panels(u), q1 = order.panels(u + 1);
         project.packed = at.weight_ih(unit.d).pack_panels(q0, q1, panels);
-        sweep(project, chunk.rows, q0, q1, order.begin(u + 1), K);
+        macro_kernel(project, chunk.rows, q0, q1, order.begin(u + 1), K);
       }
       return;
     }
@@ -277,28 +278,28 @@ struct Forward {
   }
 };
 
-template <class S, class E>
+template <class S, class MK>
 size_t forward_workspace(const Recurrence& p, int threads) {
   size_t bytes = 0;  // the most of all teams, which may be smaller than asked for
   for (int size = 1; size <= threads; ++size) {
-    const ForwardPlan plan = plan_forward(p, kShape<S, E>, this_machine(), size);
+    const ForwardPlan plan = plan_forward(p, kShape<S, MK>, this_machine(), size);
     const size_t needed = plan.weights == Weights::unpacked
-                              ? size * OneStep<S, E>(p, nullptr).bytes
-                              : ForwardLayout<S, E>(p, plan, size, Arena{nullptr}).bytes;
+                              ? size * OneStep<S, MK>(p, nullptr).bytes
+                              : ForwardLayout<S, MK>(p, plan, size, Arena{nullptr}).bytes;
     if (needed > bytes) bytes = needed;
   }
   return bytes;
 }
 
-template <class S, class E>
+template <class S, class MK>
 void forward(const Recurrence& p, char* workspace, Worker& worker) {
-  [[maybe_unused]] const typename E::Task task;
-  const ForwardPlan plan = plan_forward(p, kShape<S, E>, this_machine(), worker.size);
+  [[maybe_unused]] const typename MK::Task task;
+  const ForwardPlan plan = plan_forward(p, kShape<S, MK>, this_machine(), worker.size);
   if (plan.weights == Weights::unpacked) {
-    const size_t bytes = OneStep<S, E>(p, nullptr).bytes;
-    return OneStep<S, E>(p, workspace + worker.rank * bytes).run(worker);
+    const size_t bytes = OneStep<S, MK>(p, nullptr).bytes;
+    return OneStep<S, MK>(p, workspace + worker.rank * bytes).run(worker);
   }
-  const Forward<S, E> kernel{p, plan, {p, plan, worker.size, Arena{workspace}}};
+  const Forward<S, MK> kernel{p, plan, {p, plan, worker.size, Arena{workspace}}};
   if (plan.weights == Weights::shared) {
     kernel.pack_share(worker);
     worker.wait();
@@ -307,10 +308,10 @@ void forward(const Recurrence& p, char* workspace, Worker& worker) {
 }
 
 // Packs W_ih, then W_hh, as a call whose state is one piece packs them for itself.
-template <class S, class E>
+template <class S, class MK>
 void pack(const Recurrence& p, char* packed) {
-  using F = typename E::Operand;
-  [[maybe_unused]] const typename E::Task task;
+  using F = typename MK::Operand;
+  [[maybe_unused]] const typename MK::Task task;
   F* to = reinterpret_cast<F*>(packed);
   const auto pack_all = [&](const void* values, int64_t K) {
     const Matrix<S, F> weight{static_cast<const S*>(values), K, p.H, true, K, p.gates()};

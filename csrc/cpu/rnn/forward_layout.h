@@ -6,15 +6,15 @@
 namespace rnnext::RNNEXT_ISA {
 
 // Where the weights, the states and each worker's scratch lie.
-template <class S, class E>
+template <class S, class MK>
 struct ForwardLayout {
-  using F = typename E::Operand;
+  using F = typename MK::Operand;
   using C = Compute<S>;
   const Recurrence& p;
   const ForwardPlan& plan;
   Arrays<F> ih, hh;     // packed weights: a copy for each unit or each direction
   Arrays<bool> finite;  // for each panel of each copy: whether W_hh is finite there
-  ForwardStates<S, E> states;
+  ForwardStates<S, MK> states;
   GateColumns<C> order;  // of the columns of a product
   int64_t columns;       // of a worker's part of the hidden units, of all gates
   Arrays<char> scratch;  // [workers] of Scratch
@@ -55,7 +55,7 @@ struct ForwardLayout {
       noise = arena.take<C>(at.p.noise[0] ? at.columns : 0);
       pre = arena.take<C>(at.starts_from_rows() ? at.plan.chunk_rows * scratch_stride<C>(at.columns)
                                                 : 0);
-      const int64_t rows = divide_up(at.plan.chunk_rows, E::kRowBlock) * E::kRowBlock;
+      const int64_t rows = divide_up(at.plan.chunk_rows, MK::kRowBlock) * MK::kRowBlock;
       features = arena.take<F>(at.p.I > 0 ? rows * scratch_stride<F>(at.p.I) : 0);
       const int64_t panels = at.plan.weights != Weights::streamed ? 0
                              : gated                              ? at.p.gates()
@@ -100,7 +100,7 @@ struct ForwardLayout {
     const Matrix<S, F> weight = weight_ih(d);
     for (int64_t q = q0; q < q1; ++q) weight.pack(q, ih[copy] + q * weight.panel_size());
     if (!p.multiplies_state()) return;
-    const StateWeights<S, E> state{plan, weight_hh(d)};
+    const StateWeights<S, MK> state{plan, weight_hh(d)};
     for (int64_t q = q0; q < q1; ++q) finite[copy][q] = state.pack(hh[copy], q, q + 1);
   }
   // Whether the unit's part of W_hh is finite.

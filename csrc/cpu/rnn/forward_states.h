@@ -11,9 +11,9 @@ namespace rnnext::RNNEXT_ISA {
 // turns, or as many as steps are held. They have the storage type's precision, so that a sequence
 // which is cut into several calls gives the same bits. Where sequences are sorted, the rows of a
 // step do not follow each other in the output, so they are written to scratch first.
-template <class S, class E>
+template <class S, class MK>
 struct ForwardStates {
-  using F = typename E::Operand;
+  using F = typename MK::Operand;
   using C = Compute<S>;
   const Recurrence& p;
   const ForwardPlan& plan;
@@ -28,7 +28,7 @@ struct ForwardStates {
   ForwardStates(const Recurrence& p, const ForwardPlan& plan, Arena& arena)
       : p(p),
         plan(plan),
-        buffers(plan, p.H, static_cast<int>(max_of(2, plan.held_steps)), arena, E::kRowBlock),
+        buffers(plan, p.H, static_cast<int>(max_of(2, plan.held_steps)), arena, MK::kRowBlock),
         carry(plan, p.H, keeps_beside(p.cell) || (p.cell != Cell::elman && kParts<F> > 0), arena),
         apart_output(plan, p.H, plan.sorts && has_output(), arena),
         apart_saved(plan, traits_of(p.cell).saved * p.H, plan.sorts && p.saved, arena) {}

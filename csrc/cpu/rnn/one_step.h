@@ -7,9 +7,9 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-template <class S, class E>
+template <class S, class MK>
 struct OneStep {
-  using F = typename E::Operand;
+  using F = typename MK::Operand;
   using C = Compute<S>;
 
   const Recurrence& p;
@@ -51,7 +51,7 @@ struct OneStep {
     if constexpr (kTiled<F>) {
       add_unpacked_tiled<R>(sums, weight, columns, K, a, stride);
     } else {
-      add_unpacked<R, E>(sums, weight, columns, K, a, stride);
+      add_unpacked<R, MK>(sums, weight, columns, K, a, stride);
     }
   }
 

@@ -32,7 +32,7 @@ double step_cycles(const KernelShape& shape, const Machine& machine, int64_t row
   const double rate = bytes < machine.first_bytes    ? machine.first_rate
                       : bytes < machine.second_bytes ? machine.second_rate
                                                      : machine.far_rate;
-  const auto tiles = static_cast<double>(divide_up(rows, shape.tile_rows));
+  const auto tiles = static_cast<double>(divide_up(rows, shape.mr));
   const double multiply = multiply_cycles(shape, machine, rows, bytes);
   // Past the first cache the panels are read once per tile of rows from the second.
   const double read = bytes / rate + (tiles - 1) * bytes / machine.first_rate;
@@ -156,7 +156,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   const int64_t weights = shape.packed_bytes(K, p.I) + shape.packed_bytes(K, p.H);
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
   const bool joined = p.D > 1 && p.I > 0 && small && shape.native() &&
-                      p.B >= int64_t{asked} * shape.tile_rows && p.rows() >= p.H;
+                      p.B >= int64_t{asked} * shape.mr && p.rows() >= p.H;
   // (A single step reads W_hh as it lies, which takes as long as packing it.)
   const double packing = p.T > 1 || out.hx || out.reset_state
                              ? pack_cycles(shape, shape.operands(p.H)) / static_cast<double>(p.T)

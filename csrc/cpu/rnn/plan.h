@@ -24,17 +24,18 @@ inline Range part(int64_t total, int64_t i, int64_t n, int64_t unit = 1) {
   return {min_of(total, units * i / n * unit), min_of(total, units * (i + 1) / n * unit)};
 }
 
-// What the plan must know about the kernels of one ISA, storage type and engine.
+// What the plan must know about the kernels of one ISA, storage type and micro-kernel.
 struct KernelShape {
   int storage_bytes, compute_bytes;  // of a stored value, and of a sum
-  int operand_bytes, k_pack;  // of an operand, which the engine multiplies; its values along k
-  int panel;                  // columns of a panel of packed weights
-  int tile_rows;              // of the engine's largest tile
-  int64_t sum_block;          // values along k that the engine sums apart
-  int k_align;                // a row of operands has a multiple of so many values along k
-  int row_block;              // the engine reads rows of operands in multiples of this
-  bool tiles;                 // whether AMX tiles multiply
-  bool stored_as_operands;    // whether a stored row is a row of operands as it is
+  int operand_bytes;                 // of an operand, which the micro-kernel multiplies
+  int k_pack;                        // values along k in one operand
+  int panel;                         // columns of a panel of packed weights
+  int mr;                            // rows of the micro-kernel's largest tile
+  int64_t sum_block;                 // values along k that the micro-kernel sums apart
+  int k_align;                       // a row of operands has a multiple of so many values along k
+  int row_block;                     // the micro-kernel reads rows of operands in multiples of this
+  bool tiles;                        // whether AMX tiles multiply
+  bool stored_as_operands;           // whether a stored row is a row of operands as it is
 
   int64_t operands(int64_t k) const { return divide_up(k, k_align) * (k_align / k_pack); }
   int64_t panels(int64_t columns) const { return divide_up(columns, panel); }
@@ -165,7 +166,7 @@ int plan_threads(const Recurrence& p, int products, int most);
 // W_ih is read once.
 inline int64_t feature_block(const Recurrence& p, const KernelShape& shape) {
   const int64_t row_bytes = max_of(p.D * traits_of(p.cell).grads * p.H, p.I) * shape.compute_bytes;
-  return max_of(1, kFeatureBlockBytes / (row_bytes * shape.tile_rows)) * shape.tile_rows;
+  return max_of(1, kFeatureBlockBytes / (row_bytes * shape.mr)) * shape.mr;
 }
 
 inline bool wants_weights(const RecurrenceGradOut& out) {

@@ -7,24 +7,24 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-template <class S, class E>
+template <class S, class MK>
 size_t stack_workspace(const Recurrence* layers, int n, int threads) {
-  if (!plan_wavefront(layers, n, kShape<S, E>, this_machine(), threads)) return 0;
+  if (!plan_wavefront(layers, n, kShape<S, MK>, this_machine(), threads)) return 0;
   size_t bytes = 0;
   for (int l = 0; l < n; ++l) {
-    const ForwardPlan plan = plan_forward(layers[l], kShape<S, E>, this_machine(), 1, true);
-    bytes += ForwardLayout<S, E>(layers[l], plan, 1, Arena{nullptr}).bytes;
+    const ForwardPlan plan = plan_forward(layers[l], kShape<S, MK>, this_machine(), 1, true);
+    bytes += ForwardLayout<S, MK>(layers[l], plan, 1, Arena{nullptr}).bytes;
   }
   return bytes;
 }
 
-template <class S, class E>
+template <class S, class MK>
 void stack(const Recurrence* layers, int n, char* workspace, Worker& worker) {
-  [[maybe_unused]] const typename E::Task task;
+  [[maybe_unused]] const typename MK::Task task;
   for (int l = 0; l < n; ++l) {
     const Recurrence& p = layers[l];
-    const ForwardPlan plan = plan_forward(p, kShape<S, E>, this_machine(), 1, true);
-    const Forward<S, E> kernel{p, plan, {p, plan, 1, Arena{workspace}}};
+    const ForwardPlan plan = plan_forward(p, kShape<S, MK>, this_machine(), 1, true);
+    const Forward<S, MK> kernel{p, plan, {p, plan, 1, Arena{workspace}}};
     workspace += kernel.at.bytes;
     if (l % worker.size != worker.rank) continue;
     const Wavefront wavefront{.worker = &worker,

@@ -7,13 +7,13 @@ namespace rnnext::RNNEXT_ISA {
 
 // The output's gradient and what f gave, in the tensors where the tiles can read them there, else
 // copied to a worker's scratch; and what a leak or gates read besides.
-template <class S, class E>
+template <class S, class MK>
 struct StepInputs {
   using C = Compute<S>;
   const Recurrence& p;
   const RecurrenceGrad& g;
   const BackwardPlan& plan;
-  const BackwardLayout<S, E>& at;
+  const BackwardLayout<S, MK>& at;
   int worker;
 
   struct Inputs {
@@ -65,8 +65,8 @@ struct StepInputs {
       in.values.first = in.grad.first;
     return in;
   }
-  template <class Work>
-  void for_columns(const Unit& unit, const Work& f) const {
+  template <class Body>
+  void for_columns(const Unit& unit, const Body& f) const {
     for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) f(j);
   }
   void copy(const Unit& unit, const S* from, C* to) const {
@@ -101,7 +101,7 @@ struct StepInputs {
   }
   // Copies rows of step t, of so many parts of the output's width, to scratch.
   S* gather(const Unit& unit, int64_t t, int64_t rows, const void* from,
-            typename BackwardLayout<S, E>::StepArray which, int parts, int64_t stride) const {
+            typename BackwardLayout<S, MK>::StepArray which, int parts, int64_t stride) const {
     S* const to = reinterpret_cast<S*>(at.step_rows_of(worker, which).first);
     for (int64_t i = 0; i < rows; ++i)
       __builtin_memcpy(

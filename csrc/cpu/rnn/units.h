@@ -2,26 +2,26 @@
 // rows, and the memory that a layout hands out.
 #pragma once
 
+#include "cpu/gemm/macro_kernel.h"
 #include "cpu/gemm/pack.h"
-#include "cpu/gemm/sweep.h"
 #include "cpu/rnn/plan.h"
 #include "cpu/runtime/team.h"
 
 namespace rnnext::RNNEXT_ISA {
 
-// The shape of the kernels of storage type S and engine E, for the plan.
-template <class S, class E>
+// The shape of the kernels of storage type S and micro-kernel MK, for the plan.
+template <class S, class MK>
 constexpr KernelShape kShape = {.storage_bytes = sizeof(S),
                                 .compute_bytes = sizeof(Compute<S>),
-                                .operand_bytes = sizeof(typename E::Operand),
-                                .k_pack = kKPack<typename E::Operand>,
+                                .operand_bytes = sizeof(typename MK::Operand),
+                                .k_pack = kKPack<typename MK::Operand>,
                                 .panel = kPanel<Compute<S>>,
-                                .tile_rows = E::kTileRows,
-                                .sum_block = E::kSumBlock,
-                                .k_align = kKAlign<typename E::Operand>,
-                                .row_block = E::kRowBlock,
-                                .tiles = kTiled<typename E::Operand>,
-                                .stored_as_operands = kStoredAsOperands<S, typename E::Operand>};
+                                .mr = MK::kMR,
+                                .sum_block = MK::kSumBlock,
+                                .k_align = kKAlign<typename MK::Operand>,
+                                .row_block = MK::kRowBlock,
+                                .tiles = kTiled<typename MK::Operand>,
+                                .stored_as_operands = kStoredAsOperands<S, typename MK::Operand>};
 
 // Arrays of one size; null where there are none.
 template <class T>
@@ -63,9 +63,9 @@ Range piece_of(const Plan& plan, int64_t H, int64_t m) {
 }
 
 // W_hh, packed piece by piece of the state that it is multiplied with.
-template <class S, class E>
+template <class S, class MK>
 struct StateWeights {
-  using F = typename E::Operand;
+  using F = typename MK::Operand;
   using C = Compute<S>;
   const Plan& plan;
   Matrix<S, F> weight;
@@ -118,14 +118,15 @@ struct StateWeights {
       step.packed = packed + piece.packed_at;
       step.state = piece.state;
       if (m + 1 == plan.pieces) {
-        sweep(step, rows, unit.p0, unit.p1, weight.columns, piece.K, plan.fetches ? unit.p0 : -1);
+        macro_kernel(step, rows, unit.p0, unit.p1, weight.columns, piece.K,
+                     plan.fetches ? unit.p0 : -1);
       } else {
-        const Projection<E> add{.packed = step.packed,
-                                .a = step.state,
-                                .start = step.start,
-                                .out = sums,
-                                .end = step.H};
-        sweep(add, rows, unit.p0, unit.p1, weight.columns, piece.K);
+        const Projection<MK> add{.packed = step.packed,
+                                 .a = step.state,
+                                 .start = step.start,
+                                 .out = sums,
+                                 .end = step.H};
+        macro_kernel(add, rows, unit.p0, unit.p1, weight.columns, piece.K);
         step.start = sums;
       }
     }
@@ -140,13 +141,13 @@ const S* input_row(const Recurrence& p, int64_t t, int64_t b) {
 }
 
 // A chunk's rows of features in the order of memory: where they lie, or copied to scratch.
-template <class S, class E, class F = typename E::Operand>
+template <class S, class MK, class F = typename MK::Operand>
 Rows<const F> feature_rows(const Recurrence& p, const Unit& unit, const Chunk& chunk, F* scratch) {
   const bool sorted = unit.order != nullptr;
   int64_t apart = 0;
   if (kStoredAsOperands<S, F> && !sorted &&
       p.input.direct(p, chunk.n, unit.b0, unit.b0 + unit.size, &apart) && p.I % kKAlign<F> == 0 &&
-      apart % kKPack<F> == 0 && chunk.rows % E::kRowBlock == 0)
+      apart % kKPack<F> == 0 && chunk.rows % MK::kRowBlock == 0)
     return {reinterpret_cast<const F*>(input_row<S>(p, chunk.t, unit.b0)), apart / kKPack<F>};
   const Rows<const F> rows{scratch, scratch_stride<F>(p.I)};
   // The rows of sorted sequences do not follow each other, so the next chunk's are prefetched.

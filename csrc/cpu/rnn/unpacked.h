@@ -9,13 +9,13 @@ namespace rnnext::RNNEXT_ISA {
 // sums[r] += row r of a times `columns` rows of the weight [.., K], one in each lane. The CPU needs
 // some lines to recognize each row as a stream, so the first lines of the rows that come next are
 // prefetched, one with each block.
-template <int R, class E, class S, class F = typename E::Operand>
+template <int R, class MK, class S, class F = typename MK::Operand>
 RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64_t columns,
                               int64_t K, const F* a, int64_t stride) {
   constexpr int kSteps = kLanes<F> * kKPack<F>;
-  static_assert(E::kSumBlock == 1 || E::kSumBlock % kSteps == 0);
+  static_assert(MK::kSumBlock == 1 || MK::kSumBlock % kSteps == 0);
   Vec<Compute<F>> acc[R];
-  for (int r = 0; r < R; ++r) acc[r] = E::kSumBlock == 1 ? sums[r] : Vec<Compute<F>>{};
+  for (int r = 0; r < R; ++r) acc[r] = MK::kSumBlock == 1 ? sums[r] : Vec<Compute<F>>{};
   for (int64_t k = 0; k < K; k += kSteps, a += kLanes<F>) {
     Vec<F> block[kLanes<F>];
     if (columns >= kLanes<F> && K - k >= kSteps) {
@@ -26,19 +26,19 @@ RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes<F>; ++i)
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) E::multiply_add(acc[r], a[r * stride + i], block[i]);
+        for (int r = 0; r < R; ++r) MK::multiply_add(acc[r], a[r * stride + i], block[i]);
     } else {
       load_block<F>(block, weight + k, columns, K, K - k);
       for (int i = 0; i < kLanes<F> && k + i * kKPack<F> < K; ++i)
-        for (int r = 0; r < R; ++r) E::multiply_add(acc[r], a[r * stride + i], block[i]);
+        for (int r = 0; r < R; ++r) MK::multiply_add(acc[r], a[r * stride + i], block[i]);
     }
-    if (E::kSumBlock > 1 && ((k + kSteps) % E::kSumBlock == 0 || k + kSteps >= K))
+    if (MK::kSumBlock > 1 && ((k + kSteps) % MK::kSumBlock == 0 || k + kSteps >= K))
       for (int r = 0; r < R; ++r) {
         sums[r] += acc[r];
         acc[r] = Vec<Compute<F>>{};
       }
   }
-  if constexpr (E::kSumBlock == 1)
+  if constexpr (MK::kSumBlock == 1)
     for (int r = 0; r < R; ++r) sums[r] = acc[r];
 }
 
@@ -76,15 +76,15 @@ RNNEXT_TILE void add_unpacked_tiled(Vec<float> (&sums)[R], const S* weight, int6
   }
 }
 
-// Work for sweep: the block [begin, end) of k of a product with a weight [K, columns], whose
-// numbers are operands as they are. They come from far memory, so the next block's rows are
-// prefetched.
-template <class E>
+// A product for macro_kernel(): the block [begin, end) of k of a product with a weight [K,
+// columns], whose numbers are operands as they are. They come from far memory, so the next block's
+// rows are prefetched.
+template <class MK>
 struct UnpackedBlock {
-  using Engine = E;
-  using F = typename E::Operand;
-  static constexpr int64_t kBlock = E::kSumBlock;
-  const Projection<E>& product;
+  using MicroKernel = MK;
+  using F = typename MK::Operand;
+  static constexpr int64_t kBlock = MK::kSumBlock;
+  const Projection<MK>& product;
   const Matrix<F, F>& weight;
   int64_t begin, end;
   const F* packed = nullptr;
@@ -92,7 +92,7 @@ struct UnpackedBlock {
   template <int R, int NV>
   RNNEXT_TILE void tile(Extent<R, NV> extent, int64_t row, int64_t column, const F*, int64_t,
                         const Ahead*) const {
-    RegisterTile<E, R, NV> sums(extent), block(extent);
+    RegisterTile<MK, R, NV> sums(extent), block(extent);
     const Rows<const F>& a = product.a;
     F* const out = product.out[row] + column;
     if (begin > 0) {
@@ -110,7 +110,7 @@ struct UnpackedBlock {
       for (int j = 0; j < NV; ++j) {
         const Vec<F> b = load(from + j * kLanes<F>);
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) E::multiply_add(block.sums[r][j], a[row + r][k], b);
+        for (int r = 0; r < R; ++r) MK::multiply_add(block.sums[r][j], a[row + r][k], b);
       }
     }
     for_block<R, NV>([&](int r, int j) { sums.sums[r][j] += block.sums[r][j]; });
@@ -122,23 +122,23 @@ struct UnpackedBlock {
 // weight [K, columns]. Panels are packed only if the weight's numbers are not operands as they are,
 // or the last panel is not whole: just before they are multiplied, and always to `panels`, which
 // stays in cache.
-template <class S, class E>
-void stream(Projection<E> product, const Matrix<S, typename E::Operand>& weight,
-            typename E::Operand* panels, int64_t rows, int64_t p0, int64_t p1) {
-  using F = typename E::Operand;
+template <class S, class MK>
+void stream(Projection<MK> product, const Matrix<S, typename MK::Operand>& weight,
+            typename MK::Operand* panels, int64_t rows, int64_t p0, int64_t p1) {
+  using F = typename MK::Operand;
   const int64_t K = operands_in<F>(weight.K);
   if constexpr (std::is_same_v<S, F>) {
-    using Block = UnpackedBlock<E>;
+    using Block = UnpackedBlock<MK>;
     const int64_t whole = min_of(p1, weight.columns / kPanel<F>);
     for (int64_t k = 0; k < weight.K && p0 < whole; k += Block::kBlock)
-      sweep(Block{product, weight, k, min_of(k + Block::kBlock, weight.K)}, rows, p0, whole,
-            weight.columns, K);
+      macro_kernel(Block{product, weight, k, min_of(k + Block::kBlock, weight.K)}, rows, p0, whole,
+                   weight.columns, K);
     p0 = max_of(p0, whole);
   }
   for (int64_t q = p0; q < p1; q += kStreamed<F>) {
     const int64_t end = min_of(q + kStreamed<F>, p1);
     product.packed = weight.pack_panels(q, end, panels);
-    sweep(product, rows, q, end, weight.columns, K);
+    macro_kernel(product, rows, q, end, weight.columns, K);
   }
 }
 

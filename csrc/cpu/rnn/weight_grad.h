@@ -41,11 +41,11 @@ struct RowCursor {
 
 // Sums for hidden units [begin, begin + height) of one direction, and one part of the gradient of
 // the pre-activations.
-template <class S, class E>
+template <class S, class MK>
 struct WeightGradients {
-  using F = typename E::Operand;
+  using F = typename MK::Operand;
   using C = Compute<S>;
-  static constexpr int kTileRows = E::kTileRows;
+  static constexpr int kMR = MK::kMR;
   static constexpr int64_t kLeftStride = scratch_stride<F>(kGradientRows);
   // So many columns are summed at once, two vectors of each.
   static constexpr int kColumns = 4;
@@ -80,7 +80,7 @@ struct WeightGradients {
         part(part),
         gate(gate_of(p, part)) {
     Arena arena{scratch};
-    const int64_t rows = divide_up(height, kTileRows) * kTileRows;  // of whole tiles
+    const int64_t rows = divide_up(height, kMR) * kMR;  // of whole tiles
     left = arena.take<F>(kTiled<F> ? rows * kLeftStride : operands_in<F>(kGradientRows) * rows);
     left_row = arena.take<F>(kKPack<F> > 1 && !kTiled<F> ? height + kLanes<F> : 0);
     right = arena.take<F>(plan.direct_sums ? operands_in<F>(p.rows()) *
@@ -184,7 +184,7 @@ struct WeightGradients {
   Sums sums_of(C* sum, S* gradient, int64_t columns) const {
     if (plan.direct_sums)
       return {{reinterpret_cast<C*>(gradient) + begin * columns, columns}, height, columns};
-    return {{sum, scratch_stride<C>(columns)}, height + kTileRows, columns + kPanel<C>};
+    return {{sum, scratch_stride<C>(columns)}, height + kMR, columns + kPanel<C>};
   }
 
   // The part's rows of a gradient [gates * H, columns]; null: not wanted, or none of its own.
@@ -223,7 +223,7 @@ struct WeightGradients {
         const Vec<C> grad = NV > 1 ? load(from) : load_some(from, height - h);
 #pragma GCC unroll 4
         for (int i = 0; i < N; ++i)
-          FmaEngine<C>::multiply_add(sums[i][v], multiplier(first + i, n), grad);
+          FmaMicroKernel<C>::multiply_add(sums[i][v], multiplier(first + i, n), grad);
       }
     store_tile(sums, column_sums(first) + h, column_size, NV * kLanes<C>);
   }
@@ -233,12 +233,12 @@ struct WeightGradients {
     const F* first;
     int64_t step, stride;
   };
-  // Packs grad_rows [rows, height] into tiles [height / kTileRows][operands of rows][kTileRows].
+  // Packs grad_rows [rows, height] into tiles [height / kMR][operands of rows][kMR].
   Tiles pack_left(int64_t rows) const {
     if constexpr (kTiled<F>) {
       return pack_left_tiles(rows);
     } else {
-      const int64_t tile_size = operands_in<F>(rows) * kTileRows;
+      const int64_t tile_size = operands_in<F>(rows) * kMR;
       for (int64_t n = 0; n < rows; n += kKPack<F>) {
         const C* row = grad_rows[n];
         const C* next = kKPack<F> > 1 && n + 1 < rows ? grad_rows[n + 1] : nullptr;
@@ -250,14 +250,14 @@ struct WeightGradients {
             store(left_row + h,
                   Operands<F>::across(row + h, next ? next + h : nullptr, height - h));
         }
-        F* tile = left + n / kKPack<F> * kTileRows;
+        F* tile = left + n / kKPack<F> * kMR;
         int64_t h = 0;
-        for (; h + kTileRows <= height; h += kTileRows, tile += tile_size)
-          __builtin_memcpy(tile, operands + h, kTileRows * sizeof(F));
-        for (int r = 0; h < height && r < kTileRows; ++r)
+        for (; h + kMR <= height; h += kMR, tile += tile_size)
+          __builtin_memcpy(tile, operands + h, kMR * sizeof(F));
+        for (int r = 0; h < height && r < kMR; ++r)
           tile[r] = h + r < height ? operands[h + r] : F{};
       }
-      return {left, operands_in<F>(rows), kTileRows};
+      return {left, operands_in<F>(rows), kMR};
     }
   }
 
@@ -270,15 +270,15 @@ struct WeightGradients {
     if (plan.direct_sums) {
       for (int64_t column = 0; column < columns; column += kPanel<C>)
         pack_right(column, right + column * K);
-      for (int64_t h = 0; h < height; h += kTileRows)
+      for (int64_t h = 0; h < height; h += kMR)
         for (int64_t column = 0; column < columns; column += kPanel<C>)
           add_tile(tiles, right + column * K, K, h, column, columns, sums, begins, kPanel<C>);
       return;
     }
     for (int64_t column = 0; column < columns; column += kPanel<C>) {
       pack_right(column, right);
-      for (int64_t h = 0; h < height; h += kTileRows)
-        add_tile(tiles, right, K, h, column, columns, sums, begins, kTileRows * sums.at.stride);
+      for (int64_t h = 0; h < height; h += kMR)
+        add_tile(tiles, right, K, h, column, columns, sums, begins, kMR * sums.at.stride);
     }
   }
   // The next tile's sums, `ahead` of these, may be far in memory: they are prefetched meanwhile.
@@ -296,21 +296,21 @@ struct WeightGradients {
   template <int NV>
   RNNEXT_TILE void add_tile(const Tiles& tiles, const F* panel, int64_t K, int64_t h,
                             int64_t column, const Sums& sums, bool begins, int64_t ahead) const {
-    typename E::template Tile<kTileRows, NV> tile(Extent<kTileRows, NV>{});
+    typename MK::template Tile<kMR, NV> tile(Extent<kMR, NV>{});
     C* const to = sums.at[h] + column;
     if (begins) {
       tile.clear();
     } else {
       tile.load(to, sums.at.stride);
     }
-    if (h + 2 * kTileRows <= height) prefetch_tile<kTileRows, NV>(to + ahead, sums.at.stride);
+    if (h + 2 * kMR <= height) prefetch_tile<kMR, NV>(to + ahead, sums.at.stride);
     tile.template add<true>(tiles.first + h * tiles.step, tiles.stride, panel, K);
     tile.finish(sums, h, column);
   }
 
   // For AMX tiles hidden units are rows, as the left operands of any product are.
   Tiles pack_left_tiles(int64_t rows) const {
-    for (int64_t h = 0; h < divide_up(height, kTileRows) * kTileRows; h += kLanes<C>)
+    for (int64_t h = 0; h < divide_up(height, kMR) * kMR; h += kLanes<C>)
       for (int64_t n = 0; n < rows; n += kKAlign<F>) pack_left_part<0>(rows, h, n);
     return {left, kLeftStride, kLeftStride};
   }
@@ -327,7 +327,7 @@ struct WeightGradients {
   }
   static RNNEXT_TILE void add_amx_tiles(const F* a, const F* panel, int64_t K, C* to,
                                         int64_t stride, bool begins) {
-    typename TileExtent<2, 2>::template Tile<E> tile(TileExtent<2, 2>{kTileRows, 2});
+    typename TileExtent<2, 2>::template Tile<MK> tile(TileExtent<2, 2>{kMR, 2});
     if (begins) {
       tile.clear();
     } else {

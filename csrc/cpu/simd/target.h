@@ -13,7 +13,7 @@
 #ifndef RNNEXT_ISA
 #define RNNEXT_ISA generic      // the namespace
 #define RNNEXT_VECTOR_BYTES 16  // of a register
-#define RNNEXT_TILE_ROWS 6      // the tile keeps twice as many registers of sums
+#define RNNEXT_MR 6             // the tile keeps twice as many registers of sums
 // RNNEXT_AVX512: the vectors are those of AVX-512
 // RNNEXT_BF16_DOT: there are bfloat16 dot products (AVX512_BF16; NEON with FEAT_BF16)
 // RNNEXT_TILES: the kernels are those of AMX tiles (gemm/tile_unit.h), and

@@ -1,7 +1,7 @@
-// The engines: how a tile of sums takes up products. An engine has
+// The micro-kernels: how a tile of sums takes up products. A micro-kernel has
 //
-//   Operand                    what it multiplies (simd/operand.h)
-//   kTileRows                 rows of its largest tile
+//   Operand                   what it multiplies (simd/operand.h)
+//   kMR                       rows of its largest tile
 //   kSumBlock                 values along k that are summed apart, then added: shorter chains
 //                             round less. 1: it adds each to the sum
 //   kRowBlock                 rows of operands are read in multiples of it
@@ -9,10 +9,10 @@
 //   multiply_add(acc, x, b)   on vectors, for what is no tile
 //   Tile<R, NV>               the sums of R rows times NV vectors of columns:
 //     clear(), load(...)        what they start from
-//     add(...)                  a product, k outermost and ascending
-//     finish(work, ...)         hands them to work.finish<R, NV>(sums, row, column), as vectors
+//     add(...)                  adds a product, k outermost and ascending
+//     finish(product, ...)      hands them to product.finish<R, NV>(sums, row, column), as vectors
 //
-// The tile is the engine's own, so sums need not be in vector registers.
+// The tile is the micro-kernel's own, so sums need not be in vector registers.
 #pragma once
 
 #include "cpu/gemm/tile.h"
@@ -22,9 +22,9 @@ namespace rnnext::RNNEXT_ISA {
 // Sums in vector registers. Every sum goes in the order of k, block by block, whatever the tile,
 // the vector width or the number of threads, so it always has the same bits. A product that is
 // added in pieces is cut between blocks.
-template <class Engine, int R, int NV>
+template <class MK, int R, int NV>
 struct RegisterTile {
-  using F = typename Engine::Operand;
+  using F = typename MK::Operand;
   using C = Compute<F>;
 
   Vec<C> sums[R][NV];
@@ -45,21 +45,21 @@ struct RegisterTile {
   template <bool interleaved = false>
   RNNEXT_INLINE void add(const F* a, int64_t stride, const F* panels, int64_t K,
                          const Ahead* ahead = nullptr) {
-    if constexpr (interleaved || Engine::kSumBlock == 1) {
+    if constexpr (interleaved || MK::kSumBlock == 1) {
       chain<interleaved>(sums, a, stride, panels, K, 0, K);
     } else {
-      for (int64_t k = 0; k < K; k += Engine::kSumBlock) {
+      for (int64_t k = 0; k < K; k += MK::kSumBlock) {
         RegisterTile part(Extent<R, NV>{});
         part.clear();
-        part.add_block(a, stride, panels, K, k,
-                       K - k < Engine::kSumBlock ? K : k + Engine::kSumBlock, ahead);
+        part.add_block(a, stride, panels, K, k, K - k < MK::kSumBlock ? K : k + MK::kSumBlock,
+                       ahead);
         for_block<R, NV>([&](int r, int j) { sums[r][j] += part.sums[r][j]; });
       }
     }
   }
-  template <class Work>
-  RNNEXT_INLINE void finish(const Work& work, int64_t row, int64_t column) {
-    work.finish(sums, row, column);
+  template <class Product>
+  RNNEXT_INLINE void finish(const Product& product, int64_t row, int64_t column) {
+    product.finish(sums, row, column);
   }
 
  private:
@@ -70,7 +70,7 @@ struct RegisterTile {
     if constexpr (R < 4) {
       chain<false>(sums, a, stride, panels, K, begin, end);
     } else {
-      const int64_t steps = ahead ? 16 : Engine::kSumBlock;
+      const int64_t steps = ahead ? 16 : MK::kSumBlock;
       for (int64_t k = begin; k < end; k += steps) {
         for (int64_t at = 0; ahead && at < steps * ahead->step; at += 64)
           __builtin_prefetch(ahead->first + k * ahead->step + at, 0, 2);
@@ -91,29 +91,29 @@ struct RegisterTile {
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
           const F x = interleaved ? a[k * stride + r] : a[r * stride + k];
-          Engine::multiply_add(acc[r][j], x, b0);
-          if (j + 1 < NV) Engine::multiply_add(acc[r][j + 1], x, b1);
+          MK::multiply_add(acc[r][j], x, b0);
+          if (j + 1 < NV) MK::multiply_add(acc[r][j + 1], x, b1);
         }
       }
     }
   }
 };
 
-// What the engines of vectors have in common.
+// What the micro-kernels of vectors have in common.
 template <class F, int64_t sum_block>
-struct VectorEngine {
+struct VectorMicroKernel {
   using Operand = F;
   struct Task {};
   static constexpr int kRowBlock = 1;
-  static constexpr int kTileRows = RNNEXT_TILE_ROWS;
+  static constexpr int kMR = RNNEXT_MR;
   static constexpr int64_t kSumBlock = sum_block;
 };
 
 // Multiplies numbers of the compute type C = float or double.
 template <class C>
-struct FmaEngine : VectorEngine<C, 64> {
+struct FmaMicroKernel : VectorMicroKernel<C, 64> {
   template <int R, int NV>
-  using Tile = RegisterTile<FmaEngine, R, NV>;
+  using Tile = RegisterTile<FmaMicroKernel, R, NV>;
 
   // (x - zeros is x in every lane. Zeros + x would turn -0 into 0, with one more instruction.)
   static RNNEXT_INLINE void multiply_add(Vec<C>& acc, C x, Vec<C> b) {
@@ -124,9 +124,9 @@ struct FmaEngine : VectorEngine<C, 64> {
 #ifdef RNNEXT_BF16_DOT
 // Multiplies pairs of bfloat16 with the dot product of AVX512_BF16 or Arm's FEAT_BF16: two steps of
 // k at once.
-struct Bf16DotEngine : VectorEngine<Pair, 1> {
+struct Bf16DotMicroKernel : VectorMicroKernel<Pair, 1> {
   template <int R, int NV>
-  using Tile = RegisterTile<Bf16DotEngine, R, NV>;
+  using Tile = RegisterTile<Bf16DotMicroKernel, R, NV>;
 
   static RNNEXT_INLINE void multiply_add(Vec<float>& acc, Pair x, Vec<Pair> b) {
 #ifdef RNNEXT_AVX512

@@ -1,0 +1,143 @@
+// The macro-kernel: computes a matrix product tile by tile.
+#pragma once
+
+#include "cpu/gemm/amx.h"
+
+namespace rnnext::RNNEXT_ISA {
+
+// How many panels a tile of `rows` rows takes at once: few rows need more columns to hide the
+// latency of the multiply-add.
+template <class MK>
+constexpr int panels_at_once(int rows) {
+  const int n = MK::kMR / rows;
+  return n >= 4 ? 4 : n >= 2 ? 2 : 1;
+}
+
+// Calls product.tile(Extent<R, NV>, row, column, panels, K, ahead) for rows [0, rows) and those of
+// `columns` that are in panels [p0, p1) of product.packed. Panels are outermost, so that each is
+// read from far memory once. (Blocks of K that stay in the first cache were no faster at H = 1024,
+// and slower below.)
+template <int R, int NV, class Product>
+RNNEXT_INLINE void tiles_of_row(const Product& product, int64_t row, int64_t v, int64_t end,
+                                const typename Product::F* panels, int64_t K, const Ahead* ahead) {
+  using F = typename Product::F;
+  for (; end - v >= NV; v += NV, panels += NV / 2 * K * kPanel<F>)
+    product.tile(Extent<R, NV>{}, row, v * kLanes<F>, panels, K, ahead);
+  if constexpr (NV > 1) tiles_of_row<R, NV / 2>(product, row, v, end, panels, K, ahead);
+}
+template <int R, class Product>
+RNNEXT_INLINE void tiles_of_rows(const Product& product, int rows, int64_t row, int64_t v,
+                                 int64_t end, const typename Product::F* panels, int64_t K,
+                                 const Ahead* ahead) {
+  constexpr int NV = 2 * panels_at_once<typename Product::MicroKernel>(R);
+  if (rows == R) return tiles_of_row<R, NV>(product, row, v, end, panels, K, ahead);
+  if constexpr (R > 1) tiles_of_rows<R - 1>(product, rows, row, v, end, panels, K, ahead);
+}
+
+// The same over AMX tiles: all rows of two panels, then the next two.
+template <class Product>
+RNNEXT_INLINE void macro_kernel_of_tiles(const Product& product, int64_t rows, int64_t p0,
+                                         int64_t p1, int64_t columns, int64_t K) {
+  using F = typename Product::F;
+  const int64_t panel = K * kPanel<F>;
+  for (int64_t p = p0; p < p1; p += 2) {
+    const F* const panels = product.packed + p * panel;
+    const int64_t column = p * kPanel<F>;
+    const int64_t there = (columns - column + kLanes<F> - 1) / kLanes<F>, most = p + 1 < p1 ? 4 : 2;
+    const int vectors = static_cast<int>(there < most ? there : most);
+    if constexpr (Product::MicroKernel::kRowOnVectors) {
+      if (rows == 1) {
+        if (vectors > 2) {
+          product.tile(Extent<1, 4>{}, 0, column, panels, K, nullptr);
+        } else {
+          product.tile(Extent<1, 2>{}, 0, column, panels, K, nullptr);
+        }
+        continue;
+      }
+    }
+    for (int64_t row = 0; row < rows; row += 32) {
+      const int left = static_cast<int>(rows - row < 32 ? rows - row : 32);
+      if (left > 16) {
+        product.tile(TileExtent<2, 2>{left, vectors < 2 ? 1 : 2}, row, column, panels, K, nullptr);
+        if (vectors > 2)
+          product.tile(TileExtent<2, 2>{left, vectors - 2}, row, column + kPanel<F>, panels + panel,
+                       K, nullptr);
+      } else if (vectors > 2) {
+        product.tile(TileExtent<1, 4>{left, vectors}, row, column, panels, K, nullptr);
+      } else {
+        product.tile(TileExtent<1, 2>{left, vectors}, row, column, panels, K, nullptr);
+      }
+    }
+  }
+}
+
+template <class Product>
+RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t rows, int64_t p0,
+                                             int64_t p1, int64_t columns, int64_t K, int64_t then) {
+  using F = typename Product::F;
+  constexpr int kMR = Product::MicroKernel::kMR;
+  const int64_t tiles = (rows + kMR - 1) / kMR;  // as even as can be: 8 rows are 4 + 4
+  const int small = static_cast<int>(rows / tiles);
+  const int64_t big = rows % tiles;
+  const int64_t group = panels_at_once<typename Product::MicroKernel>(small);
+  const int64_t vectors =
+      (columns + kLanes<F> - 1) / kLanes<F>;  // the last panel may be half empty
+  const int64_t panel = K * kPanel<F>;
+  Ahead ahead{nullptr, group * kPanel<F> * static_cast<int64_t>(sizeof(F)) / tiles};
+  for (int64_t p = p0; p < p1; p += group) {
+    const int64_t end = 2 * (p + group < p1 ? p + group : p1);
+    const int64_t next = p + group < p1 ? p + group : then;
+    ahead.first = reinterpret_cast<const char*>(product.packed + next * panel);
+    int64_t row = 0;
+    for (int64_t i = 0; i < tiles; ++i, ahead.first += K * ahead.step) {
+      const int r = small + (i < big);
+      tiles_of_rows<kMR>(product, r, row, 2 * p, end < vectors ? end : vectors,
+                         product.packed + p * panel, K, then < 0 ? nullptr : &ahead);
+      row += r;
+    }
+  }
+}
+// `then`: the panel of product.packed that is read after these, if each is to be fetched while the
+// one before is multiplied; else -1. (Tiles of AMX got slower by it.)
+template <class Product>
+void macro_kernel(const Product& product, int64_t rows, int64_t p0, int64_t p1, int64_t columns,
+                  int64_t K, int64_t then = -1) {
+  if (rows <= 0) return;
+  if constexpr (kTiled<typename Product::F>) {
+    macro_kernel_of_tiles(product, rows, p0, p1, columns, K);
+  } else {
+    macro_kernel_of_registers(product, rows, p0, p1, columns, K, then);
+  }
+}
+
+// A product for macro_kernel(): out[row] = start[row] + a[row] * panels.
+template <class MK>
+struct Projection {
+  using MicroKernel = MK;
+  using F = typename MK::Operand;
+  using C = Compute<F>;
+  const F* packed;
+  Rows<const F> a;
+  Rows<const C> start;  // or none: zeros
+  Rows<C> out;
+  int64_t end;  // where a row of start and of out ends
+
+  template <class Extent>
+  RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
+                        const Ahead* ahead) const {
+    typename Extent::template Tile<MK> sums(extent);
+    if (start) {
+      sums.load(start[row] + column, start.stride, end - column);
+    } else {
+      sums.clear();
+    }
+    sums.add(a[row], a.stride, panels, K, ahead);
+    sums.finish(*this, row, column);
+  }
+  template <int R, int NV>
+  RNNEXT_INLINE void finish(const Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
+    store_tile(sums, out[row] + column, out.stride, end - column);
+  }
+};
+
+}  // namespace rnnext::RNNEXT_ISA
