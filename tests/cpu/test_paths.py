@@ -211,4 +211,4 @@ def test_explain_knows_when_padding_is_left_out(H, B):
     text = explain(100, B, 33, H, lengths=SKEWED[:B], hx=True, train=True, threads=2)
     assert ("padding is left out" in text) == unpadded
     if unpadded:  # it is the plan of the sequences that are there
-        assert plan["unit_rows"] <= sum(length > 0 for length in SKEWED[:B])
+        assert plan["item_rows"] <= sum(length > 0 for length in SKEWED[:B])

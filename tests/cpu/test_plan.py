@@ -72,7 +72,7 @@ def test_the_environment_names_the_machine_and_lowers_the_isa():
 CHOICES = {
     "many sequences are shared out, and nobody waits": [
         ((100, 64, 64, 256), {"threads": 1}, {"batch_parts": 1, "hidden_parts": 1}),
-        ((100, 64, 64, 256), {"threads": 3}, {"batch_parts": 3, "unit_rows": 22}),
+        ((100, 64, 64, 256), {"threads": 3}, {"batch_parts": 3, "item_rows": 22}),
     ],
     "one step of many is not shared by hidden units, though rows divide less evenly": [
         ((1, B, 128, 128), {"train": True}, {"hidden_parts": 1, "features": "by_step"})
@@ -146,7 +146,7 @@ CHOICES = {
         ((100, 32, 1024, 1024), {}, {"projects": True}),
         ((100, 32, 0, 64), {}, {"projects": True}),
     ],
-    "units sum gradients over their own rows, unless there are fewer than hidden units": [
+    "work items sum gradients over their own rows, unless there are fewer than hidden units": [
         ((100, 16, 16, 64), {"train": True}, {"own_sums": True, "features": "by_step"}),
         ((1, 16, 256, 256), {"train": True}, {"own_sums": False}),
     ],
@@ -191,9 +191,9 @@ CHOICES = {
         ((100, 1, 64, 64), {"layers": 2, "directions": 2}, {"wavefront": False}),
     ],
     "steps that there are are shared out, and count as work": [
-        ((100, 101, 16, 64), {"lengths": [100] + [1] * 100}, {"batch_parts": 2, "unit_rows": 100}),
+        ((100, 101, 16, 64), {"lengths": [100] + [1] * 100}, {"batch_parts": 2, "item_rows": 100}),
         # A part ends nearest to its share, 275 steps: with 270 of 6 sequences, not with 290 of 7.
-        ((50, 20, 16, 64), {"lengths": [50] * 5 + [20] * 15}, {"batch_parts": 2, "unit_rows": 14}),
+        ((50, 20, 16, 64), {"lengths": [50] * 5 + [20] * 15}, {"batch_parts": 2, "item_rows": 14}),
         ((100, 32, 16, 64), {}, {"threads": 2}),
         ((100, 32, 16, 16), {"lengths": [100] + [1] * 31}, {"threads": 1}),
     ],

@@ -17,9 +17,9 @@ std::string name_of(Enum value, const char* const* names) {
 Description fields_of(const Plan& plan) {
   return {{"batch_parts", plan.batch_parts},
           {"hidden_parts", plan.hidden_parts},
-          {"units", plan.units},
+          {"items", plan.items},
           {"pieces", plan.pieces},
-          {"unit_rows", plan.unit_rows},
+          {"item_rows", plan.item_rows},
           {"weights", name_of(plan.weights, kWeightsNames)},
           {"joined", plan.joined},
           {"fetches", plan.fetches},

@@ -39,7 +39,7 @@ int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& m
   if (threads == 1) return 1;
   const ForwardPlan plan = plan_forward(p, shape, machine, threads);
   if (plan.weights == Weights::unpacked) return threads;
-  return static_cast<int>(min_of(threads, plan.units * plan.hidden_parts));
+  return static_cast<int>(min_of(threads, plan.items * plan.hidden_parts));
 }
 
 namespace {

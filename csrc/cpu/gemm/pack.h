@@ -153,8 +153,8 @@ struct Matrix {
   // The stored row of row k of a matrix that is not transposed; null: zeros.
   const S* row(int64_t k) const {
     if (gates == 1) return weight + k * stride;
-    const int64_t width = K / gates, gate = (k / width + first_gate) % gates, unit = k % width;
-    return unit < H ? weight + (gate * H + unit) * stride : nullptr;
+    const int64_t width = K / gates, gate = (k / width + first_gate) % gates, h = k % width;
+    return h < H ? weight + (gate * H + h) * stride : nullptr;
   }
 
   // Packs panel p to dst [operands of K, kPanel]; columns past the matrix are 0. Returns whether
@@ -187,9 +187,9 @@ struct Matrix {
     const S* from;
     int64_t left;
   };
-  Lanes lanes_at(const typename GateColumns<F>::Place& at) const {
-    return {weight + (at.gate * columns + at.unit) * stride,
-            at.gate < gates ? columns - at.unit : 0};
+  Lanes lanes_at(const typename GateColumns<F>::GateUnits& of) const {
+    return {weight + (of.gate * columns + of.first) * stride,
+            of.gate < gates ? columns - of.first : 0};
   }
   // A part of a panel of tile operands: blocks of 16 pairs along k, that part of each.
   template <int part>

@@ -32,11 +32,11 @@ struct GateColumns {
   int64_t panels(int64_t u) const { return panels_in<C>(begin(u)); }
   int64_t panels() const { return panels(panels_in<C>(H)); }
 
-  // What the n-th vector of columns holds: a gate, and hidden units from one on.
-  struct Place {
-    int64_t gate, unit;
+  // What the n-th vector of columns holds: a gate of the hidden units from `first` on.
+  struct GateUnits {
+    int64_t gate, first;
   };
-  Place vector(int64_t n) const {
+  GateUnits vector(int64_t n) const {
     const int64_t u = n / (2 * gates), rest = n % (2 * gates), vectors = width(u) / kLanes<C>;
     return {rest / vectors, u * kPanel<C> + rest % vectors * kLanes<C>};
   }

@@ -11,7 +11,7 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// One step of one unit, as if every sequence had a step t: BackwardStates::finish_step mends the
+// One step of a work item, as if every sequence had a step t: BackwardStates::finish_step mends the
 // others. A product for macro_kernel().
 template <class MK>
 struct BackwardStep {
@@ -82,40 +82,40 @@ struct Backward {
       at.pack_hh(d, d, share.begin, share.end);
   }
 
-  void run(const Unit& unit, Worker& worker) const {
-    steps(plan.sorts ? sorted(unit, p, at.order[worker.rank], at.present[worker.rank]) : unit,
+  void run(const WorkItem& item, Worker& worker) const {
+    steps(plan.sorts ? sorted(item, p, at.order[worker.rank], at.present[worker.rank]) : item,
           worker);
   }
 
-  RNNEXT_TILE void steps(const Unit& unit, Worker& worker) const {
-    Rows<const F> state = at.states.initial_state(unit);
-    C* const alpha_grad = at.alpha_sums[unit.group];
-    LeakRows<C> leak = leak_rows(unit, alpha_grad);
+  RNNEXT_TILE void steps(const WorkItem& item, Worker& worker) const {
+    Rows<const F> state = at.states.initial_state(item);
+    C* const alpha_grad = at.alpha_sums[item.group];
+    LeakRows<C> leak = leak_rows(item, alpha_grad);
     const bool own = plan.weights == Weights::own;
-    if (own) at.pack_hh(unit.d, unit.group, unit.p0, unit.p1);
-    const F* const packed = at.hh[own ? unit.group : unit.d];
+    if (own) at.pack_hh(item.d, item.group, item.p0, item.p1);
+    const F* const packed = at.hh[own ? item.group : item.d];
     const StateWeights<S, MK> weights{plan, at.weight_hh(0)};
-    if (unit.members > 1) worker.advance();
+    if (item.members > 1) worker.advance();
     const FeatureGradients<S, MK> features = at.features_of(worker);
     const bool writes_features = plan.by_step() && out.input;
-    if (writes_features) features.pack(unit.d, 0, 1);
-    const bool reverse = p.reverse[unit.d];
+    if (writes_features) features.pack(item.d, 0, 1);
+    const bool reverse = p.reverse[item.d];
     const int64_t width = p.D * p.H;
     const StepInputs<S, MK> inputs{p, g, plan, at, worker.rank};
     const Rows<C> chunk_grad{at.chunk_grad[worker.rank], at.grad_stride};
     if (plan.by_step()) clear_tails(chunk_grad);
     for (int64_t done = 0; done < p.T;) {
       const int64_t limit = plan.own_sums || plan.by_step() ? plan.chunk_rows : p.rows();
-      const Chunk chunk = next_chunk(p, unit, done, !reverse, limit);
+      const Chunk chunk = next_chunk(p, item, done, !reverse, limit);
       int64_t row = reverse ? 0 : chunk.rows;
       for (int64_t i = 0; i < chunk.n; ++i, ++done) {
         const int64_t t = reverse ? done : p.T - 1 - done;
-        const int64_t rows = sequences(p, unit, t);
+        const int64_t rows = sequences(p, item, t);
         if (!reverse) row -= rows;
         const int64_t t_next = reverse ? t + 1 : t - 1;
         const int64_t ahead = done + 1 < p.T ? (p.first_row(t_next) - p.first_row(t)) * width : 0;
-        const auto in = inputs.rows_of(unit, t, done, rows, ahead);
-        if (at.states.carries()) inputs.add_leak(leak, unit, t, rows);
+        const auto in = inputs.rows_of(item, t, done, rows, ahead);
+        if (at.states.carries()) inputs.add_leak(leak, item, t, rows);
         // The next step's rows are far in memory, unless they are copied, and so in cache.
         const bool prefetches = kNative<S> && in.grad.stride == width && done + 1 < p.T;
         BackwardStep<MK> step{.epilogue = end_of_step(),
@@ -126,31 +126,31 @@ struct Backward {
                               .values = in.values,
                               .state = at.states.times_hh(state),
                               .grad_pre = plan.by_step() ? Rows<C>{chunk_grad[row], at.grad_stride}
-                                                         : grad_pre_rows(unit, t),
-                              .next = at.states.next_buffer(unit, done),
+                                                         : grad_pre_rows(item, t),
+                              .next = at.states.next_buffer(item, done),
                               .grad_ahead = prefetches && in.grad ? in.grad.first + ahead : nullptr,
                               .values_ahead = prefetches ? in.values.first + ahead : nullptr};
         if (done > 0) {
-          weights.multiply(step, unit, packed, at.step_rows_of(worker.rank, at.kGrad), rows,
+          weights.multiply(step, item, packed, at.step_rows_of(worker.rank, at.kGrad), rows,
                            done + 1, worker);
         } else {
-          macro_kernel(step, rows, unit.p0, unit.p1, p.H, 0);  // there is no state before it
+          macro_kernel(step, rows, item.p0, item.p1, p.H, 0);  // there is no state before it
         }
-        state = at.states.finish_step(unit, t, rows, step.next, step.grad_pre);
-        if (writes_features) features.write(unit, t, rows, state);
-        at.states.stop_at_starts(unit, t, rows, step.next, step.grad_pre, alpha_grad);
+        state = at.states.finish_step(item, t, rows, step.next, step.grad_pre);
+        if (writes_features) features.write(item, t, rows, state);
+        at.states.stop_at_starts(item, t, rows, step.next, step.grad_pre, alpha_grad);
         if (reverse) row += rows;
-        if (unit.members > 1) worker.advance();
+        if (item.members > 1) worker.advance();
       }
       for (int k = 0; plan.own_sums && k < at.states.parts; ++k) {
-        RowCursor<S> cursor = at.cursor(unit, chunk.t);
-        at.sums_of(unit.group, k, {0, p.H})
+        RowCursor<S> cursor = at.cursor(item, chunk.t);
+        at.sums_of(item.group, k, {0, p.H})
             .add(cursor, chunk.rows, plan.by_step() ? chunk_grad : Rows<C>{at.grad_pre, 0},
                  done == chunk.n);
       }
-      if (plan.by_step() && done < p.T) state = at.states.copied(unit, state);
+      if (plan.by_step() && done < p.T) state = at.states.copied(item, state);
     }
-    state_gradients(unit, packed, state, worker);
+    state_gradients(item, packed, state, worker);
   }
 
   Epilogue<BackwardStep<MK>, C> end_of_step() const {
@@ -160,18 +160,18 @@ struct Backward {
                                            backward_gates<Gates, S, BackwardStep<MK>>};
     });
   }
-  // Rows of the whole grad_pre, of a unit whose sequences are not sorted.
-  Rows<C> grad_pre_rows(const Unit& unit, int64_t t) const {
-    return {at.grad_pre + (p.row(t, unit.b0) * p.D + unit.d) * at.grad_width, p.D * at.grad_width};
+  // Rows of the whole grad_pre, of a work item whose sequences are not sorted.
+  Rows<C> grad_pre_rows(const WorkItem& item, int64_t t) const {
+    return {at.grad_pre + (p.row(t, item.b0) * p.D + item.d) * at.grad_width, p.D * at.grad_width};
   }
-  // The unit's rows of a leak, without those of a step.
-  LeakRows<C> leak_rows(const Unit& unit, C* alpha_grad) const {
+  // The work item's rows of a leak, without those of a step.
+  LeakRows<C> leak_rows(const WorkItem& item, C* alpha_grad) const {
     LeakRows<C> leak;
     if (!at.states.carries()) return leak;
-    at.begin_leak(unit);
-    leak.alpha = at.alpha[unit.group];
-    leak.carry = at.states.sums.all(unit, at.states.kCarry);
-    leak.mixed = at.states.sums.all(unit, at.states.kMixed);
+    at.begin_leak(item);
+    leak.alpha = at.alpha[item.group];
+    leak.carry = at.states.sums.all(item, at.states.kCarry);
+    leak.mixed = at.states.sums.all(item, at.states.kMixed);
     leak.alpha_grad = alpha_grad;
     // (What gates save is wider; they do not read `output`.)
     leak.row_stride = p.D * traits_of(p.cell).saved * p.H;
@@ -181,16 +181,16 @@ struct Backward {
 
   // The gradients of hx and reset_state, when all steps are done. A member has advanced once before
   // the steps and once with each.
-  void state_gradients(const Unit& unit, const F* packed, const Rows<const F>& state,
+  void state_gradients(const WorkItem& item, const F* packed, const Rows<const F>& state,
                        Worker& worker) const {
     const int64_t advanced = 1 + p.T;
     if (out.hx)
-      grad_state(unit, packed, at.states.times_hh(at.states.first_steps(unit, state)),
+      grad_state(item, packed, at.states.times_hh(at.states.first_steps(item, state)),
                  at.states.kFirst, at.starts(), out.hx, advanced, worker);
     if (!out.reset_state) return;
-    const Rows<const F> resets = at.states.times_hh(at.states.reset_sums(unit));
-    if (unit.members > 1) worker.advance();
-    grad_state(unit, packed, resets, at.states.kResetCarry, at.resets(), out.reset_state,
+    const Rows<const F> resets = at.states.times_hh(at.states.reset_sums(item));
+    if (item.members > 1) worker.advance();
+    grad_state(item, packed, resets, at.states.kResetCarry, at.resets(), out.reset_state,
                advanced + 1, worker);
   }
 
@@ -203,12 +203,12 @@ struct Backward {
 
   // Writes the gradient of hx or of reset_state: W_hh^T times rows of the gradient of
   // pre-activations, and what a leak adds past W_hh. output: what W_hh was multiplied with.
-  void grad_state(const Unit& unit, const F* packed, const Rows<const F>& first, int carry,
+  void grad_state(const WorkItem& item, const F* packed, const Rows<const F>& first, int carry,
                   const S* output, void* grad, int64_t n, const Worker& worker) const {
     const StateWeights<S, MK> weights{plan, at.weight_hh(0)};
     const Rows<C> rows = at.step_rows_of(worker.rank, at.kGrad);
     for (int64_t m = 0; m < plan.pieces; ++m) {
-      const auto piece = weights.await(unit, m, n, first, unit.size, worker);
+      const auto piece = weights.await(item, m, n, first, item.size, worker);
       Projection<MK> project{.packed = nullptr,
                              .a = piece.state,
                              .start = {m > 0 ? rows.first : nullptr, rows.stride},
@@ -216,19 +216,19 @@ struct Backward {
                              .end = p.H};
       if (packed) {
         project.packed = packed + piece.packed_at;
-        macro_kernel(project, unit.size, unit.p0, unit.p1, p.H, piece.K);
+        macro_kernel(project, item.size, item.p0, item.p1, p.H, piece.K);
       } else {  // there is only one step
-        stream(project, at.weight_hh(unit.d), at.panels[worker.rank], unit.size, unit.p0, unit.p1);
+        stream(project, at.weight_hh(item.d), at.panels[worker.rank], item.size, item.p0, item.p1);
       }
     }
-    for (int64_t i = 0; i < unit.size; ++i) {
-      const int64_t b = unit.sequence(i);
-      const int64_t row = (unit.d * p.B + b) * p.H;
+    for (int64_t i = 0; i < item.size; ++i) {
+      const int64_t b = item.sequence(i);
+      const int64_t row = (item.d * p.B + b) * p.H;
       S* to = static_cast<S*>(grad) + row;
       const S* grad_h_n = static_cast<const S*>(g.grad_h_n) + row;
       const bool hand_on = g.grad_h_n && grad == out.hx && p.length(b) == 0;  // h_n was hx
       const bool apart = traits_of(p.cell).states > 1;  // c's gradient is what came past W_hh
-      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
+      for (int64_t j = item.p0 * kPanel<C>; j < item.p1 * kPanel<C>; j += kLanes<C>) {
         Vec<C> x = load(rows[i] + j);
         if (p.cell == Cell::voltage) {
           const Vec<C> sum = x, h = load_some(output + row + j, p.H - j);
@@ -236,7 +236,7 @@ struct Backward {
           x = sum == 0 ? sum : x;  // a row that no step read may hold NaN
         }
         Vec<C> past = {};
-        if (at.states.carries()) past = load(at.states.sums.row(unit, carry, i) + j);
+        if (at.states.carries()) past = load(at.states.sums.row(item, carry, i) + j);
         if (!apart) x += past;
         if (hand_on) x = load_some(grad_h_n + j, p.H - j);
         store_some(to + j, x, p.H - j);
@@ -259,7 +259,7 @@ struct Backward {
   }
 
   // The weights' gradients of this worker's share of the hidden units: it sums over all rows, or
-  // adds the units' own sums.
+  // adds the work items' own sums.
   void weight_gradients(const Worker& worker) const {
     for (int d = 0; d < p.D; ++d)
       for (int k = 0; k < at.states.parts; ++k) weight_gradients(worker, d, k);
@@ -275,7 +275,7 @@ struct Backward {
       sums.write(d, share.begin, share.end);
     } else {
       const WeightGradients<S, MK> sums = at.sums_of(worker.rank, k, share);
-      Unit all{};
+      WorkItem all{};
       all.d = d, all.size = p.B;
       RowCursor<S> cursor = at.cursor(all, 0);
       sums.add(cursor, p.rows(), {at.grad_pre, 0}, true);
@@ -314,7 +314,7 @@ void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGrad
     kernel.pack_share(worker);
     worker.wait();
   }
-  run_units<Compute<S>>(kernel, plan, p, worker);
+  run_items<Compute<S>>(kernel, plan, p, worker);
   worker.wait();
   if (out.input && !plan.by_step()) kernel.feature_gradients(worker);
   if (wants_weights(out)) kernel.weight_gradients(worker);

@@ -15,21 +15,21 @@ struct BackwardLayout {
   const Recurrence& p;
   const RecurrenceGradOut& out;
   const BackwardPlan& plan;
-  F* ih;             // packed W_ih of all directions, or null: nobody packs it for all
-  Arrays<F> hh;      // packed W_hh: a copy for each unit or each direction; null: it is streamed
+  F* ih;         // packed W_ih of all directions, or null: nobody packs it for all
+  Arrays<F> hh;  // packed W_hh: a copy for each work item or each direction; null: it is streamed
   Arrays<F> panels;  // [workers] of some panels of W_hh, where it is streamed
   BackwardStates<S, MK> states;
   int64_t step_stride, grad_width, grad_stride;
   C* grad_pre;            // [N, D*grad_width], or null: it is kept for a chunk only, in
   Arrays<C> chunk_grad;   // [workers] of [chunk_rows][grad_stride]
-  Arrays<C> step_rows;    // [workers] of StepArray, each [unit_rows][step_stride], the last wider
+  Arrays<C> step_rows;    // [workers] of StepArray, each [item_rows][step_stride], the last wider
   Arrays<char> features;  // [workers] of FeatureGradients
-  Arrays<char> sums;      // [units or workers] of WeightGradients
-  // A leak's alpha, and the sums of its gradient: [units] of [H], in whole panels.
+  Arrays<char> sums;      // [items or workers] of WeightGradients
+  // A leak's alpha, and the sums of its gradient: [items] of [H], in whole panels.
   Arrays<C> alpha, alpha_sums;
   // For voltage, what W_hh multiplies in place of hx and of reset_state: [D,B,H] each.
   S *start_output, *reset_output;
-  Arrays<int64_t> order, present;  // [workers] of [unit_rows] and [T], where sequences are sorted
+  Arrays<int64_t> order, present;  // [workers] of [item_rows] and [T], where sequences are sorted
   size_t bytes;
 
   BackwardLayout(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
@@ -52,21 +52,21 @@ struct BackwardLayout {
     if (!grad_pre && !plan.by_step()) grad_pre = arena.take<C>(p.rows() * p.D * grad_width);
     chunk_grad = arena.take<C>(plan.by_step() ? workers : 0, plan.chunk_rows * grad_stride);
     const int64_t arrays = plan.sorts && states.carries() ? kSaved : kOutput;
-    const int64_t saved = plan.sorts && states.carries() ? plan.unit_rows * saved_stride() : 0;
+    const int64_t saved = plan.sorts && states.carries() ? plan.item_rows * saved_stride() : 0;
     step_rows = arena.take<C>(workers, arrays * step_array_size() + saved + kApart / sizeof(C));
     features = arena.take<char>(out.input ? workers : 0,
                                 FeatureGradients<S, MK>(p, out, plan, ih, nullptr).bytes);
     const int64_t parts = plan.own_sums ? 1 : workers;
     const int64_t most = divide_up(divide_up(p.H, MK::kMR), parts) * MK::kMR;
-    sums = arena.take<char>((plan.own_sums ? plan.units : workers) * states.parts,
+    sums = arena.take<char>((plan.own_sums ? plan.items : workers) * states.parts,
                             WeightGradients<S, MK>(p, out, plan, {0, most}, 0, nullptr).bytes);
     const int64_t width = panels_in<C>(p.H) * kPanel<C>;
-    alpha = arena.take<C>(is_leaky(p.cell) ? plan.units : 0, width);
-    alpha_sums = arena.take<C>(out.alpha[0] ? plan.units : 0, width);
+    alpha = arena.take<C>(is_leaky(p.cell) ? plan.items : 0, width);
+    alpha_sums = arena.take<C>(out.alpha[0] ? plan.items : 0, width);
     const int64_t state_size = p.cell == Cell::voltage ? p.D * p.B * p.H : 0;
     start_output = arena.take<S>(state_size);
     reset_output = arena.take<S>(p.reset ? state_size : 0);
-    order = arena.take<int64_t>(plan.sorts ? workers : 0, plan.unit_rows);
+    order = arena.take<int64_t>(plan.sorts ? workers : 0, plan.item_rows);
     present = arena.take<int64_t>(plan.sorts ? workers : 0, p.T);
     bytes = arena.used;
   }
@@ -90,27 +90,27 @@ struct BackwardLayout {
   const S* resets() const {
     return p.cell == Cell::voltage ? reset_output : static_cast<const S*>(p.reset_state);
   }
-  RowCursor<S> cursor(const Unit& unit, int64_t t) const {
-    return {p, starts(), resets(), unit, t};
+  RowCursor<S> cursor(const WorkItem& item, int64_t t) const {
+    return {p, starts(), resets(), item, t};
   }
-  // Fills the unit's part of these. If a reset comes with the first step, nothing reads hx, and its
-  // place has f of zeros.
-  void begin_leak(const Unit& unit) const {
-    const int64_t from = unit.p0 * kPanel<C>, to = unit.p1 * kPanel<C>;
-    const int64_t first = p.reverse[unit.d] ? p.T - 1 : 0;
+  // Fills the work item's part of these. If a reset comes with the first step, nothing reads hx,
+  // and its place has f of zeros.
+  void begin_leak(const WorkItem& item) const {
+    const int64_t from = item.p0 * kPanel<C>, to = item.p1 * kPanel<C>;
+    const int64_t first = p.reverse[item.d] ? p.T - 1 : 0;
     for (int64_t j = from; is_leaky(p.cell) && j < to; j += kLanes<C>) {
-      store(alpha[unit.group] + j, alpha_of<S>(p, unit.d, j));
-      if (out.alpha[0]) store(alpha_sums[unit.group] + j, Vec<C>{});
+      store(alpha[item.group] + j, alpha_of<S>(p, item.d, j));
+      if (out.alpha[0]) store(alpha_sums[item.group] + j, Vec<C>{});
     }
-    for (int64_t i = 0; i < unit.size && p.cell == Cell::voltage; ++i) {
-      const int64_t b = unit.sequence(i);
-      const void* const start = p.restarts(unit.d, b, first) ? nullptr : p.hx;
+    for (int64_t i = 0; i < item.size && p.cell == Cell::voltage; ++i) {
+      const int64_t b = item.sequence(i);
+      const void* const start = p.restarts(item.d, b, first) ? nullptr : p.hx;
       for (int64_t j = from; j < to; j += kLanes<C>) {
-        const int64_t at = (unit.d * p.B + b) * p.H + j;
-        const Vec<C> hx = load_state(state_row<S>(p, start, unit.d, b), j, p.H - j);
+        const int64_t at = (item.d * p.B + b) * p.H + j;
+        const Vec<C> hx = load_state(state_row<S>(p, start, item.d, b), j, p.H - j);
         store_some(start_output + at, output_of<S>(p, hx), p.H - j);
         if (!p.reset) continue;
-        const Vec<C> anew = load_state(state_row<S>(p, p.reset_state, unit.d, b), j, p.H - j);
+        const Vec<C> anew = load_state(state_row<S>(p, p.reset_state, item.d, b), j, p.H - j);
         store_some(reset_output + at, output_of<S>(p, anew), p.H - j);
       }
     }
@@ -120,20 +120,20 @@ struct BackwardLayout {
   // over sorted sequences, the output and what is saved.
   enum StepArray { kGrad, kValues, kOutput, kSaved };
   int64_t saved_stride() const { return scratch_stride<C>(traits_of(p.cell).saved * p.H); }
-  int64_t step_array_size() const { return plan.unit_rows * step_stride; }
+  int64_t step_array_size() const { return plan.item_rows * step_stride; }
   Rows<C> step_rows_of(int worker, StepArray which) const {
     return {step_rows[worker] + which * step_array_size(), step_stride};
   }
   FeatureGradients<S, MK> features_of(const Worker& worker) const {
     return {p, out, plan, ih, features[worker.rank]};
   }
-  // Those of a unit, or a worker, for a part of the gradient of the pre-activations.
-  WeightGradients<S, MK> sums_of(int64_t unit, int k, const Range& units) const {
-    return {p, out, plan, units, k, sums[unit * states.parts + k]};
+  // Those of a work item, or a worker, for a part of the gradient of the pre-activations.
+  WeightGradients<S, MK> sums_of(int64_t item, int k, const Range& units) const {
+    return {p, out, plan, units, k, sums[item * states.parts + k]};
   }
 };
 
-// Writes the gradient of alpha: adds the units' sums, one after the other.
+// Writes the gradient of alpha: adds the work items' sums, one after the other.
 template <class S, class MK>
 void alpha_gradients(const BackwardLayout<S, MK>& at) {
   using C = Compute<S>;

@@ -46,84 +46,84 @@ struct BackwardStates {
     return {rows.first + operands_in<F>((parts - p.gates()) * width), rows.stride};
   }
 
-  // The state that the unit's last steps read: zeros. With Home::rows they are not read.
-  Rows<const F> initial_state(const Unit& unit) const {
+  // The state that the work item's last steps read: zeros. With Home::rows they are not read.
+  Rows<const F> initial_state(const WorkItem& item) const {
     const int cleared = plan.state == Home::rows ? kEven : kBuffers;
-    const int64_t end = unit.last ? width : unit.p1 * kPanel<C>;
-    for (int64_t i = 0; i < unit.size; ++i) {
+    const int64_t end = item.last ? width : item.p1 * kPanel<C>;
+    for (int64_t i = 0; i < item.size; ++i) {
       for (int k = 0; k < parts; ++k)
-        for (int64_t j = unit.p0 * kPanel<C>; j < end; j += kLanes<C>) {
+        for (int64_t j = item.p0 * kPanel<C>; j < end; j += kLanes<C>) {
           for (int buffer = 0; buffer < cleared; ++buffer)
-            store_part(buffers.row(unit, buffer, i), k, j, Vec<C>{}, width);
+            store_part(buffers.row(item, buffer, i), k, j, Vec<C>{}, width);
           if (reset_pre.count)
-            store_some(reset_pre.row(unit, 0, i) + k * p.H + j, Vec<C>{}, p.H - j);
+            store_some(reset_pre.row(item, 0, i) + k * p.H + j, Vec<C>{}, p.H - j);
         }
-      for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
-        for (int sum = 0; sum < sums.count; ++sum) store(sums.row(unit, sum, i) + j, Vec<C>{});
+      for (int64_t j = item.p0 * kPanel<C>; j < item.p1 * kPanel<C>; j += kLanes<C>)
+        for (int sum = 0; sum < sums.count; ++sum) store(sums.row(item, sum, i) + j, Vec<C>{});
     }
-    return buffers.all(unit, kFirstSteps);
+    return buffers.all(item, kFirstSteps);
   }
 
   // Where the step after `done` others writes its state beside grad_pre; null: grad_pre is enough.
-  Rows<F> next_buffer(const Unit& unit, int64_t done) const {
+  Rows<F> next_buffer(const WorkItem& item, int64_t done) const {
     if (plan.state == Home::rows) return {};
-    return buffers.all(unit, done % 2 == 0 ? kOdd : kEven);
+    return buffers.all(item, done % 2 == 0 ? kOdd : kEven);
   }
 
   // Turns what a step wrote into the state that the next one reads.
-  Rows<const F> finish_step(const Unit& unit, int64_t t, int64_t rows, const Rows<F>& next,
+  Rows<const F> finish_step(const WorkItem& item, int64_t t, int64_t rows, const Rows<F>& next,
                             const Rows<C>& grad_pre) const {
     if (plan.state == Home::rows)
       return {reinterpret_cast<const F*>(grad_pre.first), grad_pre.stride};
-    if (unit.last && parts == 1) clear_row_ends(next.first, rows, next.stride, p.H);
-    if (p.ragged()) mask_ragged_rows(unit, t, rows, next, grad_pre);
+    if (item.last && parts == 1) clear_row_ends(next.first, rows, next.stride, p.H);
+    if (p.ragged()) mask_ragged_rows(item, t, rows, next, grad_pre);
     return next;
   }
 
   // Stops the gradient where a sequence, or an episode of it, begins with step t: it goes to hx or
   // reset_state, and not to the step before. alpha_grad: LeakRows::alpha_grad.
-  void stop_at_starts(const Unit& unit, int64_t t, int64_t rows, const Rows<F>& next,
+  void stop_at_starts(const WorkItem& item, int64_t t, int64_t rows, const Rows<F>& next,
                       const Rows<C>& grad_pre, C* alpha_grad) const {
     if (!p.reset && !carries()) return;
     for (int64_t row = 0; row < rows; ++row) {
-      const int64_t b = unit.sequence(row);
-      const bool anew = p.restarts(unit.d, b, t);
-      if (anew || p.starts(unit.d, b, t))
-        stop_row(unit, row, anew, next ? next[row] : nullptr, grad_pre[row], alpha_grad);
+      const int64_t b = item.sequence(row);
+      const bool anew = p.restarts(item.d, b, t);
+      if (anew || p.starts(item.d, b, t))
+        stop_row(item, row, anew, next ? next[row] : nullptr, grad_pre[row], alpha_grad);
     }
   }
 
   // The sums of the pre-activations' gradient over resets, as rows of operands.
-  Rows<const F> reset_sums(const Unit& unit) const {
-    for (int64_t i = 0; i < unit.size; ++i)
-      for_parts(unit, [&](int k, int64_t j) {
-        store_part(buffers.row(unit, kResets, i), k, j,
-                   load_some(reset_pre.row(unit, 0, i) + k * p.H + j, p.H - j), p.H);
+  Rows<const F> reset_sums(const WorkItem& item) const {
+    for (int64_t i = 0; i < item.size; ++i)
+      for_parts(item, [&](int k, int64_t j) {
+        store_part(buffers.row(item, kResets, i), k, j,
+                   load_some(reset_pre.row(item, 0, i) + k * p.H + j, p.H - j), p.H);
       });
-    return buffers.all(unit, kResets);
+    return buffers.all(item, kResets);
   }
 
   // A copy of a state whose rows are about to be overwritten.
-  Rows<const F> copied(const Unit& unit, const Rows<const F>& state) const {
+  Rows<const F> copied(const WorkItem& item, const Rows<const F>& state) const {
     if (plan.state == Home::scratch) return state;
-    for (int64_t i = 0; i < unit.size; ++i)
+    for (int64_t i = 0; i < item.size; ++i)
       for (int64_t j = 0; j < parts * width; j += kLanes<C>)
-        copy_operands(buffers.row(unit, kEven, i), state[i], j);
-    return buffers.all(unit, kEven);
+        copy_operands(buffers.row(item, kEven, i), state[i], j);
+    return buffers.all(item, kEven);
   }
 
   // The states of the sequences' first steps, after the last step left `state`.
-  Rows<const F> first_steps(const Unit& unit, const Rows<const F>& state) const {
-    return p.ragged() ? buffers.all(unit, kFirstSteps) : state;
+  Rows<const F> first_steps(const WorkItem& item, const Rows<const F>& state) const {
+    return p.ragged() ? buffers.all(item, kFirstSteps) : state;
   }
 
  private:
   static void add(C* to, Vec<C> x) { store(to, load(to) + x); }
-  // f(part, column in it) for each vector of the unit's own columns.
+  // f(part, column in it) for each vector of the work item's own columns.
   template <class Body>
-  void for_parts(const Unit& unit, const Body& f) const {
+  void for_parts(const WorkItem& item, const Body& f) const {
     for (int k = 0; k < parts; ++k)
-      for (int64_t j = unit.p0 * kPanel<C>; j < min_of(unit.p1 * kPanel<C>, p.H); j += kLanes<C>)
+      for (int64_t j = item.p0 * kPanel<C>; j < min_of(item.p1 * kPanel<C>, p.H); j += kLanes<C>)
         f(k, j);
   }
   // Stores a vector of a part in a row of operands, where the part ends at `end`.
@@ -136,13 +136,13 @@ struct BackwardStates {
     __builtin_memcpy(to + column / kKPack<F>, from + column / kKPack<F>,
                      (width - j) / kKPack<F> * sizeof(F));
   }
-  void stop_row(const Unit& unit, int64_t i, bool anew, F* next, const C* grad_pre,
+  void stop_row(const WorkItem& item, int64_t i, bool anew, F* next, const C* grad_pre,
                 C* alpha_grad) const {
-    const int64_t b = unit.sequence(i);
-    const S* const before = state_row<S>(p, anew ? p.reset_state : p.hx, unit.d, b);
-    for_parts(unit, [&](int k, int64_t j) {
+    const int64_t b = item.sequence(i);
+    const S* const before = state_row<S>(p, anew ? p.reset_state : p.hx, item.d, b);
+    for_parts(item, [&](int k, int64_t j) {
       if (anew && out.reset_state) {
-        C* const sum = reset_pre.row(unit, 0, i) + k * p.H + j;
+        C* const sum = reset_pre.row(item, 0, i) + k * p.H + j;
         const C* const grad = grad_pre + k * p.H + j;
         store_some(sum, load_some(sum, p.H - j) + load_some(grad, p.H - j), p.H - j);
       }
@@ -150,10 +150,10 @@ struct BackwardStates {
       if (next && (anew || p.ragged())) store_part(next, k, j, Vec<C>{}, p.H);
     });
     if (!carries()) return;
-    for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
-      C* const carry = sums.row(unit, kCarry, i) + j;
-      C* const mixed = sums.row(unit, kMixed, i) + j;
-      add(sums.row(unit, anew ? kResetCarry : kFirst, i) + j, load(carry));
+    for (int64_t j = item.p0 * kPanel<C>; j < item.p1 * kPanel<C>; j += kLanes<C>) {
+      C* const carry = sums.row(item, kCarry, i) + j;
+      C* const mixed = sums.row(item, kMixed, i) + j;
+      add(sums.row(item, anew ? kResetCarry : kFirst, i) + j, load(carry));
       if (alpha_grad && before && p.cell == Cell::rate)
         add(alpha_grad + j, -load(mixed) * load_some(before + j, p.H - j));
       store(carry, Vec<C>{});
@@ -161,19 +161,19 @@ struct BackwardStates {
     }
   }
   // Clears the gradient of rows past their sequence's end, and keeps that of a first step.
-  void mask_ragged_rows(const Unit& unit, int64_t t, int64_t rows, const Rows<F>& next,
+  void mask_ragged_rows(const WorkItem& item, int64_t t, int64_t rows, const Rows<F>& next,
                         const Rows<C>& grad_pre) const {
     for (int64_t row = 0; row < rows; ++row) {
-      const int64_t b = unit.sequence(row);
+      const int64_t b = item.sequence(row);
       const bool past = !p.inside(b, t);
-      const bool starts = p.starts(unit.d, b, t) && !p.restarts(unit.d, b, t);
+      const bool starts = p.starts(item.d, b, t) && !p.restarts(item.d, b, t);
       if (!past && !starts) continue;
-      for_parts(unit, [&](int k, int64_t j) {
+      for_parts(item, [&](int k, int64_t j) {
         if (past) {
           store_part(next[row], k, j, Vec<C>{}, p.H);
           store_some(grad_pre[row] + k * p.H + j, Vec<C>{}, p.H - j);
         } else {
-          copy_part(buffers.row(unit, kFirstSteps, row), next[row], k, j);
+          copy_part(buffers.row(item, kFirstSteps, row), next[row], k, j);
         }
       });
     }

@@ -31,8 +31,8 @@ struct FeatureGradients {  // one worker's
             ? shared
             : arena.take<F>(streamed ? kStreamed<F> * weight(p, 0).panel_size() : packed_size(p));
     operands = arena.take<F>(kKPack<F> > 1 ? block_rows() * stride : 0);
-    const int64_t most = kNative<S> ? 0 : max_of(block_rows(), plan.unit_rows);
-    product = arena.take<C>(max_of(most, plan.sorts ? plan.unit_rows : 0) * p.I);
+    const int64_t most = kNative<S> ? 0 : max_of(block_rows(), plan.item_rows);
+    product = arena.take<C>(max_of(most, plan.sorts ? plan.item_rows : 0) * p.I);
     arena.take<char>(kApart);
     bytes = arena.used;
   }
@@ -55,19 +55,19 @@ struct FeatureGradients {  // one worker's
       weight.pack(q, packed_of(d) + q * weight.panel_size());
   }
 
-  // Writes the unit's rows of step t, from as many rows of operands of its direction.
-  void write(const Unit& unit, int64_t t, int64_t rows, const Rows<const F>& from) const {
-    const int d = unit.d;
-    S* const to = static_cast<S*>(out.input) + p.row(t, unit.b0) * p.I;
+  // Writes the work item's rows of step t, from as many rows of operands of its direction.
+  void write(const WorkItem& item, int64_t t, int64_t rows, const Rows<const F>& from) const {
+    const int d = item.d;
+    S* const to = static_cast<S*>(out.input) + p.row(t, item.b0) * p.I;
     if (!plan.sorts) {
       C* const sums = sums_for(to, rows);
       multiply(d, rows, from, sums);
       return write_sums(to, rows);
     }
     const auto place = [&](int64_t i) {
-      return static_cast<S*>(out.input) + p.row(t, unit.sequence(i)) * p.I;
+      return static_cast<S*>(out.input) + p.row(t, item.sequence(i)) * p.I;
     };
-    if (d == 0) __builtin_memset(to, 0, unit.size * p.I * sizeof(S));
+    if (d == 0) __builtin_memset(to, 0, item.size * p.I * sizeof(S));
     for (int64_t i = 0; d > 0 && i < rows; ++i) copy(place(i), product + i * p.I, p.I);
     multiply(d, rows, from, product);
     for (int64_t i = 0; i < rows; ++i) copy(product + i * p.I, place(i), p.I);

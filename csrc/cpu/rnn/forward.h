@@ -25,7 +25,7 @@ struct Wavefront {
   }
 };
 
-// One step of one unit, as if every sequence had a step t: ForwardStates::finish_step mends the
+// One step of a work item, as if every sequence had a step t: ForwardStates::finish_step mends the
 // others. A product for macro_kernel().
 template <class MK>
 struct ForwardStep {
@@ -89,30 +89,30 @@ struct Forward {
     for (int d = 0; d < p.D; ++d) at.pack(d, d, share.begin, share.end);
   }
 
-  void run(const Unit& unit, Worker& worker, const Wavefront& wavefront = {}) const {
+  void run(const WorkItem& item, Worker& worker, const Wavefront& wavefront = {}) const {
     const auto s = at.scratch_of(worker);
-    steps(plan.sorts ? sorted(unit, p, s.order, s.present) : unit, worker, wavefront);
+    steps(plan.sorts ? sorted(item, p, s.order, s.present) : item, worker, wavefront);
   }
 
-  RNNEXT_TILE void steps(const Unit& unit, Worker& worker, const Wavefront& wavefront) const {
+  RNNEXT_TILE void steps(const WorkItem& item, Worker& worker, const Wavefront& wavefront) const {
     const auto s = at.scratch_of(worker);
-    const int64_t first_column = at.order.begin(unit.p0), copy = at.copy_of(unit);
+    const int64_t first_column = at.order.begin(item.p0), copy = at.copy_of(item);
     const bool gated = is_gated(p.cell);
     const Rows<C> pre{s.pre - first_column, scratch_stride<C>(at.columns)};
-    if (plan.weights == Weights::own) at.pack(unit.d, unit.group, unit.p0, unit.p1);
+    if (plan.weights == Weights::own) at.pack(item.d, item.group, item.p0, item.p1);
     const auto fill = [&](C* values, const auto& of) {
       for (int64_t j = 0; j < at.columns; j += kLanes<C>) store(values + j, of(first_column + j));
     };
     const auto of_gates = [&](const void* biases) {
       return [&, biases](int64_t j) {
-        return biases ? RNNEXT_ISA::of_gates<S>(p, biases, j / kLanes<C>) : Vec<C>{};
+        return biases ? load_gates<S>(p, biases, j / kLanes<C>) : Vec<C>{};
       };
     };
     if (gated) {
-      fill(s.bias, of_gates(p.bias_ih[unit.d]));
-      fill(s.bias_hh, of_gates(p.bias_hh[unit.d]));
+      fill(s.bias, of_gates(p.bias_ih[item.d]));
+      fill(s.bias_hh, of_gates(p.bias_hh[item.d]));
     } else {
-      fill(s.bias, [&](int64_t j) { return bias_of<S>(p, unit.d, j); });
+      fill(s.bias, [&](int64_t j) { return bias_of<S>(p, item.d, j); });
     }
     const StateWeights<S, MK> weights{plan, at.weight_hh(0)};
     ForwardStep<MK> step{
@@ -121,54 +121,54 @@ struct Forward {
         .packed_ih = at.ih[copy],
         .H = p.H,
         .start = {s.bias - first_column, 0},
-        .state = at.states.initial_state(unit)};
-    if (unit.members > 1) worker.advance();
+        .state = at.states.initial_state(item)};
+    if (item.members > 1) worker.advance();
     step.far = plan.far;
     if (is_leaky(p.cell)) {
-      fill(s.alpha, [&](int64_t j) { return alpha_of<S>(p, unit.d, j); });
+      fill(s.alpha, [&](int64_t j) { return alpha_of<S>(p, item.d, j); });
       step.leak.alpha = s.alpha - first_column;
     }
-    if (p.noise[0]) fill(s.noise, [&](int64_t j) { return of_unit<S>(p, p.noise[unit.d], j); });
+    if (p.noise[0]) fill(s.noise, [&](int64_t j) { return load_hidden<S>(p, p.noise[item.d], j); });
     // A state of zeros needs no product, unless a weight that is not finite turns zeros into NaN.
     const bool starts_from_zeros =
-        !p.hx && !p.reset_state && p.cell != Cell::voltage && at.is_finite(unit);
-    const bool reverse = p.reverse[unit.d];
+        !p.hx && !p.reset_state && p.cell != Cell::voltage && at.is_finite(item);
+    const bool reverse = p.reverse[item.d];
     for (int64_t done = 0; done < p.T;) {
-      const Chunk chunk = next_chunk(p, unit, done, reverse, plan.projects ? plan.chunk_rows : 0);
+      const Chunk chunk = next_chunk(p, item, done, reverse, plan.projects ? plan.chunk_rows : 0);
       wavefront.await(done + chunk.n);
-      if (p.I > 0) step.features = feature_rows<S, MK>(p, unit, chunk, s.features);
-      if (p.noise[0]) draw_noise(unit, chunk, s, first_column);
+      if (p.I > 0) step.features = feature_rows<S, MK>(p, item, chunk, s.features);
+      if (p.noise[0]) draw_noise(item, chunk, s, first_column);
       if (plan.projects) {
         const Rows<const C> bias{s.bias - first_column, 0};
-        fill_pre(unit, chunk, step, p.noise[0] ? pre : bias, pre, s.ih);
+        fill_pre(item, chunk, step, p.noise[0] ? pre : bias, pre, s.ih);
       } else {
         step.I = operands_in<F>(p.I);
       }
       int64_t row = reverse ? chunk.rows : 0;
       for (int64_t i = 0; i < chunk.n; ++i, ++done) {
         const int64_t t = reverse ? p.T - 1 - done : done;
-        const int64_t rows = sequences(p, unit, t);
+        const int64_t rows = sequences(p, item, t);
         if (reverse) row -= rows;
         const Rows<C> own{pre[row], pre.stride};
         if (at.starts_from_rows()) step.start = own;
-        at.states.set_destinations(step, unit, t, done);
+        at.states.set_destinations(step, item, t, done);
         const bool from_zeros = done == 0 && starts_from_zeros;
         if (gated) {
-          gated_step(step, unit, s, own, rows, done + 1, from_zeros, worker);
+          gated_step(step, item, s, own, rows, done + 1, from_zeros, worker);
         } else if (plan.weights == Weights::streamed) {
           if (!plan.from_hx && p.multiplies_state())
-            weights.await(unit, 0, done + 1, step.state, rows, worker);
-          stream(step, unit, s, rows);
+            weights.await(item, 0, done + 1, step.state, rows, worker);
+          stream(step, item, s, rows);
         } else if (from_zeros || (done == 0 && plan.from_hx)) {
           // The members need not wait for each other.
           step.packed = at.hh[copy];
-          macro_kernel(step, rows, unit.p0, unit.p1, p.H, plan.from_hx ? operands_in<F>(p.H) : 0);
+          macro_kernel(step, rows, item.p0, item.p1, p.H, plan.from_hx ? operands_in<F>(p.H) : 0);
         } else {
-          weights.multiply(step, unit, at.hh[copy], own, rows, done + 1, worker);
+          weights.multiply(step, item, at.hh[copy], own, rows, done + 1, worker);
         }
-        at.states.finish_step(step, unit, t, done, rows);
+        at.states.finish_step(step, item, t, done, rows);
         if (!reverse) row += rows;
-        if (unit.members > 1) worker.advance();
+        if (item.members > 1) worker.advance();
       }
       wavefront.advance(chunk.n);
     }
@@ -177,31 +177,31 @@ struct Forward {
   // Computes a step of a gated cell, whose pre-activations from the input are at `x`: the product
   // with the state, some panels of units at a time, and their gates. n: as StateWeights::multiply.
   template <class Step>
-  void gated_step(Step& step, const Unit& unit, const typename ForwardLayout<S, MK>::Scratch& s,
+  void gated_step(Step& step, const WorkItem& item, const typename ForwardLayout<S, MK>::Scratch& s,
                   const Rows<C>& x, int64_t rows, int64_t n, bool from_zeros,
                   const Worker& worker) const {
     const StateWeights<S, MK> weights{plan, at.weight_hh(0)};
     const GateColumns<C>& order = at.order;
-    const int64_t first = order.begin(unit.p0), some = at.hidden_panels();
+    const int64_t first = order.begin(item.p0), some = at.hidden_panels();
     const Rows<const F> state = step.state;
     for (int64_t m = 0; m < plan.pieces; ++m) {
       typename StateWeights<S, MK>::Piece piece{state, 0, 0};
-      if (!from_zeros) piece = weights.await(unit, m, n, state, rows, worker);
-      for (int64_t u0 = unit.p0; u0 < unit.p1; u0 += some) {
-        const int64_t u1 = min_of(u0 + some, unit.p1), begin = order.begin(u0);
+      if (!from_zeros) piece = weights.await(item, m, n, state, rows, worker);
+      for (int64_t u0 = item.p0; u0 < item.p1; u0 += some) {
+        const int64_t u1 = min_of(u0 + some, item.p1), begin = order.begin(u0);
         const Rows<C> hidden{s.hidden - begin, at.hidden_stride()};
         const int64_t q0 = order.panels(u0), q1 = order.panels(u1);
         const bool streams = plan.weights == Weights::streamed && piece.K > 0;
         const Projection<MK> product{
-            .packed = streams ? at.weight_hh(unit.d).pack_panels(q0, q1, s.hh)
-                              : at.hh[at.copy_of(unit)] + piece.packed_at,
+            .packed = streams ? at.weight_hh(item.d).pack_panels(q0, q1, s.hh)
+                              : at.hh[at.copy_of(item)] + piece.packed_at,
             .a = piece.state,
             .start = m == 0 ? Rows<const C>{s.bias_hh - first, 0} : Rows<const C>(hidden),
             .out = hidden,
             .end = order.begin(u1)};
         macro_kernel(product, rows, q0, q1, order.begin(u1), piece.K,
                      !plan.fetches   ? -1
-                     : u1 == unit.p1 ? order.panels(unit.p0)
+                     : u1 == item.p1 ? order.panels(item.p0)
                                      : q1);
         if (m + 1 < plan.pieces) continue;
         with_gates(p.cell, [&]<class Gates>(Gates) {
@@ -214,12 +214,12 @@ struct Forward {
   // Computes a single step: some panels at a time are packed to one place and multiplied with all
   // rows from there.
   template <class Step>
-  void stream(Step& step, const Unit& unit, const typename ForwardLayout<S, MK>::Scratch& s,
+  void stream(Step& step, const WorkItem& item, const typename ForwardLayout<S, MK>::Scratch& s,
               int64_t rows) const {
-    const Matrix<S, F> ih = at.weight_ih(unit.d), hh = at.weight_hh(unit.d);
+    const Matrix<S, F> ih = at.weight_ih(item.d), hh = at.weight_hh(item.d);
     const int64_t K = p.multiplies_state() ? operands_in<F>(p.H) : 0;
-    for (int64_t q = unit.p0; q < unit.p1; q += kStreamed<F>) {
-      const int64_t end = min_of(q + kStreamed<F>, unit.p1);
+    for (int64_t q = item.p0; q < item.p1; q += kStreamed<F>) {
+      const int64_t end = min_of(q + kStreamed<F>, item.p1);
       step.packed_ih = ih.pack_panels(q, end, s.ih);
       if (K > 0) step.packed = hh.pack_panels(q, end, s.hh);
       macro_kernel(step, rows, q, end, p.H, K);
@@ -227,14 +227,14 @@ struct Forward {
   }
 
   // Fills a chunk's rows with the biases and the noise, from which all other sums start.
-  void draw_noise(const Unit& unit, const Chunk& chunk,
+  void draw_noise(const WorkItem& item, const Chunk& chunk,
                   const typename ForwardLayout<S, MK>::Scratch& s, int64_t first_column) const {
     C* row = s.pre - first_column;
     for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
-      for (int64_t i = 0, n = sequences(p, unit, t); i < n; ++i) {
-        add_noise<C>(*p.noise_keys, p.noise_from + t, unit.sequence(i), unit.d,
+      for (int64_t i = 0, n = sequences(p, item, t); i < n; ++i) {
+        add_noise<C>(*p.noise_keys, p.noise_from + t, item.sequence(i), item.d,
                      s.noise - first_column, s.bias - first_column, row, first_column,
-                     unit.p1 * kPanel<C>);
+                     item.p1 * kPanel<C>);
         row += scratch_stride<C>(at.columns);
       }
   }
@@ -243,8 +243,8 @@ struct Forward {
   // rows at `start`. Both begin with column 0. If weights are streamed, they are packed to
   // `panels`.
   template <class Step>
-  void fill_pre(const Unit& unit, const Chunk& chunk, const Step& step, const Rows<const C>& start,
-                const Rows<C>& pre, F* panels) const {
+  void fill_pre(const WorkItem& item, const Chunk& chunk, const Step& step,
+                const Rows<const C>& start, const Rows<C>& pre, F* panels) const {
     const GateColumns<C>& order = at.order;
     if (p.I > 0) {
       Projection<MK> project{.packed = step.packed_ih,
@@ -252,26 +252,26 @@ struct Forward {
                              .start = start,
                              .out = pre,
                              .end = order.panels() * kPanel<C>};
-      const int64_t K = operands_in<F>(p.I), first = order.panels(unit.p0);
+      const int64_t K = operands_in<F>(p.I), first = order.panels(item.p0);
       if (plan.weights != Weights::streamed)
-        return macro_kernel(project, chunk.rows, first, order.panels(unit.p1), order.begin(unit.p1),
+        return macro_kernel(project, chunk.rows, first, order.panels(item.p1), order.begin(item.p1),
                             K, plan.fetches ? first : -1);
-      for (int64_t u = unit.p0; u < unit.p1; ++u) {
+      for (int64_t u = item.p0; u < item.p1; ++u) {
         const int64_t q0 = order.panels(u), q1 = order.panels(u + 1);
-        project.packed = at.weight_ih(unit.d).pack_panels(q0, q1, panels);
+        project.packed = at.weight_ih(item.d).pack_panels(q0, q1, panels);
         macro_kernel(project, chunk.rows, q0, q1, order.begin(u + 1), K);
       }
       return;
     }
     int64_t to = 0;
     for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
-      for (int64_t i = 0, n = sequences(p, unit, t); i < n; ++i, ++to) {
+      for (int64_t i = 0, n = sequences(p, item, t); i < n; ++i, ++to) {
         const S* const row = p.input.data
-                                 ? input_row<S>(p, t, unit.sequence(i)) + unit.d * p.gates() * p.H
+                                 ? input_row<S>(p, t, item.sequence(i)) + item.d * p.gates() * p.H
                                  : nullptr;
-        for (int64_t j = order.begin(unit.p0); j < order.begin(unit.p1); j += kLanes<C>) {
+        for (int64_t j = order.begin(item.p0); j < order.begin(item.p1); j += kLanes<C>) {
           Vec<C> x = load(start[to] + j);
-          if (row) x += of_gates<S>(p, row, j / kLanes<C>);
+          if (row) x += load_gates<S>(p, row, j / kLanes<C>);
           store(pre[to] + j, x);
         }
       }
@@ -304,7 +304,7 @@ void forward(const Recurrence& p, char* workspace, Worker& worker) {
     kernel.pack_share(worker);
     worker.wait();
   }
-  run_units<Compute<S>>(kernel, plan, p, worker);
+  run_items<Compute<S>>(kernel, plan, p, worker);
 }
 
 // Packs W_ih, then W_hh, as a call whose state is one piece packs them for itself.

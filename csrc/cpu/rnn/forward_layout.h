@@ -12,7 +12,7 @@ struct ForwardLayout {
   using C = Compute<S>;
   const Recurrence& p;
   const ForwardPlan& plan;
-  Arrays<F> ih, hh;     // packed weights: a copy for each unit or each direction
+  Arrays<F> ih, hh;     // packed weights: a copy for each work item or each direction
   Arrays<bool> finite;  // for each panel of each copy: whether W_hh is finite there
   ForwardStates<S, MK> states;
   GateColumns<C> order;  // of the columns of a product
@@ -43,7 +43,7 @@ struct ForwardLayout {
         *hidden;  // of a gated cell, where `bias` is bias_ih alone: [hidden_rows] of columns
     F* features;
     F *ih, *hh;                // the panels that are streamed
-    int64_t *order, *present;  // the unit's, if sequences are sorted
+    int64_t *order, *present;  // the work item's, if sequences are sorted
     size_t bytes;
     Scratch(const ForwardLayout& at, char* base) {
       Arena arena{base};
@@ -51,7 +51,7 @@ struct ForwardLayout {
       alpha = arena.take<C>(is_leaky(at.p.cell) ? at.columns : 0);
       const bool gated = is_gated(at.p.cell);
       bias_hh = arena.take<C>(gated ? at.columns : 0);
-      hidden = arena.take<C>(gated ? at.plan.unit_rows * at.hidden_stride() : 0);
+      hidden = arena.take<C>(gated ? at.plan.item_rows * at.hidden_stride() : 0);
       noise = arena.take<C>(at.p.noise[0] ? at.columns : 0);
       pre = arena.take<C>(at.starts_from_rows() ? at.plan.chunk_rows * scratch_stride<C>(at.columns)
                                                 : 0);
@@ -62,7 +62,7 @@ struct ForwardLayout {
                                                                   : kStreamed<F>;
       ih = arena.take<F>(panels * at.weight_ih(0).panel_size());
       hh = arena.take<F>(panels * at.weight_hh(0).panel_size());
-      order = arena.take<int64_t>(at.plan.sorts ? at.plan.unit_rows : 0);
+      order = arena.take<int64_t>(at.plan.sorts ? at.plan.item_rows : 0);
       present = arena.take<int64_t>(at.plan.sorts ? at.p.T : 0);
       arena.take<char>(kApart);
       bytes = arena.used;
@@ -76,7 +76,7 @@ struct ForwardLayout {
     const int64_t all = plan.member_panels(panels_in<C>(p.H));
     if (plan.weights == Weights::streamed) return 1;
     if (plan.pieces > 1) return all;
-    const int64_t bytes = plan.unit_rows * p.gates() * kPanel<C> * static_cast<int64_t>(sizeof(C));
+    const int64_t bytes = plan.item_rows * p.gates() * kPanel<C> * static_cast<int64_t>(sizeof(C));
     return min_of(all, max_of(1, kGateBytes / bytes));
   }
   int64_t hidden_stride() const {
@@ -84,8 +84,8 @@ struct ForwardLayout {
   }
   // Whether each step's sums start from rows of scratch instead of the bias.
   bool starts_from_rows() const { return plan.projects || p.noise[0]; }
-  int64_t copy_of(const Unit& unit) const {
-    return plan.weights == Weights::own ? unit.group : unit.d;
+  int64_t copy_of(const WorkItem& item) const {
+    return plan.weights == Weights::own ? item.group : item.d;
   }
   Matrix<S, F> weight_ih(int d) const {
     return {static_cast<const S*>(p.weight_ih[d]), p.I, p.H, true, p.I, p.gates()};
@@ -103,10 +103,10 @@ struct ForwardLayout {
     const StateWeights<S, MK> state{plan, weight_hh(d)};
     for (int64_t q = q0; q < q1; ++q) finite[copy][q] = state.pack(hh[copy], q, q + 1);
   }
-  // Whether the unit's part of W_hh is finite.
-  bool is_finite(const Unit& unit) const {
-    const bool* const of_copy = finite[copy_of(unit)];
-    for (int64_t q = order.panels(unit.p0), end = order.panels(unit.p1);
+  // Whether the work item's part of W_hh is finite.
+  bool is_finite(const WorkItem& item) const {
+    const bool* const of_copy = finite[copy_of(item)];
+    for (int64_t q = order.panels(item.p0), end = order.panels(item.p1);
          q < end && of_copy && p.multiplies_state(); ++q)
       if (!of_copy[q]) return false;
     return true;

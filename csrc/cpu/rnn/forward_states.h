@@ -36,55 +36,55 @@ struct ForwardStates {
   // Whether a step's tiles write its output beside the state: neither can be made of the other.
   static constexpr bool has_output() { return kNative<S> && !kStoredAsOperands<S, F>; }
 
-  // The state that the unit's first step reads: hx, or zeros. It is written to both buffers, since
-  // a sequence that begins late may find it in either. A sequence without steps ends with it.
-  Rows<const F> initial_state(const Unit& unit) const {
+  // The state that the work item's first step reads: hx, or zeros. It is written to both buffers,
+  // since a sequence that begins late may find it in either. A sequence without steps ends with it.
+  Rows<const F> initial_state(const WorkItem& item) const {
     if (plan.from_hx)
-      return {reinterpret_cast<const F*>(state_row<S>(p, p.hx, unit.d, unit.b0)), p.H / kKPack<F>};
-    const int64_t t = p.reverse[unit.d] ? p.T - 1 : 0;
-    for (int64_t i = 0; i < unit.size; ++i) {
-      const int64_t b = unit.sequence(i);
-      const void* const start = p.restarts(unit.d, b, t) ? p.reset_state : p.hx;
+      return {reinterpret_cast<const F*>(state_row<S>(p, p.hx, item.d, item.b0)), p.H / kKPack<F>};
+    const int64_t t = p.reverse[item.d] ? p.T - 1 : 0;
+    for (int64_t i = 0; i < item.size; ++i) {
+      const int64_t b = item.sequence(i);
+      const void* const start = p.restarts(item.d, b, t) ? p.reset_state : p.hx;
       for (int buffer = 0; buffer < 2; ++buffer)
-        store_state(unit, i, start, buffers.row(unit, buffer, i));
+        store_state(item, i, start, buffers.row(item, buffer, i));
       const int states = p.length(b) == 0 ? traits_of(p.cell).states : 0;
       for (int which = 0; which < states; ++which)
-        for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>)
-          store_some(h_n_row(unit, b, which) + j,
-                     load_state(state_row<S>(p, p.hx, unit.d, b, which), j, p.H - j), p.H - j);
+        for (int64_t j = item.p0 * kPanel<C>; j < item.p1 * kPanel<C>; j += kLanes<C>)
+          store_some(h_n_row(item, b, which) + j,
+                     load_state(state_row<S>(p, p.hx, item.d, b, which), j, p.H - j), p.H - j);
     }
-    return buffers.all(unit, 0);
+    return buffers.all(item, 0);
   }
 
   // Tells step t, which follows `done` others, where it writes.
   template <class Step>
-  void set_destinations(Step& step, const Unit& unit, int64_t t, int64_t done) const {
+  void set_destinations(Step& step, const WorkItem& item, int64_t t, int64_t done) const {
     const int64_t width = p.D * p.H;
-    S* const output = plan.sorts ? nullptr : output_row<S>(p, p.output, unit.d, t, unit.b0);
+    S* const output = plan.sorts ? nullptr : output_row<S>(p, p.output, item.d, t, item.b0);
     if (plan.state == Home::rows) {
       step.next = {reinterpret_cast<F*>(output), width / kKPack<F>};
       step.next_end = p.H;
     } else {
-      step.next = buffers.all(unit, buffer_after(done));
+      step.next = buffers.all(item, buffer_after(done));
       step.next_end = panels_in<C>(p.H) * kPanel<C>;
       if constexpr (kNative<S>) {
         step.output = {plan.held_steps > 0 ? nullptr : output, width};
-        if (plan.sorts && has_output()) step.output = apart_output.all(unit, 0);
+        if (plan.sorts && has_output()) step.output = apart_output.all(item, 0);
       }
     }
-    if (p.cell != Cell::elman) set_leak_rows(step, unit, t);
+    if (p.cell != Cell::elman) set_leak_rows(step, item, t);
   }
 
   template <class Step>
-  void set_leak_rows(Step& step, const Unit& unit, int64_t t) const {
+  void set_leak_rows(Step& step, const WorkItem& item, int64_t t) const {
     step.leak.row_stride = plan.sorts ? apart_saved.stride : p.D * traits_of(p.cell).saved * p.H;
-    if (p.saved && plan.sorts) step.leak.saved = apart_saved.row(unit, 0);
+    if (p.saved && plan.sorts) step.leak.saved = apart_saved.row(item, 0);
     if (p.saved && !plan.sorts) {
-      S* const saved = saved_row<S>(p, unit.d, t, unit.b0);
+      S* const saved = saved_row<S>(p, item.d, t, item.b0);
       step.leak.saved = saved;
       if constexpr (kNative<S>) step.far_saved = saved;
     }
-    if (carry.count) step.leak.carry = carry.all(unit, 0);
+    if (carry.count) step.leak.carry = carry.all(item, 0);
     step.leak.before = {reinterpret_cast<const C*>(step.state.first), step.state.stride};
     if (carry.count) step.leak.before = step.leak.carry;
   }
@@ -92,54 +92,54 @@ struct ForwardStates {
   // Turns what the step wrote into the state that the next one reads, completes its output, and
   // writes h_n of the sequences that end here.
   template <class Step>
-  void finish_step(Step& step, const Unit& unit, int64_t t, int64_t done, int64_t rows) const {
+  void finish_step(Step& step, const WorkItem& item, int64_t t, int64_t done, int64_t rows) const {
     if (plan.state == Home::scratch) {
-      if (unit.last) clear_row_ends(step.next.first, rows, buffers.stride, p.H);
-      if (plan.sorts) clear_padding(unit, t, rows);
-      if (!kNative<S> || plan.sorts) write_output(unit, t, rows, step.next);
+      if (item.last) clear_row_ends(step.next.first, rows, buffers.stride, p.H);
+      if (plan.sorts) clear_padding(item, t, rows);
+      if (!kNative<S> || plan.sorts) write_output(item, t, rows, step.next);
     }
     if constexpr (std::is_same_v<S, F>) {
       if (plan.held_steps > 0 && ((done + 1) % plan.held_steps == 0 || done + 1 == p.T))
-        write_held(unit, done - done % plan.held_steps, done + 1);
+        write_held(item, done - done % plan.held_steps, done + 1);
     }
-    if (p.ragged() || done + 1 == p.T) write_h_n(unit, t, rows);
+    if (p.ragged() || done + 1 == p.T) write_h_n(item, t, rows);
     if (p.reset && done + 1 < p.T) {
-      const int64_t next = p.reverse[unit.d] ? t - 1 : t + 1;
-      for (int64_t i = 0; i < unit.size; ++i) {
-        const int64_t b = unit.sequence(i);
-        if (p.restarts(unit.d, b, next)) store_state(unit, i, p.reset_state, step.next[i]);
+      const int64_t next = p.reverse[item.d] ? t - 1 : t + 1;
+      for (int64_t i = 0; i < item.size; ++i) {
+        const int64_t b = item.sequence(i);
+        if (p.restarts(item.d, b, next)) store_state(item, i, p.reset_state, step.next[i]);
       }
     }
     step.state = step.next;
   }
 
  private:
-  S* h_n_row(const Unit& unit, int64_t b, int which = 0) const {
-    return const_cast<S*>(state_row<S>(p, p.h_n, unit.d, b, which));
+  S* h_n_row(const WorkItem& item, int64_t b, int which = 0) const {
+    return const_cast<S*>(state_row<S>(p, p.h_n, item.d, b, which));
   }
   // Makes that of `states` the state of the i-th sequence, which the next step reads from the row
   // `next`.
-  void store_state(const Unit& unit, int64_t i, const void* states, F* next) const {
-    const int64_t b = unit.sequence(i);
-    const S* const state = state_row<S>(p, states, unit.d, b);
-    const S* const beside = state_row<S>(p, states, unit.d, b, traits_of(p.cell).states - 1);
-    for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) {
+  void store_state(const WorkItem& item, int64_t i, const void* states, F* next) const {
+    const int64_t b = item.sequence(i);
+    const S* const state = state_row<S>(p, states, item.d, b);
+    const S* const beside = state_row<S>(p, states, item.d, b, traits_of(p.cell).states - 1);
+    for (int64_t j = item.p0 * kPanel<C>; j < item.p1 * kPanel<C>; j += kLanes<C>) {
       const Vec<C> x = load_state(state, j, p.H - j);
-      if (carry.count) store(carry.row(unit, 0, i) + j, load_state(beside, j, p.H - j));
+      if (carry.count) store(carry.row(item, 0, i) + j, load_state(beside, j, p.H - j));
       Operands<F>::store(next, j, output_of<S>(p, x));
     }
   }
   // The buffer where the step after `done` others leaves its state.
   int buffer_after(int64_t done) const { return static_cast<int>((done + 1) % buffers.count); }
-  // Writes the output of steps [begin, end), counted as the unit takes them. The upper half of a
-  // step's rows is written downwards, then the lower half upwards: the processor prefetches lines
+  // Writes the output of steps [begin, end), counted as the work item takes them. The upper half of
+  // a step's rows is written downwards, then the lower half upwards: the processor prefetches lines
   // ahead of stores, and so ends in the middle of these rows, not in another thread's.
-  RNNEXT_TILE void write_held(const Unit& unit, int64_t begin, int64_t end) const {
-    const int64_t width = p.D * p.H, rows = unit.size;
+  RNNEXT_TILE void write_held(const WorkItem& item, int64_t begin, int64_t end) const {
+    const int64_t width = p.D * p.H, rows = item.size;
     for (int64_t done = begin; done < end; ++done) {
-      const int64_t t = p.reverse[unit.d] ? p.T - 1 - done : done;
-      S* const output = output_row<S>(p, p.output, unit.d, t, unit.b0);
-      const F* const held = buffers.row(unit, buffer_after(done));
+      const int64_t t = p.reverse[item.d] ? p.T - 1 - done : done;
+      S* const output = output_row<S>(p, p.output, item.d, t, item.b0);
+      const F* const held = buffers.row(item, buffer_after(done));
       for (int64_t row = rows - 1; row >= rows / 2; --row)
         for (int64_t j = (p.H - 1) / kLanes<C> * kLanes<C>; j >= 0; j -= kLanes<C>)
           store_some(output + row * width + j, load(held + row * buffers.stride + j), p.H - j);
@@ -150,21 +150,21 @@ struct ForwardStates {
   }
   // Clears the rows past the ends of sequences. Clearing whole steps is fastest, though the rows
   // that exist are written afterwards: their lines are then in cache.
-  void clear_padding(const Unit& unit, int64_t t, int64_t rows) const {
-    clear_rows<S>(p, unit, t, rows, p.output);
-    if (p.saved) clear_rows<S>(p, unit, t, rows, p.saved, traits_of(p.cell).saved);
+  void clear_padding(const WorkItem& item, int64_t t, int64_t rows) const {
+    clear_rows<S>(p, item, t, rows, p.output);
+    if (p.saved) clear_rows<S>(p, item, t, rows, p.saved, traits_of(p.cell).saved);
   }
   // Writes the output, and what is saved, where the tiles did not. The state is rounded to 16 bits
   // with its output.
-  void write_output(const Unit& unit, int64_t t, int64_t rows, const Rows<F>& states) const {
-    const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
+  void write_output(const WorkItem& item, int64_t t, int64_t rows, const Rows<F>& states) const {
+    const int64_t from = item.p0 * kPanel<C>, to = min_of(item.p1 * kPanel<C>, p.H);
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t b = unit.sequence(i);
+      const int64_t b = item.sequence(i);
       F* const next = states[i];
-      S* const output = output_row<S>(p, p.output, unit.d, t, b);
+      S* const output = output_row<S>(p, p.output, item.d, t, b);
       for (int64_t j = from; j < to; j += kLanes<C>) {
         if constexpr (has_output()) {
-          store_some(output + j, load(apart_output.row(unit, 0, i) + j), p.H - j);
+          store_some(output + j, load(apart_output.row(item, 0, i) + j), p.H - j);
         } else if constexpr (kNative<S>) {
           store_some(output + j, load(next + j), p.H - j);
         } else if constexpr (kStoredAsOperands<S, F>) {
@@ -177,25 +177,25 @@ struct ForwardStates {
       }
       if (!plan.sorts || !p.saved) continue;
       const S* const saved =
-          reinterpret_cast<const S*>(apart_saved.row(unit, 0)) + i * apart_saved.stride;
+          reinterpret_cast<const S*>(apart_saved.row(item, 0)) + i * apart_saved.stride;
       for (int64_t k = 0; k < traits_of(p.cell).saved * p.H; k += p.H)
-        __builtin_memcpy(saved_row<S>(p, unit.d, t, b) + k + from, saved + k + from,
+        __builtin_memcpy(saved_row<S>(p, item.d, t, b) + k + from, saved + k + from,
                          (to - from) * sizeof(S));
     }
   }
-  void write_h_n(const Unit& unit, int64_t t, int64_t rows) const {
-    const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
+  void write_h_n(const WorkItem& item, int64_t t, int64_t rows) const {
+    const int64_t from = item.p0 * kPanel<C>, to = min_of(item.p1 * kPanel<C>, p.H);
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t b = unit.sequence(i);
-      if (!p.ends(unit.d, b, t)) continue;
+      const int64_t b = item.sequence(i);
+      if (!p.ends(item.d, b, t)) continue;
       if (p.cell != Cell::voltage) {
-        const S* const output = output_row<S>(p, p.output, unit.d, t, b);
-        __builtin_memcpy(h_n_row(unit, b) + from, output + from, (to - from) * sizeof(S));
+        const S* const output = output_row<S>(p, p.output, item.d, t, b);
+        __builtin_memcpy(h_n_row(item, b) + from, output + from, (to - from) * sizeof(S));
       }
       if (!keeps_beside(p.cell)) continue;
-      S* const beside = h_n_row(unit, b, traits_of(p.cell).states - 1);
+      S* const beside = h_n_row(item, b, traits_of(p.cell).states - 1);
       for (int64_t j = from; j < to; j += kLanes<C>)
-        store_some(beside + j, load(carry.row(unit, 0, i) + j), p.H - j);
+        store_some(beside + j, load(carry.row(item, 0, i) + j), p.H - j);
     }
   }
 };

@@ -83,8 +83,8 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
                   machine.line * lines;
     if (plan.cycles < best.cycles) best = plan;
   }
-  best.units = p.D * best.batch_parts;
-  best.unit_rows = split_sequences(p, 0, best.batch_parts).most;
+  best.items = p.D * best.batch_parts;
+  best.item_rows = split_sequences(p, 0, best.batch_parts).most;
   return best;
 }
 
@@ -121,7 +121,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
                                                   : Weights::shared;
   plan.sorts = p.ragged() && !p.step_row;
   plan.projects =
-      p.I == 0 || gated || (p.T > 1 && (plan.unit_rows < kFewRows || !small || plan.pieces > 1));
+      p.I == 0 || gated || (p.T > 1 && (plan.item_rows < kFewRows || !small || plan.pieces > 1));
   const int64_t width = p.D * p.H * shape.storage_bytes;
   const bool whole_blocks =
       p.H % shape.k_align == 0 && p.B % (plan.batch_parts * shape.row_block) == 0;
@@ -130,7 +130,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
     if (plan.hidden_parts == 1 && width < kSameSetBytes) plan.state = Home::rows;
     plan.from_hx = p.hx && p.T == 1 && plain;
   }
-  const int64_t row_bytes = p.H * shape.storage_bytes, step_bytes = plan.unit_rows * row_bytes;
+  const int64_t row_bytes = p.H * shape.storage_bytes, step_bytes = plan.item_rows * row_bytes;
   if (plan.state == Home::rows && shape.k_pack == 1 && plan.batch_parts > 1 && row_bytes > 64 &&
       step_bytes <= kNarrowBytes && p.T >= kHeldFrom && p.rows() * width < kFarBytes) {
     plan.state = Home::scratch;
@@ -142,7 +142,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
       shape.operand_bytes;
   const int64_t chunk_row = max_of(shape.sums_bytes(columns), features);
   const int64_t fit = stacked ? kFewRows : kForwardChunkBytes / chunk_row;
-  plan.chunk_rows = plan.projects ? max_of(plan.unit_rows, min_of(fit, p.T * p.B)) : plan.unit_rows;
+  plan.chunk_rows = plan.projects ? max_of(plan.item_rows, min_of(fit, p.T * p.B)) : plan.item_rows;
   plan.far =
       (plan.state == Home::rows || shape.native()) && !plan.sorts && p.rows() * width >= kFarBytes;
   return plan;
@@ -166,8 +166,9 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   const bool shares = plan.hidden_parts > 1;
   plan.fetches = leaves_second_cache(weights / plan.hidden_parts, shape, machine);
   if (shares && threads < asked) {
-    // Each unit has fewer members then. The units stay, since they sum the gradient of alpha.
-    plan.hidden_parts = max_of(1, threads / plan.units);
+    // Each work item has fewer members then. The work items stay, since they sum the gradient of
+    // alpha.
+    plan.hidden_parts = max_of(1, threads / plan.items);
     if (plan.pieces > 1) plan.pieces = plan.hidden_parts;
   }
   plan.weights = p.T == 1                         ? Weights::streamed
@@ -190,7 +191,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
       (by_step || p.D * grads * p.H * shape.compute_bytes < kSameSetBytes))
     plan.state = Home::rows;
   plan.chunk_rows = max_of(
-      plan.unit_rows, min_of(kBackwardChunkBytes / shape.sums_bytes(grads * p.H), kGradientRows));
+      plan.item_rows, min_of(kBackwardChunkBytes / shape.sums_bytes(grads * p.H), kGradientRows));
   plan.direct_sums = shape.native() && !shape.tiles && p.rows() <= kDirectSumRows &&
                      (!plan.own_sums || (plan.batch_parts == 1 && p.rows() <= plan.chunk_rows));
   return plan;
@@ -259,7 +260,8 @@ bool plan_unpadded(const Recurrence& p, const RecurrenceGradOut& out, const Kern
   return steps > 0 && steps <= kUnpadShare * static_cast<double>(p.T * p.B) && spared >= kUnpadWork;
 }
 
-Unit unit_of(const Plan& plan, const Recurrence& p, int64_t panels, int64_t u, int64_t slice) {
+WorkItem work_item(const Plan& plan, const Recurrence& p, int64_t panels, int64_t u,
+                   int64_t slice) {
   const Range b = split_sequences(p, u % plan.batch_parts, plan.batch_parts).own;
   const Range h = part(panels, slice, plan.hidden_parts, plan.panel_group);
   return {.d = static_cast<int>(u / plan.batch_parts),
@@ -272,17 +274,17 @@ Unit unit_of(const Plan& plan, const Recurrence& p, int64_t panels, int64_t u, i
           .last = h.end == panels};
 }
 
-Unit sorted(const Unit& unit, const Timeline& p, int64_t* order, int64_t* present) {
-  std::iota(order, order + unit.size, unit.b0);
-  std::sort(order, order + unit.size, [&](int64_t b, int64_t c) {
+WorkItem sorted(const WorkItem& item, const Timeline& p, int64_t* order, int64_t* present) {
+  std::iota(order, order + item.size, item.b0);
+  std::sort(order, order + item.size, [&](int64_t b, int64_t c) {
     return p.lengths[b] != p.lengths[c] ? p.lengths[b] > p.lengths[c] : b < c;
   });
-  int64_t n = unit.size;
+  int64_t n = item.size;
   for (int64_t t = 0; t < p.T; ++t) {
     while (n > 0 && p.lengths[order[n - 1]] <= t) --n;
     present[t] = n;
   }
-  Unit result = unit;
+  WorkItem result = item;
   result.order = order, result.present = present;
   return result;
 }

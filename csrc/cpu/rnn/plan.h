@@ -15,13 +15,13 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Part i of n of the range [0, total), in multiples of `unit`.
+// Part i of n of the range [0, total), in multiples of `step`.
 struct Range {
   int64_t begin, end;
 };
-inline Range part(int64_t total, int64_t i, int64_t n, int64_t unit = 1) {
-  const int64_t units = divide_up(total, unit);
-  return {min_of(total, units * i / n * unit), min_of(total, units * (i + 1) / n * unit)};
+inline Range part(int64_t total, int64_t i, int64_t n, int64_t step = 1) {
+  const int64_t steps = divide_up(total, step);
+  return {min_of(total, steps * i / n * step), min_of(total, steps * (i + 1) / n * step)};
 }
 
 // What the plan must know about the kernels of one ISA, storage type and micro-kernel.
@@ -60,27 +60,27 @@ struct KernelShape {
 
 // Which panels of its weights a pass multiplies with.
 enum class Weights {
-  shared,    // those that all threads pack for all units, one copy for each direction
-  own,       // those that each unit packs for itself
+  shared,    // those that all threads pack for all work items, one copy for each direction
+  own,       // those that each work item packs for itself
   given,     // Recurrence::packed_weights
   streamed,  // the only step's: each is packed, or read as it lies, just before it is multiplied
   unpacked,  // none: the only step of few sequences reads weights as they lie (rnn/one_step.h)
 };
 constexpr const char* kWeightsNames[] = {"shared", "own", "given", "streamed", "unpacked"};
 
-// Sequences do not depend on each other, so directions and sequences are shared out first: a unit
-// is one direction of some of the sequences. Its hidden units are shared among several members, who
-// wait for each other at every step, only where few rows meet large weights.
+// Sequences do not depend on each other, so directions and sequences are shared out first: a work
+// item is one direction of some of the sequences. Its hidden units are shared among several
+// members, who wait for each other at every step, only where few rows meet large weights.
 struct Plan {
   int64_t batch_parts;      // for each direction
-  int64_t hidden_parts;     // members of a unit
-  int64_t units;            // D * batch_parts
+  int64_t hidden_parts;     // members of a work item
+  int64_t items;            // D * batch_parts
   int64_t pieces = 1;       // of the state: products read each when its writer is done
   int64_t panel_group = 1;  // members take multiples of it: pieces end where blocks of sums do
   double cycles = 0;        // estimated, of a step's product with the state
-  int64_t unit_rows = 0;    // the most sequences of a unit
+  int64_t item_rows = 0;    // the most sequences of a work item
   Weights weights = Weights::shared;  // of W_hh alone in the backward pass
-  bool sorts = false;  // each unit takes its longest sequences first, and leaves padding out
+  bool sorts = false;  // each work item takes its longest sequences first, and leaves padding out
   // Each panel of weights is fetched while the one before is multiplied: a member's leave the
   // second cache.
   bool fetches = false;
@@ -88,7 +88,7 @@ struct Plan {
 
   // How many copies of packed weights there are.
   int64_t copies(int directions) const {
-    return weights == Weights::own ? units : weights == Weights::shared ? directions : 0;
+    return weights == Weights::own ? items : weights == Weights::shared ? directions : 0;
   }
   // The most panels of a member.
   int64_t member_panels(int64_t panels) const {
@@ -117,7 +117,8 @@ struct ForwardPlan : Plan {
 
 // When the gradient of the features is computed, and from which W_ih.
 enum class FeatureGradient {
-  // By each unit with each step, from a copy of its own. The gradient of the pre-activations is
+  // By each work item with each step, from a copy of its own. The gradient of the pre-activations
+  // is
   // then kept for a chunk of steps only, since nobody else reads it.
   by_step,
   // When all steps are done, from all rows: each worker packs W_ih for itself,
@@ -128,7 +129,7 @@ enum class FeatureGradient {
 constexpr const char* kFeatureGradientNames[] = {"by_step", "own", "shared", "streamed"};
 
 struct BackwardPlan : Plan {
-  bool own_sums = false;  // each unit sums the gradients of the weights over its own rows
+  bool own_sums = false;  // each work item sums the gradients of the weights over its own rows
   // There are so few rows that tiles take all of them at once, and write the gradients of the
   // weights where they are returned. Else these pass through scratch.
   bool direct_sums = false;
@@ -143,15 +144,15 @@ struct BackwardPlan : Plan {
 // the product being bound by reading the weights.
 ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Machine& machine,
                          int threads, bool stacked = false);
-// `asked`: where units sum gradients over their own rows, the result depends on the number of
-// threads. It must not depend on how many of them came, so the units are those of as many threads
-// as were asked for. (The members of a unit, whose number does not change a sum, must all have
-// come.)
+// `asked`: where work items sum gradients over their own rows, the result depends on the number of
+// threads. It must not depend on how many of them came, so the work items are those of as many
+// threads as were asked for. (The members of a work item, whose number does not change a sum, must
+// all have come.)
 BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
                            const KernelShape& shape, const Machine& machine, int asked,
                            int threads);
 // Whether a backward pass of so many threads should run over a copy without padding, since its
-// units do not sort.
+// work items do not sort.
 bool plan_unpadded(const Recurrence& p, const RecurrenceGradOut& out, const KernelShape& shape,
                    const Machine& machine, int threads);
 // Whether n layers, each over the one before, are better computed as a wavefront, a layer a thread
@@ -181,39 +182,40 @@ struct Split {
 };
 Split split_sequences(const Timeline& p, int64_t i, int64_t n);
 
-// One worker's part of one unit: a direction, sequences [b0, b0 + size), panels [p0, p1).
-struct Unit {
+// One worker's part of one work item: a direction, sequences [b0, b0 + size), panels [p0, p1).
+struct WorkItem {
   int d;
   int64_t b0, size, p0, p1;
   int group, members;  // workers group * members to (group + 1) * members - 1 share the sequences
   bool last;           // whether its panels are the last
-  // If the unit sorts its sequences, longest first: their numbers [size], and how many of them have
-  // each step [T]. Else null.
+  // If the work item sorts its sequences, longest first: their numbers [size], and how many of them
+  // have each step [T]. Else null.
   const int64_t *order = nullptr, *present = nullptr;
 
   int64_t sequence(int64_t i) const { return order ? order[i] : b0 + i; }
 };
-// Member `slice` of unit u.
-Unit unit_of(const Plan& plan, const Recurrence& p, int64_t panels, int64_t u, int64_t slice);
+// Member `slice` of work item u.
+WorkItem work_item(const Plan& plan, const Recurrence& p, int64_t panels, int64_t u, int64_t slice);
 
-// The unit with its sequences sorted: fills order [size] and present [T].
-Unit sorted(const Unit& unit, const Timeline& p, int64_t* order, int64_t* present);
+// The work item with its sequences sorted: fills order [size] and present [T].
+WorkItem sorted(const WorkItem& item, const Timeline& p, int64_t* order, int64_t* present);
 
-// How many of the unit's sequences are computed at step t.
-inline int64_t sequences(const Timeline& p, const Unit& unit, int64_t t) {
-  return unit.present ? unit.present[t] : max_of(0, min_of(unit.size, p.batch(t) - unit.b0));
+// How many of the work item's sequences are computed at step t.
+inline int64_t sequences(const Timeline& p, const WorkItem& item, int64_t t) {
+  return item.present ? item.present[t] : max_of(0, min_of(item.size, p.batch(t) - item.b0));
 }
-// Steps [t, t + n) of a unit, which have `rows` rows, and are worked on while these are in cache.
+// Steps [t, t + n) of a work item, which have `rows` rows, and are worked on while these are in
+// cache.
 struct Chunk {
   int64_t t, n, rows;
 };
 // The steps that follow the first `done`, in ascending or descending time: at least one, and no
 // more than have `limit` rows together.
-inline Chunk next_chunk(const Timeline& p, const Unit& unit, int64_t done, bool descending,
+inline Chunk next_chunk(const Timeline& p, const WorkItem& item, int64_t done, bool descending,
                         int64_t limit) {
   Chunk chunk{descending ? p.T - done : done, 0, 0};
   while (done + chunk.n < p.T) {
-    const int64_t rows = sequences(p, unit, descending ? chunk.t - 1 : chunk.t + chunk.n);
+    const int64_t rows = sequences(p, item, descending ? chunk.t - 1 : chunk.t + chunk.n);
     if (chunk.n > 0 && chunk.rows + rows > limit) break;
     chunk.rows += rows;
     ++chunk.n;

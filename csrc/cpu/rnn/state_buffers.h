@@ -1,29 +1,29 @@
-// The rows in which a unit keeps its states, in either pass.
+// The rows in which a work item keeps its states, in either pass.
 #pragma once
 
 #include "cpu/rnn/epilogue.h"
-#include "cpu/rnn/units.h"
+#include "cpu/rnn/work_items.h"
 
 namespace rnnext::RNNEXT_ISA {
 
-// Each unit's buffers of rows of T, for its states.
+// Each work item's buffers of rows of T, for its states.
 template <class T>
 struct StateBuffers {
-  int64_t stride, rows;  // of a unit, whose rows are rounded up to whole blocks of row_block
+  int64_t stride, rows;  // of a work item, whose rows are rounded up to whole blocks of row_block
   int count;
-  Arrays<T> units;
+  Arrays<T> arrays;
 
   StateBuffers(const Plan& plan, int64_t width, int count, Arena& arena, int64_t row_block = 1)
       : stride(scratch_stride<T>(width)),
-        rows(divide_up(plan.unit_rows, row_block) * row_block),
+        rows(divide_up(plan.item_rows, row_block) * row_block),
         count(count),
-        units(arena.take<T>(count > 0 ? plan.units : 0,
-                            count * rows * stride + kApart / sizeof(T))) {}
-  // The row of the unit's i-th sequence.
-  T* row(const Unit& unit, int buffer, int64_t i = 0) const {
-    return units[unit.group] + (buffer * rows + i) * stride;
+        arrays(arena.take<T>(count > 0 ? plan.items : 0,
+                             count * rows * stride + kApart / sizeof(T))) {}
+  // The row of the work item's i-th sequence.
+  T* row(const WorkItem& item, int buffer, int64_t i = 0) const {
+    return arrays[item.group] + (buffer * rows + i) * stride;
   }
-  Rows<T> all(const Unit& unit, int buffer) const { return {row(unit, buffer), stride}; }
+  Rows<T> all(const WorkItem& item, int buffer) const { return {row(item, buffer), stride}; }
 };
 
 // What W_hh multiplies: the output that belongs to a state.
@@ -34,21 +34,21 @@ Vec<Compute<S>> output_of(const Recurrence& p, Vec<Compute<S>> state) {
   return as_stored<S>(state);
 }
 
-// Clears the unit's part of the rows of step t, at least of those past their sequence's end. Each
-// row has so many parts of H.
+// Clears the work item's part of the rows of step t, at least of those past their sequence's end.
+// Each row has so many parts of H.
 template <class S>
-void clear_rows(const Recurrence& p, const Unit& unit, int64_t t, int64_t present, void* rows,
+void clear_rows(const Recurrence& p, const WorkItem& item, int64_t t, int64_t present, void* rows,
                 int parts = 1) {
   using C = Compute<S>;
-  const int64_t from = unit.p0 * kPanel<C>, to = min_of(unit.p1 * kPanel<C>, p.H);
+  const int64_t from = item.p0 * kPanel<C>, to = min_of(item.p1 * kPanel<C>, p.H);
   const int64_t width = parts * p.H;
   const auto row = [&](int64_t b) {
-    return static_cast<S*>(rows) + (p.row(t, b) * p.D + unit.d) * width;
+    return static_cast<S*>(rows) + (p.row(t, b) * p.D + item.d) * width;
   };
   if (p.D == 1 && to - from == p.H) {
-    __builtin_memset(row(unit.b0), 0, unit.size * width * sizeof(S));
-  } else if (present < unit.size) {
-    for (int64_t b = unit.b0; b < unit.b0 + unit.size; ++b)
+    __builtin_memset(row(item.b0), 0, item.size * width * sizeof(S));
+  } else if (present < item.size) {
+    for (int64_t b = item.b0; b < item.b0 + item.size; ++b)
       for (int k = 0; !p.inside(b, t) && k < parts; ++k)
         __builtin_memset(row(b) + k * p.H + from, 0, (to - from) * sizeof(S));
   }

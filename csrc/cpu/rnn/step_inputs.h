@@ -20,34 +20,34 @@ struct StepInputs {
     Rows<const C> grad, values;
   };
   // The rows of the next step lie `ahead` of this one's.
-  Inputs rows_of(const Unit& unit, int64_t t, int64_t done, int64_t rows, int64_t ahead) const {
+  Inputs rows_of(const WorkItem& item, int64_t t, int64_t done, int64_t rows, int64_t ahead) const {
     const bool joins = g.grad_h_n && (p.ragged() || done == 0);
     if constexpr (kNative<S>)
-      if (!plan.sorts && !joins && !(p.ragged() && at.states.carries())) return in_tensors(unit, t);
+      if (!plan.sorts && !joins && !(p.ragged() && at.states.carries())) return in_tensors(item, t);
     const Rows<C> grad = at.step_rows_of(worker, at.kGrad);
     const Rows<C> values = at.step_rows_of(worker, at.kValues);
     const bool copies_values = !kNative<S> || plan.sorts;
     for (int64_t row = 0; row < rows; ++row) {
-      const int64_t b = unit.sequence(row), place = (p.row(t, b) * p.D + unit.d) * p.H;
-      if (plan.sorts) fetch(unit, t, b, ahead ? place + ahead : -1);
-      copy_grad(unit, g.grad_output && p.inside(b, t) ? place : -1, grad[row]);
-      if (copies_values) copy(unit, all_values() + place, values[row]);
-      if (joins && p.ends(unit.d, b, t)) add_grad_h_n(unit, row, b, grad[row]);
+      const int64_t b = item.sequence(row), place = (p.row(t, b) * p.D + item.d) * p.H;
+      if (plan.sorts) fetch(item, t, b, ahead ? place + ahead : -1);
+      copy_grad(item, g.grad_output && p.inside(b, t) ? place : -1, grad[row]);
+      if (copies_values) copy(item, all_values() + place, values[row]);
+      if (joins && p.ends(item.d, b, t)) add_grad_h_n(item, row, b, grad[row]);
     }
     if constexpr (kNative<S>)
-      if (!copies_values) return {grad, in_tensors(unit, t).values};
+      if (!copies_values) return {grad, in_tensors(item, t).values};
     return {grad, values};
   }
 
   // Adds what a leak, or gates, read of the step besides these rows.
-  void add_leak(LeakRows<C>& leak, const Unit& unit, int64_t t, int64_t rows) const {
+  void add_leak(LeakRows<C>& leak, const WorkItem& item, int64_t t, int64_t rows) const {
     const int saved = traits_of(p.cell).saved;
     if (plan.sorts) {
-      leak.output = gather(unit, t, rows, p.output, at.kOutput, 1, at.step_stride);
-      if (p.saved) leak.saved = gather(unit, t, rows, p.saved, at.kSaved, saved, at.saved_stride());
+      leak.output = gather(item, t, rows, p.output, at.kOutput, 1, at.step_stride);
+      if (p.saved) leak.saved = gather(item, t, rows, p.saved, at.kSaved, saved, at.saved_stride());
     } else {
-      leak.output = output_row<S>(p, p.output, unit.d, t, unit.b0);
-      leak.saved = p.saved ? saved_row<S>(p, unit.d, t, unit.b0) : nullptr;
+      leak.output = output_row<S>(p, p.output, item.d, t, item.b0);
+      leak.saved = p.saved ? saved_row<S>(p, item.d, t, item.b0) : nullptr;
     }
   }
 
@@ -56,8 +56,8 @@ struct StepInputs {
   const S* all_values() const {
     return static_cast<const S*>(p.cell == Cell::rate ? p.saved : p.output);
   }
-  Inputs in_tensors(const Unit& unit, int64_t t) const {
-    const int64_t width = p.D * p.H, first = (p.row(t, unit.b0) * p.D + unit.d) * p.H;
+  Inputs in_tensors(const WorkItem& item, int64_t t) const {
+    const int64_t width = p.D * p.H, first = (p.row(t, item.b0) * p.D + item.d) * p.H;
     Inputs in{{nullptr, width}, {all_values() + first, width}};
     if (g.grad_output) in.grad.first = static_cast<const S*>(g.grad_output) + first;
     // (The derivative of the identity reads no values: any rows will do.)
@@ -66,47 +66,47 @@ struct StepInputs {
     return in;
   }
   template <class Body>
-  void for_columns(const Unit& unit, const Body& f) const {
-    for (int64_t j = unit.p0 * kPanel<C>; j < unit.p1 * kPanel<C>; j += kLanes<C>) f(j);
+  void for_columns(const WorkItem& item, const Body& f) const {
+    for (int64_t j = item.p0 * kPanel<C>; j < item.p1 * kPanel<C>; j += kLanes<C>) f(j);
   }
-  void copy(const Unit& unit, const S* from, C* to) const {
-    for_columns(unit, [&](int64_t j) { store(to + j, load_some(from + j, p.H - j)); });
+  void copy(const WorkItem& item, const S* from, C* to) const {
+    for_columns(item, [&](int64_t j) { store(to + j, load_some(from + j, p.H - j)); });
   }
   // The output's gradient at `place`; -1: zeros.
-  void copy_grad(const Unit& unit, int64_t place, C* to) const {
-    if (place >= 0) return copy(unit, static_cast<const S*>(g.grad_output) + place, to);
-    for_columns(unit, [&](int64_t j) { store(to + j, Vec<C>{}); });
+  void copy_grad(const WorkItem& item, int64_t place, C* to) const {
+    if (place >= 0) return copy(item, static_cast<const S*>(g.grad_output) + place, to);
+    for_columns(item, [&](int64_t j) { store(to + j, Vec<C>{}); });
   }
   // Adds the gradients of the last states. That of a state which is kept beside the output does not
   // come through it.
-  void add_grad_h_n(const Unit& unit, int64_t row, int64_t b, C* grad) const {
+  void add_grad_h_n(const WorkItem& item, int64_t row, int64_t b, C* grad) const {
     const auto add = [&](C* to, int which) {
-      const S* const from = state_row<S>(p, g.grad_h_n, unit.d, b, which);
-      for_columns(unit,
+      const S* const from = state_row<S>(p, g.grad_h_n, item.d, b, which);
+      for_columns(item,
                   [&](int64_t j) { store(to + j, load(to + j) + load_some(from + j, p.H - j)); });
     };
     if (p.cell != Cell::voltage) add(grad, 0);
     if (keeps_beside(p.cell))
-      add(at.states.sums.row(unit, at.states.kCarry, row), traits_of(p.cell).states - 1);
+      add(at.states.sums.row(item, at.states.kCarry, row), traits_of(p.cell).states - 1);
   }
   // Prefetches what the next step and the sums of the weights' gradients will read of a sequence.
-  void fetch(const Unit& unit, int64_t t, int64_t b, int64_t next) const {
+  void fetch(const WorkItem& item, int64_t t, int64_t b, int64_t next) const {
     for (int64_t j = 0; p.input.data && j < p.I; j += 64 / static_cast<int64_t>(sizeof(S)))
       __builtin_prefetch(input_row<S>(p, t, b) + j);
     if (next < 0) return;
-    for_columns(unit, [&](int64_t j) {
+    for_columns(item, [&](int64_t j) {
       if (g.grad_output) __builtin_prefetch(static_cast<const S*>(g.grad_output) + next + j);
       __builtin_prefetch(all_values() + next + j);
     });
   }
   // Copies rows of step t, of so many parts of the output's width, to scratch.
-  S* gather(const Unit& unit, int64_t t, int64_t rows, const void* from,
+  S* gather(const WorkItem& item, int64_t t, int64_t rows, const void* from,
             typename BackwardLayout<S, MK>::StepArray which, int parts, int64_t stride) const {
     S* const to = reinterpret_cast<S*>(at.step_rows_of(worker, which).first);
     for (int64_t i = 0; i < rows; ++i)
       __builtin_memcpy(
           to + i * stride,
-          static_cast<const S*>(from) + (p.row(t, unit.sequence(i)) * p.D + unit.d) * parts * p.H,
+          static_cast<const S*>(from) + (p.row(t, item.sequence(i)) * p.D + item.d) * parts * p.H,
           parts * p.H * sizeof(S));
     return to;
   }

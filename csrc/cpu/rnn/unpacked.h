@@ -2,7 +2,7 @@
 // Sums run in the order of k and in its blocks, so they have the same bits as in any other call.
 #pragma once
 
-#include "cpu/rnn/units.h"
+#include "cpu/rnn/work_items.h"
 
 namespace rnnext::RNNEXT_ISA {
 

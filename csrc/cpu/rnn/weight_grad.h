@@ -2,17 +2,17 @@
 // times the state, or the features, that the row started from.
 #pragma once
 
-#include "cpu/rnn/units.h"
+#include "cpu/rnn/work_items.h"
 
 namespace rnnext::RNNEXT_ISA {
 
-// Goes through a unit's rows step by step, from step t on.
+// Goes through a work item's rows step by step, from step t on.
 template <class S>
 struct RowCursor {
   const Recurrence& p;
   // [D,B,H] what W_hh multiplies before the first step, and after a reset; null: zeros
   const S *starts, *resets;
-  Unit unit;
+  WorkItem item;
   int64_t t, i = 0;
 
   void next() {
@@ -20,13 +20,13 @@ struct RowCursor {
     settle();
   }
   void settle() {
-    while (t < p.T && i >= sequences(p, unit, t)) ++t, i = 0;
+    while (t < p.T && i >= sequences(p, item, t)) ++t, i = 0;
   }
-  int64_t row() const { return p.row(t, unit.sequence(i)); }
+  int64_t row() const { return p.row(t, item.sequence(i)); }
   // What W_hh and W_ih were multiplied with in the row; null: zeros.
   const S* state() const {
-    const int64_t b = unit.sequence(i);
-    const int d = unit.d;
+    const int64_t b = item.sequence(i);
+    const int d = item.d;
     if (!p.inside(b, t)) return nullptr;
     if (p.restarts(d, b, t)) return state_row<S>(p, resets, d, b);
     if (p.starts(d, b, t)) return state_row<S>(p, starts, d, b);
@@ -34,7 +34,7 @@ struct RowCursor {
     return output_row<S>(p, p.output, d, before, b);
   }
   const S* features() const {
-    const int64_t b = unit.sequence(i);
+    const int64_t b = item.sequence(i);
     return !p.inside(b, t) || !p.input.data ? nullptr : input_row<S>(p, t, b);
   }
 };
@@ -102,7 +102,7 @@ struct WeightGradients {
   // Adds the next `rows` rows of the cursor. If `begins`, the sums begin with these, even if there
   // are none. grad_pre: their rows, or, if its stride is 0, the whole tensor [N, D*H].
   void add(RowCursor<S>& cursor, int64_t rows, Rows<C> grad_pre, bool begins) const {
-    const int d = cursor.unit.d;
+    const int d = cursor.item.d;
     if (begins) __builtin_memset(sum_columns, 0, column_count * column_size * sizeof(C));
     const int64_t column = part * p.H + begin, width = traits_of(p.cell).grads * p.H;
     for (; rows > 0 || begins; begins = false) {

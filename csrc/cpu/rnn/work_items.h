@@ -1,5 +1,5 @@
-// What both passes need for a unit: the pieces of its state that members wait for, its weights and
-// rows, and the memory that a layout hands out.
+// What both passes need for a work item: the pieces of its state that members wait for, its weights
+// and rows, and the memory that a layout hands out.
 #pragma once
 
 #include "cpu/gemm/macro_kernel.h"
@@ -88,16 +88,17 @@ struct StateWeights {
     Rows<const F> state;
     int64_t K, packed_at;
   };
-  // Waits until those who write piece m of a unit's state have advanced n times, and prefetches it.
-  Piece await(const Unit& unit, int64_t m, int64_t n, const Rows<const F>& state, int64_t rows,
+  // Waits until those who write piece m of a work item's state have advanced n times, and
+  // prefetches it.
+  Piece await(const WorkItem& item, int64_t m, int64_t n, const Rows<const F>& state, int64_t rows,
               const Worker& worker) const {
     const Range k = piece_of<C>(plan, weight.K, m);
     const Piece piece{{state.first + k.begin / kKPack<F>, state.stride},
                       operands_in<F>(k.end - k.begin),
                       weight.piece_at(k.begin)};
-    const int first = unit.group * unit.members + static_cast<int>(plan.pieces > 1 ? m : 0);
-    const int last = plan.pieces > 1 ? first + 1 : first + unit.members;
-    if (unit.members == 1 || (first == worker.rank && plan.pieces > 1)) return piece;
+    const int first = item.group * item.members + static_cast<int>(plan.pieces > 1 ? m : 0);
+    const int last = plan.pieces > 1 ? first + 1 : first + item.members;
+    if (item.members == 1 || (first == worker.rank && plan.pieces > 1)) return piece;
     for (int other = first; other < last; ++other)
       if (other != worker.rank) worker.wait_for(other, n);
     for (int64_t row = 0; row < rows; ++row)
@@ -106,27 +107,27 @@ struct StateWeights {
     return piece;
   }
 
-  // Computes `step` for a unit's panels, with the product of W_hh and the state. If the state has
-  // pieces, the product of each is added when the piece is there, in the order of k: the sums begin
-  // from the step's own start, and wait in `sums`, whose first column is 0.
+  // Computes `step` for a work item's panels, with the product of W_hh and the state. If the state
+  // has pieces, the product of each is added when the piece is there, in the order of k: the sums
+  // begin from the step's own start, and wait in `sums`, whose first column is 0.
   template <class Step>
-  void multiply(Step& step, const Unit& unit, const F* packed, const Rows<C>& sums, int64_t rows,
-                int64_t n, const Worker& worker) const {
+  void multiply(Step& step, const WorkItem& item, const F* packed, const Rows<C>& sums,
+                int64_t rows, int64_t n, const Worker& worker) const {
     const Rows<const F> state = step.state;
     for (int64_t m = 0; m < plan.pieces; ++m) {
-      const Piece piece = await(unit, m, n, state, rows, worker);
+      const Piece piece = await(item, m, n, state, rows, worker);
       step.packed = packed + piece.packed_at;
       step.state = piece.state;
       if (m + 1 == plan.pieces) {
-        macro_kernel(step, rows, unit.p0, unit.p1, weight.columns, piece.K,
-                     plan.fetches ? unit.p0 : -1);
+        macro_kernel(step, rows, item.p0, item.p1, weight.columns, piece.K,
+                     plan.fetches ? item.p0 : -1);
       } else {
         const Projection<MK> add{.packed = step.packed,
                                  .a = step.state,
                                  .start = step.start,
                                  .out = sums,
                                  .end = step.H};
-        macro_kernel(add, rows, unit.p0, unit.p1, weight.columns, piece.K);
+        macro_kernel(add, rows, item.p0, item.p1, weight.columns, piece.K);
         step.start = sums;
       }
     }
@@ -142,21 +143,22 @@ const S* input_row(const Recurrence& p, int64_t t, int64_t b) {
 
 // A chunk's rows of features in the order of memory: where they lie, or copied to scratch.
 template <class S, class MK, class F = typename MK::Operand>
-Rows<const F> feature_rows(const Recurrence& p, const Unit& unit, const Chunk& chunk, F* scratch) {
-  const bool sorted = unit.order != nullptr;
+Rows<const F> feature_rows(const Recurrence& p, const WorkItem& item, const Chunk& chunk,
+                           F* scratch) {
+  const bool sorted = item.order != nullptr;
   int64_t apart = 0;
   if (kStoredAsOperands<S, F> && !sorted &&
-      p.input.direct(p, chunk.n, unit.b0, unit.b0 + unit.size, &apart) && p.I % kKAlign<F> == 0 &&
+      p.input.direct(p, chunk.n, item.b0, item.b0 + item.size, &apart) && p.I % kKAlign<F> == 0 &&
       apart % kKPack<F> == 0 && chunk.rows % MK::kRowBlock == 0)
-    return {reinterpret_cast<const F*>(input_row<S>(p, chunk.t, unit.b0)), apart / kKPack<F>};
+    return {reinterpret_cast<const F*>(input_row<S>(p, chunk.t, item.b0)), apart / kKPack<F>};
   const Rows<const F> rows{scratch, scratch_stride<F>(p.I)};
   // The rows of sorted sequences do not follow each other, so the next chunk's are prefetched.
   const int64_t ahead = sorted && !p.input.index ? p.input.stride_t : 0;
   for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t) {
-    const int64_t later = p.reverse[unit.d] ? t - chunk.n : t + chunk.n;
+    const int64_t later = p.reverse[item.d] ? t - chunk.n : t + chunk.n;
     const bool fetches = ahead && later >= 0 && later < p.T;
-    for (int64_t i = 0, n = sequences(p, unit, t); i < n; ++i, scratch += rows.stride) {
-      const S* const row = input_row<S>(p, t, unit.sequence(i));
+    for (int64_t i = 0, n = sequences(p, item, t); i < n; ++i, scratch += rows.stride) {
+      const S* const row = input_row<S>(p, t, item.sequence(i));
       const S* const next = row + (later - t) * ahead;
       for (int64_t j = 0; j < operands_in<F>(p.I) * kKPack<F>; j += kLanes<Compute<S>>) {
         if (fetches) __builtin_prefetch(next + j);
@@ -190,16 +192,17 @@ Vec<Compute<S>> load_state(const S* state, int64_t j, int64_t n) {
 
 // The values, of [H], for hidden units j and up; zeros past H.
 template <class S>
-Vec<Compute<S>> of_unit(const Recurrence& p, const void* values, int64_t j) {
+Vec<Compute<S>> load_hidden(const Recurrence& p, const void* values, int64_t j) {
   return load_some(static_cast<const S*>(values) + j, p.H - j);
 }
 
 // What lies in the n-th vector of columns in the order of the packed weights, of [gates * H].
 template <class S>
-Vec<Compute<S>> of_gates(const Recurrence& p, const void* values, int64_t n) {
-  const auto [gate, unit] = GateColumns<Compute<S>>{p.H, p.gates()}.vector(n);
-  return gate < p.gates() ? load_some(static_cast<const S*>(values) + gate * p.H + unit, p.H - unit)
-                          : Vec<Compute<S>>{};
+Vec<Compute<S>> load_gates(const Recurrence& p, const void* values, int64_t n) {
+  const auto [gate, first] = GateColumns<Compute<S>>{p.H, p.gates()}.vector(n);
+  return gate < p.gates()
+             ? load_some(static_cast<const S*>(values) + gate * p.H + first, p.H - first)
+             : Vec<Compute<S>>{};
 }
 
 // Which gate's weights a part of the gradient of the pre-activations belongs to, of W_ih and of
@@ -217,30 +220,30 @@ inline GateOfPart gate_of(const Recurrence& p, int part) {
 template <class S>
 Vec<Compute<S>> bias_of(const Recurrence& p, int d, int64_t j) {
   if (!p.bias_ih[0]) return Vec<Compute<S>>{};
-  return of_unit<S>(p, p.bias_ih[d], j) + of_unit<S>(p, p.bias_hh[d], j);
+  return load_hidden<S>(p, p.bias_ih[d], j) + load_hidden<S>(p, p.bias_hh[d], j);
 }
 
 // alpha of hidden units j and up; ones past H.
 template <class S>
 Vec<Compute<S>> alpha_of(const Recurrence& p, int d, int64_t j) {
-  Vec<Compute<S>> a = of_unit<S>(p, p.alpha[d], j);
+  Vec<Compute<S>> a = load_hidden<S>(p, p.alpha[d], j);
   for (int64_t i = max_of(0, p.H - j); i < kLanes<Compute<S>>; ++i) a[i] = 1;
   return a;
 }
 
-// Calls kernel.run(unit, worker) for `worker`'s share of the units.
+// Calls kernel.run(item, worker) for `worker`'s share of the work items.
 template <class C, class Kernel>
-void run_units(const Kernel& kernel, const Plan& plan, const Recurrence& p, Worker& worker) {
+void run_items(const Kernel& kernel, const Plan& plan, const Recurrence& p, Worker& worker) {
   const int64_t panels = panels_in<C>(p.H);
   if (plan.hidden_parts > 1) {
     const int64_t u = worker.rank / plan.hidden_parts;
-    if (u < plan.units)
-      kernel.run(unit_of(plan, p, panels, u, worker.rank % plan.hidden_parts), worker);
+    if (u < plan.items)
+      kernel.run(work_item(plan, p, panels, u, worker.rank % plan.hidden_parts), worker);
     return;
   }
-  for (int64_t u = 0; u < plan.units; ++u)
+  for (int64_t u = 0; u < plan.items; ++u)
     if ((plan.joined ? u % plan.batch_parts : u) % worker.size == worker.rank)
-      kernel.run(unit_of(plan, p, panels, u, 0), worker);
+      kernel.run(work_item(plan, p, panels, u, 0), worker);
 }
 
 }  // namespace rnnext::RNNEXT_ISA
