@@ -62,7 +62,7 @@ Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_t
                             {"direct_sums", plan.direct_sums},
                             {"features", name_of(plan.features, kFeatureGradientNames)},
                             {"chunk_rows", plan.chunk_rows},
-                            {"state", name_of(plan.state, kHomeNames)}});
+                            {"grad_pre", name_of(plan.grad_pre, kHomeNames)}});
     return about;
   }
   std::vector<Recurrence> layers(layer_count, p);

@@ -1,8 +1,8 @@
-// The backward pass, the forward's twin. Its state is the gradient of the pre-activations: the sums
-// start from the gradient of the output, add W_hh^T times that state, and are multiplied by the
-// derivative of f. The gradients of the features and of the weights are products over all rows. The
-// plan says whether they are computed step by step and chunk by chunk, while rows are in cache, or
-// when all steps are done.
+// The backward pass, the forward's twin. A step hands on the gradient of its pre-activations,
+// grad_pre: the sums of the step before it start from the gradient of the output, add W_hh^T times
+// that, and are multiplied by the derivative of f. The gradients of the features and of the weights
+// are products over all rows. The plan says whether they are computed step by step and chunk by
+// chunk, while rows are in cache, or when all steps are done.
 #pragma once
 
 #include "cpu/rnn/epilogue.h"
@@ -11,7 +11,7 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// One step of a work item, as if every sequence had a step t: BackwardStates::finish_step mends the
+// One step of a work item, as if every sequence had a step t: GradPreBuffers::finish_step mends the
 // others. A product for macro_kernel().
 template <class MK>
 struct BackwardStep {
@@ -24,7 +24,7 @@ struct BackwardStep {
   int64_t H;
   Rows<const C> start;   // the gradient of the output; or none: zeros
   Rows<const C> values;  // that f gave
-  Rows<const F> state;
+  Rows<const F> a;       // what W_hh multiplies: the next step's grad_pre
   Rows<C> grad_pre;
   Rows<F> next;  // or none: it is grad_pre
   // The gradient and the values that the next step will read, both as far apart as `values`; or
@@ -47,7 +47,7 @@ struct BackwardStep {
       extent.prefetch(leak.carry[row] + column, leak.carry.stride);
       extent.prefetch(values[row] + column, values.stride);
     }
-    sums.add(state[row], state.stride, panels, K, ahead);
+    sums.add(a[row], a.stride, panels, K, ahead);
     sums.finish(*this, row, column);
   }
   template <int R, int NV>
@@ -88,13 +88,13 @@ struct Backward {
   }
 
   RNNEXT_TILE void steps(const WorkItem& item, Worker& worker) const {
-    Rows<const F> state = at.states.initial_state(item);
+    Rows<const F> grad_pre = at.buffers.initial(item);
     C* const alpha_grad = at.alpha_sums[item.group];
     LeakRows<C> leak = leak_rows(item, alpha_grad);
     const bool own = plan.weights == Weights::own;
     if (own) at.pack_hh(item.d, item.group, item.p0, item.p1);
     const F* const packed = at.hh[own ? item.group : item.d];
-    const StateWeights<S, MK> weights{plan, at.weight_hh(0)};
+    const RecurrentWeights<S, MK> weights{plan, at.weight_hh(0)};
     if (item.members > 1) worker.advance();
     const FeatureGradients<S, MK> features = at.features_of(worker);
     const bool writes_features = plan.by_step() && out.input;
@@ -115,7 +115,7 @@ struct Backward {
         const int64_t t_next = reverse ? t + 1 : t - 1;
         const int64_t ahead = done + 1 < p.T ? (p.first_row(t_next) - p.first_row(t)) * width : 0;
         const auto in = inputs.rows_of(item, t, done, rows, ahead);
-        if (at.states.carries()) inputs.add_leak(leak, item, t, rows);
+        if (at.buffers.carries()) inputs.add_leak(leak, item, t, rows);
         // The next step's rows are far in memory, unless they are copied, and so in cache.
         const bool prefetches = kNative<S> && in.grad.stride == width && done + 1 < p.T;
         BackwardStep<MK> step{.epilogue = end_of_step(),
@@ -124,33 +124,33 @@ struct Backward {
                               .H = p.H,
                               .start = in.grad,
                               .values = in.values,
-                              .state = at.states.times_hh(state),
+                              .a = at.buffers.times_hh(grad_pre),
                               .grad_pre = plan.by_step() ? Rows<C>{chunk_grad[row], at.grad_stride}
                                                          : grad_pre_rows(item, t),
-                              .next = at.states.next_buffer(item, done),
+                              .next = at.buffers.next_buffer(item, done),
                               .grad_ahead = prefetches && in.grad ? in.grad.first + ahead : nullptr,
                               .values_ahead = prefetches ? in.values.first + ahead : nullptr};
         if (done > 0) {
           weights.multiply(step, item, packed, at.step_rows_of(worker.rank, at.kGrad), rows,
                            done + 1, worker);
         } else {
-          macro_kernel(step, rows, item.p0, item.p1, p.H, 0);  // there is no state before it
+          macro_kernel(step, rows, item.p0, item.p1, p.H, 0);  // no step follows it in time
         }
-        state = at.states.finish_step(item, t, rows, step.next, step.grad_pre);
-        if (writes_features) features.write(item, t, rows, state);
-        at.states.stop_at_starts(item, t, rows, step.next, step.grad_pre, alpha_grad);
+        grad_pre = at.buffers.finish_step(item, t, rows, step.next, step.grad_pre);
+        if (writes_features) features.write(item, t, rows, grad_pre);
+        at.buffers.stop_at_starts(item, t, rows, step.next, step.grad_pre, alpha_grad);
         if (reverse) row += rows;
         if (item.members > 1) worker.advance();
       }
-      for (int k = 0; plan.own_sums && k < at.states.parts; ++k) {
+      for (int k = 0; plan.own_sums && k < at.buffers.parts; ++k) {
         RowCursor<S> cursor = at.cursor(item, chunk.t);
         at.sums_of(item.group, k, {0, p.H})
             .add(cursor, chunk.rows, plan.by_step() ? chunk_grad : Rows<C>{at.grad_pre, 0},
                  done == chunk.n);
       }
-      if (plan.by_step() && done < p.T) state = at.states.copied(item, state);
+      if (plan.by_step() && done < p.T) grad_pre = at.buffers.copied(item, grad_pre);
     }
-    state_gradients(item, packed, state, worker);
+    state_gradients(item, packed, grad_pre, worker);
   }
 
   Epilogue<BackwardStep<MK>, C> end_of_step() const {
@@ -167,11 +167,11 @@ struct Backward {
   // The work item's rows of a leak, without those of a step.
   LeakRows<C> leak_rows(const WorkItem& item, C* alpha_grad) const {
     LeakRows<C> leak;
-    if (!at.states.carries()) return leak;
+    if (!at.buffers.carries()) return leak;
     at.begin_leak(item);
     leak.alpha = at.alpha[item.group];
-    leak.carry = at.states.sums.all(item, at.states.kCarry);
-    leak.mixed = at.states.sums.all(item, at.states.kMixed);
+    leak.carry = at.buffers.sums.all(item, at.buffers.kCarry);
+    leak.mixed = at.buffers.sums.all(item, at.buffers.kMixed);
     leak.alpha_grad = alpha_grad;
     // (What gates save is wider; they do not read `output`.)
     leak.row_stride = p.D * traits_of(p.cell).saved * p.H;
@@ -181,16 +181,16 @@ struct Backward {
 
   // The gradients of hx and reset_state, when all steps are done. A member has advanced once before
   // the steps and once with each.
-  void state_gradients(const WorkItem& item, const F* packed, const Rows<const F>& state,
+  void state_gradients(const WorkItem& item, const F* packed, const Rows<const F>& grad_pre,
                        Worker& worker) const {
     const int64_t advanced = 1 + p.T;
     if (out.hx)
-      grad_state(item, packed, at.states.times_hh(at.states.first_steps(item, state)),
-                 at.states.kFirst, at.starts(), out.hx, advanced, worker);
+      grad_state(item, packed, at.buffers.times_hh(at.buffers.first_steps(item, grad_pre)),
+                 at.buffers.kFirst, at.starts(), out.hx, advanced, worker);
     if (!out.reset_state) return;
-    const Rows<const F> resets = at.states.times_hh(at.states.reset_sums(item));
+    const Rows<const F> resets = at.buffers.times_hh(at.buffers.reset_sums(item));
     if (item.members > 1) worker.advance();
-    grad_state(item, packed, resets, at.states.kResetCarry, at.resets(), out.reset_state,
+    grad_state(item, packed, resets, at.buffers.kResetCarry, at.resets(), out.reset_state,
                advanced + 1, worker);
   }
 
@@ -205,12 +205,12 @@ struct Backward {
   // pre-activations, and what a leak adds past W_hh. output: what W_hh was multiplied with.
   void grad_state(const WorkItem& item, const F* packed, const Rows<const F>& first, int carry,
                   const S* output, void* grad, int64_t n, const Worker& worker) const {
-    const StateWeights<S, MK> weights{plan, at.weight_hh(0)};
+    const RecurrentWeights<S, MK> weights{plan, at.weight_hh(0)};
     const Rows<C> rows = at.step_rows_of(worker.rank, at.kGrad);
     for (int64_t m = 0; m < plan.pieces; ++m) {
       const auto piece = weights.await(item, m, n, first, item.size, worker);
       Projection<MK> project{.packed = nullptr,
-                             .a = piece.state,
+                             .a = piece.a,
                              .start = {m > 0 ? rows.first : nullptr, rows.stride},
                              .out = rows,
                              .end = p.H};
@@ -236,7 +236,7 @@ struct Backward {
           x = sum == 0 ? sum : x;  // a row that no step read may hold NaN
         }
         Vec<C> past = {};
-        if (at.states.carries()) past = load(at.states.sums.row(item, carry, i) + j);
+        if (at.buffers.carries()) past = load(at.buffers.sums.row(item, carry, i) + j);
         if (!apart) x += past;
         if (hand_on) x = load_some(grad_h_n + j, p.H - j);
         store_some(to + j, x, p.H - j);
@@ -262,7 +262,7 @@ struct Backward {
   // adds the work items' own sums.
   void weight_gradients(const Worker& worker) const {
     for (int d = 0; d < p.D; ++d)
-      for (int k = 0; k < at.states.parts; ++k) weight_gradients(worker, d, k);
+      for (int k = 0; k < at.buffers.parts; ++k) weight_gradients(worker, d, k);
   }
   // The same of one direction and part of the gradient of the pre-activations.
   void weight_gradients(const Worker& worker, int d, int k) const {

@@ -1,13 +1,13 @@
 // What lies where in the workspace of a backward pass.
 #pragma once
 
-#include "cpu/rnn/backward_states.h"
 #include "cpu/rnn/feature_grad.h"
+#include "cpu/rnn/grad_pre_buffers.h"
 #include "cpu/rnn/weight_grad.h"
 
 namespace rnnext::RNNEXT_ISA {
 
-// Where the weights, the states, the gradient of the pre-activations and each worker's scratch lie.
+// Where the weights, the gradients of the pre-activations and each worker's scratch lie.
 template <class S, class MK>
 struct BackwardLayout {
   using F = typename MK::Operand;
@@ -18,7 +18,7 @@ struct BackwardLayout {
   F* ih;         // packed W_ih of all directions, or null: nobody packs it for all
   Arrays<F> hh;  // packed W_hh: a copy for each work item or each direction; null: it is streamed
   Arrays<F> panels;  // [workers] of some panels of W_hh, where it is streamed
-  BackwardStates<S, MK> states;
+  GradPreBuffers<S, MK> buffers;
   int64_t step_stride, grad_width, grad_stride;
   C* grad_pre;            // [N, D*grad_width], or null: it is kept for a chunk only, in
   Arrays<C> chunk_grad;   // [workers] of [chunk_rows][grad_stride]
@@ -43,22 +43,22 @@ struct BackwardLayout {
         hh(arena.take_apart<F>(plan.copies(p.D), weight_hh(0).packed_size())),
         panels(arena.take_apart<F>(plan.weights == Weights::streamed ? workers : 0,
                                    kStreamed<F> * weight_hh(0).panel_size())),
-        states(p, out, plan, arena),
+        buffers(p, out, plan, arena),
         step_stride(scratch_stride<C>(p.H)),
-        grad_width(states.parts * p.H),
+        grad_width(buffers.parts * p.H),
         grad_stride(scratch_stride<C>(grad_width)) {
     // (What a caller wants of a GRU lacks the last part.)
-    grad_pre = states.parts == p.gates() ? static_cast<C*>(out.pre) : nullptr;
+    grad_pre = buffers.parts == p.gates() ? static_cast<C*>(out.pre) : nullptr;
     if (!grad_pre && !plan.by_step()) grad_pre = arena.take<C>(p.rows() * p.D * grad_width);
     chunk_grad = arena.take<C>(plan.by_step() ? workers : 0, plan.chunk_rows * grad_stride);
-    const int64_t arrays = plan.sorts && states.carries() ? kSaved : kOutput;
-    const int64_t saved = plan.sorts && states.carries() ? plan.item_rows * saved_stride() : 0;
+    const int64_t arrays = plan.sorts && buffers.carries() ? kSaved : kOutput;
+    const int64_t saved = plan.sorts && buffers.carries() ? plan.item_rows * saved_stride() : 0;
     step_rows = arena.take<C>(workers, arrays * step_array_size() + saved + kApart / sizeof(C));
     features = arena.take<char>(out.input ? workers : 0,
                                 FeatureGradients<S, MK>(p, out, plan, ih, nullptr).bytes);
     const int64_t parts = plan.own_sums ? 1 : workers;
     const int64_t most = divide_up(divide_up(p.H, MK::kMR), parts) * MK::kMR;
-    sums = arena.take<char>((plan.own_sums ? plan.items : workers) * states.parts,
+    sums = arena.take<char>((plan.own_sums ? plan.items : workers) * buffers.parts,
                             WeightGradients<S, MK>(p, out, plan, {0, most}, 0, nullptr).bytes);
     const int64_t width = panels_in<C>(p.H) * kPanel<C>;
     alpha = arena.take<C>(is_leaky(p.cell) ? plan.items : 0, width);
@@ -80,7 +80,7 @@ struct BackwardLayout {
             .H = p.H};
   }
   void pack_hh(int d, int64_t copy, int64_t q0, int64_t q1) const {
-    StateWeights<S, MK>{plan, weight_hh(d)}.pack(hh[copy], q0, q1);
+    RecurrentWeights<S, MK>{plan, weight_hh(d)}.pack(hh[copy], q0, q1);
   }
 
   // What W_hh multiplies before the first step, or after a reset; null: zeros.
@@ -129,7 +129,7 @@ struct BackwardLayout {
   }
   // Those of a work item, or a worker, for a part of the gradient of the pre-activations.
   WeightGradients<S, MK> sums_of(int64_t item, int k, const Range& units) const {
-    return {p, out, plan, units, k, sums[item * states.parts + k]};
+    return {p, out, plan, units, k, sums[item * buffers.parts + k]};
   }
 };
 

@@ -37,7 +37,7 @@ struct ForwardStep {
   const F* packed_ih;
   int64_t H;
   Rows<const C> start;  // the bias, or rows of pre-activations; column 0
-  Rows<const F> state;
+  Rows<const F> a;      // what W_hh multiplies: the state
   Rows<const F> features = {};
   int64_t I = 0;  // operands of the features
   Rows<F> next = {};
@@ -60,7 +60,7 @@ struct ForwardStep {
     typename Extent::template Tile<MK> sums(extent);
     sums.load(start[row] + column, start.stride);
     sums.add(features[row], features.stride, packed_ih + column * I, I);
-    sums.add(state[row], state.stride, panels, K, ahead);
+    sums.add(a[row], a.stride, panels, K, ahead);
     sums.finish(*this, row, column);
   }
   template <int R, int NV>
@@ -114,14 +114,14 @@ struct Forward {
     } else {
       fill(s.bias, [&](int64_t j) { return bias_of<S>(p, item.d, j); });
     }
-    const StateWeights<S, MK> weights{plan, at.weight_hh(0)};
+    const RecurrentWeights<S, MK> weights{plan, at.weight_hh(0)};
     ForwardStep<MK> step{
         .epilogue = epilogue_of<ForwardEpilogue, S, ForwardStep<MK>>(p, kNative<S>),
         .packed = at.hh[copy],
         .packed_ih = at.ih[copy],
         .H = p.H,
         .start = {s.bias - first_column, 0},
-        .state = at.states.initial_state(item)};
+        .a = at.states.initial_state(item)};
     if (item.members > 1) worker.advance();
     step.far = plan.far;
     if (is_leaky(p.cell)) {
@@ -157,7 +157,7 @@ struct Forward {
           gated_step(step, item, s, own, rows, done + 1, from_zeros, worker);
         } else if (plan.weights == Weights::streamed) {
           if (!plan.from_hx && p.multiplies_state())
-            weights.await(item, 0, done + 1, step.state, rows, worker);
+            weights.await(item, 0, done + 1, step.a, rows, worker);
           stream(step, item, s, rows);
         } else if (from_zeros || (done == 0 && plan.from_hx)) {
           // The members need not wait for each other.
@@ -175,17 +175,18 @@ struct Forward {
   }
 
   // Computes a step of a gated cell, whose pre-activations from the input are at `x`: the product
-  // with the state, some panels of units at a time, and their gates. n: as StateWeights::multiply.
+  // with the state, some panels of units at a time, and their gates. n: as
+  // RecurrentWeights::multiply.
   template <class Step>
   void gated_step(Step& step, const WorkItem& item, const typename ForwardLayout<S, MK>::Scratch& s,
                   const Rows<C>& x, int64_t rows, int64_t n, bool from_zeros,
                   const Worker& worker) const {
-    const StateWeights<S, MK> weights{plan, at.weight_hh(0)};
+    const RecurrentWeights<S, MK> weights{plan, at.weight_hh(0)};
     const GateColumns<C>& order = at.order;
     const int64_t first = order.begin(item.p0), some = at.hidden_panels();
-    const Rows<const F> state = step.state;
+    const Rows<const F> state = step.a;
     for (int64_t m = 0; m < plan.pieces; ++m) {
-      typename StateWeights<S, MK>::Piece piece{state, 0, 0};
+      typename RecurrentWeights<S, MK>::Piece piece{state, 0, 0};
       if (!from_zeros) piece = weights.await(item, m, n, state, rows, worker);
       for (int64_t u0 = item.p0; u0 < item.p1; u0 += some) {
         const int64_t u1 = min_of(u0 + some, item.p1), begin = order.begin(u0);
@@ -195,7 +196,7 @@ struct Forward {
         const Projection<MK> product{
             .packed = streams ? at.weight_hh(item.d).pack_panels(q0, q1, s.hh)
                               : at.hh[at.copy_of(item)] + piece.packed_at,
-            .a = piece.state,
+            .a = piece.a,
             .start = m == 0 ? Rows<const C>{s.bias_hh - first, 0} : Rows<const C>(hidden),
             .out = hidden,
             .end = order.begin(u1)};

@@ -100,7 +100,7 @@ struct ForwardLayout {
     const Matrix<S, F> weight = weight_ih(d);
     for (int64_t q = q0; q < q1; ++q) weight.pack(q, ih[copy] + q * weight.panel_size());
     if (!p.multiplies_state()) return;
-    const StateWeights<S, MK> state{plan, weight_hh(d)};
+    const RecurrentWeights<S, MK> state{plan, weight_hh(d)};
     for (int64_t q = q0; q < q1; ++q) finite[copy][q] = state.pack(hh[copy], q, q + 1);
   }
   // Whether the work item's part of W_hh is finite.

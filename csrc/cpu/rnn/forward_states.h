@@ -3,7 +3,7 @@
 // that depends on it, or on sequences having different lengths, is here.
 #pragma once
 
-#include "cpu/rnn/state_buffers.h"
+#include "cpu/rnn/row_buffers.h"
 
 namespace rnnext::RNNEXT_ISA {
 
@@ -17,13 +17,13 @@ struct ForwardStates {
   using C = Compute<S>;
   const Recurrence& p;
   const ForwardPlan& plan;
-  StateBuffers<F> buffers;
+  RowBuffers<F> buffers;
   // The states that the next step reads past W_hh, where that multiplies them rounded, or another
   // number.
-  StateBuffers<C> carry;
+  RowBuffers<C> carry;
   // What a step of sorted sequences writes beside the state: the output, where the state does not
   // give it, and what is saved.
-  StateBuffers<C> apart_output, apart_saved;
+  RowBuffers<C> apart_output, apart_saved;
 
   ForwardStates(const Recurrence& p, const ForwardPlan& plan, Arena& arena)
       : p(p),
@@ -85,7 +85,7 @@ struct ForwardStates {
       if constexpr (kNative<S>) step.far_saved = saved;
     }
     if (carry.count) step.leak.carry = carry.all(item, 0);
-    step.leak.before = {reinterpret_cast<const C*>(step.state.first), step.state.stride};
+    step.leak.before = {reinterpret_cast<const C*>(step.a.first), step.a.stride};
     if (carry.count) step.leak.before = step.leak.carry;
   }
 
@@ -110,7 +110,7 @@ struct ForwardStates {
         if (p.restarts(item.d, b, next)) store_state(item, i, p.reset_state, step.next[i]);
       }
     }
-    step.state = step.next;
+    step.a = step.next;
   }
 
  private:

@@ -189,7 +189,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   plan.sorts = by_step && p.ragged() && !p.step_row;
   if (shape.k_pack == 1 && p.plain() && plan.hidden_parts == 1 &&
       (by_step || p.D * grads * p.H * shape.compute_bytes < kSameSetBytes))
-    plan.state = Home::rows;
+    plan.grad_pre = Home::rows;
   plan.chunk_rows = max_of(
       plan.item_rows, min_of(kBackwardChunkBytes / shape.sums_bytes(grads * p.H), kGradientRows));
   plan.direct_sums = shape.native() && !shape.tiles && p.rows() <= kDirectSumRows &&

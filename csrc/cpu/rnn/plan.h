@@ -75,7 +75,7 @@ struct Plan {
   int64_t batch_parts;      // for each direction
   int64_t hidden_parts;     // members of a work item
   int64_t items;            // D * batch_parts
-  int64_t pieces = 1;       // of the state: products read each when its writer is done
+  int64_t pieces = 1;       // of what W_hh multiplies: a product reads each when its writer is done
   int64_t panel_group = 1;  // members take multiples of it: pieces end where blocks of sums do
   double cycles = 0;        // estimated, of a step's product with the state
   int64_t item_rows = 0;    // the most sequences of a work item
@@ -96,7 +96,7 @@ struct Plan {
   }
 };
 
-// Where the state lies that one step writes and the next one reads.
+// Where the state, or grad_pre, lies that one step writes and the next one reads.
 enum class Home {
   scratch,  // in buffers of its own, since the rows hold other numbers, or are written by others
   rows,     // in the rows that are written anyway: of the output, or, backward, of the gradient of
@@ -135,7 +135,7 @@ struct BackwardPlan : Plan {
   bool direct_sums = false;
   FeatureGradient features = FeatureGradient::shared;
   int64_t chunk_rows = 0;
-  Home state = Home::scratch;
+  Home grad_pre = Home::scratch;
 
   bool by_step() const { return features == FeatureGradient::by_step; }
 };

@@ -23,7 +23,8 @@ struct StepInputs {
   Inputs rows_of(const WorkItem& item, int64_t t, int64_t done, int64_t rows, int64_t ahead) const {
     const bool joins = g.grad_h_n && (p.ragged() || done == 0);
     if constexpr (kNative<S>)
-      if (!plan.sorts && !joins && !(p.ragged() && at.states.carries())) return in_tensors(item, t);
+      if (!plan.sorts && !joins && !(p.ragged() && at.buffers.carries()))
+        return in_tensors(item, t);
     const Rows<C> grad = at.step_rows_of(worker, at.kGrad);
     const Rows<C> values = at.step_rows_of(worker, at.kValues);
     const bool copies_values = !kNative<S> || plan.sorts;
@@ -61,7 +62,7 @@ struct StepInputs {
     Inputs in{{nullptr, width}, {all_values() + first, width}};
     if (g.grad_output) in.grad.first = static_cast<const S*>(g.grad_output) + first;
     // (The derivative of the identity reads no values: any rows will do.)
-    if (p.nonlinearity == Nonlinearity::identity && !at.states.carries() && in.grad)
+    if (p.nonlinearity == Nonlinearity::identity && !at.buffers.carries() && in.grad)
       in.values.first = in.grad.first;
     return in;
   }
@@ -87,7 +88,7 @@ struct StepInputs {
     };
     if (p.cell != Cell::voltage) add(grad, 0);
     if (keeps_beside(p.cell))
-      add(at.states.sums.row(item, at.states.kCarry, row), traits_of(p.cell).states - 1);
+      add(at.buffers.sums.row(item, at.buffers.kCarry, row), traits_of(p.cell).states - 1);
   }
   // Prefetches what the next step and the sums of the weights' gradients will read of a sequence.
   void fetch(const WorkItem& item, int64_t t, int64_t b, int64_t next) const {

@@ -1,5 +1,5 @@
-// What both passes need for a work item: the pieces of its state that members wait for, its weights
-// and rows, and the memory that a layout hands out.
+// What both passes need for a work item: the pieces of the state, or of grad_pre, that members wait
+// for, its weights and rows, and the memory that a layout hands out.
 #pragma once
 
 #include "cpu/gemm/macro_kernel.h"
@@ -55,16 +55,16 @@ struct Arena {
   }
 };
 
-// Piece m of the state: the values that one member writes, or all values.
+// Piece m of what W_hh multiplies: the values that one member writes, or all values.
 template <class C>
 Range piece_of(const Plan& plan, int64_t H, int64_t m) {
   const Range panels = part(panels_in<C>(H), m, plan.pieces, plan.panel_group);
   return {panels.begin * kPanel<C>, min_of(panels.end * kPanel<C>, H)};
 }
 
-// W_hh, packed piece by piece of the state that it is multiplied with.
+// W_hh, packed piece by piece of what it multiplies: the state, or grad_pre.
 template <class S, class MK>
-struct StateWeights {
+struct RecurrentWeights {
   using F = typename MK::Operand;
   using C = Compute<S>;
   const Plan& plan;
@@ -83,17 +83,16 @@ struct StateWeights {
     return finite;
   }
 
-  // A piece of the state, K operands of each row, and where its weights lie among the packed ones.
+  // A piece, K operands of each row, and where its weights lie among the packed ones.
   struct Piece {
-    Rows<const F> state;
+    Rows<const F> a;
     int64_t K, packed_at;
   };
-  // Waits until those who write piece m of a work item's state have advanced n times, and
-  // prefetches it.
-  Piece await(const WorkItem& item, int64_t m, int64_t n, const Rows<const F>& state, int64_t rows,
+  // Waits until the members that write piece m of `a` have advanced n times, and prefetches it.
+  Piece await(const WorkItem& item, int64_t m, int64_t n, const Rows<const F>& a, int64_t rows,
               const Worker& worker) const {
     const Range k = piece_of<C>(plan, weight.K, m);
-    const Piece piece{{state.first + k.begin / kKPack<F>, state.stride},
+    const Piece piece{{a.first + k.begin / kKPack<F>, a.stride},
                       operands_in<F>(k.end - k.begin),
                       weight.piece_at(k.begin)};
     const int first = item.group * item.members + static_cast<int>(plan.pieces > 1 ? m : 0);
@@ -103,35 +102,32 @@ struct StateWeights {
       if (other != worker.rank) worker.wait_for(other, n);
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t i = 0; i < piece.K; i += 64 / static_cast<int64_t>(sizeof(F)))
-        __builtin_prefetch(piece.state[row] + i);
+        __builtin_prefetch(piece.a[row] + i);
     return piece;
   }
 
-  // Computes `step` for a work item's panels, with the product of W_hh and the state. If the state
-  // has pieces, the product of each is added when the piece is there, in the order of k: the sums
-  // begin from the step's own start, and wait in `sums`, whose first column is 0.
+  // Computes `step` for a work item's panels, with the product of W_hh and step.a. If that has
+  // pieces, the product of each is added when the piece is there, in the order of k: the sums begin
+  // from the step's own start, and wait in `sums`, whose first column is 0.
   template <class Step>
   void multiply(Step& step, const WorkItem& item, const F* packed, const Rows<C>& sums,
                 int64_t rows, int64_t n, const Worker& worker) const {
-    const Rows<const F> state = step.state;
+    const Rows<const F> a = step.a;
     for (int64_t m = 0; m < plan.pieces; ++m) {
-      const Piece piece = await(item, m, n, state, rows, worker);
+      const Piece piece = await(item, m, n, a, rows, worker);
       step.packed = packed + piece.packed_at;
-      step.state = piece.state;
+      step.a = piece.a;
       if (m + 1 == plan.pieces) {
         macro_kernel(step, rows, item.p0, item.p1, weight.columns, piece.K,
                      plan.fetches ? item.p0 : -1);
       } else {
-        const Projection<MK> add{.packed = step.packed,
-                                 .a = step.state,
-                                 .start = step.start,
-                                 .out = sums,
-                                 .end = step.H};
+        const Projection<MK> add{
+            .packed = step.packed, .a = step.a, .start = step.start, .out = sums, .end = step.H};
         macro_kernel(add, rows, item.p0, item.p1, weight.columns, piece.K);
         step.start = sums;
       }
     }
-    step.state = state;
+    step.a = a;
   }
 };
 

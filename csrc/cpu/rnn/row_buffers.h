@@ -1,4 +1,4 @@
-// The rows in which a work item keeps its states, in either pass.
+// The rows in which a work item keeps what its steps hand on, in either pass.
 #pragma once
 
 #include "cpu/rnn/epilogue.h"
@@ -6,14 +6,14 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// Each work item's buffers of rows of T, for its states.
+// Each work item's buffers of rows of T.
 template <class T>
-struct StateBuffers {
+struct RowBuffers {
   int64_t stride, rows;  // of a work item, whose rows are rounded up to whole blocks of row_block
   int count;
   Arrays<T> arrays;
 
-  StateBuffers(const Plan& plan, int64_t width, int count, Arena& arena, int64_t row_block = 1)
+  RowBuffers(const Plan& plan, int64_t width, int count, Arena& arena, int64_t row_block = 1)
       : stride(scratch_stride<T>(width)),
         rows(divide_up(plan.item_rows, row_block) * row_block),
         count(count),

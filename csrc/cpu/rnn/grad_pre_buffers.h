@@ -1,38 +1,40 @@
-// The same of the backward pass, whose state is the gradient of the pre-activations.
+// Where grad_pre lies, the gradient of the pre-activations, which one step of the backward pass
+// writes and the next one reads.
 #pragma once
 
-#include "cpu/rnn/state_buffers.h"
+#include "cpu/rnn/row_buffers.h"
 
 namespace rnnext::RNNEXT_ISA {
 
-// The states of the backward pass: gradients of pre-activations. With Home::rows they are the rows
-// of grad_pre. In scratch two buffers take turns. Two more keep what W_hh is multiplied with when
-// all steps are done: the states of the sequences' first steps, for the gradient of hx, and the
-// sums over resets.
+// grad_pre as the rows of operands that W_hh^T multiplies. With Home::rows they are those that are
+// written anyway. In scratch two buffers take turns. Two more keep what W_hh^T multiplies when all
+// steps are done: grad_pre of the sequences' first steps, for the gradient of hx, and the sums over
+// resets.
 template <class S, class MK>
-struct BackwardStates {
+struct GradPreBuffers {
   using F = typename MK::Operand;
   using C = Compute<S>;
   const Recurrence& p;
   const RecurrenceGradOut& out;
   const BackwardPlan& plan;
-  StateBuffers<F> buffers;
+  RowBuffers<F> operands;
   enum Buffer { kEven, kOdd, kFirstSteps, kResets, kBuffers };
   // Rows of sums. The first three are the gradient that reaches the state before a step past W_hh:
   // that of the current step, that of the sequences' first steps, and its sum over resets. kMixed
   // is the gradient of what the leak mixes.
   enum Sums { kCarry, kFirst, kResetCarry, kMixed, kCount };
-  StateBuffers<C> sums;
-  StateBuffers<C> reset_pre;  // the gradients of the pre-activations, summed over resets
-  int parts;                  // of a row: the gradients of each pre-activation of a unit
-  int64_t width;              // of a part in a row of operands
+  RowBuffers<C> sums;
+  RowBuffers<C> reset_pre;  // the gradients of the pre-activations, summed over resets
+  int parts;                // of a row: the gradients of each pre-activation of a unit
+  int64_t width;            // of a part in a row of operands
 
-  BackwardStates(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
+  GradPreBuffers(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
                  Arena& arena)
       : p(p),
         out(out),
         plan(plan),
-        buffers(plan, traits_of(p.cell).grads * gate_width<F>(p.H), kBuffers, arena, MK::kRowBlock),
+        operands(plan, traits_of(p.cell).grads * gate_width<F>(p.H), kBuffers, arena,
+                 MK::kRowBlock),
         sums(plan, p.H, carries() ? kCount : 0, arena),
         reset_pre(plan, traits_of(p.cell).grads * p.H, out.reset_state != nullptr, arena),
         parts(traits_of(p.cell).grads),
@@ -46,34 +48,34 @@ struct BackwardStates {
     return {rows.first + operands_in<F>((parts - p.gates()) * width), rows.stride};
   }
 
-  // The state that the work item's last steps read: zeros. With Home::rows they are not read.
-  Rows<const F> initial_state(const WorkItem& item) const {
-    const int cleared = plan.state == Home::rows ? kEven : kBuffers;
+  // What the work item's last steps read: zeros. With Home::rows they are not read.
+  Rows<const F> initial(const WorkItem& item) const {
+    const int cleared = plan.grad_pre == Home::rows ? kEven : kBuffers;
     const int64_t end = item.last ? width : item.p1 * kPanel<C>;
     for (int64_t i = 0; i < item.size; ++i) {
       for (int k = 0; k < parts; ++k)
         for (int64_t j = item.p0 * kPanel<C>; j < end; j += kLanes<C>) {
           for (int buffer = 0; buffer < cleared; ++buffer)
-            store_part(buffers.row(item, buffer, i), k, j, Vec<C>{}, width);
+            store_part(operands.row(item, buffer, i), k, j, Vec<C>{}, width);
           if (reset_pre.count)
             store_some(reset_pre.row(item, 0, i) + k * p.H + j, Vec<C>{}, p.H - j);
         }
       for (int64_t j = item.p0 * kPanel<C>; j < item.p1 * kPanel<C>; j += kLanes<C>)
         for (int sum = 0; sum < sums.count; ++sum) store(sums.row(item, sum, i) + j, Vec<C>{});
     }
-    return buffers.all(item, kFirstSteps);
+    return operands.all(item, kFirstSteps);
   }
 
-  // Where the step after `done` others writes its state beside grad_pre; null: grad_pre is enough.
+  // Where the step after `done` others writes grad_pre as operands; null: its rows serve as such.
   Rows<F> next_buffer(const WorkItem& item, int64_t done) const {
-    if (plan.state == Home::rows) return {};
-    return buffers.all(item, done % 2 == 0 ? kOdd : kEven);
+    if (plan.grad_pre == Home::rows) return {};
+    return operands.all(item, done % 2 == 0 ? kOdd : kEven);
   }
 
-  // Turns what a step wrote into the state that the next one reads.
+  // Turns what a step wrote into what the next one reads.
   Rows<const F> finish_step(const WorkItem& item, int64_t t, int64_t rows, const Rows<F>& next,
                             const Rows<C>& grad_pre) const {
-    if (plan.state == Home::rows)
+    if (plan.grad_pre == Home::rows)
       return {reinterpret_cast<const F*>(grad_pre.first), grad_pre.stride};
     if (item.last && parts == 1) clear_row_ends(next.first, rows, next.stride, p.H);
     if (p.ragged()) mask_ragged_rows(item, t, rows, next, grad_pre);
@@ -97,24 +99,24 @@ struct BackwardStates {
   Rows<const F> reset_sums(const WorkItem& item) const {
     for (int64_t i = 0; i < item.size; ++i)
       for_parts(item, [&](int k, int64_t j) {
-        store_part(buffers.row(item, kResets, i), k, j,
+        store_part(operands.row(item, kResets, i), k, j,
                    load_some(reset_pre.row(item, 0, i) + k * p.H + j, p.H - j), p.H);
       });
-    return buffers.all(item, kResets);
+    return operands.all(item, kResets);
   }
 
-  // A copy of a state whose rows are about to be overwritten.
-  Rows<const F> copied(const WorkItem& item, const Rows<const F>& state) const {
-    if (plan.state == Home::scratch) return state;
+  // A copy of grad_pre whose rows are about to be overwritten.
+  Rows<const F> copied(const WorkItem& item, const Rows<const F>& grad_pre) const {
+    if (plan.grad_pre == Home::scratch) return grad_pre;
     for (int64_t i = 0; i < item.size; ++i)
       for (int64_t j = 0; j < parts * width; j += kLanes<C>)
-        copy_operands(buffers.row(item, kEven, i), state[i], j);
-    return buffers.all(item, kEven);
+        copy_operands(operands.row(item, kEven, i), grad_pre[i], j);
+    return operands.all(item, kEven);
   }
 
-  // The states of the sequences' first steps, after the last step left `state`.
-  Rows<const F> first_steps(const WorkItem& item, const Rows<const F>& state) const {
-    return p.ragged() ? buffers.all(item, kFirstSteps) : state;
+  // grad_pre of the sequences' first steps, after the last step left `grad_pre`.
+  Rows<const F> first_steps(const WorkItem& item, const Rows<const F>& grad_pre) const {
+    return p.ragged() ? operands.all(item, kFirstSteps) : grad_pre;
   }
 
  private:
@@ -146,7 +148,7 @@ struct BackwardStates {
         const C* const grad = grad_pre + k * p.H + j;
         store_some(sum, load_some(sum, p.H - j) + load_some(grad, p.H - j), p.H - j);
       }
-      // Without lengths the state of the first step stays: the gradient of hx reads it.
+      // Without lengths grad_pre of the first step stays: the gradient of hx reads it.
       if (next && (anew || p.ragged())) store_part(next, k, j, Vec<C>{}, p.H);
     });
     if (!carries()) return;
@@ -173,7 +175,7 @@ struct BackwardStates {
           store_part(next[row], k, j, Vec<C>{}, p.H);
           store_some(grad_pre[row] + k * p.H + j, Vec<C>{}, p.H - j);
         } else {
-          copy_part(buffers.row(item, kFirstSteps, row), next[row], k, j);
+          copy_part(operands.row(item, kFirstSteps, row), next[row], k, j);
         }
       });
     }
