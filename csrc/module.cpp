@@ -154,7 +154,7 @@ void define_stepper(py::module_& m) {
   m.def("stepper",
         torch::wrap_pybind_function(
             [](const std::vector<Stepper::Weights>& layers, const std::optional<at::Tensor>& table,
-               const std::vector<Stepper::Named>& watched, std::string_view nonlinearity,
+               const std::vector<Stepper::NamedTensor>& watched, std::string_view nonlinearity,
                std::string_view cell, int64_t batch_size) {
               return std::make_unique<Stepper>(layers, table, watched, nonlinearity, cell,
                                                batch_size);

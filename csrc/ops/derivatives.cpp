@@ -13,13 +13,13 @@ namespace {
 struct Derivative {
   const Tensor& h;
 
-  Tensor operator()(Named<Nonlinearity::tanh>) const { return 1 - h * h; }
-  Tensor operator()(Named<Nonlinearity::relu>) const { return (h > 0).to(h.scalar_type()); }
-  Tensor operator()(Named<Nonlinearity::sigmoid>) const { return h * (1 - h); }
-  Tensor operator()(Named<Nonlinearity::softplus>) const {
+  Tensor operator()(Fixed<Nonlinearity::tanh>) const { return 1 - h * h; }
+  Tensor operator()(Fixed<Nonlinearity::relu>) const { return (h > 0).to(h.scalar_type()); }
+  Tensor operator()(Fixed<Nonlinearity::sigmoid>) const { return h * (1 - h); }
+  Tensor operator()(Fixed<Nonlinearity::softplus>) const {
     return at::where(h > 20, 1, -at::expm1(-h));  // torch's threshold: the identity from there on
   }
-  Tensor operator()(Named<Nonlinearity::identity>) const { return at::ones_like(h); }
+  Tensor operator()(Fixed<Nonlinearity::identity>) const { return at::ones_like(h); }
 };
 
 // [T,B,n] -> [T*B,n]

@@ -16,11 +16,11 @@ namespace {
 struct Activation {
   const Tensor& x;
 
-  Tensor operator()(Named<Nonlinearity::tanh>) const { return at::tanh(x); }
-  Tensor operator()(Named<Nonlinearity::relu>) const { return at::relu(x); }
-  Tensor operator()(Named<Nonlinearity::sigmoid>) const { return at::sigmoid(x); }
-  Tensor operator()(Named<Nonlinearity::softplus>) const { return at::softplus(x); }
-  Tensor operator()(Named<Nonlinearity::identity>) const { return x; }
+  Tensor operator()(Fixed<Nonlinearity::tanh>) const { return at::tanh(x); }
+  Tensor operator()(Fixed<Nonlinearity::relu>) const { return at::relu(x); }
+  Tensor operator()(Fixed<Nonlinearity::sigmoid>) const { return at::sigmoid(x); }
+  Tensor operator()(Fixed<Nonlinearity::softplus>) const { return at::softplus(x); }
+  Tensor operator()(Fixed<Nonlinearity::identity>) const { return x; }
 };
 
 // What a step makes: the next states, the output, and what a gated cell saves.

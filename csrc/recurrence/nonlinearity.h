@@ -27,23 +27,23 @@ constexpr const char* kNonlinearityNames[] = {RNNEXT_NONLINEARITIES(RNNEXT_CASE)
 constexpr const char* kOnnxNames[] = {RNNEXT_NONLINEARITIES(RNNEXT_CASE)};
 #undef RNNEXT_CASE
 
-// A nonlinearity as a type: what with_nonlinearity hands on.
+// A nonlinearity that is known at compile time, as a type.
 template <Nonlinearity name>
-struct Named {
+struct Fixed {
   static constexpr Nonlinearity value = name;
 };
 
-// Returns f(Named<n>{}) for the n that `name` is at run time. (A macro for the kernels of an ISA,
+// Returns f(Fixed<n>{}) for the n that `name` is at run time. (A macro for the kernels of an ISA,
 // whose functions must be defined under its target.)
 #define RNNEXT_RETURN_FOR(name)                                     \
   switch (name) { RNNEXT_NONLINEARITIES(RNNEXT_NONLINEARITY_CASE) } \
   __builtin_unreachable()
 #define RNNEXT_NONLINEARITY_CASE(name, onnx) \
   case Nonlinearity::name:                   \
-    return f(Named<Nonlinearity::name>{});
+    return f(Fixed<Nonlinearity::name>{});
 
 template <class F>
-auto with_nonlinearity(Nonlinearity name, const F& f) -> decltype(f(Named<Nonlinearity::tanh>{})) {
+auto with_nonlinearity(Nonlinearity name, const F& f) -> decltype(f(Fixed<Nonlinearity::tanh>{})) {
   RNNEXT_RETURN_FOR(name);
 }
 

@@ -46,9 +46,9 @@ void run_members(int64_t M, int alone, const Bytes& bytes, const Run& run) {
 RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
   const auto M = check_members<int64_t>(a);
   const std::vector<KeptArguments> members = members_of(a, M);
-  std::deque<Call> calls;  // they stay where they are made
+  std::deque<CpuCall> calls;  // they stay where they are made
   for (const KeptArguments& member : members) calls.emplace_back(member);
-  const Call& first = calls[0];
+  const CpuCall& first = calls[0];
   const Recurrence& one = first.p;
   const auto options = a.weight_hh[0].options();
   const auto of_members = [&](auto shape) {
@@ -88,9 +88,9 @@ RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const Recurren
   const auto M = check_members<int64_t>(a);
   const std::vector<KeptArguments> members = members_of(a, M);
   const std::vector<KeptResults> results = members_of(r, M);
-  std::deque<BackwardCall> calls;
+  std::deque<CpuBackwardCall> calls;
   for (int64_t m = 0; m < M; ++m) calls.emplace_back(results[m], members[m], wanted);
-  const BackwardCall& first = calls[0];
+  const CpuBackwardCall& first = calls[0];
   if (!first.s.empty()) {
     const RnnKernels& kernel = kernels_for(first.dtype);
     run_members(

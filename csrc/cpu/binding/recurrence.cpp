@@ -59,7 +59,7 @@ void check_units(const void* values, int64_t H, at::ScalarType type, const char*
 
 }  // namespace
 
-Call::Call(const RecurrenceArguments& a) {
+CpuCall::CpuCall(const RecurrenceArguments& a) {
   parse(a, *this, p);
   for (int d = 0; d < p.D; ++d) {
     p.weight_hh[d] = read(a.weight_hh[d]);
@@ -100,9 +100,9 @@ Call::Call(const RecurrenceArguments& a) {
   p.input.stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
 }
 
-BackwardCall::BackwardCall(const RecurrenceResults& r, const RecurrenceArguments& a,
-                           const Wanted& wanted)
-    : Call(a) {
+CpuBackwardCall::CpuBackwardCall(const RecurrenceResults& r, const RecurrenceArguments& a,
+                                 const Wanted& wanted)
+    : CpuCall(a) {
   check_results<int64_t>(r, a, s, wanted);
   p.output = const_cast<void*>(read(r.output));
   if (!r.saved.empty()) p.saved = const_cast<void*>(read(r.saved[0]));
@@ -148,7 +148,7 @@ BackwardCall::BackwardCall(const RecurrenceResults& r, const RecurrenceArguments
   }
 }
 
-RecurrenceGradients BackwardCall::gradients(const RecurrenceArguments& a) {
+RecurrenceGradients CpuBackwardCall::gradients(const RecurrenceArguments& a) {
   if (grad_pre_.defined()) {
     grad_.input = grad_pre_;
     if (given(a.index)) {
@@ -170,7 +170,7 @@ void run_forward(const Recurrence& p, const RnnKernels& kernel) {
 }
 
 RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
-  Call call(a);
+  CpuCall call(a);
   Recurrence& p = call.p;
   const auto options = a.weight_hh[0].options();
   Tensor output = empty_large(call.s.output_shape(), options);
@@ -193,7 +193,7 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   check_stack<int64_t>(a, save);
   const size_t L = a.weight_hh.size();
   const OptionalTensor none;
-  std::deque<Call> calls;  // they stay where they are made
+  std::deque<CpuCall> calls;  // they stay where they are made
   calls.emplace_back(layer_of(a, 0, a.input, none));
   const Recurrence& first = calls[0].p;
   const RecurrenceSizes& sizes = calls[0].s;
@@ -257,7 +257,7 @@ RecurrenceGradients unpadded_backward(const Unpadded& unpadded, const Recurrence
 
 RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
                                         const Wanted& wanted) {
-  BackwardCall call(r, a, wanted);
+  CpuBackwardCall call(r, a, wanted);
   if (!call.s.empty()) {
     const RnnKernels& kernel = kernels_for(call.dtype);
     const int threads = threads_for(call.p, 3);

@@ -21,19 +21,19 @@ int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& m
                  int threads);
 
 // A call whose arguments have been checked, and the struct that its kernel takes.
-struct Call : ParsedCall {
+struct CpuCall : ParsedCall {
   Recurrence p;
 
-  explicit Call(const RecurrenceArguments& a);
+  explicit CpuCall(const RecurrenceArguments& a);
 };
 
 // A call of the backward pass with memory for its results. Run its kernel, unless the call is
 // empty, and then ask once for gradients().
-struct BackwardCall : Call {
+struct CpuBackwardCall : CpuCall {
   RecurrenceGrad g;
   RecurrenceGradOut out;
 
-  BackwardCall(const RecurrenceResults& r, const RecurrenceArguments& a, const Wanted& wanted);
+  CpuBackwardCall(const RecurrenceResults& r, const RecurrenceArguments& a, const Wanted& wanted);
   RecurrenceGradients gradients(const RecurrenceArguments& a);
 
  private:

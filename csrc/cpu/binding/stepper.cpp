@@ -35,7 +35,7 @@ void check_values(const Tensor& t, const char* name, const Tensor& like) {
 }  // namespace
 
 Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table,
-                 const std::vector<Named>& watched, std::string_view nonlinearity,
+                 const std::vector<NamedTensor>& watched, std::string_view nonlinearity,
                  std::string_view cell, int64_t batch_size) {
   TORCH_CHECK(!layers.empty(), "layers must not be empty");
   TORCH_CHECK_VALUE(batch_size > 0, "batch_size must be positive, got ", batch_size);
@@ -101,7 +101,7 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
                           .noise_key = noise_key,
                           .nonlinearity = std::string(nonlinearity),
                           .reverse = directions(1)};
-  Call call(arguments);
+  CpuCall call(arguments);
   Recurrence& p = call.p;
   Tensor packed = empty_large({kernels_->shape.weight_bytes(p.I, p.H, p.gates())}, at::kByte);
   kernels_->pack(p, static_cast<char*>(packed.data_ptr()));

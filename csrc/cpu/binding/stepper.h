@@ -16,15 +16,15 @@ class Stepper {
   // One layer's weight_ih [H,I], weight_hh, bias_ih, bias_hh, alpha, noise and noise_key, as the op
   // takes them. They are copied. A first layer whose table has pre-activations has no weight_ih.
   using Weights = std::array<OptionalTensor, 7>;
-  using Named = std::pair<std::string, Tensor>;
+  using NamedTensor = std::pair<std::string, Tensor>;
 
   // table: rows of the first layer's input, [V,I] features or [V,H] pre-activations; steps are then
   // fed with their numbers. (A gated cell's pre-activations are those of the input alone.) The
   // table is read where it lies. watched: what the weights were made from; once these have changed,
   // steps are refused.
   Stepper(const std::vector<Weights>& layers, const OptionalTensor& table,
-          const std::vector<Named>& watched, std::string_view nonlinearity, std::string_view cell,
-          int64_t batch_size);
+          const std::vector<NamedTensor>& watched, std::string_view nonlinearity,
+          std::string_view cell, int64_t batch_size);
 
   const char* input_name() const { return table_.defined() ? "tokens" : "input"; }
   // Takes input [B,I], or [I] if B is 1, or, with a table, tokens [B] or []. Returns the last
@@ -42,7 +42,7 @@ class Stepper {
  private:
   struct Layer {
     KeptArguments arguments;  // which the call refers to
-    Call call;
+    CpuCall call;
     Tensor packed;
   };
   // A tensor as it was when the weights were read. torch counts writes to it in place. Those that

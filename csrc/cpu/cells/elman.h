@@ -66,14 +66,14 @@ struct Activation<S, Nonlinearity::identity> {
   static RNNEXT_INLINE V backward(V grad, V) { return grad; }
 };
 
-template <class Activation>
+template <class Act>
 struct Elman {
   static constexpr CellTraits kTraits = traits_of(Cell::elman);
   static_assert(kTraits.gates == 1 && kTraits.states == 1 && kTraits.saved == 0);
-  using V = typename Activation::V;
+  using V = typename Act::V;
 
-  static RNNEXT_INLINE V forward(V pre) { return Activation::forward(pre); }
-  static RNNEXT_INLINE V backward(V grad, V h) { return Activation::backward(grad, h); }
+  static RNNEXT_INLINE V forward(V pre) { return Act::forward(pre); }
+  static RNNEXT_INLINE V backward(V grad, V h) { return Act::backward(grad, h); }
 };
 
 }  // namespace rnnext::RNNEXT_ISA

@@ -17,48 +17,48 @@ RNNEXT_INLINE Vec<C> mix(Vec<C> a, Vec<C> x, Vec<C> y) {
 // backward: from the gradient of the output, the output or what f gave, and the gradient of the
 // state that comes past W_hh, makes that of what the leak mixes, q, and returns that of the
 // pre-activation.
-template <class S, class Activation, Cell cell>
+template <class S, class Act, Cell cell>
 struct Leaky;
 
-template <class S, class Activation>
-struct Leaky<S, Activation, Cell::rate> {
+template <class S, class Act>
+struct Leaky<S, Act, Cell::rate> {
   using C = Compute<S>;
   using V = Vec<C>;
   static RNNEXT_INLINE V forward(V pre, V a, V s, V& state, V& saved) {
-    saved = Activation::forward(pre);
+    saved = Act::forward(pre);
     return state = as_stored<S>(mix<C>(a, s, saved));
   }
   static RNNEXT_INLINE V backward(V grad, V h, V a, V carried, V& q) {
     q = grad + carried;
-    return Activation::backward(a * q, h);
+    return Act::backward(a * q, h);
   }
 };
 
-template <class S, class Activation>
-struct Leaky<S, Activation, Cell::voltage> {
+template <class S, class Act>
+struct Leaky<S, Act, Cell::voltage> {
   using C = Compute<S>;
   using V = Vec<C>;
   static RNNEXT_INLINE V forward(V pre, V a, V s, V& state, V& saved) {
     saved = pre - s;
     state = as_stored<S>(mix<C>(a, s, pre));
-    return Activation::forward(state);
+    return Act::forward(state);
   }
   static RNNEXT_INLINE V backward(V grad, V h, V a, V carried, V& q) {
-    q = Activation::backward(grad, h) + carried;
+    q = Act::backward(grad, h) + carried;
     return a * q;
   }
 };
 
-template <class S, class Activation>
-struct Leaky<S, Activation, Cell::blend> {
+template <class S, class Act>
+struct Leaky<S, Act, Cell::blend> {
   using C = Compute<S>;
   using V = Vec<C>;
   static RNNEXT_INLINE V forward(V pre, V a, V s, V& state, V& saved) {
     saved = pre - s;
-    return state = as_stored<S>(Activation::forward(mix<C>(a, s, pre)));
+    return state = as_stored<S>(Act::forward(mix<C>(a, s, pre)));
   }
   static RNNEXT_INLINE V backward(V grad, V h, V a, V carried, V& q) {
-    q = Activation::backward(grad + carried, h);
+    q = Act::backward(grad + carried, h);
     return a * q;
   }
 };

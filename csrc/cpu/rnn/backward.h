@@ -66,7 +66,7 @@ struct BackwardStep {
 };
 
 template <class S, class MK>
-struct Backward {
+struct BackwardRun {
   using F = typename MK::Operand;
   using C = Compute<S>;
   const Recurrence& p;
@@ -309,7 +309,7 @@ void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGrad
   const BackwardPlan plan =
       plan_backward(p, out, kShape<S, MK>, this_machine(), worker.asked, worker.size);
   [[maybe_unused]] const typename MK::Task task;
-  const Backward<S, MK> kernel{p, g, out, plan, {p, out, plan, worker.size, Arena{workspace}}};
+  const BackwardRun<S, MK> kernel{p, g, out, plan, {p, out, plan, worker.size, Arena{workspace}}};
   if (kernel.at.ih || plan.weights == Weights::shared) {
     kernel.pack_share(worker);
     worker.wait();

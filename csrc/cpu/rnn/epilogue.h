@@ -18,7 +18,7 @@ struct ForwardVectors {
   Vec<Compute<S>>* x;
   int n;
   template <Nonlinearity name>
-  RNNEXT_INLINE void operator()(Named<name>) const {
+  RNNEXT_INLINE void operator()(Fixed<name>) const {
     for (int i = 0; i < n; ++i) x[i] = Activation<S, name>::forward(x[i]);
   }
 };
@@ -29,7 +29,7 @@ struct BackwardVectors {
   const Vec<C>* h;
   int n;
   template <Nonlinearity name>
-  RNNEXT_INLINE void operator()(Named<name>) const {
+  RNNEXT_INLINE void operator()(Fixed<name>) const {
     for (int i = 0; i < n; ++i) x[i] = Activation<C, name>::backward(x[i], h[i]);
   }
 };
@@ -38,11 +38,11 @@ RNNEXT_TILE void for_name(Nonlinearity name, const Body& f) {
   RNNEXT_RETURN_FOR(name);
 }
 
-// Calls f(Named<n>{}) for tanh or relu, the nonlinearities that tiles inline.
+// Calls f(Fixed<n>{}) for tanh or relu, the nonlinearities that tiles inline.
 template <class F>
 RNNEXT_INLINE void for_inlined(Nonlinearity name, const F& f) {
-  if (name == Nonlinearity::relu) return f(Named<Nonlinearity::relu>{});
-  f(Named<Nonlinearity::tanh>{});
+  if (name == Nonlinearity::relu) return f(Fixed<Nonlinearity::relu>{});
+  f(Fixed<Nonlinearity::tanh>{});
 }
 
 // How the tiles of a step end. If `out_of_line` is not null, they call it with their sums.
@@ -81,18 +81,18 @@ struct LeakRows {
   C* alpha_grad = nullptr;  // [H] and more: its sums, or null where alpha needs no gradient
 };
 
-// Calls end.run<Activation, cell>() for the cell that a call has. (Gated ones end no tile.)
-template <class Activation, class End>
+// Calls end.run<Act, cell>() for the cell that a call has. (Gated ones end no tile.)
+template <class Act, class End>
 RNNEXT_INLINE void run_cell(const End& end, Cell cell) {
   switch (cell) {
     case Cell::elman:
-      return end.template run<Activation, Cell::elman>();
+      return end.template run<Act, Cell::elman>();
     case Cell::rate:
-      return end.template run<Activation, Cell::rate>();
+      return end.template run<Act, Cell::rate>();
     case Cell::voltage:
-      return end.template run<Activation, Cell::voltage>();
+      return end.template run<Act, Cell::voltage>();
     case Cell::blend:
-      return end.template run<Activation, Cell::blend>();
+      return end.template run<Act, Cell::blend>();
     case Cell::gru:
     case Cell::lstm:
       break;
@@ -113,10 +113,10 @@ struct ForwardEpilogue {
   int64_t row, column;
 
   template <Nonlinearity name>
-  RNNEXT_INLINE void operator()(Named<name>) const {
+  RNNEXT_INLINE void operator()(Fixed<name>) const {
     run_cell<Activation<S, name>>(*this, step.epilogue.cell);
   }
-  template <class Activation, Cell cell>
+  template <class Act, Cell cell>
   RNNEXT_INLINE void run() const {
     const LeakRows<C>& leak = step.leak;
     const int64_t H = step.H, next_end = step.next_end;
@@ -134,10 +134,10 @@ struct ForwardEpilogue {
         const Vec<C> pre = *at;
         Vec<C> state, out, kept;
         if constexpr (cell == Cell::elman) {
-          out = Elman<Activation>::forward(pre);
+          out = Elman<Act>::forward(pre);
         } else {
-          out = Leaky<S, Activation, cell>::forward(pre, load(leak.alpha + j),
-                                                    load_some(before + j, left), state, kept);
+          out = Leaky<S, Act, cell>::forward(pre, load(leak.alpha + j), load_some(before + j, left),
+                                             state, kept);
           if (carry) store(carry + j, state);
           if (saved) store_some(saved + j, kept, left);
         }
@@ -162,10 +162,10 @@ struct BackwardEpilogue {
   int64_t row, column;
 
   template <Nonlinearity name>
-  RNNEXT_INLINE void operator()(Named<name>) const {
+  RNNEXT_INLINE void operator()(Fixed<name>) const {
     run_cell<Activation<C, name>>(*this, step.epilogue.cell);
   }
-  template <class Activation, Cell cell>
+  template <class Act, Cell cell>
   RNNEXT_INLINE void run() const {
     const LeakRows<C>& leak = step.leak;
     const Rows<const C> values = step.values;
@@ -184,9 +184,9 @@ struct BackwardEpilogue {
         const Vec<C> h = load_some(values[r] + j, left), grad = *at;
         Vec<C> q, pre;
         if constexpr (cell == Cell::elman) {
-          pre = Elman<Activation>::backward(grad, h);
+          pre = Elman<Act>::backward(grad, h);
         } else {
-          pre = Leaky<S, Activation, cell>::backward(grad, h, a, load(carry[r] + j), q);
+          pre = Leaky<S, Act, cell>::backward(grad, h, a, load(carry[r] + j), q);
           store(carry[r] + j, rest * q);
         }
         store_some(grad_pre[r] + j, pre, left);

@@ -77,7 +77,7 @@ struct ForwardStep {
 };
 
 template <class S, class MK>
-struct Forward {
+struct ForwardRun {
   using F = typename MK::Operand;
   using C = Compute<S>;
   const Recurrence& p;
@@ -300,7 +300,7 @@ void forward(const Recurrence& p, char* workspace, Worker& worker) {
     const size_t bytes = OneStep<S, MK>(p, nullptr).bytes;
     return OneStep<S, MK>(p, workspace + worker.rank * bytes).run(worker);
   }
-  const Forward<S, MK> kernel{p, plan, {p, plan, worker.size, Arena{workspace}}};
+  const ForwardRun<S, MK> kernel{p, plan, {p, plan, worker.size, Arena{workspace}}};
   if (plan.weights == Weights::shared) {
     kernel.pack_share(worker);
     worker.wait();

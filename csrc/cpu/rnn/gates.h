@@ -31,9 +31,9 @@ template <class Gates, class S, int N, class Step, class C = Compute<S>>
 RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64_t width,
                                  const C* x, const C* h) {
   using F = typename Step::F;
-  using Cell = typename Gates::template Of<S, N>;
-  using V = typename Cell::V;
-  constexpr CellTraits kTraits = Cell::kTraits;
+  using Gated = typename Gates::template Of<S, N>;
+  using V = typename Gated::V;
+  constexpr CellTraits kTraits = Gated::kTraits;
   const LeakRows<C>& leak = step.leak;
   const int64_t left = step.H - j;
   const auto all = [](const C* from) {
@@ -46,7 +46,7 @@ RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64
   }
   V state = V::of(
       [&](int i) { return load_some(leak.before[row] + j + i * kLanes<C>, left - i * kLanes<C>); });
-  const V out = Cell::forward(of_x, of_h, state, kept);
+  const V out = Gated::forward(of_x, of_h, state, kept);
   S* const saved = leak.saved ? static_cast<S*>(leak.saved) + row * leak.row_stride + j : nullptr;
   for (int i = 0; i < N; ++i) {
     const int64_t at = i * kLanes<C>;
@@ -84,9 +84,9 @@ template <class Gates, class S, class Step, class C = Compute<S>>
 RNNEXT_TILE void backward_gates(const Step& step, Vec<C>* x, int rows, int vectors, int64_t row,
                                 int64_t column) {
   using F = typename Step::F;
-  using Cell = typename Gates::template Of<S>;
-  using V = typename Cell::V;
-  constexpr CellTraits kTraits = Cell::kTraits;
+  using Gated = typename Gates::template Of<S>;
+  using V = typename Gated::V;
+  constexpr CellTraits kTraits = Gated::kTraits;
   const int64_t H = step.H, width = gate_width<F>(H);
   for (int64_t r = row; r < row + rows; ++r) {
     const C* const values = step.values[r];
@@ -99,7 +99,7 @@ RNNEXT_TILE void backward_gates(const Step& step, Vec<C>* x, int rows, int vecto
       if (left <= 0) continue;
       V kept[kTraits.saved], grads[kTraits.grads], carried{load(carry + j)};
       for (int k = 0; k < kTraits.saved; ++k) kept[k] = {load_some(saved + k * H + j, left)};
-      Cell::backward(V{*x}, V{load_some(values + j, left)}, carried, kept, grads);
+      Gated::backward(V{*x}, V{load_some(values + j, left)}, carried, kept, grads);
       store(carry + j, carried.v[0]);
       for (int k = 0; k < kTraits.grads; ++k) {
         store_some(grad_pre + k * H + j, grads[k].v[0], left);

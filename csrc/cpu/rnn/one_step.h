@@ -76,9 +76,9 @@ struct OneStep {
   // The same of a gated cell.
   template <class Gates, int R>
   void gated_units(int d, int64_t j) const {
-    using Cell = typename Gates::template Of<S>;
-    using V = typename Cell::V;
-    constexpr CellTraits kTraits = Cell::kTraits;
+    using Gated = typename Gates::template Of<S>;
+    using V = typename Gated::V;
+    constexpr CellTraits kTraits = Gated::kTraits;
     const int64_t left = p.H - j;
     Vec<C> of_x[kTraits.gates][R], of_h[kTraits.gates][R];
     for (int k = 0; k < kTraits.gates; ++k) {
@@ -101,7 +101,7 @@ struct OneStep {
       for (int k = 0; k < kTraits.gates; ++k)
         x_of_row[k] = {of_x[k][b]}, h_of_row[k] = {of_h[k][b]};
       V state{load_state(state_row<S>(p, p.hx, d, b, kTraits.states - 1), j, left)};
-      const Vec<C> out = Cell::forward(x_of_row, h_of_row, state, saved).v[0];
+      const Vec<C> out = Gated::forward(x_of_row, h_of_row, state, saved).v[0];
       store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, out, left);
       S* const h_n = const_cast<S*>(state_row<S>(p, p.h_n, d, b));
       store_some(h_n + j, out, left);

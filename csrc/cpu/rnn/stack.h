@@ -24,7 +24,7 @@ void stack(const Recurrence* layers, int n, char* workspace, Worker& worker) {
   for (int l = 0; l < n; ++l) {
     const Recurrence& p = layers[l];
     const ForwardPlan plan = plan_forward(p, kShape<S, MK>, this_machine(), 1, true);
-    const Forward<S, MK> kernel{p, plan, {p, plan, 1, Arena{workspace}}};
+    const ForwardRun<S, MK> kernel{p, plan, {p, plan, 1, Arena{workspace}}};
     workspace += kernel.at.bytes;
     if (l % worker.size != worker.rank) continue;
     const Wavefront wavefront{.worker = &worker,

@@ -35,7 +35,7 @@ void nap() {
 }
 
 // How long a team waits for the pool's threads, which may be asleep.
-constexpr int64_t kGateOpen = 200 * kMicrosecond;
+constexpr int64_t kRegistrationTime = 200 * kMicrosecond;
 // RNNEXT_CPU_TEAM=whole: calls wait for all of their threads, however busy the machine is. Tests
 // ask for it, because faults hide when threads come too late.
 const bool kWhole = [] {
@@ -43,19 +43,19 @@ const bool kWhole = [] {
   return team && std::string_view(team) == "whole";
 }();
 
-// Whether the other threads of the pool come when they are called. If other processes use the same
-// cores, threads come milliseconds late, and the pool waits for them: one thread alone is then
-// faster. A process that has lost much time this way calls no others for a while, then tries again.
-class Company {
+// Whether a call should ask for other threads. If other processes use the same cores, threads come
+// milliseconds late, and the pool waits for them: one thread alone is then faster. A process that
+// has lost much time this way calls no others for a while, then tries again.
+class ContentionGuard {
  public:
-  bool expected() const {
+  bool allows_team() const {
     const int64_t until = alone_until_.load();
     return !forked_.load() && (kWhole || until == 0 || now() >= until);
   }
-  // Takes note of a call on so many threads: how long its caller was busy with its own parts, and
-  // how long it then waited for the others.
-  void judge(int threads, int64_t busy, int64_t waited) {
-    if (waited < kLate) waited = 0;  // parts of a call are not all as long
+  // Takes note of a call: how long its caller was busy with its own parts, and how long it then
+  // waited for the other threads.
+  void update(int threads, int64_t busy, int64_t waited) {
+    if (waited < kLate) waited = 0;  // the parts of a call differ in length
     if (stalled_.load() > 0) {
       const int64_t stalled = stalled_.exchange(0);
       busy -= stalled, waited += stalled;
@@ -87,12 +87,12 @@ class Company {
   static constexpr int64_t kFirstPause = 32 * kMillisecond, kLongestPause = 1024 * kMillisecond;
 
   std::atomic<bool> forked_{false};
-  // Time lost to waiting, less the time that company has saved since.
+  // Time lost to waiting, less the time that teams have saved since.
   std::atomic<int64_t> lost_{0}, stalled_{0};
   std::atomic<int64_t> alone_until_{0}, pause_{kFirstPause};
 };
-Company company;
-[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] { company.forked(); });
+ContentionGuard contention;
+[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] { contention.forked(); });
 
 template <class Condition>
 void spin_until(Condition condition) {
@@ -105,20 +105,20 @@ void spin_until(Condition condition) {
     if (end - begin < kSpin) continue;
     nap();
   }
-  if (end > begin) company.stalled(end - begin);
+  if (end > begin) contention.stalled(end - begin);
 }
 
 // A pool may give fewer threads than it was asked for, or run two tasks on one thread after
-// another. So the team is whoever is at the gate when it closes; those who come later find nothing
-// to do. Ranks follow the pool's own order, so that a thread works on the same rows from call to
-// call, which its core's caches still hold.
-struct Gate {
+// another. So the threads that come before the registration closes are the team, and later ones
+// find nothing to do. Ranks follow the pool's own order, so that a thread works on the same rows
+// from call to call, which its core's caches still hold.
+struct Registration {
   void (*task)(void*, Worker&);
   void* context;
   int expected;
   std::atomic<int64_t> indices{0};
-  std::atomic<uint64_t> arrived{0};  // a bit for the first index of each; kClosed when it closes
-  std::atomic<uint64_t> members{0};  // 0 until then
+  std::atomic<uint64_t> arrived{0};  // a bit for the first index of each thread, and kClosed
+  std::atomic<uint64_t> members{0};  // 0 until it closes
   Count counts[1 + kMaxWorkers];
   int64_t called;    // when the caller came
   int64_t done = 0;  // and when it had done its part
@@ -131,7 +131,7 @@ struct Gate {
     if (before & kClosed) return;
     indices.fetch_add(end - begin);
     if (before == 0) {
-      const int64_t deadline = called + (kWhole ? 1000 * kMillisecond : kGateOpen);
+      const int64_t deadline = called + (kWhole ? 1000 * kMillisecond : kRegistrationTime);
       int spins = 0;
       while (indices.load() < expected && (++spins % 64 != 0 || now() < deadline)) {
         pause();
@@ -161,24 +161,26 @@ int max_threads() {
 }
 
 void run_team(int threads, void (*task)(void*, Worker&), void* context) {
-  if (threads == 1 || !company.expected()) {
+  if (threads == 1 || !contention.allows_team()) {
     Count counts[2];
     Worker alone(counts, 0, 1, threads);
     return task(context, alone);
   }
-  Gate gate{};
-  gate.called = now();
-  gate.task = task;
-  gate.context = context;
-  gate.expected = threads;
+  Registration registration{};
+  registration.called = now();
+  registration.task = task;
+  registration.context = context;
+  registration.expected = threads;
   const AOTITorchError error = torch_parallel_for(
       0, threads, 1,
-      [](int64_t begin, int64_t end, void* gate) { static_cast<Gate*>(gate)->enter(begin, end); },
-      &gate);
+      [](int64_t begin, int64_t end, void* to) {
+        static_cast<Registration*>(to)->enter(begin, end);
+      },
+      &registration);
   // A task does not throw: what it could refuse is checked before.
   if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error("rnnext: torch's thread pool failed");
-  if (gate.done == 0) gate.done = gate.called;  // the others had closed the gate
-  company.judge(threads, gate.done - gate.called, now() - gate.done);
+  if (registration.done == 0) registration.done = registration.called;  // too late for the team
+  contention.update(threads, registration.done - registration.called, now() - registration.done);
 }
 
 }  // namespace rnnext

@@ -47,7 +47,7 @@ class Worker {
   int64_t barriers_ = 0, progress_ = 0;
 };
 
-constexpr int kMaxWorkers = 63;  // the gate has a bit for each and one for itself
+constexpr int kMaxWorkers = 63;  // Registration has a bit for each, and one for its end
 
 // Calls task(context, worker) on up to `threads` threads of torch's pool at once and returns when
 // all are done. Inside another parallel region it runs on the caller alone.

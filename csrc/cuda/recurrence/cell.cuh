@@ -64,7 +64,7 @@ class Any {
 
  private:
   template <class F>
-  __device__ auto with_activation(const F& f) const -> decltype(f(Named<Nonlinearity::tanh>{})) {
+  __device__ auto with_activation(const F& f) const -> decltype(f(Fixed<Nonlinearity::tanh>{})) {
     RNNEXT_RETURN_FOR(name_);
   }
   Nonlinearity name_;
