@@ -139,7 +139,7 @@ using Kept = typename TypeOf<T>::Kept;
 template <class>
 using Flag = bool;
 template <class>
-using Place = Batch;
+using BatchPlace = Batch;
 
 // What a field holds that nobody gives.
 template <class Field>
@@ -202,8 +202,8 @@ using RnnArguments = RnnFields<Passed>;
 using CellArguments = CellFields<Passed>;
 
 #define RNNEXT_PLACE(type, name, place, ...) Batch::place,
-inline const Arguments<Place> kArgumentPlaces{RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_PLACE)};
-inline const Results<Place> kResultPlaces{RNNEXT_RECURRENCE_RESULTS(RNNEXT_PLACE)};
+inline const Arguments<BatchPlace> kArgumentPlaces{RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_PLACE)};
+inline const Results<BatchPlace> kResultPlaces{RNNEXT_RECURRENCE_RESULTS(RNNEXT_PLACE)};
 #undef RNNEXT_PLACE
 
 // f(argument, gradient...) of each gradient, in one or several structs of them.

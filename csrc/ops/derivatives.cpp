@@ -3,7 +3,7 @@
 #include <ATen/ops/expm1.h>
 #include <ATen/ops/stack.h>
 
-#include "ops/rectangle.h"
+#include "ops/padded_call.h"
 
 namespace rnnext {
 
@@ -28,7 +28,7 @@ Tensor all_of(const Tensor& rows) {
 }
 
 // The gradient of the input, given that of its rows.
-Tensor gather_rows(const Rectangle& call, const Tensor& input, const Tensor& rows) {
+Tensor gather_rows(const PaddedCall& call, const Tensor& input, const Tensor& rows) {
   if (given(call.a.index))
     return at::zeros_like(input).index_add(0, call.a.index->reshape(-1), all_of(rows));
   return call.drop(rows);
@@ -38,7 +38,7 @@ Tensor gather_rows(const Rectangle& call, const Tensor& input, const Tensor& row
 // those of a forward pass: vmap's rule calls this without one.
 RecurrenceGradients by_formulas(const RecurrenceResults& r, const RecurrenceArguments& a,
                                 const Wanted& wanted) {
-  const Rectangle call(kept(a));
+  const PaddedCall call(kept(a));
   const KeptArguments& s = call.a;
   const int64_t T = call.steps();
   const Tensor output = call.pad(r.output), &active = call.active;
@@ -105,7 +105,7 @@ RecurrenceGradients through_loop(const RecurrenceResults& r, const RecurrenceArg
   const bool recorded = at::GradMode::is_enabled();
   const at::AutoGradMode enabled(true);
   KeptArguments s = kept(a);
-  const Rectangle call(s);
+  const PaddedCall call(s);
   const auto options = s.weight_hh[0].options();
   // A gradient may be wanted of an argument that is not given.
   const auto states = [&] {
@@ -160,7 +160,7 @@ Tensor Watched::operator()(const Tensor& t) {
 }
 
 Tensor output_before(const RecurrenceArguments& a, const Tensor& output, int64_t d) {
-  return Rectangle(kept(a)).output_before(output, d);
+  return PaddedCall(kept(a)).output_before(output, d);
 }
 
 RecurrenceGradients backward_loop(const RecurrenceResults& r, const RecurrenceArguments& a,

@@ -6,14 +6,14 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tanh.h>
 
-#include "ops/rectangle.h"
+#include "ops/padded_call.h"
 
 namespace rnnext {
 
 namespace {
 
 // A nonlinearity by name: one that is not here does not compile.
-struct Activation {
+struct AtenActivation {
   const Tensor& x;
 
   Tensor operator()(Fixed<Nonlinearity::tanh>) const { return at::tanh(x); }
@@ -30,12 +30,12 @@ struct Step {
 };
 
 // A step of direction d. x: W_ih x and the biases that are added to it; W: W_hh^T.
-Step cell_step(const Rectangle& call, int64_t d, const Tensor& x, const variable_list& states,
+Step cell_step(const PaddedCall& call, int64_t d, const Tensor& x, const variable_list& states,
                const Tensor& W) {
   const KeptArguments& s = call.a;
   const Tensor& h = states[0];
   const auto f = [&](const Tensor& pre) {
-    return with_nonlinearity(call.nonlinearity, Activation{pre});
+    return with_nonlinearity(call.nonlinearity, AtenActivation{pre});
   };
   const auto gates_of = [](const Tensor& pre, int64_t n) { return pre.chunk(n, -1); };
   Tensor product = (call.cell == Cell::voltage ? f(h) : h).matmul(W);
@@ -77,7 +77,7 @@ Step cell_step(const Rectangle& call, int64_t d, const Tensor& x, const variable
 
 // Direction d, a step at a time: output [T,B,H], the last states [B,H], and, if `save`, what the
 // cell saves, [T,B,K*H]. x [T,B,G*H]: what the pre-activations start from.
-Step direction_loop(const Rectangle& call, int64_t d, const Tensor& x, bool save) {
+Step direction_loop(const PaddedCall& call, int64_t d, const Tensor& x, bool save) {
   const KeptArguments& s = call.a;
   const Tensor W = s.weight_hh[d].t(), anew = call.restarts(d), &active = call.active;
   const int64_t T = call.steps();
@@ -106,7 +106,7 @@ Step direction_loop(const Rectangle& call, int64_t d, const Tensor& x, bool save
 }  // namespace
 
 RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a, bool save) {
-  const Rectangle call(kept(a));
+  const PaddedCall call(kept(a));
   save = save && is_gated(call.cell);
   const Tensor input = call.input(), noise = call.noise();
   variable_list outputs, saved, last(call.states * call.D);

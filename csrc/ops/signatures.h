@@ -53,19 +53,19 @@ struct RecurrenceTypes<Parameter, Types<void, A...>, Types<void, R...>, Types<vo
                        More...> {
   // output, the last states, and, if `save` and the cell saves, what its backward pass reads
   // besides the output
-  using Forward = std::tuple<Tensor, Tensor, std::vector<Tensor>>;
-  using ForwardSignature = Forward(Passed<A>..., bool save);
-  using Backward = std::tuple<Kept<G>...>;
+  using ForwardResults = std::tuple<Tensor, Tensor, std::vector<Tensor>>;
+  using ForwardSignature = ForwardResults(Passed<A>..., bool save);
+  using BackwardResults = std::tuple<Kept<G>...>;
   using Mask = std::array<bool, sizeof...(G)>;
-  using BackwardSignature = Backward(Passed<R>..., Passed<A>..., Mask output_mask);
+  using BackwardSignature = BackwardResults(Passed<R>..., Passed<A>..., Mask output_mask);
 
   template <auto kernel>
-  static Forward forward(Parameter<A>... each, bool save, More... more) {
+  static ForwardResults forward(Parameter<A>... each, bool save, More... more) {
     return kernel(RecurrenceArguments{as_passed<A>(each)...}, save, more...);
   }
   template <auto kernel>
-  static Backward backward(Parameter<R>... results, Parameter<A>... each, Mask output_mask,
-                           More... more) {
+  static BackwardResults backward(Parameter<R>... results, Parameter<A>... each, Mask output_mask,
+                                  More... more) {
     const RecurrenceArguments a{as_passed<A>(each)...};
     const auto wanted = std::bit_cast<Wanted>(output_mask);
     return returned(kernel(RecurrenceResults{as_passed<R>(results)...}, a, wanted, more...),
@@ -76,7 +76,7 @@ struct RecurrenceTypes<Parameter, Types<void, A...>, Types<void, R...>, Types<vo
   // A kernel's gradients as an op returns them. One that is left out, since it is not wanted or not
   // there, is an empty tensor. (A plain one on the CPU is made without the dispatcher, in a tenth
   // of the time.)
-  static Backward returned(RecurrenceGradients g, const Tensor& like) {
+  static BackwardResults returned(RecurrenceGradients g, const Tensor& like) {
     const auto absent = [&] {
       return like.is_cpu() && !at::isTensorSubclassLike(like)
                  ? Tensor(at::detail::empty_cpu({0}, like.scalar_type()))
@@ -100,12 +100,12 @@ using Recurrences = RecurrencesOf<Passed>;
 
 struct RecurrenceBackwardOp {
   static constexpr const char* name = "rnnext::recurrence_backward";
-  using Results = Recurrences::Backward;
+  using Results = Recurrences::BackwardResults;
   using Signature = Recurrences::BackwardSignature;
 };
 struct RecurrenceOp {
   static constexpr const char* name = "rnnext::recurrence";
-  using Results = Recurrences::Forward;
+  using Results = Recurrences::ForwardResults;
   using Signature = Recurrences::ForwardSignature;
   using Backward = RecurrenceBackwardOp;
 };

@@ -213,7 +213,7 @@ class MappedCalls {
   // One call with the batches of all calls.
   KeptArguments batch() const {
     KeptArguments own = call_;
-    Arguments<Place> places = kArgumentPlaces;
+    Arguments<BatchPlace> places = kArgumentPlaces;
     if (given(call_.index)) places.input = Batch::none;  // it is a table
     change(own, dims_, places, &MappedCalls::fold);
     if (given(call_.index) && dims_.input[0]) {

@@ -48,7 +48,7 @@ struct Padding {
 
 // A call over whole rectangles [T, B, ...]: packed rows are padded, and what each step has before
 // it is known.
-struct Rectangle {
+struct PaddedCall {
   KeptArguments a;  // lengths in the place of batch_sizes
   int64_t D;
   c10::SymInt H, T, B;
@@ -58,7 +58,7 @@ struct Rectangle {
   Tensor active;  // [T,B,1] which steps exist; undefined: all
   std::optional<Padding> padding;
 
-  explicit Rectangle(KeptArguments arguments) : a(std::move(arguments)) {
+  explicit PaddedCall(KeptArguments arguments) : a(std::move(arguments)) {
     D = static_cast<int64_t>(a.weight_hh.size());
     H = a.weight_hh[0].sym_size(1);
     nonlinearity = parse_nonlinearity(a.nonlinearity);
