@@ -103,7 +103,7 @@ void recurrence(const Device& device, const char* path, Compute compute, bool ba
   if (any) {
     v = memory.results(state, size);
     p.reset_output = memory.results(state, size);
-    check(launch_around(Around::enter, p, nullptr, v, compute, nullptr));
+    check(launch_state_kernel(StateKernel::prologue, p, nullptr, v, compute, nullptr));
     p.hx = v;
   }
   if (g.path != Path::step) {
@@ -117,9 +117,9 @@ void recurrence(const Device& device, const char* path, Compute compute, bool ba
   if (backward && any) {
     void *sums = memory.results(state, size), *grad = memory.results(state, size);
     void* const before = memory.results(rows, size);
-    check(launch_around(Around::previous_state, p, p.output, before, compute, nullptr));
-    check(launch_around(Around::reset_sums, p, nullptr, sums, compute, nullptr));
-    check(launch_around(Around::reset_gradient, p, sums, grad, compute, nullptr));
+    check(launch_state_kernel(StateKernel::previous_state, p, p.output, before, compute, nullptr));
+    check(launch_state_kernel(StateKernel::reset_sums, p, nullptr, sums, compute, nullptr));
+    check(launch_state_kernel(StateKernel::reset_gradient, p, sums, grad, compute, nullptr));
   }
   check(cudaDeviceSynchronize());
   memory.check_results();

@@ -62,7 +62,7 @@ bool even(const Tensor& rows) {
 
 }  // namespace
 
-Call::Call(const RecurrenceArguments& a) {
+CudaCall::CudaCall(const RecurrenceArguments& a) {
   parse(a, *this, p);
   TORCH_CHECK_NOT_IMPLEMENTED(a.noise.empty(),
                               "noise of the recurrence op is drawn on the CPU alone: on a GPU add "
@@ -86,16 +86,18 @@ Call::Call(const RecurrenceArguments& a) {
   }
 }
 
-Geometry Call::choose_path(bool backward) {
+Geometry CudaCall::choose_path(bool backward) {
   const Geometry g = choice({s.T, s.B, s.H, p.D, compute, backward});
   reads_pairs = g.path != Path::step && element_size(compute) == 2;
   if (reads_pairs) p.source_step = s.H + s.H % 2;
   return g;
 }
 
-bool Call::readable(const Tensor& rows) const { return !reads_pairs || (p.paired && even(rows)); }
+bool CudaCall::readable(const Tensor& rows) const {
+  return !reads_pairs || (p.paired && even(rows));
+}
 
-Tensor Call::sources(const Tensor& rows) const {
+Tensor CudaCall::sources(const Tensor& rows) const {
   if (readable(rows)) return rows;
   const Tensor each = rows.unflatten(-1, {s.D, s.H});
   std::vector<int64_t> shape = each.sizes().vec();
@@ -105,14 +107,14 @@ Tensor Call::sources(const Tensor& rows) const {
   return copy.flatten(-2);
 }
 
-const int64_t* Call::constants(const std::vector<int64_t>& values) {
+const int64_t* CudaCall::constants(const std::vector<int64_t>& values) {
   const auto count = static_cast<int64_t>(values.size());
   auto* to = static_cast<int64_t*>(take(at::empty({count}, options.dtype(at::kLong))));
   check_launch(launch_write_constants(to, values.data(), values.size(), stream));
   return to;
 }
 
-void Call::set_input(const Tensor& input, const OptionalTensor& index, TensorList weight_ih) {
+void CudaCall::set_input(const Tensor& input, const OptionalTensor& index, TensorList weight_ih) {
   Tensor rows = input;
   if (s.features) {
     std::vector<int64_t> shape = input.sizes().vec();
@@ -145,26 +147,26 @@ void Call::set_input(const Tensor& input, const OptionalTensor& index, TensorLis
   p.input.stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
 }
 
-Tensor Call::enter() {
+Tensor CudaCall::run_prologue() {
   if (!p.reset && p.cell == Cell::elman) return {};
   const Tensor first = empty({s.D, s.B, s.H});
   if (p.reset) p.reset_output = take(empty(first.sizes()));
-  launch_around(Around::enter, {}, first);
+  launch_state_kernel(StateKernel::prologue, {}, first);
   p.hx = keep(first);
   return first;
 }
 
-void Call::launch_around(Around what, const Tensor& from, const Tensor& to) const {
-  check_launch(cuda::launch_around(what, p, from.defined() ? from.const_data_ptr() : nullptr,
-                                   to.data_ptr(), compute, stream));
+void CudaCall::launch_state_kernel(StateKernel what, const Tensor& from, const Tensor& to) const {
+  check_launch(cuda::launch_state_kernel(what, p, from.defined() ? from.const_data_ptr() : nullptr,
+                                         to.data_ptr(), compute, stream));
 }
 
-Tensor Call::empty_rows() const {
+Tensor CudaCall::empty_rows() const {
   return p.lengths && !p.step_row ? at::zeros(s.output_shape(), options) : empty(s.output_shape());
 }
 
 // W_hh or its transpose as the resident kernels read it.
-void Call::set_matrix(TensorList weight_hh, bool transposed) {
+void CudaCall::set_matrix(TensorList weight_hh, bool transposed) {
   const int64_t block = 64 / element_size(compute);
   p.matrix_stride = (s.H + block - 1) / block * block;
   for (int d = 0; d < p.D; ++d) {
@@ -176,7 +178,7 @@ void Call::set_matrix(TensorList weight_hh, bool transposed) {
   }
 }
 
-bool Call::run_resident(const Geometry& g, TensorList weight_hh, bool backward) {
+bool CudaCall::run_resident(const Geometry& g, TensorList weight_hh, bool backward) {
   if (g.path == Path::step) return false;
   set_matrix(weight_hh, backward);
   if (g.path == Path::grid) {
@@ -196,7 +198,7 @@ bool Call::run_resident(const Geometry& g, TensorList weight_hh, bool backward) 
   return true;
 }
 
-void Call::run_steps(TensorList weight_hh, const Tensor& v, bool backward) {
+void CudaCall::run_steps(TensorList weight_hh, const Tensor& v, bool backward) {
   const Tensor weights = at::stack(weight_hh);
   const Tensor matrix = backward ? weights : weights.transpose(1, 2);
   Tensor product = empty(v.sizes());

@@ -11,23 +11,23 @@
 
 namespace rnnext::cuda {
 
-struct Call : ParsedCall {
+struct CudaCall : ParsedCall {
   DeviceCall p;
   Compute compute{};
   cudaStream_t stream{};
   at::TensorOptions options;
   bool reads_pairs = false;  // 16-bit elements, in words of two that lie at multiples of 4 bytes
 
-  explicit Call(const RecurrenceArguments& a);
+  explicit CudaCall(const RecurrenceArguments& a);
 
   // The path, and how the rows lie that its steps read (DeviceCall::source_step).
   Geometry choose_path(bool backward);
   // The rows of the forward pass: ready, picked by an index, or the product with W_ih.
   void set_input(const Tensor& input, const OptionalTensor& index, TensorList weight_ih);
   const void* keep_sources(const Tensor& rows) { return keep(sources(rows)); }
-  // With a leak or resets: what enters W_hh first, as Around::enter says, and h_n.
-  Tensor enter();
-  void launch_around(Around what, const Tensor& from, const Tensor& to) const;
+  // With a leak or resets: what enters W_hh first, as StateKernel::prologue says, and h_n.
+  Tensor run_prologue();
+  void launch_state_kernel(StateKernel what, const Tensor& from, const Tensor& to) const;
 
   // New memory, that lives as long as the call.
   void* take(const Tensor& fresh) { return const_cast<void*>(keep(fresh)); }

@@ -26,7 +26,7 @@ struct BelowAutograd {
 RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   const BelowAutograd below_autograd;
   const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
-  Call call(a);
+  CudaCall call(a);
   if (needs_loop(call.p.cell)) return loop_as_kernel(a, save);
   const RecurrenceSizes& s = call.s;
   DeviceCall& p = call.p;
@@ -44,7 +44,7 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   p.output = output.data_ptr();
   p.h_n = h_n.data_ptr();
   if (!saved.empty()) p.saved = saved[0].data_ptr();
-  const Tensor first = call.enter();
+  const Tensor first = call.run_prologue();
   if (call.run_resident(geometry, a.weight_hh, false)) return {output, h_n, saved};
   if (!first.defined()) start_from_hx();
   call.run_steps(a.weight_hh, first.defined() ? first : h_n, false);
@@ -53,10 +53,10 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
 
 // A backward pass: the kernels go through the steps and leave the gradients of the pre-activations,
 // of which products make all other gradients.
-class BackwardPass : Call {
+class CudaBackwardCall : CudaCall {
  public:
-  BackwardPass(const RecurrenceResults& r, const RecurrenceArguments& a, const Wanted& wanted)
-      : Call(a), r_(r), a_(a), wanted_(wanted), width_(s.D * s.H), state_{s.D, s.B, s.H} {
+  CudaBackwardCall(const RecurrenceResults& r, const RecurrenceArguments& a, const Wanted& wanted)
+      : CudaCall(a), r_(r), a_(a), wanted_(wanted), width_(s.D * s.H), state_{s.D, s.B, s.H} {
     check_results<int64_t>(r, a, s, wanted);
   }
 
@@ -94,7 +94,7 @@ class BackwardPass : Call {
     p.grad_out.pre = pre_.data_ptr();
     if (wanted_.hx) p.grad_out.hx = grad_.hx.data_ptr();
     if (mixed_.defined()) p.mixed = mixed_.data_ptr();
-    enter();
+    run_prologue();
     const Tensor carry = at::zeros(leaks() ? state_ : std::array<int64_t, 3>{}, accumulators());
     p.carry = carry.data_ptr();
     if (run_resident(geometry, a_.weight_hh, true)) return;
@@ -103,16 +103,16 @@ class BackwardPass : Call {
 
   void of_reset_state() {
     const Tensor sums = empty(state_);
-    launch_around(Around::reset_sums, {}, sums);
+    launch_state_kernel(StateKernel::reset_sums, {}, sums);
     const Tensor product = at::bmm(sums, at::stack(a_.weight_hh));
-    launch_around(Around::reset_gradient, product, grad_.reset_state);
+    launch_state_kernel(StateKernel::reset_gradient, product, grad_.reset_state);
   }
 
   // The output before each row's step, collected by a kernel.
   const Tensor& outputs_before() {
     if (before_.defined()) return before_;
     before_ = empty({s.N, width_});
-    if (!s.empty()) launch_around(Around::previous_state, outputs_, before_);
+    if (!s.empty()) launch_state_kernel(StateKernel::previous_state, outputs_, before_);
     return before_;
   }
 
@@ -165,7 +165,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
   const BelowAutograd below_autograd;
   const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
   if (needs_loop(parse_cell(a.cell))) return loop_as_kernel(r, a, wanted);
-  return BackwardPass(r, a, wanted).gradients();
+  return CudaBackwardCall(r, a, wanted).gradients();
 }
 
 }  // namespace

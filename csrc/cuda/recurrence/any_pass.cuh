@@ -34,9 +34,9 @@ __device__ Word<T, N> one_by_one(const Accumulate<T> (&sums)[N], const F& f) {
 }
 
 template <typename T>
-struct AnyForward : Forward<T, Any> {
-  using Base = Forward<T, Any>;
-  using Base::cell;
+struct AnyForwardPass : ForwardPass<T, AnyActivation> {
+  using Base = ForwardPass<T, AnyActivation>;
+  using Base::activation;
   using Base::kSources;
   using Base::p;
   using typename Base::A;
@@ -45,7 +45,7 @@ struct AnyForward : Forward<T, Any> {
   using Base::Base;
 
   __device__ void skip(int64_t state, T h) const {
-    if (p.cell == Cell::elman) Base::skip(state, h);  // Around::enter did
+    if (p.cell == Cell::elman) Base::skip(state, h);  // StateKernel::prologue did
   }
 
   template <int N>
@@ -95,7 +95,7 @@ struct AnyForward : Forward<T, Any> {
     }
     if (kind == Cell::voltage || kind == Cell::blend) x = mix(a, s, pre);
     if (kind == Cell::voltage) x = to_float(from_float<T>(x));
-    const A y = cell.forward(x);
+    const A y = activation.forward(x);
     const T h = from_float<T>(kind == Cell::rate ? mix(a, s, y) : y);
     if (kind != Cell::elman || at.ends) *state = kind == Cell::voltage ? from_float<T>(x) : h;
     if (p.saved) {
@@ -107,9 +107,9 @@ struct AnyForward : Forward<T, Any> {
 };
 
 template <typename T>
-struct AnyBackward : Backward<T, Any> {
-  using Base = Backward<T, Any>;
-  using Base::cell;
+struct AnyBackwardPass : BackwardPass<T, AnyActivation> {
+  using Base = BackwardPass<T, AnyActivation>;
+  using Base::activation;
   using Base::kSources;
   using Base::p;
   using typename Base::A;
@@ -168,7 +168,7 @@ struct AnyBackward : Backward<T, Any> {
     } else {
       grad += past;
     }
-    const A y = cell.backward(kind == Cell::rate ? a * grad : grad, h);
+    const A y = activation.backward(kind == Cell::rate ? a * grad : grad, h);
     if (leaves) {
       static_cast<T*>(p.grad_out.hx)[i] = from_float<T>(kind == Cell::voltage ? y + past : grad);
       return 0;

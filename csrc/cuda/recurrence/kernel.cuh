@@ -11,11 +11,11 @@ namespace rnnext::cuda {
 
 // A thread's share of a tile's words [rows, words of a slice]: one each kThreads, in row-major
 // order, in which `slot` numbers them.
-struct Share {
+struct WordCursor {
   int slot, row, word;
 
   // Made anew at each use, for want of registers, and without a division.
-  __device__ explicit Share(const Geometry& g)
+  __device__ explicit WordCursor(const Geometry& g)
       : slot(unknown(threadIdx.x)), row(divide(slot, g.pair_divisor)), word(slot - row * g.pairs) {}
   __device__ void next(const Geometry& g) {
     slot += kThreads, row += g.row_step, word += g.pair_step;
@@ -130,7 +130,7 @@ struct Resident {
       const int64_t first_row = this->first_row(s) + b0;
       Words* to = sources(s);
 #pragma unroll 1
-      for (Share e(g); e.row < rows; e.next(g)) {
+      for (WordCursor e(g); e.row < rows; e.next(g)) {
         const int u = e.word * kPer;
         if (u >= units() || !span(e.row).inside(t)) continue;
 #pragma unroll
@@ -172,7 +172,7 @@ struct Resident {
   // From the partial products of step s to the next vectors and the call's tensors.
   __device__ void finish(int s) {
 #pragma unroll 1
-    for (Share e(g); e.row < rows; e.next(g)) {
+    for (WordCursor e(g); e.row < rows; e.next(g)) {
       const int u = e.word * kPer;
       if (u >= units()) continue;
       A product[kPer];
@@ -191,7 +191,7 @@ struct Resident {
     }
   }
 
-  __device__ Place place(const Share& e, int s) const {
+  __device__ Place place(const WordCursor& e, int s) const {
     const int t = time_of<Pass>(reverse(), T, s), d = this->d();
     const int u = e.word * kPer;
     Place at;
@@ -204,7 +204,8 @@ struct Resident {
   }
 
   // The next vectors' word at `at`.
-  __device__ Words step(const Share& e, const Place& at, int s, const A (&product)[kPer]) const {
+  __device__ Words step(const WordCursor& e, const Place& at, int s,
+                        const A (&product)[kPer]) const {
     const int u = e.word * kPer;
     const Words* from = sources(s) + e.slot;
     const Words* read[Pass::kSources];
@@ -291,14 +292,14 @@ Kernel kernel_of(const Geometry& g, CellKind cell, bool backward) {
   using Relu = Activation<Nonlinearity::relu>;
   switch (cell) {
     case CellKind::tanh:
-      return backward ? kernel_with<Engine, Backward<T, Tanh>>(g)
-                      : kernel_with<Engine, Forward<T, Tanh>>(g);
+      return backward ? kernel_with<Engine, BackwardPass<T, Tanh>>(g)
+                      : kernel_with<Engine, ForwardPass<T, Tanh>>(g);
     case CellKind::relu:
-      return backward ? kernel_with<Engine, Backward<T, Relu>>(g)
-                      : kernel_with<Engine, Forward<T, Relu>>(g);
+      return backward ? kernel_with<Engine, BackwardPass<T, Relu>>(g)
+                      : kernel_with<Engine, ForwardPass<T, Relu>>(g);
     default:
-      return backward ? kernel_with<Engine, AnyBackward<T>>(g)
-                      : kernel_with<Engine, AnyForward<T>>(g);
+      return backward ? kernel_with<Engine, AnyBackwardPass<T>>(g)
+                      : kernel_with<Engine, AnyForwardPass<T>>(g);
   }
 }
 

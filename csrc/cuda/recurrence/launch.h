@@ -17,8 +17,8 @@ namespace rnnext::cuda {
 // are GEMMs outside of the kernels: `input` is ready pre-activations or a table of them, weight_ih
 // and weight_hh are not read, and of `grad_out` the kernels write `pre`, in T, and `hx`.
 //
-// With resets or a leak, Around::enter comes first, and `hx` is what it wrote. alpha[0] is the
-// whole of [D*H].
+// With resets or a leak, StateKernel::prologue comes first, and `hx` is what it wrote. alpha[0] is
+// the whole of [D*H].
 struct DeviceCall : Recurrence {
   RecurrenceGrad grad;
   RecurrenceGradOut grad_out;
@@ -72,11 +72,11 @@ cudaError_t launch_step(const DeviceCall& call, const Step& step, Compute comput
 
 // What surrounds the steps: each writes `to`, [D,B,H] where nothing else is said, and some read
 // `from`, of the same shape.
-enum class Around {
+enum class StateKernel {
   // What the first step of each sequence multiplies with W_hh, the output of hx. Also, unless they
   // are null, call.reset_output, which a step after a reset multiplies, and call.h_n, the states
   // before the first steps.
-  enter,
+  prologue,
   // The sums over resets of the gradients of the pre-activations.
   reset_sums,
   // The gradient of reset_state, from the product of those sums with W_hh. With a leak, `mixed` is
@@ -86,8 +86,8 @@ enum class Around {
   // (null: zeros).
   previous_state,
 };
-cudaError_t launch_around(Around what, const DeviceCall& call, const void* from, void* to,
-                          Compute compute, cudaStream_t stream);
+cudaError_t launch_state_kernel(StateKernel what, const DeviceCall& call, const void* from,
+                                void* to, Compute compute, cudaStream_t stream);
 
 // rows[i] = index i, or 0 where it is out of range, which is reported. count > 0.
 cudaError_t launch_table_rows(const TableIndices& indices, int64_t* rows, cudaStream_t stream);

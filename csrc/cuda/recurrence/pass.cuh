@@ -60,7 +60,7 @@ __device__ Int time_of(bool reverse, Int T, Int s) {
 
 // What a pass hands on from its step t is replaced if there is a mark at the step that this
 // returns: forward, because the next step begins an episode; backward, because t does. (No forward
-// pass has a step before a mark at 0: what begins with it is up to Around::enter.)
+// pass has a step before a mark at 0: what begins with it is up to StateKernel::prologue.)
 template <class Pass, class Int>
 __device__ Int mark_of(bool reverse, Int t) {
   return t + (reverse == Pass::kBackward);
@@ -96,8 +96,8 @@ __device__ void set_step(Place& at, const Timeline& time, const Span<Int>& span,
   at.precedes = span.precedes(t);
 }
 
-template <typename T, class Cell>
-struct Forward {
+template <typename T, class Act>
+struct ForwardPass {
   using Element = T;
   using A = Accumulate<T>;
   static constexpr bool kBackward = false;
@@ -105,9 +105,9 @@ struct Forward {
   static constexpr int kSources = 1;
 
   const DeviceCall& p;
-  const Cell cell;
+  const Act activation;
 
-  __device__ explicit Forward(const DeviceCall& p) : p(p), cell(p.nonlinearity) {}
+  __device__ explicit ForwardPass(const DeviceCall& p) : p(p), activation(p.nonlinearity) {}
 
   __device__ int further() const { return 0; }
 
@@ -138,7 +138,7 @@ struct Forward {
     for (int j = 0; j < N; ++j) {
       h.x[j] = from_float<T>(A(0));
       if (j > 0 && j >= at.units) continue;
-      h.x[j] = from_float<T>(cell.forward(to_float(sources[0]->x[j]) + bias[j] + product[j]));
+      h.x[j] = from_float<T>(activation.forward(to_float(sources[0]->x[j]) + bias[j] + product[j]));
     }
     return h;
   }
@@ -154,8 +154,8 @@ struct Forward {
   }
 };
 
-template <typename T, class Cell>
-struct Backward {
+template <typename T, class Act>
+struct BackwardPass {
   using Element = T;
   using A = Accumulate<T>;
   static constexpr bool kBackward = true;
@@ -163,9 +163,9 @@ struct Backward {
   static constexpr int kSources = 2;  // h and the gradient of the output
 
   const DeviceCall& p;
-  const Cell cell;
+  const Act activation;
 
-  __device__ explicit Backward(const DeviceCall& p) : p(p), cell(p.nonlinearity) {}
+  __device__ explicit BackwardPass(const DeviceCall& p) : p(p), activation(p.nonlinearity) {}
 
   __device__ int further() const { return p.grad_out.hx != nullptr; }
 
@@ -193,7 +193,7 @@ struct Backward {
       if (leaves) static_cast<T*>(p.grad_out.hx)[at.state + j] = from_float<T>(dh);
       if (!at.inside) continue;
       if (p.grad.grad_output) dh += to_float(sources[1]->x[j]);
-      dg.x[j] = from_float<T>(cell.backward(dh, to_float(sources[0]->x[j])));
+      dg.x[j] = from_float<T>(activation.backward(dh, to_float(sources[0]->x[j])));
     }
     return dg;
   }

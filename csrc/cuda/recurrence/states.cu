@@ -1,5 +1,5 @@
 // The kernels of one thread an element of the state: what the step path does beside a GEMM a step;
-// and what surrounds the loop over the steps on every path (Around).
+// and what surrounds the loop over the steps on every path (StateKernel).
 #include "cuda/elements.cuh"
 #include "cuda/recurrence/any_pass.cuh"
 
@@ -57,14 +57,14 @@ __device__ T state_at(const void* states, int64_t i) {
 
 // A thread is element (b, u).
 template <typename T>
-__global__ void enter_kernel(const DeviceCall p, const T*, T* first) {
+__global__ void prologue_kernel(const DeviceCall p, const T*, T* first) {
   const int64_t b = element() / p.H;
   if (b >= p.B) return;
   const int d = blockIdx.y;
   const int64_t i = d * p.B * p.H + element();
-  const Any cell(p.nonlinearity);
+  const AnyActivation activation(p.nonlinearity);
   const auto output = [&](T state) {
-    return p.cell == Cell::voltage ? from_float<T>(cell.forward(to_float(state))) : state;
+    return p.cell == Cell::voltage ? from_float<T>(activation.forward(to_float(state))) : state;
   };
   const Span<int64_t> span{p.length(b), of_direction(p.reverse, d)};
   const bool restarts = p.restarts(span, b, span.reverse ? p.T - 1 : 0);
@@ -103,7 +103,8 @@ __global__ void reset_gradient_kernel(const DeviceCall p, const T* product, T* g
   const int64_t i = blockIdx.y * p.B * p.H + element();
   Accumulate<T> x = to_float(product[i]);
   if (p.cell == Cell::voltage && x != 0) {  // a row that no step read may hold NaN
-    x = Any(p.nonlinearity).backward(x, to_float(static_cast<const T*>(p.reset_output)[i]));
+    x = AnyActivation(p.nonlinearity)
+            .backward(x, to_float(static_cast<const T*>(p.reset_output)[i]));
   }
   if (p.cell != Cell::elman) {
     const auto a = static_cast<const T*>(p.alpha[0])[blockIdx.y * p.H + element() % p.H];
@@ -141,17 +142,18 @@ __global__ void previous_state_kernel(const DeviceCall p, const T* steps, T* pre
 cudaError_t launch_step(const DeviceCall& p, const Step& step, Compute compute, bool backward,
                         cudaStream_t stream) {
   return with_type(compute, [&]<class T>(T) {
-    return launch(backward ? step_kernel<AnyBackward<T>> : step_kernel<AnyForward<T>>,
+    return launch(backward ? step_kernel<AnyBackwardPass<T>> : step_kernel<AnyForwardPass<T>>,
                   elements(p.B * p.H, p.D), stream, p, step);
   });
 }
 
-cudaError_t launch_around(Around what, const DeviceCall& p, const void* from, void* to,
-                          Compute compute, cudaStream_t stream) {
-  const int64_t steps = what == Around::previous_state ? p.T : 1;
+cudaError_t launch_state_kernel(StateKernel what, const DeviceCall& p, const void* from, void* to,
+                                Compute compute, cudaStream_t stream) {
+  const int64_t steps = what == StateKernel::previous_state ? p.T : 1;
   return with_type(compute, [&]<class T>(T) {
     constexpr void (*kKernels[])(DeviceCall, const T*, T*) = {
-        enter_kernel<T>, reset_sums_kernel<T>, reset_gradient_kernel<T>, previous_state_kernel<T>};
+        prologue_kernel<T>, reset_sums_kernel<T>, reset_gradient_kernel<T>,
+        previous_state_kernel<T>};
     return launch(kKernels[static_cast<int>(what)], elements(steps * p.B * p.H, p.D), stream, p,
                   static_cast<const T*>(from), static_cast<T*>(to));
   });
