@@ -2,7 +2,7 @@
 // of two bfloat16 each: high times high, low times high and high times low.
 //
 // Every sum adds blocks of 32 values of k, in the order of the tile instruction (gemm/tile_unit.h),
-// and a block's products of parts one after the other, so its bits are the same in any tile, and on
+// and a block's products of parts one after the other, so it has the same bits in any tile, and on
 // vectors.
 #pragma once
 
@@ -16,8 +16,8 @@ struct ComputeOf<TileOperand<parts>> {
   using type = float;
 };
 
-// What the tile instruction adds to a vector of sums for a block: even and odd values along k in
-// chains of their own.
+// What the tile instruction adds to a vector of sums for a block: one chain of the even values
+// along k, one of the odd values.
 struct BlockSum {
   Vec<float> even = {}, odd = {};
 
@@ -125,8 +125,8 @@ RNNEXT_TILE void finish_rows(const Product& product, const float* from, int64_t 
   if (vectors > 0) finish_columns<4, 1>(product, from, stride, rows, row, column);
 }
 
-// Sums are in tiles 0 to 3, operands in tiles 4 to 7. Left operands are always read as whole tiles:
-// rows that do not exist go into sums that nobody reads.
+// Sums are in tiles 0 to 3, operands in tiles 4 to 7. Left operands are always read as whole tiles;
+// the sums of rows that do not exist are not read.
 template <class MK, int MT, int NT>
 struct TileSums {
   using F = typename MK::Operand;
@@ -232,9 +232,10 @@ struct AmxMicroKernel {
   using Operand = TileOperand<parts>;
   static constexpr int kMR = 32, kRowBlock = 16;
   static constexpr int64_t kSumBlock = 32;
-  // A row alone goes through vectors: two multiply-adds and two shifts for 32 weights take as long
-  // as reading them from the second cache, and there is no way through tiles and back to wait for.
-  // From two rows on, or with three products, tiles need fewer cycles, empty as they are.
+  // A single row is multiplied on vectors: two multiply-adds and two shifts for 32 weights take as
+  // long as reading them from the second cache, and nothing waits for tiles to be loaded and
+  // stored. From two rows on, or with three products, tiles take fewer cycles, mostly empty as they
+  // are.
   static constexpr bool kRowOnVectors = parts == 1;
   template <int R, int NV>
   using Tile = VectorTile<AmxMicroKernel, R, NV>;

@@ -97,8 +97,8 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
     }
   }
 }
-// `then`: the panel of product.packed that is read after these, if each is to be fetched while the
-// one before is multiplied; else -1. (Tiles of AMX got slower by it.)
+// `then`: the panel of product.packed that is read after these, where each panel is fetched while
+// the one before is multiplied; else -1. (AMX tiles got slower by fetching.)
 template <class Product>
 void macro_kernel(const Product& product, int64_t rows, int64_t p0, int64_t p1, int64_t columns,
                   int64_t K, int64_t then = -1) {

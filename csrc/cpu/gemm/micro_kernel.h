@@ -19,9 +19,9 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// Sums in vector registers. Every sum goes in the order of k, block by block, whatever the tile,
-// the vector width or the number of threads, so it always has the same bits. A product that is
-// added in pieces is cut between blocks.
+// Sums in vector registers. Every sum is added in the order of k, block by block, whatever the
+// tile, the vector width or the number of threads, so it always has the same bits. A product that
+// is added in pieces is cut between blocks.
 template <class MK, int R, int NV>
 struct RegisterTile {
   using F = typename MK::Operand;
@@ -99,7 +99,7 @@ struct RegisterTile {
   }
 };
 
-// What the micro-kernels of vectors have in common.
+// What the micro-kernels on vectors have in common.
 template <class F, int64_t sum_block>
 struct VectorMicroKernel {
   using Operand = F;

@@ -13,7 +13,7 @@ RNNEXT_INLINE void exchange(Vec<C>& a, Vec<C>& b, std::integer_sequence<int, L..
 }
 // Transposes blocks of `end` x `end` lanes.
 #if RNNEXT_VECTOR_BYTES == 64 && !defined(RNNEXT_AVX512)
-// These vectors are no registers, so it goes number by number.
+// There are no registers of this size, so numbers are swapped one by one.
 template <class C>
 RNNEXT_TILE void transpose(Vec<C> (&x)[kLanes<C>]) {
   for (int i = 0; i < kLanes<C>; ++i)
@@ -51,7 +51,7 @@ RNNEXT_INLINE void load_block(Vec<F> (&x)[kLanes<F>], const S* from, int64_t row
   constexpr int kSteps = kLanes<F> * kKPack<F>;
   if (rows >= kLanes<F> && n >= kSteps) {
 #ifdef RNNEXT_AVX512
-    // Halves of rows are put together as they are loaded, which spares a quarter of the shuffles.
+    // Putting halves of rows together as they are loaded saves a quarter of the shuffles.
     if constexpr (kStoredAsOperands<S, F>) {
       constexpr int kHalf = kLanes<F> / 2;
       const int64_t apart = kHalf * stride;
@@ -111,7 +111,7 @@ RNNEXT_TILE void pack_rows(RowAt row, int64_t K, int64_t column, int64_t columns
 template <class F>
 constexpr int64_t kStreamed = kTiled<F> ? 2 : 1;
 
-// How many hidden units a gate's part of a row has room for in rows of operands.
+// How many hidden units a gate's part of a row of operands has room for.
 template <class F>
 constexpr int64_t gate_width(int64_t H) {
   return (H + kKAlign<F> - 1) / kKAlign<F> * kKAlign<F>;
@@ -158,7 +158,7 @@ struct Matrix {
   }
 
   // Packs panel p to dst [operands of K, kPanel]; columns past the matrix are 0. Returns whether
-  // all values are finite, if the matrix is transposed (nobody asks about others).
+  // all values are finite (of a matrix that is not transposed, always true).
   bool pack(int64_t p, F* dst) const {
     if (!transposed) {
       pack_rows<F>([&](int64_t k) { return row(k); }, K, p * kPanel<F>, columns, dst);
@@ -191,7 +191,7 @@ struct Matrix {
     return {weight + (of.gate * columns + of.first) * stride,
             of.gate < gates ? columns - of.first : 0};
   }
-  // A part of a panel of tile operands: blocks of 16 pairs along k, that part of each.
+  // Packs one part of a panel of tile operands: 16 pairs of each block along k.
   template <int part>
   RNNEXT_TILE bool pack_part(const Lanes (&lanes)[2], Pair* dst) const {
     Finite<Pair> finite;

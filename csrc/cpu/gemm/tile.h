@@ -1,5 +1,6 @@
-// Panels of columns, rows of scratch, and blocks of R rows times NV vectors. What loads, stores and
-// prefetches blocks is unrolled, so that they stay in registers and the CPU overlaps it.
+// Panels of columns, rows of scratch, and blocks of R rows times NV vectors. Loads, stores and
+// prefetches of blocks are unrolled, so that blocks stay in registers and the CPU overlaps the
+// accesses.
 #pragma once
 
 #include "cpu/simd/operand.h"
@@ -48,7 +49,7 @@ constexpr int64_t scratch_stride(int64_t columns) {
   return panels_in<F>(columns) * kPanel<F> / kKPack<F> + 64 / static_cast<int64_t>(sizeof(F));
 }
 
-// Calls f(r, j) for each vector of a block, unrolled: its vectors are registers.
+// Calls f(r, j) for each vector of a block, unrolled, so that the vectors are registers.
 template <int R, int NV, class F>
 RNNEXT_INLINE void for_block(const F& f) {
 #pragma GCC unroll 16
@@ -57,8 +58,8 @@ RNNEXT_INLINE void for_block(const F& f) {
     for (int j = 0; j < NV; ++j) f(r, j);
 }
 
-// Copies a block for code that takes its vectors one after the other: a block whose address is
-// taken would be in memory from its first sum on.
+// Copies a block for code that loops over its vectors: a block whose address is taken would lie in
+// memory from its first sum on.
 template <class V, int R, int NV>
 RNNEXT_INLINE void copy_block(V (&to)[R][NV], const V (&from)[R][NV]) {
   for_block<R, NV>([&](int r, int j) { to[r][j] = from[r][j]; });
@@ -108,7 +109,7 @@ RNNEXT_INLINE void store_operands(const V (&block)[R][NV], F* to, int64_t stride
   }
 }
 // Prefetches what a later tile will load, since the CPU cannot foresee the order of its rows, or
-// what this tile will store, since lines that a store waits for hold up those behind it.
+// what this tile will store, since a store that waits for its line holds up those behind it.
 template <int R, int NV, bool to_write = false, class C>
 RNNEXT_INLINE void prefetch_tile(const C* from, int64_t stride) {
   constexpr int kVectorBytes = kLanes<C> * sizeof(C),
@@ -119,8 +120,8 @@ RNNEXT_INLINE void prefetch_tile(const C* from, int64_t stride) {
     for (int j = 0; j < NV; j += kStep)
       __builtin_prefetch(from + r * stride + j * kLanes<C>, to_write);
 }
-// What a tile fetches to the second cache while it multiplies, so many bytes with each k: its share
-// of the panels that are read next, where they lie beyond that cache.
+// What a tile fetches into the second cache while it multiplies, `step` bytes with each k: its
+// share of the panels that are read next, if they lie beyond that cache.
 struct Ahead {
   const char* first;
   int64_t step;

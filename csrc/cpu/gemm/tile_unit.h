@@ -1,6 +1,6 @@
-// The tile instructions of AMX: eight tiles of up to 16 rows of 64 bytes, and their product. Where
-// RNNEXT_AMX is set they are the CPU's; else a stand-in that does the same in plain C++, so that
-// the kernels over them run, and are tested, on every machine.
+// The tile instructions of AMX: eight tiles of up to 16 rows of 64 bytes, and their product. With
+// RNNEXT_AMX they are the CPU's, else a stand-in in plain C++, so that the kernels that use them
+// can be tested on every machine.
 #pragma once
 
 #include "cpu/simd/operand.h"

@@ -11,8 +11,8 @@ struct ExpConstants;
 template <>
 struct ExpConstants<float> {
   static constexpr int kExponentBias = 127, kMantissaBits = 23;
-  static constexpr float kSaturation = 104.0f;     // exp(-104) rounds to 0, subnormal numbers too
-  static constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23: its last bit has the weight 1
+  static constexpr float kSaturation = 104.0f;  // exp(-104) rounds to 0, not to a subnormal number
+  static constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23, whose last bit stands for 1
   static constexpr float kInverseLog2 = 1.44269504088896341f;
   static constexpr float kLog2High = 0.693359375f;  // few bits, so that n times it is exact
   static constexpr float kLog2Low = -2.12194440054690583e-4f;
@@ -54,7 +54,7 @@ struct ExpConstants<double> {
   }
 };
 
-// exp(-a) for a >= 0, infinity too; NaN stays. At most 1.2 ULP from the true value.
+// exp(-a) for a >= 0, including infinity, with an error of at most 1.2 ULP; NaN stays.
 template <class V>
 [[gnu::always_inline]] inline V exp_minus(V a) {
   using Element = decltype(a[0] + a[0]);

@@ -25,8 +25,8 @@ RNNEXT_INLINE Vec<float> polynomial_once(Vec<float> x, float first, Coefficients
 }
 
 // Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) of one
-// block of four numbers a lane of 64 bits. Only the low half of a lane counts: products read no
-// other, and leave the high half of theirs where a shift finds it.
+// block of four numbers a lane of 64 bits. Only the low half of a lane counts: products read
+// nothing else, and a shift gets the high half of a product.
 typedef uint64_t Lanes64 __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
 typedef uint64_t Unaligned64
     __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(8), may_alias));
@@ -52,8 +52,8 @@ struct Philox {
   }
 };
 
-// Box and Muller's transform: two independent normal numbers of two random words. The radius is of
-// a u in (0, 1] that has 31 random bits, so no number exceeds 6.7.
+// Box and Muller's transform: two independent normal numbers from two random words. The radius
+// comes from a u in (0, 1] with 31 random bits, so no number exceeds 6.7.
 RNNEXT_INLINE void box_muller(FloatBits radius, FloatBits angle, Vec<float>* first,
                               Vec<float>* second) {
   typedef int32_t Ints __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
@@ -81,10 +81,10 @@ RNNEXT_INLINE void box_muller(FloatBits radius, FloatBits angle, Vec<float>* fir
   *second = r * (swaps ? signed_cosine : sine);
 }
 
-// Hands words [64 * group, 64 * (group + N)) of a step of a sequence to take(j, words, others),
-// where `words` begin at word j, which is less than `end`, and `others` at word j + 16. Philox's
-// counter is made of block, time, sequence and direction. Block i of a group's 16 has its words i,
-// i + 16, i + 32 and i + 48, so that vectors of up to 16 lanes need no shuffling.
+// Passes words [64 * group, 64 * (group + N)) of a step of a sequence to take(j, words, others):
+// `words` begin at word j < end, `others` at word j + 16. Philox's counter consists of block, time,
+// sequence and direction. Block i of a group's 16 has its words i, i + 16, i + 32 and i + 48, so
+// that vectors of up to 16 lanes need no shuffling.
 template <int N, class Take>
 RNNEXT_INLINE void draw_groups(const PhiloxKeys& keys, int64_t t, int64_t b, int d, int64_t group,
                                int64_t end, const Take& take) {
@@ -112,8 +112,8 @@ RNNEXT_INLINE void draw_groups(const PhiloxKeys& keys, int64_t t, int64_t b, int
   }
 }
 
-// The same of words [begin, end) and some around them. Two groups at once, where registers hold
-// them: Philox's rounds wait for each other.
+// The same of words [begin, end) and some around them. Two groups at once where there are registers
+// for them, since Philox's rounds wait for each other.
 template <class Take>
 RNNEXT_INLINE void draw_words(const PhiloxKeys& keys, int64_t t, int64_t b, int d, int64_t begin,
                               int64_t end, const Take& take) {
@@ -124,7 +124,7 @@ RNNEXT_INLINE void draw_words(const PhiloxKeys& keys, int64_t t, int64_t b, int 
   if (kGroups > 1 && 64 * group < end) draw_groups<1>(keys, t, b, d, group, end, take);
 }
 
-// Hands normal numbers to take(j, vector), where j is the first one's number and less than `end`.
+// Passes normal numbers to take(j, vector), where j < end is the number of the first.
 template <class Take>
 RNNEXT_INLINE void draw(const PhiloxKeys& keys, int64_t t, int64_t b, int d, int64_t begin,
                         int64_t end, const Take& take) {
@@ -136,7 +136,7 @@ RNNEXT_INLINE void draw(const PhiloxKeys& keys, int64_t t, int64_t b, int d, int
   });
 }
 
-// Words [0, n) into `to`.
+// Writes words [0, n) to `to`.
 RNNEXT_TILE void random_words(const PhiloxKeys& keys, int64_t t, int64_t b, int64_t n,
                               uint32_t* to) {
   float* const words = reinterpret_cast<float*>(to);
@@ -146,7 +146,7 @@ RNNEXT_TILE void random_words(const PhiloxKeys& keys, int64_t t, int64_t b, int6
   });
 }
 
-// Numbers [0, n) into `to`.
+// Writes numbers [0, n) to `to`.
 RNNEXT_TILE void normals(const PhiloxKeys& keys, int64_t t, int64_t b, int d, int64_t n,
                          float* to) {
   draw(keys, t, b, d, 0, n, [&](int64_t j, Vec<float> x) { store_some(to + j, x, n - j); });

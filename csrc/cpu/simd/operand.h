@@ -8,9 +8,9 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// A Pair in a row of AMX tiles. With two parts, a number is the sum of two bfloat16, the high and
-// the low part: about 16 bits of it. A row consists of blocks of 32 values along k, the high parts
-// of a block before its low ones; so no operand lies in one piece.
+// A Pair for AMX tiles. With two parts, a number is the sum of two bfloat16, its high and its low
+// part, which keep about 16 bits. A row consists of blocks of 32 values along k, each with the high
+// parts before the low ones, so the parts of an operand lie apart.
 template <int parts>
 struct [[gnu::packed, gnu::aligned(2), gnu::may_alias]] TileOperand {
   int32_t bits[parts];
@@ -18,7 +18,7 @@ struct [[gnu::packed, gnu::aligned(2), gnu::may_alias]] TileOperand {
 template <int parts>
 constexpr int kLanes<TileOperand<parts>> = kLanes<float>;
 
-// How many bfloat16 a number becomes; 0: it stays a number.
+// How many bfloat16 a number is split into; 0: it stays as it is.
 template <class F>
 constexpr int kParts = 0;
 template <>
@@ -28,7 +28,7 @@ constexpr int kParts<TileOperand<parts>> = parts;
 // Steps of k in one operand.
 template <class F>
 constexpr int kKPack = kParts<F> > 0 ? 2 : 1;
-// A row has a multiple of so many steps of k; zeros follow the last.
+// Rows are padded with zeros to a multiple of so many steps of k.
 template <class F>
 constexpr int kKAlign = kKPack<F>;
 template <int parts>
@@ -44,8 +44,8 @@ constexpr int64_t operands_in(int64_t k) {
   return (k + kKAlign<F> - 1) / kKAlign<F> * (kKAlign<F> / kKPack<F>);
 }
 
-// The bits of the exponents in an operand, and a one in the last place of each: their sum overflows
-// into the sign exactly where an exponent has all bits.
+// The bits of the exponents in an operand, and a one in the last place of each. Their sum overflows
+// into the sign where an exponent has all its bits set: infinity or NaN.
 template <class F>
 struct Exponents;
 template <>
@@ -61,7 +61,7 @@ struct Exponents<double> {
   static constexpr uint64_t bits = 0x7ff0000000000000, one = 0x0010000000000000,
                             signs = 0x8000000000000000;
 };
-// Whether all operands that it saw are finite. One step of its chain takes a cycle.
+// Whether all operands that see() was given are finite. It takes a cycle.
 template <class F>
 struct Finite {
   using E = Exponents<F>;
@@ -77,7 +77,7 @@ struct Finite {
 
 template <class F>
 struct Operands {
-  // kLanes operands from p on along k: n values, then zeros.
+  // kLanes operands along k, starting at p: n values, then zeros.
   template <class S>
   static RNNEXT_INLINE Vec<F> along(const S* p, int64_t n) {
     return load_some(p, n);
@@ -97,7 +97,7 @@ struct Operands {
   }
 };
 
-// What rounding to bfloat16 leaves: the low part.
+// What rounding to bfloat16 loses: the low part.
 RNNEXT_INLINE Vec<float> rest_of(Vec<float> x) {
 #if defined(RNNEXT_BF16_DOT) && defined(RNNEXT_AVX512)
   const __m512i bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x));
@@ -177,7 +177,7 @@ struct Operands<Pair> {
 template <int parts>
 struct Operands<TileOperand<parts>> {
   using F = TileOperand<parts>;
-  // The pairs of the part of the block that value `column` of a row is in.
+  // The pairs of one part of the block that holds value `column` of a row.
   static RNNEXT_INLINE Pair* block(F* row, int64_t column, int part) {
     return reinterpret_cast<Pair*>(row) + (column / 32 * parts + part) * 16;
   }
@@ -223,8 +223,8 @@ RNNEXT_INLINE void copy_operands(TileOperand<parts>* to, const TileOperand<parts
         kLanes<float> * sizeof(BFloat16));
 }
 
-// Clears what follows the last value of rows of operands: half a pair, or part of a block. It meets
-// weights of zero, and so must not be infinite or NaN.
+// Clears what follows the last value of rows of operands: half a pair, or part of a block. It is
+// multiplied with zeros, so it must not be infinite or NaN.
 template <class F>
 RNNEXT_INLINE void clear_row_ends(F* rows, int64_t n, int64_t stride, int64_t values) {
   if constexpr (kTiled<F>) {

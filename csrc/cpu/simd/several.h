@@ -1,6 +1,6 @@
 // Several vectors as one value. Operations on them are interleaved: a long chain of instructions,
-// such as an exponential, would else fill the processor's queue with instructions that wait for the
-// one before.
+// such as an exponential, would otherwise fill the processor's queue with instructions that wait
+// for the one before.
 #pragma once
 
 #include "cpu/simd/vector.h"
@@ -13,7 +13,7 @@ struct Several {
   V v[N];
 
   Element operator[](int) const;  // for decltype alone
-  // f(i) for each vector.
+  // The vectors f(0), f(1), and so on.
   template <class F>
   static RNNEXT_INLINE Several of(const F& f) {
     Several made;
@@ -59,7 +59,7 @@ struct Several {
   }
 };
 
-// Several values as one, and part k of it.
+// Joins several values into one; and part k of one.
 template <class V, int N, class... More>
 RNNEXT_INLINE auto join(const Several<V, N>& first, const More&... more) {
   const Several<V, N> all[] = {first, more...};

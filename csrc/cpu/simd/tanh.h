@@ -51,13 +51,13 @@ struct TanhConstants<double> {
   }
 };
 
-// above / below. What needs several quotients may share one division (cells/fraction.h).
+// above / below. Code that needs several quotients can share one division (cells/fraction.h).
 template <class V>
 struct Fraction {
   V above, below;
 };
 
-// tanh as a fraction, whose denominator is below 2^26, of double below 2^58.
+// tanh as a fraction, whose denominator is below 2^26 (double: 2^58).
 template <class V>
 [[gnu::always_inline]] inline Fraction<V> tanh_fraction(V x) {
   using Element = decltype(x[0] + x[0]);
@@ -124,9 +124,9 @@ struct RoundedTanh<Float16> {
 };
 
 // What tanh(x) rounds to in S, or its neighbour: at most 0.5493 ULP of bfloat16 and 0.516 of
-// float16 from the true value (every third float). Odd, NaN passes, with FMA equal bits, as above.
-// Instead of a division, which takes 16 cycles on a Xeon: a guess at 1 / q from its exponent and
-// mantissa, within 5.1 %, and two steps of Newton's, to 7e-6.
+// float16 from the true value (every third float). It is odd, passes NaN through, and gives equal
+// bits with FMA, as above. Instead of a division, which takes 16 cycles on a Xeon: a guess at 1 / q
+// from its exponent and mantissa, within 5.1 %, and two steps of Newton's, to 7e-6.
 template <class S, class V>
 [[gnu::always_inline]] inline V rounded_tanh(V x) {
   using T = RoundedTanh<S>;

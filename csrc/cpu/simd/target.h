@@ -1,6 +1,6 @@
 // The target that kernels are compiled for. Each isa/*.cpp sets its target (pragma.h) and the
-// macros below, and includes table.h; a kernel header on its own is read as the generic build would
-// read it.
+// macros below, and includes table.h; a kernel header that is compiled alone is read as in the
+// generic build.
 //
 // Every kernel header lives in namespace rnnext::RNNEXT_ISA: a function shared between ISAs could
 // be linked in its AVX-512 form and crash an older CPU. For the same reason kernels include no
@@ -13,7 +13,7 @@
 #ifndef RNNEXT_ISA
 #define RNNEXT_ISA generic      // the namespace
 #define RNNEXT_VECTOR_BYTES 16  // of a register
-#define RNNEXT_MR 6             // the tile keeps twice as many registers of sums
+#define RNNEXT_MR 6             // rows of a tile; its sums take twice as many registers
 // RNNEXT_AVX512: the vectors are those of AVX-512
 // RNNEXT_BF16_DOT: there are bfloat16 dot products (AVX512_BF16; NEON with FEAT_BF16)
 // RNNEXT_TILES: the kernels are those of AMX tiles (gemm/tile_unit.h), and
