@@ -8,9 +8,8 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// h = forward(pre), and backward(grad, h), which makes the gradient of pre of that of h and of h
-// alone. NaN goes through all of them, as in torch. S is the type that h is stored as; only tanh
-// depends on it.
+// h = forward(pre), and backward(grad, h), the gradient of pre from that of h and from h alone. NaN
+// passes through, as in torch. S is the type that h is stored as; only tanh depends on it.
 template <class S, Nonlinearity name>
 struct Activation;
 

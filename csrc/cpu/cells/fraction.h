@@ -8,7 +8,7 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// 1 / (1 + exp(-x)), as the exponential of a number that is not positive: below is in 1..2.
+// 1 / (1 + exp(-x)), from the exponential of a number that is not positive: below is in 1..2.
 template <class V>
 RNNEXT_INLINE Fraction<V> sigmoid_fraction(const V& x) {
   const V e = exp_minus(magnitude(x));
@@ -20,8 +20,8 @@ RNNEXT_INLINE Fraction<Several<V, N>> part_of(const Fraction<Several<V, M>>& all
   return {part_of<N>(all.above, k), part_of<N>(all.below, k)};
 }
 
-// above / below, given 1 / below within some units in the last place: as good as a division, and so
-// 1 where both are equal, without which a state that a gate keeps would fade or grow.
+// above / below, given 1 / below within a few ULP: as good as a division, so 1 where both are
+// equal. Otherwise a state that a gate keeps would fade or grow.
 template <class V>
 RNNEXT_INLINE V quotient(const Fraction<V>& f, const V& inverse) {
   const V x = f.above * inverse;

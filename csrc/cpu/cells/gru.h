@@ -15,8 +15,8 @@ struct Gru {
   using C = Compute<S>;
   using V = Several<Vec<C>, N>;
 
-  // From the pre-activations of the input and of the state: makes the state before the new one,
-  // which is also the output. What is saved: r, z, n's part of the state, and s' - n.
+  // From the pre-activations of the input and of the state: replaces the state by the new one,
+  // which is also the output. Saved are r, z, n's part from the state, and s' - n.
   static RNNEXT_INLINE V forward(const V (&x)[3], const V (&h)[3], V& state, V (&saved)[4]) {
     V& r = saved[0];
     V& z = saved[1];
@@ -28,9 +28,9 @@ struct Gru {
     return state = as_stored<S>(fused(z, saved[3], n));
   }
 
-  // From the gradient of the output: the gradients of the pre-activations, n's from the input
-  // first and that from the state last, and the part of the gradient of the state before that
-  // comes past W_hh, which replaces `carry`, that of this state.
+  // From the gradient of the output: the gradients of the pre-activations, first that of n's part
+  // from the input, last that of its part from the state. `carry`, the gradient of this state that
+  // did not come through W_hh, is replaced by that of the state before.
   static RNNEXT_INLINE void backward(V grad, const V& output, V& carry, const V (&saved)[4],
                                      V (&grads)[4]) {
     const V r = saved[0], z = saved[1], rest = 1 - z;

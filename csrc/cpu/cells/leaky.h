@@ -12,11 +12,11 @@ RNNEXT_INLINE Vec<C> mix(Vec<C> a, Vec<C> x, Vec<C> y) {
   return fused<C>(1 - a, x, a * y);
 }
 
-// forward: makes the new state, as it is stored, and what is saved, and returns the output.
+// forward: computes the new state, as it is stored, and what is saved, and returns the output.
 //
 // backward: from the gradient of the output, the output or what f gave, and the gradient of the
-// state that comes past W_hh, makes that of what the leak mixes, q, and returns that of the
-// pre-activation.
+// state that does not come through W_hh, computes the gradient q of what the leak mixes, and
+// returns that of the pre-activation.
 template <class S, class Act, Cell cell>
 struct Leaky;
 

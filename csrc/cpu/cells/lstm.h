@@ -15,8 +15,8 @@ struct Lstm {
   using C = Compute<S>;
   using V = Several<Vec<C>, N>;
 
-  // From the pre-activations of the input and of the state: makes c before the new one, as it is
-  // stored, and returns h. What is saved: i, f, g, o, and f c'.
+  // From the pre-activations of the input and of the state: replaces c by the new one, as it is
+  // stored, and returns h. Saved are i, f, g, o, and f c'.
   static RNNEXT_INLINE V forward(const V (&x)[4], const V (&h)[4], V& c, V (&saved)[5]) {
     const auto ifo = sigmoid_fraction(join(x[0] + h[0], x[1] + h[1], x[3] + h[3]));
     const Fraction<V> gates[] = {part_of<N>(ifo, 0), part_of<N>(ifo, 1), tanh_fraction(x[2] + h[2]),
@@ -29,8 +29,8 @@ struct Lstm {
     return value[3] * tanh(c);
   }
 
-  // From the gradient of h: the gradients of the pre-activations, and that of c before, which
-  // replaces `carry`, that of c.
+  // From the gradient of h: the gradients of the pre-activations. `carry`, the gradient of c, is
+  // replaced by that of c before.
   static RNNEXT_INLINE void backward(const V& grad, const V&, V& carry, const V (&saved)[5],
                                      V (&grads)[4]) {
     const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];

@@ -11,8 +11,8 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// One step of a work item, as if every sequence had a step t: GradPreBuffers::finish_step mends the
-// others. A product for macro_kernel().
+// One step of a work item, as if every sequence had a step t: GradPreBuffers::finish_step corrects
+// shorter ones. A product for macro_kernel().
 template <class MK>
 struct BackwardStep {
   using MicroKernel = MK;
@@ -116,7 +116,7 @@ struct BackwardRun {
         const int64_t ahead = done + 1 < p.T ? (p.first_row(t_next) - p.first_row(t)) * width : 0;
         const auto in = inputs.rows_of(item, t, done, rows, ahead);
         if (at.buffers.carries()) inputs.add_leak(leak, item, t, rows);
-        // The next step's rows are far in memory, unless they are copied, and so in cache.
+        // The next step's rows are in far memory, unless they are copied and thus in cache.
         const bool prefetches = kNative<S> && in.grad.stride == width && done + 1 < p.T;
         BackwardStep<MK> step{.epilogue = end_of_step(),
                               .leak = leak,
@@ -194,8 +194,8 @@ struct BackwardRun {
                advanced + 1, worker);
   }
 
-  // Clears what vectors and tiles read past a row's end, at most a cache line. They use none of it,
-  // but it must not be NaN.
+  // Clears what vectors and tiles read past a row's end, at most a cache line: the values do not
+  // count, but must not be NaN.
   void clear_tails(const Rows<C>& rows) const {
     for (int64_t row = 0; row < plan.chunk_rows; ++row)
       __builtin_memset(rows[row] + at.grad_width, 0, 64);

@@ -15,7 +15,7 @@ struct BackwardLayout {
   const Recurrence& p;
   const RecurrenceGradOut& out;
   const BackwardPlan& plan;
-  F* ih;         // packed W_ih of all directions, or null: nobody packs it for all
+  F* ih;         // W_ih of all directions, if all workers pack it together, else null
   Arrays<F> hh;  // packed W_hh: a copy for each work item or each direction; null: it is streamed
   Arrays<F> panels;  // [workers] of some panels of W_hh, where it is streamed
   GradPreBuffers<S, MK> buffers;
@@ -27,7 +27,7 @@ struct BackwardLayout {
   Arrays<char> sums;      // [items or workers] of WeightGradients
   // A leak's alpha, and the sums of its gradient: [items] of [H], in whole panels.
   Arrays<C> alpha, alpha_sums;
-  // For voltage, what W_hh multiplies in place of hx and of reset_state: [D,B,H] each.
+  // For voltage, the outputs of hx and of reset_state, which W_hh multiplies: [D,B,H] each.
   S *start_output, *reset_output;
   Arrays<int64_t> order, present;  // [workers] of [item_rows] and [T], where sequences are sorted
   size_t bytes;
@@ -93,8 +93,8 @@ struct BackwardLayout {
   RowCursor<S> cursor(const WorkItem& item, int64_t t) const {
     return {p, starts(), resets(), item, t};
   }
-  // Fills the work item's part of these. If a reset comes with the first step, nothing reads hx,
-  // and its place has f of zeros.
+  // Fills the work item's part of alpha and of these outputs. If a reset comes with the first step,
+  // nothing reads hx, and its output is that of zeros.
   void begin_leak(const WorkItem& item) const {
     const int64_t from = item.p0 * kPanel<C>, to = item.p1 * kPanel<C>;
     const int64_t first = p.reverse[item.d] ? p.T - 1 : 0;
@@ -127,7 +127,7 @@ struct BackwardLayout {
   FeatureGradients<S, MK> features_of(const Worker& worker) const {
     return {p, out, plan, ih, features[worker.rank]};
   }
-  // Those of a work item, or a worker, for a part of the gradient of the pre-activations.
+  // The sums of a work item, or of a worker, for one part of the gradient of the pre-activations.
   WeightGradients<S, MK> sums_of(int64_t item, int k, const Range& units) const {
     return {p, out, plan, units, k, sums[item * buffers.parts + k]};
   }

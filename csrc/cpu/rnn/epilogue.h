@@ -62,8 +62,7 @@ struct Epilogue {
   }
 };
 
-// The rows that a leak (recurrence/cell.h) needs beside the sums. Each is
-// read or written once.
+// The rows that a leak (recurrence/cell.h) needs beside the sums. Each is read or written once.
 template <class C>
 struct LeakRows {
   const C* alpha = nullptr;  // [H] and more, to whole panels
@@ -81,7 +80,7 @@ struct LeakRows {
   C* alpha_grad = nullptr;  // [H] and more: its sums, or null where alpha needs no gradient
 };
 
-// Calls end.run<Act, cell>() for the cell that a call has. (Gated ones end no tile.)
+// Calls end.run<Act, cell>() for the cell that a call has. (Gated cells do not end a tile.)
 template <class Act, class End>
 RNNEXT_INLINE void run_cell(const End& end, Cell cell) {
   switch (cell) {
@@ -101,8 +100,8 @@ RNNEXT_INLINE void run_cell(const End& end, Cell cell) {
 }
 
 // The end of a tile: its sums x, and where in the step it lies. `Step` (forward.h) has the rows.
-// (What loops use of it is copied to locals where that is faster, since the compiler cannot know
-// that stores leave it as it is.)
+// (Loops copy what they use of it to locals where that is faster: the compiler cannot know that
+// stores do not change it.)
 template <class S, class Step>
 struct ForwardEpilogue {
   using C = Compute<S>;
@@ -122,7 +121,7 @@ struct ForwardEpilogue {
     const int64_t H = step.H, next_end = step.next_end;
     const int rows = this->rows, vectors = this->vectors;
     const Vec<C>* at = x;
-    // Row by row: down a column the processor would prefetch on, into another thread's rows.
+    // Row by row: down a column, the processor would prefetch into another thread's rows.
     for (int64_t r = row; r < row + rows; ++r) {
       const C* const before = leak.before[r];
       C* const carry = leak.carry ? leak.carry[r] : nullptr;
@@ -211,7 +210,8 @@ void run_epilogue(const Step& step, Vec<typename Step::C>* x, int rows, int vect
   for_name(step.epilogue.name, End<S, Step>{step, x, rows, vectors, row, column});
 }
 
-// How tiles end in a call, its results stored as S: by `End`, unless they inline the nonlinearity.
+// How tiles end in a call whose results are stored as S: with `End`, unless they inline the
+// nonlinearity.
 template <template <class, class> class End, class S, class Step>
 Epilogue<Step, Compute<S>> epilogue_of(const Recurrence& p, bool inlines_tanh) {
   const bool inlined = p.nonlinearity == Nonlinearity::relu ||

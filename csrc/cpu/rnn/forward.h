@@ -15,7 +15,7 @@ namespace rnnext::RNNEXT_ISA {
 struct Wavefront {
   Worker* worker = nullptr;  // of the stack's team; null: there is no stack
   int below = 0;             // the rank of the worker that computes the layer below
-  int64_t steps_before = 0;  // how far that one has advanced when it begins with that layer
+  int64_t steps_before = 0;  // how far that worker has advanced when it begins that layer
 
   void await(int64_t steps) const {
     if (worker && below != worker->rank) worker->wait_for(below, steps_before + steps);
@@ -25,8 +25,8 @@ struct Wavefront {
   }
 };
 
-// One step of a work item, as if every sequence had a step t: ForwardStates::finish_step mends the
-// others. A product for macro_kernel().
+// One step of a work item, as if every sequence had a step t: ForwardStates::finish_step corrects
+// shorter ones. A product for macro_kernel().
 template <class MK>
 struct ForwardStep {
   using MicroKernel = MK;
@@ -281,7 +281,7 @@ struct ForwardRun {
 
 template <class S, class MK>
 size_t forward_workspace(const Recurrence& p, int threads) {
-  size_t bytes = 0;  // the most of all teams, which may be smaller than asked for
+  size_t bytes = 0;  // the most that a team of up to `threads` needs
   for (int size = 1; size <= threads; ++size) {
     const ForwardPlan plan = plan_forward(p, kShape<S, MK>, this_machine(), size);
     const size_t needed = plan.weights == Weights::unpacked

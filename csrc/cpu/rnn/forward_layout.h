@@ -71,7 +71,7 @@ struct ForwardLayout {
   Scratch scratch_of(const Worker& worker) const { return {*this, scratch[worker.rank]}; }
 
   // How many panels of units are multiplied with the state before their gates follow: as many as
-  // leave the products of a step in the first cache, or all if a product comes in pieces.
+  // keep the products of a step in the first cache, or all if a product comes in pieces.
   int64_t hidden_panels() const {
     const int64_t all = plan.member_panels(panels_in<C>(p.H));
     if (plan.weights == Weights::streamed) return 1;

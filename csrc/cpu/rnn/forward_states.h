@@ -18,11 +18,11 @@ struct ForwardStates {
   const Recurrence& p;
   const ForwardPlan& plan;
   RowBuffers<F> buffers;
-  // The states that the next step reads past W_hh, where that multiplies them rounded, or another
-  // number.
+  // The states that the next step reads past W_hh, where W_hh multiplies rounded ones, or other
+  // numbers.
   RowBuffers<C> carry;
-  // What a step of sorted sequences writes beside the state: the output, where the state does not
-  // give it, and what is saved.
+  // What a step of sorted sequences writes beside the state: the output, if it cannot be read from
+  // the state, and what is saved.
   RowBuffers<C> apart_output, apart_saved;
 
   ForwardStates(const Recurrence& p, const ForwardPlan& plan, Arena& arena)
@@ -33,7 +33,7 @@ struct ForwardStates {
         apart_output(plan, p.H, plan.sorts && has_output(), arena),
         apart_saved(plan, traits_of(p.cell).saved * p.H, plan.sorts && p.saved, arena) {}
 
-  // Whether a step's tiles write its output beside the state: neither can be made of the other.
+  // Whether a step's tiles write its output beside the state, since neither gives the other.
   static constexpr bool has_output() { return kNative<S> && !kStoredAsOperands<S, F>; }
 
   // The state that the work item's first step reads: hx, or zeros. It is written to both buffers,
@@ -117,8 +117,7 @@ struct ForwardStates {
   S* h_n_row(const WorkItem& item, int64_t b, int which = 0) const {
     return const_cast<S*>(state_row<S>(p, p.h_n, item.d, b, which));
   }
-  // Makes that of `states` the state of the i-th sequence, which the next step reads from the row
-  // `next`.
+  // Gives the i-th sequence its state from `states`; the next step reads it from the row `next`.
   void store_state(const WorkItem& item, int64_t i, const void* states, F* next) const {
     const int64_t b = item.sequence(i);
     const S* const state = state_row<S>(p, states, item.d, b);

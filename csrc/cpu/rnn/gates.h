@@ -9,7 +9,7 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// A cell's code as a type: `Gates::Of<S, N>` is that for N vectors of units, stored as S.
+// A cell's code as a type: `Gates::Of<S, N>` is the code for N vectors of units, stored as S.
 struct GruGates {
   template <class S, int N = 1>
   using Of = Gru<S, N>;
@@ -18,7 +18,7 @@ struct LstmGates {
   template <class S, int N = 1>
   using Of = Lstm<S, N>;
 };
-// f(Gates{}) for the gated cell that a call has.
+// Calls f(Gates{}) for a call's gated cell.
 template <class F>
 RNNEXT_INLINE auto with_gates(Cell cell, const F& f) {
   if (cell == Cell::gru) return f(GruGates{});
@@ -63,7 +63,7 @@ RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64
 template <class Gates, class S, class Step, class C = Compute<S>>
 RNNEXT_TILE void forward_gates(const Step& step, const Rows<const C>& x, const Rows<const C>& h,
                                int64_t rows, int64_t u0, int64_t u1) {
-  const Step own = step;  // which stores leave as it is
+  const Step own = step;  // a copy, which stores do not change
   const GateColumns<C> order{own.H, Gates::template Of<S>::kTraits.gates};
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t u = u0; u < u1; ++u) {

@@ -19,13 +19,13 @@ struct GradPreBuffers {
   const BackwardPlan& plan;
   RowBuffers<F> operands;
   enum Buffer { kEven, kOdd, kFirstSteps, kResets, kBuffers };
-  // Rows of sums. The first three are the gradient that reaches the state before a step past W_hh:
-  // that of the current step, that of the sequences' first steps, and its sum over resets. kMixed
-  // is the gradient of what the leak mixes.
+  // Rows of sums. The first three are the gradient that reaches the state before a step without
+  // passing W_hh: that of the current step, that of the sequences' first steps, and its sum over
+  // resets. kMixed is the gradient of what the leak mixes.
   enum Sums { kCarry, kFirst, kResetCarry, kMixed, kCount };
   RowBuffers<C> sums;
   RowBuffers<C> reset_pre;  // the gradients of the pre-activations, summed over resets
-  int parts;                // of a row: the gradients of each pre-activation of a unit
+  int parts;                // of a row: how many gradients a hidden unit's pre-activations have
   int64_t width;            // of a part in a row of operands
 
   GradPreBuffers(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
@@ -40,10 +40,10 @@ struct GradPreBuffers {
         parts(traits_of(p.cell).grads),
         width(gate_width<F>(p.H)) {}
 
-  // Whether a part of the state's gradient comes past W_hh.
+  // Whether a part of the state's gradient does not come through W_hh.
   bool carries() const { return p.cell != Cell::elman; }
-  // What W_hh is multiplied with in a row of operands: all its parts, but of a GRU's n only that of
-  // the state.
+  // The part of a row of operands that W_hh^T multiplies: all of it, but of a GRU's n only the
+  // gradient of what came from the state.
   Rows<const F> times_hh(const Rows<const F>& rows) const {
     return {rows.first + operands_in<F>((parts - p.gates()) * width), rows.stride};
   }

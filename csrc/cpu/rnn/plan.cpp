@@ -69,7 +69,7 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
     Plan plan{};
     plan.batch_parts = batch;
     plan.hidden_parts = hidden;
-    // With more rows there is enough work to wait for the whole state at once.
+    // With more rows there is enough work that members can wait for the whole state at once.
     if (p.T > 1 && rows < kFewRows && pieces) {
       plan.pieces = hidden;
       plan.panel_group = max_of(1, shape.sum_block / shape.panel);
@@ -157,7 +157,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
   const bool joined = p.D > 1 && p.I > 0 && small && shape.native() &&
                       p.B >= int64_t{asked} * shape.mr && p.rows() >= p.H;
-  // (A single step reads W_hh as it lies, which takes as long as packing it.)
+  // (A single step reads W_hh as it lies, which takes as long as packing.)
   const double packing = p.T > 1 || out.hx || out.reset_state
                              ? pack_cycles(shape, shape.operands(p.H)) / static_cast<double>(p.T)
                              : 0;

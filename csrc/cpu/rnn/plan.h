@@ -58,7 +58,7 @@ struct KernelShape {
   bool native() const { return storage_bytes == compute_bytes; }
 };
 
-// Which panels of its weights a pass multiplies with.
+// Which packed weights a pass multiplies with.
 enum class Weights {
   shared,    // those that all threads pack for all work items, one copy for each direction
   own,       // those that each work item packs for itself
@@ -140,14 +140,14 @@ struct BackwardPlan : Plan {
   bool by_step() const { return features == FeatureGradient::by_step; }
 };
 
-// `stacked`: the layer above waits for whole chunks, so they are as short as they can be without
-// the product being bound by reading the weights.
+// `stacked`: the layer above waits for whole chunks, so they are as short as possible while reading
+// the weights does not take longer than the product.
 ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Machine& machine,
                          int threads, bool stacked = false);
-// `asked`: where work items sum gradients over their own rows, the result depends on the number of
-// threads. It must not depend on how many of them came, so the work items are those of as many
-// threads as were asked for. (The members of a work item, whose number does not change a sum, must
-// all have come.)
+// `asked`: where work items sum gradients over their own rows, the result depends on their number.
+// It must not depend on how many threads came, so the work items are those of as many threads as
+// were asked for. (The members of a work item, whose number does not change a sum, must all have
+// come.)
 BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
                            const KernelShape& shape, const Machine& machine, int asked,
                            int threads);

@@ -34,8 +34,8 @@ Vec<Compute<S>> output_of(const Recurrence& p, Vec<Compute<S>> state) {
   return as_stored<S>(state);
 }
 
-// Clears the work item's part of the rows of step t, at least of those past their sequence's end.
-// Each row has so many parts of H.
+// Clears the work item's part of the rows of step t, at least those past their sequence's end. A
+// row has `parts` times H numbers.
 template <class S>
 void clear_rows(const Recurrence& p, const WorkItem& item, int64_t t, int64_t present, void* rows,
                 int parts = 1) {

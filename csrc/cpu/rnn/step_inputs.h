@@ -5,8 +5,8 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// The output's gradient and what f gave, in the tensors where the tiles can read them there, else
-// copied to a worker's scratch; and what a leak or gates read besides.
+// The output's gradient and what f gave: in the tensors, if the tiles can read them there, else
+// copied to a worker's scratch. And what a leak or gates read besides.
 template <class S, class MK>
 struct StepInputs {
   using C = Compute<S>;
@@ -78,8 +78,8 @@ struct StepInputs {
     if (place >= 0) return copy(item, static_cast<const S*>(g.grad_output) + place, to);
     for_columns(item, [&](int64_t j) { store(to + j, Vec<C>{}); });
   }
-  // Adds the gradients of the last states. That of a state which is kept beside the output does not
-  // come through it.
+  // Adds the gradients of the last states. The gradient of a state that is kept beside the output
+  // does not pass through the output.
   void add_grad_h_n(const WorkItem& item, int64_t row, int64_t b, C* grad) const {
     const auto add = [&](C* to, int which) {
       const S* const from = state_row<S>(p, g.grad_h_n, item.d, b, which);

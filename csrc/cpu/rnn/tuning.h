@@ -58,10 +58,10 @@ constexpr Machine kMachines[] = {
      530},
 };
 
-// The one that calls are planned for: told by RNNEXT_CPU_MACHINE, or by the processor's maker,
-// family and features, and then with the cache sizes that the system tells. Nothing is measured:
-// the weights' gradients are summed as the plan shares them out, and must have the same bits in
-// every process of a machine.
+// The one that calls are planned for: named by RNNEXT_CPU_MACHINE, or found by the processor's
+// maker, family and features, with the cache sizes that the system tells. Nothing is measured at
+// run time: the weights' gradients are summed as the plan shares them out, and must have the same
+// bits in every process of a machine.
 const Machine& this_machine();
 
 // A row of them by its name, numbers that differ from it, or, without a name, from `machine`:
@@ -113,8 +113,8 @@ constexpr int64_t kFarBytes = 1 << 20;
 // scratch and then written together. (Measured: wider steps, calls of fewer steps and outputs of
 // kFarBytes gain nothing; rows of one line lose.)
 constexpr int64_t kNarrowBytes = 2 << 10, kHeldBytes = 16 << 10, kHeldFrom = 4;
-// Rows this many bytes apart or more may push each other out of the first cache, which maps
-// addresses that differ by 4096 to one set.
+// Rows that are this many bytes apart, or more, may push each other out of the first cache, which
+// maps addresses that differ by 4096 to one set.
 constexpr int64_t kSameSetBytes = 4096;
 
 }  // namespace rnnext

@@ -118,10 +118,10 @@ struct UnpackedBlock {
   }
 };
 
-// Computes `product`, which names no packed weights, for `rows` rows and panels [p0, p1) of a
-// weight [K, columns]. Panels are packed only if the weight's numbers are not operands as they are,
-// or the last panel is not whole: just before they are multiplied, and always to `panels`, which
-// stays in cache.
+// Computes `product`, whose `packed` is not set, for `rows` rows and panels [p0, p1) of a weight
+// [K, columns]. Panels are packed only if the weight's numbers are not operands as they are, or the
+// last panel is not whole: just before they are multiplied, and always to `panels`, which stays in
+// cache.
 template <class S, class MK>
 void stream(Projection<MK> product, const Matrix<S, typename MK::Operand>& weight,
             typename MK::Operand* panels, int64_t rows, int64_t p0, int64_t p1) {

@@ -23,7 +23,7 @@ struct RowCursor {
     while (t < p.T && i >= sequences(p, item, t)) ++t, i = 0;
   }
   int64_t row() const { return p.row(t, item.sequence(i)); }
-  // What W_hh and W_ih were multiplied with in the row; null: zeros.
+  // What W_hh and W_ih multiplied in the row; null: zeros.
   const S* state() const {
     const int64_t b = item.sequence(i);
     const int d = item.d;
@@ -47,7 +47,7 @@ struct WeightGradients {
   using C = Compute<S>;
   static constexpr int kMR = MK::kMR;
   static constexpr int64_t kLeftStride = scratch_stride<F>(kGradientRows);
-  // So many columns are summed at once, two vectors of each.
+  // How many columns are summed at once, two vectors of each.
   static constexpr int kColumns = 4;
 
   const Recurrence& p;
@@ -187,7 +187,8 @@ struct WeightGradients {
     return {{sum, scratch_stride<C>(columns)}, height + kMR, columns + kPanel<C>};
   }
 
-  // The part's rows of a gradient [gates * H, columns]; null: not wanted, or none of its own.
+  // The part's rows of a gradient [gates * H, columns]; null: it is not wanted, or the part has
+  // none.
   S* of_gate(void* gradient, int gate, int64_t columns) const {
     return gradient && gate >= 0 ? static_cast<S*>(gradient) + gate * p.H * columns : nullptr;
   }
@@ -227,8 +228,8 @@ struct WeightGradients {
       }
     store_tile(sums, column_sums(first) + h, column_size, NV * kLanes<C>);
   }
-  // Left operands: those of hidden unit h begin at first + h * step. There are as many as rows make
-  // operands, `stride` apart.
+  // Left operands. Those of hidden unit h begin at first + h * step and lie `stride` apart, as many
+  // as the rows make.
   struct Tiles {
     const F* first;
     int64_t step, stride;

@@ -23,7 +23,7 @@ constexpr KernelShape kShape = {.storage_bytes = sizeof(S),
                                 .tiles = kTiled<typename MK::Operand>,
                                 .stored_as_operands = kStoredAsOperands<S, typename MK::Operand>};
 
-// Arrays of one size; null where there are none.
+// Arrays of one size, or null.
 template <class T>
 struct Arrays {
   T* first = nullptr;
@@ -201,9 +201,9 @@ Vec<Compute<S>> load_gates(const Recurrence& p, const void* values, int64_t n) {
              : Vec<Compute<S>>{};
 }
 
-// Which gate's weights a part of the gradient of the pre-activations belongs to, of W_ih and of
-// W_hh; -1: none. A GRU has its n first for W_ih and last for W_hh, so that both have all of their
-// gates side by side.
+// Which gate of W_ih and of W_hh a part of the gradient of the pre-activations belongs to; -1:
+// none. A GRU's n comes first for W_ih and last for W_hh, so that both have all their gates side by
+// side.
 struct GateOfPart {
   int ih, hh;
 };
