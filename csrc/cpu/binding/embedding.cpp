@@ -27,7 +27,7 @@ void parallel(int64_t bytes, const F& f) {
   run_team(threads, [&](Worker& worker) { f(worker.rank, worker.size); });
 }
 
-// Prefetches a row before its turn, since the CPU cannot foresee the order in which they are read.
+// Prefetches a row, since the CPU cannot foresee the order in which rows are read.
 inline void prefetch_row(const char* row, int64_t bytes) {
 #pragma GCC unroll 1
   for (int64_t i = 0; i < std::min<int64_t>(bytes, 1024); i += 64) __builtin_prefetch(row + i);
@@ -58,7 +58,7 @@ template <class Index>
 void check_bounds(const Index* index, const Tensor& indices, int64_t rows) {
   for (int64_t i = 0, n = indices.numel(); i < n; ++i) {
     const int64_t row = index[i];
-    // A single comparison: without its sign a negative number is too large.
+    // One comparison: as an unsigned number, a negative one is too large.
     if (static_cast<uint64_t>(row) >= static_cast<uint64_t>(rows))
       throw_out_of_range(indices, i, row, rows);
   }
@@ -67,7 +67,7 @@ void check_bounds(const Index* index, const Tensor& indices, int64_t rows) {
 template <class Index>
 void gather(const Index* index, const Tensor& weight, const Tensor& indices, const Tensor& out) {
   check_bounds(index, indices, weight.size(0));
-  if (out.numel() == 0) return;  // and may have no memory
+  if (out.numel() == 0) return;  // it may have no memory
   const int64_t n = indices.numel(), D = weight.size(1), size = weight.element_size();
   const int64_t row_stride = weight.stride(0) * size, column_stride = weight.stride(1) * size;
   const char* from = static_cast<const char*>(weight.const_data_ptr());
@@ -97,10 +97,10 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, boo
   return out;
 }
 
-// Writes the rows of a table that occur among n tokens, in their own order, to rows [most], and for
-// each token which of these it is to index [n]. Returns how many occur, or -1 if they are more than
-// `most`. (Rows are marked first: branching on whether a row is new, which no CPU can foresee,
-// takes twice as long.)
+// Writes the rows of a table that occur among n tokens, ascending, to rows [most], and for each
+// token which of these it is to index [n]. Returns how many occur, or -1 if more than `most` do.
+// (Rows are marked first: branching on whether a row is new, which no CPU can predict, takes twice
+// as long.)
 template <class Index>
 int64_t number_rows(const Index* token, int64_t n, int64_t num_rows, int64_t most, int64_t* rows,
                     int64_t* index) {
@@ -146,7 +146,7 @@ std::tuple<Tensor, Tensor> occurring(const Tensor& tokens, int64_t num_rows, int
 
 // The runs of indices, and the memory that they lie in.
 struct SortedIndices {
-  Tensor memory;  // from the pool, whose pages are there already
+  Tensor memory;  // from the pool, whose pages need no page faults
   Runs runs;
 };
 
@@ -199,8 +199,9 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num
   const auto first_run = [&](int64_t v) {
     return std::lower_bound(runs.row, runs.row + runs.count, v) - runs.row;
   };
-  // A share is a range of table rows: sums for those that were picked, zeros between them, so every
-  // byte of the output is written once. Shares are equal in rows written plus rows read.
+  // A share is a range of table rows: sums for those that were picked, zeros for the others, so
+  // every byte of the output is written once. Shares have equal numbers of rows written plus rows
+  // read.
   const auto boundary = [&](int64_t share, int64_t shares) {
     const int64_t target = (num_weights + N) * share / shares;
     int64_t low = 0, high = num_weights;

@@ -13,13 +13,13 @@
 namespace rnnext {
 namespace {
 
-// Calls run(m, workspace, worker) for each of M members. A member that runs by itself takes `alone`
-// threads. bytes(m, threads) is the size of its workspace.
+// Calls run(m, workspace, worker) for each of M members. A member that does not share a round takes
+// `alone` threads. bytes(m, threads) is the size of its workspace.
 template <class Bytes, class Run>
 void run_members(int64_t M, int alone, const Bytes& bytes, const Run& run) {
   const int threads = max_threads();
-  // In a round each thread has a member of its own. Those that are left over are a round too, or,
-  // if that is faster, share all threads one after the other.
+  // In a round each thread has a member of its own. The members left over are a round too, or, if
+  // that is faster, run one after the other on all threads.
   int64_t apart = M / threads * threads;
   if (4 * (M - apart) > 3 * alone) apart = M;
   if (apart > 0) {

@@ -1,5 +1,5 @@
 // A call without its padding, where plan_unpadded() (rnn/plan.h) says so: its sequences as a
-// PackedSequence, longest first, so that a step works on those that have it and no others. It costs
+// PackedSequence, longest first, so that each step works only on sequences that have it. It costs
 // copies of the rows.
 #pragma once
 
@@ -16,7 +16,7 @@ class Unpadded {
  public:
   explicit Unpadded(const Recurrence& p);
 
-  // The same call without padding, and what a plan asks of it, which refers to this object.
+  // The same call without padding; and the struct that a plan needs, which refers to this object.
   KeptArguments arguments(const RecurrenceArguments& a) const;
   Recurrence planned(Recurrence p) const;
 
@@ -24,8 +24,8 @@ class Unpadded {
   Tensor unpad(const Tensor& padded) const;
   // And back, with zeros where there is no step.
   Tensor pad(const Tensor& rows) const;
-  // States [S*D,B,H] of the sequences that have steps, longest first, and back: those of the others
-  // are `rest`, or zeros.
+  // States [S*D,B,H] of the sequences that have steps, longest first; and back, with `rest`, or
+  // zeros, for the others.
   Tensor unpad_states(const Tensor& states) const;
   Tensor pad_states(const Tensor& states, const OptionalTensor& rest) const;
 

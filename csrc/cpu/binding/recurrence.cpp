@@ -91,7 +91,7 @@ CpuCall::CpuCall(const RecurrenceArguments& a) {
                         "index out of range in self: index (flattened)[", n,
                         "] = ", p.input.index[n], ", expected 0 <= index < ", rows);
   }
-  if (s.features && s.I == 0) return;  // no input to read: the bias is all there is
+  if (s.features && s.I == 0) return;  // there is no input to read
   const bool direct = a.input.size(-1) == 1 || a.input.stride(-1) == 1;
   const Tensor rows = direct ? a.input : a.input.contiguous();
   alive.push_back(rows);  // also of recurrence_stack, where no argument is a layer's input
@@ -152,7 +152,7 @@ RecurrenceGradients CpuBackwardCall::gradients(const RecurrenceArguments& a) {
   if (grad_pre_.defined()) {
     grad_.input = grad_pre_;
     if (given(a.index)) {
-      // A row of the table collects from every row that read it.
+      // A row of the table sums the gradients of all rows that read it.
       grad_.input = call_op<EmbeddingBackwardOp>(grad_pre_.flatten(0, -2), a.index->flatten(),
                                                  a.input.size(0), -1, false);
     }
@@ -211,7 +211,8 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   for (size_t l = 1; l < L; ++l) layers[l].I = first.H;
   const RnnKernels& kernel = kernels_for(calls[0].dtype);
   const int threads = threads_for(layers.back(), n);
-  // With 0 bytes the layers run one after the other, and their outputs take turns in two places.
+  // With 0 bytes the layers run one after the other, and their outputs alternate between two
+  // tensors.
   const bool together = !sizes.empty() && !first.reverse[0];
   const size_t bytes = together ? kernel.stack_workspace(layers.data(), n, threads) : 0;
   Tensor outputs[2];
@@ -261,7 +262,8 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
   if (!call.s.empty()) {
     const RnnKernels& kernel = kernels_for(call.dtype);
     const int threads = threads_for(call.p, 3);
-    // (The plan asks what is wanted, so the results are allocated before it, perhaps in vain.)
+    // (The plan depends on what is wanted, so the results are allocated before it, perhaps for
+    // nothing.)
     if (plan_unpadded(call.p, call.out, kernel.shape, this_machine(), threads))
       return unpadded_backward(Unpadded(call.p), r, a, wanted);
     Workspace workspace(kernel.backward_workspace(call.p, call.out, threads));

@@ -1,5 +1,5 @@
-// What every call of the recurrence on the CPU begins with: the choice of its kernels and threads,
-// and the checked call.
+// What every call of the recurrence on the CPU needs first: the choice of kernels and threads, and
+// the checked call.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,7 +16,7 @@ const RnnKernels& kernels_for(DType dtype);
 
 // products: matrix products of the call, 1 forward.
 int threads_for(const Recurrence& p, int products);
-// How many of these threads the plan of a forward call has work for: the others are not called.
+// For how many of these threads the plan of a forward call has work; the others are not called.
 int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& machine,
                  int threads);
 
@@ -28,7 +28,7 @@ struct CpuCall : ParsedCall {
 };
 
 // A call of the backward pass with memory for its results. Run its kernel, unless the call is
-// empty, and then ask once for gradients().
+// empty, and then call gradients() once.
 struct CpuBackwardCall : CpuCall {
   RecurrenceGrad g;
   RecurrenceGradOut out;
@@ -41,7 +41,7 @@ struct CpuBackwardCall : CpuCall {
   Tensor grad_pre_;  // defined if the input is pre-activations, and its gradient is wanted
 };
 
-// Makes hx, or zeros, the last state of a call that has no step.
+// The last state of a call without steps: hx, or zeros.
 inline void copy_hx(const Tensor& h_n, const OptionalTensor& hx) {
   given(hx) ? h_n.copy_(*hx) : h_n.zero_();
 }

@@ -11,8 +11,7 @@
 namespace rnnext {
 namespace {
 
-// A tensor with the same values in the order of memory. The kernels read them past torch's
-// dispatcher.
+// A contiguous tensor with the same values. (Kernels read them without torch's dispatcher.)
 Tensor values_of(const Tensor& t, const char* name) {
   const bool plain = !t.key_set().has(c10::DispatchKey::Python) && t.has_storage() &&
                      (t.numel() == 0 || t.unsafeGetTensorImpl()->unsafe_storage().data());
@@ -88,7 +87,7 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
   const int64_t width = !given(weight_ih) ? traits_of(parse_cell(cell)).gates * H
                         : layers_.empty() ? weight_ih->size(-1)
                                           : H;
-  // Each step brings an input and a state of its own, of these shapes.
+  // Each step has its own input and state, of these shapes.
   KeptArguments arguments{.input = at::zeros({1, B, width}, states_.options()),
                           .hx = states_[0][0],
                           .weight_ih = listed(weight_ih, "weight_ih"),
@@ -112,7 +111,7 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
   layers_.push_back({std::move(arguments), std::move(call), std::move(packed)});
 }
 
-// Memory for the call.
+// Makes the workspace large enough for the call.
 void Stepper::reserve(const Recurrence& call) {
   const auto size = static_cast<int64_t>(kernels_->forward_workspace(call, threads_));
   if (!workspace_.defined() || workspace_.numel() < size)
@@ -221,7 +220,7 @@ std::pair<Tensor, Tensor> Stepper::step_from(const Tensor& input, const Tensor& 
   return {std::move(output), for_caller(to)};
 }
 
-// The order of a caller's states is [S,L,B,H], as of a module's.
+// A caller's states are [S,L,B,H], as a module's are.
 Tensor Stepper::for_caller(const Tensor& states) {
   return (states.size(1) > 1 ? states.transpose(0, 1).contiguous() : states).flatten(0, 1);
 }
@@ -235,7 +234,7 @@ Tensor Stepper::check_state(const Tensor& state, int64_t B) const {
   return S > 1 ? values.unflatten(0, {S, L}).transpose(0, 1).contiguous() : values;
 }
 
-// Copies of bytes, not of tensors: a Stepper made in inference mode may be used outside of it.
+// Bytes are copied, not tensors: a Stepper made in inference mode may be used outside of it.
 Tensor Stepper::get_state() const {
   const Tensor state = at::empty(states_.sizes().slice(1), states_.scalar_type());
   std::memcpy(state.data_ptr(), state_of(last_), state.nbytes());
@@ -243,7 +242,7 @@ Tensor Stepper::get_state() const {
 }
 
 void Stepper::set_state(const Tensor& state) {
-  const at::NoGradGuard no_grad;  // the values of one that requires a gradient are as good
+  const at::NoGradGuard no_grad;  // it may require a gradient
   const Tensor values = check_state(state, batch());
   std::memcpy(state_of(last_), values.const_data_ptr(), values.nbytes());
 }

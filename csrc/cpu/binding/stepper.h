@@ -1,4 +1,4 @@
-// A stack of layers that is fed one step at a time: its weights are packed once, its state is kept.
+// A stack of layers that runs one step at a time: it packs the weights once, and keeps the state.
 #pragma once
 
 #include <array>
@@ -18,10 +18,10 @@ class Stepper {
   using Weights = std::array<OptionalTensor, 7>;
   using NamedTensor = std::pair<std::string, Tensor>;
 
-  // table: rows of the first layer's input, [V,I] features or [V,H] pre-activations; steps are then
-  // fed with their numbers. (A gated cell's pre-activations are those of the input alone.) The
-  // table is read where it lies. watched: what the weights were made from; once these have changed,
-  // steps are refused.
+  // table: rows of the first layer's input, [V,I] features or [V,H] pre-activations; steps then
+  // take row numbers. (A gated cell's pre-activations are those from the input alone.) The table is
+  // not copied. watched: what the weights were made from; once one of these changes, steps are
+  // refused.
   Stepper(const std::vector<Weights>& layers, const OptionalTensor& table,
           const std::vector<NamedTensor>& watched, std::string_view nonlinearity,
           std::string_view cell, int64_t batch_size);
@@ -30,8 +30,8 @@ class Stepper {
   // Takes input [B,I], or [I] if B is 1, or, with a table, tokens [B] or []. Returns the last
   // layer's output, [B,H] or [H].
   Tensor step(const Tensor& input);
-  // The same from a state [S*L,B,H] of the caller's, which stays as it is; also returns the next
-  // state. Of an LSTM, each layer's h comes before each layer's c. B may be less here.
+  // The same from the caller's state [S*L,B,H], which does not change; also returns the next state.
+  // For an LSTM, the h of all layers comes before the c of all layers. B may be less here.
   std::pair<Tensor, Tensor> step_from(const Tensor& input, const Tensor& state);
 
   Tensor get_state() const;  // a copy, [S*L,B,H]
@@ -45,7 +45,7 @@ class Stepper {
     CpuCall call;
     Tensor packed;
   };
-  // A tensor as it was when the weights were read. torch counts writes to it in place. Those that
+  // A tensor as it was when the weights were read. torch counts writes to it in place. Writes that
   // it does not count (by a fused optimizer, through .data, by another process) mostly change all
   // values, so one value is compared. (The storage is kept, so that nothing else gets its address.)
   struct Seen {

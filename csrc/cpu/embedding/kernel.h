@@ -6,8 +6,8 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// out[D] = scale * sum of the rows grad[order[i]], i in [0, n), in the order given, in the compute
-// type, from column j on: as many columns at once as are held in NV registers, then the rest.
+// out[D] = scale * sum of the rows grad[order[i]], i in [0, n), in that order and in the compute
+// type, from column j on: as many columns at once as NV registers hold, then the rest.
 template <int NV, class S>
 RNNEXT_INLINE void sum_columns(const S* grad, int64_t D, int64_t j, const int64_t* order, int64_t n,
                                Compute<S> scale, S* out) {
@@ -27,8 +27,8 @@ RNNEXT_INLINE void sum_columns(const S* grad, int64_t D, int64_t j, const int64_
   if constexpr (NV > 1) sum_columns<NV / 2>(grad, D, j, order, n, scale, out);
 }
 
-// The runs [first, last), each into a row of `out`: one after the other, or, if `scatter`, that of
-// its number. Rows are read in no order that the CPU could foresee: each is prefetched eight ahead.
+// Sums the runs [first, last), each into a row of `out`: the next one, or, if `scatter`, the run's
+// own. The CPU cannot foresee the order in which rows are read, so they are prefetched eight ahead.
 template <class S>
 void sum_runs(const Runs& runs, int64_t first, int64_t last, const void* grad, int64_t D,
               bool by_frequency, bool scatter, void* out) {

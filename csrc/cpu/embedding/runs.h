@@ -8,8 +8,8 @@ namespace rnnext {
 // over one run.
 struct Runs {
   int64_t* order;  // [length] positions of the indices, equal ones in their own order
-  int64_t* row;    // [count] what the indices of a run are
-  int64_t* begin;  // [count+1] of a run in `order`
+  int64_t* row;    // [count] the index that a run consists of
+  int64_t* begin;  // [count+1] where each run begins in `order`
   int64_t count = 0, length = 0;
 };
 

@@ -10,7 +10,7 @@
 
 namespace rnnext {
 
-// How the numbers 0..rows are taken apart. Wide digits take fewer passes, but more counts.
+// How numbers in 0..rows are split into digits. Wide digits take fewer passes, but more counts.
 struct Digits {
   int bits, passes;
   Digits(int64_t n, int64_t rows) {
@@ -23,7 +23,7 @@ struct Digits {
   int64_t values() const { return int64_t{1} << bits; }
 };
 
-// What the sort holds of an index. Word holds any number in 0..rows, and any position.
+// An index in the sort. Word holds any number in 0..rows, and any position.
 template <class Word>
 struct Sorted {
   Word row, position;

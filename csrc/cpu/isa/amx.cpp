@@ -23,7 +23,7 @@ RNNEXT_TARGET_END
 namespace rnnext {
 namespace {
 
-// Linux lends a process the tiles' registers only if it asks, and may refuse.
+// Linux gives a process the tiles' registers only if it asks for them, and may refuse.
 bool may_use_tiles() {
 #if defined(__linux__) && defined(SYS_arch_prctl)
   constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA

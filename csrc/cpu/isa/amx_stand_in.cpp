@@ -1,5 +1,5 @@
-// The kernels of AMX tiles over a stand-in of the tile instructions, on the compiler's default
-// target: for tests.
+// For tests: the kernels of AMX tiles on a stand-in for the tile instructions, for the compiler's
+// default target.
 
 #include "cpu/isa/dispatch.h"
 

@@ -25,7 +25,7 @@ struct RnnKernels {
   void (*backward)(const Recurrence&, const RecurrenceGrad&, const RecurrenceGradOut&,
                    char* workspace, Worker&);
   // Layers of one direction as a wavefront: a worker takes a layer, some steps behind the one
-  // below. Bytes of workspace, or 0 where each layer is better shared by all `threads`.
+  // below. stack_workspace is 0 where it is better that all `threads` share each layer.
   size_t (*stack_workspace)(const Recurrence* layers, int n, int threads);
   void (*stack)(const Recurrence* layers, int n, char* workspace, Worker&);
   // Packs the weights of one direction for Recurrence::packed_weights: shape.weight_bytes(I, H)
@@ -33,20 +33,20 @@ struct RnnKernels {
   void (*pack)(const Recurrence&, char* packed);
 };
 
-// embedding/kernel.h has it.
+// In embedding/kernel.h.
 using SumRuns = void (*)(const Runs&, int64_t first, int64_t last, const void* grad, int64_t D,
                          bool by_frequency, bool scatter, void* out);
 
-// simd/normal.h has it.
+// In simd/normal.h.
 using Normals = void (*)(const PhiloxKeys&, int64_t t, int64_t b, int d, int64_t n, float* to);
 using RandomWords = void (*)(const PhiloxKeys&, int64_t t, int64_t b, int64_t n, uint32_t* to);
 
 struct KernelTable {
   const char* name;
   bool (*supported)();
-  const KernelTable* below = nullptr;  // has what is null here
+  const KernelTable* below = nullptr;  // provides what is null here
   const RnnKernels* rnn[4] = {};       // by DType
-  // float32 whose operands are rounded to bfloat16, or are sums of two; null: no faster on this
+  // float32 whose operands are rounded to bfloat16, or are sums of two; null: not faster on this
   // ISA.
   const RnnKernels* rnn_medium = nullptr;
   const RnnKernels* rnn_high = nullptr;

@@ -19,7 +19,7 @@ constexpr RnnKernels kRnn = {.shape = kShape<S, MK>,
                              .stack = stack<S, MK>,
                              .pack = pack<S, MK>};
 
-// A table lists what its ISA computes better than the one below it, which has the rest.
+// A table lists what its ISA computes faster than the one below it, which provides the rest.
 constexpr KernelTable table(const char* name, bool (*supported)(),
                             const KernelTable* below = nullptr) {
   return {

@@ -26,13 +26,14 @@ constexpr size_t kWarm = 64 << 20;
 
 // glibc returns freed memory to the system beyond a threshold, which starts at 128 KiB and follows
 // the largest block that the process has freed, up to 32 MiB. Below it every tensor of a model is
-// faulted in again, page by page, in each training step. So free a block of nearly that size, as a
-// program does that frees a tensor of 30 MiB. (MALLOC_TRIM_THRESHOLD_ and MALLOC_MMAP_THRESHOLD_
-// turn this adaptation off, and then the pair has no effect.)
+// faulted in again, page by page, in each training step. So free a block of nearly that size, as if
+// the program had freed a tensor of 30 MiB. (This has no effect if MALLOC_TRIM_THRESHOLD_ or
+// MALLOC_MMAP_THRESHOLD_ turn the adaptation off.)
 void adapt_thresholds() {
 #ifdef __GLIBC__
   [[maybe_unused]] static const bool once = [] {
-    void* volatile block = std::malloc(kMapped - (64 << 10));  // or the compiler drops the pair
+    void* volatile block =
+        std::malloc(kMapped - (64 << 10));  // volatile, or the compiler drops both calls
     std::free(block);
     return true;
   }();
@@ -45,11 +46,11 @@ struct Block {
   bool lent = false;
 };
 
-// Blocks that nobody uses, oldest first. Whoever finds it locked does without: the child of a fork
-// may find it so for ever.
+// Blocks that are not in use, oldest first. If the pool is locked, it is skipped: in the child of a
+// fork it may stay locked for ever.
 class Pool {
  public:
-  // The smallest block that fits and wastes little, of these the last to be freed; or null.
+  // The smallest block that fits and wastes little, the last freed of several; or null.
   Block take(size_t size) {
     const std::unique_lock lock(mutex_, std::try_to_lock);
     if (!lock) return {nullptr, 0};
@@ -85,8 +86,8 @@ class Pool {
   }
 
  private:
-  // All but what was freed last is lent to the system, which takes pages if it runs short and else
-  // leaves them as they are. (Telling it stops the other cores for a moment.)
+  // Lends all but what was freed last to the system, which takes pages if it runs short and
+  // otherwise leaves them as they are. (Telling it stops the other cores for a moment.)
   void lend() {
     size_t newer = blocks_.back().size;
     for (auto block = blocks_.rbegin() + 1; block != blocks_.rend(); ++block) {
@@ -114,7 +115,7 @@ Block allocate_block(size_t asked) {
   if (const Block kept = pool().take(size); kept.data) return kept;
   void* data = nullptr;
   if (posix_memalign(&data, kHugePage, size) != 0) {
-    pool().clear();  // what is kept may be what is missing
+    pool().clear();  // frees what the pool keeps
     TORCH_CHECK(posix_memalign(&data, kHugePage, size) == 0,
                 "not enough memory: could not allocate ", asked, " bytes");
   }

@@ -26,8 +26,8 @@ int64_t now() {  // nanoseconds
 }
 constexpr int64_t kMicrosecond = 1000, kMillisecond = 1000 * kMicrosecond;
 
-// Threads of one team wait for each other for microseconds, unless one of them has lost its core to
-// another process: it gets one back sooner when the others sleep.
+// Threads of a team wait for each other for microseconds, unless one has lost its core to another
+// process: it gets a core back sooner if the others sleep.
 constexpr int64_t kSpin = 100 * kMicrosecond, kSleep = 50 * kMicrosecond;
 void nap() {
   const timespec sleep{0, kSleep};
@@ -37,7 +37,7 @@ void nap() {
 // How long a team waits for the pool's threads, which may be asleep.
 constexpr int64_t kRegistrationTime = 200 * kMicrosecond;
 // RNNEXT_CPU_TEAM=whole: calls wait for all of their threads, however busy the machine is. Tests
-// ask for it, because faults hide when threads come too late.
+// set it, because a team without its late threads hides faults.
 const bool kWhole = [] {
   const char* const team = std::getenv("RNNEXT_CPU_TEAM");
   return team && std::string_view(team) == "whole";
