@@ -10,7 +10,7 @@ namespace rnnext {
 
 enum class DType { f32, f64, bf16, f16 };
 
-// The keys of Philox's rounds: the first, of 32 and 32 bits, and what a constant makes of it.
+// The keys of Philox's rounds: the first, two words of 32 bits, to which each round adds constants.
 struct PhiloxKeys {
   uint64_t of_round[10][2];
 
@@ -40,12 +40,12 @@ struct Recurrence : Timeline {
   const void* bias_ih[kDirections] = {nullptr, nullptr};  // [G*H] or null, both or none
   const void* bias_hh[kDirections] = {nullptr, nullptr};  // [G*H]
   const void* alpha[kDirections] = {nullptr, nullptr};    // [H] of the leak, if there is one
-  // [H] what multiplies the noise that is added to the pre-activations, if there is any
+  // [H] the scale of the noise that is added to the pre-activations, or null
   const void* noise[kDirections] = {nullptr, nullptr};
-  const PhiloxKeys* noise_keys = nullptr;  // and what draws it,
-  int64_t noise_from = 0;                  // as if so many steps had been before
-  const void* hx = nullptr;                // [S*D,B,H] or null: zeros
-  const void* reset_state = nullptr;       // [S*D,B,H] the states before a reset, or null: zeros
+  const PhiloxKeys* noise_keys = nullptr;
+  int64_t noise_from = 0;             // the noise is that of steps noise_from and on
+  const void* hx = nullptr;           // [S*D,B,H] or null: zeros
+  const void* reset_state = nullptr;  // [S*D,B,H] the states before a reset, or null: zeros
 
   int gates() const { return traits_of(cell).gates; }
   int64_t state_size() const { return D * B * H; }

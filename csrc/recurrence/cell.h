@@ -1,6 +1,6 @@
 // The cells: what a step makes of the pre-activations and of the state before, each in one list.
-// Whatever must know each of them in C++ is a template specialised for each, or a switch without a
-// default, so that a cell that is missing somewhere does not compile.
+// C++ code that must know each of them is a template specialised for each, or a switch without a
+// default, so that it does not compile if a cell is missing.
 #pragma once
 
 namespace rnnext {

@@ -1,5 +1,5 @@
-// The nonlinearities in one list: whatever must know each of them in C++ is generated from it, or
-// is a template specialised for each, so that one that is missing somewhere does not compile.
+// The nonlinearities in one list. C++ code that must know each of them is generated from it, or is
+// a template specialised for each, so that it does not compile if one is missing.
 #pragma once
 
 #ifdef __CUDACC__
@@ -33,8 +33,8 @@ struct Fixed {
   static constexpr Nonlinearity value = name;
 };
 
-// Returns f(Fixed<n>{}) for the n that `name` is at run time. (A macro for the kernels of an ISA,
-// whose functions must be defined under its target.)
+// Returns f(Fixed<n>{}) where n is the value of `name`. (A macro for the kernels of an ISA, whose
+// functions must be defined under its target.)
 #define RNNEXT_RETURN_FOR(name)                                     \
   switch (name) { RNNEXT_NONLINEARITIES(RNNEXT_NONLINEARITY_CASE) } \
   __builtin_unreachable()

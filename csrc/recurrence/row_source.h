@@ -12,7 +12,8 @@ struct RowSource {
   int64_t stride_b = 0;            // for PackedSequences and tables: from row to row
   const int64_t* index = nullptr;  // [N] the table's row of each row; null: no table
 
-  // Elements before the row of sequence b at step t; `row` is its number, time.row(t, b).
+  // How many elements come before the row of sequence b at step t, whose number `row` is
+  // time.row(t, b).
   RNNEXT_BOTH int64_t offset(const Timeline& time, int64_t t, int64_t b, int64_t row) const {
     if (index) return index[row] * stride_b;
     return time.step_row ? row * stride_b : t * stride_t + b * stride_b;
