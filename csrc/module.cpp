@@ -1,6 +1,6 @@
 // The Python module rnnext._C: what the build is, which ISA runs, and the ops that modules call at
-// every step, past torch.ops: looking a call up in its schema and boxing its arguments takes 3 us
-// there, more than a step of a small RNN.
+// every step, without torch.ops, which takes 3 us to match a call with its schema and box its
+// arguments: more than a step of a small RNN.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/SmallVector.h>
@@ -27,7 +27,7 @@
 
 namespace py = pybind11;
 
-// As `reverse` comes from Python.
+// Python's `reverse`.
 template <>
 struct py::detail::type_caster<c10::List<bool>> {
   PYBIND11_TYPE_CASTER(c10::List<bool>, const_name("list[bool]"));
@@ -39,13 +39,13 @@ struct py::detail::type_caster<c10::List<bool>> {
 
 namespace {
 
-// What an argument is held as while an op runs: a list may change meanwhile.
+// How an argument is held while an op runs: a Python list may change meanwhile.
 template <class P>
 using Held = std::conditional_t<std::is_same_v<P, at::TensorList>, c10::SmallVector<at::Tensor, 8>,
                                 std::remove_cvref_t<P>>;
 
-// Whether an object is of an argument's type, and then the argument. (By hand, as pybind11's
-// casters and overloads take their time for 17 arguments.)
+// Each load() returns whether the object has the argument's type, and sets the argument. (By hand,
+// since pybind11's casters are slow for 17 arguments.)
 bool load(PyObject* object, at::Tensor& value) {
   // A tensor, or parameter, that has no __torch_function__ of its own.
   const bool plain = THPVariable_CheckExact(object);
@@ -86,8 +86,8 @@ bool load(PyObject* object, std::string_view& value) {
   return true;
 }
 
-// An op that modules call at every step; where an argument is not plain or not of its type, or a
-// mode is to be asked first, torch.ops.rnnext's.
+// An op that modules call at every step. It calls torch.ops.rnnext's if an argument is not plain or
+// not of its type, or a mode comes first.
 template <class Op, class Signature = typename Op::Signature>
 struct Eager;
 template <class Op, class Result, class... P>
@@ -120,7 +120,7 @@ struct Eager<Op, Result(P...)> {
   }
 };
 
-// What an argument must be, and pybind11's own error would not say.
+// Raises the error that names the argument, which pybind11's would not.
 at::Tensor tensor_of(py::handle object, const char* name) {
   if (!THPVariable_Check(object.ptr())) {
     py::dict argument;
@@ -130,8 +130,8 @@ at::Tensor tensor_of(py::handle object, const char* name) {
   return THPVariable_Unpack(object.ptr());
 }
 
-// What the ops return without data, for rnnext/_fake.py, as functions of an op's arguments and of
-// how many sequences begin a packed batch; and the other ops' checks.
+// For rnnext/_fake.py: what the ops return without data, from their arguments and the number of
+// sequences that begin a packed batch; and the other ops' checks.
 void define_fakes(py::module_& m) {
   using Fakes = rnnext::RecurrencesOf<rnnext::Kept, c10::SymInt>;
   namespace fake = rnnext::fake;
@@ -148,7 +148,7 @@ void define_fakes(py::module_& m) {
   define("check_index_dtype", rnnext::check_indices);
 }
 
-// Unlike the ops it keeps the interpreter lock: no two threads may step it at once.
+// Unlike the ops it keeps the interpreter lock: two threads must not step it at once.
 void define_stepper(py::module_& m) {
   using rnnext::Stepper;
   m.def("stepper",
@@ -162,7 +162,7 @@ void define_stepper(py::module_& m) {
         py::arg("layers"), py::arg("table"), py::arg("watched"), py::arg("nonlinearity"),
         py::arg("cell"), py::arg("batch_size"));
   py::class_<Stepper>(m, "Stepper")
-      // pybind11's own would give an instance without a Stepper in it.
+      // pybind11's __new__ would return an instance without a Stepper in it.
       .def_static("__new__",
                   [](const py::args&, const py::kwargs&) -> Stepper* {
                     throw py::type_error("a Stepper is made by rnnext.Stepper alone");
@@ -219,7 +219,7 @@ rnnext::Description plan(int64_t T, int64_t B, int64_t I, int64_t H, int D, int 
   rnnext::Recurrence p;
   p.T = T, p.B = B, p.I = I, p.H = H, p.D = D;
   p.cell = rnnext::parse_cell(cell);
-  if (hx) p.hx = &p;  // the plan asks no more than whether there are states
+  if (hx) p.hx = &p;  // the plan asks only whether it is null
   if (!lengths.empty()) p.lengths = lengths.data();
   return rnnext::describe_plan(p, layers, rnnext::parse_dtype(at::empty({0}, dtype), "dtype"),
                                threads, train,

@@ -1,13 +1,13 @@
-// What the ops of the recurrence are given and return: each list once, and what follows from it.
+// What the ops of the recurrence take and return: each list once, and what follows from it.
 //
 // One argument, alpha, on its way: its row below makes it a parameter of the schemas (library.cpp)
 // and signatures (signatures.h), and a field of Arguments. Python's list arrives as a TensorList,
 // in RecurrenceArguments; what outlives the call, such as a node of autograd, has KeptArguments,
-// where it is a vector. check.h says what it must be, in parse.h it becomes pointers of the
-// kernels' struct, and loop.cpp computes with it in torch's operations. zip() meets it wherever all
-// arguments are treated alike: autograd saves and restores it, vmap looks for mapped dimensions in
-// it, and ensembles take it apart. As it has a row among the gradients, too, autograd knows which
-// result of the backward op is its gradient, and Wanted has a flag that asks for that.
+// where it is a vector. check.h checks it, parse.h stores its pointers in the kernels' struct, and
+// loop.cpp computes with it in torch's operations. zip() visits it wherever all arguments are
+// treated alike: autograd saves and restores it, vmap looks for mapped dimensions in it, and
+// ensembles split it. It also has a row among the gradients, so autograd knows which result of the
+// backward op is its gradient, and Wanted has a flag that asks for it.
 #pragma once
 
 #include <ATen/core/List.h>
@@ -30,12 +30,12 @@ using OptionalTensor = std::optional<Tensor>;
 
 inline bool given(const OptionalTensor& t) { return t.has_value() && t->defined(); }
 
-// Where the batch of sequences lies in an argument or a result. rows: in the second dimension, or
-// the first if the rows are packed. states: in the second. first: in the first. shared: nowhere,
-// since all sequences share it. none: it has no data of sequences.
+// Which dimension of an argument or a result is the batch of sequences. rows: the second, or the
+// first if the rows are packed. states: the second. first: the first. shared: none, since all
+// sequences share it. none: none, since it holds no data of sequences.
 enum class Batch { rows, states, first, shared, none };
 
-// The value of `reverse` for one direction or two, made once, since a list lives on the heap.
+// The value of `reverse` for one direction or two. It is made once, since a list lives on the heap.
 inline const c10::List<bool>& directions(int64_t D) {
   static const c10::List<bool> one({false}), two({false, true});
   return D == 1 ? one : two;
@@ -61,15 +61,15 @@ inline const c10::List<bool>& directions(int64_t D) {
   X(std::string_view, nonlinearity, none) \
   X(c10::List<bool>, reverse, none)
 
-// X(type, name, where its batch is) of what the backward op is given before these.
+// X(type, name, where its batch is) of what the backward op takes before these.
 #define RNNEXT_RECURRENCE_RESULTS(X)   \
   X(OptionalTensor, grad_output, rows) \
   X(OptionalTensor, grad_h_n, states)  \
   X(Tensor, output, rows)              \
   X(TensorList, saved, rows)
 
-// X(type, name, argument) of each gradient that the backward op returns, and may be asked for, with
-// the argument whose gradient it is.
+// X(type, name, argument) of each gradient that the backward op can return, with the argument whose
+// gradient it is.
 #define RNNEXT_RECURRENCE_GRADIENTS(X) \
   X(Tensor, input, input)              \
   X(Tensor, hx, hx)                    \
@@ -80,8 +80,8 @@ inline const c10::List<bool>& directions(int64_t D) {
   X(Tensor, reset_state, reset_state)  \
   X(TensorList, alpha, alpha)
 
-// X(type, name) of each argument of the op rnn, which is nn.RNN, nn.GRU or nn.LSTM, and of
-// rnn_cell, which is a step as torch's cells. States are lists: (h,) or (h, c), or none for zeros.
+// X(type, name) of each argument of the op rnn, which computes nn.RNN, nn.GRU or nn.LSTM, and of
+// rnn_cell, which computes torch's cells. States are lists: (h,) or (h, c), or none for zeros.
 #define RNNEXT_RNN_ARGUMENTS(X)  \
   X(Tensor, input)               \
   X(TensorList, hx)              \
@@ -111,8 +111,7 @@ inline const c10::List<bool>& directions(int64_t D) {
   X(std::string_view, cell)      \
   X(std::string_view, nonlinearity)
 
-// The types of each of them: as a call under way passes it, as it is kept after the call, and as a
-// schema names it.
+// The types of each: as a call passes it, as it is kept after the call, and as a schema names it.
 template <class T>
 struct TypeOf;
 #define RNNEXT_TYPE_OF(type, passed, kept, name) \
@@ -141,7 +140,7 @@ using Flag = bool;
 template <class>
 using BatchPlace = Batch;
 
-// What a field holds that nobody gives.
+// The default of an omitted field.
 template <class Field>
 inline const std::remove_cvref_t<Field> absent{};
 
@@ -149,8 +148,8 @@ template <class...>
 struct Types;
 
 // A struct with a field for each item of a list. Its zip(f, s...) is f(field of each struct...)
-// item by item. One that keeps its fields can be passed as one that passes them, and must outlive
-// it.
+// item by item. A struct that keeps its fields converts to one that passes them, and must outlive
+// that.
 #define RNNEXT_FIELD(type, name, ...) Field<type> name = absent<Field<type>>;
 #define RNNEXT_TYPE(type, ...) , type
 #define RNNEXT_NAME(type, name, ...) name,
@@ -232,7 +231,7 @@ auto tensors_of(Field& field) {
   }
 }
 
-// The struct that keeps what another passes.
+// A struct that keeps what another passes.
 template <class Struct>
 typename Struct::AsKept kept(const Struct& of) {
   typename Struct::AsKept s;
@@ -247,7 +246,7 @@ typename Struct::AsKept kept(const Struct& of) {
   return s;
 }
 
-// The fields with f(tensor) in place of each tensor.
+// The struct with f(tensor) in place of each tensor.
 template <class Struct, class F>
 Struct with_each(Struct s, const F& f) {
   const auto replace = [&](auto& field) {
@@ -256,7 +255,7 @@ Struct with_each(Struct s, const F& f) {
   zip(replace, s);
   return s;
 }
-// All but batch_sizes, which are sizes and no data.
+// The same, except batch_sizes, which are sizes, not data.
 template <class F>
 KeptArguments with_each(KeptArguments a, const F& f) {
   OptionalTensor batch_sizes = std::exchange(a.batch_sizes, std::nullopt);

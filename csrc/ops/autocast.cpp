@@ -1,4 +1,4 @@
-// Autocast: as torch.nn's RNN, the modules' ops run in the autocast dtype.
+// Autocast: the modules' ops run in the autocast dtype, as torch.nn's RNN does.
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
@@ -8,7 +8,7 @@ namespace rnnext {
 namespace {
 
 // Casts floating tensors to the autocast dtype of one device type; weights come from autocast's
-// cache. All else passes as it is.
+// cache. Other arguments stay as they are.
 template <c10::DeviceType device>
 void cast_and_call(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const c10::impl::ExcludeDispatchKeyGuard guard(

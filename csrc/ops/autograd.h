@@ -1,5 +1,5 @@
-// Whether a call must be recorded for autograd, whether it carries tangents, how it is recorded,
-// what a node saves of it, and the call as a loop that can be differentiated.
+// Whether a call must be recorded for autograd, whether it has tangents, how it is recorded, what a
+// node saves of it, and the call as a loop that can be differentiated.
 #pragma once
 
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -26,16 +26,17 @@ namespace rnnext {
 using torch::autograd::variable_list;
 
 inline bool needs_grad(const Tensor& t) { return t.requires_grad(); }
-// Whether autograd records what is made of a tensor.
+// Whether autograd records operations on a tensor.
 inline bool is_recorded(const Tensor& t) { return at::GradMode::is_enabled() && needs_grad(t); }
 // Whether a tensor has a tangent of forward mode.
 inline bool is_dual(const Tensor& t) { return t.defined() && t._fw_grad(/*level=*/0).defined(); }
 
-// Whether one of the tensors in a struct's fields is such.
-template <bool is_such(const Tensor&), class Struct>
+// Whether `predicate` holds for a tensor in a struct's fields.
+template <bool predicate(const Tensor&), class Struct>
 bool any_tensor(const Struct& s) {
   bool any = false;
-  zip([&](const auto& field) { any = any || std::ranges::any_of(tensors_of(field), is_such); }, s);
+  zip([&](const auto& field) { any = any || std::ranges::any_of(tensors_of(field), predicate); },
+      s);
   return any;
 }
 template <class... Struct>
@@ -47,7 +48,7 @@ bool any_dual(const Struct&... s) {
   return (any_tensor<is_dual>(s) || ...);
 }
 
-// A tensor without its tangent, and the tangent, undefined where there is none.
+// A tensor without its tangent; and the tangent, undefined if there is none.
 inline Tensor primal(const Tensor& t) { return is_dual(t) ? t._fw_primal(0) : t; }
 inline Tensor tangent(const Tensor& t) { return t._fw_grad(0); }
 inline void set_tangent(const Tensor& t, const Tensor& tangent) {
@@ -55,8 +56,8 @@ inline void set_tangent(const Tensor& t, const Tensor& tangent) {
 }
 
 // A node whose backward pass is F::backward(context, gradients of the results), which returns one
-// for each edge. Function::apply would make one as well, but refuses calls under transforms of
-// torch.func, and keeps the sizes of all tensors, which is half of the cost of a small call.
+// for each edge. Function::apply would make one too, but it refuses calls under transforms of
+// torch.func, and keeps the sizes of all tensors, which is half the cost of a small call.
 template <class F>
 struct Recorded : torch::autograd::CppNode<F> {
   variable_list apply(variable_list&& grads) override {
@@ -66,7 +67,7 @@ struct Recorded : torch::autograd::CppNode<F> {
   std::string name() const override { return F::name; }
 };
 
-// A node with an edge to each of a call's tensors, also to those that are not defined.
+// A node with an edge to each of a call's tensors, undefined ones included.
 template <class F>
 auto node_of(const variable_list& arguments) {
   using Node = Recorded<F>;
@@ -84,7 +85,7 @@ auto node_of(const variable_list& arguments) {
   return node;
 }
 
-// The node becomes the history of the call's results, and keeps what its backward pass needs.
+// Makes the node the history of the call's results, and saves what its backward pass needs.
 template <class Node>
 void record(const Node& node, const variable_list& results, variable_list saved) {
   torch::autograd::set_history(results, node);
@@ -92,7 +93,7 @@ void record(const Node& node, const variable_list& results, variable_list saved)
   node->save_variables_to_ctx();
 }
 
-// The number of tensors in a field as autograd numbers them: absent ones count, too.
+// How many tensors of a field autograd numbers: absent ones count, too.
 template <class Field>
 size_t slots_of(const Field& field) {
   return std::is_same_v<Field, OptionalTensor> ? 1 : tensors_of(field).size();
@@ -112,8 +113,8 @@ variable_list flattened(const Struct&... s) {
   return flat;
 }
 
-// What an autograd node keeps of structs besides these tensors: the sizes of lists, and what is no
-// tensor, as values that compiled autograd can look into.
+// What an autograd node keeps of structs besides these tensors: the sizes of lists, and fields that
+// are not tensors, as values that compiled autograd can read.
 template <class... Struct>
 c10::impl::GenericList values_of(const Struct&... s) {
   c10::impl::GenericList values{c10::AnyType::get()};
@@ -160,9 +161,9 @@ struct Watched {
   Tensor operator()(const Tensor& t);
 };
 
-// torch::autograd::grad by watched tensors, undefined where there is none; results, or their
-// cotangents, may be undefined. It is recorded if any of these tensors or of the cotangents was,
-// and gradients were enabled before.
+// torch::autograd::grad with respect to the watched tensors, undefined where there is none;
+// results, or their cotangents, may be undefined. It is recorded if any of these tensors or
+// cotangents was, and gradients were `enabled` before.
 std::vector<Tensor> gradients_of(const std::vector<Tensor>& results,
                                  const std::vector<Tensor>& cotangents, const Watched& watched,
                                  bool enabled);
@@ -178,7 +179,7 @@ RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a, bool save = 
 RecurrenceGradients backward_loop(const RecurrenceResults& r, const RecurrenceArguments& a,
                                   const Wanted& wanted);
 
-// Whether GPUs lack kernels for a cell: those of the ops are then these two loops.
+// Whether GPUs have no kernels for a cell: the ops then run these two loops.
 inline bool needs_loop(Cell cell) { return is_gated(cell); }
 RecurrenceOp::Results loop_as_kernel(const RecurrenceArguments& a, bool save);
 RecurrenceGradients loop_as_kernel(const RecurrenceResults& r, const RecurrenceArguments& a,

@@ -17,7 +17,7 @@ namespace rnnext {
 
 using torch::autograd::AutogradContext;
 
-// What a node saved, or an error that says what to do where a result was changed in place.
+// What a node saved, or an error that says what to do if a result was changed in place.
 static variable_list saved_variables(AutogradContext* ctx) {
   try {
     return ctx->get_saved_variables();
@@ -64,9 +64,9 @@ struct ForwardFunction {
       kEnsemble<Op> ? "RecurrenceEnsembleBackward" : "RecurrenceBackward";
   static constexpr bool is_traceable = false;
 
-  // `whole` has the arguments with their tangents, if they have any. `save` says that the caller,
-  // an inner transform of torch.func, wants what it will read in its own backward pass; no gradient
-  // goes through that.
+  // `whole` has the arguments with their tangents, if they have any. `save`: the caller, an inner
+  // transform of torch.func, wants `saved` for its own backward pass; no gradient goes through
+  // that.
   static typename Op::Results forward(const RecurrenceArguments& a,
                                       const RecurrenceArguments& whole, bool save) {
     const auto node = node_of<ForwardFunction>(flattened(a));
@@ -76,7 +76,7 @@ struct ForwardFunction {
       at::AutoDispatchBelowADInplaceOrView guard;
       return call_forward<Op>(a, save || reads_more);
     }();
-    // Biases may change before the backward pass, as in torch, unless a loop must run again.
+    // Biases may be changed before the backward pass, as in torch, unless a loop must run again.
     RecurrenceArguments keep = whole;
     const std::vector<Tensor> unread(a.bias_ih.size());
     if (!runs_again(whole)) keep.bias_ih = keep.bias_hh = unread;
@@ -92,7 +92,7 @@ struct ForwardFunction {
     KeptArguments s;
     restore(saved_variables(ctx), ctx->saved_data["values"].toList(), r, s);
     Arguments<Slots> slots;
-    size_t number = 0;  // autograd's of a tensor
+    size_t number = 0;  // of the next tensor, as autograd counts
     const auto ask = [&](const auto& field, Slot& slot) {
       slot.first = number;
       for (size_t n = slots_of(field); n > 0; --n) slot.needed |= ctx->needs_input_grad(number++);
@@ -117,7 +117,7 @@ struct ForwardFunction {
   }
 
  private:
-  // The numbers of an argument's tensors begin with the first; whether one needs a gradient.
+  // The number of an argument's first tensor, and whether one of its tensors needs a gradient.
   struct Slot {
     size_t first = 0;
     bool needed = false;
@@ -126,8 +126,8 @@ struct ForwardFunction {
   using Slots = Slot;
 };
 
-// The derivative of the backward op: it is computed again in ATen operations, and autograd goes
-// through these.
+// The derivative of the backward op: ATen operations compute the op again, and autograd
+// differentiates these.
 struct BackwardFunction {
   static constexpr const char* name = "RecurrenceBackwardBackward";
   static constexpr bool is_traceable = false;
@@ -135,7 +135,7 @@ struct BackwardFunction {
   static RecurrenceGradients forward(RecurrenceResults r, const RecurrenceArguments& a,
                                      const Wanted& wanted) {
     const RecurrenceResults whole = r;
-    r.saved = {};  // which has no gradient
+    r.saved = {};  // it has no gradient
     const auto node = node_of<BackwardFunction>(flattened(r, a));
     RecurrenceGradients gradients = [&] {
       at::AutoDispatchBelowADInplaceOrView guard;
@@ -151,7 +151,7 @@ struct BackwardFunction {
     const bool recorded = at::GradMode::is_enabled();
     const at::AutoGradMode enabled(true);
     Watched watched;
-    std::vector<size_t> places;  // of what is watched
+    std::vector<size_t> places;  // of the watched tensors
     for (size_t i = 0; i < tensors.size(); ++i) {
       if (!tensors[i].defined() || !tensors[i].requires_grad()) continue;
       tensors[i] = watched(tensors[i]);
@@ -231,8 +231,8 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   return call_forward<RecurrenceStackOp>(a, save);
 }
 
-// One step as nn.RNNCell. It is one node of autograd: nodes for the views around the step would
-// cost more than the step. Its backward pass is the recurrence's.
+// One step as nn.RNNCell, as one node of autograd: nodes for the views around the step would cost
+// more than the step. Its backward pass is the recurrence's.
 struct CellFunction {
   static constexpr const char* name = "RnnCellBackward";
   static constexpr bool is_traceable = false;
@@ -260,8 +260,8 @@ struct CellFunction {
                              .nonlinearity = a.nonlinearity};
     const RecurrenceResults kept{.output = output, .saved = saved};
     node->ctx_.saved_data["values"] = values_of(kept, keep);
-    // The output is kept rather than h, which may be changed in place before the backward pass:
-    // nobody else has it.
+    // Keeps the output rather than h: the caller may change h in place before the backward pass,
+    // and does not have the output.
     variable_list recorded = states;
     recorded.push_back(output);
     record(node, recorded, flattened(kept, keep));
@@ -313,7 +313,7 @@ TORCH_LIBRARY_IMPL(rnnext, Autograd, m) {
   m.impl("recurrence_ensemble_backward", Recurrences::backward<recurrence_backward<EnsembleOp>>);
   m.impl("recurrence_stack", Recurrences::forward<recurrence_stack>);
 }
-// Not Autograd: the composite op has a kernel for that, and these come before it.
+// Not for the key Autograd: the composite op has a kernel for that, and these precede it.
 TORCH_LIBRARY_IMPL(rnnext, AutogradCPU, m) { m.impl("rnn_cell", RnnCellOp::call<cell>); }
 TORCH_LIBRARY_IMPL(rnnext, AutogradCUDA, m) { m.impl("rnn_cell", RnnCellOp::call<cell>); }
 

@@ -1,4 +1,4 @@
-// One step as the recurrence's: what it is given, and what it returns.
+// One step as a call of the recurrence: its arguments and its results.
 #include "ops/cell.h"
 
 #include <ATen/ops/cat.h>
@@ -26,7 +26,7 @@ CellStep::CellStep(const CellArguments& a) : a_(a) {
   hx_ = stacked(a.hx);
   if (given(a.bias_ih)) biases_[0] = *a.bias_ih;
   if (given(a.bias_hh)) biases_[1] = *a.bias_hh;
-  for (int i = 0; i < 2; ++i)  // one that is missing beside the other is zeros
+  for (int i = 0; i < 2; ++i)  // if only one is given, the other is zeros
     if (!biases_[i].defined() && biases_[1 - i].defined())
       biases_[i] = at::zeros_like(biases_[1 - i]);
 }

@@ -31,7 +31,7 @@ class CellStep {
             .reverse = directions(1)};
   }
 
-  // States as those of the recurrence, none where none is defined; and back, each by itself.
+  // States as the recurrence takes them, none if none is defined; and back, as separate tensors.
   OptionalTensor stacked(TensorList states) const;
   std::vector<Tensor> states_of(const Tensor& h_n) const;
 
@@ -42,7 +42,7 @@ class CellStep {
   Tensor biases_[2];  // both or none
 };
 
-// The op rnn_cell by such a call, where autograd records each operation by itself.
+// The op rnn_cell as such a call; autograd records each of its operations.
 std::vector<Tensor> rnn_cell(const CellArguments& a);
 
 }  // namespace rnnext

@@ -1,4 +1,4 @@
-// Which arguments the ops take. Sizes are integers where there is data, or symbols of a tracer's.
+// Checks of the ops' arguments. Sizes are integers, or, without data, a tracer's symbols.
 #pragma once
 
 #include <ATen/TensorUtils.h>
@@ -21,7 +21,7 @@ namespace rnnext {
 // As Python writes it: "float32", not "Float".
 inline auto dtype_name(const Tensor& t) { return c10::getDtypeNames(t.scalar_type()).first; }
 
-// Which of the known names it is.
+// The index of a name among the known ones.
 inline int parse_name(const char* argument, c10::ArrayRef<const char*> known,
                       std::string_view name) {
   const auto* const place = std::ranges::find(known, name);
@@ -58,7 +58,7 @@ inline DType parse_dtype(const Tensor& t, const char* name) {
   }
 }
 
-// Uses the check of torch.nn.functional.embedding, for the sake of its message.
+// The check of torch.nn.functional.embedding, for its message.
 inline void check_indices(const Tensor& indices) {
   at::checkScalarTypes("embedding", {indices, "indices", 1}, {at::kLong, at::kInt});
 }
@@ -71,7 +71,7 @@ c10::ArrayRef<Int> sizes_of(const Tensor& t) {
     return t.sizes();
   }
 }
-// The tracer assumes from now on that sizes it does not know yet are so.
+// If a tracer does not know these sizes, it assumes from now on that they are equal.
 inline bool same(int64_t a, int64_t b) { return a == b; }
 inline bool same(const c10::SymInt& a, const c10::SymInt& b) {
   return a.sym_eq(b).expect_true(__FILE__, __LINE__);
@@ -119,16 +119,16 @@ struct Sizes {
   bool features, packed;
   CellTraits cell;
 
-  // Of rows that have `parts` times H numbers for each direction.
+  // The shape of rows with `parts` times H numbers for each direction.
   Shape rows_shape(int64_t parts) const {
     return packed ? Shape{N, D * parts * H} : Shape{T, B, D * parts * H};
   }
   Shape output_shape() const { return rows_shape(1); }
   Shape pre_shape() const { return rows_shape(cell.gates); }
   Shape saved_shape() const { return rows_shape(cell.saved); }
-  // Of the states before the first step, or after the last: h of each direction, then c.
+  // The shape of the states before the first step, or after the last: h of each direction, then c.
   Shape states_shape() const { return {Int(cell.states * D), B, H}; }
-  Int gate_rows() const { return cell.gates * H; }  // of weights and biases
+  Int gate_rows() const { return cell.gates * H; }  // rows of weights and biases
 };
 
 inline void check_biases(const RecurrenceArguments& a) {
@@ -138,8 +138,8 @@ inline void check_biases(const RecurrenceArguments& a) {
               " and ", a.bias_hh.size());
 }
 
-// The rows are those of the index if there is one, else of the input. batch_of(rows) says how many
-// sequences begin a packed batch.
+// The rows are those of the index, if there is one, else of the input. batch_of(rows, name) returns
+// how many sequences begin a packed batch.
 template <class Int, class BatchOf>
 void check_rows(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf& batch_of) {
   const bool table = given(a.index);
@@ -219,7 +219,7 @@ inline void check_matrix(const Tensor& weight_hh, Cell cell) {
               gates == 1 ? "" : c10::str(gates, " * "), "H, H], got ", weight_hh.sym_sizes());
 }
 
-// What the arguments besides tensors' shapes must be for a cell.
+// Checks which arguments go with a cell, and its nonlinearity.
 template <class Arguments>
 void check_cell(const Arguments& a, Cell cell) {
   const auto nonlinearity = parse_nonlinearity(a.nonlinearity);
@@ -274,7 +274,7 @@ void check_recurrence(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf
   parse_dtype(like, "weight_hh");
 }
 
-// Checks what the backward op is given besides the arguments.
+// Checks what the backward op takes besides the arguments.
 template <class Int>
 void check_results(const RecurrenceResults& r, const RecurrenceArguments& a, const Sizes<Int>& s,
                    const Wanted& wanted) {
@@ -289,7 +289,7 @@ void check_results(const RecurrenceResults& r, const RecurrenceArguments& a, con
               "saved must be what the forward pass saved, got none");
 }
 
-// For ensembles: how many members there are, and whether a tensor has as many.
+// For ensembles: how many members there are, and the check that a tensor has as many.
 template <class Int>
 Int check_members(const RecurrenceArguments& a) {
   const TensorList weights = a.weight_hh;
@@ -304,7 +304,7 @@ void check_member(const Tensor& t, const Int& M) {
               M, " members, as weight_hh is, got shape ", t.sym_sizes());
 }
 
-// For a stack: the layers above the first, whose own call is checked as one.
+// For a stack: checks the layers above the first, which is checked as a call of its own.
 template <class Int>
 void check_stack(const RecurrenceArguments& a, bool save) {
   TORCH_CHECK(!save, "recurrence_stack saves nothing: it has no gradient");

@@ -1,5 +1,5 @@
-// The derivatives of the recurrence in ATen operations: what differentiates its backward pass runs
-// these, and so can be differentiated itself.
+// The derivatives of the recurrence in ATen operations. They run when the backward pass is
+// differentiated, and can be differentiated themselves.
 #include <ATen/ops/expm1.h>
 #include <ATen/ops/stack.h>
 
@@ -34,7 +34,7 @@ Tensor gather_rows(const PaddedCall& call, const Tensor& input, const Tensor& ro
   return call.drop(rows);
 }
 
-// The gradients of an Elman cell's call, from the output. Neither the input nor the biases need be
+// The gradients of an Elman cell's call, from the output. The input and the biases need not be
 // those of a forward pass: vmap's rule calls this without one.
 RecurrenceGradients by_formulas(const RecurrenceResults& r, const RecurrenceArguments& a,
                                 const Wanted& wanted) {
@@ -147,8 +147,8 @@ RecurrenceGradients through_loop(const RecurrenceResults& r, const RecurrenceArg
 }  // namespace
 
 Tensor Watched::operator()(const Tensor& t) {
-  // A view, since one tensor may be derived from another. The view of a tensor of a transform of
-  // torch.func that has ended requires no gradient, though the tensor does.
+  // A view, since one tensor may be derived from another. If a transform of torch.func that has
+  // ended made the tensor, its view requires no gradient, though it does itself.
   Tensor own = t.view_as(t);
   if (own.requires_grad()) {
     recorded = true;

@@ -9,8 +9,8 @@
 
 namespace rnnext {
 
-// On the CPU the mask is of the kernels' random numbers: torch's own generator draws one number at
-// a time, which takes as long as two layers. (What is mapped has a rule of torch's.)
+// On the CPU the mask comes from the kernels' random numbers: torch's generator draws one number at
+// a time, which takes as long as two layers. (For mapped tensors torch has a rule.)
 Tensor dropped(const Tensor& x, double p) {
   if (!x.is_cpu() || transformed(x) || p == 1) return at::dropout(x, p, /*train=*/true);
   const Tensor key = at::randint(std::numeric_limits<int64_t>::max(), {}, at::kLong);

@@ -48,8 +48,8 @@ struct EmbeddingFunction {
     at::AutoDispatchBelowADInplaceOrView guard;
     const auto [rows, values] =
         call_op<EmbeddingSparseBackwardOp>(grad[0], indices, num_weights, padding_idx, scale);
-    // A strided row of indices: torch's AccumulateGrad then clones the gradient, which keeps it
-    // marked as coalesced; a contiguous one it takes apart and puts together without the mark.
+    // A strided row of indices: torch's AccumulateGrad then clones the gradient, which stays marked
+    // as coalesced. With a contiguous row it would rebuild the gradient without the mark.
     Tensor strided = rows.unsqueeze(0);
     if (rows.sym_stride(0) == 1)
       strided =
@@ -88,8 +88,8 @@ struct EmbeddingBackwardFunction {
   }
 };
 
-// An op that is linear in its first argument: its tangent is the op of the argument's. Where it is
-// to be recorded, it is as Function, which saves what its backward pass needs besides the indices.
+// An op that is linear in its first argument: its tangent is the op of the argument's tangent. It
+// is recorded as Function, which saves what its backward pass needs besides the indices.
 template <class Op, class Function, class... Rest>
 Tensor linear(const Tensor& of, const Tensor& indices, const Rest&... rest) {
   const Tensor plain = primal(of);
@@ -123,7 +123,7 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, c10::SymInt
                                                                 padding_idx, scale_grad_by_freq);
 }
 
-// Under vmap. Tables lie one below the other, and each call's indices are moved to its own.
+// Under vmap. Mapped tables become one table, and each call's indices are shifted to its own part.
 template <class Level>
 Tensor mapped_embedding(const Tensor& weight, const Tensor& indices, int64_t padding_idx,
                         bool scale_grad_by_freq, bool sparse) {

@@ -1,4 +1,4 @@
-// Calls of several members at once, taken apart and put together.
+// Calls of several members at once: split into members' calls, and results joined.
 #pragma once
 
 #include <ATen/ops/stack.h>
@@ -28,7 +28,7 @@ std::vector<typename Struct::AsKept> members_of(const Struct& of, int64_t M) {
   return members;
 }
 
-// What the call of all members returns, from what each one's does.
+// What the call of all members returns, from what each member's call does.
 template <class Struct>
 Struct stacked(const std::vector<Struct>& each) {
   std::vector<std::vector<Tensor>> parts;  // of each tensor
@@ -47,7 +47,7 @@ Struct stacked(const std::vector<Struct>& each) {
   });
 }
 
-// The ensemble's ops as the members' calls in a row.
+// The ensemble's ops as calls of one member after the other.
 inline RecurrenceOp::Results ensemble_in_turn(const RecurrenceArguments& a, bool save) {
   std::vector<RecurrenceOp::Results> each;
   for (const KeptArguments& member : members_of(a, check_members<int64_t>(a)))

@@ -1,4 +1,4 @@
-// What the ops of the recurrence return without data, for meta tensors and for tracing: they check
+// What the ops of the recurrence return without data, for meta tensors and for tracing: these check
 // what the kernels check, and make results by torch's ops, which a tracer sees.
 #pragma once
 
@@ -7,7 +7,7 @@
 
 namespace rnnext::fake {
 
-// `batch`: how many sequences begin a packed batch; no shape tells.
+// `batch`: how many sequences begin a packed batch, which no shape tells.
 inline Sizes<c10::SymInt> sizes_of_call(const RecurrenceArguments& a, const c10::SymInt& batch) {
   Sizes<c10::SymInt> s;
   check_recurrence(a, s, [&](const Tensor&, const char*) { return batch; });
@@ -67,7 +67,7 @@ typename Struct::AsKept first_of(const Struct& whole, const c10::SymInt& M) {
     return t.select(0, 0);
   });
 }
-// What M members return, if the first returns this.
+// What M members return if the first returns `one`.
 template <class Struct>
 Struct of_members(Struct one, const c10::SymInt& M) {
   return with_each(std::move(one), [&](const Tensor& t) {

@@ -1,4 +1,4 @@
-// What the composite ops refuse: in the shapes that the caller gave.
+// The composite ops' checks, whose errors name the shapes that the caller gave.
 #include <optional>
 
 #include "ops/check.h"
@@ -6,15 +6,14 @@
 
 namespace rnnext {
 
-// Checks the states, and names the shapes that the caller gave. B is not known of packed sequences.
-// (Those of an LSTM are pairs.)
+// Checks the states. (Those of an LSTM are pairs. B is not known for packed sequences.)
 static void check_states(const RnnArguments& a, const Sequences& sequences,
                          std::optional<c10::SymInt> B) {
   const size_t each = traits_of(parse_cell(a.cell)).states;
   check_count(a.hx, "hx", each);
   check_count(a.reset_state, "reset_state", each);
   const Tensor& like = a.weights[1];
-  if (!like.defined() || like.dim() != 2) return;  // left to the op to refuse
+  if (!like.defined() || like.dim() != 2) return;  // the op refuses it
   const c10::SymInt H = like.sym_size(1);
   const int64_t states = a.num_layers * directions_of(a);
   const auto fits = [&](const Tensor& t, bool batched) {
@@ -40,7 +39,8 @@ static void check_states(const RnnArguments& a, const Sequences& sequences,
 
 Sequences check_layers(const RnnArguments& a) {
   const int64_t D = directions_of(a), per_direction = a.has_biases ? 4 : 2;
-  const auto n = static_cast<int64_t>(a.weights.size());  // which the product below may not pass
+  const auto n =
+      static_cast<int64_t>(a.weights.size());  // bounds num_layers before the product below
   TORCH_CHECK(a.num_layers > 0 && a.num_layers <= n && n == a.num_layers * D * per_direction,
               "weights must hold ", per_direction, " tensors for each of ", a.num_layers,
               " layers and ", D, " directions, got ", n);

@@ -24,13 +24,14 @@ using States = c10::SmallVector<Tensor, 2>;
 
 bool is_elsewhere(const Tensor& t) { return !t.is_cpu(); }
 
-// Whether the op for a whole stack of layers, which is the CPU's and has no gradient, takes it.
+// Whether the op for a whole stack of layers, which exists on the CPU and has no gradient, takes
+// it.
 bool stacks(const RnnArguments& a) {
   return a.num_layers > 1 && !a.bidirectional && !drops(a) && !given(a.index) && a.noise.empty() &&
          a.reset_state.empty() && !any_tensor<is_elsewhere>(a) && !any_recorded(a) && !any_dual(a);
 }
 
-// The states that episodes begin with, [L * D, B, H] each, if there are resets.
+// The states that episodes begin with, [L * D, B, H] each, if any are given.
 std::vector<Tensor> reset_states(const RnnArguments& a, const OptionalTensor& resets) {
   std::vector<Tensor> states = a.reset_state.vec();
   for (Tensor& start : states)
@@ -60,8 +61,8 @@ std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor
     const auto of_layer_list = [&](TensorList all) {
       return all.empty() ? all : all.slice(layer * D, n);
     };
-    // A table is multiplied with W_ih once, whatever the number of its readers; and where the
-    // kernel draws no noise, it is added to pre-activations, which are made for it.
+    // A table is multiplied with W_ih once, however many rows read it. And where the kernel draws
+    // no noise, noise is added to precomputed pre-activations.
     const bool reads_table = given(tokens) && layer == 0;
     const TensorList noise = of_layer_list(a.noise);
     const bool adds_noise = !noise.empty() && !x.is_cpu();
@@ -70,7 +71,7 @@ std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor
     if (adds_noise) x = at::addcmul(x, at::randn_like(x), at::cat(noise));
     OptionalTensor key;
     if (!noise.empty() && !adds_noise) key = keys.select(0, layer);
-    // A gated cell's b_hh is no part of the projection.
+    // A gated cell's b_hh is not part of the projection.
     const bool keeps_bias = projects && is_gated(cell) && a.has_biases;
     std::vector<Tensor> added;
     if (keeps_bias)
@@ -115,7 +116,7 @@ std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor
   return {std::move(x), std::move(states)};
 }
 
-// Whether torch's own op, which is cuDNN's, takes a call of a cell that has no kernels on a GPU.
+// Whether torch's op, which calls cuDNN, takes a call of a cell without kernels for GPUs.
 bool calls_torch(const RnnArguments& a) {
   return needs_loop(parse_cell(a.cell)) && a.input.is_cuda() && !given(a.index) &&
          !given(a.lengths) && !given(a.reset) && !any_tensor<transformed>(a) && !any_dual(a);
@@ -161,7 +162,7 @@ std::tuple<Tensor, std::vector<Tensor>> run(const RnnArguments& a) {
   return {sequences.back(output), std::move(states)};
 }
 
-// Where nothing is recorded, none of the operations below needs to ask again.
+// If nothing is recorded, no operation below needs to ask again.
 std::tuple<Tensor, std::vector<Tensor>> run_under_autograd(const RnnArguments& a) {
   std::optional<at::AutoDispatchBelowADInplaceOrView> below;
   if (!any_recorded(a) && !any_dual(a)) below.emplace();
@@ -171,7 +172,7 @@ std::tuple<Tensor, std::vector<Tensor>> run_under_autograd(const RnnArguments& a
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rnnext, CompositeImplicitAutograd, m) { m.impl("rnn", RnnOp::call<run>); }
-// Not Autograd: the composite op has a kernel for that, and these come before it.
+// Not for the key Autograd: the composite op has a kernel for that, and these precede it.
 TORCH_LIBRARY_IMPL(rnnext, AutogradCPU, m) { m.impl("rnn", RnnOp::call<run_under_autograd>); }
 TORCH_LIBRARY_IMPL(rnnext, AutogradCUDA, m) { m.impl("rnn", RnnOp::call<run_under_autograd>); }
 // Under vmap too. (vmap.cpp has rules for the ops that these call.)

@@ -9,15 +9,16 @@
 
 namespace rnnext {
 
-// Whether a transform of torch.func holds it.
+// Whether a transform of torch.func wraps it.
 inline bool transformed(const Tensor& t) {
   constexpr c10::DispatchKeySet wrappers(
       {c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper});
   return t.key_set().has_any(wrappers);
 }
 
-// A view as a result of its own, of the same memory, version and history: autograd refuses to
-// detach a view in place, which is how pieces of a long sequence are cut off (`h.detach_()`).
+// A view as a tensor that is not a view, with the same memory, version and history: autograd
+// refuses to detach a view in place, which users do between pieces of a long sequence
+// (`h.detach_()`).
 inline Tensor as_result(const Tensor& view) {
   if (!view.is_view() || transformed(view) || is_dual(view)) return view;
   Tensor result(view.tensor_data());
@@ -26,8 +27,8 @@ inline Tensor as_result(const Tensor& view) {
   return result;
 }
 
-// The weights of n directions from the first on, be they of one layer or of several: each list in
-// their order. `weights` must outlive it.
+// The weights of n directions from `first` on, of one layer or of several, as a list for each kind.
+// `weights` must outlive it.
 class DirectionWeights {
  public:
   DirectionWeights(TensorList weights, bool has_biases, int64_t first, int64_t n) {
@@ -73,7 +74,7 @@ struct Sequences {
 inline int64_t directions_of(const RnnArguments& a) { return a.bidirectional ? 2 : 1; }
 inline bool drops(const RnnArguments& a) { return a.dropout > 0 && a.training; }
 
-// Checks what the ops of one layer cannot, as they are given neither layers nor batch_first.
+// Checks what the ops of one layer cannot, since they know neither layers nor batch_first.
 Sequences check_layers(const RnnArguments& a);
 
 }  // namespace rnnext

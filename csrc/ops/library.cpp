@@ -1,4 +1,4 @@
-// The library's ops: their schemas, and what has no kernel of its own on a GPU.
+// The library's ops: their schemas, and the ops without kernels of their own on a GPU.
 #include <torch/library.h>
 
 #include "ops/ensemble.h"
@@ -12,7 +12,7 @@ TORCH_LIBRARY(rnnext, m) {
   const auto define = [&](const std::string& schema) {
     m.def(schema.c_str(), {at::Tag::flexible_layout});
   };
-  // A list's items as the schema of an op has them, each after a comma.
+  // A list's items as in an op's schema, each after a comma.
 #define RNNEXT_ITEM(type, name, ...) +", " + TypeOf<type>::schema + " " #name
 #define RNNEXT_GRADIENT(type, name, ...) +", " + TypeOf<type>::schema + " grad_" #name
   const std::string none, call = none RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_ITEM),
@@ -62,7 +62,7 @@ TORCH_LIBRARY_IMPL(rnnext, FuncTorchBatchedDecomposition, m) { implement_ensembl
 TORCH_LIBRARY_IMPL(rnnext, Batched, m) { implement_ensemble(m); }
 
 #ifndef RNNEXT_CUDA_ARCHS
-// The error of ops on a GPU where the CUDA half was not built.
+// The error of ops on a GPU if the CUDA half was not built.
 namespace {
 
 void refuse(const c10::OperatorHandle& op, torch::jit::Stack*) {

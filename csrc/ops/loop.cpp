@@ -1,5 +1,5 @@
-// The call of the recurrence as a loop of ATen operations, which can be differentiated to any
-// order, in either mode.
+// A call of the recurrence as a loop of ATen operations, which can be differentiated to any order,
+// in either mode.
 #include <ATen/ops/relu.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/softplus.h>
@@ -12,7 +12,7 @@ namespace rnnext {
 
 namespace {
 
-// A nonlinearity by name: one that is not here does not compile.
+// The nonlinearities in ATen operations; a missing one does not compile.
 struct AtenActivation {
   const Tensor& x;
 
@@ -23,7 +23,7 @@ struct AtenActivation {
   Tensor operator()(Fixed<Nonlinearity::identity>) const { return x; }
 };
 
-// What a step makes: the next states, the output, and what a gated cell saves.
+// The results of a step: the next states, the output, and what a gated cell saves.
 struct Step {
   variable_list states;
   Tensor output, saved;
@@ -94,7 +94,7 @@ Step direction_loop(const PaddedCall& call, int64_t d, const Tensor& x, bool sav
     outputs[t] = active.defined() ? at::where(active[t], step.output, 0) : step.output;
     if (save) saved[t] = step.saved.flatten(1);
   }
-  // Without steps there are rows of the input's alone.
+  // Without steps, the results are rows of x, of which there are none.
   const int parts = traits_of(call.cell).saved;
   const Tensor none = x.narrow_symint(-1, 0, call.H);
   return {states, T > 0 ? at::stack(outputs) : none,
@@ -113,7 +113,7 @@ RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a, bool save) {
   for (int64_t d = 0; d < call.D; ++d) {
     Tensor x = a.weight_ih.empty() ? call.of(input, d) : input.matmul(a.weight_ih[d].t());
     if (!a.bias_ih.empty()) x = x + a.bias_ih[d];
-    // A gated cell's belongs to the product with the state.
+    // A gated cell's b_hh belongs to the product with the state.
     if (!a.bias_hh.empty() && !is_gated(call.cell)) x = x + a.bias_hh[d];
     if (noise.defined()) x = x + call.of(noise, d);
     Step all = direction_loop(call, d, x, save);

@@ -1,5 +1,5 @@
-// A call's rows and states as torch's operations see them: every step of every sequence, and what
-// each has before it.
+// A call's rows and states for torch's operations: every step of every sequence, and what precedes
+// each.
 #pragma once
 
 #include <ATen/TensorOperators.h>
@@ -19,12 +19,12 @@
 
 namespace rnnext {
 
-// Where the rows of a packed sequence [N, ...] lie in a rectangle.
+// Where the rows of a packed sequence [N, ...] lie among padded ones.
 struct Padding {
   Tensor position;  // [N]: t * B + b of each row
   int64_t T = 0, B = 0;
 
-  // Operations do this, since a transform of torch.func may have wrapped the sizes.
+  // In torch's operations, since a transform of torch.func may have wrapped the sizes.
   Padding(const Tensor& batch_sizes, at::Device device) {
     T = batch_sizes.size(0);
     B = T > 0 ? batch_sizes[0].item<int64_t>() : 0;
@@ -46,8 +46,7 @@ struct Padding {
   Tensor lengths() const { return add(at::ones_like(position)).sum(0); }
 };
 
-// A call over whole rectangles [T, B, ...]: packed rows are padded, and what each step has before
-// it is known.
+// A call whose rows are [T, B, ...]: packed rows are padded.
 struct PaddedCall {
   KeptArguments a;  // lengths in the place of batch_sizes
   int64_t D;
@@ -87,7 +86,7 @@ struct PaddedCall {
   Tensor step() const {
     return at::arange(T, a.weight_hh[0].options().dtype(at::kLong)).view({-1, 1, 1});
   }
-  // How many there are; a trace keeps the number that it had when it was traced.
+  // How many there are. (A trace keeps the number from when it was traced.)
   int64_t steps() const { return T.guard_int(__FILE__, __LINE__); }
   // The input's rows, [T,B,I] or [T,B,D*G*H]. Values past a sequence's end, NaN included, must not
   // reach any derivative, so they are zeros.
@@ -115,7 +114,7 @@ struct PaddedCall {
     for (int64_t s = 0; s < states; ++s) own.push_back(state(all, d, s));
     return own;
   }
-  // [T,B,1] the steps before which direction d drops the state; undefined: none.
+  // [T,B,1] the steps before which direction d drops the state; undefined if there are none.
   Tensor restarts(int64_t d) const {
     if (!given(a.reset)) return Tensor();
     Tensor marks = a.reset->unsqueeze(2);

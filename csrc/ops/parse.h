@@ -1,5 +1,4 @@
-// What the bindings of all devices do first with the arguments of a call: have them checked, and
-// fill the call's struct.
+// What the bindings of all devices do first: check the arguments of a call, and fill its struct.
 #pragma once
 
 #include <algorithm>
@@ -17,7 +16,7 @@ struct RecurrenceSizes : Sizes<int64_t> {
   // Whether there is nothing to compute. (H may be 0, as in torch.nn.RNNCell.)
   bool empty() const { return N == 0 || H == 0; }
 
-  // Follows batch_sizes, T numbers, through N rows. Returns B.
+  // Fills both from batch_sizes, T numbers, for N rows. Returns B.
   int64_t unpack(const Tensor& batch_sizes, const char* rows) {
     const Tensor sizes = batch_sizes.contiguous();
     const int64_t* n = sizes.const_data_ptr<int64_t>();
@@ -54,8 +53,8 @@ struct ParsedCall {
   const void* read(const Tensor& t) { return t.is_contiguous() ? t.const_data_ptr() : keep(t); }
 };
 
-// Checks the arguments and fills all that has one meaning on every device. Weights, rows, lengths
-// and what a packed input implies are left to the device's binding.
+// Checks the arguments and fills what is the same on every device. Weights, rows, lengths and what
+// a packed input implies are left to the device's binding.
 inline void parse(const RecurrenceArguments& a, ParsedCall& call, Recurrence& p) {
   RecurrenceSizes& s = call.s;
   check_recurrence(a, static_cast<Sizes<int64_t>&>(s),

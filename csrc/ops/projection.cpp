@@ -9,9 +9,9 @@
 
 namespace rnnext {
 
-// Rows times W_ih and the biases on the CPU, each direction beside the other. This is one step of
-// as many sequences from a state of zeros. Its sums are those that a step of the recurrence begins
-// with, to the bit and on any number of threads. W_hh only tells H.
+// Rows times W_ih, plus the biases, on the CPU, the directions side by side: one step of as many
+// sequences from a state of zeros. Its sums equal those that a step of the recurrence starts from,
+// to the bit and on any number of threads. W_hh only gives H.
 static Tensor project_step(const Tensor& x, TensorList ih, TensorList hh, TensorList bias_ih,
                            TensorList bias_hh) {
   const size_t D = hh.size();

@@ -16,10 +16,10 @@
 
 namespace rnnext {
 
-// Whether this stands for an empty list, as it does while one of torch's modes traces a call, since
-// AOTInductor passes nothing in place of one. No real tensor of a list has as many dimensions.
+// Whether this stands for an empty list. It does so while one of torch's modes traces a call,
+// because AOTInductor drops empty lists. No real tensor of a list has 6 dimensions.
 inline bool stands_for_none(TensorList list) { return list.size() == 1 && list[0].dim() == 6; }
-// Such a tensor, undefined unless a mode traces; and a struct with it in place of each empty list.
+// Such a tensor, undefined unless a mode traces; and a struct that has it in place of empty lists.
 inline Tensor stand_in(const Tensor& like) {
   const bool traces = c10::impl::TorchDispatchModeTLS::any_modes_set();
   return traces ? like.new_empty({0, 0, 0, 0, 0, 0}) : Tensor();
@@ -43,8 +43,8 @@ Passed<T> as_passed(Passed<T> value) {
 }
 
 // The ops of the recurrence: what they return, their signatures, and functions to register for
-// kernels that take structs. (These functions may have parameters of other types, and one more: see
-// fake.h.)
+// kernels that take structs. (For fake.h, these functions have other parameter types, and one more
+// parameter.)
 template <template <class> class Parameter, class Arguments, class Results, class Gradients,
           class... More>
 struct RecurrenceTypes;
@@ -73,9 +73,8 @@ struct RecurrenceTypes<Parameter, Types<void, A...>, Types<void, R...>, Types<vo
   }
 
  private:
-  // A kernel's gradients as an op returns them. One that is left out, since it is not wanted or not
-  // there, is an empty tensor. (A plain one on the CPU is made without the dispatcher, in a tenth
-  // of the time.)
+  // A kernel's gradients as an op returns them: those that are left out become empty tensors. (On
+  // the CPU without the dispatcher, which takes a tenth of the time.)
   static BackwardResults returned(RecurrenceGradients g, const Tensor& like) {
     const auto absent = [&] {
       return like.is_cpu() && !at::isTensorSubclassLike(like)
@@ -121,14 +120,14 @@ struct EnsembleOp : RecurrenceOp {
   using Backward = EnsembleBackwardOp;
 };
 
-// The rows of a table that occur among tokens, ascending, and for each token which of these it is.
-// If more than `most` occur: no rows, and -1 for each token.
+// The rows of a table that occur among tokens, ascending, and for each token its row's number among
+// these. If more than `most` occur: no rows, and -1 for each token.
 struct OccurringOp {
   static constexpr const char* name = "rnnext::occurring";
   using Signature = std::tuple<Tensor, Tensor>(const Tensor& tokens, int64_t num_rows,
                                                int64_t most);
 };
-// Standard normal numbers, float32 [*keys.shape, T, B, D*H]: what the recurrence multiplies with
+// Standard normal numbers, float32 [*keys.shape, T, B, D*H], which the recurrence multiplies with
 // `noise` and adds.
 struct NoiseOp {
   static constexpr const char* name = "rnnext::noise";
@@ -165,7 +164,7 @@ template <class Arguments, class Result, class... T>
 struct OpOf<Arguments, Result, Types<void, T...>> {
   using Signature = Result(Passed<T>...);
 
-  // What to register for a kernel that takes the struct.
+  // The function to register for a kernel that takes the struct.
   template <auto kernel>
   static Result call(Passed<T>... each) {
     return kernel(Arguments{each...});

@@ -1,6 +1,6 @@
-// The recurrence's ops under vmap. Where no weight is mapped, the mapped calls are more sequences:
-// the batch grows. Where weights are, they are an ensemble. (One that is mapped itself runs member
-// by member: see library.cpp.)
+// The recurrence's ops under vmap. If no weight is mapped, the mapped calls become more sequences
+// of one batch. If weights are, they become an ensemble. (A mapped ensemble runs member by member:
+// see library.cpp.)
 #include "ops/vmap.h"
 
 #include <ATen/functorch/BatchedTensorImpl.h>
@@ -27,7 +27,7 @@
 namespace rnnext {
 namespace py = pybind11;
 
-// Asked of torch's Python, since the C++ header needs another one that torch does not ship.
+// Asks torch's Python, since the C++ header needs another one that torch does not ship.
 int64_t FuncTorch::innermost() {
   const py::gil_scoped_acquire lock;
   // Never deleted: the interpreter may be gone before the library.
@@ -67,7 +67,7 @@ std::pair<Tensor, Dim> GradsBatched::take(const Tensor& t) const {
 }
 
 Tensor GradsBatched::give(const Tensor& t, int64_t dim) const {
-  // First in memory too, so that torch can lay a tangent out like the tensor that it belongs to.
+  // Also first in memory, so that torch can lay out a tangent like its tensor.
   return at::addBatchDim(t.movedim(dim, 0).contiguous(), level_, 0);
 }
 
@@ -166,7 +166,7 @@ class MappedCalls {
     zip(take_each, s, dims);
   }
 
-  // how(tensor, its mapped dimension, where its batch is) in place of each tensor.
+  // Replaces each tensor by how(tensor, its mapped dimension, where its batch is).
   template <class Struct, class DimsOfIt, class Places>
   void change(Struct& s, const DimsOfIt& dims, const Places& places,
               Tensor (MappedCalls::*how)(const Tensor&, Dim, Batch) const) const {
@@ -189,7 +189,7 @@ class MappedCalls {
                       "vmap must map a call at least where weights are mapped, or their gradients "
                       "are, of a cell but Elman's, an index, lengths or resets");
     KeptArguments own = call_;
-    own.batch_sizes.reset();  // which members share
+    own.batch_sizes.reset();  // members share it
     change(own, dims_, kArgumentPlaces, &MappedCalls::part_of_members);
     own.batch_sizes = call_.batch_sizes;
     return own;
@@ -201,7 +201,7 @@ class MappedCalls {
     const int64_t at = dim_of(place);
     return at_place(t, dim, calls_, at + 1).flatten(at, at + 1);
   }
-  // The inverse, for results. (Those of no calls do not say how large one is.)
+  // The inverse, for results. (If there are no calls, a result does not tell the size of one.)
   Tensor apart(const Tensor& t, int64_t at) const {
     const c10::SymInt one = calls_ == 0 ? one_ : t.sym_size(at) / calls_;
     return t.unflatten_symint(at, {one, calls_});
@@ -273,7 +273,7 @@ class MappedCalls {
   const Level& level_;
   KeptArguments call_;
   Arguments<Dims> dims_;
-  bool mapped_ = false, maps_shared_ = false;  // anything at this level, and what is shared
+  bool mapped_ = false, maps_shared_ = false;  // at this level: anything; what sequences share
   c10::SymInt calls_ = 0;
   int64_t rows_;         // the batch's dimension in input and output
   c10::SymInt one_ = 0;  // its size in one call

@@ -1,5 +1,5 @@
-// What vmap makes of the ops: one call of an op, whatever is mapped. Here: how mapped tensors come
-// apart, and how results are put together.
+// vmap of the ops, as one call of an op, whatever is mapped. Here: how mapped tensors are
+// unwrapped, and results wrapped.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,7 +16,7 @@ namespace rnnext {
 // The dimension of a tensor that is mapped, if one is.
 using Dim = std::optional<int64_t>;
 
-// The innermost vmap of torch.func; while it lives, calls of ops are those of what is below.
+// The innermost vmap of torch.func; while it lives, calls of ops go to the level below.
 class FuncTorch {
  public:
   explicit FuncTorch(const std::vector<Tensor>&) : level_(innermost()) {}
@@ -44,10 +44,10 @@ class GradsBatched {
   int64_t level_ = 0;
 };
 
-// Moves the mapped dimension of a tensor to a place, or expands it there to so many calls.
+// Moves the mapped dimension of a tensor to `place`, or expands the tensor there to so many calls.
 Tensor at_place(const Tensor& t, Dim dim, const c10::SymInt& calls, int64_t place);
 
-// Indices into tables of so many rows that lie one below the other, mapped at a place.
+// Indices, mapped at `place`, into one table that consists of each call's table of so many rows.
 Tensor shifted(const Tensor& indices, const c10::SymInt& calls, int64_t place,
                const c10::SymInt& rows);
 
