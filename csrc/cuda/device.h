@@ -1,7 +1,6 @@
-// The CUDA vocabulary of the kernels: what C++ cannot spell is wrapped here. What an architecture
-// does not have is compiled for no kernel of it: the groups of the recurrence say what they need.
-// tests/cuda_ptx runs the PTX that these become; it knows the instructions that occur, and refuses
-// others.
+// Wrappers of what C++ cannot express for a GPU. Kernels that need what an architecture lacks are
+// not compiled for it: the groups of the recurrence say what they need. tests/cuda_ptx interprets
+// the PTX of these wrappers; it knows the instructions that occur, and refuses others.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -18,7 +17,8 @@
 
 namespace rnnext::cuda {
 
-// What is compiled for, as __CUDA_ARCH__ counts; of the host, where all has to compile, no limit.
+// The architecture that is compiled for, as __CUDA_ARCH__ counts; no limit for the host, where
+// everything must compile.
 #ifdef __CUDA_ARCH__
 constexpr int kArchitecture = __CUDA_ARCH__;
 #else
@@ -55,8 +55,8 @@ struct alignas(N * sizeof(T)) Word {
 // x / n, where `divisor` is 2^32 / n rounded up, n > 1 and x n below 2^32.
 __device__ __forceinline__ int divide(unsigned x, unsigned divisor) { return __umulhi(x, divisor); }
 
-// x, of which the compiler knows nothing: what is made of it is made where it is used, and not kept
-// in a register from before a loop.
+// x, hidden from the compiler: what is computed from it is computed where it is used, and does not
+// occupy a register through a loop.
 __device__ __forceinline__ int unknown(int x) {
   asm volatile("" : "+r"(x));
   return x;
@@ -70,9 +70,9 @@ struct LaunchShape {
   bool cooperative = false;  // the whole grid resident at once
 };
 
-// Lets a kernel have all the shared memory that a block may, and clusters of 16 blocks; once for
-// each kernel and device. The limits do not follow a launch's size: one launch would lower them
-// while another thread launches more.
+// Lets a kernel use all the shared memory that a block may, and clusters of 16 blocks; once for
+// each kernel and device. (Limits by a launch's size could be lowered while another thread launches
+// more.)
 inline cudaError_t raise_limits(const void* kernel) {
   static std::mutex mutex;
   static std::set<std::pair<const void*, int>> raised;
@@ -92,7 +92,7 @@ inline cudaError_t raise_limits(const void* kernel) {
   return cudaSuccess;
 }
 
-// A shape as the runtime takes it.
+// A LaunchShape as the runtime takes it.
 struct LaunchConfig : cudaLaunchConfig_t {
   explicit LaunchConfig(const LaunchShape& shape, cudaStream_t on = nullptr)
       : cudaLaunchConfig_t{shape.grid, shape.block, shape.shared_bytes, on, attributes_, 0} {
@@ -199,7 +199,7 @@ __device__ __forceinline__ void cluster_sync() {
   cluster_wait();
 }
 
-// What `mine` of this block's shared memory is in block `rank` of the cluster.
+// The address in block `rank` of the cluster of what is `mine` in this block's shared memory.
 template <typename T>
 __device__ __forceinline__ T* peer_shared(T* mine, unsigned rank) {
   uint64_t address;
@@ -217,9 +217,8 @@ __device__ __forceinline__ void store_release(unsigned* flag, unsigned value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 
-// Cycles after which a wait for other blocks is given up: it says in which block it waited for
-// what, and ends the kernel, so that what would hang for ever has a name. 0: never. (`make
-// cuda-check` builds with a bound.)
+// Cycles after which a wait for other blocks gives up: it prints what it waited for, and ends the
+// kernel, instead of hanging for ever. 0: never. (`make cuda-check` builds with a bound.)
 #ifndef RNNEXT_CUDA_BOUNDED
 #define RNNEXT_CUDA_BOUNDED 0
 #endif

@@ -10,7 +10,7 @@ constexpr int kElementThreads = 256;
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Of n elements in each of D directions: blockIdx.y is the direction.
+// The launch for n elements in each of D directions: blockIdx.y is the direction.
 inline LaunchShape elements(int64_t n, int D = 1) {
   return {.grid = dim3(static_cast<unsigned>(divide_up(n, kElementThreads)), D),
           .block = dim3(kElementThreads)};
@@ -34,7 +34,7 @@ cudaError_t with_type(Kind kind, F f) {
   }
 }
 
-// Indices out of range are reported (IndexErrorRecord) and skipped.
+// Reports an index out of range (IndexErrorRecord), which is then skipped.
 __device__ __forceinline__ void report(const TableIndices& indices, int64_t i, int64_t value) {
   IndexErrorRecord* error = indices.error;
   if (error == nullptr || atomicCAS(&error->claimed, 0u, 1u) != 0u) return;

@@ -17,8 +17,8 @@ namespace {
 
 const char* forced_path() { return std::getenv("RNNEXT_CUDA_PATH"); }
 
-// On the current device, with a memory, since a call's shape mostly comes again. T counts by its
-// class, the next power of two, so that batches of sentences do not choose anew for each length.
+// The choice for the current device. Choices are remembered, since most shapes come again. T is
+// rounded up to a power of two, so that batches of sentences share choices.
 Geometry choice(Problem p) {
   constexpr size_t kRemembered = 1024;
   static std::mutex mutex;
@@ -42,7 +42,7 @@ Geometry choice(Problem p) {
   }
 }
 
-// TF32 where the GEMMs beside the recurrence take it. (allowTF32CuBLAS() throws once a user has set
+// TF32 if the GEMMs outside of the recurrence use it. (allowTF32CuBLAS() throws once a user has set
 // fp32_precision.)
 Compute compute_of(DType dtype) {
   static_assert(int(Compute::f64) == int(DType::f64) && int(Compute::bf16) == int(DType::bf16) &&
@@ -53,7 +53,7 @@ Compute compute_of(DType dtype) {
   return precision == at::Float32Precision::TF32 ? Compute::tf32 : Compute::f32;
 }
 
-// Whether pairs of 16-bit elements lie at multiples of 4 bytes in all rows.
+// Whether, in all rows, pairs of 16-bit elements lie at multiples of 4 bytes.
 bool even(const Tensor& rows) {
   const at::IntArrayRef strides = rows.strides().slice(0, rows.dim() - 1);
   return reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 4 == 0 && rows.stride(-1) == 1 &&
@@ -74,14 +74,14 @@ CudaCall::CudaCall(const RecurrenceArguments& a) {
   stream = at::cuda::getCurrentCUDAStream();
   options = a.weight_hh[0].options();
   if (s.empty() || is_gated(p.cell)) return;
-  // (Values of alpha are on the device: nobody waits to check them.)
+  // (The values of alpha are on the device; checking them would wait for it.)
   if (p.cell != Cell::elman && s.D > 1) p.alpha[0] = keep(at::cat(a.alpha));
   if (p.reset) p.marks = static_cast<const int*>(keep(a.reset->to(at::kInt)));
   if (s.packed) {
     p.step_row = constants(s.step_row);
     p.lengths = constants(s.row_lengths);
   } else if (given(a.lengths)) {
-    // Their values are on the device: outside 0..T they count as the nearest of the two.
+    // Their values are on the device, unchecked: those outside 0..T are clamped.
     p.lengths = static_cast<const int64_t*>(keep(a.lengths->clamp(0, s.T)));
   }
 }

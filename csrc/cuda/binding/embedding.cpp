@@ -69,7 +69,8 @@ SortedIndices sort_indices(const Tensor& grad, const Tensor& indices, int64_t ro
   return sorted;
 }
 
-// Sums the rows of grad into output, whose rows are those of the table, or with slots of the runs.
+// Sums the rows of grad into output, whose rows are those of the table, or, with slots, one for
+// each run.
 void reduce(const Tensor& grad, const SortedIndices& sorted, const int32_t* slots,
             bool scale_grad_by_freq, const Tensor& output) {
   const Tensor from = grad.contiguous();
@@ -125,7 +126,7 @@ IndexErrorRecord* index_errors(c10::DeviceIndex device) {
   IndexErrorRecord*& record = records[device];
   if (record == nullptr) {
     const c10::cuda::CUDAGuard guard(device);
-    // Allowed while a stream is captured: nothing is enqueued.
+    // Allowed during the capture of a stream, since nothing is enqueued.
     c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
     void* host = nullptr;
     check_launch(cudaHostAlloc(&host, sizeof(IndexErrorRecord), cudaHostAllocMapped));

@@ -1,5 +1,5 @@
-// What a binding does about errors: of a launch, and of indices out of range (IndexErrorRecord says
-// how kernels report them).
+// How bindings raise errors of launches, and of indices out of range, which kernels report in an
+// IndexErrorRecord.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -33,8 +33,8 @@ inline void check_launch(cudaError_t error) {
 // range; does not wait for calls that still run.
 IndexErrorRecord* index_errors(c10::DeviceIndex device);
 
-// What the kernels need to know of `indices`, contiguous int32 or int64 on a CUDA device. Raises
-// what index_errors raises.
+// What kernels need to know of `indices`, contiguous int32 or int64 on a CUDA device. Raises what
+// index_errors raises.
 TableIndices checked_indices(const at::Tensor& indices, int64_t rows);
 
 }  // namespace rnnext::cuda

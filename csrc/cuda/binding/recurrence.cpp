@@ -17,7 +17,7 @@
 namespace rnnext::cuda {
 namespace {
 
-// What an op runs under: at::mm in its body neither records nor casts.
+// Guards for the body of an op: at::mm is neither recorded nor cast.
 struct BelowAutograd {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
@@ -51,8 +51,8 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   return {output, h_n, saved};
 }
 
-// A backward pass: the kernels go through the steps and leave the gradients of the pre-activations,
-// of which products make all other gradients.
+// A backward pass: the kernels go through the steps and write the gradients of the pre-activations;
+// products with these give all other gradients.
 class CudaBackwardCall : CudaCall {
  public:
   CudaBackwardCall(const RecurrenceResults& r, const RecurrenceArguments& a, const Wanted& wanted)
@@ -108,7 +108,7 @@ class CudaBackwardCall : CudaCall {
     launch_state_kernel(StateKernel::reset_gradient, product, grad_.reset_state);
   }
 
-  // The output before each row's step, collected by a kernel.
+  // The output before each row's step, which a kernel collects.
   const Tensor& outputs_before() {
     if (before_.defined()) return before_;
     before_ = empty({s.N, width_});
@@ -127,7 +127,8 @@ class CudaBackwardCall : CudaCall {
     }
   }
 
-  // Of (1 - a) s + a x, x - s: what was saved, or, of rate, which saved x, less the state before.
+  // The derivative of (1 - a) s + a x by a is x - s: what was saved; rate saved x, so s is
+  // subtracted.
   void of_alpha() {
     Tensor rows = r_.saved[0].reshape({s.N, width_}).to(accumulators());
     if (p.cell == Cell::rate) rows = rows.sub(outputs_before());

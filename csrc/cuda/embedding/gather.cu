@@ -23,8 +23,8 @@ __device__ __forceinline__ void find_rows(const EmbeddingGather& p, int64_t firs
   }
 }
 
-// Rows are whole vectors, of the most bytes to which all are aligned. They pass L1 by, which has no
-// use for them, and are the first to leave L2.
+// Rows are whole vectors, the widest to which all are aligned. They bypass L1, which has no use for
+// them, and are the first to leave L2.
 template <typename Vector>
 __global__ void __launch_bounds__(kElementThreads) gather(EmbeddingGather p) {
   const int64_t first = int64_t(blockIdx.x) * blockDim.y * kRows + threadIdx.y;

@@ -19,8 +19,8 @@ __global__ void make_keys(const TableIndices indices, int64_t padding_idx, int32
 
 // The sorted positions are cut into chunks of equal length. In the first kernel a thread sums the
 // runs of one chunk, for one vector of columns: a run that lies within the chunk goes to the
-// output, one that reaches over a border leaves its sum in `partial`, [chunk][0] if it came in from
-// the left, otherwise [chunk][1]. The second kernel adds up the parts of each run that crosses
+// output; one that crosses a border leaves its sum in `partial`, in [chunk][0] if it came from the
+// left, otherwise in [chunk][1]. The second kernel adds up the parts of each run that crosses
 // borders, so that one row with a million gradients is summed by many threads as well.
 
 constexpr int kUnroll = 4;       // gradients loaded before the first is added

@@ -1,14 +1,14 @@
 // The two passes of every call that has a leak or resets, or another nonlinearity than tanh and
-// relu; which, they see at run time. The forms of a leak are those of recurrence/nonlinearity.h,
-// with s the state, p the pre-activation, f the nonlinearity, and v what goes through W_hh:
+// relu. They branch at run time. The forms of a leak are those of recurrence/cell.h, with s the
+// state, p the pre-activation, f the nonlinearity, and v what goes through W_hh:
 //   forward   s_t  = mix(a, s_{t-1}, f(p_t))    v = s       rate
 //             s_t  = mix(a, s_{t-1}, p_t)       v = f(s)    voltage
 //             s_t  = f(mix(a, s_{t-1}, p_t))    v = s       blend
 //   backward  q_t, the gradient of what is mixed; (1 - a) q_t goes on to s_{t-1} past W_hh, and
 //             v = dG_t, which is f'(f(p_t)) a q_t, or a q_t
 // The state that a leak mixes, or the gradient that goes past W_hh, waits in memory for the next
-// step: in h_n, or in `carry`. The vector v may be rounded for the product, or another number. Each
-// is read and written by one thread.
+// step: in h_n, or in `carry`. The vector v may be rounded for the product, or another number. One
+// thread reads and writes each element.
 #pragma once
 
 #include "cuda/recurrence/cell.cuh"
@@ -16,9 +16,9 @@
 
 namespace rnnext::cuda {
 
-// The word of f(j, sums[j]). Not unrolled, for want of registers: two elements at once spill. In a
-// loop only indices that are constant keep arrays in registers, so each element passes through the
-// last place.
+// The word of f(j, sums[j]). The loop is not unrolled, because two elements at once spill
+// registers. Arrays stay in registers only with constant indices, so each element passes through
+// the last place.
 template <typename T, int N, class F>
 __device__ Word<T, N> one_by_one(const Accumulate<T> (&sums)[N], const F& f) {
   Word<T, N> word = {};
@@ -59,7 +59,7 @@ struct AnyForwardPass : ForwardPass<T, AnyActivation> {
     });
   }
 
-  // (h_n is there: step() has written it.)
+  // (step() has written h_n.)
   template <int N>
   __device__ void store(const Place& at, Word<T, N> h) const {
     if (!at.has_row) return;
@@ -152,8 +152,9 @@ struct AnyBackwardPass : BackwardPass<T, AnyActivation> {
   }
 
  private:
-  // The gradient of the pre-activation of element j of a word. Or, where the step before the first
-  // is at hand, of hx, which is written. grad: of the output; h: what its derivative comes from.
+  // The gradient of the pre-activation of element j of a word; or, at the step before the first,
+  // that of hx, which it writes. grad: of the output; h: the value from which f's derivative is
+  // computed.
   __device__ A gradient(const Place& at, int j, A grad, A h, bool leaves) const {
     const Cell kind = p.cell;
     const int64_t i = at.state + j;

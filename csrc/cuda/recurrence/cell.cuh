@@ -1,4 +1,4 @@
-// The cells: what happens to a pre-activation.
+// Activations and the leak: what happens to a pre-activation.
 #pragma once
 
 #include <math.h>
@@ -9,16 +9,16 @@
 namespace rnnext::cuda {
 
 // h = forward(pre), and backward(grad, h), the gradient of pre from the gradient of h and h alone.
-// NaN goes through all of them, as in torch.
+// NaN passes through, as in torch.
 template <Nonlinearity name>
 struct Activation {
-  __device__ explicit Activation(Nonlinearity) {}  // as a cell
+  __device__ explicit Activation(Nonlinearity) {}  // as AnyActivation
   template <typename A>
   __device__ static A forward(A pre) {
     if constexpr (name == Nonlinearity::tanh) {
       return ::tanh(pre);
     } else if constexpr (name == Nonlinearity::relu) {
-      return pre <= 0 ? A(0) : pre;  // NaN > 0 is false: the values that become 0 are asked for
+      return pre <= 0 ? A(0) : pre;  // NaN > 0 is false, so test for the values that become 0
     } else if constexpr (name == Nonlinearity::sigmoid) {
       const A e = ::exp(-::fabs(pre));
       return (pre < 0 ? e : A(1)) / (1 + e);
@@ -46,9 +46,9 @@ struct Activation {
   }
 };
 
-// The cell of all activations: it jumps, with all threads, at every element. Kernels of their own
-// for each would be 150 instead of 90: 22 MB of machine code instead of 14, and 1.6 times the time
-// to compile.
+// All activations in one: it branches, all threads alike, at every element. With kernels for each
+// there would be 150 instead of 90: 22 MB of machine code instead of 14, and 1.6 times the time to
+// compile.
 class AnyActivation {
  public:
   __device__ explicit AnyActivation(Nonlinearity name) : name_(name) {}

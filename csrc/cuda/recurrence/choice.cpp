@@ -60,8 +60,8 @@ double peak(Compute compute, int capability) {
   }
 }
 
-// Those of the kernels' own products. (Of sm_100, whose peak needs other instructions, peak() has
-// what an A100 does.)
+// The same for the kernels' own products. (For sm_100, whose peak needs other instructions, peak()
+// has an A100's rate.)
 double rate(Compute compute, int capability) {
   const bool slower = capability == 90 && tensor_cores(compute);
   return peak(compute, capability) * (slower ? kHopperMma : 1);

@@ -1,5 +1,5 @@
-// Which way a recurrence runs on a card, as a pure function of sizes, type and device properties:
-// no torch, no CUDA calls, so it is tested on machines without a GPU.
+// How a recurrence runs on a card, as a pure function of sizes, type and device properties: without
+// torch or CUDA calls, so that machines without a GPU can test it.
 #pragma once
 
 #include <compare>
@@ -8,7 +8,7 @@
 
 namespace rnnext::cuda {
 
-// Who shares the state: nobody (a GEMM and a cell kernel a step), one block, a cluster, the grid.
+// Who shares the state: no one (each step is a GEMM and a kernel), a block, a cluster, or the grid.
 enum class Path { step, block, cluster, grid };
 // The arithmetic: the element type, in the order of DType, or float32 elements multiplied as TF32.
 enum class Compute { f32, f64, bf16, f16, tf32 };

@@ -9,8 +9,8 @@
 
 namespace rnnext::cuda {
 
-// What the engines have in common: of each k-block of its worker, kBlockBytes of a vector, a thread
-// has two pieces of 16 bytes of the matrix.
+// What the engines have in common. A k-block is kBlockBytes of a vector; for each k-block of its
+// worker, a thread has two pieces of 16 bytes of the matrix.
 template <typename Piece, int kBlockBytes>
 class EngineBase {
  protected:
@@ -18,8 +18,8 @@ class EngineBase {
     Piece first, second;
   };
 
-  // Takes k-blocks of rows of so many bytes. read(offset) is the share of the block that begins so
-  // many bytes behind the worker's first.
+  // Loads the shares of rows of `row_bytes` bytes. read(offset) is the share of the k-block that
+  // begins `offset` bytes behind the worker's first.
   template <class Read>
   __device__ void load_shares(int kw, int row_bytes, const Geometry& g, const Read& read) {
     const int blocks = row_bytes / kBlockBytes;
@@ -64,7 +64,7 @@ class EngineBase {
 
  private:
   // Bytes of the vectors between a worker's k-blocks; and where the thread's share of its k-block i
-  // lies in shared memory. Made anew at each use: there is no register to keep them in.
+  // lies in shared memory. Computed at each use, since no register is left for them.
   __device__ static int vector_step(const Geometry& g) { return g.k_workers * kBlockBytes; }
   __device__ static Piece* spilled(const Geometry& g, int i) {
     return reinterpret_cast<Piece*>(shared_memory() + g.weight_offset) +
@@ -122,7 +122,7 @@ class MatrixEngine : EngineBase<uint4, 64> {
     }
   }
 
-  // What the product reads in place of x.
+  // x as the product reads it.
   __device__ static Element operand(Element x) {
     if constexpr (sizeof(Element) == 4) {
       return __uint_as_float(to_tf32(x));
@@ -141,7 +141,7 @@ class MatrixEngine : EngineBase<uint4, 64> {
     }
   }
 
-  // The A fragments of the block's two mma's from rows g and g + 8.
+  // The A fragments of the block's two mma instructions, from rows g and g + 8.
   __device__ static Share fragments(const uint4& low, const uint4& high) {
     return {make_uint4(low.x, high.x, low.y, high.y), make_uint4(low.z, high.z, low.w, high.w)};
   }

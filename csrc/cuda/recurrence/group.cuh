@@ -1,5 +1,5 @@
-// Who shares the state of the resident recurrence, and how a step's vector goes around. A group is
-// used so, with n counting the steps of the whole launch:
+// The blocks that share the state of the resident recurrence, and how they exchange a step's
+// vectors. A group is used as follows; n counts the steps of the whole launch.
 //
 //   start()                  once, after this block has zeroed its buffers
 //   buffer(n)                where the vectors of step n lie in this block's shared memory
@@ -10,7 +10,7 @@
 //   close()                  where no receive(n) follows finish(n - 1)
 //
 // receive() is also the barrier that lets the threads reuse the partial sums of the step before.
-// From kArchitecture on a card has what the group needs.
+// Cards from kArchitecture on have what the group needs.
 #pragma once
 
 #include "cuda/device.h"
@@ -23,8 +23,8 @@ struct Destination {
   int row, at;  // the sequence, and bytes into its vector
 };
 
-// What the groups have in common: their place in the launch, and two buffers of vectors, with which
-// this block's shared memory begins.
+// What the groups have in common: their place in the launch, and two buffers of vectors at the
+// beginning of this block's shared memory.
 class GroupBase {
  public:
   static constexpr int kArchitecture = 800;
@@ -58,12 +58,12 @@ struct BlockGroup : GroupBase {
   }
 };
 
-// A peer writes buffer(n + 1) while this block still reads buffer(n), and nobody gets to step n + 1
-// before all have arrived at the end of step n.
+// A peer writes buffer(n + 1) while this block still reads buffer(n), and no block gets to step n +
+// 1 before all have arrived at the end of step n.
 struct ClusterGroup : GroupBase {
   using GroupBase::GroupBase;
   static constexpr int kArchitecture = 900;
-  __device__ void start() { cluster_sync(); }  // no write to a block that has not begun
+  __device__ void start() { cluster_sync(); }  // a block must have begun before peers write to it
   __device__ void receive(unsigned, bool first, int) {
     if (!first) cluster_wait();
   }
@@ -73,7 +73,7 @@ struct ClusterGroup : GroupBase {
     for (int peer = 0; peer < g.blocks; ++peer) *peer_shared(mine, peer) = x;
   }
   __device__ void finish(unsigned) { cluster_arrive(); }
-  __device__ void close() { cluster_wait(); }  // nor to one that has ended
+  __device__ void close() { cluster_wait(); }  // and must not end while they do
 };
 
 // Through L2: two buffers in global memory, copied into one in shared memory, and a flag per block
@@ -91,7 +91,7 @@ class GridGroup : public GroupBase {
     __syncthreads();
     const unsigned char* from = travelling(n);
     for (int i = threadIdx.x * 16; i < rows * g.vector_stride; i += kThreads * 16) {
-      copy_async<16>(shared + i, from + i);  // past L1, which may hold what lay there before
+      copy_async<16>(shared + i, from + i);  // bypasses L1, which may hold old values
     }
     copy_async_commit();
     copy_async_wait<0>();

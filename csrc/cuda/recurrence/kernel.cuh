@@ -1,6 +1,6 @@
 // The resident recurrence: one kernel runs every step of a pass (pass.cuh). The matrix stays on
-// chip (engine.cuh), the vectors go around a group of blocks once a step (group.cuh). docs/cuda.md
-// draws it.
+// chip (engine.cuh), and a group of blocks exchanges the vectors once a step (group.cuh).
+// docs/cuda.md has a drawing.
 #pragma once
 
 #include "cuda/recurrence/any_pass.cuh"
@@ -9,12 +9,12 @@
 
 namespace rnnext::cuda {
 
-// A thread's share of a tile's words [rows, words of a slice]: one each kThreads, in row-major
-// order, in which `slot` numbers them.
+// Goes through a thread's words of a tile [rows, words of a slice]: every kThreads-th in row-major
+// order, where `slot` is a word's number.
 struct WordCursor {
   int slot, row, word;
 
-  // Made anew at each use, for want of registers, and without a division.
+  // Made at each use, since registers are few, and without a division.
   __device__ explicit WordCursor(const Geometry& g)
       : slot(unknown(threadIdx.x)), row(divide(slot, g.pair_divisor)), word(slot - row * g.pairs) {}
   __device__ void next(const Geometry& g) {
@@ -63,8 +63,8 @@ struct Resident {
     for (b0 = group_index / p.D * g.rows; b0 < B; b0 += g.tile_step) {
       begin_tile();
       const int steps = T + pass.further();
-      // Step -1 only prefetches: the code for that is there once. Prefetches follow what others
-      // wait for.
+      // Step -1 only prefetches, so that this code exists once. Prefetches come after what other
+      // blocks wait for.
       for (int s = -1; s < steps;) {
         if (s >= 0) {
           group.receive(n, s == 0, rows);
@@ -81,8 +81,8 @@ struct Resident {
     }
   }
 
-  // What stays: the matrix and the bias. And zeros, for the vectors' padding. A tile begins with a
-  // barrier.
+  // Loads what stays: the matrix and the bias; and clears the vectors, for their padding. A tile
+  // begins with a barrier.
   __device__ void load() {
 #pragma unroll 1
     for (int u = threadIdx.x; u < units(); u += kThreads)
@@ -94,7 +94,7 @@ struct Resident {
     engine.load(of_direction(p.matrix, d()), p.matrix_stride, first_unit, units(), g);
   }
 
-  // The tile's lengths and v_0, whole in every block.
+  // Loads the tile's lengths and the whole of v_0, in every block.
   __device__ void begin_tile() {
     rows = min(g.rows, B - b0);
     __syncthreads();  // behind load(), or the last tile's reads
@@ -120,8 +120,8 @@ struct Resident {
     __syncthreads();
   }
 
-  // Starts the copies of what step s reads beside the product, each thread for its own words; and
-  // of what all read: the marks of resets, and where the rows of later steps lie.
+  // Starts the copies of what step s reads besides the product, each thread for its own words; and
+  // of what all threads read: the marks of resets, and where the rows of later steps lie.
   __device__ void prefetch(int s) {
     if (s < T) {
       const int t = time_of<Pass>(reverse(), T, s);
@@ -145,8 +145,7 @@ struct Resident {
     copy_async_commit();
   }
 
-  // Where rows lie, a step before their copies start: nobody waits for memory to learn where to
-  // read.
+  // Where rows lie, a step before their copies start, so that these need not wait for it.
   __device__ void prefetch_places(int s) {
     if (p.step_row && threadIdx.x == 0 && s + 2 < T) {
       copy_async<8>(first_rows() + unsigned(s + 2) % 4,
@@ -226,7 +225,8 @@ struct Resident {
     }
   }
 
-  // Made anew at each use, for want of registers: the direction, of 1 or 2, and units of the slice.
+  // Computed at each use, since registers are few: the direction, 0 or 1, and the units of the
+  // slice.
   __device__ int d() const { return unknown(group_index) & (p.D - 1); }
   __device__ bool reverse() const { return of_direction(p.reverse, d()); }
   __device__ int units() const { return max(0, min(g.slice, H - unknown(first_unit))); }
@@ -237,7 +237,7 @@ struct Resident {
     return p.step_row ? first_rows()[unsigned(s) % 4] : int64_t(time_of<Pass>(reverse(), T, s)) * B;
   }
   __device__ bool indexed() const { return !Pass::kBackward && p.input.index; }
-  // Whether what this row hands on from step s is replaced.
+  // Whether what this row hands on from step s is replaced because of a reset.
   __device__ bool restarts(int s, int row) const {
     const int mark = mark_of<Pass>(reverse(), time_of<Pass>(reverse(), T, s));
     return p.marks && replaces<Pass>(mark, lengths()[row]) && marks(s)[row];

@@ -70,11 +70,11 @@ Kernel kernel_of(const Geometry& geometry, CellKind cell, bool backward);
 cudaError_t launch_step(const DeviceCall& call, const Step& step, Compute compute, bool backward,
                         cudaStream_t stream);
 
-// What surrounds the steps: each writes `to`, [D,B,H] where nothing else is said, and some read
+// The kernels around the steps. Each writes `to`, [D,B,H] unless it says otherwise, and some read
 // `from`, of the same shape.
 enum class StateKernel {
-  // What the first step of each sequence multiplies with W_hh, the output of hx. Also, unless they
-  // are null, call.reset_output, which a step after a reset multiplies, and call.h_n, the states
+  // What W_hh multiplies in the first step of each sequence: the output of hx. Also writes, unless
+  // they are null, call.reset_output, which W_hh multiplies after a reset, and call.h_n, the states
   // before the first steps.
   prologue,
   // The sums over resets of the gradients of the pre-activations.
@@ -89,11 +89,11 @@ enum class StateKernel {
 cudaError_t launch_state_kernel(StateKernel what, const DeviceCall& call, const void* from,
                                 void* to, Compute compute, cudaStream_t stream);
 
-// rows[i] = index i, or 0 where it is out of range, which is reported. count > 0.
+// rows[i] = index i, or 0 where it is out of range, which the kernel reports. count > 0.
 cudaError_t launch_table_rows(const TableIndices& indices, int64_t* rows, cudaStream_t stream);
 
-// The current device for choose(). Its capability is at most that of the code which it runs: that
-// is older where PTX, or code of the same major version, was all that had been built.
+// Describes the current device for choose(). Its capability is at most that of the code it runs,
+// which is older where only PTX, or code of the same major version, was built.
 cudaError_t describe(Device* device);
 
 // Writes n host values to device memory as kernel arguments, so that a captured graph holds them.

@@ -1,5 +1,5 @@
-// The two passes, and all that happens to a word of the vector v at a step once the product M v is
-// there. The resident kernels and the step path share it.
+// The two passes: what happens to a word of the vector v at a step once the product M v is there.
+// The resident kernels and the step path share them.
 //   forward   M = W_hh    v = h    h_t  = f(row_t + bias + M h_{t-1})
 //   backward  M = W_hh^T  v = dG   dG_t = f'(h_t) (grad_output_t + M dG_{t+1})
 //
@@ -45,7 +45,7 @@ __device__ __forceinline__ void store_word(T* to, const Word<T, N>& x, bool pair
 }
 
 // Both are read first: an index that is not constant, or a choice of address, would keep the whole
-// call in memory, where the compiler loads its fields again and again.
+// call in memory, and the compiler would load its fields again and again.
 template <class X>
 __device__ X of_direction(const X (&each)[kDirections], int d) {
   const X first = each[0], second = each[1];
@@ -59,8 +59,8 @@ __device__ Int time_of(bool reverse, Int T, Int s) {
 }
 
 // What a pass hands on from its step t is replaced if there is a mark at the step that this
-// returns: forward, because the next step begins an episode; backward, because t does. (No forward
-// pass has a step before a mark at 0: what begins with it is up to StateKernel::prologue.)
+// returns: forward, because the next step begins an episode; backward, because t does.
+// (StateKernel::prologue handles a mark at 0, which no step of a forward pass precedes.)
 template <class Pass, class Int>
 __device__ Int mark_of(bool reverse, Int t) {
   return t + (reverse == Pass::kBackward);

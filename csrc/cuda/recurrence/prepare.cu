@@ -1,5 +1,5 @@
-// What is there before other kernels of a call: checked indices as rows of a table, and constants
-// of the host.
+// What runs before the other kernels of a call: checks of indices, which become rows of a table,
+// and constants of the host.
 #include "cuda/elements.cuh"
 #include "cuda/recurrence/launch.h"
 

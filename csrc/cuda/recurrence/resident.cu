@@ -32,7 +32,7 @@ cudaError_t describe(Device* device) {
   get(&device->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   if (error == cudaSuccess) error = cudaFuncGetAttributes(&code, function);
   if (error != cudaSuccess) return error;
-  // What the driver has made of PTX is of the device's version, and knows what the PTX knew.
+  // (Code that the driver made from PTX has the device's version, but only what the PTX knew.)
   device->capability = std::min({10 * major + minor, code.ptxVersion, code.binaryVersion});
   if (device->capability < 90) return cudaSuccess;
   raise_limits(function);

@@ -1,5 +1,5 @@
-// The kernels of one thread an element of the state: what the step path does beside a GEMM a step;
-// and what surrounds the loop over the steps on every path (StateKernel).
+// Kernels with a thread for each element of the state: the step path's, beside its GEMM; and those
+// around the steps, on every path (StateKernel).
 #include "cuda/elements.cuh"
 #include "cuda/recurrence/any_pass.cuh"
 
