@@ -41,23 +41,18 @@ Step cell_step(const PaddedCall& call, int64_t d, const Tensor& x, const variabl
   Tensor product = (call.cell == Cell::voltage ? f(h) : h).matmul(W);
   if (is_gated(call.cell) && !s.bias_hh.empty()) product = product + s.bias_hh[d];
   const Tensor a = is_leaky(call.cell) ? s.alpha[d] : Tensor();
+  const auto same = [](const Tensor& next) -> Step { return {{next}, next, {}}; };
   switch (call.cell) {
-    case Cell::elman: {
-      const Tensor next = f(x + product);
-      return {{next}, next, {}};
-    }
-    case Cell::rate: {
-      const Tensor next = (1 - a) * h + a * f(x + product);
-      return {{next}, next, {}};
-    }
+    case Cell::elman:
+      return same(f(x + product));
+    case Cell::rate:
+      return same((1 - a) * h + a * f(x + product));
     case Cell::voltage: {
       const Tensor next = (1 - a) * h + a * (x + product);
       return {{next}, f(next), {}};
     }
-    case Cell::blend: {
-      const Tensor next = f((1 - a) * h + a * (x + product));
-      return {{next}, next, {}};
-    }
+    case Cell::blend:
+      return same(f((1 - a) * h + a * (x + product)));
     case Cell::gru: {
       const auto of_x = gates_of(x, 3), of_h = gates_of(product, 3);
       const Tensor r = at::sigmoid(of_x[0] + of_h[0]), z = at::sigmoid(of_x[1] + of_h[1]);

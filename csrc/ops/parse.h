@@ -60,10 +60,7 @@ inline void parse(const RecurrenceArguments& a, ParsedCall& call, Recurrence& p)
   check_recurrence(a, static_cast<Sizes<int64_t>&>(s),
                    [&](const Tensor&, const char* rows) { return s.unpack(*a.batch_sizes, rows); });
   call.dtype = parse_dtype(a.weight_hh[0], "weight_hh");
-  p.T = s.T;
-  p.B = s.B;
-  p.I = s.I;
-  p.H = s.H;
+  p.T = s.T, p.B = s.B, p.I = s.I, p.H = s.H;
   p.D = static_cast<int>(s.D);
   p.nonlinearity = parse_nonlinearity(a.nonlinearity);
   p.cell = parse_cell(a.cell);

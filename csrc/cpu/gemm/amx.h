@@ -11,11 +11,6 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-template <int parts>
-struct ComputeOf<TileOperand<parts>> {
-  using type = float;
-};
-
 // What the tile instruction adds to a vector of sums for a block: one chain of the even values
 // along k, one of the odd values.
 struct BlockSum {

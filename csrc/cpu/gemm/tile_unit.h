@@ -63,7 +63,7 @@ RNNEXT_INLINE void dot() {
 struct Flushing {};
 RNNEXT_INLINE Vec<float> flushed(Vec<float> x) {
   const Vec<Pair> normal = ((Vec<Pair>)x & 0x7f800000) != 0;
-  return (Vec<float>)((Vec<Pair>)x & (normal | SignBit<float>::value));
+  return (Vec<float>)((Vec<Pair>)x & (normal | kSignBit<float>));
 }
 
 // The registers of a thread. Using tiles that are not configured traps, as on the CPU.

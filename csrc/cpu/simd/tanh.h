@@ -64,7 +64,7 @@ template <class V>
   using C = TanhConstants<Element>;
   using Bits = decltype(x < x);
 
-  const Bits sign = (Bits)x & SignBit<Element>::value;
+  const Bits sign = (Bits)x & kSignBit<Element>;
   V a = (V)((Bits)x ^ sign);
   a = at_most(a, C::kSaturation);
 

@@ -42,23 +42,7 @@ struct Float16 {
 };
 
 template <class S>
-struct ComputeOf {
-  using type = S;
-};
-template <>
-struct ComputeOf<BFloat16> {
-  using type = float;
-};
-template <>
-struct ComputeOf<Float16> {
-  using type = float;
-};
-template <>
-struct ComputeOf<Pair> {
-  using type = float;
-};
-template <class S>
-using Compute = typename ComputeOf<S>::type;
+using Compute = std::conditional_t<std::is_same_v<S, double>, double, float>;
 template <class S>
 constexpr bool kNative = sizeof(S) == sizeof(Compute<S>);  // stored as it is computed
 
@@ -169,21 +153,14 @@ RNNEXT_INLINE V polynomial(V x, C first, C second, Others... others) {
   return sum;
 }
 
-template <class C>
-struct SignBit;
-template <>
-struct SignBit<float> {
-  static constexpr int value = -0x7fffffff - 1;
-};
-template <>
-struct SignBit<double> {
-  static constexpr long long value = -0x7fffffffffffffff - 1;
-};
+// The bit of the sign, as an integer of the same size.
+template <class C, class Int = std::conditional_t<sizeof(C) == 4, int, long long>>
+constexpr Int kSignBit = Int{1} << (8 * sizeof(C) - 1);
 // x without its sign.
 template <class V>
 RNNEXT_INLINE V magnitude(V x) {
   using Bits = decltype(x < x);
-  return (V)((Bits)x & ~SignBit<decltype(x[0] + x[0])>::value);
+  return (V)((Bits)x & ~kSignBit<decltype(x[0] + x[0])>);
 }
 
 // x as it would be read back from storage.

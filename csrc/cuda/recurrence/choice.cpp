@@ -212,15 +212,8 @@ void consider(const Problem& p, const Device& device, Path path, std::optional<G
 }  // namespace
 
 int element_size(Compute compute) {
-  switch (compute) {
-    case Compute::f64:
-      return 8;
-    case Compute::f16:
-    case Compute::bf16:
-      return 2;
-    default:
-      return 4;
-  }
+  const bool half = compute == Compute::f16 || compute == Compute::bf16;
+  return compute == Compute::f64 ? 8 : half ? 2 : 4;
 }
 
 Geometry choose(const Problem& p, const Device& device, const char* forced) {
