@@ -63,17 +63,13 @@ struct PaddedCall {
     nonlinearity = parse_nonlinearity(a.nonlinearity);
     cell = parse_cell(a.cell);
     states = traits_of(cell).states;
+    Tensor& rows = given(a.index) ? *a.index : a.input;
     if (given(a.batch_sizes)) {
       padding.emplace(*a.batch_sizes, a.weight_hh[0].device());
-      if (given(a.index)) {
-        a.index = pad(*a.index);
-      } else {
-        a.input = pad(a.input);
-      }
+      rows = pad(rows);
       a.lengths = padding->lengths();
       a.batch_sizes.reset();
     }
-    const Tensor& rows = given(a.index) ? *a.index : a.input;
     T = rows.sym_size(0);
     B = rows.sym_size(1);
     if (given(a.lengths)) active = step() < a.lengths->view({1, -1, 1});

@@ -126,11 +126,7 @@ struct Projection {
   RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
                         const Ahead* ahead) const {
     typename Extent::template Tile<MK> sums(extent);
-    if (start) {
-      sums.load(start[row] + column, start.stride, end - column);
-    } else {
-      sums.clear();
-    }
+    start ? sums.load(start[row] + column, start.stride, end - column) : sums.clear();
     sums.add(a[row], a.stride, panels, K, ahead);
     sums.finish(*this, row, column);
   }

@@ -38,11 +38,7 @@ struct BackwardStep {
     if (grad_ahead) extent.prefetch(grad_ahead + next_row, values.stride);
     if (values_ahead) extent.prefetch(values_ahead + next_row, values.stride);
     typename Extent::template Tile<MK> sums(extent);
-    if (start) {
-      sums.load(start[row] + column, start.stride, H - column);
-    } else {
-      sums.clear();
-    }
+    start ? sums.load(start[row] + column, start.stride, H - column) : sums.clear();
     if (leak.carry) {  // the epilogue reads two rows, which other panels pushed out of the cache
       extent.prefetch(leak.carry[row] + column, leak.carry.stride);
       extent.prefetch(values[row] + column, values.stride);

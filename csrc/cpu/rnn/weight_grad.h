@@ -299,11 +299,7 @@ struct WeightGradients {
                             int64_t column, const Sums& sums, bool begins, int64_t ahead) const {
     typename MK::template Tile<kMR, NV> tile(Extent<kMR, NV>{});
     C* const to = sums.at[h] + column;
-    if (begins) {
-      tile.clear();
-    } else {
-      tile.load(to, sums.at.stride);
-    }
+    begins ? tile.clear() : tile.load(to, sums.at.stride);
     if (h + 2 * kMR <= height) prefetch_tile<kMR, NV>(to + ahead, sums.at.stride);
     tile.template add<true>(tiles.first + h * tiles.step, tiles.stride, panel, K);
     tile.finish(sums, h, column);
@@ -329,11 +325,7 @@ struct WeightGradients {
   static RNNEXT_TILE void add_amx_tiles(const F* a, const F* panel, int64_t K, C* to,
                                         int64_t stride, bool begins) {
     typename TileExtent<2, 2>::template Tile<MK> tile(TileExtent<2, 2>{kMR, 2});
-    if (begins) {
-      tile.clear();
-    } else {
-      tile.load(to, stride);
-    }
+    begins ? tile.clear() : tile.load(to, stride);
     tile.add(a, kLeftStride, panel, K);
     tile.store(to, stride);
   }
