@@ -130,7 +130,7 @@ struct BackwardRun {
           weights.multiply(step, item, packed, at.step_rows_of(worker.rank, at.kGrad), rows,
                            done + 1, worker);
         } else {
-          macro_kernel(step, rows, item.p0, item.p1, p.H, 0);  // no step follows it in time
+          macro_kernel(step, rows, item.p0, item.p1, p.H, 0);  // there is no grad_pre yet
         }
         grad_pre = at.buffers.finish_step(item, t, rows, step.next, step.grad_pre);
         if (writes_features) features.write(item, t, rows, grad_pre);

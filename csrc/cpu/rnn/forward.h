@@ -175,8 +175,8 @@ struct ForwardRun {
   }
 
   // Computes a step of a gated cell, whose pre-activations from the input are at `x`: the product
-  // with the state, some panels of units at a time, and their gates. n: as
-  // RecurrentWeights::multiply.
+  // with the state, some panels of units at a time, and their gates. n: see
+  // RecurrentWeights::await.
   template <class Step>
   void gated_step(Step& step, const WorkItem& item, const typename ForwardLayout<S, MK>::Scratch& s,
                   const Rows<C>& x, int64_t rows, int64_t n, bool from_zeros,

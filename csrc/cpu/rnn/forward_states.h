@@ -18,8 +18,7 @@ struct ForwardStates {
   const Recurrence& p;
   const ForwardPlan& plan;
   RowBuffers<F> buffers;
-  // The states that the next step reads past W_hh, where W_hh multiplies rounded ones, or other
-  // numbers.
+  // The states for the next step's leak or gates, where W_hh multiplies rounded or other numbers.
   RowBuffers<C> carry;
   // What a step of sorted sequences writes beside the state: the output, if it cannot be read from
   // the state, and what is saved.

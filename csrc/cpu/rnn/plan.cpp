@@ -166,7 +166,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   const bool shares = plan.hidden_parts > 1;
   plan.fetches = leaves_second_cache(weights / plan.hidden_parts, shape, machine);
   if (shares && threads < asked) {
-    // Each work item has fewer members then. The work items stay, since they sum the gradient of
+    // Work items then have fewer members. Their number stays, since each sums the gradient of
     // alpha.
     plan.hidden_parts = max_of(1, threads / plan.items);
     if (plan.pieces > 1) plan.pieces = plan.hidden_parts;

@@ -117,9 +117,8 @@ struct ForwardPlan : Plan {
 
 // When the gradient of the features is computed, and from which W_ih.
 enum class FeatureGradient {
-  // By each work item with each step, from a copy of its own. The gradient of the pre-activations
-  // is
-  // then kept for a chunk of steps only, since nobody else reads it.
+  // By each work item with each step, from a copy of its own. grad_pre is then kept for a chunk of
+  // steps only, since no other thread reads it.
   by_step,
   // When all steps are done, from all rows: each worker packs W_ih for itself,
   own,
@@ -204,8 +203,7 @@ WorkItem sorted(const WorkItem& item, const Timeline& p, int64_t* order, int64_t
 inline int64_t sequences(const Timeline& p, const WorkItem& item, int64_t t) {
   return item.present ? item.present[t] : max_of(0, min_of(item.size, p.batch(t) - item.b0));
 }
-// Steps [t, t + n) of a work item, which have `rows` rows, and are worked on while these are in
-// cache.
+// Steps [t, t + n) of a work item, whose `rows` rows stay in cache while it works on them.
 struct Chunk {
   int64_t t, n, rows;
 };

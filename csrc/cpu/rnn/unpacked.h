@@ -76,9 +76,9 @@ RNNEXT_TILE void add_unpacked_tiled(Vec<float> (&sums)[R], const S* weight, int6
   }
 }
 
-// A product for macro_kernel(): the block [begin, end) of k of a product with a weight [K,
-// columns], whose numbers are operands as they are. They come from far memory, so the next block's
-// rows are prefetched.
+// A product for macro_kernel(): block [begin, end) of k of a product with a weight [K, columns],
+// whose numbers are operands as they are. They come from far memory, so the next block's rows are
+// prefetched.
 template <class MK>
 struct UnpackedBlock {
   using MicroKernel = MK;

@@ -187,8 +187,7 @@ struct WeightGradients {
     return {{sum, scratch_stride<C>(columns)}, height + kMR, columns + kPanel<C>};
   }
 
-  // The part's rows of a gradient [gates * H, columns]; null: it is not wanted, or the part has
-  // none.
+  // The part's rows of a gradient [gates * H, columns]; null: not wanted, or the part has none.
   S* of_gate(void* gradient, int gate, int64_t columns) const {
     return gradient && gate >= 0 ? static_cast<S*>(gradient) + gate * p.H * columns : nullptr;
   }
