@@ -119,7 +119,7 @@ struct Registration {
   std::atomic<int64_t> indices{0};
   std::atomic<uint64_t> arrived{0};  // a bit for the first index of each thread, and kClosed
   std::atomic<uint64_t> members{0};  // 0 until it closes
-  Count counts[1 + kMaxWorkers];
+  Count counts[1 + kMaxWorkers]{};
   int64_t called;    // when the caller came
   int64_t done = 0;  // and when it had done its part
 
@@ -166,11 +166,7 @@ void run_team(int threads, void (*task)(void*, Worker&), void* context) {
     Worker alone(counts, 0, 1, threads);
     return task(context, alone);
   }
-  Registration registration{};
-  registration.called = now();
-  registration.task = task;
-  registration.context = context;
-  registration.expected = threads;
+  Registration registration{.task = task, .context = context, .expected = threads, .called = now()};
   const AOTITorchError error = torch_parallel_for(
       0, threads, 1,
       [](int64_t begin, int64_t end, void* to) {
