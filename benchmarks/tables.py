@@ -19,8 +19,12 @@ from .names import OURS, TORCH
 from .store import Result, Row
 
 BLOCK = re.compile(r"(<!-- benchmarks: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
-# What the README sums up: a line for each kind of call.
+# The README's lines, and those of the summary, which has one for each kind of call.
 README_ROWS: tuple[tuple[str, Callable[[Case], bool]], ...] = (
+    ("training", lambda c: _layer(c, "train")),
+    ("inference", lambda c: _layer(c, "infer")),
+)
+SUMMARY_ROWS: tuple[tuple[str, Callable[[Case], bool]], ...] = (
     ("training, 16 sequences and 128 units or more", lambda c: _layer(c, "train") and _batch(c)),
     ("training, fewer or smaller", lambda c: _layer(c, "train") and not _batch(c)),
     ("inference, 16 sequences and 128 units or more", lambda c: _layer(c, "infer") and _batch(c)),
@@ -69,10 +73,18 @@ def _of_cases(result: Result, names: Sequence[str]) -> str:
 
 
 def readme(result: Result) -> str:
+    return _means(result, README_ROWS)
+
+
+def summary(result: Result) -> str:
+    return _means(result, SUMMARY_ROWS)
+
+
+def _means(result: Result, kinds: Sequence[tuple[str, Callable[[Case], bool]]]) -> str:
     """Means and ranges over each kind of call, on each kind of core of which a run was kept."""
     runs = {run.stamp["core"]: run for run in store.kept()} | {result.stamp["core"]: result}
     body = []
-    for what, wanted in README_ROWS:
+    for what, wanted in kinds:
         line = [what]
         for core in sorted(runs):
             rows = [row for row in runs[core].rows.values() if _full(row.case) and wanted(row.case)]
@@ -121,6 +133,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "headline": headline,
     "calls": calls,
     "readme": readme,
+    "summary": summary,
 }
 
 

@@ -13,6 +13,8 @@ DOCUMENT = """# Title
 old
 <!-- end -->
 Between.
+<!-- benchmarks: summary -->
+<!-- end -->
 <!-- benchmarks: calls -->
 <!-- end -->
 <!-- benchmarks: headline -->

@@ -27,6 +27,18 @@ def numerics(names, output):
     assert float(largest) < 2e-6
 
 
+def ppo(names, output):
+    """Its ratios of 1 say something: the last rollout begins within episodes, and others follow.
+
+    CartPole's first observations, and no others that follow an end, are within 0.05 of zero.
+    """
+    assert names["seen"][names["reset"]].abs().max() <= 0.05
+    assert not names["reset"][0].all()
+    assert names["h0"].abs().max() > 0.1
+    assert names["reset"][1:].any()
+    assert not names["acts"].all()
+
+
 def streaming(names, output):
     """The text is what was read."""
     assert "bias_hh_l0 has changed" in output
@@ -34,7 +46,7 @@ def streaming(names, output):
     assert names["sampled"].shape == (60, 1)
 
 
-CHECKS = {"numerics.md": numerics, "streaming.md": streaming}
+CHECKS = {"numerics.md": numerics, "ppo.md": ppo, "streaming.md": streaming}
 WITH_PYTHON = [page for page in PAGES if "```python" in text(page)]
 
 
