@@ -296,23 +296,26 @@ def check_embedding(case):
     compare(case, [table], ours, theirs)
 
 
-def stepped_in_any_way(stepper, x, way, reset, start):
+def stepped_in_any_way(case, stepper, x, way, reset, start):
     """A step from the Stepper's state or a caller's, or of a copy; and the Stepper that goes on."""
     if way in ("from", "parts"):
-        before = stepper.get_state()
+        before = joined(stepper.get_state())
         given, first = before.clone(), len(x) // 2 if way == "parts" else 0
         found = []
         for rows in (slice(first), slice(first, None)):
             own = {}
             if reset is not None:
                 each = start is not None and start.dim() == 3
-                own = {"reset": reset[rows], "reset_state": start[:, rows] if each else start}
+                begun = paired(case, start[:, rows] if each else start)
+                own = {"reset": reset[rows], "reset_state": begun}
             if x[rows].shape[0]:
-                found.append(stepper.step(x[rows], given[:, rows], **own))
+                output, after = stepper.step(x[rows], paired(case, given[:, rows]), **own)
+                found.append((output, joined(after)))
         output, after = (torch.cat(each, i) for i, each in enumerate(zip(*found, strict=True)))
-        assert same([given, stepper.get_state()], [before, before])
-        stepper.set_state(after)
+        assert same([given, joined(stepper.get_state())], [before, before])
+        stepper.set_state(paired(case, after))
         return output, stepper
+    start = paired(case, start)
     if way == "call" and reset is not None:
         return stepper(x, reset, start), stepper
     if reset is not None:
@@ -328,32 +331,33 @@ def check_stepper(case):
     """Steps have the bits of the sequence, with resets of some rows to zeros or to states."""
     case |= {"bidirectional": False, "batch_first": False}
     T, B, I, H = (case[letter] for letter in "TBIH")  # noqa: E741
-    module = module_of(case).eval()
+    module, S = module_of(case).eval(), case["layers"] * reference.STATES.get(case["cell"], 1)
     x = torch.randint(case["vocabulary"], (T, B)).to(getattr(torch, case["index_dtype"]))
     x = arranged(x if "Emb" in case["module"] else uniform(case, T, B, I), case["layout"])
     reset = torch.rand(T, B) < 0.3 if case["reset"] else None
-    shape = (case["layers"], *([B] if case["reset"] == "each" else []), H)
+    shape = (S, *([B] if case["reset"] == "each" else []), H)
     start = uniform(case, *shape) if case["reset"] in ("shared", "each") else None
     torch.set_num_threads(case["threads"])
     stepped = rnnext.Stepper(module, B)
-    assert not stepped.get_state().any()
+    assert not joined(stepped.get_state()).any()
     if case["hx"]:
-        stepped.set_state(arranged(uniform(case, case["layers"], B, H), case["layout"]))
+        stepped.set_state(paired(case, arranged(uniform(case, S, B, H), case["layout"])))
     hx, found = stepped.get_state(), []
     for t, x_t in enumerate(x):
         marks = None if reset is None else reset[t]
         way = case["ways"][t % len(case["ways"])]
-        output, stepped = stepped_in_any_way(stepped, x_t, way, marks, start)
+        output, stepped = stepped_in_any_way(case, stepped, x_t, way, marks, start)
         found.append(output)
     torch.set_num_threads(1)
     with torch.no_grad():
         of = (module.rnn, module.embedding(x)) if "Emb" in case["module"] else (module, x)
-        output, h_n = of[0](of[1], hx, reset=reset, reset_state=start)
-    assert same([torch.stack(found), stepped.get_state()], [output, h_n])
-    stepped.get_state().zero_()  # a copy
-    stepped.reset(state=start)
-    wanted = torch.zeros_like(hx) if start is None else start.view(case["layers"], -1, H)
-    assert torch.equal(stepped.get_state(), wanted.expand_as(hx))
+        output, h_n = of[0](of[1], hx, reset=reset, reset_state=paired(case, start))
+    found = [torch.stack(found), joined(stepped.get_state())]
+    assert same(found, [output, joined(h_n)])
+    joined(stepped.get_state()).zero_()  # a copy
+    stepped.reset(state=paired(case, start))
+    wanted = torch.zeros_like(found[1]) if start is None else start.view(S, -1, H)
+    assert torch.equal(joined(stepped.get_state()), wanted.expand_as(found[1]))
 
 
 CHECKS = {

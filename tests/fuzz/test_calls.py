@@ -151,8 +151,6 @@ def possible(case):
         case["reset"] = None
     if case.get("module") == "LeakyRNN":
         case["cell"] = "elman"
-    if kind == "stepper" and case["cell"] == "lstm":
-        case["cell"] = "gru"
     if case.get("cell") in GATES:
         case |= {"nonlinearity": "tanh", "noise": False}
     return case
