@@ -17,6 +17,7 @@ def text(page: Path) -> str:
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
+PICTURE = ROOT / "docs" / "figures" / "architecture.svg"
 
 
 def numerics(names, output):
@@ -64,15 +65,16 @@ def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path, capsys):
 
 
 def test_commands_exist():
-    """Targets of make, modules of this project that are run, and files of tests."""
+    """Targets of make, modules of this project that are run, and files."""
     targets = re.findall(r"^([a-z-]+):", text(ROOT / "Makefile"), re.MULTILINE)
     for page in PAGES:
         code = "\n".join(re.findall(r"```\n.*?```|`[^`\n]+`", text(page), re.DOTALL))
+        code += text(PICTURE)
         for target in re.findall(r"^`?make ([a-z][a-z-]*)", code, re.MULTILINE):
             assert target in targets, f"{page.name}: {target}"
         for module in re.findall(r"python -m ((?:rnnext|benchmarks|tools)[\w.]*)", code):
             assert importlib.util.find_spec(module), f"{page.name}: {module}"
-        for path in re.findall(r"\btests/[\w./]+", code):
+        for path in re.findall(r"\b(?:tests|csrc)/[\w./]+", code):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
     assert "| `make test` |" not in text(ROOT / "docs" / "trust.md")  # it names the tests
 
