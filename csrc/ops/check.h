@@ -71,7 +71,7 @@ c10::ArrayRef<Int> sizes_of(const Tensor& t) {
     return t.sizes();
   }
 }
-// If a tracer does not know these sizes, it assumes from now on that they are equal.
+// Whether sizes are equal. If a tracer does not know them, it assumes from now on that they are.
 inline bool same(int64_t a, int64_t b) { return a == b; }
 inline bool same(const c10::SymInt& a, const c10::SymInt& b) {
   return a.sym_eq(b).expect_true(__FILE__, __LINE__);

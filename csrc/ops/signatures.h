@@ -208,7 +208,7 @@ RecurrenceGradients call_backward(const RecurrenceResults& results,
 #undef RNNEXT_RESULT
 #undef RNNEXT_ARGUMENT
 
-// Layer l of a stack, over x.
+// The call of layer l of a stack, with x as its input.
 inline RecurrenceArguments layer_of(const RecurrenceArguments& a, size_t l, const Tensor& x,
                                     const OptionalTensor& hx) {
   const auto own = [&]<class Field>(std::string_view name, const Field& field) -> decltype(auto) {

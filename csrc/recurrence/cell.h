@@ -1,12 +1,12 @@
-// The cells: what a step makes of the pre-activations and of the state before, each in one list.
-// C++ code that must know each of them is a template specialised for each, or a switch without a
-// default, so that it does not compile if a cell is missing.
+// The cells, in one list: what a step makes of the pre-activations and the state before. C++ code
+// that must know each of them is a template specialised for each, or a switch without a default, so
+// that it does not compile if a cell is missing.
 #pragma once
 
 namespace rnnext {
 
-// From the state s before and the pre-activations p = W_hh o' + W_ih x + biases, o' the output
-// before, a being alpha and f the nonlinearity:
+// With s' the state before, o' the output before, p = W_hh o' + W_ih x + biases the
+// pre-activations, a = alpha and f the nonlinearity:
 //   elman    s = f(p), the output
 //   rate     s = (1 - a) s' + a f(p), the output
 //   voltage  s = (1 - a) s' + a p, and the output is f(s)
@@ -21,7 +21,7 @@ struct CellTraits {
   const char* name;
   int gates;   // pre-activations of a hidden unit: weights and biases have gates * H rows
   int grads;   // the parts of their gradient, each of H
-  int states;  // of [B,H], that one step hands to the next
+  int states;  // of [B,H] each, which a step hands to the next
   int saved;   // rows of H that the backward pass may read besides the output
 };
 constexpr CellTraits kCells[] = {

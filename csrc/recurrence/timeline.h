@@ -52,8 +52,8 @@ struct Timeline {
   RNNEXT_BOTH bool inside(int64_t b, int64_t t) const { return t < length(b); }
   RNNEXT_BOTH bool starts(int d, int64_t b, int64_t t) const { return span(d, b).starts(t); }
   RNNEXT_BOTH bool ends(int d, int64_t b, int64_t t) const { return span(d, b).ends(t); }
-  // Whether direction d begins an episode with step t of sequence b: the state before it, hx too,
-  // is dropped.
+  // Whether direction d begins an episode with step t of sequence b, and so drops the state before
+  // it, even hx.
   RNNEXT_BOTH bool restarts(int d, int64_t b, int64_t t) const {
     return restarts(span(d, b), b, t);
   }

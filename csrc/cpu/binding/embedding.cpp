@@ -240,7 +240,7 @@ std::tuple<Tensor, Tensor> embedding_sparse_backward(const Tensor& grad, const T
   const Runs& runs = sorted.runs;
   const Tensor rows = grad.contiguous();
   const int64_t D = rows.size(-1), row_bytes = D * rows.element_size(), U = runs.count;
-  // Every other number of a tensor: see the Autograd kernel.
+  // With stride 2, which ops/embedding.cpp wants for the Autograd key.
   const Tensor row = at::detail::empty_strided_cpu({U}, {2}, rows.options().dtype(at::kLong));
   int64_t* const numbers = row.mutable_data_ptr<int64_t>();
   for (int64_t u = 0; u < U; ++u) numbers[2 * u] = runs.row[u];

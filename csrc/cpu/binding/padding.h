@@ -1,4 +1,4 @@
-// A call without its padding, where plan_unpadded() (rnn/plan.h) says so: its sequences as a
+// A call without its padding, for calls that plan_unpadded() (rnn/plan.h) picks: its sequences as a
 // PackedSequence, longest first, so that each step works only on sequences that have it. It costs
 // copies of the rows.
 #pragma once

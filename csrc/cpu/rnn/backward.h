@@ -23,7 +23,7 @@ struct BackwardStep {
   const F* packed;  // W_hh; null: there is only one step
   int64_t H;
   Rows<const C> start;   // the gradient of the output; or none: zeros
-  Rows<const C> values;  // that f gave
+  Rows<const C> values;  // what f gave
   Rows<const F> a;       // what W_hh multiplies: the next step's grad_pre
   Rows<C> grad_pre;
   Rows<F> next;  // or none: it is grad_pre
@@ -198,7 +198,7 @@ struct BackwardRun {
   }
 
   // Writes the gradient of hx or of reset_state: W_hh^T times rows of the gradient of
-  // pre-activations, and what a leak adds past W_hh. output: what W_hh was multiplied with.
+  // pre-activations, and what a leak adds without W_hh. output: what W_hh multiplied.
   void grad_state(const WorkItem& item, const F* packed, const Rows<const F>& first, int carry,
                   const S* output, void* grad, int64_t n, const Worker& worker) const {
     const RecurrentWeights<S, MK> weights{plan, at.weight_hh(0)};
@@ -223,7 +223,7 @@ struct BackwardRun {
       S* to = static_cast<S*>(grad) + row;
       const S* grad_h_n = static_cast<const S*>(g.grad_h_n) + row;
       const bool hand_on = g.grad_h_n && grad == out.hx && p.length(b) == 0;  // h_n was hx
-      const bool apart = traits_of(p.cell).states > 1;  // c's gradient is what came past W_hh
+      const bool apart = traits_of(p.cell).states > 1;  // c's gradient does not come through W_hh
       for (int64_t j = item.p0 * kPanel<C>; j < item.p1 * kPanel<C>; j += kLanes<C>) {
         Vec<C> x = load(rows[i] + j);
         if (p.cell == Cell::voltage) {
@@ -254,8 +254,8 @@ struct BackwardRun {
     features.write_all(at.grad_pre, share.begin, share.end);
   }
 
-  // The weights' gradients of this worker's share of the hidden units: it sums over all rows, or
-  // adds the work items' own sums.
+  // Writes the weights' gradients of this worker's share of the hidden units, by summing over all
+  // rows, or by adding the work items' own sums.
   void weight_gradients(const Worker& worker) const {
     for (int d = 0; d < p.D; ++d)
       for (int k = 0; k < at.buffers.parts; ++k) weight_gradients(worker, d, k);

@@ -20,7 +20,7 @@ struct FeatureGradients {  // one worker's
   C* product;  // [rows][I], if they are converted, or sequences are sorted
   size_t bytes;
 
-  // shared: the W_ih that all workers pack once, if they do.
+  // shared: the W_ih that all workers pack together, if they do.
   FeatureGradients(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
                    F* shared, char* scratch)
       : p(p), out(out), plan(plan), stride(operands_in<F>(weight(p, 0).K) + kLanes<F>) {
@@ -125,7 +125,7 @@ struct FeatureGradients {  // one worker's
     for (int64_t i = 0; i < n; i += kLanes<C>)
       store_some(to + i, load_some(from + i, n - i), n - i);
   }
-  // Of a direction in a row of grad_pre, which begins with what W_ih is multiplied with.
+  // The width of a direction in a row of grad_pre, which begins with what W_ih multiplies.
   int64_t grad_width() const { return traits_of(p.cell).grads * p.H; }
   int64_t block_rows() const { return feature_block(p, kShape<S, MK>); }
   // Rows of grad_pre of direction d, as operands.

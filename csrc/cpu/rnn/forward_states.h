@@ -55,7 +55,7 @@ struct ForwardStates {
     return buffers.all(item, 0);
   }
 
-  // Tells step t, which follows `done` others, where it writes.
+  // Sets where step t writes, which follows `done` others.
   template <class Step>
   void set_destinations(Step& step, const WorkItem& item, int64_t t, int64_t done) const {
     const int64_t width = p.D * p.H;

@@ -150,16 +150,16 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
 BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
                            const KernelShape& shape, const Machine& machine, int asked,
                            int threads);
-// Whether a backward pass of so many threads should run over a copy without padding, since its
-// work items do not sort.
+// Whether a backward pass on so many threads should run over a copy without padding, since its work
+// items do not sort.
 bool plan_unpadded(const Recurrence& p, const RecurrenceGradOut& out, const KernelShape& shape,
                    const Machine& machine, int threads);
 // Whether n layers, each over the one before, are better computed as a wavefront, a layer a thread
 // (rnn/stack.h), than one after the other by all threads.
 bool plan_wavefront(const Recurrence* layers, int n, const KernelShape& shape,
                     const Machine& machine, int threads);
-// How many threads, of `most`, a call should have that computes so many matrix products (1 in the
-// forward pass).
+// How many threads, at most `most`, a call should have that computes so many matrix products (1 in
+// the forward pass).
 int plan_threads(const Recurrence& p, int products, int most);
 
 // How many rows of the gradients of the pre-activations and of the features stay in cache while
@@ -173,8 +173,8 @@ inline bool wants_weights(const RecurrenceGradOut& out) {
   return out.weight_hh[0] || out.weight_ih[0] || out.bias_ih[0] || out.bias_hh[0];
 }
 
-// The sequences in n parts, which have equal numbers of sequences, or, where lengths differ, about
-// equal numbers of steps.
+// The sequences split into n parts of equal numbers of sequences, or, where lengths differ, of
+// about equal numbers of steps.
 struct Split {
   Range own;     // part i
   int64_t most;  // sequences in any part

@@ -40,7 +40,7 @@ struct StepInputs {
     return {grad, values};
   }
 
-  // Adds what a leak, or gates, read of the step besides these rows.
+  // Adds the rows that a leak, or gates, read besides these.
   void add_leak(LeakRows<C>& leak, const WorkItem& item, int64_t t, int64_t rows) const {
     const int saved = traits_of(p.cell).saved;
     if (plan.sorts) {
@@ -53,7 +53,7 @@ struct StepInputs {
   }
 
  private:
-  // What f gave in all steps: the output, but with rate what is saved.
+  // What f gave in all steps: the output, but for rate what is saved.
   const S* all_values() const {
     return static_cast<const S*>(p.cell == Cell::rate ? p.saved : p.output);
   }
@@ -100,7 +100,7 @@ struct StepInputs {
       __builtin_prefetch(all_values() + next + j);
     });
   }
-  // Copies rows of step t, of so many parts of the output's width, to scratch.
+  // Copies rows of step t to scratch. Each is `parts` times as wide as the output's.
   S* gather(const WorkItem& item, int64_t t, int64_t rows, const void* from,
             typename BackwardLayout<S, MK>::StepArray which, int parts, int64_t stride) const {
     S* const to = reinterpret_cast<S*>(at.step_rows_of(worker, which).first);
