@@ -22,16 +22,10 @@ __device__ __forceinline__ int64_t element() {
 // Calls f(T{}) for the element type that a DType or a Compute names.
 template <class Kind, class F>
 cudaError_t with_type(Kind kind, F f) {
-  switch (kind) {
-    case Kind::f64:
-      return f(double{});
-    case Kind::f16:
-      return f(__half{});
-    case Kind::bf16:
-      return f(__nv_bfloat16{});
-    default:
-      return f(float{});
-  }
+  if (kind == Kind::f64) return f(double{});
+  if (kind == Kind::f16) return f(__half{});
+  if (kind == Kind::bf16) return f(__nv_bfloat16{});
+  return f(float{});
 }
 
 // Reports an index out of range (IndexErrorRecord), which is then skipped.

@@ -43,19 +43,14 @@ inline bool reads_saved(Cell cell, bool want_alpha) {
 }
 
 inline DType parse_dtype(const Tensor& t, const char* name) {
-  switch (t.scalar_type()) {
-    case at::kFloat:
-      return DType::f32;
-    case at::kDouble:
-      return DType::f64;
-    case at::kBFloat16:
-      return DType::bf16;
-    case at::kHalf:
-      return DType::f16;
-    default:
-      TORCH_CHECK_NOT_IMPLEMENTED(
-          false, name, " must be float32, float64, bfloat16 or float16, got ", dtype_name(t));
-  }
+  const at::ScalarType type = t.scalar_type();
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, name,
+      " must be float32, float64, bfloat16 or float16, got ", dtype_name(t));
+  return type == at::kFloat      ? DType::f32
+         : type == at::kDouble   ? DType::f64
+         : type == at::kBFloat16 ? DType::bf16
+                                 : DType::f16;
 }
 
 // The check of torch.nn.functional.embedding, for its message.

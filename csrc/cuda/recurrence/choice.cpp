@@ -48,16 +48,11 @@ int slice_unit(Compute c) { return tensor_cores(c) ? 16 : 4; }
 double peak(Compute compute, int capability) {
   const bool data_center =
       capability == 80 || capability == 90 || capability == 100 || capability == 103;
-  switch (compute) {
-    case Compute::f32:
-      return capability <= 80 ? 64 : 128;
-    case Compute::f64:
-      return capability == 80 ? 32 : capability == 90 || capability == 100 ? 64 : 2;
-    default: {
-      const double half = capability == 90 ? 2048 : data_center ? 1024 : 256;
-      return compute == Compute::tf32 ? half / 2 : half;
-    }
-  }
+  if (compute == Compute::f32) return capability <= 80 ? 64 : 128;
+  if (compute == Compute::f64)
+    return capability == 80 ? 32 : capability == 90 || capability == 100 ? 64 : 2;
+  const double half = capability == 90 ? 2048 : data_center ? 1024 : 256;
+  return compute == Compute::tf32 ? half / 2 : half;
 }
 
 // The same for the kernels' own products. (For sm_100, whose peak needs other instructions, peak()

@@ -273,16 +273,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <class Engine, class Pass>
 Kernel kernel_with(const Geometry& g) {
-  switch (g.path) {
-    case Path::block:
-      return recurrence_kernel<Engine, Pass, BlockGroup>;
-    case Path::cluster:
-      return recurrence_kernel<Engine, Pass, ClusterGroup>;
-    case Path::grid:
-      return recurrence_kernel<Engine, Pass, GridGroup>;
-    default:
-      return nullptr;
-  }
+  if (g.path == Path::block) return recurrence_kernel<Engine, Pass, BlockGroup>;
+  if (g.path == Path::cluster) return recurrence_kernel<Engine, Pass, ClusterGroup>;
+  if (g.path == Path::grid) return recurrence_kernel<Engine, Pass, GridGroup>;
+  return nullptr;
 }
 
 template <class Engine>
