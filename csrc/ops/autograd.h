@@ -90,7 +90,12 @@ template <class Node>
 void record(const Node& node, const variable_list& results, variable_list saved) {
   torch::autograd::set_history(results, node);
   node->ctx_.save_for_backward(std::move(saved));
-  node->save_variables_to_ctx();
+  try {
+    node->save_variables_to_ctx();
+  } catch (...) {  // from a hook: torch's checkpoint ends so what it computes again
+    node->ctx_.save_for_backward({});  // or the node and its output would hold each other for ever
+    throw;
+  }
 }
 
 // How many tensors of a field autograd numbers: absent ones count, too.
