@@ -36,14 +36,15 @@ from rnnext.convert import (
 from rnnext.embedding import Embedding
 from rnnext.embedding_rnn import EmbeddingRNN
 from rnnext.gated import GRU, LSTM, GRUCell, LSTMCell
-from rnnext.leaky import LeakyRNN
+from rnnext.leaky import LeakyRNN, LeakyRNNCell
 from rnnext.rnn import RNN, RNNCell
 from rnnext.stepper import Stepper
 
 # torch.load(weights_only=True) may then make these from a file: their state is data.
 _torch.serialization.add_safe_globals(
     [
-        *(RNN, GRU, LSTM, RNNCell, GRUCell, LSTMCell, LeakyRNN, Embedding, EmbeddingRNN, Stepper),
+        *(RNN, GRU, LSTM, RNNCell, GRUCell, LSTMCell, LeakyRNN, LeakyRNNCell),
+        *(Embedding, EmbeddingRNN, Stepper),
         *(LengthsRNN, LengthsGRU, LengthsLSTM, TorchRNN, TorchGRU, TorchLSTM),
     ]
 )
@@ -57,6 +58,7 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "LeakyRNN",
+    "LeakyRNNCell",
     "RNNCell",
     "Stepper",
     "convert",

@@ -325,21 +325,25 @@ def step(
             input, states, weight_ih, weight_hh, bias_ih, bias_hh, cell, nonlinearity
         )
     except (RuntimeError, ValueError):
-        refuse_others(
-            {"input": input, "weight_ih": weight_ih, "weight_hh": weight_hh}
-            | by_name("hx", states),
-            bias_ih=bias_ih,
-            bias_hh=bias_hh,
-        )
-        _raise_torchs_of_a_cell(cell, input, states, weight_ih, weight_hh)
+        raise_of_a_cell(cell, input, states, weight_ih, weight_hh, bias_ih, bias_hh)
         raise
     return as_given(cell, found)
 
 
-def _raise_torchs_of_a_cell(
-    cell: str, input: Tensor, hx: Sequence[Tensor], weight_ih: Tensor, weight_hh: Tensor
+def raise_of_a_cell(
+    cell: str,
+    input: Tensor,
+    hx: Sequence[Tensor],
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
 ) -> None:
     """Raise the error of torch.nn's cell for these arguments, or return if it has none for them."""
+    weights = {"weight_ih": weight_ih, "weight_hh": weight_hh}
+    refuse_others(
+        {"input": input, **weights, **by_name("hx", hx)}, bias_ih=bias_ih, bias_hh=bias_hh
+    )
     refuse_devices(weight_hh, input=input, **by_name("hx", hx))
     module = f"{_NAMES.get(cell, 'RNN')}Cell"
     if input.dim() not in (1, 2):

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
-from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _C, _layers
+from rnnext._layers import _Sequence
 
 __all__ = [
     "check_indices",
@@ -29,8 +29,6 @@ _embedding: Callable[..., Tensor] = torch.ops.rnnext.embedding.default
 _Recurrence = Callable[..., tuple[Tensor, Tensor, list[Tensor]]]
 _recurrence: _Recurrence = torch.ops.rnnext.recurrence.default
 _ensemble: _Recurrence = torch.ops.rnnext.recurrence_ensemble.default
-
-_Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 
 # What multiplies noise_std, given alpha. (2 / alpha would overflow in float16.)
 NOISE_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -320,8 +318,7 @@ def recurrence(
             ``noise_std`` is neither a number nor a tensor, or another argument no tensor.
         RuntimeError: sizes, dtypes or devices do not fit together.
 
-    G. R. Yang et al., Nature Neuroscience 22, 2019; H. F. Song, G. R. Yang, X.-J. Wang, PLoS
-    Comput. Biol. 12(2), 2016; N. Y. Masse et al., Nature Neuroscience 22, 2019.
+    :class:`rnnext.LeakyRNN` has the papers' titles.
     """
     _layers.refuse_others(
         {"input": input, "weight_hh": weight_hh},

@@ -1,34 +1,20 @@
-"""LeakyRNN: an Elman RNN whose state leaks, as continuous-time models of neurons do."""
+"""Elman RNNs whose state leaks, as continuous-time models of neurons do: LeakyRNN and its cell."""
 
-import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
-from rnnext import _C, _deploy, _layers, ops
-from rnnext.functional import NOISE_SCALES, recurrence, scaled_noise
-from rnnext.rnn import drop_flat_weights, weights_of
+from rnnext import _deploy, _layers, ops
+from rnnext._layers import _Sequence
+from rnnext._leak import Leak, PerLayer
+from rnnext.functional import recurrence
+from rnnext.rnn import CELL_WEIGHTS, drop_flat_weights, weights_of
 
-__all__ = ["LeakyRNN"]
-
-_Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
-_PerLayer = float | Tensor | Sequence[float | Tensor]
+__all__ = ["LeakyRNN", "LeakyRNNCell"]
 
 
-def _word(name: str, known: Sequence[str]) -> Any:
-    """A property that is one of these words, checked when it is set."""
-
-    def assign(self: nn.Module, value: str) -> None:
-        _layers.refuse_word(name, value, known)
-        self.__dict__[name] = value
-
-    return property(lambda self: self.__dict__[name], assign)
-
-
-class LeakyRNN(nn.RNNBase):
+class LeakyRNN(Leak, nn.RNNBase):
     """Multi-layer leaky Elman RNN, with :class:`rnnext.RNN`'s parameters and calls.
 
     Each layer computes, with ``p_t = W_ih x_t + b_ih + W_hh o_{t-1} + b_hh + noise`` and a = alpha:
@@ -88,17 +74,8 @@ class LeakyRNN(nn.RNNBase):
     manipulation of information in working memory", Nature Neuroscience 22, 2019 (blend).
     """
 
-    nonlinearity: str = _word("nonlinearity", _C.nonlinearities())
-    form: str = _word("form", _C.forms())
-    noise_scale: str = _word("noise_scale", list(NOISE_SCALES))
-    weight_hh_l0: Tensor
-    _step: float | None
-    _dt: Tensor
-    _noise_std: float | Tensor
-    _first: dict[str, Tensor] = {}  # noqa: RUF012  replaced, by what reset_parameters gives back
-    __prepare_scriptable__ = _deploy.refuse_script
-    _slow_forward = _deploy.slow_forward
     _init_flat_weights = _update_flat_weights = drop_flat_weights
+    _weight = property(lambda self: self.weight_hh_l0)
 
     def __init__(
         self,
@@ -111,9 +88,9 @@ class LeakyRNN(nn.RNNBase):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
-        alpha: _PerLayer | None = None,
+        alpha: PerLayer | None = None,
         dt: float | None = None,
-        tau: _PerLayer | None = None,
+        tau: PerLayer | None = None,
         learn_alpha: bool = False,
         form: str = "rate",
         noise_std: float | Tensor = 0.0,
@@ -128,190 +105,9 @@ class LeakyRNN(nn.RNNBase):
             input_size, hidden_size, num_layers=num_layers, bias=bias, batch_first=batch_first,
             dropout=dropout, bidirectional=bidirectional, device=device, dtype=dtype,
         )  # fmt: skip
-        self.nonlinearity = nonlinearity
-        self.form = form
-        self._set_noise_std(noise_std)
-        self.noise_scale = noise_scale
-        self.noise_in_eval = noise_in_eval
-        self.learn_alpha = learn_alpha
-        if not learn_alpha:
-            self._set_leak(alpha, dt, tau)
-            return
-        self._step, value = self._leak(alpha, dt, tau)
-        value = value if self._step is None else self._step / value
-        if bool((value == 1).any()):
-            raise ValueError("alpha must be less than 1 to be learned: its logit is infinite")
-        logits = [each.logit() for each in self._of_each(value)]
-        first = dict(zip(self._logit_names(), logits, strict=True))
-        for name, logit in first.items():
-            own = logit.to(self.weight_hh_l0.device, copy=True)
-            self.register_parameter(name, nn.Parameter(own))
-        self._first = self._first | first
-        self._keep_dt()
-
-    def _keep(self, name: str, value: Tensor, persistent: bool = True) -> None:
-        """Hold a copy in a buffer; the value is what reset_parameters gives back."""
-        # New dicts: a copy.copy of the module has the old ones, and keeps its own.
-        self._buffers, self._first = dict(self._buffers), self._first | {name: value}
-        own = value.to(self.weight_hh_l0, copy=True)
-        self.register_buffer(name, own, persistent=persistent)
-
-    def _keep_dt(self) -> None:
-        if self._step is not None:
-            self._keep("_dt", torch.tensor(self._step, dtype=torch.float64, device="cpu"))
-
-    def _set_leak(self, alpha: _PerLayer | None, dt: float | None, tau: _PerLayer | None) -> None:
-        self._step, value = self._leak(alpha, dt, tau)
-        self._keep("_alpha" if self._step is None else "_tau", value)
-        self._keep_dt()
-
-    def _leak(
-        self, alpha: _PerLayer | None, dt: float | None, tau: _PerLayer | None
-    ) -> tuple[float | None, Tensor]:
-        return _leak(
-            alpha, dt, tau, self.learn_alpha, self.num_layers, self.hidden_size,
-            self.weight_hh_l0.dtype,
-        )  # fmt: skip
-
-    @property
-    def alpha(self) -> Tensor:
-        """The leak of all layers."""
-        buffers: dict[str, Any] = self._buffers  # twice as fast as nn.Module.__getattr__
-        alpha: Tensor | None = buffers.get("_alpha")
-        if alpha is not None:
-            return alpha
-        if (tau := buffers.get("_tau")) is not None:
-            return torch.div(buffers["_dt"], tau)  # a third of the time of a number's
-        return torch.stack(self.alphas())
-
-    @alpha.setter
-    def alpha(self, value: _PerLayer) -> None:
-        self._refuse_learned("alpha")
-        if self._step is not None:
-            raise AttributeError("alpha is dt / tau: set these")
-        self._set_leak(value, None, None)
-
-    @property
-    def dt(self) -> float | None:
-        """The length of a step, if it was given."""
-        return self._step
-
-    @dt.setter
-    def dt(self, value: float) -> None:
-        if self._step is None:
-            raise AttributeError("dt must be given with tau, in the place of alpha, to be set")
-        if not self.learn_alpha:
-            self._set_leak(None, value, self.tau)
-            return
-        dt = _length(value)
-        names = self._logit_names()
-        logits = [getattr(self, name) for name in names] + [self._first[name] for name in names]
-        with torch.no_grad():
-            alphas = [logit.double().sigmoid() * (dt / self._step) for logit in logits]
-            if any(bool((alpha >= 1).any()) for alpha in alphas):
-                raise ValueError(f"dt must be less than the learned tau, got {value}")
-            for logit, alpha in zip(logits, alphas, strict=True):
-                logit.copy_(alpha.logit())
-        self._step = dt
-        self._keep_dt()
-
-    @property
-    def tau(self) -> Tensor | None:
-        """The time constant of all layers, if dt was given."""
-        if self._step is None or not self.learn_alpha:
-            return self._buffers.get("_tau")
-        return self._step / self.alpha
-
-    @tau.setter
-    def tau(self, value: _PerLayer) -> None:
-        self._refuse_learned("tau")
-        if self._step is None:
-            raise AttributeError("tau must be given with dt, in the place of alpha, to be set")
-        self._set_leak(None, self._step, value)
-
-    def _refuse_learned(self, name: str) -> None:
-        if self.learn_alpha:
-            raise AttributeError(f"{name} is learned: set the parameters logit_alpha_l[k]")
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        dt, own = state_dict.get(prefix + "_dt"), self._step
-        if dt is not None and own is not None:
-            far = not dt.is_meta and not math.isclose(dt, own, rel_tol=0.01)  # of a bfloat16
-            if far and self.learn_alpha:
-                raise RuntimeError(
-                    f"{prefix}logit_alpha_l[k] were learned at dt = {dt:g}, and this module has "
-                    f"{own:g}: load them at theirs, then set dt"
-                )
-            state_dict[prefix + "_dt"] = torch.full_like(dt, own)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    @property
-    def noise_std(self) -> float | Tensor:
-        """Standard deviation of the noise, of all units or ``[H]``."""
-        return self._noise_std
-
-    @noise_std.setter
-    def noise_std(self, value: float | Tensor) -> None:
-        self._set_noise_std(value)
-
-    def _set_noise_std(self, value: float | Tensor) -> None:
-        _layers.refuse_no_number("noise_std", value)
-        if isinstance(value, Tensor):
-            _layers.refuse_shape("noise_std", value, (), (self.hidden_size,))
-            if value.requires_grad:
-                raise ValueError("noise_std must not require a gradient: none reaches it")
-        fits = (value >= 0) & (value < math.inf)
-        if not (fits.all() if isinstance(fits, Tensor) else fits):
-            raise ValueError(f"noise_std must be finite and not negative, got {value}")
-        self.__dict__.pop("_noise_std", None)
-        self._buffers = {name: b for name, b in self._buffers.items() if name != "_noise_std"}
-        self._first = {name: t for name, t in self._first.items() if name != "_noise_std"}
-        if isinstance(value, Tensor):
-            self._keep("_noise_std", value.clone(), persistent=False)
-        else:
-            self._noise_std = float(value)
-
-    def _logit_names(self) -> list[str]:
-        directions = ["", "_reverse"] if self.bidirectional else [""]
-        return [f"logit_alpha_l{k}{d}" for k in range(self.num_layers) for d in directions]
-
-    def _of_each(self, alpha: Tensor) -> list[Tensor]:
-        """The alpha of each layer and, within it, direction."""
-        D = 2 if self.bidirectional else 1
-        if alpha.dim() < 2:
-            return [alpha] * (self.num_layers * D)
-        return [row for row in alpha.squeeze(1) for _ in range(D)]
-
-    def reset_parameters(self) -> None:
-        """Draw weights and biases anew, as torch.nn.RNN; alpha and noise are those last given."""
-        bound = self.hidden_size**-0.5
-        for name, parameter in self.named_parameters():  # of a parametrized weight, the originals
-            if "logit_alpha_l" not in name:
-                nn.init.uniform_(parameter, -bound, bound)
-        with torch.no_grad():
-            for name, value in self._first.items():
-                own = getattr(self, name)
-                if hasattr(own, "placements"):  # a DTensor, of FSDP2
-                    from torch.distributed.tensor import distribute_tensor
-
-                    value = distribute_tensor(value, own.device_mesh, own.placements)
-                own.copy_(value)
-
-    def alphas(self) -> list[Tensor]:
-        """The leak of each layer and, within it, direction: ``[H]`` each."""
-        H = self.hidden_size
-        if self.learn_alpha:
-            logits = [getattr(self, name) for name in self._logit_names()]
-            least = torch.finfo(logits[0].dtype).tiny  # sigmoid underflows to 0
-            return [logit.sigmoid().clamp_min(least).expand(H) for logit in logits]
-        return [each.expand(H) for each in self._of_each(self.alpha)]
-
-    def _noise_stds(self, alphas: Sequence[Tensor]) -> list[Tensor]:
-        """``noise_std`` scaled, ``[H]`` for each layer and direction; none where it is 0."""
-        std = self._noise_std
-        if not isinstance(std, Tensor) and std == 0:
-            return []
-        return [scaled_noise(std, alpha, self.noise_scale) for alpha in alphas]
+        self._begin(
+            nonlinearity, alpha, dt, tau, learn_alpha, form, noise_std, noise_scale, noise_in_eval
+        )
 
     def forward(
         self,
@@ -323,11 +119,8 @@ class LeakyRNN(nn.RNNBase):
     ) -> tuple[_Sequence, Tensor]:
         """Run the layers over whole sequences: :meth:`rnnext.RNN.forward`, with a leak.
 
-        With ``form="voltage"`` the states ``hx``, ``reset_state`` and ``h_n`` are v.
-
-        Raises:
-            ValueError, TypeError, RuntimeError: as :func:`rnnext.functional.rnn`, and ValueError
-                for an alpha outside (0, 1].
+        With ``form="voltage"`` the states ``hx``, ``reset_state`` and ``h_n`` are v. An alpha that
+        was written to and is outside (0, 1] raises ValueError.
         """
         if type(input) is not Tensor:
             node: tuple[_Sequence, Tensor] | None
@@ -412,87 +205,73 @@ class LeakyRNN(nn.RNNBase):
         exists = steps.unsqueeze(batch) < lengths.unsqueeze(time)
         return torch.where(exists.unsqueeze(2), input, 0)
 
-    def extra_repr(self) -> str:
-        """The arguments, as torch.nn's modules show them."""
-        parts = [super().extra_repr(), f"nonlinearity={self.nonlinearity}", f"form={self.form}"]
-        parts.append(f"alpha={_range(torch.stack(self.alphas()))}")
-        if self._step is not None:
-            parts.append(f"dt={self._step:g}")
-        if self.learn_alpha:
-            parts.append("learn_alpha=True")
-        if isinstance(self.noise_std, Tensor) or self.noise_std:
-            parts.append(f"noise_std={_range(self.noise_std)}, noise_scale={self.noise_scale}")
-            parts.append(f"noise_in_eval={self.noise_in_eval}")
-        return ", ".join(parts)
 
+class LeakyRNNCell(Leak, nn.RNNCellBase):
+    """One step of a :class:`rnnext.LeakyRNN`, to the bit, as torch.nn.RNNCell is one of an RNN's.
 
-def _range(values: float | Tensor) -> str:
-    """The one value that they have, or the least and the largest."""
-    if not isinstance(values, Tensor):
-        return f"{values:g}"
-    if values.is_meta or type(values) is not Tensor:  # a fake one, say, which has no values
-        return "?"
-    low, high = (each.item() for each in values.aminmax())
-    return f"{low:g} to {high:g}" if low < high else f"{low:g}"
+    Args:
+        input_size, hidden_size, bias, device, dtype: as :class:`rnnext.RNNCell`'s.
+        nonlinearity, alpha, dt, tau, learn_alpha, form: as :class:`rnnext.LeakyRNN`'s.
+        noise_std, noise_scale, noise_in_eval: likewise; each call draws noise anew.
 
-
-def _length(dt: Any) -> float:
-    _layers.refuse_no_number("dt", dt)
-    if isinstance(dt, Tensor):
-        _layers.refuse_shape("dt", dt, ())
-    if not dt > 0:
-        raise ValueError(f"dt must be positive, got {dt}")
-    return float(dt)
-
-
-def _leak(
-    alpha: _PerLayer | None,
-    dt: float | None,
-    tau: _PerLayer | None,
-    learned: bool,
-    L: int,
-    H: int,
-    dtype: torch.dtype,
-) -> tuple[float | None, Tensor]:
-    """Dt, if it is given, and alpha or else tau, on the CPU.
-
-    That is [] or [H], or, from a list for the layers, [L, 1] or [L, H].
+    Attributes:
+        weight_ih, weight_hh, bias_ih, bias_hh: as :class:`rnnext.RNNCell`'s.
+        logit_alpha: of a learned alpha, ``[]`` or ``[H]``. The others, and the errors, are
+            :class:`rnnext.LeakyRNN`'s.
     """
 
-    def exact(name: str, number: float | Tensor, *shapes: tuple[int, ...]) -> Tensor:
-        _layers.refuse_no_number(name, number)
-        if isinstance(number, Tensor) and number.requires_grad and not learned:
-            raise ValueError(
-                f"{name} must not require a gradient without learn_alpha=True: none reaches it"
-            )
-        value = torch.as_tensor(number, dtype=torch.float64, device="cpu").detach()
-        _layers.refuse_shape(name, value, (), *shapes)
-        return value
+    num_layers, bidirectional = 1, False
+    _weight = property(lambda self: self.weight_hh)
 
-    def of_layers(name: str, given: Any) -> Tensor:
-        if not isinstance(given, (list, tuple)):
-            return exact(name, given, (H,), (L, 1), (L, H))
-        if len(given) != L:
-            raise ValueError(
-                f"{name} must have one entry for each of {L} layers, got {len(given)}; for one of "
-                f"each unit give torch.tensor({name})"
-            )
-        rows = [exact(f"{name}[{k}]", each, (H,)) for k, each in enumerate(given)]
-        units = max(row.numel() for row in rows)
-        return torch.stack([row.expand(units) for row in rows])
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        *,
+        alpha: PerLayer | None = None,
+        dt: float | None = None,
+        tau: PerLayer | None = None,
+        learn_alpha: bool = False,
+        form: str = "rate",
+        noise_std: float | Tensor = 0.0,
+        noise_scale: str = "sqrt_2_over_alpha",
+        noise_in_eval: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self._begin(
+            nonlinearity, alpha, dt, tau, learn_alpha, form, noise_std, noise_scale, noise_in_eval
+        )
 
-    step = None
-    if alpha is not None:
-        if dt is not None or tau is not None:
-            raise ValueError("alpha must not be given with dt and tau")
-        name, given = "alpha", of_layers("alpha", alpha)
-    elif dt is None or tau is None:
-        raise ValueError("alpha must be given, or dt and tau")
-    else:
-        step = _length(dt)
-        name, given = "alpha = dt / tau", of_layers("tau", tau)
-    stored = given.to(dtype, copy=True)
-    value, used = (each if step is None else step / each for each in (given, stored))
-    if not bool(((used > 0) & (value <= 1)).all()):
-        raise ValueError(f"{name} must be in (0, 1], got {_range(value)}, as {dtype}")
-    return step, stored
+    def _logit_names(self) -> list[str]:
+        return ["logit_alpha"]
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Compute the next state, or raise what :meth:`rnnext.RNNCell.forward` does.
+
+        With ``form="voltage"`` states are v, and the output is f(v).
+        """
+        if type(input) is not Tensor:
+            node: Tensor | None = _deploy.leaf(self, input, hx=hx)
+            if node is not None:
+                return node
+        weights = weights_of(self, CELL_WEIGHTS if self.bias else CELL_WEIGHTS[:2])
+        alphas = self.alphas()
+        noise = self._noise_stds(alphas) if self.training or self.noise_in_eval else []
+        layer = _layers.Stack(self.bias, 1, False, False, 0.0, self.training)
+        try:
+            _, h_n = _layers.run(
+                layer, weights, input.unsqueeze(0), None if hx is None else hx.unsqueeze(0),
+                None, None, None, self.form, self.nonlinearity, alphas, noise,
+            )  # fmt: skip
+        except (AttributeError, RuntimeError, ValueError):
+            _layers.raise_of_a_cell(self.form, input, () if hx is None else (hx,), *weights)
+            raise
+        state: Tensor = h_n.squeeze(0)
+        return state
+
+    if TYPE_CHECKING:  # nn.Module's takes and gives anything
+        __call__ = forward

@@ -127,8 +127,6 @@ def recurrence(
         TypeError: ``reset`` is not bool, or ``lengths`` not int64.
         IndexError: an index is out of range.
         NotImplementedError: an unsupported dtype.
-
-    J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990.
     """
     if reverse is None:
         reverse = [False, True][: len(weight_hh)]

@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _deploy, _layers
+from rnnext._layers import _Sequence
 
 __all__ = ["RNN", "RNNCell"]
 
-_Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 _State = TypeVar("_State", Tensor, _layers.Pair)
 _OF_MODE = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
 _OF_CELL = ("tanh", "relu")

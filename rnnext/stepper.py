@@ -7,24 +7,17 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from rnnext import _C, functional
-from rnnext._layers import (
-    as_integer,
-    as_states,
-    by_name,
-    refuse_no_number,
-    refuse_others,
-    refuse_shape,
-)
+from rnnext import _C, _layers, functional
+from rnnext._leak import Leak
 from rnnext.convert import LengthsRNN
 from rnnext.embedding import Embedding
 from rnnext.embedding_rnn import EmbeddingRNN
-from rnnext.leaky import LeakyRNN
+from rnnext.leaky import LeakyRNN, LeakyRNNCell
 from rnnext.rnn import CELL_WEIGHTS, Cell, Layers, cell_of, nonlinearity_of, weights_of
 
 __all__ = ["Stepper"]
 
-_Cells = nn.RNNCell | nn.GRUCell | nn.LSTMCell
+_Cells = nn.RNNCell | nn.GRUCell | nn.LSTMCell | LeakyRNNCell
 _Module = Layers[Any] | LeakyRNN | EmbeddingRNN | nn.RNN | nn.GRU | nn.LSTM | _Cells
 _KINDS = (Layers, LeakyRNN, EmbeddingRNN, nn.RNN, nn.GRU, nn.LSTM, *get_args(_Cells))
 _FORWARDS = [kind.forward for kind in (*_KINDS, LengthsRNN, Cell, Embedding, nn.Embedding)]
@@ -83,16 +76,9 @@ class Stepper:
 
     # So that `stepper.state = h` is refused, which would change nothing.
     __slots__ = (
-        "__weakref__",
-        "_batch_size",
-        "_cell",
-        "_module",
-        "_sent",
-        "_stepper",
-        "hidden_size",
-        "input_size",
-        "num_layers",
-    )
+        "__weakref__", "_batch_size", "_cell", "_module", "_sent", "_stepper", "hidden_size",
+        "input_size", "num_layers",
+    )  # fmt: skip
 
     def __init__(self, module: _Module, batch_size: int = 1) -> None:
         if not isinstance(module, _KINDS):
@@ -118,7 +104,7 @@ class Stepper:
         else:
             self.input_size = rnn.input_size
         self.hidden_size = rnn.hidden_size
-        self._batch_size = as_integer("batch_size", batch_size)
+        self._batch_size = _layers.as_integer("batch_size", batch_size)
         self._module, self._cell = module, cell_of(rnn)
         self._stepper = _packed(module, self.batch_size)
 
@@ -194,11 +180,11 @@ class Stepper:
     def _joined(self, name: str, state: Any, B: int, *shapes: tuple[int, ...]) -> Tensor:
         """A state of B sequences as the kernels' ``[S * L, B, H]``, h before c."""
         L, H = self.num_layers, self.hidden_size
-        parts = by_name(name, as_states(name, self._cell, state))
-        refuse_others(parts or {name: state})
+        parts = _layers.by_name(name, _layers.as_states(name, self._cell, state))
+        _layers.refuse_others(parts or {name: state})
         for name, part in parts.items():
             error = ValueError if shapes else RuntimeError
-            refuse_shape(name, part, *shapes, (L, B, H), error=error)
+            _layers.refuse_shape(name, part, *shapes, (L, B, H), error=error)
         rows = [part if part.dim() == 3 else part.unsqueeze(1) for part in parts.values()]
         return torch.cat([row.expand(L, B, H) for row in rows])
 
@@ -210,7 +196,7 @@ class Stepper:
         names: tuple[str, str] = ("reset", "reset_state"),
     ) -> Tensor:
         """The kernels' states, with another, or zeros, where the mask marks a sequence."""
-        refuse_others({}, **{names[0]: mask})
+        _layers.refuse_others({}, **{names[0]: mask})
         begin = before.new_zeros(())
         if state is not None:
             shared = (self.num_layers, self.hidden_size)
@@ -219,7 +205,7 @@ class Stepper:
             return begin
         if mask.dtype != torch.bool:
             raise TypeError(f"{names[0]} must be a bool tensor, got {str(mask.dtype)[6:]}")
-        refuse_shape(names[0], mask, before.shape[1:2])
+        _layers.refuse_shape(names[0], mask, before.shape[1:2])
         return torch.where(mask.unsqueeze(1), begin, before)
 
     def get_state(self) -> Any:
@@ -303,14 +289,14 @@ class Stepper:
             raise TypeError(f"generate needs a Stepper of an EmbeddingRNN, not {_name(module)}")
         if not callable(score):
             raise TypeError(f"score must be a function of the output, got {_name(score)}")
-        n = as_integer("n", n)
+        n = _layers.as_integer("n", n)
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
         if generator is not None and not isinstance(generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator, got {_name(generator)}")
-        refuse_no_number("temperature", temperature)
+        _layers.refuse_no_number("temperature", temperature)
         if isinstance(temperature, Tensor):
-            refuse_shape("temperature", temperature, (), (1,))
+            _layers.refuse_shape("temperature", temperature, (), (1,))
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature must be finite and not negative, got {temperature}")
         shape = (self.batch_size, self.input_size)
@@ -389,7 +375,7 @@ def _packed(module: _Module, batch_size: int) -> _C.Stepper:
             rows = [_stateless(table, "identity", *part) for part in zip(*parts, strict=True)]
             table = torch.cat(rows, 1)
             layers[0] = [None, weight_hh, *left, *others]
-    leaks = isinstance(rnn, LeakyRNN)
+    leaks = isinstance(rnn, Leak)
     return _C.stepper(
         layers,
         table,
@@ -403,23 +389,23 @@ def _packed(module: _Module, batch_size: int) -> _C.Stepper:
 def _layers_of(rnn: Any) -> list[list[Any]]:
     """W_ih, W_hh, b_ih, b_hh, alpha, noise and its key of each layer, None where there is none."""
     if isinstance(rnn, nn.RNNCellBase):
-        weight_ih, weight_hh, *biases = weights_of(rnn, CELL_WEIGHTS)
-        if any(bias is not None for bias in biases):  # a cell takes one alone
-            biases = [weight_hh.new_zeros(len(weight_hh)) if b is None else b for b in biases]
-        return [[weight_ih, weight_hh, *biases, None, None, None]]
-    names = rnn._flat_weights_names
-    weights = weights_of(rnn, names)
-    for name, weight in zip(names, weights, strict=True):
-        if not isinstance(weight, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {_name(weight)}")
-    n = 4 if rnn.bias else 2
+        n, L, weights = 4, 1, weights_of(rnn, CELL_WEIGHTS)
+        if any(bias is not None for bias in weights[2:]):  # a cell takes one alone
+            zeros = weights[1].new_zeros(len(weights[1]))
+            weights[2:] = [zeros if bias is None else bias for bias in weights[2:]]
+    else:
+        names = rnn._flat_weights_names
+        n, L, weights = 4 if rnn.bias else 2, rnn.num_layers, weights_of(rnn, names)
+        for name, weight in zip(names, weights, strict=True):
+            if not isinstance(weight, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {_name(weight)}")
     none = [None] * (4 - n)
-    alphas: list[Any] = [None] * rnn.num_layers
+    alphas: list[Any] = [None] * L
     noise = keys = alphas
-    if isinstance(rnn, LeakyRNN):
+    if isinstance(rnn, Leak):
         alphas = rnn.alphas()
         if rnn.noise_in_eval and (stds := rnn._noise_stds(alphas)):
-            noise, keys = stds, list(torch.randint(2**63 - 1, (rnn.num_layers,), device="cpu"))
+            noise, keys = stds, list(torch.randint(2**63 - 1, (L,), device="cpu"))
     return [
         [*weights[n * k : n * k + n], *none, *others]
         for k, others in enumerate(zip(alphas, noise, keys, strict=True))

@@ -76,6 +76,7 @@ SAMPLES = {
         X,
         {"alpha": torch.linspace(0.2, 0.8, 4), "form": "voltage", "noise_std": 0.1},
     ),
+    "LeakyRNNCell": Sample("LeakyRNNCell", (3, 4), X[0], {"dt": 1, "tau": 4.0, "noise_std": 0.1}),
     "learned alpha": Sample("LeakyRNN", (3, 4), X, {"alpha": 0.5, "learn_alpha": True}),
     "EmbeddingRNN": Sample("EmbeddingRNN", (9, 3, 4), TOKENS % 3),
     "EmbeddingRNN of an LSTM": Sample("EmbeddingRNN", (9, 3, 4), TOKENS % 3, {"cell": "lstm"}),

@@ -11,7 +11,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rnnext
-from helpers.common import assert_close, assert_refused, same, steps
+from helpers.common import assert_close, assert_refused, error_of, same, steps
+from helpers.modules import results
+
+CELL = rnnext.LeakyRNNCell(3, 6, alpha=0.5, learn_alpha=True)
 
 
 def test_alpha_of_one_is_the_rnn_to_the_bit():
@@ -145,6 +148,37 @@ def test_a_stepper_has_the_noise_of_one_call():
     assert torch.equal(steps(rnnext.Stepper(rnn, 2), x), output)
 
 
+@pytest.mark.parametrize("form", ["rate", "voltage", "blend"])
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_cell_is_one_step_of_one_layer_to_the_bit(form, learned):
+    options = {"dt": 5, "tau": torch.linspace(20, 50, 7), "learn_alpha": learned, "form": form}
+    options |= {"nonlinearity": "softplus", "bias": learned, "noise_std": 0.3}
+    cell, layer = rnnext.LeakyRNNCell(3, 7, **options), rnnext.LeakyRNN(3, 7, **options)
+    cell.load_state_dict({k.removesuffix("_l0"): v for k, v in layer.state_dict().items()})
+    x, h = torch.randn(4, 3), torch.randn(4, 7)
+
+    def step(x, *hx):
+        return layer(x[None], *(h[None] for h in hx))[1][0]
+
+    step.parameters = layer.parameters
+    for given in ((x,), (x, h), (x[0], h[0])):
+        assert same(results(cell, *given), results(step, *given))
+    stepper = rnnext.Stepper(cell.eval(), 4)
+    assert torch.equal(stepper.step(x, h[None])[1][0], cell(x, h))
+    cell.dt = 10
+    assert_close(cell.alphas()[0], 10 / torch.linspace(20, 50, 7))
+
+
+def test_a_cells_errors_are_an_rnn_cells():
+    (cell, plain), x, h = (CELL, rnnext.RNNCell(3, 6)), torch.randn(4, 3), torch.randn(4, 6)
+    for given in (
+        (x[None],), (x, h[None]), (x[:, :2],), (x, h[:3]), (x, h[:, :5]), (x, h[0]),
+        (x.to("meta"),), (x, h.to("meta")), ([0.0],), (x, [0.0]),
+    ):  # fmt: skip
+        found, expected = (error_of(functools.partial(each, *given)) for each in (cell, plain))
+        assert found == expected
+
+
 def test_noise_that_is_none_is_refused_whenever_it_is_set():
     rnn = rnnext.LeakyRNN(2, 4, alpha=0.5, noise_std=0.1)
     learned = torch.tensor(0.2, requires_grad=True)
@@ -203,7 +237,7 @@ def test_what_was_trained_at_one_dt_runs_at_another(tau, learned):
     options, x = {"tau": tau, "learn_alpha": learned, "bidirectional": True}, torch.randn(7, 4, 3)
     trained, finer, twin = (rnnext.LeakyRNN(3, 6, 2, dt=dt, **options) for dt in (20, 5, 5))
     if learned:
-        message = r"logit_alpha_l\[k\] were learned at dt = 20, and this module has 5"
+        message = "alpha was learned at dt = 20, and this module has 5: load it at its own, then"
         with pytest.raises(RuntimeError, match=message):
             finer.load_state_dict(trained.state_dict())
         finer.dt = 20
@@ -237,8 +271,9 @@ def test_dt_tau_and_alpha_are_set_where_they_were_given():
         (given, "alpha", 2, ValueError, "alpha must be in (0, 1], got 2"),
         (given, "dt", 5, AttributeError, "dt must be given with tau, in the place of alpha"),
         (given, "tau", 5, AttributeError, "tau must be given with dt, in the place of alpha"),
-        (learned, "alpha", 0.5, AttributeError, "alpha is learned: set the parameters logit"),
-        (learned, "tau", 50, AttributeError, "tau is learned: set the parameters logit_alpha"),
+        (CELL, "alpha", 0.5, AttributeError, "alpha is learned: set logit_alpha"),
+        (learned, "alpha", 0.5, AttributeError, "alpha is learned: set logit_alpha_l0"),
+        (learned, "tau", 50, AttributeError, "tau is learned: set logit_alpha_l0"),
         (learned, "dt", 101, ValueError, "dt must be less than the learned tau, got 101"),
     ):
         assert_refused(functools.partial(setattr, module, name, value), error, message)

@@ -75,7 +75,7 @@ WAYS = [compiled, exported, packaged, of_onnx]
 
 def possible(case):
     """ONNX's RNN has no leak, and onnxruntime's is of float32."""
-    leaks = SAMPLES[case["kind"]].kind == "LeakyRNN"
+    leaks = "Leaky" in SAMPLES[case["kind"]].kind
     return case["way"] is not of_onnx or (case["dtype"] == torch.float32 and not leaks)
 
 

@@ -23,6 +23,7 @@ assert_type(lstm(pack_sequence([x[0], x[1, :2]])), tuple[PackedSequence, tuple[T
 leaky = rnnext.LeakyRNN(3, 4, alpha=torch.tensor(0.5), form="voltage", noise_std=0.1)
 assert_type(leaky(x, lengths=torch.tensor([5, 3])), tuple[Tensor, Tensor])
 assert_type(leaky.alphas(), list[Tensor])
+assert_type(rnnext.LeakyRNNCell(3, 4, dt=1, tau=5.0)(x[:, 0]), Tensor)
 
 tokens = torch.zeros(5, 2, dtype=torch.int32)
 words = rnnext.EmbeddingRNN(9, 3, 4, padding_idx=0)

@@ -1,0 +1,304 @@
+"""What LeakyRNN and LeakyRNNCell share: alpha, dt, tau, the noise, and what of these fits."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rnnext import _C, _deploy, _layers
+from rnnext.functional import NOISE_SCALES, scaled_noise
+
+PerLayer = float | Tensor | Sequence[float | Tensor]
+
+
+def _word(name: str, known: Sequence[str]) -> Any:
+    """A property that is one of these words, checked when it is set."""
+
+    def assign(self: nn.Module, value: str) -> None:
+        _layers.refuse_word(name, value, known)
+        self.__dict__[name] = value
+
+    return property(lambda self: self.__dict__[name], assign)
+
+
+class Leak(nn.Module):
+    """What the two are besides an nn.RNNBase and an nn.RNNCellBase."""
+
+    nonlinearity: str = _word("nonlinearity", _C.nonlinearities())
+    form: str = _word("form", _C.forms())
+    noise_scale: str = _word("noise_scale", list(NOISE_SCALES))
+    hidden_size: int
+    num_layers: int
+    bidirectional: bool
+    _weight: Tensor  # one of its weights, of their dtype and device
+    _step: float | None
+    _noise_std: float | Tensor
+    _first: dict[str, Tensor] = {}  # noqa: RUF012  replaced, by what reset_parameters gives back
+    __prepare_scriptable__ = _deploy.refuse_script
+    _slow_forward = _deploy.slow_forward
+
+    def _begin(
+        self,
+        nonlinearity: str,
+        alpha: PerLayer | None,
+        dt: float | None,
+        tau: PerLayer | None,
+        learn_alpha: bool,
+        form: str,
+        noise_std: float | Tensor,
+        noise_scale: str,
+        noise_in_eval: bool,
+    ) -> None:
+        """The rest of a constructor, when there are weights."""
+        self.nonlinearity, self.form, self.learn_alpha = nonlinearity, form, learn_alpha
+        self._set_noise_std(noise_std)
+        self.noise_scale, self.noise_in_eval = noise_scale, noise_in_eval
+        if not learn_alpha:
+            self._set_leak(alpha, dt, tau)
+            return
+        self._step, value = self._leak(alpha, dt, tau)
+        value = value if self._step is None else self._step / value
+        if bool((value == 1).any()):
+            raise ValueError("alpha must be less than 1 to be learned: its logit is infinite")
+        logits = [each.logit() for each in self._of_each(value)]
+        first = dict(zip(self._logit_names(), logits, strict=True))
+        for name, logit in first.items():
+            own = logit.to(self._weight.device, copy=True)
+            self.register_parameter(name, nn.Parameter(own))
+        self._first = self._first | first
+        self._keep_dt()
+
+    def _keep(self, name: str, value: Tensor, persistent: bool = True) -> None:
+        """Hold a copy in a buffer; the value is what reset_parameters gives back."""
+        # New dicts: a copy.copy of the module has the old ones, and keeps its own.
+        self._buffers, self._first = dict(self._buffers), self._first | {name: value}
+        own = value.to(self._weight, copy=True)
+        self.register_buffer(name, own, persistent=persistent)
+
+    def _keep_dt(self) -> None:
+        if self._step is not None:
+            self._keep("_dt", torch.tensor(self._step, dtype=torch.float64, device="cpu"))
+
+    def _set_leak(self, alpha: PerLayer | None, dt: float | None, tau: PerLayer | None) -> None:
+        self._step, value = self._leak(alpha, dt, tau)
+        self._keep("_alpha" if self._step is None else "_tau", value)
+        self._keep_dt()
+
+    def _leak(
+        self, alpha: PerLayer | None, dt: float | None, tau: PerLayer | None
+    ) -> tuple[float | None, Tensor]:
+        """Dt, if given, and alpha or else tau, on the CPU: [] or [H], of a list [L, 1 or H]."""
+        L, H, dtype = self.num_layers, self.hidden_size, self._weight.dtype
+
+        def exact(name: str, number: float | Tensor, *shapes: tuple[int, ...]) -> Tensor:
+            _layers.refuse_no_number(name, number)
+            if isinstance(number, Tensor) and number.requires_grad and not self.learn_alpha:
+                raise ValueError(
+                    f"{name} must not require a gradient without learn_alpha=True: none reaches it"
+                )
+            value = torch.as_tensor(number, dtype=torch.float64, device="cpu").detach()
+            _layers.refuse_shape(name, value, (), *shapes)
+            return value
+
+        def of_layers(name: str, given: Any) -> Tensor:
+            if not isinstance(given, (list, tuple)):
+                return exact(name, given, (H,), (L, 1), (L, H))
+            if len(given) != L:
+                raise ValueError(
+                    f"{name} must have one entry for each of {L} layers, got {len(given)}; for one "
+                    f"of each unit give torch.tensor({name})"
+                )
+            rows = [exact(f"{name}[{k}]", each, (H,)) for k, each in enumerate(given)]
+            units = max(row.numel() for row in rows)
+            return torch.stack([row.expand(units) for row in rows])
+
+        step = None
+        if alpha is not None:
+            if dt is not None or tau is not None:
+                raise ValueError("alpha must not be given with dt and tau")
+            name, given = "alpha", of_layers("alpha", alpha)
+        elif dt is None or tau is None:
+            raise ValueError("alpha must be given, or dt and tau")
+        else:
+            step = _length(dt)
+            name, given = "alpha = dt / tau", of_layers("tau", tau)
+        stored = given.to(dtype, copy=True)
+        value, used = (each if step is None else step / each for each in (given, stored))
+        if not bool(((used > 0) & (value <= 1)).all()):
+            raise ValueError(f"{name} must be in (0, 1], got {_range(value)}, as {dtype}")
+        return step, stored
+
+    @property
+    def alpha(self) -> Tensor:
+        """The leak of all layers."""
+        buffers: dict[str, Any] = self._buffers  # twice as fast as nn.Module.__getattr__
+        alpha: Tensor | None = buffers.get("_alpha")
+        if alpha is not None:
+            return alpha
+        if (tau := buffers.get("_tau")) is not None:
+            return torch.div(buffers["_dt"], tau)  # a third of the time of a number's
+        return torch.stack(self.alphas())
+
+    @alpha.setter
+    def alpha(self, value: PerLayer) -> None:
+        self._refuse_learned("alpha")
+        if self._step is not None:
+            raise AttributeError("alpha is dt / tau: set these")
+        self._set_leak(value, None, None)
+
+    @property
+    def dt(self) -> float | None:
+        """The length of a step, if it was given."""
+        return self._step
+
+    @dt.setter
+    def dt(self, value: float) -> None:
+        if self._step is None:
+            raise AttributeError("dt must be given with tau, in the place of alpha, to be set")
+        if not self.learn_alpha:
+            self._set_leak(None, value, self.tau)
+            return
+        dt = _length(value)
+        names = self._logit_names()
+        logits = [getattr(self, name) for name in names] + [self._first[name] for name in names]
+        with torch.no_grad():
+            alphas = [logit.double().sigmoid() * (dt / self._step) for logit in logits]
+            if any(bool((alpha >= 1).any()) for alpha in alphas):
+                raise ValueError(f"dt must be less than the learned tau, got {value}")
+            for logit, alpha in zip(logits, alphas, strict=True):
+                logit.copy_(alpha.logit())
+        self._step = dt
+        self._keep_dt()
+
+    @property
+    def tau(self) -> Tensor | None:
+        """The time constant of all layers, if dt was given."""
+        if self._step is None or not self.learn_alpha:
+            return self._buffers.get("_tau")
+        return self._step / self.alpha
+
+    @tau.setter
+    def tau(self, value: PerLayer) -> None:
+        self._refuse_learned("tau")
+        if self._step is None:
+            raise AttributeError("tau must be given with dt, in the place of alpha, to be set")
+        self._set_leak(None, self._step, value)
+
+    def _refuse_learned(self, name: str) -> None:
+        if self.learn_alpha:
+            raise AttributeError(f"{name} is learned: set {', '.join(self._logit_names())}")
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        dt, own = state_dict.get(prefix + "_dt"), self._step
+        if dt is not None and own is not None:
+            far = not dt.is_meta and not math.isclose(dt, own, rel_tol=0.01)  # of a bfloat16
+            if far and self.learn_alpha:
+                raise RuntimeError(
+                    f"{prefix}alpha was learned at dt = {dt:g}, and this module has {own:g}: "
+                    "load it at its own, then set dt"
+                )
+            state_dict[prefix + "_dt"] = torch.full_like(dt, own)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @property
+    def noise_std(self) -> float | Tensor:
+        """Standard deviation of the noise, of all units or ``[H]``."""
+        return self._noise_std
+
+    @noise_std.setter
+    def noise_std(self, value: float | Tensor) -> None:
+        self._set_noise_std(value)
+
+    def _set_noise_std(self, value: float | Tensor) -> None:
+        _layers.refuse_no_number("noise_std", value)
+        if isinstance(value, Tensor):
+            _layers.refuse_shape("noise_std", value, (), (self.hidden_size,))
+            if value.requires_grad:
+                raise ValueError("noise_std must not require a gradient: none reaches it")
+        fits = (value >= 0) & (value < math.inf)
+        if not (fits.all() if isinstance(fits, Tensor) else fits):
+            raise ValueError(f"noise_std must be finite and not negative, got {value}")
+        self.__dict__.pop("_noise_std", None)
+        self._buffers = {name: b for name, b in self._buffers.items() if name != "_noise_std"}
+        self._first = {name: t for name, t in self._first.items() if name != "_noise_std"}
+        if isinstance(value, Tensor):
+            self._keep("_noise_std", value.clone(), persistent=False)
+        else:
+            self._noise_std = float(value)
+
+    def _logit_names(self) -> list[str]:
+        directions = ["", "_reverse"] if self.bidirectional else [""]
+        return [f"logit_alpha_l{k}{d}" for k in range(self.num_layers) for d in directions]
+
+    def _of_each(self, alpha: Tensor) -> list[Tensor]:
+        """The alpha of each layer and, within it, direction."""
+        D = 2 if self.bidirectional else 1
+        if alpha.dim() < 2:
+            return [alpha] * (self.num_layers * D)
+        return [row for row in alpha.squeeze(1) for _ in range(D)]
+
+    def reset_parameters(self) -> None:
+        """Draw weights and biases anew, as torch.nn.RNN; alpha and noise are those last given."""
+        bound = self.hidden_size**-0.5
+        for name, parameter in self.named_parameters():  # of a parametrized weight, the originals
+            if "logit_alpha" not in name:
+                nn.init.uniform_(parameter, -bound, bound)
+        with torch.no_grad():
+            for name, value in self._first.items():
+                own = getattr(self, name)
+                if hasattr(own, "placements"):  # a DTensor, of FSDP2
+                    from torch.distributed.tensor import distribute_tensor
+
+                    value = distribute_tensor(value, own.device_mesh, own.placements)
+                own.copy_(value)
+
+    def alphas(self) -> list[Tensor]:
+        """The leak of each layer and, within it, direction: ``[H]`` each."""
+        H = self.hidden_size
+        if self.learn_alpha:
+            logits = [getattr(self, name) for name in self._logit_names()]
+            least = torch.finfo(logits[0].dtype).tiny  # sigmoid underflows to 0
+            return [logit.sigmoid().clamp_min(least).expand(H) for logit in logits]
+        return [each.expand(H) for each in self._of_each(self.alpha)]
+
+    def _noise_stds(self, alphas: Sequence[Tensor]) -> list[Tensor]:
+        """``noise_std`` scaled, ``[H]`` for each layer and direction; none where it is 0."""
+        std = self._noise_std
+        if not isinstance(std, Tensor) and std == 0:
+            return []
+        return [scaled_noise(std, alpha, self.noise_scale) for alpha in alphas]
+
+    def extra_repr(self) -> str:
+        """The arguments, as torch.nn's modules show them."""
+        sizes = super().extra_repr().partition(", nonlinearity")[0]  # which a cell may name
+        parts = [sizes, f"nonlinearity={self.nonlinearity}", f"form={self.form}"]
+        parts.append(f"alpha={_range(torch.stack(self.alphas()))}")
+        if self._step is not None:
+            parts.append(f"dt={self._step:g}")
+        if self.learn_alpha:
+            parts.append("learn_alpha=True")
+        if isinstance(self.noise_std, Tensor) or self.noise_std:
+            parts.append(f"noise_std={_range(self.noise_std)}, noise_scale={self.noise_scale}")
+            parts.append(f"noise_in_eval={self.noise_in_eval}")
+        return ", ".join(parts)
+
+
+def _range(values: float | Tensor) -> str:
+    """The one value that they have, or the least and the largest."""
+    if not isinstance(values, Tensor):
+        return f"{values:g}"
+    if values.is_meta or type(values) is not Tensor:  # a fake one, say, which has no values
+        return "?"
+    low, high = (each.item() for each in values.aminmax())
+    return f"{low:g} to {high:g}" if low < high else f"{low:g}"
+
+
+def _length(dt: Any) -> float:
+    _layers.refuse_no_number("dt", dt)
+    if isinstance(dt, Tensor):
+        _layers.refuse_shape("dt", dt, ())
+    if not dt > 0:
+        raise ValueError(f"dt must be positive, got {dt}")
+    return float(dt)
