@@ -25,6 +25,14 @@ RNNEXT_INLINE auto with_gates(Cell cell, const F& f) {
   return f(LstmGates{});
 }
 
+// The forward pass of one vector of units: of a row's end and of a single step, out of line.
+template <class Gates, class S, class Gated = typename Gates::template Of<S>,
+          class V = typename Gated::V>
+RNNEXT_TILE V forward_vector(const V (&x)[Gated::kTraits.gates], const V (&h)[Gated::kTraits.gates],
+                             V& state, V (&saved)[Gated::kTraits.saved]) {
+  return Gated::forward(x, h, state, saved);
+}
+
 // Makes the states and outputs of units j and up, N vectors, of a row; a gate's columns are `width`
 // apart. `Step` (forward.h) has the other rows.
 template <class Gates, class S, int N, class Step, class C = Compute<S>>
@@ -46,7 +54,12 @@ RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64
   }
   V state = V::of(
       [&](int i) { return load_some(leak.before[row] + j + i * kLanes<C>, left - i * kLanes<C>); });
-  const V out = Gated::forward(of_x, of_h, state, kept);
+  V out;
+  if constexpr (N == 1) {
+    out = forward_vector<Gates, S>(of_x, of_h, state, kept);
+  } else {
+    out = Gated::forward(of_x, of_h, state, kept);
+  }
   S* const saved = leak.saved ? static_cast<S*>(leak.saved) + row * leak.row_stride + j : nullptr;
   for (int i = 0; i < N; ++i) {
     const int64_t at = i * kLanes<C>;

@@ -34,74 +34,86 @@ struct OneStep {
                            load_some(static_cast<const S*>(p.hx) + row * p.H + j, p.H - j));
     const int64_t vectors = divide_up(p.H, kLanes<C>);
     const Range share = part(p.D * vectors, worker.rank, worker.size);
-    for (int64_t v = share.begin; v < share.end; ++v)
-      rows<kOneStepRows>(static_cast<int>(v / vectors), v % vectors * kLanes<C>);
-  }
-  template <int R>
-  void rows(int d, int64_t j) const {
-    if (p.B == R && is_gated(p.cell))
-      return with_gates(p.cell, [&]<class Gates>(Gates) { gated_units<Gates, R>(d, j); });
-    if (p.B == R) return units<R>(d, j);
-    if constexpr (R > 1) rows<R - 1>(d, j);
-  }
-
-  template <int R>
-  static RNNEXT_INLINE void add(Vec<C> (&sums)[R], const S* weight, int64_t columns, int64_t K,
-                                const F* a, int64_t stride) {
-    if constexpr (kTiled<F>) {
-      add_unpacked_tiled<R>(sums, weight, columns, K, a, stride);
-    } else {
-      add_unpacked<R, MK>(sums, weight, columns, K, a, stride);
+    const Product product = product_of<kOneStepRows>(p.B);
+    for (int64_t v = share.begin; v < share.end; ++v) {
+      const int d = static_cast<int>(v / vectors);
+      const int64_t j = v % vectors * kLanes<C>;
+      if (is_gated(p.cell)) {
+        with_gates(p.cell, [&]<class Gates>(Gates) { gated_units<Gates>(product, d, j); });
+      } else {
+        units(product, d, j);
+      }
     }
   }
 
-  // Computes the hidden units j and up that one vector holds, for all R sequences.
+  // Adds the product of each row of `a` with rows of a weight, one in each lane, to its sums.
+  using Product = void (*)(Vec<C>* sums, const S* weight, int64_t columns, int64_t K, const F* a,
+                           int64_t stride);
   template <int R>
-  void units(int d, int64_t j) const {
-    const int64_t left = p.H - j;
-    Vec<C> acc[R];
-    for (int64_t b = 0; b < R; ++b) {
-      acc[b] = bias_of<S>(p, d, j);
-      if (p.I == 0 && p.input.data) acc[b] += load_some(input_row<S>(p, 0, b) + d * p.H + j, left);
-    }
-    add(acc, static_cast<const S*>(p.weight_ih[d]) + j * p.I, left, p.I, x.first, x.stride);
+  static Product product_of(int64_t rows) {
+    if constexpr (R > 1)
+      if (rows < R) return product_of<R - 1>(rows);
+    return
+        [](Vec<C>* sums, const S* weight, int64_t columns, int64_t K, const F* a, int64_t stride) {
+          auto& of_rows = *reinterpret_cast<Vec<C>(*)[R]>(sums);
+          if constexpr (kTiled<F>) {
+            add_unpacked_tiled<R>(of_rows, weight, columns, K, a, stride);
+          } else {
+            add_unpacked<R, MK>(of_rows, weight, columns, K, a, stride);
+          }
+        };
+  }
+  // Adds the input's part of row `row` of the pre-activations and those that follow it, `left` of
+  // which exist: W_ih x, or what is given in its place; and the state's part, W_hh h.
+  void add_input(const Product& product, Vec<C>* sums, int d, int64_t row, int64_t left) const {
+    for (int64_t b = 0; b < p.B && p.I == 0 && p.input.data; ++b)
+      sums[b] += load_some(input_row<S>(p, 0, b) + d * p.gates() * p.H + row, left);
+    product(sums, static_cast<const S*>(p.weight_ih[d]) + row * p.I, left, p.I, x.first, x.stride);
+  }
+  void add_state(const Product& product, Vec<C>* sums, int d, int64_t row, int64_t left) const {
     if (p.hx)
-      add(acc, static_cast<const S*>(p.weight_hh[d]) + j * p.H, left, p.H, h[d * p.B], h.stride);
-    for_name(p.nonlinearity, ForwardVectors<S>{acc, R});
-    for (int64_t b = 0; b < R; ++b) {
+      product(sums, static_cast<const S*>(p.weight_hh[d]) + row * p.H, left, p.H, h[d * p.B],
+              h.stride);
+  }
+
+  // Computes the hidden units j and up that one vector holds, for all sequences.
+  void units(const Product& product, int d, int64_t j) const {
+    const int64_t left = p.H - j;
+    Vec<C> acc[kOneStepRows];
+    for (int64_t b = 0; b < p.B; ++b) acc[b] = bias_of<S>(p, d, j);
+    add_input(product, acc, d, j, left);
+    add_state(product, acc, d, j, left);
+    for_name(p.nonlinearity, ForwardVectors<S>{acc, static_cast<int>(p.B)});
+    for (int64_t b = 0; b < p.B; ++b) {
       store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, acc[b], left);
       store_some(static_cast<S*>(p.h_n) + (d * p.B + b) * p.H + j, acc[b], left);
     }
   }
   // The same of a gated cell.
-  template <class Gates, int R>
-  void gated_units(int d, int64_t j) const {
+  template <class Gates>
+  void gated_units(const Product& product, int d, int64_t j) const {
     using Gated = typename Gates::template Of<S>;
     using V = typename Gated::V;
     constexpr CellTraits kTraits = Gated::kTraits;
     const int64_t left = p.H - j;
-    Vec<C> of_x[kTraits.gates][R], of_h[kTraits.gates][R];
+    Vec<C> of_x[kTraits.gates][kOneStepRows], of_h[kTraits.gates][kOneStepRows];
+#pragma GCC unroll 1
     for (int k = 0; k < kTraits.gates; ++k) {
-      const int64_t first = k * p.H + j;  // row of the weights
-      for (int64_t b = 0; b < R; ++b) {
+      const int64_t first = k * p.H + j;
+      for (int64_t b = 0; b < p.B; ++b) {
         of_x[k][b] = of_h[k][b] = Vec<C>{};
         if (p.bias_ih[0]) of_x[k][b] = load_some(static_cast<const S*>(p.bias_ih[d]) + first, left);
         if (p.bias_hh[0]) of_h[k][b] = load_some(static_cast<const S*>(p.bias_hh[d]) + first, left);
-        if (p.I == 0 && p.input.data)
-          of_x[k][b] += load_some(input_row<S>(p, 0, b) + d * kTraits.gates * p.H + first, left);
       }
-      add(of_x[k], static_cast<const S*>(p.weight_ih[d]) + first * p.I, left, p.I, x.first,
-          x.stride);
-      if (p.hx)
-        add(of_h[k], static_cast<const S*>(p.weight_hh[d]) + first * p.H, left, p.H, h[d * p.B],
-            h.stride);
+      add_input(product, of_x[k], d, first, left);
+      add_state(product, of_h[k], d, first, left);
     }
-    for (int64_t b = 0; b < R; ++b) {
+    for (int64_t b = 0; b < p.B; ++b) {
       V x_of_row[kTraits.gates], h_of_row[kTraits.gates], saved[kTraits.saved];
       for (int k = 0; k < kTraits.gates; ++k)
         x_of_row[k] = {of_x[k][b]}, h_of_row[k] = {of_h[k][b]};
       V state{load_state(state_row<S>(p, p.hx, d, b, kTraits.states - 1), j, left)};
-      const Vec<C> out = Gated::forward(x_of_row, h_of_row, state, saved).v[0];
+      const Vec<C> out = forward_vector<Gates, S>(x_of_row, h_of_row, state, saved).v[0];
       store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, out, left);
       S* const h_n = const_cast<S*>(state_row<S>(p, p.h_n, d, b));
       store_some(h_n + j, out, left);
