@@ -82,9 +82,12 @@ void run(const rnnext::KernelTable& table, Files& files, const int64_t (&sizes)[
   const rnnext::RnnKernels& kernels = dtype == 5   ? *table.rnn_high
                                       : dtype == 4 ? *table.rnn_medium
                                                    : *table.rnn[dtype];
-  with_workspace(kernels.forward_workspace(p, 1), [&](char* workspace, rnnext::Worker& worker) {
-    kernels.forward(p, workspace, worker);
-  });
+  const rnnext::Machine& machine = rnnext::this_machine();
+  const auto forward = rnnext::plan_forward(p, kernels.shape, machine, 1);
+  with_workspace(kernels.forward_workspace(p, forward, 1),
+                 [&](char* workspace, rnnext::Worker& worker) {
+                   kernels.forward(p, forward, workspace, worker);
+                 });
 
   rnnext::RecurrenceGradOut out;
   Array grad_input(input.size()), grad_hx(grad_h_n.size());
@@ -97,9 +100,10 @@ void run(const rnnext::KernelTable& table, Files& files, const int64_t (&sizes)[
     out.bias_ih[d] = grads[4 * d + 2].data(), out.bias_hh[d] = grads[4 * d + 3].data();
   }
   const rnnext::RecurrenceGrad grad{grad_output.data(), grad_h_n.data()};
-  with_workspace(kernels.backward_workspace(p, out, 1),
+  const auto backward = rnnext::plan_backward(p, out, kernels.shape, machine, 1, 1);
+  with_workspace(kernels.backward_workspace(p, out, backward, 1),
                  [&](char* workspace, rnnext::Worker& worker) {
-                   kernels.backward(p, grad, out, workspace, worker);
+                   kernels.backward(p, grad, out, backward, workspace, worker);
                  });
   for (const Array* array : {&output, &h_n, &grad_input, &grad_hx}) files.write(*array);
   for (const Array& array : grads) files.write(array);

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <deque>
+#include <vector>
 
 #include "cpu/binding/recurrence.h"
 #include "ops/autograd.h"
@@ -13,18 +14,20 @@
 namespace rnnext {
 namespace {
 
-// Calls run(m, workspace, worker) for each of M members. A member that does not share a round takes
-// `alone` threads. bytes(m, threads) is the size of its workspace.
-template <class Bytes, class Run>
-void run_members(int64_t M, int alone, const Bytes& bytes, const Run& run) {
+// Calls run(m, teams, workspace, worker) for each of M members. A member that does not share a
+// round takes `alone` threads. teams_of(m, threads) gives its Teams.
+template <class TeamsOf, class Run>
+void run_members(int64_t M, int alone, const TeamsOf& teams_of, const Run& run) {
   const int threads = max_threads();
   // In a round each thread has a member of its own. The members left over are a round too, or, if
   // that is faster, run one after the other on all threads.
   int64_t apart = M / threads * threads;
   if (4 * (M - apart) > 3 * alone) apart = M;
   if (apart > 0) {
+    std::vector<decltype(teams_of(0, 1))> teams;
     size_t each = 0;
-    for (int64_t m = 0; m < apart; ++m) each = std::max(each, bytes(m, 1));
+    for (int64_t m = 0; m < apart; ++m)
+      each = std::max(each, teams.emplace_back(teams_of(m, 1)).bytes);
     each = (each + 127) / 128 * 128;
     const int team = static_cast<int>(std::min<int64_t>(threads, apart));
     Workspace workspace(team * each);
@@ -33,13 +36,14 @@ void run_members(int64_t M, int alone, const Bytes& bytes, const Run& run) {
       for (int64_t m = next++; m < apart; m = next++) {
         Count counts[2];
         Worker own(counts, 0, 1, 1);
-        run(m, workspace.data() + worker.rank * each, own);
+        run(m, teams[m], workspace.data() + worker.rank * each, own);
       }
     });
   }
   for (int64_t m = apart; m < M; ++m) {
-    Workspace workspace(bytes(m, alone));
-    run_team(alone, [&](Worker& worker) { run(m, workspace.data(), worker); });
+    const auto teams = teams_of(m, alone);
+    Workspace workspace(teams.bytes);
+    run_team(alone, [&](Worker& worker) { run(m, teams, workspace.data(), worker); });
   }
 }
 
@@ -76,9 +80,9 @@ RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
   const RnnKernels& kernel = kernels_for(first.dtype);
   run_members(
       M, threads_for(one, 1),
-      [&](int64_t m, int threads) { return kernel.forward_workspace(calls[m].p, threads); },
-      [&](int64_t m, char* workspace, Worker& worker) {
-        kernel.forward(calls[m].p, workspace, worker);
+      [&](int64_t m, int threads) { return forward_teams(calls[m].p, kernel, threads); },
+      [&](int64_t m, const auto& teams, char* workspace, Worker& worker) {
+        kernel.forward(calls[m].p, teams.of(worker), workspace, worker);
       });
   return {output, h_n, saved};
 }
@@ -96,10 +100,11 @@ RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const Recurren
     run_members(
         M, threads_for(first.p, 3),
         [&](int64_t m, int threads) {
-          return kernel.backward_workspace(calls[m].p, calls[m].out, threads);
+          return backward_teams(calls[m].p, calls[m].out, kernel, threads);
         },
-        [&](int64_t m, char* workspace, Worker& worker) {
-          kernel.backward(calls[m].p, calls[m].g, calls[m].out, workspace, worker);
+        [&](int64_t m, const auto& teams, char* workspace, Worker& worker) {
+          kernel.backward(calls[m].p, calls[m].g, calls[m].out, teams.of(worker), workspace,
+                          worker);
         });
   }
   std::vector<RecurrenceGradients> gradients;

@@ -42,6 +42,21 @@ int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& m
   return static_cast<int>(min_of(threads, plan.items * plan.hidden_parts));
 }
 
+Teams<ForwardPlan> forward_teams(const Recurrence& p, const RnnKernels& kernel, int threads) {
+  return {
+      threads, [&](int size) { return plan_forward(p, kernel.shape, this_machine(), size); },
+      [&](const ForwardPlan& plan, int size) { return kernel.forward_workspace(p, plan, size); }};
+}
+Teams<BackwardPlan> backward_teams(const Recurrence& p, const RecurrenceGradOut& out,
+                                   const RnnKernels& kernel, int threads) {
+  return {
+      threads,
+      [&](int size) { return plan_backward(p, out, kernel.shape, this_machine(), threads, size); },
+      [&](const BackwardPlan& plan, int size) {
+        return kernel.backward_workspace(p, out, plan, size);
+      }};
+}
+
 namespace {
 
 // Raises ValueError unless all H values fit.
@@ -164,9 +179,11 @@ RecurrenceGradients CpuBackwardCall::gradients(const RecurrenceArguments& a) {
 namespace {
 
 void run_forward(const Recurrence& p, const RnnKernels& kernel) {
-  const int threads = busy_threads(p, kernel.shape, this_machine(), threads_for(p, 1));
-  Workspace workspace(kernel.forward_workspace(p, threads));
-  run_team(threads, [&](Worker& worker) { kernel.forward(p, workspace.data(), worker); });
+  const Teams teams =
+      forward_teams(p, kernel, busy_threads(p, kernel.shape, this_machine(), threads_for(p, 1)));
+  Workspace workspace(teams.bytes);
+  run_team(teams.threads(),
+           [&](Worker& worker) { kernel.forward(p, teams.of(worker), workspace.data(), worker); });
 }
 
 RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
@@ -266,9 +283,10 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
     // nothing.)
     if (plan_unpadded(call.p, call.out, kernel.shape, this_machine(), threads))
       return unpadded_backward(Unpadded(call.p), r, a, wanted);
-    Workspace workspace(kernel.backward_workspace(call.p, call.out, threads));
+    const Teams teams = backward_teams(call.p, call.out, kernel, threads);
+    Workspace workspace(teams.bytes);
     run_team(threads, [&](Worker& worker) {
-      kernel.backward(call.p, call.g, call.out, workspace.data(), worker);
+      kernel.backward(call.p, call.g, call.out, teams.of(worker), workspace.data(), worker);
     });
   }
   return call.gradients(a);

@@ -4,6 +4,9 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/ScalarType.h>
+#include <c10/util/SmallVector.h>
+
+#include <algorithm>
 
 #include "cpu/isa/dispatch.h"
 #include "cpu/runtime/memory.h"
@@ -45,6 +48,27 @@ struct CpuBackwardCall : CpuCall {
 inline void copy_hx(const Tensor& h_n, const OptionalTensor& hx) {
   given(hx) ? h_n.copy_(*hx) : h_n.zero_();
 }
+
+// What a call needs on each team that it may get, of 1 to `threads` threads, since fewer may come
+// than were asked for: the plans, and memory for any of them.
+template <class Plan>
+struct Teams {
+  c10::SmallVector<Plan, 2> plans;
+  size_t bytes = 0;
+
+  template <class PlanOf, class BytesOf>
+  Teams(int threads, const PlanOf& plan_of, const BytesOf& bytes_of) {
+    for (int size = 1; size <= threads; ++size) {
+      plans.push_back(plan_of(size));
+      bytes = std::max(bytes, bytes_of(plans.back(), size));
+    }
+  }
+  int threads() const { return static_cast<int>(plans.size()); }
+  const Plan& of(const Worker& worker) const { return plans[worker.size - 1]; }
+};
+Teams<ForwardPlan> forward_teams(const Recurrence& p, const RnnKernels& kernel, int threads);
+Teams<BackwardPlan> backward_teams(const Recurrence& p, const RecurrenceGradOut& out,
+                                   const RnnKernels& kernel, int threads);
 
 // Memory for one call. Small calls, such as one step, take it from the stack.
 class Workspace {

@@ -54,7 +54,6 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
   inner_ = at::empty({2, batch_size, like.size(1)}, like.options());
   threads_ = max_threads();
   for (const Weights& weights : layers) add_layer(weights, nonlinearity, cell);
-  for (const Layer& layer : layers_) reserve(layer.call.p);
   if (given(table)) {
     check_like(*table, "table", {table->size(0), layers_.front().call.p.input.stride_b}, like);
     table_ = values_of(*table, "table");
@@ -108,12 +107,14 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
   p.packed_weights = packed.const_data_ptr();
   p.weight_ih[0] = p.weight_hh[0] = nullptr;
   arguments.weight_ih = arguments.weight_hh = {};
-  layers_.push_back({std::move(arguments), std::move(call), std::move(packed)});
+  Teams teams = forward_teams(p, *kernels_, threads_);
+  reserve(teams.bytes);
+  layers_.push_back({std::move(arguments), std::move(call), std::move(packed), std::move(teams)});
 }
 
-// Makes the workspace large enough for the call.
-void Stepper::reserve(const Recurrence& call) {
-  const auto size = static_cast<int64_t>(kernels_->forward_workspace(call, threads_));
+// Makes the workspace large enough.
+void Stepper::reserve(size_t bytes) {
+  const auto size = static_cast<int64_t>(bytes);
   if (!workspace_.defined() || workspace_.numel() < size)
     workspace_ = empty_large({size}, at::kByte);
 }
@@ -195,10 +196,18 @@ Tensor Stepper::advance(const Tensor& input, int64_t B, const char* from, char* 
     call.noise_from = steps_;
     call.output = l + 1 < layers_.size() ? inner + l % 2 * bytes : output.data_ptr();
     rows = call.output;
-    if (B < batch()) reserve(call);
-    char* const workspace = static_cast<char*>(workspace_.data_ptr());
-    run_team(std::min(threads_for(call, 1), threads_),
-             [&](Worker& worker) { kernels_->forward(call, workspace, worker); });
+    const auto step = [&](const Teams<ForwardPlan>& teams) {
+      reserve(teams.bytes);
+      char* const workspace = static_cast<char*>(workspace_.data_ptr());
+      run_team(std::min(threads_for(call, 1), teams.threads()), [&](Worker& worker) {
+        kernels_->forward(call, teams.of(worker), workspace, worker);
+      });
+    };
+    if (B < batch()) {
+      step(forward_teams(call, *kernels_, threads_));
+    } else {
+      step(layers_[l].teams);
+    }
   }
   ++steps_;
   return output;

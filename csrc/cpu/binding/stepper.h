@@ -44,6 +44,7 @@ class Stepper {
     KeptArguments arguments;  // which the call refers to
     CpuCall call;
     Tensor packed;
+    Teams<ForwardPlan> teams;  // of the whole batch
   };
   // A tensor as it was when the weights were read. torch counts writes to it in place. Writes that
   // it does not count (by a fused optimizer, through .data, by another process) mostly change all
@@ -68,7 +69,7 @@ class Stepper {
 
   void add_layer(const Weights& weights, std::string_view nonlinearity, std::string_view cell);
   void check_fresh() const;
-  void reserve(const Recurrence& call);
+  void reserve(size_t bytes);
   static Tensor for_caller(const Tensor& states);
   Tensor check_state(const Tensor& state, int64_t B) const;  // in the order of states_
   Tensor check_features(const Tensor& input, int64_t B) const;

@@ -18,12 +18,14 @@ namespace rnnext {
 
 struct RnnKernels {
   KernelShape shape;
-  // Bytes of workspace, 64-byte aligned, that a call on up to `threads` threads needs.
-  size_t (*forward_workspace)(const Recurrence&, int threads);
-  size_t (*backward_workspace)(const Recurrence&, const RecurrenceGradOut&, int threads);
-  void (*forward)(const Recurrence&, char* workspace, Worker&);
+  // Bytes of workspace, 64-byte aligned, that a call needs on the threads that it is planned for.
+  size_t (*forward_workspace)(const Recurrence&, const ForwardPlan&, int threads);
+  size_t (*backward_workspace)(const Recurrence&, const RecurrenceGradOut&, const BackwardPlan&,
+                               int threads);
+  // The plan is the one for the worker's team.
+  void (*forward)(const Recurrence&, const ForwardPlan&, char* workspace, Worker&);
   void (*backward)(const Recurrence&, const RecurrenceGrad&, const RecurrenceGradOut&,
-                   char* workspace, Worker&);
+                   const BackwardPlan&, char* workspace, Worker&);
   // Layers of one direction as a wavefront: a worker takes a layer, some steps behind the one
   // below. stack_workspace is 0 where it is better that all `threads` share each layer.
   size_t (*stack_workspace)(const Recurrence* layers, int n, int threads);

@@ -289,21 +289,14 @@ struct BackwardRun {
 };
 
 template <class S, class MK>
-size_t backward_workspace(const Recurrence& p, const RecurrenceGradOut& out, int threads) {
-  size_t bytes = 0;
-  for (int size = 1; size <= threads; ++size) {
-    const BackwardPlan plan = plan_backward(p, out, kShape<S, MK>, this_machine(), threads, size);
-    const size_t needed = BackwardLayout<S, MK>(p, out, plan, size, Arena{nullptr}).bytes;
-    if (needed > bytes) bytes = needed;
-  }
-  return bytes;
+size_t backward_workspace(const Recurrence& p, const RecurrenceGradOut& out,
+                          const BackwardPlan& plan, int threads) {
+  return BackwardLayout<S, MK>(p, out, plan, threads, Arena{nullptr}).bytes;
 }
 
 template <class S, class MK>
 void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGradOut& out,
-              char* workspace, Worker& worker) {
-  const BackwardPlan plan =
-      plan_backward(p, out, kShape<S, MK>, this_machine(), worker.asked, worker.size);
+              const BackwardPlan& plan, char* workspace, Worker& worker) {
   [[maybe_unused]] const typename MK::Task task;
   const BackwardRun<S, MK> kernel{p, g, out, plan, {p, out, plan, worker.size, Arena{workspace}}};
   if (kernel.at.ih || plan.weights == Weights::shared) {

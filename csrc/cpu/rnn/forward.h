@@ -280,22 +280,15 @@ struct ForwardRun {
 };
 
 template <class S, class MK>
-size_t forward_workspace(const Recurrence& p, int threads) {
-  size_t bytes = 0;  // the most that a team of up to `threads` needs
-  for (int size = 1; size <= threads; ++size) {
-    const ForwardPlan plan = plan_forward(p, kShape<S, MK>, this_machine(), size);
-    const size_t needed = plan.weights == Weights::unpacked
-                              ? size * OneStep<S, MK>(p, nullptr).bytes
-                              : ForwardLayout<S, MK>(p, plan, size, Arena{nullptr}).bytes;
-    if (needed > bytes) bytes = needed;
-  }
-  return bytes;
+size_t forward_workspace(const Recurrence& p, const ForwardPlan& plan, int threads) {
+  return plan.weights == Weights::unpacked
+             ? threads * OneStep<S, MK>(p, nullptr).bytes
+             : ForwardLayout<S, MK>(p, plan, threads, Arena{nullptr}).bytes;
 }
 
 template <class S, class MK>
-void forward(const Recurrence& p, char* workspace, Worker& worker) {
+void forward(const Recurrence& p, const ForwardPlan& plan, char* workspace, Worker& worker) {
   [[maybe_unused]] const typename MK::Task task;
-  const ForwardPlan plan = plan_forward(p, kShape<S, MK>, this_machine(), worker.size);
   if (plan.weights == Weights::unpacked) {
     const size_t bytes = OneStep<S, MK>(p, nullptr).bytes;
     return OneStep<S, MK>(p, workspace + worker.rank * bytes).run(worker);
