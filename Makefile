@@ -6,7 +6,7 @@ READY := $(VENV)/.rnnext-ready
 TESTED := $(VENV)/.rnnext-tests-ready
 
 .PHONY: demo memory-policy perceptual-decision sample-text
-.PHONY: test quick fuzz coverage faults bench docs lint weight build sdist wheel cuda-build cuda-check clang-build sanitize clean
+.PHONY: test quick fuzz coverage faults bench clients docs lint weight build sdist wheel cuda-build cuda-check clang-build sanitize clean
 
 # What compiles the extension prints its commands here, and shows their end when it fails.
 LOG := build/build.log
@@ -62,6 +62,12 @@ bench: build
 	-$(BIN)/python -m benchmarks edges
 	$(BIN)/python -m benchmarks plot --label latest
 	-$(BIN)/python -m benchmarks bars --label latest
+
+# Models of other libraries, converted: in an environment that can hold all of these libraries.
+clients:
+	$(MAKE) build VENV=build/clients-venv
+	build/clients-venv/bin/python -m pip install -q -e '.[clients]' --no-build-isolation
+	build/clients-venv/bin/python -m benchmarks clients $(ARGS)
 
 docs: build
 	$(BIN)/python -m pip install -q -e '.[docs]' --no-build-isolation

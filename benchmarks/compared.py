@@ -20,7 +20,7 @@ from . import bars, measure, store
 from .bars import Bar
 from .report import Table, duration
 
-NAMES = ("features", "transforms", "compiled", "sharing", "models", "edges")
+NAMES = ("features", "transforms", "compiled", "sharing", "models", "edges", "clients")
 EFFORT = measure.Effort(seconds=0.5, min_rounds=5, max_rounds=25, warm_seconds=0.01)
 TOLERANCE = 2e-4  # of the largest value: the two sides sum in different orders
 Call = Callable[[], list[Any]]  # tensors: a worker imports no torch before it is pinned to cores

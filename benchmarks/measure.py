@@ -25,7 +25,10 @@ LONG_SECONDS = 0.1
 # Other processes that use this much of a core spoil a timing. /proc/stat counts in steps of
 # 10 ms, so less would see ghosts in a short round.
 DISTURBED_CORES = 0.2
-PACKAGES = ("torch", "onnxruntime", "openvino", "jax", "numpy", "rnnext")
+PACKAGES = (
+    *("torch", "onnxruntime", "openvino", "jax", "numpy", "rnnext"),
+    *("sb3-contrib", "torchrl", "darts", "gluonts", "python-doctr"),  # of `make clients`
+)
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,7 @@ def cpu_name() -> str:
 
 # By family and model, as /proc/cpuinfo counts them.
 _CORES = {
+    (25, (*range(0x10), *range(0x20, 0x60))): "Zen 3",
     (25, (*range(0x10, 0x20), *range(0x60, 0x80), *range(0xA0, 0xB0))): "Zen 4",
     (26, tuple(range(0x100))): "Zen 5",
     (6, (0x8F,)): "Sapphire Rapids",
