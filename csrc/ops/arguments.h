@@ -61,6 +61,12 @@ inline const c10::List<bool>& directions(int64_t D) {
   X(std::string_view, nonlinearity, none) \
   X(c10::List<bool>, reverse, none)
 
+// How many these are. A new one must not be ignored in silence: nothing compiles until those who
+// read arguments by name take it, or refuse it, and assert its number.
+#define RNNEXT_ONE(...) +1
+constexpr int kArgumentCount = RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_ONE);
+#undef RNNEXT_ONE
+
 // X(type, name, where its batch is) of what the backward op takes before these.
 #define RNNEXT_RECURRENCE_RESULTS(X)   \
   X(OptionalTensor, grad_output, rows) \

@@ -101,6 +101,7 @@ Step direction_loop(const PaddedCall& call, int64_t d, const Tensor& x, bool sav
 }  // namespace
 
 RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a, bool save) {
+  static_assert(kArgumentCount == 17);
   const PaddedCall call(kept(a));
   save = save && is_gated(call.cell);
   const Tensor input = call.input(), noise = call.noise();

@@ -56,6 +56,7 @@ struct ParsedCall {
 // Checks the arguments and fills what is the same on every device. Weights, rows, lengths and what
 // a packed input implies are left to the device's binding.
 inline void parse(const RecurrenceArguments& a, ParsedCall& call, Recurrence& p) {
+  static_assert(kArgumentCount == 17);
   RecurrenceSizes& s = call.s;
   check_recurrence(a, static_cast<Sizes<int64_t>&>(s),
                    [&](const Tensor&, const char* rows) { return s.unpack(*a.batch_sizes, rows); });

@@ -75,6 +75,7 @@ void check_units(const void* values, int64_t H, at::ScalarType type, const char*
 }  // namespace
 
 CpuCall::CpuCall(const RecurrenceArguments& a) {
+  static_assert(kArgumentCount == 17);
   parse(a, *this, p);
   for (int d = 0; d < p.D; ++d) {
     p.weight_hh[d] = read(a.weight_hh[d]);

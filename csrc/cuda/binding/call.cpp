@@ -63,6 +63,7 @@ bool even(const Tensor& rows) {
 }  // namespace
 
 CudaCall::CudaCall(const RecurrenceArguments& a) {
+  static_assert(kArgumentCount == 17);
   parse(a, *this, p);
   TORCH_CHECK_NOT_IMPLEMENTED(a.noise.empty(),
                               "noise of the recurrence op is drawn on the CPU alone: on a GPU add "
