@@ -155,7 +155,7 @@ def refuse_word(name: str, value: str, known: Sequence[str]) -> None:
 
 
 def refuse_devices(weight: Tensor, **arguments: Tensor | None) -> None:
-    """Raise where a tensor is not on the weights' device, or sparse: no kernel may say so."""
+    """Raise where a tensor is sparse or not on the weights' device, before a kernel is chosen."""
     for name, value in arguments.items():
         if value is not None and value.device != weight.device:
             raise RuntimeError(
@@ -243,7 +243,7 @@ def run(
                 ) from None
         raise
     if batch_sizes is None:
-        return output, h_n[0] if cell != "lstm" else as_given(cell, h_n)  # a call less
+        return output, h_n[0] if cell != "lstm" else as_given(cell, h_n)  # saves a call
     if unsorted_indices is not None:
         h_n = [h.index_select(1, unsorted_indices) for h in h_n]
     packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)

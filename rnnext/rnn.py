@@ -110,7 +110,7 @@ class Layers(nn.RNNBase, Generic[_State]):
         cell = self._cell
         nonlinearity = "tanh"
         if cell == "elman":
-            nonlinearity = _OF_MODE.get(self.mode) or nonlinearity_of(self)  # a call less
+            nonlinearity = _OF_MODE.get(self.mode) or nonlinearity_of(self)  # saves a call
         return _layers.run(
             self, weights, input, hx, lengths, reset, reset_state, cell, nonlinearity
         )

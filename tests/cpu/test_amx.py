@@ -95,7 +95,7 @@ def has_amx() -> bool:
     return {"amx_tile", "amx_bf16", "avx512_bf16"} <= set(flags)
 
 
-def test_tiles_are_chosen_where_the_cpu_has_them_and_the_stand_in_never():
+def test_tiles_are_chosen_where_the_cpu_has_them():
     built = "amx" in _C.build_info()["isas"]
     assert ("amx" in ISAS) == (built and has_amx())
     isa = chosen(RNNEXT_CPU_ISA="")

@@ -142,7 +142,7 @@ def test_the_documented_capacities_are_these():
     assert capacity_table() in (ROOT / "docs" / "cuda.md").read_text()
 
 
-def test_the_choice_may_depend_on_the_number_of_steps_and_on_the_clusters_that_fit():
+def test_the_choice_depends_on_steps_and_fitting_clusters():
     # docs/numerics.md: so the same call's last bits may.
     H100 = DEVICES["H100"]
     fewer = (*H100[:3], 60, 28, 12, 7)

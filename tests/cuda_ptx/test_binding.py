@@ -87,7 +87,7 @@ def test_a_backward_pass_in_autocast_keeps_its_dtype():
     assert all(same(a, e) for a, e in zip(actual, expected, strict=True))
 
 
-def test_a_device_that_runs_fewer_blocks_than_it_has_takes_the_step_path(small, monkeypatch):
+def test_too_few_resident_blocks_take_the_step_path(small, monkeypatch):
     # A cluster is chosen; in a green context of one multiprocessor it does not start.
     arguments = samples.make(T=6, B=1, I=1, H=300, dtype=torch.float32, requires_grad=True)
     for backward in (False, True):
@@ -108,7 +108,7 @@ def test_a_path_that_cannot_run_is_a_value_error(monkeypatch):
 
 
 @pytest.mark.parametrize("rows", ["full", "packed"])
-def test_of_a_table_that_no_step_can_read_only_the_rows_that_occur_are_copied(rows, monkeypatch):
+def test_only_the_rows_that_occur_are_copied_of_a_table(rows, monkeypatch):
     monkeypatch.setenv("RNNEXT_CUDA_PATH", "block")
     # 16-bit rows of odd H lie at odd places.
     options = {"H": 7, "source": "table", "vocabulary": 1000, "dtype": torch.bfloat16}
@@ -136,7 +136,7 @@ def test_noise_is_refused():
 
 
 @pytest.mark.parametrize("way", ["step", "block"])
-def test_an_index_out_of_range_is_read_as_the_first_row_and_named_by_the_next_call(lib, way):
+def test_an_index_out_of_range_reads_row_0_and_is_named_later(lib, way):
     arguments = samples.make(T=30, source="table", vocabulary=7)
     expected = arguments.expected()
     for bad in (-1, 7):

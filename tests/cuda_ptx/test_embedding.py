@@ -55,7 +55,7 @@ later = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="the CPU 
 @later
 @pytest.mark.parametrize("columns", [5, 129])
 @pytest.mark.parametrize("bad", [50, -1, 2**40, -(2**40)])
-def test_an_index_out_of_range_gives_zeros_and_is_named_by_the_next_call(bad, columns):
+def test_an_index_out_of_range_gives_zeros_and_is_named_later(bad, columns):
     weight = torch.randn(50, columns)
     indices = torch.randint(0, 50, (70,))
     indices[61] = bad

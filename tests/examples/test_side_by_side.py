@@ -124,7 +124,7 @@ def test_the_page_marks_first_observations(mode, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_an_episode_that_is_cut_off_is_worth_what_it_would_have_brought(policy, mode):
+def test_a_truncated_episode_keeps_its_value(policy, mode):
     """Of a policy that waits at the junction until it is cut off."""
     torch.nn.init.zeros_(policy.actor.weight)
     with torch.no_grad():

@@ -84,7 +84,7 @@ def test_results_and_all_of_the_modules_stay_and_revert_undoes(model, caplog):
     assert type(model.normed) is nn.RNN
 
 
-def test_a_parametrized_rnn_is_copied_whatever_ran_before_and_reverts_to_its_present_weights():
+def test_a_parametrized_rnn_can_be_copied_and_reverted():
     """(torch.nn lists all weights at ``.to()`` and in ``forward``, also those with a graph.)"""
     x = torch.randn(4, 2, 3)
     for prepare in (lambda m: m.to(torch.float32), lambda m: m(x), rnnext.convert):

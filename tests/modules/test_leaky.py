@@ -58,7 +58,7 @@ def test_a_learned_alpha_is_positive_however_small_its_logit():
 
 
 @pytest.mark.parametrize("learned", [False, True])
-def test_reset_parameters_draws_weights_and_gives_others_their_first_values(learned):
+def test_reset_parameters_restores_what_is_not_drawn(learned):
     """Also of a module made without data, and a weight under a parametrization."""
     tau = [torch.linspace(20, 50, 4), 30.0]
     options = {"dt": 5, "tau": tau, "learn_alpha": learned, "bidirectional": True}

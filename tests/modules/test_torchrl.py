@@ -87,7 +87,7 @@ def test_it_is_made_as_torchrls_own_module():
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_marked_steps_start_from_the_stored_state_or_where_it_is_zeros_from_the_learned_one(
+def test_marked_steps_start_from_the_stored_or_learned_state(
     batch_first,
 ):
     start, state = nn.Parameter(torch.randn(1, 5)), torch.randn(2, 6, 1, 5)
@@ -113,7 +113,7 @@ def test_marked_steps_start_from_the_stored_state_or_where_it_is_zeros_from_the_
 
 
 @pytest.mark.parametrize("names", ["h", "hc"])
-def test_steps_are_those_of_the_sequence_whose_episodes_begin_with_a_learned_state(names):
+def test_steps_equal_the_sequence_with_a_learned_reset_state(names):
     starts = [nn.Parameter(torch.randn(2, 5)) for _ in names]
     rnn = rnnext.LSTM(4, 5, 2)
     if names == "h":

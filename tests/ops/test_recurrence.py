@@ -21,7 +21,7 @@ ops = torch.ops.rnnext
 
 
 @pytest.mark.parametrize("cell", VARIANTS["cell"])
-def test_what_is_kept_for_the_backward_pass_are_the_output_and_the_saved_rows(cell):
+def test_backward_keeps_the_output_and_the_saved_rows(cell):
     arguments = samples.make(B=40, cell=cell, reverse=(False, True), requires_grad=cell == "elman")
     arguments.input.requires_grad_()
     given = {v.data_ptr() for v in arguments.float_tensors()}

@@ -116,9 +116,7 @@ def test_what_cannot_compile_is_refused_before_the_build(
         script.BuildExtension.run(None)  # it stops before it looks at the command
 
 
-def test_a_compiler_without_its_headers_does_not_end_a_build_for_the_cpu(
-    monkeypatch, tmp_path: Path, script
-):
+def test_nvcc_without_headers_does_not_end_a_cpu_build(monkeypatch, tmp_path: Path, script):
     monkeypatch.delenv("RNNEXT_CUDA", raising=False)
     monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
