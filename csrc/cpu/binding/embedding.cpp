@@ -18,21 +18,12 @@
 namespace rnnext {
 namespace {
 
-constexpr int64_t kBytesPerThread = 256 << 10;  // below this a second thread does not pay
-
 template <class F>
 void parallel(int64_t bytes, const F& f) {
   const int threads =
       static_cast<int>(std::clamp<int64_t>(bytes / kBytesPerThread, 1, max_threads()));
   run_team(threads, [&](Worker& worker) { f(worker.rank, worker.size); });
 }
-
-// Prefetches a row, since the CPU cannot foresee the order in which rows are read.
-inline void prefetch_row(const char* row, int64_t bytes) {
-#pragma GCC unroll 1
-  for (int64_t i = 0; i < std::min<int64_t>(bytes, 1024); i += 64) __builtin_prefetch(row + i);
-}
-constexpr int64_t kAhead = 8;  // rows
 
 [[noreturn]] void throw_out_of_range(const Tensor& indices, int64_t position, int64_t value,
                                      int64_t rows) {
@@ -149,8 +140,6 @@ struct SortedIndices {
   Tensor memory;  // from the pool, whose pages need no page faults
   Runs runs;
 };
-
-constexpr int64_t kSortedPerThread = 4096;
 
 template <class Word, class Index>
 SortedIndices sort_indices(const Index* index, int64_t n, int64_t rows, int64_t padding_idx) {

@@ -28,20 +28,16 @@ RNNEXT_INLINE void sum_columns(const S* grad, int64_t D, int64_t j, const int64_
 }
 
 // Sums the runs [first, last), each into a row of `out`: the next one, or, if `scatter`, the run's
-// own. The CPU cannot foresee the order in which rows are read, so they are prefetched eight ahead.
+// own.
 template <class S>
 void sum_runs(const Runs& runs, int64_t first, int64_t last, const void* grad, int64_t D,
               bool by_frequency, bool scatter, void* out) {
-  constexpr int64_t kAhead = 8;
   const S* const from = static_cast<const S*>(grad);
   const int64_t bytes = D * static_cast<int64_t>(sizeof(S));
   for (int64_t u = first; u < last; ++u) {
     const int64_t begin = runs.begin[u], end = runs.begin[u + 1];
-    for (int64_t i = begin + kAhead; i < end + kAhead && i < runs.length; ++i) {
-      const char* const row = reinterpret_cast<const char*>(from + runs.order[i] * D);
-#pragma GCC unroll 1
-      for (int64_t at = 0; at < bytes && at < 1024; at += 64) __builtin_prefetch(row + at);
-    }
+    for (int64_t i = begin + kAhead; i < end + kAhead && i < runs.length; ++i)
+      prefetch_row(from + runs.order[i] * D, bytes);
     const auto scale =
         static_cast<Compute<S>>(by_frequency ? 1.0 / static_cast<double>(end - begin) : 1.0);
     S* const to = static_cast<S*>(out) + (scatter ? runs.row[u] : u) * D;
