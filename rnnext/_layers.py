@@ -178,11 +178,13 @@ def run(
     alpha: Sequence[Tensor] = (),
     noise: Sequence[Tensor] = (),
     table: Tensor | None = None,
+    noise_keys: Tensor | None = None,
 ) -> tuple[_Sequence, Any]:
     """:func:`rnnext.functional.rnn` where all that it infers is known; the weights are flat.
 
     cell: as the ops call it; of an LSTM, states are pairs. alpha and noise: ``[H]`` for each layer
     and direction, or none. table: ``[V, I]``; input then says which of its rows each step reads.
+    noise_keys: of each layer; by default torch's generator gives them.
 
     Nothing is checked here: the op refuses what is wrong, and only then is the input examined
     again, to raise the error that torch.nn raises for it.
@@ -226,6 +228,7 @@ def run(
             alpha,
             cell,
             noise,
+            noise_keys,
             nonlinearity,
         )
     except (RuntimeError, ValueError):

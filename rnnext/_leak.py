@@ -33,6 +33,7 @@ class Leak(nn.Module):
     num_layers: int
     bidirectional: bool
     _weight: Tensor  # one of its weights, of their dtype and device
+    generator: torch.Generator | None = None
     _step: float | None
     _noise_std: float | Tensor
     _first: dict[str, Tensor] = {}  # noqa: RUF012  replaced, by what reset_parameters gives back
@@ -50,11 +51,13 @@ class Leak(nn.Module):
         noise_std: float | Tensor,
         noise_scale: str,
         noise_in_eval: bool,
+        generator: torch.Generator | None,
     ) -> None:
         """The rest of a constructor, when there are weights."""
         self.nonlinearity, self.form, self.learn_alpha = nonlinearity, form, learn_alpha
         self._set_noise_std(noise_std)
         self.noise_scale, self.noise_in_eval = noise_scale, noise_in_eval
+        self.generator = generator
         if not learn_alpha:
             self._set_leak(alpha, dt, tau)
             return
@@ -269,6 +272,13 @@ class Leak(nn.Module):
         if not isinstance(std, Tensor) and std == 0:
             return []
         return [scaled_noise(std, alpha, self.noise_scale) for alpha in alphas]
+
+    def _noise_keys(self, layers: int) -> Tensor:
+        return torch.randint(2**63 - 1, (layers,), device="cpu", generator=self.generator)
+
+    def _own_keys(self, noise: Sequence[Tensor]) -> Tensor | None:
+        """Those of a call's noise, where the module's own generator gives them."""
+        return self._noise_keys(self.num_layers) if noise and self.generator is not None else None
 
     def extra_repr(self) -> str:
         """The arguments, as torch.nn's modules show them."""

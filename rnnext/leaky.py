@@ -46,6 +46,8 @@ class LeakyRNN(Leak, nn.RNNBase):
             scale noise that alpha is to multiply, ``"sqrt_2_alpha"`` or ``"none"``.
             Default: ``"sqrt_2_over_alpha"``.
         noise_in_eval: whether there is noise in ``eval()`` too. Default: ``False``.
+        generator: a generator of the CPU's, whose numbers the noise comes from in place of torch's.
+            ``torch.compile(fullgraph=True)`` and noise on a GPU refuse it. Default: None.
         device, dtype: as :class:`rnnext.RNN`'s.
 
     Attributes:
@@ -56,7 +58,8 @@ class LeakyRNN(Leak, nn.RNNBase):
         dt: a float; None where alpha was given, else it can be set: tau stays, and alpha changes.
         tau: ``dt / alpha``, or None; it can be set where it was given and is not learned.
         logit_alpha_l[k]: ``[]`` or ``[H]``, where it is; ``_reverse`` of the second direction.
-        nonlinearity, form, noise_std, noise_scale, noise_in_eval: as given; they can be set.
+        nonlinearity, form, noise_std, noise_scale, noise_in_eval, generator: as given; they can be
+            set.
 
     The state dict holds weights and biases, and of the leak ``_alpha``, or ``_tau`` and ``_dt``, or
     logits and ``_dt``; form and noise are not in it. A module keeps its own dt when it loads tau,
@@ -96,6 +99,7 @@ class LeakyRNN(Leak, nn.RNNBase):
         noise_std: float | Tensor = 0.0,
         noise_scale: str = "sqrt_2_over_alpha",
         noise_in_eval: bool = False,
+        generator: torch.Generator | None = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -106,8 +110,9 @@ class LeakyRNN(Leak, nn.RNNBase):
             dropout=dropout, bidirectional=bidirectional, device=device, dtype=dtype,
         )  # fmt: skip
         self._begin(
-            nonlinearity, alpha, dt, tau, learn_alpha, form, noise_std, noise_scale, noise_in_eval
-        )
+            nonlinearity, alpha, dt, tau, learn_alpha, form, noise_std, noise_scale, noise_in_eval,
+            generator,
+        )  # fmt: skip
 
     def forward(
         self,
@@ -137,6 +142,7 @@ class LeakyRNN(Leak, nn.RNNBase):
         return _layers.run(
             self, weights_of(self, self._flat_weights_names), input, hx, lengths, reset,
             reset_state, self.form, self.nonlinearity, alphas, noise,
+            noise_keys=self._own_keys(noise),
         )  # fmt: skip
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
@@ -171,7 +177,7 @@ class LeakyRNN(Leak, nn.RNNBase):
         (alpha,), noise = self.alphas(), None
         own: dict[str, Any] = {"nonlinearity": self.nonlinearity}
         if (self.training or self.noise_in_eval) and (stds := self._noise_stds([alpha])):
-            keys = torch.randint(2**63 - 1, (1,), device="cpu")
+            keys = self._noise_keys(1)
             own |= {"noise_std": stds[0], "noise_scale": "none", "noise_key": keys[0]}
             numbers = ops.noise(keys, x.shape[0], x.shape[1], 1, self.hidden_size)
             noise = stds[0] * numbers[0].to(stds[0])
@@ -212,7 +218,7 @@ class LeakyRNNCell(Leak, nn.RNNCellBase):
     Args:
         input_size, hidden_size, bias, device, dtype: as :class:`rnnext.RNNCell`'s.
         nonlinearity, alpha, dt, tau, learn_alpha, form: as :class:`rnnext.LeakyRNN`'s.
-        noise_std, noise_scale, noise_in_eval: likewise; each call draws noise anew.
+        noise_std, noise_scale, noise_in_eval, generator: likewise; each call draws noise anew.
 
     Attributes:
         weight_ih, weight_hh, bias_ih, bias_hh: as :class:`rnnext.RNNCell`'s.
@@ -238,13 +244,15 @@ class LeakyRNNCell(Leak, nn.RNNCellBase):
         noise_std: float | Tensor = 0.0,
         noise_scale: str = "sqrt_2_over_alpha",
         noise_in_eval: bool = False,
+        generator: torch.Generator | None = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
         self._begin(
-            nonlinearity, alpha, dt, tau, learn_alpha, form, noise_std, noise_scale, noise_in_eval
-        )
+            nonlinearity, alpha, dt, tau, learn_alpha, form, noise_std, noise_scale, noise_in_eval,
+            generator,
+        )  # fmt: skip
 
     def _logit_names(self) -> list[str]:
         return ["logit_alpha"]
@@ -266,6 +274,7 @@ class LeakyRNNCell(Leak, nn.RNNCellBase):
             _, h_n = _layers.run(
                 layer, weights, input.unsqueeze(0), None if hx is None else hx.unsqueeze(0),
                 None, None, None, self.form, self.nonlinearity, alphas, noise,
+                noise_keys=self._own_keys(noise),
             )  # fmt: skip
         except (AttributeError, RuntimeError, ValueError):
             _layers.raise_of_a_cell(self.form, input, () if hx is None else (hx,), *weights)

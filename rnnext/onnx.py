@@ -142,7 +142,8 @@ def _squeezed(tensors: Sequence[Any], *places: int) -> list[Any]:
 def _rnn(
     input: Any, hx: Any, weights: Any, has_biases: Any, num_layers: Any, bidirectional: Any,
     batch_first: Any, dropout: Any, training: Any, index: Any, lengths: Any, batch_sizes: Any,
-    reset: Any, reset_state: Any, alpha: Any, cell: Any, noise: Any, nonlinearity: Any,
+    reset: Any, reset_state: Any, alpha: Any, cell: Any, noise: Any, noise_keys: Any,
+    nonlinearity: Any,
 ) -> Any:  # fmt: skip
     hx = hx or []  # an empty list comes as None
     _refuse_extras(cell, noise, reset, batch_sizes)

@@ -405,7 +405,7 @@ def _layers_of(rnn: Any) -> list[list[Any]]:
     if isinstance(rnn, Leak):
         alphas = rnn.alphas()
         if rnn.noise_in_eval and (stds := rnn._noise_stds(alphas)):
-            noise, keys = stds, list(torch.randint(2**63 - 1, (L,), device="cpu"))
+            noise, keys = stds, list(rnn._noise_keys(L))
     return [
         [*weights[n * k : n * k + n], *none, *others]
         for k, others in enumerate(zip(alphas, noise, keys, strict=True))

@@ -106,6 +106,7 @@ constexpr int kArgumentCount = RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_ONE);
   X(TensorList, alpha)           \
   X(std::string_view, cell)      \
   X(TensorList, noise)           \
+  X(OptionalTensor, noise_keys)  \
   X(std::string_view, nonlinearity)
 #define RNNEXT_CELL_ARGUMENTS(X) \
   X(Tensor, input)               \

@@ -51,7 +51,9 @@ std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor
   // The noise of each layer depends on a key of its own.
   Tensor keys;
   if (!a.noise.empty() && x.is_cpu())
-    keys = at::randint(std::numeric_limits<int64_t>::max(), {a.num_layers}, at::kLong);
+    keys = given(a.noise_keys)
+               ? *a.noise_keys
+               : at::randint(std::numeric_limits<int64_t>::max(), {a.num_layers}, at::kLong);
   const int64_t together = stacks(a) ? a.num_layers : 1;  // layers a call
   const int64_t n = together * D;
   const bool whole = a.num_layers == together;

@@ -98,6 +98,33 @@ def test_noise_is_that_of_the_op_whose_keys_the_generator_gives():
     assert not rnn(torch.zeros(4, 3, 1))[0].any()
 
 
+def test_noise_of_a_generator():
+    """What torch's own gives from the same seed, which stays as it was."""
+    rnn = rnnext.LeakyRNN(1, 7, 2, alpha=0.5, noise_std=0.3, noise_in_eval=True)
+    cell = rnnext.LeakyRNNCell(1, 7, alpha=0.5, noise_std=0.3)
+    voltage = rnnext.LeakyRNN(1, 7, alpha=0.5, noise_std=0.3, form="voltage")
+    x = torch.zeros(4, 3, 1)
+    calls = [
+        (rnn, lambda: rnn(x)[0]),
+        (cell, lambda: cell(x[0])),
+        (voltage, lambda: voltage.potentials(x)[0]),
+        (rnn, lambda: rnnext.Stepper(rnn, batch_size=3)(x[0])),
+    ]
+    for module, call in calls:
+        module.generator = None
+        torch.manual_seed(5)
+        expected = call()
+        module.generator = torch.Generator().manual_seed(5)
+        copied, state = copy.deepcopy(module.generator), torch.get_rng_state()
+        assert torch.equal(call(), expected)
+        assert not torch.equal(call(), expected)
+        module.generator = copied
+        assert torch.equal(call(), expected)
+        assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(TypeError, match="generator"):
+        rnnext.LeakyRNNCell(1, 7, alpha=0.5, noise_std=0.3, generator=5)(x[0])
+
+
 def test_noise_of_a_small_alpha_in_half_precision():
     rnn = rnnext.LeakyRNN(
         1, 8, nonlinearity="identity", bias=False, alpha=2e-5, noise_std=0.1, dtype=torch.half
