@@ -13,10 +13,6 @@ constexpr int panels_at_once(int rows) {
   return n >= 4 ? 4 : n >= 2 ? 2 : 1;
 }
 
-// Calls product.tile(Extent<R, NV>, row, column, panels, K, ahead) for rows [0, rows) and those of
-// `columns` that are in panels [p0, p1) of product.packed. Panels are outermost, so that each is
-// read from far memory once. (Blocks of K that stay in the first cache were no faster at H = 1024,
-// and slower below.)
 template <int R, int NV, class Product>
 RNNEXT_INLINE void tiles_of_row(const Product& product, int64_t row, int64_t v, int64_t end,
                                 const typename Product::F* panels, int64_t K, const Ahead* ahead) {
@@ -34,7 +30,7 @@ RNNEXT_INLINE void tiles_of_rows(const Product& product, int rows, int64_t row, 
   if constexpr (R > 1) tiles_of_rows<R - 1>(product, rows, row, v, end, panels, K, ahead);
 }
 
-// The same over AMX tiles: all rows of two panels, then the next two.
+// The macro-kernel over AMX tiles: all rows of two panels, then the next two.
 template <class Product>
 RNNEXT_INLINE void macro_kernel_of_tiles(const Product& product, int64_t rows, int64_t p0,
                                          int64_t p1, int64_t columns, int64_t K) {
@@ -97,8 +93,11 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
     }
   }
 }
-// `then`: the panel of product.packed that is read after these, where each panel is fetched while
-// the one before is multiplied; else -1. (AMX tiles got slower by fetching.)
+// Calls product.tile(Extent<R, NV>, row, column, panels, K, ahead) for rows [0, rows) and those of
+// `columns` that are in panels [p0, p1) of product.packed. Panels are outermost, so that each is
+// read from far memory once. (Blocks of K that stay in the first cache were no faster at H = 1024,
+// and slower below.) `then`: the panel of product.packed that is read after these, where each panel
+// is fetched while the one before is multiplied; else -1. (AMX tiles got slower by fetching.)
 template <class Product>
 void macro_kernel(const Product& product, int64_t rows, int64_t p0, int64_t p1, int64_t columns,
                   int64_t K, int64_t then = -1) {

@@ -33,13 +33,13 @@ struct ForwardStep {
   using F = typename MK::Operand;
   using C = Compute<F>;
   Epilogue<ForwardStep, C> epilogue;
-  const F* packed;  // W_hh
+  const F* packed;  // W_hh, through which the macro-kernel goes
   const F* packed_ih;
   int64_t H;
-  Rows<const C> start;  // the bias, or rows of pre-activations; column 0
+  Rows<const C> start;  // the bias, or rows of pre-activations, as if they began with column 0
   Rows<const F> a;      // what W_hh multiplies: the state
   Rows<const F> features = {};
-  int64_t I = 0;  // operands of the features
+  int64_t I = 0;  // operands of the features; 0: W_ih x is in `start`
   Rows<F> next = {};
   int64_t next_end = 0;  // where a row of `next` ends
   Rows<C> output = {};   // none: it is `next`, or ForwardStates::finish_step writes it

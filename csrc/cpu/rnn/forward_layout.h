@@ -39,8 +39,9 @@ struct ForwardLayout {
 
   struct Scratch {  // of one worker
     C *bias, *alpha, *noise, *pre;
-    C *bias_hh,
-        *hidden;  // of a gated cell, where `bias` is bias_ih alone: [hidden_rows] of columns
+    // Of a gated cell, where `bias` is bias_ih alone: bias_hh, and W_hh h + bias_hh of some panels
+    // of units, [item_rows] rows hidden_stride() apart.
+    C *bias_hh, *hidden;
     F* features;
     F *ih, *hh;                // the panels that are streamed
     int64_t *order, *present;  // the work item's, if sequences are sorted

@@ -33,8 +33,8 @@ RNNEXT_TILE V forward_vector(const V (&x)[Gated::kTraits.gates], const V (&h)[Ga
   return Gated::forward(x, h, state, saved);
 }
 
-// Makes the states and outputs of units j and up, N vectors, of a row; a gate's columns are `width`
-// apart. `Step` (forward.h) has the other rows.
+// Makes the states and outputs of units j and up, N vectors, of a row. The columns of gate k begin
+// at k * width of x and h. `Step` (forward.h) has the other rows.
 template <class Gates, class S, int N, class Step, class C = Compute<S>>
 RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64_t width,
                                  const C* x, const C* h) {

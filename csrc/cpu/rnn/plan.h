@@ -81,8 +81,8 @@ struct Plan {
   int64_t item_rows = 0;    // the most sequences of a work item
   Weights weights = Weights::shared;  // of W_hh alone in the backward pass
   bool sorts = false;  // each work item takes its longest sequences first, and leaves padding out
-  // Each panel of weights is fetched while the one before is multiplied: a member's leave the
-  // second cache.
+  // Each panel of weights is fetched while the one before is multiplied, since a member's weights
+  // exceed the second cache.
   bool fetches = false;
   bool joined = false;  // one worker has all directions of a sequence, one after the other
 
@@ -185,7 +185,7 @@ Split split_sequences(const Timeline& p, int64_t i, int64_t n);
 struct WorkItem {
   int d;
   int64_t b0, size, p0, p1;
-  int group, members;  // workers group * members to (group + 1) * members - 1 share the sequences
+  int group, members;  // several members: workers group * members and up share the sequences
   bool last;           // whether its panels are the last
   // If the work item sorts its sequences, longest first: their numbers [size], and how many of them
   // have each step [T]. Else null.

@@ -48,7 +48,7 @@ struct Arena {
     T* const first = take<T>(count * static_cast<int64_t>(size));
     return {count > 0 ? first : nullptr, static_cast<int64_t>(size)};
   }
-  // The same, with a gap after each array, which another thread writes, if there are several.
+  // The same. Each array is written by another thread, so several have gaps between them.
   template <class T>
   Arrays<T> take_apart(int64_t count, int64_t size) {
     return take<T>(count, size + (count > 1 ? kApart / sizeof(T) : 0));
