@@ -49,8 +49,13 @@ Sequences check_layers(const RnnArguments& a) {
     TORCH_CHECK(list.empty() || static_cast<int64_t>(list.size()) == a.num_layers * D, name,
                 " must hold a tensor for each of ", a.num_layers, " layers and ", D,
                 " directions, or none, got ", list.size());
-  TORCH_CHECK(!given(a.noise_keys) || !a.input.is_cuda(),
-              "noise of a generator is drawn on the CPU, and the input is on ", a.input.device());
+  if (given(a.noise_keys)) {
+    TORCH_CHECK(
+        !a.noise.empty() && a.noise_keys->dim() == 1 && a.noise_keys->sym_size(0) == a.num_layers,
+        "noise_keys must be one for each of ", a.num_layers, " layers that have noise");
+    TORCH_CHECK(!a.input.is_cuda(),
+                "noise of a generator is drawn on the CPU, and the input is on ", a.input.device());
+  }
   const bool packed = given(a.batch_sizes), table = given(a.index);
   const Tensor& rows = table ? *a.index : a.input;
   const int64_t dims = rows.dim() + table;  // as if the rows were features

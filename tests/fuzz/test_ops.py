@@ -33,7 +33,7 @@ def rnn_of(one):
     for name in ("hx", "reset_state"):
         given[name] = [] if given[name] is None else list(given[name].split(1))
     given |= {"has_biases": True, "num_layers": 1, "bidirectional": False, "batch_first": False}
-    return given | {"dropout": 0.0, "training": False}
+    return given | {"dropout": 0.0, "training": False, "noise_keys": None}
 
 
 def cell_of(one):
