@@ -122,6 +122,9 @@ def test_tanh_of_16_bits_is_within_055_units_in_the_last_place(dtype, isa):
         assert h.abs().max() == 1
 
 
+TINY = np.finfo(np.float32).tiny
+
+
 @pytest.mark.parametrize(
     ("name", "exact", "bound", "extremes"),
     [
@@ -131,7 +134,7 @@ def test_tanh_of_16_bits_is_within_055_units_in_the_last_place(dtype, isa):
     ids=["sigmoid", "softplus"],
 )
 def test_the_errors_of_sigmoid_and_softplus(name, exact, bound, extremes, isa):
-    """In ULP, as docs/numerics.md has them."""
+    """In ULP, as docs/numerics.md has them; below the least normal number they may be 0."""
 
     def of(x):
         weight = torch.zeros(x.numel(), x.numel())
@@ -140,8 +143,8 @@ def test_the_errors_of_sigmoid_and_softplus(name, exact, bound, extremes, isa):
 
     for x in np.split(np.linspace(-103, 103, 2**14).astype(np.float32), 8):
         wanted = exact(x.astype(np.float64))
-        error = np.abs(of(torch.from_numpy(x)) - wanted) / np.spacing(wanted.astype(np.float32))
-        assert error.max() <= bound
+        allowed = np.maximum(bound * np.spacing(wanted.astype(np.float32)), (wanted < TINY) * TINY)
+        assert (np.abs(of(torch.from_numpy(x)) - wanted) <= allowed).all()
     assert of(torch.tensor([-np.inf, -1e30, 1e30, np.inf])).tolist() == pytest.approx(extremes)
 
 
@@ -158,7 +161,7 @@ def test_tanh_is_odd_and_exact_where_it_must_be(isa):
 
 @cover(cell=list(GATES), dtype=DTYPES, T=[1, 9], B=[3, 19], isa=ISAS)
 def test_a_gate_that_is_full_keeps_the_state_as_it_is(cell, dtype, T, B, isa):
-    """Gates are fractions that share a division, which must make 1 of equal parts."""
+    """Gates are fractions, which may share a division: it must make 1 of equal parts."""
     arguments = samples.make(T=T, B=B, H=33, source="ready", bias=False, cell=cell, dtype=dtype)
     for weight in arguments.weight_hh:
         weight.zero_()

@@ -18,9 +18,8 @@ struct Lstm {
   // From the pre-activations of the input and of the state: replaces c by the new one, as it is
   // stored, and returns h. Saved are i, f, g, o, and f c'.
   static RNNEXT_INLINE V forward(const V (&x)[4], const V (&h)[4], V& c, V (&saved)[5]) {
-    const auto ifo = sigmoid_fraction(join(x[0] + h[0], x[1] + h[1], x[3] + h[3]));
-    const Fraction<V> gates[] = {part_of<N>(ifo, 0), part_of<N>(ifo, 1), tanh_fraction(x[2] + h[2]),
-                                 part_of<N>(ifo, 2)};
+    const Fraction<V> gates[] = {sigmoid_fraction(x[0] + h[0]), sigmoid_fraction(x[1] + h[1]),
+                                 tanh_fraction(x[2] + h[2]), sigmoid_fraction(x[3] + h[3])};
     V value[4];
     divide(gates, value);
     for (int k = 0; k < 4; ++k) saved[k] = value[k];

@@ -10,8 +10,8 @@ struct ExpConstants;
 
 template <>
 struct ExpConstants<float> {
-  static constexpr int kExponentBias = 127, kMantissaBits = 23;
-  static constexpr float kSaturation = 104.0f;  // exp(-104) rounds to 0, not to a subnormal number
+  static constexpr int kMantissaBits = 23;
+  static constexpr float kSaturation = 88.0f;      // whose n is -127
   static constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23, whose last bit stands for 1
   static constexpr float kInverseLog2 = 1.44269504088896341f;
   static constexpr float kLog2High = 0.693359375f;  // few bits, so that n times it is exact
@@ -32,8 +32,8 @@ struct ExpConstants<float> {
 
 template <>
 struct ExpConstants<double> {
-  static constexpr long long kExponentBias = 1023, kMantissaBits = 52;
-  static constexpr double kSaturation = 746.0;
+  static constexpr long long kMantissaBits = 52;
+  static constexpr double kSaturation = 709.0;             // whose n is -1023
   static constexpr double kRounding = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kInverseLog2 = 1.44269504088896340736;
   static constexpr double kLog2High = 0.693147180369123816490;
@@ -54,7 +54,8 @@ struct ExpConstants<double> {
   }
 };
 
-// exp(-a) for a >= 0, including infinity, with an error of at most 1.2 ULP; NaN stays.
+// exp(-a) for a >= 0, including infinity, with an error of at most 1.2 ULP; NaN stays. From a
+// = 87.7 (double: 708.8) up it is 0 where the power is subnormal, or just above.
 template <class V>
 [[gnu::always_inline]] inline V exp_minus(V a) {
   using Element = decltype(a[0] + a[0]);
@@ -65,12 +66,8 @@ template <class V>
   const V n = shifted - C::kRounding;  // the whole part of -a / log(2)
   const V r = (-a - n * C::kLog2High) - n * C::kLog2Low;
   const V y = C::exp_tail(r) * (r * r) + r + Element(1);
-  // 2^n in two factors, since it may be subnormal.
-  const Bits exponent = (Bits)shifted - (Bits)(V{} + C::kRounding);
-  const Bits half = exponent >> 1;
-  const V first = (V)((half + C::kExponentBias) << C::kMantissaBits);
-  const V second = (V)((exponent - half + C::kExponentBias) << C::kMantissaBits);
-  return y * first * second;
+  // 2^n by its exponent's bits, which are 0 for the least n: then it is 0.
+  return y * (V)(((Bits)shifted << C::kMantissaBits) + (Bits)(V{} + Element(1)));
 }
 
 // log(1 + e) for 0 <= e <= 1; NaN stays.
