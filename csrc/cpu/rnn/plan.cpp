@@ -39,8 +39,10 @@ double step_cycles(const KernelShape& shape, const Machine& machine, int64_t row
   return std::max(multiply, read);
 }
 
-bool leaves_second_cache(int64_t bytes, const KernelShape& shape, const Machine& machine) {
-  return !shape.tiles && static_cast<double>(bytes) >= machine.second_bytes;
+// Whether panels of so many bytes of weights are fetched ahead.
+bool fetches(int64_t bytes, const KernelShape& shape, const Machine& machine) {
+  return !shape.tiles &&
+         static_cast<double>(bytes) >= std::max(machine.second_bytes, machine.fetch_bytes);
 }
 
 // Estimated cycles for packing so many operands.
@@ -113,7 +115,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   static_cast<Plan&>(plan) = share_out(p, shape, machine, threads, false,
                                        pack_cycles(shape, packed) / static_cast<double>(p.T));
   const int64_t weights = shape.weight_bytes(p.I, p.H, p.gates());
-  plan.fetches = leaves_second_cache(weights / plan.hidden_parts, shape, machine);
+  plan.fetches = fetches(weights / plan.hidden_parts, shape, machine);
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
   plan.weights = p.packed_weights                 ? Weights::given
                  : p.T == 1                       ? Weights::streamed
@@ -164,7 +166,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   // (The gates of a piece of the state do not follow each other.)
   BackwardPlan plan{share_out(p, shape, machine, asked, joined, packing, !is_gated(p.cell))};
   const bool shares = plan.hidden_parts > 1;
-  plan.fetches = leaves_second_cache(weights / plan.hidden_parts, shape, machine);
+  plan.fetches = fetches(weights / plan.hidden_parts, shape, machine);
   if (shares && threads < asked) {
     // Work items then have fewer members. Their number stays, since each sums the gradient of
     // alpha.

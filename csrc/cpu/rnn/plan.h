@@ -82,7 +82,7 @@ struct Plan {
   Weights weights = Weights::shared;  // of W_hh alone in the backward pass
   bool sorts = false;  // each work item takes its longest sequences first, and leaves padding out
   // Each panel of weights is fetched while the one before is multiplied, since a member's weights
-  // exceed the second cache.
+  // exceed the second cache by far enough (Machine::fetch_bytes).
   bool fetches = false;
   bool joined = false;  // one worker has all directions of a sequence, one after the other
 
