@@ -79,11 +79,11 @@ CHOICES = {
         for B in (1250, 1253)
     ],
     "one sequence of large weights is shared by hidden units": [
-        ((100, 1, 64, 256), {}, {"batch_parts": 1, "hidden_parts": 2, "pieces": 2}),
+        ((100, 1, 64, 256), {}, {"batch_parts": 1, "hidden_parts": 2, "k_splits": 2}),
         ((100, 1, 64, 32), {"threads": 1}, {"hidden_parts": 1}),
         ((100, 1, 64, 256), {"machine": "zen4,wait=1e6"}, {"hidden_parts": 1}),
     ],
-    "halves of the weights stay in second caches where what lies beyond is slow": [
+    "halves of the weights stay in L2 where what lies beyond is slow": [
         ((64, 32, 64, 1024), {"machine": "zen4"}, {"hidden_parts": 1}),
         ((64, 32, 64, 1024), {"machine": "xeon-amx"}, {"hidden_parts": 2}),
     ],
@@ -162,10 +162,13 @@ CHOICES = {
         ((100, 32, 64, 64), {"threads": 1, "cell": cell}, {"projects": True, "state": "rows"})
         for cell in GATES
     ],
-    "the gradients of a gated cell come in one piece, as gates of a part do not lie together": [
-        *[((100, 1, 64, 256), {"cell": cell}, {"hidden_parts": 2, "pieces": 2}) for cell in GATES],
+    "the gradients of a gated cell are not split along K, as gates of a part do not lie together": [
         *[
-            ((100, 1, 64, 256), {"cell": cell, "train": True}, {"hidden_parts": 2, "pieces": 1})
+            ((100, 1, 64, 256), {"cell": cell}, {"hidden_parts": 2, "k_splits": 2})
+            for cell in GATES
+        ],
+        *[
+            ((100, 1, 64, 256), {"cell": cell, "train": True}, {"hidden_parts": 2, "k_splits": 1})
             for cell in GATES
         ],
     ],
@@ -173,14 +176,14 @@ CHOICES = {
         ((3, 16, 256, 256), {"train": True, "cell": cell}, {"features": features})
         for cell, features in (("gru", "shared"), ("lstm", "streamed"))
     ],
-    "panels are fetched ahead where weights lie far beyond the second cache": [
+    "panels are fetched ahead where weights lie far beyond L2": [
         ((64, 64, 300, 300), {"threads": 1}, {"fetches": False}),
         ((64, 64, 300, 300), {"threads": 1, "cell": "gru"}, {"fetches": False}),
         ((64, 64, 500, 500), {"threads": 1, "cell": "gru"}, {"fetches": True}),
         ((64, 64, 500, 500), {"threads": 1, "cell": "gru", "train": True}, {"fetches": True}),
         *(
             ((64, 64, 300, 300), {"cell": "gru", "machine": machine}, {"fetches": fetches})
-            for machine, fetches in (("xeon-amx", True), ("xeon-amx,second_bytes=4e6", False))
+            for machine, fetches in (("xeon-amx", True), ("xeon-amx,l2_bytes=4e6", False))
         ),
     ],
     "layers of few sequences run as a wavefront": [

@@ -18,7 +18,7 @@ Description fields_of(const Plan& plan) {
   return {{"batch_parts", plan.batch_parts},
           {"hidden_parts", plan.hidden_parts},
           {"items", plan.items},
-          {"pieces", plan.pieces},
+          {"k_splits", plan.k_splits},
           {"item_rows", plan.item_rows},
           {"weights", name_of(plan.weights, kWeightsNames)},
           {"joined", plan.joined},

@@ -113,8 +113,8 @@ RNNEXT_INLINE void finish_columns(const Product& product, const float* from, int
   if constexpr (R > 1) finish_columns<1, NV>(product, from, stride, rows, row, column);
 }
 template <class Product>
-RNNEXT_TILE void finish_rows(const Product& product, const float* from, int64_t stride, int rows,
-                             int vectors, int64_t row, int64_t column) {
+RNNEXT_NOINLINE void finish_rows(const Product& product, const float* from, int64_t stride,
+                                 int rows, int vectors, int64_t row, int64_t column) {
   for (; vectors >= 2; vectors -= 2, from += 2 * kLanes<float>, column += 2 * kLanes<float>)
     finish_columns<4, 2>(product, from, stride, rows, row, column);
   if (vectors > 0) finish_columns<4, 1>(product, from, stride, rows, row, column);
@@ -228,9 +228,8 @@ struct AmxMicroKernel {
   static constexpr int kMR = 32, kRowBlock = 16;
   static constexpr int64_t kSumBlock = 32;
   // A single row is multiplied on vectors: two multiply-adds and two shifts for 32 weights take as
-  // long as reading them from the second cache, and nothing waits for tiles to be loaded and
-  // stored. From two rows on, or with three products, tiles take fewer cycles, mostly empty as they
-  // are.
+  // long as reading them from L2, and nothing waits for tiles to be loaded and stored. From two
+  // rows on, or with three products, tiles take fewer cycles, mostly empty as they are.
   static constexpr bool kRowOnVectors = parts == 1;
   template <int R, int NV>
   using Tile = VectorTile<AmxMicroKernel, R, NV>;

@@ -95,9 +95,9 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
 }
 // Calls product.tile(Extent<R, NV>, row, column, panels, K, ahead) for rows [0, rows) and those of
 // `columns` that are in panels [p0, p1) of product.packed. Panels are outermost, so that each is
-// read from far memory once. (Blocks of K that stay in the first cache were no faster at H = 1024,
-// and slower below.) `then`: the panel of product.packed that is read after these, where each panel
-// is fetched while the one before is multiplied; else -1. (AMX tiles got slower by fetching.)
+// read from far memory once. (Blocks of K that stay in L1d were no faster at H = 1024, and slower
+// below.) `then`: the panel of product.packed that is read after these, where each panel is fetched
+// while the one before is multiplied; else -1. (AMX tiles got slower by fetching.)
 template <class Product>
 void macro_kernel(const Product& product, int64_t rows, int64_t p0, int64_t p1, int64_t columns,
                   int64_t K, int64_t then = -1) {
@@ -111,7 +111,7 @@ void macro_kernel(const Product& product, int64_t rows, int64_t p0, int64_t p1, 
 
 // A product for macro_kernel(): out[row] = start[row] + a[row] * panels.
 template <class MK>
-struct Projection {
+struct PlainProduct {
   using MicroKernel = MK;
   using F = typename MK::Operand;
   using C = Compute<F>;
@@ -122,8 +122,8 @@ struct Projection {
   int64_t end;  // where a row of start and of out ends
 
   template <class Extent>
-  RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
-                        const Ahead* ahead) const {
+  RNNEXT_NOINLINE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
+                            const Ahead* ahead) const {
     typename Extent::template Tile<MK> sums(extent);
     start ? sums.load(start[row] + column, start.stride, end - column) : sums.clear();
     sums.add(a[row], a.stride, panels, K, ahead);

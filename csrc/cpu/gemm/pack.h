@@ -15,7 +15,7 @@ RNNEXT_INLINE void exchange(Vec<C>& a, Vec<C>& b, std::integer_sequence<int, L..
 #if RNNEXT_VECTOR_BYTES == 64 && !defined(RNNEXT_AVX512)
 // There are no registers of this size, so numbers are swapped one by one.
 template <class C>
-RNNEXT_TILE void transpose(Vec<C> (&x)[kLanes<C>]) {
+RNNEXT_NOINLINE void transpose(Vec<C> (&x)[kLanes<C>]) {
   for (int i = 0; i < kLanes<C>; ++i)
     for (int j = 0; j < i; ++j) {
       const auto y = x[i][j];
@@ -97,7 +97,7 @@ RNNEXT_INLINE auto across(const RowAt& row, int64_t K, int64_t k, int64_t column
 
 // Packs such a matrix's panel [operands of K, kPanel] from `column` on; columns past it are 0.
 template <class F, int part = 0, class RowAt>
-RNNEXT_TILE void pack_rows(RowAt row, int64_t K, int64_t column, int64_t columns, F* to) {
+RNNEXT_NOINLINE void pack_rows(RowAt row, int64_t K, int64_t column, int64_t columns, F* to) {
   constexpr int64_t kBlock = kKAlign<F> / kKPack<F> * kPanel<F>;
   Lane<F>* block = reinterpret_cast<Lane<F>*>(to) + part * kBlock;
   for (int64_t k = 0; k < K; k += kKAlign<F>, block += kBlock * sizeof(F) / sizeof(Lane<F>))
@@ -134,15 +134,15 @@ struct Matrix {
   int64_t H = 0;  // of a gated cell's weight that is not transposed
   int first_gate = 0;
 
-  // Values [begin, end) of K. A product's pieces are packed one by one, this one at
-  // piece_at(begin).
-  Matrix piece(int64_t begin, int64_t end) const {
-    Matrix piece = *this;
-    piece.weight += transposed ? begin : begin * stride;
-    piece.K = end - begin;
-    return piece;
+  // Values [begin, end) of K. A product's K splits are packed one by one, this one at
+  // k_split_at(begin).
+  Matrix k_split(int64_t begin, int64_t end) const {
+    Matrix split = *this;
+    split.weight += transposed ? begin : begin * stride;
+    split.K = end - begin;
+    return split;
   }
-  int64_t piece_at(int64_t begin) const { return panels() * kPanel<F> * operands_in<F>(begin); }
+  int64_t k_split_at(int64_t begin) const { return panels() * kPanel<F> * operands_in<F>(begin); }
 
   int64_t panels() const {
     return transposed ? GateColumns<F>{columns, gates}.panels() : panels_in<F>(columns);
@@ -193,7 +193,7 @@ struct Matrix {
   }
   // Packs one part of a panel of tile operands: 16 pairs of each block along k.
   template <int part>
-  RNNEXT_TILE bool pack_part(const Lanes (&lanes)[2], Pair* dst) const {
+  RNNEXT_NOINLINE bool pack_part(const Lanes (&lanes)[2], Pair* dst) const {
     Finite<Pair> finite;
     dst += part * 16 * kPanel<F>;
     for (int64_t k = 0; k < K; k += kKAlign<F>, dst += 16 * kParts<F> * kPanel<F>)
@@ -208,7 +208,7 @@ struct Matrix {
       }
     return finite.all();
   }
-  RNNEXT_TILE bool pack_transposed(const Lanes& of, F* dst) const {
+  RNNEXT_NOINLINE bool pack_transposed(const Lanes& of, F* dst) const {
     constexpr int kSteps = kLanes<F> * kKPack<F>;
     Finite<F> finite;
     for (int64_t k = 0; k < K; k += kSteps, dst += kLanes<F> * kPanel<F>) {

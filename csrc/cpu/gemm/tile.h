@@ -120,8 +120,8 @@ RNNEXT_INLINE void prefetch_tile(const C* from, int64_t stride) {
     for (int j = 0; j < NV; j += kStep)
       __builtin_prefetch(from + r * stride + j * kLanes<C>, to_write);
 }
-// What a tile fetches into the second cache while it multiplies, `step` bytes with each k: its
-// share of the panels that are read next, if they lie beyond that cache.
+// What a tile fetches into L2 while it multiplies, `step` bytes with each k: its share of the
+// panels that are read next, if they lie beyond it.
 struct Ahead {
   const char* first;
   int64_t step;

@@ -19,7 +19,7 @@ struct BackwardStep {
   using F = typename MK::Operand;
   using C = Compute<F>;
   Epilogue<BackwardStep, C> epilogue;
-  LeakRows<C> leak;
+  StateRows<C> state;
   const F* packed;  // W_hh; null: there is only one step
   int64_t H;
   Rows<const C> start;   // the gradient of the output; or none: zeros
@@ -32,15 +32,15 @@ struct BackwardStep {
   const C *grad_ahead, *values_ahead;
 
   template <class Extent>
-  RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
-                        const Ahead* ahead) const {
+  RNNEXT_NOINLINE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
+                            const Ahead* ahead) const {
     const int64_t next_row = row * values.stride + column;
     if (grad_ahead) extent.prefetch(grad_ahead + next_row, values.stride);
     if (values_ahead) extent.prefetch(values_ahead + next_row, values.stride);
     typename Extent::template Tile<MK> sums(extent);
     start ? sums.load(start[row] + column, start.stride, H - column) : sums.clear();
-    if (leak.carry) {  // the epilogue reads two rows, which other panels pushed out of the cache
-      extent.prefetch(leak.carry[row] + column, leak.carry.stride);
+    if (state.carry) {  // the epilogue reads two rows, which other panels pushed out of the cache
+      extent.prefetch(state.carry[row] + column, state.carry.stride);
       extent.prefetch(values[row] + column, values.stride);
     }
     sums.add(a[row], a.stride, panels, K, ahead);
@@ -83,10 +83,10 @@ struct BackwardRun {
           worker);
   }
 
-  RNNEXT_TILE void steps(const WorkItem& item, Worker& worker) const {
+  RNNEXT_NOINLINE void steps(const WorkItem& item, Worker& worker) const {
     Rows<const F> grad_pre = at.buffers.initial(item);
     C* const alpha_grad = at.alpha_sums[item.group];
-    LeakRows<C> leak = leak_rows(item, alpha_grad);
+    StateRows<C> state = state_rows_of(item, alpha_grad);
     const bool own = plan.weights == Weights::own;
     if (own) at.pack_hh(item.d, item.group, item.p0, item.p1);
     const F* const packed = at.hh[own ? item.group : item.d];
@@ -111,11 +111,11 @@ struct BackwardRun {
         const int64_t t_next = reverse ? t + 1 : t - 1;
         const int64_t ahead = done + 1 < p.T ? (p.first_row(t_next) - p.first_row(t)) * width : 0;
         const auto in = inputs.rows_of(item, t, done, rows, ahead);
-        if (at.buffers.carries()) inputs.add_leak(leak, item, t, rows);
+        if (at.buffers.carries()) inputs.add_state_rows(state, item, t, rows);
         // The next step's rows are in far memory, unless they are copied and thus in cache.
         const bool prefetches = kNative<S> && in.grad.stride == width && done + 1 < p.T;
         BackwardStep<MK> step{.epilogue = end_of_step(),
-                              .leak = leak,
+                              .state = state,
                               .packed = packed,
                               .H = p.H,
                               .start = in.grad,
@@ -160,19 +160,19 @@ struct BackwardRun {
   Rows<C> grad_pre_rows(const WorkItem& item, int64_t t) const {
     return {at.grad_pre + (p.row(t, item.b0) * p.D + item.d) * at.grad_width, p.D * at.grad_width};
   }
-  // The work item's rows of a leak, without those of a step.
-  LeakRows<C> leak_rows(const WorkItem& item, C* alpha_grad) const {
-    LeakRows<C> leak;
-    if (!at.buffers.carries()) return leak;
-    at.begin_leak(item);
-    leak.alpha = at.alpha[item.group];
-    leak.carry = at.buffers.sums.all(item, at.buffers.kCarry);
-    leak.mixed = at.buffers.sums.all(item, at.buffers.kMixed);
-    leak.alpha_grad = alpha_grad;
+  // The work item's rows beside the sums, without those of a step.
+  StateRows<C> state_rows_of(const WorkItem& item, C* alpha_grad) const {
+    StateRows<C> state;
+    if (!at.buffers.carries()) return state;
+    at.begin_state_rows(item);
+    state.alpha = at.alpha[item.group];
+    state.carry = at.buffers.sums.all(item, at.buffers.kCarry);
+    state.mixed = at.buffers.sums.all(item, at.buffers.kMixed);
+    state.alpha_grad = alpha_grad;
     // (What gates save is wider; they do not read `output`.)
-    leak.row_stride = p.D * traits_of(p.cell).saved * p.H;
-    if (plan.sorts) leak.row_stride = is_gated(p.cell) ? at.saved_stride() : at.step_stride;
-    return leak;
+    state.row_stride = p.D * traits_of(p.cell).saved * p.H;
+    if (plan.sorts) state.row_stride = is_gated(p.cell) ? at.saved_stride() : at.step_stride;
+    return state;
   }
 
   // The gradients of hx and reset_state, when all steps are done. A member has advanced once before
@@ -203,18 +203,18 @@ struct BackwardRun {
                   const S* output, void* grad, int64_t n, const Worker& worker) const {
     const RecurrentWeights<S, MK> weights{plan, at.weight_hh(0)};
     const Rows<C> rows = at.step_rows_of(worker.rank, at.kGrad);
-    for (int64_t m = 0; m < plan.pieces; ++m) {
-      const auto piece = weights.await(item, m, n, first, item.size, worker);
-      Projection<MK> project{.packed = nullptr,
-                             .a = piece.a,
-                             .start = {m > 0 ? rows.first : nullptr, rows.stride},
-                             .out = rows,
-                             .end = p.H};
+    for (int64_t m = 0; m < plan.k_splits; ++m) {
+      const auto split = weights.await(item, m, n, first, item.size, worker);
+      PlainProduct<MK> product{.packed = nullptr,
+                               .a = split.a,
+                               .start = {m > 0 ? rows.first : nullptr, rows.stride},
+                               .out = rows,
+                               .end = p.H};
       if (packed) {
-        project.packed = packed + piece.packed_at;
-        macro_kernel(project, item.size, item.p0, item.p1, p.H, piece.K);
+        product.packed = packed + split.packed_at;
+        macro_kernel(product, item.size, item.p0, item.p1, p.H, split.K);
       } else {  // there is only one step
-        stream(project, at.weight_hh(item.d), at.panels[worker.rank], item.size, item.p0, item.p1);
+        stream(product, at.weight_hh(item.d), at.panels[worker.rank], item.size, item.p0, item.p1);
       }
     }
     for (int64_t i = 0; i < item.size; ++i) {

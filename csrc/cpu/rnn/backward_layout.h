@@ -40,9 +40,9 @@ struct BackwardLayout {
         ih(out.input && plan.features == FeatureGradient::shared
                ? arena.take<F>(FeatureGradients<S, MK>::packed_size(p))
                : nullptr),
-        hh(arena.take_apart<F>(plan.copies(p.D), weight_hh(0).packed_size())),
-        panels(arena.take_apart<F>(plan.weights == Weights::streamed ? workers : 0,
-                                   kStreamed<F> * weight_hh(0).panel_size())),
+        hh(arena.take_padded<F>(plan.copies(p.D), weight_hh(0).packed_size())),
+        panels(arena.take_padded<F>(plan.weights == Weights::streamed ? workers : 0,
+                                    kStreamed<F> * weight_hh(0).panel_size())),
         buffers(p, out, plan, arena),
         step_stride(scratch_stride<C>(p.H)),
         grad_width(buffers.parts * p.H),
@@ -53,7 +53,8 @@ struct BackwardLayout {
     chunk_grad = arena.take<C>(plan.by_step() ? workers : 0, plan.chunk_rows * grad_stride);
     const int64_t arrays = plan.sorts && buffers.carries() ? kSaved : kOutput;
     const int64_t saved = plan.sorts && buffers.carries() ? plan.item_rows * saved_stride() : 0;
-    step_rows = arena.take<C>(workers, arrays * step_array_size() + saved + kApart / sizeof(C));
+    step_rows =
+        arena.take<C>(workers, arrays * step_array_size() + saved + kFalseSharing / sizeof(C));
     features = arena.take<char>(out.input ? workers : 0,
                                 FeatureGradients<S, MK>(p, out, plan, ih, nullptr).bytes);
     const int64_t parts = plan.own_sums ? 1 : workers;
@@ -95,7 +96,7 @@ struct BackwardLayout {
   }
   // Fills the work item's part of alpha and of these outputs. If a reset comes with the first step,
   // nothing reads hx, and its output is that of zeros.
-  void begin_leak(const WorkItem& item) const {
+  void begin_state_rows(const WorkItem& item) const {
     const int64_t from = item.p0 * kPanel<C>, to = item.p1 * kPanel<C>;
     const int64_t first = p.reverse[item.d] ? p.T - 1 : 0;
     for (int64_t j = from; is_leaky(p.cell) && j < to; j += kLanes<C>) {

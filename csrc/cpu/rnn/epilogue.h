@@ -34,15 +34,24 @@ struct BackwardVectors {
   }
 };
 template <class Body>
-RNNEXT_TILE void for_name(Nonlinearity name, const Body& f) {
+RNNEXT_NOINLINE void for_name(Nonlinearity name, const Body& f) {
   RNNEXT_RETURN_FOR(name);
 }
 
 // Calls f(Fixed<n>{}) for tanh or relu, the nonlinearities that tiles inline.
 template <class F>
 RNNEXT_INLINE void for_inlined(Nonlinearity name, const F& f) {
-  if (name == Nonlinearity::relu) return f(Fixed<Nonlinearity::relu>{});
-  f(Fixed<Nonlinearity::tanh>{});
+  switch (name) {
+    case Nonlinearity::tanh:
+      return f(Fixed<Nonlinearity::tanh>{});
+    case Nonlinearity::relu:
+      return f(Fixed<Nonlinearity::relu>{});
+    case Nonlinearity::sigmoid:
+    case Nonlinearity::softplus:
+    case Nonlinearity::identity:
+      break;
+  }
+  __builtin_unreachable();
 }
 
 // How the tiles of a step end. If `out_of_line` is not null, they call it with their sums.
@@ -62,9 +71,10 @@ struct Epilogue {
   }
 };
 
-// The rows that a leak (recurrence/cell.h) needs beside the sums. Each is read or written once.
+// The rows that the state needs beside the sums, with a leak or gates (recurrence/cell.h). Each is
+// read or written once.
 template <class C>
-struct LeakRows {
+struct StateRows {
   const C* alpha = nullptr;  // [H] and more, to whole panels
   // Forward, `before` is the state before, and `carry`, if it is not null, the same rows, to which
   // the new state is written. Backward, `carry` is read and then written: it is the gradient of the
@@ -117,15 +127,16 @@ struct ForwardEpilogue {
   }
   template <class Act, Cell cell>
   RNNEXT_INLINE void run() const {
-    const LeakRows<C>& leak = step.leak;
+    const StateRows<C>& beside = step.state;
     const int64_t H = step.H, next_end = step.next_end;
     const int rows = this->rows, vectors = this->vectors;
     const Vec<C>* at = x;
     // Row by row: down a column, the processor would prefetch into another thread's rows.
     for (int64_t r = row; r < row + rows; ++r) {
-      const C* const before = leak.before[r];
-      C* const carry = leak.carry ? leak.carry[r] : nullptr;
-      S* const saved = leak.saved ? static_cast<S*>(leak.saved) + r * leak.row_stride : nullptr;
+      const C* const before = beside.before[r];
+      C* const carry = beside.carry ? beside.carry[r] : nullptr;
+      S* const saved =
+          beside.saved ? static_cast<S*>(beside.saved) + r * beside.row_stride : nullptr;
       F* const next = step.next[r];
       C* const output = step.output ? step.output[r] : nullptr;
       for (int64_t j = column, end = column + vectors * kLanes<C>; j < end; j += kLanes<C>, ++at) {
@@ -135,8 +146,8 @@ struct ForwardEpilogue {
         if constexpr (cell == Cell::elman) {
           out = Elman<Act>::forward(pre);
         } else {
-          out = Leaky<S, Act, cell>::forward(pre, load(leak.alpha + j), load_some(before + j, left),
-                                             state, kept);
+          out = Leaky<S, Act, cell>::forward(pre, load(beside.alpha + j),
+                                             load_some(before + j, left), state, kept);
           if (carry) store(carry + j, state);
           if (saved) store_some(saved + j, kept, left);
         }
@@ -166,18 +177,18 @@ struct BackwardEpilogue {
   }
   template <class Act, Cell cell>
   RNNEXT_INLINE void run() const {
-    const LeakRows<C>& leak = step.leak;
+    const StateRows<C>& beside = step.state;
     const Rows<const C> values = step.values;
-    const Rows<C> grad_pre = step.grad_pre, carry = leak.carry, mixed = leak.mixed;
+    const Rows<C> grad_pre = step.grad_pre, carry = beside.carry, mixed = beside.mixed;
     const Rows<F> next = step.next;
-    const Rows<const S> saved{static_cast<const S*>(leak.saved), leak.row_stride};
-    const Rows<const S> output{static_cast<const S*>(leak.output), leak.row_stride};
+    const Rows<const S> saved{static_cast<const S*>(beside.saved), beside.row_stride};
+    const Rows<const S> output{static_cast<const S*>(beside.output), beside.row_stride};
     const int rows = this->rows, vectors = this->vectors;
     for (int v = 0; v < vectors; ++v) {
       const int64_t j = column + v * kLanes<C>, left = step.H - j;
       const Vec<C>* at = x + v;
-      C* const alpha_grad = leak.alpha_grad ? leak.alpha_grad + j : nullptr;
-      const Vec<C> a = cell == Cell::elman ? Vec<C>{} : load(leak.alpha + j), rest = 1 - a;
+      C* const alpha_grad = beside.alpha_grad ? beside.alpha_grad + j : nullptr;
+      const Vec<C> a = cell == Cell::elman ? Vec<C>{} : load(beside.alpha + j), rest = 1 - a;
       Vec<C> sum = {};
       for (int64_t r = row; r < row + rows; ++r, at += vectors) {
         const Vec<C> h = load_some(values[r] + j, left), grad = *at;

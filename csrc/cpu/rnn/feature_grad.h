@@ -33,7 +33,7 @@ struct FeatureGradients {  // one worker's
     operands = arena.take<F>(kKPack<F> > 1 ? block_rows() * stride : 0);
     const int64_t most = kNative<S> ? 0 : max_of(block_rows(), plan.item_rows);
     product = arena.take<C>(max_of(most, plan.sorts ? plan.item_rows : 0) * p.I);
-    arena.take<char>(kApart);
+    arena.take<char>(kFalseSharing);
     bytes = arena.used;
   }
 
@@ -98,7 +98,7 @@ struct FeatureGradients {  // one worker's
  private:
   F* packed_of(int d) const { return packed + d * weight(p, d).packed_size(); }
   // Rows of operands times W_ih of direction d, added to `to`; the first direction begins the sums.
-  Projection<MK> product_of(int d, const F* packed, const Rows<const F>& from, C* to) const {
+  PlainProduct<MK> product_of(int d, const F* packed, const Rows<const F>& from, C* to) const {
     return {.packed = packed,
             .a = from,
             .start = {d > 0 ? to : nullptr, p.I},

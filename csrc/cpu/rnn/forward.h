@@ -44,18 +44,19 @@ struct ForwardStep {
   int64_t next_end = 0;  // where a row of `next` ends
   Rows<C> output = {};   // none: it is `next`, or ForwardStates::finish_step writes it
   bool far = false;      // whether the output's lines come from far memory
-  LeakRows<C> leak = {};
-  C* far_saved = nullptr;  // leak.saved, if its lines may come from far memory too
+  StateRows<C> state = {};
+  C* far_saved = nullptr;  // state.saved, if its lines may come from far memory too
 
   template <class Extent>
-  RNNEXT_TILE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
-                        const Ahead* ahead) const {
+  RNNEXT_NOINLINE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
+                            const Ahead* ahead) const {
     if (far) {
       F* const to = next[row] + column / kKPack<F>;
       if (output) extent.template prefetch<true>(output[row] + column, output.stride);
       if (!output) extent.template prefetch<true, kKPack<F>>(to, next.stride);
       if (far_saved)
-        extent.template prefetch<true>(far_saved + row * leak.row_stride + column, leak.row_stride);
+        extent.template prefetch<true>(far_saved + row * state.row_stride + column,
+                                       state.row_stride);
     }
     typename Extent::template Tile<MK> sums(extent);
     sums.load(start[row] + column, start.stride);
@@ -94,7 +95,8 @@ struct ForwardRun {
     steps(plan.sorts ? sorted(item, p, s.order, s.present) : item, worker, wavefront);
   }
 
-  RNNEXT_TILE void steps(const WorkItem& item, Worker& worker, const Wavefront& wavefront) const {
+  RNNEXT_NOINLINE void steps(const WorkItem& item, Worker& worker,
+                             const Wavefront& wavefront) const {
     const auto s = at.scratch_of(worker);
     const int64_t first_column = at.order.begin(item.p0), copy = at.copy_of(item);
     const bool gated = is_gated(p.cell);
@@ -126,7 +128,7 @@ struct ForwardRun {
     step.far = plan.far;
     if (is_leaky(p.cell)) {
       fill(s.alpha, [&](int64_t j) { return alpha_of<S>(p, item.d, j); });
-      step.leak.alpha = s.alpha - first_column;
+      step.state.alpha = s.alpha - first_column;
     }
     if (p.noise[0]) fill(s.noise, [&](int64_t j) { return load_hidden<S>(p, p.noise[item.d], j); });
     // A state of zeros needs no product, unless a weight that is not finite turns zeros into NaN.
@@ -161,7 +163,6 @@ struct ForwardRun {
           stream(step, item, s, rows);
         } else if (from_zeros || (done == 0 && plan.from_hx)) {
           // The members need not wait for each other.
-          step.packed = at.hh[copy];
           macro_kernel(step, rows, item.p0, item.p1, p.H, plan.from_hx ? operands_in<F>(p.H) : 0);
         } else {
           weights.multiply(step, item, at.hh[copy], own, rows, done + 1, worker);
@@ -174,39 +175,39 @@ struct ForwardRun {
     }
   }
 
-  // Computes a step of a gated cell, whose pre-activations from the input are at `x`: the product
-  // with the state, some panels of units at a time, and their gates. n: see
+  // Computes a step of a gated cell, whose pre-activations from the input are at `pre_ih`: the
+  // product with the state, some panels of units at a time, and their gates. n: see
   // RecurrentWeights::await.
   template <class Step>
   void gated_step(Step& step, const WorkItem& item, const typename ForwardLayout<S, MK>::Scratch& s,
-                  const Rows<C>& x, int64_t rows, int64_t n, bool from_zeros,
+                  const Rows<C>& pre_ih, int64_t rows, int64_t n, bool from_zeros,
                   const Worker& worker) const {
     const RecurrentWeights<S, MK> weights{plan, at.weight_hh(0)};
     const GateColumns<C>& order = at.order;
-    const int64_t first = order.begin(item.p0), some = at.hidden_panels();
+    const int64_t first = order.begin(item.p0), some = at.pre_hh_panels();
     const Rows<const F> state = step.a;
-    for (int64_t m = 0; m < plan.pieces; ++m) {
-      typename RecurrentWeights<S, MK>::Piece piece{state, 0, 0};
-      if (!from_zeros) piece = weights.await(item, m, n, state, rows, worker);
+    for (int64_t m = 0; m < plan.k_splits; ++m) {
+      typename RecurrentWeights<S, MK>::KSplit split{state, 0, 0};
+      if (!from_zeros) split = weights.await(item, m, n, state, rows, worker);
       for (int64_t u0 = item.p0; u0 < item.p1; u0 += some) {
         const int64_t u1 = min_of(u0 + some, item.p1), begin = order.begin(u0);
-        const Rows<C> hidden{s.hidden - begin, at.hidden_stride()};
+        const Rows<C> pre_hh{s.pre_hh - begin, at.pre_hh_stride()};
         const int64_t q0 = order.panels(u0), q1 = order.panels(u1);
-        const bool streams = plan.weights == Weights::streamed && piece.K > 0;
-        const Projection<MK> product{
+        const bool streams = plan.weights == Weights::streamed && split.K > 0;
+        const PlainProduct<MK> product{
             .packed = streams ? at.weight_hh(item.d).pack_panels(q0, q1, s.hh)
-                              : at.hh[at.copy_of(item)] + piece.packed_at,
-            .a = piece.a,
-            .start = m == 0 ? Rows<const C>{s.bias_hh - first, 0} : Rows<const C>(hidden),
-            .out = hidden,
+                              : at.hh[at.copy_of(item)] + split.packed_at,
+            .a = split.a,
+            .start = m == 0 ? Rows<const C>{s.bias_hh - first, 0} : Rows<const C>(pre_hh),
+            .out = pre_hh,
             .end = order.begin(u1)};
-        macro_kernel(product, rows, q0, q1, order.begin(u1), piece.K,
+        macro_kernel(product, rows, q0, q1, order.begin(u1), split.K,
                      !plan.fetches   ? -1
                      : u1 == item.p1 ? order.panels(item.p0)
                                      : q1);
-        if (m + 1 < plan.pieces) continue;
+        if (m + 1 < plan.k_splits) continue;
         with_gates(p.cell, [&]<class Gates>(Gates) {
-          forward_gates<Gates, S>(step, Rows<const C>(x), Rows<const C>(hidden), rows, u0, u1);
+          forward_gates<Gates, S>(step, Rows<const C>(pre_ih), Rows<const C>(pre_hh), rows, u0, u1);
         });
       }
     }
@@ -248,11 +249,11 @@ struct ForwardRun {
                 const Rows<const C>& start, const Rows<C>& pre, F* panels) const {
     const GateColumns<C>& order = at.order;
     if (p.I > 0) {
-      Projection<MK> project{.packed = step.packed_ih,
-                             .a = step.features,
-                             .start = start,
-                             .out = pre,
-                             .end = order.panels() * kPanel<C>};
+      PlainProduct<MK> project{.packed = step.packed_ih,
+                               .a = step.features,
+                               .start = start,
+                               .out = pre,
+                               .end = order.panels() * kPanel<C>};
       const int64_t K = operands_in<F>(p.I), first = order.panels(item.p0);
       if (plan.weights != Weights::streamed)
         return macro_kernel(project, chunk.rows, first, order.panels(item.p1), order.begin(item.p1),
@@ -301,7 +302,7 @@ void forward(const Recurrence& p, const ForwardPlan& plan, char* workspace, Work
   run_items<Compute<S>>(kernel, plan, p, worker);
 }
 
-// Packs W_ih, then W_hh, as a call whose state is one piece packs them for itself.
+// Packs W_ih, then W_hh, as a call whose state is not split packs them for itself.
 template <class S, class MK>
 void pack(const Recurrence& p, char* packed) {
   using F = typename MK::Operand;

@@ -23,9 +23,9 @@ struct ForwardLayout {
   ForwardLayout(const Recurrence& p, const ForwardPlan& plan, int workers, Arena arena)
       : p(p),
         plan(plan),
-        ih(arena.take_apart<F>(plan.copies(p.D), weight_ih(0).packed_size())),
-        hh(arena.take_apart<F>(plan.copies(p.D), weight_hh(0).packed_size())),
-        finite(arena.take_apart<bool>(plan.copies(p.D), weight_hh(0).panels())),
+        ih(arena.take_padded<F>(plan.copies(p.D), weight_ih(0).packed_size())),
+        hh(arena.take_padded<F>(plan.copies(p.D), weight_hh(0).packed_size())),
+        finite(arena.take_padded<bool>(plan.copies(p.D), weight_hh(0).panels())),
         states(p, plan, arena),
         order{p.H, p.gates()},
         columns(plan.member_panels(panels_in<C>(p.H)) * p.gates() * kPanel<C>) {
@@ -40,8 +40,8 @@ struct ForwardLayout {
   struct Scratch {  // of one worker
     C *bias, *alpha, *noise, *pre;
     // Of a gated cell, where `bias` is bias_ih alone: bias_hh, and W_hh h + bias_hh of some panels
-    // of units, [item_rows] rows hidden_stride() apart.
-    C *bias_hh, *hidden;
+    // of units, [item_rows] rows pre_hh_stride() apart.
+    C *bias_hh, *pre_hh;
     F* features;
     F *ih, *hh;                // the panels that are streamed
     int64_t *order, *present;  // the work item's, if sequences are sorted
@@ -52,7 +52,7 @@ struct ForwardLayout {
       alpha = arena.take<C>(is_leaky(at.p.cell) ? at.columns : 0);
       const bool gated = is_gated(at.p.cell);
       bias_hh = arena.take<C>(gated ? at.columns : 0);
-      hidden = arena.take<C>(gated ? at.plan.item_rows * at.hidden_stride() : 0);
+      pre_hh = arena.take<C>(gated ? at.plan.item_rows * at.pre_hh_stride() : 0);
       noise = arena.take<C>(at.p.noise[0] ? at.columns : 0);
       pre = arena.take<C>(at.starts_from_rows() ? at.plan.chunk_rows * scratch_stride<C>(at.columns)
                                                 : 0);
@@ -65,23 +65,23 @@ struct ForwardLayout {
       hh = arena.take<F>(panels * at.weight_hh(0).panel_size());
       order = arena.take<int64_t>(at.plan.sorts ? at.plan.item_rows : 0);
       present = arena.take<int64_t>(at.plan.sorts ? at.p.T : 0);
-      arena.take<char>(kApart);
+      arena.take<char>(kFalseSharing);
       bytes = arena.used;
     }
   };
   Scratch scratch_of(const Worker& worker) const { return {*this, scratch[worker.rank]}; }
 
   // How many panels of units are multiplied with the state before their gates follow: as many as
-  // keep the products of a step in the first cache, or all if a product comes in pieces.
-  int64_t hidden_panels() const {
+  // keep the products of a step in L1d, or all if a product comes in K splits.
+  int64_t pre_hh_panels() const {
     const int64_t all = plan.member_panels(panels_in<C>(p.H));
     if (plan.weights == Weights::streamed) return 1;
-    if (plan.pieces > 1) return all;
+    if (plan.k_splits > 1) return all;
     const int64_t bytes = plan.item_rows * p.gates() * kPanel<C> * static_cast<int64_t>(sizeof(C));
     return min_of(all, max_of(1, kGateBytes / bytes));
   }
-  int64_t hidden_stride() const {
-    return scratch_stride<C>(hidden_panels() * p.gates() * kPanel<C>);
+  int64_t pre_hh_stride() const {
+    return scratch_stride<C>(pre_hh_panels() * p.gates() * kPanel<C>);
   }
   // Whether each step's sums start from rows of scratch instead of the bias.
   bool starts_from_rows() const { return plan.projects || p.noise[0]; }

@@ -71,21 +71,21 @@ struct ForwardStates {
         if (plan.sorts && has_output()) step.output = apart_output.all(item, 0);
       }
     }
-    if (p.cell != Cell::elman) set_leak_rows(step, item, t);
+    if (p.cell != Cell::elman) set_state_rows(step, item, t);
   }
 
   template <class Step>
-  void set_leak_rows(Step& step, const WorkItem& item, int64_t t) const {
-    step.leak.row_stride = plan.sorts ? apart_saved.stride : p.D * traits_of(p.cell).saved * p.H;
-    if (p.saved && plan.sorts) step.leak.saved = apart_saved.row(item, 0);
+  void set_state_rows(Step& step, const WorkItem& item, int64_t t) const {
+    step.state.row_stride = plan.sorts ? apart_saved.stride : p.D * traits_of(p.cell).saved * p.H;
+    if (p.saved && plan.sorts) step.state.saved = apart_saved.row(item, 0);
     if (p.saved && !plan.sorts) {
       S* const saved = saved_row<S>(p, item.d, t, item.b0);
-      step.leak.saved = saved;
+      step.state.saved = saved;
       if constexpr (kNative<S>) step.far_saved = saved;
     }
-    if (carry.count) step.leak.carry = carry.all(item, 0);
-    step.leak.before = {reinterpret_cast<const C*>(step.a.first), step.a.stride};
-    if (carry.count) step.leak.before = step.leak.carry;
+    if (carry.count) step.state.carry = carry.all(item, 0);
+    step.state.before = {reinterpret_cast<const C*>(step.a.first), step.a.stride};
+    if (carry.count) step.state.before = step.state.carry;
   }
 
   // Turns what the step wrote into the state that the next one reads, completes its output, and
@@ -132,7 +132,7 @@ struct ForwardStates {
   // Writes the output of steps [begin, end), counted as the work item takes them. The upper half of
   // a step's rows is written downwards, then the lower half upwards: the processor prefetches lines
   // ahead of stores, and so ends in the middle of these rows, not in another thread's.
-  RNNEXT_TILE void write_held(const WorkItem& item, int64_t begin, int64_t end) const {
+  RNNEXT_NOINLINE void write_held(const WorkItem& item, int64_t begin, int64_t end) const {
     const int64_t width = p.D * p.H, rows = item.size;
     for (int64_t done = begin; done < end; ++done) {
       const int64_t t = p.reverse[item.d] ? p.T - 1 - done : done;

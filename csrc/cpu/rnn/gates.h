@@ -21,49 +21,62 @@ struct LstmGates {
 // Calls f(Gates{}) for a call's gated cell.
 template <class F>
 RNNEXT_INLINE auto with_gates(Cell cell, const F& f) {
-  if (cell == Cell::gru) return f(GruGates{});
-  return f(LstmGates{});
+  switch (cell) {
+    case Cell::gru:
+      return f(GruGates{});
+    case Cell::lstm:
+      return f(LstmGates{});
+    case Cell::elman:
+    case Cell::rate:
+    case Cell::voltage:
+    case Cell::blend:
+      break;
+  }
+  __builtin_unreachable();
 }
 
 // The forward pass of one vector of units: of a row's end and of a single step, out of line.
 template <class Gates, class S, class Gated = typename Gates::template Of<S>,
           class V = typename Gated::V>
-RNNEXT_TILE V forward_vector(const V (&x)[Gated::kTraits.gates], const V (&h)[Gated::kTraits.gates],
-                             V& state, V (&saved)[Gated::kTraits.saved]) {
+RNNEXT_NOINLINE V forward_vector(const V (&x)[Gated::kTraits.gates],
+                                 const V (&h)[Gated::kTraits.gates], V& state,
+                                 V (&saved)[Gated::kTraits.saved]) {
   return Gated::forward(x, h, state, saved);
 }
 
 // Makes the states and outputs of units j and up, N vectors, of a row. The columns of gate k begin
-// at k * width of x and h. `Step` (forward.h) has the other rows.
+// at k * width of pre_ih and pre_hh. `Step` (forward.h) has the other rows.
 template <class Gates, class S, int N, class Step, class C = Compute<S>>
 RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64_t width,
-                                 const C* x, const C* h) {
+                                 const C* pre_ih, const C* pre_hh) {
   using F = typename Step::F;
   using Gated = typename Gates::template Of<S, N>;
   using V = typename Gated::V;
   constexpr CellTraits kTraits = Gated::kTraits;
-  const LeakRows<C>& leak = step.leak;
+  const StateRows<C>& beside = step.state;
   const int64_t left = step.H - j;
   const auto all = [](const C* from) {
     return V::of([&](int i) { return load(from + i * kLanes<C>); });
   };
-  V of_x[kTraits.gates], of_h[kTraits.gates], kept[kTraits.saved];
+  V x[kTraits.gates], h[kTraits.gates], kept[kTraits.saved];
   for (int k = 0; k < kTraits.gates; ++k) {
-    of_x[k] = all(x + k * width);
-    of_h[k] = all(h + k * width);
+    x[k] = all(pre_ih + k * width);
+    h[k] = all(pre_hh + k * width);
   }
-  V state = V::of(
-      [&](int i) { return load_some(leak.before[row] + j + i * kLanes<C>, left - i * kLanes<C>); });
+  V state = V::of([&](int i) {
+    return load_some(beside.before[row] + j + i * kLanes<C>, left - i * kLanes<C>);
+  });
   V out;
   if constexpr (N == 1) {
-    out = forward_vector<Gates, S>(of_x, of_h, state, kept);
+    out = forward_vector<Gates, S>(x, h, state, kept);
   } else {
-    out = Gated::forward(of_x, of_h, state, kept);
+    out = Gated::forward(x, h, state, kept);
   }
-  S* const saved = leak.saved ? static_cast<S*>(leak.saved) + row * leak.row_stride + j : nullptr;
+  S* const saved =
+      beside.saved ? static_cast<S*>(beside.saved) + row * beside.row_stride + j : nullptr;
   for (int i = 0; i < N; ++i) {
     const int64_t at = i * kLanes<C>;
-    if (leak.carry) store(leak.carry[row] + j + at, state.v[i]);
+    if (beside.carry) store(beside.carry[row] + j + at, state.v[i]);
     for (int k = 0; saved && k < kTraits.saved; ++k)
       store_some(saved + k * step.H + at, kept[k].v[i], left - at);
     Operands<F>::store_some(step.next[row], j + at, out.v[i], step.next_end - j - at);
@@ -74,19 +87,20 @@ RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64
 // The same of panels [u0, u1) of units, from rows of both products, whose columns are in the order
 // of GateColumns; row by row, as ForwardEpilogue.
 template <class Gates, class S, class Step, class C = Compute<S>>
-RNNEXT_TILE void forward_gates(const Step& step, const Rows<const C>& x, const Rows<const C>& h,
-                               int64_t rows, int64_t u0, int64_t u1) {
+RNNEXT_NOINLINE void forward_gates(const Step& step, const Rows<const C>& pre_ih,
+                                   const Rows<const C>& pre_hh, int64_t rows, int64_t u0,
+                                   int64_t u1) {
   const Step own = step;  // a copy, which stores do not change
   const GateColumns<C> order{own.H, Gates::template Of<S>::kTraits.gates};
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t u = u0; u < u1; ++u) {
       const int64_t j = u * kPanel<C>, width = order.width(u);
-      const C* const of_x = x[row] + order.begin(u);
-      const C* const of_h = h[row] + order.begin(u);
+      const C* const x = pre_ih[row] + order.begin(u);
+      const C* const h = pre_hh[row] + order.begin(u);
       if (width == kPanel<C>) {
-        forward_units<Gates, S, 2>(own, row, j, width, of_x, of_h);
+        forward_units<Gates, S, 2>(own, row, j, width, x, h);
       } else {
-        forward_units<Gates, S, 1>(own, row, j, width, of_x, of_h);
+        forward_units<Gates, S, 1>(own, row, j, width, x, h);
       }
     }
 }
@@ -94,8 +108,8 @@ RNNEXT_TILE void forward_gates(const Step& step, const Rows<const C>& x, const R
 // The end of a tile in the backward pass: the gradients of the gates' pre-activations from that of
 // the output. In a row of operands the gates are gate_width apart.
 template <class Gates, class S, class Step, class C = Compute<S>>
-RNNEXT_TILE void backward_gates(const Step& step, Vec<C>* x, int rows, int vectors, int64_t row,
-                                int64_t column) {
+RNNEXT_NOINLINE void backward_gates(const Step& step, Vec<C>* x, int rows, int vectors, int64_t row,
+                                    int64_t column) {
   using F = typename Step::F;
   using Gated = typename Gates::template Of<S>;
   using V = typename Gated::V;
@@ -103,8 +117,8 @@ RNNEXT_TILE void backward_gates(const Step& step, Vec<C>* x, int rows, int vecto
   const int64_t H = step.H, width = gate_width<F>(H);
   for (int64_t r = row; r < row + rows; ++r) {
     const C* const values = step.values[r];
-    const S* const saved = static_cast<const S*>(step.leak.saved) + r * step.leak.row_stride;
-    C* const carry = step.leak.carry[r];
+    const S* const saved = static_cast<const S*>(step.state.saved) + r * step.state.row_stride;
+    C* const carry = step.state.carry[r];
     C* const grad_pre = step.grad_pre[r];
     F* const next = step.next ? step.next[r] : nullptr;
     for (int64_t j = column, end = column + vectors * kLanes<C>; j < end; j += kLanes<C>, ++x) {

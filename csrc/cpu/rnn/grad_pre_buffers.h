@@ -83,7 +83,7 @@ struct GradPreBuffers {
   }
 
   // Stops the gradient where a sequence, or an episode of it, begins with step t: it goes to hx or
-  // reset_state, and not to the step before. alpha_grad: LeakRows::alpha_grad.
+  // reset_state, and not to the step before. alpha_grad: StateRows::alpha_grad.
   void stop_at_starts(const WorkItem& item, int64_t t, int64_t rows, const Rows<F>& next,
                       const Rows<C>& grad_pre, C* alpha_grad) const {
     if (!p.reset && !carries()) return;

@@ -20,8 +20,7 @@ const char* model() {
     const unsigned family = (a >> 8 & 0xf) + (a >> 20 & 0xff);
     return family >= 0x1a ? "zen5" : "zen4";
   }
-  // Cores with two 512-bit multiply-adds a cycle, and a third cache that is little faster than
-  // memory.
+  // Cores with two 512-bit multiply-adds a cycle, and an L3 that is little faster than memory.
   if (__builtin_cpu_is("intel") && __builtin_cpu_supports("avx512f")) return "xeon-amx";
 #endif
   return kMachines[0].name;
@@ -30,9 +29,9 @@ const char* model() {
 // Weights may fill so much of a cache: the rest is for what else a step reads and writes.
 void read_cache_sizes([[maybe_unused]] Machine& machine) {
 #ifdef _SC_LEVEL1_DCACHE_SIZE
-  const long first = sysconf(_SC_LEVEL1_DCACHE_SIZE), second = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  if (first > 0) machine.first_bytes = kCacheShare * static_cast<double>(first);
-  if (second > 0) machine.second_bytes = kCacheShare * static_cast<double>(second);
+  const long l1d = sysconf(_SC_LEVEL1_DCACHE_SIZE), l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (l1d > 0) machine.l1d_bytes = kCacheShare * static_cast<double>(l1d);
+  if (l2 > 0) machine.l2_bytes = kCacheShare * static_cast<double>(l2);
 #endif
 }
 

@@ -29,20 +29,20 @@ double multiply_cycles(const KernelShape& shape, const Machine& machine, int64_t
 double step_cycles(const KernelShape& shape, const Machine& machine, int64_t rows, int64_t columns,
                    int64_t K) {
   const double bytes = static_cast<double>(columns) * K * shape.operand_bytes;
-  const double rate = bytes < machine.first_bytes    ? machine.first_rate
-                      : bytes < machine.second_bytes ? machine.second_rate
-                                                     : machine.far_rate;
+  const double rate = bytes < machine.l1d_bytes  ? machine.l1d_rate
+                      : bytes < machine.l2_bytes ? machine.l2_rate
+                                                 : machine.far_rate;
   const auto tiles = static_cast<double>(divide_up(rows, shape.mr));
   const double multiply = multiply_cycles(shape, machine, rows, bytes);
-  // Past the first cache the panels are read once per tile of rows from the second.
-  const double read = bytes / rate + (tiles - 1) * bytes / machine.first_rate;
+  // Past L1d the panels are read once per tile of rows from L2.
+  const double read = bytes / rate + (tiles - 1) * bytes / machine.l1d_rate;
   return std::max(multiply, read);
 }
 
 // Whether panels of so many bytes of weights are fetched ahead.
 bool fetches(int64_t bytes, const KernelShape& shape, const Machine& machine) {
   return !shape.tiles &&
-         static_cast<double>(bytes) >= std::max(machine.second_bytes, machine.fetch_bytes);
+         static_cast<double>(bytes) >= std::max(machine.l2_bytes, machine.fetch_bytes);
 }
 
 // Estimated cycles for packing so many operands.
@@ -52,9 +52,9 @@ double pack_cycles(const KernelShape& shape, int64_t operands) {
 
 // Shares out the sequences, and the hidden units if that is estimated to be faster. `joined`: one
 // worker has all directions of a sequence. `packing`: cycles a step for each column of a product
-// whose weights a worker packs. `pieces`: whether the state may be read piece by piece.
+// whose weights a worker packs. `splits`: whether the state may be read split by split.
 Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& machine, int threads,
-               bool joined = false, double packing = 0, bool pieces = true) {
+               bool joined = false, double packing = 0, bool splits = true) {
   const int64_t K = shape.operands(p.H), panels = shape.panels(p.H), gates = p.gates();
   const int64_t per_direction = threads % p.D == 0 && !joined ? threads / p.D : threads;
   Plan best{};
@@ -72,8 +72,8 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
     plan.batch_parts = batch;
     plan.hidden_parts = hidden;
     // With more rows there is enough work that members can wait for the whole state at once.
-    if (p.T > 1 && rows < kFewRows && pieces) {
-      plan.pieces = hidden;
+    if (p.T > 1 && rows < kFewRows && splits) {
+      plan.k_splits = hidden;
       plan.panel_group = max_of(1, shape.sum_block / shape.panel);
       if (divide_up(panels, plan.panel_group) < hidden) continue;
     }
@@ -123,7 +123,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
                                                   : Weights::shared;
   plan.sorts = p.ragged() && !p.step_row;
   plan.projects =
-      p.I == 0 || gated || (p.T > 1 && (plan.item_rows < kFewRows || !small || plan.pieces > 1));
+      p.I == 0 || gated || (p.T > 1 && (plan.item_rows < kFewRows || !small || plan.k_splits > 1));
   const int64_t width = p.D * p.H * shape.storage_bytes;
   const bool whole_blocks =
       p.H % shape.k_align == 0 && p.B % (plan.batch_parts * shape.row_block) == 0;
@@ -163,7 +163,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   const double packing = p.T > 1 || out.hx || out.reset_state
                              ? pack_cycles(shape, shape.operands(p.H)) / static_cast<double>(p.T)
                              : 0;
-  // (The gates of a piece of the state do not follow each other.)
+  // (The gates of a K split do not follow each other.)
   BackwardPlan plan{share_out(p, shape, machine, asked, joined, packing, !is_gated(p.cell))};
   const bool shares = plan.hidden_parts > 1;
   plan.fetches = fetches(weights / plan.hidden_parts, shape, machine);
@@ -171,7 +171,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
     // Work items then have fewer members. Their number stays, since each sums the gradient of
     // alpha.
     plan.hidden_parts = max_of(1, threads / plan.items);
-    if (plan.pieces > 1) plan.pieces = plan.hidden_parts;
+    if (plan.k_splits > 1) plan.k_splits = plan.hidden_parts;
   }
   plan.weights = p.T == 1                         ? Weights::streamed
                  : small || plan.batch_parts == 1 ? Weights::own

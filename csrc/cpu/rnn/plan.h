@@ -75,14 +75,14 @@ struct Plan {
   int64_t batch_parts;      // for each direction
   int64_t hidden_parts;     // members of a work item
   int64_t items;            // D * batch_parts
-  int64_t pieces = 1;       // of what W_hh multiplies: a product reads each when its writer is done
-  int64_t panel_group = 1;  // members take multiples of it: pieces end where blocks of sums do
+  int64_t k_splits = 1;     // of what W_hh multiplies: a product reads each when its writer is done
+  int64_t panel_group = 1;  // members take multiples of it: K splits end where blocks of sums do
   double cycles = 0;        // estimated, of a step's product with the state
   int64_t item_rows = 0;    // the most sequences of a work item
   Weights weights = Weights::shared;  // of W_hh alone in the backward pass
   bool sorts = false;  // each work item takes its longest sequences first, and leaves padding out
   // Each panel of weights is fetched while the one before is multiplied, since a member's weights
-  // exceed the second cache by far enough (Machine::fetch_bytes).
+  // exceed L2 by far enough (Machine::fetch_bytes).
   bool fetches = false;
   bool joined = false;  // one worker has all directions of a sequence, one after the other
 

@@ -18,7 +18,7 @@ struct RowBuffers {
         rows(divide_up(plan.item_rows, row_block) * row_block),
         count(count),
         arrays(arena.take<T>(count > 0 ? plan.items : 0,
-                             count * rows * stride + kApart / sizeof(T))) {}
+                             count * rows * stride + kFalseSharing / sizeof(T))) {}
   // The row of the work item's i-th sequence.
   T* row(const WorkItem& item, int buffer, int64_t i = 0) const {
     return arrays[item.group] + (buffer * rows + i) * stride;

@@ -41,14 +41,15 @@ struct StepInputs {
   }
 
   // Adds the rows that a leak, or gates, read besides these.
-  void add_leak(LeakRows<C>& leak, const WorkItem& item, int64_t t, int64_t rows) const {
+  void add_state_rows(StateRows<C>& state, const WorkItem& item, int64_t t, int64_t rows) const {
     const int saved = traits_of(p.cell).saved;
     if (plan.sorts) {
-      leak.output = gather(item, t, rows, p.output, at.kOutput, 1, at.step_stride);
-      if (p.saved) leak.saved = gather(item, t, rows, p.saved, at.kSaved, saved, at.saved_stride());
+      state.output = gather(item, t, rows, p.output, at.kOutput, 1, at.step_stride);
+      if (p.saved)
+        state.saved = gather(item, t, rows, p.saved, at.kSaved, saved, at.saved_stride());
     } else {
-      leak.output = output_row<S>(p, p.output, item.d, t, item.b0);
-      leak.saved = p.saved ? saved_row<S>(p, item.d, t, item.b0) : nullptr;
+      state.output = output_row<S>(p, p.output, item.d, t, item.b0);
+      state.saved = p.saved ? saved_row<S>(p, item.d, t, item.b0) : nullptr;
     }
   }
 

@@ -12,17 +12,17 @@ namespace rnnext {
 // counts bytes of weights, each of which is used for one row.
 struct Machine {
   const char* name;
-  double multiply;      // multiply-adds of float32 or float64
-  double pairs;         // those of bfloat16 pairs; below half of `multiply` they do not pay
-  double first_bytes;   // weights up to this size are read from the first cache,
-  double first_rate;    // at this rate;
-  double second_bytes;  // up to this size from the second,
-  double second_rate;   // at this one;
-  double far_rate;      // larger ones from beyond it
-  double wait;          // cycles that threads lose when they wait for each other at a step
-  double line;          // cycles for each cache line that another core wrote
-  double fetch_bytes;   // weights of this size beyond the second cache are fetched ahead
-  double tiles = 0;     // multiply-adds on AMX tiles; 0: it has none
+  double multiply;     // multiply-adds of float32 or float64
+  double pairs;        // those of bfloat16 pairs; below half of `multiply` they do not pay
+  double l1d_bytes;    // weights up to this size are read from L1d,
+  double l1d_rate;     // at this rate;
+  double l2_bytes;     // up to this size from L2,
+  double l2_rate;      // at this one;
+  double far_rate;     // larger ones from beyond it
+  double wait;         // cycles that threads lose when they wait for each other at a step
+  double line;         // cycles for each cache line that another core wrote
+  double fetch_bytes;  // weights of this size beyond L2 are fetched ahead
+  double tiles = 0;    // multiply-adds on AMX tiles; 0: it has none
   const char* origin = "its name";  // where the description comes from
 };
 
@@ -33,11 +33,11 @@ struct MachineNumber {
   bool zero = false;  // whether it may be 0
 };
 constexpr MachineNumber kMachineNumbers[] = {
-    {"multiply", &Machine::multiply},         {"pairs", &Machine::pairs},
-    {"first_bytes", &Machine::first_bytes},   {"first_rate", &Machine::first_rate},
-    {"second_bytes", &Machine::second_bytes}, {"second_rate", &Machine::second_rate},
-    {"far_rate", &Machine::far_rate},         {"wait", &Machine::wait, true},
-    {"line", &Machine::line, true},           {"fetch_bytes", &Machine::fetch_bytes, true},
+    {"multiply", &Machine::multiply},   {"pairs", &Machine::pairs},
+    {"l1d_bytes", &Machine::l1d_bytes}, {"l1d_rate", &Machine::l1d_rate},
+    {"l2_bytes", &Machine::l2_bytes},   {"l2_rate", &Machine::l2_rate},
+    {"far_rate", &Machine::far_rate},   {"wait", &Machine::wait, true},
+    {"line", &Machine::line, true},     {"fetch_bytes", &Machine::fetch_bytes, true},
     {"tiles", &Machine::tiles, true},
 };
 
@@ -45,19 +45,19 @@ constexpr MachineNumber kMachineNumbers[] = {
 constexpr double kCacheShare = 0.8;
 
 constexpr Machine kMachines[] = {
-    // 32 KiB of first cache, 1 MiB of second; 117 GB/s from the second and 81 from the third, of
-    // which other streams take a half; round trips of a line between cores 65 to 320 ns. Fetched
-    // ahead, 1 to 5 MB of weights took up to 1.2 times as long on a Zen 3, 6.5 MB and more 0.8.
+    // 32 KiB of L1d, 1 MiB of L2; 117 GB/s from L2 and 81 from L3, of which other streams take a
+    // half; round trips of a line between cores 65 to 320 ns. Fetched ahead, 1 to 5 MB of weights
+    // took up to 1.2 times as long on a Zen 3, 6.5 MB and more 0.8.
     {"zen4", 64, 64, kCacheShare * (32 << 10), 64, kCacheShare * (1 << 20), 28, 10, 700, 20, 5e6},
-    // Two 512-bit multiply-adds a cycle, 48 KiB and 1 MiB; 508 GB/s from the first and 113 from
-    // the third at 4.1 GHz (`python -m benchmarks roof`), and of the 247 from the second what one
-    // row of H = 128 reads of it; between cores as zen4.
+    // Two 512-bit multiply-adds a cycle, 48 KiB and 1 MiB; 508 GB/s from L1d and 113 from L3 at 4.1
+    // GHz (`python -m benchmarks roof`), and of the 247 from L2 what one row of H = 128 reads of
+    // it; between cores as zen4.
     {"zen5", 128, 119, kCacheShare * (48 << 10), 124, kCacheShare * (1 << 20), 36, 13, 700, 20,
      5e6},
     // A Xeon with AMX (Sapphire Rapids and later): two 512-bit multiply-adds a cycle, bfloat16 dot
-    // products at half of their speed; 2 MiB of second cache, 140 to 177 GB/s from it and 14 from
-    // beyond. Tiles: a probe of the product alone reached 1634 GFLOP/s at H=256 with 32 rows, of a
-    // peak of 3165, which is 1024 bytes a cycle.
+    // products at half of their speed; 2 MiB of L2, 140 to 177 GB/s from it and 14 from beyond.
+    // Tiles: a probe of the product alone reached 1634 GFLOP/s at H=256 with 32 rows, of a peak of
+    // 3165, which is 1024 bytes a cycle.
     {"xeon-amx", 128, 32, kCacheShare * (48 << 10), 128, kCacheShare * (2 << 20), 50, 4, 700, 20, 0,
      530},
 };
@@ -74,7 +74,7 @@ Machine machine_of(const std::string& text, const Machine& machine = this_machin
 
 // Multiply-adds below which a second thread costs more than it saves. One step forward takes fewer,
 // since it reads every weight once, at the speed of memory; between these where the weights are
-// packed, since what fits the second cache of one core is read at its speed. (Measured.)
+// packed, since what fits the L2 of one core is read at its speed. (Measured.)
 constexpr double kThreadWork = 3e5, kThreadWorkOneStep = 5e4, kThreadWorkPackedStep = 1e5;
 
 // The backward pass of a plan that does not sort leaves padding out by copying the rows, where at
@@ -90,17 +90,17 @@ constexpr int64_t kOneStepRows = 7;
 // Bytes of weights that a core packs a cycle. (Measured: 12 numbers a nanosecond.)
 constexpr double kPackRate = 13;
 // Rows of pre-activations that are computed ahead of the recurrence, and rows of their gradient
-// that are kept until they are summed, stay in the second cache beside the weights. (Measured: 192
-// to 384 KiB gain nothing.)
+// that are kept until they are summed, stay in L2 beside the weights. (Measured: 192 to 384 KiB
+// gain nothing.)
 constexpr int64_t kForwardChunkBytes = 96 << 10, kBackwardChunkBytes = 128 << 10;
-// Products of gates with the state that wait for their gates in the first cache.
+// Products of gates with the state that wait for their gates in L1d.
 constexpr int64_t kGateBytes = 16 << 10;
 // Rows that enter the gradients of the weights at once. (Measured: 512 are slower.)
 constexpr int64_t kGradientRows = 256;
 // With so few rows tiles write the gradients of the weights where they are returned. (Measured:
 // with 160 rows and more, sums that pass through scratch are as fast, or faster.)
 constexpr int64_t kDirectSumRows = 64;
-// Rows of the gradient of the pre-activations that stay in the second cache while W_ih passes.
+// Rows of the gradient of the pre-activations that stay in L2 while W_ih passes.
 constexpr int64_t kFeatureBlockBytes = 256 << 10;
 
 // Packed weights up to this size are packed by each thread for itself: lines that one core wrote
@@ -108,7 +108,7 @@ constexpr int64_t kFeatureBlockBytes = 256 << 10;
 constexpr size_t kOwnWeightBytes = 512 << 10;
 // The memory that one thread writes is this far from another's: if it were nearer, a prefetch would
 // take lines from the other's core.
-constexpr int64_t kApart = 4096;
+constexpr int64_t kFalseSharing = 4096;
 // The lines of an output this large come from far memory when they are written, or from another
 // core, whose prefetches take them along with those of its own rows beside them. (Measured.)
 constexpr int64_t kFarBytes = 1 << 20;
@@ -117,8 +117,8 @@ constexpr int64_t kFarBytes = 1 << 20;
 // scratch and then written together. (Measured: wider steps, calls of fewer steps and outputs of
 // kFarBytes gain nothing; rows of one line lose.)
 constexpr int64_t kNarrowBytes = 2 << 10, kHeldBytes = 16 << 10, kHeldFrom = 4;
-// Rows that are this many bytes apart, or more, may push each other out of the first cache, which
-// maps addresses that differ by 4096 to one set.
+// Rows that are this many bytes apart, or more, may push each other out of L1d, which maps
+// addresses that differ by 4096 to one set.
 constexpr int64_t kSameSetBytes = 4096;
 
 }  // namespace rnnext

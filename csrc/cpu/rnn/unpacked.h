@@ -10,8 +10,8 @@ namespace rnnext::RNNEXT_ISA {
 // some lines to recognize each row as a stream, so the first lines of the rows that come next are
 // prefetched, one with each block.
 template <int R, class MK, class S, class F = typename MK::Operand>
-RNNEXT_TILE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64_t columns,
-                              int64_t K, const F* a, int64_t stride) {
+RNNEXT_NOINLINE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, int64_t columns,
+                                  int64_t K, const F* a, int64_t stride) {
   constexpr int kSteps = kLanes<F> * kKPack<F>;
   static_assert(MK::kSumBlock == 1 || MK::kSumBlock % kSteps == 0);
   Vec<Compute<F>> acc[R];
@@ -63,8 +63,8 @@ struct UnpackedProducts {
   }
 };
 template <int R, class S, class F>
-RNNEXT_TILE void add_unpacked_tiled(Vec<float> (&sums)[R], const S* weight, int64_t columns,
-                                    int64_t K, const F* a, int64_t stride) {
+RNNEXT_NOINLINE void add_unpacked_tiled(Vec<float> (&sums)[R], const S* weight, int64_t columns,
+                                        int64_t K, const F* a, int64_t stride) {
   UnpackedProducts<F, S, R> products{
       sums, {}, reinterpret_cast<const Pair*>(a), stride * kParts<F>, 16};
   for (int64_t k = 0; k < K; k += kKAlign<F>, products.a += 16 * kParts<F>) {
@@ -84,14 +84,14 @@ struct UnpackedBlock {
   using MicroKernel = MK;
   using F = typename MK::Operand;
   static constexpr int64_t kBlock = MK::kSumBlock;
-  const Projection<MK>& product;
+  const PlainProduct<MK>& product;
   const Matrix<F, F>& weight;
   int64_t begin, end;
   const F* packed = nullptr;
 
   template <int R, int NV>
-  RNNEXT_TILE void tile(Extent<R, NV> extent, int64_t row, int64_t column, const F*, int64_t,
-                        const Ahead*) const {
+  RNNEXT_NOINLINE void tile(Extent<R, NV> extent, int64_t row, int64_t column, const F*, int64_t,
+                            const Ahead*) const {
     RegisterTile<MK, R, NV> sums(extent), block(extent);
     const Rows<const F>& a = product.a;
     F* const out = product.out[row] + column;
@@ -123,7 +123,7 @@ struct UnpackedBlock {
 // last panel is not whole: just before they are multiplied, and always to `panels`, which stays in
 // cache.
 template <class S, class MK>
-void stream(Projection<MK> product, const Matrix<S, typename MK::Operand>& weight,
+void stream(PlainProduct<MK> product, const Matrix<S, typename MK::Operand>& weight,
             typename MK::Operand* panels, int64_t rows, int64_t p0, int64_t p1) {
   using F = typename MK::Operand;
   const int64_t K = operands_in<F>(weight.K);

@@ -95,7 +95,7 @@ struct WeightGradients {
     grad_rows = arena.take<const C*>(kGradientRows);
     state_rows = arena.take<const S*>(kGradientRows);
     feature_rows = arena.take<const S*>(kGradientRows);
-    arena.take<char>(kApart);
+    arena.take<char>(kFalseSharing);
     bytes = arena.used;
   }
 
@@ -213,7 +213,7 @@ struct WeightGradients {
     if constexpr (N > 1) add_columns<N - 1>(first, rows);
   }
   template <int N, int NV>
-  RNNEXT_TILE void add_columns(int64_t first, int64_t rows, int64_t h) const {
+  RNNEXT_NOINLINE void add_columns(int64_t first, int64_t rows, int64_t h) const {
     Vec<C> sums[N][NV];
     load_tile(sums, column_sums(first) + h, column_size, NV * kLanes<C>);
     for (int64_t n = 0; n < rows; ++n)
@@ -294,8 +294,9 @@ struct WeightGradients {
     }
   }
   template <int NV>
-  RNNEXT_TILE void add_tile(const Tiles& tiles, const F* panel, int64_t K, int64_t h,
-                            int64_t column, const Sums& sums, bool begins, int64_t ahead) const {
+  RNNEXT_NOINLINE void add_tile(const Tiles& tiles, const F* panel, int64_t K, int64_t h,
+                                int64_t column, const Sums& sums, bool begins,
+                                int64_t ahead) const {
     typename MK::template Tile<kMR, NV> tile(Extent<kMR, NV>{});
     C* const to = sums.at[h] + column;
     begins ? tile.clear() : tile.load(to, sums.at.stride);
@@ -311,7 +312,7 @@ struct WeightGradients {
     return {left, kLeftStride, kLeftStride};
   }
   template <int part>
-  RNNEXT_TILE void pack_left_part(int64_t rows, int64_t h, int64_t n) const {
+  RNNEXT_NOINLINE void pack_left_part(int64_t rows, int64_t h, int64_t n) const {
     Vec<Pair> x[kLanes<Pair>];
     for (int i = 0; i < kLanes<Pair>; ++i)
       x[i] =
@@ -321,8 +322,8 @@ struct WeightGradients {
       store(Operands<F>::block(left + (h + i) * kLeftStride, n, part), x[i]);
     if constexpr (part + 1 < kParts<F>) pack_left_part<part + 1>(rows, h, n);
   }
-  static RNNEXT_TILE void add_amx_tiles(const F* a, const F* panel, int64_t K, C* to,
-                                        int64_t stride, bool begins) {
+  static RNNEXT_NOINLINE void add_amx_tiles(const F* a, const F* panel, int64_t K, C* to,
+                                            int64_t stride, bool begins) {
     typename TileExtent<2, 2>::template Tile<MK> tile(TileExtent<2, 2>{kMR, 2});
     begins ? tile.clear() : tile.load(to, stride);
     tile.add(a, kLeftStride, panel, K);

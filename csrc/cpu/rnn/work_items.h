@@ -1,5 +1,5 @@
-// What both passes need for a work item: the pieces of the state, or of grad_pre, that members wait
-// for, its weights and rows, and the memory that a layout hands out.
+// What both passes need for a work item: the K splits of the state, or of grad_pre, that members
+// wait for, its weights and rows, and the memory that a layout hands out.
 #pragma once
 
 #include "cpu/gemm/macro_kernel.h"
@@ -32,7 +32,7 @@ struct Arrays {
   T* operator[](int64_t i) const { return first ? first + i * size : nullptr; }
 };
 
-// Hands out pieces of a workspace; without a base it only counts their bytes.
+// Hands out parts of a workspace; without a base it only counts their bytes.
 struct Arena {
   char* base;
   size_t used = 0;
@@ -50,19 +50,19 @@ struct Arena {
   }
   // The same. Each array is written by another thread, so several have gaps between them.
   template <class T>
-  Arrays<T> take_apart(int64_t count, int64_t size) {
-    return take<T>(count, size + (count > 1 ? kApart / sizeof(T) : 0));
+  Arrays<T> take_padded(int64_t count, int64_t size) {
+    return take<T>(count, size + (count > 1 ? kFalseSharing / sizeof(T) : 0));
   }
 };
 
-// Piece m of what W_hh multiplies: the values that one member writes, or all values.
+// K split m of what W_hh multiplies: the values that one member writes, or all values.
 template <class C>
-Range piece_of(const Plan& plan, int64_t H, int64_t m) {
-  const Range panels = part(panels_in<C>(H), m, plan.pieces, plan.panel_group);
+Range k_split_of(const Plan& plan, int64_t H, int64_t m) {
+  const Range panels = part(panels_in<C>(H), m, plan.k_splits, plan.panel_group);
   return {panels.begin * kPanel<C>, min_of(panels.end * kPanel<C>, H)};
 }
 
-// W_hh, packed piece by piece of what it multiplies: the state, or grad_pre.
+// W_hh, packed split by split of what it multiplies: the state, or grad_pre.
 template <class S, class MK>
 struct RecurrentWeights {
   using F = typename MK::Operand;
@@ -73,57 +73,57 @@ struct RecurrentWeights {
   // Packs panels [q0, q1); returns whether all values are finite.
   bool pack(F* packed, int64_t q0, int64_t q1) const {
     bool finite = true;
-    for (int64_t m = 0; m < plan.pieces; ++m) {
-      const Range k = piece_of<C>(plan, weight.K, m);
-      const Matrix<S, F> piece = weight.piece(k.begin, k.end);
+    for (int64_t m = 0; m < plan.k_splits; ++m) {
+      const Range k = k_split_of<C>(plan, weight.K, m);
+      const Matrix<S, F> split = weight.k_split(k.begin, k.end);
       for (int64_t q = q0; q < q1; ++q)
         finite =
-            piece.pack(q, packed + weight.piece_at(k.begin) + q * piece.panel_size()) && finite;
+            split.pack(q, packed + weight.k_split_at(k.begin) + q * split.panel_size()) && finite;
     }
     return finite;
   }
 
-  // A piece, K operands of each row, and where its weights lie among the packed ones.
-  struct Piece {
+  // A K split, K operands of each row, and where its weights lie among the packed ones.
+  struct KSplit {
     Rows<const F> a;
     int64_t K, packed_at;
   };
-  // Waits until the members that write piece m of `a` have advanced n times, and prefetches it.
-  Piece await(const WorkItem& item, int64_t m, int64_t n, const Rows<const F>& a, int64_t rows,
-              const Worker& worker) const {
-    const Range k = piece_of<C>(plan, weight.K, m);
-    const Piece piece{{a.first + k.begin / kKPack<F>, a.stride},
-                      operands_in<F>(k.end - k.begin),
-                      weight.piece_at(k.begin)};
-    const int first = item.group * item.members + static_cast<int>(plan.pieces > 1 ? m : 0);
-    const int last = plan.pieces > 1 ? first + 1 : first + item.members;
-    if (item.members == 1 || (first == worker.rank && plan.pieces > 1)) return piece;
+  // Waits until the members that write split m of `a` have advanced n times, and prefetches it.
+  KSplit await(const WorkItem& item, int64_t m, int64_t n, const Rows<const F>& a, int64_t rows,
+               const Worker& worker) const {
+    const Range k = k_split_of<C>(plan, weight.K, m);
+    const KSplit split{{a.first + k.begin / kKPack<F>, a.stride},
+                       operands_in<F>(k.end - k.begin),
+                       weight.k_split_at(k.begin)};
+    const int first = item.group * item.members + static_cast<int>(plan.k_splits > 1 ? m : 0);
+    const int last = plan.k_splits > 1 ? first + 1 : first + item.members;
+    if (item.members == 1 || (first == worker.rank && plan.k_splits > 1)) return split;
     for (int other = first; other < last; ++other)
       if (other != worker.rank) worker.wait_for(other, n);
     for (int64_t row = 0; row < rows; ++row)
-      for (int64_t i = 0; i < piece.K; i += 64 / static_cast<int64_t>(sizeof(F)))
-        __builtin_prefetch(piece.a[row] + i);
-    return piece;
+      for (int64_t i = 0; i < split.K; i += 64 / static_cast<int64_t>(sizeof(F)))
+        __builtin_prefetch(split.a[row] + i);
+    return split;
   }
 
-  // Computes `step` for a work item's panels, with the product of W_hh and step.a. If that has
-  // pieces, the product of each is added when the piece is there, in the order of k: the sums begin
+  // Computes `step` for a work item's panels, with the product of W_hh and step.a. If that is
+  // split, the product of each part is added when it is there, in the order of k: the sums begin
   // from the step's own start, and wait in `sums`, whose first column is 0.
   template <class Step>
   void multiply(Step& step, const WorkItem& item, const F* packed, const Rows<C>& sums,
                 int64_t rows, int64_t n, const Worker& worker) const {
     const Rows<const F> a = step.a;
-    for (int64_t m = 0; m < plan.pieces; ++m) {
-      const Piece piece = await(item, m, n, a, rows, worker);
-      step.packed = packed + piece.packed_at;
-      step.a = piece.a;
-      if (m + 1 == plan.pieces) {
-        macro_kernel(step, rows, item.p0, item.p1, weight.columns, piece.K,
+    for (int64_t m = 0; m < plan.k_splits; ++m) {
+      const KSplit split = await(item, m, n, a, rows, worker);
+      step.packed = packed + split.packed_at;
+      step.a = split.a;
+      if (m + 1 == plan.k_splits) {
+        macro_kernel(step, rows, item.p0, item.p1, weight.columns, split.K,
                      plan.fetches ? item.p0 : -1);
       } else {
-        const Projection<MK> add{
+        const PlainProduct<MK> add{
             .packed = step.packed, .a = step.a, .start = step.start, .out = sums, .end = step.H};
-        macro_kernel(add, rows, item.p0, item.p1, weight.columns, piece.K);
+        macro_kernel(add, rows, item.p0, item.p1, weight.columns, split.K);
         step.start = sums;
       }
     }

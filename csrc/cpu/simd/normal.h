@@ -137,8 +137,8 @@ RNNEXT_INLINE void draw(const PhiloxKeys& keys, int64_t t, int64_t b, int d, int
 }
 
 // Writes words [0, n) to `to`.
-RNNEXT_TILE void random_words(const PhiloxKeys& keys, int64_t t, int64_t b, int64_t n,
-                              uint32_t* to) {
+RNNEXT_NOINLINE void random_words(const PhiloxKeys& keys, int64_t t, int64_t b, int64_t n,
+                                  uint32_t* to) {
   float* const words = reinterpret_cast<float*>(to);
   draw_words(keys, t, b, 0, 0, n, [&](int64_t j, FloatBits x, FloatBits y) {
     store_some(words + j, (Vec<float>)x, n - j);
@@ -147,16 +147,16 @@ RNNEXT_TILE void random_words(const PhiloxKeys& keys, int64_t t, int64_t b, int6
 }
 
 // Writes numbers [0, n) to `to`.
-RNNEXT_TILE void normals(const PhiloxKeys& keys, int64_t t, int64_t b, int d, int64_t n,
-                         float* to) {
+RNNEXT_NOINLINE void normals(const PhiloxKeys& keys, int64_t t, int64_t b, int d, int64_t n,
+                             float* to) {
   draw(keys, t, b, d, 0, n, [&](int64_t j, Vec<float> x) { store_some(to + j, x, n - j); });
 }
 
 // to = from + scale * noise of hidden units [begin, end), which are whole vectors; the pointers are
 // those of unit 0.
 template <class C>
-RNNEXT_TILE void add_noise(const PhiloxKeys& keys, int64_t t, int64_t b, int d, const C* scale,
-                           const C* from, C* to, int64_t begin, int64_t end) {
+RNNEXT_NOINLINE void add_noise(const PhiloxKeys& keys, int64_t t, int64_t b, int d, const C* scale,
+                               const C* from, C* to, int64_t begin, int64_t end) {
   draw(keys, t, b, d, begin, end, [&](int64_t j, Vec<float> x) {
     if (j < begin) return;
     if constexpr (sizeof(C) == sizeof(float)) {

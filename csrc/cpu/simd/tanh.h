@@ -51,10 +51,11 @@ struct TanhConstants<double> {
   }
 };
 
-// above / below. Code that needs several quotients can share one division (cells/fraction.h).
+// numerator / denominator. Code that needs several quotients can share one division
+// (cells/fraction.h).
 template <class V>
 struct Fraction {
-  V above, below;
+  V numerator, denominator;
 };
 
 // tanh as a fraction, whose denominator is below 2^26 (double: 2^58).
@@ -89,7 +90,7 @@ template <class V>
 template <class V>
 [[gnu::always_inline]] inline V tanh(V x) {
   const Fraction<V> y = tanh_fraction(x);
-  return y.above / y.below;
+  return y.numerator / y.denominator;
 }
 
 // tanh(x) = x p(x^2) / q(x^2), just exact enough for a result that is then rounded to S. Minimax

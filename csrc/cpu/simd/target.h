@@ -27,6 +27,7 @@
 #define RNNEXT_X86(name) _mm256_##name
 #endif
 
+#pragma GCC diagnostic error "-Wswitch"  // as recurrence/cell.h says
 #define RNNEXT_INLINE inline __attribute__((always_inline))
-// Tiles stay functions of their own: inlined into their callers they take minutes to compile.
-#define RNNEXT_TILE __attribute__((noinline))
+// As for tiles: inlined into their callers they take minutes to compile.
+#define RNNEXT_NOINLINE __attribute__((noinline))
