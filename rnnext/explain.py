@@ -46,7 +46,8 @@ def explain(
 ) -> str:
     """Say how the CPU kernels would share out and run a call of an RNN of these sizes.
 
-    Float32 is planned at the precision that ``torch.set_float32_matmul_precision`` has set.
+    Float32 is planned at the precision that ``torch.set_float32_matmul_precision`` has set, or at
+    the highest, where that is faster.
 
     Args:
         T, B, I, H: steps, sequences, features (0 for precomputed input), hidden units.
@@ -74,7 +75,7 @@ def explain(
         lengths=list(lengths), machine=machine, cell=cell,
         threads=torch.get_num_threads() if threads is None else threads,
     )  # fmt: skip
-    precision = f" ({torch.get_float32_matmul_precision()})" if dtype == torch.float32 else ""
+    precision = f" ({plan['precision']})" if "precision" in plan else ""
     cycles = plan.pop("cycles")
     numbers = {name: value for name, value in plan.items() if isinstance(value, float)}
     shares = f"; {plan['hidden_parts']} part(s) of the hidden units of each wait for each other"

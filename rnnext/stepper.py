@@ -30,9 +30,10 @@ _PROJECTED_ROWS = 1024
 class Stepper:
     """An RNN fed one step at a time: its weights are packed once, its states are kept.
 
-    ``y_t = stepper(x_t)`` gives what the module gives for the whole sequence, to the bit, without
-    gradients, several times as fast as torch.nn.RNNCell (docs/performance.md). A Stepper of an
-    :class:`rnnext.EmbeddingRNN` takes tokens, and gives, to the bit, ``rnn(embedding(tokens))``.
+    ``y_t = stepper(x_t)`` gives what the module gives for the whole sequence, to the bit
+    (docs/numerics.md), without gradients, several times as fast as torch.nn.RNNCell
+    (docs/performance.md). A Stepper of an :class:`rnnext.EmbeddingRNN` takes tokens, and gives, to
+    the bit, ``rnn(embedding(tokens))``.
 
     What it is made from is read then: the weights, float32 matmul precision and the largest number
     of threads. A step raises RuntimeError if a parameter or buffer of the module has been written

@@ -35,12 +35,16 @@ def of_tiles(a, b):
 def test_sums_are_in_the_order_of_the_instruction(B, tiles):
     """On the CPU's tiles, on the stand-in's, and where vectors take their place."""
     torch.set_float32_matmul_precision("medium")
-    weight, hx = torch.randn(70, 70), torch.randn(1, B, 70)
-    for T in (1, 2):
+    weight, h = torch.randn(140, 70).bfloat16(), torch.randn(B, 70)
+    weight, h = torch.cat([weight, -weight], 1), torch.cat([h, h], 1)  # what rounding leaves of 0
+    for T, dtype in ((1, torch.bfloat16), (2, torch.bfloat16), (2, torch.float32)):
+        hx, input = h[None].to(dtype), torch.zeros(T, B, 140, dtype=dtype)
         call = samples.Recurrence(
-            input=torch.zeros(T, B, 70), hx=hx, weight_hh=[weight], nonlinearity="identity"
+            input=input, hx=hx, weight_hh=[weight.to(dtype)], nonlinearity="identity"
         )
-        assert torch.equal(call.call(recurrence)[0][0], of_tiles(hx[0], weight.t()))
+        expected = of_tiles(h, weight.t()).to(dtype)
+        assert expected.any()
+        assert torch.equal(call.call(recurrence)[0][0], expected)
 
 
 def rms_error(K: int, B: int = 16) -> float:
@@ -68,7 +72,7 @@ def test_the_error_of_each_precision(K, tiles):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_row_alone_takes_tiny_numbers_as_zeros_too(dtype, tiles):
-    """A state that shrinks to nothing, in a batch, alone, step by step and in a Stepper."""
+    """A state that shrinks to nothing, in a batch, alone, and, in bfloat16, step by step."""
     torch.set_float32_matmul_precision("medium")
     rnn, x = rnnext.RNN(4, 64, bias=False, dtype=dtype), torch.zeros(300, 33, 4, dtype=dtype)
     x[0] = torch.randn(33, 4)
@@ -76,10 +80,34 @@ def test_a_row_alone_takes_tiny_numbers_as_zeros_too(dtype, tiles):
         output, h = rnn(x)[0][:, :1], None
         assert 0 < output[130].abs().max() < 1e-25
         assert torch.equal(rnn(x[:, :1])[0], output)
+        if dtype == torch.float32:
+            return
         assert torch.equal(steps(rnnext.Stepper(rnn), x[:, :1]), output)
         for x_t, expected in zip(x[:, :1], output, strict=True):
             one, h = rnn(x_t[None], h)
             assert torch.equal(one[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("precision", "T", "B", "H"),
+    [("high", 2, 8, 16), ("high", 1, 12, 256), ("medium", 1, 8, 256)],
+)
+def test_float32_is_multiplied_by_tiles_where_that_pays(precision, T, B, H, tiles):
+    """From so many sequences, and for one step hidden units, on; "medium" of more steps always."""
+    for rows, units, pays in ((B, H, True), (B - 1, H, False), (B, H - 1, T > 1)):
+        rnn, x, results = rnnext.RNN(8, units, num_layers=2), torch.randn(T, rows, 8), []
+        for asked in ("highest", precision):
+            torch.set_float32_matmul_precision(asked)
+            plan = _C.plan(T=T, B=rows, I=8, H=units, dtype=torch.float32, threads=1)
+            assert plan["precision"] == (asked if pays else "highest")
+            output, each = rnn(x)[0], [weight[None] for weight in rnn.parameters()]
+            results.append((output, *torch.autograd.grad(output.sum(), rnn.weight_ih_l0)))
+            assert torch.equal(rnnext.functional.rnn_ensemble(x, None, each)[0][0], output)
+            with torch.no_grad():
+                assert torch.equal(rnn(x)[0], output)
+                if T == 1:
+                    assert torch.equal(steps(rnnext.Stepper(rnn, rows), x), output)
+        assert [torch.equal(*pair) for pair in zip(*results, strict=True)] == [not pays] * 2
 
 
 def chosen(code: str = "", **environment: str) -> str:

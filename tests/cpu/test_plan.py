@@ -231,7 +231,7 @@ def test_kernels_tell_their_shape(isa, dtype):
 
 
 @pytest.mark.skipif("amx_stand_in" not in ISAS, reason="it is not built")
-def test_a_machine_with_tiles_is_planned_for_them():
+def test_a_machine_with_tiles_is_planned_for_them(capsys):
     size = (100, 32, 256, 256)
     fma = plan(*size, machine="xeon-amx", threads=1)
     _C.set_cpu_isa("amx_stand_in")
@@ -250,6 +250,8 @@ def test_a_machine_with_tiles_is_planned_for_them():
     assert "planned for xeon-amx, told by its name" in text
     assert "tiles=530" in text
     assert "AMX tiles of up to 32 rows" in text
+    assert rnnext.__main__.main(["explain", "9", "8", "64", "64", "--precision", "high"]) == 0
+    assert "float32 (high), on" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -301,7 +303,7 @@ def test_explain_from_the_command_line(capsys):
     assert "2 part(s) of the batch" in capsys.readouterr().out
     options = ["--precision", "medium"]
     assert rnnext.__main__.main(["explain", "100", "64", "64", "256", *options]) == 0
-    assert "float32 (medium), on" in capsys.readouterr().out
+    assert "float32 (highest), on generic" in capsys.readouterr().out
     assert torch.get_float32_matmul_precision() == "highest"
     assert rnnext.__main__.main(["explain", "0", "64", "64", "256"]) == 2
     assert "T must be positive, got 0" in capsys.readouterr().err

@@ -1,7 +1,5 @@
 #include "cpu/binding/describe.h"
 
-#include <optional>
-
 #include "cpu/binding/padding.h"
 #include "cpu/binding/recurrence.h"
 
@@ -28,14 +26,19 @@ Description fields_of(const Plan& plan) {
 
 }  // namespace
 
-Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_threads, bool train,
-                          const Machine& machine) {
-  const KernelShape& shape = kernels_for(dtype).shape;
+Description describe_plan(const Recurrence& p, int layer_count, DType dtype, int most_threads,
+                          bool train, const Machine& machine) {
+  const RnnKernels& kernel = kernels_for(dtype, p);
+  const KernelShape& shape = kernel.shape;
   Description about;
   about["isa"] = std::string(kernels().name);
   about["machine"] = std::string(machine.name);
   about["origin"] = std::string(machine.origin);
   for (const MachineNumber& number : kMachineNumbers) about[number.name] = machine.*number.at;
+  if (dtype == DType::f32)
+    about["precision"] = std::string(&kernel == kernels().rnn_high     ? "high"
+                                     : &kernel == kernels().rnn_medium ? "medium"
+                                                                       : "highest");
   about["mr"] = int64_t{shape.mr};
   about["panel"] = int64_t{shape.panel};
   about["k_pack"] = int64_t{shape.k_pack};
@@ -48,14 +51,15 @@ Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_t
     for (int d = 0; d < p.D; ++d) out.weight_ih[d] = out.weight_hh[d] = out.bias_ih[d] = &wanted;
     out.input = &wanted;
     if (p.hx) out.hx = &wanted;
-    int threads = plan_threads(p, 3, most_threads);
-    std::optional<Unpadded> unpadded;  // `p` will refer to it
+    const int threads = plan_threads(p, 3, most_threads);
     if (plan_unpadded(p, out, shape, machine, threads)) {
-      p = unpadded.emplace(p).planned(p);
-      threads = plan_threads(p, 3, most_threads);
+      const Unpadded unpadded(p);
+      about = describe_plan(unpadded.planned(p), 1, dtype, most_threads, train, machine);
+      about["unpadded"] = true;
+      return about;
     }
     const BackwardPlan plan = plan_backward(p, out, shape, machine, threads, threads);
-    about["unpadded"] = unpadded.has_value();
+    about["unpadded"] = false;
     about["threads"] = int64_t{threads};
     about.merge(fields_of(plan));
     about.merge(Description{{"own_sums", plan.own_sums},

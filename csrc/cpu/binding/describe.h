@@ -13,7 +13,7 @@ using Description = std::map<std::string, std::variant<bool, int64_t, double, st
 
 // Plans for `machine`, with the kernels in use on this CPU. layer_count is for calls without
 // gradients.
-Description describe_plan(Recurrence p, int layer_count, DType dtype, int most_threads, bool train,
-                          const Machine& machine);
+Description describe_plan(const Recurrence& p, int layer_count, DType dtype, int most_threads,
+                          bool train, const Machine& machine);
 
 }  // namespace rnnext

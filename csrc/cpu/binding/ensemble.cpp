@@ -77,7 +77,7 @@ RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
     p.h_n = part(h_n, m);
     if (!saved.empty()) p.saved = part(saved[0], m);
   }
-  const RnnKernels& kernel = kernels_for(first.dtype);
+  const RnnKernels& kernel = kernels_for(first.dtype, one);
   run_members(
       M, threads_for(one, 1),
       [&](int64_t m, int threads) { return forward_teams(calls[m].p, kernel, threads); },
@@ -96,7 +96,7 @@ RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const Recurren
   for (int64_t m = 0; m < M; ++m) calls.emplace_back(results[m], members[m], wanted);
   const CpuBackwardCall& first = calls[0];
   if (!first.s.empty()) {
-    const RnnKernels& kernel = kernels_for(first.dtype);
+    const RnnKernels& kernel = kernels_for(first.dtype, first.p);
     run_members(
         M, threads_for(first.p, 3),
         [&](int64_t m, int threads) {

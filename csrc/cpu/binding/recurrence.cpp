@@ -19,13 +19,15 @@
 
 namespace rnnext {
 
-const RnnKernels& kernels_for(DType dtype) {
+const RnnKernels& kernels_for(DType dtype, const Recurrence& p) {
   const KernelTable& table = kernels();
   if (dtype == DType::f32 && (table.rnn_medium || table.rnn_high)) {
     const auto precision =
         at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL);
-    if (precision == at::Float32Precision::BF16 && table.rnn_medium) return *table.rnn_medium;
-    if (precision == at::Float32Precision::TF32 && table.rnn_high) return *table.rnn_high;
+    const RnnKernels* const lower = precision == at::Float32Precision::BF16   ? table.rnn_medium
+                                    : precision == at::Float32Precision::TF32 ? table.rnn_high
+                                                                              : nullptr;
+    if (lower && plan_lower_precision(p, lower->shape)) return *lower;
   }
   return table.rnn_of(dtype);
 }
@@ -202,7 +204,7 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   p.output = output.data_ptr();
   p.h_n = h_n.data_ptr();
   if (!saved.empty()) p.saved = saved[0].data_ptr();
-  run_forward(p, kernels_for(call.dtype));
+  run_forward(p, kernels_for(call.dtype, p));
   return {std::move(output), std::move(h_n), std::move(saved)};
 }
 
@@ -227,7 +229,7 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
 
   std::vector<Recurrence> layers(L, first);
   for (size_t l = 1; l < L; ++l) layers[l].I = first.H;
-  const RnnKernels& kernel = kernels_for(calls[0].dtype);
+  const RnnKernels& kernel = kernels_for(calls[0].dtype, first);
   const int threads = threads_for(layers.back(), n);
   // With 0 bytes the layers run one after the other, and their outputs alternate between two
   // tensors.
@@ -278,7 +280,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
                                         const Wanted& wanted) {
   CpuBackwardCall call(r, a, wanted);
   if (!call.s.empty()) {
-    const RnnKernels& kernel = kernels_for(call.dtype);
+    const RnnKernels& kernel = kernels_for(call.dtype, call.p);
     const int threads = threads_for(call.p, 3);
     // (The plan depends on what is wanted, so the results are allocated before it, perhaps for
     // nothing.)

@@ -14,8 +14,9 @@
 
 namespace rnnext {
 
-// torch.set_float32_matmul_precision("medium") lets products of float32 take bfloat16 operands.
-const RnnKernels& kernels_for(DType dtype);
+// Those of the call's dtype and sizes. torch.set_float32_matmul_precision lets products of float32
+// take bfloat16 operands, where that is faster.
+const RnnKernels& kernels_for(DType dtype, const Recurrence& p);
 
 // products: matrix products of the call, 1 forward.
 int threads_for(const Recurrence& p, int products);

@@ -43,7 +43,6 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
   const Tensor& like = *first;
   TORCH_CHECK(like.device().is_cpu(), "a Stepper runs on the CPU: the weights are on ",
               like.device());
-  kernels_ = &kernels_for(parse_dtype(like, "weight_hh"));
   const int64_t gates = traits_of(parse_cell(cell)).gates;
   TORCH_CHECK(like.dim() == 2 && like.size(1) > 0 && like.size(0) == gates * like.size(1),
               "weight_hh must have shape [", gates > 1 ? c10::str(gates, " * ") : "",
@@ -101,6 +100,7 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
                           .reverse = directions(1)};
   CpuCall call(arguments);
   Recurrence& p = call.p;
+  kernels_ = &kernels_for(call.dtype, p);  // the same for each layer
   Tensor packed = empty_large({kernels_->shape.weight_bytes(p.I, p.H, p.gates())}, at::kByte);
   kernels_->pack(p, static_cast<char*>(packed.data_ptr()));
   packed = shared(std::move(packed));

@@ -216,6 +216,13 @@ bool plan_wavefront(const Recurrence* layers, int n, const KernelShape& shape,
   return steps * slowest < static_cast<double>(T) * in_turn;
 }
 
+bool plan_lower_precision(const Recurrence& p, const KernelShape& shape) {
+  if (!shape.tiles) return true;
+  const bool high = shape.operand_bytes > 4;
+  if (p.T > 1) return !high || p.B >= kHighRows;
+  return p.B >= (high ? kHighStepRows : kMediumStepRows) && p.H >= kTileStepUnits;
+}
+
 int plan_threads(const Recurrence& p, int products, int most) {
   const double work =
       static_cast<double>(steps_of(p)) * p.D * p.gates() * p.H * (p.H + p.I) * products;

@@ -158,6 +158,9 @@ bool plan_unpadded(const Recurrence& p, const RecurrenceGradOut& out, const Kern
 // (rnn/stack.h), than one after the other by all threads.
 bool plan_wavefront(const Recurrence* layers, int n, const KernelShape& shape,
                     const Machine& machine, int threads);
+// Whether kernels of this shape, which multiply float32 at a lower precision, are faster than those
+// of the highest.
+bool plan_lower_precision(const Recurrence& p, const KernelShape& shape);
 // How many threads, at most `most`, a call should have that computes so many matrix products (1 in
 // the forward pass).
 int plan_threads(const Recurrence& p, int products, int most);

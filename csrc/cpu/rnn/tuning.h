@@ -81,6 +81,11 @@ constexpr double kThreadWork = 3e5, kThreadWorkOneStep = 5e4, kThreadWorkPackedS
 // most this share of the steps exist and so many multiply-adds are spared. (Measured on Zen 5.)
 constexpr double kUnpadShare = 0.8, kUnpadWork = 4e6;
 
+// AMX tiles multiply float32 at "high" from so many sequences on; in a single step at "high" and
+// "medium" from so many, and from so many hidden units. Else "highest" is as fast or faster.
+// (Measured on a Xeon with AMX, one thread: H of 64, 256 and 1024, T of 1 and 50, B of 1 to 32.)
+constexpr int64_t kHighRows = 8, kHighStepRows = 12, kMediumStepRows = 8, kTileStepUnits = 256;
+
 // With fewer rows a step is bound by reading the weights. (Measured.)
 constexpr int64_t kFewRows = 4;
 // A single step of so few sequences reads the weights as they lie. (Measured: with more sequences,
