@@ -42,42 +42,23 @@ RNNEXT_INLINE void for_parts(Products& f) {
   }
 }
 
-// A tile of one or a few rows, whose sums are in vector registers.
+// A tile of one row, whose sums are in vector registers.
 template <class MK, int R, int NV>
 struct VectorTile : RegisterTile<MK, R, NV> {
   using F = typename MK::Operand;
   using RegisterTile<MK, R, NV>::RegisterTile;
+  static_assert(R == 1 && kParts<F> == 1);
 
-  struct Products {
-    VectorTile& tile;
-    const F *a, *panels;
-    int64_t stride, K, k;
-
-    template <int left, int right>
-    RNNEXT_INLINE void add() {
-      const Pair* const x = reinterpret_cast<const Pair*>(a) + k * kParts<F> + left * 16;
-      const Pair* const b =
-          reinterpret_cast<const Pair*>(panels) + (k * kParts<F> + right * 16) * kPanel<F>;
-      BlockSum block[R][NV];
-      for (int i = 0; i < 16; ++i)
-#pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j) {
-          const Vec<Pair> column =
-              load(b + (j / 2 * K * kParts<F> + i) * kPanel<F> + j % 2 * kLanes<F>);
-#pragma GCC unroll 4
-          for (int r = 0; r < R; ++r) block[r][j].add(x[r * stride * kParts<F> + i].bits, column);
-        }
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j) block[r][j].add_to(tile.sums[r][j]);
-    }
-  };
-  RNNEXT_INLINE void add(const F* a, int64_t stride, const F* panels, int64_t K,
-                         const Ahead* = nullptr) {
+  RNNEXT_INLINE void add(const F* a, int64_t, const F* panels, int64_t K, const Ahead* = nullptr) {
+    const Pair* const b = reinterpret_cast<const Pair*>(panels);
     for (int64_t k = 0; k < K; k += 16) {
-      Products products{*this, a, panels, stride, K, k};
-      for_parts<kParts<F>>(products);
+      BlockSum block[NV];
+      for (int64_t i = k; i < k + 16; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; ++j)
+          block[j].add(a[i].bits[0], load(b + (j / 2 * K + i) * kPanel<F> + j % 2 * kLanes<F>));
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) block[j].add_to(this->sums[0][j]);
     }
   }
 };

@@ -282,18 +282,19 @@ struct ForwardRun {
 
 template <class S, class MK>
 size_t forward_workspace(const Recurrence& p, const ForwardPlan& plan, int threads) {
-  return plan.weights == Weights::unpacked
-             ? threads * OneStep<S, MK>(p, nullptr).bytes
-             : ForwardLayout<S, MK>(p, plan, threads, Arena{nullptr}).bytes;
+  if constexpr (kShape<S, MK>.unpacks())
+    if (plan.weights == Weights::unpacked) return threads * OneStep<S, MK>(p, nullptr).bytes;
+  return ForwardLayout<S, MK>(p, plan, threads, Arena{nullptr}).bytes;
 }
 
 template <class S, class MK>
 void forward(const Recurrence& p, const ForwardPlan& plan, char* workspace, Worker& worker) {
   [[maybe_unused]] const typename MK::Task task;
-  if (plan.weights == Weights::unpacked) {
-    const size_t bytes = OneStep<S, MK>(p, nullptr).bytes;
-    return OneStep<S, MK>(p, workspace + worker.rank * bytes).run(worker);
-  }
+  if constexpr (kShape<S, MK>.unpacks())
+    if (plan.weights == Weights::unpacked) {
+      const size_t bytes = OneStep<S, MK>(p, nullptr).bytes;
+      return OneStep<S, MK>(p, workspace + worker.rank * bytes).run(worker);
+    }
   const ForwardRun<S, MK> kernel{p, plan, {p, plan, worker.size, Arena{workspace}}};
   if (plan.weights == Weights::shared) {
     kernel.pack_share(worker);

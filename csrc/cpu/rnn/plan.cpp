@@ -105,8 +105,8 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
                          int threads, bool stacked) {
   ForwardPlan plan{};
   const bool plain = p.cell == Cell::elman, gated = is_gated(p.cell);
-  if (p.T == 1 && p.B <= kOneStepRows && p.plain() && !is_leaky(p.cell) && !p.noise[0] &&
-      !p.packed_weights) {
+  if (shape.unpacks() && p.T == 1 && p.B <= kOneStepRows && p.plain() && !is_leaky(p.cell) &&
+      !p.noise[0] && !p.packed_weights) {
     plan.weights = Weights::unpacked;
     return plan;  // the hidden units are shared out evenly, and that is all
   }

@@ -56,6 +56,8 @@ struct KernelShape {
   // Bytes of a row of scratch: see scratch_stride in gemm/tile.h.
   int64_t sums_bytes(int64_t columns) const { return panels(columns) * panel * compute_bytes + 64; }
   bool native() const { return storage_bytes == compute_bytes; }
+  // Whether there are kernels for Weights::unpacked. (On tiles, float32 needs more sequences.)
+  constexpr bool unpacks() const { return !tiles || stored_as_operands; }
 };
 
 // Which packed weights a pass multiplies with.

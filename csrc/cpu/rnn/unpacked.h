@@ -43,36 +43,18 @@ RNNEXT_NOINLINE void add_unpacked(Vec<Compute<F>> (&sums)[R], const S* weight, i
 }
 
 // The same in the order of tiles.
-template <class F, class S, int R>
-struct UnpackedProducts {
-  static constexpr int kParts = RNNEXT_ISA::kParts<F>;
-  Vec<float> (&sums)[R];
-  Vec<Pair> block[kParts][kLanes<Pair>];
-  const Pair* a;
-  int64_t stride;
-  int pairs;
-
-  template <int left, int right>
-  RNNEXT_INLINE void add() {
-    BlockSum block_sums[R];
-    for (int i = 0; i < pairs; ++i)
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r)
-        block_sums[r].add(a[r * stride + left * 16 + i].bits, block[right][i]);
-    for (int r = 0; r < R; ++r) block_sums[r].add_to(sums[r]);
-  }
-};
-template <int R, class S, class F>
+template <int R, class S>
 RNNEXT_NOINLINE void add_unpacked_tiled(Vec<float> (&sums)[R], const S* weight, int64_t columns,
-                                        int64_t K, const F* a, int64_t stride) {
-  UnpackedProducts<F, S, R> products{
-      sums, {}, reinterpret_cast<const Pair*>(a), stride * kParts<F>, 16};
-  for (int64_t k = 0; k < K; k += kKAlign<F>, products.a += 16 * kParts<F>) {
-    load_pairs<0>(products.block[0], weight + k, columns, K, K - k);
-    if constexpr (kParts<F> > 1)
-      load_pairs<1>(products.block[kParts<F> - 1], weight + k, columns, K, K - k);
-    products.pairs = static_cast<int>(min_of(16, (K - k + 1) / 2));
-    for_parts<kParts<F>>(products);
+                                        int64_t K, const TileOperand<1>* a, int64_t stride) {
+  for (int64_t k = 0; k < K; k += 32, a += 16) {
+    Vec<Pair> block[kLanes<Pair>];
+    load_block<Pair>(block, weight + k, columns, K, K - k);
+    const int64_t pairs = min_of(16, (K - k + 1) / 2);
+    BlockSum block_sums[R];
+    for (int64_t i = 0; i < pairs; ++i)
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) block_sums[r].add(a[r * stride + i].bits[0], block[i]);
+    for (int r = 0; r < R; ++r) block_sums[r].add_to(sums[r]);
   }
 }
 
