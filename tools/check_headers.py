@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 CUDA = CSRC / "cuda"
 MEMORY = CSRC / "cpu" / "runtime" / "memory.h"  # of tensors
+# These include what takes longest to read. It is compiled once for all headers that reach them.
+SHARED = [CSRC / "ops" / "signatures.h", CSRC / "cpu" / "simd" / "pragma.h"]
 WITHOUT_CUDAS = {CUDA / "recurrence" / "choice.h", CUDA / "indices.h"}
 
 
@@ -46,21 +49,53 @@ def knows_torch(header: Path) -> bool:
     return device not in ("recurrence", "cpu", "cuda") or folder == "binding" or header == MEMORY
 
 
-def command(header: Path) -> list[str]:
-    flags = ["-x", "c++", "-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"]
-    flags += ["-Wno-unused-function", "-Wno-unknown-pragmas", "-Wno-psabi"]
-    flags += [f"-I{CSRC}", f"-isystem{sysconfig.get_paths()['include']}"]
+def included(source: Path) -> set[Path]:
+    """The files of csrc/ that a source names."""
+    names = re.findall(r'^#include "(.*)"', source.read_text(), re.MULTILINE)
+    return {CSRC / name for name in names}
+
+
+def reached(header: Path) -> set[Path]:
+    """A header, what it includes, what that includes and so on."""
+    found, new = set[Path](), {header}
+    while new:
+        found |= new
+        new = set[Path]().union(*map(included, new)) - found
+    return found
+
+
+def flags(header: Path) -> list[str]:
+    own = ["-std=c++20", "-Wall", "-Wextra", "-Werror"]
+    own += ["-Wno-unused-function", "-Wno-unknown-pragmas", "-Wno-psabi"]
+    own += [f"-I{CSRC}", f"-isystem{sysconfig.get_paths()['include']}"]
     if knows_torch(header):
-        flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
-    return [os.environ.get("CXX", "c++"), *flags, "-include", str(header), os.devnull]
+        own += [f"-isystem{path}" for path in cpp_extension.include_paths()]
+    return own
+
+
+def check(headers: list[Path], folder: Path) -> int:
+    """Compile what is shared into a folder, and then each header on its own."""
+    cxx = os.environ.get("CXX", "c++")
+    stubs = {header: folder / header.name for header in SHARED}
+    first = {}
+    for header, stub in stubs.items():
+        stub.write_text(f'#include "{header}"\n')
+        to = ["-x", "c++-header", str(stub), "-o", f"{stub}.gch"]
+        first[f"what {header.name} includes"] = [cxx, *flags(header), *to]
+    commands = {}
+    for header in headers:
+        own = [cxx, *flags(header), "-x", "c++", "-fsyntax-only"]
+        for shared in [each for each in SHARED if each in reached(header)][:1]:
+            own += ["-include", str(stubs[shared])]
+        commands[str(header.relative_to(ROOT))] = [*own, "-include", str(header), os.devnull]
+    return compile_all(first) or compile_all(commands)
 
 
 def circle() -> list[Path]:
     """Folders that include each other in a circle, if there are some."""
     includes: dict[Path, set[Path]] = {}
     for source in (path for path in CSRC.rglob("*") if path.is_file()):
-        names = re.findall(r'^#include "(.*)"', source.read_text(), re.MULTILINE)
-        others = {(CSRC / name).parent for name in names} - {source.parent}
+        others = {each.parent for each in included(source)} - {source.parent}
         includes.setdefault(source.parent, set()).update(others)
     try:
         graphlib.TopologicalSorter(includes).prepare()
@@ -71,7 +106,8 @@ def circle() -> list[Path]:
 
 def main() -> int:
     headers = {h for h in CSRC.rglob("*.h") if CUDA not in h.parents} | WITHOUT_CUDAS
-    failed = compile_all({str(h.relative_to(ROOT)): command(h) for h in sorted(headers)})
+    with tempfile.TemporaryDirectory() as folder:
+        failed = check(sorted(headers), Path(folder))
     if found := circle():
         print("folders include each other in a circle:", *found)
     return int(failed or bool(found))
