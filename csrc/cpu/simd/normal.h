@@ -163,7 +163,7 @@ RNNEXT_NOINLINE void add_noise(const PhiloxKeys& keys, int64_t t, int64_t b, int
       store(to + j, fused<C>(load(scale + j), x, load(from + j)));
     } else {
       for (int half = 0; half < 2; ++half, j += kLanes<C>) {
-        Vec<C> noise;
+        Vec<C> noise = {};
         for (int i = 0; i < kLanes<C>; ++i) noise[i] = x[half * kLanes<C> + i];
         if (j < end) store(to + j, fused<C>(load(scale + j), noise, load(from + j)));
       }
