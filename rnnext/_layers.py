@@ -126,6 +126,11 @@ def refuse_no_number(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a number or a tensor, got {_kind_of(name, value)}")
 
 
+def refuse_no_generator(value: object) -> None:
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(value).__name__}")
+
+
 def _kind_of(name: str, value: object) -> str:
     """Its type, and how to make a tensor of it."""
     kind = type(value)

@@ -33,7 +33,6 @@ class Leak(nn.Module):
     num_layers: int
     bidirectional: bool
     _weight: Tensor  # one of its weights, of their dtype and device
-    generator: torch.Generator | None = None
     _step: float | None
     _noise_std: float | Tensor
     _first: dict[str, Tensor] = {}  # noqa: RUF012  replaced, by what reset_parameters gives back
@@ -230,6 +229,16 @@ class Leak(nn.Module):
             self._keep("_noise_std", value.clone(), persistent=False)
         else:
             self._noise_std = float(value)
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """Where the noise comes from; None: torch's generator."""
+        return self.__dict__.get("generator")
+
+    @generator.setter
+    def generator(self, value: torch.Generator | None) -> None:
+        _layers.refuse_no_generator(value)
+        self.__dict__["generator"] = value
 
     def _logit_names(self) -> list[str]:
         directions = ["", "_reverse"] if self.bidirectional else [""]

@@ -293,8 +293,7 @@ class Stepper:
         n = _layers.as_integer("n", n)
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(f"generator must be a torch.Generator, got {_name(generator)}")
+        _layers.refuse_no_generator(generator)
         _layers.refuse_no_number("temperature", temperature)
         if isinstance(temperature, Tensor):
             _layers.refuse_shape("temperature", temperature, (), (1,))

@@ -121,8 +121,8 @@ def test_noise_of_a_generator():
         module.generator = copied
         assert torch.equal(call(), expected)
         assert torch.equal(torch.get_rng_state(), state)
-    with pytest.raises(TypeError, match="generator"):
-        rnnext.LeakyRNNCell(1, 7, alpha=0.5, noise_std=0.3, generator=5)(x[0])
+    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator, got int"):
+        cell.generator = 5
 
 
 def test_noise_of_a_small_alpha_in_half_precision():
