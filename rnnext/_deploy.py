@@ -28,16 +28,16 @@ def slow_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def leaf(module: nn.Module, input: Any, **optional: Any) -> Any:
-    """What torch.fx records of a call: the module as a whole, a leaf, as torch.nn's.
+    """The node by which torch.fx records the call of a module as a whole, as of torch.nn's.
 
-    None where it does not trace, or its tracer is to go into the module: into the model itself, a
-    user's subclass, and a module with hooks, which it has called by now. (It goes into all modules
-    but those whose class says that it is from ``torch.nn``.)
+    None where torch.fx does not trace, or should trace into the module: the model itself, a user's
+    subclass, a module whose hooks it has already called. (By itself it treats as a whole only what
+    says that it is from ``torch.nn``.)
     """
     if not isinstance(input, Proxy):
         return None
     tracer: Any = input.tracer
-    root = getattr(tracer, "root", None)  # who makes proxies without a Tracer has none
+    root = getattr(tracer, "root", None)  # proxies may be made without a Tracer
     hooked = module._forward_pre_hooks or module._forward_hooks
     if root in (None, module) or hooked or not type(module).__module__.startswith("rnnext."):
         return None

@@ -14,7 +14,7 @@ from rnnext import _C
 
 
 def _batch(arguments: dict[str, Any]) -> Any:
-    """How many sequences a packed batch begins with: states tell it, or a value of batch_sizes."""
+    """How many sequences a packed batch begins with: the states' size, or else batch_sizes[0]."""
     sizes = arguments["batch_sizes"]
     if sizes is None:
         return 0
@@ -44,7 +44,7 @@ _register("recurrence_ensemble_backward")
 
 
 def _how_many_occur(indices: Tensor, num_rows: Any) -> Any:
-    """A size that a tracer learns later, or, of meta tensors, the most that there can be."""
+    """A size that a tracer learns later; with meta tensors, the largest that is possible."""
     if type(indices) is Tensor:
         return min(indices.numel(), num_rows)
     return torch.library.get_ctx().new_dynamic_size()

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 
 def _products(weights: Sequence[Sequence[int]], rows: int) -> int:
-    """Each of the weights times each of the rows, or the like."""
+    """The operations of products of so many rows with each of the weights."""
     return sum(2 * rows * math.prod(shape[-2:]) for shape in weights)
 
 

@@ -20,12 +20,12 @@ _rnn_cell: Callable[..., list[Tensor]] = torch.ops.rnnext.rnn_cell.default
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 Lengths = Tensor | Sequence[int]
 Pair = tuple[Tensor, Tensor]
-_NAMES = {"gru": "GRU", "lstm": "LSTM"}  # of all others torch's errors say RNN
+_NAMES = {"gru": "GRU", "lstm": "LSTM"}  # torch's errors say RNN for all others
 _CELLS = {"rnn": "elman", "gru": "gru", "lstm": "lstm"}  # as users name them
 
 
 class Stack(NamedTuple):
-    """What an RNN module says of its layers, by the same names, for a call without one."""
+    """The attributes of an RNN module that a call reads, for functions, which have no module."""
 
     bias: bool
     num_layers: int
@@ -199,7 +199,7 @@ def run(
     starts: tuple[Tensor, ...] = () if reset_state is None else (reset_state,)
     if cell == "lstm":
         states, starts = as_states("hx", cell, hx), as_states("reset_state", cell, reset_state)
-    if type(input) is not Tensor and isinstance(input, PackedSequence):  # the slower of the two
+    if type(input) is not Tensor and isinstance(input, PackedSequence):  # isinstance is slower
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if is_exporting():
             raise NotImplementedError(

@@ -24,7 +24,7 @@ def _word(name: str, known: Sequence[str]) -> Any:
 
 
 class Leak(nn.Module):
-    """What the two are besides an nn.RNNBase and an nn.RNNCellBase."""
+    """The base that LeakyRNN and LeakyRNNCell have beside nn.RNNBase and nn.RNNCellBase."""
 
     nonlinearity: str = _word("nonlinearity", _C.nonlinearities())
     form: str = _word("form", _C.forms())
@@ -52,7 +52,7 @@ class Leak(nn.Module):
         noise_in_eval: bool,
         generator: torch.Generator | None,
     ) -> None:
-        """The rest of a constructor, when there are weights."""
+        """The second part of the constructors, which needs the weights."""
         self.nonlinearity, self.form, self.learn_alpha = nonlinearity, form, learn_alpha
         self._set_noise_std(noise_std)
         self.noise_scale, self.noise_in_eval = noise_scale, noise_in_eval
@@ -286,7 +286,7 @@ class Leak(nn.Module):
         return torch.randint(2**63 - 1, (layers,), device="cpu", generator=self.generator)
 
     def _own_keys(self, noise: Sequence[Tensor]) -> Tensor | None:
-        """Those of a call's noise, where the module's own generator gives them."""
+        """Keys of a call's noise from the module's generator; None: torch's draws, or no noise."""
         return self._noise_keys(self.num_layers) if noise and self.generator is not None else None
 
     def extra_repr(self) -> str:
@@ -305,7 +305,7 @@ class Leak(nn.Module):
 
 
 def _range(values: float | Tensor) -> str:
-    """The one value that they have, or the least and the largest."""
+    """The value that all have, or the least and the largest."""
     if not isinstance(values, Tensor):
         return f"{values:g}"
     if values.is_meta or type(values) is not Tensor:  # a fake one, say, which has no values

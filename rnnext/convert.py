@@ -53,7 +53,7 @@ class _TakesLengths(nn.RNNBase):
         steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
         exists = (steps < lengths).unsqueeze(2)
         last = (lengths - 1).clamp(min=0)
-        x = torch.where(exists, x, 0)  # NaN there would be one in the gradients of the weights
+        x = torch.where(exists, x, 0)  # NaN there would reach the weights' gradients
         turned = torch.where(exists, (last - steps).unsqueeze(2), 0)  # each row from its own end
         states: list[list[Tensor]] = []
         while len(states) < directions * self.num_layers:
@@ -83,7 +83,7 @@ class _TakesLengths(nn.RNNBase):
         hx: Any = [h.unsqueeze(0) for h in start]
         options = (self.bias, 1, 0.0, False, False, False)
         if len(hx) == 2:
-            # Past the end of a row a feature is 1 that makes f 1 and i 0, so that c stays.
+            # One more feature is 1 past the end of a row; its weights make f 1 and i 0, so c stays.
             past = torch.where(exists, 0, 1).to(x.dtype).expand(*x.shape[:2], 1)
             gates = x.new_tensor([-1e4, 1e4, 0, 0]).repeat_interleave(self.hidden_size)
             widened = torch.cat([weights[0], gates.unsqueeze(1).to(weights[0].dtype)], 1)
@@ -108,15 +108,15 @@ class LengthsLSTM(_TakesLengths, nn.LSTM):  # type: ignore[misc]
 
 
 class TorchRNN(RNN, nn.RNN):
-    """An rnnext.RNN for who asks for a torch.nn.RNN, which torch.compile puts into no graph."""
+    """An rnnext.RNN that is a torch.nn.RNN too, so that torch.compile breaks the graph at it."""
 
 
 class TorchGRU(GRU, nn.GRU):
-    """An rnnext.GRU for who asks for a torch.nn.GRU, which torch.compile puts into no graph."""
+    """An rnnext.GRU that is a torch.nn.GRU too, so that torch.compile breaks the graph at it."""
 
 
 class TorchLSTM(LSTM, nn.LSTM):
-    """An rnnext.LSTM for who asks for a torch.nn.LSTM, which torch.compile puts into no graph."""
+    """An rnnext.LSTM that is a torch.nn.LSTM too, so that torch.compile breaks the graph at it."""
 
 
 def _checked(lengths: Lengths, x: Tensor) -> Tensor:
@@ -303,10 +303,10 @@ def _swap_classes(model: _Model, classes: _Classes) -> _Model:
         module, cls = step.module, type(step.module)
         if cls is step.old:
             module.__class__ = step.new
-        else:  # parametrized: derive the class of its own from the new one
+        else:  # parametrized: its own class now derives from the new one
             members = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
             module.__class__ = type(cls.__name__, (step.new,), members)
         if isinstance(module, nn.RNNBase):
-            module._init_flat_weights()  # torch.nn's kind needs them, ours none
+            module._init_flat_weights()  # torch.nn's kind needs them, ours does not
         _logger.info("%s", step)
     return model

@@ -158,9 +158,8 @@ class EmbeddingRNN(nn.Module):
         """The rows of the table to multiply with W_ih, ``[U, E]``, and which of them each token is.
 
         None where the two modules must be called as they are: they do more than this class
-        computes, or the call is recorded for inputs of any size. Also None where the rows would be
-        nearly as many as the tokens, for the kernel multiplies features as it goes, and then that
-        is as fast (measured); or where counting them would take as long as it could spare.
+        computes, or the call is recorded for inputs of any size. Also None where it would not save
+        time (measured): the rows are nearly as many as the tokens, or few products are to be saved.
         """
         modules: dict[str, Any] = self._modules  # faster than through nn.Module.__getattr__
         embedding, rnn = modules["embedding"], modules["rnn"]
@@ -179,10 +178,10 @@ class EmbeddingRNN(nn.Module):
             or is_compiling()
             or type(tokens) is not Tensor
             or not tokens.is_cpu
-            # How many rows occur may differ from call to call of those that vmap joins.
+            # The calls that vmap joins may have different numbers of rows.
             or torch._C._are_functorch_transforms_active()
         )
-        if V * (3 if uncounted else 8) <= N:  # nearly all of so few occur
+        if V * (3 if uncounted else 8) <= N:  # the table is small: nearly all of its rows occur
             if embedding.padding_idx is None:
                 return embedding.weight, tokens
             return embedding(torch.arange(V, device=tokens.device)), tokens

@@ -529,7 +529,7 @@ def embedding(
 
 
 def _may_exceed(rows: Tensor, max_norm: float, norm_type: float) -> bool:
-    """Whether a row may have to be scaled down: torch counts that as a write even of no row.
+    """Whether a row may have to be scaled down. (torch counts the call as a write in any case.)
 
     Only on the CPU does looking cost less than scaling.
     """

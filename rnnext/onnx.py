@@ -182,7 +182,7 @@ def _rnn(
 
 
 def _listed(tensors: Sequence[Any]) -> Sequence[Any]:
-    """In a traced call a list of one tensor of six dimensions stands for an empty list."""
+    """The list; traced calls pass an empty one as one tensor of six dimensions."""
     return [] if len(tensors) == 1 and len(tensors[0].shape) == 6 else tensors
 
 
@@ -215,7 +215,7 @@ def _rnn_cell(
 ) -> Any:  # fmt: skip
     _refuse_extras(cell, noise=None, reset=None, batch_sizes=None)
     lead = (0,) if len(input.shape) == 2 else (0, 1)
-    if bias_ih is None and bias_hh is not None:  # one that is missing beside the other is zeros
+    if bias_ih is None and bias_hh is not None:  # a bias that is missing beside the other is zeros
         bias_ih = op.Sub(bias_hh, bias_hh)
     if bias_hh is None and bias_ih is not None:
         bias_hh = op.Sub(bias_ih, bias_ih)

@@ -40,7 +40,7 @@ def drop_flat_weights(module: Any) -> None:
 
 
 def cell_of(module: nn.Module) -> str:
-    """What the ops call the cell of one of torch.nn's modules, or of rnnext's beside it."""
+    """The ops' name for the cell of a module of torch.nn's or rnnext's."""
     if isinstance(module, (Layers, Cell)):
         return module._cell
     gated = {"gru": (nn.GRU, nn.GRUCell), "lstm": (nn.LSTM, nn.LSTMCell)}
@@ -48,7 +48,7 @@ def cell_of(module: nn.Module) -> str:
 
 
 def nonlinearity_of(module: nn.RNNBase | nn.RNNCellBase) -> str:
-    """One of torch.nn's two: an RNN obeys its ``mode``, as torch.nn.RNN; a cell its attribute."""
+    """``"tanh"`` or ``"relu"``, by an RNN's ``mode``, as in torch.nn, or a cell's attribute."""
     if cell_of(module) != "elman":
         return "tanh"
     if isinstance(module, nn.RNNCell):

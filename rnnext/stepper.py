@@ -22,8 +22,8 @@ _Module = Layers[Any] | LeakyRNN | EmbeddingRNN | nn.RNN | nn.GRU | nn.LSTM | _C
 _KINDS = (Layers, LeakyRNN, EmbeddingRNN, nn.RNN, nn.GRU, nn.LSTM, *get_args(_Cells))
 _FORWARDS = [kind.forward for kind in (*_KINDS, LengthsRNN, Cell, Embedding, nn.Embedding)]
 
-# A table of more rows is not multiplied with W_ih ahead of the steps: that takes about as long as
-# it saves in as many steps as there are rows. (Measured with one sequence.)
+# A table of at most so many rows is multiplied with W_ih ahead of the steps: that costs what it
+# saves in as many steps as the table has rows. (Measured with one sequence.)
 _PROJECTED_ROWS = 1024
 
 
@@ -315,8 +315,8 @@ class Stepper:
         return tokens
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The class, which torch.load(weights_only=True) knows, and then the state. That is kept,
-        # because torch hands the memory of tensors on when the process that they go to has started.
+        # torch.load(weights_only=True) knows the class. The state is kept alive here: torch sends
+        # its memory to another process after that process has started.
         self._sent = self.get_state()
         return type(self), (self._module, self.batch_size), self._sent
 
@@ -423,7 +423,7 @@ def _table_of(embedding: nn.Embedding) -> Tensor:
 def _stateless(
     rows: Tensor, nonlinearity: str, weight_ih: Tensor | None, *biases: Tensor | None
 ) -> Tensor:
-    """What a step without a state makes of each row, in the kernels' arithmetic."""
+    """The output of one step from a state of zeros for each row, in the kernels' arithmetic."""
     H = rows.shape[-1] if weight_ih is None else len(weight_ih)
     with torch.autocast("cpu", enabled=False):
         output, _ = functional.recurrence(

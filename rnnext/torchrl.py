@@ -30,7 +30,7 @@ _Key = str | tuple[str, ...]
 def _keys(
     name: str, key: _Key | None, keys: Sequence[_Key] | None, others: Sequence[_Key]
 ) -> list[Any]:
-    """Those given, or the one and these."""
+    """The keys given, or else the one key followed by the others."""
     if (key is None) == (keys is None):
         raise ValueError(f"{name}s must be given, or {name}, and not both")
     return list(unravel_key_list([key, *others] if keys is None else list(keys)))
@@ -163,7 +163,7 @@ class RNNModule(TensorDictModuleBase):
         if all(each is not None for each in given.values()):
             for key, each in given.items():
                 refuse_shape(str(key), each, (*shape, *self._shape))
-            # (An LSTM's c stands below its h.)
+            # (An LSTM's c comes after its h.)
             state = torch.cat([v.reshape(rows, steps, *self._shape) for v in given.values()], 2)
         starts = [each for name in self._starts if (each := getattr(self, name)) is not None]
         anew = torch.cat(starts) if starts else None

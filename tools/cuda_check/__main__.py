@@ -108,8 +108,8 @@ def run(stage: Stage, limit: float, out: Path, environment: dict[str, str]) -> N
 
 
 def execute(stage: Stage, limit: float, log: Path, environment: dict[str, str]) -> str:
-    """The command and all that it starts, until the limit. `timeout` dies with what it kills: what
-    a driver does not let go of is not waited for."""
+    """Run the stage's command for at most `limit` seconds. `timeout` kills itself with all that the
+    command started, so a process that hangs in the driver is not waited for."""
     command = ["timeout", "--signal=KILL", str(limit), *stage.command]
     with log.open("a") as file:
         print(f"\n==== {stage.name}: {' '.join(stage.command)}", file=file, flush=True)

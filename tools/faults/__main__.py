@@ -117,7 +117,7 @@ def planted(source: str, faults: list[Fault]) -> str:
 
 
 def write(path: Path, content: bytes) -> None:
-    """What is as it was keeps its time, and is not compiled again."""
+    """Write what has changed. Other files keep their time, and are not compiled again."""
     if not path.exists() or path.read_bytes() != content:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
