@@ -18,8 +18,8 @@ Wanted = Callable[[Case], bool]
 
 @dataclass(frozen=True)
 class Bar:
-    """What the values of a run, by row, must be: each of them, or their geometric mean; at least
-    that, or at most."""
+    """A promise about a run's values: each row's, or with `mean` their geometric mean, is at least
+    `needed`, or with `at_most` at most that."""
 
     what: str
     needed: float

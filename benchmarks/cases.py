@@ -185,7 +185,7 @@ def _merge(cases: Iterable[Case]) -> tuple[Case, ...]:
 
 
 def _gated(cases: Iterable[Case]) -> Iterator[Case]:
-    """Those of the RNN with the other cells, whose nonlinearities are given."""
+    """The RNN's cases with the other cells, whose nonlinearities are fixed."""
     for cell in GATED:
         for case in (case for case in cases if case.nonlinearity == "tanh"):
             yield replace(case, cell=cell, tags=case.tags | {cell})

@@ -58,7 +58,7 @@ TWO_SIDES: Columns = {
 def bar(
     what: str, rows: str, needed: float, value: Callable[[Numbers], float] = ratio, **options: bool
 ) -> Bar:
-    """Of the rows whose names match."""
+    """A bar on the values of the rows whose names match."""
     return Bar(
         what,
         needed,

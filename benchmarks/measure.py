@@ -23,7 +23,7 @@ WARM_SECONDS = 0.02
 # A call this long is not worth a second one to warm up: the process sleeps instead.
 LONG_SECONDS = 0.1
 # Other processes that use this much of a core spoil a timing. /proc/stat counts in steps of
-# 10 ms, so less would see ghosts in a short round.
+# 10 ms, so a lower limit would raise false alarms in a short round.
 DISTURBED_CORES = 0.2
 PACKAGES = (
     *("torch", "onnxruntime", "openvino", "jax", "numpy", "rnnext"),

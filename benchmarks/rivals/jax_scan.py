@@ -43,7 +43,7 @@ class Jax:
             return output, grad_input, *grads.values()
 
         run = jax.jit(step)
-        # A dict's entries come back sorted.
+        # JAX returns a dict's entries sorted.
         names = ("output", "grad:input", *(f"grad:{name}" for name in sorted(parameters)))
         return _named(lambda: run(parameters, x, grad_output), names)
 
@@ -150,7 +150,7 @@ def _named(
 
 
 def _numpy(name: str, values: Any) -> np.ndarray:
-    """As torch has it: weights are [out, in]."""
+    """The weights as torch has them, [out, in]."""
     found: np.ndarray = np.asarray(values)
     found = found if found.dtype in (np.float32, np.float64) else found.astype(np.float32)
     return found.T if name.startswith("grad:weight_") else found

@@ -107,7 +107,7 @@ CHOICES = {
         ((100, 8, 16, 32), {}, {"held_steps": 32}),
     ],
     "but no steps": [
-        ((100, 16, 16, 64), {"threads": 1}, {"held_steps": 0}),  # nobody's rows beside its own
+        ((100, 16, 16, 64), {"threads": 1}, {"held_steps": 0}),  # no neighbour
         ((100, 18, 16, 64), {}, {"held_steps": 0}),  # wider
         ((100, 32, 16, 16), {}, {"held_steps": 0}),  # rows of one line
         ((3, 16, 256, 64), {}, {"held_steps": 0}),

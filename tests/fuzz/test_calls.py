@@ -19,7 +19,7 @@ from rnnext import _C
 # So many of each kind from a seed of the command line; or a few, always the same.
 CASES = int(os.environ.get("RNNEXT_FUZZ", "0"))
 PHASES = [Phase.explicit, Phase.generate]
-if "RNNEXT_FAULT" not in os.environ:  # of a planted fault, that it is found is enough
+if "RNNEXT_FAULT" not in os.environ:  # a planted fault need only be found
     PHASES.append(Phase.shrink)
 PROFILE = settings(
     max_examples=CASES or 200,

@@ -148,7 +148,7 @@ def check(op, case, wrong, seed, isa):
     case = case | {"dtype": getattr(torch, case["dtype"])}
     one = samples.make_stack(2, **case) if op == "recurrence_stack" else samples.make(**case)
     arguments = MADE[op](one)
-    # (Each once: torch itself may take for ever to change a tensor that was expanded before.)
+    # (Each once: torch may take very long to change a tensor that is already expanded.)
     for name, number in {list(arguments)[at % len(arguments)]: n for at, n in wrong}.items():
         try:
             arguments[name] = spoiled(arguments[name], number)
@@ -162,7 +162,7 @@ def check(op, case, wrong, seed, isa):
     assert wrong or refused is None, refused
     assert "INTERNAL ASSERT" not in str(refused)
     tensors = [v for v in arguments.values() if isinstance(v, Tensor)]
-    no_data = any(t.is_meta or t.numel() > 10**6 for t in tensors)  # or too much of it, expanded
+    no_data = any(t.is_meta or t.numel() > 10**6 for t in tensors)  # or too large a one, expanded
     if op not in RIGHT or no_data or refused is not None:
         return
     expected = RIGHT[op](**tree_map_only(Tensor, double, arguments))
@@ -204,7 +204,7 @@ def calls(draw):
 
 
 def once_wrong(op, wrong, **case):
-    """The example of a call that one argument is spoiled of."""
+    """A right call, one of whose arguments is then spoiled."""
     case["dtype"] = "float64"
     return example({"op": op, "case": case, "wrong": [wrong], "seed": 0, "isa": ISAS[0]})
 

@@ -50,8 +50,8 @@ def assert_close(actual, expected, dtype=None, tolerance=None):
 
 
 def poison(results, dtype):
-    """Leave memory of these sizes behind that is NaN, lest what is never written be right from an
-    earlier call."""
+    """Free memory of these sizes that is full of NaN, so that a result that is never written cannot
+    be right by an earlier call's values."""
     sizes = [v.shape for v in results if v is not None] * 4
     _ = [torch.full(size, float("nan"), dtype=dtype) for size in sizes]
 

@@ -12,7 +12,7 @@ ACTIVATIONS = {
     "softplus": torch.nn.functional.softplus,
     "identity": torch.clone,
 }
-KINKED = {"relu"}  # whose derivative jumps, so that a rounded product may fall on the other side
+KINKED = {"relu"}  # their derivative jumps: rounding may put a product on the other side
 # Pre-activations of a hidden unit, and states of [B, H]; other cells have one.
 GATES, STATES = {"gru": 3, "lstm": 4}, {"lstm": 2}
 

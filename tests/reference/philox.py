@@ -48,7 +48,7 @@ def _row(drawn: list[int]) -> list[float]:
 
 
 def _pair(radius: int, angle: int) -> tuple[float, float]:
-    """Two normal numbers; the two highest bits of the angle choose a quarter of the circle."""
+    """Two normal numbers; the two highest bits of the angle choose the quarter of the circle."""
     r = math.sqrt(-2 * math.log(((radius >> 1) + 0.5) / 2**31))
     rest = (angle << 2) & WORD
     phi = (rest - (rest >> 31 << 32)) / 2**31 * math.pi / 4
