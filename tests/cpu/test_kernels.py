@@ -161,7 +161,7 @@ def test_tanh_is_odd_and_exact_where_it_must_be(isa):
 
 @cover(cell=list(GATES), dtype=DTYPES, T=[1, 9], B=[3, 19], isa=ISAS)
 def test_a_gate_that_is_full_keeps_the_state_as_it_is(cell, dtype, T, B, isa):
-    """Gates are fractions, which may share a division: it must make 1 of equal parts."""
+    """Gates are quotients, which must be 1 where both parts are equal."""
     arguments = samples.make(T=T, B=B, H=33, source="ready", bias=False, cell=cell, dtype=dtype)
     for weight in arguments.weight_hh:
         weight.zero_()

@@ -37,10 +37,7 @@ struct Activation<S, Nonlinearity::relu> {
 template <class S>
 struct Activation<S, Nonlinearity::sigmoid> {
   using V = Vec<Compute<S>>;
-  static RNNEXT_INLINE V forward(V pre) {
-    const V e = exp_minus(magnitude(pre));
-    return (pre < 0 ? e : V{} + 1) / (1 + e);
-  }
+  static RNNEXT_INLINE V forward(V pre) { return sigmoid(pre); }
   static RNNEXT_INLINE V backward(V grad, V h) { return grad * (h * (1 - h)); }
 };
 

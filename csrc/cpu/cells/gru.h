@@ -1,7 +1,9 @@
 // The gates of a GRU as torch.nn.GRU has them: r, z, n.
 #pragma once
 
-#include "cpu/cells/fraction.h"
+#include "cpu/simd/exp.h"
+#include "cpu/simd/several.h"
+#include "cpu/simd/tanh.h"
 #include "recurrence/cell.h"
 
 namespace rnnext::RNNEXT_ISA {
@@ -18,12 +20,12 @@ struct Gru {
   // From the pre-activations of the input and of the state: replaces the state by the new one,
   // which is also the output. Saved are r, z, n's part from the state, and s' - n.
   static RNNEXT_INLINE V forward(const V (&x)[3], const V (&h)[3], V& state, V (&saved)[4]) {
-    V& r = saved[0];
-    V& z = saved[1];
-    const auto gates = sigmoid_fraction(join(x[0] + h[0], x[1] + h[1]));
-    divide(part_of<N>(gates, 0), part_of<N>(gates, 1), r, z);
-    saved[2] = h[2];
+    const auto gates = sigmoid(join(x[0] + h[0], x[1] + h[1]));
+    const V r = part_of<N>(gates, 0), z = part_of<N>(gates, 1);
     const V n = tanh(fused(r, h[2], x[2]));
+    saved[0] = r;
+    saved[1] = z;
+    saved[2] = h[2];
     saved[3] = state - n;
     return state = as_stored<S>(fused(z, saved[3], n));
   }

@@ -1,7 +1,9 @@
 // The gates of an LSTM as torch.nn.LSTM has them: i, f, g, o.
 #pragma once
 
-#include "cpu/cells/fraction.h"
+#include "cpu/simd/exp.h"
+#include "cpu/simd/several.h"
+#include "cpu/simd/tanh.h"
 #include "recurrence/cell.h"
 
 namespace rnnext::RNNEXT_ISA {
@@ -18,14 +20,15 @@ struct Lstm {
   // From the pre-activations of the input and of the state: replaces c by the new one, as it is
   // stored, and returns h. Saved are i, f, g, o, and f c'.
   static RNNEXT_INLINE V forward(const V (&x)[4], const V (&h)[4], V& c, V (&saved)[5]) {
-    const Fraction<V> gates[] = {sigmoid_fraction(x[0] + h[0]), sigmoid_fraction(x[1] + h[1]),
-                                 tanh_fraction(x[2] + h[2]), sigmoid_fraction(x[3] + h[3])};
-    V value[4];
-    divide(gates, value);
-    for (int k = 0; k < 4; ++k) saved[k] = value[k];
-    saved[4] = value[1] * c;
-    c = as_stored<S>(fused(value[0], value[2], saved[4]));
-    return value[3] * tanh(c);
+    const V i = sigmoid(x[0] + h[0]), f = sigmoid(x[1] + h[1]);
+    const V g = tanh(x[2] + h[2]), o = sigmoid(x[3] + h[3]), kept = f * c;
+    saved[0] = i;
+    saved[1] = f;
+    saved[2] = g;
+    saved[3] = o;
+    saved[4] = kept;
+    c = as_stored<S>(fused(i, g, kept));
+    return o * tanh(c);
   }
 
   // From the gradient of h: the gradients of the pre-activations. `carry`, the gradient of c, is

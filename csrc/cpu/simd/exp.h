@@ -1,4 +1,4 @@
-// exp(-a) and log(1 + e) of a vector, as far as the sigmoid and the softplus need them.
+// The sigmoid of a vector, and exp(-a) and log(1 + e) as far as it and the softplus need them.
 #pragma once
 
 #include "cpu/simd/vector.h"
@@ -68,6 +68,13 @@ template <class V>
   const V y = C::exp_tail(r) * (r * r) + r + Element(1);
   // 2^n by its exponent's bits, which are 0 for the least n: then it is 0.
   return y * (V)(((Bits)shifted << C::kMantissaBits) + (Bits)(V{} + Element(1)));
+}
+
+// 1 / (1 + exp(-x)), by the exponential of a number up to 0.
+template <class V>
+[[gnu::always_inline]] inline V sigmoid(V x) {
+  const V e = exp_minus(magnitude(x));
+  return select(x < 0, e, V{} + 1) / (1 + e);
 }
 
 // log(1 + e) for 0 <= e <= 1; NaN stays.

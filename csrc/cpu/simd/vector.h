@@ -116,6 +116,12 @@ RNNEXT_INLINE V at_least(V x, float limit) {
 #endif
 }
 
+// a where `which` is set, else b.
+template <class Bits, class V>
+RNNEXT_INLINE V select(Bits which, V a, V b) {
+  return which ? a : b;
+}
+
 // The square root of each float.
 RNNEXT_INLINE Vec<float> root(Vec<float> x) {
 #ifdef RNNEXT_X86
