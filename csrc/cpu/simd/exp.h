@@ -54,8 +54,8 @@ struct ExpConstants<double> {
   }
 };
 
-// exp(-a) for a >= 0, including infinity, with an error of at most 1.2 ULP; NaN stays. From a
-// = 87.7 (double: 708.8) up it is 0 where the power is subnormal, or just above.
+// exp(-a) for a >= 0, including infinity, with an error of at most 1.2 ULP; NaN stays. Where it is
+// below the least normal number, from a = 87.7 (double: 708.8) up, 0 takes its place.
 template <class V>
 [[gnu::always_inline]] inline V exp_minus(V a) {
   using Element = decltype(a[0] + a[0]);
