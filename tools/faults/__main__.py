@@ -148,7 +148,11 @@ def environment() -> dict[str, str]:
     own = f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} -include {switch} "$@" -O1\n'
     write(compiler, own.encode())
     compiler.chmod(0o755)
-    own_variables = {"CXX": str(compiler), "RNNEXT_CUDA": "0", "RNNEXT_ISAS": "native,generic"}
+    own_variables = {
+        "CXX": str(compiler),
+        "RNNEXT_CUDA": "0",
+        "RNNEXT_ISAS": "native,generic,amx_stand_in",
+    }
     own_variables |= {"PYTHONPATH": str(COPY)} | ({"CUDA_HOME": TOOLKIT} if HAS_NVCC else {})
     return os.environ | own_variables
 
