@@ -32,7 +32,11 @@ SECONDS = 1200  # a run of tests that takes longer hangs
 FIRST = {
     "csrc/cuda": ["tests/cuda_ptx"],
     "csrc/cpu/runtime": ["tests/cpu"],
-    "csrc/cpu/binding/stepper": ["tests/modules/test_stepper.py", "tests/fuzz"],
+    "csrc/cpu/binding/stepper": [
+        "tests/modules/test_stepper.py",
+        "tests/modules/test_stepper_state.py",
+        "tests/fuzz",
+    ],
     "csrc": ["tests/fuzz", "tests/ops", "tests/cpu", "tests/modules"],
     "rnnext": ["tests/fuzz", "tests/modules", "tests/package"],
 }
