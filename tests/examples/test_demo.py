@@ -8,6 +8,7 @@ import multiprocessing
 import random
 import re
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import text_model
 import text_report
 import torch
 import train_text
+from tqdm import tqdm
 
 SMALL = ["--hidden=24", "--vocab=120", "--length=12", "--batch=5", "--threads=1", "--rate=0.01"]
 
@@ -31,6 +33,13 @@ def text(tmp_path) -> str:
 
 def demo(text: str, out: Path, *options: str) -> int:
     return train_text.main([*SMALL, "--text", text, "--out", str(out), *options])
+
+
+def demo_to_kill(*arguments: str | Path) -> None:
+    """In a child process, with a lock of its own for the progress bar: all processes share tqdm's
+    default, which stays locked for ever if one is killed while it holds it."""
+    tqdm.set_lock(threading.RLock())
+    demo(*arguments)
 
 
 def checkpoint(out: Path) -> dict:
@@ -116,7 +125,7 @@ def test_a_run_that_is_killed_again_and_again_trains_to_the_same_bits(text, tmp_
     for _ in range(8):
         step, written = checkpoint(killed)["step"], saved.stat().st_mtime_ns
         arguments = text, killed, "--resume", f"--steps={never}"
-        child = multiprocessing.get_context("fork").Process(target=demo, args=arguments)
+        child = multiprocessing.get_context("fork").Process(target=demo_to_kill, args=arguments)
         child.start()
         deadline = time.monotonic() + 300
         while saved.stat().st_mtime_ns == written and time.monotonic() < deadline:
