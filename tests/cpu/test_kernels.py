@@ -122,9 +122,6 @@ def test_tanh_of_16_bits_is_within_055_units_in_the_last_place(dtype, isa):
         assert h.abs().max() == 1
 
 
-TINY = np.finfo(np.float32).tiny
-
-
 @pytest.mark.parametrize(
     ("name", "exact", "bound", "extremes"),
     [
@@ -134,7 +131,7 @@ TINY = np.finfo(np.float32).tiny
     ids=["sigmoid", "softplus"],
 )
 def test_the_errors_of_sigmoid_and_softplus(name, exact, bound, extremes, isa):
-    """In ULP, as docs/numerics.md has them; below the least normal number they may be 0."""
+    """In ULP, as docs/numerics.md has them."""
 
     def of(x):
         weight = torch.zeros(x.numel(), x.numel())
@@ -143,8 +140,8 @@ def test_the_errors_of_sigmoid_and_softplus(name, exact, bound, extremes, isa):
 
     for x in np.split(np.linspace(-103, 103, 2**14).astype(np.float32), 8):
         wanted = exact(x.astype(np.float64))
-        allowed = np.maximum(bound * np.spacing(wanted.astype(np.float32)), (wanted < TINY) * TINY)
-        assert (np.abs(of(torch.from_numpy(x)) - wanted) <= allowed).all()
+        error = np.abs(of(torch.from_numpy(x)) - wanted) / np.spacing(wanted.astype(np.float32))
+        assert error.max() <= bound
     assert of(torch.tensor([-np.inf, -1e30, 1e30, np.inf])).tolist() == pytest.approx(extremes)
 
 

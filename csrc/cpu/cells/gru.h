@@ -20,7 +20,7 @@ struct Gru {
   // From the pre-activations of the input and of the state: replaces the state by the new one,
   // which is also the output. Saved are r, z, n's part from the state, and s' - n.
   static RNNEXT_INLINE V forward(const V (&x)[3], const V (&h)[3], V& state, V (&saved)[4]) {
-    const auto gates = sigmoid(join(x[0] + h[0], x[1] + h[1]));
+    const auto gates = gate(join(x[0] + h[0], x[1] + h[1]));
     const V r = part_of<N>(gates, 0), z = part_of<N>(gates, 1);
     const V n = tanh(fused(r, h[2], x[2]));
     saved[0] = r;

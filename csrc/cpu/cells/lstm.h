@@ -20,8 +20,8 @@ struct Lstm {
   // From the pre-activations of the input and of the state: replaces c by the new one, as it is
   // stored, and returns h. Saved are i, f, g, o, and f c'.
   static RNNEXT_INLINE V forward(const V (&x)[4], const V (&h)[4], V& c, V (&saved)[5]) {
-    const V i = sigmoid(x[0] + h[0]), f = sigmoid(x[1] + h[1]);
-    const V g = tanh(x[2] + h[2]), o = sigmoid(x[3] + h[3]), kept = f * c;
+    const V i = gate(x[0] + h[0]), f = gate(x[1] + h[1]);
+    const V g = tanh(x[2] + h[2]), o = gate(x[3] + h[3]), kept = f * c;
     saved[0] = i;
     saved[1] = f;
     saved[2] = g;

@@ -10,8 +10,9 @@ struct ExpConstants;
 
 template <>
 struct ExpConstants<float> {
-  static constexpr int kMantissaBits = 23;
-  static constexpr float kSaturation = 88.0f;      // whose n is -127
+  static constexpr int kExponentBias = 127, kMantissaBits = 23;
+  static constexpr float kSaturation = 104.0f;  // exp(-104) rounds to 0, not to a subnormal number
+  static constexpr float kFlushed = 88.0f;      // whose n is -127
   static constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23, whose last bit stands for 1
   static constexpr float kInverseLog2 = 1.44269504088896341f;
   static constexpr float kLog2High = 0.693359375f;  // few bits, so that n times it is exact
@@ -32,8 +33,9 @@ struct ExpConstants<float> {
 
 template <>
 struct ExpConstants<double> {
-  static constexpr long long kMantissaBits = 52;
-  static constexpr double kSaturation = 709.0;             // whose n is -1023
+  static constexpr long long kExponentBias = 1023, kMantissaBits = 52;
+  static constexpr double kSaturation = 746.0;
+  static constexpr double kFlushed = 709.0;                // whose n is -1023
   static constexpr double kRounding = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kInverseLog2 = 1.44269504088896340736;
   static constexpr double kLog2High = 0.693147180369123816490;
@@ -54,27 +56,44 @@ struct ExpConstants<double> {
   }
 };
 
-// exp(-a) for a >= 0, including infinity, with an error of at most 1.2 ULP; NaN stays. Where it is
-// below the least normal number, from a = 87.7 (double: 708.8) up, 0 takes its place.
-template <class V>
+// What takes the place of results below the least normal number: gates do without them, in fewer
+// instructions.
+enum class Tiny { kSubnormal, kZero };
+
+// exp(-a) for a >= 0, including infinity, with an error of at most 1.2 ULP; NaN stays.
+template <Tiny kTiny = Tiny::kSubnormal, class V>
 [[gnu::always_inline]] inline V exp_minus(V a) {
   using Element = decltype(a[0] + a[0]);
   using C = ExpConstants<Element>;
   using Bits = decltype(a < a);
-  a = at_most(a, C::kSaturation);
+  a = at_most(a, kTiny == Tiny::kZero ? C::kFlushed : C::kSaturation);
   const V shifted = C::kRounding - a * C::kInverseLog2;
   const V n = shifted - C::kRounding;  // the whole part of -a / log(2)
   const V r = (-a - n * C::kLog2High) - n * C::kLog2Low;
   const V y = C::exp_tail(r) * (r * r) + r + Element(1);
-  // 2^n by its exponent's bits, which are 0 for the least n: then it is 0.
-  return y * (V)(((Bits)shifted << C::kMantissaBits) + (Bits)(V{} + Element(1)));
+  if constexpr (kTiny == Tiny::kZero) {
+    // 2^n by its exponent's bits, which are 0 for the least n: then it is 0.
+    return y * (V)(((Bits)shifted << C::kMantissaBits) + (Bits)(V{} + Element(1)));
+  }
+  // 2^n in two factors, since it may be subnormal.
+  const Bits exponent = (Bits)shifted - (Bits)(V{} + C::kRounding);
+  const Bits half = exponent >> 1;
+  const V first = (V)((half + C::kExponentBias) << C::kMantissaBits);
+  const V second = (V)((exponent - half + C::kExponentBias) << C::kMantissaBits);
+  return y * first * second;
 }
 
 // 1 / (1 + exp(-x)), by the exponential of a number up to 0.
-template <class V>
+template <Tiny kTiny = Tiny::kSubnormal, class V>
 [[gnu::always_inline]] inline V sigmoid(V x) {
-  const V e = exp_minus(magnitude(x));
+  const V e = exp_minus<kTiny>(magnitude(x));
   return select(x < 0, e, V{} + 1) / (1 + e);
+}
+
+// The sigmoid of a gate, which is 0 where it would be below the least normal number.
+template <class V>
+[[gnu::always_inline]] inline V gate(V x) {
+  return sigmoid<Tiny::kZero>(x);
 }
 
 // log(1 + e) for 0 <= e <= 1; NaN stays.
