@@ -69,8 +69,7 @@ clients:
 	build/clients-venv/bin/python -m pip install -q -e '.[clients]' --no-build-isolation
 	build/clients-venv/bin/python -m benchmarks clients $(ARGS)
 
-docs: build
-	$(BIN)/python -m pip install -q -e '.[docs]' --no-build-isolation
+docs: $(TESTED) build
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -E . build/site
 
 lint: $(TESTED)
@@ -91,7 +90,7 @@ $(READY): pyproject.toml
 	touch $@
 
 $(TESTED): $(READY)
-	@$(BIN)/python -m pip install -q -e '.[test,dev]' --no-build-isolation $(LOGGED)
+	@$(BIN)/python -m pip install -q -e '.[test,dev,docs]' --no-build-isolation $(LOGGED)
 	touch $@
 
 # How much the tree has grown since tools/weight.json was recorded: a note, no gate.
