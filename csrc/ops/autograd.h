@@ -71,7 +71,7 @@ struct Recorded : torch::autograd::CppNode<F> {
 template <class F>
 auto node_of(const variable_list& arguments) {
   using Node = Recorded<F>;
-  const auto node = [] {
+  auto node = [] {
     if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, Node>) {
       return c10::make_intrusive<Node>();
     } else {  // before torch 2.13

@@ -119,7 +119,7 @@ struct PaddedCall {
     return at::cat({marks.narrow_symint(0, 1, T - 1), at::zeros_like(marks.narrow(0, 0, 1))});
   }
   Tensor output_before(const Tensor& output, int64_t d) const {
-    const Tensor h = of(output, d);
+    Tensor h = of(output, d);
     if (T == 0) return h;
     const Tensor start = state(a.hx, d).unsqueeze(0);
     Tensor before;
