@@ -12,8 +12,8 @@ os.environ.setdefault("RNNEXT_CPU_TEAM", "whole")  # read when rnnext is importe
 import rnnext
 from helpers.common import ISAS
 
-# Memory that malloc hands out is filled with the byte 0xfe, lest what is never written be right
-# from an earlier call. (But for blocks below a KiB that it has just taken back.)
+# malloc fills what it hands out with the byte 0xfe: a result that is never written cannot then be
+# right by chance. (Blocks below a KiB that were just freed stay as they are.)
 M_PERTURB = -6
 if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
     mallopt(M_PERTURB, 1)

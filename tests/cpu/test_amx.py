@@ -36,7 +36,7 @@ def test_sums_are_in_the_order_of_the_instruction(B, tiles):
     """On the CPU's tiles, on the stand-in's, and where vectors take their place."""
     torch.set_float32_matmul_precision("medium")
     weight, h = torch.randn(140, 70).bfloat16(), torch.randn(B, 70)
-    weight, h = torch.cat([weight, -weight], 1), torch.cat([h, h], 1)  # what rounding leaves of 0
+    weight, h = torch.cat([weight, -weight], 1), torch.cat([h, h], 1)  # 0, but for rounding
     for T, dtype in ((1, torch.bfloat16), (2, torch.bfloat16), (2, torch.float32)):
         hx, input = h[None].to(dtype), torch.zeros(T, B, 140, dtype=dtype)
         call = samples.Recurrence(
@@ -48,7 +48,7 @@ def test_sums_are_in_the_order_of_the_instruction(B, tiles):
 
 
 def rms_error(K: int, B: int = 16) -> float:
-    """Of one product with [K, K] weights, against float64, relative to the result's rms."""
+    """The error of one product with [K, K] weights, relative to the result's rms."""
     torch.manual_seed(0)
     weight, hx = torch.randn(K, K), torch.randn(1, B, K)
     input = torch.zeros(2, B, K)
@@ -71,7 +71,7 @@ def test_the_error_of_each_precision(K, tiles):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_row_alone_takes_tiny_numbers_as_zeros_too(dtype, tiles):
+def test_one_row_takes_tiny_numbers_as_zeros_as_a_batch_does(dtype, tiles):
     """A state that shrinks to nothing, in a batch, alone, and, in bfloat16, step by step."""
     torch.set_float32_matmul_precision("medium")
     rnn, x = rnnext.RNN(4, 64, bias=False, dtype=dtype), torch.zeros(300, 33, 4, dtype=dtype)
@@ -118,7 +118,7 @@ def chosen(code: str = "", **environment: str) -> str:
 
 
 def has_amx() -> bool:
-    """Whether Linux says so of the CPU."""
+    """Whether Linux reports AMX."""
     flags = Path("/proc/cpuinfo").read_text().split()
     return {"amx_tile", "amx_bf16", "avx512_bf16"} <= set(flags)
 

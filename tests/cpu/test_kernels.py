@@ -30,7 +30,7 @@ def test_float32_is_about_as_exact_as_torch(T, B, H):
 
 
 def cut(arguments, steps):
-    """Output and h_n of a sequence in parts of so many steps: states go from one to the next."""
+    """Output and h_n of a sequence called in parts of `steps` steps, which pass the state on."""
     state, outputs = arguments.hx, []
     for t in range(0, len(arguments.input), steps):
         given = {"input": arguments.input, "reset": arguments.reset}
@@ -99,7 +99,7 @@ def test_tanh_is_within_two_units_in_the_last_place(dtype, exact, isa):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_tanh_of_16_bits_is_within_055_units_in_the_last_place(dtype, isa):
-    """Of every value of the type, and of sums of two: what is between is rounded but once."""
+    """For every value of the type, and for sums of two, which are rounded only after tanh."""
     every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
     # (The CPU's bfloat16 instructions take subnormal numbers as zeros.)
     every = every[every.isfinite() & (every.abs() >= 2 * torch.finfo(dtype).tiny)]
@@ -157,7 +157,7 @@ def test_tanh_is_odd_and_exact_where_it_must_be(isa):
 
 
 @cover(cell=list(GATES), dtype=DTYPES, T=[1, 9], B=[3, 19], isa=ISAS)
-def test_a_gate_that_is_full_keeps_the_state_as_it_is(cell, dtype, T, B, isa):
+def test_a_saturated_gate_keeps_the_state_as_it_is(cell, dtype, T, B, isa):
     """Gates are quotients, which must be 1 where both parts are equal."""
     arguments = samples.make(T=T, B=B, H=33, source="ready", bias=False, cell=cell, dtype=dtype)
     for weight in arguments.weight_hh:
@@ -194,7 +194,7 @@ def test_nan_stays_in_its_row(nonlinearity, dtype, H, cell, isa):
     threads=[1, 3],
 )
 def test_a_diverged_weight_shows_in_the_first_step(size, dtype, broken, cell, threads):
-    """Zeros times it are NaN, as in torch.nn, though a product with zeros is skipped."""
+    """Zeros times NaN or inf are NaN, as in torch.nn, though kernels skip zeros."""
     (B, H, T), both = size, (False, True)
     arguments = samples.make(T=T, B=B, I=4, H=H, hx=False, reverse=both, dtype=dtype, cell=cell)
     finite = arguments.call(recurrence)[0]

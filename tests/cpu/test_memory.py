@@ -51,7 +51,7 @@ def test_kept_blocks_are_reused_and_released():
         del results, result
 
 
-def test_what_is_kept_is_given_up_for_a_result_that_needs_it():
+def test_the_pool_frees_its_blocks_for_a_result_that_needs_memory():
     """In a process of its own, whose memory is limited once the pool is full."""
     code = (
         "import re, resource, torch, rnnext\n"

@@ -35,9 +35,9 @@ SIZES = {
     "padding left out": (100, 24, 33, 65),
     "more rows than a chunk": (2, 180, 130, 300),
 }
-# A quarter of the batch exists, which is large enough for its padding to be left out.
+# A fifth of this batch exists; it is large enough for its padding to be left out.
 SKEWED = [100, 0, 3, 40, 7, 1, 60, 22, 5, 0, 12, 9, 33, 2, 4, 50, 8, 1, 17, 6, 3, 2, 90, 11]
-# What the tensors hold, and what their products are as exact as.
+# The tensors' dtype, and the one that products are as exact as.
 KINDS = {str(t).removeprefix("torch."): (t, t) for t in samples.DTYPES} | {
     "medium": (torch.float32, torch.bfloat16),
     "high": (torch.float32, torch.float32),
@@ -61,8 +61,8 @@ def k_pack(kind, T, B, I, H):  # noqa: E741
 
 
 def valid(case):
-    """The stand-in of AMX has kernels of its own for few kinds. Where the gradients of an alpha sum
-    many changes of the state, which 16 bits round, nothing can be said of them."""
+    """The stand-in of AMX has its own kernels for few kinds. The gradient of alpha sums changes of
+    the state: where these are many and 16-bit, it is too inexact to compare."""
     own = case["isa"] != "amx_stand_in" or case["kind"] in ("bfloat16", "medium", "high")
     T, B, _, _ = SIZES[case["size"]]
     if not samples.possible(case):
@@ -103,7 +103,7 @@ def test_values_gradients_and_bits(case, isa, threads):
     T, B, I, H = SIZES[case["size"]]  # noqa: E741
 
     def alike(rows):
-        """At "high" and "medium" few sequences take other kernels."""
+        """Whether so many rows take the same kernels."""
         n, kind = rows.stop - rows.start, case["kind"]
         return n > 0 and k_pack(kind, T, n, I, H) == k_pack(kind, T, B, I, H)
 
@@ -121,7 +121,7 @@ def test_values_gradients_and_bits(case, isa, threads):
 
 @pytest.mark.parametrize("size", [size for size in SIZES if size != "padding left out"])
 def test_plain_calls_of_every_size(size):
-    """Some ways need a call without anything else, which a cover of all factors may not have."""
+    """Some paths take only calls without options, which a pairwise cover may not have."""
     for cell in ("elman", "gru", "lstm"):
         for kind, threads in (("float32", 2), ("float64", 1), ("bfloat16", 2)):
             torch.set_num_threads(threads)
@@ -157,8 +157,8 @@ def check_parts_of_gradients(arguments, rows):
 
 
 def order_of_sums(isa, kind, size, nonlinearity):
-    """Of products, and of the polynomial in tanh. The dot product of bfloat16 pairs adds in another
-    order than multiply-adds, and tiles in a third."""
+    """In products and in tanh's polynomial. The dot product of bfloat16 pairs adds in another order
+    than multiply-adds, and tiles add in a third."""
     sums = "no multiply-add" if isa in ("generic", "amx_stand_in") else "multiply-add"
     if k_pack(kind, *SIZES[size]) == 1:
         return sums, sums

@@ -1,4 +1,4 @@
-"""Who does what of a call: a pure function of sizes, kernels and machine, and its words."""
+"""The plan of a call: a pure function of sizes, kernels and machine, and its text."""
 
 import platform
 
@@ -268,7 +268,7 @@ def test_a_machine_with_tiles_is_planned_for_them(capsys):
         ({"machine": "wait=0,zen5"}, "after a machine's name come NAME=NUMBER, got zen5"),
     ],
 )
-def test_questions_that_make_no_sense(wrong, message):
+def test_invalid_sizes_and_machines_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         plan(**({"T": 10, "B": 2, "I": 3, "H": 5} | wrong))
 

@@ -1,4 +1,4 @@
-"""Threads: how many come is the pool's and the machine's affair, and must not show in a result."""
+"""Threads: results must not depend on how many the pool gives, or on when they start."""
 
 import ctypes
 import signal
@@ -24,9 +24,9 @@ torch.manual_seed(0)
 ON_ONE_CORE = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
 
 
-def test_gradients_do_not_depend_on_how_many_threads_came():
-    """torch's pool may give fewer threads than requested: sums must still go the same way. On one
-    core the threads run one after the other, as far as each of them can go without waiting."""
+def test_gradients_do_not_depend_on_how_many_threads_take_part():
+    """torch's pool may give fewer threads than requested: the order of sums must stay the same. On
+    one core a thread runs until it has to wait, and then the next one does."""
     code = """
 torch.set_num_threads(4)
 sizes = [(35, 20, 24, 200), (35, 40, 24, 200), (9, 2, 24, 321), (3, 16, 24, 200)]
@@ -102,8 +102,8 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert run_python("-c", RUN + code).stdout.strip() == "0"
 
 
-def test_processes_that_take_each_other_s_cores_get_the_same_results():
-    """Each has more threads than there are cores: calls come too late, or find nobody at all."""
+def test_processes_that_compete_for_cores_get_the_same_results():
+    """Each process asks for more threads than there are cores: some start late or never."""
     code = """
 torch.set_num_threads(4)
 rnns, x = [kind(24, 200) for kind in kinds], torch.randn(20, 16, 24, requires_grad=True)
@@ -132,7 +132,7 @@ def test_the_number_of_threads_changes_at_run_time():
 
 
 def test_calls_inside_of_another_librarys_parallel_region():
-    """Each of its threads makes a call of its own; torch's pool gives none of them any company."""
+    """Each thread of the region makes a call, for which torch's pool gives it no other thread."""
     torch.set_num_threads(3)
     rnn, x, openmp = rnnext.RNN(24, 200), torch.randn(20, 16, 24), ctypes.CDLL("libgomp.so.1")
     expected, found = rnn(x)[0], []
@@ -148,8 +148,8 @@ def test_calls_inside_of_another_librarys_parallel_region():
 
 
 def test_ctrl_c_during_a_long_call():
-    """It raises KeyboardInterrupt after the call, which leaves the next one right; or ends the
-    process. The timer's signal comes without a thread of Python's, and so in the middle."""
+    """KeyboardInterrupt comes after the call, and the next call is right; or it ends the process.
+    A timer sends the signal: no Python thread has to run, so it comes in mid-call."""
     code = """
 torch.set_num_threads(2)
 signal.signal(signal.SIGALRM, signal.default_int_handler)

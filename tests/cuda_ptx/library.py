@@ -91,9 +91,9 @@ class Library:
     def set_device(
         self, name: str = "H100", granted: int | None = None, compiled: int = 1 << 10
     ) -> None:
-        """The device whose limits launches and queries see. Launches run on so many of its
-        multiprocessors, or all, and kernels were made of PTX of this architecture; 0: there is no
-        code at all."""
+        """The device whose limits launches and queries see. `granted`: how many multiprocessors
+        launches run on, else all; `compiled`: the architecture of the kernels' PTX, 0 without
+        any code."""
         sm, multiprocessors, shared_bytes = DEVICES[name][:3]
         granted = multiprocessors if granted is None else granted
         self.handle.stand_in_device(sm, multiprocessors, shared_bytes, granted, compiled)

@@ -1,11 +1,11 @@
 """Runs a kernel's PTX on numpy: a lane is a thread, and a launch's blocks run interleaved.
 
-Warps, or blocks, are dealt to units at random, of which some begin late. A unit runs all of its
-lanes that are at one place together, the lowest place first (or, of one seed in four, any), so that
-lanes that have parted meet again; units run in turns of random length. One seed in two watches
-shared memory for races. A lane that waits (for a barrier,
-for others of its warp, in a loop around a strong load) lets the rest of its unit go on. Stores that
-may arrive later arrive when nobody can go on without them, or now and then, in random order.
+Units get warps, or whole blocks, at random, and some begin late. A unit runs all of its lanes that
+are at one place together: the lowest place first (with one seed in four, any place), so that lanes
+that have parted meet again. Units run in turns of random length. One seed in two watches shared
+memory for races. A lane that waits (for a barrier, for others of its warp, in a loop around a
+strong load) lets the rest of its unit go on. A store that may arrive late does so when no unit can
+go on without it, or now and then, in random order.
 """
 
 import functools
@@ -192,7 +192,7 @@ class Machine(warp.Warps):
             unit.go(at + 1, no)
 
     def _together(self, unit: Unit, at: int, lanes, first):
-        """Of lanes before an instruction of a warp, those whose partners are there; others wait."""
+        """The lanes whose partners have reached this warp instruction, too; the others wait."""
         if len(lanes) == len(unit.lanes):
             self.split[self.warp[lanes]] &= not first.op.startswith("bar.warp")
             return lanes
@@ -218,7 +218,7 @@ class Machine(warp.Warps):
         return lanes
 
     def _leave(self, lanes) -> None:
-        """Of a barrier, lanes that have left count as arrived."""
+        """Ends lanes: every barrier counts them as arrived."""
         self.alive[lanes] = False
         self.of_blocks.leave(lanes)
         self.of_clusters.leave(lanes)
@@ -242,7 +242,7 @@ class Machine(warp.Warps):
             return
         self.released[blocks] += 1
         self.released[np.repeat(clusters, self.cluster_size)[: len(self.released)]] += 1
-        # What was released before the arrival is there.
+        # Stores released by an arrival arrive now.
         for store in self.late_stores[:]:
             if store.released and clusters[store.block // self.cluster_size]:
                 self.late_stores.remove(store)

@@ -34,7 +34,7 @@ class Arena:
         self.end = self.begin
 
     def allocate(self, size: int, kept: bool = False) -> int:
-        """An address that is a multiple of 256 and no larger power of two."""
+        """The address is a multiple of 256, but not of 512."""
         begin = -(-(self.end + 64) // 512) * 512 + 256
         if begin + size + 64 > SIZE:
             raise MemoryError("the tests' device memory is full")
@@ -107,7 +107,7 @@ class Global:
         self.version += 1
 
     def release(self, block: int, lane: int, epoch: int) -> None:
-        """What a lane stored, and what its block stored before the barriers it has passed."""
+        """Publishes a lane's stores, and its block's before the barriers it has passed."""
         if not self.late:
             return
         dirty = self.dirty[block]

@@ -31,8 +31,8 @@ TF32_TOLERANCE = 2e-3  # 11 bits of the factors, as a part of the largest value
 
 @functools.cache
 def kernels() -> Library:
-    """All kernels with their bindings, and those of wrappers.cu. A device has no schedules, and no
-    other devices, to choose from: there, what is said of them is nothing."""
+    """All kernels with their bindings, and those of wrappers.cu. On a device, a mock ignores all
+    calls: neither schedules nor other devices can be chosen."""
     if not INTERPRETED:
         return MagicMock(spec=Library, ran={}, arena=MagicMock())
     ours = [build.HERE / name for name in ("bindings.cpp", "runtime.cpp", "wrappers.cu")]
@@ -44,7 +44,7 @@ def kernels() -> Library:
 
 
 def placed(values: Tensor) -> Tensor:
-    """A copy where kernels can read it, that lies there as before."""
+    """A copy that kernels can read, in the same layout."""
     if INTERPRETED:
         held = kernels().arena.holds(values.data_ptr())
         return values if held else kernels().put(values.detach())
@@ -79,8 +79,8 @@ recurrence, recurrence_backward = op("recurrence"), op("recurrence_backward")
 
 
 def copied_ahead(arguments):
-    """Arguments in device memory whose rows no kernel may wait for: steps read them, and their
-    copies are asynchronous."""
+    """Arguments in device memory whose rows only asynchronous copies may read: a plain load would
+    make a step wait."""
     given = arguments.map(lambda t: kernels().put(t.detach()))
     rows = [getattr(given, name, None) for name in ("input", "grad_output")]
     for tensor in [*rows, *getattr(given, "saved", [])]:

@@ -10,14 +10,14 @@ TYPES = {
     "b32": "u4", "u32": "u4", "s32": "i4", "f32": "f4", "b64": "u8", "u64": "u8", "s64": "i8",
     "f64": "f8", "f16": "f2",
 }  # fmt: skip
-# What a warp does together: a basic block begins where these do.
+# A whole warp executes these together: they begin a basic block.
 TOGETHER = ("shfl", "mma", "bar.warp", "barrier.cluster")
 ENDS = ("bra", "ret", "exit", "trap", "bar.arrive", "barrier.cluster", "nanosleep")
 # What writes no register, whatever its first argument is.
 STORES = ("st", "cp", "bar", "barrier", "nanosleep", "bra")
 # Loads that others' stores show up in: a loop around one waits.
 STRONG = ("ld.acquire", "ld.relaxed", "ld.volatile")
-# A scope of names: braces around statements. Those around the parts of a vector hold none.
+# A scope of names: braces around statements, which a vector's braces do not hold.
 SCOPE = re.compile(r"\{((?:[^{}]|\{[^{};]*\})*;\s*)\}")
 # The call of a failed assertion, which prints and ends the kernel.
 ASSERTION = re.compile(r"\{ // callseq (\d+)[^}]*__assertfail[^}]*\} // callseq \1\b")
@@ -169,7 +169,7 @@ def _add(kernel: Kernel, statement: str, line: int) -> None:
         found = re.match(r"(?:@(!?[\w%$]+)\s+)?([a-z]\S*)\s*(.*)", statement)
         assert found, statement
         guard, op, args = found[1] or "", found[2], split(found[3])
-        # A barrier of the block is an arrival, and a wait behind which a block begins.
+        # bar.sync is an arrival, and a wait, with which a basic block begins.
         ops = ["bar.arrive", "bar.wait"] if op == "bar.sync" else [op]
         for one in ops:
             kernel.add(Instruction(one, args, guard, line))

@@ -1,7 +1,7 @@
 """Shared memory of the blocks of a launch, and who may touch it when.
 
-A race is found by clocks that count a block's barriers: a word that one thread wrote may be read or
-written by another only with a later clock, a word that one read be written by another likewise.
+Clocks count a block's barriers. After a thread has written a word, another may read or write it
+only at a later clock; after a thread has read it, another may write it only then.
 """
 
 import numpy as np
@@ -46,7 +46,7 @@ class Shared:
             if bad.any():
                 raise Fault("race: a read of what another thread wrote since the last barrier")
             newer = clock > self.read_clock[word]
-            # Of two readers at one clock, neither may write.
+            # Two readers at one clock: neither may write.
             self.reader[word] = np.where(newer, lane, np.where(self.reader[word] == lane, lane, -2))
             self.read_clock[word] = np.maximum(clock, self.read_clock[word])
 

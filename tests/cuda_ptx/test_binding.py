@@ -39,7 +39,7 @@ def test_a_leak_saves_only_where_it_is_told_to():
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_lengths_out_of_range_are_the_nearest_that_exist(path, monkeypatch):
+def test_lengths_out_of_range_are_clamped(path, monkeypatch):
     # The device has their values, which nobody waits for.
     monkeypatch.setenv("RNNEXT_CUDA_PATH", path)
     options = {"rows": "lengths", "reverse": (False, True), "requires_grad": True}

@@ -1,7 +1,7 @@
 """Faults planted in the PTX of our kernels: the interpreter finds each of them.
 
-Each is found in some of a few launches, whose schedules differ, by an error or by other bits. That
-launches without a fault have neither is what test_recurrence.py shows.
+Of a few launches with different schedules, at least one must fail or give other bits. Launches
+without a fault do neither, as test_recurrence.py shows.
 """
 
 import re
@@ -26,7 +26,7 @@ NOTHING = "// nothing"
 A = r"(mma\S+ \{[^}]*\}, \{)(%r\d+), (%r\d+)"
 START = r"barrier\.cluster\.arrive\S+([\s\S]*?)barrier\.cluster\.wait\S+"
 LANE = r"(shfl\S+ \S+ \S+) (?:%r)?\d+,"
-# Path, arithmetic; what is wrong, what is replaced by what, and which one of all (or all).
+# By path and arithmetic: what is wrong, a pattern, its replacement, which match (or all).
 FAULTS: dict[tuple[str, str], list[tuple[Any, ...]]] = {
     ("block", "bf16"): [
         ("operands of mma swapped", A, r"\1\3, \2"),

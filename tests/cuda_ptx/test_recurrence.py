@@ -21,7 +21,7 @@ from rnnext import _C
 
 
 def fitted(case: dict) -> dict:
-    """A case that there is; where a product may be rounded to a kink's other side, a smooth one."""
+    """The case made valid, and smooth where rounding a product may cross a kink."""
     case = {name: value for name, value in case.items() if name != "again"}
     if case["rows"] == "packed":
         case["reset"] = None
@@ -138,7 +138,7 @@ def test_edges_of_the_activations(lib, dtype, name):
     with forced("block"):
         output, _ = given.call(recurrence)
         torch.testing.assert_close(output.double().flatten(), expected.detach(), **close)
-        # The slope from the stored value: as good as that says what the pre-activation was.
+        # The slope is as exact as the stored value, from which it is computed.
         backward = given.backward(output, torch.ones_like(output), None)
         grad_input = backward.call(recurrence_backward)[0]
     close["atol"] = 4 * torch.finfo(dtype).eps

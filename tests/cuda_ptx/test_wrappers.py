@@ -21,8 +21,8 @@ def lib(lib, request):
 
 @pytest.fixture
 def run(lib):
-    """What a kernel of wrappers.cu, the one of this name, makes of a tensor, in zeros of a shape.
-    Its PTX may be another text."""
+    """Runs the kernel of wrappers.cu of this name on a tensor; returns its output, which was zeros.
+    `edit` may change the PTX."""
 
     def run(name, given, *shape, dtype=torch.int32, blocks=1, cluster=1, edit=lambda text: text):
         (text,) = [lib.texts[each] for each in lib.texts if name in each]
@@ -83,8 +83,8 @@ def test_tf32_rounds_to_nearest_and_ties_away_from_zero(run):
         assert out[:5].tolist() == [sign * (1 + one * x) for x in (0, 1, 1, 2, 0)]
 
 
-# By kernel: how many blocks run, in clusters of how many, the shape of what it is given, how much
-# it writes, and what the first of that must be.
+# By kernel: how many blocks run, how many form a cluster, the input's shape, the output's size,
+# and what the output must begin with.
 HANDED_ON = {
     "two_copies": (1, 1, (64,), 64, lambda x: x),  # a wait may leave the newest under way
     "neighbours": (8, 4, (2, 4, 32), 256, lambda x: x.roll(1, 1)),  # before a cluster's barrier
@@ -93,7 +93,7 @@ HANDED_ON = {
 
 
 @pytest.mark.parametrize("name", HANDED_ON)
-def test_what_is_handed_on_is_there(run, name):
+def test_data_that_is_handed_on_has_arrived(run, name):
     blocks, cluster, shape, size, wanted = HANDED_ON[name]
     given = numbers(*shape)
     out = run(f"{name}_kernel", given, size, blocks=blocks, cluster=cluster)

@@ -28,7 +28,7 @@ class Barrier:
         self.members -= np.bincount(self.group_of[lanes], minlength=len(self.members))
 
     def pass_on(self):
-        """Groups in which all that are left have arrived."""
+        """Groups whose remaining lanes have arrived."""
         over = (self.arrived >= self.members) & (self.arrived > 0)
         self.generation[over] += 1
         self.arrived[over] = 0

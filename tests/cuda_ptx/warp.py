@@ -51,7 +51,7 @@ class Store:
 
 class Warps:
     def _each(self, L, *values) -> Iterator[tuple[int, ...]]:
-        """Of each lane its number, its block and its value of each kind."""
+        """For each lane: its number, its block and its values."""
         lanes = self.number[L]
         lists = (np.broadcast_to(value, lanes.shape).tolist() for value in values)
         return zip(lanes.tolist(), self.block[L].tolist(), *lists, strict=True)
@@ -114,7 +114,7 @@ class Warps:
             self.globals.store(place + n * size, block, lane, epoch, value, kind)
 
     def deliver_in_order(self, count: int) -> None:
-        """What a release stores shows no earlier than what it released, which is there."""
+        """Delivers a release's own stores: what they release is in memory by now."""
         arriving, self.late_stores = self.late_stores[-count:], self.late_stores[:-count]
         for store in arriving:
             self._arrive_store(store)

@@ -11,8 +11,8 @@ from cuda_ptx.memory import Fault
 from cuda_ptx.parse import TYPES, Instruction, Kernel, split
 from cuda_ptx.warp import FORMATS
 
-# What an operation is in Python; then the kinds of its operands, of which the last one repeats, and
-# of its result, if that is another than the first operand's, or "" if it has none. k: the
+# An operation in Python; the kinds of its operands, the last of which repeats; and the kind of its
+# result, unless it is that of the first operand; "": it has no result. k: the
 # instruction's type; u: the same without a sign; w: twice as wide; 4: u32; p: a predicate;
 # A: an address and an offset; =: as it stands.
 FORMS = {

@@ -219,7 +219,7 @@ def check_layers(case):
 
 @torch.no_grad()
 def check_reference(case, module, leaves, theirs, lengths):
-    """What is called exact is what torch.nn computes in float64."""
+    """The reference agrees with torch.nn in float64."""
     doubles = {name: leaf.double() for name, leaf in leaves.items()}
     twin, x, hx = rnnext.revert(module).double(), doubles["input"], doubles.get("hx")
     assert type(twin) is getattr(nn, NAMES[case["cell"]].upper())
@@ -297,7 +297,7 @@ def check_embedding(case):
 
 
 def stepped_in_any_way(case, stepper, x, way, reset, start):
-    """A step from the Stepper's state or a caller's, or of a copy; and the Stepper that goes on."""
+    """A step taken in one of test_calls.WAYS, and the Stepper that takes the next one."""
     if way in ("from", "parts"):
         before = joined(stepper.get_state())
         given, first = before.clone(), len(x) // 2 if way == "parts" else 0
@@ -374,7 +374,7 @@ CHECKS = {
 
 
 def check(**case):
-    """Raise AssertionError where the call gives something wrong: what a failure prints."""
+    """Raise AssertionError where the call is wrong. A failing test prints this call."""
     torch.manual_seed(case["seed"])
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision(case["precision"])

@@ -2,8 +2,8 @@
 
 The reference runs in float64, and again with each of its operations, forward and backward, changed
 as rounding changes it: by a unit of the tested precision times the sum of the magnitudes of the
-terms. What comes of that is the scale of the error, also of sums that cancel, which a bound by the
-size of the result would refuse, and of states that forget, where a worst case would explode.
+terms. The change of a result is the scale of its error, also for sums that cancel, where a bound by
+the result's size is too tight, and for states that forget, where a worst case explodes.
 """
 
 import torch
@@ -87,9 +87,9 @@ class Expected:
         return FACTOR * (largest + LEAST.get(unit, 0.0)) + 2 * unit * float(exact.abs().max())
 
     def check(self, found, values):
-        """Raise AssertionError for a result that is too far off. (No gradient is one of zeros.)
+        """Raise AssertionError for a result that is too far off. (No gradient counts as zeros.)
 
-        So many of the results, the first, are values.
+        The first `values` results are values.
         """
         for i, (actual, exact, bound) in enumerate(
             zip(found, self.exact, self.bounds, strict=True)

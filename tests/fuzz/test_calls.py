@@ -16,7 +16,7 @@ from helpers.samples import VARIANTS
 from reference import GATES
 from rnnext import _C
 
-# So many of each kind from a seed of the command line; or a few, always the same.
+# How many calls of each kind are drawn; 0: a few, which are always the same.
 CASES = int(os.environ.get("RNNEXT_FUZZ", "0"))
 PHASES = [Phase.explicit, Phase.generate]
 if "RNNEXT_FAULT" not in os.environ:  # a planted fault need only be found

@@ -142,7 +142,7 @@ def double(tensor):
 
 
 def check(op, case, wrong, seed, isa):
-    """Raise AssertionError where the op gives something wrong: what a failure prints."""
+    """Raise AssertionError where the op is wrong. A failing test prints this call."""
     torch.manual_seed(seed)
     rnnext._C.set_cpu_isa(isa)
     case = case | {"dtype": getattr(torch, case["dtype"])}

@@ -48,9 +48,9 @@ def cuda_paths(capability):
 
 
 def device_paths():
-    """Those of the device; of an H100, in a rehearsal.
+    """The device's paths; in a rehearsal, an H100's.
 
-    tools.cuda_check says which device it is: processes that fork cannot ask before.
+    tools.cuda_check says which device it is: a process must not ask CUDA, then fork.
     """
     told = os.environ.get("RNNEXT_CHECK_CAPABILITY")
     if told or not ON_GPU:

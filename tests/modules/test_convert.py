@@ -53,7 +53,7 @@ def model():
     return Model()
 
 
-def test_results_and_all_of_the_modules_stay_and_revert_undoes(model, caplog):
+def test_convert_keeps_results_and_modules_and_revert_undoes_it(model, caplog):
     indices, hooked = torch.randint(10, (5, 3)), []
     model.eval()  # without dropout, whose masks differ
     model.cell.train()
@@ -101,7 +101,7 @@ def test_a_parametrized_rnn_can_be_copied_and_reverted():
 
 
 @pytest.mark.parametrize("kind", [*KINDS[:3], "RNN of relu"])
-def test_a_module_that_takes_lengths_is_left_on_request(kind):
+def test_revert_keeps_lengths_on_request(kind):
     options = {"nonlinearity": "relu"} if "relu" in kind else {}
     kind = kind.split()[0]
     ours, theirs = getattr(rnnext, kind), getattr(nn, kind)

@@ -132,7 +132,7 @@ ATTACHED = {
 
 
 @pytest.mark.parametrize("attach", ATTACHED.values(), ids=ATTACHED)
-def test_what_is_attached_to_a_part_holds(attach):
+def test_changes_of_a_part_take_effect(attach):
     """Also in a second step, after the weights have changed."""
     tokens, results, layouts = torch.randint(5, (20, 3)), [], []
     for call in (lambda m: m(tokens), lambda m: m.rnn(m.embedding(tokens))):

@@ -250,7 +250,7 @@ NO_TENSORS = [
 ]
 
 
-def test_what_is_no_tensor_is_named():
+def test_arguments_that_are_no_tensors_are_named():
     for call, name, kind in NO_TENSORS:
         made = {"ndarray": "from_numpy", "list": "tensor"}.get(kind)
         advice = f": give torch.{made}({name})" if made else ""
@@ -357,7 +357,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
-def test_what_does_not_fit_is_named():
+def test_arguments_that_do_not_fit_are_named():
     for row in REFUSED:
         assert_refused(*row)
 

@@ -33,8 +33,8 @@ def calls_of_each_function():
 
 
 @pytest.mark.parametrize("name", calls_of_each_function())
-def test_whoever_overrides_torch_sees_the_op(name):
-    """Its functions, by a subclass or a mode, its dispatcher, and make_fx."""
+def test_overrides_of_torch_see_the_op(name):
+    """A subclass, a function mode and make_fx."""
     call, seen = calls_of_each_function()[name], []
     op_name = name.replace("gru", "rnn").replace("lstm", "rnn")
     op, expected = getattr(torch.ops.rnnext, op_name).default, call(lambda tensor: tensor)

@@ -80,7 +80,7 @@ def test_reset_parameters_restores_what_is_not_drawn(learned):
 
 
 def test_noise_is_that_of_the_op_whose_keys_the_generator_gives():
-    """Scaled by the layer's own alpha. (Zeros but for it: the second layer's output is noise.)"""
+    """The layer's own alpha scales it. (Weights are 0: the second layer's output is noise.)"""
     std = torch.linspace(0, 1, 70)
     rnn = rnnext.LeakyRNN(
         1, 70, 2, "identity", bidirectional=True, alpha=[0.5, 1.0], noise_std=std,
@@ -206,7 +206,7 @@ def test_a_cells_errors_are_an_rnn_cells():
         assert found == expected
 
 
-def test_noise_that_is_none_is_refused_whenever_it_is_set():
+def test_an_invalid_noise_std_is_refused_whenever_it_is_set():
     rnn = rnnext.LeakyRNN(2, 4, alpha=0.5, noise_std=0.1)
     learned = torch.tensor(0.2, requires_grad=True)
     for value in (-1, math.nan, math.inf, torch.tensor([0.1, 0.2]), learned, "1", True):
@@ -226,7 +226,7 @@ def test_noise_that_is_none_is_refused_whenever_it_is_set():
     assert torch.equal(rnn.noise_std, torch.tensor(0.2))
 
 
-def test_words_are_refused_when_they_are_set_and_take_effect():
+def test_options_are_checked_when_they_are_set_and_take_effect():
     rnn, x = rnnext.LeakyRNN(2, 4, alpha=0.5, noise_std=0.1), torch.randn(5, 3, 2)
     for name in ("form", "nonlinearity", "noise_scale"):
         with pytest.raises(ValueError, match=rf"^{name} must be one of .*, got 'elu'"):
@@ -244,7 +244,7 @@ def test_the_number_of_layers_may_be_numpys():
     assert rnnext.LeakyRNN(3, 6, np.int64(2), alpha=0.4).weight_hh_l1.shape == (6, 6)
 
 
-def test_what_it_stores():
+def test_the_keys_of_the_state_dict():
     weights = nn.RNN(3, 6).state_dict().keys()
     for options, stored in (
         ({"alpha": 0.4}, {"_alpha"}),

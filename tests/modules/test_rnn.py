@@ -52,7 +52,7 @@ def test_the_mode_decides_which_nonlinearity_as_in_torch():
 @pytest.mark.parametrize("p", [0.01, 0.9, 1.0])
 @pytest.mark.parametrize("packed", [False, True])
 def test_dropout_keeps_its_share_of_the_first_layers_outputs(p, packed):
-    """Layers that give ones, and what they are given: the output is what dropout makes of ones."""
+    """The first layer gives ones and the second copies: the output is dropout of ones."""
     rnn = rnnext.RNN(1, 50, 2, nonlinearity="relu", dropout=p, dtype=torch.float64)
     for parameter in rnn.parameters():
         nn.init.zeros_(parameter)
@@ -88,7 +88,7 @@ def test_dropout_keeps_its_share_of_the_first_layers_outputs(p, packed):
 @pytest.mark.parametrize("layout", ["batched", "single", "packed"])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_results_may_be_detached_in_place_and_states_changed(kind, layout, batch_first):
-    """(Of the output, tests/modules/test_errors.py has what is said.)"""
+    """(The error's message is in tests/modules/test_errors.py.)"""
     x, found = torch.randn(5, 3, 4), []
     packed = pack_sequence([x[:3, 0], x[:, 1]], False)
     given = {"batched": x, "single": x[:, 0], "packed": packed}[layout]

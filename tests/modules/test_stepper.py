@@ -262,7 +262,7 @@ print(used() - before)
     assert int(done.stdout) < 120, done.stderr
 
 
-def test_nothing_comes_of_an_instance_that_was_never_made():
+def test_an_uninitialized_instance_cannot_be_made():
     """In a process of its own: such an instance once crashed it."""
     code = """
 import copy, rnnext, torch
@@ -334,7 +334,7 @@ def test_generated_tokens_are_those_of_a_loop(temperature, B, cell):
     assert torch.equal(stepper.generate(score, 30, temperature), expected)
 
 
-def test_scores_that_are_no_numbers_are_refused():
+def test_scores_that_give_no_distribution_are_refused():
     stepper, inf = rnnext.Stepper(rnnext.EmbeddingRNN(4, 3, 5), 2), torch.inf
     for temperature, row in (
         (0, [0.0, torch.nan, 1.0, 2.0]),
@@ -351,7 +351,7 @@ def test_scores_that_are_no_numbers_are_refused():
 
 
 @pytest.mark.parametrize(("dtype", "temperature"), [(torch.float16, 1e-6), (torch.float32, 1e-46)])
-def test_so_cold_that_it_is_greedy(dtype, temperature):
+def test_a_tiny_temperature_is_greedy(dtype, temperature):
     """Half scores are divided in float32: their quotients would be infinite."""
     model, score = rnnext.EmbeddingRNN(20, 8, 32, dtype=dtype), nn.Linear(32, 20, dtype=dtype)
     cold = rnnext.Stepper(model).generate(score, 20, temperature)

@@ -86,7 +86,7 @@ def test_a_stale_stepper_names_what_has_changed_until_it_is_refreshed(module, wr
     assert torch.equal(steps(stepper, x[2:]), steps(fresh, x[2:]))
 
 
-def test_rows_of_a_bounded_norm_that_stay_do_not_count_as_changed():
+def test_rows_that_max_norm_leaves_do_not_count_as_changed():
     module, token = rnnext.EmbeddingRNN(9, 4, 6), torch.tensor([3])
     module.embedding.max_norm = 0.5
     with torch.device("meta"):  # has no say: the module is on the CPU
@@ -109,7 +109,7 @@ def test_reading_weights_and_gradients_do_not_make_it_stale():
 
 
 def test_a_refresh_reads_other_parameters_and_takes_the_states_along():
-    """Of another dtype, in the place of the old, which nothing tells it."""
+    """Parameters of another dtype replace the old ones."""
     rnn, other, x = rnnext.RNN(4, 6), rnnext.RNN(4, 6).double(), torch.randn(3, 1, 4)
     stepper = rnnext.Stepper(rnn)
     stepper(x[0])
@@ -140,7 +140,7 @@ def pickled(value):
 @pytest.mark.parametrize("kind", [rnnext.RNN, rnnext.LSTM])
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled, through_a_file])
 def test_a_copy_goes_on_from_the_same_state(copied, kind):
-    """With the module, or, if that is copied too, with its copy."""
+    """The copy steps the module, or the module's own copy."""
     module, x = kind(4, 6, num_layers=2), torch.randn(5, 3, 4)
     stepper = rnnext.Stepper(module, batch_size=3)
     steps(stepper, x[:2])

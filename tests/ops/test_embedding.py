@@ -28,7 +28,7 @@ def test_embedding_gradient_is_the_same_every_time(dtype):
 
 @pytest.mark.parametrize("V", [1, 2, 2048, 2049, 2**22 + 1, 2**32 - 1, 2**32, 2**33])
 def test_sparse_gradient_of_tables_of_any_size(V):
-    """Sorted in passes of a few bits: as many as V has, in words of 32 or 64 bits, by a team."""
+    """Several threads radix-sort as many bits as V has, in words of 32 or 64 bits."""
     torch.set_num_threads(3)
     for N, padded in itertools.product([0, 1, 5, 3000, 50_000], [False, True]):
         indices = torch.randint(V, (N,))
@@ -64,7 +64,7 @@ def test_without_data_a_sparse_gradient_has_the_most_rows_that_it_may(V, rows):
     assert [len(part) for part in found] == [rows, rows]
 
 
-def test_a_check_of_indices_waits_before_it_asks(monkeypatch):
+def test_check_indices_waits_for_the_device_first(monkeypatch):
     calls = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda i: calls.append(("wait", i)))
     monkeypatch.setattr(_C, "check_indices", lambda i: calls.append(("ask", i)))

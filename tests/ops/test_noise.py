@@ -46,7 +46,7 @@ def test_numbers_of_every_isa(H):
         assert_close(own, torch.cat(both, 2), tolerance=1e-6)
 
 
-def test_ten_million_numbers_are_normal_and_do_not_hang_together():
+def test_ten_million_numbers_are_normal_and_uncorrelated():
     numbers = ops.noise(torch.tensor(1), 1000, 100, 1, 100).double()
     n = numbers.numel()
     for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3), (6, 15)):

@@ -58,7 +58,7 @@ def test_third_derivative():
     reset=[None, "state"],
     skewed=[False, True],
 )
-def test_what_lies_past_the_end_has_no_part_in_any_derivative(source, reverse, cell, reset, skewed):
+def test_steps_past_the_end_have_no_part_in_any_derivative(source, reverse, cell, reset, skewed):
     """Also of batches whose padding is left out."""
     options = {"source": source, "reverse": reverse, "cell": cell, "reset": reset}
     sizes = {"T": 100, "B": len(SKEWED), "I": 33, "H": 65} if skewed else {}

@@ -14,8 +14,8 @@ ops = torch.ops.rnnext
 
 
 def fits(case):
-    """Gradients of an alpha, which sum changes of the state over steps and sequences, say nothing
-    where 16 bits round these."""
+    """The gradient of alpha sums changes of the state over steps and rows: where 16 bits round
+    these, it is too inexact to compare."""
     summed = case["cell"] in _C.forms() and case["dtype"] in HALVES and case["T"] * case["B"] > 30
     return samples.possible(case) and not summed
 

@@ -50,7 +50,7 @@ def test_what_an_exchange_needs_must_be_there():
         assert faults(group) == [what for what in lacks if what != "no LDG.E.STRONG.GPU"]
 
 
-def test_what_a_loop_must_not_hold_is_a_fault():
+def test_forbidden_operations_in_a_loop_are_faults():
     for operation, what in (
         ("MEMBAR.ALL.GPU", "fence"),
         ("CCTL.IVALL", "L1 invalidation"),
@@ -66,7 +66,7 @@ def test_what_a_loop_must_not_hold_is_a_fault():
             assert found == ([] if what in allowed else [what])
 
 
-def test_a_cluster_meets_where_its_warps_are_whole():
+def test_a_cluster_barrier_needs_whole_warps():
     needed = machine_code.REQUIRED["ClusterGroup"]
     assert faults("ClusterGroup", "BSSY", "BSYNC", *needed) == []
     arrival, wait = faults("ClusterGroup", "BSSY", *needed)

@@ -22,7 +22,7 @@ MAPPED = [
 
 
 def stacked(results):
-    """The results of calls in a row as those of all of them."""
+    """The results of separate calls, stacked."""
     return [torch.stack(each) for each in zip(*results, strict=True)]
 
 
@@ -60,7 +60,7 @@ def tensors_of(values):
 
 
 def loss_of(function, call):
-    """A function of the call's float tensors, and these."""
+    """A loss as a function of the call's float tensors."""
 
     def loss(*tensors):
         output, h_n = function(call.with_tensors(tensors))
