@@ -28,7 +28,7 @@ class Bar:
     at_most: bool = False
 
     def verdict(self, run: Any) -> tuple[str, str, str, str, str]:
-        """Its line of the table: held, missed, or of no row of the run."""
+        """Its line of the table: held, missed or not measured."""
         values, detail = self.values(run), ""
         sign = "<=" if self.at_most else ">="
         line = f"{self.what}: {'mean' if self.mean else 'worst'}", f"{sign} {self.needed:g}"
@@ -122,8 +122,8 @@ def _one(kind: str, *cells: str) -> Wanted:
 
 
 Speed = tuple[str, Wanted, str, float, float]
-# Which calls, whom they are held against, and how many times as fast they must be: in the mean, and
-# each (0: as it comes).
+# Which calls, the rival, and how many times as fast ours must be: in the mean, and in each row
+# (0: no bar).
 _SPEED: tuple[Speed, ...] = (
     ("infer", _layers("infer"), TORCH, 5.0, 0),
     ("infer", _layers("infer"), BEST, 2.3, 1.1),

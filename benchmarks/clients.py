@@ -23,8 +23,8 @@ Tensors = Callable[[], list[Tensor]]
 
 
 class Client(NamedTuple):
-    """infer() is what the library does for whoever uses the model; train() is a training step, or
-    an epoch, and returns its loss and gradients, or what became of the parameters."""
+    """infer() is inference as the library does it; train() is a training step or an epoch, and
+    returns its loss, and its gradients or the new parameters."""
 
     model: nn.Module
     infer: Tensors
@@ -174,7 +174,7 @@ def seeded(call: Callable[[], Any]) -> Any:
 
 
 def measured(build: Callable[[], Client]) -> Numbers:
-    """RuntimeError where a layer is left alone, or a result is another than before."""
+    """RuntimeError where a layer is not converted, or a result differs."""
     warnings.simplefilter("ignore")
     ours, other = seeded(build), seeded(build)
     rnnext.convert(ours.model, subclass=ours.subclass)

@@ -25,7 +25,7 @@ EFFORT = measure.Effort(seconds=0.5, min_rounds=5, max_rounds=25, warm_seconds=0
 TOLERANCE = 2e-4  # of the largest value: the two sides sum in different orders
 Call = Callable[[], list[Any]]  # tensors: a worker imports no torch before it is pinned to cores
 Numbers = dict[str, float]
-# A table: the cells of a row, by the head of their column. Rows that lack the numbers have none.
+# A table: heads, and how to make a row's cell under each. Rows without the numbers are left out.
 Columns = Mapping[str, Callable[[Numbers], str]]
 
 
@@ -136,8 +136,8 @@ def load(name: str, folder: Path | None = None) -> Comparison:
 
 
 def turns(ours: Call, other: Call, scale: float = 1.0, same: bool = True) -> Callable[[], Numbers]:
-    """Measures two calls that take turns. RuntimeError where results that must be `same` differ;
-    two things of different worth are only timed."""
+    """Measures two calls that take turns. RuntimeError where results differ, unless `same` is
+    false: then they are only timed."""
 
     def measure_both() -> Numbers:
         for a, b in zip(ours(), other(), strict=True) if same else ():

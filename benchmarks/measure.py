@@ -187,7 +187,7 @@ class Bystanders:
 def pin_threads(threads: int) -> int:
     """Limit this process, before any runtime is imported, to `threads` cores (0: all it may use).
 
-    Affinity is what runtimes count cores by; the variables are for those that look no further.
+    Runtimes count the cores of the affinity mask; the variables are for those that do not.
     Returns the number of threads to give to each runtime explicitly.
     """
     cores = sorted(os.sched_getaffinity(0))

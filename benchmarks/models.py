@@ -42,8 +42,8 @@ NAMES = (
 class Spotter(nn.Module):
     """Names the spoken word of each recording: two layers of 128 in both directions.
 
-    lengths: handed to the RNN itself, as only rnnext's takes them; elsewhere recordings of
-    different lengths are packed, and the plain form takes all for full.
+    form: "lengths" hands the lengths to the RNN, if it is rnnext's; "plain" takes all recordings
+    for full; otherwise, recordings are packed.
     """
 
     def __init__(self, form: str, layers: Callable[..., Any] = nn.RNN) -> None:

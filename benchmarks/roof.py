@@ -119,8 +119,8 @@ def peak_dtype(case: Case, roof: Roof) -> str:
 
 
 def bound(case: Case, roof: Roof) -> Bound:
-    """The highest of: the multiply-adds; the weights streamed each step, and then the products that
-    are not of a step; the bytes moved once."""
+    """The longest of: all multiply-adds; the weights streamed at each step plus the products that
+    no step waits for; the bytes moved once."""
     bounds = []
     if case.kind != "embedding":
         peak = roof.flops[peak_dtype(case, roof)]

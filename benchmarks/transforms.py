@@ -30,7 +30,7 @@ def one_by_one(calls: list[Call]) -> Call:
 
 
 def ensemble(B: int, H: int, M: int) -> Numbers:
-    """Of each way and mode, both sides: M members as one call, and their calls in a row."""
+    """By way and mode, the times of M members as one call and as M calls."""
     theirs: list[nn.Module] = [nn.RNN(H, H) for _ in range(M)]
     ours = [rnnext.convert(copy.deepcopy(member)) for member in theirs]
     stacked, _ = stack_module_state(ours)

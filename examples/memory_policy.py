@@ -106,7 +106,7 @@ class Rollout(NamedTuple):
     reset: Tensor  # [T + 1, B] bool: an episode begins here
     state: Tensor  # [1, B, H], before the first step
     actions: Tensor  # [T, B]
-    rewards: Tensor  # [T, B], where an episode was cut off with the value of what it ended in
+    rewards: Tensor  # [T, B], plus the critic's estimate where an episode was cut off
     ends: Tensor  # [T, B] bool: an episode ended with this step
     acts: Tensor  # [T, B] bool: the action was carried out
 
@@ -117,9 +117,9 @@ class Step(NamedTuple):
     seen: Tensor  # [B, I], what the next action is chosen for
     begins: Tensor  # [B] bool: `seen` is the first of an episode
     rewards: Tensor  # [B]
-    ends: Tensor  # [B] bool: the step ended an episode,
-    truncated: Tensor  # [B] bool: which would have gone on,
-    final: Tensor  # [B, I]: and this is the last that was seen of it
+    ends: Tensor  # [B] bool: the step ended an episode
+    truncated: Tensor  # [B] bool: the episode was cut off
+    final: Tensor  # [B, I]: the last observation of the episode
     acts: Tensor  # [B] bool: the action was carried out
 
 
@@ -193,7 +193,7 @@ class Actor:
             step = self.episodes.step(action)
             self.returns += step.rewards[step.ends].tolist()
             rewards = step.rewards
-            if step.truncated.any():  # it would have gone on: with what the critic expects of it
+            if step.truncated.any():  # cut off: the critic estimates the rest
                 output, _ = self.stepper.step(step.final, self.stepper.get_state())
                 ahead = self.policy.critic(output).squeeze(-1)
                 rewards = rewards + DISCOUNT * step.truncated * ahead
@@ -206,7 +206,7 @@ class Actor:
 
 
 def loss_of(policy: Policy, rollout: Rollout, entropy: float) -> Tensor:
-    """Of A2C, with generalized advantage estimates; ``entropy`` is the coefficient of its bonus."""
+    """A2C's loss with generalized advantage estimates; ``entropy`` weighs the entropy bonus."""
     scores, values = policy(rollout.seen, rollout.state, rollout.reset)
     goes_on = (~rollout.ends).float()
     known = values.detach()

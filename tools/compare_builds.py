@@ -83,7 +83,7 @@ def compare_bits(trees: list[Path], patterns: Sequence[str]) -> bool:
 
 
 def _difference(pair: list[Worker], sample: Any, isa: str, threads: int) -> str:
-    """Empty if both have the same results; a sample that fails compares nothing, so that counts."""
+    """How results differ, empty if they do not; a sample that fails counts as different."""
     try:
         a, b = (worker(build_samples.hashes, sample, isa, threads) for worker in pair)
     except BrokenProcessPool:

@@ -114,7 +114,7 @@ def group_of(kernel: str) -> str:
 
 
 def parted(loop: list[Instruction]) -> Iterator[str]:
-    """Barriers of a cluster, which a whole warp must execute, where it may have parted."""
+    """Cluster barriers where the warp, which must be whole, may have parted."""
     state = ""
     for instruction in loop:
         if instruction.name in ("BSSY", "BSYNC", "WARPSYNC", "BAR"):

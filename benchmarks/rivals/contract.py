@@ -47,8 +47,8 @@ def named(
     convert: Callable[[str, Any], np.ndarray] | None = None,
     restart: Callable[[], None] | None = None,
 ) -> Prepared:
-    """What is prepared where a call gives the values of these names; of a stream, its second call
-    after a restart does."""
+    """A Prepared whose call gives the values of these names: for a stream, those of the second call
+    after a restart."""
 
     def result() -> Arrays:
         with context():

@@ -110,7 +110,7 @@ def _projected(case: Case, p: Any, x: Any, suffix: str) -> Any:
 
 
 def _step(case: Case, p: Any, suffix: str) -> Callable[[Any, Any], Any]:
-    """From what the input gives to the gates and the states before to those after."""
+    """A function from the input projection and the states to the new states."""
     import jax.numpy as jnp
     from jax import nn
 
@@ -150,7 +150,7 @@ def _named(
 
 
 def _numpy(name: str, values: Any) -> np.ndarray:
-    """The weights as torch has them, [out, in]."""
+    """In numpy; weights' gradients as [out, in]."""
     found: np.ndarray = np.asarray(values)
     found = found if found.dtype in (np.float32, np.float64) else found.astype(np.float32)
     return found.T if name.startswith("grad:weight_") else found

@@ -31,7 +31,7 @@ class OnnxRuntime:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         providers = ["CPUExecutionProvider"]
         session = ort.InferenceSession(model_of(case, data), options, providers=providers)
-        # Two bindings take turns: what one puts out as the state of a stream the other takes in.
+        # Two bindings take turns: each reads the stream's state that the other has written.
         bindings = [session.io_binding() for _ in range(2)]
         own = ort.OrtValue.ortvalue_from_numpy
         tensors = {name: own(values) for name, values in feeds(case, data).items()}

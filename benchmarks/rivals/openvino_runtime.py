@@ -29,7 +29,7 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": "bf16" if case.dtype == "bfloat16" else "f32",
         }
         compiled = core.compile_model(core.read_model(model_of(case, data)), "CPU", config)
-        # Two requests take turns: what one puts out as the state of a stream the other takes in.
+        # Two requests take turns: each reads the stream's state that the other has written.
         requests = [compiled.create_infer_request() for _ in range(2)]
         inputs: dict[str, Any] = {name: ov.Tensor(x, True) for name, x in feeds(case, data).items()}
         zeros = np.zeros((1, case.B, case.H), np.float32)

@@ -91,7 +91,7 @@ def outcomes(out: Path) -> dict[str, str]:
 
 
 def run(stage: Stage, limit: float, out: Path, environment: dict[str, str]) -> None:
-    """A stage that has not passed, with its output in the log; keeps how it went."""
+    """Run a stage that has not passed; log its output and record its outcome."""
     start, before = time.monotonic(), outcomes(out)
     if before.get(stage.name) == "passed":
         return

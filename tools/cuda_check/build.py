@@ -154,7 +154,7 @@ def rehearse() -> bool:
 
 
 def drive(*only: str) -> bool:
-    """The cases whose names begin so, which the program names."""
+    """Run the program's cases that begin with one of `only`."""
     from cuda_ptx import build as ptx
     from cuda_ptx.library import Library
 

@@ -155,8 +155,8 @@ def stress() -> Cases:
 
 
 def replays(path: str, dtype: str) -> dict[str, Any]:
-    """In a CUDA graph, beside products on another stream; new memory is filled with NaN, so that
-    what a kernel leaves out shows."""
+    """Replays a CUDA graph beside products on another stream. New memory holds NaN, which shows
+    what a kernel leaves out."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     deterministic: Any = torch.utils.deterministic
     deterministic.fill_uninitialized_memory = True
@@ -179,7 +179,7 @@ def replays(path: str, dtype: str) -> dict[str, Any]:
 
 
 def two_at_once() -> dict[str, Any]:
-    """On streams of different priority: were both resident in part, they would wait for ever."""
+    """Streams differ in priority: two grids that are resident in part would wait for ever."""
     call = passes("grid", "float32", (200, 4, 1024) if CUDA else SHARED)
     wanted, found = call(), []
     synchronize()

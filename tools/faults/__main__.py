@@ -163,8 +163,8 @@ def environment() -> dict[str, str]:
 
 def test(fault: int, arguments: list[str], env: dict[str, str]) -> str:
     """The first test that fails, or "" if none does."""
-    # (Inductor's own sources do not compile with the switch in front, and those of another
-    # processor not without it.)
+    # (Inductor's sources do not compile with the switch in front; those compiled for another
+    # processor need it.)
     command = ["timeout", "--signal=KILL", str(SECONDS), sys.executable, "-m", "pytest", "-xq"]
     command += ["-p", "no:cacheprovider", *arguments]
     command += ["--ignore=tests/ops/test_aoti.py", "--ignore=tests/emulated"]
