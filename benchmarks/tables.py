@@ -89,15 +89,13 @@ def _means(result: Result, kinds: Sequence[tuple[str, Callable[[Case], bool]]]) 
         for core in sorted(runs):
             rows = [row for row in runs[core].rows.values() if _full(row.case) and wanted(row.case)]
             line.append(_mean_and_range([row.ratio(TORCH, OURS) for row in rows]))
-            others = [row for row in rows if row.best_rival(OURS) not in (None, TORCH)]
-            ratios = [row.ratio(row.best_rival(OURS) or TORCH, OURS) for row in others]
-            line.append(_mean_and_range(ratios))
+            line.append(_mean_and_range([row.ratio(row.best_rival(OURS) or TORCH, OURS) for row in rows]))
         sizes = f"{what} ({len(rows)} sizes)" if len(rows) > 1 else what
         body += [[sizes, *line[1:]]] if any(line[1:]) else []
     header = [
         f"{core}, {whom}"
         for core in sorted(runs)
-        for whom in (f"over {TORCH}", "over the best other")
+        for whom in (f"over {TORCH}", "over the best of all")
     ]
     dates = ", ".join(f"{core}: {runs[core].stamp['time'][:10]}" for core in sorted(runs))
     return f"\n{report.Table(['', *header], body).markdown()}\n\n{dates}.\n"
