@@ -45,7 +45,7 @@ fuzz: export RNNEXT_ISAS ?= all,amx_stand_in
 fuzz: $(TESTED) build
 	$(CXX) -O2 -shared -fPIC tests/fuzz/ends.cpp -o build/ends.so -ldl
 	for machine in zen4 zen5 xeon-amx; do \
-	  LD_PRELOAD=$(CURDIR)/build/ends.so RNNEXT_CPU_MACHINE=$$machine RNNEXT_FUZZ=2400 $(BIN)/python -m pytest -n 2 tests/fuzz $(ARGS) || exit 1; \
+	  LD_PRELOAD=$(CURDIR)/build/ends.so RNNEXT_CPU_MACHINE=$$machine RNNEXT_FUZZ=2400 $(BIN)/python -m pytest -n 2 -o faulthandler_timeout=0 tests/fuzz $(ARGS) || exit 1; \
 	done
 
 # The share of Python's lines that the tests run. (What they notice in C++ `make faults` tells.)
@@ -128,7 +128,7 @@ sanitize: $(TESTED)
 	CFLAGS='$(SANITIZE)' LDFLAGS='$(SANITIZE)' $(BIN)/python setup.py -q build_py --build-lib build/sanitize/lib \
 	  build_ext --build-temp build/sanitize/temp --build-lib build/sanitize/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=build/sanitize/lib \
-	  $(BIN)/pytest -s -p no:cacheprovider tests/fuzz $(ARGS)
+	  $(BIN)/pytest -s -p no:cacheprovider -o faulthandler_timeout=0 tests/fuzz $(ARGS)
 
 clean:
 	rm -rf build dist rnnext/*.so *.egg-info

@@ -88,8 +88,9 @@ def _means(result: Result, kinds: Sequence[tuple[str, Callable[[Case], bool]]]) 
         line = [what]
         for core in sorted(runs):
             rows = [row for row in runs[core].rows.values() if _full(row.case) and wanted(row.case)]
+            best = [(row, row.best_rival(OURS) or TORCH) for row in rows]
             line.append(_mean_and_range([row.ratio(TORCH, OURS) for row in rows]))
-            line.append(_mean_and_range([row.ratio(row.best_rival(OURS) or TORCH, OURS) for row in rows]))
+            line.append(_mean_and_range([row.ratio(rival, OURS) for row, rival in best]))
         sizes = f"{what} ({len(rows)} sizes)" if len(rows) > 1 else what
         body += [[sizes, *line[1:]]] if any(line[1:]) else []
     header = [

@@ -18,8 +18,13 @@
 
 namespace rnnext {
 
-// As Python writes it: "float32", not "Float".
-inline auto dtype_name(const Tensor& t) { return c10::getDtypeNames(t.scalar_type()).first; }
+// As Python writes it: "float32", not "Float". Where an op takes a dtype, it may be any number.
+inline std::string dtype_name(at::ScalarType type) {
+  const bool known = type >= at::ScalarType(0) && type < at::ScalarType::Undefined;
+  return known ? std::string(c10::getDtypeNames(type).first)
+               : "the number " + std::to_string(static_cast<int>(type));
+}
+inline std::string dtype_name(const Tensor& t) { return dtype_name(t.scalar_type()); }
 
 // The index of a name among the known ones.
 inline int parse_name(const char* argument, c10::ArrayRef<const char*> known,
@@ -42,15 +47,17 @@ inline bool reads_saved(Cell cell, bool want_alpha) {
   return saves_more(cell) || (is_leaky(cell) && want_alpha);
 }
 
-inline DType parse_dtype(const Tensor& t, const char* name) {
-  const at::ScalarType type = t.scalar_type();
+inline DType parse_dtype(at::ScalarType type, const char* name) {
   TORCH_CHECK_NOT_IMPLEMENTED(
       type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, name,
-      " must be float32, float64, bfloat16 or float16, got ", dtype_name(t));
+      " must be float32, float64, bfloat16 or float16, got ", dtype_name(type));
   return type == at::kFloat      ? DType::f32
          : type == at::kDouble   ? DType::f64
          : type == at::kBFloat16 ? DType::bf16
                                  : DType::f16;
+}
+inline DType parse_dtype(const Tensor& t, const char* name) {
+  return parse_dtype(t.scalar_type(), name);
 }
 
 // The check of torch.nn.functional.embedding, for its message.

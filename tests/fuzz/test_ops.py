@@ -215,6 +215,7 @@ def once_wrong(op, wrong, **case):
 @once_wrong("embedding_sparse_backward", (2, 6))  # of -1 rows
 @once_wrong("recurrence", (0, 20), source="table")  # of 2**62 rows
 @once_wrong("recurrence", (0, 14), T=1)  # of no steps
+@once_wrong("dropout_mask", (5, 2))  # of dtype -1
 def test_ops(call):
     tell("fuzz.test_ops", call)
     check(**call)

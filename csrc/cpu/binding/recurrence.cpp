@@ -325,6 +325,7 @@ Tensor dropout_mask(const Tensor& key, c10::SymInt T, c10::SymInt B, c10::SymInt
   TORCH_CHECK(key.scalar_type() == at::kLong && key.numel() == 1, "key must be one int64, got ",
               dtype_name(key), " of shape ", key.sizes());
   TORCH_CHECK(p >= 0 && p < 1, "p must be at least 0 and less than 1, got ", p);
+  parse_dtype(dtype, "dtype");
   const int64_t steps = T.expect_int(), batch = B.expect_int(), width = H.expect_int();
   const Tensor mask = empty_large({steps, batch, width}, key.options().dtype(dtype));
   const PhiloxKeys keys(static_cast<uint64_t>(key.item<int64_t>()));
