@@ -93,7 +93,7 @@ def test_one_row_takes_tiny_numbers_as_zeros_as_a_batch_does(dtype, tiles):
     [("high", 2, 8, 16), ("high", 1, 12, 256), ("medium", 1, 8, 256)],
 )
 def test_float32_is_multiplied_by_tiles_where_that_pays(precision, T, B, H, tiles):
-    """From so many sequences, and for one step hidden units, on; "medium" of more steps always."""
+    """From so many sequences on, and in a single step from so many hidden units on."""
     for rows, units, pays in ((B, H, True), (B - 1, H, False), (B, H - 1, T > 1)):
         rnn, x, results = rnnext.RNN(8, units, num_layers=2), torch.randn(T, rows, 8), []
         for asked in ("highest", precision):
