@@ -125,7 +125,7 @@ at::Tensor tensor_of(py::handle object, const char* name) {
   if (!THPVariable_Check(object.ptr())) {
     py::dict argument;
     argument[name] = object;
-    py::module_::import("rnnext._layers").attr("refuse_others")(argument);  // raises
+    py::module_::import("rnnext._errors").attr("refuse_others")(argument);  // raises
   }
   return THPVariable_Unpack(object.ptr());
 }

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rnnext import _C, _deploy, _layers
+from rnnext import _C, _deploy, _errors
 from rnnext.functional import NOISE_SCALES, scaled_noise
 
 PerLayer = float | Tensor | Sequence[float | Tensor]
@@ -17,7 +17,7 @@ def _word(name: str, known: Sequence[str]) -> Any:
     """A property that is one of these words, checked when it is set."""
 
     def assign(self: nn.Module, value: str) -> None:
-        _layers.refuse_word(name, value, known)
+        _errors.refuse_word(name, value, known)
         self.__dict__[name] = value
 
     return property(lambda self: self.__dict__[name], assign)
@@ -95,13 +95,13 @@ class Leak(nn.Module):
         L, H, dtype = self.num_layers, self.hidden_size, self._weight.dtype
 
         def exact(name: str, number: float | Tensor, *shapes: tuple[int, ...]) -> Tensor:
-            _layers.refuse_no_number(name, number)
+            _errors.refuse_no_number(name, number)
             if isinstance(number, Tensor) and number.requires_grad and not self.learn_alpha:
                 raise ValueError(
                     f"{name} must not require a gradient without learn_alpha=True: none reaches it"
                 )
             value = torch.as_tensor(number, dtype=torch.float64, device="cpu").detach()
-            _layers.refuse_shape(name, value, (), *shapes)
+            _errors.refuse_shape(name, value, (), *shapes)
             return value
 
         def of_layers(name: str, given: Any) -> Tensor:
@@ -214,9 +214,9 @@ class Leak(nn.Module):
         self._set_noise_std(value)
 
     def _set_noise_std(self, value: float | Tensor) -> None:
-        _layers.refuse_no_number("noise_std", value)
+        _errors.refuse_no_number("noise_std", value)
         if isinstance(value, Tensor):
-            _layers.refuse_shape("noise_std", value, (), (self.hidden_size,))
+            _errors.refuse_shape("noise_std", value, (), (self.hidden_size,))
             if value.requires_grad:
                 raise ValueError("noise_std must not require a gradient: none reaches it")
         fits = (value >= 0) & (value < math.inf)
@@ -237,7 +237,7 @@ class Leak(nn.Module):
 
     @generator.setter
     def generator(self, value: torch.Generator | None) -> None:
-        _layers.refuse_no_generator(value)
+        _errors.refuse_no_generator(value)
         self.__dict__["generator"] = value
 
     def _logit_names(self) -> list[str]:
@@ -315,9 +315,9 @@ def _range(values: float | Tensor) -> str:
 
 
 def _length(dt: Any) -> float:
-    _layers.refuse_no_number("dt", dt)
+    _errors.refuse_no_number("dt", dt)
     if isinstance(dt, Tensor):
-        _layers.refuse_shape("dt", dt, ())
+        _errors.refuse_shape("dt", dt, ())
     if not dt > 0:
         raise ValueError(f"dt must be positive, got {dt}")
     return float(dt)

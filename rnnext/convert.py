@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from rnnext import _C, _deploy
 from rnnext._deploy import class_of, name_of
-from rnnext._layers import Lengths, as_given, as_lengths, as_states, refuse_shape
+from rnnext._errors import refuse_shape
+from rnnext._layers import Lengths, as_given, as_lengths, as_states
 from rnnext.embedding import Embedding
 from rnnext.embedding_rnn import EmbeddingRNN
 from rnnext.gated import GRU, LSTM, GRUCell, LSTMCell

@@ -8,7 +8,7 @@ from torch.compiler import is_compiling, is_exporting
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.rnn import PackedSequence
 
-from rnnext import _C, _deploy, _layers
+from rnnext import _C, _deploy, _errors, _layers
 from rnnext.embedding import Embedding
 from rnnext.gated import GRU, LSTM
 from rnnext.rnn import RNN, nonlinearity_of, weights_of
@@ -126,7 +126,7 @@ class EmbeddingRNN(nn.Module):
             node = _deploy.leaf(self, data, hx=hx, **options)
             if node is not None:
                 return node
-            _layers.refuse_others({"tokens": data})
+            _errors.refuse_others({"tokens": data})
         if data.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"tokens must be int32 or int64, got {str(data.dtype)[6:]}")
         if data.dim() not in (1, 2):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from rnnext import _C, _layers
+from rnnext import _C, _errors, _layers
 from rnnext._layers import _Sequence
 
 __all__ = [
@@ -201,16 +201,16 @@ def rnn_ensemble(
     """
     cell = _layers.cell_named(cell)
     of, flat = _layers.stack_of(weights, bidirectional, batch_first, dropout, training, members=1)
-    states = _layers.by_name("hx", _layers.as_states("hx", cell, hx))
-    _layers.refuse_others({"input": input, **states}, reset=reset)
+    states = _errors.by_name("hx", _layers.as_states("hx", cell, hx))
+    _errors.refuse_others({"input": input, **states}, reset=reset)
     M, H, D = flat[1].shape[0], flat[1].shape[-1], 2 if bidirectional else 1
     if input.dim() not in (3, 4):
         raise ValueError(f"input must have 3 or 4 dimensions, got {input.dim()}")
     batch = input.shape[-3 if batch_first else -2]
     for name, state in states.items():
-        _layers.refuse_shape(name, state, (M, of.num_layers * D, batch, H))
+        _errors.refuse_shape(name, state, (M, of.num_layers * D, batch, H))
     if reset is not None:
-        _layers.refuse_shape("reset", reset, input.shape[-3:-1], (M, *input.shape[-3:-1]))
+        _errors.refuse_shape("reset", reset, input.shape[-3:-1], (M, *input.shape[-3:-1]))
 
     def of_each(tensor: Tensor, dims: int) -> Tensor:
         return tensor.expand(M, *tensor.shape) if tensor.dim() < dims else tensor
@@ -320,7 +320,7 @@ def recurrence(
 
     :class:`rnnext.LeakyRNN` has the papers' titles.
     """
-    _layers.refuse_others(
+    _errors.refuse_others(
         {"input": input, "weight_hh": weight_hh},
         hx=hx, weight_ih=weight_ih, bias_ih=bias_ih, bias_hh=bias_hh,
         reset=reset, reset_state=reset_state, noise_key=noise_key,
@@ -333,19 +333,19 @@ def recurrence(
     hidden = weight_hh.shape[0]
     state = (x.shape[1], hidden)
     if hx is not None:
-        _layers.refuse_shape("hx", hx, state, error=RuntimeError)
+        _errors.refuse_shape("hx", hx, state, error=RuntimeError)
     if reset is not None:
-        _layers.refuse_shape("reset", reset, input.shape[:2])
+        _errors.refuse_shape("reset", reset, input.shape[:2])
         reset = reset.transpose(0, 1) if batch_first else reset
     if bias_ih is None and bias_hh is not None:
         bias_ih = torch.zeros_like(bias_hh)
     if bias_hh is None and bias_ih is not None:
         bias_hh = torch.zeros_like(bias_ih)
     if reset_state is not None:
-        _layers.refuse_shape("reset_state", reset_state, (hidden,), state)
+        _errors.refuse_shape("reset_state", reset_state, (hidden,), state)
         reset_state = reset_state.expand(1, *state)
     alphas, noise = [], []
-    _layers.refuse_word("form", form, _C.forms())
+    _errors.refuse_word("form", form, _C.forms())
     if alpha is not None:
         alphas = [_of_units("alpha", alpha, weight_hh, lambda a: 0 < a <= 1, "in (0, 1]")]
     elif form != "rate":
@@ -378,9 +378,9 @@ def _of_units(
 ) -> Tensor:
     """A number, ``[]`` or ``[H]``, as W_hh's ``[H]``; ValueError for a number that does not fit."""
     H = weight_hh.shape[0]
-    _layers.refuse_no_number(name, value)
+    _errors.refuse_no_number(name, value)
     if isinstance(value, Tensor):
-        _layers.refuse_shape(name, value, (), (H,))
+        _errors.refuse_shape(name, value, (), (H,))
         return value.to(weight_hh).expand(H)
     if not fits(value):
         raise ValueError(f"{name} must be {must}, got {value}")
@@ -390,7 +390,7 @@ def _of_units(
 def scaled_noise(std: float | Tensor, alpha: Tensor, scale: str | None = None) -> Tensor:
     """The deviation of what is added to p_t; alpha counts as a constant."""
     scale = "sqrt_2_over_alpha" if scale is None else scale
-    _layers.refuse_word("noise_scale", scale, list(NOISE_SCALES))
+    _errors.refuse_word("noise_scale", scale, list(NOISE_SCALES))
     return std * NOISE_SCALES[scale](alpha.detach())
 
 
@@ -523,8 +523,8 @@ def embedding(
                     f"{type(value).__name__}"
                 ) from None
         if max_norm is not None:
-            _layers.refuse_no_number("max_norm", max_norm)
-        _layers.refuse_devices(weight, indices=input)
+            _errors.refuse_no_number("max_norm", max_norm)
+        _errors.refuse_devices(weight, indices=input)
         raise
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rnnext import _deploy, _layers, ops
+from rnnext import _deploy, _errors, _layers, ops
 from rnnext._layers import _Sequence
 from rnnext._leak import Leak, PerLayer
 from rnnext.functional import recurrence
@@ -172,7 +172,7 @@ class LeakyRNN(Leak, nn.RNNBase):
                 f"num_layers={self.num_layers}, bidirectional={self.bidirectional}, "
                 f"form={self.form!r}"
             )
-        _layers.refuse_others({"input": input}, hx=hx)
+        _errors.refuse_others({"input": input}, hx=hx)
         x = input.transpose(0, 1) if self.batch_first and input.dim() == 3 else input
         (alpha,), noise = self.alphas(), None
         own: dict[str, Any] = {"nonlinearity": self.nonlinearity}
@@ -277,7 +277,7 @@ class LeakyRNNCell(Leak, nn.RNNCellBase):
                 noise_keys=self._own_keys(noise),
             )  # fmt: skip
         except (AttributeError, RuntimeError, ValueError):
-            _layers.raise_of_a_cell(self.form, input, () if hx is None else (hx,), *weights)
+            _errors.raise_of_a_cell(self.form, input, () if hx is None else (hx,), *weights)
             raise
         state: Tensor = h_n.squeeze(0)
         return state

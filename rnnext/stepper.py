@@ -7,7 +7,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from rnnext import _C, _layers, functional
+from rnnext import _C, _errors, _layers, functional
 from rnnext._leak import Leak
 from rnnext.convert import LengthsRNN
 from rnnext.embedding import Embedding
@@ -181,11 +181,11 @@ class Stepper:
     def _joined(self, name: str, state: Any, B: int, *shapes: tuple[int, ...]) -> Tensor:
         """A state of B sequences as the kernels' ``[S * L, B, H]``, h before c."""
         L, H = self.num_layers, self.hidden_size
-        parts = _layers.by_name(name, _layers.as_states(name, self._cell, state))
-        _layers.refuse_others(parts or {name: state})
+        parts = _errors.by_name(name, _layers.as_states(name, self._cell, state))
+        _errors.refuse_others(parts or {name: state})
         for name, part in parts.items():
             error = ValueError if shapes else RuntimeError
-            _layers.refuse_shape(name, part, *shapes, (L, B, H), error=error)
+            _errors.refuse_shape(name, part, *shapes, (L, B, H), error=error)
         rows = [part if part.dim() == 3 else part.unsqueeze(1) for part in parts.values()]
         return torch.cat([row.expand(L, B, H) for row in rows])
 
@@ -197,7 +197,7 @@ class Stepper:
         names: tuple[str, str] = ("reset", "reset_state"),
     ) -> Tensor:
         """The kernels' states, with another, or zeros, where the mask marks a sequence."""
-        _layers.refuse_others({}, **{names[0]: mask})
+        _errors.refuse_others({}, **{names[0]: mask})
         begin = before.new_zeros(())
         if state is not None:
             shared = (self.num_layers, self.hidden_size)
@@ -206,7 +206,7 @@ class Stepper:
             return begin
         if mask.dtype != torch.bool:
             raise TypeError(f"{names[0]} must be a bool tensor, got {str(mask.dtype)[6:]}")
-        _layers.refuse_shape(names[0], mask, before.shape[1:2])
+        _errors.refuse_shape(names[0], mask, before.shape[1:2])
         return torch.where(mask.unsqueeze(1), begin, before)
 
     def get_state(self) -> Any:
@@ -293,10 +293,10 @@ class Stepper:
         n = _layers.as_integer("n", n)
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
-        _layers.refuse_no_generator(generator)
-        _layers.refuse_no_number("temperature", temperature)
+        _errors.refuse_no_generator(generator)
+        _errors.refuse_no_number("temperature", temperature)
         if isinstance(temperature, Tensor):
-            _layers.refuse_shape("temperature", temperature, (), (1,))
+            _errors.refuse_shape("temperature", temperature, (), (1,))
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature must be finite and not negative, got {temperature}")
         shape = (self.batch_size, self.input_size)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rnnext._layers import as_states, by_name, refuse_others, refuse_shape
+from rnnext._errors import by_name, refuse_others, refuse_shape
+from rnnext._layers import as_states
 from rnnext.leaky import LeakyRNN
 from rnnext.rnn import RNN, Layers, cell_of
 
