@@ -18,8 +18,7 @@ UNITS = {
     "medium": 2.0**-8,
     "high": 2.0**-16,
 }
-# The least numbers of float16 and float32, which gradients through many steps may fall below.
-LEAST = {UNITS["float16"]: 2.0**-24, UNITS["float32"]: 2.0**-149}
+LEAST = {2.0**-11: 2.0**-24}  # what float16 cannot hold, which gradients may fall below
 RUNS, OF_FEW = 2, 8  # runs, and where a result has few numbers, whose changes may all cancel in two
 FEW = 3
 FACTOR = 12.0  # of the largest change in those runs; rounding came to a third of that
