@@ -241,10 +241,13 @@ def test_a_machine_with_tiles_is_planned_for_them(capsys):
     # Rows are multiplied by sixteen, so fewer of them take as long.
     few = plan(100, 17, 256, 256, machine="xeon-amx", threads=1, dtype=torch.bfloat16)
     assert few["cycles"] == tiles["cycles"]
-    # The state is a row of factors where it fills blocks; else it is read from scratch.
+    # The state is a row of operands where it fills blocks; else it is read from scratch.
     assert [plan(9, B, 16, H, dtype=torch.bfloat16)["state"] for B, H in [
-        (64, 128), (64, 120), (60, 128)
-    ]] == ["rows", "scratch", "scratch"]  # fmt: skip
+        (64, 128), (64, 120), (60, 128), (48, 128)
+    ]] == ["rows", "scratch", "scratch", "rows"]  # fmt: skip
+    # More than sixteen rows are shared out in sixteens: a part of one takes as long.
+    assert [plan(9, B, 16, 256, machine="xeon-amx", threads=2, dtype=torch.bfloat16)["item_rows"]
+            for B in (20, 32, 33, 40, 48, 80)] == [10, 16, 32, 32, 32, 48]  # fmt: skip
     text = explain(*size, machine="xeon-amx", dtype=torch.bfloat16, threads=2)
     assert "on amx_stand_in\n" in text
     assert "planned for xeon-amx, told by its name" in text

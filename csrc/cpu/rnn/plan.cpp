@@ -86,7 +86,8 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
     if (plan.cycles < best.cycles) best = plan;
   }
   best.items = p.D * best.batch_parts;
-  best.item_rows = split_sequences(p, 0, best.batch_parts).most;
+  best.row_block = shape.row_block;
+  best.item_rows = split_sequences(p, 0, best.batch_parts, best.row_block).most;
   return best;
 }
 
@@ -125,8 +126,8 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   plan.projects =
       p.I == 0 || gated || (p.T > 1 && (plan.item_rows < kFewRows || !small || plan.k_splits > 1));
   const int64_t width = p.D * p.H * shape.storage_bytes;
-  const bool whole_blocks =
-      p.H % shape.k_align == 0 && p.B % (plan.batch_parts * shape.row_block) == 0;
+  const bool whole_blocks = p.H % shape.k_align == 0 && p.B % shape.row_block == 0 &&
+                            p.B >= plan.batch_parts * shape.row_block;
   if (shape.stored_as_operands && (shape.tiles ? whole_blocks : p.H % shape.k_pack == 0) &&
       p.plain()) {
     if (plan.hidden_parts == 1 && width < kSameSetBytes) plan.state = Home::rows;
@@ -233,10 +234,14 @@ int plan_threads(const Recurrence& p, int products, int most) {
   return static_cast<int>(std::clamp(work / share, 1.0, static_cast<double>(most)));
 }
 
-Split split_sequences(const Timeline& p, int64_t i, int64_t n) {
+Split split_sequences(const Timeline& p, int64_t i, int64_t n, int64_t row_block) {
   if (!p.lengths) {
-    const auto cut = [&](int64_t k) { return (2 * p.B * k + n) / (2 * n); };  // to the nearest
-    return {{cut(i), cut(i + 1)}, divide_up(p.B, n)};
+    const int64_t block = divide_up(p.B, n) > row_block ? row_block : 1;
+    const int64_t blocks = divide_up(p.B, block);
+    const auto cut = [&](int64_t k) {  // at the nearest block
+      return min_of(p.B, (2 * blocks * k + n) / (2 * n) * block);
+    };
+    return {{cut(i), cut(i + 1)}, min_of(p.B, divide_up(blocks, n) * block)};
   }
   const int64_t steps = steps_of(p);
   int64_t before = 0;
@@ -271,7 +276,7 @@ bool plan_unpadded(const Recurrence& p, const RecurrenceGradOut& out, const Kern
 
 WorkItem work_item(const Plan& plan, const Recurrence& p, int64_t panels, int64_t u,
                    int64_t slice) {
-  const Range b = split_sequences(p, u % plan.batch_parts, plan.batch_parts).own;
+  const Range b = split_sequences(p, u % plan.batch_parts, plan.batch_parts, plan.row_block).own;
   const Range h = part(panels, slice, plan.hidden_parts, plan.panel_group);
   return {.d = static_cast<int>(u / plan.batch_parts),
           .b0 = b.begin,

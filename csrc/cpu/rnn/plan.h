@@ -79,6 +79,7 @@ struct Plan {
   int64_t items;            // D * batch_parts
   int64_t k_splits = 1;     // of what W_hh multiplies: a product reads each when its writer is done
   int64_t panel_group = 1;  // members take multiples of it: K splits end where blocks of sums do
+  int64_t row_block = 1;    // the micro-kernel's: larger work items take multiples of it
   double cycles = 0;        // estimated, of a step's product with the state
   int64_t item_rows = 0;    // the most sequences of a work item
   Weights weights = Weights::shared;  // of W_hh alone in the backward pass
@@ -178,13 +179,13 @@ inline bool wants_weights(const RecurrenceGradOut& out) {
   return out.weight_hh[0] || out.weight_ih[0] || out.bias_ih[0] || out.bias_hh[0];
 }
 
-// The sequences split into n parts of equal numbers of sequences, or, where lengths differ, of
-// about equal numbers of steps.
+// The sequences split into n parts of equal numbers of sequences, in whole blocks of rows where a
+// part has more than one, or, where lengths differ, of about equal numbers of steps.
 struct Split {
   Range own;     // part i
   int64_t most;  // sequences in any part
 };
-Split split_sequences(const Timeline& p, int64_t i, int64_t n);
+Split split_sequences(const Timeline& p, int64_t i, int64_t n, int64_t row_block);
 
 // One worker's part of one work item: a direction, sequences [b0, b0 + size), panels [p0, p1).
 struct WorkItem {
