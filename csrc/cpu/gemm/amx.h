@@ -182,6 +182,10 @@ struct TileSums {
   template <class Product>
   RNNEXT_INLINE void finish(const Product& product, int64_t row, int64_t column) {
     store(staged[0], kColumns);
+    if constexpr (requires { product.epilogue; })
+      if (product.epilogue.out_of_line)
+        return product.epilogue.out_of_line(product, reinterpret_cast<Vec<float>*>(staged[0]), NT,
+                                            extent.rows, extent.vectors, row, column);
     finish_rows(product, staged[0], kColumns, extent.rows, extent.vectors, row, column);
   }
 

@@ -54,20 +54,21 @@ RNNEXT_INLINE void for_inlined(Nonlinearity name, const F& f) {
   __builtin_unreachable();
 }
 
-// How the tiles of a step end. If `out_of_line` is not null, they call it with their sums.
+// How the tiles of a step end. If `out_of_line` is not null, they call it with their sums, rows of
+// which are `stride` vectors apart.
 template <class Step, class C>
 struct Epilogue {
   Nonlinearity name;
   Cell cell;
-  void (*out_of_line)(const Step&, Vec<C>* sums, int rows, int vectors, int64_t row,
-                      int64_t column) = nullptr;
+  void (*out_of_line)(const Step&, const Vec<C>* sums, int64_t stride, int rows, int vectors,
+                      int64_t row, int64_t column) = nullptr;
 
   template <int R, int NV>
   RNNEXT_INLINE void call(const Step& step, const Vec<C> (&sums)[R][NV], int64_t row,
                           int64_t column) const {
     Vec<C> memory[R][NV];
     copy_block(memory, sums);
-    out_of_line(step, &memory[0][0], R, NV, row, column);
+    out_of_line(step, &memory[0][0], NV, R, NV, row, column);
   }
 };
 
@@ -117,7 +118,8 @@ struct ForwardEpilogue {
   using C = Compute<S>;
   using F = typename Step::F;
   const Step& step;
-  Vec<C>* x;
+  const Vec<C>* x;
+  int64_t stride;
   int rows, vectors;
   int64_t row, column;
 
@@ -129,8 +131,9 @@ struct ForwardEpilogue {
   RNNEXT_INLINE void run() const {
     const StateRows<C>& beside = step.state;
     const int64_t H = step.H, next_end = step.next_end;
-    const int rows = this->rows, vectors = this->vectors;
-    const Vec<C>* at = x;
+    const int64_t stride = this->stride, end = column + vectors * kLanes<C>;
+    const int64_t whole = min_of(end, min_of(H, next_end));
+    const int rows = this->rows;
     // Row by row: down a column, the processor would prefetch into another thread's rows.
     for (int64_t r = row; r < row + rows; ++r) {
       const C* const before = beside.before[r];
@@ -139,9 +142,7 @@ struct ForwardEpilogue {
           beside.saved ? static_cast<S*>(beside.saved) + r * beside.row_stride : nullptr;
       F* const next = step.next[r];
       C* const output = step.output ? step.output[r] : nullptr;
-      for (int64_t j = column, end = column + vectors * kLanes<C>; j < end; j += kLanes<C>, ++at) {
-        const int64_t left = H - j;
-        const Vec<C> pre = *at;
+      const auto one = [&](int64_t j, Vec<C> pre, int64_t left, int64_t next_left) {
         Vec<C> state, out, kept;
         if constexpr (cell == Cell::elman) {
           out = Elman<Act>::forward(pre);
@@ -151,9 +152,14 @@ struct ForwardEpilogue {
           if (carry) store(carry + j, state);
           if (saved) store_some(saved + j, kept, left);
         }
-        Operands<F>::store_some(next, j, out, next_end - j);
+        Operands<F>::store_some(next, j, out, next_left);
         if (output) store_some(output + j, out, left);
-      }
+      };
+      const Vec<C>* at = x + (r - row) * stride;
+      int64_t j = column;
+      if constexpr (kTiled<F>)  // whose stores would make a mask for each vector
+        for (; j + kLanes<C> <= whole; j += kLanes<C>) one(j, *at++, kLanes<C>, kLanes<C>);
+      for (; j < end; j += kLanes<C>) one(j, *at++, H - j, next_end - j);
     }
   }
 };
@@ -168,6 +174,7 @@ struct BackwardEpilogue {
   using F = typename Step::F;
   const Step& step;
   const Vec<C>* x;
+  int64_t stride;
   int rows, vectors;
   int64_t row, column;
 
@@ -183,6 +190,7 @@ struct BackwardEpilogue {
     const Rows<F> next = step.next;
     const Rows<const S> saved{static_cast<const S*>(beside.saved), beside.row_stride};
     const Rows<const S> output{static_cast<const S*>(beside.output), beside.row_stride};
+    const int64_t stride = this->stride;
     const int rows = this->rows, vectors = this->vectors;
     for (int v = 0; v < vectors; ++v) {
       const int64_t j = column + v * kLanes<C>, left = step.H - j;
@@ -190,7 +198,7 @@ struct BackwardEpilogue {
       C* const alpha_grad = beside.alpha_grad ? beside.alpha_grad + j : nullptr;
       const Vec<C> a = cell == Cell::elman ? Vec<C>{} : load(beside.alpha + j), rest = 1 - a;
       Vec<C> sum = {};
-      for (int64_t r = row; r < row + rows; ++r, at += vectors) {
+      for (int64_t r = row; r < row + rows; ++r, at += stride) {
         const Vec<C> h = load_some(values[r] + j, left), grad = *at;
         Vec<C> q, pre;
         if constexpr (cell == Cell::elman) {
@@ -216,9 +224,9 @@ struct BackwardEpilogue {
 };
 
 template <template <class, class> class End, class S, class Step>
-void run_epilogue(const Step& step, Vec<typename Step::C>* x, int rows, int vectors, int64_t row,
-                  int64_t column) {
-  for_name(step.epilogue.name, End<S, Step>{step, x, rows, vectors, row, column});
+void run_epilogue(const Step& step, const Vec<typename Step::C>* x, int64_t stride, int rows,
+                  int vectors, int64_t row, int64_t column) {
+  for_name(step.epilogue.name, End<S, Step>{step, x, stride, rows, vectors, row, column});
 }
 
 // How tiles end in a call whose results are stored as S: with `End`, unless they inline the

@@ -108,25 +108,26 @@ RNNEXT_NOINLINE void forward_gates(const Step& step, const Rows<const C>& pre_ih
 // The end of a tile in the backward pass: the gradients of the gates' pre-activations from that of
 // the output. In a row of operands the gates are gate_width apart.
 template <class Gates, class S, class Step, class C = Compute<S>>
-RNNEXT_NOINLINE void backward_gates(const Step& step, Vec<C>* x, int rows, int vectors, int64_t row,
-                                    int64_t column) {
+RNNEXT_NOINLINE void backward_gates(const Step& step, const Vec<C>* x, int64_t stride, int rows,
+                                    int vectors, int64_t row, int64_t column) {
   using F = typename Step::F;
   using Gated = typename Gates::template Of<S>;
   using V = typename Gated::V;
   constexpr CellTraits kTraits = Gated::kTraits;
   const int64_t H = step.H, width = gate_width<F>(H);
   for (int64_t r = row; r < row + rows; ++r) {
+    const Vec<C>* sum = x + (r - row) * stride;
     const C* const values = step.values[r];
     const S* const saved = static_cast<const S*>(step.state.saved) + r * step.state.row_stride;
     C* const carry = step.state.carry[r];
     C* const grad_pre = step.grad_pre[r];
     F* const next = step.next ? step.next[r] : nullptr;
-    for (int64_t j = column, end = column + vectors * kLanes<C>; j < end; j += kLanes<C>, ++x) {
+    for (int64_t j = column, end = column + vectors * kLanes<C>; j < end; j += kLanes<C>, ++sum) {
       const int64_t left = H - j;
       if (left <= 0) continue;
       V kept[kTraits.saved], grads[kTraits.grads], carried{load(carry + j)};
       for (int k = 0; k < kTraits.saved; ++k) kept[k] = {load_some(saved + k * H + j, left)};
-      Gated::backward(V{*x}, V{load_some(values + j, left)}, carried, kept, grads);
+      Gated::backward(V{*sum}, V{load_some(values + j, left)}, carried, kept, grads);
       store(carry + j, carried.v[0]);
       for (int k = 0; k < kTraits.grads; ++k) {
         store_some(grad_pre + k * H + j, grads[k].v[0], left);

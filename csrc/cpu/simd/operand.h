@@ -144,11 +144,11 @@ struct Operands<Pair> {
                          23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return (Vec<Pair>)_mm512_permutexvar_epi16(order, (__m512i)rounded(x, y));
   }
-  static RNNEXT_INLINE void store(Pair* row, int64_t column, Vec<float> x) {
+  static RNNEXT_INLINE void store(Pair* row, uint64_t column, Vec<float> x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(row + column / 2),
                         (__m256i)_mm512_cvtneps_pbh((__m512)x));
   }
-  static RNNEXT_INLINE void store_some(Pair* row, int64_t column, Vec<float> x, int64_t n) {
+  static RNNEXT_INLINE void store_some(Pair* row, uint64_t column, Vec<float> x, int64_t n) {
     const __mmask16 mask = n >= kLanes<float> ? 0xffff : n > 0 ? (1u << n) - 1 : 0;
     _mm256_mask_storeu_epi16(row + column / 2, mask, (__m256i)_mm512_cvtneps_pbh((__m512)x));
   }
@@ -159,10 +159,10 @@ struct Operands<Pair> {
   static RNNEXT_INLINE Vec<Pair> interleaved(Vec<float> x, Vec<float> y) {
     return (Vec<Pair>)(rounded_bits(x) | rounded_bits(y) << 16);
   }
-  static RNNEXT_INLINE void store(Pair* row, int64_t column, Vec<float> x) {
+  static RNNEXT_INLINE void store(Pair* row, uint64_t column, Vec<float> x) {
     RNNEXT_ISA::store(reinterpret_cast<BFloat16*>(row) + column, x);
   }
-  static RNNEXT_INLINE void store_some(Pair* row, int64_t column, Vec<float> x, int64_t n) {
+  static RNNEXT_INLINE void store_some(Pair* row, uint64_t column, Vec<float> x, int64_t n) {
     RNNEXT_ISA::store_some(reinterpret_cast<BFloat16*>(row) + column, x, n);
   }
   static RNNEXT_INLINE Vec<Pair> rounded(Vec<float> low, Vec<float> high) {
@@ -177,15 +177,16 @@ struct Operands<Pair> {
 template <int parts>
 struct Operands<TileOperand<parts>> {
   using F = TileOperand<parts>;
-  // The pairs of one part of the block that holds value `column` of a row.
-  static RNNEXT_INLINE Pair* block(F* row, int64_t column, int part) {
+  // The pairs of one part of the block that holds value `column` of a row. (Columns are unsigned,
+  // so that dividing them is a shift.)
+  static RNNEXT_INLINE Pair* block(F* row, uint64_t column, int part) {
     return reinterpret_cast<Pair*>(row) + (column / 32 * parts + part) * 16;
   }
-  static RNNEXT_INLINE void store(F* row, int64_t column, Vec<float> x) {
+  static RNNEXT_INLINE void store(F* row, uint64_t column, Vec<float> x) {
     for (int part = 0; part < parts; ++part, x = rest_of(x))
       Operands<Pair>::store(block(row, column, part), column % 32, x);
   }
-  static RNNEXT_INLINE void store_some(F* row, int64_t column, Vec<float> x, int64_t n) {
+  static RNNEXT_INLINE void store_some(F* row, uint64_t column, Vec<float> x, int64_t n) {
     for (int part = 0; part < parts; ++part, x = rest_of(x))
       Operands<Pair>::store_some(block(row, column, part), column % 32, x, n);
   }
