@@ -11,8 +11,8 @@ namespace rnnext::cuda {
 // h = forward(pre), and backward(grad, h), the gradient of pre from the gradient of h and h alone.
 // NaN passes through, as in torch.
 template <Nonlinearity name>
-struct Activation {
-  __device__ explicit Activation(Nonlinearity) {}  // as AnyActivation
+struct FixedActivation {
+  __device__ explicit FixedActivation(Nonlinearity) {}  // as AnyActivation
   template <typename A>
   __device__ static A forward(A pre) {
     if constexpr (name == Nonlinearity::tanh) {
@@ -54,12 +54,13 @@ class AnyActivation {
   __device__ explicit AnyActivation(Nonlinearity name) : name_(name) {}
   template <typename A>
   __device__ A forward(A pre) const {
-    return with_activation([&](auto x) { return Activation<decltype(x)::value>::forward(pre); });
+    return with_activation(
+        [&](auto x) { return FixedActivation<decltype(x)::value>::forward(pre); });
   }
   template <typename A>
   __device__ A backward(A grad, A h) const {
     return with_activation(
-        [&](auto x) { return Activation<decltype(x)::value>::backward(grad, h); });
+        [&](auto x) { return FixedActivation<decltype(x)::value>::backward(grad, h); });
   }
 
  private:

@@ -1,11 +1,11 @@
 // The resident recurrence: one kernel runs every step of a pass (pass.cuh). The matrix stays on
-// chip (engine.cuh), and a group of blocks exchanges the vectors once a step (group.cuh).
+// chip (micro_kernel.cuh), and a group of blocks exchanges the vectors once a step (group.cuh).
 // docs/cuda.md has a drawing.
 #pragma once
 
 #include "cuda/recurrence/any_pass.cuh"
-#include "cuda/recurrence/engine.cuh"
 #include "cuda/recurrence/group.cuh"
+#include "cuda/recurrence/micro_kernel.cuh"
 
 namespace rnnext::cuda {
 
@@ -25,9 +25,9 @@ struct WordCursor {
 
 // What a block does: it holds a slice of the matrix of one direction, and runs tiles of sequences
 // one after another. Sizes are int: a thread has no register to spare.
-template <class Engine, class Pass, class Group>
+template <class MicroKernel, class Pass, class Group>
 struct Resident {
-  using Element = typename Engine::Storage;
+  using Element = typename MicroKernel::Storage;
   using A = Accumulate<Element>;
   static constexpr int kPer = kWordSize<Element>;
   using Words = Word<Element, kPer>;
@@ -41,7 +41,7 @@ struct Resident {
   int b0 = 0, rows = 0;         // the tile
   unsigned n = 0;               // steps of all tiles so far
   const Pass pass;
-  Engine engine;
+  MicroKernel micro_kernel;
   Group group;
 
   __device__ Resident(const DeviceCall& p, const Geometry& g, unsigned char* shared)
@@ -68,7 +68,7 @@ struct Resident {
       for (int s = -1; s < steps;) {
         if (s >= 0) {
           group.receive(n, s == 0, rows);
-          engine.product(group.buffer(n), rows, g, parts());
+          micro_kernel.product(group.buffer(n), rows, g, parts());
           copy_async_wait<0>();  // before the barrier: some copies are for all threads
           __syncthreads();
           finish(s);
@@ -91,7 +91,7 @@ struct Resident {
     for (int i = threadIdx.x * 16; i < g.part_offset; i += kThreads * 16) {
       *reinterpret_cast<uint4*>(shared + i) = make_uint4(0, 0, 0, 0);
     }
-    engine.load(of_direction(p.matrix, d()), p.matrix_stride, first_unit, units(), g);
+    micro_kernel.load(of_direction(p.matrix, d()), p.matrix_stride, first_unit, units(), g);
   }
 
   // Loads the tile's lengths and the whole of v_0, in every block.
@@ -113,7 +113,7 @@ struct Resident {
 #pragma unroll 1
       for (int k = threadIdx.x; k < H; k += kThreads) {
         const Element x = pass.start(state + k);
-        v[k] = Engine::operand(x);
+        v[k] = MicroKernel::operand(x);
         if (empty && k >= first_unit && k - first_unit < units()) pass.skip(state + k, x);
       }
     }
@@ -184,7 +184,7 @@ struct Resident {
         if (restarts(s, e.row)) operand = pass.template restart<kPer>(at);
       }
 #pragma unroll
-      for (int j = 0; j < kPer; ++j) operand.x[j] = Engine::operand(operand.x[j]);
+      for (int j = 0; j < kPer; ++j) operand.x[j] = MicroKernel::operand(operand.x[j]);
       group.publish(n, Destination{e.row, (first_unit + u) * int(sizeof(Element))}, operand);
       pass.store(at, next);
     }
@@ -261,39 +261,39 @@ struct Resident {
   }
 };
 
-template <class Engine, class Pass, class Group>
+template <class MicroKernel, class Pass, class Group>
 __global__ void __launch_bounds__(kThreads, 1)
     recurrence_kernel(const DeviceCall p, const Geometry g) {
   if constexpr (kArchitecture >= Group::kArchitecture) {
-    Resident<Engine, Pass, Group>(p, g, shared_memory()).run();
+    Resident<MicroKernel, Pass, Group>(p, g, shared_memory()).run();
   } else {
     __trap();  // compiled_for() keeps older code from being launched
   }
 }
 
-template <class Engine, class Pass>
+template <class MicroKernel, class Pass>
 Kernel kernel_with(const Geometry& g) {
-  if (g.path == Path::block) return recurrence_kernel<Engine, Pass, BlockGroup>;
-  if (g.path == Path::cluster) return recurrence_kernel<Engine, Pass, ClusterGroup>;
-  if (g.path == Path::grid) return recurrence_kernel<Engine, Pass, GridGroup>;
+  if (g.path == Path::block) return recurrence_kernel<MicroKernel, Pass, BlockGroup>;
+  if (g.path == Path::cluster) return recurrence_kernel<MicroKernel, Pass, ClusterGroup>;
+  if (g.path == Path::grid) return recurrence_kernel<MicroKernel, Pass, GridGroup>;
   return nullptr;
 }
 
-template <class Engine>
+template <class MicroKernel>
 Kernel kernel_of(const Geometry& g, CellKind cell, bool backward) {
-  using T = typename Engine::Storage;
-  using Tanh = Activation<Nonlinearity::tanh>;
-  using Relu = Activation<Nonlinearity::relu>;
+  using T = typename MicroKernel::Storage;
+  using Tanh = FixedActivation<Nonlinearity::tanh>;
+  using Relu = FixedActivation<Nonlinearity::relu>;
   switch (cell) {
     case CellKind::tanh:
-      return backward ? kernel_with<Engine, BackwardPass<T, Tanh>>(g)
-                      : kernel_with<Engine, ForwardPass<T, Tanh>>(g);
+      return backward ? kernel_with<MicroKernel, BackwardPass<T, Tanh>>(g)
+                      : kernel_with<MicroKernel, ForwardPass<T, Tanh>>(g);
     case CellKind::relu:
-      return backward ? kernel_with<Engine, BackwardPass<T, Relu>>(g)
-                      : kernel_with<Engine, ForwardPass<T, Relu>>(g);
+      return backward ? kernel_with<MicroKernel, BackwardPass<T, Relu>>(g)
+                      : kernel_with<MicroKernel, ForwardPass<T, Relu>>(g);
     default:
-      return backward ? kernel_with<Engine, AnyBackwardPass<T>>(g)
-                      : kernel_with<Engine, AnyForwardPass<T>>(g);
+      return backward ? kernel_with<MicroKernel, AnyBackwardPass<T>>(g)
+                      : kernel_with<MicroKernel, AnyForwardPass<T>>(g);
   }
 }
 

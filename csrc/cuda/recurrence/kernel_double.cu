@@ -1,5 +1,5 @@
 #include "cuda/recurrence/kernel.cuh"
 
 namespace rnnext::cuda {
-template Kernel kernel_of<ScalarEngine<double>>(const Geometry&, CellKind, bool);
+template Kernel kernel_of<FmaMicroKernel<double>>(const Geometry&, CellKind, bool);
 }

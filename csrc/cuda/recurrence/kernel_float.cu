@@ -1,5 +1,5 @@
 #include "cuda/recurrence/kernel.cuh"
 
 namespace rnnext::cuda {
-template Kernel kernel_of<ScalarEngine<float>>(const Geometry&, CellKind, bool);
+template Kernel kernel_of<FmaMicroKernel<float>>(const Geometry&, CellKind, bool);
 }

@@ -1,5 +1,5 @@
 #include "cuda/recurrence/kernel.cuh"
 
 namespace rnnext::cuda {
-template Kernel kernel_of<MatrixEngine<__half, __half>>(const Geometry&, CellKind, bool);
+template Kernel kernel_of<MmaMicroKernel<__half, __half>>(const Geometry&, CellKind, bool);
 }

@@ -62,8 +62,8 @@ using Kernel = void (*)(DeviceCall, Geometry);
 // All other nonlinearities, every leak, and every call with resets share theirs, which branch at
 // run time.
 enum class CellKind { tanh, relu, any };
-// Each engine (engine.cuh) has a kernel_<type>.cu, so that they compile side by side.
-template <class Engine>
+// Each micro-kernel (micro_kernel.cuh) has a kernel_<type>.cu, so that they compile side by side.
+template <class MicroKernel>
 Kernel kernel_of(const Geometry& geometry, CellKind cell, bool backward);
 
 // The step path's cell: one launch a step.

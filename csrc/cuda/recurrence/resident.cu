@@ -1,8 +1,8 @@
 // The resident kernels: which one runs a call, how many of its clusters fit, and its launch.
 #include <algorithm>
 
-#include "cuda/recurrence/engine.cuh"
 #include "cuda/recurrence/launch.h"
+#include "cuda/recurrence/micro_kernel.cuh"
 
 namespace rnnext::cuda {
 namespace {
@@ -18,7 +18,7 @@ CellKind cell_of(const DeviceCall& p) {
 
 cudaError_t describe(Device* device) {
   const Kernel kernel =
-      kernel_of<ScalarEngine<float>>({.path = Path::cluster}, CellKind::tanh, true);
+      kernel_of<FmaMicroKernel<float>>({.path = Path::cluster}, CellKind::tanh, true);
   const void* function = reinterpret_cast<const void*>(kernel);
   int index = 0, major = 0, minor = 0;
   cudaFuncAttributes code = {};
@@ -53,10 +53,10 @@ cudaError_t describe(Device* device) {
 cudaError_t launch_resident(const DeviceCall& p, const Geometry& geometry, Compute compute,
                             bool backward, cudaStream_t stream) {
   // In the order of Compute.
-  constexpr decltype(&kernel_of<ScalarEngine<float>>) kKernels[] = {
-      kernel_of<ScalarEngine<float>>, kernel_of<ScalarEngine<double>>,
-      kernel_of<MatrixEngine<__nv_bfloat16, __nv_bfloat16>>,
-      kernel_of<MatrixEngine<__half, __half>>, kernel_of<MatrixEngine<Tf32, float>>};
+  constexpr decltype(&kernel_of<FmaMicroKernel<float>>) kKernels[] = {
+      kernel_of<FmaMicroKernel<float>>, kernel_of<FmaMicroKernel<double>>,
+      kernel_of<MmaMicroKernel<__nv_bfloat16, __nv_bfloat16>>,
+      kernel_of<MmaMicroKernel<__half, __half>>, kernel_of<MmaMicroKernel<Tf32, float>>};
   const Kernel kernel = kKernels[static_cast<int>(compute)](geometry, cell_of(p), backward);
   if (!kernel) return cudaErrorInvalidValue;
   const LaunchShape shape{

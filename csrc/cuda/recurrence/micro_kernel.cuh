@@ -1,7 +1,8 @@
 // The products of the resident recurrence: parts = M v for a block's slice of the stationary
 // matrix M, one vector v per sequence. M is read once and then stays in registers and shared
-// memory. Both engines share one scheme (see Geometry in choice.h): worker (uw, kw) multiplies unit
-// group uw by the k-blocks kw, kw + k_workers, ...; its sums over k meet in shared memory.
+// memory. Both micro-kernels share one scheme (see Geometry in choice.h): worker (uw, kw)
+// multiplies unit group uw by the k-blocks kw, kw + k_workers, ...; its sums over k meet in shared
+// memory.
 #pragma once
 
 #include "cuda/device.h"
@@ -9,10 +10,10 @@
 
 namespace rnnext::cuda {
 
-// What the engines have in common. A k-block is kBlockBytes of a vector; for each k-block of its
-// worker, a thread has two pieces of 16 bytes of the matrix.
+// What the micro-kernels have in common. A k-block is kBlockBytes of a vector; for each k-block of
+// its worker, a thread has two pieces of 16 bytes of the matrix.
 template <typename Piece, int kBlockBytes>
-class EngineBase {
+class MicroKernelBase {
  protected:
   struct Share {
     Piece first, second;
@@ -79,7 +80,7 @@ class EngineBase {
 // and of matrix rows g and g + 8, in one access: k is only summed over, so any assignment of k to
 // the fragments is right if both operands share it.
 template <typename Format, typename Element>
-class MatrixEngine : EngineBase<uint4, 64> {
+class MmaMicroKernel : MicroKernelBase<uint4, 64> {
  public:
   using Storage = Element;
 
@@ -153,10 +154,10 @@ using ScalarPiece = Word<Element, 16 / sizeof(Element)>;
 // FMA: a worker is a thread, a unit group two units (uw and uw + unit_workers), a k-block 16 bytes
 // of v. With fewer than 32 unit workers a warp holds several k-workers and sums over them first.
 template <typename Element>
-class ScalarEngine : EngineBase<ScalarPiece<Element>, 16> {
+class FmaMicroKernel : MicroKernelBase<ScalarPiece<Element>, 16> {
  public:
   using Storage = Element;
-  using Base = EngineBase<ScalarPiece<Element>, 16>;
+  using Base = MicroKernelBase<ScalarPiece<Element>, 16>;
   using typename Base::Share;
   static constexpr int kTileRows = sizeof(Element) == 4 ? 4 : 2;  // sequences at a time
 
