@@ -6,7 +6,7 @@ READY := $(VENV)/.rnnext-ready
 TESTED := $(VENV)/.rnnext-tests-ready
 
 .PHONY: demo memory-policy perceptual-decision sample-text
-.PHONY: test quick fuzz coverage faults bench clients docs lint weight build sdist wheel cuda-build cuda-check clang-build sanitize clean
+.PHONY: test quick fuzz coverage faults bench clients docs lint lint-style lint-headers weight build sdist wheel cuda-build cuda-check clang-build sanitize clean
 
 # What compiles the extension prints its commands here, and shows their end when it fails.
 LOG := build/build.log
@@ -72,12 +72,16 @@ clients:
 docs: $(TESTED) build
 	$(BIN)/sphinx-build -q -W --keep-going -c docs -E . build/site
 
-lint: $(TESTED)
+lint: lint-style lint-headers
+
+lint-style: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 	$(BIN)/mypy
 	$(BIN)/codespell $$(git ls-files ':!*.ipynb')
+
+lint-headers: $(TESTED)
 	$(BIN)/python tools/check_headers.py
 
 # torch comes first: the extension is built against the torch that it will run beside.
