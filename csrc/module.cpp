@@ -245,6 +245,10 @@ PYBIND11_MODULE(_C, m) {
   define_names("onnx_nonlinearities", rnnext::kOnnxNames,
                "What ONNX calls each; empty: it cannot.");
   define_names("forms", rnnext::kFormNames, "The forms of a leak that the ops take.");
+  m.attr("COUNTED_WORK") = rnnext::kCountedWork;
+  m.attr("COUNTED_ROWS") = rnnext::kCountedRows;
+  m.attr("PROJECTED_SHARE") = rnnext::kProjectedShare;
+  m.attr("PROJECTED_ROWS") = rnnext::kProjectedRows;
   Eager<rnnext::RnnOp>::define(m);
   Eager<rnnext::RnnCellOp>::define(m);
   Eager<rnnext::EmbeddingOp>::define(m);

@@ -2,6 +2,11 @@ from typing import Any
 
 from torch import Tensor
 
+COUNTED_WORK: float
+COUNTED_ROWS: int
+PROJECTED_SHARE: float
+PROJECTED_ROWS: int
+
 def cpu_isa() -> str: ...
 def set_cpu_isa(name: str) -> None: ...
 def check_indices(device: int) -> None: ...

@@ -15,10 +15,9 @@ from rnnext.rnn import RNN, nonlinearity_of, weights_of
 
 __all__ = ["EmbeddingRNN"]
 
-# The rows that occur are counted where the product N x E x H is at least COUNTED_WORK and the table
-# has at most COUNTED_ROWS rows, since counting looks at a bit for each of these. The rows are then
-# multiplied if they are at most PROJECTED_SHARE of the tokens. (Measured.)
-COUNTED_WORK, COUNTED_ROWS, PROJECTED_SHARE = 5e6, 2**20, 0.5
+# csrc/cpu/rnn/tuning.h says what they are.
+COUNTED_WORK, COUNTED_ROWS = _C.COUNTED_WORK, _C.COUNTED_ROWS
+PROJECTED_SHARE = _C.PROJECTED_SHARE
 
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 

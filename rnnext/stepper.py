@@ -22,9 +22,7 @@ _Module = Layers[Any] | LeakyRNN | EmbeddingRNN | nn.RNN | nn.GRU | nn.LSTM | _C
 _KINDS = (Layers, LeakyRNN, EmbeddingRNN, nn.RNN, nn.GRU, nn.LSTM, *get_args(_Cells))
 _FORWARDS = [kind.forward for kind in (*_KINDS, LengthsRNN, Cell, Embedding, nn.Embedding)]
 
-# A table of at most so many rows is multiplied with W_ih ahead of the steps: that costs what it
-# saves in as many steps as the table has rows. (Measured with one sequence.)
-_PROJECTED_ROWS = 1024
+_PROJECTED_ROWS = _C.PROJECTED_ROWS  # csrc/cpu/rnn/tuning.h
 
 
 class Stepper:

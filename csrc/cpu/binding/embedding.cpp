@@ -66,7 +66,8 @@ void gather(const Index* index, const Tensor& weight, const Tensor& indices, con
   parallel(2 * n * D * size, [&](int rank, int threads) {
     const int64_t end = n * (rank + 1) / threads;
     for (int64_t i = n * rank / threads; i < end; ++i) {
-      if (i + kAhead < end) prefetch_row(from + index[i + kAhead] * row_stride, D * size);
+      if (i + kGatherAhead < end)
+        prefetch_row(from + index[i + kGatherAhead] * row_stride, D * size);
       const char* row = from + index[i] * row_stride;
       char* dst = to + i * D * size;
       if (column_stride == size) {

@@ -304,7 +304,7 @@ Tensor noise(const Tensor& keys, c10::SymInt T, c10::SymInt B, int64_t D, c10::S
   const Tensor own = keys.contiguous();
   const int64_t rows = width > 0 ? numbers.numel() / width : 0;
   const Normals normals = kernels().normals_of();
-  run_team(rows * width < 4096 ? 1 : max_threads(), [&](const Worker& worker) {
+  run_team(rows * width < kFewNumbers ? 1 : max_threads(), [&](const Worker& worker) {
     const Range share = part(rows, worker.rank, worker.size);
     PhiloxKeys keys;
     for (int64_t row = share.begin, of = -1; row < share.end; ++row) {
@@ -334,7 +334,7 @@ Tensor dropout_mask(const Tensor& key, c10::SymInt T, c10::SymInt B, c10::SymInt
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dtype, "dropout_mask", [&] {
     auto* const to = mask.mutable_data_ptr<scalar_t>();
     const auto kept = static_cast<scalar_t>(1 / (1 - p));
-    run_team(mask.numel() < 4096 ? 1 : max_threads(), [&](const Worker& worker) {
+    run_team(mask.numel() < kFewNumbers ? 1 : max_threads(), [&](const Worker& worker) {
       const Range share = part(steps * batch, worker.rank, worker.size);
       std::vector<uint32_t> words(width);
       for (int64_t row = share.begin; row < share.end; ++row) {

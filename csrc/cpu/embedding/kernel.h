@@ -36,7 +36,7 @@ void sum_runs(const Runs& runs, int64_t first, int64_t last, const void* grad, i
   const int64_t bytes = D * static_cast<int64_t>(sizeof(S));
   for (int64_t u = first; u < last; ++u) {
     const int64_t begin = runs.begin[u], end = runs.begin[u + 1];
-    for (int64_t i = begin + kAhead; i < end + kAhead && i < runs.length; ++i)
+    for (int64_t i = begin + kGatherAhead; i < end + kGatherAhead && i < runs.length; ++i)
       prefetch_row(from + runs.order[i] * D, bytes);
     const auto scale =
         static_cast<Compute<S>>(by_frequency ? 1.0 / static_cast<double>(end - begin) : 1.0);

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "cpu/rnn/tuning.h"
+
 namespace rnnext {
 
 // An embedding's indices in the order of their values, so that each row of its gradient is a sum
@@ -13,15 +15,11 @@ struct Runs {
   int64_t count = 0, length = 0;
 };
 
-// Fetches what the CPU cannot foresee: a row that is read kAhead rows later.
-constexpr int64_t kAhead = 8;
+// Fetches a row that will be read.
 [[gnu::always_inline]] inline void prefetch_row(const void* row, int64_t bytes) {
 #pragma GCC unroll 1
   for (int64_t at = 0; at < bytes && at < 1024; at += 64)
     __builtin_prefetch(static_cast<const char*>(row) + at);
 }
-
-// With fewer bytes to move, or indices to sort, for each thread another one does not pay.
-constexpr int64_t kBytesPerThread = 256 << 10, kSortedPerThread = 4096;
 
 }  // namespace rnnext

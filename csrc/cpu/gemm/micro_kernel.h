@@ -6,7 +6,7 @@
 //                             round less. 1: it adds each to the sum
 //   kRowBlock                 rows of operands are read in multiples of it
 //   Task                      what a thread holds while it works on a call
-//   multiply_add(acc, x, b)   on vectors, for what is no tile
+//   multiply_add(acc, x, b)   on vectors, where there is no tile
 //   Tile<R, NV>               the sums of R rows times NV vectors of columns:
 //     clear(), load(...)        what they start from
 //     add(...)                  adds a product, k outermost and ascending

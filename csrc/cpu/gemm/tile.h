@@ -8,7 +8,7 @@
 namespace rnnext::RNNEXT_ISA {
 
 template <class C>
-constexpr int kPanel = 2 * kLanes<C>;  // columns of a panel
+constexpr int kPanel = 2 * kLanes<C>;  // NR, the columns of a panel
 
 template <class C>
 constexpr int64_t panels_in(int64_t columns) {

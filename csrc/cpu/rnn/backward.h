@@ -127,8 +127,8 @@ struct BackwardRun {
                               .grad_ahead = prefetches && in.grad ? in.grad.first + ahead : nullptr,
                               .values_ahead = prefetches ? in.values.first + ahead : nullptr};
         if (done > 0) {
-          weights.multiply(step, item, packed, at.step_rows_of(worker.rank, at.kGrad), rows,
-                           done + 1, worker);
+          weights.multiply(step, item, packed, at.inputs_of(worker.rank, at.kGrad), rows, done + 1,
+                           worker);
         } else {
           macro_kernel(step, rows, item.p0, item.p1, p.H, 0);  // there is no grad_pre yet
         }
@@ -202,7 +202,7 @@ struct BackwardRun {
   void grad_state(const WorkItem& item, const F* packed, const Rows<const F>& first, int carry,
                   const S* output, void* grad, int64_t n, const Worker& worker) const {
     const RecurrentWeights<S, MK> weights{plan, at.weight_hh(0)};
-    const Rows<C> rows = at.step_rows_of(worker.rank, at.kGrad);
+    const Rows<C> rows = at.inputs_of(worker.rank, at.kGrad);
     for (int64_t m = 0; m < plan.k_splits; ++m) {
       const auto split = weights.await(item, m, n, first, item.size, worker);
       PlainProduct<MK> product{.packed = nullptr,
@@ -266,8 +266,8 @@ struct BackwardRun {
     if (plan.own_sums) {
       const int64_t first = d * plan.batch_parts;
       const WeightGradients<S, MK> sums = at.sums_of(first, k, all_units);
-      for (int64_t part = 1; part < plan.batch_parts; ++part)
-        sums.add(at.sums_of(first + part, k, all_units), share.begin, share.end);
+      for (int64_t i = 1; i < plan.batch_parts; ++i)
+        sums.add(at.sums_of(first + i, k, all_units), share.begin, share.end);
       sums.write(d, share.begin, share.end);
     } else {
       const WeightGradients<S, MK> sums = at.sums_of(worker.rank, k, share);

@@ -22,7 +22,7 @@ struct BackwardLayout {
   int64_t step_stride, grad_width, grad_stride;
   C* grad_pre;            // [N, D*grad_width], or null: it is kept for a chunk only, in
   Arrays<C> chunk_grad;   // [workers] of [chunk_rows][grad_stride]
-  Arrays<C> step_rows;    // [workers] of StepArray, each [item_rows][step_stride], the last wider
+  Arrays<C> step_inputs;  // [workers] of StepArray, each [item_rows][step_stride], the last wider
   Arrays<char> features;  // [workers] of FeatureGradients
   Arrays<char> sums;      // [items or workers] of WeightGradients
   // A leak's alpha, and the sums of its gradient: [items] of [H], in whole panels.
@@ -53,7 +53,7 @@ struct BackwardLayout {
     chunk_grad = arena.take<C>(plan.by_step() ? workers : 0, plan.chunk_rows * grad_stride);
     const int64_t arrays = plan.sorts && buffers.carries() ? kSaved : kOutput;
     const int64_t saved = plan.sorts && buffers.carries() ? plan.item_rows * saved_stride() : 0;
-    step_rows =
+    step_inputs =
         arena.take<C>(workers, arrays * step_array_size() + saved + kFalseSharing / sizeof(C));
     features = arena.take<char>(out.input ? workers : 0,
                                 FeatureGradients<S, MK>(p, out, plan, ih, nullptr).bytes);
@@ -122,8 +122,8 @@ struct BackwardLayout {
   enum StepArray { kGrad, kValues, kOutput, kSaved };
   int64_t saved_stride() const { return scratch_stride<C>(traits_of(p.cell).saved * p.H); }
   int64_t step_array_size() const { return plan.item_rows * step_stride; }
-  Rows<C> step_rows_of(int worker, StepArray which) const {
-    return {step_rows[worker] + which * step_array_size(), step_stride};
+  Rows<C> inputs_of(int worker, StepArray which) const {
+    return {step_inputs[worker] + which * step_array_size(), step_stride};
   }
   FeatureGradients<S, MK> features_of(const Worker& worker) const {
     return {p, out, plan, ih, features[worker.rank]};
@@ -142,8 +142,8 @@ void alpha_gradients(const BackwardLayout<S, MK>& at) {
   for (int d = 0; d < p.D; ++d)
     for (int64_t j = 0; j < p.H; j += kLanes<C>) {
       Vec<C> sum = {};
-      for (int64_t part = 0; part < at.plan.batch_parts; ++part)
-        sum += load(at.alpha_sums[d * at.plan.batch_parts + part] + j);
+      for (int64_t i = 0; i < at.plan.batch_parts; ++i)
+        sum += load(at.alpha_sums[d * at.plan.batch_parts + i] + j);
       store_some(static_cast<S*>(at.out.alpha[d]) + j, sum, p.H - j);
     }
 }

@@ -25,8 +25,8 @@ struct StepInputs {
     if constexpr (kNative<S>)
       if (!plan.sorts && !joins && !(p.ragged() && at.buffers.carries()))
         return in_tensors(item, t);
-    const Rows<C> grad = at.step_rows_of(worker, at.kGrad);
-    const Rows<C> values = at.step_rows_of(worker, at.kValues);
+    const Rows<C> grad = at.inputs_of(worker, at.kGrad);
+    const Rows<C> values = at.inputs_of(worker, at.kValues);
     const bool copies_values = !kNative<S> || plan.sorts;
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t b = item.sequence(row), place = (p.row(t, b) * p.D + item.d) * p.H;
@@ -104,7 +104,7 @@ struct StepInputs {
   // Copies rows of step t to scratch. Each is `parts` times as wide as the output's.
   S* gather(const WorkItem& item, int64_t t, int64_t rows, const void* from,
             typename BackwardLayout<S, MK>::StepArray which, int parts, int64_t stride) const {
-    S* const to = reinterpret_cast<S*>(at.step_rows_of(worker, which).first);
+    S* const to = reinterpret_cast<S*>(at.inputs_of(worker, which).first);
     for (int64_t i = 0; i < rows; ++i)
       __builtin_memcpy(
           to + i * stride,

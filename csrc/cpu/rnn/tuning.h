@@ -126,4 +126,19 @@ constexpr int64_t kNarrowBytes = 2 << 10, kHeldBytes = 16 << 10, kHeldFrom = 4;
 // addresses that differ by 4096 to one set.
 constexpr int64_t kSameSetBytes = 4096;
 
+// The gather fetches a row that is read so many rows later, which the CPU cannot foresee.
+// (Measured.)
+constexpr int64_t kGatherAhead = 8;
+// With fewer bytes to move, or indices to sort, for each thread another one does not pay; nor any
+// for fewer random numbers. (Measured.)
+constexpr int64_t kBytesPerThread = 256 << 10, kSortedPerThread = 4096, kFewNumbers = 4096;
+
+// What Python decides by (embedding_rnn.py, stepper.py). The rows of a table that occur are counted
+// where the product N x E x H is at least kCountedWork and the table has at most kCountedRows rows,
+// since counting looks at a bit for each of these; the rows are then multiplied if they are at most
+// kProjectedShare of the tokens. A Stepper multiplies a whole table of at most kProjectedRows with
+// W_ih, which costs what it saves in as many steps. (Measured, with one sequence.)
+constexpr double kCountedWork = 5e6, kProjectedShare = 0.5;
+constexpr int64_t kCountedRows = 1 << 20, kProjectedRows = 1024;
+
 }  // namespace rnnext
