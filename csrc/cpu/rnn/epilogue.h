@@ -132,7 +132,7 @@ struct ForwardEpilogue {
     const StateRows<C>& beside = step.state;
     const int64_t H = step.H, next_end = step.next_end;
     const int64_t stride = this->stride, end = column + vectors * kLanes<C>;
-    const int64_t whole = min_of(end, min_of(H, next_end));
+    const int64_t both = H < next_end ? H : next_end, whole = end < both ? end : both;
     const int rows = this->rows;
     // Row by row: down a column, the processor would prefetch into another thread's rows.
     for (int64_t r = row; r < row + rows; ++r) {
