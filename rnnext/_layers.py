@@ -207,7 +207,9 @@ def step(
     nonlinearity: str = "tanh",
 ) -> Any:
     """:func:`rnnext.functional.rnn_cell` of any cell; of an LSTM, states are pairs."""
-    states = () if hx is None else as_states("hx", cell, hx)
+    states: tuple[Tensor, ...] = () if hx is None else (hx,)
+    if cell == "lstm":
+        states = as_states("hx", cell, hx)
     try:
         found = (_rnn_cell if is_compiling() else _C.rnn_cell)(
             input, states, weight_ih, weight_hh, bias_ih, bias_hh, cell, nonlinearity
@@ -215,4 +217,4 @@ def step(
     except (RuntimeError, ValueError):
         _errors.raise_of_a_cell(cell, input, states, weight_ih, weight_hh, bias_ih, bias_hh)
         raise
-    return as_given(cell, found)
+    return found[0] if cell != "lstm" else as_given(cell, found)  # saves a call

@@ -72,14 +72,16 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
                                              int64_t p1, int64_t columns, int64_t K, int64_t then) {
   using F = typename Product::F;
   constexpr int kMR = Product::MicroKernel::kMR;
-  const int64_t tiles = (rows + kMR - 1) / kMR;  // as even as can be: 8 rows are 4 + 4
-  const int small = static_cast<int>(rows / tiles);
-  const int64_t big = rows % tiles;
+  // As even as can be: 8 rows are 4 + 4. (Divisions take a third of a step of few rows and units.)
+  const int64_t tiles = rows <= kMR ? 1 : (rows + kMR - 1) / kMR;
+  const int small = static_cast<int>(tiles == 1 ? rows : rows / tiles);
+  const int64_t big = rows - small * tiles;
   const int64_t group = panels_at_once<typename Product::MicroKernel>(small);
   const int64_t vectors =
       (columns + kLanes<F> - 1) / kLanes<F>;  // the last panel may be half empty
   const int64_t panel = K * kPanel<F>;
-  Ahead ahead{nullptr, group * kPanel<F> * static_cast<int64_t>(sizeof(F)) / tiles};
+  Ahead ahead{nullptr, 0};
+  if (then >= 0) ahead.step = group * kPanel<F> * static_cast<int64_t>(sizeof(F)) / tiles;
   for (int64_t p = p0; p < p1; p += group) {
     const int64_t end = 2 * (p + group < p1 ? p + group : p1);
     const int64_t next = p + group < p1 ? p + group : then;

@@ -58,6 +58,7 @@ struct Arena {
 // K split m of what W_hh multiplies: the values that one member writes, or all values.
 template <class C>
 Range k_split_of(const Plan& plan, int64_t H, int64_t m) {
+  if (plan.k_splits == 1) return {0, H};
   const Range panels = part(panels_in<C>(H), m, plan.k_splits, plan.panel_group);
   return {panels.begin * kPanel<C>, min_of(panels.end * kPanel<C>, H)};
 }
