@@ -127,10 +127,10 @@ constexpr int64_t kNarrowBytes = 2 << 10, kHeldBytes = 16 << 10, kHeldFrom = 4;
 constexpr int64_t kSameSetBytes = 4096;
 
 // The gather fetches a row that is read so many rows later, which the CPU cannot foresee.
-// (Measured.)
+// (Measured: V=50000 D=256 N=8192 602 -> 442 us.)
 constexpr int64_t kGatherAhead = 8;
-// With fewer bytes to move, or indices to sort, for each thread another one does not pay; nor any
-// for fewer random numbers. (Measured.)
+// With fewer bytes to move, or indices to sort, for each thread another one does not pay (measured
+// on a Zen 5); nor any for fewer random numbers (a guess).
 constexpr int64_t kBytesPerThread = 256 << 10, kSortedPerThread = 4096, kFewNumbers = 4096;
 
 // What Python decides by (embedding_rnn.py, stepper.py). The rows of a table that occur are counted
