@@ -1,11 +1,11 @@
 """Calls of the ops that run layers or a step."""
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.compiler import is_compiling, is_exporting
 from torch.nn.utils.rnn import PackedSequence
 
@@ -22,7 +22,7 @@ Pair = tuple[Tensor, Tensor]
 _CELLS = {"rnn": "elman", "gru": "gru", "lstm": "lstm"}  # as users name them
 
 
-class Stack(NamedTuple):
+class Stack(TypedDict):
     """The attributes of an RNN module that a call reads, for functions, which have no module."""
 
     bias: bool
@@ -58,7 +58,11 @@ def stack_of(
             "weights must hold weight_ih, weight_hh and both biases or neither for each layer and "
             f"each of {directions} directions, got {len(flat)} tensors"
         )
-    return Stack(bias, num_layers, bidirectional, batch_first, dropout, training), flat
+    attributes = Stack(
+        bias=bias, num_layers=num_layers, bidirectional=bidirectional, batch_first=batch_first,
+        dropout=dropout, training=training,
+    )  # fmt: skip
+    return attributes, flat
 
 
 def as_lengths(lengths: Lengths, device: torch.device) -> Tensor:
@@ -109,7 +113,7 @@ def as_given(cell: str, states: Any) -> Any:
 
 
 def run(
-    of: Stack | nn.RNNBase,
+    of: Mapping[str, Any],
     weights: Sequence[Tensor],
     input: _Sequence,
     hx: Any,
@@ -125,9 +129,11 @@ def run(
 ) -> tuple[_Sequence, Any]:
     """:func:`rnnext.functional.rnn` where all that it infers is known; the weights are flat.
 
-    cell: as the ops call it; of an LSTM, states are pairs. alpha and noise: ``[H]`` for each layer
-    and direction, or none. table: ``[V, I]``; input then says which of its rows each step reads.
-    noise_keys: of each layer; by default torch's generator gives them.
+    of: a :class:`Stack`, or an RNN module's ``__dict__``, since nn.Module takes longer to find an
+    attribute than a kernel for a small step. cell: as the ops call it; of an LSTM, states are
+    pairs. alpha and noise: ``[H]`` for each layer and direction, or none. table: ``[V, I]``; input
+    then says which of its rows each step reads. noise_keys: of each layer; by default torch's
+    generator gives them.
 
     Nothing is checked here: the op refuses what is wrong, and only then is the input examined
     again, to raise the error that torch.nn raises for it.
@@ -157,12 +163,12 @@ def run(
             data if table is None else table,
             states,
             weights,
-            of.bias,
-            of.num_layers,
-            of.bidirectional,
-            of.batch_first,
-            of.dropout,
-            of.training,
+            of["bias"],
+            of["num_layers"],
+            of["bidirectional"],
+            of["batch_first"],
+            of["dropout"],
+            of["training"],
             None if table is None else data,
             lengths,
             batch_sizes,
@@ -178,9 +184,8 @@ def run(
         given = _errors.by_name("hx", states) | _errors.by_name("reset_state", starts)
         _errors.refuse_others({"input": data, **given}, reset=reset)
         if table is None:
-            directions = 2 if of.bidirectional else 1
-            n = of.num_layers * directions
-            _errors.raise_of_layers(cell, data, states, weights, batch_sizes, n, of.batch_first)
+            n = of["num_layers"] * (2 if of["bidirectional"] else 1)
+            _errors.raise_of_layers(cell, data, states, weights, batch_sizes, n, of["batch_first"])
         for place, weight in enumerate(weights):
             if not isinstance(weight, Tensor):
                 raise TypeError(

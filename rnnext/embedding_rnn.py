@@ -143,7 +143,7 @@ class EmbeddingRNN(nn.Module):
         batch = tokens._replace(data=index) if isinstance(tokens, PackedSequence) else index
         try:
             return _layers.run(
-                rnn, weights_of(rnn, rnn._flat_weights_names), batch, hx, lengths, reset,
+                vars(rnn), weights_of(rnn, rnn._flat_weights_names), batch, hx, lengths, reset,
                 reset_state, rnn._cell, nonlinearity_of(rnn), table=rows,
             )  # fmt: skip
         except IndexError:

@@ -208,7 +208,7 @@ def rnn_ensemble(
         raise ValueError(f"input must have 3 or 4 dimensions, got {input.dim()}")
     batch = input.shape[-3 if batch_first else -2]
     for name, state in states.items():
-        _errors.refuse_shape(name, state, (M, of.num_layers * D, batch, H))
+        _errors.refuse_shape(name, state, (M, of["num_layers"] * D, batch, H))
     if reset is not None:
         _errors.refuse_shape("reset", reset, input.shape[-3:-1], (M, *input.shape[-3:-1]))
 
@@ -225,9 +225,9 @@ def rnn_ensemble(
         reset = None if reset is None else reset.transpose(1, 2)
     if x.shape[1] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    per_direction = 4 if of.bias else 2
+    per_direction = 4 if of["bias"] else 2
     h_n = []
-    for first in range(0, of.num_layers * D, D):
+    for first in range(0, of["num_layers"] * D, D):
         own = flat[first * per_direction : (first + D) * per_direction]
         lists = [own[i::per_direction] if i < per_direction else [] for i in range(4)]
         starts = [state[:, first : first + D] for state in states.values()]
@@ -236,7 +236,7 @@ def rnn_ensemble(
             [], cell, [], None, nonlinearity, [False, True][:D], False,
         )  # fmt: skip
         h_n.append(torch.split(h, D, 1))
-        if dropout > 0 and training and first + D < of.num_layers * D:
+        if dropout > 0 and training and first + D < of["num_layers"] * D:
             x = torch.dropout(x, dropout, training)
     last = _layers.as_given(cell, [torch.cat(each, 1) for each in zip(*h_n, strict=True)])
     return x.transpose(1, 2) if batch_first else x, last

@@ -140,7 +140,7 @@ class LeakyRNN(Leak, nn.RNNBase):
                 lengths = _layers.as_lengths(lengths, input.device)
                 input = self._without_padding(input, lengths)
         return _layers.run(
-            self, weights_of(self, self._flat_weights_names), input, hx, lengths, reset,
+            vars(self), weights_of(self, self._flat_weights_names), input, hx, lengths, reset,
             reset_state, self.form, self.nonlinearity, alphas, noise,
             noise_keys=self._own_keys(noise),
         )  # fmt: skip
@@ -269,7 +269,10 @@ class LeakyRNNCell(Leak, nn.RNNCellBase):
         weights = weights_of(self, CELL_WEIGHTS if self.bias else CELL_WEIGHTS[:2])
         alphas = self.alphas()
         noise = self._noise_stds(alphas) if self.training or self.noise_in_eval else []
-        layer = _layers.Stack(self.bias, 1, False, False, 0.0, self.training)
+        layer = _layers.Stack(
+            bias=self.bias, num_layers=1, bidirectional=False, batch_first=False, dropout=0.0,
+            training=self.training,
+        )  # fmt: skip
         try:
             _, h_n = _layers.run(
                 layer, weights, input.unsqueeze(0), None if hx is None else hx.unsqueeze(0),

@@ -13,6 +13,11 @@ __all__ = ["RNN", "RNNCell"]
 
 _State = TypeVar("_State", Tensor, _layers.Pair)
 _OF_MODE = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
+# A layer's cell and nonlinearity by its mode.
+_CALLED = {mode: ("elman", f) for mode, f in _OF_MODE.items()} | {
+    "GRU": ("gru", "tanh"),
+    "LSTM": ("lstm", "tanh"),
+}
 _OF_CELL = ("tanh", "relu")
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -106,14 +111,10 @@ class Layers(nn.RNNBase, Generic[_State]):
             node = _deploy.leaf(self, input, hx=hx, **options)
             if node is not None:
                 return node
-        weights = weights_of(self, self._flat_weights_names)
-        cell = self._cell
-        nonlinearity = "tanh"
-        if cell == "elman":
-            nonlinearity = _OF_MODE.get(self.mode) or nonlinearity_of(self)  # saves a call
-        return _layers.run(
-            self, weights, input, hx, lengths, reset, reset_state, cell, nonlinearity
-        )
+        own = self.__dict__
+        weights = weights_of(self, own["_flat_weights_names"])
+        cell, nonlinearity = _CALLED.get(own["mode"]) or (self._cell, nonlinearity_of(self))
+        return _layers.run(own, weights, input, hx, lengths, reset, reset_state, cell, nonlinearity)
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
         __call__ = forward
@@ -144,13 +145,14 @@ class Cell(nn.RNNCellBase, Generic[_State]):
             if node is not None:
                 return node
         weight_ih, weight_hh, bias_ih, bias_hh = weights_of(self, CELL_WEIGHTS)
+        cell = self._cell
         nonlinearity: Any = "tanh"
-        if self._cell == "elman":
+        if cell == "elman":
             nonlinearity = self.nonlinearity
             if nonlinearity not in _OF_CELL:
                 nonlinearity_of(self)  # raises
         result: _State = _layers.step(
-            self._cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity
+            cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity
         )
         return result
 

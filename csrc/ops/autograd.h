@@ -7,6 +7,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/ivalue.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/functions/utils.h>
 
 #include <algorithm>
@@ -43,9 +44,10 @@ template <class... Struct>
 bool any_recorded(const Struct&... s) {
   return at::GradMode::is_enabled() && (any_tensor<needs_grad>(s) || ...);
 }
+// (It is quicker to find forward mode off than every tensor without a tangent.)
 template <class... Struct>
 bool any_dual(const Struct&... s) {
-  return (any_tensor<is_dual>(s) || ...);
+  return torch::autograd::ForwardADLevel::try_get_by_idx(0) && (any_tensor<is_dual>(s) || ...);
 }
 
 // A tensor without its tangent; and the tangent, undefined if there is none.

@@ -1,16 +1,35 @@
 // One step of the recurrence as nn.RNNCell, nn.GRUCell or nn.LSTMCell.
 #pragma once
 
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
 #include "ops/signatures.h"
 
 namespace rnnext {
 
+// Whether nothing but the tensor's memory counts: it is no subclass's, and autograd records
+// nothing.
+inline bool is_plain(const Tensor& t) {
+  return c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView) &&
+         t.layout() == at::kStrided && !at::isTensorSubclassLike(t);
+}
+// A view of a plain tensor. (Torch's operations take longer than the step of a small cell.)
+inline Tensor plain_view(const Tensor& t, at::IntArrayRef sizes, at::IntArrayRef strides) {
+  const Tensor view(t.tensor_data());
+  view.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides);
+  return view;
+}
+
 // [B,n] or [n] as the one step of [1,B,n], and back to the shape of `like`.
 inline Tensor as_step(const Tensor& t) {
-  return t.dim() == 1 ? t.view_symint({1, 1, t.sym_size(0)}) : t.unsqueeze(0);
+  if (t.dim() == 1) return t.view_symint({1, 1, t.sym_size(0)});
+  if (!is_plain(t)) return t.unsqueeze(0);
+  return plain_view(t, {1, t.size(0), t.size(1)}, {0, t.stride(0), t.stride(1)});
 }
 inline Tensor from_step(const Tensor& step, const Tensor& like) {
-  return like.dim() == 1 ? step.view_symint({step.sym_size(2)}) : step.squeeze(0);
+  if (like.dim() == 1) return step.view_symint({step.sym_size(2)});
+  if (!is_plain(step)) return step.squeeze(0);
+  return plain_view(step, {step.size(1), step.size(2)}, {step.stride(1), step.stride(2)});
 }
 
 // A step of one of torch's cells as a call of the recurrence. Its arguments must outlive it.

@@ -8,6 +8,8 @@
 #include <c10/util/SmallVector.h>
 
 #include <algorithm>
+#include <functional>
+#include <iterator>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -26,21 +28,23 @@ inline std::string dtype_name(at::ScalarType type) {
 }
 inline std::string dtype_name(const Tensor& t) { return dtype_name(t.scalar_type()); }
 
-// The index of a name among the known ones.
-inline int parse_name(const char* argument, c10::ArrayRef<const char*> known,
-                      std::string_view name) {
-  const auto* const place = std::ranges::find(known, name);
-  TORCH_CHECK_VALUE(place != known.end(), argument, " must be one of '", c10::Join("', '", known),
-                    "', got '", name, "'");
-  return static_cast<int>(place - known.begin());
+// The index of a name among those of a list.
+template <class List, class NameOf = std::identity>
+int parse_name(const char* argument, const List& list, std::string_view name, NameOf name_of = {}) {
+  const auto* const place = std::ranges::find(list, name, name_of);
+  if (place == std::end(list)) {
+    std::vector<std::string_view> known;
+    std::ranges::transform(list, std::back_inserter(known), name_of);
+    TORCH_CHECK_VALUE(false, argument, " must be one of '", c10::Join("', '", known), "', got '",
+                      name, "'");
+  }
+  return static_cast<int>(place - std::begin(list));
 }
 inline Nonlinearity parse_nonlinearity(std::string_view name) {
   return static_cast<Nonlinearity>(parse_name("nonlinearity", kNonlinearityNames, name));
 }
 inline Cell parse_cell(std::string_view name) {
-  const char* names[std::size(kCells)];
-  for (size_t i = 0; i < std::size(kCells); ++i) names[i] = kCells[i].name;
-  return static_cast<Cell>(parse_name("cell", names, name));
+  return static_cast<Cell>(parse_name("cell", kCells, name, &CellTraits::name));
 }
 // Whether the backward pass reads what the forward pass saved.
 inline bool reads_saved(Cell cell, bool want_alpha) {

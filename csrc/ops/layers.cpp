@@ -120,7 +120,7 @@ std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor
 
 // Whether torch's op, which calls cuDNN, takes a call of a cell without kernels for GPUs.
 bool calls_torch(const RnnArguments& a) {
-  return needs_loop(parse_cell(a.cell)) && a.input.is_cuda() && !given(a.index) &&
+  return a.input.is_cuda() && needs_loop(parse_cell(a.cell)) && !given(a.index) &&
          !given(a.lengths) && !given(a.reset) && !any_tensor<transformed>(a) && !any_dual(a);
 }
 

@@ -3,6 +3,8 @@
 // that it does not compile if a cell is missing.
 #pragma once
 
+#include <string_view>
+
 namespace rnnext {
 
 // With s' the state before, o' the output before, p = W_hh o' + W_ih x + biases the
@@ -18,7 +20,7 @@ namespace rnnext {
 enum class Cell { elman, rate, voltage, blend, gru, lstm };
 
 struct CellTraits {
-  const char* name;
+  std::string_view name;
   int gates;   // pre-activations of a hidden unit: weights and biases have gates * H rows
   int grads;   // the parts of their gradient, each of H
   int states;  // of [B,H] each, which a step hands to the next

@@ -2,6 +2,8 @@
 // a template specialised for each, so that it does not compile if one is missing.
 #pragma once
 
+#include <string_view>
+
 #ifdef __CUDACC__
 #define RNNEXT_BOTH __host__ __device__  // of a function that both devices call
 #else
@@ -21,7 +23,7 @@ enum class Nonlinearity { RNNEXT_NONLINEARITIES(RNNEXT_CASE) };
 
 // Both names in the order of the enum.
 #define RNNEXT_CASE(name, onnx) #name,
-constexpr const char* kNonlinearityNames[] = {RNNEXT_NONLINEARITIES(RNNEXT_CASE)};
+constexpr std::string_view kNonlinearityNames[] = {RNNEXT_NONLINEARITIES(RNNEXT_CASE)};
 #undef RNNEXT_CASE
 #define RNNEXT_CASE(name, onnx) onnx,
 constexpr const char* kOnnxNames[] = {RNNEXT_NONLINEARITIES(RNNEXT_CASE)};

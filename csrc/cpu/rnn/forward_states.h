@@ -91,7 +91,8 @@ struct ForwardStates {
   // Turns what the step wrote into the state that the next one reads, completes its output, and
   // writes h_n of the sequences that end here.
   template <class Step>
-  void finish_step(Step& step, const WorkItem& item, int64_t t, int64_t done, int64_t rows) const {
+  RNNEXT_INLINE void finish_step(Step& step, const WorkItem& item, int64_t t, int64_t done,
+                                 int64_t rows) const {
     if (plan.state == Home::scratch) {
       if (item.last) clear_row_ends(step.next.first, rows, buffers.stride, p.H);
       if (plan.sorts) clear_padding(item, t, rows);
