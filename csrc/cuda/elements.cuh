@@ -1,4 +1,5 @@
-// What kernels of one thread an element share: launch shapes, element types, checked indices.
+// The common part of kernels with one thread an element: launch shapes, element types, checked
+// indices.
 #pragma once
 
 #include "cuda/device.h"

@@ -1,4 +1,4 @@
-// What the ops of the recurrence take and return: each list once, and what follows from it.
+// Arguments and results of the recurrence's ops: each list once, and what follows from it.
 //
 // One argument, alpha, on its way: its row below makes it a parameter of the schemas (library.cpp)
 // and signatures (signatures.h), and a field of Arguments. Python's list arrives as a TensorList,

@@ -120,8 +120,8 @@ variable_list flattened(const Struct&... s) {
   return flat;
 }
 
-// What an autograd node keeps of structs besides these tensors: the sizes of lists, and fields that
-// are not tensors, as values that compiled autograd can read.
+// The rest of structs for an autograd node to keep: the sizes of lists, and fields that are not
+// tensors, as values that compiled autograd can read.
 template <class... Struct>
 c10::impl::GenericList values_of(const Struct&... s) {
   c10::impl::GenericList values{c10::AnyType::get()};
@@ -175,7 +175,7 @@ std::vector<Tensor> gradients_of(const std::vector<Tensor>& results,
                                  const std::vector<Tensor>& cotangents, const Watched& watched,
                                  bool enabled);
 
-// What W_hh of direction d multiplies at each step of an Elman cell's call: the output before.
+// The operands of W_hh of direction d in an Elman cell's call: at each step, the output before.
 Tensor output_before(const RecurrenceArguments& a, const Tensor& output, int64_t d);
 
 // The recurrence, a step at a time; `save`: also what a gated cell saves.

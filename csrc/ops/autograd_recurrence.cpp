@@ -17,7 +17,7 @@ namespace rnnext {
 
 using torch::autograd::AutogradContext;
 
-// What a node saved, or an error that says what to do if a result was changed in place.
+// The tensors that a node saved; if a result was changed in place, an error that says what to do.
 static variable_list saved_variables(AutogradContext* ctx) {
   try {
     return ctx->get_saved_variables();

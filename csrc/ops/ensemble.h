@@ -28,7 +28,7 @@ std::vector<typename Struct::AsKept> members_of(const Struct& of, int64_t M) {
   return members;
 }
 
-// What the call of all members returns, from what each member's call does.
+// The results of all members' calls as those of one call.
 template <class Struct>
 Struct stacked(const std::vector<Struct>& each) {
   std::vector<std::vector<Tensor>> parts;  // of each tensor

@@ -1,5 +1,5 @@
-// What the ops of the recurrence return without data, for meta tensors and for tracing: these check
-// what the kernels check, and make results by torch's ops, which a tracer sees.
+// The results of the recurrence's ops without data, for meta tensors and for tracing: arguments are
+// checked as the kernels check them, and results are made by torch's ops, which a tracer sees.
 #pragma once
 
 #include "ops/check.h"
@@ -67,7 +67,7 @@ typename Struct::AsKept first_of(const Struct& whole, const c10::SymInt& M) {
     return t.select(0, 0);
   });
 }
-// What M members return if the first returns `one`.
+// The results of M members if `one` is the first one's.
 template <class Struct>
 Struct of_members(Struct one, const c10::SymInt& M) {
   return with_each(std::move(one), [&](const Tensor& t) {

@@ -1,4 +1,4 @@
-// What the composite ops are made of: the weights of a layer, its projected input, dropout, and the
+// The parts of the composite ops: the weights of a layer, its projected input, dropout, and the
 // layout of sequences.
 #pragma once
 

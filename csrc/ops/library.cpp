@@ -6,7 +6,7 @@
 
 namespace rnnext {
 
-// What each argument means is documented in rnnext/ops.py.
+// rnnext/ops.py says what each argument means.
 TORCH_LIBRARY(rnnext, m) {
   // Arguments may have any strides, so that torch's compiler need not copy them.
   const auto define = [&](const std::string& schema) {

@@ -1,4 +1,4 @@
-// What the bindings of all devices do first: check the arguments of a call, and fill its struct.
+// The first part of every device's binding: checks the arguments of a call, and fills its struct.
 #pragma once
 
 #include <algorithm>

@@ -19,7 +19,8 @@ namespace rnnext {
 // Whether this stands for an empty list. It does so while one of torch's modes traces a call,
 // because AOTInductor drops empty lists. No real tensor of a list has 6 dimensions.
 inline bool stands_for_none(TensorList list) { return list.size() == 1 && list[0].dim() == 6; }
-// Such a tensor, undefined unless a mode traces; and a struct that has it in place of empty lists.
+// A tensor that stands for an empty list, undefined unless a mode traces; and a struct that has it
+// in place of each empty list.
 inline Tensor stand_in(const Tensor& like) {
   const bool traces = c10::impl::TorchDispatchModeTLS::any_modes_set();
   return traces ? like.new_empty({0, 0, 0, 0, 0, 0}) : Tensor();
@@ -134,7 +135,7 @@ struct NoiseOp {
   using Signature = Tensor(const Tensor& keys, c10::SymInt T, c10::SymInt B, int64_t D,
                            c10::SymInt H);
 };
-// What dropout multiplies with, [T, B, H]: 0 with probability p, else 1 / (1 - p).
+// The factors of dropout, [T, B, H]: 0 with probability p, else 1 / (1 - p).
 struct DropoutMaskOp {
   static constexpr const char* name = "rnnext::dropout_mask";
   using Signature = Tensor(const Tensor& key, c10::SymInt T, c10::SymInt B, c10::SymInt H, double p,

@@ -60,13 +60,13 @@ struct Recurrence : Timeline {
   void* saved = nullptr;
 };
 
-// What the backward pass adds to the forward's struct.
+// The gradients that the backward pass takes, besides the forward's struct.
 struct RecurrenceGrad {
   const void* grad_output = nullptr;  // [N, D*H] or null: zeros
   const void* grad_h_n = nullptr;     // [S*D,B,H] or null: zeros
 };
 
-// What the backward kernel writes; null: not wanted. All are contiguous and, except `pre`, in the
+// The results of the backward pass; null: not wanted. All are contiguous and, except `pre`, in the
 // storage type.
 struct RecurrenceGradOut {
   void* pre = nullptr;    // [N, D*G*H] of precomputed input, float (double for f64)

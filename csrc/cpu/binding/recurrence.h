@@ -1,4 +1,4 @@
-// What every call of the recurrence on the CPU needs first: the choice of kernels and threads, and
+// The first part of every call of the recurrence on the CPU: the choice of kernels and threads, and
 // the checked call.
 #pragma once
 
@@ -14,8 +14,8 @@
 
 namespace rnnext {
 
-// Those of the call's dtype and sizes. torch.set_float32_matmul_precision lets products of float32
-// take bfloat16 operands, where that is faster.
+// The kernels for a call's dtype and sizes. torch.set_float32_matmul_precision lets products of
+// float32 take bfloat16 operands, where that is faster.
 const RnnKernels& kernels_for(DType dtype, const Recurrence& p);
 
 // products: matrix products of the call, 1 forward.
@@ -50,8 +50,8 @@ inline void copy_hx(const Tensor& h_n, const OptionalTensor& hx) {
   given(hx) ? h_n.copy_(*hx) : h_n.zero_();
 }
 
-// What a call needs on each team that it may get, of 1 to `threads` threads, since fewer may come
-// than were asked for: the plans, and memory for any of them.
+// Plans for each team that a call may get, of 1 to `threads` threads, since fewer may come than
+// were asked for, and how much memory the largest of them needs.
 template <class Plan>
 struct Teams {
   c10::SmallVector<Plan, 2> plans;

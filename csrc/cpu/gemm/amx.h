@@ -11,8 +11,8 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// What the tile instruction adds to a vector of sums for a block: one chain of the even values
-// along k, one of the odd values.
+// A block's share of a vector of sums, as the tile instruction adds it: one chain of the even
+// values along k, one of the odd values.
 struct BlockSum {
   Vec<float> even = {}, odd = {};
 
@@ -219,7 +219,7 @@ struct AmxMicroKernel {
   template <int R, int NV>
   using Tile = VectorTile<AmxMicroKernel, R, NV>;
 
-  // What a thread holds while it works on a call.
+  // A thread's settings while it works on a call.
   struct Task {
     tile_unit::Flushing flushing;
     Task() { tile_unit::configure(tile_unit::kWholeTiles); }

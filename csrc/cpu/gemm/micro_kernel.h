@@ -99,7 +99,7 @@ struct RegisterTile {
   }
 };
 
-// What the micro-kernels on vectors have in common.
+// The common part of the micro-kernels on vectors.
 template <class F, int64_t sum_block>
 struct VectorMicroKernel {
   using Operand = F;

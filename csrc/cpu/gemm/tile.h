@@ -33,7 +33,7 @@ struct GateColumns {
   int64_t panels(int64_t u) const { return panels_in<C>(begin(u)); }
   int64_t panels() const { return panels(panels_in<C>(H)); }
 
-  // What the n-th vector of columns holds: a gate of the hidden units from `first` on.
+  // The content of the n-th vector of columns: a gate of the hidden units from `first` on.
   struct GateUnits {
     int64_t gate, first;
   };
@@ -120,8 +120,8 @@ RNNEXT_INLINE void prefetch_tile(const C* from, int64_t stride) {
     for (int j = 0; j < NV; j += kStep)
       __builtin_prefetch(from + r * stride + j * kLanes<C>, to_write);
 }
-// What a tile fetches into L2 while it multiplies, `step` bytes with each k: its share of the
-// panels that are read next, if they lie beyond it.
+// The lines that a tile fetches into L2 while it multiplies, `step` bytes with each k: its share of
+// the panels that are read next, if they lie beyond L2.
 struct Ahead {
   const char* first;
   int64_t step;

@@ -10,7 +10,7 @@ namespace rnnext::RNNEXT_ISA::tile_unit {
 constexpr int kRows = 16;      // of a tile
 constexpr int kRowBytes = 64;  // 16 sums, or 32 bfloat16
 
-// What LDTILECFG reads.
+// The operand of LDTILECFG.
 struct alignas(64) Config {
   uint8_t palette, start_row, reserved[14];
   uint16_t row_bytes[16];
@@ -59,7 +59,7 @@ RNNEXT_INLINE void dot() {
 
 #else
 
-// What TDPBF16PS makes of numbers below 2^-126: zeros, of operands, sums and results alike. (Only
+// Numbers below 2^-126 are zeros to TDPBF16PS, be they operands, sums or results. (Only
 // products: without fused multiply-adds, other arithmetic would lose products that the CPU keeps.)
 struct Flushing {};
 RNNEXT_INLINE Vec<float> flushed(Vec<float> x) {

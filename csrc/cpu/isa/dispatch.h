@@ -78,7 +78,7 @@ extern const KernelTable kAmxStandInTable [[gnu::weak]], kGenericTable [[gnu::we
 
 const KernelTable& kernels();
 void set_isa(const std::string& name);  // throws std::invalid_argument
-// Those of this build, or those that this CPU has too; slowest first.
+// The instruction sets of this build, or of these the ones that this CPU has; slowest first.
 std::vector<std::string> isas(bool supported);
 
 }  // namespace rnnext

@@ -1,4 +1,4 @@
-// What lies where in the workspace of a backward pass.
+// The layout of a backward pass's workspace.
 #pragma once
 
 #include "cpu/rnn/feature_grad.h"
@@ -84,7 +84,7 @@ struct BackwardLayout {
     RecurrentWeights<S, MK>{plan, weight_hh(d)}.pack(hh[copy], q0, q1);
   }
 
-  // What W_hh multiplies before the first step, or after a reset; null: zeros.
+  // The rows that W_hh multiplies in the first step, or after a reset; null: zeros.
   const S* starts() const {
     return p.cell == Cell::voltage ? start_output : static_cast<const S*>(p.hx);
   }

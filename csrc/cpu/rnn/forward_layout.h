@@ -1,4 +1,4 @@
-// What lies where in the workspace of a forward pass.
+// The layout of a forward pass's workspace.
 #pragma once
 
 #include "cpu/rnn/forward_states.h"

@@ -20,8 +20,8 @@ struct ForwardStates {
   RowBuffers<F> buffers;
   // The states for the next step's leak or gates, where W_hh multiplies rounded or other numbers.
   RowBuffers<C> carry;
-  // What a step of sorted sequences writes beside the state: the output, if it cannot be read from
-  // the state, and what is saved.
+  // Rows that a step of sorted sequences writes beside the state: the output, if it cannot be read
+  // from the state, and what is saved.
   RowBuffers<C> apart_output, apart_saved;
 
   ForwardStates(const Recurrence& p, const ForwardPlan& plan, Arena& arena)

@@ -48,7 +48,7 @@ struct GradPreBuffers {
     return {rows.first + operands_in<F>((parts - p.gates()) * width), rows.stride};
   }
 
-  // What the work item's last steps read: zeros. With Home::rows they are not read.
+  // The rows that the work item's last steps read: zeros. With Home::rows they are not read.
   Rows<const F> initial(const WorkItem& item) const {
     const int cleared = plan.grad_pre == Home::rows ? kEven : kBuffers;
     const int64_t end = item.last ? width : item.p1 * kPanel<C>;

@@ -1,6 +1,6 @@
-// Who does what in one call: a pure function of its sizes, the kernels' shape and the machine.
-// Nothing here knows where anything lies (that is the layout) or computes it (that is the run), and
-// nothing depends on an ISA or on torch.
+// The division of one call's work: a pure function of its sizes, the kernels' shape and the
+// machine. Nothing here knows where anything lies (that is the layout) or computes it (that is the
+// run), and nothing depends on an ISA or on torch.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +24,7 @@ inline Range part(int64_t total, int64_t i, int64_t n, int64_t step = 1) {
   return {min_of(total, steps * i / n * step), min_of(total, steps * (i + 1) / n * step)};
 }
 
-// What the plan must know about the kernels of one ISA, storage type and micro-kernel.
+// The facts that the plan needs about the kernels of one ISA, storage type and micro-kernel.
 struct KernelShape {
   int storage_bytes, compute_bytes;  // of a stored value, and of a sum
   int operand_bytes;                 // of an operand, which the micro-kernel multiplies

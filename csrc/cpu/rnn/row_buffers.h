@@ -26,7 +26,7 @@ struct RowBuffers {
   Rows<T> all(const WorkItem& item, int buffer) const { return {row(item, buffer), stride}; }
 };
 
-// What W_hh multiplies: the output that belongs to a state.
+// The output that belongs to a state, which W_hh multiplies.
 template <class S>
 Vec<Compute<S>> output_of(const Recurrence& p, Vec<Compute<S>> state) {
   if (p.cell != Cell::voltage) return state;

@@ -1,4 +1,4 @@
-// What a step of the backward pass reads.
+// The rows that a step of the backward pass reads.
 #pragma once
 
 #include "cpu/rnn/backward_layout.h"
@@ -54,7 +54,7 @@ struct StepInputs {
   }
 
  private:
-  // What f gave in all steps: the output, but for rate what is saved.
+  // The values of f in all steps: the output, but for rate what is saved.
   const S* all_values() const {
     return static_cast<const S*>(p.cell == Cell::rate ? p.saved : p.output);
   }

@@ -8,7 +8,7 @@
 
 namespace rnnext {
 
-// What the plan knows of a processor. Rates are bytes a cycle of one core; a rate of multiply-adds
+// A processor as the plan knows it. Rates are bytes a cycle of one core; a rate of multiply-adds
 // counts bytes of weights, each of which is used for one row.
 struct Machine {
   const char* name;
@@ -133,11 +133,12 @@ constexpr int64_t kGatherAhead = 8;
 // on a Zen 5); nor any for fewer random numbers (a guess).
 constexpr int64_t kBytesPerThread = 256 << 10, kSortedPerThread = 4096, kFewNumbers = 4096;
 
-// What Python decides by (embedding_rnn.py, stepper.py). The rows of a table that occur are counted
-// where the product N x E x H is at least kCountedWork and the table has at most kCountedRows rows,
-// since counting looks at a bit for each of these; the rows are then multiplied if they are at most
-// kProjectedShare of the tokens. A Stepper multiplies a whole table of at most kProjectedRows with
-// W_ih, which costs what it saves in as many steps. (Measured, with one sequence.)
+// Limits for Python's choices (embedding_rnn.py, stepper.py). The rows of a table that occur are
+// counted where the product N x E x H is at least kCountedWork and the table has at most
+// kCountedRows rows, since counting looks at a bit for each of these; the rows are then multiplied
+// if they are at most kProjectedShare of the tokens. A Stepper multiplies a whole table of at most
+// kProjectedRows with W_ih, which costs what it saves in as many steps. (Measured, with one
+// sequence.)
 constexpr double kCountedWork = 5e6, kProjectedShare = 0.5;
 constexpr int64_t kCountedRows = 1 << 20, kProjectedRows = 1024;
 

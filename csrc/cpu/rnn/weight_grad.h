@@ -23,7 +23,7 @@ struct RowCursor {
     while (t < p.T && i >= sequences(p, item, t)) ++t, i = 0;
   }
   int64_t row() const { return p.row(t, item.sequence(i)); }
-  // What W_hh and W_ih multiplied in the row; null: zeros.
+  // The operands of W_hh and of W_ih in the row; null: zeros.
   const S* state() const {
     const int64_t b = item.sequence(i);
     const int d = item.d;
@@ -195,7 +195,7 @@ struct WeightGradients {
   S* weight_hh(int d) const { return of_gate(out.weight_hh[d], gate.hh, p.H); }
   bool product_ih() const { return weight_ih(0) && p.I > 0 && !few_features; }
   C* column_sums(int64_t column) const { return sum_columns + column * column_size; }
-  // What row n's gradient is multiplied by for this column.
+  // The factor of row n's gradient for this column.
   C multiplier(int64_t column, int64_t n) const {
     if constexpr (kNative<S>)
       if (column > 0) return feature_rows[n] ? feature_rows[n][column - 1] : 0;

@@ -1,4 +1,4 @@
-// What both passes need for a work item: the K splits of the state, or of grad_pre, that members
+// A work item's common part in both passes: the K splits of the state, or of grad_pre, that members
 // wait for, its weights and rows, and the memory that a layout hands out.
 #pragma once
 
@@ -193,7 +193,7 @@ Vec<Compute<S>> load_hidden(const Recurrence& p, const void* values, int64_t j) 
   return load_some(static_cast<const S*>(values) + j, p.H - j);
 }
 
-// What lies in the n-th vector of columns in the order of the packed weights, of [gates * H].
+// The n-th vector of columns in the order of the packed weights, of values [gates * H].
 template <class S>
 Vec<Compute<S>> load_gates(const Recurrence& p, const void* values, int64_t n) {
   const auto [gate, first] = GateColumns<Compute<S>>{p.H, p.gates()}.vector(n);

@@ -56,7 +56,7 @@ struct ExpConstants<double> {
   }
 };
 
-// What takes the place of results below the least normal number: gates do without them, in fewer
+// How results below the least normal number come out: gates do without them, in fewer
 // instructions.
 enum class Tiny { kSubnormal, kZero };
 

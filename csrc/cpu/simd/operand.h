@@ -35,7 +35,7 @@ template <int parts>
 constexpr int kKAlign<TileOperand<parts>> = 32;
 template <class F>
 constexpr bool kTiled = (kKAlign<F> > kKPack<F>);
-// What a lane of a vector of operands holds.
+// The content of a lane of a vector of operands.
 template <class F>
 using Lane = std::conditional_t<kTiled<F>, Pair, F>;
 
@@ -97,7 +97,7 @@ struct Operands {
   }
 };
 
-// What rounding to bfloat16 loses: the low part.
+// The low part, which rounding to bfloat16 loses.
 RNNEXT_INLINE Vec<float> rest_of(Vec<float> x) {
 #if defined(RNNEXT_BF16_DOT) && defined(RNNEXT_AVX512)
   const __m512i bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x));

@@ -1,5 +1,5 @@
-// What comes before the kernels of an instruction set: the standard headers, and then the target of
-// the functions between RNNEXT_TARGET and RNNEXT_TARGET_END.
+// The prologue of an instruction set's kernels: the standard headers, and then the target of the
+// functions between RNNEXT_TARGET and RNNEXT_TARGET_END.
 #pragma once
 
 #ifdef __x86_64__

@@ -110,7 +110,7 @@ struct RoundedTanh<Float16> {
   }
 };
 
-// What tanh(x) rounds to in S, or its neighbour: at most 0.5493 ULP of bfloat16 and 0.516 of
+// tanh(x) rounded to S, or a neighbour of that: at most 0.5493 ULP of bfloat16 and 0.516 of
 // float16 from the true value (every third float). It is odd, passes NaN through, and gives equal
 // bits with FMA, as above. Instead of a division, which takes 16 cycles on a Xeon: a guess at 1 / q
 // from its exponent and mantissa, within 5.1 %, and two steps of Newton's, to 7e-6.

@@ -33,7 +33,7 @@ inline void check_launch(cudaError_t error) {
 // range; does not wait for calls that still run.
 IndexErrorRecord* index_errors(c10::DeviceIndex device);
 
-// What kernels need to know of `indices`, contiguous int32 or int64 on a CUDA device. Raises what
+// Indices as kernels take them, from contiguous int32 or int64 on a CUDA device. Raises what
 // index_errors raises.
 TableIndices checked_indices(const at::Tensor& indices, int64_t rows);
 

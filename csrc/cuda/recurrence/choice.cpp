@@ -36,7 +36,7 @@ constexpr int64_t kMaxB = 1 << 30;  // kernels count 2 B states, and B and a til
 auto ceil_div(auto a, auto b) { return (a + b - 1) / b; }
 auto round_up(auto a, auto b) { return ceil_div(a, b) * b; }
 
-// What divide() takes for n > 1.
+// The argument of divide() that stands for n > 1.
 unsigned divisor(int64_t n) { return static_cast<unsigned>(ceil_div(int64_t{1} << 32, n)); }
 
 bool tensor_cores(Compute c) { return c != Compute::f32 && c != Compute::f64; }

@@ -8,7 +8,8 @@
 
 namespace rnnext::cuda {
 
-// Who shares the state: no one (each step is a GEMM and a kernel), a block, a cluster, or the grid.
+// Which threads share the state: none (each step is a GEMM and a kernel), or those of a block, of a
+// cluster, or of the grid.
 enum class Path { step, block, cluster, grid };
 // The arithmetic: the element type, in the order of DType, or float32 elements multiplied as TF32.
 enum class Compute { f32, f64, bf16, f16, tf32 };

@@ -23,7 +23,7 @@ struct Destination {
   int row, at;  // the sequence, and bytes into its vector
 };
 
-// What the groups have in common: their place in the launch, and two buffers of vectors at the
+// The common part of the groups: their place in the launch, and two buffers of vectors at the
 // beginning of this block's shared memory.
 class GroupBase {
  public:

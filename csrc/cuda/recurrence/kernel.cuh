@@ -23,8 +23,8 @@ struct WordCursor {
   }
 };
 
-// What a block does: it holds a slice of the matrix of one direction, and runs tiles of sequences
-// one after another. Sizes are int: a thread has no register to spare.
+// A block's work: it holds a slice of the matrix of one direction, and runs tiles of sequences one
+// after another. Sizes are int: a thread has no register to spare.
 template <class MicroKernel, class Pass, class Group>
 struct Resident {
   using Element = typename MicroKernel::Storage;

@@ -73,9 +73,9 @@ cudaError_t launch_step(const DeviceCall& call, const Step& step, Compute comput
 // The kernels around the steps. Each writes `to`, [D,B,H] unless it says otherwise, and some read
 // `from`, of the same shape.
 enum class StateKernel {
-  // What W_hh multiplies in the first step of each sequence: the output of hx. Also writes, unless
-  // they are null, call.reset_output, which W_hh multiplies after a reset, and call.h_n, the states
-  // before the first steps.
+  // Writes the operands of W_hh in the first step of each sequence: the output of hx. Unless they
+  // are null, it also writes call.reset_output, which W_hh multiplies after a reset, and call.h_n,
+  // the states before the first steps.
   prologue,
   // The sums over resets of the gradients of the pre-activations.
   reset_sums,

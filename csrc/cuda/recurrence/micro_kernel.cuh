@@ -10,7 +10,7 @@
 
 namespace rnnext::cuda {
 
-// What the micro-kernels have in common. A k-block is kBlockBytes of a vector; for each k-block of
+// The common part of the micro-kernels. A k-block is kBlockBytes of a vector; for each k-block of
 // its worker, a thread has two pieces of 16 bytes of the matrix.
 template <typename Piece, int kBlockBytes>
 class MicroKernelBase {

@@ -58,8 +58,8 @@ __device__ Int time_of(bool reverse, Int T, Int s) {
   return reverse != Pass::kBackward ? T - 1 - s : s;
 }
 
-// What a pass hands on from its step t is replaced if there is a mark at the step that this
-// returns: forward, because the next step begins an episode; backward, because t does.
+// The step whose mark replaces the state, or gradient, that a pass hands on from step t: forward,
+// because that step begins an episode; backward, because t does.
 // (StateKernel::prologue handles a mark at 0, which no step of a forward pass precedes.)
 template <class Pass, class Int>
 __device__ Int mark_of(bool reverse, Int t) {

@@ -1,5 +1,5 @@
-// What runs before the other kernels of a call: checks of indices, which become rows of a table,
-// and constants of the host.
+// The kernels that run before the others of a call: checks of indices, which become rows of a
+// table, and constants of the host.
 #include "cuda/elements.cuh"
 #include "cuda/recurrence/launch.h"
 
