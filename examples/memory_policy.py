@@ -112,7 +112,7 @@ class Rollout(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a step of B environments brings."""
+    """The results of a step of B environments."""
 
     seen: Tensor  # [B, I], what the next action is chosen for
     begins: Tensor  # [B] bool: `seen` is the first of an episode

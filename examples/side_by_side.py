@@ -28,7 +28,7 @@ def in_turns(seconds: float, calls: dict[str, Callable[[], Any]]) -> dict[str, f
 
 
 def with_gradients(module: nn.Module, call: Callable[[], Tensor]) -> list[Tensor]:
-    """What the call gives, and the gradients of its mean square for all of the module's weights."""
+    """The results of the call, and the gradients of their mean square for all weights."""
     output = call()
     return [output, *torch.autograd.grad(output.square().mean(), list(module.parameters()))]
 

@@ -164,7 +164,7 @@ class Learner:
             self.losses.append(value)
 
     def task(self, window: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """What to read and what to say for a window [T + 1, B]; target -100: nothing is asked."""
+        """Inputs and targets of a window [T + 1, B]; target -100: nothing is asked."""
         if not self.config.bidirectional:
             return window[:-1], window[1:]
         tokens = window[:-1]

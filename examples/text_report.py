@@ -1,4 +1,4 @@
-"""What the demo shows at its end: agreement, times, perplexity, sampled text, a plot."""
+"""The demo's report at its end: agreement, times, perplexity, sampled text, a plot."""
 
 from __future__ import annotations
 

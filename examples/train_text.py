@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 CHUNK = 10  # steps until the other library takes over: both then meet the same machine
 SAVES_AND_EVALUATIONS = 10  # a run, evenly spaced
-# What a resumed run may change; everything else comes from its checkpoint.
+# Options that a resumed run may change; everything else comes from its checkpoint.
 FREE_ON_RESUME = {"out", "resume", "steps"}
 
 
@@ -251,7 +251,7 @@ def train_all(learners: list[Learner], steps: int, held_out: torch.Tensor, check
     with interrupts() as caught, bar:
         while (begin := learners[0].step) < steps:
             end = min(steps, begin + CHUNK, begin - begin % every + every)
-            # Who goes first alternates: neither always finds the cache as the other left it.
+            # Which goes first alternates: neither always finds the cache as the other left it.
             for learner in learners if begin // CHUNK % 2 else reversed(learners):
                 learner.train(end - begin)
             bar.update(end - begin)

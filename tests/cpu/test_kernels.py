@@ -1,4 +1,4 @@
-"""What the CPU kernels promise beyond the right values: the same bits, and a tanh within 2 ULP."""
+"""The CPU kernels' promises beyond right values: the same bits, and a tanh within 2 ULP."""
 
 import copy
 from dataclasses import replace

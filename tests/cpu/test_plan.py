@@ -46,7 +46,7 @@ print(_C.cpu_isa(), explain.explain(100, 16, 64, 1024, threads=2))
 
 
 def planned(**environment):
-    """What a process with these settings says of its ISA and of a call."""
+    """The ISA of a process with these settings, and its plan of a call."""
     return run_python("-c", PLANNED, **environment).stdout
 
 
@@ -68,7 +68,7 @@ def test_the_environment_names_the_machine_and_lowers_the_isa():
         assert "z80" in wrong.stderr
 
 
-# What is chosen of calls of T, B, I, H, and options.
+# The choices for calls of T, B, I, H, and options.
 CHOICES = {
     "many sequences are shared out, and nobody waits": [
         ((100, 64, 64, 256), {"threads": 1}, {"batch_parts": 1, "hidden_parts": 1}),

@@ -1,4 +1,4 @@
-"""What only a GPU can show: modules on it, graphs, streams, errors of the device, several devices.
+"""Checks that need a GPU: modules on it, graphs, streams, errors of the device, several devices.
 
 Not collected by `pytest tests`: `python -m tools.cuda_check` runs it where there is a GPU, and
 rehearses what it can on the CPU.

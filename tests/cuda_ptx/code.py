@@ -9,7 +9,7 @@ from cuda_ptx.writer import Writer
 
 
 def reads(block: Block) -> set[str]:
-    """What a block reads before it writes it."""
+    """The registers that a block reads before it writes them."""
     found: set[str] = set()
     written: set[str] = set()
     for i in block.instructions:

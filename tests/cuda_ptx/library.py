@@ -14,7 +14,7 @@ from cuda_ptx.parse import Kernel, entries, kernel_of
 
 
 class Launch(ctypes.Structure):
-    """As runtime.cpp has it."""
+    """The struct of this name in runtime.cpp."""
 
     _fields_ = [
         ("name", ctypes.c_char_p),

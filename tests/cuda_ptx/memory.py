@@ -15,7 +15,7 @@ UNMAPPED, ASYNCHRONOUS, CONSTANT, WRITABLE = range(4)  # ASYNCHRONOUS: no plain 
 
 
 class Fault(Exception):
-    """What a kernel must not do."""
+    """A thing that a kernel must not do."""
 
 
 class Arena:

@@ -13,7 +13,7 @@ TYPES = {
 # A whole warp executes these together: they begin a basic block.
 TOGETHER = ("shfl", "mma", "bar.warp", "barrier.cluster")
 ENDS = ("bra", "ret", "exit", "trap", "bar.arrive", "barrier.cluster", "nanosleep")
-# What writes no register, whatever its first argument is.
+# Instructions that write no register, whatever their first argument is.
 STORES = ("st", "cp", "bar", "barrier", "nanosleep", "bra")
 # Loads that others' stores show up in: a loop around one waits.
 STRONG = ("ld.acquire", "ld.relaxed", "ld.volatile")
@@ -87,7 +87,7 @@ class Kernel:
         return None
 
     def open_block(self) -> None:
-        """What follows is a block of its own."""
+        """Begin a block of its own."""
         if not self.blocks or self.blocks[-1].instructions:
             self.blocks.append(Block())
 

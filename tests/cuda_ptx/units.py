@@ -9,7 +9,7 @@ from cuda_ptx.memory import Fault
 
 
 class Barrier:
-    """What the lanes of each group wait for: a generation passes when all have arrived."""
+    """A barrier for the lanes of each group: a generation passes when all have arrived."""
 
     def __init__(self, group_of) -> None:
         self.group_of = group_of

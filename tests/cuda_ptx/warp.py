@@ -1,4 +1,4 @@
-"""What lanes do to memory and to each other: the methods that compiled blocks call.
+"""Effects of lanes on memory and on each other: the methods that compiled blocks call.
 
 `L` are the lanes that run: numbers in ascending order, or a slice of a unit."""
 

@@ -20,7 +20,7 @@ struct Config {
   uint8_t rows[16];
 };
 
-// What a thread has.
+// A thread's state.
 thread_local Config config;
 thread_local uint32_t tiles[kTiles][kRows][kColumns];
 

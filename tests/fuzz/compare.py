@@ -1,4 +1,4 @@
-"""What the checks of calls share: tensors made from plain values, and the comparison."""
+"""The common part of the checks of calls: tensors made from plain values, and the comparison."""
 
 import torch
 

@@ -34,7 +34,7 @@ LAST = Path(f"build/fuzz-{os.environ.get('PYTEST_XDIST_WORKER')}" if CASES else 
 
 
 def tell(module, case):
-    """What to paste into a shell in the root of the repository."""
+    """A line to paste into a shell in the root of the repository."""
     program = f'PYTHONPATH=tests python -c "from {module} import check; check(**{case!r})"'
     note(program)
     LAST.parent.mkdir(exist_ok=True)  # where the package is built elsewhere

@@ -45,7 +45,7 @@ def cell_of(one):
 INDICES = torch.tensor([[0, 4], [4, 2]])
 ROWS = {"weight": torch.rand(5, 3), "indices": INDICES, "padding_idx": -1}
 GRAD = {"grad": torch.rand(2, 2, 3), "indices": INDICES, "num_weights": 5, "padding_idx": 4}
-# What is right for each op, of a sample of the recurrence's arguments.
+# The right arguments of each op, from a sample of the recurrence's.
 MADE = {
     "recurrence": lambda one: {**vars(one), "save": False},
     "recurrence_backward": backward_of,
@@ -70,7 +70,7 @@ RIGHT = {
 }
 
 BIG = 2**62
-# What is made of a right argument.
+# The wrong arguments that are made of a right one.
 OF_TENSORS = [
     lambda t: None,
     lambda t: 3,
@@ -136,7 +136,7 @@ def own(tensor):
 
 
 def double(tensor):
-    """What the reference is called with."""
+    """A copy of a tensor for the reference, in float64."""
     tensor = tensor.detach().clone().resolve_neg()
     return tensor.double() if tensor.is_floating_point() else tensor
 

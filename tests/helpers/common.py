@@ -1,4 +1,4 @@
-"""What the tests share: comparisons and their tolerances, twins, processes, choice of cases.
+"""Shared by all tests: comparisons and their tolerances, twins, processes, choice of cases.
 
 A product of parameters is a pairwise cover: ``@cover(dtype=DTYPES, H=[7, 64], isa=ISAS)`` over
 ``def test_x(dtype, H, isa)``. A test runs on the fastest ISA unless it names the fixture ``isa``:
@@ -62,7 +62,7 @@ def same(actual, expected):
 
 
 def steps(stepper, inputs):
-    """What a Stepper gives for the inputs of a sequence, one after the other."""
+    """The results of a Stepper for the inputs of a sequence, one after the other."""
     return torch.stack([stepper(x) for x in inputs])
 
 

@@ -110,7 +110,7 @@ def results(module: Any, *given: Any, **options: Any) -> list[Tensor]:
 
 
 def through_a_file(value: Any) -> Any:
-    """What torch.load gives of a file, as safe."""
+    """The value, saved and loaded again as safe."""
     file = io.BytesIO()
     torch.save(value, file)
     file.seek(0)

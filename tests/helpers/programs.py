@@ -33,7 +33,7 @@ CASES = pairwise(
     dtype=DTYPES,
     cell=["elman", *GATES],
 )
-# Those that can be compared where rounding may put a product on the other side of a kink.
+# Programs that can be compared where rounding may put a product on the other side of a kink.
 SMOOTH = [case for case in CASES if case["nonlinearity"] not in KINKED]
 
 

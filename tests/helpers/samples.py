@@ -63,12 +63,12 @@ class Recurrence:
         return output, h_n
 
     def save(self, op: Callable[..., Any]) -> list[Tensor]:
-        """What the op saves for the backward pass."""
+        """The tensors that the op saves for the backward pass."""
         saved: list[Tensor] = op(**vars(self), save=True)[2]
         return saved
 
     def expected(self, stored: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """What the reference returns."""
+        """The results of the reference."""
         return reference.recurrence(**vars(self), stored=stored)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Recurrence:

@@ -106,7 +106,7 @@ def patch(module):
     module.rnn.forward = lambda x, hx=None: forward(2 * x)
 
 
-# What changes the results of either module, or their gradients. (All modules' hooks are in
+# Changes to the results of either module, or to their gradients. (All modules' hooks are in
 # tests/package/test_tools_of_torch.py.)
 ATTACHED = {
     "max_norm": lambda m: setattr(m.embedding, "max_norm", 0.1),

@@ -1,5 +1,5 @@
-"""What modules and functions refuse: torch.nn's errors where it has them; else what names the
-argument, what was expected and what came."""
+"""Calls that modules and functions refuse: with torch.nn's errors where it has them, else with the
+name of the argument, what was expected and what came."""
 
 import functools
 import itertools

@@ -1,4 +1,4 @@
-"""What holds of every module, beside torch.nn's where it has one."""
+"""Properties of every module, beside torch.nn's where it has one."""
 
 import copy
 import functools
@@ -130,7 +130,7 @@ def test_meta_device(sample):
 @of_torch
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
 def test_weight_norm(sample):
-    """As a parametrization, and the old way, which sets the weight before each call."""
+    """Weights by a parametrization, and by the old way, which sets them before each call."""
     plain = {"padding_idx": None, "max_norm": None} if sample.kind == "Embedding" else {}
     for weight_norm in (parametrizations.weight_norm, nn.utils.weight_norm):
         theirs, ours = (weight_norm(m, sample.weight) for m in sample.pair(**plain))
@@ -205,7 +205,7 @@ def test_a_trace_is_the_module_for_any_batch_and_length(sample):
 
 @of_all
 def test_torch_fx_records_a_leaf(sample):
-    """Whose dropout and noise follow the graph's mode."""
+    """Its dropout and noise follow the graph's mode."""
     for traced_in in (True, False):
         module = sample.make()
         graph = symbolic_trace(nn.Sequential(module).train(traced_in))

@@ -99,7 +99,7 @@ def test_noise_is_that_of_the_op_whose_keys_the_generator_gives():
 
 
 def test_noise_of_a_generator():
-    """What torch's own gives from the same seed, which stays as it was."""
+    """Its numbers are those of torch's own generator from the same seed, which stays as it was."""
     rnn = rnnext.LeakyRNN(1, 7, 2, alpha=0.5, noise_std=0.3, noise_in_eval=True)
     cell = rnnext.LeakyRNNCell(1, 7, alpha=0.5, noise_std=0.3)
     voltage = rnnext.LeakyRNN(1, 7, alpha=0.5, noise_std=0.3, form="voltage")

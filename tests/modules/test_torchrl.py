@@ -27,7 +27,7 @@ PAIR = {
 
 
 class AsTheirs(rnnext.RNN):
-    """What torchrl's GRUModule takes in the place of its python-based GRU."""
+    """A stand-in for the python-based GRU of torchrl's GRUModule."""
 
     def forward(self, x, hx, mask=None):
         return super().forward(x, hx, lengths=None if mask is None else mask.sum(1))

@@ -1,4 +1,4 @@
-"""What ops refuse, and how they say so: with data as for fake, symbolic and meta tensors."""
+"""Calls that ops refuse, and the errors: with data as for fake, symbolic and meta tensors."""
 
 import functools
 import itertools
@@ -31,7 +31,7 @@ def bools(*shape):
 
 
 ZEROS, GRU = {"H": 0, "hx": False}, {"cell": "gru"}  # any cell fits weights of no unit
-# What a call is made of, what in it is wrong, what the message says, the error if no RuntimeError.
+# A call's parts, the one that is wrong, the message, the error if it is no RuntimeError.
 OF_A_RECURRENCE = [
     ({}, {"input": zeros(5, 3, 5)}, "input must have 4 features, as many as weight_ih, got 5"),
     ({}, {"input": zeros(5, 4)}, "input must have 3 dimensions, got 2"),

@@ -16,7 +16,7 @@ recurrence = torch.ops.rnnext.recurrence
 
 
 def test_the_oracle_gives_the_known_answers_of_philox():
-    """Those that come with Random123, its authors' library."""
+    """The answers that come with Random123, its authors' library."""
     known = {
         ((0, 0, 0, 0), (0, 0)): "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
         ((2**32 - 1,) * 4, (2**32 - 1,) * 2): "408f276d 41c83b0e a20bc7c6 6d5451fd",

@@ -1,4 +1,4 @@
-"""What ops promise beside right values, which tests/fuzz checks; torch's own checks of every op."""
+"""The ops' promises beside right values, which tests/fuzz checks; torch's checks of every op."""
 
 import functools
 import inspect
@@ -130,7 +130,7 @@ def test_the_same_bits_where_threads_run_layers_as_a_pipeline(dtype):
                     assert same(rnn(inputs[i % 2]), expected[i % 2])
 
 
-# What calls of the recurrence's ops are made of; and arguments of the ops beside it.
+# The parts of calls of the recurrence's ops; and arguments of the ops beside it.
 LEAKY = {"reset": "state", "reverse": (False, True), "rows": "lengths"}
 CASES = [
     {"source": "ready", "reverse": (False, True)},

@@ -16,7 +16,7 @@ KNOWN = "race:rnnext::node_of\n"
 
 
 def output_of(*command, **environment):
-    """What the command prints; it must end without an error."""
+    """The output of the command, which must end without an error."""
     merged = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     run = subprocess.run(command, env=os.environ | environment, check=False, **merged)
     assert run.returncode == 0, run.stdout

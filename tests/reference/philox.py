@@ -19,7 +19,7 @@ def philox(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int, ...]:
 
 
 def words(key: int, t: int, b: int, d: int, H: int) -> list[int]:
-    """What a step of a sequence draws in one direction: at least H words."""
+    """The words that a step of a sequence draws in one direction: at least H."""
     drawn = [0] * ((H + 63) // 64 * 64)
     for block in range(len(drawn) // 4):
         place = block // 16 * 64 + block % 16

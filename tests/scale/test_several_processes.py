@@ -29,7 +29,7 @@ def torchrun(*command):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What two processes leave: the losses of each way to train, and of the demo."""
+    """The losses of two processes, for each way to train, and of the demo."""
     folder = tmp_path_factory.mktemp("several")
     (folder / "text.txt").write_text(text_data.python_prose()[:12_000], encoding="utf-8")
     run = torchrun(str(Path(__file__).with_name("worker.py")), str(folder), *options(folder))

@@ -1,4 +1,4 @@
-"""What training loops put around a model: scalers, loaders."""
+"""Models in training loops, with scalers and loaders around them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What each process of test_several_processes.py runs, under torchrun."""
+"""The program of each process of test_several_processes.py, under torchrun."""
 
 import copy
 import os

@@ -49,7 +49,7 @@ class Mapped:
         ]
 
     def vmap(self, function):
-        """What vmap makes of a function of one call."""
+        """A function of one call under vmap."""
         return vmap(lambda given: function(replace(self.one, **given)), in_dims=self.dim)(
             self.values
         )
