@@ -50,7 +50,7 @@ def text(run: Any, bars: Sequence[Bar]) -> tuple[str, bool]:
     return table.text(), all(line[3] != "missed" for line in lines)
 
 
-def _plain(result: Result, wanted: Wanted, dtype: str = "float32") -> list[Row]:
+def plain(result: Result, wanted: Wanted, dtype: str = "float32") -> list[Row]:
     """In float32, or bfloat16 where the CPU multiplies it, at full precision on all cores."""
     if dtype == "bfloat16" and not {"avx512_bf16", "amx_bf16"} & {*result.stamp["cpu_flags"]}:
         return []
@@ -67,7 +67,7 @@ def _over(rival: str, wanted: Wanted, dtype: str) -> Callable[[Result], dict[str
 
     def ratios(result: Result) -> dict[str, float]:
         found = {}
-        for row in _plain(result, wanted, dtype):
+        for row in plain(result, wanted, dtype):
             other: Row | None = row
             if rival == CELL and row.case.kind == "rnn":
                 other = result.rows.get(replace(row.case, kind="cell").name)
@@ -85,7 +85,7 @@ def _roof(wanted: Wanted, *cells: str) -> Callable[[Result], dict[str, float]]:
 
     def shares(result: Result) -> dict[str, float]:
         found = {}
-        for row in _plain(result, lambda c: _layer(c, *cells) and wanted(c)):
+        for row in plain(result, lambda c: _layer(c, *cells) and wanted(c)):
             if least := result.bound(row):
                 name = f"{row.case.name} ({least.limit})"
                 found[name] = least.seconds / row.seconds[OURS]["median"]
@@ -112,11 +112,11 @@ def _layer(c: Case, *cells: str) -> bool:
     return c.kind == "rnn" and c.T > 1 and c.cell in (cells or ("rnn",))
 
 
-def _layers(mode: str, *cells: str) -> Wanted:
+def layers(mode: str, *cells: str) -> Wanted:
     return lambda c: _layer(c, *cells) and c.mode == mode
 
 
-def _one(kind: str, *cells: str) -> Wanted:
+def one(kind: str, *cells: str) -> Wanted:
     """One step by a layer ("rnn"), a cell or a Stepper."""
     return lambda c: c.kind == kind and c.T == 1 and c.mode == "infer" and c.cell in cells
 
@@ -125,28 +125,28 @@ Speed = tuple[str, Wanted, str, float, float]
 # Which calls, the rival, and how many times as fast ours must be: in the mean, and in each row
 # (0: no bar).
 _SPEED: tuple[Speed, ...] = (
-    ("infer", _layers("infer"), TORCH, 5.0, 0),
-    ("infer", _layers("infer"), BEST, 2.3, 1.1),
-    ("train", _layers("train"), TORCH, 4.5, 0),
-    ("train", _layers("train"), BEST, 2.5, 1.1),
-    ("one call, T=1, RNN", _one("rnn", "rnn"), TORCH, 2.5, 1.5),
-    ("one call, RNNCell", _one("cell", "rnn"), TORCH, 1.8, 1.5),
-    ("one step of a stream", _one("step", "rnn"), BEST, 0, 1.1),
-    ("GRU infer", _layers("infer", "gru"), TORCH, 4.0, 0),
-    ("GRU infer", _layers("infer", "gru"), BEST, 1.6, 1.0),
-    ("GRU train", _layers("train", "gru"), TORCH, 4.0, 0),
-    ("GRU train", _layers("train", "gru"), BEST, 2.5, 1.2),
-    ("LSTM infer", _layers("infer", "lstm"), TORCH, 2.0, 0),
-    ("LSTM infer", _layers("infer", "lstm"), BEST, 1.35, 0.97),
-    ("LSTM train", _layers("train", "lstm"), TORCH, 1.5, 0),
-    ("LSTM train", _layers("train", "lstm"), BEST, 1.5, 1.0),
+    ("infer", layers("infer"), TORCH, 5.0, 0),
+    ("infer", layers("infer"), BEST, 2.3, 1.1),
+    ("train", layers("train"), TORCH, 4.5, 0),
+    ("train", layers("train"), BEST, 2.5, 1.1),
+    ("one call, T=1, RNN", one("rnn", "rnn"), TORCH, 2.5, 1.5),
+    ("one call, RNNCell", one("cell", "rnn"), TORCH, 1.8, 1.5),
+    ("one step of a stream", one("step", "rnn"), BEST, 0, 1.1),
+    ("GRU infer", layers("infer", "gru"), TORCH, 4.0, 0),
+    ("GRU infer", layers("infer", "gru"), BEST, 1.6, 1.0),
+    ("GRU train", layers("train", "gru"), TORCH, 4.0, 0),
+    ("GRU train", layers("train", "gru"), BEST, 2.5, 1.2),
+    ("LSTM infer", layers("infer", "lstm"), TORCH, 2.0, 0),
+    ("LSTM infer", layers("infer", "lstm"), BEST, 1.35, 0.97),
+    ("LSTM train", layers("train", "lstm"), TORCH, 1.5, 0),
+    ("LSTM train", layers("train", "lstm"), BEST, 1.5, 1.0),
     ("packed GRU, LSTM", lambda c: c.packed and _layer(c, *GATED), TORCH, 4.0, 0),
     ("packed GRU, LSTM", lambda c: c.packed and _layer(c, *GATED), BEST, 0, 2.0),
-    ("one call, T=1, GRU, LSTM", _one("rnn", *GATED), CELL, 2.0, 0),
-    ("one call, T=1, GRU, LSTM", _one("rnn", *GATED), BEST, 0, 1.2),
-    ("one call, GRUCell, LSTMCell", _one("cell", *GATED), CELL, 1.5, 1.2),
-    ("one step of a stream, GRU, LSTM", _one("step", *GATED), CELL, 5.0, 0),
-    ("one step of a stream, GRU, LSTM", _one("step", *GATED), BEST, 0, 1.2),
+    ("one call, T=1, GRU, LSTM", one("rnn", *GATED), CELL, 2.0, 0),
+    ("one call, T=1, GRU, LSTM", one("rnn", *GATED), BEST, 0, 1.2),
+    ("one call, GRUCell, LSTMCell", one("cell", *GATED), CELL, 1.5, 1.2),
+    ("one step of a stream, GRU, LSTM", one("step", *GATED), CELL, 5.0, 0),
+    ("one step of a stream, GRU, LSTM", one("step", *GATED), BEST, 0, 1.2),
     ("embedding gather",
      lambda c: c.kind == "embedding" and c.mode == "infer", TORCH, 1.0, 0.95),
     ("embedding + dense gradient",

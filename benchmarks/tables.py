@@ -5,36 +5,38 @@ A document has a table between the lines `<!-- benchmarks: NAME -->` and `<!-- e
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import compared, report, store
+from .bars import Wanted, layers, one, plain
 from .cases import GATED, Case
 from .compared import Comparison
 from .names import OURS, TORCH
 from .store import Result, Row
 
 BLOCK = re.compile(r"(<!-- benchmarks: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+TRAIN, INFER = layers("train"), layers("infer")
+Kinds = tuple[tuple[str, Wanted], ...]
 # The README's lines, and those of the summary, which has one for each kind of call.
-README_ROWS: tuple[tuple[str, Callable[[Case], bool]], ...] = (
-    ("training", lambda c: _layer(c, "train")),
-    ("inference", lambda c: _layer(c, "infer")),
-)
-SUMMARY_ROWS: tuple[tuple[str, Callable[[Case], bool]], ...] = (
-    ("training, 16 sequences and 128 units or more", lambda c: _layer(c, "train") and _batch(c)),
-    ("training, fewer or smaller", lambda c: _layer(c, "train") and not _batch(c)),
-    ("inference, 16 sequences and 128 units or more", lambda c: _layer(c, "infer") and _batch(c)),
-    ("inference, fewer or smaller", lambda c: _layer(c, "infer") and not _batch(c)),
-    ("one step of a stream by `Stepper`", lambda c: c.kind == "step" and c.cell == "rnn"),
-    ("GRU, training", lambda c: _layer(c, "train", "gru")),
-    ("GRU, inference", lambda c: _layer(c, "infer", "gru")),
-    ("LSTM, training", lambda c: _layer(c, "train", "lstm")),
-    ("LSTM, inference", lambda c: _layer(c, "infer", "lstm")),
-    ("one step of their streams", lambda c: c.kind == "step" and c.cell in GATED),
+README_ROWS: Kinds = (("training", TRAIN), ("inference", INFER))
+SUMMARY_ROWS: Kinds = (
+    ("training, 16 sequences and 128 units or more", lambda c: TRAIN(c) and _batch(c)),
+    ("training, fewer or smaller", lambda c: TRAIN(c) and not _batch(c)),
+    ("inference, 16 sequences and 128 units or more", lambda c: INFER(c) and _batch(c)),
+    ("inference, fewer or smaller", lambda c: INFER(c) and not _batch(c)),
+    ("one step of a stream by `Stepper`", one("step", "rnn")),
+    ("GRU, training", layers("train", "gru")),
+    ("GRU, inference", layers("infer", "gru")),
+    ("LSTM, training", layers("train", "lstm")),
+    ("LSTM, inference", layers("infer", "lstm")),
+    ("one step of their streams", one("step", *GATED)),
     ("the demo's whole training step", lambda c: c.kind == "demo"),
 )
 # Beside the headline cases.
@@ -55,59 +57,43 @@ CALLS = (
 TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "jax": "JAX"}
 
 
-def headline(result: Result) -> str:
+def _headline(result: Result) -> str:
     cases = [row.case for row in result.rows.values()]
-    names = [c.name for c in cases if "headline" in c.tags and c.cell == "rnn"]
-    return _of_cases(result, names)
+    return _of_cases([c.name for c in cases if "headline" in c.tags and c.cell == "rnn"], result)
 
 
-def calls(result: Result) -> str:
-    return _of_cases(result, CALLS)
-
-
-def _of_cases(result: Result, names: Sequence[str]) -> str:
+def _of_cases(names: Sequence[str], result: Result) -> str:
     """All columns but the spread."""
     table = report.table(result, [_row(result, name) for name in names])
     header, *body = [[*line[:2], *line[3:]] for line in (table.header, *table.body)]
     return _captioned(result, report.Table(header, body))
 
 
-def readme(result: Result) -> str:
-    return _means(result, README_ROWS)
+def _row(result: Result, name: str) -> Row:
+    row = result.rows.get(name)
+    if row is None or OURS not in row.seconds or TORCH not in row.seconds:
+        raise ValueError(f"{result.label} has no times of {name}")
+    return row
 
 
-def summary(result: Result) -> str:
-    return _means(result, SUMMARY_ROWS)
-
-
-def _means(result: Result, kinds: Sequence[tuple[str, Callable[[Case], bool]]]) -> str:
+def _means(kinds: Kinds, result: Result) -> str:
     """Means and ranges over each kind of call, on each kind of core of which a run was kept."""
     runs = {run.stamp["core"]: run for run in store.kept()} | {result.stamp["core"]: result}
+    runs = dict(sorted(runs.items()))
     body = []
     for what, wanted in kinds:
         line = [what]
-        for core in sorted(runs):
-            rows = [row for row in runs[core].rows.values() if _full(row.case) and wanted(row.case)]
+        for run in runs.values():
+            rows = plain(run, wanted)
             best = [(row, row.best_rival(OURS) or TORCH) for row in rows]
             line.append(_mean_and_range([row.ratio(TORCH, OURS) for row in rows]))
             line.append(_mean_and_range([row.ratio(rival, OURS) for row, rival in best]))
         sizes = f"{what} ({len(rows)} sizes)" if len(rows) > 1 else what
         body += [[sizes, *line[1:]]] if any(line[1:]) else []
-    header = [
-        f"{core}, {whom}"
-        for core in sorted(runs)
-        for whom in (f"over {TORCH}", "over the best of all")
-    ]
-    dates = ", ".join(f"{core}: {runs[core].stamp['time'][:10]}" for core in sorted(runs))
+    whom = f"over {TORCH}", "over the best of all"
+    header = [f"{core}, {other}" for core, other in itertools.product(runs, whom)]
+    dates = ", ".join(f"{core}: {run.stamp['time'][:10]}" for core, run in runs.items())
     return f"\n{report.Table(['', *header], body).markdown()}\n\n{dates}.\n"
-
-
-def _full(case: Case) -> bool:
-    return case.dtype == "float32" and case.precision == "highest" and case.threads == 0
-
-
-def _layer(case: Case, mode: str, cell: str = "rnn") -> bool:
-    return case.kind == "rnn" and case.mode == mode and case.T > 1 and case.cell == cell
 
 
 def _batch(case: Case) -> bool:
@@ -121,18 +107,11 @@ def _mean_and_range(ratios: Sequence[float | None]) -> str:
     return f"{statistics.geometric_mean(found):.1f} ({min(found):.1f} to {max(found):.1f})"
 
 
-def _row(result: Result, name: str) -> Row:
-    row = result.rows.get(name)
-    if row is None or OURS not in row.seconds or TORCH not in row.seconds:
-        raise ValueError(f"{result.label} has no times of {name}")
-    return row
-
-
 TABLES: dict[str, Callable[[Result], str]] = {
-    "headline": headline,
-    "calls": calls,
-    "readme": readme,
-    "summary": summary,
+    "headline": _headline,
+    "calls": partial(_of_cases, CALLS),
+    "readme": partial(_means, README_ROWS),
+    "summary": partial(_means, SUMMARY_ROWS),
 }
 
 
