@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from .cases import MODES
@@ -26,30 +26,18 @@ MODE_TITLES = {"infer": "inference", "train": "training: forward and all gradien
 
 
 def draw(result: Result, folder: Path) -> list[Path]:
-    """Write the figure, if the run has rows for it; the paths written."""
-    figure, path = speedup(result), folder / "speedup.png"
-    if figure is None:
-        return []
-    stamp = result.stamp
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = f"{stamp['cpu']}, {stamp['threads']} threads, torch {stamp['versions']['torch']}"
-    text += f", {stamp['time'][:10]}"
-    figure.text(0.995, 0.008, text, ha="right", fontsize=7, color="#666666")
-    figure.get_layout_engine().set(rect=(0, 0.025, 1, 0.975))
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return [path]
+    """Headline cases: how many times as long each rival takes, as points on a log axis.
 
-
-def speedup(result: Result) -> Any:
-    """Headline cases: how many times as long each rival takes, as points on a log axis."""
+    Returns the paths written, none where the run has no rows for it.
+    """
     rows = [row for row in result.rows.values() if "headline" in row.case.tags]
     headline = [row for row in rows if row.case.cell == "rnn"]
     panels = {m: rows for m in MODES if (rows := [r for r in headline if r.case.mode == m])}
     if not panels:
-        return None
+        return []
+    layout = ConstrainedLayoutEngine(rect=(0, 0.025, 1, 0.975))
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(10, 4.8), sharey=True, squeeze=False, layout="constrained"
+        1, len(panels), figsize=(10, 4.8), sharey=True, squeeze=False, layout=layout
     )
     for axis, (mode, rows) in zip(axes[0], panels.items(), strict=True):
         axis.axvline(1, color="#d62728", linewidth=2, label=OURS)
@@ -70,4 +58,12 @@ def speedup(result: Result) -> Any:
     axes[0][0].invert_yaxis()
     entries = axes[0][0].get_legend_handles_labels()
     figure.legend(*entries, loc="outside upper center", ncols=6, fontsize=9)
-    return figure
+    stamp = result.stamp
+    text = f"{stamp['cpu']}, {stamp['threads']} threads, torch {stamp['versions']['torch']}"
+    text += f", {stamp['time'][:10]}"
+    figure.text(0.995, 0.008, text, ha="right", fontsize=7, color="#666666")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "speedup.png"
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return [path]
