@@ -60,26 +60,19 @@ class Bound:
 
 def measure(threads: int) -> Roof:
     """Best of a few runs of each loop in roof.cpp; about 3 s. RuntimeError without a compiler."""
-    size = cache_sizes()
-    library = _build()
-    flops = {}
+    size, library, flops = cache_sizes(), _build(), {}
     for number, dtype in enumerate(DTYPES):
         best = max(library.roof_flops(number, threads, STEPS) for _ in range(REPEATS))
         if best:
             flops[dtype] = best
+    # Bytes for each thread to read: half of a level, so that what else lives there stays too.
+    spans = {"L1": size["L1"] // 2, "L2": size["L2"] // 2}
+    spans |= {"L3": size["L3"] // 2 // threads, "DRAM": 4 * size["L3"] // threads}
     read = {}
-    for level in ("L1", "L2", "L3", "DRAM"):
-        span = _span(level, size, threads)
+    for level, span in spans.items():
         passes = max(1, (1 << 30) // span)
         read[level] = max(library.roof_read(span, threads, passes) for _ in range(REPEATS))
     return Roof(threads, flops, read, size)
-
-
-def _span(level: str, size: dict[str, int], threads: int) -> int:
-    """Bytes for each thread to read: half of a level, so that what else lives there stays too."""
-    if level == "DRAM":
-        return 4 * size["L3"] // threads
-    return size[level] // 2 // (threads if level == "L3" else 1)
 
 
 @functools.cache
@@ -104,18 +97,10 @@ def cache_sizes() -> dict[str, int]:
     """Data cache sizes in bytes as Linux reports them; common ones where it does not."""
     size = {"L1": 32 << 10, "L2": 1 << 20, "L3": 32 << 20}
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        if (index / "type").read_text().strip() == "Instruction":
-            continue
-        match = re.fullmatch(r"(\d+)K", (index / "size").read_text().strip())
-        if match:
-            size["L" + (index / "level").read_text().strip()] = int(match[1]) << 10
+        kind, level, told = ((index / n).read_text().strip() for n in ("type", "level", "size"))
+        if kind != "Instruction" and (match := re.fullmatch(r"(\d+)K", told)):
+            size[f"L{level}"] = int(match[1]) << 10
     return size
-
-
-def peak_dtype(case: Case, roof: Roof) -> str:
-    """Whose multiply-adds bound the case."""
-    dtype = "bfloat16" if case.precision == "medium" else case.dtype
-    return dtype if dtype in roof.flops else "float32"
 
 
 def bound(case: Case, roof: Roof) -> Bound:
@@ -123,13 +108,12 @@ def bound(case: Case, roof: Roof) -> Bound:
     no step waits for; the bytes moved once."""
     bounds = []
     if case.kind != "embedding":
-        peak = roof.flops[peak_dtype(case, roof)]
+        dtype = "bfloat16" if case.precision == "medium" else case.dtype
+        peak = roof.flops.get(dtype, roof.flops["float32"])
         bounds.append(Bound("FMA", operations(case) / peak))
-        streamed = streamed_bytes(case)
-        share = case.gates * case.H * case.H * ITEMSIZE[case.dtype] / roof.threads
-        level = roof.level(share)
+        level = roof.level(case.gates * case.H**2 * ITEMSIZE[case.dtype] / roof.threads)
         beside = (operations(case) - step_operations(case)) / peak
-        bounds.append(Bound(level, streamed / roof.read[level] + beside))
+        bounds.append(Bound(level, streamed_bytes(case) / roof.read[level] + beside))
     moved = moved_bytes(case)
     # Every call of an embedding reads other rows: what must fit is the whole table.
     table = case.V * case.D * ITEMSIZE[case.dtype]
@@ -139,9 +123,7 @@ def bound(case: Case, roof: Roof) -> Bound:
 
 
 def operations(case: Case) -> float:
-    """Multiplications and additions of the matrix products; training takes three forwards."""
-    if case.kind == "embedding":
-        return 0.0
+    """Those of the matrix products of layers; training takes three forwards."""
     rows = sum(case.lengths)
     total = 2.0 * rows * case.directions * case.H * case.V  # the demo's scores
     for layer in range(case.layers):
@@ -152,18 +134,18 @@ def operations(case: Case) -> float:
 
 def step_operations(case: Case) -> float:
     """Those of them that wait for the step before: W_hh h, and W_hh^T times its gradient."""
-    passes = 2 if case.mode == "train" else 1
-    weights = case.layers * case.directions * case.gates * case.H**2
-    return 2.0 * passes * sum(case.lengths) * weights
+    return 2.0 * sum(case.lengths) * recurrent_weights(case)
 
 
 def streamed_bytes(case: Case) -> float:
     """Recurrent weights, once a step (twice in training), since each step waits for the last."""
-    if case.kind == "embedding":
-        return 0.0
+    return float(case.T * recurrent_weights(case) * ITEMSIZE[case.dtype])
+
+
+def recurrent_weights(case: Case) -> int:
+    """How many a step reads, forward and, in training, backward."""
     passes = 2 if case.mode == "train" else 1
-    weights = case.layers * case.directions * case.gates * case.H**2 * ITEMSIZE[case.dtype]
-    return float(passes * case.T * weights)
+    return passes * case.layers * case.directions * case.gates * case.H**2
 
 
 def moved_bytes(case: Case) -> float:
