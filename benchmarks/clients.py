@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import rnnext
 
-from .compared import TOLERANCE, Columns, Numbers, Row, Suite, ratio, turns
+from .compared import Columns, Numbers, Row, Suite, ratio, refuse_difference, turns
 
 Tensors = Callable[[], list[Tensor]]
 
@@ -186,9 +186,7 @@ def measured(build: Callable[[], Client]) -> Numbers:
         mode = torch.set_grad_enabled(way == "train")
         one, two = (mode(getattr(client, way)) for client in (ours, other))
         for _ in range(2):  # the second time after a step of the optimizer
-            for a, b in zip(seeded(one), seeded(two), strict=True):
-                if not (a - b).abs().max() <= TOLERANCE * max(1.0, b.abs().max().item()):
-                    raise RuntimeError(f"{way}: results differ by {(a - b).abs().max():.2g}")
+            refuse_difference(seeded(one), seeded(two), f"{way}: ")
         row |= {f"{way} {name}": value for name, value in turns(one, two, same=False)().items()}
     return row
 

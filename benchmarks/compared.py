@@ -67,9 +67,14 @@ def bar(
     )
 
 
-def at_most(what: str, rows: str, needed: float) -> Bar:
-    """A bar of how many times as long ours may take as the other."""
-    return bar(what, rows, needed, lambda row: 1 / ratio(row), at_most=True)
+def longer(row: Numbers) -> float:
+    """How many times as long ours takes."""
+    return 1 / ratio(row)
+
+
+def at_most(what: str, rows: str, needed: float, value: Callable[[Numbers], float] = longer) -> Bar:
+    """A bar that the values must not pass."""
+    return bar(what, rows, needed, value, at_most=True)
 
 
 @dataclass
@@ -135,14 +140,20 @@ def load(name: str, folder: Path | None = None) -> Comparison:
     return Comparison(**json.loads(path.read_text()))
 
 
+def refuse_difference(ours: Sequence[Any], other: Sequence[Any], what: str = "the ") -> None:
+    """RuntimeError where results differ, or are not numbers."""
+    for a, b in zip(ours, other, strict=True):
+        if not (a - b).abs().max() <= TOLERANCE * max(1.0, b.abs().max().item()):
+            raise RuntimeError(f"{what}results differ by {(a - b).abs().max():.2g}")
+
+
 def turns(ours: Call, other: Call, scale: float = 1.0, same: bool = True) -> Callable[[], Numbers]:
     """Measures two calls that take turns. RuntimeError where results differ, unless `same` is
     false: then they are only timed."""
 
     def measure_both() -> Numbers:
-        for a, b in zip(ours(), other(), strict=True) if same else ():
-            if (a - b).abs().max() > TOLERANCE * max(1.0, b.abs().max().item()):
-                raise RuntimeError("the results differ")
+        if same:
+            refuse_difference(ours(), other())
         contenders = {"ours": measure.Contender(ours), "other": measure.Contender(other)}
         timings = measure.interleave(contenders, EFFORT)
         return {who: timing.median for who, timing in timings.items()} | {"scale": scale}

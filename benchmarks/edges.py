@@ -8,7 +8,7 @@ from functools import partial
 
 from . import measure
 from .cases import MODES, Case
-from .compared import Columns, Numbers, Row, Suite, bar
+from .compared import Columns, Numbers, Row, Suite, at_most
 from .roof import operations
 
 # One size is swept while the others stay at these.
@@ -63,17 +63,5 @@ COLUMNS: Columns = {
     "largest rise of the cost of a unit": lambda row: f"{worst_rise(row)[0]:.2f}",
     "to": lambda row: worst_rise(row)[1],
 }
-SUITE = Suite(
-    "edges",
-    rows,
-    {"edges": COLUMNS},
-    (
-        bar(
-            "cost per unit, one size to the next",
-            "*",
-            1.25,
-            lambda r: worst_rise(r)[0],
-            at_most=True,
-        ),
-    ),
-)
+RISE = at_most("cost per unit, one size to the next", "*", 1.25, lambda row: worst_rise(row)[0])
+SUITE = Suite("edges", rows, {"edges": COLUMNS}, (RISE,))

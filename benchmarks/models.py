@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import rnnext
 
 from . import cases, runner
-from .compared import TWO_SIDES, Columns, Numbers, Row, Suite, bar, seconds
+from .compared import TWO_SIDES, Columns, Numbers, Row, Suite, at_most, bar, seconds
 from .names import OURS, TORCH
 from .rivals.contract import Data
 from .rivals.torch_modules import TorchModules
@@ -162,6 +162,6 @@ COLUMNS: Columns = {
 }
 SUITE = Suite("models", rows, {"models": COLUMNS}, (
     bar("spotters with GRU or LSTM, over torch.nn's", "*-spotter-*", 2),
-    bar("their page faults over torch.nn's", "*-spotter-*", 1, at_most=True,
-        value=lambda row: row["ours faults"] / row["other faults"]),
+    at_most("their page faults over torch.nn's", "*-spotter-*", 1,
+            lambda row: row["ours faults"] / row["other faults"]),
 ))  # fmt: skip

@@ -15,11 +15,11 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 import rnnext
 
 from .cases import MODES
-from .compared import Call, Columns, Numbers, Row, Suite, bar, call_of, ratio, seconds, turns
+from .compared import Call, Numbers, Row, Suite, at_most, bar, call_of, ratio, seconds, turns
 
 T = 100
-ENSEMBLES = tuple(product(((1, 16), (4, 64), (4, 256)), (4, 16)))  # (B, H), members
-SAMPLES = tuple(product((32, 64, 256), (8, 64)))  # H, N
+SIZES = tuple(product(((1, 16), (4, 64), (4, 256)), (4, 16)))  # (B, H), members
+SAMPLE_SIZES = tuple(product((32, 64, 256), (8, 64)))  # H, N
 WAYS = ("rnn_ensemble", "vmap of functional.rnn", "vmap")
 OVER_TORCH = "vmap over nn.RNN"
 
@@ -92,9 +92,9 @@ def per_sample(H: int, N: int) -> Numbers:
 def rows() -> Iterator[Row]:
     """All comparisons; each builds its modules when its turn comes."""
     torch.manual_seed(0)
-    for (B, H), M in ENSEMBLES:
+    for (B, H), M in SIZES:
         yield Row(f"B={B} I=H={H}, M={M}", partial(ensemble, B, H, M))
-    for H, N in SAMPLES:
+    for H, N in SAMPLE_SIZES:
         yield Row(f"I=H={H}, N={N}", partial(per_sample, H, N))
 
 
@@ -106,30 +106,21 @@ def _slower(way: str, row: Numbers) -> float:
     return max(1 / ratio(row, f"{way}, {mode}, ") for mode in MODES)
 
 
-ENSEMBLES_COLUMNS: Columns = {
+IN_A_ROW = "over the calls in a row"
+BARS = (
+    *(at_most(f"{way} {IN_A_ROW}", "B=4 I=H=64*", 1.2, partial(_slower, way)) for way in WAYS),
+    at_most(f"rnn_ensemble {IN_A_ROW}, small", "B=1*", 1.0, partial(_slower, WAYS[0])),
+    bar("vmap(grad), against nn.RNN in a loop", "I=*", 1.0, partial(ratio, of="nn.RNN, ")),
+)
+ENSEMBLES = {
     "`rnn_ensemble`": partial(_both_modes, WAYS[0]),
     "`vmap` of `functional.rnn`": partial(_both_modes, WAYS[1]),
     "`vmap` of the module": partial(_both_modes, WAYS[2]),
     "`vmap` of the module over `nn.RNN`": partial(_both_modes, OVER_TORCH),
 }
-SAMPLES_COLUMNS: Columns = {
+SAMPLES = {
     "time": seconds("nn.RNN, ours"),
     "times as fast as a loop over `nn.RNN`": lambda row: f"{ratio(row, 'nn.RNN, '):.2f}",
     "over `rnnext.RNN`": lambda row: f"{ratio(row, 'rnnext, '):.2f}",
 }
-SUITE = Suite(
-    "transforms",
-    rows,
-    {"ensembles": ENSEMBLES_COLUMNS, "per-sample": SAMPLES_COLUMNS},
-    (
-        *(
-            bar(f"{way} over the calls in a row", "B=4 I=H=64*", 1.2, partial(_slower, way),
-                at_most=True)
-            for way in WAYS
-        ),
-        bar("rnn_ensemble over the calls in a row, small", "B=1*", 1.0,
-            partial(_slower, WAYS[0]), at_most=True),
-        bar("vmap(grad), against nn.RNN in a loop", "I=*", 1.0,
-            lambda row: ratio(row, "nn.RNN, ")),
-    ),
-)  # fmt: skip
+SUITE = Suite("transforms", rows, {"ensembles": ENSEMBLES, "per-sample": SAMPLES}, BARS)
