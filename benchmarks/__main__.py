@@ -50,7 +50,7 @@ def run_command(options: Options) -> int:
     chosen = cases.select(cases.CASES, cases.QUICK if options.quick else ())
     chosen = cases.select(chosen, options.select)
     result = store.Result(options.label)
-    if options.resume and result.path.exists():
+    if options.resume and store.path_of(options.label).exists():
         result = store.load(options.label)
         quiet = [n for n, r in result.rows.items() if r.bystanders <= measure.DISTURBED_CORES]
         chosen = [case for case in chosen if case.name not in quiet]
@@ -63,7 +63,7 @@ def run_command(options: Options) -> int:
         else:
             result.take(kind, content)
     print(report.text(result, list(result.rows.values())))
-    print(f"stored in {result.path}; see also: python -m benchmarks bars, plot")
+    print(f"stored in {store.path_of(options.label)}; see also: python -m benchmarks bars, plot")
     return int(any(row.failed for row in result.rows.values()))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -92,13 +92,6 @@ class Case:
         shortest = max(1, self.T // 4)
         return tuple(self.T - (self.T - shortest) * b // (self.B - 1) for b in range(self.B))
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "tags": sorted(self.tags)}
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Case:
-        return cls(**{**fields, "tags": frozenset(fields["tags"])})
-
 
 MODES = ("infer", "train")
 GATED = ("gru", "lstm")
@@ -123,7 +116,6 @@ PRECISIONS: tuple[dict[str, Any], ...] = (
 ONE_THREAD = ((35, 20, 200, 200), (100, 64, 3, 128), (256, 32, 256, 512), (100, 1, 64, 256))
 LATENCY = (8, 64, 256, 1024)
 TABLES = ((50_000, 256, 8192), (10_000, 64, 512), (250_000, 128, 32_768))
-DEMO: dict[str, Any] = {"T": 100, "B": 20, "I": 256, "H": 256, "V": 384}
 # What `--quick` runs: a case or two of every kind.
 QUICK = (
     *(f"{cell}-{what}" for cell in GATED
@@ -172,7 +164,7 @@ def _others() -> Iterator[Case]:
             for mode, sparse in (("infer", False), ("train", False), ("train", True)):
                 yield Case("embedding", mode, V=v, D=d, N=n, indices=indices, sparse=sparse,
                            tags=frozenset({"embedding"}))  # fmt: skip
-    yield Case("demo", "train", **DEMO, tags=frozenset({"demo"}))
+    yield Case("demo", "train", T=100, B=20, I=256, H=256, V=384, tags=frozenset({"demo"}))
 
 
 def _merge(cases: Iterable[Case]) -> tuple[Case, ...]:

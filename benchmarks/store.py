@@ -52,10 +52,6 @@ class Result:
     roofs: dict[int, Roof] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)
 
-    @property
-    def path(self) -> Path:
-        return path_of(self.label)
-
     def take(self, kind: str, content: Any) -> None:
         """Take in what a worker sent (see runner.Event), and save."""
         if kind == "stamp":
@@ -70,13 +66,12 @@ class Result:
 
     def save(self, path: Path | None = None) -> Path:
         """Write the file, by default the label's, whole or not at all."""
-        path = path or self.path
-        roofs = {str(threads): asdict(limits) for threads, limits in self.roofs.items()}
-        head = {"label": self.label, "stamp": self.stamp, "roofs": roofs}
-        rows = [{**vars(row), "case": row.case.to_dict()} for row in self.rows.values()]
+        path = path or path_of(self.label)
+        head = {"label": self.label, "stamp": self.stamp, "roofs": self.roofs}
         # A line each: small enough to be committed, and a changed row is a changed line.
-        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
-        lines.append('"rows": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]")
+        lines = [f'"{key}": {json.dumps(value, default=asdict)}' for key, value in head.items()]
+        rows = [json.dumps(asdict(row), default=sorted) for row in self.rows.values()]  # of tags
+        lines.append('"rows": [\n' + ",\n".join(rows) + "\n]")
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text("{\n" + ",\n".join(lines) + "\n}\n")
@@ -104,13 +99,12 @@ def load(label: str) -> Result:
         stored = ", ".join(sorted({p.stem for f in folders for p in f.glob("*.json")})) or "none"
         raise FileNotFoundError(f"no result {label!r}; stored: {stored}")
     content = json.loads(path.read_text())
-    rows = [Row(**{**row, "case": Case.from_dict(row["case"])}) for row in content["rows"]]
-    return Result(
-        content["label"],
-        content["stamp"],
-        {int(threads): Roof(**roof) for threads, roof in content["roofs"].items()},
-        {row.case.name: row for row in rows},
-    )
+    result = Result(content["label"], content["stamp"])
+    result.roofs = {int(threads): Roof(**roof) for threads, roof in content["roofs"].items()}
+    for row in content["rows"]:
+        case = Case(**{**row["case"], "tags": frozenset(row["case"]["tags"])})
+        result.rows[case.name] = Row(**{**row, "case": case})
+    return result
 
 
 def kept() -> list[Result]:
