@@ -90,7 +90,7 @@ def training_step(name: str, library: str) -> Callable[[], None]:
     B = int(batch[1:])
     if kind == "demo":
         (case,) = cases.select(cases.CASES, ["demo"])
-        return TorchModules(library, library).prepare(case, Data(case), 0).call
+        return TorchModules(library).prepare(case, Data(case), 0).call
     if kind == "language":
         model: nn.Module = LanguageModel()
         inputs: tuple[Tensor, ...] = (torch.randint(0, VOCABULARY, (35, B)),)

@@ -181,12 +181,6 @@ TOLERANCE = {
 }
 
 
-def tolerance(case: Case) -> float:
-    dtype = case.dtype if case.precision == "highest" else "bfloat16"
-    of_result, of_gradients = TOLERANCE[dtype, case.device]
-    return of_result if case.mode == "infer" else of_gradients
-
-
 def compare(case: Case, expected: Arrays, actual: Arrays) -> float:
     """Largest difference, relative to the largest value of its array.
 
@@ -196,7 +190,8 @@ def compare(case: Case, expected: Arrays, actual: Arrays) -> float:
         expected = {name: values for name, values in expected.items() if name not in case.states}
     if expected.keys() != actual.keys():
         raise ValueError(f"results {sorted(actual)}, expected {sorted(expected)}")
-    allowed, worst = tolerance(case), 0.0
+    dtype = case.dtype if case.precision == "highest" else "bfloat16"
+    allowed, worst = TOLERANCE[dtype, case.device][case.mode != "infer"], 0.0
     for name, values in expected.items():
         if values.shape != actual[name].shape:
             raise ValueError(f"{name} has shape {actual[name].shape}, expected {values.shape}")

@@ -23,27 +23,26 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def ours() -> TorchModules:
-    return TorchModules(OURS, OURS)
+    return TorchModules(OURS)
 
 
 def theirs() -> TorchModules:
-    return TorchModules(TORCH, TORCH)
+    return TorchModules(TORCH)
 
 
 @dataclass(frozen=True)
 class TorchModules:
-    """torch.nn's recurrent layers, cells and Embedding, or another package's of those names."""
+    """torch.nn's recurrent layers, cells and Embedding, or those of the package `name`."""
 
     name: str
-    package: str
 
     def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
-        modules = importlib.import_module(self.package)
+        modules = importlib.import_module(self.name)
         place: dict[str, Any] = {"device": data.device, "dtype": data.dtype}
         if case.kind == "demo":
-            return _demo(case, data, self.package)
+            return _demo(case, data, self.name)
         if case.kind == "step":
-            return _stream(case, data, self.package == OURS)
+            return _stream(case, data, self.name == OURS)
         if case.kind == "embedding":
             module = modules.Embedding(case.V, case.D, sparse=case.sparse, **place)
         else:
@@ -196,10 +195,8 @@ class CompiledLoop:
     def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
         if case.kind != "rnn" or case.packed or case.T == 1 or case.layers * case.directions > 1:
             raise Unsupported("a dense sequence, one layer and direction only")
-        if case.cell != "rnn":
-            raise Unsupported("Elman's cell only")
-        if case.dtype != "float32" if case.device == "cpu" else "compiled" not in case.tags:
-            raise Unsupported("float32 on the CPU and a few cases on a GPU only")
+        if case.cell != "rnn" or case.dtype != "float32" or case.device != "cpu":
+            raise Unsupported("Elman's cell in float32 on the CPU only")
         if case.nonlinearity not in self.steps:
             function = getattr(torch, case.nonlinearity)
 
@@ -209,21 +206,18 @@ class CompiledLoop:
             # One compilation each for a batch of one, for a first step, for gradients on and off.
             torch._dynamo.config.recompile_limit = 64
             self.steps[case.nonlinearity] = torch.compile(step, dynamic=True)
-        module = nn.RNN(case.I, case.H).to(data.device, data.dtype)
-        module.load_state_dict(data.state)
-        return _rnn(case, _Loop(module, self.steps[case.nonlinearity]), data)
+        loop = _Loop(case.I, case.H)
+        loop.load_state_dict(data.state)
+        loop.step = self.steps[case.nonlinearity]
+        return _rnn(case, loop, data)
 
 
-class _Loop(nn.Module):
-    """The layer of `rnn` as a Python loop over `step`; parameters keep nn.RNN's names."""
+class _Loop(nn.RNN):
+    """The layer as a Python loop over `step`."""
 
-    def __init__(self, rnn: nn.RNN, step: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.step = step
-        for name, parameter in rnn.named_parameters():
-            self.register_parameter(name, parameter)
+    step: Callable[..., Tensor]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         w_ih, w_hh, b_ih, b_hh = self.parameters()
         h = x.new_zeros(x.size(1), w_hh.size(0))
         outputs = []
