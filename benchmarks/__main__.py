@@ -14,37 +14,8 @@ from .names import OURS
 
 ROOT = Path(__file__).resolve().parents[1]
 Options = argparse.Namespace
-Command = Callable[[Options], "int | None"]
-COMMANDS: dict[str, tuple[Command, tuple[Any, ...]]] = {}
 
 
-def argument(*flags: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    return flags, options
-
-
-LABEL = argument("--label", default="latest", help="name of a stored run (default: latest)")
-SELECT = argument(
-    "select", nargs="*", default=[], metavar="PATTERN",
-    help="shell patterns of case names or tags, such as 'headline' or '*-H256-train*'",
-)  # fmt: skip
-
-
-def command(*arguments: Any) -> Callable[[Command], Command]:
-    """Makes NAME_command a command; its docstring is the help."""
-
-    def register(function: Command) -> Command:
-        COMMANDS[function.__name__.removesuffix("_command")] = function, arguments
-        return function
-
-    return register
-
-
-@command(
-    SELECT, LABEL,
-    argument("--quick", action="store_true", help="a case or two of every kind, briefly"),
-    argument("--only", nargs="*", default=[], metavar="RIVAL", help="rivals to run"),
-    argument("--resume", action="store_true", help="keep undisturbed rows, run the others"),
-)  # fmt: skip
 def run_command(options: Options) -> int:
     """time cases, store them under a label, print the table"""
     chosen = cases.select(cases.CASES, cases.QUICK if options.quick else ())
@@ -67,19 +38,12 @@ def run_command(options: Options) -> int:
     return int(any(row.failed for row in result.rows.values()))
 
 
-@command(LABEL, argument("runs", nargs="+", metavar="RUN", help="labels of runs on one machine"))
 def combine_command(options: Options) -> None:
     """store the median of several runs"""
     combined = store.combine(options.label, [store.load(run) for run in options.runs])
     print(f"stored {len(combined.rows)} rows in {combined.save()}")
 
 
-@command(
-    SELECT, LABEL,
-    argument("--markdown", action="store_true", help="as markdown"),
-    argument("--compare", nargs=2, metavar=("A", "B"), help="two labels"),
-    argument("--rival", default=OURS, help="whose times to compare (default: rnnext's)"),
-)  # fmt: skip
 def report_command(options: Options) -> None:
     """print a stored run, or two beside each other"""
     if options.compare:
@@ -92,7 +56,6 @@ def report_command(options: Options) -> None:
     print(report.table(result, rows).markdown() if options.markdown else report.text(result, rows))
 
 
-@command(LABEL)
 def bars_command(options: Options) -> int:
     """print each bar as held or missed"""
     result = store.load(options.label)
@@ -101,7 +64,6 @@ def bars_command(options: Options) -> int:
     return int(not none_missed)
 
 
-@command(LABEL, argument("--out", type=Path, default=store.FOLDER / "figures", help="folder"))
 def plot_command(options: Options) -> None:
     """draw a stored run's figure"""
     from .plots import draw
@@ -110,7 +72,6 @@ def plot_command(options: Options) -> None:
         print(f"wrote {path}")
 
 
-@command(LABEL)
 def publish_command(options: Options) -> None:
     """keep a run in the repository, draw it, write its tables into the documents"""
     from . import plots, tables
@@ -129,7 +90,6 @@ def publish_command(options: Options) -> None:
         print(f"wrote {path}")
 
 
-@command()
 def roof_command(options: Options) -> None:
     """measure this machine's limits"""
     threads = measure.pin_threads(0)
@@ -137,27 +97,57 @@ def roof_command(options: Options) -> None:
     print(report.describe(store.Result("this machine", measure.stamp(threads), roofs)))
 
 
-@command(SELECT)
 def cases_command(options: Options) -> None:
     """list the cases"""
     for case in cases.select(cases.CASES, options.select):
         print(f"{case.name:60} {' '.join(sorted(case.tags))}")
 
 
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    label, select = (argparse.ArgumentParser(add_help=False) for _ in range(2))
+    label.add_argument("--label", default="latest", help="name of a stored run (default: latest)")
+    select.add_argument(
+        "select", nargs="*", default=[], metavar="PATTERN",
+        help="shell patterns of case names or tags, such as 'headline' or '*-H256-train*'",
+    )  # fmt: skip
+
+    def command(
+        function: Callable[[Options], int | None], *shared: argparse.ArgumentParser
+    ) -> Callable[..., argparse.Action]:
+        """Makes NAME_command a command, its docstring the help; returns what adds an argument."""
+        name, text = function.__name__.removesuffix("_command"), function.__doc__
+        added = commands.add_parser(name, help=text, description=text, parents=shared)
+        added.set_defaults(command=function)
+        return added.add_argument
+
+    argument = command(run_command, select, label)
+    argument("--quick", action="store_true", help="a case or two of every kind, briefly")
+    argument("--only", nargs="*", default=[], metavar="RIVAL", help="rivals to run")
+    argument("--resume", action="store_true", help="keep undisturbed rows, run the others")
+    argument = command(combine_command, label)
+    argument("runs", nargs="+", metavar="RUN", help="labels of runs on one machine")
+    argument = command(report_command, select, label)
+    argument("--markdown", action="store_true", help="as markdown")
+    argument("--compare", nargs=2, metavar=("A", "B"), help="two labels")
+    argument("--rival", default=OURS, help="whose times to compare (default: rnnext's)")
+    command(bars_command, label)
+    argument = command(plot_command, label)
+    argument("--out", type=Path, default=store.FOLDER / "figures", help="folder")
+    command(publish_command, label)
+    command(roof_command)
+    command(cases_command, select)
+    for name in compared.NAMES:
+        suite = commands.add_parser(name, help=f"time the rows of benchmarks/{name}.py")
+        suite.add_argument("select", nargs="*", metavar="PATTERN", help="of rows to print alone")
+        suite.set_defaults(command=lambda o, name=name: compared.suite(name).run(o.select))
+    return whole
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 fine, 1 a rival failed or a bar was missed, 2 wrong usage."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (function, wanted) in COMMANDS.items():
-        added = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
-        for flags, settings in wanted:
-            added.add_argument(*flags, **settings)
-        added.set_defaults(command=function)
-    for name in compared.NAMES:
-        added = commands.add_parser(name, help=f"time the rows of benchmarks/{name}.py")
-        added.add_argument("select", nargs="*", metavar="PATTERN", help="of rows to print alone")
-        added.set_defaults(command=lambda o, name=name: compared.suite(name).run(o.select))
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         return options.command(options) or 0
     except (ValueError, FileNotFoundError, RuntimeError) as error:
