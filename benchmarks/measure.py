@@ -10,7 +10,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -84,23 +84,14 @@ class Timing:
         return self.quartiles[1]
 
 
-def _nothing() -> None:
-    pass
-
-
-def synchronizer(device: str) -> Callable[[], None]:
-    """What waits for a device's work; nothing, on the CPU."""
-    if device == "cpu":
-        return _nothing
-    import torch
-
-    return torch.cuda.synchronize
+def nothing() -> None:
+    """What waits for the work of the CPU."""
 
 
 def interleave(
     contenders: Mapping[str, Contender],
     effort: Effort = FULL,
-    synchronize: Callable[[], None] = _nothing,
+    synchronize: Callable[[], None] = nothing,
 ) -> dict[str, Timing]:
     """Time every contender once a round, in a new random order each round.
 
@@ -144,7 +135,7 @@ def sample(
     contender: Contender,
     calls: int,
     warm_seconds: float,
-    synchronize: Callable[[], None] = _nothing,
+    synchronize: Callable[[], None] = nothing,
 ) -> float:
     """Seconds a call, averaged over `calls`, after warming up outside the clock."""
     call = contender.call
@@ -202,27 +193,22 @@ def pin_threads(threads: int) -> int:
 
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """torch's float32 matmul precision; cuDNN, which has a switch of its own, follows it."""
+    """torch's float32 matmul precision."""
     import torch
 
-    before = torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision(precision)
-    torch.backends.cudnn.allow_tf32 = precision != "highest"
     try:
         yield
     finally:
         torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def stamp(threads: int) -> dict[str, Any]:
     """What a reader needs to judge a result: when, on which CPU, with which versions."""
     versions = {}
     for package in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     flags = set(_cpuinfo("flags").split())
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),

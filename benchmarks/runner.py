@@ -13,15 +13,11 @@ from . import measure, roof
 from .cases import Case
 from .store import Row
 
-# ("start", name), ("row", Row), ("stamp", dict), ("roof", (thread setting, Roof)), ("edge", ...)
+# ("start", name), ("row", Row), ("stamp", dict), ("roof", (thread setting, Roof)), ...
 Event = tuple[str, Any]
 
 
-def run(
-    cases: Sequence[Case],
-    effort: measure.Effort,
-    only: Sequence[str] = (),
-) -> Iterator[Event]:
+def run(cases: Sequence[Case], effort: measure.Effort, only: Sequence[str] = ()) -> Iterator[Event]:
     """Time the cases; `only` names the rivals to run (all if empty).
 
     One process a thread setting, since a runtime fixes its pool when it starts; within it all
@@ -58,8 +54,7 @@ def in_workers(
             process.join()
     finally:
         for process in processes:
-            if process.is_alive():
-                process.terminate()
+            process.terminate()
     for process in processes:
         if process.exitcode:
             raise RuntimeError(f"benchmark worker ended with exit code {process.exitcode}")
@@ -105,10 +100,8 @@ def time_case(case: Case, rivals: Sequence[Any], effort: measure.Effort, threads
         timings = measure.interleave(ready, effort) if ready else {}
         row.bystanders = others.cores(time.perf_counter() - start)
     for name, timing in timings.items():
-        counts = {"samples": len(timing.samples), "calls": timing.calls}
-        row.seconds[name] = (
-            dict(zip(("q1", "median", "q3"), timing.quartiles, strict=True)) | counts
-        )
+        row.seconds[name] = dict(zip(("q1", "median", "q3"), timing.quartiles, strict=True))
+        row.seconds[name] |= {"samples": len(timing.samples), "calls": timing.calls}
     return row
 
 

@@ -36,14 +36,11 @@ DEVICE = "cuda" if CUDA else "cpu"
 LIMIT = 60.0  # seconds for a case
 LENGTHS = (128, 1024) if CUDA else (4, 12)  # what a step takes is the slope between them
 TYPES = ("bfloat16", "float32")
+synchronize: Callable[[], None] = torch.cuda.synchronize if CUDA else measure.nothing
 
 
 def force(path: str) -> None:
     os.environ["RNNEXT_CUDA_PATH"] = path
-
-
-def synchronize() -> None:
-    measure.synchronizer(DEVICE)()
 
 
 def passes(path: str, dtype: str, sizes: tuple[int, int, int]) -> Callable[[], list[Tensor]]:
@@ -115,7 +112,7 @@ def beside_torch(case: Case) -> dict[str, Any]:
     data = Data(case)
     ready = {r.name: r.prepare(case, data, 1) for r in (rivals.ours(), rivals.theirs())}
     compare(case, ready[TORCH].result(), ready[OURS].result())
-    timings = measure.interleave(ready, measure.CUDA, measure.synchronizer(DEVICE))
+    timings = measure.interleave(ready, measure.CUDA, synchronize)
     return {"us": {name: timing.median * 1e6 for name, timing in timings.items()}}
 
 
