@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+_ops = torch.ops.rnnext
+
 
 def _products(weights: Sequence[Sequence[int]], rows: int) -> int:
     """The operations of products of so many rows with each of the weights."""
@@ -23,13 +25,7 @@ def _state_weights(input: Any, hx: Any, weight_hh: Any, others: Any) -> Any:
     return [] if linear else weight_hh
 
 
-@register_flop_formula(
-    [
-        torch.ops.rnnext.recurrence,
-        torch.ops.rnnext.recurrence_stack,
-        torch.ops.rnnext.recurrence_ensemble,
-    ]
-)
+@register_flop_formula([_ops.recurrence, _ops.recurrence_stack, _ops.recurrence_ensemble])
 def _forward(
     input: Any, hx: Any, weight_ih: Any, weight_hh: Any, *others: Any, out_shape: Any
 ) -> int:
@@ -37,24 +33,14 @@ def _forward(
     return _products([*weight_ih, *_state_weights(input, hx, weight_hh, others)], rows)
 
 
-@register_flop_formula(
-    [
-        torch.ops.rnnext.recurrence_backward,
-        torch.ops.rnnext.recurrence_ensemble_backward,
-    ]
-)
+@register_flop_formula([_ops.recurrence_backward, _ops.recurrence_ensemble_backward])
 def _backward(
     grad_output: Any, grad_h_n: Any, output: Any, saved: Any, input: Any, hx: Any, weight_ih: Any,
     weight_hh: Any, *others: Any, out_shape: Any,
 ) -> int:  # fmt: skip
     want_input, _, want_ih, want_hh, *_ = others[-1]
     rows = math.prod(output[:-1])
-    weight_hh = _state_weights(input, hx, weight_hh, others)
-    total = _products(weight_hh, rows)  # through time
-    if want_input:
-        total += _products(weight_ih, rows)
-    if want_ih:
-        total += _products(weight_ih, rows)
-    if want_hh:
-        total += _products(weight_hh, rows)
-    return total
+    of_input = _products(weight_ih, rows)
+    of_state = _products(_state_weights(input, hx, weight_hh, others), rows)
+    # W_hh^T takes the gradient through time, whatever is wanted.
+    return int((1 + want_hh) * of_state + (want_input + want_ih) * of_input)
