@@ -99,11 +99,8 @@ def as_states(name: str, cell: str, state: Any) -> tuple[Tensor, ...]:
         return (state,)
     if isinstance(state, (tuple, list)) and len(state) == 2:
         return tuple(state)
-    found = (
-        f"{len(state)} of them"
-        if isinstance(state, (tuple, list))
-        else _errors.kind_of(name, state)
-    )
+    many = isinstance(state, (tuple, list))
+    found = f"{len(state)} of them" if many else _errors.kind_of(name, state)
     raise TypeError(f"{name} must be a pair of tensors, (h, c), got {found}")
 
 

@@ -209,20 +209,18 @@ def rnn_ensemble(
     batch = input.shape[-3 if batch_first else -2]
     for name, state in states.items():
         _errors.refuse_shape(name, state, (M, of["num_layers"] * D, batch, H))
-    if reset is not None:
-        _errors.refuse_shape("reset", reset, input.shape[-3:-1], (M, *input.shape[-3:-1]))
 
     def of_each(tensor: Tensor, dims: int) -> Tensor:
-        return tensor.expand(M, *tensor.shape) if tensor.dim() < dims else tensor
+        """A tensor with M in front and, where it has both, the time before the batch."""
+        every = tensor.expand(M, *tensor.shape) if tensor.dim() < dims else tensor
+        return every.transpose(1, 2) if batch_first and dims > 2 else every
 
-    x = of_each(input, 4)
+    if reset is not None:
+        _errors.refuse_shape("reset", reset, input.shape[-3:-1], (M, *input.shape[-3:-1]))
+        reset = of_each(reset, 3)
     if lengths is not None:
         lengths = of_each(_layers.as_lengths(lengths, flat[0].device), 2)
-    if reset is not None:
-        reset = of_each(reset, 3)
-    if batch_first:
-        x = x.transpose(1, 2)
-        reset = None if reset is None else reset.transpose(1, 2)
+    x = of_each(input, 4)
     if x.shape[1] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     per_direction = 4 if of["bias"] else 2

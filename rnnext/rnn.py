@@ -14,10 +14,8 @@ __all__ = ["RNN", "RNNCell"]
 _State = TypeVar("_State", Tensor, _layers.Pair)
 _OF_MODE = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
 # A layer's cell and nonlinearity by its mode.
-_CALLED = {mode: ("elman", f) for mode, f in _OF_MODE.items()} | {
-    "GRU": ("gru", "tanh"),
-    "LSTM": ("lstm", "tanh"),
-}
+_CALLED = {mode: ("elman", f) for mode, f in _OF_MODE.items()}
+_CALLED |= {"GRU": ("gru", "tanh"), "LSTM": ("lstm", "tanh")}
 _OF_CELL = ("tanh", "relu")
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
