@@ -125,17 +125,14 @@ def parted(loop: list[Instruction]) -> Iterator[str]:
 
 def loop_faults(kernel: str, loop: list[Instruction]) -> list[str]:
     """What a step loop holds and must not, or lacks."""
+
+    def holds(begins: str | tuple[str, ...]) -> bool:
+        return any(instruction.operation.startswith(begins) for instruction in loop)
+
     group = group_of(kernel)
-    held = [
-        what
-        for what, begins in FORBIDDEN.items()
-        if what not in ALLOWED.get(group, ()) and any(i.operation.startswith(begins) for i in loop)
-    ]
-    lacks = [
-        f"no {begins}"
-        for begins in REQUIRED.get(group, ())
-        if not any(i.operation.startswith(begins) for i in loop)
-    ]
+    refused = FORBIDDEN.keys() - ALLOWED.get(group, ())
+    held = [what for what, begins in FORBIDDEN.items() if what in refused and holds(begins)]
+    lacks = [f"no {begins}" for begins in REQUIRED.get(group, ()) if not holds(begins)]
     return [*held, *lacks, *parted(loop)]
 
 
@@ -159,12 +156,10 @@ def faults(cubin: Path) -> tuple[int, list[str]]:
     names = readable([name for name, _, _ in found])
     count, wrong = 0, []
     for name, (_, arch, code) in zip(names, found, strict=True):
-        loop = step_loop(code)
+        kernel, loop = f"{name} on sm_{arch}", step_loop(code)
         count += bool(loop)
         if loop:
-            wrong += [
-                f"{name} on sm_{arch}: {what} in the step loop" for what in loop_faults(name, loop)
-            ]
+            wrong += [f"{kernel}: {what} in the step loop" for what in loop_faults(name, loop)]
         elif runs(name, arch):
-            wrong.append(f"{name} on sm_{arch}: no step loop found")
+            wrong.append(f"{kernel}: no step loop found")
     return count, wrong
