@@ -25,7 +25,6 @@ EFFORT = measure.Effort(seconds=0.5, min_rounds=5, max_rounds=20)
 SLOWER = 1.03  # a row: beyond its own spread
 MEAN_SLOWER = 1.01  # of all rows
 
-
 # Calls a function, with arguments, in the process that has a tree's rnnext.
 Worker = Callable[..., Any]
 

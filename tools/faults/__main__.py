@@ -149,16 +149,12 @@ def environment() -> dict[str, str]:
     """
     switch, compiler = COPY / "switch.h", COPY / "c++"
     write(switch, SWITCH.encode())
-    own = f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} -include {switch} "$@" -O1\n'
-    write(compiler, own.encode())
+    script = f'#!/bin/sh\nexec {os.environ.get("CXX", "c++")} -include {switch} "$@" -O1\n'
+    write(compiler, script.encode())
     compiler.chmod(0o755)
-    own_variables = {
-        "CXX": str(compiler),
-        "RNNEXT_CUDA": "0",
-        "RNNEXT_ISAS": "native,generic,amx_stand_in",
-    }
-    own_variables |= {"PYTHONPATH": str(COPY)} | ({"CUDA_HOME": TOOLKIT} if HAS_NVCC else {})
-    return os.environ | own_variables
+    variables = {"CXX": str(compiler), "PYTHONPATH": str(COPY), "RNNEXT_CUDA": "0"}
+    variables |= {"RNNEXT_ISAS": "native,generic,amx_stand_in"}
+    return os.environ | variables | ({"CUDA_HOME": TOOLKIT} if HAS_NVCC else {})
 
 
 def test(fault: int, arguments: list[str], env: dict[str, str]) -> str:
