@@ -126,36 +126,35 @@ QUICK = (
 )  # fmt: skip
 
 
-def _rnn(shape: tuple[int, int, int, int], mode: str, *tags: str, **options: Any) -> Case:
-    t, b, i, h = shape
-    return Case("rnn", mode, t, b, i, h, tags=frozenset(tags), **options)
+def _case(
+    kind: str, shape: tuple[int, int, int, int], mode: str, *tags: str, **options: Any
+) -> Case:
+    return Case(kind, mode, *shape, tags=frozenset(tags), **options)
 
 
 def _recurrent() -> Iterator[Case]:
     plain = {"headline": HEADLINE, "sweep-H": SWEEP_H, "sweep-B": SWEEP_B, "sweep-T": SWEEP_T}
     for mode in MODES:
         for tag, shapes in plain.items():
-            yield from (_rnn(shape, mode, tag) for shape in shapes)
+            yield from (_case("rnn", shape, mode, tag) for shape in shapes)
         for option in OPTIONS:
-            yield _rnn((100, 32, 64, 256), mode, "options", **option)
+            yield _case("rnn", (100, 32, 64, 256), mode, "options", **option)
         for option in PRECISIONS:
             for shape in ((256, 32, 256, 512), (100, 64, 64, 256)):
-                yield _rnn(shape, mode, "precision", **option)
+                yield _case("rnn", shape, mode, "precision", **option)
         for shape in ONE_THREAD:
-            yield _rnn(shape, mode, "one-thread", threads=1)
+            yield _case("rnn", shape, mode, "one-thread", threads=1)
     for h in (64, 256):
-        yield _rnn((100, 1, h, h), "infer", "options", layers=2)
-    latency: Any = {"tags": frozenset({"latency"})}
+        yield _case("rnn", (100, 1, h, h), "infer", "options", layers=2)
     for h in LATENCY:
-        yield _rnn((1, 1, h, h), "infer", "latency")
-        for kind in ("cell", "step"):
-            yield Case(kind, "infer", 1, 1, h, h, **latency)
+        for kind in ("rnn", "cell", "step"):
+            yield _case(kind, (1, 1, h, h), "infer", "latency")
     for h in (256, 512):
-        yield Case("cell", "infer", 1, 16, h, h, **latency)
+        yield _case("cell", (1, 16, h, h), "infer", "latency")
     for h in (256, 1024):
         for b in (1, 16):
-            yield Case("cell", "train", 1, b, h, h, **latency)
-    yield Case("step", "infer", 1, 16, 64, 256, **latency)
+            yield _case("cell", (1, b, h, h), "train", "latency")
+    yield _case("step", (1, 16, 64, 256), "infer", "latency")
 
 
 def _others() -> Iterator[Case]:

@@ -21,12 +21,8 @@ class Table:
         """Columns under each other: the first to the left, the others to the right."""
         lines = [self.header, *self.body]
         first, *rest = (max(map(len, column)) for column in zip(*lines, strict=True))
-        return "\n".join(
-            "  ".join(
-                [line[0].ljust(first), *(w.rjust(n) for w, n in zip(line[1:], rest, strict=True))]
-            ).rstrip()
-            for line in lines
-        )
+        form = "  ".join([f"{{:<{first}}}", *(f"{{:>{width}}}" for width in rest)])
+        return "\n".join(form.format(*line).rstrip() for line in lines)
 
     def markdown(self) -> str:
         rule = ["---", *["---:"] * (len(self.header) - 1)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
+from importlib.util import find_spec
 
 from .contract import Rival
 from .jax_scan import Jax
@@ -12,17 +13,13 @@ from .torch_modules import CompiledLoop, ours, theirs
 
 __all__ = ["installed", "ours", "theirs"]
 
-_NEEDS: dict[type, tuple[str, ...]] = {
-    OnnxRuntime: ("onnxruntime", "onnx"),
-    OpenVino: ("openvino",),
-    Jax: ("jax",),
-}
-
 
 def installed() -> list[Rival]:
     """All of them; ours comes first, since the results of the others are checked against it."""
-    found: list[Rival] = [ours(), theirs(), CompiledLoop()]
-    for rival, packages in _NEEDS.items():
-        if all(importlib.util.find_spec(package) for package in packages):
-            found.append(rival())
-    return found
+    needing: dict[tuple[str, ...], Callable[[], Rival]] = {
+        ("onnxruntime", "onnx"): OnnxRuntime,
+        ("openvino", "onnx"): OpenVino,
+        ("jax",): Jax,
+    }
+    others = [rival() for packages, rival in needing.items() if all(map(find_spec, packages))]
+    return [ours(), theirs(), CompiledLoop(), *others]
