@@ -70,25 +70,34 @@ def _constant(*values: int) -> Any:
     return op.Constant(value_ints=list(values))
 
 
+def _each(operator: Any, tensors: Sequence[Any], *places: int) -> list[Any]:
+    """Squeeze or Unsqueeze of each tensor."""
+    return [operator(tensor, _constant(*places)) for tensor in tensors]
+
+
+def _joined(tensors: Sequence[Any]) -> Any:
+    return op.Concat(*tensors, axis=0) if len(tensors) > 1 else tensors[0]
+
+
 def _stacked(tensors: Sequence[Any]) -> Any:
     """Tensors as the rows of one, a row a direction."""
-    rows = [op.Unsqueeze(tensor, _constant(0)) for tensor in tensors]
-    return op.Concat(*rows, axis=0) if len(rows) > 1 else rows[0]
+    return _joined(_each(op.Unsqueeze, tensors, 0))
 
 
 def _layer(
     x: Any,
     hx: Sequence[Any],
-    weight_ih: Sequence[Any],
-    weight_hh: Sequence[Any],
-    bias_ih: Sequence[Any],
-    bias_hh: Sequence[Any],
+    weights: Sequence[Sequence[Any]],
     lengths: Any,
     cell: str,
     nonlinearity: str,
     direction: str,
 ) -> tuple[Any, list[Any]]:
-    """One layer: ``x [T, B, I]`` to ``[T, B, D * H]``, and the last states, each ``[D, B, H]``."""
+    """One layer: ``x [T, B, I]`` to ``[T, B, D * H]``, and the last states, each ``[D, B, H]``.
+
+    weights: weight_ih, weight_hh, bias_ih and bias_hh, of each one for each direction or none.
+    """
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
     D, (rows, H) = len(weight_hh), weight_hh[0].shape
     dtype = weight_hh[0].dtype
     operator, order = _OPERATORS[cell]
@@ -131,14 +140,6 @@ def _layer(
     return op.Reshape(op.Transpose(output, perm=[0, 2, 1, 3]), _constant(0, 0, D * H)), h_n
 
 
-def _unsqueezed(tensors: Sequence[Any], *places: int) -> list[Any]:
-    return [op.Unsqueeze(tensor, _constant(*places)) for tensor in tensors]
-
-
-def _squeezed(tensors: Sequence[Any], *places: int) -> list[Any]:
-    return [op.Squeeze(tensor, _constant(*places)) for tensor in tensors]
-
-
 def _rnn(
     input: Any, hx: Any, weights: Any, has_biases: Any, num_layers: Any, bidirectional: Any,
     batch_first: Any, dropout: Any, training: Any, index: Any, lengths: Any, batch_sizes: Any,
@@ -152,32 +153,24 @@ def _rnn(
     x = input if index is None else op.Gather(input, index)
     unbatched = len(x.shape if index is None else index.shape) == 2 - (index is not None)
     if unbatched:
-        x, hx = op.Unsqueeze(x, _constant(1)), _unsqueezed(hx, 1)
+        x, hx = op.Unsqueeze(x, _constant(1)), _each(op.Unsqueeze, hx, 1)
     elif batch_first:
         x = op.Transpose(x, perm=[1, 0, 2])
     D, size = 2 if bidirectional else 1, 4 if has_biases else 2
+    direction = "bidirectional" if bidirectional else "forward"
     states = []
     for layer in range(num_layers):
-        sets = [weights[(layer * D + d) * size : (layer * D + d + 1) * size] for d in range(D)]
-        weight_ih, weight_hh, bias_ih, bias_hh = (
-            [each[k] for each in sets if k < size] for k in range(4)
-        )
+        own = weights[layer * D * size : (layer + 1) * D * size]
+        lists = [own[k::size] if k < size else [] for k in range(4)]
         starts = hx
         if num_layers > 1:
             ends = _constant(layer * D), _constant((layer + 1) * D)
             starts = [op.Slice(state, *ends, _constant(0)) for state in hx]
-        direction = "bidirectional" if bidirectional else "forward"
-        x, h = _layer(
-            x, starts, weight_ih, weight_hh, bias_ih, bias_hh, lengths, cell, nonlinearity,
-            direction,
-        )  # fmt: skip
+        x, h = _layer(x, starts, lists, lengths, cell, nonlinearity, direction)
         states.append(h)
-    last = [
-        op.Concat(*each, axis=0) if num_layers > 1 else each[0]
-        for each in zip(*states, strict=True)
-    ]
+    last = [_joined(each) for each in zip(*states, strict=True)]
     if unbatched:
-        return op.Squeeze(x, _constant(1)), op.SequenceConstruct(*_squeezed(last, 1))
+        return op.Squeeze(x, _constant(1)), op.SequenceConstruct(*_each(op.Squeeze, last, 1))
     return op.Transpose(x, perm=[1, 0, 2]) if batch_first else x, op.SequenceConstruct(*last)
 
 
@@ -191,7 +184,8 @@ def _recurrence(
     lengths: Any, batch_sizes: Any, reset: Any, reset_state: Any, alpha: Any, cell: Any,
     noise: Any, noise_key: Any, nonlinearity: Any, reverse: Any, save: Any,
 ) -> Any:  # fmt: skip
-    weight_ih, bias_ih, bias_hh, noise = map(_listed, (weight_ih, bias_ih, bias_hh, noise))
+    weights = [*map(_listed, (weight_ih, weight_hh, bias_ih, bias_hh))]
+    noise = _listed(noise)
     _refuse_extras(cell, noise, reset, batch_sizes)
     directions = {(False,): "forward", (True,): "reverse", (False, True): "bidirectional"}
     if tuple(reverse) not in directions:
@@ -202,10 +196,8 @@ def _recurrence(
     if starts and cell == "lstm":  # (h of each direction, c of each)
         ends = _constant(0), _constant(D), _constant(2 * D)
         starts = [op.Slice(hx, ends[k], ends[k + 1], _constant(0)) for k in range(2)]
-    output, h_n = _layer(
-        x, starts, weight_ih, weight_hh, bias_ih, bias_hh, lengths, cell, nonlinearity, direction
-    )
-    last = op.Concat(*h_n, axis=0) if len(h_n) > 1 else h_n[0]
+    output, h_n = _layer(x, starts, weights, lengths, cell, nonlinearity, direction)
+    last = _joined(h_n)
     return output, last, op.Identity(last)  # for the empty list `saved`
 
 
@@ -219,19 +211,10 @@ def _rnn_cell(
         bias_ih = op.Sub(bias_hh, bias_hh)
     if bias_hh is None and bias_ih is not None:
         bias_hh = op.Sub(bias_ih, bias_ih)
-    _, h = _layer(
-        op.Unsqueeze(input, _constant(*lead)),
-        _unsqueezed(hx or [], *lead),
-        [weight_ih],
-        [weight_hh],
-        [] if bias_ih is None else [bias_ih],
-        [] if bias_hh is None else [bias_hh],
-        None,
-        cell,
-        nonlinearity,
-        "forward",
-    )
-    return _squeezed(h, *lead)
+    x, *starts = _each(op.Unsqueeze, [input, *(hx or [])], *lead)
+    lists = [[] if w is None else [w] for w in (weight_ih, weight_hh, bias_ih, bias_hh)]
+    _, h = _layer(x, starts, lists, None, cell, nonlinearity, "forward")
+    return _each(op.Squeeze, h, *lead)
 
 
 def _embedding(
