@@ -208,11 +208,8 @@ def summary(model: nn.Module, *, embedding: bool = True, subclass: bool = False)
         or an Embedding that is left alone, why.
     """
     of_interest = (nn.RNNBase, nn.RNNCellBase, nn.Embedding)
-    return "\n".join(
-        str(step)
-        for step in _steps(model, _to_rnnext(embedding, subclass))
-        if isinstance(step.module, of_interest)
-    )
+    steps = _steps(model, _to_rnnext(embedding, subclass))
+    return "\n".join(str(step) for step in steps if isinstance(step.module, of_interest))
 
 
 def _to_rnnext(embedding: bool = True, subclass: bool = False) -> _Classes:
@@ -249,12 +246,8 @@ class _Step(NamedTuple):
 def _steps(model: nn.Module, classes: _Classes) -> Iterator[_Step]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    parts = {
-        id(part)
-        for module in model.modules()
-        if isinstance(module, EmbeddingRNN)
-        for part in module.children()
-    }
+    wholes = [module for module in model.modules() if isinstance(module, EmbeddingRNN)]
+    parts = {id(part) for whole in wholes for part in whole.children()}
     for name, module in model.named_modules():
         old = class_of(module)
         new = classes.get(old)
