@@ -64,9 +64,8 @@ def _dropout_mask(key: Tensor, T: Any, B: Any, H: Any, p: float, dtype: torch.dt
 def _occurring(tokens: Tensor, num_rows: int, most: int) -> tuple[Tensor, Tensor]:
     _C.check_index_dtype(tokens)
     rows = _how_many_occur(tokens, min(num_rows, most))
-    return tokens.new_empty((rows,), dtype=torch.int64), tokens.new_empty(
-        tokens.shape, dtype=torch.int64
-    )
+    index = tokens.new_empty(tokens.shape, dtype=torch.int64)
+    return index.new_empty((rows,)), index
 
 
 @torch.library.register_fake("rnnext::embedding")

@@ -81,14 +81,9 @@ class Embedding(nn.Embedding):
         except KeyError:  # parametrized
             weight = self.weight
         return functional.embedding(
-            input,
-            weight,
-            self.padding_idx,
-            self.max_norm,
-            self.norm_type,
-            self.scale_grad_by_freq,
-            self.sparse,
-        )
+            input, weight, self.padding_idx, self.max_norm, self.norm_type,
+            self.scale_grad_by_freq, self.sparse,
+        )  # fmt: skip
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
         __call__ = forward
