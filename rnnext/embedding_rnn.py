@@ -1,6 +1,6 @@
 """EmbeddingRNN: tokens in, states out, the embedding multiplied with W_ih once a token."""
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _C, _deploy, _errors, _layers
+from rnnext._layers import _Sequence
 from rnnext.embedding import Embedding
 from rnnext.gated import GRU, LSTM
 from rnnext.rnn import RNN, nonlinearity_of, weights_of
@@ -18,8 +19,6 @@ __all__ = ["EmbeddingRNN"]
 # csrc/cpu/rnn/tuning.h says what they are.
 COUNTED_WORK, COUNTED_ROWS = _C.COUNTED_WORK, _C.COUNTED_ROWS
 PROJECTED_SHARE = _C.PROJECTED_SHARE
-
-_Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 
 
 class EmbeddingRNN(nn.Module):
