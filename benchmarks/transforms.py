@@ -29,6 +29,14 @@ def one_by_one(calls: list[Call]) -> Call:
     return lambda: [torch.stack(each) for each in zip(*(call() for call in calls), strict=True)]
 
 
+def in_a_row(members: list[nn.Module], x: Tensor, train: bool) -> Call:
+    """Each member's own call, of its part of the input."""
+    pairs = zip(members, x, strict=True)
+    return one_by_one(
+        [call_of(m, (part,), [*m.parameters()], train, h_n=False) for m, part in pairs]
+    )
+
+
 def ensemble(B: int, H: int, M: int) -> Numbers:
     """By way and mode, the times of M members as one call and as M calls."""
     theirs: list[nn.Module] = [nn.RNN(H, H) for _ in range(M)]
@@ -48,15 +56,7 @@ def ensemble(B: int, H: int, M: int) -> Numbers:
     found: Numbers = {}
     for mode in MODES:
         train = mode == "train"
-        own, torchs = (
-            one_by_one(
-                [
-                    call_of(member, (part,), [*member.parameters()], train, h_n=False)
-                    for member, part in zip(modules, x, strict=True)
-                ]
-            )
-            for modules in (ours, theirs)
-        )
+        own, torchs = in_a_row(ours, x, train), in_a_row(theirs, x, train)
         for name, (way, given) in zip((*WAYS, OVER_TORCH), ways, strict=True):
             call = call_of(way, given, leaves, train, h_n=False)
             both = turns(call, torchs if name == OVER_TORCH else own)()
