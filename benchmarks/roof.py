@@ -123,7 +123,7 @@ def bound(case: Case, roof: Roof) -> Bound:
 
 
 def operations(case: Case) -> float:
-    """Those of the matrix products of layers; training takes three forwards."""
+    """Multiplications and additions of the layers' products; training takes three forwards."""
     rows = sum(case.lengths)
     total = 2.0 * rows * case.directions * case.H * case.V  # the demo's scores
     for layer in range(case.layers):
