@@ -5,10 +5,13 @@ import subprocess
 import sys
 import time
 
+import pytest
+import torch
+
 from benchmarks.names import OURS, TORCH
 from helpers.common import ROOT
 from tools.cuda_check import __main__ as check
-from tools.cuda_check import records, report
+from tools.cuda_check import records, report, work
 from tools.cuda_check.isolate import isolated
 
 
@@ -29,6 +32,12 @@ def test_a_test_that_dies_leaves_the_others(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert "1 failed, 1 passed" in done.stdout
     assert "test_some.py::test_dies\n" in done.stderr  # before it runs
+
+
+def test_a_path_that_gives_nan_does_not_pass(monkeypatch):
+    monkeypatch.setattr(work, "small", lambda *_: lambda: [torch.tensor(torch.nan)] * 6)
+    with pytest.raises(ValueError, match="off by nan"):
+        work.agree("step", "float32")
 
 
 def stage(name, text, **options):
