@@ -116,7 +116,7 @@ PRECISIONS: tuple[dict[str, Any], ...] = (
 ONE_THREAD = ((35, 20, 200, 200), (100, 64, 3, 128), (256, 32, 256, 512), (100, 1, 64, 256))
 LATENCY = (8, 64, 256, 1024)
 TABLES = ((50_000, 256, 8192), (10_000, 64, 512), (250_000, 128, 32_768))
-# What `--quick` runs: a case or two of every kind.
+# The cases of `--quick`: one or two of every kind.
 QUICK = (
     *(f"{cell}-{what}" for cell in GATED
       for what in ("T35-B20-*-infer", "T100-B32-*-train-packed", "step-B1-I256-*")),

@@ -20,7 +20,7 @@ B, I, H = 20, 200, 200  # noqa: E741
 
 
 class Loop(nn.Module):
-    """What is written without an RNN module: a cell, called step by step."""
+    """A model without an RNN module: a cell, called step by step."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What rnnext has and nn.RNN lacks, against what people write instead."""
+"""Features that nn.RNN lacks, against what people write instead."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Timing:
 
 
 def nothing() -> None:
-    """What waits for the work of the CPU."""
+    """Wait for the work of the CPU: it is done when a call returns."""
 
 
 def interleave(
@@ -204,7 +204,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 
 def stamp(threads: int) -> dict[str, Any]:
-    """What a reader needs to judge a result: when, on which CPU, with which versions."""
+    """The facts that a reader needs to judge a result: when, on which CPU, with which versions."""
     versions = {}
     for package in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -247,7 +247,7 @@ _CORES = {
 
 
 def core_name() -> str:
-    """What the makers call the core, or the CPU's name where that is not known here."""
+    """The makers' name of the core, or the CPU's name where that is not known here."""
     family, model = _cpuinfo("cpu family"), _cpuinfo("model")
     for (of_family, models), name in _CORES.items():
         if family == str(of_family) and model in map(str, models):

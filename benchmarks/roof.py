@@ -133,7 +133,7 @@ def operations(case: Case) -> float:
 
 
 def step_operations(case: Case) -> float:
-    """Those of them that wait for the step before: W_hh h, and W_hh^T times its gradient."""
+    """The operations that wait for the step before: W_hh h, and W_hh^T times its gradient."""
     return 2.0 * sum(case.lengths) * recurrent_weights(case)
 
 
@@ -149,7 +149,7 @@ def recurrent_weights(case: Case) -> int:
 
 
 def moved_bytes(case: Case) -> float:
-    """What must be read or written at least once: inputs, outputs, weights and their gradients.
+    """The bytes to read or write at least once: inputs, outputs, weights and their gradients.
 
     A table row that occurs twice is read once, and has one row in a sparse gradient; a write costs
     as much as a read.

@@ -1,4 +1,4 @@
-"""What the modules answer to TorchScript's compiler, torch's legacy ONNX exporter and torch.fx."""
+"""The modules' answers to TorchScript's compiler, torch's legacy ONNX exporter and torch.fx."""
 
 from typing import Any, NoReturn
 

@@ -1,4 +1,4 @@
-"""What the ops return without data, for meta tensors and for tracing: the fake kernels.
+"""The ops' results without data, for meta tensors and for tracing: the fake kernels.
 
 The checks are the kernels' own, in C++ (``csrc/ops/check.h``), which take symbols for sizes. Here
 is what depends on values.

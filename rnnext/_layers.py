@@ -85,7 +85,7 @@ def as_integer(name: str, value: Any, advice: str = "") -> int:
 
 
 def cell_named(cell: str) -> str:
-    """What the ops call the cell that a user gives."""
+    """The ops' name for the cell that a user gives."""
     if cell not in _CELLS:
         raise ValueError(f"cell must be one of 'rnn', 'gru', 'lstm', got {cell!r}")
     return _CELLS[cell]

@@ -1,4 +1,4 @@
-"""What LeakyRNN and LeakyRNNCell share: alpha, dt, tau, the noise, and what of these fits."""
+"""The common part of LeakyRNN and LeakyRNNCell: alpha, dt, tau, the noise, and their checks."""
 
 import math
 from collections.abc import Sequence

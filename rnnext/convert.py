@@ -197,7 +197,7 @@ def revert(model: _Model, *, lengths: bool = False) -> _Model:
 
 
 def summary(model: nn.Module, *, embedding: bool = True, subclass: bool = False) -> str:
-    """What :func:`convert` would do with a model, a line for each module it may be about.
+    """The changes that :func:`convert` would make, a line for each module it may be about.
 
     Args:
         model: any module.
@@ -228,7 +228,7 @@ def _to_torch(lengths: bool) -> _Classes:
 
 
 class _Step(NamedTuple):
-    """What happens to a module."""
+    """The change to a module."""
 
     name: str
     module: nn.Module

@@ -8,7 +8,7 @@ from rnnext import _C
 
 __all__ = ["explain"]
 
-# What is said where a field of the plan is not 0, or has this value. Fields stand in braces.
+# Sentences about fields of the plan that are not 0, or have this value. Fields stand in braces.
 _SAID = {
     "wavefront": "layers: a wavefront, each thread a layer, some steps behind the one below",
     "weights=unpacked": "one step: multiplied with the weights as they lie, nothing is packed",

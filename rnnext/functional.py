@@ -30,7 +30,7 @@ _Recurrence = Callable[..., tuple[Tensor, Tensor, list[Tensor]]]
 _recurrence: _Recurrence = torch.ops.rnnext.recurrence.default
 _ensemble: _Recurrence = torch.ops.rnnext.recurrence_ensemble.default
 
-# What multiplies noise_std, given alpha. (2 / alpha would overflow in float16.)
+# The factor of noise_std, given alpha. (2 / alpha would overflow in float16.)
 NOISE_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
     "sqrt_2_over_alpha": lambda alpha: math.sqrt(2) * alpha.rsqrt(),
     "sqrt_2_alpha": lambda alpha: (2 * alpha).sqrt(),

@@ -66,7 +66,7 @@ def nonlinearity_of(module: nn.RNNBase | nn.RNNCellBase) -> str:
 
 # Not an nn.RNN, nn.GRU or nn.LSTM: torch.compile(fullgraph=True) refuses those, subclasses too.
 class Layers(nn.RNNBase, Generic[_State]):
-    """What RNN, GRU and LSTM share. Of an LSTM, each state is a pair ``(h, c)``."""
+    """The common part of RNN, GRU and LSTM; an LSTM's states are pairs ``(h, c)``."""
 
     _cell: str
     __prepare_scriptable__ = _deploy.refuse_script
@@ -119,7 +119,7 @@ class Layers(nn.RNNBase, Generic[_State]):
 
 
 class Cell(nn.RNNCellBase, Generic[_State]):
-    """What RNNCell, GRUCell and LSTMCell share. Of an LSTM, each state is a pair ``(h, c)``."""
+    """The common part of RNNCell, GRUCell and LSTMCell; an LSTM's states are pairs ``(h, c)``."""
 
     _cell: str
     __prepare_scriptable__ = _deploy.refuse_script

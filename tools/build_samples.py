@@ -1,4 +1,4 @@
-"""What compare_builds compares to the bit: the random calls of tests/fuzz, without their checks."""
+"""The calls whose bits compare_builds compares: those of tests/fuzz, without their checks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def drawn(kind: str, count: int) -> list[Case]:
 
 
 def all_cases(patterns: Sequence[str]) -> list[Case]:
-    """Those whose name matches a shell pattern, all if none is given."""
+    """The samples whose name matches a shell pattern, all if none is given."""
     cases = [case for kind, count in COUNTS.items() for case in drawn(kind, count)]
     layers = [case for case in cases if case["call"] == "layers" and case["mode"] == "grad"]
     for sizes, case in zip(LARGE * 4, layers, strict=False):
@@ -86,7 +86,7 @@ def results(case: Case, isa: str, threads: int) -> list[Tensor | None]:
 
 
 def hashes(case: Case, isa: str, threads: int) -> list[str]:
-    """What each result hashes to."""
+    """A hash of each result."""
     return [_hash(value) for value in results(case, isa, threads)]
 
 

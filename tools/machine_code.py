@@ -15,7 +15,7 @@ from pathlib import Path
 
 RESIDENT = "recurrence_kernel"  # the template of the kernels that keep W_hh on chip
 
-# What a step must not wait for, by how its operation begins. Integer division shows in the
+# Operations that a step must not wait for, by how they begin. Integer division shows in the
 # conversion that rounds up, of which floating point has no use.
 FORBIDDEN = {
     "fence": ("MEMBAR", "ERRBAR", "CGAERRBAR"),
@@ -24,8 +24,8 @@ FORBIDDEN = {
     "local memory": ("LDL", "STL"),
     "integer division": ("I2F.RP", "I2F.U32.RP", "I2F.U64.RP"),
 }
-# What the groups hold that others must not, and what each must hold: a barrier of the cluster, or a
-# flag with its fence.
+# Operations that only these groups may have, and those that each must have: a barrier of the
+# cluster, or a flag with its fence.
 ALLOWED = {"ClusterGroup": ("fence", "L1 invalidation"), "GridGroup": ("fence", "L1 invalidation")}
 REQUIRED = {
     "ClusterGroup": ("UCGABAR_ARV", "UCGABAR_WAIT", "MEMBAR"),
@@ -109,7 +109,7 @@ def loops(before: list[list[int]]) -> list[set[int]]:
 
 
 def group_of(kernel: str) -> str:
-    """Who shares the state: the last argument of the template."""
+    """The group that shares the state: the last argument of the template."""
     return kernel.rstrip("> ").rpartition(" ")[2]
 
 
@@ -124,7 +124,7 @@ def parted(loop: list[Instruction]) -> Iterator[str]:
 
 
 def loop_faults(kernel: str, loop: list[Instruction]) -> list[str]:
-    """What a step loop holds and must not, or lacks."""
+    """The operations that a step loop must not have, and has, or lacks."""
 
     def holds(begins: str | tuple[str, ...]) -> bool:
         return any(instruction.operation.startswith(begins) for instruction in loop)

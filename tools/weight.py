@@ -26,7 +26,7 @@ def output_of(*command: str) -> str:
 
 
 def compile_seconds() -> float | None:
-    """What ninja noted of each object's last compilation; None where nothing was built here."""
+    """Ninja's note of each object's last compilation; None where nothing was built here."""
     logs = sorted(ROOT.glob("build/temp.*/.ninja_log"), key=lambda path: path.stat().st_mtime)
     if not logs:
         return None

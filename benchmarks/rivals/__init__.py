@@ -1,4 +1,4 @@
-"""Who takes part: rnnext, torch's own modules, and the runtimes beside them that are installed."""
+"""The rivals: rnnext, torch's own modules, and the runtimes beside them that are installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every rival is given, gives back and is checked by: data, results, agreement."""
+"""The contract of all rivals: the data they get, the results they give, and how far these agree."""
 
 from __future__ import annotations
 

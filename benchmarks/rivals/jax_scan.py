@@ -104,7 +104,7 @@ def _zeros(case: Case, x: Any) -> tuple[Any, ...]:
 
 
 def _projected(case: Case, p: Any, x: Any, suffix: str) -> Any:
-    """What the input gives to the gates; a GRU's second bias is not added to it."""
+    """The input's part of the gates; a GRU's second bias is not added to it."""
     bias = p[f"bias_ih_{suffix}"] + (0 if case.cell == "gru" else p[f"bias_hh_{suffix}"])
     return x @ p[f"weight_ih_{suffix}"] + bias
 

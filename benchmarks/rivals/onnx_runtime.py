@@ -74,7 +74,7 @@ def last_states(case: Case) -> list[list[str]]:
 
 
 def carried_states(case: Case) -> list[str]:
-    """Those that a stream hands on, as inputs."""
+    """The states that a stream hands on, as inputs."""
     return [name[0].upper() for name in case.states] if case.kind == "step" else []
 
 

@@ -1,1 +1,1 @@
-"""What a GPU machine is used for when there is one for ten minutes: docs/cuda-check.md."""
+"""The use of a GPU machine that is there for ten minutes: docs/cuda-check.md."""

@@ -56,7 +56,7 @@ def tests() -> list[str]:
 
 
 def stages(out: Path, dry: bool) -> Iterator[Stage]:
-    """What is worth most comes first."""
+    """The stages, the most valuable first."""
 
     def work(name: str, seconds: float) -> Stage:
         seconds *= 6 if dry else 1  # a rehearsal measures nothing, and may share its cores

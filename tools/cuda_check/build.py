@@ -30,7 +30,7 @@ NEWEST_GCC = {(12, 0): 12, (12, 4): 13, (12, 8): 14, (13, 0): 15}
 
 
 def said(*command: str) -> str:
-    """What a command prints, empty where it is missing or fails."""
+    """The output of a command, empty where it is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):

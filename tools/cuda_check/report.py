@@ -45,7 +45,7 @@ def paths(out: Path) -> str:
 
 
 def others(out: Path) -> str:
-    """What has no table: what failed, by stage."""
+    """The failures, by stage, which have no table."""
     lines = []
     for stage in ("smoke", "bench", "paths", "stress"):
         found = records.read(out, stage)

@@ -119,7 +119,7 @@ def beside_torch(case: Case) -> dict[str, Any]:
 
 
 def paths() -> Cases:
-    """What a step takes as rnnext chooses, and on every path that can be forced."""
+    """The time of a step as rnnext chooses, and on every path that can be forced."""
     sizes = ((1024, 1), (256, 1), (1024, 8), (256, 8), (512, 32), (2048, 1)) if CUDA else ((40, 2),)
     for (H, B), dtype, path in itertools.product(sizes, TYPES, ["", *device_paths()]):
         yield f"{dtype} H={H} B={B}: {path or 'chosen'}", partial(step_of, dtype, H, B, path)
