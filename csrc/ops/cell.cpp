@@ -1,7 +1,6 @@
 // One step as a call of the recurrence: its arguments and its results.
 #include "ops/cell.h"
 
-#include <ATen/ops/cat.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
@@ -38,14 +37,14 @@ OptionalTensor CellStep::stacked(TensorList states) const {
   if (one == states.end()) return std::nullopt;
   std::vector<Tensor> each;
   for (const Tensor& t : states) each.push_back(as_step(t.defined() ? t : at::zeros_like(*one)));
-  return at::cat(each);
+  return joined(each);
 }
 
 std::vector<Tensor> CellStep::states_of(const Tensor& h_n) const {
   const int64_t S = traits_of(parse_cell(a_.cell)).states;
   if (S == 1) return {from_step(h_n, a_.input)};
   std::vector<Tensor> states;
-  for (int64_t s = 0; s < S; ++s) states.push_back(from_step(h_n.narrow(0, s, 1), a_.input));
+  for (int64_t s = 0; s < S; ++s) states.push_back(from_step(state_of(h_n, s, 1), a_.input));
   return states;
 }
 

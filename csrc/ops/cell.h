@@ -1,24 +1,9 @@
 // One step of the recurrence as nn.RNNCell, nn.GRUCell or nn.LSTMCell.
 #pragma once
 
-#include <c10/core/impl/LocalDispatchKeySet.h>
-
-#include "ops/signatures.h"
+#include "ops/layers.h"
 
 namespace rnnext {
-
-// Whether nothing but the tensor's memory counts: it is no subclass's, and autograd records
-// nothing.
-inline bool is_plain(const Tensor& t) {
-  return c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView) &&
-         t.layout() == at::kStrided && !at::isTensorSubclassLike(t);
-}
-// A view of a plain tensor. (Torch's operations take longer than the step of a small cell.)
-inline Tensor plain_view(const Tensor& t, at::IntArrayRef sizes, at::IntArrayRef strides) {
-  const Tensor view(t.tensor_data());
-  view.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides);
-  return view;
-}
 
 // [B,n] or [n] as the one step of [1,B,n], and back to the shape of `like`.
 inline Tensor as_step(const Tensor& t) {

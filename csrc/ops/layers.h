@@ -2,6 +2,7 @@
 // layout of sequences.
 #pragma once
 
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/SmallVector.h>
 
 #include "ops/autograd.h"
@@ -9,7 +10,7 @@
 
 namespace rnnext {
 
-// Whether a transform of torch.func wraps it.
+// Whether a transform of torch.func wraps a tensor.
 inline bool transformed(const Tensor& t) {
   constexpr c10::DispatchKeySet wrappers(
       {c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper});
@@ -25,6 +26,30 @@ inline Tensor as_result(const Tensor& view) {
   if (view.requires_grad())
     torch::autograd::impl::set_gradient_edge(result, torch::autograd::impl::gradient_edge(view));
   return result;
+}
+
+// Whether nothing but the tensor's memory counts: it is no subclass's, and autograd records
+// nothing. Views and copies of such tensors need none of torch's operations, which take longer than
+// the step of a small cell.
+inline bool is_plain(const Tensor& t) {
+  return c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView) &&
+         t.layout() == at::kStrided && !at::isTensorSubclassLike(t);
+}
+inline Tensor plain_view(const Tensor& t, at::IntArrayRef sizes, at::IntArrayRef strides,
+                         int64_t skipped = 0) {
+  const Tensor view(t.tensor_data());
+  at::TensorImpl& impl = *view.unsafeGetTensorImpl();
+  impl.set_storage_offset(t.storage_offset() + skipped);
+  impl.set_sizes_and_strides(sizes, strides);
+  return view;
+}
+
+// The states of a cell, [n, B, H] each, one after the other; and one of them again, the s-th of n.
+Tensor joined(TensorList states);
+inline Tensor state_of(const Tensor& joined, int64_t s, int64_t n) {
+  if (!is_plain(joined)) return as_result(joined.narrow(0, s * n, n));
+  return plain_view(joined, {n, joined.size(1), joined.size(2)}, joined.strides(),
+                    s * n * joined.stride(0));
 }
 
 // The weights of n directions from `first` on, of one layer or of several, as a list for each kind.
@@ -52,7 +77,7 @@ class DirectionWeights {
 // A layer's precomputed input: its rows times W_ih and the biases, or, for a gated cell, b_ih.
 Tensor project(const Tensor& x, const DirectionWeights& of, Cell cell);
 
-// at::dropout while training.
+// The dropout of training, whose mask the CPU's kernels draw.
 Tensor dropped(const Tensor& x, double p);
 
 // The sequences of a call, time first, as the ops of one layer take them.
