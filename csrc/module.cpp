@@ -1,6 +1,6 @@
-// The Python module rnnext._C: what the build is, which ISA runs, and the ops that modules call at
-// every step, without torch.ops, which takes 3 us to match a call with its schema and box its
-// arguments: more than a step of a small RNN.
+// The Python module rnnext._C: what the build is, which ISA runs, and the ops that modules call,
+// without torch.ops, which takes 3 us to match a call with its schema and box its arguments: more
+// than a step of a small RNN.
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/SmallVector.h>
@@ -45,7 +45,7 @@ using Held = std::conditional_t<std::is_same_v<P, at::TensorList>, c10::SmallVec
                                 std::remove_cvref_t<P>>;
 
 // Each load() returns whether the object has the argument's type, and sets the argument. (By hand,
-// since pybind11's casters are slow for 17 arguments.)
+// since pybind11's casters are slow for 19 arguments.)
 bool load(PyObject* object, at::Tensor& value) {
   // A tensor, or parameter, that has no __torch_function__ of its own.
   const bool plain = THPVariable_CheckExact(object);
@@ -86,7 +86,7 @@ bool load(PyObject* object, std::string_view& value) {
   return true;
 }
 
-// An op that modules call at every step. It calls torch.ops.rnnext's if an argument is not plain or
+// An op that modules call eagerly. It calls torch.ops.rnnext's if an argument is not plain or
 // not of its type, or a mode comes first.
 template <class Op, class Signature = typename Op::Signature>
 struct Eager;
@@ -148,7 +148,7 @@ void define_fakes(py::module_& m) {
   define("check_index_dtype", rnnext::check_indices);
 }
 
-// Unlike the ops it keeps the interpreter lock: two threads must not step it at once.
+// A Stepper, unlike the ops, keeps the interpreter lock: two threads must not step it at once.
 void define_stepper(py::module_& m) {
   using rnnext::Stepper;
   m.def("stepper",

@@ -24,7 +24,8 @@ _SAID = {
     "own_sums": "gradients of the weights are summed by each part over its own rows",
     "direct_sums": "gradients of the weights are summed where they are returned",
     "features=streamed": "gradients of the features are multiplied with the weights as they lie",
-    "features=by_step": "gradients of the weights are summed in chunks of up to {chunk_rows} rows",
+    "features=by_step": "gradients of the features come with each step, those of the weights are "
+    "summed in chunks of up to {chunk_rows} rows",
 }
 
 

@@ -214,7 +214,7 @@ class RNN(Layers[Tensor]):
                 f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
             )
         self.nonlinearity = nonlinearity
-        nn.RNNBase.__init__(  # not of a subclass that is an nn.RNN, too
+        nn.RNNBase.__init__(  # by name: super() would call nn.RNN's in a subclass of both
             self, f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers=num_layers,
             bias=bias, batch_first=batch_first, dropout=dropout, bidirectional=bidirectional,
             device=device, dtype=dtype, **kwargs,

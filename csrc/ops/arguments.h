@@ -61,30 +61,29 @@ inline const c10::List<bool>& directions(int64_t D) {
   X(std::string_view, nonlinearity, none) \
   X(c10::List<bool>, reverse, none)
 
-// How many these are. A new one must not be ignored in silence: nothing compiles until those who
-// read arguments by name take it, or refuse it, and assert its number.
+// The number of arguments. A new one must not be ignored in silence: nothing compiles until those
+// who read arguments by name take it, or refuse it, and assert its number.
 #define RNNEXT_ONE(...) +1
 constexpr int kArgumentCount = RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_ONE);
 #undef RNNEXT_ONE
 
-// X(type, name, where its batch is) of what the backward op takes before these.
+// X(type, name, where its batch is) of what the backward op takes before the arguments.
 #define RNNEXT_RECURRENCE_RESULTS(X)   \
   X(OptionalTensor, grad_output, rows) \
   X(OptionalTensor, grad_h_n, states)  \
   X(Tensor, output, rows)              \
   X(TensorList, saved, rows)
 
-// X(type, name, argument) of each gradient that the backward op can return, with the argument whose
-// gradient it is.
+// X(type, name) of each gradient that the backward op can return; its argument has the same name.
 #define RNNEXT_RECURRENCE_GRADIENTS(X) \
-  X(Tensor, input, input)              \
-  X(Tensor, hx, hx)                    \
-  X(TensorList, weight_ih, weight_ih)  \
-  X(TensorList, weight_hh, weight_hh)  \
-  X(TensorList, bias_ih, bias_ih)      \
-  X(TensorList, bias_hh, bias_hh)      \
-  X(Tensor, reset_state, reset_state)  \
-  X(TensorList, alpha, alpha)
+  X(Tensor, input)                     \
+  X(Tensor, hx)                        \
+  X(TensorList, weight_ih)             \
+  X(TensorList, weight_hh)             \
+  X(TensorList, bias_ih)               \
+  X(TensorList, bias_hh)               \
+  X(Tensor, reset_state)               \
+  X(TensorList, alpha)
 
 // X(type, name) of each argument of the op rnn, which computes nn.RNN, nn.GRU or nn.LSTM, and of
 // rnn_cell, which computes torch's cells. States are lists: (h,) or (h, c), or none for zeros.
@@ -215,7 +214,7 @@ inline const Results<BatchPlace> kResultPlaces{RNNEXT_RECURRENCE_RESULTS(RNNEXT_
 // f(argument, gradient...) of each gradient, in one or several structs of them.
 template <class F, class Arguments, class... Gradients>
 void each_gradient(const F& f, Arguments& a, Gradients&... g) {
-#define RNNEXT_EACH(type, name, argument) f(a.argument, g.name...);
+#define RNNEXT_EACH(type, name) f(a.name, g.name...);
   RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_EACH)
 #undef RNNEXT_EACH
 }

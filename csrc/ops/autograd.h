@@ -94,7 +94,7 @@ void record(const Node& node, const variable_list& results, variable_list saved)
   node->ctx_.save_for_backward(std::move(saved));
   try {
     node->save_variables_to_ctx();
-  } catch (...) {  // from a hook: torch's checkpoint ends so what it computes again
+  } catch (...) {  // from a hook: torch's checkpoint ends its second computation by throwing
     node->ctx_.save_for_backward({});  // or the node and its output would hold each other for ever
     throw;
   }
@@ -106,7 +106,7 @@ size_t slots_of(const Field& field) {
   return std::is_same_v<Field, OptionalTensor> ? 1 : tensors_of(field).size();
 }
 
-// The tensors of structs in that order.
+// The tensors of structs, field by field.
 template <class... Struct>
 variable_list flattened(const Struct&... s) {
   variable_list flat;
@@ -139,7 +139,7 @@ c10::impl::GenericList values_of(const Struct&... s) {
   return values;
 }
 
-// Puts both back into structs of the same fields.
+// Puts tensors and values back into structs of the same fields.
 template <class... Struct>
 void restore(const variable_list& tensors, const c10::List<c10::IValue>& values, Struct&... s) {
   auto tensor = tensors.begin();

@@ -20,7 +20,8 @@
 
 namespace rnnext {
 
-// As Python writes it: "float32", not "Float". Where an op takes a dtype, it may be any number.
+// A dtype's name as Python writes it: "float32", not "Float". Where an op takes a dtype, it may be
+// any number.
 inline std::string dtype_name(at::ScalarType type) {
   const bool known = type >= at::ScalarType(0) && type < at::ScalarType::Undefined;
   return known ? std::string(c10::getDtypeNames(type).first)
@@ -144,8 +145,8 @@ inline void check_biases(const RecurrenceArguments& a) {
               " and ", a.bias_hh.size());
 }
 
-// The rows are those of the index, if there is one, else of the input. batch_of(rows, name) returns
-// how many sequences begin a packed batch.
+// Checks the rows of a call: those of the index, if there is one, else of the input.
+// batch_of(name of the rows) returns how many sequences begin a packed batch.
 template <class Int, class BatchOf>
 void check_rows(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf& batch_of) {
   const bool table = given(a.index);
@@ -163,7 +164,7 @@ void check_rows(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf& batc
                 " dimensions, got ", rows.dim());
     s.T = sizes_of<Int>(sizes)[0];
     s.N = sizes_of<Int>(rows)[0];
-    s.B = batch_of(rows, name);
+    s.B = batch_of(name);
   } else {
     TORCH_CHECK(rows.dim() == 2 + dims, name, " must have ", 2 + dims, " dimensions, got ",
                 rows.dim());

@@ -10,7 +10,7 @@ namespace rnnext::fake {
 // `batch`: how many sequences begin a packed batch, which no shape tells.
 inline Sizes<c10::SymInt> sizes_of_call(const RecurrenceArguments& a, const c10::SymInt& batch) {
   Sizes<c10::SymInt> s;
-  check_recurrence(a, s, [&](const Tensor&, const char*) { return batch; });
+  check_recurrence(a, s, [&](const char*) { return batch; });
   return s;
 }
 

@@ -82,7 +82,7 @@ struct PaddedCall {
   Tensor step() const {
     return at::arange(T, a.weight_hh[0].options().dtype(at::kLong)).view({-1, 1, 1});
   }
-  // How many there are. (A trace keeps the number from when it was traced.)
+  // The number of steps. (A trace keeps the number from when it was traced.)
   int64_t steps() const { return T.guard_int(__FILE__, __LINE__); }
   // The input's rows, [T,B,I] or [T,B,D*G*H]. Values past a sequence's end, NaN included, must not
   // reach any derivative, so they are zeros.

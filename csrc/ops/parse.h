@@ -59,7 +59,7 @@ inline void parse(const RecurrenceArguments& a, ParsedCall& call, Recurrence& p)
   static_assert(kArgumentCount == 17);
   RecurrenceSizes& s = call.s;
   check_recurrence(a, static_cast<Sizes<int64_t>&>(s),
-                   [&](const Tensor&, const char* rows) { return s.unpack(*a.batch_sizes, rows); });
+                   [&](const char* rows) { return s.unpack(*a.batch_sizes, rows); });
   call.dtype = parse_dtype(a.weight_hh[0], "weight_hh");
   p.T = s.T, p.B = s.B, p.I = s.I, p.H = s.H;
   p.D = static_cast<int>(s.D);

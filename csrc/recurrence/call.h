@@ -31,7 +31,7 @@ struct Recurrence : Timeline {
   int D = 1;
   Nonlinearity nonlinearity = Nonlinearity::tanh;
   Cell cell = Cell::elman;
-  RowSource input;  // rows of I features, or of D*G*H precomputed: W_ih x + b_ih
+  RowSource input;  // rows of I features, or of D*G*H precomputed, to which the biases are added
 
   const void* weight_ih[kDirections] = {nullptr, nullptr};  // [G*H,I]
   const void* weight_hh[kDirections] = {nullptr, nullptr};  // [G*H,H]
@@ -49,7 +49,7 @@ struct Recurrence : Timeline {
 
   int gates() const { return traits_of(cell).gates; }
   int64_t state_size() const { return D * B * H; }
-  // Whether some step multiplies W_hh: one step from zeros does not.
+  // Whether some step multiplies W_hh: one step from zeros does not, even where a weight is NaN.
   RNNEXT_BOTH bool multiplies_state() const {
     return T > 1 || hx || reset_state || cell == Cell::voltage;
   }

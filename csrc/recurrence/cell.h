@@ -13,8 +13,8 @@ namespace rnnext {
 //   rate     s = (1 - a) s' + a f(p), the output
 //   voltage  s = (1 - a) s' + a p, and the output is f(s)
 //   blend    s = f((1 - a) s' + a p), the output
-//   gru      r, z = sigmoid(p_r, p_z), n = tanh(x_n + r h_n), s = (1 - z) n + z s', the output; x_n
-//            and h_n are the parts of p_n that come from the input and from the state
+//   gru      r, z = sigmoid(p_r, p_z), n = tanh(n_x + r n_h), s = (1 - z) n + z s', the output; n_x
+//            and n_h are the parts of p_n that come from the input and from the state
 //   lstm     i, f, o = sigmoid(p_i, p_f, p_o), g = tanh(p_g), c = f c' + i g, and the output is
 //            h = o tanh(c); the state is h and c
 enum class Cell { elman, rate, voltage, blend, gru, lstm };
@@ -31,15 +31,16 @@ constexpr CellTraits kCells[] = {
     {"rate", 1, 1, 1, 1},     // saved: f(p)
     {"voltage", 1, 1, 1, 1},  // p - s'
     {"blend", 1, 1, 1, 1},    // p - s'
-    {"gru", 3, 4, 1, 4},      // r, z, h_n, s' - n
+    {"gru", 3, 4, 1, 4},      // r, z, n_h, s' - n
     {"lstm", 4, 4, 2, 5},     // i, f, g, o, f c'
 };
 constexpr const CellTraits& traits_of(Cell cell) { return kCells[static_cast<int>(cell)]; }
 
 constexpr bool is_gated(Cell cell) { return traits_of(cell).gates > 1; }
-// Whether alpha says how much of a state stays; these are the forms of the leak.
+// Whether the cell mixes its state with the new value by alpha: kFormNames has these cells.
 constexpr bool is_leaky(Cell cell) { return cell != Cell::elman && !is_gated(cell); }
-// Whether the output is the state, or its first half, as it is stored: v and c are kept beside it.
+// Whether a state is kept beside the output: voltage's s, an LSTM's c. Of other cells the output is
+// the whole state.
 constexpr bool keeps_beside(Cell cell) { return cell == Cell::voltage || cell == Cell::lstm; }
 constexpr const char* kFormNames[] = {"rate", "voltage", "blend"};
 // Whether the gradient of the pre-activations needs more than the output.

@@ -185,6 +185,12 @@ CHOICES = {
             ((64, 64, 300, 300), {"cell": "gru", "machine": machine}, {"fetches": fetches})
             for machine, fetches in (("xeon-amx", True), ("xeon-amx,l2_bytes=4e6", False))
         ),
+        ((1, 64, 1024, 1024), {"threads": 1}, {"weights": "streamed", "fetches": False}),
+    ],
+    "an output from far memory is prefetched, where tiles write it": [
+        ((300, 64, 64, 256), {}, {"far": True}),
+        ((300, 64, 64, 256), {"cell": "lstm"}, {"far": False}),
+        ((10, 64, 64, 256), {}, {"far": False}),
     ],
     "layers of few sequences run as a wavefront": [
         ((100, 1, 64, 64), {"layers": 2}, {"wavefront": True}),

@@ -51,7 +51,7 @@ template <class Run>
 void with_workspace(size_t bytes, const Run& run) {
   char* workspace = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64));
   rnnext::Count counts[2];
-  rnnext::Worker worker(counts, 0, 1, 1);
+  rnnext::Worker worker(counts, 0, 1);
   run(workspace, worker);
   std::free(workspace);
 }

@@ -35,7 +35,7 @@ void run_members(int64_t M, int alone, const TeamsOf& teams_of, const Run& run) 
     run_team(team, [&](Worker& worker) {
       for (int64_t m = next++; m < apart; m = next++) {
         Count counts[2];
-        Worker own(counts, 0, 1, 1);
+        Worker own(counts, 0, 1);
         run(m, teams[m], workspace.data() + worker.rank * each, own);
       }
     });

@@ -51,7 +51,7 @@ Recurrence Unpadded::planned(Recurrence p) const {
   return p;
 }
 
-// The copies are as large as results, and as short-lived as workspaces: from the pool.
+// Copies come from the pool, since they are as large as results and as short-lived as workspaces.
 Tensor Unpadded::unpad(const Tensor& padded) const {
   const Tensor all = padded.flatten(0, 1);
   std::vector<int64_t> shape = all.sizes().vec();

@@ -13,12 +13,12 @@ namespace rnnext {
 
 class Stepper {
  public:
-  // One layer's weight_ih [H,I], weight_hh, bias_ih, bias_hh, alpha, noise and noise_key, as the op
-  // takes them. They are copied. A first layer whose table has pre-activations has no weight_ih.
+  // One layer's weight_ih [G*H,I], weight_hh, bias_ih, bias_hh, alpha, noise and noise_key, as the
+  // op takes them. They are copied. A first layer whose table has pre-activations has no weight_ih.
   using Weights = std::array<OptionalTensor, 7>;
   using NamedTensor = std::pair<std::string, Tensor>;
 
-  // table: rows of the first layer's input, [V,I] features or [V,H] pre-activations; steps then
+  // table: rows of the first layer's input, [V,I] features or [V,G*H] pre-activations; steps then
   // take row numbers. (A gated cell's pre-activations are those from the input alone.) The table is
   // not copied. watched: what the weights were made from; once one of these changes, steps are
   // refused.

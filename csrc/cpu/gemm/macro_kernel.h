@@ -72,7 +72,8 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
                                              int64_t p1, int64_t columns, int64_t K, int64_t then) {
   using F = typename Product::F;
   constexpr int kMR = Product::MicroKernel::kMR;
-  // As even as can be: 8 rows are 4 + 4. (One tile needs no division: that shows in short steps.)
+  // As even as can be: with an MR of 6, 8 rows are 4 + 4. (One tile needs no division: that shows
+  // in short steps.)
   const int64_t tiles = rows <= kMR ? 1 : (rows + kMR - 1) / kMR;
   const int small = static_cast<int>(tiles == 1 ? rows : rows / tiles);
   const int64_t big = rows - small * tiles;
@@ -95,11 +96,12 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
     }
   }
 }
-// Calls product.tile(Extent<R, NV>, row, column, panels, K, ahead) for rows [0, rows) and those of
-// `columns` that are in panels [p0, p1) of product.packed. Panels are outermost, so that each is
-// read from far memory once. (Blocks of K that stay in L1d were no faster at H = 1024, and slower
-// below.) `then`: the panel of product.packed that is read after these, where each panel is fetched
-// while the one before is multiplied; else -1. (AMX tiles got slower by fetching.)
+// Calls product.tile(Extent<R, NV>, row, column, panels, K, ahead), whose sums end in
+// product.finish(sums, row, column), for rows [0, rows) and those of `columns` that are in panels
+// [p0, p1) of product.packed. Panels are outermost, so that each is read from far memory once.
+// (Blocks of K that stay in L1d were no faster at H = 1024, and slower below.) `then`: the panel of
+// product.packed that is read after these, where each panel is fetched while the one before is
+// multiplied; else -1. (AMX tiles got slower by fetching.)
 template <class Product>
 void macro_kernel(const Product& product, int64_t rows, int64_t p0, int64_t p1, int64_t columns,
                   int64_t K, int64_t then = -1) {

@@ -36,6 +36,7 @@ const KernelTable* find(const std::string& name) {
 const KernelTable* best() {
   if (const char* name = std::getenv("RNNEXT_CPU_ISA"); name && *name) return find(name);
   const Machine& machine = this_machine();
+  // (A table that adds bfloat16 pairs alone is passed over where they are slower than float32.)
   const bool pairs_pay = machine.pairs > machine.multiply / 2;
   const KernelTable* chosen = nullptr;
   for (const KernelTable* table : tables())

@@ -30,8 +30,8 @@ struct RnnKernels {
   // below. stack_workspace is 0 where it is better that all `threads` share each layer.
   size_t (*stack_workspace)(const Recurrence* layers, int n, int threads);
   void (*stack)(const Recurrence* layers, int n, char* workspace, Worker&);
-  // Packs the weights of one direction for Recurrence::packed_weights: shape.weight_bytes(I, H)
-  // bytes.
+  // Packs the weights of one direction for Recurrence::packed_weights: shape.weight_bytes(I, H,
+  // gates) bytes.
   void (*pack)(const Recurrence&, char* packed);
 };
 

@@ -90,7 +90,7 @@ struct BackwardRun {
     const bool own = plan.weights == Weights::own;
     if (own) at.pack_hh(item.d, item.group, item.p0, item.p1);
     const F* const packed = at.hh[own ? item.group : item.d];
-    const RecurrentWeights<S, MK> weights{plan, at.weight_hh(0)};
+    const RecurrentWeights<S, MK> weights{plan, at.weight_hh(item.d)};
     if (item.members > 1) worker.advance();
     const FeatureGradients<S, MK> features = at.features_of(worker);
     const bool writes_features = plan.by_step() && out.input;
@@ -201,7 +201,7 @@ struct BackwardRun {
   // pre-activations, and what a leak adds without W_hh. output: what W_hh multiplied.
   void grad_state(const WorkItem& item, const F* packed, const Rows<const F>& first, int carry,
                   const S* output, void* grad, int64_t n, const Worker& worker) const {
-    const RecurrentWeights<S, MK> weights{plan, at.weight_hh(0)};
+    const RecurrentWeights<S, MK> weights{plan, at.weight_hh(item.d)};
     const Rows<C> rows = at.inputs_of(worker.rank, at.kGrad);
     for (int64_t m = 0; m < plan.k_splits; ++m) {
       const auto split = weights.await(item, m, n, first, item.size, worker);

@@ -72,8 +72,7 @@ struct Epilogue {
   }
 };
 
-// The rows that the state needs beside the sums, with a leak or gates (recurrence/cell.h). Each is
-// read or written once.
+// The rows that the state needs beside the sums, with a leak or gates (recurrence/cell.h).
 template <class C>
 struct StateRows {
   const C* alpha = nullptr;  // [H] and more, to whole panels

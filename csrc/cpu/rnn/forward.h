@@ -98,7 +98,7 @@ struct ForwardRun {
   RNNEXT_NOINLINE void steps(const WorkItem& item, Worker& worker,
                              const Wavefront& wavefront) const {
     const auto s = at.scratch_of(worker);
-    const int64_t first_column = at.order.begin(item.p0), copy = at.copy_of(item);
+    const int64_t first_column = at.gate_columns.begin(item.p0), copy = at.copy_of(item);
     const bool gated = is_gated(p.cell);
     const Rows<C> pre{s.pre - first_column, scratch_stride<C>(at.columns)};
     if (plan.weights == Weights::own) at.pack(item.d, item.group, item.p0, item.p1);
@@ -116,7 +116,7 @@ struct ForwardRun {
     } else {
       fill(s.bias, [&](int64_t j) { return bias_of<S>(p, item.d, j); });
     }
-    const RecurrentWeights<S, MK> weights{plan, at.weight_hh(0)};
+    const RecurrentWeights<S, MK> weights{plan, at.weight_hh(item.d)};
     ForwardStep<MK> step{
         .epilogue = epilogue_of<ForwardEpilogue, S, ForwardStep<MK>>(p, kNative<S>),
         .packed = at.hh[copy],
@@ -182,8 +182,8 @@ struct ForwardRun {
   void gated_step(Step& step, const WorkItem& item, const typename ForwardLayout<S, MK>::Scratch& s,
                   const Rows<C>& pre_ih, int64_t rows, int64_t n, bool from_zeros,
                   const Worker& worker) const {
-    const RecurrentWeights<S, MK> weights{plan, at.weight_hh(0)};
-    const GateColumns<C>& order = at.order;
+    const RecurrentWeights<S, MK> weights{plan, at.weight_hh(item.d)};
+    const GateColumns<C>& order = at.gate_columns;
     const int64_t first = order.begin(item.p0), some = at.pre_hh_panels();
     const Rows<const F> state = step.a;
     for (int64_t m = 0; m < plan.k_splits; ++m) {
@@ -247,7 +247,7 @@ struct ForwardRun {
   template <class Step>
   void fill_pre(const WorkItem& item, const Chunk& chunk, const Step& step,
                 const Rows<const C>& start, const Rows<C>& pre, F* panels) const {
-    const GateColumns<C>& order = at.order;
+    const GateColumns<C>& order = at.gate_columns;
     if (p.I > 0) {
       PlainProduct<MK> project{.packed = step.packed_ih,
                                .a = step.features,

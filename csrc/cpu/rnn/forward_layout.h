@@ -15,9 +15,9 @@ struct ForwardLayout {
   Arrays<F> ih, hh;     // packed weights: a copy for each work item or each direction
   Arrays<bool> finite;  // for each panel of each copy: whether W_hh is finite there
   ForwardStates<S, MK> states;
-  GateColumns<C> order;  // of the columns of a product
-  int64_t columns;       // of a worker's part of the hidden units, of all gates
-  Arrays<char> scratch;  // [workers] of Scratch
+  GateColumns<C> gate_columns;  // the order of a product's columns
+  int64_t columns;              // of a worker's part of the hidden units, of all gates
+  Arrays<char> scratch;         // [workers] of Scratch
   size_t bytes;
 
   ForwardLayout(const Recurrence& p, const ForwardPlan& plan, int workers, Arena arena)
@@ -27,7 +27,7 @@ struct ForwardLayout {
         hh(arena.take_padded<F>(plan.copies(p.D), weight_hh(0).packed_size())),
         finite(arena.take_padded<bool>(plan.copies(p.D), weight_hh(0).panels())),
         states(p, plan, arena),
-        order{p.H, p.gates()},
+        gate_columns{p.H, p.gates()},
         columns(plan.member_panels(panels_in<C>(p.H)) * p.gates() * kPanel<C>) {
     if (plan.weights == Weights::given) {
       ih.first = static_cast<F*>(const_cast<void*>(p.packed_weights));
@@ -97,7 +97,7 @@ struct ForwardLayout {
 
   // Packs panels [u0, u1) of units of direction d into a copy.
   void pack(int d, int64_t copy, int64_t u0, int64_t u1) const {
-    const int64_t q0 = order.panels(u0), q1 = order.panels(u1);
+    const int64_t q0 = gate_columns.panels(u0), q1 = gate_columns.panels(u1);
     const Matrix<S, F> weight = weight_ih(d);
     for (int64_t q = q0; q < q1; ++q) weight.pack(q, ih[copy] + q * weight.panel_size());
     if (!p.multiplies_state()) return;
@@ -107,7 +107,7 @@ struct ForwardLayout {
   // Whether the work item's part of W_hh is finite.
   bool is_finite(const WorkItem& item) const {
     const bool* const of_copy = finite[copy_of(item)];
-    for (int64_t q = order.panels(item.p0), end = order.panels(item.p1);
+    for (int64_t q = gate_columns.panels(item.p0), end = gate_columns.panels(item.p1);
          q < end && of_copy && p.multiplies_state(); ++q)
       if (!of_copy[q]) return false;
     return true;

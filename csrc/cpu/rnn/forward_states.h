@@ -29,11 +29,11 @@ struct ForwardStates {
         plan(plan),
         buffers(plan, p.H, static_cast<int>(max_of(2, plan.held_steps)), arena, MK::kRowBlock),
         carry(plan, p.H, keeps_beside(p.cell) || (p.cell != Cell::elman && kParts<F> > 0), arena),
-        apart_output(plan, p.H, plan.sorts && has_output(), arena),
+        apart_output(plan, p.H, plan.sorts && writes_output_apart(), arena),
         apart_saved(plan, traits_of(p.cell).saved * p.H, plan.sorts && p.saved, arena) {}
 
-  // Whether a step's tiles write its output beside the state, since neither gives the other.
-  static constexpr bool has_output() { return kNative<S> && !kStoredAsOperands<S, F>; }
+  // Whether a step's tiles write its output beside the state, whose operands are rounded.
+  static constexpr bool writes_output_apart() { return kNative<S> && !kStoredAsOperands<S, F>; }
 
   // The state that the work item's first step reads: hx, or zeros. It is written to both buffers,
   // since a sequence that begins late may find it in either. A sequence without steps ends with it.
@@ -68,7 +68,7 @@ struct ForwardStates {
       step.next_end = panels_in<C>(p.H) * kPanel<C>;
       if constexpr (kNative<S>) {
         step.output = {plan.held_steps > 0 ? nullptr : output, width};
-        if (plan.sorts && has_output()) step.output = apart_output.all(item, 0);
+        if (plan.sorts && writes_output_apart()) step.output = apart_output.all(item, 0);
       }
     }
     if (p.cell != Cell::elman) set_state_rows(step, item, t);
@@ -162,7 +162,7 @@ struct ForwardStates {
       F* const next = states[i];
       S* const output = output_row<S>(p, p.output, item.d, t, b);
       for (int64_t j = from; j < to; j += kLanes<C>) {
-        if constexpr (has_output()) {
+        if constexpr (writes_output_apart()) {
           store_some(output + j, load(apart_output.row(item, 0, i) + j), p.H - j);
         } else if constexpr (kNative<S>) {
           store_some(output + j, load(next + j), p.H - j);

@@ -1,5 +1,5 @@
-// The end of a step of a gated cell. Forward it follows the products of some panels of units, since
-// their columns hold several gates; backward it ends a tile, as any epilogue.
+// The end of a step of a gated cell. In the forward pass it runs after the products of some panels
+// of units, whose columns hold several gates; in the backward pass it ends a tile, as any epilogue.
 #pragma once
 
 #include "cpu/cells/gru.h"

@@ -26,7 +26,7 @@ const char* model() {
   return kMachines[0].name;
 }
 
-// Weights may fill so much of a cache: the rest is for what else a step reads and writes.
+// Replaces a row's cache sizes by those that the system tells, times kCacheShare.
 void read_cache_sizes([[maybe_unused]] Machine& machine) {
 #ifdef _SC_LEVEL1_DCACHE_SIZE
   const long l1d = sysconf(_SC_LEVEL1_DCACHE_SIZE), l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);

@@ -24,8 +24,8 @@ double multiply_cycles(const KernelShape& shape, const Machine& machine, int64_t
   return whole * bytes * products / machine.tiles;
 }
 
-// Estimated cycles for one step of `rows` sequences and `columns` hidden units of K operands each.
-// It is bound by the multiply-adds or by reading the weights.
+// Estimated cycles for one step's product, `rows` sequences by `columns` of K operands each. It is
+// bound by the multiply-adds or by reading the weights.
 double step_cycles(const KernelShape& shape, const Machine& machine, int64_t rows, int64_t columns,
                    int64_t K) {
   const double bytes = static_cast<double>(columns) * K * shape.operand_bytes;
@@ -34,7 +34,7 @@ double step_cycles(const KernelShape& shape, const Machine& machine, int64_t row
                                                  : machine.far_rate;
   const auto tiles = static_cast<double>(divide_up(rows, shape.mr));
   const double multiply = multiply_cycles(shape, machine, rows, bytes);
-  // Past L1d the panels are read once per tile of rows from L2.
+  // The first tile of rows reads the panels from where they lie, the others from L1d.
   const double read = bytes / rate + (tiles - 1) * bytes / machine.l1d_rate;
   return std::max(multiply, read);
 }
@@ -79,7 +79,7 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
     }
     const int64_t columns = plan.member_panels(panels) * shape.panel;
     const double lines = static_cast<double>(rows * (p.H - columns)) * shape.operand_bytes / 64;
-    // (In a single step all members read the features, and the gradients that each of them wrote.)
+    // (In a single step no member waits, but each reads lines that the others wrote.)
     plan.cycles = step_cycles(shape, machine, rows, gates * columns, K) +
                   packing * static_cast<double>(gates * columns) + (p.T > 1 ? machine.wait : 0) +
                   machine.line * lines;
@@ -105,7 +105,7 @@ double layer_cycles(const Recurrence& p, const KernelShape& shape, const Machine
 ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Machine& machine,
                          int threads, bool stacked) {
   ForwardPlan plan{};
-  const bool plain = p.cell == Cell::elman, gated = is_gated(p.cell);
+  const bool gated = is_gated(p.cell);
   if (shape.unpacks() && p.T == 1 && p.B <= kOneStepRows && p.plain() && !is_leaky(p.cell) &&
       !p.noise[0] && !p.packed_weights) {
     plan.weights = Weights::unpacked;
@@ -116,7 +116,6 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   static_cast<Plan&>(plan) = share_out(p, shape, machine, threads, false,
                                        pack_cycles(shape, packed) / static_cast<double>(p.T));
   const int64_t weights = shape.weight_bytes(p.I, p.H, p.gates());
-  plan.fetches = fetches(weights / plan.hidden_parts, shape, machine);
   const bool small = weights <= static_cast<int64_t>(kOwnWeightBytes);
   plan.weights = p.packed_weights                 ? Weights::given
                  : p.T == 1                       ? Weights::streamed
@@ -131,8 +130,10 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   if (shape.stored_as_operands && (shape.tiles ? whole_blocks : p.H % shape.k_pack == 0) &&
       p.plain()) {
     if (plan.hidden_parts == 1 && width < kSameSetBytes) plan.state = Home::rows;
-    plan.from_hx = p.hx && p.T == 1 && plain;
+    plan.from_hx = p.hx && p.T == 1 && p.cell == Cell::elman;
   }
+  plan.fetches = plan.weights != Weights::streamed && !plan.from_hx &&
+                 fetches(weights / plan.hidden_parts, shape, machine);
   const int64_t row_bytes = p.H * shape.storage_bytes, step_bytes = plan.item_rows * row_bytes;
   if (plan.state == Home::rows && shape.k_pack == 1 && plan.batch_parts > 1 && row_bytes > 64 &&
       step_bytes <= kNarrowBytes && p.T >= kHeldFrom && p.rows() * width < kFarBytes) {
@@ -146,8 +147,9 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   const int64_t chunk_row = max_of(shape.sums_bytes(columns), features);
   const int64_t fit = stacked ? kFewRows : kForwardChunkBytes / chunk_row;
   plan.chunk_rows = plan.projects ? max_of(plan.item_rows, min_of(fit, p.T * p.B)) : plan.item_rows;
-  plan.far =
-      (plan.state == Home::rows || shape.native()) && !plan.sorts && p.rows() * width >= kFarBytes;
+  // (Gates, which write a gated cell's output, do not prefetch it.)
+  plan.far = (plan.state == Home::rows || shape.native()) && !plan.sorts && !gated &&
+             p.rows() * width >= kFarBytes;
   return plan;
 }
 

@@ -65,8 +65,8 @@ enum class Weights {
   shared,    // those that all threads pack for all work items, one copy for each direction
   own,       // those that each work item packs for itself
   given,     // Recurrence::packed_weights
-  streamed,  // the only step's: each is packed, or read as it lies, just before it is multiplied
-  unpacked,  // none: the only step of few sequences reads weights as they lie (rnn/one_step.h)
+  streamed,  // one step's: a panel is packed, or read as it lies, just before it is multiplied
+  unpacked,  // none: one step of few sequences reads weights as they lie (rnn/one_step.h)
 };
 constexpr const char* kWeightsNames[] = {"shared", "own", "given", "streamed", "unpacked"};
 
@@ -85,7 +85,7 @@ struct Plan {
   Weights weights = Weights::shared;  // of W_hh alone in the backward pass
   bool sorts = false;  // each work item takes its longest sequences first, and leaves padding out
   // Each panel of weights is fetched while the one before is multiplied, since a member's weights
-  // exceed L2 by far enough (Machine::fetch_bytes).
+  // exceed L2 and Machine::fetch_bytes.
   bool fetches = false;
   bool joined = false;  // one worker has all directions of a sequence, one after the other
 
@@ -99,7 +99,7 @@ struct Plan {
   }
 };
 
-// Where the state, or grad_pre, lies that one step writes and the next one reads.
+// Where the state, or grad_pre, lies: one step writes it, and the next one reads it.
 enum class Home {
   scratch,  // in buffers of its own, since the rows hold other numbers, or are written by others
   rows,     // in the rows that are written anyway: of the output, or, backward, of the gradient of
@@ -123,10 +123,12 @@ enum class FeatureGradient {
   // By each work item with each step, from a copy of its own. grad_pre is then kept for a chunk of
   // steps only, since no other thread reads it.
   by_step,
-  // When all steps are done, from all rows: each worker packs W_ih for itself,
+  // After all steps, from all rows. own: each worker packs W_ih for itself. shared: all workers
+  // pack it once. streamed: each takes some features of the rows, which are few, and reads W_ih as
+  // it lies.
   own,
-  shared,    // or all workers pack it once,
-  streamed,  // or each takes some features of the rows, which are few, and reads W_ih as it lies
+  shared,
+  streamed,
 };
 constexpr const char* kFeatureGradientNames[] = {"by_step", "own", "shared", "streamed"};
 

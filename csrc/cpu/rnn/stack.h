@@ -30,7 +30,7 @@ void stack(const Recurrence* layers, int n, char* workspace, Worker& worker) {
     const Wavefront wavefront{.worker = &worker,
                               .below = l == 0 ? worker.rank : (l - 1) % worker.size,
                               .steps_before = l == 0 ? 0 : (l - 1) / worker.size * p.T};
-    Worker alone(nullptr, 0, 1, 1);
+    Worker alone(nullptr, 0, 1);
     kernel.run(work_item(plan, p, panels_in<Compute<S>>(p.H), 0, 0), alone, wavefront);
   }
 }

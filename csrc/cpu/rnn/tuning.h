@@ -21,7 +21,7 @@ struct Machine {
   double far_rate;     // larger ones from beyond it
   double wait;         // cycles that threads lose when they wait for each other at a step
   double line;         // cycles for each cache line that another core wrote
-  double fetch_bytes;  // weights of this size beyond L2 are fetched ahead
+  double fetch_bytes;  // weights of this size that exceed L2 are fetched ahead
   double tiles = 0;    // multiply-adds on AMX tiles; 0: it has none
   const char* origin = "its name";  // where the description comes from
 };
@@ -62,14 +62,14 @@ constexpr Machine kMachines[] = {
      530},
 };
 
-// The one that calls are planned for: named by RNNEXT_CPU_MACHINE, or found by the processor's
+// The machine that calls are planned for: named by RNNEXT_CPU_MACHINE, or found by the processor's
 // maker, family and features, with the cache sizes that the system tells. Nothing is measured at
 // run time: the weights' gradients are summed as the plan shares them out, and must have the same
 // bits in every process of a machine.
 const Machine& this_machine();
 
-// A row of them by its name, numbers that differ from it, or, without a name, from `machine`:
-// "zen5", "zen5,far_rate=10", "wait=900,line=30". Throws std::invalid_argument.
+// The machine that a text describes: a row's name, numbers that differ from it, or, without a name,
+// from `machine`:// "zen5", "zen5,far_rate=10", "wait=900,line=30". Throws std::invalid_argument.
 Machine machine_of(const std::string& text, const Machine& machine = this_machine());
 
 // Multiply-adds below which a second thread costs more than it saves. One step forward takes fewer,
@@ -98,14 +98,14 @@ constexpr double kPackRate = 13;
 // that are kept until they are summed, stay in L2 beside the weights. (Measured: 192 to 384 KiB
 // gain nothing.)
 constexpr int64_t kForwardChunkBytes = 96 << 10, kBackwardChunkBytes = 128 << 10;
-// Products of gates with the state that wait for their gates in L1d.
+// Products of gates with the state that wait for their gates: half of an L1d.
 constexpr int64_t kGateBytes = 16 << 10;
 // Rows that enter the gradients of the weights at once. (Measured: 512 are slower.)
 constexpr int64_t kGradientRows = 256;
 // With so few rows tiles write the gradients of the weights where they are returned. (Measured:
 // with 160 rows and more, sums that pass through scratch are as fast, or faster.)
 constexpr int64_t kDirectSumRows = 64;
-// Rows of the gradient of the pre-activations that stay in L2 while W_ih passes.
+// Rows of the gradient of the pre-activations that stay in L2 while W_ih passes. (A guess.)
 constexpr int64_t kFeatureBlockBytes = 256 << 10;
 
 // Packed weights up to this size are packed by each thread for itself: lines that one core wrote

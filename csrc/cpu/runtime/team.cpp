@@ -141,8 +141,7 @@ struct Registration {
     }
     spin_until([this] { return members.load() != 0; });
     const uint64_t team = members.load();
-    Worker worker(counts, __builtin_popcountll(team & (mine - 1)), __builtin_popcountll(team),
-                  expected);
+    Worker worker(counts, __builtin_popcountll(team & (mine - 1)), __builtin_popcountll(team));
     task(context, worker);
     if (begin == 0) done = now();
   }
@@ -163,7 +162,7 @@ int max_threads() {
 void run_team(int threads, void (*task)(void*, Worker&), void* context) {
   if (threads == 1 || !contention.allows_team()) {
     Count counts[2];
-    Worker alone(counts, 0, 1, threads);
+    Worker alone(counts, 0, 1);
     return task(context, alone);
   }
   Registration registration{.task = task, .context = context, .expected = threads, .called = now()};

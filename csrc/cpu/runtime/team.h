@@ -26,10 +26,8 @@ class alignas(128) Count {
 // One thread's view of its team.
 class Worker {
  public:
-  // counts: arrivals at the barrier, then each member's progress, by rank. asked: how many threads
-  // were asked for; fewer may have come.
-  Worker(Count* counts, int rank, int size, int asked)
-      : rank(rank), size(size), asked(asked), counts_(counts) {}
+  // counts: arrivals at the barrier, then each worker's progress, by rank.
+  Worker(Count* counts, int rank, int size) : rank(rank), size(size), counts_(counts) {}
   // A barrier for the whole team.
   void wait() {
     counts_[0].add();
@@ -40,7 +38,7 @@ class Worker {
   // Waits until another has advanced n times.
   void wait_for(int other, int64_t n) const { counts_[1 + other].wait_for(n); }
 
-  const int rank, size, asked;
+  const int rank, size;
 
  private:
   Count* counts_;

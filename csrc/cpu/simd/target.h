@@ -3,9 +3,9 @@
 // generic build.
 //
 // Every kernel header lives in namespace rnnext::RNNEXT_ISA: a function shared between ISAs could
-// be linked in its AVX-512 form and crash an older CPU. For the same reason kernels include no
-// standard header but those of pragma.h, which come before the target, and use no standard
-// containers.
+// be linked in its AVX-512 form and crash an older CPU. For the same reason kernels use no standard
+// containers, and standard headers come before the target: those of pragma.h, and those that
+// dispatch.h reaches, which each isa/*.cpp includes first.
 #pragma once
 
 #include "cpu/simd/pragma.h"

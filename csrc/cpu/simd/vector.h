@@ -5,7 +5,8 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// Vec<C>: one register of C = float or double. Unaligned<C>: the same in memory, at any address.
+// Vec<C>: one register of C = float or double. VecOf<C>::unaligned: the same in
+// memory, at any address.
 template <class C>
 struct VecOf;
 template <>
