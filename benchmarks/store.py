@@ -108,9 +108,13 @@ def load(label: str) -> Result:
 
 
 def kept() -> list[Result]:
-    """The runs on a CPU that the repository keeps, the oldest first."""
+    """The runs on a CPU that the repository keeps.
+
+    The last is the one that tables of a single machine show: the median of most runs, and of
+    several such the newest.
+    """
     runs = [load(str(path)) for path in KEPT.glob("cpu-*.json")]
-    return sorted(runs, key=lambda run: run.stamp["time"])
+    return sorted(runs, key=lambda run: (run.stamp.get("runs", 1), run.stamp["time"]))
 
 
 def _median(rows: Sequence[Row]) -> Row:

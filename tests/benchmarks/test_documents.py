@@ -55,12 +55,12 @@ def test_a_published_run_is_kept_and_written_into_the_documents(tmp_path, monkey
         tables.replaced(DOCUMENT, kept)
 
 
-def test_the_tables_in_the_documents_are_those_of_the_newest_kept_run():
-    newest, written = store.kept()[-1], set()
+def test_the_tables_in_the_documents_are_those_of_the_last_kept_run():
+    last, written = store.kept()[-1], set()
     for page in PAGES:
         for block in tables.BLOCK.finditer(page.read_text()):
             if block[2] in tables.TABLES:
-                assert tables.replaced(block[0], newest) == block[0], f"{page.name}: {block[2]}"
+                assert tables.replaced(block[0], last) == block[0], f"{page.name}: {block[2]}"
                 written.add(block[2])
     assert written == tables.TABLES.keys()
 
