@@ -16,7 +16,7 @@ from typing import Any
 
 from . import compared, report, store
 from .bars import Wanted, layers, one, plain
-from .cases import GATED, Case
+from .cases import Case
 from .compared import Comparison
 from .names import OURS, TORCH
 from .store import Result, Row
@@ -36,7 +36,6 @@ SUMMARY_ROWS: Kinds = (
     ("GRU, inference", layers("infer", "gru")),
     ("LSTM, training", layers("train", "lstm")),
     ("LSTM, inference", layers("infer", "lstm")),
-    ("one step of their streams", one("step", *GATED)),
     ("the demo's whole training step", lambda c: c.kind == "demo"),
 )
 # Beside the headline cases.
@@ -104,7 +103,7 @@ def _mean_and_range(ratios: Sequence[float | None]) -> str:
     found = [ratio for ratio in ratios if ratio is not None]
     if len(found) < 2:
         return "".join(f"{ratio:.1f}" for ratio in found)
-    return f"{statistics.geometric_mean(found):.1f} ({min(found):.1f} to {max(found):.1f})"
+    return f"{statistics.geometric_mean(found):.1f} ({min(found):.1f}-{max(found):.1f})"
 
 
 TABLES: dict[str, Callable[[Result], str]] = {

@@ -38,7 +38,7 @@ def test_a_published_run_is_kept_and_written_into_the_documents(tmp_path, monkey
     assert text == page.read_text()
     assert text.startswith("# Title\n<!-- benchmarks: readme -->\n\n|")
     (steps,) = (line for line in text.split("\n") if line.startswith("| one step of a stream"))
-    assert "| 5.0 (5.0 to 5.0) |" in steps
+    assert "| 5.0 (5.0-5.0) |" in steps
     assert "\nold\n" not in text
     assert "| rnn-T128-B64-I1024-H1024-train | 2 ms |" in text
     assert "Between." in text
