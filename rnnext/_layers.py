@@ -126,11 +126,10 @@ def run(
 ) -> tuple[_Sequence, Any]:
     """:func:`rnnext.functional.rnn` where all that it infers is known; the weights are flat.
 
-    of: a :class:`Stack`, or an RNN module's ``__dict__``, since nn.Module takes longer to find an
-    attribute than a kernel for a small step. cell: as the ops call it; of an LSTM, states are
-    pairs. alpha and noise: ``[H]`` for each layer and direction, or none. table: ``[V, I]``; input
-    then says which of its rows each step reads. noise_keys: of each layer; by default torch's
-    generator gives them.
+    of: a :class:`Stack`, or an RNN module's ``__dict__``, since nn.Module's way to an attribute
+    takes longer than a small step. cell: as the ops call it; of an LSTM, states are pairs. alpha
+    and noise: ``[H]`` for each layer and direction, or none. table: ``[V, I]``; input then says
+    which of its rows each step reads. noise_keys: of each layer; by default from torch's generator.
 
     Nothing is checked here: the op refuses what is wrong, and only then is the input examined
     again, to raise the error that torch.nn raises for it.
@@ -157,26 +156,11 @@ def run(
         lengths = as_lengths(lengths, weights[0].device)
     try:
         output, h_n = (_rnn if is_compiling() else _C.rnn)(
-            data if table is None else table,
-            states,
-            weights,
-            of["bias"],
-            of["num_layers"],
-            of["bidirectional"],
-            of["batch_first"],
-            of["dropout"],
-            of["training"],
-            None if table is None else data,
-            lengths,
-            batch_sizes,
-            reset,
-            starts,
-            alpha,
-            cell,
-            noise,
-            noise_keys,
-            nonlinearity,
-        )
+            data if table is None else table, states, weights, of["bias"], of["num_layers"],
+            of["bidirectional"], of["batch_first"], of["dropout"], of["training"],
+            None if table is None else data, lengths, batch_sizes, reset, starts, alpha, cell,
+            noise, noise_keys, nonlinearity,
+        )  # fmt: skip
     except (RuntimeError, ValueError):
         given = _errors.by_name("hx", states) | _errors.by_name("reset_state", starts)
         _errors.refuse_others({"input": data, **given}, reset=reset)
