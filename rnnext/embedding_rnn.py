@@ -12,7 +12,7 @@ from rnnext import _C, _deploy, _errors, _layers
 from rnnext._layers import _Sequence
 from rnnext.embedding import Embedding
 from rnnext.gated import GRU, LSTM
-from rnnext.rnn import RNN, nonlinearity_of, weights_of
+from rnnext.rnn import RNN, attributes_of, nonlinearity_of, weights_of
 
 __all__ = ["EmbeddingRNN"]
 
@@ -142,8 +142,8 @@ class EmbeddingRNN(nn.Module):
         batch = tokens._replace(data=index) if isinstance(tokens, PackedSequence) else index
         try:
             return _layers.run(
-                vars(rnn), weights_of(rnn, rnn._flat_weights_names), batch, hx, lengths, reset,
-                reset_state, rnn._cell, nonlinearity_of(rnn), table=rows,
+                attributes_of(rnn), weights_of(rnn, rnn._flat_weights_names), batch, hx, lengths,
+                reset, reset_state, rnn._cell, nonlinearity_of(rnn), table=rows,
             )  # fmt: skip
         except IndexError:
             self.embedding(data)  # names the token's place in the layout that was given

@@ -9,7 +9,7 @@ from rnnext import _deploy, _errors, _layers, ops
 from rnnext._layers import _Sequence
 from rnnext._leak import Leak, PerLayer
 from rnnext.functional import recurrence
-from rnnext.rnn import CELL_WEIGHTS, drop_flat_weights, weights_of
+from rnnext.rnn import CELL_WEIGHTS, attributes_of, drop_flat_weights, weights_of
 
 __all__ = ["LeakyRNN", "LeakyRNNCell"]
 
@@ -140,8 +140,8 @@ class LeakyRNN(Leak, nn.RNNBase):
                 lengths = _layers.as_lengths(lengths, input.device)
                 input = self._without_padding(input, lengths)
         return _layers.run(
-            vars(self), weights_of(self, self._flat_weights_names), input, hx, lengths, reset,
-            reset_state, self.form, self.nonlinearity, alphas, noise,
+            attributes_of(self), weights_of(self, self._flat_weights_names), input, hx, lengths,
+            reset, reset_state, self.form, self.nonlinearity, alphas, noise,
             noise_keys=self._own_keys(noise),
         )  # fmt: skip
 

@@ -33,6 +33,11 @@ def weights_of(module: nn.Module, names: Sequence[str]) -> list[Any]:
         return [getattr(module, name) for name in names]
 
 
+def attributes_of(module: nn.Module) -> dict[str, Any]:
+    """What :func:`_layers.run` reads of an RNN, wherever the module keeps it."""
+    return {name: getattr(module, name) for name in _layers.Stack.__annotations__}
+
+
 def drop_flat_weights(module: Any) -> None:
     """Empty the list of weights that torch.nn's own forward reads.
 
@@ -112,6 +117,12 @@ class Layers(nn.RNNBase, Generic[_State]):
         own = self.__dict__
         weights = weights_of(self, own["_flat_weights_names"])
         cell, nonlinearity = _CALLED.get(own["mode"]) or (self._cell, nonlinearity_of(self))
+        try:
+            return _layers.run(
+                own, weights, input, hx, lengths, reset, reset_state, cell, nonlinearity
+            )
+        except KeyError:  # a subclass has a property of such a name
+            own = attributes_of(self)
         return _layers.run(own, weights, input, hx, lengths, reset, reset_state, cell, nonlinearity)
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything

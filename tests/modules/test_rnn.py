@@ -168,6 +168,26 @@ REFUSED = [
 ]
 
 
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "LeakyRNN"])
+def test_an_attribute_may_be_a_property_of_a_subclass(kind):
+    base = getattr(rnnext, kind)
+
+    class Layer(base):
+        @property
+        def batch_first(self):
+            return self.batch_is_first
+
+        @batch_first.setter
+        def batch_first(self, value):
+            self.batch_is_first = value
+
+    options = {"alpha": 0.5} if kind == "LeakyRNN" else {}
+    layer, plain = (made(3, 4, batch_first=True, **options) for made in (Layer, base))
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 5, 3)
+    assert same(tree_leaves(layer(x)), tree_leaves(plain(x)))
+
+
 def test_lengths_are_any_integers():
     rnn, gru, x = rnnext.RNN(3, 4), rnnext.GRU(3, 4), torch.randn(5, 2, 3)
     for call in (

@@ -105,7 +105,7 @@ constexpr int64_t kGradientRows = 256;
 // With so few rows tiles write the gradients of the weights where they are returned. (Measured:
 // with 160 rows and more, sums that pass through scratch are as fast, or faster.)
 constexpr int64_t kDirectSumRows = 64;
-// Rows of the gradient of the pre-activations that stay in L2 while W_ih passes. (A guess.)
+// Rows of the gradient of the pre-activations that stay in L2 while W_ih passes. (No source.)
 constexpr int64_t kFeatureBlockBytes = 256 << 10;
 
 // Packed weights up to this size are packed by each thread for itself: lines that one core wrote
