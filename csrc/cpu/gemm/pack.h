@@ -157,6 +157,9 @@ struct Matrix {
     return h < H ? weight + (gate * H + h) * stride : nullptr;
   }
 
+  // The k that has the first stored row.
+  int64_t wraps_at() const { return K / gates * (gates - first_gate); }
+
   // Packs panel p to dst [operands of K, kPanel]; columns past the matrix are 0. Returns whether
   // all values are finite (of a matrix that is not transposed, always true).
   bool pack(int64_t p, F* dst) const {

@@ -183,8 +183,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   // Few rows travel faster from one core to another than sums over them.
   plan.own_sums = own && wants_weights(out) && (plan.batch_parts == 1 || p.rows() >= p.H);
   const bool streams =
-      shape.native() && p.rows() <= feature_block(p, shape) && shape.panels(p.I) >= threads &&
-      p.cell != Cell::gru;  // the order of its gates' gradients is not that of W_ih
+      shape.native() && p.rows() <= feature_block(p, shape) && shape.panels(p.I) >= threads;
   const bool by_step = own && (p.T > 1 || !streams) && (p.D == 1 || joined) && p.I > 0 &&
                        plan.own_sums == wants_weights(out);
   plan.features = by_step   ? FeatureGradient::by_step

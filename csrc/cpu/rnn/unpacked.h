@@ -85,8 +85,8 @@ struct UnpackedBlock {
       sums.clear();
     }
     block.clear();
+    const F* from = weight.row(begin) + column;
     for (int64_t k = begin; k < end; ++k) {
-      const F* const from = weight.weight + k * weight.stride + column;
       if (row == 0) prefetch_tile<1, NV>(from + kBlock * weight.stride, 0);
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) {
@@ -94,6 +94,7 @@ struct UnpackedBlock {
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) MK::multiply_add(block.sums[r][j], a[row + r][k], b);
       }
+      from = k + 1 == weight.wraps_at() ? weight.weight + column : from + weight.stride;
     }
     for_block<R, NV>([&](int r, int j) { sums.sums[r][j] += block.sums[r][j]; });
     sums.finish(product, row, column);
@@ -101,9 +102,8 @@ struct UnpackedBlock {
 };
 
 // Computes `product`, whose `packed` is not set, for `rows` rows and panels [p0, p1) of a weight
-// [K, columns]. Panels are packed only if the weight's numbers are not operands as they are, or the
-// last panel is not whole: just before they are multiplied, and always to `panels`, which stays in
-// cache.
+// [K, columns]. Panels are packed just before they are multiplied, and always to `panels`, which
+// stays in cache. For few rows whole panels are read as they lie, if their numbers are operands.
 template <class S, class MK>
 void stream(PlainProduct<MK> product, const Matrix<S, typename MK::Operand>& weight,
             typename MK::Operand* panels, int64_t rows, int64_t p0, int64_t p1) {
@@ -111,7 +111,8 @@ void stream(PlainProduct<MK> product, const Matrix<S, typename MK::Operand>& wei
   const int64_t K = operands_in<F>(weight.K);
   if constexpr (std::is_same_v<S, F>) {
     using Block = UnpackedBlock<MK>;
-    const int64_t whole = min_of(p1, weight.columns / kPanel<F>);
+    const bool few = rows <= kUnpackedTiles * MK::kMR;
+    const int64_t whole = few ? min_of(p1, weight.columns / kPanel<F>) : p0;
     for (int64_t k = 0; k < weight.K && p0 < whole; k += Block::kBlock)
       macro_kernel(Block{product, weight, k, min_of(k + Block::kBlock, weight.K)}, rows, p0, whole,
                    weight.columns, K);
