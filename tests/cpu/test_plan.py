@@ -172,9 +172,10 @@ CHOICES = {
             for cell in GATES
         ],
     ],
-    "gradients of a GRU's features are not multiplied with the weights as they lie": [
-        ((3, 16, 256, 256), {"train": True, "cell": cell}, {"features": features})
-        for cell, features in (("gru", "shared"), ("lstm", "streamed"))
+    "weights that the gradients of the features need once are not packed first": [
+        ((1, rows, 1024, 1024), {"train": True, "cell": cell}, {"features": features})
+        for cell in ("elman", *GATES)
+        for rows, features in ((64, "streamed"), (65, "shared"))
     ],
     "panels are fetched ahead where weights lie far beyond L2": [
         ((64, 64, 300, 300), {"threads": 1}, {"fetches": False}),

@@ -153,11 +153,11 @@ struct Matrix {
   // The stored row of row k of a matrix that is not transposed; null: zeros.
   const S* row(int64_t k) const {
     if (gates == 1) return weight + k * stride;
-    const int64_t width = K / gates, gate = (k / width + first_gate) % gates, h = k % width;
-    return h < H ? weight + (gate * H + h) * stride : nullptr;
+    int gate = first_gate;
+    for (const int64_t width = K / gates; k >= width; k -= width) ++gate;
+    return k < H ? weight + (gate % gates * H + k) * stride : nullptr;
   }
-
-  // The k that has the first stored row.
+  // The k that has the first stored row, if gates are not padded.
   int64_t wraps_at() const { return K / gates * (gates - first_gate); }
 
   // Packs panel p to dst [operands of K, kPanel]; columns past the matrix are 0. Returns whether
@@ -182,6 +182,19 @@ struct Matrix {
   const F* pack_panels(int64_t q, int64_t end, F* dst) const {
     for (int64_t r = q; r < end; ++r) pack(r, dst + (r - q) * panel_size());
     return dst - q * panel_size();
+  }
+  // The same for n values of k, from `begin` on, of a matrix that is not transposed and whose
+  // numbers are operands. The rows that follow are prefetched.
+  const F* pack_block(int64_t begin, int64_t n, int64_t q, int64_t end, F* dst) const {
+    const S* from = row(begin);
+    for (int64_t k = 0; k < n; from = begin + ++k == wraps_at() ? weight : from + stride)
+      for (int64_t r = q, j = q * kPanel<F>; r < end; ++r) {
+        __builtin_prefetch(from + n * stride + j, 0, 3);
+        F* const to = dst + ((r - q) * n + k) * kPanel<F>;
+        for (int64_t i = 0; i < kPanel<F>; i += kLanes<F>, j += kLanes<F>)
+          store(to + i, load_some(from + j, columns - j));
+      }
+    return dst - q * n * kPanel<F>;
   }
 
  private:

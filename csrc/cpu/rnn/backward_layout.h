@@ -42,7 +42,7 @@ struct BackwardLayout {
                : nullptr),
         hh(arena.take_padded<F>(plan.copies(p.D), weight_hh(0).packed_size())),
         panels(arena.take_padded<F>(plan.weights == Weights::streamed ? workers : 0,
-                                    kStreamed<F> * weight_hh(0).panel_size())),
+                                    streamed_size(weight_hh(0)))),
         buffers(p, out, plan, arena),
         step_stride(scratch_stride<C>(p.H)),
         grad_width(buffers.parts * p.H),

@@ -26,10 +26,9 @@ struct FeatureGradients {  // one worker's
       : p(p), out(out), plan(plan), stride(operands_in<F>(weight(p, 0).K) + kLanes<F>) {
     Arena arena{scratch};
     const bool streamed = plan.features == FeatureGradient::streamed;
-    packed =
-        plan.features == FeatureGradient::shared
-            ? shared
-            : arena.take<F>(streamed ? kStreamed<F> * weight(p, 0).panel_size() : packed_size(p));
+    packed = plan.features == FeatureGradient::shared
+                 ? shared
+                 : arena.take<F>(streamed ? streamed_size(weight(p, 0)) : packed_size(p));
     operands = arena.take<F>(kKPack<F> > 1 ? block_rows() * stride : 0);
     const int64_t most = kNative<S> ? 0 : max_of(block_rows(), plan.item_rows);
     product = arena.take<C>(max_of(most, plan.sorts ? plan.item_rows : 0) * p.I);

@@ -88,9 +88,6 @@ constexpr int64_t kHighRows = 8, kHighStepRows = 12, kMediumStepRows = 8, kTileS
 
 // With fewer rows a step is bound by reading the weights. (Measured.)
 constexpr int64_t kFewRows = 4;
-// Tiles of rows for which a product that is the only one to read a weight reads it as it lies.
-// (Measured on a Zen 3, where a tile has 6: with three to eight 1.1 to 1.4 times slower.)
-constexpr int64_t kUnpackedTiles = 2;
 // A single step of so few sequences reads the weights as they lie. (Measured: with more sequences,
 // packing pays.)
 constexpr int64_t kOneStepRows = 7;
@@ -108,8 +105,11 @@ constexpr int64_t kGradientRows = 256;
 // With so few rows tiles write the gradients of the weights where they are returned. (Measured:
 // with 160 rows and more, sums that pass through scratch are as fast, or faster.)
 constexpr int64_t kDirectSumRows = 64;
-// Rows of the gradient of the pre-activations that stay in L2 while W_ih passes. (No source.)
+// Rows of the gradient of the pre-activations that stay in L2 while W_ih passes, or sums of rows
+// while blocks of a weight that is read once do. (No source.)
 constexpr int64_t kFeatureBlockBytes = 256 << 10;
+// Such a block is packed in parts of half an L1d.
+constexpr int64_t kPackedBlockBytes = 16 << 10;
 
 // Packed weights up to this size are packed by each thread for itself: lines that one core wrote
 // travel slowly to another that shares no cache with it. (Measured.)

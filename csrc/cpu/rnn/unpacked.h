@@ -58,70 +58,89 @@ RNNEXT_NOINLINE void add_unpacked_tiled(Vec<float> (&sums)[R], const S* weight, 
   }
 }
 
-// A product for macro_kernel(): block [begin, end) of k of a product with a weight [K, columns],
-// whose numbers are operands as they are. They come from far memory, so the next block's rows are
-// prefetched.
+// A product for macro_kernel(): adds n values of k, from `begin` on, to a product with a weight
+// [K, columns] whose numbers are operands as they are. They come from far memory, so the rows that
+// follow are prefetched.
 template <class MK>
 struct UnpackedBlock {
   using MicroKernel = MK;
   using F = typename MK::Operand;
-  static constexpr int64_t kBlock = MK::kSumBlock;
   const PlainProduct<MK>& product;
   const Matrix<F, F>& weight;
-  int64_t begin, end;
+  int64_t begin, n;
   const F* packed = nullptr;
 
   template <int R, int NV>
   RNNEXT_NOINLINE void tile(Extent<R, NV> extent, int64_t row, int64_t column, const F*, int64_t,
                             const Ahead*) const {
-    RegisterTile<MK, R, NV> sums(extent), block(extent);
+    RegisterTile<MK, R, NV> sums(extent), part(extent);
     const Rows<const F>& a = product.a;
-    F* const out = product.out[row] + column;
-    if (begin > 0) {
-      sums.load(out, product.out.stride);
-    } else if (product.start) {
+    if (product.start) {
       sums.load(product.start[row] + column, product.start.stride);
     } else {
       sums.clear();
     }
-    block.clear();
+    part.clear();
+    const int64_t wrap = weight.wraps_at() - begin;
     const F* from = weight.row(begin) + column;
-    for (int64_t k = begin; k < end; ++k) {
-      if (row == 0) prefetch_tile<1, NV>(from + kBlock * weight.stride, 0);
+    for (int64_t k = 0; k < n; from = weight.weight + column)
+      for (const int64_t end = k < wrap && wrap < n ? wrap : n; k < end;
+           ++k, from += weight.stride) {
+        prefetch_tile<1, NV>(from + MK::kSumBlock * weight.stride, 0);
 #pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) {
-        const Vec<F> b = load(from + j * kLanes<F>);
+        for (int j = 0; j < NV; ++j) {
+          const Vec<F> b = load(from + j * kLanes<F>);
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) MK::multiply_add(block.sums[r][j], a[row + r][k], b);
+          for (int r = 0; r < R; ++r) MK::multiply_add(part.sums[r][j], a[row + r][k], b);
+        }
       }
-      from = k + 1 == weight.wraps_at() ? weight.weight + column : from + weight.stride;
-    }
-    for_block<R, NV>([&](int r, int j) { sums.sums[r][j] += block.sums[r][j]; });
+    for_block<R, NV>([&](int r, int j) { sums.sums[r][j] += part.sums[r][j]; });
     sums.finish(product, row, column);
   }
 };
 
+// How many operands of a block of k, and of any weight, stream() packs at once.
+template <class F>
+constexpr int64_t kPackedBlock = kPackedBlockBytes / int64_t{sizeof(F)};
+template <class S, class F>
+int64_t streamed_size(const Matrix<S, F>& weight) {
+  return max_of(kStreamed<F> * weight.panel_size(), kPackedBlock<F>);
+}
+
 // Computes `product`, whose `packed` is not set, for `rows` rows and panels [p0, p1) of a weight
-// [K, columns]. Panels are packed just before they are multiplied, and always to `panels`, which
-// stays in cache. For few rows whole panels are read as they lie, if their numbers are operands.
+// [K, columns] that no other product reads. Its panels are packed just before they are multiplied,
+// and always to `panels`, which stays in cache: those of a block of k, while the sums stay in cache
+// too, else whole ones. (A panel's rows are pages apart where there are many columns.) Few rows
+// read a block's whole panels as they lie.
 template <class S, class MK>
 void stream(PlainProduct<MK> product, const Matrix<S, typename MK::Operand>& weight,
             typename MK::Operand* panels, int64_t rows, int64_t p0, int64_t p1) {
   using F = typename MK::Operand;
-  const int64_t K = operands_in<F>(weight.K);
   if constexpr (std::is_same_v<S, F>) {
-    using Block = UnpackedBlock<MK>;
-    const bool few = rows <= kUnpackedTiles * MK::kMR;
-    const int64_t whole = few ? min_of(p1, weight.columns / kPanel<F>) : p0;
-    for (int64_t k = 0; k < weight.K && p0 < whole; k += Block::kBlock)
-      macro_kernel(Block{product, weight, k, min_of(k + Block::kBlock, weight.K)}, rows, p0, whole,
-                   weight.columns, K);
-    p0 = max_of(p0, whole);
+    constexpr int64_t kAtOnce = kPackedBlock<F> / (MK::kSumBlock * kPanel<F>);
+    static_assert(kAtOnce > 0);
+    if (streams_blocks(rows, weight.columns, sizeof(F))) {
+      const int64_t unpacked = rows <= MK::kMR ? min_of(p1, weight.columns / kPanel<F>) : p0;
+      for (int64_t k = 0, n; k < weight.K; k += n) {
+        n = min_of(MK::kSumBlock, weight.K - k);
+        if (p0 < unpacked)
+          macro_kernel(UnpackedBlock<MK>{product, weight, k, n}, rows, p0, unpacked, weight.columns,
+                       n);
+        for (int64_t q = max_of(p0, unpacked); q < p1; q += kAtOnce) {
+          const int64_t end = min_of(q + kAtOnce, p1);
+          product.packed = weight.pack_block(k, n, q, end, panels);
+          macro_kernel(product, rows, q, end, weight.columns, n);
+        }
+        product.a.first += n;
+        product.start = {product.out.first, product.out.stride};
+      }
+      return;
+    }
   }
   for (int64_t q = p0; q < p1; q += kStreamed<F>) {
     const int64_t end = min_of(q + kStreamed<F>, p1);
     product.packed = weight.pack_panels(q, end, panels);
-    macro_kernel(product, rows, q, end, weight.columns, K);
+    macro_kernel(product, rows, q, end, weight.columns, operands_in<F>(weight.K));
   }
 }
 
