@@ -23,7 +23,7 @@ _SAID = {
     "far": "the output is prefetched before it is written",
     "own_sums": "gradients of the weights are summed by each part over its own rows",
     "direct_sums": "gradients of the weights are summed where they are returned",
-    "features=streamed": "gradients of the features are multiplied with the weights as they lie",
+    "features=streamed": "gradients of the features take W_ih once, as it lies or packed in blocks",
     "features=by_step": "gradients of the features come with each step, those of the weights are "
     "summed in chunks of up to {chunk_rows} rows",
 }

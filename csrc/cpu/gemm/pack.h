@@ -111,6 +111,9 @@ RNNEXT_NOINLINE void pack_rows(RowAt row, int64_t K, int64_t column, int64_t col
 template <class F>
 constexpr int64_t kStreamed = kTiled<F> ? 2 : 1;
 
+// How many values of k of a matrix that is not transposed are packed for one panel after the other.
+constexpr int64_t kBlockRows = 64;
+
 // How many hidden units a gate's part of a row of operands has room for.
 template <class F>
 constexpr int64_t gate_width(int64_t H) {
@@ -160,13 +163,40 @@ struct Matrix {
   // The k that has the first stored row, if gates are not padded.
   int64_t wraps_at() const { return K / gates * (gates - first_gate); }
 
-  // Packs panel p to dst [operands of K, kPanel]; columns past the matrix are 0. Returns whether
-  // all values are finite (of a matrix that is not transposed, always true).
-  bool pack(int64_t p, F* dst) const {
-    if (!transposed) {
-      pack_rows<F>([&](int64_t k) { return row(k); }, K, p * kPanel<F>, columns, dst);
-      return true;
+  // Packs panels [q, end) to their places in `packed`; columns past the matrix are 0. Returns
+  // whether all values are finite (of a matrix that is not transposed, always true).
+  bool pack(F* packed, int64_t q, int64_t end) const {
+    F* const to = packed + q * panel_size();
+    bool finite = true;
+    for (int64_t p = q; transposed && p < end; ++p)
+      finite = pack_panel(p, packed + p * panel_size()) && finite;
+    for (int64_t k = 0; !transposed && k < K; k += kBlockRows)
+      pack_block(k, K - k < kBlockRows ? K - k : kBlockRows, q, end, to + k / kKPack<F> * kPanel<F>,
+                 panel_size());
+    return finite;
+  }
+  // The same to dst, panel q first; returns where panel 0 would be.
+  const F* pack_panels(int64_t q, int64_t end, F* dst) const {
+    pack(dst - q * panel_size(), q, end);
+    return dst - q * panel_size();
+  }
+  // Packs n values of k, at most kBlockRows, from `begin` on, of panels [q, end) of a matrix that
+  // is not transposed: the rows of one panel may be pages apart. `to` is where those of panel q go,
+  // the next panel's are `apart` from them. The block that follows is prefetched.
+  void pack_block(int64_t begin, int64_t n, int64_t q, int64_t end, F* to, int64_t apart) const {
+    const S* rows[kBlockRows];
+    for (int64_t k = 0; k < n; ++k) rows[k] = row(begin + k);
+    for (; q < end; ++q, to += apart) {
+      const auto at = [&](int64_t k) {
+        if (rows[k]) __builtin_prefetch(rows[k] + n * stride + q * kPanel<F>, 0, 3);
+        return rows[k];
+      };
+      pack_rows<F>(at, n, q * kPanel<F>, columns, to);
     }
+  }
+
+ private:
+  bool pack_panel(int64_t p, F* dst) const {
     const GateColumns<F> order{columns, gates};
     const Lanes lanes[2] = {lanes_at(order.vector(2 * p)), lanes_at(order.vector(2 * p + 1))};
     if constexpr (kTiled<F>) {
@@ -178,26 +208,6 @@ struct Matrix {
       return pack_transposed(lanes[1], dst + kLanes<F>) && first;
     }
   }
-  // Packs panels [q, end) to dst; returns where panel 0 would be.
-  const F* pack_panels(int64_t q, int64_t end, F* dst) const {
-    for (int64_t r = q; r < end; ++r) pack(r, dst + (r - q) * panel_size());
-    return dst - q * panel_size();
-  }
-  // The same for n values of k, from `begin` on, of a matrix that is not transposed and whose
-  // numbers are operands. The rows that follow are prefetched.
-  const F* pack_block(int64_t begin, int64_t n, int64_t q, int64_t end, F* dst) const {
-    const S* from = row(begin);
-    for (int64_t k = 0; k < n; from = begin + ++k == wraps_at() ? weight : from + stride)
-      for (int64_t r = q, j = q * kPanel<F>; r < end; ++r) {
-        __builtin_prefetch(from + n * stride + j, 0, 3);
-        F* const to = dst + ((r - q) * n + k) * kPanel<F>;
-        for (int64_t i = 0; i < kPanel<F>; i += kLanes<F>, j += kLanes<F>)
-          store(to + i, load_some(from + j, columns - j));
-      }
-    return dst - q * n * kPanel<F>;
-  }
-
- private:
   // The stored rows that a vector of columns is made of, and how many there are.
   struct Lanes {
     const S* from;

@@ -50,8 +50,7 @@ struct FeatureGradients {  // one worker's
   void pack(int d, int64_t i, int64_t n) const {
     const Matrix<S, F> weight = this->weight(p, d);
     const Range share = part(weight.panels(), i, n);
-    for (int64_t q = share.begin; q < share.end; ++q)
-      weight.pack(q, packed_of(d) + q * weight.panel_size());
+    weight.pack(packed_of(d), share.begin, share.end);
   }
 
   // Writes the work item's rows of step t, from as many rows of operands of its direction.

@@ -311,7 +311,7 @@ void pack(const Recurrence& p, char* packed) {
   F* to = reinterpret_cast<F*>(packed);
   const auto pack_all = [&](const void* values, int64_t K) {
     const Matrix<S, F> weight{static_cast<const S*>(values), K, p.H, true, K, p.gates()};
-    for (int64_t q = 0; q < weight.panels(); ++q) weight.pack(q, to + q * weight.panel_size());
+    weight.pack(to, 0, weight.panels());
     to += weight.packed_size();
   };
   pack_all(p.weight_ih[0], p.I);

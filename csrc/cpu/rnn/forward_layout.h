@@ -98,8 +98,7 @@ struct ForwardLayout {
   // Packs panels [u0, u1) of units of direction d into a copy.
   void pack(int d, int64_t copy, int64_t u0, int64_t u1) const {
     const int64_t q0 = gate_columns.panels(u0), q1 = gate_columns.panels(u1);
-    const Matrix<S, F> weight = weight_ih(d);
-    for (int64_t q = q0; q < q1; ++q) weight.pack(q, ih[copy] + q * weight.panel_size());
+    weight_ih(d).pack(ih[copy], q0, q1);
     if (!p.multiplies_state()) return;
     const RecurrentWeights<S, MK> state{plan, weight_hh(d)};
     for (int64_t q = q0; q < q1; ++q) finite[copy][q] = state.pack(hh[copy], q, q + 1);

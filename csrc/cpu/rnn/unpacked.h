@@ -128,7 +128,8 @@ void stream(PlainProduct<MK> product, const Matrix<S, typename MK::Operand>& wei
                        n);
         for (int64_t q = max_of(p0, unpacked); q < p1; q += kAtOnce) {
           const int64_t end = min_of(q + kAtOnce, p1);
-          product.packed = weight.pack_block(k, n, q, end, panels);
+          weight.pack_block(k, n, q, end, panels, n * kPanel<F>);
+          product.packed = panels - q * n * kPanel<F>;
           macro_kernel(product, rows, q, end, weight.columns, n);
         }
         product.a.first += n;

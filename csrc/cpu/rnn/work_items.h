@@ -76,10 +76,8 @@ struct RecurrentWeights {
     bool finite = true;
     for (int64_t m = 0; m < plan.k_splits; ++m) {
       const Range k = k_split_of<C>(plan, weight.K, m);
-      const Matrix<S, F> split = weight.k_split(k.begin, k.end);
-      for (int64_t q = q0; q < q1; ++q)
-        finite =
-            split.pack(q, packed + weight.k_split_at(k.begin) + q * split.panel_size()) && finite;
+      F* const to = packed + weight.k_split_at(k.begin);
+      finite = weight.k_split(k.begin, k.end).pack(to, q0, q1) && finite;
     }
     return finite;
   }
