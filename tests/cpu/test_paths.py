@@ -28,6 +28,7 @@ SIZES = {
     "no state in the output": (5, 11, 9, 1030),
     "more rows than gradients take at once": (2, 600, 5, 17),
     "one step of a few": (1, 3, 3, 7),
+    "one step of a few, whole panels": (1, 2, 40, 70),
     "one step": (1, 26, 21, 70),
     "one step of whole panels": (1, 26, 64, 128),
     "one step of large weights": (1, 26, 130, 300),

@@ -255,6 +255,11 @@ def test_a_machine_with_tiles_is_planned_for_them(capsys):
     # More than sixteen rows are shared out in sixteens: a part of one takes as long.
     assert [plan(9, B, 16, 256, machine="xeon-amx", threads=2, dtype=torch.bfloat16)["item_rows"]
             for B in (20, 32, 33, 40, 48, 80)] == [10, 16, 32, 32, 32, 48]  # fmt: skip
+    # Gradients of the features convert their rows in scratch, which has room for so many.
+    torch.set_float32_matmul_precision("medium")
+    assert [plan(1, B, 64, 512, train=True, cell="lstm")["features"] for B in (32, 33)] == [
+        "streamed", "shared"
+    ]  # fmt: skip
     text = explain(*size, machine="xeon-amx", dtype=torch.bfloat16, threads=2)
     assert "on amx_stand_in\n" in text
     assert "planned for xeon-amx, told by its name" in text
