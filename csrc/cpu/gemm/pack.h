@@ -182,16 +182,23 @@ struct Matrix {
   }
   // Packs n values of k, at most kBlockRows, from `begin` on, of panels [q, end) of a matrix that
   // is not transposed: the rows of one panel may be pages apart. `to` is where those of panel q go,
-  // the next panel's are `apart` from them. The block that follows is prefetched.
+  // the next panel's are `apart` from them.
   void pack_block(int64_t begin, int64_t n, int64_t q, int64_t end, F* to, int64_t apart) const {
     const S* rows[kBlockRows];
     for (int64_t k = 0; k < n; ++k) rows[k] = row(begin + k);
-    for (; q < end; ++q, to += apart) {
-      const auto at = [&](int64_t k) {
-        if (rows[k]) __builtin_prefetch(rows[k] + n * stride + q * kPanel<F>, 0, 3);
-        return rows[k];
-      };
-      pack_rows<F>(at, n, q * kPanel<F>, columns, to);
+    if constexpr (std::is_same_v<S, F>) {
+      // Of four panels at once, whose part of a row is some lines on end.
+      for (int64_t p = q; p < end; p += 4, to += 4 * apart)
+        for (int64_t k = 0; k < n; ++k)
+          for (int64_t r = p, j = p * kPanel<F>; r < end && r < p + 4; ++r) {
+            __builtin_prefetch(rows[k] + n * stride + j, 0, 3);
+            F* const dst = to + (r - p) * apart + k * kPanel<F>;
+            for (int64_t i = 0; i < kPanel<F>; i += kLanes<F>, j += kLanes<F>)
+              store(dst + i, load_some(rows[k] + j, columns - j));
+          }
+    } else {
+      const auto at = [&](int64_t k) { return rows[k]; };
+      for (; q < end; ++q, to += apart) pack_rows<F>(at, n, q * kPanel<F>, columns, to);
     }
   }
 

@@ -183,9 +183,8 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   // Few rows travel faster from one core to another than sums over them.
   plan.own_sums = own && wants_weights(out) && (plan.batch_parts == 1 || p.rows() >= p.H);
   // (Rows of grad_pre that are no operands are converted, in scratch of feature_block rows.)
-  const bool few = shape.k_pack > 1 ? p.rows() <= feature_block(p, shape)
-                                    : streams_blocks(p.rows(), p.I, shape.compute_bytes);
-  const bool streams = shape.native() && few && shape.panels(p.I) >= threads;
+  const int64_t few = max_of(feature_block(p, shape), shape.k_pack > 1 ? 0 : kStreamedRows);
+  const bool streams = shape.native() && p.rows() <= few && shape.panels(p.I) >= threads;
   const bool by_step = own && (p.T > 1 || !streams) && (p.D == 1 || joined) && p.I > 0 &&
                        plan.own_sums == wants_weights(out);
   plan.features = by_step   ? FeatureGradient::by_step

@@ -177,12 +177,6 @@ inline int64_t feature_block(const Recurrence& p, const KernelShape& shape) {
   return max_of(1, kFeatureBlockBytes / (row_bytes * shape.mr)) * shape.mr;
 }
 
-// Whether a weight that is read once passes in blocks of k, each for all rows: their sums stay in
-// cache.
-inline bool streams_blocks(int64_t rows, int64_t columns, int64_t bytes) {
-  return rows * columns * bytes <= kFeatureBlockBytes;
-}
-
 inline bool wants_weights(const RecurrenceGradOut& out) {
   return out.weight_hh[0] || out.weight_ih[0] || out.bias_ih[0] || out.bias_hh[0];
 }

@@ -109,8 +109,8 @@ int64_t streamed_size(const Matrix<S, F>& weight) {
 
 // Computes `product`, whose `packed` is not set, for `rows` rows and panels [p0, p1) of a weight
 // [K, columns] that no other product reads. Its panels are packed just before they are multiplied,
-// and always to `panels`, which stays in cache: those of a block of k, while the sums stay in cache
-// too, else whole ones. (A panel's rows are pages apart where there are many columns.) Few rows
+// and always to `panels`, which stays in cache: for few rows those of a block of k (a panel's rows
+// are pages apart where there are many columns), else whole ones. So few that they are one tile
 // read a block's whole panels as they lie.
 template <class S, class MK>
 void stream(PlainProduct<MK> product, const Matrix<S, typename MK::Operand>& weight,
@@ -119,7 +119,7 @@ void stream(PlainProduct<MK> product, const Matrix<S, typename MK::Operand>& wei
   if constexpr (std::is_same_v<S, F>) {
     constexpr int64_t kAtOnce = kPackedBlock<F> / (MK::kSumBlock * kPanel<F>);
     static_assert(kAtOnce > 0);
-    if (streams_blocks(rows, weight.columns, sizeof(F))) {
+    if (rows <= kStreamedRows) {
       const int64_t unpacked = rows <= MK::kMR ? min_of(p1, weight.columns / kPanel<F>) : p0;
       for (int64_t k = 0, n; k < weight.K; k += n) {
         n = min_of(MK::kSumBlock, weight.K - k);
