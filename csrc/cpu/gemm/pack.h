@@ -203,6 +203,7 @@ struct Matrix {
   }
 
  private:
+  // Packs panel p of a transposed matrix; returns whether all values are finite.
   bool pack_panel(int64_t p, F* dst) const {
     const GateColumns<F> order{columns, gates};
     const Lanes lanes[2] = {lanes_at(order.vector(2 * p)), lanes_at(order.vector(2 * p + 1))};

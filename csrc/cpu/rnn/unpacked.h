@@ -118,7 +118,7 @@ void stream(PlainProduct<MK> product, const Matrix<S, typename MK::Operand>& wei
   using F = typename MK::Operand;
   if constexpr (std::is_same_v<S, F>) {
     constexpr int64_t kAtOnce = kPackedBlock<F> / (MK::kSumBlock * kPanel<F>);
-    static_assert(kAtOnce > 0);
+    static_assert(kAtOnce > 0 && MK::kSumBlock <= kBlockRows);
     if (rows <= kStreamedRows) {
       const int64_t unpacked = rows <= MK::kMR ? min_of(p1, weight.columns / kPanel<F>) : p0;
       for (int64_t k = 0, n; k < weight.K; k += n) {
