@@ -111,7 +111,7 @@ RNNEXT_NOINLINE void pack_rows(RowAt row, int64_t K, int64_t column, int64_t col
 template <class F>
 constexpr int64_t kStreamed = kTiled<F> ? 2 : 1;
 
-// How many values of k of a matrix that is not transposed are packed for one panel after the other.
+// A matrix that is not transposed is packed in blocks of so many values of k.
 constexpr int64_t kBlockRows = 64;
 
 // How many hidden units a gate's part of a row of operands has room for.
@@ -166,13 +166,15 @@ struct Matrix {
   // Packs panels [q, end) to their places in `packed`; columns past the matrix are 0. Returns
   // whether all values are finite (of a matrix that is not transposed, always true).
   bool pack(F* packed, int64_t q, int64_t end) const {
-    F* const to = packed + q * panel_size();
     bool finite = true;
-    for (int64_t p = q; transposed && p < end; ++p)
-      finite = pack_panel(p, packed + p * panel_size()) && finite;
-    for (int64_t k = 0; !transposed && k < K; k += kBlockRows)
-      pack_block(k, K - k < kBlockRows ? K - k : kBlockRows, q, end, to + k / kKPack<F> * kPanel<F>,
-                 panel_size());
+    if (transposed) {
+      for (int64_t p = q; p < end; ++p) finite = pack_panel(p, packed + p * panel_size()) && finite;
+    } else {
+      F* const to = packed + q * panel_size();
+      for (int64_t k = 0; k < K; k += kBlockRows)
+        pack_block(k, K - k < kBlockRows ? K - k : kBlockRows, q, end,
+                   to + k / kKPack<F> * kPanel<F>, panel_size());
+    }
     return finite;
   }
   // The same to dst, panel q first; returns where panel 0 would be.

@@ -124,8 +124,8 @@ enum class FeatureGradient {
   // steps only, since no other thread reads it.
   by_step,
   // After all steps, from all rows. own: each worker packs W_ih for itself. shared: all workers
-  // pack it once. streamed: each takes some features of the rows, which are few, and reads W_ih as
-  // it lies.
+  // pack it once. streamed: each takes some features of the rows, which are few, and multiplies
+  // with W_ih as stream() of rnn/unpacked.h does.
   own,
   shared,
   streamed,

@@ -108,8 +108,8 @@ constexpr int64_t kDirectSumRows = 64;
 // Rows of the gradient of the pre-activations that stay in L2 while W_ih passes. (No source.)
 constexpr int64_t kFeatureBlockBytes = 256 << 10;
 // A weight that a product of so few rows is the only one to read passes in blocks of k, which are
-// packed in parts of half an L1d. (Measured up to 64 rows on a Zen 3: 0.5 to 0.9 of the time of
-// whole panels. Thousands of rows are up to 1.2 times slower.)
+// packed in parts of half an L1d. (Measured on a Zen 3, 16 to 64 rows: 0.45 to 0.95 of the time of
+// packing it whole or reading it as it lies. Thousands of rows are up to 1.2 times slower.)
 constexpr int64_t kStreamedRows = 64, kPackedBlockBytes = 16 << 10;
 
 // Packed weights up to this size are packed by each thread for itself: lines that one core wrote

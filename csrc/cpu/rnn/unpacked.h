@@ -1,5 +1,6 @@
-// Products with weights that a call reads once, as they lie: packing them would touch each twice.
-// Sums run in the order of k and in its blocks, so they have the same bits as in any other call.
+// Products with weights that a call reads once: as they lie, or packed just before they are
+// multiplied, since packing all of them first would touch each twice in far memory. Sums run in the
+// order of k and in its blocks, so they have the same bits as in any other call.
 #pragma once
 
 #include "cpu/rnn/work_items.h"
