@@ -188,9 +188,9 @@ CHOICES = {
         ),
         ((1, 64, 1024, 1024), {"threads": 1}, {"weights": "streamed", "fetches": False}),
     ],
-    "an output from far memory is prefetched, where tiles write it": [
+    "an output from far memory is prefetched": [
         ((300, 64, 64, 256), {}, {"far": True}),
-        ((300, 64, 64, 256), {"cell": "lstm"}, {"far": False}),
+        ((300, 64, 64, 256), {"cell": "lstm"}, {"far": True}),
         ((10, 64, 64, 256), {}, {"far": False}),
     ],
     "layers of few sequences run as a wavefront": [

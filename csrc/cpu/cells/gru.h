@@ -18,16 +18,18 @@ struct Gru {
   using V = Several<Vec<C>, N>;
 
   // From the pre-activations of the input and of the state: replaces the state by the new one,
-  // which is also the output. Saved are r, z, n's part from the state, and s' - n.
-  static RNNEXT_INLINE V forward(const V (&x)[3], const V (&h)[3], V& state, V (&saved)[4]) {
-    const auto gates = gate(join(x[0] + h[0], x[1] + h[1]));
-    const V r = part_of<N>(gates, 0), z = part_of<N>(gates, 1);
-    const V n = tanh(fused(r, h[2], x[2]));
-    saved[0] = r;
-    saved[1] = z;
-    saved[2] = h[2];
-    saved[3] = state - n;
-    return state = as_stored<S>(fused(z, saved[3], n));
+  // which is also the output. save(k, values) stores r, z, n's part from the state, and s' - n, for
+  // k from 0 to 3.
+  template <class Save>
+  static RNNEXT_INLINE V forward(const V (&x)[3], const V (&h)[3], V& state, const Save& save) {
+    const V r = gate(x[0] + h[0]);
+    save(0, r);
+    save(2, h[2]);
+    const V z = gate(x[1] + h[1]);
+    save(1, z);
+    const V n = tanh(fused(r, h[2], x[2])), change = state - n;
+    save(3, change);
+    return state = as_stored<S>(fused(z, change, n));
   }
 
   // From the gradient of the output: the gradients of the pre-activations, first that of n's part

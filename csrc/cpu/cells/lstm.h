@@ -18,15 +18,19 @@ struct Lstm {
   using V = Several<Vec<C>, N>;
 
   // From the pre-activations of the input and of the state: replaces c by the new one, as it is
-  // stored, and returns h. Saved are i, f, g, o, and f c'.
-  static RNNEXT_INLINE V forward(const V (&x)[4], const V (&h)[4], V& c, V (&saved)[5]) {
-    const V i = gate(x[0] + h[0]), f = gate(x[1] + h[1]);
-    const V g = tanh(x[2] + h[2]), o = gate(x[3] + h[3]), kept = f * c;
-    saved[0] = i;
-    saved[1] = f;
-    saved[2] = g;
-    saved[3] = o;
-    saved[4] = kept;
+  // stored, and returns h. save(k, values) stores i, f, g, o, and f c', for k from 0 to 4.
+  template <class Save>
+  static RNNEXT_INLINE V forward(const V (&x)[4], const V (&h)[4], V& c, const Save& save) {
+    const V i = gate(x[0] + h[0]);
+    save(0, i);
+    const V f = gate(x[1] + h[1]);
+    save(1, f);
+    const V kept = f * c;
+    save(4, kept);
+    const V g = tanh(x[2] + h[2]);
+    save(2, g);
+    const V o = gate(x[3] + h[3]);
+    save(3, o);
     c = as_stored<S>(fused(i, g, kept));
     return o * tanh(c);
   }

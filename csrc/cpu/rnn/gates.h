@@ -35,74 +35,120 @@ RNNEXT_INLINE auto with_gates(Cell cell, const F& f) {
   __builtin_unreachable();
 }
 
+// Stores the values that a cell saves, each as it is made: kept until the end they would be
+// spilled. The first vectors of a row go to `to`, a place in Recurrence::saved, whose rows are
+// row_stride and the saved values of a row `stride` apart; null: nothing is saved.
+template <class S, int NV = 1>
+struct SavedUnits {
+  S* to;
+  int64_t row_stride, stride, left;
+  template <int N>
+  RNNEXT_INLINE void operator()(int k, const Several<Vec<Compute<S>>, N>& values) const {
+    for (int i = 0; to && i < N; ++i) {
+      const int64_t at = i % NV * kLanes<Compute<S>>;
+      store_some(to + i / NV * row_stride + k * stride + at, values.v[i], left - at);
+    }
+  }
+};
+
 // The forward pass of one vector of units: of a row's end and of a single step, out of line.
 template <class Gates, class S, class Gated = typename Gates::template Of<S>,
           class V = typename Gated::V>
 RNNEXT_NOINLINE V forward_vector(const V (&x)[Gated::kTraits.gates],
                                  const V (&h)[Gated::kTraits.gates], V& state,
-                                 V (&saved)[Gated::kTraits.saved]) {
-  return Gated::forward(x, h, state, saved);
+                                 const SavedUnits<S>& save) {
+  return Gated::forward(x, h, state, save);
 }
 
-// Makes the states and outputs of units j and up, N vectors, of a row. The columns of gate k begin
-// at k * width of pre_ih and pre_hh. `Step` (forward.h) has the other rows.
-template <class Gates, class S, int N, class Step, class C = Compute<S>>
+// Makes the states and outputs of units j and up, NV vectors of each of R rows: two vectors are
+// whole, one may be the row's end. The columns of gate k begin at k * width of pre_ih and pre_hh.
+// `Step` (forward.h) has the other rows.
+template <class Gates, class S, int R, int NV, class Step, class C = Compute<S>>
 RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64_t width,
-                                 const C* pre_ih, const C* pre_hh) {
+                                 const Rows<const C>& pre_ih, const Rows<const C>& pre_hh) {
   using F = typename Step::F;
+  constexpr int N = R * NV;
   using Gated = typename Gates::template Of<S, N>;
   using V = typename Gated::V;
   constexpr CellTraits kTraits = Gated::kTraits;
   const StateRows<C>& beside = step.state;
-  const int64_t left = step.H - j;
-  const auto all = [](const C* from) {
-    return V::of([&](int i) { return load(from + i * kLanes<C>); });
-  };
-  V x[kTraits.gates], h[kTraits.gates], kept[kTraits.saved];
+  const int64_t left = NV > 1 ? kPanel<C> : step.H - j;
+  const int64_t next_left = NV > 1 ? kPanel<C> : step.next_end - j;
+  V x[kTraits.gates], h[kTraits.gates];
   for (int k = 0; k < kTraits.gates; ++k) {
-    x[k] = all(pre_ih + k * width);
-    h[k] = all(pre_hh + k * width);
+    const auto of_gate = [&](const Rows<const C>& pre) {
+      return V::of([&](int i) { return load(pre[i / NV] + k * width + i % NV * kLanes<C>); });
+    };
+    x[k] = of_gate(pre_ih);
+    h[k] = of_gate(pre_hh);
   }
   V state = V::of([&](int i) {
-    return load_some(beside.before[row] + j + i * kLanes<C>, left - i * kLanes<C>);
+    const int64_t at = i % NV * kLanes<C>;
+    return load_some(beside.before[row + i / NV] + j + at, left - at);
   });
+  S* const saved = static_cast<S*>(beside.saved);
+  const SavedUnits<S, NV> save{saved ? saved + row * beside.row_stride + j : nullptr,
+                               beside.row_stride, step.H, left};
   V out;
   if constexpr (N == 1) {
-    out = forward_vector<Gates, S>(x, h, state, kept);
+    out = forward_vector<Gates, S>(x, h, state, save);
   } else {
-    out = Gated::forward(x, h, state, kept);
+    out = Gated::forward(x, h, state, save);
   }
-  S* const saved =
-      beside.saved ? static_cast<S*>(beside.saved) + row * beside.row_stride + j : nullptr;
   for (int i = 0; i < N; ++i) {
-    const int64_t at = i * kLanes<C>;
-    if (beside.carry) store(beside.carry[row] + j + at, state.v[i]);
-    for (int k = 0; saved && k < kTraits.saved; ++k)
-      store_some(saved + k * step.H + at, kept[k].v[i], left - at);
-    Operands<F>::store_some(step.next[row], j + at, out.v[i], step.next_end - j - at);
-    if (step.output) store_some(step.output[row] + j + at, out.v[i], left - at);
+    const int64_t at = i % NV * kLanes<C>, r = row + i / NV;
+    if (beside.carry) store(beside.carry[r] + j + at, state.v[i]);
+    Operands<F>::store_some(step.next[r], j + at, out.v[i], next_left - at);
+    if (step.output) store_some(step.output[r] + j + at, out.v[i], left - at);
   }
 }
 
-// The same of panels [u0, u1) of units, from rows of both products, whose columns are in the order
-// of GateColumns; row by row, as ForwardEpilogue.
+// Prefetches the lines that panel j of R rows will be written to, which are in far memory.
+template <class Gates, class S, int R, class Step>
+RNNEXT_INLINE void prefetch_rows(const Step& step, int64_t row, int64_t j) {
+  constexpr int kBy = kKPack<typename Step::F>;
+  if (step.output) {
+    prefetch_tile<R, 2, true>(step.output[row] + j, step.output.stride);
+  } else {
+    prefetch_tile<R, (1 + kBy) / kBy, true>(step.next[row] + j / kBy, step.next.stride);
+  }
+  const int64_t stride = step.state.row_stride;
+  for (int k = 0; step.far_saved && k < Gates::template Of<S>::kTraits.saved; ++k)
+    prefetch_tile<R, 2, true>(step.far_saved + row * stride + k * step.H + j, stride);
+}
+
+// The same of panels [u0, u1) of units and R rows of `rows`, from `row` on.
+template <class Gates, class S, int R, class Step, class C>
+RNNEXT_INLINE void forward_rows(const Step& step, int64_t row, int64_t rows,
+                                const Rows<const C>& pre_ih, const Rows<const C>& pre_hh,
+                                int64_t u0, int64_t u1) {
+  const GateColumns<C> order{step.H, Gates::template Of<S>::kTraits.gates};
+  for (int64_t u = u0; u < u1; ++u) {
+    const int64_t begin = order.begin(u), j = u * kPanel<C>, width = order.width(u);
+    const Rows<const C> x{pre_ih[row] + begin, pre_ih.stride};
+    const Rows<const C> h{pre_hh[row] + begin, pre_hh.stride};
+    if (step.far && row + 2 * R <= rows) prefetch_rows<Gates, S, R>(step, row + R, j);
+    if (j + kPanel<C> <= step.H) {
+      forward_units<Gates, S, R, 2>(step, row, j, width, x, h);
+      continue;
+    }
+    for (int r = 0; r < R; ++r)
+      for (int64_t i = 0; i < width; i += kLanes<C>)
+        forward_units<Gates, S, 1, 1, Step, C>(step, row + r, j + i, width, {x[r] + i}, {h[r] + i});
+  }
+}
+
+// The same of all rows, from rows of both products, whose columns are in the order of GateColumns.
+// Two rows at once keep the processor's pipes full where one waits for its own results.
 template <class Gates, class S, class Step, class C = Compute<S>>
 RNNEXT_NOINLINE void forward_gates(const Step& step, const Rows<const C>& pre_ih,
                                    const Rows<const C>& pre_hh, int64_t rows, int64_t u0,
                                    int64_t u1) {
   const Step own = step;  // a copy, which stores do not change
-  const GateColumns<C> order{own.H, Gates::template Of<S>::kTraits.gates};
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t u = u0; u < u1; ++u) {
-      const int64_t j = u * kPanel<C>, width = order.width(u);
-      const C* const x = pre_ih[row] + order.begin(u);
-      const C* const h = pre_hh[row] + order.begin(u);
-      if (width == kPanel<C>) {
-        forward_units<Gates, S, 2>(own, row, j, width, x, h);
-      } else {
-        forward_units<Gates, S, 1>(own, row, j, width, x, h);
-      }
-    }
+  int64_t row = 0;
+  for (; row + 2 <= rows; row += 2)
+    forward_rows<Gates, S, 2>(own, row, rows, pre_ih, pre_hh, u0, u1);
+  if (row < rows) forward_rows<Gates, S, 1>(own, row, rows, pre_ih, pre_hh, u0, u1);
 }
 
 // The end of a tile in the backward pass: the gradients of the gates' pre-activations from that of

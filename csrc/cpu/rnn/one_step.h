@@ -109,17 +109,16 @@ struct OneStep {
       add_state(product, of_h[k], d, first, left);
     }
     for (int64_t b = 0; b < p.B; ++b) {
-      V x_of_row[kTraits.gates], h_of_row[kTraits.gates], saved[kTraits.saved];
+      V x_of_row[kTraits.gates], h_of_row[kTraits.gates];
       for (int k = 0; k < kTraits.gates; ++k)
         x_of_row[k] = {of_x[k][b]}, h_of_row[k] = {of_h[k][b]};
       V state{load_state(state_row<S>(p, p.hx, d, b, kTraits.states - 1), j, left)};
-      const Vec<C> out = forward_vector<Gates, S>(x_of_row, h_of_row, state, saved).v[0];
+      const SavedUnits<S> save{p.saved ? saved_row<S>(p, d, 0, b) + j : nullptr, 0, p.H, left};
+      const Vec<C> out = forward_vector<Gates, S>(x_of_row, h_of_row, state, save).v[0];
       store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, out, left);
       S* const h_n = const_cast<S*>(state_row<S>(p, p.h_n, d, b));
       store_some(h_n + j, out, left);
       if (kTraits.states > 1) store_some(h_n + p.state_size() + j, state.v[0], left);
-      for (int k = 0; p.saved && k < kTraits.saved; ++k)
-        store_some(saved_row<S>(p, d, 0, b) + k * p.H + j, saved[k].v[0], left);
     }
   }
 };

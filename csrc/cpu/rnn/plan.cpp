@@ -147,9 +147,8 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   const int64_t chunk_row = max_of(shape.sums_bytes(columns), features);
   const int64_t fit = stacked ? kFewRows : kForwardChunkBytes / chunk_row;
   plan.chunk_rows = plan.projects ? max_of(plan.item_rows, min_of(fit, p.T * p.B)) : plan.item_rows;
-  // (Gates, which write a gated cell's output, do not prefetch it.)
-  plan.far = (plan.state == Home::rows || shape.native()) && !plan.sorts && !gated &&
-             p.rows() * width >= kFarBytes;
+  plan.far =
+      (plan.state == Home::rows || shape.native()) && !plan.sorts && p.rows() * width >= kFarBytes;
   return plan;
 }
 

@@ -59,17 +59,6 @@ struct Several {
   }
 };
 
-// Joins several values into one; and part k of one.
-template <class V, int N, class... More>
-RNNEXT_INLINE auto join(const Several<V, N>& first, const More&... more) {
-  const Several<V, N> all[] = {first, more...};
-  return Several<V, (1 + sizeof...(More)) * N>::of([&](int i) { return all[i / N].v[i % N]; });
-}
-template <int N, class V, int M>
-RNNEXT_INLINE Several<V, N> part_of(const Several<V, M>& all, int k) {
-  return Several<V, N>::of([&](int i) { return all.v[k * N + i]; });
-}
-
 template <class V, int N, class C>
 RNNEXT_INLINE Several<V, N> at_most(const Several<V, N>& x, C limit) {
   return Several<V, N>::of([&](int i) { return at_most(x.v[i], limit); });
