@@ -30,6 +30,9 @@ struct BackwardStep {
   // The gradient and the values that the next step will read, both as far apart as `values`; or
   // null.
   const C *grad_ahead, *values_ahead;
+  // Of a gated cell: state.saved, if it comes from far memory as it is, so many values a unit.
+  const C* far_saved;
+  int saved;
 
   template <class Extent>
   RNNEXT_NOINLINE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
@@ -37,6 +40,8 @@ struct BackwardStep {
     const int64_t next_row = row * values.stride + column;
     if (grad_ahead) extent.prefetch(grad_ahead + next_row, values.stride);
     if (values_ahead) extent.prefetch(values_ahead + next_row, values.stride);
+    for (int k = 0; far_saved && k < saved; ++k)
+      extent.prefetch(far_saved + row * state.row_stride + k * H + column, state.row_stride);
     typename Extent::template Tile<MK> sums(extent);
     start ? sums.load(start[row] + column, start.stride, H - column) : sums.clear();
     if (state.carry) {  // the epilogue reads two rows, which other panels pushed out of the cache
@@ -125,7 +130,11 @@ struct BackwardRun {
                                                          : grad_pre_rows(item, t),
                               .next = at.buffers.next_buffer(item, done),
                               .grad_ahead = prefetches && in.grad ? in.grad.first + ahead : nullptr,
-                              .values_ahead = prefetches ? in.values.first + ahead : nullptr};
+                              .values_ahead = prefetches ? in.values.first + ahead : nullptr,
+                              .far_saved = kNative<S> && !plan.sorts && is_gated(p.cell)
+                                               ? static_cast<const C*>(state.saved)
+                                               : nullptr,
+                              .saved = traits_of(p.cell).saved};
         if (done > 0) {
           weights.multiply(step, item, packed, at.inputs_of(worker.rank, at.kGrad), rows, done + 1,
                            worker);

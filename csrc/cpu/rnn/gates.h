@@ -151,36 +151,56 @@ RNNEXT_NOINLINE void forward_gates(const Step& step, const Rows<const C>& pre_ih
   if (row < rows) forward_rows<Gates, S, 1>(own, row, rows, pre_ih, pre_hh, u0, u1);
 }
 
+// Makes the gradients of units j and up of a row, N vectors of which several are whole, from the
+// sums of its tile. In a row of operands the gates are gate_width apart.
+template <class Gates, class S, int N, class Step, class C = Compute<S>>
+RNNEXT_INLINE void backward_units(const Step& step, const Vec<C>* sum, int64_t row, int64_t j) {
+  using F = typename Step::F;
+  using Gated = typename Gates::template Of<S, N>;
+  using V = typename Gated::V;
+  constexpr CellTraits kTraits = Gated::kTraits;
+  const int64_t H = step.H, left = N > 1 ? N * kLanes<C> : H - j;
+  const S* const saved = static_cast<const S*>(step.state.saved) + row * step.state.row_stride;
+  C* const carry = step.state.carry[row];
+  const auto some = [&](const auto* from) {
+    return V::of([&](int i) { return load_some(from + j + i * kLanes<C>, left - i * kLanes<C>); });
+  };
+  V kept[kTraits.saved], grads[kTraits.grads];
+  V carried = V::of([&](int i) { return load(carry + j + i * kLanes<C>); });
+  for (int k = 0; k < kTraits.saved; ++k) kept[k] = some(saved + k * H);
+  Gated::backward(V::of([&](int i) { return sum[i]; }), some(step.values[row]), carried, kept,
+                  grads);
+  for (int i = 0; i < N; ++i) {
+    const int64_t at = i * kLanes<C>;
+    store(carry + j + at, carried.v[i]);
+    for (int k = 0; k < kTraits.grads; ++k) {
+      store_some(step.grad_pre[row] + k * H + j + at, grads[k].v[i], left - at);
+      if (step.next)
+        Operands<F>::store_some(step.next[row], k * gate_width<F>(H) + j + at, grads[k].v[i],
+                                left - at);
+    }
+  }
+}
+
 // The end of a tile in the backward pass: the gradients of the gates' pre-activations from that of
-// the output. In a row of operands the gates are gate_width apart.
+// the output.
 template <class Gates, class S, class Step, class C = Compute<S>>
 RNNEXT_NOINLINE void backward_gates(const Step& step, const Vec<C>* x, int64_t stride, int rows,
                                     int vectors, int64_t row, int64_t column) {
-  using F = typename Step::F;
-  using Gated = typename Gates::template Of<S>;
-  using V = typename Gated::V;
-  constexpr CellTraits kTraits = Gated::kTraits;
-  const int64_t H = step.H, width = gate_width<F>(H);
-  for (int64_t r = row; r < row + rows; ++r) {
-    const Vec<C>* sum = x + (r - row) * stride;
-    const C* const values = step.values[r];
-    const S* const saved = static_cast<const S*>(step.state.saved) + r * step.state.row_stride;
-    C* const carry = step.state.carry[r];
-    C* const grad_pre = step.grad_pre[r];
-    F* const next = step.next ? step.next[r] : nullptr;
-    for (int64_t j = column, end = column + vectors * kLanes<C>; j < end; j += kLanes<C>, ++sum) {
-      const int64_t left = H - j;
-      if (left <= 0) continue;
-      V kept[kTraits.saved], grads[kTraits.grads], carried{load(carry + j)};
-      for (int k = 0; k < kTraits.saved; ++k) kept[k] = {load_some(saved + k * H + j, left)};
-      Gated::backward(V{*sum}, V{load_some(values + j, left)}, carried, kept, grads);
-      store(carry + j, carried.v[0]);
-      for (int k = 0; k < kTraits.grads; ++k) {
-        store_some(grad_pre + k * H + j, grads[k].v[0], left);
-        if (next) Operands<F>::store_some(next, k * width + j, grads[k].v[0], left);
+  const Step own = step;  // a copy, which stores do not change
+  for (int r = 0; r < rows; ++r)
+    for (int i = 0; i < vectors;) {
+      const Vec<C>* const sum = x + r * stride + i;
+      const int64_t j = column + i * kLanes<C>;
+      if (j >= own.H) break;
+      if (i + 2 <= vectors && j + kPanel<C> <= own.H) {
+        backward_units<Gates, S, 2>(own, sum, row + r, j);
+        i += 2;
+      } else {
+        backward_units<Gates, S, 1>(own, sum, row + r, j);
+        ++i;
       }
     }
-  }
 }
 
 }  // namespace rnnext::RNNEXT_ISA
