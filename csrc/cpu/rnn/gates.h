@@ -103,7 +103,7 @@ RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64
   }
 }
 
-// Prefetches the lines that panel j of R rows will be written to, which are in far memory.
+// Prefetches the lines in far memory that the panel of units from j on is written to, of R rows.
 template <class Gates, class S, int R, class Step>
 RNNEXT_INLINE void prefetch_rows(const Step& step, int64_t row, int64_t j) {
   constexpr int kBy = kKPack<typename Step::F>;
