@@ -17,17 +17,18 @@ struct Gru {
   using C = Compute<S>;
   using V = Several<Vec<C>, N>;
 
-  // From the pre-activations of the input and of the state: replaces the state by the new one,
-  // which is also the output. save(k, values) stores r, z, n's part from the state, and s' - n, for
-  // k from 0 to 3.
-  template <class Save>
-  static RNNEXT_INLINE V forward(const V (&x)[3], const V (&h)[3], V& state, const Save& save) {
-    const V r = gate(x[0] + h[0]);
+  // From the pre-activations x(k) of the input and h(k) of the state: replaces the state by the new
+  // one, which is also the output. save(k, values) stores r, z, n's part from the state, and s' -
+  // n, for k from 0 to 3.
+  template <class Gate, class Save>
+  static RNNEXT_INLINE V forward(const Gate& x, const Gate& h, V& state, const Save& save) {
+    const V r = gate(x(0) + h(0));
     save(0, r);
-    save(2, h[2]);
-    const V z = gate(x[1] + h[1]);
+    const V of_state = h(2);
+    save(2, of_state);
+    const V z = gate(x(1) + h(1));
     save(1, z);
-    const V n = tanh(fused(r, h[2], x[2])), change = state - n;
+    const V n = tanh(fused(r, of_state, x(2))), change = state - n;
     save(3, change);
     return state = as_stored<S>(fused(z, change, n));
   }

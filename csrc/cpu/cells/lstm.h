@@ -17,19 +17,19 @@ struct Lstm {
   using C = Compute<S>;
   using V = Several<Vec<C>, N>;
 
-  // From the pre-activations of the input and of the state: replaces c by the new one, as it is
-  // stored, and returns h. save(k, values) stores i, f, g, o, and f c', for k from 0 to 4.
-  template <class Save>
-  static RNNEXT_INLINE V forward(const V (&x)[4], const V (&h)[4], V& c, const Save& save) {
-    const V i = gate(x[0] + h[0]);
+  // From the pre-activations x(k) of the input and h(k) of the state: replaces c by the new one, as
+  // it is stored, and returns h. save(k, values) stores i, f, g, o, and f c', for k from 0 to 4.
+  template <class Gate, class Save>
+  static RNNEXT_INLINE V forward(const Gate& x, const Gate& h, V& c, const Save& save) {
+    const V i = gate(x(0) + h(0));
     save(0, i);
-    const V f = gate(x[1] + h[1]);
+    const V f = gate(x(1) + h(1));
     save(1, f);
     const V kept = f * c;
     save(4, kept);
-    const V g = tanh(x[2] + h[2]);
+    const V g = tanh(x(2) + h(2));
     save(2, g);
-    const V o = gate(x[3] + h[3]);
+    const V o = gate(x(3) + h(3));
     save(3, o);
     c = as_stored<S>(fused(i, g, kept));
     return o * tanh(c);

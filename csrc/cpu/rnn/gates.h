@@ -51,13 +51,19 @@ struct SavedUnits {
   }
 };
 
+// One vector of units of each gate's pre-activations, `stride` apart.
+template <class C>
+struct GateVectors {
+  const C* first;
+  int64_t stride;
+  RNNEXT_INLINE Several<Vec<C>, 1> operator()(int k) const { return {load(first + k * stride)}; }
+};
+
 // The forward pass of one vector of units: of a row's end and of a single step, out of line.
-template <class Gates, class S, class Gated = typename Gates::template Of<S>,
-          class V = typename Gated::V>
-RNNEXT_NOINLINE V forward_vector(const V (&x)[Gated::kTraits.gates],
-                                 const V (&h)[Gated::kTraits.gates], V& state,
+template <class Gates, class S, class C = Compute<S>, class V = Several<Vec<C>, 1>>
+RNNEXT_NOINLINE V forward_vector(const GateVectors<C>& x, const GateVectors<C>& h, V& state,
                                  const SavedUnits<S>& save) {
-  return Gated::forward(x, h, state, save);
+  return Gates::template Of<S>::forward(x, h, state, save);
 }
 
 // Makes the states and outputs of units j and up, NV vectors of each of R rows: two vectors are
@@ -70,18 +76,14 @@ RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64
   constexpr int N = R * NV;
   using Gated = typename Gates::template Of<S, N>;
   using V = typename Gated::V;
-  constexpr CellTraits kTraits = Gated::kTraits;
   const StateRows<C>& beside = step.state;
   const int64_t left = NV > 1 ? kPanel<C> : step.H - j;
   const int64_t next_left = NV > 1 ? kPanel<C> : step.next_end - j;
-  V x[kTraits.gates], h[kTraits.gates];
-  for (int k = 0; k < kTraits.gates; ++k) {
-    const auto of_gate = [&](const Rows<const C>& pre) {
+  const auto gates_of = [width](const Rows<const C>& pre) {
+    return [pre, width](int k) {
       return V::of([&](int i) { return load(pre[i / NV] + k * width + i % NV * kLanes<C>); });
     };
-    x[k] = of_gate(pre_ih);
-    h[k] = of_gate(pre_hh);
-  }
+  };
   V state = V::of([&](int i) {
     const int64_t at = i % NV * kLanes<C>;
     return load_some(beside.before[row + i / NV] + j + at, left - at);
@@ -91,9 +93,10 @@ RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64
                                beside.row_stride, step.H, left};
   V out;
   if constexpr (N == 1) {
-    out = forward_vector<Gates, S>(x, h, state, save);
+    out =
+        forward_vector<Gates, S>(GateVectors<C>{pre_ih[0], width}, {pre_hh[0], width}, state, save);
   } else {
-    out = Gated::forward(x, h, state, save);
+    out = Gated::forward(gates_of(pre_ih), gates_of(pre_hh), state, save);
   }
   for (int i = 0; i < N; ++i) {
     const int64_t at = i % NV * kLanes<C>, r = row + i / NV;

@@ -108,13 +108,14 @@ struct OneStep {
       add_input(product, of_x[k], d, first, left);
       add_state(product, of_h[k], d, first, left);
     }
+    const auto gates_of = [](const Vec<C>(&of)[kTraits.gates][kOneStepRows], int64_t b) {
+      return GateVectors<C>{reinterpret_cast<const C*>(&of[0][b]), kOneStepRows * kLanes<C>};
+    };
     for (int64_t b = 0; b < p.B; ++b) {
-      V x_of_row[kTraits.gates], h_of_row[kTraits.gates];
-      for (int k = 0; k < kTraits.gates; ++k)
-        x_of_row[k] = {of_x[k][b]}, h_of_row[k] = {of_h[k][b]};
       V state{load_state(state_row<S>(p, p.hx, d, b, kTraits.states - 1), j, left)};
       const SavedUnits<S> save{p.saved ? saved_row<S>(p, d, 0, b) + j : nullptr, 0, p.H, left};
-      const Vec<C> out = forward_vector<Gates, S>(x_of_row, h_of_row, state, save).v[0];
+      const Vec<C> out =
+          forward_vector<Gates, S>(gates_of(of_x, b), gates_of(of_h, b), state, save).v[0];
       store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, out, left);
       S* const h_n = const_cast<S*>(state_row<S>(p, p.h_n, d, b));
       store_some(h_n + j, out, left);
