@@ -147,7 +147,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   const int64_t chunk_row = max_of(shape.sums_bytes(columns), features);
   const int64_t fit = stacked ? kFewRows : kForwardChunkBytes / chunk_row;
   plan.chunk_rows = plan.projects ? max_of(plan.item_rows, min_of(fit, p.T * p.B)) : plan.item_rows;
-  const int64_t written = p.rows() * width * (p.saved ? 1 + traits_of(p.cell).saved : 1);
+  const int64_t written = p.rows() * width * (gated && p.saved ? 1 + traits_of(p.cell).saved : 1);
   plan.far = (plan.state == Home::rows || shape.native()) && !plan.sorts && written >= kFarBytes;
   return plan;
 }
