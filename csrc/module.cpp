@@ -10,7 +10,6 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include <map>
 #include <optional>
 #include <string_view>
 #include <tuple>
@@ -145,7 +144,7 @@ void define_fakes(py::module_& m) {
   define("fake_recurrence_ensemble_backward", Fakes::backward<fake::recurrence_ensemble_backward>);
   define("check_embedding", rnnext::check_embedding);
   define("check_embedding_gradient", rnnext::check_embedding_gradient);
-  define("check_index_dtype", rnnext::check_indices);
+  define("check_index_dtype", rnnext::check_index_dtype);
 }
 
 // A Stepper, unlike the ops, keeps the interpreter lock: two threads must not step it at once.

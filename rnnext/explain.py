@@ -94,7 +94,7 @@ def explain(
             f"{plan['panel']} columns; {'AMX ' if plan['amx'] else ''}tiles of up to "
             f"{plan['mr']} rows",
             f"{plan['threads']} thread(s): {plan['batch_parts']} part(s) of the batch a direction, "
-            f"of {plan['item_rows']} sequence(s) at most{shares}",
+            f"of {plan['group_rows']} sequence(s) at most{shares}",
             *said,
             f"estimate: {cycles:.0f} cycles a step for the product with the state, and packing",
         ]

@@ -77,15 +77,15 @@ def rnn(
         training: whether dropout applies. Default: ``False``.
         bidirectional: whether D is 2: a second set of weights reads each layer's input from its
             end. Default: ``False``.
-        lengths: the number of steps of each row of a 3-D ``input``, ``[B]``, int64, int32 or a
+        lengths: the number of steps of each sequence of a 3-D ``input``, ``[B]``, int64, int32 or a
             list of integers, each in 0..T: later steps are not computed, their output is 0, and
-            ``h_n`` is the state after the row's own last step. Default: every row has T steps.
+            ``h_n`` is the state after its own last step. Default: all have T steps.
         reset: where a new episode begins, bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]``
             for one sequence): the state before that step is ``reset_state``, not what went before,
             nor hx. A direction that reads from the end starts anew where it leaves that step, so
-            that a row of several episodes gives what they give one by one. Default: nowhere.
+            that a sequence of several episodes gives what they give one by one. Default: nowhere.
         reset_state: the state of each layer and direction before such a step, ``[L * D, H]``, or
-            ``[L * D, B, H]`` for one of each row; it gets gradients. Default: zeros.
+            ``[L * D, B, H]`` for one of each sequence; it gets gradients. Default: zeros.
 
     Returns:
         ``(output, h_n)``: the last layer's states ``[T, B, D * H]`` in the layout of ``input``
@@ -185,8 +185,8 @@ def rnn_ensemble(
         dropout: as :func:`rnn`'s, drawn for each member. Default: 0.
         training: whether dropout applies. Default: ``False``.
         bidirectional: as :func:`rnn`'s. Default: ``False``.
-        lengths: the number of steps of each row, ``[M, B]``, or ``[B]`` for all members, as
-            :func:`rnn`'s. Default: every row has T steps.
+        lengths: the number of steps of each sequence, ``[M, B]``, or ``[B]`` for all members, as
+            :func:`rnn`'s. Default: all have T steps.
         reset: where a new episode begins, bool, of the shape of ``input`` without its features, for
             each member or for all. Default: nowhere.
 
@@ -285,7 +285,7 @@ def recurrence(
         batch_first: whether the batch is the first dimension of ``input``, ``reset`` and the
             output. Default: ``False``.
         reverse: whether it runs from the end of each sequence. Default: ``False``.
-        lengths: the number of steps of each row, ``[B]``, as :func:`rnn`'s.
+        lengths: the number of steps of each sequence, ``[B]``, as :func:`rnn`'s.
         reset: where a new episode begins, bool ``[T, B]`` (``[B, T]`` with ``batch_first``): the
             state before that step is ``reset_state``. With ``reverse``, the state that leaves that
             step is dropped. Default: nowhere.

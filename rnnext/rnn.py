@@ -12,11 +12,11 @@ from rnnext._layers import _Sequence
 __all__ = ["RNN", "RNNCell"]
 
 _State = TypeVar("_State", Tensor, _layers.Pair)
-_OF_MODE = {"RNN_TANH": "tanh", "RNN_RELU": "relu"}
+_NONLINEARITIES = ("tanh", "relu")
+_OF_MODE = {f"RNN_{f.upper()}": f for f in _NONLINEARITIES}
 # A layer's cell and nonlinearity by its mode.
 _CALLED = {mode: ("elman", f) for mode, f in _OF_MODE.items()}
 _CALLED |= {"GRU": ("gru", "tanh"), "LSTM": ("lstm", "tanh")}
-_OF_CELL = ("tanh", "relu")
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -60,7 +60,7 @@ def nonlinearity_of(module: nn.RNNBase | nn.RNNCellBase) -> str:
     if cell_of(module) != "elman":
         return "tanh"
     if isinstance(module, nn.RNNCell):
-        if module.nonlinearity not in _OF_CELL:
+        if module.nonlinearity not in _NONLINEARITIES:
             raise RuntimeError(f"Unknown nonlinearity: {module.nonlinearity}")
         return module.nonlinearity
     mode: Any = module.mode
@@ -92,8 +92,8 @@ class Layers(nn.RNNBase, Generic[_State]):
             input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]``, or packed.
             hx: the first states, ``[L * D, B, H]``, or ``[L * D, H]`` for a 2-D input; of an LSTM
                 two of these, ``(h, c)``. Default: zeros.
-            lengths: the number of steps of each row, ``[B]``, int64, int32 or a list of integers;
-                see :func:`rnnext.functional.rnn`. Default: every row has T steps.
+            lengths: the number of steps of each sequence, ``[B]``, int64, int32 or a list of
+                integers; see :func:`rnnext.functional.rnn`. Default: all have T steps.
             reset: bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]`` for a 2-D input), where
                 a new episode begins: every layer's state before that step is ``reset_state``; see
                 :func:`rnnext.functional.rnn`. Default: nowhere.
@@ -158,7 +158,7 @@ class Cell(nn.RNNCellBase, Generic[_State]):
         nonlinearity: Any = "tanh"
         if cell == "elman":
             nonlinearity = self.nonlinearity
-            if nonlinearity not in _OF_CELL:
+            if nonlinearity not in _NONLINEARITIES:
                 nonlinearity_of(self)  # raises
         result: _State = _layers.step(
             cell, input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity
@@ -220,7 +220,7 @@ class RNN(Layers[Tensor]):
     ) -> None:
         if "proj_size" in kwargs:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        if nonlinearity not in ("tanh", "relu"):
+        if nonlinearity not in _NONLINEARITIES:
             raise ValueError(
                 f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
             )

@@ -68,7 +68,7 @@ constexpr int kArgumentCount = RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_ONE);
 #undef RNNEXT_ONE
 
 // X(type, name, where its batch is) of what the backward op takes before the arguments.
-#define RNNEXT_RECURRENCE_RESULTS(X)   \
+#define RNNEXT_BACKWARD_INPUTS(X)      \
   X(OptionalTensor, grad_output, rows) \
   X(OptionalTensor, grad_h_n, states)  \
   X(Tensor, output, rows)              \
@@ -177,7 +177,7 @@ struct Types;
     }                                             \
   };
 RNNEXT_STRUCT(Arguments, RNNEXT_RECURRENCE_ARGUMENTS)
-RNNEXT_STRUCT(Results, RNNEXT_RECURRENCE_RESULTS)
+RNNEXT_STRUCT(BackwardFields, RNNEXT_BACKWARD_INPUTS)
 RNNEXT_STRUCT(Gradients, RNNEXT_RECURRENCE_GRADIENTS)
 RNNEXT_STRUCT(RnnFields, RNNEXT_RNN_ARGUMENTS)
 RNNEXT_STRUCT(CellFields, RNNEXT_CELL_ARGUMENTS)
@@ -199,8 +199,8 @@ void zip(const F& f, std::tuple<T...>& results) {
 
 using RecurrenceArguments = Arguments<Passed>;  // of a call that is under way
 using KeptArguments = Arguments<Kept>;
-using RecurrenceResults = Results<Passed>;
-using KeptResults = Results<Kept>;
+using BackwardInputs = BackwardFields<Passed>;
+using KeptBackwardInputs = BackwardFields<Kept>;
 using RecurrenceGradients = Gradients<Kept>;
 using Wanted = Gradients<Flag>;
 using RnnArguments = RnnFields<Passed>;
@@ -208,7 +208,7 @@ using CellArguments = CellFields<Passed>;
 
 #define RNNEXT_PLACE(type, name, place, ...) Batch::place,
 inline const Arguments<BatchPlace> kArgumentPlaces{RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_PLACE)};
-inline const Results<BatchPlace> kResultPlaces{RNNEXT_RECURRENCE_RESULTS(RNNEXT_PLACE)};
+inline const BackwardFields<BatchPlace> kBackwardPlaces{RNNEXT_BACKWARD_INPUTS(RNNEXT_PLACE)};
 #undef RNNEXT_PLACE
 
 // f(argument, gradient...) of each gradient, in one or several structs of them.

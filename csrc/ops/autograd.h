@@ -57,6 +57,13 @@ inline void set_tangent(const Tensor& t, const Tensor& tangent) {
   if (tangent.defined()) t._set_fw_grad(tangent, /*level=*/0, /*is_inplace_op=*/false);
 }
 
+// f() below autograd, which then records nothing.
+template <class F>
+auto below_autograd(const F& f) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return f();
+}
+
 // A node whose backward pass is F::backward(context, gradients of the results), which returns one
 // for each edge. Function::apply would make one too, but it refuses calls under transforms of
 // torch.func, and keeps the sizes of all tensors, which is half the cost of a small call.
@@ -175,21 +182,20 @@ std::vector<Tensor> gradients_of(const std::vector<Tensor>& results,
                                  const std::vector<Tensor>& cotangents, const Watched& watched,
                                  bool enabled);
 
-// The operands of W_hh of direction d in an Elman cell's call: at each step, the output before.
-Tensor output_before(const RecurrenceArguments& a, const Tensor& output, int64_t d);
-
 // The recurrence, a step at a time; `save`: also what a gated cell saves.
 RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a, bool save = false);
 
 // recurrence_backward: by formulas from the output or, for other cells than Elman's, by autograd
 // through the loop.
-RecurrenceGradients backward_loop(const RecurrenceResults& r, const RecurrenceArguments& a,
+RecurrenceGradients backward_loop(const BackwardInputs& r, const RecurrenceArguments& a,
                                   const Wanted& wanted);
 
-// Whether GPUs have no kernels for a cell: the ops then run these two loops.
+// backward_loop for an op's kernel, from which torch's dispatcher excludes autograd.
+RecurrenceGradients backward_loop_as_kernel(const BackwardInputs& r, const RecurrenceArguments& a,
+                                            const Wanted& wanted);
+
+// Whether GPUs have no kernels for a cell: the ops then run recurrence_loop and
+// backward_loop_as_kernel.
 inline bool needs_loop(Cell cell) { return is_gated(cell); }
-RecurrenceOp::Results loop_as_kernel(const RecurrenceArguments& a, bool save);
-RecurrenceGradients loop_as_kernel(const RecurrenceResults& r, const RecurrenceArguments& a,
-                                   const Wanted& wanted);
 
 }  // namespace rnnext

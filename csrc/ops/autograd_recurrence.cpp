@@ -72,15 +72,13 @@ struct ForwardFunction {
     const auto node = node_of<ForwardFunction>(flattened(a));
     const bool reads_more =
         reads_saved(parse_cell(a.cell), std::ranges::any_of(a.alpha, needs_grad));
-    auto [output, h_n, saved] = [&] {
-      at::AutoDispatchBelowADInplaceOrView guard;
-      return call_forward<Op>(a, save || reads_more);
-    }();
+    auto [output, h_n, saved] =
+        below_autograd([&] { return call_forward<Op>(a, save || reads_more); });
     // Biases may be changed before the backward pass, as in torch, unless a loop must run again.
     RecurrenceArguments keep = whole;
     const std::vector<Tensor> unread(a.bias_ih.size());
     if (!runs_again(whole)) keep.bias_ih = keep.bias_hh = unread;
-    const RecurrenceResults results{.output = output, .saved = saved};
+    const BackwardInputs results{.output = output, .saved = saved};
     node->ctx_.saved_data["values"] = values_of(results, keep);
     record(node, {output, h_n}, flattened(results, keep));
     if (!save) saved.clear();
@@ -88,7 +86,7 @@ struct ForwardFunction {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
-    KeptResults r;
+    KeptBackwardInputs r;
     KeptArguments s;
     restore(saved_variables(ctx), ctx->saved_data["values"].toList(), r, s);
     Arguments<Slots> slots;
@@ -132,15 +130,13 @@ struct BackwardFunction {
   static constexpr const char* name = "RecurrenceBackwardBackward";
   static constexpr bool is_traceable = false;
 
-  static RecurrenceGradients forward(RecurrenceResults r, const RecurrenceArguments& a,
+  static RecurrenceGradients forward(BackwardInputs r, const RecurrenceArguments& a,
                                      const Wanted& wanted) {
-    const RecurrenceResults whole = r;
+    const BackwardInputs whole = r;
     r.saved = {};  // it has no gradient
     const auto node = node_of<BackwardFunction>(flattened(r, a));
-    RecurrenceGradients gradients = [&] {
-      at::AutoDispatchBelowADInplaceOrView guard;
-      return call_backward<RecurrenceBackwardOp>(whole, a, wanted);
-    }();
+    RecurrenceGradients gradients =
+        below_autograd([&] { return call_backward<RecurrenceBackwardOp>(whole, a, wanted); });
     node->ctx_.saved_data["values"] = values_of(r, a, wanted);
     record(node, flattened(gradients), flattened(r, a));
     return gradients;
@@ -157,7 +153,7 @@ struct BackwardFunction {
       tensors[i] = watched(tensors[i]);
       places.push_back(i);
     }
-    KeptResults r;
+    KeptBackwardInputs r;
     KeptArguments s;
     Wanted wanted;
     restore(tensors, ctx->saved_data["values"].toList(), r, s, wanted);
@@ -170,9 +166,17 @@ struct BackwardFunction {
 };
 
 RecurrenceOp::Results layer_by_layer(const RecurrenceArguments& a, bool save) {
-  TORCH_CHECK(!save, "recurrence_stack saves nothing: it has no backward op");
+  check_stack<c10::SymInt>(a, save);
   const auto L = static_cast<int64_t>(a.weight_hh.size());
-  const OptionalTensor first = given(a.hx) ? OptionalTensor(a.hx->unflatten(0, {-1, L})) : a.hx;
+  OptionalTensor first = a.hx;
+  if (given(a.hx)) {
+    // (Each layer's call checks the number of sequences where these are packed.)
+    const c10::SymInt states[] = {traits_of(parse_cell(a.cell)).states * L,
+                                  (given(a.batch_sizes) ? *a.hx : a.input).sym_size(-2),
+                                  a.weight_hh[0].sym_size(1)};
+    check_like<c10::SymInt>(*a.hx, "hx", states, a.weight_hh[0]);
+    first = a.hx->unflatten(0, {-1, L});
+  }
   Tensor x = a.input;
   std::vector<Tensor> h_n;
   for (int64_t l = 0; l < L; ++l) {
@@ -189,14 +193,9 @@ namespace {
 template <class Op>
 typename Op::Results recurrence(const RecurrenceArguments& a, bool save) {
   const bool recorded = any_recorded(a), dual = any_dual(a);
-  if (!recorded && !dual) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return call_forward<Op>(a, save);
-  }
   const auto primal_call = [&](const RecurrenceArguments& of) -> typename Op::Results {
-    if (recorded) return ForwardFunction<Op>::forward(of, a, save);
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return call_forward<Op>(of, save);
+    return recorded ? ForwardFunction<Op>::forward(of, a, save)
+                    : below_autograd([&] { return call_forward<Op>(of, save); });
   };
   if (!dual) return primal_call(a);
   if constexpr (kEnsemble<Op>) {
@@ -213,13 +212,11 @@ typename Op::Results recurrence(const RecurrenceArguments& a, bool save) {
 }
 
 template <class Op>
-RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
+RecurrenceGradients recurrence_backward(const BackwardInputs& r, const RecurrenceArguments& a,
                                         const Wanted& wanted) {
   const bool dual = any_dual(r, a);
-  if (!dual && !any_recorded(r, a)) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return call_backward<typename Op::Backward>(r, a, wanted);
-  }
+  if (!dual && !any_recorded(r, a))
+    return below_autograd([&] { return call_backward<typename Op::Backward>(r, a, wanted); });
   if constexpr (kEnsemble<Op>) return ensemble_backward_in_turn(r, a, wanted);
   return dual ? backward_loop(r, a, wanted) : BackwardFunction::forward(r, a, wanted);
 }
@@ -227,8 +224,7 @@ RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const Recurr
 // A stack runs layer by layer where a gradient is wanted.
 RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) {
   if (any_recorded(a) || any_dual(a)) return layer_by_layer(a, save);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call_forward<RecurrenceStackOp>(a, save);
+  return below_autograd([&] { return call_forward<RecurrenceStackOp>(a, save); });
 }
 
 // One step as nn.RNNCell, as one node of autograd: nodes for the views around the step would cost
@@ -239,37 +235,29 @@ struct CellFunction {
 
   static std::vector<Tensor> forward(const CellArguments& a) {
     const auto node = node_of<CellFunction>(flattened(a));
-    RecurrenceOp::Results results;
+    const Cell cell = parse_cell(a.cell);
     std::vector<Tensor> states;
-    {
-      at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [output, h_n, saved] = below_autograd([&] {
       const CellStep step(a);
-      results = call_forward<RecurrenceOp>(step.arguments(), saves_more(parse_cell(a.cell)));
-      states = step.states_of(std::get<1>(results));
-    }
-    const auto& [output, h_n, saved] = results;
-    const bool gated = is_gated(parse_cell(a.cell));  // else the biases are not read
-    const OptionalTensor none;
-    const CellArguments keep{.input = a.input,
-                             .hx = a.hx,
-                             .weight_ih = a.weight_ih,
-                             .weight_hh = a.weight_hh,
-                             .bias_ih = gated ? a.bias_ih : none,
-                             .bias_hh = gated ? a.bias_hh : none,
-                             .cell = a.cell,
-                             .nonlinearity = a.nonlinearity};
-    const RecurrenceResults kept{.output = output, .saved = saved};
-    node->ctx_.saved_data["values"] = values_of(kept, keep);
+      auto all = call_forward<RecurrenceOp>(step.arguments(), traits_of(cell).always_saves);
+      states = step.states_of(std::get<1>(all));
+      return all;
+    });
+    const BackwardInputs results{.output = output, .saved = saved};
+    variable_list tensors = flattened(results, a);
+    if (!is_gated(cell))  // the backward pass does not read the biases, which come last
+      std::fill(tensors.end() - 2, tensors.end(), Tensor());
+    node->ctx_.saved_data["values"] = values_of(results, a);
     // Keeps the output rather than h: the caller may change h in place before the backward pass,
     // and does not have the output.
     variable_list recorded = states;
     recorded.push_back(output);
-    record(node, recorded, flattened(kept, keep));
+    record(node, recorded, std::move(tensors));
     return states;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
-    KeptResults r;
+    KeptBackwardInputs r;
     CellFields<Kept> a;
     restore(ctx->get_saved_variables(), ctx->saved_data["values"].toList(), r, a);
     const size_t S = grad.size() - 1, hx = a.hx.size();
@@ -300,8 +288,7 @@ struct CellFunction {
 std::vector<Tensor> cell(const CellArguments& a) {
   if (any_dual(a)) return rnn_cell(a);
   if (any_recorded(a)) return CellFunction::forward(a);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return rnn_cell(a);
+  return below_autograd([&] { return rnn_cell(a); });
 }
 
 }  // namespace

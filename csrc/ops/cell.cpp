@@ -7,7 +7,6 @@
 #include <algorithm>
 
 #include "ops/check.h"
-#include "ops/layers.h"
 
 namespace rnnext {
 

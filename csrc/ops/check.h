@@ -49,7 +49,7 @@ inline Cell parse_cell(std::string_view name) {
 }
 // Whether the backward pass reads what the forward pass saved.
 inline bool reads_saved(Cell cell, bool want_alpha) {
-  return saves_more(cell) || (is_leaky(cell) && want_alpha);
+  return traits_of(cell).always_saves || (is_leaky(cell) && want_alpha);
 }
 
 inline DType parse_dtype(at::ScalarType type, const char* name) {
@@ -66,7 +66,7 @@ inline DType parse_dtype(const Tensor& t, const char* name) {
 }
 
 // The check of torch.nn.functional.embedding, for its message.
-inline void check_indices(const Tensor& indices) {
+inline void check_index_dtype(const Tensor& indices) {
   at::checkScalarTypes("embedding", {indices, "indices", 1}, {at::kLong, at::kInt});
 }
 
@@ -283,8 +283,8 @@ void check_recurrence(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf
 
 // Checks what the backward op takes besides the arguments.
 template <class Int>
-void check_results(const RecurrenceResults& r, const RecurrenceArguments& a, const Sizes<Int>& s,
-                   const Wanted& wanted) {
+void check_backward_inputs(const BackwardInputs& r, const RecurrenceArguments& a,
+                           const Sizes<Int>& s, const Wanted& wanted) {
   const Tensor& like = a.weight_hh[0];
   const auto shape = s.output_shape();
   check_like<Int>(r.output, "output", shape, like);
@@ -338,11 +338,11 @@ inline void check_embedding(const Tensor& weight, const Tensor& indices) {
   TORCH_CHECK(weight.dim() == 2, "'weight' must be 2-D");
   TORCH_CHECK(indices.device() == weight.device(), "indices must be on the device of weight, ",
               weight.device(), ", got ", indices.device());
-  check_indices(indices);
+  check_index_dtype(indices);
 }
 inline void check_embedding_gradient(const Tensor& grad, const Tensor& indices) {
   parse_dtype(grad, "grad");
-  check_indices(indices);
+  check_index_dtype(indices);
   const c10::SymIntArrayRef rows = indices.sym_sizes();
   TORCH_CHECK(grad.dim() == indices.dim() + 1 && same(grad.sym_sizes().slice(0, rows.size()), rows),
               "grad must have the shape of indices and one more dimension, got ", grad.sym_sizes(),

@@ -27,16 +27,9 @@ Tensor all_of(const Tensor& rows) {
   return rows.reshape_symint({rows.sym_size(0) * rows.sym_size(1), rows.sym_size(2)});
 }
 
-// The gradient of the input, given that of its rows.
-Tensor gather_rows(const PaddedCall& call, const Tensor& input, const Tensor& rows) {
-  if (given(call.a.index))
-    return at::zeros_like(input).index_add(0, call.a.index->reshape(-1), all_of(rows));
-  return call.drop(rows);
-}
-
 // The gradients of an Elman cell's call, from the output. The input and the biases need not be
 // those of a forward pass: vmap's rule calls this without one.
-RecurrenceGradients by_formulas(const RecurrenceResults& r, const RecurrenceArguments& a,
+RecurrenceGradients by_formulas(const BackwardInputs& r, const RecurrenceArguments& a,
                                 const Wanted& wanted) {
   const PaddedCall call(kept(a));
   const KeptArguments& s = call.a;
@@ -88,7 +81,9 @@ RecurrenceGradients by_formulas(const RecurrenceResults& r, const RecurrenceArgu
     grad_start.push_back(start);
   }
   if (!x.defined()) g.input = at::cat(pre, -1);
-  g.input = gather_rows(call, a.input, g.input);
+  g.input = given(s.index)
+                ? at::zeros_like(s.input).index_add(0, s.index->reshape(-1), all_of(g.input))
+                : call.drop(g.input);
   g.hx = at::stack(grad_hx);
   if (given(a.reset)) g.reset_state = at::stack(grad_start);
   each_gradient(
@@ -100,7 +95,7 @@ RecurrenceGradients by_formulas(const RecurrenceResults& r, const RecurrenceArgu
 }
 
 // The gradients of a call of any cell, by autograd.
-RecurrenceGradients through_loop(const RecurrenceResults& r, const RecurrenceArguments& a,
+RecurrenceGradients through_loop(const BackwardInputs& r, const RecurrenceArguments& a,
                                  const Wanted& wanted) {
   const bool recorded = at::GradMode::is_enabled();
   const at::AutoGradMode enabled(true);
@@ -159,11 +154,7 @@ Tensor Watched::operator()(const Tensor& t) {
   return own;
 }
 
-Tensor output_before(const RecurrenceArguments& a, const Tensor& output, int64_t d) {
-  return PaddedCall(kept(a)).output_before(output, d);
-}
-
-RecurrenceGradients backward_loop(const RecurrenceResults& r, const RecurrenceArguments& a,
+RecurrenceGradients backward_loop(const BackwardInputs& r, const RecurrenceArguments& a,
                                   const Wanted& wanted) {
   return parse_cell(a.cell) == Cell::elman ? by_formulas(r, a, wanted) : through_loop(r, a, wanted);
 }

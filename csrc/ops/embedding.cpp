@@ -91,15 +91,11 @@ struct EmbeddingBackwardFunction {
 // An op that is linear in its first argument: its tangent is the op of the argument's tangent. It
 // is recorded as Function, which saves what its backward pass needs besides the indices.
 template <class Op, class Function, class... Rest>
-Tensor linear(const Tensor& of, const Tensor& indices, const Rest&... rest) {
+Tensor linear(const Tensor& of, const Tensor& indices, Rest... rest) {
   const Tensor plain = primal(of);
   const bool recorded = is_recorded(of);
   const auto node = recorded ? node_of<Function>({plain}) : nullptr;
-  Tensor result;
-  {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    result = call_op<Op>(plain, indices, rest...);
-  }
+  Tensor result = below_autograd([&] { return call_op<Op>(plain, indices, rest...); });
   if (recorded) {
     Function::save(node->ctx_, plain, rest...);
     record(node, {result}, {indices});
@@ -115,12 +111,6 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t padding_id
               "dtype.");
   return linear<EmbeddingOp, EmbeddingFunction>(weight, indices, padding_idx, scale_grad_by_freq,
                                                 sparse);
-}
-
-Tensor embedding_backward(const Tensor& grad, const Tensor& indices, c10::SymInt num_weights,
-                          int64_t padding_idx, bool scale_grad_by_freq) {
-  return linear<EmbeddingBackwardOp, EmbeddingBackwardFunction>(grad, indices, num_weights,
-                                                                padding_idx, scale_grad_by_freq);
 }
 
 // Under vmap. Mapped tables become one table, and each call's indices are shifted to its own part.
@@ -180,7 +170,8 @@ void implement_embedding(torch::Library& m) {
 
 TORCH_LIBRARY_IMPL(rnnext, Autograd, m) {
   m.impl("embedding", embedding);
-  m.impl("embedding_backward", embedding_backward);
+  m.impl("embedding_backward",
+         linear<EmbeddingBackwardOp, EmbeddingBackwardFunction, c10::SymInt, int64_t, bool>);
 }
 TORCH_LIBRARY_IMPL(rnnext, FuncTorchBatched, m) { implement_embedding<FuncTorch>(m); }
 TORCH_LIBRARY_IMPL(rnnext, Batched, m) { implement_embedding<GradsBatched>(m); }

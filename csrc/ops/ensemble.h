@@ -54,12 +54,12 @@ inline RecurrenceOp::Results ensemble_in_turn(const RecurrenceArguments& a, bool
     each.push_back(call_forward<RecurrenceOp>(member, save));
   return stacked(each);
 }
-inline RecurrenceGradients ensemble_backward_in_turn(const RecurrenceResults& r,
+inline RecurrenceGradients ensemble_backward_in_turn(const BackwardInputs& r,
                                                      const RecurrenceArguments& a,
                                                      const Wanted& wanted) {
   const auto M = check_members<int64_t>(a);
   const std::vector<KeptArguments> members = members_of(a, M);
-  const std::vector<KeptResults> results = members_of(r, M);
+  const std::vector<KeptBackwardInputs> results = members_of(r, M);
   std::vector<RecurrenceGradients> each;
   for (int64_t m = 0; m < M; ++m)
     each.push_back(call_backward<RecurrenceBackwardOp>(results[m], members[m], wanted));

@@ -34,11 +34,11 @@ inline RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool
   return {output, h_n.new_empty_symint(states), {}};
 }
 
-inline RecurrenceGradients recurrence_backward(const RecurrenceResults& r,
+inline RecurrenceGradients recurrence_backward(const BackwardInputs& r,
                                                const RecurrenceArguments& a, const Wanted& wanted,
                                                const c10::SymInt& batch) {
   const Sizes<c10::SymInt> s = sizes_of_call(a, batch);
-  check_results(r, a, s, wanted);
+  check_backward_inputs(r, a, s, wanted);
   const Tensor& like = a.weight_hh[0];
   const auto state = [&](bool wanted) {
     return wanted ? like.new_empty_symint(s.states_shape()) : Tensor();
@@ -83,7 +83,7 @@ inline RecurrenceOp::Results recurrence_ensemble(const RecurrenceArguments& a, b
   const auto M = check_members<c10::SymInt>(a);
   return of_members(recurrence(first_of(a, M), save, batch), M);
 }
-inline RecurrenceGradients recurrence_ensemble_backward(const RecurrenceResults& r,
+inline RecurrenceGradients recurrence_ensemble_backward(const BackwardInputs& r,
                                                         const RecurrenceArguments& a,
                                                         const Wanted& wanted,
                                                         const c10::SymInt& batch) {

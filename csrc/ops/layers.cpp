@@ -5,6 +5,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addcmul.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/dropout.h>
 #include <ATen/ops/gru.h>
 #include <ATen/ops/lstm.h>
 #include <ATen/ops/randint.h>
@@ -62,6 +63,18 @@ std::vector<Tensor> reset_states(const RnnArguments& a, const OptionalTensor& re
       start = start.unsqueeze(1).expand_symint(
           {start.sym_size(0), resets->sym_size(1), start.sym_size(1)});
   return states;
+}
+
+// Dropout between layers. On the CPU the mask comes from the kernels' random numbers: torch's
+// generator draws one number at a time, which takes as long as two layers. (For mapped tensors
+// torch has a rule.)
+Tensor dropped(const Tensor& x, double p) {
+  if (!x.is_cpu() || transformed(x) || p == 1) return at::dropout(x, p, /*train=*/true);
+  const Tensor key = at::randint(std::numeric_limits<int64_t>::max(), {}, at::kLong);
+  const bool packed = x.dim() == 2;
+  const Tensor mask = call_op<DropoutMaskOp>(key, packed ? 1 : x.sym_size(0), x.sym_size(-2),
+                                             x.sym_size(-1), p, x.scalar_type());
+  return x * (packed ? mask.squeeze(0) : mask);
 }
 
 // Output and last states of the layers; x, state, tokens and resets are time first.
@@ -188,9 +201,7 @@ std::tuple<Tensor, std::vector<Tensor>> run(const RnnArguments& a) {
 
 // If nothing is recorded, no operation below needs to ask again.
 std::tuple<Tensor, std::vector<Tensor>> run_under_autograd(const RnnArguments& a) {
-  std::optional<at::AutoDispatchBelowADInplaceOrView> below;
-  if (!any_recorded(a) && !any_dual(a)) below.emplace();
-  return run(a);
+  return any_recorded(a) || any_dual(a) ? run(a) : below_autograd([&] { return run(a); });
 }
 
 }  // namespace

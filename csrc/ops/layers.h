@@ -1,5 +1,5 @@
-// The parts of the composite ops: the weights of a layer, its projected input, dropout, and the
-// layout of sequences.
+// The parts of the composite ops: the weights of a layer, its projected input, and the layout of
+// sequences.
 #pragma once
 
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -76,9 +76,6 @@ class DirectionWeights {
 
 // A layer's precomputed input: its rows times W_ih and the biases, or, for a gated cell, b_ih.
 Tensor project(const Tensor& x, const DirectionWeights& of, Cell cell);
-
-// The dropout of training, whose mask the CPU's kernels draw.
-Tensor dropped(const Tensor& x, double p);
 
 // The sequences of a call, time first, as the ops of one layer take them.
 struct Sequences {

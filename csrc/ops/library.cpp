@@ -16,7 +16,7 @@ TORCH_LIBRARY(rnnext, m) {
 #define RNNEXT_ITEM(type, name, ...) +", " + TypeOf<type>::schema + " " #name
 #define RNNEXT_GRADIENT(type, name, ...) +", " + TypeOf<type>::schema + " grad_" #name
   const std::string none, call = none RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_ITEM),
-                          results = none RNNEXT_RECURRENCE_RESULTS(RNNEXT_ITEM),
+                          results = none RNNEXT_BACKWARD_INPUTS(RNNEXT_ITEM),
                           gradients = none RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_GRADIENT),
                           rnn = none RNNEXT_RNN_ARGUMENTS(RNNEXT_ITEM),
                           cell = none RNNEXT_CELL_ARGUMENTS(RNNEXT_ITEM);

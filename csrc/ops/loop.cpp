@@ -123,26 +123,13 @@ RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a, bool save) {
   return results;
 }
 
-namespace {
-
-// Lets autograd see the operations of an op's kernel, and autocast leave them alone.
-struct AboveAutograd {
-  c10::impl::LocalDispatchKeySet now = c10::impl::tls_local_dispatch_key_set();
-  c10::impl::ForceDispatchKeyGuard guard{
+RecurrenceGradients backward_loop_as_kernel(const BackwardInputs& r, const RecurrenceArguments& a,
+                                            const Wanted& wanted) {
+  // Autograd must see the loop's operations, and autocast must leave them alone.
+  const auto now = c10::impl::tls_local_dispatch_key_set();
+  const c10::impl::ForceDispatchKeyGuard above_autograd(
       now.included_, (now.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView) |
-                         c10::autocast_dispatch_keyset};
-};
-
-}  // namespace
-
-RecurrenceOp::Results loop_as_kernel(const RecurrenceArguments& a, bool save) {
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  return recurrence_loop(a, save);
-}
-
-RecurrenceGradients loop_as_kernel(const RecurrenceResults& r, const RecurrenceArguments& a,
-                                   const Wanted& wanted) {
-  const AboveAutograd above;
+                         c10::autocast_dispatch_keyset);
   const at::NoGradGuard unrecorded;
   return backward_loop(r, a, wanted);
 }

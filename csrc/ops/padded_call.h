@@ -10,7 +10,6 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
-#include <optional>
 #include <utility>
 #include <vector>
 
@@ -18,33 +17,6 @@
 #include "ops/check.h"
 
 namespace rnnext {
-
-// Where the rows of a packed sequence [N, ...] lie among padded ones.
-struct Padding {
-  Tensor position;  // [N]: t * B + b of each row
-  int64_t T = 0, B = 0;
-
-  // In torch's operations, since a transform of torch.func may have wrapped the sizes.
-  Padding(const Tensor& batch_sizes, at::Device device) {
-    T = batch_sizes.size(0);
-    B = T > 0 ? batch_sizes[0].item<int64_t>() : 0;
-    const Tensor present = at::arange(B, at::kLong) < batch_sizes.unsqueeze(1);
-    position = present.reshape(-1).nonzero().squeeze(1).to(device);
-  }
-  // Zeros where there is no row.
-  Tensor add(const Tensor& rows) const {
-    std::vector<int64_t> shape = rows.sizes().vec();
-    shape[0] = T * B;
-    const Tensor flat = at::zeros(shape, rows.options()).index_copy(0, position, rows);
-    shape[0] = B;
-    shape.insert(shape.begin(), T);
-    return flat.view(shape);
-  }
-  Tensor drop(const Tensor& padded) const {
-    return padded.reshape({T * B, -1}).index_select(0, position);
-  }
-  Tensor lengths() const { return add(at::ones_like(position)).sum(0); }
-};
 
 // A call whose rows are [T, B, ...]: packed rows are padded.
 struct PaddedCall {
@@ -54,8 +26,8 @@ struct PaddedCall {
   Nonlinearity nonlinearity;
   Cell cell;
   int states;
-  Tensor active;  // [T,B,1] which steps exist; undefined: all
-  std::optional<Padding> padding;
+  Tensor active;    // [T,B,1] which steps exist; undefined: all
+  Tensor position;  // [N] t * B + b of each row of a packed call; undefined: it is not packed
 
   explicit PaddedCall(KeptArguments arguments) : a(std::move(arguments)) {
     D = static_cast<int64_t>(a.weight_hh.size());
@@ -65,18 +37,33 @@ struct PaddedCall {
     states = traits_of(cell).states;
     Tensor& rows = given(a.index) ? *a.index : a.input;
     if (given(a.batch_sizes)) {
-      padding.emplace(*a.batch_sizes, a.weight_hh[0].device());
+      // In torch's operations, since a transform of torch.func may have wrapped the sizes.
+      const Tensor& sizes = *a.batch_sizes;
+      T = sizes.size(0);
+      B = T > 0 ? sizes[0].item<int64_t>() : 0;
+      const Tensor present = at::arange(B, at::kLong) < sizes.unsqueeze(1);
+      position = present.reshape(-1).nonzero().squeeze(1).to(a.weight_hh[0].device());
       rows = pad(rows);
-      a.lengths = padding->lengths();
+      a.lengths = pad(at::ones_like(position)).sum(0);
       a.batch_sizes.reset();
+    } else {
+      T = rows.sym_size(0);
+      B = rows.sym_size(1);
     }
-    T = rows.sym_size(0);
-    B = rows.sym_size(1);
     if (given(a.lengths)) active = step() < a.lengths->view({1, -1, 1});
   }
-  // Pads the rows of a packed call, and drops the padding again.
-  Tensor pad(const Tensor& rows) const { return padding ? padding->add(rows) : rows; }
-  Tensor drop(const Tensor& rows) const { return padding ? padding->drop(rows) : rows; }
+  // Pads the rows of a packed call with zeros, and drops the padding again.
+  Tensor pad(const Tensor& rows) const {
+    if (!position.defined()) return rows;
+    std::vector<c10::SymInt> shape = rows.sym_sizes().vec();
+    shape[0] = T * B;
+    const Tensor flat = at::zeros_symint(shape, rows.options()).index_copy(0, position, rows);
+    return flat.unflatten_symint(0, {T, B});
+  }
+  Tensor drop(const Tensor& rows) const {
+    if (!position.defined()) return rows;
+    return rows.reshape_symint({T * B, -1}).index_select(0, position);
+  }
 
   // [T,1,1] the number of each step.
   Tensor step() const {

@@ -8,10 +8,10 @@
 
 namespace rnnext {
 
-// The sizes of a call with data; step_row and row_lengths describe a packed input.
+// The sizes of a call with data; step_row and sequence_lengths describe a packed input.
 struct RecurrenceSizes : Sizes<int64_t> {
-  std::vector<int64_t> step_row;     // [T+1], packed input only
-  std::vector<int64_t> row_lengths;  // [B], packed input only
+  std::vector<int64_t> step_row;          // [T+1], packed input only
+  std::vector<int64_t> sequence_lengths;  // [B], packed input only
 
   // Whether there is nothing to compute. (H may be 0, as in torch.nn.RNNCell.)
   bool empty() const { return N == 0 || H == 0; }
@@ -23,13 +23,13 @@ struct RecurrenceSizes : Sizes<int64_t> {
     const int64_t batch = T > 0 ? n[0] : 0;
     TORCH_CHECK(batch <= N, "batch_sizes[0] = ", batch, " is more than ", rows, " has rows, ", N);
     step_row.assign(1, 0);
-    row_lengths.assign(batch > 0 ? batch : 0, 0);
+    sequence_lengths.assign(batch > 0 ? batch : 0, 0);
     for (int64_t t = 0; t < T; ++t) {
       TORCH_CHECK(n[t] > 0 && (t == 0 || n[t] <= n[t - 1]),
                   "batch_sizes must be positive and must not increase, got ", n[t], " at step ", t);
       step_row.push_back(step_row.back() + n[t]);
       for (int64_t b = t + 1 < T ? std::max<int64_t>(0, n[t + 1]) : 0; b < n[t]; ++b)
-        row_lengths[b] = t + 1;
+        sequence_lengths[b] = t + 1;
     }
     TORCH_CHECK(N == step_row.back(), rows, " must have sum(batch_sizes) = ", step_row.back(),
                 " rows, got ", N);

@@ -69,7 +69,7 @@ struct RecurrenceTypes<Parameter, Types<void, A...>, Types<void, R...>, Types<vo
                                   More... more) {
     const RecurrenceArguments a{as_passed<A>(each)...};
     const auto wanted = std::bit_cast<Wanted>(output_mask);
-    return returned(kernel(RecurrenceResults{as_passed<R>(results)...}, a, wanted, more...),
+    return returned(kernel(BackwardInputs{as_passed<R>(results)...}, a, wanted, more...),
                     a.weight_hh[0]);
   }
 
@@ -93,9 +93,8 @@ struct RecurrenceTypes<Parameter, Types<void, A...>, Types<void, R...>, Types<vo
   }
 };
 template <template <class> class Parameter, class... More>
-using RecurrencesOf =
-    RecurrenceTypes<Parameter, RecurrenceArguments::Fields, RecurrenceResults::Fields,
-                    RecurrenceGradients::Fields, More...>;
+using RecurrencesOf = RecurrenceTypes<Parameter, RecurrenceArguments::Fields,
+                                      BackwardInputs::Fields, RecurrenceGradients::Fields, More...>;
 using Recurrences = RecurrencesOf<Passed>;
 
 struct RecurrenceBackwardOp {
@@ -195,13 +194,13 @@ typename Op::Results call_forward(const RecurrenceArguments& arguments, bool sav
   return call_op<Op>(RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_ARGUMENT) save);
 }
 template <class Op>
-RecurrenceGradients call_backward(const RecurrenceResults& results,
+RecurrenceGradients call_backward(const BackwardInputs& results,
                                   const RecurrenceArguments& arguments, const Wanted& wanted) {
   const Tensor none = stand_in(arguments.input);
-  const RecurrenceResults r = as_traced(results, none);
+  const BackwardInputs r = as_traced(results, none);
   const RecurrenceArguments a = as_traced(arguments, none);
   const auto mask = std::bit_cast<Recurrences::Mask>(wanted);
-  auto gradients = call_op<Op>(RNNEXT_RECURRENCE_RESULTS(RNNEXT_RESULT)
+  auto gradients = call_op<Op>(RNNEXT_BACKWARD_INPUTS(RNNEXT_RESULT)
                                    RNNEXT_RECURRENCE_ARGUMENTS(RNNEXT_ARGUMENT) mask);
   return std::apply([](auto&... gradient) { return RecurrenceGradients{std::move(gradient)...}; },
                     gradients);

@@ -17,11 +17,10 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "ops/autograd.h"
+#include "ops/padded_call.h"
 #include "ops/signatures.h"
 
 namespace rnnext {
@@ -119,9 +118,9 @@ class MappedCalls {
     return {unfold(output, Batch::rows), unfold(h_n, Batch::states), std::move(saved)};
   }
 
-  RecurrenceGradients backward(const RecurrenceResults& results, Wanted wanted) {
-    KeptResults r = kept(results);
-    Results<Dims> dims;
+  RecurrenceGradients backward(const BackwardInputs& results, Wanted wanted) {
+    KeptBackwardInputs r = kept(results);
+    BackwardFields<Dims> dims;
     take(r, dims);
     if (!mapped_) return call_backward<RecurrenceBackwardOp>(r, call_, wanted);
     bool wants_shared = wanted.input && given(call_.index);
@@ -131,7 +130,7 @@ class MappedCalls {
                        !given(call_.batch_sizes) && !given(call_.reset);
     if (wants_shared && plain && !maps_shared_) return of_each(folded(r, dims), wanted);
     if (wants_shared || maps_shared_) {
-      change(r, dims, kResultPlaces, &MappedCalls::part_of_members);
+      change(r, dims, kBackwardPlaces, &MappedCalls::part_of_members);
       RecurrenceGradients g = call_backward<EnsembleBackwardOp>(r, ensemble(), wanted);
       return with_each(std::move(g), [&](const Tensor& t) { return level_.give(t, 0); });
     }
@@ -228,15 +227,15 @@ class MappedCalls {
     }
     return own;
   }
-  KeptResults folded(KeptResults r, const Results<Dims>& dims) const {
-    change(r, dims, kResultPlaces, &MappedCalls::fold);
+  KeptBackwardInputs folded(KeptBackwardInputs r, const BackwardFields<Dims>& dims) const {
+    change(r, dims, kBackwardPlaces, &MappedCalls::fold);
     return r;
   }
 
   // The gradients of weights that all calls share, for each call: those of all pre-activations
   // come from one call of the backward op, and those of the weights from products over each call's
   // own rows.
-  RecurrenceGradients of_each(const KeptResults& r, const Wanted& wanted) const {
+  RecurrenceGradients of_each(const KeptBackwardInputs& r, const Wanted& wanted) const {
     const KeptArguments all = batch();
     KeptArguments precomputed = all;
     precomputed.input = r.output;  // any rows will do: the op does not read these
@@ -256,11 +255,11 @@ class MappedCalls {
     const auto product = [&](const Tensor& grad, const Tensor& rows) {
       return level_.give(at::einsum("tbni,tbnj->nij", {apart(grad, 1), apart(rows, 1)}), 0);
     };
-    const int64_t D = static_cast<int64_t>(all.weight_hh.size());
-    for (int64_t d = 0; d < D; ++d) {
-      const Tensor grad = g.input.chunk(D, -1)[d];
+    const PaddedCall call(all);
+    for (int64_t d = 0; d < call.D; ++d) {
+      const Tensor grad = call.of(g.input, d);
       if (wanted.weight_hh)
-        each.weight_hh.push_back(product(grad, output_before(all, r.output, d)));
+        each.weight_hh.push_back(product(grad, call.output_before(r.output, d)));
       if (wanted.weight_ih && !all.weight_ih.empty())
         each.weight_ih.push_back(product(grad, all.input));
       const auto sum = [&] { return level_.give(apart(grad, 1).sum(at::IntArrayRef{0, 1}), 0); };
@@ -285,7 +284,7 @@ RecurrenceOp::Results mapped_recurrence(const RecurrenceArguments& a, bool save)
   return MappedCalls<Level>(level, a).forward(save);
 }
 template <class Level>
-RecurrenceGradients mapped_recurrence_backward(const RecurrenceResults& r,
+RecurrenceGradients mapped_recurrence_backward(const BackwardInputs& r,
                                                const RecurrenceArguments& a, const Wanted& wanted) {
   const Level level(flattened(r, a));
   return MappedCalls<Level>(level, a).backward(r, wanted);

@@ -24,28 +24,29 @@ struct PhiloxKeys {
   }
 };
 
-// One layer, D directions side by side. Weights and biases are contiguous. G, S and K are the
-// cell's gates, states and saved rows; states are those of each direction, h before c.
+// One layer, D directions side by side. Weights and biases are contiguous. `gates`, `states` and
+// `saved` are the cell's (CellTraits); the states of all directions are h, then c.
 struct Recurrence : Timeline {
   int64_t I = 0, H = 0;  // I > 0: the input is features, multiplied with weight_ih
   int D = 1;
   Nonlinearity nonlinearity = Nonlinearity::tanh;
   Cell cell = Cell::elman;
-  RowSource input;  // rows of I features, or of D*G*H precomputed, to which the biases are added
+  RowSource
+      input;  // rows of I features, or of D*gates*H precomputed, to which the biases are added
 
-  const void* weight_ih[kDirections] = {nullptr, nullptr};  // [G*H,I]
-  const void* weight_hh[kDirections] = {nullptr, nullptr};  // [G*H,H]
+  const void* weight_ih[kDirections] = {nullptr, nullptr};  // [gates*H,I]
+  const void* weight_hh[kDirections] = {nullptr, nullptr};  // [gates*H,H]
   // Both weights as RnnKernels::pack leaves them, or null; only a call of one step may have them.
   const void* packed_weights = nullptr;
-  const void* bias_ih[kDirections] = {nullptr, nullptr};  // [G*H] or null, both or none
-  const void* bias_hh[kDirections] = {nullptr, nullptr};  // [G*H]
+  const void* bias_ih[kDirections] = {nullptr, nullptr};  // [gates*H] or null, both or none
+  const void* bias_hh[kDirections] = {nullptr, nullptr};  // [gates*H]
   const void* alpha[kDirections] = {nullptr, nullptr};    // [H] of the leak, if there is one
   // [H] the scale of the noise that is added to the pre-activations, or null
   const void* noise[kDirections] = {nullptr, nullptr};
   const PhiloxKeys* noise_keys = nullptr;
   int64_t noise_from = 0;             // the noise is that of steps noise_from and on
-  const void* hx = nullptr;           // [S*D,B,H] or null: zeros
-  const void* reset_state = nullptr;  // [S*D,B,H] the states before a reset, or null: zeros
+  const void* hx = nullptr;           // [states*D,B,H] or null: zeros
+  const void* reset_state = nullptr;  // [states*D,B,H] the states before a reset, or null: zeros
 
   int gates() const { return traits_of(cell).gates; }
   int64_t state_size() const { return D * B * H; }
@@ -55,29 +56,30 @@ struct Recurrence : Timeline {
   }
 
   void* output = nullptr;  // [N, D*H]
-  void* h_n = nullptr;     // [S*D,B,H]
-  // [N, D*K*H] what the backward pass reads besides the output, as kCells says; null: not wanted.
+  void* h_n = nullptr;     // [states*D,B,H]
+  // [N, D*saved*H] what the backward pass reads besides the output, as kCells says; null: not
+  // wanted.
   void* saved = nullptr;
 };
 
 // The gradients that the backward pass takes, besides the forward's struct.
 struct RecurrenceGrad {
   const void* grad_output = nullptr;  // [N, D*H] or null: zeros
-  const void* grad_h_n = nullptr;     // [S*D,B,H] or null: zeros
+  const void* grad_h_n = nullptr;     // [states*D,B,H] or null: zeros
 };
 
 // The results of the backward pass; null: not wanted. All are contiguous and, except `pre`, in the
 // storage type.
 struct RecurrenceGradOut {
-  void* pre = nullptr;    // [N, D*G*H] of precomputed input, float (double for f64)
+  void* pre = nullptr;    // [N, D*gates*H] of precomputed input, float (double for f64)
   void* input = nullptr;  // [N, I] (features only)
-  void* weight_ih[kDirections] = {nullptr, nullptr};  // [G*H,I]
-  void* weight_hh[kDirections] = {nullptr, nullptr};  // [G*H,H]
-  void* bias_ih[kDirections] = {nullptr, nullptr};    // [G*H]
-  void* bias_hh[kDirections] = {nullptr, nullptr};    // [G*H]
+  void* weight_ih[kDirections] = {nullptr, nullptr};  // [gates*H,I]
+  void* weight_hh[kDirections] = {nullptr, nullptr};  // [gates*H,H]
+  void* bias_ih[kDirections] = {nullptr, nullptr};    // [gates*H]
+  void* bias_hh[kDirections] = {nullptr, nullptr};    // [gates*H]
   void* alpha[kDirections] = {nullptr, nullptr};      // [H]
-  void* hx = nullptr;                                 // [S*D,B,H]
-  void* reset_state = nullptr;                        // [S*D,B,H]
+  void* hx = nullptr;                                 // [states*D,B,H]
+  void* reset_state = nullptr;                        // [states*D,B,H]
 };
 
 }  // namespace rnnext

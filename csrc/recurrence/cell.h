@@ -21,29 +21,26 @@ enum class Cell { elman, rate, voltage, blend, gru, lstm };
 
 struct CellTraits {
   std::string_view name;
-  int gates;   // pre-activations of a hidden unit: weights and biases have gates * H rows
-  int grads;   // the parts of their gradient, each of H
-  int states;  // of [B,H] each, which a step hands to the next
-  int saved;   // rows of H that the backward pass may read besides the output
+  int gates;          // pre-activations of a hidden unit: weights and biases have gates * H rows
+  int grads;          // the parts of their gradient, each of H
+  int states;         // of [B,H] each, which a step hands to the next
+  int saved;          // values of a unit that the backward pass may read besides the output
+  bool leaky;         // it mixes its state with the new value by alpha: kFormNames has these cells
+  bool keeps_beside;  // voltage's s, an LSTM's c; of other cells the output is the whole state
+  bool always_saves;  // the gradient of the pre-activations needs more than the output
 };
 constexpr CellTraits kCells[] = {
-    {"elman", 1, 1, 1, 0},    //
-    {"rate", 1, 1, 1, 1},     // saved: f(p)
-    {"voltage", 1, 1, 1, 1},  // p - s'
-    {"blend", 1, 1, 1, 1},    // p - s'
-    {"gru", 3, 4, 1, 4},      // r, z, n_h, s' - n
-    {"lstm", 4, 4, 2, 5},     // i, f, g, o, f c'
+    {"elman", 1, 1, 1, 0, false, false, false},
+    {"rate", 1, 1, 1, 1, true, false, true},     // saved: f(p)
+    {"voltage", 1, 1, 1, 1, true, true, false},  // p - s'
+    {"blend", 1, 1, 1, 1, true, false, false},   // p - s'
+    {"gru", 3, 4, 1, 4, false, false, true},     // r, z, n_h, s' - n
+    {"lstm", 4, 4, 2, 5, false, true, true},     // i, f, g, o, f c'
 };
 constexpr const CellTraits& traits_of(Cell cell) { return kCells[static_cast<int>(cell)]; }
 
 constexpr bool is_gated(Cell cell) { return traits_of(cell).gates > 1; }
-// Whether the cell mixes its state with the new value by alpha: kFormNames has these cells.
-constexpr bool is_leaky(Cell cell) { return cell != Cell::elman && !is_gated(cell); }
-// Whether a state is kept beside the output: voltage's s, an LSTM's c. Of other cells the output is
-// the whole state.
-constexpr bool keeps_beside(Cell cell) { return cell == Cell::voltage || cell == Cell::lstm; }
+constexpr bool is_leaky(Cell cell) { return traits_of(cell).leaky; }
 constexpr const char* kFormNames[] = {"rate", "voltage", "blend"};
-// Whether the gradient of the pre-activations needs more than the output.
-constexpr bool saves_more(Cell cell) { return cell == Cell::rate || is_gated(cell); }
 
 }  // namespace rnnext

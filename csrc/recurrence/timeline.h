@@ -10,14 +10,14 @@ namespace rnnext {
 
 constexpr int kDirections = 2;  // at most
 
-// A pass of one direction through a sequence: its steps are 0 to length - 1, backwards if reverse.
+// One direction's way through a sequence: its steps are 0 to length - 1, backwards if reverse.
 template <class Int>
 struct Span {
   Int length;
   bool reverse;
 
   RNNEXT_BOTH bool inside(Int t) const { return t < length; }
-  // Whether t is the step that the pass begins with, from hx, or ends with, in h_n.
+  // Whether t is the step that it begins with, from hx, or ends with, in h_n.
   RNNEXT_BOTH bool starts(Int t) const { return t == (reverse ? length - 1 : 0); }
   RNNEXT_BOTH bool ends(Int t) const { return t == (reverse ? 0 : length - 1); }
   // Whether t is the step before the first.
@@ -31,8 +31,8 @@ struct Timeline {
   bool reverse[kDirections] = {false, false};
   const int64_t* step_row = nullptr;  // [T+1] of a PackedSequence: step t's first row
   const int64_t* lengths = nullptr;   // [B] steps of each sequence; null: all T
-  // [T,B] whether an episode begins with a step: a pass of either direction that enters another
-  // episode there starts anew. A PackedSequence has none.
+  // [T,B] whether an episode begins with a step: either direction, as it enters another episode
+  // there, starts anew. A PackedSequence has none.
   const bool* reset = nullptr;
 
   RNNEXT_BOTH int64_t first_row(int64_t t) const { return step_row ? step_row[t] : t * B; }

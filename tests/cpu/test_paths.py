@@ -220,4 +220,4 @@ def test_explain_knows_when_padding_is_left_out(H, B):
     text = explain(100, B, 33, H, lengths=SKEWED[:B], hx=True, train=True, threads=2)
     assert ("padding is left out" in text) == unpadded
     if unpadded:  # the plan is that of the sequences that exist
-        assert plan["item_rows"] <= sum(length > 0 for length in SKEWED[:B])
+        assert plan["group_rows"] <= sum(length > 0 for length in SKEWED[:B])

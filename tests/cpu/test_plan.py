@@ -72,7 +72,7 @@ def test_the_environment_names_the_machine_and_lowers_the_isa():
 CHOICES = {
     "many sequences are shared out, and nobody waits": [
         ((100, 64, 64, 256), {"threads": 1}, {"batch_parts": 1, "hidden_parts": 1}),
-        ((100, 64, 64, 256), {"threads": 3}, {"batch_parts": 3, "item_rows": 22}),
+        ((100, 64, 64, 256), {"threads": 3}, {"batch_parts": 3, "group_rows": 22}),
     ],
     "one step of many is not shared by hidden units, though rows divide less evenly": [
         ((1, B, 128, 128), {"train": True}, {"hidden_parts": 1, "features": "by_step"})
@@ -93,16 +93,16 @@ CHOICES = {
         ((100, 3, 64, 64), {"threads": 8}, {"threads": 3}),
         ((100, 1, 64, 64), {"directions": 2}, {"threads": 2}),
     ],
-    "the state lives in the rows of the output": [((9, 8, 16, 192), {}, {"state": "rows"})],
+    "the state lives in the rows of the output": [((9, 8, 16, 192), {}, {"state_home": "rows"})],
     "but not": [
-        ((9, 8, 16, 192), {"lengths": [5] + [9] * 7}, {"state": "scratch"}),  # zeros past an end
-        ((9, 8, 16, 1024), {}, {"state": "scratch"}),  # they would meet in one cache set
-        ((9, 1, 16, 512), {}, {"state": "scratch"}),  # others write a part of them
-        ((9, 8, 16, 192), {"dtype": torch.bfloat16}, {"state": "scratch"}),  # they are rounded
-        ((9, 8, 16, 512), {"dtype": torch.float64}, {"state": "scratch"}),
+        ((9, 8, 16, 192), {"lengths": [5] + [9] * 7}, {"state_home": "scratch"}),  # zeros at an end
+        ((9, 8, 16, 1024), {}, {"state_home": "scratch"}),  # they would meet in one cache set
+        ((9, 1, 16, 512), {}, {"state_home": "scratch"}),  # others write a part of them
+        ((9, 8, 16, 192), {"dtype": torch.bfloat16}, {"state_home": "scratch"}),  # they are rounded
+        ((9, 8, 16, 512), {"dtype": torch.float64}, {"state_home": "scratch"}),
     ],
     "threads hold narrow steps that lie beside each other": [
-        ((100, 16, 16, 64), {}, {"state": "scratch", "held_steps": 8}),  # 2 KiB of each step
+        ((100, 16, 16, 64), {}, {"state_home": "scratch", "held_steps": 8}),  # 2 KiB of each step
         ((6, 16, 64, 64), {}, {"held_steps": 6}),
         ((100, 8, 16, 32), {}, {"held_steps": 32}),
     ],
@@ -146,7 +146,7 @@ CHOICES = {
         ((100, 32, 1024, 1024), {}, {"projects": True}),
         ((100, 32, 0, 64), {}, {"projects": True}),
     ],
-    "work items sum gradients over their own rows, unless there are fewer than hidden units": [
+    "groups sum gradients over their own rows, unless there are fewer than hidden units": [
         ((100, 16, 16, 64), {"train": True}, {"own_sums": True, "features": "by_step"}),
         ((1, 16, 256, 256), {"train": True}, {"own_sums": False}),
     ],
@@ -159,7 +159,7 @@ CHOICES = {
         ((100, 32, 16, 64), BOTH | {"dtype": torch.bfloat16}, {"joined": False}),
     ],
     "gated cells project always": [
-        ((100, 32, 64, 64), {"threads": 1, "cell": cell}, {"projects": True, "state": "rows"})
+        ((100, 32, 64, 64), {"threads": 1, "cell": cell}, {"projects": True, "state_home": "rows"})
         for cell in GATES
     ],
     "the gradients of a gated cell are not split along K, as gates of a part do not lie together": [
@@ -199,9 +199,9 @@ CHOICES = {
         ((100, 1, 64, 64), {"layers": 2, "directions": 2}, {"wavefront": False}),
     ],
     "steps that there are are shared out, and count as work": [
-        ((100, 101, 16, 64), {"lengths": [100] + [1] * 100}, {"batch_parts": 2, "item_rows": 100}),
+        ((100, 101, 16, 64), {"lengths": [100] + [1] * 100}, {"batch_parts": 2, "group_rows": 100}),
         # A part ends nearest to its share, 275 steps: with 270 of 6 sequences, not with 290 of 7.
-        ((50, 20, 16, 64), {"lengths": [50] * 5 + [20] * 15}, {"batch_parts": 2, "item_rows": 14}),
+        ((50, 20, 16, 64), {"lengths": [50] * 5 + [20] * 15}, {"batch_parts": 2, "group_rows": 14}),
         ((100, 32, 16, 64), {}, {"threads": 2}),
         ((100, 32, 16, 16), {"lengths": [100] + [1] * 31}, {"threads": 1}),
     ],
@@ -249,11 +249,11 @@ def test_a_machine_with_tiles_is_planned_for_them(capsys):
     few = plan(100, 17, 256, 256, machine="xeon-amx", threads=1, dtype=torch.bfloat16)
     assert few["cycles"] == tiles["cycles"]
     # The state is a row of operands where it fills blocks; else it is read from scratch.
-    assert [plan(9, B, 16, H, dtype=torch.bfloat16)["state"] for B, H in [
+    assert [plan(9, B, 16, H, dtype=torch.bfloat16)["state_home"] for B, H in [
         (64, 128), (64, 120), (60, 128), (48, 128)
     ]] == ["rows", "scratch", "scratch", "rows"]  # fmt: skip
     # More than sixteen rows are shared out in sixteens: a part of one takes as long.
-    assert [plan(9, B, 16, 256, machine="xeon-amx", threads=2, dtype=torch.bfloat16)["item_rows"]
+    assert [plan(9, B, 16, 256, machine="xeon-amx", threads=2, dtype=torch.bfloat16)["group_rows"]
             for B in (20, 32, 33, 40, 48, 80)] == [10, 16, 32, 32, 32, 48]  # fmt: skip
     # Gradients of the features convert their rows in scratch, which has room for so many.
     torch.set_float32_matmul_precision("medium")

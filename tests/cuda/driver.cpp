@@ -96,8 +96,7 @@ void recurrence(const Device& device, const char* path, Compute compute, bool ba
     p.marks = static_cast<const int*>(memory.take(T * B, 4, 1));
     p.reset_state = memory.numbers(state, size);
     p.carry = memory.zeros(state, wide);
-    p.saved = backward ? memory.numbers(rows, size) : memory.results(rows, size);
-    if (backward) p.mixed = memory.results(rows, size);
+    (backward ? p.mixed : p.saved) = memory.results(rows, size);
   }
   if (!backward) p.output = memory.results(rows, size), p.h_n = memory.results(state, size);
   if (any) {

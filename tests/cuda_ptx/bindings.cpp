@@ -18,9 +18,9 @@
 // Gated cells have no kernels here, and no test calls them: the loop of torch operations is left
 // out.
 namespace rnnext {
-RecurrenceOp::Results loop_as_kernel(const RecurrenceArguments&, bool) { TORCH_CHECK(false); }
-RecurrenceGradients loop_as_kernel(const RecurrenceResults&, const RecurrenceArguments&,
-                                   const Wanted&) {
+RecurrenceOp::Results recurrence_loop(const RecurrenceArguments&, bool) { TORCH_CHECK(false); }
+RecurrenceGradients backward_loop_as_kernel(const BackwardInputs&, const RecurrenceArguments&,
+                                            const Wanted&) {
   TORCH_CHECK(false);
 }
 }  // namespace rnnext

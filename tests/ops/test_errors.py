@@ -90,9 +90,7 @@ OF_AN_ENSEMBLE = [
 
 
 def backward_of(**case):
-    arguments = samples.make(**case)
-    results = arguments.call(ops.recurrence)
-    return arguments.backward(results[0], *results, saved=arguments.save(ops.recurrence))
+    return samples.make(**case).backward_of(ops.recurrence)
 
 
 def ensemble_of(**case):
@@ -116,6 +114,8 @@ def assert_refused_in_every_way(op, arguments, error, message):
     expected = error_of(functools.partial(arguments.call, op))
     assert expected[0] is error, expected
     assert message in expected[1]
+    recorded = arguments.map(lambda t: t.detach().requires_grad_(t.is_floating_point()))
+    assert error_of(functools.partial(recorded.call, op)) == expected
     for way in ("fake", "symbolic", "meta"):
         found = error_of(functools.partial(without_data(arguments, way).call, op))
         assert found[0] is error, (way, found)

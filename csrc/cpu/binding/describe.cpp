@@ -1,7 +1,7 @@
 #include "cpu/binding/describe.h"
 
-#include "cpu/binding/padding.h"
 #include "cpu/binding/recurrence.h"
+#include "cpu/binding/unpadded.h"
 
 namespace rnnext {
 namespace {
@@ -15,9 +15,9 @@ std::string name_of(Enum value, const char* const* names) {
 Description fields_of(const Plan& plan) {
   return {{"batch_parts", plan.batch_parts},
           {"hidden_parts", plan.hidden_parts},
-          {"items", plan.items},
+          {"groups", plan.groups},
           {"k_splits", plan.k_splits},
-          {"item_rows", plan.item_rows},
+          {"group_rows", plan.group_rows},
           {"weights", name_of(plan.weights, kWeightsNames)},
           {"joined", plan.joined},
           {"fetches", plan.fetches},
@@ -51,7 +51,7 @@ Description describe_plan(const Recurrence& p, int layer_count, DType dtype, int
     for (int d = 0; d < p.D; ++d) out.weight_ih[d] = out.weight_hh[d] = out.bias_ih[d] = &wanted;
     out.input = &wanted;
     if (p.hx) out.hx = &wanted;
-    const int threads = plan_threads(p, 3, most_threads);
+    const int threads = plan_threads(p, kBackwardProducts, most_threads);
     if (plan_unpadded(p, out, shape, machine, threads)) {
       const Unpadded unpadded(p);
       about = describe_plan(unpadded.planned(p), 1, dtype, most_threads, train, machine);
@@ -66,27 +66,26 @@ Description describe_plan(const Recurrence& p, int layer_count, DType dtype, int
                             {"direct_sums", plan.direct_sums},
                             {"features", name_of(plan.features, kFeatureGradientNames)},
                             {"chunk_rows", plan.chunk_rows},
-                            {"grad_pre", name_of(plan.grad_pre, kHomeNames)}});
+                            {"grad_pre_home", name_of(plan.grad_pre_home, kHomeNames)}});
     return about;
   }
   std::vector<Recurrence> layers(layer_count, p);
   for (int l = 1; l < layer_count; ++l) layers[l].I = p.H * p.D;
   int threads = plan_threads(layers.back(), p.D == 1 ? layer_count : 1, most_threads);
-  if (layer_count > 1 && p.D == 1 &&
-      plan_wavefront(layers.data(), layer_count, shape, machine, threads)) {
-    about["wavefront"] = true;
+  const bool wavefront = !plan_wavefront(layers, shape, machine, threads).empty();
+  about["wavefront"] = wavefront;
+  if (wavefront) {
     about["threads"] = int64_t{threads < layer_count ? threads : layer_count};
     threads = 1;
   } else {
     threads = busy_threads(p, shape, machine, plan_threads(p, 1, most_threads));
     about["threads"] = int64_t{threads};
   }
-  const bool wavefront = std::get<bool>(about["wavefront"]);
   const ForwardPlan plan = plan_forward(p, shape, machine, threads, wavefront);
   about.merge(fields_of(plan));
   about.merge(Description{{"projects", plan.projects},
                           {"chunk_rows", plan.chunk_rows},
-                          {"state", name_of(plan.state, kHomeNames)},
+                          {"state_home", name_of(plan.state_home, kHomeNames)},
                           {"held_steps", plan.held_steps},
                           {"from_hx", plan.from_hx},
                           {"far", plan.far}});

@@ -117,7 +117,7 @@ int64_t number_rows(const Index* token, int64_t n, int64_t num_rows, int64_t mos
 }
 
 std::tuple<Tensor, Tensor> occurring(const Tensor& tokens, int64_t num_rows, int64_t most) {
-  check_indices(tokens);
+  check_index_dtype(tokens);
   TORCH_CHECK_VALUE(num_rows >= 0 && num_rows < std::numeric_limits<int32_t>::max(),
                     "num_rows must be in 0..2^31 - 2, got ", num_rows);
   TORCH_CHECK_VALUE(most >= 0, "most must not be negative, got ", most);

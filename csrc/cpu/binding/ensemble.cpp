@@ -87,11 +87,11 @@ RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
   return {output, h_n, saved};
 }
 
-RecurrenceGradients ensemble_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
+RecurrenceGradients ensemble_backward(const BackwardInputs& r, const RecurrenceArguments& a,
                                       const Wanted& wanted) {
   const auto M = check_members<int64_t>(a);
   const std::vector<KeptArguments> members = members_of(a, M);
-  const std::vector<KeptResults> results = members_of(r, M);
+  const std::vector<KeptBackwardInputs> results = members_of(r, M);
   std::deque<CpuBackwardCall> calls;
   for (int64_t m = 0; m < M; ++m) calls.emplace_back(results[m], members[m], wanted);
   const CpuBackwardCall& first = calls[0];

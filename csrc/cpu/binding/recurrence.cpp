@@ -1,5 +1,5 @@
 // The recurrence on the CPU: checks, allocates, fills the structs, and runs the kernel on a team of
-// threads.
+// threads; and its random numbers, of noise and of dropout.
 #include <ATen/Context.h>
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
@@ -10,8 +10,8 @@
 #include <deque>
 #include <vector>
 
-#include "cpu/binding/padding.h"
 #include "cpu/binding/recurrence.h"
+#include "cpu/binding/unpadded.h"
 #include "cpu/runtime/memory.h"
 #include "ops/autograd.h"
 #include "ops/check.h"
@@ -34,14 +34,6 @@ const RnnKernels& kernels_for(DType dtype, const Recurrence& p) {
 
 int threads_for(const Recurrence& p, int products) {
   return plan_threads(p, products, max_threads());
-}
-
-int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& machine,
-                 int threads) {
-  if (threads == 1) return 1;
-  const ForwardPlan plan = plan_forward(p, shape, machine, threads);
-  if (plan.weights == Weights::unpacked) return threads;
-  return static_cast<int>(min_of(threads, plan.items * plan.hidden_parts));
 }
 
 Teams<ForwardPlan> forward_teams(const Recurrence& p, const RnnKernels& kernel, int threads) {
@@ -94,7 +86,7 @@ CpuCall::CpuCall(const RecurrenceArguments& a) {
   }
   if (s.packed) {
     p.step_row = s.step_row.data();
-    p.lengths = s.row_lengths.data();
+    p.lengths = s.sequence_lengths.data();
   } else if (given(a.lengths)) {
     p.lengths = static_cast<const int64_t*>(read(*a.lengths));
     for (int64_t b = 0; b < s.B; ++b)
@@ -118,10 +110,10 @@ CpuCall::CpuCall(const RecurrenceArguments& a) {
   p.input.stride_t = rows.dim() == 3 ? rows.stride(0) : 0;
 }
 
-CpuBackwardCall::CpuBackwardCall(const RecurrenceResults& r, const RecurrenceArguments& a,
+CpuBackwardCall::CpuBackwardCall(const BackwardInputs& r, const RecurrenceArguments& a,
                                  const Wanted& wanted)
     : CpuCall(a) {
-  check_results<int64_t>(r, a, s, wanted);
+  check_backward_inputs<int64_t>(r, a, s, wanted);
   p.output = const_cast<void*>(read(r.output));
   if (!r.saved.empty()) p.saved = const_cast<void*>(read(r.saved[0]));
   if (given(r.grad_output)) g.grad_output = read(*r.grad_output);
@@ -231,15 +223,16 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   for (size_t l = 1; l < L; ++l) layers[l].I = first.H;
   const RnnKernels& kernel = kernels_for(calls[0].dtype, first);
   const int threads = threads_for(layers.back(), n);
-  // With 0 bytes the layers run one after the other, and their outputs alternate between two
+  // Without a wavefront the layers run one after the other, and their outputs alternate between two
   // tensors.
-  const bool together = !sizes.empty() && !first.reverse[0];
-  const size_t bytes = together ? kernel.stack_workspace(layers.data(), n, threads) : 0;
+  std::vector<ForwardPlan> plans;
+  if (!sizes.empty() && !first.reverse[0])
+    plans = plan_wavefront(layers, kernel.shape, this_machine(), threads);
   Tensor outputs[2];
   for (size_t l = 0; l < L; ++l) {
     if (l > 0) calls.emplace_back(layer_of(a, l, outputs[(l - 1) % 2], none));
     Tensor& output = outputs[l % 2];
-    if (bytes > 0 || l < 2) output = empty_large(sizes.output_shape(), options);
+    if (!plans.empty() || l < 2) output = empty_large(sizes.output_shape(), options);
     layers[l] = calls[l].p;
     const int64_t state = static_cast<int64_t>(l * last.nbytes() / L);
     if (given(a.hx)) layers[l].hx = static_cast<const char*>(start.const_data_ptr()) + state;
@@ -248,26 +241,29 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   }
   if (sizes.empty()) {
     copy_hx(last, start);
-  } else if (bytes == 0) {
+  } else if (plans.empty()) {
     for (const Recurrence& layer : layers) run_forward(layer, kernel);
   } else {
+    size_t bytes = 0;
+    for (size_t l = 0; l < L; ++l) bytes += kernel.forward_workspace(layers[l], plans[l], 1);
     Workspace workspace(bytes);
-    run_team(std::min(threads, n),
-             [&](Worker& worker) { kernel.stack(layers.data(), n, workspace.data(), worker); });
+    run_team(std::min(threads, n), [&](Worker& worker) {
+      kernel.stack(layers.data(), plans.data(), n, workspace.data(), worker);
+    });
   }
   return {outputs[(L - 1) % 2], last.transpose(0, 1).reshape(states), {}};
 }
 
-RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
+RecurrenceGradients recurrence_backward(const BackwardInputs& r, const RecurrenceArguments& a,
                                         const Wanted& wanted);
 
-RecurrenceGradients unpadded_backward(const Unpadded& unpadded, const RecurrenceResults& r,
+RecurrenceGradients unpadded_backward(const Unpadded& unpadded, const BackwardInputs& r,
                                       const RecurrenceArguments& a, const Wanted& wanted) {
   const auto without_padding = [&](const OptionalTensor& rows) {
     return given(rows) ? OptionalTensor(unpadded.unpad(*rows)) : std::nullopt;
   };
-  KeptResults own{.grad_output = without_padding(r.grad_output),
-                  .output = unpadded.unpad(r.output)};
+  KeptBackwardInputs own{.grad_output = without_padding(r.grad_output),
+                         .output = unpadded.unpad(r.output)};
   if (given(r.grad_h_n)) own.grad_h_n = unpadded.unpad_states(*r.grad_h_n);
   for (const Tensor& rows : r.saved) own.saved.push_back(unpadded.unpad(rows));
   RecurrenceGradients grad = recurrence_backward(own, unpadded.arguments(a), wanted);
@@ -276,12 +272,12 @@ RecurrenceGradients unpadded_backward(const Unpadded& unpadded, const Recurrence
   return grad;
 }
 
-RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
+RecurrenceGradients recurrence_backward(const BackwardInputs& r, const RecurrenceArguments& a,
                                         const Wanted& wanted) {
   CpuBackwardCall call(r, a, wanted);
   if (!call.s.empty()) {
     const RnnKernels& kernel = kernels_for(call.dtype, call.p);
-    const int threads = threads_for(call.p, 3);
+    const int threads = threads_for(call.p, kBackwardProducts);
     // (The plan depends on what is wanted, so the results are allocated before it, perhaps for
     // nothing.)
     if (plan_unpadded(call.p, call.out, kernel.shape, this_machine(), threads))
@@ -305,15 +301,15 @@ Tensor noise(const Tensor& keys, c10::SymInt T, c10::SymInt B, int64_t D, c10::S
   const int64_t rows = width > 0 ? numbers.numel() / width : 0;
   const Normals normals = kernels().normals_of();
   run_team(rows * width < kFewNumbers ? 1 : max_threads(), [&](const Worker& worker) {
-    const Range share = part(rows, worker.rank, worker.size);
-    PhiloxKeys keys;
+    const Range share = share_of(rows, worker.rank, worker.size);
+    PhiloxKeys rounds;
     for (int64_t row = share.begin, of = -1; row < share.end; ++row) {
       const int64_t step = row / D / batch;
       if (step / steps != of) {
         of = step / steps;
-        keys = PhiloxKeys(static_cast<uint64_t>(own.const_data_ptr<int64_t>()[of]));
+        rounds = PhiloxKeys(static_cast<uint64_t>(own.const_data_ptr<int64_t>()[of]));
       }
-      normals(keys, step % steps, row / D % batch, static_cast<int>(row % D), width,
+      normals(rounds, step % steps, row / D % batch, static_cast<int>(row % D), width,
               numbers.mutable_data_ptr<float>() + row * width);
     }
   });
@@ -335,7 +331,7 @@ Tensor dropout_mask(const Tensor& key, c10::SymInt T, c10::SymInt B, c10::SymInt
     auto* const to = mask.mutable_data_ptr<scalar_t>();
     const auto kept = static_cast<scalar_t>(1 / (1 - p));
     run_team(mask.numel() < kFewNumbers ? 1 : max_threads(), [&](const Worker& worker) {
-      const Range share = part(steps * batch, worker.rank, worker.size);
+      const Range share = share_of(steps * batch, worker.rank, worker.size);
       std::vector<uint32_t> words(width);
       for (int64_t row = share.begin; row < share.end; ++row) {
         random_words(keys, row / batch, row % batch, width, words.data());

@@ -18,11 +18,8 @@ namespace rnnext {
 // float32 take bfloat16 operands, where that is faster.
 const RnnKernels& kernels_for(DType dtype, const Recurrence& p);
 
-// products: matrix products of the call, 1 forward.
+// products: as plan_threads has it.
 int threads_for(const Recurrence& p, int products);
-// For how many of these threads the plan of a forward call has work; the others are not called.
-int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& machine,
-                 int threads);
 
 // A call whose arguments have been checked, and the struct that its kernel takes.
 struct CpuCall : ParsedCall {
@@ -37,7 +34,7 @@ struct CpuBackwardCall : CpuCall {
   RecurrenceGrad g;
   RecurrenceGradOut out;
 
-  CpuBackwardCall(const RecurrenceResults& r, const RecurrenceArguments& a, const Wanted& wanted);
+  CpuBackwardCall(const BackwardInputs& r, const RecurrenceArguments& a, const Wanted& wanted);
   RecurrenceGradients gradients(const RecurrenceArguments& a);
 
  private:

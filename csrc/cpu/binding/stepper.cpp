@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 namespace rnnext {
 namespace {
@@ -196,18 +197,13 @@ Tensor Stepper::advance(const Tensor& input, int64_t B, const char* from, char* 
     call.noise_from = steps_;
     call.output = l + 1 < layers_.size() ? inner + l % 2 * bytes : output.data_ptr();
     rows = call.output;
-    const auto step = [&](const Teams<ForwardPlan>& teams) {
-      reserve(teams.bytes);
-      char* const workspace = static_cast<char*>(workspace_.data_ptr());
-      run_team(std::min(threads_for(call, 1), teams.threads()), [&](Worker& worker) {
-        kernels_->forward(call, teams.of(worker), workspace, worker);
-      });
-    };
-    if (B < batch()) {
-      step(forward_teams(call, *kernels_, threads_));
-    } else {
-      step(layers_[l].teams);
-    }
+    std::optional<Teams<ForwardPlan>> fewer;
+    if (B < batch()) fewer = forward_teams(call, *kernels_, threads_);
+    const Teams<ForwardPlan>& teams = fewer ? *fewer : layers_[l].teams;
+    reserve(teams.bytes);
+    char* const workspace = static_cast<char*>(workspace_.data_ptr());
+    run_team(std::min(threads_for(call, 1), teams.threads()),
+             [&](Worker& worker) { kernels_->forward(call, teams.of(worker), workspace, worker); });
   }
   ++steps_;
   return output;

@@ -18,48 +18,35 @@ RNNEXT_INLINE Vec<C> mix(Vec<C> a, Vec<C> x, Vec<C> y) {
 // state that does not come through W_hh, computes the gradient q of what the leak mixes, and
 // returns that of the pre-activation.
 template <class S, class Act, Cell cell>
-struct Leaky;
-
-template <class S, class Act>
-struct Leaky<S, Act, Cell::rate> {
+struct Leaky {
   using C = Compute<S>;
   using V = Vec<C>;
   static RNNEXT_INLINE V forward(V pre, V a, V s, V& state, V& saved) {
-    saved = Act::forward(pre);
-    return state = as_stored<S>(mix<C>(a, s, saved));
+    if constexpr (cell == Cell::rate) {
+      saved = Act::forward(pre);
+      return state = as_stored<S>(mix<C>(a, s, saved));
+    } else if constexpr (cell == Cell::voltage) {
+      saved = pre - s;
+      state = as_stored<S>(mix<C>(a, s, pre));
+      return Act::forward(state);
+    } else {
+      static_assert(cell == Cell::blend);
+      saved = pre - s;
+      return state = as_stored<S>(Act::forward(mix<C>(a, s, pre)));
+    }
   }
   static RNNEXT_INLINE V backward(V grad, V h, V a, V carried, V& q) {
-    q = grad + carried;
-    return Act::backward(a * q, h);
-  }
-};
-
-template <class S, class Act>
-struct Leaky<S, Act, Cell::voltage> {
-  using C = Compute<S>;
-  using V = Vec<C>;
-  static RNNEXT_INLINE V forward(V pre, V a, V s, V& state, V& saved) {
-    saved = pre - s;
-    state = as_stored<S>(mix<C>(a, s, pre));
-    return Act::forward(state);
-  }
-  static RNNEXT_INLINE V backward(V grad, V h, V a, V carried, V& q) {
-    q = Act::backward(grad, h) + carried;
-    return a * q;
-  }
-};
-
-template <class S, class Act>
-struct Leaky<S, Act, Cell::blend> {
-  using C = Compute<S>;
-  using V = Vec<C>;
-  static RNNEXT_INLINE V forward(V pre, V a, V s, V& state, V& saved) {
-    saved = pre - s;
-    return state = as_stored<S>(Act::forward(mix<C>(a, s, pre)));
-  }
-  static RNNEXT_INLINE V backward(V grad, V h, V a, V carried, V& q) {
-    q = Act::backward(grad + carried, h);
-    return a * q;
+    if constexpr (cell == Cell::rate) {
+      q = grad + carried;
+      return Act::backward(a * q, h);
+    } else if constexpr (cell == Cell::voltage) {
+      q = Act::backward(grad, h) + carried;
+      return a * q;
+    } else {
+      static_assert(cell == Cell::blend);
+      q = Act::backward(grad + carried, h);
+      return a * q;
+    }
   }
 };
 

@@ -6,8 +6,8 @@
 //                             round less. 1: it adds each to the sum
 //   kRowBlock                 rows of operands are read in multiples of it
 //   Task                      what a thread holds while it works on a call
-//   multiply_add(acc, x, b)   on vectors, where there is no tile
-//   Tile<R, NV>               the sums of R rows times NV vectors of columns:
+//   multiply_add(acc, x, b)   on vectors, where there is no tile (AMX has none)
+//   Tile<R, NV>               the sums of R rows times NV vectors of columns (AMX: TileExtent's):
 //     clear(), load(...)        what they start from
 //     add(...)                  adds a product, k outermost and ascending
 //     finish(product, ...)      hands them to product.finish<R, NV>(sums, row, column), as vectors

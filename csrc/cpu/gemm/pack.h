@@ -44,15 +44,16 @@ RNNEXT_INLINE __m512i load_halves(const void* low, const void* high) {
 #endif
 
 // Loads a block of a stored matrix [.., stride], at most `rows` rows and n values of each, and
-// transposes it: x[k] has the operands at k, a row in each lane; the rest is zero.
-template <class F, class S>
+// transposes it: x[k] has the operands at k, a row in each lane; the rest is zero. Of tile
+// operands, one part; part 1 is the low one.
+template <class F, int part = 0, class S>
 RNNEXT_INLINE void load_block(Vec<F> (&x)[kLanes<F>], const S* from, int64_t rows, int64_t stride,
                               int64_t n) {
   constexpr int kSteps = kLanes<F> * kKPack<F>;
   if (rows >= kLanes<F> && n >= kSteps) {
 #ifdef RNNEXT_AVX512
     // Putting halves of rows together as they are loaded saves a quarter of the shuffles.
-    if constexpr (kStoredAsOperands<S, F>) {
+    if constexpr (kStoredAsOperands<S, F> && part == 0) {
       constexpr int kHalf = kLanes<F> / 2;
       const int64_t apart = kHalf * stride;
 #pragma GCC unroll 8
@@ -64,22 +65,13 @@ RNNEXT_INLINE void load_block(Vec<F> (&x)[kLanes<F>], const S* from, int64_t row
     }
 #endif
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes<F>; ++i, from += stride) x[i] = Operands<F>::along(from, kSteps);
+    for (int i = 0; i < kLanes<F>; ++i, from += stride)
+      x[i] = Operands<F>::template along<part>(from, kSteps);
   } else {
     for (int i = 0; i < kLanes<F>; ++i, from += stride)
-      x[i] = i < rows ? Operands<F>::along(from, n) : Vec<F>{};
+      x[i] = i < rows ? Operands<F>::template along<part>(from, n) : Vec<F>{};
   }
   transpose<F>(x);
-}
-
-// The same for one part of tile operands; part 1 is the low one.
-template <int part, class S>
-RNNEXT_INLINE void load_pairs(Vec<Pair> (&x)[kLanes<Pair>], const S* from, int64_t rows,
-                              int64_t stride, int64_t n) {
-  if constexpr (part == 0) return load_block<Pair>(x, from, rows, stride, n);
-  for (int i = 0; i < kLanes<Pair>; ++i, from += stride)
-    x[i] = i < rows ? Operands<Pair>::rest_along(from, n) : Vec<Pair>{};
-  transpose<Pair>(x);
 }
 
 // Operands at k of a matrix [K, columns], a column in each lane from `column` on; row(k) is where
@@ -91,8 +83,7 @@ RNNEXT_INLINE auto across(const RowAt& row, int64_t K, int64_t k, int64_t column
     return first ? first + column : nullptr;
   };
   const auto* const next = kKPack<F> > 1 ? from(k + 1) : nullptr;
-  if constexpr (part > 0) return Operands<Lane<F>>::rest_across(from(k), next, columns - column);
-  if constexpr (part == 0) return Operands<Lane<F>>::across(from(k), next, columns - column);
+  return Operands<Lane<F>>::template across<part>(from(k), next, columns - column);
 }
 
 // Packs such a matrix's panel [operands of K, kPanel] from `column` on; columns past it are 0.
@@ -236,7 +227,7 @@ struct Matrix {
       for (int64_t j = 0; j < kPanel<F>; j += kLanes<F>) {
         const Lanes& of = lanes[j / kLanes<F>];
         Vec<Pair> x[kLanes<Pair>];
-        load_pairs<part>(x, of.from + k, of.left, stride, K - k);
+        load_block<Pair, part>(x, of.from + k, of.left, stride, K - k);
         for (int i = 0; i < 16; ++i) {
           store(dst + i * kPanel<F> + j, x[i]);
           finite.see(x[i]);

@@ -23,7 +23,7 @@ struct GateColumns {
   int64_t H;
   int gates;
 
-  // Columns of each gate in the u-th panel of units, and where they begin. `u` may be the end.
+  // Columns of each gate in the u-th block of units, and where they begin. `u` may be the end.
   int64_t width(int64_t u) const { return H - u * kPanel<C> <= kLanes<C> ? kLanes<C> : kPanel<C>; }
   int64_t begin(int64_t u) const {
     if (u < panels_in<C>(H) || u == 0) return u * gates * kPanel<C>;

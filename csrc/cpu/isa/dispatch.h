@@ -27,9 +27,9 @@ struct RnnKernels {
   void (*backward)(const Recurrence&, const RecurrenceGrad&, const RecurrenceGradOut&,
                    const BackwardPlan&, char* workspace, Worker&);
   // Layers of one direction as a wavefront: a worker takes a layer, some steps behind the one
-  // below. stack_workspace is 0 where it is better that all `threads` share each layer.
-  size_t (*stack_workspace)(const Recurrence* layers, int n, int threads);
-  void (*stack)(const Recurrence* layers, int n, char* workspace, Worker&);
+  // below. The workspace is that of all layers, each planned for one thread.
+  void (*stack)(const Recurrence* layers, const ForwardPlan* plans, int n, char* workspace,
+                Worker&);
   // Packs the weights of one direction for Recurrence::packed_weights: shape.weight_bytes(I, H,
   // gates) bytes.
   void (*pack)(const Recurrence&, char* packed);

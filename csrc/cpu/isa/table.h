@@ -15,7 +15,6 @@ constexpr RnnKernels kRnn = {.shape = kShape<S, MK>,
                              .backward_workspace = backward_workspace<S, MK>,
                              .forward = forward<S, MK>,
                              .backward = backward<S, MK>,
-                             .stack_workspace = stack_workspace<S, MK>,
                              .stack = stack<S, MK>,
                              .pack = pack<S, MK>};
 

@@ -30,9 +30,9 @@ struct BackwardStep {
   // The gradient and the values that the next step will read, both as far apart as `values`; or
   // null.
   const C *grad_ahead, *values_ahead;
-  // Of a gated cell: state.saved, if it comes from far memory as it is, so many values a unit.
+  // Of a gated cell: state.saved, if tiles read the tensor itself, and the values of a unit in it.
   const C* far_saved;
-  int saved;
+  int saved_count;
 
   template <class Extent>
   RNNEXT_NOINLINE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
@@ -40,7 +40,7 @@ struct BackwardStep {
     const int64_t next_row = row * values.stride + column;
     if (grad_ahead) extent.prefetch(grad_ahead + next_row, values.stride);
     if (values_ahead) extent.prefetch(values_ahead + next_row, values.stride);
-    for (int k = 0; far_saved && k < saved; ++k)
+    for (int k = 0; far_saved && k < saved_count; ++k)
       extent.prefetch(far_saved + row * state.row_stride + k * H + column, state.row_stride);
     typename Extent::template Tile<MK> sums(extent);
     start ? sums.load(start[row] + column, start.stride, H - column) : sums.clear();
@@ -56,7 +56,7 @@ struct BackwardStep {
     if (epilogue.out_of_line) return epilogue.call(*this, sums, row, column);
     Vec<C> h[R][NV];
     load_tile(h, values[row] + column, values.stride, H - column);
-    for_inlined(epilogue.name, [&](auto name) {
+    for_inlined(epilogue.nonlinearity, [&](auto name) {
       for_block<R, NV>([&](int r, int j) {
         sums[r][j] = Activation<C, decltype(name)::value>::backward(sums[r][j], h[r][j]);
       });
@@ -67,18 +67,15 @@ struct BackwardStep {
 };
 
 template <class S, class MK>
-struct BackwardRun {
+struct BackwardRun : BackwardCall {
   using F = typename MK::Operand;
   using C = Compute<S>;
-  const Recurrence& p;
   const RecurrenceGrad& g;
-  const RecurrenceGradOut& out;
-  const BackwardPlan& plan;
   BackwardLayout<S, MK> at;
 
   void pack_share(const Worker& worker) const {
     for (int d = 0; at.ih && d < p.D; ++d) at.features_of(worker).pack(d, worker.rank, worker.size);
-    const Range share = part(panels_in<F>(p.H), worker.rank, worker.size);
+    const Range share = share_of(panels_in<F>(p.H), worker.rank, worker.size);
     for (int d = 0; plan.weights == Weights::shared && d < p.D; ++d)
       at.pack_hh(d, d, share.begin, share.end);
   }
@@ -93,7 +90,7 @@ struct BackwardRun {
     C* const alpha_grad = at.alpha_sums[item.group];
     StateRows<C> state = state_rows_of(item, alpha_grad);
     const bool own = plan.weights == Weights::own;
-    if (own) at.pack_hh(item.d, item.group, item.p0, item.p1);
+    if (own) at.pack_hh(item.d, item.group, item.u0, item.u1);
     const F* const packed = at.hh[own ? item.group : item.d];
     const RecurrentWeights<S, MK> weights{plan, at.weight_hh(item.d)};
     if (item.members > 1) worker.advance();
@@ -102,7 +99,7 @@ struct BackwardRun {
     if (writes_features) features.pack(item.d, 0, 1);
     const bool reverse = p.reverse[item.d];
     const int64_t width = p.D * p.H;
-    const StepInputs<S, MK> inputs{p, g, plan, at, worker.rank};
+    const StepInputs<S, MK> inputs{at, g, at, worker.rank};
     const Rows<C> chunk_grad{at.chunk_grad[worker.rank], at.grad_stride};
     if (plan.by_step()) clear_tails(chunk_grad);
     for (int64_t done = 0; done < p.T;) {
@@ -134,12 +131,12 @@ struct BackwardRun {
                               .far_saved = kNative<S> && !plan.sorts && is_gated(p.cell)
                                                ? static_cast<const C*>(state.saved)
                                                : nullptr,
-                              .saved = traits_of(p.cell).saved};
+                              .saved_count = traits_of(p.cell).saved};
         if (done > 0) {
           weights.multiply(step, item, packed, at.inputs_of(worker.rank, at.kGrad), rows, done + 1,
                            worker);
         } else {
-          macro_kernel(step, rows, item.p0, item.p1, p.H, 0);  // there is no grad_pre yet
+          macro_kernel(step, rows, item.u0, item.u1, p.H, 0);  // there is no grad_pre yet
         }
         grad_pre = at.buffers.finish_step(item, t, rows, step.next, step.grad_pre);
         if (writes_features) features.write(item, t, rows, grad_pre);
@@ -175,8 +172,8 @@ struct BackwardRun {
     if (!at.buffers.carries()) return state;
     at.begin_state_rows(item);
     state.alpha = at.alpha[item.group];
-    state.carry = at.buffers.sums.all(item, at.buffers.kCarry);
-    state.mixed = at.buffers.sums.all(item, at.buffers.kMixed);
+    state.carry = at.buffers.state_grads.all(item, at.buffers.kCarry);
+    state.mixed = at.buffers.state_grads.all(item, at.buffers.kMixed);
     state.alpha_grad = alpha_grad;
     // (What gates save is wider; they do not read `output`.)
     state.row_stride = p.D * traits_of(p.cell).saved * p.H;
@@ -191,11 +188,11 @@ struct BackwardRun {
     const int64_t advanced = 1 + p.T;
     if (out.hx)
       grad_state(item, packed, at.buffers.times_hh(at.buffers.first_steps(item, grad_pre)),
-                 at.buffers.kFirst, at.starts(), out.hx, advanced, worker);
+                 at.buffers.kFirst, at.start_operand(), out.hx, advanced, worker);
     if (!out.reset_state) return;
     const Rows<const F> resets = at.buffers.times_hh(at.buffers.reset_sums(item));
     if (item.members > 1) worker.advance();
-    grad_state(item, packed, resets, at.buffers.kResetCarry, at.resets(), out.reset_state,
+    grad_state(item, packed, resets, at.buffers.kResetCarry, at.reset_operand(), out.reset_state,
                advanced + 1, worker);
   }
 
@@ -207,7 +204,7 @@ struct BackwardRun {
   }
 
   // Writes the gradient of hx or of reset_state: W_hh^T times rows of the gradient of
-  // pre-activations, and what a leak adds without W_hh. output: what W_hh multiplied.
+  // pre-activations, and what a leak or gates add without W_hh. output: what W_hh multiplied.
   void grad_state(const WorkItem& item, const F* packed, const Rows<const F>& first, int carry,
                   const S* output, void* grad, int64_t n, const Worker& worker) const {
     const RecurrentWeights<S, MK> weights{plan, at.weight_hh(item.d)};
@@ -221,9 +218,9 @@ struct BackwardRun {
                                .end = p.H};
       if (packed) {
         product.packed = packed + split.packed_at;
-        macro_kernel(product, item.size, item.p0, item.p1, p.H, split.K);
+        macro_kernel(product, item.size, item.u0, item.u1, p.H, split.K);
       } else {  // there is only one step
-        stream(product, at.weight_hh(item.d), at.panels[worker.rank], item.size, item.p0, item.p1);
+        stream(product, at.weight_hh(item.d), at.panels[worker.rank], item.size, item.u0, item.u1);
       }
     }
     for (int64_t i = 0; i < item.size; ++i) {
@@ -233,15 +230,17 @@ struct BackwardRun {
       const S* grad_h_n = static_cast<const S*>(g.grad_h_n) + row;
       const bool hand_on = g.grad_h_n && grad == out.hx && p.length(b) == 0;  // h_n was hx
       const bool apart = traits_of(p.cell).states > 1;  // c's gradient does not come through W_hh
-      for (int64_t j = item.p0 * kPanel<C>; j < item.p1 * kPanel<C>; j += kLanes<C>) {
+      for (int64_t j = item.u0 * kPanel<C>; j < item.u1 * kPanel<C>; j += kLanes<C>) {
         Vec<C> x = load(rows[i] + j);
         if (p.cell == Cell::voltage) {
           const Vec<C> sum = x, h = load_some(output + row + j, p.H - j);
-          for_name(p.nonlinearity, BackwardVectors<C>{&x, &h, 1});
+          for_nonlinearity(p.nonlinearity, [&]<Nonlinearity name>(Fixed<name>) {
+            x = Activation<C, name>::backward(sum, h);
+          });
           x = sum == 0 ? sum : x;  // a row that no step read may hold NaN
         }
         Vec<C> past = {};
-        if (at.buffers.carries()) past = load(at.buffers.sums.row(item, carry, i) + j);
+        if (at.buffers.carries()) past = load(at.buffers.state_grads.row(item, carry, i) + j);
         if (!apart) x += past;
         if (hand_on) x = load_some(grad_h_n + j, p.H - j);
         store_some(to + j, x, p.H - j);
@@ -259,19 +258,19 @@ struct BackwardRun {
       if (plan.features == FeatureGradient::streamed)
         return features.stream(at.grad_pre, worker.rank, worker.size);
     for (int d = 0; plan.features == FeatureGradient::own && d < p.D; ++d) features.pack(d, 0, 1);
-    const Range share = part(p.rows(), worker.rank, worker.size, MK::kMR);
+    const Range share = share_of(p.rows(), worker.rank, worker.size, MK::kMR);
     features.write_all(at.grad_pre, share.begin, share.end);
   }
 
   // Writes the weights' gradients of this worker's share of the hidden units, by summing over all
-  // rows, or by adding the work items' own sums.
+  // rows, or by adding the groups' own sums.
   void weight_gradients(const Worker& worker) const {
     for (int d = 0; d < p.D; ++d)
       for (int k = 0; k < at.buffers.parts; ++k) weight_gradients(worker, d, k);
   }
   // The same of one direction and part of the gradient of the pre-activations.
   void weight_gradients(const Worker& worker, int d, int k) const {
-    const Range share = part(p.H, worker.rank, worker.size, MK::kMR), all_units{0, p.H};
+    const Range share = share_of(p.H, worker.rank, worker.size, MK::kMR), all_units{0, p.H};
     if (plan.own_sums) {
       const int64_t first = d * plan.batch_parts;
       const WeightGradients<S, MK> sums = at.sums_of(first, k, all_units);
@@ -289,7 +288,7 @@ struct BackwardRun {
   }
   // Copies this worker's rows of a GRU's gradient of precomputed input, whose order is torch's.
   void copy_grad_pre(const Worker& worker) const {
-    const Range share = part(p.rows() * p.D, worker.rank, worker.size);
+    const Range share = share_of(p.rows() * p.D, worker.rank, worker.size);
     for (int64_t row = share.begin; row < share.end; ++row)
       for (int k = 0; k < p.gates(); ++k)
         __builtin_memcpy(static_cast<C*>(out.pre) + (row * p.gates() + gate_of(p, k).ih) * p.H,
@@ -300,14 +299,15 @@ struct BackwardRun {
 template <class S, class MK>
 size_t backward_workspace(const Recurrence& p, const RecurrenceGradOut& out,
                           const BackwardPlan& plan, int threads) {
-  return BackwardLayout<S, MK>(p, out, plan, threads, Arena{nullptr}).bytes;
+  return BackwardLayout<S, MK>({p, out, plan}, threads, Arena{nullptr}).bytes;
 }
 
 template <class S, class MK>
 void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGradOut& out,
               const BackwardPlan& plan, char* workspace, Worker& worker) {
   [[maybe_unused]] const typename MK::Task task;
-  const BackwardRun<S, MK> kernel{p, g, out, plan, {p, out, plan, worker.size, Arena{workspace}}};
+  const BackwardCall call{p, out, plan};
+  const BackwardRun<S, MK> kernel{call, g, {call, worker.size, Arena{workspace}}};
   if (kernel.at.ih || plan.weights == Weights::shared) {
     kernel.pack_share(worker);
     worker.wait();

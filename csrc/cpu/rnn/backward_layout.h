@@ -9,65 +9,59 @@ namespace rnnext::RNNEXT_ISA {
 
 // Where the weights, the gradients of the pre-activations and each worker's scratch lie.
 template <class S, class MK>
-struct BackwardLayout {
+struct BackwardLayout : BackwardCall {
   using F = typename MK::Operand;
   using C = Compute<S>;
-  const Recurrence& p;
-  const RecurrenceGradOut& out;
-  const BackwardPlan& plan;
-  F* ih;         // W_ih of all directions, if all workers pack it together, else null
-  Arrays<F> hh;  // packed W_hh: a copy for each work item or each direction; null: it is streamed
+  F* ih;             // W_ih of all directions, if all workers pack it together, else null
+  Arrays<F> hh;      // packed W_hh: a copy for each group or each direction; null: it is streamed
   Arrays<F> panels;  // [workers] of some panels of W_hh, where it is streamed
   GradPreBuffers<S, MK> buffers;
   int64_t step_stride, grad_width, grad_stride;
   C* grad_pre;            // [N, D*grad_width], or null: it is kept for a chunk only, in
   Arrays<C> chunk_grad;   // [workers] of [chunk_rows][grad_stride]
-  Arrays<C> step_inputs;  // [workers] of StepArray, each [item_rows][step_stride], the last wider
+  Arrays<C> step_inputs;  // [workers] of StepArray, each [group_rows][step_stride], the last wider
   Arrays<char> features;  // [workers] of FeatureGradients
-  Arrays<char> sums;      // [items or workers] of WeightGradients
-  // A leak's alpha, and the sums of its gradient: [items] of [H], in whole panels.
+  Arrays<char> weight_sums;  // [groups or workers] of WeightGradients
+  // A leak's alpha, and the sums of its gradient: [groups] of [H], in whole panels.
   Arrays<C> alpha, alpha_sums;
   // For voltage, the outputs of hx and of reset_state, which W_hh multiplies: [D,B,H] each.
   S *start_output, *reset_output;
-  Arrays<int64_t> order, present;  // [workers] of [item_rows] and [T], where sequences are sorted
+  Arrays<int64_t> order, present;  // [workers] of [group_rows] and [T], where sequences are sorted
   size_t bytes;
 
-  BackwardLayout(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
-                 int workers, Arena arena)
-      : p(p),
-        out(out),
-        plan(plan),
+  BackwardLayout(const BackwardCall& call, int workers, Arena arena)
+      : BackwardCall(call),
         ih(out.input && plan.features == FeatureGradient::shared
                ? arena.take<F>(FeatureGradients<S, MK>::packed_size(p))
                : nullptr),
         hh(arena.take_padded<F>(plan.copies(p.D), weight_hh(0).packed_size())),
         panels(arena.take_padded<F>(plan.weights == Weights::streamed ? workers : 0,
                                     streamed_size(weight_hh(0)))),
-        buffers(p, out, plan, arena),
+        buffers(call, arena),
         step_stride(scratch_stride<C>(p.H)),
         grad_width(buffers.parts * p.H),
         grad_stride(scratch_stride<C>(grad_width)) {
     // (What a caller wants of a GRU lacks the last part.)
     grad_pre = buffers.parts == p.gates() ? static_cast<C*>(out.pre) : nullptr;
     if (!grad_pre && !plan.by_step()) grad_pre = arena.take<C>(p.rows() * p.D * grad_width);
-    chunk_grad = arena.take<C>(plan.by_step() ? workers : 0, plan.chunk_rows * grad_stride);
+    chunk_grad = arena.take_padded<C>(plan.by_step() ? workers : 0, plan.chunk_rows * grad_stride);
     const int64_t arrays = plan.sorts && buffers.carries() ? kSaved : kOutput;
-    const int64_t saved = plan.sorts && buffers.carries() ? plan.item_rows * saved_stride() : 0;
-    step_inputs =
-        arena.take<C>(workers, arrays * step_array_size() + saved + kFalseSharing / sizeof(C));
-    features = arena.take<char>(out.input ? workers : 0,
-                                FeatureGradients<S, MK>(p, out, plan, ih, nullptr).bytes);
+    const int64_t saved = plan.sorts && buffers.carries() ? plan.group_rows * saved_stride() : 0;
+    step_inputs = arena.take_padded<C>(workers, arrays * step_array_size() + saved);
+    features = arena.take_padded<char>(out.input ? workers : 0,
+                                       FeatureGradients<S, MK>(*this, ih, nullptr).bytes);
     const int64_t parts = plan.own_sums ? 1 : workers;
     const int64_t most = divide_up(divide_up(p.H, MK::kMR), parts) * MK::kMR;
-    sums = arena.take<char>((plan.own_sums ? plan.items : workers) * buffers.parts,
-                            WeightGradients<S, MK>(p, out, plan, {0, most}, 0, nullptr).bytes);
+    weight_sums =
+        arena.take_padded<char>((plan.own_sums ? plan.groups : workers) * buffers.parts,
+                                WeightGradients<S, MK>(*this, {0, most}, 0, nullptr).bytes);
     const int64_t width = panels_in<C>(p.H) * kPanel<C>;
-    alpha = arena.take<C>(is_leaky(p.cell) ? plan.items : 0, width);
-    alpha_sums = arena.take<C>(out.alpha[0] ? plan.items : 0, width);
+    alpha = arena.take<C>(is_leaky(p.cell) ? plan.groups : 0, width);
+    alpha_sums = arena.take_padded<C>(out.alpha[0] ? plan.groups : 0, width);
     const int64_t state_size = p.cell == Cell::voltage ? p.D * p.B * p.H : 0;
     start_output = arena.take<S>(state_size);
     reset_output = arena.take<S>(p.reset ? state_size : 0);
-    order = arena.take<int64_t>(plan.sorts ? workers : 0, plan.item_rows);
+    order = arena.take<int64_t>(plan.sorts ? workers : 0, plan.group_rows);
     present = arena.take<int64_t>(plan.sorts ? workers : 0, p.T);
     bytes = arena.used;
   }
@@ -85,19 +79,19 @@ struct BackwardLayout {
   }
 
   // The rows that W_hh multiplies in the first step, or after a reset; null: zeros.
-  const S* starts() const {
+  const S* start_operand() const {
     return p.cell == Cell::voltage ? start_output : static_cast<const S*>(p.hx);
   }
-  const S* resets() const {
+  const S* reset_operand() const {
     return p.cell == Cell::voltage ? reset_output : static_cast<const S*>(p.reset_state);
   }
   RowCursor<S> cursor(const WorkItem& item, int64_t t) const {
-    return {p, starts(), resets(), item, t};
+    return {p, start_operand(), reset_operand(), item, t};
   }
   // Fills the work item's part of alpha and of these outputs. If a reset comes with the first step,
   // nothing reads hx, and its output is that of zeros.
   void begin_state_rows(const WorkItem& item) const {
-    const int64_t from = item.p0 * kPanel<C>, to = item.p1 * kPanel<C>;
+    const int64_t from = item.u0 * kPanel<C>, to = item.u1 * kPanel<C>;
     const int64_t first = p.reverse[item.d] ? p.T - 1 : 0;
     for (int64_t j = from; is_leaky(p.cell) && j < to; j += kLanes<C>) {
       store(alpha[item.group] + j, alpha_of<S>(p, item.d, j));
@@ -121,20 +115,20 @@ struct BackwardLayout {
   // over sorted sequences, the output and what is saved.
   enum StepArray { kGrad, kValues, kOutput, kSaved };
   int64_t saved_stride() const { return scratch_stride<C>(traits_of(p.cell).saved * p.H); }
-  int64_t step_array_size() const { return plan.item_rows * step_stride; }
+  int64_t step_array_size() const { return plan.group_rows * step_stride; }
   Rows<C> inputs_of(int worker, StepArray which) const {
     return {step_inputs[worker] + which * step_array_size(), step_stride};
   }
   FeatureGradients<S, MK> features_of(const Worker& worker) const {
-    return {p, out, plan, ih, features[worker.rank]};
+    return {*this, ih, features[worker.rank]};
   }
-  // The sums of a work item, or of a worker, for one part of the gradient of the pre-activations.
-  WeightGradients<S, MK> sums_of(int64_t item, int k, const Range& units) const {
-    return {p, out, plan, units, k, sums[item * buffers.parts + k]};
+  // The sums of a group, or of a worker, for one part of the gradient of the pre-activations.
+  WeightGradients<S, MK> sums_of(int64_t owner, int k, const Range& units) const {
+    return {*this, units, k, weight_sums[owner * buffers.parts + k]};
   }
 };
 
-// Writes the gradient of alpha: adds the work items' sums, one after the other.
+// Writes the gradient of alpha: adds the groups' sums, one after the other.
 template <class S, class MK>
 void alpha_gradients(const BackwardLayout<S, MK>& at) {
   using C = Compute<S>;

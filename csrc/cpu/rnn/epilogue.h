@@ -7,10 +7,11 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// A tile of R rows times NV vectors ends with the activation and the stores. Tiles inline tanh and
-// relu of numbers that are stored as they are computed. Every other epilogue is a function of its
-// own, which reads the tile's sums from memory: tiles take most of the compiler's time, so each
-// micro-kernel has one set of them, whatever f, the leak and the storage type are.
+// A tile of R rows times NV vectors ends with the activation and the stores. Tiles inline Elman's
+// relu and, backward or where numbers are stored as they are computed, tanh. Every other epilogue
+// is a function of its own, which reads the tile's sums from memory: tiles take most of the
+// compiler's time, so each micro-kernel has one set of them, whatever f, the leak and the storage
+// type are.
 
 // Replaces n vectors at x by f of them.
 template <class S>
@@ -22,19 +23,9 @@ struct ForwardVectors {
     for (int i = 0; i < n; ++i) x[i] = Activation<S, name>::forward(x[i]);
   }
 };
-// Replaces the gradients of f's values h by those of the pre-activations.
-template <class C>
-struct BackwardVectors {
-  Vec<C>* x;
-  const Vec<C>* h;
-  int n;
-  template <Nonlinearity name>
-  RNNEXT_INLINE void operator()(Fixed<name>) const {
-    for (int i = 0; i < n; ++i) x[i] = Activation<C, name>::backward(x[i], h[i]);
-  }
-};
+// Calls f(Fixed<name>{}).
 template <class Body>
-RNNEXT_NOINLINE void for_name(Nonlinearity name, const Body& f) {
+RNNEXT_NOINLINE void for_nonlinearity(Nonlinearity name, const Body& f) {
   RNNEXT_RETURN_FOR(name);
 }
 
@@ -58,7 +49,7 @@ RNNEXT_INLINE void for_inlined(Nonlinearity name, const F& f) {
 // which are `stride` vectors apart.
 template <class Step, class C>
 struct Epilogue {
-  Nonlinearity name;
+  Nonlinearity nonlinearity;
   Cell cell;
   void (*out_of_line)(const Step&, const Vec<C>* sums, int64_t stride, int rows, int vectors,
                       int64_t row, int64_t column) = nullptr;
@@ -90,7 +81,8 @@ struct StateRows {
   C* alpha_grad = nullptr;  // [H] and more: its sums, or null where alpha needs no gradient
 };
 
-// Calls end.run<Act, cell>() for the cell that a call has. (Gated cells do not end a tile.)
+// Calls end.run<Act, cell>() for the cell that a call has. (Gated cells have ends of their own:
+// gates.h.)
 template <class Act, class End>
 RNNEXT_INLINE void run_cell(const End& end, Cell cell) {
   switch (cell) {
@@ -144,7 +136,7 @@ struct ForwardEpilogue {
       const auto one = [&](int64_t j, Vec<C> pre, int64_t left, int64_t next_left) {
         Vec<C> state, out, kept;
         if constexpr (cell == Cell::elman) {
-          out = Elman<Act>::forward(pre);
+          out = Act::forward(pre);
         } else {
           out = Leaky<S, Act, cell>::forward(pre, load(beside.alpha + j),
                                              load_some(before + j, left), state, kept);
@@ -201,7 +193,7 @@ struct BackwardEpilogue {
         const Vec<C> h = load_some(values[r] + j, left), grad = *at;
         Vec<C> q, pre;
         if constexpr (cell == Cell::elman) {
-          pre = Elman<Act>::backward(grad, h);
+          pre = Act::backward(grad, h);
         } else {
           pre = Leaky<S, Act, cell>::backward(grad, h, a, load(carry[r] + j), q);
           store(carry[r] + j, rest * q);
@@ -225,7 +217,8 @@ struct BackwardEpilogue {
 template <template <class, class> class End, class S, class Step>
 void run_epilogue(const Step& step, const Vec<typename Step::C>* x, int64_t stride, int rows,
                   int vectors, int64_t row, int64_t column) {
-  for_name(step.epilogue.name, End<S, Step>{step, x, stride, rows, vectors, row, column});
+  for_nonlinearity(step.epilogue.nonlinearity,
+                   End<S, Step>{step, x, stride, rows, vectors, row, column});
 }
 
 // How tiles end in a call whose results are stored as S: with `End`, unless they inline the

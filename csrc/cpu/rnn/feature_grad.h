@@ -7,13 +7,10 @@
 namespace rnnext::RNNEXT_ISA {
 
 template <class S, class MK>
-struct FeatureGradients {  // one worker's
+struct FeatureGradients : BackwardCall {  // one worker's
   using F = typename MK::Operand;
   using C = Compute<S>;
 
-  const Recurrence& p;
-  const RecurrenceGradOut& out;
-  const BackwardPlan& plan;
   F* packed;    // W_ih of all directions, or some panels, if it is streamed
   F* operands;  // [block_rows][stride], if rows of grad_pre are no rows of operands
   int64_t stride;
@@ -21,18 +18,16 @@ struct FeatureGradients {  // one worker's
   size_t bytes;
 
   // shared: the W_ih that all workers pack together, if they do.
-  FeatureGradients(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
-                   F* shared, char* scratch)
-      : p(p), out(out), plan(plan), stride(operands_in<F>(weight(p, 0).K) + kLanes<F>) {
+  FeatureGradients(const BackwardCall& call, F* shared, char* scratch)
+      : BackwardCall(call), stride(operands_in<F>(weight(p, 0).K) + kLanes<F>) {
     Arena arena{scratch};
     const bool streamed = plan.features == FeatureGradient::streamed;
     packed = plan.features == FeatureGradient::shared
                  ? shared
                  : arena.take<F>(streamed ? streamed_size(weight(p, 0)) : packed_size(p));
     operands = arena.take<F>(kKPack<F> > 1 ? block_rows() * stride : 0);
-    const int64_t most = kNative<S> ? 0 : max_of(block_rows(), plan.item_rows);
-    product = arena.take<C>(max_of(most, plan.sorts ? plan.item_rows : 0) * p.I);
-    arena.take<char>(kFalseSharing);
+    const int64_t most = kNative<S> ? 0 : max_of(block_rows(), plan.group_rows);
+    product = arena.take<C>(max_of(most, plan.sorts ? plan.group_rows : 0) * p.I);
     bytes = arena.used;
   }
 
@@ -49,7 +44,7 @@ struct FeatureGradients {  // one worker's
   // Packs share i of n of the panels of direction d.
   void pack(int d, int64_t i, int64_t n) const {
     const Matrix<S, F> weight = this->weight(p, d);
-    const Range share = part(weight.panels(), i, n);
+    const Range share = share_of(weight.panels(), i, n);
     weight.pack(packed_of(d), share.begin, share.end);
   }
 
@@ -75,7 +70,7 @@ struct FeatureGradients {  // one worker's
     C* const to = static_cast<C*>(out.input);
     for (int d = 0; d < p.D; ++d) {
       const Matrix<S, F> weight = this->weight(p, d);
-      const Range share = part(weight.panels(), i, n);
+      const Range share = share_of(weight.panels(), i, n);
       const Rows<const F> from = rows_of(grad_pre, d, p.rows());
       RNNEXT_ISA::stream(product_of(d, nullptr, from, to), weight, packed, p.rows(), share.begin,
                          share.end);

@@ -39,7 +39,7 @@ struct ForwardStep {
   Rows<const C> start;  // the bias, or rows of pre-activations, as if they began with column 0
   Rows<const F> a;      // what W_hh multiplies: the state
   Rows<const F> features = {};
-  int64_t I = 0;  // operands of the features; 0: W_ih x is in `start`
+  int64_t K_ih = 0;  // operands of the features; 0: W_ih x is in `start`
   Rows<F> next = {};
   int64_t next_end = 0;  // where a row of `next` ends
   Rows<C> output = {};   // none: it is `next`, or ForwardStates::finish_step writes it
@@ -60,14 +60,14 @@ struct ForwardStep {
     }
     typename Extent::template Tile<MK> sums(extent);
     sums.load(start[row] + column, start.stride);
-    sums.add(features[row], features.stride, packed_ih + column * I, I);
+    sums.add(features[row], features.stride, packed_ih + column * K_ih, K_ih);
     sums.add(a[row], a.stride, panels, K, ahead);
     sums.finish(*this, row, column);
   }
   template <int R, int NV>
   RNNEXT_INLINE void finish(Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
     if (epilogue.out_of_line) return epilogue.call(*this, sums, row, column);
-    for_inlined(epilogue.name, [&](auto name) {
+    for_inlined(epilogue.nonlinearity, [&](auto name) {
       for_block<R, NV>([&](int r, int j) {
         sums[r][j] = Activation<C, decltype(name)::value>::forward(sums[r][j]);
       });
@@ -81,12 +81,14 @@ template <class S, class MK>
 struct ForwardRun {
   using F = typename MK::Operand;
   using C = Compute<S>;
+  using Step = ForwardStep<MK>;
+  using Scratch = typename ForwardLayout<S, MK>::Scratch;
   const Recurrence& p;
   const ForwardPlan& plan;
   ForwardLayout<S, MK> at;
 
   void pack_share(const Worker& worker) const {
-    const Range share = part(panels_in<F>(p.H), worker.rank, worker.size);
+    const Range share = share_of(panels_in<F>(p.H), worker.rank, worker.size);
     for (int d = 0; d < p.D; ++d) at.pack(d, d, share.begin, share.end);
   }
 
@@ -98,32 +100,26 @@ struct ForwardRun {
   RNNEXT_NOINLINE void steps(const WorkItem& item, Worker& worker,
                              const Wavefront& wavefront) const {
     const auto s = at.scratch_of(worker);
-    const int64_t first_column = at.gate_columns.begin(item.p0), copy = at.copy_of(item);
+    const int64_t first_column = at.gate_columns.begin(item.u0), copy = at.copy_of(item);
     const bool gated = is_gated(p.cell);
     const Rows<C> pre{s.pre - first_column, scratch_stride<C>(at.columns)};
-    if (plan.weights == Weights::own) at.pack(item.d, item.group, item.p0, item.p1);
+    if (plan.weights == Weights::own) at.pack(item.d, item.group, item.u0, item.u1);
     const auto fill = [&](C* values, const auto& of) {
       for (int64_t j = 0; j < at.columns; j += kLanes<C>) store(values + j, of(first_column + j));
     };
-    const auto of_gates = [&](const void* biases) {
-      return [&, biases](int64_t j) {
-        return biases ? load_gates<S>(p, biases, j / kLanes<C>) : Vec<C>{};
-      };
-    };
     if (gated) {
-      fill(s.bias, of_gates(p.bias_ih[item.d]));
-      fill(s.bias_hh, of_gates(p.bias_hh[item.d]));
+      fill(s.bias, [&](int64_t j) { return load_gates<S>(p, p.bias_ih[item.d], j); });
+      fill(s.bias_hh, [&](int64_t j) { return load_gates<S>(p, p.bias_hh[item.d], j); });
     } else {
       fill(s.bias, [&](int64_t j) { return bias_of<S>(p, item.d, j); });
     }
     const RecurrentWeights<S, MK> weights{plan, at.weight_hh(item.d)};
-    ForwardStep<MK> step{
-        .epilogue = epilogue_of<ForwardEpilogue, S, ForwardStep<MK>>(p, kNative<S>),
-        .packed = at.hh[copy],
-        .packed_ih = at.ih[copy],
-        .H = p.H,
-        .start = {s.bias - first_column, 0},
-        .a = at.states.initial_state(item)};
+    Step step{.epilogue = epilogue_of<ForwardEpilogue, S, Step>(p, kNative<S>),
+              .packed = at.hh[copy],
+              .packed_ih = at.ih[copy],
+              .H = p.H,
+              .start = {s.bias - first_column, 0},
+              .a = at.states.initial_state(item)};
     if (item.members > 1) worker.advance();
     step.far = plan.far;
     if (is_leaky(p.cell)) {
@@ -144,7 +140,7 @@ struct ForwardRun {
         const Rows<const C> bias{s.bias - first_column, 0};
         fill_pre(item, chunk, step, p.noise[0] ? pre : bias, pre, s.ih);
       } else {
-        step.I = operands_in<F>(p.I);
+        step.K_ih = operands_in<F>(p.I);
       }
       int64_t row = reverse ? chunk.rows : 0;
       for (int64_t i = 0; i < chunk.n; ++i, ++done) {
@@ -163,7 +159,7 @@ struct ForwardRun {
           stream(step, item, s, rows);
         } else if (from_zeros || (done == 0 && plan.from_hx)) {
           // The members need not wait for each other.
-          macro_kernel(step, rows, item.p0, item.p1, p.H, plan.from_hx ? operands_in<F>(p.H) : 0);
+          macro_kernel(step, rows, item.u0, item.u1, p.H, plan.from_hx ? operands_in<F>(p.H) : 0);
         } else {
           weights.multiply(step, item, at.hh[copy], own, rows, done + 1, worker);
         }
@@ -176,21 +172,19 @@ struct ForwardRun {
   }
 
   // Computes a step of a gated cell, whose pre-activations from the input are at `pre_ih`: the
-  // product with the state, some panels of units at a time, and their gates. n: see
+  // product with the state, some blocks of units at a time, and their gates. n: see
   // RecurrentWeights::await.
-  template <class Step>
-  void gated_step(Step& step, const WorkItem& item, const typename ForwardLayout<S, MK>::Scratch& s,
-                  const Rows<C>& pre_ih, int64_t rows, int64_t n, bool from_zeros,
-                  const Worker& worker) const {
+  void gated_step(Step& step, const WorkItem& item, const Scratch& s, const Rows<C>& pre_ih,
+                  int64_t rows, int64_t n, bool from_zeros, const Worker& worker) const {
     const RecurrentWeights<S, MK> weights{plan, at.weight_hh(item.d)};
     const GateColumns<C>& order = at.gate_columns;
-    const int64_t first = order.begin(item.p0), some = at.pre_hh_panels();
+    const int64_t first = order.begin(item.u0), some = at.pre_hh_blocks();
     const Rows<const F> state = step.a;
     for (int64_t m = 0; m < plan.k_splits; ++m) {
       typename RecurrentWeights<S, MK>::KSplit split{state, 0, 0};
       if (!from_zeros) split = weights.await(item, m, n, state, rows, worker);
-      for (int64_t u0 = item.p0; u0 < item.p1; u0 += some) {
-        const int64_t u1 = min_of(u0 + some, item.p1), begin = order.begin(u0);
+      for (int64_t u0 = item.u0; u0 < item.u1; u0 += some) {
+        const int64_t u1 = min_of(u0 + some, item.u1), begin = order.begin(u0);
         const Rows<C> pre_hh{s.pre_hh - begin, at.pre_hh_stride()};
         const int64_t q0 = order.panels(u0), q1 = order.panels(u1);
         const bool streams = plan.weights == Weights::streamed && split.K > 0;
@@ -203,7 +197,7 @@ struct ForwardRun {
             .end = order.begin(u1)};
         macro_kernel(product, rows, q0, q1, order.begin(u1), split.K,
                      !plan.fetches   ? -1
-                     : u1 == item.p1 ? order.panels(item.p0)
+                     : u1 == item.u1 ? order.panels(item.u0)
                                      : q1);
         if (m + 1 < plan.k_splits) continue;
         with_gates(p.cell, [&]<class Gates>(Gates) {
@@ -215,13 +209,11 @@ struct ForwardRun {
 
   // Computes a single step: some panels at a time are packed to one place and multiplied with all
   // rows from there.
-  template <class Step>
-  void stream(Step& step, const WorkItem& item, const typename ForwardLayout<S, MK>::Scratch& s,
-              int64_t rows) const {
+  void stream(Step& step, const WorkItem& item, const Scratch& s, int64_t rows) const {
     const Matrix<S, F> ih = at.weight_ih(item.d), hh = at.weight_hh(item.d);
     const int64_t K = p.multiplies_state() ? operands_in<F>(p.H) : 0;
-    for (int64_t q = item.p0; q < item.p1; q += kStreamed<F>) {
-      const int64_t end = min_of(q + kStreamed<F>, item.p1);
+    for (int64_t q = item.u0; q < item.u1; q += kStreamed<F>) {
+      const int64_t end = min_of(q + kStreamed<F>, item.u1);
       step.packed_ih = ih.pack_panels(q, end, s.ih);
       if (K > 0) step.packed = hh.pack_panels(q, end, s.hh);
       macro_kernel(step, rows, q, end, p.H, K);
@@ -229,14 +221,14 @@ struct ForwardRun {
   }
 
   // Fills a chunk's rows with the biases and the noise, from which all other sums start.
-  void draw_noise(const WorkItem& item, const Chunk& chunk,
-                  const typename ForwardLayout<S, MK>::Scratch& s, int64_t first_column) const {
+  void draw_noise(const WorkItem& item, const Chunk& chunk, const Scratch& s,
+                  int64_t first_column) const {
     C* row = s.pre - first_column;
     for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
       for (int64_t i = 0, n = sequences(p, item, t); i < n; ++i) {
         add_noise<C>(*p.noise_keys, p.noise_from + t, item.sequence(i), item.d,
                      s.noise - first_column, s.bias - first_column, row, first_column,
-                     item.p1 * kPanel<C>);
+                     item.u1 * kPanel<C>);
         row += scratch_stride<C>(at.columns);
       }
   }
@@ -244,7 +236,6 @@ struct ForwardRun {
   // Fills `pre` with a chunk's pre-activations without the recurrent term, which start from the
   // rows at `start`. Both begin with column 0. If weights are streamed, they are packed to
   // `panels`.
-  template <class Step>
   void fill_pre(const WorkItem& item, const Chunk& chunk, const Step& step,
                 const Rows<const C>& start, const Rows<C>& pre, F* panels) const {
     const GateColumns<C>& order = at.gate_columns;
@@ -254,11 +245,11 @@ struct ForwardRun {
                                .start = start,
                                .out = pre,
                                .end = order.panels() * kPanel<C>};
-      const int64_t K = operands_in<F>(p.I), first = order.panels(item.p0);
+      const int64_t K = operands_in<F>(p.I), first = order.panels(item.u0);
       if (plan.weights != Weights::streamed)
-        return macro_kernel(project, chunk.rows, first, order.panels(item.p1), order.begin(item.p1),
+        return macro_kernel(project, chunk.rows, first, order.panels(item.u1), order.begin(item.u1),
                             K, plan.fetches ? first : -1);
-      for (int64_t u = item.p0; u < item.p1; ++u) {
+      for (int64_t u = item.u0; u < item.u1; ++u) {
         const int64_t q0 = order.panels(u), q1 = order.panels(u + 1);
         project.packed = at.weight_ih(item.d).pack_panels(q0, q1, panels);
         macro_kernel(project, chunk.rows, q0, q1, order.begin(u + 1), K);
@@ -271,9 +262,9 @@ struct ForwardRun {
         const S* const row = p.input.data
                                  ? input_row<S>(p, t, item.sequence(i)) + item.d * p.gates() * p.H
                                  : nullptr;
-        for (int64_t j = order.begin(item.p0); j < order.begin(item.p1); j += kLanes<C>) {
+        for (int64_t j = order.begin(item.u0); j < order.begin(item.u1); j += kLanes<C>) {
           Vec<C> x = load(start[to] + j);
-          if (row) x += load_gates<S>(p, row, j / kLanes<C>);
+          if (row) x += load_gates<S>(p, row, j);
           store(pre[to] + j, x);
         }
       }

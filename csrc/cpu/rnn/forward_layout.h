@@ -12,7 +12,7 @@ struct ForwardLayout {
   using C = Compute<S>;
   const Recurrence& p;
   const ForwardPlan& plan;
-  Arrays<F> ih, hh;     // packed weights: a copy for each work item or each direction
+  Arrays<F> ih, hh;     // packed weights: a copy for each group or each direction
   Arrays<bool> finite;  // for each panel of each copy: whether W_hh is finite there
   ForwardStates<S, MK> states;
   GateColumns<C> gate_columns;  // the order of a product's columns
@@ -28,19 +28,19 @@ struct ForwardLayout {
         finite(arena.take_padded<bool>(plan.copies(p.D), weight_hh(0).panels())),
         states(p, plan, arena),
         gate_columns{p.H, p.gates()},
-        columns(plan.member_panels(panels_in<C>(p.H)) * p.gates() * kPanel<C>) {
+        columns(plan.member_blocks(panels_in<C>(p.H)) * p.gates() * kPanel<C>) {
     if (plan.weights == Weights::given) {
       ih.first = static_cast<F*>(const_cast<void*>(p.packed_weights));
       hh.first = ih.first + weight_ih(0).packed_size();
     }
-    scratch = arena.take<char>(workers, Scratch(*this, nullptr).bytes);
+    scratch = arena.take_padded<char>(workers, Scratch(*this, nullptr).bytes);
     bytes = arena.used;
   }
 
   struct Scratch {  // of one worker
     C *bias, *alpha, *noise, *pre;
     // Of a gated cell, where `bias` is bias_ih alone: bias_hh, and W_hh h + bias_hh of some panels
-    // of units, [item_rows] rows pre_hh_stride() apart.
+    // of units, [group_rows] rows pre_hh_stride() apart.
     C *bias_hh, *pre_hh;
     F* features;
     F *ih, *hh;                // the panels that are streamed
@@ -52,7 +52,7 @@ struct ForwardLayout {
       alpha = arena.take<C>(is_leaky(at.p.cell) ? at.columns : 0);
       const bool gated = is_gated(at.p.cell);
       bias_hh = arena.take<C>(gated ? at.columns : 0);
-      pre_hh = arena.take<C>(gated ? at.plan.item_rows * at.pre_hh_stride() : 0);
+      pre_hh = arena.take<C>(gated ? at.plan.group_rows * at.pre_hh_stride() : 0);
       noise = arena.take<C>(at.p.noise[0] ? at.columns : 0);
       pre = arena.take<C>(at.starts_from_rows() ? at.plan.chunk_rows * scratch_stride<C>(at.columns)
                                                 : 0);
@@ -63,25 +63,24 @@ struct ForwardLayout {
                                                                   : kStreamed<F>;
       ih = arena.take<F>(panels * at.weight_ih(0).panel_size());
       hh = arena.take<F>(panels * at.weight_hh(0).panel_size());
-      order = arena.take<int64_t>(at.plan.sorts ? at.plan.item_rows : 0);
+      order = arena.take<int64_t>(at.plan.sorts ? at.plan.group_rows : 0);
       present = arena.take<int64_t>(at.plan.sorts ? at.p.T : 0);
-      arena.take<char>(kFalseSharing);
       bytes = arena.used;
     }
   };
   Scratch scratch_of(const Worker& worker) const { return {*this, scratch[worker.rank]}; }
 
-  // How many panels of units are multiplied with the state before their gates follow: as many as
+  // How many blocks of units are multiplied with the state before their gates follow: as many as
   // keep the products of a step in L1d, or all if a product comes in K splits.
-  int64_t pre_hh_panels() const {
-    const int64_t all = plan.member_panels(panels_in<C>(p.H));
+  int64_t pre_hh_blocks() const {
+    const int64_t all = plan.member_blocks(panels_in<C>(p.H));
     if (plan.weights == Weights::streamed) return 1;
     if (plan.k_splits > 1) return all;
-    const int64_t bytes = plan.item_rows * p.gates() * kPanel<C> * static_cast<int64_t>(sizeof(C));
+    const int64_t bytes = plan.group_rows * p.gates() * kPanel<C> * static_cast<int64_t>(sizeof(C));
     return min_of(all, max_of(1, kGateBytes / bytes));
   }
   int64_t pre_hh_stride() const {
-    return scratch_stride<C>(pre_hh_panels() * p.gates() * kPanel<C>);
+    return scratch_stride<C>(pre_hh_blocks() * p.gates() * kPanel<C>);
   }
   // Whether each step's sums start from rows of scratch instead of the bias.
   bool starts_from_rows() const { return plan.projects || p.noise[0]; }
@@ -95,7 +94,7 @@ struct ForwardLayout {
     return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, true, p.H, p.gates()};
   }
 
-  // Packs panels [u0, u1) of units of direction d into a copy.
+  // Packs the weights of blocks [u0, u1) of units of direction d into a copy.
   void pack(int d, int64_t copy, int64_t u0, int64_t u1) const {
     const int64_t q0 = gate_columns.panels(u0), q1 = gate_columns.panels(u1);
     weight_ih(d).pack(ih[copy], q0, q1);
@@ -106,7 +105,7 @@ struct ForwardLayout {
   // Whether the work item's part of W_hh is finite.
   bool is_finite(const WorkItem& item) const {
     const bool* const of_copy = finite[copy_of(item)];
-    for (int64_t q = gate_columns.panels(item.p0), end = gate_columns.panels(item.p1);
+    for (int64_t q = gate_columns.panels(item.u0), end = gate_columns.panels(item.u1);
          q < end && of_copy && p.multiplies_state(); ++q)
       if (!of_copy[q]) return false;
     return true;

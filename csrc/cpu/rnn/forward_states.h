@@ -28,14 +28,15 @@ struct ForwardStates {
       : p(p),
         plan(plan),
         buffers(plan, p.H, static_cast<int>(max_of(2, plan.held_steps)), arena, MK::kRowBlock),
-        carry(plan, p.H, keeps_beside(p.cell) || (p.cell != Cell::elman && kParts<F> > 0), arena),
+        carry(plan, p.H, traits_of(p.cell).keeps_beside || (p.cell != Cell::elman && kParts<F> > 0),
+              arena),
         apart_output(plan, p.H, plan.sorts && writes_output_apart(), arena),
         apart_saved(plan, traits_of(p.cell).saved * p.H, plan.sorts && p.saved, arena) {}
 
   // Whether a step's tiles write its output beside the state, whose operands are rounded.
   static constexpr bool writes_output_apart() { return kNative<S> && !kStoredAsOperands<S, F>; }
 
-  // The state that the work item's first step reads: hx, or zeros. It is written to both buffers,
+  // The state that the work item's first step reads: hx, reset_state or zeros. Two buffers get it,
   // since a sequence that begins late may find it in either. A sequence without steps ends with it.
   Rows<const F> initial_state(const WorkItem& item) const {
     if (plan.from_hx)
@@ -48,7 +49,7 @@ struct ForwardStates {
         store_state(item, i, start, buffers.row(item, buffer, i));
       const int states = p.length(b) == 0 ? traits_of(p.cell).states : 0;
       for (int which = 0; which < states; ++which)
-        for (int64_t j = item.p0 * kPanel<C>; j < item.p1 * kPanel<C>; j += kLanes<C>)
+        for (int64_t j = item.u0 * kPanel<C>; j < item.u1 * kPanel<C>; j += kLanes<C>)
           store_some(h_n_row(item, b, which) + j,
                      load_state(state_row<S>(p, p.hx, item.d, b, which), j, p.H - j), p.H - j);
     }
@@ -60,7 +61,7 @@ struct ForwardStates {
   void set_destinations(Step& step, const WorkItem& item, int64_t t, int64_t done) const {
     const int64_t width = p.D * p.H;
     S* const output = plan.sorts ? nullptr : output_row<S>(p, p.output, item.d, t, item.b0);
-    if (plan.state == Home::rows) {
+    if (plan.state_home == Home::rows) {
       step.next = {reinterpret_cast<F*>(output), width / kKPack<F>};
       step.next_end = p.H;
     } else {
@@ -93,7 +94,7 @@ struct ForwardStates {
   template <class Step>
   RNNEXT_INLINE void finish_step(Step& step, const WorkItem& item, int64_t t, int64_t done,
                                  int64_t rows) const {
-    if (plan.state == Home::scratch) {
+    if (plan.state_home == Home::scratch) {
       if (item.last) clear_row_ends(step.next.first, rows, buffers.stride, p.H);
       if (plan.sorts) clear_padding(item, t, rows);
       if (!kNative<S> || plan.sorts) write_output(item, t, rows, step.next);
@@ -122,7 +123,7 @@ struct ForwardStates {
     const int64_t b = item.sequence(i);
     const S* const state = state_row<S>(p, states, item.d, b);
     const S* const beside = state_row<S>(p, states, item.d, b, traits_of(p.cell).states - 1);
-    for (int64_t j = item.p0 * kPanel<C>; j < item.p1 * kPanel<C>; j += kLanes<C>) {
+    for (int64_t j = item.u0 * kPanel<C>; j < item.u1 * kPanel<C>; j += kLanes<C>) {
       const Vec<C> x = load_state(state, j, p.H - j);
       if (carry.count) store(carry.row(item, 0, i) + j, load_state(beside, j, p.H - j));
       Operands<F>::store(next, j, output_of<S>(p, x));
@@ -156,7 +157,7 @@ struct ForwardStates {
   // Writes the output, and what is saved, where the tiles did not. The state is rounded to 16 bits
   // with its output.
   void write_output(const WorkItem& item, int64_t t, int64_t rows, const Rows<F>& states) const {
-    const int64_t from = item.p0 * kPanel<C>, to = min_of(item.p1 * kPanel<C>, p.H);
+    const int64_t from = item.u0 * kPanel<C>, to = min_of(item.u1 * kPanel<C>, p.H);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t b = item.sequence(i);
       F* const next = states[i];
@@ -183,7 +184,7 @@ struct ForwardStates {
     }
   }
   void write_h_n(const WorkItem& item, int64_t t, int64_t rows) const {
-    const int64_t from = item.p0 * kPanel<C>, to = min_of(item.p1 * kPanel<C>, p.H);
+    const int64_t from = item.u0 * kPanel<C>, to = min_of(item.u1 * kPanel<C>, p.H);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t b = item.sequence(i);
       if (!p.ends(item.d, b, t)) continue;
@@ -191,7 +192,7 @@ struct ForwardStates {
         const S* const output = output_row<S>(p, p.output, item.d, t, b);
         __builtin_memcpy(h_n_row(item, b) + from, output + from, (to - from) * sizeof(S));
       }
-      if (!keeps_beside(p.cell)) continue;
+      if (!traits_of(p.cell).keeps_beside) continue;
       S* const beside = h_n_row(item, b, traits_of(p.cell).states - 1);
       for (int64_t j = from; j < to; j += kLanes<C>)
         store_some(beside + j, load(carry.row(item, 0, i) + j), p.H - j);

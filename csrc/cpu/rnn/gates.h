@@ -1,5 +1,6 @@
-// The end of a step of a gated cell. In the forward pass it runs after the products of some panels
-// of units, whose columns hold several gates; in the backward pass it ends a tile, as any epilogue.
+// The gate pass: the end of a step of a gated cell. In the forward pass it runs after the products
+// of some blocks of units, whose columns hold several gates; in the backward pass it ends a tile,
+// as any epilogue.
 #pragma once
 
 #include "cpu/cells/gru.h"
@@ -36,8 +37,8 @@ RNNEXT_INLINE auto with_gates(Cell cell, const F& f) {
 }
 
 // Stores the values that a cell saves, each as it is made: kept until the end they would be
-// spilled. The first vectors of a row go to `to`, a place in Recurrence::saved, whose rows are
-// row_stride and the saved values of a row `stride` apart; null: nothing is saved.
+// spilled. The first vectors of a row go to `to`, a place in Recurrence::saved, or scratch, whose
+// rows are row_stride and the saved values of a row `stride` apart; null: nothing is saved.
 template <class S, int NV = 1>
 struct SavedUnits {
   S* to;
@@ -106,7 +107,7 @@ RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64
   }
 }
 
-// Prefetches the lines in far memory that the panel of units from j on is written to, of R rows.
+// Prefetches the lines in far memory that the block of units from j on is written to, of R rows.
 template <class Gates, class S, int R, class Step>
 RNNEXT_INLINE void prefetch_rows(const Step& step, int64_t row, int64_t j) {
   constexpr int kBy = kKPack<typename Step::F>;
@@ -120,7 +121,7 @@ RNNEXT_INLINE void prefetch_rows(const Step& step, int64_t row, int64_t j) {
     prefetch_tile<R, 2, true>(step.far_saved + row * stride + k * step.H + j, stride);
 }
 
-// The same of panels [u0, u1) of units and R rows of `rows`, from `row` on.
+// Makes the states and outputs of blocks [u0, u1) of units and R rows of `rows`, from `row` on.
 template <class Gates, class S, int R, class Step, class C>
 RNNEXT_INLINE void forward_rows(const Step& step, int64_t row, int64_t rows,
                                 const Rows<const C>& pre_ih, const Rows<const C>& pre_hh,
@@ -154,7 +155,7 @@ RNNEXT_NOINLINE void forward_gates(const Step& step, const Rows<const C>& pre_ih
   if (row < rows) forward_rows<Gates, S, 1>(own, row, rows, pre_ih, pre_hh, u0, u1);
 }
 
-// Makes the gradients of units j and up of a row, N vectors of which several are whole, from the
+// Makes the gradients of units j and up of a row, N vectors, all whole if N > 1, from the
 // sums of its tile. In a row of operands the gates are gate_width apart.
 template <class Gates, class S, int N, class Step, class C = Compute<S>>
 RNNEXT_INLINE void backward_units(const Step& step, const Vec<C>* sum, int64_t row, int64_t j) {

@@ -11,31 +11,25 @@ namespace rnnext::RNNEXT_ISA {
 // steps are done: grad_pre of the sequences' first steps, for the gradient of hx, and the sums over
 // resets.
 template <class S, class MK>
-struct GradPreBuffers {
+struct GradPreBuffers : BackwardCall {
   using F = typename MK::Operand;
   using C = Compute<S>;
-  const Recurrence& p;
-  const RecurrenceGradOut& out;
-  const BackwardPlan& plan;
   RowBuffers<F> operands;
   enum Buffer { kEven, kOdd, kFirstSteps, kResets, kBuffers };
-  // Rows of sums. The first three are the gradient that reaches the state before a step without
-  // passing W_hh: that of the current step, that of the sequences' first steps, and its sum over
-  // resets. kMixed is the gradient of what the leak mixes.
-  enum Sums { kCarry, kFirst, kResetCarry, kMixed, kCount };
-  RowBuffers<C> sums;
+  // Rows of state_grads. The first three are the gradient that reaches the state before a step
+  // without passing W_hh: that of the current step, that of the sequences' first steps, and its sum
+  // over resets. kMixed is the gradient of what the leak mixes.
+  enum StateGrad { kCarry, kFirst, kResetCarry, kMixed, kCount };
+  RowBuffers<C> state_grads;
   RowBuffers<C> reset_pre;  // the gradients of the pre-activations, summed over resets
   int parts;                // of a row: how many gradients a hidden unit's pre-activations have
   int64_t width;            // of a part in a row of operands
 
-  GradPreBuffers(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
-                 Arena& arena)
-      : p(p),
-        out(out),
-        plan(plan),
+  GradPreBuffers(const BackwardCall& call, Arena& arena)
+      : BackwardCall(call),
         operands(plan, traits_of(p.cell).grads * gate_width<F>(p.H), kBuffers, arena,
                  MK::kRowBlock),
-        sums(plan, p.H, carries() ? kCount : 0, arena),
+        state_grads(plan, p.H, carries() ? kCount : 0, arena),
         reset_pre(plan, traits_of(p.cell).grads * p.H, out.reset_state != nullptr, arena),
         parts(traits_of(p.cell).grads),
         width(gate_width<F>(p.H)) {}
@@ -50,32 +44,33 @@ struct GradPreBuffers {
 
   // The rows that the work item's last steps read: zeros. With Home::rows they are not read.
   Rows<const F> initial(const WorkItem& item) const {
-    const int cleared = plan.grad_pre == Home::rows ? kEven : kBuffers;
-    const int64_t end = item.last ? width : item.p1 * kPanel<C>;
+    const int cleared = plan.grad_pre_home == Home::rows ? 0 : kBuffers;
+    const int64_t end = item.last ? width : item.u1 * kPanel<C>;
     for (int64_t i = 0; i < item.size; ++i) {
       for (int k = 0; k < parts; ++k)
-        for (int64_t j = item.p0 * kPanel<C>; j < end; j += kLanes<C>) {
+        for (int64_t j = item.u0 * kPanel<C>; j < end; j += kLanes<C>) {
           for (int buffer = 0; buffer < cleared; ++buffer)
             store_part(operands.row(item, buffer, i), k, j, Vec<C>{}, width);
           if (reset_pre.count)
             store_some(reset_pre.row(item, 0, i) + k * p.H + j, Vec<C>{}, p.H - j);
         }
-      for (int64_t j = item.p0 * kPanel<C>; j < item.p1 * kPanel<C>; j += kLanes<C>)
-        for (int sum = 0; sum < sums.count; ++sum) store(sums.row(item, sum, i) + j, Vec<C>{});
+      for (int64_t j = item.u0 * kPanel<C>; j < item.u1 * kPanel<C>; j += kLanes<C>)
+        for (int sum = 0; sum < state_grads.count; ++sum)
+          store(state_grads.row(item, sum, i) + j, Vec<C>{});
     }
     return operands.all(item, kFirstSteps);
   }
 
   // Where the step after `done` others writes grad_pre as operands; null: its rows serve as such.
   Rows<F> next_buffer(const WorkItem& item, int64_t done) const {
-    if (plan.grad_pre == Home::rows) return {};
+    if (plan.grad_pre_home == Home::rows) return {};
     return operands.all(item, done % 2 == 0 ? kOdd : kEven);
   }
 
   // Turns what a step wrote into what the next one reads.
   Rows<const F> finish_step(const WorkItem& item, int64_t t, int64_t rows, const Rows<F>& next,
                             const Rows<C>& grad_pre) const {
-    if (plan.grad_pre == Home::rows)
+    if (plan.grad_pre_home == Home::rows)
       return {reinterpret_cast<const F*>(grad_pre.first), grad_pre.stride};
     if (item.last && parts == 1) clear_row_ends(next.first, rows, next.stride, p.H);
     if (p.ragged()) mask_ragged_rows(item, t, rows, next, grad_pre);
@@ -107,7 +102,7 @@ struct GradPreBuffers {
 
   // A copy of grad_pre whose rows are about to be overwritten.
   Rows<const F> copied(const WorkItem& item, const Rows<const F>& grad_pre) const {
-    if (plan.grad_pre == Home::scratch) return grad_pre;
+    if (plan.grad_pre_home == Home::scratch) return grad_pre;
     for (int64_t i = 0; i < item.size; ++i)
       for (int64_t j = 0; j < parts * width; j += kLanes<C>)
         copy_operands(operands.row(item, kEven, i), grad_pre[i], j);
@@ -125,7 +120,7 @@ struct GradPreBuffers {
   template <class Body>
   void for_parts(const WorkItem& item, const Body& f) const {
     for (int k = 0; k < parts; ++k)
-      for (int64_t j = item.p0 * kPanel<C>; j < min_of(item.p1 * kPanel<C>, p.H); j += kLanes<C>)
+      for (int64_t j = item.u0 * kPanel<C>; j < min_of(item.u1 * kPanel<C>, p.H); j += kLanes<C>)
         f(k, j);
   }
   // Stores a vector of a part in a row of operands, where the part ends at `end`.
@@ -152,10 +147,10 @@ struct GradPreBuffers {
       if (next && (anew || p.ragged())) store_part(next, k, j, Vec<C>{}, p.H);
     });
     if (!carries()) return;
-    for (int64_t j = item.p0 * kPanel<C>; j < item.p1 * kPanel<C>; j += kLanes<C>) {
-      C* const carry = sums.row(item, kCarry, i) + j;
-      C* const mixed = sums.row(item, kMixed, i) + j;
-      add(sums.row(item, anew ? kResetCarry : kFirst, i) + j, load(carry));
+    for (int64_t j = item.u0 * kPanel<C>; j < item.u1 * kPanel<C>; j += kLanes<C>) {
+      C* const carry = state_grads.row(item, kCarry, i) + j;
+      C* const mixed = state_grads.row(item, kMixed, i) + j;
+      add(state_grads.row(item, anew ? kResetCarry : kFirst, i) + j, load(carry));
       if (alpha_grad && before && p.cell == Cell::rate)
         add(alpha_grad + j, -load(mixed) * load_some(before + j, p.H - j));
       store(carry, Vec<C>{});

@@ -33,7 +33,7 @@ struct OneStep {
         Operands<F>::store(h[row], j,
                            load_some(static_cast<const S*>(p.hx) + row * p.H + j, p.H - j));
     const int64_t vectors = divide_up(p.H, kLanes<C>);
-    const Range share = part(p.D * vectors, worker.rank, worker.size);
+    const Range share = share_of(p.D * vectors, worker.rank, worker.size);
     const Product product = product_of<kOneStepRows>(p.B);
     for (int64_t v = share.begin; v < share.end; ++v) {
       const int d = static_cast<int>(v / vectors);
@@ -83,7 +83,7 @@ struct OneStep {
     for (int64_t b = 0; b < p.B; ++b) acc[b] = bias_of<S>(p, d, j);
     add_input(product, acc, d, j, left);
     add_state(product, acc, d, j, left);
-    for_name(p.nonlinearity, ForwardVectors<S>{acc, static_cast<int>(p.B)});
+    for_nonlinearity(p.nonlinearity, ForwardVectors<S>{acc, static_cast<int>(p.B)});
     for (int64_t b = 0; b < p.B; ++b) {
       store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, acc[b], left);
       store_some(static_cast<S*>(p.h_n) + (d * p.B + b) * p.H + j, acc[b], left);

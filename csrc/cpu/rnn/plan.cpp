@@ -18,7 +18,7 @@ double multiply_cycles(const KernelShape& shape, const Machine& machine, int64_t
   if (!shape.tiles || machine.tiles == 0)
     return static_cast<double>(rows) * bytes /
            (shape.k_pack > 1 ? machine.pairs : machine.multiply);
-  // With two parts, a pair of twice the bytes takes three products.
+  // At "high" a float32 is two bfloat16, and a product three of theirs.
   const double products = shape.operand_bytes > 4 ? 1.5 : 1;
   const auto whole = static_cast<double>(divide_up(rows, shape.row_block) * shape.row_block);
   return whole * bytes * products / machine.tiles;
@@ -41,7 +41,7 @@ double step_cycles(const KernelShape& shape, const Machine& machine, int64_t row
 
 // Whether panels of so many bytes of weights are fetched ahead.
 bool fetches(int64_t bytes, const KernelShape& shape, const Machine& machine) {
-  return !shape.tiles &&
+  return !shape.tiles && shape.k_pack == 1 &&
          static_cast<double>(bytes) >= std::max(machine.l2_bytes, machine.fetch_bytes);
 }
 
@@ -74,10 +74,10 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
     // With more rows there is enough work that members can wait for the whole state at once.
     if (p.T > 1 && rows < kFewRows && splits) {
       plan.k_splits = hidden;
-      plan.panel_group = max_of(1, shape.sum_block / shape.panel);
-      if (divide_up(panels, plan.panel_group) < hidden) continue;
+      plan.block_step = max_of(1, shape.sum_block / shape.panel);
+      if (divide_up(panels, plan.block_step) < hidden) continue;
     }
-    const int64_t columns = plan.member_panels(panels) * shape.panel;
+    const int64_t columns = plan.member_blocks(panels) * shape.panel;
     const double lines = static_cast<double>(rows * (p.H - columns)) * shape.operand_bytes / 64;
     // (In a single step no member waits, but each reads lines that the others wrote.)
     plan.cycles = step_cycles(shape, machine, rows, gates * columns, K) +
@@ -85,9 +85,9 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
                   machine.line * lines;
     if (plan.cycles < best.cycles) best = plan;
   }
-  best.items = p.D * best.batch_parts;
+  best.groups = p.D * best.batch_parts;
   best.row_block = shape.row_block;
-  best.item_rows = split_sequences(p, 0, best.batch_parts, best.row_block).most;
+  best.group_rows = split_sequences(p, 0, best.batch_parts, best.row_block).most;
   return best;
 }
 
@@ -123,32 +123,35 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
                                                   : Weights::shared;
   plan.sorts = p.ragged() && !p.step_row;
   plan.projects =
-      p.I == 0 || gated || (p.T > 1 && (plan.item_rows < kFewRows || !small || plan.k_splits > 1));
+      p.I == 0 || gated || (p.T > 1 && (plan.group_rows < kFewRows || !small || plan.k_splits > 1));
   const int64_t width = p.D * p.H * shape.storage_bytes;
   const bool whole_blocks = p.H % shape.k_align == 0 && p.B % shape.row_block == 0 &&
                             p.B >= plan.batch_parts * shape.row_block;
   if (shape.stored_as_operands && (shape.tiles ? whole_blocks : p.H % shape.k_pack == 0) &&
       p.plain()) {
-    if (plan.hidden_parts == 1 && width < kSameSetBytes) plan.state = Home::rows;
+    if (plan.hidden_parts == 1 && width < kSameSetBytes) plan.state_home = Home::rows;
     plan.from_hx = p.hx && p.T == 1 && p.cell == Cell::elman;
   }
   plan.fetches = plan.weights != Weights::streamed && !plan.from_hx &&
                  fetches(weights / plan.hidden_parts, shape, machine);
-  const int64_t row_bytes = p.H * shape.storage_bytes, step_bytes = plan.item_rows * row_bytes;
-  if (plan.state == Home::rows && shape.k_pack == 1 && plan.batch_parts > 1 && row_bytes > 64 &&
-      step_bytes <= kNarrowBytes && p.T >= kHeldFrom && p.rows() * width < kFarBytes) {
-    plan.state = Home::scratch;
+  const int64_t row_bytes = p.H * shape.storage_bytes, step_bytes = plan.group_rows * row_bytes;
+  if (plan.state_home == Home::rows && shape.k_pack == 1 && plan.batch_parts > 1 &&
+      row_bytes > 64 && step_bytes <= kNarrowBytes && p.T >= kHeldFrom &&
+      p.rows() * width < kFarBytes) {
+    plan.state_home = Home::scratch;
     plan.held_steps = min_of(p.T, kHeldBytes / step_bytes);
   }
-  const int64_t columns = plan.member_panels(shape.panels(p.H)) * shape.panel * p.gates();
+  const int64_t columns = plan.member_blocks(shape.panels(p.H)) * shape.panel * p.gates();
   const int64_t features =
       (shape.panels(p.I) * shape.panel / shape.k_pack + 64 / shape.operand_bytes) *
       shape.operand_bytes;
   const int64_t chunk_row = max_of(shape.sums_bytes(columns), features);
   const int64_t fit = stacked ? kFewRows : kForwardChunkBytes / chunk_row;
-  plan.chunk_rows = plan.projects ? max_of(plan.item_rows, min_of(fit, p.T * p.B)) : plan.item_rows;
+  plan.chunk_rows =
+      plan.projects ? max_of(plan.group_rows, min_of(fit, p.T * p.B)) : plan.group_rows;
   const int64_t written = p.rows() * width * (gated && p.saved ? 1 + traits_of(p.cell).saved : 1);
-  plan.far = (plan.state == Home::rows || shape.native()) && !plan.sorts && written >= kFarBytes;
+  plan.far =
+      (plan.state_home == Home::rows || shape.native()) && !plan.sorts && written >= kFarBytes;
   return plan;
 }
 
@@ -170,9 +173,9 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   const bool shares = plan.hidden_parts > 1;
   plan.fetches = fetches(weights / plan.hidden_parts, shape, machine);
   if (shares && threads < asked) {
-    // Work items then have fewer members. Their number stays, since each sums the gradient of
+    // Groups then have fewer members. Their number stays, since each sums the gradient of
     // alpha.
-    plan.hidden_parts = max_of(1, threads / plan.items);
+    plan.hidden_parts = max_of(1, threads / plan.groups);
     if (plan.k_splits > 1) plan.k_splits = plan.hidden_parts;
   }
   plan.weights = p.T == 1                         ? Weights::streamed
@@ -193,29 +196,32 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   plan.sorts = by_step && p.ragged() && !p.step_row;
   if (shape.k_pack == 1 && p.plain() && plan.hidden_parts == 1 &&
       (by_step || p.D * grads * p.H * shape.compute_bytes < kSameSetBytes))
-    plan.grad_pre = Home::rows;
+    plan.grad_pre_home = Home::rows;
   plan.chunk_rows = max_of(
-      plan.item_rows, min_of(kBackwardChunkBytes / shape.sums_bytes(grads * p.H), kGradientRows));
+      plan.group_rows, min_of(kBackwardChunkBytes / shape.sums_bytes(grads * p.H), kGradientRows));
   plan.direct_sums = shape.native() && !shape.tiles && p.rows() <= kDirectSumRows &&
                      (!plan.own_sums || (plan.batch_parts == 1 && p.rows() <= plan.chunk_rows));
   return plan;
 }
 
-bool plan_wavefront(const Recurrence* layers, int n, const KernelShape& shape,
-                    const Machine& machine, int threads) {
-  if (threads == 1 || layers[0].T == 1) return false;
+std::vector<ForwardPlan> plan_wavefront(const std::vector<Recurrence>& layers,
+                                        const KernelShape& shape, const Machine& machine,
+                                        int threads) {
+  std::vector<ForwardPlan> plans;
+  const auto n = static_cast<int>(layers.size());
+  if (n == 1 || threads == 1 || layers[0].T == 1 || layers[0].D > 1) return plans;
   double in_turn = 0, slowest = 0;
   int64_t chunk_steps = 1;
-  for (int l = 0; l < n; ++l) {
-    const Recurrence& p = layers[l];
-    const ForwardPlan alone = plan_forward(p, shape, machine, 1, true);
+  for (const Recurrence& p : layers) {
+    const ForwardPlan& alone = plans.emplace_back(plan_forward(p, shape, machine, 1, true));
     slowest = std::max(slowest, layer_cycles(p, shape, machine, alone));
-    in_turn += layer_cycles(p, shape, machine, share_out(p, shape, machine, threads));
+    in_turn += layer_cycles(p, shape, machine, plan_forward(p, shape, machine, threads));
     chunk_steps = max_of(chunk_steps, divide_up(alone.chunk_rows, p.B));
   }
   const int64_t T = layers[0].T, team = min_of(n, threads);
   const auto steps = static_cast<double>(divide_up(n, team) * T + (team - 1) * chunk_steps);
-  return steps * slowest < static_cast<double>(T) * in_turn;
+  if (steps * slowest >= static_cast<double>(T) * in_turn) plans.clear();
+  return plans;
 }
 
 bool plan_lower_precision(const Recurrence& p, const KernelShape& shape) {
@@ -233,6 +239,14 @@ int plan_threads(const Recurrence& p, int products, int most) {
                        : p.packed_weights ? kThreadWorkPackedStep
                                           : kThreadWorkOneStep;
   return static_cast<int>(std::clamp(work / share, 1.0, static_cast<double>(most)));
+}
+
+int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& machine,
+                 int threads) {
+  if (threads == 1) return 1;
+  const ForwardPlan plan = plan_forward(p, shape, machine, threads);
+  if (plan.weights == Weights::unpacked) return threads;
+  return static_cast<int>(min_of(threads, plan.groups * plan.hidden_parts));
 }
 
 Split split_sequences(const Timeline& p, int64_t i, int64_t n, int64_t row_block) {
@@ -275,18 +289,19 @@ bool plan_unpadded(const Recurrence& p, const RecurrenceGradOut& out, const Kern
   return steps > 0 && steps <= kUnpadShare * static_cast<double>(p.T * p.B) && spared >= kUnpadWork;
 }
 
-WorkItem work_item(const Plan& plan, const Recurrence& p, int64_t panels, int64_t u,
-                   int64_t slice) {
-  const Range b = split_sequences(p, u % plan.batch_parts, plan.batch_parts, plan.row_block).own;
-  const Range h = part(panels, slice, plan.hidden_parts, plan.panel_group);
-  return {.d = static_cast<int>(u / plan.batch_parts),
+WorkItem work_item(const Plan& plan, const Recurrence& p, int64_t blocks, int64_t group,
+                   int64_t member) {
+  const int64_t n = plan.batch_parts;
+  const Range b = split_sequences(p, group % n, n, plan.row_block).own;
+  const Range u = share_of(blocks, member, plan.hidden_parts, plan.block_step);
+  return {.d = static_cast<int>(group / n),
           .b0 = b.begin,
           .size = b.end - b.begin,
-          .p0 = h.begin,
-          .p1 = h.end,
-          .group = static_cast<int>(u),
+          .u0 = u.begin,
+          .u1 = u.end,
+          .group = static_cast<int>(group),
           .members = static_cast<int>(plan.hidden_parts),
-          .last = h.end == panels};
+          .last = u.end == blocks};
 }
 
 WorkItem sorted(const WorkItem& item, const Timeline& p, int64_t* order, int64_t* present) {

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "cpu/rnn/tuning.h"
 #include "recurrence/call.h"
@@ -15,11 +16,11 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Part i of n of the range [0, total), in multiples of `step`.
+// Share i of n of the range [0, total), in multiples of `step`.
 struct Range {
   int64_t begin, end;
 };
-inline Range part(int64_t total, int64_t i, int64_t n, int64_t step = 1) {
+inline Range share_of(int64_t total, int64_t i, int64_t n, int64_t step = 1) {
   const int64_t steps = divide_up(total, step);
   return {min_of(total, steps * i / n * step), min_of(total, steps * (i + 1) / n * step)};
 }
@@ -56,46 +57,48 @@ struct KernelShape {
   // Bytes of a row of scratch: see scratch_stride in gemm/tile.h.
   int64_t sums_bytes(int64_t columns) const { return panels(columns) * panel * compute_bytes + 64; }
   bool native() const { return storage_bytes == compute_bytes; }
-  // Whether there are kernels for Weights::unpacked. (On tiles, float32 needs more sequences.)
+  // Whether there are kernels for Weights::unpacked. (Tiles multiply a single step of float32 from
+  // kMediumStepRows sequences on, which are more than kOneStepRows.)
   constexpr bool unpacks() const { return !tiles || stored_as_operands; }
 };
 
 // Which packed weights a pass multiplies with.
 enum class Weights {
-  shared,    // those that all threads pack for all work items, one copy for each direction
-  own,       // those that each work item packs for itself
+  shared,    // those that all threads pack for all groups, one copy for each direction
+  own,       // those that each group packs for itself
   given,     // Recurrence::packed_weights
   streamed,  // one step's: a panel is packed, or read as it lies, just before it is multiplied
   unpacked,  // none: one step of few sequences reads weights as they lie (rnn/one_step.h)
 };
 constexpr const char* kWeightsNames[] = {"shared", "own", "given", "streamed", "unpacked"};
 
-// Sequences do not depend on each other, so directions and sequences are shared out first: a work
-// item is one direction of some of the sequences. Its hidden units are shared among several
-// members, who wait for each other at every step, only where few rows meet large weights.
+// Sequences do not depend on each other, so directions and sequences are shared out first: a group
+// has one direction of some of the sequences. Its hidden units are shared among several members,
+// who wait for each other at every step, only where few rows meet large weights.
 struct Plan {
-  int64_t batch_parts;      // for each direction
-  int64_t hidden_parts;     // members of a work item
-  int64_t items;            // D * batch_parts
-  int64_t k_splits = 1;     // of what W_hh multiplies: a product reads each when its writer is done
-  int64_t panel_group = 1;  // members take multiples of it: K splits end where blocks of sums do
-  int64_t row_block = 1;    // the micro-kernel's: larger work items take multiples of it
-  double cycles = 0;        // estimated, of a step's product with the state
-  int64_t item_rows = 0;    // the most sequences of a work item
+  int64_t batch_parts;     // for each direction
+  int64_t hidden_parts;    // members of a group, a work item each
+  int64_t groups;          // D * batch_parts
+  int64_t k_splits = 1;    // of what W_hh multiplies: a product reads each when its writer is done
+  int64_t block_step = 1;  // blocks of units that members take multiples of, as K splits end where
+                           // blocks of sums do
+  int64_t row_block = 1;   // the micro-kernel's: larger groups take multiples of it
+  double cycles = 0;       // estimated, of a step: its product with the state, waiting, packing / T
+  int64_t group_rows = 0;  // the most sequences of a group
   Weights weights = Weights::shared;  // of W_hh alone in the backward pass
-  bool sorts = false;  // each work item takes its longest sequences first, and leaves padding out
-  // Each panel of weights is fetched while the one before is multiplied, since a member's weights
-  // exceed L2 and Machine::fetch_bytes.
+  bool sorts = false;  // each group takes its longest sequences first, and leaves padding out
+  // Tiles of four rows and more fetch the panel after theirs, since a member's weights exceed L2
+  // and Machine::fetch_bytes.
   bool fetches = false;
   bool joined = false;  // one worker has all directions of a sequence, one after the other
 
   // How many copies of packed weights there are.
   int64_t copies(int directions) const {
-    return weights == Weights::own ? items : weights == Weights::shared ? directions : 0;
+    return weights == Weights::own ? groups : weights == Weights::shared ? directions : 0;
   }
-  // The most panels of a member.
-  int64_t member_panels(int64_t panels) const {
-    return divide_up(divide_up(panels, panel_group), hidden_parts) * panel_group;
+  // The most blocks of hidden units of a member, of all blocks.
+  int64_t member_blocks(int64_t all) const {
+    return divide_up(divide_up(all, block_step), hidden_parts) * block_step;
   }
 };
 
@@ -109,18 +112,18 @@ constexpr const char* kHomeNames[] = {"scratch", "rows"};
 
 struct ForwardPlan : Plan {
   // W_ih x comes first, in one product for a chunk of steps: few rows would read W_ih from far
-  // memory at every step.
+  // memory at every step, and gates and K splits need it apart.
   bool projects = false;
-  int64_t chunk_rows = 0;
-  Home state = Home::scratch;
+  int64_t chunk_rows = 0;  // of such a chunk, at most
+  Home state_home = Home::scratch;
   int64_t held_steps = 0;  // kept in scratch, then written to the output together; 0: none
   bool from_hx = false;    // the only step reads hx where it lies
-  bool far = false;        // the output is prefetched for writing
+  bool far = false;        // the output, and what gates save, is prefetched for writing
 };
 
 // When the gradient of the features is computed, and from which W_ih.
 enum class FeatureGradient {
-  // By each work item with each step, from a copy of its own. grad_pre is then kept for a chunk of
+  // By each group with each step, from a copy of its own. grad_pre is then kept for a chunk of
   // steps only, since no other thread reads it.
   by_step,
   // After all steps, from all rows. own: each worker packs W_ih for itself. shared: all workers
@@ -133,42 +136,53 @@ enum class FeatureGradient {
 constexpr const char* kFeatureGradientNames[] = {"by_step", "own", "shared", "streamed"};
 
 struct BackwardPlan : Plan {
-  bool own_sums = false;  // each work item sums the gradients of the weights over its own rows
+  bool own_sums = false;  // each group sums the gradients of the weights over its own rows
   // There are so few rows that tiles take all of them at once, and write the gradients of the
   // weights where they are returned. Else these pass through scratch.
   bool direct_sums = false;
   FeatureGradient features = FeatureGradient::shared;
   int64_t chunk_rows = 0;
-  Home grad_pre = Home::scratch;
+  Home grad_pre_home = Home::scratch;
 
   bool by_step() const { return features == FeatureGradient::by_step; }
+};
+
+// What all parts of a backward pass refer to.
+struct BackwardCall {
+  const Recurrence& p;
+  const RecurrenceGradOut& out;
+  const BackwardPlan& plan;
 };
 
 // `stacked`: the layer above waits for whole chunks, so they are as short as possible while reading
 // the weights does not take longer than the product.
 ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Machine& machine,
                          int threads, bool stacked = false);
-// `asked`: where work items sum gradients over their own rows, the result depends on their number.
-// It must not depend on how many threads came, so the work items are those of as many threads as
-// were asked for. (The members of a work item, whose number does not change a sum, must all have
-// come.)
+// `asked`: where groups sum gradients over their own rows, the result depends on their number. It
+// must not depend on how many threads came, so the groups are those of as many threads as were
+// asked for. (The members of a group, whose number does not change a sum, must all have come.)
 BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
                            const KernelShape& shape, const Machine& machine, int asked,
                            int threads);
-// Whether a backward pass on so many threads should run over a copy without padding, since its work
-// items do not sort.
+// Whether a backward pass on so many threads should run over a copy without padding, since its
+// groups do not sort.
 bool plan_unpadded(const Recurrence& p, const RecurrenceGradOut& out, const KernelShape& shape,
                    const Machine& machine, int threads);
-// Whether n layers, each over the one before, are better computed as a wavefront, a layer a thread
-// (rnn/stack.h), than one after the other by all threads.
-bool plan_wavefront(const Recurrence* layers, int n, const KernelShape& shape,
-                    const Machine& machine, int threads);
+// The plans of layers, each over the one before, as a wavefront, a layer a thread (rnn/stack.h);
+// empty if all threads together are estimated to be faster, one layer after the other.
+std::vector<ForwardPlan> plan_wavefront(const std::vector<Recurrence>& layers,
+                                        const KernelShape& shape, const Machine& machine,
+                                        int threads);
 // Whether kernels of this shape, which multiply float32 at a lower precision, are faster than those
 // of the highest.
 bool plan_lower_precision(const Recurrence& p, const KernelShape& shape);
-// How many threads, at most `most`, a call should have that computes so many matrix products (1 in
-// the forward pass).
+// How many threads, at most `most`, a call should have whose work is so many times that of the
+// forward products of one such layer: kBackwardProducts for a backward pass, a stack's layers.
+constexpr int kBackwardProducts = 3;
 int plan_threads(const Recurrence& p, int products, int most);
+// For how many of these threads the plan of a forward call has work; the others are not called.
+int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& machine,
+                 int threads);
 
 // How many rows of the gradients of the pre-activations and of the features stay in cache while
 // W_ih is read once.
@@ -189,20 +203,22 @@ struct Split {
 };
 Split split_sequences(const Timeline& p, int64_t i, int64_t n, int64_t row_block);
 
-// One worker's part of one work item: a direction, sequences [b0, b0 + size), panels [p0, p1).
+// What a member of a group takes through all steps: a direction, sequences [b0, b0 + size), and
+// blocks [u0, u1) of hidden units, each of which fills a panel of a matrix with H columns.
 struct WorkItem {
   int d;
-  int64_t b0, size, p0, p1;
+  int64_t b0, size, u0, u1;
   int group, members;  // several members: workers group * members and up share the sequences
-  bool last;           // whether its panels are the last
-  // If the work item sorts its sequences, longest first: their numbers [size], and how many of them
+  bool last;           // whether its hidden units are the last
+  // If the group sorts its sequences, longest first: their numbers [size], and how many of them
   // have each step [T]. Else null.
   const int64_t *order = nullptr, *present = nullptr;
 
   int64_t sequence(int64_t i) const { return order ? order[i] : b0 + i; }
 };
-// Member `slice` of work item u.
-WorkItem work_item(const Plan& plan, const Recurrence& p, int64_t panels, int64_t u, int64_t slice);
+// The work item of a group's member, where all hidden units fill so many blocks.
+WorkItem work_item(const Plan& plan, const Recurrence& p, int64_t blocks, int64_t group,
+                   int64_t member);
 
 // The work item with its sequences sorted: fills order [size] and present [T].
 WorkItem sorted(const WorkItem& item, const Timeline& p, int64_t* order, int64_t* present);

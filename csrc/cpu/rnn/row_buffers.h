@@ -1,4 +1,4 @@
-// The rows in which a work item keeps what its steps hand on, in either pass.
+// The rows in which a group keeps what its steps hand on, in either pass.
 #pragma once
 
 #include "cpu/rnn/epilogue.h"
@@ -6,19 +6,18 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// Each work item's buffers of rows of T.
+// Each group's buffers of rows of T.
 template <class T>
 struct RowBuffers {
-  int64_t stride, rows;  // of a work item, whose rows are rounded up to whole blocks of row_block
+  int64_t stride, rows;  // of a group, whose rows are rounded up to whole blocks of row_block
   int count;
   Arrays<T> arrays;
 
   RowBuffers(const Plan& plan, int64_t width, int count, Arena& arena, int64_t row_block = 1)
       : stride(scratch_stride<T>(width)),
-        rows(divide_up(plan.item_rows, row_block) * row_block),
+        rows(divide_up(plan.group_rows, row_block) * row_block),
         count(count),
-        arrays(arena.take<T>(count > 0 ? plan.items : 0,
-                             count * rows * stride + kFalseSharing / sizeof(T))) {}
+        arrays(arena.take_padded<T>(count > 0 ? plan.groups : 0, count * rows * stride)) {}
   // The row of the work item's i-th sequence.
   T* row(const WorkItem& item, int buffer, int64_t i = 0) const {
     return arrays[item.group] + (buffer * rows + i) * stride;
@@ -30,7 +29,7 @@ struct RowBuffers {
 template <class S>
 Vec<Compute<S>> output_of(const Recurrence& p, Vec<Compute<S>> state) {
   if (p.cell != Cell::voltage) return state;
-  for_name(p.nonlinearity, ForwardVectors<S>{&state, 1});
+  for_nonlinearity(p.nonlinearity, ForwardVectors<S>{&state, 1});
   return as_stored<S>(state);
 }
 
@@ -40,7 +39,7 @@ template <class S>
 void clear_rows(const Recurrence& p, const WorkItem& item, int64_t t, int64_t present, void* rows,
                 int parts = 1) {
   using C = Compute<S>;
-  const int64_t from = item.p0 * kPanel<C>, to = min_of(item.p1 * kPanel<C>, p.H);
+  const int64_t from = item.u0 * kPanel<C>, to = min_of(item.u1 * kPanel<C>, p.H);
   const int64_t width = parts * p.H;
   const auto row = [&](int64_t b) {
     return static_cast<S*>(rows) + (p.row(t, b) * p.D + item.d) * width;

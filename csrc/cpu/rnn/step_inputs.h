@@ -8,11 +8,9 @@ namespace rnnext::RNNEXT_ISA {
 // The output's gradient and what f gave: in the tensors, if the tiles can read them there, else
 // copied to a worker's scratch. And what a leak or gates read besides.
 template <class S, class MK>
-struct StepInputs {
+struct StepInputs : BackwardCall {
   using C = Compute<S>;
-  const Recurrence& p;
   const RecurrenceGrad& g;
-  const BackwardPlan& plan;
   const BackwardLayout<S, MK>& at;
   int worker;
 
@@ -69,7 +67,7 @@ struct StepInputs {
   }
   template <class Body>
   void for_columns(const WorkItem& item, const Body& f) const {
-    for (int64_t j = item.p0 * kPanel<C>; j < item.p1 * kPanel<C>; j += kLanes<C>) f(j);
+    for (int64_t j = item.u0 * kPanel<C>; j < item.u1 * kPanel<C>; j += kLanes<C>) f(j);
   }
   void copy(const WorkItem& item, const S* from, C* to) const {
     for_columns(item, [&](int64_t j) { store(to + j, load_some(from + j, p.H - j)); });
@@ -88,8 +86,8 @@ struct StepInputs {
                   [&](int64_t j) { store(to + j, load(to + j) + load_some(from + j, p.H - j)); });
     };
     if (p.cell != Cell::voltage) add(grad, 0);
-    if (keeps_beside(p.cell))
-      add(at.buffers.sums.row(item, at.buffers.kCarry, row), traits_of(p.cell).states - 1);
+    if (traits_of(p.cell).keeps_beside)
+      add(at.buffers.state_grads.row(item, at.buffers.kCarry, row), traits_of(p.cell).states - 1);
   }
   // Prefetches what the next step and the sums of the weights' gradients will read of a sequence.
   void fetch(const WorkItem& item, int64_t t, int64_t b, int64_t next) const {

@@ -69,7 +69,7 @@ constexpr Machine kMachines[] = {
 const Machine& this_machine();
 
 // The machine that a text describes: a row's name, numbers that differ from it, or, without a name,
-// from `machine`:// "zen5", "zen5,far_rate=10", "wait=900,line=30". Throws std::invalid_argument.
+// from `machine`: "zen5", "zen5,far_rate=10", "wait=900,line=30". Throws std::invalid_argument.
 Machine machine_of(const std::string& text, const Machine& machine = this_machine());
 
 // Multiply-adds below which a second thread costs more than it saves. One step forward takes fewer,
@@ -98,7 +98,7 @@ constexpr double kPackRate = 13;
 // that are kept until they are summed, stay in L2 beside the weights. (Measured: 192 to 384 KiB
 // gain nothing.)
 constexpr int64_t kForwardChunkBytes = 96 << 10, kBackwardChunkBytes = 128 << 10;
-// Products of gates with the state that wait for their gates: half of an L1d.
+// Products with the state that wait for the gate pass: half of an L1d.
 constexpr int64_t kGateBytes = 16 << 10;
 // Rows that enter the gradients of the weights at once. (Measured: 512 are slower.)
 constexpr int64_t kGradientRows = 256;

@@ -11,14 +11,10 @@ template <class S>
 struct RowCursor {
   const Recurrence& p;
   // [D,B,H] what W_hh multiplies before the first step, and after a reset; null: zeros
-  const S *starts, *resets;
+  const S *start_operand, *reset_operand;
   WorkItem item;
   int64_t t, i = 0;
 
-  void next() {
-    ++i;
-    settle();
-  }
   void settle() {
     while (t < p.T && i >= sequences(p, item, t)) ++t, i = 0;
   }
@@ -28,8 +24,8 @@ struct RowCursor {
     const int64_t b = item.sequence(i);
     const int d = item.d;
     if (!p.inside(b, t)) return nullptr;
-    if (p.restarts(d, b, t)) return state_row<S>(p, resets, d, b);
-    if (p.starts(d, b, t)) return state_row<S>(p, starts, d, b);
+    if (p.restarts(d, b, t)) return state_row<S>(p, reset_operand, d, b);
+    if (p.starts(d, b, t)) return state_row<S>(p, start_operand, d, b);
     const int64_t before = p.before(d, t);
     return output_row<S>(p, p.output, d, before, b);
   }
@@ -42,7 +38,7 @@ struct RowCursor {
 // Sums for hidden units [begin, begin + height) of one direction, and one part of the gradient of
 // the pre-activations.
 template <class S, class MK>
-struct WeightGradients {
+struct WeightGradients : BackwardCall {
   using F = typename MK::Operand;
   using C = Compute<S>;
   static constexpr int kMR = MK::kMR;
@@ -50,11 +46,8 @@ struct WeightGradients {
   // How many columns are summed at once, two vectors of each.
   static constexpr int kColumns = 4;
 
-  const Recurrence& p;
-  const RecurrenceGradOut& out;
-  const BackwardPlan& plan;
   int64_t begin, height;
-  int part;
+  int grad_part;
   GateOfPart gate;
   F* left;      // [operands of kGradientRows, height] in tiles; for AMX [height, kLeftStride]
   F* left_row;  // [height], if rows of grad_pre are no rows of operands
@@ -70,15 +63,12 @@ struct WeightGradients {
   const S **state_rows, **feature_rows;
   size_t bytes;
 
-  WeightGradients(const Recurrence& p, const RecurrenceGradOut& out, const BackwardPlan& plan,
-                  const Range& units, int part, char* scratch)
-      : p(p),
-        out(out),
-        plan(plan),
+  WeightGradients(const BackwardCall& call, const Range& units, int grad_part, char* scratch)
+      : BackwardCall(call),
         begin(units.begin),
         height(units.end - units.begin),
-        part(part),
-        gate(gate_of(p, part)) {
+        grad_part(grad_part),
+        gate(gate_of(p, grad_part)) {
     Arena arena{scratch};
     const int64_t rows = divide_up(height, kMR) * kMR;  // of whole tiles
     left = arena.take<F>(kTiled<F> ? rows * kLeftStride : operands_in<F>(kGradientRows) * rows);
@@ -95,19 +85,19 @@ struct WeightGradients {
     grad_rows = arena.take<const C*>(kGradientRows);
     state_rows = arena.take<const S*>(kGradientRows);
     feature_rows = arena.take<const S*>(kGradientRows);
-    arena.take<char>(kFalseSharing);
     bytes = arena.used;
   }
 
   // Adds the next `rows` rows of the cursor. If `begins`, the sums begin with these, even if there
-  // are none. grad_pre: their rows, or, if its stride is 0, the whole tensor [N, D*H].
+  // are none. grad_pre: their rows, or, if its stride is 0, the whole tensor,
+  // [N, D*grads*H].
   void add(RowCursor<S>& cursor, int64_t rows, Rows<C> grad_pre, bool begins) const {
     const int d = cursor.item.d;
     if (begins) __builtin_memset(sum_columns, 0, column_count * column_size * sizeof(C));
-    const int64_t column = part * p.H + begin, width = traits_of(p.cell).grads * p.H;
+    const int64_t column = grad_part * p.H + begin, width = traits_of(p.cell).grads * p.H;
     for (; rows > 0 || begins; begins = false) {
       const int64_t n = min_of(kGradientRows, rows);
-      for (int64_t i = 0; i < n; ++i, cursor.next()) {
+      for (int64_t i = 0; i < n; ++i, ++cursor.i) {
         cursor.settle();
         const int64_t row = grad_pre.stride ? 0 : (cursor.row() * p.D + d) * width;
         grad_rows[i] = grad_pre[i] + row + column;

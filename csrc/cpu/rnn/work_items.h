@@ -1,4 +1,4 @@
-// A work item's common part in both passes: the K splits of the state, or of grad_pre, that members
+// What work items of both passes share: the K splits of the state, or of grad_pre, that members
 // wait for, its weights and rows, and the memory that a layout hands out.
 #pragma once
 
@@ -48,10 +48,10 @@ struct Arena {
     T* const first = take<T>(count * static_cast<int64_t>(size));
     return {count > 0 ? first : nullptr, static_cast<int64_t>(size)};
   }
-  // The same. Each array is written by another thread, so several have gaps between them.
+  // The same. Each array is written by another thread, so there are gaps between them.
   template <class T>
   Arrays<T> take_padded(int64_t count, int64_t size) {
-    return take<T>(count, size + (count > 1 ? kFalseSharing / sizeof(T) : 0));
+    return take<T>(count, size + kFalseSharing / sizeof(T));
   }
 };
 
@@ -59,7 +59,7 @@ struct Arena {
 template <class C>
 Range k_split_of(const Plan& plan, int64_t H, int64_t m) {
   if (plan.k_splits == 1) return {0, H};
-  const Range panels = part(panels_in<C>(H), m, plan.k_splits, plan.panel_group);
+  const Range panels = share_of(panels_in<C>(H), m, plan.k_splits, plan.block_step);
   return {panels.begin * kPanel<C>, min_of(panels.end * kPanel<C>, H)};
 }
 
@@ -117,12 +117,12 @@ struct RecurrentWeights {
       step.packed = packed + split.packed_at;
       step.a = split.a;
       if (m + 1 == plan.k_splits) {
-        macro_kernel(step, rows, item.p0, item.p1, weight.columns, split.K,
-                     plan.fetches ? item.p0 : -1);
+        macro_kernel(step, rows, item.u0, item.u1, weight.columns, split.K,
+                     plan.fetches ? item.u0 : -1);
       } else {
         const PlainProduct<MK> add{
             .packed = step.packed, .a = step.a, .start = step.start, .out = sums, .end = step.H};
-        macro_kernel(add, rows, item.p0, item.p1, weight.columns, split.K);
+        macro_kernel(add, rows, item.u0, item.u1, weight.columns, split.K);
         step.start = sums;
       }
     }
@@ -191,13 +191,15 @@ Vec<Compute<S>> load_hidden(const Recurrence& p, const void* values, int64_t j) 
   return load_some(static_cast<const S*>(values) + j, p.H - j);
 }
 
-// The n-th vector of columns in the order of the packed weights, of values [gates * H].
+// The vector from column j on, in the order of the packed weights, of values [gates * H] or null:
+// zeros.
 template <class S>
-Vec<Compute<S>> load_gates(const Recurrence& p, const void* values, int64_t n) {
-  const auto [gate, first] = GateColumns<Compute<S>>{p.H, p.gates()}.vector(n);
-  return gate < p.gates()
+Vec<Compute<S>> load_gates(const Recurrence& p, const void* values, int64_t j) {
+  using C = Compute<S>;
+  const auto [gate, first] = GateColumns<C>{p.H, p.gates()}.vector(j / kLanes<C>);
+  return values && gate < p.gates()
              ? load_some(static_cast<const S*>(values) + gate * p.H + first, p.H - first)
-             : Vec<Compute<S>>{};
+             : Vec<C>{};
 }
 
 // Which gate of W_ih and of W_hh a part of the gradient of the pre-activations belongs to; -1:
@@ -206,9 +208,9 @@ Vec<Compute<S>> load_gates(const Recurrence& p, const void* values, int64_t n) {
 struct GateOfPart {
   int ih, hh;
 };
-inline GateOfPart gate_of(const Recurrence& p, int part) {
-  if (p.cell != Cell::gru) return {part, part};
-  return {part == 3 ? -1 : (part + 2) % 3, part - 1};
+inline GateOfPart gate_of(const Recurrence& p, int grad_part) {
+  if (p.cell != Cell::gru) return {grad_part, grad_part};
+  return {grad_part == 3 ? -1 : (grad_part + 2) % 3, grad_part - 1};
 }
 
 // The sum of the biases of hidden units j and up; zeros past H.
@@ -226,19 +228,19 @@ Vec<Compute<S>> alpha_of(const Recurrence& p, int d, int64_t j) {
   return a;
 }
 
-// Calls kernel.run(item, worker) for `worker`'s share of the work items.
+// Calls kernel.run(item, worker) for each work item of `worker`.
 template <class C, class Kernel>
 void run_items(const Kernel& kernel, const Plan& plan, const Recurrence& p, Worker& worker) {
-  const int64_t panels = panels_in<C>(p.H);
+  const int64_t blocks = panels_in<C>(p.H);
   if (plan.hidden_parts > 1) {
-    const int64_t u = worker.rank / plan.hidden_parts;
-    if (u < plan.items)
-      kernel.run(work_item(plan, p, panels, u, worker.rank % plan.hidden_parts), worker);
+    const int64_t group = worker.rank / plan.hidden_parts;
+    if (group < plan.groups)
+      kernel.run(work_item(plan, p, blocks, group, worker.rank % plan.hidden_parts), worker);
     return;
   }
-  for (int64_t u = 0; u < plan.items; ++u)
-    if ((plan.joined ? u % plan.batch_parts : u) % worker.size == worker.rank)
-      kernel.run(work_item(plan, p, panels, u, 0), worker);
+  for (int64_t group = 0; group < plan.groups; ++group)
+    if ((plan.joined ? group % plan.batch_parts : group) % worker.size == worker.rank)
+      kernel.run(work_item(plan, p, blocks, group, 0), worker);
 }
 
 }  // namespace rnnext::RNNEXT_ISA

@@ -77,13 +77,13 @@ struct Finite {
 
 template <class F>
 struct Operands {
-  // kLanes operands along k, starting at p: n values, then zeros.
-  template <class S>
+  // kLanes operands along k, starting at p: n values, then zeros. (Only Pair has a part 1.)
+  template <int part = 0, class S>
   static RNNEXT_INLINE Vec<F> along(const S* p, int64_t n) {
     return load_some(p, n);
   }
   // An operand in each lane, from rows at k and k + 1 (null: zeros) of n values, then zeros.
-  template <class S>
+  template <int part = 0, class S>
   static RNNEXT_INLINE Vec<F> across(const S* row, const S*, int64_t n) {
     return row ? load_some(row, n) : Vec<F>{};
   }
@@ -107,35 +107,33 @@ RNNEXT_INLINE Vec<float> rest_of(Vec<float> x) {
 #endif
 }
 
+// Part 1 of x is its low part, part 0 is x itself, of which rounding leaves the high part.
+template <int part>
+RNNEXT_INLINE Vec<float> part_of(Vec<float> x) {
+  if constexpr (part > 0) return rest_of(x);
+  return x;
+}
+
 template <>
 struct Operands<Pair> {
-  template <class S>
+  template <int part = 0, class S>
   static RNNEXT_INLINE Vec<Pair> along(const S* p, int64_t n) {
-    return rounded(load_some(p, n), load_some(p + kLanes<float>, n - kLanes<float>));
+    return rounded(part_of<part>(load_some(p, n)),
+                   part_of<part>(load_some(p + kLanes<float>, n - kLanes<float>)));
   }
+  template <int part = 0>
   static RNNEXT_INLINE Vec<Pair> along(const BFloat16* p, int64_t n) {
+    static_assert(part == 0);
     if (n >= 2 * kLanes<Pair>) return load(reinterpret_cast<const Pair*>(p));
     Vec<Pair> x = {};
     __builtin_memcpy(&x, p, n * sizeof(BFloat16));
     return x;
   }
-  template <class S>
+  template <int part = 0, class S>
   static RNNEXT_INLINE Vec<Pair> across(const S* row, const S* next, int64_t n) {
     const Vec<float> x = row ? load_some(row, n) : Vec<float>{};
     const Vec<float> y = next ? load_some(next, n) : Vec<float>{};
-    return interleaved(x, y);
-  }
-  // The same of the low parts.
-  template <class S>
-  static RNNEXT_INLINE Vec<Pair> rest_along(const S* p, int64_t n) {
-    return rounded(rest_of(load_some(p, n)),
-                   rest_of(load_some(p + kLanes<float>, n - kLanes<float>)));
-  }
-  template <class S>
-  static RNNEXT_INLINE Vec<Pair> rest_across(const S* row, const S* next, int64_t n) {
-    const Vec<float> x = row ? load_some(row, n) : Vec<float>{};
-    const Vec<float> y = next ? load_some(next, n) : Vec<float>{};
-    return interleaved(rest_of(x), rest_of(y));
+    return interleaved(part_of<part>(x), part_of<part>(y));
   }
 #if defined(RNNEXT_BF16_DOT) && defined(RNNEXT_AVX512)
   static RNNEXT_INLINE Vec<Pair> interleaved(Vec<float> x, Vec<float> y) {

@@ -80,7 +80,7 @@ CudaCall::CudaCall(const RecurrenceArguments& a) {
   if (p.reset) p.marks = static_cast<const int*>(keep(a.reset->to(at::kInt)));
   if (s.packed) {
     p.step_row = constants(s.step_row);
-    p.lengths = constants(s.row_lengths);
+    p.lengths = constants(s.sequence_lengths);
   } else if (given(a.lengths)) {
     // Their values are on the device, unchecked: those outside 0..T are clamped.
     p.lengths = static_cast<const int64_t*>(keep(a.lengths->clamp(0, s.T)));

@@ -27,7 +27,7 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   const BelowAutograd below_autograd;
   const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
   CudaCall call(a);
-  if (needs_loop(call.p.cell)) return loop_as_kernel(a, save);
+  if (needs_loop(call.p.cell)) return recurrence_loop(a, save);
   const RecurrenceSizes& s = call.s;
   DeviceCall& p = call.p;
   const Tensor output = call.empty(s.output_shape());
@@ -55,9 +55,9 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
 // products with these give all other gradients.
 class CudaBackwardCall : CudaCall {
  public:
-  CudaBackwardCall(const RecurrenceResults& r, const RecurrenceArguments& a, const Wanted& wanted)
+  CudaBackwardCall(const BackwardInputs& r, const RecurrenceArguments& a, const Wanted& wanted)
       : CudaCall(a), r_(r), a_(a), wanted_(wanted), width_(s.D * s.H), state_{s.D, s.B, s.H} {
-    check_results<int64_t>(r, a, s, wanted);
+    check_backward_inputs<int64_t>(r, a, s, wanted);
   }
 
   RecurrenceGradients gradients() {
@@ -87,8 +87,7 @@ class CudaBackwardCall : CudaCall {
 
   void run() {
     const Geometry geometry = choose_path(true);
-    p.output = const_cast<void*>(keep_sources(r_.output));
-    if (!r_.saved.empty()) p.saved = const_cast<void*>(keep_sources(r_.saved[0]));
+    p.output = const_cast<void*>(keep_sources(p.cell == Cell::rate ? r_.saved[0] : r_.output));
     if (given(r_.grad_output)) p.grad.grad_output = keep_sources(*r_.grad_output);
     if (given(r_.grad_h_n)) p.grad.grad_h_n = keep(*r_.grad_h_n);
     p.grad_out.pre = pre_.data_ptr();
@@ -149,7 +148,7 @@ class CudaBackwardCall : CudaCall {
     }
   }
 
-  const RecurrenceResults& r_;
+  const BackwardInputs& r_;
   const RecurrenceArguments& a_;
   const Wanted& wanted_;
   const int64_t width_;
@@ -161,11 +160,11 @@ class CudaBackwardCall : CudaCall {
   Tensor mixed_;             // DeviceCall::mixed
 };
 
-RecurrenceGradients recurrence_backward(const RecurrenceResults& r, const RecurrenceArguments& a,
+RecurrenceGradients recurrence_backward(const BackwardInputs& r, const RecurrenceArguments& a,
                                         const Wanted& wanted) {
   const BelowAutograd below_autograd;
   const c10::cuda::OptionalCUDAGuard guard(at::device_of(a.input));
-  if (needs_loop(parse_cell(a.cell))) return loop_as_kernel(r, a, wanted);
+  if (needs_loop(parse_cell(a.cell))) return backward_loop_as_kernel(r, a, wanted);
   return CudaBackwardCall(r, a, wanted).gradients();
 }
 

@@ -10,9 +10,13 @@ namespace {
 
 constexpr int kRows = 4;  // that a thread copies at once, so that several loads are in flight
 
-// Where the rows from `first` on come from, `step` apart; null: out of range.
-__device__ __forceinline__ void find_rows(const EmbeddingGather& p, int64_t first, int64_t step,
-                                          const unsigned char* (&from)[kRows]) {
+// Rows are whole vectors, the widest to which all are aligned. They bypass L1, which has no use for
+// them, and are the first to leave L2.
+template <typename Vector>
+__global__ void __launch_bounds__(kElementThreads) gather(EmbeddingGather p) {
+  const int64_t first = int64_t(blockIdx.x) * blockDim.y * kRows + threadIdx.y;
+  const int64_t step = blockDim.y, vectors = p.row_bytes / int64_t(sizeof(Vector));
+  const unsigned char* from[kRows];  // null: out of range
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const int64_t row = first + r * step;
@@ -21,16 +25,6 @@ __device__ __forceinline__ void find_rows(const EmbeddingGather& p, int64_t firs
                   ? nullptr
                   : static_cast<const unsigned char*>(p.weight) + index * p.weight_stride_bytes;
   }
-}
-
-// Rows are whole vectors, the widest to which all are aligned. They bypass L1, which has no use for
-// them, and are the first to leave L2.
-template <typename Vector>
-__global__ void __launch_bounds__(kElementThreads) gather(EmbeddingGather p) {
-  const int64_t first = int64_t(blockIdx.x) * blockDim.y * kRows + threadIdx.y;
-  const int64_t vectors = p.row_bytes / int64_t(sizeof(Vector));
-  const unsigned char* from[kRows];
-  find_rows(p, first, blockDim.y, from);
   for (int64_t column = threadIdx.x; column < vectors; column += blockDim.x) {
     Vector value[kRows];
 #pragma unroll
@@ -40,7 +34,7 @@ __global__ void __launch_bounds__(kElementThreads) gather(EmbeddingGather p) {
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const int64_t row = first + r * int64_t(blockDim.y);
+      const int64_t row = first + r * step;
       if (row < p.indices.count) {
         __stcs(static_cast<Vector*>(p.output) + row * vectors + column, value[r]);
       }

@@ -37,16 +37,10 @@ template <typename T>
 struct AnyForwardPass : ForwardPass<T, AnyActivation> {
   using Base = ForwardPass<T, AnyActivation>;
   using Base::activation;
+  using Base::Base;
   using Base::kSources;
   using Base::p;
   using typename Base::A;
-  static constexpr bool kRestarts = true;
-
-  using Base::Base;
-
-  __device__ void skip(int64_t state, T h) const {
-    if (p.cell == Cell::elman) Base::skip(state, h);  // StateKernel::prologue did
-  }
 
   template <int N>
   __device__ Word<T, N> step(const Place& at, const A (&product)[N],
@@ -57,15 +51,6 @@ struct AnyForwardPass : ForwardPass<T, AnyActivation> {
       if (j >= at.units) return from_float<T>(A(0));
       return output(at, j, to_float(sources[0]->x[j]) + bias[j] + sum);
     });
-  }
-
-  // (step() has written h_n.)
-  template <int N>
-  __device__ void store(const Place& at, Word<T, N> h) const {
-    if (!at.has_row) return;
-    if (!at.inside) h = {};
-    T* row = static_cast<T*>(p.output) + at.row * width(p);
-    store_word(row + at.column, h, p.paired, at.units > 1);
   }
 
   template <int N>
@@ -97,7 +82,7 @@ struct AnyForwardPass : ForwardPass<T, AnyActivation> {
     if (kind == Cell::voltage) x = to_float(from_float<T>(x));
     const A y = activation.forward(x);
     const T h = from_float<T>(kind == Cell::rate ? mix(a, s, y) : y);
-    if (kind != Cell::elman || at.ends) *state = kind == Cell::voltage ? from_float<T>(x) : h;
+    if (kind != Cell::elman) *state = kind == Cell::voltage ? from_float<T>(x) : h;
     if (p.saved) {
       static_cast<T*>(p.saved)[at.row * width(p) + at.column + j] =
           from_float<T>(kind == Cell::rate ? y : pre - s);
@@ -110,20 +95,10 @@ template <typename T>
 struct AnyBackwardPass : BackwardPass<T, AnyActivation> {
   using Base = BackwardPass<T, AnyActivation>;
   using Base::activation;
+  using Base::Base;
   using Base::kSources;
   using Base::p;
   using typename Base::A;
-  static constexpr bool kRestarts = true;
-
-  using Base::Base;
-
-  __device__ const T* source(int i, int64_t t, int64_t b, int64_t row,
-                             const int64_t* picked) const {
-    if (i == 0 && p.cell == Cell::rate) {
-      return static_cast<const T*>(p.saved) + row * source_width(p);
-    }
-    return Base::source(i, t, b, row, picked);
-  }
 
   template <int N>
   __device__ Word<T, N> step(const Place& at, const A (&product)[N],

@@ -54,20 +54,16 @@ class AnyActivation {
   __device__ explicit AnyActivation(Nonlinearity name) : name_(name) {}
   template <typename A>
   __device__ A forward(A pre) const {
-    return with_activation(
-        [&](auto x) { return FixedActivation<decltype(x)::value>::forward(pre); });
+    const auto f = [&](auto x) { return FixedActivation<decltype(x)::value>::forward(pre); };
+    RNNEXT_RETURN_FOR(name_);
   }
   template <typename A>
   __device__ A backward(A grad, A h) const {
-    return with_activation(
-        [&](auto x) { return FixedActivation<decltype(x)::value>::backward(grad, h); });
+    const auto f = [&](auto x) { return FixedActivation<decltype(x)::value>::backward(grad, h); };
+    RNNEXT_RETURN_FOR(name_);
   }
 
  private:
-  template <class F>
-  __device__ auto with_activation(const F& f) const -> decltype(f(Fixed<Nonlinearity::tanh>{})) {
-    RNNEXT_RETURN_FOR(name_);
-  }
   Nonlinearity name_;
 };
 

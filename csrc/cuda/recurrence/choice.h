@@ -3,7 +3,6 @@
 #pragma once
 
 #include <compare>
-#include <cstddef>
 #include <cstdint>
 
 namespace rnnext::cuda {

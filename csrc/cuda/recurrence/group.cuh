@@ -5,7 +5,7 @@
 //   buffer(n)                where the vectors of step n lie in this block's shared memory
 //   receive(n, first, rows)  returns when buffer(n) is complete; `first`: the block filled it by
 //                            itself, and a barrier has followed
-//   publish(n, to, x)        makes x part of every block's buffer(n + 1), at `to`
+//   publish(n, to, x)        makes x part of every block's buffer(n + 1), `to` bytes into it
 //   finish(n)                after the last publish of step n
 //   close()                  where no receive(n) follows finish(n - 1)
 //
@@ -17,11 +17,6 @@
 #include "cuda/recurrence/launch.h"
 
 namespace rnnext::cuda {
-
-// Where a word goes in the vectors of a step.
-struct Destination {
-  int row, at;  // the sequence, and bytes into its vector
-};
 
 // The common part of the groups: their place in the launch, and two buffers of vectors at the
 // beginning of this block's shared memory.
@@ -38,11 +33,6 @@ class GroupBase {
   __device__ void close() {}
 
  protected:
-  template <typename Word>
-  __device__ Word* word(unsigned char* vectors, const Destination& to) const {
-    return reinterpret_cast<Word*>(vectors + to.row * g.vector_stride + to.at);
-  }
-
   const DeviceCall& p;
   const Geometry& g;
   const int index;  // of the group
@@ -53,8 +43,8 @@ struct BlockGroup : GroupBase {
   using GroupBase::GroupBase;
   __device__ void receive(unsigned, bool, int) { __syncthreads(); }
   template <typename Word>
-  __device__ void publish(unsigned n, const Destination& to, const Word& x) {
-    *word<Word>(buffer(n + 1), to) = x;
+  __device__ void publish(unsigned n, int to, const Word& x) {
+    *reinterpret_cast<Word*>(buffer(n + 1) + to) = x;
   }
 };
 
@@ -68,8 +58,8 @@ struct ClusterGroup : GroupBase {
     if (!first) cluster_wait();
   }
   template <typename Word>
-  __device__ void publish(unsigned n, const Destination& to, const Word& x) {
-    Word* mine = word<Word>(buffer(n + 1), to);
+  __device__ void publish(unsigned n, int to, const Word& x) {
+    Word* mine = reinterpret_cast<Word*>(buffer(n + 1) + to);
     for (int peer = 0; peer < g.blocks; ++peer) *peer_shared(mine, peer) = x;
   }
   __device__ void finish(unsigned) { cluster_arrive(); }
@@ -98,8 +88,8 @@ class GridGroup : public GroupBase {
     __syncthreads();
   }
   template <typename Word>
-  __device__ void publish(unsigned n, const Destination& to, const Word& x) {
-    *word<Word>(travelling(n + 1), to) = x;
+  __device__ void publish(unsigned n, int to, const Word& x) {
+    *reinterpret_cast<Word*>(travelling(n + 1) + to) = x;
   }
   __device__ void finish(unsigned n) {
     __syncthreads();

@@ -125,7 +125,7 @@ struct Resident {
   __device__ void prefetch(int s) {
     if (s < T) {
       const int t = time_of<Pass>(reverse(), T, s);
-      if constexpr (Pass::kRestarts) prefetch_marks(s, mark_of<Pass>(reverse(), t));
+      if constexpr (Pass::kAny) prefetch_marks(s, mark_of<Pass>(reverse(), t));
       prefetch_places(s);
       const int64_t first_row = this->first_row(s) + b0;
       Words* to = sources(s);
@@ -180,12 +180,12 @@ struct Resident {
       const Words next = step(e, at, s, product);
       if (s == T) continue;
       Words operand = next;
-      if constexpr (Pass::kRestarts) {
+      if constexpr (Pass::kAny) {
         if (restarts(s, e.row)) operand = pass.template restart<kPer>(at);
       }
 #pragma unroll
       for (int j = 0; j < kPer; ++j) operand.x[j] = MicroKernel::operand(operand.x[j]);
-      group.publish(n, Destination{e.row, (first_unit + u) * int(sizeof(Element))}, operand);
+      group.publish(n, offset(e), operand);
       pass.store(at, next);
     }
   }
@@ -210,9 +210,13 @@ struct Resident {
     const Words* read[Pass::kSources];
 #pragma unroll
     for (int i = 0; i < Pass::kSources; ++i) read[i] = from + i * g.rows * g.pairs;
-    const unsigned char* before =
-        group.buffer(n) + e.row * g.vector_stride + (first_unit + u) * int(sizeof(Element));
+    const unsigned char* before = group.buffer(n) + offset(e);
     return pass.step(at, product, read, bias() + u, *reinterpret_cast<const Words*>(before));
+  }
+
+  // Where a word lies in the vectors, in bytes.
+  __device__ int offset(const WordCursor& e) const {
+    return e.row * g.vector_stride + (first_unit + e.word * kPer) * int(sizeof(Element));
   }
 
   __device__ void sum_parts(int row, int u, A (&sum)[kPer]) const {

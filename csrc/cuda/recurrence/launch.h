@@ -15,7 +15,8 @@ namespace rnnext::cuda {
 // A call on this device: all pointers are to device memory, T is the element type of every `void*`.
 // The products with W_ih, and in the backward pass those with the gradients of the pre-activations,
 // are GEMMs outside of the kernels: `input` is ready pre-activations or a table of them, weight_ih
-// and weight_hh are not read, and of `grad_out` the kernels write `pre`, in T, and `hx`.
+// and weight_hh are not read, and of `grad_out` the kernels write `pre`, in T, and `hx`. In the
+// backward pass `output` is what f' is computed from: of rate, what the forward pass saved.
 //
 // With resets or a leak, StateKernel::prologue comes first, and `hx` is what it wrote. alpha[0] is
 // the whole of [D*H].

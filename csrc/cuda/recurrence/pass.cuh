@@ -16,13 +16,14 @@
 //   step(at, product, sources, bias, before)
 //                               the next v at `at`; `before`: v there
 //   store(at, v)                writes it to the tensors of the call
-//   kRestarts                   whether it knows resets; then also
+//   kAny                        whether it is of any_pass.cuh, for leaks and resets; then also
 //   restart<N>(at)              what goes on in the place of v where replaces() says so
 // step() reads bias and sources where the sequence has the step, and `before` where it has not. The
 // passes here are those of h_t and dG_t as above; any_pass.cuh has those of all other calls.
 #pragma once
 
 #include "cuda/device.h"
+#include "cuda/recurrence/cell.cuh"
 #include "cuda/recurrence/launch.h"
 
 namespace rnnext::cuda {
@@ -101,7 +102,7 @@ struct ForwardPass {
   using Element = T;
   using A = Accumulate<T>;
   static constexpr bool kBackward = false;
-  static constexpr bool kRestarts = false;
+  static constexpr bool kAny = std::is_same_v<Act, AnyActivation>;
   static constexpr int kSources = 1;
 
   const DeviceCall& p;
@@ -126,7 +127,11 @@ struct ForwardPass {
   __device__ T start(int64_t state) const {
     return p.hx ? static_cast<const T*>(p.hx)[state] : from_float<T>(A(0));
   }
-  __device__ void skip(int64_t state, T h) const { static_cast<T*>(p.h_n)[state] = h; }
+  // Whether the last output is h_n. (Otherwise the prologue and AnyForwardPass::output() write it.)
+  __device__ bool ends_with_output() const { return !kAny || p.cell != Cell::voltage; }
+  __device__ void skip(int64_t state, T h) const {
+    if (ends_with_output()) static_cast<T*>(p.h_n)[state] = h;
+  }
 
   template <int N>
   __device__ Word<T, N> step(const Place& at, const A (&product)[N],
@@ -146,7 +151,9 @@ struct ForwardPass {
   template <int N>
   __device__ void store(const Place& at, Word<T, N> h) const {
     const bool second = at.units > 1;
-    if (at.inside && at.ends) store_word(static_cast<T*>(p.h_n) + at.state, h, false, second);
+    if (at.inside && at.ends && ends_with_output()) {
+      store_word(static_cast<T*>(p.h_n) + at.state, h, false, second);
+    }
     if (!at.has_row) return;
     if (!at.inside) h = {};
     T* row = static_cast<T*>(p.output) + at.row * width(p);
@@ -159,7 +166,7 @@ struct BackwardPass {
   using Element = T;
   using A = Accumulate<T>;
   static constexpr bool kBackward = true;
-  static constexpr bool kRestarts = false;
+  static constexpr bool kAny = std::is_same_v<Act, AnyActivation>;
   static constexpr int kSources = 2;  // h and the gradient of the output
 
   const DeviceCall& p;

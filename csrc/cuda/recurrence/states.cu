@@ -25,15 +25,11 @@ __global__ void step_kernel(const DeviceCall p, const Step step) {
   at.state = (d * p.B + b) * p.H + u;
   at.units = 1;
   set_step(at, p, Span<int64_t>{length, reverse}, t);
-  const One* read[Pass::kSources];
+  const int64_t* picked = p.input.index ? p.input.index + at.row : nullptr;
+  const One* read[Pass::kSources] = {};
 #pragma unroll
   for (int k = 0; k < Pass::kSources; ++k) {
-    const bool reads = at.inside && pass.given(k);
-    if (!reads) {
-      read[k] = nullptr;
-      continue;
-    }
-    const int64_t* picked = p.input.index ? p.input.index + at.row : nullptr;
+    if (!at.inside || !pass.given(k)) continue;
     const Element* row = pass.source(k, t, b, at.row, picked);
     read[k] = reinterpret_cast<const One*>(row + d * p.source_step + u);
   }

@@ -1,34 +1,29 @@
-#include "cpu/binding/padding.h"
+#include "cpu/binding/unpadded.h"
 
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
-#include <algorithm>
-#include <numeric>
 #include <vector>
 
+#include "cpu/rnn/plan.h"
 #include "cpu/runtime/memory.h"
 
 namespace rnnext {
 
 Unpadded::Unpadded(const Recurrence& p) : T_(p.T), B_(p.B) {
-  const int64_t* const lengths = p.lengths;
-  std::vector<int64_t> order(p.B);
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t b, int64_t c) { return lengths[b] > lengths[c]; });
-  int64_t batch = p.B;
-  std::vector<int64_t> rows, sizes;
+  std::vector<int64_t> order(p.B), present(p.T), rows, sizes;
+  WorkItem all{};
+  all.size = p.B;
+  sorted(all, p, order.data(), present.data());
+  order.resize(present[0]);
   for (int64_t t = 0; t < p.T; ++t) {
     first_.push_back(static_cast<int64_t>(rows.size()));
-    while (batch > 0 && lengths[order[batch - 1]] <= t) --batch;
-    if (t == 0) order.resize(batch);
-    if (batch > 0) sizes.push_back(batch);
-    for (int64_t i = 0; i < batch; ++i) rows.push_back(t * p.B + order[i]);
+    if (present[t] > 0) sizes.push_back(present[t]);
+    for (int64_t i = 0; i < present[t]; ++i) rows.push_back(t * p.B + order[i]);
   }
   first_.push_back(static_cast<int64_t>(rows.size()));
-  for (const int64_t b : order) lengths_.push_back(lengths[b]);
+  for (const int64_t b : order) lengths_.push_back(p.lengths[b]);
   order_ = at::tensor(order, at::kLong);
   rows_ = at::tensor(rows, at::kLong);
   batch_sizes_ = at::tensor(sizes, at::kLong);
