@@ -44,16 +44,8 @@ def tell(module, case):
 one_of = st.sampled_from
 flags = st.booleans()
 resets = one_of([None, "zeros", "shared", "each"])
-widths = one_of([1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40, 63, 64, 65, 96, 129, 200, 321])
-layouts = [
-    "contiguous",
-    "guarded",
-    "transposed",
-    "strided",
-    "expanded",
-    "overlapping",
-    "misaligned",
-]
+WIDTHS = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40, 63, 64, 65, 96, 129, 200, 321]
+widths, or_none = one_of(WIDTHS), one_of([*WIDTHS, 0])
 # Of T and B: sums of gradients take 256 rows at once; two threads hold narrow steps. (A loop of 257
 # steps takes as long as forty other calls.)
 EDGES = [(1, 255), (16, 16), (1, 257), (40, 16), *([(257, 1)] if CASES else [])]
@@ -66,7 +58,9 @@ COMMON = {
     "dtype": one_of(["float32", "float64", "bfloat16", "float16"]),
     "index_dtype": one_of(["int64", "int32"]),
     "vocabulary": one_of([1, 2, 9, 300]),
-    "layout": one_of(layouts),
+    "layout": one_of(
+        ["contiguous", "guarded", "transposed", "strided", "expanded", "overlapping", "misaligned"]
+    ),
     "nonlinearity": one_of(_C.nonlinearities()),
     "hx": flags,
     "mode": one_of(["grad", "grad", "grad", "no_grad", "inference"]),
@@ -94,8 +88,8 @@ LAYERS = {
 }
 OWN = {
     "recurrence": {
-        "I": widths | st.just(0),
-        "H": widths | st.just(0),
+        "I": or_none,
+        "H": or_none,
         "source": one_of(["features", "ready", "table"]),
         "reverse": one_of([[0], [1], [0, 1], [1, 0], [1, 1], [0, 0]]),
         "bias": flags,
@@ -105,8 +99,8 @@ OWN = {
         "noise": one_of([False, False, True]),
     },
     "function": {
-        "I": widths | st.just(0),
-        "H": widths | st.just(0),
+        "I": or_none,
+        "H": or_none,
         "weight_ih": flags,
         "bias": one_of(["both", "bias_ih", "bias_hh", None]),
         "batch_first": flags,
@@ -119,14 +113,14 @@ OWN = {
     "layers": LAYERS | {"module": one_of(["RNN", "LeakyRNN", "functional"])},
     "tokens": LAYERS | {"module": st.just("EmbeddingRNN")},
     "cell": {
-        "I": widths | st.just(0),
-        "H": widths | st.just(0),
+        "I": or_none,
+        "H": or_none,
         "bias": one_of(["both", "bias_ih", "bias_hh", None]),
         "rows": one_of(["full", "single"]),
         "cell": one_of(["elman", *GATES]),
     },
     "embedding": {
-        "I": widths | st.just(0),
+        "I": or_none,
         "rank": st.integers(0, 3),
         "padding_idx": st.none() | st.integers(0, 600),
         "by_freq": flags,
