@@ -4,13 +4,12 @@
 """
 
 import random
-import sys
 
 import pytest
 import torch
 
 import rnnext
-from helpers.common import run_python
+from helpers.common import SEARCH, run_python
 
 PEAK = """
 import sys, torch, rnnext
@@ -55,9 +54,9 @@ def test_many_calls_of_any_shape_leave_nothing():
 
 @pytest.mark.parametrize("sizes", [(500, 64, 128, 256), (1000, 16, 64, 512), (200, 128, 256, 256)])
 def test_the_peak_of_training(sizes):
-    search, peaks = ":".join(filter(None, sys.path)), []
+    peaks = []
     for library in ("rnnext", "torch.nn"):
-        run = run_python("-c", PEAK, library, *map(str, sizes), PYTHONPATH=search)
+        run = run_python("-c", PEAK, library, *map(str, sizes), PYTHONPATH=SEARCH)
         peaks.append(int(run.stdout))
     print(sizes, *peaks, "MiB")
     assert peaks[0] < 1.1 * peaks[1]

@@ -50,7 +50,7 @@ class Program:
             body.append(f'{writer.name(n)} = R["{n}"][L]{copy}')
         body += writer.lines
         body += [f'R["{n}"][L] = {writer.name(n)}' for n in sorted(writes & self.kept.keys())]
-        if guard := block.last.guard:
+        if guard := block.instructions[-1].guard:
             text = writer.name(guard.lstrip("!"))
             body.append(f"return np.logical_not({text})" if guard[0] == "!" else f"return {text}")
         return body or ["pass"]

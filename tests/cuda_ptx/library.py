@@ -4,13 +4,15 @@ import contextlib
 import ctypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from cuda_ptx import machine
 from cuda_ptx.choice import DEVICES
 from cuda_ptx.memory import CONSTANT, Arena, Fault
-from cuda_ptx.parse import Kernel, entries, kernel_of
+from cuda_ptx.parse import entries, kernel_of
 
 
 class Launch(ctypes.Structure):
@@ -43,7 +45,6 @@ class Library:
             if (ptx := one.with_suffix(".ptx")).exists():
                 self.texts.update(entries(ptx.read_text()))
         self.arena = Arena()
-        self._kernels: dict[str, Kernel] = {}
         self.ran: dict[str, int] = {}  # launches of each kernel
         self.error: Exception | None = None  # of the last launch that failed
         self._launched = LAUNCH(self._launch)
@@ -56,9 +57,7 @@ class Library:
         launch = pointer.contents
         name = launch.name.decode()
         try:
-            if name not in self._kernels:
-                self._kernels[name] = kernel_of(self.texts[name])
-            kernel = self._kernels[name]
+            kernel = kernel_of(self.texts[name])
             params = bytearray(max((at + size for _, at, size in kernel.params), default=0))
             for number, (_, at, size) in enumerate(kernel.params):
                 params[at : at + size] = ctypes.string_at(launch.arguments[number], size)
@@ -71,16 +70,9 @@ class Library:
             return 1
         return 0
 
-    @contextlib.contextmanager
-    def planted(self, name: str, text: str) -> Iterator[None]:
+    def planted(self, name: str, text: str) -> contextlib.AbstractContextManager[Any]:
         """A kernel with other PTX, for a while."""
-        before, self.texts[name] = self.texts[name], text
-        self._kernels.pop(name, None)
-        try:
-            yield
-        finally:
-            self.texts[name] = before
-            self._kernels.pop(name, None)
+        return patch.dict(self.texts, {name: text})
 
     def reset(self) -> None:
         """Takes back all device memory, and makes the device an H100 whose lanes run in step."""

@@ -137,7 +137,7 @@ class Machine(warp.Warps):
         lanes = unit.ready.pop(at)
         self.shared.begun[self.block[lanes]] = True
         block = self.kernel.blocks[at]
-        first, last = block.first, block.last
+        first, last = block.instructions[0], block.instructions[-1]
         if block.together and not (lanes := self._together(unit, at, lanes, first)).size:
             return
         if first.op.endswith(".aligned") and self.split[self.warp[lanes]].any():
@@ -149,7 +149,7 @@ class Machine(warp.Warps):
             lanes = lanes[over]
             if not lanes.size:
                 return
-            self._passed(lanes)
+            self.clock[lanes] = self.stamp[lanes] = self.released[self.block[lanes]]
             if barrier is self.of_blocks:
                 self.split[self.warp[lanes]] = False
         where = unit.whole if len(lanes) == len(unit.lanes) else lanes
@@ -248,10 +248,7 @@ class Machine(warp.Warps):
                 self.late_stores.remove(store)
                 self._arrive_store(store)
         for unit in self.units:
-            unit.wake(lambda at: self.kernel.blocks[at].first.op.startswith(WAITS))
-
-    def _passed(self, lanes) -> None:
-        self.clock[lanes] = self.stamp[lanes] = self.released[self.block[lanes]]
+            unit.wake(lambda at: self.kernel.blocks[at].instructions[0].op.startswith(WAITS))
 
     # ---- stores that arrive late
 

@@ -7,9 +7,9 @@ Arguments and results lie on the CPU.
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, patch
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def kernels() -> Library:
     """All kernels with their bindings, and those of wrappers.cu. On a device, a mock ignores all
     calls: neither schedules nor other devices can be chosen."""
     if not INTERPRETED:
-        return MagicMock(spec=Library, ran={}, arena=MagicMock())
+        return MagicMock(spec=Library, arena=MagicMock())
     ours = [build.HERE / name for name in ("bindings.cpp", "runtime.cpp", "wrappers.cu")]
     choice = build.CUDA / "recurrence" / "choice.cpp"
     objects = build.compile_all([*ours, choice, *sorted(build.CUDA.rglob("*.cu"))])
@@ -89,27 +89,15 @@ def copied_ahead(arguments):
     return given
 
 
-def by_mask(grads: Iterable[Any]) -> list[list[Tensor]]:
-    """The gradients that each entry of the output mask decides about."""
-    return [g if isinstance(g, list) else [g] for g in grads]
-
-
 def random_like(t: Tensor) -> Tensor:
     return (torch.rand(t.shape, dtype=torch.float64) * 2 - 1).to(t.dtype)
 
 
-@contextlib.contextmanager
-def forced(path: str | None) -> Iterator[None]:
+def forced(path: str | None) -> contextlib.AbstractContextManager[Any]:
     """A path; None: as it is chosen."""
     if not INTERPRETED and path not in device_paths():
         path = None
-    before = dict(os.environ)
-    os.environ["RNNEXT_CUDA_PATH"] = path or ""
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    return patch.dict(os.environ, RNNEXT_CUDA_PATH=path or "")
 
 
 def check_call(
@@ -133,7 +121,8 @@ def check_call(
     used = [(e, g.double()) for e, g in zip(expected, given, strict=True) if g is not None]
     torch.autograd.backward(*zip(*used, strict=True))
     backward = here.backward(results[0], *given, output_mask=mask, saved=saved)
-    found = by_mask(place(backward).call(recurrence_backward))
+    entries = place(backward).call(recurrence_backward)  # one for each of the mask
+    found = [g if isinstance(g, list) else [g] for g in entries]
     names = [
         "input", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "reset_state", "alpha",
     ]  # fmt: skip

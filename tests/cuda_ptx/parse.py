@@ -51,16 +51,8 @@ class Block:
     instructions: list[Instruction] = field(default_factory=list)
 
     @functools.cached_property
-    def first(self) -> Instruction:
-        return self.instructions[0]
-
-    @functools.cached_property
-    def last(self) -> Instruction:
-        return self.instructions[-1]
-
-    @functools.cached_property
     def together(self) -> bool:
-        return self.first.op.startswith(TOGETHER)
+        return self.instructions[0].op.startswith(TOGETHER)
 
     @functools.cached_property
     def strong(self) -> bool:
@@ -118,6 +110,7 @@ def entries(ptx: str) -> dict[str, str]:
     return {match[1]: outer + match[0] for match in re.finditer(kernel, ptx, re.MULTILINE)}
 
 
+@functools.cache
 def kernel_of(text: str) -> Kernel:
     """One of entries()."""
     match = re.search(r"^\.?(?:visible |weak )?\.entry (\w+)\(", text, re.MULTILINE)

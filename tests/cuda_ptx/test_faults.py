@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from cuda_ptx.memory import Fault
-from cuda_ptx.ops import by_mask, forced, recurrence, recurrence_backward
+from cuda_ptx.ops import forced, recurrence, recurrence_backward
 from helpers import samples
 from helpers.common import same
 from helpers.device import tf32_by
@@ -93,7 +94,7 @@ def planted(lib):
                 if backward:
                     lib.ran.clear()
                     grads = arguments.backward(tensors[0], *tensors).call(recurrence_backward)
-                    tensors = [t for each in by_mask(grads) for t in each]
+                    tensors = tree_leaves(grads)
             tensors = [t.clone() for t in tensors]
             lib.arena.clear()
             return tensors

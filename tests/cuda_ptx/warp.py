@@ -104,20 +104,17 @@ class Warps:
             self.release(L)
         if how != "plain" and self.globals.late:
             raw = np.stack([np.broadcast_to(v.view(f"u{size}"), place.shape) for v in values], 1)
-            for at, value in zip(place.tolist(), raw, strict=True):
-                self.late_stores.append(Store(at, value.tobytes()))
-            if how == "release":
-                self.deliver_in_order(len(raw))
+            pairs = zip(place.tolist(), raw, strict=True)
+            stores = [Store(at, value.tobytes()) for at, value in pairs]
+            if how == "release":  # what they release is in memory by now
+                for store in stores:
+                    self._arrive_store(store)
+            else:
+                self.late_stores += stores
             return
         epoch = self.of_blocks.generation[block]
         for n, value in enumerate(values):
             self.globals.store(place + n * size, block, lane, epoch, value, kind)
-
-    def deliver_in_order(self, count: int) -> None:
-        """Delivers a release's own stores: what they release is in memory by now."""
-        arriving, self.late_stores = self.late_stores[-count:], self.late_stores[:-count]
-        for store in arriving:
-            self._arrive_store(store)
 
     def release(self, L) -> None:
         for lane, block, epoch in self._each(L, self.of_blocks.generation[self.block[L]]):

@@ -115,11 +115,8 @@ def test_a_run_that_is_killed_again_and_again_trains_to_the_same_bits(text, tmp_
     never = 10**6  # steps
     monkeypatch.setattr(train_text, "SAVES_AND_EVALUATIONS", never)
     monkeypatch.setattr(train_text, "report", lambda *_: 0)  # which takes longer than all steps
-    killed, whole, saved = (
-        tmp_path / "killed",
-        tmp_path / "whole",
-        tmp_path / "killed/checkpoint.pt",
-    )
+    killed, whole = (tmp_path / name for name in ("killed", "whole"))
+    saved = killed / "checkpoint.pt"
     assert demo(text, killed, "--steps=1") == 0
     delays = random.Random(0)
     for _ in range(8):
@@ -175,10 +172,7 @@ def test_bad_options_are_refused(tmp_path, monkeypatch, capsys):
         (["--length", "x"], "invalid positive value: 'x'"),
         (["--rate", "nan"], "nan is not a positive number"),
         (["--dropout", "1"], r"1.0 is not in \[0, 1\)"),
-        (
-            ["--cell", "gru", "--nonlinearity", "relu"],
-            "--nonlinearity relu is for --cell rnn alone",
-        ),
+        (["--cell=gru", "--nonlinearity=relu"], "--nonlinearity relu is for --cell rnn alone"),
         (["--vocab", "20"], r"a vocabulary of 20 is too small"),
         (["--batch", "100000"], "the text is too short"),
         (["--text", "missing.txt"], "cannot read the text .*missing.txt: No such file"),

@@ -41,8 +41,6 @@ task = ModuleType("neurogym.envs.native.perceptualdecisionmaking")
 task.PerceptualDecisionMaking = PerceptualDecisionMaking
 with pytest.MonkeyPatch.context() as patch:
     patch.setitem(sys.modules, task.__name__, task)
-    for name in ("neurogym", "neurogym.envs", "neurogym.envs.native"):
-        patch.setitem(sys.modules, name, ModuleType(name))
     import perceptual_decision
 
 import gymnasium  # noqa: E402

@@ -19,12 +19,6 @@ ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
 WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 
 
-def backward_of(one):
-    output, h_n = one.call(ops.recurrence)
-    saved = one.save(ops.recurrence)
-    return vars(one.backward(output, torch.rand_like(output), torch.rand_like(h_n), saved=saved))
-
-
 def rnn_of(one):
     """The arguments of the op that runs all layers."""
     given = dict(vars(one))
@@ -48,9 +42,12 @@ GRAD = {"grad": torch.rand(2, 2, 3), "indices": INDICES, "num_weights": 5, "padd
 # The right arguments of each op, from a sample of the recurrence's.
 MADE = {
     "recurrence": lambda one: {**vars(one), "save": False},
-    "recurrence_backward": backward_of,
+    "recurrence_backward": lambda one: vars(one.backward_of(ops.recurrence)),
     "recurrence_stack": lambda one: {**vars(one), "save": False},
     "recurrence_ensemble": lambda one: {**vars(one.stacked(one)), "save": False},
+    "recurrence_ensemble_backward": lambda one: vars(
+        one.stacked(one).backward_of(ops.recurrence_ensemble)
+    ),
     "rnn": rnn_of,
     "rnn_cell": cell_of,
     "noise": lambda one: {"keys": torch.tensor([1, -1]), "T": 2, "B": 3, "D": 2, "H": 70},

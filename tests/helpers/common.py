@@ -20,15 +20,11 @@ from torch import Tensor, nn
 import rnnext
 
 ROOT = Path(__file__).parents[2]
+SEARCH = ":".join(filter(None, sys.path))  # where a process finds what this one does: PYTHONPATH
 
 # The largest error allowed, as a part of the largest expected magnitude (or of 1, if that is more).
 # The oracle is float64; half types store every state rounded, so they get a few units of rounding.
-TOLERANCE = {
-    torch.float64: 1e-12,
-    torch.float32: 1e-5,
-    torch.float16: 2**-9,
-    torch.bfloat16: 2**-6,
-}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2**-9, torch.bfloat16: 2**-6}
 
 
 def assert_close(actual, expected, dtype=None, tolerance=None):
@@ -59,6 +55,11 @@ def poison(results, dtype):
 def same(actual, expected):
     """Whether the tensors are equal one by one, not merely close."""
     return all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+def stacked(results):
+    """The results of separate calls, stacked."""
+    return [torch.stack(each) for each in zip(*results, strict=True)]
 
 
 def steps(stepper, inputs):

@@ -58,12 +58,6 @@ def device_paths():
     return cuda_paths(torch.cuda.get_device_capability())
 
 
-def synchronize():
-    """Wait for the device."""
-    if ON_GPU:
-        torch.cuda.synchronize()
-
-
 def new_stream():
     """A context in which calls go to a stream of their own."""
     return torch.cuda.stream(torch.cuda.Stream()) if ON_GPU else contextlib.nullcontext()

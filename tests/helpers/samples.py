@@ -112,6 +112,12 @@ class Recurrence:
             output_mask=list(output_mask),
         )
 
+    def backward_of(self, op: Callable[..., Any]) -> RecurrenceBackward:
+        """The arguments of the backward op once the op has run, with random cotangents."""
+        output, h_n = self.call(op)
+        cotangents = torch.rand_like(output), torch.rand_like(h_n)
+        return self.backward(output, *cotangents, saved=self.save(op))
+
     def stacked(self, *others: Recurrence) -> Recurrence:
         """The arguments of an ensemble whose members these calls are, as new leaves."""
 

@@ -48,13 +48,8 @@ class Model(nn.Module):
         return self.lstm_cell(self.gru_cell(x))
 
 
-@pytest.fixture
-def model():
-    return Model()
-
-
-def test_convert_keeps_results_and_modules_and_revert_undoes_it(model, caplog):
-    indices, hooked = torch.randint(10, (5, 3)), []
+def test_convert_keeps_results_and_modules_and_revert_undoes_it(caplog):
+    model, indices, hooked = Model(), torch.randint(10, (5, 3)), []
     model.eval()  # without dropout, whose masks differ
     model.cell.train()
     model.cell.weight_hh.requires_grad_(False)
@@ -173,7 +168,8 @@ def test_a_module_that_takes_lengths_refuses_what_rnnexts_refuses():
         assert found == expected
 
 
-def test_a_dry_run_prints_what_would_change_and_why_the_rest_stays(model, capsys):
+def test_a_dry_run_prints_what_would_change_and_why_the_rest_stays(capsys):
+    model = Model()
     model.cell.to(torch.complex64)
     model.indices = nn.Embedding(3, 4)
     model.indices.weight = nn.Parameter(torch.zeros(3, 4, dtype=torch.int8), requires_grad=False)

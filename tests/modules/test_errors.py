@@ -287,6 +287,7 @@ REFUSED = [
     (lambda: functional.gru(X, None, WEIGHTS), RuntimeError, "weight_hh must have shape [12, 4]"),
     (lambda: functional.lstm(X, None, list(GRU.parameters())), RuntimeError,
      "weight_hh must have shape [16, 4], got [12, 4]"),
+    (lambda: rnnext.LSTM(3, 4, proj_size=2), NotImplementedError, "proj_size must be 0, got 2"),
     (lambda: ensemble(cell="elman"), ValueError, "cell must be one of 'rnn', 'gru', 'lstm', got"),
     (lambda: rnnext.EmbeddingRNN(7, 3, 4, cell="GRU"), ValueError, "'gru', 'lstm', got 'GRU'"),
     (lambda: rnnext.EmbeddingRNN(7, 3, 4, nonlinearity="relu", cell="gru"), ValueError,

@@ -120,19 +120,6 @@ def test_recurrence_follows_autocast():
     assert output.dtype == torch.bfloat16
 
 
-def test_a_state_that_a_reset_drops_has_no_gradient():
-    x, w = torch.randn(4, 2, 3).double(), torch.randn(3, 3).double()
-    reset = torch.tensor([[True, False], *[[False, False]] * 3])
-    for form in _C.forms():
-        hx = torch.randn(2, 3).double()
-        hx[0] = float("nan")
-        hx.requires_grad_()
-        output, _ = functional.recurrence(x, hx, None, w, reset=reset, alpha=0.5, form=form)
-        (grad,) = torch.autograd.grad(output.sum(), hx)
-        assert not grad[0].any()
-        assert grad[1].all()
-
-
 @pytest.mark.parametrize("std", [0.5, torch.tensor(0.5), torch.linspace(0, 1, 6)])
 def test_noise_of_a_key(std):
     x, weight = torch.randn(4, 3, 6), torch.zeros(6, 6)

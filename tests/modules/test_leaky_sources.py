@@ -16,52 +16,36 @@ T, B, FEATURES, H = 12, 5, 3, 16
 SIGMA = 0.3
 
 
-# The update by the name under which docs/leaky.md lists its source: from a state, a function of a
-# rate that gives the input and the recurrent drive, a, and n from N(0, 1).
-UPDATES = {
-    "pycog": lambda v, drive, a, n: (
-        (1 - a) * v + a * (drive(v.relu()) + math.sqrt(2 / a) * SIGMA * n)
-    ),
-    "PsychRNN": lambda v, drive, a, n: (
-        (1 - a) * v + a * drive(v.relu()) + math.sqrt(2 * a * SIGMA * SIGMA) * n
-    ),
-    "EI_RNN": lambda v, drive, a, n: (
-        v * (1 - a) + drive(v.relu()) * a + math.sqrt(2 * a) * SIGMA * n
-    ),
-    "nn4n": lambda v, drive, a, n: (1 - a) * v + a * drive(v.relu()) + a * SIGMA * n,
-    "multitask": lambda h, drive, a, n: (
-        (1 - a) * h + a * softplus(drive(h) + math.sqrt(2 / a) * SIGMA * n)
-    ),
-    "Masse et al. 2019": lambda h, drive, a, n: (
-        h * (1 - a) + a * drive(h) + math.sqrt(2 * a) * SIGMA * n
-    ).relu(),
-    '"pre_activation"': lambda h, drive, a, n: (
-        (1 - a) * h + a * (drive(h) + math.sqrt(2 * a * SIGMA**2) * n).tanh()
-    ),
-    'neuralrnn `"rate"`': lambda z, drive, a, n: (
-        (1 - a) * z + a * (drive(z.tanh()) + math.sqrt(2 * a * SIGMA**2) * n)
-    ),
-    '"post_blend"': lambda h, drive, a, n: ((1 - a) * h + a * (drive(h) + SIGMA * n)).tanh(),
-}
-# Ours: the form, the nonlinearity, the scale of the noise.
-OPTIONS = {
-    "pycog": ("voltage", "relu", "sqrt_2_over_alpha"),
-    "PsychRNN": ("voltage", "relu", "sqrt_2_over_alpha"),
-    "EI_RNN": ("voltage", "relu", "sqrt_2_over_alpha"),
-    "nn4n": ("voltage", "relu", "none"),
-    "multitask": ("rate", "softplus", "sqrt_2_over_alpha"),
-    "Masse et al. 2019": ("blend", "relu", "sqrt_2_over_alpha"),
-    '"pre_activation"': ("rate", "tanh", "sqrt_2_alpha"),
-    'neuralrnn `"rate"`': ("voltage", "tanh", "sqrt_2_alpha"),
-    '"post_blend"': ("blend", "tanh", "none"),
-}
+# By the name under which docs/leaky.md lists its source: our form, nonlinearity and scale of the
+# noise; and the update from a state, a function of a rate that gives the input and the recurrent
+# drive, a, and n from N(0, 1).
+SOURCES = {
+    "pycog": ("voltage", "relu", "sqrt_2_over_alpha", lambda v, drive, a, n:
+        (1 - a) * v + a * (drive(v.relu()) + math.sqrt(2 / a) * SIGMA * n)),
+    "PsychRNN": ("voltage", "relu", "sqrt_2_over_alpha", lambda v, drive, a, n:
+        (1 - a) * v + a * drive(v.relu()) + math.sqrt(2 * a * SIGMA * SIGMA) * n),
+    "EI_RNN": ("voltage", "relu", "sqrt_2_over_alpha", lambda v, drive, a, n:
+        v * (1 - a) + drive(v.relu()) * a + math.sqrt(2 * a) * SIGMA * n),
+    "nn4n": ("voltage", "relu", "none", lambda v, drive, a, n:
+        (1 - a) * v + a * drive(v.relu()) + a * SIGMA * n),
+    "multitask": ("rate", "softplus", "sqrt_2_over_alpha", lambda h, drive, a, n:
+        (1 - a) * h + a * softplus(drive(h) + math.sqrt(2 / a) * SIGMA * n)),
+    "Masse et al. 2019": ("blend", "relu", "sqrt_2_over_alpha", lambda h, drive, a, n:
+        (h * (1 - a) + a * drive(h) + math.sqrt(2 * a) * SIGMA * n).relu()),
+    '"pre_activation"': ("rate", "tanh", "sqrt_2_alpha", lambda h, drive, a, n:
+        (1 - a) * h + a * (drive(h) + math.sqrt(2 * a * SIGMA**2) * n).tanh()),
+    'neuralrnn `"rate"`': ("voltage", "tanh", "sqrt_2_alpha", lambda z, drive, a, n:
+        (1 - a) * z + a * (drive(z.tanh()) + math.sqrt(2 * a * SIGMA**2) * n)),
+    '"post_blend"': ("blend", "tanh", "none", lambda h, drive, a, n:
+        ((1 - a) * h + a * (drive(h) + SIGMA * n)).tanh()),
+}  # fmt: skip
 PAGE = (ROOT / "docs" / "leaky.md").read_text(encoding="utf-8").splitlines()
 ROWS = [line.split("|") for line in PAGE if line.startswith("|")]
 
 
-@pytest.mark.parametrize("name", UPDATES)
+@pytest.mark.parametrize("name", SOURCES)
 def test_the_published_update_with_its_noise(name):
-    update, (form, nonlinearity, scale), a = UPDATES[name], OPTIONS[name], 0.2
+    (form, nonlinearity, scale, update), a = SOURCES[name], 0.2
     rnn = rnnext.LeakyRNN(
         FEATURES, H, nonlinearity=nonlinearity, form=form, dt=20, tau=100, noise_std=SIGMA,
         noise_scale=scale,

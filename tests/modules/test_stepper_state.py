@@ -32,40 +32,24 @@ def by_an_optimizer(module, **options):
 # Modules, how each is written to, and what has changed then; torch does not count the last three.
 WRITES = {
     "torch.nn's": (nn.RNN(4, 6, 2), lambda m: doubled(first(m)), "weight_ih_l0"),
-    "a cell": (
-        rnnext.RNNCell(4, 6),
-        torch.inference_mode()(lambda m: doubled(first(m))),
-        "weight_ih",
-    ),
-    "a leak": (
-        rnnext.LeakyRNN(4, 6, 2, alpha=0.3, form="voltage"),
-        lambda m: m.alpha.fill_(0.25),
-        "_alpha",
-    ),
-    "a learned leak": (
-        rnnext.LeakyRNN(4, 6, alpha=0.3, learn_alpha=True),
-        lambda m: setattr(first(m), "data", first(m).data * 2),
-        "weight_ih_l0",
-    ),
-    "tokens": (
-        rnnext.EmbeddingRNN(9, 4, 6, 2),
+    "a cell": (rnnext.RNNCell(4, 6), torch.inference_mode()(lambda m: doubled(first(m))),
+        "weight_ih"),
+    "a leak": (rnnext.LeakyRNN(4, 6, 2, alpha=0.3, form="voltage"),
+        lambda m: m.alpha.fill_(0.25), "_alpha"),
+    "a learned leak": (rnnext.LeakyRNN(4, 6, alpha=0.3, learn_alpha=True),
+        lambda m: setattr(first(m), "data", first(m).data * 2), "weight_ih_l0"),
+    "tokens": (rnnext.EmbeddingRNN(9, 4, 6, 2),
         lambda m: m.load_state_dict({k: v / 2 for k, v in m.state_dict().items()}),
-        "embedding.weight",
-    ),
-    "a parametrization": (
-        parametrizations.weight_norm(rnnext.RNN(4, 6), "weight_hh_l0"),
+        "embedding.weight"),
+    "a parametrization": (parametrizations.weight_norm(rnnext.RNN(4, 6), "weight_hh_l0"),
         lambda m: doubled(m.parametrizations.weight_hh_l0.original0),
-        "parametrizations.weight_hh_l0.original0",
-    ),
+        "parametrizations.weight_hh_l0.original0"),
     "an optimizer": (rnnext.RNN(4, 6, 2), by_an_optimizer, "weight_ih_l0"),
     "a fused one": (rnnext.RNN(4, 6), lambda m: by_an_optimizer(m, fused=True), "weight_ih_l0"),
     "data": (rnnext.RNN(4, 6), lambda m: m.weight_hh_l0.data.mul_(2), "weight_hh_l0"),
-    "shared memory": (
-        rnnext.RNN(4, 6),
-        lambda m: m.bias_ih_l0.detach().numpy().fill(3),
-        "bias_ih_l0",
-    ),
-}
+    "shared memory": (rnnext.RNN(4, 6), lambda m: m.bias_ih_l0.detach().numpy().fill(3),
+        "bias_ih_l0"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("module", "write", "name"), WRITES.values(), ids=WRITES)

@@ -87,14 +87,10 @@ def test_it_is_made_as_torchrls_own_module():
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_marked_steps_start_from_the_stored_or_learned_state(
-    batch_first,
-):
+def test_marked_steps_start_from_the_stored_or_learned_state(batch_first):
     start, state = nn.Parameter(torch.randn(1, 5)), torch.randn(2, 6, 1, 5)
-    module = RNNModule(
-        rnnext.RNN(4, 5, batch_first=batch_first), **KEYS, reset_state=start,
-        default_recurrent_mode=True,
-    )  # fmt: skip
+    rnn = rnnext.RNN(4, 5, batch_first=batch_first)
+    module = RNNModule(rnn, **KEYS, reset_state=start, default_recurrent_mode=True)
     begins = torch.tensor([[1, 0, 1, 0, 1, 0], [0, 0, 0, 1, 0, 1]], dtype=torch.bool).unsqueeze(-1)
     state[0, 2] = state[1, 5] = 0
     data = TensorDict(

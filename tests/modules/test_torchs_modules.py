@@ -45,12 +45,9 @@ def test_errors_of_torchs_wrong_inputs(info):
     """(Constructor and call, whichever raises.)"""
     options = {"device": "cpu", "dtype": torch.float32, "requires_grad": False, "training": True}
     for each in info.module_error_inputs_func(info, **options):
-        made, given = (
-            each.module_error_input.constructor_input,
-            each.module_error_input.forward_input,
-        )
+        wrong = each.module_error_input
 
-        def call(kind, made=made, given=given):
+        def call(kind, made=wrong.constructor_input, given=wrong.forward_input):
             module = kind(*made.args, **made.kwargs)
             module(*given.args, **given.kwargs)
 

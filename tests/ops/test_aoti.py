@@ -7,6 +7,8 @@ from torch.export import Dim
 
 import rnnext
 from helpers.common import assert_close
+from helpers.modules import outputs
+from package.check_programs import packaged
 
 
 class EveryModule(nn.Module):
@@ -30,15 +32,8 @@ class EveryModule(nn.Module):
 @pytest.mark.filterwarnings("ignore")  # torch's own
 def test_a_library_of_every_module(tmp_path):
     model, tokens = EveryModule().eval(), torch.randint(7, (5, 3))
-    sizes = ({0: Dim("T", min=2, max=64), 1: Dim("B", min=2, max=64)},)
-    with torch.no_grad():
-        program = torch.export.export(model, (tokens,), dynamic_shapes=sizes)
-        path = torch._inductor.aoti_compile_and_package(
-            program,
-            package_path=str(tmp_path / "model.pt2"),
-            inductor_configs={"aot_inductor.compile_wrapper_opt_level": "O0"},  # to wait less
-        )
-        compiled = torch._inductor.aoti_load_package(path)
-        for T, B in ((5, 3), (2, 9)):
-            tokens = torch.randint(7, (T, B))
-            assert_close(compiled(tokens), model(tokens))
+    sizes = {0: Dim("T", min=2, max=64), 1: Dim("B", min=2, max=64)}
+    compiled = packaged(model, tokens, sizes, tmp_path / "model.pt2")
+    for T, B in ((5, 3), (2, 9)):
+        tokens = torch.randint(7, (T, B))
+        assert_close(compiled(tokens), outputs(model, tokens))

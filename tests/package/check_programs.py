@@ -4,14 +4,11 @@
 out. The cases hold each pair of values.
 """
 
-import sys
-
 import pytest
 import torch
 from torch.export import Dim
 
-import rnnext.onnx
-from helpers.common import assert_close, pairwise, run_python
+from helpers.common import SEARCH, assert_close, pairwise, run_python
 from helpers.modules import SAMPLES, outputs, results
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
@@ -37,8 +34,7 @@ def exported(module, given, sizes, path):
     def call(x):
         calls = path.with_suffix(".calls")
         torch.save(x, calls)
-        search = ":".join(filter(None, sys.path))
-        run = run_python("-c", LOADED, str(path), str(calls), PYTHONPATH=search)
+        run = run_python("-c", LOADED, str(path), str(calls), PYTHONPATH=SEARCH)
         assert run.returncode == 0, run.stderr
         return torch.load(calls)
 
@@ -49,7 +45,7 @@ def packaged(module, given, sizes, path):
     """By AOTInductor."""
     with torch.no_grad():
         program = torch.export.export(module, (given,), dynamic_shapes=(sizes,))
-        options = {"aot_inductor.compile_wrapper_opt_level": "O0"}
+        options = {"aot_inductor.compile_wrapper_opt_level": "O0"}  # to wait less
         package = torch._inductor.aoti_compile_and_package(
             program, package_path=str(path), inductor_configs=options
         )
@@ -60,11 +56,9 @@ def packaged(module, given, sizes, path):
 def of_onnx(module, given, sizes, path):
     import onnxruntime
 
-    table = rnnext.onnx.translation_table()
-    program = torch.onnx.export(
-        module, (given,), dynamo=True, custom_translation_table=table, dynamic_shapes=(sizes,),
-        verbose=False,
-    )  # fmt: skip
+    from package import test_onnx
+
+    program = test_onnx.exported(module, (given,), (sizes,))
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     (name,) = [each.name for each in session.get_inputs()]
     return lambda x: [torch.from_numpy(y) for y in session.run(None, {name: x.numpy()})]

@@ -1,7 +1,5 @@
 """torch's own tools see rnnext: profiler, flop counter; and a first call is silent."""
 
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -9,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import rnnext
-from helpers.common import run_python
+from helpers.common import SEARCH, run_python
 
 
 def counted(call):
@@ -24,9 +22,8 @@ def test_flops_are_those_of_the_loop(mode, kind):
     learns = mode != "inference"
 
     def call(library):
-        rnn = getattr(library, kind)(
-            5, 4, 3, bidirectional=learns
-        )  # layers of one direction are one op
+        # Layers of one direction are one op.
+        rnn = getattr(library, kind)(5, 4, 3, bidirectional=learns)
         rnn.requires_grad_(mode == "weights alone")
         x = torch.randn(7, 3, 5, requires_grad=mode == "input alone")
         # Or torch.nn would not go back past the first step.
@@ -59,15 +56,9 @@ def test_the_profiler_shows_clear_names():
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         rnn(embedding(torch.randint(9, (5, 2))))[0].sum().backward()
     names = {event.key for event in profiler.key_averages()}
-    assert {
-        "rnnext::rnn",
-        "rnnext::recurrence",
-        "rnnext::recurrence_backward",
-        "rnnext::embedding",
-        "rnnext::embedding_backward",
-        "RecurrenceBackward",
-        "EmbeddingBackward",
-    } <= names
+    ops = ("rnn", "recurrence", "recurrence_backward", "embedding", "embedding_backward")
+    nodes = {"RecurrenceBackward", "EmbeddingBackward"}
+    assert {f"rnnext::{op}" for op in ops} | nodes <= names
     assert [name for name in names if "anonymous" in name] == []
 
 
@@ -92,7 +83,7 @@ for compiler in compilers:
     home.mkdir()
     run = run_python(
         "-W", "error", "-c", program, cwd=tmp_path, HOME=str(home), TMPDIR=str(home),
-        PYTHONPATH=":".join(filter(None, sys.path)),
+        PYTHONPATH=SEARCH,
     )  # fmt: skip
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     assert list(home.rglob("*")) == []

@@ -15,12 +15,9 @@ COMPILER = os.environ.get("CXX", "g++")
 KNOWN = "race:rnnext::node_of\n"
 
 
-def output_of(*command, **environment):
-    """The output of the command, which must end without an error."""
-    merged = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    run = subprocess.run(command, env=os.environ | environment, check=False, **merged)
-    assert run.returncode == 0, run.stdout
-    return run.stdout
+def run(*command, **environment):
+    """The command, which must end without an error; pytest shows what it prints."""
+    subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=True)
 
 
 def test_no_thread_reads_what_another_has_yet_to_write(tmp_path):
@@ -30,14 +27,15 @@ def test_no_thread_reads_what_another_has_yet_to_write(tmp_path):
     """
     library, pool, known = (tmp_path / name for name in ("lib", "pool.so", "known"))
     watch = "-fsanitize=thread"
-    output_of(COMPILER, watch, "-shared", "-fPIC", "tests/races/pool.cpp", "-o", pool)
+    run(COMPILER, watch, "-shared", "-fPIC", "tests/races/pool.cpp", "-o", pool)
     build = [sys.executable, "setup.py", "-q", "build_py", f"--build-lib={library}", "build_ext"]
     build += [f"--build-temp={tmp_path / 'temp'}", f"--build-lib={library}"]
-    output_of(*build, CFLAGS=watch, LDFLAGS=watch, RNNEXT_ISAS="generic")
+    run(*build, CFLAGS=watch, LDFLAGS=watch, RNNEXT_ISAS="generic")
     known.write_text(KNOWN)
-    watcher = output_of(COMPILER, "-print-file-name=libtsan.so").strip()
+    command = [COMPILER, "-print-file-name=libtsan.so"]
+    watcher = subprocess.check_output(command, text=True).strip()
     search = [str(library), "tests", os.environ.get("PYTHONPATH", "")]
-    output_of(
+    run(
         *("setarch", "-R", sys.executable, "tests/races/calls.py"),
         LD_PRELOAD=f"{watcher} {pool}",
         TSAN_OPTIONS=f"suppressions={known} halt_on_error=1",

@@ -1,7 +1,6 @@
 """Training on two processes (torchrun, gloo) has the losses of one."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import text_model
 import torch
 import train_text
 
-from helpers.common import assert_close, run_python
+from helpers.common import SEARCH, assert_close, run_python
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_gloo_available(), reason="torch has no gloo"
@@ -21,7 +20,7 @@ def torchrun(*command):
     """Two processes that run this."""
     return run_python(
         *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command),
-        PYTHONPATH=":".join(filter(None, sys.path)),
+        PYTHONPATH=SEARCH,
         OMP_NUM_THREADS="1",
         GLOO_SOCKET_IFNAME="lo",  # or gloo looks the host's name up, which may hang
     )

@@ -1,7 +1,6 @@
 """The GPU check: cases that hang or die harm no other, runs go on, and a rehearsal of all of it."""
 
 import os
-import subprocess
 import sys
 import time
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.names import OURS, TORCH
-from helpers.common import ROOT
+from helpers.common import ROOT, run_python
 from tools.cuda_check import __main__ as check
 from tools.cuda_check import records, report, work
 from tools.cuda_check.isolate import isolated
@@ -26,10 +25,8 @@ def test_a_test_that_dies_leaves_the_others(tmp_path):
     (tmp_path / "test_some.py").write_text(
         "import os\ndef test_dies(): os._exit(1)\ndef test_after(): pass\n"
     )
-    command = [sys.executable, "-m", "pytest", "-p", "tools.cuda_check.isolate", "-p", "no:xdist"]
-    command += ["-p", "no:cacheprovider", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    options = ["-p", "tools.cuda_check.isolate", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    done = run_python("-m", "pytest", *options, str(tmp_path), cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert "1 failed, 1 passed" in done.stdout
     assert "test_some.py::test_dies\n" in done.stderr  # before it runs
 

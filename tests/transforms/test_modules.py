@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import rnnext
-from helpers.common import assert_close, pair
+from helpers.common import assert_close, pair, stacked
 
 N = 3
 
@@ -61,10 +61,6 @@ def _module(request):
 
 def flat(result):
     return list(result) if isinstance(result, tuple) else [result]
-
-
-def stacked(results):
-    return [torch.stack(each) for each in zip(*results, strict=True)]
 
 
 def value_of(module):
@@ -193,19 +189,15 @@ def test_compiled_transforms():
         assert_close(list(result.values()), list(each(parameters, x).values()))
 
 
-def outputs_of(base):
-    """opacus wants a tensor from each layer."""
+def private_model(library):
+    class Outputs(library.RNN):
+        """opacus wants a tensor from each layer."""
 
-    class Outputs(base):
         def forward(self, x):
             return super().forward(x)[0]
 
-    return Outputs
-
-
-def private_model(library):
     torch.manual_seed(0)
-    rnn = outputs_of(library.RNN)(4, 6, num_layers=2, batch_first=True)
+    rnn = Outputs(4, 6, num_layers=2, batch_first=True)
     layers = (library.Embedding(9, 4, padding_idx=1), rnn, nn.Linear(6, 2))
     return nn.Sequential(*layers).double()
 

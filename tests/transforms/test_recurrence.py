@@ -9,7 +9,7 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from helpers import samples
-from helpers.common import assert_close, cover
+from helpers.common import assert_close, cover, stacked
 from helpers.samples import VARIANTS
 
 ops = torch.ops.rnnext
@@ -19,11 +19,6 @@ MAPPED = [
     ["input", "index"], ["hx", "weight_ih"], ["weight_hh", "bias_ih"], ["alpha", "lengths"],
     ["reset"], ["reset_state", "bias_hh", "index"], list(vars(samples.make())),
 ]  # fmt: skip
-
-
-def stacked(results):
-    """The results of separate calls, stacked."""
-    return [torch.stack(each) for each in zip(*results, strict=True)]
 
 
 class Mapped:
