@@ -195,6 +195,7 @@ CHOICES = {
     ],
     "layers of few sequences run as a wavefront": [
         ((100, 1, 64, 64), {"layers": 2}, {"wavefront": True}),
+        ((8, 2, 128, 128), {"layers": 2}, {"wavefront": True}),  # both ways pack
         ((100, 64, 64, 256), {"layers": 2}, {"wavefront": False}),
         ((100, 1, 64, 64), {"layers": 2, "directions": 2}, {"wavefront": False}),
     ],

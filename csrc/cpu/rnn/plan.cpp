@@ -91,13 +91,17 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
   return best;
 }
 
-// Estimated cycles for a step of one layer, shared out by `plan`.
+// Estimated cycles for a step of one layer. If both weights do not stay in L2 together, each chunk
+// reads W_ih from far memory, for which a single tile of rows waits.
 double layer_cycles(const Recurrence& p, const KernelShape& shape, const Machine& machine,
-                    const Plan& plan) {
-  const double bytes = static_cast<double>(p.gates() * p.H) *
-                       static_cast<double>(shape.operands(p.I)) * shape.operand_bytes;
-  const double features = multiply_cycles(shape, machine, p.B, bytes);
-  return plan.cycles + features / static_cast<double>(plan.batch_parts * plan.hidden_parts);
+                    const ForwardPlan& plan) {
+  const int64_t columns = p.gates() * p.H / plan.hidden_parts;
+  const auto bytes = static_cast<double>(columns * shape.operands(p.I) * shape.operand_bytes);
+  const auto hh_bytes = static_cast<double>(columns * shape.operands(p.H) * shape.operand_bytes);
+  const bool waits = bytes + hh_bytes > machine.l2_bytes && plan.chunk_rows <= shape.mr;
+  const double chunks = static_cast<double>(plan.group_rows) / static_cast<double>(plan.chunk_rows);
+  return plan.cycles + multiply_cycles(shape, machine, plan.group_rows, bytes) +
+         (waits ? bytes / machine.far_rate * chunks : 0);
 }
 
 }  // namespace
