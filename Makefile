@@ -78,6 +78,7 @@ lint-style: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+	$(BIN)/clang-tidy --quiet csrc/cpu/isa/generic.cpp csrc/cpu/rnn/*.cpp -- -std=c++20 -Icsrc
 	$(BIN)/mypy
 	$(BIN)/codespell $$(git ls-files ':!*.ipynb')
 

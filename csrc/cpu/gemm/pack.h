@@ -90,8 +90,9 @@ RNNEXT_INLINE auto across(const RowAt& row, int64_t K, int64_t k, int64_t column
 template <class F, int part = 0, class RowAt>
 RNNEXT_NOINLINE void pack_rows(RowAt row, int64_t K, int64_t column, int64_t columns, F* to) {
   constexpr int64_t kBlock = kKAlign<F> / kKPack<F> * kPanel<F>;
+  constexpr int64_t kLanesOfBlock = kBlock * sizeof(F) / sizeof(Lane<F>);
   Lane<F>* block = reinterpret_cast<Lane<F>*>(to) + part * kBlock;
-  for (int64_t k = 0; k < K; k += kKAlign<F>, block += kBlock * sizeof(F) / sizeof(Lane<F>))
+  for (int64_t k = 0; k < K; k += kKAlign<F>, block += kLanesOfBlock)
     for (int64_t i = 0; i < kBlock; i += kLanes<F>)
       store(block + i, across<F, part>(row, K, k + i / kPanel<F> * kKPack<F>,
                                        column + i % kPanel<F>, columns));
