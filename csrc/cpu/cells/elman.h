@@ -13,7 +13,8 @@ namespace rnnext::RNNEXT_ISA {
 // on it.
 template <class S, Nonlinearity name>
 struct Activation {
-  static_assert(traits_of(Cell::elman).states == 1 && traits_of(Cell::elman).saved == 0);
+  static constexpr CellTraits kTraits = traits_of(Cell::elman);
+  static_assert(kTraits.gates == 1 && kTraits.states == 1 && kTraits.saved == 0);
   using V = Vec<Compute<S>>;
   static RNNEXT_INLINE V forward(V pre) {
     if constexpr (name == Nonlinearity::tanh && kNative<S>) {

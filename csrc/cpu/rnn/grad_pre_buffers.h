@@ -16,9 +16,9 @@ struct GradPreBuffers : BackwardCall {
   using C = Compute<S>;
   RowBuffers<F> operands;
   enum Buffer { kEven, kOdd, kFirstSteps, kResets, kBuffers };
-  // Rows of state_grads. The first three are the gradient that reaches the state before a step
-  // without passing W_hh: that of the current step, that of the sequences' first steps, and its sum
-  // over resets. kMixed is the gradient of what the leak mixes.
+  // The buffers of state_grads. The first three have the gradient that reaches the state before a
+  // step without passing W_hh: that of the current step, that of the sequences' first steps, and
+  // its sum over resets. kMixed is the gradient of what the leak mixes.
   enum StateGrad { kCarry, kFirst, kResetCarry, kMixed, kCount };
   RowBuffers<C> state_grads;
   RowBuffers<C> reset_pre;  // the gradients of the pre-activations, summed over resets
