@@ -14,7 +14,6 @@
 #include <string_view>
 #include <tuple>
 
-#include "cpu/binding/describe.h"
 #include "cpu/binding/stepper.h"
 #include "cpu/isa/dispatch.h"
 #include "ops/check.h"
@@ -150,16 +149,13 @@ void define_fakes(py::module_& m) {
 // A Stepper, unlike the ops, keeps the interpreter lock: two threads must not step it at once.
 void define_stepper(py::module_& m) {
   using rnnext::Stepper;
-  m.def("stepper",
-        torch::wrap_pybind_function(
-            [](const std::vector<Stepper::Weights>& layers, const std::optional<at::Tensor>& table,
-               const std::vector<Stepper::NamedTensor>& watched, std::string_view nonlinearity,
-               std::string_view cell, int64_t batch_size) {
-              return std::make_unique<Stepper>(layers, table, watched, nonlinearity, cell,
-                                               batch_size);
-            }),
-        py::arg("layers"), py::arg("table"), py::arg("watched"), py::arg("nonlinearity"),
-        py::arg("cell"), py::arg("batch_size"));
+  m.def("stepper", torch::wrap_pybind_function([](const std::vector<Stepper::Weights>& layers,
+                                                  const std::optional<at::Tensor>& table,
+                                                  const std::vector<Stepper::NamedTensor>& watched,
+                                                  std::string_view nonlinearity,
+                                                  std::string_view cell, int64_t batch_size) {
+          return std::make_unique<Stepper>(layers, table, watched, nonlinearity, cell, batch_size);
+        }));
   py::class_<Stepper>(m, "Stepper")
       // pybind11's __new__ would return an instance without a Stepper in it.
       .def_static("__new__",
@@ -241,8 +237,6 @@ PYBIND11_MODULE(_C, m) {
         about);
   };
   define_names("nonlinearities", rnnext::kNonlinearityNames, "The names that the ops take.");
-  define_names("onnx_nonlinearities", rnnext::kOnnxNames,
-               "What ONNX calls each; empty: it cannot.");
   define_names("forms", rnnext::kFormNames, "The forms of a leak that the ops take.");
   m.attr("COUNTED_WORK") = rnnext::kCountedWork;
   m.attr("COUNTED_ROWS") = rnnext::kCountedRows;

@@ -17,7 +17,7 @@ from rnnext import _C
 
 __all__ = ["translation_table"]
 
-_ACTIVATIONS = dict(zip(_C.nonlinearities(), _C.onnx_nonlinearities(), strict=True))
+_ACTIVATIONS = {name: name.capitalize() for name in _C.nonlinearities()} | {"identity": "Affine"}
 # A cell's operator, and the places of its gates among torch's: z r h of r z n, i o f c of i f g o.
 _OPERATORS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "elman": (op.RNN, (0,)),

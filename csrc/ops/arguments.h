@@ -212,11 +212,9 @@ inline const BackwardFields<BatchPlace> kBackwardPlaces{RNNEXT_BACKWARD_INPUTS(R
 #undef RNNEXT_PLACE
 
 // f(argument, gradient...) of each gradient, in one or several structs of them.
-template <class F, class Arguments, class... Gradients>
-void each_gradient(const F& f, Arguments& a, Gradients&... g) {
-#define RNNEXT_EACH(type, name) f(a.name, g.name...);
-  RNNEXT_RECURRENCE_GRADIENTS(RNNEXT_EACH)
-#undef RNNEXT_EACH
+template <class F, class... Struct>
+void each_gradient(const F& f, Struct&... s) {
+  RecurrenceGradients::zip(f, s...);
 }
 
 // The tensors in a field of a call, or of a struct that keeps them, to read or to replace.
@@ -252,22 +250,17 @@ typename Struct::AsKept kept(const Struct& of) {
   return s;
 }
 
-// The struct with f(tensor) in place of each tensor.
+// The struct with f(tensor) in place of each tensor, except batch_sizes, which are sizes, not data.
 template <class Struct, class F>
 Struct with_each(Struct s, const F& f) {
+  const void* sizes = nullptr;
+  if constexpr (requires { s.batch_sizes; }) sizes = &s.batch_sizes;
   const auto replace = [&](auto& field) {
+    if (&field == sizes) return;
     for (Tensor& t : tensors_of(field)) t = f(t);
   };
   zip(replace, s);
   return s;
-}
-// The same, except batch_sizes, which are sizes, not data.
-template <class F>
-KeptArguments with_each(KeptArguments a, const F& f) {
-  OptionalTensor batch_sizes = std::exchange(a.batch_sizes, std::nullopt);
-  a = with_each<KeptArguments, F>(std::move(a), f);
-  a.batch_sizes = std::move(batch_sizes);
-  return a;
 }
 
 }  // namespace rnnext

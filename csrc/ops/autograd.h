@@ -24,6 +24,7 @@
 
 namespace rnnext {
 
+using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 inline bool needs_grad(const Tensor& t) { return t.requires_grad(); }

@@ -8,14 +8,11 @@
 
 #include <string_view>
 
-#include "ops/cell.h"
 #include "ops/check.h"
 #include "ops/ensemble.h"
 #include "ops/signatures.h"
 
 namespace rnnext {
-
-using torch::autograd::AutogradContext;
 
 // The tensors that a node saved; if a result was changed in place, an error that says what to do.
 static variable_list saved_variables(AutogradContext* ctx) {
@@ -227,70 +224,6 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   return below_autograd([&] { return call_forward<RecurrenceStackOp>(a, save); });
 }
 
-// One step as nn.RNNCell, as one node of autograd: nodes for the views around the step would cost
-// more than the step. Its backward pass is the recurrence's.
-struct CellFunction {
-  static constexpr const char* name = "RnnCellBackward";
-  static constexpr bool is_traceable = false;
-
-  static std::vector<Tensor> forward(const CellArguments& a) {
-    const auto node = node_of<CellFunction>(flattened(a));
-    const Cell cell = parse_cell(a.cell);
-    std::vector<Tensor> states;
-    const auto [output, h_n, saved] = below_autograd([&] {
-      const CellStep step(a);
-      auto all = call_forward<RecurrenceOp>(step.arguments(), traits_of(cell).always_saves);
-      states = step.states_of(std::get<1>(all));
-      return all;
-    });
-    const BackwardInputs results{.output = output, .saved = saved};
-    variable_list tensors = flattened(results, a);
-    if (!is_gated(cell))  // the backward pass does not read the biases, which come last
-      std::fill(tensors.end() - 2, tensors.end(), Tensor());
-    node->ctx_.saved_data["values"] = values_of(results, a);
-    // Keeps the output rather than h: the caller may change h in place before the backward pass,
-    // and does not have the output.
-    variable_list recorded = states;
-    recorded.push_back(output);
-    record(node, recorded, std::move(tensors));
-    return states;
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grad) {
-    KeptBackwardInputs r;
-    CellFields<Kept> a;
-    restore(ctx->get_saved_variables(), ctx->saved_data["values"].toList(), r, a);
-    const size_t S = grad.size() - 1, hx = a.hx.size();
-    variable_list grads(hx + 5);
-    if (std::ranges::none_of(grad, &Tensor::defined)) return grads;
-    const auto needs = [&](size_t i) { return ctx->needs_input_grad(i); };
-    Wanted wanted{.input = needs(0),
-                  .weight_ih = needs(hx + 1),
-                  .weight_hh = needs(hx + 2),
-                  .bias_ih = needs(hx + 3),
-                  .bias_hh = needs(hx + 4)};
-    for (size_t s = 0; s < hx; ++s) wanted.hx |= needs(1 + s);
-    const CellArguments passed = a;
-    const CellStep step(passed);
-    r.grad_output = grad[S];
-    r.grad_h_n = step.stacked(TensorList(grad).slice(0, S));
-    const RecurrenceGradients g = call_backward<RecurrenceBackwardOp>(r, step.arguments(), wanted);
-    if (wanted.input) grads[0] = from_step(g.input, a.input);
-    if (wanted.hx) std::ranges::copy(step.states_of(g.hx), grads.begin() + 1);
-    if (wanted.weight_ih) grads[hx + 1] = g.weight_ih[0];
-    if (wanted.weight_hh) grads[hx + 2] = g.weight_hh[0];
-    if (wanted.bias_ih) grads[hx + 3] = g.bias_ih[0];
-    if (wanted.bias_hh) grads[hx + 4] = g.bias_hh[0];
-    return grads;
-  }
-};
-
-std::vector<Tensor> cell(const CellArguments& a) {
-  if (any_dual(a)) return rnn_cell(a);
-  if (any_recorded(a)) return CellFunction::forward(a);
-  return below_autograd([&] { return rnn_cell(a); });
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(rnnext, Autograd, m) {
@@ -300,8 +233,5 @@ TORCH_LIBRARY_IMPL(rnnext, Autograd, m) {
   m.impl("recurrence_ensemble_backward", Recurrences::backward<recurrence_backward<EnsembleOp>>);
   m.impl("recurrence_stack", Recurrences::forward<recurrence_stack>);
 }
-// Not for the key Autograd: the composite op has a kernel for that, and these precede it.
-TORCH_LIBRARY_IMPL(rnnext, AutogradCPU, m) { m.impl("rnn_cell", RnnCellOp::call<cell>); }
-TORCH_LIBRARY_IMPL(rnnext, AutogradCUDA, m) { m.impl("rnn_cell", RnnCellOp::call<cell>); }
 
 }  // namespace rnnext

@@ -22,11 +22,6 @@ struct Derivative {
   Tensor operator()(Fixed<Nonlinearity::identity>) const { return at::ones_like(h); }
 };
 
-// [T,B,n] -> [T*B,n]
-Tensor all_of(const Tensor& rows) {
-  return rows.reshape_symint({rows.sym_size(0) * rows.sym_size(1), rows.sym_size(2)});
-}
-
 // The gradients of an Elman cell's call, from the output. The input and the biases need not be
 // those of a forward pass: vmap's rule calls this without one.
 RecurrenceGradients by_formulas(const BackwardInputs& r, const RecurrenceArguments& a,
@@ -67,12 +62,12 @@ RecurrenceGradients by_formulas(const BackwardInputs& r, const RecurrenceArgumen
       steps[t] = grad;
     }
     const Tensor grad_pre = T > 0 ? at::stack(steps) : zeros.unsqueeze(0).narrow(0, 0, 0);
-    const Tensor flat = all_of(grad_pre).t();
-    g.weight_hh.push_back(flat.matmul(all_of(call.output_before(output, d))));
+    const Tensor flat = grad_pre.flatten(0, 1).t();
+    g.weight_hh.push_back(flat.matmul(call.output_before(output, d).flatten(0, 1)));
     g.bias_ih.push_back(flat.sum(1));
     g.bias_hh.push_back(g.bias_ih[d].clone());
     if (x.defined()) {
-      g.weight_ih.push_back(flat.matmul(all_of(x)));
+      g.weight_ih.push_back(flat.matmul(x.flatten(0, 1)));
       const Tensor part = grad_pre.matmul(s.weight_ih[d]);
       g.input = g.input.defined() ? g.input + part : part;
     }
@@ -82,7 +77,7 @@ RecurrenceGradients by_formulas(const BackwardInputs& r, const RecurrenceArgumen
   }
   if (!x.defined()) g.input = at::cat(pre, -1);
   g.input = given(s.index)
-                ? at::zeros_like(s.input).index_add(0, s.index->reshape(-1), all_of(g.input))
+                ? at::zeros_like(s.input).index_add(0, s.index->reshape(-1), g.input.flatten(0, 1))
                 : call.drop(g.input);
   g.hx = at::stack(grad_hx);
   if (given(a.reset)) g.reset_state = at::stack(grad_start);

@@ -14,7 +14,6 @@
 #include "ops/vmap.h"
 
 namespace rnnext {
-using torch::autograd::AutogradContext;
 
 namespace {
 

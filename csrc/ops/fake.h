@@ -26,8 +26,7 @@ inline RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save,
 inline RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save,
                                               const c10::SymInt& batch) {
   check_stack<c10::SymInt>(a, save);
-  const OptionalTensor none;
-  auto [output, h_n, _] = recurrence(layer_of(a, 0, a.input, none), save, batch);
+  auto [output, h_n, _] = recurrence(layer_of(a, 0, a.input), save, batch);
   const c10::SymInt states[] = {h_n.sym_size(0) * static_cast<int64_t>(a.weight_hh.size()),
                                 h_n.sym_size(1), h_n.sym_size(2)};
   if (given(a.hx)) check_like<c10::SymInt>(*a.hx, "hx", states, a.weight_hh[0]);

@@ -53,6 +53,11 @@ struct ParsedCall {
   const void* read(const Tensor& t) { return t.is_contiguous() ? t.const_data_ptr() : keep(t); }
 };
 
+// The last state of a call without steps: hx, or zeros.
+inline void copy_hx(const Tensor& h_n, const OptionalTensor& hx) {
+  given(hx) ? h_n.copy_(*hx) : h_n.zero_();
+}
+
 // Checks the arguments and fills what is the same on every device. Weights, rows, lengths and what
 // a packed input implies are left to the device's binding.
 inline void parse(const RecurrenceArguments& a, ParsedCall& call, Recurrence& p) {

@@ -210,7 +210,7 @@ RecurrenceGradients call_backward(const BackwardInputs& results,
 
 // The call of layer l of a stack, with x as its input.
 inline RecurrenceArguments layer_of(const RecurrenceArguments& a, size_t l, const Tensor& x,
-                                    const OptionalTensor& hx) {
+                                    const OptionalTensor& hx = absent<OptionalTensor>) {
   const auto own = [&]<class Field>(std::string_view name, const Field& field) -> decltype(auto) {
     if constexpr (std::is_same_v<Field, Tensor>) {
       return (x);  // the input

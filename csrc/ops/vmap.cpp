@@ -179,18 +179,16 @@ class MappedCalls {
     zip(change_each, s, dims, places);
   }
 
-  // Makes the mapped dimension that of an ensemble's members.
-  Tensor part_of_members(const Tensor& t, Dim dim, Batch) const {
-    return at_place(t, dim, calls_, 0);
+  // Makes the mapped dimension that of an ensemble's members, who share batch_sizes.
+  Tensor part_of_members(const Tensor& t, Dim dim, Batch place) const {
+    return place == Batch::none ? t : at_place(t, dim, calls_, 0);
   }
   KeptArguments ensemble() const {
     TORCH_CHECK_VALUE(calls_ != 0,
                       "vmap must map a call at least where weights are mapped, or their gradients "
                       "are, of a cell but Elman's, an index, lengths or resets");
     KeptArguments own = call_;
-    own.batch_sizes.reset();  // members share it
     change(own, dims_, kArgumentPlaces, &MappedCalls::part_of_members);
-    own.batch_sizes = call_.batch_sizes;
     return own;
   }
 

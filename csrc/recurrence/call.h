@@ -3,7 +3,6 @@
 
 #include "recurrence/cell.h"
 #include "recurrence/nonlinearity.h"
-#include "recurrence/row_source.h"
 #include "recurrence/timeline.h"
 
 namespace rnnext {

@@ -12,21 +12,13 @@
 
 namespace rnnext {
 
-// The name that users write, and that of ONNX's operator RNN ("": it has none).
-#define RNNEXT_NONLINEARITIES(X) \
-  X(tanh, "Tanh")                \
-  X(relu, "Relu") X(sigmoid, "Sigmoid") X(softplus, "Softplus") X(identity, "Affine")
+#define RNNEXT_NONLINEARITIES(X) X(tanh) X(relu) X(sigmoid) X(softplus) X(identity)
 
-#define RNNEXT_CASE(name, onnx) name,
+#define RNNEXT_CASE(name) name,
 enum class Nonlinearity { RNNEXT_NONLINEARITIES(RNNEXT_CASE) };
 #undef RNNEXT_CASE
-
-// Both names in the order of the enum.
-#define RNNEXT_CASE(name, onnx) #name,
+#define RNNEXT_CASE(name) #name,
 constexpr std::string_view kNonlinearityNames[] = {RNNEXT_NONLINEARITIES(RNNEXT_CASE)};
-#undef RNNEXT_CASE
-#define RNNEXT_CASE(name, onnx) onnx,
-constexpr const char* kOnnxNames[] = {RNNEXT_NONLINEARITIES(RNNEXT_CASE)};
 #undef RNNEXT_CASE
 
 // A nonlinearity that is known at compile time, as a type.
@@ -40,8 +32,8 @@ struct Fixed {
 #define RNNEXT_RETURN_FOR(name)                                     \
   switch (name) { RNNEXT_NONLINEARITIES(RNNEXT_NONLINEARITY_CASE) } \
   __builtin_unreachable()
-#define RNNEXT_NONLINEARITY_CASE(name, onnx) \
-  case Nonlinearity::name:                   \
+#define RNNEXT_NONLINEARITY_CASE(name) \
+  case Nonlinearity::name:             \
     return f(Fixed<Nonlinearity::name>{});
 
 template <class F>

@@ -1,5 +1,3 @@
-#include "cpu/binding/describe.h"
-
 #include "cpu/binding/recurrence.h"
 #include "cpu/binding/unpadded.h"
 
@@ -71,16 +69,12 @@ Description describe_plan(const Recurrence& p, int layer_count, DType dtype, int
   }
   std::vector<Recurrence> layers(layer_count, p);
   for (int l = 1; l < layer_count; ++l) layers[l].I = p.H * p.D;
-  int threads = plan_threads(layers.back(), p.D == 1 ? layer_count : 1, most_threads);
-  const bool wavefront = !plan_wavefront(layers, shape, machine, threads).empty();
+  const int team = plan_threads(layers.back(), p.D == 1 ? layer_count : 1, most_threads);
+  const bool wavefront = !plan_wavefront(layers, shape, machine, team).empty();
+  const int threads =  // of each layer
+      wavefront ? 1 : busy_threads(p, shape, machine, plan_threads(p, 1, most_threads));
   about["wavefront"] = wavefront;
-  if (wavefront) {
-    about["threads"] = int64_t{threads < layer_count ? threads : layer_count};
-    threads = 1;
-  } else {
-    threads = busy_threads(p, shape, machine, plan_threads(p, 1, most_threads));
-    about["threads"] = int64_t{threads};
-  }
+  about["threads"] = wavefront ? min_of(team, layer_count) : threads;
   const ForwardPlan plan = plan_forward(p, shape, machine, threads, wavefront);
   about.merge(fields_of(plan));
   about.merge(Description{{"projects", plan.projects},

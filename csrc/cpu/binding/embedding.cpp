@@ -1,6 +1,7 @@
 // The embedding gather on the CPU and its gradient. The indices are sorted once, stably, so that
 // each row of the gradient is a sum over one run of them: no atomics, the same bits on any thread
 // count.
+#include <ATen/Dispatch.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -25,34 +26,24 @@ void parallel(int64_t bytes, const F& f) {
   run_team(threads, [&](Worker& worker) { f(worker.rank, worker.size); });
 }
 
-[[noreturn]] void throw_out_of_range(const Tensor& indices, int64_t position, int64_t value,
-                                     int64_t rows) {
+// Raises an IndexError that names the first index that is no row.
+template <class Index>
+void check_bounds(const Index* index, const Tensor& indices, int64_t rows) {
+  // One comparison: as an unsigned number, a negative one is too large.
+  const auto is_outside = [&](int64_t row) {
+    return static_cast<uint64_t>(row) >= static_cast<uint64_t>(rows);
+  };
+  const Index* const end = index + indices.numel();
+  const Index* const found = std::find_if(index, end, is_outside);
+  if (found == end) return;
   std::vector<int64_t> at(indices.dim());
-  for (int64_t d = indices.dim() - 1; d >= 0; --d) {
+  for (int64_t d = indices.dim() - 1, position = found - index; d >= 0; --d) {
     at[d] = position % indices.size(d);
     position /= indices.size(d);
   }
   const std::string where = at.empty() ? "" : c10::str(" at [", c10::Join(", ", at), "]");
-  TORCH_CHECK_INDEX(false, "index out of range in self: ", value, where, ", expected 0 <= index < ",
-                    rows);
-  __builtin_unreachable();
-}
-
-// Calls f with the pointer to the indices, of either type.
-template <class F>
-auto with_data(const Tensor& indices, const F& f) {
-  return indices.scalar_type() == at::kLong ? f(indices.const_data_ptr<int64_t>())
-                                            : f(indices.const_data_ptr<int32_t>());
-}
-
-template <class Index>
-void check_bounds(const Index* index, const Tensor& indices, int64_t rows) {
-  for (int64_t i = 0, n = indices.numel(); i < n; ++i) {
-    const int64_t row = index[i];
-    // One comparison: as an unsigned number, a negative one is too large.
-    if (static_cast<uint64_t>(row) >= static_cast<uint64_t>(rows))
-      throw_out_of_range(indices, i, row, rows);
-  }
+  TORCH_CHECK_INDEX(false, "index out of range in self: ", *found, where,
+                    ", expected 0 <= index < ", rows);
 }
 
 template <class Index>
@@ -85,7 +76,8 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, boo
   shape.push_back(weight.size(1));
   const Tensor out = empty_large(shape, weight.options());
   const Tensor index = indices.contiguous();
-  with_data(index, [&](const auto* data) { gather(data, weight, index, out); });
+  AT_DISPATCH_INDEX_TYPES(index.scalar_type(), "embedding",
+                          [&] { gather(index.const_data_ptr<index_t>(), weight, index, out); });
   return out;
 }
 
@@ -126,12 +118,12 @@ std::tuple<Tensor, Tensor> occurring(const Tensor& tokens, int64_t num_rows, int
   most = std::min({most, n, num_rows});
   const Tensor index = empty_large(tokens.sizes(), tokens.options().dtype(at::kLong));
   const Tensor rows = at::empty({most}, index.options());
-  const auto run = [&](const auto* token) {
+  const int64_t count = AT_DISPATCH_INDEX_TYPES(from.scalar_type(), "occurring", [&] {
+    const auto* const token = from.const_data_ptr<index_t>();
     check_bounds(token, from, num_rows);
     return number_rows(token, n, num_rows, most, rows.mutable_data_ptr<int64_t>(),
                        index.mutable_data_ptr<int64_t>());
-  };
-  const int64_t count = with_data(from, run);
+  });
   if (count < 0) return {at::empty({0}, index.options()), index.fill_(-1)};
   return {rows.narrow(0, 0, count).clone(), index};
 }
@@ -164,17 +156,19 @@ SortedIndices runs_of(const Tensor& grad, const Tensor& indices, int64_t rows,
   check_embedding_gradient(grad, indices);
   TORCH_CHECK_VALUE(rows >= 0, "num_weights must not be negative, got ", rows);
   const Tensor index = indices.contiguous();
-  const auto sort = [&](const auto* values) {
+  return AT_DISPATCH_INDEX_TYPES(index.scalar_type(), "embedding_backward", [&] {
+    const auto* const values = index.const_data_ptr<index_t>();
     const int64_t n = index.numel();
     check_bounds(values, index, rows);
     return std::max(n, rows) <= std::numeric_limits<uint32_t>::max()
                ? sort_indices<uint32_t>(values, n, rows, padding_idx)
                : sort_indices<uint64_t>(values, n, rows, padding_idx);
-  };
-  return with_data(index, sort);
+  });
 }
 
-SumRuns sum_runs_of(const Tensor& grad) { return kernels().sum_runs_of(parse_dtype(grad, "grad")); }
+SumRuns sum_runs_of(const Tensor& grad) {
+  return kernels().complete().sum_runs[static_cast<int>(parse_dtype(grad, "grad"))];
+}
 
 Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num_weights,
                           int64_t padding_idx, bool scale_grad_by_freq) {
@@ -194,17 +188,11 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num
   // read.
   const auto boundary = [&](int64_t share, int64_t shares) {
     const int64_t target = (num_weights + N) * share / shares;
-    int64_t low = 0, high = num_weights;
-    while (low < high) {
-      const int64_t v = (low + high) / 2;
-      const int64_t u = first_run(v);
-      if (v + runs.begin[u] < target) {
-        low = v + 1;
-      } else {
-        high = v;
-      }
-    }
-    return low;
+    const auto before = [&](const int64_t& row, int64_t end) {
+      return row + runs.begin[&row - runs.row] < end;
+    };
+    const int64_t u = std::lower_bound(runs.row, runs.row + runs.count, target, before) - runs.row;
+    return std::max(target - runs.begin[u], u > 0 ? runs.row[u - 1] + 1 : 0);
   };
   parallel((num_weights + N) * row_bytes, [&](int rank, int threads) {
     int64_t v = boundary(rank, threads);

@@ -9,25 +9,25 @@
 #include <vector>
 
 #include "cpu/binding/recurrence.h"
-#include "ops/autograd.h"
 
 namespace rnnext {
 namespace {
 
-// Calls run(m, teams, workspace, worker) for each of M members. A member that does not share a
-// round takes `alone` threads. teams_of(m, threads) gives its Teams.
-template <class TeamsOf, class Run>
-void run_members(int64_t M, int alone, const TeamsOf& teams_of, const Run& run) {
-  const int threads = max_threads();
+// Runs the calls of all members, each of so many products as plan_threads has it.
+template <class Call>
+void run_members(const std::deque<Call>& calls, int products) {
+  const RnnKernels& kernel = kernels_for(calls[0].dtype, calls[0].p);
+  const auto M = static_cast<int64_t>(calls.size());
+  const int threads = max_threads(), alone = threads_for(calls[0].p, products);
   // In a round each thread has a member of its own. The members left over are a round too, or, if
   // that is faster, run one after the other on all threads.
   int64_t apart = M / threads * threads;
   if (4 * (M - apart) > 3 * alone) apart = M;
   if (apart > 0) {
-    std::vector<decltype(teams_of(0, 1))> teams;
+    std::vector<decltype(calls[0].teams(kernel, 1))> teams;
     size_t each = 0;
     for (int64_t m = 0; m < apart; ++m)
-      each = std::max(each, teams.emplace_back(teams_of(m, 1)).bytes);
+      each = std::max(each, teams.emplace_back(calls[m].teams(kernel, 1)).bytes);
     each = (each + 127) / 128 * 128;
     const int team = static_cast<int>(std::min<int64_t>(threads, apart));
     Workspace workspace(team * each);
@@ -36,15 +36,11 @@ void run_members(int64_t M, int alone, const TeamsOf& teams_of, const Run& run) 
       for (int64_t m = next++; m < apart; m = next++) {
         Count counts[2];
         Worker own(counts, 0, 1);
-        run(m, teams[m], workspace.data() + worker.rank * each, own);
+        calls[m].run(kernel, teams[m].of(own), workspace.data() + worker.rank * each, own);
       }
     });
   }
-  for (int64_t m = apart; m < M; ++m) {
-    const auto teams = teams_of(m, alone);
-    Workspace workspace(teams.bytes);
-    run_team(alone, [&](Worker& worker) { run(m, teams, workspace.data(), worker); });
-  }
+  for (int64_t m = apart; m < M; ++m) run_call(calls[m], kernel, alone);
 }
 
 RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
@@ -53,7 +49,6 @@ RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
   std::deque<CpuCall> calls;  // they stay where they are made
   for (const KeptArguments& member : members) calls.emplace_back(member);
   const CpuCall& first = calls[0];
-  const Recurrence& one = first.p;
   const auto options = a.weight_hh[0].options();
   const auto of_members = [&](auto shape) {
     shape.insert(shape.begin(), M);
@@ -77,13 +72,7 @@ RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
     p.h_n = part(h_n, m);
     if (!saved.empty()) p.saved = part(saved[0], m);
   }
-  const RnnKernels& kernel = kernels_for(first.dtype, one);
-  run_members(
-      M, threads_for(one, 1),
-      [&](int64_t m, int threads) { return forward_teams(calls[m].p, kernel, threads); },
-      [&](int64_t m, const auto& teams, char* workspace, Worker& worker) {
-        kernel.forward(calls[m].p, teams.of(worker), workspace, worker);
-      });
+  run_members(calls, 1);
   return {output, h_n, saved};
 }
 
@@ -94,19 +83,7 @@ RecurrenceGradients ensemble_backward(const BackwardInputs& r, const RecurrenceA
   const std::vector<KeptBackwardInputs> results = members_of(r, M);
   std::deque<CpuBackwardCall> calls;
   for (int64_t m = 0; m < M; ++m) calls.emplace_back(results[m], members[m], wanted);
-  const CpuBackwardCall& first = calls[0];
-  if (!first.s.empty()) {
-    const RnnKernels& kernel = kernels_for(first.dtype, first.p);
-    run_members(
-        M, threads_for(first.p, 3),
-        [&](int64_t m, int threads) {
-          return backward_teams(calls[m].p, calls[m].out, kernel, threads);
-        },
-        [&](int64_t m, const auto& teams, char* workspace, Worker& worker) {
-          kernel.backward(calls[m].p, calls[m].g, calls[m].out, teams.of(worker), workspace,
-                          worker);
-        });
-  }
+  if (!calls[0].s.empty()) run_members(calls, kBackwardProducts);
   std::vector<RecurrenceGradients> gradients;
   for (int64_t m = 0; m < M; ++m) gradients.push_back(calls[m].gradients(members[m]));
   return stacked(gradients);

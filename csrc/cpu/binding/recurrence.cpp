@@ -13,7 +13,6 @@
 #include "cpu/binding/recurrence.h"
 #include "cpu/binding/unpadded.h"
 #include "cpu/runtime/memory.h"
-#include "ops/autograd.h"
 #include "ops/check.h"
 #include "ops/signatures.h"
 
@@ -41,8 +40,7 @@ Teams<ForwardPlan> forward_teams(const Recurrence& p, const RnnKernels& kernel, 
       threads, [&](int size) { return plan_forward(p, kernel.shape, this_machine(), size); },
       [&](const ForwardPlan& plan, int size) { return kernel.forward_workspace(p, plan, size); }};
 }
-Teams<BackwardPlan> backward_teams(const Recurrence& p, const RecurrenceGradOut& out,
-                                   const RnnKernels& kernel, int threads) {
+Teams<BackwardPlan> CpuBackwardCall::teams(const RnnKernels& kernel, int threads) const {
   return {
       threads,
       [&](int size) { return plan_backward(p, out, kernel.shape, this_machine(), threads, size); },
@@ -71,12 +69,10 @@ void check_units(const void* values, int64_t H, at::ScalarType type, const char*
 CpuCall::CpuCall(const RecurrenceArguments& a) {
   static_assert(kArgumentCount == 17);
   parse(a, *this, p);
+  const at::ScalarType type = a.weight_hh[0].scalar_type();
   for (int d = 0; d < p.D; ++d) {
     p.weight_hh[d] = read(a.weight_hh[d]);
     if (s.features) p.weight_ih[d] = read(a.weight_ih[d]);
-  }
-  const at::ScalarType type = a.weight_hh[0].scalar_type();
-  for (int d = 0; d < p.D; ++d) {
     if (is_leaky(p.cell))
       check_units(p.alpha[d], p.H, type, "alpha", "in (0, 1]",
                   [](double alpha) { return alpha > 0 && alpha <= 1; });
@@ -173,12 +169,9 @@ RecurrenceGradients CpuBackwardCall::gradients(const RecurrenceArguments& a) {
 
 namespace {
 
-void run_forward(const Recurrence& p, const RnnKernels& kernel) {
-  const Teams teams =
-      forward_teams(p, kernel, busy_threads(p, kernel.shape, this_machine(), threads_for(p, 1)));
-  Workspace workspace(teams.bytes);
-  run_team(teams.threads(),
-           [&](Worker& worker) { kernel.forward(p, teams.of(worker), workspace.data(), worker); });
+void run_forward(const CpuCall& call, const RnnKernels& kernel) {
+  const int threads = threads_for(call.p, 1);
+  run_call(call, kernel, busy_threads(call.p, kernel.shape, this_machine(), threads));
 }
 
 RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
@@ -196,7 +189,7 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   p.output = output.data_ptr();
   p.h_n = h_n.data_ptr();
   if (!saved.empty()) p.saved = saved[0].data_ptr();
-  run_forward(p, kernels_for(call.dtype, p));
+  run_forward(call, kernels_for(call.dtype, p));
   return {std::move(output), std::move(h_n), std::move(saved)};
 }
 
@@ -204,9 +197,8 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
 RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) {
   check_stack<int64_t>(a, save);
   const size_t L = a.weight_hh.size();
-  const OptionalTensor none;
   std::deque<CpuCall> calls;  // they stay where they are made
-  calls.emplace_back(layer_of(a, 0, a.input, none));
+  calls.emplace_back(layer_of(a, 0, a.input));
   const Recurrence& first = calls[0].p;
   const RecurrenceSizes& sizes = calls[0].s;
   const auto options = a.weight_hh[0].options();
@@ -230,19 +222,20 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
     plans = plan_wavefront(layers, kernel.shape, this_machine(), threads);
   Tensor outputs[2];
   for (size_t l = 0; l < L; ++l) {
-    if (l > 0) calls.emplace_back(layer_of(a, l, outputs[(l - 1) % 2], none));
+    if (l > 0) calls.emplace_back(layer_of(a, l, outputs[(l - 1) % 2]));
     Tensor& output = outputs[l % 2];
     if (!plans.empty() || l < 2) output = empty_large(sizes.output_shape(), options);
-    layers[l] = calls[l].p;
+    Recurrence& p = calls[l].p;
     const int64_t state = static_cast<int64_t>(l * last.nbytes() / L);
-    if (given(a.hx)) layers[l].hx = static_cast<const char*>(start.const_data_ptr()) + state;
-    layers[l].h_n = static_cast<char*>(last.data_ptr()) + state;
-    layers[l].output = output.data_ptr();
+    if (given(a.hx)) p.hx = static_cast<const char*>(start.const_data_ptr()) + state;
+    p.h_n = static_cast<char*>(last.data_ptr()) + state;
+    p.output = output.data_ptr();
+    layers[l] = p;
   }
   if (sizes.empty()) {
     copy_hx(last, start);
   } else if (plans.empty()) {
-    for (const Recurrence& layer : layers) run_forward(layer, kernel);
+    for (const CpuCall& call : calls) run_forward(call, kernel);
   } else {
     size_t bytes = 0;
     for (size_t l = 0; l < L; ++l) bytes += kernel.forward_workspace(layers[l], plans[l], 1);
@@ -255,10 +248,18 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
 }
 
 RecurrenceGradients recurrence_backward(const BackwardInputs& r, const RecurrenceArguments& a,
-                                        const Wanted& wanted);
-
-RecurrenceGradients unpadded_backward(const Unpadded& unpadded, const BackwardInputs& r,
-                                      const RecurrenceArguments& a, const Wanted& wanted) {
+                                        const Wanted& wanted) {
+  CpuBackwardCall call(r, a, wanted);
+  if (call.s.empty()) return call.gradients(a);
+  const RnnKernels& kernel = kernels_for(call.dtype, call.p);
+  const int threads = threads_for(call.p, kBackwardProducts);
+  // (The plan depends on what is wanted, so the results are allocated before it, perhaps for
+  // nothing.)
+  if (!plan_unpadded(call.p, call.out, kernel.shape, this_machine(), threads)) {
+    run_call(call, kernel, threads);
+    return call.gradients(a);
+  }
+  const Unpadded unpadded(call.p);
   const auto without_padding = [&](const OptionalTensor& rows) {
     return given(rows) ? OptionalTensor(unpadded.unpad(*rows)) : std::nullopt;
   };
@@ -272,25 +273,6 @@ RecurrenceGradients unpadded_backward(const Unpadded& unpadded, const BackwardIn
   return grad;
 }
 
-RecurrenceGradients recurrence_backward(const BackwardInputs& r, const RecurrenceArguments& a,
-                                        const Wanted& wanted) {
-  CpuBackwardCall call(r, a, wanted);
-  if (!call.s.empty()) {
-    const RnnKernels& kernel = kernels_for(call.dtype, call.p);
-    const int threads = threads_for(call.p, kBackwardProducts);
-    // (The plan depends on what is wanted, so the results are allocated before it, perhaps for
-    // nothing.)
-    if (plan_unpadded(call.p, call.out, kernel.shape, this_machine(), threads))
-      return unpadded_backward(Unpadded(call.p), r, a, wanted);
-    const Teams teams = backward_teams(call.p, call.out, kernel, threads);
-    Workspace workspace(teams.bytes);
-    run_team(threads, [&](Worker& worker) {
-      kernel.backward(call.p, call.g, call.out, teams.of(worker), workspace.data(), worker);
-    });
-  }
-  return call.gradients(a);
-}
-
 Tensor noise(const Tensor& keys, c10::SymInt T, c10::SymInt B, int64_t D, c10::SymInt H) {
   TORCH_CHECK(keys.scalar_type() == at::kLong, "keys must be int64, got ", dtype_name(keys));
   at::DimVector shape(keys.sizes());
@@ -299,7 +281,7 @@ Tensor noise(const Tensor& keys, c10::SymInt T, c10::SymInt B, int64_t D, c10::S
   const Tensor numbers = at::empty(shape, at::kFloat);
   const Tensor own = keys.contiguous();
   const int64_t rows = width > 0 ? numbers.numel() / width : 0;
-  const Normals normals = kernels().normals_of();
+  const Normals normals = kernels().complete().normals;
   run_team(rows * width < kFewNumbers ? 1 : max_threads(), [&](const Worker& worker) {
     const Range share = share_of(rows, worker.rank, worker.size);
     PhiloxKeys rounds;
@@ -325,7 +307,7 @@ Tensor dropout_mask(const Tensor& key, c10::SymInt T, c10::SymInt B, c10::SymInt
   const int64_t steps = T.expect_int(), batch = B.expect_int(), width = H.expect_int();
   const Tensor mask = empty_large({steps, batch, width}, key.options().dtype(dtype));
   const PhiloxKeys keys(static_cast<uint64_t>(key.item<int64_t>()));
-  const RandomWords random_words = kernels().random_words_of();
+  const RandomWords random_words = kernels().complete().random_words;
   const auto dropped = static_cast<uint32_t>(p * 0x1p32);  // words below it
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dtype, "dropout_mask", [&] {
     auto* const to = mask.mutable_data_ptr<scalar_t>();

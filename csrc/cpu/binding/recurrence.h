@@ -7,6 +7,9 @@
 #include <c10/util/SmallVector.h>
 
 #include <algorithm>
+#include <map>
+#include <string>
+#include <variant>
 
 #include "cpu/isa/dispatch.h"
 #include "cpu/runtime/memory.h"
@@ -20,32 +23,6 @@ const RnnKernels& kernels_for(DType dtype, const Recurrence& p);
 
 // products: as plan_threads has it.
 int threads_for(const Recurrence& p, int products);
-
-// A call whose arguments have been checked, and the struct that its kernel takes.
-struct CpuCall : ParsedCall {
-  Recurrence p;
-
-  explicit CpuCall(const RecurrenceArguments& a);
-};
-
-// A call of the backward pass with memory for its results. Run its kernel, unless the call is
-// empty, and then call gradients() once.
-struct CpuBackwardCall : CpuCall {
-  RecurrenceGrad g;
-  RecurrenceGradOut out;
-
-  CpuBackwardCall(const BackwardInputs& r, const RecurrenceArguments& a, const Wanted& wanted);
-  RecurrenceGradients gradients(const RecurrenceArguments& a);
-
- private:
-  RecurrenceGradients grad_;
-  Tensor grad_pre_;  // defined if the input is pre-activations, and its gradient is wanted
-};
-
-// The last state of a call without steps: hx, or zeros.
-inline void copy_hx(const Tensor& h_n, const OptionalTensor& hx) {
-  given(hx) ? h_n.copy_(*hx) : h_n.zero_();
-}
 
 // Plans for each team that a call may get, of 1 to `threads` threads, since fewer may come than
 // were asked for, and how much memory the largest of them needs.
@@ -65,8 +42,39 @@ struct Teams {
   const Plan& of(const Worker& worker) const { return plans[worker.size - 1]; }
 };
 Teams<ForwardPlan> forward_teams(const Recurrence& p, const RnnKernels& kernel, int threads);
-Teams<BackwardPlan> backward_teams(const Recurrence& p, const RecurrenceGradOut& out,
-                                   const RnnKernels& kernel, int threads);
+
+// A call whose arguments have been checked, and the struct that its kernel takes.
+struct CpuCall : ParsedCall {
+  Recurrence p;
+
+  explicit CpuCall(const RecurrenceArguments& a);
+  auto teams(const RnnKernels& kernel, int threads) const {
+    return forward_teams(p, kernel, threads);
+  }
+  void run(const RnnKernels& kernel, const ForwardPlan& plan, char* workspace,
+           Worker& worker) const {
+    kernel.forward(p, plan, workspace, worker);
+  }
+};
+
+// A call of the backward pass with memory for its results. Run it, unless it is empty, and then
+// call gradients() once.
+struct CpuBackwardCall : CpuCall {
+  RecurrenceGrad g;
+  RecurrenceGradOut out;
+
+  CpuBackwardCall(const BackwardInputs& r, const RecurrenceArguments& a, const Wanted& wanted);
+  Teams<BackwardPlan> teams(const RnnKernels& kernel, int threads) const;
+  void run(const RnnKernels& kernel, const BackwardPlan& plan, char* workspace,
+           Worker& worker) const {
+    kernel.backward(p, g, out, plan, workspace, worker);
+  }
+  RecurrenceGradients gradients(const RecurrenceArguments& a);
+
+ private:
+  RecurrenceGradients grad_;
+  Tensor grad_pre_;  // defined if the input is pre-activations, and its gradient is wanted
+};
 
 // Memory for one call. Small calls, such as one step, take it from the stack.
 class Workspace {
@@ -80,5 +88,20 @@ class Workspace {
   alignas(64) char small_[32 << 10];
   Tensor large_;
 };
+
+// Runs a call on so many threads.
+template <class Call>
+void run_call(const Call& call, const RnnKernels& kernel, int threads) {
+  const auto teams = call.teams(kernel, threads);
+  Workspace workspace(teams.bytes);
+  run_team(threads,
+           [&](Worker& worker) { call.run(kernel, teams.of(worker), workspace.data(), worker); });
+}
+
+// The plan of a call that is never made, as names and values, for people and for tests: for
+// `machine`, with the kernels in use on this CPU. layer_count is for calls without gradients.
+using Description = std::map<std::string, std::variant<bool, int64_t, double, std::string>>;
+Description describe_plan(const Recurrence& p, int layer_count, DType dtype, int most_threads,
+                          bool train, const Machine& machine);
 
 }  // namespace rnnext

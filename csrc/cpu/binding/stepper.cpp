@@ -102,15 +102,14 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
   CpuCall call(arguments);
   Recurrence& p = call.p;
   kernels_ = &kernels_for(call.dtype, p);  // the same for each layer
-  Tensor packed = empty_large({kernels_->shape.weight_bytes(p.I, p.H, p.gates())}, at::kByte);
+  const Tensor packed = empty_large({kernels_->shape.weight_bytes(p.I, p.H, p.gates())}, at::kByte);
   kernels_->pack(p, static_cast<char*>(packed.data_ptr()));
-  packed = shared(std::move(packed));
-  p.packed_weights = packed.const_data_ptr();
+  p.packed_weights = call.keep(shared(packed));
   p.weight_ih[0] = p.weight_hh[0] = nullptr;
   arguments.weight_ih = arguments.weight_hh = {};
   Teams teams = forward_teams(p, *kernels_, threads_);
   reserve(teams.bytes);
-  layers_.push_back({std::move(arguments), std::move(call), std::move(packed), std::move(teams)});
+  layers_.push_back({std::move(arguments), std::move(call), std::move(teams)});
 }
 
 // Makes the workspace large enough.
@@ -118,12 +117,6 @@ void Stepper::reserve(size_t bytes) {
   const auto size = static_cast<int64_t>(bytes);
   if (!workspace_.defined() || workspace_.numel() < size)
     workspace_ = empty_large({size}, at::kByte);
-}
-
-int64_t Stepper::state_bytes() const { return inner_.nbytes() / 2; }
-
-char* Stepper::state_of(int which) const {
-  return static_cast<char*>(states_.data_ptr()) + which * (states_.nbytes() / 2);
 }
 
 uint64_t Stepper::Seen::sample_of(const Tensor& tensor) {
@@ -135,12 +128,6 @@ uint64_t Stepper::Seen::sample_of(const Tensor& tensor) {
     std::memcpy(&sample, static_cast<const char*>(storage.data()) + place,
                 std::min(size, sizeof sample));
   return sample;
-}
-
-void Stepper::check_fresh() const {
-  for (const Seen& seen : seen_)
-    TORCH_CHECK(!seen.changed(), seen.name,
-                " has changed since this Stepper read it: call refresh()");
 }
 
 Tensor Stepper::check_features(const Tensor& input, int64_t B) const {
@@ -176,7 +163,9 @@ void Stepper::read_tokens(const Tensor& input, int64_t B) {
 // One step of all layers and of B sequences, from the states at `from` to those at `to`; they must
 // not overlap.
 Tensor Stepper::advance(const Tensor& input, int64_t B, const char* from, char* to) {
-  check_fresh();
+  for (const Seen& seen : seen_)
+    TORCH_CHECK(!seen.changed(), seen.name,
+                " has changed since this Stepper read it: call refresh()");
   const bool reads_table = table_.defined(), one_row = input.dim() == (reads_table ? 0 : 1);
   if (reads_table) read_tokens(input, B);
   const Tensor features = reads_table ? Tensor() : check_features(input, B);

@@ -43,7 +43,6 @@ class Stepper {
   struct Layer {
     KeptArguments arguments;  // which the call refers to
     CpuCall call;
-    Tensor packed;
     Teams<ForwardPlan> teams;  // of the whole batch
   };
   // A tensor as it was when the weights were read. torch counts writes to it in place. Writes that
@@ -68,7 +67,6 @@ class Stepper {
   };
 
   void add_layer(const Weights& weights, std::string_view nonlinearity, std::string_view cell);
-  void check_fresh() const;
   void reserve(size_t bytes);
   static Tensor for_caller(const Tensor& states);
   Tensor check_state(const Tensor& state, int64_t B) const;  // in the order of states_
@@ -76,8 +74,10 @@ class Stepper {
   void read_tokens(const Tensor& input, int64_t B);
   Tensor advance(const Tensor& input, int64_t B, const char* from, char* to);
   int64_t batch() const { return layers_.front().call.p.B; }
-  int64_t state_bytes() const;  // of one state of a layer
-  char* state_of(int which) const;
+  int64_t state_bytes() const { return inner_.nbytes() / 2; }  // of one state of a layer
+  char* state_of(int which) const {
+    return static_cast<char*>(states_.data_ptr()) + which * (states_.nbytes() / 2);
+  }
 
   std::vector<Layer> layers_;
   std::vector<Seen> seen_;  // what is watched, except tensors whose writes torch does not count

@@ -8,19 +8,16 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// N vectors of units at once.
-template <class S, int N = 1>
+// V: some vectors of units; S: as what the state is stored.
 struct Gru {
   static constexpr CellTraits kTraits = traits_of(Cell::gru);
   static_assert(kTraits.gates == 3 && kTraits.grads == 4 && kTraits.states == 1 &&
                 kTraits.saved == 4);
-  using C = Compute<S>;
-  using V = Several<Vec<C>, N>;
 
   // From the pre-activations x(k) of the input and h(k) of the state: replaces the state by the new
   // one, which is also the output. save(k, values) stores, for k from 0 to 3, r, z, n's part from
   // the state, and s' - n.
-  template <class Gate, class Save>
+  template <class S, class V, class Gate, class Save>
   static RNNEXT_INLINE V forward(const Gate& x, const Gate& h, V& state, const Save& save) {
     const V r = gate(x(0) + h(0));
     save(0, r);
@@ -36,6 +33,7 @@ struct Gru {
   // From the gradient of the output: the gradients of the pre-activations, first that of n's part
   // from the input, last that of its part from the state. `carry`, the gradient of this state that
   // did not come through W_hh, is replaced by that of the state before.
+  template <class S, class V>
   static RNNEXT_INLINE void backward(V grad, const V& output, V& carry, const V (&saved)[4],
                                      V (&grads)[4]) {
     const V r = saved[0], z = saved[1], rest = 1 - z;

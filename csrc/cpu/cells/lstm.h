@@ -8,18 +8,15 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// N vectors of units at once.
-template <class S, int N = 1>
+// V: some vectors of units; S: as what the state is stored.
 struct Lstm {
   static constexpr CellTraits kTraits = traits_of(Cell::lstm);
   static_assert(kTraits.gates == 4 && kTraits.grads == 4 && kTraits.states == 2 &&
                 kTraits.saved == 5);
-  using C = Compute<S>;
-  using V = Several<Vec<C>, N>;
 
   // From the pre-activations x(k) of the input and h(k) of the state: replaces c by the new one, as
   // it is stored, and returns h. save(k, values) stores i, f, g, o, and f c', for k from 0 to 4.
-  template <class Gate, class Save>
+  template <class S, class V, class Gate, class Save>
   static RNNEXT_INLINE V forward(const Gate& x, const Gate& h, V& c, const Save& save) {
     const V i = gate(x(0) + h(0));
     save(0, i);
@@ -37,6 +34,7 @@ struct Lstm {
 
   // From the gradient of h: the gradients of the pre-activations. `carry`, the gradient of c, is
   // replaced by that of c before.
+  template <class S, class V>
   static RNNEXT_INLINE void backward(const V& grad, const V&, V& carry, const V (&saved)[5],
                                      V (&grads)[4]) {
     const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];

@@ -65,10 +65,8 @@ void sort_runs(const Index* index, int64_t n, int64_t rows, int64_t padding_idx,
     std::swap(from, to);
   }
 
-  const auto less = [](const Entry& entry, int64_t row) {
-    return static_cast<int64_t>(entry.row) < row;
-  };
-  const int64_t length = std::lower_bound(from, from + n, rows, less) - from;
+  const int64_t length =
+      std::ranges::lower_bound(from, from + n, static_cast<Word>(rows), {}, &Entry::row) - from;
   const int64_t stop = std::min(end, length);
   const auto first = [&](int64_t i) { return i == 0 || from[i].row != from[i - 1].row; };
   *own = 0;

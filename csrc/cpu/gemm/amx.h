@@ -32,16 +32,6 @@ struct BlockSum {
   }
 };
 
-// Calls f.add<left part, right part>() for each product of parts, in their order.
-template <int parts, class Products>
-RNNEXT_INLINE void for_parts(Products& f) {
-  f.template add<0, 0>();
-  if constexpr (parts > 1) {
-    f.template add<1, 0>();
-    f.template add<0, 1>();
-  }
-}
-
 // A tile of one row, whose sums are in vector registers.
 template <class MK, int R, int NV>
 struct VectorTile : RegisterTile<MK, R, NV> {
@@ -173,7 +163,11 @@ struct TileSums {
     Products products{reinterpret_cast<const char*>(a), reinterpret_cast<const char*>(panels),
                       stride * kBytes, 16 * stride * kBytes, K * kPanel<F> * kBytes};
     for (int64_t k = 0; k < K; k += 16) {
-      for_parts<kParts<F>>(products);
+      products.template add<0, 0>();
+      if constexpr (kParts<F> > 1) {
+        products.template add<1, 0>();
+        products.template add<0, 1>();
+      }
       products.a += 16 * kBytes;
       products.b += 16 * kPanel<F> * kBytes;
     }

@@ -136,7 +136,7 @@ struct PlainProduct {
   }
   template <int R, int NV>
   RNNEXT_INLINE void finish(const Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
-    store_tile(sums, out[row] + column, out.stride, end - column);
+    store_tile(sums, out[row], out.stride, column, end);
   }
 };
 

@@ -65,7 +65,7 @@ RNNEXT_INLINE void copy_block(V (&to)[R][NV], const V (&from)[R][NV]) {
   for_block<R, NV>([&](int r, int j) { to[r][j] = from[r][j]; });
 }
 
-// Load and store as many of the block's columns as are left, of rows `stride` apart.
+// Loads as many of the block's columns as are left, of rows `stride` apart.
 template <class C, class V, int R, int NV>
 RNNEXT_INLINE void load_tile(V (&block)[R][NV], const C* from, int64_t stride, int64_t left) {
   if (left >= NV * kLanes<C>) {
@@ -78,23 +78,11 @@ RNNEXT_INLINE void load_tile(V (&block)[R][NV], const C* from, int64_t stride, i
     copy_block(block, memory);
   }
 }
-template <class C, class V, int R, int NV>
-RNNEXT_INLINE void store_tile(const V (&block)[R][NV], C* to, int64_t stride, int64_t left) {
-  if (left >= NV * kLanes<C>) {
-    for_block<R, NV>([&](int r, int j) { store(to + r * stride + j * kLanes<C>, block[r][j]); });
-  } else {
-    V memory[R][NV];
-    copy_block(memory, block);
-    for (int r = 0; r < R; ++r)
-      for (int j = 0; j < NV; ++j)
-        store_some(to + r * stride + j * kLanes<C>, memory[r][j], left - j * kLanes<C>);
-  }
-}
-// Stores the block as operands, values `column` and up, as many as there are before `end`, of rows
-// that are `stride` operands apart.
+// Stores the block as values `column` and up, as many as there are before `end`, of rows of
+// operands or of numbers, `stride` apart.
 template <class F, class V, int R, int NV>
-RNNEXT_INLINE void store_operands(const V (&block)[R][NV], F* to, int64_t stride, int64_t column,
-                                  int64_t end) {
+RNNEXT_INLINE void store_tile(const V (&block)[R][NV], F* to, int64_t stride, int64_t column,
+                              int64_t end) {
   if (column + NV * kLanes<F> <= end) {
     for_block<R, NV>([&](int r, int j) {
       Operands<F>::store(to + r * stride, column + j * kLanes<F>, block[r][j]);
@@ -107,18 +95,6 @@ RNNEXT_INLINE void store_operands(const V (&block)[R][NV], F* to, int64_t stride
         Operands<F>::store_some(to + r * stride, column + j * kLanes<F>, memory[r][j],
                                 end - column - j * kLanes<F>);
   }
-}
-// Prefetches what a later tile will load, since the CPU cannot foresee the order of its rows, or
-// what this tile will store, since a store that waits for its line holds up those behind it.
-template <int R, int NV, bool to_write = false, class C>
-RNNEXT_INLINE void prefetch_tile(const C* from, int64_t stride) {
-  constexpr int kVectorBytes = kLanes<C> * sizeof(C),
-                kStep = kVectorBytes < 64 ? 64 / kVectorBytes : 1;
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; j += kStep)
-      __builtin_prefetch(from + r * stride + j * kLanes<C>, to_write);
 }
 // The lines that a tile fetches into L2 while it multiplies, `step` bytes with each k: its share of
 // the panels that are read next, if they lie beyond L2.
@@ -133,10 +109,18 @@ struct Extent {
   template <class MK>
   using Tile = typename MK::template Tile<R, NV>;
 
-  // `by` columns lie in one element.
+  // Prefetches what a later tile will load, since the CPU cannot foresee the order of its rows, or
+  // what this tile will store, since a store that waits for its line holds up those behind it. `by`
+  // columns lie in one element.
   template <bool to_write = false, int by = 1, class C>
   RNNEXT_INLINE void prefetch(const C* from, int64_t stride) const {
-    prefetch_tile<R, (NV + by - 1) / by, to_write>(from, stride);
+    constexpr int kVectors = (NV + by - 1) / by, kVectorBytes = kLanes<C> * sizeof(C),
+                  kStep = kVectorBytes < 64 ? 64 / kVectorBytes : 1;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; j += kStep)
+        __builtin_prefetch(from + r * stride + j * kLanes<C>, to_write);
   }
 };
 

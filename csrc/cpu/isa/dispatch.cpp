@@ -9,14 +9,11 @@ namespace rnnext {
 namespace {
 
 // The tables of this build, slowest first. The stand-in of AMX is for tests, and never the best.
-const std::vector<const KernelTable*>& tables() {
-  static const std::vector<const KernelTable*> built = [] {
-    std::vector<const KernelTable*> found;
-    for (const KernelTable* table : {&kAmxStandInTable, &kGenericTable, &kAvx2Table, &kAvx512Table,
-                                     &kAvx512Bf16Table, &kAmxTable, &kNeonBf16Table})
-      if (table) found.push_back(table);
-    return found;
-  }();
+std::vector<const KernelTable*> tables() {
+  std::vector<const KernelTable*> built{&kAmxStandInTable, &kGenericTable,    &kAvx2Table,
+                                        &kAvx512Table,     &kAvx512Bf16Table, &kAmxTable,
+                                        &kNeonBf16Table};
+  std::erase(built, nullptr);
   return built;
 }
 

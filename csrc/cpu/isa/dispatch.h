@@ -60,14 +60,8 @@ struct KernelTable {
     const RnnKernels* const own = rnn[static_cast<int>(dtype)];
     return own ? *own : below->rnn_of(dtype);
   }
-  SumRuns sum_runs_of(DType dtype) const {
-    const SumRuns own = sum_runs[static_cast<int>(dtype)];
-    return own ? own : below->sum_runs_of(dtype);
-  }
-  Normals normals_of() const { return normals ? normals : below->normals_of(); }
-  RandomWords random_words_of() const {
-    return random_words ? random_words : below->random_words_of();
-  }
+  // The table that has what each build has once: this one, or one below.
+  const KernelTable& complete() const { return normals ? *this : below->complete(); }
 };
 
 // The table of each cpu/isa/*.cpp. A build may leave some out (RNNEXT_ISAS in setup.py): their

@@ -2,15 +2,8 @@
 
 #include "cpu/isa/dispatch.h"
 
-#define RNNEXT_ISA generic
-#define RNNEXT_VECTOR_BYTES 16
-#ifdef __x86_64__
-#define RNNEXT_MR 2  // for processors before AVX2: small, and quick to compile
-#ifndef __clang__
-#pragma GCC optimize("O2")
-#endif
-#else
-#define RNNEXT_MR 6
+#if defined(__x86_64__) && !defined(__clang__)
+#pragma GCC optimize("O2")  // for processors before AVX2: quick to compile
 #endif
 #include "cpu/isa/table.h"
 

@@ -5,7 +5,6 @@
 #include "cpu/isa/dispatch.h"
 #include "cpu/rnn/backward.h"
 #include "cpu/rnn/forward.h"
-#include "cpu/rnn/stack.h"
 
 namespace rnnext::RNNEXT_ISA {
 

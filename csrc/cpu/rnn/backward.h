@@ -30,9 +30,7 @@ struct BackwardStep {
   // The gradient and the values that the next step will read, both as far apart as `values`; or
   // null.
   const C *grad_ahead, *values_ahead;
-  // Of a gated cell: state.saved, if tiles read the tensor itself, and the values of a unit in it.
-  const C* far_saved;
-  int saved_count;
+  const C* far_saved;  // of a gated cell: state.saved, if tiles read the tensor itself
 
   template <class Extent>
   RNNEXT_NOINLINE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
@@ -40,7 +38,7 @@ struct BackwardStep {
     const int64_t next_row = row * values.stride + column;
     if (grad_ahead) extent.prefetch(grad_ahead + next_row, values.stride);
     if (values_ahead) extent.prefetch(values_ahead + next_row, values.stride);
-    for (int k = 0; far_saved && k < saved_count; ++k)
+    for (int k = 0; far_saved && k < traits_of(epilogue.cell).saved; ++k)
       extent.prefetch(far_saved + row * state.row_stride + k * H + column, state.row_stride);
     typename Extent::template Tile<MK> sums(extent);
     start ? sums.load(start[row] + column, start.stride, H - column) : sums.clear();
@@ -61,8 +59,8 @@ struct BackwardStep {
         sums[r][j] = Activation<C, decltype(name)::value>::backward(sums[r][j], h[r][j]);
       });
     });
-    store_tile(sums, grad_pre[row] + column, grad_pre.stride, H - column);
-    if (next) store_operands(sums, next[row], next.stride, column, column + NV * kLanes<C>);
+    store_tile(sums, grad_pre[row], grad_pre.stride, column, H);
+    if (next) store_tile(sums, next[row], next.stride, column, column + NV * kLanes<C>);
   }
 };
 
@@ -80,12 +78,9 @@ struct BackwardRun : BackwardCall {
       at.pack_hh(d, d, share.begin, share.end);
   }
 
-  void run(const WorkItem& item, Worker& worker) const {
-    steps(plan.sorts ? sorted(item, p, at.order[worker.rank], at.present[worker.rank]) : item,
-          worker);
-  }
-
-  RNNEXT_NOINLINE void steps(const WorkItem& item, Worker& worker) const {
+  RNNEXT_NOINLINE void run(const WorkItem& unsorted, Worker& worker) const {
+    const WorkItem item =
+        plan.sorts ? sorted(unsorted, p, at.order[worker.rank], at.present[worker.rank]) : unsorted;
     Rows<const F> grad_pre = at.buffers.initial(item);
     C* const alpha_grad = at.alpha_sums[item.group];
     StateRows<C> state = state_rows_of(item, alpha_grad);
@@ -130,8 +125,7 @@ struct BackwardRun : BackwardCall {
                               .values_ahead = prefetches ? in.values.first + ahead : nullptr,
                               .far_saved = kNative<S> && !plan.sorts && is_gated(p.cell)
                                                ? static_cast<const C*>(state.saved)
-                                               : nullptr,
-                              .saved_count = traits_of(p.cell).saved};
+                                               : nullptr};
         if (done > 0) {
           weights.multiply(step, item, packed, at.inputs_of(worker.rank, at.kGrad), rows, done + 1,
                            worker);
@@ -262,13 +256,9 @@ struct BackwardRun : BackwardCall {
     features.write_all(at.grad_pre, share.begin, share.end);
   }
 
-  // Writes the weights' gradients of this worker's share of the hidden units, by summing over all
-  // rows, or by adding the groups' own sums.
-  void weight_gradients(const Worker& worker) const {
-    for (int d = 0; d < p.D; ++d)
-      for (int k = 0; k < at.buffers.parts; ++k) weight_gradients(worker, d, k);
-  }
-  // The same of one direction and part of the gradient of the pre-activations.
+  // Writes the weights' gradients of this worker's share of the hidden units, of one direction and
+  // part of the gradient of the pre-activations, by summing over all rows, or by adding the groups'
+  // own sums.
   void weight_gradients(const Worker& worker, int d, int k) const {
     const Range share = share_of(p.H, worker.rank, worker.size, MK::kMR), all_units{0, p.H};
     if (plan.own_sums) {
@@ -285,6 +275,16 @@ struct BackwardRun : BackwardCall {
       sums.add(cursor, p.rows(), {at.grad_pre, 0}, true);
       sums.write(d, 0, share.end - share.begin);
     }
+  }
+  // Writes the gradient of alpha: adds the groups' sums, one after the other.
+  void alpha_gradients() const {
+    for (int d = 0; d < p.D; ++d)
+      for (int64_t j = 0; j < p.H; j += kLanes<C>) {
+        Vec<C> sum = {};
+        for (int64_t i = 0; i < plan.batch_parts; ++i)
+          sum += load(at.alpha_sums[d * plan.batch_parts + i] + j);
+        store_some(static_cast<S*>(out.alpha[d]) + j, sum, p.H - j);
+      }
   }
   // Copies this worker's rows of a GRU's gradient of precomputed input, whose order is torch's.
   void copy_grad_pre(const Worker& worker) const {
@@ -315,9 +315,10 @@ void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGrad
   run_items<Compute<S>>(kernel, plan, p, worker);
   worker.wait();
   if (out.input && !plan.by_step()) kernel.feature_gradients(worker);
-  if (wants_weights(out)) kernel.weight_gradients(worker);
+  for (int d = 0; wants_weights(out) && d < p.D; ++d)
+    for (int k = 0; k < kernel.at.buffers.parts; ++k) kernel.weight_gradients(worker, d, k);
   if (out.pre && out.pre != kernel.at.grad_pre) kernel.copy_grad_pre(worker);
-  if (out.alpha[0] && worker.rank == 0) alpha_gradients(kernel.at);
+  if (out.alpha[0] && worker.rank == 0) kernel.alpha_gradients();
 }
 
 }  // namespace rnnext::RNNEXT_ISA

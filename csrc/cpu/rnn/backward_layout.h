@@ -1,6 +1,7 @@
 // The layout of a backward pass's workspace.
 #pragma once
 
+#include "cpu/rnn/epilogue.h"
 #include "cpu/rnn/feature_grad.h"
 #include "cpu/rnn/grad_pre_buffers.h"
 #include "cpu/rnn/weight_grad.h"
@@ -127,19 +128,5 @@ struct BackwardLayout : BackwardCall {
     return {*this, units, k, weight_sums[owner * buffers.parts + k]};
   }
 };
-
-// Writes the gradient of alpha: adds the groups' sums, one after the other.
-template <class S, class MK>
-void alpha_gradients(const BackwardLayout<S, MK>& at) {
-  using C = Compute<S>;
-  const Recurrence& p = at.p;
-  for (int d = 0; d < p.D; ++d)
-    for (int64_t j = 0; j < p.H; j += kLanes<C>) {
-      Vec<C> sum = {};
-      for (int64_t i = 0; i < at.plan.batch_parts; ++i)
-        sum += load(at.alpha_sums[d * at.plan.batch_parts + i] + j);
-      store_some(static_cast<S*>(at.out.alpha[d]) + j, sum, p.H - j);
-    }
-}
 
 }  // namespace rnnext::RNNEXT_ISA

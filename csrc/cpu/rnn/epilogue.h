@@ -29,6 +29,14 @@ RNNEXT_NOINLINE void for_nonlinearity(Nonlinearity name, const Body& f) {
   RNNEXT_RETURN_FOR(name);
 }
 
+// The output that belongs to a state, which W_hh multiplies.
+template <class S>
+Vec<Compute<S>> output_of(const Recurrence& p, Vec<Compute<S>> state) {
+  if (p.cell != Cell::voltage) return state;
+  for_nonlinearity(p.nonlinearity, ForwardVectors<S>{&state, 1});
+  return as_stored<S>(state);
+}
+
 // Calls f(Fixed<n>{}) for tanh or relu, the nonlinearities that tiles inline.
 template <class F>
 RNNEXT_INLINE void for_inlined(Nonlinearity name, const F& f) {

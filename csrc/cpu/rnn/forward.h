@@ -11,7 +11,7 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// A layer's place in a wavefront of layers (stack.h): it waits for the steps of the one below.
+// A layer's place in a wavefront of layers (stack()): it waits for the steps of the one below.
 struct Wavefront {
   Worker* worker = nullptr;  // of the stack's team; null: there is no stack
   int below = 0;             // the rank of the worker that computes the layer below
@@ -50,19 +50,22 @@ struct ForwardStep {
   template <class Extent>
   RNNEXT_NOINLINE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
                             const Ahead* ahead) const {
-    if (far) {
-      F* const to = next[row] + column / kKPack<F>;
-      if (output) extent.template prefetch<true>(output[row] + column, output.stride);
-      if (!output) extent.template prefetch<true, kKPack<F>>(to, next.stride);
-      if (far_saved)
-        extent.template prefetch<true>(far_saved + row * state.row_stride + column,
-                                       state.row_stride);
-    }
+    if (far) prefetch(extent, row, column, 1);
     typename Extent::template Tile<MK> sums(extent);
     sums.load(start[row] + column, start.stride);
     sums.add(features[row], features.stride, packed_ih + column * K_ih, K_ih);
     sums.add(a[row], a.stride, panels, K, ahead);
     sums.finish(*this, row, column);
+  }
+  // Prefetches the lines in far memory that a tile writes, among them `saved` values of each unit.
+  template <class Extent>
+  RNNEXT_INLINE void prefetch(Extent extent, int64_t row, int64_t column, int saved) const {
+    F* const to = next[row] + column / kKPack<F>;
+    if (output) extent.template prefetch<true>(output[row] + column, output.stride);
+    if (!output) extent.template prefetch<true, kKPack<F>>(to, next.stride);
+    for (int k = 0; far_saved && k < saved; ++k)
+      extent.template prefetch<true>(far_saved + row * state.row_stride + k * H + column,
+                                     state.row_stride);
   }
   template <int R, int NV>
   RNNEXT_INLINE void finish(Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
@@ -72,8 +75,8 @@ struct ForwardStep {
         sums[r][j] = Activation<C, decltype(name)::value>::forward(sums[r][j]);
       });
     });
-    store_operands(sums, next[row], next.stride, column, next_end);
-    if (output) store_tile(sums, output[row] + column, output.stride, H - column);
+    store_tile(sums, next[row], next.stride, column, next_end);
+    if (output) store_tile(sums, output[row], output.stride, column, H);
   }
 };
 
@@ -92,14 +95,10 @@ struct ForwardRun {
     for (int d = 0; d < p.D; ++d) at.pack(d, d, share.begin, share.end);
   }
 
-  void run(const WorkItem& item, Worker& worker, const Wavefront& wavefront = {}) const {
+  RNNEXT_NOINLINE void run(const WorkItem& unsorted, Worker& worker,
+                           const Wavefront& wavefront = {}) const {
     const auto s = at.scratch_of(worker);
-    steps(plan.sorts ? sorted(item, p, s.order, s.present) : item, worker, wavefront);
-  }
-
-  RNNEXT_NOINLINE void steps(const WorkItem& item, Worker& worker,
-                             const Wavefront& wavefront) const {
-    const auto s = at.scratch_of(worker);
+    const WorkItem item = plan.sorts ? sorted(unsorted, p, s.order, s.present) : unsorted;
     const int64_t first_column = at.gate_columns.begin(item.u0), copy = at.copy_of(item);
     const bool gated = is_gated(p.cell);
     const Rows<C> pre{s.pre - first_column, scratch_stride<C>(at.columns)};
@@ -292,6 +291,26 @@ void forward(const Recurrence& p, const ForwardPlan& plan, char* workspace, Work
     worker.wait();
   }
   run_items<Compute<S>>(kernel, plan, p, worker);
+}
+
+// A wavefront: layers of one direction, of which layer l runs some steps behind layer l - 1, on
+// another core. They wait for each other once a chunk of steps, whereas threads that share a layer
+// would wait at every step, and each core keeps the weights of its own layers in its caches.
+template <class S, class MK>
+void stack(const Recurrence* layers, const ForwardPlan* plans, int n, char* workspace,
+           Worker& worker) {
+  [[maybe_unused]] const typename MK::Task task;
+  for (int l = 0; l < n; ++l) {
+    const Recurrence& p = layers[l];
+    const ForwardRun<S, MK> kernel{p, plans[l], {p, plans[l], 1, Arena{workspace}}};
+    workspace += kernel.at.bytes;
+    if (l % worker.size != worker.rank) continue;
+    const Wavefront wavefront{.worker = &worker,
+                              .below = l == 0 ? worker.rank : (l - 1) % worker.size,
+                              .steps_before = l == 0 ? 0 : (l - 1) / worker.size * p.T};
+    Worker alone(nullptr, 0, 1);
+    kernel.run(work_item(plans[l], p, panels_in<Compute<S>>(p.H), 0, 0), alone, wavefront);
+  }
 }
 
 // Packs W_ih, then W_hh, as a call whose state is not split packs them for itself.

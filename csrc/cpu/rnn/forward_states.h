@@ -3,7 +3,8 @@
 // that depends on it, or on sequences having different lengths, is here.
 #pragma once
 
-#include "cpu/rnn/row_buffers.h"
+#include "cpu/rnn/epilogue.h"
+#include "cpu/rnn/work_items.h"
 
 namespace rnnext::RNNEXT_ISA {
 
@@ -72,11 +73,7 @@ struct ForwardStates {
         if (plan.sorts && writes_output_apart()) step.output = apart_output.all(item, 0);
       }
     }
-    if (p.cell != Cell::elman) set_state_rows(step, item, t);
-  }
-
-  template <class Step>
-  void set_state_rows(Step& step, const WorkItem& item, int64_t t) const {
+    if (p.cell == Cell::elman) return;
     step.state.row_stride = plan.sorts ? apart_saved.stride : p.D * traits_of(p.cell).saved * p.H;
     if (p.saved && plan.sorts) step.state.saved = apart_saved.row(item, 0);
     if (p.saved && !plan.sorts) {
@@ -84,9 +81,8 @@ struct ForwardStates {
       step.state.saved = saved;
       if constexpr (kNative<S>) step.far_saved = saved;
     }
-    if (carry.count) step.state.carry = carry.all(item, 0);
     step.state.before = {reinterpret_cast<const C*>(step.a.first), step.a.stride};
-    if (carry.count) step.state.before = step.state.carry;
+    if (carry.count) step.state.before = step.state.carry = carry.all(item, 0);
   }
 
   // Turns what the step wrote into the state that the next one reads, completes its output, and
@@ -96,7 +92,8 @@ struct ForwardStates {
                                  int64_t rows) const {
     if (plan.state_home == Home::scratch) {
       if (item.last) clear_row_ends(step.next.first, rows, buffers.stride, p.H);
-      if (plan.sorts) clear_padding(item, t, rows);
+      if (plan.sorts) clear_padding(item, t, rows, p.output, 1);
+      if (plan.sorts && p.saved) clear_padding(item, t, rows, p.saved, traits_of(p.cell).saved);
       if (!kNative<S> || plan.sorts) write_output(item, t, rows, step.next);
     }
     if constexpr (std::is_same_v<S, F>) {
@@ -148,11 +145,20 @@ struct ForwardStates {
           store_some(output + row * width + j, load(held + row * buffers.stride + j), p.H - j);
     }
   }
-  // Clears the rows past the ends of sequences. Clearing whole steps is fastest, though the rows
-  // that exist are written afterwards: their lines are then in cache.
-  void clear_padding(const WorkItem& item, int64_t t, int64_t rows) const {
-    clear_rows<S>(p, item, t, rows, p.output);
-    if (p.saved) clear_rows<S>(p, item, t, rows, p.saved, traits_of(p.cell).saved);
+  // Clears rows past the ends of sequences, of `parts` times H numbers each. Clearing whole steps
+  // is fastest, though the rows that exist are written afterwards: their lines are then in cache.
+  void clear_padding(const WorkItem& item, int64_t t, int64_t present, void* rows,
+                     int64_t parts) const {
+    const int64_t from = item.u0 * kPanel<C>, to = min_of(item.u1 * kPanel<C>, p.H);
+    if (p.D == 1 && to - from == p.H) {
+      __builtin_memset(output_row<S>(p, rows, 0, t, item.b0, parts), 0,
+                       item.size * parts * p.H * sizeof(S));
+    } else if (present < item.size) {
+      for (int64_t b = item.b0; b < item.b0 + item.size; ++b)
+        for (int64_t k = 0; !p.inside(b, t) && k < parts; ++k)
+          __builtin_memset(output_row<S>(p, rows, item.d, t, b, parts) + k * p.H + from, 0,
+                           (to - from) * sizeof(S));
+    }
   }
   // Writes the output, and what is saved, where the tiles did not. The state is rounded to 16 bits
   // with its output.

@@ -10,23 +10,14 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// A cell's code as a type: `Gates::Of<S, N>` is the code for N vectors of units, stored as S.
-struct GruGates {
-  template <class S, int N = 1>
-  using Of = Gru<S, N>;
-};
-struct LstmGates {
-  template <class S, int N = 1>
-  using Of = Lstm<S, N>;
-};
-// Calls f(Gates{}) for a call's gated cell.
+// Calls f(Gates{}) with the code of a call's gated cell.
 template <class F>
 RNNEXT_INLINE auto with_gates(Cell cell, const F& f) {
   switch (cell) {
     case Cell::gru:
-      return f(GruGates{});
+      return f(Gru{});
     case Cell::lstm:
-      return f(LstmGates{});
+      return f(Lstm{});
     case Cell::elman:
     case Cell::rate:
     case Cell::voltage:
@@ -64,7 +55,7 @@ struct GateVectors {
 template <class Gates, class S, class C = Compute<S>, class V = Several<Vec<C>, 1>>
 RNNEXT_NOINLINE V forward_vector(const GateVectors<C>& x, const GateVectors<C>& h, V& state,
                                  const SavedUnits<S>& save) {
-  return Gates::template Of<S>::forward(x, h, state, save);
+  return Gates::template forward<S>(x, h, state, save);
 }
 
 // Makes the states and outputs of units j and up, NV vectors of each of R rows: two vectors are
@@ -75,8 +66,7 @@ RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64
                                  const Rows<const C>& pre_ih, const Rows<const C>& pre_hh) {
   using F = typename Step::F;
   constexpr int N = R * NV;
-  using Gated = typename Gates::template Of<S, N>;
-  using V = typename Gated::V;
+  using V = Several<Vec<C>, N>;
   const StateRows<C>& beside = step.state;
   const int64_t left = NV > 1 ? kPanel<C> : step.H - j;
   const int64_t next_left = NV > 1 ? kPanel<C> : step.next_end - j;
@@ -97,7 +87,7 @@ RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64
     out =
         forward_vector<Gates, S>(GateVectors<C>{pre_ih[0], width}, {pre_hh[0], width}, state, save);
   } else {
-    out = Gated::forward(gates_of(pre_ih), gates_of(pre_hh), state, save);
+    out = Gates::template forward<S>(gates_of(pre_ih), gates_of(pre_hh), state, save);
   }
   for (int i = 0; i < N; ++i) {
     const int64_t at = i % NV * kLanes<C>, r = row + i / NV;
@@ -107,31 +97,18 @@ RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64
   }
 }
 
-// Prefetches the lines in far memory that the block of units from j on is written to, of R rows.
-template <class Gates, class S, int R, class Step>
-RNNEXT_INLINE void prefetch_rows(const Step& step, int64_t row, int64_t j) {
-  constexpr int kBy = kKPack<typename Step::F>;
-  if (step.output) {
-    prefetch_tile<R, 2, true>(step.output[row] + j, step.output.stride);
-  } else {
-    prefetch_tile<R, (1 + kBy) / kBy, true>(step.next[row] + j / kBy, step.next.stride);
-  }
-  const int64_t stride = step.state.row_stride;
-  for (int k = 0; step.far_saved && k < Gates::template Of<S>::kTraits.saved; ++k)
-    prefetch_tile<R, 2, true>(step.far_saved + row * stride + k * step.H + j, stride);
-}
-
 // Makes the states and outputs of blocks [u0, u1) of units and R rows of `rows`, from `row` on.
 template <class Gates, class S, int R, class Step, class C>
 RNNEXT_INLINE void forward_rows(const Step& step, int64_t row, int64_t rows,
                                 const Rows<const C>& pre_ih, const Rows<const C>& pre_hh,
                                 int64_t u0, int64_t u1) {
-  const GateColumns<C> order{step.H, Gates::template Of<S>::kTraits.gates};
+  const GateColumns<C> order{step.H, Gates::kTraits.gates};
   for (int64_t u = u0; u < u1; ++u) {
     const int64_t begin = order.begin(u), j = u * kPanel<C>, width = order.width(u);
     const Rows<const C> x{pre_ih[row] + begin, pre_ih.stride};
     const Rows<const C> h{pre_hh[row] + begin, pre_hh.stride};
-    if (step.far && row + 2 * R <= rows) prefetch_rows<Gates, S, R>(step, row + R, j);
+    if (step.far && row + 2 * R <= rows)
+      step.prefetch(Extent<R, 2>{}, row + R, j, Gates::kTraits.saved);
     if (j + kPanel<C> <= step.H) {
       forward_units<Gates, S, R, 2>(step, row, j, width, x, h);
       continue;
@@ -160,9 +137,8 @@ RNNEXT_NOINLINE void forward_gates(const Step& step, const Rows<const C>& pre_ih
 template <class Gates, class S, int N, class Step, class C = Compute<S>>
 RNNEXT_INLINE void backward_units(const Step& step, const Vec<C>* sum, int64_t row, int64_t j) {
   using F = typename Step::F;
-  using Gated = typename Gates::template Of<S, N>;
-  using V = typename Gated::V;
-  constexpr CellTraits kTraits = Gated::kTraits;
+  using V = Several<Vec<C>, N>;
+  constexpr CellTraits kTraits = Gates::kTraits;
   const int64_t H = step.H, left = N > 1 ? N * kLanes<C> : H - j;
   const S* const saved = static_cast<const S*>(step.state.saved) + row * step.state.row_stride;
   C* const carry = step.state.carry[row];
@@ -172,8 +148,8 @@ RNNEXT_INLINE void backward_units(const Step& step, const Vec<C>* sum, int64_t r
   V kept[kTraits.saved], grads[kTraits.grads];
   V carried = V::of([&](int i) { return load(carry + j + i * kLanes<C>); });
   for (int k = 0; k < kTraits.saved; ++k) kept[k] = some(saved + k * H);
-  Gated::backward(V::of([&](int i) { return sum[i]; }), some(step.values[row]), carried, kept,
-                  grads);
+  Gates::template backward<S>(V::of([&](int i) { return sum[i]; }), some(step.values[row]), carried,
+                              kept, grads);
   for (int i = 0; i < N; ++i) {
     const int64_t at = i * kLanes<C>;
     store(carry + j + at, carried.v[i]);

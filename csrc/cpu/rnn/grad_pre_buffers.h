@@ -2,7 +2,7 @@
 // writes and the next one reads.
 #pragma once
 
-#include "cpu/rnn/row_buffers.h"
+#include "cpu/rnn/work_items.h"
 
 namespace rnnext::RNNEXT_ISA {
 
@@ -82,11 +82,30 @@ struct GradPreBuffers : BackwardCall {
   void stop_at_starts(const WorkItem& item, int64_t t, int64_t rows, const Rows<F>& next,
                       const Rows<C>& grad_pre, C* alpha_grad) const {
     if (!p.reset && !carries()) return;
-    for (int64_t row = 0; row < rows; ++row) {
-      const int64_t b = item.sequence(row);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t b = item.sequence(i);
       const bool anew = p.restarts(item.d, b, t);
-      if (anew || p.starts(item.d, b, t))
-        stop_row(item, row, anew, next ? next[row] : nullptr, grad_pre[row], alpha_grad);
+      if (!anew && !p.starts(item.d, b, t)) continue;
+      for_parts(item, [&](int k, int64_t j) {
+        if (anew && out.reset_state) {
+          C* const sum = reset_pre.row(item, 0, i) + k * p.H + j;
+          const C* const grad = grad_pre[i] + k * p.H + j;
+          store_some(sum, load_some(sum, p.H - j) + load_some(grad, p.H - j), p.H - j);
+        }
+        // Without lengths grad_pre of the first step stays: the gradient of hx reads it.
+        if (next && (anew || p.ragged())) store_part(next[i], k, j, Vec<C>{}, p.H);
+      });
+      if (!carries()) continue;
+      const S* const before = state_row<S>(p, anew ? p.reset_state : p.hx, item.d, b);
+      for (int64_t j = item.u0 * kPanel<C>; j < item.u1 * kPanel<C>; j += kLanes<C>) {
+        C* const carry = state_grads.row(item, kCarry, i) + j;
+        C* const mixed = state_grads.row(item, kMixed, i) + j;
+        add(state_grads.row(item, anew ? kResetCarry : kFirst, i) + j, load(carry));
+        if (alpha_grad && before && p.cell == Cell::rate)
+          add(alpha_grad + j, -load(mixed) * load_some(before + j, p.H - j));
+        store(carry, Vec<C>{});
+        store(mixed, Vec<C>{});
+      }
     }
   }
 
@@ -103,9 +122,7 @@ struct GradPreBuffers : BackwardCall {
   // A copy of grad_pre whose rows are about to be overwritten.
   Rows<const F> copied(const WorkItem& item, const Rows<const F>& grad_pre) const {
     if (plan.grad_pre_home == Home::scratch) return grad_pre;
-    for (int64_t i = 0; i < item.size; ++i)
-      for (int64_t j = 0; j < parts * width; j += kLanes<C>)
-        copy_operands(operands.row(item, kEven, i), grad_pre[i], j);
+    for (int64_t i = 0; i < item.size; ++i) copy(item, grad_pre[i], operands.row(item, kEven, i));
     return operands.all(item, kEven);
   }
 
@@ -127,34 +144,12 @@ struct GradPreBuffers : BackwardCall {
   void store_part(F* row, int k, int64_t j, Vec<C> x, int64_t end) const {
     Operands<F>::store_some(row, k * width + j, x, end - j);
   }
-  void copy_part(F* to, const F* from, int k, int64_t j) const {
-    const int64_t column = k * width + j;
-    if (kTiled<F> || width - j >= kLanes<C>) return copy_operands(to, from, column);
-    __builtin_memcpy(to + column / kKPack<F>, from + column / kKPack<F>,
-                     (width - j) / kKPack<F> * sizeof(F));
-  }
-  void stop_row(const WorkItem& item, int64_t i, bool anew, F* next, const C* grad_pre,
-                C* alpha_grad) const {
-    const int64_t b = item.sequence(i);
-    const S* const before = state_row<S>(p, anew ? p.reset_state : p.hx, item.d, b);
-    for_parts(item, [&](int k, int64_t j) {
-      if (anew && out.reset_state) {
-        C* const sum = reset_pre.row(item, 0, i) + k * p.H + j;
-        const C* const grad = grad_pre + k * p.H + j;
-        store_some(sum, load_some(sum, p.H - j) + load_some(grad, p.H - j), p.H - j);
-      }
-      // Without lengths grad_pre of the first step stays: the gradient of hx reads it.
-      if (next && (anew || p.ragged())) store_part(next, k, j, Vec<C>{}, p.H);
-    });
-    if (!carries()) return;
-    for (int64_t j = item.u0 * kPanel<C>; j < item.u1 * kPanel<C>; j += kLanes<C>) {
-      C* const carry = state_grads.row(item, kCarry, i) + j;
-      C* const mixed = state_grads.row(item, kMixed, i) + j;
-      add(state_grads.row(item, anew ? kResetCarry : kFirst, i) + j, load(carry));
-      if (alpha_grad && before && p.cell == Cell::rate)
-        add(alpha_grad + j, -load(mixed) * load_some(before + j, p.H - j));
-      store(carry, Vec<C>{});
-      store(mixed, Vec<C>{});
+  // Copies the work item's own columns of a row of operands.
+  void copy(const WorkItem& item, const F* from, F* to) const {
+    for (int k = 0; k < parts; ++k) {
+      const int64_t at = operands_in<F>(k * width + item.u0 * kPanel<C>);
+      const int64_t end = operands_in<F>(k * width + min_of(item.u1 * kPanel<C>, width));
+      __builtin_memcpy(to + at, from + at, (end - at) * sizeof(F));
     }
   }
   // Clears the gradient of rows past their sequence's end, and keeps that of a first step.
@@ -162,17 +157,14 @@ struct GradPreBuffers : BackwardCall {
                         const Rows<C>& grad_pre) const {
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t b = item.sequence(row);
-      const bool past = !p.inside(b, t);
-      const bool starts = p.starts(item.d, b, t) && !p.restarts(item.d, b, t);
-      if (!past && !starts) continue;
-      for_parts(item, [&](int k, int64_t j) {
-        if (past) {
+      if (!p.inside(b, t)) {
+        for_parts(item, [&](int k, int64_t j) {
           store_part(next[row], k, j, Vec<C>{}, p.H);
           store_some(grad_pre[row] + k * p.H + j, Vec<C>{}, p.H - j);
-        } else {
-          copy_part(operands.row(item, kFirstSteps, row), next[row], k, j);
-        }
-      });
+        });
+      } else if (p.starts(item.d, b, t) && !p.restarts(item.d, b, t)) {
+        copy(item, next[row], operands.row(item, kFirstSteps, row));
+      }
     }
   }
 };

@@ -35,33 +35,32 @@ void read_cache_sizes([[maybe_unused]] Machine& machine) {
 #endif
 }
 
-const Machine& row_of(const std::string& name) {
+// The row of a list with this name; without one it throws: `must`, the names that there are, and
+// this one.
+template <class Row, size_t n>
+const Row& row_of(const Row (&list)[n], const std::string& name, const char* must) {
   std::string known;
-  for (const Machine& machine : kMachines) {
-    if (name == machine.name) return machine;
-    known += (known.empty() ? "" : ", ") + std::string(machine.name);
+  for (const Row& row : list) {
+    if (name == row.name) return row;
+    known += (known.empty() ? "" : ", ") + std::string(row.name);
   }
-  throw std::invalid_argument("machine must be one of " + known + ", got " + name);
+  throw std::invalid_argument(must + known + ", got " + name);
+}
+const Machine& machine_row(const std::string& name) {
+  return row_of(kMachines, name, "machine must be one of ");
 }
 
 void set_number(Machine& machine, const std::string& name, const std::string& value) {
-  std::string known;
-  for (const MachineNumber& number : kMachineNumbers) {
-    known += (known.empty() ? "" : ", ") + std::string(number.name);
-    if (name != number.name) continue;
-    char* end = nullptr;
-    const double given = std::strtod(value.c_str(), &end);
-    if (value.empty() || *end || !(given > 0 || (given == 0 && number.zero)))
-      throw std::invalid_argument("a machine's " + name + " must be a positive number, got " +
-                                  value);
-    machine.*number.at = given;
-    return;
-  }
-  throw std::invalid_argument("a machine's numbers are " + known + ", got " + name);
+  const MachineNumber& number = row_of(kMachineNumbers, name, "a machine's numbers are ");
+  char* end = nullptr;
+  const double given = std::strtod(value.c_str(), &end);
+  if (value.empty() || *end || !(given > 0 || (given == 0 && number.zero)))
+    throw std::invalid_argument("a machine's " + name + " must be a positive number, got " + value);
+  machine.*number.at = given;
 }
 
 Machine detect() {
-  Machine machine = row_of(model());
+  Machine machine = machine_row(model());
   machine.origin = "maker and family, with the cache sizes that the system tells";
   read_cache_sizes(machine);
   const char* const told = std::getenv("RNNEXT_CPU_MACHINE");
@@ -88,7 +87,7 @@ Machine machine_of(const std::string& text, const Machine& machine) {
       set_number(found, word.substr(0, equals), word.substr(equals + 1));
       found.origin = "numbers that were given";
     } else if (begin == 0) {
-      found = row_of(word);
+      found = machine_row(word);
     } else {
       throw std::invalid_argument("after a machine's name come NAME=NUMBER, got " + word);
     }

@@ -92,9 +92,8 @@ struct OneStep {
   // The same of a gated cell.
   template <class Gates>
   void gated_units(const Product& product, int d, int64_t j) const {
-    using Gated = typename Gates::template Of<S>;
-    using V = typename Gated::V;
-    constexpr CellTraits kTraits = Gated::kTraits;
+    using V = Several<Vec<C>, 1>;
+    constexpr CellTraits kTraits = Gates::kTraits;
     const int64_t left = p.H - j;
     Vec<C> of_x[kTraits.gates][kOneStepRows], of_h[kTraits.gates][kOneStepRows];
 #pragma GCC unroll 1

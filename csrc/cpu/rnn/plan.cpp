@@ -265,19 +265,13 @@ Split split_sequences(const Timeline& p, int64_t i, int64_t n, int64_t row_block
   const int64_t steps = steps_of(p);
   int64_t before = 0;
   Split split{{0, 0}, 0};
-  for (int64_t k = 0, begin = 0, end = 0; k < n;) {
-    // A part ends where it is nearest to its share.
-    const int64_t next = end < p.B ? p.length(end) : 0;
-    const bool full = k + 1 == n ? end == p.B : (2 * before + next) * n > 2 * steps * (k + 1);
-    if (!full && end < p.B) {
-      before += next;
-      ++end;
-      continue;
-    }
+  for (int64_t k = 0, end = 0; k < n; ++k) {
+    const int64_t begin = end;
+    // A part ends where it is nearest to its share, the last one with the last sequence.
+    while (end < p.B && (k + 1 == n || (2 * before + p.lengths[end]) * n <= 2 * steps * (k + 1)))
+      before += p.lengths[end++];
     if (k == i) split.own = {begin, end};
     split.most = max_of(split.most, end - begin);
-    begin = end;
-    ++k;
   }
   return split;
 }
@@ -287,7 +281,7 @@ bool plan_unpadded(const Recurrence& p, const RecurrenceGradOut& out, const Kern
   if (!p.ragged() || p.step_row || p.reset ||
       plan_backward(p, out, shape, machine, threads, threads).sorts)
     return false;
-  const int64_t steps = std::accumulate(p.lengths, p.lengths + p.B, int64_t{0});
+  const int64_t steps = steps_of(p);
   const double spared = static_cast<double>(p.T * p.B - steps) * p.D * traits_of(p.cell).gates *
                         p.H * static_cast<double>(p.H + p.I) * 3;
   return steps > 0 && steps <= kUnpadShare * static_cast<double>(p.T * p.B) && spared >= kUnpadWork;

@@ -43,15 +43,10 @@ struct KernelShape {
   int64_t packed_bytes(int64_t K, int64_t columns) const {
     return panels(columns) * panel * operands(K) * operand_bytes;
   }
-  // Columns of H units' gates, in whole panels: see GateColumns in gemm/tile.h.
-  int64_t gate_columns(int64_t H, int gates) const {
-    const int64_t lanes = panel / 2, rest = H % panel;
-    const int64_t last = rest > lanes ? panel : rest > 0 ? lanes : 0;
-    return panels((H / panel * panel + last) * gates) * panel;
-  }
-  // Bytes of W_ih and W_hh together, packed for the forward pass.
+  // Bytes of W_ih and W_hh together, packed for the forward pass: each gate of H units fills whole
+  // vectors, and all gates whole panels, as GateColumns in gemm/tile.h has it.
   int64_t weight_bytes(int64_t I, int64_t H, int gates) const {
-    const int64_t columns = gate_columns(H, gates);
+    const int64_t lanes = panel / 2, columns = panels(divide_up(H, lanes) * lanes * gates) * panel;
     return packed_bytes(I, columns) + packed_bytes(H, columns);
   }
   // Bytes of a row of scratch: see scratch_stride in gemm/tile.h.
@@ -168,7 +163,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
 // groups do not sort.
 bool plan_unpadded(const Recurrence& p, const RecurrenceGradOut& out, const KernelShape& shape,
                    const Machine& machine, int threads);
-// The plans of layers, each over the one before, as a wavefront, a layer a thread (rnn/stack.h);
+// The plans of layers, each over the one before, as a wavefront, a layer a thread (rnn/forward.h);
 // empty if all threads together are estimated to be faster, one layer after the other.
 std::vector<ForwardPlan> plan_wavefront(const std::vector<Recurrence>& layers,
                                         const KernelShape& shape, const Machine& machine,

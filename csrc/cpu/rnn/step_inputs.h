@@ -100,14 +100,12 @@ struct StepInputs : BackwardCall {
     });
   }
   // Copies rows of step t to scratch. Each is `parts` times as wide as the output's.
-  S* gather(const WorkItem& item, int64_t t, int64_t rows, const void* from,
+  S* gather(const WorkItem& item, int64_t t, int64_t rows, void* from,
             typename BackwardLayout<S, MK>::StepArray which, int parts, int64_t stride) const {
     S* const to = reinterpret_cast<S*>(at.inputs_of(worker, which).first);
     for (int64_t i = 0; i < rows; ++i)
-      __builtin_memcpy(
-          to + i * stride,
-          static_cast<const S*>(from) + (p.row(t, item.sequence(i)) * p.D + item.d) * parts * p.H,
-          parts * p.H * sizeof(S));
+      __builtin_memcpy(to + i * stride, output_row<S>(p, from, item.d, t, item.sequence(i), parts),
+                       parts * p.H * sizeof(S));
     return to;
   }
 };

@@ -76,18 +76,14 @@ struct UnpackedBlock {
                             const Ahead*) const {
     RegisterTile<MK, R, NV> sums(extent), part(extent);
     const Rows<const F>& a = product.a;
-    if (product.start) {
-      sums.load(product.start[row] + column, product.start.stride);
-    } else {
-      sums.clear();
-    }
+    product.start ? sums.load(product.start[row] + column, product.start.stride) : sums.clear();
     part.clear();
     const int64_t wrap = weight.wraps_at() - begin;
     const F* from = weight.row(begin) + column;
     for (int64_t k = 0; k < n; from = weight.weight + column)
       for (const int64_t end = k < wrap && wrap < n ? wrap : n; k < end;
            ++k, from += weight.stride) {
-        prefetch_tile<1, NV>(from + MK::kSumBlock * weight.stride, 0);
+        Extent<1, NV>{}.prefetch(from + MK::kSumBlock * weight.stride, 0);
 #pragma GCC unroll 8
         for (int j = 0; j < NV; ++j) {
           const Vec<F> b = load(from + j * kLanes<F>);

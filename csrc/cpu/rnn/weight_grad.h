@@ -161,8 +161,8 @@ struct WeightGradients : BackwardCall {
     int64_t rows, columns;
     template <int R, int NV>
     RNNEXT_INLINE void finish(const Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
+      if (row + R <= rows) return store_tile(sums, at[row], at.stride, column, columns);
       C* const to = at[row] + column;
-      if (row + R <= rows) return store_tile(sums, to, at.stride, columns - column);
       Vec<C> memory[R][NV];
       copy_block(memory, sums);
       for (int64_t r = 0; r < rows - row; ++r)
@@ -215,7 +215,7 @@ struct WeightGradients : BackwardCall {
         for (int i = 0; i < N; ++i)
           FmaMicroKernel<C>::multiply_add(sums[i][v], multiplier(first + i, n), grad);
       }
-    store_tile(sums, column_sums(first) + h, column_size, NV * kLanes<C>);
+    store_tile(sums, column_sums(first), column_size, h, h + NV * kLanes<C>);
   }
   // Left operands. Those of hidden unit h begin at first + h * step and lie `stride` apart, as many
   // as the rows make.
@@ -226,7 +226,10 @@ struct WeightGradients : BackwardCall {
   // Packs grad_rows [rows, height] into tiles [height / kMR][operands of rows][kMR].
   Tiles pack_left(int64_t rows) const {
     if constexpr (kTiled<F>) {
-      return pack_left_tiles(rows);
+      // Hidden units are rows, as the left operands of any product are.
+      for (int64_t h = 0; h < divide_up(height, kMR) * kMR; h += kLanes<C>)
+        for (int64_t n = 0; n < rows; n += kKAlign<F>) pack_left_part<0>(rows, h, n);
+      return {left, kLeftStride, kLeftStride};
     } else {
       const int64_t tile_size = operands_in<F>(rows) * kMR;
       for (int64_t n = 0; n < rows; n += kKPack<F>) {
@@ -290,17 +293,11 @@ struct WeightGradients : BackwardCall {
     typename MK::template Tile<kMR, NV> tile(Extent<kMR, NV>{});
     C* const to = sums.at[h] + column;
     begins ? tile.clear() : tile.load(to, sums.at.stride);
-    if (h + 2 * kMR <= height) prefetch_tile<kMR, NV>(to + ahead, sums.at.stride);
+    if (h + 2 * kMR <= height) Extent<kMR, NV>{}.prefetch(to + ahead, sums.at.stride);
     tile.template add<true>(tiles.first + h * tiles.step, tiles.stride, panel, K);
     tile.finish(sums, h, column);
   }
 
-  // For AMX tiles hidden units are rows, as the left operands of any product are.
-  Tiles pack_left_tiles(int64_t rows) const {
-    for (int64_t h = 0; h < divide_up(height, kMR) * kMR; h += kLanes<C>)
-      for (int64_t n = 0; n < rows; n += kKAlign<F>) pack_left_part<0>(rows, h, n);
-    return {left, kLeftStride, kLeftStride};
-  }
   template <int part>
   RNNEXT_NOINLINE void pack_left_part(int64_t rows, int64_t h, int64_t n) const {
     Vec<Pair> x[kLanes<Pair>];

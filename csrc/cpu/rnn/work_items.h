@@ -164,15 +164,15 @@ Rows<const F> feature_rows(const Recurrence& p, const WorkItem& item, const Chun
   return rows;
 }
 
-// Row (t, b) of direction d of the output, or of what has its shape.
+// Row (t, b) of direction d of the output, or of what has `parts` times its width.
 template <class S>
-S* output_row(const Recurrence& p, void* rows, int d, int64_t t, int64_t b) {
-  return static_cast<S*>(rows) + (p.row(t, b) * p.D + d) * p.H;
+S* output_row(const Recurrence& p, void* rows, int d, int64_t t, int64_t b, int64_t parts = 1) {
+  return static_cast<S*>(rows) + (p.row(t, b) * p.D + d) * parts * p.H;
 }
 // The same of the parts that a cell saves, each [H].
 template <class S>
 S* saved_row(const Recurrence& p, int d, int64_t t, int64_t b) {
-  return static_cast<S*>(p.saved) + (p.row(t, b) * p.D + d) * traits_of(p.cell).saved * p.H;
+  return output_row<S>(p, p.saved, d, t, b, traits_of(p.cell).saved);
 }
 // The part of row b of direction d of hx, or of what has its shape; `which`: 1 for an LSTM's c.
 template <class S>
@@ -227,6 +227,25 @@ Vec<Compute<S>> alpha_of(const Recurrence& p, int d, int64_t j) {
   for (int64_t i = max_of(0, p.H - j); i < kLanes<Compute<S>>; ++i) a[i] = 1;
   return a;
 }
+
+// Each group's buffers of rows of T: what its steps hand on, in either pass.
+template <class T>
+struct RowBuffers {
+  int64_t stride, rows;  // of a group, whose rows are rounded up to whole blocks of row_block
+  int count;
+  Arrays<T> arrays;
+
+  RowBuffers(const Plan& plan, int64_t width, int count, Arena& arena, int64_t row_block = 1)
+      : stride(scratch_stride<T>(width)),
+        rows(divide_up(plan.group_rows, row_block) * row_block),
+        count(count),
+        arrays(arena.take_padded<T>(count > 0 ? plan.groups : 0, count * rows * stride)) {}
+  // The row of the work item's i-th sequence.
+  T* row(const WorkItem& item, int buffer, int64_t i = 0) const {
+    return arrays[item.group] + (buffer * rows + i) * stride;
+  }
+  Rows<T> all(const WorkItem& item, int buffer) const { return {row(item, buffer), stride}; }
+};
 
 // Calls kernel.run(item, worker) for each work item of `worker`.
 template <class C, class Kernel>

@@ -1,7 +1,6 @@
 #include "cpu/runtime/team.h"
 
 #include <pthread.h>
-#include <time.h>
 #include <torch/csrc/stable/c/shim.h>
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string_view>
+#include <thread>
 
 namespace rnnext {
 namespace {
@@ -28,11 +28,8 @@ constexpr int64_t kMicrosecond = 1000, kMillisecond = 1000 * kMicrosecond;
 
 // Threads of a team wait for each other for microseconds, unless one has lost its core to another
 // process: it gets a core back sooner if the others sleep.
-constexpr int64_t kSpin = 100 * kMicrosecond, kSleep = 50 * kMicrosecond;
-void nap() {
-  const timespec sleep{0, kSleep};
-  nanosleep(&sleep, nullptr);
-}
+constexpr int64_t kSpin = 100 * kMicrosecond;
+void nap() { std::this_thread::sleep_for(std::chrono::microseconds(50)); }
 
 // How long a team waits for the pool's threads, which may be asleep.
 constexpr int64_t kRegistrationTime = 200 * kMicrosecond;

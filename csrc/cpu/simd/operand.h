@@ -44,33 +44,23 @@ constexpr int64_t operands_in(int64_t k) {
   return (k + kKAlign<F> - 1) / kKAlign<F> * (kKAlign<F> / kKPack<F>);
 }
 
-// The bits of the exponents in an operand, and a one in the last place of each. Their sum overflows
-// into the sign where an exponent has all its bits set: infinity or NaN.
-template <class F>
-struct Exponents;
-template <>
-struct Exponents<float> {
-  static constexpr uint32_t bits = 0x7f800000, one = 0x00800000, signs = 0x80000000;
-};
-template <>
-struct Exponents<Pair> {
-  static constexpr uint32_t bits = 0x7f807f80, one = 0x00800080, signs = 0x80008000;
-};
-template <>
-struct Exponents<double> {
-  static constexpr uint64_t bits = 0x7ff0000000000000, one = 0x0010000000000000,
-                            signs = 0x8000000000000000;
-};
 // Whether all operands that see() was given are finite. It takes a cycle.
 template <class F>
 struct Finite {
-  using E = Exponents<F>;
-  typedef decltype(E::bits + 0) Bits __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  using Word = std::conditional_t<sizeof(F) == 8, uint64_t, uint32_t>;
+  typedef Word Bits __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
+  // The bits of the exponents in an operand, a one in the last place of each, and the signs, into
+  // which the sum of the first two overflows where an exponent has all its bits set: infinity or
+  // NaN.
+  static constexpr Word kBits = sizeof(F) == 8  ? 0x7ff0000000000000
+                                : kParts<F> > 0 ? 0x7f807f80
+                                                : 0x7f800000;
+  static constexpr Word kOnes = kBits & ~(kBits << 1), kSigns = (kBits << 1) & ~kBits;
   Bits seen = {};
-  RNNEXT_INLINE void see(Vec<F> x) { seen |= ((Bits)x & E::bits) + E::one; }
+  RNNEXT_INLINE void see(Vec<F> x) { seen |= ((Bits)x & kBits) + kOnes; }
   bool all() const {
     for (int i = 0; i < kLanes<F>; ++i)
-      if (seen[i] & E::signs) return false;
+      if (seen[i] & kSigns) return false;
     return true;
   }
 };
@@ -204,23 +194,6 @@ struct Rows {
   }
   T* operator[](int64_t row) const { return first + row * stride; }
 };
-
-// Copies values column, .., column + kLanes - 1 of a row of operands.
-template <class F>
-RNNEXT_INLINE void copy_operands(F* to, const F* from, int64_t column) {
-  __builtin_memcpy(to + column / kKPack<F>, from + column / kKPack<F>,
-                   kLanes<F> / kKPack<F> * sizeof(F));
-}
-template <int parts>
-RNNEXT_INLINE void copy_operands(TileOperand<parts>* to, const TileOperand<parts>* from,
-                                 int64_t column) {
-  using T = Operands<TileOperand<parts>>;
-  for (int part = 0; part < parts; ++part)
-    __builtin_memcpy(
-        T::block(to, column, part) + column % 32 / 2,
-        T::block(const_cast<TileOperand<parts>*>(from), column, part) + column % 32 / 2,
-        kLanes<float> * sizeof(BFloat16));
-}
 
 // Clears what follows the last value of rows of operands: half a pair, or part of a block. It is
 // multiplied with zeros, so it must not be infinite or NaN.

@@ -13,7 +13,11 @@
 #ifndef RNNEXT_ISA
 #define RNNEXT_ISA generic      // the namespace
 #define RNNEXT_VECTOR_BYTES 16  // of a register
-#define RNNEXT_MR 6             // rows of a tile; its sums take twice as many registers
+#ifdef __x86_64__               // rows of a tile; its sums take twice as many registers
+#define RNNEXT_MR 2             // for processors before AVX2: small, and quick to compile
+#else
+#define RNNEXT_MR 6
+#endif
 // RNNEXT_AVX512: the vectors are those of AVX-512
 // RNNEXT_BF16_DOT: there are bfloat16 dot products (AVX512_BF16; NEON with FEAT_BF16)
 // RNNEXT_TILES: the kernels are those of AMX tiles (gemm/tile_unit.h), and

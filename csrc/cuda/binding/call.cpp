@@ -166,22 +166,18 @@ Tensor CudaCall::empty_rows() const {
   return p.lengths && !p.step_row ? at::zeros(s.output_shape(), options) : empty(s.output_shape());
 }
 
-// W_hh or its transpose as the resident kernels read it.
-void CudaCall::set_matrix(TensorList weight_hh, bool transposed) {
+bool CudaCall::run_resident(const Geometry& g, TensorList weight_hh, bool backward) {
+  if (g.path == Path::step) return false;
+  // W_hh or its transpose, as the kernels read it.
   const int64_t block = 64 / element_size(compute);
   p.matrix_stride = (s.H + block - 1) / block * block;
   for (int d = 0; d < p.D; ++d) {
-    Tensor matrix = transposed ? weight_hh[d].t() : weight_hh[d];
+    Tensor matrix = backward ? weight_hh[d].t() : weight_hh[d];
     if (p.matrix_stride != s.H) matrix = at::constant_pad_nd(matrix, {0, p.matrix_stride - s.H});
     matrix = matrix.contiguous();
     if (reinterpret_cast<uintptr_t>(matrix.const_data_ptr()) % 16) matrix = matrix.clone();
     p.matrix[d] = keep(matrix);
   }
-}
-
-bool CudaCall::run_resident(const Geometry& g, TensorList weight_hh, bool backward) {
-  if (g.path == Path::step) return false;
-  set_matrix(weight_hh, backward);
   if (g.path == Path::grid) {
     const int64_t flags = (g.flag_count() * 4 + 15) / 16 * 16;
     void* memory = take(at::zeros({flags + g.exchange_bytes()}, options.dtype(at::kByte)));

@@ -51,7 +51,6 @@ struct CudaCall : ParsedCall {
   // Whether steps can read rows [.., D*H] where they lie; and the rows, copied if not.
   bool readable(const Tensor& rows) const;
   Tensor sources(const Tensor& rows) const;
-  void set_matrix(TensorList weight_hh, bool transposed);
 };
 
 }  // namespace rnnext::cuda

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "cuda/binding/call.h"
-#include "cuda/binding/errors.h"
 #include "ops/autograd.h"
 #include "ops/signatures.h"
 
@@ -34,9 +33,8 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   const Tensor h_n = call.empty({s.D, s.B, s.H});
   std::vector<Tensor> saved;
   if (save && s.cell.saved > 0) saved.push_back(call.empty_rows());
-  const auto start_from_hx = [&] { given(a.hx) ? h_n.copy_(*a.hx) : h_n.zero_(); };
   if (s.empty()) {
-    start_from_hx();
+    copy_hx(h_n, a.hx);
     return {output, h_n, saved};
   }
   const Geometry geometry = call.choose_path(false);
@@ -46,7 +44,7 @@ RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   if (!saved.empty()) p.saved = saved[0].data_ptr();
   const Tensor first = call.run_prologue();
   if (call.run_resident(geometry, a.weight_hh, false)) return {output, h_n, saved};
-  if (!first.defined()) start_from_hx();
+  if (!first.defined()) copy_hx(h_n, a.hx);
   call.run_steps(a.weight_hh, first.defined() ? first : h_n, false);
   return {output, h_n, saved};
 }
@@ -68,7 +66,7 @@ class CudaBackwardCall : CudaCall {
     if (wanted_.reset_state && given(a_.reset)) grad_.reset_state = empty(state_);
     if (leaks() && (wanted_.alpha || grad_.reset_state.defined())) mixed_ = empty_rows();
     if (s.empty()) {
-      if (wanted_.hx) given(r_.grad_h_n) ? grad_.hx.copy_(*r_.grad_h_n) : grad_.hx.zero_();
+      if (wanted_.hx) copy_hx(grad_.hx, r_.grad_h_n);
       if (grad_.reset_state.defined()) grad_.reset_state.zero_();
     } else {
       run();

@@ -62,8 +62,7 @@ struct AnyForwardPass : ForwardPass<T, AnyActivation> {
       const int64_t i = at.state + j;
       v.x[j] = static_cast<const T*>(p.reset_output)[i];
       if (p.cell == Cell::elman) continue;
-      static_cast<T*>(p.h_n)[i] =
-          p.reset_state ? static_cast<const T*>(p.reset_state)[i] : from_float<T>(A(0));
+      static_cast<T*>(p.h_n)[i] = state_at<T>(p.reset_state, i);
     }
     return v;
   }

@@ -44,7 +44,8 @@ bool tensor_cores(Compute c) { return c != Compute::f32 && c != Compute::f64; }
 int slice_unit(Compute c) { return tensor_cores(c) ? 16 : 4; }
 
 // Multiply-adds a cycle of one SM at its peak. FMA: the programming guide's table of throughput.
-// Tensor cores: data sheets over SMs and boost clock, dense, with float32 sums.
+// Tensor cores: data sheets over SMs and boost clock, dense, with float32 sums; for sm_100, whose
+// peak needs other instructions than ours, an A100's rate.
 double peak(Compute compute, int capability) {
   const bool data_center =
       capability == 80 || capability == 90 || capability == 100 || capability == 103;
@@ -53,13 +54,6 @@ double peak(Compute compute, int capability) {
     return capability == 80 ? 32 : capability == 90 || capability == 100 ? 64 : 2;
   const double half = capability == 90 ? 2048 : data_center ? 1024 : 256;
   return compute == Compute::tf32 ? half / 2 : half;
-}
-
-// The same for the kernels' own products. (For sm_100, whose peak needs other instructions, peak()
-// has an A100's rate.)
-double rate(Compute compute, int capability) {
-  const bool slower = capability == 90 && tensor_cores(compute);
-  return peak(compute, capability) * (slower ? kHopperMma : 1);
 }
 
 // Fills `g` for groups of `blocks` blocks and tiles of `rows` sequences; false if it does not fit.
@@ -141,8 +135,9 @@ double step_cycles(const Problem& p, const Device& device, const Geometry& g) {
   const double units = g.unit_workers * (matrix ? 16 : 2);
   const double products = units * columns * (matrix ? passes * 8 : g.rows);
   const double spilled = std::max(0, g.k_blocks - kRegisterBlocks) * (kThreads * 32.0);
-  const double product =
-      std::max(products / rate(p.compute, device.capability), passes * spilled / kSharedBytes);
+  const double rate =
+      peak(p.compute, device.capability) * (matrix && device.capability == 90 ? kHopperMma : 1);
+  const double product = std::max(products / rate, passes * spilled / kSharedBytes);
   const double cell = ceil_div(g.rows * g.slice, kThreads) * kElementCycles;
   double exchange = 0;
   if (g.path == Path::cluster) {

@@ -69,8 +69,7 @@ struct ClusterGroup : GroupBase {
 // Through L2: two buffers in global memory, copied into one in shared memory, and a flag per block
 // that counts the steps it has published. A block that publishes for step n + 1 has seen every flag
 // at n, so all blocks have copied what that buffer held before.
-class GridGroup : public GroupBase {
- public:
+struct GridGroup : GroupBase {
   using GroupBase::GroupBase;
   __device__ unsigned char* buffer(unsigned) const { return shared; }
   __device__ void receive(unsigned n, bool first, int rows) {

@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if constexpr (kArchitecture >= Group::kArchitecture) {
     Resident<MicroKernel, Pass, Group>(p, g, shared_memory()).run();
   } else {
-    __trap();  // compiled_for() keeps older code from being launched
+    __trap();  // choose() keeps older code from being launched
   }
 }
 

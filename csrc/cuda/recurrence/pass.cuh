@@ -79,6 +79,11 @@ __device__ __forceinline__ int source_step(const DeviceCall& p) {
 }
 __device__ __forceinline__ int source_width(const DeviceCall& p) { return p.D * source_step(p); }
 
+template <typename T>
+__device__ T state_at(const void* states, int64_t i) {
+  return states ? static_cast<const T*>(states)[i] : from_float<T>(Accumulate<T>(0));
+}
+
 // A word at a step: some neighbouring hidden units of a sequence in one direction.
 struct Place {
   int64_t row;    // its row of the tensors [N, D*H], where it has one
@@ -108,7 +113,7 @@ struct ForwardPass {
   const DeviceCall& p;
   const Act activation;
 
-  __device__ explicit ForwardPass(const DeviceCall& p) : p(p), activation(p.nonlinearity) {}
+  __device__ explicit ForwardPass(const DeviceCall& p) : p(p), activation{p.nonlinearity} {}
 
   __device__ int further() const { return 0; }
 
@@ -124,9 +129,7 @@ struct ForwardPass {
            to_float(static_cast<const T*>(of_direction(p.bias_hh, d))[unit]);
   }
 
-  __device__ T start(int64_t state) const {
-    return p.hx ? static_cast<const T*>(p.hx)[state] : from_float<T>(A(0));
-  }
+  __device__ T start(int64_t state) const { return state_at<T>(p.hx, state); }
   // Whether the last output is h_n. (Otherwise the prologue and AnyForwardPass::output() write it.)
   __device__ bool ends_with_output() const { return !kAny || p.cell != Cell::voltage; }
   __device__ void skip(int64_t state, T h) const {
@@ -172,7 +175,7 @@ struct BackwardPass {
   const DeviceCall& p;
   const Act activation;
 
-  __device__ explicit BackwardPass(const DeviceCall& p) : p(p), activation(p.nonlinearity) {}
+  __device__ explicit BackwardPass(const DeviceCall& p) : p(p), activation{p.nonlinearity} {}
 
   __device__ int further() const { return p.grad_out.hx != nullptr; }
 

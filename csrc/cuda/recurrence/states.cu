@@ -46,11 +46,6 @@ __global__ void step_kernel(const DeviceCall p, const Step step) {
   pass.store(at, next);
 }
 
-template <typename T>
-__device__ T state_at(const void* states, int64_t i) {
-  return states ? static_cast<const T*>(states)[i] : from_float<T>(Accumulate<T>(0));
-}
-
 // A thread is element (b, u).
 template <typename T>
 __global__ void prologue_kernel(const DeviceCall p, const T*, T* first) {
@@ -58,7 +53,7 @@ __global__ void prologue_kernel(const DeviceCall p, const T*, T* first) {
   if (b >= p.B) return;
   const int d = blockIdx.y;
   const int64_t i = d * p.B * p.H + element();
-  const AnyActivation activation(p.nonlinearity);
+  const AnyActivation activation{p.nonlinearity};
   const auto output = [&](T state) {
     return p.cell == Cell::voltage ? from_float<T>(activation.forward(to_float(state))) : state;
   };
@@ -99,8 +94,8 @@ __global__ void reset_gradient_kernel(const DeviceCall p, const T* product, T* g
   const int64_t i = blockIdx.y * p.B * p.H + element();
   Accumulate<T> x = to_float(product[i]);
   if (p.cell == Cell::voltage && x != 0) {  // a row that no step read may hold NaN
-    x = AnyActivation(p.nonlinearity)
-            .backward(x, to_float(static_cast<const T*>(p.reset_output)[i]));
+    x = AnyActivation{p.nonlinearity}.backward(x,
+                                               to_float(static_cast<const T*>(p.reset_output)[i]));
   }
   if (p.cell != Cell::elman) {
     const auto a = static_cast<const T*>(p.alpha[0])[blockIdx.y * p.H + element() % p.H];
