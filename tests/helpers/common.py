@@ -75,18 +75,25 @@ def pair(name, *args, **kwargs):
     return theirs, getattr(rnnext, name)(*args, **kwargs)
 
 
-def error_of(function):
-    """The type and the message of the error that a call raises."""
+def outcome(call, *arguments, **options):
+    """The type and the message of the error that a call raises, or None."""
     try:
-        function()
+        call(*arguments, **options)
     except Exception as error:
         return type(error), str(error)
-    raise AssertionError("no error was raised")
+    return None
 
 
-def assert_refused(call, error, message):
+def error_of(call, *arguments, **options):
+    """The error of a call that must raise one."""
+    error = outcome(call, *arguments, **options)
+    assert error, "no error was raised"
+    return error
+
+
+def assert_refused(call, error, message, *arguments):
     """The call raises this error, whose message has this text."""
-    kind, found = error_of(call)
+    kind, found = error_of(call, *arguments)
     assert issubclass(kind, error), found
     assert message in found, found
 

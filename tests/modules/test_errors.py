@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import rnnext
-from helpers.common import assert_refused, error_of
+from helpers.common import assert_refused, error_of, outcome, pair
 from rnnext import functional
 from rnnext.functional import recurrence, rnn_cell
 
@@ -20,20 +20,6 @@ LAYERS, CELLS = ("RNN", "GRU", "LSTM"), ("RNNCell", "GRUCell", "LSTMCell")
 SIZES = dict.fromkeys((*LAYERS, *CELLS), (4, 6)) | {"Embedding": (10, 3)}
 double, integer = (functools.partial(zeros, dtype=d) for d in (torch.float64, torch.int64))
 meta = functools.partial(zeros, device="meta")
-
-
-def outcome(call):
-    """The error of a call, or None."""
-    try:
-        call()
-    except Exception as error:
-        return type(error), str(error)
-    return None
-
-
-def both(kind, **options):
-    """torch.nn's module and ours."""
-    return (getattr(library, kind)(*SIZES[kind], **options) for library in (nn, rnnext))
 
 
 def packed(size, batch_sizes):
@@ -60,10 +46,8 @@ def test_the_constructor_refuses_what_torchs_refuses():
         *(("LSTM", wrong) for wrong in (*CONSTRUCTORS[3:], *of_lstm)),
     ):
         arguments = {"input_size": 4, "hidden_size": 6} | wrong
-        theirs, ours = (
-            functools.partial(getattr(library, kind), **arguments) for library in (nn, rnnext)
-        )
-        assert error_of(ours) == error_of(theirs), (kind, wrong)
+        theirs, ours = (error_of(getattr(library, kind), **arguments) for library in (nn, rnnext))
+        assert ours == theirs, (kind, wrong)
 
 
 TABLE, ONE = zeros(5, 3), torch.tensor([1])
@@ -123,11 +107,11 @@ CALLS_BY_TYPE = [
 
 
 def test_calls_refuse_what_torchs_refuse():
-    pairs = {kind: list(both(kind)) for kind in SIZES}
+    pairs = {kind: pair(kind, *sizes) for kind, sizes in SIZES.items()}
     pairs["embedding"] = [F.embedding, functional.embedding]
 
     def errors(kind, given):
-        return [error_of(functools.partial(call, *given)) for call in pairs[kind]]
+        return [error_of(call, *given) for call in pairs[kind]]
 
     for kind, *given in CALLS:
         expected, found = errors(kind, given)
@@ -143,11 +127,10 @@ STATES = [(6,), (1, 6), (2, 6), (3, 6), (3, 5), (1, 3, 6), (1, 2, 6), (2, 3, 6),
 
 @pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
 def test_shapes_are_refused_that_torch_refuses(kind):
-    theirs, ours = both(kind)
+    theirs, ours = pair(kind, *SIZES[kind])
     for shape, state in itertools.product(SHAPES, [None, *STATES]):
         given = (zeros(shape), *([] if state is None else states(kind, zeros(state))))
-        expected = outcome(functools.partial(theirs, *given))
-        found = outcome(functools.partial(ours, *given))
+        expected, found = outcome(theirs, *given), outcome(ours, *given)
         newer = torch.__version__ >= (2, 15)  # which has a text of its own for this
         if newer and kind in CELLS and len(shape) != len(state or shape):
             expected, found = expected[0], found[0]
@@ -163,12 +146,12 @@ def test_what_was_set_wrong_afterwards_raises_torchs_error():
         ("RNN", sigmoid),
         ("RNNCell", sigmoid),
     ):
-        theirs, ours = both(kind)
+        theirs, ours = pair(kind, *SIZES[kind])
         for module in (theirs, ours):
             for name, value in edits.items():
                 setattr(module, name, value)
         given = x[0] if kind == "RNNCell" else x
-        assert error_of(lambda m=ours, g=given: m(g)) == error_of(lambda m=theirs, g=given: m(g))
+        assert error_of(ours, given) == error_of(theirs, given)
         with pytest.raises((AssertionError, RuntimeError, TypeError)):
             rnnext.Stepper(ours)
 
@@ -186,7 +169,7 @@ def test_an_index_out_of_range_is_named(max_norm):
     ):
         message = f"index out of range in self: {where}, expected 0 <= index < 10"
         for dtype in (torch.int64, torch.int32)[: 1 + (int(indices.max()) < 2**32)]:
-            assert_refused(lambda i=indices, d=dtype: embedding(i.to(d)), IndexError, message)
+            assert_refused(embedding, IndexError, message, indices.to(dtype))
     assert torch.equal(embedding.weight, before)
 
 
@@ -393,4 +376,4 @@ def test_compiled_code_names_the_argument():
     ):
         torch.compiler.reset()
         compiled = torch.compile(module, fullgraph=True, backend="eager")
-        assert_refused(functools.partial(compiled, given), RuntimeError, message)
+        assert_refused(compiled, RuntimeError, message, given)

@@ -255,14 +255,11 @@ def test_what_cannot_be_scripted_or_exported_says_what_to_do(sample):
         advice += f"torch.nn.{sample.kind}, or use "
         models.append(parametrizations.weight_norm(sample.make(), sample.weight))
     for model in models:
-        script = functools.partial(torch.jit.script, model)
         message = f"torch.jit.script cannot compile {advice}torch.jit.trace"
-        assert_refused(script, NotImplementedError, message)
-        export = functools.partial(
-            torch.onnx.export, model, (sample.given,), io.BytesIO(), dynamo=False
-        )
+        assert_refused(torch.jit.script, NotImplementedError, message, model)
+        export = functools.partial(torch.onnx.export, model, (sample.given,), dynamo=False)
         message = f"the legacy ONNX exporter (dynamo=False) cannot export {advice}torch.onnx.export"
-        assert_refused(export, NotImplementedError, message)
+        assert_refused(export, NotImplementedError, message, io.BytesIO())
 
 
 def test_torch_reads_the_weights_from_safetensors(tmp_path):

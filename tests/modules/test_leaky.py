@@ -1,7 +1,6 @@
 """LeakyRNN: against the loops that people write, and its arguments."""
 
 import copy
-import functools
 import math
 
 import numpy as np
@@ -202,8 +201,7 @@ def test_a_cells_errors_are_an_rnn_cells():
         (x[None],), (x, h[None]), (x[:, :2],), (x, h[:3]), (x, h[:, :5]), (x, h[0]),
         (x.to("meta"),), (x, h.to("meta")), ([0.0],), (x, [0.0]),
     ):  # fmt: skip
-        found, expected = (error_of(functools.partial(each, *given)) for each in (cell, plain))
-        assert found == expected
+        assert error_of(cell, *given) == error_of(plain, *given)
 
 
 def test_an_invalid_noise_std_is_refused_whenever_it_is_set():
@@ -303,7 +301,7 @@ def test_dt_tau_and_alpha_are_set_where_they_were_given():
         (learned, "tau", 50, AttributeError, "tau is learned: set logit_alpha_l0"),
         (learned, "dt", 101, ValueError, "dt must be less than the learned tau, got 101"),
     ):
-        assert_refused(functools.partial(setattr, module, name, value), error, message)
+        assert_refused(setattr, error, message, module, name, value)
     assert (fixed.dt, float(fixed.tau), learned.dt) == (20, 40, 10)
     assert_close(learned.tau, torch.full((1, 6), 100.0))
 
@@ -339,8 +337,7 @@ REFUSED = [
 
 def test_bad_arguments_are_named():
     for arguments, error, message in REFUSED:
-        make = functools.partial(rnnext.LeakyRNN, 3, 6, **arguments)
-        assert_refused(make, error, message)
+        assert_refused(lambda given=arguments: rnnext.LeakyRNN(3, 6, **given), error, message)
 
 
 def test_an_alpha_that_does_not_fit_is_refused_when_it_is_set_or_used():

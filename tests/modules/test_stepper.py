@@ -1,7 +1,6 @@
 """Stepper beside whole sequences of every kind of module, what it refuses, what it generates."""
 
 import copy
-import functools
 
 import numpy as np
 import pytest
@@ -63,8 +62,8 @@ def test_states_of_an_lstm_are_pairs():
         (hx, RuntimeError, "state must have the weights' dtype, float64, got float32"),
         ((hx[0], [0.0]), TypeError, "state[1] must be a tensor, got list"),
     ):
-        assert_refused(functools.partial(stepper.set_state, wrong), error, message)
-        assert_refused(functools.partial(stepper.step, x[0].double(), wrong), error, message)
+        assert_refused(stepper.set_state, error, message, wrong)
+        assert_refused(stepper.step, error, message, x[0].double(), wrong)
 
 
 @torch.no_grad()
@@ -82,8 +81,7 @@ def test_modules_whose_attributes_were_set():
         rnn.mode = "RNN_RELU"
         assert_close(steps(Stepper(rnn), x), rnn(x)[0])
         rnn.bias_hh_l1 = None
-        message = "bias_hh_l1 must be a tensor, got NoneType"
-        assert_refused(functools.partial(Stepper, rnn), TypeError, message)
+        assert_refused(Stepper, TypeError, "bias_hh_l1 must be a tensor, got NoneType", rnn)
 
 
 def test_inference_mode_may_change_between_making_and_stepping():
@@ -139,9 +137,9 @@ def test_a_step_has_no_gradient():
     learned = [t.requires_grad_() for t in (torch.randn(1, 4), torch.zeros(1, 1, 6))]
     with torch.no_grad(), forward_ad.dual_level():
         dual = forward_ad.make_dual(x, x)
-        assert_refused(lambda: stepper(dual), RuntimeError, "no forward-mode derivative")
-    assert_refused(lambda: stepper(learned[0]), RuntimeError, "has no gradient")
-    assert_refused(lambda: stepper.step(x, learned[1]), RuntimeError, "has no gradient")
+        assert_refused(stepper, RuntimeError, "no forward-mode derivative", dual)
+    assert_refused(stepper, RuntimeError, "has no gradient", learned[0])
+    assert_refused(stepper.step, RuntimeError, "has no gradient", x, learned[1])
     with torch.no_grad():
         assert not any(v.requires_grad for v in stepper.step(*learned))
 
@@ -231,10 +229,10 @@ def test_refuses_what_does_not_fit_and_keeps_its_state():
         (lambda given: of_features.step(*given), OF_ROWS),
     ):
         for wrong, error, message in rows:
-            assert_refused(functools.partial(call, wrong), error, message)
+            assert_refused(call, error, message, wrong)
     assert same([s.get_state() for s in (of_features, of_few, of_many)], states)
     one, message = Stepper(rnnext.RNN(4, 6)), "input must have shape [1, 4] or [4], got [5]"
-    assert_refused(lambda: one(torch.zeros(5)), RuntimeError, message)
+    assert_refused(one, RuntimeError, message, torch.zeros(5))
     with pytest.raises(AttributeError, match="batch_size"):
         one.batch_size = 2
 
@@ -358,8 +356,8 @@ def test_generate_refuses():
         ({"score": lambda h: [0.0]}, TypeError, "score must give a tensor, got list"),
         ({"score": nn.Linear(6, 8)}, ValueError, "score must give shape [2, 9], got [2, 8]"),
     ):
-        call = functools.partial(stepper.generate, **({"score": score, "n": 3} | arguments))
-        assert_refused(call, error, message)
+        given = {"score": score, "n": 3} | arguments
+        assert_refused(lambda given=given: stepper.generate(**given), error, message)
     other = rnnext.Stepper(rnnext.RNN(4, 6))
     message = "generate needs a Stepper of an EmbeddingRNN, not RNN"
-    assert_refused(lambda: other.generate(score, 3), TypeError, message)
+    assert_refused(other.generate, TypeError, message, score, 3)

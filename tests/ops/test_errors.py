@@ -1,6 +1,5 @@
 """Calls that ops refuse, and the errors: with data as for fake, symbolic and meta tensors."""
 
-import functools
 import itertools
 from dataclasses import replace
 
@@ -111,13 +110,13 @@ def without_data(arguments, way):
 
 
 def assert_refused_in_every_way(op, arguments, error, message):
-    expected = error_of(functools.partial(arguments.call, op))
+    expected = error_of(arguments.call, op)
     assert expected[0] is error, expected
     assert message in expected[1]
     recorded = arguments.map(lambda t: t.detach().requires_grad_(t.is_floating_point()))
-    assert error_of(functools.partial(recorded.call, op)) == expected
+    assert error_of(recorded.call, op) == expected
     for way in ("fake", "symbolic", "meta"):
-        found = error_of(functools.partial(without_data(arguments, way).call, op))
+        found = error_of(without_data(arguments, way).call, op)
         assert found[0] is error, (way, found)
         if way != "symbolic":  # sizes have names there
             assert found[1] == expected[1], way
@@ -201,7 +200,7 @@ BAD_VALUES = [
 def test_bad_values_are_named():
     for case, changes, message, error in BAD_VALUES:
         arguments = replace(samples.make(**case), **changes)
-        kind, found = error_of(functools.partial(arguments.call, ops.recurrence))
+        kind, found = error_of(arguments.call, ops.recurrence)
         assert kind is error, found
         assert message in found
 
@@ -211,7 +210,7 @@ def test_a_table_index_out_of_range_is_named(index_dtype):
     for position, value in itertools.product([0, 7, 14], [-1, 9, 2**31 - 1]):
         arguments = samples.make(source="table", index_dtype=index_dtype)
         arguments.index.view(-1)[position] = value
-        kind, message = error_of(functools.partial(arguments.call, ops.recurrence))
+        kind, message = error_of(arguments.call, ops.recurrence)
         assert kind is IndexError
         assert f"[{position}] = {value}, expected 0 <= index < 9" in message
 
@@ -227,10 +226,10 @@ OF_AN_EMBEDDING = [
 
 def test_an_embedding_refuses_as_with_data():
     for op, tensors, options in OF_AN_EMBEDDING:
-        expected = error_of(functools.partial(op, *tensors, *options))
+        expected = error_of(op, *tensors, *options)
         mode = FakeTensorMode()
         for convert in (lambda tensor: tensor.to("meta"), mode.from_tensor):
-            error, message = error_of(functools.partial(op, *map(convert, tensors), *options))
+            error, message = error_of(op, *map(convert, tensors), *options)
             assert error is expected[0]
             assert message.split("; but got")[0] == expected[1].split("; but got")[0]
 
