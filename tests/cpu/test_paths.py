@@ -43,7 +43,6 @@ KINDS = {str(t).removeprefix("torch."): (t, t) for t in samples.DTYPES} | {
     "medium": (torch.float32, torch.bfloat16),
     "high": (torch.float32, torch.float32),
 }
-HALVES = (torch.bfloat16, torch.float16)
 
 
 def sized(size, kind, **case):
@@ -71,7 +70,7 @@ def valid(case):
     if case["size"] == "padding left out" and case["rows"] != "lengths":
         return False
     return own and not (
-        case["cell"] in _C.forms() and KINDS[case["kind"]][1] in HALVES and T * B > 30
+        case["cell"] in _C.forms() and KINDS[case["kind"]][1] in samples.HALVES and T * B > 30
     )
 
 

@@ -7,11 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 
 from helpers import programs
 from helpers.common import ISAS
-from helpers.programs import SMOOTH, check, made, run
+from helpers.programs import checked, of_products, run
 
 COMPILER = shutil.which("c++")
 PRECISIONS = [None, "medium", "high"]
@@ -30,12 +29,8 @@ def test_values_and_gradients(tmp_path):
     for program, linked in ((driver, [*objects, emulator]), (bare, objects)):
         subprocess.run([COMPILER, *linked, "-o", program], check=True)
     for n, precision in enumerate(PRECISIONS):
-        dtype = torch.float32 if precision else torch.bfloat16
-        calls = list(made(case | {"dtype": dtype} for case in SMOOTH))[n :: len(PRECISIONS)]
-        found = run([driver], "amx", tmp_path, calls, precision)
-        tolerance = 2**-15 if precision == "high" else None
-        for results, (arguments, cotangents) in zip(found, calls, strict=True):
-            check(results, arguments, cotangents, torch.bfloat16, tolerance)
+        calls = of_products(precision, slice(n, None, len(PRECISIONS)))
+        checked([driver], "amx", tmp_path, calls, precision)
     if "amx_tile" not in Path("/proc/cpuinfo").read_text():  # it is the tiles that were emulated
         with pytest.raises(subprocess.CalledProcessError) as error:
             list(run([bare], "amx", tmp_path, calls, precision))

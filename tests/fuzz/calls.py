@@ -137,7 +137,7 @@ def layers_by_reference(case, rnn, weights, x, lengths, reset, hx, reset_state):
         suffixes = [f"_l{k}", f"_l{k}_reverse"][:D]
         own = [
             [weights[name + suffix] for suffix in suffixes if name + suffix in weights]
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "logit_alpha")
+            for name in (*samples.WEIGHTS, "logit_alpha")
         ]
         alphas = [logit.sigmoid() for logit in own.pop()]
         if case["module"] == "LeakyRNN" and not alphas:
@@ -258,8 +258,7 @@ def check_cell(case):
 
     def theirs(*tensors):
         named = dict(zip(leaves, tensors, strict=True))
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        lists = [[named[name]] if name in named else [] for name in names]
+        lists = [[named[name]] if name in named else [] for name in samples.WEIGHTS]
         hx = named["hx"].reshape(states, n, H) if case["hx"] else None
         _, after = reference.recurrence(
             named["input"].reshape(1, n, I), hx, *lists, None, None, None, None, None, [], cell,

@@ -13,10 +13,10 @@ from fuzz.guard import guarded
 from fuzz.test_calls import PROFILE, one_of, tell
 from helpers import samples
 from helpers.common import ISAS, assert_close
+from helpers.samples import WEIGHTS
 
 ops = torch.ops.rnnext
 ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
-WEIGHTS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
 
 
 def rnn_of(one):

@@ -13,11 +13,10 @@ import torch
 import rnnext
 from helpers import samples
 from helpers.common import ROOT, assert_close, pairwise
+from helpers.samples import DTYPES, WEIGHTS
 from reference import GATES, STATES
 from reference.cells import KINKED
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 PRECISIONS = ["medium", "high"]  # of float32, after the dtypes
 COMMON = ["tests/emulated/driver.cpp", "csrc/cpu/rnn/plan.cpp", "csrc/cpu/rnn/machine.cpp"]
 CASES = pairwise(
@@ -111,13 +110,24 @@ def made(cases):
         yield arguments, cotangents
 
 
-def check(results, arguments, cotangents, dtype, tolerance=None):
-    """Values and gradients, within the tolerance of dtype, or this one."""
-    wanted = arguments.to_double().map(lambda t: t.requires_grad_() if t.is_floating_point() else t)
-    expected = wanted.expected(stored=arguments.input.dtype)
-    torch.autograd.backward(expected, [c.double() for c in cotangents])
-    leaves = [wanted.input, wanted.hx, *of_directions(wanted)]
-    assert_close(results[:2], list(expected), dtype, tolerance)
-    for found, leaf in zip(results[2:], leaves, strict=True):
-        if leaf is not None:
-            assert_close(found, leaf.grad, dtype, tolerance)
+def of_products(precision, some):
+    """Some calls of bfloat16 tensors, or of float32 at a lower precision."""
+    dtype = torch.float32 if precision else torch.bfloat16
+    return list(made(case | {"dtype": dtype} for case in SMOOTH))[some]
+
+
+def checked(program, isa, path, calls, precision=None):
+    """The results of the calls, whose values and gradients are within the tolerances."""
+    found = list(run(program, isa, path, calls, precision))
+    tolerance = 2**-15 if precision == "high" else None
+    for results, (arguments, cotangents) in zip(found, calls, strict=True):
+        dtype = torch.bfloat16 if precision else arguments.input.dtype
+        wanted = arguments.to_double().map(lambda t: t.requires_grad_(t.is_floating_point()))
+        expected = wanted.expected(stored=arguments.input.dtype)
+        torch.autograd.backward(expected, [c.double() for c in cotangents])
+        assert_close(results[:2], list(expected), dtype, tolerance)
+        leaves = [wanted.input, wanted.hx, *of_directions(wanted)]
+        for result, leaf in zip(results[2:], leaves, strict=True):
+            if leaf is not None:
+                assert_close(result, leaf.grad, dtype, tolerance)
+    return found

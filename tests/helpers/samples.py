@@ -16,6 +16,7 @@ from rnnext import _C
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 HALVES = (torch.float16, torch.bfloat16)
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 # How many gradients the backward op returns.
 GRADIENTS = len(torch.ops.rnnext.recurrence_backward.default._schema.returns)
 # The factors of the cases that several files of tests cross: arguments of `make`.
@@ -283,7 +284,7 @@ def make_stack(layers, **case) -> Recurrence:
     each = [first, *(make(**deeper) for _ in range(layers - 1))]
     lists = {
         name: [tensor for layer in each for tensor in getattr(layer, name)]
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "alpha")
+        for name in (*WEIGHTS, "alpha")
     }
     hx = None
     if first.hx is not None:
