@@ -1,5 +1,6 @@
 """Calls that ops refuse, and the errors: with data as for fake, symbolic and meta tensors."""
 
+import functools
 import itertools
 from dataclasses import replace
 
@@ -15,20 +16,10 @@ from helpers import samples
 from helpers.common import error_of
 
 ops = torch.ops.rnnext
-
-
-def zeros(*shape, dtype=torch.float64, device="cpu"):
-    return torch.zeros(shape, dtype=dtype, device=device)
-
-
-def longs(*shape):
-    return zeros(*shape, dtype=torch.int64)
-
-
-def bools(*shape):
-    return zeros(*shape, dtype=torch.bool)
-
-
+zeros, longs, bools = (
+    functools.partial(torch.zeros, dtype=d) for d in (torch.float64, torch.int64, torch.bool)
+)
+stack_of = functools.partial(samples.make_stack, 2)
 ZEROS, GRU = {"H": 0, "hx": False}, {"cell": "gru"}  # any cell fits weights of no unit
 # A call's parts, the one that is wrong, the message, the error if it is no RuntimeError.
 OF_A_RECURRENCE = [
@@ -95,10 +86,6 @@ def backward_of(**case):
 def ensemble_of(**case):
     one = samples.make(**case)
     return one.stacked(one)
-
-
-def stack_of(**case):
-    return samples.make_stack(2, **case)
 
 
 def without_data(arguments, way):
@@ -168,9 +155,9 @@ def sizes(*batch_sizes):
 
 
 BAD_VALUES = [
-    ({}, {"hx": zeros(1, 3, 6, device="meta")}, "device of weight_hh, cpu, got", RuntimeError),
-    ({"noise": True}, {"noise_key": longs(1)}, "on the CPU, got int64 of shape [1]", RuntimeError),
-    ({"noise": True}, {"noise_key": zeros()}, "on the CPU, got float64 of shape []", RuntimeError),
+    ({}, {"hx": zeros(1, 3, 6, device="meta")}, "device of weight_hh, cpu, got"),
+    ({"noise": True}, {"noise_key": longs(1)}, "on the CPU, got int64 of shape [1]"),
+    ({"noise": True}, {"noise_key": zeros(())}, "on the CPU, got float64 of shape []"),
     ({}, {"lengths": torch.tensor([5, 6, 5])}, "lengths[1] = 6", ValueError),
     ({}, {"lengths": torch.tensor([5, -1, 5])}, "lengths[1] = -1", ValueError),
     *[
@@ -183,7 +170,7 @@ BAD_VALUES = [
         for bad in (0.0, 1.0001, float("nan"))
     ],
     *[
-        ({"rows": "packed", "T": 2, "B": 2}, sizes(*batch_sizes), message, RuntimeError)
+        ({"rows": "packed", "T": 2, "B": 2}, sizes(*batch_sizes), message)
         for batch_sizes, message in [
             ([], "sum(batch_sizes) = 0 rows, got 5"),
             ([0], "got 0 at step 0"),
@@ -198,10 +185,10 @@ BAD_VALUES = [
 
 
 def test_bad_values_are_named():
-    for case, changes, message, error in BAD_VALUES:
+    for case, changes, message, *error in BAD_VALUES:
         arguments = replace(samples.make(**case), **changes)
         kind, found = error_of(arguments.call, ops.recurrence)
-        assert kind is error, found
+        assert kind is (error or [RuntimeError])[0], found
         assert message in found
 
 
