@@ -41,22 +41,20 @@ def test_autocast_runs_in_the_narrow_type():
 
 def model(name):
     """A call of this model, and what its gradients are of; the index is the input."""
-    table = rnnext.Embedding(100, 16, device=DEVICE)
-    reset = torch.rand(12, 4, device=DEVICE) < 0.2
-    lengths = torch.tensor([12, 3, 7, 0], device=DEVICE)
+    table, options = rnnext.Embedding(100, 16, device=DEVICE), {}
     if name == "tokens":
         rnn = rnnext.EmbeddingRNN(100, 16, 64, device=DEVICE)
         return (lambda index: rnn(index)[0]), [*rnn.parameters()]
     if name == "leak and reset":
         rnn = rnnext.LeakyRNN(16, 64, alpha=0.3, learn_alpha=True, form="voltage", device=DEVICE)
-        call = lambda index: rnn(table(index), reset=reset)[0]  # noqa: E731
+        options["reset"] = torch.rand(12, 4, device=DEVICE) < 0.2
     elif name == "lengths":
         rnn = rnnext.RNN(16, 64, bidirectional=True, device=DEVICE)
-        call = lambda index: rnn(table(index), lengths=lengths)[0]  # noqa: E731
+        options["lengths"] = torch.tensor([12, 3, 7, 0], device=DEVICE)
     else:
         rnn = rnnext.RNN(16, 64, num_layers=2, device=DEVICE)
-        call = lambda index: rnn(table(index))[0]  # noqa: E731
-    return call, [*rnn.parameters(), *table.parameters()]
+    parameters = [*rnn.parameters(), *table.parameters()]
+    return (lambda index: rnn(table(index), **options)[0]), parameters
 
 
 @pytest.mark.parametrize("name", ["layers", "lengths", "leak and reset", "tokens"])

@@ -51,23 +51,17 @@ def test_nothing_to_do(sizes, options):
 
 
 @pytest.mark.parametrize("setting", TF32)
-def test_tf32_follows_the_setting(monkeypatch, setting):
+def test_tf32_follows_the_setting_and_what_overrides_it(monkeypatch, setting):
     arguments = samples.make(T=3, B=2, H=20, dtype=torch.float32)
     monkeypatch.setenv("RNNEXT_CUDA_PATH", "block")
     exact = arguments.call(recurrence)[0]
     with tf32_by(setting):
         coarse = arguments.call(recurrence)[0]
+        if setting == "backends.fp32_precision":
+            torch.backends.cuda.matmul.fp32_precision = "ieee"
+            assert torch.equal(arguments.call(recurrence)[0], exact)
     assert 1e-5 < (coarse - exact).abs().max() < 2e-3
     assert torch.equal(arguments.call(recurrence)[0], exact)
-
-
-def test_one_setting_of_tf32_overrides_another(monkeypatch):
-    arguments = samples.make(T=3, B=2, H=20, dtype=torch.float32)
-    monkeypatch.setenv("RNNEXT_CUDA_PATH", "block")
-    exact = arguments.call(recurrence)[0]
-    with tf32_by("backends.fp32_precision"):
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
-        assert torch.equal(arguments.call(recurrence)[0], exact)
 
 
 def test_a_backward_pass_in_autocast_keeps_its_dtype():

@@ -1,7 +1,5 @@
 """The demo program: `make demo` runs it at full size, these tests at a small one."""
 
-from __future__ import annotations
-
 import functools
 import json
 import multiprocessing

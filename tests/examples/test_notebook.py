@@ -1,7 +1,5 @@
 """The notebook `examples/rnn_basics.ipynb` runs from top to bottom and is saved as it ran."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

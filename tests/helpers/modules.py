@@ -1,7 +1,5 @@
 """The modules in one table: how each is made, what it is called with, and torch.nn's beside it."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass, field
 from typing import Any

@@ -35,17 +35,13 @@ class AsTheirs(rnnext.RNN):
 
 def modules(kind, batch_first):
     """torchrl's own module, ours with its weights, and the names of its states."""
-    if kind == "LSTM":
-        theirs = LSTMModule(4, 5, 2, python_based=True, **PAIR)
-        own, keys = theirs.lstm, PAIR
-    elif kind == "GRU":
-        theirs = GRUModule(4, 5, 2, python_based=True, **KEYS)
-        own, keys = theirs.gru, KEYS
+    made, keys = (LSTMModule, PAIR) if kind == "LSTM" else (GRUModule, KEYS)
+    if kind == "RNN":
+        theirs = made(gru=AsTheirs(4, 5, 2, batch_first=True), **keys)
     else:
-        theirs = GRUModule(gru=AsTheirs(4, 5, 2, batch_first=True), **KEYS)
-        own, keys = theirs.gru, KEYS
+        theirs = made(4, 5, 2, python_based=True, **keys)
     rnn = getattr(rnnext, kind)(4, 5, 2, batch_first=batch_first)
-    rnn.load_state_dict(own.state_dict())
+    rnn.load_state_dict((theirs.lstm if kind == "LSTM" else theirs.gru).state_dict())
     return theirs, RNNModule(rnn, **keys), keys["in_keys"][1:]
 
 

@@ -62,7 +62,7 @@ def pair_of(batch):
     return torch.randn(2, batch, 4), torch.randn(2, batch, 4)
 
 
-BOTH = rnnext.RNN(3, 4, 2, bidirectional=True)
+CELL = rnnext.RNNCell(3, 4, nonlinearity="relu")
 BATCH_FIRST = rnnext.RNN(3, 4, 2, "relu", batch_first=True, bidirectional=True)
 TOKENS = nn.Sequential(rnnext.Embedding(9, 3, padding_idx=2), rnnext.RNN(3, 4))
 # Few tokens, of which features are made, and many, for which the table is multiplied.
@@ -70,10 +70,13 @@ WORDS = rnnext.EmbeddingRNN(9, 3, 4, 2, batch_first=True, bidirectional=True)
 NO_BIAS = rnnext.RNN(3, 4, 2, bias=False, batch_first=True)
 # A model, its dynamic sizes, how often it has an operator, and calls, of which the first is traced.
 CASES = {
-    "both directions": (
-        BOTH, ({0: T, 1: B}, {1: B}), {"RNN": 2},
-        [(features(t, b), torch.randn(4, b, 4)) for t, b in ((5, 2), (11, 3), (1, 1))],
-    ),
+    **{
+        f"{kind} in both directions": (
+            getattr(rnnext, kind)(3, 4, 2, bidirectional=True), ({0: T, 1: B}, {1: B}), {kind: 2},
+            [(features(t, b), torch.randn(4, b, 4)) for t, b in ((5, 2), (11, 3), (1, 1))],
+        )
+        for kind in ("RNN", "GRU")
+    },
     "lengths": (
         BATCH_FIRST, ({0: B, 1: T}, None, {0: B}), {"RNN": 2},
         [
@@ -84,14 +87,10 @@ CASES = {
     "one sequence, no biases": (
         NO_BIAS, ({0: T}, None), {"RNN": 2}, [(features(t), torch.randn(2, 4)) for t in (5, 9)],
     ),
-    "cell": (
-        rnnext.RNNCell(3, 4, nonlinearity="relu"), ({0: B}, {0: B}), {},
-        [(features(b), torch.randn(b, 4)) for b in (2, 5)],
-    ),
-    "GRU": (
-        rnnext.GRU(3, 4, 2, bidirectional=True), ({0: T, 1: B}, {1: B}), {"GRU": 2},
-        [(features(t, b), torch.randn(4, b, 4)) for t, b in ((5, 2), (11, 3))],
-    ),
+    **{
+        name: (cell, ({0: B}, {0: B}), {}, [(features(b), torch.randn(b, 4)) for b in (2, 5)])
+        for name, cell in (("cell", CELL), ("GRU cell", rnnext.GRUCell(3, 4)))
+    },
     "LSTM with lengths": (
         rnnext.LSTM(3, 4, 2, batch_first=True, bias=False),
         ({0: B, 1: T}, ({1: B}, {1: B}), {0: B}), {"LSTM": 2},
@@ -103,10 +102,6 @@ CASES = {
     "LSTM of one sequence": (
         rnnext.LSTM(3, 4, bidirectional=True), ({0: T},), {"LSTM": 1},
         [(features(t),) for t in (5, 9)],
-    ),
-    "GRU cell": (
-        rnnext.GRUCell(3, 4), ({0: B}, {0: B}), {},
-        [(features(b), torch.randn(b, 4)) for b in (2, 5)],
     ),
     "LSTM cell": (
         rnnext.LSTMCell(3, 4), ({0: B}, ({0: B}, {0: B})), {},
