@@ -1,5 +1,3 @@
-"""The tables and figures of the documents."""
-
 import pytest
 
 import benchmarks.__main__ as main

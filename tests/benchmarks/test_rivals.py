@@ -1,5 +1,3 @@
-"""All who take part compute the same."""
-
 import itertools
 from dataclasses import replace
 from types import SimpleNamespace

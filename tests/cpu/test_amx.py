@@ -16,7 +16,6 @@ recurrence = torch.ops.rnnext.recurrence
 
 @pytest.fixture(params=[isa for isa in ISAS if isa in ("amx", "amx_stand_in")])
 def tiles(request):
-    """Run the test on each ISA that multiplies by tiles."""
     _C.set_cpu_isa(request.param)
 
 

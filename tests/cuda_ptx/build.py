@@ -80,6 +80,5 @@ def link(name: str, objects: Sequence[Path], libraries: Sequence[str] = ()) -> P
 
 
 def compile_all(sources: Sequence[Path]) -> list[Path]:
-    """Objects of sources, as many at once as there are cores."""
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(compiled, sources))

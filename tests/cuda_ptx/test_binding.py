@@ -16,7 +16,6 @@ from helpers.device import TF32, tf32_by
 
 @pytest.fixture(autouse=True)
 def small(lib):
-    """A small device."""
     lib.set_device("small")
     return lib
 

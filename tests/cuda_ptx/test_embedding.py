@@ -83,7 +83,6 @@ def test_one_of_several_errors_is_recorded_whole(lib):
 
 
 def check_backward(grad, indices, rows, padding_idx=-1, by_frequency=False):
-    """The gradient, dense and sparse."""
     options = {"num_weights": rows, "padding_idx": padding_idx, "scale_grad_by_freq": by_frequency}
     kept = indices[(indices >= 0) & (indices < rows)]
     exact = grad.double()[(indices >= 0) & (indices < rows)]

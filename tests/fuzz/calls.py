@@ -122,7 +122,6 @@ def paired(case, states):
 
 
 def joined(states):
-    """States as one tensor."""
     return torch.cat(states) if isinstance(states, tuple) else states
 
 

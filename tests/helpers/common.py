@@ -58,7 +58,6 @@ def same(actual, expected):
 
 
 def stacked(results):
-    """The results of separate calls, stacked."""
     return [torch.stack(each) for each in zip(*results, strict=True)]
 
 

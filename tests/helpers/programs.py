@@ -42,7 +42,6 @@ def sources(*isas):
 
 
 def build(compiler, sources, folder, *flags):
-    """The objects of these sources."""
 
     def compiled(source):
         made = folder / f"{Path(source).stem}.o"

@@ -58,7 +58,6 @@ class Recurrence:
     reverse: list[bool] = field(default_factory=lambda: [False])
 
     def call(self, op: Callable[..., Any]) -> Any:
-        """Output and h_n."""
         output, h_n, saved = op(**vars(self), save=False)
         assert saved == []
         return output, h_n
@@ -69,7 +68,6 @@ class Recurrence:
         return saved
 
     def expected(self, stored: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """The results of the reference."""
         return reference.recurrence(**vars(self), stored=stored)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Recurrence:
@@ -152,7 +150,6 @@ class RecurrenceBackward(Recurrence):
     output_mask: list[bool]
 
     def call(self, op: Callable[..., Any]) -> Any:
-        """The gradients."""
         return op(**vars(self))
 
 

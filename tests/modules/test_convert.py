@@ -1,5 +1,3 @@
-"""rnnext.convert and rnnext.revert."""
-
 import copy
 import logging
 

@@ -1,5 +1,3 @@
-"""Properties of every module, beside torch.nn's where it has one."""
-
 import copy
 import functools
 import io

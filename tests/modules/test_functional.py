@@ -1,5 +1,3 @@
-"""rnnext.functional against torch.nn.functional and the modules."""
-
 import functools
 import sys
 import threading

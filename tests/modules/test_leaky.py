@@ -1,5 +1,3 @@
-"""LeakyRNN: against the loops that people write, and its arguments."""
-
 import copy
 import math
 

@@ -1,6 +1,3 @@
-"""Recurrent layers and cells against torch.nn's: constructors, lengths, what may be done to
-results."""
-
 import functools
 import inspect
 

@@ -20,7 +20,6 @@ torch.save(torch.utils._pytree.tree_leaves(program(x)), sys.argv[2])
 
 
 def compiled(module, given, sizes, path):
-    """By inductor, with gradients."""
     torch.compiler.reset()
     program = torch.compile(module, fullgraph=True, dynamic=bool(sizes))
     program.parameters = module.parameters
@@ -42,7 +41,6 @@ def exported(module, given, sizes, path):
 
 
 def packaged(module, given, sizes, path):
-    """By AOTInductor."""
     with torch.no_grad():
         program = torch.export.export(module, (given,), dynamic_shapes=(sizes,))
         options = {"aot_inductor.compile_wrapper_opt_level": "O0"}  # to wait less

@@ -21,7 +21,6 @@ PICTURE = ROOT / "docs" / "figures" / "architecture.svg"
 
 
 def numerics(names, output):
-    """The error is measured as the page says."""
     name, _, rms, largest = output.split("\n")[1].split()
     assert name == "rnnext"
     assert float(rms) < 2e-7
@@ -41,7 +40,6 @@ def ppo(names, output):
 
 
 def streaming(names, output):
-    """The text is what was read."""
     assert "bias_hh_l0 has changed" in output
     assert names["written"] in names["text"]
     assert names["sampled"].shape == (60, 1)
@@ -54,7 +52,6 @@ WITH_PYTHON = [page for page in PAGES if "```python" in text(page)]
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
 @pytest.mark.filterwarnings("ignore")  # of torch.jit and of the ONNX exporter
 def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path, capsys):
-    """And what it asserts is so."""
     if page.name == "deploy.md":
         pytest.importorskip("onnxscript", reason="in the extra `test`")
     monkeypatch.chdir(tmp_path)  # some write files

@@ -17,7 +17,6 @@ pytestmark = pytest.mark.skipif(
 
 
 def torchrun(*command):
-    """Two processes that run this."""
     return run_python(
         *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command),
         PYTHONPATH=SEARCH,

@@ -1,5 +1,3 @@
-"""Models in training loops, with scalers and loaders around them."""
-
 import pytest
 import torch
 from torch import nn

@@ -32,7 +32,6 @@ class Model(nn.Module):
 
 
 def train(model, batches):
-    """The loss of each step."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     losses = []
     for tokens in batches:

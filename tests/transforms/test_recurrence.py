@@ -37,14 +37,12 @@ class Mapped:
         self.tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
 
     def calls(self):
-        """Each call by itself."""
         return [
             replace(self.one, **tree_map(lambda v, n=n: v.select(self.dim, n), self.values))
             for n in range(N)
         ]
 
     def vmap(self, function):
-        """A function of one call under vmap."""
         return vmap(lambda given: function(replace(self.one, **given)), in_dims=self.dim)(
             self.values
         )
