@@ -23,11 +23,7 @@ gpu = pytest.mark.skipif(not ON_GPU, reason="the CPU has nothing like it")
 def test_second_derivatives(cell):
     options = {"cell": cell, "reset": None if cell == "elman" else "state"}
     arguments = samples.make(T=3, B=2, I=2, H=4, **options).map(lambda t: t.to(DEVICE))
-    tensors = [t.requires_grad_() for t in arguments.float_tensors()]
-
-    def function(*tensors):
-        return arguments.with_tensors(tensors).call(torch.ops.rnnext.recurrence)
-
+    function, tensors = arguments.as_function(torch.ops.rnnext.recurrence)
     assert torch.autograd.gradcheck(function, tensors)
     assert torch.autograd.gradgradcheck(function, tensors)
 

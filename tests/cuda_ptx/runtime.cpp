@@ -2,7 +2,6 @@
 // launches as a device would, and hands them to Python.
 #include <cuda_runtime_api.h>
 
-#include <algorithm>
 #include <cstring>
 #include <map>
 #include <string>

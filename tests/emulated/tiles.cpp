@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <ucontext.h>
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -46,11 +47,7 @@ int32_t displacement(const uint8_t* at) {
 
 // Numbers below 2^-126 count as zero.
 float flushed(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.f, x) : x; }
-float number(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return flushed(x);
-}
+float number(uint32_t bits) { return flushed(std::bit_cast<float>(bits)); }
 
 // TDPBF16PS: the products of even and of odd values along k are summed apart, from zero, then added
 // to each other and to the sum.
@@ -64,7 +61,7 @@ void dot(int sums, int a, int b) {
         odd = flushed(std::fma(number(x & 0xffff0000), number(y & 0xffff0000), odd));
       }
       const float sum = flushed(number(tiles[sums][m][n]) + flushed(even + odd));
-      std::memcpy(&tiles[sums][m][n], &sum, sizeof sum);
+      tiles[sums][m][n] = std::bit_cast<uint32_t>(sum);
     }
   }
 }

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from benchmarks import cases, measure, names, roof, store
 
-CASES = cases.CASES
 LIMITS = roof.Roof(
     threads=2,
     flops={"float32": 1e11, "float64": 5e10, "bfloat16": 2e11},
@@ -16,7 +15,7 @@ LIMITS = roof.Roof(
 def run_of(label, factor):
     """A made-up run in which rnnext takes `factor` ms and torch.nn 10 ms on every case."""
     result = store.Result(label, measure.stamp(2), {0: LIMITS, 1: replace(LIMITS, threads=1)})
-    for case in CASES:
+    for case in cases.CASES:
         row = store.Row(case)
         for rival, ms in ((names.OURS, factor), (names.TORCH, 10.0)):
             row.seconds[rival] = {"q1": ms * 0.9e-3, "median": ms * 1e-3, "q3": ms * 1.2e-3}

@@ -86,6 +86,11 @@ class Recurrence:
         quiet = quiet.map(lambda t: next(following) if t.is_floating_point() else t)
         return replace(quiet, noise=self.noise)
 
+    def as_function(self, op: Callable[..., Any]) -> tuple[Callable[..., Any], list[Tensor]]:
+        """The call as a function of :meth:`float_tensors`, and these, which need gradients then."""
+        tensors = [tensor.requires_grad_() for tensor in self.float_tensors()]
+        return lambda *given: self.with_tensors(given).call(op), tensors
+
     def detach(self) -> Recurrence:
         """The same arguments, none of which needs a gradient."""
         return self.map(Tensor.detach)

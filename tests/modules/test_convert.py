@@ -15,7 +15,6 @@ from helpers.modules import results, through_a_file
 
 KINDS = ("RNN", "GRU", "LSTM", "RNNCell", "GRUCell", "LSTMCell", "Embedding")
 PAIRS = {getattr(nn, kind): getattr(rnnext, kind) for kind in KINDS}
-of_layers = pytest.mark.parametrize("kind", KINDS[:3])
 
 
 class OwnRNN(nn.RNN):
@@ -124,7 +123,7 @@ def test_revert_keeps_lengths_on_request(kind):
     assert type(rnnext.revert(rnnext.revert(rnn, lengths=True))) is theirs
 
 
-@of_layers
+@pytest.mark.parametrize("kind", KINDS[:3])
 def test_a_subclass_of_torchs_class_is_made_on_request(kind):
     theirs, x = getattr(nn, kind)(3, 4, 2), torch.randn(5, 2, 3)
     model = nn.ModuleList([parametrizations.weight_norm(getattr(nn, kind)(3, 4), "weight_hh_l0")])

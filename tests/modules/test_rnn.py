@@ -13,7 +13,6 @@ from helpers.common import assert_close, pair, same
 from rnnext import functional
 
 of_layers = pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
-of_cells = pytest.mark.parametrize("kind", ["RNNCell", "GRUCell", "LSTMCell"])
 
 
 def total(state):
@@ -115,7 +114,7 @@ def test_a_loop_of_steps_is_the_recurrence(kind):
     assert same(found, expected)
 
 
-@of_cells
+@pytest.mark.parametrize("kind", ["RNNCell", "GRUCell", "LSTMCell"])
 @pytest.mark.parametrize("shape", [(3, 4), (4,)])
 def test_a_step_is_one_node_and_its_result_may_be_changed_or_detached(kind, shape):
     x, found = torch.randn(shape), []

@@ -111,12 +111,7 @@ def test_states_that_no_step_reads_have_no_part_in_any_gradient(cell, reset, row
 )  # fmt: skip
 def test_gradients_of_a_stack(rows, cell):
     stack = samples.make_stack(3, T=3, B=2, I=2, H=3, rows=rows, cell=cell)
-    tensors = [tensor.requires_grad_() for tensor in stack.float_tensors()]
-
-    def call(*tensors):
-        return stack.with_tensors(tensors).call(ops.recurrence_stack)
-
-    assert torch.autograd.gradcheck(call, tensors)
+    assert torch.autograd.gradcheck(*stack.as_function(ops.recurrence_stack))
 
 
 @pytest.mark.parametrize("dtype", VARIANTS["dtype"])

@@ -48,14 +48,10 @@ def test_each_member_is_what_it_is_alone(case, threads):
 def test_gradcheck_and_gradgradcheck(cell):
     case = {"T": 3, "B": 2, "I": 2, "H": 3, "cell": cell, "reset": "state", "rows": "lengths"}
     many = samples.make(**case).stacked(samples.make(**case))
-    tensors = [tensor.requires_grad_() for tensor in many.float_tensors()]
-
-    def call(*tensors):
-        return many.with_tensors(tensors).call(ops.recurrence_ensemble)
-
+    function, tensors = many.as_function(ops.recurrence_ensemble)
     modes = {"fast_mode": True, "check_batched_grad": True}
-    assert torch.autograd.gradcheck(call, tensors, check_forward_ad=True, **modes)
-    assert torch.autograd.gradgradcheck(call, tensors, check_fwd_over_rev=True, **modes)
+    assert torch.autograd.gradcheck(function, tensors, check_forward_ad=True, **modes)
+    assert torch.autograd.gradgradcheck(function, tensors, check_fwd_over_rev=True, **modes)
 
 
 def test_what_members_share_is_not_copied():

@@ -17,7 +17,6 @@ def text(page: Path) -> str:
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
-PICTURE = ROOT / "docs" / "figures" / "architecture.svg"
 
 
 def numerics(names, output):
@@ -66,7 +65,7 @@ def test_commands_exist():
     targets = re.findall(r"^([a-z-]+):", text(ROOT / "Makefile"), re.MULTILINE)
     for page in PAGES:
         code = "\n".join(re.findall(r"```\n.*?```|`[^`\n]+`", text(page), re.DOTALL))
-        code += text(PICTURE)
+        code += text(ROOT / "docs" / "figures" / "architecture.svg")
         for target in re.findall(r"^`?make ([a-z][a-z-]*)", code, re.MULTILINE):
             assert target in targets, f"{page.name}: {target}"
         for module in re.findall(r"python -m ((?:rnnext|benchmarks|tools)[\w.]*)", code):

@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 import rnnext
-from helpers.common import SEARCH, run_python
+from helpers.common import SEARCH, pair, run_python
 
 
 def counted(call):
@@ -40,8 +40,7 @@ def test_flops_are_those_of_the_loop(mode, kind):
 def test_flops_of_cells_and_tables(monkeypatch):
     x, tokens = torch.randn(3, 5), torch.randint(9, (40, 3))
     for kind in ("RNNCell", "GRUCell", "LSTMCell"):
-        cells = [getattr(library, kind)(5, 4) for library in (nn, rnnext)]
-        cells = [counted(lambda cell=cell: cell(x)) for cell in cells]
+        cells = [counted(lambda cell=cell: cell(x)) for cell in pair(kind, 5, 4)]
         assert cells[0] == cells[1] > 0
     # W_ih times the 9 rows of the table, and W_hh times 120 states; but the counter hooks all
     # modules, and then EmbeddingRNN calls its parts, of which each of the 120 tokens is a row.

@@ -49,9 +49,6 @@ def sharded(model):
     return fully_shard(model)
 
 
-WAYS = {"ddp": DistributedDataParallel, "fsdp": sharded}
-
-
 def main(out, *demo):
     """The losses of each way, and what the demo does with these options, written into a folder."""
     sys.argv = ["train_distributed.py", *demo]
@@ -65,7 +62,7 @@ def main(out, *demo):
     model = Model()
     batches = torch.randint(11, (6, 7, 4))  # steps, T, B
     results = {"alone": train(copy.deepcopy(model), batches)}
-    for name, spread in WAYS.items():
+    for name, spread in (("ddp", DistributedDataParallel), ("fsdp", sharded)):
         losses = train(spread(copy.deepcopy(model)), batches.chunk(processes, dim=2)[rank])
         dist.all_reduce(losses)
         results[name] = losses / processes

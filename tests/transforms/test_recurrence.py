@@ -148,12 +148,7 @@ def test_a_call_inside_a_vmap_that_maps_none_of_it():
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's make_dual
 @cover("case", samples.possible, **ANY, noise=[False, True])
 def test_gradcheck_in_every_mode(case):
-    call = samples.make(**SMALL, **case, requires_grad=True)
-    tensors = call.float_tensors()
-
-    def function(*tensors):
-        return call.with_tensors(tensors).call(ops.recurrence)
-
+    function, tensors = samples.make(**SMALL, **case).as_function(ops.recurrence)
     modes = {"fast_mode": True, "check_batched_grad": True}
     assert torch.autograd.gradcheck(
         function, tensors, check_forward_ad=True, check_batched_forward_grad=True, **modes
