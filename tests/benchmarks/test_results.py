@@ -27,11 +27,10 @@ def test_combined_runs_are_medians():
 
 
 def test_bars_are_held_or_missed_by_their_numbers():
-    def verdicts(factor):
-        run = run_of("made-up", factor)
+    def verdicts(run):
         return {line[0]: line for line in (bar.verdict(run) for bar in bars.BARS)}
 
-    held, missed = verdicts(1.9), verdicts(5.0)
+    held, missed = (verdicts(run_of("made-up", factor)) for factor in (1.9, 5.0))
     assert held["infer over torch.nn: mean"][2:4] == ("5.26", "held")
     assert held["infer over the best rival: mean"][2:4] == ("5.26", "held")
     assert missed["infer over torch.nn: mean"][3] == "missed"
@@ -41,7 +40,7 @@ def test_bars_are_held_or_missed_by_their_numbers():
     for row in run.rows.values():  # three times the work in more than three times the time
         row.seconds[names.OURS]["median"] *= 3.1 if row.case.cell == "gru" else 1
     run.rows["gru-cell-B1-I64-H64-infer"].seconds[names.TORCH]["median"] *= 4
-    lines = {line[0]: line for line in (bar.verdict(run) for bar in bars.BARS)}
+    lines = verdicts(run)
     behind = "points of the roof behind the RNN, H = 128, B >= 16: worst"
     assert (held[behind][3], lines[behind][3]) == ("held", "missed")
     (one_step,) = (

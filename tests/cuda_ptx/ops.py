@@ -89,10 +89,6 @@ def copied_ahead(arguments):
     return given
 
 
-def random_like(t: Tensor) -> Tensor:
-    return (torch.rand(t.shape, dtype=torch.float64) * 2 - 1).to(t.dtype)
-
-
 def forced(path: str | None) -> contextlib.AbstractContextManager[Any]:
     """A path; None: as it is chosen."""
     if not INTERPRETED and path not in device_paths():
@@ -117,7 +113,10 @@ def check_call(
     *results, saved = recurrence(**vars(here), save=bool(here.alpha))
     expected = exact.expected(stored=dtype)
     assert_close(results, expected, tolerance=tolerance)
-    given = [random_like(t) if g else None for t, g in zip(results, grads, strict=True)]
+    given = [
+        (torch.rand(t.shape, dtype=torch.float64) * 2 - 1).to(t.dtype) if g else None
+        for t, g in zip(results, grads, strict=True)
+    ]
     used = [(e, g.double()) for e, g in zip(expected, given, strict=True) if g is not None]
     torch.autograd.backward(*zip(*used, strict=True))
     backward = here.backward(results[0], *given, output_mask=mask, saved=saved)

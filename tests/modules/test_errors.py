@@ -175,6 +175,7 @@ def test_an_index_out_of_range_is_named(max_norm):
 
 X, TOKENS = torch.randn(5, 2, 3), torch.randint(7, (5, 2))
 ARRAY, LIST, BOOLS = np.zeros((5, 2, 3), dtype=np.float32), [[[0.0] * 3] * 2] * 5, zeros(5, 2) > 0
+FAR, FAR_TOKENS = meta(5, 2, 3), integer(5, 2, device="meta")
 PACKED = pack_sequence([X[:, 0], X[:2, 1]])
 UNSORTED = pack_sequence([X[:2, 1], X[:, 0]], enforce_sorted=False)
 RNN = rnnext.RNN(3, 4, batch_first=True)
@@ -201,10 +202,6 @@ def ensemble(**changes):
 
 def recur(**changes):
     return recurrence(**{"input": X, "hx": None, "weight_ih": W_IH, "weight_hh": W_HH} | changes)
-
-
-def far(tensor):
-    return tensor.to("meta")
 
 
 NO_TENSORS = [
@@ -247,9 +244,9 @@ REFUSED = [
     (lambda: TWO(X, lengths=[5, 6]), ValueError, "lengths[1] = 6 is out of range: expected 0 <="),
     (lambda: TWO(X[:, 0], lengths=[5]), ValueError, "lengths needs a 3-D input: one sequence or"),
     (lambda: TWO(PACKED, lengths=[5, 2]), ValueError, "lengths needs a 3-D input"),
-    (lambda: RNN(X, lengths=far(torch.arange(5))), RuntimeError, "lengths must be on cpu, got"),
+    (lambda: RNN(X, lengths=meta(5).long()), RuntimeError, "lengths must be on cpu, got"),
     (lambda: RNN(X, reset=BOOLS.t()), ValueError, "reset must have shape [5, 2], got [2, 5]"),
-    (lambda: RNN(X, reset=far(BOOLS)), RuntimeError, "reset must be on cpu, got meta"),
+    (lambda: RNN(X, reset=meta(5, 2) > 0), RuntimeError, "reset must be on cpu, got meta"),
     (lambda: TWO(X, reset=X[..., 0]), TypeError, "reset must be a bool tensor, got float32"),
     (lambda: TWO(X[:, 0], reset=BOOLS), ValueError, "reset must have shape [5], got [5, 2]"),
     (lambda: TWO(UNSORTED, zeros(2, 3, 4)), RuntimeError, "Expected hidden size (2, 2, 4), got"),
@@ -276,16 +273,16 @@ REFUSED = [
     (lambda: rnnext.EmbeddingRNN(7, 3, 4, nonlinearity="relu", cell="gru"), ValueError,
      "nonlinearity must be 'tanh' of a gru, got 'relu'"),
     (lambda: RNN(X.to_sparse()), RuntimeError, "input must be a dense tensor, got torch.sparse"),
-    (lambda: RNN(far(X), reset=BOOLS), RuntimeError, "input must be on the device of the weights"),
+    (lambda: RNN(FAR, reset=BOOLS), RuntimeError, "input must be on the device of the weights"),
     (lambda: RNN(X, meta(1, 5, 4)), RuntimeError, "hx must be on the device of the weights"),
     (lambda: rnnext.RNN(3, 4, dtype=torch.complex64)(X.to(torch.complex64)), NotImplementedError,
      "weight_hh must be float32, float64, bfloat16 or float16, got complex64"),
-    (lambda: TOKEN_RNN(far(TOKENS)), RuntimeError, "indices must be on the device of the weights"),
+    (lambda: TOKEN_RNN(FAR_TOKENS), RuntimeError, "indices must be on the device of the weights"),
     (lambda: TOKEN_RNN(TOKENS > 3), TypeError, "tokens must be int32 or int64, got bool"),
     (lambda: OF_FEW(0 * TOKENS[None]), ValueError, "tokens must have 1 or 2 dimensions, got 3"),
     (lambda: OF_FEW(0 * TOKENS, zeros(1, 3, 4)), RuntimeError,
      "hx must have shape [1, 2, 4], got [1, 3, 4]"),
-    (lambda: EMBEDDING(far(TOKENS)), RuntimeError, "indices must be on the device of the weights"),
+    (lambda: EMBEDDING(FAR_TOKENS), RuntimeError, "indices must be on the device of the weights"),
     (lambda: EMBEDDING(TOKENS.to_sparse()), RuntimeError, "indices must be a dense tensor, got"),
     (lambda: EMBEDDING(np.zeros(3, dtype=np.int64)), TypeError, "must be Tensor, not ndarray"),
     (lambda: functional.embedding(0 * TOKENS, W_IH, max_norm="1"), TypeError,

@@ -1,6 +1,7 @@
 """Modules and functions under torch.func's transforms, against torch.nn's, call by call."""
 
 import copy
+import functools
 from collections import OrderedDict
 
 import pytest
@@ -12,6 +13,7 @@ import rnnext
 from helpers.common import assert_close, pair, stacked
 
 N = 3
+features = functools.partial(torch.rand, dtype=torch.float64)
 
 
 def twins(name, *args, **kwargs):
@@ -24,10 +26,6 @@ def twins(name, *args, **kwargs):
     theirs = nn.Sequential(OrderedDict(embedding=table, rnn=rnn))
     theirs.load_state_dict(ours.state_dict())
     return theirs, ours
-
-
-def features(*shape):
-    return torch.rand(shape, dtype=torch.float64)
 
 
 def tokens(*shape):
