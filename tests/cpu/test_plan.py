@@ -46,7 +46,6 @@ print(_C.cpu_isa(), explain.explain(100, 16, 64, 1024, threads=2))
 
 
 def planned(**environment):
-    """The ISA of a process with these settings, and its plan of a call."""
     return run_python("-c", PLANNED, **environment).stdout
 
 

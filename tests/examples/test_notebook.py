@@ -27,7 +27,6 @@ def test_every_cell_runs_and_agrees_with_torch():
 
 
 def test_saved_as_run():
-    """After one run of all cells in order, with its figures and no error."""
     assert [cell["execution_count"] for cell in CODE] == list(range(1, len(CODE) + 1))
     outputs = [output for cell in CODE for output in cell["outputs"]]
     assert "error" not in {output["output_type"] for output in outputs}

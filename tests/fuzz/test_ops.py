@@ -133,7 +133,6 @@ def own(tensor):
 
 
 def double(tensor):
-    """A copy of a tensor for the reference, in float64."""
     tensor = tensor.detach().clone().resolve_neg()
     return tensor.double() if tensor.is_floating_point() else tensor
 

@@ -22,12 +22,10 @@ class Sample:
 
     @property
     def of_torch(self) -> bool:
-        """Whether torch.nn has this module."""
         return hasattr(nn, self.kind)
 
     @property
     def weight(self) -> str:
-        """The name of one of its weights."""
         other = {"Embedding": "weight", "EmbeddingRNN": "embedding.weight"}
         return other.get(self.kind, "weight_ih" if self.kind.endswith("Cell") else "weight_hh_l0")
 

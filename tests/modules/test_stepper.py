@@ -1,5 +1,3 @@
-"""Stepper beside whole sequences of every kind of module, what it refuses, what it generates."""
-
 import copy
 
 import numpy as np

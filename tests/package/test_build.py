@@ -1,5 +1,3 @@
-"""The build and the package: what is chosen, what is shipped, what a mismatch says."""
-
 import importlib.util
 import re
 import subprocess

@@ -1,6 +1,3 @@
-"""The gather of rows in plain PyTorch."""
-
-
 def embedding(weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
     """The rows; the options only concern the gradient, see :func:`embedding_backward`."""
     return weight[indices.long()]
