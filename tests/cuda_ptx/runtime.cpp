@@ -6,6 +6,7 @@
 #include <map>
 #include <string>
 #include <tuple>
+#include <utility>
 
 namespace {
 
@@ -190,11 +191,7 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind)
   return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-cudaError_t cudaGetLastError() {
-  const cudaError_t error = pending;
-  pending = cudaSuccess;
-  return error;
-}
+cudaError_t cudaGetLastError() { return std::exchange(pending, cudaSuccess); }
 cudaError_t cudaGetDevice(int* index) {
   *index = device_id;
   return cudaSuccess;

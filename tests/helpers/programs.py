@@ -53,10 +53,6 @@ def build(compiler, sources, folder, *flags):
         return list(pool.map(compiled, sources))
 
 
-def raw(tensor):
-    return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
-
-
 def read(file, shape, dtype):
     data = bytearray(file.read(math.prod(shape) * dtype.itemsize))
     return torch.frombuffer(data, dtype=dtype).view(shape)
@@ -80,7 +76,10 @@ def packed(arguments, cotangents, precision=None):
         dtype = len(DTYPES) + PRECISIONS.index(precision)
     tensors = [arguments.input, arguments.hx, arguments.lengths]
     tensors += of_directions(arguments)
-    arrays = [b"" if t is None else raw(t) for t in [*tensors, *cotangents]]
+    arrays = [
+        b"" if t is None else t.detach().contiguous().view(torch.uint8).numpy().tobytes()
+        for t in [*tensors, *cotangents]
+    ]
     header = struct.pack("<9q", T, B, I, H, D, dtype, nonlinearity, cell, reverse)
     return header + b"".join(struct.pack("<q", len(array)) + array for array in arrays)
 

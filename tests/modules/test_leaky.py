@@ -85,9 +85,8 @@ def test_noise_is_that_of_the_op_whose_keys_the_generator_gives():
     ).eval()  # fmt: skip
     for weight in rnn.parameters():
         nn.init.zeros_(weight)
-    torch.manual_seed(1)
-    output, _ = rnn(torch.zeros(4, 3, 1))
-    torch.manual_seed(1)
+    output, _ = outputs(rnn, torch.zeros(4, 3, 1))
+    torch.manual_seed(3)  # as in outputs()
     keys = torch.randint(2**63 - 1, (2,))
     expected = rnnext.ops.noise(keys, 4, 3, 2, 70)[1] * std.repeat(2) * math.sqrt(2)
     assert_close(output, expected)

@@ -2,17 +2,14 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <numeric>
 #include <vector>
 
 namespace at::cuda::cub {
 
-inline int get_num_bits(uint64_t max_key) {
-  int bits = 1;
-  for (; max_key > 1; max_key >>= 1) ++bits;
-  return bits;
-}
+inline int get_num_bits(uint64_t max_key) { return std::bit_width(max_key | 1); }
 
 // Stable, by the lowest `end_bit` bits.
 template <typename Key, typename Value>
