@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import rnnext
-from helpers.common import assert_close, error_of
+from helpers.common import assert_close, error_of, pair
 from helpers.modules import results
 
 with pytest.MonkeyPatch.context() as patch:
@@ -19,15 +19,14 @@ INFOS = [i for i in common_modules.module_db if i.module_cls in (*LAYERS, *CELLS
 
 def cases(info, dtype, training):
     """torch's module, ours with its weights, and what to call them with."""
-    kind = getattr(rnnext, info.module_cls.__name__)
     for each in info.module_inputs_func(
         info, device="cpu", dtype=dtype, requires_grad=True, training=training
     ):
         made = each.constructor_input
         if made.kwargs.get("proj_size"):  # which rnnext refuses
             continue
-        theirs = info.module_cls(*made.args, **made.kwargs).to(dtype).train(training)
-        ours = kind(*made.args, **made.kwargs).to(dtype).train(training)
+        both = pair(info.module_cls.__name__, *made.args, **made.kwargs)
+        theirs, ours = (module.to(dtype).train(training) for module in both)
         ours.load_state_dict(theirs.state_dict())
         assert repr(ours) == repr(theirs)
         yield theirs, ours, each.forward_input.args

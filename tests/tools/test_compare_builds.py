@@ -7,19 +7,17 @@ from pathlib import Path
 import rnnext
 from helpers.common import ROOT, run_python
 
-TREE = Path(rnnext.__file__).parents[1]
-
 
 def test_bits_of_a_build_that_rounds_otherwise(tmp_path):
-    spoilt = tmp_path / "rnnext"
-    shutil.copytree(Path(rnnext.__file__).parent, spoilt)
+    built, spoilt = Path(rnnext.__file__).parent, tmp_path / "rnnext"
+    shutil.copytree(built, spoilt)
     stepper = spoilt / "stepper.py"
     source = stepper.read_text()
     assert source.count("self._stepper.step(input)") == 1
     stepper.write_text(
         source.replace("self._stepper.step(input)", "self._stepper.step(input) * (1 + 2**-22)")
     )
-    words = ["-m", "tools.compare_builds", "bits", str(TREE), str(tmp_path)]
+    words = ["-m", "tools.compare_builds", "bits", str(built.parent), str(tmp_path)]
     patterns = ["call=stepper*dtype=float32*", "call=cell*-H=1[67]-*"]
     done = run_python(*words, *patterns, cwd=ROOT)
     assert done.returncode == 1, done.stderr
