@@ -1,4 +1,4 @@
-"""Instructions of PTX as lines of Python: a register is a numpy array with an element for each
+"""Basic blocks of PTX as functions of Python: a register is a numpy array with an element for each
 lane, or one number where all lanes have the same."""
 
 import re
@@ -6,9 +6,10 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from cuda_ptx import arithmetic
 from cuda_ptx.arithmetic import KINDS, SIZE
 from cuda_ptx.memory import Fault
-from cuda_ptx.parse import TYPES, Instruction, Kernel, split
+from cuda_ptx.parse import TYPES, Block, Instruction, Kernel, split
 from cuda_ptx.warp import FORMATS
 
 # An operation in Python; the kinds of its operands, the last of which repeats; and the kind of its
@@ -286,3 +287,51 @@ class Writer:
         self.lines.append(f't0, t1, t2, t3 = m.mma(L, "{form}", {", ".join(texts)})')
         for number, register in enumerate(d):
             self.put(register, f"t{number}", "f4")
+
+
+def reads(block: Block) -> set[str]:
+    """The registers that a block reads before it writes them."""
+    found: set[str] = set()
+    written: set[str] = set()
+    for i in block.instructions:
+        found |= {n for n, writes in i.names if not writes and n not in written}
+        written |= {n for n, writes in i.names if writes}
+    return found
+
+
+class Program:
+    """The functions of a kernel's blocks, each made when it is needed."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        # Registers that blocks hand on to others, with their types.
+        handed = set().union(*map(reads, kernel.blocks))
+        self.kept = {n: kind for n in handed if (kind := kernel.type_of(n))}
+        self.namespace: dict[str, Any] = vars(arithmetic) | KINDS
+        self.blocks: dict[int, Callable[..., Any]] = {}
+
+    def block(self, number: int) -> Callable[..., Any]:
+        """Takes machine, registers and lanes; returns who takes the branch."""
+        if number not in self.blocks:
+            lines = self._lines(self.kernel.blocks[number])
+            source = "def run(m, R, L):\n" + "\n".join(f"    {line}" for line in lines)
+            exec(compile(source, f"<{self.kernel.name}>", "exec"), self.namespace)
+            self.blocks[number] = self.namespace["run"]
+        return self.blocks[number]
+
+    def _lines(self, block: Block) -> list[str]:
+        writer = Writer(self.kernel, self.namespace)
+        for i in block.instructions:
+            if i.parts[0] not in ("bra", "trap"):
+                writer.write(i)
+        writes = {n for i in block.instructions for n, written in i.names if written}
+        body = []
+        for n in sorted(reads(block) & self.kept.keys()):
+            copy = ".copy()" if n in writes else ""  # lest what is made of it change with it
+            body.append(f'{writer.name(n)} = R["{n}"][L]{copy}')
+        body += writer.lines
+        body += [f'R["{n}"][L] = {writer.name(n)}' for n in sorted(writes & self.kept.keys())]
+        if guard := block.instructions[-1].guard:
+            text = writer.name(guard.lstrip("!"))
+            body.append(f"return np.logical_not({text})" if guard[0] == "!" else f"return {text}")
+        return body or ["pass"]

@@ -1,12 +1,17 @@
 """The common part of the checks of calls: tensors made from plain values, and the comparison."""
 
+import ctypes
+import mmap
+
 import torch
 
-from fuzz.guard import guarded
 from fuzz.rounding import UNITS, Expected
 from helpers.common import poison, same
 
 PAIRS = ("avx512_bf16", "amx", "amx_stand_in")  # the ISAs that float32 of lower precision is for
+
+_mprotect = ctypes.CDLL(None, use_errno=True).mprotect
+_mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def dtype_of(case):
@@ -28,6 +33,22 @@ def unit_of(case):
 
 def uniform(case, *shape, bound=1.0):
     return ((torch.rand(shape, dtype=torch.float64) * 2 - 1) * bound).to(dtype_of(case))
+
+
+def guarded(tensor):
+    """A copy with the same strides, whose memory ends at a page that nobody may touch."""
+    if not tensor.numel():
+        return tensor.clone()
+    extent = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    size = extent * tensor.element_size()
+    pages = -(-size // mmap.PAGESIZE)
+    area = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    assert _mprotect(address + pages * mmap.PAGESIZE, mmap.PAGESIZE, 0) == 0
+    offset = pages * mmap.PAGESIZE - size
+    memory = torch.frombuffer(area, dtype=tensor.dtype, count=extent, offset=offset)
+    memory.copy_(tensor.detach().as_strided((extent,), (1,)))
+    return memory.as_strided(tensor.shape, tensor.stride())
 
 
 def arranged(tensor, layout):

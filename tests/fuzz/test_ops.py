@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map_only
 
 import reference
 import rnnext
-from fuzz.guard import guarded
+from fuzz.compare import guarded
 from fuzz.test_calls import PROFILE, one_of, tell
 from helpers import samples
 from helpers.common import ISAS, assert_close
