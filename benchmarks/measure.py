@@ -9,7 +9,7 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -60,14 +60,6 @@ class Contender:
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """First quartile, median, third quartile."""
-    if len(values) == 1:
-        return (values[0],) * 3
-    q1, q2, q3 = statistics.quantiles(values, n=4, method="inclusive")
-    return q1, q2, q3
-
-
 @dataclass
 class Timing:
     """Seconds a call: one sample for each round, and how many calls a sample averages over."""
@@ -77,7 +69,10 @@ class Timing:
 
     @property
     def quartiles(self) -> tuple[float, float, float]:
-        return quartiles(self.samples)
+        if len(self.samples) == 1:
+            return (self.samples[0],) * 3
+        q1, q2, q3 = statistics.quantiles(self.samples, n=4, method="inclusive")
+        return q1, q2, q3
 
     @property
     def median(self) -> float:

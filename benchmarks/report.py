@@ -37,25 +37,19 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def share(result: Result, row: Row) -> str:
-    """Of what bounds the row, "88% FMA"; empty where it was not timed."""
-    bound = result.bound(row)
-    if OURS not in row.seconds or bound is None:
-        return ""
-    return f"{100 * bound.seconds / row.seconds[OURS]['median']:.0f}% {bound.limit}"
-
-
 def table(result: Result, rows: Sequence[Row]) -> Table:
-    """Our time, half the distance between its quartiles as a share of it, its share of the roof,
-    how many times as long the others take."""
+    """Our time, half the distance between its quartiles as a share of it, its share of the roof
+    (of what bounds the row, "88% FMA"), how many times as long the others take."""
     others = [n for n in RIVALS if any(n in row.seconds for row in rows)]
     body = []
     for row in rows:
-        line = [row.case.name + (" *" if row.bystanders > DISTURBED_CORES else ""), "failed", ""]
+        name = row.case.name + (" *" if row.bystanders > DISTURBED_CORES else "")
+        line = [name, "failed", "", ""]
         if times := row.seconds.get(OURS):
             spread = 50 * (times["q3"] - times["q1"]) / times["median"]
-            line[1:] = duration(times["median"]), f"±{spread:.0f}%"
-        line.append(share(result, row))
+            line[1:3] = duration(times["median"]), f"±{spread:.0f}%"
+            if bound := result.bound(row):
+                line[3] = f"{100 * bound.seconds / times['median']:.0f}% {bound.limit}"
         for other in others:
             ratio = row.ratio(other, OURS)
             line.append("FAILED" if other in row.failed else f"{ratio:.2f}" if ratio else "")

@@ -112,8 +112,13 @@ def bound(case: Case, roof: Roof) -> Bound:
         peak = roof.flops.get(dtype, roof.flops["float32"])
         bounds.append(Bound("FMA", operations(case) / peak))
         level = roof.level(case.gates * case.H**2 * ITEMSIZE[case.dtype] / roof.threads)
-        beside = (operations(case) - step_operations(case)) / peak
-        bounds.append(Bound(level, streamed_bytes(case) / roof.read[level] + beside))
+        # W_hh is read at each step, in training twice: W_hh h, and W_hh^T times the gradient, wait
+        # for the step before.
+        recurrent = case.layers * case.directions * case.gates * case.H**2
+        recurrent *= 2 if case.mode == "train" else 1
+        streamed = case.T * recurrent * ITEMSIZE[case.dtype] / roof.read[level]
+        beside = (operations(case) - 2.0 * sum(case.lengths) * recurrent) / peak
+        bounds.append(Bound(level, streamed + beside))
     moved = moved_bytes(case)
     # Every call of an embedding reads other rows: what must fit is the whole table.
     table = case.V * case.D * ITEMSIZE[case.dtype]
@@ -124,28 +129,16 @@ def bound(case: Case, roof: Roof) -> Bound:
 
 def operations(case: Case) -> float:
     """Multiplications and additions of the layers' products; training takes three forwards."""
-    rows = sum(case.lengths)
-    total = 2.0 * rows * case.directions * case.H * case.V  # the demo's scores
-    for layer in range(case.layers):
-        inputs = case.I if layer == 0 else case.directions * case.H
-        total += 2.0 * rows * case.directions * case.gates * case.H * (inputs + case.H)
+    scores = case.directions * case.H * case.V  # of the demo
+    total = 2.0 * sum(case.lengths) * (scores + parameters(case, biases=0))
     return total * (3 if case.mode == "train" else 1)
 
 
-def step_operations(case: Case) -> float:
-    """The operations that wait for the step before: W_hh h, and W_hh^T times its gradient."""
-    return 2.0 * sum(case.lengths) * recurrent_weights(case)
-
-
-def streamed_bytes(case: Case) -> float:
-    """Recurrent weights, once a step (twice in training), since each step waits for the last."""
-    return float(case.T * recurrent_weights(case) * ITEMSIZE[case.dtype])
-
-
-def recurrent_weights(case: Case) -> int:
-    """How many a step reads, forward and, in training, backward."""
-    passes = 2 if case.mode == "train" else 1
-    return passes * case.layers * case.directions * case.gates * case.H**2
+def parameters(case: Case, biases: int) -> int:
+    """How many the layers have, with so many biases of each gate and unit."""
+    inputs = case.I + (case.layers - 1) * case.directions * case.H
+    columns = inputs + case.layers * (case.H + biases)
+    return case.directions * case.gates * case.H * columns
 
 
 def moved_bytes(case: Case) -> float:
@@ -162,11 +155,7 @@ def moved_bytes(case: Case) -> float:
         gradient = distinct * (row + 8) if case.sparse else case.V * row
         backward = output + gradient + 8 * case.N
         return {"infer": gather, "train": gather + backward, "backward": backward}[case.mode]
-    rows = sum(case.lengths)
-    weights = 0
-    for layer in range(case.layers):
-        inputs = case.I if layer == 0 else case.directions * case.H
-        weights += case.directions * case.gates * case.H * (inputs + case.H + 2)
+    rows, weights = sum(case.lengths), parameters(case, biases=2)
     features, output = rows * case.I, rows * case.directions * case.H
     if case.mode == "infer":
         return float(item * (features + output + weights))

@@ -135,7 +135,7 @@ def _time(trees: list[Path], chosen: Sequence[Case]) -> dict[str, tuple[float, f
             except AttributeError as error:
                 print(f"{case.name}: not in both builds: {error}", flush=True)
                 continue
-            low, middle, high = found[case.name] = measure.quartiles(ratios)
+            low, middle, high = found[case.name] = measure.Timing(1, ratios).quartiles
             print(f"{case.name:55} {seconds * 1e6:11.1f} us  B/A {middle:.3f} ({low:.3f} to "
                   f"{high:.3f} in {len(ratios)} rounds)", flush=True)  # fmt: skip
     return found
