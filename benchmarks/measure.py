@@ -9,8 +9,8 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -184,18 +184,6 @@ def pin_threads(threads: int) -> int:
     os.environ.update(OMP_NUM_THREADS=count, MKL_NUM_THREADS=count, NPROC=count)
     os.environ["XLA_FLAGS"] = f"--xla_cpu_multi_thread_eigen={str(len(cores) > 1).lower()}"
     return len(cores)
-
-
-@contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """torch's float32 matmul precision."""
-    import torch
-
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 def stamp(threads: int) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import multiprocessing
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection, wait
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from typing import Any
 
 from . import measure, roof
@@ -32,24 +33,21 @@ def in_workers(
     count: int, work: Callable[..., None], threads: int, *arguments: Any
 ) -> Iterator[Event]:
     """Run work(send, threads, *arguments) in fresh processes, all at once, pinned to `threads`
-    cores (0: all)."""
+    cores (0: all).
+
+    They share a pipe, which takes what several send at once as a whole up to 4 KiB.
+    """
     context = multiprocessing.get_context("spawn")
-    receivers, processes = [], []
-    for _ in range(count):
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_worker, args=(sender, work, threads, arguments))
+    receiver, sender = context.Pipe(duplex=False)
+    given = sender, work, threads, arguments
+    processes = [context.Process(target=_worker, args=given) for _ in range(count)]
+    for process in processes:
         process.start()
-        sender.close()
-        receivers.append(receiver)
-        processes.append(process)
+    sender.close()
     try:
-        while receivers:
-            ready = wait(receivers)
-            for receiver in [each for each in receivers if each in ready]:
-                try:
-                    yield receiver.recv()
-                except EOFError:
-                    receivers.remove(receiver)
+        with suppress(EOFError):  # when all have ended
+            while True:
+                yield receiver.recv()
         for process in processes:
             process.join()
     finally:
@@ -93,12 +91,14 @@ def _time_cases(
 
 def time_case(case: Case, rivals: Sequence[Any], effort: measure.Effort, threads: int) -> Row:
     """Prepare every rival, check its result against the first one's, time those that agree."""
+    import torch
+
+    torch.set_float32_matmul_precision(case.precision)
     row = Row(case)
-    with measure.matmul_precision(case.precision):
-        ready = _prepare(case, rivals, threads, row)
-        start, others = time.perf_counter(), measure.Bystanders()
-        timings = measure.interleave(ready, effort) if ready else {}
-        row.bystanders = others.cores(time.perf_counter() - start)
+    ready = _prepare(case, rivals, threads, row)
+    start, others = time.perf_counter(), measure.Bystanders()
+    timings = measure.interleave(ready, effort) if ready else {}
+    row.bystanders = others.cores(time.perf_counter() - start)
     for name, timing in timings.items():
         row.seconds[name] = dict(zip(("q1", "median", "q3"), timing.quartiles, strict=True))
         row.seconds[name] |= {"samples": len(timing.samples), "calls": timing.calls}
