@@ -44,7 +44,7 @@ def named(
     call: Callable[[], Any],
     names: Sequence[str],
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    convert: Callable[[str, Any], np.ndarray] | None = None,
+    convert: Callable[[str, Any], np.ndarray] = lambda name, value: array(value),
     restart: Callable[[], None] | None = None,
 ) -> Prepared:
     """A Prepared whose call gives the values of these names: for a stream, those of the second call
@@ -56,8 +56,7 @@ def named(
                 restart()
                 call()
             values = flat(call())
-        convert_one = convert or (lambda name, value: array(value))
-        return {name: convert_one(name, v) for name, v in zip(names, values, strict=True)}
+        return {name: convert(name, v) for name, v in zip(names, values, strict=True)}
 
     return Prepared(call, context, result=result)
 
@@ -99,15 +98,12 @@ class Data:
 
     def _normal(self, stream: int, *shape: int) -> Tensor:
         values = self._rng(stream).standard_normal(shape, dtype=np.float32)
-        return torch.from_numpy(values).to(self.device, self.dtype)
+        return torch.from_numpy(values).to(**self.place)
 
     @property
-    def device(self) -> torch.device:
-        return torch.device(self.case.device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return getattr(torch, self.case.dtype)  # type: ignore[no-any-return]
+    def place(self) -> dict[str, Any]:
+        """The arguments device and dtype."""
+        return {"device": self.case.device, "dtype": getattr(torch, self.case.dtype)}
 
     @cached_property
     def input(self) -> Tensor:
@@ -126,7 +122,7 @@ class Data:
     def mask(self) -> Tensor:
         """[T, B, 1], one where t < length."""
         steps = torch.arange(self.case.T)[:, None]
-        return (steps < torch.tensor(self.case.lengths))[..., None].to(self.device, self.dtype)
+        return (steps < torch.tensor(self.case.lengths))[..., None].to(**self.place)
 
     @cached_property
     def state(self) -> dict[str, Tensor]:
@@ -137,8 +133,7 @@ class Data:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             module = layer_of(nn, case)
-        state = module.state_dict()
-        return {name: value.to(self.device, self.dtype) for name, value in state.items()}
+        return {name: value.to(**self.place) for name, value in module.state_dict().items()}
 
     @cached_property
     def indices(self) -> list[Tensor]:
@@ -153,7 +148,7 @@ class Data:
             weight = 1 / np.arange(1, case.V + 1)
             ranks = rng.choice(case.V, size=(INDEX_SETS, case.N), p=weight / weight.sum())
             draws = rng.permutation(case.V)[ranks]
-        return list(torch.from_numpy(draws.astype(np.int64)).to(self.device))
+        return list(torch.from_numpy(draws.astype(np.int64)).to(case.device))
 
     @cached_property
     def tokens(self) -> Tensor:

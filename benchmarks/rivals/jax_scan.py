@@ -23,11 +23,8 @@ class Jax:
         jax = _jax()
         import jax.numpy as jnp
 
-        parameters = {}
-        for name, value in data.state.items():
-            # Flax keeps weights as [in, out], and the scan is faster with them so.
-            values = array(value).T if name.startswith("weight") else array(value)
-            parameters[name] = jnp.asarray(values, case.dtype)
+        # Flax keeps weights as [in, out], and the scan is faster with them so. (A bias stays.)
+        parameters = {n: jnp.asarray(array(w).T, case.dtype) for n, w in data.state.items()}
         x = jnp.asarray(array(data.input), case.dtype)
         if case.kind == "step":
             return self._stream(case, parameters, x[0])

@@ -7,6 +7,7 @@ import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,6 @@ from .contract import Arrays, Data, Prepared, Unsupported, array, flat, layer_of
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-def ours() -> TorchModules:
-    return TorchModules(OURS)
-
-
-def theirs() -> TorchModules:
-    return TorchModules(TORCH)
-
-
 @dataclass(frozen=True)
 class TorchModules:
     """torch.nn's recurrent layers, cells and Embedding, or those of the package `name`."""
@@ -38,29 +31,30 @@ class TorchModules:
 
     def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
         modules = importlib.import_module(self.name)
-        place: dict[str, Any] = {"device": data.device, "dtype": data.dtype}
         if case.kind == "demo":
             return _demo(case, data, self.name)
         if case.kind == "step":
-            return _stream(case, data, self.name == OURS)
+            return _stream(case, data, modules)
         if case.kind == "embedding":
-            module = modules.Embedding(case.V, case.D, sparse=case.sparse, **place)
+            module = modules.Embedding(case.V, case.D, sparse=case.sparse, **data.place)
         else:
-            module = layer_of(modules, case, **place)
+            module = layer_of(modules, case, **data.place)
         module.load_state_dict(data.state)
         return {"embedding": _embedding, "cell": _cell, "rnn": _rnn}[case.kind](case, module, data)
 
 
+ours, theirs = partial(TorchModules, OURS), partial(TorchModules, TORCH)
+
+
 def _training(
-    forward: Callable[[], Tensor], leaves: dict[str, Tensor], grad_output: Tensor,
-    convert: Callable[[str, Tensor], np.ndarray] | None = None,
-) -> Prepared:  # fmt: skip
+    forward: Callable[[], Tensor], leaves: dict[str, Tensor], grad_output: Tensor, **options: Any
+) -> Prepared:
     def step() -> tuple[Tensor, ...]:
         output = forward()
         return output, *torch.autograd.grad(output, tuple(leaves.values()), grad_output)
 
     names = ("output", *(f"grad:{name}" for name in leaves))
-    return named(step, names, convert=convert)
+    return named(step, names, **options)
 
 
 def _cell(case: Case, module: nn.Module, data: Data) -> Prepared:
@@ -84,17 +78,15 @@ def _output(state: Any) -> Any:
     return state[0] if type(state) is tuple else state
 
 
-def _stream(case: Case, data: Data, ours: bool) -> Prepared:
+def _stream(case: Case, data: Data, modules: Any) -> Prepared:
     """rnnext.Stepper, or torch.nn's cell, which is faster than its layer, and its last state."""
     x = data.input[0]
-    if ours:
-        import rnnext
-
-        layer = layer_of(rnnext, case, dtype=data.dtype)
+    if modules is not nn:
+        layer = layer_of(modules, case, **data.place)
         layer.load_state_dict(data.state)
-        stepper = rnnext.Stepper(layer, case.B)
+        stepper = modules.Stepper(layer, case.B)
         return named(lambda: stepper(x), ("output",), torch.inference_mode, restart=stepper.reset)
-    cell = layer_of(nn, replace(case, kind="cell"), dtype=data.dtype)
+    cell = layer_of(nn, replace(case, kind="cell"), **data.place)
     cell.load_state_dict({name.removesuffix("_l0"): w for name, w in data.state.items()})
     state = zeros = _zeros(case, data)
 
@@ -173,7 +165,7 @@ def _rnn(case: Case, module: nn.Module, data: Data) -> Prepared:
     values = _values(x).detach().requires_grad_()
     x = PackedSequence(values, x.batch_sizes) if case.packed else values
     leaves = {"input": values} | dict(module.named_parameters())
-    return _training(lambda: _values(module(x)[0]), leaves, grad_output, padded)
+    return _training(lambda: _values(module(x)[0]), leaves, grad_output, convert=padded)
 
 
 def _values(sequence: Any) -> Tensor:
