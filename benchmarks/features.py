@@ -19,20 +19,15 @@ from .compared import TWO_SIDES, Call, Row, Suite, at_most, bar, call_of, turns
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def gradients_of(
-    forward: Callable[..., Any], x: Tensor, parameters: Iterable[Tensor], train: bool,
-    **options: Any,
-) -> Call:  # fmt: skip
-    """A call, and in training the gradients of the input and the parameters."""
-    leaves = list(parameters)
+def pass_of(
+    forward: Any, x: Tensor, train: bool, parameters: Iterable[Tensor] | None = None, **options: Any
+) -> Call:
+    """A call, and in training the gradients of the input and the parameters, a module's own."""
+    leaves = list(forward.parameters() if parameters is None else parameters)
     if x.is_floating_point():
         x = x.detach().requires_grad_(train)
         leaves.insert(0, x)
     return call_of(forward, (x,), leaves, train, **options)
-
-
-def module_call(module: nn.Module, x: Tensor, train: bool, **options: Any) -> Call:
-    return gradients_of(module, x, module.parameters(), train, **options)
 
 
 def python_loop(leaky: rnnext.LeakyRNN, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +65,7 @@ def step_by_step(layer: nn.Module, done: Tensor, x: Tensor) -> tuple[Tensor, Any
     """As CleanRL's get_states: a call for every step, states zeroed before it where an episode
     ended."""
     state, outputs = None, []
-    for step, d in zip(x, done, strict=True):
+    for step, d in zip(x, done.float(), strict=True):
         if isinstance(state, tuple):
             state = tuple((1.0 - d).view(1, -1, 1) * s for s in state)
         elif state is not None:
@@ -90,24 +85,27 @@ def rows() -> Iterator[Row]:
     torch.manual_seed(0)
     for mode in MODES:
         yield from leaks_and_resets(mode, mode == "train")
-    yield episodes()
-    yield from learners()
+    many = "RNN with resets against nn.RNN over split and padded episodes, T=128 B=128 H=256"
+    yield episodes(many, "RNN", (128, 128, 256, 256), split_and_pad)
+    for name in ("RNN", "GRU", "LSTM"):
+        few = f"{name} with resets against CleanRL's loop over nn.{name}, T=128 B=4 I=64 H=128"
+        yield episodes(few, name, (128, 4, 64, 128), step_by_step)
     lengths = (200 * torch.rand(64, generator=torch.Generator().manual_seed(0)) ** 3).long() + 1
     x, mean = torch.randn(200, 64, 64), lengths.double().mean()
     for H in (64, 256):
         for mode in MODES:
             rnn, train = rnnext.RNN(64, H), mode == "train"
             what = f"RNN with lengths (mean {mean:.0f} of 200) against padding, B=64 H={H}, {mode}"
-            ours, padded = module_call(rnn, x, train, lengths=lengths), module_call(rnn, x, train)
+            ours, padded = pass_of(rnn, x, train, lengths=lengths), pass_of(rnn, x, train)
             yield Row(what, turns(ours, padded, mean.item() / 200, same=False))
     x, leaky = torch.randn(300, 32, 3), rnnext.LeakyRNN(3, 100, alpha=0.2)
-    loop = gradients_of(functools.partial(python_loop, leaky), x, leaky.parameters(), True)
+    loop = pass_of(functools.partial(python_loop, leaky), x, True, leaky.parameters())
     what = "LeakyRNN against the Python loop, T=300 B=32 I=3 H=100, train"
-    yield Row(what, turns(module_call(leaky, x, True), loop))
-    yield from peers("T=300 B=32 I=3 H=100, train", train=True)
+    yield Row(what, turns(pass_of(leaky, x, True), loop))
+    yield from peers()
     drops, plain = (rnnext.RNN(3, 100, 2, dropout=p) for p in (0.2, 0.0))
     for what, other in (("itself without", plain), ("nn.RNN's", nn.RNN(3, 100, 2, dropout=0.2))):
-        calls = module_call(drops, x, True), module_call(other, x, True)
+        calls = pass_of(drops, x, True), pass_of(other, x, True)
         row = f"Two layers with dropout against {what}, T=300 B=32 I=3 H=100, train"
         yield Row(row, turns(*calls, same=False))
     for mode in MODES:
@@ -123,44 +121,31 @@ def leaks_and_resets(mode: str, train: bool) -> Iterator[Row]:
     for H in (64, 256):
         x, reset = torch.randn(100, 32, 64), torch.rand(100, 32) < 0.03
         rnn, size = rnnext.RNN(64, H), f"T=100 B=32 I=64 H={H}, {mode}"
-        leaky, plain = rnnext.LeakyRNN(64, H, alpha=0.2), module_call(rnn, x, train)
-        leaks, resets = module_call(leaky, x, train), module_call(rnn, x, train, reset=reset)
+        leaky, plain = rnnext.LeakyRNN(64, H, alpha=0.2), pass_of(rnn, x, train)
+        leaks, resets = pass_of(leaky, x, train), pass_of(rnn, x, train, reset=reset)
         yield Row(f"LeakyRNN against RNN, {size}", turns(leaks, plain, same=False))
         yield Row(f"RNN with resets against without, {size}", turns(resets, plain, same=False))
     x, size = torch.randn(300, 32, 3), f"T=300 B=32 I=3 H=100, {mode}"
     for f, form in (("tanh", "rate"), ("relu", "voltage")):
         make = functools.partial(rnnext.LeakyRNN, 3, 100, nonlinearity=f, alpha=0.2, form=form)
-        noisy, quiet = (module_call(make(noise_std=std), x, train) for std in (0.1, 0.0))
+        noisy, quiet = (pass_of(make(noise_std=std), x, train) for std in (0.1, 0.0))
         what = f"LeakyRNN with noise against without, {f} {form}, {size}"
         yield Row(what, turns(noisy, quiet, same=False))
 
 
-def episodes() -> Row:
-    T, B, H = 128, 128, 256
-    x, reset = torch.randn(T, B, H), torch.rand(T, B) < 0.03
-    rnn, theirs = rnnext.RNN(H, H), nn.RNN(H, H)
-    theirs.load_state_dict(rnn.state_dict())
-    # Where an episode is a row of its own, h_n has more rows: it is left out.
-    ours = module_call(rnn, x, True, h_n=False, reset=reset)
-    split = functools.partial(split_and_pad, theirs, reset)
-    other = gradients_of(split, x, theirs.parameters(), True, h_n=False)
-    size = f"T={T} B={B} H={H}, train"
-    what = f"RNN with resets against nn.RNN over split and padded episodes, {size}"
-    return Row(what, turns(ours, other))
-
-
-def learners() -> Iterator[Row]:
-    """Recurrent layers in a learner as CleanRL's: few rows, and episodes that end inside."""
-    T, B, I, H = 128, 4, 64, 128  # noqa: E741
+def episodes(
+    what: str, name: str, sizes: tuple[int, int, int, int], loop: Callable[..., Any]
+) -> Row:
+    """A layer of rnnext's in which episodes end, against a loop over torch.nn's of that name."""
+    T, B, I, H = sizes  # noqa: E741
     x, reset = torch.randn(T, B, I), torch.rand(T, B) < 0.03
-    for name in ("RNN", "GRU", "LSTM"):
-        ours, theirs = (getattr(modules, name)(I, H) for modules in (rnnext, nn))
-        theirs.load_state_dict(ours.state_dict())
-        loop = functools.partial(step_by_step, theirs, reset.float())
-        own = module_call(ours, x, True, h_n=False, reset=reset)
-        other = gradients_of(loop, x, theirs.parameters(), True, h_n=False)
-        what = f"{name} with resets against CleanRL's loop over nn.{name}"
-        yield Row(f"{what}, T={T} B={B} I={I} H={H}, train", turns(own, other))
+    ours, theirs = (getattr(modules, name)(I, H) for modules in (rnnext, nn))
+    theirs.load_state_dict(ours.state_dict())
+    # Where an episode is a row of its own, h_n has more rows: it is left out.
+    own = pass_of(ours, x, True, h_n=False, reset=reset)
+    loop = functools.partial(loop, theirs, reset)
+    other = pass_of(loop, x, True, theirs.parameters(), h_n=False)
+    return Row(f"{what}, train", turns(own, other))
 
 
 def tokens(mode: str, train: bool) -> Iterator[Row]:
@@ -175,11 +160,11 @@ def tokens(mode: str, train: bool) -> Iterator[Row]:
             for one, own in zip(two, (module.embedding, module.rnn), strict=True):
                 one.load_state_dict(own.state_dict())
             what = f"EmbeddingRNN against {whose}, T=100 B=32 E=H=128 V={V}, {mode}"
-            ours, other = module_call(module, indices, train), module_call(two, indices, train)
+            ours, other = pass_of(module, indices, train), pass_of(two, indices, train)
             yield Row(what, turns(ours, other))
 
 
-def peers(size: str, train: bool) -> Iterator[Row]:
+def peers() -> Iterator[Row]:
     """Other libraries' own layers, where they are installed; ours takes over their weights."""
     I, H = 3, 100  # noqa: E741
     if importlib.util.find_spec("neuralrnn"):
@@ -191,8 +176,7 @@ def peers(size: str, train: bool) -> Iterator[Row]:
             config = CTRNNConfig(I, H, 1, alpha=0.2, activation="tanh", nonlinearity_mode=mode)
             model = CTRNNModel(config)
             states = functools.partial(_ctrnn, model, form == "voltage")
-            what = f"neuralrnn's CTRNNModel ({mode}), {size}"
-            yield _peer(what, form, train, model.input2h, model.h2h, states)
+            yield _peer(f"neuralrnn's CTRNNModel ({mode})", form, model.input2h, model.h2h, states)
     if importlib.util.find_spec("nn4n"):
         from nn4n.layer import RecurrentLayer
 
@@ -204,20 +188,20 @@ def peers(size: str, train: bool) -> Iterator[Row]:
                           "plasticity_mask": torch.ones(inputs, H)}  # fmt: skip
         layer = RecurrentLayer(spec)
         forward = lambda x: (layer(x), x.new_zeros(0))  # noqa: E731
-        what = f"nn4n's RecurrentLayer, {size}"
-        yield _peer(what, "voltage", train, layer.input_layer, layer.hidden_layer, forward)
+        inputs, hidden = layer.input_layer, layer.hidden_layer
+        yield _peer("nn4n's RecurrentLayer", "voltage", inputs, hidden, forward)
 
 
-def _peer(what: str, form: str, train: bool, inputs: Any, hidden: Any, forward: Forward) -> Row:
+def _peer(what: str, form: str, inputs: Any, hidden: Any, forward: Forward) -> Row:
     """inputs, hidden: what multiplies the input and the state, each with its weight and bias."""
     leaky = rnnext.LeakyRNN(3, hidden.weight.shape[0], alpha=0.2, form=form)
     parameters = [inputs.weight, hidden.weight, inputs.bias, hidden.bias]
     for ours, theirs in zip(leaky.parameters(), parameters, strict=True):
         ours.data.copy_(theirs)
     x = torch.randn(300, 32, 3)
-    own = module_call(leaky, x, train, h_n=False)
-    both = own, gradients_of(forward, x, parameters, train, h_n=False)
-    return Row(f"LeakyRNN ({form}) against {what}", turns(*both))
+    both = pass_of(leaky, x, True, h_n=False), pass_of(forward, x, True, parameters, h_n=False)
+    what = f"LeakyRNN ({form}) against {what}, T=300 B=32 I=3 H=100, train"
+    return Row(what, turns(*both))
 
 
 def _ctrnn(model: Any, voltage: bool, x: Tensor) -> tuple[Tensor, Tensor]:
