@@ -19,7 +19,7 @@ from .bars import Wanted, layers, one, plain
 from .cases import Case
 from .compared import Comparison
 from .names import OURS, TORCH
-from .store import Result, Row
+from .store import Result
 
 BLOCK = re.compile(r"(<!-- benchmarks: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 TRAIN, INFER = layers("train"), layers("infer")
@@ -63,16 +63,12 @@ def _headline(result: Result) -> str:
 
 def _of_cases(names: Sequence[str], result: Result) -> str:
     """All columns but the spread."""
-    table = report.table(result, [_row(result, name) for name in names])
+    for name in names:
+        if name not in result.rows or not {OURS, TORCH} <= result.rows[name].seconds.keys():
+            raise ValueError(f"{result.label} has no times of {name}")
+    table = report.table(result, [result.rows[name] for name in names])
     header, *body = [[*line[:2], *line[3:]] for line in (table.header, *table.body)]
     return _captioned(result, report.Table(header, body))
-
-
-def _row(result: Result, name: str) -> Row:
-    row = result.rows.get(name)
-    if row is None or OURS not in row.seconds or TORCH not in row.seconds:
-        raise ValueError(f"{result.label} has no times of {name}")
-    return row
 
 
 def _means(kinds: Kinds, result: Result) -> str:
@@ -81,14 +77,14 @@ def _means(kinds: Kinds, result: Result) -> str:
     runs = dict(sorted(runs.items()))
     body = []
     for what, wanted in kinds:
-        line = [what]
+        line = []
         for run in runs.values():
             rows = plain(run, wanted)
-            best = [(row, row.best_rival(OURS) or TORCH) for row in rows]
-            line.append(_mean_and_range([row.ratio(TORCH, OURS) for row in rows]))
-            line.append(_mean_and_range([row.ratio(rival, OURS) for row, rival in best]))
+            theirs = [row.ratio(TORCH, OURS) for row in rows]
+            best = [row.ratio(row.best_rival(OURS) or TORCH, OURS) for row in rows]
+            line += [_mean_and_range(theirs), _mean_and_range(best)]
         sizes = f"{what} ({len(rows)} sizes)" if len(rows) > 1 else what
-        body += [[sizes, *line[1:]]] if any(line[1:]) else []
+        body += [[sizes, *line]] if any(line) else []
     whom = f"over {TORCH}", "over the best of all"
     header = [f"{core}, {other}" for core, other in itertools.product(runs, whom)]
     dates = ", ".join(f"{core}: {run.stamp['time'][:10]}" for core, run in runs.items())
