@@ -70,6 +70,8 @@ void Bf16Loop(int64_t steps) {
 #pragma GCC unroll 16
   for (int i = 0; i < kChains; ++i) asm volatile("" : : "v"(acc[i]));
 }
+#else
+constexpr void (*Bf16Loop)(int64_t) = nullptr;
 #endif
 
 typedef int64_t Word __attribute__((vector_size(kBytes)));
@@ -89,18 +91,9 @@ void ReadLoop(const Word* data, int64_t words, int64_t passes) {
 // Operations a second (a multiply-add is two) of float32 (0), float64 (1) or the bfloat16 dot
 // product (2) over `threads` threads; 0 where the CPU lacks the instruction.
 extern "C" double roof_flops(int type, int threads, int64_t steps) {
-  auto work = [=](int) {
-    return [=] {
-      if (type == 0) FmaLoop<float>(steps);
-      if (type == 1) FmaLoop<double>(steps);
-#ifdef __AVX512BF16__
-      if (type == 2) Bf16Loop(steps);
-#endif
-    };
-  };
-#ifndef __AVX512BF16__
-  if (type == 2) return 0;
-#endif
+  void (*const loops[])(int64_t) = {FmaLoop<float>, FmaLoop<double>, Bf16Loop};
+  if (!loops[type]) return 0;
+  auto work = [=](int) { return [=] { loops[type](steps); }; };
   const int per_vector = type == 1 ? kBytes / 8 : type == 0 ? kBytes / 4 : kBytes / 2;
   return 2.0 * per_vector * kChains * double(steps) * threads / Slowest(threads, work);
 }
@@ -108,11 +101,10 @@ extern "C" double roof_flops(int type, int threads, int64_t steps) {
 // Bytes a second read by `threads` threads, each going `passes` times over `bytes` of its own.
 extern "C" double roof_read(int64_t bytes, int threads, int64_t passes) {
   const int64_t words = bytes / kBytes;
-  std::vector<std::vector<char>> memory(threads);
+  std::vector<std::vector<Word>> memory(threads);
   auto work = [&](int id) {
-    memory[id].assign(bytes + kBytes, 1);
-    auto address = (reinterpret_cast<uintptr_t>(memory[id].data()) + kBytes - 1) / kBytes * kBytes;
-    auto* data = reinterpret_cast<const Word*>(address);
+    memory[id].assign(words, Word{} + 1);
+    const Word* data = memory[id].data();
     ReadLoop(data, words, 1);
     return [=] { ReadLoop(data, words, passes); };
   };
