@@ -76,7 +76,6 @@ def publish_command(options: Options) -> None:
     """keep a run in the repository, draw it, write its tables into the documents"""
     from . import plots, tables
 
-    folder = ROOT / "docs" / "figures"
     documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     if options.label in compared.NAMES:
         found: Any = compared.load(options.label)
@@ -85,7 +84,7 @@ def publish_command(options: Options) -> None:
         found = store.load(options.label)
         name = f"cpu-{found.stamp['core'].lower().replace(' ', '')}"
         kept = replace(found, label=name).save(store.KEPT / f"{name}.json")
-        written = [kept, *plots.draw(found, folder)]
+        written = [kept, *plots.draw(found, ROOT / "docs" / "figures")]
     for path in (*written, *tables.write(found, documents)):
         print(f"wrote {path}")
 

@@ -67,13 +67,10 @@ def bar(
     )
 
 
-def longer(row: Numbers) -> float:
-    """How many times as long ours takes."""
-    return 1 / ratio(row)
-
-
-def at_most(what: str, rows: str, needed: float, value: Callable[[Numbers], float] = longer) -> Bar:
-    """A bar that the values must not pass."""
+def at_most(
+    what: str, rows: str, needed: float, value: Callable[[Numbers], float] = lambda r: 1 / ratio(r)
+) -> Bar:
+    """A bar that the values, or how many times as long ours takes, must not pass."""
     return bar(what, rows, needed, value, at_most=True)
 
 

@@ -3,7 +3,6 @@ first call, which compiles, and of those that follow."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 
 import rnnext
 
-from .compared import Call, Columns, Numbers, Row, Suite, call_of, seconds, turns
+from .compared import Columns, Numbers, Row, Suite, call_of, seconds, turns
+from .measure import Contender, sample
 
 B, I, H = 20, 200, 200  # noqa: E741
 
@@ -55,15 +55,10 @@ def _measure(T: int, train: bool) -> Numbers:
     with torch._inductor.config.patch(force_disable_caches=True):
         # The compiler's own start takes seconds, once in a process, whatever is compiled.
         torch.compile(nn.Linear(I, H), fullgraph=True)(x).sum().backward()
-        found = {"first": _seconds(one), "loop first": _seconds(other)}
+        first, of_loop = (sample(Contender(call), 1, 0.0) for call in (one, other))
     later = turns(one, other)()
+    found = {"first": first, "loop first": of_loop}
     return found | {"later": later["ours"], "loop later": later["other"]}
-
-
-def _seconds(call: Call) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
 
 
 COLUMNS: Columns = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from . import measure
 from .cases import MODES, Case
@@ -12,8 +13,7 @@ from .compared import Columns, Numbers, Row, Suite, at_most
 from .roof import operations
 
 # One size is swept while the others stay at these.
-BASE = {"T": 64, "B": 32, "H": 128}
-INPUTS = 32
+BASE: dict[str, Any] = {"T": 64, "B": 32, "I": 32, "H": 128}
 SIZES: dict[str, tuple[range, ...]] = {
     "H": tuple(range(edge - 2, edge + 4) for edge in (16, 32, 64, 96, 128, 256, 512)),
     "B": (range(1, 15), range(22, 28), range(46, 52), range(94, 100)),
@@ -24,8 +24,7 @@ EFFORT = measure.Effort(0.1, min_rounds=5, max_rounds=15, sample_seconds=0.002, 
 
 
 def edge_case(mode: str, letter: str, size: int) -> Case:
-    size_of = {**BASE, letter: size}
-    return Case("rnn", mode, size_of["T"], size_of["B"], INPUTS, size_of["H"])
+    return Case("rnn", mode, **BASE | {letter: size})
 
 
 def rows() -> Iterator[Row]:

@@ -16,8 +16,6 @@ from .bars import Bar
 from .cases import MODES
 from .compared import TWO_SIDES, Call, Row, Suite, at_most, bar, call_of, turns
 
-Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
-
 
 def pass_of(
     forward: Any, x: Tensor, train: bool, parameters: Iterable[Tensor] | None = None, **options: Any
@@ -192,7 +190,7 @@ def peers() -> Iterator[Row]:
         yield _peer("nn4n's RecurrentLayer", "voltage", inputs, hidden, forward)
 
 
-def _peer(what: str, form: str, inputs: Any, hidden: Any, forward: Forward) -> Row:
+def _peer(what: str, form: str, inputs: Any, hidden: Any, forward: Any) -> Row:
     """inputs, hidden: what multiplies the input and the state, each with its weight and bias."""
     leaky = rnnext.LeakyRNN(3, hidden.weight.shape[0], alpha=0.2, form=form)
     parameters = [inputs.weight, hidden.weight, inputs.bias, hidden.bias]

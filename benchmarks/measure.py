@@ -84,9 +84,7 @@ def nothing() -> None:
 
 
 def interleave(
-    contenders: Mapping[str, Contender],
-    effort: Effort = FULL,
-    synchronize: Callable[[], None] = nothing,
+    contenders: Mapping[str, Contender], effort: Effort, synchronize: Callable[[], None] = nothing
 ) -> dict[str, Timing]:
     """Time every contender once a round, in a new random order each round.
 

@@ -30,9 +30,8 @@ def draw(result: Result, folder: Path) -> list[Path]:
 
     Returns the paths written, none where the run has no rows for it.
     """
-    rows = [row for row in result.rows.values() if "headline" in row.case.tags]
-    headline = [row for row in rows if row.case.cell == "rnn"]
-    panels = {m: rows for m in MODES if (rows := [r for r in headline if r.case.mode == m])}
+    found = [r for r in result.rows.values() if "headline" in r.case.tags and r.case.cell == "rnn"]
+    panels = {m: rows for m in MODES if (rows := [r for r in found if r.case.mode == m])}
     if not panels:
         return []
     layout = ConstrainedLayoutEngine(rect=(0, 0.025, 1, 0.975))
@@ -42,8 +41,8 @@ def draw(result: Result, folder: Path) -> list[Path]:
     for axis, (mode, rows) in zip(axes[0], panels.items(), strict=True):
         axis.axvline(1, color="#d62728", linewidth=2, label=OURS)
         for rival, (color, marker) in STYLES.items():
-            found = [(ratio, i) for i, row in enumerate(rows) if (ratio := row.ratio(rival, OURS))]
-            x, y = zip(*found, strict=True) if found else ((), ())
+            points = [(ratio, i) for i, row in enumerate(rows) if (ratio := row.ratio(rival, OURS))]
+            x, y = zip(*points, strict=True) if points else ((), ())
             axis.plot(x, y, marker, color=color, markersize=7, alpha=0.8, label=rival)
         cases = [row.case for row in rows]
         axis.set_yticks(range(len(rows)), [f"T={c.T} B={c.B} I={c.I} H={c.H}" for c in cases])

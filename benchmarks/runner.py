@@ -26,7 +26,7 @@ def run(cases: Sequence[Case], effort: measure.Effort, only: Sequence[str] = ())
     """
     for threads in sorted({case.threads for case in cases}):
         chosen = [case for case in cases if case.threads == threads]
-        yield from in_workers(1, _time_cases, threads, threads, chosen, effort, tuple(only))
+        yield from in_workers(1, _time_cases, threads, chosen, effort, only)
 
 
 def in_workers(
@@ -70,15 +70,12 @@ def _worker(
 
 
 def _time_cases(
-    send: Callable[[str, Any], None],
-    threads: int,
-    setting: int,
-    cases: Sequence[Case],
-    effort: measure.Effort,
-    only: tuple[str, ...],
-) -> None:
+    send: Callable[[str, Any], None], threads: int, cases: Sequence[Case], effort: measure.Effort,
+    only: Sequence[str],
+) -> None:  # fmt: skip
     from .rivals import installed
 
+    setting = cases[0].threads  # as all of them have it
     rivals = [r for r in installed() if not only or r.name in only]
     send("stamp", measure.stamp(threads))
     send("roof", (setting, roof.measure(threads)))

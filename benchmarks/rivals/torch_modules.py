@@ -110,9 +110,7 @@ def _demo(case: Case, data: Data, package: str) -> Prepared:
     train_text: Any = importlib.import_module("train_text")
     words = ("--hidden", case.H, "--length", case.T, "--batch", case.B, "--seed", data.seed)
     config = train_text.options().parse_args(list(map(str, words)))
-
-    def learner() -> Any:
-        return text_model.Learner(package, config, case.V, data.tokens)
+    learner = partial(text_model.Learner, package, config, case.V, data.tokens)
 
     def result() -> Arrays:
         found = learner()
