@@ -2,101 +2,90 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax, nn
 
 from ..cases import Case
-from .contract import Data, Prepared, Unsupported, array, named
+from .contract import Data, Prepared, array, named
+
+jax.config.update("jax_enable_x64", True)
 
 
-class Jax:
-    """lax.scan over the steps, jit-compiled, its input projection one matmul before."""
+def prepare(case: Case, data: Data) -> Prepared:
+    # Flax keeps weights as [in, out], and the scan is faster with them so. (A bias stays.)
+    parameters = {n: jnp.asarray(array(w).T, case.dtype) for n, w in data.state.items()}
+    x = jnp.asarray(array(data.input), case.dtype)
+    if case.kind == "step":
+        return _stream(case, parameters, x[0])
+    forward = _forward(case)
+    if case.mode == "infer":
+        run = jax.jit(forward)
+        return _named(lambda: run(parameters, x), ("output", *case.states))
+    grad_output = jnp.asarray(array(data.grad_output), case.dtype)
 
-    name = "jax"
+    def step(parameters: Any, x: Any, grad_output: Any) -> Any:
+        output, pullback = jax.vjp(lambda p, x: forward(p, x)[0], parameters, x)
+        grads, grad_input = pullback(grad_output)
+        return output, grad_input, *grads.values()
 
-    def prepare(self, case: Case, data: Data, threads: int) -> Prepared:
-        if case.kind not in ("rnn", "step") or case.device != "cpu" or case.precision != "highest":
-            raise Unsupported("sequences at full precision on the CPU only")
-        jax = _jax()
-        import jax.numpy as jnp
+    run = jax.jit(step)
+    # JAX returns a dict's entries sorted.
+    names = ("output", "grad:input", *(f"grad:{name}" for name in sorted(parameters)))
+    return _named(lambda: run(parameters, x, grad_output), names)
 
-        # Flax keeps weights as [in, out], and the scan is faster with them so. (A bias stays.)
-        parameters = {n: jnp.asarray(array(w).T, case.dtype) for n, w in data.state.items()}
-        x = jnp.asarray(array(data.input), case.dtype)
-        if case.kind == "step":
-            return self._stream(case, parameters, x[0])
-        forward = self._forward(case)
-        if case.mode == "infer":
-            run = jax.jit(forward)
-            return _named(lambda: run(parameters, x), ("output", *case.states))
-        grad_output = jnp.asarray(array(data.grad_output), case.dtype)
 
-        def step(parameters: Any, x: Any, grad_output: Any) -> Any:
-            output, pullback = jax.vjp(lambda p, x: forward(p, x)[0], parameters, x)
-            grads, grad_input = pullback(grad_output)
-            return output, grad_input, *grads.values()
+def _stream(case: Case, p: dict[str, Any], x: Any) -> Prepared:
+    run = jax.jit(lambda p, x, state: _step(case, p, "l0")(_projected(case, p, x, "l0"), state))
+    state = zeros = _zeros(case, x)
 
-        run = jax.jit(step)
-        # JAX returns a dict's entries sorted.
-        names = ("output", "grad:input", *(f"grad:{name}" for name in sorted(parameters)))
-        return _named(lambda: run(parameters, x, grad_output), names)
+    def call() -> Any:
+        nonlocal state
+        state = run(p, x, state)
+        return state[0]
 
-    def _stream(self, case: Case, p: dict[str, Any], x: Any) -> Prepared:
-        run = _jax().jit(
-            lambda p, x, state: _step(case, p, "l0")(_projected(case, p, x, "l0"), state)
-        )
-        state = zeros = _zeros(case, x)
+    def restart() -> None:
+        nonlocal state
+        state = zeros
 
-        def call() -> Any:
-            nonlocal state
-            state = run(p, x, state)
-            return state[0]
+    return _named(call, ("output",), restart)
 
-        def restart() -> None:
-            nonlocal state
-            state = zeros
 
-        return _named(call, ("output",), restart)
+def _forward(case: Case) -> Callable[[Any, Any], Any]:
+    lengths = jnp.asarray(case.lengths)[:, None] if case.packed else None
 
-    def _forward(self, case: Case) -> Callable[[Any, Any], Any]:
-        import jax.numpy as jnp
-        from jax import lax
+    def direction(p: Any, x: Any, suffix: str) -> Any:
+        advance = _step(case, p, suffix)
 
-        lengths = jnp.asarray(case.lengths)[:, None] if case.packed else None
+        def step(state: Any, inputs: Any) -> Any:
+            t, pre_t = inputs
+            new = advance(pre_t, state)
+            if lengths is None:
+                return new, new[0]
+            alive = t < lengths
+            kept = [jnp.where(alive, *both) for both in zip(new, state, strict=True)]
+            return tuple(kept), jnp.where(alive, new[0], 0)
 
-        def direction(p: Any, x: Any, suffix: str) -> Any:
-            advance = _step(case, p, suffix)
+        steps = jnp.arange(case.T), _projected(case, p, x, suffix)
+        return lax.scan(step, _zeros(case, x), steps, reverse=suffix.endswith("reverse"))
 
-            def step(state: Any, inputs: Any) -> Any:
-                t, pre_t = inputs
-                new = advance(pre_t, state)
-                if lengths is None:
-                    return new, new[0]
-                alive = t < lengths
-                kept = [jnp.where(alive, *both) for both in zip(new, state, strict=True)]
-                return tuple(kept), jnp.where(alive, new[0], 0)
+    def forward(p: Any, x: Any) -> Any:
+        last: list[Any] = []
+        for layer in range(case.layers):
+            suffixes = (f"l{layer}", f"l{layer}_reverse")[: case.directions]
+            states, outputs = zip(*(direction(p, x, s) for s in suffixes), strict=True)
+            x = jnp.concatenate(outputs, axis=-1) if case.bidirectional else outputs[0]
+            last += states
+        return x, *map(jnp.stack, zip(*last, strict=True))
 
-            steps = jnp.arange(case.T), _projected(case, p, x, suffix)
-            return lax.scan(step, _zeros(case, x), steps, reverse=suffix.endswith("reverse"))
-
-        def forward(p: Any, x: Any) -> Any:
-            last: list[Any] = []
-            for layer in range(case.layers):
-                suffixes = (f"l{layer}", f"l{layer}_reverse")[: case.directions]
-                states, outputs = zip(*(direction(p, x, s) for s in suffixes), strict=True)
-                x = jnp.concatenate(outputs, axis=-1) if case.bidirectional else outputs[0]
-                last += states
-            return x, *map(jnp.stack, zip(*last, strict=True))
-
-        return forward
+    return forward
 
 
 def _zeros(case: Case, x: Any) -> tuple[Any, ...]:
-    import jax.numpy as jnp
-
     return tuple(jnp.zeros((case.B, case.H), x.dtype) for _ in case.states)
 
 
@@ -108,9 +97,6 @@ def _projected(case: Case, p: Any, x: Any, suffix: str) -> Any:
 
 def _step(case: Case, p: Any, suffix: str) -> Callable[[Any, Any], Any]:
     """A function from the input projection and the states to the new states."""
-    import jax.numpy as jnp
-    from jax import nn
-
     function = {"tanh": jnp.tanh, "relu": nn.relu}[case.nonlinearity]
     weight, bias = (p[f"{kind}_hh_{suffix}"] for kind in ("weight", "bias"))
 
@@ -132,17 +118,10 @@ def _step(case: Case, p: Any, suffix: str) -> Callable[[Any, Any], Any]:
     return {"rnn": elman, "gru": gru, "lstm": lstm}[case.cell]
 
 
-def _jax() -> Any:
-    jax = importlib.import_module("jax")
-    jax.config.update("jax_enable_x64", True)
-    return jax
-
-
 def _named(
     call: Callable[[], Any], names: Sequence[str], restart: Callable[[], None] | None = None
 ) -> Prepared:
     """Calls that wait for their results."""
-    jax = _jax()
     return named(lambda: jax.block_until_ready(call()), names, convert=_numpy, restart=restart)
 
 
