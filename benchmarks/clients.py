@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -166,8 +167,6 @@ def pytorch_forecasting() -> Numbers:
 
 
 def seeded(call: Callable[[], Any]) -> Any:
-    import numpy
-
     torch.manual_seed(0)
     numpy.random.seed(0)  # noqa: NPY002
     return call()

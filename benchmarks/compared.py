@@ -59,12 +59,11 @@ def bar(
     what: str, rows: str, needed: float, value: Callable[[Numbers], float] = ratio, **options: bool
 ) -> Bar:
     """A bar on the values of the rows whose names match."""
-    return Bar(
-        what,
-        needed,
-        lambda run: {n: value(row) for n, row in run.rows.items() if fnmatchcase(n, rows)},
-        **options,
-    )
+
+    def values(run: Any) -> dict[str, float]:
+        return {n: value(row) for n, row in run.rows.items() if fnmatchcase(n, rows)}
+
+    return Bar(what, needed, values, **options)
 
 
 def at_most(

@@ -30,9 +30,8 @@ SIDES = {"ours": OURS, "other": TORCH}
 PROCESSES = 2  # of each library, one after the other's
 WARM_STEPS, SECONDS = 5, 2.0
 T, FEATURES, WORDS, VOCABULARY = 98, 40, 35, 10_000
-FORMS = ("packed", "lengths", "plain")
 NAMES = (
-    *(f"spotter-B{B}-{form}" for form in FORMS for B in (32, 64, 128)),
+    *(f"spotter-B{B}-{form}" for form in ("packed", "lengths", "plain") for B in (32, 64, 128)),
     *(f"{cell}-spotter-B64-{form}" for cell in cases.GATED for form in ("packed", "plain")),
     "language-B20-V10000",
     "demo-B20-V384",
