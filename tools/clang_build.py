@@ -7,15 +7,14 @@ being errors. Nothing is linked or run: there is no libtorch for macOS here.
 
 import argparse
 import os
-import subprocess
 import sys
 import sysconfig
-import venv
 from pathlib import Path
 
 from torch.utils import cpp_extension
 
 from .check_headers import ROOT, compile_all
+from .cuda_build import interpreter
 
 BUILD = ROOT / "build" / "clang"
 COMPILER = "ziglang==0.17.*"
@@ -23,16 +22,7 @@ TARGETS = ["aarch64-macos", "x86_64-macos", "x86_64-linux-gnu"]
 SOURCES = ["csrc/*.cpp", "csrc/ops/*.cpp", "csrc/cpu/*/*.cpp"]
 
 
-def make_environment() -> Path:
-    """The interpreter of the environment that has the compiler."""
-    python = BUILD / "venv" / "bin" / "python"
-    if not python.exists():
-        venv.create(BUILD / "venv", with_pip=True)
-    subprocess.run([python, "-m", "pip", "install", "-q", COMPILER], check=True)
-    return python
-
-
-def command(python: Path, target: str, source: Path) -> list[str]:
+def command(python: str, target: str, source: Path) -> list[str]:
     made = BUILD / target / source.relative_to(ROOT).with_suffix(".o")
     made.parent.mkdir(parents=True, exist_ok=True)
     flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
@@ -40,7 +30,7 @@ def command(python: Path, target: str, source: Path) -> list[str]:
     flags += ['-DRNNEXT_TORCH_VERSION=""', f"-I{ROOT / 'csrc'}"]
     headers: list[str] = [*cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
     flags += [flag for path in headers for flag in ("-isystem", path)]
-    compiler = [str(python), "-m", "ziglang", "c++", "-target", target]
+    compiler = [python, "-m", "ziglang", "c++", "-target", target]
     return [*compiler, *flags, "-c", str(source), "-o", str(made)]
 
 
@@ -48,7 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="*", default=TARGETS, help="default: %(default)s")
     options = parser.parse_args()
-    python = make_environment()
+    python = interpreter(BUILD / "venv", [COMPILER])
     sources = sorted(path for pattern in SOURCES for path in ROOT.glob(pattern))
     commands = {
         f"{target}: {source.relative_to(ROOT)}": command(python, target, source)

@@ -46,6 +46,15 @@ def install(packages: list[str], ready: Path, options: list[str]) -> None:
         ready.write_text(recipe)
 
 
+def interpreter(folder: Path, packages: list[str]) -> str:
+    """Python of an environment in a folder that has the packages, made where it is missing."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        run([sys.executable, "-m", "venv", str(folder)])
+    install(packages, folder / "ready", [str(python), "-m", "pip", "install", "-q"])
+    return str(python)
+
+
 def compiler(cuda: str) -> list[str]:
     """The packages of a compiler, of CUDA 13 or later."""
     return [f"nvidia-{name}=={cuda}.*" for name in COMPILER]
@@ -118,11 +127,7 @@ print("imported with torch", torch.__version__, "- GPUs:", torch.cuda.device_cou
 
 def build_extension(variables: dict[str, str]) -> None:
     """Compiles, links and imports the whole extension beside a CUDA build of torch."""
-    venv = ROOT / "build" / "cuda-venv"
-    python = str(venv / "bin" / "python")
-    if not venv.exists():
-        run([sys.executable, "-m", "venv", str(venv)])
-    install(TORCH, venv / "ready", [python, "-m", "pip", "install", "-q"])
+    python = interpreter(ROOT / "build" / "cuda-venv", TORCH)
     run([python, "-m", "tools.cuda_check.build"], cwd=ROOT, env=variables)
     run([python, "-c", IMPORT], cwd=ROOT / "build" / "cuda-check" / "packages", env=variables)
 

@@ -39,18 +39,16 @@ TYPES = ("bfloat16", "float32")
 synchronize: Callable[[], None] = torch.cuda.synchronize if CUDA else measure.nothing
 
 
-def force(path: str) -> None:
+def passes(
+    path: str, dtype: str, sizes: tuple[int, int, int], layer: Any = rnnext.RNN, to: Any = DEVICE
+) -> Callable[[], list[Tensor]]:
+    """A forward and backward pass on a path: the output and all gradients. Values are of the dtype,
+    and then go to a device or another dtype."""
     os.environ["RNNEXT_CUDA_PATH"] = path
-
-
-def passes(path: str, dtype: str, sizes: tuple[int, int, int]) -> Callable[[], list[Tensor]]:
-    """A forward and backward pass on a path: the output and all gradients."""
-    force(path)
     T, B, H = sizes
     torch.manual_seed(0)
-    place: dict[str, Any] = {"device": DEVICE, "dtype": getattr(torch, dtype)}
-    rnn = rnnext.RNN(16, H).to(**place)
-    x = torch.randn(T, B, 16).to(**place).requires_grad_()
+    rnn = layer(16, H).to(getattr(torch, dtype)).to(to)
+    x = torch.randn(T, B, 16).to(getattr(torch, dtype)).to(to).requires_grad_()
     leaves = [x, *rnn.parameters()]
 
     def call() -> list[Tensor]:
@@ -75,13 +73,8 @@ def smoke() -> Cases:
 
 
 def agree(path: str, dtype: str) -> dict[str, Any]:
-    T, B, H = SMALL.get(path, SHARED)
     found = small(path, dtype)()
-    torch.manual_seed(0)
-    rnn = torch.nn.RNN(16, H).to(getattr(torch, dtype)).double()
-    x = torch.randn(T, B, 16).to(getattr(torch, dtype)).double().requires_grad_()
-    output, _ = rnn(x)
-    wanted = [output, *torch.autograd.grad(output, [x, *rnn.parameters()], torch.ones_like(output))]
+    wanted = passes(path, dtype, SMALL.get(path, SHARED), torch.nn.RNN, torch.float64)()
     errors = [
         (a.cpu().double() - b).abs().max() / b.abs().max()
         for a, b in zip(found, wanted, strict=True)
@@ -126,7 +119,7 @@ def paths() -> Cases:
 
 
 def step_of(dtype: str, H: int, B: int, path: str) -> dict[str, Any]:
-    force(path)
+    os.environ["RNNEXT_CUDA_PATH"] = path
     torch.manual_seed(0)
     rnn = rnnext.RNN(H, H).to(DEVICE, getattr(torch, dtype))
     seconds = []
