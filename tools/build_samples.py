@@ -76,11 +76,7 @@ def results(case: Case, isa: str, threads: int) -> list[Tensor | None]:
         found.extend(actual)
         return True
 
-    with (
-        patch.object(calls, "compare", record),
-        patch.object(calls, "same", record_steps),
-        patch.object(calls, "check_reference", lambda *_: None),
-    ):
+    with patch.multiple(calls, compare=record, same=record_steps, check_reference=lambda *_: None):
         calls.check(**case | {"isa": isa, "threads": threads})
     return found
 

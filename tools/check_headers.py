@@ -93,12 +93,12 @@ def check(headers: list[Path], folder: Path) -> int:
 
 def circle() -> list[Path]:
     """Folders that include each other in a circle, if there are some."""
-    includes: dict[Path, set[Path]] = {}
+    folders = graphlib.TopologicalSorter[Path]()
     for source in (path for path in CSRC.rglob("*") if path.is_file()):
         others = {each.parent for each in included(source)} - {source.parent}
-        includes.setdefault(source.parent, set()).update(others)
+        folders.add(source.parent, *others)
     try:
-        graphlib.TopologicalSorter(includes).prepare()
+        folders.prepare()
     except graphlib.CycleError as error:
         return [folder.relative_to(ROOT) for folder in error.args[1]]
     return []

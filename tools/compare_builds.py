@@ -70,10 +70,9 @@ def compare_bits(trees: list[Path], patterns: Sequence[str]) -> bool:
         start, before = time.monotonic(), wrong
         for sample in samples:
             # One after the other: threads that wait for each other spin on the same cores.
-            problem = _difference(pair, sample, isa, threads)
-            if problem:
+            if problem := _difference(pair, sample, isa, threads):
                 print(f"{build_samples.name(sample)}, {isa}, {threads} thread(s): {problem}")
-            wrong += bool(problem)
+                wrong += 1
         runs += len(samples)
         print(f"{isa}, {threads} thread(s): {wrong - before} of {len(samples)} differ, "
               f"{time.monotonic() - start:.0f} s", flush=True)  # fmt: skip
@@ -135,21 +134,20 @@ def _time(trees: list[Path], chosen: Sequence[Case]) -> dict[str, tuple[float, f
             except AttributeError as error:
                 print(f"{case.name}: not in both builds: {error}", flush=True)
                 continue
-            low, middle, high = found[case.name] = measure.Timing(1, ratios).quartiles
+            low, middle, high = found[case.name] = ratios.quartiles
             print(f"{case.name:55} {seconds * 1e6:11.1f} us  B/A {middle:.3f} ({low:.3f} to "
-                  f"{high:.3f} in {len(ratios)} rounds)", flush=True)  # fmt: skip
+                  f"{high:.3f} in {len(ratios.samples)} rounds)", flush=True)  # fmt: skip
     return found
 
 
-def _take_turns(case: Case, a: Worker, b: Worker) -> tuple[float, list[float]]:
+def _take_turns(case: Case, a: Worker, b: Worker) -> tuple[float, measure.Timing]:
     """A's seconds, and B's over A's in rounds of A B B A, where a steady drift cancels out."""
     once = min(worker(prepare, case) for worker in (a, b))
     calls = max(1, round(EFFORT.sample_seconds / once))
     fit = int(EFFORT.seconds / (2 * once * calls))
     rounds = spare = min(max(fit, EFFORT.min_rounds), EFFORT.max_rounds)
-    ratios: list[float] = []
-    seconds: list[float] = []
-    while len(ratios) < rounds:
+    seconds, ratios = measure.Timing(calls), measure.Timing(calls)
+    while len(ratios.samples) < rounds:
         start, others = time.perf_counter(), measure.Bystanders()
         turns = [worker(sample, calls) for worker in (a, b, b, a)]
         ours = sum(cpu_seconds for _, cpu_seconds in turns)
@@ -157,9 +155,9 @@ def _take_turns(case: Case, a: Worker, b: Worker) -> tuple[float, list[float]]:
             spare -= 1
             continue
         (a1, _), (b1, _), (b2, _), (a2, _) = turns
-        ratios.append((b1 + b2) / (a1 + a2))
-        seconds.append((a1 + a2) / 2)
-    return statistics.median(seconds), ratios
+        ratios.samples.append((b1 + b2) / (a1 + a2))
+        seconds.samples.append((a1 + a2) / 2)
+    return seconds.median, ratios
 
 
 # The rest runs in a worker: rnnext is its tree's, benchmarks this one's.

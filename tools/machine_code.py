@@ -150,9 +150,8 @@ def runs(kernel: str, arch: str) -> bool:
 
 def faults(cubin: Path) -> tuple[int, list[str]]:
     """How many step loops an object has, and what is wrong with them, one line each."""
-    command = ["cuobjdump", "-sass", str(cubin)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found = [f for f in functions(done.stdout) if RESIDENT in f[0]]
+    sass = subprocess.check_output(["cuobjdump", "-sass", str(cubin)], text=True)
+    found = [f for f in functions(sass) if RESIDENT in f[0]]
     names = readable([name for name, _, _ in found])
     count, wrong = 0, []
     for name, (_, arch, code) in zip(names, found, strict=True):

@@ -166,14 +166,10 @@ def drive(*only: str) -> bool:
 
 def counters(ncu: str) -> bool:
     """One call of ncu for each path of a recurrence, so that one that is stopped loses no other."""
-    failed = 0
-    for path in ("step", "block", "cluster", "grid"):
-        command = [ncu, "--csv", "--page", "raw", "--set", "basic", str(BUILD / "driver")]
-        try:
-            failed += subprocess.run([*command, f"{path}, bf16"], timeout=40).returncode != 0
-        except subprocess.TimeoutExpired:
-            failed += 1
-    return failed == 0
+    command = ["timeout", "--signal=KILL", "40", ncu, "--csv", "--page", "raw", "--set", "basic"]
+    paths = ("step", "block", "cluster", "grid")
+    runs = [[*command, str(BUILD / "driver"), f"{path}, bf16"] for path in paths]
+    return {subprocess.run(each).returncode for each in runs} == {0}
 
 
 STEPS = {each.__name__: each for each in (build, preflight, rehearse, drive, counters)}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 FIGURES, LOG, REPORT = "figures.jsonl", "log.txt", "report.txt"
-Record = dict[str, Any]
 
 
 def append(out: Path, stage: str, name: str, **figures: Any) -> None:
@@ -17,7 +16,7 @@ def append(out: Path, stage: str, name: str, **figures: Any) -> None:
         file.write(json.dumps({"stage": stage, "name": name, **figures}) + "\n")
 
 
-def read(out: Path, stage: str) -> dict[str, Record]:
+def read(out: Path, stage: str) -> dict[str, dict[str, Any]]:
     """The last record of each name; a line that was cut off is left out."""
     path, records = out / FIGURES, []
     for line in path.read_text().splitlines() if path.exists() else []:
