@@ -9,16 +9,13 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.rnn import PackedSequence
 
 from rnnext import _C, _deploy, _errors, _layers
+from rnnext._C import COUNTED_ROWS, COUNTED_WORK, PROJECTED_SHARE  # csrc/cpu/rnn/tuning.h
 from rnnext._layers import _Sequence
 from rnnext.embedding import Embedding
 from rnnext.gated import GRU, LSTM
 from rnnext.rnn import RNN, attributes_of, nonlinearity_of, weights_of
 
 __all__ = ["EmbeddingRNN"]
-
-# csrc/cpu/rnn/tuning.h says what they are.
-COUNTED_WORK, COUNTED_ROWS = _C.COUNTED_WORK, _C.COUNTED_ROWS
-PROJECTED_SHARE = _C.PROJECTED_SHARE
 
 
 class EmbeddingRNN(nn.Module):

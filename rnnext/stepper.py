@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnext import _C, _errors, _layers, functional
+from rnnext._C import PROJECTED_ROWS as _PROJECTED_ROWS  # csrc/cpu/rnn/tuning.h
 from rnnext._leak import Leak
 from rnnext.convert import LengthsRNN
 from rnnext.embedding import Embedding
@@ -21,8 +22,6 @@ _Cells = nn.RNNCell | nn.GRUCell | nn.LSTMCell | LeakyRNNCell
 _Module = Layers[Any] | LeakyRNN | EmbeddingRNN | nn.RNN | nn.GRU | nn.LSTM | _Cells
 _KINDS = (Layers, LeakyRNN, EmbeddingRNN, nn.RNN, nn.GRU, nn.LSTM, *get_args(_Cells))
 _FORWARDS = [kind.forward for kind in (*_KINDS, LengthsRNN, Cell, Embedding, nn.Embedding)]
-
-_PROJECTED_ROWS = _C.PROJECTED_ROWS  # csrc/cpu/rnn/tuning.h
 
 
 class Stepper:
@@ -98,10 +97,9 @@ class Stepper:
         if getattr(rnn, "proj_size", 0):
             raise ValueError(f"module must have proj_size 0, got {rnn.proj_size}")
         self.num_layers = getattr(rnn, "num_layers", 1)
+        self.input_size = rnn.input_size
         if isinstance(module, EmbeddingRNN):
             self.input_size = module.embedding.num_embeddings
-        else:
-            self.input_size = rnn.input_size
         self.hidden_size = rnn.hidden_size
         self._batch_size = _layers.as_integer("batch_size", batch_size)
         self._module, self._cell = module, cell_of(rnn)
@@ -135,11 +133,9 @@ class Stepper:
                 gradients are enabled, or weights that have changed. The states stay as they were.
         """
         before = None
-        if reset is not None:
+        if reset is not None or reset_state is not None:
             before = self._stepper.get_state()
             self._stepper.set_state(self._anew(before, reset, reset_state))
-        elif reset_state is not None:
-            raise ValueError("reset_state must not be given without reset")
         try:
             return self._stepper.step(input)
         except Exception:
@@ -169,10 +165,8 @@ class Stepper:
         first = state[0] if isinstance(state, (list, tuple)) and state else state
         rows = first.shape[1] if isinstance(first, Tensor) and first.dim() == 3 else self.batch_size
         joined = self._joined("state", state, min(max(rows, 1), self.batch_size))
-        if reset is not None:
+        if reset is not None or reset_state is not None:
             joined = self._anew(joined, reset, reset_state)
-        elif reset_state is not None:
-            raise ValueError("reset_state must not be given without reset")
         output, new = self._stepper.step_from(input, joined)
         return output, tuple(new.chunk(2)) if self._cell == "lstm" else new
 
@@ -196,6 +190,8 @@ class Stepper:
     ) -> Tensor:
         """The kernels' states, with another, or zeros, where the mask marks a sequence."""
         _errors.refuse_others({}, **{names[0]: mask})
+        if mask is None and names[0] == "reset":
+            raise ValueError("reset_state must not be given without reset")
         begin = before.new_zeros(())
         if state is not None:
             shared = (self.num_layers, self.hidden_size)
