@@ -54,7 +54,7 @@ class Leak(nn.Module):
     ) -> None:
         """The second part of the constructors, which needs the weights."""
         self.nonlinearity, self.form, self.learn_alpha = nonlinearity, form, learn_alpha
-        self._set_noise_std(noise_std)
+        object.__setattr__(self, "noise_std", noise_std)  # nn.Module's would keep a Parameter
         self.noise_scale, self.noise_in_eval = noise_scale, noise_in_eval
         self.generator = generator
         if not learn_alpha:
@@ -211,9 +211,6 @@ class Leak(nn.Module):
 
     @noise_std.setter
     def noise_std(self, value: float | Tensor) -> None:
-        self._set_noise_std(value)
-
-    def _set_noise_std(self, value: float | Tensor) -> None:
         _errors.refuse_no_number("noise_std", value)
         if isinstance(value, Tensor):
             _errors.refuse_shape("noise_std", value, (), (self.hidden_size,))
