@@ -36,11 +36,8 @@ def _register(name: str) -> None:
         return fake(*arguments, _batch(dict(zip(names, arguments, strict=True))))
 
 
-_register("recurrence")
-_register("recurrence_stack")
-_register("recurrence_backward")
-_register("recurrence_ensemble")
-_register("recurrence_ensemble_backward")
+for _fake in (name for name in dir(_C) if name.startswith("fake_")):
+    _register(_fake.removeprefix("fake_"))
 
 
 def _how_many_occur(indices: Tensor, num_rows: Any) -> Any:

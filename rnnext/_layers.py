@@ -86,8 +86,7 @@ def as_integer(name: str, value: Any, advice: str = "") -> int:
 
 def cell_named(cell: str) -> str:
     """The ops' name for the cell that a user gives."""
-    if cell not in _CELLS:
-        raise ValueError(f"cell must be one of 'rnn', 'gru', 'lstm', got {cell!r}")
+    _errors.refuse_word("cell", cell, list(_CELLS))
     return _CELLS[cell]
 
 

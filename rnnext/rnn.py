@@ -13,9 +13,8 @@ __all__ = ["RNN", "RNNCell"]
 
 _State = TypeVar("_State", Tensor, _layers.Pair)
 _NONLINEARITIES = ("tanh", "relu")
-_OF_MODE = {f"RNN_{f.upper()}": f for f in _NONLINEARITIES}
 # A layer's cell and nonlinearity by its mode.
-_CALLED = {mode: ("elman", f) for mode, f in _OF_MODE.items()}
+_CALLED = {f"RNN_{f.upper()}": ("elman", f) for f in _NONLINEARITIES}
 _CALLED |= {"GRU": ("gru", "tanh"), "LSTM": ("lstm", "tanh")}
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -64,9 +63,9 @@ def nonlinearity_of(module: nn.RNNBase | nn.RNNCellBase) -> str:
             raise RuntimeError(f"Unknown nonlinearity: {module.nonlinearity}")
         return module.nonlinearity
     mode: Any = module.mode
-    if mode not in _OF_MODE:
+    if mode not in ("RNN_TANH", "RNN_RELU"):
         raise AssertionError(f"mode must be RNN_TANH or RNN_RELU, got {mode}")
-    return _OF_MODE[mode]
+    return _CALLED[mode][1]
 
 
 # Not an nn.RNN, nn.GRU or nn.LSTM: torch.compile(fullgraph=True) refuses those, subclasses too.

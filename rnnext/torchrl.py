@@ -15,7 +15,7 @@ from rnnext.leaky import LeakyRNN
 from rnnext.rnn import RNN, Layers, cell_of
 
 try:
-    from tensordict import TensorDictBase, unravel_key_list
+    from tensordict import TensorDictBase, unravel_key, unravel_key_list
     from tensordict.nn import TensorDictModuleBase, dispatch
     from torchrl.data import Unbounded
     from torchrl.envs import TensorDictPrimer
@@ -135,9 +135,8 @@ class RNNModule(TensorDictModuleBase):
         """The transform by which an environment's tensordicts have the state, first zeros."""
         states = self.in_keys[1:-1]
         for state, new in zip(states, self.out_keys[1:], strict=True):
-            key = state if isinstance(state, tuple) else (state,)
-            if new != ("next", *key):
-                raise ValueError(f"the new state's key must be {('next', *key)}, got {new}")
+            if new != (key := unravel_key(("next", state))):
+                raise ValueError(f"the new state's key must be {key}, got {new}")
         dtype: Any = self.rnn.weight_hh_l0.dtype
         specs = {state: Unbounded(self._shape, dtype=dtype) for state in states}
         return TensorDictPrimer(specs, expand_specs=True)
