@@ -21,7 +21,7 @@ namespace {
 constexpr size_t kHugePage = 2 << 20;
 constexpr size_t kPooled = 4 << 20;   // from here on blocks come from the pool
 constexpr size_t kMapped = 32 << 20;  // from here on glibc maps and unmaps each block, always
-constexpr size_t kKept = 256 << 20;
+constexpr size_t kKept = 512 << 20;
 constexpr size_t kWarm = 64 << 20;
 
 // glibc returns freed memory to the system beyond a threshold, which starts at 128 KiB and is twice
