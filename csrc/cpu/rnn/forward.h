@@ -200,7 +200,8 @@ struct ForwardRun {
                                      : q1);
         if (m + 1 < plan.k_splits) continue;
         with_gates(p.cell, [&]<class Gates>(Gates) {
-          forward_gates<Gates, S>(step, Rows<const C>(pre_ih), Rows<const C>(pre_hh), rows, u0, u1);
+          forward_gates<Gates, S>(step, Rows<const C>(pre_ih), Rows<const C>(pre_hh), rows, u0, u1,
+                                  plan.batch_parts > 1);
         });
       }
     }

@@ -97,9 +97,10 @@ RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64
   }
 }
 
-// Makes the states and outputs of blocks [u0, u1) of units and R rows of `rows`, from `row` on.
+// Makes the states and outputs of blocks [u0, u1) of units and R rows, from `row` on. The lines of
+// as many rows from `next` on are prefetched, unless it is negative.
 template <class Gates, class S, int R, class Step, class C>
-RNNEXT_INLINE void forward_rows(const Step& step, int64_t row, int64_t rows,
+RNNEXT_INLINE void forward_rows(const Step& step, int64_t row, int64_t next,
                                 const Rows<const C>& pre_ih, const Rows<const C>& pre_hh,
                                 int64_t u0, int64_t u1) {
   const GateColumns<C> order{step.H, Gates::kTraits.gates};
@@ -107,8 +108,7 @@ RNNEXT_INLINE void forward_rows(const Step& step, int64_t row, int64_t rows,
     const int64_t begin = order.begin(u), j = u * kPanel<C>, width = order.width(u);
     const Rows<const C> x{pre_ih[row] + begin, pre_ih.stride};
     const Rows<const C> h{pre_hh[row] + begin, pre_hh.stride};
-    if (step.far && row + 2 * R <= rows)
-      step.prefetch(Extent<R, 2>{}, row + R, j, Gates::kTraits.saved);
+    if (step.far && next >= 0) step.prefetch(Extent<R, 2>{}, next, j, Gates::kTraits.saved);
     if (j + kPanel<C> <= step.H) {
       forward_units<Gates, S, R, 2>(step, row, j, width, x, h);
       continue;
@@ -120,16 +120,20 @@ RNNEXT_INLINE void forward_rows(const Step& step, int64_t row, int64_t rows,
 }
 
 // The same of all rows, from rows of both products, whose columns are in the order of GateColumns.
-// Two rows at once keep the processor's pipes full where one waits for its own results.
+// Two rows at once keep the processor's pipes full where one waits for its own results. `apart`:
+// other threads write the rows before and after these, so the upper half is written downwards, then
+// the lower half upwards (ForwardStates::write_held).
 template <class Gates, class S, class Step, class C = Compute<S>>
 RNNEXT_NOINLINE void forward_gates(const Step& step, const Rows<const C>& pre_ih,
                                    const Rows<const C>& pre_hh, int64_t rows, int64_t u0,
-                                   int64_t u1) {
+                                   int64_t u1, bool apart) {
   const Step own = step;  // a copy, which stores do not change
-  int64_t row = 0;
-  for (; row + 2 <= rows; row += 2)
-    forward_rows<Gates, S, 2>(own, row, rows, pre_ih, pre_hh, u0, u1);
-  if (row < rows) forward_rows<Gates, S, 1>(own, row, rows, pre_ih, pre_hh, u0, u1);
+  if (rows % 2) forward_rows<Gates, S, 1>(own, rows - 1, -1, pre_ih, pre_hh, u0, u1);
+  const int64_t pairs = rows / 2, upper = apart ? (pairs + 1) / 2 : 0;
+  const auto pair = [&](int64_t i) { return i < upper ? pairs - 1 - i : i - upper; };
+  for (int64_t i = 0; i < pairs; ++i)
+    forward_rows<Gates, S, 2>(own, 2 * pair(i), i + 1 < pairs ? 2 * pair(i + 1) : -1, pre_ih,
+                              pre_hh, u0, u1);
 }
 
 // Makes the gradients of units j and up of a row, N vectors, all whole if N > 1, from the
