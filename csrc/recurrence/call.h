@@ -43,9 +43,10 @@ struct Recurrence : Timeline {
   // [H] the scale of the noise that is added to the pre-activations, or null
   const void* noise[kDirections] = {nullptr, nullptr};
   const PhiloxKeys* noise_keys = nullptr;
-  int64_t noise_from = 0;             // the noise is that of steps noise_from and on
-  const void* hx = nullptr;           // [states*D,B,H] or null: zeros
-  const void* reset_state = nullptr;  // [states*D,B,H] the states before a reset, or null: zeros
+  int64_t noise_from = 0;    // the noise is that of steps noise_from and on
+  const void* hx = nullptr;  // [states*D,B,H] or null: zeros
+  const void* reset_state =
+      nullptr;  // [states*D,B,H] where steps with a reset start, or null: zeros
 
   int gates() const { return traits_of(cell).gates; }
   int64_t state_size() const { return D * B * H; }

@@ -1,5 +1,6 @@
-// The first part of every call of the recurrence on the CPU: the choice of kernels and threads, and
-// the checked call.
+// A call of the recurrence on the CPU, for the ops, ensembles and the Stepper: the choice of
+// kernels and threads, the checked call, its memory and its run; and its plan in words, for
+// explain.
 #pragma once
 
 #include <ATen/core/Tensor.h>

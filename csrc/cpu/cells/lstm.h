@@ -32,8 +32,8 @@ struct Lstm {
     return o * tanh(c);
   }
 
-  // From the gradient of h: the gradients of the pre-activations. `carry`, the gradient of c, is
-  // replaced by that of c before.
+  // From the gradient of h: the gradients of the pre-activations. `carry`, the gradient of c that
+  // did not come through h, is replaced by that of c before.
   template <class S, class V>
   static RNNEXT_INLINE void backward(const V& grad, const V&, V& carry, const V (&saved)[5],
                                      V (&grads)[4]) {

@@ -77,15 +77,15 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
   const int64_t tiles = rows <= kMR ? 1 : (rows + kMR - 1) / kMR;
   const int small = static_cast<int>(tiles == 1 ? rows : rows / tiles);
   const int64_t big = rows - small * tiles;
-  const int64_t group = panels_at_once<typename Product::MicroKernel>(small);
+  const int64_t at_once = panels_at_once<typename Product::MicroKernel>(small);
   const int64_t vectors =
       (columns + kLanes<F> - 1) / kLanes<F>;  // the last panel may be half empty
   const int64_t panel = K * kPanel<F>;
   Ahead ahead{nullptr, 0};
-  if (then >= 0) ahead.step = group * kPanel<F> * static_cast<int64_t>(sizeof(F)) / tiles;
-  for (int64_t p = p0; p < p1; p += group) {
-    const int64_t end = 2 * (p + group < p1 ? p + group : p1);
-    const int64_t next = p + group < p1 ? p + group : then;
+  if (then >= 0) ahead.step = at_once * kPanel<F> * static_cast<int64_t>(sizeof(F)) / tiles;
+  for (int64_t p = p0; p < p1; p += at_once) {
+    const int64_t end = 2 * (p + at_once < p1 ? p + at_once : p1);
+    const int64_t next = p + at_once < p1 ? p + at_once : then;
     ahead.first = reinterpret_cast<const char*>(product.packed + next * panel);
     int64_t row = 0;
     for (int64_t i = 0; i < tiles; ++i, ahead.first += K * ahead.step) {
@@ -96,6 +96,7 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
     }
   }
 }
+
 // Calls product.tile(Extent<R, NV>, row, column, panels, K, ahead), whose sums end in
 // product.finish(sums, row, column), for rows [0, rows) and those of `columns` that are in panels
 // [p0, p1) of product.packed. K counts operands, here and in tiles (a Matrix's K: values). Panels

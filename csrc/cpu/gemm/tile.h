@@ -1,5 +1,5 @@
-// Panels of columns, rows of scratch, and blocks of R rows times NV vectors. Loads, stores and
-// prefetches of blocks are unrolled, so that blocks stay in registers and the CPU overlaps the
+// Panels of columns, rows of scratch, and tiles as blocks of R rows times NV vectors. Loads, stores
+// and prefetches of blocks are unrolled, so that blocks stay in registers and the CPU overlaps the
 // accesses.
 #pragma once
 
@@ -96,6 +96,7 @@ RNNEXT_INLINE void store_tile(const V (&block)[R][NV], F* to, int64_t stride, in
                                 end - column - j * kLanes<F>);
   }
 }
+
 // The lines that a tile fetches into L2 while it multiplies, `step` bytes with each k: its share of
 // the panels that are read next, if they lie beyond L2.
 struct Ahead {

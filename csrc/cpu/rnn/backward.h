@@ -3,6 +3,9 @@
 // that, and are multiplied by the derivative of f. The gradients of the features and of the weights
 // are products over all rows. The plan says whether they are computed step by step and chunk by
 // chunk, while rows are in cache, or when all steps are done.
+//
+// Steps are first, last, before and after each other as the forward pass takes them; the backward
+// pass takes the last one first, and the one before it next.
 #pragma once
 
 #include "cpu/rnn/epilogue.h"
@@ -23,12 +26,11 @@ struct BackwardStep {
   const F* packed;  // W_hh; null: there is only one step
   int64_t H;
   Rows<const C> start;   // the gradient of the output; or none: zeros
-  Rows<const C> values;  // what f gave
-  Rows<const F> a;       // what W_hh multiplies: the next step's grad_pre
+  Rows<const C> values;  // what f gave; of gates the output, which an LSTM does not read
+  Rows<const F> a;       // what W_hh^T multiplies: grad_pre of the step after
   Rows<C> grad_pre;
   Rows<F> next;  // or none: it is grad_pre
-  // The gradient and the values that the next step will read, both as far apart as `values`; or
-  // null.
+  // The gradient and the values of the step before, both as far apart as `values`; or null.
   const C *grad_ahead, *values_ahead;
   const C* far_saved;  // of a gated cell: state.saved, if tiles read the tensor itself
 
@@ -94,7 +96,7 @@ struct BackwardRun : BackwardCall {
     if (writes_features) features.pack(item.d, 0, 1);
     const bool reverse = p.reverse[item.d];
     const int64_t width = p.D * p.H;
-    const StepInputs<S, MK> inputs{at, g, at, worker.rank};
+    const StepInputs<S, MK> inputs{BackwardCall{p, out, plan}, g, at, worker.rank};
     const Rows<C> chunk_grad{at.chunk_grad[worker.rank], at.grad_stride};
     if (plan.by_step()) clear_tails(chunk_grad);
     for (int64_t done = 0; done < p.T;) {
@@ -109,8 +111,8 @@ struct BackwardRun : BackwardCall {
         const int64_t ahead = done + 1 < p.T ? (p.first_row(t_next) - p.first_row(t)) * width : 0;
         const auto in = inputs.rows_of(item, t, done, rows, ahead);
         if (at.buffers.carries()) inputs.add_state_rows(state, item, t, rows);
-        // The next step's rows are in far memory, unless they are copied and thus in cache.
-        const bool prefetches = kNative<S> && in.grad.stride == width && done + 1 < p.T;
+        // The rows of the step before are in far memory, unless they are copied and thus in cache.
+        const bool prefetches = in.both_in_tensors && done + 1 < p.T;
         BackwardStep<MK> step{.epilogue = end_of_step(),
                               .state = state,
                               .packed = packed,

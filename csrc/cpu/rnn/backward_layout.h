@@ -18,11 +18,11 @@ struct BackwardLayout : BackwardCall {
   Arrays<F> panels;  // [workers] of some panels of W_hh, where it is streamed
   GradPreBuffers<S, MK> buffers;
   int64_t step_stride, grad_width, grad_stride;
-  C* grad_pre;            // [N, D*grad_width], or null: it is kept for a chunk only, in
+  C* grad_pre;            // [N, D*grad_width], or null: a chunk's rows are kept, in chunk_grad
   Arrays<C> chunk_grad;   // [workers] of [chunk_rows][grad_stride]
   Arrays<C> step_inputs;  // [workers] of StepArray, each [group_rows][step_stride], the last wider
   Arrays<char> features;  // [workers] of FeatureGradients
-  Arrays<char> weight_sums;  // [groups or workers] of WeightGradients
+  Arrays<char> weight_sums;  // [groups or workers][parts] of WeightGradients
   // A leak's alpha, and the sums of its gradient: [groups] of [H], in whole panels.
   Arrays<C> alpha, alpha_sums;
   // For voltage, the outputs of hx and of reset_state, which W_hh multiplies: [D,B,H] each.
@@ -42,7 +42,7 @@ struct BackwardLayout : BackwardCall {
         step_stride(scratch_stride<C>(p.H)),
         grad_width(buffers.parts * p.H),
         grad_stride(scratch_stride<C>(grad_width)) {
-    // (What a caller wants of a GRU lacks the last part.)
+    // (out.pre of a GRU has three parts, and grad_pre four.)
     grad_pre = buffers.parts == p.gates() ? static_cast<C*>(out.pre) : nullptr;
     if (!grad_pre && !plan.by_step()) grad_pre = arena.take<C>(p.rows() * p.D * grad_width);
     chunk_grad = arena.take_padded<C>(plan.by_step() ? workers : 0, plan.chunk_rows * grad_stride);
@@ -79,7 +79,7 @@ struct BackwardLayout : BackwardCall {
     RecurrentWeights<S, MK>{plan, weight_hh(d)}.pack(hh[copy], q0, q1);
   }
 
-  // The rows that W_hh multiplies in the first step, or after a reset; null: zeros.
+  // The rows that W_hh multiplies in the first step, or in one with a reset; null: zeros.
   const S* start_operand() const {
     return p.cell == Cell::voltage ? start_output : static_cast<const S*>(p.hx);
   }

@@ -1,4 +1,10 @@
 // Epilogues: what happens to the sums of a step, forward and backward.
+//
+// A tile of R rows times NV vectors ends with the activation and the stores. Tiles inline Elman's
+// relu and, backward or where numbers are stored as they are computed, tanh. Every other epilogue
+// is a function of its own, which reads the tile's sums from memory: tiles take most of the
+// compiler's time, so each micro-kernel has one set of them, whatever f, the leak and the storage
+// type are.
 #pragma once
 
 #include "cpu/cells/leaky.h"
@@ -6,12 +12,6 @@
 #include "recurrence/call.h"
 
 namespace rnnext::RNNEXT_ISA {
-
-// A tile of R rows times NV vectors ends with the activation and the stores. Tiles inline Elman's
-// relu and, backward or where numbers are stored as they are computed, tanh. Every other epilogue
-// is a function of its own, which reads the tile's sums from memory: tiles take most of the
-// compiler's time, so each micro-kernel has one set of them, whatever f, the leak and the storage
-// type are.
 
 // Replaces n vectors at x by f of them.
 template <class S>

@@ -38,7 +38,8 @@ struct ForwardLayout {
   }
 
   struct Scratch {  // of one worker
-    C *bias, *alpha, *noise, *pre;
+    C *bias, *alpha, *noise;
+    C* pre;  // the pre-activations of a chunk without W_hh h
     // Of a gated cell, where `bias` is bias_ih alone: bias_hh, and W_hh h + bias_hh of some panels
     // of units, [group_rows] rows pre_hh_stride() apart.
     C *bias_hh, *pre_hh;
@@ -88,10 +89,18 @@ struct ForwardLayout {
     return plan.weights == Weights::own ? item.group : item.d;
   }
   Matrix<S, F> weight_ih(int d) const {
-    return {static_cast<const S*>(p.weight_ih[d]), p.I, p.H, true, p.I, p.gates()};
+    return {.weight = static_cast<const S*>(p.weight_ih[d]),
+            .K = p.I,
+            .columns = p.H,
+            .transposed = true,
+            .gates = p.gates()};
   }
   Matrix<S, F> weight_hh(int d) const {
-    return {static_cast<const S*>(p.weight_hh[d]), p.H, p.H, true, p.H, p.gates()};
+    return {.weight = static_cast<const S*>(p.weight_hh[d]),
+            .K = p.H,
+            .columns = p.H,
+            .transposed = true,
+            .gates = p.gates()};
   }
 
   // Packs the weights of blocks [u0, u1) of units of direction d into a copy.

@@ -1,5 +1,5 @@
-// Where grad_pre lies, the gradient of the pre-activations, which one step of the backward pass
-// writes and the next one reads.
+// Where grad_pre lies, the gradient of the pre-activations, which a step of the backward pass
+// writes and the step before it reads.
 #pragma once
 
 #include "cpu/rnn/work_items.h"
@@ -126,7 +126,7 @@ struct GradPreBuffers : BackwardCall {
     return operands.all(item, kEven);
   }
 
-  // grad_pre of the sequences' first steps, after the last step left `grad_pre`.
+  // grad_pre of the sequences' first steps, of which the one taken last left `grad_pre`.
   Rows<const F> first_steps(const WorkItem& item, const Rows<const F>& grad_pre) const {
     return p.ragged() ? operands.all(item, kFirstSteps) : grad_pre;
   }

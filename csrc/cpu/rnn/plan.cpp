@@ -177,8 +177,8 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   const bool shares = plan.hidden_parts > 1;
   plan.fetches = fetches(weights / plan.hidden_parts, shape, machine);
   if (shares && threads < asked) {
-    // Groups then have fewer members. Their number stays, since each sums the gradient of
-    // alpha.
+    // Groups then have fewer members. The number of groups stays, since each sums the gradient
+    // of alpha.
     plan.hidden_parts = max_of(1, threads / plan.groups);
     if (plan.k_splits > 1) plan.k_splits = plan.hidden_parts;
   }
@@ -282,8 +282,8 @@ bool plan_unpadded(const Recurrence& p, const RecurrenceGradOut& out, const Kern
       plan_backward(p, out, shape, machine, threads, threads).sorts)
     return false;
   const int64_t steps = steps_of(p);
-  const double spared = static_cast<double>(p.T * p.B - steps) * p.D * traits_of(p.cell).gates *
-                        p.H * static_cast<double>(p.H + p.I) * 3;
+  const double spared = static_cast<double>(p.T * p.B - steps) * p.D * p.gates() * p.H *
+                        static_cast<double>(p.H + p.I) * kBackwardProducts;
   return steps > 0 && steps <= kUnpadShare * static_cast<double>(p.T * p.B) && spared >= kUnpadWork;
 }
 

@@ -16,8 +16,9 @@ struct StepInputs : BackwardCall {
 
   struct Inputs {
     Rows<const C> grad, values;
+    bool both_in_tensors = false;
   };
-  // The rows of the next step lie `ahead` of this one's.
+  // The rows of the step before lie `ahead` of this one's.
   Inputs rows_of(const WorkItem& item, int64_t t, int64_t done, int64_t rows, int64_t ahead) const {
     const bool joins = g.grad_h_n && (p.ragged() || done == 0);
     if constexpr (kNative<S>)
@@ -58,7 +59,7 @@ struct StepInputs : BackwardCall {
   }
   Inputs in_tensors(const WorkItem& item, int64_t t) const {
     const int64_t width = p.D * p.H, first = (p.row(t, item.b0) * p.D + item.d) * p.H;
-    Inputs in{{nullptr, width}, {all_values() + first, width}};
+    Inputs in{{nullptr, width}, {all_values() + first, width}, true};
     if (g.grad_output) in.grad.first = static_cast<const S*>(g.grad_output) + first;
     // (The derivative of the identity reads no values: any rows will do.)
     if (p.nonlinearity == Nonlinearity::identity && !at.buffers.carries() && in.grad)
@@ -89,7 +90,7 @@ struct StepInputs : BackwardCall {
     if (traits_of(p.cell).keeps_beside)
       add(at.buffers.state_grads.row(item, at.buffers.kCarry, row), traits_of(p.cell).states - 1);
   }
-  // Prefetches what the next step and the sums of the weights' gradients will read of a sequence.
+  // Prefetches what the step before and the sums of the weights' gradients will read of a sequence.
   void fetch(const WorkItem& item, int64_t t, int64_t b, int64_t next) const {
     for (int64_t j = 0; p.input.data && j < p.I; j += 64 / static_cast<int64_t>(sizeof(S)))
       __builtin_prefetch(input_row<S>(p, t, b) + j);

@@ -10,7 +10,7 @@ namespace rnnext::RNNEXT_ISA {
 template <class S>
 struct RowCursor {
   const Recurrence& p;
-  // [D,B,H] what W_hh multiplies before the first step, and after a reset; null: zeros
+  // [D,B,H] what W_hh multiplies in the first step, and in one with a reset; null: zeros
   const S *start_operand, *reset_operand;
   WorkItem item;
   int64_t t, i = 0;

@@ -1,5 +1,6 @@
-// What work items of both passes share: the K splits of the state, or of grad_pre, that members
-// wait for, its weights and rows, and the memory that a layout hands out.
+// What both passes share: the kernels' shape, the memory that a layout hands out and buffers of
+// rows in it, W_hh with the K splits that members wait for, the rows of a call's tensors, and the
+// loop over a worker's work items.
 #pragma once
 
 #include "cpu/gemm/macro_kernel.h"
@@ -228,7 +229,7 @@ Vec<Compute<S>> alpha_of(const Recurrence& p, int d, int64_t j) {
   return a;
 }
 
-// Each group's buffers of rows of T: what its steps hand on, in either pass.
+// Each group's buffers of rows: what its steps hand on, in either pass.
 template <class T>
 struct RowBuffers {
   int64_t stride, rows;  // of a group, whose rows are rounded up to whole blocks of row_block

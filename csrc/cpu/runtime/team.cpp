@@ -72,7 +72,7 @@ class ContentionGuard {
       alone_until_.store(now() + pause);
     }
   }
-  // Takes note that a member waited so long for another in the middle of a call.
+  // Takes note that a worker waited so long for another in the middle of a call.
   void stalled(int64_t time) {
     if (time >= kLate) stalled_.fetch_add(time);
   }
