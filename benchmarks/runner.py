@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Lock
 from typing import Any
 
 from . import measure, roof
@@ -35,11 +36,11 @@ def in_workers(
     """Run work(send, threads, *arguments) in fresh processes, all at once, pinned to `threads`
     cores (0: all).
 
-    They share a pipe, which takes what several send at once as a whole up to 4 KiB.
+    They share a pipe, and write to it one at a time.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    given = sender, work, threads, arguments
+    given = sender, context.Lock(), work, threads, arguments
     processes = [context.Process(target=_worker, args=given) for _ in range(count)]
     for process in processes:
         process.start()
@@ -59,13 +60,18 @@ def in_workers(
 
 
 def _worker(
-    sender: Connection, work: Callable[..., None], threads: int, arguments: tuple[Any, ...]
-) -> None:
+    sender: Connection, turn: Lock, work: Callable[..., None], threads: int,
+    arguments: tuple[Any, ...],
+) -> None:  # fmt: skip
     count = measure.pin_threads(threads)
     import torch
 
+    def send(kind: str, content: Any) -> None:
+        with turn:
+            sender.send((kind, content))
+
     torch.set_num_threads(count)
-    work(lambda kind, content: sender.send((kind, content)), count, *arguments)
+    work(send, count, *arguments)
     sender.close()
 
 
