@@ -110,13 +110,37 @@ struct Eager<Op, Result(P...)> {
     return PyObject_Vectorcall(op.ptr(), objects, n, nullptr);
     END_HANDLE_TH_ERRORS
   }
-
-  static void define(py::module_& m) {
-    static PyMethodDef method{name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(call)),
-                              METH_FASTCALL, nullptr};
-    m.add_object(name, py::reinterpret_steal<py::object>(PyCFunction_New(&method, nullptr)));
-  }
 };
+
+// The op "rnn" for a module, with what `keys` find in its __dict__ (rnn.py), since looking it up in
+// Python takes as long as a small step. Not implemented where one of them is kept elsewhere.
+PyObject* rnn_of_module(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
+  const auto& [own, keys, input, hx, reset, reset_state, cell, nonlinearity] =
+      *reinterpret_cast<PyObject* const(*)[8]>(arguments);
+  PyObject* of[8];
+  bool found = n == 8 && PyTuple_Check(keys) && PyTuple_GET_SIZE(keys) == 8;
+  for (int i = 0; found && i < 8; ++i)
+    found = (of[i] = PyDict_GetItem(own, PyTuple_GET_ITEM(keys, i)));
+  const py::tuple weights(found && PyList_Check(of[1]) ? PyList_GET_SIZE(of[1]) : 0);
+  for (size_t i = 0; found && i < weights.size(); ++i) {
+    PyObject* const weight = PyDict_GetItem(of[0], PyList_GET_ITEM(of[1], i));
+    PyTuple_SET_ITEM(weights.ptr(), i, Py_XNewRef(weight));
+    found = weight;
+  }
+  if (!found) Py_RETURN_NOTIMPLEMENTED;
+  static PyObject* const none = PyTuple_New(0);
+  PyObject* const all[] = {input, hx,    weights.ptr(), of[2],   of[3],       of[4], of[5],
+                           of[6], of[7], Py_None,       Py_None, Py_None,     reset, reset_state,
+                           none,  cell,  none,          Py_None, nonlinearity};
+  return Eager<rnnext::RnnOp>::call(nullptr, all, std::size(all));
+}
+
+template <auto function>
+void define_fast(py::module_& m, const char* name) {
+  static PyMethodDef method{name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function)),
+                            METH_FASTCALL, nullptr};
+  m.add_object(name, py::reinterpret_steal<py::object>(PyCFunction_New(&method, nullptr)));
+}
 
 // Raises the error that names the argument, which pybind11's would not.
 at::Tensor tensor_of(py::handle object, const char* name) {
@@ -242,10 +266,11 @@ PYBIND11_MODULE(_C, m) {
   m.attr("COUNTED_ROWS") = rnnext::kCountedRows;
   m.attr("PROJECTED_SHARE") = rnnext::kProjectedShare;
   m.attr("PROJECTED_ROWS") = rnnext::kProjectedRows;
-  Eager<rnnext::RnnOp>::define(m);
-  Eager<rnnext::RnnCellOp>::define(m);
-  Eager<rnnext::EmbeddingOp>::define(m);
-  Eager<rnnext::OccurringOp>::define(m);
+  define_fast<rnn_of_module>(m, "rnn_of_module");
+  define_fast<Eager<rnnext::RnnOp>::call>(m, "rnn");
+  define_fast<Eager<rnnext::RnnCellOp>::call>(m, "rnn_cell");
+  define_fast<Eager<rnnext::EmbeddingOp>::call>(m, "embedding");
+  define_fast<Eager<rnnext::OccurringOp>::call>(m, "occurring");
   m.def("check_indices", torch::wrap_pybind_function([]([[maybe_unused]] int device) {
 #ifdef RNNEXT_CUDA_ARCHS
           rnnext::cuda::index_errors(static_cast<c10::DeviceIndex>(device));

@@ -125,19 +125,16 @@ def run(
 ) -> tuple[_Sequence, Any]:
     """:func:`rnnext.functional.rnn` where all that it infers is known; the weights are flat.
 
-    of: a :class:`Stack`, or an RNN module's ``__dict__``, since nn.Module's way to an attribute
-    takes longer than a small step. cell: as the ops call it; of an LSTM, states are pairs. alpha
-    and noise: ``[H]`` for each layer and direction, or none. table: ``[V, I]``; input then says
-    which of its rows each step reads. noise_keys: of each layer; by default from torch's generator.
+    of: a :class:`Stack`. cell: as the ops call it; of an LSTM, states are pairs. alpha and noise:
+    ``[H]`` for each layer and direction, or none. table: ``[V, I]``; input then says which of its
+    rows each step reads. noise_keys: of each layer; by default from torch's generator.
 
     Nothing is checked here: the op refuses what is wrong, and only then is the input examined
     again, to raise the error that torch.nn raises for it.
     """
     batch_sizes = None
-    states: tuple[Tensor, ...] = () if hx is None else (hx,)
-    starts: tuple[Tensor, ...] = () if reset_state is None else (reset_state,)
-    if cell == "lstm":
-        states, starts = as_states("hx", cell, hx), as_states("reset_state", cell, reset_state)
+    states = () if hx is None else as_states("hx", cell, hx)
+    starts = () if reset_state is None else as_states("reset_state", cell, reset_state)
     if type(input) is not Tensor and isinstance(input, PackedSequence):  # isinstance is slower
         data, batch_sizes, sorted_indices, unsorted_indices = input
         if is_exporting():
@@ -174,7 +171,7 @@ def run(
                 ) from None
         raise
     if batch_sizes is None:
-        return output, h_n[0] if cell != "lstm" else as_given(cell, h_n)  # saves a call
+        return output, h_n[0] if cell != "lstm" else tuple(h_n)
     if unsorted_indices is not None:
         h_n = [h.index_select(1, unsorted_indices) for h in h_n]
     packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
@@ -192,9 +189,7 @@ def step(
     nonlinearity: str = "tanh",
 ) -> Any:
     """:func:`rnnext.functional.rnn_cell` of any cell; of an LSTM, states are pairs."""
-    states: tuple[Tensor, ...] = () if hx is None else (hx,)
-    if cell == "lstm":
-        states = as_states("hx", cell, hx)
+    states = () if hx is None else as_states("hx", cell, hx)
     try:
         found = (_rnn_cell if is_compiling() else _C.rnn_cell)(
             input, states, weight_ih, weight_hh, bias_ih, bias_hh, cell, nonlinearity
@@ -202,4 +197,4 @@ def step(
     except (RuntimeError, ValueError):
         _errors.raise_of_a_cell(cell, input, states, weight_ih, weight_hh, bias_ih, bias_hh)
         raise
-    return found[0] if cell != "lstm" else as_given(cell, found)  # saves a call
+    return found[0] if cell != "lstm" else tuple(found)

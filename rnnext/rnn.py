@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
-from rnnext import _deploy, _layers
-from rnnext._layers import _Sequence
+from rnnext import _C, _deploy, _layers
+from rnnext._layers import _Sequence, as_states
 
 __all__ = ["RNN", "RNNCell"]
 
@@ -16,6 +17,7 @@ _NONLINEARITIES = ("tanh", "relu")
 # A layer's cell and nonlinearity by its mode.
 _CALLED = {f"RNN_{f.upper()}": ("elman", f) for f in _NONLINEARITIES}
 _CALLED |= {"GRU": ("gru", "tanh"), "LSTM": ("lstm", "tanh")}
+_KEYS = ("_parameters", "_flat_weights_names", *_layers.Stack.__annotations__)
 CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -107,22 +109,30 @@ class Layers(nn.RNNBase, Generic[_State]):
         Raises:
             ValueError, TypeError, RuntimeError: as :func:`rnnext.functional.rnn`.
         """
+        own = self.__dict__
+        cell, nonlinearity = _CALLED.get(own["mode"]) or (self._cell, nonlinearity_of(self))
         if type(input) is not Tensor:
             node: tuple[_Sequence, _State] | None
             options = {"lengths": lengths, "reset": reset, "reset_state": reset_state}
             node = _deploy.leaf(self, input, hx=hx, **options)
             if node is not None:
                 return node
-        own = self.__dict__
-        weights = weights_of(self, own["_flat_weights_names"])
-        cell, nonlinearity = _CALLED.get(own["mode"]) or (self._cell, nonlinearity_of(self))
-        try:
-            return _layers.run(
-                own, weights, input, hx, lengths, reset, reset_state, cell, nonlinearity
-            )
-        except KeyError:  # a subclass has a property of such a name
-            own = attributes_of(self)
-        return _layers.run(own, weights, input, hx, lengths, reset, reset_state, cell, nonlinearity)
+        elif lengths is None and not is_compiling():
+            states = () if hx is None else as_states("hx", cell, hx)
+            starts = () if reset_state is None else as_states("reset_state", cell, reset_state)
+            try:
+                found = _C.rnn_of_module(
+                    own, _KEYS, input, states, reset, starts, cell, nonlinearity
+                )
+                if found is not NotImplemented:
+                    last: Any = found[1][0] if cell != "lstm" else tuple(found[1])
+                    return found[0], last
+            except (RuntimeError, ValueError):
+                pass  # raised again below, in torch.nn's words
+        weights = weights_of(self, self._flat_weights_names)
+        return _layers.run(
+            attributes_of(self), weights, input, hx, lengths, reset, reset_state, cell, nonlinearity
+        )
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
         __call__ = forward

@@ -107,8 +107,7 @@ std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor
     const bool projects = reads_table || adds_noise;
     if (projects) x = project(x, weights, cell);
     if (adds_noise) x = at::addcmul(x, at::randn_like(x), at::cat(noise));
-    OptionalTensor key;
-    if (!noise.empty() && !adds_noise) key = keys.select(0, layer);
+    const OptionalTensor key = adds_noise || noise.empty() ? OptionalTensor() : keys[layer];
     // A gated cell's b_hh is not part of the projection.
     const bool keeps_bias = projects && is_gated(cell) && a.has_biases;
     std::vector<Tensor> added;
@@ -186,10 +185,9 @@ std::tuple<Tensor, std::vector<Tensor>> by_torch(const RnnArguments& a, const Te
 
 std::tuple<Tensor, std::vector<Tensor>> run(const RnnArguments& a) {
   const Sequences sequences = check_layers(a);
-  const bool table = given(a.index);
   const OptionalTensor resets = sequences.time_first(a.reset);
   const OptionalTensor tokens = sequences.time_first(a.index);
-  const Tensor x = table ? a.input : sequences.time_first(a.input);
+  const Tensor x = given(a.index) ? a.input : sequences.time_first(a.input);
   States state(a.hx.begin(), a.hx.end());
   if (sequences.unbatched)
     for (Tensor& h : state) h = h.unsqueeze(1);

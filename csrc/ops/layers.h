@@ -2,7 +2,7 @@
 // sequences.
 #pragma once
 
-#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/util/SmallVector.h>
 
 #include "ops/autograd.h"
@@ -32,7 +32,8 @@ inline Tensor as_result(const Tensor& view) {
 // nothing. Views and copies of such tensors need none of torch's operations, which take longer than
 // the step of a small cell.
 inline bool is_plain(const Tensor& t) {
-  return c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView) &&
+  return (c10::InferenceMode::is_enabled() ||
+          c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::ADInplaceOrView)) &&
          t.layout() == at::kStrided && !at::isTensorSubclassLike(t);
 }
 inline Tensor plain_view(const Tensor& t, at::IntArrayRef sizes, at::IntArrayRef strides,

@@ -157,11 +157,9 @@ CpuBackwardCall::CpuBackwardCall(const BackwardInputs& r, const RecurrenceArgume
 RecurrenceGradients CpuBackwardCall::gradients(const RecurrenceArguments& a) {
   if (grad_pre_.defined()) {
     grad_.input = grad_pre_;
-    if (given(a.index)) {
-      // A row of the table sums the gradients of all rows that read it.
+    if (given(a.index))  // a row of the table sums the gradients of all rows that read it
       grad_.input = call_op<EmbeddingBackwardOp>(grad_pre_.flatten(0, -2), a.index->flatten(),
                                                  a.input.size(0), -1, false);
-    }
     grad_.input = grad_.input.to(a.weight_hh[0].options());
   }
   return std::move(grad_);

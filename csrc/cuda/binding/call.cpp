@@ -81,8 +81,7 @@ CudaCall::CudaCall(const RecurrenceArguments& a) {
   if (s.packed) {
     p.step_row = constants(s.step_row);
     p.lengths = constants(s.sequence_lengths);
-  } else if (given(a.lengths)) {
-    // Their values are on the device, unchecked: those outside 0..T are clamped.
+  } else if (given(a.lengths)) {  // on the device, unchecked: those outside 0..T are clamped
     p.lengths = static_cast<const int64_t*>(keep(a.lengths->clamp(0, s.T)));
   }
 }
