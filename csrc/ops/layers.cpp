@@ -26,8 +26,8 @@ Tensor joined(TensorList states) {
   const Tensor& first = states[0];
   if (states.size() == 1) return first;
   const auto copies = [&](const Tensor& t) {
-    return t.is_cpu() && is_plain(t) && t.numel() > 0 && !t.is_neg() && t.is_contiguous() &&
-           t.sizes() == first.sizes() && t.dtype() == first.dtype();
+    return t.is_cpu() && is_plain(t) && t.numel() > 0 && !t.is_neg() && !t._is_zerotensor() &&
+           t.is_contiguous() && t.sizes() == first.sizes() && t.dtype() == first.dtype();
   };
   if (!std::ranges::all_of(states, copies)) return at::cat(states);
   at::DimVector shape(first.sizes());

@@ -189,7 +189,7 @@ def calls(draw):
         "dtype": draw(one_of(["float64", "float32", "bfloat16"])),
         "source": "features" if plain else draw(one_of(["features", "ready", "table"])),
     }
-    if case["rows"] == "packed" or op == "recurrence_stack":
+    if case["rows"] == "packed":
         case["reset"] = None
     if op == "rnn_cell" and case["cell"] in rnnext._C.forms():
         case["cell"] = "elman"
@@ -212,6 +212,7 @@ def once_wrong(op, wrong, **case):
 @once_wrong("recurrence", (0, 20), source="table")  # of 2**62 rows
 @once_wrong("recurrence", (0, 14), T=1)  # of no steps
 @once_wrong("dropout_mask", (5, 2))  # of dtype -1
+@once_wrong("rnn_cell", (1, 95), cell="lstm")  # of a c without memory
 def test_ops(call):
     tell("fuzz.test_ops", call)
     check(**call)
