@@ -24,10 +24,10 @@ struct PhiloxKeys {
 };
 
 // One layer, D directions side by side. Weights and biases are contiguous. `gates`, `states` and
-// `saved` are the cell's (CellTraits); the states of all directions are h, then c.
+// `saved` are the cell's (CellTraits); the states of all directions, and layers, are h, then c.
 struct Recurrence : Timeline {
   int64_t I = 0, H = 0;  // I > 0: the input is features, multiplied with weight_ih
-  int D = 1;
+  int D = 1, layers = 1;
   Nonlinearity nonlinearity = Nonlinearity::tanh;
   Cell cell = Cell::elman;
   RowSource
@@ -49,7 +49,7 @@ struct Recurrence : Timeline {
       nullptr;  // [states*D,B,H] where steps with a reset start, or null: zeros
 
   int gates() const { return traits_of(cell).gates; }
-  int64_t state_size() const { return D * B * H; }
+  int64_t state_size() const { return layers * D * B * H; }
   // Whether some step multiplies W_hh: one step from zeros does not, even where a weight is NaN.
   RNNEXT_BOTH bool multiplies_state() const {
     return T > 1 || hx || reset_state || cell == Cell::voltage;

@@ -291,4 +291,4 @@ def make_stack(layers, **case) -> Recurrence:
     hx = None
     if first.hx is not None:
         hx = torch.stack([layer.hx for layer in each], 1).flatten(0, 1)
-    return replace(first, hx=hx, **lists, reset_state=None, noise=[], noise_key=None)
+    return replace(first, hx=hx, **lists, noise=[], noise_key=None)

@@ -114,6 +114,14 @@ def test_gradients_of_a_stack(rows, cell):
     assert torch.autograd.gradcheck(*stack.as_function(ops.recurrence_stack))
 
 
+@pytest.mark.parametrize("cell", VARIANTS["cell"])
+def test_a_stack_is_its_layers_one_after_the_other(cell):
+    stack = samples.make_stack(3, T=4, B=2, I=3, H=5, cell=cell, reset="state", requires_grad=True)
+    expected = stack.call(ops.recurrence_stack)  # which autograd records layer by layer
+    with torch.no_grad():
+        assert same(stack.call(ops.recurrence_stack), [v.detach() for v in expected])
+
+
 @pytest.mark.parametrize("dtype", VARIANTS["dtype"])
 def test_the_same_bits_where_threads_run_layers_as_a_pipeline(dtype):
     """(With gradients a layer is computed after the other.)"""

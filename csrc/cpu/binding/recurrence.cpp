@@ -202,12 +202,11 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   const auto options = a.weight_hh[0].options();
   const int n = static_cast<int>(L);
   const int64_t S = sizes.cell.states, states[] = {S * n, first.B, first.H};
-  Tensor start;  // [L, S, B, H]: the states of a layer together
-  if (given(a.hx)) {
-    check_like(*a.hx, "hx", states, a.weight_hh[0]);
-    start = a.hx->unflatten(0, {S, n}).transpose(0, 1).contiguous();
-  }
-  const Tensor last = at::empty({n, S, first.B, first.H}, options);
+  if (given(a.hx)) check_like(*a.hx, "hx", states, a.weight_hh[0]);
+  OptionalTensor start, anew;  // of all layers
+  if (given(a.hx)) start = a.hx->contiguous();
+  if (given(a.reset_state)) anew = a.reset_state->repeat_interleave(n, 0);
+  const Tensor last = at::empty(states, options);
 
   std::vector<Recurrence> layers(L, first);
   for (size_t l = 1; l < L; ++l) layers[l].I = first.H;
@@ -224,8 +223,10 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
     Tensor& output = outputs[l % 2];
     if (!plans.empty() || l < 2) output = empty_large(sizes.output_shape(), options);
     Recurrence& p = calls[l].p;
-    const int64_t state = static_cast<int64_t>(l * last.nbytes() / L);
-    if (given(a.hx)) p.hx = static_cast<const char*>(start.const_data_ptr()) + state;
+    p.layers = n;
+    const int64_t state = static_cast<int64_t>(l * last.nbytes() / last.size(0));
+    if (start) p.hx = static_cast<const char*>(start->const_data_ptr()) + state;
+    if (anew) p.reset_state = static_cast<const char*>(anew->const_data_ptr()) + state;
     p.h_n = static_cast<char*>(last.data_ptr()) + state;
     p.output = output.data_ptr();
     layers[l] = p;
@@ -242,7 +243,7 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
       kernel.stack(layers.data(), plans.data(), n, workspace.data(), worker);
     });
   }
-  return {outputs[(L - 1) % 2], last.transpose(0, 1).reshape(states), {}};
+  return {outputs[(L - 1) % 2], last, {}};
 }
 
 RecurrenceGradients recurrence_backward(const BackwardInputs& r, const RecurrenceArguments& a,
