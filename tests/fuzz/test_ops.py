@@ -199,10 +199,10 @@ def calls(draw):
     return {"op": op, "case": case, "wrong": wrong, "seed": draw(st.integers(0, 999)), "isa": isa}
 
 
-def once_wrong(op, wrong, **case):
-    """A right call, one of whose arguments is then spoiled."""
+def once_wrong(op, *wrong, **case):
+    """A right call, some of whose arguments are then spoiled."""
     case["dtype"] = "float64"
-    return example({"op": op, "case": case, "wrong": [wrong], "seed": 0, "isa": ISAS[0]})
+    return example({"op": op, "case": case, "wrong": list(wrong), "seed": 0, "isa": ISAS[0]})
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex")
@@ -212,6 +212,7 @@ def once_wrong(op, wrong, **case):
 @once_wrong("recurrence", (0, 20), source="table")  # of 2**62 rows
 @once_wrong("recurrence", (0, 14), T=1)  # of no steps
 @once_wrong("dropout_mask", (5, 2))  # of dtype -1
+@once_wrong("dropout_mask", (1, 0), (3, 4))  # of no steps of 2**40 units
 @once_wrong("rnn_cell", (1, 95), cell="lstm")  # of a c without memory
 def test_ops(call):
     tell("fuzz.test_ops", call)

@@ -313,7 +313,7 @@ Tensor dropout_mask(const Tensor& key, c10::SymInt T, c10::SymInt B, c10::SymInt
     const auto kept = static_cast<scalar_t>(1 / (1 - p));
     run_team(mask.numel() < kFewNumbers ? 1 : max_threads(), [&](const Worker& worker) {
       const Range share = share_of(steps * batch, worker.rank, worker.size);
-      std::vector<uint32_t> words(width);
+      std::vector<uint32_t> words(mask.numel() > 0 ? width : 0);
       for (int64_t row = share.begin; row < share.end; ++row) {
         random_words(keys, row / batch, row % batch, width, words.data());
         for (int64_t j = 0; j < width; ++j)
