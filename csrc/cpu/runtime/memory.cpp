@@ -19,8 +19,7 @@ namespace rnnext {
 namespace {
 
 constexpr size_t kHugePage = 2 << 20;
-constexpr size_t kPooled = 4 << 20;   // from here on blocks come from the pool
-constexpr size_t kMapped = 32 << 20;  // from here on glibc maps and unmaps each block, always
+constexpr size_t kPooled = 4 << 20;  // from here on blocks come from the pool
 constexpr size_t kKept = 512 << 20;
 constexpr size_t kWarm = 64 << 20;
 
@@ -32,6 +31,7 @@ constexpr size_t kWarm = 64 << 20;
 void adapt_thresholds() {
 #ifdef __GLIBC__
   [[maybe_unused]] static const bool once = [] {
+    constexpr size_t kMapped = 32 << 20;  // from here on glibc maps and unmaps each block, always
     void* volatile block =
         std::malloc(kMapped - (64 << 10));  // volatile, or the compiler drops both calls
     std::free(block);
