@@ -212,8 +212,7 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   for (size_t l = 1; l < L; ++l) layers[l].I = first.H;
   const RnnKernels& kernel = kernels_for(calls[0].dtype, first);
   const int threads = threads_for(layers.back(), n);
-  // Without a wavefront the layers run one after the other, and their outputs alternate between two
-  // tensors.
+  // Without a wavefront the layers run in turn, and their outputs alternate between two tensors.
   std::vector<ForwardPlan> plans;
   if (!sizes.empty() && !first.reverse[0])
     plans = plan_wavefront(layers, kernel.shape, this_machine(), threads);
@@ -252,8 +251,7 @@ RecurrenceGradients recurrence_backward(const BackwardInputs& r, const Recurrenc
   if (call.s.empty()) return call.gradients(a);
   const RnnKernels& kernel = kernels_for(call.dtype, call.p);
   const int threads = threads_for(call.p, kBackwardProducts);
-  // (The plan depends on what is wanted, so the results are allocated before it, perhaps for
-  // nothing.)
+  // (The plan depends on what is wanted, so results are allocated before it, perhaps in vain.)
   if (!plan_unpadded(call.p, call.out, kernel.shape, this_machine(), threads)) {
     run_call(call, kernel, threads);
     return call.gradients(a);

@@ -27,8 +27,7 @@ RNNEXT_INLINE void sum_columns(const S* grad, int64_t D, int64_t j, const int64_
   if constexpr (NV > 1) sum_columns<NV / 2>(grad, D, j, order, n, scale, out);
 }
 
-// Sums the runs [first, last), each into a row of `out`: the next one, or, if `scatter`, the run's
-// own.
+// Sums the runs [first, last), each into a row of `out`: the next, or, if `scatter`, the run's own.
 template <class S>
 void sum_runs(const Runs& runs, int64_t first, int64_t last, const void* grad, int64_t D,
               bool by_frequency, bool scatter, void* out) {

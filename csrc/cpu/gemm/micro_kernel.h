@@ -31,8 +31,7 @@ struct RegisterTile {
   Vec<C> sums[R][NV];
 
   explicit RegisterTile(Extent<R, NV>) {}
-  // Not `= {}`: GCC clears an array of this size with `rep stos`, which costs more than a short
-  // product.
+  // Not `= {}`: GCC clears such an array with `rep stos`, which costs more than a short product.
   RNNEXT_INLINE void clear() {
     for_block<R, NV>([&](int r, int j) { sums[r][j] = Vec<C>{}; });
   }

@@ -102,8 +102,7 @@ struct FeatureGradients : BackwardCall {  // one worker's
     macro_kernel(product_of(d, packed_of(d), from, to), rows, 0, panels_in<F>(p.I), p.I,
                  operands_in<F>(weight(p, d).K), plan.fetches ? 0 : -1);
   }
-  // Where the products for the rows at `to` are summed. Their lines are prefetched for the stores:
-  // see kFarBytes.
+  // Where the products for the rows at `to` are summed. Their lines are prefetched: see kFarBytes.
   C* sums_for(S* to, int64_t rows) const {
     for (int64_t i = 0; i < rows * p.I; i += 64 / static_cast<int64_t>(sizeof(S)))
       __builtin_prefetch(to + i, 1, 3);

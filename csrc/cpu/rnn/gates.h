@@ -166,8 +166,7 @@ RNNEXT_INLINE void backward_units(const Step& step, const Vec<C>* sum, int64_t r
   }
 }
 
-// The end of a tile in the backward pass: the gradients of the gates' pre-activations from that of
-// the output.
+// The end of a tile in the backward pass: gradients of gates' pre-activations from the output's.
 template <class Gates, class S, class Step, class C = Compute<S>>
 RNNEXT_NOINLINE void backward_gates(const Step& step, const Vec<C>* x, int64_t stride, int rows,
                                     int vectors, int64_t row, int64_t column) {

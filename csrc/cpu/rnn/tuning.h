@@ -90,8 +90,7 @@ constexpr int64_t kHighRows = 8, kHighStepRows = 12, kMediumStepRows = 8, kTileS
 
 // With fewer rows a step is bound by reading the weights. (Measured.)
 constexpr int64_t kFewRows = 4;
-// A single step of so few sequences reads the weights as they lie. (Measured: with more sequences,
-// packing pays.)
+// A single step of so few sequences reads weights as they lie. (Measured: with more, packing pays.)
 constexpr int64_t kOneStepRows = 7;
 
 // Bytes of weights that a core packs a cycle. (Measured: 12 numbers a nanosecond.)
