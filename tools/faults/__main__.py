@@ -43,7 +43,11 @@ FIRST = {
 SWITCH = """#pragma once
 #include <cstdlib>
 namespace rnnext_faults {
+#ifdef __CUDACC__
+constexpr int planted = 0;  // in a header that CUDA's kernels share with the CPU's
+#else
 inline const int planted = std::getenv("RNNEXT_FAULT") ? std::atoi(std::getenv("RNNEXT_FAULT")) : 0;
+#endif
 }
 """
 
@@ -154,7 +158,8 @@ def environment() -> dict[str, str]:
     compiler.chmod(0o755)
     variables = {"CXX": str(compiler), "PYTHONPATH": str(COPY), "RNNEXT_CUDA": "0"}
     variables |= {"RNNEXT_ISAS": "native,generic,amx_stand_in"}
-    return os.environ | variables | ({"CUDA_HOME": TOOLKIT} if HAS_NVCC else {})
+    for_cuda = {"CUDA_HOME": TOOLKIT, "NVCC_PREPEND_FLAGS": f"-include {switch}"}
+    return os.environ | variables | (for_cuda if HAS_NVCC else {})
 
 
 def test(fault: int, arguments: list[str], env: dict[str, str]) -> str:
