@@ -227,10 +227,13 @@ rnnext::Description plan(int64_t T, int64_t B, int64_t I, int64_t H, int D, int 
                          const std::optional<std::string>& machine, std::string_view cell) {
   const std::pair<const char*, int64_t> sizes[] = {
       {"T", T}, {"B", B}, {"H", H}, {"num_layers", layers}, {"threads", threads}};
-  for (const auto& [name, size] : sizes)
+  for (const auto& [name, size] : sizes) {
     TORCH_CHECK_VALUE(size > 0, name, " must be positive, got ", size);
+    TORCH_CHECK_VALUE(size <= INT32_MAX, name, " must be less than 2^31, got ", size);
+  }
   TORCH_CHECK_VALUE(D == 1 || D == 2, "directions must be 1 or 2, got ", D);
   TORCH_CHECK_VALUE(I >= 0, "I must not be negative, got ", I);
+  TORCH_CHECK_VALUE(I <= INT32_MAX, "I must be less than 2^31, got ", I);
   TORCH_CHECK_VALUE(lengths.empty() || static_cast<int64_t>(lengths.size()) == B,
                     "lengths must hold B = ", B, " numbers, got ", lengths.size());
   for (const int64_t length : lengths)

@@ -122,12 +122,14 @@ def run(
     noise: Sequence[Tensor] = (),
     table: Tensor | None = None,
     noise_keys: Tensor | None = None,
+    refused: Exception | None = None,
 ) -> tuple[_Sequence, Any]:
     """:func:`rnnext.functional.rnn` where all that it infers is known; the weights are flat.
 
     of: a :class:`Stack`. cell: as the ops call it; of an LSTM, states are pairs. alpha and noise:
     ``[H]`` for each layer and direction, or none. table: ``[V, I]``; input then says which of its
-    rows each step reads. noise_keys: of each layer; by default from torch's generator.
+    rows each step reads. noise_keys: of each layer, by default torch's generator's. refused: what
+    the op has raised.
 
     Nothing is checked here: the op refuses what is wrong, and only then is the input examined
     again, to raise the error that torch.nn raises for it.
@@ -151,6 +153,8 @@ def run(
     if lengths is not None:
         lengths = as_lengths(lengths, weights[0].device)
     try:
+        if refused:
+            raise refused
         output, h_n = (_rnn if is_compiling() else _C.rnn)(
             data if table is None else table, states, weights, of["bias"], of["num_layers"],
             of["bidirectional"], of["batch_first"], of["dropout"], of["training"],

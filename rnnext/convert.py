@@ -27,8 +27,7 @@ _Classes = Mapping[type[nn.Module], type[nn.Module]]
 
 
 class _TakesLengths(nn.RNNBase):
-    """A layer of torch.nn that takes ``lengths``, by torch's operators alone: what ``revert``
-    leaves.
+    """A layer of torch.nn that takes ``lengths``, by torch's operators alone, as ``revert`` leaves.
 
     Past the end of a row steps are computed and thrown away.
     """
@@ -155,8 +154,7 @@ def convert(
     training flags, devices, parametrizations and references to them stay as they are. Left alone
     are instances of other subclasses, which may override what rnnext replaces, modules whose
     forward has been replaced, LSTMs with ``proj_size``, and those whose dtype, device or kind of
-    tensor rnnext has no kernels for: :func:`summary` says which. Each change is logged at
-    level INFO.
+    tensor rnnext has no kernels for: :func:`summary` says which. Changes are logged at level INFO.
 
     Args:
         model: any module; it may itself be one of them.

@@ -26,6 +26,7 @@ __all__ = [
 
 # The same ops twice: torch.compile puts these into its graph, eager calls take _C's short way.
 _embedding: Callable[..., Tensor] = torch.ops.rnnext.embedding.default
+_FORMS = _C.forms()  # once: torch.compile does not follow the call
 _Recurrence = Callable[..., tuple[Tensor, Tensor, list[Tensor]]]
 _recurrence: _Recurrence = torch.ops.rnnext.recurrence.default
 _ensemble: _Recurrence = torch.ops.rnnext.recurrence_ensemble.default
@@ -56,8 +57,7 @@ def rnn(
 
     Each layer and direction computes ``h_t = f(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``.
     Below, T is the number of steps, B the batch size, I the input size, H the hidden size,
-    L the number of layers and D the number of directions. L and whether there are biases follow
-    from ``weights``.
+    L the number of layers and D that of directions; L and the biases are known by ``weights``.
 
     Args:
         input: the features, ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, ``[T, I]`` for one
@@ -100,8 +100,7 @@ def rnn(
             or alone.
         TypeError: ``reset`` is not bool, ``lengths`` are no integers, or an argument, or one of
             ``weights``, is no tensor.
-        RuntimeError: sizes, dtypes or devices do not fit together, T is 0, or the dtype is not
-            supported.
+        RuntimeError: sizes, dtypes or devices do not fit together, T is 0, the dtype unsupported.
 
     J. L. Elman, "Finding structure in time", Cognitive Science 14, 1990. The interface follows
     ``torch.nn.RNN`` and its ``torch._VF.rnn_tanh``.
@@ -343,7 +342,7 @@ def recurrence(
         _errors.refuse_shape("reset_state", reset_state, (hidden,), state)
         reset_state = reset_state.expand(1, *state)
     alphas, noise = [], []
-    _errors.refuse_word("form", form, _C.forms())
+    _errors.refuse_word("form", form, _FORMS)
     if alpha is not None:
         alphas = [_of_units("alpha", alpha, weight_hh, lambda a: 0 < a <= 1, "in (0, 1]")]
     elif form != "rate":
@@ -504,7 +503,7 @@ def embedding(
             padding_idx += rows
     gather = _embedding if is_compiling() else _C.embedding
     try:
-        if type(input) is not Tensor and input.is_nested and max_norm is None:
+        if input.is_nested and max_norm is None:
             return torch.embedding(weight, input, padding_idx, scale_grad_by_freq, sparse)
         if max_norm is not None:
             table = weight.detach()

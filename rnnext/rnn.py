@@ -111,6 +111,7 @@ class Layers(nn.RNNBase, Generic[_State]):
         """
         own = self.__dict__
         cell, nonlinearity = _CALLED.get(own["mode"]) or (self._cell, nonlinearity_of(self))
+        refused: Exception | None = None
         if type(input) is not Tensor:
             node: tuple[_Sequence, _State] | None
             options = {"lengths": lengths, "reset": reset, "reset_state": reset_state}
@@ -127,12 +128,12 @@ class Layers(nn.RNNBase, Generic[_State]):
                 if found is not NotImplemented:
                     last: Any = found[1][0] if cell != "lstm" else tuple(found[1])
                     return found[0], last
-            except (RuntimeError, ValueError):
-                pass  # raised again below, in torch.nn's words
-        weights = weights_of(self, self._flat_weights_names)
+            except (RuntimeError, ValueError) as error:
+                refused = error  # raised below, or what torch.nn raises for such a call
         return _layers.run(
-            attributes_of(self), weights, input, hx, lengths, reset, reset_state, cell, nonlinearity
-        )
+            attributes_of(self), weights_of(self, self._flat_weights_names), input, hx, lengths,
+            reset, reset_state, cell, nonlinearity, refused=refused,
+        )  # fmt: skip
 
     if TYPE_CHECKING:  # nn.Module's takes and gives anything
         __call__ = forward

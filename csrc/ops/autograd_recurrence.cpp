@@ -215,7 +215,9 @@ RecurrenceGradients recurrence_backward(const BackwardInputs& r, const Recurrenc
   if (!dual && !any_recorded(r, a))
     return below_autograd([&] { return call_backward<typename Op::Backward>(r, a, wanted); });
   if constexpr (kEnsemble<Op>) return ensemble_backward_in_turn(r, a, wanted);
-  return dual ? backward_loop(r, a, wanted) : BackwardFunction::forward(r, a, wanted);
+  if (!dual) return BackwardFunction::forward(r, a, wanted);
+  check_backward(r, a, wanted);
+  return backward_loop(r, a, wanted);
 }
 
 // A stack runs layer by layer where a gradient is wanted.

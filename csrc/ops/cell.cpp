@@ -28,6 +28,7 @@ class CellStep {
   explicit CellStep(const CellArguments& a) : a_(a) {
     TORCH_CHECK(a.input.dim() == 1 || a.input.dim() == 2, "input must have 1 or 2 dimensions, got ",
                 a.input.dim());
+    TORCH_CHECK(a.weight_ih.dim() == 2, "weight_ih must be 2-D, got ", a.weight_ih.sym_sizes());
     check_count(a.hx, "hx", traits_of(parse_cell(a.cell)).states);
     for (const Tensor& h : a.hx) {
       TORCH_CHECK(h.dim() == a.input.dim(), "hx must have as many dimensions as input, ",
@@ -59,11 +60,9 @@ class CellStep {
 
   // States as the recurrence takes them, none if none is defined; and back, as separate tensors.
   OptionalTensor stacked(TensorList states) const {
-    if (states.size() == 1)
-      return states[0].defined() ? OptionalTensor(as_step(states[0])) : std::nullopt;
     const auto* const one = std::ranges::find_if(states, &Tensor::defined);
     if (one == states.end()) return std::nullopt;
-    std::vector<Tensor> each;
+    c10::SmallVector<Tensor, 2> each;
     for (const Tensor& t : states) each.push_back(as_step(t.defined() ? t : at::zeros_like(*one)));
     return joined(each);
   }

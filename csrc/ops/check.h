@@ -296,6 +296,16 @@ void check_backward_inputs(const BackwardInputs& r, const RecurrenceArguments& a
               "saved must be what the forward pass saved, got none");
 }
 
+// Checks a call of the backward op that torch's operations compute, without a kernel's own checks.
+inline void check_backward(const BackwardInputs& r, const RecurrenceArguments& a,
+                           const Wanted& wanted) {
+  Sizes<c10::SymInt> s;
+  check_recurrence(a, s, [&](const char*) -> c10::SymInt {
+    return s.T > 0 ? a.batch_sizes->select(0, 0).item<int64_t>() : 0;
+  });
+  check_backward_inputs(r, a, s, wanted);
+}
+
 // For ensembles: how many members there are, and the check that a tensor has as many.
 template <class Int>
 Int check_members(const RecurrenceArguments& a) {
@@ -336,8 +346,7 @@ void check_stack(const RecurrenceArguments& a, bool save) {
 
 inline void check_embedding(const Tensor& weight, const Tensor& indices) {
   TORCH_CHECK(weight.dim() == 2, "'weight' must be 2-D");
-  TORCH_CHECK(indices.device() == weight.device(), "indices must be on the device of weight, ",
-              weight.device(), ", got ", indices.device());
+  check_device(indices, "indices", weight);
   check_index_dtype(indices);
 }
 inline void check_embedding_gradient(const Tensor& grad, const Tensor& indices) {

@@ -25,9 +25,12 @@ namespace rnnext {
 Tensor joined(TensorList states) {
   const Tensor& first = states[0];
   if (states.size() == 1) return first;
+  for (const Tensor& t : states)  // at::cat would promote them
+    TORCH_CHECK(t.dtype() == first.dtype(), "the states must have one dtype, got ",
+                dtype_name(first), " and ", dtype_name(t));
   const auto copies = [&](const Tensor& t) {
     return t.is_cpu() && is_plain(t) && t.numel() > 0 && !t.is_neg() && !t._is_zerotensor() &&
-           t.is_contiguous() && t.sizes() == first.sizes() && t.dtype() == first.dtype();
+           t.is_contiguous() && t.sizes() == first.sizes();
   };
   if (!std::ranges::all_of(states, copies)) return at::cat(states);
   at::DimVector shape(first.sizes());

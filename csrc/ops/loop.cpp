@@ -131,6 +131,7 @@ RecurrenceGradients backward_loop_as_kernel(const BackwardInputs& r, const Recur
       now.included_, (now.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView) |
                          c10::autocast_dispatch_keyset);
   const at::NoGradGuard unrecorded;
+  check_backward(r, a, wanted);
   return backward_loop(r, a, wanted);
 }
 

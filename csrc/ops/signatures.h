@@ -17,8 +17,10 @@
 namespace rnnext {
 
 // Whether this stands for an empty list. It does so while one of torch's modes traces a call,
-// because AOTInductor drops empty lists. No real tensor of a list has 6 dimensions.
-inline bool stands_for_none(TensorList list) { return list.size() == 1 && list[0].dim() == 6; }
+// because AOTInductor drops empty lists. No real tensor of a list has 6 dimensions and no elements.
+inline bool stands_for_none(TensorList list) {
+  return list.size() == 1 && list[0].dim() == 6 && list[0].sym_numel() == 0;
+}
 // A tensor that stands for an empty list, undefined unless a mode traces; and a struct that has it
 // in place of each empty list.
 inline Tensor stand_in(const Tensor& like) {

@@ -4,7 +4,7 @@
 #include "ops/vmap.h"
 
 #include <ATen/functorch/BatchedTensorImpl.h>
-// Included last, or its own calls would find these functions by their arguments.
+// After functorch's header, whose calls would else find this one's functions by their arguments.
 #include <ATen/LegacyBatchedTensorImpl.h>
 
 #include <ATen/TensorOperators.h>
@@ -72,9 +72,10 @@ Tensor GradsBatched::give(const Tensor& t, int64_t dim) const {
 
 Tensor at_place(const Tensor& t, Dim dim, const c10::SymInt& calls, int64_t place) {
   if (dim) return *dim == place ? t : t.movedim(*dim, place);
-  std::vector<c10::SymInt> sizes = t.sym_sizes().vec();
-  sizes.insert(sizes.begin() + place, calls);
-  return t.unsqueeze(place).expand_symint(sizes);
+  const Tensor one = t.unsqueeze(place);  // raises if t has too few dimensions
+  std::vector<c10::SymInt> sizes = one.sym_sizes().vec();
+  sizes[place] = calls;
+  return one.expand_symint(sizes);
 }
 
 Tensor shifted(const Tensor& indices, const c10::SymInt& calls, int64_t place,

@@ -42,6 +42,8 @@ def test_indices_in_a_nested_tensor():
         for rows in (found, expected):
             rows.values().sum().backward()
         assert torch.equal(ours.weight.grad, theirs.weight.grad)
+    strided = torch.nested.nested_tensor([torch.tensor([1, 2, 2]), torch.tensor([5])])
+    assert torch.equal(ours(strided).values(), theirs(strided).values())
     ours.max_norm = 1.0
     with pytest.raises(RuntimeError, match=r"^indices must be a dense tensor, got torch\.jagged"):
         ours(nested)
@@ -104,8 +106,7 @@ def patch(module):
     module.rnn.forward = lambda x, hx=None: forward(2 * x)
 
 
-# Changes to the results of either module, or to their gradients. (All modules' hooks are in
-# tests/package/test_tools_of_torch.py.)
+# Changes to either module's results or gradients. (All modules' hooks are in test_tools_of_torch.)
 ATTACHED = {
     "max_norm": lambda m: setattr(m.embedding, "max_norm", 0.1),
     "a parametrized table": lambda m: register_parametrization(m.embedding, "weight", nn.Tanh()),

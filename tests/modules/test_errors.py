@@ -256,8 +256,10 @@ REFUSED = [
      "reset_state must have shape [2, 4] or [2, 2, 4], got [1, 4]"),
     (lambda: TWO(X[:, 0], reset=BOOLS[:, 0], reset_state=zeros(2, 1, 4)), ValueError,
      "reset_state must have shape [2, 4], got [2, 1, 4]"),
-    (lambda: LSTM(X, zeros(1, 2, 4)), TypeError,
-     "hx must be a pair of tensors, (h, c), got Tensor"),
+    (lambda: LSTM(X, X), TypeError, "hx must be a pair of tensors, (h, c), got Tensor"),
+    (lambda: LSTM(X, (zeros(1, 2, 4), zeros(1, 2, 4) > 0)), RuntimeError, "have one dtype, got"),
+    (torch.autocast("cpu")(lambda: torch.jit.trace(LSTM, X)), RuntimeError, "Cannot insert a"),
+    (lambda: torch.vmap(lambda x: TWO(x, lengths=TOKENS[0, 0]))(X[None]), IndexError, "range"),
     (lambda: LSTM(X, [X]), TypeError, "hx must be a pair of tensors, (h, c), got 1 of them"),
     (lambda: LSTM_CELL(X[0], X), TypeError, "hx must be a pair of tensors, (h, c), got Tensor"),
     (lambda: LSTM(X, reset=BOOLS, reset_state=zeros(1, 4)), TypeError,
@@ -294,6 +296,7 @@ REFUSED = [
     (lambda: rnnext.summary(nn.RNN), TypeError, "model must be a torch.nn.Module, got type"),
     (lambda: CELL(X[0], meta(2, 4)), RuntimeError, "hx must be on the device of the weights"),
     (lambda: CELL(X[0].to_sparse()), RuntimeError, "input must be a dense tensor, got torch"),
+    (lambda: cell(zeros(4, 0, 1, 1, 1, 3), W_HH), RuntimeError, "weight_ih must be 2-D, got [4"),
     (lambda: cell(W_IH, zeros(4, 5)), RuntimeError, "weight_hh must have shape [5, 5], got [4, 5]"),
     (lambda: cell(W_IH, W_HH, zeros(5), B), RuntimeError, "bias_ih must have shape [4], got [5]"),
     (lambda: cell(W_IH, W_HH, B, zeros(4, 1)), RuntimeError, "bias_hh must have shape [4], got"),
@@ -368,6 +371,7 @@ def test_compiled_code_names_the_argument():
     for module, given, message in (
         (RNN, zeros(5, 2, 7), features),
         (CELL, zeros(2, 7), features),
+        (lambda x: recur(input=x), zeros(5, 2, 7), features),
         (EMBEDDING, X, "one of the following scalar types: Long, Int; but got torch.FloatTensor"),
         (TOKEN_RNN, X[..., 0], "tokens must be int32 or int64, got float32"),
     ):

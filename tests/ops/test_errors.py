@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import rnnext
@@ -28,6 +29,7 @@ OF_A_RECURRENCE = [
     ({}, {"index": longs(5, 3)}, "index needs a table: weight_ih must be empty"),
     ({}, {"weight_ih": []}, "the last dimension of input must be 6, got 4"),
     ({}, {"weight_ih": [zeros(6, 4)] * 2}, "weight_ih must hold 1 tensors or none, got 2"),
+    ({}, {"weight_ih": [zeros(6, 1, 1, 1, 1, 4)]}, "weight_ih must have shape [6, 4], got [6, 1"),
     ({}, {"weight_hh": []}, "weight_hh must hold 1 or 2 tensors, one a direction, got 0"),
     ({}, {"weight_hh": [zeros(6, 5)]}, "weight_hh must have shape [5, 5], got [6, 5]"),
     ({}, {"weight_hh": [zeros(6)]}, "weight_hh must have shape [H, H], got [6]"),
@@ -102,6 +104,9 @@ def assert_refused_in_every_way(op, arguments, error, message):
     assert message in expected[1]
     recorded = arguments.map(lambda t: t.detach().requires_grad_(t.is_floating_point()))
     assert error_of(recorded.call, op) == expected
+    with forward_ad.dual_level():
+        dual = arguments.map(lambda t: forward_ad.make_dual(t, t) if t.is_floating_point() else t)
+        assert error_of(dual.call, op) == expected
     for way in ("fake", "symbolic", "meta"):
         found = error_of(without_data(arguments, way).call, op)
         assert found[0] is error, (way, found)

@@ -309,11 +309,13 @@ Tensor dropout_mask(const Tensor& key, c10::SymInt T, c10::SymInt B, c10::SymInt
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dtype, "dropout_mask", [&] {
     auto* const to = mask.mutable_data_ptr<scalar_t>();
     const auto kept = static_cast<scalar_t>(1 / (1 - p));
-    run_team(mask.numel() < kFewNumbers ? 1 : max_threads(), [&](const Worker& worker) {
+    const int threads = mask.numel() < kFewNumbers ? 1 : max_threads();
+    std::vector<uint32_t> all(mask.numel() > 0 ? threads * width : 0);  // a row for each thread
+    run_team(threads, [&](const Worker& worker) {
       const Range share = share_of(steps * batch, worker.rank, worker.size);
-      std::vector<uint32_t> words(mask.numel() > 0 ? width : 0);
+      uint32_t* const words = all.data() + worker.rank * width;
       for (int64_t row = share.begin; row < share.end; ++row) {
-        random_words(keys, row / batch, row % batch, width, words.data());
+        random_words(keys, row / batch, row % batch, width, words);
         for (int64_t j = 0; j < width; ++j)
           to[row * width + j] = words[j] < dropped ? scalar_t(0) : kept;
       }

@@ -44,10 +44,8 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
   const Tensor& like = *first;
   TORCH_CHECK(like.device().is_cpu(), "a Stepper runs on the CPU: the weights are on ",
               like.device());
-  const int64_t gates = traits_of(parse_cell(cell)).gates;
-  TORCH_CHECK(like.dim() == 2 && like.size(1) > 0 && like.size(0) == gates * like.size(1),
-              "weight_hh must have shape [", gates > 1 ? c10::str(gates, " * ") : "",
-              "H, H] with H > 0, got ", like.sizes());
+  check_matrix(like, parse_cell(cell));
+  TORCH_CHECK(like.size(1) > 0, "weight_hh must have hidden units, got shape ", like.sizes());
   const auto L = static_cast<int64_t>(layers.size());
   const int64_t S = traits_of(parse_cell(cell)).states;
   states_ = at::zeros({2, L, S, batch_size, like.size(1)}, like.options());
@@ -72,25 +70,20 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
 void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
                         std::string_view cell) {
   const auto& [weight_ih, weight_hh, bias_ih, bias_hh, alpha, noise, noise_key] = weights;
-  const auto listed = [](const OptionalTensor& t, const char* name) {
+  const auto copied = [](const OptionalTensor& t, const char* name) {
     std::vector<Tensor> list;
-    if (given(t)) list.push_back(values_of(*t, name));
-    return list;
-  };
-  const auto copied = [&](const OptionalTensor& t, const char* name) {
-    std::vector<Tensor> list = listed(t, name);
-    for (Tensor& each : list) each = each.clone();
+    if (given(t)) list.push_back(values_of(*t, name).clone());
     return list;
   };
   const int64_t B = states_.size(3), H = states_.size(4);
-  const int64_t width = !given(weight_ih) ? traits_of(parse_cell(cell)).gates * H
-                        : layers_.empty() ? weight_ih->size(-1)
-                                          : H;
+  const int64_t width = !layers_.empty()   ? H
+                        : given(weight_ih) ? weight_ih->size(-1)
+                                           : traits_of(parse_cell(cell)).gates * H;
   // Each step has its own input and state, of these shapes.
   KeptArguments arguments{.input = at::zeros({1, B, width}, states_.options()),
                           .hx = states_[0][0],
-                          .weight_ih = listed(weight_ih, "weight_ih"),
-                          .weight_hh = listed(weight_hh, "weight_hh"),
+                          .weight_ih = copied(weight_ih, "weight_ih"),
+                          .weight_hh = copied(weight_hh, "weight_hh"),
                           .bias_ih = copied(bias_ih, "bias_ih"),
                           .bias_hh = copied(bias_hh, "bias_hh"),
                           .alpha = copied(alpha, "alpha"),
