@@ -44,6 +44,14 @@ inline Tensor plain_view(const Tensor& t, at::IntArrayRef sizes, at::IntArrayRef
   impl.set_sizes_and_strides(sizes, strides);
   return view;
 }
+// With the first two dimensions swapped.
+inline Tensor swapped(const Tensor& t) {
+  if (!is_plain(t)) return t.transpose(0, 1);
+  at::DimVector sizes(t.sizes()), strides(t.strides());
+  std::swap(sizes[0], sizes[1]);
+  std::swap(strides[0], strides[1]);
+  return plain_view(t, sizes, strides);
+}
 
 // The states of a cell, [n, B, H] each, one after the other; and one of them again, the s-th of n.
 Tensor joined(TensorList states);
@@ -83,13 +91,13 @@ struct Sequences {
   bool unbatched, batch_first;
 
   Tensor time_first(const Tensor& t) const {
-    return unbatched ? t.unsqueeze(1) : batch_first ? t.transpose(0, 1) : t;
+    return unbatched ? t.unsqueeze(1) : batch_first ? swapped(t) : t;
   }
   OptionalTensor time_first(const OptionalTensor& t) const {
     return given(t) ? OptionalTensor(time_first(*t)) : t;
   }
   Tensor back(const Tensor& t) const {
-    return unbatched ? as_result(t.squeeze(1)) : batch_first ? as_result(t.transpose(0, 1)) : t;
+    return unbatched ? as_result(t.squeeze(1)) : batch_first ? as_result(swapped(t)) : t;
   }
   Tensor states_back(const Tensor& h) const { return unbatched ? as_result(h.squeeze(1)) : h; }
 };
