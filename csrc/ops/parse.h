@@ -8,7 +8,7 @@
 
 namespace rnnext {
 
-// The sizes of a call with data; step_row and sequence_lengths describe a packed input.
+// The sizes of a call with data.
 struct RecurrenceSizes : Sizes<int64_t> {
   std::vector<int64_t> step_row;          // [T+1], packed input only
   std::vector<int64_t> sequence_lengths;  // [B], packed input only

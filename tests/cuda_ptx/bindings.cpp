@@ -15,8 +15,7 @@
 #include "cuda/binding/recurrence.cpp"
 #undef CUDA
 
-// Gated cells have no kernels here, and no test calls them: the loop of torch operations is left
-// out.
+// Gated cells have no kernels here, and no test calls them: the loop of operations is left out.
 namespace rnnext {
 RecurrenceOp::Results recurrence_loop(const RecurrenceArguments&, bool) { TORCH_CHECK(false); }
 RecurrenceGradients backward_loop_as_kernel(const BackwardInputs&, const RecurrenceArguments&,

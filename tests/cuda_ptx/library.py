@@ -84,8 +84,7 @@ class Library:
         self, name: str = "H100", granted: int | None = None, compiled: int = 1 << 10
     ) -> None:
         """The device whose limits launches and queries see. `granted`: how many multiprocessors
-        launches run on, else all; `compiled`: the architecture of the kernels' PTX, 0 without
-        any code."""
+        launches run on, else all; `compiled`: the architecture of the PTX, 0 without code."""
         sm, multiprocessors, shared_bytes = DEVICES[name][:3]
         granted = multiprocessors if granted is None else granted
         self.handle.stand_in_device(sm, multiprocessors, shared_bytes, granted, compiled)

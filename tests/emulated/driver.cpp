@@ -3,8 +3,7 @@
 //
 // A call is nine int64 (T, B, I, H, D, dtype, nonlinearity, cell, and a bit for each direction that
 // is reversed), then its arrays in the order of `run`, each behind its number of bytes. After the
-// dtypes come float32 at "medium" and at "high". The results follow each other without those
-// numbers.
+// dtypes come float32 at "medium" and at "high". Results follow each other without those numbers.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>

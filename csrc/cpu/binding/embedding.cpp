@@ -184,8 +184,7 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num
     return std::lower_bound(runs.row, runs.row + runs.count, v) - runs.row;
   };
   // A share is a range of table rows: sums for those that were picked, zeros for the others, so
-  // every byte of the output is written once. Shares have equal numbers of rows written plus rows
-  // read.
+  // every byte of the output is written once. Shares have equal numbers of rows written and read.
   const auto boundary = [&](int64_t share, int64_t shares) {
     const int64_t target = (num_weights + N) * share / shares;
     const auto before = [&](const int64_t& row, int64_t end) {

@@ -1,6 +1,5 @@
-// A call of the recurrence on the CPU, for the ops, ensembles and the Stepper: the choice of
-// kernels and threads, the checked call, its memory and its run; and its plan in words, for
-// explain.
+// A call of the recurrence on the CPU, for ops, ensembles and the Stepper: the choice of kernels
+// and threads, the checked call, its memory and its run; and its plan in words, for explain.
 #pragma once
 
 #include <ATen/core/Tensor.h>

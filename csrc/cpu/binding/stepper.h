@@ -20,8 +20,7 @@ class Stepper {
 
   // table: rows of the first layer's input, [V,I] features or [V,G*H] pre-activations; steps then
   // take row numbers. (A gated cell's pre-activations are those from the input alone.) The table is
-  // not copied. watched: what the weights were made from; once one of these changes, steps are
-  // refused.
+  // not copied. watched: what weights were made from; once one of these changes, steps are refused.
   Stepper(const std::vector<Weights>& layers, const OptionalTensor& table,
           const std::vector<NamedTensor>& watched, std::string_view nonlinearity,
           std::string_view cell, int64_t batch_size);

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "cpu/embedding/runs.h"
-#include "cpu/rnn/plan.h"
 #include "cpu/runtime/team.h"
 
 namespace rnnext {

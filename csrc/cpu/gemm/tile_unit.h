@@ -16,8 +16,7 @@ struct alignas(64) Config {
   uint16_t row_bytes[16];
   uint8_t rows[16];
 };
-// All tiles are whole. (Static, since the instruction reads it from memory, once a task and
-// thread.)
+// All tiles are whole. (Static: the instruction reads it from memory, once a task and thread.)
 inline constexpr Config kWholeTiles = {
     1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 

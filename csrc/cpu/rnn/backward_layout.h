@@ -67,14 +67,7 @@ struct BackwardLayout : BackwardCall {
     bytes = arena.used;
   }
 
-  Matrix<S, F> weight_hh(int d) const {
-    return {.weight = static_cast<const S*>(p.weight_hh[d]),
-            .K = p.gates() > 1 ? p.gates() * gate_width<F>(p.H) : p.H,
-            .columns = p.H,
-            .transposed = false,
-            .gates = p.gates(),
-            .H = p.H};
-  }
+  Matrix<S, F> weight_hh(int d) const { return backward_weight<S, F>(p, p.weight_hh[d], p.H); }
   void pack_hh(int d, int64_t copy, int64_t q0, int64_t q1) const {
     RecurrentWeights<S, MK>{plan, weight_hh(d)}.pack(hh[copy], q0, q1);
   }

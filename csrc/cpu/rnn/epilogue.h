@@ -229,8 +229,7 @@ void run_epilogue(const Step& step, const Vec<typename Step::C>* x, int64_t stri
                    End<S, Step>{step, x, stride, rows, vectors, row, column});
 }
 
-// How tiles end in a call whose results are stored as S: with `End`, unless they inline the
-// nonlinearity.
+// How tiles end in a call with results stored as S: with `End`, or with f inline.
 template <template <class, class> class End, class S, class Step>
 Epilogue<Step, Compute<S>> epilogue_of(const Recurrence& p, bool inlines_tanh) {
   const bool inlined = p.nonlinearity == Nonlinearity::relu ||

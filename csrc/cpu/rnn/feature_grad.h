@@ -32,13 +32,7 @@ struct FeatureGradients : BackwardCall {  // one worker's
   }
 
   static Matrix<S, F> weight(const Recurrence& p, int d) {
-    return {.weight = static_cast<const S*>(p.weight_ih[d]),
-            .K = p.gates() > 1 ? p.gates() * gate_width<F>(p.H) : p.H,
-            .columns = p.I,
-            .transposed = false,
-            .gates = p.gates(),
-            .H = p.H,
-            .first_gate = gate_of(p, 0).ih};
+    return backward_weight<S, F>(p, p.weight_ih[d], p.I, gate_of(p, 0).ih);
   }
   static int64_t packed_size(const Recurrence& p) { return p.D * weight(p, 0).packed_size(); }
   // Packs share i of n of the panels of direction d.

@@ -321,7 +321,7 @@ void pack(const Recurrence& p, char* packed) {
   [[maybe_unused]] const typename MK::Task task;
   F* to = reinterpret_cast<F*>(packed);
   const auto pack_all = [&](const void* values, int64_t K) {
-    const Matrix<S, F> weight{static_cast<const S*>(values), K, p.H, true, K, p.gates()};
+    const auto weight = forward_weight<S, F>(p, values, K);
     weight.pack(to, 0, weight.panels());
     to += weight.packed_size();
   };

@@ -88,20 +88,8 @@ struct ForwardLayout {
   int64_t copy_of(const WorkItem& item) const {
     return plan.weights == Weights::own ? item.group : item.d;
   }
-  Matrix<S, F> weight_ih(int d) const {
-    return {.weight = static_cast<const S*>(p.weight_ih[d]),
-            .K = p.I,
-            .columns = p.H,
-            .transposed = true,
-            .gates = p.gates()};
-  }
-  Matrix<S, F> weight_hh(int d) const {
-    return {.weight = static_cast<const S*>(p.weight_hh[d]),
-            .K = p.H,
-            .columns = p.H,
-            .transposed = true,
-            .gates = p.gates()};
-  }
+  Matrix<S, F> weight_ih(int d) const { return forward_weight<S, F>(p, p.weight_ih[d], p.I); }
+  Matrix<S, F> weight_hh(int d) const { return forward_weight<S, F>(p, p.weight_hh[d], p.H); }
 
   // Packs the weights of blocks [u0, u1) of units of direction d into a copy.
   void pack(int d, int64_t copy, int64_t u0, int64_t u1) const {

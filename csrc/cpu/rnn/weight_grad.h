@@ -26,8 +26,7 @@ struct RowCursor {
     if (!p.inside(b, t)) return nullptr;
     if (p.restarts(d, b, t)) return state_row<S>(p, reset_operand, d, b);
     if (p.starts(d, b, t)) return state_row<S>(p, start_operand, d, b);
-    const int64_t before = p.before(d, t);
-    return output_row<S>(p, p.output, d, before, b);
+    return output_row<S>(p, p.output, d, p.before(d, t), b);
   }
   const S* features() const {
     const int64_t b = item.sequence(i);
@@ -35,15 +34,14 @@ struct RowCursor {
   }
 };
 
-// Sums for hidden units [begin, begin + height) of one direction, and one part of the gradient of
-// the pre-activations.
+// Sums for hidden units [begin, begin + height) of one direction, and one part of grad_pre.
 template <class S, class MK>
 struct WeightGradients : BackwardCall {
   using F = typename MK::Operand;
   using C = Compute<S>;
   static constexpr int kMR = MK::kMR;
   static constexpr int64_t kLeftStride = scratch_stride<F>(kGradientRows);
-  // How many columns are summed at once, two vectors of each.
+  // How many columns are summed at once.
   static constexpr int kColumns = 4;
 
   int64_t begin, height;

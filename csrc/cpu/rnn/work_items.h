@@ -186,14 +186,25 @@ Vec<Compute<S>> load_state(const S* state, int64_t j, int64_t n) {
   return state ? load_some(state + j, n) : Vec<Compute<S>>{};
 }
 
+// A weight [gates * H, K] as the forward pass multiplies it; [gates * H, columns], as the backward.
+template <class S, class F>
+Matrix<S, F> forward_weight(const Recurrence& p, const void* weight, int64_t K) {
+  return {static_cast<const S*>(weight), K, p.H, /*transposed=*/true, K, p.gates()};
+}
+template <class S, class F>
+Matrix<S, F> backward_weight(const Recurrence& p, const void* weight, int64_t columns,
+                             int first_gate = 0) {
+  const int64_t K = p.gates() > 1 ? p.gates() * gate_width<F>(p.H) : p.H;
+  return {static_cast<const S*>(weight), K, columns, false, columns, p.gates(), p.H, first_gate};
+}
+
 // The values, of [H], for hidden units j and up; zeros past H.
 template <class S>
 Vec<Compute<S>> load_hidden(const Recurrence& p, const void* values, int64_t j) {
   return load_some(static_cast<const S*>(values) + j, p.H - j);
 }
 
-// The vector from column j on, in the order of the packed weights, of values [gates * H] or null:
-// zeros.
+// The vector from column j on, in the order of the packed weights, of [gates * H] values or zeros.
 template <class S>
 Vec<Compute<S>> load_gates(const Recurrence& p, const void* values, int64_t j) {
   using C = Compute<S>;

@@ -9,7 +9,7 @@ namespace rnnext::RNNEXT_ISA {
 
 // a * b + c, rounded once on every CPU: without an instruction for it libm computes it, slowly.
 RNNEXT_INLINE Vec<float> fused_once(Vec<float> a, Vec<float> b, Vec<float> c) {
-#if defined(RNNEXT_X86) || defined(__aarch64__)
+#if defined(RNNEXT_X86) || (defined(__aarch64__) && RNNEXT_VECTOR_BYTES == 16)
   return fused<float>(a, b, c);
 #else
   for (int i = 0; i < kLanes<float>; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);

@@ -1,4 +1,4 @@
-// Hyperbolic tangent of a vector (GCC vector extensions, float or double, any number of lanes).
+// Hyperbolic tangent of a vector (the compilers' extensions, float or double, any number of lanes).
 #pragma once
 
 #include "cpu/simd/vector.h"
