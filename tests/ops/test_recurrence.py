@@ -86,9 +86,9 @@ def test_steps_past_the_end_have_no_part_in_any_derivative(source, reverse, cell
                 assert all(g.isfinite().all() for g in second)
 
 
-@cover(cell=VARIANTS["cell"], reset=["zeros", "state"], rows=["full", "lengths"])
-def test_states_that_no_step_reads_have_no_part_in_any_gradient(cell, reset, rows):
-    arguments = samples.make(rows=rows, cell=cell, reset=reset, requires_grad=True)
+@cover(cell=VARIANTS["cell"], reset=["zeros", "state"], rows=["full", "lengths"], T=[1, 5])
+def test_states_that_no_step_reads_have_no_part_in_any_gradient(cell, reset, rows, T):
+    arguments = samples.make(rows=rows, cell=cell, reset=reset, T=T, requires_grad=True)
     arguments.reset[:, 0], arguments.reset[0, 2] = False, True
     unread = [2] if rows == "full" else [1, 2]  # of the lengths one is 0
     cotangent = torch.rand_like(arguments.call(ops.recurrence)[0])

@@ -101,7 +101,7 @@ struct GradPreBuffers : BackwardCall {
         C* const carry = state_grads.row(item, kCarry, i) + j;
         C* const mixed = state_grads.row(item, kMixed, i) + j;
         add(state_grads.row(item, anew ? kResetCarry : kFirst, i) + j, load(carry));
-        if (alpha_grad && before && p.cell == Cell::rate)
+        if (alpha_grad && before && p.cell == Cell::rate && p.inside(b, t))
           add(alpha_grad + j, -load(mixed) * load_some(before + j, p.H - j));
         store(carry, Vec<C>{});
         store(mixed, Vec<C>{});
