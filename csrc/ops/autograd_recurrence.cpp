@@ -121,8 +121,7 @@ struct ForwardFunction {
   using Slots = Slot;
 };
 
-// The derivative of the backward op: ATen operations compute the op again, and autograd
-// differentiates these.
+// The derivative of the backward op: autograd's, of ATen operations that compute the op again.
 struct BackwardFunction {
   static constexpr const char* name = "RecurrenceBackwardBackward";
   static constexpr bool is_traceable = false;

@@ -93,6 +93,14 @@ def test_the_gradient_of_a_small_alpha():
         assert_close(*found)
 
 
+def test_gradients_of_a_hundred_thousand_equal_rows():
+    module, x = rnnext.GRU(9, 8), torch.full((100, 1000, 9), 0.3)
+    found = torch.autograd.grad(module(x)[0].sum(), [*module.parameters()])
+    exact = torch.autograd.grad(module.double()(x.double())[0].sum(), [*module.parameters()])
+    for grad, expected in zip(found, exact, strict=True):
+        assert (grad - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
 def test_noise_is_drawn_on_the_cpu_whatever_the_default_device():
     rnn, x = rnnext.LeakyRNN(3, 3, alpha=0.5, noise_std=1, noise_in_eval=True), torch.randn(4, 2, 3)
     weight, stepper = torch.randn(3, 3), rnnext.Stepper(rnn, 2)

@@ -9,8 +9,7 @@
 namespace rnnext::RNNEXT_ISA {
 
 // h = forward(pre), and backward(grad, h), the gradient of pre from that of h and from h alone: an
-// Elman cell. NaN passes through, as in torch. S is the type that h is stored as; only tanh depends
-// on it.
+// Elman cell. NaN passes through, as in torch. S is the type that h is stored as, for tanh alone.
 template <class S, Nonlinearity name>
 struct Activation {
   static constexpr CellTraits kTraits = traits_of(Cell::elman);

@@ -72,8 +72,7 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
                                              int64_t p1, int64_t columns, int64_t K, int64_t then) {
   using F = typename Product::F;
   constexpr int kMR = Product::MicroKernel::kMR;
-  // As even as can be: with an MR of 6, 8 rows are 4 + 4. (One tile needs no division: that shows
-  // in short steps.)
+  // As even as can be: with an MR of 6, 8 rows are 4 + 4. (One tile needs no division.)
   const int64_t tiles = rows <= kMR ? 1 : (rows + kMR - 1) / kMR;
   const int small = static_cast<int>(tiles == 1 ? rows : rows / tiles);
   const int64_t big = rows - small * tiles;

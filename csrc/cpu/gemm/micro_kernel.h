@@ -122,8 +122,7 @@ struct FmaMicroKernel : VectorMicroKernel<C, 64> {
 };
 
 #ifdef RNNEXT_BF16_DOT
-// Multiplies pairs of bfloat16 with the dot product of AVX512_BF16 or Arm's FEAT_BF16: two steps of
-// k at once.
+// Multiplies pairs of bfloat16 by AVX512_BF16's or FEAT_BF16's dot product: two steps of k at once.
 struct Bf16DotMicroKernel : VectorMicroKernel<Pair, 1> {
   template <int R, int NV>
   using Tile = RegisterTile<Bf16DotMicroKernel, R, NV>;

@@ -48,8 +48,7 @@ struct KernelTable {
   bool (*supported)();
   const KernelTable* below = nullptr;  // provides what is null here
   const RnnKernels* rnn[4] = {};       // by DType
-  // float32 whose operands are rounded to bfloat16, or are sums of two; null: not faster on this
-  // ISA.
+  // float32 whose operands are rounded to bfloat16, or are sums of two; null: not faster.
   const RnnKernels* rnn_medium = nullptr;
   const RnnKernels* rnn_high = nullptr;
   SumRuns sum_runs[4] = {};  // by DType
@@ -64,8 +63,7 @@ struct KernelTable {
   const KernelTable& complete() const { return normals ? *this : below->complete(); }
 };
 
-// The table of each cpu/isa/*.cpp. A build may leave some out (RNNEXT_ISAS in setup.py): their
-// addresses are null.
+// The table of each cpu/isa/*.cpp; null if a build leaves it out (RNNEXT_ISAS in setup.py).
 extern const KernelTable kAmxStandInTable [[gnu::weak]], kGenericTable [[gnu::weak]],
     kAvx2Table [[gnu::weak]], kAvx512Table [[gnu::weak]], kAvx512Bf16Table [[gnu::weak]],
     kAmxTable [[gnu::weak]], kNeonBf16Table [[gnu::weak]];

@@ -89,8 +89,7 @@ struct StateRows {
   C* alpha_grad = nullptr;  // [H] and more: its sums, or null where alpha needs no gradient
 };
 
-// Calls end.run<Act, cell>() for the cell that a call has. (Gated cells have ends of their own:
-// gates.h.)
+// Calls end.run<Act, cell>() for the cell of a call. (Gated cells have ends of their own: gates.h.)
 template <class Act, class End>
 RNNEXT_INLINE void run_cell(const End& end, Cell cell) {
   switch (cell) {

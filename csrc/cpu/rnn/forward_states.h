@@ -160,8 +160,7 @@ struct ForwardStates {
                            (to - from) * sizeof(S));
     }
   }
-  // Writes the output, and what is saved, where the tiles did not. The state is rounded to 16 bits
-  // with its output.
+  // Writes the output, and what is saved, where tiles did not. A 16-bit state is rounded with it.
   void write_output(const WorkItem& item, int64_t t, int64_t rows, const Rows<F>& states) const {
     const int64_t from = item.u0 * kPanel<C>, to = min_of(item.u1 * kPanel<C>, p.H);
     for (int64_t i = 0; i < rows; ++i) {

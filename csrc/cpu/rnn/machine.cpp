@@ -35,8 +35,7 @@ void read_cache_sizes([[maybe_unused]] Machine& machine) {
 #endif
 }
 
-// The row of a list with this name; without one it throws: `must`, the names that there are, and
-// this one.
+// The row of a list with this name; without one it throws: `must`, all names, and this one.
 template <class Row, size_t n>
 const Row& row_of(const Row (&list)[n], const std::string& name, const char* must) {
   std::string known;

@@ -167,8 +167,7 @@ bool plan_unpadded(const Recurrence& p, const RecurrenceGradOut& out, const Kern
 std::vector<ForwardPlan> plan_wavefront(const std::vector<Recurrence>& layers,
                                         const KernelShape& shape, const Machine& machine,
                                         int threads);
-// Whether kernels of this shape, which multiply float32 at a lower precision, are faster than those
-// of the highest.
+// Whether kernels of this shape, for float32 at a lower precision, are faster than the highest's.
 bool plan_lower_precision(const Recurrence& p, const KernelShape& shape);
 // How many threads, at most `most`, a call should have whose work is so many times that of the
 // forward products of one such layer: kBackwardProducts for a backward pass, a stack's layers.

@@ -86,9 +86,10 @@ struct WeightGradients : BackwardCall {
     bytes = arena.used;
   }
 
-  // Adds the next `rows` rows of the cursor. If `begins`, the sums begin with these, even if there
-  // are none. grad_pre: their rows, or, if its stride is 0, the whole tensor,
-  // [N, D*grads*H].
+  // Adds the next `rows` rows of the cursor, kGradientRows at a time: each such sum begins with
+  // zero, since a float that sums a million rows has lost what the next one adds. If `begins`, the
+  // sums begin with these, even if there are none. grad_pre: their rows, or, if its stride is 0,
+  // the whole tensor, [N, D*grads*H].
   void add(RowCursor<S>& cursor, int64_t rows, Rows<C> grad_pre, bool begins) const {
     const int d = cursor.item.d;
     if (begins) __builtin_memset(sum_columns, 0, column_count * column_size * sizeof(C));
@@ -152,8 +153,7 @@ struct WeightGradients : BackwardCall {
   }
 
  private:
-  // Where tiles keep their sums, and how many rows and columns there is room for: whole tiles, or
-  // just the gradient.
+  // Where tiles keep their sums, and room for how many rows and columns: whole tiles, or fewer.
   struct Sums {
     Rows<C> at;
     int64_t rows, columns;
@@ -203,7 +203,7 @@ struct WeightGradients : BackwardCall {
   template <int N, int NV>
   RNNEXT_NOINLINE void add_columns(int64_t first, int64_t rows, int64_t h) const {
     Vec<C> sums[N][NV];
-    load_tile(sums, column_sums(first) + h, column_size, NV * kLanes<C>);
+    for_block<N, NV>([&](int i, int v) { sums[i][v] = Vec<C>{}; });
     for (int64_t n = 0; n < rows; ++n)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
@@ -213,7 +213,10 @@ struct WeightGradients : BackwardCall {
         for (int i = 0; i < N; ++i)
           FmaMicroKernel<C>::multiply_add(sums[i][v], multiplier(first + i, n), grad);
       }
-    store_tile(sums, column_sums(first), column_size, h, h + NV * kLanes<C>);
+    for_block<N, NV>([&](int i, int v) {
+      C* const to = column_sums(first + i) + h + v * kLanes<C>;
+      store(to, load(to) + sums[i][v]);
+    });
   }
   // Left operands. Those of hidden unit h begin at first + h * step and lie `stride` apart, as many
   // as the rows make.
@@ -290,9 +293,12 @@ struct WeightGradients : BackwardCall {
                                 int64_t ahead) const {
     typename MK::template Tile<kMR, NV> tile(Extent<kMR, NV>{});
     C* const to = sums.at[h] + column;
-    begins ? tile.clear() : tile.load(to, sums.at.stride);
+    tile.clear();
     if (h + 2 * kMR <= height) Extent<kMR, NV>{}.prefetch(to + ahead, sums.at.stride);
     tile.template add<true>(tiles.first + h * tiles.step, tiles.stride, panel, K);
+    if (!begins)
+      for_block<kMR, NV>(
+          [&](int r, int j) { tile.sums[r][j] += load(to + r * sums.at.stride + j * kLanes<C>); });
     tile.finish(sums, h, column);
   }
 
@@ -310,9 +316,14 @@ struct WeightGradients : BackwardCall {
   static RNNEXT_NOINLINE void add_amx_tiles(const F* a, const F* panel, int64_t K, C* to,
                                             int64_t stride, bool begins) {
     typename TileExtent<2, 2>::template Tile<MK> tile(TileExtent<2, 2>{kMR, 2});
-    begins ? tile.clear() : tile.load(to, stride);
+    tile.clear();
     tile.add(a, kLeftStride, panel, K);
-    tile.store(to, stride);
+    if (begins) return tile.store(to, stride);
+    alignas(64) C sums[kMR][2 * kLanes<C>];
+    tile.store(sums[0], 2 * kLanes<C>);
+    for (int r = 0; r < kMR; ++r, to += stride)
+      for (int j = 0; j < 2 * kLanes<C>; j += kLanes<C>)
+        store(to + j, load(to + j) + load(sums[r] + j));
   }
 };
 
