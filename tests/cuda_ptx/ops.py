@@ -55,8 +55,7 @@ def placed(values: Tensor) -> Tensor:
 
 
 def op(name: str) -> Callable[..., Any]:
-    """An op of the CUDA half. In the interpreter its results and temporary tensors lie in device
-    memory."""
+    """An op of the CUDA half. Its results and temporary tensors lie in the interpreter's memory."""
     function = getattr(torch.ops.rnnext, name).default
 
     def place(value):
@@ -79,8 +78,7 @@ recurrence, recurrence_backward = op("recurrence"), op("recurrence_backward")
 
 
 def copied_ahead(arguments):
-    """Arguments in device memory whose rows only asynchronous copies may read: a plain load would
-    make a step wait."""
+    """Arguments in device memory whose rows asynchronous copies alone may read: a load waits."""
     given = arguments.map(lambda t: kernels().put(t.detach()))
     rows = [getattr(given, name, None) for name in ("input", "grad_output")]
     for tensor in [*rows, *getattr(given, "saved", [])]:

@@ -21,8 +21,7 @@ def lib(lib, request):
 
 @pytest.fixture
 def run(lib):
-    """Runs the kernel of wrappers.cu of this name on a tensor; returns its output, which was zeros.
-    `edit` may change the PTX."""
+    """Runs wrappers.cu's kernel of this name, whose PTX `edit` may change; its output was zeros."""
 
     def run(name, given, *shape, dtype=torch.int32, blocks=1, edit=lambda text: text):
         (text,) = [lib.texts[each] for each in lib.texts if name in each]

@@ -46,8 +46,7 @@ flags = st.booleans()
 resets = one_of([None, "zeros", "shared", "each"])
 WIDTHS = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40, 63, 64, 65, 96, 129, 200, 321]
 widths, or_none = one_of(WIDTHS), one_of([*WIDTHS, 0])
-# Of T and B: sums of gradients take 256 rows at once; two threads hold narrow steps. (A loop of 257
-# steps takes as long as forty other calls.)
+# Of T and B: sums of gradients take 256 rows at once; two threads hold narrow steps. (257 is slow.)
 EDGES = [(1, 255), (16, 16), (1, 257), (40, 16), *([(257, 1)] if CASES else [])]
 COMMON = {
     "seed": st.integers(0, 10**6),

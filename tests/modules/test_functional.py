@@ -97,8 +97,8 @@ def test_gradients_of_a_hundred_thousand_equal_rows():
     module, x = rnnext.GRU(9, 8), torch.full((100, 1000, 9), 0.3)
     found = torch.autograd.grad(module(x)[0].sum(), [*module.parameters()])
     exact = torch.autograd.grad(module.double()(x.double())[0].sum(), [*module.parameters()])
-    for grad, expected in zip(found, exact, strict=True):
-        assert (grad - expected).abs().max() < 1e-5 * expected.abs().max()
+    for g, e in zip(found, exact, strict=True):
+        assert (g - e).abs().max() < 1e-5 * e.abs().max()
 
 
 def test_noise_is_drawn_on_the_cpu_whatever_the_default_device():

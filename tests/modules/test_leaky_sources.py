@@ -16,9 +16,8 @@ T, B, FEATURES, H = 12, 5, 3, 16
 SIGMA = 0.3
 
 
-# By the name under which docs/leaky.md lists its source: our form, nonlinearity and scale of the
-# noise; and the update from a state, a function of a rate that gives the input and the recurrent
-# drive, a, and n from N(0, 1).
+# By the name under which docs/leaky.md lists its source: our form, nonlinearity and noise scale;
+# and the update from a state, a function of a rate that gives the drive, a, and n from N(0, 1).
 SOURCES = {
     "pycog": ("voltage", "relu", "sqrt_2_over_alpha", lambda v, drive, a, n:
         (1 - a) * v + a * (drive(v.relu()) + math.sqrt(2 / a) * SIGMA * n)),

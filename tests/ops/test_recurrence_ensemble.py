@@ -14,8 +14,7 @@ ops = torch.ops.rnnext
 
 
 def fits(case):
-    """The gradient of alpha sums changes of the state over steps and rows: where 16 bits round
-    these, it is too inexact to compare."""
+    """Alpha's gradient sums changes of the state: in 16 bits it is too inexact to compare."""
     summed = case["cell"] in _C.forms() and case["dtype"] in HALVES and case["T"] * case["B"] > 30
     return samples.possible(case) and not summed
 

@@ -1,5 +1,4 @@
-"""torch.onnx.export(dynamo=True) gives ONNX's RNN, GRU, LSTM and Gather; onnxruntime computes the
-same."""
+"""torch.onnx.export(dynamo=True) gives ONNX's RNN, GRU, LSTM and Gather; onnxruntime's results."""
 
 import pytest
 import torch

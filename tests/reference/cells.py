@@ -18,8 +18,7 @@ GATES, STATES = {"gru": 3, "lstm": 4}, {"lstm": 2}
 
 
 def step(cell, f, x, h, before, alpha, store):
-    """The output and the states after a step: from what input and state give the pre-activations,
-    and the states before."""
+    """Output and states after a step, from the pre-activations' two parts and the states before."""
     if cell == "gru":
         (x_r, x_z, x_n), (h_r, h_z, h_n) = x.chunk(3, 1), h.chunk(3, 1)
         n = torch.tanh(x_n + torch.sigmoid(x_r + h_r) * h_n)
