@@ -70,9 +70,9 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
 void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
                         std::string_view cell) {
   const auto& [weight_ih, weight_hh, bias_ih, bias_hh, alpha, noise, noise_key] = weights;
-  const auto copied = [](const OptionalTensor& t, const char* name) {
+  const auto listed = [](const OptionalTensor& t, const char* name, bool copied = true) {
     std::vector<Tensor> list;
-    if (given(t)) list.push_back(values_of(*t, name).clone());
+    if (given(t)) list.push_back(copied ? values_of(*t, name).clone() : values_of(*t, name));
     return list;
   };
   const int64_t B = states_.size(3), H = states_.size(4);
@@ -82,13 +82,13 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
   // Each step has its own input and state, of these shapes.
   KeptArguments arguments{.input = at::zeros({1, B, width}, states_.options()),
                           .hx = states_[0][0],
-                          .weight_ih = copied(weight_ih, "weight_ih"),
-                          .weight_hh = copied(weight_hh, "weight_hh"),
-                          .bias_ih = copied(bias_ih, "bias_ih"),
-                          .bias_hh = copied(bias_hh, "bias_hh"),
-                          .alpha = copied(alpha, "alpha"),
+                          .weight_ih = listed(weight_ih, "weight_ih", false),
+                          .weight_hh = listed(weight_hh, "weight_hh", false),
+                          .bias_ih = listed(bias_ih, "bias_ih"),
+                          .bias_hh = listed(bias_hh, "bias_hh"),
+                          .alpha = listed(alpha, "alpha"),
                           .cell = std::string(cell),
-                          .noise = copied(noise, "noise"),
+                          .noise = listed(noise, "noise"),
                           .noise_key = noise_key,
                           .nonlinearity = std::string(nonlinearity),
                           .reverse = directions(1)};
