@@ -115,7 +115,7 @@ def recurrence(
         ``(output, h_n, saved)``: the outputs ``[T, B, D * H]``, or ``[N, D * H]`` if packed, the
         last states ``[S * D, B, H]``, and a list, empty or of one tensor ``[T, B, D * K * H]``:
         f(pre) of ``"rate"``, pre less the state before of the other leaks, where pre is what f
-        takes without the leak; r, z, W_hn h + b_hn and h - n of ``"gru"``; i, f, g, o and f c of
+        takes without the leak; r, z, W_hn h + b_hn and n of ``"gru"``; i, f, g, o and f c of
         ``"lstm"``.
 
     Raises:

@@ -56,8 +56,8 @@ Step cell_step(const PaddedCall& call, int64_t d, const Tensor& x, const variabl
     case Cell::gru: {
       const auto of_x = gates_of(x, 3), of_h = gates_of(product, 3);
       const Tensor r = at::sigmoid(of_x[0] + of_h[0]), z = at::sigmoid(of_x[1] + of_h[1]);
-      const Tensor n = at::tanh(of_x[2] + r * of_h[2]), q = h - n, next = n + z * q;
-      return {{next}, next, at::stack({r, z, of_h[2], q}, 1)};
+      const Tensor n = at::tanh(of_x[2] + r * of_h[2]), next = n + z * (h - n);
+      return {{next}, next, at::stack({r, z, of_h[2], n}, 1)};
     }
     case Cell::lstm: {
       const auto pre = gates_of(x + product, 4);

@@ -34,7 +34,7 @@ constexpr CellTraits kCells[] = {
     {"rate", 1, 1, 1, 1, true, false, true},     // saved: f(p)
     {"voltage", 1, 1, 1, 1, true, true, false},  // p - s'
     {"blend", 1, 1, 1, 1, true, false, false},   // p - s'
-    {"gru", 3, 4, 1, 4, false, false, true},     // r, z, n_h, s' - n
+    {"gru", 3, 4, 1, 4, false, false, true},     // r, z, n_h, n
     {"lstm", 4, 4, 2, 5, false, true, true},     // i, f, g, o, f c'
 };
 constexpr const CellTraits& traits_of(Cell cell) { return kCells[static_cast<int>(cell)]; }

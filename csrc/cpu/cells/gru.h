@@ -16,7 +16,7 @@ struct Gru {
 
   // From the pre-activations x(k) of the input and h(k) of the state: replaces the state by the new
   // one, which is also the output. save(k, values) stores, for k from 0 to 3, r, z, n's part from
-  // the state, and s' - n.
+  // the state, and n.
   template <class S, class V, class Gate, class Save>
   static RNNEXT_INLINE V forward(const Gate& x, const Gate& h, V& state, const Save& save) {
     const V r = gate(x(0) + h(0));
@@ -25,25 +25,22 @@ struct Gru {
     save(2, of_state);
     const V z = gate(x(1) + h(1));
     save(1, z);
-    const V n = tanh(fused(r, of_state, x(2))), change = state - n;
-    save(3, change);
-    return state = as_stored<S>(fused(z, change, n));
+    const V n = tanh(fused(r, of_state, x(2)));
+    save(3, n);
+    return state = as_stored<S>(fused(z, state - n, n));
   }
 
-  // From the gradient of the output: the gradients of the pre-activations, first that of n's part
-  // from the input, last that of its part from the state. `carry`, the gradient of this state that
-  // did not come through W_hh, is replaced by that of the state before.
+  // From the gradient of the output and the state before: the gradients of the pre-activations,
+  // first that of n's part from the input, last that of its part from the state. `carry`, the
+  // gradient of this state that did not come through W_hh, is replaced by that of the state before.
   template <class S, class V>
-  static RNNEXT_INLINE void backward(V grad, const V& output, V& carry, const V (&saved)[4],
+  static RNNEXT_INLINE void backward(V grad, const V& before, V& carry, const V (&saved)[4],
                                      V (&grads)[4]) {
-    const V r = saved[0], z = saved[1], rest = 1 - z;
-    const V n = output - z * saved[3];
-    V slope = 1 - n * n;
-    slope = select(slope < 0, V{}, slope);  // in 16 bits, n of rounded numbers may exceed 1
+    const V r = saved[0], z = saved[1], rest = 1 - z, n = saved[3];
     grad = grad + carry;
-    grads[0] = grad * (rest * slope);
+    grads[0] = grad * (rest * (1 - n * n));
     grads[1] = grads[0] * (saved[2] * (r * (1 - r)));
-    grads[2] = grad * (saved[3] * (z * rest));
+    grads[2] = grad * ((before - n) * (z * rest));
     grads[3] = grads[0] * r;
     carry = grad * z;
   }

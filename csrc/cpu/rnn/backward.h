@@ -26,7 +26,7 @@ struct BackwardStep {
   const F* packed;  // W_hh; null: there is only one step
   int64_t H;
   Rows<const C> start;   // the gradient of the output; or none: zeros
-  Rows<const C> values;  // what f gave; of gates the output, which an LSTM does not read
+  Rows<const C> values;  // what f gave; of a GRU the state before; an LSTM reads none
   Rows<const F> a;       // what W_hh^T multiplies: grad_pre of the step after
   Rows<C> grad_pre;
   Rows<F> next;  // or none: it is grad_pre
@@ -109,7 +109,7 @@ struct BackwardRun : BackwardCall {
         if (!reverse) row -= rows;
         const int64_t t_next = reverse ? t + 1 : t - 1;
         const int64_t ahead = done + 1 < p.T ? (p.first_row(t_next) - p.first_row(t)) * width : 0;
-        const auto in = inputs.rows_of(item, t, done, rows, ahead);
+        const auto in = inputs.rows_of(item, t, done, rows);
         if (at.buffers.carries()) inputs.add_state_rows(state, item, t, rows);
         // The rows of the step before are in far memory, unless they are copied and thus in cache.
         const bool prefetches = in.both_in_tensors && done + 1 < p.T;

@@ -5,8 +5,8 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// The output's gradient and what f gave: in the tensors, if the tiles can read them there, else
-// copied to a worker's scratch. And what a leak or gates read besides.
+// The output's gradient and the values (BackwardStep::values): in the tensors, if the tiles can
+// read them there, else copied to a worker's scratch. And what a leak or gates read besides.
 template <class S, class MK>
 struct StepInputs : BackwardCall {
   using C = Compute<S>;
@@ -18,20 +18,19 @@ struct StepInputs : BackwardCall {
     Rows<const C> grad, values;
     bool both_in_tensors = false;
   };
-  // The rows of the step before lie `ahead` of this one's.
-  Inputs rows_of(const WorkItem& item, int64_t t, int64_t done, int64_t rows, int64_t ahead) const {
+  Inputs rows_of(const WorkItem& item, int64_t t, int64_t done, int64_t rows) const {
     const bool joins = g.grad_h_n && (p.ragged() || done == 0);
+    const bool copies_values = !kNative<S> || plan.sorts || !in_a_row(item, t, rows);
     if constexpr (kNative<S>)
-      if (!plan.sorts && !joins && !(p.ragged() && at.buffers.carries()))
+      if (!copies_values && !joins && !(p.ragged() && at.buffers.carries()))
         return in_tensors(item, t);
     const Rows<C> grad = at.inputs_of(worker, at.kGrad);
     const Rows<C> values = at.inputs_of(worker, at.kValues);
-    const bool copies_values = !kNative<S> || plan.sorts;
     for (int64_t row = 0; row < rows; ++row) {
-      const int64_t b = item.sequence(row), place = (p.row(t, b) * p.D + item.d) * p.H;
-      if (plan.sorts) fetch(item, t, b, ahead ? place + ahead : -1);
-      copy_grad(item, g.grad_output && p.inside(b, t) ? place : -1, grad[row]);
-      if (copies_values) copy(item, all_values() + place, values[row]);
+      const int64_t b = item.sequence(row);
+      if (plan.sorts) fetch(item, t, b, p.before(item.d, t));
+      copy(item, p.inside(b, t) ? grad_row(item, t, b) : nullptr, grad[row]);
+      if (copies_values) copy(item, values_row(item, t, b), values[row]);
       if (joins && p.ends(item.d, b, t)) add_grad_h_n(item, row, b, grad[row]);
     }
     if constexpr (kNative<S>)
@@ -53,14 +52,26 @@ struct StepInputs : BackwardCall {
   }
 
  private:
-  // The values of f in all steps: the output, but for rate what is saved.
-  const S* all_values() const {
-    return static_cast<const S*>(p.cell == Cell::rate ? p.saved : p.output);
+  // Null: zeros.
+  const S* grad_row(const WorkItem& item, int64_t t, int64_t b) const {
+    const auto* const grad = static_cast<const S*>(g.grad_output);
+    return grad ? grad + (p.row(t, b) * p.D + item.d) * p.H : nullptr;
+  }
+  const S* values_row(const WorkItem& item, int64_t t, int64_t b) const {
+    if (p.cell == Cell::gru) return state_before<S>(p, p.hx, p.reset_state, item.d, t, b);
+    return output_row<S>(p, p.cell == Cell::rate ? p.saved : p.output, item.d, t, b);
+  }
+  // Whether the values' rows follow each other. (A GRU's may come from hx or reset_state.)
+  bool in_a_row(const WorkItem& item, int64_t t, int64_t rows) const {
+    const S* const first = values_row(item, t, item.sequence(0));
+    bool follow = first != nullptr;
+    for (int64_t i = 1; p.cell == Cell::gru && i < rows; ++i)
+      follow = follow && values_row(item, t, item.sequence(i)) == first + i * p.D * p.H;
+    return follow;
   }
   Inputs in_tensors(const WorkItem& item, int64_t t) const {
-    const int64_t width = p.D * p.H, first = (p.row(t, item.b0) * p.D + item.d) * p.H;
-    Inputs in{{nullptr, width}, {all_values() + first, width}, true};
-    if (g.grad_output) in.grad.first = static_cast<const S*>(g.grad_output) + first;
+    const int64_t width = p.D * p.H;
+    Inputs in{{grad_row(item, t, item.b0), width}, {values_row(item, t, item.b0), width}, true};
     // (The derivative of the identity reads no values: any rows will do.)
     if (p.nonlinearity == Nonlinearity::identity && !at.buffers.carries() && in.grad)
       in.values.first = in.grad.first;
@@ -71,12 +82,7 @@ struct StepInputs : BackwardCall {
     for (int64_t j = item.u0 * kPanel<C>; j < item.u1 * kPanel<C>; j += kLanes<C>) f(j);
   }
   void copy(const WorkItem& item, const S* from, C* to) const {
-    for_columns(item, [&](int64_t j) { store(to + j, load_some(from + j, p.H - j)); });
-  }
-  // The output's gradient at `place`; -1: zeros.
-  void copy_grad(const WorkItem& item, int64_t place, C* to) const {
-    if (place >= 0) return copy(item, static_cast<const S*>(g.grad_output) + place, to);
-    for_columns(item, [&](int64_t j) { store(to + j, Vec<C>{}); });
+    for_columns(item, [&](int64_t j) { store(to + j, load_state(from, j, p.H - j)); });
   }
   // Adds the gradients of the last states. The gradient of a state that is kept beside the output
   // does not pass through the output.
@@ -94,11 +100,11 @@ struct StepInputs : BackwardCall {
   void fetch(const WorkItem& item, int64_t t, int64_t b, int64_t next) const {
     for (int64_t j = 0; p.input.data && j < p.I; j += 64 / static_cast<int64_t>(sizeof(S)))
       __builtin_prefetch(input_row<S>(p, t, b) + j);
-    if (next < 0) return;
-    for_columns(item, [&](int64_t j) {
-      if (g.grad_output) __builtin_prefetch(static_cast<const S*>(g.grad_output) + next + j);
-      __builtin_prefetch(all_values() + next + j);
-    });
+    if (next < 0 || next == p.T) return;
+    for (const S* row : {grad_row(item, next, b), values_row(item, next, b)})
+      for_columns(item, [&](int64_t j) {
+        if (row) __builtin_prefetch(row + j);
+      });
   }
   // Copies rows of step t to scratch. Each is `parts` times as wide as the output's.
   S* gather(const WorkItem& item, int64_t t, int64_t rows, void* from,

@@ -21,12 +21,7 @@ struct RowCursor {
   int64_t row() const { return p.row(t, item.sequence(i)); }
   // The operands of W_hh and of W_ih in the row; null: zeros.
   const S* state() const {
-    const int64_t b = item.sequence(i);
-    const int d = item.d;
-    if (!p.inside(b, t)) return nullptr;
-    if (p.restarts(d, b, t)) return state_row<S>(p, reset_operand, d, b);
-    if (p.starts(d, b, t)) return state_row<S>(p, start_operand, d, b);
-    return output_row<S>(p, p.output, d, p.before(d, t), b);
+    return state_before<S>(p, start_operand, reset_operand, item.d, t, item.sequence(i));
   }
   const S* features() const {
     const int64_t b = item.sequence(i);

@@ -181,6 +181,17 @@ const S* state_row(const Recurrence& p, const void* states, int d, int64_t b, in
   return states ? static_cast<const S*>(states) + which * p.state_size() + (d * p.B + b) * p.H
                 : nullptr;
 }
+// The state from which direction d takes step t of sequence b: in the output, in `start` at the
+// first step, in `anew` at a reset; null: zeros. (W_hh multiplies that, unless it multiplies f of
+// it.)
+template <class S>
+const S* state_before(const Recurrence& p, const void* start, const void* anew, int d, int64_t t,
+                      int64_t b) {
+  if (!p.inside(b, t)) return nullptr;
+  if (p.restarts(d, b, t)) return state_row<S>(p, anew, d, b);
+  if (p.starts(d, b, t)) return state_row<S>(p, start, d, b);
+  return output_row<S>(p, p.output, d, p.before(d, t), b);
+}
 template <class S>
 Vec<Compute<S>> load_state(const S* state, int64_t j, int64_t n) {
   return state ? load_some(state + j, n) : Vec<Compute<S>>{};
