@@ -283,8 +283,10 @@ struct BackwardRun : BackwardCall {
     for (int d = 0; d < p.D; ++d)
       for (int64_t j = 0; j < p.H; j += kLanes<C>) {
         Vec<C> sum = {};
-        for (int64_t i = 0; i < plan.batch_parts; ++i)
-          sum += load(at.alpha_sums[d * plan.batch_parts + i] + j);
+        for (int64_t i = 0; i < plan.batch_parts; ++i) {
+          const C* const part = at.alpha_sums[d * plan.batch_parts + i] + j;
+          sum += total_of(part, part + at.buffers.padded());
+        }
         store_some(static_cast<S*>(out.alpha[d]) + j, sum, p.H - j);
       }
   }

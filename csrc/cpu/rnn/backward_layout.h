@@ -23,7 +23,8 @@ struct BackwardLayout : BackwardCall {
   Arrays<C> step_inputs;  // [workers] of StepArray, each [group_rows][step_stride], the last wider
   Arrays<char> features;  // [workers] of FeatureGradients
   Arrays<char> weight_sums;  // [groups or workers][parts] of WeightGradients
-  // A leak's alpha, and the sums of its gradient: [groups] of [H], in whole panels.
+  // A leak's alpha, and the sums of its gradient: [groups] of [H], in whole panels, the sums twice
+  // that (StateRows::alpha_grad).
   Arrays<C> alpha, alpha_sums;
   // For voltage, the outputs of hx and of reset_state, which W_hh multiplies: [D,B,H] each.
   S *start_output, *reset_output;
@@ -56,9 +57,8 @@ struct BackwardLayout : BackwardCall {
     weight_sums =
         arena.take_padded<char>((plan.own_sums ? plan.groups : workers) * buffers.parts,
                                 WeightGradients<S, MK>(*this, {0, most}, 0, nullptr).bytes);
-    const int64_t width = panels_in<C>(p.H) * kPanel<C>;
-    alpha = arena.take<C>(is_leaky(p.cell) ? plan.groups : 0, width);
-    alpha_sums = arena.take_padded<C>(out.alpha[0] ? plan.groups : 0, width);
+    alpha = arena.take<C>(is_leaky(p.cell) ? plan.groups : 0, buffers.padded());
+    alpha_sums = arena.take_padded<C>(out.alpha[0] ? plan.groups : 0, 2 * buffers.padded());
     const int64_t state_size = p.cell == Cell::voltage ? p.D * p.B * p.H : 0;
     start_output = arena.take<S>(state_size);
     reset_output = arena.take<S>(p.reset ? state_size : 0);
@@ -89,7 +89,8 @@ struct BackwardLayout : BackwardCall {
     const int64_t first = p.reverse[item.d] ? p.T - 1 : 0;
     for (int64_t j = from; is_leaky(p.cell) && j < to; j += kLanes<C>) {
       store(alpha[item.group] + j, alpha_of<S>(p, item.d, j));
-      if (out.alpha[0]) store(alpha_sums[item.group] + j, Vec<C>{});
+      for (int64_t i = 0; out.alpha[0] && i < 2; ++i)
+        store(alpha_sums[item.group] + i * buffers.padded() + j, Vec<C>{});
     }
     for (int64_t i = 0; i < item.size && p.cell == Cell::voltage; ++i) {
       const int64_t b = item.sequence(i);

@@ -86,7 +86,8 @@ struct StateRows {
   void* saved = nullptr;
   const void* output = nullptr;
   int64_t row_stride = 0;
-  C* alpha_grad = nullptr;  // [H] and more: its sums, or null where alpha needs no gradient
+  // Sums, [H] in whole panels, and as many that they lost; or null where alpha needs no gradient.
+  C* alpha_grad = nullptr;
 };
 
 // Calls end.run<Act, cell>() for the cell of a call. (Gated cells have ends of their own: gates.h.)
@@ -216,7 +217,7 @@ struct BackwardEpilogue {
           sum += q * load_some(saved[r] + j, left);
         }
       }
-      if (alpha_grad) store(alpha_grad, load(alpha_grad) + sum);
+      if (alpha_grad) add_to(alpha_grad, alpha_grad + panels_in<C>(step.H) * kPanel<C>, sum);
     }
   }
 };

@@ -18,22 +18,24 @@ struct GradPreBuffers : BackwardCall {
   enum Buffer { kEven, kOdd, kFirstSteps, kResets, kBuffers };
   // The buffers of state_grads. The first three have the gradient that reaches the state before a
   // step without passing W_hh: that of the current step, that of the sequences' first steps, and
-  // its sum over resets. kMixed is the gradient of what the leak mixes.
-  enum StateGrad { kCarry, kFirst, kResetCarry, kMixed, kCount };
+  // its sum over resets, with what the sum lost. kMixed is the gradient of what the leak mixes.
+  enum StateGrad { kCarry, kFirst, kResetCarry, kResetLost, kMixed, kCount };
   RowBuffers<C> state_grads;
-  RowBuffers<C> reset_pre;  // the gradients of the pre-activations, summed over resets
-  int parts;                // of a row: how many gradients a hidden unit's pre-activations have
-  int64_t width;            // of a part in a row of operands
+  // The gradients of the pre-activations, summed over resets, and what the sums lost.
+  RowBuffers<C> reset_pre;
+  int parts;      // of a row: how many gradients a hidden unit's pre-activations have
+  int64_t width;  // of a part in a row of operands
 
   GradPreBuffers(const BackwardCall& call, Arena& arena)
       : BackwardCall(call),
         operands(plan, traits_of(p.cell).grads * gate_width<F>(p.H), kBuffers, arena,
                  MK::kRowBlock),
         state_grads(plan, p.H, carries() ? kCount : 0, arena),
-        reset_pre(plan, traits_of(p.cell).grads * p.H, out.reset_state != nullptr, arena),
+        reset_pre(plan, traits_of(p.cell).grads * padded(), out.reset_state ? 2 : 0, arena),
         parts(traits_of(p.cell).grads),
         width(gate_width<F>(p.H)) {}
 
+  int64_t padded() const { return panels_in<C>(p.H) * kPanel<C>; }
   // Whether a part of the state's gradient does not come through W_hh.
   bool carries() const { return p.cell != Cell::elman; }
   // The part of a row of operands that W_hh^T multiplies: all of it, but of a GRU's n only the
@@ -48,15 +50,16 @@ struct GradPreBuffers : BackwardCall {
     const int64_t end = item.last ? width : item.u1 * kPanel<C>;
     for (int64_t i = 0; i < item.size; ++i) {
       for (int k = 0; k < parts; ++k)
-        for (int64_t j = item.u0 * kPanel<C>; j < end; j += kLanes<C>) {
+        for (int64_t j = item.u0 * kPanel<C>; j < end; j += kLanes<C>)
           for (int buffer = 0; buffer < cleared; ++buffer)
             store_part(operands.row(item, buffer, i), k, j, Vec<C>{}, width);
-          if (reset_pre.count)
-            store_some(reset_pre.row(item, 0, i) + k * p.H + j, Vec<C>{}, p.H - j);
-        }
-      for (int64_t j = item.u0 * kPanel<C>; j < item.u1 * kPanel<C>; j += kLanes<C>)
+      for (int64_t j = item.u0 * kPanel<C>; j < item.u1 * kPanel<C>; j += kLanes<C>) {
         for (int sum = 0; sum < state_grads.count; ++sum)
           store(state_grads.row(item, sum, i) + j, Vec<C>{});
+        for (int sum = 0; sum < reset_pre.count; ++sum)
+          for (int k = 0; k < parts; ++k)
+            store(reset_pre.row(item, sum, i) + k * padded() + j, Vec<C>{});
+      }
     }
     return operands.all(item, kFirstSteps);
   }
@@ -87,11 +90,10 @@ struct GradPreBuffers : BackwardCall {
       const bool anew = p.restarts(item.d, b, t);
       if (!anew && !p.starts(item.d, b, t)) continue;
       for_parts(item, [&](int k, int64_t j) {
-        if (anew && out.reset_state) {
-          C* const sum = reset_pre.row(item, 0, i) + k * p.H + j;
-          const C* const grad = grad_pre[i] + k * p.H + j;
-          store_some(sum, load_some(sum, p.H - j) + load_some(grad, p.H - j), p.H - j);
-        }
+        const int64_t at = k * padded() + j;
+        if (anew && out.reset_state)
+          add_to(reset_pre.row(item, 0, i) + at, reset_pre.row(item, 1, i) + at,
+                 load_some(grad_pre[i] + k * p.H + j, p.H - j));
         // Without lengths grad_pre of the first step stays: the gradient of hx reads it.
         if (next && (anew || p.ragged())) store_part(next[i], k, j, Vec<C>{}, p.H);
       });
@@ -100,22 +102,30 @@ struct GradPreBuffers : BackwardCall {
       for (int64_t j = item.u0 * kPanel<C>; j < item.u1 * kPanel<C>; j += kLanes<C>) {
         C* const carry = state_grads.row(item, kCarry, i) + j;
         C* const mixed = state_grads.row(item, kMixed, i) + j;
-        add(state_grads.row(item, anew ? kResetCarry : kFirst, i) + j, load(carry));
+        add_to(state_grads.row(item, anew ? kResetCarry : kFirst, i) + j,
+               state_grads.row(item, kResetLost, i) + j, load(carry));  // (kFirst loses nothing)
         if (alpha_grad && before && p.cell == Cell::rate && p.inside(b, t))
-          add(alpha_grad + j, -load(mixed) * load_some(before + j, p.H - j));
+          add_to(alpha_grad + j, alpha_grad + padded() + j,
+                 -load(mixed) * load_some(before + j, p.H - j));
         store(carry, Vec<C>{});
         store(mixed, Vec<C>{});
       }
     }
   }
 
-  // The sums of the pre-activations' gradient over resets, as rows of operands.
+  // The sums over resets: those of the pre-activations' gradient, as rows of operands.
   Rows<const F> reset_sums(const WorkItem& item) const {
-    for (int64_t i = 0; i < item.size; ++i)
+    for (int64_t i = 0; i < item.size; ++i) {
       for_parts(item, [&](int k, int64_t j) {
+        const int64_t at = k * padded() + j;
         store_part(operands.row(item, kResets, i), k, j,
-                   load_some(reset_pre.row(item, 0, i) + k * p.H + j, p.H - j), p.H);
+                   total_of(reset_pre.row(item, 0, i) + at, reset_pre.row(item, 1, i) + at), p.H);
       });
+      for (int64_t j = item.u0 * kPanel<C>; carries() && j < item.u1 * kPanel<C>; j += kLanes<C>) {
+        C* const sum = state_grads.row(item, kResetCarry, i) + j;
+        store(sum, total_of(sum, state_grads.row(item, kResetLost, i) + j));
+      }
+    }
     return operands.all(item, kResets);
   }
 
@@ -132,7 +142,6 @@ struct GradPreBuffers : BackwardCall {
   }
 
  private:
-  static void add(C* to, Vec<C> x) { store(to, load(to) + x); }
   // f(part, column in it) for each vector of the work item's own columns.
   template <class Body>
   void for_parts(const WorkItem& item, const Body& f) const {

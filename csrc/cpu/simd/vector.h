@@ -152,6 +152,19 @@ RNNEXT_INLINE Vec<C> fused(Vec<C> a, Vec<C> b, Vec<C> c) {
 #endif
 }
 
+// A sum of any number of vectors, and apart from it what rounding took from the sum (Neumaier).
+template <class C>
+RNNEXT_INLINE void add_to(C* sum, C* lost, Vec<C> x) {
+  const Vec<C> before = load(sum), now = before + x, added = now - before;
+  store(sum, now);
+  store(lost, load(lost) + ((before - (now - added)) + (x - added)));
+}
+template <class C>
+RNNEXT_INLINE Vec<C> total_of(const C* sum, const C* lost) {
+  const Vec<C> rest = load(lost);
+  return load(sum) + (rest == rest ? rest : Vec<C>{});  // NaN where the sum is infinite
+}
+
 // The polynomial in x with these coefficients, that of the highest power first.
 template <class V, class C, class... Others>
 RNNEXT_INLINE V polynomial(V x, C first, C second, Others... others) {
