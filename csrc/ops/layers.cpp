@@ -87,6 +87,7 @@ std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor
   const int64_t D = directions_of(a);
   const Cell cell = parse_cell(a.cell);
   const std::vector<Tensor> first_states = reset_states(a, resets);
+  Tensor before;  // the last states of the layer before
   // The noise of each layer depends on a key of its own.
   Tensor keys;
   if (!a.noise.empty() && x.is_cpu())
@@ -122,7 +123,11 @@ std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor
       for (const Tensor& t : all) own.push_back(whole ? t : t.narrow(0, layer * D, n));
       return own.empty() ? std::nullopt : OptionalTensor(joined(own));
     };
-    const OptionalTensor hx = of_layer(state), first = of_layer(first_states),
+    OptionalTensor hx = of_layer(state);
+    // Of a packed input, whose number of sequences a tracer cannot know, each layer has as many.
+    if (!hx && layer > 0 && given(a.batch_sizes) && before.sym_size(1).is_symbolic())
+      hx = at::zeros_like(before);
+    const OptionalTensor first = of_layer(first_states),
                          index = reads_table ? tokens : std::nullopt;
     const RecurrenceArguments call{
         .input = x,
@@ -145,6 +150,7 @@ std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor
     auto [output, h, saved] =
         together > 1 ? call_forward<RecurrenceStackOp>(call) : call_forward<RecurrenceOp>(call);
     x = std::move(output);
+    before = h;
     for (size_t s = 0; s < last.size(); ++s)
       last[s].push_back(last.size() == 1 ? as_result(h) : state_of(h, static_cast<int64_t>(s), n));
     if (drops(a) && layer + 1 < a.num_layers) x = dropped(x, a.dropout);

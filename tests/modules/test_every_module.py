@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.fx import symbolic_trace
 from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import rnnext
@@ -139,8 +140,9 @@ def test_compiled_into_one_graph(sample):
         assert_close(outputs(compiled, longer), outputs(module, longer))
     if sample.is_layer:
         options = {"lengths": [5, 3], "reset": torch.rand(5, 2) < 0.3}
-        given = sample.given
+        given, packed = sample.given, pack_padded_sequence(sample.given, [5, 3])
         assert_close(results(compiled, given, **options), results(module, given, **options))
+        assert_close(results(compiled, packed), results(module, packed))
 
 
 @of_torch
