@@ -9,7 +9,7 @@ from rnnext import _deploy, _errors, _layers, ops
 from rnnext._layers import _Sequence
 from rnnext._leak import Leak, PerLayer
 from rnnext.functional import recurrence
-from rnnext.rnn import CELL_WEIGHTS, attributes_of, drop_flat_weights, weights_of
+from rnnext.rnn import CELL_WEIGHTS, attributes_of, check_input, drop_flat_weights, weights_of
 
 __all__ = ["LeakyRNN", "LeakyRNNCell"]
 
@@ -78,6 +78,7 @@ class LeakyRNN(Leak, nn.RNNBase):
     """
 
     _init_flat_weights = _update_flat_weights = drop_flat_weights
+    check_input = check_input
     _weight = property(lambda self: self.weight_hh_l0)
 
     def __init__(

@@ -48,6 +48,13 @@ def drop_flat_weights(module: Any) -> None:
     module._flat_weight_refs = list(module._flat_weights)
 
 
+def check_input(module: Any, input: Tensor, batch_sizes: Tensor | None) -> None:
+    """torch.nn's method, which reads the flat weights."""
+    module._flat_weights = weights_of(module, module._flat_weights_names)
+    nn.RNNBase.check_input(module, input, batch_sizes)
+    drop_flat_weights(module)
+
+
 def cell_of(module: nn.Module) -> str:
     """The ops' name for the cell of a module of torch.nn's or rnnext's."""
     if isinstance(module, (Layers, Cell)):
@@ -78,6 +85,7 @@ class Layers(nn.RNNBase, Generic[_State]):
     __prepare_scriptable__ = _deploy.refuse_script
     _slow_forward = _deploy.slow_forward
     _init_flat_weights = _update_flat_weights = drop_flat_weights
+    check_input = check_input
 
     def forward(
         self,
