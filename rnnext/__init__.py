@@ -10,8 +10,7 @@ try:
 except ImportError as _error:  # only an unbuilt source tree lacks it, which a cwd may put first
     raise ImportError(
         f"Python found the unbuilt sources in {_Path(__file__).resolve().parents[1]} before an "
-        "installed rnnext: change directory, or build them there with "
-        "`pip install -e .`"
+        "installed rnnext: change directory, or build them there with `pip install -e .`"
     ) from _error
 
 if not f"{_torch.__version__}.".startswith(f"{_build.torch_version}."):

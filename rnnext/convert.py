@@ -123,8 +123,7 @@ def _checked(lengths: Lengths, x: Tensor) -> Tensor:
     """The lengths of x, ``[T, B, I]``, or what rnnext's op raises for them."""
     lengths = as_lengths(lengths, x.device)
     if lengths.dtype != torch.int64:
-        dtype = str(lengths.dtype).removeprefix("torch.")
-        raise TypeError(f"lengths must be an int64 tensor, got {dtype}")
+        raise TypeError(f"lengths must be an int64 tensor, got {str(lengths.dtype)[6:]}")
     refuse_shape("lengths", lengths, x.shape[1:2])
     if not is_compiling():  # else it has no values
         for row, length in enumerate(lengths.tolist()):
@@ -278,8 +277,8 @@ def _no_kernel(module: nn.Module) -> str:
     for name, weight in module.named_parameters():
         inert = isinstance(module, nn.Embedding) and not weight.requires_grad
         if weight.dtype not in _FLOATS and not inert:
-            dtype = str(weight.dtype).removeprefix("torch.")
-            return f"{name} is {dtype}; rnnext has float32, float64, bfloat16 and float16"
+            known = "float32, float64, bfloat16 and float16"
+            return f"{name} is {str(weight.dtype)[6:]}; rnnext has {known}"
         if is_traceable_wrapper_subclass(weight):  # a DTensor, say, or quantized
             return f"{name} is a {type(weight).__name__}, for which rnnext has no kernels"
         devices = ["cpu", "meta", "cuda"] if _C.build_info()["cuda_archs"] else ["cpu", "meta"]

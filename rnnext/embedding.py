@@ -26,8 +26,7 @@ class Embedding(nn.Embedding):
         scale_grad_by_freq: whether the gradient of a row is divided by how often the input has it.
             Default: ``False``.
         sparse: whether the gradient of ``weight`` is a sparse tensor. Default: ``False``.
-        device: where the table is made. Default: torch's default device.
-        dtype: of the table: float32, float64, bfloat16 or float16. Default: torch's default.
+        device, dtype: as :class:`rnnext.RNN`'s.
 
     Attributes:
         weight: the table, ``[V, E]``, drawn from N(0, 1).

@@ -36,11 +36,9 @@ class EmbeddingRNN(nn.Module):
         bias: whether the RNN has biases. Default: ``True``.
         batch_first: whether tokens are ``[B, T]`` and the output ``[B, T, D * H]``.
             Default: ``False``.
-        dropout: as :class:`rnnext.RNN`'s. Default: 0.
-        bidirectional: as :class:`rnnext.RNN`'s. Default: ``False``.
+        dropout, bidirectional: as :class:`rnnext.RNN`'s. Default: 0 and ``False``.
         padding_idx: the row, in -V..V-1, that starts as zeros and gets no gradient. Default: none.
-        device: where the parameters are made. Default: torch's default device.
-        dtype: of the parameters. Default: torch's default.
+        device, dtype: as :class:`rnnext.RNN`'s.
         cell: ``"rnn"``, ``"gru"`` or ``"lstm"``. Default: ``"rnn"``.
 
     Attributes:

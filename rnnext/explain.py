@@ -78,7 +78,7 @@ def explain(
     )  # fmt: skip
     precision = f" ({plan['precision']})" if "precision" in plan else ""
     cycles = plan.pop("cycles")
-    numbers = {name: value for name, value in plan.items() if isinstance(value, float)}
+    numbers = ",".join(f"{name}={v:g}" for name, v in plan.items() if isinstance(v, float))
     shares = f"; {plan['hidden_parts']} part(s) of the hidden units of each wait for each other"
     shares = shares if plan["hidden_parts"] > 1 else ""
     holds = {field for field, value in plan.items() if value}
@@ -88,8 +88,7 @@ def explain(
         [
             f"{'backward' if train else 'forward'}, T={T} B={B} I={I} H={H}, {D} direction(s), "
             f"{cell}, {str(dtype)[6:]}{precision}, on {plan['isa']}",
-            f"planned for {plan['machine']}, told by {plan['origin']}: "
-            + ",".join(f"{name}={value:g}" for name, value in numbers.items()),
+            f"planned for {plan['machine']}, told by {plan['origin']}: {numbers}",
             f"weights of a direction, packed: {plan['weight_bytes'] / 1024:.0f} KiB in panels of "
             f"{plan['panel']} columns; {'AMX ' if plan['amx'] else ''}tiles of up to "
             f"{plan['mr']} rows",

@@ -278,8 +278,7 @@ def recurrence(
         hx: the state before the first step, ``[B, H]``, or ``None`` for zeros.
         weight_ih: W_ih, ``[H, I]``, or ``None``: ``input`` is precomputed.
         weight_hh: W_hh, ``[H, H]``.
-        bias_ih: b_ih, ``[H]``. Default: none.
-        bias_hh: b_hh, ``[H]``. Default: none.
+        bias_ih, bias_hh: b_ih and b_hh, ``[H]``. Default: none.
         nonlinearity: f, as :func:`rnn`'s. Default: ``"tanh"``.
         batch_first: whether the batch is the first dimension of ``input``, ``reset`` and the
             output. Default: ``False``.
@@ -408,8 +407,7 @@ def rnn_cell(
         hx: the state h, ``[B, H]``, or ``[H]`` for one row; ``None`` for zeros.
         weight_ih: W_ih, ``[H, I]``.
         weight_hh: W_hh, ``[H, H]``.
-        bias_ih: b_ih, ``[H]``. Default: none.
-        bias_hh: b_hh, ``[H]``. Default: none.
+        bias_ih, bias_hh: b_ih and b_hh, ``[H]``. Default: none.
         nonlinearity: f, as :func:`rnn`'s. Default: ``"tanh"``.
 
     Returns:

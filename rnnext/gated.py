@@ -36,8 +36,7 @@ class GRU(Layers[Tensor]):
         weight_ih_l[k]: W_ir, W_iz and W_in, one below the other, ``[3 * H, I]``, for k > 0
             ``[3 * H, D * H]``; ``_reverse`` of the second direction.
         weight_hh_l[k]: ``[3 * H, H]``.
-        bias_ih_l[k]: ``[3 * H]``.
-        bias_hh_l[k]: ``[3 * H]``.
+        bias_ih_l[k], bias_hh_l[k]: ``[3 * H]``.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or outside its range.
@@ -95,8 +94,7 @@ class LSTM(Layers[Pair]):
         weight_ih_l[k]: W_ii, W_if, W_ig and W_io, one below the other, ``[4 * H, I]``, for k > 0
             ``[4 * H, D * H]``; ``_reverse`` of the second direction.
         weight_hh_l[k]: ``[4 * H, H]``.
-        bias_ih_l[k]: ``[4 * H]``.
-        bias_hh_l[k]: ``[4 * H]``.
+        bias_ih_l[k], bias_hh_l[k]: ``[4 * H]``.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or outside its range.
@@ -135,11 +133,7 @@ class GRUCell(Cell[Tensor], nn.GRUCell):
     """One step of a GRU, a drop-in for (and a kind of) :class:`torch.nn.GRUCell`.
 
     Args:
-        input_size: I, the number of features of x.
-        hidden_size: H, the number of features of h.
-        bias: whether there are b_ih and b_hh. Default: ``True``.
-        device: where the parameters are made. Default: torch's default device.
-        dtype: of the parameters: float32, float64, bfloat16 or float16. Default: torch's default.
+        input_size, hidden_size, bias, device, dtype: as :class:`rnnext.RNNCell`'s.
 
     Attributes:
         weight_ih, weight_hh, bias_ih, bias_hh: as a layer's of :class:`rnnext.GRU`; the biases may
@@ -153,7 +147,7 @@ class LSTMCell(Cell[Pair], nn.LSTMCell):
     """One step of an LSTM, a drop-in for (and a kind of) :class:`torch.nn.LSTMCell`.
 
     Args:
-        input_size, hidden_size, bias, device, dtype: as :class:`rnnext.GRUCell`'s.
+        input_size, hidden_size, bias, device, dtype: as :class:`rnnext.RNNCell`'s.
 
     Attributes:
         weight_ih, weight_hh, bias_ih, bias_hh: as a layer's of :class:`rnnext.LSTM`; the biases may

@@ -111,8 +111,6 @@ def _layer(
     steps: Any = None if lengths is None else op.Cast(lengths, to=ir.DataType.INT32)
     options: dict[str, Any] = {"direction": direction, "hidden_size": H}
     if cell == "elman":
-        if not _ACTIVATIONS[nonlinearity]:
-            _refuse(f"activation {nonlinearity}")
         options["activations"] = [_ACTIVATIONS[nonlinearity]] * D
         if nonlinearity == "identity":
             options |= {"activation_alpha": [1.0] * D, "activation_beta": [0.0] * D}

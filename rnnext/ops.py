@@ -86,8 +86,7 @@ def recurrence(
         hx: first states ``[S * D, B, H]``, h of each direction, then c; ``None`` for zeros.
         weight_ih: D tensors ``[G * H, I]``, or none.
         weight_hh: D tensors ``[G * H, H]``.
-        bias_ih: D tensors ``[G * H]``, or none. Default: none.
-        bias_hh: D tensors ``[G * H]``, or none; given exactly when ``bias_ih`` is. Default: none.
+        bias_ih, bias_hh: D tensors ``[G * H]`` each, or none of either. Default: none.
         index: token ids of the table form, int32 or int64. Default: no table.
         lengths: int64 ``[B]``, the number of steps of each sequence, 0..T. Later steps are not
             computed, their output is 0. A reversed direction starts at the sequence's own end.
@@ -146,10 +145,7 @@ def noise(keys: Tensor, T: int, B: int, D: int, H: int) -> Tensor:
 
     Args:
         keys: int64, any shape, on the CPU. A key for each layer's call.
-        T: the number of steps.
-        B: the number of sequences.
-        D: the number of directions.
-        H: the hidden size.
+        T, B, D, H: the numbers of steps, sequences, directions and hidden units.
 
     Returns:
         float32 ``[*keys.shape, T, B, D * H]``.

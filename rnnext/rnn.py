@@ -212,8 +212,7 @@ class RNN(Layers[Tensor]):
     Attributes:
         weight_ih_l[k]: ``[H, I]``, for k > 0 ``[H, D * H]``; ``_reverse`` of the second direction.
         weight_hh_l[k]: ``[H, H]``.
-        bias_ih_l[k]: ``[H]``.
-        bias_hh_l[k]: ``[H]``.
+        bias_ih_l[k], bias_hh_l[k]: ``[H]``.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or outside its range.
@@ -266,8 +265,7 @@ class RNNCell(Cell[Tensor], nn.RNNCell):
     Attributes:
         weight_ih: ``[H, I]``.
         weight_hh: ``[H, H]``.
-        bias_ih: ``[H]``, or ``None``.
-        bias_hh: ``[H]``, or ``None``.
+        bias_ih, bias_hh: ``[H]``, or ``None``.
     """
 
     _cell = "elman"

@@ -84,7 +84,7 @@ class Stepper:
                 "module must be an RNN, GRU, LSTM, LeakyRNN, EmbeddingRNN or a cell, "
                 f"got {type(module).__name__}"
             )
-        rnn = _rnn_of(module)
+        rnn: Any = module.rnn if isinstance(module, EmbeddingRNN) else module
         parts = module.children() if isinstance(module, EmbeddingRNN) else []
         for part in (module, *parts):
             if type(part).forward not in _FORWARDS or "forward" in vars(part):
@@ -103,7 +103,7 @@ class Stepper:
         self.hidden_size = rnn.hidden_size
         self._batch_size = _layers.as_integer("batch_size", batch_size)
         self._module, self._cell = module, cell_of(rnn)
-        self._stepper = _packed(module, self.batch_size)
+        self._stepper = _packed(module, rnn, self.batch_size)
 
     @property
     def batch_size(self) -> int:
@@ -345,14 +345,9 @@ def _draw(scores: Tensor, temperature: float, generator: torch.Generator | None)
     return tokens.squeeze(-1)
 
 
-def _rnn_of(module: _Module) -> Any:
-    return module.rnn if isinstance(module, EmbeddingRNN) else module
-
-
 @torch.no_grad()
-def _packed(module: _Module, batch_size: int) -> _C.Stepper:
-    rnn, table = _rnn_of(module), None
-    layers = _layers_of(rnn)
+def _packed(module: _Module, rnn: Any, batch_size: int) -> _C.Stepper:
+    layers, table = _layers_of(rnn), None
     if isinstance(module, EmbeddingRNN):
         table = _table_of(module.embedding)
         weight_ih, weight_hh, bias_ih, bias_hh, *others = layers[0]

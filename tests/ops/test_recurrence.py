@@ -197,7 +197,8 @@ def test_every_op_is_documented_and_takes_its_arguments_in_one_order():
             assert names == schema
         documented = inspect.getdoc(function)  # indented alike in every version of Python
         arguments = documented.split("Args:")[1].split("Returns:")[0]
-        assert re.findall(r"^ {4}(\w+):", arguments, re.M) == names
+        listed = re.findall(r"^ {4}(\w+(?:, \w+)*):", arguments, re.M)
+        assert ", ".join(listed).split(", ") == names
         assert "Raises:" in documented
 
 
