@@ -65,13 +65,9 @@ def valid(case):
     the state: where these are many and 16-bit, it is too inexact to compare."""
     own = case["isa"] != "amx_stand_in" or case["kind"] in ("bfloat16", "medium", "high")
     T, B, _, _ = SIZES[case["size"]]
-    if not samples.possible(case):
-        return False
-    if case["size"] == "padding left out" and case["rows"] != "lengths":
-        return False
-    return own and not (
-        case["cell"] in _C.forms() and KINDS[case["kind"]][1] in samples.HALVES and T * B > 30
-    )
+    right_rows = case["size"] != "padding left out" or case["rows"] == "lengths"
+    summed = case["cell"] in _C.forms() and KINDS[case["kind"]][1] in samples.HALVES and T * B > 30
+    return samples.possible(case) and own and right_rows and not summed
 
 
 @cover(

@@ -120,9 +120,7 @@ def check_call(
     backward = here.backward(results[0], *given, output_mask=mask, saved=saved)
     entries = place(backward).call(recurrence_backward)  # one for each of the mask
     found = [g if isinstance(g, list) else [g] for g in entries]
-    names = [
-        "input", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "reset_state", "alpha",
-    ]  # fmt: skip
+    names = ["input", "hx", *samples.WEIGHTS, "reset_state", "alpha"]
     for name, asked, gradients in zip(names, mask, found, strict=True):
         leaves = getattr(exact, name)
         if not asked:

@@ -82,9 +82,7 @@ cudaError_t run(const void* function, const cudaLaunchConfig_t& config, void** a
   if (launch.grid[0] % launch.cluster) return cudaErrorInvalidClusterSize;
   if (launch.cluster > (limit.large_clusters ? 16u : 8u)) return cudaErrorInvalidClusterSize;
   const bool too_few = granted<multiprocessors&& int(launch.cluster)> granted;
-  if (launch.cluster > 1 && (capability < 90 || too_few)) {
-    return cudaErrorInvalidClusterSize;
-  }
+  if (launch.cluster > 1 && (capability < 90 || too_few)) return cudaErrorInvalidClusterSize;
   if (launch.cooperative && blocks > size_t(granted)) return cudaErrorCooperativeLaunchTooLarge;
   return callback && callback(&launch) == 0 ? cudaSuccess : cudaErrorLaunchFailure;
 }

@@ -37,11 +37,12 @@ class Shared:
     def store(self, place, value, kind: str) -> None:
         self.bytes.view(KINDS[kind])[place // KINDS[kind].itemsize] = value
 
+    def _watched(self, place, size: int):
+        """The words of accesses, one after the other; none where nobody watches."""
+        return (place // 2 + k for k in range(max(size // 2, 1) if self.watch else 0))
+
     def reads(self, place, size: int, lane, clock) -> None:
-        if not self.watch:
-            return
-        for k in range(max(size // 2, 1)):
-            word = place // 2 + k
+        for word in self._watched(place, size):
             bad = (self.write_clock[word] >= clock) & (self.writer[word] != lane)
             if bad.any():
                 raise Fault("race: a read of what another thread wrote since the last barrier")
@@ -52,10 +53,7 @@ class Shared:
 
     def writes(self, place, size: int, lane, clock, stamp) -> None:
         """`stamp`: the clock from which on others may read."""
-        if not self.watch:
-            return
-        for k in range(max(size // 2, 1)):
-            word = place // 2 + k
+        for word in self._watched(place, size):
             wrote = (self.write_clock[word] >= clock) & (self.writer[word] != lane)
             read = (self.read_clock[word] >= clock) & (self.reader[word] != lane)
             if size > 1 and (wrote | read).any():

@@ -91,8 +91,7 @@ void run(const rnnext::KernelTable& table, Files& files, const int64_t (&sizes)[
   rnnext::RecurrenceGradOut out;
   Array grad_input(input.size()), grad_hx(grad_h_n.size());
   std::vector<Array> grads;
-  for (int d = 0; d < D; ++d)
-    for (int i = 0; i < 4; ++i) grads.emplace_back(weights[4 * d + i].size());
+  for (const Array& weight : weights) grads.emplace_back(weight.size());
   out.input = grad_input.data(), out.hx = grad_hx.data();
   for (int d = 0; d < D; ++d) {
     out.weight_ih[d] = grads[4 * d].data(), out.weight_hh[d] = grads[4 * d + 1].data();

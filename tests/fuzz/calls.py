@@ -69,10 +69,9 @@ def check_function(case):
         own |= {"alpha": 0.25} if case["alpha"] == "number" else {}
         if case["alpha"] is None:
             del own["form"]  # refused without a leak
-        turned = "input", "reset"
         own |= {"lengths": lengths, "reset": reset}
         if case["batch_first"]:
-            own |= {k: own[k].transpose(0, 1) for k in turned if own[k] is not None}
+            own |= {k: own[k].transpose(0, 1) for k in ("input", "reset") if own[k] is not None}
         output, h_n = rnnext.functional.recurrence(**own)
         return output.transpose(0, 1) if case["batch_first"] else output, h_n
 
@@ -97,8 +96,7 @@ def check_function(case):
 
 def module_of(case):
     """An RNN of any cell, LeakyRNN or EmbeddingRNN; of functions, the RNN with their weights."""
-    names = ["bias", "batch_first", "bidirectional", "nonlinearity"]
-    options = {name: case[name] for name in names}
+    options = {k: case[k] for k in ("bias", "batch_first", "bidirectional", "nonlinearity")}
     options |= {"num_layers": case["layers"], "dtype": dtype_of(case)}
     if case["module"] == "EmbeddingRNN":
         options |= {"padding_idx": case["padding_idx"], "cell": NAMES[case["cell"]]}
@@ -129,9 +127,7 @@ def layers_by_reference(case, rnn, weights, x, lengths, reset, hx, reset_state):
     """All layers with these weights, by name, over a sequence that has time first."""
     D, states = 2 if case["bidirectional"] else 1, []
     parts = reference.STATES.get(case["cell"], 1)
-    hx, reset_state = (
-        None if s is None else s.unflatten(0, (parts, -1)) for s in (hx, reset_state)
-    )
+    hx, reset_state = (s if s is None else s.unflatten(0, (parts, -1)) for s in (hx, reset_state))
     for k in range(case["layers"]):
         suffixes = [f"_l{k}", f"_l{k}_reverse"][:D]
         own = [

@@ -100,14 +100,9 @@ def assert_refused(call, error, message, *arguments):
 def run_python(*arguments, cwd=None, **environment):
     """Python with these command line arguments and additions to the environment."""
     return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+        [sys.executable, *arguments], cwd=cwd, env=os.environ | environment, capture_output=True,
+        text=True, timeout=600,
+    )  # fmt: skip
 
 
 def pairwise(valid=lambda case: True, **factors):

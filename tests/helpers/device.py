@@ -11,7 +11,6 @@ import torch
 DEVICE = os.environ.get("RNNEXT_CHECK_DEVICE", "cuda")
 ON_GPU = DEVICE != "cpu"
 
-
 # The ways to allow TF32 in products, old and new. Once a new one is set, reading an old one raises.
 TF32 = {
     "allow_tf32": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),

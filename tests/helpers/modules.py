@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import rnnext
 
@@ -89,13 +89,7 @@ def outputs(module: Any, *given: Any, **options: Any) -> list[Tensor]:
 
 def results(module: Any, *given: Any, **options: Any) -> list[Tensor]:
     """The outputs, and for fixed cotangents the gradients of all that has one."""
-
-    def fresh(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.detach().requires_grad_(value.is_floating_point())
-
-    given = tree_map(fresh, given)
+    given = tree_map_only(Tensor, lambda v: v.detach().requires_grad_(v.is_floating_point()), given)
     found = outputs(module, *given, **options)
     computed = [v for v in found if v.requires_grad]
     cotangents = [torch.linspace(-1, 1, v.numel(), dtype=v.dtype).view_as(v) for v in computed]

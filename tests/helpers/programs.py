@@ -42,7 +42,6 @@ def sources(*isas):
 
 
 def build(compiler, sources, folder, *flags):
-
     def compiled(source):
         made = folder / f"{Path(source).stem}.o"
         command = [compiler, "-std=c++20", *flags, "-Icsrc", "-c", source, "-o", made]

@@ -233,24 +233,15 @@ def make(
     if hx and layout == "expanded":
         state = uniform(states, 1, H).expand(states, B, H)
     arguments = Recurrence(
-        input=input,
-        hx=state,
-        weight_ih=weight_ih,
-        weight_hh=weight_hh,
-        bias_ih=bias_ih,
-        bias_hh=bias_hh,
-        index=index,
-        lengths=lengths,
-        batch_sizes=batch_sizes,
+        input=input, hx=state, weight_ih=weight_ih, weight_hh=weight_hh, bias_ih=bias_ih,
+        bias_hh=bias_hh, index=index, lengths=lengths, batch_sizes=batch_sizes, cell=cell,
+        nonlinearity=nonlinearity, reverse=list(reverse),
         reset=torch.rand(T, B) < 1 / 3 if reset else None,
         reset_state=uniform(states, B, H) if reset == "state" else None,
         alpha=[uniform(H, bound=0.4) + 0.5 for _ in reverse] if cell in _C.forms() else [],
         noise=[uniform(H).abs() for _ in reverse] if noise else [],
         noise_key=torch.randint(2**63 - 1, ()) if noise else None,
-        cell=cell,
-        nonlinearity=nonlinearity,
-        reverse=list(reverse),
-    )
+    )  # fmt: skip
     for tensor in arguments.float_tensors():
         tensor.requires_grad_(requires_grad)
     return arguments

@@ -15,7 +15,6 @@ from helpers.common import ROOT, assert_close
 T, B, FEATURES, H = 12, 5, 3, 16
 SIGMA = 0.3
 
-
 # By the name under which docs/leaky.md lists its source: our form, nonlinearity and noise scale;
 # and the update from a state, a function of a rate that gives the drive, a, and n from N(0, 1).
 SOURCES = {

@@ -189,7 +189,6 @@ RESET = [
     ((MASK, [0.0]), TypeError, "state must be a tensor, got list"),
     ((MASK[:1], torch.zeros(1, 6)), ValueError, "mask must have shape [2], got [1]"),
 ]
-
 MARKS = [
     ((torch.zeros(2),), TypeError, "reset must be a bool tensor, got float32"),
     (([True, False],), TypeError, "reset must be a tensor, got list"),

@@ -166,13 +166,8 @@ BAD_VALUES = [
     ({}, {"lengths": torch.tensor([5, 6, 5])}, "lengths[1] = 6", ValueError),
     ({}, {"lengths": torch.tensor([5, -1, 5])}, "lengths[1] = -1", ValueError),
     *[
-        (
-            {"cell": "rate"},
-            {"alpha": [torch.tensor([1, 1, 1, 1, bad, 1]).double()]},
-            " at 4",
-            ValueError,
-        )
-        for bad in (0.0, 1.0001, float("nan"))
+        ({"cell": "rate"}, {"alpha": [torch.tensor(alpha).double()]}, " at 4", ValueError)
+        for alpha in ([1, 1, 1, 1, bad, 1] for bad in (0.0, 1.0001, float("nan")))
     ],
     *[
         ({"rows": "packed", "T": 2, "B": 2}, sizes(*batch_sizes), message)

@@ -159,7 +159,6 @@ def test_a_build_without_torch_stops_with_the_commands(tmp_path: Path, build_too
         env={"PYTHONPATH": f"{ROOT / 'tools'}:{build_tools}"},
         capture_output=True,
         text=True,
-        check=False,
     )
     assert result.returncode != 0
     assert "Traceback" not in result.stderr

@@ -23,22 +23,20 @@ def step(cell, f, x, h, before, alpha, store):
         (x_r, x_z, x_n), (h_r, h_z, h_n) = x.chunk(3, 1), h.chunk(3, 1)
         n = torch.tanh(x_n + torch.sigmoid(x_r + h_r) * h_n)
         output = store(n + torch.sigmoid(x_z + h_z) * (before[0] - n))
-        return output, [output]
-    if cell == "lstm":
+    elif cell == "lstm":
         i, f, g, o = (x + h).chunk(4, 1)
         c = store(torch.sigmoid(f) * before[1] + torch.sigmoid(i) * torch.tanh(g))
         output = store(torch.sigmoid(o) * torch.tanh(c))
         return output, [output, c]
-    if cell == "elman":
+    elif cell == "elman":
         output = store(f(x + h))
-        return output, [output]
-    if cell == "rate":
+    elif cell == "rate":
         output = store((1 - alpha) * before[0] + alpha * f(x + h))
-        return output, [output]
-    state = (1 - alpha) * before[0] + alpha * (x + h)
-    if cell == "voltage":
-        return store(f(store(state))), [store(state)]
-    output = store(f(state))
+    else:
+        state = (1 - alpha) * before[0] + alpha * (x + h)
+        if cell == "voltage":
+            return store(f(store(state))), [store(state)]
+        output = store(f(state))
     return output, [output]
 
 

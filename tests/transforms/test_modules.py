@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.utils._pytree import tree_leaves
 
 import rnnext
 from helpers.common import assert_close, pair, stacked
@@ -57,13 +58,9 @@ def _module(request):
     return (*twins(name, *args, **kwargs), inputs)
 
 
-def flat(result):
-    return list(result) if isinstance(result, tuple) else [result]
-
-
 def value_of(module):
     def value(parameters, *inputs):
-        results = flat(functional_call(module, parameters, inputs))
+        results = tree_leaves(functional_call(module, parameters, inputs))
         return torch.cat([result.flatten() for result in results]).square().sum()
 
     return value
@@ -77,11 +74,11 @@ def eager_gradients(module, inputs):
 
 def test_vmap_over_inputs_and_per_sample_gradients(module):
     theirs, ours, inputs = module
-    result = flat(vmap(ours)(*inputs))
-    assert_close(result, stacked([flat(theirs(*each)) for each in zip(*inputs, strict=True)]))
+    result = tree_leaves(vmap(ours)(*inputs))
+    assert_close(result, stacked([tree_leaves(theirs(*x)) for x in zip(*inputs, strict=True)]))
     moved = [each.movedim(0, -1) for each in inputs]
-    assert_close(flat(vmap(ours, in_dims=-1)(*moved)), result)
-    none = flat(vmap(ours)(*[each[:0] for each in inputs]))
+    assert_close(tree_leaves(vmap(ours, in_dims=-1)(*moved)), result)
+    none = tree_leaves(vmap(ours)(*[each[:0] for each in inputs]))
     assert [each.shape for each in none] == [(0, *each.shape[1:]) for each in result]
 
     parameters = {name: p.detach() for name, p in ours.named_parameters()}
@@ -122,9 +119,9 @@ def test_ensemble_of_modules(module, shared):
         return functional_call(ours, (parameters, buffers), inputs)
 
     in_dims = (0, 0, *[dims] * len(inputs))
-    result = flat(vmap(call, in_dims=in_dims)(parameters, buffers, *given))
+    result = tree_leaves(vmap(call, in_dims=in_dims)(parameters, buffers, *given))
     pairs = list(zip(members, own, strict=True))
-    assert_close(result, stacked([flat(member(*each)) for member, each in pairs]))
+    assert_close(result, stacked([tree_leaves(member(*each)) for member, each in pairs]))
     sum(each.square().sum() for each in result).backward()
     gradients = stacked([eager_gradients(member, each) for member, each in pairs])
     assert_close([parameter.grad for parameter in parameters.values()], gradients)

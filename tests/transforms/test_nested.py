@@ -82,7 +82,6 @@ def test_every_transform_inside_every_other(case):
         results.append([result])
         if results[0][0].requires_grad:  # not of a leak's tangents, which the loop gives
             results[-1] += torch.autograd.grad(
-                result.sin().sum(), list(module.parameters()),
-                materialize_grads=True, allow_unused=True,
-            )  # fmt: skip
+                result.sin().sum(), list(module.parameters()), materialize_grads=True
+            )
     assert_close(*results)
