@@ -26,6 +26,7 @@ class Bar:
     values: Callable[[Any], dict[str, float]]
     mean: bool = False
     at_most: bool = False
+    roof: Callable[[Any], dict[str, float]] | None = None  # the values if each row were at its roof
 
     def verdict(self, run: Any) -> tuple[str, str, str, str, str]:
         """Its line of the table: held, missed or not measured."""
@@ -36,6 +37,8 @@ class Bar:
             return *line, "", "not measured", ""
         if self.mean:
             got, detail = statistics.geometric_mean(values.values()), f"{len(values)} rows"
+            if self.roof and (most := self.roof(run)):
+                detail += f", {statistics.geometric_mean(most.values()):.2f} at the roof"
         else:
             detail = (max if self.at_most else min)(values, key=values.__getitem__)
             got = values[detail]
@@ -62,7 +65,9 @@ def plain(result: Result, wanted: Wanted, dtype: str = "float32") -> list[Row]:
     ]
 
 
-def _over(rival: str, wanted: Wanted, dtype: str) -> Callable[[Result], dict[str, float]]:
+def _over(
+    rival: str, wanted: Wanted, dtype: str, at_roof: bool = False
+) -> Callable[[Result], dict[str, float]]:
     """How many times as fast as a rival, as torch.nn's cell, or as the fastest of each row."""
 
     def ratios(result: Result) -> dict[str, float]:
@@ -72,9 +77,10 @@ def _over(rival: str, wanted: Wanted, dtype: str) -> Callable[[Result], dict[str
             if rival == CELL and row.case.kind == "rnn":
                 other = result.rows.get(replace(row.case, kind="cell").name)
             whom = {BEST: row.best_rival(OURS), CELL: TORCH}.get(rival, rival)
-            if other and whom in other.seconds:
-                ratio = other.seconds[whom]["median"] / row.seconds[OURS]["median"]
-                found[f"{row.case.name} ({whom})"] = ratio
+            bound = result.bound(row) if at_roof else None
+            seconds = bound.seconds if bound else row.seconds[OURS]["median"]
+            if other and whom in other.seconds and bool(bound) == at_roof:
+                found[f"{row.case.name} ({whom})"] = other.seconds[whom]["median"] / seconds
         return found
 
     return ratios
@@ -153,7 +159,8 @@ _BFLOAT16: tuple[Speed, ...] = (
 )
 BARS = (
     *(
-        Bar(f"{what} over {rival}", needed, _over(rival, wanted, dtype), mean)
+        Bar(f"{what} over {rival}", needed, _over(rival, wanted, dtype), mean,
+            roof=_over(rival, wanted, dtype, at_roof=True))
         for dtype, speed in (("float32", _SPEED), ("bfloat16", _BFLOAT16))
         for what, wanted, rivals in speed
         for rival, times in rivals.items()

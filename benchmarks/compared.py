@@ -56,7 +56,7 @@ TWO_SIDES: Columns = {
 
 
 def bar(
-    what: str, rows: str, needed: float, value: Callable[[Numbers], float] = ratio, **options: bool
+    what: str, rows: str, needed: float, value: Callable[[Numbers], float] = ratio, **options: Any
 ) -> Bar:
     """A bar on the values of the rows whose names match."""
 
