@@ -19,7 +19,6 @@
 #include <string_view>
 #include <tuple>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 namespace rnnext {
@@ -154,8 +153,7 @@ template <class...>
 struct Types;
 
 // A struct with a field for each item of a list. Its zip(f, s...) is f(field of each struct...)
-// item by item. A struct that keeps its fields converts to one that passes them, and must outlive
-// that.
+// item by item. One that keeps its fields converts to one that passes them, and must outlive that.
 #define RNNEXT_FIELD(type, name, ...) Field<type> name = absent<Field<type>>;
 #define RNNEXT_TYPE(type, ...) , type
 #define RNNEXT_NAME(type, name, ...) name,

@@ -186,8 +186,7 @@ std::vector<Tensor> gradients_of(const std::vector<Tensor>& results,
 // The recurrence, a step at a time; `save`: also what a gated cell saves.
 RecurrenceOp::Results recurrence_loop(const RecurrenceArguments& a, bool save = false);
 
-// recurrence_backward: by formulas from the output or, for other cells than Elman's, by autograd
-// through the loop.
+// recurrence_backward: for Elman's cell by formulas from the output, else by autograd of the loop.
 RecurrenceGradients backward_loop(const BackwardInputs& r, const RecurrenceArguments& a,
                                   const Wanted& wanted);
 

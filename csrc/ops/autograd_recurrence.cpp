@@ -62,8 +62,7 @@ struct ForwardFunction {
   static constexpr bool is_traceable = false;
 
   // `whole` has the arguments with their tangents, if they have any. `save`: the caller, an inner
-  // transform of torch.func, wants `saved` for its own backward pass; no gradient goes through
-  // that.
+  // transform of torch.func, wants `saved` for its backward pass; no gradient goes through that.
   static typename Op::Results forward(const RecurrenceArguments& a,
                                       const RecurrenceArguments& whole, bool save) {
     const auto node = node_of<ForwardFunction>(flattened(a));

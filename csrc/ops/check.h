@@ -53,13 +53,12 @@ inline bool reads_saved(Cell cell, bool want_alpha) {
 }
 
 inline DType parse_dtype(at::ScalarType type, const char* name) {
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf, name,
-      " must be float32, float64, bfloat16 or float16, got ", dtype_name(type));
-  return type == at::kFloat      ? DType::f32
-         : type == at::kDouble   ? DType::f64
-         : type == at::kBFloat16 ? DType::bf16
-                                 : DType::f16;
+  constexpr at::ScalarType kInOrder[] = {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf};
+  const auto* const place = std::ranges::find(kInOrder, type);
+  TORCH_CHECK_NOT_IMPLEMENTED(place != std::end(kInOrder), name,
+                              " must be float32, float64, bfloat16 or float16, got ",
+                              dtype_name(type));
+  return static_cast<DType>(place - kInOrder);
 }
 inline DType parse_dtype(const Tensor& t, const char* name) {
   return parse_dtype(t.scalar_type(), name);
@@ -281,7 +280,6 @@ void check_recurrence(const RecurrenceArguments& a, Sizes<Int>& s, const BatchOf
   parse_dtype(like, "weight_hh");
 }
 
-// Checks what the backward op takes besides the arguments.
 template <class Int>
 void check_backward_inputs(const BackwardInputs& r, const RecurrenceArguments& a,
                            const Sizes<Int>& s, const Wanted& wanted) {

@@ -31,18 +31,14 @@ std::vector<typename Struct::AsKept> members_of(const Struct& of, int64_t M) {
 // The results of all members' calls as those of one call.
 template <class Struct>
 Struct stacked(const std::vector<Struct>& each) {
-  std::vector<std::vector<Tensor>> parts;  // of each tensor
-  for (const Struct& one : each) {
-    size_t i = 0;
-    with_each(one, [&](const Tensor& t) {
-      if (i == parts.size()) parts.emplace_back();
-      parts[i++].push_back(t);
-      return t;
-    });
-  }
+  std::vector<std::vector<Tensor>> tensors(each.size());  // of each member
+  for (size_t m = 0; m < each.size(); ++m)
+    with_each(each[m], [&](const Tensor& t) { return tensors[m].emplace_back(t); });
   size_t i = 0;
   return with_each(each[0], [&](const Tensor& t) {
-    const std::vector<Tensor>& all = parts[i++];
+    std::vector<Tensor> all;
+    for (const std::vector<Tensor>& own : tensors) all.push_back(own[i]);
+    ++i;
     return t.defined() ? at::stack(all) : t;
   });
 }

@@ -39,8 +39,7 @@ static void check_states(const RnnArguments& a, const Sequences& sequences,
 
 Sequences check_layers(const RnnArguments& a) {
   const int64_t D = directions_of(a), per_direction = a.has_biases ? 4 : 2;
-  const auto n =
-      static_cast<int64_t>(a.weights.size());  // bounds num_layers before the product below
+  const auto n = static_cast<int64_t>(a.weights.size());  // bounds num_layers before the product
   TORCH_CHECK(a.num_layers > 0 && a.num_layers <= n && n == a.num_layers * D * per_direction,
               "weights must hold ", per_direction, " tensors for each of ", a.num_layers,
               " layers and ", D, " directions, got ", n);

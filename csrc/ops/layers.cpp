@@ -51,8 +51,7 @@ using States = c10::SmallVector<Tensor, 2>;
 
 bool is_elsewhere(const Tensor& t) { return !t.is_cpu(); }
 
-// Whether the op for a whole stack of layers, which exists on the CPU and has no gradient, takes
-// it.
+// Whether the op for a stack of layers, which exists on the CPU and has no gradient, takes it.
 bool stacks(const RnnArguments& a) {
   return a.num_layers > 1 && !a.bidirectional && !drops(a) && !given(a.index) && a.noise.empty() &&
          a.reset_state.empty() && !any_tensor<is_elsewhere>(a) && !any_recorded(a) && !any_dual(a);

@@ -1,5 +1,4 @@
-// The parts of the composite ops: the weights of a layer, its projected input, and the layout of
-// sequences.
+// The parts of the composite ops: a layer's weights and projected input, and how sequences lie.
 #pragma once
 
 #include <c10/core/InferenceMode.h>
@@ -18,8 +17,7 @@ inline bool transformed(const Tensor& t) {
 }
 
 // A view as a tensor that is not a view, with the same memory, version and history: autograd
-// refuses to detach a view in place, which users do between pieces of a long sequence
-// (`h.detach_()`).
+// refuses to detach a view in place (`h.detach_()`), which users do between pieces of a sequence.
 inline Tensor as_result(const Tensor& view) {
   if (!view.is_view() || transformed(view) || is_dual(view)) return view;
   Tensor result(view.tensor_data());

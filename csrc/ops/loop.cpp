@@ -1,5 +1,4 @@
-// A call of the recurrence as a loop of ATen operations, which can be differentiated to any order,
-// in either mode.
+// The recurrence as a loop of ATen operations, differentiable to any order and in either mode.
 #include <ATen/ops/relu.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/softplus.h>
@@ -37,7 +36,6 @@ Step cell_step(const PaddedCall& call, int64_t d, const Tensor& x, const variabl
   const auto f = [&](const Tensor& pre) {
     return with_nonlinearity(call.nonlinearity, AtenActivation{pre});
   };
-  const auto gates_of = [](const Tensor& pre, int64_t n) { return pre.chunk(n, -1); };
   Tensor product = (call.cell == Cell::voltage ? f(h) : h).matmul(W);
   if (is_gated(call.cell) && !s.bias_hh.empty()) product = product + s.bias_hh[d];
   const Tensor a = is_leaky(call.cell) ? s.alpha[d] : Tensor();
@@ -54,13 +52,13 @@ Step cell_step(const PaddedCall& call, int64_t d, const Tensor& x, const variabl
     case Cell::blend:
       return same(f((1 - a) * h + a * (x + product)));
     case Cell::gru: {
-      const auto of_x = gates_of(x, 3), of_h = gates_of(product, 3);
+      const auto of_x = x.chunk(3, -1), of_h = product.chunk(3, -1);
       const Tensor r = at::sigmoid(of_x[0] + of_h[0]), z = at::sigmoid(of_x[1] + of_h[1]);
       const Tensor n = at::tanh(of_x[2] + r * of_h[2]), next = n + z * (h - n);
       return {{next}, next, at::stack({r, z, of_h[2], n}, 1)};
     }
     case Cell::lstm: {
-      const auto pre = gates_of(x + product, 4);
+      const auto pre = (x + product).chunk(4, -1);
       const Tensor i = at::sigmoid(pre[0]), f = at::sigmoid(pre[1]), g = at::tanh(pre[2]),
                    o = at::sigmoid(pre[3]), e = f * states[1], c = i * g + e;
       const Tensor next = o * at::tanh(c);
@@ -90,12 +88,11 @@ Step direction_loop(const PaddedCall& call, int64_t d, const Tensor& x, bool sav
     if (save) saved[t] = step.saved.flatten(1);
   }
   // Without steps, the results are rows of x, of which there are none.
-  const int parts = traits_of(call.cell).saved;
   const Tensor none = x.narrow_symint(-1, 0, call.H);
   return {states, T > 0 ? at::stack(outputs) : none,
           !save   ? Tensor()
           : T > 0 ? at::stack(saved)
-                  : none.repeat({1, 1, parts})};
+                  : none.repeat({1, 1, traits_of(call.cell).saved})};
 }
 
 }  // namespace

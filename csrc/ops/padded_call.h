@@ -1,5 +1,4 @@
-// A call's rows and states for torch's operations: every step of every sequence, and what precedes
-// each.
+// A call's rows and states for torch's operations: each step of each sequence, and the one before.
 #pragma once
 
 #include <ATen/TensorOperators.h>

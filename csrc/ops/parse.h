@@ -37,8 +37,7 @@ struct RecurrenceSizes : Sizes<int64_t> {
   }
 };
 
-// A call of the recurrence after checks: its sizes, its element type, and the tensors that its
-// struct points into.
+// A call of the recurrence after checks, and the tensors that its struct points into.
 struct ParsedCall {
   RecurrenceSizes s;
   DType dtype;

@@ -46,16 +46,14 @@ Passed<T> as_passed(Passed<T> value) {
 }
 
 // The ops of the recurrence: what they return, their signatures, and functions to register for
-// kernels that take structs. (For fake.h, these functions have other parameter types, and one more
-// parameter.)
+// kernels that take structs. (For fake.h, they have other parameter types, and one more parameter.)
 template <template <class> class Parameter, class Arguments, class Results, class Gradients,
           class... More>
 struct RecurrenceTypes;
 template <template <class> class Parameter, class... A, class... R, class... G, class... More>
 struct RecurrenceTypes<Parameter, Types<void, A...>, Types<void, R...>, Types<void, G...>,
                        More...> {
-  // output, the last states, and, if `save` and the cell saves, what its backward pass reads
-  // besides the output
+  // output, the last states, and, if `save` and the cell saves, what else the backward pass reads
   using ForwardResults = std::tuple<Tensor, Tensor, std::vector<Tensor>>;
   using ForwardSignature = ForwardResults(Passed<A>..., bool save);
   using BackwardResults = std::tuple<Kept<G>...>;

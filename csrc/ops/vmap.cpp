@@ -1,6 +1,5 @@
 // The recurrence's ops under vmap. If no weight is mapped, the mapped calls become more sequences
-// of one batch. If weights are, they become an ensemble. (A mapped ensemble runs member by member:
-// see library.cpp.)
+// of one batch. If weights are, they become an ensemble. (For a mapped ensemble see library.cpp.)
 #include "ops/vmap.h"
 
 #include <ATen/functorch/BatchedTensorImpl.h>
@@ -239,9 +238,7 @@ class MappedCalls {
     KeptArguments precomputed = all;
     precomputed.input = r.output;  // any rows will do: the op does not read these
     precomputed.weight_ih = {};
-    Wanted of_rows;
-    of_rows.input = true;
-    of_rows.hx = wanted.hx;
+    const Wanted of_rows{.input = true, .hx = wanted.hx};
     const RecurrenceGradients g = call_backward<RecurrenceBackwardOp>(r, precomputed, of_rows);
 
     RecurrenceGradients each;

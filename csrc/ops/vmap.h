@@ -31,8 +31,7 @@ class FuncTorch {
   int64_t level_;
 };
 
-// The other vmap, that of torch.autograd.grad(is_grads_batched=True). Its level is the innermost of
-// a call's tensors.
+// The other vmap, of torch.autograd.grad(is_grads_batched=True), at its tensors' innermost level.
 class GradsBatched {
  public:
   explicit GradsBatched(const std::vector<Tensor>& tensors);

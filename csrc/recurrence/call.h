@@ -30,8 +30,7 @@ struct Recurrence : Timeline {
   int D = 1, layers = 1;
   Nonlinearity nonlinearity = Nonlinearity::tanh;
   Cell cell = Cell::elman;
-  RowSource
-      input;  // rows of I features, or of D*gates*H precomputed, to which the biases are added
+  RowSource input;  // rows of I features, or of D*gates*H precomputed, to which biases are added
 
   const void* weight_ih[kDirections] = {nullptr, nullptr};  // [gates*H,I]
   const void* weight_hh[kDirections] = {nullptr, nullptr};  // [gates*H,H]
@@ -43,10 +42,9 @@ struct Recurrence : Timeline {
   // [H] the scale of the noise that is added to the pre-activations, or null
   const void* noise[kDirections] = {nullptr, nullptr};
   const PhiloxKeys* noise_keys = nullptr;
-  int64_t noise_from = 0;    // the noise is that of steps noise_from and on
-  const void* hx = nullptr;  // [states*D,B,H] or null: zeros
-  const void* reset_state =
-      nullptr;  // [states*D,B,H] where steps with a reset start, or null: zeros
+  int64_t noise_from = 0;             // the noise is that of steps noise_from and on
+  const void* hx = nullptr;           // [states*D,B,H] or null: zeros
+  const void* reset_state = nullptr;  // [states*D,B,H] where a reset starts, or null: zeros
 
   int gates() const { return traits_of(cell).gates; }
   int64_t state_size() const { return layers * D * B * H; }
@@ -57,9 +55,7 @@ struct Recurrence : Timeline {
 
   void* output = nullptr;  // [N, D*H]
   void* h_n = nullptr;     // [states*D,B,H]
-  // [N, D*saved*H] what the backward pass reads besides the output, as kCells says; null: not
-  // wanted.
-  void* saved = nullptr;
+  void* saved = nullptr;   // [N, D*saved*H] what else the backward pass reads (kCells), or null
 };
 
 // The gradients that the backward pass takes, besides the forward's struct.

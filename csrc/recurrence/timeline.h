@@ -1,6 +1,5 @@
-// Which steps each sequence of a call has, where their rows lie, and where a direction's pass
-// through a sequence starts and ends: all that is known of ragged batches. And where a step's input
-// row comes from.
+// Which steps each sequence of a call has, where their rows and inputs lie, and where a direction's
+// pass through a sequence starts and ends: all that is known of ragged batches.
 #pragma once
 
 #include <cstdint>
@@ -53,8 +52,7 @@ struct Timeline {
   RNNEXT_BOTH bool inside(int64_t b, int64_t t) const { return t < length(b); }
   RNNEXT_BOTH bool starts(int d, int64_t b, int64_t t) const { return span(d, b).starts(t); }
   RNNEXT_BOTH bool ends(int d, int64_t b, int64_t t) const { return span(d, b).ends(t); }
-  // Whether direction d begins an episode with step t of sequence b, and so drops the state before
-  // it, even hx.
+  // Whether direction d begins an episode with step t of sequence b: it drops the state, even hx.
   RNNEXT_BOTH bool restarts(int d, int64_t b, int64_t t) const {
     return restarts(span(d, b), b, t);
   }

@@ -1,6 +1,5 @@
 // The embedding gather on the CPU and its gradient. The indices are sorted once, stably, so that
-// each row of the gradient is a sum over one run of them: no atomics, the same bits on any thread
-// count.
+// each row of the gradient is a sum over one run: no atomics, the same bits on any thread count.
 #include <ATen/Dispatch.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
@@ -180,9 +179,6 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num
   const Tensor out = empty_large({num_weights, D}, rows.options());
   char* to = static_cast<char*>(out.data_ptr());
   const int64_t N = runs.length;
-  const auto first_run = [&](int64_t v) {
-    return std::lower_bound(runs.row, runs.row + runs.count, v) - runs.row;
-  };
   // A share is a range of table rows: sums for those that were picked, zeros for the others, so
   // every byte of the output is written once. Shares have equal numbers of rows written and read.
   const auto boundary = [&](int64_t share, int64_t shares) {
@@ -196,7 +192,7 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num
   parallel((num_weights + N) * row_bytes, [&](int rank, int threads) {
     int64_t v = boundary(rank, threads);
     const int64_t end = boundary(rank + 1, threads);
-    int64_t u = first_run(v);
+    int64_t u = std::lower_bound(runs.row, runs.row + runs.count, v) - runs.row;
     while (v < end) {
       const int64_t picked = u < runs.count ? std::min(runs.row[u], end) : end;
       std::fill_n(to + v * row_bytes, (picked - v) * row_bytes, char{0});

@@ -18,7 +18,7 @@ template <class Call>
 void run_members(const std::deque<Call>& calls, int products) {
   const RnnKernels& kernel = kernels_for(calls[0].dtype, calls[0].p);
   const auto M = static_cast<int64_t>(calls.size());
-  const int threads = max_threads(), alone = threads_for(calls[0].p, products);
+  const int threads = max_threads(), alone = plan_threads(calls[0].p, products, threads);
   // In a round each thread has a member of its own. The members left over are a round too, or, if
   // that is faster, run one after the other on all threads.
   int64_t apart = M / threads * threads;

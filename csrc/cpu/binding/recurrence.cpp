@@ -31,10 +31,6 @@ const RnnKernels& kernels_for(DType dtype, const Recurrence& p) {
   return table.rnn_of(dtype);
 }
 
-int threads_for(const Recurrence& p, int products) {
-  return plan_threads(p, products, max_threads());
-}
-
 Teams<ForwardPlan> forward_teams(const Recurrence& p, const RnnKernels& kernel, int threads) {
   return {
       threads, [&](int size) { return plan_forward(p, kernel.shape, this_machine(), size); },
@@ -168,7 +164,7 @@ RecurrenceGradients CpuBackwardCall::gradients(const RecurrenceArguments& a) {
 namespace {
 
 void run_forward(const CpuCall& call, const RnnKernels& kernel) {
-  const int threads = threads_for(call.p, 1);
+  const int threads = plan_threads(call.p, 1, max_threads());
   run_call(call, kernel, busy_threads(call.p, kernel.shape, this_machine(), threads));
 }
 
@@ -211,7 +207,7 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   std::vector<Recurrence> layers(L, first);
   for (size_t l = 1; l < L; ++l) layers[l].I = first.H;
   const RnnKernels& kernel = kernels_for(calls[0].dtype, first);
-  const int threads = threads_for(layers.back(), n);
+  const int threads = plan_threads(layers.back(), n, max_threads());
   // Without a wavefront the layers run in turn, and their outputs alternate between two tensors.
   std::vector<ForwardPlan> plans;
   if (!sizes.empty() && !first.reverse[0])
@@ -250,7 +246,7 @@ RecurrenceGradients recurrence_backward(const BackwardInputs& r, const Recurrenc
   CpuBackwardCall call(r, a, wanted);
   if (call.s.empty()) return call.gradients(a);
   const RnnKernels& kernel = kernels_for(call.dtype, call.p);
-  const int threads = threads_for(call.p, kBackwardProducts);
+  const int threads = plan_threads(call.p, kBackwardProducts, max_threads());
   // (The plan depends on what is wanted, so results are allocated before it, perhaps in vain.)
   if (!plan_unpadded(call.p, call.out, kernel.shape, this_machine(), threads)) {
     run_call(call, kernel, threads);

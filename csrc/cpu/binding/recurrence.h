@@ -21,9 +21,6 @@ namespace rnnext {
 // float32 take bfloat16 operands, where that is faster.
 const RnnKernels& kernels_for(DType dtype, const Recurrence& p);
 
-// products: as plan_threads has it.
-int threads_for(const Recurrence& p, int products);
-
 // Plans for each team that a call may get, of 1 to `threads` threads, since fewer may come than
 // were asked for, and how much memory the largest of them needs.
 template <class Plan>

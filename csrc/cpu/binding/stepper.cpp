@@ -55,8 +55,7 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
   if (given(table)) {
     check_like(*table, "table", {table->size(0), layers_.front().call.p.input.stride_b}, like);
     table_ = values_of(*table, "table");
-    if (!given(std::get<0>(layers[0])))
-      table_ = shared(std::move(table_));  // it was made for this Stepper
+    if (!given(std::get<0>(layers[0]))) table_ = shared(std::move(table_));  // made for this one
     tokens_.resize(batch_size);
   }
   for (const auto& [name, tensor] : watched) {
@@ -105,7 +104,6 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
   layers_.push_back({std::move(arguments), std::move(call), std::move(teams)});
 }
 
-// Makes the workspace large enough.
 void Stepper::reserve(size_t bytes) {
   const auto size = static_cast<int64_t>(bytes);
   if (!workspace_.defined() || workspace_.numel() < size)
@@ -153,8 +151,7 @@ void Stepper::read_tokens(const Tensor& input, int64_t B) {
   }
 }
 
-// One step of all layers and of B sequences, from the states at `from` to those at `to`; they must
-// not overlap.
+// One step of all layers and B sequences, from the states at `from` to `to`; they must not overlap.
 Tensor Stepper::advance(const Tensor& input, int64_t B, const char* from, char* to) {
   for (const Seen& seen : seen_)
     TORCH_CHECK(!seen.changed(), seen.name,
@@ -184,7 +181,7 @@ Tensor Stepper::advance(const Tensor& input, int64_t B, const char* from, char* 
     const Teams<ForwardPlan>& teams = fewer ? *fewer : layers_[l].teams;
     reserve(teams.bytes);
     char* const workspace = static_cast<char*>(workspace_.data_ptr());
-    run_team(std::min(threads_for(call, 1), teams.threads()),
+    run_team(std::min(plan_threads(call, 1, max_threads()), teams.threads()),
              [&](Worker& worker) { kernels_->forward(call, teams.of(worker), workspace, worker); });
   }
   ++steps_;

@@ -6,8 +6,7 @@
 
 namespace rnnext {
 
-// An embedding's indices in the order of their values, so that each row of its gradient is a sum
-// over one run.
+// An embedding's indices in the order of their values: a row of its gradient sums over one run.
 struct Runs {
   int64_t* order;  // [length] positions of the indices, equal ones in their own order
   int64_t* row;    // [count] the index that a run consists of

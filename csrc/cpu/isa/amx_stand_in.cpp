@@ -1,5 +1,4 @@
-// For tests: the kernels of AMX tiles on a stand-in for the tile instructions, for the compiler's
-// default target.
+// For tests: the kernels of AMX tiles on a stand-in for these, for the compiler's default target.
 
 #include "cpu/isa/dispatch.h"
 

@@ -30,8 +30,7 @@ struct RnnKernels {
   // below. The workspace is that of all layers, each planned for one thread.
   void (*stack)(const Recurrence* layers, const ForwardPlan* plans, int n, char* workspace,
                 Worker&);
-  // Packs the weights of one direction for Recurrence::packed_weights: shape.weight_bytes(I, H,
-  // gates) bytes.
+  // Packs one direction's weights for packed_weights: shape.weight_bytes(I, H, gates) bytes.
   void (*pack)(const Recurrence&, char* packed);
 };
 

@@ -99,7 +99,6 @@ struct ForwardLayout {
     const RecurrentWeights<S, MK> state{plan, weight_hh(d)};
     for (int64_t q = q0; q < q1; ++q) finite[copy][q] = state.pack(hh[copy], q, q + 1);
   }
-  // Whether the work item's part of W_hh is finite.
   bool is_finite(const WorkItem& item) const {
     const bool* const of_copy = finite[copy_of(item)];
     for (int64_t q = gate_columns.panels(item.u0), end = gate_columns.panels(item.u1);

@@ -177,8 +177,7 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   const bool shares = plan.hidden_parts > 1;
   plan.fetches = fetches(weights / plan.hidden_parts, shape, machine);
   if (shares && threads < asked) {
-    // Groups then have fewer members. The number of groups stays, since each sums the gradient
-    // of alpha.
+    // Groups then have fewer members, but are as many, since each sums the gradient of alpha.
     plan.hidden_parts = max_of(1, threads / plan.groups);
     if (plan.k_splits > 1) plan.k_splits = plan.hidden_parts;
   }

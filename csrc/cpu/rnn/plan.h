@@ -158,8 +158,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
 BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
                            const KernelShape& shape, const Machine& machine, int asked,
                            int threads);
-// Whether a backward pass on so many threads should run over a copy without padding, since its
-// groups do not sort.
+// Whether a backward pass, since its groups do not sort, should run over a copy without padding.
 bool plan_unpadded(const Recurrence& p, const RecurrenceGradOut& out, const KernelShape& shape,
                    const Machine& machine, int threads);
 // The plans of layers, each over the one before, as a wavefront, a layer a thread (rnn/forward.h);

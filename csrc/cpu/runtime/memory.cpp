@@ -32,8 +32,7 @@ void adapt_thresholds() {
 #ifdef __GLIBC__
   [[maybe_unused]] static const bool once = [] {
     constexpr size_t kMapped = 32 << 20;  // from here on glibc maps and unmaps each block, always
-    void* volatile block =
-        std::malloc(kMapped - (64 << 10));  // volatile, or the compiler drops both calls
+    void* volatile block = std::malloc(kMapped - (64 << 10));  // or the compiler drops both calls
     std::free(block);
     return true;
   }();

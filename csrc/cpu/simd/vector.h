@@ -123,7 +123,6 @@ RNNEXT_INLINE V select(Bits which, V a, V b) {
   return which ? a : b;
 }
 
-// The square root of each float.
 RNNEXT_INLINE Vec<float> root(Vec<float> x) {
 #ifdef RNNEXT_X86
   return RNNEXT_X86(sqrt_ps)(x);
@@ -176,7 +175,6 @@ RNNEXT_INLINE V polynomial(V x, C first, C second, Others... others) {
 // The bit of the sign, as an integer of the same size.
 template <class C, class Int = std::conditional_t<sizeof(C) == 4, int, long long>>
 constexpr Int kSignBit = Int{1} << (8 * sizeof(C) - 1);
-// x without its sign.
 template <class V>
 RNNEXT_INLINE V magnitude(V x) {
   using Bits = decltype(x < x);

@@ -119,9 +119,8 @@ class CudaBackwardCall : CudaCall {
     if (wanted_.bias_hh)
       grad_.bias_hh.push_back(wanted_.bias_ih ? grad_.bias_ih.back().clone() : rows.sum(0));
     if (features_.defined()) grad_.weight_ih.push_back(at::mm(rows.t(), features_));
-    if (wanted_.weight_hh) {
+    if (wanted_.weight_hh)
       grad_.weight_hh.push_back(at::mm(rows.t(), direction(outputs_before(), d)));
-    }
   }
 
   // The derivative of (1 - a) s + a x by a is x - s: what was saved; rate saved x, so s is

@@ -175,7 +175,6 @@ void consider(const Problem& p, const Device& device, Path path, int blocks,
   }
 }
 
-// Considers one path.
 void consider(const Problem& p, const Device& device, Path path, std::optional<Geometry>& best) {
   if (path == Path::step) {
     return consider(Geometry{.cycles = p.T * step_cycles(p, device, Geometry{})}, best);
