@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explains.add_argument(
         "--precision", choices=PRECISIONS, default="highest", help="of float32 (default: highest)"
     )
-    explains.add_argument("--cell", default="elman", help="elman (default), gru, lstm or a leak's")
+    explains.add_argument("--cell", default="rnn", help="rnn (default), gru, lstm or a leak's")
     explains.add_argument("--threads", type=int, help="default: torch's")
     explains.add_argument(
         "--machine", help="zen4, zen5 or xeon-amx, NAME=NUMBER,.. or both (default: this one)"

@@ -43,7 +43,7 @@ def explain(
     lengths: Sequence[int] = (),
     threads: int | None = None,
     machine: str | None = None,
-    cell: str = "elman",
+    cell: str = "rnn",
 ) -> str:
     """Say how the CPU kernels would share out and run a call of an RNN of these sizes.
 
@@ -61,7 +61,7 @@ def explain(
         machine: the processor to plan for, as ``RNNEXT_CPU_MACHINE`` names it: zen4, zen5 or
             xeon-amx, numbers that differ from its, or both, as ``"zen5,far_rate=10,wait=900"``.
             Default: this one, as calls do.
-        cell: ``"elman"``, a form of the leak, ``"gru"`` or ``"lstm"``. Default: ``"elman"``.
+        cell: ``"rnn"``, a form of the leak, ``"gru"`` or ``"lstm"``. Default: ``"rnn"``.
 
     Returns:
         A few sentences, one a line.
@@ -73,7 +73,7 @@ def explain(
     D = 2 if bidirectional else 1
     plan = _C.plan(
         T=T, B=B, I=I, H=H, directions=D, layers=num_layers, dtype=dtype, train=train, hx=hx,
-        lengths=list(lengths), machine=machine, cell=cell,
+        lengths=list(lengths), machine=machine, cell="elman" if cell == "rnn" else cell,
         threads=torch.get_num_threads() if threads is None else threads,
     )  # fmt: skip
     precision = f" ({plan['precision']})" if "precision" in plan else ""
