@@ -37,12 +37,12 @@ class Bar:
             return *line, "", "not measured", ""
         if self.mean:
             got, detail = statistics.geometric_mean(values.values()), f"{len(values)} rows"
-            if self.roof and (most := self.roof(run)):
-                detail += f", {statistics.geometric_mean(most.values()):.2f} at the roof"
         else:
             detail = (max if self.at_most else min)(values, key=values.__getitem__)
             got = values[detail]
         held = got <= self.needed if self.at_most else got >= self.needed
+        if not held and self.roof and (most := self.roof(run)):
+            detail += f", {statistics.geometric_mean(most.values()):.2f} at the roof"
         return *line, f"{got:.2f}", "held" if held else "missed", detail
 
 
