@@ -19,7 +19,7 @@ _rnn_cell: Callable[..., list[Tensor]] = torch.ops.rnnext.rnn_cell.default
 _Sequence = TypeVar("_Sequence", Tensor, PackedSequence)
 Lengths = Tensor | Sequence[int]
 Pair = tuple[Tensor, Tensor]
-_CELLS = {"rnn": "elman", "gru": "gru", "lstm": "lstm"}  # as users name them
+CELLS = {"rnn": "elman", "gru": "gru", "lstm": "lstm"}  # as users name them
 
 
 class Stack(TypedDict):
@@ -86,8 +86,8 @@ def as_integer(name: str, value: Any, advice: str = "") -> int:
 
 def cell_named(cell: str) -> str:
     """The ops' name for the cell that a user gives."""
-    _errors.refuse_word("cell", cell, list(_CELLS))
-    return _CELLS[cell]
+    _errors.refuse_word("cell", cell, list(CELLS))
+    return CELLS[cell]
 
 
 def as_states(name: str, cell: str, state: Any) -> tuple[Tensor, ...]:

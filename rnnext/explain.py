@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from rnnext import _C
+from rnnext._errors import refuse_word
+from rnnext._layers import CELLS
 
 __all__ = ["explain"]
 
@@ -71,9 +73,10 @@ def explain(
         NotImplementedError: another dtype.
     """
     D = 2 if bidirectional else 1
+    refuse_word("cell", cell, [*CELLS, *_C.forms()])
     plan = _C.plan(
         T=T, B=B, I=I, H=H, directions=D, layers=num_layers, dtype=dtype, train=train, hx=hx,
-        lengths=list(lengths), machine=machine, cell="elman" if cell == "rnn" else cell,
+        lengths=list(lengths), machine=machine, cell=CELLS.get(cell, cell),
         threads=torch.get_num_threads() if threads is None else threads,
     )  # fmt: skip
     precision = f" ({plan['precision']})" if "precision" in plan else ""

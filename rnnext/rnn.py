@@ -1,6 +1,7 @@
 """RNN and RNNCell, and what they share with GRU and LSTM: the call of rnnext's ops."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
@@ -49,10 +50,10 @@ def drop_flat_weights(module: Any) -> None:
 
 
 def check_input(module: Any, input: Tensor, batch_sizes: Tensor | None) -> None:
-    """torch.nn's method, which reads the flat weights."""
-    module._flat_weights = weights_of(module, module._flat_weights_names)
-    nn.RNNBase.check_input(module, input, batch_sizes)
-    drop_flat_weights(module)
+    """torch.nn's method, which reads the dtype of the first of the flat weights."""
+    first = weights_of(module, module._flat_weights_names[:1])
+    read: Any = SimpleNamespace(_flat_weights=first, input_size=module.input_size)
+    nn.RNNBase.check_input(read, input, batch_sizes)
 
 
 def cell_of(module: nn.Module) -> str:
