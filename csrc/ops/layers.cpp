@@ -123,7 +123,7 @@ std::tuple<Tensor, std::vector<Tensor>> run_layers(const RnnArguments& a, Tensor
       return own.empty() ? std::nullopt : OptionalTensor(joined(own));
     };
     OptionalTensor hx = of_layer(state);
-    // Of a packed input, whose number of sequences a tracer cannot know, each layer has as many.
+    // A tracer does not know how many sequences are packed: this says that it is as many again.
     if (!hx && layer > 0 && given(a.batch_sizes) && before.sym_size(1).is_symbolic())
       hx = at::zeros_like(before);
     const OptionalTensor first = of_layer(first_states),

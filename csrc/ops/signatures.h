@@ -46,7 +46,7 @@ Passed<T> as_passed(Passed<T> value) {
 }
 
 // The ops of the recurrence: what they return, their signatures, and functions to register for
-// kernels that take structs. (For fake.h, they have other parameter types, and one more parameter.)
+// kernels that take structs. (Those of fake.h have other parameter types, and one more parameter.)
 template <template <class> class Parameter, class Arguments, class Results, class Gradients,
           class... More>
 struct RecurrenceTypes;

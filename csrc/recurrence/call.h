@@ -44,7 +44,7 @@ struct Recurrence : Timeline {
   const PhiloxKeys* noise_keys = nullptr;
   int64_t noise_from = 0;             // the noise is that of steps noise_from and on
   const void* hx = nullptr;           // [states*D,B,H] or null: zeros
-  const void* reset_state = nullptr;  // [states*D,B,H] where a reset starts, or null: zeros
+  const void* reset_state = nullptr;  // [states*D,B,H] before a reset's step; null: zeros
 
   int gates() const { return traits_of(cell).gates; }
   int64_t state_size() const { return layers * D * B * H; }

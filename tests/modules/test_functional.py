@@ -94,23 +94,25 @@ def test_the_gradient_of_a_small_alpha():
 
 
 def assert_exact_gradients(module, x, reset, state):
-    """In float32, to 1e-5 of the largest value of 8 rows; `state` is hx and reset_state."""
+    """In float32, to 1e-5 of the largest value of 8 rows; state: hx, and reset_state."""
     found = []
     for dtype in (torch.float32, torch.float64):
-        start, module = state.to(dtype).requires_grad_(), module.to(dtype)
-        output, _ = module(x.to(dtype), start, reset=reset, reset_state=start)
-        grads = torch.autograd.grad(output.sum(), [start, *module.parameters()])
+        hx, start = (h.to(dtype).requires_grad_() for h in state)
+        module = module.to(dtype)
+        output, _ = module(x.to(dtype), hx, reset=reset, reset_state=start)
+        grads = torch.autograd.grad(output.sum(), [hx, start, *module.parameters()])
         found.append([gate for grad in grads for gate in torch.atleast_1d(grad).split(8)])
     for grad, expected in zip(*found, strict=True):
         assert (grad - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("cell", ["gru", "blend"])
-def test_gradients_of_a_hundred_thousand_equal_rows(cell):
+@pytest.mark.parametrize(("cell", "B"), [("gru", 1), ("gru", 1000), ("blend", 1), ("rate", 1)])
+def test_gradients_of_a_hundred_thousand_equal_rows(cell, B):
     leaky = {"alpha": 0.3, "learn_alpha": True, "form": cell}
     module = rnnext.GRU(9, 8) if cell == "gru" else rnnext.LeakyRNN(9, 8, **leaky)
-    x, reset = torch.full((100_000, 1, 9), 0.3), torch.ones(100_000, 1, dtype=torch.bool)
-    assert_exact_gradients(module, x, reset, torch.randn(1, 1, 8))
+    x, reset = torch.full((100_000 // B, B, 9), 0.3), torch.ones(100_000 // B, B, dtype=torch.bool)
+    reset[0] = False
+    assert_exact_gradients(module, x, reset, torch.randn(2, 1, B, 8))
 
 
 def test_gradients_of_a_gru_whose_states_are_large():
@@ -118,7 +120,7 @@ def test_gradients_of_a_gru_whose_states_are_large():
     gru = rnnext.GRU(4, 8)
     with torch.no_grad():
         gru.weight_hh_l0 /= 1e6
-    state, reset = torch.randn(1, 3, 8) * 1e6, torch.rand(5, 3) < 0.3
+    state, reset = torch.randn(2, 1, 3, 8) * 1e6, torch.rand(5, 3) < 0.3
     assert_exact_gradients(gru, torch.randn(5, 3, 4), reset, state)
 
 

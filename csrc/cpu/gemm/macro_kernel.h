@@ -77,7 +77,8 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
   const int small = static_cast<int>(tiles == 1 ? rows : rows / tiles);
   const int64_t big = rows - small * tiles;
   const int64_t at_once = panels_at_once<typename Product::MicroKernel>(small);
-  const int64_t vectors = (columns + kLanes<F> - 1) / kLanes<F>;  // the last panel may have one
+  // The last panel may be half empty.
+  const int64_t vectors = (columns + kLanes<F> - 1) / kLanes<F>;
   const int64_t panel = K * kPanel<F>;
   Ahead ahead{nullptr, 0};
   if (then >= 0) ahead.step = at_once * kPanel<F> * static_cast<int64_t>(sizeof(F)) / tiles;

@@ -1,4 +1,4 @@
-// For tests: the kernels of AMX tiles on a stand-in for these, for the compiler's default target.
+// For tests: the kernels of AMX tiles on a stand-in for tile instructions, for any processor.
 
 #include "cpu/isa/dispatch.h"
 

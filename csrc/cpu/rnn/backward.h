@@ -26,7 +26,7 @@ struct BackwardStep {
   const F* packed;  // W_hh; null: there is only one step
   int64_t H;
   Rows<const C> start;   // the gradient of the output; or none: zeros
-  Rows<const C> values;  // what f gave; of a GRU the state before; an LSTM reads none
+  Rows<const C> values;  // what f gave; gates do not read it
   Rows<const F> a;       // what W_hh^T multiplies: grad_pre of the step after
   Rows<C> grad_pre;
   Rows<F> next;  // or none: it is grad_pre
@@ -95,7 +95,6 @@ struct BackwardRun : BackwardCall {
     const bool writes_features = plan.by_step() && out.input;
     if (writes_features) features.pack(item.d, 0, 1);
     const bool reverse = p.reverse[item.d];
-    const int64_t width = p.D * p.H;
     const StepInputs<S, MK> inputs{BackwardCall{p, out, plan}, g, at, worker.rank};
     const Rows<C> chunk_grad{at.chunk_grad[worker.rank], at.grad_stride};
     if (plan.by_step()) clear_tails(chunk_grad);
@@ -107,12 +106,8 @@ struct BackwardRun : BackwardCall {
         const int64_t t = reverse ? done : p.T - 1 - done;
         const int64_t rows = sequences(p, item, t);
         if (!reverse) row -= rows;
-        const int64_t t_next = reverse ? t + 1 : t - 1;
-        const int64_t ahead = done + 1 < p.T ? (p.first_row(t_next) - p.first_row(t)) * width : 0;
         const auto in = inputs.rows_of(item, t, done, rows);
         if (at.buffers.carries()) inputs.add_state_rows(state, item, t, rows);
-        // The rows of the step before are in far memory, unless they are copied and thus in cache.
-        const bool prefetches = in.both_in_tensors && done + 1 < p.T;
         BackwardStep<MK> step{.epilogue = end_of_step(),
                               .state = state,
                               .packed = packed,
@@ -123,8 +118,8 @@ struct BackwardRun : BackwardCall {
                               .grad_pre = plan.by_step() ? Rows<C>{chunk_grad[row], at.grad_stride}
                                                          : grad_pre_rows(item, t),
                               .next = at.buffers.next_buffer(item, done),
-                              .grad_ahead = prefetches && in.grad ? in.grad.first + ahead : nullptr,
-                              .values_ahead = prefetches ? in.values.first + ahead : nullptr,
+                              .grad_ahead = in.grad_ahead,
+                              .values_ahead = in.values_ahead,
                               .far_saved = kNative<S> && !plan.sorts && is_gated(p.cell)
                                                ? static_cast<const C*>(state.saved)
                                                : nullptr};

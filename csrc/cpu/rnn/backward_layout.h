@@ -28,6 +28,7 @@ struct BackwardLayout : BackwardCall {
   Arrays<C> alpha, alpha_sums;
   // For voltage, the outputs of hx and of reset_state, which W_hh multiplies: [D,B,H] each.
   S *start_output, *reset_output;
+  Arrays<const void*> states_before;  // [workers] of [group_rows], for a GRU
   Arrays<int64_t> order, present;  // [workers] of [group_rows] and [T], where sequences are sorted
   size_t bytes;
 
@@ -62,6 +63,8 @@ struct BackwardLayout : BackwardCall {
     const int64_t state_size = p.cell == Cell::voltage ? p.D * p.B * p.H : 0;
     start_output = arena.take<S>(state_size);
     reset_output = arena.take<S>(p.reset ? state_size : 0);
+    states_before =
+        arena.take_padded<const void*>(p.cell == Cell::gru ? workers : 0, plan.group_rows);
     order = arena.take<int64_t>(plan.sorts ? workers : 0, plan.group_rows);
     present = arena.take<int64_t>(plan.sorts ? workers : 0, p.T);
     bytes = arena.used;
@@ -106,8 +109,8 @@ struct BackwardLayout : BackwardCall {
     }
   }
 
-  // A step's rows in scratch: the gradient of the output and what f gave, and, for a leak or gates
-  // over sorted sequences, the output and what is saved.
+  // A step's rows in scratch: the gradient of the output and what f gave, and, over sorted
+  // sequences, the output for a leak, and what a leak or gates saved.
   enum StepArray { kGrad, kValues, kOutput, kSaved };
   int64_t saved_stride() const { return scratch_stride<C>(traits_of(p.cell).saved * p.H); }
   int64_t step_array_size() const { return plan.group_rows * step_stride; }

@@ -86,7 +86,8 @@ struct StateRows {
   void* saved = nullptr;
   const void* output = nullptr;
   int64_t row_stride = 0;
-  // Sums, [H] in whole panels, and as many that they lost; or null where alpha needs no gradient.
+  const void* const* each_before = nullptr;  // a GRU's states before, backward; null: zeros
+  // Its sums, [H] in whole panels, and as many again of what these lost; null: none is wanted.
   C* alpha_grad = nullptr;
 };
 

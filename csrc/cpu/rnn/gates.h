@@ -149,11 +149,13 @@ RNNEXT_INLINE void backward_units(const Step& step, const Vec<C>* sum, int64_t r
   const auto some = [&](const auto* from) {
     return V::of([&](int i) { return load_some(from + j + i * kLanes<C>, left - i * kLanes<C>); });
   };
-  V kept[kTraits.saved], grads[kTraits.grads];
+  V kept[kTraits.saved], grads[kTraits.grads], before{};
+  if (step.state.each_before)
+    if (const auto* const from = static_cast<const S*>(step.state.each_before[row]))
+      before = some(from);
   V carried = V::of([&](int i) { return load(carry + j + i * kLanes<C>); });
   for (int k = 0; k < kTraits.saved; ++k) kept[k] = some(saved + k * H);
-  Gates::template backward<S>(V::of([&](int i) { return sum[i]; }), some(step.values[row]), carried,
-                              kept, grads);
+  Gates::template backward<S>(V::of([&](int i) { return sum[i]; }), before, carried, kept, grads);
   for (int i = 0; i < N; ++i) {
     const int64_t at = i * kLanes<C>;
     store(carry + j + at, carried.v[i]);

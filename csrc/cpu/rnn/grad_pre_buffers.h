@@ -16,7 +16,7 @@ struct GradPreBuffers : BackwardCall {
   using C = Compute<S>;
   RowBuffers<F> operands;
   enum Buffer { kEven, kOdd, kFirstSteps, kResets, kBuffers };
-  // The buffers of state_grads. The first three have the gradient that reaches the state before a
+  // The buffers of state_grads. The first four have the gradient that reaches the state before a
   // step without passing W_hh: that of the current step, that of the sequences' first steps, and
   // its sum over resets, with what the sum lost. kMixed is the gradient of what the leak mixes.
   enum StateGrad { kCarry, kFirst, kResetCarry, kResetLost, kMixed, kCount };

@@ -5,8 +5,8 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// The output's gradient and the values (BackwardStep::values): in the tensors, if the tiles can
-// read them there, else copied to a worker's scratch. And what a leak or gates read besides.
+// The output's gradient and what f gave: in the tensors, if the tiles can read them there, else
+// copied to a worker's scratch. And what a leak or gates read besides.
 template <class S, class MK>
 struct StepInputs : BackwardCall {
   using C = Compute<S>;
@@ -16,33 +16,49 @@ struct StepInputs : BackwardCall {
 
   struct Inputs {
     Rows<const C> grad, values;
-    bool both_in_tensors = false;
+    const C *grad_ahead = nullptr, *values_ahead = nullptr;
   };
   Inputs rows_of(const WorkItem& item, int64_t t, int64_t done, int64_t rows) const {
-    const bool joins = g.grad_h_n && (p.ragged() || done == 0);
-    const bool copies_values = !kNative<S> || plan.sorts || !in_a_row(item, t, rows);
-    if constexpr (kNative<S>)
-      if (!copies_values && !joins && !(p.ragged() && at.buffers.carries()))
-        return in_tensors(item, t);
+    const bool joins = g.grad_h_n && (p.ragged() || done == 0), copies = !kNative<S> || plan.sorts;
+    const bool copies_grad = copies || joins || (p.ragged() && at.buffers.carries());
+    const bool copies_values = copies && !is_gated(p.cell);
     const Rows<C> grad = at.inputs_of(worker, at.kGrad);
     const Rows<C> values = at.inputs_of(worker, at.kValues);
-    for (int64_t row = 0; row < rows; ++row) {
+    const int64_t next = done + 1 < p.T ? p.before(item.d, t) : -1;
+    for (int64_t row = 0; copies_grad && row < rows; ++row) {
       const int64_t b = item.sequence(row);
-      if (plan.sorts) fetch(item, t, b, p.before(item.d, t));
+      if (plan.sorts) fetch(item, t, b, next);
       copy(item, p.inside(b, t) ? grad_row(item, t, b) : nullptr, grad[row]);
       if (copies_values) copy(item, values_row(item, t, b), values[row]);
       if (joins && p.ends(item.d, b, t)) add_grad_h_n(item, row, b, grad[row]);
     }
-    if constexpr (kNative<S>)
-      if (!copies_values) return {grad, in_tensors(item, t).values};
-    return {grad, values};
+    Inputs in{grad, values};
+    if constexpr (kNative<S>) {
+      if (copies) return in;
+      in.values = {values_row(item, t, item.b0), p.D * p.H};
+      if (copies_grad) return in;
+      in.grad = {grad_row(item, t, item.b0), p.D * p.H};
+      // (The derivative of the identity reads no values: any rows will do.)
+      if (p.nonlinearity == Nonlinearity::identity && !at.buffers.carries() && in.grad)
+        in.values = in.grad;
+      // The rows of the step before are in far memory, unless they are copied and thus in cache.
+      if (next < 0) return in;
+      in.grad_ahead = grad_row(item, next, item.b0);
+      in.values_ahead = values_row(item, next, item.b0);
+    }
+    return in;
   }
 
   // Adds the rows that a leak, or gates, read besides these.
   void add_state_rows(StateRows<C>& state, const WorkItem& item, int64_t t, int64_t rows) const {
     const int saved = traits_of(p.cell).saved;
+    const void** const before = at.states_before[worker];
+    for (int64_t i = 0; before && i < rows; ++i)
+      before[i] = state_before<S>(p, p.hx, p.reset_state, item.d, t, item.sequence(i));
+    state.each_before = before;
     if (plan.sorts) {
-      state.output = gather(item, t, rows, p.output, at.kOutput, 1, at.step_stride);
+      if (is_leaky(p.cell))
+        state.output = gather(item, t, rows, p.output, at.kOutput, 1, at.step_stride);
       if (p.saved)
         state.saved = gather(item, t, rows, p.saved, at.kSaved, saved, at.saved_stride());
     } else {
@@ -57,25 +73,11 @@ struct StepInputs : BackwardCall {
     const auto* const grad = static_cast<const S*>(g.grad_output);
     return grad ? grad + (p.row(t, b) * p.D + item.d) * p.H : nullptr;
   }
+  // Of f; of a GRU the state before, unless the sequence, or an episode, begins. (Gates read none.)
   const S* values_row(const WorkItem& item, int64_t t, int64_t b) const {
-    if (p.cell == Cell::gru) return state_before<S>(p, p.hx, p.reset_state, item.d, t, b);
+    const int64_t earlier = p.before(item.d, t);
+    if (p.cell == Cell::gru && earlier >= 0 && earlier < p.T) t = earlier;
     return output_row<S>(p, p.cell == Cell::rate ? p.saved : p.output, item.d, t, b);
-  }
-  // Whether the values' rows follow each other. (A GRU's may come from hx or reset_state.)
-  bool in_a_row(const WorkItem& item, int64_t t, int64_t rows) const {
-    const S* const first = values_row(item, t, item.sequence(0));
-    bool follow = first != nullptr;
-    for (int64_t i = 1; p.cell == Cell::gru && i < rows; ++i)
-      follow = follow && values_row(item, t, item.sequence(i)) == first + i * p.D * p.H;
-    return follow;
-  }
-  Inputs in_tensors(const WorkItem& item, int64_t t) const {
-    const int64_t width = p.D * p.H;
-    Inputs in{{grad_row(item, t, item.b0), width}, {values_row(item, t, item.b0), width}, true};
-    // (The derivative of the identity reads no values: any rows will do.)
-    if (p.nonlinearity == Nonlinearity::identity && !at.buffers.carries() && in.grad)
-      in.values.first = in.grad.first;
-    return in;
   }
   template <class Body>
   void for_columns(const WorkItem& item, const Body& f) const {
@@ -100,7 +102,7 @@ struct StepInputs : BackwardCall {
   void fetch(const WorkItem& item, int64_t t, int64_t b, int64_t next) const {
     for (int64_t j = 0; p.input.data && j < p.I; j += 64 / static_cast<int64_t>(sizeof(S)))
       __builtin_prefetch(input_row<S>(p, t, b) + j);
-    if (next < 0 || next == p.T) return;
+    if (next < 0) return;
     for (const S* row : {grad_row(item, next, b), values_row(item, next, b)})
       for_columns(item, [&](int64_t j) {
         if (row) __builtin_prefetch(row + j);
