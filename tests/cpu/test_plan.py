@@ -297,7 +297,7 @@ def test_an_unknown_instruction_set_names_the_variable():
 def test_explain_says_it_in_words():
     for size, options, *words in [
         ((100, 1, 64, 256), {}, "2 part(s) of the hidden", "W_ih x comes", "planned for zen4"),
-        ((1, 1, 8, 8), {}, "nothing is packed"),
+        ((1, 1, 8, 8), {"cell": "rnn"}, "nothing is packed", "), rnn, float32"),
         ((100, 1, 64, 64), {"num_layers": 2}, "a wavefront"),
         ((100, 16, 16, 64), {"train": True}, "summed by each part over its own", "in chunks of"),
         ((100, 16, 16, 64), {}, "8 steps of the output", "each part packs the weights"),
@@ -323,6 +323,8 @@ def test_explain_from_the_command_line(capsys):
     assert torch.get_float32_matmul_precision() == "highest"
     assert rnnext.__main__.main(["explain", "0", "64", "64", "256"]) == 2
     assert "T must be positive, got 0" in capsys.readouterr().err
+    assert rnnext.__main__.main(["explain", "9", "64", "64", "256", "--cell", "elman"]) == 2
+    assert "cell must be one of 'rnn', 'gru'" in capsys.readouterr().err
     assert rnnext.__main__.main([]) == 0
     shown = capsys.readouterr().out  # what a bug report needs
     versions = rnnext.__version__, torch.__version__
