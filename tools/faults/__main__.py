@@ -37,8 +37,8 @@ FIRST = {
         "tests/modules/test_stepper_state.py",
         "tests/fuzz",
     ],
-    "csrc": ["tests/fuzz", "tests/ops", "tests/cpu", "tests/modules"],
-    "rnnext": ["tests/fuzz", "tests/modules", "tests/package"],
+    "csrc": ["tests/fuzz", "tests/ops", "tests/cpu", "tests/modules", "tests/transforms"],
+    "rnnext": ["tests/fuzz", "tests/modules", "tests/ops", "tests/package"],
 }
 SWITCH = """#pragma once
 #include <cstdlib>
