@@ -14,6 +14,7 @@ from .store import Result, Row
 
 BEST, CELL = "the best rival", "the cell of torch.nn"
 Wanted = Callable[[Case], bool]
+Values = Callable[[Any], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,10 @@ class Bar:
 
     what: str
     needed: float
-    values: Callable[[Any], dict[str, float]]
+    values: Values
     mean: bool = False
     at_most: bool = False
-    roof: Callable[[Any], dict[str, float]] | None = None  # the values if each row were at its roof
+    roof: Values | None = None  # the values if each row were at its roof
 
     def verdict(self, run: Any) -> tuple[str, str, str, str, str]:
         """Its line of the table: held, missed or not measured."""
@@ -65,9 +66,7 @@ def plain(result: Result, wanted: Wanted, dtype: str = "float32") -> list[Row]:
     ]
 
 
-def _over(
-    rival: str, wanted: Wanted, dtype: str, at_roof: bool = False
-) -> Callable[[Result], dict[str, float]]:
+def _over(rival: str, wanted: Wanted, dtype: str, at_roof: bool = False) -> Values:
     """How many times as fast as a rival, as torch.nn's cell, or as the fastest of each row."""
 
     def ratios(result: Result) -> dict[str, float]:
@@ -86,7 +85,7 @@ def _over(
     return ratios
 
 
-def _roof(wanted: Wanted, *cells: str) -> Callable[[Result], dict[str, float]]:
+def _roof(wanted: Wanted, *cells: str) -> Values:
     """The share that layers, by default the RNN, reach of what the machine can do."""
 
     def shares(result: Result) -> dict[str, float]:
@@ -100,7 +99,7 @@ def _roof(wanted: Wanted, *cells: str) -> Callable[[Result], dict[str, float]]:
     return shares
 
 
-def _behind(wanted: Wanted) -> Callable[[Result], dict[str, float]]:
+def _behind(wanted: Wanted) -> Values:
     """How many points of the roof layers with gates are behind the RNN of their size."""
 
     def size(name: str) -> str:

@@ -25,6 +25,7 @@ EFFORT = measure.Effort(seconds=0.5, min_rounds=5, max_rounds=25, warm_seconds=0
 TOLERANCE = 2e-4  # of the largest value: the two sides sum in different orders
 Call = Callable[[], list[Any]]  # tensors: a worker imports no torch before it is pinned to cores
 Numbers = dict[str, float]
+Value = Callable[[Numbers], float]
 # A table: heads, and how to make a row's cell under each. Rows without the numbers are left out.
 Columns = Mapping[str, Callable[[Numbers], str]]
 
@@ -55,9 +56,7 @@ TWO_SIDES: Columns = {
 }
 
 
-def bar(
-    what: str, rows: str, needed: float, value: Callable[[Numbers], float] = ratio, **options: Any
-) -> Bar:
+def bar(what: str, rows: str, needed: float, value: Value = ratio, **options: Any) -> Bar:
     """A bar on the values of the rows whose names match."""
 
     def values(run: Any) -> dict[str, float]:
@@ -66,9 +65,7 @@ def bar(
     return Bar(what, needed, values, **options)
 
 
-def at_most(
-    what: str, rows: str, needed: float, value: Callable[[Numbers], float] = lambda r: 1 / ratio(r)
-) -> Bar:
+def at_most(what: str, rows: str, needed: float, value: Value = lambda r: 1 / ratio(r)) -> Bar:
     """A bar that the values, or how many times as long ours takes, must not pass."""
     return bar(what, rows, needed, value, at_most=True)
 

@@ -125,10 +125,7 @@ def interleave(
 
 
 def sample(
-    contender: Contender,
-    calls: int,
-    warm_seconds: float,
-    synchronize: Callable[[], None] = nothing,
+    contender: Contender, calls: int, warm_seconds: float, synchronize: Callable[[], None] = nothing
 ) -> float:
     """Seconds a call, averaged over `calls`, after warming up outside the clock."""
     call = contender.call
