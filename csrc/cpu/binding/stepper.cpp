@@ -55,7 +55,8 @@ Stepper::Stepper(const std::vector<Weights>& layers, const OptionalTensor& table
   if (given(table)) {
     check_like(*table, "table", {table->size(0), layers_.front().call.p.input.stride_b}, like);
     table_ = values_of(*table, "table");
-    if (!given(std::get<0>(layers[0]))) table_ = shared(std::move(table_));  // made for this one
+    // A table that W_ih is part of was made for this Stepper.
+    if (!given(std::get<0>(layers[0]))) table_ = shared(std::move(table_));
     tokens_.resize(batch_size);
   }
   for (const auto& [name, tensor] : watched) {

@@ -26,7 +26,7 @@ struct BackwardStep {
   const F* packed;  // W_hh; null: there is only one step
   int64_t H;
   Rows<const C> start;   // the gradient of the output; or none: zeros
-  Rows<const C> values;  // what f gave; gates do not read it
+  Rows<const C> values;  // what f gave; of gates rows that are prefetched, not read
   Rows<const F> a;       // what W_hh^T multiplies: grad_pre of the step after
   Rows<C> grad_pre;
   Rows<F> next;  // or none: it is grad_pre

@@ -73,7 +73,7 @@ struct StepInputs : BackwardCall {
     const auto* const grad = static_cast<const S*>(g.grad_output);
     return grad ? grad + (p.row(t, b) * p.D + item.d) * p.H : nullptr;
   }
-  // Of f; of a GRU the state before, unless the sequence, or an episode, begins. (Gates read none.)
+  // What f gave. Of a GRU, which reads each_before, the rows that these mostly are, to prefetch.
   const S* values_row(const WorkItem& item, int64_t t, int64_t b) const {
     const int64_t earlier = p.before(item.d, t);
     if (p.cell == Cell::gru && earlier >= 0 && earlier < p.T) t = earlier;

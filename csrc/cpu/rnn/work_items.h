@@ -181,9 +181,8 @@ const S* state_row(const Recurrence& p, const void* states, int d, int64_t b, in
   return states ? static_cast<const S*>(states) + which * p.state_size() + (d * p.B + b) * p.H
                 : nullptr;
 }
-// The state from which direction d takes step t of sequence b: in the output, in `start` at the
-// first step, in `anew` at a reset; null: zeros. (W_hh multiplies that, unless it multiplies f of
-// it.)
+// The state from which direction d takes step t of sequence b, or what W_hh multiplies there: in
+// the output, in `start` at the first step, in `anew` at a reset; null: zeros.
 template <class S>
 const S* state_before(const Recurrence& p, const void* start, const void* anew, int d, int64_t t,
                       int64_t b) {
