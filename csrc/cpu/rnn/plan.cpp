@@ -235,8 +235,8 @@ bool plan_lower_precision(const Recurrence& p, const KernelShape& shape) {
 }
 
 int plan_threads(const Recurrence& p, int products, int most) {
-  const double work =
-      static_cast<double>(steps_of(p)) * p.D * p.gates() * p.H * (p.H + p.I) * products;
+  const int64_t K = p.I + (p.multiplies_state() ? p.H : 0);
+  const double work = static_cast<double>(steps_of(p)) * p.D * p.gates() * p.H * K * products;
   const bool one_step = p.T == 1 && products == 1;
   const double share = !one_step          ? kThreadWork
                        : p.packed_weights ? kThreadWorkPackedStep
