@@ -5,13 +5,23 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-template <class C, int S, int... L>
-RNNEXT_INLINE void exchange(Vec<C>& a, Vec<C>& b, std::integer_sequence<int, L...>) {
-  const Vec<C> lo = __builtin_shufflevector(a, b, ((L & S) ? kLanes<C> + L - S : L)...);
-  b = __builtin_shufflevector(a, b, ((L & S) ? kLanes<C> + L : L + S)...);
-  a = lo;
+// Of vectors i and i + apart: every W numbers of both in turn, U at a time, their first halves to
+// the first vector and their second halves to the other.
+template <class C, int U, int W, int... L>
+RNNEXT_INLINE void interleave(Vec<C> (&x)[kLanes<C>], int apart, std::integer_sequence<int, L...>) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<C>; ++i) {
+    if (i & apart) continue;
+    const Vec<C> a = x[i], b = x[i + apart];
+    constexpr auto from = [](int lane) {
+      return lane / W * W + lane % W / (2 * U) * U + lane % U + lane / U % 2 * kLanes<C>;
+    };
+    x[i] = __builtin_shufflevector(a, b, from(L)...);
+    x[i + apart] = __builtin_shufflevector(a, b, (from(L) + W / 2)...);
+  }
 }
-// Transposes blocks of `end` x `end` lanes.
+// Transposes a block, a row in each vector. `halves`: vector i has the lower halves of rows i and
+// i + E, vector i + E the upper ones; then come the rows after these.
 #if RNNEXT_VECTOR_BYTES == 64 && !defined(RNNEXT_AVX512)
 // There are no registers of this size, so numbers are swapped one by one.
 template <class C>
@@ -24,22 +34,26 @@ RNNEXT_NOINLINE void transpose(Vec<C> (&x)[kLanes<C>]) {
     }
 }
 #else
-template <class C, int end = kLanes<C>, int S = 1>
+template <class C, bool halves = false>
 RNNEXT_INLINE void transpose(Vec<C> (&x)[kLanes<C>]) {
-  if constexpr (S < end) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes<C>; ++i)
-      if (!(i & S)) exchange<C, S>(x[i], x[i + S], std::make_integer_sequence<int, kLanes<C>>());
-    transpose<C, end, 2 * S>(x);
-  }
-}
-#endif
-
+  constexpr int E = 16 / sizeof(C);  // within 128 bits shuffles are the cheapest
+  constexpr std::make_integer_sequence<int, kLanes<C>> lanes;
 #ifdef RNNEXT_AVX512
-RNNEXT_INLINE __m512i load_halves(const void* low, const void* high) {
-  const __m256i first = _mm256_loadu_si256(static_cast<const __m256i_u*>(low));
-  const __m256i second = _mm256_loadu_si256(static_cast<const __m256i_u*>(high));
-  return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+  if constexpr (!halves) interleave<C, 2 * E, 4 * E>(x, E, lanes);
+#pragma GCC unroll 4
+  for (int i = 0; i < E; ++i) {
+    const __m512 a = (__m512)x[i], b = (__m512)x[i + 2 * E];
+    const __m512 c = (__m512)x[i + E], d = (__m512)x[i + 3 * E];
+    x[i] = (Vec<C>)_mm512_shuffle_f32x4(a, b, 0x88);
+    x[i + E] = (Vec<C>)_mm512_shuffle_f32x4(a, b, 0xdd);
+    x[i + 2 * E] = (Vec<C>)_mm512_shuffle_f32x4(c, d, 0x88);
+    x[i + 3 * E] = (Vec<C>)_mm512_shuffle_f32x4(c, d, 0xdd);
+  }
+#else
+  if constexpr (kLanes<C> > E) interleave<C, E, 2 * E>(x, E, lanes);
+#endif
+  if constexpr (E == 4) interleave<C, 1, 4>(x, 2, lanes);
+  interleave<C, 1, E>(x, 1, lanes);
 }
 #endif
 
@@ -54,14 +68,15 @@ RNNEXT_INLINE void load_block(Vec<F> (&x)[kLanes<F>], const S* from, int64_t row
 #ifdef RNNEXT_AVX512
     // Putting halves of rows together as they are loaded saves a quarter of the shuffles.
     if constexpr (kStoredAsOperands<S, F> && part == 0) {
-      constexpr int kHalf = kLanes<F> / 2;
-      const int64_t apart = kHalf * stride;
-#pragma GCC unroll 8
-      for (int i = 0; i < kHalf; ++i, from += stride) {
-        x[i] = (Vec<F>)load_halves(from, from + apart);
-        x[i + kHalf] = (Vec<F>)load_halves(from + kSteps / 2, from + apart + kSteps / 2);
+      constexpr int E = 16 / sizeof(F);
+      const auto half = [](const S* at) { return _mm256_loadu_si256((const __m256i_u*)at); };
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes<F>; ++i) {
+        const S* const low = from + (i / 4 + i % 4 / 2 * 2 * E) * stride + i % 2 * kSteps / 2;
+        const __m512i first = _mm512_castsi256_si512(half(low));
+        x[i / 4 + i % 4 * E] = (Vec<F>)_mm512_inserti64x4(first, half(low + E * stride), 1);
       }
-      return transpose<F, kHalf>(x);
+      return transpose<F, true>(x);
     }
 #endif
 #pragma GCC unroll 16

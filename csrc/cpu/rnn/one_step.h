@@ -113,11 +113,10 @@ struct OneStep {
     for (int64_t b = 0; b < p.B; ++b) {
       V state{load_state(state_row<S>(p, p.hx, d, b, kTraits.states - 1), j, left)};
       const SavedUnits<S> save{p.saved ? saved_row<S>(p, d, 0, b) + j : nullptr, 0, p.H, left};
-      const Vec<C> out =
-          forward_vector<Gates, S>(gates_of(of_x, b), gates_of(of_h, b), state, save).v[0];
-      store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, out, left);
+      const V out = forward_vector<Gates, S>(gates_of(of_x, b), gates_of(of_h, b), state, save);
+      store_some(static_cast<S*>(p.output) + (b * p.D + d) * p.H + j, out.v[0], left);
       S* const h_n = const_cast<S*>(state_row<S>(p, p.h_n, d, b));
-      store_some(h_n + j, out, left);
+      store_some(h_n + j, out.v[0], left);
       if (kTraits.states > 1) store_some(h_n + p.state_size() + j, state.v[0], left);
     }
   }

@@ -237,10 +237,9 @@ bool plan_lower_precision(const Recurrence& p, const KernelShape& shape) {
 int plan_threads(const Recurrence& p, int products, int most) {
   const int64_t K = p.I + (p.multiplies_state() ? p.H : 0);
   const double work = static_cast<double>(steps_of(p)) * p.D * p.gates() * p.H * K * products;
-  const bool one_step = p.T == 1 && products == 1;
-  const double share = !one_step          ? kThreadWork
-                       : p.packed_weights ? kThreadWorkPackedStep
-                                          : kThreadWorkOneStep;
+  const double share = p.T > 1 || products > 1 ? kThreadWork
+                       : p.packed_weights      ? kThreadWorkPackedStep
+                                               : kThreadWorkOneStep;
   return static_cast<int>(std::clamp(work / share, 1.0, static_cast<double>(most)));
 }
 

@@ -73,10 +73,9 @@ const Machine& this_machine();
 // from `machine`: "zen5", "zen5,far_rate=10", "wait=900,line=30". Throws std::invalid_argument.
 Machine machine_of(const std::string& text, const Machine& machine = this_machine());
 
-// Multiply-adds that each thread of a call has at least: with fewer, a second thread costs more
-// than it saves. One step forward takes fewer, since it reads every weight once, at the speed of
-// memory; between these where the weights are packed, since what fits the L2 of one core is read at
-// its speed. (Measured.)
+// Multiply-adds that pay for one more thread. One step forward takes fewer, since it reads every
+// weight once, at the speed of memory; between these where the weights are packed, since what fits
+// the L2 of one core is read at its speed. (Measured.)
 constexpr double kThreadWork = 3e5, kThreadWorkOneStep = 5e4, kThreadWorkPackedStep = 1e5;
 
 // The backward pass of a plan that does not sort leaves padding out by copying the rows, where at
