@@ -100,9 +100,8 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
 // product.finish(sums, row, column), for rows [0, rows) and those of `columns` that are in panels
 // [p0, p1) of product.packed. K counts operands, here and in tiles (a Matrix's K: values). Panels
 // are outermost, so that each is read from far memory once.
-// (Blocks of K that stay in L1d were no faster at H = 1024, and slower below.) `then`: the panel of
-// product.packed that is read after these, where each panel is fetched while the one before is
-// multiplied; else -1. (AMX tiles got slower by fetching.)
+// `then`: the panel of product.packed that is read after these, where each panel is fetched while
+// the one before is multiplied; else -1. (AMX tiles got slower by fetching.)
 template <class Product>
 void macro_kernel(const Product& product, int64_t rows, int64_t p0, int64_t p1, int64_t columns,
                   int64_t K, int64_t then = -1) {

@@ -23,15 +23,13 @@ RNNEXT_INLINE void interleave(Vec<C> (&x)[kLanes<C>], int apart, std::integer_se
 // Transposes a block, a row in each vector. `halves`: vector i has the lower halves of rows i and
 // i + E, vector i + E the upper ones; then come the rows after these.
 #if RNNEXT_VECTOR_BYTES == 64 && !defined(RNNEXT_AVX512)
-// There are no registers of this size, so numbers are swapped one by one.
+// There are no registers of this size, so numbers are moved one by one.
 template <class C>
 RNNEXT_NOINLINE void transpose(Vec<C> (&x)[kLanes<C>]) {
+  Vec<C> rows[kLanes<C>];
+  __builtin_memcpy(rows, x, sizeof rows);
   for (int i = 0; i < kLanes<C>; ++i)
-    for (int j = 0; j < i; ++j) {
-      const auto y = x[i][j];
-      x[i][j] = x[j][i];
-      x[j][i] = y;
-    }
+    for (int j = 0; j < kLanes<C>; ++j) x[i][j] = rows[j][i];
 }
 #else
 template <class C, bool halves = false>
@@ -214,50 +212,31 @@ struct Matrix {
  private:
   // Packs panel p of a transposed matrix; returns whether all values are finite.
   bool pack_panel(int64_t p, F* dst) const {
-    const GateColumns<F> order{columns, gates};
-    const Lanes lanes[2] = {lanes_at(order.vector(2 * p)), lanes_at(order.vector(2 * p + 1))};
-    if constexpr (kTiled<F>) {
-      const bool finite = pack_part<0>(lanes, reinterpret_cast<Pair*>(dst));
-      if constexpr (kParts<F> > 1) pack_part<1>(lanes, reinterpret_cast<Pair*>(dst));
-      return finite;
-    } else {
-      const bool first = pack_transposed(lanes[0], dst);
-      return pack_transposed(lanes[1], dst + kLanes<F>) && first;
+    bool finite = true;
+    for (int j = 0; j < 2; ++j) {
+      const auto rows = GateColumns<F>{columns, gates}.vector(2 * p + j);
+      Lane<F>* const to = reinterpret_cast<Lane<F>*>(dst) + j * kLanes<F>;
+      finite = pack_vector<0>(rows, to) && finite;
+      if constexpr (kParts<F> > 1) pack_vector<1>(rows, to + kLanes<F> * kPanel<F>);
     }
+    return finite;
   }
-  // The stored rows that a vector of columns is made of, and how many there are.
-  struct Lanes {
-    const S* from;
-    int64_t left;
-  };
-  Lanes lanes_at(const typename GateColumns<F>::GateUnits& of) const {
-    return {weight + (of.gate * columns + of.first) * stride,
-            of.gate < gates ? columns - of.first : 0};
-  }
-  // Packs one part of a panel of tile operands: 16 pairs of each block along k.
+  // Packs a vector of columns, of tile operands one part.
   template <int part>
-  RNNEXT_NOINLINE bool pack_part(const Lanes (&lanes)[2], Pair* dst) const {
-    Finite<Pair> finite;
-    dst += part * 16 * kPanel<F>;
-    for (int64_t k = 0; k < K; k += kKAlign<F>, dst += 16 * kParts<F> * kPanel<F>)
-      for (int64_t j = 0; j < kPanel<F>; j += kLanes<F>) {
-        const Lanes& of = lanes[j / kLanes<F>];
-        Vec<Pair> x[kLanes<Pair>];
-        load_block<Pair, part>(x, of.from + k, of.left, stride, K - k);
-        for (int i = 0; i < 16; ++i) {
-          store(dst + i * kPanel<F> + j, x[i]);
-          finite.see(x[i]);
-        }
+  RNNEXT_NOINLINE bool pack_vector(const typename GateColumns<F>::VectorRows& rows,
+                                   Lane<F>* dst) const {
+    constexpr int N = kLanes<F>, kPack = kKPack<Lane<F>>, kAll = kParts<F> > 1 ? kParts<F> : 1;
+    Finite<Lane<F>> finite;
+    for (int64_t k = 0; k < K; k += N * kPack, dst += N * kAll * kPanel<F>) {
+      Vec<Lane<F>> x[N];
+      if (rows.mixed) {
+        for (int i = 0; i < N; ++i)
+          x[i] = Operands<Lane<F>>::template along<part>(weight + rows.row[i] * stride + k, K - k);
+        transpose<Lane<F>>(x);
+      } else {
+        load_block<Lane<F>, part>(x, weight + rows.first * stride + k, rows.count, stride, K - k);
       }
-    return finite.all();
-  }
-  RNNEXT_NOINLINE bool pack_transposed(const Lanes& of, F* dst) const {
-    constexpr int kSteps = kLanes<F> * kKPack<F>;
-    Finite<F> finite;
-    for (int64_t k = 0; k < K; k += kSteps, dst += kLanes<F> * kPanel<F>) {
-      Vec<F> x[kLanes<F>];
-      load_block<F>(x, of.from + k, of.left, stride, K - k);
-      for (int i = 0; i < kLanes<F> && k + i * kKPack<F> < K; ++i) {
+      for (int i = 0; i < N && (kTiled<F> || k + i * kPack < K); ++i) {
         store(dst + i * kPanel<F>, x[i]);
         finite.see(x[i]);
       }

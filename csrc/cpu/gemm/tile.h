@@ -17,29 +17,41 @@ constexpr int64_t panels_in(int64_t columns) {
 
 // The order of the columns of a product with the weights of all gates: the panels of some hidden
 // units gate by gate, then those of the next units, so that one thread has all gates of a unit.
-// Where the last units fill no more than a vector, each gate has one there instead of a panel.
+// The last units, if they fill no panel, have as many columns for each gate as they are.
 template <class C>
 struct GateColumns {
   int64_t H;
   int gates;
 
   // Columns of each gate in the u-th block of units, and where they begin. `u` may be the end.
-  int64_t width(int64_t u) const { return H - u * kPanel<C> <= kLanes<C> ? kLanes<C> : kPanel<C>; }
+  int64_t width(int64_t u) const { return u < H / kPanel<C> ? kPanel<C> : H % kPanel<C>; }
   int64_t begin(int64_t u) const {
-    if (u < panels_in<C>(H) || u == 0) return u * gates * kPanel<C>;
-    return (u - 1) * gates * kPanel<C> + gates * width(u - 1);
+    const int64_t vectors = (gates * H + kLanes<C> - 1) / kLanes<C>;
+    return (u * gates * 2 < vectors ? u * gates * 2 : vectors) * kLanes<C>;
   }
   // How many panels these columns are in.
   int64_t panels(int64_t u) const { return panels_in<C>(begin(u)); }
-  int64_t panels() const { return panels(panels_in<C>(H)); }
+  int64_t panels() const { return panels_in<C>(gates * H); }
 
-  // The content of the n-th vector of columns: a gate of the hidden units from `first` on.
-  struct GateUnits {
-    int64_t gate, first;
+  // The rows of a weight [gates * H, ..] that the n-th vector of columns is made of: `count` from
+  // `first` on, or, if it has several gates, row[i] (past the last column any row).
+  struct VectorRows {
+    int64_t first, count, row[kLanes<C>];
+    bool mixed;
   };
-  GateUnits vector(int64_t n) const {
-    const int64_t u = n / (2 * gates), rest = n % (2 * gates), vectors = width(u) / kLanes<C>;
-    return {rest / vectors, u * kPanel<C> + rest % vectors * kLanes<C>};
+  VectorRows vector(int64_t n) const {
+    const int64_t u = n / (2 * gates), column = n % (2 * gates) * kLanes<C>;
+    const int64_t units = u * kPanel<C> < H ? width(u) : 0;
+    int64_t gate = units > 0 ? column / units : gates, left = (gate + 1) * units - column;
+    VectorRows rows;
+    rows.first = gate * H + u * kPanel<C> + units - left;
+    rows.count = gate >= gates ? 0 : left < kLanes<C> ? left : kLanes<C>;
+    rows.mixed = rows.count < kLanes<C> && gate + 1 < gates;
+    for (int64_t i = 0, row = rows.first; i < kLanes<C> && rows.mixed; ++i, ++row) {
+      rows.row[i] = gate < gates ? row : 0;
+      if (--left == 0) left = units, ++gate, row += H - units;
+    }
+    return rows;
   }
 };
 

@@ -43,12 +43,14 @@ struct SavedUnits {
   }
 };
 
-// One vector of units of each gate's pre-activations, `stride` apart.
+// A vector of units of each gate's pre-activations, `stride` apart; zeros where `left` have ended.
 template <class C>
 struct GateVectors {
   const C* first;
-  int64_t stride;
-  RNNEXT_INLINE Several<Vec<C>, 1> operator()(int k) const { return {load(first + k * stride)}; }
+  int64_t stride, left = kLanes<C>;
+  RNNEXT_INLINE Several<Vec<C>, 1> operator()(int k) const {
+    return {keep_first<C>(load(first + k * stride), left)};
+  }
 };
 
 // The forward pass of one vector of units: of a row's end and of a single step, out of line.
@@ -84,8 +86,8 @@ RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64
                                beside.row_stride, step.H, left};
   V out;
   if constexpr (N == 1) {
-    out =
-        forward_vector<Gates, S>(GateVectors<C>{pre_ih[0], width}, {pre_hh[0], width}, state, save);
+    out = forward_vector<Gates, S>(GateVectors<C>{pre_ih[0], width, left}, {pre_hh[0], width, left},
+                                   state, save);
   } else {
     out = Gates::template forward<S>(gates_of(pre_ih), gates_of(pre_hh), state, save);
   }

@@ -42,11 +42,9 @@ struct KernelShape {
   int64_t packed_bytes(int64_t K, int64_t columns) const {
     return panels(columns) * panel * operands(K) * operand_bytes;
   }
-  // Bytes of W_ih and W_hh together, packed for the forward pass: each gate of H units fills whole
-  // vectors, and all gates whole panels, as GateColumns in gemm/tile.h has it.
+  // Bytes of W_ih and W_hh together, packed for the forward pass.
   int64_t weight_bytes(int64_t I, int64_t H, int gates) const {
-    const int64_t lanes = panel / 2, columns = panels(divide_up(H, lanes) * lanes * gates) * panel;
-    return packed_bytes(I, columns) + packed_bytes(H, columns);
+    return packed_bytes(I, gates * H) + packed_bytes(H, gates * H);
   }
   // Bytes of a row of scratch: see scratch_stride in gemm/tile.h.
   int64_t sums_bytes(int64_t columns) const { return panels(columns) * panel * compute_bytes + 64; }

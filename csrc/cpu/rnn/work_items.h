@@ -218,10 +218,12 @@ Vec<Compute<S>> load_hidden(const Recurrence& p, const void* values, int64_t j) 
 template <class S>
 Vec<Compute<S>> load_gates(const Recurrence& p, const void* values, int64_t j) {
   using C = Compute<S>;
-  const auto [gate, first] = GateColumns<C>{p.H, p.gates()}.vector(j / kLanes<C>);
-  return values && gate < p.gates()
-             ? load_some(static_cast<const S*>(values) + gate * p.H + first, p.H - first)
-             : Vec<C>{};
+  if (!values) return Vec<C>{};
+  const auto rows = GateColumns<C>{p.H, p.gates()}.vector(j / kLanes<C>);
+  if (!rows.mixed) return load_some(static_cast<const S*>(values) + rows.first, rows.count);
+  S lanes[kLanes<C>];
+  for (int i = 0; i < kLanes<C>; ++i) lanes[i] = static_cast<const S*>(values)[rows.row[i]];
+  return load(lanes);
 }
 
 // Which gate of W_ih and of W_hh a part of the gradient of the pre-activations belongs to; -1:

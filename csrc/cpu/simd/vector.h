@@ -123,6 +123,14 @@ RNNEXT_INLINE V select(Bits which, V a, V b) {
   return which ? a : b;
 }
 
+// The first n lanes of x; the others are 0.
+template <class C>
+RNNEXT_INLINE Vec<C> keep_first(Vec<C> x, int64_t n) {
+  decltype(x < x) lane;
+  for (int i = 0; i < kLanes<C>; ++i) lane[i] = i;
+  return lane < static_cast<decltype(lane[0] + lane[0])>(n) ? x : Vec<C>{};
+}
+
 RNNEXT_INLINE Vec<float> root(Vec<float> x) {
 #ifdef RNNEXT_X86
   return RNNEXT_X86(sqrt_ps)(x);
