@@ -25,8 +25,8 @@ class Table:
         return "\n".join(form.format(*line).rstrip() for line in lines)
 
     def markdown(self) -> str:
-        rule = ["---", *["---:"] * (len(self.header) - 1)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in (self.header, rule, *self.body))
+        head, *body = (f"| {' | '.join(line)} |" for line in (self.header, *self.body))
+        return "\n".join([head, "|---|" + "---:|" * (len(self.header) - 1), *body])
 
 
 def duration(seconds: float) -> str:

@@ -23,6 +23,7 @@ _SAID = {
     "held_steps": "{held_steps} steps of the output are written together",
     "fetches": "each panel of weights is fetched while the one before it is multiplied",
     "far": "the output is prefetched before it is written",
+    "past_caches": "gradients of gates are written past the caches",
     "own_sums": "gradients of the weights are summed by each part over its own rows",
     "direct_sums": "gradients of the weights are summed where they are returned",
     "features=streamed": "gradients of the features take W_ih once, as it lies or packed in blocks",

@@ -70,9 +70,8 @@ struct LaunchShape {
   bool cooperative = false;  // the whole grid resident at once
 };
 
-// Lets a kernel use all the shared memory that a block may, and clusters of 16 blocks; once for
-// each kernel and device. (Limits by a launch's size could be lowered while another thread launches
-// more.)
+// Lets a kernel use all shared memory that a block may, and clusters of 16 blocks; once for a
+// kernel and device. (Limits by launch could be lowered while another thread launches more.)
 inline cudaError_t raise_limits(const void* kernel) {
   static std::mutex mutex;
   static std::set<std::pair<const void*, int>> raised;

@@ -1,5 +1,4 @@
-// The common part of kernels with one thread an element: launch shapes, element types, checked
-// indices.
+// What kernels with one thread an element share: launch shapes, element types, checked indices.
 #pragma once
 
 #include "cuda/device.h"

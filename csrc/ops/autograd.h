@@ -166,8 +166,7 @@ void restore(const variable_list& tensors, const c10::List<c10::IValue>& values,
   (zip(fill, s), ...);
 }
 
-// Tensors to differentiate by while gradients are enabled, each replaced by a new one that requires
-// a gradient.
+// Tensors to differentiate by while gradients are enabled, each replaced by one that requires them.
 struct Watched {
   std::vector<Tensor> tensors;
   // Whether one of them required a gradient before, so that results must be recorded.

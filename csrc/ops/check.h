@@ -20,8 +20,7 @@
 
 namespace rnnext {
 
-// A dtype's name as Python writes it: "float32", not "Float". Where an op takes a dtype, it may be
-// any number.
+// A dtype's name as Python writes it: "float32", not "Float". An op's dtype may be any number.
 inline std::string dtype_name(at::ScalarType type) {
   const bool known = type >= at::ScalarType(0) && type < at::ScalarType::Undefined;
   return known ? std::string(c10::getDtypeNames(type).first)

@@ -1,5 +1,4 @@
-// The embedding's ops under autograd, where gather and scatter-add are each other's backward, and
-// under vmap.
+// The embedding's ops under vmap and autograd: gather and scatter-add are each other's backward.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/_sparse_coo_tensor_unsafe.h>
 #include <ATen/ops/empty_strided.h>

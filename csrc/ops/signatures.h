@@ -127,8 +127,7 @@ struct OccurringOp {
   using Signature = std::tuple<Tensor, Tensor>(const Tensor& tokens, int64_t num_rows,
                                                int64_t most);
 };
-// Standard normal numbers, float32 [*keys.shape, T, B, D*H], which the recurrence multiplies with
-// `noise` and adds.
+// Standard normals, float32 [*keys.shape, T, B, D*H], which the recurrence adds, times `noise`.
 struct NoiseOp {
   static constexpr const char* name = "rnnext::noise";
   using Signature = Tensor(const Tensor& keys, c10::SymInt T, c10::SymInt B, int64_t D,

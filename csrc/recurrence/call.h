@@ -64,8 +64,7 @@ struct RecurrenceGrad {
   const void* grad_h_n = nullptr;     // [states*D,B,H] or null: zeros
 };
 
-// The results of the backward pass; null: not wanted. All are contiguous and, except `pre`, in the
-// storage type.
+// The results of the backward pass; null: not wanted. Contiguous and, except `pre`, as stored.
 struct RecurrenceGradOut {
   void* pre = nullptr;    // [N, D*gates*H] of precomputed input, float (double for f64)
   void* input = nullptr;  // [N, I] (features only)

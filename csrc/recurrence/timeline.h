@@ -72,8 +72,7 @@ struct RowSource {
   int64_t stride_b = 0;            // for PackedSequences and tables: from row to row
   const int64_t* index = nullptr;  // [N] the table's row of each row; null: no table
 
-  // How many elements come before the row of sequence b at step t, whose number `row` is
-  // time.row(t, b).
+  // How many elements come before the row of sequence b at step t: row number time.row(t, b).
   RNNEXT_BOTH int64_t offset(const Timeline& time, int64_t t, int64_t b, int64_t row) const {
     if (index) return index[row] * stride_b;
     return time.step_row ? row * stride_b : t * stride_t + b * stride_b;
@@ -81,8 +80,7 @@ struct RowSource {
   RNNEXT_BOTH int64_t offset(const Timeline& time, int64_t t, int64_t b) const {
     return offset(time, t, b, time.row(t, b));
   }
-  // Whether the rows of sequences [b0, b1) and steps [t, t + n) follow each other at one stride,
-  // and at which.
+  // Whether rows of sequences [b0, b1) and steps [t, t + n) lie at one stride, and at which.
   RNNEXT_BOTH bool direct(const Timeline& time, int64_t n, int64_t b0, int64_t b1,
                           int64_t* stride) const {
     if (index) return false;

@@ -8,7 +8,7 @@ from torch.autograd.profiler import profile
 
 import rnnext
 from helpers import samples
-from helpers.common import ISAS, cover, same
+from helpers.common import ISAS, assert_close, cover, same
 from rnnext import _C
 from rnnext.explain import explain
 
@@ -143,6 +143,24 @@ def test_sizes_around_whole_vectors_and_whole_sums(rows, H, isa):
     for weight in frozen.weight_ih + frozen.weight_hh:
         weight.requires_grad_(False)
     samples.check(frozen)
+
+
+@cover(cell=["GRU", "LSTM"], dtype=samples.DTYPES, H=[256, 260], isa=ISAS)
+def test_gradients_of_a_call_whose_gates_are_written_past_the_caches(cell, dtype, H, isa):
+    """They have the bits of calls half as large, which write into the caches."""
+    torch.set_num_threads(2)
+    rnn = getattr(rnnext, cell)(5, H, dtype=dtype)
+    x = torch.randn(128 // dtype.itemsize, 72, 5, dtype=dtype)
+
+    def gradients(x):
+        x.requires_grad_()
+        output = rnn(x)[0]
+        return torch.autograd.grad(output, [x, *rnn.parameters()], output.detach())
+
+    (of_x, *of_weights), *parts = map(gradients, (x, *x.split(36, 1)))
+    assert same(of_x, torch.cat([part[0] for part in parts], 1))
+    for whole, *halves in zip(of_weights, *(part[1:] for part in parts), strict=True):
+        assert_close(sum(halves), whole, dtype=dtype)
 
 
 def order_of_sums(isa, kind, size, nonlinearity):

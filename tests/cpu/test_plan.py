@@ -192,6 +192,11 @@ CHOICES = {
         ((300, 64, 64, 256), {"cell": "lstm"}, {"far": True}),
         ((10, 64, 64, 256), {}, {"far": False}),
     ],
+    "large gradients of gates are written past the caches": [
+        ((64, 32, 64, 256), {"cell": "lstm", "train": True}, {"past_caches": True}),
+        ((63, 32, 64, 256), {"cell": "gru", "train": True}, {"past_caches": False}),
+        ((64, 32, 64, 1024), {"train": True}, {"past_caches": False}),
+    ],
     "layers of few sequences run as a wavefront": [
         ((100, 1, 64, 64), {"layers": 2}, {"wavefront": True}),
         ((8, 2, 128, 128), {"layers": 2}, {"wavefront": True}),  # both ways pack

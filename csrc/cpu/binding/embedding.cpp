@@ -82,8 +82,7 @@ Tensor embedding(const Tensor& weight, const Tensor& indices, int64_t, bool, boo
 
 // Writes the rows of a table that occur among n tokens, ascending, to rows [most], and for each
 // token which of these it is to index [n]. Returns how many occur, or -1 if more than `most` do.
-// (Rows are marked first: branching on whether a row is new, which no CPU can predict, takes twice
-// as long.)
+// (Rows are marked first: a branch on whether a row is new, unpredictable, takes twice as long.)
 template <class Index>
 int64_t number_rows(const Index* token, int64_t n, int64_t num_rows, int64_t most, int64_t* rows,
                     int64_t* index) {

@@ -54,8 +54,7 @@ struct CpuCall : ParsedCall {
   }
 };
 
-// A call of the backward pass with memory for its results. Run it, unless it is empty, and then
-// call gradients() once.
+// A call of the backward pass with memory for its results. Run it, unless empty; then gradients().
 struct CpuBackwardCall : CpuCall {
   RecurrenceGrad g;
   RecurrenceGradOut out;

@@ -1,6 +1,5 @@
 // A call without its padding, for calls that plan_unpadded() (rnn/plan.h) picks: its sequences as a
-// PackedSequence, longest first, so that each step works only on sequences that have it. It costs
-// copies of the rows.
+// PackedSequence, longest first, so that a step works on those that have it. Rows are copied.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -24,8 +23,7 @@ class Unpadded {
   Tensor unpad(const Tensor& padded) const;
   // And back, with zeros where there is no step.
   Tensor pad(const Tensor& rows) const;
-  // States [S*D,B,H] of the sequences that have steps, longest first; and back, with `rest`, or
-  // zeros, for the others.
+  // States [S*D,B,H] of sequences with steps, longest first; and back, `rest` or zeros for others.
   Tensor unpad_states(const Tensor& states) const;
   Tensor pad_states(const Tensor& states, const OptionalTensor& rest) const;
 

@@ -15,8 +15,7 @@ struct Gru {
                 kTraits.saved == 4);
 
   // From the pre-activations x(k) of the input and h(k) of the state: replaces the state by the new
-  // one, which is also the output. save(k, values) stores, for k from 0 to 3, r, z, n's part from
-  // the state, and n.
+  // one, which is the output too. save(k, values) stores r, z, n's part from the state, and n.
   template <class S, class V, class Gate, class Save>
   static RNNEXT_INLINE V forward(const Gate& x, const Gate& h, V& state, const Save& save) {
     const V r = gate(x(0) + h(0));

@@ -2,8 +2,7 @@
 // of two bfloat16 each: high times high, low times high and high times low.
 //
 // Every sum adds blocks of 32 values of k, in the order of the tile instruction (gemm/tile_unit.h),
-// and a block's products of parts one after the other, so it has the same bits in any tile, and on
-// vectors.
+// and a block's products of parts one by one, so it has the same bits in any tile and on vectors.
 #pragma once
 
 #include "cpu/gemm/micro_kernel.h"
@@ -55,8 +54,7 @@ struct VectorTile : RegisterTile<MK, R, NV> {
 
 template <class MK, int MT, int NT>
 struct TileSums;
-// Up to 16 * MT rows times 16 * NT columns, of which `rows` and `vectors` exist: 2 x 2, 1 x 4 or
-// 1 x 2 AMX tiles.
+// 16 * MT rows times 16 * NT columns, of which `rows`, `vectors` exist: 2 x 2, 1 x 4, 1 x 2 tiles.
 template <int MT, int NT>
 struct TileExtent {
   int rows, vectors;

@@ -1,6 +1,5 @@
 // Panels of columns, rows of scratch, and tiles as blocks of R rows times NV vectors. Loads, stores
-// and prefetches of blocks are unrolled, so that blocks stay in registers and the CPU overlaps the
-// accesses.
+// and prefetches of blocks are unrolled: blocks stay in registers, and the CPU overlaps accesses.
 #pragma once
 
 #include "cpu/simd/operand.h"

@@ -33,6 +33,7 @@ struct BackwardStep {
   // The gradient and the values of the step before, both as far apart as `values`; or null.
   const C *grad_ahead, *values_ahead;
   const C* far_saved;  // of a gated cell: state.saved, if tiles read the tensor itself
+  bool past_caches;    // whether grad_pre is written so
 
   template <class Extent>
   RNNEXT_NOINLINE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
@@ -98,6 +99,7 @@ struct BackwardRun : BackwardCall {
     const StepInputs<S, MK> inputs{BackwardCall{p, out, plan}, g, at, worker.rank};
     const Rows<C> chunk_grad{at.chunk_grad[worker.rank], at.grad_stride};
     if (plan.by_step()) clear_tails(chunk_grad);
+    const bool past_caches = plan.past_caches && in_vectors<C>(at.grad_pre, p.H);
     for (int64_t done = 0; done < p.T;) {
       const int64_t limit = plan.own_sums || plan.by_step() ? plan.chunk_rows : p.rows();
       const Chunk chunk = next_chunk(p, item, done, !reverse, limit);
@@ -122,7 +124,8 @@ struct BackwardRun : BackwardCall {
                               .values_ahead = in.values_ahead,
                               .far_saved = kNative<S> && !plan.sorts && is_gated(p.cell)
                                                ? static_cast<const C*>(state.saved)
-                                               : nullptr};
+                                               : nullptr,
+                              .past_caches = past_caches};
         if (done > 0) {
           weights.multiply(step, item, packed, at.inputs_of(worker.rank, at.kGrad), rows, done + 1,
                            worker);
@@ -254,8 +257,7 @@ struct BackwardRun : BackwardCall {
   }
 
   // Writes the weights' gradients of this worker's share of the hidden units, of one direction and
-  // part of the gradient of the pre-activations, by summing over all rows, or by adding the groups'
-  // own sums.
+  // part of the gradient of the pre-activations: sums over all rows, or adds the groups' sums.
   void weight_gradients(const Worker& worker, int d, int k) const {
     const Range share = share_of(p.H, worker.rank, worker.size, MK::kMR), all_units{0, p.H};
     if (plan.own_sums) {

@@ -3,8 +3,7 @@
 // A tile of R rows times NV vectors ends with the activation and the stores. Tiles inline Elman's
 // relu and, backward or where numbers are stored as they are computed, tanh. Every other epilogue
 // is a function of its own, which reads the tile's sums from memory: tiles take most of the
-// compiler's time, so each micro-kernel has one set of them, whatever f, the leak and the storage
-// type are.
+// compiler's time, so a micro-kernel has one set of them for all f, leaks and storage types.
 #pragma once
 
 #include "cpu/cells/leaky.h"
@@ -81,8 +80,7 @@ struct StateRows {
   // leak mixes.
   Rows<const C> before;
   Rows<C> carry, mixed;
-  // The step's rows of Recurrence::saved, or null, and, in the backward pass, of the output, as
-  // they are stored.
+  // The step's rows, as stored, of Recurrence::saved, or null, and, backward, of the output.
   void* saved = nullptr;
   const void* output = nullptr;
   int64_t row_stride = 0;

@@ -1,7 +1,6 @@
 // The forward pass. The sums start from the bias, add W_ih x and W_hh h, and go through the
 // epilogue. If the plan projects, W_ih x of a chunk of steps is computed first, into scratch; for a
-// gated cell it always does, and the product with the state goes to scratch too, where its gates
-// read both.
+// gated cell it always does, and W_hh h goes to scratch too, where its gates read both.
 #pragma once
 
 #include "cpu/rnn/forward_layout.h"
@@ -45,7 +44,8 @@ struct ForwardStep {
   Rows<C> output = {};   // none: it is `next`, or ForwardStates::finish_step writes it
   bool far = false;      // whether the output's lines come from far memory
   StateRows<C> state = {};
-  C* far_saved = nullptr;  // state.saved, if its lines may come from far memory too
+  C* far_saved = nullptr;    // state.saved, if its lines may come from far memory too
+  bool past_caches = false;  // whether state.saved is written so
 
   template <class Extent>
   RNNEXT_NOINLINE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
@@ -207,8 +207,7 @@ struct ForwardRun {
     }
   }
 
-  // Computes a single step: some panels at a time are packed to one place and multiplied with all
-  // rows from there.
+  // Computes a single step: packs some panels at a time to one place, and multiplies from there.
   void stream(Step& step, const WorkItem& item, const Scratch& s, int64_t rows) const {
     const Matrix<S, F> ih = at.weight_ih(item.d), hh = at.weight_hh(item.d);
     const int64_t K = p.multiplies_state() ? operands_in<F>(p.H) : 0;
@@ -234,8 +233,7 @@ struct ForwardRun {
   }
 
   // Fills `pre` with a chunk's pre-activations without the recurrent term, which start from the
-  // rows at `start`. Both begin with column 0. If weights are streamed, they are packed to
-  // `panels`.
+  // rows at `start`. Both begin with column 0. Streamed weights are packed to `panels`.
   void fill_pre(const WorkItem& item, const Chunk& chunk, const Step& step,
                 const Rows<const C>& start, const Rows<C>& pre, F* panels) const {
     const GateColumns<C>& order = at.gate_columns;

@@ -79,7 +79,9 @@ struct ForwardStates {
     if (p.saved && !plan.sorts) {
       S* const saved = saved_row<S>(p, item.d, t, item.b0);
       step.state.saved = saved;
-      if constexpr (kNative<S>) step.far_saved = saved;
+      step.past_caches = plan.past_caches && in_vectors<C>(saved, p.H);
+      if constexpr (kNative<S>)
+        if (!step.past_caches) step.far_saved = saved;
     }
     step.state.before = {reinterpret_cast<const C*>(step.a.first), step.a.stride};
     if (carry.count) step.state.before = step.state.carry = carry.all(item, 0);

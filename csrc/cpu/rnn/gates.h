@@ -1,6 +1,5 @@
-// The gate pass: the end of a step of a gated cell. In the forward pass it runs after the products
-// of some blocks of units, whose columns hold several gates; in the backward pass it ends a tile,
-// as any epilogue.
+// The gate pass: the end of a step of a gated cell. Forward, it follows the products of some blocks
+// of units, whose columns hold several gates; backward, it ends a tile, as any epilogue.
 #pragma once
 
 #include "cpu/cells/gru.h"
@@ -34,11 +33,12 @@ template <class S, int NV = 1>
 struct SavedUnits {
   S* to;
   int64_t row_stride, stride, left;
+  bool past_caches = false;
   template <int N>
   RNNEXT_INLINE void operator()(int k, const Several<Vec<Compute<S>>, N>& values) const {
     for (int i = 0; to && i < N; ++i) {
       const int64_t at = i % NV * kLanes<Compute<S>>;
-      store_some(to + i / NV * row_stride + k * stride + at, values.v[i], left - at);
+      store_kept(to + i / NV * row_stride + k * stride + at, values.v[i], left - at, past_caches);
     }
   }
 };
@@ -83,7 +83,7 @@ RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64
   });
   S* const saved = static_cast<S*>(beside.saved);
   const SavedUnits<S, NV> save{saved ? saved + row * beside.row_stride + j : nullptr,
-                               beside.row_stride, step.H, left};
+                               beside.row_stride, step.H, left, step.past_caches};
   V out;
   if constexpr (N == 1) {
     out = forward_vector<Gates, S>(GateVectors<C>{pre_ih[0], width, left}, {pre_hh[0], width, left},
@@ -162,7 +162,7 @@ RNNEXT_INLINE void backward_units(const Step& step, const Vec<C>* sum, int64_t r
     const int64_t at = i * kLanes<C>;
     store(carry + j + at, carried.v[i]);
     for (int k = 0; k < kTraits.grads; ++k) {
-      store_some(step.grad_pre[row] + k * H + j + at, grads[k].v[i], left - at);
+      store_kept(step.grad_pre[row] + k * H + j + at, grads[k].v[i], left - at, step.past_caches);
       if (step.next)
         Operands<F>::store_some(step.next[row], k * gate_width<F>(H) + j + at, grads[k].v[i],
                                 left - at);

@@ -153,9 +153,11 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   const int64_t fit = stacked ? kFewRows : kForwardChunkBytes / chunk_row;
   plan.chunk_rows =
       plan.projects ? max_of(plan.group_rows, min_of(fit, p.T * p.B)) : plan.group_rows;
-  const int64_t written = p.rows() * width * (gated && p.saved ? 1 + traits_of(p.cell).saved : 1);
+  const int64_t saved = gated && p.saved ? p.rows() * width * traits_of(p.cell).saved : 0;
+  const int64_t written = p.rows() * width + saved;
   plan.far =
       (plan.state_home == Home::rows || shape.native()) && !plan.sorts && written >= kFarBytes;
+  plan.past_caches = !plan.sorts && saved >= kPastCachesBytes;
   return plan;
 }
 
@@ -200,6 +202,9 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   if (shape.k_pack == 1 && p.plain() && plan.hidden_parts == 1 &&
       (by_step || p.D * grads * p.H * shape.compute_bytes < kSameSetBytes))
     plan.grad_pre_home = Home::rows;
+  plan.past_caches = is_gated(p.cell) && plan.grad_pre_home == Home::scratch && !plan.own_sums &&
+                     !by_step &&
+                     p.rows() * p.D * grads * p.H * shape.compute_bytes >= kPastCachesBytes;
   plan.chunk_rows = max_of(
       plan.group_rows, min_of(kBackwardChunkBytes / shape.sums_bytes(grads * p.H), kGradientRows));
   plan.direct_sums = shape.native() && !shape.tiles && p.rows() <= kDirectSumRows &&

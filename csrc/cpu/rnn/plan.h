@@ -82,7 +82,8 @@ struct Plan {
   // Tiles of four rows and more fetch the panel after theirs, since a member's weights exceed L2
   // and Machine::fetch_bytes.
   bool fetches = false;
-  bool joined = false;  // one worker has all directions of a sequence, one after the other
+  bool joined = false;       // one worker has all directions of a sequence, one after the other
+  bool past_caches = false;  // what gates write for a later pass goes past the caches
 
   // How many copies of packed weights there are.
   int64_t copies(int directions) const {
@@ -174,8 +175,7 @@ int plan_threads(const Recurrence& p, int products, int most);
 int busy_threads(const Recurrence& p, const KernelShape& shape, const Machine& machine,
                  int threads);
 
-// How many rows of the gradients of the pre-activations and of the features stay in cache while
-// W_ih is read once.
+// Rows of the gradients of pre-activations and features that stay in cache while W_ih is read once.
 inline int64_t feature_block(const Recurrence& p, const KernelShape& shape) {
   const int64_t row_bytes = max_of(p.D * traits_of(p.cell).grads * p.H, p.I) * shape.compute_bytes;
   return max_of(1, kFeatureBlockBytes / (row_bytes * shape.mr)) * shape.mr;

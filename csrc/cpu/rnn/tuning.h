@@ -94,9 +94,8 @@ constexpr int64_t kOneStepRows = 7;
 
 // Bytes of weights that a core packs a cycle. (Measured: 12 numbers a nanosecond.)
 constexpr double kPackRate = 13;
-// Rows of pre-activations that are computed ahead of the recurrence, and rows of their gradient
-// that are kept until they are summed, stay in L2 beside the weights. (Measured: 192 to 384 KiB
-// gain nothing.)
+// Rows of pre-activations computed ahead of the recurrence, and rows of their gradient kept until
+// they are summed, stay in L2 beside the weights. (Measured: 192 to 384 KiB gain nothing.)
 constexpr int64_t kForwardChunkBytes = 96 << 10, kBackwardChunkBytes = 128 << 10;
 // Products with the state that wait for the gate pass: half of an L1d.
 constexpr int64_t kGateBytes = 16 << 10;
@@ -121,6 +120,9 @@ constexpr int64_t kFalseSharing = 4096;
 // The lines of an output this large come from far memory when they are written, or from another
 // core, whose prefetches take them along with those of its own rows beside them. (Measured.)
 constexpr int64_t kFarBytes = 1 << 20;
+// What gated cells keep for a later pass, if it is this large, is written past the caches: they
+// would first read its lines, and lose others. (Measured: 2 to 5 MiB lose up to 7 %.)
+constexpr int64_t kPastCachesBytes = 8 << 20;
 // Where a thread's rows of a step are narrow, the processor's prefetches run on from them into the
 // other thread's, and lines travel back and forth. There, steps of so many bytes are held in
 // scratch and then written together. (Measured: wider steps, calls of fewer steps and outputs of
@@ -141,8 +143,7 @@ constexpr int64_t kBytesPerThread = 256 << 10, kSortedPerThread = 4096, kFewNumb
 // counted where the product N x E x H is at least kCountedWork and the table has at most
 // kCountedRows rows, since counting looks at a bit for each of these; the rows are then multiplied
 // if they are at most kProjectedShare of the tokens. A Stepper multiplies a whole table of at most
-// kProjectedRows with W_ih, which costs what it saves in as many steps. (Measured, with one
-// sequence.)
+// kProjectedRows with W_ih, which costs what as many steps save. (Measured, with one sequence.)
 constexpr double kCountedWork = 5e6, kProjectedShare = 0.5;
 constexpr int64_t kCountedRows = 1 << 20, kProjectedRows = 1024;
 

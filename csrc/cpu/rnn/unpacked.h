@@ -60,8 +60,7 @@ RNNEXT_NOINLINE void add_unpacked_tiled(Vec<float> (&sums)[R], const S* weight, 
 }
 
 // A product for macro_kernel(): adds n values of k, from `begin` on, to a product with a weight
-// [K, columns] whose numbers are operands as they are. They come from far memory, so the rows that
-// follow are prefetched.
+// [K, columns] of operands. They come from far memory, so the rows that follow are prefetched.
 template <class MK>
 struct UnpackedBlock {
   using MicroKernel = MK;

@@ -47,8 +47,7 @@ struct WeightGradients : BackwardCall {
   F* right;  // [operands of kGradientRows, kPanel]; direct_sums: [panels][operands of rows, kPanel]
   // Sums for W_hh and for W_ih (of no size with direct_sums). sum_columns,
   // [column_count][column_size], has the bias and, instead of sum_ih, each column of a W_ih of few
-  // features: hidden units are in its lanes, most of which would be empty in a product of so few
-  // columns.
+  // features: hidden units are in its lanes, most of which would be empty in such a product.
   C *sum_hh, *sum_ih, *sum_columns;
   bool few_features;
   int64_t column_count, column_size;
@@ -213,8 +212,7 @@ struct WeightGradients : BackwardCall {
       store(to, load(to) + sums[i][v]);
     });
   }
-  // Left operands. Those of hidden unit h begin at first + h * step and lie `stride` apart, as many
-  // as the rows make.
+  // Left operands. Those of hidden unit h begin at first + h * step, `stride` apart, a row each.
   struct Tiles {
     const F* first;
     int64_t step, stride;

@@ -227,8 +227,7 @@ Vec<Compute<S>> load_gates(const Recurrence& p, const void* values, int64_t j) {
 }
 
 // Which gate of W_ih and of W_hh a part of the gradient of the pre-activations belongs to; -1:
-// none. A GRU's n comes first for W_ih and last for W_hh, so that both have all their gates side by
-// side.
+// none. A GRU's n comes first for W_ih and last for W_hh: both have all their gates side by side.
 struct GateOfPart {
   int ih, hh;
 };
@@ -279,11 +278,12 @@ void run_items(const Kernel& kernel, const Plan& plan, const Recurrence& p, Work
     const int64_t group = worker.rank / plan.hidden_parts;
     if (group < plan.groups)
       kernel.run(work_item(plan, p, blocks, group, worker.rank % plan.hidden_parts), worker);
-    return;
+  } else {
+    for (int64_t group = 0; group < plan.groups; ++group)
+      if ((plan.joined ? group % plan.batch_parts : group) % worker.size == worker.rank)
+        kernel.run(work_item(plan, p, blocks, group, 0), worker);
   }
-  for (int64_t group = 0; group < plan.groups; ++group)
-    if ((plan.joined ? group % plan.batch_parts : group) % worker.size == worker.rank)
-      kernel.run(work_item(plan, p, blocks, group, 0), worker);
+  if (plan.past_caches) finish_past_caches();
 }
 
 }  // namespace rnnext::RNNEXT_ISA

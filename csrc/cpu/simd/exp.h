@@ -56,8 +56,7 @@ struct ExpConstants<double> {
   }
 };
 
-// How results below the least normal number come out: gates do without them, in fewer
-// instructions.
+// Whether results may be subnormal: gates do without, in fewer instructions.
 enum class Tiny { kSubnormal, kZero };
 
 // exp(-a) for a >= 0, including infinity, with an error of at most 1.2 ULP; NaN stays.

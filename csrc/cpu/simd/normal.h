@@ -152,8 +152,7 @@ RNNEXT_NOINLINE void normals(const PhiloxKeys& keys, int64_t t, int64_t b, int d
   draw(keys, t, b, d, 0, n, [&](int64_t j, Vec<float> x) { store_some(to + j, x, n - j); });
 }
 
-// to = from + scale * noise of hidden units [begin, end), which are whole vectors; the pointers are
-// those of unit 0.
+// to = from + scale * noise of units [begin, end), whole vectors; the pointers are those of unit 0.
 template <class C>
 RNNEXT_NOINLINE void add_noise(const PhiloxKeys& keys, int64_t t, int64_t b, int d, const C* scale,
                                const C* from, C* to, int64_t begin, int64_t end) {

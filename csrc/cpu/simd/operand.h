@@ -49,9 +49,8 @@ template <class F>
 struct Finite {
   using Word = std::conditional_t<sizeof(F) == 8, uint64_t, uint32_t>;
   typedef Word Bits __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
-  // The bits of the exponents in an operand, a one in the last place of each, and the signs, into
-  // which the sum of the first two overflows where an exponent has all its bits set: infinity or
-  // NaN.
+  // The bits of the exponents in an operand, a one in the last place of each, and the signs, to
+  // which the sum of the first two carries where all bits of an exponent are set: infinity or NaN.
   static constexpr Word kBits = sizeof(F) == 8  ? 0x7ff0000000000000
                                 : kParts<F> > 0 ? 0x7f807f80
                                                 : 0x7f800000;
@@ -77,8 +76,7 @@ struct Operands {
   static RNNEXT_INLINE Vec<F> across(const S* row, const S*, int64_t n) {
     return row ? load_some(row, n) : Vec<F>{};
   }
-  // Stores x as values column, column + 1, .. of a row of operands; column is a multiple of the
-  // lanes.
+  // Stores x as values column, column + 1, .. of a row of operands, in whole lanes.
   static RNNEXT_INLINE void store(F* row, int64_t column, Vec<Compute<F>> x) {
     RNNEXT_ISA::store(row + column, x);
   }

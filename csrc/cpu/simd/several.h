@@ -1,6 +1,5 @@
-// Several vectors as one value. Operations on them are interleaved: a long chain of instructions,
-// such as an exponential, would otherwise fill the processor's queue with instructions that wait
-// for the one before.
+// Several vectors as one value. Operations on them are interleaved: a long chain, such as an
+// exponential, would fill the processor's queue with instructions that wait for the one before.
 #pragma once
 
 #include "cpu/simd/vector.h"

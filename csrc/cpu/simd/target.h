@@ -24,11 +24,13 @@
 // RNNEXT_AMX: by the CPU's own instructions
 #endif
 
-// The intrinsic of AVX-512 or AVX2 with this name.
+// The intrinsic of AVX-512 or AVX2 with this name, and that for half a register.
 #ifdef RNNEXT_AVX512
 #define RNNEXT_X86(name) _mm512_##name
+#define RNNEXT_X86_HALF(name) _mm256_##name
 #elif RNNEXT_VECTOR_BYTES == 32
 #define RNNEXT_X86(name) _mm256_##name
+#define RNNEXT_X86_HALF(name) _mm_##name
 #endif
 
 #pragma GCC diagnostic error "-Wswitch"  // as recurrence/cell.h says

@@ -5,8 +5,7 @@
 
 namespace rnnext::RNNEXT_ISA {
 
-// Vec<C>: one register of C = float or double. VecOf<C>::unaligned: the same in
-// memory, at any address.
+// Vec<C>: one register of C = float or double. VecOf<C>::unaligned: one in memory, at any address.
 template <class C>
 struct VecOf;
 template <>
@@ -60,6 +59,7 @@ RNNEXT_INLINE void store(C* p, Vec<C> x) {
 typedef uint16_t HalfBits
     __attribute__((vector_size(RNNEXT_VECTOR_BYTES / 2), aligned(2), may_alias));
 typedef long long HalfRegister __attribute__((vector_size(RNNEXT_VECTOR_BYTES / 2)));
+typedef float HalfFloats __attribute__((vector_size(RNNEXT_VECTOR_BYTES / 2)));
 typedef uint32_t FloatBits __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
 
 RNNEXT_INLINE Vec<float> load(const BFloat16* p) {
@@ -240,6 +240,31 @@ template <class S>
 RNNEXT_INLINE void store_some(S* p, Vec<Compute<S>> x, int64_t n) {
   if (n >= kLanes<Compute<S>>) return store(p, x);
   store_first(p, x, n);
+}
+// The same of what is read much later: `past_caches` stores all of x, which is aligned, in memory
+// alone, where the instruction set can. Other threads see it after finish_past_caches().
+template <class S>
+RNNEXT_INLINE void store_kept(S* p, Vec<Compute<S>> x, int64_t n, bool past_caches) {
+#ifdef RNNEXT_X86
+  if (past_caches) {
+    float* const to = reinterpret_cast<float*>(p);
+    if constexpr (kNative<S>) return RNNEXT_X86(stream_ps)(to, (Vec<float>)x);
+    HalfFloats bits;
+    store(reinterpret_cast<S*>(&bits), x);
+    return RNNEXT_X86_HALF(stream_ps)(to, bits);
+  }
+#endif
+  store_some(p, x, n);
+}
+RNNEXT_INLINE void finish_past_caches() {
+#ifdef RNNEXT_X86
+  _mm_sfence();
+#endif
+}
+// Whether rows from p on, of H numbers, are whole, aligned vectors.
+template <class C>
+RNNEXT_INLINE bool in_vectors(const void* p, int64_t H) {
+  return H % kLanes<C> == 0 && reinterpret_cast<uintptr_t>(p) % sizeof(Vec<C>) == 0;
 }
 
 }  // namespace rnnext::RNNEXT_ISA

@@ -42,8 +42,7 @@ Geometry choice(Problem p) {
   }
 }
 
-// TF32 if the GEMMs outside of the recurrence use it. (allowTF32CuBLAS() throws once a user has set
-// fp32_precision.)
+// TF32 if GEMMs elsewhere use it. (allowTF32CuBLAS() throws once a user has set fp32_precision.)
 Compute compute_of(DType dtype) {
   static_assert(int(Compute::f64) == int(DType::f64) && int(Compute::bf16) == int(DType::bf16) &&
                 int(Compute::f16) == int(DType::f16));

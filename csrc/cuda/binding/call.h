@@ -1,5 +1,4 @@
-// A call of the ops on a CUDA device: its tensors as kernels take them, its path, and the launches
-// of its steps.
+// A call of the ops on a CUDA device: its tensors as kernels take them, its path, its launches.
 #pragma once
 
 #include <ATen/ATen.h>

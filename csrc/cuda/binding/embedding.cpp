@@ -69,8 +69,7 @@ SortedIndices sort_indices(const Tensor& grad, const Tensor& indices, int64_t ro
   return sorted;
 }
 
-// Sums the rows of grad into output, whose rows are those of the table, or, with slots, one for
-// each run.
+// Sums the rows of grad into output, whose rows are the table's, or, with slots, one for each run.
 void reduce(const Tensor& grad, const SortedIndices& sorted, const int32_t* slots,
             bool scale_grad_by_freq, const Tensor& output) {
   const Tensor from = grad.contiguous();

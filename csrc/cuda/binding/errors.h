@@ -1,5 +1,4 @@
-// How bindings raise errors of launches, and of indices out of range, which kernels report in an
-// IndexErrorRecord.
+// How bindings raise errors of launches, and of indices out of range, reported by IndexErrorRecord.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -33,8 +32,7 @@ inline void check_launch(cudaError_t error) {
 // range; does not wait for calls that still run.
 IndexErrorRecord* index_errors(c10::DeviceIndex device);
 
-// Indices as kernels take them, from contiguous int32 or int64 on a CUDA device. Raises what
-// index_errors raises.
+// Indices as kernels take them, from contiguous int32 or int64 on CUDA. Raises as index_errors.
 TableIndices checked_indices(const at::Tensor& indices, int64_t rows);
 
 }  // namespace rnnext::cuda

@@ -123,8 +123,7 @@ class CudaBackwardCall : CudaCall {
       grad_.weight_hh.push_back(at::mm(rows.t(), direction(outputs_before(), d)));
   }
 
-  // The derivative of (1 - a) s + a x by a is x - s: what was saved; rate saved x, so s is
-  // subtracted.
+  // The derivative of (1 - a) s + a x by a is x - s, which was saved; for rate, x was.
   void of_alpha() {
     Tensor rows = r_.saved[0].reshape({s.N, width_}).to(accumulators());
     if (p.cell == Cell::rate) rows = rows.sub(outputs_before());

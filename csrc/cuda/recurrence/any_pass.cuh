@@ -16,9 +16,8 @@
 
 namespace rnnext::cuda {
 
-// The word of f(j, sums[j]). The loop is not unrolled, because two elements at once spill
-// registers. Arrays stay in registers only with constant indices, so each element passes through
-// the last place.
+// The word of f(j, sums[j]). The loop is not unrolled: two elements at once spill registers. Arrays
+// stay in registers with constant indices only, so elements pass through the last place.
 template <typename T, int N, class F>
 __device__ Word<T, N> one_by_one(const Accumulate<T> (&sums)[N], const F& f) {
   Word<T, N> word = {};

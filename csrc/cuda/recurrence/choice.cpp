@@ -116,8 +116,7 @@ int64_t concurrent(const Device& device, Path path, int64_t blocks) {
   return device.clusters[blocks == 2 ? 0 : blocks == 4 ? 1 : blocks == 8 ? 2 : 3];
 }
 
-// The model's estimate of a step in SM cycles (docs/cuda.md). A group runs `waves` tiles one after
-// another.
+// The model's estimate of a step in SM cycles (docs/cuda.md). A group runs `waves` tiles in turn.
 double step_cycles(const Problem& p, const Device& device, const Geometry& g) {
   const bool matrix = tensor_cores(p.compute);
   const double element = element_size(p.compute);

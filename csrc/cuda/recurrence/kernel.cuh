@@ -229,8 +229,7 @@ struct Resident {
     }
   }
 
-  // Computed at each use, since registers are few: the direction, 0 or 1, and the units of the
-  // slice.
+  // Computed at each use, as registers are few: the direction, 0 or 1, and the slice's units.
   __device__ int d() const { return unknown(group_index) & (p.D - 1); }
   __device__ bool reverse() const { return of_direction(p.reverse, d()); }
   __device__ int units() const { return max(0, min(g.slice, H - unknown(first_unit))); }

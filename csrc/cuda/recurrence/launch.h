@@ -80,8 +80,7 @@ enum class StateKernel {
   prologue,
   // The sums over resets of the gradients of the pre-activations.
   reset_sums,
-  // The gradient of reset_state, from the product of those sums with W_hh. With a leak, `mixed` is
-  // read.
+  // The gradient of reset_state, from those sums' product with W_hh. A leak's reads `mixed`.
   reset_gradient,
   // [N, D*H] the state before each row's step: a row of `from`, or what hx and reset_output hold
   // (null: zeros).
