@@ -20,8 +20,8 @@ RNNEXT_INLINE void interleave(Vec<C> (&x)[kLanes<C>], int apart, std::integer_se
     x[i + apart] = __builtin_shufflevector(a, b, (from(L) + W / 2)...);
   }
 }
-// Transposes a block, a row in each vector. `halves`: vector i has the lower halves of rows i and
-// i + E, vector i + E the upper ones; then come the rows after these.
+// Transposes a block, a row in each vector. `halves`, with E numbers in 128 bits: vector i has the
+// lower halves of rows i and i + E, vector i + E the upper ones; then come the rows after these.
 #if RNNEXT_VECTOR_BYTES == 64 && !defined(RNNEXT_AVX512)
 // There are no registers of this size, so numbers are moved one by one.
 template <class C>
@@ -225,9 +225,9 @@ struct Matrix {
   template <int part>
   RNNEXT_NOINLINE bool pack_vector(const typename GateColumns<F>::VectorRows& rows,
                                    Lane<F>* dst) const {
-    constexpr int N = kLanes<F>, kPack = kKPack<Lane<F>>, kAll = kParts<F> > 1 ? kParts<F> : 1;
+    constexpr int N = kLanes<F>, kPack = kKPack<Lane<F>>, parts = kParts<F> > 1 ? kParts<F> : 1;
     Finite<Lane<F>> finite;
-    for (int64_t k = 0; k < K; k += N * kPack, dst += N * kAll * kPanel<F>) {
+    for (int64_t k = 0; k < K; k += N * kPack, dst += N * parts * kPanel<F>) {
       Vec<Lane<F>> x[N];
       if (rows.mixed) {
         for (int i = 0; i < N; ++i)
