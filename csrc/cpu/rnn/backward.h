@@ -138,12 +138,10 @@ struct BackwardRun : BackwardCall {
         if (reverse) row += rows;
         if (item.members > 1) worker.advance();
       }
-      for (int k = 0; plan.own_sums && k < at.buffers.parts; ++k) {
-        RowCursor<S> cursor = at.cursor(item, chunk.t);
-        at.sums_of(item.group, k, {0, p.H})
-            .add(cursor, chunk.rows, plan.by_step() ? chunk_grad : Rows<C>{at.grad_pre, 0},
-                 done == chunk.n);
-      }
+      if (plan.own_sums)
+        at.sums_of(item.group, 0, {0, p.H})
+            .add(at.cursor(item, chunk.t), chunk.rows,
+                 plan.by_step() ? chunk_grad : Rows<C>{at.grad_pre, 0}, done == chunk.n);
       if (plan.by_step() && done < p.T) grad_pre = at.buffers.copied(item, grad_pre);
     }
     state_gradients(item, packed, grad_pre, worker);
@@ -256,23 +254,21 @@ struct BackwardRun : BackwardCall {
     features.write_all(at.grad_pre, share.begin, share.end);
   }
 
-  // Writes the weights' gradients of this worker's share of the hidden units, of one direction and
-  // part of the gradient of the pre-activations: sums over all rows, or adds the groups' sums.
-  void weight_gradients(const Worker& worker, int d, int k) const {
-    const Range share = share_of(p.H, worker.rank, worker.size, MK::kMR), all_units{0, p.H};
-    if (plan.own_sums) {
-      const int64_t first = d * plan.batch_parts;
-      const WeightGradients<S, MK> sums = at.sums_of(first, k, all_units);
-      for (int64_t i = 1; i < plan.batch_parts; ++i)
-        sums.add(at.sums_of(first + i, k, all_units), share.begin, share.end);
-      sums.write(d, share.begin, share.end);
-    } else {
-      const WeightGradients<S, MK> sums = at.sums_of(worker.rank, k, share);
+  // Writes this worker's share of a direction's weight gradients: its sums, or those of the groups.
+  void weight_gradients(const Worker& worker, int d) const {
+    const Range share = share_of(p.H, worker.rank, worker.size, MK::kMR);
+    const Range units = plan.own_sums ? Range{0, p.H} : share;
+    const int64_t owner = plan.own_sums ? d * plan.batch_parts : worker.rank;
+    if (!plan.own_sums) {
       WorkItem all{};
       all.d = d, all.size = p.B;
-      RowCursor<S> cursor = at.cursor(all, 0);
-      sums.add(cursor, p.rows(), {at.grad_pre, 0}, true);
-      sums.write(d, 0, share.end - share.begin);
+      at.sums_of(owner, 0, units).add(at.cursor(all, 0), p.rows(), {at.grad_pre, 0}, true);
+    }
+    for (int k = 0; k < at.buffers.parts; ++k) {
+      const WeightGradients<S, MK> sums = at.sums_of(owner, k, units);
+      for (int64_t i = 1; plan.own_sums && i < plan.batch_parts; ++i)
+        sums.add(at.sums_of(owner + i, k, units), share.begin, share.end);
+      sums.write(d, share.begin - units.begin, share.end - units.begin);
     }
   }
   // Writes the gradient of alpha: adds the groups' sums, one after the other.
@@ -316,8 +312,7 @@ void backward(const Recurrence& p, const RecurrenceGrad& g, const RecurrenceGrad
   run_items<Compute<S>>(kernel, plan, p, worker);
   worker.wait();
   if (out.input && !plan.by_step()) kernel.feature_gradients(worker);
-  for (int d = 0; wants_weights(out) && d < p.D; ++d)
-    for (int k = 0; k < kernel.at.buffers.parts; ++k) kernel.weight_gradients(worker, d, k);
+  for (int d = 0; wants_weights(out) && d < p.D; ++d) kernel.weight_gradients(worker, d);
   if (out.pre && out.pre != kernel.at.grad_pre) kernel.copy_grad_pre(worker);
   if (out.alpha[0] && worker.rank == 0) kernel.alpha_gradients();
 }

@@ -22,7 +22,7 @@ struct BackwardLayout : BackwardCall {
   Arrays<C> chunk_grad;   // [workers] of [chunk_rows][grad_stride]
   Arrays<C> step_inputs;  // [workers] of StepArray, each [group_rows][step_stride], the last wider
   Arrays<char> features;  // [workers] of FeatureGradients
-  Arrays<char> weight_sums;  // [groups or workers][parts] of WeightGradients
+  Arrays<char> weight_sums;  // [groups or workers] of WeightGradients
   // A leak's alpha, and the sums of its gradient: [groups] of [H], in whole panels, the sums twice
   // that (StateRows::alpha_grad).
   Arrays<C> alpha, alpha_sums;
@@ -56,7 +56,7 @@ struct BackwardLayout : BackwardCall {
     const int64_t parts = plan.own_sums ? 1 : workers;
     const int64_t most = divide_up(divide_up(p.H, MK::kMR), parts) * MK::kMR;
     weight_sums =
-        arena.take_padded<char>((plan.own_sums ? plan.groups : workers) * buffers.parts,
+        arena.take_padded<char>(plan.own_sums ? plan.groups : workers,
                                 WeightGradients<S, MK>(*this, {0, most}, 0, nullptr).bytes);
     alpha = arena.take<C>(is_leaky(p.cell) ? plan.groups : 0, buffers.padded());
     alpha_sums = arena.take_padded<C>(out.alpha[0] ? plan.groups : 0, 2 * buffers.padded());
@@ -122,7 +122,7 @@ struct BackwardLayout : BackwardCall {
   }
   // The sums of a group, or of a worker, for one part of the gradient of the pre-activations.
   WeightGradients<S, MK> sums_of(int64_t owner, int k, const Range& units) const {
-    return {*this, units, k, weight_sums[owner * buffers.parts + k]};
+    return {*this, units, k, weight_sums[owner]};
   }
 };
 

@@ -29,30 +29,31 @@ struct RowCursor {
   }
 };
 
-// Sums for hidden units [begin, begin + height) of one direction, and one part of grad_pre.
+// Sums for hidden units [begin, begin + height) of one direction, and one part of grad_pre. The
+// parts share scratch but for their sums: right operands are packed by the first that reads them.
 template <class S, class MK>
 struct WeightGradients : BackwardCall {
   using F = typename MK::Operand;
   using C = Compute<S>;
   static constexpr int kMR = MK::kMR;
   static constexpr int64_t kLeftStride = scratch_stride<F>(kGradientRows);
-  // How many columns are summed at once.
-  static constexpr int kColumns = 4;
+  static constexpr int kColumns = 4;  // so many are summed at once
 
   int64_t begin, height;
   int grad_part;
   GateOfPart gate;
   F* left;      // [operands of kGradientRows, height] in tiles; for AMX [height, kLeftStride]
   F* left_row;  // [height], if rows of grad_pre are no rows of operands
-  F* right;  // [operands of kGradientRows, kPanel]; direct_sums: [panels][operands of rows, kPanel]
-  // Sums for W_hh and for W_ih (of no size with direct_sums). sum_columns,
-  // [column_count][column_size], has the bias and, instead of sum_ih, each column of a W_ih of few
-  // features: hidden units are in its lanes, most of which would be empty in such a product.
+  F *right_hh, *right_ih;  // [panels][operands of rows, kPanel]
+  // Sums for W_hh and W_ih (of no size with direct_sums). sum_columns, [column_count][column_size],
+  // has the bias and, instead of sum_ih, columns of a W_ih of few features: hidden units are in its
+  // lanes, most of which would be empty in such a product.
   C *sum_hh, *sum_ih, *sum_columns;
   bool few_features;
   int64_t column_count, column_size;
   const C** grad_rows;  // [kGradientRows] of each, as the cursor goes through them
   const S **state_rows, **feature_rows;
+  char* scratch;
   size_t bytes;
 
   WeightGradients(const BackwardCall& call, const Range& units, int grad_part, char* scratch)
@@ -60,52 +61,47 @@ struct WeightGradients : BackwardCall {
         begin(units.begin),
         height(units.end - units.begin),
         grad_part(grad_part),
-        gate(gate_of(p, grad_part)) {
+        gate(gate_of(p, grad_part)),
+        scratch(scratch) {
     Arena arena{scratch};
     const int64_t rows = divide_up(height, kMR) * kMR;  // of whole tiles
+    const int64_t K = operands_in<F>(plan.direct_sums ? p.rows() : kGradientRows);
+    const auto take_sums = [&](int64_t size) {
+      return arena.take<C>(traits_of(p.cell).grads * size) + grad_part * size;
+    };
     left = arena.take<F>(kTiled<F> ? rows * kLeftStride : operands_in<F>(kGradientRows) * rows);
     left_row = arena.take<F>(kKPack<F> > 1 && !kTiled<F> ? height + kLanes<F> : 0);
-    right = arena.take<F>(plan.direct_sums ? operands_in<F>(p.rows()) *
-                                                 panels_in<F>(max_of(p.H, p.I)) * kPanel<F>
-                                           : operands_in<F>(kGradientRows) * kPanel<F>);
-    sum_hh = arena.take<C>(plan.direct_sums ? 0 : rows * scratch_stride<C>(p.H));
-    few_features = kNative<S> && weight_ih(0) && p.I <= kLanes<C> / 2;
-    sum_ih = arena.take<C>(product_ih() && !plan.direct_sums ? rows * scratch_stride<C>(p.I) : 0);
-    column_count = 1 + (few_features ? p.I : 0);
+    right_hh = arena.take<F>(panels_in<F>(p.H) * kPanel<F> * K);
+    right_ih = arena.take<F>(panels_in<F>(p.I) * kPanel<F> * K);
+    few_features = kNative<S> && p.I <= kLanes<C> / 2;
+    column_count = 1 + (few_features && weight_ih(0) ? p.I : 0);
     column_size = divide_up(height, kLanes<C>) * kLanes<C>;
-    sum_columns = arena.take<C>(column_count * column_size);
+    sum_columns = take_sums((1 + (few_features ? p.I : 0)) * column_size);
+    sum_hh = take_sums(plan.direct_sums ? 0 : rows * scratch_stride<C>(p.H));
+    sum_ih = take_sums(few_features || plan.direct_sums ? 0 : rows * scratch_stride<C>(p.I));
     grad_rows = arena.take<const C*>(kGradientRows);
     state_rows = arena.take<const S*>(kGradientRows);
     feature_rows = arena.take<const S*>(kGradientRows);
     bytes = arena.used;
   }
 
-  // Adds the next `rows` rows of the cursor, kGradientRows at a time: each such sum begins with
-  // zero, since a float that sums a million rows has lost what the next one adds. If `begins`, the
-  // sums begin with these, even if there are none. grad_pre: their rows, or, if its stride is 0,
-  // the whole tensor, [N, D*grads*H].
-  void add(RowCursor<S>& cursor, int64_t rows, Rows<C> grad_pre, bool begins) const {
-    const int d = cursor.item.d;
-    if (begins) __builtin_memset(sum_columns, 0, column_count * column_size * sizeof(C));
-    const int64_t column = grad_part * p.H + begin, width = traits_of(p.cell).grads * p.H;
+  // Adds the next `rows` rows of the cursor to the sums of all parts, kGradientRows at a time: each
+  // such sum begins with zero, since a float that sums a million rows has lost what the next one
+  // adds. If `begins`, the sums begin with these, even if there are none. grad_pre: their rows, or,
+  // if its stride is 0, the whole tensor, [N, D*grads*H].
+  void add(RowCursor<S> cursor, int64_t rows, Rows<C> grad_pre, bool begins) const {
+    const int d = cursor.item.d, parts = traits_of(p.cell).grads;
     for (; rows > 0 || begins; begins = false) {
       const int64_t n = min_of(kGradientRows, rows);
       for (int64_t i = 0; i < n; ++i, ++cursor.i) {
         cursor.settle();
-        const int64_t row = grad_pre.stride ? 0 : (cursor.row() * p.D + d) * width;
-        grad_rows[i] = grad_pre[i] + row + column;
+        const int64_t row = grad_pre.stride ? 0 : (cursor.row() * p.D + d) * parts * p.H;
+        grad_rows[i] = grad_pre[i] + row + begin;
         state_rows[i] = cursor.state();
         feature_rows[i] = cursor.features();
       }
-      add_columns<kColumns>(0, n);
-      const Tiles tiles =
-          grad_pre.stride && kKPack<F> == 1
-              ? Tiles{reinterpret_cast<const F*>(grad_pre.first + column), 1, grad_pre.stride}
-              : pack_left(n);
-      if (weight_hh(d))
-        add_product(tiles, state_rows, n, p.H, sums_of(sum_hh, weight_hh(d), p.H), begins);
-      if (product_ih())
-        add_product(tiles, feature_rows, n, p.I, sums_of(sum_ih, weight_ih(d), p.I), begins);
+      for (int k = 0; k < parts; ++k)
+        WeightGradients(*this, {begin, begin + height}, k, scratch).add(d, n, grad_pre, begins);
       rows -= n;
       grad_pre.first = grad_pre[n];
     }
@@ -147,6 +143,23 @@ struct WeightGradients : BackwardCall {
   }
 
  private:
+  // Adds n rows to the sums of this part.
+  void add(int d, int64_t n, const Rows<C>& grad_pre, bool begins) const {
+    if (begins) __builtin_memset(sum_columns, 0, column_count * column_size * sizeof(C));
+    for (int64_t i = 0; i < n && grad_part > 0; ++i) grad_rows[i] += p.H;
+    add_columns<kColumns>(0, n);
+    const bool lies = grad_pre.stride && kKPack<F> == 1;
+    const Tiles tiles =
+        lies ? Tiles{reinterpret_cast<const F*>(grad_rows[0]), 1, grad_pre.stride} : pack_left(n);
+    if (weight_hh(d)) {
+      if (gate.hh == 0) pack_right(state_rows, n, p.H, right_hh);
+      add_product(tiles, right_hh, n, p.H, sums_of(sum_hh, weight_hh(d), p.H), begins);
+    }
+    if (product_ih()) {
+      if (grad_part == 0) pack_right(feature_rows, n, p.I, right_ih);
+      add_product(tiles, right_ih, n, p.I, sums_of(sum_ih, weight_ih(d), p.I), begins);
+    }
+  }
   // Where tiles keep their sums, and room for how many rows and columns: whole tiles, or fewer.
   struct Sums {
     Rows<C> at;
@@ -248,25 +261,23 @@ struct WeightGradients : BackwardCall {
     }
   }
 
-  void add_product(const Tiles& tiles, const S** right_rows, int64_t rows, int64_t columns,
+  static void pack_right(const S** right_rows, int64_t rows, int64_t columns, F* right) {
+    for (int64_t j = 0; j < columns; j += kPanel<C>, right += operands_in<F>(rows) * kPanel<C>)
+      pack_rows<F>([right_rows](int64_t n) { return right_rows[n]; }, rows, j, columns, right);
+  }
+  void add_product(const Tiles& tiles, const F* right, int64_t rows, int64_t columns,
                    const Sums& sums, bool begins) const {
     const int64_t K = operands_in<F>(rows);
-    const auto pack_right = [&](int64_t column, F* to) {
-      pack_rows<F>([right_rows](int64_t n) { return right_rows[n]; }, rows, column, columns, to);
-    };
     if (plan.direct_sums) {
-      for (int64_t column = 0; column < columns; column += kPanel<C>)
-        pack_right(column, right + column * K);
       for (int64_t h = 0; h < height; h += kMR)
         for (int64_t column = 0; column < columns; column += kPanel<C>)
           add_tile(tiles, right + column * K, K, h, column, columns, sums, begins, kPanel<C>);
       return;
     }
-    for (int64_t column = 0; column < columns; column += kPanel<C>) {
-      pack_right(column, right);
+    const int64_t ahead = kMR * sums.at.stride;
+    for (int64_t column = 0; column < columns; column += kPanel<C>)
       for (int64_t h = 0; h < height; h += kMR)
-        add_tile(tiles, right, K, h, column, columns, sums, begins, kMR * sums.at.stride);
-    }
+        add_tile(tiles, right + column * K, K, h, column, columns, sums, begins, ahead);
   }
   // The next tile's sums, `ahead` of these, may be far in memory: they are prefetched meanwhile.
   void add_tile(const Tiles& tiles, const F* panel, int64_t K, int64_t h, int64_t column,

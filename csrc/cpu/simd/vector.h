@@ -245,16 +245,16 @@ RNNEXT_INLINE void store_some(S* p, Vec<Compute<S>> x, int64_t n) {
 // alone, where the instruction set can. Other threads see it after finish_past_caches().
 template <class S>
 RNNEXT_INLINE void store_kept(S* p, Vec<Compute<S>> x, int64_t n, bool past_caches) {
+  if (!past_caches) return store_some(p, x, n);
 #ifdef RNNEXT_X86
-  if (past_caches) {
-    float* const to = reinterpret_cast<float*>(p);
-    if constexpr (kNative<S>) return RNNEXT_X86(stream_ps)(to, (Vec<float>)x);
-    HalfFloats bits;
-    store(reinterpret_cast<S*>(&bits), x);
-    return RNNEXT_X86_HALF(stream_ps)(to, bits);
-  }
+  float* const to = reinterpret_cast<float*>(p);
+  if constexpr (kNative<S>) return RNNEXT_X86(stream_ps)(to, (Vec<float>)x);
+  HalfFloats bits;
+  store(reinterpret_cast<S*>(&bits), x);
+  RNNEXT_X86_HALF(stream_ps)(to, bits);
+#else
+  store(p, x);
 #endif
-  store_some(p, x, n);
 }
 RNNEXT_INLINE void finish_past_caches() {
 #ifdef RNNEXT_X86
