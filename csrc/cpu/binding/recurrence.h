@@ -54,7 +54,7 @@ struct CpuCall : ParsedCall {
   }
 };
 
-// A call of the backward pass with memory for its results. Run it, unless empty; then gradients().
+// A backward call with memory for its results. Run it, unless empty, then call gradients() once.
 struct CpuBackwardCall : CpuCall {
   RecurrenceGrad g;
   RecurrenceGradOut out;

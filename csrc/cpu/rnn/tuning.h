@@ -121,7 +121,7 @@ constexpr int64_t kFalseSharing = 4096;
 // core, whose prefetches take them along with those of its own rows beside them. (Measured.)
 constexpr int64_t kFarBytes = 1 << 20;
 // What gated cells keep for a later pass, if it is this large, is written past the caches: they
-// would first read its lines, and lose others. (Measured: 2 to 5 MiB lose up to 7 %.)
+// would first read its lines, and lose others. (Measured: 2 to 5 MiB lose up to 10 %.)
 constexpr int64_t kPastCachesBytes = 8 << 20;
 // Where a thread's rows of a step are narrow, the processor's prefetches run on from them into the
 // other thread's, and lines travel back and forth. There, steps of so many bytes are held in

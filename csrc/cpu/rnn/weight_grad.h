@@ -143,7 +143,7 @@ struct WeightGradients : BackwardCall {
   }
 
  private:
-  // Adds n rows to the sums of this part.
+  // Adds n rows to the sums of this part. The parts take their turns in order.
   void add(int d, int64_t n, const Rows<C>& grad_pre, bool begins) const {
     if (begins) __builtin_memset(sum_columns, 0, column_count * column_size * sizeof(C));
     for (int64_t i = 0; i < n && grad_part > 0; ++i) grad_rows[i] += p.H;
@@ -225,7 +225,7 @@ struct WeightGradients : BackwardCall {
       store(to, load(to) + sums[i][v]);
     });
   }
-  // Left operands. Those of hidden unit h begin at first + h * step, `stride` apart, a row each.
+  // Left operands. Those of hidden unit h begin at first + h * step and lie `stride` apart.
   struct Tiles {
     const F* first;
     int64_t step, stride;

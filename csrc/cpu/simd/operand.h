@@ -76,7 +76,7 @@ struct Operands {
   static RNNEXT_INLINE Vec<F> across(const S* row, const S*, int64_t n) {
     return row ? load_some(row, n) : Vec<F>{};
   }
-  // Stores x as values column, column + 1, .. of a row of operands, in whole lanes.
+  // Stores x as values column, column + 1, .. of a row of operands; column: a multiple of lanes.
   static RNNEXT_INLINE void store(F* row, int64_t column, Vec<Compute<F>> x) {
     RNNEXT_ISA::store(row + column, x);
   }
