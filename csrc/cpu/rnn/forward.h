@@ -1,6 +1,6 @@
 // The forward pass. The sums start from the bias, add W_ih x and W_hh h, and go through the
-// epilogue. If the plan projects, W_ih x of a chunk of steps is computed first, into scratch; for a
-// gated cell it always does, and W_hh h goes to scratch too, where its gates read both.
+// epilogue. If the plan projects, W_ih x of a chunk of steps is computed first, into scratch. Both
+// products of a gated cell go to scratch, where its gates read them.
 #pragma once
 
 #include "cpu/rnn/forward_layout.h"
@@ -137,7 +137,7 @@ struct ForwardRun {
       if (p.noise[0]) draw_noise(item, chunk, s, first_column);
       if (plan.projects) {
         const Rows<const C> bias{s.bias - first_column, 0};
-        fill_pre(item, chunk, step, p.noise[0] ? pre : bias, pre, s.ih);
+        fill_pre(item, chunk, step, p.noise[0] ? pre : bias, pre);
       } else {
         step.K_ih = operands_in<F>(p.I);
       }
@@ -170,34 +170,36 @@ struct ForwardRun {
     }
   }
 
-  // Computes a step of a gated cell, whose pre-activations from the input are at `pre_ih`: the
-  // product with the state, some blocks of units at a time, and their gates. n: see
+  // Computes a step of a gated cell, some blocks of units at a time: its products with the
+  // features, unless they are at `projected` already, and with the state, then the gates. n: see
   // RecurrentWeights::await.
-  void gated_step(Step& step, const WorkItem& item, const Scratch& s, const Rows<C>& pre_ih,
+  void gated_step(Step& step, const WorkItem& item, const Scratch& s, const Rows<C>& projected,
                   int64_t rows, int64_t n, bool from_zeros, const Worker& worker) const {
     const RecurrentWeights<S, MK> weights{plan, at.weight_hh(item.d)};
     const GateColumns<C>& order = at.gate_columns;
-    const int64_t first = order.begin(item.u0), some = at.pre_hh_blocks();
+    const int64_t first = order.begin(item.u0), some = at.gate_blocks();
+    const bool streams = plan.weights == Weights::streamed;
     const Rows<const F> state = step.a;
     for (int64_t m = 0; m < plan.k_splits; ++m) {
       typename RecurrentWeights<S, MK>::KSplit split{state, 0, 0};
       if (!from_zeros) split = weights.await(item, m, n, state, rows, worker);
       for (int64_t u0 = item.u0; u0 < item.u1; u0 += some) {
         const int64_t u1 = min_of(u0 + some, item.u1), begin = order.begin(u0);
-        const Rows<C> pre_hh{s.pre_hh - begin, at.pre_hh_stride()};
-        const int64_t q0 = order.panels(u0), q1 = order.panels(u1);
-        const bool streams = plan.weights == Weights::streamed && split.K > 0;
-        const PlainProduct<MK> product{
-            .packed = streams ? at.weight_hh(item.d).pack_panels(q0, q1, s.hh)
-                              : at.hh[at.copy_of(item)] + split.packed_at,
-            .a = split.a,
-            .start = m == 0 ? Rows<const C>{s.bias_hh - first, 0} : Rows<const C>(pre_hh),
-            .out = pre_hh,
-            .end = order.begin(u1)};
-        macro_kernel(product, rows, q0, q1, order.begin(u1), split.K,
-                     !plan.fetches   ? -1
-                     : u1 == item.u1 ? order.panels(item.u0)
-                                     : q1);
+        const int64_t q0 = order.panels(u0), q1 = order.panels(u1), end = order.begin(u1);
+        const Rows<C> pre_hh{s.pre_hh - begin, at.gate_stride()};
+        const Rows<C> pre_ih = plan.projects ? projected : Rows<C>{s.pre - begin, at.gate_stride()};
+        const auto multiply = [&](const F* packed, const Rows<const F>& a, int64_t K,
+                                  const Rows<const C>& start, const Rows<C>& out) {
+          const int64_t then = !plan.fetches ? -1 : u1 == item.u1 ? order.panels(item.u0) : q1;
+          macro_kernel(PlainProduct<MK>{packed, a, start, out, end}, rows, q0, q1, end, K, then);
+        };
+        if (!plan.projects)
+          multiply(streams ? at.weight_ih(item.d).pack_panels(q0, q1, s.ih) : step.packed_ih,
+                   step.features, step.K_ih, {s.bias - first, 0}, pre_ih);
+        multiply(streams && split.K > 0 ? at.weight_hh(item.d).pack_panels(q0, q1, s.hh)
+                                        : at.hh[at.copy_of(item)] + split.packed_at,
+                 split.a, split.K,
+                 m == 0 ? Rows<const C>{s.bias_hh - first, 0} : Rows<const C>(pre_hh), pre_hh);
         if (m + 1 < plan.k_splits) continue;
         with_gates(p.cell, [&]<class Gates>(Gates) {
           forward_gates<Gates, S>(step, Rows<const C>(pre_ih), Rows<const C>(pre_hh), rows, u0, u1,
@@ -233,25 +235,19 @@ struct ForwardRun {
   }
 
   // Fills `pre` with a chunk's pre-activations without the recurrent term, which start from the
-  // rows at `start`. Both begin with column 0. Streamed weights are packed to `panels`.
+  // rows at `start`. Both begin with column 0.
   void fill_pre(const WorkItem& item, const Chunk& chunk, const Step& step,
-                const Rows<const C>& start, const Rows<C>& pre, F* panels) const {
+                const Rows<const C>& start, const Rows<C>& pre) const {
     const GateColumns<C>& order = at.gate_columns;
     if (p.I > 0) {
-      PlainProduct<MK> project{.packed = step.packed_ih,
-                               .a = step.features,
-                               .start = start,
-                               .out = pre,
-                               .end = order.panels() * kPanel<C>};
-      const int64_t K = operands_in<F>(p.I), first = order.panels(item.u0);
-      if (plan.weights != Weights::streamed)
-        return macro_kernel(project, chunk.rows, first, order.panels(item.u1), order.begin(item.u1),
-                            K, plan.fetches ? first : -1);
-      for (int64_t u = item.u0; u < item.u1; ++u) {
-        const int64_t q0 = order.panels(u), q1 = order.panels(u + 1);
-        project.packed = at.weight_ih(item.d).pack_panels(q0, q1, panels);
-        macro_kernel(project, chunk.rows, q0, q1, order.begin(u + 1), K);
-      }
+      const PlainProduct<MK> project{.packed = step.packed_ih,
+                                     .a = step.features,
+                                     .start = start,
+                                     .out = pre,
+                                     .end = order.panels() * kPanel<C>};
+      const int64_t first = order.panels(item.u0);
+      macro_kernel(project, chunk.rows, first, order.panels(item.u1), order.begin(item.u1),
+                   operands_in<F>(p.I), plan.fetches ? first : -1);
       return;
     }
     int64_t to = 0;

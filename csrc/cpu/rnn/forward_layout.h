@@ -39,9 +39,10 @@ struct ForwardLayout {
 
   struct Scratch {  // of one worker
     C *bias, *alpha, *noise;
-    C* pre;  // the pre-activations of a chunk without W_hh h
-    // Of a gated cell, where `bias` is bias_ih alone: bias_hh, and W_hh h + bias_hh of some panels
-    // of units, [group_rows] rows pre_hh_stride() apart.
+    // The pre-activations without W_hh h: of a chunk, or, if a gated cell does not project, as
+    // pre_hh. There `bias` is bias_ih alone, and pre_hh has W_hh h + bias_hh of gate_blocks() of
+    // units, [group_rows] rows gate_stride() apart.
+    C* pre;
     C *bias_hh, *pre_hh;
     F* features;
     F *ih, *hh;                // the panels that are streamed
@@ -53,10 +54,11 @@ struct ForwardLayout {
       alpha = arena.take<C>(is_leaky(at.p.cell) ? at.columns : 0);
       const bool gated = is_gated(at.p.cell);
       bias_hh = arena.take<C>(gated ? at.columns : 0);
-      pre_hh = arena.take<C>(gated ? at.plan.group_rows * at.pre_hh_stride() : 0);
+      const int64_t for_gates = gated ? at.plan.group_rows * at.gate_stride() : 0;
+      pre_hh = arena.take<C>(for_gates);
       noise = arena.take<C>(at.p.noise[0] ? at.columns : 0);
       pre = arena.take<C>(at.starts_from_rows() ? at.plan.chunk_rows * scratch_stride<C>(at.columns)
-                                                : 0);
+                                                : for_gates);
       const int64_t rows = divide_up(at.plan.chunk_rows, MK::kRowBlock) * MK::kRowBlock;
       features = arena.take<F>(at.p.I > 0 ? rows * scratch_stride<F>(at.p.I) : 0);
       const int64_t panels = at.plan.weights != Weights::streamed ? 0
@@ -71,18 +73,16 @@ struct ForwardLayout {
   };
   Scratch scratch_of(const Worker& worker) const { return {*this, scratch[worker.rank]}; }
 
-  // How many blocks of units are multiplied with the state before their gates follow: as many as
-  // keep the products of a step in L1d, or all if a product comes in K splits.
-  int64_t pre_hh_blocks() const {
+  // How many blocks of units are multiplied before their gates follow: as many as keep the products
+  // of a step in L1d, or all if a product comes in K splits.
+  int64_t gate_blocks() const {
     const int64_t all = plan.member_blocks(panels_in<C>(p.H));
     if (plan.weights == Weights::streamed) return 1;
     if (plan.k_splits > 1) return all;
     const int64_t bytes = plan.group_rows * p.gates() * kPanel<C> * static_cast<int64_t>(sizeof(C));
     return min_of(all, max_of(1, kGateBytes / bytes));
   }
-  int64_t pre_hh_stride() const {
-    return scratch_stride<C>(pre_hh_blocks() * p.gates() * kPanel<C>);
-  }
+  int64_t gate_stride() const { return scratch_stride<C>(gate_blocks() * p.gates() * kPanel<C>); }
   // Whether each step's sums start from rows of scratch instead of the bias.
   bool starts_from_rows() const { return plan.projects || p.noise[0]; }
   int64_t copy_of(const WorkItem& item) const {

@@ -126,8 +126,9 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
                  : small || plan.batch_parts == 1 ? Weights::own
                                                   : Weights::shared;
   plan.sorts = p.ragged() && !p.step_row;
-  plan.projects =
-      p.I == 0 || gated || (p.T > 1 && (plan.group_rows < kFewRows || !small || plan.k_splits > 1));
+  const bool ahead =
+      gated ? plan.group_rows < shape.mr || shape.tiles : plan.group_rows < kFewRows || !small;
+  plan.projects = p.I == 0 || (p.T > 1 && (ahead || plan.k_splits > 1));
   const int64_t width = p.D * p.H * shape.storage_bytes;
   const bool whole_blocks = p.H % shape.k_align == 0 && p.B % shape.row_block == 0 &&
                             p.B >= plan.batch_parts * shape.row_block;
