@@ -139,11 +139,15 @@ CHOICES = {
         ((1, 16, 256, 256), {"train": True, "threads": 1}, {"features": "streamed"}),
         ((3, 16, 256, 256), {"train": True, "threads": 1}, {"features": "by_step"}),
     ],
-    "few rows and large weights project ahead": [
-        ((100, 2, 64, 64), {"threads": 1}, {"projects": True}),
-        ((100, 32, 64, 64), {"threads": 1}, {"projects": False}),
-        ((100, 32, 1024, 1024), {}, {"projects": True}),
-        ((100, 32, 0, 64), {}, {"projects": True}),
+    "few rows project ahead": [
+        (sizes, {"threads": 1, "cell": cell}, {"projects": projects, "state_home": "rows"})
+        for cell in ["elman", *GATES]
+        for sizes, projects in [
+            ((100, 3, 64, 64), True),
+            ((100, 4, 64, 64), False),
+            ((100, 32, 1024, 512), False),
+            ((100, 32, 0, 64), True),
+        ]
     ],
     "groups sum gradients over their own rows, unless there are fewer than hidden units": [
         ((100, 16, 16, 64), {"train": True}, {"own_sums": True, "features": "by_step"}),
@@ -156,15 +160,6 @@ CHOICES = {
         ((1, 32, 16, 64), BOTH, {"joined": False}),
         ((100, 16, 0, 64), BOTH, {"joined": False}),
         ((100, 32, 16, 64), BOTH | {"dtype": torch.bfloat16}, {"joined": False}),
-    ],
-    "gated cells project ahead where there is less than a tile of rows": [
-        (sizes, {"threads": 1, "cell": cell}, {"projects": projects, "state_home": "rows"})
-        for cell in GATES
-        for sizes, projects in [
-            ((100, 32, 1024, 64), False),
-            ((100, 1, 64, 64), True),
-            ((100, 32, 0, 64), True),
-        ]
     ],
     "the gradients of a gated cell are not split along K, as gates of a part do not lie together": [
         *[
