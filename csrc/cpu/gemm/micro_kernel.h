@@ -41,14 +41,16 @@ struct RegisterTile {
   }
   // Adds a times NV vectors of panels [K, kPanel]. a: [R, K], or, when interleaved, [K, R], its
   // rows `stride` apart. K counts operands. (Interleaved rows are those of a weight's gradient,
-  // whose sums are single chains.)
-  template <bool interleaved = false>
+  // whose sums are single chains.) If it `spreads`, prefetch(row) is called now and then, for each.
+  template <bool interleaved = false, class Prefetch = void (*)(int)>
   RNNEXT_INLINE void add(const F* a, int64_t stride, const F* panels, int64_t K,
-                         const Ahead* ahead = nullptr) {
+                         const Ahead* ahead = nullptr, bool spreads = false,
+                         const Prefetch& prefetch = nullptr) {
     if constexpr (interleaved || MK::kSumBlock == 1) {
       chain<interleaved>(sums, a, stride, panels, K, 0, K);
     } else {
-      for (int64_t k = 0; k < K; k += MK::kSumBlock) {
+      for (int64_t k = 0, row = 0; k < K; k += MK::kSumBlock) {
+        for (; spreads && row < R && row * K < R * (k + MK::kSumBlock); ++row) prefetch(row);
         RegisterTile part(Extent<R, NV>{});
         part.clear();
         part.add_block(a, stride, panels, K, k, K - k < MK::kSumBlock ? K : k + MK::kSumBlock,

@@ -121,6 +121,7 @@ struct Extent {
   template <class MK>
   using Tile = typename MK::template Tile<R, NV>;
 
+  RNNEXT_INLINE Extent<1, NV> one_row() const { return {}; }
   // Prefetches what a later tile will load, since the CPU cannot foresee the order of its rows, or
   // what this tile will store, since a store that waits for its line holds up those behind it. `by`
   // columns lie in one element.

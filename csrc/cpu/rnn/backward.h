@@ -34,23 +34,36 @@ struct BackwardStep {
   const C *grad_ahead, *values_ahead;
   const C* far_saved;  // of a gated cell: state.saved, if tiles read the tensor itself
   bool past_caches;    // whether grad_pre is written so
+  bool far;            // whether what is prefetched comes from far memory
 
   template <class Extent>
   RNNEXT_NOINLINE void tile(Extent extent, int64_t row, int64_t column, const F* panels, int64_t K,
                             const Ahead* ahead) const {
+    constexpr bool kSpreads = !kTiled<F> && MK::kSumBlock > 1;
+    const bool spreads = kSpreads && far && K > MK::kSumBlock;
+    if (!spreads) prefetch(extent, row, column);
+    typename Extent::template Tile<MK> sums(extent);
+    start ? sums.load(start[row] + column, start.stride, H - column) : sums.clear();
+    if constexpr (kSpreads) {
+      sums.add(a[row], a.stride, panels, K, ahead, spreads, [=, this](int64_t r) RNNEXT_NOINLINE {
+        prefetch(extent.one_row(), row + r, column);
+      });
+    } else {
+      sums.add(a[row], a.stride, panels, K, ahead);
+    }
+    sums.finish(*this, row, column);
+  }
+  // Prefetches what the epilogue reads of a row, and the step before of its own.
+  template <class Extent>
+  RNNEXT_INLINE void prefetch(Extent extent, int64_t row, int64_t column) const {
     const int64_t next_row = row * values.stride + column;
     if (grad_ahead) extent.prefetch(grad_ahead + next_row, values.stride);
     if (values_ahead) extent.prefetch(values_ahead + next_row, values.stride);
     for (int k = 0; far_saved && k < traits_of(epilogue.cell).saved; ++k)
       extent.prefetch(far_saved + row * state.row_stride + k * H + column, state.row_stride);
-    typename Extent::template Tile<MK> sums(extent);
-    start ? sums.load(start[row] + column, start.stride, H - column) : sums.clear();
-    if (state.carry) {  // the epilogue reads two rows, which other panels pushed out of the cache
-      extent.prefetch(state.carry[row] + column, state.carry.stride);
-      extent.prefetch(values[row] + column, values.stride);
-    }
-    sums.add(a[row], a.stride, panels, K, ahead);
-    sums.finish(*this, row, column);
+    if (!state.carry) return;  // else other panels pushed these rows out of the cache
+    extent.prefetch(state.carry[row] + column, state.carry.stride);
+    extent.prefetch(values[row] + column, values.stride);
   }
   template <int R, int NV>
   RNNEXT_INLINE void finish(Vec<C> (&sums)[R][NV], int64_t row, int64_t column) const {
@@ -99,7 +112,6 @@ struct BackwardRun : BackwardCall {
     const StepInputs<S, MK> inputs{BackwardCall{p, out, plan}, g, at, worker.rank};
     const Rows<C> chunk_grad{at.chunk_grad[worker.rank], at.grad_stride};
     if (plan.by_step()) clear_tails(chunk_grad);
-    const bool past_caches = plan.past_caches && in_vectors<C>(at.grad_pre, p.H);
     for (int64_t done = 0; done < p.T;) {
       const int64_t limit = plan.own_sums || plan.by_step() ? plan.chunk_rows : p.rows();
       const Chunk chunk = next_chunk(p, item, done, !reverse, limit);
@@ -125,7 +137,8 @@ struct BackwardRun : BackwardCall {
                               .far_saved = kNative<S> && !plan.sorts && is_gated(p.cell)
                                                ? static_cast<const C*>(state.saved)
                                                : nullptr,
-                              .past_caches = past_caches};
+                              .past_caches = plan.past_caches && in_vectors<C>(at.grad_pre, p.H),
+                              .far = p.rows() * p.D * at.grad_width * sizeof(S) >= kFarReadBytes};
         if (done > 0) {
           weights.multiply(step, item, packed, at.inputs_of(worker.rank, at.kGrad), rows, done + 1,
                            worker);
@@ -203,11 +216,8 @@ struct BackwardRun : BackwardCall {
     const Rows<C> rows = at.inputs_of(worker.rank, at.kGrad);
     for (int64_t m = 0; m < plan.k_splits; ++m) {
       const auto split = weights.await(item, m, n, first, item.size, worker);
-      PlainProduct<MK> product{.packed = nullptr,
-                               .a = split.a,
-                               .start = {m > 0 ? rows.first : nullptr, rows.stride},
-                               .out = rows,
-                               .end = p.H};
+      const Rows<const C> start{m > 0 ? rows.first : nullptr, rows.stride};
+      PlainProduct<MK> product{nullptr, split.a, start, rows, p.H};
       if (packed) {
         product.packed = packed + split.packed_at;
         macro_kernel(product, item.size, item.u0, item.u1, p.H, split.K);

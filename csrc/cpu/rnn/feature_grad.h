@@ -86,11 +86,7 @@ struct FeatureGradients : BackwardCall {  // one worker's
   F* packed_of(int d) const { return packed + d * weight(p, d).packed_size(); }
   // Rows of operands times W_ih of direction d, added to `to`; the first direction begins the sums.
   PlainProduct<MK> product_of(int d, const F* packed, const Rows<const F>& from, C* to) const {
-    return {.packed = packed,
-            .a = from,
-            .start = {d > 0 ? to : nullptr, p.I},
-            .out = {to, p.I},
-            .end = p.I};
+    return {packed, from, {d > 0 ? to : nullptr, p.I}, {to, p.I}, p.I};
   }
   void multiply(int d, int64_t rows, const Rows<const F>& from, C* to) const {
     macro_kernel(product_of(d, packed_of(d), from, to), rows, 0, panels_in<F>(p.I), p.I,

@@ -179,10 +179,9 @@ struct ForwardRun {
     const GateColumns<C>& order = at.gate_columns;
     const int64_t first = order.begin(item.u0), some = at.gate_blocks();
     const bool streams = plan.weights == Weights::streamed;
-    const Rows<const F> state = step.a;
     for (int64_t m = 0; m < plan.k_splits; ++m) {
-      typename RecurrentWeights<S, MK>::KSplit split{state, 0, 0};
-      if (!from_zeros) split = weights.await(item, m, n, state, rows, worker);
+      typename RecurrentWeights<S, MK>::KSplit split{step.a, 0, 0};
+      if (!from_zeros) split = weights.await(item, m, n, step.a, rows, worker);
       for (int64_t u0 = item.u0; u0 < item.u1; u0 += some) {
         const int64_t u1 = min_of(u0 + some, item.u1), begin = order.begin(u0);
         const int64_t q0 = order.panels(u0), q1 = order.panels(u1), end = order.begin(u1);
@@ -240,15 +239,10 @@ struct ForwardRun {
                 const Rows<const C>& start, const Rows<C>& pre) const {
     const GateColumns<C>& order = at.gate_columns;
     if (p.I > 0) {
-      const PlainProduct<MK> project{.packed = step.packed_ih,
-                                     .a = step.features,
-                                     .start = start,
-                                     .out = pre,
-                                     .end = order.panels() * kPanel<C>};
-      const int64_t first = order.panels(item.u0);
-      macro_kernel(project, chunk.rows, first, order.panels(item.u1), order.begin(item.u1),
-                   operands_in<F>(p.I), plan.fetches ? first : -1);
-      return;
+      const int64_t end = order.panels() * kPanel<C>, first = order.panels(item.u0);
+      const PlainProduct<MK> project{step.packed_ih, step.features, start, pre, end};
+      return macro_kernel(project, chunk.rows, first, order.panels(item.u1), order.begin(item.u1),
+                          operands_in<F>(p.I), plan.fetches ? first : -1);
     }
     int64_t to = 0;
     for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)

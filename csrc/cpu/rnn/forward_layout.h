@@ -42,8 +42,7 @@ struct ForwardLayout {
     // The pre-activations without W_hh h: of a chunk, or, if a gated cell does not project, as
     // pre_hh. There `bias` is bias_ih alone, and pre_hh has W_hh h + bias_hh of gate_blocks() of
     // units, [group_rows] rows gate_stride() apart.
-    C* pre;
-    C *bias_hh, *pre_hh;
+    C *pre, *bias_hh, *pre_hh;
     F* features;
     F *ih, *hh;                // the panels that are streamed
     int64_t *order, *present;  // the work item's, if sequences are sorted

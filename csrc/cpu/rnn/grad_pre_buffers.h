@@ -7,9 +7,8 @@
 namespace rnnext::RNNEXT_ISA {
 
 // grad_pre as the rows of operands that W_hh^T multiplies. With Home::rows they are those that are
-// written anyway. In scratch two buffers take turns. Two more keep what W_hh^T multiplies when all
-// steps are done: grad_pre of the sequences' first steps, for the gradient of hx, and the sums over
-// resets.
+// written anyway. In scratch two buffers take turns. Two more keep what W_hh^T multiplies after all
+// steps: grad_pre of the sequences' first steps, for hx's gradient, and the sums over resets.
 template <class S, class MK>
 struct GradPreBuffers : BackwardCall {
   using F = typename MK::Operand;

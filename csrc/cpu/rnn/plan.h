@@ -105,7 +105,7 @@ constexpr const char* kHomeNames[] = {"scratch", "rows"};
 
 struct ForwardPlan : Plan {
   // W_ih x comes first, in one product for a chunk of steps: few rows would read W_ih from far
-  // memory at every step, and K splits need it apart. (Of more rows it would leave the caches.)
+  // memory at every step, and K splits need it apart. (Tiles: not measured.)
   bool projects = false;
   int64_t chunk_rows = 0;  // of such a chunk, at most
   Home state_home = Home::scratch;

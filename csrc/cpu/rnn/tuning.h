@@ -97,8 +97,7 @@ constexpr double kPackRate = 13;
 // Rows of pre-activations computed ahead of the recurrence, and rows of their gradient kept until
 // they are summed, stay in L2 beside the weights. (Measured: 192 to 384 KiB gain nothing.)
 constexpr int64_t kForwardChunkBytes = 96 << 10, kBackwardChunkBytes = 128 << 10;
-// Products with the state that wait for the gate pass: half of an L1d. Those with the features are
-// as many. (Measured: half of it is slower, twice as much is not faster.)
+// Products of either kind that wait for the gate pass: half of an L1d. (Measured: 8 KiB is slower.)
 constexpr int64_t kGateBytes = 16 << 10;
 // Rows that enter the gradients of the weights at once. (Measured: 512 are slower.)
 constexpr int64_t kGradientRows = 256;
@@ -124,6 +123,9 @@ constexpr int64_t kFarBytes = 1 << 20;
 // What gated cells keep for a later pass, if it is this large, is written past the caches: they
 // would first read its lines, and lose others. (Measured: 2 to 5 MiB lose up to 10 %.)
 constexpr int64_t kPastCachesBytes = 8 << 20;
+// With so many bytes of grad_pre, what tiles of the backward pass prefetch comes from far memory: a
+// few lines at a time, since after all at once the panels would wait. (Measured.)
+constexpr int64_t kFarReadBytes = 2 << 20;
 // Where a thread's rows of a step are narrow, the processor's prefetches run on from them into the
 // other thread's, and lines travel back and forth. There, steps of so many bytes are held in
 // scratch and then written together. (Measured: wider steps, calls of fewer steps and outputs of

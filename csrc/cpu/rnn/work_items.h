@@ -121,8 +121,7 @@ struct RecurrentWeights {
         macro_kernel(step, rows, item.u0, item.u1, weight.columns, split.K,
                      plan.fetches ? item.u0 : -1);
       } else {
-        const PlainProduct<MK> add{
-            .packed = step.packed, .a = step.a, .start = step.start, .out = sums, .end = step.H};
+        const PlainProduct<MK> add{step.packed, step.a, step.start, sums, step.H};
         macro_kernel(add, rows, item.u0, item.u1, weight.columns, split.K);
         step.start = sums;
       }
