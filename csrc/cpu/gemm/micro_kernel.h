@@ -41,12 +41,13 @@ struct RegisterTile {
   }
   // Adds a times NV vectors of panels [K, kPanel]. a: [R, K], or, when interleaved, [K, R], its
   // rows `stride` apart. K counts operands. (Interleaved rows are those of a weight's gradient,
-  // whose sums are single chains.) If it `spreads`, prefetch(row) is called now and then, for each.
+  // whose sums are single chains.) `spreads`: prefetch(row) is called for each row, over all of k.
   template <bool interleaved = false, class Prefetch = void (*)(int)>
   RNNEXT_INLINE void add(const F* a, int64_t stride, const F* panels, int64_t K,
                          const Ahead* ahead = nullptr, bool spreads = false,
                          const Prefetch& prefetch = nullptr) {
     if constexpr (interleaved || MK::kSumBlock == 1) {
+      static_assert(std::is_same_v<Prefetch, void (*)(int)>);  // none: there are no blocks of k
       chain<interleaved>(sums, a, stride, panels, K, 0, K);
     } else {
       for (int64_t k = 0, row = 0; k < K; k += MK::kSumBlock) {

@@ -123,8 +123,7 @@ constexpr int64_t kFarBytes = 1 << 20;
 // What gated cells keep for a later pass, if it is this large, is written past the caches: they
 // would first read its lines, and lose others. (Measured: 2 to 5 MiB lose up to 10 %.)
 constexpr int64_t kPastCachesBytes = 8 << 20;
-// With so many bytes of grad_pre, what tiles of the backward pass prefetch comes from far memory: a
-// few lines at a time, since after all at once the panels would wait. (Measured.)
+// Beside so much grad_pre all rows are far: tiles prefetch a few lines at a time. (Measured.)
 constexpr int64_t kFarReadBytes = 2 << 20;
 // Where a thread's rows of a step are narrow, the processor's prefetches run on from them into the
 // other thread's, and lines travel back and forth. There, steps of so many bytes are held in
