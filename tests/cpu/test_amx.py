@@ -87,26 +87,22 @@ def test_one_row_takes_tiny_numbers_as_zeros_as_a_batch_does(dtype, tiles):
             assert torch.equal(one[0], expected)
 
 
-@pytest.mark.parametrize(
-    ("precision", "T", "B", "H"),
-    [("high", 2, 8, 16), ("high", 1, 12, 256), ("medium", 1, 8, 256)],
-)
-def test_float32_is_multiplied_by_tiles_where_that_pays(precision, T, B, H, tiles):
-    """From so many sequences on, and in a single step from so many hidden units on."""
-    for rows, units, pays in ((B, H, True), (B - 1, H, False), (B, H - 1, T > 1)):
-        rnn, x, results = rnnext.RNN(8, units, num_layers=2), torch.randn(T, rows, 8), []
-        for asked in ("highest", precision):
-            torch.set_float32_matmul_precision(asked)
-            plan = _C.plan(T=T, B=rows, I=8, H=units, dtype=torch.float32, threads=1)
-            assert plan["precision"] == (asked if pays else "highest")
-            output, each = rnn(x)[0], [weight[None] for weight in rnn.parameters()]
-            results.append((output, *torch.autograd.grad(output.sum(), rnn.weight_ih_l0)))
-            assert torch.equal(rnnext.functional.rnn_ensemble(x, None, each)[0][0], output)
-            with torch.no_grad():
-                assert torch.equal(rnn(x)[0], output)
-                if T == 1:
-                    assert torch.equal(steps(rnnext.Stepper(rnn, rows), x), output)
-        assert [torch.equal(*pair) for pair in zip(*results, strict=True)] == [not pays] * 2
+@pytest.mark.parametrize("precision", ["high", "medium"])
+@pytest.mark.parametrize(("T", "B", "H"), [(8, 32, 128), (3, 3, 64), (1, 32, 1024), (1, 7, 256)])
+def test_all_kinds_of_calls_multiply_float32_by_tiles_where_that_pays(precision, T, B, H, tiles):
+    rnn, x, results = rnnext.RNN(8, H, num_layers=2), torch.randn(T, B, 8), []
+    for asked in ("highest", precision):
+        torch.set_float32_matmul_precision(asked)
+        plan = _C.plan(T=T, B=B, I=8, H=H, dtype=torch.float32, threads=1)
+        output, each = rnn(x)[0], [weight[None] for weight in rnn.parameters()]
+        results.append((output, *torch.autograd.grad(output.sum(), rnn.weight_ih_l0)))
+        assert torch.equal(rnnext.functional.rnn_ensemble(x, None, each)[0][0], output)
+        with torch.no_grad():
+            assert torch.equal(rnn(x)[0], output)
+            if T == 1:
+                assert torch.equal(steps(rnnext.Stepper(rnn, B), x), output)
+    pays = plan["precision"] == precision
+    assert [torch.equal(*pair) for pair in zip(*results, strict=True)] == [not pays] * 2
 
 
 def chosen(code: str = "", **environment: str) -> str:

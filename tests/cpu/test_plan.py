@@ -242,6 +242,28 @@ def test_kernels_tell_their_shape(isa, dtype):
     assert found["mr"] == (32 if tiles else small if narrow else 6 if isa == "avx2" else 8)
 
 
+@pytest.mark.parametrize(
+    ("precision", "most", "less"),
+    [
+        ("high", (8, 32, 128), [(7, 32, 128), (40, 15, 128), (40, 33, 63), (40, 11, 256)]),
+        ("high", (1, 32, 1024), [(1, 31, 1024), (1, 15, 9999), (1, 99, 255)]),
+        ("medium", (2, 16, 64), [(2, 15, 64), (9, 3, 64), (9, 33, 63)]),
+        ("medium", (1, 8, 256), [(1, 7, 300), (1, 9, 255)]),
+    ],
+)
+@pytest.mark.skipif("amx_stand_in" not in ISAS, reason="it is not built")
+def test_tiles_multiply_float32_where_that_is_faster(precision, most, less):
+    """Elsewhere a lower precision is "highest". No tiles are known of a Zen 4."""
+    _C.set_cpu_isa("amx_stand_in")
+    torch.set_float32_matmul_precision(precision)
+    for T, B, H in (most, *less):
+        found = plan(T, B, 8, H, machine="xeon-amx")["precision"]
+        assert found == (precision if most == (T, B, H) else "highest")
+        assert T == 1 or plan(T, B, 8, H, machine="zen4")["precision"] == precision
+    assert plan(1, 99, 8, 64, cell="lstm", machine="xeon-amx")["precision"] == "highest"
+    assert plan(11, 24, 8, 32, cell="lstm", machine="xeon-amx")["precision"] == precision
+
+
 @pytest.mark.skipif("amx_stand_in" not in ISAS, reason="it is not built")
 def test_a_machine_with_tiles_is_planned_for_them(capsys):
     size = (100, 32, 256, 256)

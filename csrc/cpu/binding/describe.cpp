@@ -22,7 +22,7 @@ Description fields_of(const Plan& plan) {
 
 Description describe_plan(const Recurrence& p, int layer_count, DType dtype, int most_threads,
                           bool train, const Machine& machine) {
-  const RnnKernels& kernel = kernels_for(dtype, p);
+  const RnnKernels& kernel = kernels_for(dtype, p, machine);
   const KernelShape& shape = kernel.shape;
   Description about;
   about["isa"] = std::string(kernels().name);

@@ -18,7 +18,7 @@
 
 namespace rnnext {
 
-const RnnKernels& kernels_for(DType dtype, const Recurrence& p) {
+const RnnKernels& kernels_for(DType dtype, const Recurrence& p, const Machine& machine) {
   const KernelTable& table = kernels();
   if (dtype == DType::f32 && (table.rnn_medium || table.rnn_high)) {
     const auto precision =
@@ -26,7 +26,7 @@ const RnnKernels& kernels_for(DType dtype, const Recurrence& p) {
     const RnnKernels* const lower = precision == at::Float32Precision::BF16   ? table.rnn_medium
                                     : precision == at::Float32Precision::TF32 ? table.rnn_high
                                                                               : nullptr;
-    if (lower && plan_lower_precision(p, lower->shape)) return *lower;
+    if (lower && plan_lower_precision(p, lower->shape, machine)) return *lower;
   }
   return table.rnn_of(dtype);
 }

@@ -19,7 +19,8 @@ namespace rnnext {
 
 // The kernels for a call's dtype and sizes. torch.set_float32_matmul_precision lets products of
 // float32 take bfloat16 operands, where that is faster.
-const RnnKernels& kernels_for(DType dtype, const Recurrence& p);
+const RnnKernels& kernels_for(DType dtype, const Recurrence& p,
+                              const Machine& machine = this_machine());
 
 // Plans for each team that a call may get, of 1 to `threads` threads, since fewer may come than
 // were asked for, and how much memory the largest of them needs.

@@ -94,6 +94,7 @@ void Stepper::add_layer(const Weights& weights, std::string_view nonlinearity,
                           .reverse = directions(1)};
   CpuCall call(arguments);
   Recurrence& p = call.p;
+  p.packed_weights = &call;                // the choice of kernels asks only whether there are any
   kernels_ = &kernels_for(call.dtype, p);  // the same for each layer
   const Tensor packed = empty_large({kernels_->shape.weight_bytes(p.I, p.H, p.gates())}, at::kByte);
   kernels_->pack(p, static_cast<char*>(packed.data_ptr()));

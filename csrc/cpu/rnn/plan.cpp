@@ -233,11 +233,14 @@ std::vector<ForwardPlan> plan_wavefront(const std::vector<Recurrence>& layers,
   return plans;
 }
 
-bool plan_lower_precision(const Recurrence& p, const KernelShape& shape) {
+bool plan_lower_precision(const Recurrence& p, const KernelShape& shape, const Machine& machine) {
   if (!shape.tiles) return true;
-  const bool high = shape.operand_bytes > 4;
-  if (p.T > 1) return !high || p.B >= kHighRows;
-  return p.B >= (high ? kHighStepRows : kMediumStepRows) && p.H >= kTileStepUnits;
+  const TileUse& use = shape.operand_bytes > 4 ? kHighTiles : kMediumTiles;
+  const int64_t columns = p.gates() * p.H;
+  if (p.T == 1 && (p.B < use.step_rows || p.H < kTileStepUnits)) return false;
+  if (machine.tiles == 0) return true;
+  return columns * p.H >= kTileWeights && p.B >= use.rows && p.B * columns >= use.columns &&
+         (p.packed_weights || steps_of(p) * columns >= use.all_columns);
 }
 
 int plan_threads(const Recurrence& p, int products, int most) {

@@ -50,7 +50,7 @@ struct KernelShape {
   int64_t sums_bytes(int64_t columns) const { return panels(columns) * panel * compute_bytes + 64; }
   bool native() const { return storage_bytes == compute_bytes; }
   // Whether there are kernels for Weights::unpacked. (Tiles multiply a single step of float32 from
-  // kMediumStepRows sequences on, which are more than kOneStepRows.)
+  // more than kOneStepRows sequences on: TileUse.)
   constexpr bool unpacks() const { return !tiles || stored_as_operands; }
 };
 
@@ -166,7 +166,8 @@ std::vector<ForwardPlan> plan_wavefront(const std::vector<Recurrence>& layers,
                                         const KernelShape& shape, const Machine& machine,
                                         int threads);
 // Whether kernels of this shape, for float32 at a lower precision, are faster than the highest's.
-bool plan_lower_precision(const Recurrence& p, const KernelShape& shape);
+// (On a machine of which no tiles are known, they are for longer calls.)
+bool plan_lower_precision(const Recurrence& p, const KernelShape& shape, const Machine& machine);
 // How many threads, at most `most`, a call should have whose work is so many times that of the
 // forward products of one such layer: kBackwardProducts for a backward pass, a stack's layers.
 constexpr int kBackwardProducts = 3;

@@ -82,10 +82,15 @@ constexpr double kThreadWork = 3e5, kThreadWorkOneStep = 5e4, kThreadWorkPackedS
 // most this share of the steps exist and so many multiply-adds are spared. (Measured on Zen 5.)
 constexpr double kUnpadShare = 0.8, kUnpadWork = 4e6;
 
-// AMX tiles multiply float32 at "high" from so many sequences on; in a single step at "high" and
-// "medium" from so many, and from so many hidden units. Else "highest" is as fast or faster.
-// (Measured on a Xeon with AMX, one thread: H of 64, 256 and 1024, T of 1 and 50, B of 1 to 32.)
-constexpr int64_t kHighRows = 8, kHighStepRows = 12, kMediumStepRows = 8, kTileStepUnits = 256;
+// AMX tiles multiply float32 at "high" and "medium" from so many numbers in W_hh on, so many
+// sequences (in a single step so many, and hidden units), columns of all gates times sequences, and
+// times steps too. Else "highest" is as fast or faster. (Measured on a Xeon with AMX, one thread and
+// two: RNN and LSTM, H of 8 to 1024, T of 1 to 50, B of 1 to 128.)
+struct TileUse {
+  int64_t rows, step_rows, columns, all_columns;
+};
+constexpr int64_t kTileWeights = 64 * 64, kTileStepUnits = 256;
+constexpr TileUse kHighTiles{12, 16, 2 << 10, 32 << 10}, kMediumTiles{1, 8, 256, 2 << 10};
 
 // With fewer rows a step is bound by reading the weights. (Measured.)
 constexpr int64_t kFewRows = 4;
