@@ -80,7 +80,7 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
   // The last panel may be half empty.
   const int64_t vectors = (columns + kLanes<F> - 1) / kLanes<F>;
   const int64_t panel = K * kPanel<F>;
-  Ahead ahead{nullptr, 0};
+  Ahead ahead;
   if (then >= 0) ahead.step = at_once * kPanel<F> * static_cast<int64_t>(sizeof(F)) / tiles;
   for (int64_t p = p0; p < p1; p += at_once) {
     const int64_t end = 2 * (p + at_once < p1 ? p + at_once : p1);

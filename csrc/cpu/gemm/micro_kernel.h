@@ -70,25 +70,23 @@ struct RegisterTile {
   // panels, fetches none ahead.
   RNNEXT_INLINE void add_block(const F* a, int64_t stride, const F* panels, int64_t K,
                                int64_t begin, int64_t end, const Ahead* ahead) {
-    if constexpr (R < 4) {
-      chain<false>(sums, a, stride, panels, K, begin, end);
-    } else {
-      const int64_t steps = ahead ? 16 : MK::kSumBlock;
-      for (int64_t k = begin; k < end; k += steps) {
-        for (int64_t at = 0; ahead && at < steps * ahead->step; at += 64)
-          __builtin_prefetch(ahead->first + k * ahead->step + at, 0, 2);
-        chain<false>(sums, a, stride, panels, K, k, end - k < steps ? end : k + steps);
-      }
-    }
+    if (R >= 4 && ahead)
+      return chain<false, (R >= 4)>(sums, a, stride, panels, K, begin, end, *ahead);
+    chain<false>(sums, a, stride, panels, K, begin, end);
   }
-  // Adds steps [begin, end) of k to acc.
-  template <bool interleaved>
+  // Adds steps [begin, end) of k to acc. A line of `ahead` with each k, so that others do not wait
+  // for them; and the tile's own panels, which are larger than L1d, 16 steps before they are read.
+  template <bool interleaved, bool fetches = false>
   static RNNEXT_INLINE void chain(Vec<C> (&acc)[R][NV], const F* a, int64_t stride, const F* panels,
-                                  int64_t K, int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
+                                  int64_t K, int64_t begin, int64_t end, const Ahead& ahead = {}) {
+    const char* next = ahead.first + begin * ahead.step;
+    for (int64_t k = begin; k < end; ++k, next += ahead.step) {
+      if constexpr (fetches) __builtin_prefetch(next, 0, 2);
 #pragma GCC unroll 4
       for (int j = 0; j < NV; j += 2) {
         const F* row = panels + (j / 2 * K + k) * kPanel<F>;
+        for (int i = 0; fetches && i < 2; ++i)
+          __builtin_prefetch(row + 16 * kPanel<F> + i * kLanes<F>);
         const Vec<F> b0 = RNNEXT_ISA::load(row);
         const Vec<F> b1 = j + 1 < NV ? RNNEXT_ISA::load(row + kLanes<F>) : b0;
 #pragma GCC unroll 16

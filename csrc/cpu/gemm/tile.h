@@ -111,8 +111,15 @@ RNNEXT_INLINE void store_tile(const V (&block)[R][NV], F* to, int64_t stride, in
 // The lines that a tile fetches into L2 while it multiplies, `step` bytes with each k: its share of
 // the panels that are read next, if they lie beyond L2.
 struct Ahead {
-  const char* first;
-  int64_t step;
+  const char* first = nullptr;
+  int64_t step = 0;
+
+  // The same share of other panels, of another K.
+  template <class F>
+  Ahead of(const F* panels, int64_t K, const F* others, int64_t other_K) const {
+    const int64_t offset = first - reinterpret_cast<const char*>(panels);
+    return {reinterpret_cast<const char*>(others) + offset / K * other_K, step};
+  }
 };
 
 // How much a tile covers, as a value.

@@ -53,7 +53,9 @@ struct ForwardStep {
     if (far) prefetch(extent, row, column, 1);
     typename Extent::template Tile<MK> sums(extent);
     sums.load(start[row] + column, start.stride);
-    sums.add(features[row], features.stride, packed_ih + column * K_ih, K_ih);
+    const Ahead next = ahead ? ahead->of(packed, K, packed_ih, K_ih) : Ahead{};
+    sums.add(features[row], features.stride, packed_ih + column * K_ih, K_ih,
+             ahead ? &next : nullptr);
     sums.add(a[row], a.stride, panels, K, ahead);
     sums.finish(*this, row, column);
   }
