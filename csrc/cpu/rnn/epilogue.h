@@ -132,6 +132,19 @@ struct ForwardEpilogue {
     const int64_t stride = this->stride, end = column + vectors * kLanes<C>;
     const int64_t both = H < next_end ? H : next_end, whole = end < both ? end : both;
     const int rows = this->rows;
+    if constexpr (cell == Cell::elman && kTiled<F> && kParts<F> == 1) {
+      for (int r = 0; whole == end && vectors % 2 == 0 && r < rows; ++r)
+        for (int v = 0; v < vectors; v += 2) {  // a block of operands
+          const Vec<C> low = Act::forward(x[r * stride + v]);
+          const Vec<C> high = Act::forward(x[r * stride + v + 1]);
+          const int64_t j = column + v * kLanes<C>;
+          store(Operands<F>::block(step.next[row + r], j, 0), Operands<Pair>::rounded(low, high));
+          if (!step.output) continue;
+          store(step.output[row + r] + j, low);
+          store(step.output[row + r] + j + kLanes<C>, high);
+        }
+      if (whole == end && vectors % 2 == 0) return;
+    }
     // Row by row: down a column, the processor would prefetch into another thread's rows.
     for (int64_t r = row; r < row + rows; ++r) {
       const C* const before = beside.before[r];
