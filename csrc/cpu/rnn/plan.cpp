@@ -126,7 +126,9 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
                  : small || plan.batch_parts == 1 ? Weights::own
                                                   : Weights::shared;
   plan.sorts = p.ragged() && !p.step_row;
-  const bool ahead = shape.tiles ? gated || !small : !small && plan.group_rows <= shape.mr;
+  // (The rows of some steps together fill AMX tiles.)
+  const bool half = 2 * plan.group_rows <= shape.row_block && (gated || p.I > shape.k_align);
+  const bool ahead = shape.tiles ? half : !small && plan.group_rows <= shape.mr;
   plan.projects =
       p.I == 0 || (p.T > 1 && (ahead || plan.group_rows < kFewRows || plan.k_splits > 1));
   const int64_t width = p.D * p.H * shape.storage_bytes;

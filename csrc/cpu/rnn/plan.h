@@ -105,7 +105,7 @@ constexpr const char* kHomeNames[] = {"scratch", "rows"};
 
 struct ForwardPlan : Plan {
   // W_ih x comes first, in one product for a chunk of steps: few rows would read W_ih from far
-  // memory at every step, and K splits need it apart. (Tiles: not measured.)
+  // memory at every step, or leave AMX tiles empty, and K splits need it apart. (Measured.)
   bool projects = false;
   int64_t chunk_rows = 0;  // of such a chunk, at most
   Home state_home = Home::scratch;
