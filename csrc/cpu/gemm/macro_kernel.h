@@ -41,16 +41,6 @@ RNNEXT_INLINE void macro_kernel_of_tiles(const Product& product, int64_t rows, i
     const int64_t column = p * kPanel<F>;
     const int64_t there = (columns - column + kLanes<F> - 1) / kLanes<F>, most = p + 1 < p1 ? 4 : 2;
     const int vectors = static_cast<int>(there < most ? there : most);
-    if constexpr (Product::MicroKernel::kRowOnVectors) {
-      if (rows == 1) {
-        if (vectors > 2) {
-          product.tile(Extent<1, 4>{}, 0, column, panels, K, nullptr);
-        } else {
-          product.tile(Extent<1, 2>{}, 0, column, panels, K, nullptr);
-        }
-        continue;
-      }
-    }
     for (int64_t row = 0; row < rows; row += 32) {
       const int left = static_cast<int>(rows - row < 32 ? rows - row : 32);
       if (left > 16) {

@@ -7,7 +7,6 @@
 //   kRowBlock                 rows of operands are read in multiples of it
 //   Task                      what a thread holds while it works on a call
 //   multiply_add(acc, x, b)   one operand along k, on vectors (AMX has none)
-//   kRowOnVectors             AMX alone: whether a single row is multiplied on vectors
 //   Tile<R, NV>               the sums of R rows times NV vectors of columns (AMX: TileExtent's):
 //     clear(), load(...)        what they start from
 //     add(...)                  adds a product, k outermost and ascending
