@@ -6,11 +6,11 @@
 namespace rnnext::RNNEXT_ISA {
 
 // How many panels a tile of `rows` rows takes at once: few rows need more columns to hide the
-// latency of the multiply-add.
+// latency of the multiply-add, and to load fewer operands for each.
 template <class MK>
 constexpr int panels_at_once(int rows) {
-  const int n = MK::kMR / rows;
-  return n >= 4 ? 4 : n >= 2 ? 2 : 1;
+  const int n = MK::kSums / 2 / rows;
+  return n >= 6 ? 4 : n >= 2 ? 2 : 1;
 }
 
 template <int R, int NV, class Product>
@@ -66,7 +66,9 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
   const int64_t tiles = rows <= kMR ? 1 : (rows + kMR - 1) / kMR;
   const int small = static_cast<int>(tiles == 1 ? rows : rows / tiles);
   const int64_t big = rows - small * tiles;
-  const int64_t at_once = panels_at_once<typename Product::MicroKernel>(small);
+  // (A tile that fetches keeps to a line with each k.)
+  const bool single = then >= 0 && small > 4;
+  const int64_t at_once = single ? 1 : panels_at_once<typename Product::MicroKernel>(small);
   // The last panel may be half empty.
   const int64_t vectors = (columns + kLanes<F> - 1) / kLanes<F>;
   const int64_t panel = K * kPanel<F>;

@@ -2,6 +2,7 @@
 //
 //   Operand                   what it multiplies (simd/operand.h)
 //   kMR                       rows of its largest tile
+//   kSums                     vectors of sums that leave registers for operands (not AMX's)
 //   kSumBlock                 values along k that are summed apart, then added: shorter chains
 //                             round less. 1: it adds each to the sum
 //   kRowBlock                 rows of operands are read in multiples of it
@@ -105,7 +106,7 @@ struct VectorMicroKernel {
   using Operand = F;
   struct Task {};
   static constexpr int kRowBlock = 1;
-  static constexpr int kMR = RNNEXT_MR;
+  static constexpr int kMR = RNNEXT_MR, kSums = RNNEXT_MR == 8 ? 24 : 2 * RNNEXT_MR;
   static constexpr int64_t kSumBlock = sum_block;
 };
 
