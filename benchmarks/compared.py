@@ -1,5 +1,4 @@
-"""The one harness of the tables that are not of cases: rows are timed, kept by name, and held
-against bars.
+"""The one harness of tables that are not of cases: rows are timed, kept by name, held to bars.
 
 A suite is a module of this package whose SUITE says how to measure each row, which tables a
 document may have, and what is promised.

@@ -36,8 +36,7 @@ def rows() -> Iterator[Row]:
 
 
 def _costs(mode: str, letter: str, sizes: range) -> Numbers:
-    """Seconds for each operation, by size; H counts in whole vectors of 16, so tails weigh
-    nothing."""
+    """Seconds for each operation, by size; H counts in whole vectors of 16."""
     from .rivals import ours
     from .rivals.contract import Data
 

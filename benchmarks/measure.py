@@ -218,16 +218,13 @@ _CORES = {
     (25, (*range(0x10), *range(0x20, 0x60))): "Zen 3",
     (25, (*range(0x10, 0x20), *range(0x60, 0x80), *range(0xA0, 0xB0))): "Zen 4",
     (26, tuple(range(0x100))): "Zen 5",
-    (6, (0x8F,)): "Sapphire Rapids",
-    (6, (0xCF,)): "Emerald Rapids",
-    (6, (0xAD, 0xAE)): "Granite Rapids",
 }
 
 
 def core_name() -> str:
-    """The makers' name of the core, or the CPU's name where that is not known here."""
+    """The makers' name of the core, what a Xeon has, or the CPU's name."""
     family, model = _cpuinfo("cpu family"), _cpuinfo("model")
     for (of_family, models), name in _CORES.items():
         if family == str(of_family) and model in map(str, models):
             return name
-    return cpu_name()
+    return "Xeon with AMX" if "amx_bf16" in _cpuinfo("flags") else cpu_name()

@@ -4,23 +4,19 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <cstring>
 #include <thread>
 #include <vector>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace {
 
-#ifdef __AVX512F__
-constexpr int kBytes = 64;
-#elif defined(__AVX__)
-constexpr int kBytes = 32;
-#else
-constexpr int kBytes = 16;
-#endif
-constexpr int kChains = 12;  // enough independent accumulators to cover the latency of two FMA units
+constexpr int kBytes = __BIGGEST_ALIGNMENT__;  // of a vector
+constexpr int kChains =
+    12;  // enough independent accumulators to cover the latency of two FMA units
 
 // Seconds that the slowest of `threads` threads needs for work(), all started together.
 template <class Work>
@@ -55,20 +51,31 @@ void FmaLoop(int64_t steps) {
   for (auto& v : acc) asm volatile("" : : "x"(v));
 }
 
-#ifdef __AVX512BF16__
+#ifdef __AMX_BF16__
+// As many multiply-adds as below. Linux gives tiles to a process that asks for them.
+void Bf16Loop(int64_t steps) {
+  if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) return;
+  alignas(64) uint8_t config[64] = {1};
+  for (int i = 0; i < 8; ++i) config[16 + 2 * i] = 64, config[48 + i] = 16;  // bytes, rows
+  _tile_loadconfig(config);
+  for (int64_t s = 0; s < steps * 3 / 256; ++s) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+}
+#elif defined(__AVX512BF16__)
 void Bf16Loop(int64_t steps) {
   __m512 acc[kChains];
-  __m512bh a, b;
-  std::memset(&a, 0, sizeof a);
-  std::memset(&b, 0, sizeof b);
-  for (auto& v : acc) v = _mm512_setzero_ps();
+  __m512bh a = {}, b = {};
+  for (auto& v : acc) v = __m512{};
   for (int64_t s = 0; s < steps; ++s) {
     asm volatile("" : "+v"(a), "+v"(b));
-#pragma GCC unroll 16
-    for (int i = 0; i < kChains; ++i) acc[i] = _mm512_dpbf16_ps(acc[i], a, b);
+    for (auto& v : acc) v = _mm512_dpbf16_ps(v, a, b);
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < kChains; ++i) asm volatile("" : : "v"(acc[i]));
+  for (auto& v : acc) asm volatile("" : : "v"(v));
 }
 #else
 constexpr void (*Bf16Loop)(int64_t) = nullptr;
@@ -88,8 +95,8 @@ void ReadLoop(const Word* data, int64_t words, int64_t passes) {
 
 }  // namespace
 
-// Operations a second (a multiply-add is two) of float32 (0), float64 (1) or the bfloat16 dot
-// product (2) over `threads` threads; 0 where the CPU lacks the instruction.
+// Operations a second (a multiply-add is two) of float32 (0), float64 (1) or bfloat16 (2: AMX tiles
+// or the dot product) over `threads` threads; 0 where the CPU lacks the instruction.
 extern "C" double roof_flops(int type, int threads, int64_t steps) {
   void (*const loops[])(int64_t) = {FmaLoop<float>, FmaLoop<double>, Bf16Loop};
   if (!loops[type]) return 0;

@@ -84,8 +84,8 @@ constexpr double kUnpadShare = 0.8, kUnpadWork = 4e6;
 
 // AMX tiles multiply float32 at "high" and "medium" from so many numbers in W_hh on, so many
 // sequences (in a single step so many, and hidden units), columns of all gates times sequences, and
-// times steps too. Else "highest" is as fast or faster. (Measured on a Xeon with AMX, one thread and
-// two: RNN and LSTM, H of 8 to 1024, T of 1 to 50, B of 1 to 128.)
+// times steps too. Else "highest" is as fast or faster. (Measured on a Xeon with AMX, on one thread
+// and two: RNN and LSTM, H of 8 to 1024, T of 1 to 50, B of 1 to 128.)
 struct TileUse {
   int64_t rows, step_rows, columns, all_columns;
 };
