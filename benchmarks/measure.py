@@ -222,9 +222,9 @@ _CORES = {
 
 
 def core_name() -> str:
-    """The makers' name of the core, what a Xeon has, or the CPU's name."""
+    """The makers' name of the core, Xeon if it has AMX, or the CPU's name."""
     family, model = _cpuinfo("cpu family"), _cpuinfo("model")
     for (of_family, models), name in _CORES.items():
         if family == str(of_family) and model in map(str, models):
             return name
-    return "Xeon with AMX" if "amx_bf16" in _cpuinfo("flags") else cpu_name()
+    return "Xeon" if "amx_bf16" in _cpuinfo("flags") else cpu_name()

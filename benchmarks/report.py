@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from .measure import DISTURBED_CORES
 from .names import OURS, RIVALS
@@ -68,18 +67,15 @@ def text(result: Result, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def machine(stamp: dict[str, Any]) -> str:
-    flags = " ".join(stamp["cpu_flags"])
-    return f"{stamp['cpu']} ({stamp['core']}; {flags}), {stamp['threads']} threads"
-
-
 def describe(result: Result) -> str:
     """The machine, the versions and the roofs of a run, in a few lines."""
     stamp = result.stamp
     versions = ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())
     runs = f" and on, median of {stamp['runs']} runs" if "runs" in stamp else ""
+    flags = " ".join(stamp["cpu_flags"])
+    machine = f"{stamp['cpu']} ({stamp['core']}; {flags}), {stamp['threads']} threads"
     lines = [
-        f"{result.label}: {stamp['time']}{runs}, {machine(stamp)}, {stamp['system']}",
+        f"{result.label}: {stamp['time']}{runs}, {machine}, {stamp['system']}",
         f"Python {stamp['python']}, {versions}",
     ]
     for limits in result.roofs.values():

@@ -85,7 +85,7 @@ def _means(kinds: Kinds, result: Result) -> str:
             line += [_mean_and_range(theirs), _mean_and_range(best)]
         sizes = f"{what} ({len(rows)} sizes)" if len(rows) > 1 else what
         body += [[sizes, *line]] if any(line) else []
-    whom = f"over {TORCH}", "over the best of all"
+    whom = f"over {TORCH}", "over the best"
     header = [f"{core}, {other}" for core, other in itertools.product(runs, whom)]
     dates = ", ".join(f"{core}: {run.stamp['time'][:10]}" for core, run in runs.items())
     return f"\n{report.Table(['', *header], body).markdown()}\n\n{dates}.\n"
@@ -119,7 +119,8 @@ def _captioned(result: Result | Comparison, table: report.Table) -> str:
         if package in ("torch", *rivals)
     )
     runs = f", the median of {stamp['runs']} runs" if "runs" in stamp else ""
-    caption = f"{report.machine(stamp)}; {versions}; {stamp['time'][:10]}{runs}."
+    where = f"{stamp['core']}, {stamp['threads']} threads"
+    caption = f"{where}; {versions}; {stamp['time'][:10]}{runs}."
     return "\n".join(["", table.markdown(), "", *textwrap.wrap(caption, 100), ""])
 
 
