@@ -5,7 +5,7 @@ def embedding(weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=
 
 def embedding_backward(grad, indices, num_weights, padding_idx, scale_grad_by_freq):
     """Each row's gradients added up in the order of the indices."""
-    result = grad.new_zeros(num_weights, grad.size(-1))
+    result = grad.new_zeros(int(num_weights), grad.size(-1))  # True is 1
     flat = indices.reshape(-1).tolist()
     for index, row in zip(flat, grad.reshape(len(flat), grad.size(-1)), strict=True):
         if index != padding_idx:
