@@ -183,7 +183,7 @@ CHOICES = {
         ((64, 64, 500, 500), {"threads": 1, "cell": "gru", "train": True}, {"fetches": True}),
         *(
             ((64, 64, 300, 300), {"cell": "gru", "machine": machine}, {"fetches": fetches})
-            for machine, fetches in (("xeon-amx", True), ("xeon-amx,l2_bytes=4e6", False))
+            for machine, fetches in (("xeon-amx", True), ("xeon-amx,fetch_bytes=4e6", False))
         ),
         ((1, 64, 1024, 1024), {"threads": 1}, {"weights": "streamed", "fetches": False}),
     ],

@@ -24,25 +24,26 @@ double multiply_cycles(const KernelShape& shape, const Machine& machine, int64_t
   return whole * bytes * products / machine.tiles;
 }
 
+// Whether panels of so many bytes of weights are fetched ahead.
+bool fetches(int64_t bytes, const KernelShape& shape, const Machine& machine) {
+  return !shape.tiles && shape.k_pack == 1 && static_cast<double>(bytes) >= machine.fetch_bytes;
+}
+
 // Estimated cycles for one step's product, `rows` sequences by `columns` of K operands each. It is
 // bound by the multiply-adds or by reading the weights.
 double step_cycles(const KernelShape& shape, const Machine& machine, int64_t rows, int64_t columns,
                    int64_t K) {
-  const double bytes = static_cast<double>(columns) * K * shape.operand_bytes;
+  const int64_t size = columns * K * shape.operand_bytes;
+  const auto bytes = static_cast<double>(size);
   const double rate = bytes < machine.l1d_bytes  ? machine.l1d_rate
                       : bytes < machine.l2_bytes ? machine.l2_rate
                                                  : machine.far_rate;
   const auto tiles = static_cast<double>(divide_up(rows, shape.mr));
   const double multiply = multiply_cycles(shape, machine, rows, bytes);
-  // The first tile of rows reads the panels from where they lie, the others from L1d.
-  const double read = bytes / rate + (tiles - 1) * bytes / machine.l1d_rate;
+  // The first tile of rows reads the panels from where they lie, or fetches them; others from L1d.
+  const double again = fetches(size, shape, machine) ? 0 : (tiles - 1) * bytes / machine.l1d_rate;
+  const double read = bytes / rate + again;
   return std::max(multiply, read);
-}
-
-// Whether panels of so many bytes of weights are fetched ahead.
-bool fetches(int64_t bytes, const KernelShape& shape, const Machine& machine) {
-  return !shape.tiles && shape.k_pack == 1 &&
-         static_cast<double>(bytes) >= std::max(machine.l2_bytes, machine.fetch_bytes);
 }
 
 // Estimated cycles for packing so many operands.
