@@ -3,8 +3,7 @@
 //   Operand                   what it multiplies (simd/operand.h)
 //   kMR                       rows of its largest tile
 //   kSums                     vectors of sums that leave registers for operands (not AMX's)
-//   kSumBlock                 values along k that are summed apart, then added: shorter chains
-//                             round less. 1: it adds each to the sum
+//   kSumBlock                 values along k that are summed apart, as short chains round less
 //   kRowBlock                 rows of operands are read in multiples of it
 //   Task                      what a thread holds while it works on a call
 //   multiply_add(acc, x, b)   one operand along k, on vectors (AMX has none)
@@ -12,8 +11,6 @@
 //     clear(), load(...)        what they start from
 //     add(...)                  adds a product, k outermost and ascending
 //     finish(product, ...)      hands them to product.finish<R, NV>(sums, row, column), as vectors
-//
-// The tile is the micro-kernel's own, so sums need not be in vector registers.
 #pragma once
 
 #include "cpu/gemm/tile.h"
@@ -74,12 +71,13 @@ struct RegisterTile {
       return chain<false, (R >= 4)>(sums, a, stride, panels, K, begin, end, *ahead);
     chain<false>(sums, a, stride, panels, K, begin, end);
   }
-  // Adds steps [begin, end) of k to acc. A line of `ahead` with each k, so that others do not wait
-  // for them; and the tile's own panels, which are larger than L1d, 16 steps before they are read.
+  // Adds steps [begin, end) of k to acc, two at a time: counting takes ports from multiply-adds.
+  // Fetches a line of `ahead` with each k, and the tile's own panels, larger than L1d, 16 k before.
   template <bool interleaved, bool fetches = false>
   static RNNEXT_INLINE void chain(Vec<C> (&acc)[R][NV], const F* a, int64_t stride, const F* panels,
                                   int64_t K, int64_t begin, int64_t end, const Ahead& ahead = {}) {
     const char* next = ahead.first + begin * ahead.step;
+#pragma GCC unroll 2
     for (int64_t k = begin; k < end; ++k, next += ahead.step) {
       if constexpr (fetches) __builtin_prefetch(next, 0, 2);
 #pragma GCC unroll 4
