@@ -61,14 +61,16 @@ template <class Product>
 RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t rows, int64_t p0,
                                              int64_t p1, int64_t columns, int64_t K, int64_t then) {
   using F = typename Product::F;
-  constexpr int kMR = Product::MicroKernel::kMR;
+  using MK = typename Product::MicroKernel;
+  // Many rows take far panels in pairs, so that the rows are read half as often.
+  const bool pairs = MK::kSums > 2 * MK::kMR && then >= 0 && rows > 32;
+  const int most = pairs ? MK::kSums / 4 : MK::kMR;
   // As even as can be: with an MR of 6, 8 rows are 4 + 4. (One tile needs no division.)
-  const int64_t tiles = rows <= kMR ? 1 : (rows + kMR - 1) / kMR;
+  const int64_t tiles = rows <= most ? 1 : (rows + most - 1) / most;
   const int small = static_cast<int>(tiles == 1 ? rows : rows / tiles);
   const int64_t big = rows - small * tiles;
   // (A tile that fetches keeps to a line with each k.)
-  const bool single = then >= 0 && small > 4;
-  const int64_t at_once = single ? 1 : panels_at_once<typename Product::MicroKernel>(small);
+  const int64_t at_once = pairs ? 2 : then >= 0 && small > 4 ? 1 : panels_at_once<MK>(small);
   // The last panel may be half empty.
   const int64_t vectors = (columns + kLanes<F> - 1) / kLanes<F>;
   const int64_t panel = K * kPanel<F>;
@@ -81,8 +83,8 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
     int64_t row = 0;
     for (int64_t i = 0; i < tiles; ++i, ahead.first += K * ahead.step) {
       const int r = small + (i < big);
-      tiles_of_rows<kMR>(product, r, row, 2 * p, end < vectors ? end : vectors,
-                         product.packed + p * panel, K, then < 0 ? nullptr : &ahead);
+      tiles_of_rows<MK::kMR>(product, r, row, 2 * p, end < vectors ? end : vectors,
+                             product.packed + p * panel, K, then < 0 ? nullptr : &ahead);
       row += r;
     }
   }
