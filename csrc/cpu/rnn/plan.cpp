@@ -144,10 +144,10 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
                  fetches(weights / plan.hidden_parts, shape, machine);
   const int64_t row_bytes = p.H * shape.storage_bytes, step_bytes = plan.group_rows * row_bytes;
   if (plan.state_home == Home::rows && shape.k_pack == 1 && plan.batch_parts > 1 &&
-      row_bytes > 64 && step_bytes <= kNarrowBytes && p.T >= kHeldFrom &&
-      p.rows() * width < kFarBytes) {
+      row_bytes >= 64 && step_bytes <= kNarrowBytes && p.T >= kNarrowFrom) {
     plan.state_home = Home::scratch;
-    plan.held_steps = min_of(p.T, kHeldBytes / step_bytes);
+    if (row_bytes > 64 && step_bytes <= kHeldStepBytes && p.rows() * width < kFarBytes)
+      plan.held_steps = min_of(p.T, kHeldBytes / step_bytes);
   }
   const int64_t columns = plan.member_blocks(shape.panels(p.H)) * shape.panel * p.gates();
   const int64_t features =
