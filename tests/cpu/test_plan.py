@@ -97,10 +97,10 @@ CHOICES = {
     "but not": [
         ((9, 22, 16, 192), {"lengths": [5] + [9] * 21}, {"state_home": "scratch"}),  # zeros at ends
         ((9, 20, 16, 192), {}, {"state_home": "scratch"}),  # narrow, beside another thread's
-        ((9, 8, 16, 1024), {}, {"state_home": "scratch"}),  # they would meet in one cache set
+        ((9, 64, 16, 1024), {}, {"state_home": "scratch"}),  # they would meet in one cache set
         ((9, 1, 16, 512), {}, {"state_home": "scratch"}),  # others write a part of them
-        ((9, 22, 16, 192), {"dtype": torch.bfloat16}, {"state_home": "scratch"}),  # rounded
-        ((9, 8, 16, 512), {"dtype": torch.float64}, {"state_home": "scratch"}),
+        ((9, 44, 16, 192), {"dtype": torch.bfloat16}, {"state_home": "scratch"}),  # rounded
+        ((9, 64, 16, 512), {"dtype": torch.float64}, {"state_home": "scratch"}),
     ],
     "threads hold narrow steps that lie beside each other": [
         ((100, 16, 16, 64), {}, {"state_home": "scratch", "held_steps": 8}),  # 2 KiB of each step
@@ -110,9 +110,9 @@ CHOICES = {
     "but no steps": [
         ((100, 16, 16, 64), {"threads": 1}, {"held_steps": 0}),  # no neighbour
         ((100, 18, 16, 64), {}, {"held_steps": 0}),  # wider
-        ((100, 32, 16, 16), {}, {"held_steps": 0}),  # rows of one line
+        ((100, 32, 16, 16), {}, {"state_home": "scratch", "held_steps": 0}),  # rows of one line
         ((3, 16, 256, 64), {}, {"held_steps": 0}),
-        ((300, 16, 16, 64), {}, {"state_home": "scratch", "held_steps": 0}),  # it is prefetched
+        ((300, 16, 16, 64), {}, {"state_home": "scratch", "held_steps": 0}),  # prefetched output
         ((100, 16, 16, 64), {"directions": 2}, {"held_steps": 0}),
         ((100, 16, 16, 64), {"lengths": [99] * 16}, {"held_steps": 0}),
         ((100, 16, 16, 64), {"dtype": torch.bfloat16}, {"held_steps": 0}),

@@ -62,8 +62,8 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
                                              int64_t p1, int64_t columns, int64_t K, int64_t then) {
   using F = typename Product::F;
   using MK = typename Product::MicroKernel;
-  // Many rows take far panels in pairs, and are read half as often. (Of 32 most tiles had 5 rows.)
-  const bool pairs = MK::kSums > 2 * MK::kMR && then >= 0 && rows > 32;
+  // Many rows take far panels in pairs. (Measured: 32 rows and a GRU's 3 panels gain nothing.)
+  const bool pairs = MK::kSums > 2 * MK::kMR && then >= 0 && rows > 32 && p1 - p0 != 3;
   const int most = pairs ? MK::kSums / 4 : MK::kMR;
   // As even as can be: with an MR of 6, 8 rows are 4 + 4. (One tile needs no division.)
   const int64_t tiles = rows <= most ? 1 : (rows + most - 1) / most;
@@ -74,8 +74,8 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
   // The last panel may be half empty.
   const int64_t vectors = (columns + kLanes<F> - 1) / kLanes<F>;
   const int64_t panel = K * kPanel<F>;
-  Ahead ahead;
-  if (then >= 0) ahead.step = at_once * kPanel<F> * static_cast<int64_t>(sizeof(F)) / tiles;
+  const auto bytes = at_once * kPanel<F> * static_cast<int64_t>(sizeof(F));  // for a step of k
+  Ahead ahead{nullptr, then < 0 ? 0 : (bytes + tiles - 1) / tiles};
   for (int64_t p = p0; p < p1; p += at_once) {
     const int64_t end = 2 * (p + at_once < p1 ? p + at_once : p1);
     const int64_t next = p + at_once < p1 ? p + at_once : then;

@@ -97,7 +97,7 @@ struct Plan {
 
 // Where the state, or grad_pre, lies: one step writes it, and the next one reads it.
 enum class Home {
-  scratch,  // in buffers of its own, since the rows hold other numbers, or are written by others
+  scratch,  // in buffers of its own: the rows hold other numbers, or others write in or beside them
   rows,     // in the rows that are written anyway: of the output, or, backward, of the gradient of
             // the pre-activations
 };

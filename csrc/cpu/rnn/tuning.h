@@ -130,9 +130,9 @@ constexpr int64_t kFarBytes = 1 << 20;
 constexpr int64_t kPastCachesBytes = 8 << 20;
 // Beside so much grad_pre all rows are far: tiles prefetch a few lines at a time. (Measured.)
 constexpr int64_t kFarReadBytes = 2 << 20;
-// Narrow rows of a step lie beside another thread's, the processor's prefetches run on into these,
-// and lines travel. There the state is in scratch, where small outputs are held, so many bytes, and
-// written together. (Measured: fewer steps gain nothing; held, one line a row or far outputs lose.)
+// Where a thread's rows of a step are narrow, the processor's prefetches run on into another's, and
+// lines travel: the state is in scratch. (Measured on a Xeon.) Small outputs are held there, up to
+// kHeldBytes, then written together. (Fewer steps gain nothing; rows of a line lose, and large.)
 constexpr int64_t kNarrowBytes = 8 << 10, kNarrowFrom = 4, kHeldStepBytes = 2 << 10,
                   kHeldBytes = 16 << 10;
 // Rows that are this many bytes apart, or more, may push each other out of L1d, which maps
