@@ -132,7 +132,7 @@ constexpr int64_t kPastCachesBytes = 8 << 20;
 constexpr int64_t kFarReadBytes = 2 << 20;
 // Where a thread's rows of a step are narrow, the processor's prefetches run on into another's, and
 // lines travel: the state is in scratch. (Measured on a Xeon.) Small outputs are held there, up to
-// kHeldBytes, then written together. (Fewer steps gain nothing; rows of a line lose, and large.)
+// kHeldBytes, then written together. (Fewer steps gain nothing; one-line rows, large outputs lose.)
 constexpr int64_t kNarrowBytes = 8 << 10, kNarrowFrom = 4, kHeldStepBytes = 2 << 10,
                   kHeldBytes = 16 << 10;
 // Rows that are this many bytes apart, or more, may push each other out of L1d, which maps
