@@ -78,7 +78,11 @@ CHOICES = {
         for B in (1250, 1253)
     ],
     "one sequence of large weights is shared by hidden units": [
-        ((100, 1, 64, 256), {}, {"batch_parts": 1, "hidden_parts": 2, "k_splits": 2}),
+        *[
+            ((100, 1, 64, 256), {"cell": cell, "train": train}, {"hidden_parts": 2})
+            for cell in ("elman", *GATES)
+            for train in (False, True)
+        ],
         ((100, 1, 64, 32), {"threads": 1}, {"hidden_parts": 1}),
         ((100, 1, 64, 256), {"machine": "zen4,wait=1e6"}, {"hidden_parts": 1}),
     ],
@@ -162,16 +166,6 @@ CHOICES = {
         ((1, 32, 16, 64), BOTH, {"joined": False}),
         ((100, 16, 0, 64), BOTH, {"joined": False}),
         ((100, 32, 16, 64), BOTH | {"dtype": torch.bfloat16}, {"joined": False}),
-    ],
-    "the gradients of a gated cell are not split along K, as gates of a part do not lie together": [
-        *[
-            ((100, 1, 64, 256), {"cell": cell}, {"hidden_parts": 2, "k_splits": 2})
-            for cell in GATES
-        ],
-        *[
-            ((100, 1, 64, 256), {"cell": cell, "train": True}, {"hidden_parts": 2, "k_splits": 1})
-            for cell in GATES
-        ],
     ],
     "weights that the gradients of the features need once are not packed first": [
         ((1, rows, 1024, 1024), {"train": True, "cell": cell}, {"features": features})

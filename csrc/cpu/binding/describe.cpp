@@ -11,11 +11,15 @@ std::string name_of(Enum value, const char* const* names) {
 }
 
 Description fields_of(const Plan& plan) {
-  return {{"batch_parts", plan.batch_parts}, {"hidden_parts", plan.hidden_parts},
-          {"groups", plan.groups},           {"k_splits", plan.k_splits},
-          {"group_rows", plan.group_rows},   {"weights", name_of(plan.weights, kWeightsNames)},
-          {"joined", plan.joined},           {"fetches", plan.fetches},
-          {"past_caches", plan.past_caches}, {"cycles", plan.cycles}};
+  return {{"batch_parts", plan.batch_parts},
+          {"hidden_parts", plan.hidden_parts},
+          {"groups", plan.groups},
+          {"group_rows", plan.group_rows},
+          {"weights", name_of(plan.weights, kWeightsNames)},
+          {"joined", plan.joined},
+          {"fetches", plan.fetches},
+          {"past_caches", plan.past_caches},
+          {"cycles", plan.cycles}};
 }
 
 }  // namespace

@@ -18,8 +18,7 @@
 namespace rnnext::RNNEXT_ISA {
 
 // Sums in vector registers. Every sum is added in the order of k, block by block, whatever the
-// tile, the vector width or the number of threads, so it always has the same bits. A product that
-// is added in K splits is cut between blocks.
+// tile, the vector width or the number of threads, so it always has the same bits.
 template <class MK, int R, int NV>
 struct RegisterTile {
   using F = typename MK::Operand;

@@ -142,16 +142,6 @@ struct Matrix {
   int64_t H = 0;  // of a gated cell's weight that is not transposed
   int first_gate = 0;
 
-  // Values [begin, end) of K. A product's K splits are packed one by one, this one at
-  // k_split_at(begin).
-  Matrix k_split(int64_t begin, int64_t end) const {
-    Matrix split = *this;
-    split.weight += transposed ? begin : begin * stride;
-    split.K = end - begin;
-    return split;
-  }
-  int64_t k_split_at(int64_t begin) const { return panels() * kPanel<F> * operands_in<F>(begin); }
-
   int64_t panels() const {
     return transposed ? GateColumns<F>{columns, gates}.panels() : panels_in<F>(columns);
   }

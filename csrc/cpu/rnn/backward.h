@@ -103,7 +103,7 @@ struct BackwardRun : BackwardCall {
     const bool own = plan.weights == Weights::own;
     if (own) at.pack_hh(item.d, item.group, item.u0, item.u1);
     const F* const packed = at.hh[own ? item.group : item.d];
-    const RecurrentWeights<S, MK> weights{plan, at.weight_hh(item.d)};
+    const int64_t K = operands_in<F>(at.weight_hh(item.d).K);
     if (item.members > 1) worker.advance();
     const FeatureGradients<S, MK> features = at.features_of(worker);
     const bool writes_features = plan.by_step() && out.input;
@@ -139,12 +139,10 @@ struct BackwardRun : BackwardCall {
                                                : nullptr,
                               .past_caches = plan.past_caches && in_vectors<C>(at.grad_pre, p.H),
                               .far = p.rows() * p.D * at.grad_width * sizeof(S) >= kFarReadBytes};
-        if (done > 0) {
-          weights.multiply(step, item, packed, at.inputs_of(worker.rank, at.kGrad), rows, done + 1,
-                           worker);
-        } else {
-          macro_kernel(step, rows, item.u0, item.u1, p.H, 0);  // there is no grad_pre yet
-        }
+        if (done > 0) await_members(item, done + 1, step.a, K, rows, worker);
+        // The first step has no grad_pre to multiply.
+        macro_kernel(step, rows, item.u0, item.u1, p.H, done > 0 ? K : 0,
+                     plan.fetches ? item.u0 : -1);
         grad_pre = at.buffers.finish_step(item, t, rows, step.next, step.grad_pre);
         if (writes_features) features.write(item, t, rows, grad_pre);
         at.buffers.stop_at_starts(item, t, rows, step.next, step.grad_pre, alpha_grad);
@@ -212,18 +210,15 @@ struct BackwardRun : BackwardCall {
   // pre-activations, and what a leak or gates add without W_hh. output: what W_hh multiplied.
   void grad_state(const WorkItem& item, const F* packed, const Rows<const F>& first, int carry,
                   const S* output, void* grad, int64_t n, const Worker& worker) const {
-    const RecurrentWeights<S, MK> weights{plan, at.weight_hh(item.d)};
+    const Matrix<S, F> weight = at.weight_hh(item.d);
+    const int64_t K = operands_in<F>(weight.K);
     const Rows<C> rows = at.inputs_of(worker.rank, at.kGrad);
-    for (int64_t m = 0; m < plan.k_splits; ++m) {
-      const auto split = weights.await(item, m, n, first, item.size, worker);
-      const Rows<const C> start{m > 0 ? rows.first : nullptr, rows.stride};
-      PlainProduct<MK> product{nullptr, split.a, start, rows, p.H};
-      if (packed) {
-        product.packed = packed + split.packed_at;
-        macro_kernel(product, item.size, item.u0, item.u1, p.H, split.K);
-      } else {  // there is only one step
-        stream(product, at.weight_hh(item.d), at.panels[worker.rank], item.size, item.u0, item.u1);
-      }
+    await_members(item, n, first, K, item.size, worker);
+    const PlainProduct<MK> product{packed, first, {nullptr, rows.stride}, rows, p.H};
+    if (packed) {
+      macro_kernel(product, item.size, item.u0, item.u1, p.H, K);
+    } else {  // there is only one step
+      stream(product, weight, at.panels[worker.rank], item.size, item.u0, item.u1);
     }
     for (int64_t i = 0; i < item.size; ++i) {
       const int64_t b = item.sequence(i);

@@ -72,7 +72,7 @@ struct BackwardLayout : BackwardCall {
 
   Matrix<S, F> weight_hh(int d) const { return backward_weight<S, F>(p, p.weight_hh[d], p.H); }
   void pack_hh(int d, int64_t copy, int64_t q0, int64_t q1) const {
-    RecurrentWeights<S, MK>{plan, weight_hh(d)}.pack(hh[copy], q0, q1);
+    weight_hh(d).pack(hh[copy], q0, q1);
   }
 
   // The rows that W_hh multiplies in the first step, or in one with a reset; null: zeros.

@@ -114,7 +114,6 @@ struct ForwardRun {
     } else {
       fill(s.bias, [&](int64_t j) { return bias_of<S>(p, item.d, j); });
     }
-    const RecurrentWeights<S, MK> weights{plan, at.weight_hh(item.d)};
     Step step{.epilogue = epilogue_of<ForwardEpilogue, S, Step>(p, kNative<S>),
               .packed = at.hh[copy],
               .packed_ih = at.ih[copy],
@@ -156,13 +155,15 @@ struct ForwardRun {
           gated_step(step, item, s, own, rows, done + 1, from_zeros, worker);
         } else if (plan.weights == Weights::streamed) {
           if (!plan.from_hx && p.multiplies_state())
-            weights.await(item, 0, done + 1, step.a, rows, worker);
+            await_members(item, done + 1, step.a, operands_in<F>(p.H), rows, worker);
           stream(step, item, s, rows);
         } else if (from_zeros || (done == 0 && plan.from_hx)) {
           // The members need not wait for each other.
           macro_kernel(step, rows, item.u0, item.u1, p.H, plan.from_hx ? operands_in<F>(p.H) : 0);
         } else {
-          weights.multiply(step, item, at.hh[copy], own, rows, done + 1, worker);
+          const int64_t K = operands_in<F>(p.H);
+          await_members(item, done + 1, step.a, K, rows, worker);
+          macro_kernel(step, rows, item.u0, item.u1, p.H, K, plan.fetches ? item.u0 : -1);
         }
         at.states.finish_step(step, item, t, done, rows);
         if (!reverse) row += rows;
@@ -174,39 +175,34 @@ struct ForwardRun {
 
   // Computes a step of a gated cell, some blocks of units at a time: its products with the
   // features, unless they are at `projected` already, and with the state, then the gates. n: see
-  // RecurrentWeights::await.
+  // await_members().
   void gated_step(Step& step, const WorkItem& item, const Scratch& s, const Rows<C>& projected,
                   int64_t rows, int64_t n, bool from_zeros, const Worker& worker) const {
-    const RecurrentWeights<S, MK> weights{plan, at.weight_hh(item.d)};
     const GateColumns<C>& order = at.gate_columns;
     const int64_t first = order.begin(item.u0), some = at.gate_blocks();
+    const int64_t K_hh = from_zeros ? 0 : operands_in<F>(p.H);
     const bool streams = plan.weights == Weights::streamed;
-    for (int64_t m = 0; m < plan.k_splits; ++m) {
-      typename RecurrentWeights<S, MK>::KSplit split{step.a, 0, 0};
-      if (!from_zeros) split = weights.await(item, m, n, step.a, rows, worker);
-      for (int64_t u0 = item.u0; u0 < item.u1; u0 += some) {
-        const int64_t u1 = min_of(u0 + some, item.u1), begin = order.begin(u0);
-        const int64_t q0 = order.panels(u0), q1 = order.panels(u1), end = order.begin(u1);
-        const Rows<C> pre_hh{s.pre_hh - begin, at.gate_stride()};
-        const Rows<C> pre_ih = plan.projects ? projected : Rows<C>{s.pre - begin, at.gate_stride()};
-        const auto multiply = [&](const F* packed, const Rows<const F>& a, int64_t K,
-                                  const Rows<const C>& start, const Rows<C>& out) {
-          const int64_t then = !plan.fetches ? -1 : u1 == item.u1 ? order.panels(item.u0) : q1;
-          macro_kernel(PlainProduct<MK>{packed, a, start, out, end}, rows, q0, q1, end, K, then);
-        };
-        if (!plan.projects)
-          multiply(streams ? at.weight_ih(item.d).pack_panels(q0, q1, s.ih) : step.packed_ih,
-                   step.features, step.K_ih, {s.bias - first, 0}, pre_ih);
-        multiply(streams && split.K > 0 ? at.weight_hh(item.d).pack_panels(q0, q1, s.hh)
-                                        : at.hh[at.copy_of(item)] + split.packed_at,
-                 split.a, split.K,
-                 m == 0 ? Rows<const C>{s.bias_hh - first, 0} : Rows<const C>(pre_hh), pre_hh);
-        if (m + 1 < plan.k_splits) continue;
-        with_gates(p.cell, [&]<class Gates>(Gates) {
-          forward_gates<Gates, S>(step, Rows<const C>(pre_ih), Rows<const C>(pre_hh), rows, u0, u1,
-                                  plan.batch_parts > 1);
-        });
-      }
+    if (!from_zeros) await_members(item, n, step.a, K_hh, rows, worker);
+    for (int64_t u0 = item.u0; u0 < item.u1; u0 += some) {
+      const int64_t u1 = min_of(u0 + some, item.u1), begin = order.begin(u0);
+      const int64_t q0 = order.panels(u0), q1 = order.panels(u1), end = order.begin(u1);
+      const Rows<C> pre_hh{s.pre_hh - begin, at.gate_stride()};
+      const Rows<C> pre_ih = plan.projects ? projected : Rows<C>{s.pre - begin, at.gate_stride()};
+      const auto multiply = [&](const F* packed, const Rows<const F>& a, int64_t K, const C* bias,
+                                const Rows<C>& out) {
+        const int64_t then = !plan.fetches ? -1 : u1 == item.u1 ? order.panels(item.u0) : q1;
+        macro_kernel(PlainProduct<MK>{packed, a, {bias - first, 0}, out, end}, rows, q0, q1, end, K,
+                     then);
+      };
+      if (!plan.projects)
+        multiply(streams ? at.weight_ih(item.d).pack_panels(q0, q1, s.ih) : step.packed_ih,
+                 step.features, step.K_ih, s.bias, pre_ih);
+      multiply(streams && K_hh > 0 ? at.weight_hh(item.d).pack_panels(q0, q1, s.hh) : step.packed,
+               step.a, K_hh, s.bias_hh, pre_hh);
+      with_gates(p.cell, [&]<class Gates>(Gates) {
+        forward_gates<Gates, S>(step, Rows<const C>(pre_ih), Rows<const C>(pre_hh), rows, u0, u1,
+                                plan.batch_parts > 1);
+      });
     }
   }
 

@@ -73,11 +73,10 @@ struct ForwardLayout {
   Scratch scratch_of(const Worker& worker) const { return {*this, scratch[worker.rank]}; }
 
   // How many blocks of units are multiplied before their gates follow: as many as keep the products
-  // of a step in L1d, or all if a product comes in K splits.
+  // of a step in L1d.
   int64_t gate_blocks() const {
     const int64_t all = plan.member_blocks(panels_in<C>(p.H));
     if (plan.weights == Weights::streamed) return 1;
-    if (plan.k_splits > 1) return all;
     const int64_t bytes = plan.group_rows * p.gates() * kPanel<C> * static_cast<int64_t>(sizeof(C));
     return min_of(all, max_of(1, kGateBytes / bytes));
   }
@@ -95,8 +94,7 @@ struct ForwardLayout {
     const int64_t q0 = gate_columns.panels(u0), q1 = gate_columns.panels(u1);
     weight_ih(d).pack(ih[copy], q0, q1);
     if (!p.multiplies_state()) return;
-    const RecurrentWeights<S, MK> state{plan, weight_hh(d)};
-    for (int64_t q = q0; q < q1; ++q) finite[copy][q] = state.pack(hh[copy], q, q + 1);
+    for (int64_t q = q0; q < q1; ++q) finite[copy][q] = weight_hh(d).pack(hh[copy], q, q + 1);
   }
   bool is_finite(const WorkItem& item) const {
     const bool* const of_copy = finite[copy_of(item)];

@@ -53,9 +53,9 @@ double pack_cycles(const KernelShape& shape, int64_t operands) {
 
 // Shares out the sequences, and the hidden units if that is estimated to be faster. `joined`: one
 // worker has all directions of a sequence. `packing`: cycles a step for each column of a product
-// whose weights a worker packs. `splits`: whether the state may be read split by split.
+// whose weights a worker packs.
 Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& machine, int threads,
-               bool joined = false, double packing = 0, bool splits = true) {
+               bool joined = false, double packing = 0) {
   const int64_t K = shape.operands(p.H), panels = shape.panels(p.H), gates = p.gates();
   const int64_t per_direction = threads % p.D == 0 && !joined ? threads / p.D : threads;
   Plan best{};
@@ -72,12 +72,6 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
     Plan plan{};
     plan.batch_parts = batch;
     plan.hidden_parts = hidden;
-    // With more rows there is enough work that members can wait for the whole state at once.
-    if (p.T > 1 && rows < kFewRows && splits) {
-      plan.k_splits = hidden;
-      plan.block_step = max_of(1, shape.sum_block / shape.panel);
-      if (divide_up(panels, plan.block_step) < hidden) continue;
-    }
     const int64_t columns = plan.member_blocks(panels) * shape.panel;
     const double lines = static_cast<double>(rows * (p.H - columns)) * shape.operand_bytes / 64;
     // (In a single step no member waits, but each reads lines that the others wrote.)
@@ -130,8 +124,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   // (The rows of some steps together fill AMX tiles.)
   const bool half = 2 * plan.group_rows <= shape.row_block && (gated || p.I > shape.k_align);
   const bool ahead = shape.tiles ? half : !small && plan.group_rows <= shape.mr;
-  plan.projects =
-      p.I == 0 || (p.T > 1 && (ahead || plan.group_rows < kFewRows || plan.k_splits > 1));
+  plan.projects = p.I == 0 || (p.T > 1 && (ahead || plan.group_rows < kFewRows));
   const int64_t width = p.D * p.H * shape.storage_bytes;
   const bool whole_blocks = p.H % shape.k_align == 0 && p.B % shape.row_block == 0 &&
                             p.B >= plan.batch_parts * shape.row_block;
@@ -178,14 +171,12 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   const double packing = p.T > 1 || out.hx || out.reset_state
                              ? pack_cycles(shape, shape.operands(p.H)) / static_cast<double>(p.T)
                              : 0;
-  // (The gates of a K split do not follow each other.)
-  BackwardPlan plan{share_out(p, shape, machine, asked, joined, packing, !is_gated(p.cell))};
+  BackwardPlan plan{share_out(p, shape, machine, asked, joined, packing)};
   const bool shares = plan.hidden_parts > 1;
   plan.fetches = fetches(weights / plan.hidden_parts, shape, machine);
   if (shares && threads < asked) {
     // Groups then have fewer members, but are as many, since each sums the gradient of alpha.
     plan.hidden_parts = max_of(1, threads / plan.groups);
-    if (plan.k_splits > 1) plan.k_splits = plan.hidden_parts;
   }
   plan.weights = p.T == 1                         ? Weights::streamed
                  : small || plan.batch_parts == 1 ? Weights::own
@@ -301,7 +292,7 @@ WorkItem work_item(const Plan& plan, const Recurrence& p, int64_t blocks, int64_
                    int64_t member) {
   const int64_t n = plan.batch_parts;
   const Range b = split_sequences(p, group % n, n, plan.row_block).own;
-  const Range u = share_of(blocks, member, plan.hidden_parts, plan.block_step);
+  const Range u = share_of(blocks, member, plan.hidden_parts);
   return {.d = static_cast<int>(group / n),
           .b0 = b.begin,
           .size = b.end - b.begin,

@@ -31,7 +31,6 @@ struct KernelShape {
   int k_pack;                        // values along k in one operand
   int panel;                         // columns of a panel of packed weights
   int mr;                            // rows of the micro-kernel's largest tile
-  int64_t sum_block;                 // values along k that the micro-kernel sums apart
   int k_align;                       // a row of operands has a multiple of so many values along k
   int row_block;                     // the micro-kernel reads rows of operands in multiples of this
   bool tiles;                        // whether AMX tiles multiply
@@ -71,9 +70,6 @@ struct Plan {
   int64_t batch_parts;     // for each direction
   int64_t hidden_parts;    // members of a group, a work item each
   int64_t groups;          // D * batch_parts
-  int64_t k_splits = 1;    // of what W_hh multiplies: a product reads each when its writer is done
-  int64_t block_step = 1;  // blocks of units that members take multiples of, as K splits end where
-                           // blocks of sums do
   int64_t row_block = 1;   // the micro-kernel's: larger groups take multiples of it
   double cycles = 0;       // estimated, of a step: its product with the state, waiting, packing / T
   int64_t group_rows = 0;  // the most sequences of a group
@@ -90,9 +86,7 @@ struct Plan {
     return weights == Weights::own ? groups : weights == Weights::shared ? directions : 0;
   }
   // The most blocks of hidden units of a member, of all blocks.
-  int64_t member_blocks(int64_t all) const {
-    return divide_up(divide_up(all, block_step), hidden_parts) * block_step;
-  }
+  int64_t member_blocks(int64_t all) const { return divide_up(all, hidden_parts); }
 };
 
 // Where the state, or grad_pre, lies: one step writes it, and the next one reads it.
@@ -105,7 +99,7 @@ constexpr const char* kHomeNames[] = {"scratch", "rows"};
 
 struct ForwardPlan : Plan {
   // W_ih x comes first, in one product for a chunk of steps: few rows would read W_ih from far
-  // memory at every step, or leave AMX tiles empty, and K splits need it apart. (Measured.)
+  // memory at every step, or leave AMX tiles empty. (Measured.)
   bool projects = false;
   int64_t chunk_rows = 0;  // of such a chunk, at most
   Home state_home = Home::scratch;

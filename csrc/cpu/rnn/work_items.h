@@ -1,6 +1,6 @@
 // What both passes share: the kernels' shape, the memory that a layout hands out and buffers of
-// rows in it, W_hh with the K splits that members wait for, the rows of a call's tensors, and the
-// loop over a worker's work items.
+// rows in it, the wait for other members, the rows of a call's tensors, and the loop over a
+// worker's work items.
 #pragma once
 
 #include "cpu/gemm/macro_kernel.h"
@@ -18,7 +18,6 @@ constexpr KernelShape kShape = {.storage_bytes = sizeof(S),
                                 .k_pack = kKPack<typename MK::Operand>,
                                 .panel = kPanel<Compute<S>>,
                                 .mr = MK::kMR,
-                                .sum_block = MK::kSumBlock,
                                 .k_align = kKAlign<typename MK::Operand>,
                                 .row_block = MK::kRowBlock,
                                 .tiles = kTiled<typename MK::Operand>,
@@ -56,79 +55,19 @@ struct Arena {
   }
 };
 
-// K split m of what W_hh multiplies: the values that one member writes, or all values.
-template <class C>
-Range k_split_of(const Plan& plan, int64_t H, int64_t m) {
-  if (plan.k_splits == 1) return {0, H};
-  const Range panels = share_of(panels_in<C>(H), m, plan.k_splits, plan.block_step);
-  return {panels.begin * kPanel<C>, min_of(panels.end * kPanel<C>, H)};
+// Waits until the other members of a group have advanced n times, and prefetches what they wrote: K
+// operands of each row.
+template <class F>
+void await_members(const WorkItem& item, int64_t n, const Rows<const F>& written, int64_t K,
+                   int64_t rows, const Worker& worker) {
+  if (item.members == 1) return;
+  const int first = item.group * item.members;
+  for (int other = first; other < first + item.members; ++other)
+    if (other != worker.rank) worker.wait_for(other, n);
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t i = 0; i < K; i += 64 / static_cast<int64_t>(sizeof(F)))
+      __builtin_prefetch(written[row] + i);
 }
-
-// W_hh, packed split by split of what it multiplies: the state, or grad_pre.
-template <class S, class MK>
-struct RecurrentWeights {
-  using F = typename MK::Operand;
-  using C = Compute<S>;
-  const Plan& plan;
-  Matrix<S, F> weight;
-
-  // Packs panels [q0, q1); returns whether all values are finite.
-  bool pack(F* packed, int64_t q0, int64_t q1) const {
-    bool finite = true;
-    for (int64_t m = 0; m < plan.k_splits; ++m) {
-      const Range k = k_split_of<C>(plan, weight.K, m);
-      F* const to = packed + weight.k_split_at(k.begin);
-      finite = weight.k_split(k.begin, k.end).pack(to, q0, q1) && finite;
-    }
-    return finite;
-  }
-
-  // A K split, K operands of each row, and where its weights lie among the packed ones.
-  struct KSplit {
-    Rows<const F> a;
-    int64_t K, packed_at;
-  };
-  // Waits until the members that write split m of `a` have advanced n times, and prefetches it.
-  KSplit await(const WorkItem& item, int64_t m, int64_t n, const Rows<const F>& a, int64_t rows,
-               const Worker& worker) const {
-    const Range k = k_split_of<C>(plan, weight.K, m);
-    const KSplit split{{a.first + k.begin / kKPack<F>, a.stride},
-                       operands_in<F>(k.end - k.begin),
-                       weight.k_split_at(k.begin)};
-    const int first = item.group * item.members + static_cast<int>(plan.k_splits > 1 ? m : 0);
-    const int last = plan.k_splits > 1 ? first + 1 : first + item.members;
-    if (item.members == 1 || (first == worker.rank && plan.k_splits > 1)) return split;
-    for (int other = first; other < last; ++other)
-      if (other != worker.rank) worker.wait_for(other, n);
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t i = 0; i < split.K; i += 64 / static_cast<int64_t>(sizeof(F)))
-        __builtin_prefetch(split.a[row] + i);
-    return split;
-  }
-
-  // Computes `step` for a work item's panels, with the product of W_hh and step.a. If that is
-  // split, the product of each part is added when it is there, in the order of k: the sums begin
-  // from the step's own start, and wait in `sums`, whose first column is 0.
-  template <class Step>
-  void multiply(Step& step, const WorkItem& item, const F* packed, const Rows<C>& sums,
-                int64_t rows, int64_t n, const Worker& worker) const {
-    const Rows<const F> a = step.a;
-    for (int64_t m = 0; m < plan.k_splits; ++m) {
-      const KSplit split = await(item, m, n, a, rows, worker);
-      step.packed = packed + split.packed_at;
-      step.a = split.a;
-      if (m + 1 == plan.k_splits) {
-        macro_kernel(step, rows, item.u0, item.u1, weight.columns, split.K,
-                     plan.fetches ? item.u0 : -1);
-      } else {
-        const PlainProduct<MK> add{step.packed, step.a, step.start, sums, step.H};
-        macro_kernel(add, rows, item.u0, item.u1, weight.columns, split.K);
-        step.start = sums;
-      }
-    }
-    step.a = a;
-  }
-};
 
 // The input row of sequence b at step t: features, or precomputed pre-activations.
 template <class S>
