@@ -42,7 +42,7 @@ struct Recurrence : Timeline {
   // [H] the scale of the noise that is added to the pre-activations, or null
   const void* noise[kDirections] = {nullptr, nullptr};
   const PhiloxKeys* noise_keys = nullptr;
-  int64_t noise_from = 0;             // the noise is that of steps noise_from and on
+  int64_t first_step = 0;             // steps of a stream before: its noise and panels go on
   const void* hx = nullptr;           // [states*D,B,H] or null: zeros
   const void* reset_state = nullptr;  // [states*D,B,H] before a reset's step; null: zeros
 

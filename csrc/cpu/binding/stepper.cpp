@@ -175,7 +175,7 @@ Tensor Stepper::advance(const Tensor& input, int64_t B, const char* from, char* 
     call.hx = from;
     call.h_n = to;
     call.noise_keys = &layers_[l].call.noise_keys;
-    call.noise_from = steps_;
+    call.first_step = steps_;
     call.output = l + 1 < layers_.size() ? inner + l % 2 * bytes : output.data_ptr();
     rows = call.output;
     std::optional<Teams<ForwardPlan>> fewer;

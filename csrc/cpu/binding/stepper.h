@@ -85,7 +85,7 @@ class Stepper {
   std::vector<int64_t> tokens_;  // [B] of the step at hand
   Tensor states_;                // [2][L,S,B,H]: the last step's and the one before
   int last_ = 0;
-  int64_t steps_ = 0;  // taken so far, for the noise
+  int64_t steps_ = 0;  // taken so far
   Tensor inner_;       // [2][B,H]: outputs of all layers but the last, in turns
   Tensor workspace_;
   int threads_ = 1;  // that the workspace is for

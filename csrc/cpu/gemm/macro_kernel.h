@@ -13,6 +13,13 @@ constexpr int panels_at_once(int rows) {
   return n >= 6 ? 4 : n >= 2 ? 2 : 1;
 }
 
+// How a product passes its panels.
+struct Pass {
+  bool back = false;     // from the last to the first
+  bool fetches = false;  // each is fetched while the one before it is multiplied
+  bool goes_on = false;  // the next product passes those that follow
+};
+
 template <int R, int NV, class Product>
 RNNEXT_INLINE void tiles_of_row(const Product& product, int64_t row, int64_t v, int64_t end,
                                 const typename Product::F* panels, int64_t K, const Ahead* ahead) {
@@ -33,10 +40,11 @@ RNNEXT_INLINE void tiles_of_rows(const Product& product, int rows, int64_t row, 
 // The macro-kernel over AMX tiles: all rows of two panels, then the next two.
 template <class Product>
 RNNEXT_INLINE void macro_kernel_of_tiles(const Product& product, int64_t rows, int64_t p0,
-                                         int64_t p1, int64_t columns, int64_t K) {
+                                         int64_t p1, int64_t columns, int64_t K, bool back) {
   using F = typename Product::F;
   const int64_t panel = K * kPanel<F>;
-  for (int64_t p = p0; p < p1; p += 2) {
+  for (int64_t turn = 0, turns = divide_up(p1 - p0, 2); turn < turns; ++turn) {
+    const int64_t p = p0 + 2 * (back ? turns - 1 - turn : turn);
     const F* const panels = product.packed + p * panel;
     const int64_t column = p * kPanel<F>;
     const int64_t there = (columns - column + kLanes<F> - 1) / kLanes<F>, most = p + 1 < p1 ? 4 : 2;
@@ -59,32 +67,36 @@ RNNEXT_INLINE void macro_kernel_of_tiles(const Product& product, int64_t rows, i
 
 template <class Product>
 RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t rows, int64_t p0,
-                                             int64_t p1, int64_t columns, int64_t K, int64_t then) {
+                                             int64_t p1, int64_t columns, int64_t K,
+                                             const Pass& pass) {
   using F = typename Product::F;
   using MK = typename Product::MicroKernel;
   // Many rows take far panels in pairs. (Measured: 32 rows and a GRU's 3 panels gain nothing.)
-  const bool pairs = MK::kSums > 2 * MK::kMR && then >= 0 && rows > 32 && p1 - p0 != 3;
+  const bool pairs = MK::kSums > 2 * MK::kMR && pass.fetches && rows > 32 && p1 - p0 != 3;
   const int most = pairs ? MK::kSums / 4 : MK::kMR;
   // As even as can be: with an MR of 6, 8 rows are 4 + 4. (One tile needs no division.)
   const int64_t tiles = rows <= most ? 1 : (rows + most - 1) / most;
   const int small = static_cast<int>(tiles == 1 ? rows : rows / tiles);
   const int64_t big = rows - small * tiles;
   // (A tile that fetches keeps to a line with each k.)
-  const int64_t at_once = pairs ? 2 : then >= 0 && small > 4 ? 1 : panels_at_once<MK>(small);
+  const int64_t at_once = pairs ? 2 : pass.fetches && small > 4 ? 1 : panels_at_once<MK>(small);
   // The last panel may be half empty.
   const int64_t vectors = (columns + kLanes<F> - 1) / kLanes<F>;
   const int64_t panel = K * kPanel<F>;
   const auto bytes = at_once * kPanel<F> * static_cast<int64_t>(sizeof(F));  // for a step of k
-  Ahead ahead{nullptr, then < 0 ? 0 : (bytes + tiles - 1) / tiles};
-  for (int64_t p = p0; p < p1; p += at_once) {
+  const int64_t turns = divide_up(p1 - p0, at_once);
+  for (int64_t turn = 0; turn < turns; ++turn) {
+    const int64_t p = p0 + at_once * (pass.back ? turns - 1 - turn : turn);
     const int64_t end = 2 * (p + at_once < p1 ? p + at_once : p1);
-    const int64_t next = p + at_once < p1 ? p + at_once : then;
-    ahead.first = reinterpret_cast<const char*>(product.packed + next * panel);
+    const F* const panels = product.packed + p * panel;
+    const bool fetches = pass.fetches && K > 0 && (pass.goes_on || turn + 1 < turns);
+    const F* const next = panels + (pass.back ? -at_once : at_once) * panel;
+    Ahead ahead{reinterpret_cast<const char*>(next), (bytes + tiles - 1) / tiles};
     int64_t row = 0;
     for (int64_t i = 0; i < tiles; ++i, ahead.first += K * ahead.step) {
       const int r = small + (i < big);
-      tiles_of_rows<MK::kMR>(product, r, row, 2 * p, end < vectors ? end : vectors,
-                             product.packed + p * panel, K, then < 0 ? nullptr : &ahead);
+      tiles_of_rows<MK::kMR>(product, r, row, 2 * p, end < vectors ? end : vectors, panels, K,
+                             fetches ? &ahead : nullptr);
       row += r;
     }
   }
@@ -93,17 +105,16 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
 // Calls product.tile(Extent<R, NV>, row, column, panels, K, ahead), whose sums end in
 // product.finish(sums, row, column), for rows [0, rows) and those of `columns` that are in panels
 // [p0, p1) of product.packed. K counts operands, here and in tiles (a Matrix's K: values). Panels
-// are outermost, so that each is read from far memory once.
-// `then`: the panel of product.packed that is read after these, where each panel is fetched while
-// the one before is multiplied; else -1. (AMX tiles got slower by fetching.)
+// are outermost, so that each is read from far memory once. A product that is repeated passes them
+// to and fro: the last ones are in the caches still. (AMX tiles got slower by fetching.)
 template <class Product>
 void macro_kernel(const Product& product, int64_t rows, int64_t p0, int64_t p1, int64_t columns,
-                  int64_t K, int64_t then = -1) {
+                  int64_t K, const Pass& pass = {}) {
   if (rows <= 0) return;
   if constexpr (kTiled<typename Product::F>) {
-    macro_kernel_of_tiles(product, rows, p0, p1, columns, K);
+    macro_kernel_of_tiles(product, rows, p0, p1, columns, K, pass.back);
   } else {
-    macro_kernel_of_registers(product, rows, p0, p1, columns, K, then);
+    macro_kernel_of_registers(product, rows, p0, p1, columns, K, pass);
   }
 }
 

@@ -48,7 +48,7 @@ struct FeatureGradients : BackwardCall {  // one worker's
     S* const to = static_cast<S*>(out.input) + p.row(t, item.b0) * p.I;
     if (!plan.sorts) {
       C* const sums = sums_for(to, rows);
-      multiply(d, rows, from, sums);
+      multiply(d, rows, from, sums, t % 2);
       return write_sums(to, rows);
     }
     const auto place = [&](int64_t i) {
@@ -56,7 +56,7 @@ struct FeatureGradients : BackwardCall {  // one worker's
     };
     if (d == 0) __builtin_memset(to, 0, item.size * p.I * sizeof(S));
     for (int64_t i = 0; d > 0 && i < rows; ++i) copy(place(i), product + i * p.I, p.I);
-    multiply(d, rows, from, product);
+    multiply(d, rows, from, product, t % 2);
     for (int64_t i = 0; i < rows; ++i) copy(product + i * p.I, place(i), p.I);
   }
   // Writes share i of n of the features, of all rows, from the whole grad_pre.
@@ -77,7 +77,8 @@ struct FeatureGradients : BackwardCall {  // one worker's
       const int64_t rows = min_of(block_rows(), end - n);
       S* const to = static_cast<S*>(out.input) + n * p.I;
       C* const sums = sums_for(to, rows);
-      for (int d = 0; d < p.D; ++d) multiply(d, rows, rows_of(grad_pre + n * width, d, rows), sums);
+      for (int d = 0; d < p.D; ++d)
+        multiply(d, rows, rows_of(grad_pre + n * width, d, rows), sums, n / block_rows() % 2);
       write_sums(to, rows);
     }
   }
@@ -88,9 +89,9 @@ struct FeatureGradients : BackwardCall {  // one worker's
   PlainProduct<MK> product_of(int d, const F* packed, const Rows<const F>& from, C* to) const {
     return {packed, from, {d > 0 ? to : nullptr, p.I}, {to, p.I}, p.I};
   }
-  void multiply(int d, int64_t rows, const Rows<const F>& from, C* to) const {
+  void multiply(int d, int64_t rows, const Rows<const F>& from, C* to, bool back) const {
     macro_kernel(product_of(d, packed_of(d), from, to), rows, 0, panels_in<F>(p.I), p.I,
-                 operands_in<F>(weight(p, d).K), plan.fetches ? 0 : -1);
+                 operands_in<F>(weight(p, d).K), {back, plan.fetches});
   }
   // Where the products for the rows at `to` are summed. Their lines are prefetched: see kFarBytes.
   C* sums_for(S* to, int64_t rows) const {

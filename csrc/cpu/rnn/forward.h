@@ -138,7 +138,7 @@ struct ForwardRun {
       if (p.noise[0]) draw_noise(item, chunk, s, first_column);
       if (plan.projects) {
         const Rows<const C> bias{s.bias - first_column, 0};
-        fill_pre(item, chunk, step, p.noise[0] ? pre : bias, pre);
+        fill_pre(item, chunk, step, p.noise[0] ? pre : bias, pre, done / chunk.n % 2);
       } else {
         step.K_ih = operands_in<F>(p.I);
       }
@@ -151,19 +151,19 @@ struct ForwardRun {
         if (at.starts_from_rows()) step.start = own;
         at.states.set_destinations(step, item, t, done);
         const bool from_zeros = done == 0 && starts_from_zeros;
+        const bool back = (p.first_step + done) % 2;
         if (gated) {
-          gated_step(step, item, s, own, rows, done + 1, from_zeros, worker);
+          gated_step(step, item, s, own, rows, done + 1, from_zeros, back, worker);
         } else if (plan.weights == Weights::streamed) {
           if (!plan.from_hx && p.multiplies_state())
             await_members(item, done + 1, step.a, operands_in<F>(p.H), rows, worker);
           stream(step, item, s, rows);
-        } else if (from_zeros || (done == 0 && plan.from_hx)) {
-          // The members need not wait for each other.
-          macro_kernel(step, rows, item.u0, item.u1, p.H, plan.from_hx ? operands_in<F>(p.H) : 0);
         } else {
-          const int64_t K = operands_in<F>(p.H);
-          await_members(item, done + 1, step.a, K, rows, worker);
-          macro_kernel(step, rows, item.u0, item.u1, p.H, K, plan.fetches ? item.u0 : -1);
+          // (In the first step the members need not wait for each other.)
+          const bool given = done == 0 && plan.from_hx;
+          const int64_t K = from_zeros ? 0 : operands_in<F>(p.H);
+          if (!from_zeros && !given) await_members(item, done + 1, step.a, K, rows, worker);
+          macro_kernel(step, rows, item.u0, item.u1, p.H, K, {back, plan.fetches});
         }
         at.states.finish_step(step, item, t, done, rows);
         if (!reverse) row += rows;
@@ -177,28 +177,33 @@ struct ForwardRun {
   // features, unless they are at `projected` already, and with the state, then the gates. n: see
   // await_members().
   void gated_step(Step& step, const WorkItem& item, const Scratch& s, const Rows<C>& projected,
-                  int64_t rows, int64_t n, bool from_zeros, const Worker& worker) const {
+                  int64_t rows, int64_t n, bool from_zeros, bool back, const Worker& worker) const {
     const GateColumns<C>& order = at.gate_columns;
     const int64_t first = order.begin(item.u0), some = at.gate_blocks();
     const int64_t K_hh = from_zeros ? 0 : operands_in<F>(p.H);
     const bool streams = plan.weights == Weights::streamed;
     if (!from_zeros) await_members(item, n, step.a, K_hh, rows, worker);
-    for (int64_t u0 = item.u0; u0 < item.u1; u0 += some) {
+    const int64_t turns = divide_up(item.u1 - item.u0, some);
+    for (int64_t turn = 0; turn < turns; ++turn) {
+      const int64_t u0 = item.u0 + some * (back ? turns - 1 - turn : turn);
       const int64_t u1 = min_of(u0 + some, item.u1), begin = order.begin(u0);
       const int64_t q0 = order.panels(u0), q1 = order.panels(u1), end = order.begin(u1);
       const Rows<C> pre_hh{s.pre_hh - begin, at.gate_stride()};
       const Rows<C> pre_ih = plan.projects ? projected : Rows<C>{s.pre - begin, at.gate_stride()};
       const auto multiply = [&](const F* packed, const Rows<const F>& a, int64_t K, const C* bias,
                                 const Rows<C>& out) {
-        const int64_t then = !plan.fetches ? -1 : u1 == item.u1 ? order.panels(item.u0) : q1;
         macro_kernel(PlainProduct<MK>{packed, a, {bias - first, 0}, out, end}, rows, q0, q1, end, K,
-                     then);
+                     {back, plan.fetches, turn + 1 < turns});
       };
-      if (!plan.projects)
-        multiply(streams ? at.weight_ih(item.d).pack_panels(q0, q1, s.ih) : step.packed_ih,
-                 step.features, step.K_ih, s.bias, pre_ih);
+      const auto multiply_features = [&] {
+        if (!plan.projects)
+          multiply(streams ? at.weight_ih(item.d).pack_panels(q0, q1, s.ih) : step.packed_ih,
+                   step.features, step.K_ih, s.bias, pre_ih);
+      };
+      if (!back) multiply_features();
       multiply(streams && K_hh > 0 ? at.weight_hh(item.d).pack_panels(q0, q1, s.hh) : step.packed,
                step.a, K_hh, s.bias_hh, pre_hh);
+      if (back) multiply_features();
       with_gates(p.cell, [&]<class Gates>(Gates) {
         forward_gates<Gates, S>(step, Rows<const C>(pre_ih), Rows<const C>(pre_hh), rows, u0, u1,
                                 plan.batch_parts > 1);
@@ -224,7 +229,7 @@ struct ForwardRun {
     C* row = s.pre - first_column;
     for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
       for (int64_t i = 0, n = sequences(p, item, t); i < n; ++i) {
-        add_noise<C>(*p.noise_keys, p.noise_from + t, item.sequence(i), item.d,
+        add_noise<C>(*p.noise_keys, p.first_step + t, item.sequence(i), item.d,
                      s.noise - first_column, s.bias - first_column, row, first_column,
                      item.u1 * kPanel<C>);
         row += scratch_stride<C>(at.columns);
@@ -234,13 +239,13 @@ struct ForwardRun {
   // Fills `pre` with a chunk's pre-activations without the recurrent term, which start from the
   // rows at `start`. Both begin with column 0.
   void fill_pre(const WorkItem& item, const Chunk& chunk, const Step& step,
-                const Rows<const C>& start, const Rows<C>& pre) const {
+                const Rows<const C>& start, const Rows<C>& pre, bool back) const {
     const GateColumns<C>& order = at.gate_columns;
     if (p.I > 0) {
       const int64_t end = order.panels() * kPanel<C>, first = order.panels(item.u0);
       const PlainProduct<MK> project{step.packed_ih, step.features, start, pre, end};
       return macro_kernel(project, chunk.rows, first, order.panels(item.u1), order.begin(item.u1),
-                          operands_in<F>(p.I), plan.fetches ? first : -1);
+                          operands_in<F>(p.I), {back, plan.fetches});
     }
     int64_t to = 0;
     for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
