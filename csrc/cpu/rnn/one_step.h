@@ -35,7 +35,8 @@ struct OneStep {
     const int64_t vectors = divide_up(p.H, kLanes<C>);
     const Range share = share_of(p.D * vectors, worker.rank, worker.size);
     const Product product = product_of<kOneStepRows>(p.B);
-    for (int64_t v = share.begin; v < share.end; ++v) {
+    for (int64_t i = share.begin; i < share.end; ++i) {
+      const int64_t v = p.first_step % 2 ? share.begin + share.end - 1 - i : i;
       const int d = static_cast<int>(v / vectors);
       const int64_t j = v % vectors * kLanes<C>;
       if (is_gated(p.cell)) {
