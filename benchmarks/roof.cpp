@@ -52,9 +52,8 @@ void FmaLoop(int64_t steps) {
 }
 
 #ifdef __AMX_BF16__
-// As many multiply-adds as below. Linux gives tiles to a process that asks for them.
+// As many multiply-adds as below.
 void Bf16Loop(int64_t steps) {
-  if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) return;
   alignas(64) uint8_t config[64] = {1};
   for (int i = 0; i < 8; ++i) config[16 + 2 * i] = 64, config[48 + i] = 16;  // bytes, rows
   _tile_loadconfig(config);
@@ -96,8 +95,11 @@ void ReadLoop(const Word* data, int64_t words, int64_t passes) {
 }  // namespace
 
 // Operations a second (a multiply-add is two) of float32 (0), float64 (1) or bfloat16 (2: AMX tiles
-// or the dot product) over `threads` threads; 0 where the CPU lacks the instruction.
+// or the dot product) over `threads` threads; 0 where the CPU lacks them, or Linux refuses tiles.
 extern "C" double roof_flops(int type, int threads, int64_t steps) {
+#ifdef __AMX_BF16__
+  if (type == 2 && syscall(SYS_arch_prctl, 0x1023, 18) != 0) return 0;
+#endif
   void (*const loops[])(int64_t) = {FmaLoop<float>, FmaLoop<double>, Bf16Loop};
   if (!loops[type]) return 0;
   auto work = [=](int) { return [=] { loops[type](steps); }; };
