@@ -42,8 +42,9 @@ struct Recurrence : Timeline {
   // [H] the scale of the noise that is added to the pre-activations, or null
   const void* noise[kDirections] = {nullptr, nullptr};
   const PhiloxKeys* noise_keys = nullptr;
-  int64_t first_step = 0;             // steps of a stream before: its noise and panels go on
-  const void* hx = nullptr;           // [states*D,B,H] or null: zeros
+  int64_t first_step = 0;    // the number of this call's first step: for noise, and odd ones pass
+                             // weights from the last to the first
+  const void* hx = nullptr;  // [states*D,B,H] or null: zeros
   const void* reset_state = nullptr;  // [states*D,B,H] before a reset's step; null: zeros
 
   int gates() const { return traits_of(cell).gates; }

@@ -61,13 +61,6 @@ void check_units(const void* values, int64_t H, at::ScalarType type, const char*
   });
 }
 
-// 0 and 1 in turn, for calls of one step with these weights, which pass them to and fro.
-int64_t turn_of(const void* weights) {
-  static std::atomic<uint8_t> turns[64];  // by the weights' address
-  return turns[reinterpret_cast<uintptr_t>(weights) / 64 % 64].fetch_xor(1,
-                                                                         std::memory_order_relaxed);
-}
-
 }  // namespace
 
 CpuCall::CpuCall(const RecurrenceArguments& a) {
@@ -84,7 +77,6 @@ CpuCall::CpuCall(const RecurrenceArguments& a) {
       check_units(p.noise[d], p.H, type, "noise_std", "finite and not negative",
                   [](double deviation) { return deviation >= 0 && deviation < INFINITY; });
   }
-  if (p.T == 1 && !p.noise[0]) p.first_step = turn_of(p.weight_hh[0]);
   if (s.packed) {
     p.step_row = s.step_row.data();
     p.lengths = s.sequence_lengths.data();
@@ -172,7 +164,15 @@ RecurrenceGradients CpuBackwardCall::gradients(const RecurrenceArguments& a) {
 
 namespace {
 
-void run_forward(const CpuCall& call, const RnnKernels& kernel) {
+// 0 and 1 in turn, for calls of one step with these weights, which pass them back and forth.
+int64_t turn_of(const void* weights) {
+  static std::atomic<uint8_t> turns[64];  // by the weights' address
+  const auto address = static_cast<uint64_t>(reinterpret_cast<uintptr_t>(weights));
+  return turns[address * 0x9E3779B97F4A7C15 >> 58].fetch_xor(1, std::memory_order_relaxed);
+}
+
+void run_forward(CpuCall& call, const RnnKernels& kernel) {
+  if (call.p.T == 1 && !call.p.noise[0]) call.p.first_step = turn_of(call.p.weight_hh[0]);
   const int threads = plan_threads(call.p, 1, max_threads());
   run_call(call, kernel, busy_threads(call.p, kernel.shape, this_machine(), threads));
 }
@@ -238,7 +238,7 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   if (sizes.empty()) {
     copy_hx(last, start);
   } else if (plans.empty()) {
-    for (const CpuCall& call : calls) run_forward(call, kernel);
+    for (CpuCall& call : calls) run_forward(call, kernel);
   } else {
     size_t bytes = 0;
     for (size_t l = 0; l < L; ++l) bytes += kernel.forward_workspace(layers[l], plans[l], 1);

@@ -17,7 +17,7 @@ constexpr int panels_at_once(int rows) {
 struct Pass {
   bool back = false;     // from the last to the first
   bool fetches = false;  // each is fetched while the one before it is multiplied
-  bool goes_on = false;  // the next product passes those that follow
+  bool goes_on = false;  // the next product passes those that follow; else it turns round
 };
 
 template <int R, int NV, class Product>
@@ -43,8 +43,7 @@ RNNEXT_INLINE void macro_kernel_of_tiles(const Product& product, int64_t rows, i
                                          int64_t p1, int64_t columns, int64_t K, bool back) {
   using F = typename Product::F;
   const int64_t panel = K * kPanel<F>;
-  for (int64_t turn = 0, turns = divide_up(p1 - p0, 2); turn < turns; ++turn) {
-    const int64_t p = p0 + 2 * (back ? turns - 1 - turn : turn);
+  for (int64_t p = back ? p0 + (p1 - p0 - 1) / 2 * 2 : p0; p >= p0 && p < p1; p += back ? -2 : 2) {
     const F* const panels = product.packed + p * panel;
     const int64_t column = p * kPanel<F>;
     const int64_t there = (columns - column + kLanes<F> - 1) / kLanes<F>, most = p + 1 < p1 ? 4 : 2;
@@ -84,19 +83,19 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
   const int64_t vectors = (columns + kLanes<F> - 1) / kLanes<F>;
   const int64_t panel = K * kPanel<F>;
   const auto bytes = at_once * kPanel<F> * static_cast<int64_t>(sizeof(F));  // for a step of k
-  const int64_t turns = divide_up(p1 - p0, at_once);
-  for (int64_t turn = 0; turn < turns; ++turn) {
-    const int64_t p = p0 + at_once * (pass.back ? turns - 1 - turn : turn);
+  Ahead ahead{nullptr, pass.fetches ? (bytes + tiles - 1) / tiles : 0};
+  // (at_once is 1, 2 or 4.)
+  const int64_t last = p0 + ((p1 - p0 - 1) & -at_once), by = pass.back ? -at_once : at_once;
+  for (int64_t p = pass.back ? last : p0, next = 0; p >= p0 && p < p1; p = next) {
+    next = p + by;
     const int64_t end = 2 * (p + at_once < p1 ? p + at_once : p1);
-    const F* const panels = product.packed + p * panel;
-    const bool fetches = pass.fetches && K > 0 && (pass.goes_on || turn + 1 < turns);
-    const F* const next = panels + (pass.back ? -at_once : at_once) * panel;
-    Ahead ahead{reinterpret_cast<const char*>(next), (bytes + tiles - 1) / tiles};
+    const bool fetches = pass.fetches && K > 0 && (pass.goes_on || (next >= p0 && next < p1));
+    ahead.first = reinterpret_cast<const char*>(product.packed + next * panel);
     int64_t row = 0;
     for (int64_t i = 0; i < tiles; ++i, ahead.first += K * ahead.step) {
       const int r = small + (i < big);
-      tiles_of_rows<MK::kMR>(product, r, row, 2 * p, end < vectors ? end : vectors, panels, K,
-                             fetches ? &ahead : nullptr);
+      tiles_of_rows<MK::kMR>(product, r, row, 2 * p, end < vectors ? end : vectors,
+                             product.packed + p * panel, K, fetches ? &ahead : nullptr);
       row += r;
     }
   }
@@ -106,7 +105,7 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
 // product.finish(sums, row, column), for rows [0, rows) and those of `columns` that are in panels
 // [p0, p1) of product.packed. K counts operands, here and in tiles (a Matrix's K: values). Panels
 // are outermost, so that each is read from far memory once. A product that is repeated passes them
-// to and fro: the last ones are in the caches still. (AMX tiles got slower by fetching.)
+// back and forth: the last ones are in the caches still. (AMX tiles got slower by fetching.)
 template <class Product>
 void macro_kernel(const Product& product, int64_t rows, int64_t p0, int64_t p1, int64_t columns,
                   int64_t K, const Pass& pass = {}) {

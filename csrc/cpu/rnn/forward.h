@@ -131,6 +131,7 @@ struct ForwardRun {
     const bool starts_from_zeros =
         !p.hx && !p.reset_state && p.cell != Cell::voltage && at.is_finite(item);
     const bool reverse = p.reverse[item.d];
+    bool chunk_back = false;
     for (int64_t done = 0; done < p.T;) {
       const Chunk chunk = next_chunk(p, item, done, reverse, plan.projects ? plan.chunk_rows : 0);
       wavefront.await(done + chunk.n);
@@ -138,7 +139,8 @@ struct ForwardRun {
       if (p.noise[0]) draw_noise(item, chunk, s, first_column);
       if (plan.projects) {
         const Rows<const C> bias{s.bias - first_column, 0};
-        fill_pre(item, chunk, step, p.noise[0] ? pre : bias, pre, done / chunk.n % 2);
+        fill_pre(item, chunk, step, p.noise[0] ? pre : bias, pre, chunk_back);
+        chunk_back = !chunk_back;
       } else {
         step.K_ih = operands_in<F>(p.I);
       }
@@ -159,7 +161,7 @@ struct ForwardRun {
             await_members(item, done + 1, step.a, operands_in<F>(p.H), rows, worker);
           stream(step, item, s, rows);
         } else {
-          // (In the first step the members need not wait for each other.)
+          // (No member wrote zeros, or hx where it lies.)
           const bool given = done == 0 && plan.from_hx;
           const int64_t K = from_zeros ? 0 : operands_in<F>(p.H);
           if (!from_zeros && !given) await_members(item, done + 1, step.a, K, rows, worker);
@@ -305,7 +307,7 @@ void stack(const Recurrence* layers, const ForwardPlan* plans, int n, char* work
   }
 }
 
-// Packs W_ih, then W_hh, as a call whose state is not split packs them for itself.
+// Packs W_ih, then W_hh, as a call packs them for itself.
 template <class S, class MK>
 void pack(const Recurrence& p, char* packed) {
   using F = typename MK::Operand;
