@@ -122,7 +122,10 @@ CHOICES = {
         ((100, 16, 16, 64), {"dtype": torch.bfloat16}, {"held_steps": 0}),
     ],
     "the only step reads hx where it lies": [
-        ((1, 8, 16, 64), {"hx": True}, {"from_hx": True}),
+        *[
+            ((1, 8, 16, 64), {"hx": True, "cell": cell}, {"from_hx": True})
+            for cell in ("elman", *GATES)
+        ],
         ((1, 8, 16, 64), {}, {"from_hx": False}),
         ((2, 8, 16, 64), {"hx": True}, {"from_hx": False}),
     ],
@@ -131,7 +134,8 @@ CHOICES = {
         ((1, 8, 16, 64), {}, {"weights": "streamed"}),
         ((2, 1, 16, 64), {}, {"weights": "own"}),
         ((1, 16, 512, 512), {"hx": True}, {"weights": "streamed", "hidden_parts": 2}),
-        ((2, 16, 512, 512), {}, {"weights": "own", "hidden_parts": 2}),
+        ((1, 16, 512, 512), {"hx": True}, {"waits": False}),
+        ((2, 16, 512, 512), {}, {"weights": "own", "hidden_parts": 2, "waits": True}),
         ((200, 64, 512, 512), {}, {"hidden_parts": 1}),
     ],
     "few rows sum the gradients of weights where they are returned": [

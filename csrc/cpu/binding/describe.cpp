@@ -19,6 +19,7 @@ Description fields_of(const Plan& plan) {
           {"joined", plan.joined},
           {"fetches", plan.fetches},
           {"past_caches", plan.past_caches},
+          {"waits", plan.waits},
           {"cycles", plan.cycles}};
 }
 

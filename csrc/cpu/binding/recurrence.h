@@ -38,6 +38,11 @@ struct Teams {
   }
   int threads() const { return static_cast<int>(plans.size()); }
   const Plan& of(const Worker& worker) const { return plans[worker.size - 1]; }
+  // Runs a task on n threads.
+  template <class Task>
+  void run(int n, const Task& task) const {
+    plans[n - 1].waits ? run_team(n, task) : run_shares(n, task);
+  }
 };
 Teams<ForwardPlan> forward_teams(const Recurrence& p, const RnnKernels& kernel, int threads);
 
@@ -91,8 +96,8 @@ template <class Call>
 void run_call(const Call& call, const RnnKernels& kernel, int threads) {
   const auto teams = call.teams(kernel, threads);
   Workspace workspace(teams.bytes);
-  run_team(threads,
-           [&](Worker& worker) { call.run(kernel, teams.of(worker), workspace.data(), worker); });
+  teams.run(threads,
+            [&](Worker& worker) { call.run(kernel, teams.of(worker), workspace.data(), worker); });
 }
 
 // The plan of a call that is never made, as names and values, for people and for tests: for

@@ -183,8 +183,9 @@ Tensor Stepper::advance(const Tensor& input, int64_t B, const char* from, char* 
     const Teams<ForwardPlan>& teams = fewer ? *fewer : layers_[l].teams;
     reserve(teams.bytes);
     char* const workspace = static_cast<char*>(workspace_.data_ptr());
-    run_team(std::min(plan_threads(call, 1, max_threads()), teams.threads()),
-             [&](Worker& worker) { kernels_->forward(call, teams.of(worker), workspace, worker); });
+    teams.run(std::min(plan_threads(call, 1, max_threads()), teams.threads()), [&](Worker& worker) {
+      kernels_->forward(call, teams.of(worker), workspace, worker);
+    });
   }
   ++steps_;
   return output;

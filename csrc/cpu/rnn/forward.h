@@ -154,17 +154,17 @@ struct ForwardRun {
         at.states.set_destinations(step, item, t, done);
         const bool from_zeros = done == 0 && starts_from_zeros;
         const bool back = (p.first_step + done) % 2;
+        // (No member wrote zeros, or hx where it lies.)
+        const bool waits = !from_zeros && !(done == 0 && plan.from_hx);
         if (gated) {
-          gated_step(step, item, s, own, rows, done + 1, from_zeros, back, worker);
+          gated_step(step, item, s, own, rows, waits ? done + 1 : 0, from_zeros, back, worker);
         } else if (plan.weights == Weights::streamed) {
           if (!plan.from_hx && p.multiplies_state())
             await_members(item, done + 1, step.a, operands_in<F>(p.H), rows, worker);
           stream(step, item, s, rows);
         } else {
-          // (No member wrote zeros, or hx where it lies.)
-          const bool given = done == 0 && plan.from_hx;
           const int64_t K = from_zeros ? 0 : operands_in<F>(p.H);
-          if (!from_zeros && !given) await_members(item, done + 1, step.a, K, rows, worker);
+          if (waits) await_members(item, done + 1, step.a, K, rows, worker);
           macro_kernel(step, rows, item.u0, item.u1, p.H, K, {back, plan.fetches});
         }
         at.states.finish_step(step, item, t, done, rows);
@@ -177,14 +177,14 @@ struct ForwardRun {
 
   // Computes a step of a gated cell, some blocks of units at a time: its products with the
   // features, unless they are at `projected` already, and with the state, then the gates. n: see
-  // await_members().
+  // await_members(); 0: no wait.
   void gated_step(Step& step, const WorkItem& item, const Scratch& s, const Rows<C>& projected,
                   int64_t rows, int64_t n, bool from_zeros, bool back, const Worker& worker) const {
     const GateColumns<C>& order = at.gate_columns;
     const int64_t first = order.begin(item.u0), some = at.gate_blocks();
     const int64_t K_hh = from_zeros ? 0 : operands_in<F>(p.H);
     const bool streams = plan.weights == Weights::streamed;
-    if (!from_zeros) await_members(item, n, step.a, K_hh, rows, worker);
+    if (n > 0) await_members(item, n, step.a, K_hh, rows, worker);
     const int64_t turns = divide_up(item.u1 - item.u0, some);
     for (int64_t turn = 0; turn < turns; ++turn) {
       const int64_t u0 = item.u0 + some * (back ? turns - 1 - turn : turn);

@@ -40,8 +40,14 @@ struct ForwardStates {
   // The state that the work item's first step reads: hx, reset_state or zeros. Two buffers get it,
   // since a sequence that begins late may find it in either. A sequence without steps ends with it.
   Rows<const F> initial_state(const WorkItem& item) const {
-    if (plan.from_hx)
+    if (plan.from_hx) {
+      for (int64_t i = 0; carry.count && i < item.size; ++i) {
+        const S* const c = state_row<S>(p, p.hx, item.d, item.b0 + i, traits_of(p.cell).states - 1);
+        for (int64_t j = item.u0 * kPanel<C>; j < item.u1 * kPanel<C>; j += kLanes<C>)
+          store(carry.row(item, 0, i) + j, load_state(c, j, p.H - j));
+      }
       return {reinterpret_cast<const F*>(state_row<S>(p, p.hx, item.d, item.b0)), p.H / kKPack<F>};
+    }
     const int64_t t = p.reverse[item.d] ? p.T - 1 : 0;
     for (int64_t i = 0; i < item.size; ++i) {
       const int64_t b = item.sequence(i);

@@ -108,6 +108,7 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   if (shape.unpacks() && p.T == 1 && p.B <= kOneStepRows && p.plain() && !is_leaky(p.cell) &&
       !p.noise[0] && !p.packed_weights) {
     plan.weights = Weights::unpacked;
+    plan.waits = false;
     return plan;  // the hidden units are shared out evenly, and that is all
   }
   const int64_t packed =
@@ -131,10 +132,11 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   if (shape.stored_as_operands && (shape.tiles ? whole_blocks : p.H % shape.k_pack == 0) &&
       p.plain()) {
     if (plan.hidden_parts == 1 && width < kSameSetBytes) plan.state_home = Home::rows;
-    plan.from_hx = p.hx && p.T == 1 && p.cell == Cell::elman;
+    plan.from_hx = p.hx && p.T == 1 && !is_leaky(p.cell);
   }
-  plan.fetches = plan.weights != Weights::streamed && !plan.from_hx &&
-                 fetches(weights / plan.hidden_parts, shape, machine);
+  plan.waits = p.T > 1 || (plan.hidden_parts > 1 && !plan.from_hx && p.multiplies_state());
+  plan.fetches =
+      plan.weights != Weights::streamed && fetches(weights / plan.hidden_parts, shape, machine);
   const int64_t row_bytes = p.H * shape.storage_bytes, step_bytes = plan.group_rows * row_bytes;
   if (plan.state_home == Home::rows && shape.k_pack == 1 && plan.batch_parts > 1 &&
       row_bytes >= 64 && step_bytes <= kNarrowBytes && p.T >= kNarrowFrom) {

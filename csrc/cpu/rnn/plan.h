@@ -80,6 +80,7 @@ struct Plan {
   bool fetches = false;
   bool joined = false;       // one worker has all directions of a sequence, one after the other
   bool past_caches = false;  // what gates write for a later pass goes past the caches
+  bool waits = true;         // threads wait for each other
 
   // How many copies of packed weights there are.
   int64_t copies(int directions) const {
@@ -104,7 +105,7 @@ struct ForwardPlan : Plan {
   int64_t chunk_rows = 0;  // of such a chunk, at most
   Home state_home = Home::scratch;
   int64_t held_steps = 0;  // kept in scratch, then written to the output together; 0: none
-  bool from_hx = false;    // the only step reads hx where it lies
+  bool from_hx = false;    // the only step multiplies hx where it lies
   bool far = false;        // the output, and what gates save, is prefetched for writing
 };
 

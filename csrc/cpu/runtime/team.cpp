@@ -144,6 +144,23 @@ struct Registration {
   }
 };
 
+// Runs a task on `threads` threads of torch's pool, each of which calls part(begin, end, the task's
+// Registration), or on the caller alone.
+void run_on_pool(int threads, void (*task)(void*, Worker&), void* context,
+                 void (*part)(int64_t, int64_t, void*)) {
+  if (threads == 1 || !contention.allows_team()) {
+    Count counts[2];
+    Worker alone(counts, 0, 1);
+    return task(context, alone);
+  }
+  Registration call{.task = task, .context = context, .expected = threads, .called = now()};
+  // A task does not throw: what it could refuse is checked before.
+  if (torch_parallel_for(0, threads, 1, part, &call) != AOTI_TORCH_SUCCESS)
+    throw std::runtime_error("rnnext: torch's thread pool failed");
+  if (call.done == 0) call.done = call.called;  // too late for the team
+  contention.update(threads, call.done - call.called, now() - call.done);
+}
+
 }  // namespace
 
 void Count::spin_for(int64_t n) const {
@@ -157,22 +174,20 @@ int max_threads() {
 }
 
 void run_team(int threads, void (*task)(void*, Worker&), void* context) {
-  if (threads == 1 || !contention.allows_team()) {
-    Count counts[2];
-    Worker alone(counts, 0, 1);
-    return task(context, alone);
-  }
-  Registration registration{.task = task, .context = context, .expected = threads, .called = now()};
-  const AOTITorchError error = torch_parallel_for(
-      0, threads, 1,
-      [](int64_t begin, int64_t end, void* to) {
-        static_cast<Registration*>(to)->enter(begin, end);
-      },
-      &registration);
-  // A task does not throw: what it could refuse is checked before.
-  if (error != AOTI_TORCH_SUCCESS) throw std::runtime_error("rnnext: torch's thread pool failed");
-  if (registration.done == 0) registration.done = registration.called;  // too late for the team
-  contention.update(threads, registration.done - registration.called, now() - registration.done);
+  run_on_pool(threads, task, context, [](int64_t begin, int64_t end, void* to) {
+    static_cast<Registration*>(to)->enter(begin, end);
+  });
+}
+
+void run_shares(int threads, void (*task)(void*, Worker&), void* context) {
+  run_on_pool(threads, task, context, [](int64_t begin, int64_t end, void* to) {
+    auto& call = *static_cast<Registration*>(to);
+    for (int64_t i = begin; i < end; ++i) {
+      Worker worker(call.counts, static_cast<int>(i), call.expected);
+      call.task(call.context, worker);
+    }
+    if (begin == 0) call.done = now();
+  });
 }
 
 }  // namespace rnnext

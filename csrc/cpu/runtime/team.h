@@ -56,6 +56,15 @@ void run_team(int threads, Task task) {
   run_team(threads, [](void* task, Worker& worker) { (*static_cast<Task*>(task))(worker); }, &task);
 }
 
+// The same where workers do not wait for each other: shares 0 to threads - 1 are each some
+// thread's, and nobody has to know first who has come.
+void run_shares(int threads, void (*task)(void*, Worker&), void* context);
+template <class Task>
+void run_shares(int threads, Task task) {
+  run_shares(
+      threads, [](void* task, Worker& worker) { (*static_cast<Task*>(task))(worker); }, &task);
+}
+
 int max_threads();
 
 }  // namespace rnnext
