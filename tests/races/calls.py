@@ -27,6 +27,7 @@ shared = rnnext.RNN(32, 64)
 
 def layer(draw):
     case = {name: draw.choice(values) for name, values in CALLS.items()}
+    case["noise"] &= samples.possible(case)
     made = samples.make(**case, dtype=torch.float32, requires_grad=True)
     for weight in made.weight_ih:
         weight.requires_grad_(draw.randrange(2) == 0)
