@@ -57,7 +57,7 @@ class Spotter(nn.Module):
         x = self.norm(x)
         if self.form == "plain":
             output, _ = self.rnn(x)
-        elif self.form == "lengths" and isinstance(self.rnn, rnnext.RNN):
+        elif self.form == "lengths" and isinstance(self.rnn, rnnext.rnn.Layers):
             output, _ = self.rnn(x, lengths=lengths)
         else:
             packed = pack_padded_sequence(x, lengths, enforce_sorted=False)

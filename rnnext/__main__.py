@@ -4,6 +4,7 @@
 """
 
 import argparse
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = "say how a call would run on this CPU"
     explains = commands.add_parser("explain", help=text, description=text)
     explains.set_defaults(command=print_plan)
-    for name, meaning in zip("TBIH", ("steps", "sequences", "features", "units"), strict=True):
+    meanings = ("steps", "sequences", "features; 0: the input is W_ih x already", "units")
+    for name, meaning in zip("TBIH", meanings, strict=True):
         explains.add_argument(name, type=int, help=meaning)
     explains.add_argument("--train", action="store_true", help="the backward pass")
     explains.add_argument("--layers", dest="num_layers", type=int, default=1, help="default: 1")
@@ -37,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explains.add_argument(
         "--precision", choices=PRECISIONS, default="highest", help="of float32 (default: highest)"
     )
-    explains.add_argument("--cell", default="rnn", help="rnn (default), gru, lstm or a leak's")
+    explains.add_argument(
+        "--cell", default="rnn", help="rnn (default), gru, lstm, rate, voltage or blend"
+    )
     explains.add_argument("--threads", type=int, help="default: torch's")
     explains.add_argument(
         "--machine", help="zen4, zen5 or xeon-amx, NAME=NUMBER,.. or both (default: this one)"
@@ -63,6 +67,8 @@ def print_build() -> None:
         "CPU ISAs of this CPU": ", ".join(build["isas_supported"]),
         "CPU ISA in use": _C.cpu_isa(),
         "CUDA archs": build["cuda_archs"] or "not built",
+        "settings": ", ".join(f"{k}={v}" for k, v in os.environ.items() if k[:7] == "RNNEXT_")
+        or "none",
     }
     for name, value in rows.items():
         print(f"{name:22}{value}")

@@ -64,10 +64,13 @@ def name_of(cls: type) -> str:
 
 
 def _cannot(what: str, module: nn.Module, instead: str) -> NotImplementedError:
-    name = name_of(class_of(module))
-    theirs = name.replace("rnnext.", "torch.nn.").replace("nn.Torch", "nn.")  # TorchRNN, say
-    if not hasattr(nn, theirs.removeprefix("torch.nn.")):
+    from rnnext.convert import to_torch  # which imports this module
+
+    cls = class_of(module)
+    name, theirs = name_of(cls), to_torch().get(cls)
+    if theirs is None:
         return NotImplementedError(f"{what} {name}; torch.nn has no such module: use {instead}")
     return NotImplementedError(
-        f"{what} {name}: call rnnext.revert(model) first, which makes it {theirs}, or use {instead}"
+        f"{what} {name}: call rnnext.revert(model) first, which makes it {name_of(theirs)}, "
+        f"or use {instead}"
     )

@@ -189,8 +189,11 @@ def revert(model: _Model, *, lengths: bool = False) -> _Model:
 
     Returns:
         The same model.
+
+    Raises:
+        TypeError: ``model`` is no module.
     """
-    return _swap_classes(model, _to_torch(lengths))
+    return _swap_classes(model, to_torch(lengths))
 
 
 def summary(model: nn.Module, *, embedding: bool = True, subclass: bool = False) -> str:
@@ -203,6 +206,9 @@ def summary(model: nn.Module, *, embedding: bool = True, subclass: bool = False)
     Returns:
         Lines such as ``encoder.rnn: torch.nn.RNN -> rnnext.RNN``, or, for a recurrent layer, a cell
         or an Embedding that is left alone, why.
+
+    Raises:
+        TypeError: ``model`` is no module.
     """
     of_interest = (nn.RNNBase, nn.RNNCellBase, nn.Embedding)
     steps = _steps(model, _to_rnnext(embedding, subclass))
@@ -216,7 +222,8 @@ def _to_rnnext(embedding: bool = True, subclass: bool = False) -> _Classes:
     return classes
 
 
-def _to_torch(lengths: bool) -> _Classes:
+def to_torch(lengths: bool = False) -> _Classes:
+    """The classes that :func:`revert` changes, and to which."""
     classes: dict[type[nn.Module], type[nn.Module]] = {v: k for k, v in _CELLS.items()}
     classes[Embedding] = nn.Embedding
     for theirs, others in _LAYERS.items():
@@ -245,6 +252,7 @@ def _steps(model: nn.Module, classes: _Classes) -> Iterator[_Step]:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     wholes = [module for module in model.modules() if isinstance(module, EmbeddingRNN)]
     parts = {id(part) for whole in wholes for part in whole.children()}
+    theirs = _to_rnnext()
     for name, module in model.named_modules():
         old = class_of(module)
         new = classes.get(old)
@@ -252,7 +260,7 @@ def _steps(model: nn.Module, classes: _Classes) -> Iterator[_Step]:
             reason = _no_counterpart(old, classes)
         elif "forward" in vars(module):
             reason = "its forward has been replaced"
-        elif new in _to_rnnext():
+        elif new in theirs:
             reason = "it is part of an EmbeddingRNN" if id(module) in parts else ""
         else:
             reason = _no_kernel(module)

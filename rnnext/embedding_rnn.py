@@ -12,8 +12,8 @@ from rnnext import _C, _deploy, _errors, _layers
 from rnnext._C import COUNTED_ROWS, COUNTED_WORK, PROJECTED_SHARE  # csrc/cpu/rnn/tuning.h
 from rnnext._layers import _Sequence
 from rnnext.embedding import Embedding
-from rnnext.gated import GRU, LSTM
-from rnnext.rnn import RNN, attributes_of, nonlinearity_of, weights_of
+from rnnext.gated import LAYERS
+from rnnext.rnn import attributes_of, nonlinearity_of, weights_of
 
 __all__ = ["EmbeddingRNN"]
 
@@ -78,8 +78,7 @@ class EmbeddingRNN(nn.Module):
         self.embedding = Embedding(
             num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype
         )
-        kind: Any = {"rnn": RNN, "gru": GRU, "lstm": LSTM}[cell]
-        self.rnn = kind(
+        self.rnn = LAYERS[cell](
             embedding_dim, hidden_size, num_layers, bias=bias, batch_first=batch_first,
             dropout=dropout, bidirectional=bidirectional, device=device, dtype=dtype,
             **({"nonlinearity": nonlinearity} if of_rnn else {}),
@@ -156,7 +155,7 @@ class EmbeddingRNN(nn.Module):
         """
         modules: dict[str, Any] = self._modules  # faster than through nn.Module.__getattr__
         embedding, rnn = modules["embedding"], modules["rnn"]
-        if not (_is_plain(embedding, Embedding) and _is_plain(rnn, RNN, GRU, LSTM)):
+        if not (_is_plain(embedding, Embedding) and _is_plain(rnn, *LAYERS.values())):
             return None
         if _has_any_global_hook():  # type: ignore[no-untyped-call]
             return None

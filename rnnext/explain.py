@@ -54,7 +54,7 @@ def explain(
     the highest, where that is faster.
 
     Args:
-        T, B, I, H: steps, sequences, features (0 for precomputed input), hidden units.
+        T, B, I, H: steps, sequences, features (0: the input is W_ih x already), hidden units.
         num_layers: layers, for calls without gradients. Default: 1.
         train: explain the backward pass, all gradients wanted, instead of the forward pass.
             Default: ``False``.
@@ -64,13 +64,15 @@ def explain(
         machine: the processor to plan for, as ``RNNEXT_CPU_MACHINE`` names it: zen4, zen5 or
             xeon-amx, numbers that differ from its, or both, as ``"zen5,far_rate=10,wait=900"``.
             Default: this one, as calls do.
-        cell: ``"rnn"``, a form of the leak, ``"gru"`` or ``"lstm"``. Default: ``"rnn"``.
+        cell: ``"rnn"``, ``"rate"``, ``"voltage"``, ``"blend"``, ``"gru"`` or ``"lstm"``. Default:
+            ``"rnn"``.
 
     Returns:
         A few sentences, one a line.
 
     Raises:
-        ValueError: a size below 1, lengths that do not fit, or a machine or cell that is unknown.
+        ValueError: a size below 1 (I: below 0), lengths that do not fit, or a machine or cell that
+            is unknown.
         NotImplementedError: another dtype.
     """
     D = 2 if bidirectional else 1
@@ -85,7 +87,7 @@ def explain(
     numbers = ",".join(f"{name}={v:g}" for name, v in plan.items() if isinstance(v, float))
     shares = f"; {plan['hidden_parts']} part(s) of the hidden units of each wait for each other"
     shares = shares if plan["hidden_parts"] > 1 else ""
-    holds = {field for field, value in plan.items() if value}
+    holds = {field for field, value in plan.items() if value and (I or field != "projects")}
     holds |= {f"{field}={value}" for field, value in plan.items()}
     said = [text.format(**plan) for field, text in _SAID.items() if field in holds]
     return "\n".join(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnext._layers import Pair
-from rnnext.rnn import Cell, Layers
+from rnnext.rnn import RNN, Cell, Layers
 
 __all__ = ["GRU", "LSTM", "GRUCell", "LSTMCell"]
 
@@ -127,6 +127,10 @@ class LSTM(Layers[Pair]):
             raise NotImplementedError(
                 f"proj_size must be 0, got {proj_size}: only torch.nn.LSTM has projections"
             )
+
+
+# By the names that users give cells.
+LAYERS: dict[str, Any] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
 
 
 class GRUCell(Cell[Tensor], nn.GRUCell):

@@ -73,10 +73,7 @@ class Stepper:
     """
 
     # So that `stepper.state = h` is refused, which would change nothing.
-    __slots__ = (
-        "__weakref__", "_batch_size", "_cell", "_module", "_sent", "_stepper", "hidden_size",
-        "input_size", "num_layers",
-    )  # fmt: skip
+    __slots__ = ("__weakref__", "_cell", "_module", "_sent", "_sizes", "_stepper")
 
     def __init__(self, module: _Module, batch_size: int = 1) -> None:
         if not isinstance(module, _KINDS):
@@ -96,19 +93,33 @@ class Stepper:
             raise ValueError("module must have one direction: the other starts at the end")
         if getattr(rnn, "proj_size", 0):
             raise ValueError(f"module must have proj_size 0, got {rnn.proj_size}")
-        self.num_layers = getattr(rnn, "num_layers", 1)
-        self.input_size = rnn.input_size
-        if isinstance(module, EmbeddingRNN):
-            self.input_size = module.embedding.num_embeddings
-        self.hidden_size = rnn.hidden_size
-        self._batch_size = _layers.as_integer("batch_size", batch_size)
+        batch_size = _layers.as_integer("batch_size", batch_size)
+        words = isinstance(module, EmbeddingRNN)
+        inputs: int = module.embedding.num_embeddings if words else rnn.input_size
+        layers: int = getattr(rnn, "num_layers", 1)
+        self._sizes: tuple[int, ...] = (layers, inputs, rnn.hidden_size, batch_size)
         self._module, self._cell = module, cell_of(rnn)
-        self._stepper = _packed(module, rnn, self.batch_size)
+        self._stepper = _packed(module, rnn, batch_size)
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return self._sizes[0]
+
+    @property
+    def input_size(self) -> int:
+        """I or V."""
+        return self._sizes[1]
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+        return self._sizes[2]
 
     @property
     def batch_size(self) -> int:
         """B."""
-        return self._batch_size
+        return self._sizes[3]
 
     def __call__(
         self, input: Tensor, reset: Tensor | None = None, reset_state: Any = None
@@ -158,7 +169,8 @@ class Stepper:
             ``(output, state)``: the output as of a call, and the new state, ``[L, B, H]``.
 
         Raises:
-            IndexError, TypeError, RuntimeError: as a call, and for the state as :meth:`set_state`.
+            IndexError, TypeError, ValueError, RuntimeError: as a call, and for the state as
+                :meth:`set_state`.
         """
         if self._cell != "lstm" and reset is None and reset_state is None:
             return self._stepper.step_from(input, state)
@@ -191,7 +203,7 @@ class Stepper:
         """The kernels' states, with another, or zeros, where the mask marks a sequence."""
         _errors.refuse_others({}, **{names[0]: mask})
         if mask is None and names[0] == "reset":
-            raise ValueError("reset_state must not be given without reset")
+            raise ValueError("reset_state needs a reset")
         begin = before.new_zeros(())
         if state is not None:
             shared = (self.num_layers, self.hidden_size)
@@ -245,7 +257,7 @@ class Stepper:
         fresh = Stepper(self._module, self.batch_size)
         state, dtype = self._stepper.get_state(), fresh._stepper.get_state().dtype
         fresh._stepper.set_state(state.to(dtype))
-        self._stepper, self.input_size = fresh._stepper, fresh.input_size
+        self._stepper, self._sizes = fresh._stepper, fresh._sizes
 
     @torch.no_grad()
     def generate(

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rnnext._errors import by_name, refuse_others, refuse_shape
+from rnnext._errors import by_name, refuse_others, refuse_shape, refuse_word
 from rnnext._layers import as_states
+from rnnext.gated import LAYERS
 from rnnext.leaky import LeakyRNN
-from rnnext.rnn import RNN, Layers, cell_of
+from rnnext.rnn import Layers, cell_of
 
 try:
     from tensordict import TensorDictBase, unravel_key, unravel_key_list
@@ -49,7 +50,7 @@ class RNNModule(TensorDictModuleBase):
     Args:
         rnn: the RNN, of either ``batch_first``.
         in_keys: the keys of the features ``[..., I]`` and of the state ``[..., L * D, H]``, and,
-            unless it is ``"is_init"``, that of the mark ``[..., 1]`` which torchrl's
+            if it is not ``"is_init"``, the key of the mark ``[..., 1]`` that torchrl's
             ``InitTracker`` makes. An LSTM has two states, h and c, and a key for each.
         out_keys: the keys of the output ``[..., D * H]`` and of the new state. That is
             ``("next", key)`` of the state's key, for torchrl to hand it on.
@@ -58,16 +59,18 @@ class RNNModule(TensorDictModuleBase):
         default_recurrent_mode: the mode outside of ``set_recurrent_mode``. Default: ``False``.
         in_key, out_key: given in place of ``in_keys`` and ``out_keys``: the states' keys are then
             those of torchrl's modules, ``"recurrent_state"`` or ``"recurrent_state_h"``, ``..._c``.
-        options: ``input_size``, ``hidden_size`` and others of :class:`rnnext.RNN`, in place of
-            ``rnn``.
+        cell: ``"rnn"``, ``"gru"`` or ``"lstm"``: which layer the ``options`` are of. Default:
+            ``"rnn"``.
+        options: ``input_size``, ``hidden_size`` and others of :class:`rnnext.RNN`, GRU or LSTM, in
+            place of ``rnn``; ``batch_first`` is ``True`` by default, as in torchrl's modules.
 
     In recurrent mode no state is read but that of the first step and of marked ones, zeros if there
     is none, and the new state is that after the last step; the steps before it have zeros in its
     place. (``GAE`` marks the first of ``next``'s steps; it needs ``deactivate_vmap=True``, as with
     torchrl's modules.)
 
-    Acting, too, calls the RNN: 3.6 us of the module's 28 (H=64, one thread, a Zen 5). A Stepper
-    would take 2.0, and a :meth:`rnnext.Stepper.refresh` after each update.
+    When acting, the RNN takes 3.6 us of the module's 28 (H=64, one thread, a Zen 5), so a Stepper,
+    which takes 2.0, would gain little.
 
     Raises:
         TypeError, ValueError: an argument that does not fit.
@@ -89,11 +92,16 @@ class RNNModule(TensorDictModuleBase):
         *,
         in_key: _Key | None = None,
         out_key: _Key | None = None,
+        cell: str = "rnn",
         **options: Any,
     ) -> None:
         super().__init__()
+        refuse_word("cell", cell, list(LAYERS))
         if rnn is None:
-            rnn = RNN(**{"batch_first": True} | options)
+            for name in ("input_size", "hidden_size"):
+                if name not in options:
+                    raise TypeError(f"{name} must be given, or rnn")
+            rnn = LAYERS[cell](**{"batch_first": True} | options)
         elif options:
             raise TypeError(f"{next(iter(options))} must not be given with rnn")
         if not isinstance(rnn, (Layers, LeakyRNN)):

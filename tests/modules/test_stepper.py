@@ -195,7 +195,7 @@ MARKS = [
     ((MASK[:1],), ValueError, "reset must have shape [2], got [1]"),
     ((MASK, torch.zeros(6)), ValueError, "reset_state must have shape [1, 6] or [1, 2, 6], got"),
     ((MASK, STATES.double()), RuntimeError, "state must have the weights' dtype"),
-    ((None, STATES), ValueError, "reset_state must not be given without reset"),
+    ((None, STATES), ValueError, "reset_state needs a reset"),
 ]
 OF_ROWS = [
     ((ZEROS, STATES[:, :1]), RuntimeError, "input must have shape [1, 4] or [4], got [2, 4]"),
@@ -230,8 +230,9 @@ def test_refuses_what_does_not_fit_and_keeps_its_state():
     assert same([s.get_state() for s in (of_features, of_few, of_many)], states)
     one, message = Stepper(rnnext.RNN(4, 6)), "input must have shape [1, 4] or [4], got [5]"
     assert_refused(one, RuntimeError, message, torch.zeros(5))
-    with pytest.raises(AttributeError, match="batch_size"):
-        one.batch_size = 2
+    for name in ("num_layers", "input_size", "hidden_size", "batch_size", "state"):
+        with pytest.raises(AttributeError, match=name):
+            setattr(one, name, 2)
 
 
 def test_equal_weights_are_packed_once():

@@ -74,11 +74,11 @@ def test_as_torchrls_own_module(batch, recurrent, kind):
 
 def test_it_is_made_as_torchrls_own_module():
     """By sizes, and by one key: the states' are torchrl's."""
-    for made, own in ((GRUModule, {}), (LSTMModule, {"rnn": rnnext.LSTM(4, 5)})):
-        of_sizes = {"input_size": 4, "hidden_size": 5}
-        theirs = made(**of_sizes, in_key="x", out_key="y")
-        ours = RNNModule(**own or of_sizes, in_key="x", out_key="y")
+    for made, cell, kind in ((GRUModule, "gru", rnnext.GRU), (LSTMModule, "lstm", rnnext.LSTM)):
+        given = {"input_size": 4, "hidden_size": 5, "in_key": "x", "out_key": "y"}
+        theirs, ours = made(**given), RNNModule(cell=cell, **given)
         assert (ours.in_keys, ours.out_keys) == (theirs.in_keys, theirs.out_keys)
+        assert (type(ours.rnn), ours.rnn.batch_first) == (kind, True)
         assert (ours.rnn.input_size, ours.rnn.hidden_size) == (4, 5)
 
 
@@ -203,6 +203,8 @@ REFUSED = [
     (lambda: RNNModule(RNN, *OF_X, in_key="x"), ValueError, "in_keys must be given, or in_key, an"),
     (lambda: RNNModule(RNN, in_key="x"), ValueError, "out_keys must be given, or out_key, and not"),
     (lambda: RNNModule(RNN, *OF_X, hidden_size=5), TypeError, "hidden_size must not be given with"),
+    (lambda: RNNModule(None, *OF_X), TypeError, "input_size must be given, or rnn"),
+    (lambda: RNNModule(None, *OF_X, cell="GRU"), ValueError, "cell must be one of 'rnn', 'gru'"),
     (WHOLE.make_tensordict_primer, ValueError, "state's key must be ('next', 'h'), got z"),
     (lambda: WHOLE(data()), ValueError, "tensordict must have a last dimension, time"),
     (lambda: STEPS(data(4, x=torch.zeros(4, 2, 4))), ValueError, "x must have shape [4, 4], got"),
