@@ -1,4 +1,4 @@
-"""The bars: what this project promises about speed and memory, each held or missed."""
+"""The bars: what this project aims at in speed and memory, each held or missed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Values = Callable[[Any], dict[str, float]]
 
 @dataclass(frozen=True)
 class Bar:
-    """A promise about a run's values: each row's, or with `mean` their geometric mean, is at least
+    """An aim for a run's values: each row's, or with `mean` their geometric mean, is at least
     `needed`, or with `at_most` at most that."""
 
     what: str
@@ -119,6 +119,10 @@ def _layer(c: Case, *cells: str) -> bool:
 
 def layers(mode: str, *cells: str) -> Wanted:
     return lambda c: _layer(c, *cells) and c.mode == mode
+
+
+def packed(mode: str, *cells: str) -> Wanted:
+    return lambda c: c.packed and layers(mode, *cells)(c)
 
 
 def one(kind: str, *cells: str) -> Wanted:

@@ -71,7 +71,7 @@ def describe(result: Result) -> str:
     """The machine, the versions and the roofs of a run, in a few lines."""
     stamp = result.stamp
     versions = ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())
-    runs = f" and on, median of {stamp['runs']} runs" if "runs" in stamp else ""
+    runs = f" and on, the fastest of {stamp['runs']} runs" if "runs" in stamp else ""
     flags = " ".join(stamp["cpu_flags"])
     machine = f"{stamp['cpu']} ({stamp['core']}; {flags}), {stamp['threads']} threads"
     lines = [

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -110,28 +109,19 @@ def load(label: str) -> Result:
 def kept() -> list[Result]:
     """The runs on a CPU that the repository keeps.
 
-    The last is the one that tables of a single machine show: the median of most runs, and of
-    several such the newest.
+    The last is the one that tables of a single machine show: of most runs, and of several such the
+    newest.
     """
     runs = [load(str(path)) for path in KEPT.glob("cpu-*.json")]
     return sorted(runs, key=lambda run: (run.stamp.get("runs", 1), run.stamp["time"]))
 
 
-def _median(rows: Sequence[Row]) -> Row:
-    first = rows[0]
-    seconds = {
-        who: {key: statistics.median(row.seconds[who][key] for row in rows) for key in times}
-        for who, times in first.seconds.items()
-        if all(who in row.seconds for row in rows)
-    }
-    bystanders = statistics.median(row.bystanders for row in rows)
-    return replace(first, seconds=seconds, bystanders=bystanders)
-
-
 def combine(label: str, results: Sequence[Result]) -> Result:
-    """The median of several runs of one machine, number by number: minutes differ more than rounds.
+    """Several runs of one machine as one: minutes differ more than rounds.
 
-    Rows and contenders that are not in every run are left out; roofs are the best.
+    Of each row, the run in which all contenders together took the least time: what else a machine
+    does makes calls slower, none faster. Contenders that are not in every run do not count; rows
+    that are not are left out. Roofs are the best.
     """
     first = results[0]
     combined = Result(label, {**first.stamp, "runs": len(results)})
@@ -141,5 +131,8 @@ def combine(label: str, results: Sequence[Result]) -> Result:
     for name in first.rows:
         rows = [result.rows[name] for result in results if name in result.rows]
         if len(rows) == len(results):
-            combined.rows[name] = _median(rows)
+            everywhere = set.intersection(*(set(row.seconds) for row in rows))
+            combined.rows[name] = min(
+                rows, key=lambda row: sum(row.seconds[who]["median"] for who in everywhere)
+            )
     return combined

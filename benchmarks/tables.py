@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import compared, report, store
-from .bars import Wanted, layers, one, plain
+from .bars import Wanted, layers, one, packed, plain
 from .cases import Case
 from .compared import Comparison
 from .names import OURS, TORCH
@@ -38,6 +38,16 @@ SUMMARY_ROWS: Kinds = (
     ("LSTM, inference", layers("infer", "lstm")),
     ("the demo's whole training step", lambda c: c.kind == "demo"),
 )
+# What the page on GRU and LSTM adds.
+GATED_ROWS: Kinds = (
+    ("GRU, packed, inference", packed("infer", "gru")),
+    ("GRU, packed, training", packed("train", "gru")),
+    ("LSTM, packed, inference", packed("infer", "lstm")),
+    ("LSTM, packed, training", packed("train", "lstm")),
+    ("GRU, one step by `Stepper`", one("step", "gru")),
+    ("LSTM, one step by `Stepper`", one("step", "lstm")),
+)
+LEVELS = ("L1", "L2", "L3", "DRAM")
 # Beside the headline cases.
 CALLS = (
     "rnn-T256-B32-I256-H512-infer-bfloat16",
@@ -56,9 +66,9 @@ CALLS = (
 TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "jax": "JAX"}
 
 
-def _headline(result: Result) -> str:
+def _headline(cell: str, result: Result) -> str:
     cases = [row.case for row in result.rows.values()]
-    return _of_cases([c.name for c in cases if "headline" in c.tags and c.cell == "rnn"], result)
+    return _of_cases([c.name for c in cases if "headline" in c.tags and c.cell == cell], result)
 
 
 def _of_cases(names: Sequence[str], result: Result) -> str:
@@ -77,18 +87,32 @@ def _means(kinds: Kinds, result: Result) -> str:
     runs = dict(sorted(runs.items()))
     body = []
     for what, wanted in kinds:
-        line = []
+        line, sizes = [], 0
         for run in runs.values():
             rows = plain(run, wanted)
+            sizes = max(sizes, len(rows))
             theirs = [row.ratio(TORCH, OURS) for row in rows]
             best = [row.ratio(row.best_rival(OURS) or TORCH, OURS) for row in rows]
             line += [_mean_and_range(theirs), _mean_and_range(best)]
-        sizes = f"{what} ({len(rows)} sizes)" if len(rows) > 1 else what
-        body += [[sizes, *line]] if any(line) else []
+        body += [[f"{what} ({sizes} sizes)" if sizes > 1 else what, *line]] if any(line) else []
     whom = f"over {TORCH}", "over the best"
     header = [f"{core}, {other}" for core, other in itertools.product(runs, whom)]
     dates = ", ".join(f"{core}: {run.stamp['time'][:10]}" for core, run in runs.items())
     return f"\n{report.Table(['', *header], body).markdown()}\n\n{dates}.\n"
+
+
+def _machines(result: Result) -> str:
+    """The rates of all cores of each machine of which a run was kept."""
+    runs = {run.stamp["core"]: run for run in store.kept()} | {result.stamp["core"]: result}
+    body = []
+    for core, run in sorted(runs.items()):
+        limits = max(run.roofs.values(), key=lambda roof: roof.threads)
+        flops = [limits.flops.get(name) for name in ("float32", "bfloat16")]
+        line = [f"{rate / 1e9:.0f} GFLOP/s" if rate else "" for rate in flops]
+        body.append([f"{core}, {limits.threads} threads", *line])
+        body[-1] += [f"{limits.read[level] / 1e9:.0f} GB/s" for level in LEVELS]
+    header = ["", "float32", "bfloat16", *LEVELS[:3], "memory"]
+    return f"\n{report.Table(header, body).markdown()}\n"
 
 
 def _batch(case: Case) -> bool:
@@ -103,10 +127,14 @@ def _mean_and_range(ratios: Sequence[float | None]) -> str:
 
 
 TABLES: dict[str, Callable[[Result], str]] = {
-    "headline": _headline,
+    "headline": partial(_headline, "rnn"),
+    "headline gru": partial(_headline, "gru"),
+    "headline lstm": partial(_headline, "lstm"),
     "calls": partial(_of_cases, CALLS),
     "readme": partial(_means, README_ROWS),
     "summary": partial(_means, SUMMARY_ROWS),
+    "gated": partial(_means, GATED_ROWS),
+    "machines": _machines,
 }
 
 
@@ -118,7 +146,7 @@ def _captioned(result: Result | Comparison, table: report.Table) -> str:
         for package, version in stamp["versions"].items()
         if package in ("torch", *rivals)
     )
-    runs = f", the median of {stamp['runs']} runs" if "runs" in stamp else ""
+    runs = f", the fastest of {stamp['runs']} runs" if "runs" in stamp else ""
     where = f"{stamp['core']}, {stamp['threads']} threads"
     caption = f"{where}; {versions}; {stamp['time'][:10]}{runs}."
     return "\n".join(["", table.markdown(), "", *textwrap.wrap(caption, 100), ""])
