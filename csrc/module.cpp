@@ -152,6 +152,17 @@ at::Tensor tensor_of(py::handle object, const char* name) {
   return THPVariable_Unpack(object.ptr());
 }
 
+// A cell's state as Python has it, a tensor or, of an LSTM, a pair of them; and back.
+std::vector<at::Tensor> states_of(const rnnext::Stepper& stepper, py::handle state) {
+  if (stepper.state_count() == 1) return {tensor_of(state, "state")};
+  const auto [h, c] = py::cast<std::pair<py::object, py::object>>(state);
+  return {tensor_of(h, "state[0]"), tensor_of(c, "state[1]")};
+}
+py::object as_state(const std::vector<at::Tensor>& states) {
+  if (states.size() == 1) return py::cast(states[0]);
+  return py::make_tuple(states[0], states[1]);
+}
+
 // For rnnext/_fake.py: what the ops return without data, from their arguments and the number of
 // sequences that begin a packed batch; and the other ops' checks.
 void define_fakes(py::module_& m) {
@@ -191,11 +202,14 @@ void define_stepper(py::module_& m) {
            }))
       .def("step_from",
            torch::wrap_pybind_function([](Stepper& s, py::handle input, py::handle state) {
-             return s.step_from(tensor_of(input, s.input_name()), tensor_of(state, "state"));
+             auto [output, next] =
+                 s.step_from(tensor_of(input, s.input_name()), states_of(s, state));
+             return std::pair(output, as_state(next));
            }))
-      .def("get_state", torch::wrap_pybind_function([](Stepper& s) { return s.get_state(); }))
+      .def("get_state",
+           torch::wrap_pybind_function([](Stepper& s) { return as_state(s.get_states()); }))
       .def("set_state", torch::wrap_pybind_function([](Stepper& s, py::handle state) {
-             s.set_state(tensor_of(state, "state"));
+             s.set_states(states_of(s, state));
            }))
       .def("reset", torch::wrap_pybind_function([](Stepper& s, py::handle mask) {
              if (mask.is_none()) return s.reset();

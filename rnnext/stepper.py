@@ -1,7 +1,7 @@
 """Stepper: an RNN that is fed one step at a time."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import torch
@@ -146,7 +146,7 @@ class Stepper:
         before = None
         if reset is not None or reset_state is not None:
             before = self._stepper.get_state()
-            self._stepper.set_state(self._anew(before, reset, reset_state))
+            self._stepper.set_state(self._anew(self._own(), reset, reset_state))
         try:
             return self._stepper.step(input)
         except Exception:
@@ -172,18 +172,19 @@ class Stepper:
             IndexError, TypeError, ValueError, RuntimeError: as a call, and for the state as
                 :meth:`set_state`.
         """
-        if self._cell != "lstm" and reset is None and reset_state is None:
-            return self._stepper.step_from(input, state)
-        first = state[0] if isinstance(state, (list, tuple)) and state else state
-        rows = first.shape[1] if isinstance(first, Tensor) and first.dim() == 3 else self.batch_size
-        joined = self._joined("state", state, min(max(rows, 1), self.batch_size))
         if reset is not None or reset_state is not None:
-            joined = self._anew(joined, reset, reset_state)
-        output, new = self._stepper.step_from(input, joined)
-        return output, tuple(new.chunk(2)) if self._cell == "lstm" else new
+            first = state[0] if isinstance(state, (list, tuple)) and state else state
+            many = isinstance(first, Tensor) and first.dim() == 3
+            B = min(first.shape[1], self.batch_size) if many else self.batch_size
+            state = self._anew(self._parts("state", state, B), reset, reset_state)
+        return self._stepper.step_from(input, self._given(state))
 
-    def _joined(self, name: str, state: Any, B: int, *shapes: tuple[int, ...]) -> Tensor:
-        """A state of B sequences as the kernels' ``[S * L, B, H]``, h before c."""
+    def _given(self, state: Any) -> Any:
+        """A caller's state as the kernels take it."""
+        return state if self._cell != "lstm" else _layers.as_states("state", "lstm", state) or None
+
+    def _parts(self, name: str, state: Any, B: int, *shapes: tuple[int, ...]) -> list[Tensor]:
+        """The tensors, ``[L, B, H]``, of a state of B sequences."""
         L, H = self.num_layers, self.hidden_size
         parts = _errors.by_name(name, _layers.as_states(name, self._cell, state))
         _errors.refuse_others(parts or {name: state})
@@ -191,34 +192,38 @@ class Stepper:
             error = ValueError if shapes else RuntimeError
             _errors.refuse_shape(name, part, *shapes, (L, B, H), error=error)
         rows = [part if part.dim() == 3 else part.unsqueeze(1) for part in parts.values()]
-        return torch.cat([row.expand(L, B, H) for row in rows])
+        return [row.expand(L, B, H) for row in rows]
 
     def _anew(
         self,
-        before: Tensor,
+        before: Sequence[Tensor],
         mask: Tensor | None,
         state: Any,
         names: tuple[str, str] = ("reset", "reset_state"),
-    ) -> Tensor:
-        """The kernels' states, with another, or zeros, where the mask marks a sequence."""
+    ) -> Any:
+        """The states of before, with another, or zeros, where the mask marks a sequence."""
         _errors.refuse_others({}, **{names[0]: mask})
         if mask is None and names[0] == "reset":
             raise ValueError("reset_state needs a reset")
-        begin = before.new_zeros(())
+        begin = [h.new_zeros(()) for h in before]
         if state is not None:
             shared = (self.num_layers, self.hidden_size)
-            begin = self._joined(names[1], state, before.shape[1], shared).detach()
-        if mask is None:
-            return begin
-        if mask.dtype != torch.bool:
-            raise TypeError(f"{names[0]} must be a bool tensor, got {str(mask.dtype)[6:]}")
-        _errors.refuse_shape(names[0], mask, before.shape[1:2])
-        return torch.where(mask.unsqueeze(1), begin, before)
+            parts = self._parts(names[1], state, before[0].shape[1], shared)
+            begin = [part.detach() for part in parts]
+        if mask is not None:
+            if mask.dtype != torch.bool:
+                raise TypeError(f"{names[0]} must be a bool tensor, got {str(mask.dtype)[6:]}")
+            _errors.refuse_shape(names[0], mask, before[0].shape[1:2])
+            rows = mask.unsqueeze(1)
+            begin = [torch.where(rows, new, old) for new, old in zip(begin, before, strict=True)]
+        return _layers.as_given(self._cell, begin)
+
+    def _own(self) -> tuple[Tensor, ...]:
+        return _layers.as_states("state", self._cell, self._stepper.get_state())
 
     def get_state(self) -> Any:
         """A copy of each layer's last state, ``[L, B, H]``: ``h_n`` of the module. First zeros."""
-        state = self._stepper.get_state()
-        return tuple(state.chunk(2)) if self._cell == "lstm" else state
+        return self._stepper.get_state()
 
     def set_state(self, state: Any) -> None:
         """Go on from these states, say from the ``h_n`` of a sequence that went before.
@@ -230,9 +235,7 @@ class Stepper:
             TypeError: not a tensor.
             RuntimeError: another shape, dtype or device.
         """
-        self._stepper.set_state(
-            self._joined("state", state, self.batch_size) if self._cell == "lstm" else state
-        )
+        self._stepper.set_state(self._given(state))
 
     def reset(self, mask: Tensor | None = None, state: Any = None) -> None:
         """Begin anew: all sequences, or those that have ended.
@@ -249,14 +252,13 @@ class Stepper:
         if state is None:
             self._stepper.reset(mask)
             return
-        before = self._stepper.get_state()
-        self._stepper.set_state(self._anew(before, mask, state, ("mask", "state")))
+        self._stepper.set_state(self._anew(self._own(), mask, state, ("mask", "state")))
 
     def refresh(self) -> None:
         """Read the module's weights anew; the states stay, in the weights' dtype."""
         fresh = Stepper(self._module, self.batch_size)
-        state, dtype = self._stepper.get_state(), fresh._stepper.get_state().dtype
-        fresh._stepper.set_state(state.to(dtype))
+        states, dtype = self._own(), fresh._own()[0].dtype
+        fresh.set_state(_layers.as_given(self._cell, [state.to(dtype) for state in states]))
         self._stepper, self._sizes = fresh._stepper, fresh._sizes
 
     @torch.no_grad()
@@ -307,7 +309,7 @@ class Stepper:
             raise ValueError(f"temperature must be finite and not negative, got {temperature}")
         shape = (self.batch_size, self.input_size)
         tokens = torch.empty(n, self.batch_size, dtype=torch.int64, device="cpu")
-        output = self._stepper.get_state()[self.num_layers - 1]
+        output = self._own()[0][-1]
         if isinstance(module.rnn, LeakyRNN) and module.rnn.form == "voltage":
             output = _stateless(output, module.rnn.nonlinearity, None)
         for token in tokens:

@@ -16,11 +16,12 @@ inline bool transformed(const Tensor& t) {
   return t.key_set().has_any(wrappers);
 }
 
-// A view as a tensor that is not a view, with the same memory, version and history: autograd
-// refuses to detach a view in place (`h.detach_()`), which users do between pieces of a sequence.
-inline Tensor as_result(const Tensor& view) {
+// A view as a tensor that is not one, with the same memory and history: autograd refuses to detach
+// a view in place (`h.detach_()`), as users do. Writes in place count as the view's, or apart.
+inline Tensor as_result(const Tensor& view, bool apart = false) {
   if (!view.is_view() || transformed(view) || is_dual(view)) return view;
-  Tensor result(view.tensor_data());
+  Tensor result(apart ? view.variable_data() : view.tensor_data());
+  result.unsafeGetTensorImpl()->set_allow_tensor_metadata_change(true);
   if (view.requires_grad())
     torch::autograd::impl::set_gradient_edge(result, torch::autograd::impl::gradient_edge(view));
   return result;
@@ -36,8 +37,9 @@ inline bool is_plain(const Tensor& t) {
 }
 inline Tensor plain_view(const Tensor& t, at::IntArrayRef sizes, at::IntArrayRef strides,
                          int64_t skipped = 0) {
-  const Tensor view(t.tensor_data());
+  const Tensor view(t.variable_data());
   at::TensorImpl& impl = *view.unsafeGetTensorImpl();
+  impl.set_allow_tensor_metadata_change(true);
   impl.set_storage_offset(t.storage_offset() + skipped);
   impl.set_sizes_and_strides(sizes, strides);
   return view;
@@ -52,11 +54,15 @@ inline Tensor swapped(const Tensor& t) {
 }
 
 // The states of a cell, [n, B, H] each, one after the other; and one of them again, the s-th of n.
+// As in torch.nn, a write to one in place is none to another.
 Tensor joined(TensorList states);
 inline Tensor state_of(const Tensor& joined, int64_t s, int64_t n) {
-  if (!is_plain(joined)) return as_result(joined.narrow(0, s * n, n));
-  return plain_view(joined, {n, joined.size(1), joined.size(2)}, joined.strides(),
-                    s * n * joined.stride(0));
+  if (is_plain(joined))
+    return plain_view(joined, {n, joined.size(1), joined.size(2)}, joined.strides(),
+                      s * n * joined.stride(0));
+  const Tensor view = joined.narrow(0, s * n, n);
+  const bool copies = transformed(view) || is_dual(view) || at::isTensorSubclassLike(view);
+  return copies ? view.clone() : as_result(view, /*apart=*/true);
 }
 
 // The weights of n directions from `first` on, of one layer or of several, as a list for each kind.

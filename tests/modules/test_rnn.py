@@ -100,6 +100,31 @@ def test_results_may_be_detached_in_place_and_states_changed(kind, layout, batch
         total(state).backward()
 
 
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2}, None])
+def test_a_write_to_one_state_of_an_lstm_is_none_to_the_other(options, which):
+    """As to c where an episode ends, after a head has read h. (None: a cell.)"""
+    of_cell, found = options is None, []
+    x = torch.randn(3, 4) if of_cell else torch.randn(5, 3, 4)
+    for module in pair("LSTMCell" if of_cell else "LSTM", 4, 6, **options or {}):
+        states = tree_leaves(module(x))[-2:]
+        read = (states[1 - which] ** 2).sum()
+        states[which].mul_(0.5)
+        (read + states[which].sum()).backward()
+        found.append([p.grad for p in module.parameters()])
+    assert_close(found[1], found[0])
+    stepper = rnnext.Stepper(rnnext.LSTM(4, 6))
+    with torch.no_grad():
+        for result in (
+            module(x),
+            stepper.step(torch.zeros(4), stepper.get_state()),
+            stepper.get_state(),
+        ):
+            states = tree_leaves(result)[-2:]
+            states[which].zero_()
+            assert states[1 - which]._version == 0
+
+
 @of_layers
 def test_a_loop_of_steps_is_the_recurrence(kind):
     rnn, cell = getattr(rnnext, kind)(4, 6), getattr(rnnext, f"{kind}Cell")(4, 6)

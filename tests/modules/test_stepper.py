@@ -48,6 +48,8 @@ def test_states_of_an_lstm_are_pairs():
     for found, begun, before in zip(stepper.get_state(), start, expected[1], strict=True):
         begun = begun if begun.dim() == 3 else begun.unsqueeze(1)
         assert torch.equal(found, torch.where(marks.unsqueeze(1), begun, before))
+    of_none = tree_leaves(stepper.step(x[0, :0], [h[:, :0] for h in hx]))
+    assert [t.shape for t in of_none] == [(0, 7), (2, 0, 7), (2, 0, 7)]
     lstm.double()
     stepper.refresh()
     assert {part.dtype for part in stepper.get_state()} == {torch.float64}
@@ -57,7 +59,7 @@ def test_states_of_an_lstm_are_pairs():
     for wrong, error, message in (
         (hx[0], TypeError, f"state {one}"),
         ((hx[0], hx[1][:1]), RuntimeError, "state[1] must have shape [2, 3, 7], got [1, 3, 7]"),
-        (hx, RuntimeError, "state must have the weights' dtype, float64, got float32"),
+        (hx, RuntimeError, "state[0] must have the weights' dtype, float64, got"),
         ((hx[0], [0.0]), TypeError, "state[1] must be a tensor, got list"),
     ):
         assert_refused(stepper.set_state, error, message, wrong)
@@ -199,7 +201,7 @@ MARKS = [
 ]
 OF_ROWS = [
     ((ZEROS, STATES[:, :1]), RuntimeError, "input must have shape [1, 4] or [4], got [2, 4]"),
-    ((ZEROS[:0], STATES[:, :0]), RuntimeError, "state must have shape [1, 1, 6], got [1, 0, 6]"),
+    ((ZEROS, STATES[:, :0]), RuntimeError, "input must have shape [0, 4], got [2, 4]"),
     ((ZEROS, STATES.repeat(1, 2, 1)), RuntimeError, "must have shape [1, 2, 6], got [1, 4, 6]"),
 ]
 

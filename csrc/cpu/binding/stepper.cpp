@@ -167,7 +167,7 @@ Tensor Stepper::advance(const Tensor& input, int64_t B, const char* from, char* 
   char* const inner = static_cast<char*>(inner_.data_ptr());
   const int64_t bytes = state_bytes() / batch() * B, of_layer = states_.size(2) * bytes;
   const void* rows = reads_table ? table_.const_data_ptr() : features.const_data_ptr();
-  for (size_t l = 0; l < layers_.size(); ++l, from += of_layer, to += of_layer) {
+  for (size_t l = 0; B > 0 && l < layers_.size(); ++l, from += of_layer, to += of_layer) {
     Recurrence call = layers_[l].call.p;
     call.B = B;
     if (call.input.stride_b > 0) call.input.data = rows;
@@ -197,40 +197,52 @@ Tensor Stepper::step(const Tensor& input) {
   return output;
 }
 
-std::pair<Tensor, Tensor> Stepper::step_from(const Tensor& input, const Tensor& state) {
-  const int64_t B = state.dim() == 3 ? std::clamp<int64_t>(state.size(1), 1, batch()) : batch();
-  const Tensor from = check_state(state, B);
-  const Tensor to =
-      at::empty({states_.size(1), states_.size(2), B, states_.size(4)}, states_.scalar_type());
-  Tensor output = advance(input, B, static_cast<const char*>(from.const_data_ptr()),
-                          static_cast<char*>(to.data_ptr()));
-  return {std::move(output), for_caller(to)};
+std::pair<Tensor, std::vector<Tensor>> Stepper::step_from(const Tensor& input, TensorList states) {
+  const int64_t B = states[0].dim() == 3 ? std::min(states[0].size(1), batch()) : batch();
+  const Tensor from = check_states(states, B);
+  const Tensor to = at::empty(from.sizes(), from.scalar_type());
+  char* const next = static_cast<char*>(to.data_ptr());
+  Tensor output = advance(input, B, static_cast<const char*>(from.const_data_ptr()), next);
+  return {std::move(output), state_count() > 1 ? for_caller(next, B) : std::vector<Tensor>{to}};
 }
 
-// A caller's states are [S,L,B,H], as a module's are.
-Tensor Stepper::for_caller(const Tensor& states) {
-  return (states.size(1) > 1 ? states.transpose(0, 1).contiguous() : states).flatten(0, 1);
+// A caller has a tensor for each state of a cell, as a module returns them.
+std::vector<Tensor> Stepper::for_caller(const char* from, int64_t B) const {
+  const int64_t L = states_.size(1), S = state_count(), bytes = state_bytes() / batch() * B;
+  std::vector<Tensor> states;
+  for (int64_t s = 0; s < S; ++s) {
+    char* to = static_cast<char*>(
+        states.emplace_back(at::empty({L, B, states_.size(4)}, states_.scalar_type())).data_ptr());
+    for (int64_t l = 0; l < L; ++l, to += bytes) std::memcpy(to, from + (l * S + s) * bytes, bytes);
+  }
+  return states;
 }
-Tensor Stepper::check_state(const Tensor& state, int64_t B) const {
-  const int64_t L = states_.size(1), S = states_.size(2);
-  const int64_t shape[] = {S * L, B, states_.size(4)};
-  TORCH_CHECK(state.sizes() == shape, "state must have shape ", at::IntArrayRef(shape), ", got ",
-              state.sizes());
-  check_values(state, "state", states_);
-  const Tensor values = values_of(state, "state");
-  return S > 1 ? values.unflatten(0, {S, L}).transpose(0, 1).contiguous() : values;
+Tensor Stepper::check_states(TensorList states, int64_t B) const {
+  const int64_t L = states_.size(1), S = state_count(), bytes = state_bytes() / batch() * B;
+  const int64_t shape[] = {L, B, states_.size(4)};
+  const auto name = [S](int64_t s) { return S > 1 ? c10::str("state[", s, "]") : "state"; };
+  for (int64_t s = 0; s < S; ++s)
+    TORCH_CHECK(states[s].sizes() == shape, name(s), " must have shape ", at::IntArrayRef(shape),
+                ", got ", states[s].sizes());
+  Tensor all;
+  if (S > 1) all = at::empty({L, S, B, states_.size(4)}, states_.scalar_type());
+  for (int64_t s = 0; s < S; ++s) {
+    check_values(states[s], name(s).c_str(), states_);
+    const Tensor values = values_of(states[s], name(s).c_str());
+    if (S == 1) return values;
+    const char* from = static_cast<const char*>(values.const_data_ptr());
+    for (int64_t l = 0; l < L; ++l, from += bytes)
+      std::memcpy(static_cast<char*>(all.data_ptr()) + (l * S + s) * bytes, from, bytes);
+  }
+  return all;
 }
 
 // Bytes are copied, not tensors: a Stepper made in inference mode may be used outside of it.
-Tensor Stepper::get_state() const {
-  const Tensor state = at::empty(states_.sizes().slice(1), states_.scalar_type());
-  std::memcpy(state.data_ptr(), state_of(last_), state.nbytes());
-  return for_caller(state);
-}
+std::vector<Tensor> Stepper::get_states() const { return for_caller(state_of(last_), batch()); }
 
-void Stepper::set_state(const Tensor& state) {
-  const at::NoGradGuard no_grad;  // it may require a gradient
-  const Tensor values = check_state(state, batch());
+void Stepper::set_states(TensorList states) {
+  const at::NoGradGuard no_grad;  // they may require a gradient
+  const Tensor values = check_states(states, batch());
   std::memcpy(state_of(last_), values.const_data_ptr(), values.nbytes());
 }
 

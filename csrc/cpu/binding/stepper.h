@@ -29,12 +29,13 @@ class Stepper {
   // Takes input [B,I], or [I] if B is 1, or, with a table, tokens [B] or []. Returns the last
   // layer's output, [B,H] or [H].
   Tensor step(const Tensor& input);
-  // The same from the caller's state [S*L,B,H], which does not change; also returns the next state.
-  // For an LSTM, the h of all layers comes before the c of all layers. B may be less here.
-  std::pair<Tensor, Tensor> step_from(const Tensor& input, const Tensor& state);
+  // The same from the caller's states, S tensors [L,B,H], which do not change; also returns the
+  // next ones. B may be less here.
+  std::pair<Tensor, std::vector<Tensor>> step_from(const Tensor& input, TensorList states);
 
-  Tensor get_state() const;  // a copy, [S*L,B,H]
-  void set_state(const Tensor& state);
+  int64_t state_count() const { return states_.size(2); }  // S
+  std::vector<Tensor> get_states() const;                  // copies
+  void set_states(TensorList states);
   void reset();                    // to zeros
   void reset(const Tensor& mask);  // of the sequences that a bool [B] marks
 
@@ -67,8 +68,8 @@ class Stepper {
 
   void add_layer(const Weights& weights, std::string_view nonlinearity, std::string_view cell);
   void reserve(size_t bytes);
-  static Tensor for_caller(const Tensor& states);
-  Tensor check_state(const Tensor& state, int64_t B) const;  // in the order of states_
+  std::vector<Tensor> for_caller(const char* from, int64_t B) const;
+  Tensor check_states(TensorList states, int64_t B) const;  // in the order of states_
   Tensor check_features(const Tensor& input, int64_t B) const;
   void read_tokens(const Tensor& input, int64_t B);
   Tensor advance(const Tensor& input, int64_t B, const char* from, char* to);
