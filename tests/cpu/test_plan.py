@@ -64,6 +64,7 @@ def test_the_environment_names_the_machine_and_lowers_the_isa():
     for name in ("RNNEXT_CPU_MACHINE", "RNNEXT_CPU_ISA"):
         wrong = run_python("-c", "import rnnext", **{name: "z80"})
         assert wrong.returncode != 0
+        assert name in wrong.stderr
         assert "z80" in wrong.stderr
 
 

@@ -34,11 +34,11 @@ struct RnnKernels {
   void (*pack)(const Recurrence&, char* packed);
 };
 
-// In embedding/kernel.h.
+// Sums runs [first, last) of rows of `grad` (embedding/kernel.h).
 using SumRuns = void (*)(const Runs&, int64_t first, int64_t last, const void* grad, int64_t D,
                          bool by_frequency, bool scatter, void* out);
 
-// In simd/normal.h.
+// The noise of n units of a step, sequence and direction (simd/normal.h).
 using Normals = void (*)(const PhiloxKeys&, int64_t t, int64_t b, int d, int64_t n, float* to);
 using RandomWords = void (*)(const PhiloxKeys&, int64_t t, int64_t b, int64_t n, uint32_t* to);
 

@@ -111,7 +111,6 @@ struct BackwardRun : BackwardCall {
     const bool reverse = p.reverse[item.d];
     const StepInputs<S, MK> inputs{BackwardCall{p, out, plan}, g, at, worker.rank};
     const Rows<C> chunk_grad{at.chunk_grad[worker.rank], at.grad_stride};
-    if (plan.by_step()) clear_tails(chunk_grad);
     for (int64_t done = 0; done < p.T;) {
       const int64_t limit = plan.own_sums || plan.by_step() ? plan.chunk_rows : p.rows();
       const Chunk chunk = next_chunk(p, item, done, !reverse, limit);
@@ -197,13 +196,6 @@ struct BackwardRun : BackwardCall {
     if (item.members > 1) worker.advance();
     grad_state(item, packed, resets, at.buffers.kResetCarry, at.reset_operand(), out.reset_state,
                advanced + 1, worker);
-  }
-
-  // Clears what vectors and tiles read past a row's end, at most a cache line: the values do not
-  // count, but must not be NaN.
-  void clear_tails(const Rows<C>& rows) const {
-    for (int64_t row = 0; row < plan.chunk_rows; ++row)
-      __builtin_memset(rows[row] + at.grad_width, 0, 64);
   }
 
   // Writes the gradient of hx or of reset_state: W_hh^T times rows of the gradient of

@@ -103,11 +103,6 @@ struct FeatureGradients : BackwardCall {  // one worker's
   void write_sums(S* to, int64_t rows) const {
     if constexpr (!kNative<S>) copy(product, to, rows * p.I);
   }
-  template <class From, class To>
-  static void copy(const From* from, To* to, int64_t n) {
-    for (int64_t i = 0; i < n; i += kLanes<C>)
-      store_some(to + i, load_some(from + i, n - i), n - i);
-  }
   // The width of a direction in a row of grad_pre, which begins with what W_ih multiplies.
   int64_t grad_width() const { return traits_of(p.cell).grads * p.H; }
   int64_t block_rows() const { return feature_block(p, kShape<S, MK>); }

@@ -39,9 +39,9 @@ struct ForwardLayout {
 
   struct Scratch {  // of one worker
     C *bias, *alpha, *noise;
-    // The pre-activations without W_hh h: of a chunk, or, if a gated cell does not project, as
-    // pre_hh. There `bias` is bias_ih alone, and pre_hh has W_hh h + bias_hh of gate_blocks() of
-    // units, [group_rows] rows gate_stride() apart.
+    // pre: the pre-activations without W_hh h, of a chunk's rows. Gated cells keep the biases
+    // apart: `bias` is bias_ih, and pre_hh has W_hh h + bias_hh of gate_blocks() of units,
+    // [group_rows] rows gate_stride() apart; pre is as pre_hh, if they do not project.
     C *pre, *bias_hh, *pre_hh;
     F* features;
     F *ih, *hh;                // the panels that are streamed

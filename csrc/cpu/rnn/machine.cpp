@@ -64,9 +64,13 @@ Machine detect() {
   read_cache_sizes(machine);
   const char* const told = std::getenv("RNNEXT_CPU_MACHINE");
   if (!told || !*told) return machine;
-  machine = machine_of(told, machine);
-  machine.origin = "RNNEXT_CPU_MACHINE";
-  return machine;
+  try {
+    machine = machine_of(told, machine);
+    machine.origin = "RNNEXT_CPU_MACHINE";
+    return machine;
+  } catch (const std::invalid_argument& error) {
+    throw std::invalid_argument(std::string("RNNEXT_CPU_MACHINE: ") + error.what());
+  }
 }
 
 }  // namespace

@@ -202,8 +202,8 @@ BackwardPlan plan_backward(const Recurrence& p, const RecurrenceGradOut& out,
   plan.past_caches = is_gated(p.cell) && plan.grad_pre_home == Home::scratch && !plan.own_sums &&
                      !by_step &&
                      p.rows() * p.D * grads * p.H * shape.compute_bytes >= kPastCachesBytes;
-  plan.chunk_rows = max_of(
-      plan.group_rows, min_of(kBackwardChunkBytes / shape.sums_bytes(grads * p.H), kGradientRows));
+  const int64_t fit = min_of(kBackwardChunkBytes / shape.sums_bytes(grads * p.H), kGradientRows);
+  plan.chunk_rows = max_of(plan.group_rows, min_of(fit, p.rows()));
   plan.direct_sums = shape.native() && !shape.tiles && p.rows() <= kDirectSumRows &&
                      (!plan.own_sums || (plan.batch_parts == 1 && p.rows() <= plan.chunk_rows));
   return plan;

@@ -13,7 +13,7 @@ namespace rnnext {
 struct Machine {
   const char* name;
   double multiply;     // multiply-adds of float32 or float64
-  double pairs;        // those of bfloat16 pairs; below half of `multiply` they do not pay
+  double pairs;        // those of bfloat16 pairs; up to half of `multiply` they do not pay
   double l1d_bytes;    // weights up to this size are read from L1d,
   double l1d_rate;     // at this rate;
   double l2_bytes;     // up to this size from L2,
@@ -82,14 +82,14 @@ constexpr double kThreadWork = 3e5, kThreadWorkOneStep = 5e4, kThreadWorkPackedS
 // most this share of the steps exist and so many multiply-adds are spared. (Measured on Zen 5.)
 constexpr double kUnpadShare = 0.8, kUnpadWork = 4e6;
 
-// AMX tiles multiply float32 at "high" and "medium" from so many numbers in W_hh on, so many
-// sequences (in a single step so many, and hidden units), columns of all gates times sequences, and
-// times steps too. Else "highest" is as fast or faster. (Measured on a Xeon with AMX, on one thread
-// and two: RNN and LSTM, H of 8 to 1024, T of 1 to 50, B of 1 to 128.)
+// From these sizes on AMX tiles multiply float32 at "high" and "medium"; else "highest" is as fast
+// or faster. (Measured on a Xeon with AMX, on one thread and two: RNN and LSTM, H of 8 to 1024, T
+// of 1 to 50, B of 1 to 128.)
 struct TileUse {
-  int64_t rows, step_rows, columns, all_columns;
+  int64_t rows, step_rows;       // sequences; of a single step, which needs kTileStepUnits too
+  int64_t columns, all_columns;  // gates * H * sequences, * steps (not asked of packed weights)
 };
-constexpr int64_t kTileWeights = 64 * 64, kTileStepUnits = 256;
+constexpr int64_t kTileWeights = 64 * 64, kTileStepUnits = 256;  // numbers in W_hh; H
 constexpr TileUse kHighTiles{12, 16, 2 << 10, 32 << 10}, kMediumTiles{1, 8, 256, 2 << 10};
 
 // With fewer rows a step is bound by reading the weights. (Measured.)
@@ -130,11 +130,12 @@ constexpr int64_t kFarBytes = 1 << 20;
 constexpr int64_t kPastCachesBytes = 8 << 20;
 // Beside so much grad_pre all rows are far: tiles prefetch a few lines at a time. (Measured.)
 constexpr int64_t kFarReadBytes = 2 << 20;
-// Where a thread's rows of a step are narrow, the processor's prefetches run on into another's, and
-// lines travel: the state is in scratch. (Measured on a Xeon.) Small outputs are held there, up to
-// kHeldBytes, then written together. (Fewer steps gain nothing; one-line rows, large outputs lose.)
-constexpr int64_t kNarrowBytes = 8 << 10, kNarrowFrom = 4, kHeldStepBytes = 2 << 10,
-                  kHeldBytes = 16 << 10;
+// Up to so many bytes of a thread's step, and from so many steps on, its state is in scratch: the
+// processor's prefetches would run on into another's rows. (Measured on a Xeon.)
+constexpr int64_t kNarrowBytes = 8 << 10, kNarrowFrom = 4;
+// Up to so many the output is held there too, and written so many at once, if a row is more than a
+// line and all rows are less than kFarBytes. (Measured: others lose.)
+constexpr int64_t kHeldStepBytes = 2 << 10, kHeldBytes = 16 << 10;
 // Rows that are this many bytes apart, or more, may push each other out of L1d, which maps
 // addresses that differ by 4096 to one set.
 constexpr int64_t kSameSetBytes = 4096;

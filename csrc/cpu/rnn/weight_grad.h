@@ -65,11 +65,11 @@ struct WeightGradients : BackwardCall {
         scratch(scratch) {
     Arena arena{scratch};
     const int64_t rows = divide_up(height, kMR) * kMR;  // of whole tiles
-    const int64_t K = operands_in<F>(plan.direct_sums ? p.rows() : kGradientRows);
+    const int64_t K = operands_in<F>(min_of(p.rows(), kGradientRows));
     const auto take_sums = [&](int64_t size) {
       return arena.take<C>(traits_of(p.cell).grads * size) + grad_part * size;
     };
-    left = arena.take<F>(kTiled<F> ? rows * kLeftStride : operands_in<F>(kGradientRows) * rows);
+    left = arena.take<F>(rows * (kTiled<F> ? kLeftStride : K));
     left_row = arena.take<F>(kKPack<F> > 1 && !kTiled<F> ? height + kLanes<F> : 0);
     right_hh = arena.take<F>(panels_in<F>(p.H) * kPanel<F> * K);
     right_ih = arena.take<F>(panels_in<F>(p.I) * kPanel<F> * K);
@@ -130,16 +130,11 @@ struct WeightGradients : BackwardCall {
         for (int64_t h = h0; h < h1; ++h)
           weight_ih(d)[(begin + h) * p.I + column - 1] = column_sums(column)[h];
     for (S* const bias : {of_gate(out.bias_ih[d], gate.ih, 1), of_gate(out.bias_hh[d], gate.hh, 1)})
-      for (int64_t h = h0; bias && h < h1; h += kLanes<C>)
-        store_some(bias + begin + h, load_some(column_sums(0) + h, h1 - h), h1 - h);
+      if (bias) copy(column_sums(0) + h0, bias + begin + h0, h1 - h0);
   }
   void write_rows(const C* sum, int64_t columns, S* gradient, int64_t h0, int64_t h1) const {
-    for (int64_t h = h0; h < h1; ++h) {
-      const C* from = sum + h * scratch_stride<C>(columns);
-      S* to = gradient + (begin + h) * columns;
-      for (int64_t j = 0; j < columns; j += kLanes<C>)
-        store_some(to + j, load_some(from + j, columns - j), columns - j);
-    }
+    for (int64_t h = h0; h < h1; ++h)
+      copy(sum + h * scratch_stride<C>(columns), gradient + (begin + h) * columns, columns);
   }
 
  private:

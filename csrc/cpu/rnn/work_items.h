@@ -48,10 +48,10 @@ struct Arena {
     T* const first = take<T>(count * static_cast<int64_t>(size));
     return {count > 0 ? first : nullptr, static_cast<int64_t>(size)};
   }
-  // The same. Each array is written by another thread, so there are gaps between them.
+  // The same. Each array is written by another thread, so there are gaps between several.
   template <class T>
   Arrays<T> take_padded(int64_t count, int64_t size) {
-    return take<T>(count, size + kFalseSharing / sizeof(T));
+    return take<T>(count, size + (count > 1 ? kFalseSharing / sizeof(T) : 0));
   }
 };
 

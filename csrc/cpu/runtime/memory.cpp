@@ -26,8 +26,8 @@ constexpr size_t kWarm = 64 << 20;
 // glibc returns freed memory to the system beyond a threshold, which starts at 128 KiB and is twice
 // the largest mapped block that the process has freed, up to 64 MiB. Below it every tensor of a
 // model is faulted in again, page by page, in each training step. So free a block of nearly 32 MiB,
-// as if the program had freed a tensor of 30 MiB. (This has no effect if MALLOC_TRIM_THRESHOLD_ or
-// MALLOC_MMAP_THRESHOLD_ turn the adaptation off.)
+// as if the program had freed a tensor of that size. (This has no effect if MALLOC_TRIM_THRESHOLD_
+// or MALLOC_MMAP_THRESHOLD_ turn the adaptation off.)
 void adapt_thresholds() {
 #ifdef __GLIBC__
   [[maybe_unused]] static const bool once = [] {

@@ -73,13 +73,14 @@ template <Tiny kTiny = Tiny::kSubnormal, class V>
   if constexpr (kTiny == Tiny::kZero) {
     // 2^n by its exponent's bits, which are 0 for the least n: then it is 0.
     return y * (V)(((Bits)shifted << C::kMantissaBits) + (Bits)(V{} + Element(1)));
+  } else {
+    // 2^n in two factors, since it may be subnormal.
+    const Bits exponent = (Bits)shifted - (Bits)(V{} + C::kRounding);
+    const Bits half = exponent >> 1;
+    const V first = (V)((half + C::kExponentBias) << C::kMantissaBits);
+    const V second = (V)((exponent - half + C::kExponentBias) << C::kMantissaBits);
+    return y * first * second;
   }
-  // 2^n in two factors, since it may be subnormal.
-  const Bits exponent = (Bits)shifted - (Bits)(V{} + C::kRounding);
-  const Bits half = exponent >> 1;
-  const V first = (V)((half + C::kExponentBias) << C::kMantissaBits);
-  const V second = (V)((exponent - half + C::kExponentBias) << C::kMantissaBits);
-  return y * first * second;
 }
 
 // 1 / (1 + exp(-x)), by the exponential of a number up to 0.

@@ -58,7 +58,6 @@ struct Several {
   RNNEXT_OPERATOR(|)
   RNNEXT_OPERATOR(^)
   RNNEXT_OPERATOR(<<)
-  RNNEXT_OPERATOR(>>)
 #undef RNNEXT_OPERATOR
   RNNEXT_INLINE Several operator-() const {
     return each([](V x) { return -x; }, *this);

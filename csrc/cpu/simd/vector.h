@@ -241,8 +241,14 @@ RNNEXT_INLINE void store_some(S* p, Vec<Compute<S>> x, int64_t n) {
   if (n >= kLanes<Compute<S>>) return store(p, x);
   store_first(p, x, n);
 }
-// The same of what is read much later: `past_caches` stores all of x, which is aligned, in memory
-// alone, where the instruction set can. Other threads see it after finish_past_caches().
+// Copies n values, of which one kind may be stored in 16 bits.
+template <class From, class To>
+RNNEXT_INLINE void copy(const From* from, To* to, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes<Compute<To>>)
+    store_some(to + i, load_some(from + i, n - i), n - i);
+}
+// As store_some, of what is read much later: `past_caches` stores all of x, which is aligned, in
+// memory alone, where the instruction set can. Other threads see it after finish_past_caches().
 template <class S>
 RNNEXT_INLINE void store_kept(S* p, Vec<Compute<S>> x, int64_t n, bool past_caches) {
   if (!past_caches) return store_some(p, x, n);
