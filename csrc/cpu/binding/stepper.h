@@ -29,8 +29,7 @@ class Stepper {
   // Takes input [B,I], or [I] if B is 1, or, with a table, tokens [B] or []. Returns the last
   // layer's output, [B,H] or [H].
   Tensor step(const Tensor& input);
-  // The same from the caller's states, S tensors [L,B,H], which do not change; also returns the
-  // next ones. B may be less here.
+  // The same from the caller's S states [L,B,H]; also returns the next ones. B may be less here.
   std::pair<Tensor, std::vector<Tensor>> step_from(const Tensor& input, TensorList states);
 
   int64_t state_count() const { return states_.size(2); }  // S
