@@ -212,7 +212,8 @@ def summary(model: nn.Module, *, embedding: bool = True, subclass: bool = False)
     """
     of_interest = (nn.RNNBase, nn.RNNCellBase, nn.Embedding)
     steps = _steps(model, _to_rnnext(embedding, subclass))
-    return "\n".join(str(step) for step in steps if isinstance(step.module, of_interest))
+    lines = [str(step) for step in steps if isinstance(step.module, of_interest)]
+    return "\n".join(lines) or "no recurrent layer, cell or Embedding"
 
 
 def _to_rnnext(embedding: bool = True, subclass: bool = False) -> _Classes:

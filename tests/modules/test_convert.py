@@ -217,3 +217,4 @@ def test_a_dry_run_prints_what_would_change_and_why_the_rest_stays(capsys):
     assert type(model.stack["rnn"]) is rnnext.RNN
     assert type(model.tokens.embedding) is rnnext.Embedding  # revert has left it
     assert rnnext.summary(nn.RNN(3, 4)) == "(the model): torch.nn.RNN -> rnnext.RNN"
+    assert rnnext.summary(nn.Linear(3, 4)) == "no recurrent layer, cell or Embedding"
