@@ -39,7 +39,7 @@ def run_command(options: Options) -> int:
 
 
 def combine_command(options: Options) -> None:
-    """store the median of several runs"""
+    """store several runs as one, each row as it was fastest"""
     combined = store.combine(options.label, [store.load(run) for run in options.runs])
     print(f"stored {len(combined.rows)} rows in {combined.save()}")
 

@@ -154,13 +154,12 @@ at::Tensor tensor_of(py::handle object, const char* name) {
 
 // A cell's state as Python has it, a tensor or, of an LSTM, a pair of them; and back.
 std::vector<at::Tensor> states_of(const rnnext::Stepper& stepper, py::handle state) {
-  if (stepper.state_count() == 1) return {tensor_of(state, "state")};
+  if (stepper.state_count() == 1 || state.is_none()) return {tensor_of(state, "state")};
   const auto [h, c] = py::cast<std::pair<py::object, py::object>>(state);
   return {tensor_of(h, "state[0]"), tensor_of(c, "state[1]")};
 }
 py::object as_state(const std::vector<at::Tensor>& states) {
-  if (states.size() == 1) return py::cast(states[0]);
-  return py::make_tuple(states[0], states[1]);
+  return states.size() == 1 ? py::cast(states[0]) : py::make_tuple(states[0], states[1]);
 }
 
 // For rnnext/_fake.py: what the ops return without data, from their arguments and the number of

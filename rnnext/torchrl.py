@@ -59,10 +59,9 @@ class RNNModule(TensorDictModuleBase):
         default_recurrent_mode: the mode outside of ``set_recurrent_mode``. Default: ``False``.
         in_key, out_key: given in place of ``in_keys`` and ``out_keys``: the states' keys are then
             those of torchrl's modules, ``"recurrent_state"`` or ``"recurrent_state_h"``, ``..._c``.
-        cell: ``"rnn"``, ``"gru"`` or ``"lstm"``: which layer the ``options`` are of. Default:
-            ``"rnn"``.
-        options: ``input_size``, ``hidden_size`` and others of :class:`rnnext.RNN`, GRU or LSTM, in
-            place of ``rnn``; ``batch_first`` is ``True`` by default, as in torchrl's modules.
+        options: ``input_size``, ``hidden_size`` and others of :class:`rnnext.RNN`, in place of
+            ``rnn``, or, with ``cell="gru"`` or ``"lstm"``, of that layer; ``batch_first`` is
+            ``True`` by default, as in torchrl's modules.
 
     In recurrent mode no state is read but that of the first step and of marked ones, zeros if there
     is none, and the new state is that after the last step; the steps before it have zeros in its
@@ -92,12 +91,12 @@ class RNNModule(TensorDictModuleBase):
         *,
         in_key: _Key | None = None,
         out_key: _Key | None = None,
-        cell: str = "rnn",
         **options: Any,
     ) -> None:
         super().__init__()
-        refuse_word("cell", cell, list(LAYERS))
         if rnn is None:
+            cell = options.pop("cell", "rnn")
+            refuse_word("cell", cell, list(LAYERS))
             for name in ("input_size", "hidden_size"):
                 if name not in options:
                     raise TypeError(f"{name} must be given, or rnn")

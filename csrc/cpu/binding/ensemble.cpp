@@ -28,7 +28,7 @@ void run_members(const std::deque<Call>& calls, int products) {
     size_t each = 0;
     for (int64_t m = 0; m < apart; ++m)
       each = std::max(each, teams.emplace_back(calls[m].teams(kernel, 1)).bytes);
-    each = (each + 127) / 128 * 128;
+    each = each / 128 * 128 + kFalseSharing;
     const int team = static_cast<int>(std::min<int64_t>(threads, apart));
     Workspace workspace(team * each);
     std::atomic<int64_t> next{0};

@@ -240,7 +240,7 @@ RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save) 
   } else if (plans.empty()) {
     for (CpuCall& call : calls) run_forward(call, kernel);
   } else {
-    size_t bytes = 0;
+    size_t bytes = L * kFalseSharing;
     for (size_t l = 0; l < L; ++l) bytes += kernel.forward_workspace(layers[l], plans[l], 1);
     Workspace workspace(bytes);
     run_team(std::min(threads, n), [&](Worker& worker) {

@@ -200,7 +200,7 @@ Tensor Stepper::step(const Tensor& input) {
 std::pair<Tensor, std::vector<Tensor>> Stepper::step_from(const Tensor& input, TensorList states) {
   const int64_t B = states[0].dim() == 3 ? std::min(states[0].size(1), batch()) : batch();
   const Tensor from = check_states(states, B);
-  const Tensor to = at::empty(from.sizes(), from.scalar_type());
+  const Tensor to(at::detail::empty_cpu(from.sizes(), from.scalar_type()));
   char* const next = static_cast<char*>(to.data_ptr());
   Tensor output = advance(input, B, static_cast<const char*>(from.const_data_ptr()), next);
   return {std::move(output), state_count() > 1 ? for_caller(next, B) : std::vector<Tensor>{to}};
@@ -211,8 +211,8 @@ std::vector<Tensor> Stepper::for_caller(const char* from, int64_t B) const {
   const int64_t L = states_.size(1), S = state_count(), bytes = state_bytes() / batch() * B;
   std::vector<Tensor> states;
   for (int64_t s = 0; s < S; ++s) {
-    char* to = static_cast<char*>(
-        states.emplace_back(at::empty({L, B, states_.size(4)}, states_.scalar_type())).data_ptr());
+    states.emplace_back(at::detail::empty_cpu({L, B, states_.size(4)}, states_.scalar_type()));
+    char* to = static_cast<char*>(states.back().data_ptr());
     for (int64_t l = 0; l < L; ++l, to += bytes) std::memcpy(to, from + (l * S + s) * bytes, bytes);
   }
   return states;
@@ -225,7 +225,7 @@ Tensor Stepper::check_states(TensorList states, int64_t B) const {
     TORCH_CHECK(states[s].sizes() == shape, name(s), " must have shape ", at::IntArrayRef(shape),
                 ", got ", states[s].sizes());
   Tensor all;
-  if (S > 1) all = at::empty({L, S, B, states_.size(4)}, states_.scalar_type());
+  if (S > 1) all = at::detail::empty_cpu({L, S, B, states_.size(4)}, states_.scalar_type());
   for (int64_t s = 0; s < S; ++s) {
     check_values(states[s], name(s).c_str(), states_);
     const Tensor values = values_of(states[s], name(s).c_str());

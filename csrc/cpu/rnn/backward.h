@@ -111,6 +111,9 @@ struct BackwardRun : BackwardCall {
     const bool reverse = p.reverse[item.d];
     const StepInputs<S, MK> inputs{BackwardCall{p, out, plan}, g, at, worker.rank};
     const Rows<C> chunk_grad{at.chunk_grad[worker.rank], at.grad_stride};
+    // Tiles read past a row's end: no value there counts, but subnormal ones are multiplied slowly.
+    for (int64_t row = 0; plan.by_step() && row < plan.chunk_rows; ++row)
+      __builtin_memset(chunk_grad[row] + at.grad_width, 0, 64);
     for (int64_t done = 0; done < p.T;) {
       const int64_t limit = plan.own_sums || plan.by_step() ? plan.chunk_rows : p.rows();
       const Chunk chunk = next_chunk(p, item, done, !reverse, limit);

@@ -297,7 +297,7 @@ void stack(const Recurrence* layers, const ForwardPlan* plans, int n, char* work
   for (int l = 0; l < n; ++l) {
     const Recurrence& p = layers[l];
     const ForwardRun<S, MK> kernel{p, plans[l], {p, plans[l], 1, Arena{workspace}}};
-    workspace += kernel.at.bytes;
+    workspace += kernel.at.bytes + kFalseSharing;
     if (l % worker.size != worker.rank) continue;
     const Wavefront wavefront{.worker = &worker,
                               .below = l == 0 ? worker.rank : (l - 1) % worker.size,

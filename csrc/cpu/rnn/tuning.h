@@ -82,9 +82,8 @@ constexpr double kThreadWork = 3e5, kThreadWorkOneStep = 5e4, kThreadWorkPackedS
 // most this share of the steps exist and so many multiply-adds are spared. (Measured on Zen 5.)
 constexpr double kUnpadShare = 0.8, kUnpadWork = 4e6;
 
-// From these sizes on AMX tiles multiply float32 at "high" and "medium"; else "highest" is as fast
-// or faster. (Measured on a Xeon with AMX, on one thread and two: RNN and LSTM, H of 8 to 1024, T
-// of 1 to 50, B of 1 to 128.)
+// From these sizes on AMX tiles multiply float32 at "high" and "medium" faster than at "highest".
+// (Measured on a Xeon, one thread and two: RNN and LSTM, H of 8 to 1024, T to 50, B to 128.)
 struct TileUse {
   int64_t rows, step_rows;       // sequences; of a single step, which needs kTileStepUnits too
   int64_t columns, all_columns;  // gates * H * sequences, * steps (not asked of packed weights)
@@ -133,8 +132,7 @@ constexpr int64_t kFarReadBytes = 2 << 20;
 // Up to so many bytes of a thread's step, and from so many steps on, its state is in scratch: the
 // processor's prefetches would run on into another's rows. (Measured on a Xeon.)
 constexpr int64_t kNarrowBytes = 8 << 10, kNarrowFrom = 4;
-// Up to so many the output is held there too, and written so many at once, if a row is more than a
-// line and all rows are less than kFarBytes. (Measured: others lose.)
+// Up to so many the output is held there, too, and written so many at once. (Measured.)
 constexpr int64_t kHeldStepBytes = 2 << 10, kHeldBytes = 16 << 10;
 // Rows that are this many bytes apart, or more, may push each other out of L1d, which maps
 // addresses that differ by 4096 to one set.
