@@ -121,10 +121,6 @@ def layers(mode: str, *cells: str) -> Wanted:
     return lambda c: _layer(c, *cells) and c.mode == mode
 
 
-def packed(mode: str, *cells: str) -> Wanted:
-    return lambda c: c.packed and layers(mode, *cells)(c)
-
-
 def one(kind: str, *cells: str) -> Wanted:
     """One step by a layer ("rnn"), a cell or a Stepper."""
     return lambda c: c.kind == kind and c.T == 1 and c.mode == "infer" and c.cell in cells

@@ -24,7 +24,7 @@ class Table:
         return "\n".join(form.format(*line).rstrip() for line in lines)
 
     def markdown(self) -> str:
-        head, *body = (f"| {' | '.join(line)} |" for line in (self.header, *self.body))
+        head, *body = (f"|{'|'.join(line)}|" for line in (self.header, *self.body))
         return "\n".join([head, "|---|" + "---:|" * (len(self.header) - 1), *body])
 
 

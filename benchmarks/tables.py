@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from . import compared, report, store
-from .bars import Wanted, layers, one, packed, plain
-from .cases import Case
+from .bars import Wanted, layers, one, plain
+from .cases import GATED, Case
 from .compared import Comparison
 from .names import OURS, TORCH
 from .store import Result
@@ -37,15 +37,6 @@ SUMMARY_ROWS: Kinds = (
     ("LSTM, training", layers("train", "lstm")),
     ("LSTM, inference", layers("infer", "lstm")),
     ("the demo's whole training step", lambda c: c.kind == "demo"),
-)
-# What the page on GRU and LSTM adds.
-GATED_ROWS: Kinds = (
-    ("GRU, packed, inference", packed("infer", "gru")),
-    ("GRU, packed, training", packed("train", "gru")),
-    ("LSTM, packed, inference", packed("infer", "lstm")),
-    ("LSTM, packed, training", packed("train", "lstm")),
-    ("GRU, one step by `Stepper`", one("step", "gru")),
-    ("LSTM, one step by `Stepper`", one("step", "lstm")),
 )
 LEVELS = ("L1", "L2", "L3", "DRAM")
 # Beside the headline cases.
@@ -106,11 +97,11 @@ def _machines(result: Result) -> str:
     runs = {run.stamp["core"]: run for run in store.kept()} | {result.stamp["core"]: result}
     body = []
     for core, run in sorted(runs.items()):
-        limits = max(run.roofs.values(), key=lambda roof: roof.threads)
-        flops = [limits.flops.get(name) for name in ("float32", "bfloat16")]
-        line = [f"{rate / 1e9:.0f} GFLOP/s" if rate else "" for rate in flops]
-        body.append([f"{core}, {limits.threads} threads", *line])
-        body[-1] += [f"{limits.read[level] / 1e9:.0f} GB/s" for level in LEVELS]
+        roof = max(run.roofs.values(), key=lambda roof: roof.threads)
+        rates = [(roof.flops.get(name), "GFLOP/s") for name in ("float32", "bfloat16")]
+        rates += [(roof.read[level], "GB/s") for level in LEVELS]
+        line = [f"{rate / 1e9:.0f} {unit}" if rate else "" for rate, unit in rates]
+        body.append([f"{core}, {roof.threads} threads", *line])
     header = ["", "float32", "bfloat16", *LEVELS[:3], "memory"]
     return f"\n{report.Table(header, body).markdown()}\n"
 
@@ -127,13 +118,10 @@ def _mean_and_range(ratios: Sequence[float | None]) -> str:
 
 
 TABLES: dict[str, Callable[[Result], str]] = {
-    "headline": partial(_headline, "rnn"),
-    "headline gru": partial(_headline, "gru"),
-    "headline lstm": partial(_headline, "lstm"),
+    **{f"headline {cell}": partial(_headline, cell) for cell in ("rnn", *GATED)},
     "calls": partial(_of_cases, CALLS),
     "readme": partial(_means, README_ROWS),
     "summary": partial(_means, SUMMARY_ROWS),
-    "gated": partial(_means, GATED_ROWS),
     "machines": _machines,
 }
 

@@ -101,25 +101,10 @@ class Stepper:
         self._module, self._cell = module, cell_of(rnn)
         self._stepper = _packed(module, rnn, batch_size)
 
-    @property
-    def num_layers(self) -> int:
-        """L."""
-        return self._sizes[0]
-
-    @property
-    def input_size(self) -> int:
-        """I or V."""
-        return self._sizes[1]
-
-    @property
-    def hidden_size(self) -> int:
-        """H."""
-        return self._sizes[2]
-
-    @property
-    def batch_size(self) -> int:
-        """B."""
-        return self._sizes[3]
+    num_layers = property(lambda self: self._sizes[0], doc="L.")
+    input_size = property(lambda self: self._sizes[1], doc="I or V.")
+    hidden_size = property(lambda self: self._sizes[2], doc="H.")
+    batch_size = property(lambda self: self._sizes[3], doc="B.")
 
     def __call__(
         self, input: Tensor, reset: Tensor | None = None, reset_state: Any = None

@@ -97,9 +97,8 @@ class RNNModule(TensorDictModuleBase):
         if rnn is None:
             cell = options.pop("cell", "rnn")
             refuse_word("cell", cell, list(LAYERS))
-            for name in ("input_size", "hidden_size"):
-                if name not in options:
-                    raise TypeError(f"{name} must be given, or rnn")
+            if not {"input_size", "hidden_size"} <= options.keys():
+                raise TypeError("input_size and hidden_size must be given, or rnn")
             rnn = LAYERS[cell](**{"batch_first": True} | options)
         elif options:
             raise TypeError(f"{next(iter(options))} must not be given with rnn")

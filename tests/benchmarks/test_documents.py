@@ -15,7 +15,7 @@ Between.
 <!-- end -->
 <!-- benchmarks: calls -->
 <!-- end -->
-<!-- benchmarks: headline -->
+<!-- benchmarks: headline rnn -->
 <!-- end -->
 After.
 """
@@ -35,10 +35,10 @@ def test_a_published_run_is_kept_and_written_into_the_documents(tmp_path, monkey
     text = readme.read_text()
     assert text == page.read_text()
     assert text.startswith("# Title\n<!-- benchmarks: readme -->\n\n|")
-    (steps,) = (line for line in text.split("\n") if line.startswith("| one step of a stream"))
-    assert "| 5.0 (5.0-5.0) |" in steps
+    (steps,) = (line for line in text.split("\n") if line.startswith("|one step of a stream"))
+    assert "|5.0 (5.0-5.0)|" in steps
     assert "\nold\n" not in text
-    assert "| rnn-T128-B64-I1024-H1024-train | 2 ms |" in text
+    assert "|rnn-T128-B64-I1024-H1024-train|2 ms|" in text
     assert "Between." in text
     assert text.endswith("<!-- end -->\nAfter.\n")
     assert (tmp_path / "docs" / "figures" / "speedup.png").stat().st_size > 1000

@@ -204,7 +204,7 @@ REFUSED = [
     (lambda: RNNModule(RNN, in_key="x"), ValueError, "out_keys must be given, or out_key, and not"),
     (lambda: RNNModule(RNN, *OF_X, hidden_size=5), TypeError, "hidden_size must not be given with"),
     (lambda: RNNModule(RNN, *OF_X, cell="gru"), TypeError, "cell must not be given with rnn"),
-    (lambda: RNNModule(None, *OF_X), TypeError, "input_size must be given, or rnn"),
+    (lambda: RNNModule(None, *OF_X), TypeError, "input_size and hidden_size must be given"),
     (lambda: RNNModule(None, *OF_X, cell="GRU"), ValueError, "cell must be one of 'rnn', 'gru'"),
     (WHOLE.make_tensordict_primer, ValueError, "state's key must be ('next', 'h'), got z"),
     (lambda: WHOLE(data()), ValueError, "tensordict must have a last dimension, time"),
