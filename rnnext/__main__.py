@@ -39,9 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explains.add_argument(
         "--precision", choices=PRECISIONS, default="highest", help="of float32 (default: highest)"
     )
-    explains.add_argument(
-        "--cell", default="rnn", help="rnn (default), gru, lstm, rate, voltage or blend"
-    )
+    explains.add_argument("--cell", default="rnn", help="or gru, lstm, rate, voltage, blend")
     explains.add_argument("--threads", type=int, help="default: torch's")
     explains.add_argument(
         "--machine", help="zen4, zen5 or xeon-amx, NAME=NUMBER,.. or both (default: this one)"
@@ -67,8 +65,7 @@ def print_build() -> None:
         "CPU ISAs of this CPU": ", ".join(build["isas_supported"]),
         "CPU ISA in use": _C.cpu_isa(),
         "CUDA archs": build["cuda_archs"] or "not built",
-        "settings": ", ".join(f"{k}={v}" for k, v in os.environ.items() if k[:7] == "RNNEXT_")
-        or "none",
+        "settings": " ".join(f"{k}={v}" for k, v in os.environ.items() if "RNNEXT_" in k) or "none",
     }
     for name, value in rows.items():
         print(f"{name:22}{value}")

@@ -64,15 +64,13 @@ def explain(
         machine: the processor to plan for, as ``RNNEXT_CPU_MACHINE`` names it: zen4, zen5 or
             xeon-amx, numbers that differ from its, or both, as ``"zen5,far_rate=10,wait=900"``.
             Default: this one, as calls do.
-        cell: ``"rnn"``, ``"rate"``, ``"voltage"``, ``"blend"``, ``"gru"`` or ``"lstm"``. Default:
-            ``"rnn"``.
+        cell: ``"rnn"``, ``"gru"``, ``"lstm"`` or a leak's ``form``. Default: ``"rnn"``.
 
     Returns:
         A few sentences, one a line.
 
     Raises:
-        ValueError: a size below 1 (I: below 0), lengths that do not fit, or a machine or cell that
-            is unknown.
+        ValueError: a size below 1 (I: 0), wrong lengths, or an unknown machine or cell.
         NotImplementedError: another dtype.
     """
     D = 2 if bidirectional else 1

@@ -52,12 +52,6 @@ class Stepper:
             or of torch.nn, on the CPU.
         batch_size: B, the number of sequences that go forward together. Default: 1.
 
-    Attributes:
-        num_layers: L.
-        input_size: I, or, where the input is tokens, V, how many there are.
-        hidden_size: H.
-        batch_size: B.
-
     Raises:
         TypeError: ``module`` is something else, lacks a weight, or it or a part of it has a forward
             of its own; ``batch_size`` is no integer.
@@ -101,10 +95,12 @@ class Stepper:
         self._module, self._cell = module, cell_of(rnn)
         self._stepper = _packed(module, rnn, batch_size)
 
-    num_layers = property(lambda self: self._sizes[0], doc="L.")
-    input_size = property(lambda self: self._sizes[1], doc="I or V.")
-    hidden_size = property(lambda self: self._sizes[2], doc="H.")
-    batch_size = property(lambda self: self._sizes[3], doc="B.")
+    num_layers = property(lambda self: self._sizes[0], doc="L, the number of layers.")
+    input_size = property(
+        lambda self: self._sizes[1], doc="I, or, of tokens, V, how many there are."
+    )
+    hidden_size = property(lambda self: self._sizes[2], doc="H, the number of hidden units.")
+    batch_size = property(lambda self: self._sizes[3], doc="B, the number of sequences.")
 
     def __call__(
         self, input: Tensor, reset: Tensor | None = None, reset_state: Any = None
@@ -128,15 +124,15 @@ class Stepper:
             RuntimeError: another shape, dtype or device, an input that requires a gradient while
                 gradients are enabled, or weights that have changed. The states stay as they were.
         """
-        before = None
+        before: tuple[Tensor, ...] = ()
         if reset is not None or reset_state is not None:
-            before = self._stepper.get_state()
-            self._stepper.set_state(self._anew(self._own(), reset, reset_state))
+            before = self._own()
+            self._stepper.set_state(self._anew(before, reset, reset_state))
         try:
             return self._stepper.step(input)
         except Exception:
-            if before is not None:
-                self._stepper.set_state(before)
+            if before:
+                self._stepper.set_state(_layers.as_given(self._cell, before))
             raise
 
     def step(
@@ -154,8 +150,7 @@ class Stepper:
             ``(output, state)``: the output as of a call, and the new state, ``[L, B, H]``.
 
         Raises:
-            IndexError, TypeError, ValueError, RuntimeError: as a call, and for the state as
-                :meth:`set_state`.
+            IndexError, TypeError, ValueError, RuntimeError: as a call and :meth:`set_state`.
         """
         if reset is not None or reset_state is not None:
             first = state[0] if isinstance(state, (list, tuple)) and state else state

@@ -115,14 +115,11 @@ def test_a_write_to_one_state_of_an_lstm_is_none_to_the_other(options, which):
     assert_close(found[1], found[0])
     stepper = rnnext.Stepper(rnnext.LSTM(4, 6))
     with torch.no_grad():
-        for result in (
-            module(x),
-            stepper.step(torch.zeros(4), stepper.get_state()),
-            stepper.get_state(),
-        ):
-            states = tree_leaves(result)[-2:]
-            states[which].zero_()
-            assert states[1 - which]._version == 0
+        results = module(x), stepper.step(torch.zeros(4), stepper.get_state()), stepper.get_state()
+    for result in results:
+        states = tree_leaves(result)[-2:]
+        states[which].zero_()
+        assert states[1 - which]._version == 0
 
 
 @of_layers

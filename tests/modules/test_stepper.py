@@ -60,7 +60,7 @@ def test_states_of_an_lstm_are_pairs():
         (hx[0], TypeError, f"state {one}"),
         (None, TypeError, "state must be a tensor, got NoneType"),
         ((hx[0], hx[1][:1]), RuntimeError, "state[1] must have shape [2, 3, 7], got [1, 3, 7]"),
-        (hx, RuntimeError, "state[0] must have the weights' dtype, float64, got"),
+        (hx, RuntimeError, "state[0] must have the weights' dtype, float64, got float32"),
         ((hx[0], [0.0]), TypeError, "state[1] must be a tensor, got list"),
     ):
         assert_refused(stepper.set_state, error, message, wrong)
