@@ -66,8 +66,7 @@ def name_of(cls: type) -> str:
 def _cannot(what: str, module: nn.Module, instead: str) -> NotImplementedError:
     from rnnext.convert import to_torch  # which imports this module
 
-    cls = class_of(module)
-    name, theirs = name_of(cls), to_torch().get(cls)
+    name, theirs = name_of(class_of(module)), to_torch().get(class_of(module))
     if theirs is None:
         return NotImplementedError(f"{what} {name}; torch.nn has no such module: use {instead}")
     return NotImplementedError(

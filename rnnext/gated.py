@@ -129,8 +129,7 @@ class LSTM(Layers[Pair]):
             )
 
 
-# By the names that users give cells.
-LAYERS: dict[str, Any] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
+LAYERS: dict[str, Any] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}  # as users name the cells
 
 
 class GRUCell(Cell[Tensor], nn.GRUCell):

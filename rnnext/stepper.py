@@ -96,9 +96,7 @@ class Stepper:
         self._stepper = _packed(module, rnn, batch_size)
 
     num_layers = property(lambda self: self._sizes[0], doc="L, the number of layers.")
-    input_size = property(
-        lambda self: self._sizes[1], doc="I, or, of tokens, V, how many there are."
-    )
+    input_size = property(lambda self: self._sizes[1], doc="I, or V of tokens.")
     hidden_size = property(lambda self: self._sizes[2], doc="H, the number of hidden units.")
     batch_size = property(lambda self: self._sizes[3], doc="B, the number of sequences.")
 
@@ -160,7 +158,6 @@ class Stepper:
         return self._stepper.step_from(input, self._given(state))
 
     def _given(self, state: Any) -> Any:
-        """A caller's state as the kernels take it."""
         return state if self._cell != "lstm" else _layers.as_states("state", "lstm", state) or None
 
     def _parts(self, name: str, state: Any, B: int, *shapes: tuple[int, ...]) -> list[Tensor]:
@@ -188,8 +185,7 @@ class Stepper:
         begin = [h.new_zeros(()) for h in before]
         if state is not None:
             shared = (self.num_layers, self.hidden_size)
-            parts = self._parts(names[1], state, before[0].shape[1], shared)
-            begin = [part.detach() for part in parts]
+            begin = [p.detach() for p in self._parts(names[1], state, before[0].shape[1], shared)]
         if mask is not None:
             if mask.dtype != torch.bool:
                 raise TypeError(f"{names[0]} must be a bool tensor, got {str(mask.dtype)[6:]}")

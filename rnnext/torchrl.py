@@ -59,9 +59,8 @@ class RNNModule(TensorDictModuleBase):
         default_recurrent_mode: the mode outside of ``set_recurrent_mode``. Default: ``False``.
         in_key, out_key: given in place of ``in_keys`` and ``out_keys``: the states' keys are then
             those of torchrl's modules, ``"recurrent_state"`` or ``"recurrent_state_h"``, ``..._c``.
-        options: ``input_size``, ``hidden_size`` and others of :class:`rnnext.RNN`, in place of
-            ``rnn``, or, with ``cell="gru"`` or ``"lstm"``, of that layer; ``batch_first`` is
-            ``True`` by default, as in torchrl's modules.
+        options: in place of ``rnn``, ``input_size``, ``hidden_size`` and others of its class, which
+            is ``cell``: ``"rnn"`` (default), ``"gru"`` or ``"lstm"``; here batch first by default.
 
     In recurrent mode no state is read but that of the first step and of marked ones, zeros if there
     is none, and the new state is that after the last step; the steps before it have zeros in its
