@@ -140,7 +140,7 @@ def noise(keys: Tensor, T: int, B: int, D: int, H: int) -> Tensor:
     """The noise of :func:`recurrence`: standard normal numbers, each from the key and its place.
 
     A number is the same on every CPU, on any number of threads and beside whatever other steps,
-    sequences and units: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2,
+    sequences and units: Philox 4x32-7 (Salmon et al., "Parallel random numbers: as easy as 1, 2,
     3", SC 2011) of the key and its place, and Box and Muller's transform.
 
     Args:

@@ -6,8 +6,6 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
-#include <string_view>
-
 #include "ops/check.h"
 #include "ops/ensemble.h"
 #include "ops/signatures.h"
@@ -49,12 +47,6 @@ std::vector<Tensor> gradients_of(const std::vector<Tensor>& results,
 template <class Op>
 constexpr bool kEnsemble = std::is_same_v<Op, EnsembleOp>;
 
-// Whether the derivative of the backward pass needs a loop that runs forward again.
-template <class Arguments>
-bool runs_again(const Arguments& a) {
-  return parse_cell(a.cell) != Cell::elman || any_dual(a);
-}
-
 template <class Op>
 struct ForwardFunction {
   static constexpr const char* name =
@@ -73,7 +65,7 @@ struct ForwardFunction {
     // Biases may be changed before the backward pass, as in torch, unless a loop must run again.
     RecurrenceArguments keep = whole;
     const std::vector<Tensor> unread(a.bias_ih.size());
-    if (!runs_again(whole)) keep.bias_ih = keep.bias_hh = unread;
+    if (parse_cell(a.cell) == Cell::elman && !any_dual(whole)) keep.bias_ih = keep.bias_hh = unread;
     const BackwardInputs results{.output = output, .saved = saved};
     node->ctx_.saved_data["values"] = values_of(results, keep);
     record(node, {output, h_n}, flattened(results, keep));

@@ -2,8 +2,6 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
-#include <algorithm>
-
 #include "ops/check.h"
 #include "ops/layers.h"
 

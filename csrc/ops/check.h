@@ -134,6 +134,14 @@ struct Sizes {
   // The shape of the states before the first step, or after the last: h of each direction, then c.
   Shape states_shape() const { return {Int(cell.states * D), B, H}; }
   Int gate_rows() const { return cell.gates * H; }  // rows of weights and biases
+  // The results of the forward pass, each by make(its shape).
+  template <class Make>
+  RecurrenceOp::Results results(bool save, const Make& make) const {
+    Tensor output = make(output_shape()), h_n = make(states_shape());
+    std::vector<Tensor> saved;
+    if (save && cell.saved > 0) saved.push_back(make(saved_shape()));
+    return {std::move(output), std::move(h_n), std::move(saved)};
+  }
 };
 
 inline void check_biases(const RecurrenceArguments& a) {

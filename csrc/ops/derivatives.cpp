@@ -6,7 +6,6 @@
 #include "ops/padded_call.h"
 
 namespace rnnext {
-
 namespace {
 
 // The derivative of a nonlinearity as a function of its output h.

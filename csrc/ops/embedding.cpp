@@ -13,7 +13,6 @@
 #include "ops/vmap.h"
 
 namespace rnnext {
-
 namespace {
 
 struct EmbeddingFunction {

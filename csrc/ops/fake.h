@@ -16,11 +16,8 @@ inline Sizes<c10::SymInt> sizes_of_call(const RecurrenceArguments& a, const c10:
 
 inline RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save,
                                         const c10::SymInt& batch) {
-  const Sizes<c10::SymInt> s = sizes_of_call(a, batch);
-  const Tensor& like = a.weight_hh[0];
-  std::vector<Tensor> saved;
-  if (save && s.cell.saved > 0) saved.push_back(like.new_empty_symint(s.saved_shape()));
-  return {like.new_empty_symint(s.output_shape()), like.new_empty_symint(s.states_shape()), saved};
+  const auto make = [&](const auto& shape) { return a.weight_hh[0].new_empty_symint(shape); };
+  return sizes_of_call(a, batch).results(save, make);
 }
 
 inline RecurrenceOp::Results recurrence_stack(const RecurrenceArguments& a, bool save,

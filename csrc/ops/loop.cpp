@@ -8,7 +8,6 @@
 #include "ops/padded_call.h"
 
 namespace rnnext {
-
 namespace {
 
 // The nonlinearities in ATen operations; a missing one does not compile.

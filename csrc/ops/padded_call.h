@@ -9,9 +9,6 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
-#include <utility>
-#include <vector>
-
 #include "ops/autograd.h"
 #include "ops/check.h"
 

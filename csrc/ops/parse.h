@@ -1,9 +1,6 @@
 // The first part of every device's binding: checks the arguments of a call, and fills its struct.
 #pragma once
 
-#include <algorithm>
-#include <vector>
-
 #include "ops/check.h"
 
 namespace rnnext {

@@ -242,11 +242,9 @@ class MappedCalls {
     const RecurrenceGradients g = call_backward<RecurrenceBackwardOp>(r, precomputed, of_rows);
 
     RecurrenceGradients each;
-    if (wanted.input) {
-      const bool projected = !all.weight_ih.empty();
-      each.input =
-          unfold(projected ? g.input.matmul(at::cat(all.weight_ih)) : g.input, Batch::rows);
-    }
+    if (wanted.input)
+      each.input = unfold(all.weight_ih.empty() ? g.input : g.input.matmul(at::cat(all.weight_ih)),
+                          Batch::rows);
     if (wanted.hx) each.hx = unfold(g.hx, Batch::states);
     const auto product = [&](const Tensor& grad, const Tensor& rows) {
       return level_.give(at::einsum("tbni,tbnj->nij", {apart(grad, 1), apart(rows, 1)}), 0);

@@ -11,7 +11,7 @@ enum class DType { f32, f64, bf16, f16 };
 
 // The keys of Philox's rounds: the first, two words of 32 bits, to which each round adds constants.
 struct PhiloxKeys {
-  uint64_t of_round[10][2];
+  uint64_t of_round[7][2];
 
   PhiloxKeys() = default;
   explicit PhiloxKeys(uint64_t key) {
@@ -21,6 +21,12 @@ struct PhiloxKeys {
       low += 0x9E3779B9, high += 0xBB67AE85;
     }
   }
+};
+
+// The sequences of a step whose numbers are drawn: order[i], or first + i if there is no order.
+struct SequenceNumbers {
+  const int64_t* order;
+  int64_t first, size;
 };
 
 // One layer, D directions side by side. Weights and biases are contiguous. `gates`, `states` and

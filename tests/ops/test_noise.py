@@ -18,31 +18,31 @@ recurrence = torch.ops.rnnext.recurrence
 def test_the_oracle_gives_the_known_answers_of_philox():
     """The answers that come with Random123, its authors' library."""
     known = {
-        ((0, 0, 0, 0), (0, 0)): "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
-        ((2**32 - 1,) * 4, (2**32 - 1,) * 2): "408f276d 41c83b0e a20bc7c6 6d5451fd",
+        ((0, 0, 0, 0), (0, 0)): "5f6fb709 0d893f64 4f121f81 4f730a48",
+        ((2**32 - 1,) * 4, (2**32 - 1,) * 2): "5207ddc2 45165e59 4d8ee751 8c52f662",
         (
             (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
             (0xA4093822, 0x299F31D0),
-        ): "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ): "4dfccaba 190a87f0 c47362ba b6b5242a",
     }
     for given, words in known.items():
         assert " ".join(f"{word:08x}" for word in reference.philox(*given)) == words
 
 
-@pytest.mark.parametrize("H", [1, 33, 64, 100, 130, 256])
-def test_numbers_of_every_isa(H):
-    """(Two groups of 64 numbers at once, one, and parts of one.)"""
+@pytest.mark.parametrize(("B", "H"), [(1, 1), (3, 33), (2, 64), (3, 100), (1, 130), (35, 10)])
+def test_numbers_of_every_isa(B, H):
+    """(64 numbers at once and parts of them, of two sequences and of one, 16 in turn.)"""
     keys = torch.tensor([0, -1, 0x299F31D0A4093822])
     results = []
     for name in ISAS:
         rnnext._C.set_cpu_isa(name)
-        results.append(ops.noise(keys, 2, 3, 2, H))
+        results.append(ops.noise(keys, 2, B, 2, H))
         assert torch.equal(results[-1], results[0])
         for key, p in zip(keys, (0.0, 0.3, 0.999), strict=True):
-            mask = torch.ops.rnnext.dropout_mask(key, 2, 3, H, p, torch.float64)
-            assert torch.equal(mask, reference.dropout_mask(key.item() % 2**64, 2, 3, H, p))
+            mask = torch.ops.rnnext.dropout_mask(key, 2, B, H, p, torch.float64)
+            assert torch.equal(mask, reference.dropout_mask(key.item() % 2**64, 2, B, H, p))
     for key, own in zip(keys.tolist(), results[0], strict=True):
-        both = [reference.normals(key % 2**64, 2, 3, d, H) for d in range(2)]
+        both = [reference.normals(key % 2**64, 2, B, d, H) for d in range(2)]
         assert_close(own, torch.cat(both, 2), tolerance=1e-6)
 
 

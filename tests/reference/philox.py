@@ -1,5 +1,6 @@
 """The random numbers of the kernels, one by one: Philox, and Box and Muller's transform."""
 
+import ctypes
 import math
 
 import torch
@@ -9,9 +10,9 @@ WORD = 0xFFFFFFFF
 
 
 def philox(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int, ...]:
-    """Philox 4x32-10 as Salmon et al. (2011) define it."""
+    """Philox 4x32-7 as Salmon et al. (2011) define it."""
     (a, b, c, d), (k, m) = counter, key
-    for _ in range(10):
+    for _ in range(7):
         left, right = 0xD2511F53 * a, 0xCD9E8D57 * c
         a, b, c, d = right >> 32 ^ b ^ k, right & WORD, left >> 32 ^ d ^ m, left & WORD
         k, m = k + 0x9E3779B9 & WORD, m + 0xBB67AE85 & WORD
@@ -23,7 +24,7 @@ def words(key: int, t: int, b: int, d: int, H: int) -> list[int]:
     drawn = [0] * ((H + 63) // 64 * 64)
     for block in range(len(drawn) // 4):
         place = block // 16 * 64 + block % 16
-        drawn[place : place + 64 : 16] = philox((block, t, b, d), (key & WORD, key >> 32 & WORD))
+        drawn[place : place + 64 : 16] = philox((t, block, d, b), (key & WORD, key >> 32 & WORD))
     return drawn
 
 
@@ -48,9 +49,8 @@ def _row(drawn: list[int]) -> list[float]:
 
 
 def _pair(radius: int, angle: int) -> tuple[float, float]:
-    """Two normal numbers; the two highest bits of the angle choose the quarter of the circle."""
-    r = math.sqrt(-2 * math.log(((radius >> 1) + 0.5) / 2**31))
-    rest = (angle << 2) & WORD
-    phi = (rest - (rest >> 31 << 32)) / 2**31 * math.pi / 4
-    x, y = math.cos(phi) * (-1 if angle >> 30 & 1 else 1), math.sin(phi)
-    return (r * y, r * x) if angle >> 31 else (r * x, r * y)
+    """Two normal numbers: from a number in (0, 1], in float32, and an angle of 24 bits."""
+    u = ctypes.c_float(radius % 2**31 | 1).value / 2**31
+    phi = math.pi * (angle % 2**23 / 2**23 - 0.5)
+    r = math.sqrt(-2 * math.log(u))
+    return r * math.cos(phi) * (-1 if angle >> 31 else 1), r * math.sin(phi)

@@ -177,18 +177,17 @@ Tensor embedding_backward(const Tensor& grad, const Tensor& indices, int64_t num
   const int64_t D = rows.size(-1), row_bytes = D * rows.element_size();
   const Tensor out = empty_large({num_weights, D}, rows.options());
   char* to = static_cast<char*>(out.data_ptr());
-  const int64_t N = runs.length;
   // A share is a range of table rows: sums for those that were picked, zeros for the others, so
   // every byte of the output is written once. Shares have equal numbers of rows written and read.
   const auto boundary = [&](int64_t share, int64_t shares) {
-    const int64_t target = (num_weights + N) * share / shares;
+    const int64_t target = (num_weights + runs.length) * share / shares;
     const auto before = [&](const int64_t& row, int64_t end) {
       return row + runs.begin[&row - runs.row] < end;
     };
     const int64_t u = std::lower_bound(runs.row, runs.row + runs.count, target, before) - runs.row;
     return std::max(target - runs.begin[u], u > 0 ? runs.row[u - 1] + 1 : 0);
   };
-  parallel((num_weights + N) * row_bytes, [&](int rank, int threads) {
+  parallel((num_weights + runs.length) * row_bytes, [&](int rank, int threads) {
     int64_t v = boundary(rank, threads);
     const int64_t end = boundary(rank + 1, threads);
     int64_t u = std::lower_bound(runs.row, runs.row + runs.count, v) - runs.row;
@@ -217,12 +216,11 @@ std::tuple<Tensor, Tensor> embedding_sparse_backward(const Tensor& grad, const T
   int64_t* const numbers = row.mutable_data_ptr<int64_t>();
   for (int64_t u = 0; u < U; ++u) numbers[2 * u] = runs.row[u];
   const Tensor values = empty_large({U, D}, rows.options());
-  const int64_t N = runs.length;
   // Shares of equal numbers of rows read, cut where a run begins.
   const auto boundary = [&](int64_t share, int64_t shares) {
-    return std::lower_bound(runs.begin, runs.begin + U, N * share / shares) - runs.begin;
+    return std::lower_bound(runs.begin, runs.begin + U, runs.length * share / shares) - runs.begin;
   };
-  parallel((N + U) * row_bytes, [&](int rank, int threads) {
+  parallel((runs.length + U) * row_bytes, [&](int rank, int threads) {
     sum(runs, boundary(rank, threads), boundary(rank + 1, threads), rows.const_data_ptr(), D,
         scale_grad_by_freq, false, values.data_ptr());
   });

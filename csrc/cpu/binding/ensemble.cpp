@@ -49,16 +49,10 @@ RecurrenceOp::Results ensemble(const RecurrenceArguments& a, bool save) {
   std::deque<CpuCall> calls;  // they stay where they are made
   for (const KeptArguments& member : members) calls.emplace_back(member);
   const CpuCall& first = calls[0];
-  const auto options = a.weight_hh[0].options();
-  const auto of_members = [&](auto shape) {
+  const auto [output, h_n, saved] = first.s.results(save, [&](auto shape) {
     shape.insert(shape.begin(), M);
-    return shape;
-  };
-  const Tensor output = empty_large(of_members(first.s.output_shape()), options);
-  const Tensor h_n = empty_large(of_members(first.s.states_shape()), options);
-  std::vector<Tensor> saved;
-  if (save && first.s.cell.saved > 0)
-    saved.push_back(empty_large(of_members(first.s.saved_shape()), options));
+    return empty_large(shape, a.weight_hh[0].options());
+  });
   if (first.s.empty()) {
     copy_hx(h_n, a.hx);
     return {output, h_n, saved};

@@ -180,11 +180,8 @@ void run_forward(CpuCall& call, const RnnKernels& kernel) {
 RecurrenceOp::Results recurrence(const RecurrenceArguments& a, bool save) {
   CpuCall call(a);
   Recurrence& p = call.p;
-  const auto options = a.weight_hh[0].options();
-  Tensor output = empty_large(call.s.output_shape(), options);
-  Tensor h_n = empty_large(call.s.states_shape(), options);
-  std::vector<Tensor> saved;
-  if (save && call.s.cell.saved > 0) saved.push_back(empty_large(call.s.saved_shape(), options));
+  const auto make = [&](const auto& shape) { return empty_large(shape, a.weight_hh[0].options()); };
+  auto [output, h_n, saved] = call.s.results(save, make);
   if (call.s.empty()) {
     copy_hx(h_n, a.hx);
     return {output, h_n, saved};
@@ -262,11 +259,8 @@ RecurrenceGradients recurrence_backward(const BackwardInputs& r, const Recurrenc
     return call.gradients(a);
   }
   const Unpadded unpadded(call.p);
-  const auto without_padding = [&](const OptionalTensor& rows) {
-    return given(rows) ? OptionalTensor(unpadded.unpad(*rows)) : std::nullopt;
-  };
-  KeptBackwardInputs own{.grad_output = without_padding(r.grad_output),
-                         .output = unpadded.unpad(r.output)};
+  KeptBackwardInputs own{.output = unpadded.unpad(r.output)};
+  if (given(r.grad_output)) own.grad_output = unpadded.unpad(*r.grad_output);
   if (given(r.grad_h_n)) own.grad_h_n = unpadded.unpad_states(*r.grad_h_n);
   for (const Tensor& rows : r.saved) own.saved.push_back(unpadded.unpad(rows));
   RecurrenceGradients grad = recurrence_backward(own, unpadded.arguments(a), wanted);
@@ -282,19 +276,22 @@ Tensor noise(const Tensor& keys, c10::SymInt T, c10::SymInt B, int64_t D, c10::S
   const int64_t width = shape.back(), steps = shape[keys.dim()], batch = shape[keys.dim() + 1];
   const Tensor numbers = at::empty(shape, at::kFloat);
   const Tensor own = keys.contiguous();
-  const int64_t rows = width > 0 ? numbers.numel() / width : 0;
+  const int64_t rows = width > 0 && D > 0 ? numbers.numel() / width / D : 0;
   const Normals normals = kernels().complete().normals;
-  run_team(rows * width < kFewNumbers ? 1 : max_threads(), [&](const Worker& worker) {
+  run_team(numbers.numel() < kFewNumbers ? 1 : max_threads(), [&](const Worker& worker) {
     const Range share = share_of(rows, worker.rank, worker.size);
     PhiloxKeys rounds;
-    for (int64_t row = share.begin, of = -1; row < share.end; ++row) {
-      const int64_t step = row / D / batch;
-      if (step / steps != of) {
-        of = step / steps;
-        rounds = PhiloxKeys(static_cast<uint64_t>(own.const_data_ptr<int64_t>()[of]));
+    for (int64_t row = share.begin, key = -1, n; row < share.end; row += n) {
+      const int64_t step = row / batch;
+      if (step / steps != key) {
+        key = step / steps;
+        rounds = PhiloxKeys(static_cast<uint64_t>(own.const_data_ptr<int64_t>()[key]));
       }
-      normals(rounds, step % steps, row / D % batch, static_cast<int>(row % D), width,
-              numbers.mutable_data_ptr<float>() + row * width);
+      n = std::min(share.end - row, batch - row % batch);
+      float* const to = numbers.mutable_data_ptr<float>() + row * D * width;
+      for (int d = 0; d < D; ++d)
+        normals(rounds, step % steps, {nullptr, row % batch, n}, d, width, to + d * width,
+                D * width);
     }
   });
   return numbers.flatten(-2);
@@ -315,13 +312,15 @@ Tensor dropout_mask(const Tensor& key, c10::SymInt T, c10::SymInt B, c10::SymInt
     auto* const to = mask.mutable_data_ptr<scalar_t>();
     const auto kept = static_cast<scalar_t>(1 / (1 - p));
     const int threads = mask.numel() < kFewNumbers ? 1 : max_threads();
-    std::vector<uint32_t> all(mask.numel() > 0 ? threads * width : 0);  // a row for each thread
+    constexpr int64_t kRows = 8;  // at once
+    std::vector<uint32_t> all(mask.numel() > 0 ? threads * kRows * width : 0);
     run_team(threads, [&](const Worker& worker) {
       const Range share = share_of(steps * batch, worker.rank, worker.size);
-      uint32_t* const words = all.data() + worker.rank * width;
-      for (int64_t row = share.begin; row < share.end; ++row) {
-        random_words(keys, row / batch, row % batch, width, words);
-        for (int64_t j = 0; j < width; ++j)
+      uint32_t* const words = all.data() + worker.rank * kRows * width;
+      for (int64_t row = share.begin, n; row < share.end; row += n) {
+        n = std::min({kRows, share.end - row, batch - row % batch});
+        random_words(keys, row / batch, {nullptr, row % batch, n}, width, words);
+        for (int64_t j = 0; j < n * width; ++j)
           to[row * width + j] = words[j] < dropped ? scalar_t(0) : kept;
       }
     });

@@ -4,8 +4,6 @@
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
-#include <vector>
-
 #include "cpu/rnn/plan.h"
 #include "cpu/runtime/memory.h"
 

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <cstdint>
-
 #include "cpu/rnn/tuning.h"
 
 namespace rnnext {

@@ -1,10 +1,8 @@
 // For tests: the kernels of AMX tiles on a stand-in for tile instructions, for any processor.
-
 #include "cpu/isa/dispatch.h"
 
 #ifndef __clang__
-// More would only take longer to compile.
-#pragma GCC optimize("O1")
+#pragma GCC optimize("O1")  // more would only take longer to compile
 #endif
 #define RNNEXT_ISA amx_stand_in
 #define RNNEXT_VECTOR_BYTES 64

@@ -5,7 +5,6 @@
 #include <stdexcept>
 
 namespace rnnext {
-
 namespace {
 
 // The tables of this build, slowest first. The stand-in of AMX is for tests, and never the best.

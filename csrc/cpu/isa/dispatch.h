@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <string>
-#include <vector>
 
 #include "cpu/embedding/runs.h"
 #include "cpu/rnn/plan.h"
@@ -38,9 +37,11 @@ struct RnnKernels {
 using SumRuns = void (*)(const Runs&, int64_t first, int64_t last, const void* grad, int64_t D,
                          bool by_frequency, bool scatter, void* out);
 
-// The noise of n units of a step, sequence and direction (simd/normal.h).
-using Normals = void (*)(const PhiloxKeys&, int64_t t, int64_t b, int d, int64_t n, float* to);
-using RandomWords = void (*)(const PhiloxKeys&, int64_t t, int64_t b, int64_t n, uint32_t* to);
+// The noise of n units of a step and direction, a row of `to` each sequence (simd/normal.h).
+using Normals = void (*)(const PhiloxKeys&, int64_t t, const SequenceNumbers&, int d, int64_t n,
+                         float* to, int64_t stride);
+using RandomWords = void (*)(const PhiloxKeys&, int64_t t, const SequenceNumbers&, int64_t n,
+                             uint32_t* to);
 
 struct KernelTable {
   const char* name;

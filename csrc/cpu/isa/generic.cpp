@@ -1,5 +1,4 @@
 // The compiler's default target: SSE2 on x86-64, NEON on Arm.
-
 #include "cpu/isa/dispatch.h"
 
 #if defined(__x86_64__) && !defined(__clang__)

@@ -136,7 +136,7 @@ struct ForwardRun {
       const Chunk chunk = next_chunk(p, item, done, reverse, plan.projects ? plan.chunk_rows : 0);
       wavefront.await(done + chunk.n);
       if (p.I > 0) step.features = feature_rows<S, MK>(p, item, chunk, s.features);
-      if (p.noise[0]) draw_noise(item, chunk, s, first_column);
+      if (p.noise[0]) draw_noise(item, chunk, s, pre, first_column);
       if (plan.projects) {
         const Rows<const C> bias{s.bias - first_column, 0};
         fill_pre(item, chunk, step, p.noise[0] ? pre : bias, pre, chunk_back);
@@ -225,17 +225,17 @@ struct ForwardRun {
     }
   }
 
-  // Fills a chunk's rows with the biases and the noise, from which all other sums start.
-  void draw_noise(const WorkItem& item, const Chunk& chunk, const Scratch& s,
+  // Fills a chunk's rows, which begin with column 0, with the biases and the noise, from which all
+  // other sums start. Only a product reads what lies behind the last unit.
+  void draw_noise(const WorkItem& item, const Chunk& chunk, const Scratch& s, Rows<C> rows,
                   int64_t first_column) const {
-    C* row = s.pre - first_column;
-    for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)
-      for (int64_t i = 0, n = sequences(p, item, t); i < n; ++i) {
-        add_noise<C>(*p.noise_keys, p.first_step + t, item.sequence(i), item.d,
-                     s.noise - first_column, s.bias - first_column, row, first_column,
-                     item.u1 * kPanel<C>);
-        row += scratch_stride<C>(at.columns);
-      }
+    const int64_t all = item.u1 * kPanel<C>, end = plan.projects ? all : min_of(all, p.H);
+    for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t) {
+      const SequenceNumbers of{item.order, item.b0, sequences(p, item, t)};
+      add_noise<C>(*p.noise_keys, p.first_step + t, of, item.d, s.noise - first_column,
+                   s.bias - first_column, rows, first_column, end);
+      rows.first = rows[of.size];
+    }
   }
 
   // Fills `pre` with a chunk's pre-activations without the recurrent term, which start from the

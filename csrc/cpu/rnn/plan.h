@@ -3,7 +3,6 @@
 // run), and nothing depends on an ISA or on torch.
 #pragma once
 
-#include <cstdint>
 #include <vector>
 
 #include "cpu/rnn/tuning.h"

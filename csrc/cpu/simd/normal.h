@@ -2,7 +2,7 @@
 // them, nor their order, nor the ISA changes a bit.
 #pragma once
 
-#include "cpu/simd/vector.h"
+#include "cpu/simd/operand.h"
 #include "recurrence/call.h"
 
 namespace rnnext::RNNEXT_ISA {
@@ -24,12 +24,10 @@ RNNEXT_INLINE Vec<float> polynomial_once(Vec<float> x, float first, Coefficients
   return sum;
 }
 
-// Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) of one
-// block of four numbers a lane of 64 bits. Only the low half of a lane counts: products read
-// nothing else, and a shift gets the high half of a product.
+// Philox 4x32-7 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011: seven
+// rounds pass the tests of TestU01) of one block of four words a lane of 64 bits. Only the low half
+// of a lane counts: products read nothing else, and a shift gets the high half of a product.
 typedef uint64_t Lanes64 __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
-typedef uint64_t Unaligned64
-    __attribute__((vector_size(RNNEXT_VECTOR_BYTES), aligned(8), may_alias));
 struct Philox {
   Lanes64 x[4];
 
@@ -43,131 +41,173 @@ struct Philox {
     return (x & 0xffffffff) * by;
 #endif
   }
+  static uint64_t product(uint64_t x, uint32_t by) { return (x & 0xffffffff) * by; }
+  template <int half, class Words>
+  static RNNEXT_INLINE Words times(Words x) {
+    return product(x, half == 0 ? 0xD2511F53 : 0xCD9E8D57);
+  }
+
   RNNEXT_INLINE void round(const uint64_t (&keys)[2]) {
-    const Lanes64 p0 = product(x[0], 0xD2511F53), p1 = product(x[2], 0xCD9E8D57);
-    x[0] = (p1 >> 32) ^ x[1] ^ keys[0];
-    x[1] = p1;
-    x[2] = (p0 >> 32) ^ x[3] ^ keys[1];
-    x[3] = p0;
+    const Lanes64 p0 = times<0>(x[0]), p1 = times<1>(x[2]);
+    *this = {(p1 >> 32) ^ x[1] ^ keys[0], p1, (p0 >> 32) ^ x[3] ^ keys[1], p0};
   }
 };
 
-// Box and Muller's transform: two independent normal numbers from two random words. The radius
-// comes from a u in (0, 1] with 31 random bits, so no number exceeds 6.7.
+// The first three rounds of a counter that consists of step, block, direction and sequence. No
+// product up to there depends on both the block, by which lanes differ, and the sequence.
+struct FirstRounds {
+  const PhiloxKeys& keys;
+  const uint64_t first[2];
+
+  FirstRounds(const PhiloxKeys& keys, uint64_t t, uint64_t d)
+      : keys(keys), first{Philox::times<0>(t), Philox::times<1>(d)} {}
+
+  template <class Words>
+  struct Products {
+    Words second, third;
+  };
+  // half: 0 of blocks, 1 of a sequence.
+  template <int half, class Words>
+  RNNEXT_INLINE Products<Words> products(Words x) const {
+    x = Philox::times<half>(x ^ (first[!half] >> 32) ^ keys.of_round[0][half]);
+    return {x, Philox::times<!half>((x >> 32) ^ first[half] ^ keys.of_round[1][!half])};
+  }
+  RNNEXT_INLINE Philox together(const Products<Lanes64>& blocks,
+                                const Products<uint64_t>& sequence) const {
+    const Lanes64 last = Lanes64{} + sequence.third;
+    return {(blocks.third >> 32) ^ keys.of_round[2][0] ^ sequence.second, blocks.third,
+            blocks.second ^ keys.of_round[2][1] ^ (last >> 32), last};
+  }
+};
+
+// The low halves of both, one of `even`, one of `odd`.
+template <int... L>
+RNNEXT_INLINE FloatBits alternate(Lanes64 even, Lanes64 odd, std::integer_sequence<int, L...>) {
+  return __builtin_shufflevector((FloatBits)even, (FloatBits)odd,
+                                 (L % 2 ? L - 1 + kLanes<float> : L)...);
+}
+
+// Box and Muller's transform: a radius and an angle at a time, random words, become two independent
+// normal numbers. The radius comes from an odd number of 31 bits, so no number exceeds 6.6.
 RNNEXT_INLINE void box_muller(FloatBits radius, FloatBits angle, Vec<float>* first,
                               Vec<float>* second) {
   typedef int32_t Ints __attribute__((vector_size(RNNEXT_VECTOR_BYTES)));
   using V = Vec<float>;
-  const V u =
-      fused_once(__builtin_convertvector((Ints)(radius >> 1), V), V{} + 0x1p-31f, V{} + 0x1p-32f);
-  // u = 2^n m, 1/sqrt(2) <= m < sqrt(2), and -2 log(m) is (m - 1) times a minimax polynomial:
-  // relative error 1.1e-6.
-  const Ints n = ((Ints)u - 0x3f3504f3) >> 23;
-  const V x = (V)((Ints)u - (n << 23)) - 1;
-  const V log_m = x * polynomial_once(x, -0.23792203994763234f, 0.373357052838632f,
-                                      -0.4099265942029115f, 0.49819488811520696f,
-                                      -0.66629017809524f, 1.0000222576199571f, -2.000001949646334f);
-  const V r = root(fused_once(__builtin_convertvector(n, V), V{} - 1.3862943611198906f, log_m));
-  // The two highest bits choose a quarter of the circle, the others an angle of at most pi/4 from
-  // its middle: cosine within 3.3e-8, sine within 3.2e-9.
-  const V y = __builtin_convertvector((Ints)(angle << 2), V) * 0x1p-31f, z = y * y;
-  const V sine =
-      y * polynomial_once(z, -3.59504522e-05f, 2.49000102e-03f, -8.07454325e-02f, 7.85398161e-01f);
-  const V cosine =
-      polynomial_once(z, -3.18727840e-04f, 1.58496842e-02f, -3.08424166e-01f, 9.99999967e-01f);
-  const V signed_cosine = (V)((Ints)cosine ^ (Ints)((angle << 1) & 0x80000000));
-  const Ints swaps = (Ints)angle < 0;
-  *first = r * (swaps ? sine : signed_cosine);
-  *second = r * (swaps ? signed_cosine : sine);
+  const Ints u = (Ints) __builtin_convertvector((Ints)((radius & 0x7fffffff) | 1), V);
+  // u = 2^(31 + n) m, 1/sqrt(2) <= m < sqrt(2), and -2 log(m) is (m - 1) times a minimax
+  // polynomial: relative error 1.7e-7.
+  const Ints exponent = (u - 0x4eb504f3) & (Ints{} - (1 << 23));  // n, as a float's bits have it
+  const V x = fused_once((V)(u - exponent), V{} + 0x1p-31f, V{} - 1);
+  const V log_m =
+      x * polynomial_once(x, 0.20213791728019714f, -0.32445162534713745f, 0.34501659870147705f,
+                          -0.39800330996513367f, 0.4993981719017029f, -0.6667011976242065f,
+                          1.0000072717666626f, -1.9999998807907104f);
+  const V r = root(fused_once(__builtin_convertvector(exponent, V),
+                              V{} - 1.3862943611198906f * 0x1p-23f, log_m));
+  // 23 bits choose y in [-1/2, 1/2), the highest the sign of the cosine of pi y, which is within
+  // 1.1e-7, the sine within 2e-8.
+  const V y = (V)((angle & 0x7fffff) | 0x3f800000) - 1.5f, z = y * y;
+  const V cosine = polynomial_once(z, 0.2196968048810959f, -1.3318802118301392f, 4.058412075042725f,
+                                   -4.934792995452881f, 0.9999999403953552f);
+  *first = r * (V)((FloatBits)cosine ^ (angle & 0x80000000));
+  *second = r * (y * polynomial_once(z, 0.07756038755178452f, -0.5982421040534973f,
+                                     2.550069808959961f, -5.167709827423096f, 3.1415927410125732f));
 }
 
-// Passes words [64 * group, 64 * (group + N)) of a step of a sequence to take(j, words, others):
-// `words` begin at word j < end, `others` at word j + 16. Philox's counter consists of block, time,
-// sequence and direction. Block i of a group's 16 has its words i, i + 16, i + 32 and i + 48, so
-// that vectors of up to 16 lanes need no shuffling.
-template <int N, class Take>
-RNNEXT_INLINE void draw_groups(const PhiloxKeys& keys, int64_t t, int64_t b, int d, int64_t group,
-                               int64_t end, const Take& take) {
-  static constexpr uint64_t kEven[] = {0, 2, 4, 6, 8, 10, 12, 14};
-  const Lanes64 even = *reinterpret_cast<const Unaligned64*>(kEven);
-  for (int first = 0; first < 16; first += kLanes<float>) {
-    Philox of[2 * N];  // of each group's even blocks, and of its odd ones
-    for (int i = 0; i < 2 * N; ++i) {
-      const auto block = static_cast<uint64_t>(16 * (group + i / 2) + first + i % 2);
-      of[i] = {even + block, Lanes64{} + static_cast<uint64_t>(t),
-               Lanes64{} + static_cast<uint64_t>(b), Lanes64{} + static_cast<uint64_t>(d)};
-    }
-#pragma GCC unroll 10
-    for (int i = 0; i < 10; ++i)
-      for (Philox& each : of) each.round(keys.of_round[i]);
-    for (int n = 0; n < N; ++n)
-      for (int i = 0; i < 4; i += 2) {
-        const int64_t j = 64 * (group + n) + 16 * i + first;
-        if (j >= end) break;
-        const auto word = [&](int which) {
-          return (FloatBits)((of[2 * n].x[which] & 0xffffffff) | (of[2 * n + 1].x[which] << 32));
-        };
-        take(j, word(i), word(i + 1));
+// Draws words [begin, end), and some around them, of all sequences: take(i, j, words) gets four
+// vectors of sequence i, which begin at words j, j + 16, j + 32 and j + 48. Block k of the 16 of 64
+// words has words k, k + 16, k + 32 and k + 48, so that vectors of up to 16 lanes stay as they are.
+template <class Take>
+RNNEXT_INLINE void draw_words(const PhiloxKeys& keys, int64_t t, const SequenceNumbers& of, int d,
+                              int64_t begin, int64_t end, const Take& take) {
+  // Rounds wait for each other: two sequences at once where there are registers for them.
+  constexpr int N = RNNEXT_VECTOR_BYTES == 64 ? 4 : 2, kSome = 16;
+  typedef Lanes64 Loaded __attribute__((may_alias));
+  alignas(64) static constexpr uint64_t kEven[] = {0, 2, 4, 6, 8, 10, 12, 14};
+  const FirstRounds rounds(keys, static_cast<uint64_t>(t), static_cast<uint64_t>(d));
+  FirstRounds::Products<uint64_t> own[kSome] = {};
+  FloatBits words[kSome][4];
+  for (int64_t done = 0; done < of.size; done += kSome) {
+    const int64_t some = of.size - done < kSome ? of.size - done : kSome;
+    for (int64_t i = 0; i < some; ++i)
+      own[i] = rounds.products<1>(
+          static_cast<uint64_t>(of.order ? of.order[done + i] : of.first + done + i));
+    for (int64_t group = begin / 64; 64 * group < end; ++group)
+      for (int first = 0; first < 16; first += kLanes<float>) {
+        const Lanes64 even =
+            *reinterpret_cast<const Loaded*>(kEven) + static_cast<uint64_t>(16 * group + first);
+        const auto of_even = rounds.products<0>(even), of_odd = rounds.products<0>(even + 1);
+        for (int64_t i = 0; i < some; i += N / 2) {
+          Philox blocks[N];  // of each sequence the even ones, then the odd ones
+#pragma GCC unroll 4
+          for (int n = 0; n < N; ++n)
+            blocks[n] = rounds.together(n % 2 ? of_odd : of_even, own[i + n / 2]);
+#pragma GCC unroll 4
+          for (int round = 3; round < 7; ++round)
+#pragma GCC unroll 4
+            for (int n = 0; n < N; ++n) blocks[n].round(keys.of_round[round]);
+#pragma GCC unroll 8
+          for (int n = 0; n < 2 * N; ++n)
+            words[i + n / 4][n % 4] =
+                alternate(blocks[n / 4 * 2].x[n % 4], blocks[n / 4 * 2 + 1].x[n % 4],
+                          std::make_integer_sequence<int, kLanes<float>>());
+        }
+        for (int64_t i = 0; i < some; ++i) take(done + i, 64 * group + first, words[i]);
       }
   }
 }
 
-// The same of words [begin, end) and some around them. Two groups at once where there are registers
-// for them, since Philox's rounds wait for each other.
+// Passes normal numbers to take(i, j, vector), where begin <= j < end is the number of the first.
 template <class Take>
-RNNEXT_INLINE void draw_words(const PhiloxKeys& keys, int64_t t, int64_t b, int d, int64_t begin,
-                              int64_t end, const Take& take) {
-  constexpr int kGroups = RNNEXT_VECTOR_BYTES == 64 ? 2 : 1;
-  int64_t group = begin / 64;
-  for (; 64 * (group + kGroups - 1) < end; group += kGroups)
-    draw_groups<kGroups>(keys, t, b, d, group, end, take);
-  if (kGroups > 1 && 64 * group < end) draw_groups<1>(keys, t, b, d, group, end, take);
+RNNEXT_INLINE void draw(const PhiloxKeys& keys, int64_t t, const SequenceNumbers& of, int d,
+                        int64_t begin, int64_t end, const Take& take) {
+  draw_words(keys, t, of, d, begin, end,
+             [&](int64_t i, int64_t j, const FloatBits(&words)[4]) __attribute__((always_inline)) {
+               Vec<float> numbers[4];
+#pragma GCC unroll 2
+               for (int k = 0; k < 4; k += 2)
+                 box_muller(words[k], words[k + 1], &numbers[k], &numbers[k + 1]);
+#pragma GCC unroll 4
+               for (int k = 0; k < 4; ++k, j += 16)
+                 if (begin <= j && j < end) take(i, j, numbers[k]);
+             });
 }
 
-// Passes normal numbers to take(j, vector), where j < end is the number of the first.
-template <class Take>
-RNNEXT_INLINE void draw(const PhiloxKeys& keys, int64_t t, int64_t b, int d, int64_t begin,
-                        int64_t end, const Take& take) {
-  draw_words(keys, t, b, d, begin, end, [&](int64_t j, FloatBits radius, FloatBits angle) {
-    Vec<float> x[2];
-    box_muller(radius, angle, &x[0], &x[1]);
-    take(j, x[0]);
-    if (j + 16 < end) take(j + 16, x[1]);
+// Writes words [0, n) of each sequence to a row of `to`.
+RNNEXT_NOINLINE void random_words(const PhiloxKeys& keys, int64_t t, const SequenceNumbers& of,
+                                  int64_t n, uint32_t* to) {
+  draw_words(keys, t, of, 0, 0, n, [&](int64_t i, int64_t j, const FloatBits(&words)[4]) {
+    for (int k = 0; k < 4 && j < n; ++k, j += 16)
+      store_some(reinterpret_cast<float*>(to) + i * n + j, (Vec<float>)words[k], n - j);
   });
 }
 
-// Writes words [0, n) to `to`.
-RNNEXT_NOINLINE void random_words(const PhiloxKeys& keys, int64_t t, int64_t b, int64_t n,
-                                  uint32_t* to) {
-  float* const words = reinterpret_cast<float*>(to);
-  draw_words(keys, t, b, 0, 0, n, [&](int64_t j, FloatBits x, FloatBits y) {
-    store_some(words + j, (Vec<float>)x, n - j);
-    if (j + 16 < n) store_some(words + j + 16, (Vec<float>)y, n - j - 16);
-  });
+// Writes numbers [0, n) of each sequence to a row of `to`, `stride` numbers apart.
+RNNEXT_NOINLINE void normals(const PhiloxKeys& keys, int64_t t, const SequenceNumbers& of, int d,
+                             int64_t n, float* to, int64_t stride) {
+  draw(keys, t, of, d, 0, n,
+       [&](int64_t i, int64_t j, Vec<float> x) { store_some(to + i * stride + j, x, n - j); });
 }
 
-// Writes numbers [0, n) to `to`.
-RNNEXT_NOINLINE void normals(const PhiloxKeys& keys, int64_t t, int64_t b, int d, int64_t n,
-                             float* to) {
-  draw(keys, t, b, d, 0, n, [&](int64_t j, Vec<float> x) { store_some(to + j, x, n - j); });
-}
-
-// to = from + scale * noise of units [begin, end), whole vectors; the pointers are those of unit 0.
+// Writes from + scale * noise of units [begin, end), whole vectors, of each sequence to a row of
+// `to`. The pointers are those of unit 0.
 template <class C>
-RNNEXT_NOINLINE void add_noise(const PhiloxKeys& keys, int64_t t, int64_t b, int d, const C* scale,
-                               const C* from, C* to, int64_t begin, int64_t end) {
-  draw(keys, t, b, d, begin, end, [&](int64_t j, Vec<float> x) {
-    if (j < begin) return;
-    if constexpr (sizeof(C) == sizeof(float)) {
-      store(to + j, fused<C>(load(scale + j), x, load(from + j)));
-    } else {
-      for (int half = 0; half < 2; ++half, j += kLanes<C>) {
-        Vec<C> noise = {};
-        for (int i = 0; i < kLanes<C>; ++i) noise[i] = x[half * kLanes<C> + i];
-        if (j < end) store(to + j, fused<C>(load(scale + j), noise, load(from + j)));
-      }
-    }
-  });
+RNNEXT_NOINLINE void add_noise(const PhiloxKeys& keys, int64_t t, const SequenceNumbers& of, int d,
+                               const C* scale, const C* from, Rows<C> to, int64_t begin,
+                               int64_t end) {
+  draw(keys, t, of, d, begin, end,
+       [&](int64_t i, int64_t j, Vec<float> x) __attribute__((always_inline)) {
+         C* const row = to[i];
+         if constexpr (sizeof(C) == sizeof(float)) {
+           store(row + j, fused<C>(load(scale + j), x, load(from + j)));
+         } else {
+           for (int half = 0; half < 2; ++half, j += kLanes<C>) {
+             Vec<C> noise = {};
+             for (int k = 0; k < kLanes<C>; ++k) noise[k] = x[half * kLanes<C> + k];
+             if (j < end) store(row + j, fused<C>(load(scale + j), noise, load(from + j)));
+           }
+         }
+       });
 }
 
 }  // namespace rnnext::RNNEXT_ISA

@@ -11,7 +11,6 @@
 // thread reads and writes each element.
 #pragma once
 
-#include "cuda/recurrence/cell.cuh"
 #include "cuda/recurrence/pass.cuh"
 
 namespace rnnext::cuda {

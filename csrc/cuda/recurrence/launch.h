@@ -4,8 +4,6 @@
 
 #include <cuda_runtime.h>
 
-#include <cstdint>
-
 #include "cuda/indices.h"
 #include "cuda/recurrence/choice.h"
 #include "recurrence/call.h"

@@ -22,7 +22,6 @@
 // passes here are those of h_t and dG_t as above; any_pass.cuh has those of all other calls.
 #pragma once
 
-#include "cuda/device.h"
 #include "cuda/recurrence/cell.cuh"
 #include "cuda/recurrence/launch.h"
 
@@ -116,7 +115,6 @@ struct ForwardPass {
   __device__ explicit ForwardPass(const DeviceCall& p) : p(p), activation{p.nonlinearity} {}
 
   __device__ int further() const { return 0; }
-
   __device__ bool given(int) const { return true; }
   __device__ const T* source(int, int64_t t, int64_t b, int64_t row, const int64_t* picked) const {
     const RowSource& from = p.input;
@@ -178,13 +176,11 @@ struct BackwardPass {
   __device__ explicit BackwardPass(const DeviceCall& p) : p(p), activation{p.nonlinearity} {}
 
   __device__ int further() const { return p.grad_out.hx != nullptr; }
-
   __device__ bool given(int i) const { return i == 0 || p.grad.grad_output; }
   __device__ const T* source(int i, int64_t, int64_t, int64_t row, const int64_t*) const {
     return static_cast<const T*>(i == 0 ? p.output : p.grad.grad_output) + row * source_width(p);
   }
   __device__ A bias(int, int64_t) const { return A(0); }
-
   __device__ T start(int64_t) const { return from_float<T>(A(0)); }
   __device__ void skip(int64_t, T) const {}  // step() does it, at the one that precedes
 
