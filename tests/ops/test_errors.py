@@ -151,8 +151,7 @@ def test_every_tensor_has_the_shape_and_the_dtype_of_the_call(op, make, names):
             (Tensor.float, f"{name} must have the dtype of weight_hh, float64, got float32"),
         ):
             wrong = [*value[:-1], how(value[-1])] if isinstance(value, list) else how(value)
-            arguments = replace(right, **{name: wrong})
-            assert_refused_in_every_way(op, arguments, RuntimeError, message)
+            assert_refused_in_every_way(op, replace(right, **{name: wrong}), RuntimeError, message)
 
 
 def sizes(*batch_sizes):
@@ -186,8 +185,7 @@ BAD_VALUES = [
 
 def test_bad_values_are_named():
     for case, changes, message, *error in BAD_VALUES:
-        arguments = replace(samples.make(**case), **changes)
-        kind, found = error_of(arguments.call, ops.recurrence)
+        kind, found = error_of(replace(samples.make(**case), **changes).call, ops.recurrence)
         assert kind is (error or [RuntimeError])[0], found
         assert message in found
 
@@ -214,8 +212,7 @@ OF_AN_EMBEDDING = [
 def test_an_embedding_refuses_as_with_data():
     for op, tensors, options in OF_AN_EMBEDDING:
         expected = error_of(op, *tensors, *options)
-        mode = FakeTensorMode()
-        for convert in (lambda tensor: tensor.to("meta"), mode.from_tensor):
+        for convert in (lambda tensor: tensor.to("meta"), FakeTensorMode().from_tensor):
             error, message = error_of(op, *map(convert, tensors), *options)
             assert error is expected[0]
             assert message.split("; but got")[0] == expected[1].split("; but got")[0]

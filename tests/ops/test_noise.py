@@ -29,20 +29,24 @@ def test_the_oracle_gives_the_known_answers_of_philox():
         assert " ".join(f"{word:08x}" for word in reference.philox(*given)) == words
 
 
-@pytest.mark.parametrize(("B", "H"), [(1, 1), (3, 33), (2, 64), (3, 100), (1, 130), (35, 10)])
-def test_numbers_of_every_isa(B, H):
-    """(64 numbers at once and parts of them, of two sequences and of one, 16 in turn.)"""
+@pytest.mark.parametrize(
+    ("T", "B", "D", "H"),
+    [(2, 3, 1, 1), (2, 3, 2, 33), (2, 2, 1, 64), (3, 3, 1, 100), (5, 1, 4, 130), (5, 35, 2, 25)],
+)
+def test_numbers_of_every_isa(T, B, D, H):
+    """(64 numbers at once and parts of them, of two sequences and of one, 16 in turn, threads.)"""
     keys = torch.tensor([0, -1, 0x299F31D0A4093822])
+    torch.set_num_threads(3)
     results = []
     for name in ISAS:
         rnnext._C.set_cpu_isa(name)
-        results.append(ops.noise(keys, 2, B, 2, H))
+        results.append(ops.noise(keys, T, B, D, H))
         assert torch.equal(results[-1], results[0])
         for key, p in zip(keys, (0.0, 0.3, 0.999), strict=True):
-            mask = torch.ops.rnnext.dropout_mask(key, 2, B, H, p, torch.float64)
-            assert torch.equal(mask, reference.dropout_mask(key.item() % 2**64, 2, B, H, p))
+            mask = torch.ops.rnnext.dropout_mask(key, T, B, H, p, torch.float64)
+            assert torch.equal(mask, reference.dropout_mask(key.item() % 2**64, T, B, H, p))
     for key, own in zip(keys.tolist(), results[0], strict=True):
-        both = [reference.normals(key % 2**64, 2, B, d, H) for d in range(2)]
+        both = [reference.normals(key % 2**64, T, B, d, H) for d in range(D)]
         assert_close(own, torch.cat(both, 2), tolerance=1e-6)
 
 

@@ -216,8 +216,7 @@ def test_sizes_past_31_bits():
     assert torch.equal(ops.embedding(table, torch.tensor([2**25])), table[-1:])
     # Two steps and two sequences, 2^30 elements apart.
     weights = [torch.eye(2, dtype=torch.float16)]
-    x = far.as_strided((2, 2, 2), (2**30, 2**30, 1))
-    x.zero_()
+    x = far.as_strided((2, 2, 2), (2**30, 2**30, 1)).zero_()
     x[1, 1] = 2
     arguments = samples.Recurrence(input=x, weight_hh=weights, nonlinearity="relu")
     output, _ = arguments.call(ops.recurrence)

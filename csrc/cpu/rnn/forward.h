@@ -226,7 +226,7 @@ struct ForwardRun {
   }
 
   // Fills a chunk's rows, which begin with column 0, with the biases and the noise, from which all
-  // other sums start. Only a product reads what lies behind the last unit.
+  // other sums start. Past the last vector of units only W_ih x of a chunk needs them.
   void draw_noise(const WorkItem& item, const Chunk& chunk, const Scratch& s, Rows<C> rows,
                   int64_t first_column) const {
     const int64_t all = item.u1 * kPanel<C>, end = plan.projects ? all : min_of(all, p.H);
