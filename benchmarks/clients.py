@@ -153,8 +153,7 @@ def doctr() -> Client:
     model = crnn_mobilenet_v3_small(pretrained=False, pretrained_backbone=False)
     images, words = torch.rand(32, 3, 32, 128), ["recurrent"] * 32
     train = training(model, lambda: model.train()(images, words)["loss"])
-    infer = lambda: [model.eval()(images, return_model_output=True)["out_map"]]  # noqa: E731
-    return Client(model, infer, train)
+    return Client(model, lambda: [model.eval()(images, return_model_output=True)["out_map"]], train)
 
 
 def pytorch_forecasting() -> Numbers:

@@ -48,11 +48,9 @@ def split_and_pad(rnn: nn.Module, reset: Tensor, x: Tensor) -> tuple[Tensor, Ten
     begins[:, 0] = True
     starts = begins.flatten().nonzero().flatten()
     longest = int(torch.diff(starts, append=torch.tensor([T * B])).max())
-    steps = torch.arange(longest).unsqueeze(1)
     rows = x.transpose(0, 1).flatten(0, 1)
-    picked = (starts + steps).clamp(max=T * B - 1).flatten()
-    padded = rows.index_select(0, picked).view(longest, len(starts), -1)
-    output, h_n = rnn(padded)
+    picked = (starts + torch.arange(longest).unsqueeze(1)).clamp(max=T * B - 1).flatten()
+    output, h_n = rnn(rows.index_select(0, picked).view(longest, len(starts), -1))
     episode = begins.flatten().cumsum(0) - 1
     back = (torch.arange(T * B) - starts[episode]) * len(starts) + episode
     rows = output.flatten(0, 1).index_select(0, back)
@@ -103,9 +101,8 @@ def rows() -> Iterator[Row]:
     yield from peers()
     drops, plain = (rnnext.RNN(3, 100, 2, dropout=p) for p in (0.2, 0.0))
     for what, other in (("itself without", plain), ("nn.RNN's", nn.RNN(3, 100, 2, dropout=0.2))):
-        calls = pass_of(drops, x, True), pass_of(other, x, True)
         row = f"Two layers with dropout against {what}, T=300 B=32 I=3 H=100, train"
-        yield Row(row, turns(*calls, same=False))
+        yield Row(row, turns(pass_of(drops, x, True), pass_of(other, x, True), same=False))
     for mode in MODES:
         yield from tokens(mode, mode == "train")
     step = torch.randn(1, 64)
@@ -148,8 +145,7 @@ def episodes(
 
 def tokens(mode: str, train: bool) -> Iterator[Row]:
     for V in (384, 10_000):
-        indices = zipf(V, (100, 32))
-        module = rnnext.EmbeddingRNN(V, 128, 128)
+        indices, module = zipf(V, (100, 32)), rnnext.EmbeddingRNN(V, 128, 128)
         for whose, layers in (
             ("nn.RNN(nn.Embedding)", (nn.Embedding(V, 128), nn.RNN(128, 128))),
             ("RNN(Embedding)", (rnnext.Embedding(V, 128), rnnext.RNN(128, 128))),

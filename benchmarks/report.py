@@ -53,8 +53,7 @@ def table(result: Result, rows: Sequence[Row]) -> Table:
             ratio = row.ratio(other, OURS)
             line.append("FAILED" if other in row.failed else f"{ratio:.2f}" if ratio else "")
         body.append(line)
-    header = ["case", OURS, "spread", "roof", *(f"{name} x" for name in others)]
-    return Table(header, body)
+    return Table(["case", OURS, "spread", "roof", *(f"{name} x" for name in others)], body)
 
 
 def text(result: Result, rows: Sequence[Row]) -> str:

@@ -137,8 +137,7 @@ def operations(case: Case) -> float:
 def parameters(case: Case, biases: int) -> int:
     """How many the layers have, with so many biases of each gate and unit."""
     inputs = case.I + (case.layers - 1) * case.directions * case.H
-    columns = inputs + case.layers * (case.H + biases)
-    return case.directions * case.gates * case.H * columns
+    return case.directions * case.gates * case.H * (inputs + case.layers * (case.H + biases))
 
 
 def moved_bytes(case: Case) -> float:

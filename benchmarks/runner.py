@@ -125,6 +125,5 @@ def _prepare(
         except Unsupported:
             continue
         except Exception as error:  # a rival's crash must not end the run; it is reported
-            last = traceback.format_exception_only(error)[-1].strip()
-            row.failed[rival.name] = last[:300]
+            row.failed[rival.name] = traceback.format_exception_only(error)[-1].strip()[:300]
     return ready

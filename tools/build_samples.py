@@ -52,8 +52,7 @@ def all_cases(patterns: Sequence[str]) -> list[Case]:
     cases = [case for kind, count in COUNTS.items() for case in drawn(kind, count)]
     layers = [case for case in cases if case["call"] == "layers" and case["mode"] == "grad"]
     for sizes, case in zip(LARGE * 4, layers, strict=False):
-        own = dict(zip("TBIH", sizes, strict=True)) | {"layers": 1, "rows": "full"}
-        cases.append(case | own)
+        cases.append(case | dict(zip("TBIH", sizes, strict=True)) | {"layers": 1, "rows": "full"})
     chosen = [c for c in cases if any(fnmatch.fnmatchcase(name(c), p) for p in patterns or "*")]
     if not chosen:
         raise ValueError(f"no sample matches {' '.join(patterns)}")

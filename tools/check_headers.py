@@ -51,8 +51,7 @@ def knows_torch(header: Path) -> bool:
 
 def included(source: Path) -> set[Path]:
     """The files of csrc/ that a source names."""
-    names = re.findall(r'^#include "(.*)"', source.read_text(), re.MULTILINE)
-    return {CSRC / name for name in names}
+    return {CSRC / name for name in re.findall(r'^#include "(.*)"', source.read_text(), re.M)}
 
 
 def reached(header: Path) -> set[Path]:

@@ -81,8 +81,7 @@ def assemble(source: Path, arch: str) -> tuple[Path, str]:
     ptx = build.compiled(source, arch).with_suffix(".ptx")
     cubin = ptx.with_suffix(".cubin")
     command = ["ptxas", f"-arch=sm_{arch}", "-v", str(ptx), "-o", str(cubin)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return cubin, done.stderr
+    return cubin, subprocess.run(command, check=True, capture_output=True, text=True).stderr
 
 
 def faults(report: str) -> list[str]:

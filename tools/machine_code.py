@@ -138,8 +138,7 @@ def loop_faults(kernel: str, loop: list[Instruction]) -> list[str]:
 
 def readable(names: list[str]) -> list[str]:
     """Names of kernels with the arguments of their templates, without namespaces."""
-    command = ["c++filt", "--no-params"]
-    shown = subprocess.check_output(command, input="\n".join(names), text=True)
+    shown = subprocess.check_output(["c++filt", "--no-params"], input="\n".join(names), text=True)
     return re.sub(r"rnnext::(cuda::)?|\(anonymous namespace\)::", "", shown).splitlines()
 
 

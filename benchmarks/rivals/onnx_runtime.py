@@ -139,6 +139,5 @@ def model_of(case: Case, data: Data) -> bytes:
     given += [info(name, TensorProto.FLOAT, states) for name in carried_states(case)]
     wanted = [info(name, TensorProto.FLOAT, shape) for name, shape in values.items()]
     graph = helper.make_graph(nodes, "rnn", given, wanted, weights)
-    opset = [helper.make_opsetid("", 22)]
-    model = helper.make_model(graph, opset_imports=opset, ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
     return model.SerializeToString()  # type: ignore[no-any-return]

@@ -53,8 +53,7 @@ def _training(
         output = forward()
         return output, *torch.autograd.grad(output, tuple(leaves.values()), grad_output)
 
-    names = ("output", *(f"grad:{name}" for name in leaves))
-    return named(step, names, **options)
+    return named(step, ("output", *(f"grad:{name}" for name in leaves)), **options)
 
 
 def _cell(case: Case, module: nn.Module, data: Data) -> Prepared:
@@ -141,8 +140,7 @@ def _embedding(case: Case, module: nn.Module, data: Data) -> Prepared:
         gradient = gradient.coalesce()
         return output, gradient.indices()[0], gradient.values()
 
-    names = ("output", *(("rows",) if case.sparse else ()), "grad:weight")
-    return named(step, names)
+    return named(step, ("output", *(("rows",) if case.sparse else ()), "grad:weight"))
 
 
 def _rnn(case: Case, module: nn.Module, data: Data) -> Prepared:

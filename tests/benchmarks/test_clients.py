@@ -11,8 +11,7 @@ def tagger(wrong: str = "", layers: type = torch.nn.GRU) -> clients.Client:
     model, x = layers(3, 4), torch.randn(5, 2, 3)
 
     def output(way: str) -> torch.Tensor:
-        scale = 1.001 if way == wrong and isinstance(model, rnnext.GRU) else 1.0
-        return model(x)[0] * scale
+        return model(x)[0] * (1.001 if way == wrong and isinstance(model, rnnext.GRU) else 1.0)
 
     train = clients.training(model, lambda: output("train").square().mean())
     return clients.Client(model, lambda: [output("infer")], train)

@@ -118,8 +118,7 @@ def test_a_small_run_end_to_end(tmp_path, monkeypatch, capsys):
     assert result.roofs[0].threads >= 1
     with pytest.raises(FileNotFoundError, match=r"stored: .*small"):
         store.load("missing")
-    compared = bench("report", "--compare", "small", "small")[1]
-    assert "geometric mean of 2 rows: 1.000" in compared
+    assert "geometric mean of 2 rows: 1.000" in bench("report", "--compare", "small", "small")[1]
     assert f"|{chosen[0]}" in bench("report", "--label", "small", "--markdown")[1]
     assert bench("plot", "--label", "small") == (0, "")  # no headline case
     assert "rnn-T784-B64-I1-H128-train" in bench("cases", "headline")[1]

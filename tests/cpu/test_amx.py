@@ -49,8 +49,7 @@ def test_sums_are_in_the_order_of_the_instruction(B, tiles):
 def rms_error(K: int, B: int = 16) -> float:
     """The error of one product with [K, K] weights, relative to the result's rms."""
     torch.manual_seed(0)
-    weight, hx = torch.randn(K, K), torch.randn(1, B, K)
-    input = torch.zeros(2, B, K)
+    weight, hx, input = torch.randn(K, K), torch.randn(1, B, K), torch.zeros(2, B, K)
     call = samples.Recurrence(input=input, hx=hx, weight_hh=[weight], nonlinearity="identity")
     exact = hx[0].double() @ weight.double().t()
     error = call.call(recurrence)[0][0] - exact

@@ -109,8 +109,7 @@ def test_values_gradients_and_bits(case, isa, threads):
             expected = output[:, rows], h_n[:, rows]
             assert same(fixed.sequences(rows).call(recurrence), expected)
     if case["rows"] == "full":  # the state is then kept elsewhere
-        given = replace(fixed, lengths=torch.full((B,), T))
-        assert same(given.call(recurrence), (output, h_n))
+        assert same(replace(fixed, lengths=torch.full((B,), T)).call(recurrence), (output, h_n))
     part = slice(B // 5, B // 2)
     if case["source"] == "features" and case["hx"] and alike(part):
         result, alone = arguments.call(recurrence), arguments.sequences(part)
@@ -129,8 +128,7 @@ def test_plain_calls_of_every_size(size):
             torch.set_num_threads(threads)
             samples.check(sized(size, kind, cell=cell))
     torch.set_num_threads(3)
-    noisy = sized(size, "float64", noise=True)
-    samples.check(noisy, torch.float32)  # as exact as numbers of the noise
+    samples.check(sized(size, "float64", noise=True), torch.float32)  # as exact as the noise
 
 
 # Gradients of weights take 256 rows at once; narrow steps are held where two threads share them.
@@ -215,8 +213,7 @@ def test_no_features_and_nothing_but_padding():
 @pytest.mark.parametrize(("H", "B"), [(16, 6), (65, 24), (700, 6)])
 def test_explain_knows_when_padding_is_left_out(H, B):
     torch.set_num_threads(2)
-    rnn = rnnext.RNN(33, H)
-    hx = torch.zeros(1, B, H, requires_grad=True)
+    rnn, hx = rnnext.RNN(33, H), torch.zeros(1, B, H, requires_grad=True)
     output, _ = rnn(torch.rand(100, B, 33), hx, lengths=SKEWED[:B])
     with profile() as profiler:
         output.sum().backward()

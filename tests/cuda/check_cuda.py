@@ -49,8 +49,7 @@ def model(name):
         options["lengths"] = torch.tensor([12, 3, 7, 0], device=DEVICE)
     else:
         rnn = rnnext.RNN(16, 64, num_layers=2, device=DEVICE)
-    parameters = [*rnn.parameters(), *table.parameters()]
-    return (lambda index: rnn(table(index), **options)[0]), parameters
+    return (lambda index: rnn(table(index), **options)[0]), [*rnn.parameters(), *table.parameters()]
 
 
 @pytest.mark.parametrize("name", ["layers", "lengths", "leak and reset", "tokens"])
@@ -73,8 +72,7 @@ def test_a_graph_replays_forward_and_backward(monkeypatch, path, name):
 
 @gpu
 def test_an_index_error_of_the_last_call_is_found_when_asked_for():
-    weight = torch.randn(10, 4, device=DEVICE)
-    indices = torch.tensor([3, 1, 2], device=DEVICE)
+    weight, indices = torch.randn(10, 4, device=DEVICE), torch.tensor([3, 1, 2], device=DEVICE)
     rnnext.functional.embedding(indices, weight)
     rnnext.functional.check_indices()
     graph = torch.cuda.CUDAGraph()
@@ -115,8 +113,7 @@ def test_two_threads_and_two_streams(monkeypatch, path):
 
 @gpu
 def test_calls_follow_the_current_stream():
-    rnn = rnnext.RNN(8, 128, device=DEVICE)
-    x = torch.zeros(50, 8, 8, device=DEVICE)
+    rnn, x = rnnext.RNN(8, 128, device=DEVICE), torch.zeros(50, 8, 8, device=DEVICE)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)

@@ -64,8 +64,7 @@ def test_tf32_follows_the_setting_and_what_overrides_it(monkeypatch, setting):
 
 
 def test_a_backward_pass_in_autocast_keeps_its_dtype():
-    arguments = samples.make(T=3, B=2, I=4, H=6, dtype=torch.float32)
-    given = arguments.backward_of(recurrence)
+    given = samples.make(T=3, B=2, I=4, H=6, dtype=torch.float32).backward_of(recurrence)
     expected = tree_leaves(given.call(recurrence_backward))
     with torch.autocast("cpu", torch.bfloat16):
         actual = tree_leaves(given.call(recurrence_backward))
@@ -129,8 +128,7 @@ def test_an_index_out_of_range_reads_row_0_and_is_named_later(lib, way):
         wrong[9, 1] = bad
         zero = replace(arguments, index=wrong.where(wrong != bad, 0))
         with forced(way):
-            found = replace(arguments, index=wrong).call(recurrence)
-            assert_close(found, zero.expected())
+            assert_close(replace(arguments, index=wrong).call(recurrence), zero.expected())
             with pytest.raises(IndexError, match=rf"\[28\] = {bad}, expected 0 <= index < 7"):
                 arguments.call(recurrence)
             assert_close(arguments.call(recurrence), expected)

@@ -121,10 +121,8 @@ EDGES = [-x for x in EDGES] + EDGES + [float("nan")]
 
 def plain(name, input):
     """One layer that adds nothing to its input but the product with W_hh."""
-    width = input.size(-1)
-    sizes = {"T": 1, "B": 1, "H": width, "source": "ready", "bias": False, "hx": False}
-    made = samples.make(**sizes, nonlinearity=name, dtype=input.dtype)
-    return replace(made, input=input)
+    sizes = {"T": 1, "B": 1, "H": input.size(-1), "source": "ready", "bias": False, "hx": False}
+    return replace(samples.make(**sizes, nonlinearity=name, dtype=input.dtype), input=input)
 
 
 @pytest.mark.parametrize("name", list(ACTIVATIONS))

@@ -20,8 +20,7 @@ EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 )
 def test_values_gradients_and_bits(tmp_path):
     """Forward, the bits of x86 with FMA; of bfloat16, others than without its products."""
-    sources = programs.sources("generic", "neon_bf16")
-    objects = programs.build(COMPILER, sources, tmp_path, "-O2")
+    objects = programs.build(COMPILER, programs.sources("generic", "neon_bf16"), tmp_path, "-O2")
     driver = EMULATOR, tmp_path / "driver"
     subprocess.run([COMPILER, "-static", *objects, "-o", driver[1]], check=True)
     torch.set_num_threads(1)

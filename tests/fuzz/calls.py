@@ -266,8 +266,7 @@ def check_cell(case):
 
 def check_embedding(case):
     """The gather, the gradient of its table, dense or sparse, and the norm that is bounded."""
-    shape = (case["T"], case["B"], 2)[: case["rank"]]
-    indices = torch.randint(case["vocabulary"], shape)
+    indices = torch.randint(case["vocabulary"], (case["T"], case["B"], 2)[: case["rank"]])
     indices = arranged(indices.to(getattr(torch, case["index_dtype"])), case["layout"])
     table = arranged(uniform(case, case["vocabulary"], case["I"]), case["layout"])
     options = {"padding_idx": case["padding_idx"], "scale_grad_by_freq": case["by_freq"]}

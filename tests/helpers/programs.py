@@ -86,8 +86,7 @@ def packed(arguments, cotangents, precision=None):
 def run(program, isa, path, calls, precision=None):
     """Each call's output, h_n, gradients of input and hx, and of each direction's WEIGHTS."""
     (path / "calls").write_bytes(b"".join(packed(*call, precision) for call in calls))
-    command = [*program, isa, path / "calls", path / "results"]
-    subprocess.run(command, check=True, timeout=1800)
+    subprocess.run([*program, isa, path / "calls", path / "results"], check=True, timeout=1800)
     with (path / "results").open("rb") as file:
         for arguments, cotangents in calls:
             (output, h_n), input = cotangents, arguments.input
@@ -103,8 +102,7 @@ def made(cases):
         T, B, _ = arguments.input.shape
         D, H, dtype = len(case["reverse"]), case["H"], case["dtype"]
         states = D * STATES.get(case["cell"], 1)
-        cotangents = [torch.rand(T, B, D * H).to(dtype), torch.rand(states, B, H).to(dtype)]
-        yield arguments, cotangents
+        yield arguments, [torch.rand(T, B, D * H).to(dtype), torch.rand(states, B, H).to(dtype)]
 
 
 def of_products(precision, some):

@@ -139,9 +139,8 @@ class Recurrence:
         if self.index is None:
             names.append("input")
         given = {name: t for name in names if (t := getattr(self, name)) is not None}
-        picked = {name: t[:, rows] for name, t in given.items()}
         lengths = None if self.lengths is None else self.lengths[rows]
-        return replace(self, **picked, lengths=lengths)
+        return replace(self, **{name: t[:, rows] for name, t in given.items()}, lengths=lengths)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -237,8 +237,7 @@ def test_arguments_that_are_no_tensors_are_named():
     for call, name, kind in NO_TENSORS:
         made = {"ndarray": "from_numpy", "list": "tensor"}.get(kind)
         advice = f": give torch.{made}({name})" if made else ""
-        message = f"{name} must be a tensor, got {kind}{advice}"
-        assert error_of(call) == (TypeError, message)
+        assert error_of(call) == (TypeError, f"{name} must be a tensor, got {kind}{advice}")
 
 
 # In the caller's shapes.

@@ -182,8 +182,7 @@ def test_a_cell_is_one_step_of_one_layer_to_the_bit(form, learned):
     step.parameters = layer.parameters
     for given in ((x,), (x, h), (x[0], h[0])):
         assert same(results(cell, *given), results(step, *given))
-    stepper = rnnext.Stepper(cell.eval(), 4)
-    assert torch.equal(stepper.step(x, h[None])[1][0], cell(x, h))
+    assert torch.equal(rnnext.Stepper(cell.eval(), 4).step(x, h[None])[1][0], cell(x, h))
     cell.dt = 10
     assert_close(cell.alphas()[0], 10 / torch.linspace(20, 50, 7))
 

@@ -60,7 +60,6 @@ def test_the_published_update_with_its_noise(name):
         state = update(state, lambda rate, given=inputs: given + rate @ w_hh.t(), a, n)
         outputs.append(getattr(torch, nonlinearity)(state) if form == "voltage" else state)
     expected = [torch.stack(outputs), state.unsqueeze(0)]
-
     torch.manual_seed(11)
     actual = list(rnn(x))
     for results in (actual, expected):

@@ -61,9 +61,8 @@ def test_dropout_keeps_its_share_of_the_first_layers_outputs(p, packed):
     kept = outputs[0] != 0
     n = kept.numel()
     assert abs(kept.sum() - n * (1 - p)) <= 5 * (n * p * (1 - p)) ** 0.5
-    steps = kept.flatten(0, -2).chunk(2)
     assert p == 1 or not torch.equal(*outputs)  # each call has its own mask
-    assert p == 1 or not torch.equal(*steps)  # and each step
+    assert p == 1 or not torch.equal(*kept.flatten(0, -2).chunk(2))  # and each step
     expected = kept.double() / max(1 - p, 1e-9)
     assert_close(outputs[0], expected)
     (grad,) = torch.autograd.grad(outputs[0].sum(), rnn.bias_ih_l0)
@@ -131,9 +130,8 @@ def test_a_loop_of_steps_is_the_recurrence(kind):
         state = cell(step, state)
         steps.append(tree_leaves(state)[0])
     outputs, last = rnn(x)
-    found = [torch.stack(steps), *tree_leaves(state)]
     expected = [outputs, *(h[0] for h in tree_leaves(last))]
-    assert same(found, expected)
+    assert same([torch.stack(steps), *tree_leaves(state)], expected)
 
 
 @pytest.mark.parametrize("kind", ["RNNCell", "GRUCell", "LSTMCell"])

@@ -274,8 +274,7 @@ def test_other_tables_tokens_and_autocast():
         assert torch.equal(steps(one, tokens), expected)
     assert repr(one) == "Stepper(9, 6, num_layers=2, batch_size=1)"
     with torch.autocast("cpu", torch.bfloat16):
-        stepper = Stepper(model)
-        assert torch.equal(steps(stepper, tokens[:, None])[:, 0], expected)
+        assert torch.equal(steps(Stepper(model), tokens[:, None])[:, 0], expected)
 
 
 def drawn(model, score, prompt, n, temperature, seed):
@@ -359,6 +358,5 @@ def test_generate_refuses():
     ):
         given = {"score": score, "n": 3} | arguments
         assert_refused(lambda given=given: stepper.generate(**given), error, message)
-    other = rnnext.Stepper(rnnext.RNN(4, 6))
     message = "generate needs a Stepper of an EmbeddingRNN, not RNN"
-    assert_refused(other.generate, TypeError, message, score, 3)
+    assert_refused(Stepper(rnnext.RNN(4, 6)).generate, TypeError, message, score, 3)

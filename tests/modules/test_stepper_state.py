@@ -88,8 +88,7 @@ def test_reading_weights_and_gradients_do_not_make_it_stale():
     copy.deepcopy(rnn.state_dict())
     stepper(x[0])
     with torch.inference_mode():  # whose tensors have no versions
-        inside = rnnext.RNN(4, 6)
-        rnnext.Stepper(inside)(x[0])
+        rnnext.Stepper(rnnext.RNN(4, 6))(x[0])
 
 
 def test_a_refresh_reads_other_parameters_and_takes_the_states_along():

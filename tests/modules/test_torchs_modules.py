@@ -47,8 +47,7 @@ def test_errors_of_torchs_wrong_inputs(info):
         wrong = each.module_error_input
 
         def call(kind, made=wrong.constructor_input, given=wrong.forward_input):
-            module = kind(*made.args, **made.kwargs)
-            module(*given.args, **given.kwargs)
+            kind(*made.args, **made.kwargs)(*given.args, **given.kwargs)
 
         ours = getattr(rnnext, info.module_cls.__name__)
         assert error_of(call, ours) == error_of(call, info.module_cls)

@@ -158,9 +158,8 @@ class Packing(nn.Module):
 
 
 def test_a_packed_sequence_is_refused_with_what_to_do():
-    given = (features(5, 2), torch.tensor([5, 3]))
     with pytest.raises(NotImplementedError, match="give the padded input, and lengths= beside it"):
-        torch.export.export(Packing(), given, strict=False)
+        torch.export.export(Packing(), (features(5, 2), torch.tensor([5, 3])), strict=False)
 
 
 NONE = "ONNX's operators RNN, GRU and LSTM have no "

@@ -18,8 +18,7 @@ def test_bits_of_a_build_that_rounds_otherwise(tmp_path):
         source.replace("self._stepper.step(input)", "self._stepper.step(input) * (1 + 2**-22)")
     )
     words = ["-m", "tools.compare_builds", "bits", str(built.parent), str(tmp_path)]
-    patterns = ["call=stepper*dtype=float32*", "call=cell*-H=1[67]-*"]
-    done = run_python(*words, *patterns, cwd=ROOT)
+    done = run_python(*words, "call=stepper*dtype=float32*", "call=cell*-H=1[67]-*", cwd=ROOT)
     assert done.returncode == 1, done.stderr
     text = done.stdout
     assert re.search(r"result 0 differs by 2\.\de-07 of the largest value", text)

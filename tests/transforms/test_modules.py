@@ -80,7 +80,6 @@ def test_vmap_over_inputs_and_per_sample_gradients(module):
     assert_close(tree_leaves(vmap(ours, in_dims=-1)(*moved)), result)
     none = tree_leaves(vmap(ours)(*[each[:0] for each in inputs]))
     assert [each.shape for each in none] == [(0, *each.shape[1:]) for each in result]
-
     parameters = {name: p.detach() for name, p in ours.named_parameters()}
     gradients = vmap(grad(value_of(ours)), in_dims=(None, *[0] * len(inputs)))
     expected = stacked([eager_gradients(theirs, each) for each in zip(*inputs, strict=True)])
@@ -158,9 +157,8 @@ def test_a_sparse_gradient_is_refused_by_name():
 
 
 def test_packed_sequences_of_which_the_data_is_mapped():
+    (theirs, ours), data = twins("RNN", 4, 6, 2), features(N, 5, 4)
     sizes = torch.tensor([2, 2, 1])
-    theirs, ours = twins("RNN", 4, 6, 2)
-    data = features(N, 5, 4)
 
     def of(module):
         def call(data):
@@ -193,8 +191,7 @@ def private_model(library):
 
     torch.manual_seed(0)
     rnn = Outputs(4, 6, num_layers=2, batch_first=True)
-    layers = (library.Embedding(9, 4, padding_idx=1), rnn, nn.Linear(6, 2))
-    return nn.Sequential(*layers).double()
+    return nn.Sequential(library.Embedding(9, 4, padding_idx=1), rnn, nn.Linear(6, 2)).double()
 
 
 @pytest.mark.filterwarnings("ignore")  # opacus' own: backward hooks, and what it will change

@@ -72,8 +72,7 @@ def test_every_transform_inside_every_other(case):
 
         def value(weight, module=module, path=path):
             result = functional_call(module, {path: weight}, (x,))
-            output = result[0] if isinstance(result, tuple) else result
-            return output.pow(3).sum()
+            return (result[0] if isinstance(result, tuple) else result).pow(3).sum()
 
         def inner(weight, value=value):
             return TRANSFORMS[case["inner"]](value)(weight).sin().sum()

@@ -132,8 +132,7 @@ def step_of(dtype: str, H: int, B: int, path: str) -> dict[str, Any]:
                 return {"unfit": str(error)}
             call = measure.Contender(partial(rnn, x))
             seconds.append(min(measure.sample(call, 1, 0.01, synchronize) for _ in range(5)))
-    slope = (seconds[1] - seconds[0]) / (LENGTHS[1] - LENGTHS[0])
-    return {"us": slope * 1e6}
+    return {"us": (seconds[1] - seconds[0]) / (LENGTHS[1] - LENGTHS[0]) * 1e6}
 
 
 def stress() -> Cases:
