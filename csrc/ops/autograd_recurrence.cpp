@@ -189,8 +189,7 @@ typename Op::Results recurrence(const RecurrenceArguments& a, bool save) {
     return ensemble_in_turn(a, save);
   } else {
     // The results are the kernels', and their tangents those of the loop's results.
-    const KeptArguments primals = with_each(kept(a), primal);
-    typename Op::Results results = primal_call(primals);
+    typename Op::Results results = primal_call(with_each(kept(a), primal));
     const typename Op::Results by_loop = recurrence_loop(a);
     set_tangent(std::get<0>(results), tangent(std::get<0>(by_loop)));
     set_tangent(std::get<1>(results), tangent(std::get<1>(by_loop)));

@@ -39,9 +39,7 @@ RecurrenceGradients by_formulas(const BackwardInputs& r, const RecurrenceArgumen
   RecurrenceGradients g;
   variable_list grad_hx, grad_start, pre;
   for (int64_t d = 0; d < call.D; ++d) {
-    const Tensor& W = s.weight_hh[d];
-    const Tensor h = call.of(output, d);
-    const Tensor slope = with_nonlinearity(call.nonlinearity, Derivative{h});
+    const Tensor slope = with_nonlinearity(call.nonlinearity, Derivative{call.of(output, d)});
     const Tensor anew = call.restarts(d);
     Tensor carry = given(r.grad_h_n) ? (*r.grad_h_n)[d] : zeros;
     Tensor start = zeros;
@@ -52,7 +50,7 @@ RecurrenceGradients by_formulas(const BackwardInputs& r, const RecurrenceArgumen
       if (grad_output.defined()) grad = grad + call.of(grad_output[t], d);
       grad = grad * slope[t];
       if (active.defined()) grad = grad * active[t];
-      Tensor before = grad.matmul(W);
+      Tensor before = grad.matmul(s.weight_hh[d]);
       if (anew.defined()) {
         start = start + at::where(anew[t], before, 0);
         before = at::where(anew[t], 0, before);

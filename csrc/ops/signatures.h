@@ -77,14 +77,12 @@ struct RecurrenceTypes<Parameter, Types<void, A...>, Types<void, R...>, Types<vo
   // A kernel's gradients as an op returns them: those that are left out become empty tensors. (On
   // the CPU without the dispatcher, which takes a tenth of the time.)
   static BackwardResults returned(RecurrenceGradients g, const Tensor& like) {
-    const auto absent = [&] {
-      return like.is_cpu() && !at::isTensorSubclassLike(like)
-                 ? Tensor(at::detail::empty_cpu({0}, like.scalar_type()))
-                 : like.new_empty({0});
-    };
     const auto fill = [&](auto& field) {
       for (Tensor& t : tensors_of(field))
-        if (!t.defined()) t = absent();
+        if (!t.defined())
+          t = like.is_cpu() && !at::isTensorSubclassLike(like)
+                  ? Tensor(at::detail::empty_cpu({0}, like.scalar_type()))
+                  : like.new_empty({0});
     };
     zip(fill, g);
 #define RNNEXT_MOVED(type, name, ...) std::move(g.name),

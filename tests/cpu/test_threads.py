@@ -55,8 +55,7 @@ def test_gradients_where_a_thread_has_no_sequence(isa):
     torch.set_num_threads(4)
     x, found = torch.nn.utils.rnn.pack_sequence([torch.randn(n, 64) for n in (100, 1, 1)]), []
     for rnn in pair("RNN", 64, 64):
-        loss = rnn(x)[0].data.square().sum()
-        found.append(torch.autograd.grad(loss, list(rnn.parameters())))
+        found.append(torch.autograd.grad(rnn(x)[0].data.square().sum(), list(rnn.parameters())))
     assert_close(found[1], found[0])
 
 

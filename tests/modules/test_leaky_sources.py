@@ -52,8 +52,7 @@ def test_the_published_update_with_its_noise(name):
     parameters = list(rnn.parameters())
     w_ih, w_hh, b_ih, b_hh = (p.double() for p in parameters)
     torch.manual_seed(11)
-    keys = torch.randint(2**63 - 1, (1,))  # one a layer
-    normal = rnnext.ops.noise(keys, T, B, 1, H)[0].double()
+    normal = rnnext.ops.noise(torch.randint(2**63 - 1, (1,)), T, B, 1, H)[0].double()  # one key
     state, outputs = torch.zeros(B, H, dtype=torch.float64), []
     for x_t, n in zip(x.double(), normal, strict=True):
         inputs = x_t @ w_ih.t() + b_ih + b_hh

@@ -147,8 +147,7 @@ def test_a_step_is_one_node_and_its_result_may_be_changed_or_detached(kind, shap
         total(states).backward()
         found.append([p.grad for p in cell.parameters()])
     assert_close(found[1], found[0])
-    biases = [cell.bias_ih, cell.bias_hh]
-    own = torch.autograd.grad(total(cell(x)), biases)
+    own = torch.autograd.grad(total(cell(x)), [cell.bias_ih, cell.bias_hh])
     before = own[1].clone()
     own[0].mul_(3)
     assert torch.equal(own[1], before)  # each is a tensor of its own

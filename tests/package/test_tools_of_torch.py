@@ -26,9 +26,8 @@ def test_flops_are_those_of_the_loop(mode, kind):
         rnn = getattr(library, kind)(5, 4, 3, bidirectional=learns)
         rnn.requires_grad_(mode == "weights alone")
         x = torch.randn(7, 3, 5, requires_grad=mode == "input alone")
-        # Or torch.nn would not go back past the first step.
-        hx = torch.zeros(3 * (1 + learns), 3, 4, requires_grad=learns)
-        output, _ = rnn(x, hx)
+        # A learned hx, or torch.nn would not go back past the first step.
+        output, _ = rnn(x, torch.zeros(3 * (1 + learns), 3, 4, requires_grad=learns))
         if learns:
             output.sum().backward()
 

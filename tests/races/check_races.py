@@ -32,8 +32,7 @@ def test_no_thread_reads_what_another_has_yet_to_write(tmp_path):
     build += [f"--build-temp={tmp_path / 'temp'}", f"--build-lib={library}"]
     run(*build, CFLAGS=watch, LDFLAGS=watch, RNNEXT_ISAS="generic")
     known.write_text(KNOWN)
-    command = [COMPILER, "-print-file-name=libtsan.so"]
-    watcher = subprocess.check_output(command, text=True).strip()
+    watcher = subprocess.check_output([COMPILER, "-print-file-name=libtsan.so"], text=True).strip()
     search = [str(library), "tests", os.environ.get("PYTHONPATH", "")]
     run(
         *("setarch", "-R", sys.executable, "tests/races/calls.py"),

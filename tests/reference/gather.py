@@ -18,5 +18,4 @@ def embedding_sparse_backward(grad, indices, num_weights, padding_idx, scale_gra
     rows = indices.long().unique()
     rows = rows[rows != padding_idx]
     last = int(indices.max()) + 1 if indices.numel() else 0
-    dense = embedding_backward(grad, indices, last, padding_idx, scale_grad_by_freq)
-    return rows, dense[rows]
+    return rows, embedding_backward(grad, indices, last, padding_idx, scale_grad_by_freq)[rows]

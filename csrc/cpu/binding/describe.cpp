@@ -4,7 +4,6 @@
 namespace rnnext {
 namespace {
 
-// The name of an enum's value.
 template <class Enum>
 std::string name_of(Enum value, const char* const* names) {
   return names[static_cast<int>(value)];

@@ -29,11 +29,10 @@ void parallel(int64_t bytes, const F& f) {
 template <class Index>
 void check_bounds(const Index* index, const Tensor& indices, int64_t rows) {
   // One comparison: as an unsigned number, a negative one is too large.
-  const auto is_outside = [&](int64_t row) {
-    return static_cast<uint64_t>(row) >= static_cast<uint64_t>(rows);
-  };
   const Index* const end = index + indices.numel();
-  const Index* const found = std::find_if(index, end, is_outside);
+  const Index* const found = std::find_if(index, end, [&](int64_t row) {
+    return static_cast<uint64_t>(row) >= static_cast<uint64_t>(rows);
+  });
   if (found == end) return;
   std::vector<int64_t> at(indices.dim());
   for (int64_t d = indices.dim() - 1, position = found - index; d >= 0; --d) {

@@ -38,7 +38,6 @@ struct Teams {
   }
   int threads() const { return static_cast<int>(plans.size()); }
   const Plan& of(const Worker& worker) const { return plans[worker.size - 1]; }
-  // Runs a task on n threads.
   template <class Task>
   void run(int n, const Task& task) const {
     plans[n - 1].waits ? run_team(n, task) : run_shares(n, task);
@@ -91,7 +90,6 @@ class Workspace {
   Tensor large_;
 };
 
-// Runs a call on so many threads.
 template <class Call>
 void run_call(const Call& call, const RnnKernels& kernel, int threads) {
   const auto teams = call.teams(kernel, threads);

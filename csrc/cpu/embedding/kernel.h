@@ -32,11 +32,10 @@ template <class S>
 void sum_runs(const Runs& runs, int64_t first, int64_t last, const void* grad, int64_t D,
               bool by_frequency, bool scatter, void* out) {
   const S* const from = static_cast<const S*>(grad);
-  const int64_t bytes = D * static_cast<int64_t>(sizeof(S));
   for (int64_t u = first; u < last; ++u) {
     const int64_t begin = runs.begin[u], end = runs.begin[u + 1];
     for (int64_t i = begin + kGatherAhead; i < end + kGatherAhead && i < runs.length; ++i)
-      prefetch_row(from + runs.order[i] * D, bytes);
+      prefetch_row(from + runs.order[i] * D, D * static_cast<int64_t>(sizeof(S)));
     const auto scale =
         static_cast<Compute<S>>(by_frequency ? 1.0 / static_cast<double>(end - begin) : 1.0);
     S* const to = static_cast<S*>(out) + (scatter ? runs.row[u] : u) * D;

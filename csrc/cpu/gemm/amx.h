@@ -87,8 +87,7 @@ struct TileSums {
     for_tiles([]<int tile>(int64_t, int64_t) { tile_unit::zero<tile>(); });
   }
   RNNEXT_INLINE void load(const float* from, int64_t stride, int64_t left = kColumns) {
-    const bool direct = stride == 0 || extent.rows == 16 * MT;
-    if (direct && left >= kColumns) return load_sums(from, stride);
+    if ((stride == 0 || extent.rows == 16 * MT) && left >= kColumns) return load_sums(from, stride);
     for (int r = 0; r < extent.rows; ++r)
       for (int j = 0; j < kColumns; j += kLanes<float>)
         RNNEXT_ISA::store(staged[r] + j, load_some(from + r * stride + j, left - j));

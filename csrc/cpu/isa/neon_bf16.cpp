@@ -15,11 +15,7 @@ RNNEXT_TARGET_END
 
 namespace rnnext {
 const KernelTable kNeonBf16Table = neon_bf16::table(
-    "neon_bf16",
-    [] {
-      constexpr unsigned long kBf16 = 1 << 14;  // HWCAP2_BF16
-      return (getauxval(AT_HWCAP2) & kBf16) != 0;
-    },
+    "neon_bf16", [] { return (getauxval(AT_HWCAP2) >> 14 & 1) != 0; },  // HWCAP2_BF16
     &kGenericTable);
 }  // namespace rnnext
 #endif

@@ -53,8 +53,7 @@ struct BackwardLayout : BackwardCall {
     step_inputs = arena.take_padded<C>(workers, arrays * step_array_size() + saved);
     features = arena.take_padded<char>(out.input ? workers : 0,
                                        FeatureGradients<S, MK>(*this, ih, nullptr).bytes);
-    const int64_t parts = plan.own_sums ? 1 : workers;
-    const int64_t most = divide_up(divide_up(p.H, MK::kMR), parts) * MK::kMR;
+    const int64_t most = divide_up(divide_up(p.H, MK::kMR), plan.own_sums ? 1 : workers) * MK::kMR;
     weight_sums =
         arena.take_padded<char>(plan.own_sums ? plan.groups : workers,
                                 WeightGradients<S, MK>(*this, {0, most}, 0, nullptr).bytes);

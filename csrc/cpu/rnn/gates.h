@@ -66,7 +66,6 @@ RNNEXT_NOINLINE V forward_vector(const GateVectors<C>& x, const GateVectors<C>& 
 template <class Gates, class S, int R, int NV, class Step, class C = Compute<S>>
 RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64_t width,
                                  const Rows<const C>& pre_ih, const Rows<const C>& pre_hh) {
-  using F = typename Step::F;
   constexpr int N = R * NV;
   using V = Several<Vec<C>, N>;
   const StateRows<C>& beside = step.state;
@@ -94,7 +93,7 @@ RNNEXT_INLINE void forward_units(const Step& step, int64_t row, int64_t j, int64
   for (int i = 0; i < N; ++i) {
     const int64_t at = i % NV * kLanes<C>, r = row + i / NV;
     if (beside.carry) store(beside.carry[r] + j + at, state.v[i]);
-    Operands<F>::store_some(step.next[r], j + at, out.v[i], next_left - at);
+    Operands<typename Step::F>::store_some(step.next[r], j + at, out.v[i], next_left - at);
     if (step.output) store_some(step.output[r] + j + at, out.v[i], left - at);
   }
 }

@@ -37,7 +37,6 @@ struct WeightGradients : BackwardCall {
   using C = Compute<S>;
   static constexpr int kMR = MK::kMR;
   static constexpr int64_t kLeftStride = scratch_stride<F>(kGradientRows);
-  static constexpr int kColumns = 4;  // so many are summed at once
 
   int64_t begin, height;
   int grad_part;
@@ -142,7 +141,7 @@ struct WeightGradients : BackwardCall {
   void add(int d, int64_t n, const Rows<C>& grad_pre, bool begins) const {
     if (begins) __builtin_memset(sum_columns, 0, column_count * column_size * sizeof(C));
     for (int64_t i = 0; i < n && grad_part > 0; ++i) grad_rows[i] += p.H;
-    add_columns<kColumns>(0, n);
+    add_columns<4>(0, n);
     const bool lies = grad_pre.stride && kKPack<F> == 1;
     const Tiles tiles =
         lies ? Tiles{reinterpret_cast<const F*>(grad_rows[0]), 1, grad_pre.stride} : pack_left(n);

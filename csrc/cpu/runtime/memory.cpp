@@ -147,9 +147,8 @@ struct MappedAllocator final : c10::Allocator {
 at::Tensor empty_large(at::IntArrayRef shape, const at::TensorOptions& options) {
   adapt_thresholds();
   uint64_t size = 0;
-  const bool overflows = c10::safe_multiplies_u64(shape, &size);  // torch raises the error
-  if (overflows || size * options.dtype().itemsize() < kPooled)
-    return at::detail::empty_cpu(shape, options);  // past the dispatcher
+  if (c10::safe_multiplies_u64(shape, &size) || size * options.dtype().itemsize() < kPooled)
+    return at::detail::empty_cpu(shape, options);  // past the dispatcher; raises if it overflows
   static MappedAllocator allocator;
   return at::detail::empty_generic(shape, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
                                    c10::typeMetaToScalarType(options.dtype()), std::nullopt);

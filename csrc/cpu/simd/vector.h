@@ -70,8 +70,7 @@ RNNEXT_INLINE Vec<float> load(const BFloat16* p) {
 RNNEXT_INLINE FloatBits rounded_bits(Vec<float> x) {
   const FloatBits bits = (FloatBits)x;
   const FloatBits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const FloatBits nan = FloatBits{} + 0x7fc0;
-  return x == x ? rounded : nan;
+  return x == x ? rounded : FloatBits{} + 0x7fc0;
 }
 RNNEXT_INLINE void store(BFloat16* p, Vec<float> x) {
   *reinterpret_cast<HalfBits*>(p) = __builtin_convertvector(rounded_bits(x), HalfBits);
@@ -233,8 +232,7 @@ __attribute__((noinline)) void store_first(S* p, Vec<Compute<S>> x, int64_t n) {
 // n values of storage type S at p (n >= the lanes: all of them; n <= 0: none); lanes past n are 0.
 template <class S>
 RNNEXT_INLINE Vec<Compute<S>> load_some(const S* p, int64_t n) {
-  using C = Compute<S>;
-  return n >= kLanes<C> ? load(p) : load_first(p, n);
+  return n >= kLanes<Compute<S>> ? load(p) : load_first(p, n);
 }
 template <class S>
 RNNEXT_INLINE void store_some(S* p, Vec<Compute<S>> x, int64_t n) {
