@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("RNNEXT_CPU_TEAM", "whole")
 # Where no AMX tiles are known, small calls take them too. Weights of 400 KB are fetched ahead.
-os.environ.setdefault("RNNEXT_CPU_MACHINE", "tiles=0,fetch_bytes=4e5")
+os.environ.setdefault("RNNEXT_CPU_MACHINE", "tiles=0,fetch_bytes=4e5,pair_bytes=16e3")
 
 import pytest
 import torch

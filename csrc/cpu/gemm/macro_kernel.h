@@ -15,9 +15,10 @@ constexpr int panels_at_once(int rows) {
 
 // How a product passes its panels.
 struct Pass {
-  bool back = false;     // from the last to the first
-  bool fetches = false;  // each is fetched while the one before it is multiplied
-  bool goes_on = false;  // the next product passes those that follow; else it turns round
+  bool back = false;       // from the last to the first
+  bool fetches = false;    // each is fetched while the one before it is multiplied
+  int64_t pair_bytes = 0;  // as the plan's
+  bool goes_on = false;    // the next product passes those that follow; else it turns round
 };
 
 template <int R, int NV, class Product>
@@ -70,8 +71,12 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
                                              const Pass& pass) {
   using F = typename Product::F;
   using MK = typename Product::MicroKernel;
-  // Many rows take far panels in pairs. (Measured: 32 rows and a GRU's 3 panels gain nothing.)
-  const bool pairs = MK::kSums > 2 * MK::kMR && pass.fetches && rows > 32 && p1 - p0 != 3;
+  const int64_t panel = K * kPanel<F>;
+  // Four tiles and more take large panels in pairs: fewer loads. (Fewer tiles that fetch would not
+  // keep to a line with each k. Measured: a GRU's 3 panels gain nothing.)
+  const bool large = pass.pair_bytes > 0 && panel * int64_t{sizeof(F)} >= pass.pair_bytes;
+  const bool pairs =
+      MK::kSums > 2 * MK::kMR && large && rows > 3 * MK::kSums / 4 && p1 - p0 > 1 && p1 - p0 != 3;
   const int most = pairs ? MK::kSums / 4 : MK::kMR;
   // As even as can be: with an MR of 6, 8 rows are 4 + 4. (One tile needs no division.)
   const int64_t tiles = rows <= most ? 1 : (rows + most - 1) / most;
@@ -81,7 +86,6 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
   const int64_t at_once = pairs ? 2 : pass.fetches && small > 4 ? 1 : panels_at_once<MK>(small);
   // The last panel may be half empty.
   const int64_t vectors = (columns + kLanes<F> - 1) / kLanes<F>;
-  const int64_t panel = K * kPanel<F>;
   const auto bytes = at_once * kPanel<F> * static_cast<int64_t>(sizeof(F));  // for a step of k
   Ahead ahead{nullptr, pass.fetches ? (bytes + tiles - 1) / tiles : 0};
   // (at_once is 1, 2 or 4.)

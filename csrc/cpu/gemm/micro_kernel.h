@@ -71,7 +71,8 @@ struct RegisterTile {
     chain<false>(sums, a, stride, panels, K, begin, end);
   }
   // Adds steps [begin, end) of k to acc, two at a time: counting takes ports from multiply-adds.
-  // Fetches a line of `ahead` with each k, and the tile's own panels, larger than L1d, 16 k before.
+  // Fetches a line of `ahead` with each k, and its own panels, larger than L1d, 16 k before; pairs
+  // of panels, whose tiles load less, lose by that. (Measured.)
   template <bool interleaved, bool fetches = false>
   static RNNEXT_INLINE void chain(Vec<C> (&acc)[R][NV], const F* a, int64_t stride, const F* panels,
                                   int64_t K, int64_t begin, int64_t end, const Ahead& ahead = {}) {
@@ -82,7 +83,7 @@ struct RegisterTile {
 #pragma GCC unroll 4
       for (int j = 0; j < NV; j += 2) {
         const F* row = panels + (j / 2 * K + k) * kPanel<F>;
-        for (int i = 0; fetches && i < 2; ++i)
+        for (int i = 0; fetches && (R <= 4 || NV < 4) && i < 2; ++i)
           __builtin_prefetch(row + 16 * kPanel<F> + i * kLanes<F>);
         const Vec<F> b0 = RNNEXT_ISA::load(row);
         const Vec<F> b1 = j + 1 < NV ? RNNEXT_ISA::load(row + kLanes<F>) : b0;

@@ -144,7 +144,7 @@ struct BackwardRun : BackwardCall {
         if (done > 0) await_members(item, done + 1, step.a, K, rows, worker);
         // The first step has no grad_pre to multiply.
         macro_kernel(step, rows, item.u0, item.u1, p.H, done > 0 ? K : 0,
-                     {done % 2 > 0, plan.fetches});
+                     {done % 2 > 0, plan.fetches, plan.pair_bytes});
         grad_pre = at.buffers.finish_step(item, t, rows, step.next, step.grad_pre);
         if (writes_features) features.write(item, t, rows, grad_pre);
         at.buffers.stop_at_starts(item, t, rows, step.next, step.grad_pre, alpha_grad);

@@ -47,8 +47,7 @@ struct FeatureGradients : BackwardCall {  // one worker's
     const int d = item.d;
     S* const to = static_cast<S*>(out.input) + p.row(t, item.b0) * p.I;
     if (!plan.sorts) {
-      C* const sums = sums_for(to, rows);
-      multiply(d, rows, from, sums, t % 2);
+      multiply(d, rows, from, sums_for(to, rows), t % 2);
       return write_sums(to, rows);
     }
     const auto place = [&](int64_t i) {
@@ -65,9 +64,8 @@ struct FeatureGradients : BackwardCall {  // one worker's
     for (int d = 0; d < p.D; ++d) {
       const Matrix<S, F> weight = this->weight(p, d);
       const Range share = share_of(weight.panels(), i, n);
-      const Rows<const F> from = rows_of(grad_pre, d, p.rows());
-      RNNEXT_ISA::stream(product_of(d, nullptr, from, to), weight, packed, p.rows(), share.begin,
-                         share.end);
+      RNNEXT_ISA::stream(product_of(d, nullptr, rows_of(grad_pre, d, p.rows()), to), weight, packed,
+                         p.rows(), share.begin, share.end);
     }
   }
   // Writes rows [begin, end) from the whole grad_pre.
@@ -91,7 +89,7 @@ struct FeatureGradients : BackwardCall {  // one worker's
   }
   void multiply(int d, int64_t rows, const Rows<const F>& from, C* to, bool back) const {
     macro_kernel(product_of(d, packed_of(d), from, to), rows, 0, panels_in<F>(p.I), p.I,
-                 operands_in<F>(weight(p, d).K), {back, plan.fetches});
+                 operands_in<F>(weight(p, d).K), {back, plan.fetches, plan.pair_bytes});
   }
   // Where the products for the rows at `to` are summed. Their lines are prefetched: see kFarBytes.
   C* sums_for(S* to, int64_t rows) const {

@@ -165,7 +165,7 @@ struct ForwardRun {
         } else {
           const int64_t K = from_zeros ? 0 : operands_in<F>(p.H);
           if (waits) await_members(item, done + 1, step.a, K, rows, worker);
-          macro_kernel(step, rows, item.u0, item.u1, p.H, K, {back, plan.fetches});
+          macro_kernel(step, rows, item.u0, item.u1, p.H, K, {back, plan.fetches, plan.pair_bytes});
         }
         at.states.finish_step(step, item, t, done, rows);
         if (!reverse) row += rows;
@@ -195,7 +195,7 @@ struct ForwardRun {
       const auto multiply = [&](const F* packed, const Rows<const F>& a, int64_t K, const C* bias,
                                 const Rows<C>& out) {
         macro_kernel(PlainProduct<MK>{packed, a, {bias - first, 0}, out, end}, rows, q0, q1, end, K,
-                     {back, plan.fetches, turn + 1 < turns});
+                     {back, plan.fetches, plan.pair_bytes, turn + 1 < turns});
       };
       const auto multiply_features = [&] {
         if (!plan.projects)
@@ -247,7 +247,7 @@ struct ForwardRun {
       const int64_t end = order.panels() * kPanel<C>, first = order.panels(item.u0);
       const PlainProduct<MK> project{step.packed_ih, step.features, start, pre, end};
       return macro_kernel(project, chunk.rows, first, order.panels(item.u1), order.begin(item.u1),
-                          operands_in<F>(p.I), {back, plan.fetches});
+                          operands_in<F>(p.I), {back, plan.fetches, plan.pair_bytes});
     }
     int64_t to = 0;
     for (int64_t t = chunk.t; t < chunk.t + chunk.n; ++t)

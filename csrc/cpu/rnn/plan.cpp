@@ -81,6 +81,7 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
     if (plan.cycles < best.cycles) best = plan;
   }
   best.groups = p.D * best.batch_parts;
+  best.pair_bytes = static_cast<int64_t>(machine.pair_bytes);
   best.row_block = shape.row_block;
   best.group_rows = split_sequences(p, 0, best.batch_parts, best.row_block).most;
   return best;

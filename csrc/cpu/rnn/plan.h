@@ -77,6 +77,7 @@ struct Plan {
   // Tiles of four rows and more fetch the panel after theirs, since a member's weights exceed L2
   // and Machine::fetch_bytes.
   bool fetches = false;
+  int64_t pair_bytes = 0;    // Machine::pair_bytes
   bool joined = false;       // one worker has all directions of a sequence, one after the other
   bool past_caches = false;  // what gates write for a later pass goes past the caches
   bool waits = true;         // threads wait for each other

@@ -12,17 +12,18 @@ namespace rnnext {
 // counts bytes of weights, each of which is used for one row.
 struct Machine {
   const char* name;
-  double multiply;     // multiply-adds of float32 or float64
-  double pairs;        // those of bfloat16 pairs; up to half of `multiply` they do not pay
-  double l1d_bytes;    // weights up to this size are read from L1d,
-  double l1d_rate;     // at this rate;
-  double l2_bytes;     // up to this size from L2,
-  double l2_rate;      // at this one;
-  double far_rate;     // larger ones from beyond it
-  double wait;         // cycles that threads lose when they wait for each other at a step
-  double line;         // cycles for each cache line that another core wrote
-  double fetch_bytes;  // weights of this size and more are fetched ahead
-  double tiles = 0;    // multiply-adds on AMX tiles; 0: it has none
+  double multiply;        // multiply-adds of float32 or float64
+  double pairs;           // those of bfloat16 pairs; up to half of `multiply` they do not pay
+  double l1d_bytes;       // weights up to this size are read from L1d,
+  double l1d_rate;        // at this rate;
+  double l2_bytes;        // up to this size from L2,
+  double l2_rate;         // at this one;
+  double far_rate;        // larger ones from beyond it
+  double wait;            // cycles that threads lose when they wait for each other at a step
+  double line;            // cycles for each cache line that another core wrote
+  double fetch_bytes;     // weights of this size and more are fetched ahead
+  double tiles = 0;       // multiply-adds on AMX tiles; 0: it has none
+  double pair_bytes = 0;  // panels of this size and more go through many rows in pairs; 0: none
   const char* origin = "its name";  // where the description comes from
 };
 
@@ -38,7 +39,7 @@ constexpr MachineNumber kMachineNumbers[] = {
     {"l2_bytes", &Machine::l2_bytes},   {"l2_rate", &Machine::l2_rate},
     {"far_rate", &Machine::far_rate},   {"wait", &Machine::wait, true},
     {"line", &Machine::line, true},     {"fetch_bytes", &Machine::fetch_bytes, true},
-    {"tiles", &Machine::tiles, true},
+    {"tiles", &Machine::tiles, true},   {"pair_bytes", &Machine::pair_bytes, true},
 };
 
 // Weights may fill this share of a cache: the rest is for what else a step reads and writes.
@@ -60,7 +61,7 @@ constexpr Machine kMachines[] = {
     // Fetched ahead, 1.5 MB took 0.9 of the time. Tiles: a probe of the product alone reached 1634
     // GFLOP/s at H=256 with 32 rows, of a peak of 3165, which is 1024 bytes a cycle.
     {"xeon-amx", 128, 32, kCacheShare * (48 << 10), 128, kCacheShare * (2 << 20), 50, 4, 700, 20,
-     1.25e6, 530},
+     1.25e6, 530, 32 << 10},
 };
 
 // The machine that calls are planned for: named by RNNEXT_CPU_MACHINE, or found by the processor's
