@@ -13,6 +13,7 @@ from rnnext import _C
 from rnnext.explain import explain
 
 BOTH = {"train": True, "directions": 2}
+XEON = {"threads": 1, "machine": "xeon-amx"}
 
 
 def plan(T, B, I, H, **options):  # noqa: E741 - the field's letter
@@ -159,6 +160,13 @@ CHOICES = {
             ((100, 32, 1024, 512), False),
             ((100, 32, 0, 64), True),
         ]
+    ],
+    "rows of some steps share a W_ih that takes longer to read than to multiply": [
+        ((30, 12, 640, 640), XEON, {"chunk_rows": 36}),
+        ((30, 12, 320, 640), XEON, {"chunk_rows": 12}),
+        ((30, 40, 640, 640), XEON, {"chunk_rows": 40}),
+        ((30, 12, 400, 400), XEON, {"chunk_rows": 12}),
+        ((30, 32, 1024, 1024), XEON | {"cell": "gru"}, {"chunk_rows": 32}),  # it would fill L2
     ],
     "groups sum gradients over their own rows, unless there are fewer than hidden units": [
         ((100, 16, 16, 64), {"train": True}, {"own_sums": True, "features": "by_step"}),

@@ -39,11 +39,9 @@ double step_cycles(const KernelShape& shape, const Machine& machine, int64_t row
                       : bytes < machine.l2_bytes ? machine.l2_rate
                                                  : machine.far_rate;
   const auto tiles = static_cast<double>(divide_up(rows, shape.mr));
-  const double multiply = multiply_cycles(shape, machine, rows, bytes);
   // The first tile of rows reads the panels from where they lie, or fetches them; others from L1d.
   const double again = fetches(size, shape, machine) ? 0 : (tiles - 1) * bytes / machine.l1d_rate;
-  const double read = bytes / rate + again;
-  return std::max(multiply, read);
+  return std::max(multiply_cycles(shape, machine, rows, bytes), bytes / rate + again);
 }
 
 // Estimated cycles for packing so many operands.
@@ -57,10 +55,9 @@ double pack_cycles(const KernelShape& shape, int64_t operands) {
 Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& machine, int threads,
                bool joined = false, double packing = 0) {
   const int64_t K = shape.operands(p.H), panels = shape.panels(p.H), gates = p.gates();
-  const int64_t per_direction = threads % p.D == 0 && !joined ? threads / p.D : threads;
   Plan best{};
   best.joined = joined;
-  best.batch_parts = min_of(per_direction, p.B);
+  best.batch_parts = min_of(threads % p.D == 0 && !joined ? threads / p.D : threads, p.B);
   best.hidden_parts = 1;
   best.cycles = (step_cycles(shape, machine, divide_up(p.B, best.batch_parts), gates * p.H, K) +
                  packing * static_cast<double>(gates * p.H)) *
@@ -123,9 +120,23 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
                  : small || plan.batch_parts == 1 ? Weights::own
                                                   : Weights::shared;
   plan.sorts = p.ragged() && !p.step_row;
+  const int64_t own_bytes = weights / plan.hidden_parts;  // a member's
+  plan.fetches = plan.weights != Weights::streamed && fetches(own_bytes, shape, machine);
+  const int64_t columns = plan.member_blocks(shape.panels(p.H)) * shape.panel * p.gates();
+  const int64_t features =
+      (shape.panels(p.I) * shape.panel / shape.k_pack + 64 / shape.operand_bytes) *
+      shape.operand_bytes;
+  const int64_t chunk_row = max_of(shape.sums_bytes(columns), features);
+  // Whether weights take longer to read than to multiply, and W_ih is much of them: then the rows
+  // of some steps share it. (Measured on a Xeon: with I = H / 2 they gain nothing.)
+  const int64_t far_rows = kFarSteps * plan.group_rows;
+  const bool slow = plan.fetches && !stacked && 3 * p.I >= 2 * p.H &&
+                    static_cast<double>(own_bytes) >= 1.5 * machine.l2_bytes &&
+                    static_cast<double>(plan.group_rows) * machine.far_rate <= machine.multiply &&
+                    far_rows * chunk_row <= kFarChunkBytes;
   // (The rows of some steps together fill AMX tiles.)
   const bool half = 2 * plan.group_rows <= shape.row_block && (gated || p.I > shape.k_align);
-  const bool ahead = shape.tiles ? half : !small && plan.group_rows <= shape.mr;
+  const bool ahead = shape.tiles ? half : slow || (!small && plan.group_rows <= shape.mr);
   plan.projects = p.I == 0 || (p.T > 1 && (ahead || plan.group_rows < kFewRows));
   const int64_t width = p.D * p.H * shape.storage_bytes;
   const bool whole_blocks = p.H % shape.k_align == 0 && p.B % shape.row_block == 0 &&
@@ -136,8 +147,6 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
     plan.from_hx = p.hx && p.T == 1 && !is_leaky(p.cell);
   }
   plan.waits = p.T > 1 || (plan.hidden_parts > 1 && !plan.from_hx && p.multiplies_state());
-  plan.fetches =
-      plan.weights != Weights::streamed && fetches(weights / plan.hidden_parts, shape, machine);
   const int64_t row_bytes = p.H * shape.storage_bytes, step_bytes = plan.group_rows * row_bytes;
   if (plan.state_home == Home::rows && shape.k_pack == 1 && plan.batch_parts > 1 &&
       row_bytes >= 64 && step_bytes <= kNarrowBytes && p.T >= kNarrowFrom) {
@@ -145,18 +154,12 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
     if (row_bytes > 64 && step_bytes <= kHeldStepBytes && p.rows() * width < kFarBytes)
       plan.held_steps = min_of(p.T, kHeldBytes / step_bytes);
   }
-  const int64_t columns = plan.member_blocks(shape.panels(p.H)) * shape.panel * p.gates();
-  const int64_t features =
-      (shape.panels(p.I) * shape.panel / shape.k_pack + 64 / shape.operand_bytes) *
-      shape.operand_bytes;
-  const int64_t chunk_row = max_of(shape.sums_bytes(columns), features);
-  const int64_t fit = stacked ? kFewRows : kForwardChunkBytes / chunk_row;
+  const int64_t fit = stacked ? kFewRows : slow ? far_rows : kForwardChunkBytes / chunk_row;
   plan.chunk_rows =
       plan.projects ? max_of(plan.group_rows, min_of(fit, p.T * p.B)) : plan.group_rows;
   const int64_t saved = gated && p.saved ? p.rows() * width * traits_of(p.cell).saved : 0;
-  const int64_t written = p.rows() * width + saved;
-  plan.far =
-      (plan.state_home == Home::rows || shape.native()) && !plan.sorts && written >= kFarBytes;
+  plan.far = (plan.state_home == Home::rows || shape.native()) && !plan.sorts &&
+             p.rows() * width + saved >= kFarBytes;
   plan.past_caches = !plan.sorts && saved >= kPastCachesBytes;
   return plan;
 }

@@ -102,6 +102,9 @@ constexpr double kPackRate = 13;
 // Rows of pre-activations computed ahead of the recurrence, and rows of their gradient kept until
 // they are summed, stay in L2 beside the weights. (Measured: 192 to 384 KiB gain nothing.)
 constexpr int64_t kForwardChunkBytes = 96 << 10, kBackwardChunkBytes = 128 << 10;
+// Steps of a chunk that share a W_ih in far memory, and what they may fill of L2. (Measured on a
+// Xeon: 1, 2, 4 steps gain less; 1.2 MB lose.)
+constexpr int64_t kFarSteps = 3, kFarChunkBytes = 512 << 10;
 // Products of either kind that wait for the gate pass: half of an L1d. (Measured: 8 KiB is slower.)
 constexpr int64_t kGateBytes = 16 << 10;
 // Rows that enter the gradients of the weights at once. (Measured: 512 are slower.)
