@@ -72,11 +72,11 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
   using F = typename Product::F;
   using MK = typename Product::MicroKernel;
   const int64_t panel = K * kPanel<F>;
-  // Four tiles and more take large panels in pairs: fewer loads. (Fewer tiles that fetch would not
-  // keep to a line with each k. Measured: a GRU's 3 panels gain nothing.)
+  // Many rows take large panels in pairs: fewer loads. (Three tiles that fetch would not keep to a
+  // line with each k. Measured: a GRU's 3 panels gain nothing.)
   const bool large = pass.pair_bytes > 0 && panel * int64_t{sizeof(F)} >= pass.pair_bytes;
-  const bool pairs =
-      MK::kSums > 2 * MK::kMR && large && rows > 3 * MK::kSums / 4 && p1 - p0 > 1 && p1 - p0 != 3;
+  const bool pairs = MK::kSums > 2 * MK::kMR && large && rows > (pass.fetches ? 18 : 15) &&
+                     p1 - p0 > 1 && p1 - p0 != 3;
   const int most = pairs ? MK::kSums / 4 : MK::kMR;
   // As even as can be: with an MR of 6, 8 rows are 4 + 4. (One tile needs no division.)
   const int64_t tiles = rows <= most ? 1 : (rows + most - 1) / most;
