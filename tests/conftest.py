@@ -9,7 +9,7 @@ from collections.abc import Iterator
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("RNNEXT_CPU_TEAM", "whole")
-# Where no AMX tiles are known, small calls take them too. Weights of 400 KB are fetched ahead.
+# Small calls take AMX tiles too, weights of 400 KB are fetched ahead, panels of 16 KB go in pairs.
 os.environ.setdefault("RNNEXT_CPU_MACHINE", "tiles=0,fetch_bytes=4e5,pair_bytes=16e3")
 
 import pytest

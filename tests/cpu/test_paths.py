@@ -25,6 +25,7 @@ SIZES = {
     "shared": (12, 1, 21, 200),
     "shared and ragged": (12, 2, 21, 321),
     "weights packed by all": (4, 40, 130, 300),
+    "panels in pairs": (3, 17, 40, 140),
     "no state in the output": (5, 11, 9, 1030),
     "more rows than gradients take at once": (2, 600, 5, 17),
     "one step of a few": (1, 3, 3, 7),

@@ -15,10 +15,10 @@ constexpr int panels_at_once(int rows) {
 
 // How a product passes its panels.
 struct Pass {
-  bool back = false;       // from the last to the first
-  bool fetches = false;    // each is fetched while the one before it is multiplied
-  int64_t pair_bytes = 0;  // as the plan's
-  bool goes_on = false;    // the next product passes those that follow; else it turns round
+  bool back = false;      // from the last to the first
+  bool fetches = false;   // each is fetched while the one before it is multiplied
+  double pair_bytes = 0;  // as the plan's
+  bool goes_on = false;   // the next product passes those that follow; else it turns round
 };
 
 template <int R, int NV, class Product>
@@ -73,8 +73,9 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
   using MK = typename Product::MicroKernel;
   const int64_t panel = K * kPanel<F>;
   // Many rows take large panels in pairs: fewer loads. (Three tiles that fetch would not keep to a
-  // line with each k. Measured: a GRU's 3 panels gain nothing.)
-  const bool large = pass.pair_bytes > 0 && panel * int64_t{sizeof(F)} >= pass.pair_bytes;
+  // line with each k. Measured: fewer rows and a GRU's 3 panels gain nothing.)
+  const auto panel_bytes = static_cast<double>(panel * int64_t{sizeof(F)});
+  const bool large = pass.pair_bytes > 0 && panel_bytes >= pass.pair_bytes;
   const bool pairs = MK::kSums > 2 * MK::kMR && large && rows > (pass.fetches ? 18 : 15) &&
                      p1 - p0 > 1 && p1 - p0 != 3;
   const int most = pairs ? MK::kSums / 4 : MK::kMR;
@@ -86,15 +87,16 @@ RNNEXT_INLINE void macro_kernel_of_registers(const Product& product, int64_t row
   const int64_t at_once = pairs ? 2 : pass.fetches && small > 4 ? 1 : panels_at_once<MK>(small);
   // The last panel may be half empty.
   const int64_t vectors = (columns + kLanes<F> - 1) / kLanes<F>;
-  const auto bytes = at_once * kPanel<F> * static_cast<int64_t>(sizeof(F));  // for a step of k
-  Ahead ahead{nullptr, pass.fetches ? (bytes + tiles - 1) / tiles : 0};
   // (at_once is 1, 2 or 4.)
   const int64_t last = p0 + ((p1 - p0 - 1) & -at_once), by = pass.back ? -at_once : at_once;
   for (int64_t p = pass.back ? last : p0, next = 0; p >= p0 && p < p1; p = next) {
     next = p + by;
     const int64_t end = 2 * (p + at_once < p1 ? p + at_once : p1);
     const bool fetches = pass.fetches && K > 0 && (pass.goes_on || (next >= p0 && next < p1));
-    ahead.first = reinterpret_cast<const char*>(product.packed + next * panel);
+    const int64_t there = next < p1 && p1 - next < at_once ? p1 - next : at_once;  // that are next
+    const auto bytes = there * kPanel<F> * static_cast<int64_t>(sizeof(F));  // for a step of k
+    Ahead ahead{reinterpret_cast<const char*>(product.packed + next * panel),
+                fetches ? (bytes + tiles - 1) / tiles : 0};
     int64_t row = 0;
     for (int64_t i = 0; i < tiles; ++i, ahead.first += K * ahead.step) {
       const int r = small + (i < big);

@@ -71,8 +71,8 @@ struct RegisterTile {
     chain<false>(sums, a, stride, panels, K, begin, end);
   }
   // Adds steps [begin, end) of k to acc, two at a time: counting takes ports from multiply-adds.
-  // Fetches a line of `ahead` with each k, and its own panels, larger than L1d, 16 k before; pairs
-  // of panels, whose tiles load less, lose by that. (Measured.)
+  // Fetches a line of `ahead` with each k, and its own panels, larger than L1d, 16 k before. (Tiles
+  // of 5 and 6 rows by two panels, which load less, lose by that.)
   template <bool interleaved, bool fetches = false>
   static RNNEXT_INLINE void chain(Vec<C> (&acc)[R][NV], const F* a, int64_t stride, const F* panels,
                                   int64_t K, int64_t begin, int64_t end, const Ahead& ahead = {}) {

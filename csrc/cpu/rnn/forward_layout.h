@@ -73,11 +73,11 @@ struct ForwardLayout {
   Scratch scratch_of(const Worker& worker) const { return {*this, scratch[worker.rank]}; }
 
   // How many blocks of units are multiplied before their gates follow: as many as keep the products
-  // of a step in L1d, but two of a GRU's, whose panels then make pairs.
+  // of a step in L1d, but at least two of a GRU's, where panels then make pairs.
   int64_t gate_blocks() const {
     if (plan.weights == Weights::streamed) return 1;
     const int64_t bytes = plan.group_rows * p.gates() * kPanel<C> * static_cast<int64_t>(sizeof(C));
-    const int64_t least = plan.pair_bytes > 0 && p.gates() % 2 ? 2 : 1;
+    const int64_t least = plan.pair_bytes > 0 && !kTiled<F> && p.gates() % 2 ? 2 : 1;
     return min_of(plan.member_blocks(panels_in<C>(p.H)), max_of(least, kGateBytes / bytes));
   }
   int64_t gate_stride() const { return scratch_stride<C>(gate_blocks() * p.gates() * kPanel<C>); }

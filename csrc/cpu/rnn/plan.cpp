@@ -78,7 +78,7 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
     if (plan.cycles < best.cycles) best = plan;
   }
   best.groups = p.D * best.batch_parts;
-  best.pair_bytes = static_cast<int64_t>(machine.pair_bytes);
+  best.pair_bytes = machine.pair_bytes;
   best.row_block = shape.row_block;
   best.group_rows = split_sequences(p, 0, best.batch_parts, best.row_block).most;
   return best;
@@ -130,8 +130,8 @@ ForwardPlan plan_forward(const Recurrence& p, const KernelShape& shape, const Ma
   // Whether weights take longer to read than to multiply, and W_ih is much of them: then the rows
   // of some steps share it. (Measured on a Xeon: with I = H / 2 they gain nothing.)
   const int64_t far_rows = kFarSteps * plan.group_rows;
-  const bool slow = plan.fetches && !stacked && 3 * p.I >= 2 * p.H &&
-                    static_cast<double>(own_bytes) >= 1.5 * machine.l2_bytes &&
+  const bool slow = plan.fetches && !stacked && plan.group_rows > shape.mr && 3 * p.I >= 2 * p.H &&
+                    static_cast<double>(own_bytes) >= kFarL2 * machine.l2_bytes &&
                     static_cast<double>(plan.group_rows) * machine.far_rate <= machine.multiply &&
                     far_rows * chunk_row <= kFarChunkBytes;
   // (The rows of some steps together fill AMX tiles.)

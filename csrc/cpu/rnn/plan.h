@@ -77,7 +77,7 @@ struct Plan {
   // Tiles of four rows and more fetch the panel after theirs, since a member's weights exceed L2
   // and Machine::fetch_bytes.
   bool fetches = false;
-  int64_t pair_bytes = 0;    // Machine::pair_bytes
+  double pair_bytes = 0;     // Machine::pair_bytes
   bool joined = false;       // one worker has all directions of a sequence, one after the other
   bool past_caches = false;  // what gates write for a later pass goes past the caches
   bool waits = true;         // threads wait for each other
@@ -99,8 +99,8 @@ enum class Home {
 constexpr const char* kHomeNames[] = {"scratch", "rows"};
 
 struct ForwardPlan : Plan {
-  // W_ih x comes first, in one product for a chunk of steps: few rows would read W_ih from far
-  // memory at every step, or leave AMX tiles empty. (Measured.)
+  // W_ih x comes first, in one product for a chunk of steps: the rows of one would read W_ih
+  // from far memory at every step, or leave AMX tiles empty. (Measured.)
   bool projects = false;
   int64_t chunk_rows = 0;  // of such a chunk, at most
   Home state_home = Home::scratch;

@@ -58,7 +58,8 @@ constexpr Machine kMachines[] = {
      5e6},
     // A Xeon with AMX (Sapphire Rapids and later): two 512-bit multiply-adds a cycle, bfloat16 dot
     // products at half of their speed; 2 MiB of L2, 140 to 177 GB/s from it and 14 from beyond.
-    // Fetched ahead, 1.5 MB took 0.9 of the time. Tiles: a probe of the product alone reached 1634
+    // Fetched ahead, 1.5 MB took 0.9 of the time, panels in pairs 0.91 to 1.01. Tiles: a probe of
+    // the product alone reached 1634
     // GFLOP/s at H=256 with 32 rows, of a peak of 3165, which is 1024 bytes a cycle.
     {"xeon-amx", 128, 32, kCacheShare * (48 << 10), 128, kCacheShare * (2 << 20), 50, 4, 700, 20,
      1.25e6, 530, 32 << 10},
@@ -102,9 +103,10 @@ constexpr double kPackRate = 13;
 // Rows of pre-activations computed ahead of the recurrence, and rows of their gradient kept until
 // they are summed, stay in L2 beside the weights. (Measured: 192 to 384 KiB gain nothing.)
 constexpr int64_t kForwardChunkBytes = 96 << 10, kBackwardChunkBytes = 128 << 10;
-// Steps of a chunk that share a W_ih in far memory, and what they may fill of L2. (Measured on a
-// Xeon: 1, 2, 4 steps gain less; 1.2 MB lose.)
+// Steps of a chunk that share a W_ih in far memory, what they may fill of L2, and how many L2 the
+// weights fill. (Measured on a Xeon: 1, 2, 4 steps gain less; 1.2 MB lose; 1.25 L2 0.95 to 1.03.)
 constexpr int64_t kFarSteps = 3, kFarChunkBytes = 512 << 10;
+constexpr double kFarL2 = 1.5;
 // Products of either kind that wait for the gate pass: half of an L1d. (Measured: 8 KiB is slower.)
 constexpr int64_t kGateBytes = 16 << 10;
 // Rows that enter the gradients of the weights at once. (Measured: 512 are slower.)

@@ -141,7 +141,7 @@ struct WeightGradients : BackwardCall {
   void add(int d, int64_t n, const Rows<C>& grad_pre, bool begins) const {
     if (begins) __builtin_memset(sum_columns, 0, column_count * column_size * sizeof(C));
     for (int64_t i = 0; i < n && grad_part > 0; ++i) grad_rows[i] += p.H;
-    add_columns<4>(0, n);
+    add_columns<4>(0, n);  // so many are summed at once
     const bool lies = grad_pre.stride && kKPack<F> == 1;
     const Tiles tiles =
         lies ? Tiles{reinterpret_cast<const F*>(grad_rows[0]), 1, grad_pre.stride} : pack_left(n);
