@@ -59,8 +59,7 @@ def refuse_shape(
 def refuse_word(name: str, value: str, known: Sequence[str]) -> None:
     """Raise ValueError unless the argument is one of these."""
     if value not in known:
-        names = ", ".join(map(repr, known))
-        raise ValueError(f"{name} must be one of {names}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
 def refuse_devices(weight: Tensor, **arguments: Tensor | None) -> None:

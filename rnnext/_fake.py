@@ -60,9 +60,8 @@ def _dropout_mask(key: Tensor, T: Any, B: Any, H: Any, p: float, dtype: torch.dt
 @torch.library.register_fake("rnnext::occurring")
 def _occurring(tokens: Tensor, num_rows: int, most: int) -> tuple[Tensor, Tensor]:
     _C.check_index_dtype(tokens)
-    rows = _how_many_occur(tokens, min(num_rows, most))
     index = tokens.new_empty(tokens.shape, dtype=torch.int64)
-    return index.new_empty((rows,)), index
+    return index.new_empty((_how_many_occur(tokens, min(num_rows, most)),)), index
 
 
 @torch.library.register_fake("rnnext::embedding")

@@ -67,8 +67,7 @@ class Leak(nn.Module):
         logits = [each.logit() for each in self._of_each(value)]
         first = dict(zip(self._logit_names(), logits, strict=True))
         for name, logit in first.items():
-            own = logit.to(self._weight.device, copy=True)
-            self.register_parameter(name, nn.Parameter(own))
+            self.register_parameter(name, nn.Parameter(logit.to(self._weight.device, copy=True)))
         self._first = self._first | first
         self._keep_dt()
 
@@ -76,8 +75,7 @@ class Leak(nn.Module):
         """Hold a copy in a buffer; the value is what reset_parameters gives back."""
         # New dicts: a copy.copy of the module has the old ones, and keeps its own.
         self._buffers, self._first = dict(self._buffers), self._first | {name: value}
-        own = value.to(self._weight, copy=True)
-        self.register_buffer(name, own, persistent=persistent)
+        self.register_buffer(name, value.to(self._weight, copy=True), persistent=persistent)
 
     def _keep_dt(self) -> None:
         if self._step is not None:

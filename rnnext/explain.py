@@ -87,7 +87,6 @@ def explain(
     shares = shares if plan["hidden_parts"] > 1 else ""
     holds = {field for field, value in plan.items() if value and (I or field != "projects")}
     holds |= {f"{field}={value}" for field, value in plan.items()}
-    said = [text.format(**plan) for field, text in _SAID.items() if field in holds]
     return "\n".join(
         [
             f"{'backward' if train else 'forward'}, T={T} B={B} I={I} H={H}, {D} direction(s), "
@@ -98,7 +97,7 @@ def explain(
             f"{plan['mr']} rows",
             f"{plan['threads']} thread(s): {plan['batch_parts']} part(s) of the batch a direction, "
             f"of {plan['group_rows']} sequence(s) at most{shares}",
-            *said,
+            *(text.format(**plan) for field, text in _SAID.items() if field in holds),
             f"estimate: {cycles:.0f} cycles a step for the product with the state, and packing",
         ]
     )

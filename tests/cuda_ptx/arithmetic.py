@@ -80,8 +80,7 @@ def of_bf16(x):
 def to_tf32(x):
     """To nearest, ties away from zero: 13 bits of the mantissa go."""
     bits = x.view(np.uint32)
-    rounded = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
-    return np.where(np.isfinite(x), rounded, bits)
+    return np.where(np.isfinite(x), (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000), bits)
 
 
 def saturated(x):

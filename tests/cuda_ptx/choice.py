@@ -63,9 +63,8 @@ def choose(card, T, B, H, D=1, compute="f32", backward=False, path=None):
     device = Device(*card[:3], card[3:])
     problem = Problem(T, B, H, D, COMPUTES[compute], backward)
     geometry, message = Geometry(), ctypes.create_string_buffer(256)
-    word = None if path is None else path.encode()
     structs = map(ctypes.byref, (problem, device, geometry))
-    choice_library().rnn_choose(*structs, word, message)
+    choice_library().rnn_choose(*structs, None if path is None else path.encode(), message)
     if message.value:
         raise ValueError(message.value.decode())
     return geometry
@@ -86,9 +85,8 @@ def capacity(path: str, compute: str, device: tuple[int, ...]) -> int:
 
 def capacity_table() -> str:
     """The largest H of each path, card and arithmetic, as Markdown."""
-    cards = ["A100", "H100", "RTX 4090"]
     lines = ["| card | path | " + " | ".join(COMPUTES) + " |", "|---|---|" + "---|" * len(COMPUTES)]
-    for card in cards:
+    for card in ["A100", "H100", "RTX 4090"]:
         for path in ("block", "cluster", "grid"):
             sizes = [capacity(path, compute, DEVICES[card]) for compute in COMPUTES]
             if any(sizes):

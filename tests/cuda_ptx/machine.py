@@ -232,8 +232,7 @@ class Machine(warp.Warps):
 
     def _branch(self, unit: Unit, at: int, lanes, last, taken) -> None:
         target = self.kernel.labels[last.args[0]]
-        block = self.kernel.blocks[at]
-        to = unit.wait if block.strong and target <= at else unit.go
+        to = unit.wait if self.kernel.blocks[at].strong and target <= at else unit.go
         if taken is None:
             to(target, lanes)
             return

@@ -95,8 +95,7 @@ class Global:
         if not self.late:
             self.main.view(KINDS[kind])[place // item] = value
             return
-        flat = (block * self.size + place) // item
-        self.views.reshape(-1).view(KINDS[kind])[flat] = value
+        self.views.reshape(-1).view(KINDS[kind])[(block * self.size + place) // item] = value
         each = (block * self.size + place)[:, None] + np.arange(item)
         self.dirty.reshape(-1)[each] = (epoch + 1)[:, None]
         self.writer.reshape(-1)[each] = lane[:, None]

@@ -99,8 +99,7 @@ class Kernel:
 
 def split(text: str) -> list[str]:
     """Arguments, by the commas outside of braces and brackets."""
-    parts = re.findall(r"(?:[^,{}\[\]]|\{[^{}]*\}|\[[^\[\]]*\])+", text)
-    return [part.strip() for part in parts]
+    return [part.strip() for part in re.findall(r"(?:[^,{}\[\]]|\{[^{}]*\}|\[[^\[\]]*\])+", text)]
 
 
 def entries(ptx: str) -> dict[str, str]:
@@ -163,6 +162,5 @@ def _add(kernel: Kernel, statement: str, line: int) -> None:
         assert found, statement
         guard, op, args = found[1] or "", found[2], split(found[3])
         # bar.sync is an arrival, and a wait, with which a basic block begins.
-        ops = ["bar.arrive", "bar.wait"] if op == "bar.sync" else [op]
-        for one in ops:
+        for one in ["bar.arrive", "bar.wait"] if op == "bar.sync" else [op]:
             kernel.add(Instruction(one, args, guard, line))

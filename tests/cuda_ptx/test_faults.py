@@ -118,8 +118,7 @@ def planted(lib):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: ", ".join(case[:3]))
 def test_a_planted_fault_is_found(planted, case):
     path, dtype, what, *edit = case
-    H = 20 if "H=20" in what else 70
-    assert planted(path, dtype, lambda text: edited(text, *edit), H=H)
+    assert planted(path, dtype, lambda text: edited(text, *edit), H=20 if "H=20" in what else 70)
 
 
 # Of each path the barriers of its kernel, and sequences enough that a cluster meets a second tile.

@@ -39,8 +39,7 @@ def run(lib):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_numbers_are_rounded_to_the_nearest_and_ties_to_even(run, dtype):
     values = torch.tensor([0, -0.0, 1e-40, 1e-7, 65519, 65520, 3e38, 3.4e38, torch.inf, -torch.inf])
-    step = torch.finfo(dtype).eps
-    given = torch.cat([values, 1 + step * torch.arange(-5.5, 5.5, 0.5)])
+    given = torch.cat([values, 1 + torch.finfo(dtype).eps * torch.arange(-5.5, 5.5, 0.5)])
     name = "round_kernelI6__half" if dtype == torch.float16 else "round_kernelI13__nv_bfloat16"
     assert torch.equal(run(name, given, 32, dtype=dtype), given.to(dtype))
 

@@ -153,9 +153,8 @@ class Warps:
         if (np.asarray(base) < np.uint64(GENERIC)).all():
             self.store_global(L, base, offset, values, kind, how)
             return
-        size = KINDS[kind].itemsize * len(values)
         block, at = self._peer(L, np.asarray(base) - np.uint64(GENERIC), offset)
-        place = self.shared.at(block, at, size, "write")
+        place = self.shared.at(block, at, KINDS[kind].itemsize * len(values), "write")
         raw = np.stack([np.broadcast_to(v, place.shape) for v in values], 1)
         for (lane, _, at, to), value in zip(self._each(L, place, block), raw, strict=True):
             self.late_stores.append(Store(at, value.tobytes(), to, lane))

@@ -177,8 +177,7 @@ class Writer:
         found = re.fullmatch(r"\[([\w%$.]+)(?:\+(-?\d+))?\]", arg)
         if not found:
             raise Unknown(f"address {arg}")
-        own = self.kernel.type_of(found[1])
-        return self.value(found[1], own or "u8"), int(found[2] or 0)
+        return self.value(found[1], self.kernel.type_of(found[1]) or "u8"), int(found[2] or 0)
 
     # ---- instructions
 
@@ -274,8 +273,7 @@ class Writer:
         kind = TYPES[i.parts[-1]]
         base, at = self.address(i.args[0])
         values = split(i.args[1][1:-1]) if vector(i) > 1 else [i.args[1]]
-        texts = [self.value(v, kind) for v in values]
-        given = f'({", ".join(texts)},), "{kind}", "{order(i)}"'
+        given = f'({", ".join([self.value(v, kind) for v in values])},), "{kind}", "{order(i)}"'
         self.lines.append(f"m.store_{space(i)}(L, {base}, {at}, {given})")
 
     def op_mma(self, i: Instruction) -> None:

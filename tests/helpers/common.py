@@ -158,9 +158,8 @@ def cover(argument=None, valid=lambda case: True, **factors):
 
     fixtures = [name for name in factors if name in ("isa", "threads")]
     names = [*fixtures, argument] if argument else list(factors)
-    cases = pairwise(possible, **factors)
     rows = []
-    for case in cases:
+    for case in pairwise(possible, **factors):
         ident = case_id(case)
         if argument:
             case[argument] = {k: case.pop(k) for k in factors if k not in fixtures}

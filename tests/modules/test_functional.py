@@ -154,8 +154,7 @@ def test_noise_of_a_key(std):
     x, weight = torch.randn(4, 3, 6), torch.zeros(6, 6)
     call = functools.partial(functional.recurrence, x, None, None, weight, nonlinearity="identity")
     key = torch.randint(2**63 - 1, (), generator=torch.Generator().manual_seed(1))
-    noise = std * rnnext.ops.noise(key, 4, 3, 1, 6)
-    assert_close(call(noise_std=std, noise_key=key)[0], x + noise)
+    assert_close(call(noise_std=std, noise_key=key)[0], x + std * rnnext.ops.noise(key, 4, 3, 1, 6))
     assert not torch.equal(call(noise_std=std)[0], call(noise_std=std)[0])
     for scale in (None, "sqrt_2_over_alpha", "sqrt_2_alpha", "none"):
         options = {"alpha": 0.1, "noise_std": std} | ({"noise_scale": scale} if scale else {})

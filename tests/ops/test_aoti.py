@@ -24,8 +24,7 @@ class EveryModule(nn.Module):
         self.words = rnnext.EmbeddingRNN(7, 4, 6)
 
     def forward(self, tokens):
-        x = self.rnn(self.embedding(tokens))[0]
-        output, h_n = self.learned(self.leaky(x)[0])
+        output, h_n = self.learned(self.leaky(self.rnn(self.embedding(tokens))[0])[0])
         return output, self.cell(h_n[0]), self.words(tokens)[0]
 
 

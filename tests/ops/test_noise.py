@@ -80,7 +80,6 @@ def test_mapped_calls_have_the_noise_of_their_keys():
 
     for dims in ((0, 0), (0, None), (None, 0)):
         given = [x if dim == 0 else x[2] for x, dim in zip((keys, inputs), dims, strict=True)]
-        mapped = torch.func.vmap(call, in_dims=dims)(*given)
-        for i, own in enumerate(mapped):
+        for i, own in enumerate(torch.func.vmap(call, in_dims=dims)(*given)):
             one = [x[i] if dim == 0 else x for x, dim in zip(given, dims, strict=True)]
             assert_close(own, call(*one))

@@ -197,8 +197,7 @@ def test_every_op_is_documented_and_takes_its_arguments_in_one_order():
             assert names == schema
         documented = inspect.getdoc(function)  # indented alike in every version of Python
         arguments = documented.split("Args:")[1].split("Returns:")[0]
-        listed = re.findall(r"^ {4}(\w+(?:, \w+)*):", arguments, re.M)
-        assert ", ".join(listed).split(", ") == names
+        assert ", ".join(re.findall(r"^ {4}(\w+(?:, \w+)*):", arguments, re.M)).split(", ") == names
         assert "Raises:" in documented
 
 

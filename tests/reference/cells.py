@@ -101,8 +101,7 @@ def recurrence(
         outputs.append(torch.stack(results) if results else x[..., :hidden])
         last.append(states)
     output = torch.cat(outputs, 2)
-    h_n = torch.stack(last, 1).flatten(0, 1)
-    return output if present is None else output[present], h_n
+    return output if present is None else output[present], torch.stack(last, 1).flatten(0, 1)
 
 
 def unpack(batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
