@@ -99,6 +99,8 @@ auto node_of(const variable_list& arguments) {
 template <class Node>
 void record(const Node& node, const variable_list& results, variable_list saved) {
   torch::autograd::set_history(results, node);
+  for (Tensor& t : saved)  // autograd saves no tensor that was made in inference mode
+    if (t.defined() && t.is_inference()) t = t.clone();
   node->ctx_.save_for_backward(std::move(saved));
   try {
     node->save_variables_to_ctx();

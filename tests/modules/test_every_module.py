@@ -73,6 +73,17 @@ def test_a_result_without_a_gradient_gives_none(sample):
 
 
 @of_all
+def test_trains_on_an_input_that_was_made_in_inference_mode(sample):
+    """Autograd refuses to save it, torch.nn copies it if the batch comes first."""
+    module, found = sample.make(), []
+    for given in (torch.inference_mode()(sample.given.clone)(), sample.given):
+        module.zero_grad()
+        sum(v.square().sum() for v in outputs(module, given)).backward()
+        found.append([parameter.grad for parameter in module.parameters()])
+    assert same(*found)
+
+
+@of_all
 def test_checkpointing_keeps_nothing(sample):
     """Torch ends what it computes again by an exception, in the midst of its recording."""
     module, uses = sample.make(), []
