@@ -186,6 +186,11 @@ class Stepper:
         if state is not None:
             shared = (self.num_layers, self.hidden_size)
             begin = [p.detach() for p in self._parts(names[1], state, before[0].shape[1], shared)]
+        for part, old in zip(begin, before, strict=True):  # torch.where would convert them
+            _errors.refuse_devices(old, **{names[0]: mask, names[1]: part})
+            if part.dtype != old.dtype:
+                kind, given = str(old.dtype)[6:], str(part.dtype)[6:]
+                raise RuntimeError(f"{names[1]} must have the weights' dtype, {kind}, got {given}")
         if mask is not None:
             if mask.dtype != torch.bool:
                 raise TypeError(f"{names[0]} must be a bool tensor, got {str(mask.dtype)[6:]}")

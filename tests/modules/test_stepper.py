@@ -127,6 +127,7 @@ def test_refuses_tensors_without_memory():
         ("tokens", lambda: of_tokens(zeros(1, dtype=torch.int64))),
         ("mask", lambda: stepper.reset(zeros(1, dtype=torch.bool))),
         ("input", lambda: torch.func.functionalize(stepper)(torch.zeros(1, 4))),
+        ("input", lambda: torch.jit.trace(lambda x: stepper(x), torch.zeros(1, 4))),
         ("input", lambda: torch.func.vmap(stepper)(torch.zeros(1, 1, 4))),
         ("state", lambda: torch.func.vmap(stepper.set_state)(torch.zeros(1, 1, 1, 6))),
     ):
@@ -197,7 +198,9 @@ MARKS = [
     (([True, False],), TypeError, "reset must be a tensor, got list"),
     ((MASK[:1],), ValueError, "reset must have shape [2], got [1]"),
     ((MASK, torch.zeros(6)), ValueError, "reset_state must have shape [1, 6] or [1, 2, 6], got"),
-    ((MASK, STATES.double()), RuntimeError, "state must have the weights' dtype"),
+    ((MASK, STATES.int()), RuntimeError, "reset_state must have the weights' dtype, float32, got"),
+    ((MASK, STATES.to("meta")), RuntimeError, "reset_state must be on the device of the weights"),
+    ((MASK.to("meta"),), RuntimeError, "reset must be on the device of the weights, cpu, got meta"),
     ((None, STATES), ValueError, "reset_state needs a reset"),
 ]
 OF_ROWS = [

@@ -1,6 +1,7 @@
 #include "cpu/binding/stepper.h"
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/TracerMode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
@@ -15,10 +16,11 @@ namespace {
 // A contiguous tensor with the same values. (Kernels read them without torch's dispatcher.)
 Tensor values_of(const Tensor& t, const char* name) {
   const bool plain = !t.key_set().has(c10::DispatchKey::Python) && t.has_storage() &&
-                     (t.numel() == 0 || t.unsafeGetTensorImpl()->unsafe_storage().data());
+                     (t.numel() == 0 || t.unsafeGetTensorImpl()->unsafe_storage().data()) &&
+                     !at::tracer::impl::is_dispatch_enabled();
   TORCH_CHECK(plain, name,
               " must be a plain tensor with its values in memory, not one of a class that "
-              "overrides torch's operations, nor one that a transform of torch.func holds");
+              "overrides torch's operations, nor one that torch.func or torch.jit.trace holds");
   return (t.is_neg() ? t.resolve_neg() : t).contiguous();
 }
 
