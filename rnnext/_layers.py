@@ -146,8 +146,10 @@ def run(
             )
         if states and sorted_indices is not None:
             _errors.refuse_others({"input": data, **_errors.by_name("hx", states)})
-            if all(h.shape[1:2] == sorted_indices.shape for h in states):  # else the op refuses it
+            if all(h.shape[1:2] == sorted_indices.shape for h in states):
                 states = tuple(h.index_select(1, sorted_indices) for h in states)
+            else:
+                refused = RuntimeError("sorted_indices must have an entry for each sequence of hx")
     else:
         data = input
     if lengths is not None:

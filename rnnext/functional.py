@@ -333,10 +333,9 @@ def recurrence(
     if reset is not None:
         _errors.refuse_shape("reset", reset, input.shape[:2])
         reset = reset.transpose(0, 1) if batch_first else reset
-    if bias_ih is None and bias_hh is not None:
-        bias_ih = torch.zeros_like(bias_hh)
-    if bias_hh is None and bias_ih is not None:
-        bias_hh = torch.zeros_like(bias_ih)
+    if (bias_ih is None) != (bias_hh is None):
+        zeros = weight_hh.new_zeros(hidden)
+        bias_ih, bias_hh = (zeros if bias is None else bias for bias in (bias_ih, bias_hh))
     if reset_state is not None:
         _errors.refuse_shape("reset_state", reset_state, (hidden,), state)
         reset_state = reset_state.expand(1, *state)

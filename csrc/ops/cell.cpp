@@ -27,6 +27,7 @@ class CellStep {
     TORCH_CHECK(a.input.dim() == 1 || a.input.dim() == 2, "input must have 1 or 2 dimensions, got ",
                 a.input.dim());
     TORCH_CHECK(a.weight_ih.dim() == 2, "weight_ih must be 2-D, got ", a.weight_ih.sym_sizes());
+    TORCH_CHECK(a.weight_hh.dim() == 2, "weight_hh must be 2-D, got ", a.weight_hh.sym_sizes());
     check_count(a.hx, "hx", traits_of(parse_cell(a.cell)).states);
     for (const Tensor& h : a.hx) {
       TORCH_CHECK(h.dim() == a.input.dim(), "hx must have as many dimensions as input, ",
@@ -40,7 +41,7 @@ class CellStep {
     if (given(a.bias_hh)) biases_[1] = *a.bias_hh;
     for (int i = 0; i < 2; ++i)  // if only one is given, the other is zeros
       if (!biases_[i].defined() && biases_[1 - i].defined())
-        biases_[i] = at::zeros_like(biases_[1 - i]);
+        biases_[i] = a.weight_hh.new_zeros_symint(a.weight_hh.sym_sizes().slice(0, 1));
   }
 
   RecurrenceArguments arguments() const {
