@@ -149,7 +149,8 @@ def run(
             if all(h.shape[1:2] == sorted_indices.shape for h in states):
                 states = tuple(h.index_select(1, sorted_indices) for h in states)
             else:
-                refused = RuntimeError("sorted_indices must have an entry for each sequence of hx")
+                n, found = len(sorted_indices), [list(h.shape) for h in states]
+                refused = RuntimeError(f"hx must have {n} rows, as sorted_indices has, got {found}")
     else:
         data = input
     if lengths is not None:

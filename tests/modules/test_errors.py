@@ -253,7 +253,7 @@ REFUSED = [
     (lambda: TWO(X[:, 0], reset=BOOLS), ValueError, "reset must have shape [5], got [5, 2]"),
     (lambda: TWO(UNSORTED, zeros(2, 3, 4)), RuntimeError, "Expected hidden size (2, 2, 4), got"),
     (lambda: TWO(UNSORTED._replace(sorted_indices=integer(1)), zeros(2, 2, 4)), RuntimeError,
-     "sorted_indices must have an entry for each sequence of hx"),
+     "hx must have 1 rows, as sorted_indices has, got [[2, 2, 4]]"),
     (lambda: TWO(PACKED, reset=BOOLS), ValueError, "reset must not be given with a packed input"),
     (lambda: TWO(X, reset_state=zeros(2, 4)), ValueError, "reset_state needs a reset"),
     (lambda: TWO(X, reset=BOOLS, reset_state=zeros(1, 4)), ValueError,
