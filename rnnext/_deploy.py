@@ -42,8 +42,7 @@ def leaf(module: nn.Module, input: Any, **optional: Any) -> Any:
     if root in (None, module) or hooked or not type(module).__module__.startswith("rnnext."):
         return None
     given = {name: value for name, value in optional.items() if value is not None}
-    path = tracer.path_of_module(module)
-    return tracer.create_proxy("call_module", path, (input,), given)
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), given)
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:

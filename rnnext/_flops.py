@@ -40,7 +40,6 @@ def _backward(
 ) -> int:  # fmt: skip
     want_input, _, want_ih, want_hh, *_ = others[-1]
     rows = math.prod(output[:-1])
-    of_input = _products(weight_ih, rows)
     of_state = _products(_state_weights(input, hx, weight_hh, others), rows)
     # W_hh^T takes the gradient through time, whatever is wanted.
-    return int((1 + want_hh) * of_state + (want_input + want_ih) * of_input)
+    return int((1 + want_hh) * of_state + (want_input + want_ih) * _products(weight_ih, rows))

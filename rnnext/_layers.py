@@ -80,8 +80,7 @@ def as_integer(name: str, value: Any, advice: str = "") -> int:
     try:
         return operator.index(value)
     except TypeError:
-        kind = type(value).__name__
-        raise TypeError(f"{name} must be an integer, got {kind}{advice}") from None
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}{advice}") from None
 
 
 def cell_named(cell: str) -> str:

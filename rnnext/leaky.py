@@ -190,9 +190,8 @@ class LeakyRNN(Leak, nn.RNNBase):
         zeros = torch.zeros_like(weight_hh)
         first, _ = recurrence(start[None], None, None, zeros, nonlinearity=self.nonlinearity)
         bias_ih, bias_hh = biases or (None, None)
-        before = torch.cat([first, output[:-1]])
         p = nn.functional.linear(x, weight_ih, bias_ih)
-        p = p + nn.functional.linear(before, weight_hh, bias_hh)
+        p = p + nn.functional.linear(torch.cat([first, output[:-1]]), weight_hh, bias_hh)
         p = p if noise is None else p + noise
         v, _ = recurrence(p, start, None, zeros, nonlinearity="identity", alpha=alpha)
         if self.batch_first:
@@ -208,9 +207,8 @@ class LeakyRNN(Leak, nn.RNNBase):
         batch, time = (0, 1) if self.batch_first else (1, 0)
         if input.dim() != 3 or lengths.shape != (input.shape[batch],):
             return input
-        steps = torch.arange(input.shape[time], device=input.device)
-        exists = steps.unsqueeze(batch) < lengths.unsqueeze(time)
-        return torch.where(exists.unsqueeze(2), input, 0)
+        steps = torch.arange(input.shape[time], device=input.device).unsqueeze(batch)
+        return torch.where((steps < lengths.unsqueeze(time)).unsqueeze(2), input, 0)
 
 
 class LeakyRNNCell(Leak, nn.RNNCellBase):

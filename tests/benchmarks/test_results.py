@@ -42,9 +42,8 @@ def test_bars_are_held_or_missed_by_their_numbers():
     for row in run.rows.values():  # three times the work in more than three times the time
         row.seconds[names.OURS]["median"] *= 3.1 if row.case.cell == "gru" else 1
     run.rows["gru-cell-B1-I64-H64-infer"].seconds[names.TORCH]["median"] *= 4
-    lines = verdicts(run)
     behind = "points of the roof behind the RNN, H = 128, B >= 16: worst"
-    assert (held[behind][3], lines[behind][3]) == ("held", "missed")
+    assert (held[behind][3], verdicts(run)[behind][3]) == ("held", "missed")
     (one_step,) = (
         b for b in bars.BARS if b.what == "one call, T=1, GRU, LSTM over the cell of torch.nn"
     )

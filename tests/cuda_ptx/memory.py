@@ -87,8 +87,7 @@ class Global:
         item = KINDS[kind].itemsize
         if not self.late or strong:
             return self.main.view(KINDS[kind])[place // item]
-        flat = self.views.reshape(-1).view(KINDS[kind])
-        return flat[(block * self.size + place) // item]
+        return self.views.reshape(-1).view(KINDS[kind])[(block * self.size + place) // item]
 
     def store(self, place, block, lane, epoch, value, kind: str) -> None:
         item = KINDS[kind].itemsize

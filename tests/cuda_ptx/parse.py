@@ -38,10 +38,9 @@ class Instruction:
     @functools.cached_property
     def names(self) -> list[tuple[str, bool]]:
         """Registers and symbols, and whether each is written."""
-        stores = self.parts[0] in STORES
         found = [(self.guard.lstrip("!"), False)] if self.guard else []
         for number, arg in enumerate(self.args):
-            written = number == 0 and not stores and not arg.startswith("[")
+            written = number == 0 and self.parts[0] not in STORES and not arg.startswith("[")
             found += [(name, written) for name in WORD.findall(arg)]
         return found
 
@@ -89,8 +88,7 @@ class Kernel:
         if op.startswith(TOGETHER) and before:
             last = before[-1]
             shuffles = last.parts[0] == "shfl" and last.args[-1] == instruction.args[-1]
-            multiplies = last.parts[0] == instruction.parts[0] == "mma"
-            if not shuffles and not multiplies:
+            if not shuffles and not last.parts[0] == instruction.parts[0] == "mma":
                 self.open_block()
         self.blocks[-1].instructions.append(instruction)
         if op.startswith(ENDS):

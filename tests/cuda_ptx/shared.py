@@ -43,8 +43,7 @@ class Shared:
 
     def reads(self, place, size: int, lane, clock) -> None:
         for word in self._watched(place, size):
-            bad = (self.write_clock[word] >= clock) & (self.writer[word] != lane)
-            if bad.any():
+            if ((self.write_clock[word] >= clock) & (self.writer[word] != lane)).any():
                 raise Fault("race: a read of what another thread wrote since the last barrier")
             newer = clock > self.read_clock[word]
             # Two readers at one clock: neither may write.

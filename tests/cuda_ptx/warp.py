@@ -217,8 +217,7 @@ class Warps:
         parts = [of_words(np.stack(words[n:m], 1)) for n, m in ((0, 4), (4, 6))]
         parts.append(np.stack(words[6:], 1))
         matrices = [np.zeros((size // 32, *s), np.float32) for s in ((16, k), (k, 8), (16, 8))]
-        keys = f"a{k}", f"b{k}", "c"
-        for matrix, key, values in zip(matrices, keys, parts, strict=True):
+        for matrix, key, values in zip(matrices, (f"a{k}", f"b{k}", "c"), parts, strict=True):
             row, column = PLACES[key]
             matrix[:, row, column] = values.reshape(size // 32, 32, -1)
         a, b, c = matrices

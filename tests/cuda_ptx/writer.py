@@ -167,8 +167,7 @@ class Writer:
             expression = f"({expression}).view({own})"
         elif kind[0] in "ui" and own[0] == "u":
             # A narrow load or conversion fills the register, with its sign.
-            wide = f"{kind[0]}{SIZE[own]}"
-            expression = f"({expression}).astype({wide}).view({own})"
+            expression = f"({expression}).astype({kind[0]}{SIZE[own]}).view({own})"
         else:
             raise Unknown(f"{kind} to {arg} of {own}")
         self.lines.append(f"{self.name(arg)} = {expression}")
@@ -258,8 +257,7 @@ class Writer:
         to = split(i.args[0][1:-1]) if count > 1 else [i.args[0]]
         if i.parts[1] == "param":
             for number, register in enumerate(to):
-                offset = at + number * SIZE[kind]
-                self.put(register, f"m.param({base}, {offset}, {kind})", kind)
+                self.put(register, f"m.param({base}, {at + number * SIZE[kind]}, {kind})", kind)
             return
         if order(i) != "plain" and space(i) != "global":
             raise Unknown(i.op)

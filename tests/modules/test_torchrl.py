@@ -112,8 +112,7 @@ def test_steps_equal_the_sequence_with_a_learned_reset_state(names):
         rnn = rnnext.LeakyRNN(4, 5, 2, alpha=0.3, learn_alpha=True, form="voltage")
     new, start = [("next", name) for name in names], starts if names == "hc" else starts[0]
     module = RNNModule(rnn, ["x", *names, "begins"], ["y", *new], reset_state=start)
-    begins = torch.rand(3, 7, 1) < 0.3
-    data = TensorDict({"x": torch.randn(3, 7, 4), "begins": begins}, (3, 7))
+    data = TensorDict({"x": torch.randn(3, 7, 4), "begins": torch.rand(3, 7, 1) < 0.3}, (3, 7))
     with set_recurrent_mode(True):
         whole = module(data.clone())
     state = dict.fromkeys(names, torch.zeros(3, 2, 5))

@@ -142,8 +142,7 @@ FIRST = ["weight_ih", "bias_ih", "bias_hh", "hx", "alpha"]
     ids=["recurrence", "backward", "stack"],
 )
 def test_every_tensor_has_the_shape_and_the_dtype_of_the_call(op, make, names):
-    noise = {"noise": True} if "noise" in names else {}
-    right = make(cell="rate", reset="state", **noise)
+    right = make(cell="rate", reset="state", **({"noise": True} if "noise" in names else {}))
     for name in names:
         value = getattr(right, name)
         for how, message in (

@@ -176,6 +176,5 @@ NONE = "ONNX's operators RNN, GRU and LSTM have no "
     ids=["leak", "reset", "bfloat16", "dropout"],
 )
 def test_what_onnx_cannot_say_is_named(model, given, message):
-    x = features(5, 2).to(next(model.parameters()).dtype)
     with pytest.raises(torch.onnx.OnnxExporterError, match=message):
-        exported(model, (x, *given))
+        exported(model, (features(5, 2).to(next(model.parameters()).dtype), *given))

@@ -33,11 +33,10 @@ def test_no_thread_reads_what_another_has_yet_to_write(tmp_path):
     run(*build, CFLAGS=watch, LDFLAGS=watch, RNNEXT_ISAS="generic")
     known.write_text(KNOWN)
     watcher = subprocess.check_output([COMPILER, "-print-file-name=libtsan.so"], text=True).strip()
-    search = [str(library), "tests", os.environ.get("PYTHONPATH", "")]
     run(
         *("setarch", "-R", sys.executable, "tests/races/calls.py"),
         LD_PRELOAD=f"{watcher} {pool}",
         TSAN_OPTIONS=f"suppressions={known} halt_on_error=1",
         RNNEXT_CPU_TEAM="whole",
-        PYTHONPATH=os.pathsep.join(search),
+        PYTHONPATH=os.pathsep.join([str(library), "tests", os.environ.get("PYTHONPATH", "")]),
     )

@@ -90,8 +90,7 @@ def recurrence(
                     states = torch.where(marked.unsqueeze(1), anew, states)
             h = (store(f(states[0])) if cell == "voltage" else states[0]) @ weight.t()
             h = h + bias_hh[d] if bias_hh else h
-            leak = alpha[d] if alpha else None
-            results[t], after = step(cell, f, x[t], h, states, leak, store)
+            results[t], after = step(cell, f, x[t], h, states, alpha[d] if alpha else None, store)
             after = torch.stack(after)
             if lengths is not None:
                 runs = (t < lengths).unsqueeze(1)

@@ -50,7 +50,6 @@ def _row(drawn: list[int]) -> list[float]:
 
 def _pair(radius: int, angle: int) -> tuple[float, float]:
     """Two normal numbers: from a number in (0, 1], in float32, and an angle of 24 bits."""
-    u = ctypes.c_float(radius % 2**31 | 1).value / 2**31
     phi = math.pi * (angle % 2**23 / 2**23 - 0.5)
-    r = math.sqrt(-2 * math.log(u))
+    r = math.sqrt(-2 * math.log(ctypes.c_float(radius % 2**31 | 1).value / 2**31))
     return r * math.cos(phi) * (-1 if angle >> 31 else 1), r * math.sin(phi)

@@ -54,8 +54,7 @@ struct ForwardStates {
       const void* const start = p.restarts(item.d, b, t) ? p.reset_state : p.hx;
       for (int buffer = 0; buffer < 2; ++buffer)
         store_state(item, i, start, buffers.row(item, buffer, i));
-      const int states = p.length(b) == 0 ? traits_of(p.cell).states : 0;
-      for (int which = 0; which < states; ++which)
+      for (int which = 0; p.length(b) == 0 && which < traits_of(p.cell).states; ++which)
         for (int64_t j = item.u0 * kPanel<C>; j < item.u1 * kPanel<C>; j += kLanes<C>)
           store_some(h_n_row(item, b, which) + j,
                      load_state(state_row<S>(p, p.hx, item.d, b, which), j, p.H - j), p.H - j);

@@ -45,12 +45,11 @@ struct GradPreBuffers : BackwardCall {
 
   // The rows that the work item's last steps read: zeros. With Home::rows they are not read.
   Rows<const F> initial(const WorkItem& item) const {
-    const int cleared = plan.grad_pre_home == Home::rows ? 0 : kBuffers;
     const int64_t end = item.last ? width : item.u1 * kPanel<C>;
     for (int64_t i = 0; i < item.size; ++i) {
       for (int k = 0; k < parts; ++k)
         for (int64_t j = item.u0 * kPanel<C>; j < end; j += kLanes<C>)
-          for (int buffer = 0; buffer < cleared; ++buffer)
+          for (int buffer = 0; plan.grad_pre_home != Home::rows && buffer < kBuffers; ++buffer)
             store_part(operands.row(item, buffer, i), k, j, Vec<C>{}, width);
       for (int64_t j = item.u0 * kPanel<C>; j < item.u1 * kPanel<C>; j += kLanes<C>) {
         for (int sum = 0; sum < state_grads.count; ++sum)

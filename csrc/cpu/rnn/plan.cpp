@@ -18,10 +18,9 @@ double multiply_cycles(const KernelShape& shape, const Machine& machine, int64_t
   if (!shape.tiles || machine.tiles == 0)
     return static_cast<double>(rows) * bytes /
            (shape.k_pack > 1 ? machine.pairs : machine.multiply);
-  // At "high" a float32 is two bfloat16, and a product three of theirs.
-  const double products = shape.operand_bytes > 4 ? 1.5 : 1;
   const auto whole = static_cast<double>(divide_up(rows, shape.row_block) * shape.row_block);
-  return whole * bytes * products / machine.tiles;
+  // At "high" a float32 is two bfloat16, and a product three of theirs.
+  return whole * bytes * (shape.operand_bytes > 4 ? 1.5 : 1) / machine.tiles;
 }
 
 // Whether panels of so many bytes of weights are fetched ahead.

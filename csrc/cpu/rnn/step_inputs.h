@@ -21,7 +21,6 @@ struct StepInputs : BackwardCall {
   Inputs rows_of(const WorkItem& item, int64_t t, int64_t done, int64_t rows) const {
     const bool joins = g.grad_h_n && (p.ragged() || done == 0), copies = !kNative<S> || plan.sorts;
     const bool copies_grad = copies || joins || (p.ragged() && at.buffers.carries());
-    const bool copies_values = copies && !is_gated(p.cell);
     const Rows<C> grad = at.inputs_of(worker, at.kGrad);
     const Rows<C> values = at.inputs_of(worker, at.kValues);
     const int64_t next = done + 1 < p.T ? p.before(item.d, t) : -1;
@@ -29,7 +28,7 @@ struct StepInputs : BackwardCall {
       const int64_t b = item.sequence(row);
       if (plan.sorts) fetch(item, t, b, next);
       copy(item, p.inside(b, t) ? grad_row(item, t, b) : nullptr, grad[row]);
-      if (copies_values) copy(item, values_row(item, t, b), values[row]);
+      if (copies && !is_gated(p.cell)) copy(item, values_row(item, t, b), values[row]);
       if (joins && p.ends(item.d, b, t)) add_grad_h_n(item, row, b, grad[row]);
     }
     Inputs in{grad, values};

@@ -110,8 +110,7 @@ std::tuple<Tensor, Tensor> embedding_sparse_backward(const Tensor& grad, const T
   int64_t size = rows.numel();
   if (size > 0 && rows[size - 1].item<int32_t>() == num_weights) --size;  // keys without a gradient
   const Tensor values = at::empty({size, grad.size(-1)}, grad.options());
-  const Tensor slot = slots.to(at::kInt);
-  reduce(grad, sorted, slot.const_data_ptr<int32_t>(), scale_grad_by_freq, values);
+  reduce(grad, sorted, slots.to(at::kInt).const_data_ptr<int32_t>(), scale_grad_by_freq, values);
   return {rows.narrow(0, 0, size).to(at::kLong), values};
 }
 

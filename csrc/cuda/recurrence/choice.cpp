@@ -59,7 +59,6 @@ double peak(Compute compute, int capability) {
 // Fills `g` for groups of `blocks` blocks and tiles of `rows` sequences; false if it does not fit.
 bool lay_out(const Problem& p, const Device& device, Path path, int blocks, int64_t sequences,
              Geometry& g) {
-  const bool matrix = tensor_cores(p.compute);
   const int element = element_size(p.compute), H = static_cast<int>(p.H);
   const int accumulator = p.compute == Compute::f64 ? 8 : 4;
   const int vectors = path == Path::grid ? 1 : 2;
@@ -68,7 +67,7 @@ bool lay_out(const Problem& p, const Device& device, Path path, int blocks, int6
   g = Geometry{.path = path, .blocks = blocks, .rows = rows};
   g.slice = round_up(ceil_div(H, blocks), slice_unit(p.compute));
   int k_total;
-  if (matrix) {
+  if (tensor_cores(p.compute)) {
     g.unit_workers = g.slice / 16;
     if (g.unit_workers > kWarps) return false;
     g.k_workers = kWarps / g.unit_workers;
@@ -123,9 +122,8 @@ double step_cycles(const Problem& p, const Device& device, const Geometry& g) {
   const double fixed = kStepOverhead[static_cast<int>(g.path)];
   if (g.path == Path::step) {
     const double products = double(p.D) * p.B * p.H * p.H;
-    const double bytes = double(p.D) * p.H * p.H * element;
     const double gemm = std::max(products / (peak(p.compute, device.capability) * kGemmEfficiency),
-                                 bytes / kL2Bytes) /
+                                 double(p.D) * p.H * p.H * element / kL2Bytes) /
                         std::max(1, device.sm_count);
     return std::max(fixed + gemm, kHost);  // the device may wait for the host
   }
