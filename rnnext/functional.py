@@ -505,8 +505,7 @@ def embedding(
         if max_norm is not None:
             table = weight.detach()
             # Raises on a bad index before any row is written.
-            found = gather(table, input, -1, False, False)
-            if _may_exceed(found, max_norm, norm_type):
+            if _may_exceed(gather(table, input, -1, False, False), max_norm, norm_type):
                 torch.embedding_renorm_(table, input.contiguous(), max_norm, norm_type)
         return gather(weight, input, padding_idx, scale_grad_by_freq, sparse)
     except (AttributeError, RuntimeError, TypeError):
@@ -528,7 +527,8 @@ def _may_exceed(rows: Tensor, max_norm: float, norm_type: float) -> bool:
     Only on the CPU does looking cost less than scaling.
     """
     recorded = is_compiling() or torch._C._get_tracing_state() is not None
-    if recorded or type(rows) is not Tensor or not rows.is_cpu:
+    transformed = torch._C._are_functorch_transforms_active()
+    if recorded or transformed or type(rows) is not Tensor or not rows.is_cpu:
         return True
     norms: Tensor = torch.linalg.vector_norm(rows, norm_type, -1)
     return bool((norms > max_norm).any())

@@ -3,6 +3,7 @@
 #include "ops/autograd.h"
 
 #include <ATen/ops/stack.h>
+#include <pybind11/pybind11.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
@@ -40,6 +41,9 @@ std::vector<Tensor> gradients_of(const std::vector<Tensor>& results,
   if (of.empty() || watched.tensors.empty()) return variable_list(watched.tensors.size());
   const bool recorded =
       enabled && (watched.recorded || torch::autograd::any_variable_requires_grad(by));
+  // (Modes written in Python call kernels with its lock held, with which the engine does not run.)
+  std::optional<pybind11::gil_scoped_release> no_gil;
+  if (PyGILState_Check()) no_gil.emplace();
   return torch::autograd::grad(of, watched.tensors, by, /*retain_graph=*/true, recorded,
                                /*allow_unused=*/true);
 }

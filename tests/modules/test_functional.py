@@ -17,12 +17,13 @@ def calls_of_each_function():
     """For each function's name: a call of it, which hands its first tensor to a function."""
     w_ih, w_hh, b = torch.randn(6, 4), torch.randn(6, 6), torch.randn(6)
     gru, lstm = ([torch.cat([w] * G) for w in (w_ih, w_hh, b, b)] for G in (3, 4))
-    x, table, index = torch.randn(5, 3, 4), torch.randn(9, 4), torch.tensor([8, 0, 3])
+    x, table = torch.randn(5, 3, 4, requires_grad=True), torch.randn(9, 4)
+    index = torch.tensor([8, 0, 3])
     return {
         "rnn": lambda make: functional.rnn(make(x), None, [w_ih, w_hh, b, b])[0],
         "recurrence": lambda make: functional.recurrence(make(x), None, w_ih, w_hh, alpha=0.5)[0],
         "rnn_cell": lambda make: functional.rnn_cell(make(x[0]), None, w_ih, w_hh, b, b),
-        "gru": lambda make: functional.gru(make(x), None, gru)[0],
+        "gru": lambda make: functional.gru(make(x[0]), None, gru)[0],
         "lstm": lambda make: functional.lstm(make(x), None, lstm)[0],
         "gru_cell": lambda make: functional.gru_cell(make(x[0]), None, *gru),
         "lstm_cell": lambda make: functional.lstm_cell(make(x[0]), None, *lstm)[0],
@@ -59,6 +60,7 @@ def test_overrides_of_torch_see_the_op(name):
     graph = make_fx(lambda: call(lambda tensor: tensor))()
     assert "rnnext" in {getattr(node.target, "namespace", "") for node in graph.graph.nodes}
     assert torch.equal(graph(), expected)
+    assert graph().requires_grad == expected.requires_grad
 
 
 def test_another_thread_runs_during_a_call():

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from torch.utils._pytree import tree_leaves
 
 import rnnext
@@ -158,11 +158,10 @@ def test_a_sparse_gradient_is_refused_by_name():
 
 def test_packed_sequences_of_which_the_data_is_mapped():
     (theirs, ours), data = twins("RNN", 4, 6, 2), features(N, 5, 4)
-    sizes = torch.tensor([2, 2, 1])
 
     def of(module):
         def call(data):
-            output, h_n = module(nn.utils.rnn.PackedSequence(data, sizes))
+            output, h_n = module(nn.utils.rnn.PackedSequence(data, torch.tensor([2, 2, 1])))
             return output.data, h_n
 
         return call
@@ -180,6 +179,23 @@ def test_compiled_transforms():
         x = features(samples, 5, 4)
         result = torch.compile(each, fullgraph=True, backend="aot_eager")(parameters, x)
         assert_close(list(result.values()), list(each(parameters, x).values()))
+
+
+def test_a_compiled_derivative_of_a_gradient():
+    """Its gates are differentiated within a kernel, by the autograd engine."""
+    ours, x = rnnext.LSTMCell(4, 6), torch.randn(N, 4)
+
+    def derivative(x):
+        return jvp(grad(lambda x: ours(x)[0].sum()), (x,), (x,))[1]
+
+    assert_close(torch.compile(derivative, backend="eager")(x), derivative(x))
+
+
+@pytest.mark.filterwarnings("ignore:.* performance drop")  # of torch's own renorm
+def test_an_ensemble_of_tables_of_bounded_norm():
+    embedding, tables = rnnext.Embedding(5, 3, max_norm=0.5), torch.randn(N, 5, 3)
+    rows = vmap(lambda table: functional_call(embedding, {"weight": table}, torch.arange(5)))
+    assert_close(rows(tables), tables.flatten(end_dim=1).renorm(2, 0, 0.5).view(N, 5, 3))
 
 
 def private_model(library):
