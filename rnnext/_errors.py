@@ -37,7 +37,9 @@ def refuse_others(required: Mapping[str, Any], **optional: Any) -> None:
 
 
 def refuse_no_number(name: str, value: object) -> None:
-    """Raise TypeError unless the value of this argument is a number or a tensor."""
+    """Raise TypeError unless the value of this argument is a real number or a tensor of them."""
+    if isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool):
+        raise TypeError(f"{name} must be of real numbers, got {str(value.dtype)[6:]}")
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, Tensor)):
         raise TypeError(f"{name} must be a number or a tensor, got {kind_of(name, value)}")
 

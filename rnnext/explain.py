@@ -83,8 +83,13 @@ def explain(
     precision = f" ({plan['precision']})" if "precision" in plan else ""
     cycles = plan.pop("cycles")
     numbers = ",".join(f"{name}={v:g}" for name, v in plan.items() if isinstance(v, float))
-    shares = f"; {plan['hidden_parts']} part(s) of the hidden units of each wait for each other"
-    shares = shares if plan["hidden_parts"] > 1 else ""
+    parts = f"{plan['batch_parts']} part(s) of the batch a direction, "
+    parts += f"of {plan['group_rows']} sequence(s) at most"
+    estimate = [f"estimate: {cycles:.0f} cycles a step for the product with the state, and packing"]
+    if plan["weights"] == "unpacked":
+        parts, estimate = "each has some of the hidden units", []
+    if plan["hidden_parts"] > 1:
+        parts += f"; {plan['hidden_parts']} part(s) of the hidden units of each wait for each other"
     holds = {field for field, value in plan.items() if value and (I or field != "projects")}
     holds |= {f"{field}={value}" for field, value in plan.items()}
     return "\n".join(
@@ -95,9 +100,8 @@ def explain(
             f"weights of a direction, packed: {plan['weight_bytes'] / 1024:.0f} KiB in panels of "
             f"{plan['panel']} columns; {'AMX ' if plan['amx'] else ''}tiles of up to "
             f"{plan['mr']} rows",
-            f"{plan['threads']} thread(s): {plan['batch_parts']} part(s) of the batch a direction, "
-            f"of {plan['group_rows']} sequence(s) at most{shares}",
+            f"{plan['threads']} thread(s): {parts}",
             *(text.format(**plan) for field, text in _SAID.items() if field in holds),
-            f"estimate: {cycles:.0f} cycles a step for the product with the state, and packing",
+            *estimate,
         ]
     )

@@ -329,7 +329,7 @@ def test_an_unknown_instruction_set_names_the_variable():
 def test_explain_says_it_in_words():
     for size, options, *words in [
         ((100, 1, 64, 256), {}, "2 part(s) of the hidden", "W_ih x comes", "planned for zen4"),
-        ((1, 1, 8, 8), {"cell": "rnn"}, "nothing is packed", "), rnn, float32"),
+        ((1, 1, 8, 8), {"cell": "rnn"}, "nothing is packed", "), rnn, float32", "each has"),
         ((100, 1, 64, 64), {"num_layers": 2}, "a wavefront"),
         ((100, 16, 16, 64), {"train": True}, "summed by each part over its own", "in chunks of"),
         ((100, 16, 16, 64), {}, "8 steps of the output", "each part packs the weights"),

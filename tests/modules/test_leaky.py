@@ -235,7 +235,6 @@ def test_the_number_of_layers_may_be_numpys():
 
 
 def test_the_keys_of_the_state_dict():
-    weights = nn.RNN(3, 6).state_dict().keys()
     for options, stored in (
         ({"alpha": 0.4}, {"_alpha"}),
         ({"dt": 4, "tau": 10}, {"_tau", "_dt"}),
@@ -243,7 +242,7 @@ def test_the_keys_of_the_state_dict():
         ({"dt": 4, "tau": 10, "learn_alpha": True}, {"logit_alpha_l0", "_dt"}),
     ):
         rnn = rnnext.LeakyRNN(3, 6, **options)
-        assert rnn.state_dict().keys() == weights | stored
+        assert rnn.state_dict().keys() == nn.RNN(3, 6).state_dict().keys() | stored
         assert_close(torch.stack(rnn.alphas()), torch.full((1, 6), 0.4))
         assert rnn.double().alpha.dtype == torch.float64
 
@@ -309,6 +308,7 @@ REFUSED = [
     ({"alpha": 1e-9, "dtype": torch.float16}, ValueError, "got 1e-09, as torch.float16"),
     ({"alpha": 1.0, "learn_alpha": True}, ValueError, "alpha must be less than 1 to be learned"),
     ({"alpha": "a"}, TypeError, "alpha must be a number or a tensor, got str"),
+    ({"alpha": torch.tensor(1j)}, TypeError, "alpha must be of real numbers, got complex64"),
     ({"alpha": PARAMETER}, ValueError, "alpha must not require a gradient without learn_alpha"),
     ({"alpha": torch.rand(3, 6)}, ValueError, "[] or [6] or [1, 1] or [1, 6], got [3, 6]"),
     ({"alpha": [[0.1]]}, TypeError, "alpha[0] must be a number or a tensor, got list"),
