@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 import torch
-from side_by_side import difference, draw_times, in_turns, show, with_gradients
+from side_by_side import difference, draw_times, in_turns, positive, show, with_gradients
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
@@ -336,15 +336,15 @@ def options() -> argparse.ArgumentParser:
         description=(__doc__ or "").split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--updates", type=int, default=200, help="of the weights")
-    parser.add_argument("--steps", type=int, default=64, help="of a rollout")
-    parser.add_argument("--batch", type=int, default=32, help="environments")
-    parser.add_argument("--hidden", type=int, default=64, help="units of the RNN")
+    parser.add_argument("--updates", type=positive, default=200, help="of the weights")
+    parser.add_argument("--steps", type=positive, default=64, help="of a rollout")
+    parser.add_argument("--batch", type=positive, default=32, help="environments")
+    parser.add_argument("--hidden", type=positive, default=64, help="units of the RNN")
     parser.add_argument(
         "--corridor", type=int, nargs=2, default=CORRIDOR, help="steps to the junction, from and to"
     )
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate")
-    parser.add_argument("--threads", type=int, default=1, help="the mazes run on one")
+    parser.add_argument("--threads", type=positive, default=1, help="the mazes run on one")
     parser.add_argument("--seconds", type=float, default=2.0, help="to measure times for")
     parser.add_argument("--seed", type=int, default=0, help="of weights, mazes and actions")
     parser.add_argument("--torchrl", action="store_true", help="also run it through torchrl")

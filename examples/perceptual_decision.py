@@ -21,7 +21,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 import torch
-from side_by_side import difference, draw_times, in_turns, show, with_gradients
+from side_by_side import difference, draw_times, in_turns, positive, show, with_gradients
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parametrize
@@ -238,13 +238,15 @@ def options() -> argparse.ArgumentParser:
         description=(__doc__ or "").split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--steps", type=int, default=1000, help="of training")
-    parser.add_argument("--batch", type=int, default=32, help="trials side by side")
-    parser.add_argument("--hidden", type=int, default=100, help="units, 4 of 5 excitatory")
+    parser.add_argument("--steps", type=positive, default=1000, help="of training")
+    parser.add_argument("--batch", type=positive, default=32, help="trials side by side")
+    parser.add_argument("--hidden", type=positive, default=100, help="units, 4 of 5 excitatory")
     parser.add_argument("--noise", type=float, default=0.1, help="sigma of recurrent noise")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate, falling to 0")
-    parser.add_argument("--trials", type=int, default=1000, help="of the psychometric curve")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    parser.add_argument("--trials", type=positive, default=1000, help="of the psychometric curve")
+    parser.add_argument(
+        "--threads", type=positive, default=torch.get_num_threads(), help="of the CPU"
+    )
     parser.add_argument("--seconds", type=float, default=2.0, help="to measure times for")
     parser.add_argument("--seed", type=int, default=0, help="of weights, noise and trials")
     parser.add_argument("--out", type=Path, default=Path("out/perceptual_decision"), help="folder")

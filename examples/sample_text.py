@@ -21,7 +21,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from side_by_side import difference, draw_times, in_turns, show
+from side_by_side import difference, draw_times, in_turns, positive, show
 from text_data import Subwords, read_text, streams
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -153,18 +153,20 @@ def options() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--text", type=Path, help="a UTF-8 file; Python's own docs if not given")
-    parser.add_argument("--steps", type=int, default=1000, help="of training")
-    parser.add_argument("--hidden", type=int, default=256, help="units of the RNN")
-    parser.add_argument("--vocab", type=int, default=384, help="subword pieces")
-    parser.add_argument("--length", type=int, default=100, help="steps of a training window")
-    parser.add_argument("--batch", type=int, default=20, help="windows side by side")
+    parser.add_argument("--steps", type=positive, default=1000, help="of training")
+    parser.add_argument("--hidden", type=positive, default=256, help="units of the RNN")
+    parser.add_argument("--vocab", type=positive, default=384, help="subword pieces")
+    parser.add_argument("--length", type=positive, default=100, help="steps of a training window")
+    parser.add_argument("--batch", type=positive, default=20, help="windows side by side")
     parser.add_argument("--rate", type=float, default=4e-3, help="learning rate, falling to 0")
-    parser.add_argument("--tokens", type=int, default=200, help="of each sample")
-    parser.add_argument("--samples", type=int, default=2, help="side by side")
+    parser.add_argument("--tokens", type=positive, default=200, help="of each sample")
+    parser.add_argument("--samples", type=positive, default=2, help="side by side")
     parser.add_argument("--temperature", type=float, default=0.7, help="0: the likeliest token")
     parser.add_argument("--prompt", default="The ", help="what samples begin with")
-    parser.add_argument("--timed", type=int, default=100, help="tokens of a measured call")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    parser.add_argument("--timed", type=positive, default=100, help="tokens of a measured call")
+    parser.add_argument(
+        "--threads", type=positive, default=torch.get_num_threads(), help="of the CPU"
+    )
     parser.add_argument("--seconds", type=float, default=2.0, help="to measure times for")
     parser.add_argument("--seed", type=int, default=0, help="of weights and samples")
     parser.add_argument("--out", type=Path, default=Path("out/sample_text"), help="folder")

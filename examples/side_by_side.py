@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections.abc import Callable, Iterable
 from time import perf_counter
@@ -11,6 +12,14 @@ import torch
 from torch import Tensor, nn
 
 TOLERANCE = 1e-4  # of float32, relative to the largest magnitude
+
+
+def positive(text: str) -> int:
+    """An argument of a command line, a number of something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
 
 
 def in_turns(seconds: float, calls: dict[str, Callable[[], Any]]) -> dict[str, float]:

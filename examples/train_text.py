@@ -29,6 +29,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from side_by_side import positive
 from text_data import Subwords, read_text, streams
 from text_model import LIBRARIES, Learner, perplexity
 from text_report import report
@@ -42,13 +43,6 @@ FREE_ON_RESUME = {"out", "resume", "steps"}
 
 class Failure(Exception):
     """Something the user can correct; the message says how."""
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
-    return value
 
 
 def absolute(text: str) -> Path:
