@@ -30,7 +30,7 @@ class Stepper:
     ``y_t = stepper(x_t)`` gives what the module gives for the whole sequence, to the bit
     (docs/numerics.md), without gradients, several times as fast as torch.nn.RNNCell
     (docs/performance.md). A Stepper of an :class:`rnnext.EmbeddingRNN` takes tokens, and gives, to
-    the bit, ``rnn(embedding(tokens))``.
+    the bit but under noise, ``rnn(embedding(tokens))``.
 
     What it is made from is read then: the weights, float32 matmul precision and the largest number
     of threads. A step raises RuntimeError if a parameter or buffer of the module has been written
@@ -76,8 +76,7 @@ class Stepper:
                 f"got {type(module).__name__}"
             )
         rnn: Any = module.rnn if isinstance(module, EmbeddingRNN) else module
-        parts = module.children() if isinstance(module, EmbeddingRNN) else []
-        for part in (module, *parts):
+        for part in (module, *(module.children() if isinstance(module, EmbeddingRNN) else ())):
             if type(part).forward not in _FORWARDS or "forward" in vars(part):
                 whose = f"{_name(part)} has"
                 raise TypeError(
@@ -383,7 +382,6 @@ def _layers_of(rnn: Any) -> list[list[Any]]:
         for name, weight in zip(names, weights, strict=True):
             if not isinstance(weight, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {_name(weight)}")
-    none = [None] * (4 - n)
     alphas: list[Any] = [None] * L
     noise = keys = alphas
     if isinstance(rnn, Leak):
@@ -391,7 +389,7 @@ def _layers_of(rnn: Any) -> list[list[Any]]:
         if rnn.noise_in_eval and (stds := rnn._noise_stds(alphas)):
             noise, keys = stds, list(rnn._noise_keys(L))
     return [
-        [*weights[n * k : n * k + n], *none, *others]
+        [*weights[n * k : n * k + n], *[None] * (4 - n), *others]
         for k, others in enumerate(zip(alphas, noise, keys, strict=True))
     ]
 
