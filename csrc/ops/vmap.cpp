@@ -231,8 +231,7 @@ class MappedCalls {
   }
 
   // The gradients of weights that all calls share, for each call: those of all pre-activations
-  // come from one call of the backward op, and those of the weights from products over each call's
-  // own rows.
+  // come from one call of the backward op, those of weights from products over each call's rows.
   RecurrenceGradients of_each(const KeptBackwardInputs& r, const Wanted& wanted) const {
     const KeptArguments all = batch();
     KeptArguments precomputed = all;

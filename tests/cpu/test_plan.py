@@ -139,6 +139,8 @@ CHOICES = {
         ((1, 16, 512, 512), {"hx": True}, {"waits": False}),
         ((2, 16, 512, 512), {}, {"weights": "own", "hidden_parts": 2, "waits": True}),
         ((200, 64, 512, 512), {}, {"hidden_parts": 1}),
+        ((9, 64, 1024, 1024), {"machine": "xeon-amx"}, {"hidden_parts": 1}),
+        ((9, 64, 1024, 1024), {"machine": "xeon-amx", "cell": "lstm"}, {"hidden_parts": 2}),
     ],
     "few rows sum the gradients of weights where they are returned": [
         ((1, 16, 1024, 1024), {"train": True}, {"direct_sums": True}),

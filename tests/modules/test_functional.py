@@ -18,7 +18,6 @@ def calls_of_each_function():
     w_ih, w_hh, b = torch.randn(6, 4), torch.randn(6, 6), torch.randn(6)
     gru, lstm = ([torch.cat([w] * G) for w in (w_ih, w_hh, b, b)] for G in (3, 4))
     x, table = torch.randn(5, 3, 4, requires_grad=True), torch.randn(9, 4)
-    index = torch.tensor([8, 0, 3])
     return {
         "rnn": lambda make: functional.rnn(make(x), None, [w_ih, w_hh, b, b])[0],
         "recurrence": lambda make: functional.recurrence(make(x), None, w_ih, w_hh, alpha=0.5)[0],
@@ -27,7 +26,7 @@ def calls_of_each_function():
         "lstm": lambda make: functional.lstm(make(x), None, lstm)[0],
         "gru_cell": lambda make: functional.gru_cell(make(x[0]), None, *gru),
         "lstm_cell": lambda make: functional.lstm_cell(make(x[0]), None, *lstm)[0],
-        "embedding": lambda make: functional.embedding(make(index), table),
+        "embedding": lambda make: functional.embedding(make(torch.tensor([8, 0, 3])), table),
     }
 
 

@@ -88,8 +88,7 @@ def test_noise_is_that_of_the_op_whose_keys_the_generator_gives():
     output, _ = outputs(rnn, torch.zeros(4, 3, 1))
     torch.manual_seed(3)  # as in outputs()
     keys = torch.randint(2**63 - 1, (2,))
-    expected = rnnext.ops.noise(keys, 4, 3, 2, 70)[1] * std.repeat(2) * math.sqrt(2)
-    assert_close(output, expected)
+    assert_close(output, rnnext.ops.noise(keys, 4, 3, 2, 70)[1] * std.repeat(2) * math.sqrt(2))
     rnn.noise_in_eval = False
     assert not rnn(torch.zeros(4, 3, 1))[0].any()
 

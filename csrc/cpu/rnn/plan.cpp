@@ -29,9 +29,9 @@ bool fetches(int64_t bytes, const KernelShape& shape, const Machine& machine) {
 }
 
 // Estimated cycles for one step's product, `rows` sequences by `columns` of K operands each. It is
-// bound by the multiply-adds or by reading the weights.
+// bound by the multiply-adds or by reading the weights. What `gated` cells fetch shows besides.
 double step_cycles(const KernelShape& shape, const Machine& machine, int64_t rows, int64_t columns,
-                   int64_t K) {
+                   int64_t K, bool gated) {
   const int64_t size = columns * K * shape.operand_bytes;
   const auto bytes = static_cast<double>(size);
   const double rate = bytes < machine.l1d_bytes  ? machine.l1d_rate
@@ -39,8 +39,11 @@ double step_cycles(const KernelShape& shape, const Machine& machine, int64_t row
                                                  : machine.far_rate;
   const auto tiles = static_cast<double>(divide_up(rows, shape.mr));
   // The first tile of rows reads the panels from where they lie, or fetches them; others from L1d.
-  const double again = fetches(size, shape, machine) ? 0 : (tiles - 1) * bytes / machine.l1d_rate;
-  return std::max(multiply_cycles(shape, machine, rows, bytes), bytes / rate + again);
+  const double multiply = multiply_cycles(shape, machine, rows, bytes), read = bytes / rate;
+  if (!fetches(size, shape, machine))
+    return std::max(multiply, read + (tiles - 1) * bytes / machine.l1d_rate);
+  const double cycles = std::max(multiply, read);
+  return gated ? cycles + machine.shown * read * read / cycles : cycles;
 }
 
 // Estimated cycles for packing so many operands.
@@ -58,8 +61,11 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
   best.joined = joined;
   best.batch_parts = min_of(threads % p.D == 0 && !joined ? threads / p.D : threads, p.B);
   best.hidden_parts = 1;
-  best.cycles = (step_cycles(shape, machine, divide_up(p.B, best.batch_parts), gates * p.H, K) +
-                 packing * static_cast<double>(gates * p.H)) *
+  const auto cycles = [&](int64_t rows, int64_t columns) {
+    return step_cycles(shape, machine, rows, gates * columns, K, gates > 1) +
+           packing * static_cast<double>(gates * columns);
+  };
+  best.cycles = cycles(divide_up(p.B, best.batch_parts), p.H) *
                 static_cast<double>(divide_up(p.D * best.batch_parts, threads));
   const int64_t workers = joined ? 1 : threads / p.D;
   for (int64_t hidden = 2; hidden <= min_of(workers, panels); ++hidden) {
@@ -71,9 +77,7 @@ Plan share_out(const Recurrence& p, const KernelShape& shape, const Machine& mac
     const int64_t columns = plan.member_blocks(panels) * shape.panel;
     const double lines = static_cast<double>(rows * (p.H - columns)) * shape.operand_bytes / 64;
     // (In a single step no member waits, but each reads lines that the others wrote.)
-    plan.cycles = step_cycles(shape, machine, rows, gates * columns, K) +
-                  packing * static_cast<double>(gates * columns) + (p.T > 1 ? machine.wait : 0) +
-                  machine.line * lines;
+    plan.cycles = cycles(rows, columns) + (p.T > 1 ? machine.wait : 0) + machine.line * lines;
     if (plan.cycles < best.cycles) best = plan;
   }
   best.groups = p.D * best.batch_parts;

@@ -125,8 +125,7 @@ struct AnyBackwardPass : BackwardPass<T, AnyActivation> {
 
  private:
   // The gradient of the pre-activation of element j of a word; or, at the step before the first,
-  // that of hx, which it writes. grad: of the output; h: the value from which f's derivative is
-  // computed.
+  // that of hx, which it writes. grad: of the output; h: what f's derivative is computed from.
   __device__ A gradient(const Place& at, int j, A grad, A h, bool leaves) const {
     const Cell kind = p.cell;
     const int64_t i = at.state + j;

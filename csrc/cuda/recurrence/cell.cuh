@@ -47,8 +47,7 @@ struct FixedActivation {
 };
 
 // All activations in one: it branches, all threads alike, at every element. With kernels for each
-// there would be 150 instead of 90: 22 MB of machine code instead of 14, and 1.6 times the time to
-// compile.
+// there would be 150, not 90: 22 MB of machine code, not 14, and 1.6 times as long to compile.
 struct AnyActivation {
   Nonlinearity name;
 

@@ -63,8 +63,7 @@ struct Resident {
     for (b0 = group_index / p.D * g.rows; b0 < B; b0 += g.tile_step) {
       begin_tile();
       const int steps = T + pass.further();
-      // Step -1 only prefetches, so that this code exists once. Prefetches come after what other
-      // blocks wait for.
+      // Step -1 only prefetches: this code exists once. Prefetches follow what others wait for.
       for (int s = -1; s < steps;) {
         if (s >= 0) {
           group.receive(n, s == 0, rows);

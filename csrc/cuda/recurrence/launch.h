@@ -58,8 +58,7 @@ cudaError_t launch_resident(const DeviceCall& call, const Geometry& geometry, Co
 
 using Kernel = void (*)(DeviceCall, Geometry);
 // The cells that resident kernels are compiled for. tanh and relu alone have kernels of their own.
-// All other nonlinearities, every leak, and every call with resets share theirs, which branch at
-// run time.
+// All other nonlinearities, leaks, and calls with resets share theirs, which branch at run time.
 enum class CellKind { tanh, relu, any };
 // Each micro-kernel (micro_kernel.cuh) has a kernel_<type>.cu, so that they compile side by side.
 template <class MicroKernel>

@@ -1,8 +1,7 @@
 // The products of the resident recurrence: parts = M v for a block's slice of the stationary
 // matrix M, one vector v per sequence. M is read once and then stays in registers and shared
 // memory. Both micro-kernels share one scheme (see Geometry in choice.h): worker (uw, kw)
-// multiplies unit group uw by the k-blocks kw, kw + k_workers, ...; its sums over k meet in shared
-// memory.
+// multiplies unit group uw by k-blocks kw, kw + k_workers, ..; sums over k meet in shared memory.
 #pragma once
 
 #include "cuda/device.h"
