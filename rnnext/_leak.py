@@ -111,8 +111,7 @@ class Leak(nn.Module):
                     f"of each unit give torch.tensor({name})"
                 )
             rows = [exact(f"{name}[{k}]", each, (H,)) for k, each in enumerate(given)]
-            units = max(row.numel() for row in rows)
-            return torch.stack([row.expand(units) for row in rows])
+            return torch.stack([row.expand(max(map(torch.numel, rows))) for row in rows])
 
         step = None
         if alpha is not None:

@@ -165,7 +165,7 @@ class LeakyRNN(Leak, nn.RNNBase):
             ``(v, (output, h_n))``: the potentials, laid out as ``output``, and what a call returns.
 
         Raises:
-            ValueError: another form, several layers, two directions, or an input that is not 3-D.
+            ValueError: another form, several layers, two directions, or shapes that do not fit.
         """
         if self.form != "voltage" or self.num_layers > 1 or self.bidirectional:
             raise ValueError(
@@ -175,6 +175,8 @@ class LeakyRNN(Leak, nn.RNNBase):
             )
         _errors.refuse_others({"input": input}, hx=hx)
         x = input.transpose(0, 1) if self.batch_first and input.dim() == 3 else input
+        if hx is not None:
+            _errors.refuse_shape("hx", hx, (1, x.shape[-2], self.hidden_size))
         (alpha,), noise = self.alphas(), None
         own: dict[str, Any] = {"nonlinearity": self.nonlinearity}
         if (self.training or self.noise_in_eval) and (stds := self._noise_stds([alpha])):

@@ -131,9 +131,8 @@ def test_shapes_are_refused_that_torch_refuses(kind):
     for shape, state in itertools.product(SHAPES, [None, *STATES]):
         given = (zeros(shape), *([] if state is None else states(kind, zeros(state))))
         expected, found = outcome(theirs, *given), outcome(ours, *given)
-        newer = torch.__version__ >= (2, 15)  # which has a text of its own for this
-        if newer and kind in CELLS and len(shape) != len(state or shape):
-            expected, found = expected[0], found[0]
+        if torch.__version__ >= (2, 15) and kind in CELLS and len(shape) != len(state or shape):
+            expected, found = expected[0], found[0]  # its text is another
         assert found == expected, (shape, state)
         if kind in LAYERS:  # which subclasses call
             expected, found = (outcome(m.check_input, given[0], None) for m in (theirs, ours))

@@ -153,6 +153,8 @@ def test_potentials_are_those_of_the_loop(nonlinearity, batch_first, noise_std):
         assert_close(found.select(int(batch_first), t), v)
     found.sum().backward()
     assert all(p.grad.any() for p in rnn.parameters())
+    with pytest.raises(ValueError, match=r"^hx must have shape \[1, 4, 5\], got \[4, 5\]"):
+        rnn.potentials(given, hx[0])
     rnn.form = "rate"
     with pytest.raises(ValueError, match=r'^potentials are of .* form="voltage", got .*\'rate\'$'):
         rnn.potentials(x)

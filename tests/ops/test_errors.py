@@ -220,9 +220,8 @@ def test_an_embedding_refuses_as_with_data():
 def test_meta_tensors_without_a_tracer():
     """Packed without hx, and a sparse gradient, whose rows are as many as there can be."""
     data = torch.empty(7, 3, device="meta")
-    packed = torch.nn.utils.rnn.PackedSequence(data, torch.tensor([3, 2, 2]))
     rnn = rnnext.RNN(3, 4, num_layers=2, bidirectional=True, device="meta")
-    output, h_n = rnn(packed)
+    output, h_n = rnn(torch.nn.utils.rnn.PackedSequence(data, torch.tensor([3, 2, 2])))
     assert output.data.shape == (7, 8)
     assert h_n.shape == (4, 3, 4)
     output.data.sum().backward()

@@ -61,7 +61,7 @@ constexpr Machine kMachines[] = {
     // A Xeon with AMX (Sapphire Rapids and later): two 512-bit multiply-adds a cycle, bfloat16 dot
     // products at half of their speed; 2 MiB of L2, 140 to 177 GB/s from it and 14 from beyond.
     // Fetched ahead, 1.5 MB took 0.9 of the time, panels in pairs 0.91 to 1.01; two threads that
-    // shared a GRU's or LSTM's units of I = H = 1024, 0.94 to 0.96. Tiles: a probe of the product
+    // shared a GRU's or LSTM's units of I = H = 1024, 0.93 to 0.95. Tiles: a probe of the product
     // alone reached 1634 GFLOP/s at H=256 with 32 rows, of 3165, which is 1024 bytes a cycle.
     {"xeon-amx", 128, 32, kCacheShare * (48 << 10), 128, kCacheShare * (2 << 20), 50, 4, 700, 20,
      1.25e6, 530, 32 << 10, 0.02},
