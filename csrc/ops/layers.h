@@ -20,7 +20,7 @@ inline bool transformed(const Tensor& t) {
 // a view in place (`h.detach_()`), as users do. Writes in place count as the view's, or apart.
 inline Tensor as_result(const Tensor& view, bool apart = false) {
   if (!view.is_view() || transformed(view) || is_dual(view)) return view;
-  // (What a mode records would be without the history. A fake tensor records nothing itself.)
+  // (A dispatch mode, as make_fx has, would record a detached tensor; fake tensors need no copy.)
   if (c10::impl::dispatch_mode_enabled() && !view.key_set().has(c10::DispatchKey::Python))
     return view.clone();
   Tensor result(apart ? view.variable_data() : view.tensor_data());

@@ -132,7 +132,7 @@ def test_shapes_are_refused_that_torch_refuses(kind):
         given = (zeros(shape), *([] if state is None else states(kind, zeros(state))))
         expected, found = outcome(theirs, *given), outcome(ours, *given)
         if torch.__version__ >= (2, 15) and kind in CELLS and len(shape) != len(state or shape):
-            expected, found = expected[0], found[0]  # its text is another
+            expected, found = expected[0], found[0]  # 2.15 has another text
         assert found == expected, (shape, state)
         if kind in LAYERS:  # which subclasses call
             expected, found = (outcome(m.check_input, given[0], None) for m in (theirs, ours))

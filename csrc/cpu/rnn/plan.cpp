@@ -29,7 +29,7 @@ bool fetches(int64_t bytes, const KernelShape& shape, const Machine& machine) {
 }
 
 // Estimated cycles for one step's product, `rows` sequences by `columns` of K operands each. It is
-// bound by the multiply-adds or by reading the weights. What `gated` cells fetch shows besides.
+// bound by the multiply-adds or by reading the weights; `gated`: fetching them costs a little more.
 double step_cycles(const KernelShape& shape, const Machine& machine, int64_t rows, int64_t columns,
                    int64_t K, bool gated) {
   const int64_t size = columns * K * shape.operand_bytes;
@@ -43,7 +43,7 @@ double step_cycles(const KernelShape& shape, const Machine& machine, int64_t row
   if (!fetches(size, shape, machine))
     return std::max(multiply, read + (tiles - 1) * bytes / machine.l1d_rate);
   const double cycles = std::max(multiply, read);
-  return gated ? cycles + machine.shown * read * read / cycles : cycles;
+  return gated ? cycles + machine.fetch * read * read / cycles : cycles;
 }
 
 // Estimated cycles for packing so many operands.

@@ -24,7 +24,7 @@ struct Machine {
   double fetch_bytes;     // weights of this size and more are fetched ahead
   double tiles = 0;       // multiply-adds on AMX tiles; 0: it has none
   double pair_bytes = 0;  // panels of this size and more go through many rows in pairs; 0: none
-  double shown = 0;       // by how much a gated cell's step takes longer that fetches all the time
+  double fetch = 0;       // how much longer a gated cell's step takes if it fetches all the time
   const char* origin = "its name";  // where the description comes from
 };
 
@@ -41,7 +41,7 @@ constexpr MachineNumber kMachineNumbers[] = {
     {"far_rate", &Machine::far_rate},   {"wait", &Machine::wait, true},
     {"line", &Machine::line, true},     {"fetch_bytes", &Machine::fetch_bytes, true},
     {"tiles", &Machine::tiles, true},   {"pair_bytes", &Machine::pair_bytes, true},
-    {"shown", &Machine::shown, true},
+    {"fetch", &Machine::fetch, true},
 };
 
 // Weights may fill this share of a cache: the rest is for what else a step reads and writes.
