@@ -55,7 +55,7 @@ def explain(
 
     Args:
         T, B, I, H: steps, sequences, features (0: the input is W_ih x already), hidden units.
-        num_layers: layers, for calls without gradients. Default: 1.
+        num_layers: layers, for calls without gradients (with ``train`` 1). Default: 1.
         train: explain the backward pass, all gradients wanted, instead of the forward pass.
             Default: ``False``.
         hx: whether first states are given. Default: ``False``.
@@ -74,6 +74,8 @@ def explain(
         NotImplementedError: another dtype.
     """
     D = 2 if bidirectional else 1
+    if train and num_layers > 1:
+        raise ValueError(f"num_layers must be 1 with train, got {num_layers}")
     refuse_word("cell", cell, [*CELLS, *_C.forms()])
     plan = _C.plan(
         T=T, B=B, I=I, H=H, directions=D, layers=num_layers, dtype=dtype, train=train, hx=hx,

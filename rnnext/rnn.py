@@ -28,9 +28,8 @@ def weights_of(module: nn.Module, names: Sequence[str]) -> list[Any]:
     Looked up where nn.Module keeps plain Parameters, ten times faster than through its
     ``__getattr__``; a weight that is not there is an attribute made by a parametrization.
     """
-    parameters = module._parameters
     try:
-        return list(map(parameters.__getitem__, names))
+        return list(map(module._parameters.__getitem__, names))
     except KeyError:
         return [getattr(module, name) for name in names]
 

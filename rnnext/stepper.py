@@ -55,8 +55,7 @@ class Stepper:
     Raises:
         TypeError: ``module`` is something else, lacks a weight, or it or a part of it has a forward
             of its own; ``batch_size`` is no integer.
-        ValueError: the module has two directions, ``batch_size`` is less than 1, or a leak's alpha
-            is outside (0, 1].
+        ValueError: the module has two directions, ``batch_size`` is below 1, alpha not in (0, 1].
         RuntimeError: its weights are not on the CPU, or of a dtype that :class:`rnnext.RNN` lacks.
 
     Example::
@@ -325,7 +324,7 @@ def _name(value: Any) -> str:
 def _draw(scores: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
     """A token of each row of scores ``[B, V]``."""
     highest, tokens = scores.max(-1, keepdim=True)
-    bad = highest.isnan()
+    bad = highest.isnan() | highest.isneginf()
     if temperature > 0:
         dtype = torch.promote_types(scores.dtype, torch.float32)
         divisor = max(temperature, torch.finfo(dtype).tiny)  # less would become 0

@@ -170,7 +170,7 @@ class RNNModule(TensorDictModuleBase):
                 refuse_shape(str(key), each, (*shape, *self._shape))
             # (An LSTM's c comes after its h.)
             state = torch.cat([v.reshape(rows, steps, *self._shape) for v in given.values()], 2)
-        starts = [each for name in self._starts if (each := getattr(self, name)) is not None]
+        starts = [getattr(self, name) for name in self._starts if getattr(self, name) is not None]
         anew = torch.cat(starts) if starts else None
         if state is not None and self.recurrent_mode and state[begins].any():
             output, h_n = self._by_segment(x, begins, state, anew)

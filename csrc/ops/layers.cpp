@@ -67,9 +67,8 @@ std::vector<Tensor> reset_states(const RnnArguments& a, const OptionalTensor& re
   return states;
 }
 
-// Dropout between layers. On the CPU the mask comes from the kernels' random numbers: torch's
-// generator draws one number at a time, which takes as long as two layers. (For mapped tensors
-// torch has a rule.)
+// Dropout between layers. On the CPU the mask comes from the kernels' random numbers: torch's, one
+// at a time, take as long as two layers. (For mapped tensors torch has a rule.)
 Tensor dropped(const Tensor& x, double p) {
   if (!x.is_cpu() || transformed(x) || p == 1) return at::dropout(x, p, /*train=*/true);
   const Tensor key = at::randint(std::numeric_limits<int64_t>::max(), {}, at::kLong);

@@ -110,9 +110,7 @@ class MappedCalls {
 
   RecurrenceOp::Results forward(bool save) const {
     if (!mapped_) return call_forward<RecurrenceOp>(call_, save);
-    if (maps_shared_)
-      return with_each(call_forward<EnsembleOp>(ensemble(), save),
-                       [&](const Tensor& t) { return level_.give(t, 0); });
+    if (maps_shared_) return by_call(call_forward<EnsembleOp>(ensemble(), save));
     auto [output, h_n, saved] = call_forward<RecurrenceOp>(batch(), save);
     for (Tensor& each : saved) each = unfold(each, Batch::rows);
     return {unfold(output, Batch::rows), unfold(h_n, Batch::states), std::move(saved)};
@@ -131,8 +129,7 @@ class MappedCalls {
     if (wants_shared && plain && !maps_shared_) return of_each(folded(r, dims), wanted);
     if (wants_shared || maps_shared_) {
       change(r, dims, kBackwardPlaces, &MappedCalls::part_of_members);
-      RecurrenceGradients g = call_backward<EnsembleBackwardOp>(r, ensemble(), wanted);
-      return with_each(std::move(g), [&](const Tensor& t) { return level_.give(t, 0); });
+      return by_call(call_backward<EnsembleBackwardOp>(r, ensemble(), wanted));
     }
     RecurrenceGradients g = call_backward<RecurrenceBackwardOp>(folded(r, dims), batch(), wanted);
     wanted.reset_state &= given(call_.reset);
@@ -179,17 +176,26 @@ class MappedCalls {
     zip(change_each, s, dims, places);
   }
 
-  // Makes the mapped dimension that of an ensemble's members, who share batch_sizes.
+  // Makes the mapped dimension that of an ensemble's members, who share batch_sizes. Of no calls it
+  // has one member, whose results are dropped: of ones, as alpha may be, and of integers 0.
   Tensor part_of_members(const Tensor& t, Dim dim, Batch place) const {
-    return place == Batch::none ? t : at_place(t, dim, calls_, 0);
+    if (place == Batch::none) return t;
+    const Tensor members = at_place(t, dim, calls_, 0);
+    if (calls_ != 0) return members;
+    std::vector<c10::SymInt> one = members.sym_sizes().vec();
+    one[0] = 1;
+    return at::cat({members, members.new_full_symint(one, members.is_floating_point())});
   }
   KeptArguments ensemble() const {
-    TORCH_CHECK_VALUE(calls_ != 0,
-                      "vmap must map a call at least where weights are mapped, or their gradients "
-                      "are, of a cell but Elman's, an index, lengths or resets");
     KeptArguments own = call_;
     change(own, dims_, kArgumentPlaces, &MappedCalls::part_of_members);
     return own;
+  }
+  template <class Results>
+  Results by_call(Results of_members) const {
+    return with_each(std::move(of_members), [&](const Tensor& t) {
+      return level_.give(calls_ == 0 ? t.slice(0, 0, 0) : t, 0);
+    });
   }
 
   // Makes the mapped dimension the inner part of the batch: [.., n, ..] to [.., n * calls, ..].

@@ -315,6 +315,7 @@ def test_a_machine_with_tiles_is_planned_for_them(capsys):
         ({"machine": "zen5,speed=1"}, "a machine's numbers are multiply, .*, got speed"),
         ({"machine": "zen5,far_rate=0"}, "a machine's far_rate must be a positive number, got 0"),
         ({"machine": "zen5,wait="}, "a machine's wait must be a positive number, got"),
+        ({"machine": "zen5,wait=inf"}, "a machine's wait must be a positive number, got inf"),
         ({"machine": "wait=0,zen5"}, "after a machine's name come NAME=NUMBER, got zen5"),
     ],
 )
@@ -353,6 +354,8 @@ def test_explain_from_the_command_line(capsys):
     assert "T must be positive, got 0" in capsys.readouterr().err
     assert rnnext.__main__.main(["explain", "9", "64", "64", "256", "--cell", "elman"]) == 2
     assert "cell must be one of 'rnn', 'gru'" in capsys.readouterr().err
+    assert rnnext.__main__.main(["explain", *"9888", "--train", "--layers", "2"]) == 2
+    assert "num_layers must be 1 with train, got 2" in capsys.readouterr().err
     assert rnnext.__main__.main([]) == 0
     shown = capsys.readouterr().out  # what a bug report needs
     versions = rnnext.__version__, torch.__version__

@@ -327,7 +327,7 @@ def test_scores_that_give_no_distribution_are_refused():
         (0, [0.0, torch.nan, 1.0, 2.0]),
         (1.0, [0.0, torch.nan, 1.0, 2.0]),
         (1.0, [0.0, inf, 1.0, 2.0]),
-        (1.0, [-inf] * 4),
+        *((number, [-inf] * 4) for number in (0, 1.0)),
     ):
         scores = torch.tensor([[0.0, 1.0, 2.0, 3.0], row])
         with pytest.raises(RuntimeError, match="the scores of sequence 1 are not finite"):

@@ -100,6 +100,8 @@ def test_marked_steps_start_from_the_stored_or_learned_state(batch_first):
             y, h[row] = module.rnn(data["observation"][row, t : t + 1], h[row])
             torch.testing.assert_close(found["features"][row, t], y[0])
     torch.testing.assert_close(found["next", "state"][:, -1], torch.stack(h))
+    compiled = torch.compile(RNNModule(rnn, **KEYS), backend="eager", fullgraph=True)
+    assert compiled(data[:, 0])["features"].shape == (2, 5)
     found["features"].sum().backward()
     assert start.grad.any()
 

@@ -129,9 +129,8 @@ constexpr int64_t gate_width(int64_t H) {
 // [K, columns], its stored rows `stride` apart.
 //
 // The weight of a gated cell has gates * H stored rows. Transposed, `columns` is H, and a panel of
-// hidden units is followed by that of the next gate (GateColumns has the order). Else a row of
-// operands has the gates one after the other, gate_width apart, beginning with first_gate, and
-// K = gates * gate_width.
+// hidden units is followed by that of the next gate (GateColumns has the order). Else a row of K =
+// gates * gate_width operands has the gates one after the other, beginning with first_gate.
 template <class S, class F>
 struct Matrix {
   const S* weight;

@@ -74,10 +74,9 @@ struct Epilogue {
 template <class C>
 struct StateRows {
   const C* alpha = nullptr;  // [H] and more, to whole panels
-  // Forward, `before` is the state before, and `carry`, if it is not null, the same rows, to which
-  // the new state is written. Backward, `carry` is read and then written: it is the gradient of the
-  // state before without what comes through W_hh. `mixed` is, for rate, the gradient of what the
-  // leak mixes.
+  // Forward, `before` is the state before, and `carry`, if not null, the same rows, to which the
+  // new state is written. Backward, `carry`, read and then written, is the gradient of the state
+  // before without what comes through W_hh, and `mixed`, for rate, that of what the leak mixes.
   Rows<const C> before;
   Rows<C> carry, mixed;
   // The step's rows, as stored, of Recurrence::saved, or null, and, backward, of the output.
@@ -109,8 +108,7 @@ RNNEXT_INLINE void run_cell(const End& end, Cell cell) {
 }
 
 // The end of a tile: its sums x, and where in the step it lies. `Step` (forward.h) has the rows.
-// (Loops copy what they use of it to locals where that is faster: the compiler cannot know that
-// stores do not change it.)
+// (Loops copy what they use of it to locals where that is faster: stores might change it.)
 template <class S, class Step>
 struct ForwardEpilogue {
   using C = Compute<S>;
@@ -177,8 +175,7 @@ struct ForwardEpilogue {
 
 // With q the gradient of what the leak mixes, s' the state before and c what is mixed with it, the
 // gradient of alpha is the sum of q (c - s'). For voltage and blend the forward pass saved c - s'.
-// For rate a step adds its own q c and subtracts q s' of the step after it, whose s' is the state
-// that this step left.
+// For rate a step adds its own q c and subtracts q s' of the next step, whose s' is its own result.
 template <class S, class Step>
 struct BackwardEpilogue {
   using C = Compute<S>;

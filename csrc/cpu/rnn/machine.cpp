@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <stdexcept>
 #ifdef __x86_64__
@@ -53,7 +54,8 @@ void set_number(Machine& machine, const std::string& name, const std::string& va
   const MachineNumber& number = row_of(kMachineNumbers, name, "a machine's numbers are ");
   char* end = nullptr;
   const double given = std::strtod(value.c_str(), &end);
-  if (value.empty() || *end || !(given > 0 || (given == 0 && number.zero)))
+  const bool fits = (given > 0 || (given == 0 && number.zero)) && std::isfinite(given);
+  if (value.empty() || *end || !fits)
     throw std::invalid_argument("a machine's " + name + " must be a positive number, got " + value);
   machine.*number.at = given;
 }

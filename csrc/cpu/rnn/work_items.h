@@ -55,8 +55,7 @@ struct Arena {
   }
 };
 
-// Waits until the other members of a group have advanced n times, and prefetches what they wrote: K
-// operands of each row.
+// Waits until the others of a group have advanced n times, and prefetches the rows they wrote.
 template <class F>
 void await_members(const WorkItem& item, int64_t n, const Rows<const F>& written, int64_t K,
                    int64_t rows, const Worker& worker) {

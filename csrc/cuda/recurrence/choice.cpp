@@ -23,8 +23,7 @@ constexpr double kPeerCycles = 16;     // to issue a thread's store to one peer,
 constexpr double kSharedBytes = 128;
 constexpr double kPeerBytes = 13;
 constexpr double kL2Bytes = 32;
-// Of the peak: mma.sync on Hopper (arXiv:2501.12084, section 6.2), where wgmma alone reaches it;
-// and a GEMM.
+// Of the peak: mma.sync on Hopper (arXiv:2501.12084, 6.2), where wgmma alone reaches it; a GEMM.
 constexpr double kHopperMma = 0.629;
 constexpr double kGemmEfficiency = 0.5;
 
